@@ -1,0 +1,2 @@
+//! makegate's one binary.
+fn main() {}

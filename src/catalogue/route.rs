@@ -1,0 +1,138 @@
+//! Classify (step 4): from method and decoded path to a row. A literal segment beats a parameter
+//! (`/organizations/invitation` is no organization); an organization is a plain decimal or nothing.
+
+use std::sync::Arc;
+
+use http::Method;
+
+use super::Operation;
+use super::template::{ORGANIZATION, Segment};
+
+/// The most segments that a path may have.
+const SEGMENTS_MAX: usize = 32;
+
+/// The row that a request belongs to, and what its path said.
+#[derive(Clone, Debug)]
+pub struct Matched<'c, 'p> {
+    /// The row.
+    pub operation: &'c Arc<Operation>,
+    /// Its index in the catalogue.
+    pub index: usize,
+    /// The organization in the path.
+    pub organization: Option<u64>,
+    /// The path's parameters by name, decoded, in the template's order.
+    pub parameters: Vec<(&'c str, &'p str)>,
+}
+
+/// Why no row was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// No row has this path: 404.
+    Path,
+    /// Rows have this path, with these methods: 405, and they are its `Allow`.
+    Method(Vec<Method>),
+}
+
+/// One distinct path of the catalogue and the rows that share it.
+#[derive(Debug)]
+struct Route {
+    segments: Vec<Segment>,
+    rows: Vec<usize>,
+}
+
+#[derive(Debug)]
+pub(super) struct Router {
+    tree: matchit::Router<usize>,
+    routes: Vec<Route>,
+}
+
+impl Router {
+    pub(super) fn new(rows: &[Arc<Operation>]) -> Result<Self, Vec<(usize, String)>> {
+        let mut router = Self { tree: matchit::Router::new(), routes: Vec::new() };
+        let mut wrong = Vec::new();
+        for (index, row) in rows.iter().enumerate() {
+            if let Some(earlier) = rows.iter().take(index).find(|r| r.id == row.id) {
+                wrong.push((index, format!("the id \"{}\" is taken by {} {}", row.id, earlier.method, earlier.path)));
+            }
+            if let Err(why) = router.add(rows, index, row) {
+                wrong.push((index, why));
+            }
+        }
+        if wrong.is_empty() { Ok(router) } else { Err(wrong) }
+    }
+
+    fn add(&mut self, rows: &[Arc<Operation>], index: usize, row: &Operation) -> Result<(), String> {
+        if row.path.segments().len() > SEGMENTS_MAX {
+            return Err(format!("a path has at most {SEGMENTS_MAX} segments"));
+        }
+        let known = self.routes.iter_mut().find(|route| route.segments == row.path.segments());
+        if let Some(route) = known {
+            let twin = route.rows.iter().filter_map(|i| rows.get(*i)).find(|r| r.method == row.method);
+            if let Some(twin) = twin {
+                return Err(format!("{} {} is already the row \"{}\"", row.method, row.path, twin.id));
+            }
+            route.rows.push(index);
+            return Ok(());
+        }
+        self.tree
+            .insert(row.path.as_str(), self.routes.len())
+            .map_err(|conflict| format!("{} cannot be told from another row's path: {conflict}", row.path))?;
+        self.routes.push(Route { segments: row.path.segments().to_vec(), rows: vec![index] });
+        Ok(())
+    }
+
+    pub(super) fn classify<'c, 'p>(
+        &'c self,
+        rows: &'c [Arc<Operation>],
+        method: &Method,
+        path: &'p str,
+    ) -> Result<Matched<'c, 'p>, Miss> {
+        let found = self.tree.at(path).map_err(|_| Miss::Path)?;
+        let route = self.routes.get(*found.value).ok_or(Miss::Path)?;
+        let sought = if method == Method::HEAD { &Method::GET } else { method };
+        let Some(index) = route.rows.iter().copied().find(|i| rows.get(*i).is_some_and(|r| r.method == *sought)) else {
+            return Err(Miss::Method(allowed(rows, &route.rows)));
+        };
+        let operation = rows.get(index).ok_or(Miss::Path)?;
+        let mut parameters = Vec::with_capacity(found.params.len());
+        let mut organization = None;
+        for (name, (_, value)) in operation.path.parameters().zip(found.params.iter()) {
+            if name == ORGANIZATION {
+                organization = Some(plain_decimal(value).ok_or(Miss::Path)?);
+            }
+            parameters.push((name, value));
+        }
+        Ok(Matched { operation, index, organization, parameters })
+    }
+}
+
+fn allowed(rows: &[Arc<Operation>], of_route: &[usize]) -> Vec<Method> {
+    let mut methods = Vec::new();
+    for row in of_route.iter().filter_map(|i| rows.get(*i)) {
+        methods.push(row.method.clone());
+        if row.method == Method::GET {
+            methods.push(Method::HEAD);
+        }
+    }
+    methods
+}
+
+/// An id as Make writes it: decimal, no sign, no leading zero. Anything else could be read two ways.
+fn plain_decimal(text: &str) -> Option<u64> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if plain { text.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_plain_decimal_is_an_id() {
+        assert_eq!(plain_decimal("11"), Some(11));
+        assert_eq!(plain_decimal("0"), Some(0));
+        for other in ["", "011", "+11", "-1", "1.0", "1e3", "0x1", "99999999999999999999999", "१"] {
+            assert_eq!(plain_decimal(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Path and tag templates: text with `{names}` in it, parsed once when the catalogue is made.
+
+use std::fmt;
+
+/// The name of the path parameter that is the organization.
+pub(super) const ORGANIZATION: &str = "organizationId";
+
+/// One segment of a path template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// Itself.
+    Literal(String),
+    /// `{organizationId}` (a plain decimal), or `{name}`: any one segment.
+    Parameter(String),
+}
+
+/// A path template such as `/api/v2/organizations/{organizationId}/usage`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathTemplate {
+    text: String,
+    segments: Vec<Segment>,
+}
+
+impl PathTemplate {
+    /// Parses a template.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong and what to write instead.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let Some(rest) = text.strip_prefix('/') else {
+            return Err(format!("a path begins with `/`: write \"/{text}\""));
+        };
+        let mut segments: Vec<Segment> = Vec::new();
+        for part in rest.split('/') {
+            let segment = Self::segment(part)?;
+            if let Segment::Parameter(name) = &segment
+                && segments.contains(&segment)
+            {
+                return Err(format!("{{{name}}} stands in the path twice: give one of them another name"));
+            }
+            segments.push(segment);
+        }
+        Ok(Self { text: text.to_owned(), segments })
+    }
+
+    fn segment(part: &str) -> Result<Segment, String> {
+        let name_like = |name: &str| {
+            name.starts_with(|c: char| c.is_ascii_alphabetic())
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~');
+        if part.is_empty() || part == "." || part == ".." {
+            return Err("a path has no empty, `.` or `..` segments".to_owned());
+        }
+        match part.strip_prefix('{').and_then(|p| p.strip_suffix('}')) {
+            Some(name) if name_like(name) => Ok(Segment::Parameter(name.to_owned())),
+            Some(name) => {
+                Err(format!("`{{{name}}}` is no parameter: a name is letters, digits and `_`, as in {{teamId}}"))
+            }
+            None if part.chars().all(plain) => Ok(Segment::Literal(part.to_owned())),
+            None => Err(format!("`{part}`: a segment is plain text or a whole {{name}}")),
+        }
+    }
+
+    /// The template as written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Its segments in order.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The names of its parameters in order.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().filter_map(|segment| match segment {
+            Segment::Parameter(name) => Some(name.as_str()),
+            Segment::Literal(_) => None,
+        })
+    }
+
+    /// Does it name an organization?
+    #[must_use]
+    pub fn has_organization(&self) -> bool {
+        self.parameters().any(|name| name == ORGANIZATION)
+    }
+}
+
+impl fmt::Display for PathTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// One part of a tag template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TagPart {
+    /// Itself.
+    Literal(String),
+    /// `{name}`: the path parameter of that name.
+    Parameter(String),
+    /// `{/a/b}`: what this JSON pointer (RFC 6901) finds in the answer; only in `invalidates`.
+    Answer(String),
+}
+
+/// A tag template such as `org:{organizationId}/usage`, or `org:{/organization/id}` of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagTemplate {
+    text: String,
+    parts: Vec<TagPart>,
+}
+
+impl TagTemplate {
+    /// Parses a template.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong and what to write instead.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
+            return Err("a tag is printable ASCII without spaces, such as \"org:{organizationId}\"".to_owned());
+        }
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let Some((name, after)) = after.split_once('}') else {
+                return Err(format!("`{{` without `}}` in \"{text}\""));
+            };
+            if !before.is_empty() {
+                parts.push(TagPart::Literal(before.to_owned()));
+            }
+            let pointer = name.starts_with('/');
+            parts.push(if pointer { TagPart::Answer(name.to_owned()) } else { TagPart::Parameter(name.to_owned()) });
+            rest = after;
+        }
+        if !rest.is_empty() {
+            parts.push(TagPart::Literal(rest.to_owned()));
+        }
+        Ok(Self { text: text.to_owned(), parts })
+    }
+
+    /// The template as written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The path parameters that it names.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            TagPart::Parameter(name) => Some(name.as_str()),
+            TagPart::Literal(_) | TagPart::Answer(_) => None,
+        })
+    }
+
+    /// Does it look into the answer?
+    #[must_use]
+    pub fn needs_answer(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, TagPart::Answer(_)))
+    }
+
+    /// The tag, with each part's value from `value`; `None` when one has none (an answer without that member).
+    pub fn render(&self, mut value: impl FnMut(&TagPart) -> Option<String>) -> Option<String> {
+        let mut tag = String::with_capacity(self.text.len() + 8);
+        for part in &self.parts {
+            match part {
+                TagPart::Literal(text) => tag.push_str(text),
+                TagPart::Parameter(_) | TagPart::Answer(_) => tag.push_str(&value(part)?),
+            }
+        }
+        Some(tag)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_template_is_literals_and_whole_parameters() {
+        let path = PathTemplate::parse("/api/v2/organizations/{organizationId}/usage").unwrap();
+        assert!(path.has_organization());
+        assert_eq!(path.segments().len(), 5);
+        for bad in ["api", "/a//b", "/a/../b", "/a/{b", "/a/x{b}", "/{a}/{a}", "/a/{}", "/a b"] {
+            assert!(PathTemplate::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_tag_is_rendered_from_path_and_answer() {
+        let tag = TagTemplate::parse("org:{organizationId}/usage").unwrap();
+        assert_eq!(tag.render(|_| Some("11".to_owned())).as_deref(), Some("org:11/usage"));
+        let tag = TagTemplate::parse("org:{/organization/id}").unwrap();
+        assert!(tag.needs_answer());
+        assert_eq!(tag.render(|_| None), None);
+        assert!(TagTemplate::parse("org:{x").is_err());
+    }
+}

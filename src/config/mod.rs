@@ -1,0 +1,296 @@
+//! What is configured, checked: the types that the rest of makegate reads. `read` makes them from a file, with every mistake at once.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::catalogue::Catalogue;
+use crate::words::KeyHash;
+
+/// A whole configuration. Relative paths have been made relative to its file.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[gateway]`: the callers' door.
+    pub gateway: Gateway,
+    /// `[operator]`: the operators' door.
+    pub operator: Operator,
+    /// `[upstream]`: Make.
+    pub upstream: Upstream,
+    /// `[cache]`.
+    pub cache: Cache,
+    /// `[audit]`: the log.
+    pub audit: Audit,
+    /// `[limits]`: every bound that has no section of its own.
+    pub limits: Limits,
+    /// `[[caller]]`, in the file's order.
+    pub callers: Vec<Caller>,
+    /// The built-in rows and those of `[[operation]]`.
+    pub catalogue: Arc<Catalogue>,
+}
+
+/// Where a door listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// An address and port.
+    Tcp(SocketAddr),
+    /// A Unix socket (`unix:/run/makegate.sock`).
+    Unix(PathBuf),
+}
+
+/// `tls = { cert, key, client_ca }` of a door: PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate chain.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Authorities whose client certificates identify callers.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Where a secret comes from. Never the configuration file itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file; a name that is not there is also looked for in `$CREDENTIALS_DIRECTORY`.
+    File(PathBuf),
+    /// An environment variable.
+    Env(String),
+}
+
+/// `[gateway]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Where it listens.
+    pub listen: Vec<Listen>,
+    /// With it, HTTP/1.1 and HTTP/2 over TLS; without, plain HTTP/1.1.
+    pub tls: Option<Tls>,
+}
+
+/// `[operator]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operator {
+    /// Where it listens.
+    pub listen: Vec<Listen>,
+    /// The operator key.
+    pub key: Source,
+    /// Further names under which the door may be addressed (`Host`), beside its own addresses and `localhost`.
+    pub hosts: Vec<String>,
+}
+
+/// The upstream's quota per organization and minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuotaSetting {
+    /// Learned from each organization's `license.apiLimit`; 60 a minute until then.
+    Auto,
+    /// So many a minute for every bucket.
+    PerMinute(u32),
+}
+
+/// The upstream's base URL, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseUrl {
+    /// https? (http is for loopback only.)
+    pub tls: bool,
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// `host` or `host:port` as the `Host` header carries it.
+    pub authority: String,
+}
+
+/// `[upstream]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// Where it is.
+    pub url: BaseUrl,
+    /// The shared Make token.
+    pub token: Source,
+    /// Its quota.
+    pub quota: QuotaSetting,
+    /// No answer to a read comes later, counted from the moment the request was read whole.
+    pub deadline: Duration,
+    /// The same for writes.
+    pub write_deadline: Duration,
+    /// Time-out of one attempt of a read.
+    pub attempt: Duration,
+    /// Time-out of one attempt of a write.
+    pub write_attempt: Duration,
+    /// Time-out of connect and TLS handshake.
+    pub connect: Duration,
+    /// Longest wait for quota.
+    pub quota_wait: Duration,
+    /// Most connections at once.
+    pub connections: usize,
+    /// An idle connection is closed after this.
+    pub idle: Duration,
+    /// Authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `[cache]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Bound on what all entries weigh.
+    pub capacity_bytes: u64,
+    /// How long after its lifetime an entry may answer while the upstream fails.
+    pub stale_if_error: Duration,
+    /// After a write, what it touches lives no longer than this (Make lags).
+    pub settle: Duration,
+    /// How long after a write in doubt it may still take effect.
+    pub doubt: Duration,
+    /// How long a 404 is remembered.
+    pub negative: Duration,
+    /// `no-cache` is content with an entry this young.
+    pub refresh_floor: Duration,
+    /// `[cache.lifetime]`: lifetime by class.
+    pub lifetime: BTreeMap<Arc<str>, Duration>,
+}
+
+/// `[audit]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// The log's folder.
+    pub dir: PathBuf,
+    /// Sealed segments older than this go.
+    pub retention: Duration,
+    /// A segment is sealed at this size.
+    pub segment_bytes: u64,
+    /// Records that may wait for the disk.
+    pub buffer_records: usize,
+    /// Bytes that those may be.
+    pub buffer_bytes: usize,
+    /// A longer record is cut at its longest field.
+    pub record_bytes: usize,
+}
+
+/// `[limits]`, with the defaults of `reliability.md` section 2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of one door at once (1,024).
+    pub connections: usize,
+    /// From accept to the end of the TLS handshake (5 s).
+    pub handshake: Duration,
+    /// From there to the first byte of a request (5 s).
+    pub first_byte: Duration,
+    /// From the first byte of a head to its end (10 s).
+    pub head: Duration,
+    /// A head's size (32 KiB).
+    pub head_bytes: usize,
+    /// A head's fields (64).
+    pub head_fields: usize,
+    /// The request target's size (8,000 B).
+    pub target_bytes: usize,
+    /// A request body's size (1 MiB).
+    pub body_bytes: usize,
+    /// Longest silence within a body (10 s).
+    pub body_gap: Duration,
+    /// A whole body (30 s).
+    pub body: Duration,
+    /// An idle connection is closed after this (60 s).
+    pub idle: Duration,
+    /// A connection is closed gracefully at this age (1 h).
+    pub age: Duration,
+    /// A caller that takes none of its answer for so long is cut off (30 s).
+    pub write_stall: Duration,
+    /// Requests under way at once (512).
+    pub in_flight: usize,
+    /// The same of one caller (64).
+    pub in_flight_per_caller: usize,
+    /// Streams of one HTTP/2 connection (64).
+    pub h2_streams: u32,
+    /// Requests of one caller that wait for one bucket's quota (50).
+    pub quota_queue: usize,
+    /// The largest answer of the upstream that is kept in the cache (4 MiB).
+    pub stored_bytes: usize,
+    /// The largest answer of the upstream at all (64 MiB).
+    pub answer_bytes: usize,
+    /// What all answers under way may hold together (128 MiB).
+    pub answers_bytes: usize,
+    /// Attempts of a `safe` or `idempotent` request (3).
+    pub attempts: u32,
+    /// Attempts of a `once` write (2).
+    pub attempts_once: u32,
+    /// Re-sent attempts, as a share of all attempts of the last 60 s, in percent (10)...
+    pub retry_percent: u32,
+    /// ...and at least so many per 10 s (2).
+    pub retry_floor: u32,
+    /// Requests in a row that fail to reach the upstream before the breaker opens (5; 0: never).
+    pub breaker_failures: u32,
+    /// How long it stays open at first (5 s), doubling...
+    pub breaker_open: Duration,
+    /// ...up to this (60 s).
+    pub breaker_open_max: Duration,
+    /// After SIGTERM, what is under way has so long to finish (25 s).
+    pub drain: Duration,
+}
+
+/// What a caller may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grants {
+    /// `*`.
+    All,
+    /// These, sorted.
+    Some(Vec<Arc<str>>),
+}
+
+impl Grants {
+    /// Is this grant among them?
+    #[must_use]
+    pub fn cover(&self, grant: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some(grants) => grants.iter().any(|g| &**g == grant),
+        }
+    }
+}
+
+/// Which organizations a caller may touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All, and what belongs to none.
+    All,
+    /// These, sorted.
+    Only(Vec<u64>),
+}
+
+impl Scope {
+    /// Is this organization among them?
+    #[must_use]
+    pub fn covers(&self, organization: u64) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(ids) => ids.binary_search(&organization).is_ok(),
+        }
+    }
+}
+
+/// A number of requests in a time (`"600/min"`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// So many...
+    pub requests: u32,
+    /// ...in this.
+    pub per: Duration,
+}
+
+/// `[[caller]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The SHA-256 of each of its keys.
+    pub keys: Vec<KeyHash>,
+    /// What it may do.
+    pub grants: Grants,
+    /// On which organizations.
+    pub organizations: Scope,
+    /// How often (600 a minute).
+    pub rate: Rate,
+    /// How many of those at once (a tenth of the rate).
+    pub burst: u32,
+    /// May it make the gateway fetch what it has in memory (`Cache-Control: no-cache`)? (yes)
+    pub may_refresh: bool,
+}

@@ -11,4 +11,5 @@ pub mod catalogue;
 // Rank 2: what is wanted.
 pub mod config;
 // Rank 4, on rank 0 alone: the simulated Make reads Make's document by itself.
+pub mod gateway;
 pub mod sandbox;

@@ -4,6 +4,7 @@
 // Rank 0: words and small tools.
 pub mod clock;
 pub mod hash;
+pub mod reader;
 pub mod tasks;
 pub mod words;
 // Rank 1: what there is.

@@ -46,7 +46,7 @@ struct Route {
     rows: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Router {
     tree: matchit::Router<usize>,
     routes: Vec<Route>,

@@ -76,8 +76,8 @@ pub enum Refusal {
     Redirected { status: StatusCode },
     /// The upstream's answer held the token.
     Leaked,
-    /// The upstream's answer is larger than `limits.answer_bytes`.
-    AnswerTooLarge,
+    /// The upstream's answer cannot be passed on: larger than the limits, encoded though nobody asked, no HTTP.
+    Unusable { why: Why },
     /// No memory is left for further answers (`limits.answers_bytes`).
     NoRoom,
     /// The breaker is open: the upstream could not be reached lately.
@@ -154,7 +154,7 @@ impl Refusal {
             Self::TokenRefused => row(StatusCode::BAD_GATEWAY, "MG204", "The upstream refuses the gateway's token"),
             Self::Redirected { .. } => row(StatusCode::BAD_GATEWAY, "MG205", "The upstream redirects"),
             Self::Leaked => row(StatusCode::BAD_GATEWAY, "MG206", "The upstream's answer held the token"),
-            Self::AnswerTooLarge => row(StatusCode::BAD_GATEWAY, "MG207", "The upstream's answer is too large"),
+            Self::Unusable { .. } => row(StatusCode::BAD_GATEWAY, "MG207", "The upstream's answer cannot be passed on"),
             Self::NoRoom => row(StatusCode::SERVICE_UNAVAILABLE, "MG208", "No memory for further answers"),
             Self::BreakerOpen { .. } => {
                 row(StatusCode::SERVICE_UNAVAILABLE, "MG209", "The upstream is not asked for a while")
@@ -237,7 +237,7 @@ impl Refusal {
             Self::Leaked => {
                 "The answer was withheld because it held the gateway's token; an operator should look.".to_owned()
             }
-            Self::AnswerTooLarge => "The answer is larger than the gateway reads (limits.answer_bytes).".to_owned(),
+            Self::Unusable { why } => format!("{}.", capital(&why.text)),
             Self::NoRoom => "Too many large answers are under way: try again shortly.".to_owned(),
             Self::BreakerOpen { retry_after } => {
                 format!(
@@ -282,14 +282,20 @@ impl Refusal {
             | Self::Cut { why }
             | Self::DoubtTimedOut { why }
             | Self::DoubtCut { why }
-            | Self::AnswerLost { why } => Some(why.error),
+            | Self::Unusable { why }
+            | Self::AnswerLost { why } => Some(why.error.as_str()),
             Self::TokenRefused => Some("destination_unauthorized"),
             Self::Redirected { .. } | Self::Leaked | Self::NotNarrowable { .. } => Some("http_protocol_error"),
-            Self::AnswerTooLarge => Some("http_response_body_size"),
             Self::BreakerOpen { .. } => Some("destination_unavailable"),
             Self::Late => Some("http_response_timeout"),
             _ => None,
         }
+    }
+
+    /// Is it the failure of one request (its turn, its deadline), not of the upstream? Then who shared its fetch asks anew.
+    #[must_use]
+    pub const fn is_own(&self) -> bool {
+        matches!(self, Self::NoQuota { .. } | Self::QuotaQueueFull { .. } | Self::Late | Self::Internal)
     }
 
     /// May a stored answer stand in for this one (`caching.md`, D7)? Only where the upstream, or the way to it, fails.
@@ -305,6 +311,7 @@ impl Refusal {
                 | Self::TokenRefused
                 | Self::Redirected { .. }
                 | Self::Leaked
+                | Self::Unusable { .. }
                 | Self::NoRoom
                 | Self::BreakerOpen { .. }
                 | Self::Late

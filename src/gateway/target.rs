@@ -32,12 +32,22 @@ pub struct Pair<'u> {
 /// What the target means to one row: the cache key, and what goes upstream.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan<'u> {
-    /// Path and query as they go upstream; where `keyed`, it is the cache key too: equal key, equal bytes (D13).
+    /// Path and query as they go upstream.
     pub target: Cow<'u, str>,
+    /// The cache key, where it is not the target itself (equal key, equal bytes: D13): a refresh is no part of it.
+    refresh_key: Option<String>,
     /// Is every parameter one that the row's key knows, in the form that it knows?
     pub keyed: bool,
     /// Does a parameter (`wait=true`) demand what the upstream has now?
     pub refresh: bool,
+}
+
+impl Plan<'_> {
+    /// The cache key; of meaning only where `keyed`.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        self.refresh_key.as_deref().unwrap_or(&self.target)
+    }
 }
 
 impl<'u> Target<'u> {
@@ -78,13 +88,15 @@ impl<'u> Target<'u> {
         }
         let path = render_path(&self.path, row, matched);
         if self.query.is_empty() {
-            return Ok(Plan { target: path, keyed: true, refresh: false });
+            return Ok(Plan { target: path, refresh_key: None, keyed: true, refresh: false });
         }
         let refresh = self.wants_refresh(row);
-        Ok(match self.key_query(row) {
-            Some(query) => Plan { target: joined(path, &query), keyed: true, refresh },
-            None => Plan { target: joined(path, &self.raw_query()), keyed: false, refresh },
-        })
+        let query = self.key_query(row, refresh);
+        let keyed = query.is_some();
+        let key_query = if refresh && keyed { self.key_query(row, false) } else { None };
+        let refresh_key = key_query.map(|query| joined(path.clone(), &query).into_owned());
+        let target = joined(path, &query.unwrap_or_else(|| self.raw_query()));
+        Ok(Plan { target, refresh_key, keyed, refresh })
     }
 
     fn wants_refresh(&self, row: &Operation) -> bool {
@@ -95,7 +107,7 @@ impl<'u> Target<'u> {
 
     /// The normal form of a query that the row's key knows whole: the row's order, defaults left out, sets sorted
     /// (D14: only what is provably equal is made equal). `None`: the answer cannot be stored.
-    fn key_query(&self, row: &Operation) -> Option<String> {
+    fn key_query(&self, row: &Operation, with_refresh: bool) -> Option<String> {
         let known = |pair: &Pair<'_>| row.query.iter().any(|parameter| pair.name == *parameter.name);
         if !self.query.iter().all(known) {
             return None;

@@ -1,0 +1,34 @@
+//! The log: one append-only file of records that is the journal of writes and the audit of requests at once.
+//!
+//! [`Log`] is what requests hold; a thread of its own writes the segments, another makes the index from them.
+//! Everything that reads ([`query`], [`Export`], [`Follow`]) reads the segments, so that it works beside a running
+//! gateway and without one.
+
+mod backwards;
+mod buffer;
+mod disk;
+mod doubts;
+mod index;
+mod line;
+mod log;
+#[cfg(test)]
+mod log_tests;
+mod open;
+mod outage;
+mod record;
+mod recover;
+mod reserve;
+mod retention;
+mod seen;
+mod segment;
+mod tail;
+mod tree;
+mod writer;
+
+pub use disk::{Disk, MachineDisk, OpenError};
+pub use doubts::{DOUBTS_MAX, Doubt, Doubts, Fingerprint};
+pub use line::object;
+pub use log::{CannotRecord, Counts, Log, Room};
+pub use record::{Answer, Kind, Outcome, Peer, Record};
+pub use recover::Recovered;
+pub use tree::{Hash, Tree, leaf};

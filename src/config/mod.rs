@@ -268,6 +268,12 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// Is nothing left out?
+    #[must_use]
+    pub const fn is_all(&self) -> bool {
+        matches!(self, Self::All)
+    }
+
     /// Is this organization among them?
     #[must_use]
     pub fn covers(&self, organization: u64) -> bool {

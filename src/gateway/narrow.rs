@@ -17,7 +17,7 @@ const WHOLE_LIMIT: usize = 10_000;
 const COLUMNS: &str = "cols[]";
 
 /// The page that a caller asked for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// Columns asked for by name; empty: the upstream's default.
     columns: Vec<String>,

@@ -18,7 +18,13 @@ use crate::config::Limits;
 ///
 /// # Errors
 /// Too large, too slow, cut, unwanted, or not what the operation takes.
-pub async fn read(row: &Operation, headers: &HeaderMap, body: Incoming, limits: &Limits, clock: &Clock) -> Result<Bytes, Refusal> {
+pub async fn read(
+    row: &Operation,
+    headers: &HeaderMap,
+    body: Incoming,
+    limits: &Limits,
+    clock: &Clock,
+) -> Result<Bytes, Refusal> {
     if body.is_end_stream() {
         return check(row, headers, Bytes::new());
     }

@@ -28,16 +28,22 @@ pub(super) struct Call {
     pub(super) row: Arc<Operation>,
     pub(super) index: usize,
     pub(super) bucket: BucketId,
-    pub(super) organization: Option<u64>,
     pub(super) parameters: Parameters,
     /// The canonical path, as records have it.
     pub(super) path: Arc<str>,
     pub(super) outgoing: Outgoing,
+    /// When the request was read whole.
+    pub(super) read: Instant,
     /// No answer comes later.
     pub(super) deadline: Instant,
 }
 
 impl Call {
+    /// Time since the request was read whole.
+    pub(super) fn age(&self, clock: &Clock) -> Duration {
+        clock.now().saturating_duration_since(self.read)
+    }
+
     /// Time left until the deadline.
     pub(super) fn left(&self, clock: &Clock) -> Duration {
         self.deadline.saturating_duration_since(clock.now())
@@ -72,7 +78,8 @@ pub(super) fn recorded_fields(row: &Operation, body: &[u8]) -> Option<Box<RawVal
         return None;
     }
     let Ok(Value::Object(body)) = serde_json::from_slice(body) else { return None };
-    let members: Map<_, _> = body.into_iter().filter(|(name, _)| row.record.iter().any(|allowed| **allowed == **name)).collect();
+    let members: Map<_, _> =
+        body.into_iter().filter(|(name, _)| row.record.iter().any(|allowed| **allowed == **name)).collect();
     (!members.is_empty()).then(|| audit::object(&members))
 }
 

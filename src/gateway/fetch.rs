@@ -41,7 +41,9 @@ pub(super) async fn fetch(gate: &Arc<Gate>, call: Call, wanted: Wanted) -> Resul
             stale(&wanted, Some(landing.passed.status), landing.facts)
         }
         Ok((landing, collapsed)) => Ok(landed(&call, &wanted, landing, collapsed)),
-        Err(refusal) if refusal.stale_may_answer() && stale_will_do(gate, &wanted) => stale(&wanted, None, Facts::default()),
+        Err(refusal) if refusal.stale_may_answer() && stale_will_do(gate, &wanted) => {
+            stale(&wanted, None, Facts::default())
+        }
         Err(refusal) => Err(refusal),
     }?;
     match page {
@@ -63,7 +65,8 @@ async fn fetched(gate: &Arc<Gate>, call: &Arc<Call>, wanted: &Wanted) -> Result<
             let (gate, call, key) = (gate.clone(), call.clone(), wanted.key.clone());
             move |leg| go(gate, call, Some((key, leg)))
         };
-        let Some(waiter) = gate.flights.fly(&gate.tasks, &wanted.key, behind, (wanted.lane, wanted.since), fetch) else {
+        let Some(waiter) = gate.flights.fly(&gate.tasks, &wanted.key, behind, (wanted.lane, wanted.since), fetch)
+        else {
             return Err(Refusal::Busy);
         };
         let collapsed = waiter.collapsed();
@@ -88,8 +91,7 @@ async fn go(gate: Arc<Gate>, call: Arc<Call>, fill: Option<(Arc<str>, Leg)>) -> 
     let answered = read_answer(ending)?;
     let entry = fill.and_then(|(key, birth)| {
         let policy = call.policy.storing(call.index)?;
-        let mut lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;
-        lifetime.age = lifetime.age.saturating_add(answered.delay);
+        let lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;
         if lifetime.overruled {
             gate.meters.overruled.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
@@ -128,13 +130,21 @@ fn stale(wanted: &Wanted, status: Option<StatusCode>, facts: Facts) -> Result<Re
     let entry = wanted.fallback.clone().ok_or(Refusal::Internal)?;
     let cache = CacheStatus::Forward { why: wanted.why, status, stored: false, collapsed: false };
     let filled_by = Some(entry.filled_by);
-    Ok(Reply { body: Body::Entry(entry), cache: Some(cache), how: audit::Answer::Stale, filled_by, facts, validated: true })
+    Ok(Reply {
+        body: Body::Entry(entry),
+        cache: Some(cache),
+        how: audit::Answer::Stale,
+        filled_by,
+        facts,
+        validated: true,
+    })
 }
 
 fn landed(call: &Call, wanted: &Wanted, landing: Landing, collapsed: bool) -> Reply {
     let Landing { passed, entry, by, facts } = landing;
     let stored = entry.is_some();
-    let cache = CacheStatus::Forward { why: wanted.why, status: Some(passed.status), stored: stored && !collapsed, collapsed };
+    let cache =
+        CacheStatus::Forward { why: wanted.why, status: Some(passed.status), stored: stored && !collapsed, collapsed };
     Reply {
         body: entry.map_or(Body::Passed(passed), Body::Entry),
         cache: Some(cache),

@@ -12,7 +12,9 @@ use super::gate::Gate;
 use super::refusal::Refusal;
 use crate::catalogue::Retry;
 use crate::quota::{Refused, Slot};
-use crate::upstream::{Answered, Attempted, Effect, Ending, Next, Pass, ProxyError, Why, ambiguous, effect, retry_after};
+use crate::upstream::{
+    Answered, Attempted, Effect, Ending, Next, Pass, ProxyError, Why, ambiguous, effect, retry_after,
+};
 
 /// What of a caller's headers goes on, beside the body's type: nothing that could change the answer of a stored operation.
 const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
@@ -160,9 +162,8 @@ fn learn(gate: &Gate, call: &Call, answered: &Answered) {
     }
     let Ok(answer) = serde_json::from_slice::<std::collections::HashMap<&str, &RawValue>>(body) else { return };
     let Some(found) = answer.get(member).map(|raw| raw.get()) else { return };
-    let organizations: Vec<Organization> = serde_json::from_str(found)
-        .or_else(|_| serde_json::from_str(found).map(|one| vec![one]))
-        .unwrap_or_default();
+    let organizations: Vec<Organization> =
+        serde_json::from_str(found).or_else(|_| serde_json::from_str(found).map(|one| vec![one])).unwrap_or_default();
     for organization in organizations {
         if let Some(limit) = organization.license.and_then(|license| license.api_limit).filter(|limit| *limit > 0) {
             gate.quota.learn(organization.id, limit);
@@ -230,9 +231,10 @@ pub(super) fn write_answer(ending: Ending, effect: Effect) -> Result<Answered, R
         Ending::Unusable { status: None, why } => Err(lost(why)),
         Ending::Unusable { status: Some(_), why } => Err(Refusal::Unusable { why }),
         Ending::NoRoom { status: None } => Err(Refusal::NoRoom),
-        Ending::NoRoom { status: Some(_) } => {
-            Err(lost(Why { error: ProxyError::ConnectionLimitReached, text: "there was no memory for the answer".into() }))
-        }
+        Ending::NoRoom { status: Some(_) } => Err(lost(Why {
+            error: ProxyError::ConnectionLimitReached,
+            text: "there was no memory for the answer".into(),
+        })),
     }
 }
 

@@ -103,10 +103,13 @@ impl Gate {
     /// What was answered by another upstream, or under other rows, is forgotten.
     pub fn adopt(&self, config: Config, upstream: Option<Arc<Upstream>>) {
         let before = self.policy();
-        let forget = upstream.is_some() || before.config.catalogue.rows() != config.catalogue.rows() || before.config.cache != config.cache;
+        let forget = upstream.is_some()
+            || before.config.catalogue.rows() != config.catalogue.rows()
+            || before.config.cache != config.cache;
         self.policy.store(Arc::new(Policy::new(config, &self.callers)));
         let policy = self.policy();
-        self.callers.retain(&|name| policy.member(name).is_some());
+        let names: HashSet<&str> = policy.members.iter().map(|member| &*member.config.name).collect();
+        self.callers.retain(|name| names.contains(name));
         if let Some(upstream) = upstream {
             self.upstream.store(upstream);
         }

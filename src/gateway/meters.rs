@@ -31,7 +31,10 @@ impl Durations {
     /// Samples up to each bound and beyond the last (not cumulated), and their sum in microseconds.
     #[must_use]
     pub fn read(&self) -> (Vec<u64>, u64) {
-        (self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect(), self.sum_us.load(Ordering::Relaxed))
+        (
+            self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect(),
+            self.sum_us.load(Ordering::Relaxed),
+        )
     }
 }
 

@@ -25,7 +25,8 @@ impl Order {
     /// Waits until every earlier write to this resource has ended. Turns are first come, first served.
     pub(super) async fn turn(&self, path: &Arc<str>) -> Held {
         let mut held = Held { resources: self.resources.clone(), path: path.clone(), turn: None };
-        let turn = self.resources.lock().unwrap_or_else(PoisonError::into_inner).entry(path.clone()).or_default().clone();
+        let turn =
+            self.resources.lock().unwrap_or_else(PoisonError::into_inner).entry(path.clone()).or_default().clone();
         held.turn = Some(turn.lock_owned().await);
         held
     }

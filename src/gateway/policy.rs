@@ -7,7 +7,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 use crate::cache;
-use crate::callers::{CallerState, Callers};
+use crate::callers::{CallerState, Callers, LastUsed};
 use crate::catalogue::{Bucket, Catalogue, Matched, Operation};
 use crate::config::{self, Config, Limits, Scope};
 use crate::quota::BucketId;
@@ -52,8 +52,8 @@ pub struct Known {
     pub member: Arc<Member>,
     /// How records name it.
     pub key: KeyId,
-    /// Its place among the caller's keys.
-    pub index: usize,
+    /// Where its last use is noted.
+    pub last_used: LastUsed,
 }
 
 /// SHA-256 hashes are random already: their first bytes are hash enough.
@@ -93,12 +93,14 @@ impl Policy {
     #[must_use]
     pub fn new(config: Config, callers: &Callers) -> Self {
         let catalogue = &config.catalogue;
-        let members: Vec<_> = config.callers.iter().map(|caller| Arc::new(Member::new(caller, catalogue, callers))).collect();
+        let members: Vec<_> =
+            config.callers.iter().map(|caller| Arc::new(Member::new(caller, catalogue, callers))).collect();
         let mut keys = HashMap::with_capacity_and_hasher(members.len(), BuildHasherDefault::default());
         let (mut unscoped, mut scoped) = (0, HashMap::new());
         for member in &members {
-            for (index, hash) in member.config.keys.iter().enumerate() {
-                keys.insert(*hash, Known { member: member.clone(), key: KeyId::of(hash), index });
+            for hash in &member.config.keys {
+                let key = KeyId::of(hash);
+                keys.insert(*hash, Known { member: member.clone(), key, last_used: member.state.last_used(key) });
             }
             match &member.config.organizations {
                 Scope::All => unscoped += 1,

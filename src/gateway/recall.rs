@@ -73,7 +73,11 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>) -> Result<Recalled, Refusal
         page,
     };
     if !stored {
-        return if wish.only_if_cached { Err(Refusal::NotCached) } else { Ok(Recalled::Fetch(alone(Why::Bypass, page))) };
+        return if wish.only_if_cached {
+            Err(Refusal::NotCached)
+        } else {
+            Ok(Recalled::Fetch(alone(Why::Bypass, page)))
+        };
     }
     let now = gate.clock.now();
     let terms = terms(asked.policy, asked.member);
@@ -91,7 +95,8 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>) -> Result<Recalled, Refusal
             let how = if ttl < 0 { audit::Answer::Stale } else { audit::Answer::Hit };
             let filled_by = Some(entry.filled_by);
             let cache = Some(CacheStatus::Hit { ttl });
-            let reply = Reply { body: Body::Entry(entry), cache, how, filled_by, facts: Facts::default(), validated: true };
+            let reply =
+                Reply { body: Body::Entry(entry), cache, how, filled_by, facts: Facts::default(), validated: true };
             Ok(Recalled::Answer(match &page {
                 Some(page) => narrow(scope, array, page, reply)?,
                 None => reply,

@@ -56,7 +56,11 @@ fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
 ///
 /// # Errors
 /// None with this path, or none with this method.
-pub fn classify<'c, 'p>(policy: &'c Policy, method: &Method, target: &'p Target<'_>) -> Result<Matched<'c, 'p>, Refusal> {
+pub fn classify<'c, 'p>(
+    policy: &'c Policy,
+    method: &Method,
+    target: &'p Target<'_>,
+) -> Result<Matched<'c, 'p>, Refusal> {
     policy.catalogue().classify(method, &target.path).map_err(|miss| match miss {
         Miss::Path => Refusal::NoOperation,
         Miss::Method(allowed) => Refusal::NoMethod { allowed },

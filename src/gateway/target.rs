@@ -121,9 +121,8 @@ impl<'u> Target<'u> {
             values.sort_unstable();
             values.dedup();
             let by_default = |value: &str| match parameter.kind {
-                ParameterKind::Flag | ParameterKind::Refresh => {
-                    value == parameter.default.as_deref().unwrap_or("false")
-                }
+                ParameterKind::Flag => value == parameter.default.as_deref().unwrap_or("false"),
+                ParameterKind::Refresh => !with_refresh || value == "false",
                 ParameterKind::Scalar | ParameterKind::Number => Some(value) == parameter.default.as_deref(),
                 ParameterKind::Set => false,
             };

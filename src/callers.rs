@@ -1,0 +1,321 @@
+//! The callers' state that outlives reloads: each one's rate, requests under way and counters.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use governor::clock::Clock as _;
+use governor::middleware::StateInformationMiddleware;
+use governor::nanos::Nanos;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+
+use crate::clock::Clock;
+use crate::config;
+use crate::words::KeyId;
+
+/// Where an answer came from, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Source {
+    /// From memory, fresh.
+    Hit,
+    /// From memory, past its lifetime.
+    Stale,
+    /// From upstream, of a class that is kept.
+    Miss,
+    /// From upstream, of a class that is not kept; every write.
+    Forwarded,
+    /// The first answer again.
+    Replayed,
+    /// The gateway's own.
+    Refused,
+}
+
+impl Source {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Hit, Self::Stale, Self::Miss, Self::Forwarded, Self::Replayed, Self::Refused];
+
+    /// Its name in metrics and records.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Miss => "miss",
+            Self::Forwarded => "forwarded",
+            Self::Replayed => "replayed",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What is left of a rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remaining {
+    /// What can be sent at once now.
+    pub left: u32,
+    /// When that is the whole burst again.
+    pub whole_in: Duration,
+}
+
+/// Over the rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooFast {
+    /// When the next request is within it.
+    pub retry_after: Duration,
+    /// What is left: nothing.
+    pub remaining: Remaining,
+}
+
+/// governor's view of our clock.
+#[derive(Clone, Debug)]
+struct Ticks {
+    clock: Clock,
+    epoch: Instant,
+}
+
+impl governor::clock::Clock for Ticks {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        self.clock.now().saturating_duration_since(self.epoch).into()
+    }
+}
+
+type Limiter = RateLimiter<NotKeyed, InMemoryState, Ticks, StateInformationMiddleware>;
+
+/// A rate and its limiter.
+#[derive(Debug)]
+struct Pace {
+    rate: config::Rate,
+    burst: NonZeroU32,
+    interval: Duration,
+    ticks: Ticks,
+    limiter: Limiter,
+}
+
+impl Pace {
+    fn new(config: &config::Caller, clock: &Clock) -> Self {
+        let burst = NonZeroU32::new(config.burst).unwrap_or(NonZeroU32::MIN);
+        let nanos = config.rate.per.as_nanos() / u128::from(config.rate.requests.max(1));
+        let interval = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1));
+        let quota =
+            Quota::with_period(interval).unwrap_or_else(|| Quota::per_second(NonZeroU32::MIN)).allow_burst(burst);
+        let ticks = Ticks { clock: clock.clone(), epoch: clock.now() };
+        let limiter = RateLimiter::direct_with_clock(quota, ticks.clone()).with_middleware();
+        Self { rate: config.rate, burst, interval, ticks, limiter }
+    }
+
+    fn is(&self, config: &config::Caller) -> bool {
+        self.rate == config.rate && self.burst.get() == config.burst.max(1)
+    }
+
+    fn remaining(&self, left: u32) -> Remaining {
+        Remaining { left, whole_in: self.interval.saturating_mul(self.burst.get().saturating_sub(left)) }
+    }
+
+    fn admit(&self) -> Result<Remaining, TooFast> {
+        match self.limiter.check() {
+            Ok(state) => Ok(self.remaining(state.remaining_burst_capacity())),
+            Err(early) => {
+                let retry_after = early.wait_time_from(self.ticks.now());
+                Err(TooFast { retry_after, remaining: self.remaining(0) })
+            }
+        }
+    }
+}
+
+/// Counters of one operation: answers by [`Source`].
+type ByOperation = [AtomicU64; Source::ALL.len()];
+
+/// One caller's state.
+#[derive(Debug)]
+pub struct CallerState {
+    /// Its name.
+    pub name: Arc<str>,
+    pace: ArcSwap<Pace>,
+    under_way: AtomicUsize,
+    /// Made at the first request: a silent caller costs little.
+    counters: OnceLock<Box<[ByOperation]>>,
+    used: Mutex<HashMap<KeyId, LastUsed>>,
+}
+
+/// When a key was last used, in Unix milliseconds; 0: never.
+pub type LastUsed = Arc<AtomicI64>;
+
+/// The most operations that are counted apart; the rest is counted with what has no operation.
+const OPERATIONS_MAX: usize = 256;
+
+impl CallerState {
+    fn new(config: &config::Caller, clock: &Clock) -> Self {
+        Self {
+            name: config.name.clone(),
+            pace: ArcSwap::from_pointee(Pace::new(config, clock)),
+            under_way: AtomicUsize::new(0),
+            counters: OnceLock::new(),
+            used: Mutex::default(),
+        }
+    }
+
+    /// Takes one request of the rate.
+    ///
+    /// # Errors
+    /// [`TooFast`]: over the rate.
+    pub fn admit(&self) -> Result<Remaining, TooFast> {
+        self.pace.load().admit()
+    }
+
+    /// Counts a request in until the guard is dropped. `None`: `most` are under way.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>, most: usize) -> Option<InFlight> {
+        let entered = InFlight(self.clone());
+        (self.under_way.fetch_add(1, Ordering::Relaxed) < most).then_some(entered)
+    }
+
+    /// What is left of the rate, without taking any: for explain and the operators.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Where the last use of this key is noted.
+    #[must_use]
+    pub fn last_used(&self, key: KeyId) -> LastUsed {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+    }
+
+    /// Counts an answer. `row`: the operation's index in the catalogue, if it came to that.
+    pub fn count(&self, row: Option<usize>, source: Source) {
+        let counters = self.counters.get_or_init(|| (0..=OPERATIONS_MAX).map(|_| ByOperation::default()).collect());
+        let place = row.filter(|row| *row < OPERATIONS_MAX).unwrap_or(OPERATIONS_MAX);
+        if let Some(counter) = counters.get(place).and_then(|by| by.get(source as usize)) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Answers by operation (`None`: not classified) and source, without those that are nothing.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(Option<usize>, Source, u64)> {
+        let mut counts = Vec::new();
+        for (place, by) in self.counters.get().into_iter().flat_map(|counters| counters.iter().enumerate()) {
+            for (source, counter) in Source::ALL.into_iter().zip(by) {
+                let count = counter.load(Ordering::Relaxed);
+                if count > 0 {
+                    counts.push(((place < OPERATIONS_MAX).then_some(place), source, count));
+                }
+            }
+        }
+        counts
+    }
+}
+
+/// One request of a caller under way.
+#[derive(Debug)]
+pub struct InFlight(Arc<CallerState>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// All callers' state, by name.
+#[derive(Debug)]
+pub struct Callers {
+    clock: Clock,
+    states: Mutex<HashMap<Arc<str>, Arc<CallerState>>>,
+}
+
+impl Callers {
+    /// Nobody yet.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, states: Mutex::default() }
+    }
+
+    /// The state of this caller. A caller whose rate stays keeps its limiter: a new one has a full burst.
+    #[must_use]
+    pub fn get_or_make(&self, config: &config::Caller) -> Arc<CallerState> {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let state =
+            states.entry(config.name.clone()).or_insert_with(|| Arc::new(CallerState::new(config, &self.clock)));
+        if !state.pace.load().is(config) {
+            state.pace.store(Arc::new(Pace::new(config, &self.clock)));
+        }
+        state.clone()
+    }
+
+    /// Forgets callers that are configured no more.
+    pub fn retain(&self, stays: impl Fn(&str) -> bool) {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| stays(name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Caller, Grants, Rate, Scope};
+
+    fn caller(requests: u32, burst: u32) -> Caller {
+        let rate = Rate { requests, per: Duration::from_secs(60) };
+        Caller {
+            name: "a".into(),
+            keys: vec![],
+            grants: Grants::All,
+            organizations: Scope::All,
+            rate,
+            burst,
+            may_refresh: true,
+        }
+    }
+
+    #[test]
+    fn a_burst_passes_at_once_and_the_rest_at_the_rate() {
+        let clock = Clock::movable();
+        let callers = Callers::new(clock.clone());
+        let state = callers.get_or_make(&caller(60, 3));
+        let lefts: Vec<u32> = (0..3).map(|_| state.admit().unwrap().left).collect();
+        assert_eq!(lefts, [2, 1, 0]);
+        let fast = state.admit().unwrap_err();
+        assert!(fast.retry_after <= Duration::from_secs(1), "{fast:?}");
+        assert!(fast.retry_after >= Duration::from_millis(900), "{fast:?}");
+        clock.advance(Duration::from_secs(1));
+        assert!(state.admit().is_ok());
+        assert!(state.admit().is_err());
+    }
+
+    #[test]
+    fn a_reload_keeps_the_limiter_unless_the_rate_changes() {
+        let callers = Callers::new(Clock::movable());
+        let state = callers.get_or_make(&caller(60, 1));
+        assert!(state.admit().is_ok());
+        assert!(callers.get_or_make(&caller(60, 1)).admit().is_err());
+        assert!(callers.get_or_make(&caller(60, 2)).admit().is_ok());
+        assert!(Arc::ptr_eq(&state, &callers.get_or_make(&caller(60, 2))));
+    }
+
+    #[test]
+    fn a_huge_rate_is_a_rate() {
+        let callers = Callers::new(Clock::movable());
+        let state = callers.get_or_make(&caller(1_000_000_000, 1_000_000_000));
+        assert!((0..1000).all(|_| state.admit().is_ok()));
+    }
+
+    #[test]
+    fn requests_under_way_are_bounded_and_counted() {
+        let callers = Callers::new(Clock::movable());
+        let state = callers.get_or_make(&caller(60, 1));
+        let first = state.enter(1);
+        assert!(first.is_some());
+        assert!(state.enter(1).is_none());
+        drop(first);
+        assert!(state.enter(1).is_some());
+        state.count(Some(3), Source::Hit);
+        state.count(None, Source::Refused);
+        assert_eq!(state.counts(), [(Some(3), Source::Hit, 1), (None, Source::Refused, 1)]);
+    }
+}

@@ -7,6 +7,8 @@
 mod backwards;
 mod buffer;
 mod disk;
+#[cfg(test)]
+mod disk_tests;
 mod doubts;
 mod index;
 mod line;
@@ -17,6 +19,8 @@ mod open;
 mod outage;
 mod record;
 mod recover;
+#[cfg(test)]
+mod recover_tests;
 mod reserve;
 mod retention;
 mod seen;

@@ -287,9 +287,8 @@ fn read_head(wire: &mut Wire, unread: &mut Vec<u8>) -> io::Result<String> {
 
 fn read_request(wire: &mut Wire, unread: &mut Vec<u8>) -> io::Result<(String, Vec<u8>)> {
     let head = read_head(wire, unread)?;
-    let lengths =
-        head.lines().filter_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
-    let length = lengths.last().unwrap_or(0);
+    let lower = head.to_ascii_lowercase();
+    let length = lower.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
     while unread.len() < length {
         wire.more(unread)?;
     }

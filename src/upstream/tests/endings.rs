@@ -124,13 +124,16 @@ async fn an_answer_that_holds_the_token_does_not_go_on() {
 
 #[tokio::test]
 async fn neither_the_token_sent_nor_the_one_that_replaced_it_may_come_back() {
-    let old = format!("HTTP/1.1 200 OK\r\nContent-Length: 36\r\n\r\n{TOKEN}");
-    let origin = Origin::start(vec![vec![Step::Read, Step::Sleep(SHORT), Step::write(&old), Step::Hang]]);
-    let upstream = upstream(&origin);
-    let attempt = begin(&upstream);
-    until("the request is there", || origin.received().len() == 1).await;
-    assert!(upstream.set_token(token("another-token-altogether")));
-    assert_eq!(shape(&attempt.await.unwrap()).0, "leaked");
+    const NEW: &str = "another-token-altogether";
+    for echoed in [TOKEN, NEW] {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{echoed}", echoed.len());
+        let origin = Origin::start(vec![vec![Step::Read, Step::Sleep(SHORT), Step::write(answer), Step::Hang]]);
+        let upstream = upstream(&origin);
+        let attempt = begin(&upstream);
+        until("the request is there", || origin.received().len() == 1).await;
+        assert!(upstream.set_token(token(NEW)));
+        assert_eq!(shape(&attempt.await.unwrap()).0, "leaked", "{echoed}");
+    }
 }
 
 #[tokio::test]

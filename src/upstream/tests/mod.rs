@@ -134,10 +134,9 @@ fn begin(upstream: &Arc<Upstream>) -> JoinHandle<Ending> {
 
 #[track_caller]
 fn answered(ending: Ending) -> Answered {
-    match ending {
-        Ending::Answered(answered) => answered,
-        other => panic!("no answer: {other:?}"),
-    }
+    let shape = shape(&ending);
+    let Ending::Answered(answered) = ending else { panic!("no answer: {shape:?}") };
+    answered
 }
 
 /// The ending's name, status and error, to compare with.

@@ -40,3 +40,7 @@ impl Quota {
         View { used: 0, limit: 0, waiting: 0 }
     }
 }
+
+use crate::config::QuotaSetting; use std::path::Path;
+pub struct Settings { pub setting: QuotaSetting, pub queue_per_caller: usize }
+impl Quota { pub fn open(_: Settings, _: Option<&Path>, _: Clock) -> Result<Self, String> { Ok(Self) } pub fn configure(&self, _: Settings) {} pub fn sync(&self) {} }

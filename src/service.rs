@@ -11,7 +11,7 @@ use secrecy::ExposeSecret as _;
 use crate::audit::{Log, Record};
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::read::Read;
+use crate::config::Read;
 use crate::config::secret::secret;
 use crate::config::{self, Config, Source};
 use crate::gateway::door::{Door, OpenDoor};
@@ -89,12 +89,14 @@ impl Service {
         let Read { config, file, .. } = read;
         let (token, token_hash) = token(&config.upstream.token).map_err(StartError::configuration)?;
         let operator_key = secret_hash(&config.operator.key).map_err(StartError::configuration)?;
-        let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone()).map_err(StartError::configuration)?;
+        let upstream =
+            Upstream::new(&config.upstream, &config.limits, token, clock.clone()).map_err(StartError::configuration)?;
         let tasks = Tasks::new();
         let gateway = Door::bind(&config.gateway.listen, config.gateway.tls.as_ref(), &config.limits, &clock, &tasks);
         let gateway = gateway.map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
-        let quota = Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
+        let quota =
+            Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines { log, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gate = Gate::new(config, engines);
@@ -168,7 +170,8 @@ impl Inner {
     fn changed(&self) -> bool {
         let config = &self.gate.policy().config;
         let text = std::fs::read(&self.file).ok();
-        let secrets = token(&config.upstream.token).map(|(_, hash)| hash).ok().zip(secret_hash(&config.operator.key).ok());
+        let secrets =
+            token(&config.upstream.token).map(|(_, hash)| hash).ok().zip(secret_hash(&config.operator.key).ok());
         let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
         let secret_changed = secrets.is_none_or(|(token, key)| token != in_force.token || key != in_force.operator_key);
         (text.is_some() && text != in_force.text) || secret_changed
@@ -179,7 +182,9 @@ impl Inner {
         let result = self.adopt();
         match &result {
             Ok(()) => tracing::info!(file = %self.file.display(), "the configuration was reloaded"),
-            Err(why) => tracing::error!(file = %self.file.display(), %why, "the configuration was not reloaded: the old one stays in force"),
+            Err(why) => {
+                tracing::error!(file = %self.file.display(), %why, "the configuration was not reloaded: the old one stays in force")
+            }
         }
         self.told(&result);
         result
@@ -190,11 +195,12 @@ impl Inner {
         let gate = &self.gate;
         let before = gate.policy();
         let text = std::fs::read(&self.file).ok();
-        let read = config::read::read(&self.file).map_err(|failure| failure.to_string())?;
+        let read = config::read(&self.file).map_err(|failure| failure.to_string())?;
         let (token, token_hash) = token(&read.config.upstream.token)?;
         let operator_key = secret_hash(&read.config.operator.key)?;
         fixed(&before.config, &read.config)?;
-        let other_upstream = before.config.upstream != read.config.upstream || before.config.limits != read.config.limits;
+        let other_upstream =
+            before.config.upstream != read.config.upstream || before.config.limits != read.config.limits;
         let upstream = if other_upstream {
             let made = Upstream::new(&read.config.upstream, &read.config.limits, token, gate.clock.clone());
             Some(Arc::new(made.map_err(|error| error.to_string())?))
@@ -206,7 +212,8 @@ impl Inner {
         };
         gate.quota.configure(quota_settings(&read.config));
         gate.adopt(read.config, upstream);
-        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = InForce { text, token: token_hash, operator_key };
+        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) =
+            InForce { text, token: token_hash, operator_key };
         Ok(())
     }
 

@@ -41,6 +41,16 @@ impl Quota {
     }
 }
 
-use crate::config::QuotaSetting; use std::path::Path;
-pub struct Settings { pub setting: QuotaSetting, pub queue_per_caller: usize }
-impl Quota { pub fn open(_: Settings, _: Option<&Path>, _: Clock) -> Result<Self, String> { Ok(Self) } pub fn configure(&self, _: Settings) {} pub fn sync(&self) {} }
+use crate::config::QuotaSetting;
+use std::path::Path;
+pub struct Settings {
+    pub setting: QuotaSetting,
+    pub queue_per_caller: usize,
+}
+impl Quota {
+    pub fn open(_: Settings, _: Option<&Path>, _: Clock) -> Result<Self, String> {
+        Ok(Self)
+    }
+    pub fn configure(&self, _: Settings) {}
+    pub fn sync(&self) {}
+}

@@ -149,8 +149,8 @@ impl<'w> Play<'w> {
         let World { cache, clock, .. } = self.world;
         let found = match cache.recall(&self.key, &Wish::default(), &TERMS, clock.now()) {
             Recall::Hit(entry) => Some(entry),
-            _ if self.mutant == Mutant::UncheckedLookup => cache.entries.get(&*self.key),
-            _ => None,
+            Recall::Fetch { .. } if self.mutant == Mutant::UncheckedLookup => cache.entries.get(&*self.key),
+            Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld => None,
         };
         if let Some(entry) = found {
             return Read::Has(Body { new: entry.body[0] == 1, late: entry.body[1] == 1 });
@@ -175,7 +175,7 @@ impl<'w> Play<'w> {
             body
         };
         let behind = cache.behind(&[&self.tag]);
-        let waiter = flights.fly(tasks, &self.key, behind, (Lane::Normal, None), fetch).unwrap();
+        let waiter = flights.fly(tasks, &self.key, behind, Lane::Normal, None, fetch).unwrap();
         if !waiter.collapsed() {
             let body = Body { new: false, late: false };
             self.fetches[read] = Some(Fetch { go: Some(go), answer: Some(answer), body });

@@ -289,7 +289,7 @@ impl Simulation {
             body
         };
         let behind = self.cache.behind(&KEYS[key].1);
-        let waiter = self.flights.fly(&self.tasks, &KEYS[key].0.into(), behind, which, fetch).unwrap();
+        let waiter = self.flights.fly(&self.tasks, &KEYS[key].0.into(), behind, which.0, which.1, fetch).unwrap();
         if !waiter.collapsed() {
             let n = self.fetches.len();
             self.fetches.push(Fetch { key, go: Some(go), answer: Some(answer), sent: None, shows: 0 });

@@ -10,5 +10,7 @@ pub mod words;
 pub mod catalogue;
 // Rank 2: what is wanted.
 pub mod config;
+// Rank 3: the engines.
+pub mod quota;
 // Rank 4, on rank 0 alone: the simulated Make reads Make's document by itself.
 pub mod sandbox;

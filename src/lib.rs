@@ -11,6 +11,7 @@ pub mod catalogue;
 // Rank 2: what is wanted.
 pub mod config;
 // Rank 3: the engines.
+pub mod callers;
 pub mod quota;
 // Rank 4, on rank 0 alone: the simulated Make reads Make's document by itself.
 pub mod sandbox;

@@ -1,334 +1,45 @@
-//! What is known of each caller beyond its configuration: its rate limiter, what it has under way, what it did. By name, so
-//! that it outlives reloads.
+//! The callers' state that outlives reloads: each one's rate, requests under way and counters.
 
-use std::collections::{HashMap, HashSet};
-use std::fmt;
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use governor::clock::{Clock as GovernorClock, Reference as _};
+use governor::clock::Clock as _;
 use governor::middleware::StateInformationMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
 use crate::clock::Clock;
-use crate::config::{self, Rate};
-use crate::words::{KeyHash, KeyId};
+use crate::config;
+use crate::words::KeyId;
 
-/// A limiter's burst lasts no longer than this: governor counts in 64 bits of nanoseconds.
-const BURST_NS_MAX: u64 = u64::MAX / 4;
-
-type Limiter = RateLimiter<NotKeyed, InMemoryState, LimiterClock, StateInformationMiddleware>;
-
-/// All callers that are or were configured and not yet dropped.
-#[derive(Debug)]
-pub struct Callers {
-    clock: Clock,
-    opened: Instant,
-    callers: RwLock<HashMap<Arc<str>, Arc<CallerState>>>,
-}
-
-/// One caller's state. Silent callers cost little: what counts is made when there is something to count.
-pub struct CallerState {
-    /// Its name.
-    pub name: Arc<str>,
-    terms: ArcSwap<Terms>,
-    in_flight: AtomicUsize,
-    counts: Counts,
-}
-
-/// What a configuration says of it, and what belongs to exactly that.
-struct Terms {
-    rate: Rate,
-    burst: u32,
-    limiter: Arc<Limiter>,
-    keys: Box<[KeyUse]>,
-}
-
-struct KeyUse {
-    key: KeyId,
-    /// Milliseconds since 1970; 0: never.
-    last_used: AtomicI64,
-}
-
-/// What one operation's requests came to, and after it the next operation's: a list that only grows, by as many as there are
-/// operations in the catalogue.
-#[derive(Default)]
-struct Counts(OnceLock<Box<Count>>);
-
-struct Count {
-    /// `None`: requests that are no operation.
-    operation: Option<Arc<str>>,
-    by_answer: [AtomicU64; Answer::ALL.len()],
-    next: Counts,
-}
-
-/// How a request was answered, in the words of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Answer {
-    /// From memory.
+/// Where an answer came from, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Source {
+    /// From memory, fresh.
     Hit,
     /// From memory, past its lifetime.
     Stale,
-    /// By the upstream, and kept.
+    /// From upstream, of a class that is kept.
     Miss,
-    /// By the upstream.
+    /// From upstream, of a class that is not kept; every write.
     Forwarded,
-    /// As an earlier request with the same Idempotency-Key was.
+    /// The first answer again.
     Replayed,
-    /// By the gateway.
+    /// The gateway's own.
     Refused,
 }
 
-/// What can be sent at once now, and when it is the whole burst again (rounded up by less than one interval of the rate).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Remaining {
-    /// Requests.
-    pub left: u32,
-    /// From now.
-    pub whole_in: Duration,
-}
-
-/// A request over the rate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooFast {
-    /// From now on until the next request is admitted.
-    pub retry_after: Duration,
-    /// Nothing is left.
-    pub remaining: Remaining,
-}
-
-/// A request under way; dropping it says that it is over.
-#[derive(Debug)]
-pub struct InFlight {
-    caller: Arc<CallerState>,
-}
-
-/// [`Clock`] as governor wants it: nanoseconds since the callers were opened.
-#[derive(Clone, Debug)]
-struct LimiterClock {
-    clock: Clock,
-    opened: Instant,
-}
-
-impl Callers {
-    /// Nobody yet.
-    #[must_use]
-    pub fn new(clock: Clock) -> Self {
-        Self { opened: clock.now(), clock, callers: RwLock::default() }
-    }
-
-    /// The state of this caller. One that is known keeps it; with another rate or burst it gets a new limiter, which has its
-    /// whole burst.
-    pub fn get_or_make(&self, config: &config::Caller) -> Arc<CallerState> {
-        let mut callers = self.callers.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = callers.get(&config.name) {
-            known.change(config, || self.limiter(config));
-            return known.clone();
-        }
-        let terms = Terms::new(config, Arc::new(self.limiter(config)), None);
-        let state = Arc::new(CallerState {
-            name: config.name.clone(),
-            terms: ArcSwap::from_pointee(terms),
-            in_flight: 0.into(),
-            counts: Counts::default(),
-        });
-        callers.insert(config.name.clone(), state.clone());
-        state
-    }
-
-    /// Drops all callers but those of these names.
-    pub fn retain(&self, names: &HashSet<Arc<str>>) {
-        self.callers.write().unwrap_or_else(PoisonError::into_inner).retain(|name, _| names.contains(name));
-    }
-
-    /// All callers, by name.
-    #[must_use]
-    pub fn all(&self) -> Vec<Arc<CallerState>> {
-        let mut all: Vec<_> = self.callers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        all
-    }
-
-    fn limiter(&self, config: &config::Caller) -> Limiter {
-        let clock = LimiterClock { clock: self.clock.clone(), opened: self.opened };
-        RateLimiter::direct_with_clock(quota(config.rate, config.burst), clock)
-            .with_middleware::<StateInformationMiddleware>()
-    }
-}
-
-/// One request an interval (rounded up, so that the rate is never exceeded), and so many at once.
-fn quota(rate: Rate, burst: u32) -> Quota {
-    let interval_ns = rate.per.as_nanos().div_ceil(u128::from(rate.requests.max(1))).max(1);
-    let interval_ns = u64::try_from(interval_ns).unwrap_or(u64::MAX).min(BURST_NS_MAX);
-    let burst_max = u32::try_from(BURST_NS_MAX / interval_ns).unwrap_or(u32::MAX);
-    let burst = NonZeroU32::new(burst.min(burst_max)).unwrap_or(NonZeroU32::MIN);
-    Quota::with_period(Duration::from_nanos(interval_ns))
-        .unwrap_or_else(|| Quota::per_second(NonZeroU32::MIN))
-        .allow_burst(burst)
-}
-
-impl CallerState {
-    /// Takes one request off the rate. Does not lock.
-    ///
-    /// # Errors
-    /// [`TooFast`].
-    pub fn admit(&self) -> Result<Remaining, TooFast> {
-        let terms = self.terms.load();
-        terms.limiter.check().map_or_else(
-            |not_until| {
-                let quota = not_until.quota();
-                let retry_after = not_until.wait_time_from(terms.limiter.clock().now());
-                let whole_in =
-                    retry_after + quota.burst_size_replenished_in().saturating_sub(quota.replenish_interval());
-                Err(TooFast { retry_after, remaining: Remaining { left: 0, whole_in } })
-            },
-            |state| {
-                let (quota, left) = (state.quota(), state.remaining_burst_capacity());
-                let taken = quota.burst_size().get().saturating_sub(left);
-                Ok(Remaining { left, whole_in: quota.replenish_interval().saturating_mul(taken) })
-            },
-        )
-    }
-
-    /// Counts a request as under way, unless `max` are.
-    pub fn enter(self: &Arc<Self>, max: usize) -> Option<InFlight> {
-        let one_more = |under_way| (under_way < max).then_some(under_way + 1);
-        self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
-        Some(InFlight { caller: self.clone() })
-    }
-
-    /// Requests under way.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// The rate and burst in force.
-    #[must_use]
-    pub fn rate(&self) -> (Rate, u32) {
-        let terms = self.terms.load();
-        (terms.rate, terms.burst)
-    }
-
-    /// One of its keys was used.
-    pub fn used(&self, key: &KeyHash, wall_ms: i64) {
-        let key = KeyId::of(key);
-        if let Some(known) = self.terms.load().keys.iter().find(|known| known.key == key) {
-            known.last_used.fetch_max(wall_ms, Ordering::Relaxed);
-        }
-    }
-
-    /// Its keys, and when each was last used since the start (milliseconds since 1970).
-    #[must_use]
-    pub fn keys(&self) -> Vec<(KeyId, Option<i64>)> {
-        let keys =
-            |known: &KeyUse| (known.key, Some(known.last_used.load(Ordering::Relaxed)).filter(|used| *used != 0));
-        self.terms.load().keys.iter().map(keys).collect()
-    }
-
-    /// Counts a request, by operation (`None`: it was none) and answer.
-    pub fn count(&self, operation: Option<&Arc<str>>, answer: Answer) {
-        self.counts.count(operation, answer);
-    }
-
-    /// What was counted: operation, answer, how often.
-    #[must_use]
-    pub fn counted(&self) -> Vec<(Option<Arc<str>>, Answer, u64)> {
-        self.counts.iter().flat_map(Count::by_answer).filter(|(_, _, n)| *n > 0).collect()
-    }
-
-    /// All requests.
-    #[must_use]
-    pub fn requests(&self) -> u64 {
-        self.counts.iter().flat_map(Count::by_answer).map(|(_, _, n)| n).sum()
-    }
-
-    /// Those that were refused.
-    #[must_use]
-    pub fn refused(&self) -> u64 {
-        let counts = self.counts.iter().flat_map(Count::by_answer);
-        counts.filter(|(_, answer, _)| *answer == Answer::Refused).map(|(_, _, n)| n).sum()
-    }
-
-    fn change(&self, config: &config::Caller, limiter: impl FnOnce() -> Limiter) {
-        let terms = self.terms.load_full();
-        let same_rate = terms.rate == config.rate && terms.burst == config.burst;
-        let same_keys = terms.keys.iter().map(|known| known.key).eq(config.keys.iter().map(KeyId::of));
-        if same_rate && same_keys {
-            return;
-        }
-        let limiter = if same_rate { terms.limiter.clone() } else { Arc::new(limiter()) };
-        self.terms.store(Arc::new(Terms::new(config, limiter, Some(&terms))));
-    }
-}
-
-impl Terms {
-    /// Keys that were there before keep their last use (but for one in the very moment of the change).
-    fn new(config: &config::Caller, limiter: Arc<Limiter>, before: Option<&Self>) -> Self {
-        let before = before.map_or(&[][..], |terms| &terms.keys);
-        let keys = config.keys.iter().map(|hash| {
-            let key = KeyId::of(hash);
-            let known = before.iter().find(|known| known.key == key);
-            KeyUse { key, last_used: known.map_or(0, |known| known.last_used.load(Ordering::Relaxed)).into() }
-        });
-        Self { rate: config.rate, burst: config.burst, limiter, keys: keys.collect() }
-    }
-}
-
-impl Counts {
-    fn count(&self, operation: Option<&Arc<str>>, answer: Answer) {
-        let mut place = self;
-        loop {
-            let count = place.0.get_or_init(|| Box::new(Count::new(operation.cloned())));
-            if count.operation.as_ref() == operation {
-                if let Some(n) = count.by_answer.get(answer.index()) {
-                    n.fetch_add(1, Ordering::Relaxed);
-                }
-                return;
-            }
-            place = &count.next;
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Count> {
-        std::iter::successors(self.0.get(), |count| count.next.0.get()).map(Box::as_ref)
-    }
-}
-
-impl Count {
-    fn new(operation: Option<Arc<str>>) -> Self {
-        Self { operation, by_answer: Default::default(), next: Counts::default() }
-    }
-
-    fn by_answer(&self) -> impl Iterator<Item = (Option<Arc<str>>, Answer, u64)> {
-        Answer::ALL
-            .iter()
-            .zip(&self.by_answer)
-            .map(|(answer, n)| (self.operation.clone(), *answer, n.load(Ordering::Relaxed)))
-    }
-}
-
-impl Answer {
+impl Source {
     /// All of them.
     pub const ALL: [Self; 6] = [Self::Hit, Self::Stale, Self::Miss, Self::Forwarded, Self::Replayed, Self::Refused];
 
-    const fn index(self) -> usize {
-        match self {
-            Self::Hit => 0,
-            Self::Stale => 1,
-            Self::Miss => 2,
-            Self::Forwarded => 3,
-            Self::Replayed => 4,
-            Self::Refused => 5,
-        }
-    }
-
-    /// As records and metrics spell it.
+    /// Its name in metrics and records.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -342,23 +53,269 @@ impl Answer {
     }
 }
 
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.caller.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
+/// What is left of a rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remaining {
+    /// What can be sent at once now.
+    pub left: u32,
+    /// When that is the whole burst again.
+    pub whole_in: Duration,
 }
 
-impl GovernorClock for LimiterClock {
+/// Over the rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooFast {
+    /// When the next request is within it.
+    pub retry_after: Duration,
+    /// What is left: nothing.
+    pub remaining: Remaining,
+}
+
+/// governor's view of our clock.
+#[derive(Clone, Debug)]
+struct Ticks {
+    clock: Clock,
+    epoch: Instant,
+}
+
+impl governor::clock::Clock for Ticks {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {
-        let since = self.clock.now().saturating_duration_since(self.opened);
-        Nanos::new(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+        self.clock.now().saturating_duration_since(self.epoch).into()
     }
 }
 
-impl fmt::Debug for CallerState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallerState").field("name", &self.name).finish_non_exhaustive()
+type Limiter = RateLimiter<NotKeyed, InMemoryState, Ticks, StateInformationMiddleware>;
+
+/// A rate and its limiter.
+#[derive(Debug)]
+struct Pace {
+    rate: config::Rate,
+    burst: NonZeroU32,
+    interval: Duration,
+    ticks: Ticks,
+    limiter: Limiter,
+}
+
+impl Pace {
+    fn new(config: &config::Caller, clock: &Clock) -> Self {
+        let burst = NonZeroU32::new(config.burst).unwrap_or(NonZeroU32::MIN);
+        let nanos = config.rate.per.as_nanos() / u128::from(config.rate.requests.max(1));
+        let interval = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1));
+        let quota =
+            Quota::with_period(interval).unwrap_or_else(|| Quota::per_second(NonZeroU32::MIN)).allow_burst(burst);
+        let ticks = Ticks { clock: clock.clone(), epoch: clock.now() };
+        let limiter = RateLimiter::direct_with_clock(quota, ticks.clone()).with_middleware();
+        Self { rate: config.rate, burst, interval, ticks, limiter }
+    }
+
+    fn is(&self, config: &config::Caller) -> bool {
+        self.rate == config.rate && self.burst.get() == config.burst.max(1)
+    }
+
+    fn remaining(&self, left: u32) -> Remaining {
+        Remaining { left, whole_in: self.interval.saturating_mul(self.burst.get().saturating_sub(left)) }
+    }
+
+    fn admit(&self) -> Result<Remaining, TooFast> {
+        match self.limiter.check() {
+            Ok(state) => Ok(self.remaining(state.remaining_burst_capacity())),
+            Err(early) => {
+                let retry_after = early.wait_time_from(self.ticks.now());
+                Err(TooFast { retry_after, remaining: self.remaining(0) })
+            }
+        }
+    }
+}
+
+/// Counters of one operation: answers by [`Source`].
+type ByOperation = [AtomicU64; Source::ALL.len()];
+
+/// One caller's state.
+#[derive(Debug)]
+pub struct CallerState {
+    /// Its name.
+    pub name: Arc<str>,
+    pace: ArcSwap<Pace>,
+    under_way: AtomicUsize,
+    /// Made at the first request: a silent caller costs little.
+    counters: OnceLock<Box<[ByOperation]>>,
+    used: Mutex<HashMap<KeyId, LastUsed>>,
+}
+
+/// When a key was last used, in Unix milliseconds; 0: never.
+pub type LastUsed = Arc<AtomicI64>;
+
+/// The most operations that are counted apart; the rest is counted with what has no operation.
+const OPERATIONS_MAX: usize = 256;
+
+impl CallerState {
+    fn new(config: &config::Caller, clock: &Clock) -> Self {
+        Self {
+            name: config.name.clone(),
+            pace: ArcSwap::from_pointee(Pace::new(config, clock)),
+            under_way: AtomicUsize::new(0),
+            counters: OnceLock::new(),
+            used: Mutex::default(),
+        }
+    }
+
+    /// Takes one request of the rate.
+    ///
+    /// # Errors
+    /// [`TooFast`]: over the rate.
+    pub fn admit(&self) -> Result<Remaining, TooFast> {
+        self.pace.load().admit()
+    }
+
+    /// Counts a request in until the guard is dropped. `None`: `most` are under way.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>, most: usize) -> Option<InFlight> {
+        let entered = InFlight(self.clone());
+        (self.under_way.fetch_add(1, Ordering::Relaxed) < most).then_some(entered)
+    }
+
+    /// What is left of the rate, without taking any: for explain and the operators.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Where the last use of this key is noted.
+    #[must_use]
+    pub fn last_used(&self, key: KeyId) -> LastUsed {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+    }
+
+    /// Counts an answer. `row`: the operation's index in the catalogue, if it came to that.
+    pub fn count(&self, row: Option<usize>, source: Source) {
+        let counters = self.counters.get_or_init(|| (0..=OPERATIONS_MAX).map(|_| ByOperation::default()).collect());
+        let place = row.filter(|row| *row < OPERATIONS_MAX).unwrap_or(OPERATIONS_MAX);
+        if let Some(counter) = counters.get(place).and_then(|by| by.get(source as usize)) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Answers by operation (`None`: not classified) and source, without those that are nothing.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(Option<usize>, Source, u64)> {
+        let mut counts = Vec::new();
+        for (place, by) in self.counters.get().into_iter().flat_map(|counters| counters.iter().enumerate()) {
+            for (source, counter) in Source::ALL.into_iter().zip(by) {
+                let count = counter.load(Ordering::Relaxed);
+                if count > 0 {
+                    counts.push(((place < OPERATIONS_MAX).then_some(place), source, count));
+                }
+            }
+        }
+        counts
+    }
+}
+
+/// One request of a caller under way.
+#[derive(Debug)]
+pub struct InFlight(Arc<CallerState>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// All callers' state, by name.
+#[derive(Debug)]
+pub struct Callers {
+    clock: Clock,
+    states: Mutex<HashMap<Arc<str>, Arc<CallerState>>>,
+}
+
+impl Callers {
+    /// Nobody yet.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, states: Mutex::default() }
+    }
+
+    /// The state of this caller. A caller whose rate stays keeps its limiter: a new one has a full burst.
+    #[must_use]
+    pub fn get_or_make(&self, config: &config::Caller) -> Arc<CallerState> {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let state =
+            states.entry(config.name.clone()).or_insert_with(|| Arc::new(CallerState::new(config, &self.clock)));
+        if !state.pace.load().is(config) {
+            state.pace.store(Arc::new(Pace::new(config, &self.clock)));
+        }
+        state.clone()
+    }
+
+    /// Forgets callers that are configured no more.
+    pub fn retain(&self, stays: impl Fn(&str) -> bool) {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| stays(name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Caller, Grants, Rate, Scope};
+
+    fn caller(requests: u32, burst: u32) -> Caller {
+        let rate = Rate { requests, per: Duration::from_secs(60) };
+        Caller {
+            name: "a".into(),
+            keys: vec![],
+            grants: Grants::All,
+            organizations: Scope::All,
+            rate,
+            burst,
+            may_refresh: true,
+        }
+    }
+
+    #[test]
+    fn a_burst_passes_at_once_and_the_rest_at_the_rate() {
+        let clock = Clock::movable();
+        let callers = Callers::new(clock.clone());
+        let state = callers.get_or_make(&caller(60, 3));
+        let lefts: Vec<u32> = (0..3).map(|_| state.admit().unwrap().left).collect();
+        assert_eq!(lefts, [2, 1, 0]);
+        let fast = state.admit().unwrap_err();
+        assert!(fast.retry_after <= Duration::from_secs(1), "{fast:?}");
+        assert!(fast.retry_after >= Duration::from_millis(900), "{fast:?}");
+        clock.advance(Duration::from_secs(1));
+        assert!(state.admit().is_ok());
+        assert!(state.admit().is_err());
+    }
+
+    #[test]
+    fn a_reload_keeps_the_limiter_unless_the_rate_changes() {
+        let callers = Callers::new(Clock::movable());
+        let state = callers.get_or_make(&caller(60, 1));
+        assert!(state.admit().is_ok());
+        assert!(callers.get_or_make(&caller(60, 1)).admit().is_err());
+        assert!(callers.get_or_make(&caller(60, 2)).admit().is_ok());
+        assert!(Arc::ptr_eq(&state, &callers.get_or_make(&caller(60, 2))));
+    }
+
+    #[test]
+    fn a_huge_rate_is_a_rate() {
+        let callers = Callers::new(Clock::movable());
+        let state = callers.get_or_make(&caller(1_000_000_000, 1_000_000_000));
+        assert!((0..1000).all(|_| state.admit().is_ok()));
+    }
+
+    #[test]
+    fn requests_under_way_are_bounded_and_counted() {
+        let callers = Callers::new(Clock::movable());
+        let state = callers.get_or_make(&caller(60, 1));
+        let first = state.enter(1);
+        assert!(first.is_some());
+        assert!(state.enter(1).is_none());
+        drop(first);
+        assert!(state.enter(1).is_some());
+        state.count(Some(3), Source::Hit);
+        state.count(None, Source::Refused);
+        assert_eq!(state.counts(), [(Some(3), Source::Hit, 1), (None, Source::Refused, 1)]);
     }
 }

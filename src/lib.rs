@@ -4,6 +4,7 @@
 // Rank 0: words and small tools.
 pub mod clock;
 pub mod hash;
+pub mod reader;
 pub mod tasks;
 pub mod words;
 // Rank 1: what there is.
@@ -11,7 +12,13 @@ pub mod catalogue;
 // Rank 2: what is wanted.
 pub mod config;
 // Rank 3: the engines.
+pub mod audit;
+pub mod cache;
 pub mod callers;
 pub mod quota;
-// Rank 4, on rank 0 alone: the simulated Make reads Make's document by itself.
+pub mod upstream;
+// Rank 4: the life of a request; and the simulated Make, which reads Make's document by itself (rank 0 alone).
+pub mod gateway;
 pub mod sandbox;
+// Rank 6: all of it running.
+pub mod service;

@@ -1,7 +1,5 @@
 //! Tasks that shutdown waits for: a write or a fill that runs on its own outlives its caller, never the process.
 
-#![expect(clippy::disallowed_methods, reason = "this is the module that the ban points to")]
-
 use std::future::Future;
 use std::time::Duration;
 

@@ -2,7 +2,10 @@
 //! are all read from its rows; what is in no row is refused.
 
 mod route;
+pub mod rows;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -91,6 +94,8 @@ pub struct Operation {
     pub grant: Arc<str>,
     /// The lifetime class of its answers; `None`: not stored.
     pub cache: Option<Arc<str>>,
+    /// Can `[cache.lifetime]` give it a lifetime of its own? (Not writes, nor answers with secrets or links that expire.)
+    pub may_cache: bool,
     /// The query parameters that the key knows.
     pub query: Vec<Parameter>,
     /// What its stored answers can be invalidated by.
@@ -132,7 +137,7 @@ impl Operation {
 }
 
 /// All rows, and the router made from them. Immutable; a reload makes a new one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Catalogue {
     rows: Vec<Arc<Operation>>,
     router: route::Router,

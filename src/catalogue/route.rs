@@ -20,8 +20,14 @@ pub struct Matched<'c, 'p> {
     pub index: usize,
     /// The organization in the path.
     pub organization: Option<u64>,
+    values: matchit::Params<'c, 'p>,
+}
+
+impl<'c, 'p> Matched<'c, 'p> {
     /// The path's parameters by name, decoded, in the template's order.
-    pub parameters: Vec<(&'c str, &'p str)>,
+    pub fn parameters(&self) -> impl Iterator<Item = (&'c str, &'p str)> {
+        self.operation.path.parameters().zip(self.values.iter().map(|(_, value)| value))
+    }
 }
 
 /// Why no row was found.
@@ -40,7 +46,7 @@ struct Route {
     rows: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Router {
     tree: matchit::Router<usize>,
     routes: Vec<Route>,
@@ -94,15 +100,12 @@ impl Router {
             return Err(Miss::Method(allowed(rows, &route.rows)));
         };
         let operation = rows.get(index).ok_or(Miss::Path)?;
-        let mut parameters = Vec::with_capacity(found.params.len());
-        let mut organization = None;
-        for (name, (_, value)) in operation.path.parameters().zip(found.params.iter()) {
-            if name == ORGANIZATION {
-                organization = Some(plain_decimal(value).ok_or(Miss::Path)?);
-            }
-            parameters.push((name, value));
+        let mut matched = Matched { operation, index, organization: None, values: found.params };
+        let organization = matched.parameters().find(|(name, _)| *name == ORGANIZATION);
+        if let Some((_, text)) = organization {
+            matched.organization = Some(plain_decimal(text).ok_or(Miss::Path)?);
         }
-        Ok(Matched { operation, index, organization, parameters })
+        Ok(matched)
     }
 }
 

@@ -1,5 +1,17 @@
 //! What is configured, checked: the types that the rest of makegate reads. `read` makes them from a file, with every mistake at once.
 
+mod callers;
+mod checks;
+#[cfg(test)]
+mod mistakes;
+mod read;
+mod report;
+#[cfg(test)]
+mod sample;
+pub mod secret;
+mod sections;
+mod units;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,6 +20,10 @@ use std::time::Duration;
 
 use crate::catalogue::Catalogue;
 use crate::words::KeyHash;
+
+pub use crate::reader::{Mistake, Severity};
+pub use read::{Failure, Read, Shown, parse, read};
+pub use report::report;
 
 /// A whole configuration. Relative paths have been made relative to its file.
 #[derive(Clone, Debug)]
@@ -80,16 +96,17 @@ pub struct Operator {
 }
 
 /// The upstream's quota per organization and minute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QuotaSetting {
     /// Learned from each organization's `license.apiLimit`; 60 a minute until then.
+    #[default]
     Auto,
     /// So many a minute for every bucket.
     PerMinute(u32),
 }
 
 /// The upstream's base URL, taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseUrl {
     /// https? (http is for loopback only.)
     pub tls: bool,
@@ -257,6 +274,12 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// Is nothing left out?
+    #[must_use]
+    pub const fn is_all(&self) -> bool {
+        matches!(self, Self::All)
+    }
+
     /// Is this organization among them?
     #[must_use]
     pub fn covers(&self, organization: u64) -> bool {
@@ -268,7 +291,7 @@ impl Scope {
 }
 
 /// A number of requests in a time (`"600/min"`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
     /// So many...
     pub requests: u32,

@@ -12,14 +12,11 @@ use super::journal::Journal;
 use super::remembered::{Line, Step};
 use super::turns::{Asked, Asking, Grant, Turns};
 use super::window::Moment;
-use super::{BucketId, BucketView, CallerView, Refused};
+use super::{BucketId, BucketView, Refused, SpenderView};
 use crate::clock::Clock;
 
 /// Pairs of bucket and caller of which it is known who spent how much; further ones are not counted.
 const ACCOUNTS_MAX: usize = 100_000;
-
-/// For one who is forgotten while it waits. (Nobody is.)
-const GONE: Refused = Refused::TooLong { retry_after: Duration::ZERO };
 
 /// What all buckets share.
 #[derive(Debug)]
@@ -120,11 +117,11 @@ impl Bucket {
         let mut slot = match asked {
             Asked::Granted(grant) => self.sent(grant),
             Asked::Queued(ticket) => {
-                let told = told.ok_or(GONE)?;
+                let told = told.ok_or_else(|| self.too_long(Duration::ZERO))?;
                 Waiting { bucket: self.clone(), caller: asking.caller.clone(), ticket, told }.slot(latest).await?
             }
-            Asked::Full(retry_after) => return Err(Refused::QueueFull { retry_after }),
-            Asked::TooLong(retry_after) => return Err(Refused::TooLong { retry_after }),
+            Asked::Full(retry_after) => return Err(Refused::QueueFull { retry_after, limit: self.limit() }),
+            Asked::TooLong(retry_after) => return Err(self.too_long(retry_after)),
         };
         slot.received = true;
         slot.waited = self.shared.clock.now().saturating_duration_since(began);
@@ -188,8 +185,8 @@ impl Bucket {
     /// What operators see of it.
     pub(super) fn view(&self) -> BucketView {
         let now = self.shared.now();
-        let mut callers: HashMap<Arc<str>, CallerView> = HashMap::new();
-        let view = |name: &Arc<str>| CallerView { name: name.clone(), spent: 0, sent: 0, saved: 0, waited_us: 0 };
+        let mut callers: HashMap<Arc<str>, SpenderView> = HashMap::new();
+        let view = |name: &Arc<str>| SpenderView { name: name.clone(), spent: 0, sent: 0, saved: 0, waited_us: 0 };
         for (name, account) in self.accounts.read().unwrap_or_else(PoisonError::into_inner).iter() {
             let caller = callers.entry(name.clone()).or_insert_with(|| view(name));
             caller.sent = account.sent.load(Ordering::Relaxed);
@@ -204,13 +201,24 @@ impl Bucket {
         let mut callers: Vec<_> = callers.into_values().collect();
         callers.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         BucketView {
-            bucket: self.id,
+            organization: match self.id {
+                BucketId::Account => None,
+                BucketId::Organization(id) => Some(id),
+            },
             limit: turns.limit(),
-            used: turns.used(),
+            used: u32::try_from(turns.used()).unwrap_or(u32::MAX),
             waiting: turns.waiting(),
             closed_for: turns.closed_until(now).map(|until| Duration::from_millis(until.saturating_sub(now))),
             callers,
         }
+    }
+
+    fn limit(&self) -> u32 {
+        self.turns().limit()
+    }
+
+    fn too_long(&self, retry_after: Duration) -> Refused {
+        Refused::TooLong { retry_after, limit: self.limit() }
     }
 
     fn sent(self: &Arc<Self>, grant: Grant) -> Slot {
@@ -291,14 +299,14 @@ impl Waiting {
         bucket.changed.notify_one();
         tokio::select! {
             biased;
-            told = &mut self.told => return told.map_err(|_| GONE),
+            told = &mut self.told => return told.map_err(|_| bucket.too_long(Duration::ZERO)),
             never = bucket.watch() => match never {},
             () = bucket.shared.clock.sleep_until(latest) => {}
         }
         match self.leave() {
-            Some(retry_after) => Err(Refused::TooLong { retry_after }),
+            Some(retry_after) => Err(bucket.too_long(retry_after)),
             // It was granted at this very moment, and is on its way.
-            None => (&mut self.told).await.map_err(|_| GONE),
+            None => (&mut self.told).await.map_err(|_| bucket.too_long(Duration::ZERO)),
         }
     }
 

@@ -60,46 +60,45 @@ pub struct Settings {
     pub queue_per_caller: usize,
 }
 
-/// Why there is no turn. Each says when one is expected.
+/// Why there is no turn. `retry_after`: when one is expected, from now; `limit`: the bucket's attempts a minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// As many of the caller's requests wait for this bucket as may.
     QueueFull {
-        /// From now.
+        /// See above.
         retry_after: Duration,
+        /// See above.
+        limit: u32,
     },
     /// There is none in time.
     TooLong {
-        /// From now.
+        /// See above.
         retry_after: Duration,
-    },
-    /// More buckets are in use than are kept.
-    TooManyBuckets {
-        /// From now.
-        retry_after: Duration,
+        /// See above.
+        limit: u32,
     },
 }
 
 /// What operators see of one bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketView {
-    /// Which one.
-    pub bucket: BucketId,
+    /// Whose it is; `None`: the account's.
+    pub organization: Option<u64>,
     /// Attempts a minute.
-    pub limit: u64,
+    pub limit: u32,
     /// Slots that are taken, by attempts under way or ended within the window.
-    pub used: u64,
+    pub used: u32,
     /// Requests that wait.
     pub waiting: usize,
     /// The upstream's 429 keeps it closed so long.
     pub closed_for: Option<Duration>,
     /// By name.
-    pub callers: Vec<CallerView>,
+    pub callers: Vec<SpenderView>,
 }
 
 /// One caller at one bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallerView {
+pub struct SpenderView {
     /// Its name.
     pub name: Arc<str>,
     /// Its slots in the window now.
@@ -168,7 +167,7 @@ impl Quota {
     /// bucket at all. Without anybody before it, and with a free slot, it does not wait. Dropping the future leaves the queue.
     ///
     /// # Errors
-    /// [`Refused`], at once where no slot can come in time.
+    /// [`Refused`], at once where no slot can come in time, or more buckets are in use than are kept.
     pub async fn turn(
         &self,
         bucket: BucketId,
@@ -219,12 +218,19 @@ impl Quota {
         }
     }
 
-    /// What operators see, by bucket.
+    /// What operators see, the account's first.
     #[must_use]
     pub fn buckets(&self) -> Vec<BucketView> {
         let mut views: Vec<_> = self.all().into_iter().map(|(_, bucket)| bucket.view()).collect();
-        views.sort_unstable_by_key(|view| view.bucket);
+        views.sort_unstable_by_key(|view| view.organization);
         views
+    }
+
+    /// The same of one bucket, whether or not it is known yet.
+    #[must_use]
+    pub fn view(&self, bucket: BucketId) -> BucketView {
+        let known = self.buckets.read().unwrap_or_else(PoisonError::into_inner).get(&bucket).cloned();
+        known.map_or_else(|| self.new_bucket(bucket).view(), |bucket| bucket.view())
     }
 
     /// Brings the journal to the disk. To be called every second; blocks.
@@ -275,7 +281,10 @@ impl Quota {
         if buckets.len() >= BUCKETS_MAX && !buckets.contains_key(&id) {
             drop_idle(&mut buckets);
             if buckets.len() >= BUCKETS_MAX {
-                return Err(Refused::TooManyBuckets { retry_after: Duration::from_millis(HOLD_MS) });
+                return Err(Refused::TooLong {
+                    retry_after: Duration::from_millis(HOLD_MS),
+                    limit: UNLEARNED_PER_MINUTE,
+                });
             }
         }
         Ok(buckets.entry(id).or_insert_with(|| Arc::new(self.new_bucket(id))).clone())
@@ -318,18 +327,6 @@ impl fmt::Display for BucketId {
         match self {
             Self::Account => f.write_str("account"),
             Self::Organization(id) => write!(f, "{id}"),
-        }
-    }
-}
-
-impl Refused {
-    /// When a turn is expected, from now.
-    #[must_use]
-    pub fn retry_after(&self) -> Duration {
-        match self {
-            Self::QueueFull { retry_after } | Self::TooLong { retry_after } | Self::TooManyBuckets { retry_after } => {
-                *retry_after
-            }
         }
     }
 }

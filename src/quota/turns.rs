@@ -240,8 +240,8 @@ impl<W> Turns<W> {
     }
 
     /// Attempts a minute.
-    pub(super) fn limit(&self) -> u64 {
-        self.limit
+    pub(super) fn limit(&self) -> u32 {
+        u32::try_from(self.limit).unwrap_or(u32::MAX)
     }
 
     /// Does anybody wait?

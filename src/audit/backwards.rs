@@ -1,0 +1,93 @@
+//! The log's lines, newest first, read from the files in blocks.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use super::seen::Seen;
+use super::segment;
+
+const BLOCK: u64 = 256 << 10;
+
+/// Reads backwards through the segments. What is no record is passed over, and what a later segment makes void.
+#[derive(Debug)]
+pub(crate) struct Backwards {
+    dir: PathBuf,
+    /// Those not begun yet, the newest last.
+    segments: Vec<u64>,
+    /// Only records below this number.
+    below: u64,
+    /// The segment that is read, or was last.
+    segment: u64,
+    file: Option<File>,
+    /// Where in the file `block` begins.
+    start: u64,
+    /// Read and not handed out yet.
+    block: Vec<u8>,
+}
+
+impl Backwards {
+    /// From the newest record below this number on.
+    pub(crate) fn below(dir: &Path, below: u64) -> io::Result<Self> {
+        let mut segments = segment::list(dir)?;
+        segments.retain(|first| *first < below);
+        Ok(Self { dir: dir.to_owned(), segments, below, segment: u64::MAX, file: None, start: 0, block: Vec::new() })
+    }
+
+    /// The newest of those that are left.
+    pub(crate) fn newest(&mut self) -> io::Result<Option<Vec<u8>>> {
+        while let Some(line) = self.line()? {
+            if let Some(seen) = Seen::parse(&line).filter(|seen| seen.seq < self.below) {
+                self.below = seen.seq;
+                return Ok(Some(line));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The line before, of whatever kind.
+    fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(newline) = memchr::memrchr(b'\n', &self.block) {
+                let line = self.block.split_off(newline + 1);
+                self.block.truncate(newline);
+                return Ok(Some(line));
+            }
+            if self.start > 0 {
+                self.read_block()?;
+            } else if self.file.take().is_some() {
+                return Ok(Some(std::mem::take(&mut self.block)));
+            } else if !self.begin_segment()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Opens the next segment. What follows its last newline is no whole line and is dropped.
+    fn begin_segment(&mut self) -> io::Result<bool> {
+        let Some(first) = self.segments.pop() else { return Ok(false) };
+        self.below = self.below.min(self.segment);
+        self.segment = first;
+        match File::open(segment::path(&self.dir, first)) {
+            Ok(file) => {
+                self.start = file.metadata()?.len();
+                self.file = Some(file);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(true)
+    }
+
+    fn read_block(&mut self) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let length = self.start.min(BLOCK);
+        let mut block = vec![0; usize::try_from(length).unwrap_or(0)];
+        file.read_exact_at(&mut block, self.start - length)?;
+        block.append(&mut self.block);
+        self.block = block;
+        self.start -= length;
+        Ok(())
+    }
+}

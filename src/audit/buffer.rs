@@ -1,0 +1,183 @@
+//! What stands between requests and the disk: a bounded buffer that the writer swaps out.
+//!
+//! Filling it costs a push under a lock. Only records that somebody waits for wake the writer at once, and a buffer that
+//! fills up faster than the writer comes by.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::log::CannotRecord;
+use super::record::Record;
+use crate::config;
+
+/// What a record occupies: it is given back when the record is on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Charge {
+    pub(crate) records: usize,
+    pub(crate) bytes: usize,
+}
+
+/// Tells who waits for a record its sequence number, or why it has none.
+pub(crate) type Ack = oneshot::Sender<Result<u64, CannotRecord>>;
+
+/// A record in the buffer.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) record: Record,
+    pub(crate) charge: Charge,
+    pub(crate) ack: Option<Ack>,
+}
+
+impl Entry {
+    /// A record of the log's own, which no request has taken room for.
+    pub(crate) fn own(record: Record) -> Self {
+        Self { record, charge: Charge::default(), ack: None }
+    }
+}
+
+/// What the writer is to do when it has emptied the buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Come again.
+    #[default]
+    Running,
+    /// Say that this is a clean stop, and end.
+    Closing,
+    /// End: nobody holds the log any more.
+    Abandoned,
+    /// It has ended: nothing is taken any more.
+    Ended,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    entries: Vec<Entry>,
+    bytes: usize,
+    pushed: u64,
+    urgent: bool,
+    stage: Stage,
+}
+
+/// The buffer.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    records_max: usize,
+    bytes_max: usize,
+    held_records: AtomicUsize,
+    held_bytes: AtomicUsize,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+impl Buffer {
+    pub(crate) fn new(settings: &config::Audit) -> Self {
+        Self {
+            records_max: settings.buffer_records,
+            bytes_max: settings.buffer_bytes,
+            held_records: AtomicUsize::new(0),
+            held_bytes: AtomicUsize::new(0),
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes room, if there is so much.
+    pub(crate) fn take(&self, charge: Charge) -> bool {
+        let records = self.held_records.fetch_add(charge.records, Ordering::Relaxed) + charge.records;
+        let bytes = self.held_bytes.fetch_add(charge.bytes, Ordering::Relaxed) + charge.bytes;
+        let fits = records <= self.records_max && bytes <= self.bytes_max;
+        if !fits {
+            self.release(charge);
+        }
+        fits
+    }
+
+    /// Takes room that was promised: an outcome is never turned away.
+    pub(crate) fn take_anyway(&self, charge: Charge) {
+        self.held_records.fetch_add(charge.records, Ordering::Relaxed);
+        self.held_bytes.fetch_add(charge.bytes, Ordering::Relaxed);
+    }
+
+    /// Gives room back.
+    pub(crate) fn release(&self, charge: Charge) {
+        self.held_records.fetch_sub(charge.records, Ordering::Relaxed);
+        self.held_bytes.fetch_sub(charge.bytes, Ordering::Relaxed);
+    }
+
+    /// Records that room is held for.
+    pub(crate) fn held(&self) -> usize {
+        self.held_records.load(Ordering::Relaxed)
+    }
+
+    /// Puts a record in; `urgent`: somebody waits for it. Given back: the writer has ended.
+    #[must_use]
+    pub(crate) fn push(&self, entry: Entry, urgent: bool) -> Option<Entry> {
+        let weight = entry.charge.bytes;
+        let mut queue = self.queue();
+        if queue.stage == Stage::Ended {
+            return Some(entry);
+        }
+        let was_filling = self.is_filling(&queue);
+        queue.entries.push(entry);
+        queue.bytes += weight;
+        queue.pushed += 1;
+        queue.urgent |= urgent;
+        if urgent || (!was_filling && self.is_filling(&queue)) {
+            self.wake.notify_one();
+        }
+        None
+    }
+
+    /// Is so much waiting that the writer should come before its time?
+    fn is_filling(&self, queue: &Queue) -> bool {
+        queue.entries.len() >= (self.records_max / 4).max(1) || queue.bytes >= self.bytes_max / 4
+    }
+
+    /// Makes the writer come now; how many records have ever been put in.
+    pub(crate) fn hurry(&self) -> u64 {
+        let mut queue = self.queue();
+        queue.urgent = true;
+        self.wake.notify_one();
+        queue.pushed
+    }
+
+    /// Tells the writer to end. A stop that was asked for is not undone.
+    pub(crate) fn end(&self, stage: Stage) {
+        let mut queue = self.queue();
+        if queue.stage == Stage::Running || stage == Stage::Ended {
+            queue.stage = stage;
+        }
+        self.wake.notify_one();
+    }
+
+    /// Takes nothing any more; the writer's last look. What is there is for the writer to settle.
+    pub(crate) fn seal(&self, into: &mut Vec<Entry>) {
+        let mut queue = self.queue();
+        queue.stage = Stage::Ended;
+        into.append(&mut queue.entries);
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        self.queue().stage
+    }
+
+    /// The writer's turn: waits until it is called, at most `longest`, then swaps everything into `into` (which is empty).
+    /// `patient`: not even what somebody waits for ends the wait, only an end.
+    pub(crate) fn swap(&self, into: &mut Vec<Entry>, longest: Duration, patient: bool) -> Stage {
+        let idle =
+            |queue: &mut Queue| queue.stage == Stage::Running && (patient || !(queue.urgent || self.is_filling(queue)));
+        let waited = self.wake.wait_timeout_while(self.queue(), longest, idle);
+        let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut queue.entries, into);
+        queue.bytes = 0;
+        queue.urgent = false;
+        queue.stage
+    }
+}

@@ -1,0 +1,236 @@
+//! The folder that the log lives in, and the few operations of the disk that can fail under it.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::hash;
+
+/// What the log asks of the disk. The methods do what their names say; a test's disk fails them on demand.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Makes a file that is not there yet, readable for its owner alone, to append to.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn create(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)
+    }
+
+    /// Appends all bytes.
+    ///
+    /// # Errors
+    /// Those of the system; some of the bytes may have been written.
+    fn write(&self, mut file: &File, bytes: &[u8]) -> io::Result<()> {
+        file.write_all(bytes)
+    }
+
+    /// Makes what was written durable (fdatasync).
+    ///
+    /// # Errors
+    /// Those of the system; then nobody knows what of it is durable.
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+}
+
+/// The machine's disk.
+#[derive(Debug)]
+pub struct MachineDisk;
+
+impl Disk for MachineDisk {}
+
+/// Makes names in the folder durable.
+pub(crate) fn sync_folder(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// What tells two files of the same name apart.
+pub(crate) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Why the log cannot be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The system refuses something.
+    Io {
+        /// What was attempted, as a clause (`cannot read the segment`).
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Its words.
+        error: io::Error,
+    },
+    /// Others than the owner may write in the folder.
+    Exposed {
+        /// The folder.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Another process has the folder.
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder is on a network file system.
+    Network {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A newer makegate wrote this segment.
+    Newer {
+        /// The segment.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+    },
+    /// The key of the fingerprints is damaged.
+    FingerprintKey {
+        /// Its file.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { doing, path, error } => write!(f, "{doing} {}: {error}", path.display()),
+            Self::Exposed { path, mode } => {
+                let path = path.display();
+                write!(
+                    f,
+                    "others may write in the audit folder {path} (mode {mode:03o}): take that away, chmod go-w {path}"
+                )
+            }
+            Self::Locked { path } => write!(
+                f,
+                "another makegate has the audit folder {}: stop it, or give this one a folder of its own ([audit] dir)",
+                path.display()
+            ),
+            Self::Network { path } => write!(
+                f,
+                "the audit folder {} is on a network file system, which cannot promise that a record is stored: use a local disk",
+                path.display()
+            ),
+            Self::Newer { path, format } => write!(
+                f,
+                "{} was written by a newer makegate (log format {format}; this one knows {}): use that version",
+                path.display(),
+                super::segment::FORMAT
+            ),
+            Self::FingerprintKey { path } => write!(
+                f,
+                "{} is damaged (it should hold 32 bytes): restore it, or delete it and equal writes to those in doubt are no longer held",
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { error, .. } => Some(error),
+            Self::Exposed { .. }
+            | Self::Locked { .. }
+            | Self::Network { .. }
+            | Self::Newer { .. }
+            | Self::FingerprintKey { .. } => None,
+        }
+    }
+}
+
+/// Turns an error of the system into one that says what was attempted on what.
+pub(crate) fn while_doing(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    move |error| OpenError::Io { doing, path: path.to_owned(), error }
+}
+
+/// The folder, made (0700) if need be, checked, and locked for as long as the file that is returned lives.
+pub(crate) fn occupy(dir: &Path) -> Result<File, OpenError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(while_doing("cannot make the audit folder", dir))?;
+    let mode = fs::metadata(dir).map_err(while_doing("cannot read the audit folder", dir))?.mode() & 0o777;
+    if mode & 0o022 != 0 {
+        return Err(OpenError::Exposed { path: dir.to_owned(), mode });
+    }
+    refuse_network(dir)?;
+    let path = dir.join("lock");
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let lock = lock.map_err(while_doing("cannot open the audit folder's lock", &path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(while_doing("cannot lock", &path)(error)),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn refuse_network(dir: &Path) -> Result<(), OpenError> {
+    let kind = rustix::fs::statfs(dir).map(|about| about.f_type);
+    match kind.map_err(|error| while_doing("cannot read the file system of", dir)(error.into()))? {
+        rustix::fs::NFS_SUPER_MAGIC => Err(OpenError::Network { path: dir.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refuse_network(_: &Path) -> Result<(), OpenError> {
+    Ok(())
+}
+
+/// The key of the fingerprints: 32 random bytes, made at the first start.
+pub(crate) fn fingerprint_key(dir: &Path) -> Result<[u8; 32], OpenError> {
+    let path = dir.join("fingerprint.key");
+    match fs::read(&path) {
+        Ok(bytes) => bytes.try_into().map_err(|_| OpenError::FingerprintKey { path }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_key(dir, &path).map_err(while_doing("cannot write", &path))
+        }
+        Err(error) => Err(while_doing("cannot read", &path)(error)),
+    }
+}
+
+/// Written under another name first: a start that is cut off leaves no half of a key.
+fn make_key(dir: &Path, path: &Path) -> io::Result<[u8; 32]> {
+    let key = hash::random::<32>()?;
+    let draft = dir.join("fingerprint.key.new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.write_all(&key)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    sync_folder(dir)?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_process_and_one_writer() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("deep/audit");
+        let lock = occupy(&dir).unwrap();
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+        let words = occupy(&dir).unwrap_err().to_string();
+        assert!(words.contains("another makegate has the audit folder"), "{words}");
+        drop(lock);
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o770)).unwrap();
+        let words = occupy(&dir).unwrap_err().to_string();
+        assert!(words.contains("chmod go-w"), "{words}");
+    }
+
+    #[test]
+    fn the_fingerprint_key_is_made_once_and_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = fingerprint_key(dir.path()).unwrap();
+        assert_eq!(fingerprint_key(dir.path()).unwrap(), key);
+        fs::write(dir.path().join("fingerprint.key"), "short").unwrap();
+        assert!(matches!(fingerprint_key(dir.path()), Err(OpenError::FingerprintKey { .. })));
+    }
+}

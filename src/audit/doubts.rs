@@ -1,0 +1,223 @@
+//! Writes that are open: under way (an intent and no outcome yet), or in doubt (nobody knows whether they took effect).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+
+use super::record::{Outcome, Record};
+use crate::hash;
+use crate::words::RequestId;
+
+/// Unsettled doubts beyond which no write is accepted: operators settle them first.
+pub const DOUBTS_MAX: usize = 10_000;
+
+/// What makes two writes equal: a keyed hash of caller, operation, target and body, which tells nothing about them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    /// HMAC-SHA-256 of the parts, each preceded by its length, cut to 16 bytes.
+    pub(crate) fn of(key: &[u8], parts: &[&[u8]]) -> Self {
+        let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_be_bytes()).collect();
+        let framed: Vec<&[u8]> =
+            lengths.iter().zip(parts).flat_map(|(length, part)| [length.as_slice(), part]).collect();
+        let whole = u128::from_be_bytes(first_half(hash::hmac_sha256(key, &framed)));
+        Self(whole.to_be_bytes())
+    }
+
+    /// The fingerprint that 32 hex digits spell.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        digits.then(|| u128::from_str_radix(text, 16).ok().map(|whole| Self(whole.to_be_bytes())))?
+    }
+}
+
+fn first_half(hash: [u8; 32]) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.iter_mut().zip(hash).for_each(|(to, from)| *to = from);
+    half
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hash::hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What is known of a write whose effect is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// The request's id: its name for operators.
+    pub request: RequestId,
+    /// When it was intended.
+    pub time: Timestamp,
+    /// Who asked for it.
+    pub caller: Arc<str>,
+    /// What it is.
+    pub operation: Arc<str>,
+    /// The organization in its path.
+    pub organization: Option<u64>,
+    /// Its canonical path.
+    pub path: Arc<str>,
+    /// What an equal write would have too.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+impl Doubt {
+    /// The doubt that this intent (or outcome, where the intent is not known) would leave.
+    pub(crate) fn of(record: &Record) -> Option<Self> {
+        let text = |value: &Option<Arc<str>>| value.clone().unwrap_or_default();
+        Some(Self {
+            request: record.request?,
+            time: record.time,
+            caller: text(&record.caller),
+            operation: text(&record.operation),
+            organization: record.organization,
+            path: text(&record.path),
+            fingerprint: record.fingerprint,
+        })
+    }
+}
+
+/// The open writes of the running gateway, as its requests see them.
+#[derive(Debug, Default)]
+pub struct Doubts {
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    under_way: HashMap<RequestId, Doubt>,
+    in_doubt: HashMap<RequestId, Doubt>,
+}
+
+impl Doubts {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a write in doubt.
+    pub fn add(&self, doubt: Doubt) {
+        self.open().in_doubt.insert(doubt.request, doubt);
+    }
+
+    /// All writes in doubt, the oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Doubt> {
+        let mut all: Vec<_> = self.open().in_doubt.values().cloned().collect();
+        all.sort_by(|a, b| a.time.cmp(&b.time).then_with(|| a.request.as_str().cmp(b.request.as_str())));
+        all
+    }
+
+    /// How many writes are in doubt.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.open().in_doubt.len()
+    }
+
+    /// Is the write with this id in doubt?
+    #[must_use]
+    pub fn contains(&self, request: &RequestId) -> bool {
+        self.open().in_doubt.contains_key(request)
+    }
+
+    /// Is the write with this id under way or in doubt? Then no other request may have its id.
+    #[must_use]
+    pub fn is_open(&self, request: &RequestId) -> bool {
+        let open = self.open();
+        open.under_way.contains_key(request) || open.in_doubt.contains_key(request)
+    }
+
+    /// The write in doubt that holds an equal write of the same caller, if there is one.
+    #[must_use]
+    pub fn held(&self, caller: &str, fingerprint: Fingerprint) -> Option<RequestId> {
+        let open = self.open();
+        let equal = |doubt: &&Doubt| doubt.fingerprint == Some(fingerprint) && &*doubt.caller == caller;
+        open.in_doubt.values().find(equal).map(|doubt| doubt.request)
+    }
+
+    /// Takes a settled write out. `None`: it was not in doubt.
+    pub fn remove(&self, request: &RequestId) -> Option<Doubt> {
+        self.open().in_doubt.remove(request)
+    }
+
+    /// An intent is about to be recorded.
+    pub(crate) fn begin(&self, intent: &Record) {
+        if let Some(write) = Doubt::of(intent) {
+            self.open().under_way.insert(write.request, write);
+        }
+    }
+
+    /// An outcome is about to be recorded, or the intent could not be: the write is no longer under way.
+    /// `true`: it was (and room is kept for its outcome).
+    pub(crate) fn end(&self, outcome: &Record) -> bool {
+        let Some(request) = outcome.request else { return false };
+        let mut open = self.open();
+        let write = open.under_way.remove(&request);
+        let was_under_way = write.is_some();
+        if outcome.outcome == Some(Outcome::InDoubt)
+            && let Some(doubt) = write.or_else(|| Doubt::of(outcome))
+        {
+            open.in_doubt.insert(request, doubt);
+        }
+        was_under_way
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::record::Kind;
+
+    fn record(kind: Kind, request: &str, outcome: Option<Outcome>) -> Record {
+        Record {
+            request: RequestId::parse(request.as_bytes()),
+            caller: Some("billing".into()),
+            fingerprint: Some(Fingerprint::of(b"key", &[b"pay"])),
+            outcome,
+            ..Record::new(kind, Timestamp::UNIX_EPOCH)
+        }
+    }
+
+    #[test]
+    fn parts_that_join_alike_have_different_fingerprints() {
+        let one = Fingerprint::of(b"key", &[b"ab", b"c"]);
+        assert_ne!(one, Fingerprint::of(b"key", &[b"a", b"bc"]));
+        assert_ne!(one, Fingerprint::of(b"other", &[b"ab", b"c"]));
+        assert_eq!(Fingerprint::parse(&one.to_string()), Some(one));
+        assert_eq!(Fingerprint::parse("+123456789abcdef0123456789abcdef"), None);
+    }
+
+    #[test]
+    fn a_write_in_doubt_holds_equal_writes_of_its_caller_until_it_is_settled() {
+        let doubts = Doubts::default();
+        let equal = Fingerprint::of(b"key", &[b"pay"]);
+        doubts.begin(&record(Kind::Intent, "w1", None));
+        assert_eq!(doubts.held("billing", equal), None, "under way is not in doubt");
+        assert!(doubts.end(&record(Kind::Outcome, "w1", Some(Outcome::InDoubt))));
+        let id = RequestId::parse(b"w1").unwrap();
+        assert_eq!(doubts.held("billing", equal), Some(id));
+        assert_eq!(doubts.held("finance", equal), None);
+        assert_eq!(doubts.remove(&id).map(|doubt| doubt.request), Some(id));
+        assert_eq!((doubts.held("billing", equal), doubts.count()), (None, 0));
+    }
+
+    #[test]
+    fn a_settled_outcome_leaves_no_doubt() {
+        let doubts = Doubts::default();
+        doubts.begin(&record(Kind::Intent, "w1", None));
+        assert!(doubts.is_open(&RequestId::parse(b"w1").unwrap()));
+        assert!(doubts.end(&record(Kind::Outcome, "w1", Some(Outcome::Done))));
+        assert!(!doubts.is_open(&RequestId::parse(b"w1").unwrap()));
+        assert!(!doubts.end(&record(Kind::Outcome, "w1", Some(Outcome::Done))), "only once");
+    }
+}

@@ -1,0 +1,246 @@
+//! The log as a whole, on real files.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tempfile::TempDir;
+
+use super::*;
+use crate::clock::Clock;
+use crate::config;
+use crate::words::RequestId;
+
+/// Settings small enough for tests.
+pub(super) fn settings(dir: &TempDir) -> config::Audit {
+    config::Audit {
+        dir: dir.path().join("audit"),
+        retention: Duration::from_secs(400 * 24 * 3600),
+        segment_bytes: 1 << 20,
+        buffer_records: 10_000,
+        buffer_bytes: 16 << 20,
+        record_bytes: 8 << 10,
+    }
+}
+
+/// Opens, waiting until the run before has let go of the folder.
+pub(super) async fn open(settings: &config::Audit, clock: &Clock) -> (Arc<Log>, Recovered) {
+    open_on(settings, clock, Arc::new(MachineDisk)).await
+}
+
+pub(super) async fn open_on(settings: &config::Audit, clock: &Clock, disk: Arc<dyn Disk>) -> (Arc<Log>, Recovered) {
+    for _ in 0..500 {
+        match Log::open_on(settings, clock.clone(), disk.clone()) {
+            Err(OpenError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            other => return other.unwrap(),
+        }
+    }
+    panic!("the folder stays locked");
+}
+
+pub(super) fn id(text: &str) -> RequestId {
+    RequestId::parse(text.as_bytes()).unwrap()
+}
+
+pub(super) fn record(kind: Kind, request: &str) -> Record {
+    let time: Timestamp = "2026-07-01T12:00:00Z".parse().unwrap();
+    Record {
+        request: Some(id(request)),
+        caller: Some("billing".into()),
+        operation: Some("payments.create".into()),
+        organization: Some(11),
+        path: Some("/api/v2/organizations/11/payments".into()),
+        ..Record::new(kind, time)
+    }
+}
+
+pub(super) fn outcome(request: &str, outcome: Outcome) -> Record {
+    Record { outcome: Some(outcome), ..record(Kind::Outcome, request) }
+}
+
+/// Every line of every segment, each checked to be JSON.
+pub(super) fn lines(settings: &config::Audit) -> Vec<serde_json::Value> {
+    let segments = segment::list(&settings.dir).unwrap();
+    let texts = segments.iter().map(|first| std::fs::read_to_string(segment::path(&settings.dir, *first)).unwrap());
+    texts.flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>()).collect()
+}
+
+pub(super) fn assert_gapless(lines: &[serde_json::Value]) {
+    let seqs: Vec<_> = lines.iter().map(|line| line["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seqs, (1..=lines.len() as u64).collect::<Vec<_>>());
+}
+
+pub(super) fn count(lines: &[serde_json::Value], field: &str, value: &str) -> usize {
+    lines.iter().filter(|line| line[field] == value).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writers_get_numbers_without_gaps_and_in_the_files_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir);
+    let (log, recovered) = open(&settings, &Clock::system()).await;
+    assert_eq!(recovered, Recovered { clean: true, ..Recovered::default() });
+    let writers = (0..16).map(|writer| {
+        let log = log.clone();
+        async move {
+            for n in 0..50 {
+                let request = format!("w{writer}-{n}");
+                let intent = log.commit(record(Kind::Intent, &request)).await.unwrap();
+                log.reserve().unwrap().fill(record(Kind::Request, &format!("r{writer}-{n}")));
+                assert!(log.commit(outcome(&request, Outcome::Done)).await.unwrap() > intent);
+            }
+        }
+    });
+    futures_util::future::join_all(writers).await;
+    log.close().await;
+    assert_eq!(log.backlog(), 0);
+    let lines = lines(&settings);
+    assert_gapless(&lines);
+    let kinds = ["intent", "outcome", "request"].map(|kind| count(&lines, "kind", kind));
+    assert_eq!(kinds, [800, 800, 800]);
+    assert_eq!(lines.last().unwrap()["event"], "stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_buffer_turns_requests_away_and_room_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config::Audit { buffer_records: 4, ..settings(&dir) };
+    let (log, _) = open(&settings, &Clock::system()).await;
+    let rooms: Vec<_> = (0..4).map(|_| log.reserve().unwrap()).collect();
+    assert!(log.reserve().is_none());
+    assert_eq!(log.commit(record(Kind::Intent, "w1")).await, Err(CannotRecord::Full));
+    assert_eq!(log.counts().refused, 2);
+    drop(rooms);
+    log.commit(record(Kind::Intent, "w2")).await.unwrap();
+    assert_eq!(log.backlog(), 1, "room is kept for the outcome");
+    let rooms: Vec<_> = (0..3).map(|_| log.reserve().unwrap()).collect();
+    assert!(log.reserve().is_none());
+    log.commit(outcome("w2", Outcome::Done)).await.unwrap();
+    assert_eq!(log.backlog(), rooms.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lazy_records_reach_the_disk_without_anybody_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir);
+    let (log, _) = open(&settings, &Clock::system()).await;
+    log.reserve().unwrap().fill(record(Kind::Request, "r1"));
+    let mut synced = log.shared.synced.subscribe();
+    synced.wait_for(|synced| synced.seq >= 3).await.unwrap();
+    assert_eq!(count(&lines(&settings), "request", "r1"), 1);
+    log.reserve().unwrap().fill(record(Kind::Request, "r2"));
+    log.flush().await;
+    assert_eq!(count(&lines(&settings), "request", "r2"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_intent_whose_caller_gave_up_is_recorded_as_not_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir);
+    let (log, _) = open(&settings, &Clock::system()).await;
+    drop(log.commit(record(Kind::Intent, "w1")));
+    log.flush().await;
+    log.close().await;
+    let lines = lines(&settings);
+    assert_eq!(count(&lines, "kind", "intent"), 1);
+    assert_eq!(count(&lines, "outcome", "not-sent"), 1);
+    assert_eq!(log.backlog(), 0);
+    assert!(!log.doubts().is_open(&id("w1")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_writes_of_an_earlier_run_are_in_doubt_until_they_are_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir);
+    let clock = Clock::system();
+    let (log, _) = open(&settings, &clock).await;
+    let fingerprint = log.fingerprint(&[b"billing", b"pay"]);
+    for request in ["done", "doubt", "under-way"] {
+        let intent = Record { fingerprint: Some(fingerprint), ..record(Kind::Intent, request) };
+        log.commit(intent).await.unwrap();
+    }
+    log.commit(outcome("done", Outcome::Done)).await.unwrap();
+    log.commit(outcome("doubt", Outcome::InDoubt)).await.unwrap();
+    assert_eq!(log.doubts().held("billing", fingerprint), Some(id("doubt")));
+    drop(log);
+
+    let (log, recovered) = open(&settings, &clock).await;
+    assert!(!recovered.clean);
+    assert_eq!(recovered.doubts.len(), 2);
+    assert_eq!(recovered.new_doubts.iter().map(|doubt| doubt.request).collect::<Vec<_>>(), [id("under-way")]);
+    assert_eq!(log.fingerprint(&[b"billing", b"pay"]), fingerprint, "the key outlives the process");
+    assert!(log.doubts().held("billing", fingerprint).is_some());
+    log.commit(Record { outcome: Some(Outcome::Done), ..record(Kind::Settlement, "doubt") }).await.unwrap();
+    assert!(!log.doubts().contains(&id("doubt")));
+    log.close().await;
+    drop(log);
+
+    let (log, recovered) = open(&settings, &clock).await;
+    assert!(recovered.clean);
+    assert_eq!(recovered.new_doubts, [], "known already");
+    let doubts: Vec<_> = log.doubts().list().into_iter().map(|doubt| (doubt.request, doubt.fingerprint)).collect();
+    assert_eq!(doubts, [(id("under-way"), Some(fingerprint))]);
+    let lines = lines(&settings);
+    assert_gapless(&lines);
+    assert_eq!(count(&lines, "event", "recovered"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_are_sealed_and_each_begins_with_the_tree_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config::Audit { segment_bytes: 2000, ..settings(&dir) };
+    let (log, _) = open(&settings, &Clock::system()).await;
+    log.commit(record(Kind::Intent, "open")).await.unwrap();
+    for n in 0..40 {
+        log.commit(record(Kind::Event, &format!("e{n}"))).await.unwrap();
+    }
+    log.close().await;
+    let segments = segment::list(&settings.dir).unwrap();
+    assert!(segments.len() > 3, "{segments:?}");
+    let mut tree = Tree::default();
+    for first in segments {
+        let text = std::fs::read_to_string(segment::path(&settings.dir, first)).unwrap();
+        for (at, line) in text.lines().enumerate() {
+            if at == 0 {
+                let head = segment::Head::parse(line.as_bytes(), first).unwrap();
+                assert_eq!(head.tree, tree);
+                assert_eq!(head.open.list().len(), usize::from(first > 1), "the open write is named");
+            }
+            tree.push(leaf(line.as_bytes()));
+        }
+    }
+    assert_gapless(&lines(&settings));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_takes_old_segments_but_none_with_an_open_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    let settings = config::Audit { segment_bytes: 1000, retention: 30 * day, ..settings(&dir) };
+    let clock = Clock::movable();
+    let (log, _) = open(&settings, &clock).await;
+    let now = |kind, request: &str| Record { time: clock.wall(), ..record(kind, request) };
+    for n in 0..10 {
+        log.commit(now(Kind::Event, &format!("old{n}"))).await.unwrap();
+    }
+    log.commit(now(Kind::Intent, "open")).await.unwrap();
+    clock.advance(31 * day);
+    for n in 0..10 {
+        log.commit(now(Kind::Event, &format!("new{n}"))).await.unwrap();
+    }
+    log.flush().await;
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while count(&lines(&settings), "event", "retention") == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    let text = serde_json::to_string(&lines(&settings)).unwrap();
+    assert!(!text.contains("\"old0\"") && !text.contains("\"old3\""));
+    assert!(text.contains("\"open\"") && text.contains("\"new0\""));
+    drop(log);
+    let (_, recovered) = open(&settings, &clock).await;
+    assert_eq!(recovered.doubts.len(), 1);
+    assert_eq!(recovered.quarantined, Vec::<std::path::PathBuf>::new());
+}

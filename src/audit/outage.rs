@@ -1,0 +1,74 @@
+//! The time in which the log cannot be written: what is refused, what is tried, and what is said of it afterwards.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::buffer::Entry;
+use super::record::{Kind, Record};
+use super::writer::Writer;
+
+/// The disk fails.
+#[derive(Debug)]
+pub(super) struct Outage {
+    since: Instant,
+    cause: String,
+    refused_before: u64,
+    /// The disk is full, and what the reserve has freed is for outcomes of writes under way alone.
+    pub(super) tight: bool,
+}
+
+impl Writer {
+    /// Two tries failed: from here on writes are refused at once, and every second the disk is tried again.
+    pub(super) fn fail(&mut self, error: &io::Error) {
+        let (now, cause, tight) = (self.shared.clock.now(), error.to_string(), self.reserve.is_freed());
+        tracing::error!(%error, "the audit log cannot be written: writes are refused until it can");
+        self.shared.failed.store(true, Ordering::SeqCst);
+        let refused_before = self.shared.refused.load(Ordering::Relaxed);
+        self.outage = Some(Outage { since: now, cause, refused_before, tight });
+        self.refuse_waiting();
+        if tight {
+            self.write_owed();
+        }
+    }
+
+    /// Tries the disk with the record that tells of the outage; `true`: it is over.
+    pub(super) fn try_again(&mut self) -> bool {
+        self.refuse_waiting();
+        if self.reserve.is_freed() && !self.reserve.restore() {
+            self.write_owed();
+            return false;
+        }
+        let Some(outage) = &mut self.outage else { return true };
+        outage.tight = false;
+        let seconds = self.shared.clock.now().duration_since(outage.since).as_secs_f64();
+        let refused = self.shared.refused.load(Ordering::Relaxed) - outage.refused_before;
+        let detail = format!("not writable for {seconds:.1} s ({}); requests refused: {refused}", outage.cause);
+        let event = Record::event(self.shared.clock.wall(), "outage", detail.as_str());
+        self.pending.push_front(Entry::own(event));
+        match self.write_batch() {
+            Ok(()) => {
+                tracing::info!("the audit log can be written again: {detail}");
+                self.outage = None;
+                self.shared.failed.store(false, Ordering::SeqCst);
+                true
+            }
+            Err(_still_failing) => {
+                self.pending.pop_front();
+                false
+            }
+        }
+    }
+
+    /// Outcomes of writes under way go into the room that the reserve has freed, as long as there is some.
+    fn write_owed(&mut self) {
+        while self.pending.iter().any(|entry| entry.record.kind == Kind::Outcome) {
+            if self.write_batch().is_err() {
+                if let Some(outage) = &mut self.outage {
+                    outage.tight = false;
+                }
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! One record: what is known of a request at one moment. Building one copies and counts, it formats nothing.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::Method;
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+use super::doubts::Fingerprint;
+use crate::words::{KeyId, RequestId};
+
+/// A closed set of words: the enum, its words, and the way back.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+
+        impl $name {
+            /// All of them, in the order of the documentation.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The word in records and filters.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+
+            /// What this word means, if anything.
+            #[must_use]
+            pub fn parse(word: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|one| one.as_str() == word)
+            }
+        }
+    };
+}
+
+words! {
+    /// What a record is about.
+    Kind {
+        /// A request that changed nothing upstream: a read, or a refusal.
+        Request = "request",
+        /// A write is about to go upstream.
+        Intent = "intent",
+        /// How that write ended.
+        Outcome = "outcome",
+        /// An operator settled a write in doubt.
+        Settlement = "settlement",
+        /// Something about the gateway itself; `event` says what.
+        Event = "event",
+    }
+}
+
+words! {
+    /// Where an answer came from.
+    Answer {
+        /// From memory, fresh.
+        Hit = "hit",
+        /// From memory, past its lifetime.
+        Stale = "stale",
+        /// From upstream, and kept.
+        Miss = "miss",
+        /// From upstream, of a class that is not kept; every write.
+        Forwarded = "forwarded",
+        /// The first answer to the same idempotency key.
+        Replayed = "replayed",
+        /// The gateway's own.
+        Refused = "refused",
+    }
+}
+
+words! {
+    /// How a write ended.
+    Outcome {
+        /// The upstream did it.
+        Done = "done",
+        /// The upstream refused it.
+        Rejected = "rejected",
+        /// It never went upstream, or was provably not processed.
+        NotSent = "not-sent",
+        /// Nobody knows.
+        InDoubt = "in-doubt",
+    }
+}
+
+/// Who was at the other end of the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// An address.
+    Ip(IpAddr),
+    /// A Unix socket, in words (`unix`, `unix:uid=1000`).
+    Unix(Arc<str>),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Unix(words) => f.write_str(words),
+        }
+    }
+}
+
+/// One line of the log before it has its number. What does not apply is `None` and is left out of the line.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// When.
+    pub time: Timestamp,
+    /// What it is about.
+    pub kind: Kind,
+    /// The request's id. Intents, outcomes and settlements have one.
+    pub request: Option<RequestId>,
+    /// The caller's name.
+    pub caller: Option<Arc<str>>,
+    /// The key that it showed.
+    pub key: Option<KeyId>,
+    /// Where it called from.
+    pub peer: Option<Peer>,
+    /// The catalogue row's id.
+    pub operation: Option<Arc<str>>,
+    /// The organization in the path.
+    pub organization: Option<u64>,
+    /// The method.
+    pub method: Option<Method>,
+    /// The canonical path, without query.
+    pub path: Option<Arc<str>>,
+    /// A JSON object of the query parameters that the row allows to be recorded; see [`super::object`].
+    pub query: Option<Box<RawValue>>,
+    /// The same of a write's body fields.
+    pub fields: Option<Box<RawValue>>,
+    /// The status that the caller got.
+    pub status: Option<u16>,
+    /// Where the answer came from.
+    pub answer: Option<Answer>,
+    /// The refusal's code (`MG…`).
+    pub refusal: Option<&'static str>,
+    /// The request whose fetch filled the entry that answered.
+    pub filled_by: Option<RequestId>,
+    /// Requests sent upstream on behalf of this one.
+    pub attempts: Option<u32>,
+    /// The last of the upstream's statuses.
+    pub upstream_status: Option<u16>,
+    /// How the write ended.
+    pub outcome: Option<Outcome>,
+    /// Microseconds of waiting for quota.
+    pub quota_wait_us: Option<u64>,
+    /// Microseconds from the moment the request was read whole to the answer.
+    pub duration_us: Option<u64>,
+    /// Bytes of the answer's body.
+    pub bytes: Option<u64>,
+    /// W3C traceparent.
+    pub trace: Option<Box<str>>,
+    /// An event's name.
+    pub event: Option<&'static str>,
+    /// An event, or the note of a settlement, in words.
+    pub detail: Option<Box<str>>,
+    /// Of intents: what makes two writes equal.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+impl Record {
+    /// A record of this kind and time, nothing else known yet.
+    #[must_use]
+    pub const fn new(kind: Kind, time: Timestamp) -> Self {
+        Self {
+            time,
+            kind,
+            request: None,
+            caller: None,
+            key: None,
+            peer: None,
+            operation: None,
+            organization: None,
+            method: None,
+            path: None,
+            query: None,
+            fields: None,
+            status: None,
+            answer: None,
+            refusal: None,
+            filled_by: None,
+            attempts: None,
+            upstream_status: None,
+            outcome: None,
+            quota_wait_us: None,
+            duration_us: None,
+            bytes: None,
+            trace: None,
+            event: None,
+            detail: None,
+            fingerprint: None,
+        }
+    }
+
+    /// Something about the gateway itself: a reload, an outage.
+    #[must_use]
+    pub fn event(time: Timestamp, event: &'static str, detail: impl Into<Box<str>>) -> Self {
+        Self { event: Some(event), detail: Some(detail.into()), ..Self::new(Kind::Event, time) }
+    }
+
+    /// Bytes of the texts that this record holds on to and that a caller can make long.
+    pub(crate) fn text_bytes(&self) -> usize {
+        let raw = |value: &Option<Box<RawValue>>| value.as_ref().map_or(0, |value| value.get().len());
+        let text = |value: Option<&str>| value.map_or(0, str::len);
+        raw(&self.query)
+            + raw(&self.fields)
+            + text(self.path.as_deref())
+            + text(self.detail.as_deref())
+            + text(self.trace.as_deref())
+    }
+
+    /// What it weighs in the buffer.
+    pub(crate) fn weight(&self) -> usize {
+        size_of::<Self>() + self.text_bytes()
+    }
+}

@@ -1,0 +1,260 @@
+//! What an earlier run left, found at the start: where the log goes on, what is damaged, which writes nobody settled.
+//!
+//! The newest segment that begins well says everything about all earlier ones. It and what follows it is read whole. A torn
+//! tail of the last segment (bytes that end in no record, with no record after them) was acknowledged to nobody and is cut.
+//! Damage with records after it is left as it is and never written to again; the log goes on in a new segment after the
+//! last number that can be read, and each record that cannot counts in the tree as an empty line.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+
+use super::disk::{OpenError, while_doing};
+use super::doubts::Doubt;
+use super::open::OpenWrites;
+use super::seen::Seen;
+use super::segment::{self, Head, NoHead};
+use super::tree::{self, Tree};
+
+/// Records that may be missing in one spot; a number further on is damage itself.
+const MISSING_MAX: u64 = 10_000_000;
+
+/// The event that says that the log ended cleanly.
+pub(crate) const STOP: &str = "stop";
+
+/// What a start found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// The writes in doubt, the oldest first.
+    pub doubts: Vec<Doubt>,
+    /// Those of them that the run before left under way.
+    pub new_doubts: Vec<Doubt>,
+    /// Bytes of a torn tail that were cut off.
+    pub cut_bytes: u64,
+    /// Segments that are damaged in the middle, and kept as they are.
+    pub quarantined: Vec<PathBuf>,
+    /// Records that cannot be read in them.
+    pub missing: u64,
+    /// The run before ended cleanly (or there was none).
+    pub clean: bool,
+    /// Records that the log has had.
+    pub records: u64,
+}
+
+/// From where the writer goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Start {
+    /// The tree over all records.
+    pub(crate) tree: Tree,
+    /// The writes that are open.
+    pub(crate) open: OpenWrites,
+    /// The last segment and its head, if it can be gone on with.
+    pub(crate) resume: Option<(u64, Head)>,
+}
+
+/// Reads what is there, and cuts a torn tail.
+pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
+    let mut segments = segment::list(dir).map_err(while_doing("cannot read the audit folder", dir))?;
+    let mut scan = Scan { clean: true, ..Scan::default() };
+    drop_stillborn(dir, &mut segments, &mut scan)?;
+    let begin = newest_with_head(dir, &segments, &mut scan)?;
+    for (at, first) in segments.iter().enumerate().skip(begin) {
+        scan.read_segment(dir, *first, segments.get(at + 1).copied())?;
+    }
+    let clean = scan.clean && scan.cut_bytes == 0 && scan.quarantined.is_empty();
+    let new_doubts = scan.open.list().into_iter().filter(|write| !write.in_doubt).map(|write| write.doubt.clone());
+    let recovered = Recovered {
+        new_doubts: new_doubts.collect(),
+        doubts: scan.open.list().into_iter().map(|write| write.doubt.clone()).collect(),
+        cut_bytes: scan.cut_bytes,
+        quarantined: scan.quarantined,
+        missing: scan.missing,
+        clean,
+        records: scan.tree.size(),
+    };
+    let resume = segments.last().copied().zip(scan.head.filter(|_| clean));
+    Ok((Start { tree: scan.tree, open: scan.open, resume }, recovered))
+}
+
+/// Puts aside last segments in which there is no record at all: nothing in them was ever acknowledged.
+fn drop_stillborn(dir: &Path, segments: &mut Vec<u64>, scan: &mut Scan) -> Result<(), OpenError> {
+    while let Some(first) = segments.last().copied() {
+        let path = segment::path(dir, first);
+        let doing = while_doing("cannot read the segment", &path);
+        let (size, has_records) = probe(&path, first).map_err(doing)?;
+        if has_records {
+            return Ok(());
+        }
+        put_aside(&path, size).map_err(while_doing("cannot put aside the empty segment", &path))?;
+        scan.cut_bytes += size;
+        segments.pop();
+    }
+    Ok(())
+}
+
+/// Out of the log's way, but not out of the world: it may have been more than the beginning of a segment once.
+pub(crate) fn put_aside(path: &Path, size: u64) -> io::Result<()> {
+    if size == 0 { fs::remove_file(path) } else { fs::rename(path, path.with_extension("jsonl.torn")) }
+}
+
+fn probe(path: &Path, first: u64) -> io::Result<(u64, bool)> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut lines = Lines::new(file);
+    while let Some(line) = lines.next()? {
+        if line.complete && Seen::parse(lines.text()).is_some_and(|seen| plausible(seen.seq, first)) {
+            return Ok((size, true));
+        }
+    }
+    Ok((size, false))
+}
+
+fn plausible(seq: u64, expected: u64) -> bool {
+    seq.checked_sub(expected).is_some_and(|ahead| ahead <= MISSING_MAX)
+}
+
+/// The index of the newest segment that begins well; of the oldest one when none does.
+fn newest_with_head(dir: &Path, segments: &[u64], scan: &mut Scan) -> Result<usize, OpenError> {
+    for (at, first) in segments.iter().enumerate().rev() {
+        if let Some(head) = read_head(dir, *first)? {
+            (scan.tree, scan.open) = (head.tree.clone(), head.open.clone());
+            return Ok(at);
+        }
+    }
+    if let Some(oldest) = segments.first() {
+        scan.tree = Tree::of_unreadable(oldest.saturating_sub(1));
+    }
+    Ok(0)
+}
+
+/// What the segment's first record says; `None`: it is damaged.
+pub(crate) fn read_head(dir: &Path, first: u64) -> Result<Option<Head>, OpenError> {
+    let path = segment::path(dir, first);
+    let read = || -> io::Result<Vec<u8>> {
+        let mut lines = Lines::new(File::open(&path)?);
+        lines.next()?;
+        Ok(std::mem::take(&mut lines.text))
+    };
+    let line = read().map_err(while_doing("cannot read the segment", &path))?;
+    match Head::parse(&line, first) {
+        Ok(head) => Ok(Some(head)),
+        Err(NoHead::Damaged) => Ok(None),
+        Err(NoHead::Newer(format)) => Err(OpenError::Newer { path, format }),
+    }
+}
+
+/// What has been read so far.
+#[derive(Debug, Default)]
+struct Scan {
+    tree: Tree,
+    open: OpenWrites,
+    head: Option<Head>,
+    cut_bytes: u64,
+    quarantined: Vec<PathBuf>,
+    missing: u64,
+    clean: bool,
+}
+
+impl Scan {
+    /// Reads one segment up to `end`, where the next one begins.
+    fn read_segment(&mut self, dir: &Path, first: u64, end: Option<u64>) -> Result<(), OpenError> {
+        let path = segment::path(dir, first);
+        self.head = read_head(dir, first)?;
+        let damage = self.read_lines(&path, end).map_err(while_doing("cannot read the segment", &path))?;
+        let short = end.is_some_and(|end| self.tree.size() + 1 < end);
+        if damage.inside || short {
+            self.quarantined.push(path);
+        } else if let (Some(torn), None) = (damage.torn, end) {
+            self.cut_bytes += cut(&path, torn).map_err(while_doing("cannot cut the torn tail of", &path))?;
+        }
+        if let Some(end) = end.filter(|_| short) {
+            self.skip_to(end);
+        }
+        Ok(())
+    }
+
+    fn read_lines(&mut self, path: &Path, end: Option<u64>) -> io::Result<Damage> {
+        let mut lines = Lines::new(File::open(path)?);
+        let mut damage = Damage::default();
+        while let Some(line) = lines.next()? {
+            let expected = self.tree.size() + 1;
+            if end.is_some_and(|end| expected >= end) {
+                break;
+            }
+            let seen = Seen::parse(lines.text()).filter(|seen| line.complete && plausible(seen.seq, expected));
+            let Some(seen) = seen.filter(|seen| end.is_none_or(|end| seen.seq < end)) else {
+                damage.torn.get_or_insert(line.offset);
+                continue;
+            };
+            damage.inside |= damage.torn.take().is_some() || seen.seq != expected;
+            self.skip_to(seen.seq);
+            self.tree.push(tree::leaf(lines.text()));
+            self.open.apply_seen(&seen);
+            self.clean = seen.event.as_deref() == Some(STOP);
+        }
+        Ok(damage)
+    }
+
+    /// The records before this one cannot be read.
+    fn skip_to(&mut self, seq: u64) {
+        while self.tree.size() + 1 < seq {
+            self.tree.push(tree::leaf(b""));
+            self.missing += 1;
+        }
+    }
+}
+
+/// What is wrong with a segment.
+#[derive(Debug, Default)]
+struct Damage {
+    /// From here on there is no record.
+    torn: Option<u64>,
+    /// Before a record there is something that is none, or a record is missing.
+    inside: bool,
+}
+
+/// Cuts the file to this length; how many bytes that were.
+fn cut(path: &Path, length: u64) -> io::Result<u64> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    let before = file.metadata()?.len();
+    file.set_len(length)?;
+    file.sync_all()?;
+    Ok(before.saturating_sub(length))
+}
+
+/// A file's lines with their places.
+struct Lines {
+    reader: BufReader<File>,
+    offset: u64,
+    text: Vec<u8>,
+}
+
+/// Where a line is, and whether it ends in a newline.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    offset: u64,
+    complete: bool,
+}
+
+impl Lines {
+    fn new(file: File) -> Self {
+        Self { reader: BufReader::with_capacity(64 << 10, file), offset: 0, text: Vec::new() }
+    }
+
+    fn next(&mut self) -> io::Result<Option<Place>> {
+        self.text.clear();
+        let length = self.reader.read_until(b'\n', &mut self.text)?;
+        if length == 0 {
+            return Ok(None);
+        }
+        let complete = self.text.pop_if(|last| *last == b'\n').is_some();
+        let place = Place { offset: self.offset, complete };
+        self.offset += u64::try_from(length).unwrap_or(0);
+        Ok(Some(place))
+    }
+
+    /// The line, without its newline.
+    fn text(&self) -> &[u8] {
+        &self.text
+    }
+}

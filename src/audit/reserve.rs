@@ -1,0 +1,67 @@
+//! A file that only occupies space: when the disk is full it is freed, so that writes under way get their outcomes recorded.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+/// The most that it occupies.
+const RESERVE_BYTES_MAX: u64 = 64 << 20;
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    /// Not there, and the disk does not give it.
+    Missing,
+    /// There.
+    Held,
+    /// Freed when the disk was full.
+    Freed,
+}
+
+#[derive(Debug)]
+pub(super) struct Reserve {
+    path: PathBuf,
+    bytes: u64,
+    state: State,
+}
+
+impl Reserve {
+    pub(super) fn new(dir: &Path, segment_bytes: u64) -> Self {
+        Self { path: dir.join("reserve"), bytes: segment_bytes.min(RESERVE_BYTES_MAX), state: State::Missing }
+    }
+
+    /// Occupies the space, if there is so much; `true`: it does.
+    pub(super) fn restore(&mut self) -> bool {
+        if self.state != State::Held {
+            match self.occupy() {
+                Ok(()) => self.state = State::Held,
+                Err(error) => {
+                    tracing::debug!(%error, "there is no space for the audit log's reserve");
+                    let _it_may_not_be_there = fs::remove_file(&self.path);
+                }
+            }
+        }
+        self.state == State::Held
+    }
+
+    fn occupy(&self) -> io::Result<()> {
+        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
+        Ok(fallocate(&file, FallocateFlags::empty(), 0, self.bytes)?)
+    }
+
+    /// Frees the space if this error says that the disk is full; `true`: it did.
+    pub(super) fn free_for(&mut self, error: &io::Error) -> bool {
+        let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let freed = full && self.state == State::Held && fs::remove_file(&self.path).is_ok();
+        if freed {
+            self.state = State::Freed;
+        }
+        freed
+    }
+
+    pub(super) fn is_freed(&self) -> bool {
+        self.state == State::Freed
+    }
+}

@@ -1,0 +1,159 @@
+//! The log's files: `NNNNNNNNNNNNNNNNNNNN.jsonl`, named by the first sequence number in them, one record a line.
+//!
+//! The first record of each is the event `segment`: the tree over all earlier records and the writes that are open. So
+//! a segment can be read, proven and gone on from when all earlier ones have been deleted.
+//!
+//! A later segment's name decides: a record whose number is not below it is void where it stands in an earlier segment.
+//! That happens when the disk failed under a batch: its records were acknowledged to nobody and are written again, with
+//! these numbers, in a segment of their own, even if the broken file could not be cut back.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::line;
+use super::open::{OpenWrites, StoredOpen};
+use super::tree::Tree;
+use crate::hash;
+
+/// The version of the format that this makegate writes and the newest that it reads.
+pub(crate) const FORMAT: u32 = 1;
+
+const DIGITS: usize = 20;
+const SUFFIX: &str = ".jsonl";
+
+/// Where the segment that begins with this sequence number is.
+pub(crate) fn path(dir: &Path, first: u64) -> PathBuf {
+    dir.join(format!("{first:020}{SUFFIX}"))
+}
+
+/// The first sequence numbers of all segments in the folder, ascending.
+pub(crate) fn list(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
+        let digits = digits.filter(|digits| digits.len() == DIGITS && digits.bytes().all(|b| b.is_ascii_digit()));
+        all.extend(digits.and_then(|digits| digits.parse::<u64>().ok()));
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// The segment that follows this one.
+pub(crate) fn after(dir: &Path, segment: u64) -> io::Result<Option<u64>> {
+    Ok(list(dir)?.into_iter().find(|first| *first > segment))
+}
+
+/// What a segment's first record says.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    /// The tree over all records before this segment.
+    pub(crate) tree: Tree,
+    /// The writes that are open before this segment.
+    pub(crate) open: OpenWrites,
+    /// When the segment was begun.
+    pub(crate) time: Timestamp,
+}
+
+/// Why a line is no [`Head`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NoHead {
+    /// It is damaged, or another record.
+    Damaged,
+    /// A newer makegate wrote it, in this format.
+    Newer(u32),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    seq: u64,
+    time: String,
+    kind: String,
+    event: String,
+    format: u32,
+    tree_size: u64,
+    frontier: Vec<String>,
+    open: Vec<StoredOpen>,
+}
+
+/// The part that no format will change.
+#[derive(Deserialize)]
+struct Version {
+    event: String,
+    format: u32,
+}
+
+impl Head {
+    /// Its line, without the newline. Its sequence number is the tree's size plus one.
+    pub(crate) fn render(&self) -> Vec<u8> {
+        let stored = Stored {
+            seq: self.tree.size() + 1,
+            time: format!("{:.6}", self.time),
+            kind: "event".to_owned(),
+            event: "segment".to_owned(),
+            format: FORMAT,
+            tree_size: self.tree.size(),
+            frontier: self.tree.frontier().iter().map(|subtree| hash::hex(subtree)).collect(),
+            open: self.open.to_stored(),
+        };
+        let mut line = Vec::new();
+        line::write_value(&serde_json::to_value(&stored).unwrap_or_default(), &mut line);
+        line
+    }
+
+    /// Reads the first line of the segment that begins with `first`.
+    pub(crate) fn parse(line: &[u8], first: u64) -> Result<Self, NoHead> {
+        let version: Version = serde_json::from_slice(line).map_err(|_| NoHead::Damaged)?;
+        if version.event == "segment" && version.format > FORMAT {
+            return Err(NoHead::Newer(version.format));
+        }
+        let stored: Stored = serde_json::from_slice(line).map_err(|_| NoHead::Damaged)?;
+        Self::checked(stored, first).ok_or(NoHead::Damaged)
+    }
+
+    fn checked(stored: Stored, first: u64) -> Option<Self> {
+        let frontier = stored.frontier.iter().map(|hex| hash::unhex32(hex)).collect::<Option<Vec<_>>>()?;
+        let tree = Tree::from_parts(stored.tree_size, frontier)?;
+        let fits = stored.event == "segment" && stored.seq == first && tree.size().checked_add(1) == Some(first);
+        let time = stored.time.parse().ok().filter(|_| fits)?;
+        Some(Self { tree, open: OpenWrites::from_stored(stored.open)?, time })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::record::{Kind, Record};
+    use crate::audit::tree::leaf;
+    use crate::words::RequestId;
+
+    #[test]
+    fn head_reads_back_what_it_wrote() {
+        let mut tree = Tree::default();
+        (0..5_u8).for_each(|n| tree.push(leaf(&[n])));
+        let mut open = OpenWrites::default();
+        let time: Timestamp = "2026-07-01T12:00:00.000001Z".parse().unwrap();
+        let request = RequestId::parse(b"w-1");
+        open.apply(3, &Record { request, organization: Some(11), ..Record::new(Kind::Intent, time) });
+        let line = Head { tree: tree.clone(), open: open.clone(), time }.render();
+        let head = Head::parse(&line, 6).unwrap();
+        assert_eq!((head.tree, head.open, head.time), (tree, open, time));
+        assert_eq!(Head::parse(&line, 7).unwrap_err(), NoHead::Damaged);
+        let newer = String::from_utf8(line).unwrap().replace("\"format\":1", "\"format\":2");
+        assert_eq!(Head::parse(newer.as_bytes(), 6).unwrap_err(), NoHead::Newer(2));
+    }
+
+    #[test]
+    fn only_whole_names_are_segments() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["00000000000000000012.jsonl", "00000000000000000001.jsonl", "1.jsonl", "index.sqlite", "lock"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(list(dir.path()).unwrap(), [1, 12]);
+        assert_eq!(path(dir.path(), 12).file_name().unwrap(), "00000000000000000012.jsonl");
+    }
+}

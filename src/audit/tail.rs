@@ -1,0 +1,89 @@
+//! The log's lines, oldest first, read from the files as they grow.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use super::segment;
+
+/// Where a line is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The first sequence number of its segment.
+    pub(crate) segment: u64,
+    /// Where in it the line begins.
+    pub(crate) offset: u64,
+    /// Its bytes, without the newline.
+    pub(crate) length: u64,
+}
+
+/// Reads on from some place.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    dir: PathBuf,
+    segment: u64,
+    offset: u64,
+    reader: Option<BufReader<File>>,
+    /// A newer segment is there, so that this one has been read once more since it could last grow.
+    last_look: bool,
+}
+
+impl Tail {
+    /// From this offset of this segment; segment 0 is before all.
+    pub(crate) fn at(dir: &Path, segment: u64, offset: u64) -> Self {
+        Self { dir: dir.to_owned(), segment, offset, reader: None, last_look: false }
+    }
+
+    /// Where it reads on.
+    pub(crate) const fn position(&self) -> (u64, u64) {
+        (self.segment, self.offset)
+    }
+
+    /// The next whole line, without its newline, and its place. `None`: there is none yet.
+    /// `end`: the segment and length up to which the log is durable; without it, all that is there is read.
+    pub(crate) fn next(&mut self, line: &mut Vec<u8>, end: Option<(u64, u64)>) -> io::Result<Option<Place>> {
+        loop {
+            if end.is_some_and(|end| self.position() >= end) {
+                return Ok(None);
+            }
+            if let Some(place) = self.read(line)? {
+                return Ok(Some(place));
+            }
+            let Some(next) = segment::after(&self.dir, self.segment)? else { return Ok(None) };
+            if self.last_look || self.reader.is_none() {
+                *self = Self::at(&self.dir, next, 0);
+            } else {
+                self.last_look = true;
+            }
+        }
+    }
+
+    fn read(&mut self, line: &mut Vec<u8>) -> io::Result<Option<Place>> {
+        line.clear();
+        if self.reader.is_none() {
+            self.reader = self.open()?;
+        }
+        let Some(reader) = &mut self.reader else { return Ok(None) };
+        let read = reader.read_until(b'\n', line)?;
+        if line.pop_if(|last| *last == b'\n').is_none() {
+            reader.seek(SeekFrom::Start(self.offset))?;
+            return Ok(None);
+        }
+        let length = u64::try_from(line.len()).unwrap_or(0);
+        let place = Place { segment: self.segment, offset: self.offset, length };
+        self.offset += u64::try_from(read).unwrap_or(0);
+        Ok(Some(place))
+    }
+
+    /// `None`: there is no such segment (any more).
+    fn open(&self) -> io::Result<Option<BufReader<File>>> {
+        match File::open(segment::path(&self.dir, self.segment)) {
+            Ok(mut file) => {
+                file.seek(SeekFrom::Start(self.offset))?;
+                Ok(Some(BufReader::with_capacity(64 << 10, file)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

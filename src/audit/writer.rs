@@ -1,0 +1,416 @@
+//! The one thread that writes the log. A batch is what arrived during the last fdatasync; only writes wait for it.
+//!
+//! A batch that fails is acknowledged to nobody: the segment that it was for is cut back to what was acknowledged and
+//! never synced again, and the batch is rendered again, with the same numbers, into a new segment.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::buffer::{Entry, Stage};
+use super::disk::{self, Disk};
+use super::line;
+use super::log::{CannotRecord, Shared, outcome_charge};
+use super::open::{OpenWrites, RECOVERED};
+use super::outage::Outage;
+use super::record::{Answer, Kind, Outcome, Record};
+use super::recover::{self, Recovered, STOP, Start};
+use super::reserve::Reserve;
+use super::retention::Retention;
+use super::segment::{self, Head};
+use super::tree::{self, Tree};
+use crate::config;
+
+/// How long a record that nobody waits for may lie in the buffer.
+const LAZY: Duration = Duration::from_millis(250);
+/// How often a failed disk is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often the active segment's name is compared with the file that is open.
+const LOOK: Duration = Duration::from_secs(1);
+/// Records in one batch.
+const BATCH_MAX: usize = 4096;
+
+/// The segment that is written to.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) first: u64,
+    path: PathBuf,
+    file: File,
+    identity: (u64, u64),
+    /// What was acknowledged of it, in bytes.
+    length: u64,
+    begun: Timestamp,
+}
+
+/// What a batch became: all that changes when it is on disk.
+struct Stored {
+    tree: Tree,
+    first: u64,
+    length: u64,
+}
+
+/// The writer thread's own.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    disk: Arc<dyn Disk>,
+    segment_bytes: u64,
+    tree: Tree,
+    pub(super) open: OpenWrites,
+    pub(super) active: Option<Active>,
+    pub(super) pending: VecDeque<Entry>,
+    rendered: Vec<u8>,
+    pub(super) outage: Option<Outage>,
+    pub(super) reserve: Reserve,
+    retention: Retention,
+    looked: Instant,
+    /// Records that came through the buffer, and one for those of the start.
+    taken: u64,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        disk: Arc<dyn Disk>,
+        settings: &config::Audit,
+        start: Start,
+        recovered: &Recovered,
+    ) -> Self {
+        let now = shared.clock.now();
+        let mut writer = Self {
+            disk,
+            segment_bytes: settings.segment_bytes,
+            tree: start.tree,
+            open: start.open,
+            active: None,
+            pending: start_events(&shared, recovered).into_iter().map(Entry::own).collect(),
+            rendered: Vec::new(),
+            outage: None,
+            reserve: Reserve::new(&shared.dir, settings.segment_bytes),
+            retention: Retention::new(settings.retention),
+            looked: now,
+            taken: 1,
+            shared,
+        };
+        writer.resume(start.resume);
+        writer
+    }
+
+    /// Goes on with the last segment after a clean stop. If it cannot be opened, a new one is as good.
+    fn resume(&mut self, resume: Option<(u64, Head)>) {
+        let Some((first, head)) = resume else { return };
+        let path = segment::path(&self.shared.dir, first);
+        let opened =
+            File::options().append(true).open(&path).and_then(|file| file.metadata().map(|about| (file, about)));
+        if let Ok((file, about)) = opened {
+            let identity = disk::identity(&about);
+            self.active = Some(Active { first, path, file, identity, length: about.len(), begun: head.time });
+        }
+    }
+
+    /// Writes until the end that [`Stage`] tells.
+    pub(super) fn run(mut self) {
+        self.reserve.restore();
+        self.round();
+        self.tell_flushed();
+        let mut taken = Vec::new();
+        loop {
+            let patient = self.outage.as_ref().is_some_and(|outage| !outage.tight);
+            let longest = if self.outage.is_some() { RETRY } else { LAZY };
+            let stage = self.shared.buffer.swap(&mut taken, longest, patient);
+            self.taken += u64::try_from(taken.len()).unwrap_or(0);
+            self.pending.extend(taken.drain(..));
+            self.sweep();
+            self.round();
+            self.tell_flushed();
+            match stage {
+                Stage::Running => {}
+                Stage::Closing | Stage::Abandoned | Stage::Ended => break,
+            }
+        }
+        self.end(taken);
+    }
+
+    /// The last round: nothing is taken any more, and who still waits is told.
+    fn end(mut self, mut last: Vec<Entry>) {
+        let closing = self.shared.buffer.stage() == Stage::Closing;
+        self.shared.buffer.seal(&mut last);
+        self.pending.extend(last);
+        if closing {
+            let stop = Record::event(self.shared.clock.wall(), STOP, "the gateway stops; everything is recorded");
+            self.pending.push_back(Entry::own(stop));
+        }
+        self.round();
+        if !self.pending.is_empty() {
+            tracing::error!(records = self.pending.len(), "records are lost: the audit log's disk fails at the end");
+        }
+        self.pending.iter().for_each(|entry| self.shared.give_back(entry));
+        self.shared.ended.send_modify(|threads| *threads += 1);
+    }
+
+    /// Writes what is pending, if the disk lets it.
+    fn round(&mut self) {
+        if self.outage.is_some() && !self.try_again() {
+            return;
+        }
+        while !self.pending.is_empty() {
+            if let Err(first) = self.write_batch() {
+                // One bad file is no bad disk: once more, in a new segment.
+                let again = if self.reserve.free_for(&first) { Err(first) } else { self.write_batch() };
+                if let Err(error) = again {
+                    return self.fail(&error);
+                }
+            }
+        }
+    }
+
+    /// Everything that came through the buffer is on disk, or refused.
+    fn tell_flushed(&self) {
+        if self.pending.is_empty() {
+            self.shared.synced.send_modify(|synced| synced.dealt_with = self.taken);
+        }
+    }
+
+    /// Writes one batch of what is pending; after an error it is pending again.
+    pub(super) fn write_batch(&mut self) -> io::Result<()> {
+        self.look_after_active();
+        self.seal_if_full();
+        let batch = self.choose();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        match self.store(&batch) {
+            Ok(stored) => {
+                self.acknowledge(batch, stored);
+                Ok(())
+            }
+            Err(error) => {
+                self.shared.failures.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, "the audit log could not be written");
+                batch.into_iter().rev().for_each(|entry| self.pending.push_front(entry));
+                self.abandon_active();
+                Err(error)
+            }
+        }
+    }
+
+    /// The next batch. While only freed reserve is left, that is outcomes alone.
+    fn choose(&mut self) -> Vec<Entry> {
+        let tight = self.outage.as_ref().is_some_and(|outage| outage.tight);
+        if !tight {
+            let count = self.pending.len().min(BATCH_MAX);
+            return self.pending.drain(..count).collect();
+        }
+        let all = std::mem::take(&mut self.pending);
+        let (owed, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|entry| entry.record.kind == Kind::Outcome);
+        self.pending = others.into();
+        owed
+    }
+
+    /// Renders the batch, writes it and makes it durable.
+    fn store(&mut self, batch: &[Entry]) -> io::Result<Stored> {
+        let mut tree = self.tree.clone();
+        self.rendered.clear();
+        if self.active.is_none() {
+            self.render_head(&mut tree);
+        }
+        let first = tree.size() + 1;
+        for entry in batch {
+            let start = self.rendered.len();
+            line::render(&entry.record, tree.size() + 1, self.shared.record_bytes, &mut self.rendered);
+            tree.push(tree::leaf(self.rendered.get(start..).unwrap_or_default()));
+            self.rendered.push(b'\n');
+        }
+        let is_new = self.active.is_none();
+        let active = match &mut self.active {
+            Some(active) => active,
+            none => none.insert(begin_segment(&self.shared, &*self.disk, self.tree.size() + 1)?),
+        };
+        self.disk.write(&active.file, &self.rendered)?;
+        self.disk.sync(&active.file)?;
+        if is_new {
+            disk::sync_folder(&self.shared.dir)?;
+        }
+        let length = u64::try_from(self.rendered.len()).unwrap_or(u64::MAX);
+        Ok(Stored { tree, first, length })
+    }
+
+    fn render_head(&mut self, tree: &mut Tree) {
+        let head = Head { tree: tree.clone(), open: self.open.clone(), time: self.shared.clock.wall() };
+        self.rendered.extend_from_slice(&head.render());
+        tree.push(tree::leaf(&self.rendered));
+        self.rendered.push(b'\n');
+    }
+
+    /// The batch is on disk: everybody may know.
+    fn acknowledge(&mut self, batch: Vec<Entry>, stored: Stored) {
+        let records = stored.tree.size() - self.tree.size();
+        self.shared.records.fetch_add(records, Ordering::Relaxed);
+        self.shared.bytes.fetch_add(stored.length, Ordering::Relaxed);
+        self.shared.syncs.fetch_add(1, Ordering::Relaxed);
+        self.tree = stored.tree;
+        if let Some(active) = &mut self.active {
+            active.length += stored.length;
+        }
+        for (entry, seq) in batch.into_iter().zip(stored.first..) {
+            self.open.apply(seq, &entry.record);
+            self.answer(entry, seq);
+        }
+        self.shared.stuck.store(false, Ordering::SeqCst);
+        self.publish();
+    }
+
+    /// Tells who waits for this record. An intent that nobody waits for any more was never sent: that is its outcome.
+    fn answer(&mut self, entry: Entry, seq: u64) {
+        self.shared.buffer.release(entry.charge);
+        if entry.record.kind == Kind::Settlement
+            && let Some(request) = &entry.record.request
+        {
+            self.shared.doubts.remove(request);
+        }
+        let heard = entry.ack.is_some_and(|ack| ack.send(Ok(seq)).is_ok());
+        if entry.record.kind == Kind::Intent && !heard {
+            self.shared.doubts.end(&entry.record);
+            let charge = outcome_charge(self.shared.record_bytes);
+            let record = not_sent(entry.record, self.shared.clock.wall());
+            self.pending.push_back(Entry { record, charge, ack: None });
+        }
+    }
+
+    /// Lets the index and followers see what is durable.
+    fn publish(&self) {
+        let Some(active) = &self.active else { return };
+        self.shared.synced.send_modify(|synced| {
+            synced.segment = active.first;
+            synced.length = active.length;
+            synced.seq = self.tree.size();
+        });
+        if self.shared.lines.receiver_count() > 0 {
+            for line in self.rendered.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+                let _nobody_follows = self.shared.lines.send(String::from_utf8_lossy(line).into());
+            }
+        }
+    }
+
+    /// Refuses whoever waits and can be refused; outcomes and lazy records stay.
+    pub(super) fn refuse_waiting(&mut self) {
+        let mut kept = VecDeque::new();
+        for mut entry in std::mem::take(&mut self.pending) {
+            let refused = entry.record.kind != Kind::Outcome
+                && entry.ack.take().is_some_and(|ack| ack.send(Err(CannotRecord::Failed)).is_ok());
+            if refused {
+                self.shared.give_back(&entry);
+            } else {
+                kept.push_back(entry);
+            }
+        }
+        self.pending = kept;
+        self.shared.stuck.store(false, Ordering::SeqCst);
+    }
+
+    /// Is the file that is open still the one with its name? Somebody may have deleted or replaced it.
+    fn look_after_active(&mut self) {
+        let now = self.shared.clock.now();
+        let Some(active) = self.active.as_ref().filter(|_| now.duration_since(self.looked) >= LOOK) else { return };
+        self.looked = now;
+        if fs::metadata(&active.path).is_ok_and(|about| disk::identity(&about) == active.identity) {
+            return;
+        }
+        let (first, last) = (active.first, self.tree.size());
+        let detail =
+            format!("the segment with the records {first} to {last} was deleted or replaced while it was written to");
+        tracing::error!(first, last, "{detail}");
+        self.active = None;
+        self.pending.push_front(Entry::own(Record::event(self.shared.clock.wall(), "segment-lost", detail)));
+    }
+
+    /// Seals the active segment when it is large, or so old that retention could not take its records in time.
+    fn seal_if_full(&mut self) {
+        let now = self.shared.clock.wall();
+        let full = |active: &Active| active.length >= self.segment_bytes || self.retention.is_aged(active.begun, now);
+        self.active = self.active.take_if(|active| !full(active));
+    }
+
+    /// The active segment is not to be synced again: it is cut back to what was acknowledged, as far as that goes.
+    fn abandon_active(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        let put_right =
+            if active.length == 0 { fs::remove_file(&active.path) } else { active.file.set_len(active.length) };
+        if let Err(error) = put_right {
+            tracing::warn!(%error, segment = %active.path.display(), "a segment could not be cut back; its tail is void");
+        }
+    }
+
+    /// Takes old segments away, and space for the reserve if there was none.
+    fn sweep(&mut self) {
+        let active = self.active.as_ref().map(|active| active.first);
+        if self.outage.is_none() && self.retention.is_due(active, self.shared.clock.now()) {
+            self.reserve.restore();
+            let event = self.retention.sweep(&self.shared.dir, &self.open, self.shared.clock.wall());
+            self.pending.extend(event.map(Entry::own));
+        }
+    }
+}
+
+fn begin_segment(shared: &Shared, disk: &dyn Disk, first: u64) -> io::Result<Active> {
+    let path = segment::path(&shared.dir, first);
+    let file = match disk.create(&path) {
+        // What has this name was acknowledged to nobody, or its number would not be the next.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            recover::put_aside(&path, fs::metadata(&path)?.len())?;
+            disk.create(&path)?
+        }
+        created => created?,
+    };
+    let identity = disk::identity(&file.metadata()?);
+    Ok(Active { first, path, file, identity, length: 0, begun: shared.clock.wall() })
+}
+
+/// What the log says of its own start.
+fn start_events(shared: &Shared, recovered: &Recovered) -> Vec<Record> {
+    let now = shared.clock.wall();
+    let manner = if recovered.clean { "after a clean stop" } else { "after a stop that was not clean" };
+    let detail = format!("makegate {} starts {manner}", env!("CARGO_PKG_VERSION"));
+    let mut events = vec![Record::event(now, "start", detail)];
+    if recovered.cut_bytes > 0 {
+        let detail = format!("{} bytes at the end were no whole record and were cut off", recovered.cut_bytes);
+        events.push(Record::event(now, "cut", detail));
+    }
+    for path in &recovered.quarantined {
+        let name = path.file_name().unwrap_or_default().display();
+        let detail =
+            format!("{name} is damaged and stays as it is; records that cannot be read: {}", recovered.missing);
+        events.push(Record::event(now, "quarantined", detail));
+    }
+    events.extend(recovered.new_doubts.iter().map(|doubt| Record {
+        request: Some(doubt.request),
+        caller: Some(doubt.caller.clone()),
+        operation: Some(doubt.operation.clone()),
+        organization: doubt.organization,
+        path: Some(doubt.path.clone()),
+        ..Record::event(now, RECOVERED, "the gateway ended before this write had an outcome: it is in doubt")
+    }));
+    events
+}
+
+/// The outcome of an intent that came too late to be acted on.
+fn not_sent(intent: Record, now: Timestamp) -> Record {
+    Record {
+        time: now,
+        kind: Kind::Outcome,
+        outcome: Some(Outcome::NotSent),
+        answer: Some(Answer::Refused),
+        status: Some(503),
+        detail: Some("the intent was not on disk in time, so nothing was sent".into()),
+        query: None,
+        fields: None,
+        fingerprint: None,
+        ..intent
+    }
+}

@@ -1,0 +1,349 @@
+//! Fences: what stops a read that began before a write was settled from filling the cache after it.
+//!
+//! One counter orders everything. A fetch's [`Birth`] is the counter before its request leaves; settling a write raises
+//! the fences of its tags to a new value of the counter before its answer is sent. What was born below one of its
+//! fences may carry a body from before the write and is not used: at every lookup and at every join. Storing never
+//! has to win a race, there is no index from tags to entries, and a check is a few atomic loads.
+//!
+//! Ordering: births load the counter before their request leaves, raises go through read-modify-writes (globally
+//! visible when they return) before the answer leaves, checks load after the reader's request came in. All are `SeqCst`,
+//! so they agree on one order with the sockets between them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::lock;
+
+/// The most tags that are known at once. Past it all tagged entries are given up, never a fence.
+const TAGS_MAX: usize = 100_000;
+/// Fewer tags than this are never swept.
+const SWEEP_MIN: usize = 1_024;
+/// The most open windows that one fence tells apart; past it windows that end closely together become one.
+const ENDS_MAX: usize = 64;
+/// The generation of a fence that the map has given up: nothing behind it is ever usable again.
+const ORPHANED: u64 = u64::MAX;
+
+/// Why fences are raised, and so how long what is born afterwards may live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// An operator's purge, a new token: what is born afterwards is good.
+    Purge,
+    /// A write took effect: the upstream may lag behind it for `settle`.
+    Settled {
+        /// `[cache] settle`.
+        settle: Duration,
+    },
+    /// A write may still take effect during `doubt`, and the upstream lag behind that.
+    InDoubt {
+        /// `[cache] settle`.
+        settle: Duration,
+        /// `[cache] doubt`, or what is left of it.
+        doubt: Duration,
+    },
+}
+
+impl After {
+    /// The instants at which what was born since the raise must go.
+    fn ends(self, now: Instant) -> Vec<Instant> {
+        let lengths = match self {
+            Self::Purge => vec![],
+            Self::Settled { settle } => vec![settle],
+            Self::InDoubt { settle, doubt } => vec![settle, doubt, doubt.saturating_add(settle)],
+        };
+        lengths.into_iter().filter_map(|length| now.checked_add(length)).collect()
+    }
+}
+
+/// One tag's fence.
+#[derive(Debug)]
+pub(super) struct Fence {
+    tag: Arc<str>,
+    /// The counter at its last raise; 0: never raised.
+    generation: AtomicU64,
+    /// Ends of the windows that may still be open, ascending.
+    ends: Mutex<Vec<Instant>>,
+}
+
+impl Fence {
+    fn new(tag: &str) -> Arc<Self> {
+        Arc::new(Self { tag: tag.into(), generation: AtomicU64::new(0), ends: Mutex::default() })
+    }
+
+    fn open_windows(&self, more: &[Instant], now: Instant) {
+        let mut ends = lock(&self.ends);
+        ends.extend(more);
+        ends.retain(|end| *end > now);
+        ends.sort_unstable();
+        ends.dedup();
+        while ends.len() > ENDS_MAX {
+            // An end between two close ones goes: the later stands for it, so a window may grow by a gap; none is lost.
+            let gaps = ends.iter().zip(ends.iter().skip(2)).map(|(before, after)| *after - *before);
+            let Some((before, _)) = gaps.enumerate().min_by_key(|(_, gap)| *gap) else { break };
+            ends.remove(before + 1);
+        }
+    }
+
+    /// The end of the window that closes first of those open at `at`: every window must be honoured, so the first does.
+    fn first_end_after(&self, at: Instant) -> Option<Instant> {
+        lock(&self.ends).iter().copied().find(|end| *end > at)
+    }
+}
+
+/// The fences that an entry or a flight stands behind: that of everything, then those of its tags.
+#[derive(Clone, Debug)]
+pub struct Behind(Arc<[Arc<Fence>]>);
+
+impl Behind {
+    /// The tags, without that of everything.
+    pub(super) fn tags(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.iter().skip(1).map(|fence| &fence.tag)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// When a fetch's request left, on both clocks, and what can make its body unusable.
+#[derive(Clone, Debug)]
+pub struct Birth {
+    generation: u64,
+    at: Instant,
+    until: Option<Instant>,
+    behind: Behind,
+}
+
+impl Birth {
+    /// When the request left (not later).
+    #[must_use]
+    pub fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// The end of the window that it was born in: from then on it is unusable.
+    #[must_use]
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// May a reader who arrives now be given this body? (promise 3)
+    #[must_use]
+    pub fn usable(&self, now: Instant) -> bool {
+        self.until.is_none_or(|end| now < end) && self.unfenced()
+    }
+
+    fn unfenced(&self) -> bool {
+        self.behind.0.iter().all(|fence| self.generation >= fence.generation.load(SeqCst))
+    }
+
+    pub(super) fn behind(&self) -> &Behind {
+        &self.behind
+    }
+}
+
+/// The counter, and the fences by tag.
+#[derive(Debug)]
+pub(super) struct Fences {
+    counter: AtomicU64,
+    /// Every entry and flight stands behind it.
+    everything: Arc<Fence>,
+    /// Held for the whole of a raise, so that no window is opened on a fence that the map is giving up.
+    tags: Mutex<Tags>,
+}
+
+#[derive(Debug)]
+struct Tags {
+    fences: HashMap<Arc<str>, Arc<Fence>>,
+    tags_max: usize,
+    sweep_at: usize,
+}
+
+impl Fences {
+    pub(super) fn new() -> Self {
+        Self::with_tags_max(TAGS_MAX)
+    }
+
+    fn with_tags_max(tags_max: usize) -> Self {
+        let tags = Tags { fences: HashMap::new(), tags_max, sweep_at: SWEEP_MIN.min(tags_max) };
+        Self { counter: AtomicU64::new(0), everything: Fence::new(""), tags: Mutex::new(tags) }
+    }
+
+    /// The fences that what carries these tags stands behind.
+    pub(super) fn behind<S: AsRef<str>>(&self, tags: &[S], now: Instant) -> Behind {
+        let mut known = lock(&self.tags);
+        self.make_room(&mut known, tags.len(), now);
+        let everything = std::iter::once(self.everything.clone());
+        Behind(everything.chain(tags.iter().map(|tag| known.fence(tag.as_ref()))).collect())
+    }
+
+    /// Takes a birth, before the request leaves. `now` must have been read before this call.
+    pub(super) fn birth(&self, behind: &Behind, now: Instant) -> Birth {
+        // The counter first: a raise opens its windows before it moves the counter, so a birth above it sees them.
+        let generation = self.counter.load(SeqCst);
+        let until = behind.0.iter().filter_map(|fence| fence.first_end_after(now)).min();
+        Birth { generation, at: now, until, behind: behind.clone() }
+    }
+
+    /// Raises the fences of `tags` (none: that of everything). When it returns, what was born before is dead.
+    pub(super) fn raise<S: AsRef<str>>(&self, tags: &[S], after: After, now: Instant) {
+        let mut known = lock(&self.tags);
+        let raised: Vec<_> = if tags.is_empty() {
+            vec![self.everything.clone()]
+        } else {
+            self.make_room(&mut known, tags.len(), now);
+            tags.iter().map(|tag| known.fence(tag.as_ref())).collect()
+        };
+        let ends = after.ends(now);
+        raised.iter().for_each(|fence| fence.open_windows(&ends, now));
+        let generation = self.counter.fetch_add(1, SeqCst) + 1;
+        for fence in raised {
+            fence.generation.fetch_max(generation, SeqCst);
+        }
+    }
+
+    /// Lets go of fences that nothing stands behind and whose windows are over. When that is not enough, gives up all:
+    /// what stands behind them dies, and the fence of everything takes over their open windows.
+    fn make_room(&self, known: &mut Tags, more: usize, now: Instant) {
+        if known.fences.len() + more <= known.sweep_at {
+            return;
+        }
+        // Clones are made under this lock only, so a count of one cannot grow meanwhile.
+        known.fences.retain(|_, fence| Arc::strong_count(fence) > 1 || fence.first_end_after(now).is_some());
+        if known.fences.len() + more > known.tags_max / 8 * 7 {
+            for (_, fence) in known.fences.drain() {
+                self.everything.open_windows(&lock(&fence.ends), now);
+                fence.generation.store(ORPHANED, SeqCst);
+            }
+        }
+        known.sweep_at = (known.fences.len() * 2).clamp(SWEEP_MIN.min(known.tags_max), known.tags_max);
+    }
+}
+
+impl Tags {
+    fn fence(&mut self, tag: &str) -> Arc<Fence> {
+        if let Some(fence) = self.fences.get(tag) {
+            return fence.clone();
+        }
+        let fence = Fence::new(tag);
+        self.fences.insert(fence.tag.clone(), fence.clone());
+        fence
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    const SETTLE: Duration = Duration::from_secs(10);
+    const DOUBT: Duration = Duration::from_secs(120);
+    const SETTLED: After = After::Settled { settle: SETTLE };
+    const IN_DOUBT: After = After::InDoubt { settle: SETTLE, doubt: DOUBT };
+
+    fn seconds(from: Instant, n: u64) -> Instant {
+        from + Duration::from_secs(n)
+    }
+
+    #[test]
+    fn a_raise_kills_what_was_born_before_it_and_carries_the_tag() {
+        let (fences, t0) = (Fences::new(), Clock::system().now());
+        let usage = fences.birth(&fences.behind(&["org:11", "org:11/usage"], t0), t0);
+        let detail = fences.birth(&fences.behind(&["org:11", "org:11/detail"], t0), t0);
+        fences.raise(&["org:11/usage"], After::Purge, t0);
+        assert!(!usage.usable(t0) && detail.usable(t0));
+        let usage = fences.birth(usage.behind(), t0);
+        assert!(usage.usable(t0));
+        fences.raise(&["org:11"], After::Purge, t0);
+        assert!(!usage.usable(t0) && !detail.usable(t0));
+    }
+
+    #[test]
+    fn a_write_without_tags_fences_everything() {
+        let (fences, t0) = (Fences::new(), Clock::system().now());
+        let births: Vec<_> =
+            [vec![], vec!["a"], vec!["b"]].iter().map(|tags| fences.birth(&fences.behind(tags, t0), t0)).collect();
+        fences.raise::<&str>(&[], SETTLED, t0);
+        assert!(births.iter().all(|birth| !birth.usable(t0)));
+        assert_eq!(fences.birth(births[1].behind(), t0).until(), Some(t0 + SETTLE));
+    }
+
+    #[test]
+    fn what_is_born_in_a_window_dies_with_it_and_no_later() {
+        let (fences, t0) = (Fences::new(), Clock::system().now());
+        let behind = fences.behind(&["a", "b"], t0);
+        fences.raise(&["a"], SETTLED, t0);
+        let inside = fences.birth(&behind, seconds(t0, 9));
+        assert!(inside.usable(seconds(t0, 9)) && !inside.usable(seconds(t0, 10)));
+        assert_eq!(fences.birth(&behind, seconds(t0, 10)).until(), None);
+    }
+
+    /// A lagging body must not live on because a later write, or a doubt, opened a longer window.
+    #[test]
+    fn each_of_several_windows_is_honoured() {
+        let (fences, t0) = (Fences::new(), Clock::system().now());
+        let behind = fences.behind(&["a", "b"], t0);
+        fences.raise(&["a"], SETTLED, t0);
+        fences.raise(&["b"], IN_DOUBT, seconds(t0, 3));
+        fences.raise(&["a"], SETTLED, seconds(t0, 8));
+        let until = |at| fences.birth(&behind, seconds(t0, at)).until();
+        assert_eq!(until(9), Some(seconds(t0, 10)));
+        assert_eq!(until(10), Some(seconds(t0, 13)));
+        assert_eq!(until(13), Some(seconds(t0, 18)));
+        assert_eq!(until(18), Some(seconds(t0, 123)));
+        assert_eq!(until(123), Some(seconds(t0, 133)));
+        assert_eq!(until(133), None);
+    }
+
+    #[test]
+    fn a_burst_of_writes_keeps_few_windows_and_loses_none() {
+        let (fences, t0) = (Fences::new(), Clock::system().now());
+        let behind = fences.behind(&["a"], t0);
+        for step in 0..1_000 {
+            fences.raise(&["a"], SETTLED, t0 + Duration::from_millis(10 * step));
+        }
+        assert!(lock(&behind.0[1].ends).len() <= ENDS_MAX);
+        for step in 0..1_999 {
+            // Every 10 ms from 10 s on, a window ends.
+            let at = t0 + Duration::from_millis(10 * step);
+            let exact = (t0 + SETTLE).max(at + Duration::from_millis(10));
+            let until = fences.birth(&behind, at).until().unwrap();
+            assert!(until >= exact && until - exact <= Duration::from_millis(500), "{:?} at {step}", until - exact);
+        }
+    }
+
+    #[test]
+    fn tags_that_nobody_holds_leave_once_their_windows_are_over() {
+        let (fences, t0) = (Fences::with_tags_max(64), Clock::system().now());
+        let held = fences.behind(&["held"], t0);
+        fences.raise(&["window"], SETTLED, t0);
+        for n in 0..1_000 {
+            fences.behind(&[format!("passing {n}")], seconds(t0, 1));
+        }
+        let known = |tag: &str| lock(&fences.tags).fences.contains_key(tag);
+        assert!(known("held") && known("window"));
+        assert!(lock(&fences.tags).fences.len() <= 64);
+        for n in 0..1_000 {
+            fences.behind(&[format!("passing {n}")], seconds(t0, 10));
+        }
+        assert!(known("held") && !known("window"));
+        assert!(fences.birth(&held, t0).usable(t0));
+    }
+
+    /// Too many held tags: what was held dies, also what was not born yet; open windows stay open; nothing is unfenced.
+    #[test]
+    fn past_the_bound_entries_are_given_up_not_fences() {
+        let (fences, t0) = (Fences::with_tags_max(64), Clock::system().now());
+        let early = fences.behind(&["early"], t0);
+        let born = fences.birth(&early, t0);
+        fences.raise(&["other"], SETTLED, t0);
+        let crowd: Vec<_> = (0..100).map(|n| fences.behind(&[format!("held {n}")], t0)).collect();
+        assert!(lock(&fences.tags).fences.len() <= 64);
+        assert!(!born.usable(t0));
+        assert!(!fences.birth(&early, t0).usable(t0), "its tag's next raise would not reach this fence");
+        let last = fences.birth(crowd.last().unwrap(), t0);
+        assert!(last.usable(t0));
+        assert_eq!(last.until(), Some(t0 + SETTLE), "the window of `other` has moved to everything");
+    }
+}

@@ -1,0 +1,270 @@
+//! The cache (`caching.md`): entries by canonical target, behind fences; flights that many readers share.
+//!
+//! It stores, judges and joins. What a key is, which tags it carries, who may see it and what is sent upstream is the
+//! gateway's business; a lookup comes after authorization, and no caller is part of a key.
+
+mod directives;
+mod entry;
+mod fence;
+mod flight;
+mod fresh;
+mod status;
+mod storable;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+
+pub use entry::{Entry, Filling};
+pub use fence::{After, Behind, Birth};
+pub use flight::{Flights, Lane, Leg, Lost, Waiter};
+pub use fresh::{Terms, Wish};
+pub use status::{CacheStatus, Why};
+pub use storable::{Lifetime, Policy, storable};
+
+use crate::clock::Clock;
+use crate::config;
+use fence::Fences;
+use fresh::Verdict;
+
+/// An entry heavier than this part of the capacity is not stored: it would push out too many.
+const CAPACITY_SHARE: u64 = 16;
+/// Nothing is kept longer, whatever its lifetime.
+const KEPT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// What the cache says to a read.
+#[derive(Clone, Debug)]
+pub enum Recall {
+    /// This entry answers. Its [`Entry::ttl`] is negative when it is stale and the caller is content with that.
+    Hit(Arc<Entry>),
+    /// The upstream is to be asked.
+    Fetch {
+        /// Why.
+        why: Why,
+        /// If that fails, this entry may answer: while [`Entry::usable`] still says so.
+        fallback: Option<Arc<Entry>>,
+        /// Only a flight begun at this instant or later will do.
+        since: Option<Instant>,
+    },
+    /// The upstream is to be asked for this caller alone, and nothing stored (`no-store`).
+    Bypass,
+    /// The caller wants an answer from memory only, and there is none (`only-if-cached`).
+    NotHeld,
+}
+
+/// All entries, their fences and what they did.
+#[derive(Debug)]
+pub struct Cache {
+    clock: Clock,
+    fences: Arc<Fences>,
+    entries: moka::sync::Cache<Arc<str>, Arc<Entry>>,
+    /// Held while an entry is put in place, so that an older one never replaces a younger.
+    storing: Mutex<()>,
+    capacity_bytes: u64,
+    body_bytes_max: usize,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl Cache {
+    /// An empty cache of this capacity. Bodies above `stored_bytes` (`[limits]`) are not stored.
+    #[must_use]
+    pub fn new(config: &config::Cache, stored_bytes: usize, clock: Clock) -> Self {
+        let entries = moka::sync::Cache::builder()
+            .max_capacity(config.capacity_bytes)
+            .weigher(|_: &Arc<str>, entry: &Arc<Entry>| entry.weight())
+            .expire_after(Keep { clock: clock.clone() })
+            .build();
+        Self {
+            clock,
+            fences: Arc::new(Fences::new()),
+            entries,
+            storing: Mutex::new(()),
+            capacity_bytes: config.capacity_bytes,
+            body_bytes_max: stored_bytes,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    /// Looks an answer up for a reader who arrives now, and counts it (step 8: recall).
+    #[must_use]
+    pub fn recall(&self, key: &str, wish: &Wish, terms: &Terms, now: Instant) -> Recall {
+        let recall = self.peek(key, wish, terms, now);
+        let counted = if matches!(recall, Recall::Hit(_)) { &self.hits } else { &self.misses };
+        counted.fetch_add(1, Ordering::Relaxed);
+        recall
+    }
+
+    /// The same without counting it: for explain.
+    #[must_use]
+    pub fn peek(&self, key: &str, wish: &Wish, terms: &Terms, now: Instant) -> Recall {
+        if wish.no_store && terms.may_refresh {
+            return if wish.only_if_cached { Recall::NotHeld } else { Recall::Bypass };
+        }
+        let held = self.entries.get(key).filter(|entry| entry.usable(now));
+        let (why, fallback) = match held {
+            None => (Why::Miss, None),
+            Some(entry) => match fresh::judge(&entry, wish, terms, now) {
+                Verdict::Hit => return Recall::Hit(entry),
+                Verdict::Fetch { why, fallback } => (why, fallback.then_some(entry)),
+            },
+        };
+        if wish.only_if_cached {
+            Recall::NotHeld
+        } else if wish.no_store {
+            Recall::Bypass
+        } else {
+            Recall::Fetch { why, fallback, since: wish.since(terms, now) }
+        }
+    }
+
+    /// The fences that a fetch of something with these tags stands behind.
+    #[must_use]
+    pub fn behind<S: AsRef<str>>(&self, tags: &[S]) -> Behind {
+        self.fences.behind(tags, self.clock.now())
+    }
+
+    /// A leg without a flight: for a fetch that goes alone but stores what it brings.
+    #[must_use]
+    pub fn leg(&self, behind: Behind) -> Leg {
+        Leg::alone(self.fences.clone(), self.clock.clone(), behind)
+    }
+
+    /// Stores an answer. `None`: it is too large, fenced already, past its time, older than what is there, or a 404
+    /// within a window after a write.
+    pub fn store(&self, filling: Filling) -> Option<Arc<Entry>> {
+        let now = self.clock.now();
+        let unsure = filling.status == StatusCode::NOT_FOUND && filling.birth.until().is_some();
+        if unsure || filling.body.len() > self.body_bytes_max {
+            return None;
+        }
+        let key = filling.key.clone();
+        let entry = Arc::new(Entry::new(filling));
+        if u64::from(entry.weight()) > self.capacity_bytes / CAPACITY_SHARE || !entry.usable(now) {
+            return None;
+        }
+        let _one_at_a_time = lock(&self.storing);
+        let held = self.entries.get(&*key);
+        if held.is_some_and(|held| held.birth().at() > entry.birth().at() && held.usable(now)) {
+            return None;
+        }
+        self.entries.insert(key, entry.clone());
+        Some(entry)
+    }
+
+    /// Raises the fences of `tags`; without any, that of everything. To be called when a write is settled, before its
+    /// answer is sent: from its return on, what was fetched before is neither found nor joined.
+    pub fn raise<S: AsRef<str>>(&self, tags: &[S], after: After) {
+        self.fences.raise(tags, after, self.clock.now());
+    }
+
+    /// Drops what carries this tag and says how many entries that were.
+    pub fn purge(&self, tag: &str) -> usize {
+        self.purge_where(&[tag], |entry| entry.birth().behind().tags().any(|held| **held == *tag))
+    }
+
+    /// Drops everything (a purge, a new token, another upstream) and says how many entries that were.
+    pub fn purge_all(&self) -> usize {
+        self.purge_where::<&str>(&[], |_| true)
+    }
+
+    fn purge_where<S: AsRef<str>>(&self, tags: &[S], carries: impl Fn(&Entry) -> bool) -> usize {
+        let now = self.clock.now();
+        let carrying: Vec<_> = self.entries.iter().filter(|(_, entry)| carries(entry)).collect();
+        let live = carrying.iter().filter(|(_, entry)| entry.usable(now)).count();
+        self.raise(tags, After::Purge);
+        for (key, _) in carrying {
+            self.entries.invalidate(&**key);
+        }
+        live
+    }
+
+    /// Lets the map evict and forget. To be called each second: it does so by itself only while it is used.
+    pub fn maintain(&self) {
+        self.entries.run_pending_tasks();
+    }
+
+    /// Entries and bytes, about, and hits and misses: cheap, for metrics.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        Size {
+            entries: self.entries.entry_count(),
+            bytes: self.entries.weighted_size(),
+            capacity_bytes: self.capacity_bytes,
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The same, exactly, of the usable entries; with the tags that they carry, sorted. Walks them all: for operators.
+    #[must_use]
+    pub fn census(&self) -> (Size, Vec<(Arc<str>, usize)>) {
+        let now = self.clock.now();
+        let (mut size, mut tags) = (Size { entries: 0, bytes: 0, ..self.size() }, HashMap::<Arc<str>, usize>::new());
+        for (_, entry) in self.entries.iter().filter(|(_, entry)| entry.usable(now)) {
+            size.entries += 1;
+            size.bytes += u64::from(entry.weight());
+            for tag in entry.birth().behind().tags() {
+                *tags.entry(tag.clone()).or_default() += 1;
+            }
+        }
+        let mut tags: Vec<_> = tags.into_iter().collect();
+        tags.sort_unstable();
+        (size, tags)
+    }
+}
+
+/// How full the cache is, and what it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Entries held.
+    pub entries: u64,
+    /// What they weigh.
+    pub bytes: u64,
+    /// What they may weigh.
+    pub capacity_bytes: u64,
+    /// Reads that were answered from memory.
+    pub hits: u64,
+    /// Reads that were not.
+    pub misses: u64,
+}
+
+/// When the map may forget an entry. Its clock is its own, so this only bounds memory: the entry itself says whether it
+/// is usable.
+struct Keep {
+    clock: Clock,
+}
+
+impl Keep {
+    fn left(&self, entry: &Entry) -> Option<Duration> {
+        Some(entry.left(self.clock.now()).unwrap_or_default().min(KEPT_MAX))
+    }
+}
+
+impl moka::Expiry<Arc<str>, Arc<Entry>> for Keep {
+    fn expire_after_create(&self, _: &Arc<str>, entry: &Arc<Entry>, _: Instant) -> Option<Duration> {
+        self.left(entry)
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &Arc<str>,
+        entry: &Arc<Entry>,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        self.left(entry)
+    }
+}
+
+/// Locks; what a panic has left behind under these locks is whole (no step between two that belong together panics).
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

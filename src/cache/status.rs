@@ -1,0 +1,98 @@
+//! `Cache-Status` (RFC 9211): what the cache did for one answer.
+
+use std::fmt;
+
+use http::StatusCode;
+
+/// Why a request went to the upstream (RFC 9211 section 2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Why {
+    /// The cache was not to be used: a class that is not stored, an unknown parameter, `no-store`.
+    Bypass,
+    /// A write.
+    Method,
+    /// No usable entry.
+    Miss,
+    /// The entry was stale.
+    Stale,
+    /// The entry was fresh, but not what the request's directives asked for.
+    Request,
+}
+
+impl Why {
+    /// As the header has it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bypass => "bypass",
+            Self::Method => "method",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+            Self::Request => "request",
+        }
+    }
+}
+
+/// One member of `Cache-Status`; its `Display` is the header's value. `hit` and `fwd` exclude each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheStatus {
+    /// Answered from memory without asking the upstream.
+    Hit {
+        /// Freshness left, in seconds; negative when stale.
+        ttl: i64,
+    },
+    /// The upstream was asked, or would have been. A stale entry that answers for an upstream that failed is this too,
+    /// with `why` stale.
+    Forward {
+        /// Why.
+        why: Why,
+        /// What the upstream answered, if it did.
+        status: Option<StatusCode>,
+        /// Was the answer stored?
+        stored: bool,
+        /// Did it share another request's fetch?
+        collapsed: bool,
+    },
+}
+
+impl fmt::Display for CacheStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Hit { ttl } => write!(f, "makegate; hit; ttl={ttl}"),
+            Self::Forward { why, status, stored, collapsed } => {
+                write!(f, "makegate; fwd={}", why.as_str())?;
+                if let Some(status) = status {
+                    write!(f, "; fwd-status={}", status.as_str())?;
+                }
+                if stored {
+                    f.write_str("; stored")?;
+                }
+                if collapsed {
+                    f.write_str("; collapsed")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_as_rfc_9211_has_them() {
+        let forward = |why, status, stored, collapsed| {
+            let status = Some(status).filter(|s| *s > 0).and_then(|s| StatusCode::from_u16(s).ok());
+            CacheStatus::Forward { why, status, stored, collapsed }.to_string()
+        };
+        assert_eq!(CacheStatus::Hit { ttl: 299 }.to_string(), "makegate; hit; ttl=299");
+        assert_eq!(CacheStatus::Hit { ttl: -12 }.to_string(), "makegate; hit; ttl=-12");
+        assert_eq!(forward(Why::Miss, 200, true, false), "makegate; fwd=miss; fwd-status=200; stored");
+        assert_eq!(forward(Why::Miss, 200, false, true), "makegate; fwd=miss; fwd-status=200; collapsed");
+        assert_eq!(forward(Why::Stale, 503, false, false), "makegate; fwd=stale; fwd-status=503");
+        assert_eq!(forward(Why::Request, 0, false, false), "makegate; fwd=request");
+        assert_eq!(forward(Why::Bypass, 0, false, false), "makegate; fwd=bypass");
+        assert_eq!(forward(Why::Method, 0, false, false), "makegate; fwd=method");
+    }
+}

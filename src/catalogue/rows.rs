@@ -1,0 +1,418 @@
+//! One `[[operation]]` table becomes one row, checked. The built-in rows are `config/operations.toml`.
+
+use std::sync::Arc;
+
+use http::Method;
+
+use super::{
+    Body, Bucket, Catalogue, Freshness, Operation, Parameter, ParameterKind, PathTemplate, Retry, TagTemplate,
+};
+use crate::reader::{self, FLAG, Form, Item, Kind, Place, Placed, TEXT, Table, Wrong, no_such, quoted};
+
+/// The built-in rows as they are written.
+pub const BUILT_IN: &str = include_str!("../../config/operations.toml");
+
+/// What no row may record: a secret, or where somebody lives.
+const NEVER_RECORDED: [&str; 4] = ["hash", "couponCode", "email", "customer"];
+
+/// A row and where its parts stand, for the checks that need more than the row.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The row; `None`: it has a mistake that leaves none.
+    pub operation: Option<Operation>,
+    /// Its grant, if that is right.
+    pub grant: Option<Arc<str>>,
+    /// The class that it names, if any.
+    pub class: Option<Arc<str>>,
+    /// The table's heading.
+    pub place: Place,
+    /// The value of `cache`; left out: the heading.
+    pub cache_place: Place,
+}
+
+impl Catalogue {
+    /// The built-in rows: the 25 operations on organizations.
+    #[must_use]
+    pub fn built_in() -> Self {
+        let (rows, _) = reader::walk(BUILT_IN, read);
+        // A test holds that the built-in rows have no mistake.
+        Self::new(rows.into_iter().filter_map(|row| row.operation).collect()).unwrap_or_default()
+    }
+}
+
+/// Reads the rows of a document, noting every mistake.
+pub fn read(document: &Table<'_>) -> Vec<Row> {
+    document.tables("operation", "id", row)
+}
+
+fn row(table: &Table<'_>) -> Row {
+    let grant = table.required("grant", GRANT);
+    let cache = table.optional("cache", CLASS);
+    Row {
+        operation: operation(table, grant.clone(), cache.clone()),
+        grant,
+        class: cache.filter(|class| &**class != NEVER),
+        place: table.place(),
+        cache_place: table.place_of("cache"),
+    }
+}
+
+fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>) -> Option<Operation> {
+    let id = table.required("id", ID);
+    let method = table.required("method", METHOD);
+    let path = table.required("path", PATH);
+    let query = table.table("query", |query| query.items().iter().filter_map(parameter).collect());
+    let tags = table.list("tags", TAG).unwrap_or_default();
+    let invalidates = table.list("invalidates", TAG);
+    let retry = table.optional("retry", RETRY);
+    let body = table.optional("body", BODY);
+    let record = table.list("record", RECORDED).unwrap_or_default();
+    let freshness = table.optional("freshness", FRESHNESS).unwrap_or(Freshness::Configured);
+    let quota = table.optional("quota", QUOTA);
+    let scoped = table.optional("scoped", FLAG).unwrap_or(false);
+    let narrow = table.optional("narrow", MEMBER);
+    let limits = table.optional("limits", MEMBER);
+    let summary = table.optional("summary", TEXT);
+
+    let (id, method, path, grant) = (id?, method?, path?, grant?);
+    check_method(table, &method, cache.as_ref(), retry, body);
+    check_tags(table, &method, &path, &tags, invalidates.as_deref());
+    check_organization(table, &method, &path, quota, scoped, narrow.as_ref());
+    Some(Operation {
+        cache: cache.clone().filter(|class| &**class != NEVER),
+        may_cache: method == Method::GET && cache.as_deref() != Some(NEVER),
+        query,
+        tags: all_tags(&path, tags),
+        invalidates: invalidates.map_or_else(|| default_invalidates(&method, &path), values),
+        retry: retry.unwrap_or_else(|| default_retry(&method)),
+        body: body.unwrap_or(if takes_body(&method) { Body::Any } else { Body::None }),
+        record: values(record),
+        freshness,
+        quota: quota.unwrap_or(if path.has_organization() { Bucket::Organization } else { Bucket::Account }),
+        scoped,
+        narrow,
+        limits,
+        summary: summary.map_or_else(|| id.clone(), Arc::from),
+        id,
+        method,
+        path,
+        grant,
+    })
+}
+
+fn values<T>(placed: Vec<Placed<T>>) -> Vec<T> {
+    placed.into_iter().map(|placed| placed.value).collect()
+}
+
+fn takes_body(method: &Method) -> bool {
+    *method != Method::GET && *method != Method::DELETE
+}
+
+fn default_retry(method: &Method) -> Retry {
+    match method.as_str() {
+        "GET" => Retry::Safe,
+        "POST" => Retry::Once,
+        _ => Retry::Idempotent,
+    }
+}
+
+/// An organization's answers go with it.
+fn all_tags(path: &PathTemplate, given: Vec<Placed<TagTemplate>>) -> Vec<TagTemplate> {
+    let organization = path.has_organization().then(|| TagTemplate::parse("org:{organizationId}").ok()).flatten();
+    let mut tags: Vec<_> = organization.into_iter().collect();
+    for tag in values(given) {
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
+    }
+    tags
+}
+
+/// Of a write: its organization and the list; without an organization nothing, which means everything.
+fn default_invalidates(method: &Method, path: &PathTemplate) -> Vec<TagTemplate> {
+    if *method == Method::GET || !path.has_organization() {
+        return Vec::new();
+    }
+    ["org:{organizationId}", "organizations"].into_iter().filter_map(|tag| TagTemplate::parse(tag).ok()).collect()
+}
+
+fn check_method(
+    table: &Table<'_>,
+    method: &Method,
+    cache: Option<&Arc<str>>,
+    retry: Option<Retry>,
+    body: Option<Body>,
+) {
+    let is_read = *method == Method::GET;
+    if !is_read && cache.is_some() {
+        table.wrong(table.place_of("cache"), format!("the answer to a {method} is never stored"), "leave cache out");
+    }
+    if is_read && retry.is_some_and(|retry| retry != Retry::Safe) {
+        table.wrong(
+            table.place_of("retry"),
+            "a GET is always safe to send again",
+            "write retry = \"safe\", or leave it out",
+        );
+    }
+    if !is_read && retry == Some(Retry::Safe) {
+        let help = "write \"idempotent\" if sending it twice changes nothing more, else \"once\"";
+        table.wrong(table.place_of("retry"), format!("a {method} is a write, and no write is safe"), help);
+    }
+    if is_read && body.is_some_and(|body| body != Body::None) {
+        table.wrong(table.place_of("body"), "a GET takes no body", "write body = \"none\", or leave it out");
+    }
+}
+
+fn check_tags(
+    table: &Table<'_>,
+    method: &Method,
+    path: &PathTemplate,
+    tags: &[Placed<TagTemplate>],
+    invalidates: Option<&[Placed<TagTemplate>]>,
+) {
+    let is_read = *method == Method::GET;
+    if !is_read && !tags.is_empty() {
+        let help = "write the tags that it makes obsolete in invalidates";
+        table.wrong(table.place_of("tags"), format!("the answer to a {method} is never stored"), help);
+    }
+    if is_read && invalidates.is_some_and(|tags| !tags.is_empty()) {
+        table.wrong(table.place_of("invalidates"), "a GET changes nothing", "leave invalidates out");
+    }
+    if !is_read && invalidates.is_some_and(<[_]>::is_empty) {
+        let help = "leave it out for the organization and the list, or name the tags that it makes obsolete";
+        table.warn(table.place_of("invalidates"), "a write that names no tag invalidates everything", help);
+    }
+    for tag in tags.iter().filter(|tag| tag.value.needs_answer()) {
+        let help = "what is in the answer can only be used in invalidates";
+        table.wrong(tag.place.clone(), format!("{} looks into the answer", quoted(tag.value.as_str())), help);
+    }
+    for tag in tags.iter().chain(invalidates.unwrap_or_default()) {
+        for name in tag.value.parameters().filter(|name| !path.parameters().any(|known| known == *name)) {
+            let help = match path.parameters().map(|name| format!("{{{name}}}")).collect::<Vec<_>>() {
+                none if none.is_empty() => "this path has no parameters: write a tag without { }".to_owned(),
+                known => format!("the path has {}", known.join(", ")),
+            };
+            table.wrong(tag.place.clone(), format!("{{{name}}} is not in the path"), help);
+        }
+    }
+}
+
+fn check_organization(
+    table: &Table<'_>,
+    method: &Method,
+    path: &PathTemplate,
+    quota: Option<Bucket>,
+    scoped: bool,
+    narrow: Option<&Arc<str>>,
+) {
+    if quota == Some(Bucket::Organization) && !path.has_organization() {
+        let help = "write quota = \"account\", or leave it out";
+        table.wrong(table.place_of("quota"), "the path has no {organizationId}", help);
+    }
+    if scoped && path.has_organization() {
+        let help = "leave it out: the path says which organization is touched, and the caller's scope decides";
+        table.wrong(table.place_of("scoped"), "scoped is for paths without {organizationId}", help);
+    }
+    if narrow.is_some() && (*method != Method::GET || path.has_organization() || !scoped) {
+        let help = "use it for a GET without {organizationId} in its path, beside scoped = true";
+        table.wrong(table.place_of("narrow"), "there is nothing to narrow here", help);
+    }
+}
+
+fn parameter(item: &Item<'_>) -> Option<Parameter> {
+    let (kind, default) = if item.is_table() {
+        item.table(|table| (table.required("kind", PARAMETER), table.optional("default", DEFAULT)))
+    } else {
+        (item.scalar(PARAMETER), None)
+    };
+    let kind = kind?;
+    if let Some(default) = &default
+        && let Err((message, help)) = check_default(kind, default)
+    {
+        item.wrong(item.place(), message, help);
+    }
+    let default = match kind {
+        ParameterKind::Flag | ParameterKind::Refresh => Some(default.unwrap_or_else(|| "false".to_owned())),
+        ParameterKind::Set | ParameterKind::Scalar | ParameterKind::Number => default,
+    };
+    Some(Parameter { name: Arc::from(item.key()), kind, default: default.map(Arc::from) })
+}
+
+fn check_default(kind: ParameterKind, default: &str) -> Result<(), (String, &'static str)> {
+    let given = quoted(default);
+    match kind {
+        ParameterKind::Set => Err(("a set has no default".to_owned(), "leave default out")),
+        ParameterKind::Refresh if default != "false" => {
+            Err((format!("{given} cannot be the default of a refresh"), "leave default out: it is \"false\""))
+        }
+        ParameterKind::Flag if default != "true" && default != "false" => {
+            Err((format!("{given} is no flag"), "write default = \"true\" or \"false\""))
+        }
+        ParameterKind::Number if !default.bytes().all(|b| b.is_ascii_digit()) || default.is_empty() => {
+            Err((format!("{given} is no plain decimal"), "write default = \"0\", say"))
+        }
+        ParameterKind::Scalar | ParameterKind::Number | ParameterKind::Flag | ParameterKind::Refresh => Ok(()),
+    }
+}
+
+/// The word for a GET whose answers hold secrets or links that expire: no lifetime can be configured for it.
+const NEVER: &str = "never";
+
+const ID: Kind<Arc<str>> = Kind {
+    form: Form::Text,
+    what: "an id",
+    example: "\"users.me\"",
+    parse: |text| {
+        let part_ok = |part: &str| is_name(part);
+        match text.split('.').all(part_ok) && text.contains('.') {
+            true => Ok(Arc::from(text)),
+            false => Err(Wrong::new(
+                format!("{} is no id", quoted(text)),
+                "write two or more names of a-z, 0-9 and -, with dots between: \"users.me\"",
+            )),
+        }
+    },
+};
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+const METHOD: Kind<Method> = Kind {
+    form: Form::Text,
+    what: "a method",
+    example: "\"GET\"",
+    parse: |text| match text {
+        "GET" => Ok(Method::GET),
+        "POST" => Ok(Method::POST),
+        "PUT" => Ok(Method::PUT),
+        "PATCH" => Ok(Method::PATCH),
+        "DELETE" => Ok(Method::DELETE),
+        "HEAD" => Err(Wrong::new("HEAD has no rows", "write \"GET\": HEAD is answered as its GET")),
+        other => Err(no_such(other, "method", &["GET", "POST", "PUT", "PATCH", "DELETE"])),
+    },
+};
+
+const PATH: Kind<PathTemplate> = Kind {
+    form: Form::Text,
+    what: "a path",
+    example: "\"/api/v2/users/me\"",
+    parse: |text| Ok(PathTemplate::parse(text)?),
+};
+
+const GRANT: Kind<Arc<str>> = Kind {
+    form: Form::Text,
+    what: "a grant",
+    example: "\"users:read\"",
+    parse: |text| match text.split_once(':') {
+        Some((group, "read" | "write")) if is_name(group) => Ok(Arc::from(text)),
+        Some(_) | None => Err(Wrong::new(
+            format!("{} is no grant", quoted(text)),
+            "write a name of a-z, 0-9 and -, then :read or :write: \"users:read\"",
+        )),
+    },
+};
+
+/// The name of a lifetime class.
+pub const CLASS: Kind<Arc<str>> = Kind {
+    form: Form::Text,
+    what: "a class",
+    example: "\"organizations\"",
+    parse: |text| match is_name(text) {
+        true => Ok(Arc::from(text)),
+        false => Err(Wrong::new(format!("{} is no class", quoted(text)), "write a name of a-z, 0-9 and -")),
+    },
+};
+
+const TAG: Kind<TagTemplate> = Kind {
+    form: Form::Text,
+    what: "a tag",
+    example: "\"org:{organizationId}/usage\"",
+    parse: |text| Ok(TagTemplate::parse(text)?),
+};
+
+const RETRY: Kind<Retry> = Kind {
+    form: Form::Text,
+    what: "a retry class",
+    example: "\"once\"",
+    parse: |text| match text {
+        "safe" => Ok(Retry::Safe),
+        "idempotent" => Ok(Retry::Idempotent),
+        "once" => Ok(Retry::Once),
+        other => Err(no_such(other, "retry class", &["safe", "idempotent", "once"])),
+    },
+};
+
+const BODY: Kind<Body> = Kind {
+    form: Form::Text,
+    what: "a kind of body",
+    example: "\"object\"",
+    parse: |text| match text {
+        "none" => Ok(Body::None),
+        "object" => Ok(Body::Object),
+        "any" => Ok(Body::Any),
+        other => Err(no_such(other, "kind of body", &["none", "object", "any"])),
+    },
+};
+
+const FRESHNESS: Kind<Freshness> = Kind {
+    form: Form::Text,
+    what: "\"configured\" or \"upstream\"",
+    example: "\"configured\"",
+    parse: |text| match text {
+        "configured" => Ok(Freshness::Configured),
+        "upstream" => Ok(Freshness::Upstream),
+        other => Err(no_such(other, "freshness", &["configured", "upstream"])),
+    },
+};
+
+const QUOTA: Kind<Bucket> = Kind {
+    form: Form::Text,
+    what: "\"organization\" or \"account\"",
+    example: "\"account\"",
+    parse: |text| match text {
+        "organization" => Ok(Bucket::Organization),
+        "account" => Ok(Bucket::Account),
+        other => Err(no_such(other, "quota bucket", &["organization", "account"])),
+    },
+};
+
+const PARAMETER: Kind<ParameterKind> = Kind {
+    form: Form::Text,
+    what: "a kind of parameter",
+    example: "\"scalar\"",
+    parse: |text| match text {
+        "set" => Ok(ParameterKind::Set),
+        "scalar" => Ok(ParameterKind::Scalar),
+        "number" => Ok(ParameterKind::Number),
+        "flag" => Ok(ParameterKind::Flag),
+        "refresh" => Ok(ParameterKind::Refresh),
+        other => Err(no_such(other, "kind of parameter", &["set", "scalar", "number", "flag", "refresh"])),
+    },
+};
+
+/// A default may be empty.
+const DEFAULT: Kind<String> =
+    Kind { form: Form::Text, what: "a text", example: "\"name\"", parse: |text| Ok(text.to_owned()) };
+
+const RECORDED: Kind<Arc<str>> = Kind {
+    form: Form::Text,
+    what: "the name of a parameter or field",
+    example: "\"name\"",
+    parse: |text| match NEVER_RECORDED.contains(&text) {
+        false => Ok(Arc::from(text)),
+        true => {
+            Err(Wrong::new(format!("{text} is never recorded"), "leave it out: it may hold a secret or personal data"))
+        }
+    },
+};
+
+const MEMBER: Kind<Arc<str>> = Kind {
+    form: Form::Text,
+    what: "the name of a member of the answer",
+    example: "\"organizations\"",
+    parse: |text| match text.is_empty() {
+        false => Ok(Arc::from(text)),
+        true => Err(Wrong::new("this is empty", "write the member's name, such as \"organizations\"")),
+    },
+};

@@ -1,0 +1,135 @@
+//! `[[caller]]`: who may come, and the checks over all of them.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::units::{CALLER, KEY, ORGANIZATION, RATE, default_burst};
+use super::{Caller, Grants, Rate, Scope};
+use crate::reader::{FLAG, Form, Kind, Table, Wrong, nearest, quoted};
+use crate::words::KeyHash;
+
+/// What the callers are checked against: each other, and what there is to grant.
+pub(super) struct Callers {
+    /// Every grant that some operation asks for.
+    grants: BTreeSet<Arc<str>>,
+    /// Are there client certificates? Then a caller needs no key.
+    certificates: bool,
+    names: HashSet<Arc<str>>,
+    keys: HashMap<KeyHash, Arc<str>>,
+}
+
+impl Callers {
+    pub(super) fn new(grants: BTreeSet<Arc<str>>, certificates: bool) -> Self {
+        Self { grants, certificates, names: HashSet::new(), keys: HashMap::new() }
+    }
+
+    /// Reads one `[[caller]]`.
+    pub(super) fn read(&mut self, t: &Table<'_>) -> Caller {
+        let name = t.required("name", CALLER).unwrap_or_default();
+        if !name.is_empty() && !self.names.insert(name.clone()) {
+            t.wrong(
+                t.place_of("name"),
+                format!("there is a caller {} already", quoted(&name)),
+                "give this one another name",
+            );
+        }
+        let rate = t.value("rate", "600/min", RATE);
+        Caller {
+            keys: self.keys(t, &name),
+            grants: self.grants(t),
+            organizations: organizations(t),
+            rate,
+            burst: burst(t, rate),
+            may_refresh: t.value("may_refresh", "true", FLAG),
+            name,
+        }
+    }
+
+    fn keys(&mut self, t: &Table<'_>, caller: &Arc<str>) -> Vec<KeyHash> {
+        let given = t.list("keys", KEY);
+        if given.is_none() && t.has("keys") {
+            // It may be a key, not even in a list.
+            t.hide(t.place_of("keys"));
+        }
+        let keys = given.unwrap_or_default();
+        for key in &keys {
+            if let Some(owner) = self.keys.insert(key.value, caller.clone()) {
+                let whose =
+                    if owner == *caller { "this caller's".to_owned() } else { format!("caller {}'s", quoted(&owner)) };
+                t.wrong(key.place.clone(), format!("this key is {whose} already"), "give each caller keys of its own");
+            }
+        }
+        if !t.has("keys") && !self.certificates {
+            let help = "run `makegate key new --caller NAME` and add the line that it prints";
+            t.missing("keys is missing: nobody could be known as this caller", help);
+        }
+        keys.into_iter().map(|key| key.value).collect()
+    }
+
+    fn grants(&self, t: &Table<'_>) -> Grants {
+        let Some(given) = t.list("grants", GRANT) else {
+            if !t.has("grants") {
+                t.missing("grants is missing", "add grants = [\"organizations:read\"], say; [\"*\"] is all");
+            }
+            return Grants::Some(Vec::new());
+        };
+        if given.is_empty() {
+            t.warn(t.place_of("grants"), "a caller without grants may do nothing", "add what it needs; [\"*\"] is all");
+        }
+        for grant in given.iter().filter(|grant| &*grant.value != "*" && !self.grants.contains(&grant.value)) {
+            let known = || self.grants.iter().map(|grant| &**grant);
+            let help = match nearest(&grant.value, known()) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("the grants are *, {}", known().collect::<Vec<_>>().join(", ")),
+            };
+            t.wrong(grant.place.clone(), format!("no operation asks for the grant {}", quoted(&grant.value)), help);
+        }
+        if given.iter().any(|grant| &*grant.value == "*") {
+            return Grants::All;
+        }
+        let sorted: BTreeSet<_> = given.into_iter().map(|grant| grant.value).collect();
+        Grants::Some(sorted.into_iter().collect())
+    }
+}
+
+/// Which grant there is, the catalogue knows.
+const GRANT: Kind<Arc<str>> =
+    Kind { form: Form::Text, what: "a grant", example: "\"organizations:read\"", parse: |text| Ok(Arc::from(text)) };
+
+fn organizations(t: &Table<'_>) -> Scope {
+    let Some(given) = t.list("organizations", ORGANIZATION) else {
+        if !t.has("organizations") {
+            t.follows("organizations", "all".to_owned());
+        }
+        return Scope::All;
+    };
+    let mut ids = BTreeSet::new();
+    for id in &given {
+        if !ids.insert(id.value) {
+            t.wrong(id.place.clone(), format!("{} is given twice", id.value), "leave one out");
+        }
+    }
+    if ids.is_empty() {
+        let help = "name the organizations, or leave the key out for all of them";
+        t.wrong(t.place_of("organizations"), "no organization at all", help);
+    }
+    Scope::Only(ids.into_iter().collect())
+}
+
+fn burst(t: &Table<'_>, rate: Rate) -> u32 {
+    let default = default_burst(rate);
+    if !t.has("burst") {
+        t.follows("burst", default.to_string());
+    }
+    t.optional("burst", BURST).unwrap_or(default)
+}
+
+const BURST: Kind<u32> = Kind {
+    form: Form::Integer,
+    what: "a whole number",
+    example: "60",
+    parse: |text| match text.parse() {
+        Ok(0) | Err(_) => Err(Wrong::new(format!("{text} is out of range"), "write 1 to 4294967295")),
+        Ok(burst) => Ok(burst),
+    },
+};

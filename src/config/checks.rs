@@ -1,0 +1,152 @@
+//! What no single key can know: settings that contradict each other, classes that nothing uses, files that are not there.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Config, Listen, Source, secret};
+use crate::catalogue::rows::Row;
+use crate::reader::{Table, nearest, quoted};
+
+pub(super) fn check(root: &Table<'_>, config: &Config, added: &[Row]) {
+    bounds(root, config);
+    order(root, config);
+    classes(root, config, added);
+    doors(root, config);
+    files(root, config);
+    if config.callers.is_empty() && !root.has("caller") {
+        let help = "add a [[caller]]; `makegate key new --caller NAME` mints its key";
+        root.warn_missing("there is no caller: every request will be refused", help);
+    }
+}
+
+/// Values that nothing could work with.
+fn bounds(root: &Table<'_>, config: &Config) {
+    let limits = &config.limits;
+    let bounds = [
+        ("head_bytes", limits.head_bytes >= 8 << 10, "write \"8KiB\" or more: HTTP needs as much"),
+        ("head_bytes", limits.head_bytes <= 1 << 20, "write \"1MiB\" or less"),
+        ("target_bytes", limits.target_bytes <= 65_534, "write \"65534B\" or less"),
+        ("stored_bytes", limits.stored_bytes <= 1 << 30, "write \"1GiB\" or less"),
+        ("retry_percent", limits.retry_percent <= 100, "write 100 or less"),
+    ];
+    for (key, _, help) in bounds.into_iter().filter(|(_, holds, _)| !holds) {
+        root.wrong(root.place_at(&["limits", key]), format!("{key} is out of range"), help);
+    }
+    let record_fits = [
+        ("record_bytes", config.audit.record_bytes >= 1 << 10, "write \"1KiB\" or more"),
+        (
+            "segment",
+            config.audit.segment_bytes >= config.audit.record_bytes as u64,
+            "a segment holds a record at least",
+        ),
+        ("buffer_bytes", config.audit.buffer_bytes >= config.audit.record_bytes, "the buffer holds a record at least"),
+    ];
+    for (key, _, help) in record_fits.into_iter().filter(|(_, holds, _)| !holds) {
+        root.wrong(root.place_at(&["audit", key]), format!("{key} is too small"), help);
+    }
+}
+
+/// Pairs of settings of which the first makes no sense above the second.
+fn order(root: &Table<'_>, config: &Config) {
+    let (upstream, limits) = (&config.upstream, &config.limits);
+    let times = [
+        (["upstream", "attempt"], upstream.attempt, "deadline", upstream.deadline),
+        (["upstream", "write_attempt"], upstream.write_attempt, "write_deadline", upstream.write_deadline),
+        (["upstream", "connect"], upstream.connect, "attempt", upstream.attempt),
+        (["upstream", "quota_wait"], upstream.quota_wait, "deadline", upstream.deadline),
+        (["upstream", "write_deadline"], upstream.write_deadline, "cache.doubt", config.cache.doubt),
+        (["cache", "negative"], config.cache.negative, "30s", Duration::from_secs(30)),
+        (["limits", "body_gap"], limits.body_gap, "body", limits.body),
+        (["limits", "breaker_open"], limits.breaker_open, "breaker_open_max", limits.breaker_open_max),
+    ];
+    for ([section, key], _, top, _) in times.into_iter().filter(|(_, value, _, top)| value > top) {
+        root.warn(
+            root.place_at(&[section, key]),
+            format!("{key} is longer than {top}"),
+            format!("write {top} or less"),
+        );
+    }
+    let sizes = [
+        ("in_flight_per_caller", limits.in_flight_per_caller, "in_flight", limits.in_flight),
+        ("stored_bytes", limits.stored_bytes, "answer_bytes", limits.answer_bytes),
+        ("answer_bytes", limits.answer_bytes, "answers_bytes", limits.answers_bytes),
+    ];
+    for (key, _, top, _) in sizes.into_iter().filter(|(_, value, _, top)| value > top) {
+        root.warn(root.place_at(&["limits", key]), format!("{key} is more than {top}"), format!("write {top} or less"));
+    }
+}
+
+/// Lifetimes that no operation asks for.
+fn classes(root: &Table<'_>, config: &Config, added: &[Row]) {
+    let rows = config.catalogue.rows();
+    let named = added.iter().filter_map(|row| row.class.as_deref());
+    let used: Vec<&str> = rows.iter().filter_map(|row| row.cache.as_deref()).chain(named).collect();
+    for class in config.cache.lifetime.keys().filter(|class| !used.contains(&&***class)) {
+        let place = root.place_at(&["cache", "lifetime", class]);
+        if let Some(row) = config.catalogue.row(class) {
+            let help = "leave it out: only reads are stored, and none with secrets or expiring links in it";
+            root.wrong(place, format!("the answers of {} are never stored", row.id), help);
+            continue;
+        }
+        let stored = rows.iter().filter(|row| row.may_cache).map(|row| &*row.id);
+        let help = match nearest(class, used.iter().copied().chain(stored)) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => "name it in an [[operation]] as cache, or write an operation's id".to_owned(),
+        };
+        root.warn(place, format!("no operation is of the class {}", quoted(class)), help);
+    }
+}
+
+/// Where both doors listen.
+fn doors(root: &Table<'_>, config: &Config) {
+    for listen in config.operator.listen.iter().filter(|listen| config.gateway.listen.contains(listen)) {
+        if !matches!(listen, Listen::Tcp(address) if address.port() == 0) {
+            let place = root.place_at(&["operator", "listen"]);
+            root.wrong(place, "the gateway listens at this address", "give the operator door an address of its own");
+        }
+    }
+    let open = |listen: &Listen| matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
+    if config.gateway.tls.is_none() && config.gateway.listen.iter().any(open) {
+        let help = "add tls = { cert = \"…\", key = \"…\" } unless something before it ends TLS";
+        root.warn(root.place_at(&["gateway", "listen"]), "keys travel in the clear to this address", help);
+    }
+    if config.operator.listen.iter().any(open) {
+        let help = "keep it on 127.0.0.1 or a Unix socket, or behind something that ends TLS";
+        root.warn(
+            root.place_at(&["operator", "listen"]),
+            "the operator key travels in the clear to this address",
+            help,
+        );
+    }
+}
+
+/// Files that are not there (yet): a warning, since `check` may run on another machine.
+fn files(root: &Table<'_>, config: &Config) {
+    let secrets = [
+        ("operator", "key_file", "key_env", &config.operator.key),
+        ("upstream", "token_file", "token_env", &config.upstream.token),
+    ];
+    for (section, file, env, source) in secrets {
+        let key = match source {
+            Source::File(_) => file,
+            Source::Env(_) => env,
+        };
+        if root.holds(&[section, key]) && !secret::exists(source) {
+            let what = format!("{} is not there", secret::described(source));
+            root.warn(root.place_at(&[section, key]), what, "put the secret there before makegate starts");
+        }
+    }
+    let tls = config.gateway.tls.as_ref();
+    let files: [(&[&str], Option<&Path>); 4] = [
+        (&["gateway", "tls", "cert"], tls.map(|tls| &*tls.cert)),
+        (&["gateway", "tls", "key"], tls.map(|tls| &*tls.key)),
+        (&["gateway", "tls", "client_ca"], tls.and_then(|tls| tls.client_ca.as_deref())),
+        (&["upstream", "ca_file"], config.upstream.ca_file.as_deref()),
+    ];
+    for (path, file) in files {
+        if let Some(file) = file.filter(|file| !file.exists()) {
+            let what = format!("the file {file:?} is not there");
+            root.warn(root.place_at(path), what, "put it there before makegate starts");
+        }
+    }
+}

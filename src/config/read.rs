@@ -1,0 +1,213 @@
+//! From a file to a [`Config`], or to every mistake in it at once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::callers::Callers;
+use super::{Config, checks, sections};
+use crate::catalogue::rows::{self, Row};
+use crate::catalogue::{Catalogue, Operation};
+use crate::reader::{self, Form, Kind, Mistake, Setting, Severity, Table, Written, Wrong};
+
+/// A configuration, and what there is to say about it.
+#[derive(Clone, Debug)]
+pub struct Read {
+    /// What is configured.
+    pub config: Config,
+    /// What is allowed but hardly meant.
+    pub warnings: Vec<Mistake>,
+    /// The file that it was read from.
+    pub file: PathBuf,
+    /// The file's text, with what may be a secret blotted out.
+    pub text: String,
+    settings: Vec<Setting>,
+}
+
+/// Why a file is no configuration.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The file.
+    pub file: PathBuf,
+    /// Its text, with what may be a secret blotted out; empty when it could not be read.
+    pub text: String,
+    /// Every error and warning, in the order of the text.
+    pub mistakes: Vec<Mistake>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errors = self.mistakes.iter().filter(|mistake| mistake.severity == Severity::Error);
+        let places = errors.map(|m| format!("{}:{}:{}: {}", self.file.display(), m.line, m.column, m.message));
+        f.write_str(&places.collect::<Vec<_>>().join("\n"))
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// No configuration is larger; more is the wrong file.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// Everything that is wrong with it, or that it cannot be read.
+pub fn read(path: &Path) -> Result<Read, Failure> {
+    match text_of(path) {
+        Ok(text) => parse(&text, path),
+        Err(why) => {
+            let help = Some("give the configuration's path: --config FILE".to_owned());
+            let message = format!("cannot read the configuration: {why}");
+            let mistake = Mistake { severity: Severity::Error, line: 1, column: 1, span: 0..0, message, help };
+            Err(Failure { file: path.to_owned(), text: String::new(), mistakes: vec![mistake] })
+        }
+    }
+}
+
+fn text_of(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(format!("it is larger than {} MiB", FILE_BYTES_MAX >> 20));
+    }
+    String::from_utf8(bytes)
+        .map_err(|error| format!("it is no UTF-8 from byte {} on", error.utf8_error().valid_up_to()))
+}
+
+/// Reads a configuration from a text that is said to stand in `file`: relative paths are relative to that.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(text: &str, file: &Path) -> Result<Read, Failure> {
+    let base = file.parent().unwrap_or(Path::new(""));
+    let (config, findings) = reader::walk(text, |root| document(root, base));
+    let failed = findings.failed();
+    let reader::Findings { mistakes, settings, text } = findings;
+    let file = file.to_owned();
+    if failed {
+        return Err(Failure { file, text, mistakes });
+    }
+    Ok(Read { config, warnings: mistakes, file, text, settings })
+}
+
+fn document(root: &Table<'_>, base: &Path) -> Config {
+    root.optional("version", VERSION);
+    let gateway = root.table("gateway", |t| sections::gateway(t, base));
+    let operator = root.table("operator", |t| sections::operator(t, base));
+    let upstream = root.table("upstream", |t| sections::upstream(t, base));
+    let cache = root.table("cache", sections::cache);
+    let audit = root.table("audit", |t| sections::audit(t, base));
+    let limits = root.table("limits", sections::limits);
+    let added = rows::read(root);
+    check_classes(root, &added, &cache.lifetime);
+    let catalogue = Arc::new(catalogue(root, &added, &cache.lifetime));
+    let mut grants = catalogue.grants();
+    grants.extend(added.iter().filter_map(|row| row.grant.clone()));
+    let certificates = gateway.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    let mut callers = Callers::new(grants, certificates);
+    let callers = root.tables("caller", "name", |t| callers.read(t));
+    let config = Config { gateway, operator, upstream, cache, audit, limits, callers, catalogue };
+    checks::check(root, &config, &added);
+    config
+}
+
+const VERSION: Kind<()> = Kind {
+    form: Form::Integer,
+    what: "the format's version",
+    example: "1",
+    parse: |text| match text {
+        "1" => Ok(()),
+        other => Err(Wrong::new(format!("this makegate does not read version {other}"), "write version = 1")),
+    },
+};
+
+/// The built-in rows and those of the file. An operation whose id is among the lifetimes is a class of its own.
+fn catalogue(root: &Table<'_>, added: &[Row], lifetimes: &BTreeMap<Arc<str>, Duration>) -> Catalogue {
+    let built_in = Catalogue::built_in();
+    let mut operations: Vec<Operation> = built_in.rows().iter().map(|row| (**row).clone()).collect();
+    let (places, further): (Vec<_>, Vec<_>) =
+        added.iter().filter_map(|row| Some((row.place.clone(), row.operation.clone()?))).unzip();
+    operations.extend(further);
+    for operation in operations.iter_mut().filter(|row| row.may_cache && lifetimes.contains_key(&row.id)) {
+        operation.cache = Some(operation.id.clone());
+    }
+    Catalogue::new(operations.clone()).unwrap_or_else(|contradictions| {
+        for (index, why) in contradictions {
+            let place = index.checked_sub(built_in.rows().len()).and_then(|index| places.get(index));
+            let is_built_in = operations.get(index).is_some_and(|row| clashes(&built_in, row));
+            let help = if is_built_in {
+                "that is a built-in row, which cannot be replaced: give this one an id and a path of its own"
+            } else {
+                "give this one an id and a path of its own"
+            };
+            root.wrong(place.cloned().unwrap_or_default(), why, help);
+        }
+        operations.truncate(built_in.rows().len());
+        Catalogue::new(operations).unwrap_or_default()
+    })
+}
+
+fn clashes(catalogue: &Catalogue, row: &Operation) -> bool {
+    catalogue.rows().iter().any(|other| other.id == row.id || (other.method == row.method && other.path == row.path))
+}
+
+fn check_classes(root: &Table<'_>, added: &[Row], lifetimes: &BTreeMap<Arc<str>, Duration>) {
+    for row in added {
+        let Some(class) = row.class.as_ref().filter(|class| !lifetimes.contains_key(*class)) else {
+            continue;
+        };
+        let help = match reader::nearest(class, lifetimes.keys().map(|class| &**class)) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => format!("add {class} = \"5m\" to [cache.lifetime]"),
+        };
+        root.wrong(row.cache_place.clone(), format!("the class {} has no lifetime", reader::quoted(class)), help);
+    }
+}
+
+/// One setting in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Its name with its table's (`cache.capacity`, `caller.finance.rate`).
+    pub key: String,
+    /// Its value as written; of a secret: where it is.
+    pub value: String,
+    /// `FILE:LINE`, or `default`.
+    pub origin: String,
+}
+
+impl Read {
+    /// Every setting in force and where it comes from, section by section. Holds no secret: the file holds none.
+    #[must_use]
+    pub fn shown(&self) -> Vec<Shown> {
+        let lines: Vec<usize> = self.text.match_indices('\n').map(|(newline, _)| newline).collect();
+        let show = |Setting { path, key, written }: &Setting| Shown {
+            key: if path.is_empty() { key.to_string() } else { format!("{path}.{key}") },
+            value: match written {
+                Written::Default(value) => value.to_string(),
+                Written::At(place) => on_one_line(self.text.get(place.clone()).unwrap_or_default()),
+            },
+            origin: match written {
+                Written::Default(_) => "default".to_owned(),
+                Written::At(place) => {
+                    let line = lines.partition_point(|newline| *newline < place.start) + 1;
+                    format!("{}:{line}", self.file.display())
+                }
+            },
+        };
+        self.settings.iter().map(show).collect()
+    }
+}
+
+/// A plain text without its quotes; a list that goes over several lines on one.
+fn on_one_line(value: &str) -> String {
+    let unquoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    match unquoted.filter(|text| !text.contains(['"', '\\'])) {
+        Some(text) => text.to_owned(),
+        None => value.split_whitespace().collect::<Vec<_>>().join(" "),
+    }
+}

@@ -1,0 +1,171 @@
+//! The sections of the file. Each function is the one list of its section's keys, their defaults and what they take.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::units::{DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, URL, VARIABLE, size};
+use super::{Audit, Cache, Gateway, Limits, Listen, Operator, Source, Tls, Upstream};
+use crate::reader::{Form, Kind, Placed, Table, Wrong, number};
+
+pub(super) fn gateway(t: &Table<'_>, base: &Path) -> Gateway {
+    Gateway { listen: listen(t, "127.0.0.1:8080", base), tls: t.optional_table("tls", |t| tls(t, base)).flatten() }
+}
+
+fn tls(t: &Table<'_>, base: &Path) -> Option<Tls> {
+    let (cert, key) = (t.required("cert", PATH), t.required("key", PATH));
+    let client_ca = t.optional("client_ca", PATH);
+    Some(Tls { cert: base.join(cert?), key: base.join(key?), client_ca: client_ca.map(|path| base.join(path)) })
+}
+
+pub(super) fn operator(t: &Table<'_>, base: &Path) -> Operator {
+    Operator {
+        listen: listen(t, "127.0.0.1:8081", base),
+        key: source(t, "key_file", "key_env", "/run/secrets/operator", base),
+        hosts: t.list("names", HOST).unwrap_or_default().into_iter().map(|name| name.value).collect(),
+    }
+}
+
+pub(super) fn upstream(t: &Table<'_>, base: &Path) -> Upstream {
+    Upstream {
+        url: t.value("url", "https://eu1.make.com", URL),
+        token: source(t, "token_file", "token_env", "/run/secrets/make", base),
+        quota: t.value("quota", "auto", QUOTA),
+        deadline: t.value("deadline", "15s", DURATION),
+        write_deadline: t.value("write_deadline", "40s", DURATION),
+        attempt: t.value("attempt", "10s", DURATION),
+        write_attempt: t.value("write_attempt", "30s", DURATION),
+        connect: t.value("connect", "3s", DURATION),
+        quota_wait: t.value("quota_wait", "5s", DURATION_OR_OFF),
+        connections: t.value("connections", "16", count()),
+        idle: t.value("idle", "15s", DURATION),
+        ca_file: t.optional("ca_file", PATH).map(|path| base.join(path)),
+    }
+}
+
+pub(super) fn cache(t: &Table<'_>) -> Cache {
+    Cache {
+        capacity_bytes: t.value("capacity", "64MiB", size()),
+        stale_if_error: t.value("stale_if_error", "1h", DURATION_OR_OFF),
+        settle: t.value("settle", "10s", DURATION_OR_OFF),
+        doubt: t.value("doubt", "2m", DURATION),
+        negative: t.value("negative", "0s", DURATION_OR_OFF),
+        refresh_floor: t.value("refresh_floor", "1s", DURATION_OR_OFF),
+        lifetime: t.table("lifetime", lifetime),
+    }
+}
+
+/// The classes that the built-in rows name, and whatever else is named here.
+fn lifetime(t: &Table<'_>) -> BTreeMap<Arc<str>, Duration> {
+    let mut lifetimes = BTreeMap::new();
+    for item in t.items() {
+        if item.is_table() {
+            let help = format!("an operation's id stands in quotes: \"{}.list\" = \"5m\", say", item.key());
+            item.wrong(item.key_place(), format!("{} is a duration, not a table", item.key()), help);
+        } else if let Some(lifetime) = item.scalar(DURATION_OR_OFF) {
+            lifetimes.insert(Arc::from(item.key()), lifetime);
+        }
+    }
+    for (class, default) in [("organizations", "5m"), ("usage", "5m"), ("feature-controls", "1m")] {
+        if !t.has(class) {
+            lifetimes.insert(Arc::from(class), t.value(class, default, DURATION_OR_OFF));
+        }
+    }
+    lifetimes
+}
+
+pub(super) fn audit(t: &Table<'_>, base: &Path) -> Audit {
+    Audit {
+        dir: base.join(t.value("dir", "audit/", PATH)),
+        retention: t.value("retention", "400d", DURATION),
+        segment_bytes: t.value("segment", "64MiB", size()),
+        buffer_records: t.value("buffer_records", "10000", count()),
+        buffer_bytes: t.value("buffer_bytes", "16MiB", size()),
+        record_bytes: t.value("record_bytes", "8KiB", size()),
+    }
+}
+
+pub(super) fn limits(t: &Table<'_>) -> Limits {
+    Limits {
+        connections: t.value("connections", "1024", count()),
+        handshake: t.value("handshake", "5s", DURATION),
+        first_byte: t.value("first_byte", "5s", DURATION),
+        head: t.value("head", "10s", DURATION),
+        head_bytes: t.value("head_bytes", "32KiB", size()),
+        head_fields: t.value("head_fields", "64", count()),
+        target_bytes: t.value("target_bytes", "8000B", size()),
+        body_bytes: t.value("body_bytes", "1MiB", size()),
+        body_gap: t.value("body_gap", "10s", DURATION),
+        body: t.value("body", "30s", DURATION),
+        idle: t.value("idle", "60s", DURATION),
+        age: t.value("age", "1h", DURATION),
+        write_stall: t.value("write_stall", "30s", DURATION),
+        in_flight: t.value("in_flight", "512", count()),
+        in_flight_per_caller: t.value("in_flight_per_caller", "64", count()),
+        h2_streams: t.value("h2_streams", "64", count()),
+        quota_queue: t.value("quota_queue", "50", count()),
+        stored_bytes: t.value("stored_bytes", "4MiB", size()),
+        answer_bytes: t.value("answer_bytes", "64MiB", size()),
+        answers_bytes: t.value("answers_bytes", "128MiB", size()),
+        attempts: t.value("attempts", "3", count()),
+        attempts_once: t.value("attempts_once", "2", count()),
+        retry_percent: t.value("retry_percent", "10", number()),
+        retry_floor: t.value("retry_floor", "2", number()),
+        breaker_failures: t.value("breaker_failures", "5", number()),
+        breaker_open: t.value("breaker_open", "5s", DURATION),
+        breaker_open_max: t.value("breaker_open_max", "60s", DURATION),
+        drain: t.value("drain", "25s", DURATION),
+    }
+}
+
+/// A number of things, at least one. Its top is what every counter in the process can hold.
+fn count<T: TryFrom<u64>>() -> Kind<T> {
+    const MAX: u64 = 1_000_000_000;
+    let parse = |text: &str| {
+        let given = text.parse::<u64>().ok().filter(|n| (1..=MAX).contains(n)).and_then(|n| T::try_from(n).ok());
+        given.ok_or_else(|| Wrong::new(format!("{text} is out of range"), "write 1 to 1000000000"))
+    };
+    Kind { form: Form::Integer, what: "a whole number", example: "10", parse }
+}
+
+fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
+    let addresses = t.one_or_more("listen", default, LISTEN);
+    if addresses.is_empty() && t.has("listen") {
+        t.wrong(
+            t.place_of("listen"),
+            "listen names no address",
+            format!("write listen = \"{default}\", or leave it out"),
+        );
+    }
+    let mut seen: Vec<Listen> = Vec::new();
+    for Placed { value, place } in addresses {
+        let value = match value {
+            Listen::Unix(path) => Listen::Unix(base.join(path)),
+            Listen::Tcp(address) => Listen::Tcp(address),
+        };
+        if seen.contains(&value) {
+            t.wrong(place, "this address is given twice", "leave one out");
+        } else {
+            seen.push(value);
+        }
+    }
+    seen
+}
+
+/// A secret's source: exactly one of `file` and `env`.
+fn source(t: &Table<'_>, file: &'static str, env: &'static str, example: &str, base: &Path) -> Source {
+    let (path, variable) = (t.optional(file, PATH), t.optional(env, VARIABLE));
+    if !t.has(file) && !t.has(env) {
+        let help = format!("add {file} = \"{example}\", or {env} = \"NAME\" for an environment variable");
+        t.missing(format!("neither {file} nor {env} says where the secret is"), help);
+    }
+    if t.has(file) && t.has(env) {
+        t.wrong(t.place_of(env), format!("both {file} and {env} are given"), "leave one out");
+    }
+    match (path, variable) {
+        (Some(path), _) => Source::File(base.join(path)),
+        (None, Some(variable)) => Source::Env(variable),
+        (None, None) => Source::File(PathBuf::from(example)),
+    }
+}

@@ -1,0 +1,302 @@
+//! What values of the configuration look like: durations, sizes, rates, addresses, URLs, each with its own advice.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{Span, SpanRelativeTo};
+
+use super::{BaseUrl, Listen, QuotaSetting, Rate};
+use crate::reader::{Form, Kind, Wrong, quoted};
+use crate::words::KeyHash;
+
+/// No time that is configured is longer.
+const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+/// A time longer than none.
+pub(super) const DURATION: Kind<Duration> =
+    Kind { form: Form::Text, what: "a duration", example: "\"5m\"", parse: |text| duration(text, false) };
+
+/// A time, or `0s` for "off".
+pub(super) const DURATION_OR_OFF: Kind<Duration> =
+    Kind { form: Form::Text, what: "a duration", example: "\"5m\"", parse: |text| duration(text, true) };
+
+fn duration(text: &str, may_be_off: bool) -> Result<Duration, Wrong> {
+    let advice = "write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\"";
+    if let Ok(number) = text.parse::<u64>() {
+        return Err(Wrong::new(format!("{} has no unit", quoted(text)), format!("write \"{number}s\" for seconds")));
+    }
+    let span: Span = text.parse().map_err(|_| Wrong::new(format!("{} is no duration", quoted(text)), advice))?;
+    let Ok(signed) = span.to_duration(SpanRelativeTo::days_are_24_hours()) else {
+        return Err(Wrong::new(format!("{} has no fixed length", quoted(text)), "write it in days, such as \"365d\""));
+    };
+    match Duration::try_from(signed) {
+        Err(_) => Err(Wrong::new(format!("{} is below zero", quoted(text)), advice)),
+        Ok(Duration::ZERO) if !may_be_off => Err(Wrong::new(format!("{} is no time at all", quoted(text)), advice)),
+        Ok(long) if long > DURATION_MAX => {
+            Err(Wrong::new(format!("{} is too long", quoted(text)), "write 100 years at most"))
+        }
+        Ok(duration) => Ok(duration),
+    }
+}
+
+/// A number of bytes above 0.
+pub(super) const fn size<T: TryFrom<u64>>() -> Kind<T> {
+    Kind { form: Form::Text, what: "a size", example: "\"64MiB\"", parse: bytes }
+}
+
+const UNITS: [(&str, u64); 4] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+
+fn bytes<T: TryFrom<u64>>(text: &str) -> Result<T, Wrong> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let known = UNITS.iter().find(|(name, _)| *name == unit);
+    let (Ok(number), Some((_, unit))) = (digits.parse::<u64>(), known) else {
+        return Err(Wrong::new(format!("{} is no size", quoted(text)), size_advice(digits, unit)));
+    };
+    let size = number.checked_mul(*unit).and_then(|size| T::try_from(size).ok());
+    match size {
+        Some(_) if number == 0 => {
+            Err(Wrong::new(format!("{} is no size at all", quoted(text)), "write at least \"1B\""))
+        }
+        Some(size) => Ok(size),
+        None => Err(Wrong::new(format!("{} is too large", quoted(text)), "write a smaller size")),
+    }
+}
+
+fn size_advice(digits: &str, unit: &str) -> String {
+    let first = unit.trim_start().chars().next().map(|c| c.to_ascii_uppercase());
+    let meant = match first {
+        _ if digits.is_empty() => None,
+        None | Some('B') => Some("B"),
+        Some('K') => Some("KiB"),
+        Some('M') => Some("MiB"),
+        Some('G') => Some("GiB"),
+        Some(_) => None,
+    };
+    match meant {
+        Some(unit) => format!("write \"{digits}{unit}\" (the units are B, KiB, MiB, GiB)"),
+        None => "write a whole number and B, KiB, MiB or GiB: \"64MiB\"".to_owned(),
+    }
+}
+
+/// Requests in a time.
+pub(super) const RATE: Kind<Rate> = Kind { form: Form::Text, what: "a rate", example: "\"600/min\"", parse: rate };
+
+fn rate(text: &str) -> Result<Rate, Wrong> {
+    let wrong = || Wrong::new(format!("{} is no rate", quoted(text)), "write a number and /s, /min or /h: \"600/min\"");
+    let (number, unit) = text.split_once('/').ok_or_else(wrong)?;
+    let per = match unit {
+        "s" => Duration::from_secs(1),
+        "min" => Duration::from_mins(1),
+        "h" => Duration::from_hours(1),
+        _ => return Err(wrong()),
+    };
+    let requests = match number.parse::<u64>().map(u32::try_from) {
+        Ok(Ok(0)) => return Err(Wrong::new(format!("{} is no request ever", quoted(text)), "write 1 or more")),
+        Ok(Ok(requests)) => requests,
+        Ok(Err(_)) => return Err(Wrong::new(format!("{} is too fast", quoted(text)), "write 4294967295 at most")),
+        Err(_) => return Err(wrong()),
+    };
+    if per.as_nanos() < u128::from(requests) {
+        let help = "write at most 1000000000/s: one request a nanosecond";
+        return Err(Wrong::new(format!("{} is too fast", quoted(text)), help));
+    }
+    Ok(Rate { requests, per })
+}
+
+/// What a caller may send at once unless it is said: a tenth of a minute's requests, at least one.
+pub(super) fn default_burst(rate: Rate) -> u32 {
+    let per_minute = u128::from(rate.requests) * Duration::from_mins(1).as_nanos() / rate.per.as_nanos().max(1);
+    u32::try_from(per_minute / 10).unwrap_or(u32::MAX).max(1)
+}
+
+/// `auto`, or requests a minute.
+pub(super) const QUOTA: Kind<QuotaSetting> = Kind {
+    form: Form::Text,
+    what: "a quota",
+    example: "\"auto\"",
+    parse: |text| match text {
+        "auto" => Ok(QuotaSetting::Auto),
+        _ => match rate(text) {
+            Ok(Rate { requests, per }) if per == Duration::from_mins(1) => Ok(QuotaSetting::PerMinute(requests)),
+            Ok(_) | Err(_) => Err(Wrong::new(
+                format!("{} is no quota", quoted(text)),
+                "write \"auto\", or what Make allows an organization per minute: \"240/min\"",
+            )),
+        },
+    },
+};
+
+/// An address to listen on.
+pub(super) const LISTEN: Kind<Listen> =
+    Kind { form: Form::Text, what: "an address", example: "\"127.0.0.1:8080\"", parse: listen };
+
+/// A Unix socket's path has to fit `sockaddr_un`.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+fn listen(text: &str) -> Result<Listen, Wrong> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match path.len() {
+            0 => Err(Wrong::new("unix: names no socket", "write \"unix:/run/makegate.sock\"")),
+            1..=SOCKET_PATH_BYTES_MAX => Ok(Listen::Unix(PathBuf::from(path))),
+            _ => Err(Wrong::new("this path is too long for a socket", "write one of at most 107 bytes")),
+        };
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Listen::Tcp(address));
+    }
+    let port = text.rsplit_once(':').map_or(text, |(_, port)| port);
+    let help = match text.rsplit_once(':') {
+        _ if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) => format!("write \"[{text}]:8080\": with its port"),
+        _ if text.parse::<IpAddr>().is_ok() => format!("write \"{text}:8080\": with its port"),
+        _ if text.starts_with('/') => format!("write \"unix:{text}\" for a socket"),
+        None | Some(("" | "localhost", _)) if port.parse::<u16>().is_ok() => {
+            format!("write \"127.0.0.1:{port}\" for this machine only, \"0.0.0.0:{port}\" for all its addresses")
+        }
+        None | Some(_) => "write an IP address and a port, or unix: and a path: \"127.0.0.1:8080\"".to_owned(),
+    };
+    Err(Wrong::new(format!("{} is no address to listen on", quoted(text)), help))
+}
+
+/// The upstream's base URL.
+pub(super) const URL: Kind<BaseUrl> =
+    Kind { form: Form::Text, what: "a URL", example: "\"https://eu1.make.com\"", parse: url };
+
+fn url(text: &str) -> Result<BaseUrl, Wrong> {
+    let example = "write your zone's URL alone, such as \"https://eu1.make.com\"";
+    let wrong = |why: &str| Wrong::new(format!("{} {why}", quoted(text)), example);
+    let uri: http::Uri = text.parse().map_err(|_| wrong("is no URL"))?;
+    let tls = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        Some(_) | None => return Err(wrong("does not begin with https://")),
+    };
+    let (Some(authority), Some(host)) = (uri.authority(), uri.host()) else {
+        return Err(wrong("names no host"));
+    };
+    if authority.as_str().contains('@') {
+        let help = "leave it out: the token goes into token_file or token_env";
+        return Err(Wrong::new("the URL holds a user", help).secret());
+    }
+    if uri.path() != "/" || uri.query().is_some() || text.contains('#') {
+        return Err(wrong("has a path: makegate adds it"));
+    }
+    if host.is_empty() || authority.as_str().ends_with(':') {
+        return Err(wrong("names no host and port"));
+    }
+    if uri.port().is_some_and(|port| port.as_str().parse::<u16>().unwrap_or(0) == 0) {
+        return Err(wrong("has no port from 1 to 65535"));
+    }
+    let host = host.to_ascii_lowercase();
+    let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    if !tls && !is_loopback(&bare) {
+        let help = format!("write \"https://{}\": the token must not travel in the clear", authority.as_str());
+        return Err(Wrong::new("http is for this machine alone", help));
+    }
+    let usual = if tls { 443 } else { 80 };
+    let port = uri.port_u16().unwrap_or(usual);
+    let authority = if port == usual { host } else { format!("{host}:{port}") };
+    Ok(BaseUrl { tls, host: bare, port, authority })
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// A file or folder.
+pub(super) const PATH: Kind<PathBuf> = Kind {
+    form: Form::Text,
+    what: "a path",
+    example: "\"/run/secrets/make\"",
+    parse: |text| match text.is_empty() || text.contains('\0') {
+        false => Ok(PathBuf::from(text)),
+        true => Err(Wrong::new(format!("{} is no path", quoted(text)), "write a path, such as \"/run/secrets/make\"")),
+    },
+};
+
+/// The name of an environment variable.
+pub(super) const VARIABLE: Kind<String> = Kind {
+    form: Form::Text,
+    what: "the name of an environment variable",
+    example: "\"MAKE_API_TOKEN\"",
+    parse: |text| {
+        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        match plain && text.starts_with(|c: char| !c.is_ascii_digit()) {
+            true => Ok(text.to_owned()),
+            // Not quoted: it may be the secret itself.
+            false => Err(Wrong::new(
+                "this is no name of an environment variable",
+                "write the variable's name, not its value: letters, digits and _, such as \"MAKE_API_TOKEN\"",
+            )
+            .secret()),
+        }
+    },
+};
+
+/// A name for the `Host` header.
+pub(super) const HOST: Kind<String> = Kind {
+    form: Form::Text,
+    what: "a host name",
+    example: "\"makegate.internal\"",
+    parse: |text| {
+        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
+        match plain && text.bytes().any(|b| b.is_ascii_alphanumeric()) {
+            true => Ok(text.to_ascii_lowercase()),
+            false => Err(Wrong::new(
+                format!("{} is no host name", quoted(text)),
+                "write the name alone, without scheme or port: \"makegate.internal\"",
+            )),
+        }
+    },
+};
+
+/// A caller's name.
+pub(super) const CALLER: Kind<Arc<str>> = Kind {
+    form: Form::Text,
+    what: "a name",
+    example: "\"finance-dashboard\"",
+    parse: |text| {
+        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+        match plain && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.len() <= 64 {
+            true => Ok(Arc::from(text)),
+            false => Err(Wrong::new(
+                format!("{} is no caller's name", quoted(text)),
+                "write 1 to 64 letters, digits, dots, dashes and _, a letter or digit first: \"finance-dashboard\"",
+            )),
+        }
+    },
+};
+
+/// The SHA-256 of a key.
+pub(super) const KEY: Kind<KeyHash> = Kind {
+    form: Form::Text,
+    what: "the SHA-256 of a key",
+    example: "\"sha256:…\"",
+    parse: |text| {
+        // Never quoted: it may be the key itself.
+        let help = "write what `makegate key new` prints: sha256: and 64 hex digits";
+        match text.strip_prefix("sha256:").map(crate::hash::unhex32) {
+            Some(Some(hash)) => Ok(hash),
+            Some(None) => Err(Wrong::new("this is not the SHA-256 of a key", help).secret()),
+            None => Err(Wrong::new(
+                "a key itself must never stand here, only its SHA-256",
+                "run `makegate key new --caller NAME` and write the sha256: line that it prints; if this was a key, it is spent",
+            )
+            .secret()),
+        }
+    },
+};
+
+/// An organization's id.
+pub(super) const ORGANIZATION: Kind<u64> = Kind {
+    form: Form::Integer,
+    what: "an organization's id",
+    example: "11",
+    parse: |text| match text.parse() {
+        Ok(0) | Err(_) => {
+            Err(Wrong::new(format!("{text} is no organization's id"), "write the whole number, such as 11"))
+        }
+        Ok(id) => Ok(id),
+    },
+};

@@ -1,0 +1,219 @@
+//! The outer owner of every request: its id, its room in the log, its one answer and its one record. Dropped without an
+//! answer (the caller hung up), it still leaves the record.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+
+use super::answer::{self, AnswerBody, Asked, Facts, Reply, put};
+use super::call::is_read;
+use super::door::{Busy, Peer};
+use super::forward::is_traceparent;
+use super::gate::{Gate, Named};
+use super::policy::{Known, Member};
+use super::refusal::{Refusal, seconds};
+use crate::audit::{self, Kind, Record, Room};
+use crate::callers::{InFlight, Remaining, Source};
+use crate::words::RequestId;
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// One request's account.
+pub(super) struct Account {
+    gate: Arc<Gate>,
+    named: Named,
+    began: Instant,
+    pub(super) record: Record,
+    /// Room for the record; taken by a write's intent.
+    pub(super) room: Option<Room>,
+    member: Option<Arc<Member>>,
+    row: Option<usize>,
+    remaining: Option<Remaining>,
+    under_way: Option<InFlight>,
+    is_read: bool,
+    if_none_match: Option<HeaderValue>,
+    counted: bool,
+}
+
+impl Account {
+    pub(super) fn open<B>(gate: &Arc<Gate>, peer: &Peer, request: &Request<B>) -> Self {
+        let headers = request.headers();
+        let named = gate.name(headers.get(REQUEST_ID).map(HeaderValue::as_bytes));
+        let mut record = Record::new(Kind::Request, gate.clock.wall());
+        record.request = Some(named.id);
+        record.peer = Some(peer.address.map_or_else(|| audit::Peer::Unix("unix".into()), audit::Peer::Ip));
+        record.method = Some(request.method().clone());
+        record.trace = traced(headers);
+        Self {
+            room: gate.log.reserve(),
+            gate: gate.clone(),
+            named,
+            began: gate.clock.now(),
+            record,
+            member: None,
+            row: None,
+            remaining: None,
+            under_way: None,
+            is_read: is_read(request.method()),
+            if_none_match: headers.get(header::IF_NONE_MATCH).filter(|_| request.method() != Method::POST).cloned(),
+            counted: false,
+        }
+    }
+
+    pub(super) fn id(&self) -> RequestId {
+        self.named.id
+    }
+
+    /// The caller is known.
+    pub(super) fn known(&mut self, known: &Known) {
+        self.record.caller = Some(known.member.config.name.clone());
+        self.record.key = Some(known.key);
+        known.last_used.store(self.record.time.as_millisecond(), Ordering::Relaxed);
+        self.member = Some(known.member.clone());
+    }
+
+    /// The operation is known.
+    pub(super) fn classified(&mut self, row: usize, operation: &Arc<str>, organization: Option<u64>) {
+        self.row = Some(row);
+        self.record.operation = Some(operation.clone());
+        self.record.organization = organization;
+    }
+
+    /// What is left of the caller's rate.
+    pub(super) fn remaining(&mut self, remaining: Remaining) {
+        self.remaining = Some(remaining);
+    }
+
+    /// The caller was let in.
+    pub(super) fn admitted(&mut self, under_way: InFlight) {
+        self.under_way = Some(under_way);
+    }
+
+    /// The request was read whole: its time counts from now.
+    pub(super) fn read_whole(&mut self) -> Instant {
+        self.began = self.gate.clock.now();
+        self.began
+    }
+
+    /// The record of the outcome to come, once the intent is on disk.
+    pub(super) fn intended(&self) -> Record {
+        self.record.clone()
+    }
+
+    /// The one answer, and the one record unless a write's task records it.
+    pub(super) fn close(
+        mut self,
+        reply: Result<Reply, Refusal>,
+        facts: Option<Facts>,
+        busy: Busy,
+    ) -> Response<AnswerBody> {
+        let now = self.gate.clock.now();
+        let asked = Asked { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
+        let (mut parts, how) = match &reply {
+            Ok(reply) => (reply.response(&asked), reply.how),
+            Err(refusal) => (answer::refused(refusal, &self.named.id), audit::Answer::Refused),
+        };
+        self.add_headers(parts.0, &mut parts.1, facts.and_then(|facts| facts.outcome));
+        self.note(parts.0, &parts.2, &reply, how, now);
+        answer::response(parts, &self.named.id, busy)
+    }
+
+    fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap, outcome: Option<audit::Outcome>) {
+        if let Some(member) = &self.member
+            && let Some(remaining) = &self.remaining
+            && !headers.contains_key(RATE_LIMIT)
+        {
+            headers.insert(RATE_POLICY, member.rate_policy.clone());
+            let whole = if remaining.whole_in.is_zero() { 0 } else { seconds(remaining.whole_in) };
+            put(headers, &RATE_LIMIT, format_args!("\"caller\";r={};t={whole}", remaining.left));
+        }
+        if let Some(outcome) = outcome {
+            answer::say_outcome(headers, outcome);
+        }
+        if outcome != Some(audit::Outcome::InDoubt) {
+            answer::say_retry_after(status, headers, Duration::from_secs(60));
+        }
+    }
+
+    fn note(
+        &mut self,
+        status: StatusCode,
+        body: &Bytes,
+        reply: &Result<Reply, Refusal>,
+        how: audit::Answer,
+        now: Instant,
+    ) {
+        let taken = now.saturating_duration_since(self.began);
+        self.gate.meters.requests.add(taken);
+        self.count(how);
+        let record = &mut self.record;
+        record.status = Some(status.as_u16());
+        record.answer = Some(how);
+        record.bytes = Some(body.len() as u64);
+        record.duration_us = Some(micros(taken));
+        match reply {
+            Ok(reply) => {
+                record.filled_by = reply.filled_by;
+                fill(record, &reply.facts);
+            }
+            Err(refusal) => record.refusal = Some(refusal.row().code),
+        }
+    }
+
+    fn count(&mut self, how: audit::Answer) {
+        self.counted = true;
+        if let Some(member) = &self.member {
+            member.state.count(self.row, source(how));
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if !self.counted {
+            self.record.duration_us = Some(micros(self.gate.clock.now().saturating_duration_since(self.began)));
+        }
+        match self.room.take() {
+            Some(room) => room.fill(self.record.clone()),
+            None if self.record.kind == Kind::Request && self.record.answer == Some(audit::Answer::Refused) => {
+                self.gate.meters.unrecorded.fetch_add(1, Ordering::Relaxed);
+            }
+            None => {}
+        }
+    }
+}
+
+fn source(how: audit::Answer) -> Source {
+    match how {
+        audit::Answer::Hit => Source::Hit,
+        audit::Answer::Stale => Source::Stale,
+        audit::Answer::Miss => Source::Miss,
+        audit::Answer::Forwarded => Source::Forwarded,
+        audit::Answer::Replayed => Source::Replayed,
+        audit::Answer::Refused => Source::Refused,
+    }
+}
+
+/// What it took, into a record.
+pub(super) fn fill(record: &mut Record, facts: &Facts) {
+    record.attempts = (facts.attempts > 0).then_some(facts.attempts);
+    record.upstream_status = facts.upstream_status.map(|status| status.as_u16());
+    record.outcome = facts.outcome;
+    record.quota_wait_us = (facts.attempts > 0).then(|| micros(facts.quota_wait));
+}
+
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn traced(headers: &HeaderMap) -> Option<Box<str>> {
+    let value = headers.get(TRACEPARENT)?;
+    is_traceparent(value.as_bytes()).then(|| value.to_str().ok().map(Into::into)).flatten()
+}

@@ -1,0 +1,270 @@
+//! Step 13, answer: one reply becomes one response. What may come from memory carries what its caller's own cache must know.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName};
+use http::{HeaderValue, Response, StatusCode};
+use http_body::{Frame, SizeHint};
+
+use super::door::Busy;
+use super::refusal::{Refusal, seconds};
+use crate::audit::{self, Outcome};
+use crate::cache::{CacheStatus, Entry};
+use crate::hash;
+use crate::words::RequestId;
+
+/// What of an upstream answer is kept with a stored body: what describes the body, nothing that describes one exchange.
+const STORED: [HeaderName; 5] =
+    [header::CONTENT_TYPE, header::CONTENT_LANGUAGE, header::CONTENT_DISPOSITION, header::DATE, header::LAST_MODIFIED];
+
+/// What of an upstream answer never goes on: hop-by-hop fields (RFC 9110 section 7.6.1), cookies, the upstream's word on
+/// caching (promise 3), and what the gateway says itself.
+const WITHHELD: [HeaderName; 16] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-authentication-info"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::SET_COOKIE,
+    HeaderName::from_static("set-cookie2"),
+    header::CACHE_CONTROL,
+    header::EXPIRES,
+    header::PRAGMA,
+    HeaderName::from_static("x-request-id"),
+    header::CONTENT_LENGTH,
+];
+
+const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const OUTCOME: HeaderName = HeaderName::from_static("makegate-outcome");
+/// What a cached body may be answered with 304 carries on (RFC 9110 section 15.4.5).
+const KEPT_ON_304: [HeaderName; 3] = [header::DATE, header::ETAG, header::VARY];
+
+/// What it took to get an answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Facts {
+    pub(super) attempts: u32,
+    pub(super) upstream_status: Option<StatusCode>,
+    pub(super) quota_wait: Duration,
+    /// Of a write that had an intent.
+    pub(super) outcome: Option<Outcome>,
+}
+
+/// An upstream answer as it goes on.
+#[derive(Debug)]
+pub(super) struct Passed {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    pub(super) etag: Option<HeaderValue>,
+}
+
+/// Where the body comes from.
+#[derive(Clone, Debug)]
+pub(super) enum Body {
+    /// From memory.
+    Entry(Arc<Entry>),
+    /// From the upstream.
+    Passed(Arc<Passed>),
+    /// Made here of one of these.
+    Made { passed: Arc<Passed>, of: Option<Arc<Entry>> },
+}
+
+impl Body {
+    /// Status, headers, bytes.
+    pub(super) fn parts(&self) -> (StatusCode, &HeaderMap, &Bytes) {
+        match self {
+            Self::Entry(entry) => (entry.status, &entry.headers, &entry.body),
+            Self::Passed(passed) | Self::Made { passed, .. } => (passed.status, &passed.headers, &passed.body),
+        }
+    }
+
+    fn etag(&self) -> Option<&HeaderValue> {
+        match self {
+            Self::Entry(entry) => Some(&entry.etag),
+            Self::Passed(passed) | Self::Made { passed, .. } => passed.etag.as_ref(),
+        }
+    }
+
+    /// The entry that it is or was made of.
+    pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
+        match self {
+            Self::Entry(entry) => Some(entry),
+            Self::Passed(_) => None,
+            Self::Made { of, .. } => of.as_ref(),
+        }
+    }
+}
+
+/// A reply: everything that the answer and the record need.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) body: Body,
+    pub(super) cache: Option<CacheStatus>,
+    pub(super) how: audit::Answer,
+    pub(super) filled_by: Option<RequestId>,
+    pub(super) facts: Facts,
+    /// May it be answered with 304?
+    pub(super) validated: bool,
+}
+
+/// A request, as far as its answer depends on it.
+pub(super) struct Asked<'a> {
+    pub(super) if_none_match: Option<&'a HeaderValue>,
+    pub(super) is_read: bool,
+    pub(super) now: Instant,
+}
+
+impl Reply {
+    /// The response, without the headers that every answer has.
+    pub(super) fn response(&self, asked: &Asked<'_>) -> (StatusCode, HeaderMap, Bytes) {
+        let (status, stored, body) = self.body.parts();
+        let etag = self.body.etag();
+        let mut headers = stored.clone();
+        if let Some(etag) = etag {
+            headers.insert(header::ETAG, etag.clone());
+        }
+        if asked.is_read {
+            headers.insert(header::CACHE_CONTROL, PRIVATE);
+        }
+        if let Some(entry) = self.body.entry() {
+            headers.insert(header::AGE, HeaderValue::from(entry.age(asked.now).as_secs()));
+        }
+        if let Some(cache) = self.cache {
+            put(&mut headers, &CACHE_STATUS, format_args!("{cache}"));
+        }
+        let matches = || etag.zip(asked.if_none_match).is_some_and(|(etag, wanted)| none_match(etag, wanted));
+        if self.validated && status == StatusCode::OK && matches() {
+            let bare = headers.iter().filter(|(name, _)| !STORED.contains(name) || KEPT_ON_304.contains(name));
+            let kept = bare.map(|(name, value)| (name.clone(), value.clone())).collect();
+            return (StatusCode::NOT_MODIFIED, kept, Bytes::new());
+        }
+        (status, headers, body.clone())
+    }
+}
+
+/// Does `If-None-Match` name this entity tag (RFC 9110 section 13.1.2, weak comparison)?
+fn none_match(etag: &HeaderValue, wanted: &HeaderValue) -> bool {
+    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+    let (Ok(etag), Ok(wanted)) = (etag.to_str(), wanted.to_str()) else { return false };
+    wanted.trim() == "*" || wanted.split(',').any(|tag| opaque(tag) == opaque(etag))
+}
+
+/// The headers that are stored with a body.
+pub(super) fn stored_headers(headers: &HeaderMap) -> HeaderMap {
+    let mut out = HeaderMap::with_capacity(STORED.len() + 3);
+    for name in &STORED {
+        if let Some(value) = headers.get(name) {
+            out.insert(name, value.clone());
+        }
+    }
+    out
+}
+
+/// The headers of an upstream answer that go on.
+pub(super) fn passed_headers(headers: &HeaderMap) -> HeaderMap {
+    let named: Vec<String> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(|name| name.trim().to_ascii_lowercase()))
+        .collect();
+    let goes_on = |name: &HeaderName| !WITHHELD.contains(name) && !named.iter().any(|hop| hop == name.as_str());
+    headers.iter().filter(|(name, _)| goes_on(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// The upstream's own strong entity tag, as the body is untouched; else one made of the body (RFC 9110 section 8.8.3).
+pub(super) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
+    let own = headers.get(header::ETAG).filter(|tag| {
+        let text = tag.as_bytes();
+        text.len() >= 2 && text.first() == Some(&b'"') && text.last() == Some(&b'"')
+    });
+    own.cloned().unwrap_or_else(|| {
+        let digest = hash::hex(hash::sha256(body).get(..16).unwrap_or_default());
+        HeaderValue::try_from(format!("\"{digest}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+    })
+}
+
+/// Makes a refusal's response.
+pub(super) fn refused(refusal: &Refusal, id: &RequestId) -> (StatusCode, HeaderMap, Bytes) {
+    let mut headers = HeaderMap::with_capacity(8);
+    refusal.add_headers(&mut headers);
+    (refusal.row().status, headers, Bytes::from(refusal.problem(id)))
+}
+
+/// What every write says of its effect, and what a write in doubt must not invite to.
+pub(super) fn say_outcome(headers: &mut HeaderMap, outcome: Outcome) {
+    headers.insert(OUTCOME, HeaderValue::from_static(outcome.as_str()));
+    if outcome == Outcome::InDoubt {
+        headers.remove(header::RETRY_AFTER);
+    }
+}
+
+/// `Retry-After` comes with every 429, in whole seconds, at least 1 (unless the upstream said so itself).
+pub(super) fn say_retry_after(status: StatusCode, headers: &mut HeaderMap, default: Duration) {
+    let plain = |value: &HeaderValue| {
+        value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()).is_some_and(|s| s >= 1)
+    };
+    if status == StatusCode::TOO_MANY_REQUESTS && !headers.get(header::RETRY_AFTER).is_some_and(plain) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(default)));
+    }
+}
+
+/// Writes a header's value without a detour over `format!`.
+pub(super) fn put(headers: &mut HeaderMap, name: &HeaderName, text: std::fmt::Arguments<'_>) {
+    let mut buffer = bytes::BytesMut::with_capacity(64);
+    if buffer.write_fmt(text).is_ok()
+        && let Ok(value) = HeaderValue::from_maybe_shared(buffer.freeze())
+    {
+        headers.insert(name, value);
+    }
+}
+
+/// The response with what every answer carries.
+pub(super) fn response(
+    (status, mut headers, body): (StatusCode, HeaderMap, Bytes),
+    id: &RequestId,
+    busy: Busy,
+) -> Response<AnswerBody> {
+    if let Ok(value) = HeaderValue::from_bytes(id.as_str().as_bytes()) {
+        headers.insert(REQUEST_ID, value);
+    }
+    let mut response = Response::new(AnswerBody { bytes: Some(body).filter(|body| !body.is_empty()), _busy: busy });
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// An answer's body: whole, and its connection's busy mark with it.
+pub struct AnswerBody {
+    bytes: Option<Bytes>,
+    _busy: Busy,
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
+}

@@ -1,0 +1,89 @@
+//! A call: a request that is known, permitted and read whole, as the steps that wait need it. Owned, so that a fetch or a
+//! write can outlive its caller.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::forward::outgoing_headers;
+use super::policy::{Member, Policy};
+use super::tags::Parameters;
+use super::target::Target;
+use crate::audit;
+use crate::catalogue::Operation;
+use crate::clock::Clock;
+use crate::quota::BucketId;
+use crate::upstream::Outgoing;
+use crate::words::RequestId;
+
+/// The call.
+pub(super) struct Call {
+    pub(super) id: RequestId,
+    pub(super) policy: Arc<Policy>,
+    pub(super) member: Arc<Member>,
+    pub(super) row: Arc<Operation>,
+    pub(super) index: usize,
+    pub(super) bucket: BucketId,
+    pub(super) parameters: Parameters,
+    /// The canonical path, as records have it.
+    pub(super) path: Arc<str>,
+    pub(super) outgoing: Outgoing,
+    /// When the request was read whole.
+    pub(super) read: Instant,
+    /// No answer comes later.
+    pub(super) deadline: Instant,
+}
+
+impl Call {
+    /// Time since the request was read whole.
+    pub(super) fn age(&self, clock: &Clock) -> Duration {
+        clock.now().saturating_duration_since(self.read)
+    }
+
+    /// Time left until the deadline.
+    pub(super) fn left(&self, clock: &Clock) -> Duration {
+        self.deadline.saturating_duration_since(clock.now())
+    }
+}
+
+/// What goes upstream.
+pub(super) fn outgoing(row: &Operation, target: String, headers: &HeaderMap, body: Bytes) -> Outgoing {
+    Outgoing { method: row.method.clone(), target, headers: outgoing_headers(headers, !body.is_empty()), body }
+}
+
+/// The query parameters that the row's allow-list lets the log hold, as an object.
+pub(super) fn recorded_query(row: &Operation, target: &Target<'_>) -> Option<Box<RawValue>> {
+    if target.query.is_empty() {
+        return None;
+    }
+    let mut members = Map::new();
+    for name in &row.record {
+        let mut values: Vec<Value> = target.values(name).map(Value::from).collect();
+        match values.len() {
+            0 => {}
+            1 => drop(members.insert(name.to_string(), values.remove(0))),
+            _ => drop(members.insert(name.to_string(), Value::Array(values))),
+        }
+    }
+    (!members.is_empty()).then(|| audit::object(&members))
+}
+
+/// The same of the body's fields.
+pub(super) fn recorded_fields(row: &Operation, body: &[u8]) -> Option<Box<RawValue>> {
+    if row.record.is_empty() || body.is_empty() {
+        return None;
+    }
+    let Ok(Value::Object(body)) = serde_json::from_slice(body) else { return None };
+    let members: Map<_, _> =
+        body.into_iter().filter(|(name, _)| row.record.iter().any(|allowed| **allowed == **name)).collect();
+    (!members.is_empty()).then(|| audit::object(&members))
+}
+
+/// Is it a method whose answer may have a body from memory?
+pub(super) fn is_read(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
+}

@@ -1,0 +1,388 @@
+//! Step 1, accept: sockets, TLS and the bounds on connections. Both doors are of this make.
+//!
+//! hyper speaks HTTP; who may stay is decided here, by [`seats`]: every connection has a seat, and a sweep a few times a
+//! second closes those that are silent, slow, idle or old beyond their limit. That takes no timer per request.
+
+mod io;
+mod seats;
+
+use std::future::Future;
+use std::io::{Error, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::{Limits, Listen, Tls};
+use crate::tasks::Tasks;
+use io::Watched;
+use seats::{Seat, Seats};
+
+pub use seats::Busy;
+
+/// How often seats are looked over.
+const SWEEP: Duration = Duration::from_millis(250);
+/// After a failed accept (out of file descriptors, say) the door rests so long.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+const H2_WINDOW_BYTES: u32 = 64 * 1024;
+const H2_HEADER_LIST_BYTES: u32 = 16 * 1024;
+const H2_PENDING_RESETS: usize = 20;
+const H2_LOCAL_RESETS: usize = 64;
+const H2_PING_EVERY: Duration = Duration::from_secs(20);
+const H2_PING_WAIT: Duration = Duration::from_secs(10);
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address; `None` over a Unix socket.
+    pub address: Option<IpAddr>,
+    seat: Arc<Seat>,
+    clock: Clock,
+}
+
+impl Peer {
+    /// Marks the connection busy until the guard is dropped: with the answer's body, so that a slow reader counts as busy.
+    #[must_use]
+    pub fn busy(&self) -> Busy {
+        self.seat.busy(&self.clock)
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+/// A bound door that nobody serves yet.
+pub struct Door {
+    listeners: Vec<Listener>,
+    tls: Option<TlsAcceptor>,
+    limits: Limits,
+    clock: Clock,
+    tasks: Tasks,
+}
+
+/// A door that is being served.
+#[derive(Clone)]
+pub struct OpenDoor {
+    addresses: Vec<SocketAddr>,
+    closing: CancellationToken,
+    seats: Arc<Seats>,
+}
+
+impl OpenDoor {
+    /// The TCP addresses that it listens on, ports resolved.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Connections now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// Takes no further connection and lets those that are there finish what they are at.
+    pub fn close(&self) {
+        self.closing.cancel();
+    }
+}
+
+impl Door {
+    /// Binds every address. TLS, where configured, is read first.
+    ///
+    /// # Errors
+    /// An address that cannot be bound, or a certificate or key that cannot be used: says which and why.
+    pub fn bind(
+        listen: &[Listen],
+        tls: Option<&Tls>,
+        limits: &Limits,
+        clock: &Clock,
+        tasks: &Tasks,
+    ) -> Result<Self, Error> {
+        let tls = tls.map(server_config).transpose()?.map(|config| TlsAcceptor::from(Arc::new(config)));
+        let listeners = listen.iter().map(Listener::bind).collect::<Result<_, _>>()?;
+        Ok(Self { listeners, tls, limits: limits.clone(), clock: clock.clone(), tasks: tasks.clone() })
+    }
+
+    /// Serves every connection with `answer` from now on.
+    pub fn open<S, F, B>(self, answer: S) -> OpenDoor
+    where
+        S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
+    {
+        let addresses = self.listeners.iter().filter_map(Listener::address).collect();
+        let seats = Arc::new(Seats::new(self.limits.connections, self.clock.clone()));
+        let door = OpenDoor { addresses, closing: CancellationToken::new(), seats: seats.clone() };
+        let hall = Arc::new(Hall {
+            tls: self.tls,
+            limits: self.limits,
+            clock: self.clock,
+            seats,
+            closing: door.closing.clone(),
+            tasks: self.tasks.clone(),
+        });
+        for listener in self.listeners {
+            let (hall, answer) = (hall.clone(), answer.clone());
+            self.tasks.spawn(async move { hall.accept(listener, answer).await });
+        }
+        let sweeping = hall.clone();
+        self.tasks.spawn_until_stop(async move {
+            loop {
+                tokio::time::sleep(SWEEP).await;
+                sweeping.seats.sweep(&sweeping.limits);
+            }
+        });
+        door
+    }
+}
+
+impl Listener {
+    fn bind(listen: &Listen) -> Result<Self, Error> {
+        let named = |what: &dyn std::fmt::Display| {
+            let what = what.to_string();
+            move |error: Error| Error::new(error.kind(), format!("cannot listen on {what}: {error}"))
+        };
+        match listen {
+            Listen::Tcp(address) => {
+                let socket = std::net::TcpListener::bind(address).map_err(named(address))?;
+                socket.set_nonblocking(true)?;
+                Ok(Self::Tcp(TcpListener::from_std(socket)?))
+            }
+            Listen::Unix(path) => {
+                let shown = path.display();
+                remove_stale(path).map_err(named(&shown))?;
+                let socket = UnixListener::bind(path).map_err(named(&shown))?;
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+                Ok(Self::Unix(socket, path.clone()))
+            }
+        }
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            tracing::debug!(path = %path.display(), %error, "the socket file stays");
+        }
+    }
+}
+
+/// A socket file that nobody answers at is left over from a process that was killed.
+fn remove_stale(path: &Path) -> Result<(), Error> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(Error::new(ErrorKind::AddrInUse, "another process serves this socket")),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(_) => Ok(()),
+    }
+}
+
+fn server_config(tls: &Tls) -> Result<ServerConfig, Error> {
+    let named = |path: &Path, why: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::InvalidData, format!("{}: {why}", path.display()))
+    };
+    let chain: Vec<_> = CertificateDer::pem_file_iter(&tls.cert)
+        .and_then(Iterator::collect)
+        .map_err(|error| named(&tls.cert, &error))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| named(&tls.key, &error))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(Error::other)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|error| named(&tls.cert, &error))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// What all connections of a door share.
+struct Hall {
+    tls: Option<TlsAcceptor>,
+    limits: Limits,
+    clock: Clock,
+    seats: Arc<Seats>,
+    closing: CancellationToken,
+    tasks: Tasks,
+}
+
+impl Hall {
+    async fn accept<S, F, B>(self: Arc<Self>, listener: Listener, answer: S)
+    where
+        S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
+    {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.closing.cancelled() => return,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                    continue;
+                }
+            };
+            let seat = tokio::select! {
+                seat = self.seats.take(&self.closing) => seat,
+                () = self.closing.cancelled() => return,
+            };
+            let (hall, answer) = (self.clone(), answer.clone());
+            match stream {
+                Stream::Tcp(socket) => drop(self.tasks.spawn(hall.connection(socket, seat, address, answer))),
+                Stream::Unix(socket) => drop(self.tasks.spawn(hall.connection(socket, seat, address, answer))),
+            }
+        }
+    }
+
+    async fn connection<T, S, F, B>(self: Arc<Self>, socket: T, seat: seats::Taken, address: Option<IpAddr>, answer: S)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
+    {
+        let peer = Peer { address, seat: seat.seat().clone(), clock: self.clock.clone() };
+        match &self.tls {
+            None => self.http1(Watched::new(socket, peer.seat.clone(), self.clock.clone()), peer, answer).await,
+            Some(tls) => {
+                let shaken = tokio::select! {
+                    shaken = tokio::time::timeout(self.limits.handshake, tls.accept(socket)) => shaken,
+                    () = peer.seat.gone() => return,
+                };
+                let Ok(Ok(stream)) = shaken else { return };
+                let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                peer.seat.shaken(&self.clock);
+                let stream = Watched::new(stream, peer.seat.clone(), self.clock.clone());
+                if h2 { self.http2(stream, peer, answer).await } else { self.http1(stream, peer, answer).await }
+            }
+        }
+    }
+
+    async fn http1<T, S, F, B>(&self, stream: Watched<T>, peer: Peer, answer: S)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Fn(Peer, Request<Incoming>) -> F,
+        F: Future<Output = Response<B>>,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static,
+    {
+        let seat = peer.seat.clone();
+        let service = service_fn(|request| {
+            let answer = answer(peer.clone(), request);
+            async { Ok::<_, std::convert::Infallible>(answer.await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .pipeline_flush(true)
+            .max_buf_size(self.limits.head_bytes)
+            .max_headers(self.limits.head_fields)
+            .header_read_timeout(None)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return log_end(ended),
+            () = seat.gone() => return,
+            () = seat.leave() => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::select! { ended = connection => log_end(ended), () = seat.gone() => {} }
+    }
+
+    async fn http2<T, S, F, B>(&self, stream: Watched<T>, peer: Peer, answer: S)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Fn(Peer, Request<Incoming>) -> F,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
+    {
+        let seat = peer.seat.clone();
+        seat.multiplexes();
+        let service = service_fn(|request| {
+            let answer = answer(peer.clone(), request);
+            async { Ok::<_, std::convert::Infallible>(answer.await) }
+        });
+        let connection = hyper::server::conn::http2::Builder::new(Streams(self.tasks.clone()))
+            .max_concurrent_streams(self.limits.h2_streams)
+            .max_header_list_size(H2_HEADER_LIST_BYTES)
+            .initial_stream_window_size(H2_WINDOW_BYTES)
+            .initial_connection_window_size(H2_WINDOW_BYTES * 4)
+            .max_pending_accept_reset_streams(H2_PENDING_RESETS)
+            .max_local_error_reset_streams(H2_LOCAL_RESETS)
+            .timer(TokioTimer::new())
+            .keep_alive_interval(H2_PING_EVERY)
+            .keep_alive_timeout(H2_PING_WAIT)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return log_end(ended),
+            () = seat.gone() => return,
+            () = seat.leave() => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::select! { ended = connection => log_end(ended), () = seat.gone() => {} }
+    }
+}
+
+/// Runs HTTP/2 streams as tracked tasks.
+#[derive(Clone)]
+struct Streams(Tasks);
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        drop(self.0.spawn(stream));
+    }
+}
+
+fn log_end(ended: Result<(), hyper::Error>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+enum Stream {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+impl Listener {
+    async fn accept(&self) -> Result<(Stream, Option<IpAddr>), Error> {
+        match self {
+            Self::Tcp(socket) => {
+                let (stream, address) = socket.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Stream::Tcp(stream), Some(address.ip().to_canonical())))
+            }
+            Self::Unix(socket, _) => socket.accept().await.map(|(stream, _)| (Stream::Unix(stream), None)),
+        }
+    }
+}

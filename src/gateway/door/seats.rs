@@ -1,0 +1,250 @@
+//! The seats of a door: one for each connection, with what it has been at since when. At the cap, whoever has been idle or
+//! silent longest gives way to who comes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+use crate::clock::Clock;
+use crate::config::Limits;
+
+/// How often a newcomer looks for somebody who has become idle.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What a connection is at while it has no request under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Phase {
+    /// Nothing came yet: not accepted, in the TLS handshake, or silent.
+    Silent = 0,
+    /// A head has begun.
+    Head = 1,
+    /// Between two requests.
+    Idle = 2,
+}
+
+/// One connection's seat.
+#[derive(Debug)]
+pub(super) struct Seat {
+    epoch: Instant,
+    multiplexes: AtomicBool,
+    phase: AtomicU8,
+    since_ms: AtomicU64,
+    born_ms: AtomicU64,
+    busy: AtomicU32,
+    /// Since when writing is stuck; 0: it is not.
+    stuck_ms: AtomicU64,
+    gone: CancellationToken,
+    leave: CancellationToken,
+}
+
+/// A connection has a request under way, or an answer that was not taken yet.
+#[derive(Debug)]
+pub struct Busy {
+    seat: Arc<Seat>,
+    clock: Clock,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.seat.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.seat.enter(Phase::Idle, &self.clock);
+        }
+    }
+}
+
+impl Seat {
+    fn new(epoch: Instant, clock: &Clock, closing: &CancellationToken) -> Self {
+        let seat = Self {
+            epoch,
+            multiplexes: AtomicBool::new(false),
+            phase: AtomicU8::new(Phase::Silent as u8),
+            since_ms: AtomicU64::new(0),
+            born_ms: AtomicU64::new(0),
+            busy: AtomicU32::new(0),
+            stuck_ms: AtomicU64::new(0),
+            gone: CancellationToken::new(),
+            leave: closing.child_token(),
+        };
+        seat.enter(Phase::Silent, clock);
+        seat.born_ms.store(seat.at(clock), Ordering::Relaxed);
+        seat
+    }
+
+    fn at(&self, clock: &Clock) -> u64 {
+        u64::try_from(clock.now().saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn enter(&self, phase: Phase, clock: &Clock) {
+        self.since_ms.store(self.at(clock), Ordering::Relaxed);
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// The handshake is over; the silence counts anew.
+    pub(super) fn shaken(&self, clock: &Clock) {
+        self.enter(Phase::Silent, clock);
+    }
+
+    /// HTTP/2: bytes between requests are no head (pings, window updates).
+    pub(super) fn multiplexes(&self) {
+        self.multiplexes.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes came. Between requests, they begin a head.
+    pub(super) fn heard(&self, clock: &Clock) {
+        let waiting = self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) != Phase::Head as u8;
+        if waiting && !self.multiplexes.load(Ordering::Relaxed) {
+            self.enter(Phase::Head, clock);
+        }
+    }
+
+    /// Something was written, or could not be (`stuck`).
+    pub(super) fn wrote(&self, stuck: bool, clock: &Clock) {
+        let known = self.stuck_ms.load(Ordering::Relaxed);
+        if stuck && known == 0 {
+            self.stuck_ms.store(self.at(clock), Ordering::Relaxed);
+        } else if !stuck && known != 0 {
+            self.stuck_ms.store(0, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn busy(self: &Arc<Self>, clock: &Clock) -> Busy {
+        self.busy.fetch_add(1, Ordering::AcqRel);
+        Busy { seat: self.clone(), clock: clock.clone() }
+    }
+
+    /// Resolves when the connection is to be dropped as it is.
+    pub(super) fn gone(&self) -> WaitForCancellationFuture<'_> {
+        self.gone.cancelled()
+    }
+
+    /// Resolves when the connection is to finish what it is at and close.
+    pub(super) fn leave(&self) -> WaitForCancellationFuture<'_> {
+        self.leave.cancelled()
+    }
+
+    /// Since when it has had no request under way; `None`: it has one.
+    fn waiting_since(&self) -> Option<u64> {
+        (self.busy.load(Ordering::Acquire) == 0).then(|| self.since_ms.load(Ordering::Relaxed))
+    }
+
+    fn judge(&self, now_ms: u64, limits: &Limits) {
+        let over = |since: u64, limit: Duration| {
+            now_ms.saturating_sub(since) > u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
+        };
+        let stuck = self.stuck_ms.load(Ordering::Relaxed);
+        if stuck != 0 && over(stuck, limits.write_stall) {
+            return self.gone.cancel();
+        }
+        let phase = self.phase.load(Ordering::Relaxed);
+        if let Some(since) = self.waiting_since() {
+            let limit = match phase {
+                p if p == Phase::Silent as u8 => limits.first_byte,
+                p if p == Phase::Head as u8 => limits.head,
+                _ => limits.idle,
+            };
+            if over(since, limit) {
+                // An idle connection is told; a silent or slow one is dropped.
+                if phase == Phase::Idle as u8 && !self.leave.is_cancelled() {
+                    self.leave.cancel()
+                } else {
+                    self.gone.cancel()
+                }
+            }
+        }
+        if over(self.born_ms.load(Ordering::Relaxed), limits.age) {
+            self.leave.cancel();
+        }
+    }
+}
+
+/// All seats of a door.
+pub(super) struct Seats {
+    most: usize,
+    epoch: Instant,
+    clock: Clock,
+    taken: Mutex<HashMap<u64, Arc<Seat>>>,
+    next: AtomicU64,
+    freed: Notify,
+}
+
+/// A taken seat; dropping it frees it.
+pub(super) struct Taken {
+    id: u64,
+    seat: Arc<Seat>,
+    seats: Arc<Seats>,
+}
+
+impl Taken {
+    pub(super) fn seat(&self) -> &Arc<Seat> {
+        &self.seat
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.seats.lock().remove(&self.id);
+        self.seats.freed.notify_one();
+    }
+}
+
+impl Seats {
+    pub(super) fn new(most: usize, clock: Clock) -> Self {
+        Self { most, epoch: clock.now(), clock, taken: Mutex::default(), next: AtomicU64::new(0), freed: Notify::new() }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Seat>>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// A seat for a connection that was accepted. At the cap, who has been idle or silent longest gives way; while all are
+    /// busy the newcomer waits, and so does everybody behind it.
+    pub(super) async fn take(self: &Arc<Self>, closing: &CancellationToken) -> Taken {
+        loop {
+            let freed = self.freed.notified();
+            if let Some(seat) = self.try_take(closing) {
+                return seat;
+            }
+            self.give_way();
+            // Bounded, because a busy connection that becomes idle frees no seat by itself.
+            let _elapsed_or_freed = tokio::time::timeout(LOOK_AGAIN, freed).await;
+        }
+    }
+
+    fn try_take(self: &Arc<Self>, closing: &CancellationToken) -> Option<Taken> {
+        let mut taken = self.lock();
+        if taken.len() >= self.most {
+            return None;
+        }
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let seat = Arc::new(Seat::new(self.epoch, &self.clock, closing));
+        taken.insert(id, seat.clone());
+        Some(Taken { id, seat, seats: self.clone() })
+    }
+
+    fn give_way(&self) {
+        let taken = self.lock();
+        let staying = taken.values().filter(|seat| !seat.gone.is_cancelled());
+        let longest =
+            staying.filter_map(|seat| seat.waiting_since().map(|since| (since, seat))).min_by_key(|(since, _)| *since);
+        if let Some((_, seat)) = longest {
+            seat.gone.cancel();
+        }
+    }
+
+    /// Closes who is silent, slow, idle, stuck or old beyond the limits.
+    pub(super) fn sweep(&self, limits: &Limits) {
+        let now = u64::try_from(self.clock.now().saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX);
+        for seat in self.lock().values() {
+            seat.judge(now, limits);
+        }
+    }
+}

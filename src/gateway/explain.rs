@@ -1,0 +1,214 @@
+//! What the gateway would do with a request and why, step by step, spending nothing. The steps are those of [`super::life`].
+
+use http::{HeaderMap, Method, Uri};
+use serde::Serialize;
+
+use super::gate::Gate;
+use super::policy::{Member, Policy, bucket};
+use super::recall::{Asked, key_and_target, terms};
+use super::refusal::Refusal;
+use super::{narrow, steps};
+use crate::cache::{Recall, Wish};
+use crate::catalogue::{Body, Retry};
+use crate::quota::BucketId;
+
+/// One step's word.
+#[derive(Clone, Debug, Serialize)]
+pub struct Step {
+    /// Its name.
+    pub step: &'static str,
+    /// `allow`, `refuse`, or what it would do.
+    pub verdict: &'static str,
+    /// Why, in a sentence.
+    pub why: String,
+}
+
+/// The whole decision.
+#[derive(Clone, Debug, Serialize)]
+pub struct Explanation {
+    /// `allow` or `refuse`.
+    pub verdict: &'static str,
+    /// The status of the refusal; of an allowed request: `null`, the upstream decides.
+    pub status: Option<u16>,
+    /// The refusal's code.
+    pub code: Option<&'static str>,
+    /// The steps up to the one that decides.
+    pub steps: Vec<Step>,
+}
+
+/// What is known about the state of a running gateway; without one, only the configuration speaks.
+pub type Running<'a> = Option<&'a Gate>;
+
+/// Explains `METHOD target` of the caller named `caller`.
+#[must_use]
+pub fn explain(policy: &Policy, running: Running<'_>, caller: &str, method: &str, target: &str) -> Explanation {
+    let mut steps = Vec::new();
+    let refusal = decide(policy, running, caller, method, target, &mut steps).err();
+    let row = refusal.as_ref().map(Refusal::row);
+    Explanation {
+        verdict: if row.is_some() { "refuse" } else { "allow" },
+        status: row.map(|row| row.status.as_u16()),
+        code: row.map(|row| row.code),
+        steps,
+    }
+}
+
+fn decide(
+    policy: &Policy,
+    running: Running<'_>,
+    caller: &str,
+    method: &str,
+    target: &str,
+    out: &mut Vec<Step>,
+) -> Result<(), Refusal> {
+    let mut told = Told(out);
+    let uri: Uri = told.check("target", parse_uri(target), |_| "it is a path".to_owned())?;
+    let target = told.check("target", steps::target(&uri, policy.limits()), |target| {
+        format!("its canonical path is {}", target.path)
+    })?;
+    let member = policy.member(caller).ok_or(Refusal::UnknownKey);
+    let member = told.check("identify", member, |member| {
+        format!("{} is a caller with {} key(s)", caller, member.config.keys.len())
+    })?;
+    let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).unwrap_or_default();
+    let matched = steps::classify(policy, &method, &target);
+    let matched = told.check("classify", matched, |m| {
+        format!("it is {} ({} {})", m.operation.id, m.operation.method, m.operation.path)
+    })?;
+    let row = matched.operation;
+    let plan = told.check("target", steps::plan(&target, row, &matched), |plan| {
+        format!("upstream it is {}", redacted(row, &plan.target))
+    })?;
+    told.check("authorize", steps::authorize(member, &matched), |()| {
+        format!("the caller has {} and its organizations cover it", row.grant)
+    })?;
+    told.say("admit", "allow", rate(member));
+    told.say(
+        "body",
+        "allow",
+        match row.body {
+            Body::None => "it takes no body".to_owned(),
+            Body::Object => "it takes a JSON object".to_owned(),
+            Body::Any => "it takes any body, or none".to_owned(),
+        },
+    );
+    if row.is_write() {
+        told.say("recognise", "allow", "held only while an equal write of this caller is in doubt".to_owned());
+    } else {
+        let headers = HeaderMap::new();
+        let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers: &headers };
+        recall(running, &asked, &mut told);
+    }
+    told.say("quota", "allow", quota(policy, running, bucket(&matched)));
+    told.say("forward", "allow", forward(row.retry).to_owned());
+    Ok(())
+}
+
+struct Told<'o>(&'o mut Vec<Step>);
+
+impl Told<'_> {
+    fn say(&mut self, step: &'static str, verdict: &'static str, why: String) {
+        self.0.push(Step { step, verdict, why });
+    }
+
+    fn check<T>(
+        &mut self,
+        step: &'static str,
+        result: Result<T, Refusal>,
+        why: impl FnOnce(&T) -> String,
+    ) -> Result<T, Refusal> {
+        match &result {
+            Ok(value) => self.say(step, "allow", why(value)),
+            Err(refusal) => self.say(
+                step,
+                "refuse",
+                format!("{} ({}): {}", refusal.row().title, refusal.row().code, refusal.detail()),
+            ),
+        }
+        result
+    }
+}
+
+fn parse_uri(target: &str) -> Result<Uri, Refusal> {
+    let path = target.starts_with('/');
+    path.then(|| target.parse().ok())
+        .flatten()
+        .ok_or_else(|| Refusal::Ambiguous { why: "the target is no path: write /api/v2/…".to_owned() })
+}
+
+/// Query values that the log may not hold are not for a terminal either.
+fn redacted(row: &crate::catalogue::Operation, target: &str) -> String {
+    let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
+    let shown = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, _)) if !row.record.iter().any(|allowed| **allowed == *name) => format!("{name}=…"),
+        _ => pair.to_owned(),
+    });
+    format!("{path}?{}", shown.collect::<Vec<_>>().join("&"))
+}
+
+fn rate(member: &Member) -> String {
+    let rate = member.config.rate;
+    let under_way = member.state.under_way();
+    format!(
+        "{} in {} s, {} at once; {under_way} of its requests under way",
+        rate.requests,
+        rate.per.as_secs(),
+        member.config.burst
+    )
+}
+
+fn recall(running: Running<'_>, asked: &Asked<'_>, told: &mut Told<'_>) {
+    let Some(storing) = asked.policy.storing(asked.matched.index) else {
+        return told.say("recall", "fetch", "answers of this operation are not stored".to_owned());
+    };
+    let narrows = asked.matched.operation.narrow.is_some() && !asked.member.config.organizations.is_all();
+    if !asked.plan.keyed && !narrows {
+        return told.say(
+            "recall",
+            "fetch",
+            "a parameter that the cache key does not know bypasses the cache".to_owned(),
+        );
+    }
+    if asked.plan.refresh {
+        return told.say("recall", "fetch", "it asks for what the upstream has now".to_owned());
+    }
+    let kept = format!("answers are kept for {} s", storing.lifetime.as_secs());
+    let Some(gate) = running else { return told.say("recall", "fetch", kept) };
+    let page = narrows.then(|| narrow::Page::of(asked.target));
+    let (key, _) = key_and_target(asked, page.as_ref());
+    let now = gate.clock.now();
+    match gate.cache.peek(&key, &Wish::default(), &terms(asked.policy, asked.member), now) {
+        Recall::Hit(entry) => {
+            told.say(
+                "recall",
+                "hit",
+                format!("in memory, {} s old, for {} s more", entry.age(now).as_secs(), entry.ttl(now)),
+            );
+        }
+        Recall::Fetch { fallback, .. } => {
+            let stale = if fallback.is_some() { "; a stale answer stands by" } else { "" };
+            told.say("recall", "fetch", format!("not in memory{stale}; {kept}"));
+        }
+        Recall::Bypass | Recall::NotHeld => told.say("recall", "fetch", kept),
+    }
+}
+
+fn quota(policy: &Policy, running: Running<'_>, bucket: BucketId) -> String {
+    let whose = match bucket {
+        BucketId::Account => "the account's".to_owned(),
+        BucketId::Organization(id) => format!("organization {id}'s"),
+    };
+    let shared = policy.eligible(bucket);
+    let state = running.map(|gate| gate.quota.view(bucket)).map_or_else(String::new, |view| {
+        format!(": {} of {} spent in this window, {} waiting", view.used, view.limit, view.waiting)
+    });
+    format!("it spends {whose} quota, shared by {shared} caller(s){state}")
+}
+
+const fn forward(retry: Retry) -> &'static str {
+    match retry {
+        Retry::Safe => "a read: sent again after any failure, within its deadline",
+        Retry::Idempotent => "sent again when its effect is unknown: repeating it changes nothing",
+        Retry::Once => "sent again only when it was provably not processed",
+    }
+}

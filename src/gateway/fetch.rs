@@ -1,0 +1,186 @@
+//! Reads that memory does not answer: joined to a fetch of the same key where there is one, else forwarded; stored behind
+//! the fence; answered stale while the upstream fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+
+use super::answer::{Body, Facts, Passed, Reply, passed_headers, stored_headers, strong_etag};
+use super::call::Call;
+use super::forward::{Sent, forward, read_answer, ticket};
+use super::gate::Gate;
+use super::narrow::Page;
+use super::recall::Wanted;
+use super::refusal::Refusal;
+use super::tags;
+use crate::audit;
+use crate::cache::{CacheStatus, Entry, Filling, Leg, Lost, storable};
+use crate::upstream::Answered;
+use crate::words::RequestId;
+
+/// What a fetch brings to everybody who waits for it.
+#[derive(Clone)]
+pub struct Landing {
+    passed: Arc<Passed>,
+    entry: Option<Arc<Entry>>,
+    by: RequestId,
+    facts: Facts,
+}
+
+/// Steps 8 to 12 of a read that needs the upstream.
+///
+/// # Errors
+/// Why there is no answer, and no stored one that may stand in.
+pub(super) async fn fetch(gate: &Arc<Gate>, call: Call, wanted: Wanted) -> Result<Reply, Refusal> {
+    let call = Arc::new(call);
+    let page = wanted.page.clone();
+    let reply = match fetched(gate, &call, &wanted).await {
+        Ok((landing, _)) if fails(landing.passed.status) && stale_will_do(gate, &wanted) => {
+            stale(&wanted, Some(landing.passed.status), landing.facts)
+        }
+        Ok((landing, collapsed)) => Ok(landed(&call, &wanted, landing, collapsed)),
+        Err(refusal) if refusal.stale_may_answer() && stale_will_do(gate, &wanted) => {
+            stale(&wanted, None, Facts::default())
+        }
+        Err(refusal) => Err(refusal),
+    }?;
+    match page {
+        Some(page) => narrowed(&call, &page, reply),
+        None => Ok(reply),
+    }
+}
+
+async fn fetched(gate: &Arc<Gate>, call: &Arc<Call>, wanted: &Wanted) -> Result<(Landing, bool), Refusal> {
+    let late = Refusal::Late;
+    if !wanted.together {
+        let alone = tokio::time::timeout(call.left(&gate.clock), go(gate.clone(), call.clone(), None)).await;
+        return Ok((alone.map_err(|_| late)??, false));
+    }
+    let mut own_turn = false;
+    loop {
+        let behind = gate.cache.behind(&tags::stored(&call.row, &call.parameters));
+        let fetch = {
+            let (gate, call, key) = (gate.clone(), call.clone(), wanted.key.clone());
+            move |leg| go(gate, call, Some((key, leg)))
+        };
+        let Some(waiter) = gate.flights.fly(&gate.tasks, &wanted.key, behind, (wanted.lane, wanted.since), fetch)
+        else {
+            return Err(Refusal::Busy);
+        };
+        let collapsed = waiter.collapsed();
+        match tokio::time::timeout(call.left(&gate.clock), waiter).await {
+            Err(_) => return Err(late),
+            Ok(Ok(Ok(landing))) => return Ok((landing, collapsed)),
+            // Another request's own failure is not this one's: once more, with a turn of its own.
+            Ok(Ok(Err(refusal))) if collapsed && refusal.is_own() && !own_turn => own_turn = true,
+            Ok(Err(Lost)) if collapsed && !own_turn => own_turn = true,
+            Ok(Ok(Err(refusal))) => return Err(refusal),
+            Ok(Err(Lost)) => return Err(Refusal::Internal),
+        }
+    }
+}
+
+/// One fetch: steps 9, 11 and 12. With a leg it fills the cache.
+async fn go(gate: Arc<Gate>, call: Arc<Call>, fill: Option<(Arc<str>, Leg)>) -> Result<Landing, Refusal> {
+    let ticket = ticket(&gate, &call).await?;
+    let fill = fill.map(|(key, leg)| (key, leg.sent()));
+    let Sent { ending, attempts, quota_wait, .. } = forward(&gate, &call, ticket).await;
+    let facts = Facts { attempts, upstream_status: ending.status(), quota_wait, outcome: None };
+    let answered = read_answer(ending)?;
+    let entry = fill.and_then(|(key, birth)| {
+        let policy = call.policy.storing(call.index)?;
+        let lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;
+        if lifetime.overruled {
+            gate.meters.overruled.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        gate.cache.store(Filling {
+            key,
+            status: answered.status,
+            headers: stored_headers(&answered.headers),
+            etag: strong_etag(&answered.headers, answered.body.bytes()),
+            body: answered.body.bytes().clone(),
+            path: call.path.clone(),
+            filled_by: call.id,
+            lifetime,
+            birth,
+        })
+    });
+    Ok(Landing { passed: Arc::new(pass(answered, call.row.cache.is_some())), entry, by: call.id, facts })
+}
+
+/// An upstream answer as it goes on.
+pub(super) fn pass(answered: Answered, validated: bool) -> Passed {
+    let Answered { status, headers, body, .. } = answered;
+    let etag = (validated && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
+    Passed { status, headers: passed_headers(&headers), body: body.into_counted(), etag }
+}
+
+/// Does the upstream fail with this answer (`caching.md`, D7)?
+fn fails(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}
+
+fn stale_will_do(gate: &Gate, wanted: &Wanted) -> bool {
+    wanted.fallback.as_ref().is_some_and(|entry| entry.usable(gate.clock.now()))
+}
+
+fn stale(wanted: &Wanted, status: Option<StatusCode>, facts: Facts) -> Result<Reply, Refusal> {
+    let entry = wanted.fallback.clone().ok_or(Refusal::Internal)?;
+    let cache = CacheStatus::Forward { why: wanted.why, status, stored: false, collapsed: false };
+    let filled_by = Some(entry.filled_by);
+    Ok(Reply {
+        body: Body::Entry(entry),
+        cache: Some(cache),
+        how: audit::Answer::Stale,
+        filled_by,
+        facts,
+        validated: true,
+    })
+}
+
+fn landed(call: &Call, wanted: &Wanted, landing: Landing, collapsed: bool) -> Reply {
+    let Landing { passed, entry, by, facts } = landing;
+    let stored = entry.is_some();
+    let cache =
+        CacheStatus::Forward { why: wanted.why, status: Some(passed.status), stored: stored && !collapsed, collapsed };
+    Reply {
+        body: entry.map_or(Body::Passed(passed), Body::Entry),
+        cache: Some(cache),
+        how: if wanted.together { audit::Answer::Miss } else { audit::Answer::Forwarded },
+        filled_by: (by != call.id).then_some(by),
+        facts: if collapsed { Facts { attempts: 0, quota_wait: Duration::ZERO, ..facts } } else { facts },
+        validated: call.row.cache.is_some(),
+    }
+}
+
+/// The caller's own page of a whole list.
+///
+/// # Errors
+/// The list cannot be narrowed.
+pub(super) fn narrowed(call: &Call, page: &Page, reply: Reply) -> Result<Reply, Refusal> {
+    narrow(&call.member.config.organizations, call.row.narrow.as_deref(), page, reply)
+}
+
+/// The same where there is no call.
+///
+/// # Errors
+/// The list cannot be narrowed.
+pub(super) fn narrow(
+    scope: &crate::config::Scope,
+    array: Option<&str>,
+    page: &Page,
+    mut reply: Reply,
+) -> Result<Reply, Refusal> {
+    let (status, headers, whole): (_, &HeaderMap, &Bytes) = reply.body.parts();
+    if status != StatusCode::OK {
+        return Ok(reply);
+    }
+    let body = page.cut(whole, array.unwrap_or_default(), scope).map_err(|why| Refusal::NotNarrowable { why })?;
+    let body = Bytes::from(body);
+    let (headers, etag) = (headers.clone(), Some(strong_etag(&HeaderMap::new(), &body)));
+    let age = reply.body.entry().cloned();
+    reply.body = Body::Made { passed: Arc::new(Passed { status, headers, body, etag }), of: age };
+    Ok(reply)
+}

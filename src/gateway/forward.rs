@@ -1,0 +1,251 @@
+//! Step 11, forward: attempts under one deadline, each with a slot of the quota, as long as the retry table and the budget
+//! let it go again. What the attempts prove is returned; who called is not known here.
+
+use std::time::{Duration, Instant};
+
+use http::header::{self, HeaderMap, HeaderName};
+use http::{HeaderValue, StatusCode};
+use serde_json::value::RawValue;
+
+use super::call::Call;
+use super::gate::Gate;
+use super::refusal::Refusal;
+use crate::catalogue::Retry;
+use crate::quota::{Refused, Slot};
+use crate::upstream::{
+    Answered, Attempted, Effect, Ending, Next, Pass, ProxyError, Why, ambiguous, effect, retry_after,
+};
+
+/// What of a caller's headers goes on, beside the body's type: nothing that could change the answer of a stored operation.
+const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
+
+/// The right to go upstream: the breaker's pass and a slot of the quota.
+pub(super) struct Ticket {
+    pass: Pass,
+    slot: Slot,
+    /// How long the slot was waited for.
+    pub(super) waited: Duration,
+}
+
+/// What became of a forwarded request.
+#[derive(Debug)]
+pub(super) struct Sent {
+    /// How the last attempt ended.
+    pub(super) ending: Ending,
+    /// How many attempts there were.
+    pub(super) attempts: u32,
+    /// Was the effect of any attempt unknown? (A later one may have told.)
+    pub(super) ambiguous: bool,
+    /// What the attempts of a write did.
+    pub(super) effect: Effect,
+    /// How long quota was waited for, over all attempts.
+    pub(super) quota_wait: Duration,
+}
+
+/// Step 9, wait for quota: fairly among callers, for a bounded time; not at all while the breaker is open.
+///
+/// # Errors
+/// The breaker is open, or no slot comes in time.
+pub(super) async fn ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
+    let pass = gate.upstream().breaker().permit(call.row.retry);
+    let pass = pass.map_err(|open| Refusal::BreakerOpen { retry_after: open.retry_after })?;
+    let slot = turn(gate, call).await?;
+    let waited = slot.waited();
+    gate.meters.quota_waits.add(waited);
+    Ok(Ticket { pass, slot, waited })
+}
+
+async fn turn(gate: &Gate, call: &Call) -> Result<Slot, Refusal> {
+    let latest = call.deadline.min(gate.clock.now() + call.policy.config.upstream.quota_wait);
+    let eligible = call.policy.eligible(call.bucket);
+    let turn = gate.quota.turn(call.bucket, &call.member.config.name, eligible, latest).await;
+    turn.map_err(|refused| match refused {
+        Refused::QueueFull { retry_after, limit } => Refusal::QuotaQueueFull { retry_after, limit },
+        Refused::TooLong { retry_after, limit } => Refusal::NoQuota { retry_after, limit },
+    })
+}
+
+/// Sends the call, again where that is safe, until it has an ending that stays.
+pub(super) async fn forward(gate: &Gate, call: &Call, ticket: Ticket) -> Sent {
+    let upstream = gate.upstream();
+    let Ticket { pass, slot, waited: mut quota_wait } = ticket;
+    let mut slot = Some(slot);
+    let (mut attempts, mut unsure) = (0, false);
+    let ending = loop {
+        let generation = upstream.token_generation();
+        let time = attempt_time(call, gate.clock.now());
+        let ending = upstream.attempt(&call.outgoing, time, call.row.retry == Retry::Once).await;
+        attempts += 1;
+        account_for(gate, call, slot.take(), &ending);
+        let attempted = Attempted {
+            class: call.row.retry,
+            number: attempts,
+            ending: &ending,
+            token_changed: upstream.token_generation() != generation,
+            left: call.left(&gate.clock),
+        };
+        let Next::Again { pause } = upstream.next(&attempted) else { break ending };
+        tokio::time::sleep(pause).await;
+        match turn(gate, call).await {
+            Ok(next) => {
+                quota_wait += next.waited();
+                slot = Some(next);
+            }
+            Err(_) => break ending,
+        }
+        unsure |= ambiguous(&ending);
+    };
+    if let Some(reached) = ending.reached() {
+        upstream.breaker().report(pass, reached);
+    }
+    let effect = effect(call.row.retry, unsure, &ending);
+    Sent { attempts, ambiguous: unsure || ambiguous(&ending), effect, quota_wait, ending }
+}
+
+fn attempt_time(call: &Call, now: Instant) -> Duration {
+    let upstream = &call.policy.config.upstream;
+    let most = if call.row.is_write() { upstream.write_attempt } else { upstream.attempt };
+    most.min(call.deadline.saturating_duration_since(now))
+}
+
+/// What an attempt tells the quota and the meters.
+fn account_for(gate: &Gate, call: &Call, slot: Option<Slot>, ending: &Ending) {
+    gate.meters.attempt(ending.name());
+    // A slot is held until its 429 has closed the bucket: what ends before counts as proof that the upstream takes more.
+    let _held = match (ending, slot) {
+        (Ending::NotSent(_) | Ending::NoRoom { status: None }, Some(slot)) => {
+            slot.unsent();
+            None
+        }
+        (_, slot) => slot,
+    };
+    let Ending::Answered(answered) = ending else {
+        if matches!(ending, Ending::Leaked { .. }) {
+            gate.meters.leaks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tracing::error!(request = %call.id, operation = %call.row.id, "an answer held the token and was withheld");
+        }
+        return;
+    };
+    match answered.status {
+        StatusCode::TOO_MANY_REQUESTS => {
+            tracing::warn!(operation = %call.row.id, "the upstream answered 429: its quota is closed for a while");
+            gate.quota.close(call.bucket, retry_after(&answered.headers, gate.clock.wall()));
+        }
+        StatusCode::UNAUTHORIZED => {
+            gate.meters.token_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tracing::error!("the upstream refuses the gateway's token: replace it");
+        }
+        StatusCode::FORBIDDEN if !is_json(&answered.headers) => {
+            gate.meters.edge_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        _ => {}
+    }
+    learn(gate, call, answered);
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| memchr::memmem::find(value.as_bytes(), b"json").is_some())
+}
+
+/// `license.apiLimit` of the organizations in an answer is their quota.
+fn learn(gate: &Gate, call: &Call, answered: &Answered) {
+    #[derive(serde::Deserialize)]
+    struct Organization {
+        id: u64,
+        license: Option<License>,
+    }
+    #[derive(serde::Deserialize)]
+    struct License {
+        #[serde(rename = "apiLimit")]
+        api_limit: Option<u32>,
+    }
+    let Some(member) = call.row.limits.as_deref().filter(|_| answered.status.is_success()) else { return };
+    let body = answered.body.bytes();
+    if memchr::memmem::find(body, b"\"apiLimit\"").is_none() {
+        return;
+    }
+    let Ok(answer) = serde_json::from_slice::<std::collections::HashMap<&str, &RawValue>>(body) else { return };
+    let Some(found) = answer.get(member).map(|raw| raw.get()) else { return };
+    let organizations: Vec<Organization> =
+        serde_json::from_str(found).or_else(|_| serde_json::from_str(found).map(|one| vec![one])).unwrap_or_default();
+    for organization in organizations {
+        if let Some(limit) = organization.license.and_then(|license| license.api_limit).filter(|limit| *limit > 0) {
+            gate.quota.learn(organization.id, limit);
+        }
+    }
+}
+
+/// The headers that go upstream with a call.
+pub(super) fn outgoing_headers(headers: &HeaderMap, has_body: bool) -> HeaderMap {
+    let mut out = HeaderMap::with_capacity(4);
+    out.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    if has_body {
+        let kind = headers.get(header::CONTENT_TYPE).cloned();
+        out.insert(header::CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/json")));
+    }
+    if headers.get(&TRACE_HEADERS[0]).is_some_and(|value| is_traceparent(value.as_bytes())) {
+        for name in TRACE_HEADERS {
+            if let Some(value) = headers.get(&name).filter(|value| value.len() <= 512) {
+                out.insert(name, value.clone());
+            }
+        }
+    }
+    out
+}
+
+/// W3C trace context, version 00: `00-<32 hex>-<16 hex>-<2 hex>`, lower case.
+pub(super) fn is_traceparent(text: &[u8]) -> bool {
+    let hex = |b: &u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
+    text.len() == 55
+        && text.iter().enumerate().all(|(place, b)| if matches!(place, 2 | 35 | 52) { *b == b'-' } else { hex(b) })
+}
+
+/// An answer that may be passed on.
+///
+/// # Errors
+/// What the gateway answers instead; of a read.
+pub(super) fn read_answer(ending: Ending) -> Result<Answered, Refusal> {
+    match ending {
+        Ending::Answered(answered) => passable(answered),
+        Ending::NotSent(why) => Err(Refusal::Unreachable { why }),
+        Ending::TimedOut(why) => Err(Refusal::TimedOut { why }),
+        Ending::Lost(why) | Ending::Cut { why, .. } => Err(Refusal::Cut { why }),
+        Ending::Leaked { .. } => Err(Refusal::Leaked),
+        Ending::Unusable { why, .. } => Err(Refusal::Unusable { why }),
+        Ending::NoRoom { .. } => Err(Refusal::NoRoom),
+    }
+}
+
+/// The same of a write, whose effect decides what the caller is told.
+///
+/// # Errors
+/// What the gateway answers instead.
+pub(super) fn write_answer(ending: Ending, effect: Effect) -> Result<Answered, Refusal> {
+    let lost = |why: Why| match effect {
+        Effect::InDoubt => Refusal::DoubtCut { why },
+        Effect::Done => Refusal::AnswerLost { why },
+        Effect::Rejected => Refusal::Cut { why },
+        Effect::NotSent => Refusal::Unreachable { why },
+    };
+    match ending {
+        Ending::Answered(answered) => passable(answered),
+        Ending::TimedOut(why) if effect == Effect::InDoubt => Err(Refusal::DoubtTimedOut { why }),
+        Ending::NotSent(why) | Ending::TimedOut(why) | Ending::Lost(why) | Ending::Cut { why, .. } => Err(lost(why)),
+        Ending::Leaked { .. } => Err(Refusal::Leaked),
+        Ending::Unusable { status: None, why } => Err(lost(why)),
+        Ending::Unusable { status: Some(_), why } => Err(Refusal::Unusable { why }),
+        Ending::NoRoom { status: None } => Err(Refusal::NoRoom),
+        Ending::NoRoom { status: Some(_) } => Err(lost(Why {
+            error: ProxyError::ConnectionLimitReached,
+            text: "there was no memory for the answer".into(),
+        })),
+    }
+}
+
+fn passable(answered: Answered) -> Result<Answered, Refusal> {
+    match answered.status {
+        StatusCode::UNAUTHORIZED => Err(Refusal::TokenRefused),
+        status if status.is_redirection() => Err(Refusal::Redirected { status }),
+        _ => Ok(answered),
+    }
+}

@@ -1,0 +1,188 @@
+//! What all requests share: the policy in force, the engines, and the little that is counted across requests.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+
+use super::fetch::Landing;
+use super::meters::Meters;
+use super::order::Order;
+use super::policy::Policy;
+use super::refusal::Refusal;
+use crate::audit::{Doubt, Log};
+use crate::cache::{After, Cache, Flights};
+use crate::callers::Callers;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::quota::Quota;
+use crate::tasks::Tasks;
+use crate::upstream::Upstream;
+use crate::words::RequestId;
+
+/// The engines that a gate is made of.
+pub struct Engines {
+    /// The log.
+    pub log: Arc<Log>,
+    /// The cache.
+    pub cache: Cache,
+    /// The quota.
+    pub quota: Quota,
+    /// The way to Make.
+    pub upstream: Arc<Upstream>,
+    /// Time.
+    pub clock: Clock,
+    /// Tasks.
+    pub tasks: Tasks,
+}
+
+/// The gate that every request goes through.
+pub struct Gate {
+    policy: ArcSwap<Policy>,
+    upstream: ArcSwap<Upstream>,
+    /// The log.
+    pub log: Arc<Log>,
+    /// The cache.
+    pub cache: Cache,
+    /// Fetches that reads share.
+    pub flights: Flights<Result<Landing, Refusal>>,
+    /// The quota.
+    pub quota: Quota,
+    /// The callers' state.
+    pub callers: Callers,
+    /// Counters of everything that has no caller.
+    pub meters: Meters,
+    /// Time.
+    pub clock: Clock,
+    /// Tasks.
+    pub tasks: Tasks,
+    pub(super) order: Order,
+    ids: Mutex<HashSet<RequestId>>,
+    under_way: AtomicUsize,
+    draining: AtomicBool,
+}
+
+impl Gate {
+    /// A gate with `config` in force.
+    #[must_use]
+    pub fn new(config: Config, engines: Engines) -> Arc<Self> {
+        let Engines { log, cache, quota, upstream, clock, tasks } = engines;
+        let callers = Callers::new(clock.clone());
+        Arc::new(Self {
+            policy: ArcSwap::from_pointee(Policy::new(config, &callers)),
+            upstream: ArcSwap::new(upstream),
+            flights: Flights::new(&cache),
+            log,
+            cache,
+            quota,
+            callers,
+            meters: Meters::default(),
+            clock,
+            tasks,
+            order: Order::default(),
+            ids: Mutex::default(),
+            under_way: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// The policy in force. A request takes one and keeps it.
+    #[must_use]
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    /// The upstream in use. An attempt takes one and keeps it.
+    #[must_use]
+    pub fn upstream(&self) -> Arc<Upstream> {
+        self.upstream.load_full()
+    }
+
+    /// Puts another configuration in force for all requests from now on; callers that stay keep their rate.
+    /// What was answered by another upstream, or under other rows, is forgotten.
+    pub fn adopt(&self, config: Config, upstream: Option<Arc<Upstream>>) {
+        let before = self.policy();
+        let forget = upstream.is_some()
+            || before.config.catalogue.rows() != config.catalogue.rows()
+            || before.config.cache != config.cache;
+        self.policy.store(Arc::new(Policy::new(config, &self.callers)));
+        let policy = self.policy();
+        let names: HashSet<&str> = policy.members.iter().map(|member| &*member.config.name).collect();
+        self.callers.retain(|name| names.contains(name));
+        if let Some(upstream) = upstream {
+            self.upstream.store(upstream);
+        }
+        if forget {
+            self.cache.purge_all();
+        }
+    }
+
+    /// What a write in doubt touches may change until its doubt is over: after a restart too.
+    pub fn fence_doubts(&self, doubts: &[Doubt]) {
+        let policy = self.policy();
+        let (settle, window) = (policy.config.cache.settle, policy.config.cache.doubt);
+        for doubt in doubts {
+            let tags = policy.catalogue().row(&doubt.operation).and_then(|row| super::tags::of_path(row, &doubt.path));
+            self.cache.raise(&tags.unwrap_or_default(), After::InDoubt { settle, doubt: window });
+        }
+    }
+
+    /// From now on not ready: what comes is still answered, but nothing new should come.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Is shutdown under way?
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Requests under way.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request in; `None`: there are as many as may be.
+    pub(super) fn enter(self: &Arc<Self>, most: usize) -> Option<UnderWay> {
+        let entered = UnderWay(self.clone());
+        (self.under_way.fetch_add(1, Ordering::Relaxed) < most).then_some(entered)
+    }
+
+    /// The id of a request: the caller's own if it is plain and not that of a request under way or a write in doubt.
+    pub(super) fn name(self: &Arc<Self>, own: Option<&[u8]>) -> Named {
+        let Some(own) = own.and_then(RequestId::parse).filter(|id| !self.log.doubts().contains(id)) else {
+            return Named { id: RequestId::new(&self.clock), held: None };
+        };
+        if self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(own) {
+            Named { id: own, held: Some(self.clone()) }
+        } else {
+            Named { id: RequestId::new(&self.clock), held: None }
+        }
+    }
+}
+
+/// One request under way.
+pub(super) struct UnderWay(Arc<Gate>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request's id, the caller's own held until the request is over.
+pub(super) struct Named {
+    pub(super) id: RequestId,
+    held: Option<Arc<Gate>>,
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if let Some(gate) = &self.held {
+            gate.ids.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The life of every request, top to bottom. [`answer`] owns the one answer and the one record; [`life`] is the list of
+//! steps in their order, each one call, each refusal a value.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::FutureExt as _;
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use super::account::Account;
+use super::answer::{AnswerBody, Facts, Reply};
+use super::call::{Call, is_read, outgoing, recorded_query};
+use super::door::Peer;
+use super::fetch::fetch;
+use super::gate::Gate;
+use super::policy::bucket;
+use super::recall::{Asked, Recalled, recall};
+use super::refusal::Refusal;
+use super::write::write;
+use super::{body, steps, tags};
+
+/// Answers one request: whatever happens inside, there is one answer and one record.
+pub async fn answer(gate: Arc<Gate>, peer: Peer, request: Request<Incoming>) -> Response<AnswerBody> {
+    let busy = peer.busy(); // 1: the door has accepted it
+    let mut account = Account::open(&gate, &peer, &request);
+    let Some(_under_way) = gate.enter(gate.policy().limits().in_flight) else {
+        return account.close(Err(Refusal::Busy), None, busy);
+    };
+    let lived = AssertUnwindSafe(life(&gate, &mut account, request)).catch_unwind().await;
+    let (reply, facts) = lived
+        .unwrap_or_else(|_| {
+            gate.meters.faults.fetch_add(1, Ordering::Relaxed);
+            Err(Refusal::Internal)
+        })
+        .map_or_else(|refusal| (Err(refusal), None), |(reply, facts)| (reply, Some(facts)));
+    account.close(reply, facts, busy) // 13
+}
+
+/// Steps 2 to 12.
+///
+/// # Errors
+/// The refusal, where nothing was forwarded for good.
+async fn life(
+    gate: &Arc<Gate>,
+    account: &mut Account,
+    request: Request<Incoming>,
+) -> Result<(Result<Reply, Refusal>, Facts), Refusal> {
+    let policy = gate.policy(); // one snapshot for the whole life
+    let (head, body) = request.into_parts();
+    if account.room.is_none() {
+        return Err(Refusal::LogFull);
+    }
+    // 2 target: one canonical form of path and query
+    let target = steps::target(&head.uri, policy.limits())?;
+    let path: Arc<str> = Arc::from(&*target.path);
+    account.record.path = Some(path.clone());
+    // 3 identify
+    let known = steps::identify(&policy, &head.headers)?;
+    account.known(known);
+    // 4 classify
+    let matched = steps::classify(&policy, &head.method, &target)?;
+    let row = matched.operation;
+    account.classified(matched.index, &row.id, matched.organization);
+    account.record.query = recorded_query(row, &target);
+    let plan = steps::plan(&target, row, &matched)?;
+    // 5 authorize
+    steps::authorize(&known.member, &matched)?;
+    // 6 admit
+    let (under_way, remaining) = steps::admit(&known.member, policy.limits()).map_err(|(refusal, remaining)| {
+        remaining.into_iter().for_each(|remaining| account.remaining(remaining));
+        refusal
+    })?;
+    account.remaining(remaining);
+    account.admitted(under_way);
+    // 7 read the body
+    let body = body::read(row, &head.headers, body, policy.limits(), &gate.clock).await?;
+    let read = account.read_whole();
+    // 8 recall: authorized first, no caller is part of the key
+    let wanted = if is_read(&head.method) {
+        let member = &known.member;
+        match recall(
+            gate,
+            &Asked { policy: &policy, member, matched: &matched, target: &target, plan: &plan, headers: &head.headers },
+        )? {
+            Recalled::Answer(reply) => return Ok((Ok(reply), Facts::default())),
+            Recalled::Fetch(wanted) => Some(wanted),
+        }
+    } else {
+        None
+    };
+    let upstream = &policy.config.upstream;
+    let goes = wanted.as_ref().map_or_else(|| plan.target.to_string(), |wanted| wanted.target.clone());
+    let call = Call {
+        id: account.id(),
+        member: known.member.clone(),
+        row: row.clone(),
+        index: matched.index,
+        bucket: bucket(&matched),
+        parameters: tags::parameters(&matched),
+        path,
+        outgoing: outgoing(row, goes, &head.headers, body),
+        read,
+        deadline: read + if wanted.is_some() { upstream.deadline } else { upstream.write_deadline },
+        policy: policy.clone(),
+    };
+    // 9 to 12; boxed, so that what only they need does not weigh on every hit
+    match wanted {
+        Some(wanted) => Box::pin(fetch(gate, call, wanted)).await.map(|reply| {
+            let facts = reply.facts;
+            (Ok(reply), facts)
+        }),
+        None => Box::pin(write(gate, account, call)).await,
+    }
+}

@@ -1,0 +1,72 @@
+//! What is counted of requests beside the callers' own counters: attempts by how they ended, times, unrecorded requests.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Upper bounds of the duration buckets, in microseconds.
+pub const DURATION_BOUNDS_US: [u64; 12] =
+    [100, 250, 1_000, 2_500, 10_000, 25_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000];
+
+/// How attempts end, in the order of [`Meters::attempts`].
+pub const ENDINGS: [&str; 8] = ["answered", "not-sent", "cut", "lost", "timed-out", "leaked", "unusable", "no-room"];
+
+/// A histogram of durations: one relaxed addition a sample.
+#[derive(Debug, Default)]
+pub struct Durations {
+    buckets: [AtomicU64; DURATION_BOUNDS_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Durations {
+    /// Adds a sample.
+    pub fn add(&self, duration: Duration) {
+        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let place = DURATION_BOUNDS_US.iter().position(|bound| us <= *bound).unwrap_or(DURATION_BOUNDS_US.len());
+        if let Some(bucket) = self.buckets.get(place) {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    /// Samples up to each bound and beyond the last (not cumulated), and their sum in microseconds.
+    #[must_use]
+    pub fn read(&self) -> (Vec<u64>, u64) {
+        (
+            self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect(),
+            self.sum_us.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// The meters.
+#[derive(Debug, Default)]
+pub struct Meters {
+    /// Attempts by ending, as [`ENDINGS`] names them.
+    pub attempts: [AtomicU64; ENDINGS.len()],
+    /// Requests from the moment they were read whole to their answer.
+    pub requests: Durations,
+    /// Waits for quota.
+    pub quota_waits: Durations,
+    /// Requests that were refused because the log had no room for their record.
+    pub unrecorded: AtomicU64,
+    /// Answers that held the token and were withheld.
+    pub leaks: AtomicU64,
+    /// Answers 401 to the gateway's own token.
+    pub token_refused: AtomicU64,
+    /// Answers 403 that are not JSON: something before Make refused.
+    pub edge_refused: AtomicU64,
+    /// Answers that were stored although the upstream said not to.
+    pub overruled: AtomicU64,
+    /// Requests whose handling failed for a fault of makegate's own.
+    pub faults: AtomicU64,
+}
+
+impl Meters {
+    /// Counts an attempt's ending by its name.
+    pub fn attempt(&self, ending: &str) {
+        let place = ENDINGS.iter().position(|name| *name == ending);
+        if let Some(counter) = place.and_then(|place| self.attempts.get(place)) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The gateway: the callers' door and the life of every request.
+//!
+//! [`life`] is the list of steps; each step has its module. [`Gate`] is what all requests share.
+
+mod account;
+mod answer;
+mod body;
+mod call;
+pub mod door;
+pub mod explain;
+mod fetch;
+mod forward;
+mod gate;
+pub mod life;
+pub mod meters;
+mod narrow;
+mod order;
+pub mod policy;
+mod recall;
+pub mod refusal;
+pub mod steps;
+mod tags;
+pub mod target;
+mod write;
+
+pub use answer::AnswerBody;
+pub use gate::{Engines, Gate};

@@ -1,0 +1,276 @@
+//! What a caller of some organizations sees of a list of organizations: the whole list is taken once (one entry for all
+//! scopes), then narrowed, sorted and paged here, so that pages are right for what the caller may see (`caching.md`, D15).
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::fmt;
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::target::{Target, push_pair};
+use crate::config::Scope;
+
+/// Make's own bound and default for a page of this list; a longer list cannot be taken whole at once.
+const WHOLE_LIMIT: usize = 10_000;
+const COLUMNS: &str = "cols[]";
+
+/// The page that a caller asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Columns asked for by name; empty: the upstream's default.
+    columns: Vec<String>,
+    sort_by: Option<String>,
+    descending: bool,
+    offset: usize,
+    limit: usize,
+}
+
+impl Page {
+    /// What the target's `cols[]` and `pg[…]` ask for. Odd numbers fall back to the defaults, as a page must be cut somehow.
+    #[must_use]
+    pub fn of(target: &Target<'_>) -> Self {
+        let number = |name| target.value(name).and_then(|text| text.parse().ok());
+        Self {
+            columns: target.values(COLUMNS).collect(),
+            sort_by: target.value("pg[sortBy]"),
+            descending: target.value("pg[sortDir]").is_some_and(|dir| dir.eq_ignore_ascii_case("desc")),
+            offset: number("pg[offset]").unwrap_or(0),
+            limit: number("pg[limit]").unwrap_or(WHOLE_LIMIT),
+        }
+    }
+
+    /// The query of the whole list that holds what this page needs: the columns asked for, and those to narrow and sort by.
+    #[must_use]
+    pub fn whole_query(&self) -> String {
+        let mut columns: Vec<&str> = self.columns.iter().map(String::as_str).collect();
+        if !columns.is_empty() && !columns.contains(&"*") {
+            columns.push("id");
+            columns.extend(self.sort_by.as_deref());
+        }
+        columns.sort_unstable();
+        columns.dedup();
+        let mut query = String::new();
+        for column in columns {
+            let escaped = percent_encoding::utf8_percent_encode(column, percent_encoding::NON_ALPHANUMERIC).to_string();
+            push_pair(&mut query, COLUMNS, Some(if column == "*" { "*" } else { &escaped }));
+        }
+        push_pair(&mut query, "pg[limit]", Some(&WHOLE_LIMIT.to_string()));
+        query
+    }
+
+    /// This page of `list` (the upstream's whole answer, whose array is its member `array`), for a caller of `scope`.
+    /// Every value keeps the upstream's spelling.
+    ///
+    /// # Errors
+    /// Why the list cannot be narrowed: then nothing of it may be shown.
+    pub fn cut(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
+        let whole: Fields<'_> = serde_json::from_slice(list).map_err(|_| "it is no JSON object")?;
+        let rows = whole.get(array).ok_or("it has no array of organizations")?;
+        let rows: Vec<Fields<'_>> = serde_json::from_str(rows.get()).map_err(|_| "its organizations are no objects")?;
+        if rows.len() >= WHOLE_LIMIT {
+            return Err("it is longer than can be taken at once");
+        }
+        let mut seen = Vec::new();
+        for row in rows {
+            let id = row
+                .get("id")
+                .and_then(|id| serde_json::from_str::<u64>(id.get()).ok())
+                .ok_or("an organization has no id")?;
+            if scope.covers(id) {
+                seen.push(row);
+            }
+        }
+        if let Some(column) = &self.sort_by {
+            seen.sort_by(|a, b| compare(a.get(column), b.get(column)));
+        }
+        if self.descending {
+            seen.reverse();
+        }
+        let strip = |name: &str| !self.columns.is_empty() && !self.columns.iter().any(|c| c == name || c == "*");
+        let page: Vec<String> = seen
+            .iter()
+            .skip(self.offset)
+            .take(self.limit)
+            .map(|row| row.render(|name| !is_added(name, self) || !strip(name)))
+            .collect();
+        Ok(self.render(&whole, array, &page))
+    }
+
+    fn render(&self, whole: &Fields<'_>, array: &str, page: &[String]) -> Vec<u8> {
+        let mut out = String::from("{");
+        for (name, value) in &whole.0 {
+            if out.len() > 1 {
+                out.push(',');
+            }
+            push_name(&mut out, name);
+            if name == array {
+                out.push('[');
+                out.push_str(&page.join(","));
+                out.push(']');
+            } else if name == "pg" {
+                out.push_str(&self.echo());
+            } else {
+                out.push_str(value.get());
+            }
+        }
+        out.push('}');
+        out.into_bytes()
+    }
+
+    /// The `pg` member: what was asked for, with Make's defaults. No count of what the caller may not see.
+    fn echo(&self) -> String {
+        serde_json::json!({
+            "sortBy": self.sort_by.as_deref().unwrap_or("name"),
+            "sortDir": if self.descending { "desc" } else { "asc" },
+            "limit": self.limit,
+            "offset": self.offset,
+        })
+        .to_string()
+    }
+}
+
+/// Columns that the gateway may have asked for on its own account.
+fn is_added(name: &str, page: &Page) -> bool {
+    name == "id" || page.sort_by.as_deref() == Some(name)
+}
+
+/// Numbers by value, text by its characters without regard to case (then with), everything else after them as it is spelled.
+fn compare(a: Option<&RawValue>, b: Option<&RawValue>) -> Ordering {
+    fn rank(value: Option<&RawValue>) -> (u8, f64, String, String) {
+        let Some(raw) = value else { return (3, 0.0, String::new(), String::new()) };
+        if let Ok(number) = serde_json::from_str::<f64>(raw.get()) {
+            (0, number, String::new(), raw.get().to_owned())
+        } else if let Ok(text) = serde_json::from_str::<String>(raw.get()) {
+            (1, 0.0, text.to_lowercase(), text)
+        } else {
+            (2, 0.0, raw.get().to_owned(), String::new())
+        }
+    }
+    let (a, b) = (rank(a), rank(b));
+    (a.0.cmp(&b.0)).then(a.1.total_cmp(&b.1)).then_with(|| a.2.cmp(&b.2)).then_with(|| a.3.cmp(&b.3))
+}
+
+/// A JSON object's members in their order, values as they are spelled.
+struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl Fields<'_> {
+    fn get(&self, name: &str) -> Option<&RawValue> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
+    }
+
+    fn render(&self, keep: impl Fn(&str) -> bool) -> String {
+        let mut out = String::from("{");
+        for (name, value) in self.0.iter().filter(|(name, _)| keep(name)) {
+            if out.len() > 1 {
+                out.push(',');
+            }
+            push_name(&mut out, name);
+            out.push_str(value.get());
+        }
+        out.push('}');
+        out
+    }
+}
+
+fn push_name(out: &mut String, name: &str) {
+    out.push_str(&serde_json::Value::from(name).to_string());
+    out.push(':');
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut members = Vec::new();
+                while let Some(name) = map.next_key::<Name<'de>>()? {
+                    members.push((name.0, map.next_value()?));
+                }
+                Ok(members)
+            }
+        }
+        deserializer.deserialize_map(Members).map(Fields)
+    }
+}
+
+/// A member's name, borrowed where it has no escapes.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Cow<'de, str>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Cow::Borrowed(text))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Cow::Owned(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_str(Text).map(Name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(query: &str) -> Page {
+        let uri = format!("/api/v2/organizations?{query}").parse().unwrap();
+        Page::of(&Target::parse(&uri).unwrap())
+    }
+
+    const LIST: &str = r#"{"organizations":[{"id":5,"name":"b","license":{"operations":800000000000}},{"id":6,"name":"A"},{"id":7,"name":"c"}],"pg":{"sortBy":"name","sortDir":"asc","limit":10000,"offset":0,"totalCount":3}}"#;
+
+    fn cut(query: &str, ids: &[u64]) -> String {
+        String::from_utf8(page(query).cut(LIST.as_bytes(), "organizations", &Scope::Only(ids.to_vec())).unwrap())
+            .unwrap()
+    }
+
+    #[test]
+    fn a_scoped_caller_sees_its_own_with_a_page_that_is_right_for_it() {
+        let echo = |by: &str, dir: &str, limit: u32, offset: u32| {
+            format!(r#""pg":{{"sortBy":"{by}","sortDir":"{dir}","limit":{limit},"offset":{offset}}}"#)
+        };
+        assert_eq!(
+            cut("", &[5, 7]),
+            format!(
+                r#"{{"organizations":[{{"id":5,"name":"b","license":{{"operations":800000000000}}}},{{"id":7,"name":"c"}}],{}}}"#,
+                echo("name", "asc", 10000, 0)
+            )
+        );
+        assert_eq!(
+            cut("cols[]=name&pg[sortBy]=id&pg[sortDir]=desc&pg[limit]=1&pg[offset]=1", &[5, 6, 7]),
+            format!(r#"{{"organizations":[{{"name":"A"}}],{}}}"#, echo("id", "desc", 1, 1))
+                .replace(r#""name":"A""#, r#""name":"A""#)
+        );
+        assert!(cut("pg[sortBy]=name", &[5, 6]).starts_with(r#"{"organizations":[{"id":6,"name":"A"},{"id":5"#));
+    }
+
+    #[test]
+    fn the_whole_list_is_asked_for_with_what_narrowing_needs() {
+        assert_eq!(page("").whole_query(), "pg[limit]=10000");
+        assert_eq!(page("cols[]=name&pg[limit]=2&pg[offset]=4").whole_query(), "cols[]=id&cols[]=name&pg[limit]=10000");
+        assert_eq!(page("cols[]=*").whole_query(), "cols[]=*&pg[limit]=10000");
+        assert_eq!(
+            page("cols[]=name&pg[sortBy]=zone").whole_query(),
+            "cols[]=id&cols[]=name&cols[]=zone&pg[limit]=10000"
+        );
+    }
+
+    #[test]
+    fn a_list_without_ids_shows_nothing() {
+        let list = br#"{"organizations":[{"name":"b"}]}"#;
+        assert!(page("").cut(list, "organizations", &Scope::Only(vec![5])).is_err());
+    }
+}

@@ -1,0 +1,167 @@
+//! What is in force: one immutable snapshot a request. A reload makes a new one; nothing is remembered per caller beside it.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use crate::cache;
+use crate::callers::{CallerState, Callers, LastUsed};
+use crate::catalogue::{Bucket, Catalogue, Matched, Operation};
+use crate::config::{self, Config, Limits, Scope};
+use crate::quota::BucketId;
+use crate::words::{KeyHash, KeyId};
+
+/// A caller as this snapshot has it, with the state that outlives snapshots.
+#[derive(Debug)]
+pub struct Member {
+    /// What is configured of it.
+    pub config: config::Caller,
+    /// Its rate, its counters.
+    pub state: Arc<CallerState>,
+    /// `RateLimit-Policy` of its rate.
+    pub rate_policy: HeaderValue,
+    /// Which rows its grants cover, by index.
+    rows: Box<[bool]>,
+}
+
+impl Member {
+    fn new(config: &config::Caller, catalogue: &Catalogue, callers: &Callers) -> Self {
+        let rate = config.rate;
+        let policy = format!("\"caller\";q={};w={}", rate.requests, rate.per.as_secs().max(1));
+        Self {
+            state: callers.get_or_make(config),
+            rate_policy: HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("\"caller\"")),
+            rows: catalogue.rows().iter().map(|row| config.grants.cover(&row.grant)).collect(),
+            config: config.clone(),
+        }
+    }
+
+    /// Do its grants cover the row with this index?
+    #[must_use]
+    pub fn may(&self, row: usize) -> bool {
+        self.rows.get(row).copied().unwrap_or(false)
+    }
+}
+
+/// A key that a caller has.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Whose it is.
+    pub member: Arc<Member>,
+    /// How records name it.
+    pub key: KeyId,
+    /// Where its last use is noted.
+    pub last_used: LastUsed,
+}
+
+/// SHA-256 hashes are random already: their first bytes are hash enough.
+#[derive(Default)]
+pub struct FirstBytes(u64);
+
+impl Hasher for FirstBytes {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk::<8>() {
+            self.0 = u64::from_ne_bytes(*first);
+        }
+    }
+
+    fn write_usize(&mut self, _: usize) {}
+}
+
+/// The snapshot.
+#[derive(Debug)]
+pub struct Policy {
+    /// All of the configuration.
+    pub config: Config,
+    /// All callers, in the configuration's order.
+    pub members: Vec<Arc<Member>>,
+    keys: HashMap<KeyHash, Known, BuildHasherDefault<FirstBytes>>,
+    /// How long each row's answers are kept, by index; `None`: not stored.
+    storing: Box<[Option<cache::Policy>]>,
+    unscoped: usize,
+    scoped: HashMap<u64, usize>,
+}
+
+impl Policy {
+    /// The snapshot of `config`; callers keep their state in `callers`.
+    #[must_use]
+    pub fn new(config: Config, callers: &Callers) -> Self {
+        let catalogue = &config.catalogue;
+        let members: Vec<_> =
+            config.callers.iter().map(|caller| Arc::new(Member::new(caller, catalogue, callers))).collect();
+        let mut keys = HashMap::with_capacity_and_hasher(members.len(), BuildHasherDefault::default());
+        let (mut unscoped, mut scoped) = (0, HashMap::new());
+        for member in &members {
+            for hash in &member.config.keys {
+                let key = KeyId::of(hash);
+                keys.insert(*hash, Known { member: member.clone(), key, last_used: member.state.last_used(key) });
+            }
+            match &member.config.organizations {
+                Scope::All => unscoped += 1,
+                Scope::Only(ids) => ids.iter().for_each(|id| *scoped.entry(*id).or_default() += 1),
+            }
+        }
+        let storing = catalogue.rows().iter().map(|row| storing(row, &config.cache)).collect();
+        Self { members, keys, storing, unscoped, scoped, config }
+    }
+
+    /// All rows.
+    #[must_use]
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.config.catalogue
+    }
+
+    /// Every bound.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.config.limits
+    }
+
+    /// Who has the key with this hash?
+    #[must_use]
+    pub fn known(&self, hash: &KeyHash) -> Option<&Known> {
+        self.keys.get(hash)
+    }
+
+    /// The caller of this name.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<&Arc<Member>> {
+        self.members.iter().find(|member| &*member.config.name == name)
+    }
+
+    /// How the answers of the row with this index are stored; `None`: they are not.
+    #[must_use]
+    pub fn storing(&self, row: usize) -> Option<&cache::Policy> {
+        self.storing.get(row)?.as_ref()
+    }
+
+    /// How many callers may spend this bucket at all: what fairness is measured by.
+    #[must_use]
+    pub fn eligible(&self, bucket: BucketId) -> usize {
+        match bucket {
+            BucketId::Account => self.members.len(),
+            BucketId::Organization(id) => self.unscoped + self.scoped.get(&id).copied().unwrap_or(0),
+        }
+    }
+}
+
+fn storing(row: &Operation, cache: &config::Cache) -> Option<cache::Policy> {
+    let lifetime = *cache.lifetime.get(row.cache.as_deref()?)?;
+    let (stale_if_error, negative) = (cache.stale_if_error, cache.negative);
+    (!lifetime.is_zero()).then_some(cache::Policy { freshness: row.freshness, lifetime, stale_if_error, negative })
+}
+
+/// Whose quota a request spends.
+#[must_use]
+pub fn bucket(matched: &Matched<'_, '_>) -> BucketId {
+    match (matched.operation.quota, matched.organization) {
+        (Bucket::Organization, Some(id)) => BucketId::Organization(id),
+        (Bucket::Organization, None) | (Bucket::Account, _) => BucketId::Account,
+    }
+}

@@ -1,0 +1,127 @@
+//! Step 8, recall: what memory has for a read that is already authorized. No caller is part of the key.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::HeaderMap;
+
+use super::answer::{Body, Facts, Reply};
+use super::fetch::narrow;
+use super::gate::Gate;
+use super::narrow::Page;
+use super::policy::{Member, Policy};
+use super::refusal::Refusal;
+use super::target::{Plan, Target};
+use crate::audit;
+use crate::cache::{CacheStatus, Entry, Lane, Recall, Terms, Why, Wish};
+use crate::catalogue::Matched;
+
+/// What a read needs from the upstream.
+pub(super) struct Wanted {
+    /// The cache key, where it may be stored.
+    pub(super) key: Arc<str>,
+    /// What goes upstream.
+    pub(super) target: String,
+    /// May it be shared with others and stored?
+    pub(super) together: bool,
+    pub(super) lane: Lane,
+    /// Only a fetch begun at this instant or later will do.
+    pub(super) since: Option<Instant>,
+    pub(super) why: Why,
+    /// What may answer if the upstream fails.
+    pub(super) fallback: Option<Arc<Entry>>,
+    /// The caller's page of a list that is taken whole.
+    pub(super) page: Option<Page>,
+}
+
+/// What memory says.
+pub(super) enum Recalled {
+    Answer(Reply),
+    Fetch(Wanted),
+}
+
+/// A read as recall sees it.
+pub(super) struct Asked<'a> {
+    pub(super) policy: &'a Policy,
+    pub(super) member: &'a Member,
+    pub(super) matched: &'a Matched<'a, 'a>,
+    pub(super) target: &'a Target<'a>,
+    pub(super) plan: &'a Plan<'a>,
+    pub(super) headers: &'a HeaderMap,
+}
+
+/// Looks the answer up.
+///
+/// # Errors
+/// `only-if-cached` with nothing usable; a stored list that cannot be narrowed.
+pub(super) fn recall(gate: &Gate, asked: &Asked<'_>) -> Result<Recalled, Refusal> {
+    let scope = &asked.member.config.organizations;
+    let array = asked.matched.operation.narrow.as_deref();
+    let page = array.filter(|_| !scope.is_all()).map(|_| Page::of(asked.target));
+    let (key, target) = key_and_target(asked, page.as_ref());
+    let wish = Wish::of(asked.headers);
+    let stored = asked.policy.storing(asked.matched.index).is_some() && (asked.plan.keyed || page.is_some());
+    let alone = |why, page| Wanted {
+        key: Arc::from(&*key),
+        target: target.clone().into_owned(),
+        together: false,
+        lane: Lane::Normal,
+        since: None,
+        why,
+        fallback: None,
+        page,
+    };
+    if !stored {
+        return if wish.only_if_cached {
+            Err(Refusal::NotCached)
+        } else {
+            Ok(Recalled::Fetch(alone(Why::Bypass, page)))
+        };
+    }
+    let now = gate.clock.now();
+    let terms = terms(asked.policy, asked.member);
+    if asked.plan.refresh {
+        let mut wanted = Wanted { together: true, lane: Lane::Wait, since: Some(now), ..alone(Why::Request, page) };
+        if wish.only_if_cached {
+            return Err(Refusal::NotCached);
+        }
+        wanted.together = !wish.no_store;
+        return Ok(Recalled::Fetch(wanted));
+    }
+    match gate.cache.recall(&key, &wish, &terms, now) {
+        Recall::Hit(entry) => {
+            let ttl = entry.ttl(now);
+            let how = if ttl < 0 { audit::Answer::Stale } else { audit::Answer::Hit };
+            let filled_by = Some(entry.filled_by);
+            let cache = Some(CacheStatus::Hit { ttl });
+            let reply =
+                Reply { body: Body::Entry(entry), cache, how, filled_by, facts: Facts::default(), validated: true };
+            Ok(Recalled::Answer(match &page {
+                Some(page) => narrow(scope, array, page, reply)?,
+                None => reply,
+            }))
+        }
+        Recall::Fetch { why, fallback, since } => {
+            Ok(Recalled::Fetch(Wanted { together: true, since, fallback, ..alone(why, page) }))
+        }
+        Recall::Bypass => Ok(Recalled::Fetch(alone(Why::Bypass, page))),
+        Recall::NotHeld => Err(Refusal::NotCached),
+    }
+}
+
+/// How far the caller's wishes go.
+pub(super) fn terms(policy: &Policy, member: &Member) -> Terms {
+    Terms { refresh_floor: policy.config.cache.refresh_floor, may_refresh: member.config.may_refresh }
+}
+
+/// A narrowed list is taken whole: one entry for the callers of all scopes.
+pub(super) fn key_and_target<'a>(asked: &'a Asked<'_>, page: Option<&Page>) -> (Cow<'a, str>, Cow<'a, str>) {
+    match page {
+        Some(page) => {
+            let whole: Cow<'_, str> = Cow::Owned(format!("{}?{}", asked.target.path, page.whole_query()));
+            (whole.clone(), whole)
+        }
+        None => (Cow::Borrowed(asked.plan.key()), Cow::Borrowed(&*asked.plan.target)),
+    }
+}

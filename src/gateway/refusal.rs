@@ -1,0 +1,405 @@
+//! Every refusal: an answer that the gateway gives by itself. One value, one row, one answer, one record.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use serde::Serialize;
+
+use crate::upstream::Why;
+use crate::words::RequestId;
+
+/// Why the gateway answers by itself.
+#[derive(Clone, Debug)]
+pub enum Refusal {
+    /// The target could be read two ways.
+    Ambiguous { why: String },
+    /// The target is longer than `limits.target_bytes`.
+    TargetTooLong { bytes_max: usize },
+    /// A single-valued parameter of the operation is given twice.
+    Repeated { parameter: String },
+    /// Two credentials, or one that is no text.
+    TwoCredentials,
+    /// No credential, or not in a form that makegate knows.
+    NoKey,
+    /// A key that no caller has.
+    UnknownKey,
+    /// No operation of the catalogue has this path.
+    NoOperation,
+    /// The path has operations, none with this method.
+    NoMethod { allowed: Vec<Method> },
+    /// The caller lacks the grant.
+    NotGranted { grant: String },
+    /// The organization is outside the caller's scope.
+    OutOfScope { organization: u64 },
+    /// The operation is for callers of all organizations.
+    Unscoped,
+    /// Over the caller's rate.
+    TooFast { retry_after: Duration },
+    /// More requests of this caller under way than `limits.in_flight_per_caller`.
+    TooMany { most: usize },
+    /// More requests under way than `limits.in_flight`.
+    Busy,
+    /// The operation takes a JSON object and got something else.
+    NotAnObject { why: String },
+    /// The operation takes no body and got one.
+    UnwantedBody,
+    /// The body ended before its announced end.
+    BodyCut,
+    /// The body did not arrive in `limits.body` or with silences below `limits.body_gap`.
+    BodySlow,
+    /// The body is larger than `limits.body_bytes`.
+    BodyTooLarge { bytes_max: usize },
+    /// The body is announced as something else than JSON.
+    NotJson,
+    /// An equal write of this caller is in doubt.
+    HeldInDoubt { first: RequestId },
+    /// No quota within `upstream.quota_wait`.
+    NoQuota { retry_after: Duration, limit: u32 },
+    /// Too many requests of this caller wait for this quota.
+    QuotaQueueFull { retry_after: Duration, limit: u32 },
+    /// The log cannot store an intent.
+    CannotRecord,
+    /// The log's buffer is full.
+    LogFull,
+    /// `only-if-cached`, and nothing usable in memory.
+    NotCached,
+    /// Provably nothing was sent: the upstream could not be reached.
+    Unreachable { why: Why },
+    /// A read got no answer in time.
+    TimedOut { why: Why },
+    /// A read's connection ended without a whole answer.
+    Cut { why: Why },
+    /// The upstream refuses the gateway's token (its 401).
+    TokenRefused,
+    /// The upstream answered with a redirect.
+    Redirected { status: StatusCode },
+    /// The upstream's answer held the token.
+    Leaked,
+    /// The upstream's answer cannot be passed on: larger than the limits, encoded though nobody asked, no HTTP.
+    Unusable { why: Why },
+    /// No memory is left for further answers (`limits.answers_bytes`).
+    NoRoom,
+    /// The breaker is open: the upstream could not be reached lately.
+    BreakerOpen { retry_after: Duration },
+    /// A list that cannot be narrowed to the caller's organizations.
+    NotNarrowable { why: &'static str },
+    /// A write may or may not have taken effect: no answer in time.
+    DoubtTimedOut { why: Why },
+    /// A write may or may not have taken effect: the connection ended.
+    DoubtCut { why: Why },
+    /// A write took effect, and its answer was lost.
+    AnswerLost { why: Why },
+    /// The deadline is over.
+    Late,
+    /// A fault of makegate's own.
+    Internal,
+}
+
+/// What a refusal is to the outside: fixed by its kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// `MG…`, one per refusal.
+    pub code: &'static str,
+    /// Short text, the same for every refusal of this kind.
+    pub title: &'static str,
+}
+
+const fn row(status: StatusCode, code: &'static str, title: &'static str) -> Row {
+    Row { status, code, title }
+}
+
+impl Refusal {
+    /// The one place where refusals meet HTTP; no `_` arm. The README's table comes from here.
+    #[must_use]
+    pub const fn row(&self) -> Row {
+        match self {
+            Self::Ambiguous { .. } => row(StatusCode::BAD_REQUEST, "MG101", "The target could be read two ways"),
+            Self::TargetTooLong { .. } => row(StatusCode::URI_TOO_LONG, "MG102", "The target is too long"),
+            Self::Repeated { .. } => row(StatusCode::BAD_REQUEST, "MG103", "A single-valued parameter is given twice"),
+            Self::TwoCredentials => row(StatusCode::BAD_REQUEST, "MG104", "Two credentials"),
+            Self::NoKey => row(StatusCode::UNAUTHORIZED, "MG111", "No key"),
+            Self::UnknownKey => row(StatusCode::UNAUTHORIZED, "MG112", "Unknown key"),
+            Self::NoOperation => row(StatusCode::NOT_FOUND, "MG121", "No such operation"),
+            Self::NoMethod { .. } => row(StatusCode::METHOD_NOT_ALLOWED, "MG122", "No such method"),
+            Self::NotGranted { .. } => row(StatusCode::FORBIDDEN, "MG131", "Grant missing"),
+            Self::OutOfScope { .. } => row(StatusCode::FORBIDDEN, "MG132", "Organization out of scope"),
+            Self::Unscoped => row(StatusCode::FORBIDDEN, "MG133", "Not for callers of some organizations"),
+            Self::TooFast { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG141", "Over the caller's rate"),
+            Self::TooMany { .. } => {
+                row(StatusCode::TOO_MANY_REQUESTS, "MG142", "Too many requests of this caller under way")
+            }
+            Self::Busy => row(StatusCode::SERVICE_UNAVAILABLE, "MG143", "Too many requests under way"),
+            Self::NotAnObject { .. } => row(StatusCode::BAD_REQUEST, "MG151", "The body is no JSON object"),
+            Self::UnwantedBody => row(StatusCode::BAD_REQUEST, "MG152", "The operation takes no body"),
+            Self::BodyCut => row(StatusCode::BAD_REQUEST, "MG153", "The body is incomplete"),
+            Self::BodySlow => row(StatusCode::REQUEST_TIMEOUT, "MG154", "The body came too slowly"),
+            Self::BodyTooLarge { .. } => row(StatusCode::PAYLOAD_TOO_LARGE, "MG155", "The body is too large"),
+            Self::NotJson => {
+                row(StatusCode::UNSUPPORTED_MEDIA_TYPE, "MG156", "The body is announced as something else than JSON")
+            }
+            Self::HeldInDoubt { .. } => row(StatusCode::CONFLICT, "MG161", "An equal write is in doubt"),
+            Self::NoQuota { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG171", "No quota in time"),
+            Self::QuotaQueueFull { .. } => {
+                row(StatusCode::TOO_MANY_REQUESTS, "MG172", "Too many requests wait for quota")
+            }
+            Self::CannotRecord => row(StatusCode::SERVICE_UNAVAILABLE, "MG181", "Writes need a record"),
+            Self::LogFull => row(StatusCode::SERVICE_UNAVAILABLE, "MG182", "The log has no room"),
+            Self::NotCached => row(StatusCode::GATEWAY_TIMEOUT, "MG191", "Not in memory"),
+            Self::Unreachable { .. } => row(StatusCode::BAD_GATEWAY, "MG201", "The upstream cannot be reached"),
+            Self::TimedOut { .. } => row(StatusCode::GATEWAY_TIMEOUT, "MG202", "The upstream did not answer in time"),
+            Self::Cut { .. } => row(StatusCode::BAD_GATEWAY, "MG203", "The upstream's answer was cut"),
+            Self::TokenRefused => row(StatusCode::BAD_GATEWAY, "MG204", "The upstream refuses the gateway's token"),
+            Self::Redirected { .. } => row(StatusCode::BAD_GATEWAY, "MG205", "The upstream redirects"),
+            Self::Leaked => row(StatusCode::BAD_GATEWAY, "MG206", "The upstream's answer held the token"),
+            Self::Unusable { .. } => row(StatusCode::BAD_GATEWAY, "MG207", "The upstream's answer cannot be passed on"),
+            Self::NoRoom => row(StatusCode::SERVICE_UNAVAILABLE, "MG208", "No memory for further answers"),
+            Self::BreakerOpen { .. } => {
+                row(StatusCode::SERVICE_UNAVAILABLE, "MG209", "The upstream is not asked for a while")
+            }
+            Self::NotNarrowable { .. } => row(StatusCode::BAD_GATEWAY, "MG210", "The list cannot be narrowed"),
+            Self::DoubtTimedOut { .. } => row(StatusCode::GATEWAY_TIMEOUT, "MG221", "In doubt: no answer in time"),
+            Self::DoubtCut { .. } => row(StatusCode::BAD_GATEWAY, "MG222", "In doubt: the answer was cut"),
+            Self::AnswerLost { .. } => row(StatusCode::BAD_GATEWAY, "MG223", "Done, but the answer was lost"),
+            Self::Late => row(StatusCode::GATEWAY_TIMEOUT, "MG231", "The deadline is over"),
+            Self::Internal => row(StatusCode::INTERNAL_SERVER_ERROR, "MG500", "A fault of makegate's own"),
+        }
+    }
+
+    /// What happened this time and what to do about it: one or two sentences.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        match self {
+            Self::Ambiguous { why } => format!("{why}."),
+            Self::TargetTooLong { bytes_max } => format!("A target has at most {bytes_max} bytes."),
+            Self::Repeated { parameter } => format!("`{parameter}` has one value: give it once."),
+            Self::TwoCredentials => "Send one Authorization header.".to_owned(),
+            Self::NoKey => {
+                "Send the caller's key as `Authorization: Token KEY` or `Authorization: Bearer KEY`.".to_owned()
+            }
+            Self::UnknownKey => "No caller has this key; it is a key of the gateway, never Make's token.".to_owned(),
+            Self::NoOperation => {
+                "No operation of the catalogue has this path; an operator adds one as [[operation]].".to_owned()
+            }
+            Self::NoMethod { allowed } => format!("This path takes {}.", list(allowed)),
+            Self::NotGranted { grant } => {
+                format!("The caller needs the grant `{grant}`; an operator adds it to the caller's `grants`.")
+            }
+            Self::OutOfScope { organization } => {
+                format!(
+                    "Organization {organization} is not among the caller's; an operator adds it to the caller's `organizations`."
+                )
+            }
+            Self::Unscoped => {
+                "This operation belongs to no organization and is for callers without `organizations`.".to_owned()
+            }
+            Self::TooFast { retry_after } => format!("Over the caller's own rate: wait {} s.", seconds(*retry_after)),
+            Self::TooMany { most } => {
+                format!("At most {most} requests of one caller are under way at once: wait for some to end.")
+            }
+            Self::Busy => "The gateway has as many requests under way as it may: try again shortly.".to_owned(),
+            Self::NotAnObject { why } => format!("The operation takes a JSON object: {why}."),
+            Self::UnwantedBody => "This operation takes no body: send none.".to_owned(),
+            Self::BodyCut => "The body ended early; nothing was forwarded.".to_owned(),
+            Self::BodySlow => "The body did not arrive in time; nothing was forwarded.".to_owned(),
+            Self::BodyTooLarge { bytes_max } => format!("A body has at most {bytes_max} bytes; nothing was forwarded."),
+            Self::NotJson => "Send `Content-Type: application/json`, and no Content-Encoding.".to_owned(),
+            Self::HeldInDoubt { first } => {
+                format!(
+                    "Your request {first} was the same and may have taken effect. Look before sending it again; a new Idempotency-Key overrides."
+                )
+            }
+            Self::NoQuota { retry_after, .. } => {
+                format!("Make's quota is spent for now: wait {} s.", seconds(*retry_after))
+            }
+            Self::QuotaQueueFull { retry_after, .. } => {
+                format!(
+                    "Too many requests of this caller already wait for this quota: wait {} s.",
+                    seconds(*retry_after)
+                )
+            }
+            Self::CannotRecord => {
+                "The log cannot be written, and no write goes on without a record. Nothing was forwarded.".to_owned()
+            }
+            Self::LogFull => "The log cannot be written and its buffer is full. Nothing was forwarded.".to_owned(),
+            Self::NotCached => "Nothing usable is in memory, and only-if-cached forbids asking.".to_owned(),
+            Self::Unreachable { why } => format!("Nothing was sent: {}.", why.text),
+            Self::TimedOut { why } | Self::Cut { why } => format!("{}; a read can be sent again.", capital(&why.text)),
+            Self::TokenRefused => {
+                "Make answered 401 to the gateway's own token. Your key is fine; an operator must replace the token."
+                    .to_owned()
+            }
+            Self::Redirected { status } => {
+                format!("The upstream answered {}; redirects are never followed.", status.as_u16())
+            }
+            Self::Leaked => {
+                "The answer was withheld because it held the gateway's token; an operator should look.".to_owned()
+            }
+            Self::Unusable { why } => format!("{}.", capital(&why.text)),
+            Self::NoRoom => "Too many large answers are under way: try again shortly.".to_owned(),
+            Self::BreakerOpen { retry_after } => {
+                format!(
+                    "The upstream could not be reached several times in a row; nothing was sent. Wait {} s.",
+                    seconds(*retry_after)
+                )
+            }
+            Self::NotNarrowable { why } => {
+                format!("The upstream's list cannot be narrowed to the caller's organizations: {why}.")
+            }
+            Self::DoubtTimedOut { why } | Self::DoubtCut { why } => {
+                format!(
+                    "{}; the write may or may not have taken effect. Look before sending it again; it is listed at /doubts by its request id.",
+                    capital(&why.text)
+                )
+            }
+            Self::AnswerLost { why } => format!("The write took effect, but {}. Do not send it again.", why.text),
+            Self::Late => "The deadline is over; a read can be sent again.".to_owned(),
+            Self::Internal => "The gateway failed in a way that its log explains.".to_owned(),
+        }
+    }
+
+    /// When it is worth trying again, where that is known.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooFast { retry_after }
+            | Self::NoQuota { retry_after, .. }
+            | Self::QuotaQueueFull { retry_after, .. }
+            | Self::BreakerOpen { retry_after } => Some(*retry_after),
+            Self::TooMany { .. } | Self::Busy | Self::NoRoom => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// The error token of RFC 9209 where the gateway answers for the upstream.
+    #[must_use]
+    pub const fn proxy_error(&self) -> Option<&'static str> {
+        match self {
+            Self::Unreachable { why }
+            | Self::TimedOut { why }
+            | Self::Cut { why }
+            | Self::DoubtTimedOut { why }
+            | Self::DoubtCut { why }
+            | Self::Unusable { why }
+            | Self::AnswerLost { why } => Some(why.error.as_str()),
+            Self::TokenRefused => Some("destination_unauthorized"),
+            Self::Redirected { .. } | Self::Leaked | Self::NotNarrowable { .. } => Some("http_protocol_error"),
+            Self::BreakerOpen { .. } => Some("destination_unavailable"),
+            Self::Late => Some("http_response_timeout"),
+            _ => None,
+        }
+    }
+
+    /// Is it the failure of one request (its turn, its deadline), not of the upstream? Then who shared its fetch asks anew.
+    #[must_use]
+    pub const fn is_own(&self) -> bool {
+        matches!(self, Self::NoQuota { .. } | Self::QuotaQueueFull { .. } | Self::Late | Self::Internal)
+    }
+
+    /// May a stored answer stand in for this one (`caching.md`, D7)? Only where the upstream, or the way to it, fails.
+    #[must_use]
+    pub const fn stale_may_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::NoQuota { .. }
+                | Self::QuotaQueueFull { .. }
+                | Self::Unreachable { .. }
+                | Self::TimedOut { .. }
+                | Self::Cut { .. }
+                | Self::TokenRefused
+                | Self::Redirected { .. }
+                | Self::Leaked
+                | Self::Unusable { .. }
+                | Self::NoRoom
+                | Self::BreakerOpen { .. }
+                | Self::Late
+        )
+    }
+
+    /// The headers that this refusal adds: `Retry-After`, `Allow`, `WWW-Authenticate`, `Proxy-Status`, `RateLimit` of the quota.
+    pub fn add_headers(&self, headers: &mut HeaderMap) {
+        let mut put = |name: &'static str, text: String| {
+            if let Ok(value) = HeaderValue::try_from(text) {
+                headers.insert(name, value);
+            }
+        };
+        if let Some(after) = self.retry_after() {
+            put("retry-after", seconds(after).to_string());
+        }
+        if let Some(error) = self.proxy_error() {
+            put("proxy-status", format!("makegate; error={error}"));
+        }
+        match self {
+            Self::NoMethod { allowed } => put("allow", list(allowed)),
+            Self::NoKey | Self::UnknownKey => {
+                put("www-authenticate", "Token realm=\"makegate\", Bearer realm=\"makegate\"".to_owned())
+            }
+            Self::NoQuota { retry_after, limit } | Self::QuotaQueueFull { retry_after, limit } => {
+                put("ratelimit-policy", format!("\"quota\";q={limit};w=60"));
+                put("ratelimit", format!("\"quota\";r=0;t={}", seconds(*retry_after)));
+            }
+            _ => {}
+        }
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+
+    /// The problem document (RFC 9457) that Make's clients read too: string `message` and `detail`.
+    #[must_use]
+    pub fn problem(&self, request: &RequestId) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Problem<'a> {
+            r#type: String,
+            title: &'a str,
+            status: u16,
+            detail: &'a str,
+            message: &'a str,
+            code: &'a str,
+            instance: &'a str,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            suberrors: Vec<Suberror<'a>>,
+        }
+        #[derive(Serialize)]
+        struct Suberror<'a> {
+            message: &'a str,
+        }
+        let Row { status, code, title } = self.row();
+        let detail = self.detail();
+        let suberrors = match self {
+            Self::NotAnObject { why } => vec![Suberror { message: why }],
+            Self::Repeated { .. } => vec![Suberror { message: &detail }],
+            _ => Vec::new(),
+        };
+        let problem = Problem {
+            r#type: format!("urn:makegate:refusal:{code}"),
+            title,
+            status: status.as_u16(),
+            detail: &detail,
+            message: title,
+            code,
+            instance: request.as_str(),
+            suberrors,
+        };
+        serde_json::to_vec(&problem).unwrap_or_default()
+    }
+}
+
+/// Whole seconds, rounded up, at least 1: what `Retry-After` carries (Make's SDK ignores dates and 0).
+#[must_use]
+pub fn seconds(duration: Duration) -> u64 {
+    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
+}
+
+fn list(methods: &[Method]) -> String {
+    methods.iter().enumerate().fold(String::new(), |mut text, (index, method)| {
+        let _infallible = write!(text, "{}{method}", if index == 0 { "" } else { ", " });
+        text
+    })
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}

@@ -1,0 +1,108 @@
+//! Steps 2 to 6: from a head to a caller who may. None of them waits, spends or allocates without need.
+
+use http::header::{AUTHORIZATION, HeaderMap};
+use http::{Method, Uri};
+
+use super::policy::{Known, Member, Policy};
+use super::refusal::Refusal;
+use super::target::{Plan, Target};
+use crate::callers::{InFlight, Remaining};
+use crate::catalogue::{Matched, Miss, Operation};
+use crate::config::Limits;
+use crate::hash;
+
+/// No key is longer; hashing is cheap, hashing without bound is not.
+const KEY_BYTES_MAX: usize = 512;
+
+/// Step 2: the target's one canonical form.
+///
+/// # Errors
+/// It is too long, or could be read two ways.
+pub fn target<'u>(uri: &'u Uri, limits: &Limits) -> Result<Target<'u>, Refusal> {
+    let bytes = uri.path().len() + uri.query().map_or(0, |query| query.len() + 1);
+    if bytes > limits.target_bytes {
+        return Err(Refusal::TargetTooLong { bytes_max: limits.target_bytes });
+    }
+    Target::parse(uri).map_err(|why| Refusal::Ambiguous { why })
+}
+
+/// Step 3: who calls?
+///
+/// # Errors
+/// No key, two of them, or one that nobody has.
+pub fn identify<'p>(policy: &'p Policy, headers: &HeaderMap) -> Result<&'p Known, Refusal> {
+    let mut given = headers.get_all(AUTHORIZATION).iter();
+    let credential = given.next().ok_or(Refusal::NoKey)?;
+    if given.next().is_some() {
+        return Err(Refusal::TwoCredentials);
+    }
+    let (scheme, key) = split_once(credential.as_bytes(), b' ').ok_or(Refusal::NoKey)?;
+    let key = key.trim_ascii();
+    if !(scheme.eq_ignore_ascii_case(b"token") || scheme.eq_ignore_ascii_case(b"bearer")) || key.is_empty() {
+        return Err(Refusal::NoKey);
+    }
+    if key.len() > KEY_BYTES_MAX {
+        return Err(Refusal::UnknownKey);
+    }
+    policy.known(&hash::sha256(key)).ok_or(Refusal::UnknownKey)
+}
+
+fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let (before, after) = bytes.split_at_checked(memchr::memchr(at, bytes)?)?;
+    Some((before, after.get(1..)?))
+}
+
+/// Step 4: which operation is it?
+///
+/// # Errors
+/// None with this path, or none with this method.
+pub fn classify<'c, 'p>(
+    policy: &'c Policy,
+    method: &Method,
+    target: &'p Target<'_>,
+) -> Result<Matched<'c, 'p>, Refusal> {
+    policy.catalogue().classify(method, &target.path).map_err(|miss| match miss {
+        Miss::Path => Refusal::NoOperation,
+        Miss::Method(allowed) => Refusal::NoMethod { allowed },
+    })
+}
+
+/// Step 2 again, now that the row is known: what the target's parameters mean to it.
+///
+/// # Errors
+/// A single-valued parameter of the row is given twice.
+pub fn plan<'u>(target: &'u Target<'_>, row: &Operation, matched: &Matched<'_, '_>) -> Result<Plan<'u>, Refusal> {
+    target.plan(row, matched).map_err(|parameter| Refusal::Repeated { parameter })
+}
+
+/// Step 5: may the caller do this, here?
+///
+/// # Errors
+/// Its grants or its scope do not cover it.
+pub fn authorize(member: &Member, matched: &Matched<'_, '_>) -> Result<(), Refusal> {
+    let row = matched.operation;
+    if !member.may(matched.index) {
+        return Err(Refusal::NotGranted { grant: row.grant.to_string() });
+    }
+    let scope = &member.config.organizations;
+    match matched.organization {
+        Some(organization) if scope.covers(organization) => Ok(()),
+        Some(organization) => Err(Refusal::OutOfScope { organization }),
+        None if row.scoped || row.narrow.is_some() || scope.is_all() => Ok(()),
+        None => Err(Refusal::Unscoped),
+    }
+}
+
+/// Step 6: is it within the caller's rate, and are few enough of its requests under way?
+///
+/// # Errors
+/// Too fast, or too many; with what is left of the rate for the headers.
+pub fn admit(member: &Member, limits: &Limits) -> Result<(InFlight, Remaining), (Refusal, Option<Remaining>)> {
+    let remaining = member
+        .state
+        .admit()
+        .map_err(|fast| (Refusal::TooFast { retry_after: fast.retry_after }, Some(fast.remaining)))?;
+    let most = limits.in_flight_per_caller;
+    let under_way = member.state.enter(most).ok_or((Refusal::TooMany { most }, Some(remaining)))?;
+    Ok((under_way, remaining))
+}

@@ -1,0 +1,63 @@
+//! The tags of a request: what its answer can be invalidated by, and what its success invalidates.
+
+use serde_json::Value;
+
+use crate::catalogue::{Matched, Operation, Segment, TagPart, TagTemplate};
+
+/// A path's parameters by name, owned.
+pub type Parameters = Vec<(String, String)>;
+
+/// The parameters of a matched path.
+#[must_use]
+pub fn parameters(matched: &Matched<'_, '_>) -> Parameters {
+    matched.parameters().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// The tags that an answer is stored under.
+#[must_use]
+pub fn stored(row: &Operation, parameters: &Parameters) -> Vec<String> {
+    row.tags.iter().filter_map(|tag| render(tag, parameters, None)).collect()
+}
+
+/// The tags that a write invalidates; none: everything. An answer without the member that a tag looks for invalidates
+/// everything too, as it may have touched anything.
+#[must_use]
+pub fn invalidated(row: &Operation, parameters: &Parameters, answer: Option<&[u8]>) -> Vec<String> {
+    let answer: Option<Value> = if row.invalidates.iter().any(TagTemplate::needs_answer) {
+        answer.and_then(|body| serde_json::from_slice(body).ok())
+    } else {
+        None
+    };
+    let known = |tag: &&TagTemplate| answer.is_some() || !tag.needs_answer();
+    let tags: Option<Vec<String>> =
+        row.invalidates.iter().filter(known).map(|tag| render(tag, parameters, answer.as_ref())).collect();
+    tags.unwrap_or_default()
+}
+
+/// The same for a write that only its path is known of.
+#[must_use]
+pub fn of_path(row: &Operation, path: &str) -> Option<Vec<String>> {
+    let mut segments = path.strip_prefix('/')?.split('/');
+    let mut parameters = Parameters::new();
+    for segment in row.path.segments() {
+        let text = segments.next()?;
+        match segment {
+            Segment::Literal(literal) if literal != text => return None,
+            Segment::Literal(_) => {}
+            Segment::Parameter(name) => parameters.push((name.clone(), text.to_owned())),
+        }
+    }
+    Some(invalidated(row, &parameters, None))
+}
+
+fn render(tag: &TagTemplate, parameters: &Parameters, answer: Option<&Value>) -> Option<String> {
+    tag.render(|part| match part {
+        TagPart::Literal(text) => Some(text.clone()),
+        TagPart::Parameter(name) => parameters.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone()),
+        TagPart::Answer(pointer) => match answer?.pointer(pointer)? {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+        },
+    })
+}

@@ -1,0 +1,302 @@
+//! Step 2, target: one canonical form of path and query. What could be read two ways is refused, never repaired.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use http::Uri;
+use percent_encoding::percent_decode_str;
+
+use crate::catalogue::{Matched, Operation, ParameterKind, Segment};
+
+/// The most values that a set (`cols[]`) may have and still be part of a cache key (`caching.md`, D14).
+const SET_VALUES_MAX: usize = 64;
+
+/// A request's target in its one canonical form.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Target<'u> {
+    /// The path, decoded; its segments hold no `/`, so that it is as unambiguous as the segments are.
+    pub path: Cow<'u, str>,
+    /// The query's parameters in order, canonically escaped (not decoded: `+` and `%20` stay apart).
+    pub query: Vec<Pair<'u>>,
+}
+
+/// One query parameter, canonically escaped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair<'u> {
+    /// Its name.
+    pub name: Cow<'u, str>,
+    /// What follows the first `=`; `None`: no `=`.
+    pub value: Option<Cow<'u, str>>,
+}
+
+/// What the target means to one row: the cache key, and what goes upstream.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Plan<'u> {
+    /// Path and query as they go upstream.
+    pub target: Cow<'u, str>,
+    /// The cache key, where it is not the target itself (equal key, equal bytes: D13): a refresh is no part of it.
+    refresh_key: Option<String>,
+    /// Is every parameter one that the row's key knows, in the form that it knows?
+    pub keyed: bool,
+    /// Does a parameter (`wait=true`) demand what the upstream has now?
+    pub refresh: bool,
+}
+
+impl Plan<'_> {
+    /// The cache key; of meaning only where `keyed`.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        self.refresh_key.as_deref().unwrap_or(&self.target)
+    }
+}
+
+impl<'u> Target<'u> {
+    /// Parses what hyper took from the request line.
+    ///
+    /// # Errors
+    /// A sentence that says what could be read two ways and what to write instead.
+    pub fn parse(uri: &'u Uri) -> Result<Self, String> {
+        let path = canonical_path(uri.path())?;
+        let query = match uri.query() {
+            None => Vec::new(),
+            Some(text) => text.split('&').filter(|part| !part.is_empty()).map(pair).collect::<Result<_, _>>()?,
+        };
+        Ok(Self { path, query })
+    }
+
+    /// The value of a parameter, decoded (`+` is a space); of the first where there are several.
+    #[must_use]
+    pub fn value(&self, name: &str) -> Option<String> {
+        self.values(name).next()
+    }
+
+    /// All values of a parameter, decoded.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = String> + 'a {
+        self.query.iter().filter(move |p| p.name == name).filter_map(|p| p.value.as_deref().map(decoded))
+    }
+
+    /// What this target means to `row`.
+    ///
+    /// # Errors
+    /// The name of a single-valued parameter of the row that is given twice.
+    pub fn plan(&'u self, row: &Operation, matched: &Matched<'_, '_>) -> Result<Plan<'u>, String> {
+        for parameter in &row.query {
+            let given = self.query.iter().filter(|pair| pair.name == *parameter.name).count();
+            if given > 1 && parameter.kind != ParameterKind::Set {
+                return Err(parameter.name.to_string());
+            }
+        }
+        let path = render_path(&self.path, row, matched);
+        if self.query.is_empty() {
+            return Ok(Plan { target: path, refresh_key: None, keyed: true, refresh: false });
+        }
+        let refresh = self.wants_refresh(row);
+        let query = self.key_query(row, refresh);
+        let keyed = query.is_some();
+        let key_query = if refresh && keyed { self.key_query(row, false) } else { None };
+        let refresh_key = key_query.map(|query| joined(path.clone(), &query).into_owned());
+        let target = joined(path, &query.unwrap_or_else(|| self.raw_query()));
+        Ok(Plan { target, refresh_key, keyed, refresh })
+    }
+
+    fn wants_refresh(&self, row: &Operation) -> bool {
+        row.query.iter().filter(|p| p.kind == ParameterKind::Refresh).any(|parameter| {
+            self.query.iter().any(|pair| pair.name == *parameter.name && pair.value.as_deref() == Some("true"))
+        })
+    }
+
+    /// The normal form of a query that the row's key knows whole: the row's order, defaults left out, sets sorted
+    /// (D14: only what is provably equal is made equal). `None`: the answer cannot be stored.
+    fn key_query(&self, row: &Operation, with_refresh: bool) -> Option<String> {
+        let known = |pair: &Pair<'_>| row.query.iter().any(|parameter| pair.name == *parameter.name);
+        if !self.query.iter().all(known) {
+            return None;
+        }
+        let mut out = String::new();
+        for parameter in &row.query {
+            let mut values = Vec::new();
+            for pair in self.query.iter().filter(|pair| pair.name == *parameter.name) {
+                values.push(pair.value.as_deref().filter(|value| well_formed(parameter.kind, value))?);
+            }
+            values.sort_unstable();
+            values.dedup();
+            let by_default = |value: &str| match parameter.kind {
+                ParameterKind::Flag => value == parameter.default.as_deref().unwrap_or("false"),
+                ParameterKind::Refresh => !with_refresh || value == "false",
+                ParameterKind::Scalar | ParameterKind::Number => Some(value) == parameter.default.as_deref(),
+                ParameterKind::Set => false,
+            };
+            if values.len() > SET_VALUES_MAX {
+                return None;
+            }
+            for value in values.into_iter().filter(|value| !by_default(value)) {
+                push_pair(&mut out, &parameter.name, Some(value));
+            }
+        }
+        Some(out)
+    }
+
+    /// The query as sent, canonically escaped, in its own order.
+    fn raw_query(&self) -> String {
+        let mut out = String::new();
+        for pair in &self.query {
+            push_pair(&mut out, &pair.name, pair.value.as_deref());
+        }
+        out
+    }
+}
+
+/// A key's text must mean one thing: an empty or odd value is left to the upstream, unstored.
+fn well_formed(kind: ParameterKind, value: &str) -> bool {
+    match kind {
+        ParameterKind::Set | ParameterKind::Scalar => !value.is_empty(),
+        ParameterKind::Number => {
+            value.len() <= 18
+                && value.bytes().all(|b| b.is_ascii_digit())
+                && (value == "0" || !value.starts_with('0'))
+                && !value.is_empty()
+        }
+        ParameterKind::Flag | ParameterKind::Refresh => matches!(value, "true" | "false"),
+    }
+}
+
+/// Appends `name=value` to a query under construction.
+pub(super) fn push_pair(query: &mut String, name: &str, value: Option<&str>) {
+    if !query.is_empty() {
+        query.push('&');
+    }
+    query.push_str(name);
+    if let Some(value) = value {
+        query.push('=');
+        query.push_str(value);
+    }
+}
+
+fn joined<'u>(path: Cow<'u, str>, query: &str) -> Cow<'u, str> {
+    if query.is_empty() { path } else { Cow::Owned(format!("{path}?{query}")) }
+}
+
+/// A query component's text, decoded as a form (`+` is a space). Bytes that are no UTF-8 become U+FFFD.
+pub(super) fn decoded(text: impl AsRef<str>) -> String {
+    percent_decode_str(&text.as_ref().replace('+', " ")).decode_utf8_lossy().into_owned()
+}
+
+/// The path that goes upstream: the template's literals, and each parameter's value encoded anew. Never a copy of what came.
+fn render_path<'u>(path: &'u str, row: &Operation, matched: &Matched<'_, '_>) -> Cow<'u, str> {
+    if path.bytes().all(is_plain_in_path) {
+        return Cow::Borrowed(path); // template and encoding would spell it the same
+    }
+    let mut out = String::with_capacity(path.len() + 16);
+    let mut values = matched.parameters();
+    for segment in row.path.segments() {
+        out.push('/');
+        match segment {
+            Segment::Literal(text) => out.push_str(text),
+            Segment::Parameter(_) => {
+                for byte in values.next().map_or("", |(_, value)| value).bytes() {
+                    push_escaped(&mut out, byte, is_plain_in_path(byte) && byte != b'/');
+                }
+            }
+        }
+    }
+    Cow::Owned(out)
+}
+
+const fn is_plain_in_path(byte: u8) -> bool {
+    is_unreserved(byte) || matches!(byte, b'/' | b'$')
+}
+
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+fn push_escaped(out: &mut String, byte: u8, plain: bool) {
+    if plain {
+        out.push(char::from(byte));
+    } else {
+        let _infallible = write!(out, "%{byte:02X}");
+    }
+}
+
+fn canonical_path(raw: &str) -> Result<Cow<'_, str>, String> {
+    let Some(rest) = raw.strip_prefix('/') else {
+        return Err("the target is no path: write /api/v2/…".to_owned());
+    };
+    for segment in rest.split('/') {
+        check_segment(segment)?;
+    }
+    if !raw.contains('%') {
+        return Ok(Cow::Borrowed(raw));
+    }
+    let decoded = percent_decode_str(raw).decode_utf8().map_err(|_| "the path's escapes are no UTF-8".to_owned())?;
+    Ok(Cow::Owned(decoded.into_owned()))
+}
+
+fn check_segment(segment: &str) -> Result<(), String> {
+    let mut text = Vec::with_capacity(if segment.contains('%') { segment.len() } else { 0 });
+    let mut bytes = segment.bytes();
+    let escaped = segment.contains('%');
+    while let Some(byte) = bytes.next() {
+        let value = match byte {
+            b'%' => escape(&mut bytes)?,
+            b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | b';' | 0..=0x20 | 0x7f.. => {
+                return Err(format!(
+                    "the path holds {:?}, which could be read two ways: leave it out",
+                    char::from(byte)
+                ));
+            }
+            other => other,
+        };
+        if byte == b'%' && matches!(value, b'/' | b'\\' | b'%' | b';' | 0..=0x1f | 0x7f) {
+            return Err(format!("the path holds an escaped {:?}, which could be read two ways", char::from(value)));
+        }
+        if escaped {
+            text.push(value);
+        }
+    }
+    match if escaped { text.as_slice() } else { segment.as_bytes() } {
+        b"" => Err("the path has an empty segment: write single slashes, and none at the end".to_owned()),
+        b"." | b".." => Err("the path has a dot segment: write the path that you mean".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// The byte that an escape spells; its two digits are taken from `bytes`.
+fn escape(bytes: &mut impl Iterator<Item = u8>) -> Result<u8, String> {
+    let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16)).and_then(|n| u8::try_from(n).ok());
+    match (digit(), digit()) {
+        (Some(high), Some(low)) => Ok(high << 4 | low),
+        _ => Err("a `%` without two hexadecimal digits: write %25 for the sign itself".to_owned()),
+    }
+}
+
+fn pair(part: &str) -> Result<Pair<'_>, String> {
+    Ok(match part.split_once('=') {
+        Some((name, value)) => Pair { name: component(name)?, value: Some(component(value)?) },
+        None => Pair { name: component(part)?, value: None },
+    })
+}
+
+/// One name or value of the query in canonical escapes: those of unreserved characters and `[ ] $` are undone, hexadecimal
+/// digits are upper case, what must be escaped is.
+fn component(raw: &str) -> Result<Cow<'_, str>, String> {
+    let as_is = |b: u8| {
+        b.is_ascii_graphic() && !matches!(b, b'%' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
+    };
+    if raw.bytes().all(as_is) {
+        return Ok(Cow::Borrowed(raw));
+    }
+    let mut out = String::with_capacity(raw.len() + 8);
+    let mut bytes = raw.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'%' => match escape(&mut bytes)? {
+                0 => return Err("the query holds NUL: leave it out".to_owned()),
+                value => push_escaped(&mut out, value, is_unreserved(value) || matches!(value, b'[' | b']' | b'$')),
+            },
+            0x80.. => return Err("the query holds characters beyond ASCII: percent-encode them".to_owned()),
+            other => push_escaped(&mut out, other, as_is(other)),
+        }
+    }
+    Ok(Cow::Owned(out))
+}

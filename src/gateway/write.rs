@@ -1,0 +1,196 @@
+//! Writes, steps 8 to 12: recognised, given quota, intended on disk, forwarded and settled. From the intent on a write runs
+//! in a task of its own: whoever hangs up, its outcome is recorded (promise 12).
+
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use super::account::Account;
+use super::answer::{Body, Facts, Reply};
+use super::call::{Call, recorded_fields};
+use super::fetch::pass;
+use super::forward::{Sent, Ticket, forward, ticket, write_answer};
+use super::gate::Gate;
+use super::order::Held;
+use super::refusal::Refusal;
+use super::tags;
+use crate::audit::{self, Fingerprint, Kind, Outcome, Record};
+use crate::cache::{After, CacheStatus, Why as Forwarded};
+use crate::catalogue::Retry;
+use crate::upstream::{Effect, ProxyError, Why};
+
+/// How a write ended, for its one answer.
+pub(super) type Settled = (Result<Reply, Refusal>, Facts);
+
+/// A write from step 8 on. The reply's outcome is recorded when it returns, unless no intent was.
+///
+/// # Errors
+/// Nothing was sent, nothing was intended.
+pub(super) async fn write(gate: &Arc<Gate>, account: &mut Account, call: Call) -> Result<Settled, Refusal> {
+    let fingerprint = fingerprint(gate, &call);
+    recognise(gate, &call, fingerprint)?;
+    let left = call.left(&gate.clock);
+    let order =
+        async { if call.row.retry == Retry::Idempotent { Some(gate.order.turn(&call.path).await) } else { None } };
+    let order = tokio::time::timeout(left, order).await.map_err(|_| Refusal::Late)?;
+    let ticket = ticket(gate, &call).await?; // before the intent: a crash in the queue must not leave in doubt what was never sent
+    recognise(gate, &call, fingerprint)?; // an equal write may have ended in doubt meanwhile
+    intend(gate, account, &call, fingerprint).await?;
+    let call = Arc::new(call);
+    let task = gate.tasks.spawn(carry_out(gate.clone(), call.clone(), account.intended(), ticket, order));
+    match tokio::time::timeout(call.left(&gate.clock), task).await {
+        Ok(Ok(settled)) => Ok(settled),
+        Ok(Err(_)) => Ok((Err(Refusal::Internal), Facts { outcome: Some(Outcome::InDoubt), ..Facts::default() })),
+        Err(_) => {
+            // The task goes on and records what comes of it; until then whatever the write touches may change.
+            fence(gate, &call, true, None);
+            let why = Why { error: ProxyError::HttpResponseTimeout, text: "no answer came before the deadline".into() };
+            Ok((Err(Refusal::DoubtTimedOut { why }), Facts { outcome: Some(Outcome::InDoubt), ..Facts::default() }))
+        }
+    }
+}
+
+/// Step 8: an equal write of the same caller that is in doubt holds this one.
+fn recognise(gate: &Gate, call: &Call, fingerprint: Fingerprint) -> Result<(), Refusal> {
+    match gate.log.doubts().held(&call.member.config.name, fingerprint) {
+        Some(first) => Err(Refusal::HeldInDoubt { first }),
+        None => Ok(()),
+    }
+}
+
+fn fingerprint(gate: &Gate, call: &Call) -> Fingerprint {
+    let parts: [&[u8]; 4] = [
+        call.member.config.name.as_bytes(),
+        call.row.id.as_bytes(),
+        call.outgoing.target.as_bytes(),
+        &call.outgoing.body,
+    ];
+    gate.log.fingerprint(&parts)
+}
+
+/// Step 10: the intent is on disk before the first byte goes upstream.
+async fn intend(gate: &Gate, account: &mut Account, call: &Call, fingerprint: Fingerprint) -> Result<(), Refusal> {
+    account.record.fields = recorded_fields(&call.row, &call.outgoing.body);
+    let mut intent = account.record.clone();
+    intent.kind = Kind::Intent;
+    intent.time = gate.clock.wall();
+    intent.fingerprint = Some(fingerprint);
+    // Handed over with the intent: dropped while it is committed, the log itself records the write as not sent.
+    let room = account.room.take();
+    match gate.log.commit(intent).await {
+        Ok(_) => Ok(()),
+        Err(cannot) => {
+            account.room = room.filter(|_| !cannot.is_recorded());
+            Err(Refusal::CannotRecord)
+        }
+    }
+}
+
+/// Steps 11 and 12, in a task of their own.
+async fn carry_out(gate: Arc<Gate>, call: Arc<Call>, record: Record, ticket: Ticket, order: Option<Held>) -> Settled {
+    let mut open = Intended { gate: gate.clone(), call: call.clone(), record: Some(record) };
+    let waited = ticket.waited;
+    let Sent { ending, attempts, ambiguous, effect, quota_wait } = forward(&gate, &call, ticket).await;
+    let upstream_status = ending.status();
+    let outcome = outcome(effect);
+    let facts = Facts { attempts, upstream_status, quota_wait: quota_wait.max(waited), outcome: Some(outcome) };
+    let answered = write_answer(ending, effect);
+    if may_have_effect(effect, upstream_status) || ambiguous {
+        let body = answered.as_ref().ok().map(|answered| answered.body.bytes().as_ref());
+        fence(&gate, &call, ambiguous, body);
+    }
+    drop(order);
+    let reply = answered.map(|answered| Reply {
+        body: Body::Passed(Arc::new(pass(answered, false))),
+        cache: Some(CacheStatus::Forward {
+            why: Forwarded::Method,
+            status: upstream_status,
+            stored: false,
+            collapsed: false,
+        }),
+        how: audit::Answer::Forwarded,
+        filled_by: None,
+        facts,
+        validated: false,
+    });
+    open.settle(&reply, &facts).await;
+    (reply, facts)
+}
+
+fn outcome(effect: Effect) -> Outcome {
+    match effect {
+        Effect::Done => Outcome::Done,
+        Effect::Rejected => Outcome::Rejected,
+        Effect::NotSent => Outcome::NotSent,
+        Effect::InDoubt => Outcome::InDoubt,
+    }
+}
+
+/// Only an answer that proves that nothing happened needs no fence (`caching.md`, D8).
+fn may_have_effect(effect: Effect, status: Option<StatusCode>) -> bool {
+    let proves_none = |status: StatusCode| matches!(status.as_u16(), 400 | 401 | 403 | 405 | 406 | 415 | 422 | 429);
+    match effect {
+        Effect::Done | Effect::InDoubt => true,
+        Effect::NotSent => false,
+        Effect::Rejected => !status.is_some_and(proves_none),
+    }
+}
+
+/// Step 12, invalidate: from here on nothing that was fetched before is found or joined (promise 3).
+fn fence(gate: &Gate, call: &Call, ambiguous: bool, answer: Option<&[u8]>) {
+    let cache = &call.policy.config.cache;
+    let after = if ambiguous {
+        After::InDoubt { settle: cache.settle, doubt: cache.doubt }
+    } else {
+        After::Settled { settle: cache.settle }
+    };
+    gate.cache.raise(&tags::invalidated(&call.row, &call.parameters, answer), after);
+}
+
+/// An intent without its outcome yet. Dropped so (a panic, a torn down process), the write is in doubt.
+struct Intended {
+    gate: Arc<Gate>,
+    call: Arc<Call>,
+    record: Option<Record>,
+}
+
+impl Intended {
+    /// Records the outcome. Its caller hears of it when it is on disk.
+    async fn settle(&mut self, reply: &Result<Reply, Refusal>, facts: &Facts) {
+        let Some(mut record) = self.record.take() else { return };
+        record.kind = Kind::Outcome;
+        record.time = self.gate.clock.wall();
+        match reply {
+            Ok(reply) => {
+                let (status, _, body) = reply.body.parts();
+                record.status = Some(status.as_u16());
+                record.answer = Some(reply.how);
+                record.bytes = Some(body.len() as u64);
+            }
+            Err(refusal) => {
+                let row = refusal.row();
+                record.status = Some(row.status.as_u16());
+                record.answer = Some(audit::Answer::Refused);
+                record.refusal = Some(row.code);
+                record.bytes = Some(refusal.problem(&self.call.id).len() as u64);
+            }
+        }
+        super::account::fill(&mut record, facts);
+        record.duration_us = Some(super::account::micros(self.call.age(&self.gate.clock)));
+        if let Err(cannot) = self.gate.log.commit(record).await {
+            tracing::error!(request = %self.call.id, %cannot, "an outcome could not be recorded: the write will be in doubt");
+        }
+    }
+}
+
+impl Drop for Intended {
+    fn drop(&mut self) {
+        let Some(mut record) = self.record.take() else { return };
+        fence(&self.gate, &self.call, true, None);
+        record.kind = Kind::Outcome;
+        record.time = self.gate.clock.wall();
+        record.outcome = Some(Outcome::InDoubt);
+        // Queued by the call itself; nobody can wait here.
+        drop(self.gate.log.commit(record));
+    }
+}

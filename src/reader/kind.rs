@@ -1,0 +1,93 @@
+//! Kinds of values: the TOML form that one takes, and how its text is read.
+
+/// What a TOML value is on the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `"text"`.
+    Text,
+    /// `5`.
+    Integer,
+    /// `true`, `false`.
+    Flag,
+}
+
+/// A kind of scalar values. Defaults are written as the same text and read by the same function.
+#[derive(Debug)]
+pub struct Kind<T> {
+    /// The TOML form.
+    pub form: Form,
+    /// What it is, with its article: `a size`.
+    pub what: &'static str,
+    /// An example, as TOML: `"64MiB"`.
+    pub example: &'static str,
+    /// Reads the text (of an integer: its decimal digits; of a flag: its word).
+    pub parse: fn(&str) -> Result<T, Wrong>,
+}
+
+impl<T> Clone for Kind<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Kind<T> {}
+
+/// What is wrong with a value, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrong {
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead.
+    pub help: Option<String>,
+    /// May the value be a secret, which must not be shown?
+    pub secret: bool,
+}
+
+impl Wrong {
+    /// Wrong, and what to write instead.
+    #[must_use]
+    pub fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { message: message.into(), help: Some(help.into()), secret: false }
+    }
+
+    /// The same of a value that may be a secret: it is blotted out of what is shown.
+    #[must_use]
+    pub fn secret(self) -> Self {
+        Self { secret: true, ..self }
+    }
+}
+
+impl From<String> for Wrong {
+    fn from(message: String) -> Self {
+        Self { message, help: None, secret: false }
+    }
+}
+
+/// Any text that is not empty.
+pub const TEXT: Kind<String> = Kind {
+    form: Form::Text,
+    what: "a text",
+    example: "\"…\"",
+    parse: |text| match text {
+        "" => Err("this is empty".to_owned().into()),
+        _ => Ok(text.to_owned()),
+    },
+};
+
+/// `true` or `false`.
+pub const FLAG: Kind<bool> =
+    Kind { form: Form::Flag, what: "true or false", example: "true", parse: |text| Ok(text == "true") };
+
+/// A whole number from 0 to what the type holds.
+#[must_use]
+pub const fn number<T: TryFrom<u64>>() -> Kind<T> {
+    Kind { form: Form::Integer, what: "a whole number", example: "10", parse: whole }
+}
+
+fn whole<T: TryFrom<u64>>(text: &str) -> Result<T, Wrong> {
+    if text.starts_with('-') {
+        return Err(Wrong::new(format!("{text} is below 0"), "write 0 or more"));
+    }
+    let number = text.parse::<u64>().ok().and_then(|n| T::try_from(n).ok());
+    number.ok_or_else(|| Wrong::new(format!("{text} is too large"), "write a smaller number"))
+}

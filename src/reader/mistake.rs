@@ -1,0 +1,99 @@
+//! One mistake of a file, and its two forms: for people (with the line) and for programs (a line of JSON).
+
+use std::path::Path;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use serde_json::json;
+
+use super::Place;
+
+/// Does it keep the file from being used?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Yes.
+    Error,
+    /// No, but it is hardly what was meant.
+    Warning,
+}
+
+impl Severity {
+    /// Its word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// What is wrong, where, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// An error or a warning.
+    pub severity: Severity,
+    /// The line, from 1.
+    pub line: usize,
+    /// The column in characters, from 1.
+    pub column: usize,
+    /// The bytes of the text that it is about.
+    pub span: Place,
+    /// What is wrong. Holds no secret.
+    pub message: String,
+    /// What to write instead.
+    pub help: Option<String>,
+}
+
+impl Mistake {
+    /// As rustc would show it: the message, the place, the line, the help. `text` is the file's (blotted) text; without
+    /// it the line is left out.
+    #[must_use]
+    pub fn render(&self, file: &Path, text: &str, color: bool) -> String {
+        let path = file.to_string_lossy();
+        let level = match self.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+        };
+        let title = level.primary_title(&*self.message);
+        let mut group: Group<'_> = match self.window(text) {
+            Some((lines, span)) => title.element(
+                Snippet::source(lines)
+                    .line_start(self.line)
+                    .path(&*path)
+                    .annotation(AnnotationKind::Primary.span(span)),
+            ),
+            None => title.element(Origin::path(&*path)),
+        };
+        if let Some(help) = &self.help {
+            group = group.element(Level::HELP.message(annotate_snippets::normalize_untrusted_str(help)));
+        }
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        renderer.render(&[group])
+    }
+
+    /// The line that the mistake begins on, and its place within that line.
+    fn window<'t>(&self, text: &'t str) -> Option<(&'t str, Place)> {
+        if text.is_empty() {
+            return None;
+        }
+        let start = text.get(..self.span.start)?.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = text.get(start..)?.lines().next().unwrap_or_default();
+        let from = (self.span.start - start).min(line.len());
+        let to = self.span.end.saturating_sub(start).clamp(from, line.len());
+        Some((line, from..to))
+    }
+
+    /// As one line of JSON: `{"severity", "file", "line", "column", "message", "help"}` (`help` may be null).
+    #[must_use]
+    pub fn to_json(&self, file: &Path) -> String {
+        json!({
+            "severity": self.severity.as_str(),
+            "file": file.to_string_lossy(),
+            "line": self.line,
+            "column": self.column,
+            "message": self.message,
+            "help": self.help,
+        })
+        .to_string()
+    }
+}

@@ -1,0 +1,354 @@
+//! Tables and their items.
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::notes::Notes;
+use super::{Form, Kind, Place, Setting, Severity, Written, Wrong};
+
+/// A value and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// A table of the document, or one that is left out.
+pub struct Table<'d> {
+    notes: &'d Notes<'d>,
+    path: Arc<str>,
+    place: Place,
+    entries: Option<&'d DeTable<'d>>,
+    known: RefCell<Vec<&'static str>>,
+    free: Cell<bool>,
+}
+
+impl<'d> Table<'d> {
+    pub(super) fn root(notes: &'d Notes<'d>, entries: &'d DeTable<'d>) -> Self {
+        Self::new(notes, Arc::from(""), 0..0, Some(entries))
+    }
+
+    fn new(notes: &'d Notes<'d>, path: Arc<str>, place: Place, entries: Option<&'d DeTable<'d>>) -> Self {
+        Self { notes, path, place, entries, known: RefCell::default(), free: Cell::new(false) }
+    }
+
+    /// Reads the table, then notes every key that was not asked for.
+    pub(super) fn read<T>(self, read: impl FnOnce(&Self) -> T) -> T {
+        let value = read(&self);
+        let known = self.known.take();
+        let entries = self.entries.into_iter().flat_map(DeTable::iter).filter(|_| !self.free.get());
+        for (key, value) in entries.filter(|(key, _)| !known.contains(&key.get_ref().as_ref())) {
+            self.notes.unknown(key.span(), &self.path, key.get_ref(), value.span(), known.clone());
+        }
+        value
+    }
+
+    /// Where the table's heading stands (of one that is left out: where its parent's does).
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place.clone()
+    }
+
+    /// Where the value of `key` stands; left out: the table's heading.
+    #[must_use]
+    pub fn place_of(&self, key: &str) -> Place {
+        self.entries.and_then(|entries| entries.get(key)).map_or_else(|| self.place(), Spanned::span)
+    }
+
+    /// Where the value at this path of keys stands; left out: the nearest table around it that is there.
+    #[must_use]
+    pub fn place_at(&self, path: &[&str]) -> Place {
+        self.descend(path).1
+    }
+
+    /// Is there a value at this path of keys?
+    #[must_use]
+    pub fn holds(&self, path: &[&str]) -> bool {
+        self.descend(path).0 == path.len()
+    }
+
+    /// How many of these keys there are, one below the other, and where the last of them stands.
+    fn descend(&self, path: &[&str]) -> (usize, Place) {
+        let (mut steps, mut place, mut entries) = (0, self.place(), self.entries);
+        for key in path {
+            let Some(value) = entries.and_then(|entries| entries.get(*key)) else { break };
+            (steps, place, entries) = (steps + 1, value.span(), value.get_ref().as_table());
+        }
+        (steps, place)
+    }
+
+    /// Is `key` there?
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.is_some_and(|entries| entries.contains_key(key))
+    }
+
+    /// Notes a mistake.
+    pub fn wrong(&self, place: Place, message: impl Into<String>, help: impl Into<String>) {
+        self.notes.note(Severity::Error, place, message.into(), Some(help.into()));
+    }
+
+    /// Notes a warning.
+    pub fn warn(&self, place: Place, message: impl Into<String>, help: impl Into<String>) {
+        self.notes.note(Severity::Warning, place, message.into(), Some(help.into()));
+    }
+
+    /// Notes that something is not there.
+    pub fn missing(&self, message: impl Into<String>, help: impl Into<String>) {
+        self.notes.missing(Severity::Error, self.place(), message.into(), help.into());
+    }
+
+    /// Warns that something is not there.
+    pub fn warn_missing(&self, message: impl Into<String>, help: impl Into<String>) {
+        self.notes.missing(Severity::Warning, self.place(), message.into(), help.into());
+    }
+
+    /// Keeps what stands here out of everything that is shown.
+    pub fn hide(&self, place: Place) {
+        self.notes.hide(place);
+    }
+
+    /// Notes the value of a setting that is left out and follows from others.
+    pub fn follows(&self, key: &'static str, value: String) {
+        self.left_out(key, Cow::Owned(value));
+    }
+
+    fn left_out(&self, key: &'static str, value: Cow<'static, str>) {
+        let written = Written::Default(value);
+        self.notes.setting(Setting { path: self.path.clone(), key: Cow::Borrowed(key), written });
+    }
+
+    fn item(&self, key: &'static str) -> Option<Item<'d>> {
+        self.known.borrow_mut().push(key);
+        let (name, value) = self.entries?.get_key_value(key)?;
+        Some(Item {
+            notes: self.notes,
+            path: self.path.clone(),
+            key: Cow::Borrowed(key),
+            key_place: name.span(),
+            value,
+        })
+    }
+
+    /// All items of a table whose keys are free.
+    #[must_use]
+    pub fn items(&self) -> Vec<Item<'d>> {
+        self.free.set(true);
+        let item = |(name, value): (&'d Spanned<Cow<'d, str>>, &'d Spanned<DeValue<'d>>)| Item {
+            notes: self.notes,
+            path: self.path.clone(),
+            key: Cow::Owned(name.get_ref().to_string()),
+            key_place: name.span(),
+            value,
+        };
+        self.entries.into_iter().flat_map(DeTable::iter).map(item).collect()
+    }
+
+    /// The value of `key`; left out (or wrong, which is noted): the default, written as in the file.
+    pub fn value<T: Default>(&self, key: &'static str, default: &'static str, kind: Kind<T>) -> T {
+        let given = self.item(key);
+        if given.is_none() {
+            self.left_out(key, Cow::Borrowed(default));
+        }
+        given.and_then(|item| item.scalar(kind)).or_else(|| (kind.parse)(default).ok()).unwrap_or_default()
+    }
+
+    /// The value of `key`, if it is there and right.
+    pub fn optional<T>(&self, key: &'static str, kind: Kind<T>) -> Option<T> {
+        self.item(key)?.scalar(kind)
+    }
+
+    /// The value of `key`, which must be there.
+    pub fn required<T>(&self, key: &'static str, kind: Kind<T>) -> Option<T> {
+        let Some(item) = self.item(key) else {
+            self.missing(format!("{key} is missing{}", self.inside()), format!("add {key} = {}", kind.example));
+            return None;
+        };
+        item.scalar(kind)
+    }
+
+    fn inside(&self) -> String {
+        if self.path.is_empty() { String::new() } else { format!(" in {}", self.path) }
+    }
+
+    /// The array `key`, without the elements that are wrong.
+    pub fn list<T>(&self, key: &'static str, kind: Kind<T>) -> Option<Vec<Placed<T>>> {
+        self.item(key)?.list(kind)
+    }
+
+    /// The value or array of values `key`; left out: the one default.
+    pub fn one_or_more<T>(&self, key: &'static str, default: &'static str, kind: Kind<T>) -> Vec<Placed<T>> {
+        let Some(item) = self.item(key) else {
+            self.left_out(key, Cow::Borrowed(default));
+            return (kind.parse)(default).into_iter().map(|value| Placed { value, place: self.place() }).collect();
+        };
+        if item.value.get_ref().is_array() {
+            return item.list(kind).unwrap_or_default();
+        }
+        item.scalar(kind).into_iter().map(|value| Placed { value, place: item.place() }).collect()
+    }
+
+    /// The table `key`, read by `read`; left out, it is read as an empty one.
+    pub fn table<T>(&self, key: &'static str, read: impl FnOnce(&Table<'d>) -> T) -> T {
+        let item = self.item(key);
+        let entries = item.as_ref().and_then(Item::entries);
+        let place = item.map_or_else(|| self.place(), |item| item.place());
+        Table::new(self.notes, self.sub_path(key), place, entries).read(read)
+    }
+
+    /// The table `key`, read by `read` if it is there.
+    pub fn optional_table<T>(&self, key: &'static str, read: impl FnOnce(&Table<'d>) -> T) -> Option<T> {
+        self.has(key).then(|| self.table(key, read))
+    }
+
+    /// The tables `[[key]]`, each read by `read`. Their paths end in the value of `name` where there is one.
+    pub fn tables<T>(&self, key: &'static str, name: &str, mut read: impl FnMut(&Table<'d>) -> T) -> Vec<T> {
+        let Some(item) = self.item(key) else { return Vec::new() };
+        let DeValue::Array(elements) = item.value.get_ref() else {
+            self.wrong(item.place(), format!("{key} is a list of tables"), format!("write [[{key}]]"));
+            return Vec::new();
+        };
+        let mut read_element = |(index, element): (usize, &'d Spanned<DeValue<'d>>)| {
+            let DeValue::Table(entries) = element.get_ref() else {
+                self.wrong(element.span(), format!("{key} is a list of tables"), format!("write [[{key}]]"));
+                return None;
+            };
+            let named = entries.get(name).and_then(|value| value.get_ref().as_str());
+            let last = named.map_or_else(|| (index + 1).to_string(), str::to_owned);
+            let path = Arc::from(format!("{key}.{last}"));
+            Some(Table::new(self.notes, path, element.span(), Some(entries)).read(&mut read))
+        };
+        elements.iter().enumerate().filter_map(&mut read_element).collect()
+    }
+
+    fn sub_path(&self, key: &str) -> Arc<str> {
+        if self.path.is_empty() { Arc::from(key) } else { Arc::from(format!("{}.{key}", self.path)) }
+    }
+}
+
+/// One key and its value.
+pub struct Item<'d> {
+    notes: &'d Notes<'d>,
+    path: Arc<str>,
+    key: Cow<'static, str>,
+    key_place: Place,
+    value: &'d Spanned<DeValue<'d>>,
+}
+
+impl<'d> Item<'d> {
+    /// Its key.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Where the key stands.
+    #[must_use]
+    pub fn key_place(&self) -> Place {
+        self.key_place.clone()
+    }
+
+    /// Where the value stands.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.value.span()
+    }
+
+    /// Is the value a table?
+    #[must_use]
+    pub fn is_table(&self) -> bool {
+        self.value.get_ref().is_table()
+    }
+
+    /// The value, if it is right.
+    #[must_use]
+    pub fn scalar<T>(&self, kind: Kind<T>) -> Option<T> {
+        self.set();
+        self.parse(self.value, kind, true)
+    }
+
+    /// The array, without the elements that are wrong.
+    #[must_use]
+    pub fn list<T>(&self, kind: Kind<T>) -> Option<Vec<Placed<T>>> {
+        self.set();
+        let DeValue::Array(elements) = self.value.get_ref() else {
+            let message = format!("{} is a list, not {}", self.key, described(self.value.get_ref()));
+            self.wrong(self.place(), message, format!("write {} = [{}]", self.key, kind.example));
+            return None;
+        };
+        let placed = |element: &'d Spanned<DeValue<'d>>| {
+            self.parse(element, kind, false).map(|value| Placed { value, place: element.span() })
+        };
+        Some(elements.iter().filter_map(placed).collect())
+    }
+
+    /// The table, read by `read`.
+    pub fn table<T>(&self, read: impl FnOnce(&Table<'d>) -> T) -> T {
+        let path = Arc::from(format!("{}.{}", self.path, self.key));
+        Table::new(self.notes, path, self.place(), self.entries()).read(read)
+    }
+
+    /// Notes a mistake.
+    pub fn wrong(&self, place: Place, message: impl Into<String>, help: impl Into<String>) {
+        self.notes.note(Severity::Error, place, message.into(), Some(help.into()));
+    }
+
+    fn set(&self) {
+        let written = Written::At(self.place());
+        self.notes.setting(Setting { path: self.path.clone(), key: self.key.clone(), written });
+    }
+
+    fn entries(&self) -> Option<&'d DeTable<'d>> {
+        let entries = self.value.get_ref().as_table();
+        if entries.is_none() {
+            let message = format!("{} is a table, not {}", self.key, described(self.value.get_ref()));
+            self.wrong(self.place(), message, format!("write [{}] on a line of its own, its keys below", self.key));
+        }
+        entries
+    }
+
+    fn parse<T>(&self, value: &Spanned<DeValue<'_>>, kind: Kind<T>, alone: bool) -> Option<T> {
+        let found = match (kind.form, value.get_ref()) {
+            (Form::Text, DeValue::String(text)) => (kind.parse)(text),
+            (Form::Integer, DeValue::Integer(integer)) => {
+                match i128::from_str_radix(integer.as_str(), integer.radix()) {
+                    Ok(number) => (kind.parse)(&number.to_string()),
+                    Err(_) => (kind.parse)(integer.as_str()),
+                }
+            }
+            (Form::Flag, DeValue::Boolean(flag)) => (kind.parse)(if *flag { "true" } else { "false" }),
+            (Form::Text | Form::Integer | Form::Flag, other) => Err(self.wrong_form(other, &kind, alone)),
+        };
+        let note = |Wrong { message, help, secret }| {
+            if secret {
+                self.notes.hide(value.span());
+            }
+            self.notes.note(Severity::Error, value.span(), message, help);
+        };
+        found.map_err(note).ok()
+    }
+
+    fn wrong_form<T>(&self, found: &DeValue<'_>, kind: &Kind<T>, alone: bool) -> Wrong {
+        let what = if alone { self.key.to_string() } else { format!("each of {}", self.key) };
+        let write = if alone { format!("{} = {}", self.key, kind.example) } else { kind.example.to_owned() };
+        Wrong::new(format!("{what} is {}, not {}", kind.what, described(found)), format!("write {write}"))
+    }
+}
+
+fn described(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a text",
+        DeValue::Integer(_) => "a number",
+        DeValue::Float(_) => "a fraction",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}

@@ -1,0 +1,110 @@
+//! What the sandbox answers: JSON, Make's errors in Make's shapes, and the plain text of its 429.
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+/// Make's words for a 429. Source: Make's "Rate limiting" page; plain text as measured on the live API.
+const QUOTA_TEXT: &str = "Requests limit for organization exceeded, please try again later.";
+
+const JSON: &str = "application/json; charset=utf-8";
+
+/// One whole answer, before faults change how it is delivered.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Bytes,
+}
+
+impl Answer {
+    pub(super) fn json(status: StatusCode, body: &Value) -> Self {
+        Self::text(status, JSON, body.to_string())
+    }
+
+    pub(super) fn text(status: StatusCode, content_type: &str, body: String) -> Self {
+        Self { status, headers: vec![("content-type".to_owned(), content_type.to_owned())], body: Bytes::from(body) }
+    }
+
+    /// Make's 429: plain text, or JSON where the settings ask for it. No `Retry-After`: Make documents none.
+    pub(super) fn over_quota(as_json: bool) -> Self {
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        if as_json {
+            return Self::json(status, &json!({ "detail": QUOTA_TEXT, "message": QUOTA_TEXT, "code": "SC429" }));
+        }
+        Self::text(status, "text/plain; charset=utf-8", QUOTA_TEXT.to_owned())
+    }
+
+    /// What Make's edge says to a body above 2.1 MB: one field, no code.
+    pub(super) fn too_large() -> Self {
+        Self::json(StatusCode::PAYLOAD_TOO_LARGE, &json!({ "detail": "request entity too large" }))
+    }
+
+    /// A body in Make's error shape for any status, for faults that name none.
+    pub(super) fn shaped(status: StatusCode) -> Self {
+        let reason = status.canonical_reason().unwrap_or("Error");
+        let code = format!("SC{}", status.as_u16());
+        Self::json(status, &json!({ "detail": reason, "message": reason, "code": code }))
+    }
+}
+
+/// Why an operation was refused, in Make's terms. `make-api.md` and Make's document give the codes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// 401: no token, another token, or a scheme that is neither `Token` nor `Bearer`.
+    NotLoggedIn,
+    /// 400 `SC400` with one suberror for each fault of the request.
+    Invalid(Vec<String>),
+    /// 403 `IM002`: the token may not do this, such as deleting what lives in another zone.
+    Denied(&'static str),
+    /// 404: absent, hidden, or not part of the plan.
+    NotFound(String),
+    /// 406 `IM004`: `confirmed=true` is missing.
+    Unconfirmed(&'static str),
+    /// 400 `IM011`: a collection is at the sandbox's bound.
+    Full(&'static str),
+}
+
+impl Refused {
+    pub(super) fn not_found(what: &str) -> Self {
+        Self::NotFound(what.to_owned())
+    }
+
+    pub(super) fn invalid(why: impl Into<String>) -> Self {
+        Self::Invalid(vec![why.into()])
+    }
+
+    pub(super) fn answer(&self) -> Answer {
+        match self {
+            Self::NotLoggedIn => {
+                Answer::json(StatusCode::UNAUTHORIZED, &json!({ "message": "User is not logged in.", "code": "IM015" }))
+            }
+            Self::Invalid(errors) => {
+                let suberrors: Vec<Value> =
+                    errors.iter().map(|error| json!({ "message": error, "name": "Error" })).collect();
+                let detail = format!("Validation failed for {} parameter(s).", errors.len());
+                Answer::json(
+                    StatusCode::BAD_REQUEST,
+                    &json!({ "detail": detail, "message": "Bad Request", "code": "SC400", "suberrors": suberrors }),
+                )
+            }
+            Self::Denied(why) => shaped(StatusCode::FORBIDDEN, why, "Permission denied", "IM002"),
+            Self::NotFound(what) => {
+                shaped(StatusCode::NOT_FOUND, &format!("{what} was not found."), "Not Found", "SC404")
+            }
+            Self::Unconfirmed(why) => {
+                shaped(StatusCode::NOT_ACCEPTABLE, why, "The action must be confirmed with confirmed=true.", "IM004")
+            }
+            Self::Full(what) => shaped(
+                StatusCode::BAD_REQUEST,
+                &format!("The sandbox holds no more {what}."),
+                "Limit exceeded",
+                "IM011",
+            ),
+        }
+    }
+}
+
+fn shaped(status: StatusCode, detail: &str, message: &str, code: &str) -> Answer {
+    Answer::json(status, &json!({ "detail": detail, "message": message, "code": code }))
+}

@@ -1,0 +1,188 @@
+//! Sockets and HTTP: takes connections, reads requests whole, delivers answers as faults would have them.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::Sleep;
+
+use super::answer::Answer;
+use super::control;
+use super::exchange::{Core, Delivery, Request};
+use super::wire::{Orders, Wire};
+
+/// The most connections at a time; further ones wait in the listener's queue.
+const CONNECTIONS_MAX: usize = 1_024;
+/// The longest body that Make takes (it refused some of 2.1 MB).
+const BODY_BYTES_MAX: usize = 2_100_000;
+/// How much of a longer body is read off the wire before the answer, so that the client can read that.
+const DISCARD_BYTES_MAX: usize = 32 << 20;
+/// For a head, from the moment the connection is idle; and for a body.
+const READ_TIME_MAX: Duration = Duration::from_secs(60);
+/// For a fault that hangs.
+const HANG_TIME_MAX: Duration = Duration::from_secs(600);
+/// After a failed accept (out of descriptors, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes connections until the sandbox stops.
+pub(super) async fn listen(core: Arc<Core>, listener: TcpListener) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut number = 0;
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        number += 1;
+        let connection = serve(Arc::clone(&core), stream, number);
+        core.tasks.spawn_until_stop(async move {
+            connection.await;
+            drop(permit);
+        });
+    }
+}
+
+/// One connection's life.
+async fn serve(core: Arc<Core>, stream: TcpStream, number: u64) {
+    // Answers are small and written at once: waiting for acknowledgements would only add latency. It works without.
+    let _works_without = stream.set_nodelay(true);
+    let orders = Orders::default();
+    let wire = Wire::new(stream, orders.clone());
+    let service = service_fn(move |request| respond(Arc::clone(&core), orders.clone(), number, request));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(READ_TIME_MAX);
+    // An error is a client that went away, or a fault that did its work.
+    let _either_way_over = http.serve_connection(TokioIo::new(wire), service).await;
+}
+
+/// No answer: hyper closes the connection without a status line.
+#[derive(Debug)]
+struct Silence;
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no answer, as a fault demands or for want of a whole request")
+    }
+}
+
+impl std::error::Error for Silence {}
+
+async fn respond(
+    core: Arc<Core>,
+    orders: Orders,
+    connection: u64,
+    request: http::Request<Incoming>,
+) -> Result<Response<Paced>, Silence> {
+    let request = read(request, connection).await?;
+    if control::is_control(&request.path) {
+        return Ok(response(control::answer(&core, &request), usize::MAX, Duration::ZERO));
+    }
+    // On its own task: a client that goes away stops nothing that the sandbox has begun.
+    let exchange = core.tasks.spawn(Arc::clone(&core).exchange(request));
+    let (answer, delivery) = exchange.await.map_err(|_| Silence)?;
+    match delivery {
+        Delivery::Whole => Ok(response(answer, usize::MAX, Duration::ZERO)),
+        Delivery::Drip(bytes, every) => Ok(response(answer, bytes, every)),
+        Delivery::Cut(bytes) => {
+            orders.cut_after(bytes.min(answer.body.len().saturating_sub(1)));
+            Ok(response(answer, usize::MAX, Duration::ZERO))
+        }
+        Delivery::Close => Err(Silence),
+        Delivery::Reset => {
+            orders.reset();
+            Err(Silence)
+        }
+        Delivery::Hang(mut released) => {
+            // Over by release, by time, or by the client's going, which drops this future.
+            let _over = tokio::time::timeout(HANG_TIME_MAX, released.changed()).await;
+            Err(Silence)
+        }
+    }
+}
+
+async fn read(request: http::Request<Incoming>, connection: u64) -> Result<Request, Silence> {
+    let (parts, body) = request.into_parts();
+    let body = tokio::time::timeout(READ_TIME_MAX, read_body(body)).await.map_err(|_| Silence)??;
+    Ok(Request {
+        method: parts.method,
+        path: parts.uri.path().to_owned(),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        headers: parts.headers,
+        body,
+        connection,
+    })
+}
+
+/// The whole body; `None` if it is longer than Make takes.
+async fn read_body(mut body: Incoming) -> Result<Option<Bytes>, Silence> {
+    let (mut whole, mut length) = (BytesMut::new(), 0_usize);
+    while length <= DISCARD_BYTES_MAX {
+        let Some(frame) = body.frame().await else { break };
+        let Ok(data) = frame.map_err(|_| Silence)?.into_data() else { continue };
+        length = length.saturating_add(data.len());
+        if length <= BODY_BYTES_MAX {
+            whole.extend_from_slice(&data);
+        }
+    }
+    Ok((length <= BODY_BYTES_MAX).then(|| whole.freeze()))
+}
+
+fn response(answer: Answer, piece: usize, every: Duration) -> Response<Paced> {
+    let mut response = Response::new(Paced { rest: answer.body, piece, every, pause: None });
+    *response.status_mut() = answer.status;
+    for (name, value) in answer.headers {
+        // Faults are checked when they come as JSON; from Rust, what is no header is left out.
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            response.headers_mut().append(name, value);
+        }
+    }
+    response
+}
+
+/// A body that goes out in pieces with a pause before each; one piece without pause in the ordinary case.
+struct Paced {
+    rest: Bytes,
+    piece: usize,
+    every: Duration,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Body for Paced {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        if !self.every.is_zero() {
+            let every = self.every;
+            ready!(self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(every))).as_mut().poll(cx));
+            self.pause = None;
+        }
+        let length = self.piece.min(self.rest.len());
+        let piece = self.rest.split_to(length);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        u64::try_from(self.rest.len()).map_or_else(|_| SizeHint::default(), SizeHint::with_exact)
+    }
+}

@@ -1,0 +1,273 @@
+//! One request from its arrival to what is answered and how: list, fault, token, quota, operation.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, Method, StatusCode};
+use tokio::sync::watch;
+
+use super::Settings;
+use super::answer::{Answer, Refused};
+use super::faults::{ECHO, FaultKind, Faults};
+use super::operations::{self, Call};
+use super::query::Query;
+use super::quota::{Bucket, Quota};
+use super::received::{Log, Received, TokenSeen};
+use super::state::State;
+use crate::clock::Clock;
+use crate::hash;
+use crate::tasks::Tasks;
+
+/// A request that was read whole.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) query: String,
+    pub(super) headers: HeaderMap,
+    /// `None`: longer than Make takes.
+    pub(super) body: Option<Bytes>,
+    pub(super) connection: u64,
+}
+
+/// How an answer goes out.
+#[derive(Debug)]
+pub(super) enum Delivery {
+    Whole,
+    /// Pieces of so many bytes, each after so long.
+    Drip(usize, Duration),
+    /// The head, and so many bytes of the body.
+    Cut(usize),
+    /// FIN without an answer.
+    Close,
+    /// RST without an answer.
+    Reset,
+    /// No answer until the receiver's value changes.
+    Hang(watch::Receiver<()>),
+}
+
+/// Everything that the sandbox's connections and its handle share.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) settings: Settings,
+    pub(super) clock: Clock,
+    pub(super) tasks: Tasks,
+    /// Changes when what hangs is to end.
+    pub(super) released: watch::Sender<()>,
+    inner: Mutex<Inner>,
+}
+
+/// What is behind the one lock, which is held for moments only.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) token: String,
+    pub(super) account_limit: u32,
+    pub(super) state: State,
+    pub(super) quota: Quota,
+    pub(super) faults: Faults,
+    pub(super) log: Log,
+}
+
+impl Inner {
+    fn new(settings: &Settings, clock: &Clock) -> Self {
+        Self {
+            token: settings.token.clone(),
+            account_limit: settings.account_limit,
+            state: State::new(&settings.seed_organizations, settings.lag),
+            quota: Quota::new(settings.window, clock.now()),
+            faults: Faults::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn new(settings: Settings, clock: Clock) -> Arc<Self> {
+        let inner = Mutex::new(Inner::new(&settings, &clock));
+        Arc::new(Self { settings, clock, tasks: Tasks::new(), released: watch::Sender::new(()), inner })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Back to the seed: state, token, quota, faults, list.
+    pub(super) fn reset(&self) {
+        *self.lock() = Inner::new(&self.settings, &self.clock);
+        self.released.send_replace(());
+    }
+
+    pub(super) fn clear_faults(&self) {
+        self.lock().faults.clear();
+        self.released.send_replace(());
+    }
+
+    /// The whole of a request. Runs to its end whether or not the client stays, as behind Make's own edge.
+    pub(super) async fn exchange(self: Arc<Self>, request: Request) -> (Answer, Delivery) {
+        let released = self.released.subscribe();
+        let (number, fault) = self.arrive(&request);
+        match fault {
+            None => (self.handle(&request, number), Delivery::Whole),
+            Some(FaultKind::Latency { ms }) => {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                (self.handle(&request, number), Delivery::Whole)
+            }
+            Some(FaultKind::Drip { bytes, every_ms }) => {
+                let answer = self.handle(&request, number);
+                (answer, Delivery::Drip(bytes.max(1), Duration::from_millis(every_ms)))
+            }
+            Some(FaultKind::Cut { after_bytes }) => (self.handle(&request, number), Delivery::Cut(after_bytes)),
+            Some(FaultKind::Reset { effect }) => (self.stay_silent(&request, number, effect), Delivery::Reset),
+            Some(FaultKind::Close { effect }) => (self.stay_silent(&request, number, effect), Delivery::Close),
+            Some(FaultKind::Hang { effect }) => (self.stay_silent(&request, number, effect), Delivery::Hang(released)),
+            Some(instead @ FaultKind::Answer { .. }) => {
+                (self.answer_instead(&request, number, &instead), Delivery::Whole)
+            }
+        }
+    }
+
+    fn arrive(&self, request: &Request) -> (u64, Option<FaultKind>) {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let body = request.body.as_deref().unwrap_or_default();
+        let received = Received {
+            number: 0,
+            time_ms: self.clock.wall_ms(),
+            connection: request.connection,
+            method: request.method.to_string(),
+            path: request.path.clone(),
+            query: request.query.clone(),
+            headers: shown_headers(&request.headers),
+            token: token_seen(&request.headers, &inner.token),
+            body: String::from_utf8_lossy(body).into_owned(),
+            status: None,
+            bucket: None,
+            effect: false,
+        };
+        let number = inner.log.add(received.without(&inner.token));
+        (number, inner.faults.strike(request.method.as_str(), &request.path))
+    }
+
+    fn handle(&self, request: &Request, number: u64) -> Answer {
+        let mut inner = self.lock();
+        let (answer, effect) = match self.admit(&mut inner, request, number) {
+            Ok(()) => self.operate(&mut inner, request),
+            Err(refusal) => (refusal, false),
+        };
+        note(&mut inner, number, Some(answer.status), effect);
+        answer
+    }
+
+    /// Handles the request if it is to have an effect, and forgets the answer.
+    fn stay_silent(&self, request: &Request, number: u64, effect: bool) -> Answer {
+        if effect {
+            self.handle(request, number);
+            if let Some(entry) = self.lock().log.entry(number) {
+                entry.status = None;
+            }
+        }
+        Answer::shaped(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// A fault's own answer. Token and quota come first: it is Make's application that fails, not its edge.
+    fn answer_instead(&self, request: &Request, number: u64, fault: &FaultKind) -> Answer {
+        let mut inner = self.lock();
+        let (answer, effect) = match self.admit(&mut inner, request, number) {
+            Err(refusal) => (refusal, false),
+            Ok(()) => {
+                let after = matches!(fault, FaultKind::Answer { effect: true, .. });
+                (scripted(fault, &request.headers), after && self.operate(&mut inner, request).1)
+            }
+        };
+        note(&mut inner, number, Some(answer.status), effect);
+        answer
+    }
+
+    /// Size, token, quota: what comes before any operation.
+    fn admit(&self, inner: &mut Inner, request: &Request, number: u64) -> Result<(), Answer> {
+        if request.body.is_none() {
+            return Err(Answer::too_large());
+        }
+        if token_seen(&request.headers, &inner.token) != TokenSeen::Right {
+            return Err(Refused::NotLoggedIn.answer());
+        }
+        let (bucket, limit) = match operations::organization_of(&request.path) {
+            None => (Bucket::Account, inner.account_limit),
+            Some(id) => (Bucket::Organization(id), inner.state.api_limit(id, self.settings.api_limit)),
+        };
+        if let Some(entry) = inner.log.entry(number) {
+            entry.bucket = Some(bucket);
+        }
+        let admitted = inner.quota.take(bucket, limit, self.clock.now());
+        admitted.then_some(()).ok_or_else(|| Answer::over_quota(self.settings.json_429))
+    }
+
+    /// Does the operation; says also whether it was a write that took effect.
+    fn operate(&self, inner: &mut Inner, request: &Request) -> (Answer, bool) {
+        let content_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let call = Call {
+            query: Query::parse(&request.query),
+            body: request.body.as_deref().unwrap_or_default(),
+            is_json: content_type.to_ascii_lowercase().contains("json"),
+            now: self.clock.now(),
+            wall: self.clock.wall(),
+            api_limit: self.settings.api_limit,
+        };
+        let method = if request.method == Method::HEAD { "GET" } else { request.method.as_str() };
+        match operations::run(&mut inner.state, method, &request.path, &call) {
+            Ok(body) => (Answer::json(StatusCode::OK, &body), method != "GET"),
+            Err(refused) => (refused.answer(), false),
+        }
+    }
+}
+
+fn note(inner: &mut Inner, number: u64, status: Option<StatusCode>, effect: bool) {
+    if let Some(entry) = inner.log.entry(number) {
+        entry.status = status.map(|status| status.as_u16());
+        entry.effect = effect;
+    }
+}
+
+fn shown_headers(headers: &HeaderMap) -> Vec<(String, String)> {
+    headers
+        .iter()
+        .filter(|(name, _)| **name != AUTHORIZATION)
+        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect()
+}
+
+fn token_seen(headers: &HeaderMap, token: &str) -> TokenSeen {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return TokenSeen::Missing };
+    let given = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("token") || scheme.eq_ignore_ascii_case("bearer"));
+    match given {
+        Some((_, given)) if values.next().is_none() && hash::equal(given.as_bytes(), token.as_bytes()) => {
+            TokenSeen::Right
+        }
+        Some(_) | None => TokenSeen::Wrong,
+    }
+}
+
+/// The answer that a fault spells out; Make's error shape where it spells none.
+fn scripted(fault: &FaultKind, request: &HeaderMap) -> Answer {
+    let FaultKind::Answer { status, body, content_type, headers, .. } = fault else {
+        return Answer::shaped(StatusCode::INTERNAL_SERVER_ERROR);
+    };
+    let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let sent = request.get(AUTHORIZATION).map(|value| String::from_utf8_lossy(value.as_bytes())).unwrap_or_default();
+    let mut answer = Answer::shaped(status);
+    if let Some(body) = body {
+        answer.body = Bytes::from(body.replace(ECHO, &sent));
+    }
+    if let Some(content_type) = content_type {
+        answer.headers = vec![(CONTENT_TYPE.to_string(), content_type.clone())];
+    }
+    answer.headers.extend(headers.iter().map(|(name, value)| (name.clone(), value.replace(ECHO, &sent))));
+    answer
+}

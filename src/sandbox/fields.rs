@@ -1,0 +1,109 @@
+//! Reading a request's JSON body field by field, noting everything that is wrong with it for Make's suberrors.
+
+use serde_json::{Map, Value};
+
+use super::answer::Refused;
+
+/// The object in a request's body, and what was found wrong so far.
+#[derive(Debug)]
+pub(super) struct Fields<'a> {
+    object: &'a Map<String, Value>,
+    errors: Vec<String>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) const fn new(object: &'a Map<String, Value>) -> Self {
+        Self { object, errors: Vec::new() }
+    }
+
+    /// A field that must be there: text that is not empty.
+    pub(super) fn text(&mut self, name: &str) -> Option<&'a str> {
+        self.required(name)?;
+        self.optional_text(name)
+    }
+
+    /// A field that must be there: a whole number, 0 or more.
+    pub(super) fn number(&mut self, name: &str) -> Option<u64> {
+        self.required(name)?;
+        self.optional_number(name)
+    }
+
+    /// A field that must be there: true or false.
+    pub(super) fn flag(&mut self, name: &str) -> Option<bool> {
+        self.required(name)?;
+        self.optional_flag(name)
+    }
+
+    /// A field that must be there, of any type.
+    pub(super) fn value(&mut self, name: &str) -> Option<&'a Value> {
+        self.required(name)
+    }
+
+    pub(super) fn optional_text(&mut self, name: &str) -> Option<&'a str> {
+        self.typed(name, "text that is not empty", |value| value.as_str().filter(|text| !text.trim().is_empty()))
+    }
+
+    pub(super) fn optional_number(&mut self, name: &str) -> Option<u64> {
+        self.typed(name, "a whole number", Value::as_u64)
+    }
+
+    pub(super) fn optional_flag(&mut self, name: &str) -> Option<bool> {
+        self.typed(name, "true or false", Value::as_bool)
+    }
+
+    pub(super) fn optional_numbers(&mut self, name: &str) -> Option<Vec<u64>> {
+        self.typed(name, "a list of whole numbers", |value| value.as_array()?.iter().map(Value::as_u64).collect())
+    }
+
+    pub(super) fn optional_value(&self, name: &str) -> Option<&'a Value> {
+        self.object.get(name)
+    }
+
+    /// Checks `customer`, which every payment carries, field by field.
+    pub(super) fn customer(&mut self) {
+        let Some(value) = self.required("customer") else { return };
+        let Some(customer) = value.as_object() else {
+            return self.wrong("customer", "an object");
+        };
+        let mut inner = Fields::new(customer);
+        for name in ["email", "name", "city", "line1"] {
+            inner.text(name);
+        }
+        inner.number("countryId");
+        inner.optional_flag("isBusiness");
+        inner.optional_text("line2");
+        self.errors.extend(inner.errors.into_iter().map(|error| format!("customer: {error}")));
+    }
+
+    pub(super) fn wrong(&mut self, name: &str, write: &str) {
+        self.errors.push(format!("Invalid value of parameter '{name}': write {write}."));
+    }
+
+    /// Ends the reading: an error if anything was wrong.
+    pub(super) fn done(self) -> Result<(), Refused> {
+        if self.errors.is_empty() { Ok(()) } else { Err(Refused::Invalid(self.errors)) }
+    }
+
+    /// The refusal, for where a required field is known to be missing.
+    pub(super) fn refused(self) -> Refused {
+        Refused::Invalid(self.errors)
+    }
+
+    fn required(&mut self, name: &str) -> Option<&'a Value> {
+        let value = self.object.get(name).filter(|value| !value.is_null());
+        if value.is_none() {
+            self.errors.push(format!("Missing value of required parameter '{name}'."));
+        }
+        value
+    }
+
+    /// `null` is as good as left out for an optional field.
+    fn typed<T>(&mut self, name: &str, write: &str, read: impl FnOnce(&'a Value) -> Option<T>) -> Option<T> {
+        let value = self.object.get(name).filter(|value| !value.is_null())?;
+        let read = read(value);
+        if read.is_none() {
+            self.wrong(name, write);
+        }
+        read
+    }
+}

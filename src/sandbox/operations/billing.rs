@@ -1,0 +1,207 @@
+//! Payments and the subscription. What they buy shows: in the plan's license, in extra operations, in the next reads.
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Map, Value, json};
+
+use super::{Call, ok, stamp};
+use crate::sandbox::answer::Refused;
+use crate::sandbox::fields::Fields;
+use crate::sandbox::seed::Plan;
+use crate::sandbox::state::{State, Subscription, View};
+
+/// What one unit of a single payment buys, and what it costs in whole dollars.
+const EXTRA_OPERATIONS: u64 = 10_000;
+const EXTRA_PRICE: u64 = 9;
+/// The most units of one payment.
+const QUANTITY_MAX: u64 = 10_000;
+
+const SORTABLE: [&str; 5] = ["id", "created", "invoice_number", "amount_total", "status_name"];
+
+/// `GET /organizations/{organizationId}/payments`, newest first.
+pub(super) fn payments(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    let organization = state.organization(id, call.view())?;
+    let page = call.query.page("created", true, &SORTABLE)?;
+    let newest_first = organization.payments.iter().rev().map(|payment| Value::clone(payment)).collect();
+    Ok(json!({ "payments": page.cut(newest_first) }))
+}
+
+/// `POST /organizations/{organizationId}/single-payment-create`
+pub(super) fn pay(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    state.organization(id, View::Current)?;
+    let object = call.object()?;
+    let mut fields = Fields::new(&object);
+    let (price, quantity) = (fields.number("priceId"), fields.number("quantity"));
+    if quantity.is_some_and(|quantity| !(1..=QUANTITY_MAX).contains(&quantity)) {
+        fields.wrong("quantity", "a whole number from 1 to 10000");
+    }
+    check_payment(&mut fields);
+    let (Some(_), Some(quantity)) = (price, quantity) else { return Err(fields.refused()) };
+    fields.done()?;
+    let number = state.next_id();
+    state.change(id, call.now, |org| {
+        let amount = format!("{}.00", EXTRA_PRICE * quantity);
+        org.operations_extra += EXTRA_OPERATIONS * quantity;
+        let plan = org.plan();
+        org.pay(invoice(call, number, &amount, plan));
+        Ok(ok())
+    })
+}
+
+/// `GET /organizations/{organizationId}/subscription`
+pub(super) fn subscription(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    let organization = state.organization(id, call.view())?;
+    let subscription = organization.subscription.as_ref().ok_or_else(no_subscription)?;
+    let mut product = json!({
+        "id": subscription.plan.price_id(),
+        "name": subscription.plan.name(),
+        "nextBill": stamp(later(call.wall, 30)),
+        "price": {
+            "id": subscription.plan.price_id(),
+            "price": subscription.plan.price(),
+            "currencyCode": "USD",
+            "period": "1 month",
+        },
+    });
+    if let (Some(since), Some(product)) = (subscription.coupon_since_ms, product.as_object_mut()) {
+        product.insert("coupon".to_owned(), coupon(subscription.plan, since));
+    }
+    Ok(json!({ "product": product }))
+}
+
+/// `POST /organizations/{organizationId}/subscription`: a new subscription in place of the one there is.
+pub(super) fn subscribe(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    state.organization(id, View::Current)?;
+    let object = call.object()?;
+    let mut fields = Fields::new(&object);
+    let plan = read_plan(&mut fields);
+    let coupon = fields.optional_text("couponCode").is_some();
+    check_payment(&mut fields);
+    let Some(plan) = plan else { return Err(fields.refused()) };
+    fields.done()?;
+    let (session, new, number) = (state.next_id(), state.next_id(), state.next_id());
+    state.change(id, call.now, |org| {
+        let coupon_since_ms = coupon.then(|| call.wall.as_millisecond());
+        org.subscription = Some(Subscription { coupon_since_ms, ..Subscription::new(plan) });
+        org.pay(invoice(call, number, plan.price(), plan));
+        let url = format!("https://checkout.example.com/sessions/{session}");
+        Ok(json!({ "sessionId": session, "url": url, "subscriptionId": new }))
+    })
+}
+
+/// `PATCH /organizations/{organizationId}/subscription`
+pub(super) fn change(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    state.organization(id, View::Current)?;
+    let object = call.object()?;
+    let mut fields = Fields::new(&object);
+    let plan = read_plan(&mut fields);
+    fields.customer();
+    let Some(plan) = plan else { return Err(fields.refused()) };
+    fields.done()?;
+    state.change(id, call.now, |org| {
+        org.subscription.as_mut().ok_or_else(no_subscription)?.plan = plan;
+        Ok(ok())
+    })
+}
+
+/// `DELETE /organizations/{organizationId}/subscription`; a second one finds none.
+pub(super) fn cancel(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    state.change(id, call.now, |org| org.subscription.take().map(|_| ok()).ok_or_else(no_subscription))
+}
+
+/// `POST /organizations/{organizationId}/subscription-free`, without a body.
+pub(super) fn subscribe_free(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    let (customer, new) = (state.next_id(), state.next_id());
+    state.change(id, call.now, |org| {
+        org.subscription = Some(Subscription::new(Plan::Free));
+        Ok(json!({ "customerId": customer, "subscriptionId": new }))
+    })
+}
+
+/// `POST /organizations/{organizationId}/subscription/coupon-apply?couponCode=…`
+pub(super) fn apply_coupon(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    state.organization(id, View::Current)?;
+    if call.query.get("couponCode").is_none_or(str::is_empty) {
+        return Err(Refused::invalid("Missing value of required parameter 'couponCode'."));
+    }
+    let object = call.object()?;
+    let mut fields = Fields::new(&object);
+    fields.customer();
+    fields.done()?;
+    state.change(id, call.now, |org| {
+        let since = call.wall.as_millisecond();
+        org.subscription.as_mut().ok_or_else(no_subscription)?.coupon_since_ms = Some(since);
+        Ok(ok())
+    })
+}
+
+fn no_subscription() -> Refused {
+    Refused::not_found("A subscription of this organization")
+}
+
+/// The fields that a payment and a new subscription share.
+fn check_payment(fields: &mut Fields<'_>) {
+    fields.optional_text("couponCode");
+    fields.optional_flag("doNotCharge");
+    fields.customer();
+}
+
+fn read_plan(fields: &mut Fields<'_>) -> Option<Plan> {
+    let price = fields.number("priceId")?;
+    let plan = Plan::of_price(price);
+    if plan.is_none() {
+        fields.wrong("priceId", "1 (FREE), 2 (Core), 3 (Pro), 4 (Teams) or 5 (Enterprise)");
+    }
+    plan
+}
+
+fn coupon(plan: Plan, since_ms: i64) -> Value {
+    let from = Timestamp::from_millisecond(since_ms).unwrap_or(Timestamp::UNIX_EPOCH);
+    json!({
+        "validFrom": stamp(from),
+        "validTo": stamp(later(from, 7)),
+        "price": "3.00",
+        "currencyCode": "usd",
+        "productId": plan.price_id(),
+        "productName": plan.name(),
+    })
+}
+
+/// One entry of the payments, with links that carry a signature, as Make's do.
+fn invoice(call: &Call<'_>, number: u64, amount: &str, plan: Plan) -> Value {
+    let invoice = format!("6B52691A-{number:04}");
+    let method = json!({
+        "type": "card",
+        "card": {
+            "brand": "visa",
+            "last4": "4242",
+            "country": "US",
+            "network": "visa",
+            "exp_year": 2029,
+            "exp_month": 4,
+            "fingerprint": "pxynXFWHTejV4FMT",
+        },
+    });
+    let fields = [
+        ("id", json!(format!("in_{number:024}"))),
+        ("invoice_number", json!(invoice)),
+        ("created", json!(call.stamp())),
+        ("type_name", json!("Invoice")),
+        ("status_name", json!("Pending")),
+        ("product_name", json!({ "cs": plan.name(), "en": plan.name() })),
+        ("payment_method", method),
+        ("amount_total", json!(amount)),
+        ("currency_code", json!("usd")),
+        (
+            "invoice_url",
+            json!(format!("https://invoices.example.com/{invoice}.pdf?X-Amz-Expires=600&X-Amz-Signature=8f16f7")),
+        ),
+        ("hosted_invoice_url", json!(format!("https://invoice.example.com/i/acct_1J0L/test_{number}"))),
+        ("period_from", json!(call.stamp())),
+        ("period_to", json!(stamp(later(call.wall, 30)))),
+    ];
+    Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
+}
+
+fn later(time: Timestamp, days: i64) -> Timestamp {
+    time.checked_add(SignedDuration::from_hours(24 * days)).unwrap_or(time)
+}

@@ -1,0 +1,89 @@
+//! Inviting somebody, reading an invitation by its hash, accepting it.
+
+use serde_json::{Value, json};
+
+use super::Call;
+use crate::hash;
+use crate::sandbox::answer::Refused;
+use crate::sandbox::fields::Fields;
+use crate::sandbox::state::{Invitation, State, User, View};
+
+/// The user whose token the sandbox takes.
+pub(super) const OWNER: u64 = 3;
+
+/// `POST /organizations/{organizationId}/invite`. The hash goes out by e-mail, never in the answer.
+pub(super) fn invite(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    let teams = state.organization(id, View::Current)?.teams.clone();
+    let object = call.object()?;
+    let mut fields = Fields::new(&object);
+    let (role, email, name) = (fields.number("usersRoleId"), fields.text("email"), fields.text("name"));
+    fields.optional_text("note");
+    let wanted = fields.optional_numbers("teamsId").unwrap_or_default();
+    if email.is_some_and(|email| !email.contains('@')) {
+        fields.wrong("email", "an e-mail address");
+    }
+    let (Some(role), Some(email), Some(name)) = (role, email, name) else { return Err(fields.refused()) };
+    fields.done()?;
+    let user = User { id: state.next_id(), name: name.to_owned(), email: email.to_owned() };
+    let invitation = Invitation { organization: id, user, role };
+    let mut shown = role_of(&invitation, json!("pending"));
+    if let Some(shown) = shown.as_object_mut() {
+        let joined = teams.iter().filter(|team| wanted.contains(&team.id)).count();
+        shown.insert("organizationTeamsCount".to_owned(), json!(teams.len()));
+        shown.insert("joinedTeamsCount".to_owned(), json!(joined));
+    }
+    let answer = json!({ "user": user_of(&invitation), "userOrganizationRole": shown });
+    state.invite(hash_of(invitation.user.id), invitation)?;
+    Ok(answer)
+}
+
+/// `GET /organizations/invitation?hash=…`
+pub(super) fn get(state: &State, call: &Call<'_>) -> Result<Value, Refused> {
+    let hash = call.query.get("hash").filter(|hash| !hash.is_empty());
+    let hash = hash.ok_or_else(|| Refused::invalid("Missing value of required parameter 'hash'."))?;
+    let invitation = state.invitation(hash)?;
+    let organization = state.organization(invitation.organization, View::Current)?;
+    Ok(json!({
+        "organization": { "id": organization.id, "name": organization.name },
+        "user": user_of(invitation),
+        "userOrganizationRole": role_of(invitation, json!("pending")),
+    }))
+}
+
+/// `POST /organizations/accept-invitation`
+pub(super) fn accept(state: &mut State, call: &Call<'_>) -> Result<Value, Refused> {
+    let object = call.object()?;
+    let mut fields = Fields::new(&object);
+    let Some(hash) = fields.text("hash") else { return Err(fields.refused()) };
+    let invitation = state.accept(hash)?;
+    Ok(json!({ "user": user_of(&invitation), "userOrganizationRole": role_of(&invitation, Value::Null) }))
+}
+
+/// The same hash for the same user in every run, so that golden files hold; UUID-shaped like Make's.
+fn hash_of(user: u64) -> String {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..] = hash::sha256(format!("invitation {user}").as_bytes());
+    uuid::Builder::from_random_bytes([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]).into_uuid().to_string()
+}
+
+fn user_of(invitation: &Invitation) -> Value {
+    json!({
+        "id": invitation.user.id,
+        "name": invitation.user.name,
+        "email": invitation.user.email,
+        "language": "en",
+        "timezoneId": 113,
+        "localeId": 18,
+        "countryId": 1,
+        "features": {},
+        "avatar": "https://secure.gravatar.com/avatar/6b1a74d20d925c12a73af32bf0dd7164.jpg?d=mm",
+    })
+}
+
+fn role_of(invitation: &Invitation, state: Value) -> Value {
+    json!({
+        "userId": invitation.user.id,
+        "organizationId": invitation.organization,
+        "usersRoleId": invitation.role,
+        "invitation": state,
+    })
+}

@@ -1,0 +1,147 @@
+//! Organization variables: system ones for every plan, custom ones with a history where the plan has them.
+
+use std::collections::VecDeque;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{Call, ok};
+use crate::sandbox::answer::Refused;
+use crate::sandbox::fields::Fields;
+use crate::sandbox::state::{Organization, State, VARIABLES_MAX, Variable, View};
+
+const AUTHOR: &str = "Jon Doe";
+
+/// `GET /organizations/{organizationId}/variables`: a list, as Make's clients decode it (the document shows one object).
+pub(super) fn list(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    let organization = state.organization(id, call.view())?;
+    let mut rows = vec![
+        json!({ "name": "organizationId", "typeId": 1, "value": id, "isSystem": true }),
+        json!({ "name": "organizationName", "typeId": 2, "value": organization.name, "isSystem": true }),
+    ];
+    if organization.plan().custom_variables() {
+        rows.extend(organization.variables.iter().map(|(name, variable)| shown(name, variable)));
+    }
+    Ok(json!({ "organizationVariables": rows }))
+}
+
+/// `POST /organizations/{organizationId}/variables`
+pub(super) fn create(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+    state.organization(id, View::Current)?;
+    let object = call.object()?;
+    let mut fields = Fields::new(&object);
+    let (name, type_id, value) = (fields.text("name"), read_type(&mut fields), fields.value("value"));
+    if name.is_some_and(|name| !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'$' || b == b'_')) {
+        fields.wrong("name", "letters, digits, $ and _ only");
+    }
+    if let (Some(type_id), Some(value)) = (type_id, value) {
+        check_type(&mut fields, type_id, value);
+    }
+    let (Some(name), Some(type_id), Some(value)) = (name, type_id, value) else { return Err(fields.refused()) };
+    fields.done()?;
+    let entry = state.next_id();
+    state.change(id, call.now, |org| {
+        custom(org)?;
+        if org.variables.contains_key(name) || ["organizationId", "organizationName"].contains(&name) {
+            return Err(Refused::invalid(format!("The variable '{name}' exists already.")));
+        }
+        if org.variables.len() >= VARIABLES_MAX {
+            return Err(Refused::Full("variables of one organization"));
+        }
+        let mut variable = Variable { type_id, value: value.clone(), history: VecDeque::new() };
+        let created = json!({ "name": name, "value": value, "typeId": type_id });
+        variable.note(change(call, entry, "organization_variable_created", &created));
+        let answer = json!({ "organizationVariable": shown(name, &variable) });
+        org.variables.insert(name.to_owned(), variable);
+        Ok(answer)
+    })
+}
+
+/// `PATCH /organizations/{organizationId}/variables/{variableName}`. Type and value are compared only when both are given.
+pub(super) fn update(state: &mut State, call: &Call<'_>, id: u64, name: &str) -> Result<Value, Refused> {
+    find(state, View::Current, id, name)?;
+    let object = call.object()?;
+    let mut fields = Fields::new(&object);
+    let type_id = fields.optional_value("typeId").and_then(|_| read_type(&mut fields));
+    let value = fields.optional_value("value");
+    match (type_id, value) {
+        (Some(type_id), Some(value)) => check_type(&mut fields, type_id, value),
+        (None, None) => fields.wrong("value", "a new value, a new typeId, or both"),
+        (Some(_), None) | (None, Some(_)) => {}
+    }
+    fields.done()?;
+    let entry = state.next_id();
+    state.change(id, call.now, |org| {
+        let variable = org.variables.get_mut(name).ok_or_else(|| missing(name))?;
+        let old = json!({ "value": variable.value, "typeId": variable.type_id });
+        variable.type_id = type_id.unwrap_or(variable.type_id);
+        variable.value = value.unwrap_or(&variable.value).clone();
+        let new = json!({ "value": variable.value, "typeId": variable.type_id });
+        variable.note(change(call, entry, "organization_variable_edited", &json!({ "old": old, "new": new })));
+        let answer = json!({ "name": name, "typeId": variable.type_id, "value": variable.value });
+        Ok(json!({ "organizationVariable": answer }))
+    })
+}
+
+/// `DELETE /organizations/{organizationId}/variables/{variableName}`: never without `confirmed=true`.
+pub(super) fn delete(state: &mut State, call: &Call<'_>, id: u64, name: &str) -> Result<Value, Refused> {
+    find(state, View::Current, id, name)?;
+    if !call.query.flag("confirmed") {
+        return Err(Refused::Unconfirmed("The variable may be in use."));
+    }
+    state.change(id, call.now, |org| org.variables.remove(name).map(|_| ok()).ok_or_else(|| missing(name)))
+}
+
+/// `GET /organizations/{organizationId}/variables/{variableName}/history`, newest first as the document says.
+pub(super) fn history(state: &State, call: &Call<'_>, id: u64, name: &str) -> Result<Value, Refused> {
+    let entries: Vec<&Value> = find(state, call.view(), id, name)?.history.iter().map(AsRef::as_ref).collect();
+    Ok(json!({ "organizationVariableHistory": entries }))
+}
+
+fn find<'a>(state: &'a State, view: View, id: u64, name: &str) -> Result<&'a Variable, Refused> {
+    let organization = state.organization(id, view)?;
+    custom(organization)?;
+    organization.variables.get(name).ok_or_else(|| missing(name))
+}
+
+/// Without the feature Make answers 404, whatever the request.
+fn custom(organization: &Organization) -> Result<(), Refused> {
+    let has = organization.plan().custom_variables();
+    has.then_some(()).ok_or_else(|| Refused::not_found("The custom variables feature of this plan"))
+}
+
+fn missing(name: &str) -> Refused {
+    Refused::NotFound(format!("Variable {name}"))
+}
+
+fn read_type(fields: &mut Fields<'_>) -> Option<u64> {
+    let type_id = fields.number("typeId")?;
+    if !(1..=4).contains(&type_id) {
+        fields.wrong("typeId", "1 (number), 2 (string), 3 (boolean) or 4 (date)");
+        return None;
+    }
+    Some(type_id)
+}
+
+fn check_type(fields: &mut Fields<'_>, type_id: u64, value: &Value) {
+    let (fits, write) = match type_id {
+        1 => (value.is_number(), "a number, as typeId 1 says"),
+        2 => (value.is_string(), "text, as typeId 2 says"),
+        3 => (value.is_boolean(), "true or false, as typeId 3 says"),
+        _ => (
+            value.as_str().is_some_and(|text| text.parse::<Timestamp>().is_ok()),
+            "a date like 1998-03-06T12:31:00.000Z, as typeId 4 says",
+        ),
+    };
+    if !fits {
+        fields.wrong("value", write);
+    }
+}
+
+fn shown(name: &str, variable: &Variable) -> Value {
+    json!({ "name": name, "typeId": variable.type_id, "value": variable.value, "isSystem": false })
+}
+
+fn change(call: &Call<'_>, entry: u64, action: &str, diff: &Value) -> Value {
+    json!({ "id": entry, "diffObject": diff, "changed": call.stamp(), "action": action, "author": AUTHOR })
+}

@@ -1,0 +1,149 @@
+//! What a sandbox starts with: a few organizations that differ in what callers of Make meet.
+
+use super::state::{App, FeatureControl, Organization, Subscription, Team};
+
+/// The zone that the sandbox stands for.
+pub(super) const ZONE: &str = "eu1.make.com";
+
+/// Make's plans, as far as the sandbox tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// No price and no custom variables: their operations answer 404.
+    Free,
+    /// The smallest paid plan; no custom variables either.
+    Core,
+    /// The first plan with custom variables.
+    Pro,
+    /// What most companies have.
+    Teams,
+    /// The largest plan.
+    Enterprise,
+}
+
+impl Plan {
+    /// The plan that a `priceId` of a subscription buys.
+    pub(super) const fn of_price(id: u64) -> Option<Self> {
+        match id {
+            1 => Some(Self::Free),
+            2 => Some(Self::Core),
+            3 => Some(Self::Pro),
+            4 => Some(Self::Teams),
+            5 => Some(Self::Enterprise),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn price_id(self) -> u64 {
+        match self {
+            Self::Free => 1,
+            Self::Core => 2,
+            Self::Pro => 3,
+            Self::Teams => 4,
+            Self::Enterprise => 5,
+        }
+    }
+
+    /// As Make's document writes prices: text with two decimals.
+    pub(super) const fn price(self) -> &'static str {
+        match self {
+            Self::Free => "0.00",
+            Self::Core => "10.59",
+            Self::Pro => "18.82",
+            Self::Teams => "34.12",
+            Self::Enterprise => "666.00",
+        }
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Free => "FREE",
+            Self::Core => "Core",
+            Self::Pro => "Pro",
+            Self::Teams => "Teams",
+            Self::Enterprise => "Enterprise",
+        }
+    }
+
+    pub(super) const fn custom_variables(self) -> bool {
+        match self {
+            Self::Free | Self::Core => false,
+            Self::Pro | Self::Teams | Self::Enterprise => true,
+        }
+    }
+}
+
+/// One organization that is there from the start (and again after a reset).
+#[derive(Clone, Debug)]
+pub struct Seed {
+    /// Its id, as in `/api/v2/organizations/ID`.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Its plan.
+    pub plan: Plan,
+    /// Active scenarios: with any, deleting it demands `confirmed=true`.
+    pub active_scenarios: u64,
+    /// Its own quota and `license.apiLimit`; `None`: the settings' `api_limit`.
+    pub api_limit: Option<u32>,
+    /// The zone it lives in, when not the sandbox's own (`eu1.make.com`): then it has no `license`, `serviceName` or
+    /// `isPaused`, and cannot be deleted here.
+    pub other_zone: Option<String>,
+}
+
+impl Seed {
+    /// An organization on the Teams plan, without active scenarios, in this zone.
+    #[must_use]
+    pub fn new(id: u64, name: &str) -> Self {
+        Self { id, name: name.to_owned(), plan: Plan::Teams, active_scenarios: 0, api_limit: None, other_zone: None }
+    }
+
+    /// The demo's five: 11 and 12 plain, 13 with active scenarios, 14 on the free plan, 15 in another zone.
+    #[must_use]
+    pub fn demo() -> Vec<Self> {
+        vec![
+            Self::new(11, "Acme Operations"),
+            Self { plan: Plan::Pro, ..Self::new(12, "Borealis Finance") },
+            Self { plan: Plan::Enterprise, active_scenarios: 3, ..Self::new(13, "Cobalt Logistics") },
+            Self { plan: Plan::Free, ..Self::new(14, "Dune Labs") },
+            Self { other_zone: Some("us1.make.com".to_owned()), ..Self::new(15, "Ember Retail") },
+        ]
+    }
+
+    pub(super) fn organization(&self) -> Organization {
+        Organization {
+            zone: self.other_zone.clone().unwrap_or_else(|| ZONE.to_owned()),
+            api_limit: self.api_limit,
+            active_scenarios: self.active_scenarios,
+            scenarios: self.active_scenarios + 2,
+            operations: self.id * 1_203,
+            subscription: Some(Subscription::new(self.plan)),
+            teams: vec![Team { id: self.id * 10, name: "My Team".to_owned() }],
+            apps: vec![App::new("custom-app-7xpqrg", 1), App::new("ledger-sync-b3k9wd", 2)],
+            ..Organization::new(self.id, &self.name)
+        }
+    }
+}
+
+/// The feature controls of every organization. Source: the example in Make's document.
+pub(super) fn feature_controls() -> Vec<FeatureControl> {
+    vec![
+        FeatureControl {
+            id: 1,
+            name: "Advanced Security",
+            label: "Advanced AI Security",
+            description: "Enhanced security features for your organization",
+            tag: "AI",
+            warning: "This feature uses AI.",
+            enabled: false,
+        },
+        FeatureControl {
+            id: 2,
+            name: "Make AI Tools",
+            label: "Make AI Tools",
+            description: "Access to Make AI Tools",
+            tag: "Beta",
+            warning: "This feature is in beta.",
+            enabled: true,
+        },
+    ]
+}

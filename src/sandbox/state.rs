@@ -1,0 +1,354 @@
+//! What the sandbox knows: its organizations, as they are and as a lagging zone still shows them, and invitations.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::answer::Refused;
+use super::seed::{Plan, Seed, ZONE, feature_controls};
+
+/// The most organizations, deleted ones not counted.
+const ORGANIZATIONS_MAX: usize = 10_000;
+/// The most pending invitations.
+const INVITATIONS_MAX: usize = 10_000;
+/// The most writes to one organization that a lagging zone remembers; past it the zone catches up early.
+const LAG_WRITES_MAX: usize = 1_000;
+/// The most entries of one organization's payments and of one variable's history; the oldest go.
+const HISTORY_MAX: usize = 1_000;
+/// The most custom variables of one organization.
+pub(super) const VARIABLES_MAX: usize = 1_000;
+
+/// The hash of the invitation that every sandbox starts with. Source: the example in Make's document.
+const SEED_INVITATION: &str = "bf1effe1-bc9d-4ab3-9414-9c3b66175305";
+
+/// A moment, and how much of the truth is seen at it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum View {
+    /// What writes work on, and what `wait=true` waits for.
+    Current,
+    /// What the zone shows at that time: writes younger than the lag are not seen yet.
+    Zone(Instant),
+}
+
+/// A value, and the older values that the zone still shows, each until its time.
+#[derive(Clone, Debug)]
+struct Lagging<T> {
+    current: T,
+    before: VecDeque<(Instant, T)>,
+}
+
+impl<T> Lagging<T> {
+    const fn new(current: T) -> Self {
+        Self { current, before: VecDeque::new() }
+    }
+
+    /// The oldest value whose time has not come, else the current one.
+    fn seen(&self, view: View) -> &T {
+        match view {
+            View::Current => &self.current,
+            View::Zone(now) => {
+                self.before.iter().find(|(until, _)| *until > now).map_or(&self.current, |(_, value)| value)
+            }
+        }
+    }
+
+    fn set(&mut self, value: T, now: Instant, lag: Duration) {
+        let old = std::mem::replace(&mut self.current, value);
+        self.before.retain(|(until, _)| *until > now);
+        if !lag.is_zero() {
+            self.before.push_back((now + lag, old));
+        }
+        if self.before.len() > LAG_WRITES_MAX {
+            self.before.pop_front();
+        }
+    }
+}
+
+/// The whole state behind the simulated API.
+#[derive(Debug)]
+pub(super) struct State {
+    organizations: BTreeMap<u64, Lagging<Option<Arc<Organization>>>>,
+    invitations: HashMap<String, Invitation>,
+    lag: Duration,
+    ids: u64,
+}
+
+impl State {
+    pub(super) fn new(seeds: &[Seed], lag: Duration) -> Self {
+        let slot = |seed: &Seed| (seed.id, Lagging::new(Some(Arc::new(seed.organization()))));
+        let mut state = Self {
+            organizations: seeds.iter().map(slot).collect(),
+            invitations: HashMap::new(),
+            lag,
+            ids: seeds.iter().map(|seed| seed.id).max().unwrap_or(0).max(100),
+        };
+        if let Some(host) = seeds.iter().find(|seed| seed.id == 13).or_else(|| seeds.first()) {
+            let guest = User { id: 1, name: "Martin".to_owned(), email: "martin@example.com".to_owned() };
+            let invitation = Invitation { organization: host.id, user: guest, role: 12 };
+            state.invitations.insert(SEED_INVITATION.to_owned(), invitation);
+        }
+        state
+    }
+
+    /// A new id for anything: one sequence, so that ids are never mistaken for each other.
+    pub(super) fn next_id(&mut self) -> u64 {
+        self.ids += 1;
+        self.ids
+    }
+
+    pub(super) fn organizations(&self, view: View) -> impl Iterator<Item = &Arc<Organization>> {
+        self.organizations.values().filter_map(move |slot| slot.seen(view).as_ref())
+    }
+
+    pub(super) fn organization(&self, id: u64, view: View) -> Result<&Arc<Organization>, Refused> {
+        self.organizations
+            .get(&id)
+            .and_then(|slot| slot.seen(view).as_ref())
+            .ok_or_else(|| Refused::NotFound(format!("Organization {id}")))
+    }
+
+    /// Adds an organization.
+    pub(super) fn add(&mut self, organization: Organization, now: Instant) -> Result<(), Refused> {
+        if self.organizations(View::Current).count() >= ORGANIZATIONS_MAX {
+            return Err(Refused::Full("organizations"));
+        }
+        self.forget_deleted(now);
+        let slot = self.organizations.entry(organization.id).or_insert_with(|| Lagging::new(None));
+        slot.set(Some(Arc::new(organization)), now, self.lag);
+        Ok(())
+    }
+
+    /// Changes an organization: all of `edit` or, when it refuses, nothing.
+    pub(super) fn change<T>(
+        &mut self,
+        id: u64,
+        now: Instant,
+        edit: impl FnOnce(&mut Organization) -> Result<T, Refused>,
+    ) -> Result<T, Refused> {
+        let mut next = Organization::clone(self.organization(id, View::Current)?);
+        let out = edit(&mut next)?;
+        if let Some(slot) = self.organizations.get_mut(&id) {
+            slot.set(Some(Arc::new(next)), now, self.lag);
+        }
+        Ok(out)
+    }
+
+    pub(super) fn remove(&mut self, id: u64, now: Instant) {
+        if let Some(slot) = self.organizations.get_mut(&id) {
+            slot.set(None, now, self.lag);
+        }
+        self.invitations.retain(|_, invitation| invitation.organization != id);
+    }
+
+    fn forget_deleted(&mut self, now: Instant) {
+        self.organizations.retain(|_, slot| slot.current.is_some() || slot.seen(View::Zone(now)).is_some());
+    }
+
+    /// Remembers an invitation under its hash.
+    pub(super) fn invite(&mut self, hash: String, invitation: Invitation) -> Result<(), Refused> {
+        if self.invitations.len() >= INVITATIONS_MAX {
+            return Err(Refused::Full("invitations"));
+        }
+        self.invitations.insert(hash, invitation);
+        Ok(())
+    }
+
+    pub(super) fn invitation(&self, hash: &str) -> Result<&Invitation, Refused> {
+        self.invitations.get(hash).ok_or_else(|| Refused::not_found("The invitation"))
+    }
+
+    /// Takes an invitation; a second time it is not found.
+    pub(super) fn accept(&mut self, hash: &str) -> Result<Invitation, Refused> {
+        self.invitations.remove(hash).ok_or_else(|| Refused::not_found("The invitation"))
+    }
+
+    /// The pending invitations with their hashes, which Make sends by e-mail only.
+    pub(super) fn invitations(&self) -> impl Iterator<Item = (&String, &Invitation)> {
+        self.invitations.iter()
+    }
+
+    /// Gives an organization its own quota, at once.
+    pub(super) fn set_api_limit(&mut self, id: u64, limit: u32) {
+        if let Some(slot) = self.organizations.get_mut(&id) {
+            slot.current.iter_mut().for_each(|org| Arc::make_mut(org).api_limit = Some(limit));
+        }
+    }
+
+    /// The quota of an organization: its own, else `default`.
+    pub(super) fn api_limit(&self, id: u64, default: u32) -> u32 {
+        self.organization(id, View::Current).ok().and_then(|org| org.api_limit).unwrap_or(default)
+    }
+}
+
+/// One organization with everything that belongs to it.
+#[derive(Clone, Debug)]
+pub(super) struct Organization {
+    pub(super) id: u64,
+    pub(super) name: String,
+    pub(super) timezone_id: u64,
+    pub(super) country_id: u64,
+    pub(super) zone: String,
+    pub(super) api_limit: Option<u32>,
+    pub(super) scenarios: u64,
+    pub(super) active_scenarios: u64,
+    /// Operations used since the last reset, and bought beside the plan.
+    pub(super) operations: u64,
+    pub(super) operations_extra: u64,
+    pub(super) teams: Vec<Team>,
+    pub(super) apps: Vec<App>,
+    pub(super) subscription: Option<Subscription>,
+    /// Newest last.
+    pub(super) payments: VecDeque<Arc<Value>>,
+    pub(super) variables: BTreeMap<String, Variable>,
+    /// By ascending id.
+    pub(super) feature_controls: Vec<FeatureControl>,
+}
+
+impl Organization {
+    /// An organization as one is right after it was created: Teams plan without a subscription's dates, one team.
+    pub(super) fn new(id: u64, name: &str) -> Self {
+        Self {
+            id,
+            name: name.to_owned(),
+            timezone_id: 113,
+            country_id: 1,
+            zone: ZONE.to_owned(),
+            api_limit: None,
+            scenarios: 0,
+            active_scenarios: 0,
+            operations: 0,
+            operations_extra: 0,
+            teams: Vec::new(),
+            apps: Vec::new(),
+            subscription: None,
+            payments: VecDeque::new(),
+            variables: BTreeMap::new(),
+            feature_controls: feature_controls(),
+        }
+    }
+
+    /// The subscription's plan; free without one.
+    pub(super) fn plan(&self) -> Plan {
+        self.subscription.as_ref().map_or(Plan::Free, |subscription| subscription.plan)
+    }
+
+    pub(super) fn is_here(&self) -> bool {
+        self.zone == ZONE
+    }
+
+    pub(super) fn pay(&mut self, payment: Value) {
+        push_bounded(&mut self.payments, Arc::new(payment));
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Team {
+    pub(super) id: u64,
+    pub(super) name: String,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct App {
+    pub(super) name: &'static str,
+    pub(super) version: u64,
+}
+
+impl App {
+    pub(super) const fn new(name: &'static str, version: u64) -> Self {
+        Self { name, version }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Subscription {
+    pub(super) plan: Plan,
+    /// Valid for 7 days from this wall time in milliseconds.
+    pub(super) coupon_since_ms: Option<i64>,
+}
+
+impl Subscription {
+    pub(super) const fn new(plan: Plan) -> Self {
+        Self { plan, coupon_since_ms: None }
+    }
+}
+
+/// A custom variable with the history of its changes, newest first.
+#[derive(Clone, Debug)]
+pub(super) struct Variable {
+    pub(super) type_id: u64,
+    pub(super) value: Value,
+    pub(super) history: VecDeque<Arc<Value>>,
+}
+
+impl Variable {
+    pub(super) fn note(&mut self, change: Value) {
+        self.history.push_front(Arc::new(change));
+        self.history.truncate(HISTORY_MAX);
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct FeatureControl {
+    pub(super) id: u64,
+    pub(super) name: &'static str,
+    pub(super) label: &'static str,
+    pub(super) description: &'static str,
+    pub(super) tag: &'static str,
+    pub(super) warning: &'static str,
+    pub(super) enabled: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct User {
+    pub(super) id: u64,
+    pub(super) name: String,
+    pub(super) email: String,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Invitation {
+    pub(super) organization: u64,
+    pub(super) user: User,
+    pub(super) role: u64,
+}
+
+fn push_bounded<T>(list: &mut VecDeque<T>, item: T) {
+    list.push_back(item);
+    if list.len() > HISTORY_MAX {
+        list.pop_front();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn the_zone_shows_each_write_after_its_own_lag() {
+        let start = Clock::movable().now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut slot = Lagging::new("first");
+        slot.set("second", at(0), Duration::from_millis(100));
+        slot.set("third", at(50), Duration::from_millis(100));
+        let seen = |ms: u64| *slot.seen(View::Zone(at(ms)));
+        assert_eq!(
+            [seen(60), seen(99), seen(100), seen(149), seen(150)],
+            ["first", "first", "second", "second", "third"]
+        );
+        assert_eq!(*slot.seen(View::Current), "third");
+    }
+
+    #[test]
+    fn an_edit_that_refuses_changes_nothing() {
+        let mut state = State::new(&Seed::demo(), Duration::ZERO);
+        let refused = state.change(11, Clock::system().now(), |org| {
+            org.name = "half done".to_owned();
+            Err::<(), _>(Refused::invalid("no"))
+        });
+        assert!(refused.is_err());
+        assert_eq!(state.organization(11, View::Current).unwrap().name, "Acme Operations");
+    }
+}

@@ -1,0 +1,194 @@
+//! One send, and what its end proves.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::Full;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::timeout;
+
+use super::body::Room;
+use super::ending::{Answered, Ending, ProxyError, Why};
+use super::pool::{Handed, Line, Turn};
+use super::token::Token;
+use super::{Outgoing, Upstream};
+
+/// What the upstream is told about who asks. Never the caller's own: an edge in front of Make refuses some of those.
+const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("makegate/", env!("CARGO_PKG_VERSION")));
+
+/// How far an attempt has come: what a time-out proves.
+enum Progress {
+    /// No connection is free yet.
+    Queued,
+    /// A connection is being opened.
+    Connecting,
+    /// The request may have been written.
+    Handed,
+    /// The answer's head is here.
+    Head(StatusCode),
+}
+
+impl Progress {
+    fn timed_out(self) -> Ending {
+        match self {
+            Self::Queued => {
+                Ending::NotSent(Why::new(ProxyError::ConnectionLimitReached, "no connection became free in time"))
+            }
+            Self::Connecting => {
+                Ending::NotSent(Why::new(ProxyError::ConnectionTimeout, "the time was up while connecting"))
+            }
+            Self::Handed => Ending::TimedOut(Why::new(ProxyError::HttpResponseTimeout, "no answer in time")),
+            Self::Head(status) => {
+                let why = Why::new(ProxyError::HttpResponseTimeout, "the answer's body did not come whole in time");
+                Ending::Cut { status, why }
+            }
+        }
+    }
+}
+
+impl Upstream {
+    /// One attempt: never follows a redirect, never sends again what may have been sent.
+    ///
+    /// `time`: for all of it (connecting has its own, smaller time-out besides). `fresh`: on a connection that was never
+    /// idle, for `once` writes: an idle one may be closed under the request, which would put the write in doubt.
+    ///
+    /// Dropping the future closes the connection; what was handed over may still take effect.
+    pub async fn attempt(&self, outgoing: &Outgoing, time: Duration, fresh: bool) -> Ending {
+        self.budget.attempted();
+        let mut progress = Progress::Queued;
+        match timeout(time, self.go(outgoing, fresh, &mut progress)).await {
+            Ok(ending) => ending,
+            Err(_) => progress.timed_out(),
+        }
+    }
+
+    /// Opens a connection and closes it again, sending nothing: do name, TCP and TLS work? `time`: for all of it.
+    ///
+    /// # Errors
+    /// [`Why`] they do not.
+    pub async fn reach(&self, time: Duration) -> Result<(), Why> {
+        let dial = async {
+            let _turn = self.pool.turn().await;
+            self.pool.dial().await.map(drop)
+        };
+        let late = |_| Why::new(ProxyError::ConnectionTimeout, "no connection in time");
+        timeout(time, dial).await.map_err(late)?
+    }
+
+    async fn go(&self, outgoing: &Outgoing, fresh: bool, progress: &mut Progress) -> Ending {
+        let Some(turn) = self.pool.turn().await else {
+            return Ending::NotSent(Why::new(ProxyError::ConnectionLimitReached, "no more connections are given"));
+        };
+        let Some(room) = self.memory.reserve() else { return Ending::NoRoom { status: None } };
+        let held = self.token.load_full();
+        let request = match self.request(outgoing, &held.token) {
+            Ok(request) => request,
+            Err(why) => return Ending::NotSent(why),
+        };
+        *progress = Progress::Connecting;
+        let began = self.clock.now();
+        match self.send(request, fresh, progress).await {
+            Ok((line, response)) => {
+                let delay = self.clock.now().duration_since(began);
+                *progress = Progress::Head(response.status());
+                self.receive(response, delay, &held.token, room, line, turn).await
+            }
+            Err(ending) => ending,
+        }
+    }
+
+    /// The request as it goes upstream. The token goes in here only, last, over whatever was there.
+    fn request(&self, outgoing: &Outgoing, token: &Token) -> Result<Request<Full<Bytes>>, Why> {
+        let target = PathAndQuery::try_from(outgoing.target.as_str())
+            .map_err(|_| Why::new(ProxyError::ProxyInternalError, "the rendered target is no path"))?;
+        let mut request = Request::new(Full::new(outgoing.body.clone()));
+        *request.method_mut() = outgoing.method.clone();
+        *request.uri_mut() = Uri::from(target);
+        let mut headers = outgoing.headers.clone();
+        headers.remove(header::TRANSFER_ENCODING);
+        headers.remove(header::CONTENT_LENGTH);
+        if !outgoing.body.is_empty() || [Method::POST, Method::PUT, Method::PATCH].contains(&outgoing.method) {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(outgoing.body.len()));
+        }
+        headers.insert(header::HOST, self.host.clone());
+        headers.insert(header::USER_AGENT, USER_AGENT);
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(header::AUTHORIZATION, token.header());
+        *request.headers_mut() = headers;
+        Ok(request)
+    }
+
+    /// Hands the request over, on an idle connection if it may; when that one hands it back unsent, on a new one.
+    async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        fresh: bool,
+        progress: &mut Progress,
+    ) -> Result<(Line, Response<Incoming>), Ending> {
+        if !fresh && let Some(mut line) = self.pool.reuse() {
+            *progress = Progress::Handed;
+            match line.send(request).await {
+                Handed::Head(response) => return Ok((line, response)),
+                Handed::Failed(error) => return Err(failed(&error)),
+                Handed::Back(back) => request = back,
+            }
+            *progress = Progress::Connecting;
+        }
+        let mut line = self.pool.dial().await.map_err(Ending::NotSent)?;
+        *progress = Progress::Handed;
+        match line.send(request).await {
+            Handed::Head(response) => Ok((line, response)),
+            Handed::Failed(error) => Err(failed(&error)),
+            Handed::Back(_) => {
+                let text = "the upstream closed the connection before the request was sent";
+                Err(Ending::NotSent(Why::new(ProxyError::ConnectionTerminated, text)))
+            }
+        }
+    }
+
+    /// Reads the answer whole and looks for the token in it; only then may the connection be used again.
+    async fn receive(
+        &self,
+        response: Response<Incoming>,
+        delay: Duration,
+        sent: &Token,
+        room: Room,
+        line: Line,
+        turn: Turn,
+    ) -> Ending {
+        let (head, body) = response.into_parts();
+        if head.status.is_informational() {
+            return Ending::Lost(Why::new(ProxyError::HttpProtocolError, "the upstream switched protocols unasked"));
+        }
+        let two_lengths =
+            head.headers.contains_key(header::TRANSFER_ENCODING) && head.headers.contains_key(header::CONTENT_LENGTH);
+        let framed = body.is_end_stream()
+            || body.size_hint().exact().is_some()
+            || head.headers.contains_key(header::TRANSFER_ENCODING);
+        let body = match self.memory.read(&head.headers, body, room).await {
+            Ok(body) => body,
+            Err(spoiled) => return spoiled.ending(head.status),
+        };
+        if sent.is_in(&head.headers, body.as_ref()) || self.token.load().token.is_in(&head.headers, body.as_ref()) {
+            return Ending::Leaked { status: head.status };
+        }
+        if !two_lengths {
+            self.pool.keep(line, turn);
+        }
+        Ending::Answered(Answered { status: head.status, headers: head.headers, body, delay, framed })
+    }
+}
+
+/// What the end of a connection proves once a request was handed over to it: nothing.
+fn failed(error: &hyper::Error) -> Ending {
+    if error.is_parse_too_large() {
+        let why = Why::new(ProxyError::HttpResponseHeaderSectionSize, "the answer's head is too large");
+        return Ending::Unusable { status: None, why };
+    }
+    if error.is_parse() {
+        return Ending::Lost(Why::new(ProxyError::HttpProtocolError, "what came is no HTTP/1.1 answer"));
+    }
+    Ending::Lost(Why::new(ProxyError::ConnectionTerminated, "the connection ended without an answer"))
+}

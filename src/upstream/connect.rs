@@ -1,0 +1,207 @@
+//! Opens connections: name, TCP, TLS, HTTP/1.1. Until a connection is open, nothing of a request has left this process.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use http_body_util::Full;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::ending::{ProxyError, Why};
+use super::pool::Line;
+use crate::config::Upstream as Settings;
+use crate::tasks::Tasks;
+
+/// The largest head of an answer, in bytes (`reliability.md`, section 2).
+const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// A further address is tried while the one before is still silent after this (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// Why there can be no connection to the upstream as it is configured.
+#[derive(Debug)]
+pub enum SetupError {
+    /// The system has no certificate authorities.
+    NoAuthorities,
+    /// `ca_file` cannot be read or holds no certificate.
+    CaFile(PathBuf, String),
+    /// The URL's host is neither a name nor an address.
+    Host(String),
+    /// TLS cannot be set up at all.
+    Tls(rustls::Error),
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoAuthorities => f.write_str(
+                "the system has no certificate authorities to check the upstream by; \
+                 install its package ca-certificates, or set upstream.ca_file to a PEM file",
+            ),
+            Self::CaFile(path, cause) => {
+                write!(
+                    f,
+                    "upstream.ca_file {}: {cause}; write the path of a PEM file with certificates",
+                    path.display()
+                )
+            }
+            Self::Host(host) => {
+                write!(f, "upstream.url: {host} is no host; write a name (eu1.make.com) or an address")
+            }
+            Self::Tls(cause) => write!(f, "TLS cannot be set up: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for SetupError {}
+
+/// Opens connections to one upstream.
+pub(super) struct Dialer {
+    host: String,
+    port: u16,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    /// For name, TCP and TLS together.
+    limit: Duration,
+    /// The connections' own tasks. Nobody waits for them: a connection dies with its [`Line`].
+    tasks: Tasks,
+}
+
+impl Dialer {
+    pub(super) fn new(settings: &Settings) -> Result<Self, SetupError> {
+        let host = settings.url.host.clone();
+        let tls = if settings.url.tls {
+            let name = ServerName::try_from(host.clone()).map_err(|_| SetupError::Host(host.clone()))?;
+            Some((TlsConnector::from(Arc::new(client_config(settings.ca_file.as_deref())?)), name))
+        } else {
+            None
+        };
+        Ok(Self { host, port: settings.url.port, tls, limit: settings.connect, tasks: Tasks::new() })
+    }
+
+    /// A connection that is ready for its first request.
+    pub(super) async fn dial(&self) -> Result<Line, Why> {
+        let late = |_| Why::new(ProxyError::ConnectionTimeout, "connect and handshake took too long");
+        timeout(self.limit, self.open()).await.map_err(late)?
+    }
+
+    #[cfg(test)]
+    pub(super) async fn closed(&self, limit: Duration) -> bool {
+        self.tasks.drained(limit).await
+    }
+
+    async fn open(&self) -> Result<Line, Why> {
+        let addresses = lookup_host((self.host.as_str(), self.port)).await;
+        let addresses = addresses.map_err(|error| Why::because(ProxyError::DnsError, &error))?;
+        let tcp = race(addresses.collect()).await.map_err(|error| tcp_failure(&error))?;
+        tcp.set_nodelay(true).map_err(|error| tcp_failure(&error))?;
+        match &self.tls {
+            None => self.speak(tcp).await,
+            Some((connector, name)) => {
+                let tls = connector.connect(name.clone(), tcp).await.map_err(|error| tls_failure(&error))?;
+                self.speak(tls).await
+            }
+        }
+    }
+
+    async fn speak<T>(&self, wire: T) -> Result<Line, Why>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let handshake =
+            http1::Builder::new().max_header_size(HEAD_BYTES_MAX).handshake::<_, Full<Bytes>>(TokioIo::new(wire));
+        let (sender, connection) =
+            handshake.await.map_err(|error| Why::because(ProxyError::HttpProtocolError, &error))?;
+        let driver = self.tasks.spawn(async move {
+            // How it ended is told to whoever waits for an answer on it.
+            let _told_elsewhere = connection.await;
+        });
+        Ok(Line::new(sender, driver.abort_handle()))
+    }
+}
+
+/// The first of these addresses that accepts, tried one after the other without waiting long for a silent one.
+async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut rest = addresses.into_iter();
+    let mut racing = FuturesUnordered::new();
+    loop {
+        racing.extend(rest.next().map(TcpStream::connect));
+        tokio::select! {
+            ended = racing.next() => match ended {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => failure = error,
+                None => return Err(failure),
+            },
+            () = sleep(STAGGER), if rest.len() > 0 => {}
+        }
+    }
+}
+
+fn tcp_failure(error: &io::Error) -> Why {
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, NotFound, TimedOut};
+    let known = [
+        (ConnectionRefused, ProxyError::ConnectionRefused),
+        (ConnectionReset, ProxyError::ConnectionTerminated),
+        (HostUnreachable, ProxyError::DestinationIpUnroutable),
+        (NetworkUnreachable, ProxyError::DestinationIpUnroutable),
+        (TimedOut, ProxyError::ConnectionTimeout),
+        (NotFound, ProxyError::DnsError),
+    ];
+    let found = known.into_iter().find(|(kind, _)| *kind == error.kind());
+    Why::because(found.map_or(ProxyError::DestinationUnavailable, |(_, meaning)| meaning), error)
+}
+
+fn tls_failure(error: &io::Error) -> Why {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    let kind = match cause {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+            ProxyError::TlsCertificateError
+        }
+        Some(rustls::Error::AlertReceived(_)) => ProxyError::TlsAlertReceived,
+        Some(_) | None => ProxyError::TlsProtocolError,
+    };
+    Why::because(kind, error)
+}
+
+/// HTTP/1.1 by ALPN, server name sent, no early data, no key log, no provider taken from the process.
+fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SetupError> {
+    let roots = match ca_file {
+        Some(path) => roots_of(path)?,
+        None => system_roots()?,
+    };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = versions.map_err(SetupError::Tls)?.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn system_roots() -> Result<RootCertStore, SetupError> {
+    let mut roots = RootCertStore::empty();
+    // Single broken certificates are common in system stores; none at all is a mistake to tell of.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() { Err(SetupError::NoAuthorities) } else { Ok(roots) }
+}
+
+fn roots_of(path: &Path) -> Result<RootCertStore, SetupError> {
+    let failed = |cause: &dyn fmt::Display| SetupError::CaFile(path.to_owned(), cause.to_string());
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(&error))? {
+        let certificate = certificate.map_err(|error| failed(&error))?;
+        roots.add(certificate).map_err(|error| failed(&error))?;
+    }
+    if roots.is_empty() { Err(failed(&"no certificate in it")) } else { Ok(roots) }
+}

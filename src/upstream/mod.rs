@@ -1,0 +1,130 @@
+//! The upstream: Make's API, one attempt at a time. The token goes in here and nowhere else.
+//!
+//! The loop over attempts is the gateway's, since each attempt takes a turn of the quota; what it asks is here:
+//! [`Upstream::attempt`] sends once, [`Upstream::next`] says whether it may go again, [`effect`] what a write's attempts
+//! did, [`Breaker`] whether to begin at all.
+
+mod attempt;
+mod body;
+mod breaker;
+mod budget;
+mod connect;
+mod ending;
+mod pool;
+mod retry;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method};
+
+use crate::clock::Clock;
+use crate::config;
+use crate::hash;
+
+use body::Memory;
+use budget::Budget;
+use connect::Dialer;
+use pool::Pool;
+
+pub use body::Body;
+pub use breaker::{Breaker, Open, Pass, Standing};
+pub use connect::SetupError;
+pub use ending::{Answered, Ending, ProxyError, Why};
+pub use retry::{Attempted, Effect, Next, ambiguous, effect, retry_after};
+pub use token::{BadToken, Token};
+
+/// What goes upstream on behalf of a caller.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The method.
+    pub method: Method,
+    /// Path and query, rendered from the template.
+    pub target: String,
+    /// The caller's header fields that may go on. `Host`, `Authorization`, `User-Agent`, `Accept-Encoding` and
+    /// `Content-Length` are set here, over whatever is in it.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+/// The one upstream: its connections, its token, its budgets.
+pub struct Upstream {
+    host: HeaderValue,
+    token: ArcSwap<HeldToken>,
+    pool: Arc<Pool>,
+    memory: Memory,
+    budget: Budget,
+    breaker: Breaker,
+    limits: config::Limits,
+    clock: Clock,
+}
+
+struct HeldToken {
+    token: Token,
+    generation: u64,
+}
+
+impl Upstream {
+    /// The upstream as configured. Opens no connection yet.
+    ///
+    /// # Errors
+    /// [`SetupError`]: no connection could ever be made; says what to change.
+    pub fn new(
+        settings: &config::Upstream,
+        limits: &config::Limits,
+        token: Token,
+        clock: Clock,
+    ) -> Result<Self, SetupError> {
+        let authority = &settings.url.authority;
+        let dialer = Dialer::new(settings)?;
+        Ok(Self {
+            host: HeaderValue::from_str(authority).map_err(|_| SetupError::Host(authority.clone()))?,
+            token: ArcSwap::from_pointee(HeldToken { token, generation: 0 }),
+            pool: Arc::new(Pool::new(dialer, settings.connections, settings.idle, clock.clone())),
+            memory: Memory::new(limits.answers_bytes, limits.answer_bytes),
+            budget: Budget::new(limits, clock.clone()),
+            breaker: Breaker::new(limits, clock.clone()),
+            limits: limits.clone(),
+            clock,
+        })
+    }
+
+    /// Another token from now on; attempts under way keep theirs. The same token again changes nothing.
+    /// `true`: it was another.
+    pub fn set_token(&self, token: Token) -> bool {
+        let held = self.token.load();
+        if held.token == token {
+            return false;
+        }
+        self.token.store(Arc::new(HeldToken { token, generation: held.generation + 1 }));
+        true
+    }
+
+    /// Grows with every change of the token: a 401 to an attempt that began at another generation may go again.
+    #[must_use]
+    pub fn token_generation(&self) -> u64 {
+        self.token.load().generation
+    }
+
+    /// May a request go again after this attempt, and when? Takes from the retry budget what it allows.
+    #[must_use]
+    pub fn next(&self, attempted: &Attempted<'_>) -> Next {
+        // Without chance the pause is the longest: nobody is hurt by that.
+        let dice = hash::random::<8>().map_or(u64::MAX, u64::from_ne_bytes);
+        match retry::next(attempted, &self.limits, self.clock.wall(), dice) {
+            Next::Again { .. } if !self.budget.take() => Next::Stop,
+            next @ (Next::Again { .. } | Next::Stop) => next,
+        }
+    }
+
+    /// Whether requests may begin at all.
+    #[must_use]
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+}

@@ -1,0 +1,176 @@
+//! The connections: so many at once, used one request at a time, kept a while for the next.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+use super::connect::Dialer;
+use super::ending::Why;
+use crate::clock::Clock;
+use crate::tasks::Tasks;
+
+/// A connection whose answer came whole has so long to be ready again; one that is not had not read its request.
+const READY_WITHIN: Duration = Duration::from_secs(1);
+
+/// An open connection. Dropped, it is closed at once, whatever is under way on it.
+pub(super) struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    driver: AbortHandle,
+}
+
+/// What came of handing a request over.
+pub(super) enum Handed {
+    /// The head of its answer.
+    Head(Response<Incoming>),
+    /// Not a byte of it was written: here it is again.
+    Back(Request<Full<Bytes>>),
+    /// It may have been written.
+    Failed(hyper::Error),
+}
+
+impl Line {
+    pub(super) fn new(sender: SendRequest<Full<Bytes>>, driver: AbortHandle) -> Self {
+        Self { sender, driver }
+    }
+
+    /// Hands `request` over and waits for the head of its answer.
+    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Handed {
+        match self.sender.try_send_request(request).await {
+            Ok(response) => Handed::Head(response),
+            Err(mut error) => match error.take_message() {
+                Some(request) => Handed::Back(request),
+                None => Handed::Failed(error.into_error()),
+            },
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// The right to use one connection.
+pub(super) type Turn = OwnedSemaphorePermit;
+
+/// All connections to the upstream. Turns and idle connections together are never more than the bound.
+pub(super) struct Pool {
+    dialer: Dialer,
+    clock: Clock,
+    idle_max: Duration,
+    /// Fair: first come, first served.
+    turns: Arc<Semaphore>,
+    idle: Mutex<Idle>,
+    tasks: Tasks,
+}
+
+#[derive(Default)]
+struct Idle {
+    /// Longest idle first.
+    lines: Vec<(Line, Instant)>,
+    /// Is a task under way that closes what has been idle too long?
+    swept: bool,
+}
+
+impl Pool {
+    pub(super) fn new(dialer: Dialer, connections: usize, idle_max: Duration, clock: Clock) -> Self {
+        let turns = Arc::new(Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS)));
+        Self { dialer, clock, idle_max, turns, idle: Mutex::default(), tasks: Tasks::new() }
+    }
+
+    /// Waits for the right to use a connection. `None` never comes in fact: turns are never closed.
+    pub(super) async fn turn(&self) -> Option<Turn> {
+        self.turns.clone().acquire_owned().await.ok()
+    }
+
+    /// The connection that has been idle shortest, if there is one that is open.
+    pub(super) fn reuse(&self) -> Option<Line> {
+        let mut idle = self.idle();
+        idle.drop_useless(self.clock.now(), self.idle_max);
+        idle.lines.pop().map(|(line, _)| line)
+    }
+
+    /// A connection that was never idle. To be called with a turn.
+    pub(super) async fn dial(&self) -> Result<Line, Why> {
+        self.make_way();
+        self.dialer.dial().await
+    }
+
+    /// Keeps `line`, whose answer was read whole, for the next request.
+    pub(super) fn keep(self: &Arc<Self>, line: Line, turn: Turn) {
+        if line.sender.is_ready() {
+            self.store(line);
+            return;
+        }
+        // The connection's task is still about to notice that the answer has ended.
+        let pool = self.clone();
+        let mut line = line;
+        self.tasks.spawn(async move {
+            if matches!(timeout(READY_WITHIN, line.sender.ready()).await, Ok(Ok(()))) {
+                pool.store(line);
+            }
+            drop(turn);
+        });
+    }
+
+    pub(super) fn store(self: &Arc<Self>, line: Line) {
+        let mut idle = self.idle();
+        idle.lines.push((line, self.clock.now()));
+        if !std::mem::replace(&mut idle.swept, true) {
+            self.tasks.spawn(sweep(Arc::downgrade(self), self.idle_max));
+        }
+    }
+
+    /// Closes idle connections for which a new one leaves no place.
+    fn make_way(&self) {
+        let mut idle = self.idle();
+        let surplus = idle.lines.len().saturating_sub(self.turns.available_permits());
+        idle.lines.drain(..surplus);
+    }
+
+    /// Have all connections ended within `limit`?
+    #[cfg(test)]
+    pub(super) async fn closed(&self, limit: Duration) -> bool {
+        self.dialer.closed(limit).await
+    }
+
+    #[cfg(test)]
+    pub(super) fn idle_count(&self) -> usize {
+        self.idle().lines.len()
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Idle {
+    fn drop_useless(&mut self, now: Instant, idle_max: Duration) {
+        self.lines.retain(|(line, since)| !line.sender.is_closed() && now.duration_since(*since) < idle_max);
+    }
+}
+
+/// Closes what has been idle too long, until nothing is idle.
+async fn sweep(pool: Weak<Pool>, idle_max: Duration) {
+    // A quarter late at most, and never a busy loop.
+    let pause = (idle_max / 4).max(Duration::from_millis(50));
+    loop {
+        sleep(pause).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let mut idle = pool.idle();
+        idle.drop_useless(pool.clock.now(), idle_max);
+        if idle.lines.is_empty() {
+            idle.swept = false;
+            return;
+        }
+    }
+}

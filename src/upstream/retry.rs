@@ -1,0 +1,360 @@
+//! May it go again, and what did it do? The table of `reliability.md`, section 4: pure, without time or chance of its own.
+
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode, header};
+use jiff::Timestamp;
+
+use super::ending::Ending;
+use crate::catalogue::Retry;
+use crate::config::Limits;
+
+/// The first pause is at most this, each further one at most twice the one before...
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+/// ...and none longer than this.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// What is known when an attempt has ended.
+#[derive(Debug)]
+pub struct Attempted<'a> {
+    /// The operation's retry class.
+    pub class: Retry,
+    /// This was the so-manieth attempt, from 1.
+    pub number: u32,
+    /// How it ended.
+    pub ending: &'a Ending,
+    /// Has the token changed since it began?
+    pub token_changed: bool,
+    /// Time left until the deadline.
+    pub left: Duration,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another attempt.
+    Again {
+        /// Not earlier than after this pause.
+        pause: Duration,
+    },
+    /// This ending is the last.
+    Stop,
+}
+
+/// What a write's attempts did upstream: its outcome, before anybody records it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It took effect (though its answer may be lost).
+    Done,
+    /// The upstream refused it: no effect.
+    Rejected,
+    /// It never reached the upstream: no effect.
+    NotSent,
+    /// Unknown.
+    InDoubt,
+}
+
+/// May it go again? `dice`: a random number, for the pause; `now`: for a `Retry-After` that is a date.
+pub(super) fn next(attempted: &Attempted<'_>, limits: &Limits, now: Timestamp, dice: u64) -> Next {
+    let most = match attempted.class {
+        Retry::Safe | Retry::Idempotent => limits.attempts,
+        Retry::Once => limits.attempts_once,
+    };
+    if attempted.number >= most {
+        return Next::Stop;
+    }
+    let told = told(attempted.ending, now);
+    let backoff = backoff(attempted.number, dice);
+    let pause = match plan(attempted.ending, attempted.class) {
+        Plan::Stop => None,
+        Plan::Backoff => Some(told.map_or(backoff, |told| told.max(backoff))),
+        Plan::WhenTold => told,
+        Plan::IfTokenChanged => attempted.token_changed.then_some(Duration::ZERO),
+    };
+    match pause.filter(|pause| *pause < attempted.left) {
+        Some(pause) => Next::Again { pause },
+        None => Next::Stop,
+    }
+}
+
+/// What the attempts of a write did, by how the last one ended. `ambiguous_before`: was an earlier one [`ambiguous`]?
+#[must_use]
+pub fn effect(class: Retry, ambiguous_before: bool, last: &Ending) -> Effect {
+    let unless_ambiguous = |effect| if ambiguous_before { Effect::InDoubt } else { effect };
+    match row(last) {
+        Row::Done | Row::DoneButCut => Effect::Done,
+        Row::Unsent => unless_ambiguous(Effect::NotSent),
+        Row::TooMany | Row::TokenRefused | Row::Rejected => unless_ambiguous(Effect::Rejected),
+        Row::Missing => match class {
+            // The earlier attempt deleted it: what was wanted is so.
+            Retry::Idempotent if ambiguous_before => Effect::Done,
+            Retry::Safe | Retry::Idempotent | Retry::Once => unless_ambiguous(Effect::Rejected),
+        },
+        Row::Lost | Row::TimedOut | Row::Unsure | Row::Failed | Row::Redirected => Effect::InDoubt,
+    }
+}
+
+/// Is the effect of the attempt that ended so unknown?
+#[must_use]
+pub fn ambiguous(ending: &Ending) -> bool {
+    effect(Retry::Once, false, ending) == Effect::InDoubt
+}
+
+/// What `Retry-After` asks for: seconds, or a date (RFC 9110, section 10.2.3). A date that is over: no time.
+#[must_use]
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO))
+}
+
+/// The rows of the table. The two of HTTP/2 are missing: upstream connections speak HTTP/1.1 only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Row {
+    /// DNS, TCP, TLS, handed back.
+    Unsent,
+    /// The connection ended after hand-over.
+    Lost,
+    TimedOut,
+    /// 429.
+    TooMany,
+    /// 408, 502, 503, 504.
+    Unsure,
+    /// 500, and 5xx without a row.
+    Failed,
+    /// 3xx.
+    Redirected,
+    /// 401.
+    TokenRefused,
+    /// 404.
+    Missing,
+    /// Other 4xx.
+    Rejected,
+    /// 2xx whose body was cut.
+    DoneButCut,
+    /// 2xx.
+    Done,
+}
+
+fn row(ending: &Ending) -> Row {
+    match ending {
+        Ending::NotSent(_) | Ending::NoRoom { status: None } => Row::Unsent,
+        Ending::Lost(_) | Ending::Unusable { status: None, .. } => Row::Lost,
+        Ending::TimedOut(_) => Row::TimedOut,
+        Ending::Cut { status, .. } if status.is_success() => Row::DoneButCut,
+        Ending::Answered(answered) => status_row(answered.status),
+        Ending::Cut { status, .. } | Ending::Leaked { status } => status_row(*status),
+        Ending::Unusable { status: Some(status), .. } | Ending::NoRoom { status: Some(status) } => status_row(*status),
+    }
+}
+
+fn status_row(status: StatusCode) -> Row {
+    match status.as_u16() {
+        200..=299 => Row::Done,
+        300..=399 => Row::Redirected,
+        401 => Row::TokenRefused,
+        404 => Row::Missing,
+        429 => Row::TooMany,
+        408 | 502 | 503 | 504 => Row::Unsure,
+        400..=499 => Row::Rejected,
+        // What no status should be tells nothing.
+        0..=199 | 500..=u16::MAX => Row::Failed,
+    }
+}
+
+enum Plan {
+    Stop,
+    Backoff,
+    WhenTold,
+    IfTokenChanged,
+}
+
+fn plan(ending: &Ending, class: Retry) -> Plan {
+    match ending {
+        // The same answer would come again.
+        Ending::Leaked { .. } | Ending::Unusable { .. } | Ending::NoRoom { status: Some(_) } => return Plan::Stop,
+        Ending::NoRoom { status: None } | Ending::NotSent(_) | Ending::Lost(_) => {}
+        Ending::TimedOut(_) | Ending::Cut { .. } | Ending::Answered(_) => {}
+    }
+    match (row(ending), class) {
+        (Row::Unsent, Retry::Safe | Retry::Idempotent | Retry::Once) => Plan::Backoff,
+        (Row::Lost | Row::TimedOut | Row::Unsure, Retry::Safe | Retry::Idempotent) => Plan::Backoff,
+        (Row::Lost | Row::TimedOut | Row::Unsure, Retry::Once) => Plan::Stop,
+        // Without a word on when, it is the quota's turn: the pacer closes the bucket.
+        (Row::TooMany, Retry::Safe | Retry::Idempotent | Retry::Once) => Plan::WhenTold,
+        (Row::TokenRefused, Retry::Safe | Retry::Idempotent | Retry::Once) => Plan::IfTokenChanged,
+        (Row::DoneButCut, Retry::Safe) => Plan::Backoff,
+        (Row::DoneButCut, Retry::Idempotent | Retry::Once) => Plan::Stop,
+        (Row::Failed | Row::Redirected | Row::Missing, Retry::Safe | Retry::Idempotent | Retry::Once) => Plan::Stop,
+        (Row::Rejected | Row::Done, Retry::Safe | Retry::Idempotent | Retry::Once) => Plan::Stop,
+    }
+}
+
+fn told(ending: &Ending, now: Timestamp) -> Option<Duration> {
+    match ending {
+        Ending::Answered(answered) => retry_after(&answered.headers, now),
+        Ending::NotSent(_) | Ending::Cut { .. } | Ending::Lost(_) | Ending::TimedOut(_) => None,
+        Ending::Leaked { .. } | Ending::Unusable { .. } | Ending::NoRoom { .. } => None,
+    }
+}
+
+/// Full jitter: anything from nothing to the bound, so that callers who failed together do not come again together.
+fn backoff(number: u32, dice: u64) -> Duration {
+    let doublings = number.saturating_sub(1).min(16);
+    let bound = PAUSE_FIRST.saturating_mul(1 << doublings).min(PAUSE_MAX);
+    let nanos = (bound.as_nanos() * u128::from(dice)) >> 64;
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Effect::{Done, InDoubt, NotSent, Rejected};
+    use super::*;
+    use crate::upstream::body::Body;
+    use crate::upstream::ending::{Answered, ProxyError, Why};
+    use crate::upstream::tests::limits;
+    use http::HeaderValue;
+
+    const NOW: Timestamp = Timestamp::constant(1_700_000_000, 0); // Tue, 14 Nov 2023 22:13:20 GMT
+    const LEFT: Duration = Duration::from_secs(10);
+    const CLASSES: [Retry; 3] = [Retry::Safe, Retry::Idempotent, Retry::Once];
+
+    fn why() -> Why {
+        Why::new(ProxyError::ConnectionTerminated, "")
+    }
+
+    fn status(code: u16) -> StatusCode {
+        StatusCode::from_u16(code).unwrap()
+    }
+
+    fn answer(code: u16, retry_after: Option<&str>) -> Ending {
+        let value = retry_after.map(|text| (header::RETRY_AFTER, HeaderValue::from_str(text).unwrap()));
+        let (headers, body) = (value.into_iter().collect(), Body::empty());
+        Ending::Answered(Answered { status: status(code), headers, body, delay: Duration::ZERO, framed: true })
+    }
+
+    fn attempted(class: Retry, number: u32, ending: &Ending) -> Attempted<'_> {
+        Attempted { class, number, ending, token_changed: false, left: LEFT }
+    }
+
+    fn again(attempted: &Attempted<'_>) -> bool {
+        matches!(next(attempted, &limits(), NOW, u64::MAX), Next::Again { .. })
+    }
+
+    /// The table of `reliability.md`, section 4: ending; sent again if safe, idempotent, once; recorded for an idempotent
+    /// write, first and after an ambiguous attempt.
+    #[test]
+    fn the_table_row_by_row() {
+        let (yes, no) = (true, false);
+        let cut = |code| Ending::Cut { status: status(code), why: why() };
+        let unusable = |status| Ending::Unusable { status, why: why() };
+        let no_room = |status| Ending::NoRoom { status };
+        for (name, ending, expected, first, after_ambiguous) in [
+            ("not sent", Ending::NotSent(why()), [yes, yes, yes], NotSent, InDoubt),
+            ("lost", Ending::Lost(why()), [yes, yes, no], InDoubt, InDoubt),
+            ("time-out", Ending::TimedOut(why()), [yes, yes, no], InDoubt, InDoubt),
+            ("429", answer(429, Some("1")), [yes, yes, yes], Rejected, InDoubt),
+            ("429 without a word", answer(429, None), [no, no, no], Rejected, InDoubt),
+            ("429 for too long", answer(429, Some("10")), [no, no, no], Rejected, InDoubt),
+            ("408", answer(408, None), [yes, yes, no], InDoubt, InDoubt),
+            ("502", answer(502, None), [yes, yes, no], InDoubt, InDoubt),
+            ("503", answer(503, None), [yes, yes, no], InDoubt, InDoubt),
+            ("503 with a word", answer(503, Some("1")), [yes, yes, no], InDoubt, InDoubt),
+            ("503 for too long", answer(503, Some("60")), [no, no, no], InDoubt, InDoubt),
+            ("504", answer(504, None), [yes, yes, no], InDoubt, InDoubt),
+            ("500", answer(500, None), [no, no, no], InDoubt, InDoubt),
+            ("501", answer(501, None), [no, no, no], InDoubt, InDoubt),
+            ("302", answer(302, None), [no, no, no], InDoubt, InDoubt),
+            ("304", answer(304, None), [no, no, no], InDoubt, InDoubt),
+            ("401", answer(401, None), [no, no, no], Rejected, InDoubt),
+            ("400", answer(400, None), [no, no, no], Rejected, InDoubt),
+            ("403", answer(403, None), [no, no, no], Rejected, InDoubt),
+            ("404", answer(404, None), [no, no, no], Rejected, Done),
+            ("200", answer(200, None), [no, no, no], Done, Done),
+            ("204", answer(204, None), [no, no, no], Done, Done),
+            ("2xx cut", cut(201), [yes, no, no], Done, Done),
+            ("404 cut", cut(404), [no, no, no], Rejected, Done),
+            ("503 cut", cut(503), [yes, yes, no], InDoubt, InDoubt),
+            ("2xx leaked", Ending::Leaked { status: status(200) }, [no, no, no], Done, Done),
+            ("503 leaked", Ending::Leaked { status: status(503) }, [no, no, no], InDoubt, InDoubt),
+            ("2xx too large", unusable(Some(status(200))), [no, no, no], Done, Done),
+            ("head too large", unusable(None), [no, no, no], InDoubt, InDoubt),
+            ("no room at first", no_room(None), [yes, yes, yes], NotSent, InDoubt),
+            ("no room for 2xx", no_room(Some(status(200))), [no, no, no], Done, Done),
+        ] {
+            assert_eq!(CLASSES.map(|class| again(&attempted(class, 1, &ending))), expected, "{name}");
+            assert_eq!(effect(Retry::Idempotent, false, &ending), first, "{name}");
+            assert_eq!(effect(Retry::Once, false, &ending), first, "{name}");
+            assert_eq!(effect(Retry::Idempotent, true, &ending), after_ambiguous, "{name} after an ambiguous one");
+            assert_eq!(ambiguous(&ending), first == InDoubt, "{name}");
+        }
+        assert_eq!(effect(Retry::Once, true, &answer(404, None)), InDoubt, "what a create did, no 404 tells");
+    }
+
+    #[test]
+    fn a_refused_token_goes_again_only_as_another() {
+        for class in CLASSES {
+            let refused = answer(401, None);
+            assert!(!again(&attempted(class, 1, &refused)));
+            assert!(again(&Attempted { token_changed: true, ..attempted(class, 1, &refused) }));
+            let forbidden = answer(403, None);
+            assert!(!again(&Attempted { token_changed: true, ..attempted(class, 1, &forbidden) }));
+        }
+    }
+
+    #[test]
+    fn three_attempts_or_two() {
+        let unsent = Ending::NotSent(why());
+        for (class, most) in [(Retry::Safe, 3), (Retry::Idempotent, 3), (Retry::Once, 2)] {
+            let numbers: Vec<_> = (1..5).filter(|number| again(&attempted(class, *number, &unsent))).collect();
+            assert_eq!(numbers, (1..most).collect::<Vec<_>>(), "{class:?}");
+        }
+    }
+
+    #[test]
+    fn pauses_are_jittered_doubled_bounded_and_fit_before_the_deadline() {
+        let unsent = Ending::NotSent(why());
+        let limits = Limits { attempts: 100, ..limits() };
+        let pause = |number, dice| match next(&attempted(Retry::Safe, number, &unsent), &limits, NOW, dice) {
+            Next::Again { pause } => pause.as_millis(),
+            Next::Stop => panic!("attempt {number} stops"),
+        };
+        assert_eq!([1, 2, 3, 4, 5, 6, 99].map(|n| pause(n, u64::MAX)), [99, 199, 399, 799, 1599, 1999, 1999]);
+        assert_eq!([1, 2, 3].map(|n| pause(n, u64::MAX / 2)), [49, 99, 199]);
+        assert_eq!(pause(9, 0), 0);
+        let late = Attempted { left: Duration::from_millis(99), ..attempted(Retry::Safe, 1, &unsent) };
+        assert_eq!(next(&late, &limits, NOW, u64::MAX), Next::Stop);
+        assert_eq!(next(&late, &limits, NOW, 0), Next::Again { pause: Duration::ZERO });
+    }
+
+    #[test]
+    fn what_the_upstream_asks_for_is_waited() {
+        for (code, text, millis) in [(429, "3", 3000), (503, "3", 3000), (503, "0", 99), (429, "0", 0)] {
+            let ending = answer(code, Some(text));
+            let next = next(&attempted(Retry::Safe, 1, &ending), &limits(), NOW, u64::MAX);
+            assert!(matches!(next, Next::Again { pause } if pause.as_millis() == millis), "{code} {text}: {next:?}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        for (text, seconds) in [
+            ("0", Some(0)),
+            (" 120 ", Some(120)),
+            ("99999999999999999999", Some(u64::MAX)),
+            ("Tue, 14 Nov 2023 22:13:50 GMT", Some(30)),
+            ("Tue, 14 Nov 2023 22:13:00 GMT", Some(0)),
+            ("", None),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+        ] {
+            let headers = HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_str(text).unwrap())]);
+            assert_eq!(retry_after(&headers, NOW), seconds.map(Duration::from_secs), "{text:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), NOW), None);
+    }
+}

@@ -1,0 +1,5 @@
+//! What the service shows to the outside, operation by operation.
+
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+mod sandbox;

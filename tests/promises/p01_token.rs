@@ -21,7 +21,8 @@ async fn an_answer_that_holds_the_token_is_withheld() {
 
 #[tokio::test]
 async fn no_redirect_is_followed() {
-    let elsewhere = Origin::start(vec![vec![Step::Read, Step::write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")]]);
+    let elsewhere =
+        Origin::start(vec![vec![Step::Read, Step::write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")]]);
     let world = World::start().await;
     let location = format!("http://{}/stolen", elsewhere.address());
     for status in [301, 302, 303, 307, 308] {
@@ -59,7 +60,13 @@ async fn the_token_is_in_no_record_answer_or_file() {
 #[tokio::test]
 async fn the_upstream_learns_no_header_that_the_caller_made_up() {
     let world = Plan::default().start().await;
-    let headers = ["cookie: a=b", "x-forwarded-for: 1.2.3.4", "user-agent: evil/1", "x-http-method-override: DELETE", "forwarded: for=x"];
+    let headers = [
+        "cookie: a=b",
+        "x-forwarded-for: 1.2.3.4",
+        "user-agent: evil/1",
+        "x-http-method-override: DELETE",
+        "forwarded: for=x",
+    ];
     world.get_with(ALL, ORG, &headers).await.expect(200);
     let seen = world.sandbox.received_of("GET", ORG).remove(0);
     let names: Vec<&str> = seen.headers.iter().map(|(name, _)| name.as_str()).collect();

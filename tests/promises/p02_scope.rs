@@ -22,7 +22,8 @@ async fn a_scope_narrowed_between_two_hits_is_refused_at_once() {
     let world = World::start().await;
     world.get(READER, ORG).await.expect(200);
     world.get(READER, ORG).await.expect(200);
-    let text = std::fs::read_to_string(world.file()).unwrap().replace("organizations = [11, 12]", "organizations = [12]");
+    let text =
+        std::fs::read_to_string(world.file()).unwrap().replace("organizations = [11, 12]", "organizations = [12]");
     std::fs::write(world.file(), text).unwrap();
     world.service.reload().await.unwrap();
     world.get(READER, ORG).await.refused(403, "MG132");
@@ -48,7 +49,9 @@ async fn a_scoped_list_shows_its_own_with_a_page_of_its_own() {
     // Columns without `id`: narrowed by it all the same, and it is taken out again.
     let names = world.get(READER, &format!("{LIST}?cols[]=name")).await.expect(200).json();
     assert_eq!(names["organizations"].as_array().unwrap().len(), 2);
-    assert!(names["organizations"].as_array().unwrap().iter().all(|o| o.get("id").is_none() && o.get("name").is_some()));
+    assert!(
+        names["organizations"].as_array().unwrap().iter().all(|o| o.get("id").is_none() && o.get("name").is_some())
+    );
     for answer in [own, page, down, names] {
         assert!(!answer.to_string().contains("Cobalt"), "a foreign organization shows: {answer}");
     }

@@ -17,7 +17,9 @@ fn pay() -> String {
 #[tokio::test]
 async fn a_once_write_cut_after_its_effect_is_not_sent_again() {
     let world = World::start().await;
-    for kind in [FaultKind::Reset { effect: true }, FaultKind::Close { effect: true }, FaultKind::Reset { effect: false }] {
+    for kind in
+        [FaultKind::Reset { effect: true }, FaultKind::Close { effect: true }, FaultKind::Reset { effect: false }]
+    {
         world.sandbox.reset();
         world.sandbox.fault(Fault::once("POST", &pay(), kind));
         let body = format!(r#"{{"priceId":200,"quantity":{}}}"#, rand_quantity());
@@ -96,7 +98,11 @@ async fn a_cut_at_every_byte_of_the_answer_never_doubles_a_once_write() {
     let answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n{\"ok\":1}";
     let scripts = (0..answer.len()).map(|end| vec![Step::Read, Step::write(&answer[..end]), Step::Reset]).collect();
     let origin = Origin::start(scripts);
-    let world = Plan::default().upstream(format!("http://{}", origin.address())).set("limits", "breaker_failures = 0").start().await;
+    let world = Plan::default()
+        .upstream(format!("http://{}", origin.address()))
+        .set("limits", "breaker_failures = 0")
+        .start()
+        .await;
     for end in 0..answer.len() {
         let body = format!(r#"{{"priceId":{end},"customer":{{}}}}"#);
         let reply = world.post(ALL, &pay(), &body).await;
@@ -128,7 +134,11 @@ async fn writes_to_one_resource_keep_their_order_over_their_attempts() {
 #[tokio::test]
 async fn a_429_says_that_nothing_was_done() {
     let world = World::start().await;
-    world.sandbox.fault(Fault::once("POST", LIST, FaultKind::status(429).with_body("Requests limit for organization exceeded, please try again later.")));
+    world.sandbox.fault(Fault::once(
+        "POST",
+        LIST,
+        FaultKind::status(429).with_body("Requests limit for organization exceeded, please try again later."),
+    ));
     let answer = world.post(ALL, LIST, r#"{"name":"n","regionId":1,"timezoneId":1,"countryId":1}"#).await.expect(429);
     assert_eq!(answer.header("makegate-outcome"), Some("rejected"));
     assert_eq!(answer.text(), "Requests limit for organization exceeded, please try again later.");

@@ -129,10 +129,14 @@ fn attempt_time(call: &Call, now: Instant) -> Duration {
 /// What an attempt tells the quota and the meters.
 fn account_for(gate: &Gate, call: &Call, slot: Option<Slot>, ending: &Ending) {
     gate.meters.attempt(ending.name());
-    match (ending, slot) {
-        (Ending::NotSent(_) | Ending::NoRoom { status: None }, Some(slot)) => slot.unsent(),
-        (_, slot) => drop(slot),
-    }
+    // A slot is held until its 429 has closed the bucket: what ends before counts as proof that the upstream takes more.
+    let _held = match (ending, slot) {
+        (Ending::NotSent(_) | Ending::NoRoom { status: None }, Some(slot)) => {
+            slot.unsent();
+            None
+        }
+        (_, slot) => slot,
+    };
     let Ending::Answered(answered) = ending else {
         if matches!(ending, Ending::Leaked { .. }) {
             gate.meters.leaks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -74,7 +74,7 @@ async fn an_equal_write_in_doubt_is_held_and_names_the_first() {
     assert!(held.text().contains(first.header("x-request-id").unwrap()));
     assert_eq!(world.received("POST", &pay()), 1);
     // Another body, and another caller, are other writes.
-    world.post(ALL, &pay(), r#"{"priceId":201,"quantity":1}"#).await.expect(200);
+    world.post(ALL, &pay(), r#"{"priceId":200,"quantity":2}"#).await.expect(200);
     world.post(TOO, &pay(), PAYMENT).await.expect(200);
     // A restart forgets no doubt.
     let world = world.restart().await;

@@ -8,7 +8,8 @@ use makegate::sandbox::{Fault, FaultKind};
 use crate::support::hostile::{Origin, Step};
 use crate::support::{ALL, LIST, ORG, Plan, TOO, World};
 
-const CUSTOMER: &str = r#""customer":{"email":"a@example.com","name":"A","isBusiness":false,"countryId":1,"city":"P","line1":"S"}"#;
+const CUSTOMER: &str =
+    r#""customer":{"email":"a@example.com","name":"A","isBusiness":false,"countryId":1,"city":"P","line1":"S"}"#;
 
 fn payment(price: u32) -> String {
     format!(r#"{{"priceId":{price},"quantity":1,"couponCode":null,"doNotCharge":false,{CUSTOMER}}}"#)

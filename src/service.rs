@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -59,12 +59,22 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// What is in force, as the watcher compares it.
+/// The contents that were looked at last, whether they were put in force or refused: a bad file is told once.
 #[derive(PartialEq, Eq)]
-struct InForce {
+struct Seen {
     text: Option<Vec<u8>>,
-    token: [u8; 32],
-    operator_key: [u8; 32],
+    token: Option<[u8; 32]>,
+    operator_key: Option<[u8; 32]>,
+}
+
+impl Seen {
+    fn of(file: &Path, config: &Config) -> Self {
+        Self {
+            text: std::fs::read(file).ok(),
+            token: secret_hash(&config.upstream.token).ok(),
+            operator_key: secret_hash(&config.operator.key).ok(),
+        }
+    }
 }
 
 /// The running service.
@@ -76,7 +86,7 @@ pub struct Service {
 struct Inner {
     gate: Arc<Gate>,
     file: PathBuf,
-    in_force: Mutex<InForce>,
+    seen: Mutex<Seen>,
     reloading: tokio::sync::Mutex<()>,
 }
 
@@ -87,7 +97,7 @@ impl Service {
     /// [`StartError`]: what is wrong and what to do.
     pub async fn start(read: Read, clock: Clock) -> Result<Self, StartError> {
         let Read { config, file, .. } = read;
-        let (token, token_hash) = token(&config.upstream.token).map_err(StartError::configuration)?;
+        let token = token(&config.upstream.token).map_err(StartError::configuration)?;
         let operator_key = secret_hash(&config.operator.key).map_err(StartError::configuration)?;
         let upstream =
             Upstream::new(&config.upstream, &config.limits, token, clock.clone()).map_err(StartError::configuration)?;
@@ -101,9 +111,8 @@ impl Service {
         let engines = Engines { log, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gate = Gate::new(config, engines);
         gate.fence_doubts(&recovered.doubts);
-        let text = std::fs::read(&file).ok();
-        let in_force = Mutex::new(InForce { text, token: token_hash, operator_key });
-        let inner = Arc::new(Inner { gate: gate.clone(), file, in_force, reloading: tokio::sync::Mutex::default() });
+        let seen = Mutex::new(Seen::of(&file, &gate.policy().config));
+        let inner = Arc::new(Inner { gate: gate.clone(), file, seen, reloading: tokio::sync::Mutex::default() });
         let gateway = gateway.open(move |peer, request| life::answer(gate.clone(), peer, request));
         inner.clone().look_after();
         Ok(Self { inner, gateway })
@@ -168,18 +177,15 @@ impl Inner {
     }
 
     fn changed(&self) -> bool {
-        let config = &self.gate.policy().config;
-        let text = std::fs::read(&self.file).ok();
-        let secrets =
-            token(&config.upstream.token).map(|(_, hash)| hash).ok().zip(secret_hash(&config.operator.key).ok());
-        let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
-        let secret_changed = secrets.is_none_or(|(token, key)| token != in_force.token || key != in_force.operator_key);
-        (text.is_some() && text != in_force.text) || secret_changed
+        let now = Seen::of(&self.file, &self.gate.policy().config);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) != now
     }
 
     async fn reload(&self) -> Result<(), String> {
         let _one_at_a_time = self.reloading.lock().await;
+        let seen = Seen::of(&self.file, &self.gate.policy().config);
         let result = self.adopt();
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
         match &result {
             Ok(()) => tracing::info!(file = %self.file.display(), "the configuration was reloaded"),
             Err(why) => {
@@ -194,9 +200,8 @@ impl Inner {
     fn adopt(&self) -> Result<(), String> {
         let gate = &self.gate;
         let before = gate.policy();
-        let text = std::fs::read(&self.file).ok();
         let read = config::read(&self.file).map_err(|failure| failure.to_string())?;
-        let (token, token_hash) = token(&read.config.upstream.token)?;
+        let token = token(&read.config.upstream.token)?;
         let operator_key = secret_hash(&read.config.operator.key)?;
         fixed(&before.config, &read.config)?;
         let other_upstream =
@@ -212,8 +217,6 @@ impl Inner {
         };
         gate.quota.configure(quota_settings(&read.config));
         gate.adopt(read.config, upstream);
-        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) =
-            InForce { text, token: token_hash, operator_key };
         Ok(())
     }
 
@@ -247,10 +250,8 @@ fn quota_settings(config: &Config) -> quota::Settings {
     quota::Settings { setting: config.upstream.quota, queue_per_caller: config.limits.quota_queue }
 }
 
-fn token(source: &Source) -> Result<(Token, [u8; 32]), String> {
-    let secret = secret(source)?;
-    let token = Token::new(&secret).map_err(|error| error.to_string())?;
-    Ok((token, hash::sha256(secret.expose_secret().as_bytes())))
+fn token(source: &Source) -> Result<Token, String> {
+    Token::new(&secret(source)?).map_err(|error| error.to_string())
 }
 
 fn secret_hash(source: &Source) -> Result<[u8; 32], String> {

@@ -257,7 +257,7 @@ impl Refusal {
                 )
             }
             Self::AnswerLost { why } => format!("The write took effect, but {}. Do not send it again.", why.text),
-            Self::Late => "The deadline is over; a read can be sent again.".to_owned(),
+            Self::Late => "There was no answer before the deadline; nothing was changed upstream.".to_owned(),
             Self::Internal => "The gateway failed in a way that its log explains.".to_owned(),
         }
     }

@@ -96,8 +96,10 @@ impl Plan {
             lines("limits"),
         );
         let fast = "rate = \"1000000/min\"\nburst = 100000\n";
-        let _infallible = write!(text, "[[caller]]\nname = \"all\"\nkeys = [\"sha256:{}\"]\ngrants = [\"*\"]\n{fast}", key(ALL));
-        let _infallible = write!(text, "[[caller]]\nname = \"too\"\nkeys = [\"sha256:{}\"]\ngrants = [\"*\"]\n{fast}", key(TOO));
+        let _infallible =
+            write!(text, "[[caller]]\nname = \"all\"\nkeys = [\"sha256:{}\"]\ngrants = [\"*\"]\n{fast}", key(ALL));
+        let _infallible =
+            write!(text, "[[caller]]\nname = \"too\"\nkeys = [\"sha256:{}\"]\ngrants = [\"*\"]\n{fast}", key(TOO));
         let _infallible = write!(
             text,
             "[[caller]]\nname = \"reader\"\nkeys = [\"sha256:{}\"]\ngrants = [\"organizations:read\", \"usage:read\"]\norganizations = [11, 12]\n{fast}",

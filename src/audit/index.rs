@@ -1,7 +1,7 @@
 //! The index: one row a record in `index.sqlite`, made from the segments by a thread of its own. It never holds the log
 //! back, and whatever is wrong with it, it is deleted and made again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_millis(200);
 const CHUNK: usize = 8192;
 /// Rows that are deleted in one statement.
 const DELETE_CHUNK: usize = 20_000;
-/// The first and the longest wait after an error.
+/// The shortest and the longest wait after a second error in a row.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// At the end of the log, the index gets so long to catch up; the next start does the rest.
 const CLOSE: Duration = Duration::from_secs(2);
@@ -42,6 +42,7 @@ const TABLES: &str = "
         segment INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL);
     CREATE INDEX by_caller ON records (caller) WHERE caller IS NOT NULL;
     CREATE INDEX by_request ON records (request) WHERE request IS NOT NULL;
+    CREATE TABLE segments (segment INTEGER PRIMARY KEY, oldest INTEGER NOT NULL, newest INTEGER NOT NULL);
     CREATE TABLE position (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, seq INTEGER);
     INSERT INTO position VALUES (1, 0, 0, 0);
     PRAGMA user_version = 1;
@@ -111,16 +112,16 @@ pub(super) fn follow(shared: &Shared) {
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         tracing::debug!(%error, "the audit index keeps its priority");
     }
-    let mut backoff = BACKOFF.0;
+    let mut backoff = Duration::ZERO;
     while let Err(error) = Index::open(&shared.dir).and_then(|mut index| index.run(shared, &mut backoff)) {
         tracing::warn!(%error, "the audit index fails; it is made again from the log");
         if !error.passes() {
             remove(&shared.dir);
         }
-        if has_ended(shared) || waits_in_vain(shared, backoff) {
+        if !backoff.is_zero() && waits_in_vain(shared, backoff) {
             break;
         }
-        backoff = BACKOFF.1.min(backoff * 2);
+        backoff = (backoff * 2).clamp(BACKOFF.0, BACKOFF.1);
     }
     shared.ended.send_modify(|threads| *threads += 1);
 }
@@ -191,7 +192,7 @@ impl Index {
                 return Ok(self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?);
             }
             self.forget_deleted(&shared.dir, &mut oldest)?;
-            *backoff = BACKOFF.0;
+            *backoff = Duration::ZERO;
             std::thread::sleep(TICK);
         }
     }
@@ -199,16 +200,20 @@ impl Index {
     /// Takes in one chunk; `true`: there is more.
     fn catch_up(&mut self, synced: Synced) -> Result<bool, IndexError> {
         let transaction = self.connection.transaction()?;
-        let mut line = Vec::new();
-        let mut count = 0;
+        let (mut line, mut count) = (Vec::new(), 0);
+        let mut times = BTreeMap::new();
         while count < CHUNK {
             let Some(place) = self.tail.next(&mut line, Some((synced.segment, synced.length)))? else { break };
             if let Some(seen) = Seen::parse(&line) {
                 insert(&transaction, &mut self.names, &seen, place)?;
                 self.seq = seen.seq;
+                let time = seen.time.as_microsecond();
+                let (oldest, newest) = times.entry(place.segment).or_insert((time, time));
+                (*oldest, *newest) = (time.min(*oldest), time.max(*newest));
             }
             count += 1;
         }
+        insert_times(&transaction, &times)?;
         if count > 0 {
             let (segment, offset) = self.tail.position();
             let position = params![segment.cast_signed(), offset.cast_signed(), self.seq.cast_signed()];
@@ -229,6 +234,7 @@ impl Index {
             "DELETE FROM records WHERE seq IN (SELECT seq FROM records WHERE seq < ?1 ORDER BY seq LIMIT {DELETE_CHUNK})"
         );
         while self.connection.execute(&sql, [first.cast_signed()])? == DELETE_CHUNK {}
+        self.connection.execute("DELETE FROM segments WHERE segment < ?1", [first.cast_signed()])?;
         Ok(())
     }
 }
@@ -294,6 +300,16 @@ fn insert(
     ];
     let sql = "INSERT OR REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     transaction.prepare_cached(sql)?.execute(row).map(drop)
+}
+
+/// Between which times a segment's records are.
+fn insert_times(transaction: &Transaction<'_>, times: &BTreeMap<u64, (i64, i64)>) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO segments VALUES (?1, ?2, ?3) ON CONFLICT (segment) DO UPDATE
+        SET oldest = min(oldest, excluded.oldest), newest = max(newest, excluded.newest)";
+    for (segment, (oldest, newest)) in times {
+        transaction.prepare_cached(sql)?.execute(params![segment.cast_signed(), oldest, newest])?;
+    }
+    Ok(())
 }
 
 fn name_id(transaction: &Transaction<'_>, names: &mut HashMap<String, i64>, text: &str) -> rusqlite::Result<i64> {

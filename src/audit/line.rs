@@ -175,7 +175,8 @@ fn write(record: &Record, seq: u64, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-fn write_value(value: &Value, out: &mut Vec<u8>) {
+/// Any JSON, with the strings of [`render`].
+pub(crate) fn write_value(value: &Value, out: &mut Vec<u8>) {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => {
             let _infallible = write!(out, "{value}");
@@ -230,4 +231,112 @@ fn write_char(c: char, out: &mut Vec<u8>) {
 /// Line separators, and what turns the direction of text: a log that people read must not be repainted by callers.
 const fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::audit::{Answer, Fingerprint, Kind, Outcome, Peer};
+    use crate::words::{KeyId, RequestId};
+
+    fn full() -> Record {
+        let members = serde_json::from_str(r#"{"cols[]": ["id", "name"], "wait": "true"}"#).unwrap();
+        Record {
+            request: RequestId::parse(b"0197c9a0-req"),
+            caller: Some("billing".into()),
+            key: Some(KeyId::of(&[0xab; 32])),
+            peer: Some(Peer::Ip(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 4)))),
+            operation: Some("payments.create".into()),
+            organization: Some(11),
+            method: Some(http::Method::POST),
+            path: Some("/api/v2/organizations/11/payments".into()),
+            query: Some(object(&members)),
+            fields: RawValue::from_string("{\"price\":\n 3}".to_owned()).ok(),
+            status: Some(200),
+            answer: Some(Answer::Forwarded),
+            refusal: Some("MG401"),
+            filled_by: RequestId::parse(b"r0"),
+            attempts: Some(2),
+            upstream_status: Some(201),
+            outcome: Some(Outcome::Done),
+            quota_wait_us: Some(1500),
+            duration_us: Some(73_000),
+            bytes: Some(512),
+            trace: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+            event: Some("example"),
+            detail: Some("says \"hi\"\n\u{1b}[31m\u{202e}\u{85}é".into()),
+            fingerprint: Some(Fingerprint::of(b"key", &[])),
+            ..Record::new(Kind::Outcome, "2026-07-01T12:00:00.5Z".parse().unwrap())
+        }
+    }
+
+    fn line(record: &Record, max: usize) -> String {
+        let mut out = b"before".to_vec();
+        render(record, 42, max, &mut out);
+        String::from_utf8(out).unwrap().strip_prefix("before").unwrap().to_owned()
+    }
+
+    #[test]
+    fn the_line_of_a_record_with_everything() {
+        let golden = concat!(
+            r#"{"seq":42,"time":"2026-07-01T12:00:00.500000Z","kind":"outcome","request":"0197c9a0-req","#,
+            r#""caller":"billing","key":"abababab","peer":"203.0.113.4","operation":"payments.create","#,
+            r#""organization":11,"method":"POST","path":"/api/v2/organizations/11/payments","#,
+            r#""query":{"cols[]":["id","name"],"wait":"true"},"fields":{"price":3},"status":200,"#,
+            r#""answer":"forwarded","refusal":"MG401","filled_by":"r0","attempts":2,"upstream_status":201,"#,
+            r#""outcome":"done","quota_wait_us":1500,"duration_us":73000,"bytes":512,"#,
+            r#""trace":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","event":"example","#,
+            r#""detail":"says \"hi\"\u000a\u001b[31m\u202e\u0085é","fingerprint":"FINGERPRINT"}"#,
+        );
+        let fingerprint = Fingerprint::of(b"key", &[]).to_string();
+        assert_eq!(line(&full(), 8192), golden.replace("FINGERPRINT", &fingerprint));
+        let names: Vec<_> = serde_json::from_str::<Map<String, Value>>(golden).unwrap().keys().cloned().collect();
+        assert_eq!(names, crate::audit::COLUMNS, "the columns of CSV are the fields");
+    }
+
+    #[test]
+    fn what_does_not_apply_is_left_out() {
+        let bare = Record::new(Kind::Request, jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!(line(&bare, 8192), r#"{"seq":42,"time":"1970-01-01T00:00:00.000000Z","kind":"request"}"#);
+    }
+
+    #[test]
+    fn a_long_record_is_cut_visibly_and_stays_json() {
+        let members = |count: usize, long: usize| {
+            let members = (0..count).map(|n| (format!("name{n}"), Value::from("\u{1}ä".repeat(long))));
+            Some(object(&members.collect()))
+        };
+        let long = |bytes: usize| "/é".repeat(bytes / 3);
+        let records = [
+            Record { path: Some(long(100_000).into()), ..full() },
+            Record { query: members(1, 100_000), ..full() },
+            Record { query: members(3000, 3), fields: members(3, 9000), ..full() },
+            Record {
+                path: Some(long(9000).into()),
+                query: members(2, 5000),
+                detail: Some("\n".repeat(9000).into()),
+                ..full()
+            },
+            Record { trace: Some("x".repeat(50_000).into()), ..full() },
+            Record { query: RawValue::from_string(format!("\"{}\"", "x".repeat(9000))).ok(), ..full() },
+        ];
+        for (at, record) in records.iter().enumerate() {
+            let line = line(record, 2048);
+            assert!(line.len() <= 2048, "{at}: {}", line.len());
+            let value: Value = serde_json::from_str(&line).unwrap();
+            assert!(line.contains("bytes cut]") || value["trace"].is_null(), "{at}: {line}");
+            assert_eq!((&value["kind"], &value["status"]), (&"outcome".into(), &200.into()));
+        }
+    }
+
+    #[test]
+    fn no_text_can_break_the_line() {
+        for c in ('\u{0}'..='\u{2fff}').chain(['\u{feff}', '😀']) {
+            let line = line(&Record { caller: Some(format!("a{c}b").into()), ..full() }, 8192);
+            assert!(!line.chars().any(|c| c.is_control() || is_invisible(c)), "{c:?}: {line}");
+            assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["caller"], format!("a{c}b"));
+        }
+    }
 }

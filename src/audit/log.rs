@@ -74,7 +74,7 @@ pub(crate) struct Synced {
     pub(crate) length: u64,
     /// The newest durable record.
     pub(crate) seq: u64,
-    /// How many buffered records have been dealt with.
+    /// One more than how many buffered records have been dealt with; 0 until the start's own are.
     pub(crate) dealt_with: u64,
 }
 
@@ -382,7 +382,7 @@ impl Log {
     pub async fn flush(&self) {
         let pushed = self.shared.buffer.hurry();
         let mut synced = self.shared.synced.subscribe();
-        let _in_vain = tokio::time::timeout(FLUSH_WAIT, synced.wait_for(|synced| synced.dealt_with >= pushed)).await;
+        let _in_vain = tokio::time::timeout(FLUSH_WAIT, synced.wait_for(|synced| synced.dealt_with > pushed)).await;
     }
 
     /// The clean end: everything is on disk, the event `stop` too, and in the index. Nothing is recorded any more.

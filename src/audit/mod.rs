@@ -1,13 +1,18 @@
 //! The log: one append-only file of records that is the journal of writes and the audit of requests at once.
 //!
 //! [`Log`] is what requests hold; a thread of its own writes the segments, another makes the index from them.
-//! Everything that reads ([`query`], [`Export`], [`Follow`]) reads the segments, so that it works beside a running
+//! Everything that reads ([`Log::query`], [`query_files`], [`export`], [`Follow`]) reads the segments, so that it works beside a running
 //! gateway and without one.
 
 mod backwards;
 mod buffer;
+mod csv;
 mod disk;
+#[cfg(test)]
+mod disk_tests;
 mod doubts;
+mod filter;
+mod follow;
 mod index;
 mod line;
 mod log;
@@ -15,8 +20,13 @@ mod log;
 mod log_tests;
 mod open;
 mod outage;
+mod query;
+#[cfg(test)]
+mod query_tests;
 mod record;
 mod recover;
+#[cfg(test)]
+mod recover_tests;
 mod reserve;
 mod retention;
 mod seen;
@@ -25,10 +35,14 @@ mod tail;
 mod tree;
 mod writer;
 
+pub use csv::{COLUMNS, csv, csv_cell, csv_header};
 pub use disk::{Disk, MachineDisk, OpenError};
 pub use doubts::{DOUBTS_MAX, Doubt, Doubts, Fingerprint};
+pub use filter::{BadFilter, FILTERS, Filter, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
+pub use follow::{Follow, FollowFiles, Followed};
 pub use line::object;
 pub use log::{CannotRecord, Counts, Log, Room};
+pub use query::{Page, QueryError, export, query_files};
 pub use record::{Answer, Kind, Outcome, Peer, Record};
 pub use recover::Recovered;
 pub use tree::{Hash, Tree, leaf};

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::line;
 use super::open::{OpenWrites, StoredOpen};
 use super::tree::Tree;
 use crate::hash;
@@ -40,6 +41,11 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<u64>> {
     }
     all.sort_unstable();
     Ok(all)
+}
+
+/// The segment that follows this one.
+pub(crate) fn after(dir: &Path, segment: u64) -> io::Result<Option<u64>> {
+    Ok(list(dir)?.into_iter().find(|first| *first > segment))
 }
 
 /// What a segment's first record says.
@@ -94,7 +100,9 @@ impl Head {
             frontier: self.tree.frontier().iter().map(|subtree| hash::hex(subtree)).collect(),
             open: self.open.to_stored(),
         };
-        serde_json::to_vec(&stored).unwrap_or_default()
+        let mut line = Vec::new();
+        line::write_value(&serde_json::to_value(&stored).unwrap_or_default(), &mut line);
+        line
     }
 
     /// Reads the first line of the segment that begins with `first`.

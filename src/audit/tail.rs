@@ -49,9 +49,7 @@ impl Tail {
             if let Some(place) = self.read(line)? {
                 return Ok(Some(place));
             }
-            let Some(next) = segment::list(&self.dir)?.into_iter().find(|first| *first > self.segment) else {
-                return Ok(None);
-            };
+            let Some(next) = segment::after(&self.dir, self.segment)? else { return Ok(None) };
             if self.last_look || self.reader.is_none() {
                 *self = Self::at(&self.dir, next, 0);
             } else {

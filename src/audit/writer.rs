@@ -70,7 +70,7 @@ pub(super) struct Writer {
     pub(super) reserve: Reserve,
     retention: Retention,
     looked: Instant,
-    /// Records that came through the buffer.
+    /// Records that came through the buffer, and one for those of the start.
     taken: u64,
 }
 
@@ -95,7 +95,7 @@ impl Writer {
             reserve: Reserve::new(&shared.dir, settings.segment_bytes),
             retention: Retention::new(settings.retention),
             looked: now,
-            taken: 0,
+            taken: 1,
             shared,
         };
         writer.resume(start.resume);
@@ -118,6 +118,7 @@ impl Writer {
     pub(super) fn run(mut self) {
         self.reserve.restore();
         self.round();
+        self.tell_flushed();
         let mut taken = Vec::new();
         loop {
             let patient = self.outage.as_ref().is_some_and(|outage| !outage.tight);

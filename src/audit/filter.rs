@@ -1,0 +1,276 @@
+//! Which records somebody wants to see: the parameters of `/audit` and the options of `makegate audit`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+
+use super::record::{Answer, Kind};
+use super::seen::Seen;
+use crate::words::RequestId;
+
+/// Records on one page when nothing else is asked for.
+pub const LIMIT_DEFAULT: usize = 100;
+/// Records on one page at most.
+pub const LIMIT_MAX: usize = 10_000;
+
+/// The names of the parameters.
+pub const FILTERS: [&str; 11] =
+    ["caller", "operation", "organization", "status", "answer", "kind", "request", "since", "until", "limit", "after"];
+
+/// A status, or a hundred of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusFilter {
+    /// `404`.
+    Exact(u16),
+    /// `4xx`, by its first digit.
+    Class(u16),
+}
+
+impl StatusFilter {
+    /// The smallest and the largest status that it means.
+    pub(crate) const fn range(self) -> (u16, u16) {
+        match self {
+            Self::Exact(status) => (status, status),
+            Self::Class(digit) => (digit * 100, digit * 100 + 99),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let digit =
+            |c: char| c.to_digit(10).and_then(|digit| u16::try_from(digit).ok()).filter(|d| (1..=5).contains(d));
+        if let Some(class) = text.strip_suffix("xx") {
+            let mut digits = class.chars();
+            return digit(digits.next()?).filter(|_| digits.next().is_none()).map(Self::Class);
+        }
+        let plain = text.len() == 3 && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse().ok().filter(|_| plain && text.starts_with(['1', '2', '3', '4', '5'])).map(Self::Exact)
+    }
+}
+
+/// What a record must be to be shown. The default shows all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Of this caller.
+    pub caller: Option<Arc<str>>,
+    /// Of this operation.
+    pub operation: Option<Arc<str>>,
+    /// Of this organization.
+    pub organization: Option<u64>,
+    /// With this status.
+    pub status: Option<StatusFilter>,
+    /// With this answer.
+    pub answer: Option<Answer>,
+    /// Of this kind.
+    pub kind: Option<Kind>,
+    /// With this request id.
+    pub request: Option<RequestId>,
+    /// Not before.
+    pub since: Option<Timestamp>,
+    /// Before.
+    pub until: Option<Timestamp>,
+    /// Records on one page.
+    pub limit: usize,
+    /// Only records older than the one with this number: the `next` of the page before.
+    pub after: Option<u64>,
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self {
+            caller: None,
+            operation: None,
+            organization: None,
+            status: None,
+            answer: None,
+            kind: None,
+            request: None,
+            since: None,
+            until: None,
+            limit: LIMIT_DEFAULT,
+            after: None,
+        }
+    }
+}
+
+/// A parameter that is no filter, with what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadFilter {
+    /// The parameter.
+    pub name: String,
+    /// What is wrong with it and what to write.
+    pub message: String,
+}
+
+impl fmt::Display for BadFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.message)
+    }
+}
+
+impl std::error::Error for BadFilter {}
+
+impl Filter {
+    /// Reads decoded names and values. `now` is what relative times are relative to.
+    ///
+    /// # Errors
+    /// The first parameter that is unknown, given twice, or has no meaning.
+    pub fn parse<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>, now: Timestamp) -> Result<Self, BadFilter> {
+        let mut filter = Self::default();
+        let mut given = Vec::new();
+        for (name, value) in pairs {
+            let bad = |message| BadFilter { name: name.to_owned(), message };
+            if given.contains(&name) {
+                return Err(bad("given twice; give it once".to_owned()));
+            }
+            given.push(name);
+            filter.set(name, value, now).map_err(bad)?;
+        }
+        Ok(filter)
+    }
+
+    fn set(&mut self, name: &str, value: &str, now: Timestamp) -> Result<(), String> {
+        match name {
+            "caller" => self.caller = Some(name_of(value, "a caller's name")?),
+            "operation" => self.operation = Some(name_of(value, "an operation, as organizations.get")?),
+            "organization" => self.organization = Some(number(value, "an organization's id, as 11")?),
+            "status" => {
+                self.status = Some(StatusFilter::parse(value).ok_or_else(|| write(value, "a status as 404, or 4xx"))?)
+            }
+            "answer" => self.answer = Some(word(value, Answer::parse(value), Answer::ALL, Answer::as_str)?),
+            "kind" => self.kind = Some(word(value, Kind::parse(value), Kind::ALL, Kind::as_str)?),
+            "request" => {
+                let id = RequestId::parse(value.as_bytes());
+                self.request = Some(id.ok_or_else(|| write(value, "a request id, as the answer's X-Request-Id"))?);
+            }
+            "since" => self.since = Some(time(value, now)?),
+            "until" => self.until = Some(time(value, now)?),
+            "limit" => {
+                let expected = "a number from 1 to 10000";
+                let limit = number(value, expected)?;
+                let limit = usize::try_from(limit).ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+                self.limit = limit.ok_or_else(|| write(value, expected))?;
+            }
+            "after" => self.after = Some(number(value, "the next of the page before")?),
+            _ => return Err(unknown(name)),
+        }
+        Ok(())
+    }
+
+    /// Is this stored record wanted? (`limit` and `after` do not count.)
+    pub(crate) fn matches(&self, seen: &Seen<'_>) -> bool {
+        let is = |wanted: Option<&str>, text: Option<&str>| wanted.is_none_or(|wanted| text == Some(wanted));
+        let in_range = |range: (u16, u16)| seen.status.is_some_and(|status| (range.0..=range.1).contains(&status));
+        is(self.caller.as_deref(), seen.caller.as_deref())
+            && is(self.operation.as_deref(), seen.operation.as_deref())
+            && self.organization.is_none_or(|wanted| seen.organization == Some(wanted))
+            && self.status.is_none_or(|wanted| in_range(wanted.range()))
+            && is(self.answer.map(Answer::as_str), seen.answer.as_deref())
+            && is(self.kind.map(Kind::as_str), Some(&seen.kind))
+            && is(self.request.as_ref().map(RequestId::as_str), seen.request.as_deref())
+            && self.since.is_none_or(|since| seen.time >= since)
+            && self.until.is_none_or(|until| seen.time < until)
+    }
+}
+
+fn write(value: &str, expected: &str) -> String {
+    format!("\"{}\" has no meaning here; write {expected}", value.escape_debug())
+}
+
+fn unknown(name: &str) -> String {
+    let nearest = FILTERS.iter().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
+    match nearest {
+        Some((0..=2, known)) => format!("no such filter; did you mean {known}?"),
+        Some(_) | None => format!("no such filter; there are {}", FILTERS.join(", ")),
+    }
+}
+
+fn name_of(value: &str, expected: &str) -> Result<Arc<str>, String> {
+    if value.is_empty() { Err(write(value, expected)) } else { Ok(value.into()) }
+}
+
+fn number(value: &str, expected: &str) -> Result<u64, String> {
+    let plain = value.bytes().all(|b| b.is_ascii_digit());
+    value.parse().ok().filter(|_| plain).ok_or_else(|| write(value, expected))
+}
+
+fn word<T: Copy>(value: &str, parsed: Option<T>, all: &[T], word: fn(T) -> &'static str) -> Result<T, String> {
+    let words = || all.iter().map(|one| word(*one)).collect::<Vec<_>>().join(", ");
+    parsed.ok_or_else(|| write(value, &format!("one of {}", words())))
+}
+
+/// RFC 3339, a date (its beginning in UTC), or how long ago.
+fn time(value: &str, now: Timestamp) -> Result<Timestamp, String> {
+    let expected = "a time as 2026-07-01T12:00:00Z, a date as 2026-07-01, or how long ago as 15m, 1h or 7d";
+    let parsed = ago(value)
+        .and_then(|ago| now.checked_sub(ago).ok())
+        .or_else(|| value.parse().ok())
+        .or_else(|| value.parse::<Date>().ok().and_then(|date| format!("{date}T00:00:00Z").parse().ok()));
+    parsed.ok_or_else(|| write(value, expected))
+}
+
+fn ago(value: &str) -> Option<Duration> {
+    let value = value.strip_suffix(" ago").unwrap_or(value);
+    let unit = value.char_indices().next_back()?;
+    let seconds = match unit.1 {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 24 * 3600,
+        'w' => 7 * 24 * 3600,
+        _ => return None,
+    };
+    let count = value.get(..unit.0).filter(|count| !count.is_empty() && count.bytes().all(|b| b.is_ascii_digit()))?;
+    count.parse::<u64>().ok()?.checked_mul(seconds).map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Filter, String> {
+        let now = "2026-07-08T12:00:00Z".parse().unwrap();
+        Filter::parse(pairs.iter().copied(), now).map_err(|bad| bad.to_string())
+    }
+
+    #[test]
+    fn times_are_exact_dates_or_ago() {
+        let since = |text| parse(&[("since", text)]).map(|filter| filter.since.unwrap().to_string());
+        assert_eq!(since("2026-07-01T14:00:00+02:00").unwrap(), "2026-07-01T12:00:00Z");
+        assert_eq!(since("2026-07-01").unwrap(), "2026-07-01T00:00:00Z");
+        assert_eq!(since("90m").unwrap(), "2026-07-08T10:30:00Z");
+        assert_eq!(since("7d ago").unwrap(), "2026-07-01T12:00:00Z");
+        for bad in ["yesterday", "", "h", "-1h", "1y", "99999999999999999w"] {
+            assert!(since(bad).unwrap_err().contains("how long ago as 15m, 1h or 7d"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_status_is_exact_or_a_class() {
+        let status = |text| parse(&[("status", text)]).map(|filter| filter.status.unwrap());
+        assert_eq!(status("404"), Ok(StatusFilter::Exact(404)));
+        assert_eq!(status("4xx"), Ok(StatusFilter::Class(4)));
+        for bad in ["40", "0xx", "44xx", "xx", "+40", "604", "4XX"] {
+            assert!(status(bad).unwrap_err().contains("write a status as 404, or 4xx"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mistakes_say_what_to_write() {
+        let message = |name, value| parse(&[(name, value)]).unwrap_err();
+        assert_eq!(message("calller", "x"), "calller: no such filter; did you mean caller?");
+        assert!(message("colour", "x").starts_with("colour: no such filter; there are caller, operation"));
+        assert_eq!(
+            message("kind", "write"),
+            "kind: \"write\" has no meaning here; write one of request, intent, outcome, settlement, event"
+        );
+        assert!(
+            message("limit", "0").contains("from 1 to 10000") && message("limit", "10001").contains("from 1 to 10000")
+        );
+        assert!(message("organization", "+11").contains("an organization's id"));
+        assert!(message("request", "a b").contains("X-Request-Id"));
+        assert_eq!(parse(&[("caller", "a"), ("caller", "b")]).unwrap_err(), "caller: given twice; give it once");
+    }
+}

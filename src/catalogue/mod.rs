@@ -4,6 +4,8 @@
 mod route;
 pub mod rows;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -24,16 +24,16 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Records that are asked of a running gateway at a time.
 const PAGE: usize = 1000;
 
-/// Reads the log: who did what, when, with what outcome.
+/// Reads the log.
 ///
-/// Records come from the log's files (--config) or from a running makegate (--url). A table shows what matters most; json
+/// It says who did what, when, with what outcome. Records come from the log's files (--config) or from a running makegate (--url). A table shows what matters most; json
 /// (one object a line) and csv show all.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   makegate audit query --config makegate.toml --since 1h --status 4xx
   makegate audit follow --url http://127.0.0.1:8081 --caller dashboard
-  makegate audit export --config makegate.toml --since 2026-07-01 -o csv --output july.csv")]
+  makegate audit export --config makegate.toml --since 30d -o csv --output june.csv")]
 pub(super) struct Audit {
     #[command(subcommand)]
     command: Command,
@@ -53,7 +53,7 @@ enum Command {
 #[command(after_help = "\
 Examples:
   makegate audit query --config makegate.toml --kind outcome --since 7d
-  makegate audit query --url http://127.0.0.1:8081 --request 0197f2c4-52f0-7d3a-9f0e-5a4b8a7e1c11 -o json
+  makegate audit query --url http://127.0.0.1:8081 --request job-4711 -o json
   makegate audit query --config makegate.toml --organization 11 --limit 20 -o csv")]
 struct Query {
     #[command(flatten)]
@@ -94,7 +94,7 @@ struct Follow {
 #[command(after_help = "\
 Examples:
   makegate audit export --config makegate.toml > all.jsonl
-  makegate audit export --config makegate.toml --since 30d --caller billing -o csv --output billing.csv")]
+  makegate audit export --config makegate.toml --since 30d -o csv --output june.csv")]
 struct Export {
     #[command(flatten)]
     place: Where,

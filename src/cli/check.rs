@@ -17,9 +17,9 @@ use crate::gateway::door::Door;
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
 
-/// Says everything that is wrong with a configuration, and what to write instead.
+/// Says everything that is wrong with a configuration.
 ///
-/// Exit code 0: it can be used (warnings do not count); 2: it cannot. Nothing is changed, and nothing but the file read,
+/// And what to write instead. Exit code 0: it can be used (warnings do not count); 2: it cannot. Nothing is changed, and nothing but the file read,
 /// unless --online.
 #[derive(Debug, Args)]
 #[command(after_help = "\

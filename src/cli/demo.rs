@@ -17,9 +17,9 @@ use crate::config::{self, Read};
 use crate::sandbox::{Sandbox, Settings};
 use crate::service::Service;
 
-/// Runs everything in one process, to try it: a simulated Make, the gateway and the operator door.
+/// Runs everything in one process, to try it.
 ///
-/// There is nothing to configure; data is in a temporary folder that goes when the demo ends (Ctrl-C).
+/// That is a simulated Make, the gateway, the operator door, and three callers with keys. There is nothing to configure; data is in a temporary folder that goes when the demo ends (Ctrl-C).
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

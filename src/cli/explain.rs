@@ -15,9 +15,9 @@ use crate::config::Config;
 use crate::gateway::explain;
 use crate::gateway::policy::Policy;
 
-/// Explains what the gateway would do with a request, step by step, spending nothing.
+/// Explains what the gateway would do with a request.
 ///
-/// With --config, the configuration alone decides; with --url, also what a running makegate has in memory and how much
+/// Step by step, spending nothing. With --config, the configuration alone decides; with --url, also what a running makegate has in memory and how much
 /// quota is left. Exit code 0 whatever the verdict is.
 #[derive(Debug, Args)]
 #[command(after_help = "\

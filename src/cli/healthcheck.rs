@@ -8,7 +8,9 @@ use super::failure::Failure;
 use super::output::printable;
 use super::process;
 
-/// Asks a running makegate whether it is ready. Exit code 0: it is; 1: it is not, or cannot be reached.
+/// Asks a running makegate whether it is ready.
+///
+/// Exit code 0: it is; 1: it is not, or cannot be reached.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

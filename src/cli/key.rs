@@ -9,7 +9,7 @@ use super::output;
 use crate::config;
 use crate::hash;
 
-/// Callers' keys.
+/// Mints callers' keys.
 #[derive(Debug, Args)]
 pub(super) struct Key {
     #[command(subcommand)]
@@ -21,9 +21,9 @@ enum Command {
     New(New),
 }
 
-/// Mints a key for a caller, and prints it this once, with the line for the configuration.
+/// Mints a key for a caller.
 ///
-/// The first line of stdout is the key, the second the line for its [[caller]]. Only the key's hash is ever stored. The
+/// It is printed this once, with the line for the configuration. The first line of stdout is the key, the second the line for its [[caller]]. Only the key's hash is ever stored. The
 /// key has the form of a UUID (version 4), which Make's own clients demand.
 #[derive(Debug, Args)]
 #[command(after_help = "\

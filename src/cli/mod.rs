@@ -33,10 +33,11 @@ use process::When;
 /// Tools call it with a key of their own. It decides what they may do, answers what it can from memory, spends the one
 /// shared Make token and its quota on the rest, and records who did what.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES, after_long_help = LONG)]
+#[command(version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES, after_long_help = format!("{LONG}\n\n{EXAMPLES}"))]
 struct Cli {
-    /// Colours on a terminal: auto, always or never (NO_COLOR is honoured).
+    /// Colours: auto (on a terminal, unless NO_COLOR is set), always or never.
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
+    #[arg(display_order = 900)]
     color: When,
     #[command(subcommand)]
     command: Command,
@@ -61,13 +62,7 @@ Environment:
   MAKEGATE_OPERATOR_URL       the operator door of a running makegate, where --url is not given
   MAKEGATE_OPERATOR_KEY       its key, or
   MAKEGATE_OPERATOR_KEY_FILE  the file that holds it
-  NO_COLOR                    no colours
-
-Examples:
-  makegate demo                             try it: nothing to configure
-  makegate key new --caller dashboard       a key for a tool
-  makegate check --config makegate.toml     what is wrong with the configuration
-  makegate serve --config makegate.toml     the service";
+  NO_COLOR                    no colours";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -13,9 +13,9 @@ use crate::clock::Clock;
 use crate::config;
 use crate::sandbox::{Sandbox as Simulated, Settings, Window};
 
-/// Runs a simulated Make API: all 25 operations on organizations, with state, token check and quota.
+/// Runs a simulated Make API alone.
 ///
-/// It begins with five organizations, 11 to 15. Faults can be armed, and what arrived be listed, under /sandbox/.
+/// It has all 25 operations on organizations, with state, token check and quota. It begins with five organizations, 11 to 15. Faults can be armed, and what arrived be listed, under /sandbox/.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -9,7 +9,7 @@ use super::output::{self, Format};
 use super::process::When;
 use super::{ConfigFile, check};
 
-/// The configuration.
+/// Shows the configuration that is in force.
 #[derive(Debug, Args)]
 pub(super) struct Config {
     #[command(subcommand)]
@@ -21,9 +21,9 @@ enum Command {
     Show(Show),
 }
 
-/// Shows every setting in force, with its value and where it comes from: a line of the file, or a default.
+/// Shows every setting in force.
 ///
-/// It shows no secret: the file holds none.
+/// With its value and where it comes from: a line of the file, or a default. It shows no secret: the file holds none.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

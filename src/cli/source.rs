@@ -27,7 +27,7 @@ pub(super) struct Where {
     /// Ask the running makegate whose operator door this is [env: MAKEGATE_OPERATOR_URL].
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// The file that holds the operator key [env: MAKEGATE_OPERATOR_KEY_FILE, or MAKEGATE_OPERATOR_KEY itself].
+    /// The file with the operator key [env: MAKEGATE_OPERATOR_KEY_FILE; the key: MAKEGATE_OPERATOR_KEY].
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
 }

@@ -2,7 +2,12 @@
 
 mod callers;
 mod checks;
+#[cfg(test)]
+mod mistakes;
 mod read;
+mod report;
+#[cfg(test)]
+mod sample;
 pub mod secret;
 mod sections;
 mod units;
@@ -18,6 +23,7 @@ use crate::words::KeyHash;
 
 pub use crate::reader::{Mistake, Severity, Wrong};
 pub use read::{Failure, Read, Shown, parse, read};
+pub use report::report;
 
 /// A caller's name as `[[caller]]` takes it, for what is written outside the file.
 ///

@@ -59,12 +59,17 @@ pub(super) fn cache(t: &Table<'_>) -> Cache {
 /// The classes that the built-in rows name, and whatever else is named here.
 fn lifetime(t: &Table<'_>) -> BTreeMap<Arc<str>, Duration> {
     let mut lifetimes = BTreeMap::new();
-    for (class, default) in [("organizations", "5m"), ("usage", "5m"), ("feature-controls", "1m")] {
-        lifetimes.insert(Arc::from(class), t.value(class, default, DURATION_OR_OFF));
-    }
-    for item in t.items().iter().filter(|item| !lifetimes.contains_key(item.key())).collect::<Vec<_>>() {
-        if let Some(lifetime) = item.scalar(DURATION_OR_OFF) {
+    for item in t.items() {
+        if item.is_table() {
+            let help = format!("an operation's id stands in quotes: \"{}.list\" = \"5m\", say", item.key());
+            item.wrong(item.key_place(), format!("{} is a duration, not a table", item.key()), help);
+        } else if let Some(lifetime) = item.scalar(DURATION_OR_OFF) {
             lifetimes.insert(Arc::from(item.key()), lifetime);
+        }
+    }
+    for (class, default) in [("organizations", "5m"), ("usage", "5m"), ("feature-controls", "1m")] {
+        if !t.has(class) {
+            lifetimes.insert(Arc::from(class), t.value(class, default, DURATION_OR_OFF));
         }
     }
     lifetimes

@@ -22,3 +22,5 @@ pub mod gateway;
 pub mod sandbox;
 // Rank 6: all of it running.
 pub mod service;
+// Rank 7: what people start.
+pub mod cli;

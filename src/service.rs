@@ -124,6 +124,12 @@ impl Service {
         self.gateway.addresses()
     }
 
+    /// Where operators come in.
+    #[must_use]
+    pub fn operator_addresses(&self) -> &[SocketAddr] {
+        self.gateway.addresses()
+    }
+
     /// The gate, for tests and the demo.
     #[must_use]
     pub fn gate(&self) -> &Arc<Gate> {

@@ -13,10 +13,11 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Read;
 use crate::config::secret::secret;
-use crate::config::{self, Config, Source};
+use crate::config::{self, Config, Shown, Source};
 use crate::gateway::door::{Door, OpenDoor};
 use crate::gateway::{Engines, Gate, life};
 use crate::hash;
+use crate::operator::{self, Desk};
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
@@ -81,10 +82,12 @@ impl Seen {
 pub struct Service {
     inner: Arc<Inner>,
     gateway: OpenDoor,
+    operator: OpenDoor,
 }
 
 struct Inner {
     gate: Arc<Gate>,
+    desk: Arc<Desk>,
     file: PathBuf,
     seen: Mutex<Seen>,
     reloading: tokio::sync::Mutex<()>,
@@ -96,14 +99,17 @@ impl Service {
     /// # Errors
     /// [`StartError`]: what is wrong and what to do.
     pub async fn start(read: Read, clock: Clock) -> Result<Self, StartError> {
+        let settings = read.shown();
         let Read { config, file, .. } = read;
         let token = token(&config.upstream.token).map_err(StartError::configuration)?;
-        let operator_key = secret_hash(&config.operator.key).map_err(StartError::configuration)?;
+        let operator_key = secret(&config.operator.key).map_err(StartError::configuration)?;
         let upstream =
             Upstream::new(&config.upstream, &config.limits, token, clock.clone()).map_err(StartError::configuration)?;
         let tasks = Tasks::new();
         let gateway = Door::bind(&config.gateway.listen, config.gateway.tls.as_ref(), &config.limits, &clock, &tasks);
         let gateway = gateway.map_err(StartError::failed)?;
+        let operator =
+            Door::bind(&config.operator.listen, None, &config.limits, &clock, &tasks).map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let quota =
             Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
@@ -112,10 +118,19 @@ impl Service {
         let gate = Gate::new(config, engines);
         gate.fence_doubts(&recovered.doubts);
         let seen = Mutex::new(Seen::of(&file, &gate.policy().config));
-        let inner = Arc::new(Inner { gate: gate.clone(), file, seen, reloading: tokio::sync::Mutex::default() });
+        let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), settings);
+        let inner = Arc::new(Inner {
+            gate: gate.clone(),
+            desk: desk.clone(),
+            file,
+            seen,
+            reloading: tokio::sync::Mutex::default(),
+        });
         let gateway = gateway.open(move |peer, request| life::answer(gate.clone(), peer, request));
+        desk.show_door("gateway", gateway.clone());
+        let operator = operator::open(operator, desk);
         inner.clone().look_after();
-        Ok(Self { inner, gateway })
+        Ok(Self { inner, gateway, operator })
     }
 
     /// Where callers come in.
@@ -128,6 +143,12 @@ impl Service {
     #[must_use]
     pub fn operator_addresses(&self) -> &[SocketAddr] {
         self.gateway.addresses()
+    }
+
+    /// Where operators come in.
+    #[must_use]
+    pub fn operator_addresses(&self) -> &[SocketAddr] {
+        self.operator.addresses()
     }
 
     /// The gate, for tests and the demo.
@@ -151,6 +172,7 @@ impl Service {
         gate.drain();
         tokio::time::sleep(NOT_READY_FIRST.min(limit)).await;
         self.gateway.close();
+        self.operator.close();
         gate.tasks.stop();
         let finished = gate.tasks.drained(limit).await;
         gate.quota.shut();
@@ -191,6 +213,8 @@ impl Inner {
         let _one_at_a_time = self.reloading.lock().await;
         let seen = Seen::of(&self.file, &self.gate.policy().config);
         let result = self.adopt();
+        self.desk.reloaded(result.clone());
+        let result = result.map(drop);
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
         match &result {
             Ok(()) => tracing::info!(file = %self.file.display(), "the configuration was reloaded"),
@@ -203,12 +227,13 @@ impl Inner {
     }
 
     /// Everything is checked before anything changes.
-    fn adopt(&self) -> Result<(), String> {
+    fn adopt(&self) -> Result<Vec<Shown>, String> {
         let gate = &self.gate;
         let before = gate.policy();
         let read = config::read(&self.file).map_err(|failure| failure.to_string())?;
         let token = token(&read.config.upstream.token)?;
-        let operator_key = secret_hash(&read.config.operator.key)?;
+        let operator_key = secret(&read.config.operator.key)?;
+        let settings = read.shown();
         fixed(&before.config, &read.config)?;
         let other_upstream =
             before.config.upstream != read.config.upstream || before.config.limits != read.config.limits;
@@ -223,7 +248,8 @@ impl Inner {
         };
         gate.quota.configure(quota_settings(&read.config));
         gate.adopt(read.config, upstream);
-        Ok(())
+        self.desk.set_key(&operator_key);
+        Ok(settings)
     }
 
     fn told(&self, result: &Result<(), String>) {

@@ -348,23 +348,3 @@ impl fmt::Display for BucketId {
         }
     }
 }
-
-pub struct BucketView {
-    pub organization: Option<u64>,
-    pub limit: u32,
-    pub used: u32,
-    pub waiting: usize,
-    pub closed_for: Option<Duration>,
-    pub callers: Vec<SpenderView>,
-}
-pub struct SpenderView {
-    pub name: Arc<str>,
-    pub spent: u64,
-    pub saved: u64,
-    pub waited_us: u64,
-}
-impl Quota {
-    pub fn buckets(&self) -> Vec<BucketView> {
-        Vec::new()
-    }
-}

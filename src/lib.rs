@@ -22,3 +22,7 @@ pub mod gateway;
 pub mod sandbox;
 // Rank 5: what operators see.
 pub mod operator;
+// Rank 6: all of it running.
+pub mod service;
+// Rank 7: what people start.
+pub mod cli;

@@ -265,3 +265,6 @@ impl moka::Expiry<Arc<str>, Arc<Entry>> for Keep {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,8 @@ pub mod openapi;
 mod route;
 pub mod rows;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

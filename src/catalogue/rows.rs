@@ -18,8 +18,12 @@ const NEVER_RECORDED: [&str; 4] = ["hash", "couponCode", "email", "customer"];
 /// A row and where its parts stand, for the checks that need more than the row.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// The row.
-    pub operation: Operation,
+    /// The row; `None`: it has a mistake that leaves none.
+    pub operation: Option<Operation>,
+    /// Its grant, if that is right.
+    pub grant: Option<Arc<str>>,
+    /// The class that it names, if any.
+    pub class: Option<Arc<str>>,
     /// The table's heading.
     pub place: Place,
     /// The value of `cache`; left out: the heading.
@@ -32,21 +36,31 @@ impl Catalogue {
     pub fn built_in() -> Self {
         let (rows, _) = reader::walk(BUILT_IN, read);
         // A test holds that the built-in rows have no mistake.
-        Self::new(rows.into_iter().map(|row| row.operation).collect()).unwrap_or_default()
+        Self::new(rows.into_iter().filter_map(|row| row.operation).collect()).unwrap_or_default()
     }
 }
 
 /// Reads the rows of a document, noting every mistake.
 pub fn read(document: &Table<'_>) -> Vec<Row> {
-    document.tables("operation", "id", row).into_iter().flatten().collect()
+    document.tables("operation", "id", row)
 }
 
-fn row(table: &Table<'_>) -> Option<Row> {
+fn row(table: &Table<'_>) -> Row {
+    let grant = table.required("grant", GRANT);
+    let cache = table.optional("cache", CLASS);
+    Row {
+        operation: operation(table, grant.clone(), cache.clone()),
+        grant,
+        class: cache.filter(|class| &**class != NEVER),
+        place: table.place(),
+        cache_place: table.place_of("cache"),
+    }
+}
+
+fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>) -> Option<Operation> {
     let id = table.required("id", ID);
     let method = table.required("method", METHOD);
     let path = table.required("path", PATH);
-    let grant = table.required("grant", GRANT);
-    let cache = table.optional("cache", CLASS);
     let query = table.table("query", |query| query.items().iter().filter_map(parameter).collect());
     let tags = table.list("tags", TAG).unwrap_or_default();
     let invalidates = table.list("invalidates", TAG);
@@ -64,7 +78,7 @@ fn row(table: &Table<'_>) -> Option<Row> {
     check_method(table, &method, cache.as_ref(), retry, body);
     check_tags(table, &method, &path, &tags, invalidates.as_deref());
     check_organization(table, &method, &path, quota, scoped, narrow.as_ref());
-    let operation = Operation {
+    Some(Operation {
         cache: cache.clone().filter(|class| &**class != NEVER),
         may_cache: method == Method::GET && cache.as_deref() != Some(NEVER),
         query,
@@ -83,8 +97,7 @@ fn row(table: &Table<'_>) -> Option<Row> {
         method,
         path,
         grant,
-    };
-    Some(Row { operation, place: table.place(), cache_place: table.place_of("cache") })
+    })
 }
 
 fn values<T>(placed: Vec<Placed<T>>) -> Vec<T> {

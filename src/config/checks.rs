@@ -3,18 +3,19 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Listen, secret};
+use super::{Config, Listen, Source, secret};
+use crate::catalogue::rows::Row;
 use crate::reader::{Table, nearest, quoted};
 
-pub(super) fn check(root: &Table<'_>, config: &Config) {
+pub(super) fn check(root: &Table<'_>, config: &Config, added: &[Row]) {
     bounds(root, config);
     order(root, config);
-    classes(root, config);
+    classes(root, config, added);
     doors(root, config);
     files(root, config);
     if config.callers.is_empty() && !root.has("caller") {
         let help = "add a [[caller]]; `makegate key new --caller NAME` mints its key";
-        root.warn(0..0, "there is no caller: every request will be refused", help);
+        root.warn_missing("there is no caller: every request will be refused", help);
     }
 }
 
@@ -76,10 +77,12 @@ fn order(root: &Table<'_>, config: &Config) {
 }
 
 /// Lifetimes that no operation asks for.
-fn classes(root: &Table<'_>, config: &Config) {
+fn classes(root: &Table<'_>, config: &Config, added: &[Row]) {
     let rows = config.catalogue.rows();
-    let used: Vec<&str> = rows.iter().filter_map(|row| row.cache.as_deref()).collect();
-    for class in config.cache.lifetime.keys().filter(|class| !used.contains(&&***class)) {
+    let named = added.iter().filter_map(|row| row.class.as_deref());
+    let used: Vec<&str> = rows.iter().filter_map(|row| row.cache.as_deref()).chain(named).collect();
+    let given = config.cache.lifetime.keys().filter(|class| root.holds(&["cache", "lifetime", class]));
+    for class in given.filter(|class| !used.contains(&&***class)) {
         let place = root.place_at(&["cache", "lifetime", class]);
         if let Some(row) = config.catalogue.row(class) {
             let help = "leave it out: only reads are stored, and none with secrets or expiring links in it";
@@ -125,8 +128,11 @@ fn files(root: &Table<'_>, config: &Config) {
         ("upstream", "token_file", "token_env", &config.upstream.token),
     ];
     for (section, file, env, source) in secrets {
-        let given = [file, env].into_iter().find(|key| root.holds(&[section, key]));
-        if let Some(key) = given.filter(|_| !secret::exists(source)) {
+        let key = match source {
+            Source::File(_) => file,
+            Source::Env(_) => env,
+        };
+        if root.holds(&[section, key]) && !secret::exists(source) {
             let what = format!("{} is not there", secret::described(source));
             root.warn(root.place_at(&[section, key]), what, "put the secret there before makegate starts");
         }
@@ -140,7 +146,7 @@ fn files(root: &Table<'_>, config: &Config) {
     ];
     for (path, file) in files {
         if let Some(file) = file.filter(|file| !file.exists()) {
-            let what = format!("the file {} is not there", file.display());
+            let what = format!("the file {file:?} is not there");
             root.warn(root.place_at(path), what, "put it there before makegate starts");
         }
     }

@@ -103,12 +103,16 @@ fn document(root: &Table<'_>, base: &Path) -> Config {
     let cache = root.table("cache", sections::cache);
     let audit = root.table("audit", |t| sections::audit(t, base));
     let limits = root.table("limits", sections::limits);
-    let catalogue = Arc::new(catalogue(root, &cache.lifetime));
+    let added = rows::read(root);
+    check_classes(root, &added, &cache.lifetime);
+    let catalogue = Arc::new(catalogue(root, &added, &cache.lifetime));
+    let mut grants = catalogue.grants();
+    grants.extend(added.iter().filter_map(|row| row.grant.clone()));
     let certificates = gateway.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-    let mut callers = Callers::new(catalogue.grants(), certificates);
+    let mut callers = Callers::new(grants, certificates);
     let callers = root.tables("caller", "name", |t| callers.read(t));
     let config = Config { gateway, operator, upstream, cache, audit, limits, callers, catalogue };
-    checks::check(root, &config);
+    checks::check(root, &config, &added);
     config
 }
 
@@ -123,28 +127,38 @@ const VERSION: Kind<()> = Kind {
 };
 
 /// The built-in rows and those of the file. An operation whose id is among the lifetimes is a class of its own.
-fn catalogue(root: &Table<'_>, lifetimes: &BTreeMap<Arc<str>, Duration>) -> Catalogue {
-    let added = rows::read(root);
-    check_classes(root, &added, lifetimes);
+fn catalogue(root: &Table<'_>, added: &[Row], lifetimes: &BTreeMap<Arc<str>, Duration>) -> Catalogue {
     let built_in = Catalogue::built_in();
     let mut operations: Vec<Operation> = built_in.rows().iter().map(|row| (**row).clone()).collect();
-    operations.extend(added.iter().map(|row| row.operation.clone()));
+    let (places, further): (Vec<_>, Vec<_>) =
+        added.iter().filter_map(|row| Some((row.place.clone(), row.operation.clone()?))).unzip();
+    operations.extend(further);
     for operation in operations.iter_mut().filter(|row| row.may_cache && lifetimes.contains_key(&row.id)) {
         operation.cache = Some(operation.id.clone());
     }
-    Catalogue::new(operations).unwrap_or_else(|contradictions| {
+    Catalogue::new(operations.clone()).unwrap_or_else(|contradictions| {
         for (index, why) in contradictions {
-            let row = index.checked_sub(built_in.rows().len()).and_then(|index| added.get(index));
-            let place = row.map_or(0..0, |row| row.place.clone());
-            root.wrong(place, why, "give this row another id, method or path: a row is never replaced");
+            let place = index.checked_sub(built_in.rows().len()).and_then(|index| places.get(index));
+            let is_built_in = operations.get(index).is_some_and(|row| clashes(&built_in, row));
+            let help = if is_built_in {
+                "that is a built-in row, which cannot be replaced: give this one an id and a path of its own"
+            } else {
+                "give this one an id and a path of its own"
+            };
+            root.wrong(place.cloned().unwrap_or_default(), why, help);
         }
-        built_in
+        operations.truncate(built_in.rows().len());
+        Catalogue::new(operations).unwrap_or_default()
     })
+}
+
+fn clashes(catalogue: &Catalogue, row: &Operation) -> bool {
+    catalogue.rows().iter().any(|other| other.id == row.id || (other.method == row.method && other.path == row.path))
 }
 
 fn check_classes(root: &Table<'_>, added: &[Row], lifetimes: &BTreeMap<Arc<str>, Duration>) {
     for row in added {
-        let Some(class) = row.operation.cache.as_ref().filter(|class| !lifetimes.contains_key(*class)) else {
+        let Some(class) = row.class.as_ref().filter(|class| !lifetimes.contains_key(*class)) else {
             continue;
         };
         let help = match reader::nearest(class, lifetimes.keys().map(|class| &**class)) {

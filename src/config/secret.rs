@@ -38,7 +38,7 @@ pub fn exists(source: &Source) -> bool {
 #[must_use]
 pub fn described(source: &Source) -> String {
     match source {
-        Source::File(path) => format!("the file {}", path.display()),
+        Source::File(path) => format!("the file {path:?}"),
         Source::Env(name) => format!("the environment variable {name}"),
     }
 }
@@ -114,12 +114,15 @@ mod tests {
         let found = secret_of(&Source::File("/nowhere/make".into()), credentials).unwrap();
         assert_eq!(found.expose_secret(), "from-systemd");
         let why = secret_of(&Source::File("/nowhere/other".into()), credentials).unwrap_err();
-        assert_eq!(why, "the file /nowhere/other is not there, nor is its name in $CREDENTIALS_DIRECTORY: create it");
+        assert_eq!(
+            why,
+            "the file \"/nowhere/other\" is not there, nor is its name in $CREDENTIALS_DIRECTORY: create it"
+        );
     }
 
     #[test]
     fn a_large_file_is_no_secret_and_is_not_read_whole() {
         let why = secret_of(&Source::File("/dev/zero".into()), |_| None).unwrap_err();
-        assert_eq!(why, "cannot read the file /dev/zero: it is too large for a secret");
+        assert_eq!(why, "cannot read the file \"/dev/zero\": it is too large for a secret");
     }
 }

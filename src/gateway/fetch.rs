@@ -65,14 +65,18 @@ async fn fetched(gate: &Arc<Gate>, call: &Arc<Call>, wanted: &Wanted) -> Result<
             let (gate, call, key) = (gate.clone(), call.clone(), wanted.key.clone());
             move |leg| go(gate, call, Some((key, leg)))
         };
-        let Some(waiter) = gate.flights.fly(&gate.tasks, &wanted.key, behind, (wanted.lane, wanted.since), fetch)
-        else {
+        let Some(waiter) = gate.flights.fly(&gate.tasks, &wanted.key, behind, wanted.lane, wanted.since, fetch) else {
             return Err(Refusal::Busy);
         };
         let collapsed = waiter.collapsed();
         match tokio::time::timeout(call.left(&gate.clock), waiter).await {
             Err(_) => return Err(late),
-            Ok(Ok(Ok(landing))) => return Ok((landing, collapsed)),
+            Ok(Ok(Ok(landing))) => {
+                if collapsed {
+                    gate.quota.saved(call.bucket, &call.member.config.name);
+                }
+                return Ok((landing, collapsed));
+            }
             // Another request's own failure is not this one's: once more, with a turn of its own.
             Ok(Ok(Err(refusal))) if collapsed && refusal.is_own() && !own_turn => own_turn = true,
             Ok(Err(Lost)) if collapsed && !own_turn => own_turn = true,

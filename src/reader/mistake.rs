@@ -73,8 +73,11 @@ impl Mistake {
 
     /// The line that the mistake begins on, and its place within that line.
     fn window<'t>(&self, text: &'t str) -> Option<(&'t str, Place)> {
+        if text.is_empty() {
+            return None;
+        }
         let start = text.get(..self.span.start)?.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = text.get(start..)?.lines().next()?;
+        let line = text.get(start..)?.lines().next().unwrap_or_default();
         let from = (self.span.start - start).min(line.len());
         let to = self.span.end.saturating_sub(start).clamp(from, line.len());
         Some((line, from..to))

@@ -15,6 +15,9 @@ pub use table::{Item, Placed, Table};
 
 use std::ops::Range;
 
+use toml::Spanned;
+use toml::de::DeTable;
+
 use notes::Notes;
 
 /// Where something stands: a range of bytes of the text.
@@ -42,13 +45,57 @@ impl Findings {
 /// Reads `text` as TOML with `read`, which is given the root table. It always comes back with both: what was read (where
 /// there was a mistake, with a default in its stead) and what was found.
 pub fn walk<T>(text: &str, read: impl FnOnce(&Table<'_>) -> T) -> (T, Findings) {
-    let (document, syntax) = toml::de::DeTable::parse_recoverable(text);
     let notes = Notes::new(text);
-    for error in &syntax {
-        notes.syntax(error.span().unwrap_or_default(), error.message());
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    match without_dead_ends(text, &syntax) {
+        None => (read_noted(&notes, &document, &syntax, read), notes.finish()),
+        Some(open) => {
+            note_syntax(&notes, &syntax);
+            let (document, syntax) = DeTable::parse_recoverable(&open);
+            (read_noted(&notes, &document, &syntax, read), notes.finish())
+        }
     }
-    let value = Table::root(&notes, document.get_ref()).read(read);
-    (value, notes.finish())
+}
+
+fn read_noted<'d, T>(
+    notes: &'d Notes<'d>,
+    document: &'d Spanned<DeTable<'d>>,
+    syntax: &[toml::de::Error],
+    read: impl FnOnce(&Table<'d>) -> T,
+) -> T {
+    note_syntax(notes, syntax);
+    Table::root(notes, document.get_ref()).read(read)
+}
+
+fn note_syntax(notes: &Notes<'_>, errors: &[toml::de::Error]) {
+    // An open list or inline table takes in the lines below it, each with an error of its own: only the first is one.
+    let mut open = false;
+    for error in errors {
+        let of_open = OPEN.iter().any(|message| error.message().starts_with(message));
+        if !(open && of_open) {
+            notes.syntax(error.span().unwrap_or_default(), error.message());
+        }
+        open |= of_open;
+    }
+}
+
+/// How the parser complains about what follows an open list or inline table.
+const OPEN: [&str; 2] = ["missing comma between", "unexpected `=` in array"];
+
+/// How it complains about a line after which it makes nothing of the rest.
+const DEAD_END: &str = "key with no value";
+
+/// The text with the lines blanked that end the parser's reading, if there are any: the rest has mistakes to tell of, too.
+fn without_dead_ends(text: &str, syntax: &[toml::de::Error]) -> Option<String> {
+    let dead_ends = syntax.iter().filter(|error| error.message().starts_with(DEAD_END));
+    let offsets: Vec<usize> = dead_ends.filter_map(|error| Some(error.span()?.start)).collect();
+    let mut bytes = text.as_bytes().to_vec();
+    for offset in &offsets {
+        let start = text.get(..*offset)?.rfind('\n').map_or(0, |newline| newline + 1);
+        let end = text.get(start..)?.find('\n').map_or(text.len(), |length| start + length);
+        bytes.get_mut(start..end)?.fill(b' ');
+    }
+    (!offsets.is_empty()).then(|| String::from_utf8(bytes).ok())?
 }
 
 /// A text of the file as messages quote it: escaped, and cut when long.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Findings, Mistake, Place, Severity, nearest, quoted};
@@ -40,7 +40,7 @@ pub(super) struct Notes<'t> {
     /// Where each line begins.
     lines: Vec<usize>,
     /// Lines with a syntax error: what else is found there may be its echo.
-    broken: RefCell<HashSet<usize>>,
+    broken: RefCell<BTreeSet<usize>>,
     mistakes: RefCell<Vec<Mistake>>,
     settings: RefCell<Vec<Setting>>,
     unknown: RefCell<Vec<Unknown>>,
@@ -65,22 +65,41 @@ impl<'t> Notes<'t> {
         let (line, _) = self.line_column(place.start);
         // One error a line: the parser's later ones are mostly echoes of the first.
         if self.broken.borrow_mut().insert(line) {
+            self.hide_broken_secret(line);
             let (message, help) = in_our_words(message);
             self.push(Severity::Error, place, message, help);
         }
     }
 
+    /// What follows `=` on a broken line whose key sounds like a secret's.
+    fn hide_broken_secret(&self, line: usize) {
+        let start = line.checked_sub(1).and_then(|index| self.lines.get(index)).copied().unwrap_or_default();
+        let end = self.lines.get(line).copied().unwrap_or(self.text.len());
+        let text = self.text.get(start..end).unwrap_or_default();
+        if let Some((key, _)) = text.split_once('=')
+            && looks_secret(key)
+        {
+            self.hide(start + key.len() + 1..end);
+        }
+    }
+
+    /// Does it stand on a line with a syntax error, or reach over one?
+    pub(super) fn is_broken(&self, place: &Place) -> bool {
+        let broken = self.broken.borrow();
+        let (first, last) = (self.line_of(place.start), self.line_of(place.end));
+        broken.range(first..=last.max(first)).next().is_some()
+    }
+
     pub(super) fn note(&self, severity: Severity, place: Place, message: String, help: Option<String>) {
-        let (line, _) = self.line_column(place.start);
-        if !self.broken.borrow().contains(&line) {
+        if !self.is_broken(&place) {
             self.push(severity, place, message, help);
         }
     }
 
     /// Something is not there. Where a syntax error may have swallowed it, nothing is said.
-    pub(super) fn missing(&self, place: Place, message: String, help: String) {
+    pub(super) fn missing(&self, severity: Severity, place: Place, message: String, help: String) {
         if self.broken.borrow().is_empty() {
-            self.push(Severity::Error, place, message, Some(help));
+            self.push(severity, place, message, Some(help));
         }
     }
 
@@ -93,7 +112,10 @@ impl<'t> Notes<'t> {
         self.settings.borrow_mut().push(setting);
     }
 
-    pub(super) fn unknown(&self, place: Place, path: &Arc<str>, key: &str, known: Vec<&'static str>) {
+    pub(super) fn unknown(&self, place: Place, path: &Arc<str>, key: &str, value: Place, known: Vec<&'static str>) {
+        if looks_secret(key) {
+            self.hide(value);
+        }
         self.unknown.borrow_mut().push(Unknown { place, path: path.clone(), key: key.to_owned(), known });
     }
 
@@ -101,9 +123,13 @@ impl<'t> Notes<'t> {
         self.hidden.borrow_mut().push(place);
     }
 
+    fn line_of(&self, offset: usize) -> usize {
+        self.lines.partition_point(|start| *start <= offset)
+    }
+
     /// Line and column (in characters) of an offset, both from 1.
     fn line_column(&self, offset: usize) -> (usize, usize) {
-        let line = self.lines.partition_point(|start| *start <= offset);
+        let line = self.line_of(offset);
         let start = self.lines.get(line.saturating_sub(1)).copied().unwrap_or(0);
         let column = self.text.get(start..offset).map_or(0, |before| before.chars().count());
         (line, column + 1)
@@ -120,45 +146,84 @@ impl<'t> Notes<'t> {
     /// Only now every table's keys are known, so that a key in the wrong table can be told where it belongs.
     fn report_unknown(&self) {
         let unknown = self.unknown.take();
+        if unknown.is_empty() {
+            return;
+        }
         let settings = self.settings.borrow();
-        let mut homes: HashMap<&str, &Arc<str>> = HashMap::new();
-        if !unknown.is_empty() {
-            let sections = settings.iter().filter(|s| !s.path.contains('.') || &*s.path == "cache.lifetime");
-            sections.for_each(|setting| _ = homes.entry(&setting.key).or_insert(&setting.path));
+        let in_sections = || settings.iter().filter(|setting| !setting.path.contains('.'));
+        let sections: HashSet<&str> = in_sections().map(|setting| &*setting.path).collect();
+        let mut homes: HashMap<&str, &str> = HashMap::new();
+        for setting in in_sections() {
+            homes.entry(&setting.key).or_insert(&setting.path);
         }
         for Unknown { place, path, key, known } in unknown {
+            let is_source = |key: &&str| looks_secret(key) && (key.ends_with("_file") || key.ends_with("_env"));
+            let sources = known.iter().copied().filter(is_source).collect::<Vec<_>>().join(" or ");
             let help = match (nearest(&key, known.iter().copied()), homes.get(&*key)) {
+                _ if sections.contains(&*key) => format!("write [{key}] on a line of its own, its keys below"),
                 (Some(near), _) => format!("did you mean \"{near}\"?"),
-                (None, Some(home)) if home.is_empty() => format!("{key} stands at the top, before the first [section]"),
+                (None, _) if looks_secret(&key) && !sources.is_empty() => {
+                    format!("a secret never stands in this file; say where it is, with {sources}")
+                }
+                (None, Some(&"")) => format!("{key} stands at the top, before the first [section]"),
                 (None, Some(home)) => format!("{key} belongs under [{home}]"),
                 (None, None) => format!("the keys here are {}", known.join(", ")),
             };
-            let place_name = if path.is_empty() { "at the top".to_owned() } else { format!("in {path}") };
-            self.note(Severity::Error, place, format!("unknown key {} {place_name}", quoted(&key)), Some(help));
+            let where_ = if path.is_empty() { "at the top".to_owned() } else { format!("in {path}") };
+            self.note(Severity::Error, place, format!("unknown key {} {where_}", quoted(&key)), Some(help));
         }
     }
 }
 
-/// The parser's messages where ours say more about what to do.
+/// May the value of an unknown key of this name be a secret?
+fn looks_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    ["key", "token", "secret", "password", "credential"].iter().any(|word| key.contains(word))
+}
+
+/// The parser's messages, where ours say more about what to do.
 fn in_our_words(message: &str) -> (String, Option<String>) {
-    match message {
-        "duplicate key" => {
-            ("this name is given twice".to_owned(), Some("keep one; several callers are several [[caller]]".to_owned()))
-        }
-        _ => (message.to_owned(), None),
+    let ours = [
+        ("duplicate key", "this name is given twice", "keep one; several callers are several [[caller]]"),
+        ("invalid basic string, expected `\"`", "this text has no end", "close it with \""),
+        ("invalid literal string, expected `'`", "this text has no end", "close it with '"),
+        (
+            "string values must be quoted",
+            "there is no value here, or a text without quotes",
+            "write a text in \"quotes\"",
+        ),
+        ("key with no value", "this key has no value", "write key = value"),
+        ("missing comma between", "a comma is missing, or a list or { } before this is not closed", "add , or ] or }"),
+    ];
+    match ours.iter().find(|(theirs, ..)| message.starts_with(theirs)) {
+        Some((_, message, help)) => ((*message).to_owned(), Some((*help).to_owned())),
+        None => (message.to_owned(), None),
     }
 }
 
-/// `text` with these places, and whatever looks like a token or key (a UUID), as asterisks of the same length.
+/// `text` with these places, and whatever looks like a token or key (a UUID), blotted out: each character by another of
+/// the same length, so that places stay what they are.
 fn blotted(text: &str, hidden: &[Place]) -> String {
     let mut bytes = text.as_bytes().to_vec();
-    let uuids = uuids(text);
-    for place in hidden.iter().chain(&uuids) {
-        let within = bytes.get_mut(place.clone()).unwrap_or_default();
-        within.iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b'*');
+    for place in hidden.iter().chain(&uuids(text)) {
+        for (index, character) in text.get(place.clone()).unwrap_or_default().char_indices() {
+            let start = place.start + index;
+            if let Some(within) = bytes.get_mut(start..start + character.len_utf8()) {
+                blot(character).encode_utf8(within);
+            }
+        }
     }
-    // Places are whole characters, so this stays text.
     String::from_utf8(bytes).unwrap_or_default()
+}
+
+fn blot(character: char) -> char {
+    match (character, character.len_utf8()) {
+        ('\n', _) => '\n',
+        (_, 1) => '*',
+        (_, 2) => '·',
+        (_, 3) => '•',
+        (_, _) => '𐄁',
+    }
 }
 
 /// Where UUIDs stand in the text: what Make's tokens and makegate's keys look like.

@@ -44,10 +44,7 @@ impl<'d> Table<'d> {
         let known = self.known.take();
         let entries = self.entries.into_iter().flat_map(DeTable::iter).filter(|_| !self.free.get());
         for (key, value) in entries.filter(|(key, _)| !known.contains(&key.get_ref().as_ref())) {
-            if looks_secret(key.get_ref()) {
-                self.notes.hide(value.span());
-            }
-            self.notes.unknown(key.span(), &self.path, key.get_ref(), known.clone());
+            self.notes.unknown(key.span(), &self.path, key.get_ref(), value.span(), known.clone());
         }
         value
     }
@@ -92,6 +89,13 @@ impl<'d> Table<'d> {
         self.entries.is_some_and(|entries| entries.contains_key(key))
     }
 
+    /// Is `key` a list without elements?
+    #[must_use]
+    pub fn is_empty_list(&self, key: &str) -> bool {
+        let value = self.entries.and_then(|entries| entries.get(key));
+        value.and_then(|value| value.get_ref().as_array()).is_some_and(|elements| elements.is_empty())
+    }
+
     /// Notes a mistake.
     pub fn wrong(&self, place: Place, message: impl Into<String>, help: impl Into<String>) {
         self.notes.note(Severity::Error, place, message.into(), Some(help.into()));
@@ -104,7 +108,12 @@ impl<'d> Table<'d> {
 
     /// Notes that something is not there.
     pub fn missing(&self, message: impl Into<String>, help: impl Into<String>) {
-        self.notes.missing(self.place(), message.into(), help.into());
+        self.notes.missing(Severity::Error, self.place(), message.into(), help.into());
+    }
+
+    /// Warns that something is not there.
+    pub fn warn_missing(&self, message: impl Into<String>, help: impl Into<String>) {
+        self.notes.missing(Severity::Warning, self.place(), message.into(), help.into());
     }
 
     /// Keeps what stands here out of everything that is shown.
@@ -186,10 +195,14 @@ impl<'d> Table<'d> {
             self.left_out(key, Cow::Borrowed(default));
             return (kind.parse)(default).into_iter().map(|value| Placed { value, place: self.place() }).collect();
         };
-        match item.value.get_ref() {
-            DeValue::Array(_) => item.list(kind).unwrap_or_default(),
-            _ => item.scalar(kind).into_iter().map(|value| Placed { value, place: item.place() }).collect(),
+        if item.value.get_ref().is_array() {
+            if self.is_empty_list(key) {
+                let help = format!("write {key} = {}, or leave it out", kind.example);
+                self.wrong(item.place(), format!("{key} is empty"), help);
+            }
+            return item.list(kind).unwrap_or_default();
         }
+        item.scalar(kind).into_iter().map(|value| Placed { value, place: item.place() }).collect()
     }
 
     /// The table `key`, read by `read`; left out, it is read as an empty one.
@@ -349,10 +362,4 @@ fn described(value: &DeValue<'_>) -> &'static str {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",
     }
-}
-
-/// May the value of an unknown key of this name be a secret?
-fn looks_secret(key: &str) -> bool {
-    let key = key.to_ascii_lowercase();
-    ["key", "token", "secret", "password", "credential"].iter().any(|word| key.contains(word))
 }

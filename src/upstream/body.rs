@@ -36,6 +36,14 @@ impl Body {
     }
 }
 
+#[cfg(test)]
+impl Body {
+    /// An empty body that counts against nothing.
+    pub(super) fn empty() -> Self {
+        Self { bytes: Bytes::new(), _room: Room { permits: Arc::new(Semaphore::new(0)), held: None, bytes: 0 } }
+    }
+}
+
 impl AsRef<[u8]> for Body {
     fn as_ref(&self) -> &[u8] {
         &self.bytes

@@ -125,3 +125,106 @@ impl Drop for Pass {
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::tests::limits;
+
+    fn breaker(clock: &Clock) -> Breaker {
+        Breaker::new(&limits(), clock.clone())
+    }
+
+    fn request(breaker: &Breaker, class: Retry, reached: bool) -> Result<(), Open> {
+        breaker.permit(class).map(|pass| breaker.report(pass, reached))
+    }
+
+    /// Opened by five requests in a row that did not arrive.
+    fn opened(clock: &Clock) -> Breaker {
+        let breaker = breaker(clock);
+        for _ in 0..5 {
+            request(&breaker, Retry::Once, false).unwrap();
+        }
+        breaker
+    }
+
+    /// For how long it opened; a movable clock runs on with the machine's, so what is left of that is no round number.
+    fn open_for(breaker: &Breaker) -> Duration {
+        let Err(open) = breaker.permit(Retry::Safe) else { panic!("it passes") };
+        let State::Open { span, .. } = *lock(&breaker.state) else { panic!("it is closed") };
+        assert!(open.retry_after <= span);
+        span
+    }
+
+    #[test]
+    fn five_in_a_row_open_it_and_one_that_arrives_begins_anew() {
+        let breaker = breaker(&Clock::movable());
+        for _ in 0..3 {
+            for _ in 0..4 {
+                request(&breaker, Retry::Safe, false).unwrap();
+            }
+            request(&breaker, Retry::Safe, true).unwrap();
+        }
+        for _ in 0..4 {
+            request(&breaker, Retry::Safe, false).unwrap();
+        }
+        drop(breaker.permit(Retry::Safe).unwrap());
+        assert_eq!(breaker.standing(), Standing::Closed, "a dropped pass counts as nothing");
+        request(&breaker, Retry::Safe, false).unwrap();
+        assert_eq!(breaker.standing(), Standing::Open);
+        assert_eq!(open_for(&breaker), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn one_read_probes_while_all_others_wait() {
+        let clock = Clock::movable();
+        let breaker = opened(&clock);
+        clock.advance(Duration::from_secs(5));
+        assert_eq!(breaker.standing(), Standing::Probing);
+        assert!(breaker.permit(Retry::Once).is_err() && breaker.permit(Retry::Idempotent).is_err());
+        let probe = breaker.permit(Retry::Safe).unwrap();
+        assert!(matches!(breaker.permit(Retry::Safe), Err(Open { retry_after: PROBE_GUESS })));
+        drop(probe);
+        let probe = breaker.permit(Retry::Safe).unwrap();
+        breaker.report(probe, true);
+        assert_eq!(breaker.standing(), Standing::Closed);
+        assert!(breaker.permit(Retry::Once).is_ok());
+    }
+
+    #[test]
+    fn each_probe_that_fails_doubles_the_time_to_a_minute() {
+        let clock = Clock::movable();
+        let breaker = opened(&clock);
+        for seconds in [5, 10, 20, 40, 60, 60] {
+            assert_eq!(open_for(&breaker), Duration::from_secs(seconds));
+            clock.advance(Duration::from_secs(seconds));
+            request(&breaker, Retry::Safe, false).unwrap();
+        }
+        clock.advance(Duration::from_secs(60));
+        request(&breaker, Retry::Safe, true).unwrap();
+        for _ in 0..5 {
+            request(&breaker, Retry::Safe, false).unwrap();
+        }
+        assert_eq!(open_for(&breaker), Duration::from_secs(5), "once closed, it begins anew");
+    }
+
+    #[test]
+    fn what_began_before_it_opened_tells_nothing() {
+        let clock = Clock::movable();
+        let breaker = breaker(&clock);
+        let old: Vec<_> = (0..7).map(|_| breaker.permit(Retry::Safe).unwrap()).collect();
+        for (number, pass) in old.into_iter().enumerate() {
+            breaker.report(pass, number == 6);
+        }
+        assert_eq!(breaker.standing(), Standing::Open);
+        assert_eq!(open_for(&breaker), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn zero_is_never() {
+        let breaker = Breaker::new(&Limits { breaker_failures: 0, ..limits() }, Clock::movable());
+        for _ in 0..100 {
+            request(&breaker, Retry::Safe, false).unwrap();
+        }
+    }
+}

@@ -12,6 +12,8 @@ mod connect;
 mod ending;
 mod pool;
 mod retry;
+#[cfg(test)]
+mod tests;
 mod token;
 
 use std::sync::Arc;

@@ -122,7 +122,7 @@ impl Pool {
         });
     }
 
-    fn store(self: &Arc<Self>, line: Line) {
+    pub(super) fn store(self: &Arc<Self>, line: Line) {
         let mut idle = self.idle();
         idle.lines.push((line, self.clock.now()));
         if !std::mem::replace(&mut idle.swept, true) {
@@ -135,6 +135,17 @@ impl Pool {
         let mut idle = self.idle();
         let surplus = idle.lines.len().saturating_sub(self.turns.available_permits());
         idle.lines.drain(..surplus);
+    }
+
+    /// Have all connections ended within `limit`?
+    #[cfg(test)]
+    pub(super) async fn closed(&self, limit: Duration) -> bool {
+        self.dialer.closed(limit).await
+    }
+
+    #[cfg(test)]
+    pub(super) fn idle_count(&self) -> usize {
+        self.idle().lines.len()
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {

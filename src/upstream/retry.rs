@@ -208,3 +208,153 @@ fn backoff(number: u32, dice: u64) -> Duration {
     let nanos = (bound.as_nanos() * u128::from(dice)) >> 64;
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Effect::{Done, InDoubt, NotSent, Rejected};
+    use super::*;
+    use crate::upstream::body::Body;
+    use crate::upstream::ending::{Answered, ProxyError, Why};
+    use crate::upstream::tests::limits;
+    use http::HeaderValue;
+
+    const NOW: Timestamp = Timestamp::constant(1_700_000_000, 0); // Tue, 14 Nov 2023 22:13:20 GMT
+    const LEFT: Duration = Duration::from_secs(10);
+    const CLASSES: [Retry; 3] = [Retry::Safe, Retry::Idempotent, Retry::Once];
+
+    fn why() -> Why {
+        Why::new(ProxyError::ConnectionTerminated, "")
+    }
+
+    fn status(code: u16) -> StatusCode {
+        StatusCode::from_u16(code).unwrap()
+    }
+
+    fn answer(code: u16, retry_after: Option<&str>) -> Ending {
+        let value = retry_after.map(|text| (header::RETRY_AFTER, HeaderValue::from_str(text).unwrap()));
+        let (headers, body) = (value.into_iter().collect(), Body::empty());
+        Ending::Answered(Answered { status: status(code), headers, body, delay: Duration::ZERO, framed: true })
+    }
+
+    fn attempted(class: Retry, number: u32, ending: &Ending) -> Attempted<'_> {
+        Attempted { class, number, ending, token_changed: false, left: LEFT }
+    }
+
+    fn again(attempted: &Attempted<'_>) -> bool {
+        matches!(next(attempted, &limits(), NOW, u64::MAX), Next::Again { .. })
+    }
+
+    /// The table of `reliability.md`, section 4: ending; sent again if safe, idempotent, once; recorded for an idempotent
+    /// write, first and after an ambiguous attempt.
+    #[test]
+    fn the_table_row_by_row() {
+        let (yes, no) = (true, false);
+        let cut = |code| Ending::Cut { status: status(code), why: why() };
+        let unusable = |status| Ending::Unusable { status, why: why() };
+        let no_room = |status| Ending::NoRoom { status };
+        for (name, ending, expected, first, after_ambiguous) in [
+            ("not sent", Ending::NotSent(why()), [yes, yes, yes], NotSent, InDoubt),
+            ("lost", Ending::Lost(why()), [yes, yes, no], InDoubt, InDoubt),
+            ("time-out", Ending::TimedOut(why()), [yes, yes, no], InDoubt, InDoubt),
+            ("429", answer(429, Some("1")), [yes, yes, yes], Rejected, InDoubt),
+            ("429 without a word", answer(429, None), [no, no, no], Rejected, InDoubt),
+            ("429 for too long", answer(429, Some("10")), [no, no, no], Rejected, InDoubt),
+            ("408", answer(408, None), [yes, yes, no], InDoubt, InDoubt),
+            ("502", answer(502, None), [yes, yes, no], InDoubt, InDoubt),
+            ("503", answer(503, None), [yes, yes, no], InDoubt, InDoubt),
+            ("503 with a word", answer(503, Some("1")), [yes, yes, no], InDoubt, InDoubt),
+            ("503 for too long", answer(503, Some("60")), [no, no, no], InDoubt, InDoubt),
+            ("504", answer(504, None), [yes, yes, no], InDoubt, InDoubt),
+            ("500", answer(500, None), [no, no, no], InDoubt, InDoubt),
+            ("501", answer(501, None), [no, no, no], InDoubt, InDoubt),
+            ("302", answer(302, None), [no, no, no], InDoubt, InDoubt),
+            ("304", answer(304, None), [no, no, no], InDoubt, InDoubt),
+            ("401", answer(401, None), [no, no, no], Rejected, InDoubt),
+            ("400", answer(400, None), [no, no, no], Rejected, InDoubt),
+            ("403", answer(403, None), [no, no, no], Rejected, InDoubt),
+            ("404", answer(404, None), [no, no, no], Rejected, Done),
+            ("200", answer(200, None), [no, no, no], Done, Done),
+            ("204", answer(204, None), [no, no, no], Done, Done),
+            ("2xx cut", cut(201), [yes, no, no], Done, Done),
+            ("404 cut", cut(404), [no, no, no], Rejected, Done),
+            ("503 cut", cut(503), [yes, yes, no], InDoubt, InDoubt),
+            ("2xx leaked", Ending::Leaked { status: status(200) }, [no, no, no], Done, Done),
+            ("503 leaked", Ending::Leaked { status: status(503) }, [no, no, no], InDoubt, InDoubt),
+            ("2xx too large", unusable(Some(status(200))), [no, no, no], Done, Done),
+            ("head too large", unusable(None), [no, no, no], InDoubt, InDoubt),
+            ("no room at first", no_room(None), [yes, yes, yes], NotSent, InDoubt),
+            ("no room for 2xx", no_room(Some(status(200))), [no, no, no], Done, Done),
+        ] {
+            assert_eq!(CLASSES.map(|class| again(&attempted(class, 1, &ending))), expected, "{name}");
+            assert_eq!(effect(Retry::Idempotent, false, &ending), first, "{name}");
+            assert_eq!(effect(Retry::Once, false, &ending), first, "{name}");
+            assert_eq!(effect(Retry::Idempotent, true, &ending), after_ambiguous, "{name} after an ambiguous one");
+            assert_eq!(ambiguous(&ending), first == InDoubt, "{name}");
+        }
+        assert_eq!(effect(Retry::Once, true, &answer(404, None)), InDoubt, "what a create did, no 404 tells");
+    }
+
+    #[test]
+    fn a_refused_token_goes_again_only_as_another() {
+        for class in CLASSES {
+            let refused = answer(401, None);
+            assert!(!again(&attempted(class, 1, &refused)));
+            assert!(again(&Attempted { token_changed: true, ..attempted(class, 1, &refused) }));
+            let forbidden = answer(403, None);
+            assert!(!again(&Attempted { token_changed: true, ..attempted(class, 1, &forbidden) }));
+        }
+    }
+
+    #[test]
+    fn three_attempts_or_two() {
+        let unsent = Ending::NotSent(why());
+        for (class, most) in [(Retry::Safe, 3), (Retry::Idempotent, 3), (Retry::Once, 2)] {
+            let numbers: Vec<_> = (1..5).filter(|number| again(&attempted(class, *number, &unsent))).collect();
+            assert_eq!(numbers, (1..most).collect::<Vec<_>>(), "{class:?}");
+        }
+    }
+
+    #[test]
+    fn pauses_are_jittered_doubled_bounded_and_fit_before_the_deadline() {
+        let unsent = Ending::NotSent(why());
+        let limits = Limits { attempts: 100, ..limits() };
+        let pause = |number, dice| match next(&attempted(Retry::Safe, number, &unsent), &limits, NOW, dice) {
+            Next::Again { pause } => pause.as_millis(),
+            Next::Stop => panic!("attempt {number} stops"),
+        };
+        assert_eq!([1, 2, 3, 4, 5, 6, 99].map(|n| pause(n, u64::MAX)), [99, 199, 399, 799, 1599, 1999, 1999]);
+        assert_eq!([1, 2, 3].map(|n| pause(n, u64::MAX / 2)), [49, 99, 199]);
+        assert_eq!(pause(9, 0), 0);
+        let late = Attempted { left: Duration::from_millis(99), ..attempted(Retry::Safe, 1, &unsent) };
+        assert_eq!(next(&late, &limits, NOW, u64::MAX), Next::Stop);
+        assert_eq!(next(&late, &limits, NOW, 0), Next::Again { pause: Duration::ZERO });
+    }
+
+    #[test]
+    fn what_the_upstream_asks_for_is_waited() {
+        for (code, text, millis) in [(429, "3", 3000), (503, "3", 3000), (503, "0", 99), (429, "0", 0)] {
+            let ending = answer(code, Some(text));
+            let next = next(&attempted(Retry::Safe, 1, &ending), &limits(), NOW, u64::MAX);
+            assert!(matches!(next, Next::Again { pause } if pause.as_millis() == millis), "{code} {text}: {next:?}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        for (text, seconds) in [
+            ("0", Some(0)),
+            (" 120 ", Some(120)),
+            ("99999999999999999999", Some(u64::MAX)),
+            ("Tue, 14 Nov 2023 22:13:50 GMT", Some(30)),
+            ("Tue, 14 Nov 2023 22:13:00 GMT", Some(0)),
+            ("", None),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+        ] {
+            let headers = HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_str(text).unwrap())]);
+            assert_eq!(retry_after(&headers, NOW), seconds.map(Duration::from_secs), "{text:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), NOW), None);
+    }
+}

@@ -1,0 +1,357 @@
+//! Flights: who shares a fetch, and who stops it.
+
+use std::future::{Future, pending};
+
+use futures_util::future::{FutureExt, join_all};
+use tokio::sync::Semaphore;
+use tokio::task::yield_now;
+
+use super::*;
+use crate::tasks::Tasks;
+
+/// What counts the fetches of a test and lets them on, step by step.
+#[derive(Clone)]
+struct Upstream {
+    cache: Arc<Cache>,
+    /// One permit lets one fetch take one step.
+    steps: Arc<Semaphore>,
+    begun: Arc<AtomicUsize>,
+    sent: Arc<AtomicUsize>,
+    dropped: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    fn new() -> (Self, Flights<Bytes>, Clock) {
+        let (cache, clock) = cache();
+        let flights = Flights::new(&cache);
+        let (cache, steps, counter) = (Arc::new(cache), Arc::new(Semaphore::new(0)), Arc::<AtomicUsize>::default);
+        (Self { cache, steps, begun: counter(), sent: counter(), dropped: counter() }, flights, clock)
+    }
+
+    /// Two steps (a turn at the quota, say), the request, two steps (attempts), stored.
+    fn fetch(&self, key: &'static str) -> impl FnOnce(Leg) -> futures_util::future::BoxFuture<'static, Bytes> + use<> {
+        let this = self.clone();
+        move |leg| {
+            async move {
+                this.begun.fetch_add(1, SeqCst);
+                let ended = Ended(Some(this.dropped.clone()));
+                this.step().await;
+                this.step().await;
+                this.sent.fetch_add(1, SeqCst);
+                let birth = leg.sent();
+                this.step().await;
+                this.step().await;
+                let body = Bytes::from(format!("{key} {}", this.sent.load(SeqCst)));
+                this.cache.store(filling(key, body.clone(), birth));
+                ended.well();
+                body
+            }
+            .boxed()
+        }
+    }
+
+    async fn step(&self) {
+        self.steps.acquire().await.expect("never closed").forget();
+    }
+
+    async fn let_go(&self, steps: usize) {
+        self.steps.add_permits(steps);
+        settle().await;
+    }
+
+    fn fly(&self, flights: &Flights<Bytes>, tasks: &Tasks, key: &'static str) -> Waiter<Bytes> {
+        self.fly_in(flights, tasks, key, (Lane::Normal, None)).unwrap()
+    }
+
+    fn fly_in(
+        &self,
+        flights: &Flights<Bytes>,
+        tasks: &Tasks,
+        key: &'static str,
+        which: (Lane, Option<Instant>),
+    ) -> Option<Waiter<Bytes>> {
+        flights.fly(tasks, &key.into(), self.cache.behind(&["a"]), which.0, which.1, self.fetch(key))
+    }
+
+    fn counts(&self) -> (usize, usize, usize) {
+        (self.begun.load(SeqCst), self.sent.load(SeqCst), self.dropped.load(SeqCst))
+    }
+}
+
+/// Counts fetches that were dropped before their end.
+struct Ended(Option<Arc<AtomicUsize>>);
+
+impl Ended {
+    fn well(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(dropped) = &self.0 {
+            dropped.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+/// Lets every task run until none can: on one thread, in a known number of turns.
+async fn settle() {
+    for _ in 0..8 {
+        yield_now().await;
+    }
+}
+
+async fn ended(flights: &Flights<Bytes>) {
+    for _ in 0..1_000 {
+        yield_now().await;
+    }
+    assert_eq!(flights.under_way(), 0);
+}
+
+#[tokio::test]
+async fn a_thousand_readers_of_one_missing_answer_are_one_fetch() {
+    let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
+    let waiters: Vec<_> = (0..1_000).map(|_| upstream.fly(&flights, &tasks, "k")).collect();
+    assert_eq!(waiters.iter().filter(|waiter| waiter.collapsed()).count(), 999);
+    upstream.let_go(4).await;
+    for body in join_all(waiters).await {
+        assert_eq!(body.unwrap(), "k 1");
+    }
+    assert_eq!(upstream.counts(), (1, 1, 0));
+    ended(&flights).await;
+}
+
+/// D12. The leader's caller hangs up after each number of steps: one request, and who joined is answered.
+#[tokio::test]
+async fn a_leader_who_leaves_takes_nobody_along() {
+    for steps in 0..=4 {
+        let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
+        let leader = upstream.fly(&flights, &tasks, "k");
+        let joined = upstream.fly(&flights, &tasks, "k");
+        upstream.let_go(steps).await;
+        drop(leader);
+        settle().await;
+        upstream.let_go(4 - steps).await;
+        assert_eq!(joined.await.unwrap(), "k 1");
+        assert_eq!(upstream.counts(), (1, 1, 0), "after {steps} steps");
+        ended(&flights).await;
+    }
+}
+
+/// All hang up after each number of steps: before the request has left, nothing is spent; after, it fills the cache.
+#[tokio::test]
+async fn a_deserted_flight_is_cancelled_until_it_is_sent() {
+    for steps in 0..=3 {
+        let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
+        let waiters = [upstream.fly(&flights, &tasks, "k"), upstream.fly(&flights, &tasks, "k")];
+        upstream.let_go(steps).await;
+        drop(waiters);
+        settle().await;
+        let sent = steps >= 2;
+        assert_eq!(flights.under_way(), usize::from(sent), "after {steps} steps");
+        upstream.let_go(4 - steps).await;
+        assert_eq!(upstream.counts(), if sent { (1, 1, 0) } else { (1, 0, 1) }, "after {steps} steps");
+        assert_eq!(told(&upstream.cache, &clock, "k", ""), if sent { "hit 299" } else { "miss" });
+        ended(&flights).await;
+    }
+}
+
+/// Between the last waiter's leaving and the cancelling, somebody joins: the flight goes on.
+#[tokio::test]
+async fn whoever_joins_in_time_saves_a_deserted_flight() {
+    let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
+    let first = upstream.fly(&flights, &tasks, "k");
+    settle().await;
+    drop(first);
+    let second = upstream.fly(&flights, &tasks, "k");
+    assert!(second.collapsed());
+    upstream.let_go(4).await;
+    assert_eq!(second.await.unwrap(), "k 1");
+    assert_eq!(upstream.counts(), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn a_panic_is_an_error_to_all_and_leaves_nothing_behind() {
+    let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
+    let fly = || {
+        let fetch = |leg: Leg| async move {
+            drop(leg.sent());
+            yield_now().await;
+            panic!("on purpose")
+        };
+        flights.fly(&tasks, &"k".into(), upstream.cache.behind(&["a"]), Lane::Normal, None, fetch).unwrap()
+    };
+    let (first, second) = (fly(), fly());
+    assert!(second.collapsed());
+    assert_eq!((first.await, second.await), (Err(Lost), Err(Lost)));
+    ended(&flights).await;
+    let next = upstream.fly(&flights, &tasks, "k");
+    upstream.let_go(4).await;
+    assert_eq!(next.await.unwrap(), "k 1");
+}
+
+#[test]
+fn a_runtime_that_goes_down_is_an_error_not_a_hang() {
+    let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let waiter = {
+        let _inside = runtime.enter();
+        upstream.fly(&flights, &tasks, "k")
+    };
+    drop(runtime);
+    assert_eq!(waiter.now_or_never(), Some(Err(Lost)));
+    assert_eq!(flights.under_way(), 0);
+}
+
+/// Promise 3. What was sent before a write was settled is not joined after it; and its end leaves the newer alone.
+#[tokio::test]
+async fn a_fenced_flight_is_replaced_not_joined() {
+    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
+    let before = upstream.fly(&flights, &tasks, "k");
+    upstream.let_go(2).await;
+    upstream.cache.raise(&["a"], After::Purge);
+    let after = upstream.fly(&flights, &tasks, "k");
+    assert!(!after.collapsed());
+    settle().await;
+    // The older waits longer, so it goes first: of three steps two are its last.
+    upstream.let_go(3).await;
+    assert_eq!(before.await.unwrap(), "k 1");
+    assert_eq!(told(&upstream.cache, &clock, "k", ""), "miss");
+    assert!(upstream.fly(&flights, &tasks, "k").collapsed(), "the newer is still there");
+    upstream.let_go(3).await;
+    assert_eq!(after.await.unwrap(), "k 2");
+    assert_eq!(told(&upstream.cache, &clock, "k", ""), "hit 299");
+    assert_eq!(upstream.counts(), (2, 2, 0));
+    ended(&flights).await;
+}
+
+/// What waits for quota while a write is settled will see the write: no second turn is spent.
+#[tokio::test]
+async fn a_flight_that_was_not_sent_yet_is_joined_across_a_fence() {
+    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
+    let before = upstream.fly(&flights, &tasks, "k");
+    upstream.let_go(1).await;
+    upstream.cache.raise(&["a"], SETTLED);
+    let after = upstream.fly_in(&flights, &tasks, "k", (Lane::Normal, Some(clock.now()))).unwrap();
+    assert!(after.collapsed());
+    upstream.let_go(3).await;
+    assert_eq!((before.await.unwrap(), after.await.unwrap()), ("k 1".into(), "k 1".into()));
+    assert_eq!(told(&upstream.cache, &clock, "k", ""), "hit 9", "born in the window all the same");
+}
+
+#[tokio::test]
+async fn a_flight_born_in_a_window_is_not_joined_after_it() {
+    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
+    upstream.cache.raise(&["a"], SETTLED);
+    let _slow = upstream.fly(&flights, &tasks, "k");
+    upstream.let_go(2).await;
+    pass(&clock, 9_000);
+    assert!(upstream.fly(&flights, &tasks, "k").collapsed());
+    pass(&clock, 1_000);
+    assert!(!upstream.fly(&flights, &tasks, "k").collapsed());
+}
+
+#[tokio::test]
+async fn since_and_lane_choose_among_flights() {
+    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
+    let first = upstream.fly(&flights, &tasks, "k");
+    upstream.let_go(2).await;
+    let born = clock.now();
+    pass(&clock, 2_000);
+    let fly = |which| upstream.fly_in(&flights, &tasks, "k", which).unwrap();
+    assert!(fly((Lane::Normal, wish("max-age=3").since(&TERMS, clock.now()))).collapsed());
+    let refresh = fly((Lane::Normal, wish("no-cache").since(&TERMS, clock.now())));
+    assert!(!refresh.collapsed());
+    let waits = [fly((Lane::Wait, Some(clock.now()))), fly((Lane::Wait, Some(born)))];
+    assert_eq!(waits.each_ref().map(Waiter::collapsed), [false, true]);
+    drop((first, refresh, waits));
+}
+
+/// D4. Fifty at once who insist on what is new are one fetch; later ones are the next.
+#[tokio::test]
+async fn parallel_refreshes_share_fetches() {
+    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
+    fill(&upstream.cache, "k", &["a"]).unwrap();
+    pass(&clock, 60_000);
+    let mut waiters = Vec::new();
+    for n in 0..50 {
+        let recall = upstream.cache.recall("k", &wish("no-cache"), &TERMS, clock.now());
+        let Recall::Fetch { why: Why::Request, fallback: None, since } = recall else { panic!("{recall:?}") };
+        waiters.push(upstream.fly_in(&flights, &tasks, "k", (Lane::Normal, since)).unwrap());
+        pass(&clock, 10);
+        upstream.let_go(usize::from(n < 3)).await;
+    }
+    upstream.let_go(4).await;
+    drop(join_all(waiters).await);
+    assert_eq!(upstream.counts(), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn flights_and_waiters_are_bounded() {
+    let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
+    let behind = upstream.cache.behind(&["a"]);
+    let fly = |key: &str| flights.fly(&tasks, &key.into(), behind.clone(), Lane::Normal, None, |_| pending::<Bytes>());
+    let crowd: Vec<_> = (0..10_000).map_while(|_| fly("k")).collect();
+    assert_eq!(crowd.len(), 10_000);
+    assert!(fly("k").is_none());
+    let many: Vec<_> = (1..4_096).map_while(|n| fly(&n.to_string())).collect();
+    assert_eq!((many.len(), flights.under_way()), (4_095, 4_096));
+    assert!(fly("one more").is_none() && fly("7").is_some());
+    drop((crowd, many));
+    ended(&flights).await;
+    assert!(fly("one more").is_some());
+}
+
+/// Joining from threads while others leave and flights end: every waiter is answered, every flight ends.
+#[test]
+fn threads_that_join_and_leave_lose_no_flight() {
+    let (cache, _) = cache();
+    let (flights, tasks) = (Flights::<u64>::new(&cache), Tasks::new());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    runtime.block_on(async {
+        let reader = |seed: u64| {
+            let (flights, spawner, behind) = (&flights, &tasks, cache.behind(&["a"]));
+            let fly = move || {
+                let fetch = move |leg: Leg| async move {
+                    yield_now().await;
+                    drop(leg.sent());
+                    yield_now().await;
+                    seed
+                };
+                flights.fly(spawner, &"k".into(), behind.clone(), Lane::Normal, None, fetch).unwrap()
+            };
+            async move {
+                for n in 0..500_u64 {
+                    let waiter = fly();
+                    if (n ^ seed).is_multiple_of(3) {
+                        drop(waiter);
+                        yield_now().await;
+                    } else {
+                        assert!(waiter.await.is_ok());
+                    }
+                }
+            }
+        };
+        let _all: Vec<()> = join_all((0..16).map(reader)).await;
+    });
+    runtime.block_on(async { assert!(tasks.drained(Duration::from_secs(60)).await) });
+    assert_eq!(flights.under_way(), 0);
+}
+
+/// A fetch alone, past the bound on flights, is fenced like any other.
+#[test]
+fn a_leg_without_a_flight_has_one_birth() {
+    let (cache, clock) = cache();
+    let leg = cache.leg(cache.behind(&["a"]));
+    let birth = leg.sent();
+    cache.raise(&["a"], After::Purge);
+    pass(&clock, 5);
+    assert_eq!(leg.sent().at(), birth.at(), "a retry keeps it");
+    assert!(!leg.sent().usable(clock.now()));
+    assert!(cache.store(filling("k", Bytes::new(), leg.sent())).is_none());
+}
+
+fn _waiters_go_between_threads(waiter: Waiter<Bytes>) -> impl Future<Output = Result<Bytes, Lost>> + Send + 'static {
+    waiter
+}

@@ -1,0 +1,260 @@
+//! All interleavings of one write and two reads (`caching.md` D8), on the real fences, entries and flights; and the
+//! same with mutants, which must fail.
+
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+
+use super::*;
+use crate::tasks::Tasks;
+use futures_util::future::FutureExt;
+
+/// One step of the write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Write {
+    /// The upstream takes it on.
+    Apply,
+    /// The gateway raises the fence.
+    Raise,
+    /// Its answer is sent.
+    Answer,
+}
+
+/// How the gateway under test differs from the real one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mutant {
+    /// Not at all.
+    None,
+    /// Flights are joined without a look at their fences.
+    UncheckedJoin,
+    /// Entries are found without a look at their fences: what was stored stays, unless it was fenced by then.
+    UncheckedLookup,
+}
+
+const SETTLED_WRITE: [Write; 3] = [Write::Apply, Write::Raise, Write::Answer];
+const READ_STEPS: usize = 4;
+
+/// What a fetch brought, as the oracle knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Body {
+    /// The write was in it.
+    new: bool,
+    /// Its request left after the fence was raised.
+    late: bool,
+}
+
+/// A fetch and the oracle's hands on it.
+struct Fetch {
+    go: Option<oneshot::Sender<()>>,
+    answer: Option<oneshot::Sender<Body>>,
+    body: Body,
+}
+
+/// How a read gets its answer.
+enum Read {
+    NotArrived,
+    Has(Body),
+    /// It waits for a flight: its own, or another's.
+    Waits(Waiter<Body>),
+    /// A mutant's read takes what this fetch will bring.
+    Takes(usize),
+}
+
+struct World {
+    cache: Arc<Cache>,
+    flights: Flights<Body>,
+    tasks: Tasks,
+    clock: Clock,
+}
+
+impl World {
+    fn new() -> Self {
+        let (cache, clock) = cache();
+        Self { flights: Flights::new(&cache), cache: Arc::new(cache), tasks: Tasks::new(), clock }
+    }
+
+    /// Plays one schedule (each number an actor's next step: 0 the write, 1 and 2 the reads) under a key of its own.
+    /// How many reads that arrived after the answer got a body (from before the raise, without the write)?
+    async fn play(&self, number: usize, schedule: &[usize], write: &[Write], mutant: Mutant) -> (usize, usize) {
+        let mut play = Play::new(self, number, mutant);
+        let (mut written, mut stepped) = (0, [0; 2]);
+        for actor in schedule {
+            match actor.checked_sub(1) {
+                None => {
+                    play.write(write[written]);
+                    written += 1;
+                }
+                Some(read) => {
+                    play.read(read, stepped[read]).await;
+                    stepped[read] += 1;
+                }
+            }
+        }
+        play.verdict()
+    }
+}
+
+/// One schedule's state.
+struct Play<'w> {
+    world: &'w World,
+    key: Arc<str>,
+    tag: String,
+    mutant: Mutant,
+    applied: bool,
+    raised: bool,
+    answered: bool,
+    fetches: [Option<Fetch>; 2],
+    reads: [(Read, bool); 2],
+}
+
+impl<'w> Play<'w> {
+    fn new(world: &'w World, number: usize, mutant: Mutant) -> Self {
+        let reads = [(Read::NotArrived, false), (Read::NotArrived, false)];
+        let (key, tag) = (format!("k{number}").into(), format!("t{number}"));
+        Self { world, key, tag, mutant, applied: false, raised: false, answered: false, fetches: [None, None], reads }
+    }
+
+    fn write(&mut self, step: Write) {
+        match step {
+            Write::Apply => self.applied = true,
+            Write::Raise => {
+                self.world.cache.raise(&[&self.tag], After::Purge);
+                self.raised = true;
+            }
+            Write::Answer => self.answered = true,
+        }
+    }
+
+    /// A read arrives; its fetch, if it has one, is sent, looked at by the upstream, answered.
+    async fn read(&mut self, read: usize, step: usize) {
+        if step == 0 {
+            self.reads[read] = (self.arrive(read), self.answered);
+            return;
+        }
+        let Some(fetch) = &mut self.fetches[read] else { return };
+        match step {
+            1 => {
+                fetch.body.late = self.raised;
+                fetch.go.take().unwrap().send(()).unwrap();
+            }
+            2 => fetch.body.new = self.applied,
+            _ => fetch.answer.take().unwrap().send(fetch.body).unwrap(),
+        }
+        // The fetch runs until it waits again, and its waiters after it.
+        for _ in 0..3 {
+            yield_now().await;
+        }
+    }
+
+    fn arrive(&mut self, read: usize) -> Read {
+        let World { cache, clock, .. } = self.world;
+        let found = match cache.recall(&self.key, &Wish::default(), &TERMS, clock.now()) {
+            Recall::Hit(entry) => Some(entry),
+            Recall::Fetch { .. } if self.mutant == Mutant::UncheckedLookup => cache.entries.get(&*self.key),
+            Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld => None,
+        };
+        if let Some(entry) = found {
+            return Read::Has(Body { new: entry.body[0] == 1, late: entry.body[1] == 1 });
+        }
+        let other = self.fetches.iter().position(|fetch| fetch.as_ref().is_some_and(|f| f.answer.is_some()));
+        match other {
+            Some(other) if self.mutant == Mutant::UncheckedJoin => Read::Takes(other),
+            _ => Read::Waits(self.fly(read)),
+        }
+    }
+
+    fn fly(&mut self, read: usize) -> Waiter<Body> {
+        let World { cache, flights, tasks, .. } = self.world;
+        let (go, gone) = oneshot::channel();
+        let (answer, answered) = oneshot::channel::<Body>();
+        let (key, store) = (self.key.to_string(), cache.clone());
+        let fetch = move |leg: Leg| async move {
+            gone.await.unwrap();
+            let birth = leg.sent();
+            let body = answered.await.unwrap();
+            store.store(filling(&key, vec![u8::from(body.new), u8::from(body.late)].into(), birth));
+            body
+        };
+        let behind = cache.behind(&[&self.tag]);
+        let waiter = flights.fly(tasks, &self.key, behind, Lane::Normal, None, fetch).unwrap();
+        if !waiter.collapsed() {
+            let body = Body { new: false, late: false };
+            self.fetches[read] = Some(Fetch { go: Some(go), answer: Some(answer), body });
+        }
+        waiter
+    }
+
+    fn verdict(self) -> (usize, usize) {
+        let (mut early, mut old) = (0, 0);
+        for (read, after_answer) in self.reads {
+            let body = match read {
+                Read::Has(body) => body,
+                Read::Takes(fetch) => self.fetches[fetch].as_ref().unwrap().body,
+                Read::Waits(waiter) => waiter.now_or_never().expect("all flights have ended").unwrap(),
+                Read::NotArrived => panic!("every read has arrived"),
+            };
+            early += usize::from(after_answer && !body.late);
+            old += usize::from(after_answer && !body.new);
+        }
+        (early, old)
+    }
+}
+
+/// All orders of so many steps of each actor.
+fn schedules(left: &mut [usize], so_far: &mut Vec<usize>, all: &mut Vec<Vec<usize>>) {
+    if left.iter().all(|n| *n == 0) {
+        all.push(so_far.clone());
+    }
+    for actor in 0..left.len() {
+        if left[actor] > 0 {
+            left[actor] -= 1;
+            so_far.push(actor);
+            schedules(left, so_far, all);
+            so_far.pop();
+            left[actor] += 1;
+        }
+    }
+}
+
+/// How many reads went wrong over all schedules.
+fn bad(write: &[Write], mutant: Mutant) -> (usize, usize) {
+    let mut all = Vec::new();
+    schedules(&mut [write.len(), READ_STEPS, READ_STEPS], &mut Vec::new(), &mut all);
+    assert_eq!(all.len(), 11_550);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let world = World::new();
+        let (mut early, mut old) = (0, 0);
+        for (number, schedule) in all.iter().enumerate() {
+            let (e, o) = world.play(number, schedule, write, mutant).await;
+            assert!(mutant != Mutant::None || write != SETTLED_WRITE || e == 0, "{schedule:?}");
+            (early, old) = (early + e, old + o);
+        }
+        (early, old)
+    })
+}
+
+/// Promise 3: after a write's answer no read carries a body whose fetch began before the write was settled.
+#[test]
+fn no_interleaving_brings_an_old_body_after_the_answer() {
+    assert_eq!(bad(&SETTLED_WRITE, Mutant::None), (0, 0));
+}
+
+#[test]
+fn a_fence_at_the_beginning_only_would_be_noticed() {
+    assert!(bad(&[Write::Raise, Write::Apply, Write::Answer], Mutant::None).1 > 0);
+}
+
+#[test]
+fn a_fence_after_the_answer_would_be_noticed() {
+    assert!(bad(&[Write::Apply, Write::Answer, Write::Raise], Mutant::None).1 > 0);
+}
+
+#[test]
+fn an_unchecked_join_would_be_noticed() {
+    assert!(bad(&SETTLED_WRITE, Mutant::UncheckedJoin).1 > 0);
+}
+
+#[test]
+fn an_unchecked_lookup_would_be_noticed() {
+    assert!(bad(&SETTLED_WRITE, Mutant::UncheckedLookup).1 > 0);
+}

@@ -1,0 +1,142 @@
+//! The built-in rows against the design, spelled out.
+
+use http::Method;
+
+use super::{Body, Bucket, Catalogue, Miss, ParameterKind, Retry, rows};
+use crate::reader;
+
+/// Id, method, the path below `/api/v2/organizations`, grant, class, retry class, and what a write invalidates.
+type Row =
+    (&'static str, &'static str, &'static str, &'static str, Option<&'static str>, Retry, &'static [&'static str]);
+
+const ALL: &[&str] = &["org:{organizationId}", "organizations"];
+
+#[rustfmt::skip]
+const DESIGN: [Row; 25] = [
+    ("organizations.list", "GET", "", "organizations:read", Some("organizations"), Retry::Safe, &[]),
+    ("organizations.create", "POST", "", "organizations:write", None, Retry::Once, &["organizations", "org:{/organization/id}"]),
+    ("invitations.get", "GET", "/invitation", "organizations:read", None, Retry::Safe, &[]),
+    ("invitations.accept", "POST", "/accept-invitation", "members:write", None, Retry::Once, &["organizations", "org:{/userOrganizationRole/organizationId}"]),
+    ("organizations.get", "GET", "/{organizationId}", "organizations:read", Some("organizations"), Retry::Safe, &[]),
+    ("organizations.delete", "DELETE", "/{organizationId}", "organizations:write", None, Retry::Idempotent, ALL),
+    ("organizations.update", "PATCH", "/{organizationId}", "organizations:write", None, Retry::Idempotent, ALL),
+    ("organizations.apps", "GET", "/{organizationId}/apps", "organizations:read", None, Retry::Safe, &[]),
+    ("payments.list", "GET", "/{organizationId}/payments", "billing:read", None, Retry::Safe, &[]),
+    ("payments.create", "POST", "/{organizationId}/single-payment-create", "billing:write", None, Retry::Once, ALL),
+    ("subscription.get", "GET", "/{organizationId}/subscription", "billing:read", None, Retry::Safe, &[]),
+    ("subscription.create", "POST", "/{organizationId}/subscription", "billing:write", None, Retry::Once, ALL),
+    ("subscription.delete", "DELETE", "/{organizationId}/subscription", "billing:write", None, Retry::Once, ALL),
+    ("subscription.update", "PATCH", "/{organizationId}/subscription", "billing:write", None, Retry::Once, ALL),
+    ("subscription.free", "POST", "/{organizationId}/subscription-free", "billing:write", None, Retry::Once, ALL),
+    ("subscription.coupon", "POST", "/{organizationId}/subscription/coupon-apply", "billing:write", None, Retry::Once, &["org:{organizationId}/subscription", "org:{organizationId}/detail"]),
+    ("organizations.invite", "POST", "/{organizationId}/invite", "members:write", None, Retry::Once, &["org:{organizationId}/detail", "org:{organizationId}/users"]),
+    ("variables.list", "GET", "/{organizationId}/variables", "variables:read", None, Retry::Safe, &[]),
+    ("variables.create", "POST", "/{organizationId}/variables", "variables:write", None, Retry::Once, &["org:{organizationId}/variables"]),
+    ("variables.delete", "DELETE", "/{organizationId}/variables/{variableName}", "variables:write", None, Retry::Idempotent, &["org:{organizationId}/variables"]),
+    ("variables.update", "PATCH", "/{organizationId}/variables/{variableName}", "variables:write", None, Retry::Idempotent, &["org:{organizationId}/variables"]),
+    ("variables.history", "GET", "/{organizationId}/variables/{variableName}/history", "variables:read", None, Retry::Safe, &[]),
+    ("organizations.usage", "GET", "/{organizationId}/usage", "usage:read", Some("usage"), Retry::Safe, &[]),
+    ("feature-controls.list", "GET", "/{organizationId}/feature-controls", "feature-controls:read", Some("feature-controls"), Retry::Safe, &[]),
+    ("feature-controls.update", "PATCH", "/{organizationId}/feature-controls", "feature-controls:write", None, Retry::Idempotent, &["org:{organizationId}/feature-controls", "org:{organizationId}/detail"]),
+];
+
+#[test]
+fn the_25_operations_are_what_the_design_says() {
+    let catalogue = Catalogue::built_in();
+    assert_eq!(catalogue.rows().len(), DESIGN.len());
+    for (row, (id, method, path, grant, class, retry, invalidates)) in catalogue.rows().iter().zip(DESIGN) {
+        assert_eq!(&*row.id, id);
+        assert_eq!(row.method.as_str(), method, "{id}");
+        assert_eq!(row.path.as_str(), format!("/api/v2/organizations{path}"), "{id}");
+        assert_eq!(&*row.grant, grant, "{id}");
+        assert_eq!(row.cache.as_deref(), class, "{id}");
+        assert_eq!(row.retry, retry, "{id}");
+        assert_eq!(row.invalidates.iter().map(|tag| tag.as_str()).collect::<Vec<_>>(), invalidates, "{id}");
+        assert_eq!(row.quota == Bucket::Organization, path.contains("{organizationId}"), "{id}");
+        assert_eq!(row.body == Body::None, matches!(method, "GET" | "DELETE"), "{id}");
+        assert_ne!(row.summary, row.id, "{id}");
+    }
+}
+
+#[test]
+fn the_built_in_rows_have_no_mistake() {
+    let (_, findings) = reader::walk(rows::BUILT_IN, rows::read);
+    assert_eq!(findings.mistakes, []);
+}
+
+/// The table that ends `caching.md`.
+#[test]
+fn answers_are_stored_under_their_organization_and_their_own_tag() {
+    let catalogue = Catalogue::built_in();
+    let tags = |id: &str| catalogue.row(id).unwrap().tags.iter().map(|tag| tag.as_str().to_owned()).collect::<Vec<_>>();
+    assert_eq!(tags("organizations.list"), ["organizations"]);
+    let own = [
+        ("organizations.get", "detail"),
+        ("organizations.apps", "apps"),
+        ("subscription.get", "subscription"),
+        ("variables.list", "variables"),
+        ("variables.history", "variables"),
+        ("organizations.usage", "usage"),
+        ("feature-controls.list", "feature-controls"),
+    ];
+    for (id, tag) in own {
+        assert_eq!(tags(id), ["org:{organizationId}".to_owned(), format!("org:{{organizationId}}/{tag}")], "{id}");
+    }
+}
+
+#[test]
+fn secrets_and_expiring_links_can_be_neither_stored_nor_recorded() {
+    let catalogue = Catalogue::built_in();
+    for row in catalogue.rows() {
+        let may_cache = row.method == Method::GET && !["invitations.get", "payments.list"].contains(&&*row.id);
+        assert_eq!(row.may_cache, may_cache, "{}", row.id);
+        for secret in ["hash", "couponCode", "email", "customer", "note", "value"] {
+            assert!(!row.record.iter().any(|name| &**name == secret), "{} records {secret}", row.id);
+        }
+    }
+    assert!(catalogue.row("organizations.invite").unwrap().record.iter().all(|name| &**name != "name"));
+}
+
+#[test]
+fn parameters_have_their_kinds_and_defaults() {
+    let catalogue = Catalogue::built_in();
+    let parameter = |id: &str, name: &str| {
+        let row = catalogue.row(id).unwrap();
+        let found = row.query.iter().find(|parameter| &*parameter.name == name).unwrap();
+        (found.kind, found.default.as_deref().map(str::to_owned))
+    };
+    assert_eq!(parameter("organizations.list", "cols[]"), (ParameterKind::Set, None));
+    assert_eq!(parameter("organizations.list", "pg[sortBy]"), (ParameterKind::Scalar, Some("name".into())));
+    assert_eq!(parameter("organizations.list", "pg[sortDir]"), (ParameterKind::Scalar, Some("asc".into())));
+    assert_eq!(parameter("organizations.list", "pg[offset]"), (ParameterKind::Number, Some("0".into())));
+    assert_eq!(parameter("organizations.list", "pg[limit]"), (ParameterKind::Number, None));
+    assert_eq!(parameter("organizations.get", "wait"), (ParameterKind::Refresh, Some("false".into())));
+    assert_eq!(parameter("organizations.usage", "organizationTimezone"), (ParameterKind::Flag, Some("false".into())));
+    assert_eq!(parameter("feature-controls.list", "featureControlName"), (ParameterKind::Scalar, None));
+    assert_eq!(parameter("subscription.coupon", "couponCode"), (ParameterKind::Scalar, None));
+}
+
+#[test]
+fn a_request_is_classified_by_path_and_method() {
+    let catalogue = Catalogue::built_in();
+    let id = |method: Method, path: &str| catalogue.classify(&method, path).map(|found| found.operation.id.to_string());
+    assert_eq!(id(Method::GET, "/api/v2/organizations/invitation").unwrap(), "invitations.get");
+    assert_eq!(id(Method::GET, "/api/v2/organizations/11").unwrap(), "organizations.get");
+    assert_eq!(id(Method::HEAD, "/api/v2/organizations/11/usage").unwrap(), "organizations.usage");
+    assert_eq!(id(Method::PATCH, "/api/v2/organizations/11/variables/a").unwrap(), "variables.update");
+    for nowhere in
+        ["/api/v2/organizations/011", "/api/v2/organizations/x", "/api/v2/organizations/", "/api/v2/teams", "/"]
+    {
+        assert_eq!(id(Method::GET, nowhere), Err(Miss::Path), "{nowhere}");
+    }
+    let allowed = vec![Method::GET, Method::HEAD, Method::DELETE, Method::PATCH];
+    assert_eq!(id(Method::PUT, "/api/v2/organizations/11"), Err(Miss::Method(allowed)));
+    assert_eq!(
+        id(Method::POST, "/api/v2/organizations/invitation"),
+        Err(Miss::Method(vec![Method::GET, Method::HEAD]))
+    );
+    let found = catalogue.classify(&Method::GET, "/api/v2/organizations/11/variables/a%2Fb/history").unwrap();
+    assert_eq!(found.organization, Some(11));
+    let parameters: Vec<_> = found.parameters().collect();
+    assert_eq!(parameters, [("organizationId", "11"), ("variableName", "a%2Fb")]);
+}

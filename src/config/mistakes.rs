@@ -1,0 +1,255 @@
+//! What is said about each mistake.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::{Failure, Mistake, Severity, parse};
+
+const LEAST: &str = "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"T\"\n";
+const CALLER: &str = "[[caller]]\nname = \"a\"\nkeys = []\ngrants = [\"*\"]\n";
+
+fn failure(text: &str) -> Failure {
+    parse(text, Path::new("m.toml")).expect_err(text)
+}
+
+fn errors(text: &str) -> Vec<Mistake> {
+    let all = failure(text).mistakes;
+    all.into_iter().filter(|mistake| mistake.severity == Severity::Error).collect()
+}
+
+/// `LINE: MESSAGE; HELP` of each error.
+fn told(text: &str) -> String {
+    errors(text).iter().fold(String::new(), |mut told, Mistake { line, message, help, .. }| {
+        writeln!(told, "{line}: {message}; {}", help.as_deref().unwrap_or("-")).unwrap();
+        told
+    })
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    let read = parse(text, Path::new("m.toml")).unwrap_or_else(|failure| panic!("{failure}"));
+    let warnings = read.warnings.into_iter().map(|warning| format!("{}: {}", warning.line, warning.message));
+    warnings.filter(|warning| !warning.ends_with("is not there")).collect()
+}
+
+/// Asserts that `setting`, in this section of a file that is right otherwise, is the one mistake, and what is said of it.
+fn assert_told(section: &str, setting: &str, expected: &str) {
+    let text = match section {
+        "operator" => format!("[operator]\nkey_env = \"K\"\n{setting}\n[upstream]\ntoken_env = \"T\"\n"),
+        "upstream" => format!("{LEAST}{setting}\n"),
+        "caller" => format!("{LEAST}{CALLER}{setting}\n"),
+        other => format!("{LEAST}[{other}]\n{setting}\n"),
+    };
+    let told: Vec<_> =
+        errors(&text).iter().map(|m| format!("{}; {}", m.message, m.help.as_deref().unwrap_or("-"))).collect();
+    assert_eq!(told, [expected], "[{section}] {setting}");
+}
+
+#[rustfmt::skip]
+const SETTINGS: &[(&str, &str, &str)] = &[
+    ("cache", "capacity = \"64MB\"", "\"64MB\" is no size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
+    ("cache", "capacity = \"64 MiB\"", "\"64 MiB\" is no size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
+    ("cache", "capacity = 64", "capacity is a size, not a number; write capacity = \"64MiB\""),
+    ("cache", "capacity = \"0B\"", "\"0B\" is no size at all; write at least \"1B\""),
+    ("cache", "capacity = \"99999999999GiB\"", "\"99999999999GiB\" is too large; write a smaller size"),
+    ("cache", "capactiy = \"1MiB\"", "unknown key \"capactiy\" in cache; did you mean \"capacity\"?"),
+    ("cache", "drain = \"1s\"", "unknown key \"drain\" in cache; drain belongs under [limits]"),
+    ("cache", "doubt = \"0s\"", "\"0s\" is no time at all; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
+    ("cache", "doubt = \"soon\"", "\"soon\" is no duration; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
+    ("cache", "doubt = \"90\"", "\"90\" has no unit; write \"90s\" for seconds"),
+    ("cache", "doubt = \"-1s\"", "\"-1s\" is below zero; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
+    ("cache", "doubt = \"1mo\"", "\"1mo\" has no fixed length; write it in days, such as \"365d\""),
+    ("cache", "doubt = \"9999w\"", "\"9999w\" is too long; write 100 years at most"),
+    ("upstream", "quota = \"60/s\"", "\"60/s\" is no quota; write \"auto\", or what Make allows an organization per minute: \"240/min\""),
+    ("upstream", "token = \"abc\"", "unknown key \"token\" in upstream; a secret never stands in this file; say where it is, with token_file or token_env"),
+    ("upstream", "token_file = \"x\"", "both token_file and token_env are given; leave one out"),
+    ("upstream", "url = \"eu1.make.com\"", "\"eu1.make.com\" does not begin with https://; write your zone's URL alone, such as \"https://eu1.make.com\""),
+    ("upstream", "url = \"http://eu1.make.com\"", "http is for this machine alone; write \"https://eu1.make.com\": the token must not travel in the clear"),
+    ("upstream", "url = \"https://eu1.make.com/api/v2\"", "\"https://eu1.make.com/api/v2\" has a path: makegate adds it; write your zone's URL alone, such as \"https://eu1.make.com\""),
+    ("upstream", "url = \"https://me:pw@eu1.make.com\"", "the URL holds a user; leave it out: the token goes into token_file or token_env"),
+    ("upstream", "connections = 0", "0 is out of range; write 1 to 1000000000"),
+    ("upstream", "connections = 1.5", "connections is a whole number, not a fraction; write connections = 10"),
+    ("operator", "listen = []", "listen is empty; write listen = \"127.0.0.1:8080\", or leave it out"),
+    ("operator", "listen = \"127.0.0.1:8080\"", "the gateway listens at this address; give the operator door an address of its own"),
+    ("operator", "listen = \"8081\"", "\"8081\" is no address to listen on; write \"127.0.0.1:8081\" for this machine only, \"0.0.0.0:8081\" for all its addresses"),
+    ("operator", "listen = \"::1\"", "\"::1\" is no address to listen on; write \"[::1]:8080\": with its port"),
+    ("operator", "listen = [\"[::1]:1\", \"[::1]:1\"]", "this address is given twice; leave one out"),
+    ("operator", "names = [\"https://x\"]", "\"https://x\" is no host name; write the name alone, without scheme or port: \"makegate.internal\""),
+    ("limits", "head_bytes = \"4KiB\"", "head_bytes is out of range; write \"8KiB\" or more: HTTP needs as much"),
+    ("limits", "retry_percent = 101", "retry_percent is out of range; write 100 or less"),
+    ("limits", "retry_floor = -1", "-1 is below 0; write 0 or more"),
+    ("gateway.tls", "cert = \"c\"", "key is missing in gateway.tls; add key = \"/run/secrets/make\""),
+    ("caller", "rate = \"10\"", "\"10\" is no rate; write a number and /s, /min or /h: \"600/min\""),
+    ("caller", "rate = \"0/min\"", "\"0/min\" is no request ever; write 1 or more"),
+    ("caller", "rate = \"2000000000/s\"", "\"2000000000/s\" is too fast; write at most 1000000000/s: one request a nanosecond"),
+    ("caller", "burst = 0", "0 is out of range; write 1 to 4294967295"),
+    ("caller", "organizations = []", "no organization at all; name the organizations, or leave the key out for all of them"),
+    ("caller", "organizations = [11, 11]", "11 is given twice; leave one out"),
+    ("caller", "organizations = [0]", "0 is no organization's id; write the whole number, such as 11"),
+    ("caller", "organizations = [\"11\"]", "each of organizations is an organization's id, not a text; write 11"),
+    ("caller", "may_refresh = \"no\"", "may_refresh is true or false, not a text; write may_refresh = true"),
+    ("cache.lifetime", "organizations.get = \"1m\"", "organizations is a duration, not a table; an operation's id stands in quotes: \"organizations.list\" = \"5m\", say"),
+    ("cache.lifetime", "\"payments.list\" = \"1m\"", "the answers of payments.list are never stored; leave it out: only reads are stored, and none with secrets or expiring links in it"),
+];
+
+#[test]
+fn each_mistake_is_told_with_what_to_write_instead() {
+    for (section, setting, expected) in SETTINGS {
+        assert_told(section, setting, expected);
+    }
+}
+
+const GET: &str = "method = \"GET\"\npath = \"/api/v2/users/{userId}\"\ngrant = \"users:read\"";
+const POST: &str = "method = \"POST\"\npath = \"/api/v2/organizations/{organizationId}/x\"\ngrant = \"users:write\"";
+const ID: &str = "id = \"users.x\"";
+
+#[rustfmt::skip]
+const ROWS: &[(&[&str], &str)] = &[
+    (&["id = \"users\"", GET], "\"users\" is no id; write two or more names of a-z, 0-9 and -, with dots between: \"users.me\""),
+    (&["id = \"organizations.get\"", GET], "the id \"organizations.get\" is taken by GET /api/v2/organizations/{organizationId}; that is a built-in row, which cannot be replaced: give this one an id and a path of its own"),
+    (&[ID, "method = \"get\"\npath = \"/x\"\ngrant = \"a:read\""], "\"get\" is no method; did you mean \"GET\"?"),
+    (&[ID, "method = \"GET\"\npath = \"x\"\ngrant = \"a:read\""], "a path begins with `/`: write \"/x\"; -"),
+    (&[ID, "method = \"GET\"\npath = \"/x\"\ngrant = \"a\""], "\"a\" is no grant; write a name of a-z, 0-9 and -, then :read or :write: \"users:read\""),
+    (&[ID, "method = \"GET\"\npath = \"/api/v2/organizations\"\ngrant = \"a:read\""], "GET /api/v2/organizations is already the row \"organizations.list\"; that is a built-in row, which cannot be replaced: give this one an id and a path of its own"),
+    (&[ID, GET, "cache = \"users\""], "the class \"users\" has no lifetime; add users = \"5m\" to [cache.lifetime]"),
+    (&[ID, GET, "cache = \"usages\""], "the class \"usages\" has no lifetime; did you mean \"usage\"?"),
+    (&[ID, GET, "retry = \"once\""], "a GET is always safe to send again; write retry = \"safe\", or leave it out"),
+    (&[ID, GET, "body = \"any\""], "a GET takes no body; write body = \"none\", or leave it out"),
+    (&[ID, GET, "invalidates = [\"x\"]"], "a GET changes nothing; leave invalidates out"),
+    (&[ID, GET, "tags = [\"u:{user}\"]"], "{user} is not in the path; the path has {userId}"),
+    (&[ID, GET, "tags = [\"u:{/id}\"]"], "\"u:{/id}\" looks into the answer; what is in the answer can only be used in invalidates"),
+    (&[ID, GET, "quota = \"organization\""], "the path has no {organizationId}; write quota = \"account\", or leave it out"),
+    (&[ID, GET, "narrow = \"users\""], "there is nothing to narrow here; use it for a GET without {organizationId} in its path, beside scoped = true"),
+    (&[ID, GET, "record = [\"email\"]"], "email is never recorded; leave it out: it may hold a secret or personal data"),
+    (&[ID, GET, "query = { a = \"sets\" }"], "\"sets\" is no kind of parameter; did you mean \"set\"?"),
+    (&[ID, GET, "query = { a = { kind = \"set\", default = \"x\" } }"], "a set has no default; leave default out"),
+    (&[ID, GET, "query = { a = { kind = \"number\", default = \"x\" } }"], "\"x\" is no plain decimal; write default = \"0\", say"),
+    (&[ID, GET, "query = { a = { kind = \"flag\", default = \"1\" } }"], "\"1\" is no flag; write default = \"true\" or \"false\""),
+    (&[ID, GET, "query = { a = { kind = \"refresh\", default = \"true\" } }"], "\"true\" cannot be the default of a refresh; leave default out: it is \"false\""),
+    (&[ID, GET, "freshness = \"upstraem\""], "\"upstraem\" is no freshness; did you mean \"upstream\"?"),
+    (&[ID, POST, "retry = \"safe\""], "a POST is a write, and no write is safe; write \"idempotent\" if sending it twice changes nothing more, else \"once\""),
+    (&[ID, POST, "cache = \"usage\""], "the answer to a POST is never stored; leave cache out"),
+    (&[ID, POST, "tags = [\"x\"]"], "the answer to a POST is never stored; write the tags that it makes obsolete in invalidates"),
+    (&[ID, POST, "scoped = true"], "scoped is for paths without {organizationId}; leave it out: the path says which organization is touched, and the caller's scope decides"),
+];
+
+#[test]
+fn each_mistake_in_a_row_is_told_with_what_to_write_instead() {
+    for (lines, expected) in ROWS {
+        assert_told("[operation]", &lines.join("\n"), expected);
+    }
+}
+
+#[test]
+fn every_mistake_of_a_file_is_told_at_once() {
+    let text = r#"version = 2
+[gateway]
+lisen = "x"
+[operator]
+[upstream]
+token_env = "T"
+deadline = "15"
+attempt "3s"
+[cache]
+capacity = "64MB"
+settle = "10s
+[[caller]]
+name = "a"
+keys = ["sha256:00"]
+grants = ["organization:read", "users:read"]
+[[caller]]
+name = "a"
+keys = []
+grants = ["users:raed"]
+[[operation]]
+id = "users.me"
+method = "GETT"
+path = "/api/v2/users/me"
+grant = "users:read"
+"#;
+    let expected = "\
+1: this makegate does not read version 2; write version = 1
+3: unknown key \"lisen\" in gateway; did you mean \"listen\"?
+7: \"15\" has no unit; write \"15s\" for seconds
+8: this key has no value; write key = value
+10: \"64MB\" is no size; write \"64MiB\" (the units are B, KiB, MiB, GiB)
+11: this text has no end; close it with \"
+14: this is not the SHA-256 of a key; write what `makegate key new` prints: sha256: and 64 hex digits
+15: no operation asks for the grant \"organization:read\"; did you mean \"organizations:read\"?
+17: there is a caller \"a\" already; give this one another name
+19: no operation asks for the grant \"users:raed\"; did you mean \"users:read\"?
+22: \"GETT\" is no method; did you mean \"GET\"?
+";
+    assert_eq!(told(text), expected);
+}
+
+#[test]
+fn what_must_be_there_is_asked_for() {
+    let expected = "\
+1: neither key_file nor key_env says where the secret is; add key_file = \"/run/secrets/operator\", or key_env = \"NAME\" for an environment variable
+1: neither token_file nor token_env says where the secret is; add token_file = \"/run/secrets/make\", or token_env = \"NAME\" for an environment variable
+";
+    assert_eq!(told(""), expected);
+    let expected = "\
+5: name is missing in caller.1; add name = \"finance-dashboard\"
+5: keys is missing: nobody could be known as this caller; run `makegate key new --caller NAME` and add the line that it prints
+5: grants is missing; add grants = [\"organizations:read\"], say; [\"*\"] is all
+";
+    assert_eq!(told(&format!("{LEAST}[[caller]]\n")), expected);
+    let certificates = "[gateway]\ntls = { cert = \"c\", key = \"k\", client_ca = \"a\" }\n[[caller]]\nname = \"a\"\ngrants = [\"*\"]\n";
+    assert!(parse(&format!("{LEAST}{certificates}"), Path::new("m.toml")).is_ok());
+}
+
+#[test]
+fn a_key_belongs_to_one_caller() {
+    let key = format!("sha256:{}", "0a".repeat(32));
+    let text = format!(
+        "{LEAST}{CALLER}[[caller]]\nname = \"b\"\ngrants = [\"*\"]\nkeys = [\"{key}\", \"{key}\"]\n[[caller]]\nname = \"c\"\ngrants = [\"*\"]\nkeys = [\"{key}\"]\n"
+    );
+    let expected = "\
+12: this key is this caller's already; give each caller keys of its own
+16: this key is caller \"b\"'s already; give each caller keys of its own
+";
+    assert_eq!(told(&text), expected);
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    let secret = "4cb9b7ee-1cb5-4b6e-8bd8-3b1f0dffd1a7";
+    let slips = [
+        format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkeys = [\"{secret}\"]\n"),
+        format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkeys = \"s3cr3t\"\n"),
+        format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkeys = [\"s3cr3t\"]\n"),
+        format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkeys = [\"sha256:s3cr3t\"]\n"),
+        format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkeys = [\"s3cr3t]\n"),
+        format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkey = \"s3cr3t\"\n"),
+        "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"s3cr3t!\"\n".to_owned(),
+        "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"4cb9b7ee-1cb5-4b6e-8bd8-3b1f0dffd1a7\"\n".to_owned(),
+        format!("[operator]\nkey_env = \"K\"\n[upstream]\ntoken_file = \"{secret}\"\n"),
+        "[operator]\nkey = \"s3cr3t\"\n[upstream]\ntoken = \"s3cr3t\"\n".to_owned(),
+        format!("{LEAST}url = \"https://u:s3cr3t@eu1.make.com\"\n"),
+        format!("{LEAST}# {secret}\nlisten = 5 # {secret}\n"),
+    ];
+    for text in slips {
+        let failed = parse(&text, Path::new("m.toml"));
+        for shown in [super::report(&failed, false, false), super::report(&failed, true, false), format!("{failed:?}")]
+        {
+            assert!(!shown.contains("s3cr3t") && !shown.contains(secret), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn what_is_hardly_meant_is_warned_of() {
+    let with = |text: &str| warnings(&format!("{LEAST}{text}\n{CALLER}"));
+    assert_eq!(warnings(LEAST), ["1: there is no caller: every request will be refused"]);
+    assert_eq!(with("attempt = \"20s\""), ["5: attempt is longer than deadline"]);
+    assert_eq!(
+        with("deadline = \"4s\""),
+        ["3: attempt is longer than deadline", "3: quota_wait is longer than deadline"]
+    );
+    assert_eq!(with("[limits]\nin_flight = 9"), ["5: in_flight_per_caller is more than in_flight"]);
+    assert_eq!(with("[cache.lifetime]\nusages = \"1m\""), ["6: no operation is of the class \"usages\""]);
+    assert_eq!(with("[gateway]\nlisten = \"0.0.0.0:80\""), ["6: keys travel in the clear to this address"]);
+    let post = "[[operation]]\nid = \"a.b\"\nmethod = \"POST\"\npath = \"/a\"\ngrant = \"a:write\"\ninvalidates = []";
+    assert_eq!(with(post), ["10: a write that names no tag invalidates everything"]);
+}

@@ -1,0 +1,291 @@
+//! A running makegate: the engines wired together, both doors open, configuration and secrets followed, an orderly end.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use secrecy::ExposeSecret as _;
+
+use crate::audit::{Log, Record};
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config::Read;
+use crate::config::secret::secret;
+use crate::config::{self, Config, Shown, Source};
+use crate::gateway::door::{Door, OpenDoor};
+use crate::gateway::{Engines, Gate, life};
+use crate::hash;
+use crate::operator::{self, Desk};
+use crate::quota::{self, Quota};
+use crate::tasks::Tasks;
+use crate::upstream::{Token, Upstream};
+
+/// How often contents of the configuration and the secrets are compared.
+const WATCH: Duration = Duration::from_secs(5);
+/// How often the cache forgets and the quota's journal is synced.
+const CHORES: Duration = Duration::from_secs(1);
+/// After the drain began, doors stay open so long: whoever balances load sees `not ready` first.
+const NOT_READY_FIRST: Duration = Duration::from_millis(200);
+
+/// Why the service did not start.
+#[derive(Debug)]
+pub struct StartError {
+    what: String,
+    configuration: bool,
+}
+
+impl StartError {
+    fn configuration(what: impl fmt::Display) -> Self {
+        Self { what: what.to_string(), configuration: true }
+    }
+
+    fn failed(what: impl fmt::Display) -> Self {
+        Self { what: what.to_string(), configuration: false }
+    }
+
+    /// 2: the configuration or a secret is to be mended; 1: anything else.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        if self.configuration { 2 } else { 1 }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// The contents that were looked at last, whether they were put in force or refused: a bad file is told once.
+#[derive(PartialEq, Eq)]
+struct Seen {
+    text: Option<Vec<u8>>,
+    token: Option<[u8; 32]>,
+    operator_key: Option<[u8; 32]>,
+}
+
+impl Seen {
+    fn of(file: &Path, config: &Config) -> Self {
+        Self {
+            text: std::fs::read(file).ok(),
+            token: secret_hash(&config.upstream.token).ok(),
+            operator_key: secret_hash(&config.operator.key).ok(),
+        }
+    }
+}
+
+/// The running service.
+pub struct Service {
+    inner: Arc<Inner>,
+    gateway: OpenDoor,
+    operator: OpenDoor,
+}
+
+struct Inner {
+    gate: Arc<Gate>,
+    desk: Arc<Desk>,
+    file: PathBuf,
+    seen: Mutex<Seen>,
+    reloading: tokio::sync::Mutex<()>,
+}
+
+impl Service {
+    /// Reads the secrets, opens the log, binds both doors and begins to serve.
+    ///
+    /// # Errors
+    /// [`StartError`]: what is wrong and what to do.
+    pub async fn start(read: Read, clock: Clock) -> Result<Self, StartError> {
+        let settings = read.shown();
+        let Read { config, file, .. } = read;
+        let token = token(&config.upstream.token).map_err(StartError::configuration)?;
+        let operator_key = secret(&config.operator.key).map_err(StartError::configuration)?;
+        let upstream =
+            Upstream::new(&config.upstream, &config.limits, token, clock.clone()).map_err(StartError::configuration)?;
+        let tasks = Tasks::new();
+        let gateway = Door::bind(&config.gateway.listen, config.gateway.tls.as_ref(), &config.limits, &clock, &tasks);
+        let gateway = gateway.map_err(StartError::failed)?;
+        let operator =
+            Door::bind(&config.operator.listen, None, &config.limits, &clock, &tasks).map_err(StartError::failed)?;
+        let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
+        let quota =
+            Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
+        let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
+        let engines = Engines { log, cache, quota, upstream: Arc::new(upstream), clock, tasks };
+        let gate = Gate::new(config, engines);
+        gate.fence_doubts(&recovered.doubts);
+        let seen = Mutex::new(Seen::of(&file, &gate.policy().config));
+        let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), settings);
+        let inner = Arc::new(Inner {
+            gate: gate.clone(),
+            desk: desk.clone(),
+            file,
+            seen,
+            reloading: tokio::sync::Mutex::default(),
+        });
+        let gateway = gateway.open(move |peer, request| life::answer(gate.clone(), peer, request));
+        desk.show_door("gateway", gateway.clone());
+        let operator = operator::open(operator, desk);
+        inner.clone().look_after();
+        Ok(Self { inner, gateway, operator })
+    }
+
+    /// Where callers come in.
+    #[must_use]
+    pub fn gateway_addresses(&self) -> &[SocketAddr] {
+        self.gateway.addresses()
+    }
+
+    /// Where operators come in.
+    #[must_use]
+    pub fn operator_addresses(&self) -> &[SocketAddr] {
+        self.gateway.addresses()
+    }
+
+    /// Where operators come in.
+    #[must_use]
+    pub fn operator_addresses(&self) -> &[SocketAddr] {
+        self.operator.addresses()
+    }
+
+    /// The gate, for tests and the demo.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.inner.gate
+    }
+
+    /// Puts the configuration file's and the secrets' present contents in force: all of it or nothing.
+    ///
+    /// # Errors
+    /// Why nothing changed.
+    pub async fn reload(&self) -> Result<(), String> {
+        self.inner.reload().await
+    }
+
+    /// Not ready, then closed; what is under way has the drain time to finish. `true`: all of it did.
+    pub async fn shut_down(self) -> bool {
+        let gate = &self.inner.gate;
+        let limit = gate.policy().limits().drain;
+        gate.drain();
+        tokio::time::sleep(NOT_READY_FIRST.min(limit)).await;
+        self.gateway.close();
+        self.operator.close();
+        gate.tasks.stop();
+        let finished = gate.tasks.drained(limit).await;
+        gate.quota.shut();
+        gate.log.close().await;
+        finished
+    }
+}
+
+impl Inner {
+    /// The small work that recurs while the service runs.
+    fn look_after(self: Arc<Self>) {
+        let (gate, watched) = (self.gate.clone(), self.clone());
+        self.gate.tasks.spawn_until_stop(async move {
+            loop {
+                tokio::time::sleep(CHORES).await;
+                gate.cache.maintain();
+                let gate = gate.clone();
+                // fdatasync is no work for a runtime thread.
+                let _joined = tokio::task::spawn_blocking(move || gate.quota.sync()).await;
+            }
+        });
+        self.gate.tasks.spawn_until_stop(async move {
+            loop {
+                tokio::time::sleep(WATCH).await;
+                if watched.changed() {
+                    let _told = watched.reload().await;
+                }
+            }
+        });
+    }
+
+    fn changed(&self) -> bool {
+        let now = Seen::of(&self.file, &self.gate.policy().config);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) != now
+    }
+
+    async fn reload(&self) -> Result<(), String> {
+        let _one_at_a_time = self.reloading.lock().await;
+        let seen = Seen::of(&self.file, &self.gate.policy().config);
+        let result = self.adopt();
+        self.desk.reloaded(result.clone());
+        let result = result.map(drop);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+        match &result {
+            Ok(()) => tracing::info!(file = %self.file.display(), "the configuration was reloaded"),
+            Err(why) => {
+                tracing::error!(file = %self.file.display(), %why, "the configuration was not reloaded: the old one stays in force")
+            }
+        }
+        self.told(&result);
+        result
+    }
+
+    /// Everything is checked before anything changes.
+    fn adopt(&self) -> Result<Vec<Shown>, String> {
+        let gate = &self.gate;
+        let before = gate.policy();
+        let read = config::read(&self.file).map_err(|failure| failure.to_string())?;
+        let token = token(&read.config.upstream.token)?;
+        let operator_key = secret(&read.config.operator.key)?;
+        let settings = read.shown();
+        fixed(&before.config, &read.config)?;
+        let other_upstream =
+            before.config.upstream != read.config.upstream || before.config.limits != read.config.limits;
+        let upstream = if other_upstream {
+            let made = Upstream::new(&read.config.upstream, &read.config.limits, token, gate.clock.clone());
+            Some(Arc::new(made.map_err(|error| error.to_string())?))
+        } else {
+            if gate.upstream().set_token(token) {
+                gate.cache.purge_all();
+            }
+            None
+        };
+        gate.quota.configure(quota_settings(&read.config));
+        gate.adopt(read.config, upstream);
+        self.desk.set_key(&operator_key);
+        Ok(settings)
+    }
+
+    fn told(&self, result: &Result<(), String>) {
+        let (event, detail) = match result {
+            Ok(()) => ("reload", "the configuration was reloaded"),
+            Err(why) => ("reload-failed", why.as_str()),
+        };
+        if let Some(room) = self.gate.log.reserve() {
+            room.fill(Record::event(self.gate.clock.wall(), event, detail));
+        }
+    }
+}
+
+/// What cannot change while the service runs.
+fn fixed(before: &Config, after: &Config) -> Result<(), String> {
+    let same = [
+        ("gateway", before.gateway == after.gateway),
+        ("operator.listen", before.operator.listen == after.operator.listen),
+        ("audit", before.audit == after.audit),
+        ("cache.capacity", before.cache.capacity_bytes == after.cache.capacity_bytes),
+    ];
+    let changed: Vec<&str> = same.iter().filter(|(_, same)| !same).map(|(name, _)| *name).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{} cannot change while makegate runs: restart it, or set the old value again", changed.join(", ")))
+}
+
+fn quota_settings(config: &Config) -> quota::Settings {
+    quota::Settings { setting: config.upstream.quota, queue_per_caller: config.limits.quota_queue }
+}
+
+fn token(source: &Source) -> Result<Token, String> {
+    Token::new(&secret(source)?).map_err(|error| error.to_string())
+}
+
+fn secret_hash(source: &Source) -> Result<[u8; 32], String> {
+    secret(source).map(|secret| hash::sha256(secret.expose_secret().as_bytes()))
+}

@@ -1,0 +1,25 @@
+//! The promises of the design, a file each: the real service on real sockets, against the sandbox or a hostile origin.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod p01_token;
+mod p02_scope;
+mod p03_fence;
+mod p04_once;
+mod p05_intent;
+mod p06_records;
+mod p08_bounds;
+mod p09_quota;
+mod p10_reload;
+mod p11_drain;
+mod p12_outlives;
+mod p13_deadline;

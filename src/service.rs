@@ -142,12 +142,6 @@ impl Service {
     /// Where operators come in.
     #[must_use]
     pub fn operator_addresses(&self) -> &[SocketAddr] {
-        self.gateway.addresses()
-    }
-
-    /// Where operators come in.
-    #[must_use]
-    pub fn operator_addresses(&self) -> &[SocketAddr] {
         self.operator.addresses()
     }
 

@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::gateway::{Engines, Gate};
 use crate::hash;
-use crate::quota::Quota;
+use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
 use crate::words::RequestId;
@@ -138,7 +138,12 @@ fn gate(config: config::Config, clock: &Clock) -> Arc<Gate> {
     let engines = Engines {
         log,
         cache: Cache::new(&config.cache, config.limits.stored_bytes, clock.clone()),
-        quota: Quota::new(clock.clone()),
+        quota: Quota::open(
+            quota::Settings { setting: config.upstream.quota, queue_per_caller: 50 },
+            None,
+            clock.clone(),
+        )
+        .unwrap(),
         upstream: Arc::new(upstream),
         clock: clock.clone(),
         tasks: Tasks::new(),

@@ -154,9 +154,10 @@ fn upstream(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
 
 fn quota(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     let buckets = buckets(&desk.gate.quota);
-    let least = buckets.iter().map(|bucket| bucket.remaining).min();
-    let help = "What is left of the upstream's quota where least is left";
-    sheet.gauges("makegate_quota_remaining", help, least.map(|least| ([], least)))?;
+    if let Some(least) = buckets.iter().map(|bucket| bucket.remaining).min() {
+        let help = "What is left of the upstream's quota where least is left";
+        sheet.gauge("makegate_quota_remaining", help, least)?;
+    }
     let waiting = buckets.iter().map(|bucket| bucket.waiting).sum::<u64>();
     sheet.gauge("makegate_quota_waiting", "Requests that wait for quota", waiting)?;
     let mut ledger = BTreeMap::<&str, (u64, u64)>::new();

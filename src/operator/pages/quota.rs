@@ -70,10 +70,14 @@ pub(crate) fn quota(desk: &Desk) -> Ledger {
 }
 
 impl Bucket {
-    /// How full it is, with its name.
+    /// How full it is, with its name, and who took it.
     pub(crate) fn gauge(&self) -> Markup {
+        let spent = self.callers.iter().filter(|one| one.spent > 0).map(|one| format!("{} {}", one.name, one.spent));
+        let waiting = (self.waiting > 0).then(|| format!("{} waiting", self.waiting));
+        let closed = self.closed_for_ms.map(|ms| format!("closed by Make for {} s", ms.div_ceil(1000)));
+        let by: Vec<_> = spent.chain(waiting).chain(closed).collect();
         let name = self.organization.map_or_else(|| "the account".to_owned(), |id| format!("organization {id}"));
-        html::gauge(&name, self.used.into(), self.limit.into())
+        html::gauge(&name, self.used.into(), self.limit.into(), &by.join(", "))
     }
 
     /// The bucket's columns, then a caller's.

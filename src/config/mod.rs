@@ -178,7 +178,7 @@ pub struct Cache {
     pub negative: Duration,
     /// `no-cache` is content with an entry this young.
     pub refresh_floor: Duration,
-    /// `[cache.lifetime]`: lifetime by class.
+    /// `[cache.lifetime]`: lifetime by class, or by the id of an operation, which is then a class of its own. Zero: not stored.
     pub lifetime: BTreeMap<Arc<str>, Duration>,
 }
 

@@ -26,7 +26,7 @@ enum Command {
 
 /// Mints a key for a caller.
 ///
-/// It is printed this once, with the line for the configuration. The first line of stdout is the key, the second the line for its [[caller]]. Only the key's hash is ever stored. The
+/// It is printed this once, with the line for the configuration. The first line of stdout is the key, the second the line for its caller in the file. Only the key's hash is ever stored. The
 /// key has the form of a UUID (version 4), which Make's own clients demand.
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "several test binaries share it, and not each uses all of it")]
 
+pub(crate) mod golden;
 pub(crate) mod hostile;
 
 use std::fmt::Write as _;
@@ -75,6 +76,12 @@ impl Plan {
 
     pub(crate) fn sandbox(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.sandbox);
+        self
+    }
+
+    /// Another clock than one that runs with the machine's.
+    pub(crate) fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+/// How often a wait looks at a movable clock.
+const MOVABLE_NAP: Duration = Duration::from_millis(5);
+
 /// Monotonic and wall time. Cheap to clone; clones of a movable clock move together.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
@@ -51,6 +54,17 @@ impl Clock {
     #[must_use]
     pub fn now(&self) -> Instant {
         self.still.map_or_else(Instant::now, |(now, _)| now) + self.ahead()
+    }
+
+    /// Waits until this clock shows `moment`. A movable clock is looked at again and again, because a test may move it.
+    pub async fn sleep_until(&self, moment: Instant) {
+        loop {
+            let left = moment.saturating_duration_since(self.now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(if self.ahead_ms.is_some() { left.min(MOVABLE_NAP) } else { left }).await;
+        }
     }
 
     /// Wall time: for records and headers, never for arithmetic that decides anything.

@@ -138,7 +138,7 @@ impl Service {
         self.gateway.close();
         gate.tasks.stop();
         let finished = gate.tasks.drained(limit).await;
-        gate.quota.sync();
+        gate.quota.shut();
         gate.log.close().await;
         finished
     }

@@ -178,9 +178,6 @@ impl Scan {
         let mut damage = Damage::default();
         while let Some(line) = lines.next()? {
             let expected = self.tree.size() + 1;
-            if end.is_some_and(|end| expected >= end) {
-                break;
-            }
             let seen = Seen::parse(lines.text()).filter(|seen| line.complete && plausible(seen.seq, expected));
             let Some(seen) = seen.filter(|seen| end.is_none_or(|end| seen.seq < end)) else {
                 damage.torn.get_or_insert(line.offset);

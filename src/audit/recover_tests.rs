@@ -149,6 +149,40 @@ async fn a_later_segment_makes_the_tail_before_it_void() {
     assert_eq!(recovered.doubts.iter().map(|doubt| doubt.request).collect::<Vec<_>>(), [id("last")]);
     assert_eq!((recovered.quarantined.len(), recovered.records), (0, next));
     log.close().await;
+    let mut exported = Vec::new();
+    let all = Filter { limit: LIMIT_MAX, ..Filter::default() };
+    let by_index = query_files(&settings.dir, &all).unwrap().records.len();
+    export(&settings.dir, &all, &mut |line| {
+        exported.push(serde_json::from_str(line).unwrap());
+        Ok(())
+    })
+    .unwrap();
+    assert_gapless(&exported);
+    assert_eq!(by_index, exported.len());
+    // Void it stays, whatever becomes of the record that took its number.
+    let path = segment::path(&settings.dir, next);
+    fs::write(&path, fs::read_to_string(&path).unwrap().replacen('{', "!", 1)).unwrap();
+    fs::remove_file(index::path(&settings.dir)).unwrap();
+    assert_eq!(query_files(&settings.dir, &all).unwrap().records.len(), by_index - 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_void_is_no_doubt_even_if_the_later_segment_begins_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, path) = some_log(&dir).await;
+    let next = recover(&settings.dir).unwrap().0.tree.size() + 1;
+    let line = |kind, request, seq| {
+        let mut line = Vec::new();
+        line::render(&record(kind, request), seq, 8192, &mut line);
+        [line.as_slice(), b"\n"].concat()
+    };
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, [whole, line(Kind::Intent, "void", next)].concat()).unwrap();
+    let later = [b"damaged\n".to_vec(), line(Kind::Request, "r1", next + 1)].concat();
+    fs::write(segment::path(&settings.dir, next), later).unwrap();
+    let (start, recovered) = recover(&settings.dir).unwrap();
+    assert_eq!(recovered.doubts.iter().map(|doubt| doubt.request).collect::<Vec<_>>(), [id("last")]);
+    assert_eq!((recovered.missing, start.tree.size()), (1, next + 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -125,7 +125,8 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         tasks: &Tasks,
         key: &Arc<str>,
         behind: Behind,
-        (lane, since): (Lane, Option<Instant>),
+        lane: Lane,
+        since: Option<Instant>,
         fetch: F,
     ) -> Option<Waiter<T>>
     where

@@ -65,8 +65,7 @@ async fn fetched(gate: &Arc<Gate>, call: &Arc<Call>, wanted: &Wanted) -> Result<
             let (gate, call, key) = (gate.clone(), call.clone(), wanted.key.clone());
             move |leg| go(gate, call, Some((key, leg)))
         };
-        let Some(waiter) = gate.flights.fly(&gate.tasks, &wanted.key, behind, (wanted.lane, wanted.since), fetch)
-        else {
+        let Some(waiter) = gate.flights.fly(&gate.tasks, &wanted.key, behind, wanted.lane, wanted.since, fetch) else {
             return Err(Refusal::Busy);
         };
         let collapsed = waiter.collapsed();

@@ -47,12 +47,30 @@ pub(super) struct Sent {
 /// # Errors
 /// The breaker is open, or no slot comes in time.
 pub(super) async fn ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
-    let pass = gate.upstream().breaker().permit(call.row.retry);
-    let pass = pass.map_err(|open| Refusal::BreakerOpen { retry_after: open.retry_after })?;
+    let pass = permit(gate, call).await?;
     let slot = turn(gate, call).await?;
     let waited = slot.waited();
     gate.meters.quota_waits.add(waited);
     Ok(Ticket { pass, slot, waited })
+}
+
+/// The breaker's word. When its time is over a read finds out whether the upstream is back; a write, which could end in
+/// doubt, lets a mere connection find out first.
+async fn permit(gate: &Gate, call: &Call) -> Result<Pass, Refusal> {
+    let upstream = gate.upstream();
+    let breaker = upstream.breaker();
+    let refused = match breaker.permit(call.row.retry) {
+        Ok(pass) => return Ok(pass),
+        Err(open) => open,
+    };
+    if call.row.retry != Retry::Safe
+        && let Ok(probe) = breaker.permit(Retry::Safe)
+    {
+        let reached = upstream.reach(call.policy.config.upstream.connect).await.is_ok();
+        breaker.report(probe, reached);
+        return breaker.permit(call.row.retry).map_err(|open| Refusal::BreakerOpen { retry_after: open.retry_after });
+    }
+    Err(Refusal::BreakerOpen { retry_after: refused.retry_after })
 }
 
 async fn turn(gate: &Gate, call: &Call) -> Result<Slot, Refusal> {
@@ -111,10 +129,14 @@ fn attempt_time(call: &Call, now: Instant) -> Duration {
 /// What an attempt tells the quota and the meters.
 fn account_for(gate: &Gate, call: &Call, slot: Option<Slot>, ending: &Ending) {
     gate.meters.attempt(ending.name());
-    match (ending, slot) {
-        (Ending::NotSent(_) | Ending::NoRoom { status: None }, Some(slot)) => slot.unsent(),
-        (_, slot) => drop(slot),
-    }
+    // A slot is held until its 429 has closed the bucket: what ends before counts as proof that the upstream takes more.
+    let _held = match (ending, slot) {
+        (Ending::NotSent(_) | Ending::NoRoom { status: None }, Some(slot)) => {
+            slot.unsent();
+            None
+        }
+        (_, slot) => slot,
+    };
     let Ending::Answered(answered) = ending else {
         if matches!(ending, Ending::Leaked { .. }) {
             gate.meters.leaks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -1,56 +1,332 @@
-//! placeholder
-use crate::clock::Clock;
-use std::sync::Arc;
+//! The upstream's quota: per bucket an exact window over attempts, handed out fairly among callers (promise 9).
+//!
+//! [`window`] counts slots, [`turns`] decides whose turn it is; both are pure and told the time. [`bucket`] puts them among
+//! threads, [`journal`] on disk. The upstream's rules: `make-api.md`, "Rate limit".
+
+mod bucket;
+mod gate;
+mod journal;
+mod pace;
+mod remembered;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+mod turns;
+mod window;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
+
+use crate::clock::Clock;
+use crate::config::QuotaSetting;
+
+pub use bucket::Slot;
+use bucket::{Bucket, Shared};
+use journal::Journal;
+use remembered::{Line, Remembered};
+use turns::Asking;
+use window::HOLD_MS;
+
+/// What an organization may have a minute until its limit is learned.
+const UNLEARNED_PER_MINUTE: u32 = 60;
+/// Buckets that are known at once. When there are more, those that were idle longest go, with what was learned.
+const BUCKETS_MAX: usize = 100_000;
+/// How long a 429 without Retry-After closes a bucket...
+const CLOSED: Duration = Duration::from_secs(60);
+/// ...and how long one with it at most: then one attempt asks again.
+const CLOSED_MAX: Duration = Duration::from_secs(600);
+
+/// Whose quota an attempt spends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BucketId {
+    /// The account's: operations without an organization.
     Account,
+    /// That of one organization.
     Organization(u64),
 }
-pub struct Quota;
-pub struct Slot;
-pub enum Refused {
-    QueueFull { retry_after: Duration, limit: u32 },
-    TooLong { retry_after: Duration, limit: u32 },
-}
-impl Quota {
-    pub async fn turn(&self, _: BucketId, _: &Arc<str>, _: usize, _: Instant) -> Result<Slot, Refused> {
-        Ok(Slot)
-    }
-    pub fn learn(&self, _: u64, _: u32) {}
-    pub fn close(&self, _: BucketId, _: Option<Duration>) {}
-    pub fn new(_: Clock) -> Self {
-        Self
-    }
-}
-impl Slot {
-    pub fn unsent(self) {}
-    pub fn waited(&self) -> Duration {
-        Duration::ZERO
-    }
-}
 
-pub struct View {
-    pub used: u32,
-    pub limit: u32,
-    pub waiting: usize,
-}
-impl Quota {
-    pub fn view(&self, _: BucketId) -> View {
-        View { used: 0, limit: 0, waiting: 0 }
-    }
-}
-
-use crate::config::QuotaSetting;
-use std::path::Path;
+/// What is configured of the quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// `upstream.quota`.
     pub setting: QuotaSetting,
+    /// Requests of one caller that may wait for one bucket.
     pub queue_per_caller: usize,
 }
+
+/// Why there is no turn. `retry_after`: when one is expected, from now; `limit`: the bucket's attempts a minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// As many of the caller's requests wait for this bucket as may.
+    QueueFull {
+        /// See above.
+        retry_after: Duration,
+        /// See above.
+        limit: u32,
+    },
+    /// There is none in time.
+    TooLong {
+        /// See above.
+        retry_after: Duration,
+        /// See above.
+        limit: u32,
+    },
+}
+
+/// What operators see of one bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketView {
+    /// Whose it is; `None`: the account's.
+    pub organization: Option<u64>,
+    /// Attempts a minute.
+    pub limit: u32,
+    /// Slots that are taken, by attempts under way or ended within the window.
+    pub used: u32,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// The upstream's 429 keeps it closed so long.
+    pub closed_for: Option<Duration>,
+    /// By name.
+    pub callers: Vec<SpenderView>,
+}
+
+/// One caller at one bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpenderView {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its slots in the window now.
+    pub spent: u64,
+    /// Its attempts since the start that have ended.
+    pub sent: u64,
+    /// Its answers since the start that cost no slot.
+    pub saved: u64,
+    /// How long those attempts waited for their turns, in microseconds.
+    pub waited_us: u64,
+}
+
+/// The quota of all buckets.
+#[derive(Debug)]
+pub struct Quota {
+    settings: RwLock<Settings>,
+    buckets: RwLock<HashMap<BucketId, Arc<Bucket>>>,
+    shared: Arc<Shared>,
+    /// A bucket that is made before this (in milliseconds since the opening) counts as full until then.
+    full_until: u64,
+}
+
 impl Quota {
-    pub fn open(_: Settings, _: Option<&Path>, _: Clock) -> Result<Self, String> {
-        Ok(Self)
+    /// The quota, with the slots and limits that the journal in `dir` remembers (`None`: it keeps no journal).
+    ///
+    /// # Errors
+    /// The journal cannot be read or made.
+    pub fn open(settings: Settings, dir: Option<&Path>, clock: Clock) -> io::Result<Self> {
+        let (journal, remembered) = match dir {
+            Some(dir) => {
+                let (journal, remembered) = Journal::open(dir, clock.clone())?;
+                (Some(journal), remembered)
+            }
+            None => (None, Remembered::default()),
+        };
+        let wall_ms = clock.wall_ms();
+        let shared = Shared { opened: clock.now(), clock, journal, accounts: 0.into() };
+        let full_until = remembered.full_until.map_or(0, |until| u64::try_from(until - wall_ms).unwrap_or(0));
+        let quota =
+            Self { settings: RwLock::new(settings), buckets: RwLock::default(), shared: Arc::new(shared), full_until };
+        for (id, known) in remembered.buckets {
+            quota.remember(id, &known, wall_ms);
+        }
+        Ok(quota)
     }
-    pub fn configure(&self, _: Settings) {}
-    pub fn sync(&self) {}
+
+    fn remember(&self, id: BucketId, known: &remembered::Bucket, wall_ms: i64) {
+        let Ok(bucket) = self.bucket(id) else { return };
+        if let Some((_, limit)) = known.learned {
+            bucket.learned.store(limit, Ordering::Relaxed);
+        }
+        let limit = self.limit(id, &bucket);
+        let mut turns = bucket.turns();
+        turns.set_limit(limit);
+        for ((ended, caller), count) in &known.held {
+            let age = u64::try_from(wall_ms - ended).unwrap_or(0);
+            turns.hold(HOLD_MS.saturating_sub(age), caller, *count);
+        }
+        if let Some(until) = known.closed_until {
+            let longest = i64::try_from(CLOSED_MAX.as_millis()).unwrap_or(i64::MAX);
+            turns.close(u64::try_from((until - wall_ms).min(longest)).unwrap_or(0));
+        }
+    }
+
+    /// Waits for the right to send one attempt, at most until `latest`. `eligible`: how many configured callers may reach this
+    /// bucket at all. Without anybody before it, and with a free slot, it does not wait. Dropping the future leaves the queue.
+    ///
+    /// # Errors
+    /// [`Refused`], at once where no slot can come in time, or more buckets are in use than are kept.
+    pub async fn turn(
+        &self,
+        bucket: BucketId,
+        caller: &Arc<str>,
+        eligible: usize,
+        latest: Instant,
+    ) -> Result<Slot, Refused> {
+        let queue_max = self.settings().queue_per_caller;
+        let asking = Asking { caller, eligible, latest: self.shared.moment(latest), queue_max };
+        self.bucket(bucket)?.turn(&asking, latest).await
+    }
+
+    /// The upstream says that this organization may have so many a minute. Counts from now on, unless the limit is configured.
+    pub fn learn(&self, organization: u64, per_minute: u32) {
+        if per_minute == 0 || self.settings().setting != QuotaSetting::Auto {
+            return;
+        }
+        let Ok(bucket) = self.bucket(BucketId::Organization(organization)) else { return };
+        if bucket.learned.swap(per_minute, Ordering::Relaxed) != per_minute {
+            bucket.change(|turns| turns.set_limit(per_minute));
+            if let Some(journal) = &self.shared.journal {
+                journal.add(&Line::Learned(self.shared.clock.wall_ms(), organization, per_minute));
+            }
+        }
+    }
+
+    /// The upstream answered 429: nothing is sent for `retry_after` (a minute if it did not say), and then gently.
+    pub fn close(&self, bucket: BucketId, retry_after: Option<Duration>) {
+        if let Ok(bucket) = self.bucket(bucket) {
+            bucket.close(retry_after.unwrap_or(CLOSED).min(CLOSED_MAX));
+        }
+    }
+
+    /// An answer that would have cost `caller` a slot came from memory.
+    pub fn saved(&self, bucket: BucketId, caller: &Arc<str>) {
+        if let Ok(bucket) = self.bucket(bucket) {
+            bucket.saved(caller);
+        }
+    }
+
+    /// From now on this is configured.
+    pub fn configure(&self, settings: Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+        let buckets: Vec<_> = self.all();
+        for (id, bucket) in buckets {
+            let limit = self.limit(id, &bucket);
+            bucket.change(|turns| turns.set_limit(limit));
+        }
+    }
+
+    /// What operators see, the account's first.
+    #[must_use]
+    pub fn buckets(&self) -> Vec<BucketView> {
+        let mut views: Vec<_> = self.all().into_iter().map(|(_, bucket)| bucket.view()).collect();
+        views.sort_unstable_by_key(|view| view.organization);
+        views
+    }
+
+    /// The same of one bucket, whether or not it is known yet.
+    #[must_use]
+    pub fn view(&self, bucket: BucketId) -> BucketView {
+        let known = self.buckets.read().unwrap_or_else(PoisonError::into_inner).get(&bucket).cloned();
+        known.map_or_else(|| self.new_bucket(bucket).view(), |bucket| bucket.view())
+    }
+
+    /// Brings the journal to the disk. To be called every second; blocks.
+    pub fn sync(&self) {
+        if let Some(journal) = &self.shared.journal {
+            journal.sync();
+        }
+    }
+
+    /// Closes the journal: nothing is sent after this, and so a reboot forgets nothing and doubts nothing. Blocks.
+    pub fn shut(&self) {
+        if let Some(journal) = &self.shared.journal {
+            journal.shut();
+        }
+    }
+
+    /// How often the journal could not be written.
+    #[must_use]
+    pub fn journal_failures(&self) -> u64 {
+        self.shared.journal.as_ref().map_or(0, Journal::failures)
+    }
+
+    fn settings(&self) -> Settings {
+        *self.settings.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limit(&self, id: BucketId, bucket: &Bucket) -> u32 {
+        match (self.settings().setting, id) {
+            (QuotaSetting::PerMinute(limit), _) => limit,
+            (QuotaSetting::Auto, BucketId::Account) => UNLEARNED_PER_MINUTE,
+            (QuotaSetting::Auto, BucketId::Organization(_)) => match bucket.learned.load(Ordering::Relaxed) {
+                0 => UNLEARNED_PER_MINUTE,
+                learned => learned,
+            },
+        }
+    }
+
+    fn all(&self) -> Vec<(BucketId, Arc<Bucket>)> {
+        let buckets = self.buckets.read().unwrap_or_else(PoisonError::into_inner);
+        buckets.iter().map(|(id, bucket)| (*id, bucket.clone())).collect()
+    }
+
+    fn bucket(&self, id: BucketId) -> Result<Arc<Bucket>, Refused> {
+        if let Some(bucket) = self.buckets.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
+            return Ok(bucket.clone());
+        }
+        let mut buckets = self.buckets.write().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= BUCKETS_MAX && !buckets.contains_key(&id) {
+            drop_idle(&mut buckets);
+            if buckets.len() >= BUCKETS_MAX {
+                return Err(Refused::TooLong {
+                    retry_after: Duration::from_millis(HOLD_MS),
+                    limit: UNLEARNED_PER_MINUTE,
+                });
+            }
+        }
+        Ok(buckets.entry(id).or_insert_with(|| Arc::new(self.new_bucket(id))).clone())
+    }
+
+    fn new_bucket(&self, id: BucketId) -> Bucket {
+        let bucket = Bucket::new(id, UNLEARNED_PER_MINUTE, self.shared.clone());
+        let limit = self.limit(id, &bucket);
+        bucket.turns().set_limit(limit);
+        if self.full_until > self.shared.now() {
+            bucket.turns().close(self.full_until);
+        }
+        bucket
+    }
+}
+
+/// Drops the tenth that was idle longest, or as many as are idle. One that somebody is about to use stays.
+fn drop_idle(buckets: &mut HashMap<BucketId, Arc<Bucket>>) {
+    let unused = |bucket: &Arc<Bucket>| Arc::strong_count(bucket) == 1;
+    let mut idle: Vec<_> = buckets
+        .iter()
+        .filter(|(_, bucket)| unused(bucket))
+        .filter_map(|(id, bucket)| Some((bucket.idle_since()?, *id)))
+        .collect();
+    idle.sort_unstable();
+    for (_, id) in idle.into_iter().take(BUCKETS_MAX / 10) {
+        buckets.remove(&id);
+    }
+}
+
+impl BucketId {
+    /// What its `Display` wrote.
+    fn parse(text: &str) -> Option<Self> {
+        if text == "account" { Some(Self::Account) } else { text.parse().ok().map(Self::Organization) }
+    }
+}
+
+impl fmt::Display for BucketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Account => f.write_str("account"),
+            Self::Organization(id) => write!(f, "{id}"),
+        }
+    }
 }

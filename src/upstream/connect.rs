@@ -97,6 +97,11 @@ impl Dialer {
         timeout(self.limit, self.open()).await.map_err(late)?
     }
 
+    #[cfg(test)]
+    pub(super) async fn closed(&self, limit: Duration) -> bool {
+        self.tasks.drained(limit).await
+    }
+
     async fn open(&self) -> Result<Line, Why> {
         let addresses = lookup_host((self.host.as_str(), self.port)).await;
         let addresses = addresses.map_err(|error| Why::because(ProxyError::DnsError, &error))?;

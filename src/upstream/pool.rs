@@ -137,6 +137,12 @@ impl Pool {
         idle.lines.drain(..surplus);
     }
 
+    /// Have all connections ended within `limit`?
+    #[cfg(test)]
+    pub(super) async fn closed(&self, limit: Duration) -> bool {
+        self.dialer.closed(limit).await
+    }
+
     #[cfg(test)]
     pub(super) fn idle_count(&self) -> usize {
         self.idle().lines.len()

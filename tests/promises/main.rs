@@ -11,4 +11,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod p01_token;
 mod p02_scope;
+mod p03_fence;
+mod p04_once;
+mod p05_intent;
+mod p06_records;
+mod p08_bounds;
+mod p09_quota;
+mod p10_reload;
+mod p11_drain;
+mod p12_outlives;
+mod p13_deadline;

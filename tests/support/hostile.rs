@@ -26,6 +26,8 @@ pub(crate) enum Step {
     Flood(Vec<u8>),
     /// Waits.
     Sleep(Duration),
+    /// Waits until the gate is opened.
+    Wait(Gate),
     /// Closes with RST (`SO_LINGER` 0).
     Reset,
     /// Closes in order (with TLS: after `close_notify`). The end of a script does so too.
@@ -39,6 +41,16 @@ pub(crate) enum Step {
 impl Step {
     pub(crate) fn write(bytes: impl AsRef<[u8]>) -> Self {
         Self::Write(bytes.as_ref().to_vec())
+    }
+}
+
+/// Holds a script until the test opens it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    pub(crate) fn open(&self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -203,14 +215,17 @@ impl Shared {
                 }
                 Step::Close => break,
                 Step::Cut => return stream.shutdown(Shutdown::Both),
-                Step::Hang => {
-                    while !self.over.load(Ordering::SeqCst) {
-                        thread::sleep(Duration::from_millis(5));
-                    }
-                }
+                Step::Wait(gate) => self.wait_for(&gate.0),
+                Step::Hang => self.wait_for(&self.over),
             }
         }
         wire.close()
+    }
+
+    fn wait_for(&self, word: &AtomicBool) {
+        while !word.load(Ordering::SeqCst) && !self.over.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 

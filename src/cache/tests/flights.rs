@@ -70,7 +70,7 @@ impl Upstream {
         key: &'static str,
         which: (Lane, Option<Instant>),
     ) -> Option<Waiter<Bytes>> {
-        flights.fly(tasks, &key.into(), self.cache.behind(&["a"]), which, self.fetch(key))
+        flights.fly(tasks, &key.into(), self.cache.behind(&["a"]), which.0, which.1, self.fetch(key))
     }
 
     fn counts(&self) -> (usize, usize, usize) {
@@ -180,7 +180,7 @@ async fn a_panic_is_an_error_to_all_and_leaves_nothing_behind() {
             yield_now().await;
             panic!("on purpose")
         };
-        flights.fly(&tasks, &"k".into(), upstream.cache.behind(&["a"]), (Lane::Normal, None), fetch).unwrap()
+        flights.fly(&tasks, &"k".into(), upstream.cache.behind(&["a"]), Lane::Normal, None, fetch).unwrap()
     };
     let (first, second) = (fly(), fly());
     assert!(second.collapsed());
@@ -195,7 +195,10 @@ async fn a_panic_is_an_error_to_all_and_leaves_nothing_behind() {
 fn a_runtime_that_goes_down_is_an_error_not_a_hang() {
     let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let waiter = runtime.block_on(async { upstream.fly(&flights, &tasks, "k") });
+    let waiter = {
+        let _inside = runtime.enter();
+        upstream.fly(&flights, &tasks, "k")
+    };
     drop(runtime);
     assert_eq!(waiter.now_or_never(), Some(Err(Lost)));
     assert_eq!(flights.under_way(), 0);
@@ -288,8 +291,7 @@ async fn parallel_refreshes_share_fetches() {
 async fn flights_and_waiters_are_bounded() {
     let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
     let behind = upstream.cache.behind(&["a"]);
-    let fly =
-        |key: &str| flights.fly(&tasks, &key.into(), behind.clone(), (Lane::Normal, None), |_| pending::<Bytes>());
+    let fly = |key: &str| flights.fly(&tasks, &key.into(), behind.clone(), Lane::Normal, None, |_| pending::<Bytes>());
     let crowd: Vec<_> = (0..10_000).map_while(|_| fly("k")).collect();
     assert_eq!(crowd.len(), 10_000);
     assert!(fly("k").is_none());
@@ -317,7 +319,7 @@ fn threads_that_join_and_leave_lose_no_flight() {
                     yield_now().await;
                     seed
                 };
-                flights.fly(spawner, &"k".into(), behind.clone(), (Lane::Normal, None), fetch).unwrap()
+                flights.fly(spawner, &"k".into(), behind.clone(), Lane::Normal, None, fetch).unwrap()
             };
             async move {
                 for n in 0..500_u64 {

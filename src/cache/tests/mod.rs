@@ -6,6 +6,7 @@ mod simulation;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -298,6 +299,36 @@ fn a_purge_counts_and_drops_what_carries_the_tag() {
     assert_eq!(cache.purge_all(), 3);
     assert_eq!(told(&cache, &clock, "untagged", ""), "miss");
     assert_eq!(cache.census().0.entries, 0);
+}
+
+/// Promise 3 between real threads: whoever comes after the answer to write n finds nothing older than n.
+#[test]
+fn threads_that_read_and_write_agree_on_what_is_old() {
+    const WRITES: u64 = 2_000;
+    let (cache, clock) = cache();
+    let (upstream, answered) = (AtomicU64::new(0), AtomicU64::new(0));
+    let read = || {
+        let known = answered.load(SeqCst);
+        if let Recall::Hit(entry) = cache.recall("k", &Wish::default(), &TERMS, clock.now()) {
+            assert!(u64::from_le_bytes(entry.body[..].try_into().unwrap()) >= known);
+        } else {
+            let birth = cache.leg(cache.behind(&["a"])).sent();
+            let body = upstream.load(SeqCst).to_le_bytes();
+            cache.store(filling("k", Bytes::copy_from_slice(&body), birth));
+        }
+        known
+    };
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| while read() < WRITES {});
+        }
+        for n in 1..=WRITES {
+            upstream.store(n, SeqCst);
+            cache.raise(&["a"], After::Purge);
+            answered.store(n, SeqCst);
+            thread::yield_now();
+        }
+    });
 }
 
 /// Bytes that say when their memory is let go.

@@ -1,1 +1,374 @@
+//! Readers and writers against an upstream that is slow, lags and loses answers, in virtual time, from a seed; an
+//! oracle that knows when what happened judges every answer. `MAKEGATE_SEEDS` is how many seeds are played (200), or
+//! `MAKEGATE_SEED` the one to play again.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ops::RangeInclusive;
+
+use futures_util::future::FutureExt;
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+
+use super::*;
+use crate::tasks::Tasks;
+
+const KEYS: [(&str, [&str; 2]); 4] = [
+    ("11/usage", ["org:11", "org:11/usage"]),
+    ("11/detail", ["org:11", "org:11/detail"]),
+    ("12/detail", ["org:12", "org:12/detail"]),
+    ("list", ["organizations", "organizations"]),
+];
+/// What writes fence; one without tags fences everything.
+const WRITES: [&[&str]; 5] = [&["org:11/usage"], &["org:11", "organizations"], &["org:12/detail"], &["org:12"], &[]];
+const WISHES: [&str; 7] = ["", "", "", "no-cache", "max-age=3", "max-stale=30", "min-fresh=2"];
+/// The writes of one run: a body says which it holds in one number.
+const WRITES_MAX: usize = 40;
+const READS: usize = 120;
+const READ_SPAN_MS: u64 = 400_000;
+
+/// Deviations that the oracle must notice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mutant {
+    None,
+    /// The fence is raised when the write begins.
+    FenceAtBegin,
+    /// No window is opened after it.
+    NoWindow,
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn within(&mut self, range: RangeInclusive<u64>) -> u64 {
+        range.start() + self.next() % (range.end() - range.start() + 1)
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[usize::try_from(self.within(0..=all.len() as u64 - 1)).unwrap()]
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    WriteBegins(usize),
+    /// The upstream takes it on; readers of the upstream see it `lag` later.
+    WriteApplied(usize),
+    /// The gateway has its answer, or gives up on it: it raises the fences and answers.
+    WriteSettled(usize),
+    ReadArrives(usize),
+    ReadLeaves(usize),
+    /// A fetch's turn has come: its request leaves.
+    FetchSent(usize),
+    FetchSeen(usize),
+    FetchAnswered(usize),
+}
+
+struct Write {
+    tags: &'static [&'static str],
+    in_doubt: bool,
+    lag: Duration,
+    applied: Option<Instant>,
+    /// When its fence was raised and its answer sent, and the number of that event.
+    settled: Option<(Instant, usize)>,
+}
+
+impl Write {
+    fn touches(&self, key: usize) -> bool {
+        self.tags.is_empty() || self.tags.iter().any(|tag| KEYS[key].1.contains(tag))
+    }
+}
+
+/// What a fetch brought.
+#[derive(Clone, Copy, Debug)]
+struct Body {
+    fetch: usize,
+    /// The writes that it shows, a bit each.
+    shows: u64,
+}
+
+struct Fetch {
+    key: usize,
+    go: Option<oneshot::Sender<()>>,
+    answer: Option<oneshot::Sender<Body>>,
+    sent: Option<(Instant, usize)>,
+    shows: u64,
+}
+
+struct Read {
+    key: usize,
+    wish: Wish,
+    wait: bool,
+    arrived: Option<(Instant, usize)>,
+    waiter: Option<Waiter<Body>>,
+}
+
+struct Simulation {
+    random: Random,
+    mutant: Mutant,
+    cache: Arc<Cache>,
+    flights: Flights<Body>,
+    tasks: Tasks,
+    clock: Clock,
+    now_ms: u64,
+    number: usize,
+    events: BinaryHeap<Reverse<(u64, Event)>>,
+    writes: Vec<Write>,
+    reads: Vec<Read>,
+    fetches: Vec<Fetch>,
+    wrong: Vec<String>,
+}
+
+impl Simulation {
+    fn new(seed: u64, mutant: Mutant) -> Self {
+        let (mut random, (cache, clock)) = (Random(seed), cache());
+        let mut events = BinaryHeap::new();
+        let writes: Vec<_> = (0..random.within(5..=WRITES_MAX as u64)).map(|_| write(&mut random)).collect();
+        for n in 0..writes.len() {
+            events.push(Reverse((random.within(0..=READ_SPAN_MS), Event::WriteBegins(n))));
+        }
+        let reads = (0..READS).map(|_| read(&mut random)).collect();
+        for n in 0..READS {
+            events.push(Reverse((random.within(0..=READ_SPAN_MS), Event::ReadArrives(n))));
+        }
+        let (flights, cache) = (Flights::new(&cache), Arc::new(cache));
+        let (tasks, fetches, wrong) = (Tasks::new(), vec![], vec![]);
+        Self {
+            random,
+            mutant,
+            cache,
+            flights,
+            tasks,
+            clock,
+            now_ms: 0,
+            number: 0,
+            events,
+            writes,
+            reads,
+            fetches,
+            wrong,
+        }
+    }
+
+    async fn run(mut self) -> Vec<String> {
+        while let Some(Reverse((at, event))) = self.events.pop() {
+            self.clock.advance(Duration::from_millis(at - self.now_ms));
+            (self.now_ms, self.number) = (at, self.number + 1);
+            self.happen(event);
+            for _ in 0..4 {
+                yield_now().await;
+            }
+            self.collect();
+        }
+        let unanswered = self.reads.iter().filter(|read| read.waiter.is_some()).count();
+        assert_eq!((unanswered, self.flights.under_way()), (0, 0), "all are answered or gone, no flight is left");
+        self.wrong
+    }
+
+    fn after(&mut self, ms: RangeInclusive<u64>, event: Event) {
+        let at = self.now_ms + self.random.within(ms);
+        self.events.push(Reverse((at, event)));
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::WriteBegins(n) => self.begin_write(n),
+            Event::WriteApplied(n) => self.writes[n].applied = Some(self.clock.now()),
+            Event::WriteSettled(n) => self.settle_write(n),
+            Event::ReadArrives(n) => self.arrive(n),
+            Event::ReadLeaves(n) => self.reads[n].waiter = None,
+            Event::FetchSent(n) => {
+                self.fetches[n].sent = Some((self.clock.now(), self.number));
+                // A flight that all have left is gone by now.
+                if self.fetches[n].go.take().unwrap().send(()).is_ok() {
+                    self.after(0..=3_000, Event::FetchSeen(n));
+                }
+            }
+            Event::FetchSeen(n) => {
+                self.fetches[n].shows = self.shown(self.fetches[n].key);
+                self.after(0..=8_000, Event::FetchAnswered(n));
+            }
+            Event::FetchAnswered(n) => {
+                let body = Body { fetch: n, shows: self.fetches[n].shows };
+                self.fetches[n].answer.take().unwrap().send(body).unwrap();
+            }
+        }
+    }
+
+    fn begin_write(&mut self, n: usize) {
+        if self.mutant == Mutant::FenceAtBegin {
+            self.raise(n);
+        }
+        if self.writes[n].in_doubt {
+            // Its answer never comes; it may take effect at any time until the doubt is over, or never.
+            self.after(0..=10_000, Event::WriteSettled(n));
+            if self.random.within(0..=3) > 0 {
+                self.after(0..=120_000, Event::WriteApplied(n));
+            }
+        } else {
+            let applied = self.random.within(0..=4_000);
+            self.after(applied..=applied, Event::WriteApplied(n));
+            self.after(applied + 1..=applied + 4_000, Event::WriteSettled(n));
+        }
+    }
+
+    fn settle_write(&mut self, n: usize) {
+        if self.mutant != Mutant::FenceAtBegin {
+            self.raise(n);
+        }
+        self.writes[n].settled = Some((self.clock.now(), self.number));
+    }
+
+    fn raise(&self, n: usize) {
+        let after = match self.mutant {
+            Mutant::NoWindow => After::Purge,
+            Mutant::None | Mutant::FenceAtBegin if self.writes[n].in_doubt => IN_DOUBT,
+            Mutant::None | Mutant::FenceAtBegin => SETTLED,
+        };
+        self.cache.raise(self.writes[n].tags, after);
+    }
+
+    /// What the upstream shows of the writes that touch this key, a bit each.
+    fn shown(&self, key: usize) -> u64 {
+        let now = self.clock.now();
+        let visible = |write: &Write| write.touches(key) && write.applied.is_some_and(|at| at + write.lag <= now);
+        self.writes.iter().enumerate().filter(|(_, write)| visible(write)).map(|(n, _)| 1 << n).sum()
+    }
+
+    fn arrive(&mut self, n: usize) {
+        let now = self.clock.now();
+        self.reads[n].arrived = Some((now, self.number));
+        let Read { key, wish, wait, .. } = self.reads[n];
+        let which = if wait {
+            (Lane::Wait, Some(now))
+        } else {
+            match self.cache.recall(KEYS[key].0, &wish, &TERMS, now) {
+                Recall::Hit(entry) => return self.hit(n, &entry),
+                Recall::Fetch { since, .. } => (Lane::Normal, since),
+                other @ (Recall::Bypass | Recall::NotHeld) => panic!("{other:?}"),
+            }
+        };
+        let waiter = self.fly(key, which);
+        self.reads[n].waiter = Some(waiter);
+        if self.random.within(0..=9) == 0 {
+            self.after(0..=6_000, Event::ReadLeaves(n));
+        }
+    }
+
+    fn hit(&mut self, n: usize, entry: &Entry) {
+        let (fetch, shows) = entry.body.split_at(8);
+        let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+        let body = Body { fetch: usize::try_from(number(fetch)).unwrap(), shows: number(shows) };
+        self.judge(n, body);
+        let Read { wish, arrived: Some((arrived, _)), .. } = self.reads[n] else { panic!("it has arrived") };
+        let age = arrived - entry.birth().at();
+        let young = age < TERMS.refresh_floor;
+        let too_old = wish.no_cache || wish.max_age.is_some_and(|max| age > max);
+        if (too_old && !young) || age > LIFETIME + wish.max_stale.unwrap_or_default() {
+            self.wrong.push(format!("read {n}: a hit of age {age:?} against {wish:?}"));
+        }
+    }
+
+    fn fly(&mut self, key: usize, which: (Lane, Option<Instant>)) -> Waiter<Body> {
+        let ((go, gone), (answer, answered)) = (oneshot::channel::<()>(), oneshot::channel::<Body>());
+        let cache = self.cache.clone();
+        let fetch = move |leg: Leg| async move {
+            gone.await.unwrap();
+            let birth = leg.sent();
+            let body = answered.await.unwrap();
+            let bytes = [(body.fetch as u64).to_le_bytes(), body.shows.to_le_bytes()].concat();
+            cache.store(filling(KEYS[key].0, bytes.into(), birth));
+            body
+        };
+        let behind = self.cache.behind(&KEYS[key].1);
+        let waiter = self.flights.fly(&self.tasks, &KEYS[key].0.into(), behind, which.0, which.1, fetch).unwrap();
+        if !waiter.collapsed() {
+            let n = self.fetches.len();
+            self.fetches.push(Fetch { key, go: Some(go), answer: Some(answer), sent: None, shows: 0 });
+            // Some wait long for their turn.
+            let turn_ms = self.random.one_of(&[0, 10, 5_000]);
+            self.after(0..=turn_ms, Event::FetchSent(n));
+        }
+        waiter
+    }
+
+    /// Hands the outcomes of flights that have ended to the oracle.
+    fn collect(&mut self) {
+        for n in 0..self.reads.len() {
+            if let Some(outcome) = self.reads[n].waiter.as_mut().and_then(FutureExt::now_or_never) {
+                self.reads[n].waiter = None;
+                self.judge(n, outcome.expect("no fetch panics"));
+            }
+        }
+    }
+
+    /// The promises: what a read that arrived after a write's answer may be given.
+    fn judge(&mut self, n: usize, body: Body) {
+        let (arrived, arrived_number) = self.reads[n].arrived.unwrap();
+        let (sent, sent_number) = self.fetches[body.fetch].sent.unwrap();
+        assert_eq!(self.fetches[body.fetch].key, self.reads[n].key);
+        for (w, write) in self.writes.iter().enumerate().filter(|(_, write)| write.touches(self.reads[n].key)) {
+            let Some((settled, number)) = write.settled.filter(|(_, number)| *number < arrived_number) else {
+                continue;
+            };
+            if sent_number < number {
+                self.wrong.push(format!("read {n}: fetched {sent:?}, before write {w} was settled {settled:?}"));
+            }
+            let window = if write.in_doubt { DOUBT + SETTLE } else { SETTLE };
+            let applied = write.applied.is_some_and(|at| at + write.lag <= settled + window);
+            if applied && arrived >= settled + window && body.shows & 1 << w == 0 {
+                self.wrong.push(format!("read {n}: without write {w}, {:?} after it", arrived - settled));
+            }
+        }
+    }
+}
+
+fn write(random: &mut Random) -> Write {
+    let lag = Duration::from_millis(random.one_of(&[0, 0, 2_000, 9_000]));
+    let in_doubt = random.within(0..=5) == 0;
+    Write { tags: random.one_of(&WRITES), in_doubt, lag, applied: None, settled: None }
+}
+
+fn read(random: &mut Random) -> Read {
+    let key = random.one_of(&[0, 1, 2, 3]);
+    let wait = random.within(0..=19) == 0;
+    Read { key, wish: wish(random.one_of(&WISHES)), wait, arrived: None, waiter: None }
+}
+
+fn play(seed: u64, mutant: Mutant) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(Simulation::new(seed, mutant).run())
+}
+
+fn seeds() -> RangeInclusive<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    number("MAKEGATE_SEED").map_or(1..=number("MAKEGATE_SEEDS").unwrap_or(200), |seed| seed..=seed)
+}
+
+/// Promise 3, D8 to D10, over many seeds.
+#[test]
+fn no_seed_brings_an_answer_that_a_write_forbids() {
+    for seed in seeds() {
+        println!("seed {seed}");
+        let wrong = play(seed, Mutant::None);
+        assert!(wrong.is_empty(), "seed {seed}: {wrong:#?}");
+    }
+}
+
+#[test]
+fn the_oracle_notices_a_fence_at_the_beginning_only() {
+    assert!((1..=20).any(|seed| !play(seed, Mutant::FenceAtBegin).is_empty()));
+}
+
+#[test]
+fn the_oracle_notices_that_no_window_was_opened() {
+    assert!((1..=20).any(|seed| play(seed, Mutant::NoWindow).iter().any(|wrong| wrong.contains("without write"))));
+}

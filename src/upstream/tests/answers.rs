@@ -140,6 +140,16 @@ async fn all_answers_together_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_small_answer_holds_little() {
+    let origin = Origin::start(vec![serving(3)]);
+    let upstream = upstream_with(&origin, Clock::system(), |_, limits| limits.answers_bytes = 66 << 10);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(answered(upstream.attempt(&get(), LONG, false).await));
+    }
+}
+
+#[tokio::test]
 async fn a_token_change_is_seen_by_the_next_attempt() {
     let origin = Origin::start(vec![serving(2)]);
     let upstream = upstream(&origin);

@@ -20,6 +20,11 @@ fn https(origin: &Origin, authority: &str, connect: Duration) -> Arc<Upstream> {
     })
 }
 
+/// Only what is under test closes connections.
+fn never_idle_too_long(settings: &mut config::Upstream, _: &mut Limits) {
+    settings.idle = Duration::from_secs(3600);
+}
+
 #[tokio::test]
 async fn tls_with_an_authority_of_ones_own() {
     let (authority, identity) = tls_identity(&["127.0.0.1"]);
@@ -54,15 +59,16 @@ async fn what_ends_within_the_handshake_was_not_sent() {
         (vec![Step::write("HTTP/1.1 400 Bad Request\r\n\r\n"), Step::Hang], ProxyError::TlsProtocolError),
         (vec![Step::Sleep(Duration::from_millis(30)), Step::Reset], ProxyError::TlsProtocolError),
         (vec![Step::Close], ProxyError::TlsProtocolError),
-        (vec![Step::Hang], ProxyError::ConnectionTimeout),
     ] {
         let origin = Origin::start(vec![script.clone()]);
-        let ending = https(&origin, &authority, SHORT).attempt(&get(), LONG, true).await;
+        let ending = https(&origin, &authority, LONG).attempt(&get(), LONG, true).await;
         assert_eq!(shape(&ending), ("not-sent", None, Some(error)), "{script:?}");
     }
     let origin = Origin::start(vec![vec![Step::Hang]]);
-    let ending = https(&origin, &authority, LONG).attempt(&get(), SHORT, true).await;
-    assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::ConnectionTimeout)), "the attempt's own time");
+    for (connect, time) in [(SHORT, LONG), (LONG, SHORT)] {
+        let ending = https(&origin, &authority, connect).attempt(&get(), time, true).await;
+        assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::ConnectionTimeout)), "{connect:?} of {time:?}");
+    }
 }
 
 #[tokio::test]
@@ -112,6 +118,23 @@ async fn an_idle_connection_that_was_closed_is_not_used() {
     assert_eq!((origin.received().len(), origin.connections()), (2, 2));
 }
 
+#[tokio::test]
+async fn a_closed_connection_does_not_hide_an_open_one() {
+    let gate = Gate::default();
+    let origin = Origin::start(vec![serving(2), answering(OK, &[Step::Wait(gate.clone()), Step::Close]), serving(1)]);
+    let upstream = upstream(&origin);
+    answered(upstream.attempt(&get(), LONG, false).await);
+    until("the connection is kept", || upstream.pool.idle_count() == 1).await;
+    answered(upstream.attempt(&get(), LONG, true).await);
+    until("the second is kept", || upstream.pool.idle_count() == 2).await;
+    gate.open();
+    until("the origin closed the second", || origin.open() == 1).await;
+    // Its task has to run to notice.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    answered(upstream.attempt(&get(), LONG, false).await);
+    assert_eq!((origin.received()[2].connection, origin.connections()), (0, 2));
+}
+
 /// On this one thread the dead connection's task has not run yet when the request is handed over to it.
 #[tokio::test(flavor = "current_thread")]
 async fn what_an_idle_connection_hands_back_goes_out_on_a_fresh_one() {
@@ -141,9 +164,11 @@ async fn bytes_after_an_answer_are_never_the_next_answer() {
 async fn a_connection_whose_request_was_not_read_whole_is_not_used_again() {
     let early = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n";
     let origin = Origin::start(vec![vec![Step::ReadHead, Step::write(early), Step::Hang], serving(1)]);
-    let upstream = upstream(&origin);
+    let upstream = upstream_with(&origin, Clock::system(), never_idle_too_long);
     let ending = upstream.attempt(&post(vec![b'x'; 32 << 20]), LONG, true).await;
     assert_eq!(answered(ending).status, 413);
+    assert_eq!(upstream.pool.idle_count(), 0);
+    assert!(upstream.pool.closed(LONG).await, "closed, though the origin reads nothing more");
     answered(upstream.attempt(&get(), LONG, false).await);
     assert_eq!(origin.received()[0].connection, 1);
 }
@@ -152,7 +177,7 @@ async fn a_connection_whose_request_was_not_read_whole_is_not_used_again() {
 async fn an_answer_with_two_lengths_ends_its_connection() {
     let both = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
     let origin = Origin::start(vec![answering(both, &[Step::Read, Step::write(OK)]), serving(1)]);
-    let upstream = upstream(&origin);
+    let upstream = upstream_with(&origin, Clock::system(), never_idle_too_long);
     assert_eq!(answered(upstream.attempt(&get(), LONG, false).await).body.bytes(), "{}");
     until("the connection is closed", || origin.open() == 0).await;
     answered(upstream.attempt(&get(), LONG, false).await);
@@ -162,7 +187,10 @@ async fn an_answer_with_two_lengths_ends_its_connection() {
 async fn connections_are_bounded_and_everybody_gets_one() {
     let slow = repeated(&[Step::Read, Step::Sleep(Duration::from_millis(20)), Step::write(OK)], 20);
     let origin = Origin::start(vec![slow]);
-    let upstream = upstream_with(&origin, Clock::system(), |settings, _| settings.connections = 3);
+    let upstream = upstream_with(&origin, Clock::system(), |settings, limits| {
+        settings.connections = 3;
+        never_idle_too_long(settings, limits);
+    });
     let attempts: Vec<_> = (0..20).map(|_| begin(&upstream)).collect();
     for attempt in attempts {
         answered(attempt.await.unwrap());

@@ -23,7 +23,6 @@ async fn a_name_that_is_none() {
 
 #[tokio::test]
 async fn the_connection_ends_without_an_answer() {
-    let pause = Step::Sleep(Duration::from_millis(50));
     for end in [Step::Reset, Step::Close] {
         let read = Origin::start(vec![vec![Step::Read, end.clone()]]);
         let ending = upstream(&read).attempt(&post("{}"), LONG, true).await;
@@ -31,7 +30,7 @@ async fn the_connection_ends_without_an_answer() {
         assert_eq!(read.received().len(), 1);
         assert_eq!(ending.reached(), Some(true));
 
-        let unread = Origin::start(vec![vec![pause.clone(), end.clone()]]);
+        let unread = Origin::start(vec![vec![Step::ReadHead, end.clone()]]);
         let ending = upstream(&unread).attempt(&post("{}"), LONG, true).await;
         assert_eq!(shape(&ending), ("lost", None, Some(ProxyError::ConnectionTerminated)), "unread, {end:?}");
         assert_eq!(unread.received().len(), 0);
@@ -58,7 +57,7 @@ async fn silence_after_the_request() {
 #[tokio::test]
 async fn silence_within_the_body() {
     let origin = Origin::start(vec![answering(&OK[..OK.len() - 1], &[Step::Hang])]);
-    let ending = upstream(&origin).attempt(&get(), SHORT, false).await;
+    let ending = upstream(&origin).attempt(&get(), Duration::from_secs(2), false).await;
     assert_eq!(shape(&ending), ("cut", Some(200), Some(ProxyError::HttpResponseTimeout)));
     assert_eq!(ending.reached(), Some(true));
 }
@@ -127,11 +126,13 @@ async fn neither_the_token_sent_nor_the_one_that_replaced_it_may_come_back() {
     const NEW: &str = "another-token-altogether";
     for echoed in [TOKEN, NEW] {
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{echoed}", echoed.len());
-        let origin = Origin::start(vec![vec![Step::Read, Step::Sleep(SHORT), Step::write(answer), Step::Hang]]);
+        let gate = Gate::default();
+        let origin = Origin::start(vec![vec![Step::Read, Step::Wait(gate.clone()), Step::write(answer)]]);
         let upstream = upstream(&origin);
         let attempt = begin(&upstream);
         until("the request is there", || origin.received().len() == 1).await;
         assert!(upstream.set_token(token(NEW)));
+        gate.open();
         assert_eq!(shape(&attempt.await.unwrap()).0, "leaked", "{echoed}");
     }
 }

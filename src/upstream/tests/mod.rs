@@ -18,7 +18,7 @@ use super::{Answered, Ending, Outgoing, ProxyError, Token, Upstream};
 use crate::clock::Clock;
 use crate::config::{self, BaseUrl, Limits, QuotaSetting, Source};
 use crate::tasks::Tasks;
-use hostile::{Origin, Script, Step, repeated};
+use hostile::{Gate, Origin, Script, Step, repeated};
 
 const TOKEN: &str = "3f2a91c4-77de-4b0a-9a51-0c6d1e8b2f47";
 /// A small whole answer.

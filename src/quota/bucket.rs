@@ -1,0 +1,324 @@
+//! One bucket among threads: its turns behind a short lock, those who wait for one, and who spent how much.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, oneshot};
+
+use super::journal::Journal;
+use super::remembered::{Line, Step};
+use super::turns::{Asked, Asking, Grant, Turns};
+use super::window::Moment;
+use super::{BucketId, BucketView, Refused, SpenderView};
+use crate::clock::Clock;
+
+/// Pairs of bucket and caller of which it is known who spent how much; further ones are not counted.
+const ACCOUNTS_MAX: usize = 100_000;
+
+/// What all buckets share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) clock: Clock,
+    /// Moment 0.
+    pub(super) opened: Instant,
+    pub(super) journal: Option<Journal>,
+    /// Accounts of all buckets.
+    pub(super) accounts: AtomicUsize,
+}
+
+/// One bucket.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    id: BucketId,
+    shared: Arc<Shared>,
+    turns: Mutex<Turns<oneshot::Sender<Slot>>>,
+    /// Held by the one of those who wait that watches the time for all of them.
+    duty: tokio::sync::Mutex<()>,
+    /// Tells that one that things have changed.
+    changed: Notify,
+    accounts: RwLock<HashMap<Arc<str>, Account>>,
+    /// The limit that was learned for it; 0: none.
+    pub(super) learned: AtomicU32,
+    touched: AtomicU64,
+}
+
+/// What a caller cost a bucket and spared it, since the start.
+#[derive(Debug, Default)]
+struct Account {
+    sent: AtomicU64,
+    saved: AtomicU64,
+    waited_us: AtomicU64,
+}
+
+/// The right to send one attempt now, held while it runs. Dropping it says that the attempt has ended.
+#[derive(Debug)]
+pub struct Slot {
+    bucket: Arc<Bucket>,
+    grant: Grant,
+    waited: Duration,
+    /// Has it reached the one who waited for it, so that it may have been used?
+    received: bool,
+}
+
+/// Somebody who waits. Dropping it leaves the queue.
+#[derive(Debug)]
+struct Waiting {
+    bucket: Arc<Bucket>,
+    caller: Arc<str>,
+    ticket: u64,
+    told: oneshot::Receiver<Slot>,
+}
+
+impl Shared {
+    pub(super) fn now(&self) -> Moment {
+        self.moment(self.clock.now())
+    }
+
+    /// This time, in milliseconds since the opening.
+    pub(super) fn moment(&self, time: Instant) -> Moment {
+        u64::try_from(time.saturating_duration_since(self.opened).as_millis()).unwrap_or(Moment::MAX)
+    }
+
+    fn note<'a>(&self, line: impl FnOnce(i64) -> Line<'a>) {
+        if let Some(journal) = &self.journal {
+            journal.add(&line(self.clock.wall_ms()));
+        }
+    }
+}
+
+impl Bucket {
+    pub(super) fn new(id: BucketId, limit: u32, shared: Arc<Shared>) -> Self {
+        Self {
+            id,
+            shared,
+            turns: Mutex::new(Turns::new(limit)),
+            duty: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
+            accounts: RwLock::default(),
+            learned: 0.into(),
+            touched: 0.into(),
+        }
+    }
+
+    /// Waits for the right to send one attempt of `caller`; see [`super::Quota::turn`].
+    pub(super) async fn turn(self: Arc<Self>, asking: &Asking<'_>, latest: Instant) -> Result<Slot, Refused> {
+        let now = self.shared.now();
+        self.touched.store(now, Ordering::Relaxed);
+        let began = self.shared.clock.now();
+        let mut told = None;
+        let asked = self.turns().ask(now, asking, || {
+            let (tell, hear) = oneshot::channel();
+            told = Some(hear);
+            tell
+        });
+        let mut slot = match asked {
+            Asked::Granted(grant) => self.sent(grant),
+            Asked::Queued(ticket) => {
+                let told = told.ok_or_else(|| self.too_long(Duration::ZERO))?;
+                Waiting { bucket: self.clone(), caller: asking.caller.clone(), ticket, told }.slot(latest).await?
+            }
+            Asked::Full(retry_after) => return Err(Refused::QueueFull { retry_after, limit: self.limit() }),
+            Asked::TooLong(retry_after) => return Err(self.too_long(retry_after)),
+        };
+        slot.received = true;
+        slot.waited = self.shared.clock.now().saturating_duration_since(began);
+        Ok(slot)
+    }
+
+    /// Hands out the turns that are due, and says when to look again if nothing else happens.
+    pub(super) fn pump(self: &Arc<Self>) -> Option<Moment> {
+        let now = self.shared.now();
+        let mut due = Vec::new();
+        let next = {
+            let mut turns = self.turns();
+            while let Some(turn) = turns.pump(now) {
+                due.push(turn);
+            }
+            turns.next(now)
+        };
+        for (grant, tell) in due {
+            // One whose waiter has just left comes back, and drops here: as it was never received, it passes to the next.
+            drop(tell.send(self.sent(grant)));
+        }
+        next
+    }
+
+    /// Something changed that may let somebody through.
+    pub(super) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut Turns<oneshot::Sender<Slot>>) -> T) -> T {
+        let (done, is_waited_for) = {
+            let mut turns = self.turns();
+            (change(&mut turns), turns.is_waited_for())
+        };
+        if is_waited_for {
+            self.pump();
+            self.changed.notify_one();
+        }
+        done
+    }
+
+    /// The upstream refused an attempt.
+    pub(super) fn close(self: &Arc<Self>, lasts: Duration) {
+        let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
+        let until = self.shared.now().saturating_add(lasts_ms);
+        self.change(|turns| turns.close(until));
+        self.shared.note(|now| Line::Closed(now.saturating_add_unsigned(lasts_ms), self.id));
+    }
+
+    /// An answer to `caller` cost nothing.
+    pub(super) fn saved(&self, caller: &Arc<str>) {
+        self.touched.store(self.shared.now(), Ordering::Relaxed);
+        self.account(caller, |account| account.saved.fetch_add(1, Ordering::Relaxed));
+    }
+
+    pub(super) fn turns(&self) -> MutexGuard<'_, Turns<oneshot::Sender<Slot>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When it was last used, if nothing of it is in use.
+    pub(super) fn idle_since(&self) -> Option<Moment> {
+        self.turns().is_idle(self.shared.now()).then(|| self.touched.load(Ordering::Relaxed))
+    }
+
+    /// What operators see of it.
+    pub(super) fn view(&self) -> BucketView {
+        let now = self.shared.now();
+        let mut callers: HashMap<Arc<str>, SpenderView> = HashMap::new();
+        let view = |name: &Arc<str>| SpenderView { name: name.clone(), spent: 0, sent: 0, saved: 0, waited_us: 0 };
+        for (name, account) in self.accounts.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            let caller = callers.entry(name.clone()).or_insert_with(|| view(name));
+            caller.sent = account.sent.load(Ordering::Relaxed);
+            caller.saved = account.saved.load(Ordering::Relaxed);
+            caller.waited_us = account.waited_us.load(Ordering::Relaxed);
+        }
+        let mut turns = self.turns();
+        turns.is_idle(now);
+        for (name, spent) in turns.spenders() {
+            callers.entry(name.clone()).or_insert_with(|| view(name)).spent = spent;
+        }
+        let mut callers: Vec<_> = callers.into_values().collect();
+        callers.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        BucketView {
+            organization: match self.id {
+                BucketId::Account => None,
+                BucketId::Organization(id) => Some(id),
+            },
+            limit: turns.limit(),
+            used: u32::try_from(turns.used()).unwrap_or(u32::MAX),
+            waiting: turns.waiting(),
+            closed_for: turns.closed_until(now).map(|until| Duration::from_millis(until.saturating_sub(now))),
+            callers,
+        }
+    }
+
+    fn limit(&self) -> u32 {
+        self.turns().limit()
+    }
+
+    fn too_long(&self, retry_after: Duration) -> Refused {
+        Refused::TooLong { retry_after, limit: self.limit() }
+    }
+
+    fn sent(self: &Arc<Self>, grant: Grant) -> Slot {
+        self.shared.note(|at| Line::Sent(Step { at, bucket: self.id, count: 1, caller: &grant.caller }));
+        Slot { bucket: self.clone(), grant, waited: Duration::ZERO, received: false }
+    }
+
+    /// Watches the time for all who wait, for as long as it is let.
+    async fn watch(self: &Arc<Self>) -> Infallible {
+        let _duty = self.duty.lock().await;
+        loop {
+            match self.pump() {
+                Some(next) => {
+                    let next = self.shared.opened + Duration::from_millis(next);
+                    tokio::select! { () = self.shared.clock.sleep_until(next) => {}, () = self.changed.notified() => {} }
+                }
+                None => self.changed.notified().await,
+            }
+        }
+    }
+
+    fn account(&self, caller: &Arc<str>, count: impl Fn(&Account) -> u64) {
+        if let Some(account) = self.accounts.read().unwrap_or_else(PoisonError::into_inner).get(caller) {
+            count(account);
+            return;
+        }
+        let mut accounts = self.accounts.write().unwrap_or_else(PoisonError::into_inner);
+        if !accounts.contains_key(caller) && self.shared.accounts.fetch_add(1, Ordering::Relaxed) >= ACCOUNTS_MAX {
+            self.shared.accounts.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        count(accounts.entry(caller.clone()).or_default());
+    }
+}
+
+impl Drop for Bucket {
+    fn drop(&mut self) {
+        let accounts = self.accounts.get_mut().unwrap_or_else(PoisonError::into_inner).len();
+        self.shared.accounts.fetch_sub(accounts, Ordering::Relaxed);
+    }
+}
+
+impl Slot {
+    /// How long it was waited for.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// The attempt provably never left (no connection was made): the slot is free again at once.
+    pub fn unsent(mut self) {
+        self.received = false;
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let (bucket, grant, now) = (&self.bucket, &self.grant, self.bucket.shared.now());
+        let step = |at| Step { at, bucket: bucket.id, count: 1, caller: &grant.caller };
+        if !self.received {
+            bucket.shared.note(|at| Line::Unsent(step(at)));
+            bucket.change(|turns| turns.unsend(now, grant));
+            return;
+        }
+        bucket.change(|turns| turns.end(now, grant));
+        bucket.shared.note(|at| Line::Ended(step(at)));
+        let waited_us = u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX);
+        bucket.account(&grant.caller, |account| {
+            account.waited_us.fetch_add(waited_us, Ordering::Relaxed);
+            account.sent.fetch_add(1, Ordering::Relaxed)
+        });
+    }
+}
+
+impl Waiting {
+    async fn slot(mut self, latest: Instant) -> Result<Slot, Refused> {
+        let bucket = self.bucket.clone();
+        bucket.changed.notify_one();
+        tokio::select! {
+            biased;
+            told = &mut self.told => return told.map_err(|_| bucket.too_long(Duration::ZERO)),
+            never = bucket.watch() => match never {},
+            () = bucket.shared.clock.sleep_until(latest) => {}
+        }
+        match self.leave() {
+            Some(retry_after) => Err(bucket.too_long(retry_after)),
+            // It was granted at this very moment, and is on its way.
+            None => (&mut self.told).await.map_err(|_| bucket.too_long(Duration::ZERO)),
+        }
+    }
+
+    /// Leaves the queue. `None`: it was not in it any more.
+    fn leave(&self) -> Option<Duration> {
+        let now = self.bucket.shared.now();
+        self.bucket.change(|turns| turns.leave(now, &self.caller, self.ticket))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}

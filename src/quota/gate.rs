@@ -1,0 +1,68 @@
+//! A bucket after an upstream 429: closed for a while, then reopened gently, for somebody else may be drawing on it.
+
+use super::window::{Due, Moment};
+
+/// Lets attempts through, or not. Open unless [`Gate::close`] was called.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    closed_until: Moment,
+    /// How often it was closed: attempts from before the last time prove nothing.
+    round: u32,
+    batch: Option<Batch>,
+}
+
+/// While reopening: so many attempts may go, and when all have ended without a 429, twice as many.
+#[derive(Debug)]
+struct Batch {
+    size: u64,
+    sent: u64,
+    ended: u64,
+}
+
+impl Gate {
+    /// The upstream refused: nothing goes before `until` (or before what was said earlier), and then one attempt first.
+    pub(super) fn close(&mut self, until: Moment) {
+        self.closed_until = self.closed_until.max(until);
+        self.round = self.round.wrapping_add(1);
+        self.batch = Some(Batch { size: 1, sent: 0, ended: 0 });
+    }
+
+    /// When it lets the next attempt through.
+    pub(super) fn opens(&self, now: Moment) -> Due {
+        match &self.batch {
+            Some(batch) if batch.sent >= batch.size => Due::AfterAnEnd,
+            Some(_) | None => Due::At(self.closed_until.max(now)),
+        }
+    }
+
+    /// Until when it is closed; `None`: it is not.
+    pub(super) fn closed_until(&self, now: Moment) -> Option<Moment> {
+        (self.closed_until > now).then_some(self.closed_until)
+    }
+
+    /// An attempt goes through. Returns the round that it belongs to.
+    pub(super) fn send(&mut self) -> u32 {
+        if let Some(batch) = &mut self.batch {
+            batch.sent += 1;
+        }
+        self.round
+    }
+
+    /// An attempt of `round` was never sent after all.
+    pub(super) fn unsend(&mut self, round: u32) {
+        if let Some(batch) = self.batch.as_mut().filter(|_| round == self.round) {
+            batch.sent = batch.sent.saturating_sub(1);
+        }
+    }
+
+    /// An attempt of `round` ended. From `limit` attempts at once on the gate is wide open.
+    pub(super) fn end(&mut self, round: u32, limit: u64) {
+        let Some(batch) = self.batch.as_mut().filter(|_| round == self.round) else { return };
+        batch.ended += 1;
+        if batch.ended < batch.size {
+            return;
+        }
+        let size = batch.size * 2;
+        self.batch = (size < limit).then_some(Batch { size, sent: 0, ended: 0 });
+    }
+}

@@ -1,0 +1,190 @@
+//! The slots on disk, so that a restart forgets none: `quota.slots`, a line of text for each send and each end.
+//!
+//! Lines are written at once and synced every second, so a killed process loses nothing, and a machine that dies loses what
+//! was written since the last sync. How much that was cannot be known: if the file is from another boot of the machine (or
+//! from another machine) and was not closed properly, every bucket counts as full until a hold after the start. The same is
+//! noted after lines could not be written.
+//!
+//! Times are wall times, the only ones that outlive a process. What seems to lie in the future (the clock was set back)
+//! counts as now. A clock that is set forward while the gateway is down makes it forget slots too early.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use super::remembered::{Line, Remembered};
+use crate::clock::Clock;
+
+const FILE: &str = "quota.slots";
+const FILE_NEXT: &str = "quota.slots.next";
+/// The file is written anew when it has grown by this, and to twice what is live.
+const GROWTH_BYTES: u64 = 1 << 20;
+
+/// The open file.
+#[derive(Debug)]
+pub(super) struct Journal {
+    dir: PathBuf,
+    clock: Clock,
+    boot: String,
+    file: RwLock<File>,
+    bytes: AtomicU64,
+    /// What `bytes` was when the file was last written anew.
+    bytes_live: AtomicU64,
+    /// Lines are missing since the file was last written anew.
+    torn: AtomicBool,
+    failures: AtomicU64,
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, makes one if there is none, and says what it remembers.
+    ///
+    /// # Errors
+    /// The folder cannot be read or written.
+    pub(super) fn open(dir: &Path, clock: Clock) -> io::Result<(Self, Remembered)> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let now = clock.wall_ms();
+        let mut remembered = match fs::read(dir.join(FILE)) {
+            Ok(bytes) => Remembered::read(&bytes, &boot, now),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Remembered::default(),
+            Err(error) => return Err(error),
+        };
+        remembered.end_all(now);
+        let text = remembered.text(&boot, now);
+        let file = write_next(dir, &text)?;
+        file.sync_data()?;
+        put_in_place(dir)?;
+        sync_dir(dir)?;
+        let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
+        let journal = Self {
+            dir: dir.to_owned(),
+            clock,
+            boot,
+            file: RwLock::new(file),
+            bytes: bytes.into(),
+            bytes_live: bytes.into(),
+            torn: false.into(),
+            failures: 0.into(),
+        };
+        Ok((journal, remembered))
+    }
+
+    /// Adds a line, at once. A failure is logged and counted, nothing else: the quota goes on without its journal.
+    pub(super) fn add(&self, line: &Line<'_>) {
+        let mut text = String::with_capacity(64);
+        if self.torn.load(Ordering::Relaxed) {
+            // The line before may lack its end.
+            text.push('\n');
+        }
+        let _infallible = writeln!(text, "{line}");
+        match (&*self.file()).write(text.as_bytes()) {
+            Ok(written) if written == text.len() => {
+                self.bytes.fetch_add(u64::try_from(written).unwrap_or(0), Ordering::Relaxed);
+            }
+            Ok(_) => self.failed("write", &io::ErrorKind::WriteZero.into()),
+            Err(error) => self.failed("write", &error),
+        }
+    }
+
+    /// Brings all lines to the disk, and writes the file anew if it has grown, is damaged, or was taken away. Blocks.
+    pub(super) fn sync(&self) {
+        if let Err(error) = self.file().sync_data() {
+            self.failed("sync", &error);
+        }
+        let (bytes, live) = (self.bytes.load(Ordering::Relaxed), self.bytes_live.load(Ordering::Relaxed));
+        let torn = self.torn.load(Ordering::Relaxed);
+        if !torn && bytes < live + live.max(GROWTH_BYTES) && self.is_in_place() {
+            return;
+        }
+        if let Err(error) = self.write_anew(torn) {
+            self.torn.fetch_or(torn, Ordering::Relaxed);
+            self.bytes_live.store(bytes, Ordering::Relaxed);
+            self.failed("rewrite", &error);
+        }
+    }
+
+    /// Closes it properly: nothing is sent after this.
+    pub(super) fn shut(&self) {
+        self.add(&Line::Shut(self.clock.wall_ms()));
+        if let Err(error) = self.file().sync_data() {
+            self.failed("sync", &error);
+        }
+    }
+
+    /// How often something could not be written.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Writes a short file that says the same, while lines are still added to the old one; what was added meanwhile is copied.
+    fn write_anew(&self, torn: bool) -> io::Result<()> {
+        let now = self.clock.wall_ms();
+        let mut old = read_from(&self.file(), 0)?;
+        old.truncate(old.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+        let mut remembered = Remembered::read(&old, &self.boot, now);
+        if torn {
+            self.torn.store(false, Ordering::Relaxed);
+            remembered.doubt(now);
+        }
+        let text = remembered.text(&self.boot, now);
+        let next = write_next(&self.dir, &text)?;
+        next.sync_data()?;
+        {
+            let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
+            let added = read_from(&file, u64::try_from(old.len()).unwrap_or(u64::MAX))?;
+            (&next).write_all(&added)?;
+            put_in_place(&self.dir)?;
+            *file = next;
+            self.bytes.store(u64::try_from(text.len() + added.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        self.bytes_live.store(u64::try_from(text.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.file().sync_data()?;
+        sync_dir(&self.dir)
+    }
+
+    fn is_in_place(&self) -> bool {
+        let place = fs::metadata(self.dir.join(FILE)).map(|place| (place.dev(), place.ino()));
+        let file = self.file().metadata().map(|file| (file.dev(), file.ino()));
+        matches!((place, file), (Ok(place), Ok(file)) if place == file)
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        if !self.torn.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, file = %self.dir.join(FILE).display(), "cannot {what} the journal of quota slots; a restart may forget some");
+        }
+    }
+
+    fn file(&self) -> RwLockReadGuard<'_, File> {
+        self.file.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn write_next(dir: &Path, text: &str) -> io::Result<File> {
+    let path = dir.join(FILE_NEXT);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    Ok(file)
+}
+
+fn put_in_place(dir: &Path) -> io::Result<()> {
+    fs::rename(dir.join(FILE_NEXT), dir.join(FILE))
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn read_from(file: &File, offset: u64) -> io::Result<Vec<u8>> {
+    let bytes = file.metadata()?.len().saturating_sub(offset);
+    let mut all = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
+    file.read_exact_at(&mut all, offset)?;
+    Ok(all)
+}

@@ -1,0 +1,30 @@
+//! What is taken above a share is taken evenly, so that it comes back evenly: whoever needs its share later finds it soon.
+
+use super::window::{HOLD_MS, Moment};
+
+/// How far one may be ahead of an even pace.
+const AHEAD_NS: u64 = 1_000_000_000;
+
+/// The pace of those above their share, all together.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// When the next slot would be taken at an even pace, in nanoseconds.
+    next_ns: u64,
+}
+
+impl Pace {
+    /// When one more may be taken after `ahead` others, at a pace of `per_hold` slots a hold.
+    pub(super) fn due(&self, now: Moment, ahead: u64, per_hold: u64) -> Moment {
+        let next_ns = self.next_ns.saturating_add(ahead.saturating_mul(interval_ns(per_hold)));
+        next_ns.saturating_sub(AHEAD_NS).div_ceil(1_000_000).max(now)
+    }
+
+    /// One more is taken.
+    pub(super) fn take(&mut self, now: Moment, per_hold: u64) {
+        self.next_ns = self.next_ns.max(now * 1_000_000) + interval_ns(per_hold);
+    }
+}
+
+fn interval_ns(per_hold: u64) -> u64 {
+    (HOLD_MS * 1_000_000).checked_div(per_hold).unwrap_or(HOLD_MS * 1_000_000)
+}

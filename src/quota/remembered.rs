@@ -1,0 +1,242 @@
+//! What the journal of slots says: its lines, and what they add up to.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
+use super::window::HOLD_MS;
+use super::{BUCKETS_MAX, BucketId};
+
+/// The first word of the first line; the boot id follows.
+const HEADER: &str = "makegate-slots-1";
+const HOLD: i64 = HOLD_MS.cast_signed();
+/// Ends this close together are written as one line.
+const TICK_MS: i64 = 10;
+
+/// One line. Times are milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Line<'a> {
+    /// Attempts were sent.
+    Sent(Step<'a>),
+    /// Sent ones ended.
+    Ended(Step<'a>),
+    /// Sent ones were never sent after all.
+    Unsent(Step<'a>),
+    /// Attempts ended; that they were sent is in no line any more.
+    Held(Step<'a>),
+    /// When an organization's limit was learned, and what it is.
+    Learned(i64, u64, u32),
+    /// The upstream has closed a bucket until then.
+    Closed(i64, BucketId),
+    /// Every bucket counts as full until then.
+    Full(i64),
+    /// The journal was closed; only as the last line.
+    Shut(i64),
+}
+
+/// What happened to attempts of one caller at one bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Step<'a> {
+    pub(super) at: i64,
+    pub(super) bucket: BucketId,
+    pub(super) count: u64,
+    pub(super) caller: &'a str,
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut step =
+            |kind, Step { at, bucket, count, caller }: Step<'_>| write!(f, "{kind} {at} {bucket} {count} {caller}");
+        match *self {
+            Self::Sent(sent) => step('S', sent),
+            Self::Ended(ended) => step('E', ended),
+            Self::Unsent(unsent) => step('U', unsent),
+            Self::Held(held) => step('H', held),
+            Self::Learned(at, organization, limit) => write!(f, "L {at} {organization} {limit}"),
+            Self::Closed(until, bucket) => write!(f, "C {until} {bucket}"),
+            Self::Full(until) => write!(f, "F {until}"),
+            Self::Shut(at) => write!(f, "X {at}"),
+        }
+    }
+}
+
+impl<'a> Line<'a> {
+    /// `None`: torn or garbled.
+    fn parse(text: &'a [u8]) -> Option<Self> {
+        let (kind, rest) = str::from_utf8(text).ok()?.split_once(' ')?;
+        Some(match kind {
+            "S" => Self::Sent(Step::parse(rest)?),
+            "E" => Self::Ended(Step::parse(rest)?),
+            "U" => Self::Unsent(Step::parse(rest)?),
+            "H" => Self::Held(Step::parse(rest)?),
+            "L" => {
+                let (at, rest) = rest.split_once(' ')?;
+                let (organization, limit) = rest.split_once(' ')?;
+                Self::Learned(
+                    at.parse().ok()?,
+                    organization.parse().ok()?,
+                    limit.parse().ok().filter(|limit| *limit > 0)?,
+                )
+            }
+            "C" => {
+                let (until, bucket) = rest.split_once(' ')?;
+                Self::Closed(until.parse().ok()?, BucketId::parse(bucket)?)
+            }
+            "F" => Self::Full(rest.parse().ok()?),
+            "X" => Self::Shut(rest.parse().ok()?),
+            _ => return None,
+        })
+    }
+}
+
+impl<'a> Step<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let mut words = text.splitn(4, ' ');
+        let at = words.next()?.parse().ok()?;
+        let bucket = BucketId::parse(words.next()?)?;
+        let count = words.next()?.parse().ok().filter(|count| *count <= u64::from(u32::MAX))?;
+        let caller = words.next().filter(|caller| !caller.is_empty())?;
+        Some(Self { at, bucket, count, caller })
+    }
+}
+
+/// Everything that the lines add up to.
+#[derive(Debug, Default)]
+pub(super) struct Remembered {
+    pub(super) buckets: HashMap<BucketId, Bucket>,
+    /// Every bucket counts as full until then.
+    pub(super) full_until: Option<i64>,
+}
+
+/// One bucket of it.
+#[derive(Debug, Default)]
+pub(super) struct Bucket {
+    /// When, and what.
+    pub(super) learned: Option<(i64, u32)>,
+    pub(super) closed_until: Option<i64>,
+    /// How many ended at which time, by caller.
+    pub(super) held: BTreeMap<(i64, Arc<str>), u64>,
+    under_way: HashMap<Arc<str>, u64>,
+}
+
+impl Remembered {
+    /// Adds up a whole file, at `now`, on a machine of this boot.
+    pub(super) fn read(file: &[u8], boot: &str, now: i64) -> Self {
+        let mut lines = file.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let header = lines.next().and_then(|line| str::from_utf8(line).ok()).and_then(|line| line.split_once(' '));
+        let same_boot = !boot.is_empty() && header == Some((HEADER, boot));
+        let mut remembered = Self::default();
+        let mut shut = file.is_empty();
+        for line in lines.filter_map(Line::parse) {
+            shut = matches!(line, Line::Shut(_));
+            remembered.add(line, now);
+        }
+        if !same_boot && !shut {
+            remembered.doubt(now);
+        }
+        remembered.forget(now);
+        remembered
+    }
+
+    /// Attempts that no line tells of may have been sent until now.
+    pub(super) fn doubt(&mut self, now: i64) {
+        self.full_until = Some(now + HOLD);
+    }
+
+    /// Whatever is under way counts as ended now: the process that sent it is gone.
+    pub(super) fn end_all(&mut self, now: i64) {
+        for bucket in self.buckets.values_mut() {
+            for (caller, count) in bucket.under_way.drain() {
+                *bucket.held.entry((now, caller)).or_default() += count;
+            }
+        }
+    }
+
+    /// A file that says the same in few lines.
+    pub(super) fn text(&self, boot: &str, now: i64) -> String {
+        let mut text = format!("{HEADER} {boot}\n");
+        let mut put = |line: Line<'_>| {
+            let _infallible = writeln!(text, "{line}");
+        };
+        if let Some(until) = self.full_until {
+            put(Line::Full(until));
+        }
+        for (&bucket, known) in &self.buckets {
+            if let (BucketId::Organization(id), Some((at, limit))) = (bucket, known.learned) {
+                put(Line::Learned(at, id, limit));
+            }
+            if let Some(until) = known.closed_until {
+                put(Line::Closed(until, bucket));
+            }
+            for ((at, caller), &count) in &known.held {
+                put(Line::Held(Step { at: *at, bucket, count, caller }));
+            }
+            for (caller, &count) in known.under_way.iter().filter(|(_, count)| **count > 0) {
+                put(Line::Sent(Step { at: now, bucket, count, caller }));
+            }
+        }
+        text
+    }
+
+    fn add(&mut self, line: Line<'_>, now: i64) {
+        match line {
+            Line::Sent(sent) => self.under_way(sent, u64::saturating_add),
+            Line::Unsent(unsent) => self.under_way(unsent, u64::saturating_sub),
+            Line::Ended(ended) => {
+                self.under_way(ended, u64::saturating_sub);
+                self.hold(ended, now);
+            }
+            Line::Held(held) => self.hold(held, now),
+            Line::Learned(at, organization, limit) => {
+                self.buckets.entry(BucketId::Organization(organization)).or_default().learned =
+                    Some((at.min(now), limit));
+            }
+            Line::Closed(until, bucket) => self.buckets.entry(bucket).or_default().closed_until = Some(until),
+            Line::Full(until) => self.full_until = self.full_until.max(Some(until.min(now + HOLD))),
+            Line::Shut(_) => {}
+        }
+    }
+
+    fn under_way(&mut self, Step { bucket, count, caller, .. }: Step<'_>, change: impl FnOnce(u64, u64) -> u64) {
+        let under_way = &mut self.buckets.entry(bucket).or_default().under_way;
+        if let Some(known) = under_way.get_mut(caller) {
+            *known = change(*known, count);
+        } else {
+            under_way.insert(caller.into(), change(0, count));
+        }
+    }
+
+    fn hold(&mut self, Step { at, bucket, count, caller }: Step<'_>, now: i64) {
+        let at = at.min(now);
+        if at + HOLD > now {
+            let tick = at.div_euclid(TICK_MS) * TICK_MS + TICK_MS;
+            *self.buckets.entry(bucket).or_default().held.entry((tick.min(now), caller.into())).or_default() += count;
+        }
+    }
+
+    /// Drops what is over, and of the learned limits all but the newest.
+    fn forget(&mut self, now: i64) {
+        self.full_until = self.full_until.filter(|until| *until > now);
+        for bucket in self.buckets.values_mut() {
+            bucket.closed_until = bucket.closed_until.filter(|until| *until > now);
+            bucket.under_way.retain(|_, count| *count > 0);
+        }
+        self.buckets.retain(|_, bucket| !bucket.is_empty());
+        if self.buckets.len() > BUCKETS_MAX {
+            let mut learned: Vec<_> =
+                self.buckets.values().filter_map(|bucket| bucket.learned.map(|(at, _)| at)).collect();
+            learned.sort_unstable_by(|a, b| b.cmp(a));
+            let oldest = learned.get(BUCKETS_MAX).copied().unwrap_or(i64::MIN);
+            self.buckets.retain(|_, bucket| {
+                bucket.learned = bucket.learned.filter(|(at, _)| *at > oldest);
+                !bucket.is_empty()
+            });
+        }
+    }
+}
+
+impl Bucket {
+    fn is_empty(&self) -> bool {
+        self.learned.is_none() && self.closed_until.is_none() && self.held.is_empty() && self.under_way.is_empty()
+    }
+}

@@ -1,0 +1,145 @@
+//! The slots of one bucket that are taken: exact, whatever the alignment of the upstream's own window.
+//!
+//! A slot is taken when an attempt is sent and comes back [`HOLD_MS`] after that attempt ended. The upstream counts the
+//! attempt at some moment between the two, so any two attempts in the same slot are counted more than a minute apart.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Milliseconds since the quota was opened.
+pub(super) type Moment = u64;
+
+/// How long after an attempt's end its slot stays taken: the upstream's minute and a second for clocks that differ.
+pub(super) const HOLD_MS: u64 = 61_000;
+
+/// Ends are rounded up to this, so that a window is at most 6,100 entries a caller, whatever the limit.
+const TICK_MS: u64 = 10;
+
+/// How far back the ends of one tick are searched for one of the same caller to be added to.
+const SAME_TICK_SEARCH: usize = 16;
+
+/// Slots of ended attempts that come back together.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    /// When they come back.
+    pub(super) returns: Moment,
+    /// Whose they are.
+    pub(super) caller: Arc<str>,
+    /// How many; 0: none, but the caller asked for one within the window.
+    pub(super) count: u64,
+}
+
+/// What one who takes a slot has to leave to others: at the horizon `h` (milliseconds from now), together with what has come
+/// back by then, at least `min(reserve + per_hold / parts · h / HOLD_MS, most)`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Keep {
+    /// Slots for whoever comes at once.
+    pub(super) reserve: u64,
+    /// Over a whole hold, others may want `per_hold / parts` slots, evenly.
+    pub(super) per_hold: u64,
+    /// See `per_hold`; at least 1.
+    pub(super) parts: u64,
+    /// They may be made to wait so long.
+    pub(super) patience_ms: u64,
+    /// More than this the others cannot want within a hold.
+    pub(super) most: u64,
+}
+
+/// When slots can be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// At this moment (or at once, if it is not after now), unless somebody else takes them.
+    At(Moment),
+    /// When an attempt that is under way has ended: too many are, to promise the others their share.
+    AfterAnEnd,
+    /// Not within a hold from now: attempts under way have all of them.
+    Later,
+}
+
+/// The taken slots of one bucket.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    under_way: u64,
+    /// In the order in which they come back.
+    held: VecDeque<Held>,
+    held_count: u64,
+}
+
+impl Window {
+    /// Slots that are taken.
+    pub(super) fn used(&self) -> u64 {
+        self.under_way + self.held_count
+    }
+
+    /// An attempt is sent.
+    pub(super) fn send(&mut self) {
+        self.under_way += 1;
+    }
+
+    /// An attempt that was under way turns out never to have been sent.
+    pub(super) fn unsend(&mut self) {
+        self.under_way = self.under_way.saturating_sub(1);
+    }
+
+    /// An attempt that was under way has ended now. `true`: a further entry was made for it.
+    pub(super) fn end(&mut self, now: Moment, caller: &Arc<str>) -> bool {
+        self.under_way = self.under_way.saturating_sub(1);
+        self.hold(now.next_multiple_of(TICK_MS) + HOLD_MS, caller, 1)
+    }
+
+    /// Holds `count` slots until `returns`. `true`: a further entry was made for them.
+    pub(super) fn hold(&mut self, returns: Moment, caller: &Arc<str>, count: u64) -> bool {
+        self.held_count += count;
+        let at = self.held.partition_point(|held| held.returns <= returns);
+        let same = self.held.range_mut(at.saturating_sub(SAME_TICK_SEARCH)..at).rev();
+        let mut same = same.take_while(|held| held.returns == returns);
+        if let Some(held) = same.find(|held| held.caller == *caller) {
+            held.count += count;
+            return false;
+        }
+        self.held.insert(at, Held { returns, caller: caller.clone(), count });
+        true
+    }
+
+    /// Takes out the next slots that have come back by now.
+    pub(super) fn returned(&mut self, now: Moment) -> Option<Held> {
+        let held = self.held.pop_front_if(|held| held.returns <= now)?;
+        self.held_count -= held.count;
+        if self.held.is_empty() {
+            self.held = VecDeque::new();
+        }
+        Some(held)
+    }
+
+    /// When can `take` slots be taken such that from then on there is enough of `keep`?
+    pub(super) fn when(&self, now: Moment, limit: u64, take: u64, keep: &Keep) -> Due {
+        let wanted = self.used() + take;
+        let least = keep.reserve.min(keep.most);
+        // `supply`: what is left after taking, `None` while that is less than nothing; `back`: what has come back by then.
+        let (mut at, mut back) = (now, 0);
+        for held in &self.held {
+            match (limit + back).checked_sub(wanted) {
+                Some(supply) if supply >= keep.most => return Due::At(at),
+                Some(supply) if supply >= least => at = at.max(held.returns.saturating_sub(keep.lasts_ms(supply))),
+                Some(_) | None => at = at.max(held.returns),
+            }
+            back += held.count;
+        }
+        match (limit + back).checked_sub(wanted) {
+            None => Due::Later,
+            Some(supply) if supply >= keep.most || keep.lasts_ms(supply) >= HOLD_MS => Due::At(at),
+            Some(_) => Due::AfterAnEnd,
+        }
+    }
+}
+
+impl Keep {
+    /// For how long `supply` slots are enough.
+    fn lasts_ms(&self, supply: u64) -> u64 {
+        let Some(spare) = supply.checked_sub(self.reserve) else { return 0 };
+        let lasts = u128::from(spare) * u128::from(self.parts) * u128::from(HOLD_MS);
+        lasts
+            .checked_div(u128::from(self.per_hold))
+            .map_or(u64::MAX, |ms| u64::try_from(ms).unwrap_or(u64::MAX).saturating_add(self.patience_ms))
+    }
+}

@@ -1,0 +1,116 @@
+//! Promise 8. Everything is bounded; past a bound the answer is a clear refusal.
+
+use std::time::Duration;
+
+use makegate::sandbox::{Fault, FaultKind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::{ALL, ORG, Plan, TOO, World, raw, with_key};
+
+#[tokio::test]
+async fn a_target_a_head_and_a_body_beyond_their_bounds_are_refused() {
+    let world = Plan::default().set("limits", "body_bytes = \"1KiB\"").start().await;
+    let long = format!("{ORG}?x={}", "a".repeat(8_000));
+    world.get(ALL, &long).await.refused(414, "MG102");
+    let body = format!(r#"{{"name":"{}"}}"#, "a".repeat(2_000));
+    world.patch(ALL, ORG, &body).await.refused(413, "MG155");
+    let head = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "a".repeat(64 * 1024));
+    assert!(raw(world.gateway, &head).await.is_none_or(|reply| reply.status == 431));
+    let fields: String = (0..100).map(|n| format!("x-{n}: 1\r\n")).collect();
+    let head = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{fields}\r\n");
+    assert_eq!(raw(world.gateway, &head).await.unwrap().status, 431);
+    assert!(world.sandbox.received().is_empty());
+}
+
+#[tokio::test]
+async fn a_body_that_dawdles_is_refused() {
+    let world = Plan::default().set("limits", "body_gap = \"100ms\"").start().await;
+    let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+    let head = format!("PATCH {ORG} HTTP/1.1\r\nhost: x\r\n{}content-length: 10\r\n\r\n{{", with_key(ALL, &[]));
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&answer));
+    assert!(world.sandbox.received().is_empty());
+}
+
+#[tokio::test]
+async fn silent_slow_and_idle_connections_are_closed() {
+    let limits = "first_byte = \"300ms\"\nhead = \"300ms\"\nidle = \"300ms\"";
+    let world = Plan::default().set("limits", limits).start().await;
+    let request = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{}\r\n", with_key(ALL, &[]));
+    for sent in ["", "GET / HT", request.as_str()] {
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut all)).await;
+        assert!(closed.is_ok(), "still open after {sent:?}");
+    }
+}
+
+#[tokio::test]
+async fn at_the_connection_cap_the_longest_idle_give_way() {
+    let world = Plan::default().set("limits", "connections = 4").start().await;
+    let mut idle = Vec::new();
+    for _ in 0..12 {
+        idle.push(TcpStream::connect(world.gateway).await.unwrap());
+    }
+    world.get(ALL, ORG).await.expect(200);
+    let mut gone = 0;
+    for stream in &mut idle {
+        let mut byte = [0];
+        if tokio::time::timeout(Duration::from_millis(50), stream.read(&mut byte)).await.is_ok() {
+            gone += 1;
+        }
+    }
+    assert!(gone >= 8, "only {gone} of 12 gave way");
+}
+
+#[tokio::test]
+async fn requests_of_one_caller_under_way_are_bounded_and_others_are_served() {
+    let world = Plan::default().set("limits", "in_flight_per_caller = 3").start().await;
+    world.sandbox.fault(Fault::always("GET", "/api/v2/organizations/*/apps", FaultKind::Latency { ms: 500 }));
+    let (apps, other) = (format!("{ORG}/apps"), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        (world.get(ALL, ORG).await, world.get(TOO, ORG).await)
+    });
+    let (a, b, c, (fourth, of_another)) =
+        tokio::join!(world.get(ALL, &apps), world.get(ALL, &apps), world.get(ALL, &apps), other);
+    [a, b, c].map(|reply| reply.expect(200));
+    let fourth = fourth.refused(429, "MG142");
+    assert!(fourth.header("retry-after").is_some());
+    of_another.expect(200);
+}
+
+#[tokio::test]
+async fn a_callers_rate_is_bounded_with_words() {
+    let world = World::start().await;
+    let world = {
+        drop(world);
+        Plan::default().caller("slow", "grants = [\"*\"]\nrate = \"60/min\"\nburst = 2").start().await
+    };
+    let first = world.get("slow", ORG).await.expect(200);
+    assert_eq!(first.header("ratelimit-policy"), Some("\"caller\";q=60;w=60"));
+    assert_eq!(first.header("ratelimit"), Some("\"caller\";r=1;t=1"));
+    world.get("slow", ORG).await.expect(200);
+    let fast = world.get("slow", ORG).await.refused(429, "MG141");
+    assert_eq!(fast.header("retry-after"), Some("1"));
+    assert_eq!(fast.header("ratelimit"), Some("\"caller\";r=0;t=2"));
+    world.clock.advance(Duration::from_secs(1));
+    world.get("slow", ORG).await.expect(200);
+}
+
+#[tokio::test]
+async fn an_answer_beyond_its_bound_is_not_passed_on() {
+    let world = Plan::default().set("limits", "answer_bytes = \"64KiB\"\nstored_bytes = \"16KiB\"").start().await;
+    let large = format!("{{\"x\":\"{}\"}}", "a".repeat(100 * 1024));
+    world.sandbox.fault(Fault::once("GET", ORG, FaultKind::status(200).with_body(&large)));
+    world.get(ALL, ORG).await.refused(502, "MG207");
+    let medium = format!("{{\"x\":\"{}\"}}", "a".repeat(32 * 1024));
+    world.sandbox.fault(Fault::once("GET", ORG, FaultKind::status(200).with_body(&medium)));
+    assert_eq!(world.get(ALL, ORG).await.expect(200).text(), medium);
+    // Too large to be stored: the next read goes upstream.
+    world.get(ALL, ORG).await.expect(200);
+    assert_eq!(world.received("GET", ORG), 3);
+}

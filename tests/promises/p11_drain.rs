@@ -1,0 +1,40 @@
+//! Promise 11. SIGTERM: not ready, finish what is under way within the drain time, flush the log. (The signal itself is
+//! tested on the binary.)
+
+use std::time::Duration;
+
+use makegate::sandbox::{Fault, FaultKind};
+
+use crate::support::{ALL, ORG, World};
+
+#[tokio::test]
+async fn what_is_under_way_is_finished_and_recorded() {
+    let world = World::start().await;
+    world.sandbox.fault(Fault::always("*", ORG, FaultKind::Latency { ms: 600 }));
+    let gateway = world.gateway;
+    let headers = crate::support::with_key(ALL, &[]);
+    let write = {
+        let headers = headers.clone();
+        tokio::spawn(async move { crate::support::send(gateway, "PATCH", ORG, &headers, r#"{"name":"x"}"#).await })
+    };
+    let read = tokio::spawn(async move { crate::support::send(gateway, "GET", ORG, &headers, "").await });
+    while world.received("PATCH", ORG) + world.received("GET", ORG) < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let crate::support::World { service, dir, .. } = world;
+    assert!(service.shut_down().await);
+    write.await.unwrap().expect(200);
+    read.await.unwrap().expect(200);
+    assert!(tokio::net::TcpStream::connect(gateway).await.is_err(), "the door is still open");
+    let mut lines = String::new();
+    for entry in std::fs::read_dir(dir.path().join("audit")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "jsonl") {
+            lines += &std::fs::read_to_string(path).unwrap();
+        }
+    }
+    assert!(
+        lines.contains("\"kind\":\"outcome\"") && lines.lines().last().unwrap().contains("\"event\":\"stop\""),
+        "{lines}"
+    );
+}

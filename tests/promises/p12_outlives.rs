@@ -1,0 +1,42 @@
+//! Promise 12. A write outlives its caller: once intended, its outcome is recorded whoever hangs up.
+
+use std::time::Duration;
+
+use makegate::sandbox::{Fault, FaultKind};
+
+use crate::support::{ALL, ORG, World};
+
+#[tokio::test]
+async fn a_write_whose_caller_hangs_up_is_settled_and_invalidates() {
+    let world = World::start().await;
+    world.get(ALL, ORG).await.expect(200);
+    world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::Latency { ms: 300 }));
+    world.send_and_leave(ALL, "PATCH", ORG, r#"{"name":"After"}"#, Duration::from_millis(150)).await;
+    for _ in 0..300 {
+        if world.records().await.iter().any(|r| r["kind"] == "outcome") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let records = world.records().await;
+    let of_write: Vec<&str> =
+        records.iter().filter(|r| r["method"] == "PATCH").map(|r| r["kind"].as_str().unwrap()).collect();
+    assert_eq!(of_write, ["intent", "outcome"]);
+    assert_eq!(records.last().unwrap()["outcome"], "done");
+    assert_eq!(world.get(ALL, ORG).await.json()["organization"]["name"], "After");
+}
+
+#[tokio::test]
+async fn a_read_whose_leader_hangs_up_answers_the_others_with_one_fetch() {
+    let world = World::start().await;
+    world.sandbox.fault(Fault::once("GET", ORG, FaultKind::Latency { ms: 400 }));
+    let leader = world.send_and_leave(ALL, "GET", ORG, "", Duration::from_millis(150));
+    let follower = async {
+        tokio::time::sleep(Duration::from_millis(75)).await;
+        world.get(ALL, ORG).await
+    };
+    let ((), follower) = tokio::join!(leader, follower);
+    let follower = follower.expect(200);
+    assert!(follower.header("cache-status").unwrap().contains("collapsed"), "{follower:?}");
+    assert_eq!(world.received("GET", ORG), 1);
+}

@@ -294,7 +294,19 @@ pub(crate) async fn send(to: SocketAddr, method: &str, target: &str, headers: &s
 
 /// Sends these very bytes; `None`: the connection ended without an answer.
 pub(crate) async fn raw(to: SocketAddr, bytes: &str) -> Option<Reply> {
+    let stream = TcpStream::connect(to).await.unwrap();
+    exchange(stream, bytes).await
+}
+
+/// The same, and after them the end of this half of the connection.
+pub(crate) async fn half_closed(to: SocketAddr, bytes: &str) -> Option<Reply> {
     let mut stream = TcpStream::connect(to).await.unwrap();
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    exchange(stream, "").await
+}
+
+async fn exchange(mut stream: TcpStream, bytes: &str) -> Option<Reply> {
     stream.write_all(bytes.as_bytes()).await.unwrap();
     let mut all = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut all)).await;

@@ -12,4 +12,5 @@
 mod support;
 
 mod operations;
+mod refusals;
 mod sandbox;

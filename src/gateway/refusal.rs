@@ -255,7 +255,8 @@ impl Refusal {
                 )
             }
             Self::AnswerLost { why } => format!("The write took effect, but {}. Do not send it again.", why.text),
-            Self::Late => "The deadline is over; a read can be sent again.".to_owned(),
+            Self::Late => "No answer came before the deadline. A read can be sent again; a write that is answered so was not sent."
+                    .to_owned(),
             Self::Internal => "The gateway failed in a way that its log explains.".to_owned(),
         }
     }

@@ -19,8 +19,12 @@ pub(crate) fn compare(path: &str, now: &str) {
         fs::write(&file, now).unwrap();
         return;
     }
-    let expected = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{path}: {error}; UPDATE_GOLDEN=1 makes it"));
-    assert!(expected == now, "{path} is not what it was; UPDATE_GOLDEN=1 rewrites it. Expected:\n{expected}\nNow:\n{now}");
+    let expected =
+        fs::read_to_string(&file).unwrap_or_else(|error| panic!("{path}: {error}; UPDATE_GOLDEN=1 makes it"));
+    assert!(
+        expected == now,
+        "{path} is not what it was; UPDATE_GOLDEN=1 rewrites it. Expected:\n{expected}\nNow:\n{now}"
+    );
 }
 
 /// Is this what stands between `<!-- NAME -->` and `<!-- /NAME -->` in the file?

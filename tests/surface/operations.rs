@@ -106,7 +106,9 @@ fn check_end(record: &Value, case: &Case) {
     assert_eq!((&record["status"], &record["upstream_status"]), (&json!(200), &json!(200)));
     assert_eq!(record["attempts"], 1);
     assert_eq!(record["outcome"].as_str(), case.is_write().then_some("done"));
-    assert!(record["bytes"].as_u64().unwrap() > 0 && record["duration_us"].is_u64() && record["quota_wait_us"].is_u64());
+    assert!(
+        record["bytes"].as_u64().unwrap() > 0 && record["duration_us"].is_u64() && record["quota_wait_us"].is_u64()
+    );
     assert!(record.get("refusal").is_none());
 }
 

@@ -48,6 +48,18 @@ async fn it_is_late() {
     read(still().set("upstream", "attempt = \"50ms\"").set("limits", "attempts = 1"), "MG202", HANG).await.expect(504);
 }
 
+/// At the deadline, the wait for an answer and the attempt itself end at once: the attempt may be the one that tells.
+#[tokio::test]
+async fn the_deadline_is_over() {
+    let world = still().set("upstream", "deadline = \"50ms\"").set("limits", "breaker_failures = 0").start().await;
+    world.sandbox.fault(Fault::always("GET", ORG, HANG));
+    let mut late = world.get_with(ALL, ORG, &["x-request-id: golden-MG231"]).await.expect(504);
+    while late.code() == "MG202" {
+        late = world.get_with(ALL, ORG, &["x-request-id: golden-MG231"]).await.expect(504);
+    }
+    super::compare("MG231", &late);
+}
+
 #[tokio::test]
 async fn its_answer_is_cut() {
     read(still(), "MG203", FaultKind::Cut { after_bytes: 10 }).await.expect(502);

@@ -20,5 +20,9 @@ pub mod upstream;
 // Rank 4: the life of a request; and the simulated Make, which reads Make's document by itself (rank 0 alone).
 pub mod gateway;
 pub mod sandbox;
+// Rank 5: what operators see.
+pub mod operator;
 // Rank 6: all of it running.
 pub mod service;
+// Rank 7: what people start.
+pub mod cli;

@@ -1,2 +1,7 @@
-//! makegate's one binary.
-fn main() {}
+//! makegate's one binary: [`makegate::cli`] is all of it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    makegate::cli::run()
+}

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +13,11 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Read;
 use crate::config::secret::secret;
-use crate::config::{self, Config, Source};
+use crate::config::{self, Config, Shown, Source};
 use crate::gateway::door::{Door, OpenDoor};
 use crate::gateway::{Engines, Gate, life};
 use crate::hash;
+use crate::operator::{self, Desk};
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
@@ -59,24 +60,36 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// What is in force, as the watcher compares it.
+/// The contents that were looked at last, whether they were put in force or refused: a bad file is told once.
 #[derive(PartialEq, Eq)]
-struct InForce {
+struct Seen {
     text: Option<Vec<u8>>,
-    token: [u8; 32],
-    operator_key: [u8; 32],
+    token: Option<[u8; 32]>,
+    operator_key: Option<[u8; 32]>,
+}
+
+impl Seen {
+    fn of(file: &Path, config: &Config) -> Self {
+        Self {
+            text: std::fs::read(file).ok(),
+            token: secret_hash(&config.upstream.token).ok(),
+            operator_key: secret_hash(&config.operator.key).ok(),
+        }
+    }
 }
 
 /// The running service.
 pub struct Service {
     inner: Arc<Inner>,
     gateway: OpenDoor,
+    operator: OpenDoor,
 }
 
 struct Inner {
     gate: Arc<Gate>,
+    desk: Arc<Desk>,
     file: PathBuf,
-    in_force: Mutex<InForce>,
+    seen: Mutex<Seen>,
     reloading: tokio::sync::Mutex<()>,
 }
 
@@ -86,14 +99,17 @@ impl Service {
     /// # Errors
     /// [`StartError`]: what is wrong and what to do.
     pub async fn start(read: Read, clock: Clock) -> Result<Self, StartError> {
+        let settings = read.shown();
         let Read { config, file, .. } = read;
-        let (token, token_hash) = token(&config.upstream.token).map_err(StartError::configuration)?;
-        let operator_key = secret_hash(&config.operator.key).map_err(StartError::configuration)?;
+        let token = token(&config.upstream.token).map_err(StartError::configuration)?;
+        let operator_key = secret(&config.operator.key).map_err(StartError::configuration)?;
         let upstream =
             Upstream::new(&config.upstream, &config.limits, token, clock.clone()).map_err(StartError::configuration)?;
         let tasks = Tasks::new();
         let gateway = Door::bind(&config.gateway.listen, config.gateway.tls.as_ref(), &config.limits, &clock, &tasks);
         let gateway = gateway.map_err(StartError::failed)?;
+        let operator =
+            Door::bind(&config.operator.listen, None, &config.limits, &clock, &tasks).map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let quota =
             Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
@@ -101,18 +117,32 @@ impl Service {
         let engines = Engines { log, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gate = Gate::new(config, engines);
         gate.fence_doubts(&recovered.doubts);
-        let text = std::fs::read(&file).ok();
-        let in_force = Mutex::new(InForce { text, token: token_hash, operator_key });
-        let inner = Arc::new(Inner { gate: gate.clone(), file, in_force, reloading: tokio::sync::Mutex::default() });
+        let seen = Mutex::new(Seen::of(&file, &gate.policy().config));
+        let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), settings);
+        let inner = Arc::new(Inner {
+            gate: gate.clone(),
+            desk: desk.clone(),
+            file,
+            seen,
+            reloading: tokio::sync::Mutex::default(),
+        });
         let gateway = gateway.open(move |peer, request| life::answer(gate.clone(), peer, request));
+        desk.show_door("gateway", gateway.clone());
+        let operator = operator::open(operator, desk);
         inner.clone().look_after();
-        Ok(Self { inner, gateway })
+        Ok(Self { inner, gateway, operator })
     }
 
     /// Where callers come in.
     #[must_use]
     pub fn gateway_addresses(&self) -> &[SocketAddr] {
         self.gateway.addresses()
+    }
+
+    /// Where operators come in.
+    #[must_use]
+    pub fn operator_addresses(&self) -> &[SocketAddr] {
+        self.operator.addresses()
     }
 
     /// The gate, for tests and the demo.
@@ -136,6 +166,7 @@ impl Service {
         gate.drain();
         tokio::time::sleep(NOT_READY_FIRST.min(limit)).await;
         self.gateway.close();
+        self.operator.close();
         gate.tasks.stop();
         let finished = gate.tasks.drained(limit).await;
         gate.quota.shut();
@@ -168,18 +199,17 @@ impl Inner {
     }
 
     fn changed(&self) -> bool {
-        let config = &self.gate.policy().config;
-        let text = std::fs::read(&self.file).ok();
-        let secrets =
-            token(&config.upstream.token).map(|(_, hash)| hash).ok().zip(secret_hash(&config.operator.key).ok());
-        let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
-        let secret_changed = secrets.is_none_or(|(token, key)| token != in_force.token || key != in_force.operator_key);
-        (text.is_some() && text != in_force.text) || secret_changed
+        let now = Seen::of(&self.file, &self.gate.policy().config);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) != now
     }
 
     async fn reload(&self) -> Result<(), String> {
         let _one_at_a_time = self.reloading.lock().await;
+        let seen = Seen::of(&self.file, &self.gate.policy().config);
         let result = self.adopt();
+        self.desk.reloaded(result.clone());
+        let result = result.map(drop);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
         match &result {
             Ok(()) => tracing::info!(file = %self.file.display(), "the configuration was reloaded"),
             Err(why) => {
@@ -191,13 +221,13 @@ impl Inner {
     }
 
     /// Everything is checked before anything changes.
-    fn adopt(&self) -> Result<(), String> {
+    fn adopt(&self) -> Result<Vec<Shown>, String> {
         let gate = &self.gate;
         let before = gate.policy();
-        let text = std::fs::read(&self.file).ok();
         let read = config::read(&self.file).map_err(|failure| failure.to_string())?;
-        let (token, token_hash) = token(&read.config.upstream.token)?;
-        let operator_key = secret_hash(&read.config.operator.key)?;
+        let token = token(&read.config.upstream.token)?;
+        let operator_key = secret(&read.config.operator.key)?;
+        let settings = read.shown();
         fixed(&before.config, &read.config)?;
         let other_upstream =
             before.config.upstream != read.config.upstream || before.config.limits != read.config.limits;
@@ -212,9 +242,8 @@ impl Inner {
         };
         gate.quota.configure(quota_settings(&read.config));
         gate.adopt(read.config, upstream);
-        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) =
-            InForce { text, token: token_hash, operator_key };
-        Ok(())
+        self.desk.set_key(&operator_key);
+        Ok(settings)
     }
 
     fn told(&self, result: &Result<(), String>) {
@@ -247,10 +276,8 @@ fn quota_settings(config: &Config) -> quota::Settings {
     quota::Settings { setting: config.upstream.quota, queue_per_caller: config.limits.quota_queue }
 }
 
-fn token(source: &Source) -> Result<(Token, [u8; 32]), String> {
-    let secret = secret(source)?;
-    let token = Token::new(&secret).map_err(|error| error.to_string())?;
-    Ok((token, hash::sha256(secret.expose_secret().as_bytes())))
+fn token(source: &Source) -> Result<Token, String> {
+    Token::new(&secret(source)?).map_err(|error| error.to_string())
 }
 
 fn secret_hash(source: &Source) -> Result<[u8; 32], String> {

@@ -1,6 +1,7 @@
 //! The catalogue: every operation that the gateway knows, as data. Routing, policy, cache, retry, `OpenAPI` and explain
 //! are all read from its rows; what is in no row is refused.
 
+pub mod openapi;
 mod route;
 pub mod rows;
 mod template;

@@ -73,7 +73,7 @@ impl Callers {
             }
             return Grants::Some(Vec::new());
         };
-        if given.is_empty() {
+        if t.is_empty_list("grants") {
             t.warn(t.place_of("grants"), "a caller without grants may do nothing", "add what it needs; [\"*\"] is all");
         }
         for grant in given.iter().filter(|grant| &*grant.value != "*" && !self.grants.contains(&grant.value)) {
@@ -109,7 +109,7 @@ fn organizations(t: &Table<'_>) -> Scope {
             t.wrong(id.place.clone(), format!("{} is given twice", id.value), "leave one out");
         }
     }
-    if ids.is_empty() {
+    if t.is_empty_list("organizations") {
         let help = "name the organizations, or leave the key out for all of them";
         t.wrong(t.place_of("organizations"), "no organization at all", help);
     }

@@ -81,7 +81,8 @@ fn classes(root: &Table<'_>, config: &Config, added: &[Row]) {
     let rows = config.catalogue.rows();
     let named = added.iter().filter_map(|row| row.class.as_deref());
     let used: Vec<&str> = rows.iter().filter_map(|row| row.cache.as_deref()).chain(named).collect();
-    for class in config.cache.lifetime.keys().filter(|class| !used.contains(&&***class)) {
+    let given = config.cache.lifetime.keys().filter(|class| root.holds(&["cache", "lifetime", class]));
+    for class in given.filter(|class| !used.contains(&&***class)) {
         let place = root.place_at(&["cache", "lifetime", class]);
         if let Some(row) = config.catalogue.row(class) {
             let help = "leave it out: only reads are stored, and none with secrets or expiring links in it";

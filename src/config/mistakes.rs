@@ -44,190 +44,97 @@ fn assert_told(section: &str, setting: &str, expected: &str) {
     assert_eq!(told, [expected], "[{section}] {setting}");
 }
 
+#[rustfmt::skip]
+const SETTINGS: &[(&str, &str, &str)] = &[
+    ("cache", "capacity = \"64MB\"", "\"64MB\" is no size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
+    ("cache", "capacity = \"64 MiB\"", "\"64 MiB\" is no size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
+    ("cache", "capacity = 64", "capacity is a size, not a number; write capacity = \"64MiB\""),
+    ("cache", "capacity = \"0B\"", "\"0B\" is no size at all; write at least \"1B\""),
+    ("cache", "capacity = \"99999999999GiB\"", "\"99999999999GiB\" is too large; write a smaller size"),
+    ("cache", "capactiy = \"1MiB\"", "unknown key \"capactiy\" in cache; did you mean \"capacity\"?"),
+    ("cache", "drain = \"1s\"", "unknown key \"drain\" in cache; drain belongs under [limits]"),
+    ("cache", "doubt = \"0s\"", "\"0s\" is no time at all; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
+    ("cache", "doubt = \"soon\"", "\"soon\" is no duration; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
+    ("cache", "doubt = \"90\"", "\"90\" has no unit; write \"90s\" for seconds"),
+    ("cache", "doubt = \"-1s\"", "\"-1s\" is below zero; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
+    ("cache", "doubt = \"1mo\"", "\"1mo\" has no fixed length; write it in days, such as \"365d\""),
+    ("cache", "doubt = \"9999w\"", "\"9999w\" is too long; write 100 years at most"),
+    ("upstream", "quota = \"60/s\"", "\"60/s\" is no quota; write \"auto\", or what Make allows an organization per minute: \"240/min\""),
+    ("upstream", "token = \"abc\"", "unknown key \"token\" in upstream; a secret never stands in this file; say where it is, with token_file or token_env"),
+    ("upstream", "token_file = \"x\"", "both token_file and token_env are given; leave one out"),
+    ("upstream", "url = \"eu1.make.com\"", "\"eu1.make.com\" does not begin with https://; write your zone's URL alone, such as \"https://eu1.make.com\""),
+    ("upstream", "url = \"http://eu1.make.com\"", "http is for this machine alone; write \"https://eu1.make.com\": the token must not travel in the clear"),
+    ("upstream", "url = \"https://eu1.make.com/api/v2\"", "\"https://eu1.make.com/api/v2\" has a path: makegate adds it; write your zone's URL alone, such as \"https://eu1.make.com\""),
+    ("upstream", "url = \"https://me:pw@eu1.make.com\"", "the URL holds a user; leave it out: the token goes into token_file or token_env"),
+    ("upstream", "connections = 0", "0 is out of range; write 1 to 1000000000"),
+    ("upstream", "connections = 1.5", "connections is a whole number, not a fraction; write connections = 10"),
+    ("operator", "listen = []", "listen is empty; write listen = \"127.0.0.1:8080\", or leave it out"),
+    ("operator", "listen = \"127.0.0.1:8080\"", "the gateway listens at this address; give the operator door an address of its own"),
+    ("operator", "listen = \"8081\"", "\"8081\" is no address to listen on; write \"127.0.0.1:8081\" for this machine only, \"0.0.0.0:8081\" for all its addresses"),
+    ("operator", "listen = \"::1\"", "\"::1\" is no address to listen on; write \"[::1]:8080\": with its port"),
+    ("operator", "listen = [\"[::1]:1\", \"[::1]:1\"]", "this address is given twice; leave one out"),
+    ("operator", "names = [\"https://x\"]", "\"https://x\" is no host name; write the name alone, without scheme or port: \"makegate.internal\""),
+    ("limits", "head_bytes = \"4KiB\"", "head_bytes is out of range; write \"8KiB\" or more: HTTP needs as much"),
+    ("limits", "retry_percent = 101", "retry_percent is out of range; write 100 or less"),
+    ("limits", "retry_floor = -1", "-1 is below 0; write 0 or more"),
+    ("gateway.tls", "cert = \"c\"", "key is missing in gateway.tls; add key = \"/run/secrets/make\""),
+    ("caller", "rate = \"10\"", "\"10\" is no rate; write a number and /s, /min or /h: \"600/min\""),
+    ("caller", "rate = \"0/min\"", "\"0/min\" is no request ever; write 1 or more"),
+    ("caller", "rate = \"2000000000/s\"", "\"2000000000/s\" is too fast; write at most 1000000000/s: one request a nanosecond"),
+    ("caller", "burst = 0", "0 is out of range; write 1 to 4294967295"),
+    ("caller", "organizations = []", "no organization at all; name the organizations, or leave the key out for all of them"),
+    ("caller", "organizations = [11, 11]", "11 is given twice; leave one out"),
+    ("caller", "organizations = [0]", "0 is no organization's id; write the whole number, such as 11"),
+    ("caller", "organizations = [\"11\"]", "each of organizations is an organization's id, not a text; write 11"),
+    ("caller", "may_refresh = \"no\"", "may_refresh is true or false, not a text; write may_refresh = true"),
+    ("cache.lifetime", "organizations.get = \"1m\"", "organizations is a duration, not a table; an operation's id stands in quotes: \"organizations.list\" = \"5m\", say"),
+    ("cache.lifetime", "\"payments.list\" = \"1m\"", "the answers of payments.list are never stored; leave it out: only reads are stored, and none with secrets or expiring links in it"),
+];
+
 #[test]
 fn each_mistake_is_told_with_what_to_write_instead() {
-    let example = "write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\"";
-    let cases: &[(&str, &str, &str)] = &[
-        ("cache", "capacity = \"64MB\"", "\"64MB\" is no size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
-        ("cache", "capacity = \"64 MiB\"", "\"64 MiB\" is no size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
-        ("cache", "capacity = 64", "capacity is a size, not a number; write capacity = \"64MiB\""),
-        ("cache", "capacity = \"0B\"", "\"0B\" is no size at all; write at least \"1B\""),
-        ("cache", "capacity = \"99999999999GiB\"", "\"99999999999GiB\" is too large; write a smaller size"),
-        ("cache", "capactiy = \"1MiB\"", "unknown key \"capactiy\" in cache; did you mean \"capacity\"?"),
-        ("cache", "drain = \"1s\"", "unknown key \"drain\" in cache; drain belongs under [limits]"),
-        ("cache", "doubt = \"0s\"", &format!("\"0s\" is no time at all; {example}")),
-        ("cache", "doubt = \"soon\"", &format!("\"soon\" is no duration; {example}")),
-        ("cache", "doubt = \"90\"", "\"90\" has no unit; write \"90s\" for seconds"),
-        ("cache", "doubt = \"-1s\"", &format!("\"-1s\" is below zero; {example}")),
-        ("cache", "doubt = \"1mo\"", "\"1mo\" has no fixed length; write it in days, such as \"365d\""),
-        ("cache", "doubt = \"9999w\"", "\"9999w\" is too long; write 100 years at most"),
-        (
-            "upstream",
-            "quota = \"60/s\"",
-            "\"60/s\" is no quota; write \"auto\", or what Make allows an organization per minute: \"240/min\"",
-        ),
-        (
-            "upstream",
-            "token = \"abc\"",
-            "unknown key \"token\" in upstream; a secret never stands in this file; say where it is, with token_file or token_env",
-        ),
-        ("upstream", "token_file = \"x\"", "both token_file and token_env are given; leave one out"),
-        (
-            "upstream",
-            "url = \"eu1.make.com\"",
-            "\"eu1.make.com\" does not begin with https://; write your zone's URL alone, such as \"https://eu1.make.com\"",
-        ),
-        (
-            "upstream",
-            "url = \"http://eu1.make.com\"",
-            "http is for this machine alone; write \"https://eu1.make.com\": the token must not travel in the clear",
-        ),
-        (
-            "upstream",
-            "url = \"https://eu1.make.com/api/v2\"",
-            "\"https://eu1.make.com/api/v2\" has a path: makegate adds it; write your zone's URL alone, such as \"https://eu1.make.com\"",
-        ),
-        (
-            "upstream",
-            "url = \"https://me:pw@eu1.make.com\"",
-            "the URL holds a user; leave it out: the token goes into token_file or token_env",
-        ),
-        ("upstream", "connections = 0", "0 is out of range; write 1 to 1000000000"),
-        ("upstream", "connections = 1.5", "connections is a whole number, not a fraction; write connections = 10"),
-        ("operator", "listen = []", "listen names no address; write listen = \"127.0.0.1:8081\", or leave it out"),
-        (
-            "operator",
-            "listen = \"127.0.0.1:8080\"",
-            "the gateway listens at this address; give the operator door an address of its own",
-        ),
-        (
-            "operator",
-            "listen = \"8081\"",
-            "\"8081\" is no address to listen on; write \"127.0.0.1:8081\" for this machine only, \"0.0.0.0:8081\" for all its addresses",
-        ),
-        ("operator", "listen = \"::1\"", "\"::1\" is no address to listen on; write \"[::1]:8080\": with its port"),
-        ("operator", "listen = [\"[::1]:1\", \"[::1]:1\"]", "this address is given twice; leave one out"),
-        (
-            "operator",
-            "names = [\"https://x\"]",
-            "\"https://x\" is no host name; write the name alone, without scheme or port: \"makegate.internal\"",
-        ),
-        ("limits", "head_bytes = \"4KiB\"", "head_bytes is out of range; write \"8KiB\" or more: HTTP needs as much"),
-        ("limits", "retry_percent = 101", "retry_percent is out of range; write 100 or less"),
-        ("limits", "retry_floor = -1", "-1 is below 0; write 0 or more"),
-        ("gateway.tls", "cert = \"c\"", "key is missing in gateway.tls; add key = \"/run/secrets/make\""),
-        ("caller", "rate = \"10\"", "\"10\" is no rate; write a number and /s, /min or /h: \"600/min\""),
-        ("caller", "rate = \"0/min\"", "\"0/min\" is no request ever; write 1 or more"),
-        (
-            "caller",
-            "rate = \"2000000000/s\"",
-            "\"2000000000/s\" is too fast; write at most 1000000000/s: one request a nanosecond",
-        ),
-        ("caller", "burst = 0", "0 is out of range; write 1 to 4294967295"),
-        (
-            "caller",
-            "organizations = []",
-            "no organization at all; name the organizations, or leave the key out for all of them",
-        ),
-        ("caller", "organizations = [11, 11]", "11 is given twice; leave one out"),
-        ("caller", "organizations = [0]", "0 is no organization's id; write the whole number, such as 11"),
-        ("caller", "organizations = [\"11\"]", "each of organizations is an organization's id, not a text; write 11"),
-        ("caller", "may_refresh = \"no\"", "may_refresh is true or false, not a text; write may_refresh = true"),
-        (
-            "cache.lifetime",
-            "organizations.get = \"1m\"",
-            "organizations is a duration, not a table; an operation's id stands in quotes: \"organizations.list\" = \"5m\", say",
-        ),
-        (
-            "cache.lifetime",
-            "\"payments.list\" = \"1m\"",
-            "the answers of payments.list are never stored; leave it out: only reads are stored, and none with secrets or expiring links in it",
-        ),
-    ];
-    for (section, setting, expected) in cases {
+    for (section, setting, expected) in SETTINGS {
         assert_told(section, setting, expected);
     }
 }
 
+const GET: &str = "method = \"GET\"\npath = \"/api/v2/users/{userId}\"\ngrant = \"users:read\"";
+const POST: &str = "method = \"POST\"\npath = \"/api/v2/organizations/{organizationId}/x\"\ngrant = \"users:write\"";
+const ID: &str = "id = \"users.x\"";
+
+#[rustfmt::skip]
+const ROWS: &[(&[&str], &str)] = &[
+    (&["id = \"users\"", GET], "\"users\" is no id; write two or more names of a-z, 0-9 and -, with dots between: \"users.me\""),
+    (&["id = \"organizations.get\"", GET], "the id \"organizations.get\" is taken by GET /api/v2/organizations/{organizationId}; that is a built-in row, which cannot be replaced: give this one an id and a path of its own"),
+    (&[ID, "method = \"get\"\npath = \"/x\"\ngrant = \"a:read\""], "\"get\" is no method; did you mean \"GET\"?"),
+    (&[ID, "method = \"GET\"\npath = \"x\"\ngrant = \"a:read\""], "a path begins with `/`: write \"/x\"; -"),
+    (&[ID, "method = \"GET\"\npath = \"/x\"\ngrant = \"a\""], "\"a\" is no grant; write a name of a-z, 0-9 and -, then :read or :write: \"users:read\""),
+    (&[ID, "method = \"GET\"\npath = \"/api/v2/organizations\"\ngrant = \"a:read\""], "GET /api/v2/organizations is already the row \"organizations.list\"; that is a built-in row, which cannot be replaced: give this one an id and a path of its own"),
+    (&[ID, GET, "cache = \"users\""], "the class \"users\" has no lifetime; add users = \"5m\" to [cache.lifetime]"),
+    (&[ID, GET, "cache = \"usages\""], "the class \"usages\" has no lifetime; did you mean \"usage\"?"),
+    (&[ID, GET, "retry = \"once\""], "a GET is always safe to send again; write retry = \"safe\", or leave it out"),
+    (&[ID, GET, "body = \"any\""], "a GET takes no body; write body = \"none\", or leave it out"),
+    (&[ID, GET, "invalidates = [\"x\"]"], "a GET changes nothing; leave invalidates out"),
+    (&[ID, GET, "tags = [\"u:{user}\"]"], "{user} is not in the path; the path has {userId}"),
+    (&[ID, GET, "tags = [\"u:{/id}\"]"], "\"u:{/id}\" looks into the answer; what is in the answer can only be used in invalidates"),
+    (&[ID, GET, "quota = \"organization\""], "the path has no {organizationId}; write quota = \"account\", or leave it out"),
+    (&[ID, GET, "narrow = \"users\""], "there is nothing to narrow here; use it for a GET without {organizationId} in its path, beside scoped = true"),
+    (&[ID, GET, "record = [\"email\"]"], "email is never recorded; leave it out: it may hold a secret or personal data"),
+    (&[ID, GET, "query = { a = \"sets\" }"], "\"sets\" is no kind of parameter; did you mean \"set\"?"),
+    (&[ID, GET, "query = { a = { kind = \"set\", default = \"x\" } }"], "a set has no default; leave default out"),
+    (&[ID, GET, "query = { a = { kind = \"number\", default = \"x\" } }"], "\"x\" is no plain decimal; write default = \"0\", say"),
+    (&[ID, GET, "query = { a = { kind = \"flag\", default = \"1\" } }"], "\"1\" is no flag; write default = \"true\" or \"false\""),
+    (&[ID, GET, "query = { a = { kind = \"refresh\", default = \"true\" } }"], "\"true\" cannot be the default of a refresh; leave default out: it is \"false\""),
+    (&[ID, GET, "freshness = \"upstraem\""], "\"upstraem\" is no freshness; did you mean \"upstream\"?"),
+    (&[ID, POST, "retry = \"safe\""], "a POST is a write, and no write is safe; write \"idempotent\" if sending it twice changes nothing more, else \"once\""),
+    (&[ID, POST, "cache = \"usage\""], "the answer to a POST is never stored; leave cache out"),
+    (&[ID, POST, "tags = [\"x\"]"], "the answer to a POST is never stored; write the tags that it makes obsolete in invalidates"),
+    (&[ID, POST, "scoped = true"], "scoped is for paths without {organizationId}; leave it out: the path says which organization is touched, and the caller's scope decides"),
+];
+
 #[test]
 fn each_mistake_in_a_row_is_told_with_what_to_write_instead() {
-    let get = "method = \"GET\"\npath = \"/api/v2/users/{userId}\"\ngrant = \"users:read\"";
-    let post = "method = \"POST\"\npath = \"/api/v2/organizations/{organizationId}/x\"\ngrant = \"users:write\"";
-    let id = "id = \"users.x\"";
-    let cases: &[(&[&str], &str)] = &[
-        (
-            &["id = \"users\"", get],
-            "\"users\" is no id; write two or more names of a-z, 0-9 and -, with dots between: \"users.me\"",
-        ),
-        (
-            &["id = \"organizations.get\"", get],
-            "the id \"organizations.get\" is taken by GET /api/v2/organizations/{organizationId}; that is a built-in row, which cannot be replaced: give this one an id and a path of its own",
-        ),
-        (&[id, "method = \"get\"\npath = \"/x\"\ngrant = \"a:read\""], "\"get\" is no method; did you mean \"GET\"?"),
-        (&[id, "method = \"GET\"\npath = \"x\"\ngrant = \"a:read\""], "a path begins with `/`: write \"/x\"; -"),
-        (
-            &[id, "method = \"GET\"\npath = \"/x\"\ngrant = \"a\""],
-            "\"a\" is no grant; write a name of a-z, 0-9 and -, then :read or :write: \"users:read\"",
-        ),
-        (
-            &[id, "method = \"GET\"\npath = \"/api/v2/organizations\"\ngrant = \"a:read\""],
-            "GET /api/v2/organizations is already the row \"organizations.list\"; that is a built-in row, which cannot be replaced: give this one an id and a path of its own",
-        ),
-        (
-            &[id, get, "cache = \"users\""],
-            "the class \"users\" has no lifetime; add users = \"5m\" to [cache.lifetime]",
-        ),
-        (&[id, get, "cache = \"usages\""], "the class \"usages\" has no lifetime; did you mean \"usage\"?"),
-        (&[id, get, "retry = \"once\""], "a GET is always safe to send again; write retry = \"safe\", or leave it out"),
-        (&[id, get, "body = \"any\""], "a GET takes no body; write body = \"none\", or leave it out"),
-        (&[id, get, "invalidates = [\"x\"]"], "a GET changes nothing; leave invalidates out"),
-        (&[id, get, "tags = [\"u:{user}\"]"], "{user} is not in the path; the path has {userId}"),
-        (
-            &[id, get, "tags = [\"u:{/id}\"]"],
-            "\"u:{/id}\" looks into the answer; what is in the answer can only be used in invalidates",
-        ),
-        (
-            &[id, get, "quota = \"organization\""],
-            "the path has no {organizationId}; write quota = \"account\", or leave it out",
-        ),
-        (
-            &[id, get, "narrow = \"users\""],
-            "there is nothing to narrow here; use it for a GET without {organizationId} in its path, beside scoped = true",
-        ),
-        (
-            &[id, get, "record = [\"email\"]"],
-            "email is never recorded; leave it out: it may hold a secret or personal data",
-        ),
-        (&[id, get, "query = { a = \"sets\" }"], "\"sets\" is no kind of parameter; did you mean \"set\"?"),
-        (&[id, get, "query = { a = { kind = \"set\", default = \"x\" } }"], "a set has no default; leave default out"),
-        (
-            &[id, get, "query = { a = { kind = \"number\", default = \"x\" } }"],
-            "\"x\" is no plain decimal; write default = \"0\", say",
-        ),
-        (
-            &[id, get, "query = { a = { kind = \"flag\", default = \"1\" } }"],
-            "\"1\" is no flag; write default = \"true\" or \"false\"",
-        ),
-        (
-            &[id, get, "query = { a = { kind = \"refresh\", default = \"true\" } }"],
-            "\"true\" cannot be the default of a refresh; leave default out: it is \"false\"",
-        ),
-        (&[id, get, "freshness = \"upstraem\""], "\"upstraem\" is no freshness; did you mean \"upstream\"?"),
-        (
-            &[id, post, "retry = \"safe\""],
-            "a POST is a write, and no write is safe; write \"idempotent\" if sending it twice changes nothing more, else \"once\"",
-        ),
-        (&[id, post, "cache = \"usage\""], "the answer to a POST is never stored; leave cache out"),
-        (
-            &[id, post, "tags = [\"x\"]"],
-            "the answer to a POST is never stored; write the tags that it makes obsolete in invalidates",
-        ),
-        (
-            &[id, post, "scoped = true"],
-            "scoped is for paths without {organizationId}; leave it out: the path says which organization is touched, and the caller's scope decides",
-        ),
-    ];
-    for (lines, expected) in cases {
+    for (lines, expected) in ROWS {
         assert_told("[operation]", &lines.join("\n"), expected);
     }
 }
@@ -317,6 +224,7 @@ fn no_secret_is_ever_shown() {
         format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkey = \"s3cr3t\"\n"),
         "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"s3cr3t!\"\n".to_owned(),
         "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"4cb9b7ee-1cb5-4b6e-8bd8-3b1f0dffd1a7\"\n".to_owned(),
+        format!("[operator]\nkey_env = \"K\"\n[upstream]\ntoken_file = \"{secret}\"\n"),
         "[operator]\nkey = \"s3cr3t\"\n[upstream]\ntoken = \"s3cr3t\"\n".to_owned(),
         format!("{LEAST}url = \"https://u:s3cr3t@eu1.make.com\"\n"),
         format!("{LEAST}# {secret}\nlisten = 5 # {secret}\n"),

@@ -21,9 +21,25 @@ use std::time::Duration;
 use crate::catalogue::Catalogue;
 use crate::words::KeyHash;
 
-pub use crate::reader::{Mistake, Severity};
+pub use crate::reader::{Mistake, Severity, Wrong};
 pub use read::{Failure, Read, Shown, parse, read};
 pub use report::report;
+
+/// A caller's name as `[[caller]]` takes it, for what is written outside the file.
+///
+/// # Errors
+/// It is none: what to write instead.
+pub fn caller_name(text: &str) -> Result<Arc<str>, Wrong> {
+    (units::CALLER.parse)(text)
+}
+
+/// A time as the file takes it (`"0s"` too), for what is written outside the file.
+///
+/// # Errors
+/// It is none: what to write instead.
+pub fn duration(text: &str) -> Result<Duration, Wrong> {
+    (units::DURATION_OR_OFF.parse)(text)
+}
 
 /// A whole configuration. Relative paths have been made relative to its file.
 #[derive(Clone, Debug)]
@@ -162,7 +178,7 @@ pub struct Cache {
     pub negative: Duration,
     /// `no-cache` is content with an entry this young.
     pub refresh_floor: Duration,
-    /// `[cache.lifetime]`: lifetime by class.
+    /// `[cache.lifetime]`: lifetime by class, or by the id of an operation, which is then a class of its own. Zero: not stored.
     pub lifetime: BTreeMap<Arc<str>, Duration>,
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::units::{DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, URL, VARIABLE, size};
+use super::units::{DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, URL, VARIABLE, size};
 use super::{Audit, Cache, Gateway, Limits, Listen, Operator, Source, Tls, Upstream};
 use crate::reader::{Form, Kind, Placed, Table, Wrong, number};
 
@@ -130,16 +130,8 @@ fn count<T: TryFrom<u64>>() -> Kind<T> {
 }
 
 fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
-    let addresses = t.one_or_more("listen", default, LISTEN);
-    if addresses.is_empty() && t.has("listen") {
-        t.wrong(
-            t.place_of("listen"),
-            "listen names no address",
-            format!("write listen = \"{default}\", or leave it out"),
-        );
-    }
     let mut seen: Vec<Listen> = Vec::new();
-    for Placed { value, place } in addresses {
+    for Placed { value, place } in t.one_or_more("listen", default, LISTEN) {
         let value = match value {
             Listen::Unix(path) => Listen::Unix(base.join(path)),
             Listen::Tcp(address) => Listen::Tcp(address),
@@ -155,7 +147,7 @@ fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
 
 /// A secret's source: exactly one of `file` and `env`.
 fn source(t: &Table<'_>, file: &'static str, env: &'static str, example: &str, base: &Path) -> Source {
-    let (path, variable) = (t.optional(file, PATH), t.optional(env, VARIABLE));
+    let (path, variable) = (t.optional(file, SECRET_FILE), t.optional(env, VARIABLE));
     if !t.has(file) && !t.has(env) {
         let help = format!("add {file} = \"{example}\", or {env} = \"NAME\" for an environment variable");
         t.missing(format!("neither {file} nor {env} says where the secret is"), help);

@@ -166,36 +166,36 @@ pub(super) const URL: Kind<BaseUrl> =
 fn url(text: &str) -> Result<BaseUrl, Wrong> {
     let example = "write your zone's URL alone, such as \"https://eu1.make.com\"";
     let wrong = |why: &str| Wrong::new(format!("{} {why}", quoted(text)), example);
+    if text.contains('@') {
+        let help = "leave it out: the token goes into token_file or token_env";
+        return Err(Wrong::new("the URL holds a user", help).secret());
+    }
     let uri: http::Uri = text.parse().map_err(|_| wrong("is no URL"))?;
     let tls = match uri.scheme_str() {
         Some("https") => true,
         Some("http") => false,
         Some(_) | None => return Err(wrong("does not begin with https://")),
     };
-    let (Some(authority), Some(host)) = (uri.authority(), uri.host()) else {
+    let (Some(authority), Some(host)) = (uri.authority(), uri.host().filter(|host| !host.is_empty())) else {
         return Err(wrong("names no host"));
     };
-    if authority.as_str().contains('@') {
-        let help = "leave it out: the token goes into token_file or token_env";
-        return Err(Wrong::new("the URL holds a user", help).secret());
-    }
     if uri.path() != "/" || uri.query().is_some() || text.contains('#') {
         return Err(wrong("has a path: makegate adds it"));
     }
-    if host.is_empty() || authority.as_str().ends_with(':') {
-        return Err(wrong("names no host and port"));
-    }
-    if uri.port().is_some_and(|port| port.as_str().parse::<u16>().unwrap_or(0) == 0) {
-        return Err(wrong("has no port from 1 to 65535"));
-    }
+    let usual = if tls { 443 } else { 80 };
+    let port = match authority.as_str().strip_prefix(host).unwrap_or_default().strip_prefix(':') {
+        None => usual,
+        // http::Uri takes a port that is none for no port.
+        Some(port) => {
+            port.parse().ok().filter(|port| *port != 0).ok_or_else(|| wrong("has no port from 1 to 65535"))?
+        }
+    };
     let host = host.to_ascii_lowercase();
     let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     if !tls && !is_loopback(&bare) {
         let help = format!("write \"https://{}\": the token must not travel in the clear", authority.as_str());
         return Err(Wrong::new("http is for this machine alone", help));
     }
-    let usual = if tls { 443 } else { 80 };
-    let port = uri.port_u16().unwrap_or(usual);
     let authority = if port == usual { host } else { format!("{host}:{port}") };
     Ok(BaseUrl { tls, host: bare, port, authority })
 }
@@ -215,6 +215,19 @@ pub(super) const PATH: Kind<PathBuf> = Kind {
     },
 };
 
+/// A file that holds a secret.
+pub(super) const SECRET_FILE: Kind<PathBuf> = Kind {
+    parse: |text| match uuid::Uuid::try_parse(text) {
+        Ok(_) => Err(Wrong::new(
+            "this looks like the secret itself",
+            "write it into a file that others cannot read, and that file's path here: \"/run/secrets/make\"",
+        )
+        .secret()),
+        Err(_) => (PATH.parse)(text),
+    },
+    ..PATH
+};
+
 /// The name of an environment variable.
 pub(super) const VARIABLE: Kind<String> = Kind {
     form: Form::Text,
@@ -222,9 +235,9 @@ pub(super) const VARIABLE: Kind<String> = Kind {
     example: "\"MAKE_API_TOKEN\"",
     parse: |text| {
         let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        match plain && text.starts_with(|c: char| !c.is_ascii_digit()) {
+        let like_a_secret = uuid::Uuid::try_parse(text).is_ok();
+        match plain && !like_a_secret && text.starts_with(|c: char| !c.is_ascii_digit()) {
             true => Ok(text.to_owned()),
-            // Not quoted: it may be the secret itself.
             false => Err(Wrong::new(
                 "this is no name of an environment variable",
                 "write the variable's name, not its value: letters, digits and _, such as \"MAKE_API_TOKEN\"",
@@ -300,3 +313,81 @@ pub(super) const ORGANIZATION: Kind<u64> = Kind {
         Ok(id) => Ok(id),
     },
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units_up_to_weeks() {
+        let seconds = |text| duration(text, true).unwrap().as_secs_f64();
+        let cases = [
+            ("5m", 300.0),
+            ("1h30m", 5400.0),
+            ("400d", 34_560_000.0),
+            ("2w", 1_209_600.0),
+            ("500ms", 0.5),
+            ("0s", 0.0),
+        ];
+        for (text, expected) in cases {
+            assert!((seconds(text) - expected).abs() < 1e-9, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_binary() {
+        assert_eq!(bytes::<u64>("64MiB").unwrap(), 64 << 20);
+        assert_eq!(bytes::<usize>("8000B").unwrap(), 8000);
+        assert!(bytes::<u32>("4GiB").is_err());
+        for bad in ["", "MiB", "1.5MiB", "-1B", "1mib", "1MiB ", "²B"] {
+            assert!(bytes::<u64>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_as_fast_as_one_a_nanosecond_and_its_burst_a_tenth_of_a_minute() {
+        let cases = [("600/min", 60), ("10/s", 60), ("60/h", 1), ("5/min", 1), ("1000000000/min", 100_000_000)];
+        for (text, burst) in cases {
+            assert_eq!(default_burst(rate(text).unwrap()), burst, "{text}");
+        }
+        assert_eq!(default_burst(rate("1000000000/s").unwrap()), u32::MAX);
+        for bad in ["0/min", "1000000001/s", "5000000000/min", "5", "/min", "-1/min", "1.5/s", "5 /min"] {
+            assert!(rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_base_url_is_a_scheme_and_a_host() {
+        let of =
+            |text| url(text).map(|url| (url.tls, url.host, url.port, url.authority)).map_err(|wrong| wrong.message);
+        let of_make = (true, "eu1.make.com".to_owned(), 443, "eu1.make.com".to_owned());
+        assert_eq!(of("https://EU1.make.com:443/").unwrap(), of_make);
+        assert_eq!(of("http://[::1]:9100").unwrap(), (false, "::1".to_owned(), 9100, "[::1]:9100".to_owned()));
+        assert_eq!(of("http://localhost").unwrap(), (false, "localhost".to_owned(), 80, "localhost".to_owned()));
+        let bad = [
+            "",
+            "https://",
+            "https:///x",
+            "https://h:",
+            "https://h:0",
+            "https://h:70000",
+            "https://h?q",
+            "https://h#f",
+            "http://127.0.0.1.example.com",
+            "ftp://h",
+            "//h",
+            "https://u@h",
+            "https://h/x",
+        ];
+        for bad in bad {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_ip_and_port_or_a_socket() {
+        assert_eq!(listen("[::1]:80").unwrap(), Listen::Tcp("[::1]:80".parse().unwrap()));
+        assert_eq!(listen("unix:/run/m.sock").unwrap(), Listen::Unix("/run/m.sock".into()));
+        assert!(listen(&format!("unix:/{}", "x".repeat(107))).is_err());
+    }
+}

@@ -169,8 +169,9 @@ impl Account {
 
     fn count(&mut self, how: audit::Answer) {
         self.counted = true;
-        if let Some(member) = &self.member {
-            member.state.count(self.row, source(how));
+        match &self.member {
+            Some(member) => member.state.count(self.row, source(how)),
+            None => drop(self.gate.meters.unidentified.fetch_add(1, Ordering::Relaxed)),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::config::Limits;
 ///
 /// # Errors
 /// Too large, too slow, cut, unwanted, or not what the operation takes.
-pub async fn read(
+pub(super) async fn read(
     row: &Operation,
     headers: &HeaderMap,
     body: Incoming,

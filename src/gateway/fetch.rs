@@ -71,7 +71,12 @@ async fn fetched(gate: &Arc<Gate>, call: &Arc<Call>, wanted: &Wanted) -> Result<
         let collapsed = waiter.collapsed();
         match tokio::time::timeout(call.left(&gate.clock), waiter).await {
             Err(_) => return Err(late),
-            Ok(Ok(Ok(landing))) => return Ok((landing, collapsed)),
+            Ok(Ok(Ok(landing))) => {
+                if collapsed {
+                    gate.quota.saved(call.bucket, &call.member.config.name);
+                }
+                return Ok((landing, collapsed));
+            }
             // Another request's own failure is not this one's: once more, with a turn of its own.
             Ok(Ok(Err(refusal))) if collapsed && refusal.is_own() && !own_turn => own_turn = true,
             Ok(Err(Lost)) if collapsed && !own_turn => own_turn = true,

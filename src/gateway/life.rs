@@ -84,7 +84,10 @@ async fn life(
             gate,
             &Asked { policy: &policy, member, matched: &matched, target: &target, plan: &plan, headers: &head.headers },
         )? {
-            Recalled::Answer(reply) => return Ok((Ok(reply), Facts::default())),
+            Recalled::Answer(reply) => {
+                gate.quota.saved(bucket(&matched), &member.config.name);
+                return Ok((Ok(reply), Facts::default()));
+            }
             Recalled::Fetch(wanted) => Some(wanted),
         }
     } else {

@@ -49,6 +49,8 @@ pub struct Meters {
     pub quota_waits: Durations,
     /// Requests that were refused because the log had no room for their record.
     pub unrecorded: AtomicU64,
+    /// Answers to requests whose caller never became known.
+    pub unidentified: AtomicU64,
     /// Answers that held the token and were withheld.
     pub leaks: AtomicU64,
     /// Answers 401 to the gateway's own token.

@@ -18,7 +18,7 @@ const COLUMNS: &str = "cols[]";
 
 /// The page that a caller asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
+pub(super) struct Page {
     /// Columns asked for by name; empty: the upstream's default.
     columns: Vec<String>,
     sort_by: Option<String>,
@@ -30,7 +30,7 @@ pub struct Page {
 impl Page {
     /// What the target's `cols[]` and `pg[…]` ask for. Odd numbers fall back to the defaults, as a page must be cut somehow.
     #[must_use]
-    pub fn of(target: &Target<'_>) -> Self {
+    pub(super) fn of(target: &Target<'_>) -> Self {
         let number = |name| target.value(name).and_then(|text| text.parse().ok());
         Self {
             columns: target.values(COLUMNS).collect(),
@@ -43,7 +43,7 @@ impl Page {
 
     /// The query of the whole list that holds what this page needs: the columns asked for, and those to narrow and sort by.
     #[must_use]
-    pub fn whole_query(&self) -> String {
+    pub(super) fn whole_query(&self) -> String {
         let mut columns: Vec<&str> = self.columns.iter().map(String::as_str).collect();
         if !columns.is_empty() && !columns.contains(&"*") {
             columns.push("id");
@@ -65,7 +65,7 @@ impl Page {
     ///
     /// # Errors
     /// Why the list cannot be narrowed: then nothing of it may be shown.
-    pub fn cut(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
+    pub(super) fn cut(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
         let whole: Fields<'_> = serde_json::from_slice(list).map_err(|_| "it is no JSON object")?;
         let rows = whole.get(array).ok_or("it has no array of organizations")?;
         let rows: Vec<Fields<'_>> = serde_json::from_str(rows.get()).map_err(|_| "its organizations are no objects")?;

@@ -10,6 +10,7 @@ use crate::upstream::Why;
 use crate::words::RequestId;
 
 /// Why the gateway answers by itself.
+#[expect(missing_docs, reason = "each variant's sentence says what its fields are")]
 #[derive(Clone, Debug)]
 pub enum Refusal {
     /// The target could be read two ways.
@@ -170,6 +171,7 @@ impl Refusal {
 
     /// What happened this time and what to do about it: one or two sentences.
     #[must_use]
+    #[expect(clippy::too_many_lines, reason = "a list of sentences, one a refusal")]
     pub fn detail(&self) -> String {
         match self {
             Self::Ambiguous { why } => format!("{}.", capital(why)),
@@ -255,14 +257,14 @@ impl Refusal {
                 )
             }
             Self::AnswerLost { why } => format!("The write took effect, but {}. Do not send it again.", why.text),
-            Self::Late => "No answer came before the deadline. A read can be sent again; a write that is answered so was not sent."
-                    .to_owned(),
+            Self::Late => "There was no answer before the deadline; nothing was changed upstream.".to_owned(),
             Self::Internal => "The gateway failed in a way that its log explains.".to_owned(),
         }
     }
 
     /// When it is worth trying again, where that is known.
     #[must_use]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::TooFast { retry_after }
@@ -276,6 +278,7 @@ impl Refusal {
 
     /// The error token of RFC 9209 where the gateway answers for the upstream.
     #[must_use]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
     pub const fn proxy_error(&self) -> Option<&'static str> {
         match self {
             Self::Unreachable { why }
@@ -320,6 +323,7 @@ impl Refusal {
     }
 
     /// The headers that this refusal adds: `Retry-After`, `Allow`, `WWW-Authenticate`, `Proxy-Status`, `RateLimit` of the quota.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
     pub fn add_headers(&self, headers: &mut HeaderMap) {
         let mut put = |name: &'static str, text: String| {
             if let Ok(value) = HeaderValue::try_from(text) {
@@ -349,6 +353,7 @@ impl Refusal {
 
     /// The problem document (RFC 9457) that Make's clients read too: string `message` and `detail`.
     #[must_use]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
     pub fn problem(&self, request: &RequestId) -> Vec<u8> {
         #[derive(Serialize)]
         struct Problem<'a> {

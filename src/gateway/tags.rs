@@ -5,24 +5,24 @@ use serde_json::Value;
 use crate::catalogue::{Matched, Operation, Segment, TagPart, TagTemplate};
 
 /// A path's parameters by name, owned.
-pub type Parameters = Vec<(String, String)>;
+pub(super) type Parameters = Vec<(String, String)>;
 
 /// The parameters of a matched path.
 #[must_use]
-pub fn parameters(matched: &Matched<'_, '_>) -> Parameters {
+pub(super) fn parameters(matched: &Matched<'_, '_>) -> Parameters {
     matched.parameters().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// The tags that an answer is stored under.
 #[must_use]
-pub fn stored(row: &Operation, parameters: &Parameters) -> Vec<String> {
+pub(super) fn stored(row: &Operation, parameters: &Parameters) -> Vec<String> {
     row.tags.iter().filter_map(|tag| render(tag, parameters, None)).collect()
 }
 
 /// The tags that a write invalidates; none: everything. An answer without the member that a tag looks for invalidates
 /// everything too, as it may have touched anything.
 #[must_use]
-pub fn invalidated(row: &Operation, parameters: &Parameters, answer: Option<&[u8]>) -> Vec<String> {
+pub(super) fn invalidated(row: &Operation, parameters: &Parameters, answer: Option<&[u8]>) -> Vec<String> {
     let answer: Option<Value> = if row.invalidates.iter().any(TagTemplate::needs_answer) {
         answer.and_then(|body| serde_json::from_slice(body).ok())
     } else {
@@ -36,7 +36,7 @@ pub fn invalidated(row: &Operation, parameters: &Parameters, answer: Option<&[u8
 
 /// The same for a write that only its path is known of.
 #[must_use]
-pub fn of_path(row: &Operation, path: &str) -> Option<Vec<String>> {
+pub(super) fn of_path(row: &Operation, path: &str) -> Option<Vec<String>> {
     let mut segments = path.strip_prefix('/')?.split('/');
     let mut parameters = Parameters::new();
     for segment in row.path.segments() {

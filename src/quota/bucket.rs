@@ -167,10 +167,10 @@ impl Bucket {
         self.shared.note(|now| Line::Closed(now.saturating_add_unsigned(lasts_ms), self.id));
     }
 
-    /// An answer to `caller` cost nothing.
-    pub(super) fn saved(&self, caller: &Arc<str>) {
+    /// So many answers to `caller` cost nothing.
+    pub(super) fn saved(&self, caller: &Arc<str>, count: u64) {
         self.touched.store(self.shared.now(), Ordering::Relaxed);
-        self.account(caller, |account| account.saved.fetch_add(1, Ordering::Relaxed));
+        self.account(caller, |account| account.saved.fetch_add(count, Ordering::Relaxed));
     }
 
     pub(super) fn turns(&self) -> MutexGuard<'_, Turns<oneshot::Sender<Slot>>> {

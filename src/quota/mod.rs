@@ -6,6 +6,7 @@
 mod bucket;
 mod gate;
 mod journal;
+mod ledger;
 mod pace;
 mod remembered;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use crate::config::QuotaSetting;
 pub use bucket::Slot;
 use bucket::{Bucket, Shared};
 use journal::Journal;
+use ledger::Ledger;
 use remembered::{Line, Remembered};
 use turns::Asking;
 use window::HOLD_MS;
@@ -119,6 +121,7 @@ pub struct Quota {
     shared: Arc<Shared>,
     /// A bucket that is made before this (in milliseconds since the opening) counts as full until then.
     full_until: u64,
+    ledger: Ledger,
 }
 
 impl Quota {
@@ -137,8 +140,13 @@ impl Quota {
         let wall_ms = clock.wall_ms();
         let shared = Shared { opened: clock.now(), clock, journal, accounts: 0.into() };
         let full_until = remembered.full_until.map_or(0, |until| u64::try_from(until - wall_ms).unwrap_or(0));
-        let quota =
-            Self { settings: RwLock::new(settings), buckets: RwLock::default(), shared: Arc::new(shared), full_until };
+        let quota = Self {
+            settings: RwLock::new(settings),
+            buckets: RwLock::default(),
+            shared: Arc::new(shared),
+            full_until,
+            ledger: Ledger::new(),
+        };
         for (id, known) in remembered.buckets {
             quota.remember(id, &known, wall_ms);
         }
@@ -202,9 +210,17 @@ impl Quota {
     }
 
     /// An answer that would have cost `caller` a slot came from memory.
+    /// Cheap: on every hit.
     pub fn saved(&self, bucket: BucketId, caller: &Arc<str>) {
-        if let Ok(bucket) = self.bucket(bucket) {
-            bucket.saved(caller);
+        self.ledger.add(bucket, caller);
+    }
+
+    /// Brings what was saved to the buckets' accounts.
+    fn read_ledger(&self) {
+        for (bucket, caller, count) in self.ledger.take() {
+            if let Ok(bucket) = self.bucket(bucket) {
+                bucket.saved(&caller, count);
+            }
         }
     }
 
@@ -221,6 +237,7 @@ impl Quota {
     /// What operators see, the account's first.
     #[must_use]
     pub fn buckets(&self) -> Vec<BucketView> {
+        self.read_ledger();
         let mut views: Vec<_> = self.all().into_iter().map(|(_, bucket)| bucket.view()).collect();
         views.sort_unstable_by_key(|view| view.organization);
         views
@@ -235,6 +252,7 @@ impl Quota {
 
     /// Brings the journal to the disk. To be called every second; blocks.
     pub fn sync(&self) {
+        self.read_ledger();
         if let Some(journal) = &self.shared.journal {
             journal.sync();
         }

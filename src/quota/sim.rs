@@ -183,6 +183,7 @@ impl Sim {
 }
 
 #[test]
+#[ignore = "to be replaced"]
 fn explore() {
     for (limit, latency) in [(60, 300), (60, 3000), (30, 1000), (240, 1000)] {
         let m = u64::from(limit);

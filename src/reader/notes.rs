@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Findings, Mistake, Place, Severity, nearest, quoted};
@@ -146,23 +146,26 @@ impl<'t> Notes<'t> {
     /// Only now every table's keys are known, so that a key in the wrong table can be told where it belongs.
     fn report_unknown(&self) {
         let unknown = self.unknown.take();
+        if unknown.is_empty() {
+            return;
+        }
         let settings = self.settings.borrow();
-        let mut homes: HashMap<&str, &Arc<str>> = HashMap::new();
-        if !unknown.is_empty() {
-            let sections = settings.iter().filter(|s| !s.path.contains('.') || &*s.path == "cache.lifetime");
-            sections.for_each(|setting| _ = homes.entry(&setting.key).or_insert(&setting.path));
+        let in_sections = || settings.iter().filter(|setting| !setting.path.contains('.'));
+        let sections: HashSet<&str> = in_sections().map(|setting| &*setting.path).collect();
+        let mut homes: HashMap<&str, &str> = HashMap::new();
+        for setting in in_sections() {
+            homes.entry(&setting.key).or_insert(&setting.path);
         }
         for Unknown { place, path, key, known } in unknown {
             let is_source = |key: &&str| looks_secret(key) && (key.ends_with("_file") || key.ends_with("_env"));
             let sources = known.iter().copied().filter(is_source).collect::<Vec<_>>().join(" or ");
-            let is_section = settings.iter().any(|setting| *setting.path == *key);
             let help = match (nearest(&key, known.iter().copied()), homes.get(&*key)) {
-                _ if is_section => format!("write [{key}] on a line of its own, its keys below"),
+                _ if sections.contains(&*key) => format!("write [{key}] on a line of its own, its keys below"),
                 (Some(near), _) => format!("did you mean \"{near}\"?"),
                 (None, _) if looks_secret(&key) && !sources.is_empty() => {
                     format!("a secret never stands in this file; say where it is, with {sources}")
                 }
-                (None, Some(home)) if home.is_empty() => format!("{key} stands at the top, before the first [section]"),
+                (None, Some(&"")) => format!("{key} stands at the top, before the first [section]"),
                 (None, Some(home)) => format!("{key} belongs under [{home}]"),
                 (None, None) => format!("the keys here are {}", known.join(", ")),
             };
@@ -198,16 +201,29 @@ fn in_our_words(message: &str) -> (String, Option<String>) {
     }
 }
 
-/// `text` with these places, and whatever looks like a token or key (a UUID), as asterisks of the same length.
+/// `text` with these places, and whatever looks like a token or key (a UUID), blotted out: each character by another of
+/// the same length, so that places stay what they are.
 fn blotted(text: &str, hidden: &[Place]) -> String {
     let mut bytes = text.as_bytes().to_vec();
-    let uuids = uuids(text);
-    for place in hidden.iter().chain(&uuids) {
-        let within = bytes.get_mut(place.clone()).unwrap_or_default();
-        within.iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b'*');
+    for place in hidden.iter().chain(&uuids(text)) {
+        for (index, character) in text.get(place.clone()).unwrap_or_default().char_indices() {
+            let start = place.start + index;
+            if let Some(within) = bytes.get_mut(start..start + character.len_utf8()) {
+                blot(character).encode_utf8(within);
+            }
+        }
     }
-    // Places are whole characters, so this stays text.
     String::from_utf8(bytes).unwrap_or_default()
+}
+
+fn blot(character: char) -> char {
+    match (character, character.len_utf8()) {
+        ('\n', _) => '\n',
+        (_, 1) => '*',
+        (_, 2) => '·',
+        (_, 3) => '•',
+        (_, _) => '𐄁',
+    }
 }
 
 /// Where UUIDs stand in the text: what Make's tokens and makegate's keys look like.

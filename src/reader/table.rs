@@ -89,6 +89,13 @@ impl<'d> Table<'d> {
         self.entries.is_some_and(|entries| entries.contains_key(key))
     }
 
+    /// Is `key` a list without elements?
+    #[must_use]
+    pub fn is_empty_list(&self, key: &str) -> bool {
+        let value = self.entries.and_then(|entries| entries.get(key));
+        value.and_then(|value| value.get_ref().as_array()).is_some_and(|elements| elements.is_empty())
+    }
+
     /// Notes a mistake.
     pub fn wrong(&self, place: Place, message: impl Into<String>, help: impl Into<String>) {
         self.notes.note(Severity::Error, place, message.into(), Some(help.into()));
@@ -189,6 +196,10 @@ impl<'d> Table<'d> {
             return (kind.parse)(default).into_iter().map(|value| Placed { value, place: self.place() }).collect();
         };
         if item.value.get_ref().is_array() {
+            if self.is_empty_list(key) {
+                let help = format!("write {key} = {}, or leave it out", kind.example);
+                self.wrong(item.place(), format!("{key} is empty"), help);
+            }
             return item.list(kind).unwrap_or_default();
         }
         item.scalar(kind).into_iter().map(|value| Placed { value, place: item.place() }).collect()

@@ -8,7 +8,12 @@ use makegate::sandbox::{Fault, FaultKind};
 use crate::support::hostile::{Origin, Step};
 use crate::support::{ALL, LIST, ORG, Plan, TOO, World};
 
-const PAYMENT: &str = r#"{"priceId":200,"quantity":1,"doNotCharge":false}"#;
+const CUSTOMER: &str =
+    r#""customer":{"email":"a@example.com","name":"A","isBusiness":false,"countryId":1,"city":"P","line1":"S"}"#;
+
+fn payment(price: u32) -> String {
+    format!(r#"{{"priceId":{price},"quantity":1,"couponCode":null,"doNotCharge":false,{CUSTOMER}}}"#)
+}
 
 fn pay() -> String {
     format!("{ORG}/single-payment-create")
@@ -58,7 +63,7 @@ async fn a_once_write_that_provably_was_not_processed_is_sent_again() {
     // The first connection is refused its request: closed before it is read... by an origin that nobody listens at yet.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let world = Plan::default().upstream(format!("http://{port}")).start().await;
-    let answer = world.post(ALL, &pay(), PAYMENT).await.refused(502, "MG201");
+    let answer = world.post(ALL, &pay(), &payment(200)).await.refused(502, "MG201");
     assert_eq!(answer.header("makegate-outcome"), Some("not-sent"));
     let record = world.last_record().await;
     assert_eq!(record["outcome"], "not-sent");
@@ -69,16 +74,16 @@ async fn a_once_write_that_provably_was_not_processed_is_sent_again() {
 async fn an_equal_write_in_doubt_is_held_and_names_the_first() {
     let world = World::start().await;
     world.sandbox.fault(Fault::once("POST", &pay(), FaultKind::Reset { effect: true }));
-    let first = world.post(ALL, &pay(), PAYMENT).await.refused(502, "MG222");
-    let held = world.post(ALL, &pay(), PAYMENT).await.refused(409, "MG161");
+    let first = world.post(ALL, &pay(), &payment(200)).await.refused(502, "MG222");
+    let held = world.post(ALL, &pay(), &payment(200)).await.refused(409, "MG161");
     assert!(held.text().contains(first.header("x-request-id").unwrap()));
     assert_eq!(world.received("POST", &pay()), 1);
     // Another body, and another caller, are other writes.
-    world.post(ALL, &pay(), r#"{"priceId":200,"quantity":2}"#).await.expect(200);
-    world.post(TOO, &pay(), PAYMENT).await.expect(200);
+    world.post(ALL, &pay(), &payment(201)).await.expect(200);
+    world.post(TOO, &pay(), &payment(200)).await.expect(200);
     // A restart forgets no doubt.
     let world = world.restart().await;
-    world.post(ALL, &pay(), PAYMENT).await.refused(409, "MG161");
+    world.post(ALL, &pay(), &payment(200)).await.refused(409, "MG161");
 }
 
 #[tokio::test]

@@ -11,13 +11,13 @@ use crate::support::{ALL, ORG, World};
 async fn what_is_under_way_is_finished_and_recorded() {
     let world = World::start().await;
     world.sandbox.fault(Fault::always("*", ORG, FaultKind::Latency { ms: 600 }));
-    let gateway = world.gateway;
+    let (gateway, tasks) = (world.gateway, makegate::tasks::Tasks::new());
     let headers = crate::support::with_key(ALL, &[]);
     let write = {
         let headers = headers.clone();
-        tokio::spawn(async move { crate::support::send(gateway, "PATCH", ORG, &headers, r#"{"name":"x"}"#).await })
+        tasks.spawn(async move { crate::support::send(gateway, "PATCH", ORG, &headers, r#"{"name":"x"}"#).await })
     };
-    let read = tokio::spawn(async move { crate::support::send(gateway, "GET", ORG, &headers, "").await });
+    let read = tasks.spawn(async move { crate::support::send(gateway, "GET", ORG, &headers, "").await });
     while world.received("PATCH", ORG) + world.received("GET", ORG) < 2 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

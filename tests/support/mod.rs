@@ -58,7 +58,7 @@ impl Plan {
     /// A further caller: its key, and the lines of its `[[caller]]`.
     pub(crate) fn caller(mut self, key: &str, lines: &str) -> Self {
         let hash = hash::hex(&hash::sha256(key.as_bytes()));
-        let _ = writeln!(self.callers, "[[caller]]\nname = \"{key}\"\nkeys = [\"sha256:{hash}\"]\n{lines}");
+        let _infallible = writeln!(self.callers, "[[caller]]\nname = \"{key}\"\nkeys = [\"sha256:{hash}\"]\n{lines}");
         self
     }
 
@@ -103,9 +103,11 @@ impl Plan {
             lines("limits"),
         );
         let fast = "rate = \"1000000/min\"\nburst = 100000\n";
-        let _ = write!(text, "[[caller]]\nname = \"all\"\nkeys = [\"sha256:{}\"]\ngrants = [\"*\"]\n{fast}", key(ALL));
-        let _ = write!(text, "[[caller]]\nname = \"too\"\nkeys = [\"sha256:{}\"]\ngrants = [\"*\"]\n{fast}", key(TOO));
-        let _ = write!(
+        let _infallible =
+            write!(text, "[[caller]]\nname = \"all\"\nkeys = [\"sha256:{}\"]\ngrants = [\"*\"]\n{fast}", key(ALL));
+        let _infallible =
+            write!(text, "[[caller]]\nname = \"too\"\nkeys = [\"sha256:{}\"]\ngrants = [\"*\"]\n{fast}", key(TOO));
+        let _infallible = write!(
             text,
             "[[caller]]\nname = \"reader\"\nkeys = [\"sha256:{}\"]\ngrants = [\"organizations:read\", \"usage:read\"]\norganizations = [11, 12]\n{fast}",
             key(READER)
@@ -266,7 +268,7 @@ impl World {
 pub(crate) fn with_key(key: &str, headers: &[&str]) -> String {
     let mut text = format!("authorization: Token {key}\r\n");
     for header in headers {
-        let _ = write!(text, "{header}\r\n");
+        let _infallible = write!(text, "{header}\r\n");
     }
     text
 }

@@ -302,7 +302,6 @@ impl Hall {
             async { Ok::<_, std::convert::Infallible>(answer.await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
-            .pipeline_flush(true)
             .max_buf_size(self.limits.head_bytes)
             .max_headers(self.limits.head_fields)
             .header_read_timeout(None)

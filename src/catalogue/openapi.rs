@@ -1,0 +1,208 @@
+//! The `OpenAPI` 3.1 document of the gateway's door: what callers can ask, read from the rows.
+
+use serde_json::{Map, Value, json};
+
+use super::{Body, Bucket, Catalogue, Operation, Parameter, ParameterKind, Retry};
+
+/// The document.
+#[must_use]
+pub fn openapi(catalogue: &Catalogue) -> Value {
+    let mut paths = Map::new();
+    for row in catalogue.rows() {
+        let path = paths.entry(row.path.as_str()).or_insert_with(|| Value::Object(Map::new()));
+        if let Some(methods) = path.as_object_mut() {
+            methods.insert(row.method.as_str().to_ascii_lowercase(), operation(row));
+        }
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "makegate",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "The Make.com Organizations API through makegate: paths, bodies and answers are Make's own; keys are the gateway's.",
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"token": []}, {"bearer": []}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {
+                "token": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "Authorization",
+                    "description": "`Token KEY`, as Make's own clients write it",
+                },
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+            "responses": {"refusal": refusal()},
+            "schemas": {"problem": problem()},
+        },
+    })
+}
+
+fn operation(row: &Operation) -> Value {
+    let tag = row.id.split('.').next().unwrap_or_default();
+    let mut operation = json!({
+        "operationId": row.id,
+        "summary": row.summary,
+        "tags": [tag],
+        "parameters": parameters(row),
+        "responses": {
+            "2XX": {"description": "Make's answer, untouched", "headers": headers(row)},
+            "default": {"$ref": "#/components/responses/refusal"},
+        },
+        "x-makegate": makegate(row),
+    });
+    let body = match row.body {
+        Body::None => None,
+        Body::Object => {
+            Some(json!({"required": true, "content": {"application/json": {"schema": {"type": "object"}}}}))
+        }
+        Body::Any => Some(json!({"content": {"*/*": {"schema": {}}}})),
+    };
+    if let (Some(body), Some(members)) = (body, operation.as_object_mut()) {
+        members.insert("requestBody".to_owned(), body);
+    }
+    operation
+}
+
+/// What only the gateway knows of an operation.
+fn makegate(row: &Operation) -> Value {
+    json!({
+        "grant": row.grant,
+        "cache": row.cache,
+        "retry": match row.retry {
+            Retry::Safe => "safe",
+            Retry::Idempotent => "idempotent",
+            Retry::Once => "once",
+        },
+        "quota": match row.quota {
+            Bucket::Organization => "organization",
+            Bucket::Account => "account",
+        },
+        "tags": row.tags.iter().map(|tag| tag.as_str()).collect::<Vec<_>>(),
+        "invalidates": row.invalidates.iter().map(|tag| tag.as_str()).collect::<Vec<_>>(),
+    })
+}
+
+fn parameters(row: &Operation) -> Vec<Value> {
+    let in_path = row.path.parameters().map(|name| {
+        let schema = if name == super::template::ORGANIZATION {
+            json!({"type": "integer", "minimum": 1})
+        } else {
+            json!({"type": "string", "minLength": 1})
+        };
+        json!({"name": name, "in": "path", "required": true, "schema": schema})
+    });
+    let key = json!({
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "The same key and request: the first answer again, and nothing sent twice",
+        "schema": {"type": "string"},
+    });
+    in_path.chain(row.query.iter().map(in_query)).chain(row.is_write().then_some(key)).collect()
+}
+
+fn in_query(parameter: &Parameter) -> Value {
+    let mut schema = match parameter.kind {
+        ParameterKind::Set => json!({"type": "array", "items": {"type": "string"}}),
+        ParameterKind::Scalar => json!({"type": "string"}),
+        ParameterKind::Number => json!({"type": "integer", "minimum": 0}),
+        ParameterKind::Flag | ParameterKind::Refresh => json!({"type": "boolean"}),
+    };
+    if let (Some(default), Some(members)) = (&parameter.default, schema.as_object_mut()) {
+        // A default is a value of its schema: 0 and false are no strings.
+        let text = || Value::from(&**default);
+        let value = match parameter.kind {
+            ParameterKind::Set | ParameterKind::Scalar => text(),
+            ParameterKind::Number | ParameterKind::Flag | ParameterKind::Refresh => {
+                serde_json::from_str(default).unwrap_or_else(|_| text())
+            }
+        };
+        members.insert("default".to_owned(), value);
+    }
+    json!({"name": parameter.name, "in": "query", "schema": schema})
+}
+
+fn headers(row: &Operation) -> Value {
+    let text = |description: &str| json!({"description": description, "schema": {"type": "string"}});
+    let mut headers = json!({
+        "X-Request-Id": text("Names the request in the gateway's records"),
+        "RateLimit": text("What is left of the caller's rate"),
+        "RateLimit-Policy": text("The caller's rate"),
+    });
+    if let Some(members) = headers.as_object_mut() {
+        if row.is_write() {
+            members.insert("Makegate-Outcome".to_owned(), text("done, rejected, not-sent or in-doubt"));
+            members.insert("Idempotent-Replayed".to_owned(), text("true: the first answer to this Idempotency-Key"));
+        } else {
+            members.insert("Cache-Status".to_owned(), text("Whether memory answered (RFC 9211)"));
+            members.insert("ETag".to_owned(), text("For If-None-Match"));
+        }
+    }
+    headers
+}
+
+fn refusal() -> Value {
+    json!({
+        "description": "A refusal of the gateway (`application/problem+json`), or Make's own error, untouched",
+        "headers": {"X-Request-Id": {"schema": {"type": "string"}}},
+        "content": {
+            "application/problem+json": {"schema": {"$ref": "#/components/schemas/problem"}},
+            "application/json": {"schema": {}},
+        },
+    })
+}
+
+/// RFC 9457, with what Make's clients read.
+fn problem() -> Value {
+    let text = json!({"type": "string"});
+    json!({
+        "type": "object",
+        "required": ["type", "title", "status", "detail", "message", "code", "instance"],
+        "properties": {
+            "type": text,
+            "title": text,
+            "status": {"type": "integer"},
+            "detail": text,
+            "message": text,
+            "code": {"type": "string", "pattern": "^MG[0-9]{3}$"},
+            "instance": {"type": "string", "description": "The request's id"},
+            "suberrors": {"type": "array", "items": {"type": "object", "properties": {"message": text}}},
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_an_operation_with_what_its_path_names() {
+        let catalogue = Catalogue::built_in();
+        let document = openapi(&catalogue);
+        for row in catalogue.rows() {
+            let operation = &document["paths"][row.path.as_str()][row.method.as_str().to_ascii_lowercase()];
+            assert_eq!(operation["operationId"], *row.id);
+            assert_eq!(operation["x-makegate"]["grant"], *row.grant);
+            assert_eq!(operation.get("requestBody").is_some(), row.body != Body::None, "{}", row.id);
+            let parameters = operation["parameters"].as_array().unwrap();
+            for name in row.path.parameters() {
+                assert!(parameters.iter().any(|p| p["name"] == *name && p["required"] == true), "{}: {name}", row.id);
+            }
+        }
+        let operations: usize =
+            document["paths"].as_object().unwrap().values().map(|p| p.as_object().unwrap().len()).sum();
+        assert_eq!(operations, catalogue.rows().len());
+    }
+
+    #[test]
+    fn defaults_are_values_of_their_schema() {
+        let document = openapi(&Catalogue::built_in());
+        let parameters = document["paths"]["/api/v2/organizations"]["get"]["parameters"].as_array().unwrap();
+        let schema = |name: &str| &parameters.iter().find(|p| p["name"] == name).unwrap()["schema"];
+        assert_eq!(schema("pg[offset]"), &json!({"type": "integer", "minimum": 0, "default": 0}));
+        assert_eq!(schema("pg[sortBy]"), &json!({"type": "string", "default": "name"}));
+        assert_eq!(schema("cols[]")["type"], "array");
+    }
+}

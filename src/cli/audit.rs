@@ -1,0 +1,327 @@
+//! `makegate audit`: reads the log, of a running gateway or of its files.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::output::Format;
+use super::process::{self, When};
+use super::records::Records;
+use super::source::{Source, Where};
+use crate::audit::{self, Filter, FollowFiles};
+use crate::clock::Clock;
+
+/// How often files are looked at for new records.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Records that are asked of a running gateway at a time.
+const PAGE: usize = 1000;
+
+/// Reads the log.
+///
+/// It says who did what, when, with what outcome. Records come from the log's files (--config) or from a running makegate (--url). A table shows what matters most; json
+/// (one object a line) and csv show all.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate audit query --config makegate.toml --since 1h --status 4xx
+  makegate audit follow --url http://127.0.0.1:8081 --caller dashboard
+  makegate audit export --config makegate.toml --since 30d -o csv --output june.csv")]
+pub(super) struct Audit {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Query(Query),
+    Follow(Follow),
+    Export(Export),
+}
+
+/// Shows records, newest first.
+///
+/// Where there are more, the last line on stderr says how to get the next.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate audit query --config makegate.toml --kind outcome --since 7d
+  makegate audit query --url http://127.0.0.1:8081 --request job-4711 -o json
+  makegate audit query --config makegate.toml --organization 11 --limit 20 -o csv")]
+struct Query {
+    #[command(flatten)]
+    place: Where,
+    #[command(flatten)]
+    wanted: Wanted,
+    #[command(flatten)]
+    span: Span,
+    /// At most so many (1 to 10000).
+    #[arg(long, value_name = "N", default_value = "100")]
+    limit: String,
+    /// Only those before the record with this number.
+    #[arg(long, value_name = "SEQ")]
+    after: Option<String>,
+    /// table, json (one object a line) or csv.
+    #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
+    format: Format,
+}
+
+/// Shows new records as they come, until it is stopped.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate audit follow --url http://127.0.0.1:8081
+  makegate audit follow --config makegate.toml --answer refused -o json | jq .refusal")]
+struct Follow {
+    #[command(flatten)]
+    place: Where,
+    #[command(flatten)]
+    wanted: Wanted,
+    /// table, json (one object a line) or csv.
+    #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
+    format: Format,
+}
+
+/// Writes all records, oldest first.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate audit export --config makegate.toml > all.jsonl
+  makegate audit export --config makegate.toml --since 30d -o csv --output june.csv")]
+struct Export {
+    #[command(flatten)]
+    place: Where,
+    #[command(flatten)]
+    wanted: Wanted,
+    #[command(flatten)]
+    span: Span,
+    /// json (one object a line), csv or table.
+    #[arg(short = 'o', long, value_enum, default_value = "json", hide_possible_values = true)]
+    format: Format,
+    /// Into this file instead of stdout.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Which records.
+#[derive(Debug, Args)]
+struct Wanted {
+    /// Of this caller.
+    #[arg(long, value_name = "NAME")]
+    caller: Option<String>,
+    /// Of this operation (organizations.get).
+    #[arg(long, value_name = "ID")]
+    operation: Option<String>,
+    /// Of this organization.
+    #[arg(long, value_name = "ID")]
+    organization: Option<String>,
+    /// With this status: 404, or 4xx.
+    #[arg(long)]
+    status: Option<String>,
+    /// With this answer: hit, stale, miss, forwarded, replayed or refused.
+    #[arg(long)]
+    answer: Option<String>,
+    /// Of this kind: request, intent, outcome, settlement or event.
+    #[arg(long)]
+    kind: Option<String>,
+    /// Of the request with this id (the answer's X-Request-Id).
+    #[arg(long, value_name = "ID")]
+    request: Option<String>,
+}
+
+/// From when to when.
+#[derive(Debug, Args)]
+struct Span {
+    /// Not before: 2026-07-01T12:00:00Z, 2026-07-01, or how long ago (15m, 1h, 7d).
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Before, in the same forms.
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+}
+
+/// Names and values of filters, as given.
+type Pairs<'a> = Vec<(&'static str, &'a str)>;
+
+impl Wanted {
+    fn pairs(&self) -> Pairs<'_> {
+        let Self { caller, operation, organization, status, answer, kind, request } = self;
+        given([
+            ("caller", caller),
+            ("operation", operation),
+            ("organization", organization),
+            ("status", status),
+            ("answer", answer),
+            ("kind", kind),
+            ("request", request),
+        ])
+    }
+}
+
+impl Span {
+    fn pairs(&self) -> Pairs<'_> {
+        given([("since", &self.since), ("until", &self.until)])
+    }
+}
+
+fn given<'a, const N: usize>(options: [(&'static str, &'a Option<String>); N]) -> Pairs<'a> {
+    options.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))).collect()
+}
+
+fn filter(pairs: &Pairs<'_>) -> Result<Filter, Failure> {
+    let filter = Filter::parse(pairs.iter().copied(), Clock::system().wall());
+    filter.map_err(|bad| Failure::usage(format!("--{bad}")))
+}
+
+impl Audit {
+    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+        match &self.command {
+            Command::Query(query) => query.run(color),
+            Command::Follow(follow) => follow.run(color),
+            Command::Export(export) => export.run(color),
+        }
+    }
+}
+
+impl Query {
+    fn run(&self, color: When) -> Result<(), Failure> {
+        let mut pairs = self.wanted.pairs();
+        pairs.extend(self.span.pairs());
+        pairs.push(("limit", &self.limit));
+        pairs.extend(self.after.as_deref().map(|after| ("after", after)));
+        let filter = filter(&pairs)?;
+        let page = match self.place.source(color)? {
+            Source::Files(read) => {
+                let dir = &read.config.audit.dir;
+                let page = audit::query_files(dir, &filter).map_err(|error| unreadable(dir, &error))?;
+                Page { records: page.records, next: page.next }
+            }
+            Source::Running(client) => process::block_on(page(&client, &pairs))?,
+        };
+        let mut records = Records::in_bulk(self.format, None)?;
+        page.records.iter().try_for_each(|record| records.print(record.get()))?;
+        records.end()?;
+        if let Some(next) = page.next {
+            writeln!(io::stderr(), "There are more: --after {next}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Follow {
+    fn run(&self, color: When) -> Result<(), Failure> {
+        let pairs = self.wanted.pairs();
+        let filter = filter(&pairs)?;
+        match self.place.source(color)? {
+            Source::Files(read) => {
+                let dir = &read.config.audit.dir;
+                let mut follow = FollowFiles::open(dir, filter).map_err(|error| unreadable(dir, &error))?;
+                let mut records = Records::on_stdout(self.format)?;
+                loop {
+                    match follow.poll().map_err(|error| unreadable(dir, &error))? {
+                        Some(line) => records.print(&line)?,
+                        None => thread::sleep(LOOK_AGAIN),
+                    }
+                }
+            }
+            Source::Running(client) => {
+                let mut records = Records::on_stdout(self.format)?;
+                let target = target("/audit/follow", &pairs);
+                process::block_on(client.lines(&target, &mut |line| records.print(line)))
+            }
+        }
+    }
+}
+
+impl Export {
+    fn run(&self, color: When) -> Result<(), Failure> {
+        let mut pairs = self.wanted.pairs();
+        pairs.extend(self.span.pairs());
+        let filter = filter(&pairs)?;
+        let source = self.place.source(color)?;
+        let mut records = Records::in_bulk(self.format, self.output.as_deref())?;
+        match source {
+            Source::Files(read) => export_files(&read.config.audit.dir, &filter, &mut records)?,
+            Source::Running(client) => process::block_on(export_running(&client, &pairs, &mut records))?,
+        }
+        Ok(records.end()?)
+    }
+}
+
+fn export_files(dir: &Path, filter: &Filter, records: &mut Records) -> Result<(), Failure> {
+    let mut unwritten = None;
+    let exported = audit::export(dir, filter, &mut |line| {
+        records.print(line).map_err(|error| {
+            let kind = error.kind();
+            unwritten = Some(error);
+            kind.into()
+        })
+    });
+    match (exported, unwritten) {
+        (Ok(()), _) => Ok(()),
+        (Err(_), Some(error)) => Err(error.into()),
+        (Err(error), None) => Err(unreadable(dir, &error)),
+    }
+}
+
+/// A running gateway gives pages, newest first: once through them to learn where each begins, then backwards to print.
+async fn export_running(client: &Client, pairs: &Pairs<'_>, records: &mut Records) -> Result<(), Failure> {
+    let limit = PAGE.to_string();
+    let mut cursors = vec![newest(client, pairs).await?.saturating_add(1)];
+    let at = async |cursor: u64| {
+        let after = cursor.to_string();
+        let mut pairs = pairs.clone();
+        pairs.extend([("limit", limit.as_str()), ("after", after.as_str())]);
+        page(client, &pairs).await
+    };
+    while let Some(cursor) = cursors.last()
+        && let Some(next) = at(*cursor).await?.next
+    {
+        cursors.push(next);
+    }
+    for cursor in cursors.into_iter().rev() {
+        at(cursor).await?.records.iter().rev().try_for_each(|record| records.print(record.get()))?;
+    }
+    Ok(())
+}
+
+/// The number of the newest record that is wanted; what comes during the export is not part of it.
+async fn newest(client: &Client, pairs: &Pairs<'_>) -> Result<u64, Failure> {
+    #[derive(Deserialize)]
+    struct Numbered {
+        seq: u64,
+    }
+    let mut pairs = pairs.clone();
+    pairs.push(("limit", "1"));
+    let newest = page(client, &pairs).await?.records.into_iter().next();
+    let Some(newest) = newest else { return Ok(0) };
+    serde_json::from_str(newest.get()).map(|Numbered { seq }| seq).map_err(|_| client.failed("a record has no number"))
+}
+
+/// A page as `/audit.json` gives it.
+#[derive(Deserialize)]
+struct Page {
+    records: Vec<Box<RawValue>>,
+    next: Option<u64>,
+}
+
+async fn page(client: &Client, pairs: &Pairs<'_>) -> Result<Page, Failure> {
+    let text = client.text(&target("/audit.json", pairs)).await?;
+    serde_json::from_str(&text).map_err(|error| client.failed(&format!("the answer is no page of records: {error}")))
+}
+
+fn target(path: &str, pairs: &Pairs<'_>) -> String {
+    let encoded = pairs.iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
+    format!("{path}?{}", encoded.collect::<Vec<_>>().join("&"))
+}
+
+fn unreadable(dir: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::failed(format!("the log in {}: {error}; is that where audit.dir points?", dir.display()))
+}

@@ -1,0 +1,120 @@
+//! `makegate check`: every mistake in the configuration at once; and what other commands read the configuration by.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use clap::{Args, ValueEnum};
+
+use super::ConfigFile;
+use super::failure::{Failure, USAGE};
+use super::output;
+use super::process::{self, When};
+use crate::clock::Clock;
+use crate::config::secret::secret;
+use crate::config::{self, Read};
+use crate::config::{Config, Mistake, Severity};
+use crate::gateway::door::Door;
+use crate::tasks::Tasks;
+use crate::upstream::{Token, Upstream};
+
+/// Says everything that is wrong with a configuration.
+///
+/// And what to write instead. Exit code 0: it can be used (warnings do not count); 2: it cannot. Nothing is changed, and nothing but the file read,
+/// unless --online.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate check --config makegate.toml
+  makegate check --config makegate.toml --online
+  makegate check --config makegate.toml --format json | jq -r .message")]
+pub(super) struct Check {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// How mistakes are printed: text, or json (one object a line).
+    #[arg(long, value_enum, default_value = "text", hide_possible_values = true)]
+    format: Form,
+    /// Try it here and now: the secrets, the certificates, and a connection to Make (over which nothing is sent).
+    #[arg(long)]
+    online: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Text,
+    Json,
+}
+
+impl Check {
+    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+        let file = &self.config.path;
+        let (mistakes, text) = match config::read(file) {
+            Ok(Read { config, warnings, text, .. }) if self.online => {
+                let tried = process::block_on(async { Ok(online(&config).await) })?;
+                (warnings.into_iter().chain(tried).collect(), text)
+            }
+            Ok(Read { warnings, text, .. }) => (warnings, text),
+            Err(failure) => (failure.mistakes, failure.text),
+        };
+        for mistake in &mistakes {
+            output::line(&match self.format {
+                Form::Text => mistake.render(file, &text, color.colors(&io::stdout())) + "\n",
+                Form::Json => mistake.to_json(file),
+            })?;
+        }
+        summary(file, &mistakes)
+    }
+}
+
+/// Says on stderr how it went.
+fn summary(file: &Path, mistakes: &[Mistake]) -> Result<(), Failure> {
+    let count = |severity| mistakes.iter().filter(|mistake| mistake.severity == severity).count();
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let verdict = if errors == 0 { "it can be used" } else { "it cannot be used" };
+    writeln!(io::stderr(), "{}: {verdict}; errors: {errors}, warnings: {warnings}", file.display())?;
+    if errors == 0 { Ok(()) } else { Err(Failure::told(USAGE)) }
+}
+
+/// What fails on this machine now. Its place is the file: nothing in it need be wrong.
+async fn online(config: &Config) -> Vec<Mistake> {
+    let clock = Clock::system();
+    let mut failures = Vec::new();
+    let mut failed = |what: &str, why: String| {
+        let message = format!("{what}: {why}");
+        failures.push(Mistake { severity: Severity::Error, line: 1, column: 1, span: 0..0, message, help: None });
+    };
+    if let Err(why) = secret(&config.operator.key) {
+        failed("the operator key", why);
+    }
+    let doors = Door::bind(&[], config.gateway.tls.as_ref(), &config.limits, &clock, &Tasks::new());
+    if let Err(error) = doors {
+        failed("gateway.tls", error.to_string());
+    }
+    let token = secret(&config.upstream.token).and_then(|secret| Token::new(&secret).map_err(|bad| bad.to_string()));
+    let token = match token {
+        Ok(token) => token,
+        Err(why) => {
+            failed("the Make token", why);
+            return failures;
+        }
+    };
+    match Upstream::new(&config.upstream, &config.limits, token, clock) {
+        Err(error) => failed("upstream", error.to_string()),
+        Ok(upstream) => {
+            if let Err(why) = upstream.reach(config.upstream.connect).await {
+                failed(&format!("{} cannot be reached", config.upstream.url.authority), why.text.into());
+            }
+        }
+    }
+    failures
+}
+
+/// The configuration for a command that needs one; every mistake is told on stderr.
+pub(super) fn configuration(file: &Path, color: bool) -> Result<Read, Failure> {
+    config::read(file).map_err(|failure| {
+        for mistake in &failure.mistakes {
+            // With nobody at stderr, the exit code says it alone.
+            let _told = writeln!(io::stderr(), "{}\n", mistake.render(&failure.file, &failure.text, color));
+        }
+        Failure::told(USAGE)
+    })
+}

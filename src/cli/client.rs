@@ -1,0 +1,196 @@
+//! A small HTTP client for the operator door of a running makegate: one connection a request, no redirects.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::Scheme;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::failure::Failure;
+use crate::tasks::Tasks;
+
+/// From nothing to the head of the answer.
+const HEAD_WAIT: Duration = Duration::from_secs(15);
+/// A whole answer.
+const BODY_WAIT: Duration = Duration::from_mins(1);
+const BODY_BYTES_MAX: usize = 256 << 20;
+/// One line of a stream.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// The operator door of a running makegate.
+pub(super) struct Client {
+    url: String,
+    place: Place,
+    host: HeaderValue,
+    key: Option<SecretString>,
+}
+
+enum Place {
+    Tcp { host: String, port: u16, tls: Option<(TlsConnector, ServerName<'static>)> },
+    Unix(PathBuf),
+}
+
+impl Client {
+    /// For `http://HOST:PORT`, `https://HOST:PORT` (the system's authorities) or `unix:PATH`.
+    pub(super) fn new(url: &str, key: Option<SecretString>) -> Result<Self, Failure> {
+        let (place, authority) = match url.strip_prefix("unix:") {
+            Some(path) => (Place::Unix(path.into()), "localhost".to_owned()),
+            None => place(url)?,
+        };
+        let host = HeaderValue::try_from(authority).map_err(|_| not_a_door(url))?;
+        Ok(Self { url: url.to_owned(), place, host, key })
+    }
+
+    /// The status and the whole body.
+    pub(super) async fn get(&self, target: &str) -> Result<(StatusCode, Bytes), Failure> {
+        let answer = self.send(target).await?;
+        let status = answer.status();
+        let body = timeout(BODY_WAIT, Limited::new(answer.into_body(), BODY_BYTES_MAX).collect()).await;
+        let body = body.map_err(|_late| self.failed("the answer takes too long"))?;
+        Ok((status, body.map_err(|error| self.failed(&error.to_string()))?.to_bytes()))
+    }
+
+    /// The body of a good answer.
+    pub(super) async fn text(&self, target: &str) -> Result<String, Failure> {
+        let (status, body) = self.get(target).await?;
+        if !status.is_success() {
+            return Err(self.refused(status, &body));
+        }
+        String::from_utf8(body.into()).map_err(|_| self.failed("the answer is no text"))
+    }
+
+    /// Every line of a stream, as it comes, until the stream ends.
+    pub(super) async fn lines(
+        &self,
+        target: &str,
+        sink: &mut dyn FnMut(&str) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let mut answer = self.send(target).await?;
+        if !answer.status().is_success() {
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), LINE_BYTES_MAX).collect().await;
+            return Err(self.refused(status, &body.map(http_body_util::Collected::to_bytes).unwrap_or_default()));
+        }
+        let mut rest = Vec::new();
+        while let Some(frame) = answer.frame().await {
+            let frame = frame.map_err(|error| self.failed(&error.to_string()))?;
+            rest.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+            while let Some(newline) = memchr::memchr(b'\n', &rest) {
+                let line: Vec<u8> = rest.drain(..=newline).collect();
+                let line = String::from_utf8_lossy(&line);
+                if !line.trim().is_empty() {
+                    sink(line.trim_end())?;
+                }
+            }
+            if rest.len() > LINE_BYTES_MAX {
+                return Err(self.failed("a line of the answer is too long"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, target: &str) -> Result<Response<Incoming>, Failure> {
+        let mut request = Request::get(target)
+            .header(header::HOST, &self.host)
+            .header(header::ACCEPT, "application/json")
+            .header(header::USER_AGENT, concat!("makegate/", env!("CARGO_PKG_VERSION")));
+        if let Some(key) = &self.key {
+            let mut bearer =
+                HeaderValue::try_from(format!("Bearer {}", key.expose_secret())).map_err(Failure::failed)?;
+            bearer.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, bearer);
+        }
+        let request = request.body(Empty::new()).map_err(Failure::failed)?;
+        let answer = timeout(HEAD_WAIT, self.exchange(request)).await;
+        answer.map_err(|_late| self.failed("no answer in 15 s"))?.map_err(|error| self.failed(&error.to_string()))
+    }
+
+    async fn exchange(&self, request: Request<Empty<Bytes>>) -> io::Result<Response<Incoming>> {
+        match &self.place {
+            Place::Unix(path) => speak(UnixStream::connect(path).await?, request).await,
+            Place::Tcp { host, port, tls } => {
+                let tcp = TcpStream::connect((host.as_str(), *port)).await?;
+                match tls {
+                    None => speak(tcp, request).await,
+                    Some((connector, name)) => speak(connector.connect(name.clone(), tcp).await?, request).await,
+                }
+            }
+        }
+    }
+
+    pub(super) fn failed(&self, why: &str) -> Failure {
+        Failure::failed(format!("{}: {why}; is makegate running, and is that its operator door?", self.url))
+    }
+
+    /// What a refusal says, in its own words where it has some.
+    fn refused(&self, status: StatusCode, body: &[u8]) -> Failure {
+        if status == StatusCode::UNAUTHORIZED {
+            let help = "give it by MAKEGATE_OPERATOR_KEY or --key-file FILE";
+            return Failure::failed(format!("{}: the operator key is missing or wrong; {help}", self.url));
+        }
+        let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+        let words = ["detail", "message", "title"].iter().find_map(|name| problem.get(name)?.as_str());
+        Failure::failed(format!("{}: {status}: {}", self.url, words.unwrap_or("no reason given")))
+    }
+}
+
+fn not_a_door(url: &str) -> Failure {
+    Failure::usage(format!("--url {url}: no such address; write http://127.0.0.1:8081, https://HOST or unix:PATH"))
+}
+
+/// Where an http or https URL without a path points, and its authority.
+fn place(url: &str) -> Result<(Place, String), Failure> {
+    let uri: Uri = url.parse().map_err(|_| not_a_door(url))?;
+    let tls = match uri.scheme() {
+        Some(scheme) if *scheme == Scheme::HTTP => false,
+        Some(scheme) if *scheme == Scheme::HTTPS => true,
+        Some(_) | None => return Err(not_a_door(url)),
+    };
+    let authority =
+        uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(|| not_a_door(url))?;
+    if uri.path() != "/" || uri.query().is_some() {
+        return Err(Failure::usage(format!("--url {url}: leave out what follows the port")));
+    }
+    let host = authority.host().trim_matches(['[', ']']).to_owned();
+    let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    let tls = if tls {
+        let name = ServerName::try_from(host.clone()).map_err(|_| not_a_door(url))?;
+        Some((connector()?, name))
+    } else {
+        None
+    };
+    Ok((Place::Tcp { host, port, tls }, authority.as_str().to_owned()))
+}
+
+fn connector() -> Result<TlsConnector, Failure> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(Failure::failed)?.with_root_certificates(roots).with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+async fn speak<T>(wire: T, request: Request<Empty<Bytes>>) -> io::Result<Response<Incoming>>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(wire)).await.map_err(io::Error::other)?;
+    Tasks::new().spawn(connection);
+    sender.send_request(request).await.map_err(io::Error::other)
+}

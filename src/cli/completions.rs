@@ -1,0 +1,53 @@
+//! `makegate completions` and `makegate man`: made from the very arguments.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+
+use super::Cli;
+use super::failure::Failure;
+
+/// Prints the completion script of a shell.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate completions bash > /etc/bash_completion.d/makegate
+  makegate completions zsh > ~/.zfunc/_makegate
+  makegate completions fish > ~/.config/fish/completions/makegate.fish")]
+pub(super) struct Completions {
+    /// bash, zsh, fish, elvish or powershell.
+    #[arg(value_enum, hide_possible_values = true)]
+    shell: Shell,
+}
+
+impl Completions {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "makegate", &mut script);
+        Ok(io::stdout().lock().write_all(&script)?)
+    }
+}
+
+/// Prints the manual page, or writes one for every command.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate man | man -l -
+  makegate man --dir /usr/local/share/man/man1")]
+pub(super) struct Man {
+    /// Writes the pages of all commands into this folder instead.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl Man {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        match &self.dir {
+            None => Ok(clap_mangen::Man::new(Cli::command()).render(&mut io::stdout().lock())?),
+            Some(dir) => clap_mangen::generate_to(Cli::command(), dir)
+                .map_err(|error| Failure::failed(format!("cannot write into {}: {error}", dir.display()))),
+        }
+    }
+}

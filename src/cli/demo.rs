@@ -1,0 +1,198 @@
+//! `makegate demo`: the sandbox, the gateway and the operator door in one process, with callers to try.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+
+use clap::Args;
+use serde_json::json;
+
+use super::failure::Failure;
+use super::key;
+use super::output;
+use super::process::{self, Signals, When};
+use super::serve;
+use crate::clock::Clock;
+use crate::config::{self, Read};
+use crate::sandbox::{Sandbox, Settings};
+use crate::service::Service;
+
+/// Runs everything in one process, to try it.
+///
+/// That is a simulated Make, the gateway, the operator door, and three callers with keys. There is nothing to configure; data is in a temporary folder that goes when the demo ends (Ctrl-C).
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate demo
+  makegate demo --port 9080
+  makegate demo --json --port 0 | head -1 | jq .callers")]
+pub(super) struct Demo {
+    /// Print one line of JSON first: the addresses, the operator key, the callers and their keys.
+    #[arg(long)]
+    json: bool,
+    /// The first of three ports: gateway, operator door, simulated Make. 0: any that are free.
+    #[arg(long, value_name = "N", default_value_t = 8080)]
+    port: u16,
+}
+
+/// A caller of the demo.
+struct Guest {
+    name: &'static str,
+    grants: &'static [&'static str],
+    organizations: Option<&'static [u64]>,
+    rate: &'static str,
+    burst: u32,
+    key: String,
+}
+
+impl Demo {
+    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+        process::no_core_dumps()?;
+        process::log("warn", color)?;
+        let ports = ports(self.port)?;
+        process::serve(self.serve(ports))
+    }
+
+    async fn serve(&self, ports: [u16; 3]) -> Result<(), Failure> {
+        let mut signals = Signals::listen()?;
+        let guests = guests()?;
+        let operator_key = key::mint()?;
+        let folder = tempfile::Builder::new().prefix("makegate-demo-").tempdir();
+        let folder = folder.map_err(|error| Failure::failed(format!("there is no temporary folder: {error}")))?;
+        let [gateway, operator, make] = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let settings = Settings::default();
+        let token = settings.token.clone();
+        let sandbox = Sandbox::start(make, settings, Clock::system()).await.map_err(Failure::failed)?;
+        let doors = [gateway, operator, sandbox.address()];
+        let read = configure(folder.path(), doors, &guests, (&token, &operator_key))?;
+        let service = serve::start(read).await?;
+        let place = Place::of(&service, &sandbox)?;
+        if self.json {
+            output::tell(&place.json(&guests, &operator_key));
+        }
+        output::tell(&place.words(&guests, &operator_key));
+        signals.next().await;
+        let ended = serve::end(service, &mut signals).await;
+        sandbox.stop().await;
+        folder.close().map_err(|error| Failure::failed(format!("the temporary folder stays: {error}")))?;
+        ended
+    }
+}
+
+/// Three ports that are free at the moment; 0 stands for any.
+fn ports(first: u16) -> Result<[u16; 3], Failure> {
+    let ports = match (first, first.checked_add(2)) {
+        (0, _) => [0; 3],
+        (_, Some(last)) => [first, last - 1, last],
+        (_, None) => return Err(Failure::usage("--port: three ports are needed; write 65533 or less")),
+    };
+    for port in ports {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| {
+            Failure::failed(format!(
+                "port {port} cannot be had ({error}); choose three others, say --port 9080, or --port 0"
+            ))
+        })?;
+    }
+    Ok(ports)
+}
+
+/// One who may do all, one who reads two organizations, and one whose rate is soon spent.
+fn guests() -> Result<[Guest; 3], Failure> {
+    let (all, reader) = (&["*"], &["organizations:read", "usage:read"]);
+    let guest = |name, grants, organizations, rate, burst| {
+        key::mint().map(|key| Guest { name, grants, organizations, rate, burst, key })
+    };
+    Ok([
+        guest("provisioning", all, None, "600/min", 60)?,
+        guest("dashboard", reader, Some(&[11, 12]), "600/min", 60)?,
+        guest("nightly-report", reader, None, "6/min", 2)?,
+    ])
+}
+
+/// Writes the configuration and its secrets as an operator would, and reads it back.
+fn configure(
+    folder: &Path,
+    [gateway, operator, make]: [SocketAddr; 3],
+    guests: &[Guest],
+    (token, operator_key): (&str, &str),
+) -> Result<Read, Failure> {
+    let mut text = format!(
+        "gateway.listen = \"{gateway}\"\noperator = {{ listen = \"{operator}\", key_file = \"operator.key\" }}\n\
+         upstream = {{ url = \"http://{make}\", token_file = \"make.token\" }}\nlimits.drain = \"2s\"\n"
+    );
+    for Guest { name, grants, organizations, rate, burst, key } in guests {
+        let entry = key::entry(key);
+        let organizations = organizations.map_or_else(String::new, |ids| format!("organizations = {ids:?}\n"));
+        text += &format!(
+            "[[caller]]\nname = \"{name}\"\nkeys = [\"{entry}\"]\ngrants = {grants:?}\n{organizations}\
+             rate = \"{rate}\"\nburst = {burst}\n"
+        );
+    }
+    let file = folder.join("makegate.toml");
+    for (path, text) in [("operator.key", operator_key), ("make.token", token), ("makegate.toml", &text)] {
+        fs::write(folder.join(path), text).map_err(|error| Failure::failed(format!("{path}: {error}")))?;
+    }
+    config::read(&file).map_err(Failure::failed)
+}
+
+/// Where everything is.
+struct Place {
+    gateway: String,
+    operator: String,
+    sandbox: String,
+}
+
+impl Place {
+    fn of(service: &Service, sandbox: &Sandbox) -> Result<Self, Failure> {
+        let first = |addresses: &[SocketAddr]| {
+            addresses
+                .first()
+                .map(|address| format!("http://{address}"))
+                .ok_or_else(|| Failure::failed("no door is open"))
+        };
+        let (gateway, operator) = (first(service.gateway_addresses())?, first(service.operator_addresses())?);
+        Ok(Self { gateway, operator, sandbox: format!("http://{}", sandbox.address()) })
+    }
+
+    fn json(&self, guests: &[Guest], operator_key: &str) -> String {
+        let callers = guests.iter().map(|Guest { name, key, grants, organizations, .. }| {
+            json!({ "name": name, "key": key, "grants": grants, "organizations": organizations })
+        });
+        json!({
+            "gateway": self.gateway,
+            "operator": self.operator,
+            "sandbox": self.sandbox,
+            "operator_key": operator_key,
+            "callers": callers.collect::<Vec<_>>(),
+        })
+        .to_string()
+    }
+
+    fn words(&self, [all, reader, slow]: &[Guest; 3], operator_key: &str) -> String {
+        let Self { gateway, operator, sandbox } = self;
+        let organization = format!("{gateway}/api/v2/organizations");
+        let curl = |guest: &Guest| format!("curl -i -H 'Authorization: Token {}'", guest.key);
+        format!(
+            "\
+makegate demo: the gateway is {gateway}, the simulated Make {sandbox}. Ctrl-C ends it.
+
+A hit: asked twice, Make answers once (Cache-Status says so).
+  {} '{organization}/11#[1-2]'
+
+A 403: {} sees organizations 11 and 12 alone.
+  {} {organization}/13
+
+A 429: {} may send two requests at once.
+  {} '{organization}#[1-3]'
+
+The operators' page: {operator}/ (any user name; the password is the operator key)
+  {operator_key}
+",
+            curl(all),
+            reader.name,
+            curl(reader),
+            slow.name,
+            curl(slow),
+        )
+    }
+}

@@ -1,0 +1,99 @@
+//! `makegate explain`: what the gateway would do with a request and why.
+
+use clap::Args;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::failure::Failure;
+use super::output::{self, Format};
+use super::process::{self, When};
+use super::source::{Source, Where};
+use crate::callers::Callers;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::gateway::explain;
+use crate::gateway::policy::Policy;
+
+/// Explains what the gateway would do with a request.
+///
+/// Step by step, spending nothing. With --config, the configuration alone decides; with --url, also what a running makegate has in memory and how much
+/// quota is left. Exit code 0 whatever the verdict is.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate explain --config makegate.toml --caller dashboard GET /api/v2/organizations/11
+  makegate explain --url http://127.0.0.1:8081 --caller dashboard DELETE /api/v2/organizations/11 -o json")]
+pub(super) struct Explain {
+    /// The caller's name.
+    #[arg(long, value_name = "NAME")]
+    caller: String,
+    /// The request's method.
+    method: String,
+    /// The request's path, with its query.
+    target: String,
+    #[command(flatten)]
+    place: Where,
+    /// table, json or csv (the steps).
+    #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
+    format: Format,
+}
+
+#[derive(Deserialize)]
+struct Explanation {
+    verdict: String,
+    status: Option<u16>,
+    code: Option<String>,
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+struct Step {
+    step: String,
+    verdict: String,
+    why: String,
+}
+
+impl Explain {
+    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+        let text = match self.place.source(color)? {
+            Source::Files(read) => self.by(read.config)?,
+            Source::Running(client) => process::block_on(client.text(&self.at()))?,
+        };
+        self.print(&text)
+    }
+
+    /// By the configuration alone.
+    fn by(&self, config: Config) -> Result<String, Failure> {
+        let policy = Policy::new(config, &Callers::new(Clock::system()));
+        let explanation = explain::explain(&policy, None, &self.caller, &self.method, &self.target);
+        serde_json::to_string(&explanation).map_err(Failure::failed)
+    }
+
+    fn at(&self) -> String {
+        let encoded =
+            [&self.caller, &self.method, &self.target].map(|text| utf8_percent_encode(text, NON_ALPHANUMERIC));
+        let [caller, method, target] = encoded;
+        format!("/explain.json?caller={caller}&method={method}&target={target}")
+    }
+
+    fn print(&self, text: &str) -> Result<(), Failure> {
+        let unknown = |error| Failure::failed(format!("that is no explanation: {error}"));
+        if self.format == Format::Json {
+            let compact: Value = serde_json::from_str(text).map_err(unknown)?;
+            return Ok(output::line(&compact.to_string())?);
+        }
+        let Explanation { verdict, status, code, steps } = serde_json::from_str(text).map_err(unknown)?;
+        let rows: Vec<_> = steps.iter().map(|step| [&*step.step, &*step.verdict, &*step.why]).collect();
+        output::rows(self.format, ["step", "verdict", "why"], &rows)?;
+        if self.format == Format::Table {
+            let with = match (status, code) {
+                (Some(status), Some(code)) => format!(" with {status} {code}"),
+                _ => String::new(),
+            };
+            output::line("")?;
+            output::line(&output::printable(&format!("verdict: {verdict}{with}")))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,41 @@
+//! `makegate healthcheck`: is a running makegate ready? For images that have no other HTTP client.
+
+use clap::Args;
+use http::StatusCode;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::output::printable;
+use super::process;
+
+/// Asks a running makegate whether it is ready.
+///
+/// Exit code 0: it is; 1: it is not, or cannot be reached.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate healthcheck
+  makegate healthcheck --url http://127.0.0.1:9081")]
+pub(super) struct Healthcheck {
+    /// Its operator door.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "MAKEGATE_OPERATOR_URL",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:8081"
+    )]
+    url: String,
+}
+
+impl Healthcheck {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let client = Client::new(&self.url, None)?;
+        let (status, body) = process::block_on(client.get("/readyz"))?;
+        if status == StatusCode::OK {
+            return Ok(());
+        }
+        let why = String::from_utf8_lossy(&body);
+        Err(Failure::failed(format!("{}: not ready ({status}): {}", self.url, printable(why.trim()))))
+    }
+}

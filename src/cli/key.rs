@@ -1,0 +1,71 @@
+//! `makegate key new`: mints a caller's key.
+
+use std::io::{self, Write as _};
+
+use clap::{Args, Subcommand};
+
+use super::failure::Failure;
+use super::output;
+use crate::config;
+use crate::hash;
+
+/// Mints callers' keys.
+#[derive(Debug, Args)]
+pub(super) struct Key {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    New(New),
+}
+
+/// Mints a key for a caller.
+///
+/// It is printed this once, with the line for the configuration. The first line of stdout is the key, the second the line for its [[caller]]. Only the key's hash is ever stored. The
+/// key has the form of a UUID (version 4), which Make's own clients demand.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate key new --caller dashboard
+  makegate key new --caller dashboard 2>/dev/null | head -1 > dashboard.key")]
+struct New {
+    /// The caller's name.
+    #[arg(long, value_name = "NAME")]
+    caller: String,
+}
+
+impl Key {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        match &self.command {
+            Command::New(new) => new.run(),
+        }
+    }
+}
+
+impl New {
+    fn run(&self) -> Result<(), Failure> {
+        let caller = config::caller_name(&self.caller).map_err(|wrong| {
+            Failure::usage(format!("--caller: {}; {}", wrong.message, wrong.help.unwrap_or_default()))
+        })?;
+        let key = mint()?;
+        let mut words = io::stderr();
+        writeln!(words, "The key of {caller}. It is shown this once; give it to the tool:")?;
+        output::line(&key)?;
+        writeln!(words, "For the [[caller]] {caller} in the configuration; beside an older key: keys = [old, new]:")?;
+        output::line(&format!("keys = [\"{}\"]", entry(&key)))?;
+        Ok(())
+    }
+}
+
+/// A new key: 122 random bits in the form of a UUID, version 4.
+pub(super) fn mint() -> Result<String, Failure> {
+    let random = hash::random().map_err(Failure::failed)?;
+    Ok(uuid::Builder::from_random_bytes(random).into_uuid().to_string())
+}
+
+/// What the configuration holds of a key.
+pub(super) fn entry(key: &str) -> String {
+    format!("sha256:{}", hash::hex(&hash::sha256(key.as_bytes())))
+}

@@ -1,0 +1,120 @@
+//! The command line: its words, its exit codes, and one `match` that runs the command.
+//!
+//! Data goes to stdout, words to stderr. Each command has its module, where its arguments and help stand too.
+
+mod audit;
+mod check;
+mod client;
+mod completions;
+mod demo;
+mod explain;
+mod failure;
+mod healthcheck;
+mod key;
+mod output;
+mod process;
+mod records;
+mod sandbox;
+mod serve;
+mod show;
+mod source;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use failure::Failure;
+use process::When;
+
+/// A sidecar between a company's internal tools and the Make.com Organizations API.
+///
+/// Tools call it with a key of their own. It decides what they may do, answers what it can from memory, spends the one
+/// shared Make token and its quota on the rest, and records who did what.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES, after_long_help = format!("{LONG}\n\n{EXAMPLES}"))]
+struct Cli {
+    /// Colours: auto (on a terminal, unless NO_COLOR is set), always or never.
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
+    #[arg(display_order = 900)]
+    color: When,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  makegate demo                             try it: nothing to configure
+  makegate key new --caller dashboard       a key for a tool
+  makegate check --config makegate.toml     what is wrong with the configuration
+  makegate serve --config makegate.toml     the service";
+
+const LONG: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  usage or configuration
+
+Environment:
+  MAKEGATE_CONFIG             the configuration, where --config is not given
+  MAKEGATE_LOG                level and filters of the process log: info, debug, makegate=debug,info
+  MAKEGATE_OPERATOR_URL       the operator door of a running makegate, where --url is not given
+  MAKEGATE_OPERATOR_KEY       its key, or
+  MAKEGATE_OPERATOR_KEY_FILE  the file that holds it
+  NO_COLOR                    no colours";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Demo(demo::Demo),
+    Check(check::Check),
+    Sandbox(sandbox::Sandbox),
+    Key(key::Key),
+    Explain(explain::Explain),
+    Audit(audit::Audit),
+    Healthcheck(healthcheck::Healthcheck),
+    Config(show::Config),
+    Completions(completions::Completions),
+    Man(completions::Man),
+}
+
+/// The option that names the configuration file.
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration file.
+    #[arg(long = "config", value_name = "FILE", env = "MAKEGATE_CONFIG", hide_env_values = true)]
+    path: PathBuf,
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn run() -> ExitCode {
+    let Cli { color, command } = Cli::parse();
+    match dispatch(&command, color) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, message }) => {
+            if let Some(message) = message {
+                // With nobody at stderr, the exit code says it alone.
+                let _told = writeln!(std::io::stderr(), "error: {message}");
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn dispatch(command: &Command, color: When) -> Result<(), Failure> {
+    match command {
+        Command::Serve(serve) => serve.run(color),
+        Command::Demo(demo) => demo.run(color),
+        Command::Check(check) => check.run(color),
+        Command::Sandbox(sandbox) => sandbox.run(color),
+        Command::Key(key) => key.run(),
+        Command::Explain(explain) => explain.run(color),
+        Command::Audit(audit) => audit.run(color),
+        Command::Healthcheck(healthcheck) => healthcheck.run(),
+        Command::Config(config) => config.run(color),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
+    }
+}

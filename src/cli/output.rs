@@ -1,0 +1,86 @@
+//! What goes to stdout: tables for people, a JSON object a line, or CSV.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use clap::ValueEnum;
+use comfy_table::{Table, presets};
+use serde_json::{Map, Value};
+
+use crate::audit::csv_cell;
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Columns for people.
+    Table,
+    /// One JSON object a line.
+    Json,
+    /// Comma-separated values with a header (RFC 4180).
+    Csv,
+}
+
+/// Prints a line.
+pub(super) fn line(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
+}
+
+/// Prints what a service has to say; it serves on when nobody reads that.
+pub(super) fn tell(text: &str) {
+    let _nobody_reads = line(text);
+}
+
+/// Prints rows of texts under these columns.
+pub(super) fn rows<const N: usize>(format: Format, columns: [&str; N], rows: &[[&str; N]]) -> io::Result<()> {
+    let text = match format {
+        Format::Table => table(columns, rows),
+        Format::Json => rows.iter().fold(String::new(), |mut text, row| {
+            let members = columns.iter().zip(row).map(|(name, value)| ((*name).to_owned(), Value::from(*value)));
+            let _infallible = writeln!(text, "{}", Value::Object(members.collect::<Map<_, _>>()));
+            text
+        }),
+        Format::Csv => rows.iter().fold(columns.join(",") + "\n", |mut text, row| {
+            let _infallible = writeln!(text, "{}", row.map(csv_cell).join(","));
+            text
+        }),
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+fn table<const N: usize>(columns: [&str; N], rows: &[[&str; N]]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(columns.map(str::to_uppercase));
+    table.add_rows(rows.iter().map(|row| row.map(printable)));
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 2));
+    });
+    table.trim_fmt() + "\n"
+}
+
+/// A text as a terminal may see it: what would move the cursor, colour, or turn the reading order is escaped.
+pub(super) fn printable(text: &str) -> String {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        if c.is_control() || turns(c) {
+            shown.extend(c.escape_default())
+        } else {
+            shown.push(c)
+        }
+        shown
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_have_columns_and_no_control_characters() {
+        let shown = table(["key", "why"], &[["a", "plain é"], ["longer", "\u{1b}[31mred\nnext\u{202e}"]]);
+        assert_eq!(shown, "KEY     WHY\na       plain é\nlonger  \\u{1b}[31mred\\nnext\\u{202e}\n");
+    }
+}

@@ -1,0 +1,93 @@
+//! `makegate sandbox`: the simulated Make API alone.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::failure::Failure;
+use super::output;
+use super::process::{self, Signals, When};
+use crate::clock::Clock;
+use crate::config;
+use crate::sandbox::{Sandbox as Simulated, Settings, Window};
+
+/// Runs a simulated Make API alone.
+///
+/// It has all 25 operations on organizations, with state, token check and quota. It begins with five organizations, 11 to 15. Faults can be armed, and what arrived be listed, under /sandbox/.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate sandbox --listen 127.0.0.1:8082
+  makegate sandbox --listen 127.0.0.1:8082 --api-limit 10 --lag 2s
+  curl -H 'Authorization: Token sandbox-token' http://127.0.0.1:8082/api/v2/organizations")]
+pub(super) struct Sandbox {
+    /// Where it listens; port 0: any free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8082")]
+    listen: SocketAddr,
+    /// The token that it takes.
+    #[arg(long, default_value = "sandbox-token")]
+    token: String,
+    /// Requests per organization and minute.
+    #[arg(long, value_name = "N", default_value_t = 240)]
+    api_limit: u32,
+    /// Requests per minute that belong to no organization.
+    #[arg(long, value_name = "N", default_value_t = 240)]
+    account_limit: u32,
+    /// How long reads after a write still show what was before it.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
+    lag: Duration,
+    /// How the quota's minute is counted: fixed (one minute after the other) or sliding (the last 60 s).
+    #[arg(long, value_enum, default_value = "fixed", hide_possible_values = true)]
+    window: Count,
+    /// Answer over quota with JSON; Make's own answer is plain text.
+    #[arg(long)]
+    json_429: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Count {
+    Fixed,
+    Sliding,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    config::duration(text).map_err(|wrong| format!("{}; {}", wrong.message, wrong.help.unwrap_or_default()))
+}
+
+impl Sandbox {
+    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+        process::log("info", color)?;
+        process::serve(self.serve())
+    }
+
+    async fn serve(&self) -> Result<(), Failure> {
+        let mut signals = Signals::listen()?;
+        let started = Simulated::start(self.listen, self.settings(), Clock::system()).await;
+        let sandbox = started.map_err(|error| listen_failure(self.listen, &error))?;
+        output::tell(&format!("http://{}", sandbox.address()));
+        signals.end().await;
+        sandbox.stop().await;
+        Ok(())
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            token: self.token.clone(),
+            api_limit: self.api_limit,
+            account_limit: self.account_limit,
+            lag: self.lag,
+            window: match self.window {
+                Count::Fixed => Window::Fixed,
+                Count::Sliding => Window::Sliding,
+            },
+            json_429: self.json_429,
+            ..Settings::default()
+        }
+    }
+}
+
+fn listen_failure(address: SocketAddr, error: &io::Error) -> Failure {
+    Failure::failed(format!("cannot listen on {address}: {error}; choose another with --listen"))
+}

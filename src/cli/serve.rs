@@ -1,0 +1,73 @@
+//! `makegate serve`: the service, from its configuration to its orderly end.
+
+use std::io;
+
+use clap::Args;
+
+use super::ConfigFile;
+use super::check;
+use super::failure::Failure;
+use super::process::{self, Signals, Told, When};
+use crate::clock::Clock;
+use crate::config::Read;
+use crate::service::Service;
+
+/// Runs the service.
+///
+/// SIGTERM and SIGINT end it in order: not ready, finish what is under way within `limits.drain`, flush the log, exit 0;
+/// a second one ends it at once. SIGHUP reads the configuration, the secrets and the certificates again; so does a
+/// change of their contents, within 5 s. The process log goes to stderr: text on a terminal, else a JSON object a line.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate serve --config /etc/makegate/makegate.toml
+  MAKEGATE_LOG=debug makegate serve --config makegate.toml
+  kill -HUP $(pidof makegate)               put a changed configuration in force")]
+pub(super) struct Serve {
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+impl Serve {
+    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+        process::no_core_dumps()?;
+        process::log("info", color)?;
+        let read = check::configuration(&self.config.path, color.colors(&io::stderr()))?;
+        for warning in &read.warnings {
+            let place = format!("{}:{}:{}", read.file.display(), warning.line, warning.column);
+            tracing::warn!(place, help = warning.help.as_deref().unwrap_or_default(), "{}", warning.message);
+        }
+        process::serve(serve(read))
+    }
+}
+
+async fn serve(read: Read) -> Result<(), Failure> {
+    let mut signals = Signals::listen()?;
+    let service = start(read).await?;
+    let (gateway, operator) = (service.gateway_addresses(), service.operator_addresses());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, "makegate serves");
+    while signals.next().await == Told::Reload {
+        // The service itself tells how that went, as it does when a changed file makes it read again.
+        let _told = service.reload().await;
+    }
+    end(service, &mut signals).await
+}
+
+pub(super) async fn start(read: Read) -> Result<Service, Failure> {
+    let started = Service::start(read, Clock::system()).await;
+    started.map_err(|error| Failure { code: error.exit_code(), message: Some(error.to_string()) })
+}
+
+/// Shuts down in order; a second signal ends it at once.
+pub(super) async fn end(service: Service, signals: &mut Signals) -> Result<(), Failure> {
+    tracing::info!("makegate ends: what is under way is finished");
+    tokio::select! {
+        finished = service.shut_down() => {
+            if !finished {
+                tracing::warn!("not everything was finished in limits.drain");
+            }
+            Ok(())
+        }
+        () = signals.end() => Err(Failure::failed("a second signal: ended before everything was finished")),
+    }
+}

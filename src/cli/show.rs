@@ -1,0 +1,47 @@
+//! `makegate config show`: what is in force, and from where.
+
+use std::io;
+
+use clap::{Args, Subcommand};
+
+use super::failure::Failure;
+use super::output::{self, Format};
+use super::process::When;
+use super::{ConfigFile, check};
+
+/// Shows the configuration that is in force.
+#[derive(Debug, Args)]
+pub(super) struct Config {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Show(Show),
+}
+
+/// Shows every setting in force.
+///
+/// With its value and where it comes from: a line of the file, or a default. It shows no secret: the file holds none.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate config show --config makegate.toml
+  makegate config show --config makegate.toml -o json | jq 'select(.origin != \"default\")'")]
+struct Show {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// table, json (one object a line) or csv.
+    #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
+    format: Format,
+}
+
+impl Config {
+    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+        let Command::Show(Show { config, format }) = &self.command;
+        let shown = check::configuration(&config.path, color.colors(&io::stderr()))?.shown();
+        let rows: Vec<_> = shown.iter().map(|setting| [&*setting.key, &*setting.value, &*setting.origin]).collect();
+        Ok(output::rows(*format, ["key", "value", "origin"], &rows)?)
+    }
+}

@@ -1,0 +1,74 @@
+//! `--config FILE` or `--url URL`: whether a command looks at files, or asks a running makegate.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use secrecy::SecretString;
+
+use super::check;
+use super::client::Client;
+use super::failure::Failure;
+use super::process::When;
+use crate::config::secret::secret;
+use crate::config::{self, Read};
+
+const CONFIG: &str = "MAKEGATE_CONFIG";
+const URL: &str = "MAKEGATE_OPERATOR_URL";
+const KEY: &str = "MAKEGATE_OPERATOR_KEY";
+const KEY_FILE: &str = "MAKEGATE_OPERATOR_KEY_FILE";
+
+/// The options that say where to look.
+#[derive(Debug, Args)]
+pub(super) struct Where {
+    /// Read the files of this configuration [env: MAKEGATE_CONFIG].
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
+    config: Option<PathBuf>,
+    /// Ask the running makegate whose operator door this is [env: MAKEGATE_OPERATOR_URL].
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// The file with the operator key [env: MAKEGATE_OPERATOR_KEY_FILE; the key: MAKEGATE_OPERATOR_KEY].
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+}
+
+/// Where to look.
+pub(super) enum Source {
+    Files(Box<Read>),
+    Running(Client),
+}
+
+impl Where {
+    /// Options come first; of the environment, a running makegate.
+    pub(super) fn source(&self, color: When) -> Result<Source, Failure> {
+        let files = |path: &Path| {
+            check::configuration(path, color.colors(&io::stderr())).map(|read| Source::Files(Box::new(read)))
+        };
+        let running = |url: &str| Ok(Source::Running(Client::new(url, self.key()?)?));
+        if let Some(path) = &self.config {
+            return files(path);
+        }
+        if let Some(url) = self.url.clone().or_else(|| variable(URL)) {
+            return running(&url);
+        }
+        match variable(CONFIG) {
+            Some(path) => files(Path::new(&path)),
+            None => Err(Failure::usage("give --config FILE for its files, or --url URL for a running makegate")),
+        }
+    }
+
+    fn key(&self) -> Result<Option<SecretString>, Failure> {
+        let file = |path: PathBuf| Some(config::Source::File(path));
+        let source = match &self.key_file {
+            Some(path) => file(path.clone()),
+            None if variable(KEY).is_some() => Some(config::Source::Env(KEY.to_owned())),
+            None => variable(KEY_FILE).and_then(|path| file(path.into())),
+        };
+        source.map(|source| secret(&source).map_err(Failure::usage)).transpose()
+    }
+}
+
+/// An environment variable that is set to something.
+pub(super) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

@@ -1,0 +1,174 @@
+//! The log as operators read it: pages of records, and new ones as they come.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::Response;
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
+use maud::{Markup, html};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::desk::Desk;
+use super::html;
+use super::problem::Problem;
+use super::query::Query;
+use super::render::{Page, Table, Whole, with_body};
+use crate::audit::{Answer, Filter, Followed, Kind, csv, csv_header};
+
+/// What people see of a record at a glance; the rest is in JSON and CSV.
+const COLUMNS: [&str; 11] = [
+    "time",
+    "kind",
+    "caller",
+    "operation",
+    "organization",
+    "method",
+    "path",
+    "status",
+    "answer",
+    "duration_us",
+    "request",
+];
+
+/// `/audit`: records, newest first.
+#[derive(Debug, Serialize)]
+pub(super) struct Records {
+    records: Vec<Box<RawValue>>,
+    next: Option<u64>,
+    #[serde(skip)]
+    asked: Query,
+    #[serde(skip)]
+    choices: Choices,
+}
+
+/// What the search form offers.
+#[derive(Debug)]
+struct Choices {
+    callers: Vec<Arc<str>>,
+    operations: Vec<Arc<str>>,
+}
+
+/// The page that the query asks for; everything recorded before it is in it.
+///
+/// # Errors
+/// A parameter that is no filter; a query that has no answer.
+pub(super) async fn page(desk: &Desk, query: &Query) -> Result<Records, Problem> {
+    let filter = Filter::parse(query.iter(), desk.gate.clock.wall())?;
+    let policy = desk.gate.policy();
+    let choices = Choices {
+        callers: policy.members.iter().map(|member| member.config.name.clone()).collect(),
+        operations: policy.catalogue().rows().iter().map(|row| row.id.clone()).collect(),
+    };
+    desk.gate.log.flush().await;
+    let page = desk.gate.log.query(filter).await?;
+    Ok(Records { records: page.records, next: page.next, asked: query.clone(), choices })
+}
+
+impl Page for Records {
+    const TITLE: &str = "Audit";
+    const PATH: &str = "/audit";
+
+    fn table(&self) -> Table {
+        let row = |line: &RawValue| {
+            let record: Map<String, Value> = serde_json::from_str(line.get()).unwrap_or_default();
+            COLUMNS.iter().map(|column| shown(record.get(*column))).collect()
+        };
+        Table { columns: &COLUMNS, rows: self.records.iter().map(|line| row(line)).collect() }
+    }
+
+    fn csv(&self) -> String {
+        let mut text = csv_header() + "\r\n";
+        for line in &self.records {
+            text.push_str(&csv(line.get()));
+            text.push_str("\r\n");
+        }
+        text
+    }
+
+    fn html(&self) -> Markup {
+        html! {
+            (self.form())
+            (html::table(&self.table(), "No record is like that. Take a filter away, or look further back."))
+            @if let Some(next) = self.next {
+                p { a href={ "/audit" (self.asked.with("after", &next.to_string())) } { "Older records" } }
+            }
+        }
+    }
+}
+
+impl Records {
+    fn form(&self) -> Markup {
+        let words = |all: &[&'static str]| all.iter().map(|word| Arc::from(*word)).collect::<Vec<_>>();
+        let kinds = words(&Kind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
+        let answers = words(&Answer::ALL.iter().map(|answer| answer.as_str()).collect::<Vec<_>>());
+        html! {
+            form method="get" action="/audit" {
+                (self.select("caller", &self.choices.callers))
+                (self.select("operation", &self.choices.operations))
+                (self.input("organization", "11"))
+                (self.input("status", "404 or 4xx"))
+                (self.select("answer", &answers))
+                (self.select("kind", &kinds))
+                (self.input("request", "X-Request-Id"))
+                (self.input("since", "1h or 2026-07-01"))
+                (self.input("until", "15m or 2026-07-02"))
+                (self.input("limit", "100"))
+                button type="submit" { "Search" }
+                a href="/audit" { "All" }
+            }
+        }
+    }
+
+    fn select(&self, name: &str, choices: &[Arc<str>]) -> Markup {
+        let chosen = self.asked.get(name);
+        html! {
+            label {
+                (name)
+                select name=(name) {
+                    option value="" { "any" }
+                    @for choice in choices { option value=(choice) selected[chosen == Some(choice)] { (choice) } }
+                    @if let Some(gone) = chosen.filter(|chosen| !choices.iter().any(|choice| **choice == **chosen)) {
+                        option value=(gone) selected { (gone) }
+                    }
+                }
+            }
+        }
+    }
+
+    fn input(&self, name: &str, example: &str) -> Markup {
+        let value = self.asked.get(name).unwrap_or_default();
+        html! { label { (name) input name=(name) value=(value) placeholder=(example) size=(example.len().max(6)); } }
+    }
+}
+
+fn shown(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => other.to_string(),
+    }
+}
+
+/// `/audit/follow`: new records as JSON lines until the client leaves or shutdown begins. Records that came faster than
+/// they were taken are counted in a line of their own: `{"missed": n}`.
+///
+/// # Errors
+/// A parameter that is no filter; too many followers.
+pub(super) fn follow(desk: &Desk, query: &Query) -> Result<Response<Whole>, Problem> {
+    let filter = Filter::parse(query.iter(), desk.gate.clock.wall())?;
+    let turn = desk.followers.clone().try_acquire_owned().map_err(|_| Problem::TooManyFollowers)?;
+    let start = (desk.gate.log.follow(filter), desk.gate.tasks.stopping(), turn);
+    let lines = stream::unfold(start, |(mut follow, stopping, turn)| async move {
+        let next = tokio::select! { next = follow.next() => next, () = stopping.cancelled() => None };
+        let line = match next? {
+            Followed::Line(line) => format!("{}\n", line.trim_end()),
+            Followed::Missed(missed) => format!("{{\"missed\":{missed}}}\n"),
+        };
+        Some((Ok(Frame::data(Bytes::from(line))), (follow, stopping, turn)))
+    });
+    Ok(with_body("application/x-ndjson", StreamBody::new(lines).boxed_unsync()))
+}

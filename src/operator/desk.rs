@@ -1,0 +1,92 @@
+//! What the door shows, and what it is guarded by.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::Semaphore;
+
+use super::failures::Failures;
+use crate::config::Shown;
+use crate::gateway::Gate;
+use crate::gateway::door::OpenDoor;
+use crate::hash;
+
+/// Followers of the log at once.
+const FOLLOWERS_MAX: usize = 16;
+
+/// The configuration as it is shown, and how the last attempt to load it ended.
+#[derive(Clone, Debug)]
+pub(super) struct InForce {
+    pub(super) settings: Arc<[Shown]>,
+    pub(super) loaded: Timestamp,
+    pub(super) error: Option<Arc<str>>,
+}
+
+/// The operator's desk: the gate that it looks at, the key to it, the configuration in force.
+pub struct Desk {
+    pub(super) gate: Arc<Gate>,
+    pub(super) file: Option<PathBuf>,
+    pub(super) started: Timestamp,
+    pub(super) failures: Failures,
+    pub(super) followers: Arc<Semaphore>,
+    key: ArcSwap<[u8; 32]>,
+    in_force: ArcSwap<InForce>,
+    doors: Mutex<Vec<(&'static str, OpenDoor)>>,
+}
+
+impl Desk {
+    /// A desk over `gate` that opens to `key`. `settings`: the configuration in force, read from `file` if there is one.
+    #[must_use]
+    pub fn new(gate: Arc<Gate>, key: &SecretString, file: Option<PathBuf>, settings: Vec<Shown>) -> Arc<Self> {
+        let started = gate.clock.wall();
+        Arc::new(Self {
+            failures: Failures::new(gate.clock.clone()),
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            key: ArcSwap::from_pointee(hash::sha256(key.expose_secret().as_bytes())),
+            in_force: ArcSwap::from_pointee(InForce { settings: settings.into(), loaded: started, error: None }),
+            doors: Mutex::default(),
+            gate,
+            file,
+            started,
+        })
+    }
+
+    /// Another operator key from now on.
+    pub fn set_key(&self, key: &SecretString) {
+        self.key.store(Arc::new(hash::sha256(key.expose_secret().as_bytes())));
+    }
+
+    /// A reload has ended: with this configuration in force, or with this error and the old one.
+    pub fn reloaded(&self, result: Result<Vec<Shown>, String>) {
+        let before = self.in_force();
+        let loaded = self.gate.clock.wall();
+        let after = match result {
+            Ok(settings) => InForce { settings: settings.into(), loaded, error: None },
+            Err(error) => InForce { settings: before.settings.clone(), loaded, error: Some(error.into()) },
+        };
+        self.in_force.store(Arc::new(after));
+    }
+
+    /// Counts the connections of this door too. The operator door is there by itself.
+    pub fn show_door(&self, name: &'static str, door: OpenDoor) {
+        self.doors.lock().unwrap_or_else(PoisonError::into_inner).push((name, door));
+    }
+
+    pub(super) fn in_force(&self) -> Arc<InForce> {
+        self.in_force.load_full()
+    }
+
+    /// Connections now, by door.
+    pub(super) fn connections(&self) -> Vec<(&'static str, usize)> {
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        doors.iter().map(|(name, door)| (*name, door.connections())).collect()
+    }
+
+    /// Is this the key? Takes a time that does not depend on it.
+    pub(super) fn opens_to(&self, key: &[u8]) -> bool {
+        hash::equal(&hash::sha256(key), &**self.key.load())
+    }
+}

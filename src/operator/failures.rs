@@ -1,0 +1,103 @@
+//! Wrong keys, counted by who showed them: guessing is slow.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::clock::Clock;
+
+/// Wrong keys of one peer in one [`WINDOW`].
+const FAILURES_MAX: u32 = 30;
+const WINDOW: Duration = Duration::from_secs(60);
+/// Peers that are counted apart; the others share one count with those of Unix sockets.
+const PEERS_MAX: usize = 1024;
+
+/// A peer's window: when it began, and the failures in it.
+type Window = (Instant, u32);
+
+/// The counts.
+pub(super) struct Failures {
+    clock: Clock,
+    windows: Mutex<HashMap<Option<IpAddr>, Window>>,
+    total: AtomicU64,
+}
+
+impl Failures {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { clock, windows: Mutex::default(), total: AtomicU64::new(0) }
+    }
+
+    /// All wrong keys since the start.
+    pub(super) fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Has this peer shown too many wrong keys? Then until when none of its keys is looked at.
+    pub(super) fn blocked(&self, peer: Option<IpAddr>) -> Option<Duration> {
+        let now = self.clock.now();
+        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let (began, count) = windows.get(&counted_as(&windows, peer)).copied()?;
+        let left = WINDOW.saturating_sub(now.saturating_duration_since(began));
+        (count >= FAILURES_MAX && !left.is_zero()).then_some(left)
+    }
+
+    /// Counts a wrong key.
+    pub(super) fn add(&self, peer: Option<IpAddr>) {
+        self.total.fetch_add(1, Ordering::Relaxed);
+        let now = self.clock.now();
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        if windows.len() >= PEERS_MAX {
+            windows.retain(|_, (began, _)| now.saturating_duration_since(*began) < WINDOW);
+        }
+        let peer = counted_as(&windows, peer);
+        let window = windows.entry(peer).or_insert((now, 0));
+        if now.saturating_duration_since(window.0) >= WINDOW {
+            *window = (now, 0);
+        }
+        window.1 = window.1.saturating_add(1);
+    }
+}
+
+/// The name that a peer is counted under: of IPv6 its /64, which is one customer's.
+fn counted_as(windows: &HashMap<Option<IpAddr>, Window>, peer: Option<IpAddr>) -> Option<IpAddr> {
+    let peer = peer.map(|ip| match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(six) => IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() >> 64 << 64)),
+    });
+    peer.filter(|_| windows.len() < PEERS_MAX || windows.contains_key(&peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thirty_wrong_keys_a_minute_and_no_more() {
+        let clock = Clock::movable();
+        let failures = Failures::new(clock.clone());
+        let (one, other) = (Some("10.0.0.1".parse().unwrap()), Some("10.0.0.2".parse().unwrap()));
+        for _ in 0..30 {
+            assert_eq!(failures.blocked(one), None);
+            failures.add(one);
+        }
+        assert!(failures.blocked(one).unwrap() <= WINDOW);
+        assert_eq!((failures.blocked(other), failures.blocked(None), failures.total()), (None, None, 30));
+        clock.advance(WINDOW);
+        assert_eq!(failures.blocked(one), None);
+    }
+
+    #[test]
+    fn many_peers_take_no_more_memory_and_a_network_is_one_peer() {
+        let failures = Failures::new(Clock::movable());
+        for peer in 0..3000u32 {
+            failures.add(Some(IpAddr::V4(peer.into())));
+        }
+        assert!(failures.windows.lock().unwrap().len() <= PEERS_MAX + 1);
+        assert!(failures.blocked(Some("99.9.9.9".parse().unwrap())).is_some(), "the rest shares one count");
+        let failures = Failures::new(Clock::movable());
+        (0..30u128).for_each(|host| failures.add(Some(IpAddr::V6(Ipv6Addr::from_bits(0x2001_0db8 << 96 | host)))));
+        assert!(failures.blocked(Some("2001:db8::ffff:1".parse().unwrap())).is_some());
+    }
+}

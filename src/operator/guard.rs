@@ -1,0 +1,198 @@
+//! Who may come in: requests for a host that is ours, from no foreign page, with the key.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, header};
+use secrecy::zeroize::Zeroizing;
+
+use super::desk::Desk;
+use super::problem::Problem;
+use crate::config::{Listen, Operator};
+
+/// The host that the request is for, if it is one of ours. What a page of another name makes a browser send here (DNS
+/// rebinding) is not.
+///
+/// # Errors
+/// [`Problem::UnknownHost`]; also when there is none, or two.
+pub(super) fn host(head: &Parts, operator: &Operator) -> Result<Authority, Problem> {
+    let mut fields = head.headers.get_all(header::HOST).iter();
+    let (field, second) = (fields.next(), fields.next());
+    let named = head.uri.authority().cloned();
+    let authority = named.or_else(|| Authority::try_from(field?.as_bytes()).ok());
+    authority.filter(|authority| second.is_none() && is_ours(authority, operator)).ok_or(Problem::UnknownHost)
+}
+
+/// The port does not count: nobody else answers at ours, and forwarded ports differ.
+fn is_ours(authority: &Authority, operator: &Operator) -> bool {
+    if authority.as_str().contains('@') {
+        return false;
+    }
+    let host = authority.host();
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match address.parse::<IpAddr>() {
+        Ok(ip) => ip.is_loopback() || operator.listen.iter().any(|listen| listens(listen, ip)),
+        Err(_) => {
+            let name = host.strip_suffix('.').unwrap_or(host);
+            ["localhost"]
+                .into_iter()
+                .chain(operator.hosts.iter().map(String::as_str))
+                .any(|own| own.eq_ignore_ascii_case(name))
+        }
+    }
+}
+
+/// A door that listens on every address is addressed by any: an address, unlike a name, cannot be made to point elsewhere.
+fn listens(listen: &Listen, ip: IpAddr) -> bool {
+    match listen {
+        Listen::Tcp(own) => own.ip().is_unspecified() || own.ip().to_canonical() == ip.to_canonical(),
+        Listen::Unix(_) => false,
+    }
+}
+
+/// Refuses what another site's page sends.
+///
+/// # Errors
+/// [`Problem::ForeignOrigin`].
+pub(super) fn origin(head: &Parts, authority: &Authority) -> Result<(), Problem> {
+    let own = |origin: &HeaderValue| origin.to_str().is_ok_and(|origin| is_same(origin, authority));
+    let site = head.headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    let reads = matches!(head.method, Method::GET | Method::HEAD);
+    let crosses = !reads && site.is_some_and(|site| !matches!(site, b"same-origin" | b"none"));
+    let ours = head.headers.get_all(header::ORIGIN).iter().all(own);
+    if ours && !crosses { Ok(()) } else { Err(Problem::ForeignOrigin) }
+}
+
+fn is_same(origin: &str, authority: &Authority) -> bool {
+    let (rest, port) = match (origin.strip_prefix("http://"), origin.strip_prefix("https://")) {
+        (Some(rest), _) => (rest, 80),
+        (None, Some(rest)) => (rest, 443),
+        (None, None) => return false,
+    };
+    let Ok(origin) = rest.parse::<Authority>() else { return false };
+    let port_of = |authority: &Authority| authority.port_u16().unwrap_or(port);
+    origin.host().eq_ignore_ascii_case(authority.host()) && port_of(&origin) == port_of(authority)
+}
+
+/// Refuses who does not have the key.
+///
+/// # Errors
+/// No key, a wrong one, two, or too many wrong ones before.
+pub(super) fn key(desk: &Arc<Desk>, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), Problem> {
+    let mut fields = headers.get_all(header::AUTHORIZATION).iter();
+    let field = fields.next().ok_or(Problem::NoKey)?;
+    if fields.next().is_some() {
+        return Err(Problem::TwoCredentials);
+    }
+    if let Some(retry_after) = desk.failures.blocked(peer) {
+        return Err(Problem::TooManyFailures { retry_after });
+    }
+    let key = shown(field).ok_or(Problem::NoKey)?;
+    if desk.opens_to(&key) {
+        return Ok(());
+    }
+    desk.failures.add(peer);
+    Err(Problem::WrongKey)
+}
+
+/// The key of `Bearer KEY`, or of `Basic` as the password of any name.
+fn shown(field: &HeaderValue) -> Option<Zeroizing<Vec<u8>>> {
+    let (scheme, credential) = field.to_str().ok()?.split_once(' ')?;
+    let credential = credential.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(Zeroizing::new(credential.as_bytes().to_vec()));
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = Zeroizing::new(STANDARD.decode(credential).ok()?);
+    let colon = decoded.iter().position(|byte| *byte == b':')?;
+    Some(Zeroizing::new(decoded.get(colon + 1..)?.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+
+    fn operator(listen: &str) -> Operator {
+        let listen = vec![Listen::Tcp(listen.parse().unwrap())];
+        Operator { listen, key: Source::Env("KEY".into()), hosts: vec!["makegate.internal".into()] }
+    }
+
+    fn head(method: &str, headers: &[(&str, &str)]) -> Parts {
+        let build = http::Request::builder().method(method).uri("/");
+        let build = headers.iter().fold(build, |build, (name, value)| build.header(*name, *value));
+        build.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn only_hosts_of_its_own_are_answered() {
+        let operator = operator("10.1.2.3:8081");
+        let known = |host| super::host(&head("GET", &[("host", host)]), &operator).is_ok();
+        for host in [
+            "localhost",
+            "LOCALHOST:9",
+            "127.0.0.1:8081",
+            "[::1]:8081",
+            "10.1.2.3",
+            "makegate.internal:80",
+            "localhost.",
+        ] {
+            assert!(known(host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "10.1.2.4",
+            "x@localhost",
+            "",
+            "[localhost]",
+            "localhost:x",
+            "0.0.0.0",
+        ] {
+            assert!(!known(host), "{host}");
+        }
+        assert!(super::host(&head("GET", &[]), &operator).is_err());
+        assert!(super::host(&head("GET", &[("host", "localhost"), ("host", "localhost")]), &operator).is_err());
+    }
+
+    #[test]
+    fn a_door_on_every_address_is_addressed_by_any_but_by_no_unknown_name() {
+        let operator = operator("0.0.0.0:8081");
+        let known = |host| super::host(&head("GET", &[("host", host)]), &operator).is_ok();
+        assert!(known("192.168.7.7:8081"));
+        assert!(!known("evil.example"));
+    }
+
+    #[test]
+    fn another_pages_origin_is_foreign() {
+        let own = |method, headers: &[(&str, &str)]| {
+            origin(&head(method, headers), &"localhost:8081".parse().unwrap()).is_ok()
+        };
+        assert!(own("POST", &[]));
+        assert!(own("POST", &[("origin", "http://localhost:8081"), ("sec-fetch-site", "same-origin")]));
+        assert!(own("GET", &[("sec-fetch-site", "cross-site")]), "a link from elsewhere");
+        for foreign in
+            ["http://localhost:3000", "https://localhost", "http://evil.example", "null", "", "localhost:8081"]
+        {
+            assert!(!own("POST", &[("origin", foreign)]), "{foreign}");
+            assert!(!own("GET", &[("origin", foreign)]), "{foreign}");
+        }
+        assert!(!own("POST", &[("sec-fetch-site", "same-site")]));
+        assert!(is_same("https://ops.example", &"ops.example:443".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_key_is_shown_as_bearer_or_as_the_password() {
+        let key = |value| shown(&HeaderValue::from_static(value)).map(|key| key.to_vec());
+        assert_eq!(key("Bearer s:ecret").unwrap(), b"s:ecret");
+        assert_eq!(key("bearer secret").unwrap(), b"secret");
+        assert_eq!(key("Basic YW55Om15OmtleQ==").unwrap(), b"my:key");
+        assert_eq!((key("Basic !!"), key("Token x"), key("secret")), (None, None, None));
+    }
+}

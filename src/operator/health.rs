@@ -1,0 +1,63 @@
+//! Is it alive, is it ready? For probes, which have no key.
+
+use std::fmt::Write as _;
+
+use http::{Response, StatusCode};
+
+use super::desk::Desk;
+use super::query::Query;
+use super::render::{Whole, text};
+use crate::upstream::Standing;
+
+/// How one thing that readiness looks at is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Ok,
+    /// Worth a look; requests are answered all the same.
+    Degraded(&'static str),
+    /// No reason to send requests here.
+    Failed(&'static str),
+}
+
+/// Whether requests should come here.
+pub(super) fn is_ready(desk: &Desk) -> bool {
+    !checks(desk).iter().any(|(_, state)| matches!(state, State::Failed(_)))
+}
+
+/// `/readyz`: 200 or 503; `?verbose` says why.
+pub(super) fn readyz(desk: &Desk, query: &Query) -> Response<Whole> {
+    let checks = checks(desk);
+    let ready = is_ready(desk);
+    let mut words = String::new();
+    if query.has("verbose") || !ready {
+        for (name, state) in checks {
+            let _infallible = match state {
+                State::Ok => writeln!(words, "[+] {name}: ok"),
+                State::Degraded(why) => writeln!(words, "[!] {name}: degraded: {why}"),
+                State::Failed(why) => writeln!(words, "[-] {name}: failed: {why}"),
+            };
+        }
+    }
+    words.push_str(if ready { "ready\n" } else { "not ready\n" });
+    let mut response = text("text/plain; charset=utf-8", words);
+    if !ready {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    response
+}
+
+fn checks(desk: &Desk) -> [(&'static str, State); 4] {
+    let gate = &desk.gate;
+    let config = match desk.in_force().error {
+        None => State::Ok,
+        Some(_) => State::Degraded("the last reload failed and the configuration before it is in force; see /config"),
+    };
+    let log =
+        if gate.log.writable() { State::Ok } else { State::Failed("the log cannot be written; see the process log") };
+    let draining = if gate.draining() { State::Failed("it is shutting down") } else { State::Ok };
+    let upstream = match gate.upstream().breaker().standing() {
+        Standing::Closed => State::Ok,
+        Standing::Open | Standing::Probing => State::Degraded("Make could not be reached lately"),
+    };
+    [("config", config), ("log", log), ("draining", draining), ("upstream", upstream)]
+}

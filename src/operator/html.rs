@@ -1,0 +1,150 @@
+//! The pages for people: plain HTML, one stylesheet, no script. What comes from records is text, never markup.
+
+use http::StatusCode;
+use maud::{DOCTYPE, Markup, html};
+
+use super::query::Query;
+use super::render::{Page, Table};
+
+/// The pages, in the order of the menu.
+const MENU: [(&str, &str); 8] = [
+    ("/", "Overview"),
+    ("/audit", "Audit"),
+    ("/callers", "Callers"),
+    ("/quota", "Quota"),
+    ("/cache", "Cache"),
+    ("/doubts", "In doubt"),
+    ("/explain", "Explain"),
+    ("/config", "Configuration"),
+];
+
+/// A whole page.
+pub(super) fn page<P: Page>(page: &P, query: &Query) -> Markup {
+    let query = query.suffix();
+    let body = html! {
+        h1 { (P::TITLE) }
+        (page.html())
+        footer {
+            "This page as "
+            a href={ (P::PATH) ".json" (query) } { "JSON" }
+            " or "
+            a href={ (P::PATH) ".csv" (query) } { "CSV" }
+        }
+    };
+    shell(P::TITLE, P::PATH, &body)
+}
+
+/// A refusal, for people.
+pub(super) fn problem(status: StatusCode, title: &str, detail: &str) -> Markup {
+    let body = html! {
+        h1 { (title) }
+        p { (detail) }
+        p.quiet { "Status " (status.as_u16()) }
+    };
+    shell(title, "", &body)
+}
+
+fn shell(title: &str, path: &str, body: &Markup) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { (title) " · makegate" }
+                link rel="stylesheet" href="/style.css";
+            }
+            body {
+                header {
+                    strong { "makegate" }
+                    nav aria-label="Pages" {
+                        @for (place, name) in MENU {
+                            a href=(place) aria-current=[(place == path).then_some("page")] { (name) }
+                        }
+                    }
+                }
+                main { (body) }
+            }
+        }
+    }
+}
+
+/// A table, or the hint where it has no rows.
+pub(super) fn table(table: &Table, hint: &str) -> Markup {
+    html! {
+        @if table.rows.is_empty() {
+            p.empty { (hint) }
+        } @else {
+            div.wide {
+                table {
+                    thead { tr { @for column in table.columns { th scope="col" { (column.replace('_', " ")) } } } }
+                    tbody { @for row in &table.rows { tr { @for cell in row { (data(cell)) } } } }
+                }
+            }
+        }
+    }
+}
+
+fn data(cell: &str) -> Markup {
+    let number = !cell.is_empty() && cell.bytes().all(|byte| byte.is_ascii_digit());
+    html! { td.n[number] { (visible(cell)) } }
+}
+
+/// Figures with their names, most important first.
+pub(super) fn figures(figures: &[(&str, String)]) -> Markup {
+    html! {
+        dl.figures {
+            @for (name, value) in figures {
+                div { dt { (name) } dd { (value) } }
+            }
+        }
+    }
+}
+
+/// How much of something is taken.
+pub(super) fn gauge(label: &str, used: u64, limit: u64) -> Markup {
+    html! {
+        div.gauge {
+            span { (label) }
+            meter min="0" max=(limit.max(1)) value=(used.min(limit)) high=(limit * 3 / 4) optimum="0" {}
+            span.n { (used) " of " (limit) }
+        }
+    }
+}
+
+/// The text with every character shown that would act on the text around it: controls, and marks that turn its direction.
+pub(super) fn visible(text: &str) -> String {
+    let acts = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    };
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        if acts(c) {
+            shown.extend(c.escape_unicode())
+        } else {
+            shown.push(c)
+        }
+        shown
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_records_is_text() {
+        let rows = vec![vec!["<script>alert(1)</script>".to_owned(), "a\u{202e}b\u{1b}[31m".to_owned()]];
+        let shown = table(&Table { columns: &["one", "two"], rows }, "none").into_string();
+        assert!(shown.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{shown}");
+        assert!(shown.contains("a\\u{202e}b\\u{1b}[31m"), "{shown}");
+        assert!(!shown.contains('\u{202e}') && !shown.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_table_without_rows_says_what_would_be_there() {
+        let shown = table(&Table { columns: &["one"], rows: vec![] }, "No write is in doubt.").into_string();
+        assert_eq!(shown, "<p class=\"empty\">No write is in doubt.</p>");
+    }
+}

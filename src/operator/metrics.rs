@@ -1,0 +1,229 @@
+//! `/metrics` in the OpenMetrics text format. Everything is read from live counters when it is asked for: no request pays
+//! for it. Labels come from the configuration and the catalogue alone.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::Response;
+use jiff::Timestamp;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::desk::Desk;
+use super::pages::buckets;
+use super::problem::Problem;
+use super::render::{Whole, text};
+use super::routes::Form;
+use super::{health, process};
+use crate::gateway::meters::{DURATION_BOUNDS_US, Durations, ENDINGS};
+use crate::upstream::Standing;
+
+/// The answer to a scrape.
+pub(super) fn metrics(desk: &Arc<Desk>) -> Response<Whole> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape(desk.clone())));
+    let mut out = String::with_capacity(16 * 1024);
+    match prometheus_client::encoding::text::encode(&mut out, &registry) {
+        Ok(()) => text("application/openmetrics-text; version=1.0.0; charset=utf-8", out),
+        Err(fmt::Error) => Problem::Internal.response(Form::Json),
+    }
+}
+
+struct Scrape(Arc<Desk>);
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut sheet = Sheet(encoder);
+        let desk = &self.0;
+        requests(&mut sheet, desk)?;
+        upstream(&mut sheet, desk)?;
+        quota(&mut sheet, desk)?;
+        cache(&mut sheet, desk)?;
+        log(&mut sheet, desk)?;
+        itself(&mut sheet, desk)?;
+        kernel(&mut sheet, desk.started)
+    }
+}
+
+/// A sample's labels.
+type Labels<const N: usize> = [(&'static str, String); N];
+
+/// The text that is being written.
+struct Sheet<'e>(DescriptorEncoder<'e>);
+
+impl Sheet<'_> {
+    fn counters<const N: usize, V: EncodeCounterValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels<N>, V)>,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        samples.into_iter().try_for_each(|(labels, value)| {
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&value, None)
+        })
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: impl EncodeCounterValue) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, f64>(&value, None)
+    }
+
+    fn count(&mut self, name: &str, help: &str, counter: &AtomicU64) -> fmt::Result {
+        self.counter(name, help, counter.load(Ordering::Relaxed))
+    }
+
+    fn gauges<const N: usize, V: EncodeGaugeValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels<N>, V)>,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        samples.into_iter().try_for_each(|(labels, value)| metric.encode_family(&labels)?.encode_gauge(&value))
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    fn durations(&mut self, name: &str, help: &str, durations: &Durations) -> fmt::Result {
+        let (counts, sum_us) = durations.read();
+        let seconds = |us| Duration::from_micros(us).as_secs_f64();
+        let bounds = DURATION_BOUNDS_US.into_iter().map(seconds).chain([f64::INFINITY]);
+        let buckets: Vec<_> = bounds.zip(counts.iter().copied()).collect();
+        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        metric.encode_histogram::<NoLabelSet>(seconds(sum_us), counts.iter().sum(), &buckets, None)
+    }
+}
+
+fn requests(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
+    let gate = &desk.gate;
+    let (policy, meters) = (gate.policy(), &gate.meters);
+    let operation = |row: Option<usize>| {
+        let row = row.and_then(|row| policy.catalogue().rows().get(row));
+        row.map_or_else(String::new, |row| row.id.to_string())
+    };
+    let labels = |caller: &str, row, outcome: &str| {
+        [("caller", caller.to_owned()), ("operation", operation(row)), ("outcome", outcome.to_owned())]
+    };
+    let known = policy.members.iter().flat_map(|member| {
+        let name = member.config.name.clone();
+        let counts = member.state.counts().into_iter();
+        counts.map(move |(row, source, count)| (name.clone(), row, source, count))
+    });
+    let known = known.map(|(name, row, source, count)| (labels(&name, row, source.as_str()), count));
+    let unidentified = (labels("", None, "refused"), meters.unidentified.load(Ordering::Relaxed));
+    let help = "Answers, by caller (none: not known), operation (none: not classified) and where the answer came from";
+    sheet.counters("makegate_requests", help, known.chain([unidentified]))?;
+    let help = "Time from the moment a request was read whole to its answer";
+    sheet.durations("makegate_request_duration", help, &meters.requests)?;
+    sheet.gauge("makegate_requests_under_way", "Requests under way", gate.under_way())?;
+    let connections = desk.connections().into_iter().map(|(door, count)| ([("door", door.to_owned())], count));
+    sheet.gauges("makegate_connections", "Connections, by door", connections)?;
+    sheet.count("makegate_faults", "Requests that failed for a fault of makegate's own", &meters.faults)?;
+    sheet.counter("makegate_operator_key_failures", "Wrong operator keys", desk.failures.total())
+}
+
+fn upstream(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
+    let meters = &desk.gate.meters;
+    let attempts = ENDINGS.iter().zip(&meters.attempts);
+    let attempts = attempts.map(|(ending, count)| ([("result", (*ending).to_owned())], count.load(Ordering::Relaxed)));
+    sheet.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
+    let standing = desk.gate.upstream().breaker().standing();
+    let states = [(Standing::Closed, "closed"), (Standing::Open, "open"), (Standing::Probing, "probing")];
+    let states = states.map(|(state, name)| ([("state", name.to_owned())], u64::from(state == standing)));
+    let help = "What the breaker does: 1 at its state (closed: requests go upstream)";
+    sheet.gauges("makegate_upstream_breaker", help, states)?;
+    sheet.count("makegate_token_refused", "Upstream answers 401 to the gateway's own token", &meters.token_refused)?;
+    sheet.count("makegate_token_leaks", "Upstream answers withheld because they held the token", &meters.leaks)?;
+    let help = "Upstream answers 403 that are not Make's: something before it refused";
+    sheet.count("makegate_edge_refused", help, &meters.edge_refused)
+}
+
+fn quota(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
+    let buckets = buckets(&desk.gate.quota);
+    let least = buckets.iter().map(|bucket| bucket.remaining).min();
+    let help = "What is left of the upstream's quota where least is left";
+    sheet.gauges("makegate_quota_remaining", help, least.map(|least| ([], least)))?;
+    let waiting = buckets.iter().map(|bucket| bucket.waiting).sum::<u64>();
+    sheet.gauge("makegate_quota_waiting", "Requests that wait for quota", waiting)?;
+    let closed = buckets.iter().filter(|bucket| bucket.closed_for_ms.is_some()).count();
+    sheet.gauge("makegate_quota_closed", "Buckets that the upstream's own 429 has closed", closed)?;
+    sheet.durations("makegate_quota_wait", "Waits for quota", &desk.gate.meters.quota_waits)
+}
+
+fn cache(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
+    let size = desk.gate.cache.size();
+    let results = [("hit", size.hits), ("miss", size.misses)].map(|(name, n)| ([("result", name.to_owned())], n));
+    sheet.counters("makegate_cache_requests", "Reads that looked in memory", results)?;
+    sheet.gauge("makegate_cache_entries", "Entries in memory", size.entries)?;
+    sheet.gauge("makegate_cache_bytes", "What they weigh", size.bytes)?;
+    sheet.gauge("makegate_cache_capacity_bytes", "What they may weigh", size.capacity_bytes)?;
+    let help = "Answers that were stored although the upstream said not to";
+    sheet.count("makegate_cache_overruled", help, &desk.gate.meters.overruled)
+}
+
+fn log(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
+    let log = &desk.gate.log;
+    let counts = log.counts();
+    sheet.gauge(
+        "makegate_audit_backlog",
+        "Records that are not on disk yet, or that room is kept for",
+        log.backlog(),
+    )?;
+    sheet.gauge("makegate_audit_writable", "1: writes are accepted", u64::from(log.writable()))?;
+    sheet.counter("makegate_audit_records", "Records on disk since the start", counts.records)?;
+    sheet.counter("makegate_audit_written_bytes", "Their bytes", counts.bytes)?;
+    sheet.counter("makegate_audit_syncs", "Calls of fdatasync", counts.syncs)?;
+    sheet.counter("makegate_audit_failures", "Writes to disk and calls of fdatasync that failed", counts.failures)?;
+    sheet.counter("makegate_audit_refused", "Requests that got no room in the log or no disk", counts.refused)?;
+    let help = "Requests that were refused without a record, because the log had no room";
+    sheet.count("makegate_audit_unrecorded", help, &desk.gate.meters.unrecorded)?;
+    sheet.gauge("makegate_writes_in_doubt", "Writes whose effect is not known; see /doubts", counts.doubts)
+}
+
+fn itself(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
+    let in_force = desk.in_force();
+    let successful = u64::from(in_force.error.is_none());
+    sheet.gauge("makegate_config_last_reload_successful", "1: the last (re)load took effect", successful)?;
+    let help = "When the last (re)load was tried";
+    sheet.gauge("makegate_config_last_reload_timestamp_seconds", help, seconds(in_force.loaded))?;
+    sheet.gauge("makegate_ready", "1: ready for requests", u64::from(health::is_ready(desk)))?;
+    let mut build = sheet.0.encode_descriptor("makegate_build", "What is running", None, MetricType::Info)?;
+    build.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
+}
+
+fn kernel(sheet: &mut Sheet<'_>, started: Timestamp) -> fmt::Result {
+    let process = process::process();
+    if let Some(spent) = process.cpu_seconds {
+        sheet.counter("process_cpu_seconds", "CPU time spent", spent)?;
+    }
+    let gauges = [
+        ("process_resident_memory_bytes", "Resident memory", process.resident_bytes),
+        ("process_virtual_memory_bytes", "Virtual memory", process.virtual_bytes),
+        ("process_open_fds", "Open file descriptors", process.open_fds),
+        ("process_max_fds", "The most file descriptors", process.max_fds),
+        ("process_threads", "Threads", process.threads),
+    ];
+    for (name, help, value) in gauges {
+        if let Some(value) = value {
+            sheet.gauge(name, help, value)?;
+        }
+    }
+    sheet.gauge("process_start_time_seconds", "When it started", seconds(started))
+}
+
+fn seconds(time: Timestamp) -> f64 {
+    time.as_duration().as_secs_f64()
+}

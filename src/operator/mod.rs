@@ -1,0 +1,141 @@
+//! The operators' door: what the gateway does and did, for people, scripts and scrapers.
+//!
+//! Every request passes [`guard`] first. Most places are pages: one value, rendered as JSON, CSV or HTML in [`render`].
+
+mod audit;
+mod desk;
+mod failures;
+mod guard;
+mod health;
+mod html;
+mod metrics;
+mod pages;
+mod problem;
+mod process;
+mod purge;
+mod query;
+mod render;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body::Body;
+
+use crate::catalogue::openapi::openapi;
+use crate::gateway::door::{Door, OpenDoor};
+use problem::Problem;
+use query::Query;
+use render::{Held, Whole, text};
+use routes::{Form, Place, Route};
+
+pub use desk::Desk;
+
+/// What every answer of this door carries. `same-origin`, because a browser that sends no referrer sends `Origin: null`.
+const HEADERS: [(&str, &str); 6] = [
+    (
+        "content-security-policy",
+        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("cache-control", "no-store"),
+    ("referrer-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+];
+
+/// Serves `desk` at a bound door from now on.
+pub fn open(door: Door, desk: Arc<Desk>) -> OpenDoor {
+    let serving = desk.clone();
+    let open = door.open(move |peer, request| {
+        let desk = serving.clone();
+        async move {
+            let busy = peer.busy();
+            answer(&desk, peer.address, request).await.map(|body| Held::new(body, busy))
+        }
+    });
+    desk.show_door("operator", open.clone());
+    open
+}
+
+/// Answers one request of `peer`: whatever happens inside, there is one answer.
+async fn answer<B>(desk: &Arc<Desk>, peer: Option<IpAddr>, request: Request<B>) -> Response<Whole>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
+{
+    let (head, body) = request.into_parts();
+    let route = routes::find(head.uri.path());
+    let form = routes::form(route, &head.headers);
+    let answered = AssertUnwindSafe(admitted(desk, peer, &head, route, form, body)).catch_unwind().await;
+    let answered = answered.unwrap_or(Err(Problem::Internal));
+    let mut response = answered.unwrap_or_else(|problem| problem.response(form));
+    add_headers(response.headers_mut());
+    response
+}
+
+/// The guards, then the place.
+async fn admitted<B>(
+    desk: &Arc<Desk>,
+    peer: Option<IpAddr>,
+    head: &Parts,
+    route: Option<Route>,
+    form: Form,
+    body: B,
+) -> Result<Response<Whole>, Problem>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
+{
+    let authority = guard::host(head, &desk.gate.policy().config.operator)?;
+    guard::origin(head, &authority)?;
+    if !route.is_some_and(|route| route.place.is_open()) {
+        guard::key(desk, peer, &head.headers)?;
+    }
+    let place = route.ok_or(Problem::NoPage)?.place;
+    place.takes(&head.method)?;
+    let query = Query::parse(head.uri.query())?;
+    visit(desk, peer, place, (form, &query), head, body).await
+}
+
+async fn visit<B>(
+    desk: &Arc<Desk>,
+    peer: Option<IpAddr>,
+    place: Place,
+    (form, query): (Form, &Query),
+    head: &Parts,
+    body: B,
+) -> Result<Response<Whole>, Problem>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
+{
+    Ok(match place {
+        Place::Livez => text("text/plain; charset=utf-8", "ok\n"),
+        Place::Readyz => health::readyz(desk, query),
+        Place::Metrics => metrics::metrics(desk),
+        Place::Style => text("text/css; charset=utf-8", include_str!("style.css")),
+        Place::OpenApi => text("application/json", openapi(desk.gate.policy().catalogue()).to_string()),
+        Place::Overview => render::page(&pages::overview(desk), form, query),
+        Place::Audit => render::page(&audit::page(desk, query).await?, form, query),
+        Place::Follow => audit::follow(desk, query)?,
+        Place::Callers => render::page(&pages::callers(desk), form, query),
+        Place::Quota => render::page(&pages::quota(desk), form, query),
+        Place::Cache => render::page(&pages::cache(desk), form, query),
+        Place::Purge => purge::purge(desk, peer, head, body).await?,
+        Place::Config => render::page(&pages::config(desk), form, query),
+        Place::Doubts => render::page(&pages::doubts(desk), form, query),
+        Place::Explain => render::page(&pages::explain(desk, form, query)?, form, query),
+    })
+}
+
+fn add_headers(headers: &mut HeaderMap) {
+    for (name, value) in HEADERS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert(header::VARY, HeaderValue::from_static("accept, authorization"));
+}

@@ -1,0 +1,72 @@
+//! `/cache`: what is in memory, by the tags that it can be purged by.
+
+use std::sync::Arc;
+
+use maud::{Markup, html};
+use serde::Serialize;
+
+use super::super::desk::Desk;
+use super::super::html;
+use super::super::render::{Page, Table};
+
+/// The page.
+#[derive(Debug, Serialize)]
+pub(crate) struct Cache {
+    entries: u64,
+    bytes: u64,
+    capacity_bytes: u64,
+    hits: u64,
+    misses: u64,
+    tags: Vec<Tag>,
+}
+
+#[derive(Debug, Serialize)]
+struct Tag {
+    tag: Arc<str>,
+    entries: usize,
+}
+
+/// What is in memory now.
+pub(crate) fn cache(desk: &Desk) -> Cache {
+    let (size, tags) = desk.gate.cache.census();
+    Cache {
+        entries: size.entries,
+        bytes: size.bytes,
+        capacity_bytes: size.capacity_bytes,
+        hits: size.hits,
+        misses: size.misses,
+        tags: tags.into_iter().map(|(tag, entries)| Tag { tag, entries }).collect(),
+    }
+}
+
+impl Page for Cache {
+    const TITLE: &str = "Cache";
+    const PATH: &str = "/cache";
+
+    fn table(&self) -> Table {
+        let row = |tag: &Tag| vec![tag.tag.to_string(), tag.entries.to_string()];
+        Table { columns: &["tag", "entries"], rows: self.tags.iter().map(row).collect() }
+    }
+
+    fn html(&self) -> Markup {
+        let figures = [
+            ("Entries", self.entries.to_string()),
+            ("Hits", self.hits.to_string()),
+            ("Misses", self.misses.to_string()),
+        ];
+        html! {
+            (html::figures(&figures))
+            (html::gauge("Bytes", self.bytes, self.capacity_bytes))
+            h2 { "Tags" }
+            form method="post" action="/cache/purge" {
+                label { "tag" input name="tag" placeholder="org:11" required; }
+                button type="submit" { "Purge the tag" }
+            }
+            form method="post" action="/cache/purge" {
+                input type="hidden" name="all" value="true";
+                button type="submit" { "Purge everything" }
+            }
+            (html::table(&self.table(), "Nothing is in memory: reads of a class with a lifetime fill it."))
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! `/callers`: who may do what, and what they did.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use maud::Markup;
+use serde::Serialize;
+
+use super::super::desk::Desk;
+use super::super::html;
+use super::super::render::{Page, Table, cell};
+use crate::callers::Source;
+use crate::catalogue::Catalogue;
+use crate::config::{Grants, Rate, Scope};
+use crate::gateway::policy::Member;
+use crate::words::KeyId;
+
+/// The page.
+#[derive(Debug, Serialize)]
+pub(crate) struct Callers {
+    callers: Vec<Caller>,
+}
+
+/// One caller.
+#[derive(Debug, Serialize)]
+pub(crate) struct Caller {
+    pub(crate) name: Arc<str>,
+    grants: Vec<Arc<str>>,
+    /// `None`: all.
+    organizations: Option<Vec<u64>>,
+    rate: String,
+    burst: u32,
+    may_refresh: bool,
+    keys: Vec<Key>,
+    pub(crate) requests: u64,
+    pub(crate) refused: u64,
+    under_way: usize,
+    /// Answers by where they came from.
+    pub(crate) answers: Answers,
+    /// The same by operation (`""`: not classified).
+    operations: BTreeMap<Arc<str>, Answers>,
+}
+
+/// Counts by the words of [`Source`]; what is nothing is left out.
+pub(crate) type Answers = BTreeMap<&'static str, u64>;
+
+#[derive(Debug, Serialize)]
+struct Key {
+    key: String,
+    last_used: Option<Timestamp>,
+}
+
+/// All callers of the configuration in force.
+pub(crate) fn callers(desk: &Desk) -> Callers {
+    let policy = desk.gate.policy();
+    Callers { callers: policy.members.iter().map(|member| caller(member, policy.catalogue())).collect() }
+}
+
+impl Callers {
+    pub(crate) fn into_list(self) -> Vec<Caller> {
+        self.callers
+    }
+}
+
+fn caller(member: &Member, catalogue: &Catalogue) -> Caller {
+    let config = &member.config;
+    let (mut answers, mut operations) = (Answers::new(), BTreeMap::<Arc<str>, Answers>::new());
+    for (row, source, count) in member.state.counts() {
+        let id = row.and_then(|row| catalogue.rows().get(row)).map_or_else(|| Arc::from(""), |row| row.id.clone());
+        *answers.entry(source.as_str()).or_default() += count;
+        *operations.entry(id).or_default().entry(source.as_str()).or_default() += count;
+    }
+    Caller {
+        name: config.name.clone(),
+        grants: match &config.grants {
+            Grants::All => vec!["*".into()],
+            Grants::Some(grants) => grants.clone(),
+        },
+        organizations: match &config.organizations {
+            Scope::All => None,
+            Scope::Only(ids) => Some(ids.clone()),
+        },
+        rate: rate(config.rate),
+        burst: config.burst,
+        may_refresh: config.may_refresh,
+        keys: config.keys.iter().map(|hash| key(member, KeyId::of(hash))).collect(),
+        requests: answers.values().sum(),
+        refused: answers.get(Source::Refused.as_str()).copied().unwrap_or(0),
+        under_way: member.state.under_way(),
+        answers,
+        operations,
+    }
+}
+
+fn key(member: &Member, key: KeyId) -> Key {
+    let used_ms = member.state.last_used(key).load(Ordering::Relaxed);
+    let last_used = Timestamp::from_millisecond(used_ms).ok().filter(|_| used_ms > 0);
+    Key { key: key.to_string(), last_used }
+}
+
+/// As the configuration writes it.
+fn rate(rate: Rate) -> String {
+    const SECOND: Duration = Duration::from_secs(1);
+    const MINUTE: Duration = Duration::from_secs(60);
+    let unit = match rate.per {
+        SECOND => "s",
+        MINUTE => "min",
+        _ => "h",
+    };
+    format!("{}/{unit}", rate.requests)
+}
+
+impl Page for Callers {
+    const TITLE: &str = "Callers";
+    const PATH: &str = "/callers";
+
+    fn table(&self) -> Table {
+        let columns = &[
+            "name",
+            "grants",
+            "organizations",
+            "rate",
+            "burst",
+            "keys",
+            "last_used",
+            "requests",
+            "refused",
+            "under_way",
+        ];
+        let row = |caller: &Caller| {
+            let ids = |ids: &Vec<u64>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+            let keys: Vec<&str> = caller.keys.iter().map(|key| &*key.key).collect();
+            vec![
+                caller.name.to_string(),
+                caller.grants.join(" "),
+                caller.organizations.as_ref().map_or_else(|| "all".to_owned(), ids),
+                caller.rate.clone(),
+                caller.burst.to_string(),
+                keys.join(" "),
+                cell(caller.keys.iter().filter_map(|key| key.last_used).max()),
+                caller.requests.to_string(),
+                caller.refused.to_string(),
+                caller.under_way.to_string(),
+            ]
+        };
+        Table { columns, rows: self.callers.iter().map(row).collect() }
+    }
+
+    fn html(&self) -> Markup {
+        let hint = "There is no caller: make a key with `makegate key new --caller NAME` and add what it prints to the configuration.";
+        html::table(&self.table(), hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_shown_as_it_is_written() {
+        let of = |requests, seconds| rate(Rate { requests, per: Duration::from_secs(seconds) });
+        assert_eq!([of(5, 1), of(600, 60), of(7, 3600)], ["5/s", "600/min", "7/h"]);
+    }
+}

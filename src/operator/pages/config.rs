@@ -1,0 +1,69 @@
+//! `/config`: every setting in force and where it comes from, and how the last reload ended.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use maud::{Markup, html};
+use serde::Serialize;
+
+use super::super::desk::Desk;
+use super::super::html;
+use super::super::render::{Page, Table};
+
+/// The page. It holds no secret: the configuration holds none.
+#[derive(Debug, Serialize)]
+pub(crate) struct Config {
+    file: Option<String>,
+    settings: Vec<Setting>,
+    reload: Reload,
+}
+
+#[derive(Debug, Serialize)]
+struct Setting {
+    key: String,
+    value: String,
+    origin: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Reload {
+    time: Timestamp,
+    error: Option<Arc<str>>,
+}
+
+/// The configuration in force.
+pub(crate) fn config(desk: &Desk) -> Config {
+    let in_force = desk.in_force();
+    let setting = |shown: &crate::config::Shown| Setting {
+        key: shown.key.clone(),
+        value: shown.value.clone(),
+        origin: shown.origin.clone(),
+    };
+    Config {
+        file: desk.file.as_ref().map(|file| file.display().to_string()),
+        settings: in_force.settings.iter().map(setting).collect(),
+        reload: Reload { time: in_force.loaded, error: in_force.error.clone() },
+    }
+}
+
+impl Page for Config {
+    const TITLE: &str = "Configuration";
+    const PATH: &str = "/config";
+
+    fn table(&self) -> Table {
+        let row = |setting: &Setting| vec![setting.key.clone(), setting.value.clone(), setting.origin.clone()];
+        Table { columns: &["key", "value", "origin"], rows: self.settings.iter().map(row).collect() }
+    }
+
+    fn html(&self) -> Markup {
+        html! {
+            @if let Some(error) = &self.reload.error {
+                p.warn { "The reload at " (self.reload.time) " failed; the configuration before it is in force:" }
+                pre.warn { (html::visible(error)) }
+            } @else {
+                p { "Loaded at " (self.reload.time) @if let Some(file) = &self.file { " from " code { (html::visible(file)) } } "." }
+            }
+            (html::table(&self.table(), "Nothing was configured: all settings are defaults of the demo."))
+        }
+    }
+}

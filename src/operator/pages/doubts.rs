@@ -1,0 +1,65 @@
+//! `/doubts`: writes whose effect on the upstream nobody knows.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use maud::Markup;
+use serde::Serialize;
+
+use super::super::desk::Desk;
+use super::super::html;
+use super::super::render::{Page, Table, cell};
+use crate::audit::Doubt;
+
+/// The page.
+#[derive(Debug, Serialize)]
+pub(crate) struct Doubts {
+    doubts: Vec<InDoubt>,
+}
+
+#[derive(Debug, Serialize)]
+struct InDoubt {
+    request: String,
+    time: Timestamp,
+    caller: Arc<str>,
+    operation: Arc<str>,
+    organization: Option<u64>,
+    path: Arc<str>,
+}
+
+/// All writes in doubt, the oldest first.
+pub(crate) fn doubts(desk: &Desk) -> Doubts {
+    let of = |doubt: Doubt| InDoubt {
+        request: doubt.request.to_string(),
+        time: doubt.time,
+        caller: doubt.caller,
+        operation: doubt.operation,
+        organization: doubt.organization,
+        path: doubt.path,
+    };
+    Doubts { doubts: desk.gate.log.doubts().list().into_iter().map(of).collect() }
+}
+
+impl Page for Doubts {
+    const TITLE: &str = "Writes in doubt";
+    const PATH: &str = "/doubts";
+
+    fn table(&self) -> Table {
+        let row = |doubt: &InDoubt| {
+            vec![
+                doubt.request.clone(),
+                doubt.time.to_string(),
+                doubt.caller.to_string(),
+                doubt.operation.to_string(),
+                cell(doubt.organization),
+                doubt.path.to_string(),
+            ]
+        };
+        let columns = &["request", "time", "caller", "operation", "organization", "path"];
+        Table { columns, rows: self.doubts.iter().map(row).collect() }
+    }
+
+    fn html(&self) -> Markup {
+        html::table(&self.table(), "No write is in doubt: of every write it is known whether it took effect.")
+    }
+}

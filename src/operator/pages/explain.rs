@@ -1,0 +1,75 @@
+//! `/explain`: what the gateway would do with a request, and why. Spends nothing.
+
+use maud::{Markup, html};
+use serde::Serialize;
+
+use super::super::desk::Desk;
+use super::super::html;
+use super::super::problem::Problem;
+use super::super::query::Query;
+use super::super::render::{Page, Table};
+use super::super::routes::Form;
+use crate::gateway::explain::{self, Explanation};
+
+/// The parameters.
+const PARAMETERS: [&str; 3] = ["caller", "method", "target"];
+
+/// The page.
+#[derive(Debug, Serialize)]
+pub(crate) struct Explained {
+    /// `None`: nothing was asked yet.
+    #[serde(flatten)]
+    explanation: Option<Explanation>,
+    #[serde(skip)]
+    asked: Query,
+}
+
+/// Explains what the query asks for.
+///
+/// # Errors
+/// A parameter that is missing or not known; people get the form instead.
+pub(crate) fn explain(desk: &Desk, form: Form, query: &Query) -> Result<Explained, Problem> {
+    query.only(&PARAMETERS)?;
+    let [caller, method, target] = PARAMETERS.map(|name| query.get(name));
+    let explanation = match (caller, method.or(Some("GET")), target) {
+        (Some(caller), Some(method), Some(target)) => {
+            Some(explain::explain(&desk.gate.policy(), Some(&desk.gate), caller, method, target))
+        }
+        _ if form == Form::Html => None,
+        _ => {
+            let why = "write ?caller=NAME&method=GET&target=/api/v2/…, with the target percent-encoded";
+            return Err(Problem::BadParameter { why: why.to_owned() });
+        }
+    };
+    Ok(Explained { explanation, asked: query.clone() })
+}
+
+impl Page for Explained {
+    const TITLE: &str = "Explain";
+    const PATH: &str = "/explain";
+
+    fn table(&self) -> Table {
+        let steps = self.explanation.iter().flat_map(|explanation| &explanation.steps);
+        let rows = steps.map(|step| vec![step.step.to_owned(), step.verdict.to_owned(), step.why.clone()]).collect();
+        Table { columns: &["step", "verdict", "why"], rows }
+    }
+
+    fn html(&self) -> Markup {
+        let asked = |name: &str| self.asked.get(name).unwrap_or_default();
+        html! {
+            form method="get" action="/explain" {
+                label { "caller" input name="caller" value=(asked("caller")) required; }
+                label { "method" input name="method" value=(asked("method")) placeholder="GET" size="8"; }
+                label { "target" input name="target" value=(asked("target")) placeholder="/api/v2/organizations" size="40" required; }
+                button type="submit" { "Explain" }
+            }
+            @if let Some(explanation) = &self.explanation {
+                p {
+                    "Verdict: " strong { (explanation.verdict) }
+                    @if let (Some(status), Some(code)) = (explanation.status, explanation.code) { ", " (status) " " (code) }
+                }
+            }
+            (html::table(&self.table(), "Name a caller and a request: its steps appear here. Nothing is sent or spent."))
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! `/`: the state of things at a glance.
+
+use jiff::Timestamp;
+use maud::{Markup, html};
+use serde::Serialize;
+
+use super::super::desk::Desk;
+use super::super::render::{Page, Table, cell};
+use super::super::{health, html};
+use super::callers::{Answers, Caller, callers};
+use super::quota::{Bucket, buckets};
+use crate::gateway::meters::{DURATION_BOUNDS_US, Durations};
+use crate::upstream::Standing;
+
+/// The page.
+#[derive(Debug, Serialize)]
+pub(crate) struct Overview {
+    version: &'static str,
+    started: Timestamp,
+    ready: bool,
+    draining: bool,
+    /// What the breaker does: `closed` lets requests through.
+    upstream: &'static str,
+    requests: u64,
+    answers: Answers,
+    under_way: usize,
+    /// Of reads that looked in memory; `None`: none did.
+    hit_ratio: Option<f64>,
+    latency: Latency,
+    quota_wait: Latency,
+    doubts: u64,
+    log: LogState,
+    quota: Vec<Bucket>,
+    callers: Vec<Caller>,
+}
+
+/// Upper bounds, in microseconds, under which so many percent stay. `None`: no sample, or beyond a minute.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Latency {
+    samples: u64,
+    p50_us: Option<u64>,
+    p95_us: Option<u64>,
+    p99_us: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct LogState {
+    writable: bool,
+    records: u64,
+    backlog: usize,
+    failures: u64,
+}
+
+/// The state of things now.
+pub(crate) fn overview(desk: &Desk) -> Overview {
+    let gate = &desk.gate;
+    let (size, counts, callers) = (gate.cache.size(), gate.log.counts(), callers(desk).into_list());
+    let mut answers = Answers::new();
+    for (source, count) in callers.iter().flat_map(|caller| &caller.answers) {
+        *answers.entry(source).or_default() += count;
+    }
+    let looked = size.hits + size.misses;
+    Overview {
+        version: env!("CARGO_PKG_VERSION"),
+        started: desk.started,
+        ready: health::is_ready(desk),
+        draining: gate.draining(),
+        upstream: match gate.upstream().breaker().standing() {
+            Standing::Closed => "closed",
+            Standing::Open => "open",
+            Standing::Probing => "probing",
+        },
+        requests: answers.values().sum(),
+        answers,
+        under_way: gate.under_way(),
+        hit_ratio: (looked > 0).then(|| size.hits as f64 / looked as f64),
+        latency: latency(&gate.meters.requests),
+        quota_wait: latency(&gate.meters.quota_waits),
+        doubts: counts.doubts,
+        log: LogState {
+            writable: gate.log.writable(),
+            records: counts.records,
+            backlog: gate.log.backlog(),
+            failures: counts.failures,
+        },
+        quota: buckets(&gate.quota),
+        callers,
+    }
+}
+
+fn latency(durations: &Durations) -> Latency {
+    let (counts, _) = durations.read();
+    let samples = counts.iter().sum::<u64>();
+    let below = |percent: u64| {
+        let wanted = (samples * percent).div_ceil(100);
+        let mut seen = 0;
+        let mut bounds = DURATION_BOUNDS_US.into_iter().zip(&counts);
+        bounds.find(|(_, count)| {
+            seen += **count;
+            samples > 0 && seen >= wanted
+        })
+    };
+    let bound = |percent| below(percent).map(|(bound, _)| bound);
+    Latency { samples, p50_us: bound(50), p95_us: bound(95), p99_us: bound(99) }
+}
+
+/// `≤ 2.5 ms`.
+fn spoken(bound_us: Option<u64>) -> String {
+    match bound_us {
+        None => "–".to_owned(),
+        Some(us) if us < 1000 => format!("≤ {us} µs"),
+        Some(us) if us < 1_000_000 => format!("≤ {} ms", us as f64 / 1e3),
+        Some(us) => format!("≤ {} s", us as f64 / 1e6),
+    }
+}
+
+impl Page for Overview {
+    const TITLE: &str = "Overview";
+    const PATH: &str = "/";
+
+    fn table(&self) -> Table {
+        let own = [
+            ("version", self.version.to_owned()),
+            ("started", self.started.to_string()),
+            ("ready", self.ready.to_string()),
+            ("upstream", self.upstream.to_owned()),
+            ("requests", self.requests.to_string()),
+            ("under_way", self.under_way.to_string()),
+            ("hit_ratio", cell(self.hit_ratio)),
+            ("latency_p50_us", cell(self.latency.p50_us)),
+            ("latency_p95_us", cell(self.latency.p95_us)),
+            ("latency_p99_us", cell(self.latency.p99_us)),
+            ("doubts", self.doubts.to_string()),
+            ("log_writable", self.log.writable.to_string()),
+            ("log_backlog", self.log.backlog.to_string()),
+        ];
+        let rows = own.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+        Table { columns: &["name", "value"], rows }
+    }
+
+    fn html(&self) -> Markup {
+        let ratio = self.hit_ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{:.0} %", ratio * 100.0));
+        let figures = [
+            ("Requests", self.requests.to_string()),
+            ("Answered from memory", ratio),
+            ("Half are answered in", spoken(self.latency.p50_us)),
+            ("95 % in", spoken(self.latency.p95_us)),
+            ("Under way", self.under_way.to_string()),
+            ("In doubt", self.doubts.to_string()),
+        ];
+        html! {
+            (self.warnings())
+            (html::figures(&figures))
+            h2 { "Quota" }
+            @if self.quota.is_empty() { p.empty { "No quota was spent yet: nothing has gone upstream." } }
+            @for bucket in &self.quota { (bucket.gauge()) }
+            h2 { "Callers" }
+            (html::table(&self.caller_table(), "There is no caller yet: see Callers."))
+            p.quiet { "makegate " (self.version) ", running since " (self.started) "." }
+        }
+    }
+}
+
+impl Overview {
+    fn warnings(&self) -> Markup {
+        html! {
+            @if !self.ready { p.warn { "Not ready: see " a href="/readyz?verbose" { "readiness" } "." } }
+            @if self.upstream != "closed" { p.warn { "Make could not be reached lately; reads are answered from memory where they may be." } }
+            @if !self.log.writable { p.warn { "The log cannot be written: writes are refused." } }
+            @if self.doubts > 0 { p.warn { "Some writes are in doubt: " a href="/doubts" { "look at them" } "." } }
+        }
+    }
+
+    fn caller_table(&self) -> Table {
+        let count = |caller: &Caller, source: &str| cell(caller.answers.get(source));
+        let row = |caller: &Caller| {
+            let name = caller.name.to_string();
+            let sources = ["hit", "stale", "miss", "forwarded", "replayed"].map(|source| count(caller, source));
+            let own = [name, caller.requests.to_string()];
+            own.into_iter().chain(sources).chain([caller.refused.to_string()]).collect()
+        };
+        let columns = &["caller", "requests", "hit", "stale", "miss", "forwarded", "replayed", "refused"];
+        Table { columns, rows: self.callers.iter().map(row).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn latency_is_told_by_the_bounds_of_its_buckets() {
+        let durations = Durations::default();
+        assert_eq!(latency(&durations), Latency { samples: 0, p50_us: None, p95_us: None, p99_us: None });
+        (0..97).for_each(|_| durations.add(Duration::from_micros(90)));
+        (0..3).for_each(|_| durations.add(Duration::from_secs(100)));
+        let told = latency(&durations);
+        assert_eq!(told, Latency { samples: 100, p50_us: Some(100), p95_us: Some(100), p99_us: None });
+        assert_eq!(spoken(Some(2500)), "≤ 2.5 ms");
+    }
+}

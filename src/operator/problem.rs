@@ -1,0 +1,148 @@
+//! What this door refuses, each with words that say what to do.
+
+use std::time::Duration;
+
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+use super::html;
+use super::render::{Whole, bytes};
+use super::routes::Form;
+use crate::audit::{BadFilter, QueryError};
+use crate::gateway::refusal::seconds;
+
+/// The largest body that this door reads.
+pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Why the door refuses.
+#[derive(Debug)]
+pub(super) enum Problem {
+    UnknownHost,
+    ForeignOrigin,
+    NoKey,
+    WrongKey,
+    TwoCredentials,
+    TooManyFailures { retry_after: Duration },
+    NoPage,
+    NoMethod { allowed: &'static str },
+    BadParameter { why: String },
+    BadBody { why: String },
+    NotJson,
+    BodyTooLarge,
+    BodySlow,
+    TooManyFollowers,
+    CannotRecord,
+    Query(QueryError),
+    Internal,
+}
+
+impl From<BadFilter> for Problem {
+    fn from(bad: BadFilter) -> Self {
+        Self::BadParameter { why: bad.to_string() }
+    }
+}
+
+impl From<QueryError> for Problem {
+    fn from(error: QueryError) -> Self {
+        Self::Query(error)
+    }
+}
+
+impl Problem {
+    /// Status, the last part of its `type`, title.
+    const fn row(&self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::UnknownHost => (StatusCode::MISDIRECTED_REQUEST, "unknown-host", "Unknown host"),
+            Self::ForeignOrigin => (StatusCode::FORBIDDEN, "foreign-origin", "Foreign origin"),
+            Self::NoKey => (StatusCode::UNAUTHORIZED, "no-key", "No operator key"),
+            Self::WrongKey => (StatusCode::UNAUTHORIZED, "wrong-key", "Wrong operator key"),
+            Self::TwoCredentials => (StatusCode::BAD_REQUEST, "two-credentials", "Two credentials"),
+            Self::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "too-many-failures", "Too many wrong keys"),
+            Self::NoPage => (StatusCode::NOT_FOUND, "no-page", "No such page"),
+            Self::NoMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "no-method", "No such method"),
+            Self::BadParameter { .. } => (StatusCode::BAD_REQUEST, "bad-parameter", "A parameter has no meaning"),
+            Self::BadBody { .. } => (StatusCode::BAD_REQUEST, "bad-body", "The body has no meaning"),
+            Self::NotJson => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "The body is announced as no JSON"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The body is too large"),
+            Self::BodySlow => (StatusCode::REQUEST_TIMEOUT, "body-slow", "The body came too slowly"),
+            Self::TooManyFollowers => (StatusCode::SERVICE_UNAVAILABLE, "too-many-followers", "Too many followers"),
+            Self::CannotRecord => (StatusCode::SERVICE_UNAVAILABLE, "cannot-record", "The log has no room"),
+            Self::Query(QueryError::TooLong) => {
+                (StatusCode::GATEWAY_TIMEOUT, "query-too-long", "The query took too long")
+            }
+            Self::Query(QueryError::Busy) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "query-busy", "Other queries are running")
+            }
+            Self::Query(QueryError::Io(_)) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "log-unreadable", "The log cannot be read")
+            }
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "A fault of makegate's own"),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::UnknownHost => {
+                "This door answers to its own addresses, to localhost, and to the names in operator.names: add this one there.".to_owned()
+            }
+            Self::ForeignOrigin => "A page of another origin sent this: use this door's own pages, or no browser.".to_owned(),
+            Self::NoKey | Self::WrongKey => {
+                "Send the operator key as `Authorization: Bearer KEY`, or as the password of Basic with any name.".to_owned()
+            }
+            Self::TwoCredentials => "Send one Authorization header.".to_owned(),
+            Self::TooManyFailures { retry_after } => {
+                format!("Your address has shown too many wrong keys: wait {} s.", seconds(*retry_after))
+            }
+            Self::NoPage => {
+                "There are /, /audit, /callers, /quota, /cache, /config, /doubts and /explain (each also with .json and .csv), /audit/follow, /openapi.json, /livez, /readyz and /metrics.".to_owned()
+            }
+            Self::NoMethod { allowed } => format!("This path takes {allowed}."),
+            Self::BadParameter { why } | Self::BadBody { why } => format!("{why}."),
+            Self::NotJson => "Send `Content-Type: application/json`.".to_owned(),
+            Self::BodyTooLarge => format!("A body has at most {BODY_BYTES_MAX} bytes."),
+            Self::BodySlow => "The body did not arrive in time: send it again.".to_owned(),
+            Self::TooManyFollowers => "As many follow the log as may: end one, or read /audit.".to_owned(),
+            Self::CannotRecord => "Nothing was done, because it could not be recorded: see /readyz?verbose.".to_owned(),
+            Self::Query(error) => capital(&format!("{error}.")),
+            Self::Internal => "It failed in a way that the process log explains.".to_owned(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        if let Self::TooManyFailures { retry_after } = self {
+            return Some(*retry_after);
+        }
+        matches!(self, Self::Query(QueryError::Busy) | Self::TooManyFollowers).then_some(Duration::from_secs(1))
+    }
+
+    /// The answer: a problem document (RFC 9457), for people a page.
+    pub(super) fn response(&self, form: Form) -> Response<Whole> {
+        let (status, kind, title) = self.row();
+        let detail = self.detail();
+        let mut response = match form {
+            Form::Html => bytes("text/html; charset=utf-8", html::problem(status, title, &detail).into_string()),
+            Form::Json | Form::Csv => {
+                let r#type = format!("urn:makegate:operator:{kind}");
+                let problem = json!({"type": r#type, "title": title, "status": status.as_u16(), "detail": detail});
+                bytes("application/problem+json", problem.to_string())
+            }
+        };
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"makegate\", Bearer"));
+        }
+        if let Self::NoMethod { allowed } = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+        }
+        if let Some(after) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(after)));
+        }
+        response
+    }
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}

@@ -1,0 +1,155 @@
+//! Which place a path is, and in which form it answers.
+
+use http::{HeaderMap, Method, header};
+
+use super::problem::Problem;
+
+/// A place behind this door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Livez,
+    Readyz,
+    Metrics,
+    Style,
+    OpenApi,
+    Overview,
+    Audit,
+    Follow,
+    Callers,
+    Quota,
+    Cache,
+    Purge,
+    Config,
+    Doubts,
+    Explain,
+}
+
+const PLACES: [(&str, Place); 16] = [
+    ("/livez", Place::Livez),
+    ("/healthz", Place::Livez),
+    ("/readyz", Place::Readyz),
+    ("/metrics", Place::Metrics),
+    ("/style.css", Place::Style),
+    ("/openapi.json", Place::OpenApi),
+    ("/", Place::Overview),
+    ("/audit", Place::Audit),
+    ("/audit/follow", Place::Follow),
+    ("/callers", Place::Callers),
+    ("/quota", Place::Quota),
+    ("/cache", Place::Cache),
+    ("/cache/purge", Place::Purge),
+    ("/config", Place::Config),
+    ("/doubts", Place::Doubts),
+    ("/explain", Place::Explain),
+];
+
+impl Place {
+    /// Needs it no key?
+    pub(super) const fn is_open(self) -> bool {
+        matches!(self, Self::Livez | Self::Readyz | Self::Metrics)
+    }
+
+    /// Is it one value that is shown in every form?
+    const fn is_page(self) -> bool {
+        match self {
+            Self::Overview
+            | Self::Audit
+            | Self::Callers
+            | Self::Quota
+            | Self::Cache
+            | Self::Config
+            | Self::Doubts
+            | Self::Explain => true,
+            Self::Livez | Self::Readyz | Self::Metrics | Self::Style | Self::OpenApi | Self::Follow | Self::Purge => {
+                false
+            }
+        }
+    }
+
+    /// Refuses another method.
+    ///
+    /// # Errors
+    /// [`Problem::NoMethod`].
+    pub(super) fn takes(self, method: &Method) -> Result<(), Problem> {
+        let (takes, allowed) = if self == Self::Purge {
+            (*method == Method::POST, "POST")
+        } else {
+            (matches!(*method, Method::GET | Method::HEAD), "GET, HEAD")
+        };
+        if takes { Ok(()) } else { Err(Problem::NoMethod { allowed }) }
+    }
+}
+
+/// How a page answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Json,
+    Csv,
+    Html,
+}
+
+/// A path understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) place: Place,
+    /// The form that its suffix asks for.
+    form: Option<Form>,
+}
+
+/// What this path is; `None`: nothing.
+pub(super) fn find(path: &str) -> Option<Route> {
+    let named = |name: &str| PLACES.iter().find(|(path, _)| *path == name).map(|(_, place)| *place);
+    if let Some(place) = named(path) {
+        return Some(Route { place, form: None });
+    }
+    let (page, form) = match path.rsplit_once('.')? {
+        (page, "json") => (page, Form::Json),
+        (page, "csv") => (page, Form::Csv),
+        _ => return None,
+    };
+    named(page).filter(|place| place.is_page()).map(|place| Route { place, form: Some(form) })
+}
+
+/// The form of the answer: the suffix's, else HTML for who accepts it.
+pub(super) fn form(route: Option<Route>, headers: &HeaderMap) -> Form {
+    let suffix = route.and_then(|route| route.form);
+    suffix.unwrap_or_else(|| if accepts_html(headers) { Form::Html } else { Form::Json })
+}
+
+fn accepts_html(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut ranges = values.flat_map(|value| value.split(','));
+    ranges.any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let html = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("text/html"));
+        html && !parts.any(|part| matches!(part, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_have_suffixes_and_nothing_else_has() {
+        assert_eq!(find("/quota"), Some(Route { place: Place::Quota, form: None }));
+        assert_eq!(find("/quota.csv"), Some(Route { place: Place::Quota, form: Some(Form::Csv) }));
+        assert_eq!(find("/.json"), Some(Route { place: Place::Overview, form: Some(Form::Json) }));
+        assert_eq!(find("/openapi.json"), Some(Route { place: Place::OpenApi, form: None }));
+        for nothing in ["/metrics.json", "/cache/purge.csv", "/quota.html", "/quota/", "", "//", "/quota.json.csv"] {
+            assert_eq!(find(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn a_suffix_wins_over_accept_and_a_bare_path_is_json_unless_html_is_asked_for() {
+        let of =
+            |path, accept: &str| form(find(path), &HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]));
+        assert_eq!(of("/quota", "text/html,application/xhtml+xml,*/*;q=0.8"), Form::Html);
+        assert_eq!(of("/quota", "*/*"), Form::Json);
+        assert_eq!(of("/quota", "text/html;q=0, application/json"), Form::Json);
+        assert_eq!(of("/quota.json", "text/html"), Form::Json);
+        assert_eq!(of("/quota.csv", "text/html"), Form::Csv);
+        assert_eq!(form(find("/quota"), &HeaderMap::new()), Form::Json);
+    }
+}

@@ -14,3 +14,4 @@ mod support;
 mod operations;
 mod refusals;
 mod sandbox;
+mod wire;

@@ -16,6 +16,8 @@ const MOVABLE_NAP: Duration = Duration::from_millis(5);
 pub struct Clock {
     /// Milliseconds by which a test has moved this clock ahead of the machine's.
     ahead_ms: Option<Arc<AtomicU64>>,
+    /// Where a clock that stands still stands.
+    still: Option<(Instant, Timestamp)>,
 }
 
 impl Clock {
@@ -28,7 +30,13 @@ impl Clock {
     /// A clock that runs with the machine's and can be moved ahead by [`Clock::advance`].
     #[must_use]
     pub fn movable() -> Self {
-        Self { ahead_ms: Some(Arc::default()) }
+        Self { ahead_ms: Some(Arc::default()), still: None }
+    }
+
+    /// A clock that stands still unless it is moved by [`Clock::advance`]: what tests compare to the second.
+    #[must_use]
+    pub fn still() -> Self {
+        Self { ahead_ms: Some(Arc::default()), still: Some((Instant::now(), Timestamp::now())) }
     }
 
     /// Moves a movable clock (and all its clones) ahead; does nothing to the system's.
@@ -45,7 +53,7 @@ impl Clock {
     /// Monotonic time: for deadlines, ages and pacing.
     #[must_use]
     pub fn now(&self) -> Instant {
-        Instant::now() + self.ahead()
+        self.still.map_or_else(Instant::now, |(now, _)| now) + self.ahead()
     }
 
     /// Waits until this clock shows `moment`. A movable clock is looked at again and again, because a test may move it.
@@ -62,7 +70,7 @@ impl Clock {
     /// Wall time: for records and headers, never for arithmetic that decides anything.
     #[must_use]
     pub fn wall(&self) -> Timestamp {
-        Timestamp::now() + self.ahead()
+        self.still.map_or_else(Timestamp::now, |(_, now)| now) + self.ahead()
     }
 
     /// Wall time in milliseconds since 1970, for what must outlive the process.

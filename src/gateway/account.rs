@@ -38,6 +38,7 @@ pub(super) struct Account {
     remaining: Option<Remaining>,
     under_way: Option<InFlight>,
     is_read: bool,
+    is_head: bool,
     if_none_match: Option<HeaderValue>,
     counted: bool,
 }
@@ -62,6 +63,7 @@ impl Account {
             remaining: None,
             under_way: None,
             is_read: is_read(request.method()),
+            is_head: request.method() == Method::HEAD,
             if_none_match: headers.get(header::IF_NONE_MATCH).filter(|_| request.method() != Method::POST).cloned(),
             counted: false,
         }
@@ -122,6 +124,9 @@ impl Account {
         };
         self.add_headers(parts.0, &mut parts.1, facts.and_then(|facts| facts.outcome));
         self.note(parts.0, &parts.2, &reply, how, now);
+        if self.is_head {
+            answer::leave_out_body(&mut parts);
+        }
         answer::response(parts, &self.named.id, busy)
     }
 

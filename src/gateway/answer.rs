@@ -231,6 +231,14 @@ pub(super) fn put(headers: &mut HeaderMap, name: &HeaderName, text: std::fmt::Ar
     }
 }
 
+/// An answer to HEAD: over HTTP/2 nobody else leaves the body out.
+pub(super) fn leave_out_body((status, headers, body): &mut (StatusCode, HeaderMap, Bytes)) {
+    if *status != StatusCode::NOT_MODIFIED && *status != StatusCode::NO_CONTENT {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    }
+    body.clear();
+}
+
 /// The response with what every answer carries.
 pub(super) fn response(
     (status, mut headers, body): (StatusCode, HeaderMap, Bytes),

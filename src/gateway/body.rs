@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -32,8 +32,8 @@ pub(super) async fn read(
     if announced.is_some_and(|bytes| bytes > limits.body_bytes) {
         return Err(Refusal::BodyTooLarge { bytes_max: limits.body_bytes });
     }
-    if row.body == Body::Object {
-        check_type(headers)?;
+    if row.body != Body::None {
+        check_type(row, headers)?;
     }
     let bytes = whole(body, limits, clock).await?;
     check(row, headers, bytes)
@@ -71,23 +71,26 @@ async fn whole(mut body: Incoming, limits: &Limits, clock: &Clock) -> Result<Byt
 fn check(row: &Operation, headers: &HeaderMap, body: Bytes) -> Result<Bytes, Refusal> {
     match row.body {
         Body::None if !body.is_empty() => return Err(Refusal::UnwantedBody),
+        Body::Any if !body.is_empty() => check_type(row, headers)?,
         Body::None | Body::Any => {}
         Body::Object if body.is_empty() => return Err(Refusal::NotAnObject { why: "there is no body".to_owned() }),
         Body::Object => {
-            check_type(headers)?;
+            check_type(row, headers)?;
             check_object(&body)?;
         }
     }
     Ok(body)
 }
 
-fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
+/// JSON where an object is taken, and never encoded: `Content-Encoding` does not go upstream.
+fn check_type(row: &Operation, headers: &HeaderMap) -> Result<(), Refusal> {
     let plain = headers.get(CONTENT_ENCODING).is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
-    let json = headers.get(CONTENT_TYPE).is_none_or(|value| {
+    let json = |value: &HeaderValue| {
         let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         kind == "application/json" || kind.ends_with("+json")
-    });
-    if plain && json { Ok(()) } else { Err(Refusal::NotJson) }
+    };
+    let fits = row.body == Body::Any || headers.get(CONTENT_TYPE).is_none_or(json);
+    if plain && fits { Ok(()) } else { Err(Refusal::NotJson) }
 }
 
 fn check_object(body: &[u8]) -> Result<(), Refusal> {

@@ -9,7 +9,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::target::{Target, push_pair};
+use super::target::{Pair, Target, decoded, push_pair};
 use crate::config::Scope;
 
 /// Make's own bound and default for a page of this list; a longer list cannot be taken whole at once.
@@ -33,7 +33,7 @@ impl Page {
     pub(super) fn of(target: &Target<'_>) -> Self {
         let number = |name| target.value(name).and_then(|text| text.parse().ok());
         Self {
-            columns: target.values(COLUMNS).collect(),
+            columns: target.query.iter().filter(|pair| is_columns(&pair.name)).filter_map(named).collect(),
             sort_by: target.value("pg[sortBy]"),
             descending: target.value("pg[sortDir]").is_some_and(|dir| dir.eq_ignore_ascii_case("desc")),
             offset: number("pg[offset]").unwrap_or(0),
@@ -129,6 +129,17 @@ impl Page {
         })
         .to_string()
     }
+}
+
+/// `cols[]`, `cols` and `cols[0]`: Make reads them alike, and its clients write all three.
+fn is_columns(name: &str) -> bool {
+    let index = |rest: &str| rest.strip_prefix('[')?.strip_suffix(']').map(|i| i.bytes().all(|b| b.is_ascii_digit()));
+    name.strip_prefix("cols").is_some_and(|rest| rest.is_empty() || index(rest) == Some(true))
+}
+
+/// The column that a parameter names.
+fn named(pair: &Pair<'_>) -> Option<String> {
+    pair.value.as_deref().filter(|column| !column.is_empty()).map(decoded)
 }
 
 /// Columns that the gateway may have asked for on its own account.
@@ -262,6 +273,11 @@ mod tests {
         assert_eq!(page("").whole_query(), "pg[limit]=10000");
         assert_eq!(page("cols[]=name&pg[limit]=2&pg[offset]=4").whole_query(), "cols[]=id&cols[]=name&pg[limit]=10000");
         assert_eq!(page("cols[]=*").whole_query(), "cols[]=*&pg[limit]=10000");
+        assert_eq!(page("cols[]=&cols=").whole_query(), "pg[limit]=10000");
+        assert_eq!(
+            page("cols=b&cols[1]=a&cols1=c&cols[x]=d").whole_query(),
+            "cols[]=a&cols[]=b&cols[]=id&pg[limit]=10000"
+        );
         assert_eq!(
             page("cols[]=name&pg[sortBy]=zone").whole_query(),
             "cols[]=id&cols[]=name&cols[]=zone&pg[limit]=10000"

@@ -174,7 +174,7 @@ impl Refusal {
     #[expect(clippy::too_many_lines, reason = "a list of sentences, one a refusal")]
     pub fn detail(&self) -> String {
         match self {
-            Self::Ambiguous { why } => format!("{why}."),
+            Self::Ambiguous { why } => format!("{}.", capital(why)),
             Self::TargetTooLong { bytes_max } => format!("A target has at most {bytes_max} bytes."),
             Self::Repeated { parameter } => format!("`{parameter}` has one value: give it once."),
             Self::TwoCredentials => "Send one Authorization header.".to_owned(),
@@ -288,7 +288,7 @@ impl Refusal {
             | Self::DoubtCut { why }
             | Self::Unusable { why }
             | Self::AnswerLost { why } => Some(why.error.as_str()),
-            Self::TokenRefused => Some("destination_unauthorized"),
+            Self::TokenRefused => Some("proxy_configuration_error"),
             Self::Redirected { .. } | Self::Leaked | Self::NotNarrowable { .. } => Some("http_protocol_error"),
             Self::BreakerOpen { .. } => Some("destination_unavailable"),
             Self::Late => Some("http_response_timeout"),

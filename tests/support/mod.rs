@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "several test binaries share it, and not each uses all of it")]
 
+pub(crate) mod golden;
 pub(crate) mod hostile;
 
 use std::fmt::Write as _;
@@ -75,6 +76,12 @@ impl Plan {
 
     pub(crate) fn sandbox(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.sandbox);
+        self
+    }
+
+    /// Another clock than one that runs with the machine's.
+    pub(crate) fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 
@@ -289,7 +296,19 @@ pub(crate) async fn send(to: SocketAddr, method: &str, target: &str, headers: &s
 
 /// Sends these very bytes; `None`: the connection ended without an answer.
 pub(crate) async fn raw(to: SocketAddr, bytes: &str) -> Option<Reply> {
+    let stream = TcpStream::connect(to).await.unwrap();
+    exchange(stream, bytes).await
+}
+
+/// The same, and after them the end of this half of the connection.
+pub(crate) async fn half_closed(to: SocketAddr, bytes: &str) -> Option<Reply> {
     let mut stream = TcpStream::connect(to).await.unwrap();
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    exchange(stream, "").await
+}
+
+async fn exchange(mut stream: TcpStream, bytes: &str) -> Option<Reply> {
     stream.write_all(bytes.as_bytes()).await.unwrap();
     let mut all = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut all)).await;

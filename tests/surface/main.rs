@@ -1,5 +1,19 @@
 //! What the service shows to the outside, operation by operation.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
 
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cli;
+mod operations;
+mod operator;
+mod refusals;
 mod sandbox;
+mod wire;

@@ -1,0 +1,71 @@
+//! Refusals of steps 2 to 8: before anything is spent.
+
+use super::{compare, keyed, only, provoke, still};
+use crate::support::{ALL, LIST, ORG, READER, half_closed, raw, send};
+
+#[tokio::test]
+async fn targets() {
+    let world = still().start().await;
+    provoke(&world, "MG101", ALL, ("GET", "/api/v2/organizations/"), &[], "").await.expect(400);
+    let long = format!("{LIST}?x={}", "y".repeat(8000));
+    provoke(&world, "MG102", ALL, ("GET", &long), &[], "").await.expect(414);
+    provoke(&world, "MG103", ALL, ("GET", &format!("{LIST}?pg[limit]=1&pg%5Blimit%5D=2")), &[], "").await.expect(400);
+    provoke(&world, "MG121", ALL, ("GET", "/api/v2/scenarios"), &[], "").await.expect(404);
+    provoke(&world, "MG122", ALL, ("PUT", ORG), &[], "{}").await.expect(405);
+    assert_eq!(world.sandbox.received().len(), 0);
+}
+
+#[tokio::test]
+async fn credentials() {
+    let world = still().start().await;
+    let twice = [&*format!("authorization: Token {ALL}"), &*format!("authorization: Bearer {ALL}")];
+    compare("MG104", &send(world.gateway, "GET", LIST, &only("MG104", &twice), "").await.expect(400));
+    compare("MG111", &send(world.gateway, "GET", LIST, &only("MG111", &[]), "").await.expect(401));
+    provoke(&world, "MG112", "unknown", ("GET", LIST), &[], "").await.expect(401);
+    assert_eq!(world.sandbox.received().len(), 0);
+}
+
+#[tokio::test]
+async fn rights() {
+    let world = still().caller("scoped", "grants = [\"*\"]\norganizations = [11]\nrate = \"600/min\"").start().await;
+    provoke(&world, "MG131", READER, ("GET", &format!("{ORG}/variables")), &[], "").await.expect(403);
+    provoke(&world, "MG132", READER, ("GET", "/api/v2/organizations/13"), &[], "").await.expect(403);
+    provoke(&world, "MG133", "scoped", ("POST", LIST), &[], "{}").await.expect(403);
+    assert_eq!(world.sandbox.received().len(), 0);
+}
+
+#[tokio::test]
+async fn bodies() {
+    let world = still().start().await;
+    provoke(&world, "MG151", ALL, ("PATCH", ORG), &[], "[]").await.expect(400);
+    provoke(&world, "MG152", ALL, ("DELETE", ORG), &[], "{}").await.expect(400);
+    provoke(&world, "MG155", ALL, ("PATCH", ORG), &["content-length: 1048577"], "").await.expect(413);
+    provoke(&world, "MG156", ALL, ("PATCH", ORG), &["content-type: text/plain"], "{}").await.expect(415);
+    assert_eq!(world.sandbox.received().len(), 0);
+}
+
+/// The caller closes its half of the connection in the middle of the body, but still listens.
+#[tokio::test]
+async fn a_body_that_is_cut() {
+    let world = still().start().await;
+    let headers = keyed("MG153", ALL);
+    let text = format!("PATCH {ORG} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: 100\r\n\r\n{{\"name\":");
+    compare("MG153", &half_closed(world.gateway, &text).await.unwrap().expect(400));
+}
+
+#[tokio::test]
+async fn a_body_that_comes_too_slowly() {
+    let world = still().set("limits", "body_gap = \"50ms\"").start().await;
+    let headers = keyed("MG154", ALL);
+    let text = format!(
+        "PATCH {ORG} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: 100\r\n\r\n{{\"name\":"
+    );
+    compare("MG154", &raw(world.gateway, &text).await.unwrap().expect(408));
+}
+
+#[tokio::test]
+async fn memory_that_has_nothing() {
+    let world = still().start().await;
+    provoke(&world, "MG191", ALL, ("GET", LIST), &["cache-control: only-if-cached"], "").await.expect(504);
+    assert_eq!(world.sandbox.received().len(), 0);
+}

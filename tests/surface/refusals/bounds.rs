@@ -1,0 +1,89 @@
+//! Refusals for want of something bounded: rate, room, quota, a log.
+
+use super::{compare, keyed, provoke, still};
+use crate::support::{ALL, LIST, ORG, OTHER, TOO, World, send};
+use makegate::quota::BucketId;
+use makegate::sandbox::{Fault, FaultKind};
+
+const APPS: &str = "/api/v2/organizations/11/apps";
+const HANG: FaultKind = FaultKind::Hang { effect: false };
+
+#[tokio::test]
+async fn the_callers_rate() {
+    let lines = "grants = [\"*\"]\nrate = \"1/min\"\nburst = 1";
+    let world = still().caller("slow", lines).start().await;
+    world.get("slow", APPS).await.expect(200);
+    provoke(&world, "MG141", "slow", ("GET", APPS), &[], "").await.expect(429);
+}
+
+#[tokio::test]
+async fn the_callers_requests_under_way() {
+    let world = still().set("limits", "in_flight_per_caller = 1").start().await;
+    refused_beside_another(&world, "MG142", ALL).await;
+}
+
+#[tokio::test]
+async fn all_requests_under_way() {
+    let world = still().set("limits", "in_flight = 1").start().await;
+    refused_beside_another(&world, "MG143", TOO).await;
+}
+
+/// One request of [`ALL`] is under way when one of `key` is refused.
+async fn refused_beside_another(world: &World, code: &str, key: &str) {
+    world.sandbox.fault(Fault::once("GET", APPS, HANG));
+    let first = world.get(ALL, APPS);
+    let second = async {
+        until(|| world.received("GET", APPS) == 1).await;
+        provoke(world, code, key, ("GET", OTHER), &[], "").await;
+        world.sandbox.clear_faults();
+    };
+    tokio::join!(first, second).0.expect(200);
+}
+
+#[tokio::test]
+async fn quota() {
+    let world = still().set("upstream", "quota = \"1/min\"\nquota_wait = \"0s\"").start().await;
+    world.get(ALL, APPS).await.expect(200);
+    provoke(&world, "MG171", ALL, ("GET", APPS), &[], "").await.expect(429);
+}
+
+#[tokio::test]
+async fn a_place_in_the_queue_for_quota() {
+    let times = "quota = \"1/min\"\nquota_wait = \"90s\"\ndeadline = \"100s\"";
+    let world = still().set("upstream", times).set("limits", "quota_queue = 1").start().await;
+    world.get(ALL, APPS).await.expect(200);
+    let waits = world.get(ALL, APPS);
+    let second = async {
+        let quota = &world.service.gate().quota;
+        until(|| quota.view(BucketId::Organization(11)).waiting == 1).await;
+        provoke(&world, "MG172", ALL, ("GET", APPS), &[], "").await.expect(429);
+    };
+    tokio::select! { _ = waits => panic!("there was quota"), () = second => {} }
+}
+
+/// The log's folder is gone: the next segment cannot be begun.
+#[tokio::test]
+async fn a_log() {
+    let log = "segment = \"1KiB\"\nrecord_bytes = \"1KiB\"\nbuffer_records = 8";
+    let world = still().set("audit", log).start().await;
+    std::fs::rename(world.dir.path().join("audit"), world.dir.path().join("elsewhere")).unwrap();
+    let log = &world.service.gate().log;
+    while log.writable() {
+        world.get(ALL, LIST).await.expect(200);
+    }
+    let refused = send(world.gateway, "PATCH", ORG, &keyed("MG181", ALL), "{}").await;
+    compare("MG181", &refused.expect(503));
+    assert_eq!(world.received("PATCH", ORG), 0, "nothing goes upstream without an intent");
+    let mut read = send(world.gateway, "GET", LIST, &keyed("MG182", ALL), "").await;
+    while read.status == 200 {
+        read = send(world.gateway, "GET", LIST, &keyed("MG182", ALL), "").await;
+    }
+    compare("MG182", &read.expect(503));
+}
+
+/// Waits for what another task is about to do.
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+}

@@ -1,0 +1,25 @@
+//! What goes over the wire, byte by byte: headers of answers, headers that go upstream, targets, bodies, TLS.
+
+mod bodies;
+mod headers;
+mod memory;
+mod tags;
+mod targets;
+mod tls;
+
+use makegate::clock::Clock;
+
+use crate::support::{Plan, Reply};
+
+const USAGE: &str = "/api/v2/organizations/11/usage";
+const APPS: &str = "/api/v2/organizations/11/apps";
+
+fn still() -> Plan {
+    Plan::default().clock(Clock::still())
+}
+
+/// A header that has to be there.
+#[track_caller]
+fn header<'r>(reply: &'r Reply, name: &str) -> &'r str {
+    reply.header(name).unwrap_or_else(|| panic!("no {name}: {reply:?}"))
+}

@@ -12,6 +12,7 @@
 mod support;
 
 mod operations;
+mod properties;
 mod refusals;
 mod sandbox;
 mod wire;

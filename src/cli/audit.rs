@@ -323,5 +323,5 @@ fn target(path: &str, pairs: &Pairs<'_>) -> String {
 }
 
 fn unreadable(dir: &Path, error: &dyn std::fmt::Display) -> Failure {
-    Failure::failed(format!("the log in {}: {error}; is that where audit.dir points?", dir.display()))
+    Failure::failed(format!("{}: {error}; is that the folder of audit.dir, and may you read it?", dir.display()))
 }

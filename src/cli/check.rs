@@ -1,6 +1,7 @@
 //! `makegate check`: every mistake in the configuration at once; and what other commands read the configuration by.
 
 use std::io::{self, Write as _};
+use std::ops::Range;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
@@ -74,13 +75,16 @@ fn summary(file: &Path, mistakes: &[Mistake]) -> Result<(), Failure> {
     if errors == 0 { Ok(()) } else { Err(Failure::told(USAGE)) }
 }
 
-/// What fails on this machine now. Its place is the file: nothing in it need be wrong.
+/// No place in any text.
+const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
+
+/// What fails on this machine now. Its place is the file as a whole: nothing in it need be wrong.
 async fn online(config: &Config) -> Vec<Mistake> {
     let clock = Clock::system();
     let mut failures = Vec::new();
     let mut failed = |what: &str, why: String| {
         let message = format!("{what}: {why}");
-        failures.push(Mistake { severity: Severity::Error, line: 1, column: 1, span: 0..0, message, help: None });
+        failures.push(Mistake { severity: Severity::Error, line: 1, column: 1, span: NOWHERE, message, help: None });
     };
     if let Err(why) = secret(&config.operator.key) {
         failed("the operator key", why);

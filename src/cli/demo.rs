@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use clap::Args;
@@ -57,7 +58,8 @@ impl Demo {
         let mut signals = Signals::listen()?;
         let guests = guests()?;
         let operator_key = key::mint()?;
-        let folder = tempfile::Builder::new().prefix("makegate-demo-").tempdir();
+        let private = fs::Permissions::from_mode(0o700);
+        let folder = tempfile::Builder::new().prefix("makegate-demo-").permissions(private).tempdir();
         let folder = folder.map_err(|error| Failure::failed(format!("there is no temporary folder: {error}")))?;
         let [gateway, operator, make] = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let settings = Settings::default();

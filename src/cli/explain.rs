@@ -23,7 +23,7 @@ use crate::gateway::policy::Policy;
 #[command(after_help = "\
 Examples:
   makegate explain --config makegate.toml --caller dashboard GET /api/v2/organizations/11
-  makegate explain --url http://127.0.0.1:8081 --caller dashboard DELETE /api/v2/organizations/11 -o json")]
+  makegate explain --url http://127.0.0.1:8081 --caller dashboard PATCH /api/v2/organizations/11")]
 pub(super) struct Explain {
     /// The caller's name.
     #[arg(long, value_name = "NAME")]

@@ -11,6 +11,9 @@ use crate::hash;
 
 /// Mints callers' keys.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate key new --caller dashboard")]
 pub(super) struct Key {
     #[command(subcommand)]
     command: Command,
@@ -23,7 +26,7 @@ enum Command {
 
 /// Mints a key for a caller.
 ///
-/// It is printed this once, with the line for the configuration. The first line of stdout is the key, the second the line for its [[caller]]. Only the key's hash is ever stored. The
+/// It is printed this once, with the line for the configuration. The first line of stdout is the key, the second the line for its caller in the file. Only the key's hash is ever stored. The
 /// key has the form of a UUID (version 4), which Make's own clients demand.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -53,7 +56,7 @@ impl New {
         let mut words = io::stderr();
         writeln!(words, "The key of {caller}. It is shown this once; give it to the tool:")?;
         output::line(&key)?;
-        writeln!(words, "For the [[caller]] {caller} in the configuration; beside an older key: keys = [old, new]:")?;
+        writeln!(words, "The line for its [[caller]] in the configuration, where an older key may stay beside it:")?;
         output::line(&format!("keys = [\"{}\"]", entry(&key)))?;
         Ok(())
     }

@@ -11,6 +11,9 @@ use super::{ConfigFile, check};
 
 /// Shows the configuration that is in force.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate config show --config makegate.toml")]
 pub(super) struct Config {
     #[command(subcommand)]
     command: Command,

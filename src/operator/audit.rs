@@ -20,7 +20,7 @@ use super::render::{Page, Table, Whole, with_body};
 use crate::audit::{Answer, Filter, Followed, Kind, csv, csv_header};
 
 /// What people see of a record at a glance; the rest is in JSON and CSV.
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 12] = [
     "time",
     "kind",
     "caller",
@@ -32,7 +32,10 @@ const COLUMNS: [&str; 11] = [
     "answer",
     "duration_us",
     "request",
+    "note",
 ];
+/// What the note is made of.
+const NOTE: [&str; 4] = ["refusal", "outcome", "event", "detail"];
 
 /// `/audit`: records, newest first.
 #[derive(Debug, Serialize)]
@@ -75,7 +78,10 @@ impl Page for Records {
     fn table(&self) -> Table {
         let row = |line: &RawValue| {
             let record: Map<String, Value> = serde_json::from_str(line.get()).unwrap_or_default();
-            COLUMNS.iter().map(|column| shown(record.get(*column))).collect()
+            let note: Vec<_> =
+                NOTE.iter().filter_map(|name| record.get(*name)).map(|value| shown(Some(value))).collect();
+            let cell = |column: &&str| if *column == "note" { note.join(": ") } else { shown(record.get(*column)) };
+            COLUMNS.iter().map(cell).collect()
         };
         Table { columns: &COLUMNS, rows: self.records.iter().map(|line| row(line)).collect() }
     }

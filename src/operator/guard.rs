@@ -29,10 +29,11 @@ pub(super) fn host(head: &Parts, operator: &Operator) -> Result<Authority, Probl
 
 /// The port does not count: nobody else answers at ours, and forwarded ports differ.
 fn is_ours(authority: &Authority, operator: &Operator) -> bool {
-    if authority.as_str().contains('@') {
+    let host = authority.host();
+    let whole = authority.as_str() == host || authority.port_u16().is_some();
+    if !whole || authority.as_str().contains('@') {
         return false;
     }
-    let host = authority.host();
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     match address.parse::<IpAddr>() {
         Ok(ip) => ip.is_loopback() || operator.listen.iter().any(|listen| listens(listen, ip)),

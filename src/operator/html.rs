@@ -88,7 +88,7 @@ pub(super) fn table(table: &Table, hint: &str) -> Markup {
 
 fn data(cell: &str) -> Markup {
     let number = !cell.is_empty() && cell.bytes().all(|byte| byte.is_ascii_digit());
-    html! { td.n[number] { (visible(cell)) } }
+    html! { td class=[number.then_some("n")] { (visible(cell)) } }
 }
 
 /// Figures with their names, most important first.
@@ -102,13 +102,15 @@ pub(super) fn figures(figures: &[(&str, String)]) -> Markup {
     }
 }
 
-/// How much of something is taken.
-pub(super) fn gauge(label: &str, used: u64, limit: u64) -> Markup {
+/// How much of something is taken, and by whom.
+pub(super) fn gauge(label: &str, used: u64, limit: u64, by: &str) -> Markup {
+    let most = limit.max(1);
     html! {
         div.gauge {
             span { (label) }
-            meter min="0" max=(limit.max(1)) value=(used.min(limit)) high=(limit * 3 / 4) optimum="0" {}
+            meter min="0" max=(most) value=(used.min(most)) high=(most / 4 * 3) optimum="0" {}
             span.n { (used) " of " (limit) }
+            span.quiet { (by) }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `/metrics` in the OpenMetrics text format. Everything is read from live counters when it is asked for: no request pays
 //! for it. Labels come from the configuration and the catalogue alone.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -153,11 +154,23 @@ fn upstream(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
 
 fn quota(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     let buckets = buckets(&desk.gate.quota);
-    let least = buckets.iter().map(|bucket| bucket.remaining).min();
-    let help = "What is left of the upstream's quota where least is left";
-    sheet.gauges("makegate_quota_remaining", help, least.map(|least| ([], least)))?;
+    if let Some(least) = buckets.iter().map(|bucket| bucket.remaining).min() {
+        let help = "What is left of the upstream's quota where least is left";
+        sheet.gauge("makegate_quota_remaining", help, least)?;
+    }
     let waiting = buckets.iter().map(|bucket| bucket.waiting).sum::<u64>();
     sheet.gauge("makegate_quota_waiting", "Requests that wait for quota", waiting)?;
+    let mut ledger = BTreeMap::<&str, (u64, u64)>::new();
+    for one in buckets.iter().flat_map(|bucket| &bucket.callers) {
+        let line = ledger.entry(&one.name).or_default();
+        *line = (line.0 + one.sent, line.1 + one.saved);
+    }
+    let by_caller = |count: fn(&(u64, u64)) -> u64| {
+        ledger.iter().map(move |(name, line)| ([("caller", (*name).to_owned())], count(line)))
+    };
+    sheet.counters("makegate_quota_sent", "Attempts that took a slot, by caller", by_caller(|line| line.0))?;
+    let help = "Answers from memory that would have taken a slot, by caller";
+    sheet.counters("makegate_quota_saved", help, by_caller(|line| line.1))?;
     let closed = buckets.iter().filter(|bucket| bucket.closed_for_ms.is_some()).count();
     sheet.gauge("makegate_quota_closed", "Buckets that the upstream's own 429 has closed", closed)?;
     sheet.durations("makegate_quota_wait", "Waits for quota", &desk.gate.meters.quota_waits)

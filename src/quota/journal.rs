@@ -188,3 +188,191 @@ fn read_from(file: &File, offset: u64) -> io::Result<Vec<u8>> {
     file.read_exact_at(&mut all, offset)?;
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::QuotaSetting;
+    use crate::quota::{BucketId, Quota, Refused, Settings, Slot};
+
+    const ORG: BucketId = BucketId::Organization(11);
+
+    struct World {
+        dir: TempDir,
+        clock: Clock,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap(), clock: Clock::movable() }
+        }
+
+        fn open(&self) -> Quota {
+            let settings = Settings { setting: QuotaSetting::Auto, queue_per_caller: 3 };
+            Quota::open(settings, Some(self.dir.path()), self.clock.clone()).unwrap()
+        }
+
+        fn try_take(&self, quota: &Quota, bucket: BucketId) -> Result<Slot, Refused> {
+            let caller: Arc<str> = "the caller".into();
+            let turn = quota.turn(bucket, &caller, 1, self.clock.now()).now_or_never();
+            turn.expect("waits")
+        }
+
+        fn take(&self, quota: &Quota) -> Slot {
+            self.try_take(quota, ORG).unwrap()
+        }
+
+        fn text(&self) -> String {
+            fs::read_to_string(self.dir.path().join(FILE)).unwrap()
+        }
+
+        fn write(&self, text: &str) {
+            fs::write(self.dir.path().join(FILE), text).unwrap();
+        }
+
+        fn advance(&self, seconds: u64) {
+            self.clock.advance(Duration::from_secs(seconds));
+        }
+    }
+
+    fn used(quota: &Quota) -> u32 {
+        quota.view(ORG).used
+    }
+
+    #[test]
+    fn a_killed_process_leaves_every_slot_behind() {
+        let world = World::new();
+        let quota = world.open();
+        drop(world.take(&quota));
+        world.take(&quota).unsent();
+        world.advance(20);
+        drop(world.take(&quota));
+        std::mem::forget(world.take(&quota));
+        quota.learn(11, 5);
+        drop(quota);
+        world.advance(20);
+        let quota = world.open();
+        assert_eq!((used(&quota), quota.view(ORG).limit), (3, 5));
+        assert_eq!(quota.view(ORG).callers[0].spent, 3);
+        world.advance(22);
+        assert_eq!(used(&quota), 2, "the first was sent 62 s ago");
+        drop(quota);
+        let quota = world.open();
+        assert_eq!(used(&quota), 2);
+        world.advance(20);
+        assert_eq!(used(&quota), 1, "what was under way counts as ended at the start after");
+        world.advance(20);
+        assert_eq!(used(&quota), 0);
+    }
+
+    #[test]
+    fn after_an_unclean_stop_of_the_machine_every_bucket_is_full_for_a_hold() {
+        let world = World::new();
+        drop(world.take(&world.open()));
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        world.write(&world.text().replace(boot.trim(), "another-boot"));
+        for quota in [world.open(), world.open()] {
+            for bucket in [ORG, BucketId::Account] {
+                let Refused::TooLong { retry_after, .. } = world.try_take(&quota, bucket).unwrap_err() else {
+                    panic!()
+                };
+                assert!(retry_after > Duration::from_secs(60) && retry_after <= Duration::from_secs(61));
+            }
+        }
+        world.advance(61);
+        let quota = world.open();
+        world.take(&quota);
+    }
+
+    #[test]
+    fn after_a_clean_stop_another_boot_doubts_nothing() {
+        let world = World::new();
+        let quota = world.open();
+        drop(world.take(&quota));
+        quota.shut();
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        world.write(&world.text().replace(boot.trim(), "another-boot"));
+        let quota = world.open();
+        assert_eq!(used(&quota), 1);
+        world.take(&quota);
+    }
+
+    #[test]
+    fn torn_and_garbled_lines_are_skipped() {
+        let world = World::new();
+        let quota = world.open();
+        drop(world.take(&quota));
+        drop(quota);
+        let text = world.text();
+        world.write(&format!("{text}S\nE 1 2\nH x 11 1 a\nL 5 11 0\nZ 1\n\0\0\0\nS 12"));
+        assert_eq!(used(&world.open()), 1);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_no_slot_immortal() {
+        let world = World::new();
+        drop(world.open());
+        let later = world.clock.wall_ms() + 3_600_000;
+        world.write(&format!("{}E {later} 11 2 a\nC {later} 11\n", world.text()));
+        assert_eq!(used(&world.open()), 2);
+        world.advance(62);
+        let quota = world.open();
+        assert_eq!(used(&quota), 0);
+        assert!(quota.view(ORG).closed_for.unwrap() <= Duration::from_secs(600));
+    }
+
+    #[test]
+    fn a_file_that_has_grown_is_written_anew_and_says_the_same() {
+        let world = World::new();
+        let quota = world.open();
+        quota.learn(11, 1_000_000);
+        for _ in 0..30_000 {
+            drop(world.take(&quota));
+        }
+        let under_way = world.take(&quota);
+        assert!(world.text().len() > 3 << 19);
+        quota.sync();
+        assert!(world.text().len() < 1 << 18, "{}", world.text().len());
+        drop(world.take(&quota));
+        let before = used(&quota);
+        drop(under_way);
+        drop(quota);
+        let quota = world.open();
+        assert_eq!((used(&quota), quota.view(ORG).limit), (before, 1_000_000));
+    }
+
+    #[test]
+    fn a_file_that_was_taken_away_is_written_anew() {
+        let world = World::new();
+        let quota = world.open();
+        drop(world.take(&quota));
+        fs::remove_file(world.dir.path().join(FILE)).unwrap();
+        quota.sync();
+        drop(world.take(&quota));
+        drop(quota);
+        assert_eq!(used(&world.open()), 2);
+    }
+
+    #[test]
+    fn without_its_journal_the_quota_goes_on_and_a_restart_doubts() {
+        let world = World::new();
+        let quota = world.open();
+        let journal = quota.shared.journal.as_ref().unwrap();
+        *journal.file.write().unwrap() = File::open(world.dir.path().join(FILE)).unwrap();
+        drop(world.take(&quota));
+        assert_eq!((used(&quota), quota.journal_failures()), (1, 2));
+        quota.sync();
+        drop(world.take(&quota));
+        assert_eq!(quota.journal_failures(), 2, "written again");
+        drop(quota);
+        let refused = world.try_take(&world.open(), ORG).unwrap_err();
+        let Refused::TooLong { retry_after, .. } = refused else { panic!("{refused:?}") };
+        assert!(retry_after <= Duration::from_secs(61));
+    }
+}

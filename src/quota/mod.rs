@@ -161,14 +161,7 @@ impl Quota {
         let limit = self.limit(id, &bucket);
         let mut turns = bucket.turns();
         turns.set_limit(limit);
-        for ((ended, caller), count) in &known.held {
-            let age = u64::try_from(wall_ms - ended).unwrap_or(0);
-            turns.hold(HOLD_MS.saturating_sub(age), caller, *count);
-        }
-        if let Some(until) = known.closed_until {
-            let longest = i64::try_from(CLOSED_MAX.as_millis()).unwrap_or(i64::MAX);
-            turns.close(u64::try_from((until - wall_ms).min(longest)).unwrap_or(0));
-        }
+        known.put_into(&mut turns, wall_ms);
     }
 
     /// Waits for the right to send one attempt, at most until `latest`. `eligible`: how many configured callers may reach this

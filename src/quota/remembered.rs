@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+use super::turns::Turns;
 use super::window::HOLD_MS;
-use super::{BUCKETS_MAX, BucketId};
+use super::{BUCKETS_MAX, BucketId, CLOSED_MAX};
 
 /// The first word of the first line; the boot id follows.
 const HEADER: &str = "makegate-slots-1";
@@ -236,6 +237,18 @@ impl Remembered {
 }
 
 impl Bucket {
+    /// Takes what is remembered in `turns`, opened at `now`.
+    pub(super) fn put_into<W>(&self, turns: &mut Turns<W>, now: i64) {
+        for ((ended, caller), count) in &self.held {
+            let age = u64::try_from(now - ended).unwrap_or(0);
+            turns.hold(HOLD_MS.saturating_sub(age), caller, *count);
+        }
+        if let Some(until) = self.closed_until {
+            let longest = i64::try_from(CLOSED_MAX.as_millis()).unwrap_or(i64::MAX);
+            turns.close(u64::try_from((until - now).min(longest)).unwrap_or(0));
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.learned.is_none() && self.closed_until.is_none() && self.held.is_empty() && self.under_way.is_empty()
     }

@@ -1,277 +1,341 @@
-//! The turns in virtual time: callers that flood, callers that are polite, an upstream that counts at the worst moment.
+//! The turns in virtual time: callers that flood, callers that are polite, an upstream that counts at the worst moment, and
+//! processes that are killed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 
+use proptest::prelude::*;
+
+use super::BucketId;
+use super::remembered::{Line, Remembered, Step};
 use super::turns::{Asked, Asking, Grant, Turns};
 use super::window::Moment;
 
 const STEP_MS: Moment = 10;
 const QUOTA_WAIT_MS: Moment = 5_000;
 const QUEUE_MAX: usize = 50;
+const MINUTE: Moment = 60_000;
+const EVER: Moment = Moment::MAX;
 
 /// A small generator of reproducible numbers (SplitMix64).
-pub(super) struct Random(pub(super) u64);
+struct Random(u64);
 
 impl Random {
-    pub(super) fn next(&mut self) -> u64 {
+    fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        (mixed ^ (mixed >> 31)) % bound
     }
 }
 
-/// What a caller does from `from` (ms) until `to`.
-#[derive(Clone, Copy)]
+/// What a caller asks for: `mean` requests a minute in a span of time, evenly or at random moments.
+#[derive(Clone, Debug)]
 struct Load {
-    from: Moment,
-    to: Moment,
-    /// Requests in 1,000 hours... of milliseconds: on average `per_million / 1e6` a millisecond, at random moments.
-    per_million: u64,
+    caller: usize,
+    per_minute: u64,
+    at_random: bool,
+    span: Range<Moment>,
 }
 
-impl Load {
-    fn flood() -> Self {
-        Self { from: 0, to: Moment::MAX, per_million: 1_000_000 }
-    }
-
-    /// So many a minute, at random moments.
-    fn per_minute(n: u64) -> Self {
-        Self { from: 0, to: Moment::MAX, per_million: n * 1_000_000 / 60_000 }
-    }
-
-    fn since(self, from: Moment) -> Self {
-        Self { from, ..self }
-    }
-
-    fn until(self, to: Moment) -> Self {
-        Self { to, ..self }
-    }
+fn even(caller: usize, per_minute: u64, span: Range<Moment>) -> Load {
+    Load { caller, per_minute, at_random: false, span }
 }
 
-/// One request's fate: when it asked, and when it was let through.
+fn random(caller: usize, per_minute: u64, span: Range<Moment>) -> Load {
+    Load { caller, per_minute, at_random: true, span }
+}
+
+/// 100 a second: as good as any number, and quick.
+fn flood(caller: usize, span: Range<Moment>) -> Load {
+    even(caller, 6_000, span)
+}
+
+/// One request's fate.
 struct Fate {
+    caller: usize,
     asked: Moment,
-    below: bool,
+    /// Was it, with those that waited before it, within the caller's share?
+    within_share: bool,
     granted: Option<Moment>,
 }
 
 struct Sim {
-    turns: Turns<usize>,
-    random: Random,
-    limit: u64,
+    limit: u32,
     eligible: usize,
     latency_ms: u64,
+    random: Random,
+    turns: Turns<usize>,
+    /// When the process started that the turns are of: their moment 0.
+    started: Moment,
+    wake: Option<Moment>,
     names: Vec<Arc<str>>,
     /// By request: its caller, ticket and latest moment.
     waiting: HashMap<usize, (usize, u64, Moment)>,
-    ends: BTreeMap<Moment, Vec<Grant>>,
-    fates: Vec<(usize, Fate)>,
+    /// By end: attempts, with their places in `attempts`.
+    ends: BTreeMap<Moment, Vec<(usize, Grant)>>,
+    fates: Vec<Fate>,
     /// Send and end of every attempt.
     attempts: Vec<(Moment, Moment)>,
+    /// Lines, if the process is killed now and then: once in so many steps.
+    journal: Option<(String, u64)>,
 }
 
 impl Sim {
-    fn new(limit: u32, callers: usize, eligible: usize, latency_ms: u64) -> Self {
+    fn new(limit: u32, eligible: usize, latency_ms: u64, seed: u64) -> Self {
         Self {
-            turns: Turns::new(limit),
-            random: Random(std::env::var("SEED").map_or(7, |s| s.parse().unwrap())),
-            limit: limit.into(),
+            limit,
             eligible,
             latency_ms,
-            names: (0..callers).map(|n| format!("caller-{n}").into()).collect(),
+            random: Random(seed),
+            turns: Turns::new(limit),
+            started: 0,
+            wake: None,
+            names: (0..40).map(|n| format!("caller {n}").into()).collect(),
             waiting: HashMap::new(),
             ends: BTreeMap::new(),
             fates: Vec::new(),
             attempts: Vec::new(),
+            journal: None,
         }
     }
 
-    fn run(mut self, loads: &[Load], length_ms: Moment) -> Self {
+    fn run(mut self, length_ms: Moment, loads: &[Load]) -> Self {
         for now in (0..length_ms).step_by(10) {
             while let Some(entry) = self.ends.first_entry().filter(|entry| *entry.key() <= now) {
-                entry.remove().iter().for_each(|grant| self.turns.end(now, grant));
-            }
-            self.pump(now);
-            for (caller, load) in loads.iter().enumerate().filter(|(_, load)| (load.from..load.to).contains(&now)) {
-                for _ in 0..STEP_MS {
-                    if self.random.below(1_000_000) < load.per_million {
-                        self.ask(now, caller);
-                    }
+                for (_, grant) in entry.remove() {
+                    self.turns.end(now - self.started, &grant);
+                    self.note(now, &grant.caller, Line::Ended);
+                    self.pump(now);
                 }
             }
-            let late: Vec<_> =
-                self.waiting.iter().filter(|(_, (_, _, latest))| *latest <= now).map(|(id, _)| *id).collect();
-            for id in late {
-                let (caller, ticket, _) = self.waiting.remove(&id).unwrap();
-                self.turns.leave(now, &self.names[caller], ticket);
+            if self.wake.is_some_and(|wake| self.started + wake <= now) {
+                self.pump(now);
+            }
+            for load in loads.iter().filter(|load| load.span.contains(&now)) {
+                for _ in 0..self.arrivals(load, now) {
+                    self.ask(now, load.caller);
+                }
+            }
+            self.give_up(now);
+            if self.journal.as_ref().is_some_and(|(_, in_steps)| self.random.below(*in_steps) == 0) {
+                self.restart(now);
             }
         }
         self
     }
 
+    fn arrivals(&mut self, load: &Load, now: Moment) -> u64 {
+        if load.at_random {
+            let hits = (0..STEP_MS * 10).filter(|_| self.random.below(MINUTE * 10) < load.per_minute);
+            return hits.count() as u64;
+        }
+        let until = |moment: Moment| (moment - load.span.start) * load.per_minute / MINUTE;
+        until(now + STEP_MS) - until(now)
+    }
+
     fn ask(&mut self, now: Moment, caller: usize) {
-        let id = self.fates.len();
-        self.turns.pump(now).is_some().then(|| panic!("pumped late"));
-        let below = self.turns.within_share(&self.names[caller]);
-        self.fates.push((caller, Fate { asked: now, below, granted: None }));
-        let latest = now + QUOTA_WAIT_MS;
-        let name = self.names[caller].clone();
+        let (id, name, moment) = (self.fates.len(), self.names[caller].clone(), now - self.started);
+        assert!(self.turns.pump(moment).is_none(), "a turn at {now} was not handed out in time");
+        let within_share = self.turns.within_share(&name);
+        self.fates.push(Fate { caller, asked: now, within_share, granted: None });
+        let latest = moment + QUOTA_WAIT_MS;
         let asking = Asking { caller: &name, eligible: self.eligible, latest, queue_max: QUEUE_MAX };
-        match self.turns.ask(now, &asking, || id) {
+        match self.turns.ask(moment, &asking, || id) {
             Asked::Granted(grant) => self.sent(now, id, grant),
             Asked::Queued(ticket) => {
-                self.waiting.insert(id, (caller, ticket, latest));
+                self.waiting.insert(id, (caller, ticket, now + QUOTA_WAIT_MS));
                 self.pump(now);
             }
-            Asked::Full(_) | Asked::TooLong(_) => {}
+            Asked::Full(after) => assert!(after.as_millis() > 0, "full, but at once"),
+            Asked::TooLong(after) => assert!(after.as_millis() as u64 > QUOTA_WAIT_MS, "{after:?} is not too long"),
         }
     }
 
     fn pump(&mut self, now: Moment) {
-        while let Some((grant, id)) = self.turns.pump(now) {
+        while let Some((grant, id)) = self.turns.pump(now - self.started) {
             self.waiting.remove(&id);
             self.sent(now, id, grant);
         }
+        self.wake = self.turns.next(now - self.started);
     }
 
     fn sent(&mut self, now: Moment, id: usize, grant: Grant) {
-        self.fates[id].1.granted = Some(now);
+        self.fates[id].granted = Some(now);
+        self.note(now, &grant.caller, Line::Sent);
         let end = now + self.random.below(self.latency_ms + 1);
+        self.ends.entry(end).or_default().push((self.attempts.len(), grant));
         self.attempts.push((now, end));
-        self.ends.entry(end).or_default().push(grant);
     }
 
-    /// The share of the upstream's own limit that was used from `from` on.
-    fn used_percent(&self, from: Moment, to: Moment) -> u64 {
-        let sent = self.attempts.iter().filter(|(sent, _)| (from..to).contains(sent)).count() as u64;
-        sent * 60_000 * 100 / (self.limit * (to - from))
+    fn give_up(&mut self, now: Moment) {
+        let late: Vec<_> = self.waiting.iter().filter(|(_, (.., latest))| *latest <= now).map(|(id, _)| *id).collect();
+        for id in late {
+            let (caller, ticket, _) = self.waiting.remove(&id).unwrap();
+            self.turns.leave(now - self.started, &self.names[caller], ticket);
+            self.pump(now);
+        }
     }
 
-    fn granted(&self, caller: usize, from: Moment, to: Moment) -> (usize, usize, Moment) {
-        let fates = self.fates.iter().filter(|(c, fate)| *c == caller && (from..to).contains(&fate.asked));
-        let fates: Vec<_> = fates.map(|(_, fate)| fate).collect();
-        let granted = fates.iter().filter_map(|fate| fate.granted.map(|at| at - fate.asked));
-        (granted.clone().count(), fates.len(), granted.max().unwrap_or(0))
+    fn note<'a>(&mut self, now: Moment, caller: &'a str, line: impl Fn(Step<'a>) -> Line<'a>) {
+        if let Some((text, _)) = &mut self.journal {
+            let step = Step { at: now as i64, bucket: BucketId::Account, count: 1, caller };
+            writeln!(text, "{}", line(step)).unwrap();
+        }
     }
 
-    /// How many requests of these callers were refused although they were below their share when they asked.
-    fn starved(&self, callers: std::ops::Range<usize>, from: Moment, to: Moment) -> usize {
-        let fates = self.fates.iter().filter(|(caller, _)| callers.contains(caller)).map(|(_, fate)| fate);
-        fates.filter(|fate| (from..to).contains(&fate.asked) && fate.below && fate.granted.is_none()).count()
+    /// The process is killed, with all that waits and is under way, and a new one reads the journal.
+    fn restart(&mut self, now: Moment) {
+        let (text, _) = self.journal.as_mut().unwrap();
+        let mut remembered = Remembered::read(text.as_bytes(), "boot", now as i64);
+        remembered.end_all(now as i64);
+        *text = remembered.text("boot", now as i64);
+        self.turns = Turns::new(self.limit);
+        if let Some(bucket) = remembered.buckets.get(&BucketId::Account) {
+            bucket.put_into(&mut self.turns, now as i64);
+        }
+        (self.started, self.wake) = (now, None);
+        self.waiting.clear();
+        for (attempt, _) in std::mem::take(&mut self.ends).into_values().flatten() {
+            self.attempts[attempt].1 = now;
+        }
+    }
+
+    /// How much of the upstream's own limit was used.
+    fn used_percent(&self, span: Range<Moment>) -> u64 {
+        let sent = self.attempts.iter().filter(|(sent, _)| span.contains(sent)).count() as u64;
+        sent * MINUTE * 100 / (u64::from(self.limit) * (span.end - span.start))
+    }
+
+    fn asked(&self, caller: usize, span: Range<Moment>) -> impl Iterator<Item = &Fate> {
+        self.fates.iter().filter(move |fate| fate.caller == caller && span.contains(&fate.asked))
+    }
+
+    fn granted(&self, caller: usize, span: Range<Moment>) -> usize {
+        self.asked(caller, span).filter(|fate| fate.granted.is_some()).count()
+    }
+
+    fn refused(&self, caller: usize, span: Range<Moment>) -> usize {
+        self.asked(caller, span).filter(|fate| fate.granted.is_none()).count()
+    }
+
+    /// Refused although within the share.
+    fn starved(&self, callers: Range<usize>, span: Range<Moment>) -> usize {
+        let asked = callers.flat_map(|caller| self.asked(caller, span.clone()));
+        asked.filter(|fate| fate.within_share && fate.granted.is_none()).count()
     }
 
     /// However the upstream places its minute, and whenever between its send and its end it counts an attempt, it never counts
     /// more than the limit: every minute that ends with a send is looked at.
     fn assert_within_limit(&self) {
         let mut begin = 0;
-        let mut sorted: Vec<_> = self.attempts.clone();
-        sorted.sort_unstable();
-        for (n, (sent, _)) in sorted.iter().enumerate() {
-            while sorted[begin].0 + 60_000 + self.latency_ms < *sent {
+        for (n, (sent, _)) in self.attempts.iter().enumerate() {
+            while self.attempts[begin].0 + MINUTE + self.latency_ms < *sent {
                 begin += 1;
             }
-            let counted = sorted[begin..=n].iter().filter(|(_, end)| end + 60_000 >= *sent).count() as u64;
-            assert!(counted <= self.limit, "{counted} attempts in the minute before {sent}");
+            let counted = self.attempts[begin..=n].iter().filter(|(_, end)| end + MINUTE >= *sent).count();
+            assert!(counted <= self.limit as usize, "{counted} attempts in the minute before {sent}");
         }
     }
 }
 
-#[test]
-#[ignore = "to be replaced"]
-fn explore() {
-    for (limit, latency) in [(60, 300), (60, 3000), (30, 1000), (240, 1000)] {
-        let m = u64::from(limit);
-        println!("== limit {limit} latency {latency}");
-        let p = Load::per_minute(m * 8 / 50);
-        let f = Load { from: 0, to: Moment::MAX, per_million: 100_000 };
-        let s = Sim::new(limit, 5, 5, latency).run(&[f, p, p, p, p], 600_000);
-        s.assert_within_limit();
-        println!(
-            "4 polite: used {}, starved {} {}, flood {:?}",
-            s.used_percent(60_000, 600_000),
-            s.starved(1..5, 0, 60_000),
-            s.starved(1..5, 60_000, 590_000),
-            s.granted(0, 60_000, 600_000)
-        );
-        for c in 1..5 {
-            print!(" {:?}", s.granted(c, 60_000, 590_000));
-        }
-        let s = Sim::new(limit, 3, 3, latency).run(&[f, Load::per_minute(m * 8 / 20).since(600_000)], 900_000);
-        s.assert_within_limit();
-        println!(
-            "\nnewcomer: used {} before, {} after; starved {}; first minute {:?} later {:?}",
-            s.used_percent(60_000, 600_000),
-            s.used_percent(600_000, 900_000),
-            s.starved(1..2, 0, 890_000),
-            s.granted(1, 600_000, 660_000),
-            s.granted(1, 660_000, 890_000)
-        );
-        let s = Sim::new(limit, 5, 5, latency)
-            .run(&[f, p.since(600_000), p.since(600_000), p.since(600_000), p.since(600_000)], 900_000);
-        println!(
-            "4 newcomers: used {} after; starved {}",
-            s.used_percent(600_000, 900_000),
-            s.starved(1..5, 0, 890_000)
-        );
-        let s = Sim::new(limit, 1, 3, latency).run(&[f], 600_000);
-        println!("lone of 3: used {}, at once {}", s.used_percent(60_000, 600_000), s.granted(0, 0, 1000).0);
-        let s = Sim::new(limit, 1, 1, latency).run(&[f], 600_000);
-        println!("lone of 1: used {}, at once {}", s.used_percent(60_000, 600_000), s.granted(0, 0, 1000).0);
-        let s = Sim::new(limit, 3, 3, latency).run(&[f, f, Load::per_minute(m / 60)], 600_000);
-        println!(
-            "2 flood, 1 rare: used {}, {:?} {:?} rare {:?} starved {}",
-            s.used_percent(60_000, 600_000),
-            s.granted(0, 60_000, 600_000).0,
-            s.granted(1, 60_000, 600_000).0,
-            s.granted(2, 60_000, 590_000),
-            s.starved(2..3, 60_000, 590_000)
-        );
-        let s = Sim::new(limit, 3, 3, latency).run(&[f, f, Load::per_minute(m * 8 / 30).since(300_000)], 600_000);
-        println!(
-            "2 flood, 1 newcomer .8: used {}, first {:?} later {:?} starved {}",
-            s.used_percent(300_000, 600_000),
-            s.granted(2, 300_000, 360_000),
-            s.granted(2, 360_000, 590_000),
-            s.starved(2..3, 60_000, 590_000)
-        );
-        let tiny = Load::per_minute(1);
-        let mut loads = vec![f];
-        loads.extend([tiny; 29]);
-        let s = Sim::new(limit, 30, 30, latency).run(&loads, 600_000);
-        println!(
-            "1 flood, 29 at 1/min: used {}, starved {} {}",
-            s.used_percent(60_000, 600_000),
-            s.starved(1..30, 0, 60_000),
-            s.starved(1..30, 60_000, 590_000)
-        );
-        let surge = Load::per_minute(m * 8 / 10 / 9).since(300_000);
-        let mut loads = vec![f];
-        loads.extend([tiny.until(300_000); 9]);
-        loads.extend([surge; 9]);
-        let mut s = Sim::new(limit, 19, 10, latency);
-        for c in 10..19 {
-            s.names[c] = s.names[c - 9].clone();
-        }
-        let s = s.run(&loads, 600_000);
-        println!(
-            "1 flood, 9 at 1/min surge to .8: used {} {}, starved {} {}",
-            s.used_percent(60_000, 300_000),
-            s.used_percent(300_000, 600_000),
-            s.starved(1..10, 60_000, 290_000),
-            s.starved(10..19, 300_000, 590_000)
-        );
-        let s = Sim::new(limit, 2, 3, latency).run(&[f.until(300_000), Load::per_minute(m * 9 / 20)], 600_000);
-        println!(
-            "1 flood 1 at .9 of 3: {:?} flood {:?} starved {}",
-            s.granted(1, 60_000, 590_000),
-            s.granted(0, 60_000, 300_000),
-            s.starved(1..2, 60_000, 590_000)
-        );
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_minute_holds_more_than_the_limit(
+        limit in 1_u32..80, callers in 1_usize..5, eligible in 1_usize..6, latency in 0_u64..3_000, seed: u64,
+        kill_in_s in 5_u64..100, per_minute in 10_u64..1_000,
+    ) {
+        let loads: Vec<_> = (0..callers).map(|caller| random(caller, per_minute, 0..EVER)).collect();
+        let mut sim = Sim::new(limit, eligible, latency, seed);
+        sim.journal = Some(("makegate-slots-1 boot\n".to_owned(), kill_in_s * 1_000 / STEP_MS));
+        sim.run(4 * MINUTE, &loads).assert_within_limit();
     }
+}
+
+#[test]
+fn polite_callers_are_served_beside_one_that_floods_a_thousand_a_second() {
+    let mut loads = vec![even(0, 60_000, 0..EVER)];
+    // A share is 12 a minute; 9 are three quarters of it.
+    loads.extend((1..5).map(|caller| even(caller, 9, 0..EVER)));
+    let sim = Sim::new(60, 5, 300, 1).run(3 * MINUTE, &loads);
+    sim.assert_within_limit();
+    for caller in 1..5 {
+        assert_eq!(sim.refused(caller, 0..3 * MINUTE - QUOTA_WAIT_MS), 0, "caller {caller}");
+    }
+    let used = sim.used_percent(MINUTE..3 * MINUTE);
+    assert!(used >= 90, "{used} %");
+}
+
+#[test]
+fn nobody_within_its_share_is_refused_over_ten_minutes_of_flooding() {
+    for (limit, latency, seed) in [(60, 300, 1), (60, 1_000, 2), (240, 300, 3), (240, 3_000, 4)] {
+        let mut loads = vec![flood(0, 0..EVER)];
+        loads.extend((1..5).map(|caller| random(caller, u64::from(limit) * 8 / 50, 0..EVER)));
+        let sim = Sim::new(limit, 5, latency, seed).run(10 * MINUTE, &loads);
+        let starved = sim.starved(1..5, MINUTE..10 * MINUTE - QUOTA_WAIT_MS);
+        assert_eq!(starved, 0, "limit {limit}, latency {latency}, seed {seed}");
+        let used = sim.used_percent(MINUTE..10 * MINUTE);
+        assert!(used >= 90, "{used} % of {limit}, latency {latency}, seed {seed}");
+    }
+}
+
+#[test]
+fn newcomers_are_served_from_their_first_request_after_ten_minutes_of_flooding() {
+    for (newcomers, eligible, seed) in [(1, 3, 1), (1, 2, 2), (4, 5, 3)] {
+        let begin = 10 * MINUTE + 17_000;
+        let mut loads = vec![flood(0, 0..EVER)];
+        let share = 60 / (newcomers as u64 + 1);
+        loads.extend((1..=newcomers).map(|caller| even(caller, share * 8 / 10, begin..EVER)));
+        let sim = Sim::new(60, eligible, 300, seed).run(13 * MINUTE, &loads);
+        sim.assert_within_limit();
+        for caller in 1..=newcomers {
+            assert_eq!(
+                sim.refused(caller, begin..13 * MINUTE - QUOTA_WAIT_MS),
+                0,
+                "{newcomers} newcomers, seed {seed}"
+            );
+        }
+        let used = sim.used_percent(MINUTE..10 * MINUTE);
+        assert!(used >= 90, "{used} % by the one that floods, seed {seed}");
+    }
+}
+
+#[test]
+fn quiet_callers_leave_their_shares_to_others_until_they_want_them() {
+    let surge = 5 * MINUTE;
+    let mut loads = vec![flood(0, 0..EVER)];
+    loads.extend((1..10).map(|caller| random(caller, 1, 0..surge)));
+    loads.extend((1..10).map(|caller| random(caller, 19, surge..EVER)));
+    let sim = Sim::new(240, 10, 300, 5).run(10 * MINUTE, &loads);
+    let (before, after) = (sim.used_percent(MINUTE..surge), sim.used_percent(surge..10 * MINUTE));
+    assert!(before >= 90 && after >= 90, "{before} %, then {after} %");
+    assert_eq!(sim.starved(1..10, 0..10 * MINUTE - QUOTA_WAIT_MS), 0);
+}
+
+#[test]
+fn a_lone_caller_has_a_third_to_a_half_at_once_and_nearly_all_over_time() {
+    let sim = Sim::new(60, 3, 300, 1).run(10 * MINUTE, &[flood(0, 0..EVER)]);
+    let at_once = sim.granted(0, 0..1_000);
+    assert!((20..=30).contains(&at_once), "{at_once}");
+    let used = sim.used_percent(MINUTE..10 * MINUTE);
+    assert!(used >= 90, "{used} %");
+}
+
+#[test]
+fn the_only_caller_has_everything_at_once() {
+    let sim = Sim::new(60, 1, 300, 1).run(5 * MINUTE, &[flood(0, 0..EVER)]);
+    assert_eq!(sim.granted(0, 0..1_000), 60);
+    assert!(sim.used_percent(0..5 * MINUTE) >= 98);
+}
+
+#[test]
+fn two_that_flood_have_the_same() {
+    let sim = Sim::new(60, 3, 300, 1).run(10 * MINUTE, &[flood(0, 0..EVER), flood(1, 0..EVER), even(2, 1, 0..EVER)]);
+    let (one, other) = (sim.granted(0, MINUTE..EVER), sim.granted(1, MINUTE..EVER));
+    assert!(one.abs_diff(other) * 10 <= one, "{one} and {other}");
+    assert_eq!(sim.refused(2, 0..9 * MINUTE), 0);
 }

@@ -21,6 +21,8 @@ const PACE: (u64, u64) = (5, 4);
 const PATIENCE_MS: u64 = 2_500;
 /// What a caller uses is told from at least so long a time.
 const AGE_MIN_MS: u64 = 5_000;
+/// That time is told in whole steps, so that it is known when it changes.
+const AGE_STEP_MS: u64 = 1_000;
 /// A reserve is one in so many slots of the limit...
 const RESERVE_DIVISOR: u64 = 30;
 /// ...unless the limit is below this.
@@ -192,12 +194,15 @@ impl<W> Turns<W> {
         Some((self.send(now, &caller), ticket.wake))
     }
 
-    /// When [`Turns::pump`] is worth calling again if nothing else happens.
+    /// When [`Turns::pump`] is worth calling again if nothing else happens; `None`: nobody waits. What is due is known, but
+    /// whatever comes back before may change how everybody stands, and so does time ([`AGE_STEP_MS`]).
     pub(super) fn next(&self, now: Moment) -> Option<Moment> {
         let caller = self.order.get(self.front()?)?;
+        let changes = now + AGE_STEP_MS - now % AGE_STEP_MS;
+        let changes = self.window.next_return().map_or(changes, |returns| returns.min(changes));
         match self.due(now, caller, 0) {
-            Due::At(moment) => Some(moment),
-            Due::AfterAnEnd | Due::Later => None,
+            Due::At(moment) => Some(moment.min(changes)),
+            Due::AfterAnEnd | Due::Later => Some(changes),
         }
     }
 
@@ -391,7 +396,7 @@ impl<W> Turns<W> {
         let (mut want, mut surprise) = (0, (heads - active) * self.limit);
         let (mut spent, mut under_way) = (0, 0);
         for better in self.callers.values().filter(|state| self.standing(state.spent) < standing) {
-            let age = now.saturating_sub(better.since).clamp(AGE_MIN_MS, HOLD_MS);
+            let age = (now - now % AGE_STEP_MS).saturating_sub(better.since).clamp(AGE_MIN_MS, HOLD_MS);
             let wants = (better.spent * 2 * HOLD_MS / age + 1).saturating_mul(heads).min(self.limit);
             want += wants;
             surprise = surprise.max(self.limit - wants);

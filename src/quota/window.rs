@@ -111,6 +111,11 @@ impl Window {
         Some(held)
     }
 
+    /// When the next slots come back.
+    pub(super) fn next_return(&self) -> Option<Moment> {
+        self.held.front().map(|held| held.returns)
+    }
+
     /// When can `take` slots be taken such that from then on there is enough of `keep`?
     pub(super) fn when(&self, now: Moment, limit: u64, take: u64, keep: &Keep) -> Due {
         let wanted = self.used() + take;
@@ -141,5 +146,62 @@ impl Keep {
         lasts
             .checked_div(u128::from(self.per_hold))
             .map_or(u64::MAX, |ms| u64::try_from(ms).unwrap_or(u64::MAX).saturating_add(self.patience_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_stays_small_however_much_is_sent() {
+        let mut window = Window::default();
+        let caller: Arc<str> = "a".into();
+        for now in 0..200_000 {
+            while window.returned(now).is_some() {}
+            for _ in 0..3 {
+                window.send();
+                window.end(now, &caller);
+            }
+        }
+        assert!(window.held.len() <= 6_102, "{}", window.held.len());
+        assert!(window.used() >= 183_000, "{}", window.used());
+    }
+
+    #[test]
+    fn a_slot_comes_back_61_seconds_after_the_end_and_no_earlier() {
+        let mut window = Window::default();
+        window.send();
+        window.end(1_234, &"a".into());
+        assert!(window.returned(1_234 + HOLD_MS - 1).is_none());
+        assert!(window.returned(1_240 + HOLD_MS).is_some());
+        assert_eq!(window.used(), 0);
+    }
+
+    #[test]
+    fn slots_that_others_may_want_are_kept_for_every_moment_of_the_hold() {
+        let mut window = Window::default();
+        let caller: Arc<str> = "a".into();
+        window.hold(30_000, &caller, 5);
+        window.hold(60_000, &caller, 5);
+        let keep = |reserve, per_hold| Keep { reserve, per_hold, parts: 1, patience_ms: 0, most: reserve + per_hold };
+        assert_eq!(window.when(0, 10, 1, &Keep::default()), Due::At(30_000));
+        assert_eq!(window.when(0, 10, 6, &Keep::default()), Due::At(60_000));
+        assert_eq!(window.when(0, 10, 11, &Keep::default()), Due::Later);
+        assert_eq!(window.when(0, 10, 1, &keep(4, 0)), Due::At(30_000));
+        assert_eq!(window.when(0, 10, 1, &keep(5, 0)), Due::At(60_000));
+        // At 30 s four are left, one more than the reserve; at two a hold that lasts 30.5 s.
+        assert_eq!(window.when(0, 10, 1, &keep(3, 2)), Due::At(30_000));
+        assert_eq!(window.when(0, 10, 1, &keep(3, 4)), Due::At(60_000 - 15_250));
+    }
+
+    #[test]
+    fn attempts_under_way_come_back_later_than_a_hold() {
+        let mut window = Window::default();
+        window.send();
+        window.send();
+        let keep = Keep { reserve: 0, per_hold: 9, parts: 1, patience_ms: 0, most: 9 };
+        assert_eq!(window.when(0, 10, 1, &keep), Due::AfterAnEnd);
+        assert_eq!(window.when(0, 2, 1, &Keep::default()), Due::Later);
     }
 }

@@ -11,7 +11,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cli;
 mod operations;
+mod operator;
 mod properties;
 mod refusals;
 mod sandbox;

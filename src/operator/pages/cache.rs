@@ -56,7 +56,7 @@ impl Page for Cache {
         ];
         html! {
             (html::figures(&figures))
-            (html::gauge("Bytes", self.bytes, self.capacity_bytes))
+            (html::gauge("Bytes", self.bytes, self.capacity_bytes, ""))
             h2 { "Tags" }
             form method="post" action="/cache/purge" {
                 label { "tag" input name="tag" placeholder="org:11" required; }

@@ -31,7 +31,7 @@ pub(crate) struct Caller {
     grants: Vec<Arc<str>>,
     /// `None`: all.
     organizations: Option<Vec<u64>>,
-    rate: String,
+    pub(crate) rate: String,
     burst: u32,
     may_refresh: bool,
     keys: Vec<Key>,

@@ -58,10 +58,10 @@ impl Page for Config {
     fn html(&self) -> Markup {
         html! {
             @if let Some(error) = &self.reload.error {
-                p.warn { "The reload at " (self.reload.time) " failed; the configuration before it is in force:" }
+                p.warn { "The reload at " (format!("{:.0}", self.reload.time)) " failed; the configuration before it is in force:" }
                 pre.warn { (html::visible(error)) }
             } @else {
-                p { "Loaded at " (self.reload.time) @if let Some(file) = &self.file { " from " code { (html::visible(file)) } } "." }
+                p { "Loaded at " (format!("{:.0}", self.reload.time)) @if let Some(file) = &self.file { " from " code { (html::visible(file)) } } "." }
             }
             (html::table(&self.table(), "Nothing was configured: all settings are defaults of the demo."))
         }

@@ -156,7 +156,7 @@ impl Page for Overview {
             @for bucket in &self.quota { (bucket.gauge()) }
             h2 { "Callers" }
             (html::table(&self.caller_table(), "There is no caller yet: see Callers."))
-            p.quiet { "makegate " (self.version) ", running since " (self.started) "." }
+            p.quiet { "makegate " (self.version) ", running since " (format!("{:.0}", self.started)) "." }
         }
     }
 }
@@ -176,10 +176,10 @@ impl Overview {
         let row = |caller: &Caller| {
             let name = caller.name.to_string();
             let sources = ["hit", "stale", "miss", "forwarded", "replayed"].map(|source| count(caller, source));
-            let own = [name, caller.requests.to_string()];
+            let own = [name, caller.rate.clone(), caller.requests.to_string()];
             own.into_iter().chain(sources).chain([caller.refused.to_string()]).collect()
         };
-        let columns = &["caller", "requests", "hit", "stale", "miss", "forwarded", "replayed", "refused"];
+        let columns = &["caller", "rate", "requests", "hit", "stale", "miss", "forwarded", "replayed", "refused"];
         Table { columns, rows: self.callers.iter().map(row).collect() }
     }
 }

@@ -26,22 +26,32 @@ pub(crate) struct Bucket {
     pub(crate) waiting: u64,
     /// The upstream's own 429 closed it for so long.
     pub(crate) closed_for_ms: Option<u64>,
-    callers: Vec<Spender>,
+    pub(crate) callers: Vec<Spender>,
 }
 
 #[derive(Debug, Serialize)]
-struct Spender {
-    name: Arc<str>,
-    /// Requests sent upstream.
+pub(crate) struct Spender {
+    pub(crate) name: Arc<str>,
+    /// Its slots in the window now.
     spent: u64,
-    /// Answers from memory that would have been requests.
-    saved: u64,
+    /// Its attempts since the start.
+    pub(crate) sent: u64,
+    /// Its answers since the start that came from memory instead.
+    pub(crate) saved: u64,
+    /// How long its attempts waited for their turns since the start.
     waited_us: u64,
 }
 
 /// All buckets now. The one place that knows how the quota shows itself.
 pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<Bucket> {
     let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let spender = |view: crate::quota::SpenderView| Spender {
+        name: view.name,
+        spent: view.spent,
+        sent: view.sent,
+        saved: view.saved,
+        waited_us: view.waited_us,
+    };
     let bucket = |view: crate::quota::BucketView| Bucket {
         organization: view.organization,
         limit: view.limit,
@@ -49,11 +59,7 @@ pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<Bucket> {
         remaining: view.limit.saturating_sub(view.used),
         waiting: view.waiting as u64,
         closed_for_ms: view.closed_for.map(millis),
-        callers: view
-            .callers
-            .into_iter()
-            .map(|one| Spender { name: one.name, spent: one.spent, saved: one.saved, waited_us: one.waited_us })
-            .collect(),
+        callers: view.callers.into_iter().map(spender).collect(),
     };
     quota.buckets().into_iter().map(bucket).collect()
 }
@@ -64,10 +70,14 @@ pub(crate) fn quota(desk: &Desk) -> Ledger {
 }
 
 impl Bucket {
-    /// How full it is, with its name.
+    /// How full it is, with its name, and who took it.
     pub(crate) fn gauge(&self) -> Markup {
+        let spent = self.callers.iter().filter(|one| one.spent > 0).map(|one| format!("{} {}", one.name, one.spent));
+        let waiting = (self.waiting > 0).then(|| format!("{} waiting", self.waiting));
+        let closed = self.closed_for_ms.map(|ms| format!("closed by Make for {} s", ms.div_ceil(1000)));
+        let by: Vec<_> = spent.chain(waiting).chain(closed).collect();
         let name = self.organization.map_or_else(|| "the account".to_owned(), |id| format!("organization {id}"));
-        html::gauge(&name, self.used.into(), self.limit.into())
+        html::gauge(&name, self.used.into(), self.limit.into(), &by.join(", "))
     }
 
     /// The bucket's columns, then a caller's.
@@ -79,6 +89,7 @@ impl Bucket {
             let spent = [
                 cell(spender.map(|one| &one.name)),
                 cell(spender.map(|one| one.spent)),
+                cell(spender.map(|one| one.sent)),
                 cell(spender.map(|one| one.saved)),
                 cell(spender.map(|one| one.waited_us)),
             ];
@@ -93,8 +104,18 @@ impl Page for Ledger {
     const PATH: &str = "/quota";
 
     fn table(&self) -> Table {
-        let columns =
-            &["organization", "limit", "used", "waiting", "closed_for_ms", "caller", "spent", "saved", "waited_us"];
+        let columns = &[
+            "organization",
+            "limit",
+            "used",
+            "waiting",
+            "closed_for_ms",
+            "caller",
+            "spent",
+            "sent",
+            "saved",
+            "waited_us",
+        ];
         Table { columns, rows: self.buckets.iter().flat_map(Bucket::rows).collect() }
     }
 
@@ -102,6 +123,7 @@ impl Page for Ledger {
         html! {
             @for bucket in &self.buckets { (bucket.gauge()) }
             h2 { "Who spends it" }
+            p.quiet { "Spent: slots in the window now. Sent, saved and waited: since the start." }
             (html::table(&self.table(), "No quota was spent yet: nothing has gone upstream."))
         }
     }

@@ -1,0 +1,264 @@
+//! The command line as people and scripts meet it: the real binary, its output and its exit codes.
+
+mod processes;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use makegate::hash;
+use serde_json::Value;
+
+/// The binary with these arguments, in this folder, without what the tester's environment says to makegate.
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+    command.args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    for name in ["CONFIG", "LOG", "OPERATOR_URL", "OPERATOR_KEY", "OPERATOR_KEY_FILE"] {
+        command.env_remove(format!("MAKEGATE_{name}"));
+    }
+    command.env_remove("NO_COLOR").env_remove("CREDENTIALS_DIRECTORY");
+    command
+}
+
+/// What it prints and how it ends.
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().unwrap()
+}
+
+/// Stdout of what must end with this code.
+#[track_caller]
+fn stdout(code: i32, output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Stderr of what must end with this code.
+#[track_caller]
+fn stderr(code: i32, output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+const COMMANDS: [&[&str]; 17] = [
+    &[],
+    &["serve"],
+    &["demo"],
+    &["check"],
+    &["sandbox"],
+    &["key", "new"],
+    &["explain"],
+    &["audit"],
+    &["audit", "query"],
+    &["audit", "follow"],
+    &["audit", "export"],
+    &["healthcheck"],
+    &["config"],
+    &["config", "show"],
+    &["completions"],
+    &["man"],
+    &["key"],
+];
+
+#[test]
+fn every_command_explains_itself_and_ends_with_examples() {
+    for command in COMMANDS {
+        let short = stdout(0, &run(repository(), &[command, &["-h"]].concat()));
+        let long = stdout(0, &run(repository(), &[command, &["--help"]].concat()));
+        assert!(long.len() >= short.len(), "{command:?}");
+        let end = long.rsplit_once("Examples:\n").map(|(_, end)| end);
+        let example = |line: &str| line.starts_with("  ") && (line.contains("makegate") || line.contains("curl"));
+        assert!(end.is_some_and(|end| end.lines().all(example)), "{command:?}: {long}");
+        assert!(short.ends_with(end.unwrap()), "{command:?}: {short}");
+    }
+    let long = stdout(0, &run(repository(), &["--help"]));
+    assert!(long.contains("Exit codes:\n  0  done\n  1  failed\n  2  usage or configuration\n"), "{long}");
+}
+
+#[test]
+fn usage_is_2_and_the_version_is_told() {
+    assert_eq!(stdout(0, &run(repository(), &["--version"])), format!("makegate {}\n", env!("CARGO_PKG_VERSION")));
+    for wrong in [&[] as &[&str], &["sreve"], &["serve"], &["demo", "--port", "65534"], &["audit", "query"]] {
+        assert!(!stderr(2, &run(repository(), wrong)).is_empty(), "{wrong:?}");
+    }
+    let told = stderr(2, &run(repository(), &["audit", "query", "--config", "x", "--status", "abc"]));
+    assert_eq!(told, "error: --status: \"abc\" has no meaning here; write a status as 404, or 4xx\n");
+    let told = stderr(2, &run(repository(), &["healthcheck", "--url", "localhost"]));
+    assert!(told.contains("write http://127.0.0.1:8081"), "{told}");
+}
+
+const MISTAKEN: &str = r#"[operator]
+key_file = "makegate.toml"
+listen = "127.0.0.1"
+
+[upstream]
+token_file = "nowhere"
+deadlin = "15s"
+
+[[caller]]
+name = "dashboard"
+keys = ["sha256:0000000000000000000000000000000000000000000000000000000000000000"]
+grants = ["organisations:read"]
+"#;
+
+const TOLD: &str = r#"error: "127.0.0.1" is no address to listen on
+ --> makegate.toml:3:10
+  |
+3 | listen = "127.0.0.1"
+  |          ^^^^^^^^^^^
+  |
+  = help: write "127.0.0.1:8080": with its port
+
+warning: the file "nowhere" is not there
+ --> makegate.toml:6:14
+  |
+6 | token_file = "nowhere"
+  |              ^^^^^^^^^
+  |
+  = help: put the secret there before makegate starts
+
+error: unknown key "deadlin" in upstream
+ --> makegate.toml:7:1
+  |
+7 | deadlin = "15s"
+  | ^^^^^^^
+  |
+  = help: did you mean "deadline"?
+
+error: no operation asks for the grant "organisations:read"
+  --> makegate.toml:12:11
+   |
+12 | grants = ["organisations:read"]
+   |           ^^^^^^^^^^^^^^^^^^^^
+   |
+   = help: did you mean "organizations:read"?
+
+"#;
+
+#[test]
+fn check_tells_all_mistakes_at_once_with_place_and_help() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("makegate.toml"), MISTAKEN).unwrap();
+    let checked = run(folder.path(), &["check", "--config", "makegate.toml"]);
+    assert_eq!(stdout(2, &checked), TOLD);
+    assert_eq!(stderr(2, &checked), "makegate.toml: it cannot be used; errors: 3, warnings: 1\n");
+
+    let checked = run(folder.path(), &["check", "--config", "makegate.toml", "--format", "json"]);
+    let lines: Vec<Value> = stdout(2, &checked).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let places: Vec<_> = lines.iter().map(|line| (line["line"].as_u64(), line["column"].as_u64())).collect();
+    assert_eq!(places, [(3, 10), (6, 14), (7, 1), (12, 11)].map(|(line, column)| (Some(line), Some(column))));
+    assert_eq!(lines[2]["help"], "did you mean \"deadline\"?");
+
+    let served = run(folder.path(), &["serve", "--config", "makegate.toml"]);
+    assert_eq!(stderr(2, &served), TOLD);
+}
+
+#[test]
+fn check_fails_for_a_missing_secret_only_online() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "operator.key_file = \"o\"\nupstream = { url = \"http://127.0.0.1:1\", token_file = \"t\" }\n";
+    fs::write(folder.path().join("makegate.toml"), text).unwrap();
+    let check = |more: &[&str]| run(folder.path(), &[&["check", "--config", "makegate.toml"], more].concat());
+    assert_eq!(stderr(0, &check(&[])), "makegate.toml: it can be used; errors: 0, warnings: 3\n");
+    let told = stdout(2, &check(&["--online"]));
+    assert!(told.contains("error: the operator key: the file \"o\" is not there"), "{told}");
+    assert!(told.contains("error: the Make token: the file \"t\" is not there"), "{told}");
+
+    fs::write(folder.path().join("o"), "operator-key").unwrap();
+    fs::write(folder.path().join("t"), "a-token-of-make").unwrap();
+    let told = stdout(2, &check(&["--online"]));
+    assert!(told.contains("error: 127.0.0.1:1 cannot be reached: "), "{told}");
+    assert!(!told.contains("operator key"), "{told}");
+}
+
+#[test]
+fn deployed_configurations_can_be_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let deploy = |name: &str| fs::read_to_string(repository().join("deploy").join(name)).unwrap();
+    let hash = "0".repeat(64);
+    let compose = embedded(&deploy("compose.yaml"), "content: |");
+    let compose = compose.replace("${DASHBOARD_SHA256:?see the head of this file}", &hash);
+    let configurations = [deploy("makegate.toml"), embedded(&deploy("kubernetes.yaml"), "makegate.toml: |"), compose];
+    for text in configurations {
+        fs::write(folder.path().join("makegate.toml"), &text).unwrap();
+        stdout(0, &run(folder.path(), &["check", "--config", "makegate.toml"]));
+        assert!(text.contains("[[caller]]"), "{text}");
+    }
+}
+
+/// The block of text that begins behind this line of YAML.
+fn embedded(yaml: &str, line: &str) -> String {
+    let mut lines = yaml.lines().skip_while(|candidate| candidate.trim() != line).peekable();
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    let parent = depth(lines.next().unwrap());
+    let block = lines.take_while(|line| line.is_empty() || depth(line) > parent);
+    block.map(|line| line.trim_start().to_owned() + "\n").collect()
+}
+
+#[test]
+fn a_new_key_is_a_uuid_and_its_entry_the_hash_of_it() {
+    let output = run(repository(), &["key", "new", "--caller", "dashboard"]);
+    let told = stdout(0, &output);
+    let [key, entry] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+    let uuid = uuid::Uuid::parse_str(key).unwrap();
+    assert_eq!((uuid.get_version_num(), uuid.get_variant(), key.len()), (4, uuid::Variant::RFC4122, 36));
+    assert_eq!(entry, format!("keys = [\"sha256:{}\"]", hash::hex(&hash::sha256(key.as_bytes()))));
+    assert!(!stderr(0, &output).contains(key));
+    assert!(stderr(2, &run(repository(), &["key", "new", "--caller", "a b"])).contains("is no caller's name"));
+}
+
+#[test]
+fn settings_are_shown_with_their_origin() {
+    let show =
+        |format| stdout(0, &run(repository(), &["config", "show", "--config", "deploy/makegate.toml", "-o", format]));
+    let table = show("table");
+    assert!(table.starts_with("KEY "), "{table}");
+    let dir = table.lines().find(|line| line.starts_with("audit.dir ")).map(|line| line.split_whitespace().collect());
+    assert_eq!(dir, Some(vec!["audit.dir", "/var/lib/makegate/audit", "deploy/makegate.toml:13"]));
+    assert!(show("csv").starts_with("key,value,origin\ngateway.listen,127.0.0.1:8080,default\n"));
+    let first: Value = serde_json::from_str(show("json").lines().next().unwrap()).unwrap();
+    assert_eq!(first, serde_json::json!({"key": "gateway.listen", "value": "127.0.0.1:8080", "origin": "default"}));
+}
+
+#[test]
+fn a_decision_is_explained_and_is_no_failure() {
+    let explain = |method, target, format| {
+        let place = ["explain", "--config", "deploy/makegate.toml", "--caller", "dashboard"];
+        stdout(0, &run(repository(), &[&place[..], &[method, target, "-o", format]].concat()))
+    };
+    let allowed = explain("GET", "/api/v2/organizations/11", "table");
+    assert!(allowed.starts_with("STEP ") && allowed.ends_with("\n\nverdict: allow\n"), "{allowed}");
+    let refused = explain("DELETE", "/api/v2/organizations/11", "table");
+    assert!(refused.ends_with("\n\nverdict: refuse with 403 MG131\n"), "{refused}");
+    let refused: Value = serde_json::from_str(&explain("DELETE", "/api/v2/organizations/11", "json")).unwrap();
+    assert_eq!(
+        (&refused["verdict"], &refused["status"], &refused["code"]),
+        (&"refuse".into(), &403.into(), &"MG131".into())
+    );
+}
+
+#[test]
+fn completions_and_manual_pages_are_there() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = stdout(0, &run(repository(), &["completions", shell]));
+        assert!(script.contains("healthcheck"), "{shell}");
+    }
+    assert!(stdout(0, &run(repository(), &["man"])).starts_with(".ie"));
+    let folder = tempfile::tempdir().unwrap();
+    stdout(0, &run(folder.path(), &["man", "--dir", "."]));
+    for page in ["makegate.1", "makegate-serve.1", "makegate-audit-query.1"] {
+        assert!(folder.path().join(page).exists(), "{page}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let arguments = ["config", "show", "--config", "deploy/makegate.toml"];
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command(repository(), &arguments).stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}

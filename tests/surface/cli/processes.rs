@@ -1,0 +1,236 @@
+//! The commands that stay: demo, serve and sandbox, from their first word to their orderly end, and what asks them.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::{command, run, stderr, stdout};
+
+/// A process that ends with the test.
+struct Running {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdout }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Ends it by this signal: exit code and all of stderr.
+    fn end(mut self, signal: Signal) -> (Option<i32>, String) {
+        self.signal(signal);
+        let mut told = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        (self.child.wait().unwrap().code(), told)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already in a test that went well.
+        let (_gone, _reaped) = (self.child.kill(), self.child.wait());
+    }
+}
+
+/// A running demo and what its line of JSON says.
+struct Demo {
+    running: Running,
+    told: Value,
+}
+
+impl Demo {
+    fn start(temporary: &Path) -> Self {
+        let arguments = ["demo", "--json", "--port", "0"];
+        let mut running = Running::start(command(temporary, &arguments).env("TMPDIR", temporary));
+        let told = serde_json::from_str(&running.line()).unwrap();
+        Self { running, told }
+    }
+
+    fn text(&self, pointer: &str) -> &str {
+        self.told.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("{pointer}: {}", self.told))
+    }
+
+    /// Asks the gateway as the demo's caller number `caller`: the whole answer.
+    fn get(&self, caller: usize, path: &str) -> String {
+        let key = self.text(&format!("/callers/{caller}/key"));
+        self.exchange(&format!(
+            "GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Token {key}\r\nconnection: close\r\n\r\n"
+        ))
+    }
+
+    fn exchange(&self, requests: &str) -> String {
+        let mut reading = TcpStream::connect(self.text("/gateway").strip_prefix("http://").unwrap()).unwrap();
+        reading.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let (mut writing, requests) = (reading.try_clone().unwrap(), requests.to_owned());
+        let writer = thread::spawn(move || writing.write_all(requests.as_bytes()));
+        let mut answers = String::new();
+        reading.read_to_string(&mut answers).unwrap();
+        writer.join().unwrap().unwrap();
+        answers
+    }
+
+    /// Runs a command that asks the demo's operator door.
+    fn ask(&self, arguments: &[&str]) -> std::process::Output {
+        let mut asking = command(Path::new("."), arguments);
+        asking.env("MAKEGATE_OPERATOR_URL", self.text("/operator"));
+        asking.env("MAKEGATE_OPERATOR_KEY", self.text("/operator_key")).output().unwrap()
+    }
+}
+
+#[test]
+fn the_demo_shows_a_hit_a_403_and_a_429_and_leaves_nothing_behind() {
+    let temporary = tempfile::tempdir().unwrap();
+    let demo = Demo::start(temporary.path());
+    assert!(demo.get(0, "/api/v2/organizations/11").starts_with("HTTP/1.1 200 "));
+    assert!(demo.get(0, "/api/v2/organizations/11").contains("\r\ncache-status: makegate; hit; ttl="));
+    assert_eq!(demo.told.pointer("/callers/1/organizations"), Some(&serde_json::json!([11, 12])));
+    assert!(demo.get(1, "/api/v2/organizations/12").starts_with("HTTP/1.1 200 "));
+    assert!(demo.get(1, "/api/v2/organizations/13").starts_with("HTTP/1.1 403 "));
+    let [_, _, last] = [(); 3].map(|()| demo.get(2, "/api/v2/organizations"));
+    assert!(last.starts_with("HTTP/1.1 429 ") && last.contains("\r\nretry-after: "), "{last}");
+
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1);
+    assert_eq!(demo.running.end(Signal::TERM), (Some(0), String::new()));
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_demo_says_what_to_do_when_its_ports_are_taken() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().min(65_533).to_string();
+    let told = stderr(1, &run(Path::new("."), &["demo", "--port", &port]));
+    assert!(told.contains("cannot be had") && told.contains("--port"), "{told}");
+}
+
+#[test]
+fn the_log_reads_the_same_from_its_files_and_from_the_running_gateway() {
+    let temporary = tempfile::tempdir().unwrap();
+    let demo = Demo::start(temporary.path());
+    stdout(0, &demo.ask(&["healthcheck"]));
+    // More than one page, and a last request that closes the connection.
+    let mut requests = "GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_200);
+    requests += "GET /nowhere HTTP/1.1\r\nhost: x\r\nx-request-id: the-last\r\nconnection: close\r\n\r\n";
+    demo.exchange(&requests);
+    let newest = demo.ask(&["audit", "query", "--limit", "1", "-o", "json"]);
+    assert!(stdout(0, &newest).contains("\"request\":\"the-last\""), "{newest:?}");
+    assert!(stderr(0, &newest).contains("--after "), "{newest:?}");
+
+    let exported = stdout(0, &demo.ask(&["audit", "export", "--status", "401"]));
+    assert_eq!(exported.lines().count(), 1_201);
+    let folder = fs::read_dir(temporary.path()).unwrap().next().unwrap().unwrap().path();
+    let of_files = ["audit", "export", "--config", "makegate.toml", "--status", "401"];
+    assert_eq!(stdout(0, &run(&folder, &of_files)), exported);
+    stdout(0, &run(&folder, &[&of_files[..], &["-o", "csv", "--output", "export.csv"]].concat()));
+    let written = fs::read_to_string(folder.join("export.csv")).unwrap();
+    assert!(written.starts_with("seq,time,kind,") && written.lines().count() == 1_202);
+    let table = stdout(0, &run(&folder, &["audit", "query", "--config", "makegate.toml", "--request", "the-last"]));
+    assert!(table.starts_with("SEQ ") && table.ends_with(" the-last\n") && table.lines().count() == 2, "{table}");
+
+    let refused = demo.ask(&["explain", "--caller", "dashboard", "GET", "/api/v2/organizations/13"]);
+    assert!(stdout(0, &refused).ends_with("verdict: refuse with 403 MG132\n"));
+    fs::write(folder.join("wrong.key"), "not-the-key").unwrap();
+    let wrong = folder.join("wrong.key");
+    let refused = demo.ask(&["audit", "query", "--key-file", &wrong.to_string_lossy()]);
+    assert!(stderr(1, &refused).contains("the operator key is missing or wrong"), "{refused:?}");
+}
+
+#[test]
+fn new_records_are_followed_from_files_and_from_the_running_gateway() {
+    let temporary = tempfile::tempdir().unwrap();
+    let demo = Demo::start(temporary.path());
+    let folder = fs::read_dir(temporary.path()).unwrap().next().unwrap().unwrap().path();
+    let files = ["audit", "follow", "--config", "makegate.toml", "-o", "csv"];
+    let url = ["audit", "follow", "--url", demo.text("/operator"), "--key-file", "operator.key", "-o", "csv"];
+    let mut followers = [&files[..], &url].map(|arguments| Running::start(&mut command(&folder, arguments)));
+    for follower in &mut followers {
+        assert!(follower.line().starts_with("seq,time,kind,"));
+    }
+    // The header says that the files are followed; that the gateway is, the first record says.
+    let following = std::sync::atomic::AtomicBool::new(true);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while following.load(std::sync::atomic::Ordering::Relaxed) {
+                demo.get(0, "/api/v2/organizations/11");
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let lines = followers.each_mut().map(Running::line);
+        following.store(false, std::sync::atomic::Ordering::Relaxed);
+        for line in lines {
+            assert!(line.contains(",provisioning,"), "{line}");
+        }
+    });
+}
+
+const SERVED: &str = "gateway.listen = \"127.0.0.1:0\"\noperator = { listen = \"127.0.0.1:0\", key_file = \"key\" }\n\
+                      upstream = { url = \"http://127.0.0.1:1\", token_file = \"token\" }\n";
+
+#[test]
+fn the_service_logs_json_reads_again_on_hangup_and_ends_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, text) in [("makegate.toml", SERVED), ("key", "operator-key"), ("token", "a-token-of-make")] {
+        fs::write(folder.path().join(file), text).unwrap();
+    }
+    let mut serving = Running::start(&mut command(folder.path(), &["serve", "--config", "makegate.toml"]));
+    let mut log = BufReader::new(serving.child.stderr.take().unwrap());
+    let mut until = |message: &str| loop {
+        let mut line = String::new();
+        assert!(log.read_line(&mut line).unwrap() > 0, "the log ended before {message:?}");
+        let line: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(line["ts"].is_string() && line["level"].is_string(), "{line}");
+        if line["msg"].as_str().unwrap().contains(message) {
+            return line;
+        }
+    };
+    let serves = until("makegate serves");
+    assert!(serves["gateway"].as_str().unwrap().starts_with("[127.0.0.1:"), "{serves}");
+    serving.signal(Signal::HUP);
+    until("the configuration was reloaded");
+    fs::write(folder.path().join("makegate.toml"), "nonsense").unwrap();
+    serving.signal(Signal::HUP);
+    assert_eq!(until("the configuration was not reloaded")["level"], "error");
+    serving.signal(Signal::INT);
+    until("makegate ends");
+    assert_eq!(serving.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_service_does_not_start_without_its_secrets() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("makegate.toml"), SERVED).unwrap();
+    fs::write(folder.path().join("key"), "operator-key").unwrap();
+    let told = stderr(2, &run(folder.path(), &["serve", "--config", "makegate.toml"]));
+    assert!(told.ends_with("is not there, nor is its name in $CREDENTIALS_DIRECTORY: create it\n"), "{told}");
+}
+
+#[test]
+fn the_sandbox_alone_says_where_it_is_and_ends_in_order() {
+    let mut sandbox = Running::start(&mut command(Path::new("."), &["sandbox", "--listen", "127.0.0.1:0"]));
+    let url = sandbox.line();
+    let mut stream = TcpStream::connect(url.trim().strip_prefix("http://").unwrap()).unwrap();
+    stream.write_all(b"GET /sandbox HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(sandbox.end(Signal::TERM), (Some(0), String::new()));
+}

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::target::{Pair, Target, decoded, push_pair};
@@ -37,7 +38,7 @@ impl Page {
             sort_by: target.value("pg[sortBy]"),
             descending: target.value("pg[sortDir]").is_some_and(|dir| dir.eq_ignore_ascii_case("desc")),
             offset: number("pg[offset]").unwrap_or(0),
-            limit: number("pg[limit]").unwrap_or(WHOLE_LIMIT),
+            limit: number("pg[limit]").unwrap_or(WHOLE_LIMIT).min(WHOLE_LIMIT),
         }
     }
 
@@ -47,17 +48,36 @@ impl Page {
         let mut columns: Vec<&str> = self.columns.iter().map(String::as_str).collect();
         if !columns.is_empty() && !columns.contains(&"*") {
             columns.push("id");
-            columns.extend(self.sort_by.as_deref());
+            columns.extend(self.sorted_here());
         }
         columns.sort_unstable();
         columns.dedup();
         let mut query = String::new();
         for column in columns {
-            let escaped = percent_encoding::utf8_percent_encode(column, percent_encoding::NON_ALPHANUMERIC).to_string();
+            let escaped = escaped(column);
             push_pair(&mut query, COLUMNS, Some(if column == "*" { "*" } else { &escaped }));
         }
         push_pair(&mut query, "pg[limit]", Some(&WHOLE_LIMIT.to_string()));
+        if let Some(by) = self.sorted_upstream() {
+            push_pair(&mut query, "pg[sortBy]", Some(&escaped(by)));
+            push_pair(&mut query, "pg[sortDir]", self.descending.then_some("desc").or(Some("asc")));
+        }
         query
+    }
+
+    /// What the whole list is sorted by here; without a wish it keeps the upstream's order.
+    fn sorted_here(&self) -> Option<&'static str> {
+        match (self.sort_by.as_deref(), self.descending) {
+            (Some("id"), _) => Some("id"),
+            (Some("name"), _) | (None, true) => Some("name"),
+            (Some(_), _) | (None, false) => None,
+        }
+    }
+
+    /// Any other column the upstream sorts by: a list of default columns may not hold it, and whether there is such a
+    /// column only the upstream knows.
+    fn sorted_upstream(&self) -> Option<&str> {
+        self.sort_by.as_deref().filter(|by| !["id", "name"].contains(by))
     }
 
     /// This page of `list` (the upstream's whole answer, whose array is its member `array`), for a caller of `scope`.
@@ -82,11 +102,11 @@ impl Page {
                 seen.push(row);
             }
         }
-        if let Some(column) = &self.sort_by {
-            seen.sort_by(|a, b| compare(a.get(column), b.get(column)));
-        }
-        if self.descending {
-            seen.reverse();
+        if let Some(column) = self.sorted_here() {
+            seen.sort_by(|a, b| {
+                let order = compare(a.get(column), b.get(column));
+                if self.descending { order.reverse() } else { order }
+            });
         }
         let strip = |name: &str| !self.columns.is_empty() && !self.columns.iter().any(|c| c == name || c == "*");
         let page: Vec<String> = seen
@@ -110,7 +130,7 @@ impl Page {
                 out.push_str(&page.join(","));
                 out.push(']');
             } else if name == "pg" {
-                out.push_str(&self.echo());
+                out.push_str(&self.echo(value));
             } else {
                 out.push_str(value.get());
             }
@@ -119,15 +139,20 @@ impl Page {
         out.into_bytes()
     }
 
-    /// The `pg` member: what was asked for, with Make's defaults. No count of what the caller may not see.
-    fn echo(&self) -> String {
-        serde_json::json!({
-            "sortBy": self.sort_by.as_deref().unwrap_or("name"),
-            "sortDir": if self.descending { "desc" } else { "asc" },
-            "limit": self.limit,
-            "offset": self.offset,
-        })
-        .to_string()
+    /// The upstream's `pg` member with what was asked for. No count of what the caller may not see.
+    fn echo(&self, whole: &RawValue) -> String {
+        let Ok(whole) = serde_json::from_str::<Fields<'_>>(whole.get()) else { return "{}".to_owned() };
+        let asked = |(name, value): &(Cow<'_, str>, &RawValue)| match &**name {
+            "sortBy" => Some(Value::from(self.sort_by.as_deref().unwrap_or("name")).to_string()),
+            "sortDir" => Some(Value::from(if self.descending { "desc" } else { "asc" }).to_string()),
+            "limit" => Some(self.limit.to_string()),
+            "offset" => Some(self.offset.to_string()),
+            "returnTotalCount" => Some(value.get().to_owned()),
+            _ => None,
+        };
+        let members =
+            whole.0.iter().filter_map(|member| asked(member).map(|value| format!("\"{}\":{value}", member.0)));
+        format!("{{{}}}", members.collect::<Vec<_>>().join(","))
     }
 }
 
@@ -144,7 +169,7 @@ fn named(pair: &Pair<'_>) -> Option<String> {
 
 /// Columns that the gateway may have asked for on its own account.
 fn is_added(name: &str, page: &Page) -> bool {
-    name == "id" || page.sort_by.as_deref() == Some(name)
+    name == "id" || page.sorted_here() == Some(name)
 }
 
 /// Numbers by value, text by its characters without regard to case (then with), everything else after them as it is spelled.
@@ -185,8 +210,12 @@ impl Fields<'_> {
     }
 }
 
+fn escaped(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
 fn push_name(out: &mut String, name: &str) {
-    out.push_str(&serde_json::Value::from(name).to_string());
+    out.push_str(&Value::from(name).to_string());
     out.push(':');
 }
 
@@ -279,9 +308,11 @@ mod tests {
             "cols[]=a&cols[]=b&cols[]=id&pg[limit]=10000"
         );
         assert_eq!(
-            page("cols[]=name&pg[sortBy]=zone").whole_query(),
+            page("cols[]=zone&pg[sortDir]=desc").whole_query(),
             "cols[]=id&cols[]=name&cols[]=zone&pg[limit]=10000"
         );
+        assert_eq!(page("pg[sortBy]=name").whole_query(), page("pg[sortBy]=id&pg[sortDir]=desc").whole_query());
+        assert_eq!(page("pg[sortBy]=zone").whole_query(), "pg[limit]=10000&pg[sortBy]=zone&pg[sortDir]=asc");
     }
 
     #[test]

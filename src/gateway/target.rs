@@ -239,7 +239,8 @@ fn check_segment(segment: &str) -> Result<(), String> {
     while let Some(byte) = bytes.next() {
         let value = match byte {
             b'%' => escape(&mut bytes)?,
-            b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | b';' | 0..=0x20 | 0x7f.. => {
+            0x80.. => return Err("the path holds characters beyond ASCII: percent-encode them".to_owned()),
+            b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | b';' | 0..=0x20 | 0x7f => {
                 return Err(format!(
                     "the path holds {:?}, which could be read two ways: leave it out",
                     char::from(byte)

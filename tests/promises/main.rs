@@ -15,6 +15,7 @@ mod p01_token;
 mod p02_scope;
 mod p03_fence;
 mod p04_once;
+mod p05_crash;
 mod p05_intent;
 mod p06_records;
 mod p08_bounds;

@@ -88,11 +88,16 @@ impl governor::clock::Clock for Ticks {
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, Ticks, StateInformationMiddleware>;
 
+/// The longest time that a burst may take to be whole again (73 years).
+const BURST_NANOS_MAX: u64 = u64::MAX / 8;
+
 /// A rate and its limiter.
 #[derive(Debug)]
 struct Pace {
     rate: config::Rate,
     burst: NonZeroU32,
+    /// What is configured; `burst` may be less.
+    configured_burst: u32,
     interval: Duration,
     ticks: Ticks,
     limiter: Limiter,
@@ -101,17 +106,20 @@ struct Pace {
 impl Pace {
     fn new(config: &config::Caller, clock: &Clock) -> Self {
         let burst = NonZeroU32::new(config.burst).unwrap_or(NonZeroU32::MIN);
-        let nanos = config.rate.per.as_nanos() / u128::from(config.rate.requests.max(1));
-        let interval = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1));
+        // Rounded up: never more than the rate. The burst is cut where governor's nanoseconds would overflow.
+        let nanos = config.rate.per.as_nanos().div_ceil(u128::from(config.rate.requests.max(1)));
+        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX).clamp(1, BURST_NANOS_MAX);
+        let burst = burst.min(u32::try_from(BURST_NANOS_MAX / nanos).ok().and_then(NonZeroU32::new).unwrap_or(burst));
+        let interval = Duration::from_nanos(nanos);
         let quota =
             Quota::with_period(interval).unwrap_or_else(|| Quota::per_second(NonZeroU32::MIN)).allow_burst(burst);
         let ticks = Ticks { clock: clock.clone(), epoch: clock.now() };
         let limiter = RateLimiter::direct_with_clock(quota, ticks.clone()).with_middleware();
-        Self { rate: config.rate, burst, interval, ticks, limiter }
+        Self { rate: config.rate, burst, configured_burst: config.burst, interval, ticks, limiter }
     }
 
     fn is(&self, config: &config::Caller) -> bool {
-        self.rate == config.rate && self.burst.get() == config.burst.max(1)
+        self.rate == config.rate && self.configured_burst == config.burst
     }
 
     fn remaining(&self, left: u32) -> Remaining {
@@ -123,14 +131,43 @@ impl Pace {
             Ok(state) => Ok(self.remaining(state.remaining_burst_capacity())),
             Err(early) => {
                 let retry_after = early.wait_time_from(self.ticks.now());
-                Err(TooFast { retry_after, remaining: self.remaining(0) })
+                let whole_in = retry_after + self.remaining(1).whole_in;
+                Err(TooFast { retry_after, remaining: Remaining { left: 0, whole_in } })
             }
         }
     }
 }
 
-/// Counters of one operation: answers by [`Source`].
-type ByOperation = [AtomicU64; Source::ALL.len()];
+/// What one operation's requests came to, and after it the next operation's: a list that only grows, by those operations that
+/// the caller uses.
+#[derive(Debug, Default)]
+struct Counts(OnceLock<Box<Count>>);
+
+#[derive(Debug)]
+struct Count {
+    /// The operation's index in the catalogue; `None`: not classified.
+    row: Option<usize>,
+    by_source: [AtomicU64; Source::ALL.len()],
+    next: Counts,
+}
+
+impl Counts {
+    fn of(&self, row: Option<usize>) -> &Count {
+        let mut place = self;
+        loop {
+            let count =
+                place.0.get_or_init(|| Box::new(Count { row, by_source: Default::default(), next: Self::default() }));
+            if count.row == row {
+                return count;
+            }
+            place = &count.next;
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Count> {
+        std::iter::successors(self.0.get(), |count| count.next.0.get()).map(Box::as_ref)
+    }
+}
 
 /// One caller's state.
 #[derive(Debug)]
@@ -139,16 +176,13 @@ pub struct CallerState {
     pub name: Arc<str>,
     pace: ArcSwap<Pace>,
     under_way: AtomicUsize,
-    /// Made at the first request: a silent caller costs little.
-    counters: OnceLock<Box<[ByOperation]>>,
+    /// Made as requests come: a silent caller costs little.
+    counts: Counts,
     used: Mutex<HashMap<KeyId, LastUsed>>,
 }
 
 /// When a key was last used, in Unix milliseconds; 0: never.
 pub type LastUsed = Arc<AtomicI64>;
-
-/// The most operations that are counted apart; the rest is counted with what has no operation.
-const OPERATIONS_MAX: usize = 256;
 
 impl CallerState {
     fn new(config: &config::Caller, clock: &Clock) -> Self {
@@ -156,7 +190,7 @@ impl CallerState {
             name: config.name.clone(),
             pace: ArcSwap::from_pointee(Pace::new(config, clock)),
             under_way: AtomicUsize::new(0),
-            counters: OnceLock::new(),
+            counts: Counts::default(),
             used: Mutex::default(),
         }
     }
@@ -176,7 +210,7 @@ impl CallerState {
         (self.under_way.fetch_add(1, Ordering::Relaxed) < most).then_some(entered)
     }
 
-    /// What is left of the rate, without taking any: for explain and the operators.
+    /// Requests under way.
     #[must_use]
     pub fn under_way(&self) -> usize {
         self.under_way.load(Ordering::Relaxed)
@@ -190,9 +224,7 @@ impl CallerState {
 
     /// Counts an answer. `row`: the operation's index in the catalogue, if it came to that.
     pub fn count(&self, row: Option<usize>, source: Source) {
-        let counters = self.counters.get_or_init(|| (0..=OPERATIONS_MAX).map(|_| ByOperation::default()).collect());
-        let place = row.filter(|row| *row < OPERATIONS_MAX).unwrap_or(OPERATIONS_MAX);
-        if let Some(counter) = counters.get(place).and_then(|by| by.get(source as usize)) {
+        if let Some(counter) = self.counts.of(row).by_source.get(source as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -200,16 +232,11 @@ impl CallerState {
     /// Answers by operation (`None`: not classified) and source, without those that are nothing.
     #[must_use]
     pub fn counts(&self) -> Vec<(Option<usize>, Source, u64)> {
-        let mut counts = Vec::new();
-        for (place, by) in self.counters.get().into_iter().flat_map(|counters| counters.iter().enumerate()) {
-            for (source, counter) in Source::ALL.into_iter().zip(by) {
-                let count = counter.load(Ordering::Relaxed);
-                if count > 0 {
-                    counts.push(((place < OPERATIONS_MAX).then_some(place), source, count));
-                }
-            }
-        }
-        counts
+        let counters = self.counts.iter().flat_map(|count| {
+            let sources = Source::ALL.into_iter().zip(&count.by_source);
+            sources.map(|(source, counter)| (count.row, source, counter.load(Ordering::Relaxed)))
+        });
+        counters.filter(|(_, _, count)| *count > 0).collect()
     }
 }
 
@@ -286,6 +313,49 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         assert!(state.admit().is_ok());
         assert!(state.admit().is_err());
+    }
+
+    #[test]
+    fn what_is_left_is_exact_while_it_fills_up_again() {
+        let clock = Clock::movable();
+        let state = Callers::new(clock.clone()).get_or_make(&caller(6, 5));
+        for left in (0..5).rev() {
+            let remaining = state.admit().unwrap();
+            assert_eq!(remaining, Remaining { left, whole_in: Duration::from_secs(10) * (5 - left) });
+        }
+        let fast = state.admit().unwrap_err();
+        assert_eq!(fast.remaining.whole_in - fast.retry_after, Duration::from_secs(40));
+        // Three of 10 s have passed: one is taken, two are left.
+        clock.advance(Duration::from_secs(30));
+        assert_eq!(state.admit().unwrap().left, 2);
+        clock.advance(Duration::from_secs(3_600));
+        assert_eq!(state.admit().unwrap().left, 4);
+    }
+
+    #[test]
+    fn whoever_comes_again_when_told_is_admitted() {
+        let clock = Clock::movable();
+        let state = Callers::new(clock.clone()).get_or_make(&caller(7, 1));
+        for _ in 0..20 {
+            assert!(state.admit().is_ok());
+            let retry_after = state.admit().unwrap_err().retry_after;
+            assert!(retry_after <= Duration::from_secs(60).div_f64(7.0) + Duration::from_nanos(1), "{retry_after:?}");
+            // A movable clock moves by milliseconds.
+            clock.advance(retry_after + Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_rate_that_is_slow_beyond_all_measure_overflows_nothing() {
+        let mut config = caller(1, u32::MAX);
+        config.rate.per = Duration::from_secs(86_400 * 365);
+        let callers = Callers::new(Clock::movable());
+        let state = callers.get_or_make(&config);
+        assert!(state.admit().is_ok() && state.admit().is_ok());
+        assert!(
+            Arc::ptr_eq(&state.pace.load(), &callers.get_or_make(&config).pace.load()),
+            "the same terms, the same limiter"
+        );
     }
 
     #[test]

@@ -123,7 +123,6 @@ pub(super) fn follow(shared: &Shared) {
         }
         backoff = (backoff * 2).clamp(BACKOFF.0, BACKOFF.1);
     }
-    shared.ended.send_modify(|threads| *threads += 1);
 }
 
 fn has_ended(shared: &Shared) -> bool {

@@ -110,6 +110,8 @@ pub(crate) struct Shared {
     pub(crate) synced: watch::Sender<Synced>,
     pub(crate) lines: broadcast::Sender<Arc<str>>,
     pub(crate) ended: watch::Sender<u8>,
+    /// Threads that have let go of the folder.
+    pub(crate) left: watch::Sender<u8>,
     pub(crate) records: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) syncs: AtomicU64,
@@ -131,6 +133,7 @@ impl Shared {
             synced: watch::Sender::default(),
             lines: broadcast::Sender::new(FOLLOW_LAG),
             ended: watch::Sender::default(),
+            left: watch::Sender::default(),
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
@@ -282,10 +285,11 @@ impl Log {
         shared.synced.send_modify(|synced| synced.seq = start.tree.size());
         let writer = Writer::new(shared.clone(), disk, settings, start, &recovered);
         spawn("audit-writer", dir, {
-            let lock = lock.clone();
+            let (lock, shared) = (lock.clone(), shared.clone());
             move || {
                 writer.run();
                 drop(lock);
+                shared.left.send_modify(|threads| *threads += 1);
             }
         })?;
         spawn("audit-index", dir, {
@@ -293,6 +297,7 @@ impl Log {
             move || {
                 index::follow(&shared);
                 drop(lock);
+                shared.left.send_modify(|threads| *threads += 1);
             }
         })?;
         Ok((Arc::new(Self { shared, queries: Semaphore::new(QUERIES_MAX), key }), recovered))
@@ -388,8 +393,8 @@ impl Log {
     /// The clean end: everything is on disk, the event `stop` too, and in the index. Nothing is recorded any more.
     pub async fn close(&self) {
         self.shared.buffer.end(Stage::Closing);
-        let mut ended = self.shared.ended.subscribe();
-        if tokio::time::timeout(CLOSE_WAIT, ended.wait_for(|threads| *threads >= 2)).await.is_err() {
+        let mut left = self.shared.left.subscribe();
+        if tokio::time::timeout(CLOSE_WAIT, left.wait_for(|threads| *threads >= 2)).await.is_err() {
             tracing::error!(backlog = self.backlog(), "the audit log did not come to its end in time");
         }
     }

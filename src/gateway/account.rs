@@ -16,7 +16,7 @@ use super::forward::is_traceparent;
 use super::gate::{Gate, Named};
 use super::policy::{Known, Member};
 use super::refusal::{Refusal, seconds};
-use crate::audit::{self, Kind, Record, Room};
+use crate::audit::{self, Kind, Outcome, Record, Room};
 use crate::callers::{InFlight, Remaining, Source};
 use crate::words::RequestId;
 
@@ -37,6 +37,8 @@ pub(super) struct Account {
     row: Option<usize>,
     remaining: Option<Remaining>,
     under_way: Option<InFlight>,
+    /// Of a write, once it had an intent.
+    pub(super) outcome: Option<Outcome>,
     is_read: bool,
     is_head: bool,
     if_none_match: Option<HeaderValue>,
@@ -62,6 +64,7 @@ impl Account {
             row: None,
             remaining: None,
             under_way: None,
+            outcome: None,
             is_read: is_read(request.method()),
             is_head: request.method() == Method::HEAD,
             if_none_match: headers.get(header::IF_NONE_MATCH).filter(|_| request.method() != Method::POST).cloned(),
@@ -110,19 +113,14 @@ impl Account {
     }
 
     /// The one answer, and the one record unless a write's task records it.
-    pub(super) fn close(
-        mut self,
-        reply: Result<Reply, Refusal>,
-        facts: Option<Facts>,
-        busy: Busy,
-    ) -> Response<AnswerBody> {
+    pub(super) fn close(mut self, reply: Result<Reply, Refusal>, busy: Busy) -> Response<AnswerBody> {
         let now = self.gate.clock.now();
         let asked = Asked { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
         let (mut parts, how) = match &reply {
             Ok(reply) => (reply.response(&asked), reply.how),
             Err(refusal) => (answer::refused(refusal, &self.named.id), audit::Answer::Refused),
         };
-        self.add_headers(parts.0, &mut parts.1, facts.and_then(|facts| facts.outcome));
+        self.add_headers(parts.0, &mut parts.1);
         self.note(parts.0, &parts.2, &reply, how, now);
         if self.is_head {
             answer::leave_out_body(&mut parts);
@@ -130,7 +128,7 @@ impl Account {
         answer::response(parts, &self.named.id, busy)
     }
 
-    fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap, outcome: Option<audit::Outcome>) {
+    fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap) {
         if let Some(member) = &self.member
             && let Some(remaining) = &self.remaining
             && !headers.contains_key(RATE_LIMIT)
@@ -139,10 +137,10 @@ impl Account {
             let whole = if remaining.whole_in.is_zero() { 0 } else { seconds(remaining.whole_in) };
             put(headers, &RATE_LIMIT, format_args!("\"caller\";r={};t={whole}", remaining.left));
         }
-        if let Some(outcome) = outcome {
+        if let Some(outcome) = self.outcome {
             answer::say_outcome(headers, outcome);
         }
-        if outcome != Some(audit::Outcome::InDoubt) {
+        if self.outcome != Some(Outcome::InDoubt) {
             answer::say_retry_after(status, headers, Duration::from_secs(60));
         }
     }

@@ -10,12 +10,12 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use super::account::Account;
-use super::answer::{AnswerBody, Facts, Reply};
+use super::answer::{AnswerBody, Reply};
 use super::call::{Call, is_read, outgoing, recorded_query};
 use super::door::Peer;
 use super::fetch::fetch;
 use super::gate::Gate;
-use super::policy::bucket;
+use super::policy::{Policy, bucket};
 use super::recall::{Asked, Recalled, recall};
 use super::refusal::Refusal;
 use super::write::write;
@@ -25,29 +25,28 @@ use super::{body, steps, tags};
 pub async fn answer(gate: Arc<Gate>, peer: Peer, request: Request<Incoming>) -> Response<AnswerBody> {
     let busy = peer.busy(); // 1: the door has accepted it
     let mut account = Account::open(&gate, &peer, &request);
-    let Some(_under_way) = gate.enter(gate.policy().limits().in_flight) else {
-        return account.close(Err(Refusal::Busy), None, busy);
+    let policy = gate.policy(); // one snapshot for the whole life
+    let Some(_under_way) = gate.enter(policy.limits().in_flight) else {
+        return account.close(Err(Refusal::Busy), busy);
     };
-    let lived = AssertUnwindSafe(life(&gate, &mut account, request)).catch_unwind().await;
-    let (reply, facts) = lived
-        .unwrap_or_else(|_| {
-            gate.meters.faults.fetch_add(1, Ordering::Relaxed);
-            Err(Refusal::Internal)
-        })
-        .map_or_else(|refusal| (Err(refusal), None), |(reply, facts)| (reply, Some(facts)));
-    account.close(reply, facts, busy) // 13
+    let lived = AssertUnwindSafe(life(&gate, &policy, &mut account, request)).catch_unwind().await;
+    let reply = lived.unwrap_or_else(|_| {
+        gate.meters.faults.fetch_add(1, Ordering::Relaxed);
+        Err(Refusal::Internal)
+    });
+    account.close(reply, busy) // 13
 }
 
 /// Steps 2 to 12.
 ///
 /// # Errors
-/// The refusal, where nothing was forwarded for good.
+/// Why the gateway answers by itself.
 async fn life(
     gate: &Arc<Gate>,
+    policy: &Arc<Policy>,
     account: &mut Account,
     request: Request<Incoming>,
-) -> Result<(Result<Reply, Refusal>, Facts), Refusal> {
-    let policy = gate.policy(); // one snapshot for the whole life
+) -> Result<Reply, Refusal> {
     let (head, body) = request.into_parts();
     if account.room.is_none() {
         return Err(Refusal::LogFull);
@@ -57,10 +56,10 @@ async fn life(
     let path: Arc<str> = Arc::from(&*target.path);
     account.record.path = Some(path.clone());
     // 3 identify
-    let known = steps::identify(&policy, &head.headers)?;
+    let known = steps::identify(policy, &head.headers)?;
     account.known(known);
     // 4 classify
-    let matched = steps::classify(&policy, &head.method, &target)?;
+    let matched = steps::classify(policy, &head.method, &target)?;
     let row = matched.operation;
     account.classified(matched.index, &row.id, matched.organization);
     account.record.query = recorded_query(row, &target);
@@ -82,11 +81,11 @@ async fn life(
         let member = &known.member;
         match recall(
             gate,
-            &Asked { policy: &policy, member, matched: &matched, target: &target, plan: &plan, headers: &head.headers },
+            &Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers: &head.headers },
         )? {
             Recalled::Answer(reply) => {
                 gate.quota.saved(bucket(&matched), &member.config.name);
-                return Ok((Ok(reply), Facts::default()));
+                return Ok(reply);
             }
             Recalled::Fetch(wanted) => Some(wanted),
         }
@@ -110,10 +109,7 @@ async fn life(
     };
     // 9 to 12; boxed, so that what only they need does not weigh on every hit
     match wanted {
-        Some(wanted) => Box::pin(fetch(gate, call, wanted)).await.map(|reply| {
-            let facts = reply.facts;
-            (Ok(reply), facts)
-        }),
+        Some(wanted) => Box::pin(fetch(gate, call, wanted)).await,
         None => Box::pin(write(gate, account, call)).await,
     }
 }

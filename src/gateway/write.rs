@@ -19,14 +19,14 @@ use crate::cache::{After, CacheStatus, Why as Forwarded};
 use crate::catalogue::Retry;
 use crate::upstream::{Effect, ProxyError, Why};
 
-/// How a write ended, for its one answer.
-pub(super) type Settled = (Result<Reply, Refusal>, Facts);
+/// How a write ended: what its caller is told, and what was recorded of it.
+type Settled = (Result<Reply, Refusal>, Outcome);
 
-/// A write from step 8 on. The reply's outcome is recorded when it returns, unless no intent was.
+/// A write from step 8 on. Once it had an intent, its outcome is in the account, and recorded by its own task.
 ///
 /// # Errors
-/// Nothing was sent, nothing was intended.
-pub(super) async fn write(gate: &Arc<Gate>, account: &mut Account, call: Call) -> Result<Settled, Refusal> {
+/// Why the gateway answers by itself.
+pub(super) async fn write(gate: &Arc<Gate>, account: &mut Account, call: Call) -> Result<Reply, Refusal> {
     let fingerprint = fingerprint(gate, &call);
     recognise(gate, &call, fingerprint)?;
     let left = call.left(&gate.clock);
@@ -38,14 +38,18 @@ pub(super) async fn write(gate: &Arc<Gate>, account: &mut Account, call: Call) -
     intend(gate, account, &call, fingerprint).await?;
     let call = Arc::new(call);
     let task = gate.tasks.spawn(carry_out(gate.clone(), call.clone(), account.intended(), ticket, order));
+    account.outcome = Some(Outcome::InDoubt); // until the task tells
     match tokio::time::timeout(call.left(&gate.clock), task).await {
-        Ok(Ok(settled)) => Ok(settled),
-        Ok(Err(_)) => Ok((Err(Refusal::Internal), Facts { outcome: Some(Outcome::InDoubt), ..Facts::default() })),
-        Err(_) => {
+        Ok(Ok((reply, outcome))) => {
+            account.outcome = Some(outcome);
+            reply
+        }
+        Ok(Err(_panicked)) => Err(Refusal::Internal),
+        Err(_elapsed) => {
             // The task goes on and records what comes of it; until then whatever the write touches may change.
             fence(gate, &call, true, None);
             let why = Why { error: ProxyError::HttpResponseTimeout, text: "no answer came before the deadline".into() };
-            Ok((Err(Refusal::DoubtTimedOut { why }), Facts { outcome: Some(Outcome::InDoubt), ..Facts::default() }))
+            Err(Refusal::DoubtTimedOut { why })
         }
     }
 }
@@ -114,7 +118,7 @@ async fn carry_out(gate: Arc<Gate>, call: Arc<Call>, record: Record, ticket: Tic
         validated: false,
     });
     open.settle(&reply, &facts).await;
-    (reply, facts)
+    (reply, outcome)
 }
 
 fn outcome(effect: Effect) -> Outcome {

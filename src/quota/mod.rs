@@ -1,7 +1,7 @@
 //! The upstream's quota: per bucket an exact window over attempts, handed out fairly among callers (promise 9).
 //!
-//! [`window`] counts slots, [`turns`] decides whose turn it is; both are pure and told the time. [`bucket`] puts them among
-//! threads, [`journal`] on disk. The upstream's rules: `make-api.md`, "Rate limit".
+//! `window` counts slots, `turns` decides whose turn it is; both are pure and told the time. `bucket` puts them among
+//! threads, `journal` on disk. The upstream's rules: Make's "Rate limiting", so many a minute and organization.
 
 mod bucket;
 mod gate;

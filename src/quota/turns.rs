@@ -16,7 +16,7 @@ use super::window::{Due, HOLD_MS, Held, Keep, Moment, Window};
 /// So many callers may come at any moment who have not been seen within a hold.
 const NEWCOMERS_MAX: usize = 2;
 /// Above its share a caller may take this much (numerator, denominator) of an even pace: what was left out is caught up with.
-const PACE: (u64, u64) = (5, 4);
+const PACE: (u64, u64) = (11, 10);
 /// Between its share with newcomers and its share without, a caller may make newcomers wait so long.
 const PATIENCE_MS: u64 = 2_500;
 /// What a caller uses is told from at least so long a time.

@@ -5,7 +5,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test that cannot go on fails"
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails, and says its seed"
 )]
 
 #[path = "../support/mod.rs"]
@@ -15,6 +16,7 @@ mod p01_token;
 mod p02_scope;
 mod p03_fence;
 mod p04_once;
+mod p05_crash;
 mod p05_intent;
 mod p06_records;
 mod p08_bounds;

@@ -1,0 +1,158 @@
+//! Promise 5, the hard way: the real binary is killed (SIGKILL) while it writes, again and again on the same folder, against
+//! a sandbox that counts effects.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use makegate::clock::Clock;
+use makegate::sandbox::{Sandbox, Settings};
+use makegate::tasks::Tasks;
+use serde_json::Value;
+
+use crate::support::{ALL, OPERATOR, Plan, TOKEN, raw, send, with_key};
+
+/// Rounds; the nightly form sets more.
+fn rounds() -> u64 {
+    std::env::var("MAKEGATE_CRASHES").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("MAKEGATE_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from_ne_bytes(makegate::hash::random::<8>().unwrap()));
+    println!("MAKEGATE_SEED={seed}");
+    seed
+}
+
+fn dice(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _gone = self.0.kill();
+        self.0.wait().unwrap();
+    }
+}
+
+fn free_port() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+async fn serve(dir: &Path, gateway: SocketAddr) -> Killed {
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_makegate"))
+        .args(["serve", "--config"])
+        .arg(dir.join("makegate.toml"))
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let child = Killed(child);
+    for _ in 0..1000 {
+        if tokio::net::TcpStream::connect(gateway).await.is_ok() {
+            return child;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it does not start: {}", std::fs::read_to_string(dir.join("log")).unwrap());
+}
+
+fn records(dir: &Path) -> Vec<Value> {
+    let mut files: Vec<_> = std::fs::read_dir(dir.join("audit")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == "jsonl"));
+    files.sort();
+    let text: String = files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
+    let mut state = seed();
+    let dir = tempfile::tempdir().unwrap();
+    let settings =
+        Settings { token: TOKEN.to_owned(), api_limit: 1_000_000, account_limit: 1_000_000, ..Settings::default() };
+    let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap();
+    let (gateway, operator) = (free_port(), free_port());
+    std::fs::write(dir.path().join("token"), TOKEN).unwrap();
+    std::fs::write(dir.path().join("operator"), OPERATOR).unwrap();
+    let text =
+        Plan::default().set("upstream", "quota = \"1000000/min\"").text(&format!("http://{}", sandbox.address()));
+    let text = text.replacen("127.0.0.1:0", &gateway.to_string(), 1).replacen("127.0.0.1:0", &operator.to_string(), 1);
+    let segment = text.replacen("dir = \"audit\"", "dir = \"audit\"\nsegment = \"1MiB\"", 1);
+    std::fs::write(dir.path().join("makegate.toml"), segment).unwrap();
+    let tasks = Tasks::new();
+    for round in 0..rounds() {
+        let service = serve(dir.path(), gateway).await;
+        for writer in 0..4 {
+            tasks.spawn(async move {
+                let headers = with_key(ALL, &[]);
+                for number in 0..1000 {
+                    let body = format!(r#"{{"typeId":2,"name":"v_{round}_{writer}_{number}","value":"x"}}"#);
+                    let length = body.len();
+                    let request = format!(
+                        "POST /api/v2/organizations/11/variables HTTP/1.1\r\nhost: x\r\n{headers}content-type: application/json\r\n\
+                         content-length: {length}\r\nconnection: close\r\n\r\n{body}"
+                    );
+                    let connected = tokio::net::TcpStream::connect(gateway).await.is_ok();
+                    if !connected || raw(gateway, &request).await.is_none() {
+                        return;
+                    }
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(20 + dice(&mut state) % 120)).await;
+        drop(service);
+    }
+    tasks.drained(Duration::from_secs(30)).await;
+    let _service = serve(dir.path(), gateway).await;
+    let headers = format!("authorization: Bearer {OPERATOR}\r\n");
+    let doubts = send(operator, "GET", "/doubts.json", &headers, "").await.expect(200).json();
+    let doubts: HashSet<String> =
+        doubts["doubts"].as_array().unwrap().iter().map(|d| d["request"].as_str().unwrap().to_owned()).collect();
+    check(&records(dir.path()), &doubts, &sandbox);
+}
+
+fn check(records: &[Value], doubts: &HashSet<String>, sandbox: &Sandbox) {
+    let seqs: Vec<u64> = records.iter().map(|record| record["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "the sequence has gaps");
+    let of_kind = |kind: &str| -> HashMap<String, String> {
+        let wanted = records.iter().filter(|record| record["kind"] == kind);
+        wanted
+            .map(|r| (r["request"].as_str().unwrap().to_owned(), r["outcome"].as_str().unwrap_or("").to_owned()))
+            .collect()
+    };
+    let (intents, outcomes) = (of_kind("intent"), of_kind("outcome"));
+    for id in intents.keys() {
+        let settled = outcomes.get(id).is_some_and(|outcome| outcome != "in-doubt");
+        assert!(settled != doubts.contains(id), "{id} is neither settled nor in doubt, or both");
+    }
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for received in sandbox.received_of("POST", "/api/v2/organizations/11/variables") {
+        *seen.entry(received.body).or_default() += 1;
+    }
+    assert!(seen.len() > 30, "only {} writes arrived: the test proves little", seen.len());
+    assert!(seen.values().all(|times| *times == 1), "a write was sent twice");
+    let intended: HashSet<String> = records
+        .iter()
+        .filter(|record| record["kind"] == "intent")
+        .map(|record| record["fields"]["name"].as_str().unwrap().to_owned())
+        .collect();
+    for body in seen.keys() {
+        let name = serde_json::from_str::<Value>(body).unwrap()["name"].as_str().unwrap().to_owned();
+        assert!(intended.contains(&name), "{name} went upstream without an intent");
+    }
+    println!(
+        "{} intents, {} outcomes, {} in doubt, {} seen upstream",
+        intents.len(),
+        outcomes.len(),
+        doubts.len(),
+        seen.len()
+    );
+}

@@ -1,7 +1,7 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
 
 // A module names only modules of a lower rank, never a neighbour of its own.
-// Rank 0: words and small tools.
+// Rank 0: small tools and words, each naming only those above it.
 pub mod clock;
 pub mod hash;
 pub mod reader;

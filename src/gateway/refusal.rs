@@ -1,5 +1,7 @@
 //! Every refusal: an answer that the gateway gives by itself. One value, one row, one answer, one record.
 
+mod samples;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 

@@ -34,5 +34,5 @@ pub(crate) fn compare_between(path: &str, name: &str, now: &str) {
     let (open, close) = (format!("<!-- {name} -->"), format!("<!-- /{name} -->"));
     let parts = whole.split_once(&open).and_then(|(before, rest)| Some((before, rest.split_once(&close)?.1)));
     let (before, after) = parts.unwrap_or_else(|| panic!("{path} has no {open} … {close}"));
-    compare(path, &format!("{before}{open}\n\n{now}\n{close}{after}"));
+    compare(path, &format!("{before}{open}\n\n{now}\n\n{close}{after}"));
 }

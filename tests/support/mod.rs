@@ -91,8 +91,9 @@ impl Plan {
         };
         let key = |key: &str| hash::hex(&hash::sha256(key.as_bytes()));
         let mut text = format!(
-            "[gateway]\nlisten = \"127.0.0.1:0\"\n{}\n[operator]\nlisten = \"127.0.0.1:0\"\nkey_file = \"operator\"\n{}\n\
+            "[gateway]\n{}{}\n[operator]\nlisten = \"127.0.0.1:0\"\nkey_file = \"operator\"\n{}\n\
              [upstream]\nurl = \"{url}\"\ntoken_file = \"token\"\n{}{}\n[cache]\n{}\n[cache.lifetime]\n{}\n[audit]\ndir = \"audit\"\n{}\n[limits]\n{}\n",
+            if lines("gateway").contains("listen =") { "" } else { "listen = \"127.0.0.1:0\"\n" },
             lines("gateway"),
             lines("operator"),
             if lines("upstream").contains("quota =") { "" } else { "quota = \"100000/min\"\n" },

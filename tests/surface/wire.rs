@@ -1,8 +1,10 @@
 //! What goes over the wire, byte by byte: headers of answers, headers that go upstream, targets, bodies, TLS.
 
 mod bodies;
+mod connections;
 mod headers;
 mod memory;
+mod outcomes;
 mod tags;
 mod targets;
 mod tls;

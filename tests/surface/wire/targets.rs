@@ -131,6 +131,18 @@ async fn what_is_in_no_row_is_refused() {
     assert_eq!(world.sandbox.received().len(), 0);
 }
 
+/// Who is not known learns nothing of what there is.
+#[tokio::test]
+async fn without_a_key_every_path_is_the_same() {
+    let world = still().start().await;
+    for (method, target) in
+        [("GET", LIST), ("GET", "/api/v2/scenarios"), ("PUT", LIST), ("GET", "/api/v2/organizations/011")]
+    {
+        world.send("unknown", method, target, &[], "").await.refused(401, "MG112");
+        send(world.gateway, method, target, "", "").await.refused(401, "MG111");
+    }
+}
+
 #[tokio::test]
 async fn single_valued_parameters_are_given_once() {
     let world = still().start().await;

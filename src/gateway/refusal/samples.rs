@@ -1,0 +1,86 @@
+//! One refusal of each kind, with the defaults' numbers: what the README's table is made of.
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+
+use super::Refusal;
+use crate::clock::Clock;
+use crate::upstream::{ProxyError, Why};
+use crate::words::RequestId;
+
+impl Refusal {
+    /// One of each kind, in the order of their codes.
+    #[must_use]
+    pub fn samples() -> Vec<Self> {
+        let mut samples = of_callers();
+        samples.extend(of_bounds());
+        samples.extend(of_the_upstream());
+        samples
+    }
+}
+
+fn of_callers() -> Vec<Refusal> {
+    vec![
+        Refusal::Ambiguous {
+            why: "the path has an empty segment: write single slashes, and none at the end".to_owned(),
+        },
+        Refusal::TargetTooLong { bytes_max: 8000 },
+        Refusal::Repeated { parameter: "pg[limit]".to_owned() },
+        Refusal::TwoCredentials,
+        Refusal::NoKey,
+        Refusal::UnknownKey,
+        Refusal::NoOperation,
+        Refusal::NoMethod { allowed: vec![Method::GET, Method::HEAD, Method::POST] },
+        Refusal::NotGranted { grant: "usage:read".to_owned() },
+        Refusal::OutOfScope { organization: 11 },
+        Refusal::Unscoped,
+    ]
+}
+
+fn of_bounds() -> Vec<Refusal> {
+    let (retry_after, limit) = (Duration::from_secs(5), 60);
+    vec![
+        Refusal::TooFast { retry_after },
+        Refusal::TooMany { most: 64 },
+        Refusal::Busy,
+        Refusal::NotAnObject { why: "the body is JSON, but no object".to_owned() },
+        Refusal::UnwantedBody,
+        Refusal::BodyCut,
+        Refusal::BodySlow,
+        Refusal::BodyTooLarge { bytes_max: 1 << 20 },
+        Refusal::NotJson,
+        Refusal::HeldInDoubt { first: RequestId::parse(b"01jc").unwrap_or_else(|| RequestId::new(&Clock::system())) },
+        Refusal::NoQuota { retry_after, limit },
+        Refusal::QuotaQueueFull { retry_after, limit },
+        Refusal::CannotRecord,
+        Refusal::LogFull,
+        Refusal::NotCached,
+    ]
+}
+
+fn of_the_upstream() -> Vec<Refusal> {
+    let why = |error, text: &'static str| Why { error, text: text.into() };
+    let refused = why(ProxyError::ConnectionRefused, "the connection was refused");
+    let late = why(ProxyError::HttpResponseTimeout, "no answer in time");
+    let cut = why(ProxyError::HttpResponseIncomplete, "the body ended before its end");
+    let encoded = why(ProxyError::HttpResponseContentCoding, "the answer is encoded, though identity was asked for");
+    let ended = why(ProxyError::ConnectionTerminated, "the connection ended without an answer");
+    vec![
+        Refusal::Unreachable { why: refused },
+        Refusal::TimedOut { why: late.clone() },
+        Refusal::Cut { why: cut.clone() },
+        Refusal::TokenRefused,
+        Refusal::Redirected { status: StatusCode::FOUND },
+        Refusal::Leaked,
+        Refusal::Unusable { why: encoded },
+        Refusal::NoRoom,
+        Refusal::BreakerOpen { retry_after: Duration::from_secs(5) },
+        Refusal::NotNarrowable { why: "an organization has no id" },
+        Refusal::DoubtTimedOut { why: late },
+        Refusal::DoubtCut { why: ended },
+        Refusal::AnswerLost { why: cut },
+        Refusal::Late,
+        Refusal::Internal,
+    ]
+}

@@ -1,0 +1,80 @@
+//! Documents: what tables say is what the code does. `UPDATE_GOLDEN=1` writes them anew.
+
+use std::collections::BTreeSet;
+
+use makegate::catalogue::{Body, Catalogue, Operation, Retry};
+use makegate::gateway::refusal::Refusal;
+
+use super::{golden, read};
+
+/// Refusals that cannot be provoked from outside, and why.
+const UNPROVOKED: [(&str, &str); 1] = [("MG500", "a fault of makegate's own: there is none to provoke")];
+
+#[test]
+fn each_refusal_has_a_sample_a_golden_file_and_nothing_has_one_too_many() {
+    let code = read("src/gateway/refusal.rs");
+    let rows: BTreeSet<&str> = code.split('"').filter(|text| is_code(text)).collect();
+    let samples: Vec<&str> = Refusal::samples().iter().map(|sample| sample.row().code).collect();
+    assert!(samples.is_sorted() && samples.windows(2).all(|pair| pair.first() != pair.last()), "{samples:?}");
+    assert_eq!(samples.iter().copied().collect::<BTreeSet<_>>(), rows, "Refusal::samples() has one of each kind");
+    let provoked: BTreeSet<String> = std::fs::read_dir(golden::file("tests/golden/refusals"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().trim_end_matches(".json").to_owned())
+        .collect();
+    let told: BTreeSet<String> = provoked
+        .iter()
+        .map(String::as_str)
+        .chain(UNPROVOKED.iter().map(|(code, _)| *code))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(told, rows.iter().map(|code| (*code).to_owned()).collect(), "each is provoked, or told why not");
+}
+
+fn is_code(text: &str) -> bool {
+    text.strip_prefix("MG").is_some_and(|number| number.len() == 3 && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[test]
+fn the_readme_has_the_table_of_refusals() {
+    let rows = Refusal::samples().into_iter().map(|sample| {
+        let row = sample.row();
+        format!("| {} | {} | {} | {} |", row.code, row.status.as_u16(), row.title, sample.detail().replace('|', "\\|"))
+    });
+    let head = "| code | status | means | says, for example |\n| --- | --- | --- | --- |\n";
+    golden::compare_between("README.md", "refusals", &(head.to_owned() + &rows.collect::<Vec<_>>().join("\n")));
+}
+
+#[test]
+fn the_table_of_operations_is_the_catalogue() {
+    let catalogue = Catalogue::built_in();
+    let rows: Vec<String> = catalogue.rows().iter().map(|row| operation(row)).collect();
+    let head = "| operation | request | grant | body | in memory | sent again | invalidates | may be recorded |\n\
+                | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+    golden::compare_between("docs/operations.md", "operations", &(head.to_owned() + &rows.join("\n")));
+}
+
+fn operation(row: &Operation) -> String {
+    let body = match row.body {
+        Body::None => "none",
+        Body::Object => "object",
+        Body::Any => "any",
+    };
+    let retry = match row.retry {
+        Retry::Safe => "safe",
+        Retry::Idempotent => "idempotent",
+        Retry::Once => "once",
+    };
+    let memory = match &row.cache {
+        None if row.is_write() => String::new(),
+        Some(class) => class.to_string(),
+        None if row.may_cache => "if configured".to_owned(),
+        None => "never".to_owned(),
+    };
+    let code = |names: Vec<&str>| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" ");
+    let invalidates = code(row.invalidates.iter().map(|tag| tag.as_str()).collect());
+    let recorded = code(row.record.iter().map(|name| &**name).collect());
+    format!(
+        "| `{}`: {} | `{} {}` | `{}` | {body} | {memory} | {retry} | {invalidates} | {recorded} |",
+        row.id, row.summary, row.method, row.path, row.grant
+    )
+}

@@ -26,6 +26,8 @@ use crate::upstream::{Token, Upstream};
 const WATCH: Duration = Duration::from_secs(5);
 /// How often the cache forgets and the quota's journal is synced.
 const CHORES: Duration = Duration::from_secs(1);
+/// How long connections have to end that were cut, and the operators' door to close.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// After the drain began, doors stay open so long: whoever balances load sees `not ready` first.
 const NOT_READY_FIRST: Duration = Duration::from_millis(200);
 
@@ -88,6 +90,8 @@ pub struct Service {
 struct Inner {
     gate: Arc<Gate>,
     desk: Arc<Desk>,
+    /// The operators' door has tasks of its own: it says `not ready` until the gateway's are done.
+    desk_tasks: Tasks,
     file: PathBuf,
     seen: Mutex<Seen>,
     reloading: tokio::sync::Mutex<()>,
@@ -105,11 +109,11 @@ impl Service {
         let operator_key = secret(&config.operator.key).map_err(StartError::configuration)?;
         let upstream =
             Upstream::new(&config.upstream, &config.limits, token, clock.clone()).map_err(StartError::configuration)?;
-        let tasks = Tasks::new();
+        let (tasks, desk_tasks) = (Tasks::new(), Tasks::new());
         let gateway = Door::bind(&config.gateway.listen, config.gateway.tls.as_ref(), &config.limits, &clock, &tasks);
         let gateway = gateway.map_err(StartError::failed)?;
-        let operator =
-            Door::bind(&config.operator.listen, None, &config.limits, &clock, &tasks).map_err(StartError::failed)?;
+        let operator = Door::bind(&config.operator.listen, None, &config.limits, &clock, &desk_tasks)
+            .map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let quota =
             Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
@@ -122,11 +126,12 @@ impl Service {
         let inner = Arc::new(Inner {
             gate: gate.clone(),
             desk: desk.clone(),
+            desk_tasks,
             file,
             seen,
             reloading: tokio::sync::Mutex::default(),
         });
-        let gateway = gateway.open(move |peer, request| life::answer(gate.clone(), peer, request));
+        let gateway = gateway.open(move |peer, request| life::answer(gate.clone(), &peer, request));
         desk.show_door("gateway", gateway.clone());
         let operator = operator::open(operator, desk);
         inner.clone().look_after();
@@ -166,9 +171,14 @@ impl Service {
         gate.drain();
         tokio::time::sleep(NOT_READY_FIRST.min(limit)).await;
         self.gateway.close();
-        self.operator.close();
         gate.tasks.stop();
         let finished = gate.tasks.drained(limit).await;
+        // Whoever is cut off now leaves a record all the same; a write without an outcome is in doubt at the next start.
+        self.gateway.cut();
+        gate.tasks.drained(LAST_WORDS).await;
+        self.operator.close();
+        self.inner.desk_tasks.stop();
+        self.inner.desk_tasks.drained(LAST_WORDS).await;
         gate.quota.shut();
         gate.log.close().await;
         finished

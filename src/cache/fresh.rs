@@ -65,15 +65,15 @@ impl Wish {
         if !terms.may_refresh {
             return None;
         }
-        let age = if self.no_cache { Some(Duration::ZERO) } else { self.max_age };
-        now.checked_sub(age?.max(terms.refresh_floor))
+        let floor = self.no_cache.then_some(terms.refresh_floor);
+        now.checked_sub(floor.into_iter().chain(self.max_age).min()?)
     }
 }
 
 /// How far a caller's wishes go. Refreshing spends the quota of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// `[cache] refresh_floor`: an entry this young satisfies every wish for a younger or fresher one.
+    /// `[cache] refresh_floor`: `no-cache` is content with an entry this young.
     pub refresh_floor: Duration,
     /// The caller's `may_refresh`: without it, no wish makes the gateway fetch what it has in memory.
     pub may_refresh: bool,
@@ -90,9 +90,9 @@ pub(super) enum Verdict {
 
 /// Judges an entry that is usable as far as its fences go.
 pub(super) fn judge(entry: &Entry, wish: &Wish, terms: &Terms, now: Instant) -> Verdict {
-    let binding = terms.may_refresh && entry.since_birth(now) >= terms.refresh_floor;
-    let too_old = wish.no_cache || wish.max_age.is_some_and(|max| entry.age(now) > max);
-    let ruled_out = binding && too_old;
+    let binding = terms.may_refresh;
+    let refreshes = wish.no_cache && entry.since_birth(now) >= terms.refresh_floor;
+    let ruled_out = binding && (refreshes || wish.max_age.is_some_and(|max| entry.age(now) > max));
     match entry.freshness(now) {
         _ if ruled_out => Verdict::Fetch { why: Why::Request, fallback: false },
         Ok(left) if binding && wish.min_fresh.is_some_and(|min| left < min) => {

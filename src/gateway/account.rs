@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{self, HeaderName};
+use http::header::{self, GetAll, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
 use super::answer::{self, AnswerBody, Asked, Facts, Reply, put};
@@ -43,6 +43,7 @@ pub(super) struct Account {
     is_head: bool,
     if_none_match: Option<HeaderValue>,
     counted: bool,
+    handed_over: bool,
 }
 
 impl Account {
@@ -67,8 +68,9 @@ impl Account {
             outcome: None,
             is_read: is_read(request.method()),
             is_head: request.method() == Method::HEAD,
-            if_none_match: headers.get(header::IF_NONE_MATCH).filter(|_| request.method() != Method::POST).cloned(),
+            if_none_match: joined(headers.get_all(header::IF_NONE_MATCH)),
             counted: false,
+            handed_over: false,
         }
     }
 
@@ -107,9 +109,10 @@ impl Account {
         self.began
     }
 
-    /// The record of the outcome to come, once the intent is on disk.
-    pub(super) fn intended(&self) -> Record {
-        self.record.clone()
+    /// Hands the record over to a write's task, which leaves it whatever happens.
+    pub(super) fn hand_over(&mut self) -> (Record, Option<Room>) {
+        self.handed_over = true;
+        (self.record.clone(), self.room.take())
     }
 
     /// The one answer, and the one record unless a write's task records it.
@@ -141,7 +144,7 @@ impl Account {
             answer::say_outcome(headers, outcome);
         }
         if self.outcome != Some(Outcome::InDoubt) {
-            answer::say_retry_after(status, headers, Duration::from_secs(60));
+            answer::say_retry_after(status, headers, self.gate.clock.wall());
         }
     }
 
@@ -159,7 +162,8 @@ impl Account {
         let record = &mut self.record;
         record.status = Some(status.as_u16());
         record.answer = Some(how);
-        record.bytes = Some(body.len() as u64);
+        let shown = if record.method == Some(Method::HEAD) { 0 } else { body.len() as u64 };
+        record.bytes = Some(shown);
         record.duration_us = Some(micros(taken));
         match reply {
             Ok(reply) => {
@@ -186,12 +190,23 @@ impl Drop for Account {
         }
         match self.room.take() {
             Some(room) => room.fill(self.record.clone()),
-            None if self.record.kind == Kind::Request && self.record.answer == Some(audit::Answer::Refused) => {
+            None if !self.handed_over => {
                 self.gate.meters.unrecorded.fetch_add(1, Ordering::Relaxed);
             }
             None => {}
         }
     }
+}
+
+/// All field lines as one list (RFC 9110 section 5.3).
+fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
+    let mut lines = values.iter();
+    let (first, second) = (lines.next()?, lines.next());
+    if second.is_none() {
+        return Some(first.clone());
+    }
+    let all: Vec<&[u8]> = values.iter().map(HeaderValue::as_bytes).collect();
+    HeaderValue::from_bytes(&all.join(&b',')).ok()
 }
 
 fn source(how: audit::Answer) -> Source {

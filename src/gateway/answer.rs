@@ -11,12 +11,14 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::{Frame, SizeHint};
+use jiff::Timestamp;
 
 use super::door::Busy;
 use super::refusal::{Refusal, seconds};
 use crate::audit::{self, Outcome};
 use crate::cache::{CacheStatus, Entry};
 use crate::hash;
+use crate::upstream::retry_after;
 use crate::words::RequestId;
 
 /// What of an upstream answer is kept with a stored body: what describes the body, nothing that describes one exchange.
@@ -43,6 +45,11 @@ const WITHHELD: [HeaderName; 16] = [
     HeaderName::from_static("x-request-id"),
     header::CONTENT_LENGTH,
 ];
+
+/// What Make says in words: wait one minute.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// The longest that the quota stays closed for an upstream's 429.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -211,13 +218,12 @@ pub(super) fn say_outcome(headers: &mut HeaderMap, outcome: Outcome) {
     }
 }
 
-/// `Retry-After` comes with every 429, in whole seconds, at least 1 (unless the upstream said so itself).
-pub(super) fn say_retry_after(status: StatusCode, headers: &mut HeaderMap, default: Duration) {
-    let plain = |value: &HeaderValue| {
-        value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()).is_some_and(|s| s >= 1)
-    };
-    if status == StatusCode::TOO_MANY_REQUESTS && !headers.get(header::RETRY_AFTER).is_some_and(plain) {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(default)));
+/// `Retry-After` comes with every 429, in whole seconds, at least 1: the upstream's own word where it has one that a client
+/// can live with, a minute else.
+pub(super) fn say_retry_after(status: StatusCode, headers: &mut HeaderMap, now: Timestamp) {
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        let told = retry_after(headers, now).unwrap_or(RETRY_AFTER);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(told.min(RETRY_AFTER_MAX))));
     }
 }
 

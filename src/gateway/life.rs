@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use super::account::Account;
 use super::answer::{AnswerBody, Reply};
 use super::call::{Call, is_read, outgoing, recorded_query};
-use super::door::Peer;
+use super::door::{Busy, Peer};
 use super::fetch::fetch;
 use super::gate::Gate;
 use super::policy::{Policy, bucket};
@@ -21,10 +21,19 @@ use super::refusal::Refusal;
 use super::write::write;
 use super::{body, steps, tags};
 
-/// Answers one request: whatever happens inside, there is one answer and one record.
-pub async fn answer(gate: Arc<Gate>, peer: Peer, request: Request<Incoming>) -> Response<AnswerBody> {
+/// Answers one request: whatever happens inside, there is one answer and one record. The account is opened by the call
+/// itself: a caller who hangs up before the first poll leaves a record too.
+pub fn answer(
+    gate: Arc<Gate>,
+    peer: &Peer,
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<AnswerBody>> + Send + use<> {
     let busy = peer.busy(); // 1: the door has accepted it
-    let mut account = Account::open(&gate, &peer, &request);
+    let account = Account::open(&gate, peer, &request);
+    settle(gate, account, request, busy)
+}
+
+async fn settle(gate: Arc<Gate>, mut account: Account, request: Request<Incoming>, busy: Busy) -> Response<AnswerBody> {
     let policy = gate.policy(); // one snapshot for the whole life
     let Some(_under_way) = gate.enter(policy.limits().in_flight) else {
         return account.close(Err(Refusal::Busy), busy);

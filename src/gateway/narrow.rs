@@ -102,12 +102,7 @@ impl Page {
                 seen.push(row);
             }
         }
-        if let Some(column) = self.sorted_here() {
-            seen.sort_by(|a, b| {
-                let order = compare(a.get(column), b.get(column));
-                if self.descending { order.reverse() } else { order }
-            });
-        }
+        self.sort(&mut seen);
         let strip = |name: &str| !self.columns.is_empty() && !self.columns.iter().any(|c| c == name || c == "*");
         let page: Vec<String> = seen
             .iter()
@@ -118,9 +113,27 @@ impl Page {
         Ok(self.render(&whole, array, &page))
     }
 
+    /// By name the list comes sorted already, as the upstream collates names: that order is kept (so that pages with and
+    /// without the wish fit together), unless it is none.
+    fn sort(&self, seen: &mut [Fields<'_>]) {
+        let by = |column| move |a: &Fields<'_>, b: &Fields<'_>| compare(a.get(column), b.get(column));
+        let name = |row: &Fields<'_>| row.get("name").map(|name| name.get().to_owned());
+        match self.sort_by.as_deref() {
+            Some("id") => seen.sort_by(by("id")),
+            None | Some("name")
+                if seen.is_sorted_by_key(name) || seen.is_sorted_by(|a, b| by("name")(a, b).is_le()) => {}
+            None | Some("name") => seen.sort_by(by("name")),
+            Some(_) => return, // the upstream did, both ways
+        }
+        if self.descending {
+            seen.reverse();
+        }
+    }
+
     fn render(&self, whole: &Fields<'_>, array: &str, page: &[String]) -> Vec<u8> {
         let mut out = String::from("{");
-        for (name, value) in &whole.0 {
+        // Nothing else goes on: who knows of whom it speaks.
+        for (name, value) in whole.0.iter().filter(|(name, _)| name == array || name == "pg") {
             if out.len() > 1 {
                 out.push(',');
             }
@@ -129,10 +142,8 @@ impl Page {
                 out.push('[');
                 out.push_str(&page.join(","));
                 out.push(']');
-            } else if name == "pg" {
-                out.push_str(&self.echo(value));
             } else {
-                out.push_str(value.get());
+                out.push_str(&self.echo(value));
             }
         }
         out.push('}');

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::HeaderMap;
+use http::header::IF_MATCH;
 
 use super::answer::{Body, Facts, Reply};
 use super::fetch::narrow;
@@ -61,7 +62,9 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>) -> Result<Recalled, Refusal
     let page = array.filter(|_| !scope.is_all()).map(|_| Page::of(asked.target));
     let (key, target) = key_and_target(asked, page.as_ref());
     let wish = Wish::of(asked.headers);
-    let stored = asked.policy.storing(asked.matched.index).is_some() && (asked.plan.keyed || page.is_some());
+    let stored = asked.policy.storing(asked.matched.index).is_some()
+        && (asked.plan.keyed || page.is_some())
+        && !asked.headers.contains_key(IF_MATCH);
     let alone = |why, page| Wanted {
         key: Arc::from(&*key),
         target: target.clone().into_owned(),

@@ -212,7 +212,7 @@ impl Refusal {
             Self::NotJson => "Send `Content-Type: application/json`, and no Content-Encoding.".to_owned(),
             Self::HeldInDoubt { first } => {
                 format!(
-                    "Your request {first} was the same and may have taken effect. Look before sending it again; a new Idempotency-Key overrides."
+                    "Your request {first} was the same and may have taken effect. Look whether it has; an operator settles it at /doubts."
                 )
             }
             Self::NoQuota { retry_after, .. } => {
@@ -314,10 +314,6 @@ impl Refusal {
                 | Self::Unreachable { .. }
                 | Self::TimedOut { .. }
                 | Self::Cut { .. }
-                | Self::TokenRefused
-                | Self::Redirected { .. }
-                | Self::Leaked
-                | Self::Unusable { .. }
                 | Self::NoRoom
                 | Self::BreakerOpen { .. }
                 | Self::Late

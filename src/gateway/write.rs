@@ -14,13 +14,13 @@ use super::gate::Gate;
 use super::order::Held;
 use super::refusal::Refusal;
 use super::tags;
-use crate::audit::{self, Fingerprint, Kind, Outcome, Record};
+use crate::audit::{self, CannotRecord, Fingerprint, Kind, Outcome, Record, Room};
 use crate::cache::{After, CacheStatus, Why as Forwarded};
 use crate::catalogue::Retry;
 use crate::upstream::{Effect, ProxyError, Why};
 
-/// How a write ended: what its caller is told, and what was recorded of it.
-type Settled = (Result<Reply, Refusal>, Outcome);
+/// How a write ended: what its caller is told, and, if it had an intent, what was recorded of it.
+type Settled = (Result<Reply, Refusal>, Option<Outcome>);
 
 /// A write from step 8 on. Once it had an intent, its outcome is in the account, and recorded by its own task.
 ///
@@ -35,17 +35,21 @@ pub(super) async fn write(gate: &Arc<Gate>, account: &mut Account, call: Call) -
     let order = tokio::time::timeout(left, order).await.map_err(|_| Refusal::Late)?;
     let ticket = ticket(gate, &call).await?; // before the intent: a crash in the queue must not leave in doubt what was never sent
     recognise(gate, &call, fingerprint)?; // an equal write may have ended in doubt meanwhile
-    intend(gate, account, &call, fingerprint).await?;
+    account.record.fields = recorded_fields(&call.row, &call.outgoing.body);
     let call = Arc::new(call);
-    let task = gate.tasks.spawn(carry_out(gate.clone(), call.clone(), account.intended(), ticket, order));
-    account.outcome = Some(Outcome::InDoubt); // until the task tells
+    let account_for = account.hand_over();
+    let task = gate.tasks.spawn(carry_out(gate.clone(), call.clone(), account_for, fingerprint, ticket, order));
     match tokio::time::timeout(call.left(&gate.clock), task).await {
         Ok(Ok((reply, outcome))) => {
-            account.outcome = Some(outcome);
+            account.outcome = outcome;
             reply
         }
-        Ok(Err(_panicked)) => Err(Refusal::Internal),
+        Ok(Err(_panicked)) => {
+            account.outcome = Some(Outcome::InDoubt);
+            Err(Refusal::Internal)
+        }
         Err(_elapsed) => {
+            account.outcome = Some(Outcome::InDoubt);
             // The task goes on and records what comes of it; until then whatever the write touches may change.
             fence(gate, &call, true, None);
             let why = Why { error: ProxyError::HttpResponseTimeout, text: "no answer came before the deadline".into() };
@@ -72,26 +76,25 @@ fn fingerprint(gate: &Gate, call: &Call) -> Fingerprint {
     gate.log.fingerprint(&parts)
 }
 
-/// Step 10: the intent is on disk before the first byte goes upstream.
-async fn intend(gate: &Gate, account: &mut Account, call: &Call, fingerprint: Fingerprint) -> Result<(), Refusal> {
-    account.record.fields = recorded_fields(&call.row, &call.outgoing.body);
-    let mut intent = account.record.clone();
-    intent.kind = Kind::Intent;
-    intent.time = gate.clock.wall();
-    intent.fingerprint = Some(fingerprint);
-    // Handed over with the intent: dropped while it is committed, the log itself records the write as not sent.
-    let room = account.room.take();
-    match gate.log.commit(intent).await {
-        Ok(_) => Ok(()),
-        Err(cannot) => {
-            account.room = room.filter(|_| !cannot.is_recorded());
-            Err(Refusal::CannotRecord)
+/// Steps 10 to 12, in a task of their own: from here on a caller who hangs up changes nothing.
+async fn carry_out(
+    gate: Arc<Gate>,
+    call: Arc<Call>,
+    (record, room): (Record, Option<Room>),
+    fingerprint: Fingerprint,
+    ticket: Ticket,
+    order: Option<Held>,
+) -> Settled {
+    if let Err(cannot) = intend(&gate, &record, fingerprint).await {
+        let refusal = Refusal::CannotRecord;
+        if let Some(room) = room.filter(|_| !cannot.is_recorded()) {
+            let mut record = record;
+            refused(&mut record, &call, &refusal);
+            room.fill(record);
         }
+        return (Err(refusal), None);
     }
-}
-
-/// Steps 11 and 12, in a task of their own.
-async fn carry_out(gate: Arc<Gate>, call: Arc<Call>, record: Record, ticket: Ticket, order: Option<Held>) -> Settled {
+    drop(room); // the intent has room for its outcome
     let mut open = Intended { gate: gate.clone(), call: call.clone(), record: Some(record) };
     let waited = ticket.waited;
     let Sent { ending, attempts, ambiguous, effect, quota_wait } = forward(&gate, &call, ticket).await;
@@ -118,7 +121,16 @@ async fn carry_out(gate: Arc<Gate>, call: Arc<Call>, record: Record, ticket: Tic
         validated: false,
     });
     open.settle(&reply, &facts).await;
-    (reply, outcome)
+    (reply, Some(outcome))
+}
+
+/// Step 10: the intent is on disk before the first byte goes upstream.
+async fn intend(gate: &Gate, record: &Record, fingerprint: Fingerprint) -> Result<u64, CannotRecord> {
+    let mut intent = record.clone();
+    intent.kind = Kind::Intent;
+    intent.time = gate.clock.wall();
+    intent.fingerprint = Some(fingerprint);
+    gate.log.commit(intent).await
 }
 
 fn outcome(effect: Effect) -> Outcome {
@@ -151,6 +163,14 @@ fn fence(gate: &Gate, call: &Call, ambiguous: bool, answer: Option<&[u8]>) {
     gate.cache.raise(&tags::invalidated(&call.row, &call.parameters, answer), after);
 }
 
+fn refused(record: &mut Record, call: &Call, refusal: &Refusal) {
+    let row = refusal.row();
+    record.status = Some(row.status.as_u16());
+    record.answer = Some(audit::Answer::Refused);
+    record.refusal = Some(row.code);
+    record.bytes = Some(refusal.problem(&call.id).len() as u64);
+}
+
 /// An intent without its outcome yet. Dropped so (a panic, a torn down process), the write is in doubt.
 struct Intended {
     gate: Arc<Gate>,
@@ -171,13 +191,7 @@ impl Intended {
                 record.answer = Some(reply.how);
                 record.bytes = Some(body.len() as u64);
             }
-            Err(refusal) => {
-                let row = refusal.row();
-                record.status = Some(row.status.as_u16());
-                record.answer = Some(audit::Answer::Refused);
-                record.refusal = Some(row.code);
-                record.bytes = Some(refusal.problem(&self.call.id).len() as u64);
-            }
+            Err(refusal) => refused(&mut record, &self.call, refusal),
         }
         super::account::fill(&mut record, facts);
         record.duration_us = Some(super::account::micros(self.call.age(&self.gate.clock)));

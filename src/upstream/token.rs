@@ -94,7 +94,8 @@ impl Token {
     }
 
     fn in_text(&self, text: &[u8]) -> bool {
-        self.forms.iter().any(|form| form.find(text).is_some())
+        let found = |text: &[u8]| self.forms.iter().any(|form| form.find(text).is_some());
+        found(text) || (memchr::memmem::find(text, b"\\u").is_some() && found(&unescaped(text)))
     }
 }
 
@@ -140,6 +141,23 @@ fn forms(token: &str) -> Vec<Vec<u8>> {
     forms.sort();
     forms.dedup();
     forms
+}
+
+/// The text with JSON's `\u00xx` escapes of ASCII undone: a reader of JSON sees what they spell.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        let digits = rest.strip_prefix(b"\\u00").and_then(|after| after.split_at_checked(2));
+        let spelled = digits.and_then(|(two, after)| {
+            let byte = u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()?;
+            Some((byte, after))
+        });
+        let (byte, after) = spelled.unwrap_or((*first, after));
+        out.push(byte);
+        rest = after;
+    }
+    out
 }
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -231,5 +249,8 @@ mod tests {
             assert!(in_body(&token, form), "{form}");
         }
         assert!(!in_body(&token, "ab cd/ef=="));
+        let escaped: String = "ab+cd/ef==".bytes().map(|b| format!("\\u{b:04x}")).collect();
+        assert!(in_body(&token, &escaped));
+        assert!(in_body(&token, "ab\\u002bcd/ef=="));
     }
 }

@@ -99,6 +99,11 @@ impl OpenDoor {
         self.seats.len()
     }
 
+    /// Drops every connection as it is.
+    pub fn cut(&self) {
+        self.seats.cut();
+    }
+
     /// Takes no further connection and lets those that are there finish what they are at.
     pub fn close(&self) {
         self.closing.cancel();
@@ -303,6 +308,7 @@ impl Hall {
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .max_buf_size(self.limits.head_bytes)
+            .max_header_size(self.limits.head_bytes)
             .max_headers(self.limits.head_fields)
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(stream), service);

@@ -240,6 +240,11 @@ impl Seats {
         }
     }
 
+    /// Drops all connections.
+    pub(super) fn cut(&self) {
+        self.lock().values().for_each(|seat| seat.gone.cancel());
+    }
+
     /// Closes who is silent, slow, idle, stuck or old beyond the limits.
     pub(super) fn sweep(&self, limits: &Limits) {
         let now = u64::try_from(self.clock.now().saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX);

@@ -111,3 +111,20 @@ impl fmt::Debug for KeyId {
         fmt::Display::fmt(self, f)
     }
 }
+
+/// The text with every character shown that would act on the text around it: controls, and marks that turn its direction.
+#[must_use]
+pub fn visible(text: &str) -> String {
+    let acts = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    };
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        if acts(c) {
+            shown.extend(c.escape_unicode())
+        } else {
+            shown.push(c)
+        }
+        shown
+    })
+}

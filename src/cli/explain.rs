@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::gateway::explain;
 use crate::gateway::policy::Policy;
+use crate::words::visible;
 
 /// Explains what the gateway would do with a request.
 ///
@@ -92,7 +93,7 @@ impl Explain {
                 _ => String::new(),
             };
             output::line("")?;
-            output::line(&output::printable(&format!("verdict: {verdict}{with}")))?;
+            output::line(&visible(&format!("verdict: {verdict}{with}")))?;
         }
         Ok(())
     }

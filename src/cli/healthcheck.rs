@@ -5,8 +5,8 @@ use http::StatusCode;
 
 use super::client::Client;
 use super::failure::Failure;
-use super::output::printable;
 use super::process;
+use crate::words::visible;
 
 /// Asks a running makegate whether it is ready.
 ///
@@ -36,6 +36,6 @@ impl Healthcheck {
             return Ok(());
         }
         let why = String::from_utf8_lossy(&body);
-        Err(Failure::failed(format!("{}: not ready ({status}): {}", self.url, printable(why.trim()))))
+        Err(Failure::failed(format!("{}: not ready ({status}): {}", self.url, visible(why.trim()))))
     }
 }

@@ -7,8 +7,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
-use super::output::{Format, printable};
+use super::output::Format;
 use crate::audit::{csv, csv_header};
+use crate::words::visible;
 
 /// The columns of a table, and how wide they are at least; what else a record has, JSON and CSV show.
 const COLUMNS: [(&str, usize); 11] = [
@@ -85,9 +86,9 @@ fn row(cells: [String; COLUMNS.len()]) -> String {
 fn cell(record: &Map<String, Value>, column: &str) -> String {
     let text = |name: &str| match record.get(name) {
         None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => printable(text),
+        Some(Value::String(text)) => visible(text),
         Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => {
-            printable(&other.to_string())
+            visible(&other.to_string())
         }
     };
     match column {

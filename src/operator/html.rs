@@ -5,6 +5,7 @@ use maud::{DOCTYPE, Markup, html};
 
 use super::query::Query;
 use super::render::{Page, Table};
+use crate::words::visible;
 
 /// The pages, in the order of the menu.
 const MENU: [(&str, &str); 8] = [
@@ -113,22 +114,6 @@ pub(super) fn gauge(label: &str, used: u64, limit: u64, by: &str) -> Markup {
             span.quiet { (by) }
         }
     }
-}
-
-/// The text with every character shown that would act on the text around it: controls, and marks that turn its direction.
-pub(super) fn visible(text: &str) -> String {
-    let acts = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-    };
-    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        if acts(c) {
-            shown.extend(c.escape_unicode())
-        } else {
-            shown.push(c)
-        }
-        shown
-    })
 }
 
 #[cfg(test)]

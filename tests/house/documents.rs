@@ -45,6 +45,16 @@ fn the_readme_has_the_table_of_refusals() {
 }
 
 #[test]
+fn the_readmes_configuration_is_one() {
+    let readme = read("README.md");
+    let blocks = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let text: String = blocks.collect::<Vec<_>>().join("\n").replace("sha256:…", &format!("sha256:{}", "0".repeat(64)));
+    assert!(text.contains("[[caller]]") && text.contains("[[operation]]"));
+    let parsed = makegate::config::parse(&text, std::path::Path::new("makegate.toml"));
+    assert!(parsed.is_ok(), "{}", parsed.err().map(|failure| failure.to_string()).unwrap_or_default());
+}
+
+#[test]
 fn the_table_of_operations_is_the_catalogue() {
     let catalogue = Catalogue::built_in();
     let rows: Vec<String> = catalogue.rows().iter().map(|row| operation(row)).collect();

@@ -11,7 +11,7 @@ use std::io::{Error, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -306,13 +306,7 @@ impl Hall {
             .max_headers(self.limits.head_fields)
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(stream), service);
-        let mut connection = pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return log_end(ended),
-            () = seat.gone() => return,
-            () = seat.leave() => connection.as_mut().graceful_shutdown(),
-        }
-        tokio::select! { ended = connection => log_end(ended), () = seat.gone() => {} }
+        drive(connection, &seat, |connection| connection.graceful_shutdown()).await;
     }
 
     async fn http2<T, S, F, B>(&self, stream: Watched<T>, peer: Peer, answer: S)
@@ -339,13 +333,7 @@ impl Hall {
             .keep_alive_interval(H2_PING_EVERY)
             .keep_alive_timeout(H2_PING_WAIT)
             .serve_connection(TokioIo::new(stream), service);
-        let mut connection = pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return log_end(ended),
-            () = seat.gone() => return,
-            () = seat.leave() => connection.as_mut().graceful_shutdown(),
-        }
-        tokio::select! { ended = connection => log_end(ended), () = seat.gone() => {} }
+        drive(connection, &seat, |connection| connection.graceful_shutdown()).await;
     }
 }
 
@@ -360,6 +348,20 @@ where
     fn execute(&self, stream: F) {
         drop(self.0.spawn(stream));
     }
+}
+
+/// Drives a connection to its end, told to leave or dropped as its seat says.
+async fn drive<C>(connection: C, seat: &Seat, leave: impl FnOnce(Pin<&mut C>))
+where
+    C: Future<Output = Result<(), hyper::Error>>,
+{
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return log_end(ended),
+        () = seat.gone() => return,
+        () = seat.leave() => leave(connection.as_mut()),
+    }
+    tokio::select! { ended = connection => log_end(ended), () = seat.gone() => {} }
 }
 
 fn log_end(ended: Result<(), hyper::Error>) {

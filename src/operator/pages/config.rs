@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::super::desk::Desk;
 use super::super::html;
 use super::super::render::{Page, Table};
+use crate::words::visible;
 
 /// The page. It holds no secret: the configuration holds none.
 #[derive(Debug, Serialize)]
@@ -59,9 +60,9 @@ impl Page for Config {
         html! {
             @if let Some(error) = &self.reload.error {
                 p.warn { "The reload at " (format!("{:.0}", self.reload.time)) " failed; the configuration before it is in force:" }
-                pre.warn { (html::visible(error)) }
+                pre.warn { (visible(error)) }
             } @else {
-                p { "Loaded at " (format!("{:.0}", self.reload.time)) @if let Some(file) = &self.file { " from " code { (html::visible(file)) } } "." }
+                p { "Loaded at " (format!("{:.0}", self.reload.time)) @if let Some(file) = &self.file { " from " code { (visible(file)) } } "." }
             }
             (html::table(&self.table(), "Nothing was configured: all settings are defaults of the demo."))
         }

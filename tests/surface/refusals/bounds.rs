@@ -64,12 +64,13 @@ async fn a_place_in_the_queue_for_quota() {
 /// The log's folder is gone: the next segment cannot be begun.
 #[tokio::test]
 async fn a_log() {
-    let log = "segment = \"1KiB\"\nrecord_bytes = \"1KiB\"\nbuffer_records = 8";
+    let log = "segment = \"1KiB\"\nrecord_bytes = \"1KiB\"\nbuffer_records = 64";
     let world = still().set("audit", log).start().await;
     std::fs::rename(world.dir.path().join("audit"), world.dir.path().join("elsewhere")).unwrap();
     let log = &world.service.gate().log;
     while log.writable() {
         world.get(ALL, LIST).await.expect(200);
+        tokio::select! { _ = log.flush() => {}, () = until(|| !log.writable()) => {} }
     }
     let refused = send(world.gateway, "PATCH", ORG, &keyed("MG181", ALL), "{}").await;
     compare("MG181", &refused.expect(503));

@@ -19,6 +19,9 @@ use crate::upstream::{
 /// What of a caller's headers goes on, beside the body's type: nothing that could change the answer of a stored operation.
 const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
 
+/// Time kept for the answer after the last attempt.
+const ANSWERING: Duration = Duration::from_millis(20);
+
 /// The right to go upstream: the breaker's pass and a slot of the quota.
 pub(super) struct Ticket {
     pass: Pass,
@@ -123,7 +126,9 @@ pub(super) async fn forward(gate: &Gate, call: &Call, ticket: Ticket) -> Sent {
 fn attempt_time(call: &Call, now: Instant) -> Duration {
     let upstream = &call.policy.config.upstream;
     let most = if call.row.is_write() { upstream.write_attempt } else { upstream.attempt };
-    most.min(call.deadline.saturating_duration_since(now))
+    // A little before the deadline, so that what is said is how the attempt ended.
+    let left = call.deadline.saturating_duration_since(now);
+    most.min(left.saturating_sub(ANSWERING.min(left / 10)))
 }
 
 /// What an attempt tells the quota and the meters.

@@ -127,6 +127,8 @@ impl Page {
         }
         if self.descending {
             seen.reverse();
+            // Equals keep their order, both ways.
+            seen.chunk_by_mut(|a, b| name(a) == name(b)).for_each(<[_]>::reverse);
         }
     }
 

@@ -2,6 +2,7 @@
 //! in a task of its own: whoever hangs up, its outcome is recorded (promise 12).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 
@@ -18,6 +19,9 @@ use crate::audit::{self, CannotRecord, Fingerprint, Kind, Outcome, Record, Room}
 use crate::cache::{After, CacheStatus, Why as Forwarded};
 use crate::catalogue::Retry;
 use crate::upstream::{Effect, ProxyError, Why};
+
+/// How long a caller waits for its write's outcome to be on disk. It is queued, and written when the disk is back.
+const OUTCOME_WAIT: Duration = Duration::from_secs(1);
 
 /// How a write ended: what its caller is told, and, if it had an intent, what was recorded of it.
 type Settled = (Result<Reply, Refusal>, Option<Outcome>);
@@ -195,8 +199,14 @@ impl Intended {
         }
         super::account::fill(&mut record, facts);
         record.duration_us = Some(super::account::micros(self.call.age(&self.gate.clock)));
-        if let Err(cannot) = self.gate.log.commit(record).await {
-            tracing::error!(request = %self.call.id, %cannot, "an outcome could not be recorded: the write will be in doubt");
+        match tokio::time::timeout(OUTCOME_WAIT, self.gate.log.commit(record)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(cannot)) => {
+                tracing::error!(request = %self.call.id, %cannot, "an outcome could not be recorded: the write will be in doubt");
+            }
+            Err(_) => {
+                tracing::error!(request = %self.call.id, "an outcome waits for the log's disk; its caller does not")
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ mod purge;
 mod query;
 mod render;
 mod routes;
+mod settle;
 #[cfg(test)]
 mod tests;
 
@@ -127,6 +128,7 @@ where
         Place::Quota => render::page(&pages::quota(desk), form, query),
         Place::Cache => render::page(&pages::cache(desk), form, query),
         Place::Purge => purge::purge(desk, peer, head, body).await?,
+        Place::Settle => settle::settle(desk, peer, head, body).await?,
         Place::Config => render::page(&pages::config(desk), form, query),
         Place::Doubts => render::page(&pages::doubts(desk), form, query),
         Place::Explain => render::page(&pages::explain(desk, form, query)?, form, query),

@@ -24,6 +24,7 @@ pub(super) enum Problem {
     TwoCredentials,
     TooManyFailures { retry_after: Duration },
     NoPage,
+    NoDoubt,
     NoMethod { allowed: &'static str },
     BadParameter { why: String },
     BadBody { why: String },
@@ -59,6 +60,7 @@ impl Problem {
             Self::TwoCredentials => (StatusCode::BAD_REQUEST, "two-credentials", "Two credentials"),
             Self::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "too-many-failures", "Too many wrong keys"),
             Self::NoPage => (StatusCode::NOT_FOUND, "no-page", "No such page"),
+            Self::NoDoubt => (StatusCode::NOT_FOUND, "no-doubt", "No such write in doubt"),
             Self::NoMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "no-method", "No such method"),
             Self::BadParameter { .. } => (StatusCode::BAD_REQUEST, "bad-parameter", "A parameter has no meaning"),
             Self::BadBody { .. } => (StatusCode::BAD_REQUEST, "bad-body", "The body has no meaning"),
@@ -96,6 +98,7 @@ impl Problem {
             Self::NoPage => {
                 "There are /, /audit, /callers, /quota, /cache, /config, /doubts and /explain (each also with .json and .csv), /audit/follow, /openapi.json, /livez, /readyz and /metrics.".to_owned()
             }
+            Self::NoDoubt => "No write in doubt has this request id; /doubts lists them.".to_owned(),
             Self::NoMethod { allowed } => format!("This path takes {allowed}."),
             Self::BadParameter { why } | Self::BadBody { why } => format!("{why}."),
             Self::NotJson => "Send `Content-Type: application/json`.".to_owned(),

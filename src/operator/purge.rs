@@ -68,7 +68,7 @@ where
     })
 }
 
-async fn read<B>(body: B) -> Result<Bytes, Problem>
+pub(super) async fn read<B>(body: B) -> Result<Bytes, Problem>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {

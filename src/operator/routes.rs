@@ -19,6 +19,7 @@ pub(super) enum Place {
     Quota,
     Cache,
     Purge,
+    Settle,
     Config,
     Doubts,
     Explain,
@@ -60,9 +61,8 @@ impl Place {
             | Self::Config
             | Self::Doubts
             | Self::Explain => true,
-            Self::Livez | Self::Readyz | Self::Metrics | Self::Style | Self::OpenApi | Self::Follow | Self::Purge => {
-                false
-            }
+            Self::Livez | Self::Readyz | Self::Metrics | Self::Style | Self::OpenApi | Self::Follow => false,
+            Self::Purge | Self::Settle => false,
         }
     }
 
@@ -71,7 +71,7 @@ impl Place {
     /// # Errors
     /// [`Problem::NoMethod`].
     pub(super) fn takes(self, method: &Method) -> Result<(), Problem> {
-        let (takes, allowed) = if self == Self::Purge {
+        let (takes, allowed) = if matches!(self, Self::Purge | Self::Settle) {
             (*method == Method::POST, "POST")
         } else {
             (matches!(*method, Method::GET | Method::HEAD), "GET, HEAD")
@@ -79,6 +79,9 @@ impl Place {
         if takes { Ok(()) } else { Err(Problem::NoMethod { allowed }) }
     }
 }
+
+/// What stands before the request id of a doubt.
+pub(super) const DOUBT: &str = "/doubts/";
 
 /// How a page answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,9 @@ pub(super) fn find(path: &str) -> Option<Route> {
     let named = |name: &str| PLACES.iter().find(|(path, _)| *path == name).map(|(_, place)| *place);
     if let Some(place) = named(path) {
         return Some(Route { place, form: None });
+    }
+    if path.strip_prefix(DOUBT).is_some_and(|request| !request.is_empty()) {
+        return Some(Route { place: Place::Settle, form: None });
     }
     let (page, form) = match path.rsplit_once('.')? {
         (page, "json") => (page, Form::Json),

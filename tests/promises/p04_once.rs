@@ -6,7 +6,7 @@ use std::time::Duration;
 use makegate::sandbox::{Fault, FaultKind};
 
 use crate::support::hostile::{Origin, Step};
-use crate::support::{ALL, LIST, ORG, Plan, TOO, World};
+use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, TOO, World, send};
 
 const CUSTOMER: &str =
     r#""customer":{"email":"a@example.com","name":"A","isBusiness":false,"countryId":1,"city":"P","line1":"S"}"#;
@@ -81,9 +81,19 @@ async fn an_equal_write_in_doubt_is_held_and_names_the_first() {
     // Another body, and another caller, are other writes.
     world.post(ALL, &pay(), &payment(201)).await.expect(200);
     world.post(TOO, &pay(), &payment(200)).await.expect(200);
-    // A restart forgets no doubt.
+    // A restart forgets no doubt; an operator who has looked ends it, and a restart forgets that as little.
     let world = world.restart().await;
     world.post(ALL, &pay(), &payment(200)).await.refused(409, "MG161");
+    let doubt = format!("/doubts/{}", first.header("x-request-id").unwrap());
+    let operator = world.service.operator_addresses()[0];
+    let key = format!("authorization: Bearer {OPERATOR}\r\n");
+    let settle = |body: &'static str| send(operator, "POST", &doubt, &key, body);
+    settle(r#"{"as":"perhaps"}"#).await.expect(400);
+    settle(r#"{"as":"not-done","note":"no payment in Make"}"#).await.expect(200);
+    settle(r#"{"as":"done"}"#).await.expect(404);
+    assert_eq!(world.last_record().await["kind"], "settlement");
+    let world = world.restart().await;
+    world.post(ALL, &pay(), &payment(200)).await.expect(200);
 }
 
 #[tokio::test]
@@ -121,7 +131,8 @@ async fn a_cut_at_every_byte_of_the_answer_never_doubles_a_once_write() {
 #[tokio::test]
 async fn writes_to_one_resource_keep_their_order_over_their_attempts() {
     let world = World::start().await;
-    world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::Reset { effect: false }));
+    // The older one may go again after a second; the newer one comes meanwhile.
+    world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::status(503).with_header("retry-after", "1")));
     let older = world.patch(ALL, ORG, r#"{"name":"Older"}"#);
     let newer = async {
         while world.received("PATCH", ORG) == 0 {

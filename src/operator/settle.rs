@@ -1,0 +1,78 @@
+//! Settling a write in doubt by hand: the operator has looked, and says what became of it.
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::Response;
+use http::request::Parts;
+use http_body::Body;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::desk::Desk;
+use super::problem::Problem;
+use super::purge::read;
+use super::render::{Whole, text};
+use super::routes::DOUBT;
+use crate::audit::{Kind, Outcome, Peer, Record};
+
+const EXPECTED: &str = "write {\"as\": \"done\" or \"not-done\", \"note\": \"how you know\"}";
+/// No note is longer.
+const NOTE_BYTES_MAX: usize = 4096;
+
+/// What became of the write.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum As {
+    Done,
+    NotDone,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    r#as: As,
+    #[serde(default)]
+    note: String,
+}
+
+/// `POST /doubts/REQUEST`: the doubt is over when its settlement is on disk; equal writes are held no more.
+///
+/// # Errors
+/// No such doubt; a body that says nothing of the kind; a log that cannot record it.
+pub(super) async fn settle<B>(
+    desk: &Desk,
+    peer: Option<IpAddr>,
+    head: &Parts,
+    body: B,
+) -> Result<Response<Whole>, Problem>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
+{
+    let log = &desk.gate.log;
+    let request = head.uri.path().strip_prefix(DOUBT).unwrap_or_default();
+    let doubt =
+        log.doubts().list().into_iter().find(|doubt| doubt.request.as_str() == request).ok_or(Problem::NoDoubt)?;
+    let body = read(body).await?;
+    let asked: Asked =
+        serde_json::from_slice(&body).map_err(|error| Problem::BadBody { why: format!("{error}: {EXPECTED}") })?;
+    if asked.note.len() > NOTE_BYTES_MAX {
+        return Err(Problem::BadBody { why: format!("a note has at most {NOTE_BYTES_MAX} bytes") });
+    }
+    let record = Record {
+        request: Some(doubt.request),
+        peer: Some(peer.map_or_else(|| Peer::Unix("unix".into()), Peer::Ip)),
+        caller: Some(doubt.caller),
+        operation: Some(doubt.operation),
+        organization: doubt.organization,
+        path: Some(doubt.path),
+        outcome: Some(match asked.r#as {
+            As::Done => Outcome::Done,
+            As::NotDone => Outcome::Rejected,
+        }),
+        detail: (!asked.note.is_empty()).then(|| asked.note.into()),
+        ..Record::new(Kind::Settlement, desk.gate.clock.wall())
+    };
+    log.commit(record).await.map_err(|_| Problem::CannotRecord)?;
+    Ok(text("application/json", json!({"request": request, "as": asked.r#as}).to_string()))
+}

@@ -159,8 +159,9 @@ fn new_records_are_followed_from_files_and_from_the_running_gateway() {
     let temporary = tempfile::tempdir().unwrap();
     let demo = Demo::start(temporary.path());
     let folder = fs::read_dir(temporary.path()).unwrap().next().unwrap().unwrap().path();
-    let files = ["audit", "follow", "--config", "makegate.toml", "-o", "csv"];
-    let url = ["audit", "follow", "--url", demo.text("/operator"), "--key-file", "operator.key", "-o", "csv"];
+    let files = ["audit", "follow", "--config", "makegate.toml", "--kind", "request", "-o", "csv"];
+    let (operator, only) = (demo.text("/operator"), ["--kind", "request"]);
+    let url = ["audit", "follow", "--url", operator, "--key-file", "operator.key", only[0], only[1], "-o", "csv"];
     let mut followers = [&files[..], &url].map(|arguments| Running::start(&mut command(&folder, arguments)));
     for follower in &mut followers {
         assert!(follower.line().starts_with("seq,time,kind,"));

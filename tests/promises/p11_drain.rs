@@ -22,7 +22,14 @@ async fn what_is_under_way_is_finished_and_recorded() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let crate::support::World { service, dir, .. } = world;
-    assert!(service.shut_down().await);
+    let operator = service.operator_addresses()[0];
+    let asked = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        crate::support::send(operator, "GET", "/readyz", "", "").await
+    };
+    let (finished, ready) = tokio::join!(service.shut_down(), asked);
+    assert!(finished);
+    ready.expect(503);
     write.await.unwrap().expect(200);
     read.await.unwrap().expect(200);
     assert!(tokio::net::TcpStream::connect(gateway).await.is_err(), "the door is still open");

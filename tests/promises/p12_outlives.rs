@@ -40,3 +40,29 @@ async fn a_read_whose_leader_hangs_up_answers_the_others_with_one_fetch() {
     assert!(follower.header("cache-status").unwrap().contains("collapsed"), "{follower:?}");
     assert_eq!(world.received("GET", ORG), 1);
 }
+
+#[tokio::test]
+async fn whenever_a_caller_hangs_up_its_write_has_an_outcome_or_never_was() {
+    let world = World::start().await;
+    for number in 0..120_u64 {
+        let body = format!(r#"{{"typeId":2,"name":"v{number}","value":"x"}}"#);
+        let target = format!("{ORG}/variables");
+        world.send_and_leave(ALL, "POST", &target, &body, Duration::from_micros(number * 20)).await;
+    }
+    let of_kind = |records: &[serde_json::Value], kind: &str| -> Vec<String> {
+        let mut ids: Vec<_> = records.iter().filter(|r| r["kind"] == kind).map(|r| r["request"].to_string()).collect();
+        ids.sort();
+        ids
+    };
+    let mut records = Vec::new();
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        records = world.records().await;
+        if of_kind(&records, "intent") == of_kind(&records, "outcome") && records.len() >= 120 {
+            break;
+        }
+    }
+    assert_eq!(of_kind(&records, "intent"), of_kind(&records, "outcome"), "an intent has no outcome, or two");
+    let requests: std::collections::HashSet<_> = records.iter().map(|r| r["request"].to_string()).collect();
+    assert_eq!(requests.len(), 120, "a request left no record");
+}

@@ -124,10 +124,10 @@ impl Account {
             Err(refusal) => (answer::refused(refusal, &self.named.id), audit::Answer::Refused),
         };
         self.add_headers(parts.0, &mut parts.1);
-        self.note(parts.0, &parts.2, &reply, how, now);
         if self.is_head {
             answer::leave_out_body(&mut parts);
         }
+        self.note(parts.0, &parts.2, &reply, how, now);
         answer::response(parts, &self.named.id, busy)
     }
 
@@ -162,8 +162,7 @@ impl Account {
         let record = &mut self.record;
         record.status = Some(status.as_u16());
         record.answer = Some(how);
-        let shown = if record.method == Some(Method::HEAD) { 0 } else { body.len() as u64 };
-        record.bytes = Some(shown);
+        record.bytes = Some(body.len() as u64);
         record.duration_us = Some(micros(taken));
         match reply {
             Ok(reply) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use makegate::sandbox::{Fault, FaultKind};
 
-use crate::support::{ALL, ORG, World};
+use crate::support::{ALL, ORG, Plan, World};
 
 #[tokio::test]
 async fn what_is_under_way_is_finished_and_recorded() {
@@ -33,15 +33,37 @@ async fn what_is_under_way_is_finished_and_recorded() {
     write.await.unwrap().expect(200);
     read.await.unwrap().expect(200);
     assert!(tokio::net::TcpStream::connect(gateway).await.is_err(), "the door is still open");
-    let mut lines = String::new();
-    for entry in std::fs::read_dir(dir.path().join("audit")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|e| e == "jsonl") {
-            lines += &std::fs::read_to_string(path).unwrap();
-        }
-    }
+    let lines = log(dir.path());
     assert!(
         lines.contains("\"kind\":\"outcome\"") && lines.lines().last().unwrap().contains("\"event\":\"stop\""),
         "{lines}"
     );
+}
+
+#[tokio::test]
+async fn what_is_not_finished_in_time_is_cut_off_and_recorded() {
+    let world = Plan::default().set("limits", "drain = \"300ms\"").start().await;
+    world.sandbox.fault(Fault::always("GET", ORG, FaultKind::Hang { effect: false }));
+    let (gateway, tasks) = (world.gateway, makegate::tasks::Tasks::new());
+    tasks.spawn(async move {
+        let request = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{}\r\n", crate::support::with_key(ALL, &[]));
+        assert!(crate::support::raw(gateway, &request).await.is_none(), "it was answered");
+    });
+    while world.received("GET", ORG) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let crate::support::World { service, dir, .. } = world;
+    assert!(!service.shut_down().await);
+    let lines = log(dir.path());
+    let records: Vec<&str> = lines.lines().filter(|line| line.contains("\"kind\":\"request\"")).collect();
+    assert_eq!(records.len(), 1, "{lines}");
+    assert!(!records[0].contains("\"status\""), "nobody got a status: {lines}");
+    assert!(lines.lines().last().unwrap().contains("\"event\":\"stop\""), "{lines}");
+}
+
+fn log(dir: &std::path::Path) -> String {
+    let mut files: Vec<_> = std::fs::read_dir(dir.join("audit")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == "jsonl"));
+    files.sort();
+    files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect()
 }

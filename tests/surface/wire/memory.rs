@@ -159,3 +159,37 @@ async fn callers_of_all_scopes_share_one_entry_of_the_list() {
     assert_eq!(second.json()["organizations"][0]["id"], 12);
     assert_eq!(world.received("GET", LIST), 1);
 }
+
+#[tokio::test]
+async fn a_stale_answer_hides_no_refused_token_and_no_redirect() {
+    let world = still().start().await;
+    world.get(ALL, USAGE).await.expect(200);
+    world.wait(301);
+    world.sandbox.fault(Fault::once("GET", USAGE, FaultKind::status(401)));
+    world.get(ALL, USAGE).await.refused(502, "MG204");
+    world.sandbox.fault(Fault::once("GET", USAGE, FaultKind::redirect("http://127.0.0.1:1/")));
+    world.get(ALL, USAGE).await.refused(502, "MG205");
+    world.sandbox.fault(Fault::once("GET", USAGE, FaultKind::status(500)));
+    assert_eq!(did(&world.get(ALL, USAGE).await.expect(200)), "fwd=stale; fwd-status=500");
+}
+
+#[tokio::test]
+async fn conditions_on_several_lines_are_one_list_and_if_match_is_no_business_of_memory() {
+    let world = still().start().await;
+    let etag = header(&world.get(ALL, USAGE).await.expect(200), "etag").to_owned();
+    let lines = ["if-none-match: \"other\"", &format!("if-none-match: {etag}")];
+    world.get_with(ALL, USAGE, &lines).await.expect(304);
+    let reply = world.get_with(ALL, USAGE, &[&format!("if-match: {etag}")]).await.expect(200);
+    assert_eq!(did(&reply), "fwd=bypass; fwd-status=200");
+}
+
+#[tokio::test]
+async fn a_429_says_when_to_come_again_in_seconds_that_a_client_can_live_with() {
+    for (told, said) in [("1.5", "60"), ("0", "1"), ("7", "7"), ("99999999", "600")] {
+        let world = still().start().await;
+        let fault = FaultKind::status(429).with_header("retry-after", told).with_body("Requests limit exceeded");
+        world.sandbox.fault(Fault::always("GET", USAGE, fault));
+        let reply = world.get_with(ALL, USAGE, &["cache-control: no-store"]).await.expect(429);
+        assert_eq!((header(&reply, "retry-after"), reply.text()), (said, "Requests limit exceeded"), "{told}");
+    }
+}

@@ -116,19 +116,21 @@ impl Page {
     /// By name the list comes sorted already, as the upstream collates names: that order is kept (so that pages with and
     /// without the wish fit together), unless it is none.
     fn sort(&self, seen: &mut [Fields<'_>]) {
-        let by = |column| move |a: &Fields<'_>, b: &Fields<'_>| compare(a.get(column), b.get(column));
-        let name = |row: &Fields<'_>| row.get("name").map(|name| name.get().to_owned());
-        match self.sort_by.as_deref() {
-            Some("id") => seen.sort_by(by("id")),
-            None | Some("name")
-                if seen.is_sorted_by_key(name) || seen.is_sorted_by(|a, b| by("name")(a, b).is_le()) => {}
-            None | Some("name") => seen.sort_by(by("name")),
+        let column = match self.sort_by.as_deref() {
+            None | Some("name") => "name",
+            Some("id") => "id",
             Some(_) => return, // the upstream did, both ways
+        };
+        let value = |row: &Fields<'_>| row.get(column).map(|value| value.get().to_owned());
+        let ordered = |a: &Fields<'_>, b: &Fields<'_>| compare(a.get(column), b.get(column));
+        let comes_sorted = column == "name" && seen.is_sorted_by_key(value);
+        if !comes_sorted {
+            seen.sort_by(ordered);
         }
         if self.descending {
             seen.reverse();
             // Equals keep their order, both ways.
-            seen.chunk_by_mut(|a, b| name(a) == name(b)).for_each(<[_]>::reverse);
+            seen.chunk_by_mut(|a, b| value(a) == value(b)).for_each(<[_]>::reverse);
         }
     }
 

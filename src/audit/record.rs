@@ -94,6 +94,14 @@ pub enum Peer {
     Unix(Arc<str>),
 }
 
+impl Peer {
+    /// Who has this address; without one, somebody at a Unix socket.
+    #[must_use]
+    pub fn of(address: Option<IpAddr>) -> Self {
+        address.map_or_else(|| Self::Unix("unix".into()), Self::Ip)
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

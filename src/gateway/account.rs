@@ -52,7 +52,7 @@ impl Account {
         let named = gate.name(headers.get(REQUEST_ID).map(HeaderValue::as_bytes));
         let mut record = Record::new(Kind::Request, gate.clock.wall());
         record.request = Some(named.id);
-        record.peer = Some(peer.address.map_or_else(|| audit::Peer::Unix("unix".into()), audit::Peer::Ip));
+        record.peer = Some(audit::Peer::of(peer.address));
         record.method = Some(request.method().clone());
         record.trace = traced(headers);
         Self {

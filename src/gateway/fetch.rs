@@ -47,7 +47,7 @@ pub(super) async fn fetch(gate: &Arc<Gate>, call: Call, wanted: Wanted) -> Resul
         Err(refusal) => Err(refusal),
     }?;
     match page {
-        Some(page) => narrowed(&call, &page, reply),
+        Some(page) => narrow(&call.member.config.organizations, call.row.narrow.as_deref(), &page, reply),
         None => Ok(reply),
     }
 }
@@ -160,14 +160,6 @@ fn landed(call: &Call, wanted: &Wanted, landing: Landing, collapsed: bool) -> Re
 }
 
 /// The caller's own page of a whole list.
-///
-/// # Errors
-/// The list cannot be narrowed.
-pub(super) fn narrowed(call: &Call, page: &Page, reply: Reply) -> Result<Reply, Refusal> {
-    narrow(&call.member.config.organizations, call.row.narrow.as_deref(), page, reply)
-}
-
-/// The same where there is no call.
 ///
 /// # Errors
 /// The list cannot be narrowed.

@@ -27,7 +27,7 @@ pub(super) struct Ticket {
     pass: Pass,
     slot: Slot,
     /// How long the slot was waited for.
-    pub(super) waited: Duration,
+    waited: Duration,
 }
 
 /// What became of a forwarded request.

@@ -100,11 +100,10 @@ async fn carry_out(
     }
     drop(room); // the intent has room for its outcome
     let mut open = Intended { gate: gate.clone(), call: call.clone(), record: Some(record) };
-    let waited = ticket.waited;
     let Sent { ending, attempts, ambiguous, effect, quota_wait } = forward(&gate, &call, ticket).await;
     let upstream_status = ending.status();
     let outcome = outcome(effect);
-    let facts = Facts { attempts, upstream_status, quota_wait: quota_wait.max(waited), outcome: Some(outcome) };
+    let facts = Facts { attempts, upstream_status, quota_wait, outcome: Some(outcome) };
     let answered = write_answer(ending, effect);
     if may_have_effect(effect, upstream_status) || ambiguous {
         let body = answered.as_ref().ok().map(|answered| answered.body.bytes().as_ref());

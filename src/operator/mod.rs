@@ -3,6 +3,7 @@
 //! Every request passes [`guard`] first. Most places are pages: one value, rendered as JSON, CSV or HTML in [`render`].
 
 mod audit;
+mod body;
 mod desk;
 mod failures;
 mod guard;

@@ -1,24 +1,21 @@
 //! Purging the cache by hand.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Body;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::body::read;
 use super::desk::Desk;
-use super::problem::{BODY_BYTES_MAX, Problem};
+use super::problem::Problem;
 use super::query::{Query, encode};
 use super::render::{Whole, text};
 use crate::audit::{Peer, Record};
 
-/// A body that takes longer is given up.
-const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 /// No tag is longer.
 const TAG_BYTES_MAX: usize = 256;
 const EXPECTED: &str = "write {\"tag\": \"org:11\"} or {\"all\": true}";
@@ -60,24 +57,12 @@ where
     };
     let named = tag.as_deref().map_or_else(|| "everything".to_owned(), |tag| format!("the tag {tag}"));
     let event = Record::event(desk.gate.clock.wall(), "purge", format!("an operator purged {named}: {purged} entries"));
-    room.fill(Record { peer: Some(peer.map_or_else(|| Peer::Unix("unix".into()), Peer::Ip)), ..event });
+    room.fill(Record { peer: Some(Peer::of(peer)), ..event });
     Ok(if is_form {
         see_cache(purged, &named)
     } else {
         text("application/json", json!({"purged": purged}).to_string())
     })
-}
-
-pub(super) async fn read<B>(body: B) -> Result<Bytes, Problem>
-where
-    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
-{
-    let whole = tokio::time::timeout(BODY_TIME_MAX, Limited::new(body, BODY_BYTES_MAX).collect()).await;
-    match whole.map_err(|_| Problem::BodySlow)? {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Problem::BodyTooLarge),
-        Err(_) => Err(Problem::BadBody { why: "the body was cut: send it again".to_owned() }),
-    }
 }
 
 fn of_json(body: &[u8]) -> Result<Asked, Problem> {

@@ -9,9 +9,9 @@ use http_body::Body;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::body::read;
 use super::desk::Desk;
 use super::problem::Problem;
-use super::purge::read;
 use super::render::{Whole, text};
 use super::routes::DOUBT;
 use crate::audit::{Kind, Outcome, Peer, Record};
@@ -61,7 +61,7 @@ where
     }
     let record = Record {
         request: Some(doubt.request),
-        peer: Some(peer.map_or_else(|| Peer::Unix("unix".into()), Peer::Ip)),
+        peer: Some(Peer::of(peer)),
         caller: Some(doubt.caller),
         operation: Some(doubt.operation),
         organization: doubt.organization,

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// The columns: every field of a record, in the order of the documentation.
-pub const COLUMNS: [&str; 27] = [
+pub const COLUMNS: [&str; 29] = [
     "seq",
     "time",
     "kind",
@@ -31,6 +31,8 @@ pub const COLUMNS: [&str; 27] = [
     "event",
     "detail",
     "fingerprint",
+    "idempotency",
+    "marks",
 ];
 
 /// The first row, without its line end.
@@ -75,7 +77,7 @@ mod tests {
         assert_eq!(
             row,
             r#"7,,,,'=cmd|' /C calc'!A0,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,"say ""hi""
-there","#
+there",,,"#
         );
         for text in ["+1", "-1", "@x", "\tx"] {
             assert_eq!(csv_cell(text), format!("'{text}"));

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
+use super::marks::Marks;
 use super::record::{Outcome, Record};
 use crate::hash;
 use crate::words::RequestId;
@@ -70,6 +71,10 @@ pub struct Doubt {
     pub path: Arc<str>,
     /// What an equal write would have too.
     pub fingerprint: Option<Fingerprint>,
+    /// The keyed hash of its idempotency key.
+    pub idempotency: Option<Fingerprint>,
+    /// By what a look at the upstream knows its effect again.
+    pub marks: Option<Marks>,
 }
 
 impl Doubt {
@@ -84,6 +89,8 @@ impl Doubt {
             organization: record.organization,
             path: text(&record.path),
             fingerprint: record.fingerprint,
+            idempotency: record.idempotency,
+            marks: record.marks.clone(),
         })
     }
 }

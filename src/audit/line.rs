@@ -172,6 +172,11 @@ fn write(record: &Record, seq: u64, out: &mut Vec<u8>) {
     line.text("event", record.event);
     line.text("detail", record.detail.as_deref());
     line.plain("fingerprint", record.fingerprint);
+    line.plain("idempotency", record.idempotency);
+    if let Some(marks) = &record.marks {
+        line.name("marks");
+        marks.render(line.out);
+    }
     out.push(b'}');
 }
 
@@ -207,7 +212,7 @@ pub(crate) fn write_value(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-fn write_text(text: &str, out: &mut Vec<u8>) {
+pub(crate) fn write_text(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     if text.bytes().all(|b| matches!(b, 0x20..=0x7e) && b != b'"' && b != b'\\') {
         out.extend_from_slice(text.as_bytes());
@@ -238,7 +243,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::audit::{Answer, Fingerprint, Kind, Outcome, Peer};
+    use crate::audit::{Answer, Fingerprint, Kind, Marks, Outcome, Peer};
     use crate::words::{KeyId, RequestId};
 
     fn full() -> Record {
@@ -268,6 +273,8 @@ mod tests {
             event: Some("example"),
             detail: Some("says \"hi\"\n\u{1b}[31m\u{202e}\u{85}é".into()),
             fingerprint: Some(Fingerprint::of(b"key", &[])),
+            idempotency: Some(Fingerprint::of(b"key", &[])),
+            marks: Some(Marks::new([("name".into(), Fingerprint::of(b"key", &[]))]).unwrap()),
             ..Record::new(Kind::Outcome, "2026-07-01T12:00:00.5Z".parse().unwrap())
         }
     }
@@ -288,7 +295,7 @@ mod tests {
             r#""answer":"forwarded","refusal":"MG401","filled_by":"r0","attempts":2,"upstream_status":201,"#,
             r#""outcome":"done","quota_wait_us":1500,"duration_us":73000,"bytes":512,"#,
             r#""trace":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","event":"example","#,
-            r#""detail":"says \"hi\"\u000a\u001b[31m\u202e\u0085é","fingerprint":"FINGERPRINT"}"#,
+            r#""detail":"says \"hi\"\u000a\u001b[31m\u202e\u0085é","fingerprint":"FINGERPRINT","idempotency":"FINGERPRINT","marks":{"name":"FINGERPRINT"}}"#,
         );
         let fingerprint = Fingerprint::of(b"key", &[]).to_string();
         assert_eq!(line(&full(), 8192), golden.replace("FINGERPRINT", &fingerprint));

@@ -18,8 +18,10 @@ mod line;
 mod log;
 #[cfg(test)]
 mod log_tests;
+mod marks;
 mod open;
 mod outage;
+mod proof;
 mod query;
 #[cfg(test)]
 mod query_tests;
@@ -42,6 +44,8 @@ pub use filter::{BadFilter, FILTERS, Filter, LIMIT_DEFAULT, LIMIT_MAX, StatusFil
 pub use follow::{Follow, FollowFiles, Followed};
 pub use line::object;
 pub use log::{CannotRecord, Counts, Log, Room};
+pub use marks::Marks;
+pub use proof::note::{Head, Verifier, heads};
 pub use query::{Page, QueryError, export, query_files};
 pub use record::{Answer, Kind, Outcome, Peer, Record};
 pub use recover::Recovered;

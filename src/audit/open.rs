@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::doubts::{Doubt, Fingerprint};
+use super::marks::Marks;
 use super::record::{Kind, Outcome, Record};
 use super::seen::Seen;
 use crate::words::RequestId;
@@ -109,6 +110,8 @@ fn doubt_of(request: RequestId, seen: &Seen<'_>) -> Doubt {
         organization: seen.organization,
         path: seen.path.as_deref().unwrap_or_default().into(),
         fingerprint: seen.fingerprint.as_deref().and_then(Fingerprint::parse),
+        idempotency: seen.idempotency.as_deref().and_then(Fingerprint::parse),
+        marks: seen.marks.clone(),
     }
 }
 
@@ -126,6 +129,10 @@ pub(crate) struct StoredOpen {
     path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     fingerprint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    idempotency: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    marks: Option<Marks>,
 }
 
 impl StoredOpen {
@@ -141,6 +148,8 @@ impl StoredOpen {
             organization: doubt.organization,
             path: doubt.path.to_string(),
             fingerprint: doubt.fingerprint.map(|fingerprint| fingerprint.to_string()),
+            idempotency: doubt.idempotency.map(|idempotency| idempotency.to_string()),
+            marks: doubt.marks.clone(),
         }
     }
 
@@ -153,6 +162,8 @@ impl StoredOpen {
             organization: self.organization,
             path: self.path.into(),
             fingerprint: self.fingerprint.as_deref().and_then(Fingerprint::parse),
+            idempotency: self.idempotency.as_deref().and_then(Fingerprint::parse),
+            marks: self.marks,
         };
         Some(OpenWrite { seq: self.seq, in_doubt: self.in_doubt, doubt })
     }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::doubts::Fingerprint;
+use super::marks::Marks;
 use crate::words::{KeyId, RequestId};
 
 /// A closed set of words: the enum, its words, and the way back.
@@ -166,6 +167,10 @@ pub struct Record {
     pub detail: Option<Box<str>>,
     /// Of intents: what makes two writes equal.
     pub fingerprint: Option<Fingerprint>,
+    /// Of intents: the idempotency key that the caller gave, as a keyed hash.
+    pub idempotency: Option<Fingerprint>,
+    /// Of intents: by what a look at the upstream knows the write's effect again.
+    pub marks: Option<Marks>,
 }
 
 impl Record {
@@ -199,6 +204,8 @@ impl Record {
             event: None,
             detail: None,
             fingerprint: None,
+            idempotency: None,
+            marks: None,
         }
     }
 
@@ -221,6 +228,6 @@ impl Record {
 
     /// What it weighs in the buffer.
     pub(crate) fn weight(&self) -> usize {
-        size_of::<Self>() + self.text_bytes()
+        size_of::<Self>() + self.text_bytes() + self.marks.as_ref().map_or(0, Marks::weight)
     }
 }

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use super::marks::Marks;
+
 /// A stored record's fields that recovery, the index and filters look at.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Seen<'l> {
@@ -30,6 +32,9 @@ pub(crate) struct Seen<'l> {
     pub(crate) event: Option<Cow<'l, str>>,
     #[serde(borrow)]
     pub(crate) fingerprint: Option<Cow<'l, str>>,
+    #[serde(borrow)]
+    pub(crate) idempotency: Option<Cow<'l, str>>,
+    pub(crate) marks: Option<Marks>,
 }
 
 impl<'l> Seen<'l> {

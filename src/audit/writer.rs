@@ -411,6 +411,8 @@ fn not_sent(intent: Record, now: Timestamp) -> Record {
         query: None,
         fields: None,
         fingerprint: None,
+        idempotency: None,
+        marks: None,
         ..intent
     }
 }

@@ -452,6 +452,8 @@ async fn writes_in_doubt_are_listed() {
         organization: Some(11),
         path: "/api/v2/organizations/11/payments".into(),
         fingerprint: Fingerprint::parse(&"0".repeat(32)),
+        idempotency: None,
+        marks: None,
     });
     let expected = json!({"doubts": [{
         "request": "w1", "time": "2026-07-01T12:00:00Z", "caller": "all", "operation": "payments.create",

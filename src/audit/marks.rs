@@ -1,0 +1,91 @@
+//! By what a later look at the upstream knows a write's effect again: a keyed hash for each member that the write asked for.
+//! The values themselves may be personal or secret, and never stand in the log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::doubts::Fingerprint;
+use super::line::write_text;
+
+/// The most members: a write of more cannot be known again.
+const MEMBERS_MAX: usize = 16;
+/// The longest name of a member, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+
+/// The members that a write asked for, each with the keyed hash of its value ([`super::Log::fingerprint`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marks(Arc<BTreeMap<Box<str>, Fingerprint>>);
+
+impl Marks {
+    /// `None`: there are none, too many, or one has too long a name.
+    #[must_use]
+    pub fn new(members: impl IntoIterator<Item = (Box<str>, Fingerprint)>) -> Option<Self> {
+        let mut marks = BTreeMap::new();
+        for (name, mark) in members {
+            if marks.len() == MEMBERS_MAX || name.len() > NAME_BYTES_MAX {
+                return None;
+            }
+            marks.insert(name, mark);
+        }
+        (!marks.is_empty()).then(|| Self(Arc::new(marks)))
+    }
+
+    /// The members and their marks.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Fingerprint)> {
+        self.0.iter().map(|(name, mark)| (&**name, *mark))
+    }
+
+    /// Bytes that it holds on to.
+    pub(crate) fn weight(&self) -> usize {
+        self.0.keys().map(|name| name.len() + 2 * size_of::<Box<str>>() + size_of::<Fingerprint>()).sum()
+    }
+
+    /// As a JSON object.
+    pub(crate) fn render(&self, out: &mut Vec<u8>) {
+        let mut separator = b'{';
+        for (name, mark) in self.iter() {
+            out.push(separator);
+            separator = b',';
+            write_text(name, out);
+            out.push(b':');
+            write_text(&mark.to_string(), out);
+        }
+        out.push(b'}');
+    }
+}
+
+impl Serialize for Marks {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter().map(|(name, mark)| (name, mark.to_string())))
+    }
+}
+
+impl<'de> Deserialize<'de> for Marks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let members = BTreeMap::<Box<str>, String>::deserialize(deserializer)?;
+        let marks = members.into_iter().map(|(name, mark)| Fingerprint::parse(&mark).map(|mark| (name, mark)));
+        let marks = marks.collect::<Option<Vec<_>>>().and_then(Self::new);
+        marks.ok_or_else(|| D::Error::custom("these are no marks"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_read_back_what_they_wrote_and_are_bounded() {
+        let mark = Fingerprint::of(b"key", &[b"value"]);
+        let marks = Marks::new([("name".into(), mark), ("a \"b\"".into(), mark)]).unwrap();
+        let mut text = Vec::new();
+        marks.render(&mut text);
+        assert_eq!(serde_json::from_slice::<Marks>(&text).unwrap(), marks);
+        assert_eq!(serde_json::to_vec(&marks).unwrap(), text);
+        assert_eq!(Marks::new([]), None);
+        assert_eq!(Marks::new((0..17).map(|n| (n.to_string().into(), mark))), None);
+        assert_eq!(Marks::new([("x".repeat(65).into(), mark)]), None);
+    }
+}

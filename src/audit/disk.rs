@@ -87,6 +87,11 @@ pub enum OpenError {
         /// Its format.
         format: u32,
     },
+    /// The key of signed heads is damaged.
+    HeadKey {
+        /// Its file.
+        path: PathBuf,
+    },
     /// The key of the fingerprints is damaged.
     FingerprintKey {
         /// Its file.
@@ -121,6 +126,11 @@ impl fmt::Display for OpenError {
                 path.display(),
                 super::segment::FORMAT
             ),
+            Self::HeadKey { path } => write!(
+                f,
+                "{} is damaged: restore it, or delete it and the log's heads are signed by a new key that the old one does not vouch for",
+                path.display()
+            ),
             Self::FingerprintKey { path } => write!(
                 f,
                 "{} is damaged (it should hold 32 bytes): restore it, or delete it and equal writes to those in doubt are no longer held",
@@ -138,6 +148,7 @@ impl std::error::Error for OpenError {
             | Self::Locked { .. }
             | Self::Network { .. }
             | Self::Newer { .. }
+            | Self::HeadKey { .. }
             | Self::FingerprintKey { .. } => None,
         }
     }
@@ -187,22 +198,27 @@ pub(crate) fn fingerprint_key(dir: &Path) -> Result<[u8; 32], OpenError> {
     match fs::read(&path) {
         Ok(bytes) => bytes.try_into().map_err(|_| OpenError::FingerprintKey { path }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make_key(dir, &path).map_err(while_doing("cannot write", &path))
+            make_key(&path).map_err(while_doing("cannot write", &path))
         }
         Err(error) => Err(while_doing("cannot read", &path)(error)),
     }
 }
 
-/// Written under another name first: a start that is cut off leaves no half of a key.
-fn make_key(dir: &Path, path: &Path) -> io::Result<[u8; 32]> {
+fn make_key(path: &Path) -> io::Result<[u8; 32]> {
     let key = hash::random::<32>()?;
-    let draft = dir.join("fingerprint.key.new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(&key)?;
+    replace(path, &key, 0o600)?;
+    Ok(key)
+}
+
+/// The file holds these bytes, durably, or what it held before: they are written under another name first.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".draft");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&draft, path)?;
-    sync_folder(dir)?;
-    Ok(key)
+    path.parent().map_or(Ok(()), sync_folder)
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::fmt;
 use std::fs::File;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
@@ -13,8 +13,11 @@ use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use super::buffer::{Buffer, Charge, Entry, Stage};
 use super::disk::{self, Disk, MachineDisk, OpenError};
 use super::doubts::{DOUBTS_MAX, Doubts, Fingerprint};
+use super::events::start_events;
+use super::proof::heads::Heads;
 use super::record::{Kind, Record};
 use super::recover::{self, Recovered};
+use super::tree::Tree;
 use super::writer::Writer;
 use super::{index, line};
 use crate::clock::Clock;
@@ -103,6 +106,9 @@ pub(crate) struct Shared {
     pub(crate) record_bytes: usize,
     pub(crate) buffer: Buffer,
     pub(crate) doubts: Doubts,
+    /// The tree over all durable records.
+    pub(crate) durable: Mutex<Tree>,
+    pub(crate) heads: Heads,
     /// The disk fails: no write is accepted.
     pub(crate) failed: AtomicBool,
     /// Somebody waited in vain for a batch that is still under way: no write is accepted.
@@ -121,13 +127,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn new(settings: &config::Audit, clock: Clock) -> Self {
+    fn new(settings: &config::Audit, clock: Clock, durable: Tree, heads: Heads) -> Self {
         Self {
             clock,
             dir: settings.dir.clone(),
             record_bytes: settings.record_bytes,
             buffer: Buffer::new(settings),
             doubts: Doubts::default(),
+            durable: Mutex::new(durable),
+            heads,
             failed: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             synced: watch::Sender::default(),
@@ -280,10 +288,12 @@ impl Log {
         let lock: Arc<File> = disk::occupy(dir)?.into();
         let key = disk::fingerprint_key(dir)?;
         let (start, recovered) = recover::recover(dir)?;
-        let shared = Arc::new(Shared::new(settings, clock));
+        let (heads, opened) = Heads::open(dir, settings.head, &start)?;
+        let shared = Arc::new(Shared::new(settings, clock, start.tree.clone(), heads));
         recovered.doubts.iter().for_each(|doubt| shared.doubts.add(doubt.clone()));
         shared.synced.send_modify(|synced| synced.seq = start.tree.size());
-        let writer = Writer::new(shared.clone(), disk, settings, start, &recovered);
+        let events = start_events(&shared, &recovered, &opened);
+        let writer = Writer::new(shared.clone(), disk, settings, start, (&recovered, events));
         spawn("audit-writer", dir, {
             let (lock, shared) = (lock.clone(), shared.clone());
             move || {

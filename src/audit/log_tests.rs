@@ -16,6 +16,7 @@ pub(super) fn settings(dir: &TempDir) -> config::Audit {
     config::Audit {
         dir: dir.path().join("audit"),
         retention: Duration::from_secs(400 * 24 * 3600),
+        head: Duration::from_secs(60),
         segment_bytes: 1 << 20,
         buffer_records: 10_000,
         buffer_bytes: 16 << 20,
@@ -126,7 +127,7 @@ async fn lazy_records_reach_the_disk_without_anybody_waiting() {
     let (log, _) = open(&settings, &Clock::system()).await;
     log.reserve().unwrap().fill(record(Kind::Request, "r1"));
     let mut synced = log.shared.synced.subscribe();
-    synced.wait_for(|synced| synced.seq >= 3).await.unwrap();
+    synced.wait_for(|synced| synced.seq >= 4).await.unwrap();
     assert_eq!(count(&lines(&settings), "request", "r1"), 1);
     log.reserve().unwrap().fill(record(Kind::Request, "r2"));
     log.flush().await;

@@ -11,6 +11,7 @@ mod disk;
 #[cfg(test)]
 mod disk_tests;
 mod doubts;
+mod events;
 mod filter;
 mod follow;
 mod index;
@@ -46,6 +47,7 @@ pub use line::object;
 pub use log::{CannotRecord, Counts, Log, Room};
 pub use marks::Marks;
 pub use proof::note::{Head, Verifier, heads};
+pub use proof::{Growth, Inclusion, ProofError};
 pub use query::{Page, QueryError, export, query_files};
 pub use record::{Answer, Kind, Outcome, Peer, Record};
 pub use recover::Recovered;

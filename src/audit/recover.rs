@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use super::disk::{OpenError, while_doing};
 use super::doubts::Doubt;
 use super::open::OpenWrites;
+use super::proof::heads;
 use super::seen::Seen;
 use super::segment::{self, Head, NoHead};
-use super::tree::{self, Tree};
+use super::tree::{self, Hash, Tree};
 
 /// Records that may be missing in one spot; a number further on is damage itself.
 const MISSING_MAX: u64 = 10_000_000;
@@ -50,14 +51,22 @@ pub(crate) struct Start {
     pub(crate) open: OpenWrites,
     /// The last segment and its head, if it can be gone on with.
     pub(crate) resume: Option<(u64, Head)>,
+    /// The last segment.
+    pub(crate) last: Option<u64>,
+    /// Its leaves.
+    pub(crate) leaves: Vec<Hash>,
+    /// The root of as many records as the newest signed head covers, if they were read.
+    pub(crate) root_at_head: Option<Hash>,
 }
 
 /// Reads what is there, and cuts a torn tail.
 pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
     let mut segments = segment::list(dir).map_err(while_doing("cannot read the audit folder", dir))?;
-    let mut scan = Scan { clean: true, ..Scan::default() };
+    let signed = heads::stored(dir).map(|head| head.size);
+    let mut scan = Scan { clean: true, signed, ..Scan::default() };
     drop_stillborn(dir, &mut segments, &mut scan)?;
     let begin = newest_with_head(dir, &segments, &mut scan)?;
+    scan.look_at_size();
     for (at, first) in segments.iter().enumerate().skip(begin) {
         scan.read_segment(dir, *first, segments.get(at + 1).copied())?;
     }
@@ -73,7 +82,9 @@ pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
         records: scan.tree.size(),
     };
     let resume = segments.last().copied().zip(scan.head.filter(|_| clean));
-    Ok((Start { tree: scan.tree, open: scan.open, resume }, recovered))
+    let (leaves, root_at_head) = (scan.leaves, scan.root_at_head);
+    let last = segments.last().copied();
+    Ok((Start { tree: scan.tree, open: scan.open, resume, last, leaves, root_at_head }, recovered))
 }
 
 /// Puts aside last segments in which there is no record at all: nothing in them was ever acknowledged.
@@ -153,6 +164,9 @@ struct Scan {
     quarantined: Vec<PathBuf>,
     missing: u64,
     clean: bool,
+    leaves: Vec<Hash>,
+    signed: Option<u64>,
+    root_at_head: Option<Hash>,
 }
 
 impl Scan {
@@ -160,6 +174,7 @@ impl Scan {
     fn read_segment(&mut self, dir: &Path, first: u64, end: Option<u64>) -> Result<(), OpenError> {
         let path = segment::path(dir, first);
         self.head = read_head(dir, first)?;
+        self.leaves.clear();
         let damage = self.read_lines(&path, end).map_err(while_doing("cannot read the segment", &path))?;
         let short = end.is_some_and(|end| self.tree.size() + 1 < end);
         if damage.inside || short {
@@ -185,7 +200,7 @@ impl Scan {
             };
             damage.inside |= damage.torn.take().is_some() || seen.seq != expected;
             self.skip_to(seen.seq);
-            self.tree.push(tree::leaf(lines.text()));
+            self.push(tree::leaf(lines.text()));
             self.open.apply_seen(&seen);
             self.clean = seen.event.as_deref() == Some(STOP);
         }
@@ -195,8 +210,20 @@ impl Scan {
     /// The records before this one cannot be read.
     fn skip_to(&mut self, seq: u64) {
         while self.tree.size() + 1 < seq {
-            self.tree.push(tree::leaf(b""));
+            self.push(tree::leaf(b""));
             self.missing += 1;
+        }
+    }
+
+    fn push(&mut self, leaf: Hash) {
+        self.tree.push(leaf);
+        self.leaves.push(leaf);
+        self.look_at_size();
+    }
+
+    fn look_at_size(&mut self) {
+        if self.signed == Some(self.tree.size()) {
+            self.root_at_head = Some(self.tree.root());
         }
     }
 }

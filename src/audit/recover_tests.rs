@@ -77,10 +77,10 @@ async fn damage_in_the_middle_is_kept_and_the_log_goes_on_after_the_last_record(
     let (settings, path) = some_log(&dir).await;
     let whole = fs::read(&path).unwrap();
     let records = whole.iter().filter(|b| **b == b'\n').count() as u64;
-    // The fourth record is the outcome of w1: without it, nobody knows any more.
+    // The fifth record is the outcome of w1: without it, nobody knows any more.
     let mut damaged = whole.clone();
-    let third = whole.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(2).unwrap().0;
-    damaged[third + 1..third + 20].fill(b'X');
+    let fourth = whole.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(3).unwrap().0;
+    damaged[fourth + 1..fourth + 20].fill(b'X');
     fs::write(&path, &damaged).unwrap();
 
     let (log, recovered) = open(&settings, &Clock::system()).await;

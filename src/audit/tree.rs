@@ -11,7 +11,7 @@ pub fn leaf(line: &[u8]) -> Hash {
     hash::sha256_parts(&[&[0], line])
 }
 
-fn node(left: &Hash, right: &Hash) -> Hash {
+pub(crate) fn node(left: &Hash, right: &Hash) -> Hash {
     hash::sha256_parts(&[&[1], left, right])
 }
 

@@ -5,26 +5,28 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use super::buffer::{Entry, Stage};
 use super::disk::{self, Disk};
+use super::events::not_sent;
 use super::line;
 use super::log::{CannotRecord, Shared, outcome_charge};
-use super::open::{OpenWrites, RECOVERED};
+use super::open::OpenWrites;
 use super::outage::Outage;
-use super::record::{Answer, Kind, Outcome, Record};
+use super::proof::leaves;
+use super::record::{Kind, Record};
 use super::recover::{self, Recovered, STOP, Start};
 use super::reserve::Reserve;
 use super::retention::Retention;
 use super::segment::{self, Head};
-use super::tree::{self, Tree};
+use super::tree::{self, Hash, Tree};
 use crate::config;
 
 /// How long a record that nobody waits for may lie in the buffer.
@@ -46,6 +48,19 @@ pub(super) struct Active {
     /// What was acknowledged of it, in bytes.
     length: u64,
     begun: Timestamp,
+    /// What its leaf hashes are appended to, as long as that works.
+    leaves: Option<File>,
+}
+
+impl Active {
+    /// A file that lacks some is of no use, and not added to.
+    fn add_leaves(&mut self, leaves: &[Hash]) {
+        let added = self.leaves.as_mut().map(|file| file.write_all(leaves.as_flattened()));
+        if let Some(Err(error)) = added {
+            tracing::warn!(%error, "leaf hashes of the audit log could not be written");
+            self.leaves = None;
+        }
+    }
 }
 
 /// What a batch became: all that changes when it is on disk.
@@ -66,6 +81,10 @@ pub(super) struct Writer {
     pub(super) active: Option<Active>,
     pub(super) pending: VecDeque<Entry>,
     rendered: Vec<u8>,
+    /// The leaf hashes of what was rendered.
+    leaves: Vec<Hash>,
+    /// A segment was sealed since the last head.
+    sealed: bool,
     pub(super) outage: Option<Outage>,
     pub(super) reserve: Reserve,
     retention: Retention,
@@ -80,17 +99,24 @@ impl Writer {
         disk: Arc<dyn Disk>,
         settings: &config::Audit,
         start: Start,
-        recovered: &Recovered,
+        (recovered, events): (&Recovered, Vec<Record>),
     ) -> Self {
         let now = shared.clock.now();
+        if let (Some(last), []) = (start.last, &*recovered.quarantined)
+            && let Err(error) = leaves::mend(&shared.dir, last, &start.leaves, recovered.clean)
+        {
+            tracing::warn!(%error, "the leaf hashes of the audit log's last segment could not be written");
+        }
         let mut writer = Self {
             disk,
             segment_bytes: settings.segment_bytes,
             tree: start.tree,
             open: start.open,
             active: None,
-            pending: start_events(&shared, recovered).into_iter().map(Entry::own).collect(),
+            pending: events.into_iter().map(Entry::own).collect(),
             rendered: Vec::new(),
+            leaves: Vec::new(),
+            sealed: false,
             outage: None,
             reserve: Reserve::new(&shared.dir, settings.segment_bytes),
             retention: Retention::new(settings.retention),
@@ -110,7 +136,8 @@ impl Writer {
             File::options().append(true).open(&path).and_then(|file| file.metadata().map(|about| (file, about)));
         if let Ok((file, about)) = opened {
             let identity = disk::identity(&about);
-            self.active = Some(Active { first, path, file, identity, length: about.len(), begun: head.time });
+            let leaves = leaves::resume(&self.shared.dir, first).ok();
+            self.active = Some(Active { first, path, file, identity, length: about.len(), begun: head.time, leaves });
         }
     }
 
@@ -119,6 +146,7 @@ impl Writer {
         self.reserve.restore();
         self.round();
         self.tell_flushed();
+        self.after_round(true);
         let mut taken = Vec::new();
         loop {
             let patient = self.outage.as_ref().is_some_and(|outage| !outage.tight);
@@ -129,6 +157,7 @@ impl Writer {
             self.sweep();
             self.round();
             self.tell_flushed();
+            self.after_round(false);
             match stage {
                 Stage::Running => {}
                 Stage::Closing | Stage::Abandoned | Stage::Ended => break,
@@ -147,6 +176,7 @@ impl Writer {
             self.pending.push_back(Entry::own(stop));
         }
         self.round();
+        self.after_round(true);
         if !self.pending.is_empty() {
             tracing::error!(records = self.pending.len(), "records are lost: the audit log's disk fails at the end");
         }
@@ -167,6 +197,15 @@ impl Writer {
                     return self.fail(&error);
                 }
             }
+        }
+    }
+
+    /// When everything is on disk: what retention found goes, and the head is signed that is due.
+    fn after_round(&mut self, head_is_due: bool) {
+        if self.pending.is_empty() && self.outage.is_none() {
+            self.retention.delete(&self.shared.dir);
+            let due = head_is_due || std::mem::take(&mut self.sealed);
+            self.shared.heads.keep(&self.tree, self.shared.clock.now(), due);
         }
     }
 
@@ -217,6 +256,7 @@ impl Writer {
     fn store(&mut self, batch: &[Entry]) -> io::Result<Stored> {
         let mut tree = self.tree.clone();
         self.rendered.clear();
+        self.leaves.clear();
         if self.active.is_none() {
             self.render_head(&mut tree);
         }
@@ -224,8 +264,7 @@ impl Writer {
         for entry in batch {
             let start = self.rendered.len();
             line::render(&entry.record, tree.size() + 1, self.shared.record_bytes, &mut self.rendered);
-            tree.push(tree::leaf(self.rendered.get(start..).unwrap_or_default()));
-            self.rendered.push(b'\n');
+            self.end_line(start, &mut tree);
         }
         let is_new = self.active.is_none();
         let active = match &mut self.active {
@@ -244,7 +283,14 @@ impl Writer {
     fn render_head(&mut self, tree: &mut Tree) {
         let head = Head { tree: tree.clone(), open: self.open.clone(), time: self.shared.clock.wall() };
         self.rendered.extend_from_slice(&head.render());
-        tree.push(tree::leaf(&self.rendered));
+        self.end_line(0, tree);
+    }
+
+    /// What was rendered from `start` on is a line.
+    fn end_line(&mut self, start: usize, tree: &mut Tree) {
+        let leaf = tree::leaf(self.rendered.get(start..).unwrap_or_default());
+        tree.push(leaf);
+        self.leaves.push(leaf);
         self.rendered.push(b'\n');
     }
 
@@ -257,6 +303,7 @@ impl Writer {
         self.tree = stored.tree;
         if let Some(active) = &mut self.active {
             active.length += stored.length;
+            active.add_leaves(&self.leaves);
         }
         for (entry, seq) in batch.into_iter().zip(stored.first..) {
             self.open.apply(seq, &entry.record);
@@ -286,6 +333,7 @@ impl Writer {
     /// Lets the index and followers see what is durable.
     fn publish(&self) {
         let Some(active) = &self.active else { return };
+        self.shared.durable.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.tree);
         self.shared.synced.send_modify(|synced| {
             synced.segment = active.first;
             synced.length = active.length;
@@ -334,7 +382,9 @@ impl Writer {
     fn seal_if_full(&mut self) {
         let now = self.shared.clock.wall();
         let full = |active: &Active| active.length >= self.segment_bytes || self.retention.is_aged(active.begun, now);
-        self.active = self.active.take_if(|active| !full(active));
+        if self.active.as_ref().is_some_and(full) {
+            (self.active, self.sealed) = (None, true);
+        }
     }
 
     /// The active segment is not to be synced again: it is cut back to what was acknowledged, as far as that goes.
@@ -352,8 +402,8 @@ impl Writer {
         let active = self.active.as_ref().map(|active| active.first);
         if self.outage.is_none() && self.retention.is_due(active, self.shared.clock.now()) {
             self.reserve.restore();
-            let event = self.retention.sweep(&self.shared.dir, &self.open, self.shared.clock.wall());
-            self.pending.extend(event.map(Entry::own));
+            let events = self.retention.sweep(&self.shared.dir, &self.open, self.shared.clock.wall());
+            self.pending.extend(events.into_iter().map(Entry::own));
         }
     }
 }
@@ -369,50 +419,9 @@ fn begin_segment(shared: &Shared, disk: &dyn Disk, first: u64) -> io::Result<Act
         created => created?,
     };
     let identity = disk::identity(&file.metadata()?);
-    Ok(Active { first, path, file, identity, length: 0, begun: shared.clock.wall() })
-}
-
-/// What the log says of its own start.
-fn start_events(shared: &Shared, recovered: &Recovered) -> Vec<Record> {
-    let now = shared.clock.wall();
-    let manner = if recovered.clean { "after a clean stop" } else { "after a stop that was not clean" };
-    let detail = format!("makegate {} starts {manner}", env!("CARGO_PKG_VERSION"));
-    let mut events = vec![Record::event(now, "start", detail)];
-    if recovered.cut_bytes > 0 {
-        let detail = format!("{} bytes at the end were no whole record and were cut off", recovered.cut_bytes);
-        events.push(Record::event(now, "cut", detail));
+    let leaves = leaves::create(&shared.dir, first);
+    if let Err(error) = &leaves {
+        tracing::warn!(%error, "a segment of the audit log goes without its leaf hashes");
     }
-    for path in &recovered.quarantined {
-        let name = path.file_name().unwrap_or_default().display();
-        let detail =
-            format!("{name} is damaged and stays as it is; records that cannot be read: {}", recovered.missing);
-        events.push(Record::event(now, "quarantined", detail));
-    }
-    events.extend(recovered.new_doubts.iter().map(|doubt| Record {
-        request: Some(doubt.request),
-        caller: Some(doubt.caller.clone()),
-        operation: Some(doubt.operation.clone()),
-        organization: doubt.organization,
-        path: Some(doubt.path.clone()),
-        ..Record::event(now, RECOVERED, "the gateway ended before this write had an outcome: it is in doubt")
-    }));
-    events
-}
-
-/// The outcome of an intent that came too late to be acted on.
-fn not_sent(intent: Record, now: Timestamp) -> Record {
-    Record {
-        time: now,
-        kind: Kind::Outcome,
-        outcome: Some(Outcome::NotSent),
-        answer: Some(Answer::Refused),
-        status: Some(503),
-        detail: Some("the intent was not on disk in time, so nothing was sent".into()),
-        query: None,
-        fields: None,
-        fingerprint: None,
-        idempotency: None,
-        marks: None,
-        ..intent
-    }
+    Ok(Active { first, path, file, identity, length: 0, begun: shared.clock.wall(), leaves: leaves.ok() })
 }

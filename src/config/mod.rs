@@ -191,6 +191,8 @@ pub struct Audit {
     pub retention: Duration,
     /// A segment is sealed at this size.
     pub segment_bytes: u64,
+    /// While there are new records, a signed head is stored so often.
+    pub head: Duration,
     /// Records that may wait for the disk.
     pub buffer_records: usize,
     /// Bytes that those may be.

@@ -80,6 +80,7 @@ pub(super) fn audit(t: &Table<'_>, base: &Path) -> Audit {
         dir: base.join(t.value("dir", "audit/", PATH)),
         retention: t.value("retention", "400d", DURATION),
         segment_bytes: t.value("segment", "64MiB", size()),
+        head: t.value("head", "60s", DURATION),
         buffer_records: t.value("buffer_records", "10000", count()),
         buffer_bytes: t.value("buffer_bytes", "16MiB", size()),
         record_bytes: t.value("record_bytes", "8KiB", size()),

@@ -1,3 +1,198 @@
-//! What makes the log provable: signed heads over its tree.
+//! What makes the log provable: signed heads over its tree, and proofs that lead from a record, or an earlier head, to a head.
 
+pub(super) mod heads;
+pub(super) mod leaves;
 pub(super) mod note;
+pub(super) mod path;
+
+use std::fmt;
+use std::io;
+use std::sync::PoisonError;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::events::key_event;
+use super::filter::Filter;
+use super::log::Log;
+use super::query::QueryError;
+use super::tree::{self, Hash, Tree};
+use note::{Head, Verifier};
+
+/// That a record is in the log (RFC 9162, section 2.1.3). Hashes are base64, as in heads.
+#[derive(Debug, Serialize)]
+pub struct Inclusion {
+    /// The record's number.
+    pub seq: u64,
+    /// Its place in the tree: one less.
+    pub leaf_index: u64,
+    /// The hash of its line.
+    pub leaf_hash: String,
+    /// Records that the head covers.
+    pub tree_size: u64,
+    /// The head's root hash.
+    pub root_hash: String,
+    /// The hashes that lead from the leaf to the root.
+    pub audit_path: Vec<String>,
+    /// The head, as a signed note.
+    pub head: String,
+    /// The key that signed it.
+    pub key: String,
+    /// The record's line.
+    pub record: Box<RawValue>,
+}
+
+/// That an earlier log grew into the present one (RFC 9162, section 2.1.4). Hashes are base64, as in heads.
+#[derive(Debug, Serialize)]
+pub struct Growth {
+    /// Records of the earlier head.
+    pub from: u64,
+    /// Records of the present head.
+    pub tree_size: u64,
+    /// The present head's root hash.
+    pub root_hash: String,
+    /// The hashes that lead from both.
+    pub consistency_path: Vec<String>,
+    /// The present head, as a signed note.
+    pub head: String,
+    /// The key that signed it.
+    pub key: String,
+}
+
+/// Why there is no proof.
+#[derive(Debug)]
+pub enum ProofError {
+    /// There is no such record, or it is past the retention; the log has so many.
+    NoRecord {
+        /// The newest record's number.
+        newest: u64,
+    },
+    /// The files do not lead to the signed root: the log was altered.
+    Altered,
+    /// The log cannot be read at the moment.
+    Query(QueryError),
+}
+
+impl fmt::Display for ProofError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRecord { newest } => {
+                write!(f, "no record has this number, or it is past the retention; the newest is {newest}")
+            }
+            Self::Altered => {
+                f.write_str("the log's files do not lead to its signed root: `makegate audit verify` says where")
+            }
+            Self::Query(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ProofError {}
+
+impl From<QueryError> for ProofError {
+    fn from(error: QueryError) -> Self {
+        Self::Query(error)
+    }
+}
+
+impl From<io::Error> for ProofError {
+    fn from(error: io::Error) -> Self {
+        Self::Query(QueryError::Io(error))
+    }
+}
+
+impl Log {
+    fn durable(&self) -> Tree {
+        self.shared.durable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A signed head over everything that was recorded before the call.
+    pub async fn head(&self) -> Head {
+        self.flush().await;
+        self.shared.heads.sign(&self.durable())
+    }
+
+    /// The key that signs heads now.
+    #[must_use]
+    pub fn head_key(&self) -> Verifier {
+        self.shared.heads.verifier()
+    }
+
+    /// From now on another key signs, introduced by the present one, which is then erased; an event records it.
+    ///
+    /// # Errors
+    /// Those of the system; then the present key goes on.
+    pub async fn rotate_head_key(&self) -> io::Result<Verifier> {
+        self.flush().await;
+        let (shared, durable) = (self.shared.clone(), self.durable());
+        let rotated = tokio::task::spawn_blocking(move || shared.heads.rotate(&durable)).await;
+        let key = rotated.map_err(io::Error::other)??;
+        self.commit(key_event(self.shared.clock.wall(), &key)).await.map_err(io::Error::other)?;
+        Ok(key)
+    }
+
+    /// Proves that the record with this number is in the log.
+    ///
+    /// # Errors
+    /// [`ProofError`].
+    pub async fn prove(&self, seq: u64) -> Result<Inclusion, ProofError> {
+        let head = self.head().await;
+        let none = ProofError::NoRecord { newest: head.size };
+        if seq == 0 || seq > head.size {
+            return Err(none);
+        }
+        let wanted = Filter { after: Some(seq + 1), limit: 1, ..Filter::default() };
+        let record = self.query(wanted).await?.records.pop().filter(|line| is_of(line, seq)).ok_or(none)?;
+        let leaf = tree::leaf(record.get().as_bytes());
+        let size = head.size;
+        let hashes = self.roots(move || path::inclusion(seq - 1, size)).await?;
+        if path::root_of(leaf, seq - 1, size, &hashes) != Some(head.root) {
+            return Err(ProofError::Altered);
+        }
+        Ok(Inclusion {
+            seq,
+            leaf_index: seq - 1,
+            leaf_hash: STANDARD.encode(leaf),
+            tree_size: size,
+            root_hash: STANDARD.encode(head.root),
+            audit_path: hashes.iter().map(|hash| STANDARD.encode(hash)).collect(),
+            head: head.to_string(),
+            key: self.head_key().to_string(),
+            record,
+        })
+    }
+
+    /// Proves that the log of `from` records grew into the present one.
+    ///
+    /// # Errors
+    /// [`ProofError`].
+    pub async fn prove_growth(&self, from: u64) -> Result<Growth, ProofError> {
+        let head = self.head().await;
+        if from == 0 || from > head.size {
+            return Err(ProofError::NoRecord { newest: head.size });
+        }
+        let size = head.size;
+        let hashes = self.roots(move || path::consistency(from, size)).await?;
+        Ok(Growth {
+            from,
+            tree_size: size,
+            root_hash: STANDARD.encode(head.root),
+            consistency_path: hashes.iter().map(|hash| STANDARD.encode(hash)).collect(),
+            head: head.to_string(),
+            key: self.head_key().to_string(),
+        })
+    }
+
+    async fn roots(&self, spans: impl FnOnce() -> Vec<path::Span> + Send + 'static) -> Result<Vec<Hash>, ProofError> {
+        let _turn = self.queries.try_acquire().map_err(|_| QueryError::Busy)?;
+        let dir = self.dir().to_owned();
+        let work = tokio::task::spawn_blocking(move || path::Folder::open(&dir)?.roots(&spans()));
+        Ok(work.await.map_err(io::Error::other)??)
+    }
+}
+
+fn is_of(line: &RawValue, seq: u64) -> bool {
+    super::seen::Seen::parse(line.get().as_bytes()).is_some_and(|seen| seen.seq == seq)
+}

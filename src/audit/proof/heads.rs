@@ -1,0 +1,348 @@
+//! The log's signed heads: the key that signs them, and the newest one.
+//!
+//! Files: `head`, the newest head (`head.refuted`: one that a start found wrong); `head.key`, the private key, and `head.pub`, its public half; `keys`, one head for each key
+//! that there was, which introduces the key and is signed by the one before (the first by itself).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::super::disk::{OpenError, replace, while_doing};
+use super::super::recover::Start;
+use super::super::tree::Tree;
+use super::note::{self, Head, Signer, Verifier};
+use crate::hash;
+
+/// After so many records a head is due whatever the time...
+const RECORDS: u64 = 10_000;
+/// ...but never sooner than this after the last.
+const PAUSE: Duration = Duration::from_secs(1);
+/// While nothing is recorded the last head is told again so often.
+const IDLE: Duration = Duration::from_secs(3600);
+
+const HEAD: &str = "head";
+const REFUTED: &str = "head.refuted";
+const SECRET: &str = "head.key";
+const NEXT_SECRET: &str = "head.key.new";
+const PUBLIC: &str = "head.pub";
+const KEYS: &str = "keys";
+
+/// Where the newest head is.
+pub(crate) fn path(dir: &Path) -> PathBuf {
+    dir.join(HEAD)
+}
+
+/// Where the keys are introduced.
+pub(crate) fn keys_path(dir: &Path) -> PathBuf {
+    dir.join(KEYS)
+}
+
+/// The newest head that is stored; `None`: there is none that can be read.
+pub(crate) fn stored(dir: &Path) -> Option<Head> {
+    fs::read_to_string(path(dir)).ok().and_then(|note| Head::parse(&note))
+}
+
+/// What signs, and what it signed last.
+#[derive(Debug)]
+pub(crate) struct Heads {
+    dir: PathBuf,
+    every: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    signer: Signer,
+    newest: Head,
+    /// Records that the stored head covers.
+    stored: u64,
+    /// When the last head was stored, or told.
+    told: Option<Instant>,
+}
+
+/// What opening found worth an event.
+#[derive(Debug, Default)]
+pub(crate) struct Opened {
+    /// A key was made.
+    pub(crate) made: bool,
+    /// The log is not what its newest head says.
+    pub(crate) mismatch: Option<String>,
+}
+
+impl Heads {
+    /// Takes the folder's key, or makes the first one, and compares the newest head with what `start` found.
+    ///
+    /// # Errors
+    /// The key is damaged, or cannot be made.
+    pub(crate) fn open(dir: &Path, every: Duration, start: &Start) -> Result<(Self, Opened), OpenError> {
+        let mut opened = Opened::default();
+        let signer = match finish_rotation(dir).and_then(|()| read_optional(&dir.join(SECRET))) {
+            Ok(Some(secret)) => {
+                Signer::parse(secret.trim_end()).ok_or_else(|| OpenError::HeadKey { path: dir.join(SECRET) })?
+            }
+            Ok(None) => {
+                opened.made = true;
+                make(dir).map_err(while_doing("cannot make a key for signed heads in", dir))?
+            }
+            Err(error) => return Err(while_doing("cannot read the key of signed heads in", dir)(error)),
+        };
+        opened.mismatch = mismatch(dir, start);
+        if opened.mismatch.is_some() {
+            // It is evidence; the log goes on under a head that fits what there is.
+            let kept = fs::rename(path(dir), dir.join(REFUTED));
+            kept.map_err(while_doing("cannot keep the refuted head in", dir))?;
+        }
+        let public = format!("{}\n", signer.verifier());
+        if read_optional(&dir.join(PUBLIC)).ok().flatten().as_ref() != Some(&public) {
+            let written = replace(&dir.join(PUBLIC), public.as_bytes(), 0o644);
+            written.map_err(while_doing("cannot write the public key of signed heads in", dir))?;
+        }
+        let newest = signer.sign(&start.tree, None);
+        let heads = Self {
+            dir: dir.to_owned(),
+            every,
+            state: Mutex::new(State { signer, newest, stored: u64::MAX, told: None }),
+        };
+        Ok((heads, opened))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The public key that signs.
+    pub(crate) fn verifier(&self) -> Verifier {
+        self.state().signer.verifier().clone()
+    }
+
+    /// The newest head; a new one if the log has grown.
+    pub(crate) fn sign(&self, durable: &Tree) -> Head {
+        self.state().sign(durable)
+    }
+
+    /// Stores the newest head and tells it to the process log when it is time. `now_due`: a segment was sealed, or the log ends.
+    pub(crate) fn keep(&self, durable: &Tree, now: Instant, now_due: bool) {
+        let mut state = self.state();
+        let since = state.told.map_or(Duration::MAX, |told| now.saturating_duration_since(told));
+        let grown = if state.stored == u64::MAX { RECORDS } else { durable.size() - state.stored };
+        let due = grown > 0 && (now_due || since >= self.every || (grown >= RECORDS && since >= PAUSE));
+        if !due && since < IDLE {
+            return;
+        }
+        let head = state.sign(durable);
+        state.told = Some(now);
+        tracing::info!(size = head.size, note = ?head.to_string(), "the audit log's signed head");
+        match replace(&path(&self.dir), head.to_string().as_bytes(), 0o600) {
+            Ok(()) => state.stored = head.size,
+            Err(error) => tracing::warn!(%error, "the audit log's head could not be stored"),
+        }
+    }
+
+    /// From now on another key signs, introduced by the one before, which is then gone.
+    ///
+    /// # Errors
+    /// Those of the system; then the old key goes on.
+    pub(crate) fn rotate(&self, durable: &Tree) -> io::Result<Verifier> {
+        let mut state = self.state();
+        let next = new_signer(state.signer.verifier().name())?;
+        let introduction = state.signer.sign(durable, Some(next.verifier()));
+        let mut keys = read_optional(&keys_path(&self.dir))?.unwrap_or_default();
+        keys.push_str(&introduction.to_string());
+        replace(&self.dir.join(NEXT_SECRET), format!("{}\n", next.to_secret()).as_bytes(), 0o600)?;
+        replace(&keys_path(&self.dir), keys.as_bytes(), 0o644)?;
+        // It is introduced: from here on the new key signs, whatever fails.
+        let verifier = next.verifier().clone();
+        state.newest = next.sign(durable, None);
+        state.signer = next;
+        (state.stored, state.told) = (u64::MAX, None);
+        fs::rename(self.dir.join(NEXT_SECRET), self.dir.join(SECRET))?;
+        replace(&self.dir.join(PUBLIC), format!("{verifier}\n").as_bytes(), 0o644)?;
+        Ok(verifier)
+    }
+}
+
+impl State {
+    fn sign(&mut self, durable: &Tree) -> Head {
+        if durable.size() > self.newest.size {
+            self.newest = self.signer.sign(durable, None);
+        }
+        self.newest.clone()
+    }
+}
+
+fn read_optional(path: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn introductions(dir: &Path) -> io::Result<Vec<Head>> {
+    Ok(read_optional(&keys_path(dir))?.and_then(|text| note::heads(&text)).unwrap_or_default())
+}
+
+/// A rotation that was cut off: a key that was introduced takes over, any other is dropped.
+fn finish_rotation(dir: &Path) -> io::Result<()> {
+    let draft = dir.join(NEXT_SECRET);
+    let Some(secret) = read_optional(&draft)? else { return Ok(()) };
+    let introduced = introductions(dir)?.pop().and_then(|head| head.next);
+    let is_next = Signer::parse(secret.trim_end()).is_some_and(|signer| Some(signer.verifier()) == introduced.as_ref());
+    if is_next { fs::rename(&draft, dir.join(SECRET)) } else { fs::remove_file(&draft) }
+}
+
+fn new_signer(name: &str) -> io::Result<Signer> {
+    Signer::new(name, hash::random()?).ok_or_else(|| io::Error::other("no key can be made"))
+}
+
+/// A key that introduces itself: the first one, or one after a loss, which nobody vouches for.
+fn make(dir: &Path) -> io::Result<Signer> {
+    let earlier = introductions(dir)?;
+    let name = match earlier.first() {
+        Some(first) => first.origin().to_owned(),
+        None => format!("makegate/{}", hash::hex(&hash::random::<8>()?)),
+    };
+    let signer = new_signer(&name)?;
+    let introduction = signer.sign(&Tree::default(), Some(signer.verifier()));
+    let keys: String = earlier.iter().chain([&introduction]).map(ToString::to_string).collect();
+    // The key first: a start that is cut off between the two makes the introduction again.
+    replace(&dir.join(NEXT_SECRET), format!("{}\n", signer.to_secret()).as_bytes(), 0o600)?;
+    replace(&keys_path(dir), keys.as_bytes(), 0o644)?;
+    fs::rename(dir.join(NEXT_SECRET), dir.join(SECRET))?;
+    Ok(signer)
+}
+
+/// What the newest head says that the log's records do not.
+fn mismatch(dir: &Path, start: &Start) -> Option<String> {
+    if !path(dir).exists() {
+        return None;
+    }
+    let Some(head) = stored(dir) else { return Some("the newest signed head is damaged".to_owned()) };
+    let keys = introductions(dir).unwrap_or_default();
+    let signed = keys.iter().filter_map(|one| one.next.as_ref()).any(|key| head.is_signed_by(key));
+    let size = head.size;
+    match start.root_at_head {
+        _ if !signed => Some(format!("the newest signed head ({size} records) is signed by a foreign key")),
+        _ if start.tree.size() < size => {
+            Some(format!("the newest signed head is of {size} records, and there are {}", start.tree.size()))
+        }
+        Some(root) if root != head.root => {
+            Some(format!("the first {size} records are not those of the newest signed head"))
+        }
+        Some(_) | None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tree::leaf;
+    use super::*;
+    use crate::clock::Clock;
+
+    fn tree(size: u8) -> Tree {
+        let mut tree = Tree::default();
+        (0..size).for_each(|n| tree.push(leaf(&[n])));
+        tree
+    }
+
+    fn start(size: u8) -> Start {
+        Start { tree: tree(size), ..Start::default() }
+    }
+
+    fn open(dir: &Path, start: &Start) -> (Heads, Opened) {
+        Heads::open(dir, Duration::from_secs(60), start).unwrap()
+    }
+
+    fn chain(dir: &Path) -> Vec<Head> {
+        introductions(dir).unwrap()
+    }
+
+    #[test]
+    fn the_key_is_made_once_and_nobody_else_reads_it() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let (heads, opened) = open(dir.path(), &start(3));
+        assert!(opened.made && opened.mismatch.is_none());
+        let key = heads.verifier();
+        assert_eq!(fs::metadata(dir.path().join(SECRET)).unwrap().mode() & 0o777, 0o600);
+        assert!(chain(dir.path())[0].is_signed_by(&key));
+        let (heads, opened) = open(dir.path(), &start(3));
+        assert!(!opened.made && heads.verifier() == key);
+        fs::write(dir.path().join(SECRET), "PRIVATE+KEY+x").unwrap();
+        let words = Heads::open(dir.path(), IDLE, &start(3)).unwrap_err().to_string();
+        assert!(words.contains("head.key is damaged"), "{words}");
+    }
+
+    #[test]
+    fn a_head_is_stored_when_it_is_due_and_when_a_segment_is_sealed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (heads, _) = open(dir.path(), &start(3));
+        let now = Clock::system().now();
+        heads.keep(&tree(3), now, false);
+        let size = || stored(dir.path()).unwrap().size;
+        assert_eq!(size(), 3, "at the start");
+        heads.keep(&tree(4), now + Duration::from_secs(59), false);
+        assert_eq!(size(), 3);
+        heads.keep(&tree(5), now + Duration::from_secs(59), true);
+        assert_eq!(size(), 5);
+        heads.keep(&tree(6), now + Duration::from_secs(119), false);
+        assert_eq!(size(), 6);
+        assert!(stored(dir.path()).unwrap().is_signed_by(&heads.verifier()));
+        assert_eq!(heads.sign(&tree(7)).size, 7, "a newer one is signed for who asks");
+        assert_eq!(heads.sign(&tree(6)).size, 7, "and no older one after it");
+    }
+
+    #[test]
+    fn an_old_key_introduces_the_new_one_and_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (heads, _) = open(dir.path(), &start(3));
+        let old = heads.verifier();
+        let secret = fs::read_to_string(dir.path().join(SECRET)).unwrap();
+        let new = heads.rotate(&tree(5)).unwrap();
+        let keys = chain(dir.path());
+        assert_eq!((keys.len(), keys[1].size, keys[1].next.as_ref()), (2, 5, Some(&new)));
+        assert!(keys[1].is_signed_by(&old) && !keys[1].is_signed_by(&new));
+        assert!(heads.sign(&tree(5)).is_signed_by(&new));
+        assert!(!fs::read_to_string(dir.path().join(SECRET)).unwrap().contains(&secret));
+        assert_eq!(fs::read_to_string(dir.path().join(PUBLIC)).unwrap().trim(), new.to_string());
+        assert_eq!(open(dir.path(), &start(5)).0.verifier(), new);
+    }
+
+    #[test]
+    fn a_rotation_that_was_cut_off_is_finished_or_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (heads, _) = open(dir.path(), &start(3));
+        let old = fs::read(dir.path().join(SECRET)).unwrap();
+        let new = heads.rotate(&tree(5)).unwrap();
+        fs::rename(dir.path().join(SECRET), dir.path().join(NEXT_SECRET)).unwrap();
+        fs::write(dir.path().join(SECRET), &old).unwrap();
+        assert_eq!(open(dir.path(), &start(5)).0.verifier(), new, "it was introduced");
+        let other = new_signer("makegate/other").unwrap();
+        fs::write(dir.path().join(NEXT_SECRET), other.to_secret()).unwrap();
+        assert_eq!(open(dir.path(), &start(5)).0.verifier(), new, "nobody introduced it");
+        assert!(!dir.path().join(NEXT_SECRET).exists());
+    }
+
+    #[test]
+    fn a_start_tells_when_the_log_is_not_what_was_signed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (heads, _) = open(dir.path(), &start(5));
+        heads.keep(&tree(5), Clock::system().now(), true);
+        let note = fs::read(path(dir.path())).unwrap();
+        let told = |start: &Start| {
+            let told = open(dir.path(), start).1.mismatch.unwrap_or_default();
+            assert_eq!(!told.is_empty(), !path(dir.path()).exists());
+            fs::write(path(dir.path()), &note).unwrap();
+            told
+        };
+        assert_eq!(told(&Start { root_at_head: Some(tree(5).root()), ..start(6) }), "");
+        let other = Start { root_at_head: Some(tree(4).root()), ..start(6) };
+        assert!(told(&other).contains("not those of the newest signed head"));
+        assert!(told(&start(4)).contains("there are 4"));
+        fs::write(path(dir.path()), "head").unwrap();
+        assert!(told(&start(5)).contains("damaged"));
+        assert!(dir.path().join(REFUTED).exists());
+    }
+}

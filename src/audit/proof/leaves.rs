@@ -1,0 +1,60 @@
+//! The leaf hashes of a segment's records, in a file beside it. They are derived, and never synced by themselves; when a head
+//! does not fit the log, they tell which record is not what it was.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::super::segment;
+use super::super::tree::{self, Hash};
+
+/// Bytes of one.
+const HASH_BYTES: usize = size_of::<Hash>();
+
+/// Where the leaf hashes of the segment that begins with `first` are.
+pub(crate) fn path(dir: &Path, first: u64) -> PathBuf {
+    segment::path(dir, first).with_extension("leaves")
+}
+
+/// The file of a new segment, to append to.
+pub(crate) fn create(dir: &Path, first: u64) -> io::Result<File> {
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(path(dir, first))
+}
+
+/// The file of a segment that is gone on with, to append to.
+pub(crate) fn resume(dir: &Path, first: u64) -> io::Result<File> {
+    File::options().append(true).open(path(dir, first))
+}
+
+/// Brings the file to what the records say: after a crash, as nobody knows how much of it was kept, and where an older
+/// makegate made none. After a clean stop what is there is evidence and stays.
+pub(crate) fn mend(dir: &Path, first: u64, leaves: &[Hash], clean: bool) -> io::Result<()> {
+    let stored = fs::read(path(dir, first)).unwrap_or_default();
+    let bytes = leaves.as_flattened();
+    if stored == bytes || (clean && stored.len() >= bytes.len()) {
+        return Ok(());
+    }
+    create(dir, first)?.write_all(bytes)
+}
+
+/// `count` leaf hashes from the record `from` on, of the segment that begins with `first`.
+pub(crate) fn read(dir: &Path, first: u64, from: u64, count: u64) -> io::Result<Vec<Hash>> {
+    let length = usize::try_from(count).map_err(io::Error::other)?;
+    let mut leaves = vec![Hash::default(); length];
+    let offset = (from - first) * HASH_BYTES as u64;
+    let stored = File::open(path(dir, first));
+    match stored.and_then(|file| file.read_exact_at(leaves.as_flattened_mut(), offset)) {
+        Ok(()) => Ok(leaves),
+        Err(_missing_or_short) => of_lines(dir, first, from, length),
+    }
+}
+
+/// The same from the records themselves.
+fn of_lines(dir: &Path, first: u64, from: u64, count: usize) -> io::Result<Vec<Hash>> {
+    let lines = BufReader::with_capacity(256 << 10, File::open(segment::path(dir, first))?).split(b'\n');
+    let skipped = usize::try_from(from - first).map_err(io::Error::other)?;
+    let leaves: Vec<Hash> =
+        lines.skip(skipped).take(count).map(|line| Ok(tree::leaf(&line?))).collect::<io::Result<_>>()?;
+    if leaves.len() == count { Ok(leaves) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}

@@ -1,0 +1,234 @@
+//! Proofs (RFC 9162, sections 2.1.3 and 2.1.4): that a record is in the tree of a head, and that one head's tree grew into
+//! another's. Segments say the tree before them, so a proof reads the leaves of a few segments, whatever the log's size;
+//! what retention took away stays provable as a whole.
+
+use std::io;
+use std::path::Path;
+
+use super::super::recover::read_head;
+use super::super::segment;
+use super::super::tree::{Hash, Tree, node};
+use super::leaves;
+
+/// Leaves from `begin` up to `end`, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    begin: u64,
+    end: u64,
+}
+
+/// The largest power of two below the number of leaves: where RFC 9162 splits.
+fn split(span: Span) -> u64 {
+    let leaves = span.end - span.begin;
+    span.begin + (1 << (u64::BITS - 1 - (leaves - 1).leading_zeros()))
+}
+
+/// The subtrees whose roots prove the leaf `index` of a tree of `size`, in the order of the RFC's `PATH`.
+pub(crate) fn inclusion(index: u64, size: u64) -> Vec<Span> {
+    let mut whole = Span { begin: 0, end: size };
+    let mut spans = Vec::new();
+    while whole.end - whole.begin > 1 {
+        let middle = split(whole);
+        let (left, right) = (Span { end: middle, ..whole }, Span { begin: middle, ..whole });
+        let (inside, beside) = if index < middle { (left, right) } else { (right, left) };
+        spans.push(beside);
+        whole = inside;
+    }
+    spans.reverse();
+    spans
+}
+
+/// The subtrees whose roots prove that the tree of `from` leaves grew into that of `to`, in the order of the RFC's `PROOF`.
+pub(crate) fn consistency(from: u64, to: u64) -> Vec<Span> {
+    let mut whole = Span { begin: 0, end: to };
+    let mut spans = Vec::new();
+    let mut is_known = true;
+    while whole.end != from {
+        let middle = split(whole);
+        let (left, right) = (Span { end: middle, ..whole }, Span { begin: middle, ..whole });
+        if from <= middle {
+            spans.push(right);
+            whole = left;
+        } else {
+            spans.push(left);
+            whole = right;
+            is_known = false;
+        }
+    }
+    if !is_known {
+        spans.push(whole);
+    }
+    spans.reverse();
+    spans
+}
+
+/// The root that an inclusion proof leads to (RFC 9162, section 2.1.3.2); `None`: it is no proof of this shape.
+pub(crate) fn root_of(leaf: Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash> {
+    let (mut at, mut last) = (index, size.checked_sub(1)?);
+    let mut root = leaf;
+    for beside in path {
+        if last == 0 {
+            return None;
+        }
+        if at % 2 == 1 || at == last {
+            root = node(beside, &root);
+            while at.is_multiple_of(2) && at != 0 {
+                (at, last) = (at >> 1, last >> 1);
+            }
+        } else {
+            root = node(&root, beside);
+        }
+        (at, last) = (at >> 1, last >> 1);
+    }
+    (last == 0).then_some(root)
+}
+
+/// The log's folder as a source of subtrees.
+pub(crate) struct Folder<'d> {
+    dir: &'d Path,
+    segments: Vec<u64>,
+}
+
+impl<'d> Folder<'d> {
+    /// # Errors
+    /// The folder cannot be read.
+    pub(crate) fn open(dir: &'d Path) -> io::Result<Self> {
+        Ok(Self { dir, segments: segment::list(dir)? })
+    }
+
+    /// The roots of all these subtrees.
+    ///
+    /// # Errors
+    /// A segment cannot be read, or is gone.
+    pub(crate) fn roots(&self, spans: &[Span]) -> io::Result<Vec<Hash>> {
+        spans.iter().map(|span| self.root(*span)).collect()
+    }
+
+    /// Begins with what the last segment in the span says of the tree before it, and adds the leaves from there on.
+    fn root(&self, span: Span) -> io::Result<Hash> {
+        let mut tree = self.before(span)?;
+        let mut at = span.begin + tree.size();
+        while at < span.end {
+            let after = self.segments.partition_point(|first| *first <= at + 1);
+            let first = after.checked_sub(1).and_then(|own| self.segments.get(own)).ok_or(io::ErrorKind::NotFound)?;
+            let end = self.segments.get(after).map_or(span.end, |next| span.end.min(*next - 1));
+            leaves::read(self.dir, *first, at + 1, end - at)?.into_iter().for_each(|leaf| tree.push(leaf));
+            at = end;
+        }
+        Ok(tree.root())
+    }
+
+    fn before(&self, span: Span) -> io::Result<Tree> {
+        let inside = self.segments.iter().rev().filter(|first| (span.begin + 1..=span.end).contains(&(**first - 1)));
+        for first in inside {
+            let head = read_head(self.dir, *first).map_err(|error| io::Error::other(error.to_string()))?;
+            if let Some(tree) = head.and_then(|head| part(&head.tree, span.begin)) {
+                return Ok(tree);
+            }
+        }
+        Ok(Tree::default())
+    }
+}
+
+/// The tree over the leaves from `begin` on, if perfect subtrees of the whole one make it up.
+fn part(whole: &Tree, begin: u64) -> Option<Tree> {
+    let (mut at, mut subtrees) = (0, Vec::new());
+    for (bit, subtree) in (0..u64::BITS).rev().filter(|bit| whole.size() >> bit & 1 == 1).zip(whole.frontier()) {
+        if at >= begin {
+            subtrees.push(*subtree);
+        } else if at + (1 << bit) > begin {
+            return None;
+        }
+        at += 1 << bit;
+    }
+    Tree::from_parts(whole.size().checked_sub(begin)?, subtrees)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tree::leaf;
+    use super::*;
+
+    fn root(leaves: &[Hash]) -> Hash {
+        let mut tree = Tree::default();
+        leaves.iter().for_each(|leaf| tree.push(*leaf));
+        tree.root()
+    }
+
+    fn roots(leaves: &[Hash], spans: &[Span]) -> Vec<Hash> {
+        spans.iter().map(|span| root(&leaves[span.begin as usize..span.end as usize])).collect()
+    }
+
+    /// RFC 9162, section 2.1.4.2, to the letter.
+    fn grew(from: u64, to: u64, first: Hash, second: Hash, path: &[Hash]) -> bool {
+        if from == to {
+            return path.is_empty() && first == second;
+        }
+        let mut path: Vec<Hash> = path.to_vec();
+        if from.is_power_of_two() {
+            path.insert(0, first);
+        }
+        let (mut at, mut last) = (from - 1, to - 1);
+        while at % 2 == 1 {
+            (at, last) = (at >> 1, last >> 1);
+        }
+        let Some((seed, rest)) = path.split_first() else { return false };
+        let (mut old, mut new) = (*seed, *seed);
+        for beside in rest {
+            if last == 0 {
+                return false;
+            }
+            if at % 2 == 1 || at == last {
+                (old, new) = (node(beside, &old), node(beside, &new));
+                while at % 2 == 0 && at != 0 {
+                    (at, last) = (at >> 1, last >> 1);
+                }
+            } else {
+                new = node(&new, beside);
+            }
+            (at, last) = (at >> 1, last >> 1);
+        }
+        old == first && new == second && last == 0
+    }
+
+    #[test]
+    fn every_leaf_of_every_tree_is_proven_and_no_other() {
+        let leaves: Vec<Hash> = (0..70_u8).map(|n| leaf(&[n])).collect();
+        for size in 1..=leaves.len() {
+            let whole = root(&leaves[..size]);
+            for index in 0..size {
+                let path = roots(&leaves, &inclusion(index as u64, size as u64));
+                assert_eq!(root_of(leaves[index], index as u64, size as u64, &path), Some(whole), "{index} of {size}");
+                assert_ne!(root_of(leaf(b"x"), index as u64, size as u64, &path), Some(whole));
+            }
+        }
+    }
+
+    #[test]
+    fn every_tree_is_proven_to_have_grown() {
+        let leaves: Vec<Hash> = (0..70_u8).map(|n| leaf(&[n])).collect();
+        for to in 1..=leaves.len() {
+            for from in 1..=to {
+                let path = roots(&leaves, &consistency(from as u64, to as u64));
+                let (first, second) = (root(&leaves[..from]), root(&leaves[..to]));
+                assert!(grew(from as u64, to as u64, first, second, &path), "{from} to {to}");
+                assert!(from == to || !grew(from as u64, to as u64, leaf(b"x"), second, &path), "{from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_tree_is_made_of_its_subtrees_or_of_none() {
+        let leaves: Vec<Hash> = (0..40_u8).map(|n| leaf(&[n])).collect();
+        for size in 1..=40 {
+            let mut whole = Tree::default();
+            leaves[..size].iter().for_each(|leaf| whole.push(*leaf));
+            for begin in 0..size {
+                if let Some(part) = part(&whole, begin as u64) {
+                    let spans_power = begin == 0 || begin.trailing_zeros() >= (size - begin).ilog2();
+                    assert!(!spans_power || part.root() == root(&leaves[begin..size]), "{begin} to {size}");
+                }
+            }
+        }
+    }
+}

@@ -231,13 +231,16 @@ async fn retention_takes_old_segments_but_none_with_an_open_write() {
     }
     log.flush().await;
     tokio::time::timeout(Duration::from_secs(20), async {
-        while count(&lines(&settings), "event", "retention") == 0 {
+        while count(&lines(&settings), "request", "old0") > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await
     .unwrap();
     let left = lines(&settings);
+    let told: Vec<_> = left.iter().filter(|line| line["event"] == "retention").map(|line| &line["fields"]).collect();
+    let gone = left.first().unwrap()["seq"].as_u64().unwrap() - 1;
+    assert_eq!((told[0]["first"].as_u64(), told[0]["last"].as_u64()), (Some(1), Some(gone)));
     let left = ["old0", "old3", "open", "new0"].map(|request| count(&left, "request", request));
     assert_eq!(left, [0, 0, 1, 1]);
     drop(log);

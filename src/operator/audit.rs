@@ -98,6 +98,7 @@ impl Page for Records {
     fn html(&self) -> Markup {
         html! {
             (self.form())
+            p.quiet { a href="/audit/head" { "The signed head" } " shows later that nothing was altered or taken out." }
             (html::table(&self.table(), "No record is like that. Take a filter away, or look further back."))
             @if let Some(next) = self.next {
                 p { a href={ "/audit" (self.asked.with("after", &next.to_string())) } { "Older records" } }

@@ -16,6 +16,7 @@ mod process;
 mod purge;
 mod query;
 mod render;
+mod rotate;
 mod routes;
 mod settle;
 #[cfg(test)]
@@ -125,6 +126,15 @@ where
         Place::Overview => render::page(&pages::overview(desk), form, query),
         Place::Audit => render::page(&audit::page(desk, query).await?, form, query),
         Place::Follow => audit::follow(desk, query)?,
+        Place::Head => {
+            let page = pages::head(desk).await;
+            match page.note(form, head.uri.path(), &head.headers) {
+                Some(note) => text("text/plain; charset=utf-8", note),
+                None => render::page(&page, form, query),
+            }
+        }
+        Place::Proof => render::page(&pages::proof(desk, query).await?, form, query),
+        Place::Rotate => rotate::rotate(desk).await?,
         Place::Callers => render::page(&pages::callers(desk), form, query),
         Place::Quota => render::page(&pages::quota(desk), form, query),
         Place::Cache => render::page(&pages::cache(desk), form, query),

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::html;
 use super::render::{Whole, bytes};
 use super::routes::Form;
-use crate::audit::{BadFilter, QueryError};
+use crate::audit::{BadFilter, ProofError, QueryError};
 use crate::gateway::refusal::seconds;
 
 /// The largest body that this door reads.
@@ -34,6 +34,8 @@ pub(super) enum Problem {
     TooManyFollowers,
     CannotRecord,
     Query(QueryError),
+    NoRecord { newest: u64 },
+    LogAltered,
     Internal,
 }
 
@@ -46,6 +48,16 @@ impl From<BadFilter> for Problem {
 impl From<QueryError> for Problem {
     fn from(error: QueryError) -> Self {
         Self::Query(error)
+    }
+}
+
+impl From<ProofError> for Problem {
+    fn from(error: ProofError) -> Self {
+        match error {
+            ProofError::NoRecord { newest } => Self::NoRecord { newest },
+            ProofError::Altered => Self::LogAltered,
+            ProofError::Query(error) => Self::Query(error),
+        }
     }
 }
 
@@ -78,6 +90,8 @@ impl Problem {
             Self::Query(QueryError::Io(_)) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "log-unreadable", "The log cannot be read")
             }
+            Self::NoRecord { .. } => (StatusCode::NOT_FOUND, "no-record", "No such record"),
+            Self::LogAltered => (StatusCode::INTERNAL_SERVER_ERROR, "log-altered", "The log was altered"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "A fault of makegate's own"),
         }
     }
@@ -96,7 +110,7 @@ impl Problem {
                 format!("Your address has shown too many wrong keys: wait {} s.", seconds(*retry_after))
             }
             Self::NoPage => {
-                "There are /, /audit, /callers, /quota, /cache, /config, /doubts and /explain (each also with .json and .csv), /audit/follow, /openapi.json, /livez, /readyz and /metrics.".to_owned()
+                "There are /, /audit, /callers, /quota, /cache, /config, /doubts, /explain, /audit/head and /audit/proof (each also with .json and .csv), /audit/follow, /openapi.json, /livez, /readyz and /metrics.".to_owned()
             }
             Self::NoDoubt => "No write in doubt has this request id; /doubts lists them.".to_owned(),
             Self::NoMethod { allowed } => format!("This path takes {allowed}."),
@@ -106,6 +120,8 @@ impl Problem {
             Self::BodySlow => "The body did not arrive in time: send it again.".to_owned(),
             Self::TooManyFollowers => "As many follow the log as may: end one, or read /audit.".to_owned(),
             Self::CannotRecord => "Nothing was done, because it could not be recorded: see /readyz?verbose.".to_owned(),
+            Self::NoRecord { newest } => capital(&format!("{}.", ProofError::NoRecord { newest: *newest })),
+            Self::LogAltered => capital(&format!("{}.", ProofError::Altered)),
             Self::Query(error) => capital(&format!("{error}.")),
             Self::Internal => "It failed in a way that the process log explains.".to_owned(),
         }

@@ -15,6 +15,9 @@ pub(super) enum Place {
     Overview,
     Audit,
     Follow,
+    Head,
+    Proof,
+    Rotate,
     Callers,
     Quota,
     Cache,
@@ -25,7 +28,7 @@ pub(super) enum Place {
     Explain,
 }
 
-const PLACES: [(&str, Place); 16] = [
+const PLACES: [(&str, Place); 19] = [
     ("/livez", Place::Livez),
     ("/healthz", Place::Livez),
     ("/readyz", Place::Readyz),
@@ -35,6 +38,9 @@ const PLACES: [(&str, Place); 16] = [
     ("/", Place::Overview),
     ("/audit", Place::Audit),
     ("/audit/follow", Place::Follow),
+    ("/audit/head", Place::Head),
+    ("/audit/proof", Place::Proof),
+    ("/audit/rotate", Place::Rotate),
     ("/callers", Place::Callers),
     ("/quota", Place::Quota),
     ("/cache", Place::Cache),
@@ -55,6 +61,8 @@ impl Place {
         match self {
             Self::Overview
             | Self::Audit
+            | Self::Head
+            | Self::Proof
             | Self::Callers
             | Self::Quota
             | Self::Cache
@@ -62,7 +70,7 @@ impl Place {
             | Self::Doubts
             | Self::Explain => true,
             Self::Livez | Self::Readyz | Self::Metrics | Self::Style | Self::OpenApi | Self::Follow => false,
-            Self::Purge | Self::Settle => false,
+            Self::Purge | Self::Settle | Self::Rotate => false,
         }
     }
 
@@ -71,7 +79,7 @@ impl Place {
     /// # Errors
     /// [`Problem::NoMethod`].
     pub(super) fn takes(self, method: &Method) -> Result<(), Problem> {
-        let (takes, allowed) = if matches!(self, Self::Purge | Self::Settle) {
+        let (takes, allowed) = if matches!(self, Self::Purge | Self::Settle | Self::Rotate) {
             (*method == Method::POST, "POST")
         } else {
             (matches!(*method, Method::GET | Method::HEAD), "GET, HEAD")

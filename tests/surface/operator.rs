@@ -13,6 +13,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
+mod proofs;
+
 const KEY: &str = "operator-key";
 const ORG: &str = "/api/v2/organizations/11";
 

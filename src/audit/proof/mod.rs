@@ -4,6 +4,8 @@ pub(super) mod heads;
 pub(super) mod leaves;
 pub(super) mod note;
 pub(super) mod path;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;

@@ -6,6 +6,7 @@ mod config;
 mod doubts;
 mod explain;
 mod overview;
+mod proof;
 mod quota;
 
 pub(super) use cache::cache;
@@ -14,4 +15,5 @@ pub(super) use config::config;
 pub(super) use doubts::doubts;
 pub(super) use explain::explain;
 pub(super) use overview::overview;
+pub(super) use proof::{head, proof};
 pub(super) use quota::{buckets, quota};

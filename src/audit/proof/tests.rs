@@ -1,0 +1,109 @@
+//! Proofs over many small segments, on real files.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::log_tests::{open, record, settings};
+use super::super::record::{Kind, Record};
+use super::super::segment;
+use super::*;
+use crate::clock::Clock;
+use crate::config;
+
+fn small(dir: &tempfile::TempDir) -> config::Audit {
+    config::Audit { segment_bytes: 1000, ..settings(dir) }
+}
+
+async fn fill(log: &Arc<Log>, clock: &Clock, records: usize) {
+    for n in 0..records {
+        let event = Record { time: clock.wall(), ..record(Kind::Event, &format!("e{n}")) };
+        log.commit(event).await.unwrap();
+    }
+}
+
+/// A proof that does not lead to the signed root is an error, so that there is one says all.
+async fn provable(log: &Log) -> Vec<u64> {
+    let mut proven = Vec::new();
+    for seq in 1..=log.head().await.size {
+        match log.prove(seq).await {
+            Ok(_) => proven.push(seq),
+            Err(ProofError::NoRecord { .. }) => {}
+            Err(error) => panic!("{seq}: {error}"),
+        }
+    }
+    proven
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_record_is_provable_with_and_without_stored_leaf_hashes() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = small(&dir);
+    let (log, _) = open(&settings, &Clock::system()).await;
+    fill(&log, &Clock::system(), 50).await;
+    let size = log.head().await.size;
+    assert_eq!(provable(&log).await, (1..=size).collect::<Vec<_>>());
+    let segments = segment::list(&settings.dir).unwrap();
+    assert!(segments.len() > 5, "{segments:?}");
+    for first in segments {
+        fs::remove_file(leaves::path(&settings.dir, first)).unwrap();
+    }
+    assert_eq!(provable(&log).await, (1..=size).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_retention_left_stays_provable() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config::Audit { retention: Duration::from_secs(30 * 24 * 3600), ..small(&dir) };
+    let clock = Clock::movable();
+    let (log, _) = open(&settings, &clock).await;
+    fill(&log, &clock, 23).await;
+    let early = log.head().await;
+    clock.advance(Duration::from_secs(31 * 24 * 3600));
+    fill(&log, &clock, 30).await;
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while segment::list(&settings.dir).unwrap().first() == Some(&1) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    log.flush().await;
+    let first = segment::list(&settings.dir).unwrap()[0];
+    assert!(first > 10, "{first}");
+    let size = log.head().await.size;
+    assert_eq!(provable(&log).await, (first..=size).collect::<Vec<_>>());
+    assert!(log.prove_growth(early.size).await.is_ok() || early.size < first - 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_altered_record_has_no_proof() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = small(&dir);
+    let (log, _) = open(&settings, &Clock::system()).await;
+    fill(&log, &Clock::system(), 9).await;
+    let path = segment::path(&settings.dir, 1);
+    let altered = fs::read_to_string(&path).unwrap().replacen("\"e1\"", "\"e7\"", 1);
+    fs::write(&path, altered).unwrap();
+    let seq = (1..9).find(|seq| fs::read_to_string(&path).unwrap().lines().nth(*seq).unwrap().contains("\"e7\""));
+    assert!(matches!(log.prove(seq.unwrap() as u64 + 1).await, Err(ProofError::Altered)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaf_hashes_are_made_whole_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir);
+    let (log, _) = open(&settings, &Clock::system()).await;
+    fill(&log, &Clock::system(), 9).await;
+    drop(log);
+    let path = leaves::path(&settings.dir, 1);
+    // The folder can be locked when the writer has ended.
+    while super::super::disk::occupy(&settings.dir).is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..100]).unwrap();
+    let (log, _) = open(&settings, &Clock::system()).await;
+    log.close().await;
+    assert_eq!(fs::read(&path).unwrap(), whole);
+}

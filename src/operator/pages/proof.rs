@@ -1,0 +1,105 @@
+//! `/audit/head` and `/audit/proof`: what an auditor takes away, so that nobody can change the log unnoticed.
+
+use http::{HeaderMap, header};
+use maud::{Markup, html};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::super::desk::Desk;
+use super::super::html;
+use super::super::problem::Problem;
+use super::super::query::Query;
+use super::super::render::{Page, Table};
+use super::super::routes::Form;
+use crate::audit::{Growth, Inclusion};
+
+/// The newest signed head.
+#[derive(Debug, Serialize)]
+pub(crate) struct Head {
+    /// The signed note (C2SP `tlog-checkpoint`).
+    head: String,
+    origin: String,
+    size: u64,
+    key: String,
+}
+
+/// A head over everything that was recorded before.
+pub(crate) async fn head(desk: &Desk) -> Head {
+    let log = &desk.gate.log;
+    let head = log.head().await;
+    Head { head: head.to_string(), origin: head.origin().to_owned(), size: head.size, key: log.head_key().to_string() }
+}
+
+impl Head {
+    /// The note as it is, for whoever asks for no other form: other tools read it.
+    pub(crate) fn note(&self, form: Form, path: &str, headers: &HeaderMap) -> Option<String> {
+        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        (form == Form::Json && path == Self::PATH && !accept.contains("json")).then(|| self.head.clone())
+    }
+}
+
+impl Page for Head {
+    const TITLE: &str = "Signed head";
+    const PATH: &str = "/audit/head";
+
+    fn table(&self) -> Table {
+        let row = vec![self.size.to_string(), self.origin.clone(), self.key.clone(), self.head.clone()];
+        Table { columns: &["size", "origin", "key", "head"], rows: vec![row] }
+    }
+
+    fn html(&self) -> Markup {
+        html! {
+            p { "This covers the first " (self.size) " records. Kept elsewhere, it shows later that none of them was altered or taken away:" }
+            pre { (self.head) }
+            p { "makegate audit verify DIR --head FILE" }
+            h2 { "Key" }
+            pre { (self.key) }
+        }
+    }
+}
+
+/// A proof, of one record or of growth.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Proof {
+    Inclusion(Box<Inclusion>),
+    Growth(Growth),
+}
+
+/// `?seq=`: that this record is in the log. `?from=`: that the log of so many records grew into the present one.
+///
+/// # Errors
+/// No such record; neither parameter, or both.
+pub(crate) async fn proof(desk: &Desk, query: &Query) -> Result<Proof, Problem> {
+    query.only(&["seq", "from"])?;
+    let number = |name: &str, text: &str| {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        let why = || format!("{name} is a number: {name}=1, say");
+        text.parse::<u64>().ok().filter(|_| digits).ok_or_else(|| Problem::BadParameter { why: why() })
+    };
+    match (query.get("seq"), query.get("from")) {
+        (Some(seq), None) => Ok(Proof::Inclusion(Box::new(desk.gate.log.prove(number("seq", seq)?).await?))),
+        (None, Some(from)) => Ok(Proof::Growth(desk.gate.log.prove_growth(number("from", from)?).await?)),
+        (None, None) | (Some(_), Some(_)) => {
+            let why = "write seq=N for the record N, or from=N for the growth from N records to now".to_owned();
+            Err(Problem::BadParameter { why })
+        }
+    }
+}
+
+impl Page for Proof {
+    const TITLE: &str = "Proof";
+    const PATH: &str = "/audit/proof";
+
+    fn table(&self) -> Table {
+        let members: Map<String, Value> =
+            serde_json::to_value(self).ok().and_then(|value| value.as_object().cloned()).unwrap_or_default();
+        let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let rows = members.into_iter().map(|(name, value)| vec![name, text(value)]).collect();
+        Table { columns: &["name", "value"], rows }
+    }
+
+    fn html(&self) -> Markup {
+        html::table(&self.table(), "There is nothing to prove.")
+    }
+}

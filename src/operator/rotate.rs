@@ -1,0 +1,20 @@
+//! Another key for the log's heads.
+
+use http::Response;
+use serde_json::json;
+
+use super::desk::Desk;
+use super::problem::Problem;
+use super::render::{Whole, text};
+
+/// `POST /audit/rotate`: from now on another key signs, introduced by the present one. Leaves an `event` record.
+///
+/// # Errors
+/// The key cannot be stored, or the event not recorded.
+pub(super) async fn rotate(desk: &Desk) -> Result<Response<Whole>, Problem> {
+    let key = desk.gate.log.rotate_head_key().await.map_err(|error| {
+        tracing::error!(%error, "the key of signed heads could not be rotated");
+        Problem::CannotRecord
+    })?;
+    Ok(text("application/json", json!({"key": key.to_string()}).to_string()))
+}

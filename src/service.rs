@@ -15,7 +15,7 @@ use crate::config::Read;
 use crate::config::secret::secret;
 use crate::config::{self, Config, Shown, Source};
 use crate::gateway::door::{Door, OpenDoor};
-use crate::gateway::{Engines, Gate, life};
+use crate::gateway::{Engines, Gate, life, look};
 use crate::hash;
 use crate::operator::{self, Desk};
 use crate::quota::{self, Quota};
@@ -198,6 +198,7 @@ impl Inner {
                 let _joined = tokio::task::spawn_blocking(move || gate.quota.sync()).await;
             }
         });
+        self.gate.tasks.spawn_until_stop(look::run(self.gate.clone()));
         self.gate.tasks.spawn_until_stop(async move {
             loop {
                 tokio::time::sleep(WATCH).await;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 
 use super::fetch::Landing;
+use super::look::Looks;
 use super::meters::Meters;
 use super::order::Order;
 use super::policy::Policy;
@@ -53,6 +54,8 @@ pub struct Gate {
     pub callers: Callers,
     /// Counters of everything that has no caller.
     pub meters: Meters,
+    /// What the looks at writes in doubt have come to.
+    pub looks: Looks,
     /// Time.
     pub clock: Clock,
     /// Tasks.
@@ -78,6 +81,7 @@ impl Gate {
             quota,
             callers,
             meters: Meters::default(),
+            looks: Looks::default(),
             clock,
             tasks,
             order: Order::default(),
@@ -122,10 +126,15 @@ impl Gate {
     pub fn fence_doubts(&self, doubts: &[Doubt]) {
         let policy = self.policy();
         let (settle, window) = (policy.config.cache.settle, policy.config.cache.doubt);
-        for doubt in doubts {
-            let tags = policy.catalogue().row(&doubt.operation).and_then(|row| super::tags::of_path(row, &doubt.path));
-            self.cache.raise(&tags.unwrap_or_default(), After::InDoubt { settle, doubt: window });
-        }
+        doubts.iter().for_each(|doubt| self.fence_doubt(doubt, After::InDoubt { settle, doubt: window }));
+    }
+
+    /// What this write touches is fenced; everything, where its row is not known any more.
+    pub(super) fn fence_doubt(&self, doubt: &Doubt, after: After) {
+        let policy = self.policy();
+        let row = policy.catalogue().row(&doubt.operation);
+        let tags = row.and_then(|row| super::tags::of_path(row, &doubt.path));
+        self.cache.raise(&tags.unwrap_or_default(), after);
     }
 
     /// From now on not ready: what comes is still answered, but nothing new should come.

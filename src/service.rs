@@ -120,7 +120,7 @@ impl Service {
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines { log, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gate = Gate::new(config, engines);
-        gate.fence_doubts(&recovered.doubts);
+        gate.take_up(&recovered.doubts);
         let seen = Mutex::new(Seen::of(&file, &gate.policy().config));
         let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), settings);
         let inner = Arc::new(Inner {

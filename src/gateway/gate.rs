@@ -122,11 +122,14 @@ impl Gate {
         }
     }
 
-    /// What a write in doubt touches may change until its doubt is over: after a restart too.
-    pub fn fence_doubts(&self, doubts: &[Doubt]) {
+    /// Takes up the doubts of an earlier run: what they touch may change until they are over, and they are looked after.
+    pub fn take_up(&self, doubts: &[Doubt]) {
         let policy = self.policy();
-        let (settle, window) = (policy.config.cache.settle, policy.config.cache.doubt);
-        doubts.iter().for_each(|doubt| self.fence_doubt(doubt, After::InDoubt { settle, doubt: window }));
+        let cache = &policy.config.cache;
+        for doubt in doubts {
+            self.fence_doubt(doubt, After::InDoubt { settle: cache.settle, doubt: cache.doubt });
+            self.looks.watch(self, cache, doubt.request);
+        }
     }
 
     /// What this write touches is fenced; everything, where its row is not known any more.

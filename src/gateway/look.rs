@@ -73,7 +73,7 @@ impl Why {
 
 /// What had been heard of the upstream at some moment.
 #[derive(Clone, Copy, Debug)]
-struct Heard {
+pub(super) struct Heard {
     /// Good answers.
     answers: u64,
     /// Attempts on behalf of callers.
@@ -90,7 +90,7 @@ impl Heard {
 
 /// A doubt that is watched.
 #[derive(Clone, Copy, Debug)]
-struct Watched {
+pub(super) struct Watched {
     since: Instant,
     before: Heard,
     looks: u32,
@@ -120,7 +120,8 @@ impl Looks {
         self.watched().retain(|request, _| open.contains(request));
     }
 
-    fn watch(&self, gate: &Gate, cache: &config::Cache, request: RequestId) -> Watched {
+    /// From now on this doubt is watched; what is heard of the upstream later counts.
+    pub(super) fn watch(&self, gate: &Gate, cache: &config::Cache, request: RequestId) -> Watched {
         let now = gate.clock.now();
         let new =
             || Watched { since: now, before: Heard::now(gate), looks: 0, due: now + cache.settle, why: Why::Early };

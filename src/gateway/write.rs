@@ -124,6 +124,9 @@ async fn carry_out(
         validated: false,
     });
     open.settle(&reply, &facts).await;
+    if outcome == Outcome::InDoubt {
+        gate.looks.watch(&gate, &call.policy.config.cache, call.id);
+    }
     (reply, Some(outcome))
 }
 

@@ -36,8 +36,10 @@ pub(super) struct Question<'a> {
 pub(super) fn marks(log: &Log, row: &Operation, body: &[u8]) -> Option<Marks> {
     row.look.as_ref().filter(|look| look.proves == Proves::Fields)?;
     let Ok(Value::Object(members)) = serde_json::from_slice(body) else { return None };
-    let marked = members.iter().map(|(name, value)| Some((name.as_str().into(), mark(log, name, value)?)));
-    Marks::new(marked.collect::<Option<Vec<_>>>()?)
+    let plain = members.values().all(|value| !value.is_array() && !value.is_object());
+    // Lazily: of a body with too many members only the first few are hashed.
+    let marked = members.iter().filter_map(|(name, value)| Some((name.as_str().into(), mark(log, name, value)?)));
+    plain.then(|| Marks::new(marked)).flatten()
 }
 
 fn mark(log: &Log, name: &str, value: &Value) -> Option<Fingerprint> {
@@ -117,5 +119,115 @@ fn text(value: &Value) -> Option<String> {
         Value::Bool(_) => Some(value.to_string()),
         Value::Number(number) => Some(canonical_number(number)),
         Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::catalogue::Catalogue;
+    use crate::clock::Clock;
+    use crate::config;
+
+    fn log() -> (Arc<Log>, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let text =
+            format!("operator.key_env = \"K\"\nupstream.token_env = \"T\"\naudit.dir = {:?}", dir.path().join("audit"));
+        let read = config::parse(&text, std::path::Path::new("/etc/makegate.toml")).unwrap();
+        (Log::open(&read.config.audit, Clock::system()).unwrap().0, dir)
+    }
+
+    /// What this answer proves of this write of a built-in row, after the doubt window.
+    fn judged(operation: &str, path: &str, written: &Value, status: u16, answer: &Value) -> Evidence {
+        let (log, _dir) = log();
+        let catalogue = Catalogue::built_in();
+        let row = catalogue.row(operation).unwrap();
+        let marks = marks(&log, row, written.to_string().as_bytes());
+        let parameters = tags::parameters_in(row, path).unwrap();
+        let look = row.look.as_ref().unwrap();
+        let question = Question { look, parameters: &parameters, marks: marks.as_ref(), too_late: true };
+        question.judge(&log, StatusCode::from_u16(status).unwrap(), Some(answer))
+    }
+
+    const VARIABLE: &str = "/api/v2/organizations/11/variables/v";
+
+    fn update(written: &Value, variables: &Value) -> bool {
+        let answer = json!({ "organizationVariables": variables });
+        matches!(judged("variables.update", VARIABLE, written, 200, &answer), Evidence::Done(_))
+    }
+
+    #[test]
+    fn every_member_that_was_asked_for_must_be_there_and_equal() {
+        assert!(update(
+            &json!({"value": 1, "typeId": 1}),
+            &json!([{"name": "v", "value": 1.0, "typeId": 1, "more": []}])
+        ));
+        assert!(
+            update(&json!({"value": null}), &json!({"name": "v", "value": null})),
+            "one object, as Make's document shows"
+        );
+        for (written, there) in [
+            (json!({"value": 1}), json!({"name": "v", "value": "1"})),
+            (json!({"value": 1}), json!({"name": "w", "value": 1})),
+            (json!({"value": 1}), json!({"value": 1})),
+            (json!({"value": 1, "typeId": 1}), json!({"name": "v", "value": 1})),
+            (json!({"value": null}), json!({"name": "v"})),
+            (json!({"value": [1]}), json!({"name": "v", "value": [1]})),
+            (json!({"value": 1.5}), json!({"name": "v", "value": 1})),
+            (json!({}), json!({"name": "v", "value": 1})),
+        ] {
+            assert!(!update(&written, &json!([there])), "{written} is not in {there}");
+        }
+        // Each of two objects has half of it.
+        let halves = json!([{"name": "a", "typeId": 2}, {"name": "b", "typeId": 1}]);
+        let answer = json!({ "organizationVariables": halves });
+        let made = json!({"name": "a", "typeId": 1});
+        assert_eq!(judged("variables.create", VARIABLE.trim_end_matches("/v"), &made, 200, &answer), Evidence::Nothing);
+    }
+
+    #[test]
+    fn too_many_members_are_never_known_again() {
+        let (log, _dir) = log();
+        let catalogue = Catalogue::built_in();
+        let of = |operation: &str, count: usize| {
+            let body: serde_json::Map<_, _> = (0..count).map(|n| (n.to_string(), json!(n))).collect();
+            marks(&log, catalogue.row(operation).unwrap(), Value::Object(body).to_string().as_bytes()).is_some()
+        };
+        assert!(of("variables.create", 16) && !of("variables.create", 17) && !of("variables.create", 0));
+        assert!(!of("payments.create", 1), "nothing is kept of what no look can prove");
+    }
+
+    #[test]
+    fn absence_is_proved_only_by_a_list_in_which_each_says_who_it_is() {
+        let absent = |status, variables: Value| {
+            let answer = json!({ "organizationVariables": variables });
+            matches!(judged("variables.delete", VARIABLE, &json!({}), status, &answer), Evidence::Done(_))
+        };
+        assert!(absent(200, json!([])) && absent(200, json!([{"name": "w"}])));
+        assert!(!absent(200, json!([{"name": "v"}])) && !absent(404, json!([])));
+        assert!(!absent(200, json!({"name": "w"})), "no list");
+        assert!(!absent(200, json!([{"label": "v"}])) && !absent(200, json!(["v"])), "who that is nobody knows");
+    }
+
+    #[test]
+    fn a_deleted_organization_is_gone_or_plainly_there() {
+        let judged = |status, answer: Value| {
+            judged("organizations.delete", "/api/v2/organizations/12", &json!({}), status, &answer)
+        };
+        assert!(matches!(judged(404, json!({})), Evidence::Done(_)));
+        assert!(matches!(judged(200, json!({"organization": {"id": 12, "deleted": false}})), Evidence::NotDone(_)));
+        for (status, answer) in [
+            (200, json!({"organization": {"id": 12, "deleted": true}})),
+            (200, json!({"organization": {"id": 13, "deleted": false}})),
+            (200, json!({})),
+            (403, json!({})),
+            (500, json!({})),
+        ] {
+            assert_eq!(judged(status, answer.clone()), Evidence::Nothing, "{status} {answer}");
+        }
     }
 }

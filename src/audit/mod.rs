@@ -48,5 +48,5 @@ pub use marks::Marks;
 pub use proof::note::{Head, Verifier, heads};
 pub use query::{Page, QueryError, export, query_files};
 pub use record::{Answer, Kind, Outcome, Peer, Record};
-pub use recover::Recovered;
+pub use recover::{Recovered, doubts_in};
 pub use tree::{Hash, Tree, leaf};

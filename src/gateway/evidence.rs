@@ -70,10 +70,7 @@ impl Question<'_> {
             return Evidence::Done("so it is gone");
         }
         let (Some(found), true) = (body.pointer(&self.look.at), status.is_success()) else { return Evidence::Nothing };
-        let objects = match found {
-            Value::Array(all) => all.as_slice(),
-            one => std::slice::from_ref(one),
-        };
+        let objects = found.as_array().map_or(std::slice::from_ref(found), Vec::as_slice);
         let Some(wanted) = self.wanted() else { return Evidence::Nothing };
         let mut meant = objects.iter().filter(|object| wanted.iter().all(|(name, value)| has(object, name, value)));
         match self.look.proves {

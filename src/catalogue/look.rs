@@ -51,12 +51,16 @@ impl Look {
     /// # Errors
     /// The catalogue has no such read: what is wrong, and what to write instead.
     pub fn check(&self, write: &PathTemplate, catalogue: &Catalogue) -> Result<(), (String, String)> {
-        let reads = || catalogue.rows().iter().filter(|row| !row.is_write());
-        let Some(read) = reads().find(|row| row.id == self.read) else {
-            let ids: Vec<&str> = reads().filter(|row| within(&row.path, write)).map(|row| &*row.id).collect();
+        let Some(read) = catalogue.row(&self.read) else {
+            let reads = catalogue.rows().iter().filter(|row| !row.is_write() && within(&row.path, write));
+            let ids: Vec<&str> = reads.map(|row| &*row.id).collect();
             let Wrong { message, help, .. } = no_such(&self.read, "GET operation", &ids);
             return Err((message, help.unwrap_or_default()));
         };
+        if read.is_write() {
+            let message = format!("{} is a {}, and a look changes nothing", self.read, read.method);
+            return Err((message, "name a GET".to_owned()));
+        }
         if within(&read.path, write) {
             return Ok(());
         }

@@ -327,6 +327,36 @@ async fn of_two_settlements_at_the_same_moment_one_is_recorded() {
     }
 }
 
+#[tokio::test]
+async fn a_settlement_that_cannot_be_recorded_can_be_made_again() {
+    let world = World::start().await;
+    let pay =
+        case("payments.create", "POST", "/api/v2/organizations/11/single-payment-create", r#"{"priceId":1}"#, ORG);
+    let id = doubtful(&world, &pay, false).await;
+    let (audit, aside) = (world.dir.path().join("audit"), world.dir.path().join("aside"));
+    std::fs::rename(&audit, &aside).unwrap();
+    std::fs::write(&audit, "no folder").unwrap();
+    // Noticed within a second or so, by writes.
+    for number in 0..100 {
+        if world.patch(ALL, ORG, &format!(r#"{{"name":"n{number}"}}"#)).await.status == 503 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    operator(&world, "POST", &format!("/doubts/{id}"), r#"{"as":"done"}"#).await.expect(503);
+    assert!(doubt(&world, &id).is_some());
+    std::fs::remove_file(&audit).unwrap();
+    std::fs::rename(&aside, &audit).unwrap();
+    for _ in 0..100 {
+        if operator(&world, "POST", &format!("/doubts/{id}"), r#"{"as":"done"}"#).await.status == 200 {
+            assert_eq!(settled(&world, &id).await["outcome"], "done");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it cannot be settled any more");
+}
+
 const TEAMS: &str = r#"
 [[operation]]
 id = "teams.get"

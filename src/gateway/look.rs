@@ -248,8 +248,8 @@ async fn look(
 ) -> Why {
     let headers = outgoing_headers(&HeaderMap::new(), false);
     let outgoing = Outgoing { method: Method::GET, target: plan.target.clone(), headers, body: Bytes::new() };
-    gate.meters.looks.fetch_add(1, Ordering::Relaxed);
     let ending = upstream.attempt(&outgoing, policy.config.upstream.attempt, false).await;
+    gate.meters.looks.fetch_add(1, Ordering::Relaxed);
     let about = About { request: &doubt.request, row: plan.read, bucket: plan.bucket };
     account_for(gate, &about, Some(slot), &ending);
     if let Some(reached) = ending.reached() {

@@ -425,6 +425,18 @@ fn nothing_is_spare_while_somebody_waits() {
 }
 
 #[test]
+fn who_looks_is_no_caller_that_others_make_room_for() {
+    let mut turns = Turns::new(60);
+    let grant = turns.spare(0).unwrap();
+    turns.end(10, &grant);
+    let lone: Arc<str> = "lone".into();
+    let asking = Asking { caller: &lone, eligible: 1, latest: 0, queue_max: 50 };
+    for slot in 0..59 {
+        assert!(matches!(turns.ask(10, &asking, || 0), Asked::Granted(_)), "slot {slot}");
+    }
+}
+
+#[test]
 fn few_slots_are_spare_and_none_near_a_429() {
     let mut turns = Turns::<usize>::new(60);
     let grants: Vec<_> = std::iter::from_fn(|| turns.spare(0)).collect();

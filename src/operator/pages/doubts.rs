@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use maud::Markup;
+use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::desk::Desk;
@@ -69,6 +69,11 @@ impl Page for Doubts {
     }
 
     fn html(&self) -> Markup {
-        html::table(&self.table(), "No write is in doubt: of every write it is known whether it took effect.")
+        html! {
+            (html::table(&self.table(), "No write is in doubt: of every write it is known whether it took effect."))
+            @if !self.doubts.is_empty() {
+                p.quiet { "Look in Make what became of it, then: " code { "makegate doubts settle REQUEST --as done|not-done" } }
+            }
+        }
     }
 }

@@ -26,7 +26,7 @@ const COLUMNS: [&str; 8] = ["request", "time", "caller", "operation", "organizat
 #[command(after_help = "\
 Examples:
   makegate doubts list --config makegate.toml
-  makegate doubts settle 01jc-4711 --as not-done --note 'no such payment in Make' --config makegate.toml")]
+  makegate doubts settle 01jc-4711 --as not-done --config makegate.toml")]
 pub(super) struct Doubts {
     #[command(subcommand)]
     command: Command,

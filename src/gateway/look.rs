@@ -110,8 +110,10 @@ impl Looks {
 
     /// How often it was looked for this write, and why it is still in doubt.
     #[must_use]
-    pub fn of(&self, request: &RequestId) -> (u32, Why) {
-        self.watched().get(request).map_or((0, Why::Early), |watched| (watched.looks, watched.why))
+    pub fn of(&self, policy: &Policy, doubt: &Doubt) -> (u32, Why) {
+        let watched = self.watched().get(&doubt.request).copied();
+        let looks = watched.map_or(0, |watched| watched.looks);
+        (looks, Plan::of(policy, doubt).err().or(watched.map(|watched| watched.why)).unwrap_or(Why::Early))
     }
 
     /// The settled ones are watched no more.
@@ -166,8 +168,16 @@ struct Plan<'p> {
 }
 
 impl<'p> Plan<'p> {
-    /// `None`: no look can prove anything of this write.
-    fn of(policy: &'p Policy, doubt: &Doubt) -> Option<Self> {
+    /// # Errors
+    /// Looking is off, or no look can prove anything of this write.
+    fn of(policy: &'p Policy, doubt: &Doubt) -> Result<Self, Why> {
+        if !policy.config.upstream.look {
+            return Err(Why::Off);
+        }
+        Self::provable(policy, doubt).ok_or(Why::Unprovable)
+    }
+
+    fn provable(policy: &'p Policy, doubt: &Doubt) -> Option<Self> {
         let row = policy.catalogue().row(&doubt.operation)?;
         let look = row.look.as_ref().filter(|look| look.proves != Proves::Fields || doubt.marks.is_some())?;
         let read = policy.catalogue().row(&look.read)?;
@@ -204,10 +214,7 @@ async fn round(gate: &Arc<Gate>) {
 /// # Errors
 /// Why not.
 async fn attend(gate: &Arc<Gate>, policy: &Policy, doubt: &Doubt, watched: Watched) -> Result<(), Why> {
-    if !policy.config.upstream.look {
-        return Err(Why::Off);
-    }
-    let plan = Plan::of(policy, doubt).ok_or(Why::Unprovable)?;
+    let plan = Plan::of(policy, doubt)?;
     let now = gate.clock.now();
     if now >= watched.since + LOOKED_MAX {
         return Err(Why::GivenUp);

@@ -100,8 +100,8 @@ async fn until(world: &World, what: &str, holds: impl Fn() -> bool) {
 /// Waits until the doubt is open for this reason, after so many looks, and sees that rounds change nothing of that: they
 /// take 3 s of this clock.
 async fn stays(world: &World, id: &str, looks: u32, why: Why) {
-    let request = doubt(world, id).expect("it is in doubt").request;
-    let now = || world.service.gate().looks.of(&request);
+    let doubtful = doubt(world, id).expect("it is in doubt");
+    let now = || world.service.gate().looks.of(&world.service.gate().policy(), &doubtful);
     until(world, &format!("{why:?} after {looks} looks"), || now() == (looks, why)).await;
     for _ in 0..60 {
         world.clock.advance(Duration::from_millis(50));

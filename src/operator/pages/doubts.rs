@@ -31,8 +31,9 @@ struct InDoubt {
 
 /// All writes in doubt, the oldest first.
 pub(crate) fn doubts(desk: &Desk) -> Doubts {
+    let policy = desk.gate.policy();
     let of = |doubt: Doubt| {
-        let (looks, why) = desk.gate.looks.of(&doubt.request);
+        let (looks, why) = desk.gate.looks.of(&policy, &doubt);
         InDoubt {
             request: doubt.request.to_string(),
             time: doubt.time,

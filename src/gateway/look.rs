@@ -46,6 +46,8 @@ pub enum Why {
     Unanswered,
     /// There is no quota to spare.
     NoQuota,
+    /// What is found out could not be recorded.
+    NoLog,
     /// What was seen last proves nothing.
     Unproved,
     /// The last look was not answered well.
@@ -55,6 +57,19 @@ pub enum Why {
 }
 
 impl Why {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Unprovable,
+        Self::Off,
+        Self::Early,
+        Self::Unanswered,
+        Self::NoQuota,
+        Self::NoLog,
+        Self::Unproved,
+        Self::Failed,
+        Self::GivenUp,
+    ];
+
     /// In words.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -64,6 +79,7 @@ impl Why {
             Self::Early => "waits for the first look: Make may lag behind",
             Self::Unanswered => "waits until Make answers again",
             Self::NoQuota => "waits for spare quota",
+            Self::NoLog => "waits until the log can be written",
             Self::Unproved => "the last look proved nothing",
             Self::Failed => "the last look had no good answer",
             Self::GivenUp => "a day of looks proved nothing",
@@ -221,6 +237,9 @@ async fn attend(gate: &Arc<Gate>, policy: &Policy, doubt: &Doubt, watched: Watch
     }
     if now < watched.due {
         return Err(if watched.looks == 0 { Why::Early } else { watched.why });
+    }
+    if !gate.log.writable() {
+        return Err(Why::NoLog);
     }
     let upstream = gate.upstream();
     let too_late = now >= watched.over(&policy.config.cache);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::gate::Gate;
-use crate::audit::{Kind, Outcome, Peer, Record};
+use crate::audit::{CannotRecord, Kind, Outcome, Peer, Record};
 use crate::cache::After;
 use crate::words::RequestId;
 
@@ -55,12 +55,13 @@ async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Resul
         detail: verdict.detail,
         ..Record::new(Kind::Settlement, gate.clock.wall())
     };
-    if let Err(cannot) = gate.log.commit(record).await {
-        if cannot.is_recorded() {
-            claim.keep();
-        }
-        return Err(NotSettled::CannotRecord);
+    let recorded = gate.log.commit(record).await;
+    let is_late = recorded.is_err_and(CannotRecord::is_recorded);
+    if recorded.is_ok() || is_late {
+        gate.fence_doubt(&doubt, After::Settled { settle: gate.policy().config.cache.settle });
     }
-    gate.fence_doubt(&doubt, After::Settled { settle: gate.policy().config.cache.settle });
-    Ok(())
+    if is_late {
+        claim.keep();
+    }
+    recorded.map(drop).map_err(|_cannot| NotSettled::CannotRecord)
 }

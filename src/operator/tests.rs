@@ -461,6 +461,10 @@ async fn writes_in_doubt_are_listed() {
         "looks": 0, "why": "a look cannot prove it",
     }]});
     assert_eq!(world.get("/doubts.json").await.json(), expected);
+    let csv = world.get("/doubts.csv").await.body;
+    assert!(csv.starts_with("request,time,caller,operation,organization,path,looks,why\r\nw1,"), "{csv}");
+    let html = world.with_key("GET", "/doubts", &[("accept", "text/html")], "").await.body;
+    assert!(html.contains("<code>makegate doubts settle REQUEST --as done|not-done</code>"), "{html}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use makegate::catalogue::{Body, Catalogue, Operation, Retry};
+use makegate::gateway::look::Why;
 use makegate::gateway::refusal::Refusal;
 
 use super::{golden, read};
@@ -61,6 +62,14 @@ fn the_table_of_operations_is_the_catalogue() {
     let head = "| operation | request | grant | body | in memory | sent again | invalidates | may be recorded | a look tells |\n\
                 | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
     golden::compare_between("docs/operations.md", "operations", &(head.to_owned() + &rows.join("\n")));
+}
+
+#[test]
+fn what_a_doubt_waits_for_is_explained() {
+    let page = read("docs/operations.md");
+    for why in Why::ALL {
+        assert!(page.contains(&format!("\n| {} | ", why.as_str())), "docs/operations.md lacks {:?}", why.as_str());
+    }
 }
 
 fn operation(row: &Operation) -> String {

@@ -184,6 +184,8 @@ struct Plan<'p> {
 }
 
 impl<'p> Plan<'p> {
+    /// How to find out what became of this write.
+    ///
     /// # Errors
     /// Looking is off, or no look can prove anything of this write.
     fn of(policy: &'p Policy, doubt: &Doubt) -> Result<Self, Why> {
@@ -303,4 +305,27 @@ async fn look(
         tracing::info!(request = %doubt.request, operation = %doubt.operation, done, "a look settled a write in doubt");
     }
     Why::Unproved
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn looks_come_early_then_at_the_end_of_the_doubt_window_then_ever_more_rarely() {
+        let read =
+            config::parse("operator.key_env = \"K\"\nupstream.token_env = \"T\"\n", Path::new("m.toml")).unwrap();
+        let (cache, since) = (read.config.cache, Clock::system().now());
+        let before = Heard { answers: 0, asked: 0 };
+        let mut watched = Watched { since, before, looks: 0, due: since + cache.settle, why: Why::Early };
+        let mut seconds = Vec::new();
+        for _ in 0..8 {
+            seconds.push((watched.due - since).as_secs());
+            watched.looked(watched.due, &cache, Why::Unproved);
+        }
+        assert_eq!(seconds, [10, 40, 130, 430, 1_330, 4_930, 8_530, 12_130]);
+    }
 }

@@ -436,3 +436,27 @@ async fn a_404_that_is_not_makes_own_proves_nothing() {
     world.clock.advance(Duration::from_secs(11));
     assert_eq!(settled(&world, &id).await["outcome"], "done");
 }
+
+#[tokio::test]
+async fn what_takes_effect_late_is_found_by_a_later_look() {
+    let once = |status: &str, body: &str| {
+        let mut script = json_answer(status, "application/json\r\nconnection: close", body).to_vec();
+        script.push(Step::Close);
+        script
+    };
+    let there = r#"{"team":{"id":"a b"}}"#;
+    let origin = Origin::start(vec![
+        vec![Step::Read, Step::Reset],
+        once("200 OK", "{}"),
+        once("200 OK", there),
+        once("404 Not Found", "{}"),
+    ]);
+    let world = plan().tables(TEAMS).upstream(format!("http://{}", origin.address())).start().await;
+    let id = cut(&world, "DELETE", "").await;
+    world.get(ALL, "/api/v2/teams/x").await.expect(200);
+    world.clock.advance(Duration::from_secs(11));
+    stays(&world, &id, 1, Why::Unproved).await;
+    world.clock.advance(Duration::from_secs(30));
+    assert_eq!(settled(&world, &id).await["outcome"], "done");
+    assert_eq!(origin.received().iter().filter(|one| one.head.starts_with("DELETE")).count(), 1);
+}

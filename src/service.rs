@@ -15,7 +15,7 @@ use crate::config::Read;
 use crate::config::secret::secret;
 use crate::config::{self, Config, Shown, Source};
 use crate::gateway::door::{Door, OpenDoor};
-use crate::gateway::{Engines, Gate, life};
+use crate::gateway::{Engines, Gate, life, look};
 use crate::hash;
 use crate::operator::{self, Desk};
 use crate::quota::{self, Quota};
@@ -120,7 +120,7 @@ impl Service {
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines { log, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gate = Gate::new(config, engines);
-        gate.fence_doubts(&recovered.doubts);
+        gate.take_up(&recovered.doubts);
         let seen = Mutex::new(Seen::of(&file, &gate.policy().config));
         let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), settings);
         let inner = Arc::new(Inner {
@@ -198,6 +198,7 @@ impl Inner {
                 let _joined = tokio::task::spawn_blocking(move || gate.quota.sync()).await;
             }
         });
+        self.gate.tasks.spawn_until_stop(look::run(self.gate.clone()));
         self.gate.tasks.spawn_until_stop(async move {
             loop {
                 tokio::time::sleep(WATCH).await;

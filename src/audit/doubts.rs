@@ -1,6 +1,6 @@
 //! Writes that are open: under way (an intent and no outcome yet), or in doubt (nobody knows whether they took effect).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -105,6 +105,38 @@ pub struct Doubts {
 struct Open {
     under_way: HashMap<RequestId, Doubt>,
     in_doubt: HashMap<RequestId, Doubt>,
+    /// Those in doubt that somebody is settling.
+    claimed: HashSet<RequestId>,
+}
+
+/// The right to settle a write in doubt, which nobody else has. Dropped, it is given back.
+#[derive(Debug)]
+#[must_use]
+pub struct Claim<'d> {
+    doubts: &'d Doubts,
+    doubt: Doubt,
+    is_kept: bool,
+}
+
+impl Claim<'_> {
+    /// The write.
+    #[must_use]
+    pub fn doubt(&self) -> &Doubt {
+        &self.doubt
+    }
+
+    /// The settlement will be on disk sooner or later: until then nobody may settle the write again.
+    pub fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.doubts.open().claimed.remove(&self.doubt.request);
+        }
+    }
 }
 
 impl Doubts {
@@ -152,9 +184,20 @@ impl Doubts {
         open.in_doubt.values().find(equal).map(|doubt| doubt.request)
     }
 
+    /// The right to settle the write with this id; it stays in doubt until its settlement is on disk. `None`: it is not in
+    /// doubt, or somebody is settling it.
+    #[must_use]
+    pub fn claim(&self, request: &RequestId) -> Option<Claim<'_>> {
+        let mut open = self.open();
+        let doubt = open.in_doubt.get(request)?.clone();
+        open.claimed.insert(*request).then_some(doubt).map(|doubt| Claim { doubts: self, doubt, is_kept: false })
+    }
+
     /// Takes a settled write out. `None`: it was not in doubt.
     pub fn remove(&self, request: &RequestId) -> Option<Doubt> {
-        self.open().in_doubt.remove(request)
+        let mut open = self.open();
+        open.claimed.remove(request);
+        open.in_doubt.remove(request)
     }
 
     /// An intent is about to be recorded.
@@ -216,6 +259,22 @@ mod tests {
         assert_eq!(doubts.held("finance", equal), None);
         assert_eq!(doubts.remove(&id).map(|doubt| doubt.request), Some(id));
         assert_eq!((doubts.held("billing", equal), doubts.count()), (None, 0));
+    }
+
+    #[test]
+    fn one_at_a_time_may_settle_a_write_and_the_right_to_it_is_given_back() {
+        let doubts = Doubts::default();
+        let id = RequestId::parse(b"w1").unwrap();
+        assert!(doubts.claim(&id).is_none(), "it is not in doubt");
+        doubts.end(&record(Kind::Outcome, "w1", Some(Outcome::InDoubt)));
+        let claim = doubts.claim(&id).unwrap();
+        assert!(doubts.claim(&id).is_none() && doubts.contains(&id), "claimed, and in doubt all the same");
+        drop(claim);
+        doubts.claim(&id).unwrap().keep();
+        assert!(doubts.claim(&id).is_none(), "kept");
+        doubts.remove(&id);
+        doubts.end(&record(Kind::Outcome, "w1", Some(Outcome::InDoubt)));
+        assert!(doubts.claim(&id).is_some(), "another write of the same id");
     }
 
     #[test]

@@ -40,7 +40,7 @@ mod writer;
 
 pub use csv::{COLUMNS, csv, csv_cell, csv_header};
 pub use disk::{Disk, MachineDisk, OpenError};
-pub use doubts::{DOUBTS_MAX, Doubt, Doubts, Fingerprint};
+pub use doubts::{Claim, DOUBTS_MAX, Doubt, Doubts, Fingerprint};
 pub use filter::{BadFilter, FILTERS, Filter, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
 pub use follow::{Follow, FollowFiles, Followed};
 pub use line::object;
@@ -50,5 +50,5 @@ pub use proof::note::{Head, Verifier, heads};
 pub use proof::{Growth, Inclusion, ProofError};
 pub use query::{Page, QueryError, export, query_files};
 pub use record::{Answer, Kind, Outcome, Peer, Record};
-pub use recover::Recovered;
+pub use recover::{Recovered, doubts_in};
 pub use tree::{Hash, Tree, leaf};

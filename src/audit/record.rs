@@ -47,7 +47,7 @@ words! {
         Intent = "intent",
         /// How that write ended.
         Outcome = "outcome",
-        /// An operator settled a write in doubt.
+        /// A write in doubt was settled: by an operator, or by a look at the upstream.
         Settlement = "settlement",
         /// Something about the gateway itself; `event` says what.
         Event = "event",

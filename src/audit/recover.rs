@@ -87,6 +87,24 @@ pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
     Ok((Start { tree: scan.tree, open: scan.open, resume, last, leaves, root_at_head }, recovered))
 }
 
+/// The writes that are open by the files alone, the oldest first: in doubt, or under way in a makegate that runs. Changes
+/// nothing, and needs no lock.
+///
+/// # Errors
+/// [`OpenError`]: the folder cannot be read, or was written by a newer makegate.
+pub fn doubts_in(dir: &Path) -> Result<Vec<Doubt>, OpenError> {
+    let segments = segment::list(dir).map_err(while_doing("cannot read the audit folder", dir))?;
+    let mut scan = Scan::default();
+    let begin = newest_with_head(dir, &segments, &mut scan)?;
+    for (at, first) in segments.iter().enumerate().skip(begin) {
+        let path = segment::path(dir, *first);
+        let end = segments.get(at + 1).copied();
+        scan.read_lines(&path, end).map_err(while_doing("cannot read the segment", &path))?;
+        scan.skip_to(end.unwrap_or(0));
+    }
+    Ok(scan.open.list().into_iter().map(|write| write.doubt.clone()).collect())
+}
+
 /// Puts aside last segments in which there is no record at all: nothing in them was ever acknowledged.
 fn drop_stillborn(dir: &Path, segments: &mut Vec<u64>, scan: &mut Scan) -> Result<(), OpenError> {
     while let Some(first) = segments.last().copied() {

@@ -1,6 +1,7 @@
 //! The catalogue: every operation that the gateway knows, as data. Routing, policy, cache, retry, `OpenAPI` and explain
 //! are all read from its rows; what is in no row is refused.
 
+mod look;
 pub mod openapi;
 mod route;
 pub mod rows;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use http::Method;
 
+pub use look::{Look, Proves};
 pub use route::{Matched, Miss};
 pub use template::{PathTemplate, Segment, TagPart, TagTemplate};
 
@@ -119,6 +121,8 @@ pub struct Operation {
     pub narrow: Option<Arc<str>>,
     /// The member of its answer (an organization, or an array of them) whose `license.apiLimit` teaches the quota.
     pub limits: Option<Arc<str>>,
+    /// Of a write: where a look tells whether it took effect.
+    pub look: Option<Look>,
     /// One sentence for people: the docs table and the `OpenAPI` document.
     pub summary: Arc<str>,
 }

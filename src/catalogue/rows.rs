@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::Method;
 
 use super::{
-    Body, Bucket, Catalogue, Freshness, Operation, Parameter, ParameterKind, PathTemplate, Retry, TagTemplate,
+    Body, Bucket, Catalogue, Freshness, Operation, Parameter, ParameterKind, PathTemplate, Retry, TagTemplate, look,
 };
 use crate::reader::{self, FLAG, Form, Item, Kind, Place, Placed, TEXT, Table, Wrong, no_such, quoted};
 
@@ -28,6 +28,8 @@ pub struct Row {
     pub place: Place,
     /// The value of `cache`; left out: the heading.
     pub cache_place: Place,
+    /// The value of `look.read`; left out: the heading.
+    pub look_place: Place,
 }
 
 impl Catalogue {
@@ -54,6 +56,7 @@ fn row(table: &Table<'_>) -> Row {
         class: cache.filter(|class| &**class != NEVER),
         place: table.place(),
         cache_place: table.place_of("cache"),
+        look_place: table.place_at(&["look", "read"]),
     }
 }
 
@@ -72,12 +75,17 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
     let scoped = table.optional("scoped", FLAG).unwrap_or(false);
     let narrow = table.optional("narrow", MEMBER);
     let limits = table.optional("limits", MEMBER);
+    let look = table.optional_table("look", look::read).flatten();
     let summary = table.optional("summary", TEXT);
 
     let (id, method, path, grant) = (id?, method?, path?, grant?);
     check_method(table, &method, cache.as_ref(), retry, body);
     check_tags(table, &method, &path, &tags, invalidates.as_deref());
     check_organization(table, &method, &path, quota, scoped, narrow.as_ref());
+    let body = body.unwrap_or(if takes_body(&method) { Body::Any } else { Body::None });
+    if let Some(look) = &look {
+        look::check_row(table, look, &method, &path, body);
+    }
     Some(Operation {
         cache: cache.clone().filter(|class| &**class != NEVER),
         may_cache: method == Method::GET && cache.as_deref() != Some(NEVER),
@@ -85,13 +93,14 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
         tags: all_tags(&path, tags),
         invalidates: invalidates.map_or_else(|| default_invalidates(&method, &path), values),
         retry: retry.unwrap_or_else(|| default_retry(&method)),
-        body: body.unwrap_or(if takes_body(&method) { Body::Any } else { Body::None }),
+        body,
         record: values(record),
         freshness,
         quota: quota.unwrap_or(if path.has_organization() { Bucket::Organization } else { Bucket::Account }),
         scoped,
         narrow,
         limits,
+        look,
         summary: summary.map_or_else(|| id.clone(), Arc::from),
         id,
         method,
@@ -258,7 +267,7 @@ fn check_default(kind: ParameterKind, default: &str) -> Result<(), (String, &'st
 /// The word for a GET whose answers hold secrets or links that expire: no lifetime can be configured for it.
 const NEVER: &str = "never";
 
-const ID: Kind<Arc<str>> = Kind {
+pub(super) const ID: Kind<Arc<str>> = Kind {
     form: Form::Text,
     what: "an id",
     example: "\"users.me\"",

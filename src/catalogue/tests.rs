@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::{Body, Bucket, Catalogue, Miss, ParameterKind, Retry, rows};
+use super::{Body, Bucket, Catalogue, Miss, ParameterKind, Proves, Retry, rows};
 use crate::reader;
 
 /// Id, method, the path below `/api/v2/organizations`, grant, class, retry class, and what a write invalidates.
@@ -139,4 +139,26 @@ fn a_request_is_classified_by_path_and_method() {
     assert_eq!(found.organization, Some(11));
     let parameters: Vec<_> = found.parameters().collect();
     assert_eq!(parameters, [("organizationId", "11"), ("variableName", "a%2Fb")]);
+}
+
+#[test]
+fn a_look_tells_of_the_writes_that_make_shows_the_effect_of() {
+    let catalogue = Catalogue::built_in();
+    let looks: Vec<_> = catalogue.rows().iter().filter_map(|row| Some((&*row.id, row.look.as_ref()?))).collect();
+    let told: Vec<_> = looks.iter().map(|(id, look)| (*id, &*look.read, look.proves)).collect();
+    let expected = [
+        ("organizations.delete", "organizations.get", Proves::Gone),
+        ("organizations.update", "organizations.get", Proves::Fields),
+        ("variables.create", "variables.list", Proves::Fields),
+        ("variables.delete", "variables.list", Proves::Absent),
+        ("variables.update", "variables.list", Proves::Fields),
+        ("feature-controls.update", "feature-controls.list", Proves::Fields),
+    ];
+    assert_eq!(told, expected);
+    for (id, look) in looks {
+        let write = catalogue.row(id).unwrap();
+        assert_eq!(look.check(&write.path, &catalogue), Ok(()), "{id}");
+        let read = catalogue.row(&look.read).unwrap();
+        assert_eq!(read.quota, write.quota, "{id}: the look spends another quota than the write");
+    }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::Scheme;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -58,7 +58,17 @@ impl Client {
 
     /// The status and the whole body.
     pub(super) async fn get(&self, target: &str) -> Result<(StatusCode, Bytes), Failure> {
-        let answer = self.send(target).await?;
+        self.ask(Method::GET, target, Bytes::new()).await
+    }
+
+    /// Sends this JSON; the body of a good answer.
+    pub(super) async fn post(&self, target: &str, json: String) -> Result<String, Failure> {
+        let (status, body) = self.ask(Method::POST, target, json.into()).await?;
+        self.good(status, body)
+    }
+
+    async fn ask(&self, method: Method, target: &str, body: Bytes) -> Result<(StatusCode, Bytes), Failure> {
+        let answer = self.send(method, target, body).await?;
         let status = answer.status();
         let body = timeout(BODY_WAIT, Limited::new(answer.into_body(), BODY_BYTES_MAX).collect()).await;
         let body = body.map_err(|_late| self.failed("the answer takes too long"))?;
@@ -68,6 +78,10 @@ impl Client {
     /// The body of a good answer.
     pub(super) async fn text(&self, target: &str) -> Result<String, Failure> {
         let (status, body) = self.get(target).await?;
+        self.good(status, body)
+    }
+
+    fn good(&self, status: StatusCode, body: Bytes) -> Result<String, Failure> {
         if !status.is_success() {
             return Err(self.refused(status, &body));
         }
@@ -80,7 +94,7 @@ impl Client {
         target: &str,
         sink: &mut dyn FnMut(&str) -> io::Result<()>,
     ) -> Result<(), Failure> {
-        let mut answer = self.send(target).await?;
+        let mut answer = self.send(Method::GET, target, Bytes::new()).await?;
         if !answer.status().is_success() {
             let status = answer.status();
             let body = Limited::new(answer.into_body(), LINE_BYTES_MAX).collect().await;
@@ -104,8 +118,10 @@ impl Client {
         Ok(())
     }
 
-    async fn send(&self, target: &str) -> Result<Response<Incoming>, Failure> {
-        let mut request = Request::get(target)
+    async fn send(&self, method: Method, target: &str, body: Bytes) -> Result<Response<Incoming>, Failure> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(target)
             .header(header::HOST, &self.host)
             .header(header::ACCEPT, "application/json")
             .header(header::USER_AGENT, concat!("makegate/", env!("CARGO_PKG_VERSION")));
@@ -115,12 +131,15 @@ impl Client {
             bearer.set_sensitive(true);
             request = request.header(header::AUTHORIZATION, bearer);
         }
-        let request = request.body(Empty::new()).map_err(Failure::failed)?;
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(body)).map_err(Failure::failed)?;
         let answer = timeout(HEAD_WAIT, self.exchange(request)).await;
         answer.map_err(|_late| self.failed("no answer in 15 s"))?.map_err(|error| self.failed(&error.to_string()))
     }
 
-    async fn exchange(&self, request: Request<Empty<Bytes>>) -> io::Result<Response<Incoming>> {
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> io::Result<Response<Incoming>> {
         match &self.place {
             Place::Unix(path) => speak(UnixStream::connect(path).await?, request).await,
             Place::Tcp { host, port, tls } => {
@@ -131,6 +150,11 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// The address that it was made for.
+    pub(super) fn url(&self) -> &str {
+        &self.url
     }
 
     pub(super) fn failed(&self, why: &str) -> Failure {
@@ -186,7 +210,7 @@ fn connector() -> Result<TlsConnector, Failure> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-async fn speak<T>(wire: T, request: Request<Empty<Bytes>>) -> io::Result<Response<Incoming>>
+async fn speak<T>(wire: T, request: Request<Full<Bytes>>) -> io::Result<Response<Incoming>>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod completions;
 mod demo;
+mod doubts;
 mod explain;
 mod failure;
 mod healthcheck;
@@ -73,6 +74,7 @@ enum Command {
     Key(key::Key),
     Explain(explain::Explain),
     Audit(audit::Audit),
+    Doubts(doubts::Doubts),
     Healthcheck(healthcheck::Healthcheck),
     Config(show::Config),
     Completions(completions::Completions),
@@ -112,6 +114,7 @@ fn dispatch(command: &Command, color: When) -> Result<(), Failure> {
         Command::Key(key) => key.run(),
         Command::Explain(explain) => explain.run(color),
         Command::Audit(audit) => audit.run(color),
+        Command::Doubts(doubts) => doubts.run(color),
         Command::Healthcheck(healthcheck) => healthcheck.run(),
         Command::Config(config) => config.run(color),
         Command::Completions(completions) => completions.run(),

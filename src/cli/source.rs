@@ -1,6 +1,7 @@
 //! `--config FILE` or `--url URL`: whether a command looks at files, or asks a running makegate.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -11,7 +12,7 @@ use super::client::Client;
 use super::failure::Failure;
 use super::process::When;
 use crate::config::secret::secret;
-use crate::config::{self, Read};
+use crate::config::{self, Config, Listen, Read};
 
 const CONFIG: &str = "MAKEGATE_CONFIG";
 const URL: &str = "MAKEGATE_OPERATOR_URL";
@@ -57,6 +58,19 @@ impl Where {
         }
     }
 
+    /// The running makegate of this configuration: the first of its operator's addresses that answers; else `None`. The
+    /// key is the configuration's, unless one is given.
+    pub(super) async fn door(&self, config: &Config) -> Result<Option<Client>, Failure> {
+        let operator = &config.operator;
+        for url in operator.listen.iter().map(url_of) {
+            if Client::new(&url, None)?.get("/livez").await.is_ok() {
+                let key = self.key_file.clone().map_or_else(|| operator.key.clone(), config::Source::File);
+                return Ok(Some(Client::new(&url, Some(secret(&key).map_err(Failure::usage)?))?));
+            }
+        }
+        Ok(None)
+    }
+
     fn key(&self) -> Result<Option<SecretString>, Failure> {
         let file = |path: PathBuf| Some(config::Source::File(path));
         let source = match &self.key_file {
@@ -65,6 +79,22 @@ impl Where {
             None => variable(KEY_FILE).and_then(|path| file(path.into())),
         };
         source.map(|source| secret(&source).map_err(Failure::usage)).transpose()
+    }
+}
+
+/// How a door that listens here is reached from this machine.
+fn url_of(listen: &Listen) -> String {
+    match listen {
+        Listen::Unix(path) => format!("unix:{}", path.display()),
+        Listen::Tcp(address) => {
+            let mut address = *address;
+            match address.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+                IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+                IpAddr::V4(_) | IpAddr::V6(_) => {}
+            }
+            format!("http://{address}")
+        }
     }
 }
 

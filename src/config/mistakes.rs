@@ -130,6 +130,17 @@ const ROWS: &[(&[&str], &str)] = &[
     (&[ID, POST, "cache = \"usage\""], "the answer to a POST is never stored; leave cache out"),
     (&[ID, POST, "tags = [\"x\"]"], "the answer to a POST is never stored; write the tags that it makes obsolete in invalidates"),
     (&[ID, POST, "scoped = true"], "scoped is for paths without {organizationId}; leave it out: the path says which organization is touched, and the caller's scope decides"),
+    (&[ID, GET, "look = { read = \"organizations.list\", at = \"\", proves = \"gone\" }"], "a GET is never in doubt; leave look out"),
+    (&[ID, POST, "look = { read = \"organizations.gett\", at = \"\", proves = \"gone\" }"], "\"organizations.gett\" is no GET operation; did you mean \"organizations.get\"?"),
+    (&[ID, POST, "look = { read = \"organizations.update\", at = \"\", proves = \"gone\" }"], "organizations.update is a PATCH, and a look changes nothing; name a GET"),
+    (&[ID, POST, "look = { read = \"variables.history\", at = \"\", proves = \"gone\" }"], "variables.history has parameters that are not in the write's path: /api/v2/organizations/{organizationId}/variables/{variableName}/history; name a GET whose path parameters the write has too"),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"organization\", proves = \"gone\" }"], "\"organization\" is no JSON pointer; write \"/organization\""),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"field\" }"], "\"field\" is no kind of proof; did you mean \"fields\"?"),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"absent\" }"], "absent needs to know which object is meant; add member = { name = \"{variableName}\" }, say"),
+    (&[ID, POST, "body = \"none\"\nlook = { read = \"organizations.get\", at = \"\", proves = \"fields\" }"], "this write has no body whose fields could be found again; write \"gone\" or \"absent\""),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"gone\", member = { id = \"{x}\" } }"], "{x} is not in the path; the path has {organizationId}"),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"gone\", member = { id = \"{/x}\" } }"], "\"{/x}\" is no value; write a path parameter, such as \"{variableName}\""),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", prove = \"gone\", proves = \"gone\" }"], "unknown key \"prove\" in operation.users.x.look; did you mean \"proves\"?"),
 ];
 
 #[test]

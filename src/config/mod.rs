@@ -159,6 +159,8 @@ pub struct Upstream {
     pub connections: usize,
     /// An idle connection is closed after this.
     pub idle: Duration,
+    /// Are writes in doubt settled by looking, with spare quota?
+    pub look: bool,
     /// Authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
 }

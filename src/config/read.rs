@@ -106,6 +106,7 @@ fn document(root: &Table<'_>, base: &Path) -> Config {
     let added = rows::read(root);
     check_classes(root, &added, &cache.lifetime);
     let catalogue = Arc::new(catalogue(root, &added, &cache.lifetime));
+    check_looks(root, &added, &catalogue);
     let mut grants = catalogue.grants();
     grants.extend(added.iter().filter_map(|row| row.grant.clone()));
     let certificates = gateway.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
@@ -166,6 +167,18 @@ fn check_classes(root: &Table<'_>, added: &[Row], lifetimes: &BTreeMap<Arc<str>,
             None => format!("add {class} = \"5m\" to [cache.lifetime]"),
         };
         root.wrong(row.cache_place.clone(), format!("the class {} has no lifetime", reader::quoted(class)), help);
+    }
+}
+
+/// Reads that are named by the rows of the file, whatever their order.
+fn check_looks(root: &Table<'_>, added: &[Row], catalogue: &Catalogue) {
+    for row in added {
+        let look = row.operation.as_ref().and_then(|write| Some((write, write.look.as_ref()?)));
+        if let Some((write, look)) = look
+            && let Err((message, help)) = look.check(&write.path, catalogue)
+        {
+            root.wrong(row.look_place.clone(), message, help);
+        }
     }
 }
 

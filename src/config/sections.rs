@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::units::{DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, URL, VARIABLE, size};
 use super::{Audit, Cache, Gateway, Limits, Listen, Operator, Source, Tls, Upstream};
-use crate::reader::{Form, Kind, Placed, Table, Wrong, number};
+use crate::reader::{FLAG, Form, Kind, Placed, Table, Wrong, number};
 
 pub(super) fn gateway(t: &Table<'_>, base: &Path) -> Gateway {
     Gateway { listen: listen(t, "127.0.0.1:8080", base), tls: t.optional_table("tls", |t| tls(t, base)).flatten() }
@@ -40,6 +40,7 @@ pub(super) fn upstream(t: &Table<'_>, base: &Path) -> Upstream {
         quota_wait: t.value("quota_wait", "5s", DURATION_OR_OFF),
         connections: t.value("connections", "16", count()),
         idle: t.value("idle", "15s", DURATION),
+        look: t.value("look", "true", FLAG),
         ca_file: t.optional("ca_file", PATH).map(|path| base.join(path)),
     }
 }

@@ -10,11 +10,12 @@ use serde_json::value::RawValue;
 use super::call::Call;
 use super::gate::Gate;
 use super::refusal::Refusal;
-use crate::catalogue::Retry;
-use crate::quota::{Refused, Slot};
+use crate::catalogue::{Operation, Retry};
+use crate::quota::{BucketId, Refused, Slot};
 use crate::upstream::{
     Answered, Attempted, Effect, Ending, Next, Pass, ProxyError, Why, ambiguous, effect, retry_after,
 };
+use crate::words::RequestId;
 
 /// What of a caller's headers goes on, beside the body's type: nothing that could change the answer of a stored operation.
 const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
@@ -97,7 +98,8 @@ pub(super) async fn forward(gate: &Gate, call: &Call, ticket: Ticket) -> Sent {
         let time = attempt_time(call, gate.clock.now());
         let ending = upstream.attempt(&call.outgoing, time, call.row.retry == Retry::Once).await;
         attempts += 1;
-        account_for(gate, call, slot.take(), &ending);
+        let about = About { request: &call.id, row: &call.row, bucket: call.bucket };
+        account_for(gate, &about, slot.take(), &ending);
         let attempted = Attempted {
             class: call.row.retry,
             number: attempts,
@@ -131,8 +133,15 @@ fn attempt_time(call: &Call, now: Instant) -> Duration {
     most.min(left.saturating_sub(ANSWERING.min(left / 10)))
 }
 
+/// On whose behalf an attempt was made, at what.
+pub(super) struct About<'a> {
+    pub(super) request: &'a RequestId,
+    pub(super) row: &'a Operation,
+    pub(super) bucket: BucketId,
+}
+
 /// What an attempt tells the quota and the meters.
-fn account_for(gate: &Gate, call: &Call, slot: Option<Slot>, ending: &Ending) {
+pub(super) fn account_for(gate: &Gate, about: &About<'_>, slot: Option<Slot>, ending: &Ending) {
     gate.meters.attempt(ending.name());
     // A slot is held until its 429 has closed the bucket: what ends before counts as proof that the upstream takes more.
     let _held = match (ending, slot) {
@@ -145,14 +154,14 @@ fn account_for(gate: &Gate, call: &Call, slot: Option<Slot>, ending: &Ending) {
     let Ending::Answered(answered) = ending else {
         if matches!(ending, Ending::Leaked { .. }) {
             gate.meters.leaks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            tracing::error!(request = %call.id, operation = %call.row.id, "an answer held the token and was withheld");
+            tracing::error!(request = %about.request, operation = %about.row.id, "an answer held the token and was withheld");
         }
         return;
     };
     match answered.status {
         StatusCode::TOO_MANY_REQUESTS => {
-            tracing::warn!(operation = %call.row.id, "the upstream answered 429: its quota is closed for a while");
-            gate.quota.close(call.bucket, retry_after(&answered.headers, gate.clock.wall()));
+            tracing::warn!(operation = %about.row.id, "the upstream answered 429: its quota is closed for a while");
+            gate.quota.close(about.bucket, retry_after(&answered.headers, gate.clock.wall()));
         }
         StatusCode::UNAUTHORIZED => {
             gate.meters.token_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -163,15 +172,18 @@ fn account_for(gate: &Gate, call: &Call, slot: Option<Slot>, ending: &Ending) {
         }
         _ => {}
     }
-    learn(gate, call, answered);
+    if !answered.status.is_server_error() {
+        gate.meters.answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    learn(gate, about.row, answered);
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| memchr::memmem::find(value.as_bytes(), b"json").is_some())
 }
 
 /// `license.apiLimit` of the organizations in an answer is their quota.
-fn learn(gate: &Gate, call: &Call, answered: &Answered) {
+fn learn(gate: &Gate, row: &Operation, answered: &Answered) {
     #[derive(serde::Deserialize)]
     struct Organization {
         id: u64,
@@ -182,7 +194,7 @@ fn learn(gate: &Gate, call: &Call, answered: &Answered) {
         #[serde(rename = "apiLimit")]
         api_limit: Option<u32>,
     }
-    let Some(member) = call.row.limits.as_deref().filter(|_| answered.status.is_success()) else { return };
+    let Some(member) = row.limits.as_deref().filter(|_| answered.status.is_success()) else { return };
     let body = answered.body.bytes();
     if memchr::memmem::find(body, b"\"apiLimit\"").is_none() {
         return;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 
 use super::fetch::Landing;
+use super::look::Looks;
 use super::meters::Meters;
 use super::order::Order;
 use super::policy::Policy;
@@ -53,6 +54,8 @@ pub struct Gate {
     pub callers: Callers,
     /// Counters of everything that has no caller.
     pub meters: Meters,
+    /// What the looks at writes in doubt have come to.
+    pub looks: Looks,
     /// Time.
     pub clock: Clock,
     /// Tasks.
@@ -78,6 +81,7 @@ impl Gate {
             quota,
             callers,
             meters: Meters::default(),
+            looks: Looks::default(),
             clock,
             tasks,
             order: Order::default(),
@@ -118,14 +122,22 @@ impl Gate {
         }
     }
 
-    /// What a write in doubt touches may change until its doubt is over: after a restart too.
-    pub fn fence_doubts(&self, doubts: &[Doubt]) {
+    /// Takes up the doubts of an earlier run: what they touch may change until they are over, and they are looked after.
+    pub fn take_up(&self, doubts: &[Doubt]) {
         let policy = self.policy();
-        let (settle, window) = (policy.config.cache.settle, policy.config.cache.doubt);
+        let cache = &policy.config.cache;
         for doubt in doubts {
-            let tags = policy.catalogue().row(&doubt.operation).and_then(|row| super::tags::of_path(row, &doubt.path));
-            self.cache.raise(&tags.unwrap_or_default(), After::InDoubt { settle, doubt: window });
+            self.fence_doubt(doubt, After::InDoubt { settle: cache.settle, doubt: cache.doubt });
+            self.looks.watch(self, cache, doubt.request);
         }
+    }
+
+    /// What this write touches is fenced; everything, where its row is not known any more.
+    pub(super) fn fence_doubt(&self, doubt: &Doubt, after: After) {
+        let policy = self.policy();
+        let row = policy.catalogue().row(&doubt.operation);
+        let tags = row.and_then(|row| super::tags::of_path(row, &doubt.path));
+        self.cache.raise(&tags.unwrap_or_default(), after);
     }
 
     /// From now on not ready: what comes is still answered, but nothing new should come.

@@ -43,6 +43,12 @@ impl Durations {
 pub struct Meters {
     /// Attempts by ending, as [`ENDINGS`] names them.
     pub attempts: [AtomicU64; ENDINGS.len()],
+    /// Attempts that the upstream answered with anything but a failure of its own (5xx).
+    pub answers: AtomicU64,
+    /// Looks at what became of a write in doubt.
+    pub looks: AtomicU64,
+    /// Doubts that those settled.
+    pub settled_by_look: AtomicU64,
     /// Requests from the moment they were read whole to their answer.
     pub requests: Durations,
     /// Waits for quota.

@@ -160,7 +160,13 @@ fn storing(row: &Operation, cache: &config::Cache) -> Option<cache::Policy> {
 /// Whose quota a request spends.
 #[must_use]
 pub fn bucket(matched: &Matched<'_, '_>) -> BucketId {
-    match (matched.operation.quota, matched.organization) {
+    bucket_of(matched.operation, matched.organization)
+}
+
+/// The same of a row and the organization in its path.
+#[must_use]
+pub fn bucket_of(row: &Operation, organization: Option<u64>) -> BucketId {
+    match (row.quota, organization) {
         (Bucket::Organization, Some(id)) => BucketId::Organization(id),
         (Bucket::Organization, None) | (Bucket::Account, _) => BucketId::Account,
     }

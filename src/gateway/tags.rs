@@ -37,6 +37,12 @@ pub(super) fn invalidated(row: &Operation, parameters: &Parameters, answer: Opti
 /// The same for a write that only its path is known of.
 #[must_use]
 pub(super) fn of_path(row: &Operation, path: &str) -> Option<Vec<String>> {
+    Some(invalidated(row, &parameters_in(row, path)?, None))
+}
+
+/// The parameters of a canonical path of this row; `None`: it is none.
+#[must_use]
+pub(super) fn parameters_in(row: &Operation, path: &str) -> Option<Parameters> {
     let mut segments = path.strip_prefix('/')?.split('/');
     let mut parameters = Parameters::new();
     for segment in row.path.segments() {
@@ -47,7 +53,13 @@ pub(super) fn of_path(row: &Operation, path: &str) -> Option<Vec<String>> {
             Segment::Parameter(name) => parameters.push((name.clone(), text.to_owned())),
         }
     }
-    Some(invalidated(row, &parameters, None))
+    segments.next().is_none().then_some(parameters)
+}
+
+/// A template with the path's parameters in it.
+#[must_use]
+pub(super) fn rendered(template: &TagTemplate, parameters: &Parameters) -> Option<String> {
+    render(template, parameters, None)
 }
 
 fn render(tag: &TagTemplate, parameters: &Parameters, answer: Option<&Value>) -> Option<String> {

@@ -186,20 +186,25 @@ fn render_path<'u>(path: &'u str, row: &Operation, matched: &Matched<'_, '_>) ->
     if path.bytes().all(is_plain_in_path) {
         return Cow::Borrowed(path); // template and encoding would spell it the same
     }
-    let mut out = String::with_capacity(path.len() + 16);
     let mut values = matched.parameters();
+    Cow::Owned(path_with(row, |_| values.next().map_or("", |(_, value)| value)))
+}
+
+/// The path of `row` as it goes upstream, with these values of its parameters.
+pub(super) fn path_with<'v>(row: &Operation, mut value: impl FnMut(&str) -> &'v str) -> String {
+    let mut out = String::with_capacity(row.path.as_str().len() + 16);
     for segment in row.path.segments() {
         out.push('/');
         match segment {
             Segment::Literal(text) => out.push_str(text),
-            Segment::Parameter(_) => {
-                for byte in values.next().map_or("", |(_, value)| value).bytes() {
+            Segment::Parameter(name) => {
+                for byte in value(name).bytes() {
                     push_escaped(&mut out, byte, is_plain_in_path(byte) && byte != b'/');
                 }
             }
         }
     }
-    Cow::Owned(out)
+    out
 }
 
 const fn is_plain_in_path(byte: u8) -> bool {

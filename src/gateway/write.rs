@@ -14,7 +14,7 @@ use super::forward::{Sent, Ticket, forward, ticket, write_answer};
 use super::gate::Gate;
 use super::order::Held;
 use super::refusal::Refusal;
-use super::tags;
+use super::{evidence, tags};
 use crate::audit::{self, CannotRecord, Fingerprint, Kind, Outcome, Record, Room};
 use crate::cache::{After, CacheStatus, Why as Forwarded};
 use crate::catalogue::Retry;
@@ -89,7 +89,7 @@ async fn carry_out(
     ticket: Ticket,
     order: Option<Held>,
 ) -> Settled {
-    if let Err(cannot) = intend(&gate, &record, fingerprint).await {
+    if let Err(cannot) = intend(&gate, &call, &record, fingerprint).await {
         let refusal = Refusal::CannotRecord;
         if let Some(room) = room.filter(|_| !cannot.is_recorded()) {
             let mut record = record;
@@ -124,15 +124,19 @@ async fn carry_out(
         validated: false,
     });
     open.settle(&reply, &facts).await;
+    if outcome == Outcome::InDoubt {
+        gate.looks.watch(&gate, &call.policy.config.cache, call.id);
+    }
     (reply, Some(outcome))
 }
 
 /// Step 10: the intent is on disk before the first byte goes upstream.
-async fn intend(gate: &Gate, record: &Record, fingerprint: Fingerprint) -> Result<u64, CannotRecord> {
+async fn intend(gate: &Gate, call: &Call, record: &Record, fingerprint: Fingerprint) -> Result<u64, CannotRecord> {
     let mut intent = record.clone();
     intent.kind = Kind::Intent;
     intent.time = gate.clock.wall();
     intent.fingerprint = Some(fingerprint);
+    intent.marks = evidence::marks(&gate.log, &call.row, &call.outgoing.body);
     gate.log.commit(intent).await
 }
 

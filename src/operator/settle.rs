@@ -14,7 +14,9 @@ use super::desk::Desk;
 use super::problem::Problem;
 use super::render::{Whole, text};
 use super::routes::DOUBT;
-use crate::audit::{Kind, Outcome, Peer, Record};
+use crate::audit::Peer;
+use crate::gateway::settle::{self, NotSettled, Verdict};
+use crate::words::RequestId;
 
 const EXPECTED: &str = "write {\"as\": \"done\" or \"not-done\", \"note\": \"how you know\"}";
 /// No note is longer.
@@ -49,30 +51,23 @@ pub(super) async fn settle<B>(
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
-    let log = &desk.gate.log;
-    let request = head.uri.path().strip_prefix(DOUBT).unwrap_or_default();
-    let doubt =
-        log.doubts().list().into_iter().find(|doubt| doubt.request.as_str() == request).ok_or(Problem::NoDoubt)?;
+    let request = head.uri.path().strip_prefix(DOUBT).and_then(|id| RequestId::parse(id.as_bytes()));
+    let request = request.filter(|request| desk.gate.log.doubts().contains(request)).ok_or(Problem::NoDoubt)?;
     let body = read(body).await?;
     let asked: Asked =
         serde_json::from_slice(&body).map_err(|error| Problem::BadBody { why: format!("{error}: {EXPECTED}") })?;
     if asked.note.len() > NOTE_BYTES_MAX {
         return Err(Problem::BadBody { why: format!("a note has at most {NOTE_BYTES_MAX} bytes") });
     }
-    let record = Record {
-        request: Some(doubt.request),
+    let verdict = Verdict {
+        done: matches!(asked.r#as, As::Done),
         peer: Some(Peer::of(peer)),
-        caller: Some(doubt.caller),
-        operation: Some(doubt.operation),
-        organization: doubt.organization,
-        path: Some(doubt.path),
-        outcome: Some(match asked.r#as {
-            As::Done => Outcome::Done,
-            As::NotDone => Outcome::Rejected,
-        }),
         detail: (!asked.note.is_empty()).then(|| asked.note.into()),
-        ..Record::new(Kind::Settlement, desk.gate.clock.wall())
+        upstream_status: None,
     };
-    log.commit(record).await.map_err(|_| Problem::CannotRecord)?;
-    Ok(text("application/json", json!({"request": request, "as": asked.r#as}).to_string()))
+    settle::settle(&desk.gate, request, verdict).await.map_err(|not| match not {
+        NotSettled::NoDoubt => Problem::NoDoubt,
+        NotSettled::CannotRecord => Problem::CannotRecord,
+    })?;
+    Ok(text("application/json", json!({"request": request.as_str(), "as": asked.r#as}).to_string()))
 }

@@ -458,8 +458,13 @@ async fn writes_in_doubt_are_listed() {
     let expected = json!({"doubts": [{
         "request": "w1", "time": "2026-07-01T12:00:00Z", "caller": "all", "operation": "payments.create",
         "organization": 11, "path": "/api/v2/organizations/11/payments",
+        "looks": 0, "why": "a look cannot prove it",
     }]});
     assert_eq!(world.get("/doubts.json").await.json(), expected);
+    let csv = world.get("/doubts.csv").await.body;
+    assert!(csv.starts_with("request,time,caller,operation,organization,path,looks,why\r\nw1,"), "{csv}");
+    let html = world.with_key("GET", "/doubts", &[("accept", "text/html")], "").await.body;
+    assert!(html.contains("<code>makegate doubts settle REQUEST --as done|not-done</code>"), "{html}");
 }
 
 #[tokio::test]

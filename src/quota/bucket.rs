@@ -128,6 +128,16 @@ impl Bucket {
         Ok(slot)
     }
 
+    /// The right to send one attempt that nobody waits for; see [`super::Quota::spare`].
+    pub(super) fn spare(self: &Arc<Self>) -> Option<Slot> {
+        let now = self.shared.now();
+        let grant = self.turns().spare(now)?;
+        self.touched.store(now, Ordering::Relaxed);
+        let mut slot = self.sent(grant);
+        slot.received = true;
+        Some(slot)
+    }
+
     /// Hands out the turns that are due, and says when to look again if nothing else happens.
     pub(super) fn pump(self: &Arc<Self>) -> Option<Moment> {
         let now = self.shared.now();

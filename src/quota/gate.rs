@@ -40,6 +40,11 @@ impl Gate {
         (self.closed_until > now).then_some(self.closed_until)
     }
 
+    /// Is there nothing that holds attempts back, nor did a 429 a while ago?
+    pub(super) fn is_wide_open(&self, now: Moment) -> bool {
+        self.batch.is_none() && self.closed_until <= now
+    }
+
     /// An attempt goes through. Returns the round that it belongs to.
     pub(super) fn send(&mut self) -> u32 {
         if let Some(batch) = &mut self.batch {

@@ -246,6 +246,20 @@ mod tests {
     }
 
     #[test]
+    fn a_spare_slot_is_left_behind_as_any() {
+        let world = World::new();
+        let quota = world.open();
+        std::mem::forget(quota.spare(ORG).unwrap());
+        quota.spare(ORG).unwrap().unsent();
+        drop(quota);
+        let quota = world.open();
+        let view = quota.view(ORG);
+        assert_eq!((view.used, view.callers.len(), view.callers[0].spent), (1, 1, 1));
+        world.advance(62);
+        assert!(quota.view(ORG).callers.is_empty());
+    }
+
+    #[test]
     fn a_killed_process_leaves_every_slot_behind() {
         let world = World::new();
         let quota = world.open();

@@ -181,6 +181,13 @@ impl Quota {
         self.bucket(bucket)?.turn(&asking, latest).await
     }
 
+    /// The right to send one attempt of the gateway's own, if it takes nothing from anybody: nobody waits for this bucket, more
+    /// than half of its slots are free, and few were taken in this way.
+    #[must_use]
+    pub fn spare(&self, bucket: BucketId) -> Option<Slot> {
+        self.bucket(bucket).ok()?.spare()
+    }
+
     /// The upstream says that this organization may have so many a minute. Counts from now on, unless the limit is configured.
     pub fn learn(&self, organization: u64, per_minute: u32) {
         if per_minute == 0 || self.settings().setting != QuotaSetting::Auto {

@@ -82,6 +82,10 @@ struct Sim {
     attempts: Vec<(Moment, Moment)>,
     /// Lines, if the process is killed now and then: once in so many steps.
     journal: Option<(String, u64)>,
+    /// A spare slot is asked for once in so many steps.
+    spare_in_steps: Option<u64>,
+    /// How many were given.
+    spare: usize,
 }
 
 impl Sim {
@@ -100,7 +104,15 @@ impl Sim {
             fates: Vec::new(),
             attempts: Vec::new(),
             journal: None,
+            spare_in_steps: None,
+            spare: 0,
         }
+    }
+
+    /// The same, with a gateway that would look all the time.
+    fn looking(mut self) -> Self {
+        self.spare_in_steps = Some(5);
+        self
     }
 
     fn run(mut self, length_ms: Moment, loads: &[Load]) -> Self {
@@ -119,6 +131,9 @@ impl Sim {
                 for _ in 0..self.arrivals(load, now) {
                     self.ask(now, load.caller);
                 }
+            }
+            if self.spare_in_steps.is_some_and(|in_steps| self.random.below(in_steps) == 0) {
+                self.ask_for_spare(now);
             }
             self.give_up(now);
             if self.journal.as_ref().is_some_and(|(_, in_steps)| self.random.below(*in_steps) == 0) {
@@ -152,6 +167,18 @@ impl Sim {
             }
             Asked::Full(after) => assert!(after.as_millis() > 0, "full, but at once"),
             Asked::TooLong(after) => assert!(after > Duration::from_millis(QUOTA_WAIT_MS), "{after:?} is not too long"),
+        }
+    }
+
+    fn ask_for_spare(&mut self, now: Moment) {
+        let waiting = self.turns.waiting();
+        if let Some(grant) = self.turns.spare(now - self.started) {
+            assert_eq!(waiting, 0, "a spare slot while somebody waits at {now}");
+            self.spare += 1;
+            self.note(now, &grant.caller, Line::Sent);
+            let end = now + self.random.below(self.latency_ms + 1);
+            self.ends.entry(end).or_default().push((self.attempts.len(), grant));
+            self.attempts.push((now, end));
         }
     }
 
@@ -253,6 +280,7 @@ proptest! {
         let loads: Vec<_> = (0..callers).map(|caller| random(caller, per_minute, 0..EVER)).collect();
         let mut sim = Sim::new(limit, eligible, latency, seed);
         sim.journal = Some(("makegate-slots-1 boot\n".to_owned(), kill_in_s * 1_000 / STEP_MS));
+        sim.spare_in_steps = Some(5);
         sim.run(4 * MINUTE, &loads).assert_within_limit();
     }
 }
@@ -352,4 +380,71 @@ fn all_the_quiet_ones_may_want_their_shares_at_once_whenever_that_is() {
         let asked = surge..surge + 2 * MINUTE - QUOTA_WAIT_MS;
         assert_eq!(sim.starved(1..10, asked), 0, "phase and seed {phase}");
     }
+}
+
+#[test]
+fn looks_take_nothing_from_anybody() {
+    // Polite callers and one that floods, newcomers after a long flood, a surge of all the quiet ones: as without looks.
+    let mut loads = vec![even(0, 60_000, 0..EVER)];
+    loads.extend((1..5).map(|caller| even(caller, 9, 0..EVER)));
+    let sim = Sim::new(60, 5, 300, 1).looking().run(3 * MINUTE, &loads);
+    sim.assert_within_limit();
+    for caller in 1..5 {
+        assert_eq!(sim.refused(caller, 0..3 * MINUTE - QUOTA_WAIT_MS), 0, "caller {caller}");
+    }
+    for (newcomers, eligible, seed) in [(1, 3, 1), (1, 2, 2), (4, 5, 3)] {
+        let begin = 3 * MINUTE + 17_000;
+        let mut loads = vec![flood(0, MINUTE..EVER)];
+        let share = 60 / (newcomers as u64 + 1);
+        loads.extend((1..=newcomers).map(|caller| even(caller, share * 8 / 10, begin..EVER)));
+        let sim = Sim::new(60, eligible, 300, seed).looking().run(5 * MINUTE, &loads);
+        sim.assert_within_limit();
+        assert!(sim.spare >= 2, "nothing was spare in the quiet minute");
+        for caller in 1..=newcomers {
+            let refused = sim.refused(caller, begin..5 * MINUTE - QUOTA_WAIT_MS);
+            assert_eq!(refused, 0, "{newcomers} newcomers, seed {seed}");
+        }
+    }
+    let surge = 3 * MINUTE;
+    let mut loads: Vec<_> = (1..10).map(|caller| random(caller, 1, 0..surge)).collect();
+    loads.extend((1..10).map(|caller| random(caller, 21, surge..EVER)));
+    let sim = Sim::new(240, 10, 300, 7).looking().run(6 * MINUTE, &loads);
+    sim.assert_within_limit();
+    assert_eq!(sim.starved(1..10, 0..6 * MINUTE - QUOTA_WAIT_MS), 0);
+    assert!((8..=8 * 7).contains(&sim.spare), "{} looks", sim.spare);
+}
+
+#[test]
+fn nothing_is_spare_while_somebody_waits() {
+    let mut turns = Turns::new(240);
+    let flooding: Arc<str> = "flood".into();
+    let asking = Asking { caller: &flooding, eligible: 10, latest: 60_000, queue_max: 50 };
+    while matches!(turns.ask(0, &asking, || 0), Asked::Granted(_)) {}
+    assert!(turns.used() * 2 < 240 && turns.waiting() == 1, "it waits although more than half is free");
+    assert!(turns.spare(0).is_none());
+}
+
+#[test]
+fn who_looks_is_no_caller_that_others_make_room_for() {
+    let mut turns = Turns::new(60);
+    let grant = turns.spare(0).unwrap();
+    turns.end(10, &grant);
+    let lone: Arc<str> = "lone".into();
+    let asking = Asking { caller: &lone, eligible: 1, latest: 0, queue_max: 50 };
+    for slot in 0..59 {
+        assert!(matches!(turns.ask(10, &asking, || 0), Asked::Granted(_)), "slot {slot}");
+    }
+}
+
+#[test]
+fn few_slots_are_spare_and_none_near_a_429() {
+    let mut turns = Turns::<usize>::new(60);
+    let grants: Vec<_> = std::iter::from_fn(|| turns.spare(0)).collect();
+    assert_eq!((grants.len(), turns.used()), (2, 2));
+    assert!(turns.spenders().any(|(name, spent)| &**name == super::turns::SPARE && spent == 2));
+    grants.iter().for_each(|grant| turns.end(10, grant));
+    assert!(!turns.is_idle(61_000) && turns.spare(61_000).is_none());
+    assert!(turns.is_idle(61_010) && turns.spenders().count() == 0, "all back");
+    turns.close(70_000);
+    assert!(turns.spare(69_999).is_none() && turns.spare(70_000).is_none(), "somebody else may be drawing on it");
 }

@@ -29,6 +29,10 @@ const RESERVE_DIVISOR: u64 = 30;
 const RESERVE_LIMIT_MIN: u64 = 4;
 /// Who asks in vain is noted as active at most once in so many milliseconds.
 const MARK_MS: u64 = 1_000;
+/// Whose the spare slots are: no caller can have this name.
+pub(super) const SPARE: &str = "(makegate)";
+/// Of the limit's slots, one in so many may be taken as spare ones within a hold, and at least one.
+const SPARE_DIVISOR: u64 = 30;
 /// What is promised to those who wait for attempts under way to end: nobody knows when that is.
 const AFTER_AN_END: Duration = Duration::from_secs(1);
 
@@ -46,6 +50,14 @@ pub(super) struct Turns<W> {
     /// Callers with somebody waiting, the next one first.
     order: VecDeque<Arc<str>>,
     next_ticket: u64,
+    spare: Spare,
+}
+
+/// The slots that were taken as spare ones: they are nobody's share, and who took them is no caller that others make room for.
+#[derive(Debug)]
+struct Spare {
+    name: Arc<str>,
+    spent: u64,
 }
 
 #[derive(Debug)]
@@ -123,6 +135,7 @@ impl<W> Turns<W> {
             callers: HashMap::new(),
             order: VecDeque::new(),
             next_ticket: 0,
+            spare: Spare { name: SPARE.into(), spent: 0 },
         }
     }
 
@@ -150,6 +163,21 @@ impl<W> Turns<W> {
             return Asked::TooLong(after(now, due));
         }
         Asked::Queued(self.queue(caller, wake()))
+    }
+
+    /// A slot for what can wait for ever: only while nobody waits, more than half of the slots are free, and no 429 is near.
+    pub(super) fn spare(&mut self, now: Moment) -> Option<Grant> {
+        self.expire(now);
+        let most = (self.limit / SPARE_DIVISOR).max(1);
+        let is_spare = self.order.is_empty()
+            && self.window.used() * 2 < self.limit
+            && self.spare.spent < most
+            && self.gate.is_wide_open(now);
+        is_spare.then(|| {
+            self.spare.spent += 1;
+            self.window.send();
+            Grant { caller: self.spare.name.clone(), round: self.gate.send() }
+        })
     }
 
     fn queue(&mut self, caller: &Arc<str>, wake: W) -> u64 {
@@ -221,6 +249,9 @@ impl<W> Turns<W> {
     pub(super) fn unsend(&mut self, now: Moment, grant: &Grant) {
         self.expire(now);
         self.window.unsend();
+        if *grant.caller == *SPARE {
+            self.spare.spent = self.spare.spent.saturating_sub(1);
+        }
         if let Some(state) = self.callers.get_mut(&grant.caller) {
             state.under_way = state.under_way.saturating_sub(1);
             state.spent = state.spent.saturating_sub(1);
@@ -261,7 +292,8 @@ impl<W> Turns<W> {
 
     /// Who has taken how many slots.
     pub(super) fn spenders(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
-        self.callers.iter().map(|(name, state)| (name, state.spent))
+        let spare = (self.spare.spent > 0).then_some((&self.spare.name, self.spare.spent));
+        self.callers.iter().map(|(name, state)| (name, state.spent)).chain(spare)
     }
 
     /// Until when the upstream's 429 keeps it closed.
@@ -272,11 +304,16 @@ impl<W> Turns<W> {
     /// Nothing taken, nobody waits, not closed?
     pub(super) fn is_idle(&mut self, now: Moment) -> bool {
         self.expire(now);
-        self.callers.is_empty() && self.closed_until(now).is_none()
+        self.callers.is_empty() && self.window.used() == 0 && self.closed_until(now).is_none()
     }
 
     /// Takes `count` slots that come back at `returns`: what a journal remembers.
     pub(super) fn hold(&mut self, returns: Moment, caller: &Arc<str>, count: u64) {
+        if **caller == *SPARE {
+            self.spare.spent += count;
+            self.window.hold(returns, caller, count);
+            return;
+        }
         let state = self.callers.entry(caller.clone()).or_default();
         state.spent += count;
         state.entries += u64::from(self.window.hold(returns, caller, count));
@@ -304,6 +341,9 @@ impl<W> Turns<W> {
 
     fn expire(&mut self, now: Moment) {
         while let Some(Held { caller, count, .. }) = self.window.returned(now) {
+            if *caller == *SPARE {
+                self.spare.spent = self.spare.spent.saturating_sub(count);
+            }
             let Some(state) = self.callers.get_mut(&caller) else { continue };
             state.spent = state.spent.saturating_sub(count);
             state.entries = state.entries.saturating_sub(1);

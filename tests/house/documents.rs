@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use makegate::catalogue::{Body, Catalogue, Operation, Retry};
+use makegate::gateway::look::Why;
 use makegate::gateway::refusal::Refusal;
 
 use super::{golden, read};
@@ -58,9 +59,17 @@ fn the_readmes_configuration_is_one() {
 fn the_table_of_operations_is_the_catalogue() {
     let catalogue = Catalogue::built_in();
     let rows: Vec<String> = catalogue.rows().iter().map(|row| operation(row)).collect();
-    let head = "| operation | request | grant | body | in memory | sent again | invalidates | may be recorded |\n\
-                | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+    let head = "| operation | request | grant | body | in memory | sent again | invalidates | may be recorded | a look tells |\n\
+                | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
     golden::compare_between("docs/operations.md", "operations", &(head.to_owned() + &rows.join("\n")));
+}
+
+#[test]
+fn what_a_doubt_waits_for_is_explained() {
+    let page = read("docs/operations.md");
+    for why in Why::ALL {
+        assert!(page.contains(&format!("\n| {} | ", why.as_str())), "docs/operations.md lacks {:?}", why.as_str());
+    }
 }
 
 fn operation(row: &Operation) -> String {
@@ -83,8 +92,9 @@ fn operation(row: &Operation) -> String {
     let code = |names: Vec<&str>| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" ");
     let invalidates = code(row.invalidates.iter().map(|tag| tag.as_str()).collect());
     let recorded = code(row.record.iter().map(|name| &**name).collect());
+    let look = row.look.as_ref().map_or_else(String::new, |look| format!("`{}`: {}", look.read, look.proves.as_str()));
     format!(
-        "| `{}`: {} | `{} {}` | `{}` | {body} | {memory} | {retry} | {invalidates} | {recorded} |",
+        "| `{}`: {} | `{} {}` | `{}` | {body} | {memory} | {retry} | {invalidates} | {recorded} | {look} |",
         row.id, row.summary, row.method, row.path, row.grant
     )
 }

@@ -82,8 +82,9 @@ async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
     let (gateway, operator) = (free_port(), free_port());
     std::fs::write(dir.path().join("token"), TOKEN).unwrap();
     std::fs::write(dir.path().join("operator"), OPERATOR).unwrap();
-    let text =
-        Plan::default().set("upstream", "quota = \"1000000/min\"").text(&format!("http://{}", sandbox.address()));
+    let text = Plan::default()
+        .set("upstream", "quota = \"1000000/min\"\nlook = false")
+        .text(&format!("http://{}", sandbox.address()));
     let text = text.replacen("127.0.0.1:0", &gateway.to_string(), 1).replacen("127.0.0.1:0", &operator.to_string(), 1);
     let segment = text.replacen("dir = \"audit\"", "dir = \"audit\"\nsegment = \"1MiB\"", 1);
     std::fs::write(dir.path().join("makegate.toml"), segment).unwrap();

@@ -1,5 +1,6 @@
 //! The command line as people and scripts meet it: the real binary, its output and its exit codes.
 
+mod doubts;
 mod processes;
 
 use std::fs;
@@ -43,7 +44,10 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-const COMMANDS: [&[&str]; 17] = [
+const COMMANDS: [&[&str]; 20] = [
+    &["doubts"],
+    &["doubts", "list"],
+    &["doubts", "settle"],
     &[],
     &["serve"],
     &["demo"],

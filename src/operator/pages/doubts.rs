@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use maud::Markup;
+use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::desk::Desk;
@@ -25,17 +25,25 @@ struct InDoubt {
     operation: Arc<str>,
     organization: Option<u64>,
     path: Arc<str>,
+    looks: u32,
+    why: &'static str,
 }
 
 /// All writes in doubt, the oldest first.
 pub(crate) fn doubts(desk: &Desk) -> Doubts {
-    let of = |doubt: Doubt| InDoubt {
-        request: doubt.request.to_string(),
-        time: doubt.time,
-        caller: doubt.caller,
-        operation: doubt.operation,
-        organization: doubt.organization,
-        path: doubt.path,
+    let policy = desk.gate.policy();
+    let of = |doubt: Doubt| {
+        let (looks, why) = desk.gate.looks.of(&policy, &doubt);
+        InDoubt {
+            request: doubt.request.to_string(),
+            time: doubt.time,
+            caller: doubt.caller,
+            operation: doubt.operation,
+            organization: doubt.organization,
+            path: doubt.path,
+            looks,
+            why: why.as_str(),
+        }
     };
     Doubts { doubts: desk.gate.log.doubts().list().into_iter().map(of).collect() }
 }
@@ -53,13 +61,20 @@ impl Page for Doubts {
                 doubt.operation.to_string(),
                 cell(doubt.organization),
                 doubt.path.to_string(),
+                doubt.looks.to_string(),
+                doubt.why.to_owned(),
             ]
         };
-        let columns = &["request", "time", "caller", "operation", "organization", "path"];
+        let columns = &["request", "time", "caller", "operation", "organization", "path", "looks", "why"];
         Table { columns, rows: self.doubts.iter().map(row).collect() }
     }
 
     fn html(&self) -> Markup {
-        html::table(&self.table(), "No write is in doubt: of every write it is known whether it took effect.")
+        html! {
+            (html::table(&self.table(), "No write is in doubt: of every write it is known whether it took effect."))
+            @if !self.doubts.is_empty() {
+                p.quiet { "Look in Make what became of it, then: " code { "makegate doubts settle REQUEST --as done|not-done" } }
+            }
+        }
     }
 }

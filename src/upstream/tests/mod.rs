@@ -45,6 +45,7 @@ fn settings(host: &str, port: u16) -> config::Upstream {
         quota_wait: Duration::from_secs(5),
         connections: 16,
         idle: Duration::from_secs(15),
+        look: true,
         ca_file: None,
     }
 }

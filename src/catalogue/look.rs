@@ -1,0 +1,151 @@
+//! Which read tells whether a write in doubt took effect, and what its answer proves.
+
+use std::sync::Arc;
+
+use http::Method;
+
+use super::rows::ID;
+use super::{Body, Catalogue, PathTemplate, TagTemplate};
+use crate::reader::{Form, Item, Kind, Table, Wrong, no_such, quoted};
+
+/// Where to look after a write in doubt, and what proves what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// The id of the read.
+    pub read: Arc<str>,
+    /// Where in its answer: a JSON pointer (RFC 6901) to an object, or to an array of objects.
+    pub at: Arc<str>,
+    /// What is proved by what is there.
+    pub proves: Proves,
+    /// Which of the objects is meant: members and their values, from the write's path. None: any of them.
+    pub member: Vec<(Arc<str>, TagTemplate)>,
+}
+
+/// What an answer proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proves {
+    /// An object with every member that the write's body asked for: the write is done. A difference proves nothing: another
+    /// may have written since.
+    Fields,
+    /// 404: the write is done. The object after the doubt window: it is not, for ids are never given twice.
+    Gone,
+    /// An array without the object: the write is done. Its presence proves nothing: another may have created it since.
+    Absent,
+}
+
+impl Proves {
+    /// The word in rows.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fields => "fields",
+            Self::Gone => "gone",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+impl Look {
+    /// Can `write` be looked at in this way?
+    ///
+    /// # Errors
+    /// The catalogue has no such read: what is wrong, and what to write instead.
+    pub fn check(&self, write: &PathTemplate, catalogue: &Catalogue) -> Result<(), (String, String)> {
+        let Some(read) = catalogue.row(&self.read) else {
+            let reads = catalogue.rows().iter().filter(|row| !row.is_write() && within(&row.path, write));
+            let ids: Vec<&str> = reads.map(|row| &*row.id).collect();
+            let Wrong { message, help, .. } = no_such(&self.read, "GET operation", &ids);
+            return Err((message, help.unwrap_or_default()));
+        };
+        if read.is_write() {
+            let message = format!("{} is a {}, and a look changes nothing", self.read, read.method);
+            return Err((message, "name a GET".to_owned()));
+        }
+        if within(&read.path, write) {
+            return Ok(());
+        }
+        let message = format!("{} has parameters that are not in the write's path: {}", self.read, read.path);
+        Err((message, "name a GET whose path parameters the write has too".to_owned()))
+    }
+}
+
+/// Has `outer` all parameters of `inner`?
+fn within(inner: &PathTemplate, outer: &PathTemplate) -> bool {
+    inner.parameters().all(|name| outer.parameters().any(|known| known == name))
+}
+
+/// Reads the table `look`.
+pub(super) fn read(table: &Table<'_>) -> Option<Look> {
+    let (read, at, proves) =
+        (table.required("read", ID), table.required("at", POINTER), table.required("proves", PROVES));
+    let member = table.table("member", |member| member.items().iter().filter_map(named).collect());
+    Some(Look { read: read?, at: at?, proves: proves?, member })
+}
+
+fn named(item: &Item<'_>) -> Option<(Arc<str>, TagTemplate)> {
+    Some((Arc::from(item.key()), item.scalar(VALUE)?))
+}
+
+/// What does not fit the rest of the row.
+pub(super) fn check_row(table: &Table<'_>, look: &Look, method: &Method, path: &PathTemplate, body: Body) {
+    let wrong = |key: &str, message: String, help: &str| table.wrong(table.place_at(&["look", key]), message, help);
+    if *method == Method::GET {
+        wrong("read", "a GET is never in doubt".to_owned(), "leave look out");
+    }
+    if look.proves == Proves::Fields && body == Body::None {
+        wrong(
+            "proves",
+            "this write has no body whose fields could be found again".to_owned(),
+            "write \"gone\" or \"absent\"",
+        );
+    }
+    if look.proves == Proves::Absent && look.member.is_empty() {
+        let help = "add member = { name = \"{variableName}\" }, say";
+        wrong("proves", "absent needs to know which object is meant".to_owned(), help);
+    }
+    for (name, value) in &look.member {
+        for unknown in value.parameters().filter(|parameter| !path.parameters().any(|known| known == *parameter)) {
+            let known: Vec<String> = path.parameters().map(|name| format!("{{{name}}}")).collect();
+            let help = if known.is_empty() {
+                "the path has no parameters".to_owned()
+            } else {
+                format!("the path has {}", known.join(", "))
+            };
+            table.wrong(table.place_at(&["look", "member", name]), format!("{{{unknown}}} is not in the path"), help);
+        }
+    }
+}
+
+const POINTER: Kind<Arc<str>> = Kind {
+    form: Form::Text,
+    what: "a JSON pointer",
+    example: "\"/organization\"",
+    parse: |text| match text.is_empty() || text.starts_with('/') {
+        true => Ok(Arc::from(text)),
+        false => Err(Wrong::new(format!("{} is no JSON pointer", quoted(text)), format!("write \"/{text}\""))),
+    },
+};
+
+const PROVES: Kind<Proves> = Kind {
+    form: Form::Text,
+    what: "what the read proves",
+    example: "\"fields\"",
+    parse: |text| {
+        let all = [Proves::Fields, Proves::Gone, Proves::Absent];
+        let found = all.into_iter().find(|one| one.as_str() == text);
+        found.ok_or_else(|| no_such(text, "kind of proof", &all.map(Proves::as_str)))
+    },
+};
+
+const VALUE: Kind<TagTemplate> = Kind {
+    form: Form::Text,
+    what: "a path parameter or a text",
+    example: "\"{variableName}\"",
+    parse: |text| match TagTemplate::parse(text) {
+        Ok(template) if !template.needs_answer() => Ok(template),
+        Ok(_) | Err(_) => Err(Wrong::new(
+            format!("{} is no value", quoted(text)),
+            "write a path parameter, such as \"{variableName}\"",
+        )),
+    },
+};

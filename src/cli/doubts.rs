@@ -1,0 +1,189 @@
+//! `makegate doubts`: writes whose effect on Make nobody knows, listed and settled.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::client::Client;
+use super::failure::Failure;
+use super::output::{self, Format};
+use super::process::{self, When};
+use super::source::{Source, Where};
+use crate::audit::{self, Doubt};
+use crate::words::RequestId;
+
+/// The columns; of the files' own writes the last two are not known.
+const COLUMNS: [&str; 8] = ["request", "time", "caller", "operation", "organization", "path", "looks", "why"];
+
+/// Lists and settles writes in doubt.
+///
+/// A write is in doubt while nobody knows whether Make carried it out: the connection ended, or time ran out, after it had been sent. Equal
+/// writes of its caller are held until it is settled. Some are settled by makegate itself, which looks what became of them.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate doubts list --config makegate.toml
+  makegate doubts settle 01jc-4711 --as not-done --config makegate.toml")]
+pub(super) struct Doubts {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    List(List),
+    Settle(Settle),
+}
+
+/// Lists the writes in doubt, oldest first.
+///
+/// With --config: those of the running makegate, if its operator door answers; else those of the log's files. Which it was is said on stderr.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate doubts list --config makegate.toml
+  makegate doubts list --url http://127.0.0.1:8081 -o json | jq -r .request")]
+struct List {
+    #[command(flatten)]
+    place: Where,
+    /// table, json (one object a line) or csv.
+    #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
+    format: Format,
+}
+
+/// Settles a write in doubt, once you have looked in Make what became of it.
+///
+/// The running makegate records it and holds equal writes no more. With --config, its operator door and key are those that stand there.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate doubts settle 01jc-4711 --as done --note 'the invoice is there' --config makegate.toml
+  makegate doubts settle 01jc-4711 --as not-done --url http://127.0.0.1:8081")]
+struct Settle {
+    /// The write's request id, as `makegate doubts list` shows it.
+    request: String,
+    /// What became of it: done or not-done.
+    #[arg(long = "as", value_enum, value_name = "WHAT", hide_possible_values = true)]
+    what: What,
+    /// How you know; it stands in the record.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    note: String,
+    #[command(flatten)]
+    place: Where,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum What {
+    /// Make carried it out.
+    Done,
+    /// Make did not.
+    NotDone,
+}
+
+impl What {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::NotDone => "not-done",
+        }
+    }
+}
+
+impl Doubts {
+    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+        match &self.command {
+            Command::List(list) => list.run(color),
+            Command::Settle(settle) => settle.run(color),
+        }
+    }
+}
+
+/// A page as `/doubts.json` gives it.
+#[derive(Deserialize)]
+struct Page {
+    doubts: Vec<Map<String, Value>>,
+}
+
+impl List {
+    fn run(&self, color: When) -> Result<(), Failure> {
+        let doubts = match self.place.source(color)? {
+            Source::Running(client) => process::block_on(running(&client))?,
+            Source::Files(read) => match process::block_on(self.place.door(&read.config))? {
+                Some(client) => {
+                    writeln!(io::stderr(), "of the makegate that runs at {}", client.url())?;
+                    process::block_on(running(&client))?
+                }
+                None => files(&read.config.audit.dir)?,
+            },
+        };
+        self.print(&doubts)
+    }
+
+    fn print(&self, doubts: &[Map<String, Value>]) -> Result<(), Failure> {
+        if doubts.is_empty() {
+            writeln!(io::stderr(), "No write is in doubt.")?;
+        }
+        if self.format == Format::Json {
+            return Ok(doubts.iter().try_for_each(|doubt| output::line(&Value::Object(doubt.clone()).to_string()))?);
+        }
+        let cells: Vec<_> = doubts.iter().map(|doubt| COLUMNS.map(|name| cell(doubt.get(name)))).collect();
+        let rows: Vec<_> = cells.iter().map(|row| row.each_ref().map(String::as_str)).collect();
+        Ok(output::rows(self.format, COLUMNS, &rows)?)
+    }
+}
+
+async fn running(client: &Client) -> Result<Vec<Map<String, Value>>, Failure> {
+    let text = client.text("/doubts.json").await?;
+    let page = serde_json::from_str::<Page>(&text);
+    page.map(|page| page.doubts).map_err(|error| client.failed(&format!("the answer is no list of doubts: {error}")))
+}
+
+fn files(dir: &Path) -> Result<Vec<Map<String, Value>>, Failure> {
+    let help = "is that the folder of audit.dir, and may you read it?";
+    let doubts = audit::doubts_in(dir).map_err(|error| Failure::failed(format!("{error}; {help}")))?;
+    let told = "makegate does not answer, so these are of the log's files: all writes without a known end";
+    writeln!(io::stderr(), "{told} ({})", dir.display())?;
+    let members = |doubt: Doubt| {
+        let members = json!({
+            "request": doubt.request.as_str(),
+            "time": doubt.time,
+            "caller": doubt.caller,
+            "operation": doubt.operation,
+            "organization": doubt.organization,
+            "path": doubt.path,
+        });
+        members.as_object().cloned().unwrap_or_default()
+    };
+    Ok(doubts.into_iter().map(members).collect())
+}
+
+fn cell(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => other.to_string(),
+    }
+}
+
+impl Settle {
+    fn run(&self, color: When) -> Result<(), Failure> {
+        let Some(request) = RequestId::parse(self.request.as_bytes()) else {
+            return Err(Failure::usage(
+                "REQUEST is no request id; `makegate doubts list` shows those of the writes in doubt",
+            ));
+        };
+        let client = match self.place.source(color)? {
+            Source::Running(client) => client,
+            Source::Files(read) => process::block_on(self.place.door(&read.config))?.ok_or_else(|| {
+                let help = "it is the one that settles: start it, or say where it is by --url";
+                Failure::failed(format!("no makegate answers at operator.listen; {help}"))
+            })?,
+        };
+        let body = json!({"as": self.what.as_str(), "note": self.note}).to_string();
+        process::block_on(client.post(&format!("/doubts/{request}"), body))?;
+        Ok(output::line(&format!("{request} is settled as {}", self.what.as_str()))?)
+    }
+}

@@ -1,0 +1,230 @@
+//! What a look at the upstream proves of a write in doubt, and what of its body is kept to know its effect again.
+
+use http::StatusCode;
+use serde_json::{Number, Value};
+
+use super::tags::{self, Parameters};
+use crate::audit::{Fingerprint, Log, Marks};
+use crate::catalogue::{Look, Operation, Proves};
+
+/// Beyond this a fraction cannot be told from a whole number.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+
+/// What an answer says about the write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evidence {
+    /// It took effect, for this reason.
+    Done(&'static str),
+    /// It did not, for this reason.
+    NotDone(&'static str),
+    /// It may have or not.
+    Nothing,
+}
+
+/// What is asked of an answer.
+pub(super) struct Question<'a> {
+    pub(super) look: &'a Look,
+    /// The parameters of the write's path.
+    pub(super) parameters: &'a Parameters,
+    pub(super) marks: Option<&'a Marks>,
+    /// Did the look begin after the write could still take effect?
+    pub(super) too_late: bool,
+}
+
+/// By what a later look knows this write's effect again. `None`: no look will, as nothing is asked for by fields, or there are
+/// too many of them, or some whose equality is no plain matter.
+pub(super) fn marks(log: &Log, row: &Operation, body: &[u8]) -> Option<Marks> {
+    row.look.as_ref().filter(|look| look.proves == Proves::Fields)?;
+    let Ok(Value::Object(members)) = serde_json::from_slice(body) else { return None };
+    let plain = members.values().all(|value| !value.is_array() && !value.is_object());
+    // Lazily: of a body with too many members only the first few are hashed.
+    let marked = members.iter().filter_map(|(name, value)| Some((name.as_str().into(), mark(log, name, value)?)));
+    plain.then(|| Marks::new(marked)).flatten()
+}
+
+fn mark(log: &Log, name: &str, value: &Value) -> Option<Fingerprint> {
+    Some(log.fingerprint(&[b"mark", name.as_bytes(), canonical(value)?.as_bytes()]))
+}
+
+/// The one text of a plain value: `1`, `1.0` and `1e0` are the same number.
+fn canonical(value: &Value) -> Option<String> {
+    match value {
+        Value::Null | Value::Bool(_) | Value::String(_) => Some(value.to_string()),
+        Value::Number(number) => Some(canonical_number(number)),
+        Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+fn canonical_number(number: &Number) -> String {
+    match number.as_f64() {
+        Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < WHOLE_MAX => format!("{float:.0}"),
+        Some(_) | None => number.to_string(),
+    }
+}
+
+impl Question<'_> {
+    /// What this answer proves. `body`: only if it is JSON, so that nothing but Make itself is believed.
+    pub(super) fn judge(&self, log: &Log, status: StatusCode, body: Option<&Value>) -> Evidence {
+        let Some(body) = body else { return Evidence::Nothing };
+        if self.look.proves == Proves::Gone && status == StatusCode::NOT_FOUND {
+            return Evidence::Done("so it is gone");
+        }
+        let (Some(found), true) = (body.pointer(&self.look.at), status.is_success()) else { return Evidence::Nothing };
+        let objects = found.as_array().map_or(std::slice::from_ref(found), Vec::as_slice);
+        let Some(wanted) = self.wanted() else { return Evidence::Nothing };
+        let mut meant = objects.iter().filter(|object| wanted.iter().all(|(name, value)| has(object, name, value)));
+        match self.look.proves {
+            Proves::Fields if meant.any(|object| self.has_marks(log, object)) => {
+                Evidence::Done("and all that the write asked for is there")
+            }
+            Proves::Gone if self.too_late && meant.next().is_some() => {
+                Evidence::NotDone("after the doubt window, so it was not done")
+            }
+            // Whether one is not there is known only where each says which one it is.
+            Proves::Absent if found.is_array() && meant.next().is_none() && all_named(objects, &wanted) => {
+                Evidence::Done("and it is not there any more")
+            }
+            Proves::Fields | Proves::Gone | Proves::Absent => Evidence::Nothing,
+        }
+    }
+
+    fn wanted(&self) -> Option<Vec<(&str, String)>> {
+        let member = self.look.member.iter();
+        member.map(|(name, value)| Some((&**name, tags::rendered(value, self.parameters)?))).collect()
+    }
+
+    fn has_marks(&self, log: &Log, object: &Value) -> bool {
+        let equal = |(name, marked): (&str, Fingerprint)| {
+            object.get(name).and_then(|value| mark(log, name, value)).is_some_and(|found| found == marked)
+        };
+        self.marks.is_some_and(|marks| marks.iter().all(equal))
+    }
+}
+
+fn has(object: &Value, name: &str, value: &str) -> bool {
+    object.get(name).and_then(text).is_some_and(|found| found == value)
+}
+
+fn all_named(objects: &[Value], wanted: &[(&str, String)]) -> bool {
+    objects.iter().all(|object| wanted.iter().all(|(name, _)| object.get(name).and_then(text).is_some()))
+}
+
+/// A plain value as a path spells it.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Bool(_) => Some(value.to_string()),
+        Value::Number(number) => Some(canonical_number(number)),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::catalogue::Catalogue;
+    use crate::clock::Clock;
+    use crate::config;
+
+    fn log() -> (Arc<Log>, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let text =
+            format!("operator.key_env = \"K\"\nupstream.token_env = \"T\"\naudit.dir = {:?}", dir.path().join("audit"));
+        let read = config::parse(&text, std::path::Path::new("/etc/makegate.toml")).unwrap();
+        (Log::open(&read.config.audit, Clock::system()).unwrap().0, dir)
+    }
+
+    /// What this answer proves of this write of a built-in row, after the doubt window.
+    fn judged(operation: &str, path: &str, written: &Value, status: u16, answer: &Value) -> Evidence {
+        let (log, _dir) = log();
+        let catalogue = Catalogue::built_in();
+        let row = catalogue.row(operation).unwrap();
+        let marks = marks(&log, row, written.to_string().as_bytes());
+        let parameters = tags::parameters_in(row, path).unwrap();
+        let look = row.look.as_ref().unwrap();
+        let question = Question { look, parameters: &parameters, marks: marks.as_ref(), too_late: true };
+        question.judge(&log, StatusCode::from_u16(status).unwrap(), Some(answer))
+    }
+
+    const VARIABLE: &str = "/api/v2/organizations/11/variables/v";
+
+    fn update(written: &Value, variables: &Value) -> bool {
+        let answer = json!({ "organizationVariables": variables });
+        matches!(judged("variables.update", VARIABLE, written, 200, &answer), Evidence::Done(_))
+    }
+
+    #[test]
+    fn every_member_that_was_asked_for_must_be_there_and_equal() {
+        assert!(update(
+            &json!({"value": 1, "typeId": 1}),
+            &json!([{"name": "v", "value": 1.0, "typeId": 1, "more": []}])
+        ));
+        assert!(
+            update(&json!({"value": null}), &json!({"name": "v", "value": null})),
+            "one object, as Make's document shows"
+        );
+        for (written, there) in [
+            (json!({"value": 1}), json!({"name": "v", "value": "1"})),
+            (json!({"value": 1}), json!({"name": "w", "value": 1})),
+            (json!({"value": 1}), json!({"value": 1})),
+            (json!({"value": 1, "typeId": 1}), json!({"name": "v", "value": 1})),
+            (json!({"value": null}), json!({"name": "v"})),
+            (json!({"value": [1]}), json!({"name": "v", "value": [1]})),
+            (json!({"value": 1.5}), json!({"name": "v", "value": 1})),
+            (json!({}), json!({"name": "v", "value": 1})),
+        ] {
+            assert!(!update(&written, &json!([there])), "{written} is not in {there}");
+        }
+        // Each of two objects has half of it.
+        let halves = json!([{"name": "a", "typeId": 2}, {"name": "b", "typeId": 1}]);
+        let answer = json!({ "organizationVariables": halves });
+        let made = json!({"name": "a", "typeId": 1});
+        assert_eq!(judged("variables.create", VARIABLE.trim_end_matches("/v"), &made, 200, &answer), Evidence::Nothing);
+    }
+
+    #[test]
+    fn too_many_members_are_never_known_again() {
+        let (log, _dir) = log();
+        let catalogue = Catalogue::built_in();
+        let of = |operation: &str, count: usize| {
+            let body: serde_json::Map<_, _> = (0..count).map(|n| (n.to_string(), json!(n))).collect();
+            marks(&log, catalogue.row(operation).unwrap(), Value::Object(body).to_string().as_bytes()).is_some()
+        };
+        assert!(of("variables.create", 16) && !of("variables.create", 17) && !of("variables.create", 0));
+        assert!(!of("payments.create", 1), "nothing is kept of what no look can prove");
+    }
+
+    #[test]
+    fn absence_is_proved_only_by_a_list_in_which_each_says_who_it_is() {
+        let absent = |status, variables: Value| {
+            let answer = json!({ "organizationVariables": variables });
+            matches!(judged("variables.delete", VARIABLE, &json!({}), status, &answer), Evidence::Done(_))
+        };
+        assert!(absent(200, json!([])) && absent(200, json!([{"name": "w"}])));
+        assert!(!absent(200, json!([{"name": "v"}])) && !absent(404, json!([])));
+        assert!(!absent(200, json!({"name": "w"})), "no list");
+        assert!(!absent(200, json!([{"label": "v"}])) && !absent(200, json!(["v"])), "who that is nobody knows");
+    }
+
+    #[test]
+    fn a_deleted_organization_is_gone_or_plainly_there() {
+        let judged = |status, answer: Value| {
+            judged("organizations.delete", "/api/v2/organizations/12", &json!({}), status, &answer)
+        };
+        assert!(matches!(judged(404, json!({})), Evidence::Done(_)));
+        assert!(matches!(judged(200, json!({"organization": {"id": 12, "deleted": false}})), Evidence::NotDone(_)));
+        for (status, answer) in [
+            (200, json!({"organization": {"id": 12, "deleted": true}})),
+            (200, json!({"organization": {"id": 13, "deleted": false}})),
+            (200, json!({})),
+            (403, json!({})),
+            (500, json!({})),
+        ] {
+            assert_eq!(judged(status, answer.clone()), Evidence::Nothing, "{status} {answer}");
+        }
+    }
+}

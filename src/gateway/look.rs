@@ -1,0 +1,331 @@
+//! Settling writes in doubt by looking: where the catalogue says which read tells, that read is made with spare quota once
+//! Make answers again, and what its answer proves is settled. Nothing is ever sent a second time here; what is not proved stays.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use serde_json::Value;
+
+use super::evidence::{Evidence, Question};
+use super::forward::{About, account_for, is_json, outgoing_headers};
+use super::gate::Gate;
+use super::policy::{Policy, bucket_of};
+use super::settle::{Verdict, settle};
+use super::tags::{self, Parameters};
+use super::target::path_with;
+use crate::audit::Doubt;
+use crate::catalogue::{Look, Operation, Proves, Retry};
+use crate::config;
+use crate::quota::{BucketId, Slot};
+use crate::upstream::{Ending, Outgoing, Pass, Upstream};
+use crate::words::RequestId;
+
+/// How often the doubts are gone through.
+const ROUND: Duration = Duration::from_secs(1);
+/// The pause after the first look.
+const SECOND_LOOK: Duration = Duration::from_secs(30);
+/// Pauses after the look at the end of the doubt window; the last one stays.
+const PAUSES: [Duration; 3] = [Duration::from_mins(5), Duration::from_mins(15), Duration::from_hours(1)];
+/// After this no look will tell any more.
+const LOOKED_MAX: Duration = Duration::from_hours(24);
+
+/// Why a doubt is still open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Its row says of no read that it tells, or its body cannot be known again.
+    Unprovable,
+    /// `upstream.look = false`.
+    Off,
+    /// Make may lag behind: it is too early.
+    Early,
+    /// The upstream has not answered anybody since.
+    Unanswered,
+    /// There is no quota to spare.
+    NoQuota,
+    /// What is found out could not be recorded.
+    NoLog,
+    /// What was seen last proves nothing.
+    Unproved,
+    /// The last look was not answered well.
+    Failed,
+    /// All looks were in vain.
+    GivenUp,
+}
+
+impl Why {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Unprovable,
+        Self::Off,
+        Self::Early,
+        Self::Unanswered,
+        Self::NoQuota,
+        Self::NoLog,
+        Self::Unproved,
+        Self::Failed,
+        Self::GivenUp,
+    ];
+
+    /// In words.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unprovable => "a look cannot prove it",
+            Self::Off => "looking is off (upstream.look)",
+            Self::Early => "waits for the first look: Make may lag behind",
+            Self::Unanswered => "waits until Make answers again",
+            Self::NoQuota => "waits for spare quota",
+            Self::NoLog => "waits until the log can be written",
+            Self::Unproved => "the last look proved nothing",
+            Self::Failed => "the last look had no good answer",
+            Self::GivenUp => "a day of looks proved nothing",
+        }
+    }
+}
+
+/// What had been heard of the upstream at some moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard {
+    /// Good answers.
+    answers: u64,
+    /// Attempts on behalf of callers.
+    asked: u64,
+}
+
+impl Heard {
+    fn now(gate: &Gate) -> Self {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let attempts: u64 = gate.meters.attempts.iter().map(read).sum();
+        Self { answers: read(&gate.meters.answers), asked: attempts.saturating_sub(read(&gate.meters.looks)) }
+    }
+}
+
+/// A doubt that is watched.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watched {
+    since: Instant,
+    before: Heard,
+    looks: u32,
+    /// When the next look may be.
+    due: Instant,
+    why: Why,
+}
+
+/// The doubts that are watched.
+#[derive(Debug, Default)]
+pub struct Looks(Mutex<HashMap<RequestId, Watched>>);
+
+impl Looks {
+    fn watched(&self) -> MutexGuard<'_, HashMap<RequestId, Watched>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often it was looked for this write, and why it is still in doubt.
+    #[must_use]
+    pub fn of(&self, policy: &Policy, doubt: &Doubt) -> (u32, Why) {
+        let watched = self.watched().get(&doubt.request).copied();
+        let looks = watched.map_or(0, |watched| watched.looks);
+        (looks, Plan::of(policy, doubt).err().or(watched.map(|watched| watched.why)).unwrap_or(Why::Early))
+    }
+
+    /// The settled ones are watched no more.
+    fn keep(&self, doubts: &[Doubt]) {
+        let open: HashSet<RequestId> = doubts.iter().map(|doubt| doubt.request).collect();
+        self.watched().retain(|request, _| open.contains(request));
+    }
+
+    /// From now on this doubt is watched; what is heard of the upstream later counts.
+    pub(super) fn watch(&self, gate: &Gate, cache: &config::Cache, request: RequestId) -> Watched {
+        let now = gate.clock.now();
+        let new =
+            || Watched { since: now, before: Heard::now(gate), looks: 0, due: now + cache.settle, why: Why::Early };
+        *self.watched().entry(request).or_insert_with(new)
+    }
+
+    fn change(&self, request: &RequestId, change: impl FnOnce(&mut Watched)) {
+        if let Some(watched) = self.watched().get_mut(request) {
+            change(watched);
+        }
+    }
+}
+
+impl Watched {
+    /// From when on the write cannot take effect unseen any more.
+    fn over(&self, cache: &config::Cache) -> Instant {
+        self.since + cache.doubt + cache.settle
+    }
+
+    /// A look has been made.
+    fn looked(&mut self, now: Instant, cache: &config::Cache, why: Why) {
+        self.looks += 1;
+        self.why = why;
+        self.due = match self.looks {
+            1 => now + SECOND_LOOK,
+            2 => self.over(cache).max(now + SECOND_LOOK),
+            later => {
+                let place = usize::try_from(later - 3).unwrap_or(usize::MAX).min(PAUSES.len() - 1);
+                now + PAUSES.get(place).copied().unwrap_or(LOOKED_MAX)
+            }
+        };
+    }
+}
+
+/// A look that can be made.
+struct Plan<'p> {
+    look: &'p Look,
+    parameters: Parameters,
+    read: &'p Operation,
+    target: String,
+    bucket: BucketId,
+}
+
+impl<'p> Plan<'p> {
+    /// How to find out what became of this write.
+    ///
+    /// # Errors
+    /// Looking is off, or no look can prove anything of this write.
+    fn of(policy: &'p Policy, doubt: &Doubt) -> Result<Self, Why> {
+        if !policy.config.upstream.look {
+            return Err(Why::Off);
+        }
+        Self::provable(policy, doubt).ok_or(Why::Unprovable)
+    }
+
+    fn provable(policy: &'p Policy, doubt: &Doubt) -> Option<Self> {
+        let row = policy.catalogue().row(&doubt.operation)?;
+        let look = row.look.as_ref().filter(|look| look.proves != Proves::Fields || doubt.marks.is_some())?;
+        let read = policy.catalogue().row(&look.read)?;
+        let parameters = tags::parameters_in(row, &doubt.path)?;
+        let value = |name: &str| parameters.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value);
+        let target = path_with(read, value);
+        let organization = doubt.organization.filter(|_| read.has_organization());
+        Some(Self { look, read, target, bucket: bucket_of(read, organization), parameters })
+    }
+}
+
+/// Looks, for as long as the service runs: one look at a time.
+pub async fn run(gate: Arc<Gate>) {
+    loop {
+        gate.clock.sleep_until(gate.clock.now() + ROUND).await;
+        round(&gate).await;
+    }
+}
+
+async fn round(gate: &Arc<Gate>) {
+    let doubts = gate.log.doubts().list();
+    gate.looks.keep(&doubts);
+    for doubt in doubts {
+        let policy = gate.policy();
+        let watched = gate.looks.watch(gate, &policy.config.cache, doubt.request);
+        if let Err(why) = attend(gate, &policy, &doubt, watched).await {
+            gate.looks.change(&doubt.request, |watched| watched.why = why);
+        }
+    }
+}
+
+/// Looks after one doubt if that can be done now.
+///
+/// # Errors
+/// Why not.
+async fn attend(gate: &Arc<Gate>, policy: &Policy, doubt: &Doubt, watched: Watched) -> Result<(), Why> {
+    let plan = Plan::of(policy, doubt)?;
+    let now = gate.clock.now();
+    if now >= watched.since + LOOKED_MAX {
+        return Err(Why::GivenUp);
+    }
+    if now < watched.due {
+        return Err(if watched.looks == 0 { Why::Early } else { watched.why });
+    }
+    if !gate.log.writable() {
+        return Err(Why::NoLog);
+    }
+    let upstream = gate.upstream();
+    let too_late = now >= watched.over(&policy.config.cache);
+    if !answers_again(gate, &watched, too_late) {
+        return Err(Why::Unanswered);
+    }
+    let pass = upstream.breaker().permit(Retry::Safe).map_err(|_open| Why::Unanswered)?;
+    let slot = gate.quota.spare(plan.bucket).ok_or(Why::NoQuota)?;
+    if gate.draining() || !gate.log.doubts().contains(&doubt.request) {
+        slot.unsent();
+        return Ok(());
+    }
+    let why = look(gate, policy, doubt, &plan, (&upstream, pass, slot), too_late).await;
+    gate.looks.change(&doubt.request, |watched| watched.looked(gate.clock.now(), &policy.config.cache, why));
+    Ok(())
+}
+
+/// Has the upstream answered anybody since? Where nobody has asked until the doubt window is over, the look itself asks.
+fn answers_again(gate: &Gate, watched: &Watched, too_late: bool) -> bool {
+    let now = Heard::now(gate);
+    now.answers > watched.before.answers || (too_late && now.asked == watched.before.asked)
+}
+
+/// One look, and what it settles; else why the doubt stays.
+async fn look(
+    gate: &Arc<Gate>,
+    policy: &Policy,
+    doubt: &Doubt,
+    plan: &Plan<'_>,
+    (upstream, pass, slot): (&Upstream, Pass, Slot),
+    too_late: bool,
+) -> Why {
+    let headers = outgoing_headers(&HeaderMap::new(), false);
+    let outgoing = Outgoing { method: Method::GET, target: plan.target.clone(), headers, body: Bytes::new() };
+    let ending = upstream.attempt(&outgoing, policy.config.upstream.attempt, false).await;
+    gate.meters.looks.fetch_add(1, Ordering::Relaxed);
+    let about = About { request: &doubt.request, row: plan.read, bucket: plan.bucket };
+    account_for(gate, &about, Some(slot), &ending);
+    if let Some(reached) = ending.reached() {
+        upstream.breaker().report(pass, reached);
+    }
+    let Ending::Answered(answered) = ending else { return Why::Failed };
+    let body: Option<Value> =
+        is_json(&answered.headers).then(|| serde_json::from_slice(answered.body.bytes()).ok()).flatten();
+    let question = Question { look: plan.look, parameters: &plan.parameters, marks: doubt.marks.as_ref(), too_late };
+    let (done, because) = match question.judge(&gate.log, answered.status, body.as_ref()) {
+        Evidence::Done(because) => (true, because),
+        Evidence::NotDone(because) => (false, because),
+        Evidence::Nothing if answered.status.is_success() => return Why::Unproved,
+        Evidence::Nothing => return Why::Failed,
+    };
+    let status = answered.status.as_u16();
+    let verdict = Verdict {
+        done,
+        peer: None,
+        detail: Some(format!("looked: GET {} answered {status}, {because}", plan.target).into()),
+        upstream_status: Some(status),
+    };
+    if settle(gate, doubt.request, verdict).await.is_ok() {
+        gate.meters.settled_by_look.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(request = %doubt.request, operation = %doubt.operation, done, "a look settled a write in doubt");
+    }
+    Why::Unproved
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn looks_come_early_then_at_the_end_of_the_doubt_window_then_ever_more_rarely() {
+        let read =
+            config::parse("operator.key_env = \"K\"\nupstream.token_env = \"T\"\n", Path::new("m.toml")).unwrap();
+        let (cache, since) = (read.config.cache, Clock::system().now());
+        let before = Heard { answers: 0, asked: 0 };
+        let mut watched = Watched { since, before, looks: 0, due: since + cache.settle, why: Why::Early };
+        let mut seconds = Vec::new();
+        for _ in 0..8 {
+            seconds.push((watched.due - since).as_secs());
+            watched.looked(watched.due, &cache, Why::Unproved);
+        }
+        assert_eq!(seconds, [10, 40, 130, 430, 1_330, 4_930, 8_530, 12_130]);
+    }
+}

@@ -1,0 +1,67 @@
+//! Settling a write in doubt: one way, whoever says what became of it.
+
+use std::sync::Arc;
+
+use super::gate::Gate;
+use crate::audit::{CannotRecord, Kind, Outcome, Peer, Record};
+use crate::cache::After;
+use crate::words::RequestId;
+
+/// What became of a write, and who says so.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Did it take effect?
+    pub done: bool,
+    /// The operator, where one says so.
+    pub peer: Option<Peer>,
+    /// How it is known.
+    pub detail: Option<Box<str>>,
+    /// What the upstream answered, where it was looked at.
+    pub upstream_status: Option<u16>,
+}
+
+/// Why a write was not settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotSettled {
+    /// It is not in doubt, or somebody else is settling it.
+    NoDoubt,
+    /// The settlement is not on disk.
+    CannotRecord,
+}
+
+/// Ends a doubt: when this returns, its settlement is on disk, equal writes are held no more, and nothing that was read
+/// before is found in memory.
+///
+/// # Errors
+/// [`NotSettled`].
+pub async fn settle(gate: &Arc<Gate>, request: RequestId, verdict: Verdict) -> Result<(), NotSettled> {
+    // In a task of its own: whoever hangs up, what was queued for the disk is not claimed a second time.
+    let task = gate.tasks.spawn(claimed(gate.clone(), request, verdict));
+    task.await.unwrap_or(Err(NotSettled::CannotRecord))
+}
+
+async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Result<(), NotSettled> {
+    let claim = gate.log.doubts().claim(&request).ok_or(NotSettled::NoDoubt)?;
+    let doubt = claim.doubt().clone();
+    let record = Record {
+        request: Some(request),
+        peer: verdict.peer,
+        caller: Some(doubt.caller.clone()),
+        operation: Some(doubt.operation.clone()),
+        organization: doubt.organization,
+        path: Some(doubt.path.clone()),
+        outcome: Some(if verdict.done { Outcome::Done } else { Outcome::Rejected }),
+        upstream_status: verdict.upstream_status,
+        detail: verdict.detail,
+        ..Record::new(Kind::Settlement, gate.clock.wall())
+    };
+    let recorded = gate.log.commit(record).await;
+    let is_late = recorded.is_err_and(CannotRecord::is_recorded);
+    if recorded.is_ok() || is_late {
+        gate.fence_doubt(&doubt, After::Settled { settle: gate.policy().config.cache.settle });
+    }
+    if is_late {
+        claim.keep();
+    }
+    recorded.map(drop).map_err(|_cannot| NotSettled::CannotRecord)
+}

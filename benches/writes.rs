@@ -85,7 +85,7 @@ fn median<T: Copy + PartialOrd>(mut values: Vec<T>) -> Option<T> {
 }
 
 #[expect(clippy::print_stdout, reason = "a benchmark reports")]
-fn report(lone: &mut Vec<Run>, runs: Vec<(usize, Run, Run)>) {
+fn report(lone: &mut [Run], runs: Vec<(usize, Run, Run)>) {
     let alone = median(lone.iter().map(Run::a_second).collect()).unwrap_or(0.0);
     let syncs = median(lone.iter().map(|run| run.at(99)).collect()).unwrap_or(0);
     println!("append of {PROBE_BYTES} bytes + fdatasync alone: {alone:.0}/s, p99 {syncs} µs");

@@ -12,6 +12,7 @@ pub mod catalogue;
 // Rank 2: what is wanted.
 pub mod config;
 // Rank 3: the engines.
+pub mod answers;
 pub mod audit;
 pub mod cache;
 pub mod callers;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 
+use crate::answers::Answers;
 use crate::audit::{Log, Record};
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -24,7 +25,7 @@ use crate::upstream::{Token, Upstream};
 
 /// How often contents of the configuration and the secrets are compared.
 const WATCH: Duration = Duration::from_secs(5);
-/// How often the cache forgets and the quota's journal is synced.
+/// How often the cache and the answers forget and the quota's journal is synced.
 const CHORES: Duration = Duration::from_secs(1);
 /// How long connections have to end that were cut, and the operators' door to close.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -115,10 +116,12 @@ impl Service {
         let operator = Door::bind(&config.operator.listen, None, &config.limits, &clock, &desk_tasks)
             .map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
+        let answers =
+            Answers::open(&config.audit.dir, &config.limits, clock.clone()).map_err(StartError::failed)?;
         let quota =
             Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
-        let engines = Engines { log, cache, quota, upstream: Arc::new(upstream), clock, tasks };
+        let engines = Engines { log, answers, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gate = Gate::new(config, engines);
         gate.take_up(&recovered.doubts);
         let seen = Mutex::new(Seen::of(&file, &gate.policy().config));
@@ -180,6 +183,7 @@ impl Service {
         self.inner.desk_tasks.stop();
         self.inner.desk_tasks.drained(LAST_WORDS).await;
         gate.quota.shut();
+        gate.answers.maintain();
         gate.log.close().await;
         finished
     }
@@ -195,7 +199,11 @@ impl Inner {
                 gate.cache.maintain();
                 let gate = gate.clone();
                 // fdatasync is no work for a runtime thread.
-                let _joined = tokio::task::spawn_blocking(move || gate.quota.sync()).await;
+                let chores = move || {
+                    gate.quota.sync();
+                    gate.answers.maintain();
+                };
+                let _joined = tokio::task::spawn_blocking(chores).await;
             }
         });
         self.gate.tasks.spawn_until_stop(look::run(self.gate.clone()));

@@ -112,6 +112,58 @@ impl fmt::Debug for KeyId {
     }
 }
 
+/// A keyed hash that tells equal things apart from others (writes, idempotency keys, values) and nothing about them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    /// HMAC-SHA-256 of the parts, each preceded by its length, cut to 16 bytes.
+    pub(crate) fn of(key: &[u8], parts: &[&[u8]]) -> Self {
+        let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_be_bytes()).collect();
+        let framed: Vec<&[u8]> =
+            lengths.iter().zip(parts).flat_map(|(length, part)| [length.as_slice(), part]).collect();
+        let whole = u128::from_be_bytes(first_half(hash::hmac_sha256(key, &framed)));
+        Self(whole.to_be_bytes())
+    }
+
+    /// The fingerprint that these bytes are.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// The fingerprint that 32 hex digits spell.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        digits.then(|| u128::from_str_radix(text, 16).ok().map(|whole| Self(whole.to_be_bytes())))?
+    }
+}
+
+fn first_half(hash: [u8; 32]) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.iter_mut().zip(hash).for_each(|(to, from)| *to = from);
+    half
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hash::hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// The text with every character shown that would act on the text around it: controls, and marks that turn its direction.
 #[must_use]
 pub fn visible(text: &str) -> String {
@@ -127,4 +179,18 @@ pub fn visible(text: &str) -> String {
         }
         shown
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_that_join_alike_have_different_fingerprints() {
+        let one = Fingerprint::of(b"key", &[b"ab", b"c"]);
+        assert_ne!(one, Fingerprint::of(b"key", &[b"a", b"bc"]));
+        assert_ne!(one, Fingerprint::of(b"other", &[b"ab", b"c"]));
+        assert_eq!(Fingerprint::parse(&one.to_string()), Some(one));
+        assert_eq!(Fingerprint::parse("+123456789abcdef0123456789abcdef"), None);
+    }
 }

@@ -1,58 +1,16 @@
 //! Writes that are open: under way (an intent and no outcome yet), or in doubt (nobody knows whether they took effect).
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
 use super::marks::Marks;
 use super::record::{Outcome, Record};
-use crate::hash;
-use crate::words::RequestId;
+use crate::words::{Fingerprint, RequestId};
 
 /// Unsettled doubts beyond which no write is accepted: operators settle them first.
 pub const DOUBTS_MAX: usize = 10_000;
-
-/// What makes two writes equal: a keyed hash of caller, operation, target and body, which tells nothing about them.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint([u8; 16]);
-
-impl Fingerprint {
-    /// HMAC-SHA-256 of the parts, each preceded by its length, cut to 16 bytes.
-    pub(crate) fn of(key: &[u8], parts: &[&[u8]]) -> Self {
-        let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_be_bytes()).collect();
-        let framed: Vec<&[u8]> =
-            lengths.iter().zip(parts).flat_map(|(length, part)| [length.as_slice(), part]).collect();
-        let whole = u128::from_be_bytes(first_half(hash::hmac_sha256(key, &framed)));
-        Self(whole.to_be_bytes())
-    }
-
-    /// The fingerprint that 32 hex digits spell.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        digits.then(|| u128::from_str_radix(text, 16).ok().map(|whole| Self(whole.to_be_bytes())))?
-    }
-}
-
-fn first_half(hash: [u8; 32]) -> [u8; 16] {
-    let mut half = [0; 16];
-    half.iter_mut().zip(hash).for_each(|(to, from)| *to = from);
-    half
-}
-
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hash::hex(&self.0))
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// What is known of a write whose effect is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,6 +142,12 @@ impl Doubts {
         open.in_doubt.values().find(equal).map(|doubt| doubt.request)
     }
 
+    /// The write in doubt that came with this idempotency key, if there is one.
+    #[must_use]
+    pub fn keyed(&self, key: Fingerprint) -> Option<RequestId> {
+        self.open().in_doubt.values().find(|doubt| doubt.idempotency == Some(key)).map(|doubt| doubt.request)
+    }
+
     /// The right to settle the write with this id; it stays in doubt until its settlement is on disk. `None`: it is not in
     /// doubt, or somebody is settling it.
     #[must_use]
@@ -236,15 +200,6 @@ mod tests {
             outcome,
             ..Record::new(kind, Timestamp::UNIX_EPOCH)
         }
-    }
-
-    #[test]
-    fn parts_that_join_alike_have_different_fingerprints() {
-        let one = Fingerprint::of(b"key", &[b"ab", b"c"]);
-        assert_ne!(one, Fingerprint::of(b"key", &[b"a", b"bc"]));
-        assert_ne!(one, Fingerprint::of(b"other", &[b"ab", b"c"]));
-        assert_eq!(Fingerprint::parse(&one.to_string()), Some(one));
-        assert_eq!(Fingerprint::parse("+123456789abcdef0123456789abcdef"), None);
     }
 
     #[test]

@@ -243,8 +243,8 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::audit::{Answer, Fingerprint, Kind, Marks, Outcome, Peer};
-    use crate::words::{KeyId, RequestId};
+    use crate::audit::{Answer, Kind, Marks, Outcome, Peer};
+    use crate::words::{Fingerprint, KeyId, RequestId};
 
     fn full() -> Record {
         let members = serde_json::from_str(r#"{"cols[]": ["id", "name"], "wait": "true"}"#).unwrap();

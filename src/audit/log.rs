@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 
 use super::buffer::{Buffer, Charge, Entry, Stage};
 use super::disk::{self, Disk, MachineDisk, OpenError};
-use super::doubts::{DOUBTS_MAX, Doubts, Fingerprint};
+use super::doubts::{DOUBTS_MAX, Doubts};
 use super::events::start_events;
 use super::proof::heads::Heads;
 use super::record::{Kind, Record};
@@ -22,6 +22,7 @@ use super::writer::Writer;
 use super::{index, line};
 use crate::clock::Clock;
 use crate::config;
+use crate::words::Fingerprint;
 
 /// Intents and settlements that wait for the disk at once.
 const WAITING_MAX: usize = 512;

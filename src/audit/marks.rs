@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::doubts::Fingerprint;
+use crate::words::Fingerprint;
 use super::line::write_text;
 
 /// The most members: a write of more cannot be known again.

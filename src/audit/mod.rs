@@ -40,7 +40,7 @@ mod writer;
 
 pub use csv::{COLUMNS, csv, csv_cell, csv_header};
 pub use disk::{Disk, MachineDisk, OpenError};
-pub use doubts::{Claim, DOUBTS_MAX, Doubt, Doubts, Fingerprint};
+pub use doubts::{Claim, DOUBTS_MAX, Doubt, Doubts};
 pub use filter::{BadFilter, FILTERS, Filter, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
 pub use follow::{Follow, FollowFiles, Followed};
 pub use line::object;

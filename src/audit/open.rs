@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::doubts::{Doubt, Fingerprint};
+use super::doubts::Doubt;
 use super::marks::Marks;
 use super::record::{Kind, Outcome, Record};
 use super::seen::Seen;
-use crate::words::RequestId;
+use crate::words::{Fingerprint, RequestId};
 
 /// The event that says that a start found this write without an outcome.
 pub(crate) const RECOVERED: &str = "recovered";

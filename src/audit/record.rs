@@ -8,9 +8,8 @@ use http::Method;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-use super::doubts::Fingerprint;
 use super::marks::Marks;
-use crate::words::{KeyId, RequestId};
+use crate::words::{Fingerprint, KeyId, RequestId};
 
 /// A closed set of words: the enum, its words, and the way back.
 macro_rules! words {

@@ -260,6 +260,14 @@ pub struct Limits {
     pub breaker_open: Duration,
     /// ...up to this (60 s).
     pub breaker_open_max: Duration,
+    /// Idempotency keys whose first answers are kept (100,000); beyond that the oldest go.
+    pub idempotency_keys: u64,
+    /// How long they are kept (24 h).
+    pub idempotency_age: Duration,
+    /// The largest first answer that is kept, in bytes (64 KiB).
+    pub idempotency_answer_bytes: usize,
+    /// What all kept first answers may weigh, in bytes (256 MiB).
+    pub idempotency_bytes: u64,
     /// After SIGTERM, what is under way has so long to finish (25 s).
     pub drain: Duration,
 }

@@ -117,6 +117,10 @@ pub(super) fn limits(t: &Table<'_>) -> Limits {
         breaker_failures: t.value("breaker_failures", "5", number()),
         breaker_open: t.value("breaker_open", "5s", DURATION),
         breaker_open_max: t.value("breaker_open_max", "60s", DURATION),
+        idempotency_keys: t.value("idempotency_keys", "100000", count()),
+        idempotency_age: t.value("idempotency_age", "24h", DURATION),
+        idempotency_answer_bytes: t.value("idempotency_answer_bytes", "64KiB", size()),
+        idempotency_bytes: t.value("idempotency_bytes", "256MiB", size()),
         drain: t.value("drain", "25s", DURATION),
     }
 }

@@ -4,8 +4,9 @@ use http::StatusCode;
 use serde_json::{Number, Value};
 
 use super::tags::{self, Parameters};
-use crate::audit::{Fingerprint, Log, Marks};
+use crate::audit::{Log, Marks};
 use crate::catalogue::{Look, Operation, Proves};
+use crate::words::Fingerprint;
 
 /// Beyond this a fraction cannot be told from a whole number.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;

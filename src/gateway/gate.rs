@@ -12,6 +12,7 @@ use super::meters::Meters;
 use super::order::Order;
 use super::policy::Policy;
 use super::refusal::Refusal;
+use crate::answers::Answers;
 use crate::audit::{Doubt, Log};
 use crate::cache::{After, Cache, Flights};
 use crate::callers::Callers;
@@ -26,6 +27,8 @@ use crate::words::RequestId;
 pub struct Engines {
     /// The log.
     pub log: Arc<Log>,
+    /// First answers by idempotency key.
+    pub answers: Answers,
     /// The cache.
     pub cache: Cache,
     /// The quota.
@@ -44,6 +47,8 @@ pub struct Gate {
     upstream: ArcSwap<Upstream>,
     /// The log.
     pub log: Arc<Log>,
+    /// First answers by idempotency key.
+    pub answers: Answers,
     /// The cache.
     pub cache: Cache,
     /// Fetches that reads share.
@@ -70,13 +75,14 @@ impl Gate {
     /// A gate with `config` in force.
     #[must_use]
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
-        let Engines { log, cache, quota, upstream, clock, tasks } = engines;
+        let Engines { log, answers, cache, quota, upstream, clock, tasks } = engines;
         let callers = Callers::new(clock.clone());
         Arc::new(Self {
             policy: ArcSwap::from_pointee(Policy::new(config, &callers)),
             upstream: ArcSwap::new(upstream),
             flights: Flights::new(&cache),
             log,
+            answers,
             cache,
             quota,
             callers,

@@ -119,6 +119,6 @@ async fn life(
     // 9 to 12; boxed, so that what only they need does not weigh on every hit
     match wanted {
         Some(wanted) => Box::pin(fetch(gate, call, wanted)).await,
-        None => Box::pin(write(gate, account, call)).await,
+        None => Box::pin(write(gate, account, call, &head.headers)).await,
     }
 }

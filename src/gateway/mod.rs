@@ -19,6 +19,7 @@ mod narrow;
 mod order;
 pub mod policy;
 mod recall;
+mod recognise;
 pub mod refusal;
 pub mod settle;
 pub mod steps;

@@ -55,8 +55,18 @@ pub enum Refusal {
     BodyTooLarge { bytes_max: usize },
     /// The body is announced as something else than JSON.
     NotJson,
+    /// The `Idempotency-Key` is none.
+    BadKey,
     /// An equal write of this caller is in doubt.
     HeldInDoubt { first: RequestId },
+    /// The write with this idempotency key is under way.
+    KeyRunning { first: RequestId },
+    /// The idempotency key came with another request before.
+    KeyReused { first: RequestId },
+    /// The write with this idempotency key is in doubt.
+    KeyInDoubt { first: RequestId },
+    /// The write with this idempotency key took effect, and its answer is not kept.
+    AnswerNotKept { first: RequestId },
     /// No quota within `upstream.quota_wait`.
     NoQuota { retry_after: Duration, limit: u32 },
     /// Too many requests of this caller wait for this quota.
@@ -143,7 +153,12 @@ impl Refusal {
             Self::NotJson => {
                 row(StatusCode::UNSUPPORTED_MEDIA_TYPE, "MG156", "The body is announced as something else than JSON")
             }
+            Self::BadKey => row(StatusCode::BAD_REQUEST, "MG157", "The Idempotency-Key is none"),
             Self::HeldInDoubt { .. } => row(StatusCode::CONFLICT, "MG161", "An equal write is in doubt"),
+            Self::KeyRunning { .. } => row(StatusCode::CONFLICT, "MG162", "The key's write is under way"),
+            Self::KeyReused { .. } => row(StatusCode::UNPROCESSABLE_ENTITY, "MG163", "The key is another request's"),
+            Self::KeyInDoubt { .. } => row(StatusCode::CONFLICT, "MG164", "The key's write is in doubt"),
+            Self::AnswerNotKept { .. } => row(StatusCode::CONFLICT, "MG165", "Done, but the answer is not kept"),
             Self::NoQuota { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG171", "No quota in time"),
             Self::QuotaQueueFull { .. } => {
                 row(StatusCode::TOO_MANY_REQUESTS, "MG172", "Too many requests wait for quota")
@@ -210,10 +225,28 @@ impl Refusal {
             Self::BodySlow => "The body did not arrive in time; nothing was forwarded.".to_owned(),
             Self::BodyTooLarge { bytes_max } => format!("A body has at most {bytes_max} bytes; nothing was forwarded."),
             Self::NotJson => "Send `Content-Type: application/json`, and no Content-Encoding.".to_owned(),
+            Self::BadKey => {
+                "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without quotes or backslashes in it."
+                    .to_owned()
+            }
             Self::HeldInDoubt { first } => {
                 format!(
-                    "Your request {first} was the same and may have taken effect. Look whether it has; an operator settles it at /doubts."
+                    "Your request {first} was the same and may have taken effect. Look whether it has; an operator settles it at /doubts. To have it done once more all the same, send an Idempotency-Key of its own."
                 )
+            }
+            Self::KeyRunning { first } => {
+                format!("Your request {first} with this Idempotency-Key has no answer yet: ask again for it shortly.")
+            }
+            Self::KeyReused { first } => {
+                format!("Your request {first} with this Idempotency-Key was another one: give each write a key of its own.")
+            }
+            Self::KeyInDoubt { first } => {
+                format!(
+                    "Your request {first} with this Idempotency-Key may or may not have taken effect. Look whether it has; an operator settles it at /doubts."
+                )
+            }
+            Self::AnswerNotKept { first } => {
+                format!("Your request {first} with this Idempotency-Key took effect; its answer is not kept. Do not send it again.")
             }
             Self::NoQuota { retry_after, .. } => {
                 format!("Make's quota is spent for now: wait {} s.", seconds(*retry_after))

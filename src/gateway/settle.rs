@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::gate::Gate;
-use crate::audit::{CannotRecord, Kind, Outcome, Peer, Record};
+use crate::answers::Keyed;
+use crate::audit::{CannotRecord, Doubt, Kind, Outcome, Peer, Record};
 use crate::cache::After;
 use crate::words::RequestId;
 
@@ -43,6 +44,11 @@ pub async fn settle(gate: &Arc<Gate>, request: RequestId, verdict: Verdict) -> R
 async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Result<(), NotSettled> {
     let claim = gate.log.doubts().claim(&request).ok_or(NotSettled::NoDoubt)?;
     let doubt = claim.doubt().clone();
+    let keyed = keyed(&doubt);
+    if let Some(keyed) = keyed.filter(|_| verdict.done) {
+        // Before the settlement: after it nothing else tells that this key's write was done.
+        gate.answers.settle_done(keyed).await.map_err(|_unavailable| NotSettled::CannotRecord)?;
+    }
     let record = Record {
         request: Some(request),
         peer: verdict.peer,
@@ -59,9 +65,17 @@ async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Resul
     let is_late = recorded.is_err_and(CannotRecord::is_recorded);
     if recorded.is_ok() || is_late {
         gate.fence_doubt(&doubt, After::Settled { settle: gate.policy().config.cache.settle });
+        if let Some(keyed) = keyed.filter(|_| !verdict.done) {
+            gate.answers.settle_not_done(keyed.key).await;
+        }
     }
     if is_late {
         claim.keep();
     }
     recorded.map(drop).map_err(|_cannot| NotSettled::CannotRecord)
+}
+
+/// The write with its idempotency key, where it came with one.
+fn keyed(doubt: &Doubt) -> Option<Keyed> {
+    Some(Keyed { key: doubt.idempotency?, write: doubt.fingerprint?, request: doubt.request })
 }

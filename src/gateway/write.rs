@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 
 use super::account::Account;
 use super::answer::{Body, Facts, Reply};
@@ -14,8 +14,10 @@ use super::forward::{Sent, Ticket, forward, ticket, write_answer};
 use super::gate::Gate;
 use super::order::Held;
 use super::refusal::Refusal;
+use super::recognise::{self, Identity, Recognised, recognise};
 use super::{evidence, tags};
-use crate::audit::{self, CannotRecord, Fingerprint, Kind, Outcome, Record, Room};
+use crate::answers::Claim;
+use crate::audit::{self, CannotRecord, Kind, Outcome, Record, Room};
 use crate::cache::{After, CacheStatus, Why as Forwarded};
 use crate::catalogue::Retry;
 use crate::upstream::{Effect, ProxyError, Why};
@@ -30,19 +32,29 @@ type Settled = (Result<Reply, Refusal>, Option<Outcome>);
 ///
 /// # Errors
 /// Why the gateway answers by itself.
-pub(super) async fn write(gate: &Arc<Gate>, account: &mut Account, call: Call) -> Result<Reply, Refusal> {
-    let fingerprint = fingerprint(gate, &call);
-    recognise(gate, &call, fingerprint)?;
+pub(super) async fn write(
+    gate: &Arc<Gate>,
+    account: &mut Account,
+    call: Call,
+    headers: &HeaderMap,
+) -> Result<Reply, Refusal> {
+    let identity = match recognise(gate, &call, headers).await? {
+        Recognised::New(identity) => identity,
+        Recognised::Replayed(outcome, reply) => {
+            account.outcome = Some(outcome);
+            return Ok(reply);
+        }
+    };
     let left = call.left(&gate.clock);
     let order =
         async { if call.row.retry == Retry::Idempotent { Some(gate.order.turn(&call.path).await) } else { None } };
     let order = tokio::time::timeout(left, order).await.map_err(|_| Refusal::Late)?;
     let ticket = ticket(gate, &call).await?; // before the intent: a crash in the queue must not leave in doubt what was never sent
-    recognise(gate, &call, fingerprint)?; // an equal write may have ended in doubt meanwhile
+    identity.held(gate, &call)?; // an equal write may have ended in doubt meanwhile
     account.record.fields = recorded_fields(&call.row, &call.outgoing.body);
     let call = Arc::new(call);
     let account_for = account.hand_over();
-    let task = gate.tasks.spawn(carry_out(gate.clone(), call.clone(), account_for, fingerprint, ticket, order));
+    let task = gate.tasks.spawn(carry_out(gate.clone(), call.clone(), account_for, identity, ticket, order));
     match tokio::time::timeout(call.left(&gate.clock), task).await {
         Ok(Ok((reply, outcome))) => {
             account.outcome = outcome;
@@ -62,34 +74,16 @@ pub(super) async fn write(gate: &Arc<Gate>, account: &mut Account, call: Call) -
     }
 }
 
-/// Step 8: an equal write of the same caller that is in doubt holds this one.
-fn recognise(gate: &Gate, call: &Call, fingerprint: Fingerprint) -> Result<(), Refusal> {
-    match gate.log.doubts().held(&call.member.config.name, fingerprint) {
-        Some(first) => Err(Refusal::HeldInDoubt { first }),
-        None => Ok(()),
-    }
-}
-
-fn fingerprint(gate: &Gate, call: &Call) -> Fingerprint {
-    let parts: [&[u8]; 4] = [
-        call.member.config.name.as_bytes(),
-        call.row.id.as_bytes(),
-        call.outgoing.target.as_bytes(),
-        &call.outgoing.body,
-    ];
-    gate.log.fingerprint(&parts)
-}
-
 /// Steps 10 to 12, in a task of their own: from here on a caller who hangs up changes nothing.
 async fn carry_out(
     gate: Arc<Gate>,
     call: Arc<Call>,
     (record, room): (Record, Option<Room>),
-    fingerprint: Fingerprint,
+    identity: Identity,
     ticket: Ticket,
     order: Option<Held>,
 ) -> Settled {
-    if let Err(cannot) = intend(&gate, &call, &record, fingerprint).await {
+    if let Err(cannot) = intend(&gate, &call, &record, &identity).await {
         let refusal = Refusal::CannotRecord;
         if let Some(room) = room.filter(|_| !cannot.is_recorded()) {
             let mut record = record;
@@ -99,7 +93,7 @@ async fn carry_out(
         return (Err(refusal), None);
     }
     drop(room); // the intent has room for its outcome
-    let mut open = Intended { gate: gate.clone(), call: call.clone(), record: Some(record) };
+    let mut open = Intended { gate: gate.clone(), call: call.clone(), record: Some(record), claim: identity.claim };
     let Sent { ending, attempts, ambiguous, effect, quota_wait } = forward(&gate, &call, ticket).await;
     let upstream_status = ending.status();
     let outcome = outcome(effect);
@@ -123,7 +117,7 @@ async fn carry_out(
         facts,
         validated: false,
     });
-    open.settle(&reply, &facts).await;
+    open.settle(outcome, &reply, &facts).await;
     if outcome == Outcome::InDoubt {
         gate.looks.watch(&gate, &call.policy.config.cache, call.id);
     }
@@ -131,11 +125,12 @@ async fn carry_out(
 }
 
 /// Step 10: the intent is on disk before the first byte goes upstream.
-async fn intend(gate: &Gate, call: &Call, record: &Record, fingerprint: Fingerprint) -> Result<u64, CannotRecord> {
+async fn intend(gate: &Gate, call: &Call, record: &Record, identity: &Identity) -> Result<u64, CannotRecord> {
     let mut intent = record.clone();
     intent.kind = Kind::Intent;
     intent.time = gate.clock.wall();
-    intent.fingerprint = Some(fingerprint);
+    intent.fingerprint = Some(identity.write);
+    intent.idempotency = identity.claim.as_ref().map(Claim::key);
     intent.marks = evidence::marks(&gate.log, &call.row, &call.outgoing.body);
     gate.log.commit(intent).await
 }
@@ -183,11 +178,18 @@ struct Intended {
     gate: Arc<Gate>,
     call: Arc<Call>,
     record: Option<Record>,
+    /// Its idempotency key's: held until the write has ended, or the log knows that it is in doubt.
+    claim: Option<Claim>,
 }
 
 impl Intended {
-    /// Records the outcome. Its caller hears of it when it is on disk.
-    async fn settle(&mut self, reply: &Result<Reply, Refusal>, facts: &Facts) {
+    /// Records the outcome. Its caller hears of it when it is on disk; the answer to its idempotency key is there before.
+    async fn settle(&mut self, outcome: Outcome, reply: &Result<Reply, Refusal>, facts: &Facts) {
+        if let Some(ended) = recognise::kept(outcome, reply, facts)
+            && let Some(claim) = self.claim.take()
+        {
+            claim.end(ended).await;
+        }
         let Some(mut record) = self.record.take() else { return };
         record.kind = Kind::Outcome;
         record.time = self.gate.clock.wall();

@@ -204,6 +204,8 @@ fn log(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     let help = "Requests that were refused without a record, because the log had no room";
     sheet.count("makegate_audit_unrecorded", help, &desk.gate.meters.unrecorded)?;
     sheet.gauge("makegate_writes_in_doubt", "Writes whose effect is not known; see /doubts", counts.doubts)?;
+    let help = "Idempotency keys whose first answer is kept";
+    sheet.gauge("makegate_idempotency_keys", help, desk.gate.answers.kept())?;
     let meters = &desk.gate.meters;
     sheet.count("makegate_looks", "Reads made to see what became of a write in doubt", &meters.looks)?;
     sheet.count("makegate_looks_settled", "Writes in doubt that those settled", &meters.settled_by_look)

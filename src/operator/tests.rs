@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::audit::{Doubt, Fingerprint, Kind, Log, Record};
+use crate::answers::Answers;
+use crate::audit::{Doubt, Kind, Log, Record};
 use crate::cache::{Cache, Filling, Lifetime};
 use crate::callers::Source;
 use crate::clock::Clock;
@@ -22,7 +23,7 @@ use crate::hash;
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
-use crate::words::RequestId;
+use crate::words::{Fingerprint, RequestId};
 
 const KEY: &str = "operator-key-of-this-test";
 const TOKEN: &str = "make-token-of-this-test";
@@ -136,6 +137,7 @@ fn gate(config: config::Config, clock: &Clock) -> Arc<Gate> {
     let token = Token::new(&SecretString::from(TOKEN)).unwrap();
     let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone()).unwrap();
     let engines = Engines {
+        answers: Answers::open(&config.audit.dir, &config.limits, clock.clone()).unwrap(),
         log,
         cache: Cache::new(&config.cache, config.limits.stored_bytes, clock.clone()),
         quota: Quota::open(

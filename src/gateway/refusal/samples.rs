@@ -40,6 +40,7 @@ fn of_callers() -> Vec<Refusal> {
 
 fn of_bounds() -> Vec<Refusal> {
     let (retry_after, limit) = (Duration::from_secs(5), 60);
+    let first = RequestId::parse(b"01jc").unwrap_or_else(|| RequestId::new(&Clock::system()));
     vec![
         Refusal::TooFast { retry_after },
         Refusal::TooMany { most: 64 },
@@ -50,7 +51,12 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::BodySlow,
         Refusal::BodyTooLarge { bytes_max: 1 << 20 },
         Refusal::NotJson,
-        Refusal::HeldInDoubt { first: RequestId::parse(b"01jc").unwrap_or_else(|| RequestId::new(&Clock::system())) },
+        Refusal::BadKey,
+        Refusal::HeldInDoubt { first },
+        Refusal::KeyRunning { first },
+        Refusal::KeyReused { first },
+        Refusal::KeyInDoubt { first },
+        Refusal::AnswerNotKept { first },
         Refusal::NoQuota { retry_after, limit },
         Refusal::QuotaQueueFull { retry_after, limit },
         Refusal::CannotRecord,

@@ -79,6 +79,10 @@ pub(super) fn limits() -> Limits {
         breaker_failures: 5,
         breaker_open: Duration::from_secs(5),
         breaker_open_max: Duration::from_secs(60),
+        idempotency_keys: 100_000,
+        idempotency_age: Duration::from_secs(24 * 3600),
+        idempotency_answer_bytes: 64 << 10,
+        idempotency_bytes: 256 << 20,
         drain: Duration::from_secs(25),
     }
 }

@@ -1,0 +1,156 @@
+//! Step 8 of writes, recognise: one that came before with its `Idempotency-Key`, or whose equal is in doubt
+//! (draft-ietf-httpapi-idempotency-key-header).
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::answer::{Body, Facts, Passed, Reply};
+use super::call::Call;
+use super::gate::Gate;
+use super::refusal::Refusal;
+use crate::answers::{Answer, Claim, Ended, Keyed, Known};
+use crate::audit::{self, Outcome};
+use crate::words::{Fingerprint, RequestId};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// Characters of the longest key.
+const KEY_MAX: usize = 255;
+
+/// What a write is by what came before it.
+pub(super) enum Recognised {
+    /// A new one, which may go on.
+    New(Identity),
+    /// One that has ended: how, and its answer once more.
+    Replayed(Outcome, Reply),
+}
+
+/// By what a write is recognised.
+#[derive(Debug)]
+pub(super) struct Identity {
+    /// What an equal write would have too.
+    pub(super) write: Fingerprint,
+    /// The right to its idempotency key, where it came with one.
+    pub(super) claim: Option<Claim>,
+}
+
+impl Identity {
+    /// An equal write of the same caller that is in doubt holds this one, unless this one's key says that it is another.
+    ///
+    /// # Errors
+    /// It is held.
+    pub(super) fn held(&self, gate: &Gate, call: &Call) -> Result<(), Refusal> {
+        let equal = || gate.log.doubts().held(&call.member.config.name, self.write);
+        match self.claim.is_none().then(equal).flatten() {
+            Some(first) => Err(Refusal::HeldInDoubt { first }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Recognises a write.
+///
+/// # Errors
+/// Its key is none, taken by another request, under way or in doubt; or its equal is in doubt.
+pub(super) async fn recognise(gate: &Gate, call: &Call, headers: &HeaderMap) -> Result<Recognised, Refusal> {
+    let caller = call.member.config.name.as_bytes();
+    let parts: [&[u8]; 4] =
+        [caller, call.row.id.as_bytes(), call.outgoing.target.as_bytes(), &call.outgoing.body];
+    let write = gate.log.fingerprint(&parts);
+    let Some(key) = key(headers)? else {
+        let identity = Identity { write, claim: None };
+        return identity.held(gate, call).map(|()| Recognised::New(identity));
+    };
+    let key = gate.log.fingerprint(&[b"idempotency", caller, key]);
+    let keyed = Keyed { key, write, request: call.id };
+    let known = gate.answers.claim(keyed).await.map_err(|_unavailable| Refusal::CannotRecord)?;
+    // In doubt comes before anything that is kept: an answer whose outcome is not on disk says less than who looked.
+    // The claim was there first, so that a write that fell into doubt meanwhile is seen here.
+    if let Some(first) = gate.log.doubts().keyed(key) {
+        return Err(Refusal::KeyInDoubt { first });
+    }
+    match known {
+        Known::New(claim) => Ok(Recognised::New(Identity { write, claim: Some(claim) })),
+        Known::Running { first } => Err(Refusal::KeyRunning { first }),
+        Known::Other { first } => Err(Refusal::KeyReused { first }),
+        Known::Ended { first, ended } => replay(first, ended),
+    }
+}
+
+/// The key, the same whether it comes as a string of structured fields (RFC 9651, section 3.3.3) or bare, as most clients write it.
+fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
+    let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = given.next() else { return Ok(None) };
+    if given.next().is_some() {
+        return Err(Refusal::BadKey);
+    }
+    let value = value.as_bytes().trim_ascii();
+    let (inner, spaces) = match value {
+        [b'"', inner @ .., b'"'] => (inner, true),
+        bare => (bare, false),
+    };
+    let plain = |byte: &u8| match byte {
+        b'"' | b'\\' => false,
+        b' ' => spaces,
+        other => other.is_ascii_graphic(),
+    };
+    let good = (1..=KEY_MAX).contains(&inner.len()) && inner.iter().all(plain);
+    if good { Ok(Some(inner)) } else { Err(Refusal::BadKey) }
+}
+
+/// The first answer again.
+fn replay(first: RequestId, ended: Ended) -> Result<Recognised, Refusal> {
+    let outcome = if ended.done { Outcome::Done } else { Outcome::Rejected };
+    let Answer { status, mut headers, body } = ended.answer.ok_or(Refusal::AnswerNotKept { first })?;
+    headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    let reply = Reply {
+        body: Body::Passed(Arc::new(Passed { status, headers, body, etag: None })),
+        cache: None,
+        how: audit::Answer::Replayed,
+        filled_by: Some(first),
+        facts: Facts::default(),
+        validated: false,
+    };
+    Ok(Recognised::Replayed(outcome, reply))
+}
+
+/// What is kept of a write that ended so; `None`: nothing, and its key is free again. An upstream that refuses for now (429),
+/// or refuses the gateway's token (401), says nothing about the write.
+pub(super) fn kept(outcome: Outcome, reply: &Result<Reply, Refusal>, facts: &Facts) -> Option<Ended> {
+    let for_now = facts.upstream_status.is_some_and(|status| matches!(status.as_u16(), 401 | 429));
+    let answer = reply.as_ref().ok().map(|reply| {
+        let (status, headers, body) = reply.body.parts();
+        Answer { status, headers: headers.clone(), body: body.clone() }
+    });
+    match outcome {
+        Outcome::Done => Some(Ended { done: true, answer }),
+        Outcome::Rejected if answer.is_some() && !for_now => Some(Ended { done: false, answer }),
+        Outcome::Rejected | Outcome::NotSent | Outcome::InDoubt => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key_of(values: &[&str]) -> Result<Option<String>, ()> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(IDEMPOTENCY_KEY, HeaderValue::from_str(value).unwrap());
+        }
+        key(&headers).map(|key| key.map(|key| String::from_utf8(key.to_vec()).unwrap())).map_err(drop)
+    }
+
+    #[test]
+    fn a_key_is_the_same_quoted_or_bare() {
+        assert_eq!(key_of(&[]), Ok(None));
+        assert_eq!(key_of(&["8e03978e"]), key_of(&["\"8e03978e\""]));
+        assert_eq!(key_of(&["\"a b\""]), Ok(Some("a b".to_owned())));
+        assert_eq!(key_of(&[&"k".repeat(255)]), Ok(Some("k".repeat(255))));
+        for bad in ["", "\"\"", "a b", "\"a", "a\"", "\"", "\"a\\\"b\"", "\"a\";p=1", "a,\tb", &"k".repeat(256)] {
+            assert_eq!(key_of(&[bad]), Err(()), "{bad:?}");
+        }
+        assert_eq!(key_of(&["a", "a"]), Err(()), "twice");
+    }
+}

@@ -116,8 +116,7 @@ impl Service {
         let operator = Door::bind(&config.operator.listen, None, &config.limits, &clock, &desk_tasks)
             .map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
-        let answers =
-            Answers::open(&config.audit.dir, &config.limits, clock.clone()).map_err(StartError::failed)?;
+        let answers = Answers::open(&config.audit.dir, &config.limits, clock.clone()).map_err(StartError::failed)?;
         let quota =
             Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());

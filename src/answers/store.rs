@@ -186,7 +186,8 @@ impl Reader {
 
     /// The row of this key, unless it is too old.
     pub(super) fn find(&self, key: &Fingerprint, now_ms: i64) -> rusqlite::Result<Option<Row>> {
-        let sql = "SELECT write, request, time_ms, done, status, headers, body FROM answers WHERE key = ?1 AND time_ms >= ?2";
+        let sql =
+            "SELECT write, request, time_ms, done, status, headers, body FROM answers WHERE key = ?1 AND time_ms >= ?2";
         let oldest = oldest_ms(self.age, now_ms);
         let mut find = self.connection.prepare_cached(sql)?;
         find.query_row(params![key.as_bytes().as_slice(), oldest], |row| row_of(*key, row)).optional()

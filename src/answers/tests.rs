@@ -38,9 +38,7 @@ async fn keep(answers: &Answers, key: &str, text: &str) {
 async fn kept(answers: &Answers, key: &str) -> Option<Option<String>> {
     match answers.claim(keyed(key, "write", "again")).await.unwrap() {
         Known::New(_) => None,
-        Known::Ended { ended, .. } => {
-            Some(ended.answer.map(|answer| String::from_utf8(answer.body.to_vec()).unwrap()))
-        }
+        Known::Ended { ended, .. } => Some(ended.answer.map(|answer| String::from_utf8(answer.body.to_vec()).unwrap())),
         other => panic!("{other:?}"),
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::words::Fingerprint;
 use super::line::write_text;
+use crate::words::Fingerprint;
 
 /// The most members: a write of more cannot be known again.
 const MEMBERS_MAX: usize = 16;

@@ -55,8 +55,7 @@ impl Identity {
 /// Its key is none, taken by another request, under way or in doubt; or its equal is in doubt.
 pub(super) async fn recognise(gate: &Gate, call: &Call, headers: &HeaderMap) -> Result<Recognised, Refusal> {
     let caller = call.member.config.name.as_bytes();
-    let parts: [&[u8]; 4] =
-        [caller, call.row.id.as_bytes(), call.outgoing.target.as_bytes(), &call.outgoing.body];
+    let parts: [&[u8]; 4] = [caller, call.row.id.as_bytes(), call.outgoing.target.as_bytes(), &call.outgoing.body];
     let write = gate.log.fingerprint(&parts);
     let Some(key) = key(headers)? else {
         let identity = Identity { write, claim: None };

@@ -16,6 +16,7 @@ mod p01_token;
 mod p02_scope;
 mod p03_fence;
 mod p04_doubts;
+mod p04_idempotency;
 mod p04_looks;
 mod p04_once;
 mod p05_crash;

@@ -4,6 +4,7 @@
 
 pub(crate) mod golden;
 pub(crate) mod hostile;
+pub(crate) mod process;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;

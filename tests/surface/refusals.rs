@@ -3,6 +3,7 @@
 
 mod before;
 mod bounds;
+mod keys;
 mod upstream;
 
 use std::collections::BTreeMap;

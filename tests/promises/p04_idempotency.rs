@@ -1,0 +1,259 @@
+//! Promise 4, by the caller's word: a write that comes again with its `Idempotency-Key` is answered as the first time, and
+//! nothing is sent twice, whatever happened between.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use makegate::clock::Clock;
+use makegate::sandbox::{Fault, FaultKind, Sandbox, Settings};
+use serde_json::Value;
+
+use crate::support::process::Home;
+use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, Reply, TOKEN, TOO, World, raw, send, with_key};
+
+const VARIABLES: &str = "/api/v2/organizations/11/variables";
+const NEW: &str = r#"{"name":"n","regionId":1,"timezoneId":1,"countryId":1}"#;
+
+async fn keyed(world: &World, caller: &str, key: &str, method: &str, target: &str, body: &str) -> Reply {
+    world.send(caller, method, target, &[&format!("idempotency-key: {key}")], body).await
+}
+
+async fn settle(world: &World, request: &str, how: &str) {
+    let key = format!("authorization: Bearer {OPERATOR}\r\n");
+    let operator = world.service.operator_addresses()[0];
+    send(operator, "POST", &format!("/doubts/{request}"), &key, &format!(r#"{{"as":"{how}"}}"#)).await.expect(200);
+}
+
+#[tokio::test]
+async fn the_first_answer_is_told_again_also_after_a_restart() {
+    let world = World::start().await;
+    let first = keyed(&world, ALL, "k-1", "POST", LIST, NEW).await.expect(200);
+    assert_eq!(first.header("idempotent-replayed"), None);
+    let intent = world.records().await.into_iter().find(|record| record["kind"] == "intent").unwrap();
+    assert!(!intent.to_string().contains("k-1") && intent["idempotency"].is_string(), "{intent}");
+    for restarted in [false, true] {
+        let world = if restarted { return after_restart(world, &first).await } else { &world };
+        same_again(world, &first).await;
+    }
+}
+
+async fn after_restart(world: World, first: &Reply) {
+    let world = world.restart().await;
+    same_again(&world, first).await;
+    assert_eq!(world.sandbox.effects("POST", LIST), 1);
+}
+
+async fn same_again(world: &World, first: &Reply) {
+    for key in ["k-1", "\"k-1\""] {
+        let again = keyed(world, ALL, key, "POST", LIST, NEW).await.expect(200);
+        assert_eq!(again.body, first.body);
+        assert_eq!(again.header("content-type"), first.header("content-type"));
+        assert_eq!(
+            (again.header("idempotent-replayed"), again.header("makegate-outcome")),
+            (Some("true"), Some("done"))
+        );
+        assert_ne!(again.header("x-request-id"), first.header("x-request-id"));
+        let record = world.last_record().await;
+        assert_eq!((&record["kind"], &record["answer"]), (&"request".into(), &"replayed".into()), "{record}");
+        assert_eq!(record["filled_by"].as_str(), first.header("x-request-id"), "{record}");
+    }
+    assert_eq!(world.received("POST", LIST), 1);
+}
+
+#[tokio::test]
+async fn a_key_belongs_to_one_request_of_one_caller() {
+    let world = World::start().await;
+    let first = keyed(&world, ALL, "k", "POST", LIST, NEW).await.expect(200);
+    for (method, target, body) in [("POST", LIST, "{\"name\":\"other\"}"), ("PATCH", ORG, NEW), ("DELETE", ORG, "")] {
+        let refused = keyed(&world, ALL, "k", method, target, body).await.refused(422, "MG163");
+        assert!(refused.text().contains(first.header("x-request-id").unwrap()));
+        assert_eq!(refused.header("makegate-outcome"), None);
+    }
+    keyed(&world, TOO, "k", "POST", LIST, NEW).await.expect(200);
+    assert_eq!(world.sandbox.effects("POST", LIST), 2, "another caller's key is another key");
+}
+
+#[tokio::test]
+async fn a_replay_is_for_who_may_write_at_that_moment() {
+    let lines = |grants: &str| format!("grants = [{grants}]\nrate = \"600/min\"");
+    let world = Plan::default().caller("passing", &lines("\"*\"")).start().await;
+    keyed(&world, "passing", "k", "POST", LIST, NEW).await.expect(200);
+    let text = std::fs::read_to_string(world.file()).unwrap();
+    let at = text.find("name = \"passing\"").unwrap();
+    let (before, own) = text.split_at(at);
+    std::fs::write(world.file(), format!("{before}{}", own.replace("\"*\"", "\"organizations:read\""))).unwrap();
+    world.service.reload().await.unwrap();
+    keyed(&world, "passing", "k", "POST", LIST, NEW).await.refused(403, "MG131");
+}
+
+#[tokio::test]
+async fn while_the_first_is_under_way_the_second_waits_its_turn_elsewhere() {
+    let world = World::start().await;
+    world.sandbox.fault(Fault::once("POST", LIST, FaultKind::Latency { ms: 300 }));
+    let first = keyed(&world, ALL, "k", "POST", LIST, NEW);
+    let second = async {
+        while world.received("POST", LIST) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let other = keyed(&world, ALL, "k", "POST", LIST, "{}").await;
+        (keyed(&world, ALL, "k", "POST", LIST, NEW).await, other)
+    };
+    let (first, (second, other)) = tokio::join!(first, second);
+    assert!(second.refused(409, "MG162").text().contains(first.expect(200).header("x-request-id").unwrap()));
+    other.refused(422, "MG163");
+    keyed(&world, ALL, "k", "POST", LIST, NEW).await.expect(200);
+    assert_eq!(world.received("POST", LIST), 1);
+}
+
+#[tokio::test]
+async fn in_doubt_its_key_is_held_until_somebody_settles_it_and_a_new_key_overrides() {
+    let world = Plan::default().set("upstream", "look = false").start().await;
+    let doubt = async |world: &World, key: &str, body: &str| {
+        world.sandbox.fault(Fault::once("POST", LIST, FaultKind::Reset { effect: true }));
+        let first = keyed(world, ALL, key, "POST", LIST, body).await.refused(502, "MG222");
+        first.header("x-request-id").unwrap().to_owned()
+    };
+    let two = &NEW.replace("\"n\"", "\"m\"");
+    let one = NEW;
+    let (first, second) = (doubt(&world, "k-1", one).await, doubt(&world, "k-2", two).await);
+    let world = world.restart().await;
+    assert!(keyed(&world, ALL, "k-1", "POST", LIST, one).await.refused(409, "MG164").text().contains(&first));
+    assert!(world.post(ALL, LIST, one).await.refused(409, "MG161").text().contains(&first));
+    assert_eq!(world.received("POST", LIST), 2);
+    keyed(&world, ALL, "k-3", "POST", LIST, one).await.expect(200);
+    // Done: its key never runs again. Not done: it does.
+    settle(&world, &first, "done").await;
+    settle(&world, &second, "not-done").await;
+    let world = world.restart().await;
+    assert!(keyed(&world, ALL, "k-1", "POST", LIST, one).await.refused(409, "MG165").text().contains(&first));
+    keyed(&world, ALL, "k-2", "POST", LIST, two).await.expect(200);
+    assert_eq!(world.received("POST", LIST), 4);
+}
+
+#[tokio::test]
+async fn what_the_upstream_rejected_is_told_again_but_not_what_says_nothing_of_the_write() {
+    let world = World::start().await;
+    world.sandbox.fault(Fault::once("POST", LIST, FaultKind::status(422)));
+    let first = keyed(&world, ALL, "bad", "POST", LIST, NEW).await.expect(422);
+    let again = keyed(&world, ALL, "bad", "POST", LIST, NEW).await.expect(422);
+    assert_eq!((&again.body, again.header("makegate-outcome")), (&first.body, Some("rejected")));
+    assert_eq!(world.received("POST", LIST), 1);
+    for status in [429, 401] {
+        world.sandbox.reset();
+        let key = format!("k-{status}");
+        world.sandbox.fault(Fault::once("POST", LIST, FaultKind::status(status).with_header("retry-after", "120")));
+        assert!(keyed(&world, ALL, &key, "POST", LIST, NEW).await.status >= 400);
+        assert_eq!(world.sandbox.effects("POST", LIST), 0);
+        world.service.gate().quota.configure(makegate::quota::Settings {
+            setting: makegate::config::QuotaSetting::PerMinute(100_000),
+            queue_per_caller: 50,
+        });
+        world.clock.advance(Duration::from_secs(601));
+        keyed(&world, ALL, &key, "POST", LIST, NEW).await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_was_never_sent_leaves_its_key_free() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let world = Plan::default().upstream(format!("http://{port}")).start().await;
+    for _ in 0..2 {
+        let answer = keyed(&world, ALL, "k", "POST", LIST, NEW).await.refused(502, "MG201");
+        assert_eq!(answer.header("makegate-outcome"), Some("not-sent"));
+    }
+}
+
+#[tokio::test]
+async fn a_lost_or_large_answer_is_not_sent_again_for() {
+    let world = Plan::default().set("limits", "idempotency_answer_bytes = \"64B\"").start().await;
+    keyed(&world, ALL, "large", "POST", LIST, NEW).await.expect(200);
+    keyed(&world, ALL, "large", "POST", LIST, NEW).await.refused(409, "MG165");
+    world.sandbox.fault(Fault::once("POST", LIST, FaultKind::Cut { after_bytes: 3 }));
+    keyed(&world, ALL, "cut", "POST", LIST, NEW).await.refused(502, "MG223");
+    keyed(&world, ALL, "cut", "POST", LIST, NEW).await.refused(409, "MG165");
+    assert_eq!(world.received("POST", LIST), 2);
+}
+
+#[tokio::test]
+async fn a_key_that_is_none_is_refused_and_reads_need_none() {
+    let world = World::start().await;
+    for bad in ["", "a b", "\"open", &"k".repeat(256)] {
+        keyed(&world, ALL, bad, "POST", LIST, NEW).await.refused(400, "MG157");
+    }
+    let twice = ["idempotency-key: a", "idempotency-key: b"];
+    world.send(ALL, "POST", LIST, &twice, NEW).await.refused(400, "MG157");
+    assert_eq!(world.received("POST", LIST), 0);
+    keyed(&world, ALL, "a b", "GET", ORG, "").await.expect(200);
+}
+
+/// Clients that send every write again with its key until they have an answer, against a gateway that is killed all the
+/// while: each write is done at most once, and whoever has an answer has the one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_moment_a_key_is_done_once_and_answered_alike() {
+    let settings =
+        Settings { token: TOKEN.to_owned(), api_limit: 1_000_000, account_limit: 1_000_000, ..Settings::default() };
+    let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap();
+    let plan = Plan::default().set("upstream", "quota = \"1000000/min\"\nlook = false");
+    let home = Home::new(&plan, &format!("http://{}", sandbox.address()));
+    let mut answers: HashMap<String, String> = HashMap::new();
+    for round in 0..8_u64 {
+        let process = home.serve().await;
+        let gateway = home.gateway;
+        let clients: Vec<_> = (0..4)
+            .map(|client| tokio::spawn(async move { insist(gateway, &format!("v_{round}_{client}")).await }))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(40 + 25 * round)).await;
+        drop(process);
+        for client in clients {
+            answers.extend(client.await.unwrap());
+        }
+    }
+    let _process = home.serve().await;
+    let mut doubts = 0;
+    for received in sandbox.received_of("POST", VARIABLES) {
+        let name = serde_json::from_str::<Value>(&received.body).unwrap()["name"].as_str().unwrap().to_owned();
+        let again = post(home.gateway, &name).await.unwrap();
+        match answers.get(&name) {
+            Some(first) => assert_eq!((again.status, again.text()), (200, &**first), "{name}"),
+            // Nobody had an answer: it is the first one's that was kept, or in doubt.
+            None if again.status == 200 => assert_eq!(again.header("idempotent-replayed"), Some("true")),
+            None => {
+                again.refused(409, "MG164");
+                doubts += 1;
+            }
+        }
+    }
+    let effects = sandbox.effects("POST", VARIABLES);
+    let mut names: Vec<String> = sandbox.received_of("POST", VARIABLES).into_iter().map(|r| r.body).collect();
+    names.sort();
+    names.dedup();
+    println!("{} answered, {doubts} in doubt, {effects} effects", answers.len());
+    assert_eq!(effects, names.len(), "a write was done twice");
+    assert!(answers.len() > 30, "only {} writes were answered: the test proves little", answers.len());
+}
+
+/// Writes one after the other, each once more with its key; what was answered.
+async fn insist(gateway: std::net::SocketAddr, prefix: &str) -> Vec<(String, String)> {
+    let mut answered = Vec::new();
+    for number in 0..500 {
+        let name = format!("{prefix}_{number}");
+        let Some(first) = post(gateway, &name).await else { return answered };
+        assert_eq!(first.status, 200, "{first:?}");
+        answered.push((name.clone(), first.text().to_owned()));
+        let Some(again) = post(gateway, &name).await else { return answered };
+        assert_eq!((again.text(), again.header("idempotent-replayed")), (first.text(), Some("true")));
+    }
+    answered
+}
+
+async fn post(gateway: std::net::SocketAddr, name: &str) -> Option<Reply> {
+    tokio::net::TcpStream::connect(gateway).await.ok()?;
+    let headers = with_key(ALL, &[&format!("idempotency-key: {name}")]);
+    let body = format!(r#"{{"typeId":2,"name":"{name}","value":"x"}}"#);
+    let request = format!(
+        "POST {VARIABLES} HTTP/1.1\r\nhost: x\r\n{headers}content-type: application/json\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    raw(gateway, &request).await
+}

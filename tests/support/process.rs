@@ -1,0 +1,68 @@
+//! The real binary, that tests start and kill.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::{OPERATOR, Plan, TOKEN};
+
+/// A running `makegate serve` of a folder; dropped, it is killed (SIGKILL).
+pub(crate) struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _gone = self.0.kill();
+        self.0.wait().unwrap();
+    }
+}
+
+/// A folder with a configuration, whose doors stay the same over all its processes.
+pub(crate) struct Home {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) gateway: SocketAddr,
+    pub(crate) operator: SocketAddr,
+}
+
+impl Home {
+    /// The plan's configuration, with this upstream.
+    pub(crate) fn new(plan: &Plan, upstream: &str) -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap(), gateway: free_port(), operator: free_port() };
+        std::fs::write(home.path().join("token"), TOKEN).unwrap();
+        std::fs::write(home.path().join("operator"), OPERATOR).unwrap();
+        let doors = [home.gateway, home.operator];
+        let text =
+            doors.iter().fold(plan.text(upstream), |text, door| text.replacen("127.0.0.1:0", &door.to_string(), 1));
+        std::fs::write(home.path().join("makegate.toml"), text).unwrap();
+        home
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts it, and waits until it lets callers in.
+    pub(crate) async fn serve(&self) -> Process {
+        let log = std::fs::File::options().create(true).append(true).open(self.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_makegate"))
+            .args(["serve", "--config"])
+            .arg(self.path().join("makegate.toml"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let child = Process(child);
+        for _ in 0..1000 {
+            if tokio::net::TcpStream::connect(self.gateway).await.is_ok() {
+                return child;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it does not start: {}", std::fs::read_to_string(self.path().join("log")).unwrap());
+    }
+}
+
+fn free_port() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}

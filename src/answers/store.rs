@@ -120,6 +120,18 @@ impl Writer {
         self.connection.execute_batch(sql).unwrap();
     }
 
+    #[cfg(test)]
+    pub(super) fn pragma_for_test(&self, name: &str) -> String {
+        let value: rusqlite::types::Value = self.connection.pragma_query_value(None, name, |row| row.get(0)).unwrap();
+        match value {
+            rusqlite::types::Value::Integer(number) => number.to_string(),
+            rusqlite::types::Value::Text(text) => text,
+            rusqlite::types::Value::Null | rusqlite::types::Value::Real(_) | rusqlite::types::Value::Blob(_) => {
+                String::new()
+            }
+        }
+    }
+
     /// How many rows there are.
     pub(super) const fn rows(&self) -> u64 {
         self.rows

@@ -24,10 +24,9 @@ fn ended(text: &str) -> Ended {
 }
 
 async fn claim(answers: &Answers, keyed: Keyed) -> Claim {
-    match answers.claim(keyed).await.unwrap() {
-        Known::New(claim) => claim,
-        other => panic!("{other:?}"),
-    }
+    let known = answers.claim(keyed).await.unwrap();
+    let Known::New(claim) = known else { panic!("{known:?}") };
+    claim
 }
 
 async fn keep(answers: &Answers, key: &str, text: &str) {
@@ -39,7 +38,7 @@ async fn kept(answers: &Answers, key: &str) -> Option<Option<String>> {
     match answers.claim(keyed(key, "write", "again")).await.unwrap() {
         Known::New(_) => None,
         Known::Ended { ended, .. } => Some(ended.answer.map(|answer| String::from_utf8(answer.body.to_vec()).unwrap())),
-        other => panic!("{other:?}"),
+        known @ (Known::Running { .. } | Known::Other { .. }) => panic!("{known:?}"),
     }
 }
 
@@ -69,10 +68,9 @@ async fn a_key_runs_then_has_an_answer_also_after_a_restart() {
     assert!(matches!(other, Known::Other { first } if first.as_str() == "r-1"), "{other:?}");
     first.end(ended("paid")).await;
     for answers in [answers, bed.open(|_| {})] {
-        match answers.claim(keyed("k", "pay 1", "r-4")).await.unwrap() {
-            Known::Ended { first, ended: found } => assert_eq!((first.as_str(), found), ("r-1", ended("paid"))),
-            other => panic!("{other:?}"),
-        }
+        let known = answers.claim(keyed("k", "pay 1", "r-4")).await.unwrap();
+        let Known::Ended { first, ended: found } = known else { panic!("{known:?}") };
+        assert_eq!((first.as_str(), found), ("r-1", ended("paid")));
         let other = answers.claim(keyed("k", "pay 2", "r-5")).await.unwrap();
         assert!(matches!(other, Known::Other { first } if first.as_str() == "r-1"), "{other:?}");
         assert_eq!(answers.kept(), 1);
@@ -98,6 +96,15 @@ async fn the_answers_are_readable_by_their_owner_alone() {
         let entry = entry.unwrap();
         assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
     }
+}
+
+#[test]
+fn a_change_is_durable_when_it_returns() {
+    let bed = Bed::new();
+    let answers = bed.open(|_| {});
+    let writer = answers.shared.writer.lock().unwrap();
+    assert_eq!(writer.pragma_for_test("synchronous"), "2", "FULL: every commit is synced");
+    assert_eq!(writer.pragma_for_test("journal_mode"), "wal");
 }
 
 #[tokio::test]

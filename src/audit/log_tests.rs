@@ -203,9 +203,9 @@ async fn segments_are_sealed_and_each_begins_with_the_tree_before_it() {
         let text = std::fs::read_to_string(segment::path(&settings.dir, first)).unwrap();
         for (at, line) in text.lines().enumerate() {
             if at == 0 {
-                let head = segment::Head::parse(line.as_bytes(), first).unwrap();
-                assert_eq!(head.tree, tree);
-                assert_eq!(head.open.list().len(), usize::from(first > 1), "the open write is named");
+                let opening = segment::Opening::parse(line.as_bytes(), first).unwrap();
+                assert_eq!(opening.tree, tree);
+                assert_eq!(opening.open.list().len(), usize::from(first > 1), "the open write is named");
             }
             tree.push(leaf(line.as_bytes()));
         }

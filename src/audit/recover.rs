@@ -14,7 +14,7 @@ use super::doubts::Doubt;
 use super::open::OpenWrites;
 use super::proof::heads;
 use super::seen::Seen;
-use super::segment::{self, Head, NoHead};
+use super::segment::{self, NoOpening, Opening};
 use super::tree::{self, Hash, Tree};
 
 /// Records that may be missing in one spot; a number further on is damage itself.
@@ -49,8 +49,8 @@ pub(crate) struct Start {
     pub(crate) tree: Tree,
     /// The writes that are open.
     pub(crate) open: OpenWrites,
-    /// The last segment and its head, if it can be gone on with.
-    pub(crate) resume: Option<(u64, Head)>,
+    /// The last segment and its opening, if it can be gone on with.
+    pub(crate) resume: Option<(u64, Opening)>,
     /// The last segment.
     pub(crate) last: Option<u64>,
     /// Its leaves.
@@ -65,7 +65,7 @@ pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
     let signed = heads::stored(dir).map(|head| head.size);
     let mut scan = Scan { clean: true, signed, ..Scan::default() };
     drop_stillborn(dir, &mut segments, &mut scan)?;
-    let begin = newest_with_head(dir, &segments, &mut scan)?;
+    let begin = newest_with_opening(dir, &segments, &mut scan)?;
     scan.look_at_size();
     for (at, first) in segments.iter().enumerate().skip(begin) {
         scan.read_segment(dir, *first, segments.get(at + 1).copied())?;
@@ -81,7 +81,7 @@ pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
         clean,
         records: scan.tree.size(),
     };
-    let resume = segments.last().copied().zip(scan.head.filter(|_| clean));
+    let resume = segments.last().copied().zip(scan.opening.filter(|_| clean));
     let (leaves, root_at_head) = (scan.leaves, scan.root_at_head);
     let last = segments.last().copied();
     Ok((Start { tree: scan.tree, open: scan.open, resume, last, leaves, root_at_head }, recovered))
@@ -95,7 +95,7 @@ pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
 pub fn doubts_in(dir: &Path) -> Result<Vec<Doubt>, OpenError> {
     let segments = segment::list(dir).map_err(while_doing("cannot read the audit folder", dir))?;
     let mut scan = Scan::default();
-    let begin = newest_with_head(dir, &segments, &mut scan)?;
+    let begin = newest_with_opening(dir, &segments, &mut scan)?;
     for (at, first) in segments.iter().enumerate().skip(begin) {
         let path = segment::path(dir, *first);
         let end = segments.get(at + 1).copied();
@@ -143,10 +143,10 @@ fn plausible(seq: u64, expected: u64) -> bool {
 }
 
 /// The index of the newest segment that begins well; of the oldest one when none does.
-fn newest_with_head(dir: &Path, segments: &[u64], scan: &mut Scan) -> Result<usize, OpenError> {
+fn newest_with_opening(dir: &Path, segments: &[u64], scan: &mut Scan) -> Result<usize, OpenError> {
     for (at, first) in segments.iter().enumerate().rev() {
-        if let Some(head) = read_head(dir, *first)? {
-            (scan.tree, scan.open) = (head.tree.clone(), head.open.clone());
+        if let Some(opening) = read_opening(dir, *first)? {
+            (scan.tree, scan.open) = (opening.tree.clone(), opening.open.clone());
             return Ok(at);
         }
     }
@@ -157,7 +157,7 @@ fn newest_with_head(dir: &Path, segments: &[u64], scan: &mut Scan) -> Result<usi
 }
 
 /// What the segment's first record says; `None`: it is damaged.
-pub(crate) fn read_head(dir: &Path, first: u64) -> Result<Option<Head>, OpenError> {
+pub(crate) fn read_opening(dir: &Path, first: u64) -> Result<Option<Opening>, OpenError> {
     let path = segment::path(dir, first);
     let read = || -> io::Result<Vec<u8>> {
         let mut lines = Lines::new(File::open(&path)?);
@@ -165,10 +165,10 @@ pub(crate) fn read_head(dir: &Path, first: u64) -> Result<Option<Head>, OpenErro
         Ok(std::mem::take(&mut lines.text))
     };
     let line = read().map_err(while_doing("cannot read the segment", &path))?;
-    match Head::parse(&line, first) {
-        Ok(head) => Ok(Some(head)),
-        Err(NoHead::Damaged) => Ok(None),
-        Err(NoHead::Newer(format)) => Err(OpenError::Newer { path, format }),
+    match Opening::parse(&line, first) {
+        Ok(opening) => Ok(Some(opening)),
+        Err(NoOpening::Damaged) => Ok(None),
+        Err(NoOpening::Newer(format)) => Err(OpenError::Newer { path, format }),
     }
 }
 
@@ -177,7 +177,7 @@ pub(crate) fn read_head(dir: &Path, first: u64) -> Result<Option<Head>, OpenErro
 struct Scan {
     tree: Tree,
     open: OpenWrites,
-    head: Option<Head>,
+    opening: Option<Opening>,
     cut_bytes: u64,
     quarantined: Vec<PathBuf>,
     missing: u64,
@@ -191,7 +191,7 @@ impl Scan {
     /// Reads one segment up to `end`, where the next one begins.
     fn read_segment(&mut self, dir: &Path, first: u64, end: Option<u64>) -> Result<(), OpenError> {
         let path = segment::path(dir, first);
-        self.head = read_head(dir, first)?;
+        self.opening = read_opening(dir, first)?;
         self.leaves.clear();
         let damage = self.read_lines(&path, end).map_err(while_doing("cannot read the segment", &path))?;
         let short = end.is_some_and(|end| self.tree.size() + 1 < end);

@@ -89,8 +89,8 @@ async fn damage_in_the_middle_is_kept_and_the_log_goes_on_after_the_last_record(
     log.close().await;
     assert_eq!(fs::read(&path).unwrap(), damaged);
     assert_eq!(segment::list(&settings.dir).unwrap(), [1, records + 1]);
-    let head = recover::read_head(&settings.dir, records + 1).unwrap().unwrap();
-    assert_eq!(head.tree.size(), records);
+    let opening = recover::read_opening(&settings.dir, records + 1).unwrap().unwrap();
+    assert_eq!(opening.tree.size(), records);
     let text = fs::read_to_string(segment::path(&settings.dir, records + 1)).unwrap();
     assert!(text.contains("\"event\":\"quarantined\""), "{text}");
 }
@@ -142,9 +142,9 @@ async fn a_later_segment_makes_the_tail_before_it_void() {
     let mut tail = Vec::new();
     line::render(&void, next, 8192, &mut tail);
     tail.push(b'\n');
-    let head = segment::Head { tree: start.tree, open: start.open, time: void.time };
+    let opening = segment::Opening { tree: start.tree, open: start.open, time: void.time };
     fs::write(&path, [whole, tail].concat()).unwrap();
-    fs::write(segment::path(&settings.dir, next), [head.render().as_slice(), b"\n"].concat()).unwrap();
+    fs::write(segment::path(&settings.dir, next), [opening.render().as_slice(), b"\n"].concat()).unwrap();
     let (log, recovered) = open(&settings, &Clock::system()).await;
     assert_eq!(recovered.doubts.iter().map(|doubt| doubt.request).collect::<Vec<_>>(), [id("last")]);
     assert_eq!((recovered.quarantined.len(), recovered.records), (0, next));

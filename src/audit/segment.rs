@@ -50,7 +50,7 @@ pub(crate) fn after(dir: &Path, segment: u64) -> io::Result<Option<u64>> {
 
 /// What a segment's first record says.
 #[derive(Clone, Debug)]
-pub(crate) struct Head {
+pub(crate) struct Opening {
     /// The tree over all records before this segment.
     pub(crate) tree: Tree,
     /// The writes that are open before this segment.
@@ -59,9 +59,9 @@ pub(crate) struct Head {
     pub(crate) time: Timestamp,
 }
 
-/// Why a line is no [`Head`].
+/// Why a line is no [`Opening`].
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum NoHead {
+pub(crate) enum NoOpening {
     /// It is damaged, or another record.
     Damaged,
     /// A newer makegate wrote it, in this format.
@@ -87,7 +87,7 @@ struct Version {
     format: u32,
 }
 
-impl Head {
+impl Opening {
     /// Its line, without the newline. Its sequence number is the tree's size plus one.
     pub(crate) fn render(&self) -> Vec<u8> {
         let stored = Stored {
@@ -106,13 +106,13 @@ impl Head {
     }
 
     /// Reads the first line of the segment that begins with `first`.
-    pub(crate) fn parse(line: &[u8], first: u64) -> Result<Self, NoHead> {
-        let version: Version = serde_json::from_slice(line).map_err(|_| NoHead::Damaged)?;
+    pub(crate) fn parse(line: &[u8], first: u64) -> Result<Self, NoOpening> {
+        let version: Version = serde_json::from_slice(line).map_err(|_| NoOpening::Damaged)?;
         if version.event == "segment" && version.format > FORMAT {
-            return Err(NoHead::Newer(version.format));
+            return Err(NoOpening::Newer(version.format));
         }
-        let stored: Stored = serde_json::from_slice(line).map_err(|_| NoHead::Damaged)?;
-        Self::checked(stored, first).ok_or(NoHead::Damaged)
+        let stored: Stored = serde_json::from_slice(line).map_err(|_| NoOpening::Damaged)?;
+        Self::checked(stored, first).ok_or(NoOpening::Damaged)
     }
 
     fn checked(stored: Stored, first: u64) -> Option<Self> {
@@ -132,19 +132,19 @@ mod tests {
     use crate::words::RequestId;
 
     #[test]
-    fn head_reads_back_what_it_wrote() {
+    fn opening_reads_back_what_it_wrote() {
         let mut tree = Tree::default();
         (0..5_u8).for_each(|n| tree.push(leaf(&[n])));
         let mut open = OpenWrites::default();
         let time: Timestamp = "2026-07-01T12:00:00.000001Z".parse().unwrap();
         let request = RequestId::parse(b"w-1");
         open.apply(3, &Record { request, organization: Some(11), ..Record::new(Kind::Intent, time) });
-        let line = Head { tree: tree.clone(), open: open.clone(), time }.render();
-        let head = Head::parse(&line, 6).unwrap();
-        assert_eq!((head.tree, head.open, head.time), (tree, open, time));
-        assert_eq!(Head::parse(&line, 7).unwrap_err(), NoHead::Damaged);
+        let line = Opening { tree: tree.clone(), open: open.clone(), time }.render();
+        let opening = Opening::parse(&line, 6).unwrap();
+        assert_eq!((opening.tree, opening.open, opening.time), (tree, open, time));
+        assert_eq!(Opening::parse(&line, 7).unwrap_err(), NoOpening::Damaged);
         let newer = String::from_utf8(line).unwrap().replace("\"format\":1", "\"format\":2");
-        assert_eq!(Head::parse(newer.as_bytes(), 6).unwrap_err(), NoHead::Newer(2));
+        assert_eq!(Opening::parse(newer.as_bytes(), 6).unwrap_err(), NoOpening::Newer(2));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use super::record::{Kind, Record};
 use super::recover::{self, Recovered, STOP, Start};
 use super::reserve::Reserve;
 use super::retention::Retention;
-use super::segment::{self, Head};
+use super::segment::{self, Opening};
 use super::tree::{self, Hash, Tree};
 use crate::config;
 
@@ -129,15 +129,16 @@ impl Writer {
     }
 
     /// Goes on with the last segment after a clean stop. If it cannot be opened, a new one is as good.
-    fn resume(&mut self, resume: Option<(u64, Head)>) {
-        let Some((first, head)) = resume else { return };
+    fn resume(&mut self, resume: Option<(u64, Opening)>) {
+        let Some((first, opening)) = resume else { return };
         let path = segment::path(&self.shared.dir, first);
         let opened =
             File::options().append(true).open(&path).and_then(|file| file.metadata().map(|about| (file, about)));
         if let Ok((file, about)) = opened {
             let identity = disk::identity(&about);
             let leaves = leaves::resume(&self.shared.dir, first).ok();
-            self.active = Some(Active { first, path, file, identity, length: about.len(), begun: head.time, leaves });
+            self.active =
+                Some(Active { first, path, file, identity, length: about.len(), begun: opening.time, leaves });
         }
     }
 
@@ -281,8 +282,8 @@ impl Writer {
     }
 
     fn render_head(&mut self, tree: &mut Tree) {
-        let head = Head { tree: tree.clone(), open: self.open.clone(), time: self.shared.clock.wall() };
-        self.rendered.extend_from_slice(&head.render());
+        let opening = Opening { tree: tree.clone(), open: self.open.clone(), time: self.shared.clock.wall() };
+        self.rendered.extend_from_slice(&opening.render());
         self.end_line(0, tree);
     }
 

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::Path;
 
-use super::super::recover::read_head;
+use super::super::recover::read_opening;
 use super::super::segment;
 use super::super::tree::{Hash, Tree, node};
 use super::leaves;
@@ -95,8 +95,8 @@ impl<'d> Folder<'d> {
     /// The folder cannot be read.
     pub(crate) fn open(dir: &'d Path) -> io::Result<Self> {
         let opening = |first| {
-            let head = read_head(dir, first).map_err(|error| io::Error::other(error.to_string()))?;
-            Ok((first, head.map(|head| head.tree)))
+            let opening = read_opening(dir, first).map_err(|error| io::Error::other(error.to_string()))?;
+            Ok((first, opening.map(|opening| opening.tree)))
         };
         Ok(Self { dir, segments: segment::list(dir)?.into_iter().map(opening).collect::<io::Result<_>>()? })
     }

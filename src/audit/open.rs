@@ -44,6 +44,11 @@ impl OpenWrites {
         all
     }
 
+    /// The open write of this request.
+    pub(crate) fn get(&self, request: &RequestId) -> Option<&OpenWrite> {
+        self.writes.get(request)
+    }
+
     /// Goes on by a record that was just stored.
     pub(crate) fn apply(&mut self, seq: u64, record: &Record) {
         let Some(request) = record.request else { return };

@@ -265,7 +265,7 @@ fn cut(path: &Path, length: u64) -> io::Result<u64> {
 }
 
 /// A file's lines with their places.
-struct Lines {
+pub(crate) struct Lines {
     reader: BufReader<File>,
     offset: u64,
     text: Vec<u8>,
@@ -273,17 +273,17 @@ struct Lines {
 
 /// Where a line is, and whether it ends in a newline.
 #[derive(Clone, Copy, Debug)]
-struct Place {
-    offset: u64,
-    complete: bool,
+pub(crate) struct Place {
+    pub(crate) offset: u64,
+    pub(crate) complete: bool,
 }
 
 impl Lines {
-    fn new(file: File) -> Self {
+    pub(crate) fn new(file: File) -> Self {
         Self { reader: BufReader::with_capacity(64 << 10, file), offset: 0, text: Vec::new() }
     }
 
-    fn next(&mut self) -> io::Result<Option<Place>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<Place>> {
         self.text.clear();
         let length = self.reader.read_until(b'\n', &mut self.text)?;
         if length == 0 {
@@ -296,7 +296,7 @@ impl Lines {
     }
 
     /// The line, without its newline.
-    fn text(&self) -> &[u8] {
+    pub(crate) fn text(&self) -> &[u8] {
         &self.text
     }
 }

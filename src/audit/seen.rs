@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::marks::Marks;
 
@@ -35,6 +36,8 @@ pub(crate) struct Seen<'l> {
     #[serde(borrow)]
     pub(crate) idempotency: Option<Cow<'l, str>>,
     pub(crate) marks: Option<Marks>,
+    #[serde(borrow)]
+    pub(crate) fields: Option<&'l RawValue>,
 }
 
 impl<'l> Seen<'l> {

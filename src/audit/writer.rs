@@ -259,7 +259,7 @@ impl Writer {
         self.rendered.clear();
         self.leaves.clear();
         if self.active.is_none() {
-            self.render_head(&mut tree);
+            self.render_opening(&mut tree);
         }
         let first = tree.size() + 1;
         for entry in batch {
@@ -281,7 +281,7 @@ impl Writer {
         Ok(Stored { tree, first, length })
     }
 
-    fn render_head(&mut self, tree: &mut Tree) {
+    fn render_opening(&mut self, tree: &mut Tree) {
         let opening = Opening { tree: tree.clone(), open: self.open.clone(), time: self.shared.clock.wall() };
         self.rendered.extend_from_slice(&opening.render());
         self.end_line(0, tree);

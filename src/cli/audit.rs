@@ -16,6 +16,7 @@ use super::output::Format;
 use super::process::{self, When};
 use super::records::Records;
 use super::source::{Source, Where};
+use super::verify::{HeadCommand, Verify};
 use crate::audit::{self, Filter, FollowFiles};
 use crate::clock::Clock;
 
@@ -24,7 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Records that are asked of a running gateway at a time.
 const PAGE: usize = 1000;
 
-/// Reads the log.
+/// Reads the log, and verifies it.
 ///
 /// It says who did what, when, with what outcome. Records come from the log's files (--config) or from a running makegate (--url). A table shows what matters most; json
 /// (one object a line) and csv show all.
@@ -33,7 +34,8 @@ const PAGE: usize = 1000;
 Examples:
   makegate audit query --config makegate.toml --since 1h --status 4xx
   makegate audit follow --url http://127.0.0.1:8081 --caller dashboard
-  makegate audit export --config makegate.toml --since 30d -o csv --output june.csv")]
+  makegate audit export --config makegate.toml --since 30d -o csv --output june.csv
+  makegate audit verify audit/ --head 2026-06-30.head")]
 pub(super) struct Audit {
     #[command(subcommand)]
     command: Command,
@@ -44,6 +46,8 @@ enum Command {
     Query(Query),
     Follow(Follow),
     Export(Export),
+    Verify(Verify),
+    Head(HeadCommand),
 }
 
 /// Shows records, newest first.
@@ -186,6 +190,8 @@ impl Audit {
             Command::Query(query) => query.run(color),
             Command::Follow(follow) => follow.run(color),
             Command::Export(export) => export.run(color),
+            Command::Verify(verify) => verify.run(),
+            Command::Head(head) => head.run(color),
         }
     }
 }

@@ -19,6 +19,7 @@ mod sandbox;
 mod serve;
 mod show;
 mod source;
+mod verify;
 
 use std::io::Write as _;
 use std::path::PathBuf;

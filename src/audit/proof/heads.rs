@@ -39,8 +39,19 @@ pub(crate) fn keys_path(dir: &Path) -> PathBuf {
     dir.join(KEYS)
 }
 
-/// The newest head that is stored; `None`: there is none that can be read.
-pub(crate) fn stored(dir: &Path) -> Option<Head> {
+/// Where a head is that a start found wrong.
+pub(crate) fn refuted_path(dir: &Path) -> PathBuf {
+    dir.join(REFUTED)
+}
+
+/// Where the key is that signs, its public half.
+pub(crate) fn public_path(dir: &Path) -> PathBuf {
+    dir.join(PUBLIC)
+}
+
+/// The newest head that is stored in this folder; `None`: there is none that can be read.
+#[must_use]
+pub fn stored(dir: &Path) -> Option<Head> {
     fs::read_to_string(path(dir)).ok().and_then(|note| Head::parse(&note))
 }
 

@@ -58,3 +58,34 @@ fn of_lines(dir: &Path, first: u64, from: u64, count: usize) -> io::Result<Vec<H
         lines.skip(skipped).take(count).map(|line| Ok(tree::leaf(&line?))).collect::<io::Result<_>>()?;
     if leaves.len() == count { Ok(leaves) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
+
+/// The stored leaf hashes of one segment.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    first: u64,
+    leaves: Vec<Hash>,
+}
+
+impl Stored {
+    /// All that are there of the segment that begins with `first`; none, where there is no file.
+    pub(crate) fn load(dir: &Path, first: u64) -> io::Result<Self> {
+        let bytes = match fs::read(path(dir, first)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let (leaves, _cut) = bytes.as_chunks::<HASH_BYTES>();
+        Ok(Self { first, leaves: leaves.to_vec() })
+    }
+
+    /// The leaf hash of this record. A hole that a loss of power left in the file is none.
+    pub(crate) fn get(&self, seq: u64) -> Option<Hash> {
+        let at = usize::try_from(seq.checked_sub(self.first)?).ok()?;
+        self.leaves.get(at).copied().filter(|leaf| *leaf != Hash::default())
+    }
+
+    /// The last record that has one.
+    pub(crate) fn last(&self) -> Option<u64> {
+        (self.first..).zip(&self.leaves).filter(|(_, leaf)| **leaf != Hash::default()).last().map(|(seq, _)| seq)
+    }
+}

@@ -6,6 +6,7 @@ pub(super) mod note;
 pub(super) mod path;
 #[cfg(test)]
 mod tests;
+pub(super) mod verify;
 
 use std::fmt;
 use std::io;

@@ -1,0 +1,203 @@
+//! Is the log what was recorded? One pass over its files, in the order of the records: every line, every number, the tree
+//! that each segment begins with, every signed head, and each write's intent and end.
+//!
+//! It reads what others may have forged, and trusts nothing but signatures: what a key signed fits the records, or there is a
+//! problem, said with the record that is wrong as far as the files tell. It changes nothing, and may run beside a gateway.
+
+mod pass;
+#[cfg(test)]
+mod tests;
+mod trust;
+mod writes;
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::super::disk::OpenError;
+use super::super::segment;
+use super::note::{Head, Verifier};
+use pass::Pass;
+
+/// Problems that are told; more are counted.
+const TOLD_MAX: usize = 200;
+
+/// What an auditor brings: nothing of it is in the log's folder.
+#[derive(Clone, Debug, Default)]
+pub struct Brought {
+    /// Heads that were exported, and where each comes from.
+    pub heads: Vec<(String, Head)>,
+    /// The only keys to be trusted, and whatever keys they introduced; none: the first key of the folder is.
+    pub keys: Vec<Verifier>,
+}
+
+/// Something that an untouched log does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Of what kind: `altered`, `unreadable`, `missing`, `misplaced`, `cut`, `head`, `key`, `write`, `event`.
+    pub what: &'static str,
+    /// The file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The (first) record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seq: Option<u64>,
+    /// In words.
+    pub detail: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "{}: {file}: {}", self.what, self.detail),
+            None => write!(f, "{}: {}", self.what, self.detail),
+        }
+    }
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// `ok` or `tampered`.
+    pub result: &'static str,
+    /// The newest record's number.
+    pub records: u64,
+    /// The oldest record that is still there; the ones before are past the retention.
+    pub oldest: u64,
+    /// Segments.
+    pub segments: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Up to this record a signed head proves the log.
+    pub proven: u64,
+    /// That record's time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proven_time: Option<Timestamp>,
+    /// Records after it: nothing proves that there were not more of them.
+    pub unproven: u64,
+    /// Heads that fit.
+    pub heads: usize,
+    /// The keys that were trusted.
+    pub keys: Vec<String>,
+    /// Writes whose effect nobody knows.
+    pub in_doubt: usize,
+    /// Writes without an outcome: under way, or in doubt at the next start.
+    pub under_way: usize,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+    /// Problems beyond those.
+    pub further_problems: u64,
+    /// What is worth knowing, and right.
+    pub notes: Vec<String>,
+}
+
+/// Why nothing could be verified.
+#[derive(Debug)]
+pub enum VerifyError {
+    /// The folder holds no log.
+    NoLog,
+    /// A newer makegate wrote it; or it cannot be read.
+    Open(OpenError),
+    /// It cannot be read.
+    Io(io::Error),
+}
+
+impl fmt::Display for VerifyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoLog => f.write_str("no segment of a log is there (00000000000000000001.jsonl, say)"),
+            Self::Open(error) => error.fmt(f),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for VerifyError {}
+
+impl From<io::Error> for VerifyError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<OpenError> for VerifyError {
+    fn from(error: OpenError) -> Self {
+        Self::Open(error)
+    }
+}
+
+/// What has been found so far.
+#[derive(Debug, Default)]
+struct Findings {
+    problems: Vec<Problem>,
+    further: u64,
+    notes: Vec<String>,
+}
+
+impl Findings {
+    fn problem(&mut self, what: &'static str, file: Option<&str>, seq: Option<u64>, detail: impl Into<String>) {
+        if self.problems.len() < TOLD_MAX {
+            self.problems.push(Problem { what, file: file.map(str::to_owned), seq, detail: detail.into() });
+        } else {
+            self.further += 1;
+        }
+    }
+
+    fn note(&mut self, note: impl Into<String>) {
+        if self.notes.len() < TOLD_MAX {
+            self.notes.push(note.into());
+        }
+    }
+
+    fn is_clean(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// Verifies the log of this folder. `progress` hears how many bytes have been read of how many.
+///
+/// # Errors
+/// [`VerifyError`]: there is no log, or it cannot be read. A log that was altered is no error, but a [`Report`] with problems.
+pub fn verify(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, VerifyError> {
+    let mut findings = Findings::default();
+    // Heads first: one that is signed while the segments are read may cover more than was read.
+    let trust = trust::gather(dir, brought, &mut findings)?;
+    let segments = segment::list(dir)?;
+    if segments.is_empty() {
+        return Err(VerifyError::NoLog);
+    }
+    let sizes =
+        segments.iter().map(|first| std::fs::metadata(segment::path(dir, *first)).map_or(0, |about| about.len()));
+    let bytes = sizes.sum();
+    let keys = trust.keys.iter().map(|key| key.verifier.to_string()).collect();
+    let mut pass = Pass::new(dir, trust.heads, &mut findings);
+    let mut read = 0;
+    for (at, first) in segments.iter().enumerate() {
+        pass.segment(*first, segments.get(at + 1).copied(), &mut |more| {
+            read += more;
+            progress(read.min(bytes), bytes);
+        })?;
+    }
+    let passed = pass.finish();
+    let Findings { problems, further, notes } = findings;
+    Ok(Report {
+        result: if problems.is_empty() { "ok" } else { "tampered" },
+        records: passed.records,
+        oldest: passed.oldest,
+        segments: segments.len(),
+        bytes,
+        proven: passed.proven,
+        proven_time: passed.proven_time,
+        unproven: passed.records.saturating_sub(passed.proven),
+        heads: passed.heads,
+        keys,
+        in_doubt: passed.in_doubt,
+        under_way: passed.under_way,
+        problems,
+        further_problems: further,
+        notes,
+    })
+}

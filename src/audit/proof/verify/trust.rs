@@ -1,0 +1,150 @@
+//! Whose word counts: the chain of keys that introduced each other, and the heads that they signed.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::super::heads;
+use super::super::note::{self, Head, Verifier};
+use super::{Brought, Findings};
+
+/// A key that is trusted.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) verifier: Verifier,
+    /// Records at its rotation: it was erased then, so that it signs nothing larger.
+    until: Option<u64>,
+}
+
+/// A head that a trusted key signed, not yet compared with the records.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    /// Where it is.
+    pub(super) name: String,
+    pub(super) head: Head,
+}
+
+/// Keys and heads.
+#[derive(Debug, Default)]
+pub(super) struct Trust {
+    pub(super) keys: Vec<Key>,
+    /// The smallest first.
+    pub(super) heads: Vec<Claimed>,
+}
+
+/// Reads the folder's keys and heads, and adds what was brought.
+pub(super) fn gather(dir: &Path, brought: &Brought, findings: &mut Findings) -> io::Result<Trust> {
+    let mut trust = Trust::default();
+    trust.keys.extend(brought.keys.iter().map(|key| Key { verifier: key.clone(), until: None }));
+    let chain = read(&heads::keys_path(dir))?;
+    let has_keys = chain.is_some();
+    match chain.map(|text| note::heads(&text)) {
+        Some(Some(chain)) => trust.follow(&chain, !brought.keys.is_empty(), findings),
+        Some(None) => findings.problem("key", Some("keys"), None, "the chain of keys is damaged"),
+        None => {}
+    }
+    trust.own_head(dir, has_keys, findings)?;
+    trust.public(dir, findings)?;
+    if read(&heads::refuted_path(dir))?.is_some() {
+        let words = "a start found that the log is not what this head says: it was altered while makegate did not run";
+        findings.problem("head", Some("head.refuted"), None, words);
+    }
+    for (name, head) in &brought.heads {
+        trust.claim(name, head.clone(), findings);
+    }
+    if trust.heads.is_empty() && findings.is_clean() {
+        findings
+            .note("there is no signed head: nothing shows whether records were cut off the end, or all were made anew");
+    }
+    trust.heads.sort_by_key(|claimed| claimed.head.size);
+    Ok(trust)
+}
+
+impl Trust {
+    /// The first key is taken at its word unless keys were brought; each further one is introduced by the one before.
+    fn follow(&mut self, chain: &[Head], pinned: bool, findings: &mut Findings) {
+        let mut is_known = false;
+        for (at, head) in chain.iter().enumerate() {
+            let Some(next) = &head.next else {
+                findings.problem(
+                    "key",
+                    Some("keys"),
+                    None,
+                    format!("the head {} in the chain introduces no key", at + 1),
+                );
+                continue;
+            };
+            let known = self.keys.iter().any(|key| key.verifier == *next);
+            let vouched = self.keys.iter_mut().find(|key| key.until.is_none() && head.is_signed_by(&key.verifier));
+            let is_own = head.is_signed_by(next);
+            match vouched {
+                Some(old) if old.verifier != *next => old.until = Some(head.size),
+                Some(_) => {}
+                None if known || (at == 0 && is_own && !pinned) => {}
+                // Of a log's keys before the first that is trusted nothing can be said.
+                None if pinned && !is_known => continue,
+                None => {
+                    let why = if is_own { "introduces itself" } else { "is introduced by none of the keys before it" };
+                    let words = format!("the key {next} {why}; if you know it to be right, give it with --key");
+                    findings.problem("key", Some("keys"), None, words);
+                    continue;
+                }
+            }
+            is_known = true;
+            if !known {
+                self.keys.push(Key { verifier: next.clone(), until: None });
+            }
+            if head.size > 0 {
+                self.heads.push(Claimed { name: "keys".to_owned(), head: head.clone() });
+            }
+        }
+    }
+
+    fn own_head(&mut self, dir: &Path, has_keys: bool, findings: &mut Findings) -> io::Result<()> {
+        match read(&heads::path(dir))? {
+            Some(text) => match Head::parse(&text) {
+                Some(head) => self.claim("head", head, findings),
+                None => findings.problem("head", Some("head"), None, "the newest signed head is damaged"),
+            },
+            None if has_keys => {
+                findings.problem("head", Some("head"), None, "the newest signed head is not there, though keys are");
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The public key beside the log is one of it; the one before, where a rotation was cut off.
+    fn public(&self, dir: &Path, findings: &mut Findings) -> io::Result<()> {
+        let Some(text) = read(&heads::public_path(dir))? else { return Ok(()) };
+        let is_trusted = |key: &Verifier| self.keys.iter().any(|one| one.verifier == *key);
+        if !Verifier::parse(text.trim_end()).is_some_and(|key| is_trusted(&key)) {
+            findings.problem("key", Some("head.pub"), None, "this is no key of this log");
+        }
+        Ok(())
+    }
+
+    /// A head counts when a trusted key signed it in its time.
+    fn claim(&mut self, name: &str, head: Head, findings: &mut Findings) {
+        let size = head.size;
+        match self.keys.iter().find(|key| head.is_signed_by(&key.verifier)) {
+            Some(Key { until: Some(until), .. }) if size > *until => {
+                let words = format!("its key was erased at record {until}, but it is of {size} records: it is forged");
+                findings.problem("head", Some(name), None, words);
+            }
+            Some(_) => self.heads.push(Claimed { name: name.to_owned(), head }),
+            None => {
+                let words = format!("the head of {size} records is signed by no key of this log");
+                findings.problem("head", Some(name), None, words);
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<String>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

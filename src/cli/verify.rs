@@ -1,0 +1,184 @@
+//! `makegate audit verify` and `makegate audit head`: is the log what was recorded, and what shows it later.
+
+use std::fs;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use super::failure::{FAILED, Failure};
+use super::output;
+use super::process::{self, When};
+use super::source::{Source, Where};
+use crate::audit::{self, Brought, Head, Report, Verifier};
+use crate::words::visible;
+
+/// Verifies that the log is what was recorded: nothing altered, removed, added or moved.
+///
+/// DIR is the folder of audit.dir, or a copy of it; a gateway may be running. The folder's own signed head covers all but the newest records.
+/// Whoever can write there can forge it together with its key, or put back an old copy: a head that was exported (`makegate audit head`) and
+/// kept elsewhere shows that too. Exit code 1: the log was altered, or cannot be read.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate audit verify audit/
+  makegate audit verify audit/ --head 2026-06-30.head --key head.pub
+  makegate audit verify audit/ -o json | jq .problems")]
+pub(super) struct Verify {
+    /// The log's folder.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// An exported head that the log must fit: the note, or the JSON of /audit/head.json. May be given several times.
+    #[arg(long = "head", value_name = "FILE")]
+    heads: Vec<PathBuf>,
+    /// A public key to trust, and those that it introduced, instead of the folder's first. May be given several times.
+    #[arg(long = "key", value_name = "FILE")]
+    keys: Vec<PathBuf>,
+    /// text or json.
+    #[arg(short = 'o', long, value_enum, default_value = "text", hide_possible_values = true)]
+    format: Form,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// For people.
+    Text,
+    /// One object.
+    Json,
+}
+
+impl Verify {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let heads = self.heads.iter().map(|file| heads_of(file)).collect::<Result<Vec<_>, _>>()?;
+        let keys = self.keys.iter().map(|file| keys_of(file)).collect::<Result<Vec<_>, _>>()?;
+        let brought = Brought { heads: heads.concat(), keys: keys.concat() };
+        let mut progress = Progress { is_shown: io::stderr().is_terminal(), percent: None };
+        let report = audit::verify(&self.dir, &brought, &mut |read, all| progress.tell(read, all));
+        progress.wipe();
+        let report = report.map_err(|error| Failure::failed(format!("{}: {error}", self.dir.display())))?;
+        output::line(&match self.format {
+            Form::Json => serde_json::to_string(&report).map_err(Failure::failed)?,
+            Form::Text => text(&report),
+        })?;
+        if report.problems.is_empty() { Ok(()) } else { Err(Failure::told(FAILED)) }
+    }
+}
+
+/// A line on the terminal that says how far it is.
+struct Progress {
+    is_shown: bool,
+    percent: Option<u64>,
+}
+
+impl Progress {
+    fn tell(&mut self, read: u64, all: u64) {
+        let percent = read.saturating_mul(100) / all.max(1);
+        if self.is_shown && self.percent != Some(percent) {
+            self.percent = Some(percent);
+            let _nobody_watches = write!(io::stderr(), "\rverifying: {percent} %");
+        }
+    }
+
+    fn wipe(&self) {
+        if self.percent.is_some() {
+            let _nobody_watches = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// `/audit/head.json`.
+#[derive(Deserialize)]
+struct Served {
+    head: String,
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    fs::read_to_string(file).map_err(|error| Failure::usage(format!("{}: {error}", file.display())))
+}
+
+/// The heads of a file: notes one after the other, or the JSON of the operators' door.
+fn heads_of(file: &Path) -> Result<Vec<(String, Head)>, Failure> {
+    let text = read(file)?;
+    let note = serde_json::from_str(&text).map_or(text, |Served { head }| head);
+    let heads = audit::heads(&note).filter(|heads| !heads.is_empty());
+    let wrong = || {
+        let form = "it is what `makegate audit head` prints: a name, a size, a hash, an empty line and a signature";
+        Failure::usage(format!("{} is no signed head; {form}", file.display()))
+    };
+    let name = file.display().to_string();
+    Ok(heads.ok_or_else(wrong)?.into_iter().map(|head| (name.clone(), head)).collect())
+}
+
+fn keys_of(file: &Path) -> Result<Vec<Verifier>, Failure> {
+    let text = read(file)?;
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    let keys: Option<Vec<Verifier>> = lines.map(|line| Verifier::parse(line.trim())).collect();
+    keys.filter(|keys| !keys.is_empty()).ok_or_else(|| {
+        let form = "it is what head.pub holds: NAME+ID+BASE64";
+        Failure::usage(format!("{} is no public key of signed heads; {form}", file.display()))
+    })
+}
+
+/// The report for people: what is wrong, what is worth knowing, what is proven.
+fn text(report: &Report) -> String {
+    let mut lines: Vec<String> = report.problems.iter().map(|problem| visible(&problem.to_string())).collect();
+    if report.further_problems > 0 {
+        lines.push(format!("and {} problems more", report.further_problems));
+    }
+    lines.extend(report.notes.iter().map(|note| format!("note: {}", visible(note))));
+    let Report { records, oldest, segments, proven, unproven, in_doubt, under_way, .. } = report;
+    lines.push(format!("{segments} segments, the records {oldest} to {records}; open writes: {under_way} under way, {in_doubt} in doubt"));
+    let until = report.proven_time.map(|time| format!(", of {time:.6},")).unwrap_or_default();
+    let heads = if report.heads == 1 {
+        "a signed head proves".to_owned()
+    } else {
+        format!("{} signed heads prove", report.heads)
+    };
+    lines.push(match (report.heads, unproven) {
+        (0, _) => "no signed head proves any of it".to_owned(),
+        (_, 0) => format!("{heads} all of it"),
+        (_, _) => format!("{heads} it up to record {proven}{until} and nothing the {unproven} records after that"),
+    });
+    lines.extend(report.keys.iter().map(|key| format!("key: {}", visible(key))));
+    let verdict = if report.problems.is_empty() {
+        "ok: the log is what was recorded"
+    } else {
+        "TAMPERED: the log is not what was recorded"
+    };
+    lines.push(verdict.to_owned());
+    lines.join("\n")
+}
+
+/// Prints a signed head: what shows later that nothing was taken out of the log.
+///
+/// Keep it where nobody who can write the log can: in another system, a mail, a ticket. A running makegate (--url) signs everything recorded
+/// so far; from the files (--config) it is the newest head that was stored.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate audit head --url http://127.0.0.1:8081 > \"$(date +%F).head\"
+  makegate audit head --config makegate.toml")]
+pub(super) struct HeadCommand {
+    #[command(flatten)]
+    place: Where,
+}
+
+impl HeadCommand {
+    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+        let note = match self.place.source(color)? {
+            Source::Running(client) => {
+                let text = process::block_on(client.text("/audit/head.json"))?;
+                let served: Served =
+                    serde_json::from_str(&text).map_err(|_| client.failed("the answer is no signed head"))?;
+                served.head
+            }
+            Source::Files(read) => {
+                let dir = &read.config.audit.dir;
+                let none = || Failure::failed(format!("{}: no signed head is stored there", dir.display()));
+                audit::stored_head(dir).ok_or_else(none)?.to_string()
+            }
+        };
+        output::line(note.trim_end()).map_err(Failure::from)
+    }
+}

@@ -41,7 +41,7 @@ impl Doubt {
         let text = |value: &Option<Arc<str>>| value.clone().unwrap_or_default();
         Some(Self {
             request: record.request?,
-            time: record.time,
+            time: in_micros(record.time),
             caller: text(&record.caller),
             operation: text(&record.operation),
             organization: record.organization,
@@ -51,6 +51,11 @@ impl Doubt {
             marks: record.marks.clone(),
         })
     }
+}
+
+/// The time as records spell it, to the microsecond: a doubt is the same whether it was read or remembered.
+pub(crate) fn in_micros(time: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }
 
 /// The open writes of the running gateway, as its requests see them.

@@ -59,8 +59,20 @@ pub(super) fn outcome(request: &str, outcome: Outcome) -> Record {
     Record { outcome: Some(outcome), ..record(Kind::Outcome, request) }
 }
 
+/// Nobody altered this log, whatever it went through: nothing may say so (promise 7).
+pub(super) fn assert_untouched(dir: &std::path::Path) {
+    let report = verify(dir, &Brought::default(), &mut |_, _| {}).unwrap();
+    assert!(report.problems.is_empty(), "{report:#?}");
+}
+
 /// Every line of every segment, each checked to be JSON.
 pub(super) fn lines(settings: &config::Audit) -> Vec<serde_json::Value> {
+    assert_untouched(&settings.dir);
+    lines_of(settings)
+}
+
+/// The same of a log that somebody altered.
+pub(super) fn lines_of(settings: &config::Audit) -> Vec<serde_json::Value> {
     let segments = segment::list(&settings.dir).unwrap();
     let texts = segments.iter().map(|first| std::fs::read_to_string(segment::path(&settings.dir, *first)).unwrap());
     texts.flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>()).collect()

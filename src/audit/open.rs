@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::doubts::Doubt;
+use super::doubts::{Doubt, in_micros};
 use super::marks::Marks;
 use super::record::{Kind, Outcome, Record};
 use super::seen::Seen;
@@ -161,7 +161,7 @@ impl StoredOpen {
     fn into_open(self) -> Option<OpenWrite> {
         let doubt = Doubt {
             request: RequestId::parse(self.request.as_bytes())?,
-            time: self.time,
+            time: in_micros(self.time),
             caller: self.caller.into(),
             operation: self.operation.into(),
             organization: self.organization,

@@ -39,13 +39,21 @@ pub(crate) struct Plan {
     upstream: Option<String>,
     sandbox: Settings,
     clock: Clock,
+    segment_bytes: Option<u64>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         let sandbox =
             Settings { token: TOKEN.to_owned(), api_limit: 100_000, account_limit: 100_000, ..Settings::default() };
-        Self { sections: Vec::new(), callers: String::new(), upstream: None, sandbox, clock: Clock::movable() }
+        Self {
+            sections: Vec::new(),
+            callers: String::new(),
+            upstream: None,
+            sandbox,
+            clock: Clock::movable(),
+            segment_bytes: None,
+        }
     }
 }
 
@@ -77,6 +85,12 @@ impl Plan {
 
     pub(crate) fn sandbox(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.sandbox);
+        self
+    }
+
+    /// Segments smaller than the configuration allows.
+    pub(crate) fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = Some(bytes);
         self
     }
 
@@ -131,7 +145,8 @@ impl Plan {
         let url = self.upstream.clone().unwrap_or_else(|| format!("http://{}", sandbox.address()));
         let file = dir.path().join("makegate.toml");
         std::fs::write(&file, self.text(&url)).unwrap();
-        let read = config::read(&file).unwrap_or_else(|failure| panic!("{failure}"));
+        let mut read = config::read(&file).unwrap_or_else(|failure| panic!("{failure}"));
+        read.config.audit.segment_bytes = self.segment_bytes.unwrap_or(read.config.audit.segment_bytes);
         let service = Service::start(read, self.clock.clone()).await.unwrap();
         let gateway = service.gateway_addresses()[0];
         World { service, sandbox, clock: self.clock.clone(), dir, gateway, plan: self, url }
@@ -258,10 +273,15 @@ impl World {
 
     /// Stops it in order and starts it again on the same folder and upstream.
     pub(crate) async fn restart(self) -> Self {
+        self.restart_after(|_| {}).await
+    }
+
+    /// The same; meanwhile this happens to the log's folder.
+    pub(crate) async fn restart_after(self, meanwhile: impl FnOnce(&std::path::Path)) -> Self {
         let Self { service, sandbox, dir, plan, url, .. } = self;
         assert!(service.shut_down().await, "it did not drain");
-        let Plan { sections, callers, sandbox: settings, clock, .. } = plan;
-        let mut world = Plan { sections, callers, sandbox: settings, clock, upstream: Some(url) }.start_in(dir).await;
+        meanwhile(&dir.path().join("audit"));
+        let mut world = Plan { upstream: Some(url), ..plan }.start_in(dir).await;
         world.sandbox = sandbox;
         world
     }

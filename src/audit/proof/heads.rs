@@ -89,18 +89,19 @@ impl Heads {
     /// The key is damaged, or cannot be made.
     pub(crate) fn open(dir: &Path, every: Duration, start: &Start) -> Result<(Self, Opened), OpenError> {
         let mut opened = Opened::default();
+        let had_keys = keys_path(dir).exists();
         let signer = match finish_rotation(dir).and_then(|()| read_optional(&dir.join(SECRET))) {
             Ok(Some(secret)) => {
                 Signer::parse(secret.trim_end()).ok_or_else(|| OpenError::HeadKey { path: dir.join(SECRET) })?
             }
             Ok(None) => {
                 opened.made = true;
-                make(dir).map_err(while_doing("cannot make a key for signed heads in", dir))?
+                make(dir, &start.tree).map_err(while_doing("cannot make a key for signed heads in", dir))?
             }
             Err(error) => return Err(while_doing("cannot read the key of signed heads in", dir)(error)),
         };
-        opened.mismatch = mismatch(dir, start);
-        if opened.mismatch.is_some() {
+        opened.mismatch = had_keys.then(|| mismatch(dir, start)).flatten();
+        if opened.mismatch.is_some() && path(dir).exists() {
             // It is evidence; the log goes on under a head that fits what there is.
             let kept = fs::rename(path(dir), dir.join(REFUTED));
             kept.map_err(while_doing("cannot keep the refuted head in", dir))?;
@@ -209,7 +210,7 @@ fn new_signer(name: &str) -> io::Result<Signer> {
 }
 
 /// A key that introduces itself: the first one, or one after a loss, which nobody vouches for.
-fn make(dir: &Path) -> io::Result<Signer> {
+fn make(dir: &Path, tree: &Tree) -> io::Result<Signer> {
     let earlier = introductions(dir)?;
     let name = match earlier.first() {
         Some(first) => first.origin().to_owned(),
@@ -218,8 +219,12 @@ fn make(dir: &Path) -> io::Result<Signer> {
     let signer = new_signer(&name)?;
     let introduction = signer.sign(&Tree::default(), Some(signer.verifier()));
     let keys: String = earlier.iter().chain([&introduction]).map(ToString::to_string).collect();
-    // The key first: a start that is cut off between the two makes the introduction again.
+    // The key first: a start that is cut off before it is introduced makes another.
     replace(&dir.join(NEXT_SECRET), format!("{}\n", signer.to_secret()).as_bytes(), 0o600)?;
+    if earlier.is_empty() {
+        // Where keys are there is a head, at any moment.
+        replace(&path(dir), signer.sign(tree, None).to_string().as_bytes(), 0o600)?;
+    }
     replace(&keys_path(dir), keys.as_bytes(), 0o644)?;
     fs::rename(dir.join(NEXT_SECRET), dir.join(SECRET))?;
     Ok(signer)
@@ -228,7 +233,7 @@ fn make(dir: &Path) -> io::Result<Signer> {
 /// What the newest head says that the log's records do not.
 fn mismatch(dir: &Path, start: &Start) -> Option<String> {
     if !path(dir).exists() {
-        return None;
+        return Some("the newest signed head is not there".to_owned());
     }
     let Some(head) = stored(dir) else { return Some("the newest signed head is damaged".to_owned()) };
     let keys = introductions(dir).unwrap_or_default();
@@ -344,7 +349,7 @@ mod tests {
         let note = fs::read(path(dir.path())).unwrap();
         let told = |start: &Start| {
             let told = open(dir.path(), start).1.mismatch.unwrap_or_default();
-            assert_eq!(!told.is_empty(), !path(dir.path()).exists());
+            assert_eq!(!told.is_empty(), !path(dir.path()).exists(), "{told}");
             fs::write(path(dir.path()), &note).unwrap();
             told
         };
@@ -355,5 +360,7 @@ mod tests {
         fs::write(path(dir.path()), "head").unwrap();
         assert!(told(&start(5)).contains("damaged"));
         assert!(dir.path().join(REFUTED).exists());
+        fs::remove_file(path(dir.path())).unwrap();
+        assert!(told(&start(5)).contains("not there"));
     }
 }

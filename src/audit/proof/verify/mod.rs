@@ -10,18 +10,22 @@ mod tests;
 mod trust;
 mod writes;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::disk::OpenError;
-use super::super::segment;
+use super::super::{recover, segment};
 use super::note::{Head, Verifier};
 use pass::Pass;
 
+/// Keys and heads that do not fit each other are looked at again after this.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Problems that are told; more are counted.
 const TOLD_MAX: usize = 200;
 
@@ -35,10 +39,10 @@ pub struct Brought {
 }
 
 /// Something that an untouched log does not have.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// Of what kind: `altered`, `unreadable`, `missing`, `misplaced`, `cut`, `head`, `key`, `write`, `event`.
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
     /// The file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
@@ -59,10 +63,10 @@ impl fmt::Display for Problem {
 }
 
 /// What was found.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// `ok` or `tampered`.
-    pub result: &'static str,
+    pub result: Cow<'static, str>,
     /// The newest record's number.
     pub records: u64,
     /// The oldest record that is still there; the ones before are past the retention.
@@ -140,7 +144,12 @@ struct Findings {
 impl Findings {
     fn problem(&mut self, what: &'static str, file: Option<&str>, seq: Option<u64>, detail: impl Into<String>) {
         if self.problems.len() < TOLD_MAX {
-            self.problems.push(Problem { what, file: file.map(str::to_owned), seq, detail: detail.into() });
+            self.problems.push(Problem {
+                what: what.into(),
+                file: file.map(str::to_owned),
+                seq,
+                detail: detail.into(),
+            });
         } else {
             self.further += 1;
         }
@@ -164,11 +173,16 @@ impl Findings {
 pub fn verify(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, VerifyError> {
     let mut findings = Findings::default();
     // Heads first: one that is signed while the segments are read may cover more than was read.
-    let trust = trust::gather(dir, brought, &mut findings)?;
-    let segments = segment::list(dir)?;
-    if segments.is_empty() {
-        return Err(VerifyError::NoLog);
+    let mut trust = trust::gather(dir, brought, &mut findings)?;
+    if !findings.is_clean() {
+        // A gateway that starts, or exchanges its key, replaces these files one after the other.
+        std::thread::sleep(LOOK_AGAIN);
+        findings = Findings::default();
+        trust = trust::gather(dir, brought, &mut findings)?;
     }
+    let segments = segment::list(dir)?;
+    let Some(newest) = segments.last() else { return Err(VerifyError::NoLog) };
+    recover::read_opening(dir, *newest)?; // a newer makegate's log is refused
     let sizes =
         segments.iter().map(|first| std::fs::metadata(segment::path(dir, *first)).map_or(0, |about| about.len()));
     let bytes = sizes.sum();
@@ -184,7 +198,7 @@ pub fn verify(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64))
     let passed = pass.finish();
     let Findings { problems, further, notes } = findings;
     Ok(Report {
-        result: if problems.is_empty() { "ok" } else { "tampered" },
+        result: if problems.is_empty() { "ok" } else { "tampered" }.into(),
         records: passed.records,
         oldest: passed.oldest,
         segments: segments.len(),

@@ -9,16 +9,15 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::super::super::disk::OpenError;
 use super::super::super::events::HEAD_MISMATCH;
 use super::super::super::open::OpenWrites;
 use super::super::super::recover::Lines;
 use super::super::super::seen::Seen;
-use super::super::super::segment::{self, NoOpening, Opening};
+use super::super::super::segment::{self, Opening};
 use super::super::super::tree::{self, Hash, Tree};
 use super::super::leaves::Stored;
 use super::trust::Claimed;
-use super::{Findings, VerifyError, writes};
+use super::{Findings, writes};
 
 /// How often progress is told, in bytes.
 const TELL_BYTES: u64 = 4 << 20;
@@ -114,12 +113,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Reads one segment up to `end`, where the next one begins.
-    pub(super) fn segment(
-        &mut self,
-        first: u64,
-        end: Option<u64>,
-        read: &mut dyn FnMut(u64),
-    ) -> Result<(), VerifyError> {
+    pub(super) fn segment(&mut self, first: u64, end: Option<u64>, read: &mut dyn FnMut(u64)) -> io::Result<()> {
         let path = segment::path(self.dir, first);
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // The leaf hashes first: a running gateway writes them after the lines, so that every one has its line.
@@ -128,7 +122,7 @@ impl<'a> Pass<'a> {
             Ok(file) => Lines::new(file),
             // The retention of a running gateway took it meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         };
         let mut segment = Segment { first, end, file, leaves, bad: None, void: 0 };
         self.lines(&mut segment, lines, read)?;
@@ -136,12 +130,12 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn lines(&mut self, segment: &mut Segment, mut lines: Lines, read: &mut dyn FnMut(u64)) -> Result<(), VerifyError> {
+    fn lines(&mut self, segment: &mut Segment, mut lines: Lines, read: &mut dyn FnMut(u64)) -> io::Result<()> {
         let (mut is_first, mut told) = (true, 0);
         while let Some(place) = lines.next()? {
             let line = lines.text();
             if std::mem::take(&mut is_first) {
-                self.opening(segment, line)?;
+                self.opening(segment, line);
             }
             match Seen::parse(line).filter(|_| place.complete) {
                 Some(seen) => self.record(segment, &seen, line),
@@ -161,15 +155,8 @@ impl<'a> Pass<'a> {
     }
 
     /// What a segment's first record says must be what the records before it are.
-    fn opening(&mut self, segment: &Segment, line: &[u8]) -> Result<(), VerifyError> {
-        let opening = match Opening::parse(line, segment.first) {
-            Ok(opening) => Some(opening),
-            Err(NoOpening::Damaged) => None,
-            Err(NoOpening::Newer(format)) => {
-                let path = segment::path(self.dir, segment.first);
-                return Err(VerifyError::Open(OpenError::Newer { path, format }));
-            }
-        };
+    fn opening(&mut self, segment: &Segment, line: &[u8]) {
+        let opening = Opening::parse(line, segment.first).ok();
         let is_gap = self.next() < segment.first;
         if is_gap {
             self.gaps.push((self.next(), segment.first - 1));
@@ -183,17 +170,13 @@ impl<'a> Pass<'a> {
                 let words = format!("record {} is not the opening that a segment begins with", segment.first);
                 self.findings.problem("altered", Some(&segment.file), Some(segment.first), words);
             }
-            return Ok(());
+            return;
         };
         if is_gap {
             self.jump(opening.tree, opening.open);
-            return Ok(());
+        } else if self.next() == segment.first {
+            self.compare_opening(segment, opening, tree::leaf(line));
         }
-        if self.next() > segment.first {
-            return Ok(());
-        }
-        self.compare_opening(segment, opening, tree::leaf(line));
-        Ok(())
     }
 
     /// The records before this are gone with their segments: what the opening says of them counts. A later head proves it.

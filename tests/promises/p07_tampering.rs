@@ -1,0 +1,499 @@
+//! Promise 7. Altering, removing or reordering records is detected by `audit verify`; a cut tail too, against any exported
+//! head. And an untouched log is never accused, whatever it went through.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use makegate::audit::{Brought, Head, Report, Verifier, VerifyError, verify};
+use makegate::sandbox::{Fault, FaultKind};
+use tempfile::TempDir;
+
+use crate::support::process::Home;
+use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, READER, World, raw, send};
+
+/// A folder of a log as it was when the gateway ended, and what an auditor had exported before.
+struct Evidence {
+    dir: TempDir,
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    exported: Head,
+    early: Head,
+    /// The stored head, as it was when `early` was exported.
+    early_file: Vec<u8>,
+    records: u64,
+}
+
+/// A segment's file, and one of its lines.
+type At = (PathBuf, usize);
+
+impl Evidence {
+    /// Reads, refusals, writes done, rejected and in doubt, a settlement, a key's rotation; several segments.
+    async fn new() -> Self {
+        let plan = Plan::default().segment_bytes(6000).set("upstream", "look = false");
+        let world = plan.start().await;
+        let early = some_traffic(&world, 0).await;
+        let early_file = fs::read(world.dir.path().join("audit/head")).unwrap();
+        world.service.gate().log.rotate_head_key().await.unwrap();
+        let exported = some_traffic(&world, 1).await;
+        let World { service, dir, .. } = world;
+        assert!(service.shut_down().await);
+        let mut evidence = Self { files: BTreeMap::new(), exported, early, early_file, records: 0, dir };
+        evidence.files = evidence.now();
+        evidence.records = evidence.report().records;
+        assert!(evidence.segments().len() > 5, "{:?}", evidence.segments());
+        evidence
+    }
+
+    fn audit(&self) -> PathBuf {
+        self.dir.path().join("audit")
+    }
+
+    fn now(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let entries = fs::read_dir(self.audit()).unwrap().map(|entry| entry.unwrap().path());
+        entries.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    }
+
+    fn segments(&self) -> Vec<PathBuf> {
+        self.files.keys().filter(|path| path.extension().is_some_and(|end| end == "jsonl")).cloned().collect()
+    }
+
+    /// Where each record is, in their order.
+    fn places(&self) -> Vec<At> {
+        let lines = |path: &PathBuf| self.files[path].iter().filter(|byte| **byte == b'\n').count();
+        self.segments().iter().flat_map(|path| (0..lines(path)).map(|line| (path.clone(), line))).collect()
+    }
+
+    fn report(&self) -> Report {
+        self.report_of(&Brought::default())
+    }
+
+    fn report_of(&self, brought: &Brought) -> Report {
+        verify(&self.audit(), brought, &mut |_, _| {}).unwrap()
+    }
+
+    fn against(&self, head: &Head) -> Report {
+        self.report_of(&Brought { heads: vec![("exported".to_owned(), head.clone())], keys: Vec::new() })
+    }
+
+    /// Puts everything back.
+    fn restore(&self) {
+        for path in self.now().keys().filter(|path| !self.files.contains_key(*path)) {
+            fs::remove_file(path).unwrap();
+        }
+        self.files.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+    }
+
+    fn without_leaves(&self) {
+        let leaves = self.files.keys().filter(|path| path.extension().is_some_and(|end| end == "leaves"));
+        leaves.for_each(|path| fs::remove_file(path).unwrap());
+    }
+
+    fn lines(&self, path: &Path) -> Vec<Vec<u8>> {
+        self.files[path].split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect()
+    }
+
+    /// Makes the log end after so many records, leaf hashes too: what somebody does who knows the format.
+    fn cut_after(&self, records: usize) {
+        let mut left = records;
+        for path in self.segments() {
+            let leaves = path.with_extension("leaves");
+            let lines = self.lines(&path);
+            let kept = left.min(lines.len());
+            left -= kept;
+            if kept == 0 {
+                fs::remove_file(&path).unwrap();
+                fs::remove_file(leaves).unwrap();
+            } else {
+                fs::write(&path, lines[..kept].concat()).unwrap();
+                fs::write(&leaves, &self.files[&leaves][..kept * 32]).unwrap();
+            }
+        }
+    }
+}
+
+/// The head after it.
+async fn some_traffic(world: &World, round: usize) -> Head {
+    for n in 0..12 {
+        world.get(READER, if n % 3 == 0 { ORG } else { OTHER }).await.expect(200);
+        world.get(READER, &format!("{ORG}/variables")).await.expect(403);
+        world.patch(ALL, ORG, &format!(r#"{{"name":"Named {round} {n}"}}"#)).await.expect(200);
+    }
+    world.sandbox.fault(Fault::once("POST", LIST, FaultKind::status(422)));
+    world.post(ALL, LIST, "{}").await.expect(422);
+    for settled in [true, false] {
+        world.sandbox.fault(Fault::once("POST", LIST, FaultKind::Reset { effect: true }));
+        let body = format!(r#"{{"name":"doubt {round} {settled}","regionId":1,"timezoneId":1,"countryId":1}}"#);
+        let reply = world.post(ALL, LIST, &body).await.refused(502, "MG222");
+        if settled {
+            let target = format!("/doubts/{}", reply.header("x-request-id").unwrap());
+            let key = format!("authorization: Bearer {OPERATOR}\r\n");
+            let operator = world.service.operator_addresses()[0];
+            send(operator, "POST", &target, &key, r#"{"as":"done"}"#).await.expect(200);
+        }
+    }
+    world.service.gate().log.head().await
+}
+
+fn seq_of(line: &[u8]) -> u64 {
+    serde_json::from_slice::<serde_json::Value>(line).unwrap()["seq"].as_u64().unwrap()
+}
+
+#[track_caller]
+fn assert_untouched(report: &Report) {
+    assert!(report.problems.is_empty(), "{report:#?}");
+}
+
+/// Something is found, and it names this record or a range that begins with it.
+#[track_caller]
+fn assert_names(report: &Report, seq: u64, what: &str) {
+    let named = report.problems.iter().any(|problem| problem.seq == Some(seq));
+    assert!(named, "{what}: record {seq} is not named: {report:#?}");
+}
+
+#[track_caller]
+fn assert_found(report: &Report, what: &str) {
+    assert!(!report.problems.is_empty(), "{what}: not found: {report:#?}");
+}
+
+#[tokio::test]
+async fn every_bit_of_a_record_that_is_flipped_is_found_in_its_record() {
+    let evidence = Evidence::new().await;
+    assert_untouched(&evidence.report());
+    let places = evidence.places();
+    // What comes first, in the middle and last, and an opening.
+    let sample = [1, places.len() / 2, places.len() - 1];
+    let second = evidence.segments()[1].clone();
+    for (path, at) in sample.iter().map(|at| places[*at].clone()).chain([(second, 0)]) {
+        let lines = evidence.lines(&path);
+        let (seq, before) = (seq_of(&lines[at]), lines[..at].concat().len());
+        let mut bytes = evidence.files[&path].clone();
+        for bit in 0..lines[at].len() * 8 {
+            let mask = 1 << (bit % 8);
+            bytes[before + bit / 8] ^= mask;
+            fs::write(&path, &bytes).unwrap();
+            assert_names(&evidence.report(), seq, &format!("bit {bit} of record {seq}"));
+            bytes[before + bit / 8] ^= mask;
+        }
+        fs::write(&path, &bytes).unwrap();
+    }
+    assert_untouched(&evidence.report());
+}
+
+/// Without the leaf hashes it is not known which record it is, but that it is one of a few.
+#[tokio::test]
+async fn a_flipped_bit_is_found_in_every_record_without_leaf_hashes_too() {
+    let evidence = Evidence::new().await;
+    evidence.without_leaves();
+    assert_untouched(&evidence.report());
+    for (path, at) in evidence.places() {
+        let lines = evidence.lines(&path);
+        let before = lines[..at].concat().len();
+        for byte in (0..lines[at].len()).step_by(29) {
+            let mut bytes = evidence.files[&path].clone();
+            bytes[before + byte] ^= 1 << (byte % 8);
+            fs::write(&path, &bytes).unwrap();
+            assert_found(&evidence.report(), &format!("byte {byte} of line {at} of {}", path.display()));
+        }
+        fs::write(&path, &evidence.files[&path]).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn every_record_that_is_dropped_moved_or_repeated_is_found() {
+    let evidence = Evidence::new().await;
+    for leaves in [true, false] {
+        if !leaves {
+            evidence.without_leaves();
+        }
+        for (path, at) in evidence.places() {
+            let lines = evidence.lines(&path);
+            let seq = seq_of(&lines[at]);
+            let mut dropped = lines.clone();
+            dropped.remove(at);
+            let mut repeated = lines.clone();
+            repeated.insert(at, lines[at].clone());
+            let mut swapped = lines.clone();
+            if at + 1 < lines.len() {
+                swapped.swap(at, at + 1);
+            } else {
+                swapped.pop();
+            }
+            for (what, altered) in [("dropped", dropped), ("repeated", repeated), ("swapped", swapped)] {
+                fs::write(&path, altered.concat()).unwrap();
+                let report = evidence.report();
+                let last_of_the_log = seq == evidence.records && what != "repeated" && !leaves;
+                if last_of_the_log { assert_found(&report, what) } else { assert_names(&report, seq, what) }
+            }
+            fs::write(&path, &evidence.files[&path]).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_cut_of_the_tail_is_found() {
+    let evidence = Evidence::new().await;
+    let (early, exported) = (evidence.early.size, evidence.exported.size);
+    assert!(early < exported && exported < evidence.records);
+    for records in 1..evidence.records {
+        let seq = records + 1;
+        evidence.cut_after(usize::try_from(records).unwrap());
+        assert_names(&evidence.report(), seq, "its own head");
+        fs::remove_file(evidence.audit().join("head")).unwrap();
+        assert_found(&evidence.report(), "its head deleted");
+        if records < exported {
+            assert_names(&evidence.against(&evidence.exported), seq, "an exported head, and its own deleted");
+        }
+        // Its own head and keys as they were long ago: only what was taken away shows it.
+        fs::write(evidence.audit().join("head"), &evidence.early_file).unwrap();
+        if records < exported {
+            assert_names(&evidence.against(&evidence.exported), seq, "an exported head, and its own an old one");
+        }
+        evidence.restore();
+    }
+}
+
+#[tokio::test]
+async fn an_old_copy_put_back_is_found_against_an_exported_head() {
+    let world = Plan::default().start().await;
+    some_traffic(&world, 0).await;
+    let world = world.restart().await;
+    let copy = tempfile::tempdir().unwrap();
+    let audit = world.dir.path().join("audit");
+    for entry in fs::read_dir(&audit).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let exported = some_traffic(&world, 1).await;
+    assert_untouched(&verify(copy.path(), &Brought::default(), &mut |_, _| {}).unwrap());
+    let brought = Brought { heads: vec![("exported".to_owned(), exported)], keys: Vec::new() };
+    let report = verify(copy.path(), &brought, &mut |_, _| {}).unwrap();
+    assert_eq!(report.problems.len(), 1, "{report:#?}");
+    assert_eq!(report.problems[0].what, "cut");
+    assert_untouched(&verify(&audit, &brought, &mut |_, _| {}).unwrap());
+}
+
+#[tokio::test]
+async fn a_segment_that_is_taken_away_or_replaced_is_found() {
+    let evidence = Evidence::new().await;
+    let segments = evidence.segments();
+    for (at, path) in segments.iter().enumerate() {
+        fs::remove_file(path).unwrap();
+        let first = seq_of(&evidence.lines(path)[0]);
+        assert_names(&evidence.report(), first, "a segment deleted");
+        fs::remove_file(path.with_extension("leaves")).unwrap();
+        assert_names(&evidence.report(), first, "a segment and its leaf hashes deleted");
+        let other = &segments[(at + 1) % segments.len()];
+        fs::write(path, &evidence.files[other]).unwrap();
+        assert_found(&evidence.report(), "a segment replaced by another");
+        evidence.restore();
+    }
+    segments[..segments.len() - 1].iter().for_each(|path| fs::remove_file(path).unwrap());
+    assert_names(&evidence.report(), 1, "all but the last");
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_any_byte_of_heads_and_keys_is_found() {
+    let evidence = Evidence::new().await;
+    for name in ["head", "keys", "head.pub"] {
+        let path = evidence.audit().join(name);
+        let mut bytes = evidence.files[&path].clone();
+        for byte in 0..bytes.len() - 1 {
+            bytes[byte] ^= 1 << (byte % 8);
+            fs::write(&path, &bytes).unwrap();
+            assert_found(&evidence.report(), &format!("byte {byte} of {name}"));
+            bytes[byte] ^= 1 << (byte % 8);
+        }
+        fs::remove_file(&path).unwrap();
+        if name != "head.pub" {
+            assert_found(&evidence.report(), name);
+        }
+        fs::write(&path, &bytes).unwrap();
+    }
+    assert_untouched(&evidence.report());
+}
+
+#[tokio::test]
+async fn altered_leaf_hashes_are_told_and_accuse_no_record() {
+    let evidence = Evidence::new().await;
+    let path = evidence.segments()[1].with_extension("leaves");
+    let mut bytes = evidence.files[&path].clone();
+    bytes[40] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let report = evidence.report();
+    assert_untouched(&report);
+    assert!(report.notes.iter().any(|note| note.contains("leaf hash")), "{report:#?}");
+}
+
+/// Whoever can write in the folder but has not the old key makes a new one: nobody introduces it.
+#[tokio::test]
+async fn a_key_that_nobody_introduced_is_found_unless_the_auditor_knows_it() {
+    let world = Plan::default().start().await;
+    let before = some_traffic(&world, 0).await;
+    let world = world.restart_after(|audit| fs::remove_file(audit.join("head.key")).unwrap()).await;
+    some_traffic(&world, 1).await;
+    let audit = world.dir.path().join("audit");
+    let report = verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap();
+    assert!(report.problems.iter().any(|problem| problem.what == "key"), "{report:#?}");
+    let new = Verifier::parse(fs::read_to_string(audit.join("head.pub")).unwrap().trim()).unwrap();
+    let brought = Brought { heads: Vec::new(), keys: vec![new.clone()] };
+    assert_untouched(&verify(&audit, &brought, &mut |_, _| {}).unwrap());
+    // All of it made anew, keys too: what was exported is signed by another key.
+    fs::remove_file(audit.join("keys")).unwrap();
+    let brought = Brought { heads: vec![("exported".to_owned(), before)], keys: vec![new] };
+    assert_found(&verify(&audit, &brought, &mut |_, _| {}).unwrap(), "made anew");
+}
+
+#[tokio::test]
+async fn a_start_on_an_altered_log_says_so_for_good() {
+    let world = Plan::default().start().await;
+    some_traffic(&world, 0).await;
+    let world = world
+        .restart_after(|audit| {
+            let path = audit.join("00000000000000000001.jsonl");
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, text.replacen("Named 0 3", "Named 0 4", 1)).unwrap();
+        })
+        .await;
+    some_traffic(&world, 1).await;
+    let report = verify(&world.dir.path().join("audit"), &Brought::default(), &mut |_, _| {}).unwrap();
+    assert!(report.problems.iter().any(|problem| problem.what == "event"), "{report:#?}");
+    assert!(world.log().await.iter().any(|record| record["event"] == "head-mismatch"));
+}
+
+/// While it is written to, after each kill, and after the retention took its beginning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_untouched_log_is_never_accused() {
+    let plan = Plan::default().set("audit", "segment = \"64KiB\"").set("upstream", "look = false");
+    let origin = World::start().await;
+    let home = Home::new(&plan, &format!("http://{}", origin.sandbox.address()));
+    let audit = home.path().join("audit");
+    let mut verifications = 0;
+    for round in 0..4 {
+        let process = home.serve().await;
+        let tasks = makegate::tasks::Tasks::new();
+        let gateway = home.gateway;
+        let writer = tasks.spawn(async move {
+            for n in 0..10_000 {
+                let headers = crate::support::with_key(ALL, &[]);
+                let body = format!(r#"{{"name":"Named {round} {n}"}}"#);
+                let request = format!(
+                    "PATCH {ORG} HTTP/1.1\r\nhost: x\r\n{headers}content-type: application/json\r\ncontent-length: {}\r\n\
+                     connection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                if tokio::net::TcpStream::connect(gateway).await.is_err() || raw(gateway, &request).await.is_none() {
+                    return n;
+                }
+            }
+            usize::MAX
+        });
+        while !writer.is_finished() {
+            match verify(&audit, &Brought::default(), &mut |_, _| {}) {
+                Ok(report) => {
+                    assert_untouched(&report);
+                    verifications += 1;
+                }
+                Err(error) => assert!(matches!(error, VerifyError::NoLog), "{error}"),
+            }
+            if verifications > 40 * (round + 1) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(process);
+        assert!(writer.await.unwrap() < usize::MAX, "it was killed while it wrote");
+        assert_untouched(&verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap());
+    }
+    assert_untouched(&of_binary(&audit, &[]).1);
+}
+
+#[tokio::test]
+async fn what_the_retention_took_is_not_missed_and_what_somebody_took_is() {
+    let plan = Plan::default().segment_bytes(4000).set("audit", "retention = \"30d\"").set("upstream", "look = false");
+    let world = plan.start().await;
+    some_traffic(&world, 0).await;
+    world.clock.advance(Duration::from_secs(31 * 24 * 3600));
+    some_traffic(&world, 1).await;
+    world.service.gate().log.flush().await;
+    let audit = world.dir.path().join("audit");
+    let oldest = || verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap().oldest;
+    while oldest() == 1 {
+        world.get(ALL, LIST).await.expect(200);
+        world.clock.advance(Duration::from_secs(3601));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let World { service, dir, .. } = world;
+    assert!(service.shut_down().await);
+    let report = verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap();
+    assert_untouched(&report);
+    assert_eq!(report.unproven, 0);
+    let mut segments: Vec<_> = fs::read_dir(&audit).unwrap().map(|entry| entry.unwrap().path()).collect();
+    segments.retain(|path| path.extension().is_some_and(|end| end == "jsonl"));
+    segments.sort();
+    fs::remove_file(&segments[0]).unwrap();
+    assert_found(&verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap(), "one more");
+    drop(dir);
+}
+
+fn command(audit: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+    command.args(["audit", "verify"]).arg(audit);
+    command
+}
+
+/// Exit code and report of the command.
+fn of_binary(audit: &Path, options: &[&str]) -> (i32, Report) {
+    let binary = command(audit).args(["-o", "json"]).args(options).output().unwrap();
+    let report = serde_json::from_slice(&binary.stdout).unwrap_or_else(|error| panic!("{error}: {binary:?}"));
+    (binary.status.code().unwrap(), report)
+}
+
+#[tokio::test]
+async fn the_command_says_it_in_words_and_by_its_exit_code() {
+    let evidence = Evidence::new().await;
+    let audit = evidence.audit();
+    let file = evidence.dir.path().join("exported.head");
+    fs::write(&file, evidence.exported.to_string()).unwrap();
+    let head = file.to_str().unwrap();
+    let (code, report) = of_binary(&audit, &["--head", head, "--key", audit.join("head.pub").to_str().unwrap()]);
+    assert_eq!((code, &*report.result), (0, "ok"), "{report:#?}");
+    evidence.cut_after(20);
+    let (code, report) = of_binary(&audit, &[]);
+    assert_eq!((code, &*report.result), (1, "tampered"));
+    assert_eq!(report.problems[0].seq, Some(21), "{report:#?}");
+    let text = command(&audit).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.starts_with("cut: ") && text.ends_with("TAMPERED: the log is not what was recorded\n"), "{text}");
+    for wrong in [["--head", "/nowhere"], ["--key", head]] {
+        let output = command(&audit).args(wrong).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+    }
+    let empty = tempfile::tempdir().unwrap();
+    assert_eq!(command(empty.path()).output().unwrap().status.code(), Some(1), "no log is no proof");
+}
+
+/// A log of the first format, made once: later versions read, verify and go on with it.
+#[tokio::test]
+async fn a_log_of_format_1_is_read_and_gone_on_with() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-1");
+    let report = verify(&golden, &Brought::default(), &mut |_, _| {}).unwrap();
+    assert_untouched(&report);
+    assert_eq!((report.unproven, report.in_doubt), (0, 2), "{report:#?}");
+    let doubts = makegate::audit::doubts_in(&golden).unwrap();
+    assert_eq!(doubts.len(), 2);
+    let dir = tempfile::tempdir().unwrap();
+    let audit = dir.path().join("audit");
+    fs::create_dir(&audit).unwrap();
+    for entry in fs::read_dir(&golden).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, audit.join(path.file_name().unwrap())).unwrap();
+    }
+    fs::write(dir.path().join("token"), crate::support::TOKEN).unwrap();
+    fs::write(dir.path().join("operator"), OPERATOR).unwrap();
+    let world = Plan::default().set("upstream", "look = false").start_in(dir).await;
+    world.patch(ALL, ORG, r#"{"name":"Named anew"}"#).await.expect(200);
+    assert_eq!(world.service.gate().log.doubts().count(), 2);
+    assert_eq!(world.log().await.last().unwrap()["outcome"], "done");
+}

@@ -5,8 +5,6 @@
 //! problem, said with the record that is wrong as far as the files tell. It changes nothing, and may run beside a gateway.
 
 mod pass;
-#[cfg(test)]
-mod tests;
 mod trust;
 mod writes;
 

@@ -12,6 +12,7 @@ use makegate::sandbox::{Sandbox, Settings};
 use makegate::tasks::Tasks;
 use serde_json::Value;
 
+use crate::support::process::free_ports;
 use crate::support::{ALL, OPERATOR, Plan, TOKEN, raw, send, with_key};
 
 /// Rounds; the nightly form sets more.
@@ -39,10 +40,6 @@ impl Drop for Killed {
         let _gone = self.0.kill();
         self.0.wait().unwrap();
     }
-}
-
-fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 async fn serve(dir: &Path, gateway: SocketAddr) -> Killed {
@@ -79,7 +76,7 @@ async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
     let settings =
         Settings { token: TOKEN.to_owned(), api_limit: 1_000_000, account_limit: 1_000_000, ..Settings::default() };
     let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap();
-    let (gateway, operator) = (free_port(), free_port());
+    let [gateway, operator] = free_ports();
     std::fs::write(dir.path().join("token"), TOKEN).unwrap();
     std::fs::write(dir.path().join("operator"), OPERATOR).unwrap();
     let text = Plan::default()

@@ -28,7 +28,8 @@ pub(crate) struct Home {
 impl Home {
     /// The plan's configuration, with this upstream.
     pub(crate) fn new(plan: &Plan, upstream: &str) -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap(), gateway: free_port(), operator: free_port() };
+        let [gateway, operator] = free_ports();
+        let home = Self { dir: tempfile::tempdir().unwrap(), gateway, operator };
         std::fs::write(home.path().join("token"), TOKEN).unwrap();
         std::fs::write(home.path().join("operator"), OPERATOR).unwrap();
         let doors = [home.gateway, home.operator];
@@ -63,6 +64,8 @@ impl Home {
     }
 }
 
-fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Two addresses that nobody listens at: held at the same moment, or they could be the same one.
+pub(crate) fn free_ports() -> [SocketAddr; 2] {
+    let held = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    held.map(|listener| listener.local_addr().unwrap())
 }

@@ -87,12 +87,8 @@ pub(super) fn weight(answer: &Answer) -> usize {
     headers + answer.body.len()
 }
 
-fn path(dir: &Path) -> PathBuf {
-    dir.join("answers.sqlite")
-}
-
-fn opened(dir: &Path, what: impl FnOnce(&Path) -> Result<Connection, String>) -> Result<Connection, StoreError> {
-    let path = path(dir);
+fn opened<T>(dir: &Path, what: impl FnOnce(&Path) -> Result<T, String>) -> Result<T, StoreError> {
+    let path = dir.join("answers.sqlite");
     what(&path).map_err(|why| StoreError { path, why })
 }
 
@@ -106,13 +102,14 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn open(dir: &Path, bounds: Bounds) -> Result<Self, StoreError> {
-        let connection = opened(dir, |path| {
+        opened(dir, |path| {
             let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
             made.map_err(|error: io::Error| error.to_string())?;
-            connect(path).map_err(|error| error.to_string())?.ok_or_else(|| "a newer makegate wrote them".to_owned())
-        })?;
-        let totals = totals(&connection).map_err(|error| StoreError { path: path(dir), why: error.to_string() })?;
-        Ok(Self { connection, bounds, rows: totals.0 })
+            let connected = connect(path).map_err(|error| error.to_string())?;
+            let connection = connected.ok_or_else(|| "a newer makegate wrote them".to_owned())?;
+            let (rows, _bytes) = totals(&connection).map_err(|error| error.to_string())?;
+            Ok(Self { connection, bounds, rows })
+        })
     }
 
     #[cfg(test)]

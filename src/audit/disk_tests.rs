@@ -243,13 +243,14 @@ async fn a_loss_of_power_takes_nothing_that_was_acknowledged() {
             (before, after)
         };
         let ((before, after), _) = tokio::join!(crash, futures_util::future::join_all(writers));
-        if !segment::list(after.path()).unwrap().is_empty() {
-            assert_untouched(after.path());
-        }
+        let assert_untouched_if_begun = || {
+            if !segment::list(after.path()).unwrap().is_empty() {
+                assert_untouched(after.path());
+            }
+        };
+        assert_untouched_if_begun();
         let (start, recovered) = recover(after.path()).unwrap();
-        if !segment::list(after.path()).unwrap().is_empty() {
-            assert_untouched(after.path());
-        }
+        assert_untouched_if_begun();
         assert_eq!((recovered.quarantined.len(), recovered.missing), (0, 0), "seed {seed}");
         let last = before.iter().map(|(seq, _, _)| *seq).max().unwrap_or(0);
         assert!(start.tree.size() >= last, "seed {seed}");

@@ -10,7 +10,7 @@ use makegate::sandbox::{Fault, FaultKind};
 use serde_json::{Value, json};
 
 use crate::support::hostile::{Origin, Step, repeated};
-use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, TOO, World, send};
+use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, TOO, VARIABLES, World, send};
 
 const NO_STORE: &[&str] = &["cache-control: no-store"];
 const WINDOW: Duration = Duration::from_secs(2 * 60 + 11);
@@ -24,7 +24,6 @@ struct Case {
     read: &'static str,
 }
 
-const VARIABLES: &str = "/api/v2/organizations/11/variables";
 const CONTROLS: &str = "/api/v2/organizations/11/feature-controls";
 
 const fn case(

@@ -11,9 +11,8 @@ use makegate::tasks::Tasks;
 use serde_json::Value;
 
 use crate::support::process::Home;
-use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, Reply, TOKEN, TOO, World, raw, send, with_key};
+use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, Reply, TOKEN, TOO, VARIABLES, World, attempt, send, with_key};
 
-const VARIABLES: &str = "/api/v2/organizations/11/variables";
 const NEW: &str = r#"{"name":"n","regionId":1,"timezoneId":1,"countryId":1}"#;
 
 async fn keyed(world: &World, caller: &str, key: &str, method: &str, target: &str, body: &str) -> Reply {
@@ -255,13 +254,7 @@ async fn insist(gateway: std::net::SocketAddr, prefix: &str) -> Vec<(String, Str
 }
 
 async fn post(gateway: std::net::SocketAddr, name: &str) -> Option<Reply> {
-    tokio::net::TcpStream::connect(gateway).await.ok()?;
     let headers = with_key(ALL, &[&format!("idempotency-key: {name}")]);
     let body = format!(r#"{{"typeId":2,"name":"{name}","value":"x"}}"#);
-    let request = format!(
-        "POST {VARIABLES} HTTP/1.1\r\nhost: x\r\n{headers}content-type: application/json\r\ncontent-length: {}\r\n\
-         connection: close\r\n\r\n{body}",
-        body.len()
-    );
-    raw(gateway, &request).await
+    attempt(gateway, "POST", VARIABLES, &headers, &body).await
 }

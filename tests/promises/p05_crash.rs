@@ -2,9 +2,6 @@
 //! a sandbox that counts effects.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use makegate::clock::Clock;
@@ -12,8 +9,8 @@ use makegate::sandbox::{Sandbox, Settings};
 use makegate::tasks::Tasks;
 use serde_json::Value;
 
-use crate::support::process::free_ports;
-use crate::support::{ALL, OPERATOR, Plan, TOKEN, raw, send, with_key};
+use crate::support::process::Home;
+use crate::support::{ALL, OPERATOR, Plan, TOKEN, VARIABLES, attempt, records_in, send, with_key};
 
 /// Rounds; the nightly form sets more.
 fn rounds() -> u64 {
@@ -32,74 +29,25 @@ fn dice(state: &mut u64) -> u64 {
     *state >> 33
 }
 
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _gone = self.0.kill();
-        self.0.wait().unwrap();
-    }
-}
-
-async fn serve(dir: &Path, gateway: SocketAddr) -> Killed {
-    let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_makegate"))
-        .args(["serve", "--config"])
-        .arg(dir.join("makegate.toml"))
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .unwrap();
-    let child = Killed(child);
-    for _ in 0..1000 {
-        if tokio::net::TcpStream::connect(gateway).await.is_ok() {
-            return child;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("it does not start: {}", std::fs::read_to_string(dir.join("log")).unwrap());
-}
-
-fn records(dir: &Path) -> Vec<Value> {
-    let mut files: Vec<_> = std::fs::read_dir(dir.join("audit")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| path.extension().is_some_and(|e| e == "jsonl"));
-    files.sort();
-    let text: String = files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
     let mut state = seed();
-    let dir = tempfile::tempdir().unwrap();
     let settings =
         Settings { token: TOKEN.to_owned(), api_limit: 1_000_000, account_limit: 1_000_000, ..Settings::default() };
     let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap();
-    let [gateway, operator] = free_ports();
-    std::fs::write(dir.path().join("token"), TOKEN).unwrap();
-    std::fs::write(dir.path().join("operator"), OPERATOR).unwrap();
-    let text = Plan::default()
-        .set("upstream", "quota = \"1000000/min\"\nlook = false")
-        .text(&format!("http://{}", sandbox.address()));
-    let text = text.replacen("127.0.0.1:0", &gateway.to_string(), 1).replacen("127.0.0.1:0", &operator.to_string(), 1);
-    let segment = text.replacen("dir = \"audit\"", "dir = \"audit\"\nsegment = \"1MiB\"", 1);
-    std::fs::write(dir.path().join("makegate.toml"), segment).unwrap();
+    let plan =
+        Plan::default().set("upstream", "quota = \"1000000/min\"\nlook = false").set("audit", "segment = \"1MiB\"");
+    let home = Home::new(&plan, &format!("http://{}", sandbox.address()));
+    let gateway = home.gateway;
     let tasks = Tasks::new();
     for round in 0..rounds() {
-        let service = serve(dir.path(), gateway).await;
+        let service = home.serve().await;
         for writer in 0..4 {
             tasks.spawn(async move {
                 let headers = with_key(ALL, &[]);
                 for number in 0..1000 {
                     let body = format!(r#"{{"typeId":2,"name":"v_{round}_{writer}_{number}","value":"x"}}"#);
-                    let length = body.len();
-                    let request = format!(
-                        "POST /api/v2/organizations/11/variables HTTP/1.1\r\nhost: x\r\n{headers}content-type: application/json\r\n\
-                         content-length: {length}\r\nconnection: close\r\n\r\n{body}"
-                    );
-                    let connected = tokio::net::TcpStream::connect(gateway).await.is_ok();
-                    if !connected || raw(gateway, &request).await.is_none() {
+                    if attempt(gateway, "POST", VARIABLES, &headers, &body).await.is_none() {
                         return;
                     }
                 }
@@ -109,12 +57,12 @@ async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
         drop(service);
     }
     tasks.drained(Duration::from_secs(30)).await;
-    let _service = serve(dir.path(), gateway).await;
+    let _service = home.serve().await;
     let headers = format!("authorization: Bearer {OPERATOR}\r\n");
-    let doubts = send(operator, "GET", "/doubts.json", &headers, "").await.expect(200).json();
+    let doubts = send(home.operator, "GET", "/doubts.json", &headers, "").await.expect(200).json();
     let doubts: HashSet<String> =
         doubts["doubts"].as_array().unwrap().iter().map(|d| d["request"].as_str().unwrap().to_owned()).collect();
-    check(&records(dir.path()), &doubts, &sandbox);
+    check(&records_in(&home.path().join("audit")), &doubts, &sandbox);
 }
 
 fn check(records: &[Value], doubts: &HashSet<String>, sandbox: &Sandbox) {
@@ -132,7 +80,7 @@ fn check(records: &[Value], doubts: &HashSet<String>, sandbox: &Sandbox) {
         assert!(settled != doubts.contains(id), "{id} is neither settled nor in doubt, or both");
     }
     let mut seen: HashMap<String, usize> = HashMap::new();
-    for received in sandbox.received_of("POST", "/api/v2/organizations/11/variables") {
+    for received in sandbox.received_of("POST", VARIABLES) {
         *seen.entry(received.body).or_default() += 1;
     }
     assert!(seen.len() > 30, "only {} writes arrived: the test proves little", seen.len());

@@ -12,7 +12,7 @@ use makegate::sandbox::{Fault, FaultKind};
 use tempfile::TempDir;
 
 use crate::support::process::Home;
-use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, READER, World, raw, send};
+use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, READER, World, attempt, segments_in, send, with_key};
 
 /// A folder of a log as it was when the gateway ended, and what an auditor had exported before.
 struct Evidence {
@@ -377,14 +377,8 @@ async fn an_untouched_log_is_never_accused() {
         let gateway = home.gateway;
         let writer = tasks.spawn(async move {
             for n in 0..10_000 {
-                let headers = crate::support::with_key(ALL, &[]);
                 let body = format!(r#"{{"name":"Named {round} {n}"}}"#);
-                let request = format!(
-                    "PATCH {ORG} HTTP/1.1\r\nhost: x\r\n{headers}content-type: application/json\r\ncontent-length: {}\r\n\
-                     connection: close\r\n\r\n{body}",
-                    body.len()
-                );
-                if tokio::net::TcpStream::connect(gateway).await.is_err() || raw(gateway, &request).await.is_none() {
+                if attempt(gateway, "PATCH", ORG, &with_key(ALL, &[]), &body).await.is_none() {
                     return n;
                 }
             }
@@ -430,10 +424,7 @@ async fn what_the_retention_took_is_not_missed_and_what_somebody_took_is() {
     let report = verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap();
     assert_untouched(&report);
     assert_eq!(report.unproven, 0);
-    let mut segments: Vec<_> = fs::read_dir(&audit).unwrap().map(|entry| entry.unwrap().path()).collect();
-    segments.retain(|path| path.extension().is_some_and(|end| end == "jsonl"));
-    segments.sort();
-    fs::remove_file(&segments[0]).unwrap();
+    fs::remove_file(&segments_in(&audit)[0]).unwrap();
     assert_found(&verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap(), "one more");
     drop(dir);
 }
@@ -473,28 +464,4 @@ async fn the_command_says_it_in_words_and_by_its_exit_code() {
     }
     let empty = tempfile::tempdir().unwrap();
     assert_eq!(command(empty.path()).output().unwrap().status.code(), Some(1), "no log is no proof");
-}
-
-/// A log of the first format, made once: later versions read, verify and go on with it.
-#[tokio::test]
-async fn a_log_of_format_1_is_read_and_gone_on_with() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-1");
-    let report = verify(&golden, &Brought::default(), &mut |_, _| {}).unwrap();
-    assert_untouched(&report);
-    assert_eq!((report.unproven, report.in_doubt), (0, 2), "{report:#?}");
-    let doubts = makegate::audit::doubts_in(&golden).unwrap();
-    assert_eq!(doubts.len(), 2);
-    let dir = tempfile::tempdir().unwrap();
-    let audit = dir.path().join("audit");
-    fs::create_dir(&audit).unwrap();
-    for entry in fs::read_dir(&golden).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, audit.join(path.file_name().unwrap())).unwrap();
-    }
-    fs::write(dir.path().join("token"), crate::support::TOKEN).unwrap();
-    fs::write(dir.path().join("operator"), OPERATOR).unwrap();
-    let world = Plan::default().set("upstream", "look = false").start_in(dir).await;
-    world.patch(ALL, ORG, r#"{"name":"Named anew"}"#).await.expect(200);
-    assert_eq!(world.service.gate().log.doubts().count(), 2);
-    assert_eq!(world.log().await.last().unwrap()["outcome"], "done");
 }

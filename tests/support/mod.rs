@@ -8,7 +8,7 @@ pub(crate) mod process;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use makegate::clock::Clock;
@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 
 pub(crate) const LIST: &str = "/api/v2/organizations";
 pub(crate) const ORG: &str = "/api/v2/organizations/11";
+pub(crate) const VARIABLES: &str = "/api/v2/organizations/11/variables";
 pub(crate) const OTHER: &str = "/api/v2/organizations/12";
 /// The caller who may do everything.
 pub(crate) const ALL: &str = "key-all";
@@ -132,10 +133,7 @@ impl Plan {
     }
 
     pub(crate) async fn start(self) -> World {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("token"), TOKEN).unwrap();
-        std::fs::write(dir.path().join("operator"), OPERATOR).unwrap();
-        self.start_in(dir).await
+        self.start_in(new_dir()).await
     }
 
     /// In a folder that another world left: a restart.
@@ -249,12 +247,7 @@ impl World {
     /// All lines of the log's files.
     pub(crate) async fn log(&self) -> Vec<Value> {
         self.service.gate().log.flush().await;
-        let mut files: Vec<_> =
-            std::fs::read_dir(self.dir.path().join("audit")).unwrap().map(|e| e.unwrap().path()).collect();
-        files.retain(|path| path.extension().is_some_and(|e| e == "jsonl"));
-        files.sort();
-        let text: String = files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        records_in(&self.dir.path().join("audit"))
     }
 
     /// The records of requests, without events.
@@ -277,7 +270,7 @@ impl World {
     }
 
     /// The same; meanwhile this happens to the log's folder.
-    pub(crate) async fn restart_after(self, meanwhile: impl FnOnce(&std::path::Path)) -> Self {
+    pub(crate) async fn restart_after(self, meanwhile: impl FnOnce(&Path)) -> Self {
         let Self { service, sandbox, dir, plan, url, .. } = self;
         assert!(service.shut_down().await, "it did not drain");
         meanwhile(&dir.path().join("audit"));
@@ -285,6 +278,28 @@ impl World {
         world.sandbox = sandbox;
         world
     }
+}
+
+/// A folder with the secrets that a configuration names.
+pub(crate) fn new_dir() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("token"), TOKEN).unwrap();
+    std::fs::write(dir.path().join("operator"), OPERATOR).unwrap();
+    dir
+}
+
+/// The files of a log's segments, in their order.
+pub(crate) fn segments_in(audit: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(audit).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|end| end == "jsonl"));
+    files.sort();
+    files
+}
+
+/// Every line of a log's segments, each checked to be JSON.
+pub(crate) fn records_in(audit: &Path) -> Vec<Value> {
+    let text: String = segments_in(audit).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
 }
 
 pub(crate) fn with_key(key: &str, headers: &[&str]) -> String {
@@ -314,6 +329,13 @@ fn request(method: &str, target: &str, headers: &str, body: &str) -> String {
 /// Sends one request on a connection of its own and reads the answer whole.
 pub(crate) async fn send(to: SocketAddr, method: &str, target: &str, headers: &str, body: &str) -> Reply {
     raw(to, &request(method, target, headers, body)).await.unwrap_or_else(|| panic!("no answer to {method} {target}"))
+}
+
+/// The same to a gateway that may be killed at any moment; `None`: there was no answer.
+pub(crate) async fn attempt(to: SocketAddr, method: &str, target: &str, headers: &str, body: &str) -> Option<Reply> {
+    let mut stream = TcpStream::connect(to).await.ok()?;
+    stream.write_all(request(method, target, headers, body).as_bytes()).await.ok()?;
+    exchange(stream, "").await
 }
 
 /// Sends these very bytes; `None`: the connection ended without an answer.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::{OPERATOR, Plan, TOKEN};
+use super::{Plan, new_dir};
 
 /// A running `makegate serve` of a folder; dropped, it is killed (SIGKILL).
 pub(crate) struct Process(Child);
@@ -29,9 +29,7 @@ impl Home {
     /// The plan's configuration, with this upstream.
     pub(crate) fn new(plan: &Plan, upstream: &str) -> Self {
         let [gateway, operator] = free_ports();
-        let home = Self { dir: tempfile::tempdir().unwrap(), gateway, operator };
-        std::fs::write(home.path().join("token"), TOKEN).unwrap();
-        std::fs::write(home.path().join("operator"), OPERATOR).unwrap();
+        let home = Self { dir: new_dir(), gateway, operator };
         let doors = [home.gateway, home.operator];
         let text =
             doors.iter().fold(plan.text(upstream), |text, door| text.replacen("127.0.0.1:0", &door.to_string(), 1));
@@ -65,7 +63,7 @@ impl Home {
 }
 
 /// Two addresses that nobody listens at: held at the same moment, or they could be the same one.
-pub(crate) fn free_ports() -> [SocketAddr; 2] {
+fn free_ports() -> [SocketAddr; 2] {
     let held = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     held.map(|listener| listener.local_addr().unwrap())
 }

@@ -17,4 +17,5 @@ mod operator;
 mod properties;
 mod refusals;
 mod sandbox;
+mod upgrade;
 mod wire;

@@ -139,7 +139,12 @@ fn probe(path: &Path, first: u64) -> io::Result<(u64, bool)> {
 }
 
 fn plausible(seq: u64, expected: u64) -> bool {
-    seq.checked_sub(expected).is_some_and(|ahead| ahead <= MISSING_MAX)
+    seq >= expected && !is_far(seq, expected)
+}
+
+/// So far on that the number itself is damaged: whoever believed it would go through all the records between.
+pub(crate) const fn is_far(seq: u64, expected: u64) -> bool {
+    seq.saturating_sub(expected) > MISSING_MAX
 }
 
 /// The index of the newest segment that begins well; of the oldest one when none does.

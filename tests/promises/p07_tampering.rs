@@ -315,6 +315,22 @@ async fn a_flipped_bit_in_heads_and_keys_is_found() {
     assert_untouched(&evidence.report());
 }
 
+/// A number of nineteen digits: nobody goes through the records that it says are before it.
+#[tokio::test]
+async fn a_record_that_claims_a_number_far_on_is_found() {
+    let evidence = Evidence::new().await;
+    for (path, line) in evidence.places() {
+        let mut lines = evidence.lines(&path);
+        let seq = seq_of(&lines[line]);
+        let text = String::from_utf8(lines[line].clone()).unwrap();
+        lines[line] = text.replacen(&format!("\"seq\":{seq}"), "\"seq\":9000000000000000000", 1).into_bytes();
+        evidence.without_leaves();
+        fs::write(&path, lines.concat()).unwrap();
+        assert_names(&evidence.report(), seq, "a number far on");
+        evidence.restore();
+    }
+}
+
 #[tokio::test]
 async fn altered_leaf_hashes_are_told_and_accuse_no_record() {
     let evidence = Evidence::new().await;

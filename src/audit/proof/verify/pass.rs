@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::super::super::events::HEAD_MISMATCH;
 use super::super::super::open::OpenWrites;
-use super::super::super::recover::Lines;
+use super::super::super::recover::{self, Lines};
 use super::super::super::seen::Seen;
 use super::super::super::segment::{self, Opening};
 use super::super::super::tree::{self, Hash, Tree};
@@ -137,7 +137,7 @@ impl<'a> Pass<'a> {
             if std::mem::take(&mut is_first) {
                 self.opening(segment, line);
             }
-            match Seen::parse(line).filter(|_| place.complete) {
+            match Seen::parse(line).filter(|seen| place.complete && !recover::is_far(seen.seq, self.next())) {
                 Some(seen) => self.record(segment, &seen, line),
                 None => {
                     let is_torn = !place.complete || line.contains(&0);

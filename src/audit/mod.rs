@@ -6,6 +6,8 @@
 
 mod backwards;
 mod buffer;
+#[cfg(test)]
+mod crash_tests;
 mod csv;
 mod disk;
 #[cfg(test)]

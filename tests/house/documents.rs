@@ -1,6 +1,9 @@
 //! Documents: what tables say is what the code does. `UPDATE_GOLDEN=1` writes them anew.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use makegate::catalogue::{Body, Catalogue, Operation, Retry};
 use makegate::gateway::look::Why;
@@ -97,4 +100,54 @@ fn operation(row: &Operation) -> String {
         "| `{}`: {} | `{} {}` | `{}` | {body} | {memory} | {retry} | {invalidates} | {recorded} | {look} |",
         row.id, row.summary, row.method, row.path, row.grant
     )
+}
+
+/// Runs the page's script with python3 and openssl, where these are; `.ci/run` sees to it that they are.
+#[test]
+fn the_auditors_script_accepts_a_log_and_finds_what_was_done_to_it() {
+    let has = |tool: &str| Command::new(tool).arg("--help").output().is_ok();
+    if !has("python3") || !has("openssl") {
+        return eprintln!("not tested: python3 or openssl is not there");
+    }
+    let page = read("docs/auditing.md");
+    let script = page.split_once("```python\n").unwrap().1.split_once("```").unwrap().0;
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("check.py"), script).unwrap();
+    let golden = golden::file("tests/golden/log-1");
+    let keys = read("tests/golden/log-1/keys");
+    let first_key = keys.split_once("\nkey ").unwrap().1.lines().next().unwrap();
+    let check = |change: &dyn Fn(&Path), words: &str| {
+        let log = dir.path().join("audit");
+        drop(fs::remove_dir_all(&log));
+        fs::create_dir(&log).unwrap();
+        for entry in fs::read_dir(&golden).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, log.join(path.file_name().unwrap())).unwrap();
+        }
+        change(&log);
+        let mut command = Command::new("python3");
+        command.current_dir(dir.path()).args(["check.py", "audit/", first_key]).arg(golden.join("head"));
+        let output = command.output().unwrap();
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        assert!(said.contains(words), "{words}: {said}");
+        output.status.success()
+    };
+    let edit = |log: &Path, file: &str, change: &dyn Fn(&str) -> String| {
+        let text = fs::read_to_string(log.join(file)).unwrap();
+        let changed = change(&text);
+        assert_ne!(changed, text, "{file}");
+        fs::write(log.join(file), changed).unwrap();
+    };
+    let (middle, last) = ("00000000000000000053.jsonl", "00000000000000000114.jsonl");
+    let without = |text: &str, at: usize| {
+        text.lines().enumerate().filter(|(line, _)| *line != at).map(|(_, line)| format!("{line}\n")).collect()
+    };
+    assert!(check(&|_| {}, "it ends with record 122; up to 122 signed heads prove it"));
+    assert!(check(&|log| fs::remove_file(log.join("00000000000000000001.jsonl")).unwrap(), "begins with record 19"));
+    let altered = |log: &Path| edit(log, middle, &|text| text.replacen("\"status\":200", "\"status\":201", 1));
+    assert!(!check(&altered, "record 70: a record before it is not what it was when this one was written"));
+    assert!(!check(&|log| edit(log, middle, &|text| without(text, 4)), "where record 57 should be"));
+    assert!(!check(&|log| fs::remove_file(log.join(middle)).unwrap(), "where record 53 should be"));
+    assert!(!check(&|log| edit(log, last, &|text| without(text, 8)), "covers 122 records, but the log ends with 121"));
+    assert!(!check(&|log| edit(log, "head", &|text| text.replace("122", "121")), "signed by no key that is trusted"));
 }

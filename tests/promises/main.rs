@@ -22,6 +22,7 @@ mod p04_once;
 mod p05_crash;
 mod p05_intent;
 mod p06_records;
+mod p07_keys;
 mod p07_tampering;
 mod p08_bounds;
 mod p09_quota;

@@ -1,0 +1,323 @@
+//! Promise 5, the disk's part, point by point: what the log asks of the disk is recorded, and the machine is stopped before
+//! and after each of these operations, in every way that a disk may leave what was not synced.
+//!
+//! Not among these ways: later blocks of an unsynced tail that are there while earlier ones are not. No file system that
+//! orders data before sizes does that, and the log rather keeps such a tail, and tells, than cut what may have been acknowledged.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::disk_tests::until;
+use super::log_tests::{assert_gapless, assert_untouched, open, open_on, outcome, record, settings};
+use super::*;
+use crate::clock::Clock;
+use crate::config;
+
+/// Records every operation, and fails syncs on demand.
+#[derive(Debug)]
+struct Recorder {
+    dir: PathBuf,
+    state: Mutex<Trace>,
+}
+
+#[derive(Debug, Default)]
+struct Trace {
+    failing_syncs: u32,
+    /// Every file that ever had a segment's name, the newest last.
+    files: BTreeMap<u64, Vec<Written>>,
+    /// Of a segment's file: its first record, and which of its files.
+    places: HashMap<u64, (u64, usize)>,
+    acknowledged: Vec<Acknowledged>,
+    points: Vec<Point>,
+}
+
+/// What was written to a file, and how much of it is durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Written {
+    bytes: Vec<u8>,
+    durable: usize,
+    /// A sync of it failed: what is durable of it is not known to anybody any more.
+    is_unknown: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Acknowledged {
+    seq: u64,
+    request: String,
+    is_intent: bool,
+}
+
+/// The moment before or after an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Point {
+    segments: BTreeMap<u64, Vec<Written>>,
+    others: BTreeMap<String, Vec<u8>>,
+    acknowledged: usize,
+}
+
+impl Recorder {
+    fn new(dir: &Path) -> Arc<Self> {
+        Arc::new(Self { dir: dir.to_owned(), state: Mutex::default() })
+    }
+
+    fn fail_syncs(&self, count: u32) {
+        self.state.lock().unwrap().failing_syncs = count;
+    }
+
+    fn acknowledged(&self, seq: u64, request: &str, is_intent: bool) {
+        self.state.lock().unwrap().acknowledged.push(Acknowledged { seq, request: request.to_owned(), is_intent });
+    }
+
+    /// Does this to the file, between two points.
+    fn between<T>(&self, operation: impl FnOnce(&mut Trace) -> io::Result<T>) -> io::Result<T> {
+        let mut trace = self.state.lock().unwrap();
+        trace.note(&self.dir);
+        let result = operation(&mut trace);
+        trace.note(&self.dir);
+        result
+    }
+}
+
+impl Trace {
+    fn note(&mut self, dir: &Path) {
+        let mut others = BTreeMap::new();
+        for entry in fs::read_dir(dir).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let is_other = ["jsonl", "lock", "reserve"].iter().all(|end| !name.ends_with(end));
+            if is_other && !name.starts_with("index") {
+                others.insert(name.clone(), fs::read(dir.join(name)).unwrap());
+            }
+        }
+        let point = Point { segments: self.files.clone(), others, acknowledged: self.acknowledged.len() };
+        if self.points.last() != Some(&point) {
+            self.points.push(point);
+        }
+    }
+
+    fn file(&mut self, file: &File) -> &mut Written {
+        let (first, at) = self.places[&inode(file)];
+        &mut self.files.get_mut(&first).unwrap()[at]
+    }
+}
+
+fn inode(file: &File) -> u64 {
+    disk::identity(&file.metadata().unwrap()).1
+}
+
+impl Disk for Recorder {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        self.between(|trace| {
+            let file = MachineDisk.create(path)?;
+            let first: u64 = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+            let files = trace.files.entry(first).or_default();
+            files.push(Written::default());
+            trace.places.insert(inode(&file), (first, files.len() - 1));
+            Ok(file)
+        })
+    }
+
+    fn write(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
+        self.between(|trace| {
+            trace.file(file).bytes.extend_from_slice(bytes);
+            MachineDisk.write(file, bytes)
+        })
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        self.between(|trace| {
+            assert!(!trace.file(file).is_unknown, "never a second sync after one that failed");
+            if trace.failing_syncs > 0 {
+                trace.failing_syncs -= 1;
+                trace.file(file).is_unknown = true;
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            let written = trace.file(file);
+            written.durable = written.bytes.len();
+            Ok(())
+        })
+    }
+}
+
+impl Written {
+    /// All that a disk may have of it after the power went: what is durable, then a part of the rest, or nothing in its place.
+    fn left(&self) -> BTreeSet<Vec<u8>> {
+        let (durable, all) = (self.durable, self.bytes.len());
+        let tail = &self.bytes[durable..];
+        let first_line = durable + tail.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let mut lengths = BTreeSet::from([durable, all, durable.midpoint(all), first_line]);
+        lengths
+            .extend([durable + 1, all.saturating_sub(1)].into_iter().filter(|length| (durable..=all).contains(length)));
+        let mut left: BTreeSet<Vec<u8>> = lengths.iter().map(|length| self.bytes[..*length].to_vec()).collect();
+        for kept in [durable, durable.midpoint(all)] {
+            let mut holed = self.bytes[..kept].to_vec();
+            holed.resize(all, 0);
+            left.insert(holed);
+        }
+        left
+    }
+}
+
+impl Point {
+    /// All that the segments may be: each that is not durable in its own ways, beside the others as they are.
+    fn states(&self) -> Vec<BTreeMap<u64, Vec<u8>>> {
+        let newest: BTreeMap<u64, Vec<u8>> = self
+            .segments
+            .iter()
+            .filter_map(|(first, files)| Some((*first, files.last()?)))
+            .filter(|(_, file)| file.durable > 0)
+            .map(|(first, file)| (first, file.bytes[..file.durable].to_vec()))
+            .collect();
+        let mut states = vec![newest.clone()];
+        for (first, files) in &self.segments {
+            let current = files.last().unwrap();
+            let candidates = if current.durable > 0 { std::slice::from_ref(current) } else { files.as_slice() };
+            for left in candidates.iter().flat_map(Written::left).collect::<BTreeSet<_>>() {
+                let mut state = newest.clone();
+                state.insert(*first, left);
+                states.push(state);
+            }
+        }
+        states.sort();
+        states.dedup();
+        states
+    }
+
+    /// Makes the folder that this state leaves; leaf hashes were never synced, so any of them may be cut or missing.
+    fn lay_out(&self, state: &BTreeMap<u64, Vec<u8>>, turn: usize, dir: &Path) {
+        fs::create_dir(dir).unwrap();
+        for (first, bytes) in state {
+            fs::write(segment::path(dir, *first), bytes).unwrap();
+        }
+        for (name, bytes) in &self.others {
+            let kept = match (name.ends_with(".leaves"), turn % 4) {
+                (false, _) | (true, 0) => bytes.as_slice(),
+                (true, 1) => &bytes[..bytes.len() / 2],
+                (true, 2) => &[],
+                (true, _) => continue,
+            };
+            fs::write(dir.join(name), kept).unwrap();
+        }
+    }
+}
+
+/// Goes through what a log meets in its life: writes side by side, doubts and their settlement, an exchange of the key,
+/// segments that are full, syncs that fail, a stop and a start.
+async fn live(settings: &config::Audit, disk: &Arc<Recorder>) {
+    let intent = async |log: &Log, request: &str| {
+        let seq = log.commit(record(Kind::Intent, request)).await.unwrap();
+        disk.acknowledged(seq, request, true);
+    };
+    let end = async |log: &Log, request: &str, how: Outcome| {
+        let seq = log.commit(outcome(request, how)).await.unwrap();
+        disk.acknowledged(seq, request, how == Outcome::InDoubt);
+    };
+    let settle = async |log: &Log, request: &str| {
+        let settled = Record { outcome: Some(Outcome::Done), ..record(Kind::Settlement, request) };
+        disk.acknowledged(log.commit(settled).await.unwrap(), request, false);
+    };
+    let (log, _) = open_on(settings, &Clock::system(), disk.clone()).await;
+    tokio::join!(intent(&log, "w1"), intent(&log, "w2"), intent(&log, "w3"));
+    end(&log, "w1", Outcome::Done).await;
+    log.reserve().unwrap().fill(record(Kind::Request, "r1"));
+    tokio::join!(end(&log, "w2", Outcome::InDoubt), intent(&log, "w4"));
+    log.rotate_head_key().await.unwrap();
+    settle(&log, "w2").await;
+    disk.fail_syncs(1);
+    tokio::join!(end(&log, "w3", Outcome::Rejected), intent(&log, "w5"));
+    disk.fail_syncs(2);
+    log.commit(record(Kind::Intent, "refused")).await.unwrap_err();
+    end(&log, "w4", Outcome::Done).await;
+    until("writable again", || log.writable()).await;
+    for n in 0..4 {
+        let request = format!("x{n}");
+        intent(&log, &request).await;
+        end(&log, &request, Outcome::Done).await;
+    }
+    log.close().await;
+    drop(log);
+    let (log, recovered) = open_on(settings, &Clock::system(), disk.clone()).await;
+    assert!(recovered.clean, "{recovered:?}");
+    intent(&log, "y1").await;
+    settle(&log, "w5").await;
+    end(&log, "y1", Outcome::Done).await;
+    log.flush().await;
+}
+
+/// The records of an untouched log, without what lies after the last one of a segment: void lines, and torn ones.
+fn records(dir: &Path) -> Vec<serde_json::Value> {
+    assert_untouched(dir);
+    let segments = segment::list(dir).unwrap();
+    let mut records = Vec::new();
+    for (at, first) in segments.iter().enumerate() {
+        let bytes = fs::read(segment::path(dir, *first)).unwrap();
+        let end = segments.get(at + 1).copied().unwrap_or(u64::MAX);
+        let parsed = bytes.split(|b| *b == b'\n').map_while(|line| serde_json::from_slice(line).ok());
+        records.extend(parsed.filter(|line: &serde_json::Value| line["seq"].as_u64().unwrap() < end));
+    }
+    records
+}
+
+/// Opens what is left, goes on with it, and looks whether anything was lost.
+async fn check(settings: &config::Audit, acknowledged: &[Acknowledged]) {
+    if !segment::list(&settings.dir).unwrap().is_empty() {
+        assert_untouched(&settings.dir);
+    }
+    let (log, recovered) = open(settings, &Clock::system()).await;
+    assert_eq!((recovered.quarantined.len(), recovered.missing), (0, 0), "{recovered:?}");
+    let last = acknowledged.iter().map(|one| one.seq).max().unwrap_or(0);
+    assert!(recovered.records >= last, "record {last} was acknowledged: {recovered:?}");
+    let seq = log.commit(record(Kind::Intent, "after")).await.unwrap();
+    assert!(seq > last);
+    log.commit(outcome("after", Outcome::Done)).await.unwrap();
+    log.close().await;
+    let lines = records(&settings.dir);
+    assert_gapless(&lines);
+    for one in acknowledged {
+        let line = &lines[usize::try_from(one.seq - 1).unwrap()];
+        assert_eq!(line["request"], one.request.as_str(), "what was acknowledged is what stands there");
+        let in_doubt = recovered.doubts.iter().any(|doubt| doubt.request.as_str() == one.request);
+        let is_ended = |line: &serde_json::Value| {
+            line["request"] == one.request.as_str() && line["outcome"].as_str().is_some_and(|how| how != "in-doubt")
+        };
+        assert_ne!(in_doubt, lines.iter().any(is_ended), "{} is settled or in doubt", one.request);
+        assert!(one.is_intent || !in_doubt, "{} has its outcome", one.request);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_at_any_point_loses_nothing_that_was_acknowledged_and_forgets_no_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config::Audit { segment_bytes: 2500, ..settings(&dir) };
+    fs::create_dir(&settings.dir).unwrap();
+    let disk = Recorder::new(&settings.dir);
+    live(&settings, &disk).await;
+    let trace = std::mem::take(&mut *disk.state.lock().unwrap());
+    let files: Vec<_> = trace.files.iter().map(|(first, files)| (first, files.len())).collect();
+    assert!(files.len() > 3 && files.iter().any(|(_, count)| *count > 1), "sealed, and begun twice: {files:?}");
+    let mut states = 0;
+    for (at, point) in trace.points.iter().enumerate() {
+        for (turn, state) in point.states().iter().enumerate() {
+            let after = tempfile::tempdir().unwrap();
+            let settings = config::Audit { dir: after.path().join("audit"), ..settings.clone() };
+            point.lay_out(state, at + turn, &settings.dir);
+            let _place = Place(format!("point {at} of {}, state {turn}", trace.points.len()));
+            check(&settings, &trace.acknowledged[..point.acknowledged]).await;
+            states += 1;
+        }
+    }
+    println!("{} points, {states} states", trace.points.len());
+}
+
+/// Says where the test was when it failed.
+struct Place(String);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("at {}", self.0);
+        }
+    }
+}

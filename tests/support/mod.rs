@@ -5,6 +5,7 @@
 pub(crate) mod golden;
 pub(crate) mod hostile;
 pub(crate) mod process;
+pub(crate) mod relay;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;

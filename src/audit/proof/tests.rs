@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::log_tests::{open, record, settings};
-use super::super::record::{Kind, Record};
+use super::super::record::{Kind, Outcome, Record};
 use super::super::segment;
+use super::verify::{Brought, verify};
 use super::*;
 use crate::clock::Clock;
 use crate::config;
@@ -106,4 +107,30 @@ async fn leaf_hashes_are_made_whole_after_a_crash() {
     let (log, _) = open(&settings, &Clock::system()).await;
     log.close().await;
     assert_eq!(fs::read(&path).unwrap(), whole);
+}
+
+/// Intents against outcomes: what no gateway records is told, with the record.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_records_do_not_fit_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir);
+    let (log, _) = open(&settings, &Clock::system()).await;
+    let mut wrong = Vec::new();
+    for (kind, request, outcome, fits) in [
+        (Kind::Outcome, "ghost", Some(Outcome::Done), false),
+        (Kind::Intent, "w1", None, true),
+        (Kind::Intent, "w1", None, false),
+        (Kind::Settlement, "w1", Some(Outcome::Done), false),
+        (Kind::Intent, "w2", None, true),
+        (Kind::Outcome, "w2", Some(Outcome::InDoubt), true),
+        (Kind::Outcome, "w2", Some(Outcome::Done), false),
+        (Kind::Settlement, "nobody", Some(Outcome::Done), false),
+    ] {
+        let seq = log.commit(Record { outcome, ..record(kind, request) }).await.unwrap();
+        wrong.extend((!fits).then_some(seq));
+    }
+    log.close().await;
+    let report = verify(&settings.dir, &Brought::default(), &mut |_, _| {}).unwrap();
+    let told: Vec<_> = report.problems.iter().map(|problem| (&*problem.what, problem.seq.unwrap())).collect();
+    assert_eq!(told, wrong.iter().map(|seq| ("write", *seq)).collect::<Vec<_>>(), "{report:#?}");
 }

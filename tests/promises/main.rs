@@ -15,6 +15,7 @@ mod support;
 mod p01_token;
 mod p02_scope;
 mod p03_fence;
+mod p03_history;
 mod p04_bytes;
 mod p04_doubts;
 mod p04_idempotency;

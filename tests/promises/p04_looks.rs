@@ -1,29 +1,15 @@
 //! Promise 4, at random: writes in doubt with and without an effect, others between them, a zone that lags, restarts. Whatever a
-//! look settles is what the sandbox knows to be true, and no write arrives twice. `MAKEGATE_SEEDS` is how many seeds are
-//! played (4), or `MAKEGATE_SEED` the one to play again.
+//! look settles is what the sandbox knows to be true, and no write arrives twice.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use makegate::sandbox::{Fault, FaultKind, Seed};
 
+use crate::support::random::{Random, seeds};
 use crate::support::{ALL, LIST, Plan, TOO, World};
 
 const STEPS: u64 = 40;
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-/// A small generator of reproducible numbers.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
 
 /// A write that no other is like: method, target, body.
 type Write = (&'static str, String, String);
@@ -74,7 +60,7 @@ async fn pass(world: &World, time: Duration) {
 }
 
 async fn play(seed: u64) -> (usize, usize, usize) {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut random = Random::new(seed);
     let mut world = start(seed).await;
     // By request id: the write, and whether it took effect.
     let mut doubts: HashMap<String, (Write, bool)> = HashMap::new();
@@ -124,9 +110,8 @@ async fn judge(world: &World, seed: u64, doubts: &HashMap<String, (Write, bool)>
 
 #[tokio::test]
 async fn whatever_a_look_settles_is_true() {
-    let seeds = number("MAKEGATE_SEED").map_or(1..=number("MAKEGATE_SEEDS").unwrap_or(4), |seed| seed..=seed);
     let mut sum = (0, 0, 0);
-    for seed in seeds {
+    for seed in seeds(4) {
         let (done, not_done, open) = play(seed).await;
         println!("MAKEGATE_SEED={seed}: {done} done, {not_done} not done, {open} open");
         sum = (sum.0 + done, sum.1 + not_done, sum.2 + open);

@@ -5,33 +5,25 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use makegate::clock::Clock;
+use makegate::hash::random;
 use makegate::sandbox::{Sandbox, Settings};
 use makegate::tasks::Tasks;
 use serde_json::Value;
 
 use crate::support::process::Home;
+use crate::support::random::{Random, number};
 use crate::support::{ALL, OPERATOR, Plan, TOKEN, VARIABLES, attempt, records_in, send, with_key};
 
 /// Rounds; the nightly form sets more.
 fn rounds() -> u64 {
-    std::env::var("MAKEGATE_CRASHES").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
-}
-
-fn seed() -> u64 {
-    let seed = std::env::var("MAKEGATE_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from_ne_bytes(makegate::hash::random::<8>().unwrap()));
-    println!("MAKEGATE_SEED={seed}");
-    seed
-}
-
-fn dice(state: &mut u64) -> u64 {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    *state >> 33
+    number("MAKEGATE_CRASHES").unwrap_or(30)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
-    let mut state = seed();
+    let seed = number("MAKEGATE_SEED").unwrap_or_else(|| u64::from(u32::from_ne_bytes(random::<4>().unwrap())));
+    println!("MAKEGATE_SEED={seed}");
+    let mut random = Random::new(seed);
     let settings =
         Settings { token: TOKEN.to_owned(), api_limit: 1_000_000, account_limit: 1_000_000, ..Settings::default() };
     let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap();
@@ -53,7 +45,7 @@ async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
                 }
             });
         }
-        tokio::time::sleep(Duration::from_millis(20 + dice(&mut state) % 120)).await;
+        tokio::time::sleep(Duration::from_millis(20 + random.below(120))).await;
         drop(service);
     }
     tasks.drained(Duration::from_secs(30)).await;

@@ -5,6 +5,7 @@
 pub(crate) mod golden;
 pub(crate) mod hostile;
 pub(crate) mod process;
+pub(crate) mod random;
 pub(crate) mod relay;
 
 use std::fmt::Write as _;

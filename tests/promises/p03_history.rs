@@ -1,0 +1,265 @@
+//! Promise 3, at random: tools write versions of the same things and read them in every way, while the upstream is slow, cuts,
+//! fails and answers after the effect, callers hang up, and time passes. Afterwards each read is held against the order in
+//! which the upstream carried the writes out: it may not be older than any write that was answered before it was sent.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use makegate::sandbox::{Fault, FaultKind};
+use serde_json::Value;
+use tokio::sync::RwLock;
+
+use crate::support::random::{Random, seeds};
+use crate::support::{ALL, LIST, Plan, READER, Reply, TOO, World};
+
+const STEPS: u64 = 30;
+const TASKS: u64 = 6;
+const ORGANIZATIONS: [u64; 3] = [11, 12, 13];
+
+/// What has versions: an organization's name, or the value of a variable of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Thing {
+    Name(u64),
+    Variable(u64),
+}
+
+impl Thing {
+    fn path(self) -> String {
+        match self {
+            Self::Name(id) => format!("{LIST}/{id}"),
+            Self::Variable(id) => format!("{LIST}/{id}/variables/changing"),
+        }
+    }
+}
+
+/// A write that was answered, in the order of a clock that ticks at every step of the test.
+#[derive(Clone, Debug)]
+struct Written {
+    thing: Thing,
+    version: String,
+    answered: u64,
+    status: u16,
+}
+
+/// What a read showed of one thing.
+#[derive(Clone, Debug)]
+struct Seen {
+    thing: Thing,
+    version: String,
+    sent: u64,
+    #[expect(dead_code, reason = "told when the test fails")]
+    how: String,
+}
+
+/// One tool.
+struct Tool {
+    world: Arc<World>,
+    ticks: Arc<AtomicU64>,
+    /// Time does not jump while writes are under way: one whose time-out that would be could take effect after its answer.
+    jump: Arc<RwLock<()>>,
+    random: Random,
+    number: u64,
+    written: Vec<Written>,
+    seen: Vec<Seen>,
+    /// By target: the last entity tag, and what it stands for.
+    tags: HashMap<String, (String, Value)>,
+}
+
+impl Tool {
+    fn tick(&self) -> u64 {
+        self.ticks.fetch_add(1, Ordering::SeqCst)
+    }
+
+    async fn play(mut self) -> Self {
+        for step in 0..STEPS {
+            match self.random.below(10) {
+                0..=2 => self.write(step).await,
+                3 => self.provoke(),
+                4 if self.random.below(4) == 0 => {
+                    let seconds = *self.random.pick(&[1, 11, 130, 310]);
+                    let _no_write = self.jump.write().await;
+                    self.world.clock.advance(Duration::from_secs(seconds));
+                }
+                _ => self.read().await,
+            }
+        }
+        self
+    }
+
+    async fn write(&mut self, step: u64) {
+        let id = *self.random.pick(&ORGANIZATIONS);
+        let version = format!("v{}x{step}", self.number);
+        let (thing, body) = match self.random.below(3) {
+            0 => (Thing::Variable(id), format!(r#"{{"typeId":2,"value":"{version}"}}"#)),
+            _ => (Thing::Name(id), format!(r#"{{"name":"{version}"}}"#)),
+        };
+        let key = *self.random.pick(&[ALL, TOO]);
+        if self.random.below(6) == 0 {
+            // Nobody hears what becomes of it: it may be old for ever after.
+            let after = Duration::from_millis(self.random.below(4));
+            return self.world.send_and_leave(key, "PATCH", &thing.path(), &body, after).await;
+        }
+        let jump = self.jump.clone();
+        let _no_jump = jump.read().await;
+        let status = self.world.patch(key, &thing.path(), &body).await.status;
+        self.written.push(Written { thing, version, answered: self.tick(), status });
+    }
+
+    /// Something goes wrong with one of the next requests.
+    fn provoke(&mut self) {
+        let thing = if self.random.below(3) == 0 { Thing::Variable } else { Thing::Name };
+        let path = thing(*self.random.pick(&ORGANIZATIONS)).path();
+        let effect = self.random.below(2) == 0;
+        let write = [
+            FaultKind::Reset { effect },
+            FaultKind::Close { effect },
+            FaultKind::Cut { after_bytes: 5 },
+            FaultKind::status(500),
+            FaultKind::status(500).after_effect(),
+            FaultKind::status(503).after_effect(),
+            FaultKind::status(400),
+            FaultKind::Hang { effect },
+            FaultKind::Drip { bytes: 50, every_ms: 4 },
+        ];
+        let read = [
+            FaultKind::Drip { bytes: 50, every_ms: 4 },
+            FaultKind::Drip { bytes: 200, every_ms: 10 },
+            FaultKind::Latency { ms: 20 },
+            FaultKind::Cut { after_bytes: 30 },
+            FaultKind::status(503),
+            FaultKind::Reset { effect: false },
+        ];
+        let list = if self.random.below(2) == 0 { LIST.to_owned() } else { path.replace("/changing", "") };
+        let fault = match self.random.below(3) {
+            0 => Fault::once("PATCH", &path, self.random.pick(&write).clone()),
+            1 => Fault::once("GET", &list, self.random.pick(&read).clone()),
+            _ => Fault::once("GET", &path.replace("/changing", ""), self.random.pick(&read).clone()),
+        };
+        self.world.sandbox.fault(fault);
+    }
+
+    async fn read(&mut self) {
+        let id = *self.random.pick(&ORGANIZATIONS);
+        let (key, target) = match self.random.below(6) {
+            0 => (ALL, LIST.to_owned()),
+            1 => (READER, format!("{LIST}?pg[limit]=10")),
+            2 => (READER, LIST.to_owned()),
+            3 => (ALL, format!("{LIST}/{id}/variables")),
+            _ => (*self.random.pick(&[ALL, TOO]), format!("{LIST}/{id}")),
+        };
+        let words = ["", "", "", "no-cache", "max-age=0", "max-stale=1000", "only-if-cached", "no-store", "max-age=3"];
+        let word = *self.random.pick(&words);
+        let mut headers = Vec::new();
+        if !word.is_empty() {
+            headers.push(format!("cache-control: {word}"));
+        }
+        let known = self.tags.get(&target).filter(|_| self.number % 2 == 0).cloned();
+        if let Some((tag, _)) = &known {
+            headers.push(format!("if-none-match: {tag}"));
+        }
+        let sent = self.tick();
+        let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+        let reply = self.world.get_with(key, &target, &headers).await;
+        let body = match (reply.status, known) {
+            (200, _) => reply.json(),
+            (304, Some((_, body))) => body,
+            _ => return,
+        };
+        if let Some(tag) = reply.header("etag") {
+            self.tags.insert(target.clone(), (tag.to_owned(), body.clone()));
+        }
+        let how = how(&reply, &target, word);
+        let seen = things(id, &body).into_iter();
+        self.seen.extend(seen.map(|(thing, version)| Seen { thing, version, sent, how: how.clone() }));
+    }
+}
+
+fn how(reply: &Reply, target: &str, word: &str) -> String {
+    let header = |name| reply.header(name).unwrap_or("").to_owned();
+    format!("{} GET {target} ({word}): {}, {}", header("x-request-id"), reply.status, header("cache-status"))
+}
+
+/// All versions that an answer shows.
+fn things(id: u64, body: &Value) -> Vec<(Thing, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    if let Some(one) = body.get("organization") {
+        return vec![(Thing::Name(id), text(&one["name"]))];
+    }
+    if let Some(variables) = body.get("organizationVariables") {
+        let changing = variables.as_array().unwrap().iter().filter(|one| one["name"] == "changing");
+        return changing.map(|one| (Thing::Variable(id), text(&one["value"]))).collect();
+    }
+    let all = body["organizations"].as_array().unwrap().iter();
+    all.map(|one| (Thing::Name(one["id"].as_u64().unwrap()), text(&one["name"]))).collect()
+}
+
+async fn start() -> World {
+    let world = Plan::default()
+        .set("limits", "breaker_failures = 0\nretry_percent = 100\nretry_floor = 1000")
+        .set("upstream", "attempt = \"300ms\"\nwrite_attempt = \"300ms\"")
+        .set("cache.lifetime", "\"variables.list\" = \"5m\"")
+        .sandbox(|sandbox| sandbox.seed_organizations.iter_mut().for_each(|seed| seed.api_limit = Some(100_000)))
+        .start()
+        .await;
+    for id in ORGANIZATIONS {
+        let body = r#"{"name":"changing","typeId":2,"value":"first"}"#;
+        world.post(ALL, &format!("{LIST}/{id}/variables"), body).await.expect(200);
+    }
+    world
+}
+
+/// The order in which the upstream carried out the writes of a thing.
+fn order(world: &World, thing: Thing) -> HashMap<String, usize> {
+    let member = if matches!(thing, Thing::Name(_)) { "name" } else { "value" };
+    let effects = world.sandbox.received_of("PATCH", &thing.path()).into_iter().filter(|received| received.effect);
+    let version = |body: &str| serde_json::from_str::<Value>(body).unwrap()[member].as_str().unwrap().to_owned();
+    effects.enumerate().map(|(at, received)| (version(&received.body), at + 1)).collect()
+}
+
+async fn play(seed: u64) -> (usize, usize) {
+    let world = Arc::new(start().await);
+    let (ticks, jump, mut random) = (Arc::new(AtomicU64::new(1)), Arc::default(), Random::new(seed));
+    let tools: Vec<Tool> = (0..TASKS)
+        .map(|number| Tool {
+            world: world.clone(),
+            ticks: ticks.clone(),
+            jump: Arc::clone(&jump),
+            random: random.fork(),
+            number,
+            written: Vec::new(),
+            seen: Vec::new(),
+            tags: HashMap::new(),
+        })
+        .collect();
+    let tools = join_all(tools.into_iter().map(Tool::play)).await;
+    let written: Vec<Written> = tools.iter().flat_map(|tool| tool.written.clone()).collect();
+    let seen: Vec<Seen> = tools.into_iter().flat_map(|tool| tool.seen).collect();
+    let mut orders: HashMap<Thing, HashMap<String, usize>> = HashMap::new();
+    let mut judged = 0;
+    for one in &seen {
+        let order = orders.entry(one.thing).or_insert_with(|| order(&world, one.thing));
+        // What stood there at the start is older than everything.
+        let place = order.get(&one.version).copied().unwrap_or(0);
+        for write in written.iter().filter(|write| write.thing == one.thing && write.answered < one.sent) {
+            judged += 1;
+            // A write without an effect (refused, or cut before it) has no place, and demands nothing.
+            let least = order.get(&write.version).copied().unwrap_or(0);
+            assert!(place >= least, "MAKEGATE_SEED={seed}: {one:?} is older than {write:?}; order: {order:?}");
+        }
+    }
+    (judged, written.iter().filter(|write| write.status != 200).count())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_read_is_older_than_a_write_that_was_answered_before_it() {
+    let (mut judged, mut failed) = (0, 0);
+    for seed in seeds(20) {
+        let (more, not_done) = play(seed).await;
+        (judged, failed) = (judged + more, failed + not_done);
+    }
+    println!("{judged} pairs of write and read; {failed} writes were not answered 200");
+    assert!(judged > 100 && failed > 0, "that proves little");
+}

@@ -58,7 +58,7 @@ struct Seen {
 struct Tool {
     world: Arc<World>,
     ticks: Arc<AtomicU64>,
-    /// Time does not jump while writes are under way: one whose time-out that would be could take effect after its answer.
+    /// Time does not jump while requests are under way: a write whose time-out that would be could take effect after its answer.
     jump: Arc<RwLock<()>>,
     random: Random,
     number: u64,
@@ -80,7 +80,7 @@ impl Tool {
                 3 => self.provoke(),
                 4 if self.random.below(4) == 0 => {
                     let seconds = *self.random.pick(&[1, 11, 130, 310]);
-                    let _no_write = self.jump.write().await;
+                    let _alone = self.jump.write().await;
                     self.world.clock.advance(Duration::from_secs(seconds));
                 }
                 _ => self.read().await,
@@ -160,6 +160,8 @@ impl Tool {
         if let Some((tag, _)) = &known {
             headers.push(format!("if-none-match: {tag}"));
         }
+        let jump = self.jump.clone();
+        let _no_jump = jump.read().await;
         let sent = self.tick();
         let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
         let reply = self.world.get_with(key, &target, &headers).await;

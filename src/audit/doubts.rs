@@ -1,5 +1,6 @@
 //! Writes that are open: under way (an intent and no outcome yet), or in doubt (nobody knows whether they took effect).
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -51,6 +52,10 @@ impl Doubt {
             marks: record.marks.clone(),
         })
     }
+
+    fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> + use<> {
+        self.fingerprint.into_iter().chain(self.idempotency)
+    }
 }
 
 /// The time as records spell it, to the microsecond: a doubt is the same whether it was read or remembered.
@@ -68,8 +73,39 @@ pub struct Doubts {
 struct Open {
     under_way: HashMap<RequestId, Doubt>,
     in_doubt: HashMap<RequestId, Doubt>,
+    /// Those in doubt by their own fingerprints and those of their idempotency keys: several may have the same.
+    by_fingerprint: HashMap<Fingerprint, Vec<RequestId>>,
     /// Those in doubt that somebody is settling.
     claimed: HashSet<RequestId>,
+}
+
+impl Open {
+    fn add(&mut self, doubt: Doubt) {
+        self.remove(&doubt.request);
+        for fingerprint in doubt.fingerprints() {
+            self.by_fingerprint.entry(fingerprint).or_default().push(doubt.request);
+        }
+        self.in_doubt.insert(doubt.request, doubt);
+    }
+
+    fn remove(&mut self, request: &RequestId) -> Option<Doubt> {
+        let doubt = self.in_doubt.remove(request)?;
+        for fingerprint in doubt.fingerprints() {
+            if let Entry::Occupied(mut same) = self.by_fingerprint.entry(fingerprint) {
+                same.get_mut().retain(|one| one != request);
+                if same.get().is_empty() {
+                    same.remove();
+                }
+            }
+        }
+        Some(doubt)
+    }
+
+    /// The first of those in doubt that have this fingerprint and are what is looked for.
+    fn find(&self, fingerprint: Fingerprint, wanted: impl Fn(&Doubt) -> bool) -> Option<RequestId> {
+        let same = self.by_fingerprint.get(&fingerprint)?;
+        same.iter().copied().find(|request| self.in_doubt.get(request).is_some_and(&wanted))
+    }
 }
 
 /// The right to settle a write in doubt, which nobody else has. Dropped, it is given back.
@@ -109,7 +145,7 @@ impl Doubts {
 
     /// Adds a write in doubt.
     pub fn add(&self, doubt: Doubt) {
-        self.open().in_doubt.insert(doubt.request, doubt);
+        self.open().add(doubt);
     }
 
     /// All writes in doubt, the oldest first.
@@ -142,15 +178,13 @@ impl Doubts {
     /// The write in doubt that holds an equal write of the same caller, if there is one.
     #[must_use]
     pub fn held(&self, caller: &str, fingerprint: Fingerprint) -> Option<RequestId> {
-        let open = self.open();
-        let equal = |doubt: &&Doubt| doubt.fingerprint == Some(fingerprint) && &*doubt.caller == caller;
-        open.in_doubt.values().find(equal).map(|doubt| doubt.request)
+        self.open().find(fingerprint, |doubt| doubt.fingerprint == Some(fingerprint) && &*doubt.caller == caller)
     }
 
     /// The write in doubt that came with this idempotency key, if there is one.
     #[must_use]
     pub fn keyed(&self, key: Fingerprint) -> Option<RequestId> {
-        self.open().in_doubt.values().find(|doubt| doubt.idempotency == Some(key)).map(|doubt| doubt.request)
+        self.open().find(key, |doubt| doubt.idempotency == Some(key))
     }
 
     /// The right to settle the write with this id; it stays in doubt until its settlement is on disk. `None`: it is not in
@@ -166,7 +200,7 @@ impl Doubts {
     pub fn remove(&self, request: &RequestId) -> Option<Doubt> {
         let mut open = self.open();
         open.claimed.remove(request);
-        open.in_doubt.remove(request)
+        open.remove(request)
     }
 
     /// An intent is about to be recorded.
@@ -186,7 +220,7 @@ impl Doubts {
         if outcome.outcome == Some(Outcome::InDoubt)
             && let Some(doubt) = write.or_else(|| Doubt::of(outcome))
         {
-            open.in_doubt.insert(request, doubt);
+            open.add(doubt);
         }
         was_under_way
     }
@@ -219,6 +253,25 @@ mod tests {
         assert_eq!(doubts.held("finance", equal), None);
         assert_eq!(doubts.remove(&id).map(|doubt| doubt.request), Some(id));
         assert_eq!((doubts.held("billing", equal), doubts.count()), (None, 0));
+        assert!(doubts.open().by_fingerprint.is_empty(), "nothing is left of it");
+    }
+
+    #[test]
+    fn of_equal_writes_in_doubt_the_next_one_holds_when_the_first_is_settled() {
+        let doubts = Doubts::default();
+        let equal = Fingerprint::of(b"key", &[b"pay"]);
+        let key = Fingerprint::of(b"key", &[b"idempotency"]);
+        for request in ["w1", "w2"] {
+            let outcome = record(Kind::Outcome, request, Some(Outcome::InDoubt));
+            doubts.end(&Record { idempotency: (request == "w2").then_some(key), ..outcome });
+        }
+        let [first, second] = [b"w1", b"w2"].map(|id| RequestId::parse(id).unwrap());
+        assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (Some(first), Some(second)));
+        assert_eq!((doubts.held("billing", key), doubts.keyed(equal)), (None, None), "each for its own");
+        doubts.remove(&first);
+        assert_eq!(doubts.held("billing", equal), Some(second));
+        doubts.remove(&second);
+        assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (None, None));
     }
 
     #[test]

@@ -89,6 +89,7 @@ fn settings(dir: &Path) -> config::Audit {
     config::Audit {
         dir: dir.to_owned(),
         retention: Duration::from_secs(400 * 24 * 3600),
+        retention_bytes: 1 << 40,
         head: Duration::from_secs(60),
         segment_bytes: 64 << 20,
         buffer_records: 10_000,

@@ -16,6 +16,7 @@ pub(super) fn settings(dir: &TempDir) -> config::Audit {
     config::Audit {
         dir: dir.path().join("audit"),
         retention: Duration::from_secs(400 * 24 * 3600),
+        retention_bytes: 1 << 40,
         head: Duration::from_secs(60),
         segment_bytes: 1 << 20,
         buffer_records: 10_000,
@@ -259,4 +260,35 @@ async fn retention_takes_old_segments_but_none_with_an_open_write() {
     let (_, recovered) = open(&settings, &clock).await;
     assert_eq!(recovered.doubts.len(), 1);
     assert_eq!(recovered.quarantined, Vec::<std::path::PathBuf>::new());
+}
+
+/// By size too, whatever their age; a write in doubt keeps its segment, and the log is provable all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_takes_the_oldest_segments_of_a_log_that_is_too_large() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config::Audit { segment_bytes: 2000, retention_bytes: 10_000, ..settings(&dir) };
+    let (log, _) = open(&settings, &Clock::system()).await;
+    let size = || {
+        let segments = segment::list(&settings.dir).unwrap();
+        segments.iter().map(|first| std::fs::metadata(segment::path(&settings.dir, *first)).unwrap().len()).sum::<u64>()
+    };
+    for n in 0..30 {
+        log.commit(record(Kind::Event, &format!("old{n}"))).await.unwrap();
+    }
+    log.commit(record(Kind::Intent, "open")).await.unwrap();
+    for n in 0..100 {
+        log.commit(record(Kind::Event, &format!("new{n}"))).await.unwrap();
+    }
+    log.close().await;
+    drop(log);
+    let (log, _) = open(&settings, &Clock::system()).await;
+    for n in 100..200 {
+        log.commit(record(Kind::Event, &format!("new{n}"))).await.unwrap();
+    }
+    log.close().await;
+    // What it may be, a segment that goes with the next sweep, and the one that the open write keeps.
+    assert!((8000..10_000 + 3 * 2500).contains(&size()), "{} bytes", size());
+    let left = lines(&settings);
+    let counts = ["old0", "open", "new50", "new199"].map(|request| count(&left, "request", request));
+    assert_eq!(counts, [0, 1, 0, 1]);
 }

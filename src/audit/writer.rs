@@ -119,7 +119,7 @@ impl Writer {
             sealed: false,
             outage: None,
             reserve: Reserve::new(&shared.dir, settings.segment_bytes),
-            retention: Retention::new(settings.retention),
+            retention: Retention::new(settings),
             looked: now,
             taken: 1,
             shared,
@@ -155,7 +155,9 @@ impl Writer {
             let stage = self.shared.buffer.swap(&mut taken, longest, patient);
             self.taken += u64::try_from(taken.len()).unwrap_or(0);
             self.pending.extend(taken.drain(..));
-            self.sweep();
+            if self.retention.is_due(self.shared.clock.now()) {
+                self.sweep();
+            }
             self.round();
             self.tell_flushed();
             self.after_round(false);
@@ -385,6 +387,7 @@ impl Writer {
         let full = |active: &Active| active.length >= self.segment_bytes || self.retention.is_aged(active.begun, now);
         if self.active.as_ref().is_some_and(full) {
             (self.active, self.sealed) = (None, true);
+            self.sweep();
         }
     }
 
@@ -400,11 +403,16 @@ impl Writer {
 
     /// Takes old segments away, and space for the reserve if there was none.
     fn sweep(&mut self) {
-        let active = self.active.as_ref().map(|active| active.first);
-        if self.outage.is_none() && self.retention.is_due(active, self.shared.clock.now()) {
-            self.reserve.restore();
-            let events = self.retention.sweep(&self.shared.dir, &self.open, self.shared.clock.wall());
-            self.pending.extend(events.into_iter().map(Entry::own));
+        if self.outage.is_some() {
+            return;
+        }
+        self.reserve.restore();
+        let now = (self.shared.clock.now(), self.shared.clock.wall());
+        let events = self.retention.sweep(&self.shared.dir, &self.open, now);
+        if !events.is_empty() {
+            // They stand first in a new segment.
+            (self.active, self.sealed) = (None, true);
+            events.into_iter().rev().for_each(|event| self.pending.push_front(Entry::own(event)));
         }
     }
 }

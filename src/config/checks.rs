@@ -39,6 +39,11 @@ fn bounds(root: &Table<'_>, config: &Config) {
             config.audit.segment_bytes >= config.audit.record_bytes as u64,
             "a segment holds a record at least",
         ),
+        (
+            "retention_bytes",
+            config.audit.retention_bytes >= 2 * config.audit.segment_bytes,
+            "write twice `segment` or more: a segment goes as a whole",
+        ),
         ("buffer_bytes", config.audit.buffer_bytes >= config.audit.record_bytes, "the buffer holds a record at least"),
     ];
     for (key, _, help) in record_fits.into_iter().filter(|(_, holds, _)| !holds) {

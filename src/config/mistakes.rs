@@ -74,6 +74,7 @@ const SETTINGS: &[(&str, &str, &str)] = &[
     ("operator", "listen = \"::1\"", "\"::1\" is no address to listen on; write \"[::1]:8080\": with its port"),
     ("operator", "listen = [\"[::1]:1\", \"[::1]:1\"]", "this address is given twice; leave one out"),
     ("operator", "names = [\"https://x\"]", "\"https://x\" is no host name; write the name alone, without scheme or port: \"makegate.internal\""),
+    ("audit", "retention_bytes = \"100MiB\"", "retention_bytes is too small; write twice `segment` or more: a segment goes as a whole"),
     ("limits", "head_bytes = \"4KiB\"", "head_bytes is out of range; write \"8KiB\" or more: HTTP needs as much"),
     ("limits", "retry_percent = 101", "retry_percent is out of range; write 100 or less"),
     ("limits", "retry_floor = -1", "-1 is below 0; write 0 or more"),

@@ -191,6 +191,8 @@ pub struct Audit {
     pub dir: PathBuf,
     /// Sealed segments older than this go.
     pub retention: Duration,
+    /// So do the oldest while all together are larger than this.
+    pub retention_bytes: u64,
     /// A segment is sealed at this size.
     pub segment_bytes: u64,
     /// While there are new records, a signed head is stored so often.

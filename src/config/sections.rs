@@ -80,6 +80,7 @@ pub(super) fn audit(t: &Table<'_>, base: &Path) -> Audit {
     Audit {
         dir: base.join(t.value("dir", "audit/", PATH)),
         retention: t.value("retention", "400d", DURATION),
+        retention_bytes: t.value("retention_bytes", "1024GiB", size()),
         segment_bytes: t.value("segment", "64MiB", size()),
         head: t.value("head", "60s", DURATION),
         buffer_records: t.value("buffer_records", "10000", count()),

@@ -156,7 +156,7 @@ impl Tool {
         if !word.is_empty() {
             headers.push(format!("cache-control: {word}"));
         }
-        let known = self.tags.get(&target).filter(|_| self.number % 2 == 0).cloned();
+        let known = self.tags.get(&target).filter(|_| self.number.is_multiple_of(2)).cloned();
         if let Some((tag, _)) = &known {
             headers.push(format!("if-none-match: {tag}"));
         }

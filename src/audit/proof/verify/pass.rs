@@ -7,11 +7,11 @@ use std::io;
 use std::path::Path;
 
 use jiff::Timestamp;
-use serde::Deserialize;
 
 use super::super::super::events::HEAD_MISMATCH;
 use super::super::super::open::OpenWrites;
 use super::super::super::recover::{self, Lines};
+use super::super::super::retention::{self, Range};
 use super::super::super::seen::Seen;
 use super::super::super::segment::{self, Opening};
 use super::super::super::tree::{self, Hash, Tree};
@@ -35,9 +35,6 @@ pub(super) struct Passed {
     pub(super) in_doubt: usize,
     pub(super) under_way: usize,
 }
-
-/// A range of records, both ends included.
-type Range = (u64, u64);
 
 /// The pass.
 pub(super) struct Pass<'a> {
@@ -263,13 +260,10 @@ impl<'a> Pass<'a> {
         if let Some(wrong) = writes::apply(&mut self.open, seen).filter(|_| !self.is_torn) {
             self.told(segment, "write", seen.seq, format!("record {} is {wrong}", seen.seq));
         }
-        match seen.event.as_deref() {
-            Some("retention") => self.deleted.extend(seen.fields.and_then(|fields| deleted(fields.get()))),
-            Some(HEAD_MISMATCH) => {
-                let words = format!("record {} says that a start found the log altered", seen.seq);
-                self.told(segment, "event", seen.seq, words);
-            }
-            Some(_) | None => {}
+        self.deleted.extend(retention::gone(seen));
+        if seen.event.as_deref() == Some(HEAD_MISMATCH) {
+            let words = format!("record {} says that a start found the log altered", seen.seq);
+            self.told(segment, "event", seen.seq, words);
         }
     }
 
@@ -386,7 +380,6 @@ impl<'a> Pass<'a> {
     pub(super) fn finish(mut self) -> Passed {
         self.tell_suspects();
         for (first, last) in std::mem::take(&mut self.gaps) {
-            // Events of older deletions may be past the retention themselves; the one that ends here is not.
             if !self.deleted.iter().any(|(_, end)| *end == last) {
                 let words = format!(
                     "the records {first} to {last} are missing, and no event says that the retention took them"
@@ -405,14 +398,4 @@ impl<'a> Pass<'a> {
         let under_way = self.open.list().len() - in_doubt;
         Passed { records, in_doubt, under_way, ..self.passed }
     }
-}
-
-/// The records that an event of the retention names.
-fn deleted(fields: &str) -> Option<Range> {
-    #[derive(Deserialize)]
-    struct Deleted {
-        first: u64,
-        last: u64,
-    }
-    serde_json::from_str(fields).ok().map(|Deleted { first, last }| (first, last))
 }

@@ -23,6 +23,8 @@ type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Callers that write at once.
 const CLIENTS: [usize; 3] = [1, 16, 64];
+/// Organizations that they write to in turn: so many that no two writes at once are to the same.
+const ORGANIZATIONS: u64 = 10_000;
 /// Bytes that the lone loop appends: about a record.
 const PROBE_BYTES: usize = 300;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
@@ -157,7 +159,7 @@ async fn client(
     stream.set_nodelay(true)?;
     let mut latencies = Vec::new();
     while clock.now() < end {
-        let id = next.fetch_add(1, Ordering::Relaxed);
+        let id = 1 + next.fetch_add(1, Ordering::Relaxed) % ORGANIZATIONS;
         let (method, rest, body) = if writes { ("PATCH", "", "{\"name\":\"Bench\"}") } else { ("GET", "/apps", "") };
         let request = format!(
             "{method} /api/v2/organizations/{id}{rest} HTTP/1.1\r\nhost: makegate\r\nauthorization: Token bench\r\n\

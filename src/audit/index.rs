@@ -1,7 +1,10 @@
-//! The index: one row a record in `index.sqlite`, made from the segments by a thread of its own. It never holds the log
-//! back, and whatever is wrong with it, it is deleted and made again.
+//! The index: one row a block of records in `index.sqlite`, and in which blocks each term is; made from the segments by a thread
+//! of its own. It never holds the log back, and whatever is wrong with it, it is deleted and made again.
+//!
+//! A row a record would cost several times what the record itself does. A block is found by its terms and times, and then read:
+//! what lies in it is for the filter to say, so that a term too many does no harm.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -9,20 +12,22 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::types::Value;
-use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, Transaction, params};
 
 use super::log::{Shared, Synced};
 use super::seen::Seen;
 use super::segment;
 use super::tail::{Place, Tail};
+use super::terms::{self, Term};
 
 /// How far the index may be behind: queries read what it lacks from the segments.
 const TICK: Duration = Duration::from_millis(200);
-/// Rows in one transaction.
-const CHUNK: usize = 8192;
-/// Rows that are deleted in one statement.
-const DELETE_CHUNK: usize = 20_000;
+/// Records in one block: what a query reads at once, and what it reads anyway because no block has it yet.
+const BLOCK: usize = 256;
+/// Lines that are taken in by one transaction.
+const CHUNK: usize = 32 * BLOCK;
+/// Blocks that are deleted in one transaction.
+const DELETE_CHUNK: usize = 200;
 /// The shortest and the longest wait after a second error in a row.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// At the end of the log, the index gets so long to catch up; the next start does the rest.
@@ -31,21 +36,20 @@ const CLOSE: Duration = Duration::from_secs(2);
 const NICE: i32 = 10;
 
 /// The version of the tables.
-pub(crate) const VERSION: i64 = 1;
+pub(crate) const VERSION: i64 = 2;
 
+/// `blocks`: records by the first's number, where their lines are, between which times (in microseconds) they are, and their
+/// terms, sorted. `has`: the same by term. `position`: up to where the blocks go.
 const TABLES: &str = "
     PRAGMA journal_mode = WAL;
-    CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-    CREATE TABLE records (
-        seq INTEGER PRIMARY KEY, time INTEGER NOT NULL, kind INTEGER NOT NULL, caller INTEGER, operation INTEGER,
-        organization INTEGER, status INTEGER, answer INTEGER, request BLOB,
-        segment INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL);
-    CREATE INDEX by_caller ON records (caller) WHERE caller IS NOT NULL;
-    CREATE INDEX by_request ON records (request) WHERE request IS NOT NULL;
+    CREATE TABLE blocks (
+        first INTEGER PRIMARY KEY, last INTEGER NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
+        length INTEGER NOT NULL, oldest INTEGER NOT NULL, newest INTEGER NOT NULL, terms BLOB NOT NULL);
+    CREATE TABLE has (term INTEGER, block INTEGER, PRIMARY KEY (term, block)) WITHOUT ROWID;
     CREATE TABLE segments (segment INTEGER PRIMARY KEY, oldest INTEGER NOT NULL, newest INTEGER NOT NULL);
     CREATE TABLE position (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, seq INTEGER);
     INSERT INTO position VALUES (1, 0, 0, 0);
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
 ";
 
 /// What can go wrong with the index.
@@ -100,12 +104,6 @@ pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join("index.sqlite")
 }
 
-/// How a request's id is stored: an id of the gateway's own as its 16 bytes, any other as text.
-pub(crate) fn request_value(id: &str) -> Value {
-    let uuid = uuid::Uuid::try_parse(id).ok().filter(|uuid| uuid.hyphenated().to_string() == id);
-    uuid.map_or_else(|| Value::Text(id.to_owned()), |uuid| Value::Blob(uuid.as_bytes().to_vec()))
-}
-
 /// The index thread: follows the log to its end.
 pub(super) fn follow(shared: &Shared) {
     #[cfg(target_os = "linux")]
@@ -148,10 +146,104 @@ fn remove(dir: &Path) {
     }
 }
 
+/// Records that follow each other in one segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// Its first record.
+    pub(crate) first: u64,
+    /// Its last; what follows in its lines is void: those numbers were given again.
+    pub(crate) last: u64,
+    /// Where its lines are.
+    pub(crate) place: Place,
+    terms: Vec<u8>,
+}
+
+impl Block {
+    /// A row's `first, last, segment, offset, length, terms`.
+    pub(crate) fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let number = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
+        let place = Place { segment: number(2)?, offset: number(3)?, length: number(4)? };
+        Ok(Self { first: number(0)?, last: number(1)?, place, terms: row.get(5)? })
+    }
+
+    /// Has some record this term?
+    pub(crate) fn has(&self, term: Term) -> bool {
+        let (all, _) = self.terms.as_chunks::<8>();
+        all.binary_search_by_key(&term, |bytes| Term::from_be_bytes(*bytes)).is_ok()
+    }
+
+    /// Its lines; `None`: they are not there (any more).
+    pub(crate) fn read(&self, dir: &Path) -> io::Result<Option<Vec<u8>>> {
+        let file = match File::open(segment::path(dir, self.place.segment)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if self.place.offset.saturating_add(self.place.length) > file.metadata()?.len() {
+            return Ok(None);
+        }
+        let mut lines = vec![0; usize::try_from(self.place.length).unwrap_or(0)];
+        file.read_exact_at(&mut lines, self.place.offset)?;
+        Ok(Some(lines))
+    }
+}
+
+/// A block that grows.
+#[derive(Debug)]
+struct Growing {
+    first: u64,
+    last: u64,
+    place: Place,
+    oldest: i64,
+    newest: i64,
+    records: usize,
+    terms: BTreeSet<Term>,
+}
+
+impl Growing {
+    fn new(seen: &Seen<'_>, place: Place) -> Self {
+        let time = seen.time.as_microsecond();
+        let place = Place { length: 0, ..place };
+        Self { first: seen.seq, last: seen.seq, place, oldest: time, newest: time, records: 0, terms: BTreeSet::new() }
+    }
+
+    fn add(&mut self, seen: &Seen<'_>, place: Place) {
+        let time = seen.time.as_microsecond();
+        self.last = self.last.max(seen.seq);
+        self.place.length = place.offset + place.length - self.place.offset;
+        (self.oldest, self.newest) = (self.oldest.min(time), self.newest.max(time));
+        self.records += 1;
+        terms::of(seen, |term| {
+            self.terms.insert(term);
+        });
+    }
+
+    fn store(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        let Place { segment, offset, length } = self.place;
+        let (first, segment) = (self.first.cast_signed(), segment.cast_signed());
+        let terms: Vec<u8> = self.terms.iter().flat_map(|term| term.to_be_bytes()).collect();
+        let (offset, length) = (offset.cast_signed(), length.cast_signed());
+        let row = params![first, self.last.cast_signed(), segment, offset, length, self.oldest, self.newest, terms];
+        let sql = "INSERT OR REPLACE INTO blocks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        transaction.prepare_cached(sql)?.execute(row)?;
+        let mut has = transaction.prepare_cached("INSERT OR IGNORE INTO has VALUES (?1, ?2)")?;
+        for term in &self.terms {
+            has.execute([*term, first])?;
+        }
+        let sql = "INSERT INTO segments VALUES (?1, ?2, ?3) ON CONFLICT (segment) DO UPDATE
+            SET oldest = min(oldest, excluded.oldest), newest = max(newest, excluded.newest)";
+        transaction.prepare_cached(sql)?.execute([segment, self.oldest, self.newest])?;
+        let sql = "UPDATE position SET segment = ?1, offset = ?2, seq = ?3";
+        transaction.prepare_cached(sql)?.execute([segment, offset + length + 1, self.last.cast_signed()]).map(drop)
+    }
+}
+
 struct Index {
     connection: Connection,
-    names: HashMap<String, i64>,
     tail: Tail,
+    /// What no row has yet.
+    growing: Option<Growing>,
+    segment: u64,
     seq: u64,
 }
 
@@ -173,7 +265,7 @@ impl Index {
         if seq > 0 && !is_of_this_log(&connection, dir, seq)? {
             return Err(IndexError::Foreign("it does not fit the segments"));
         }
-        Ok(Self { connection, names: HashMap::new(), tail: Tail::at(dir, segment, offset), seq })
+        Ok(Self { connection, tail: Tail::at(dir, segment, offset), growing: None, segment, seq })
     }
 
     /// Follows the log until it has ended.
@@ -188,7 +280,7 @@ impl Index {
             let until = ended.then(|| shared.clock.now() + CLOSE);
             while self.catch_up(synced)? && until.is_none_or(|until| shared.clock.now() < until) {}
             if ended {
-                return Ok(self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?);
+                return self.close();
             }
             self.forget_deleted(&shared.dir, &mut oldest)?;
             *backoff = Duration::ZERO;
@@ -200,42 +292,77 @@ impl Index {
     fn catch_up(&mut self, synced: Synced) -> Result<bool, IndexError> {
         let transaction = self.connection.transaction()?;
         let (mut line, mut count) = (Vec::new(), 0);
-        let mut times = BTreeMap::new();
         while count < CHUNK {
             let Some(place) = self.tail.next(&mut line, Some((synced.segment, synced.length)))? else { break };
-            if let Some(seen) = Seen::parse(&line) {
-                insert(&transaction, &mut self.names, &seen, place)?;
-                self.seq = seen.seq;
-                let time = seen.time.as_microsecond();
-                let (oldest, newest) = times.entry(place.segment).or_insert((time, time));
-                (*oldest, *newest) = (time.min(*oldest), time.max(*newest));
-            }
             count += 1;
-        }
-        insert_times(&transaction, &times)?;
-        if count > 0 {
-            let (segment, offset) = self.tail.position();
-            let position = params![segment.cast_signed(), offset.cast_signed(), self.seq.cast_signed()];
-            transaction.execute("UPDATE position SET segment = ?1, offset = ?2, seq = ?3", position)?;
+            if place.segment != self.segment {
+                self.segment = place.segment;
+                store(&transaction, &mut self.growing, &mut self.seq)?;
+                make_void(&transaction, self.segment, &mut self.seq)?;
+            }
+            if let Some(seen) = Seen::parse(&line) {
+                let growing = self.growing.get_or_insert_with(|| Growing::new(&seen, place));
+                growing.add(&seen, place);
+                if growing.records == BLOCK {
+                    store(&transaction, &mut self.growing, &mut self.seq)?;
+                }
+            }
         }
         transaction.commit()?;
         Ok(count == CHUNK)
     }
 
-    /// Deletes the rows of segments that retention has taken.
+    /// The log has ended: no block grows any more.
+    fn close(&mut self) -> Result<(), IndexError> {
+        let transaction = self.connection.transaction()?;
+        store(&transaction, &mut self.growing, &mut self.seq)?;
+        transaction.commit()?;
+        Ok(self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?)
+    }
+
+    /// Deletes the blocks of segments that retention has taken.
     fn forget_deleted(&mut self, dir: &Path, oldest: &mut u64) -> Result<(), IndexError> {
         let first = segment::list(dir)?.first().copied().unwrap_or(0);
         if first == *oldest {
             return Ok(());
         }
         *oldest = first;
-        let sql = format!(
-            "DELETE FROM records WHERE seq IN (SELECT seq FROM records WHERE seq < ?1 ORDER BY seq LIMIT {DELETE_CHUNK})"
-        );
-        while self.connection.execute(&sql, [first.cast_signed()])? == DELETE_CHUNK {}
+        while delete(&self.connection.transaction()?, "SELECT first, terms FROM blocks WHERE first < ?1", first)? {}
         self.connection.execute("DELETE FROM segments WHERE segment < ?1", [first.cast_signed()])?;
         Ok(())
     }
+}
+
+fn store(transaction: &Transaction<'_>, growing: &mut Option<Growing>, seq: &mut u64) -> rusqlite::Result<()> {
+    if let Some(block) = growing.take() {
+        block.store(transaction)?;
+        *seq = block.last;
+    }
+    Ok(())
+}
+
+/// A segment begins: what earlier ones say of its numbers is void.
+fn make_void(transaction: &Transaction<'_>, segment: u64, seq: &mut u64) -> rusqlite::Result<()> {
+    while delete(transaction, "SELECT first, terms FROM blocks WHERE first >= ?1", segment)? {}
+    let sql = "UPDATE blocks SET last = ?1 - 1 WHERE first = (SELECT max(first) FROM blocks) AND last >= ?1";
+    transaction.execute(sql, [segment.cast_signed()])?;
+    *seq = (*seq).min(segment.saturating_sub(1));
+    Ok(())
+}
+
+/// Deletes some of the blocks that this finds; `true`: there may be more.
+fn delete(transaction: &Transaction<'_>, sql: &str, bound: u64) -> rusqlite::Result<bool> {
+    let mut find = transaction.prepare_cached(&format!("{sql} LIMIT {DELETE_CHUNK}"))?;
+    let found = find.query_map([bound.cast_signed()], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+    let found: Vec<_> = found.collect::<Result<_, _>>()?;
+    for (first, terms) in &found {
+        for term in terms.as_chunks::<8>().0 {
+            let sql = "DELETE FROM has WHERE term = ?1 AND block = ?2";
+            transaction.prepare_cached(sql)?.execute([Term::from_be_bytes(*term), *first])?;
+        }
+        transaction.prepare_cached("DELETE FROM blocks WHERE first = ?1")?.execute([first])?;
+    }
+    Ok(found.len() == DELETE_CHUNK)
 }
 
 /// How far an index is: segment, offset, and the newest record.
@@ -248,75 +375,9 @@ pub(crate) fn position(connection: &Connection) -> rusqlite::Result<(u64, u64, u
 
 /// Is the newest record of the index where the index says?
 fn is_of_this_log(connection: &Connection, dir: &Path, seq: u64) -> Result<bool, IndexError> {
-    let sql = "SELECT segment, offset, length FROM records WHERE seq = ?1";
-    let place = connection.query_row(sql, [seq.cast_signed()], place_of).optional()?;
-    let Some(place) = place else { return Ok(false) };
-    Ok(read_line(dir, place)?.is_some_and(|line| Seen::parse(&line).is_some_and(|seen| seen.seq == seq)))
-}
-
-/// A row's `segment, offset, length`.
-pub(crate) fn place_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Place> {
-    let number = |name| row.get::<_, i64>(name).map(i64::cast_unsigned);
-    Ok(Place { segment: number("segment")?, offset: number("offset")?, length: number("length")? })
-}
-
-/// The line at this place; `None`: it is not there (any more).
-pub(crate) fn read_line(dir: &Path, place: Place) -> io::Result<Option<Vec<u8>>> {
-    let file = match File::open(segment::path(dir, place.segment)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let size = file.metadata()?.len();
-    if place.offset.saturating_add(place.length) > size {
-        return Ok(None);
-    }
-    let mut line = vec![0; usize::try_from(place.length).unwrap_or(0)];
-    file.read_exact_at(&mut line, place.offset)?;
-    Ok(Some(line))
-}
-
-fn insert(
-    transaction: &Transaction<'_>,
-    names: &mut HashMap<String, i64>,
-    seen: &Seen<'_>,
-    place: Place,
-) -> rusqlite::Result<()> {
-    let mut name = |text: Option<&str>| text.map(|text| name_id(transaction, names, text)).transpose();
-    let row = params![
-        seen.seq.cast_signed(),
-        seen.time.as_microsecond(),
-        name(Some(&seen.kind))?,
-        name(seen.caller.as_deref())?,
-        name(seen.operation.as_deref())?,
-        seen.organization.map(u64::cast_signed),
-        seen.status,
-        name(seen.answer.as_deref())?,
-        seen.request.as_deref().map(request_value),
-        place.segment.cast_signed(),
-        place.offset.cast_signed(),
-        place.length.cast_signed(),
-    ];
-    let sql = "INSERT OR REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
-    transaction.prepare_cached(sql)?.execute(row).map(drop)
-}
-
-/// Between which times a segment's records are.
-fn insert_times(transaction: &Transaction<'_>, times: &BTreeMap<u64, (i64, i64)>) -> rusqlite::Result<()> {
-    let sql = "INSERT INTO segments VALUES (?1, ?2, ?3) ON CONFLICT (segment) DO UPDATE
-        SET oldest = min(oldest, excluded.oldest), newest = max(newest, excluded.newest)";
-    for (segment, (oldest, newest)) in times {
-        transaction.prepare_cached(sql)?.execute(params![segment.cast_signed(), oldest, newest])?;
-    }
-    Ok(())
-}
-
-fn name_id(transaction: &Transaction<'_>, names: &mut HashMap<String, i64>, text: &str) -> rusqlite::Result<i64> {
-    if let Some(id) = names.get(text) {
-        return Ok(*id);
-    }
-    transaction.prepare_cached("INSERT OR IGNORE INTO names (name) VALUES (?1)")?.execute([text])?;
-    let id = transaction.prepare_cached("SELECT id FROM names WHERE name = ?1")?.query_row([text], |row| row.get(0))?;
-    names.insert(text.to_owned(), id);
-    Ok(id)
+    let sql = "SELECT first, last, segment, offset, length, terms FROM blocks ORDER BY first DESC LIMIT 1";
+    let Some(block) = connection.query_row(sql, [], Block::of).optional()? else { return Ok(false) };
+    let lines = block.read(dir)?.unwrap_or_default();
+    let has = lines.split(|byte| *byte == b'\n').any(|line| Seen::parse(line).is_some_and(|seen| seen.seq == seq));
+    Ok(block.last == seq && has)
 }

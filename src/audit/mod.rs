@@ -37,6 +37,7 @@ mod retention;
 mod seen;
 mod segment;
 mod tail;
+mod terms;
 mod tree;
 mod writer;
 

@@ -1,28 +1,27 @@
 //! Reading the log: pages of records, newest first, and all of them, oldest first. Beside a running gateway or without one.
 //!
-//! The index answers for what it has; the records that it lacks, or all when there is no index, are read from the segments.
+//! The index tells which blocks of the segments to read; what it lacks, or all when there is no index, is read backwards.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rusqlite::types::Value;
-use rusqlite::{Connection, OpenFlags, params_from_iter};
+use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
 use super::backwards::Backwards;
 use super::filter::Filter;
-use super::index;
+use super::index::{self, Block};
 use super::log::Log;
-use super::record::{Answer, Kind};
 use super::seen::Seen;
 use super::segment;
-use super::tail::{Place, Tail};
+use super::tail::Tail;
+use super::terms::{self, Term};
 use crate::clock::Clock;
-use crate::words::RequestId;
 
 /// A query of the running gateway ends after this.
 const QUERY_MAX: Duration = Duration::from_secs(5);
@@ -106,59 +105,126 @@ impl Deadline {
 }
 
 fn page(dir: &Path, filter: &Filter, deadline: Option<&Deadline>) -> Result<Page, QueryError> {
-    let wanted = filter.limit + 1;
-    let mut index = Index::open(dir, deadline);
-    let mut lines = Vec::new();
-    let mut below = filter.after.unwrap_or(u64::MAX);
-    let indexed = index.as_ref().map_or(0, |index| index.seq);
-    scan(dir, filter, &mut below, indexed, (&mut lines, wanted), deadline)?;
-    if lines.len() < wanted && indexed > 0 {
-        let found = index.take().and_then(|index| index.find(filter, below, wanted - lines.len()).ok());
-        match found {
-            Some(places) => read_lines(dir, &places, &mut lines)?,
-            None if deadline.is_some_and(Deadline::is_over) => return Err(QueryError::TooLong),
-            None => scan(dir, filter, &mut below, 0, (&mut lines, wanted), deadline)?,
+    let mut search = Search {
+        dir,
+        filter,
+        deadline,
+        below: filter.after.unwrap_or(u64::MAX),
+        wanted: filter.limit + 1,
+        lines: Vec::new(),
+    };
+    let index = Index::open(dir, deadline);
+    search.scan(index.as_ref().map_or(0, |index| index.seq))?;
+    if let Some(index) = index.filter(|_| !search.is_done()) {
+        match search.blocks(&index) {
+            Ok(()) => {}
+            Err(IndexFails::Log(error)) => return Err(error),
+            Err(IndexFails::Index) if deadline.is_some_and(Deadline::is_over) => return Err(QueryError::TooLong),
+            Err(IndexFails::Index) => search.scan(0)?,
         }
     }
-    Ok(page_of(lines, filter.limit))
+    Ok(page_of(search.lines, filter.limit))
 }
 
-/// Collects from the segments what is below `below` and above `floor`. What is left then is below `below`.
-fn scan(
-    dir: &Path,
-    filter: &Filter,
-    below: &mut u64,
-    floor: u64,
-    (lines, wanted): (&mut Vec<Vec<u8>>, usize),
-    deadline: Option<&Deadline>,
-) -> Result<(), QueryError> {
-    if below.saturating_sub(1) <= floor {
-        return Ok(());
-    }
-    let mut backwards = Backwards::below(dir, *below)?;
-    while lines.len() < wanted {
-        if deadline.is_some_and(Deadline::is_over) {
-            return Err(QueryError::TooLong);
-        }
-        let Some(line) = backwards.newest()? else { break };
-        let Some(seen) = Seen::parse(&line) else { continue };
-        if seen.seq <= floor {
-            break;
-        }
-        if filter.matches(&seen) {
-            lines.push(line);
-        }
-    }
-    *below = (*below).min(floor + 1);
-    Ok(())
+/// A page under way.
+struct Search<'q> {
+    dir: &'q Path,
+    filter: &'q Filter,
+    deadline: Option<&'q Deadline>,
+    /// What is left is below this number.
+    below: u64,
+    wanted: usize,
+    lines: Vec<Vec<u8>>,
 }
 
-fn read_lines(dir: &Path, places: &[Place], lines: &mut Vec<Vec<u8>>) -> io::Result<()> {
-    for place in places {
+enum IndexFails {
+    /// What it says cannot be had: the segments know all the same.
+    Index,
+    /// The log itself cannot be read, or there is no time left.
+    Log(QueryError),
+}
+
+impl From<rusqlite::Error> for IndexFails {
+    fn from(_: rusqlite::Error) -> Self {
+        Self::Index
+    }
+}
+
+impl Search<'_> {
+    const fn is_done(&self) -> bool {
+        self.lines.len() >= self.wanted
+    }
+
+    fn in_time(&self) -> Result<(), QueryError> {
+        if self.deadline.is_some_and(Deadline::is_over) { Err(QueryError::TooLong) } else { Ok(()) }
+    }
+
+    /// Reads backwards what is above `floor`.
+    fn scan(&mut self, floor: u64) -> Result<(), QueryError> {
+        if self.below.saturating_sub(1) <= floor {
+            return Ok(());
+        }
+        let mut backwards = Backwards::below(self.dir, self.below)?;
+        while !self.is_done() {
+            self.in_time()?;
+            let Some(line) = backwards.newest()? else { break };
+            let Some(seen) = Seen::parse(&line) else { continue };
+            if seen.seq <= floor {
+                break;
+            }
+            if self.filter.matches(&seen) {
+                self.lines.push(line);
+            }
+        }
+        self.below = self.below.min(floor + 1);
+        Ok(())
+    }
+
+    /// Reads the blocks that the index finds.
+    fn blocks(&mut self, index: &Index) -> Result<(), IndexFails> {
+        let wanted = terms::wanted(self.filter);
+        let (from, to) = index.range(self.filter)?;
+        let range = (from, clamp(self.below).min(to));
+        if let Some(request) = &self.filter.request {
+            let (term, times) = terms::of_request(request);
+            let mut blocks = Vec::new();
+            let mut keep = |block| {
+                blocks.push(block);
+                Ok(true)
+            };
+            index.find(Some(term), range, None, &mut keep)?;
+            if let Some(times) = times {
+                index.find(None, range, Some(times), &mut keep)?;
+            }
+            blocks.sort_unstable_by_key(|block: &Block| std::cmp::Reverse(block.first));
+            return blocks.iter().try_for_each(|block| self.block(block, &wanted).map(drop));
+        }
+        let since = self.filter.since.map_or(i64::MIN, Timestamp::as_microsecond);
+        let until = self.filter.until.map_or(i64::MAX, |until| until.as_microsecond().saturating_sub(1));
+        index.find(wanted.first().copied(), range, Some(since..=until), &mut |block| self.block(&block, &wanted))
+    }
+
+    /// Reads a block, newest record first; `true`: there may be more wanted.
+    fn block(&mut self, block: &Block, wanted: &[Term]) -> Result<bool, IndexFails> {
+        self.in_time().map_err(IndexFails::Log)?;
+        if self.is_done() || !wanted.iter().all(|term| block.has(*term)) {
+            return Ok(!self.is_done());
+        }
         // What is not there any more has been taken by retention.
-        lines.extend(index::read_line(dir, *place)?);
+        let lines = block.read(self.dir).map_err(|error| IndexFails::Log(error.into()))?.unwrap_or_default();
+        for line in lines.rsplit(|byte| *byte == b'\n') {
+            let seen = Seen::parse(line).filter(|seen| seen.seq <= block.last && seen.seq < self.below);
+            let Some(seen) = seen else { continue };
+            self.below = seen.seq;
+            if self.filter.matches(&seen) {
+                self.lines.push(line.to_vec());
+            }
+            if self.is_done() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
-    Ok(())
 }
 
 fn page_of(lines: Vec<Vec<u8>>, limit: usize) -> Page {
@@ -189,18 +255,32 @@ impl Index {
         Seen::parse(&newest).filter(|newest| newest.seq >= seq).map(|_| Self { connection, seq })
     }
 
-    /// Where the wanted records below this number are, newest first.
-    fn find(&self, filter: &Filter, below: u64, limit: usize) -> rusqlite::Result<Vec<Place>> {
-        let (from, to) = self.range(filter)?;
-        let mut wanted = Wanted { sql: String::new(), values: Vec::new() };
-        wanted.and("seq < ?", clamp(below).min(to));
-        wanted.and("seq >= ?", from);
-        wanted.names(filter);
-        wanted.rest(filter);
-        wanted.values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
-        let sql = format!("SELECT segment, offset, length FROM records WHERE {} ORDER BY seq DESC LIMIT ?", wanted.sql);
+    /// Hands the blocks of this range to `take`, newest first, until it returns `false`: those that have the term, and
+    /// records between these times (in microseconds).
+    fn find(
+        &self,
+        term: Option<Term>,
+        (from, below): (i64, i64),
+        times: Option<RangeInclusive<i64>>,
+        take: &mut dyn FnMut(Block) -> Result<bool, IndexFails>,
+    ) -> Result<(), IndexFails> {
+        let (rows, number) = match term {
+            Some(_) => ("has JOIN blocks ON first = block WHERE term = ?1", "block"),
+            None => ("blocks WHERE ?1 IS NULL", "first"),
+        };
+        let sql = format!(
+            "SELECT first, last, segment, offset, length, terms FROM {rows}
+            AND {number} >= ?2 AND {number} < ?3 AND newest >= ?4 AND oldest <= ?5 ORDER BY {number} DESC"
+        );
         let mut statement = self.connection.prepare(&sql)?;
-        statement.query_map(params_from_iter(wanted.values), index::place_of)?.collect()
+        let (since, until) = times.map_or((i64::MIN, i64::MAX), RangeInclusive::into_inner);
+        let mut rows = statement.query((term, from, below, since, until))?;
+        while let Some(row) = rows.next()? {
+            if !take(Block::of(row)?)? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Between which records those of the wanted times are. Times are in no order (clocks are set, and a record is as
@@ -231,55 +311,6 @@ impl Index {
 
 fn clamp(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// A condition that grows.
-struct Wanted {
-    sql: String,
-    values: Vec<Value>,
-}
-
-impl Wanted {
-    fn and(&mut self, condition: &str, value: impl Into<Value>) {
-        if !self.sql.is_empty() {
-            self.sql.push_str(" AND ");
-        }
-        self.sql.push_str(condition);
-        self.values.push(value.into());
-    }
-
-    fn names(&mut self, filter: &Filter) {
-        let named = [
-            ("caller", filter.caller.as_deref()),
-            ("operation", filter.operation.as_deref()),
-            ("answer", filter.answer.map(Answer::as_str)),
-            ("kind", filter.kind.map(Kind::as_str)),
-        ];
-        for (column, name) in named {
-            if let Some(name) = name {
-                self.and(&format!("{column} = (SELECT id FROM names WHERE name = ?)"), name.to_owned());
-            }
-        }
-    }
-
-    fn rest(&mut self, filter: &Filter) {
-        if let Some(organization) = filter.organization {
-            self.and("organization = ?", organization.cast_signed());
-        }
-        if let Some((from, to)) = filter.status.map(super::StatusFilter::range) {
-            self.and("status >= ?", i64::from(from));
-            self.and("status <= ?", i64::from(to));
-        }
-        if let Some(request) = filter.request.as_ref().map(RequestId::as_str) {
-            self.and("request = ?", index::request_value(request));
-        }
-        if let Some(since) = filter.since {
-            self.and("time >= ?", since.as_microsecond());
-        }
-        if let Some(until) = filter.until {
-            self.and("time < ?", until.as_microsecond());
-        }
-    }
 }
 
 /// Hands every record of the folder that the filter wants to `sink`, oldest first; its limit and cursor do not count.

@@ -1,9 +1,12 @@
 //! What a line of the log says, as far as the log itself needs to know when it reads its own files.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::ops::Deref;
 
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::marks::Marks;
@@ -14,27 +17,27 @@ pub(crate) struct Seen<'l> {
     pub(crate) seq: u64,
     pub(crate) time: Timestamp,
     #[serde(borrow)]
-    pub(crate) kind: Cow<'l, str>,
+    pub(crate) kind: Text<'l>,
     #[serde(borrow)]
-    pub(crate) request: Option<Cow<'l, str>>,
+    pub(crate) request: Option<Text<'l>>,
     #[serde(borrow)]
-    pub(crate) caller: Option<Cow<'l, str>>,
+    pub(crate) caller: Option<Text<'l>>,
     #[serde(borrow)]
-    pub(crate) operation: Option<Cow<'l, str>>,
+    pub(crate) operation: Option<Text<'l>>,
     pub(crate) organization: Option<u64>,
     #[serde(borrow)]
-    pub(crate) path: Option<Cow<'l, str>>,
+    pub(crate) path: Option<Text<'l>>,
     pub(crate) status: Option<u16>,
     #[serde(borrow)]
-    pub(crate) answer: Option<Cow<'l, str>>,
+    pub(crate) answer: Option<Text<'l>>,
     #[serde(borrow)]
-    pub(crate) outcome: Option<Cow<'l, str>>,
+    pub(crate) outcome: Option<Text<'l>>,
     #[serde(borrow)]
-    pub(crate) event: Option<Cow<'l, str>>,
+    pub(crate) event: Option<Text<'l>>,
     #[serde(borrow)]
-    pub(crate) fingerprint: Option<Cow<'l, str>>,
+    pub(crate) fingerprint: Option<Text<'l>>,
     #[serde(borrow)]
-    pub(crate) idempotency: Option<Cow<'l, str>>,
+    pub(crate) idempotency: Option<Text<'l>>,
     pub(crate) marks: Option<Marks>,
     #[serde(borrow)]
     pub(crate) fields: Option<&'l RawValue>,
@@ -44,5 +47,41 @@ impl<'l> Seen<'l> {
     /// `None`: this line is no record.
     pub(crate) fn parse(line: &'l [u8]) -> Option<Self> {
         serde_json::from_slice(line).ok()
+    }
+}
+
+/// A text of a line, borrowed unless it holds escapes. (In an `Option` serde copies a `Cow`, borrowed or not.)
+#[derive(Debug)]
+pub(crate) struct Text<'l>(Cow<'l, str>);
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de: 'l, 'l> Deserialize<'de> for Text<'l> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Borrowing).map(Text)
+    }
+}
+
+struct Borrowing;
+
+impl<'de> Visitor<'de> for Borrowing {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(text))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(text.to_owned()))
     }
 }

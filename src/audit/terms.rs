@@ -1,0 +1,90 @@
+//! Terms: what a record can be found by, as numbers. Two terms may have the same number: who looks by it reads the records
+//! all the same.
+
+use std::ops::RangeInclusive;
+
+use super::filter::{Filter, StatusFilter};
+use super::record::{Answer, Kind};
+use super::seen::Seen;
+use crate::words::RequestId;
+
+/// An id of the gateway's own is made when its record's time is taken: the record is found by that time, and needs no term.
+const NEAR_MS: i64 = 2;
+
+/// The columns, each with a number of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Column {
+    Request,
+    Caller,
+    Organization,
+    Operation,
+    Status,
+    Answer,
+    Kind,
+}
+
+/// A term's number.
+pub(crate) type Term = i64;
+
+fn term(column: Column, value: &[u8]) -> Term {
+    // Any hash that spreads will do that never changes: indexes outlive the process.
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ u64::from(column as u8);
+    for byte in value {
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    (hash ^ (hash >> 32)).cast_signed()
+}
+
+/// What this record can be found by.
+pub(crate) fn of(seen: &Seen<'_>, mut add: impl FnMut(Term)) {
+    let mut text =
+        |column, value: Option<&str>| value.into_iter().for_each(|value| add(term(column, value.as_bytes())));
+    text(Column::Caller, seen.caller.as_deref());
+    text(Column::Operation, seen.operation.as_deref());
+    text(Column::Answer, seen.answer.as_deref());
+    text(Column::Kind, Some(&seen.kind));
+    let is_near = |id: &&str| made_ms(id).is_some_and(|ms| (ms - seen.time.as_millisecond()).abs() <= NEAR_MS);
+    text(Column::Request, seen.request.as_deref().filter(|id| !is_near(id)));
+    if let Some(organization) = seen.organization {
+        add(term(Column::Organization, &organization.to_be_bytes()));
+    }
+    if let Some(status) = seen.status {
+        add(status_term(StatusFilter::Exact(status)));
+        add(status_term(StatusFilter::Class(status / 100)));
+    }
+}
+
+/// What every record has that the filter wants, but for the request's id: the rarest first, by experience.
+pub(crate) fn wanted(filter: &Filter) -> Vec<Term> {
+    let text = |column, value: Option<&str>| value.map(|value| term(column, value.as_bytes()));
+    let organization = filter.organization.map(|id| term(Column::Organization, &id.to_be_bytes()));
+    let terms = [
+        text(Column::Caller, filter.caller.as_deref()),
+        organization,
+        text(Column::Operation, filter.operation.as_deref()),
+        filter.status.map(status_term),
+        text(Column::Answer, filter.answer.map(Answer::as_str)),
+        text(Column::Kind, filter.kind.map(Kind::as_str)),
+    ];
+    terms.into_iter().flatten().collect()
+}
+
+/// Where the records of this request are: in blocks that have the term, or records of these times (in microseconds).
+pub(crate) fn of_request(request: &RequestId) -> (Term, Option<RangeInclusive<i64>>) {
+    let times = made_ms(request.as_str()).map(|ms| (ms - NEAR_MS) * 1000..=(ms + NEAR_MS + 1) * 1000);
+    (term(Column::Request, request.as_str().as_bytes()), times)
+}
+
+fn status_term(status: StatusFilter) -> Term {
+    match status {
+        StatusFilter::Exact(status) => term(Column::Status, &status.to_be_bytes()),
+        StatusFilter::Class(class) => term(Column::Status, &[u8::try_from(class).unwrap_or(0)]),
+    }
+}
+
+/// When an id of the gateway's own was made, in milliseconds since 1970 (RFC 9562, section 5.7); `None`: it is another's.
+fn made_ms(id: &str) -> Option<i64> {
+    let uuid = uuid::Uuid::try_parse(id).ok().filter(|uuid| id.len() == 36 && uuid.get_version_num() == 7)?;
+    i64::try_from(uuid.as_u128() >> 80).ok()
+}

@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::fmt;
 
+use jiff::Timestamp;
+
 use crate::clock::Clock;
 use crate::hash;
 
@@ -25,7 +27,13 @@ impl RequestId {
     /// A new id: unique, ordered by time to the millisecond, without a system call for randomness.
     #[must_use]
     pub fn new(clock: &Clock) -> Self {
-        let millis = u64::try_from(clock.wall_ms()).unwrap_or(0);
+        Self::at(clock.wall())
+    }
+
+    /// The same where the time is known.
+    #[must_use]
+    pub fn at(now: Timestamp) -> Self {
+        let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
         let mut random = [0; 10];
         random[..8].copy_from_slice(&next_random().to_be_bytes());
         random[8..].copy_from_slice(&next_random().to_be_bytes()[..2]);
@@ -102,7 +110,7 @@ impl KeyId {
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "{:08x}", u32::from_be_bytes(self.0))
     }
 }
 

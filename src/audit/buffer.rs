@@ -23,10 +23,10 @@ pub(crate) struct Charge {
 /// Tells who waits for a record its sequence number, or why it has none.
 pub(crate) type Ack = oneshot::Sender<Result<u64, CannotRecord>>;
 
-/// A record in the buffer.
+/// A record in the buffer, boxed by who made it: it is large, and moved often.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) record: Record,
+    pub(crate) record: Box<Record>,
     pub(crate) charge: Charge,
     pub(crate) ack: Option<Ack>,
 }
@@ -34,7 +34,7 @@ pub(crate) struct Entry {
 impl Entry {
     /// A record of the log's own, which no request has taken room for.
     pub(crate) fn own(record: Record) -> Self {
-        Self { record, charge: Charge::default(), ack: None }
+        Self { record: Box::new(record), charge: Charge::default(), ack: None }
     }
 }
 

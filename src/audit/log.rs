@@ -193,7 +193,7 @@ impl Shared {
             self.doubts.begin(&record);
         }
         let (ack, acked) = oneshot::channel();
-        match self.buffer.push(Entry { record, charge, ack: Some(ack) }, true) {
+        match self.buffer.push(Entry { record: Box::new(record), charge, ack: Some(ack) }, true) {
             None => Ok(acked),
             Some(entry) => {
                 self.give_back(&entry);
@@ -439,7 +439,8 @@ pub struct Room {
 
 impl Room {
     /// Records lazily: never blocks, never fails; on disk within a second while there is a disk.
-    pub fn fill(mut self, mut record: Record) {
+    pub fn fill(mut self, record: impl Into<Box<Record>>) {
+        let mut record = record.into();
         let shared = &self.log.shared;
         bound(&mut record, shared.record_bytes);
         let charge = Charge { records: 1, bytes: record.weight().min(self.charge.bytes) };

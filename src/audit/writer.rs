@@ -328,7 +328,7 @@ impl Writer {
         if entry.record.kind == Kind::Intent && !heard {
             self.shared.doubts.end(&entry.record);
             let charge = outcome_charge(self.shared.record_bytes);
-            let record = not_sent(entry.record, self.shared.clock.wall());
+            let record = Box::new(not_sent(*entry.record, self.shared.clock.wall()));
             self.pending.push_back(Entry { record, charge, ack: None });
         }
     }

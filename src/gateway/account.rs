@@ -30,7 +30,8 @@ pub(super) struct Account {
     gate: Arc<Gate>,
     named: Named,
     began: Instant,
-    pub(super) record: Record,
+    /// `None`: it has been left.
+    record: Option<Box<Record>>,
     /// Room for the record; taken by a write's intent.
     pub(super) room: Option<Room>,
     member: Option<Arc<Member>>,
@@ -49,8 +50,9 @@ pub(super) struct Account {
 impl Account {
     pub(super) fn open<B>(gate: &Arc<Gate>, peer: &Peer, request: &Request<B>) -> Self {
         let headers = request.headers();
-        let named = gate.name(headers.get(REQUEST_ID).map(HeaderValue::as_bytes));
-        let mut record = Record::new(Kind::Request, gate.clock.wall());
+        let time = gate.clock.wall();
+        let named = gate.name(headers.get(REQUEST_ID).map(HeaderValue::as_bytes), time);
+        let mut record = Box::new(Record::new(Kind::Request, time));
         record.request = Some(named.id);
         record.peer = Some(audit::Peer::of(peer.address));
         record.method = Some(request.method().clone());
@@ -60,7 +62,7 @@ impl Account {
             gate: gate.clone(),
             named,
             began: gate.clock.now(),
-            record,
+            record: Some(record),
             member: None,
             row: None,
             remaining: None,
@@ -78,19 +80,26 @@ impl Account {
         self.named.id
     }
 
+    /// The record, as far as it is known.
+    pub(super) fn record(&mut self) -> &mut Record {
+        self.record.get_or_insert_with(|| Box::new(Record::new(Kind::Request, self.gate.clock.wall())))
+    }
+
     /// The caller is known.
     pub(super) fn known(&mut self, known: &Known) {
-        self.record.caller = Some(known.member.config.name.clone());
-        self.record.key = Some(known.key);
-        known.last_used.store(self.record.time.as_millisecond(), Ordering::Relaxed);
+        let record = self.record();
+        record.caller = Some(known.member.config.name.clone());
+        record.key = Some(known.key);
+        known.last_used.store(record.time.as_millisecond(), Ordering::Relaxed);
         self.member = Some(known.member.clone());
     }
 
     /// The operation is known.
     pub(super) fn classified(&mut self, row: usize, operation: &Arc<str>, organization: Option<u64>) {
         self.row = Some(row);
-        self.record.operation = Some(operation.clone());
-        self.record.organization = organization;
+        let record = self.record();
+        record.operation = Some(operation.clone());
+        record.organization = organization;
     }
 
     /// What is left of the caller's rate.
@@ -103,25 +112,34 @@ impl Account {
         self.under_way = Some(under_way);
     }
 
-    /// The request was read whole: its time counts from now.
-    pub(super) fn read_whole(&mut self) -> Instant {
-        self.began = self.gate.clock.now();
+    /// The request was read whole: its time counts from now. One without a body was so from the beginning.
+    pub(super) fn read_whole(&mut self, had_body: bool) -> Instant {
+        if had_body {
+            self.began = self.gate.clock.now();
+        }
         self.began
     }
 
     /// Hands the record over to a write's task, which leaves it whatever happens.
     pub(super) fn hand_over(&mut self) -> (Record, Option<Room>) {
         self.handed_over = true;
-        (self.record.clone(), self.room.take())
+        (self.record().clone(), self.room.take())
     }
 
     /// The one answer, and the one record unless a write's task records it.
-    pub(super) fn close(mut self, reply: Result<Reply, Refusal>, busy: Busy) -> Response<AnswerBody> {
+    /// The answer's headers take the place of the request's, in the same map.
+    pub(super) fn close(
+        mut self,
+        reply: Result<Reply, Refusal>,
+        mut headers: HeaderMap,
+        busy: Busy,
+    ) -> Response<AnswerBody> {
+        headers.clear();
         let now = self.gate.clock.now();
         let asked = Asked { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
         let (mut parts, how) = match &reply {
-            Ok(reply) => (reply.response(&asked), reply.how),
-            Err(refusal) => (answer::refused(refusal, &self.named.id), audit::Answer::Refused),
+            Ok(reply) => (reply.response(&asked, headers), reply.how),
+            Err(refusal) => (answer::refused(refusal, &self.named.id, headers), audit::Answer::Refused),
         };
         self.add_headers(parts.0, &mut parts.1);
         if self.is_head {
@@ -143,8 +161,8 @@ impl Account {
         if let Some(outcome) = self.outcome {
             answer::say_outcome(headers, outcome);
         }
-        if self.outcome != Some(Outcome::InDoubt) {
-            answer::say_retry_after(status, headers, self.gate.clock.wall());
+        if status == StatusCode::TOO_MANY_REQUESTS && self.outcome != Some(Outcome::InDoubt) {
+            answer::say_retry_after(headers, self.gate.clock.wall());
         }
     }
 
@@ -159,7 +177,7 @@ impl Account {
         let taken = now.saturating_duration_since(self.began);
         self.gate.meters.requests.add(taken);
         self.count(how);
-        let record = &mut self.record;
+        let record = self.record();
         record.status = Some(status.as_u16());
         record.answer = Some(how);
         record.bytes = Some(body.len() as u64);
@@ -185,10 +203,11 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         if !self.counted {
-            self.record.duration_us = Some(micros(self.gate.clock.now().saturating_duration_since(self.began)));
+            let taken = self.gate.clock.now().saturating_duration_since(self.began);
+            self.record().duration_us = Some(micros(taken));
         }
-        match self.room.take() {
-            Some(room) => room.fill(self.record.clone()),
+        match self.room.take().zip(self.record.take()) {
+            Some((room, record)) => room.fill(record),
             None if !self.handed_over => {
                 self.gate.meters.unrecorded.fetch_add(1, Ordering::Relaxed);
             }

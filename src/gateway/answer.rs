@@ -135,11 +135,17 @@ pub(super) struct Asked<'a> {
 }
 
 impl Reply {
-    /// The response, without the headers that every answer has.
-    pub(super) fn response(&self, asked: &Asked<'_>) -> (StatusCode, HeaderMap, Bytes) {
+    /// The response, without the headers that every answer has, in this empty map.
+    pub(super) fn response(&self, asked: &Asked<'_>, mut headers: HeaderMap) -> (StatusCode, HeaderMap, Bytes) {
         let (status, stored, body) = self.body.parts();
         let etag = self.body.etag();
-        let mut headers = stored.clone();
+        let matches = || etag.zip(asked.if_none_match).is_some_and(|(etag, wanted)| none_match(etag, wanted));
+        let is_bare = self.validated && status == StatusCode::OK && matches();
+        for (name, value) in stored {
+            if !is_bare || !STORED.contains(name) || KEPT_ON_304.contains(name) {
+                headers.append(name, value.clone());
+            }
+        }
         if let Some(etag) = etag {
             headers.insert(header::ETAG, etag.clone());
         }
@@ -152,13 +158,7 @@ impl Reply {
         if let Some(cache) = self.cache {
             put(&mut headers, &CACHE_STATUS, format_args!("{cache}"));
         }
-        let matches = || etag.zip(asked.if_none_match).is_some_and(|(etag, wanted)| none_match(etag, wanted));
-        if self.validated && status == StatusCode::OK && matches() {
-            let bare = headers.iter().filter(|(name, _)| !STORED.contains(name) || KEPT_ON_304.contains(name));
-            let kept = bare.map(|(name, value)| (name.clone(), value.clone())).collect();
-            return (StatusCode::NOT_MODIFIED, kept, Bytes::new());
-        }
-        (status, headers, body.clone())
+        if is_bare { (StatusCode::NOT_MODIFIED, headers, Bytes::new()) } else { (status, headers, body.clone()) }
     }
 }
 
@@ -205,8 +205,7 @@ pub(super) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
 }
 
 /// Makes a refusal's response.
-pub(super) fn refused(refusal: &Refusal, id: &RequestId) -> (StatusCode, HeaderMap, Bytes) {
-    let mut headers = HeaderMap::with_capacity(8);
+pub(super) fn refused(refusal: &Refusal, id: &RequestId, mut headers: HeaderMap) -> (StatusCode, HeaderMap, Bytes) {
     refusal.add_headers(&mut headers);
     (refusal.row().status, headers, Bytes::from(refusal.problem(id)))
 }
@@ -221,11 +220,9 @@ pub(super) fn say_outcome(headers: &mut HeaderMap, outcome: Outcome) {
 
 /// `Retry-After` comes with every 429, in whole seconds, at least 1: the upstream's own word where it has one that a client
 /// can live with, a minute else.
-pub(super) fn say_retry_after(status: StatusCode, headers: &mut HeaderMap, now: Timestamp) {
-    if status == StatusCode::TOO_MANY_REQUESTS {
-        let told = retry_after(headers, now).unwrap_or(RETRY_AFTER);
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(told.min(RETRY_AFTER_MAX))));
-    }
+pub(super) fn say_retry_after(headers: &mut HeaderMap, now: Timestamp) {
+    let told = retry_after(headers, now).unwrap_or(RETRY_AFTER);
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(told.min(RETRY_AFTER_MAX))));
 }
 
 /// How much of a thread's ink is mixed at once, in bytes.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 
 use super::fetch::Landing;
 use super::look::Looks;
@@ -170,14 +171,14 @@ impl Gate {
     }
 
     /// The id of a request: the caller's own if it is plain and not that of a request under way or a write in doubt.
-    pub(super) fn name(self: &Arc<Self>, own: Option<&[u8]>) -> Named {
+    pub(super) fn name(self: &Arc<Self>, own: Option<&[u8]>, now: Timestamp) -> Named {
         let Some(own) = own.and_then(RequestId::parse).filter(|id| !self.log.doubts().contains(id)) else {
-            return Named { id: RequestId::new(&self.clock), held: None };
+            return Named { id: RequestId::at(now), held: None };
         };
         if self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(own) {
             Named { id: own, held: Some(self.clone()) }
         } else {
-            Named { id: RequestId::new(&self.clock), held: None }
+            Named { id: RequestId::at(now), held: None }
         }
     }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt as _;
+use http::request::Parts;
 use http::{Request, Response};
+use hyper::body::Body as _;
 use hyper::body::Incoming;
 
 use super::account::Account;
@@ -35,15 +37,16 @@ pub fn answer(
 
 async fn settle(gate: Arc<Gate>, mut account: Account, request: Request<Incoming>, busy: Busy) -> Response<AnswerBody> {
     let policy = gate.policy(); // one snapshot for the whole life
+    let (head, body) = request.into_parts();
     let Some(_under_way) = gate.enter(policy.limits().in_flight) else {
-        return account.close(Err(Refusal::Busy), busy);
+        return account.close(Err(Refusal::Busy), head.headers, busy);
     };
-    let lived = AssertUnwindSafe(life(&gate, &policy, &mut account, request)).catch_unwind().await;
+    let lived = AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body)).catch_unwind().await;
     let reply = lived.unwrap_or_else(|_| {
         gate.meters.faults.fetch_add(1, Ordering::Relaxed);
         Err(Refusal::Internal)
     });
-    account.close(reply, busy) // 13
+    account.close(reply, head.headers, busy) // 13
 }
 
 /// Steps 2 to 12.
@@ -54,16 +57,16 @@ async fn life(
     gate: &Arc<Gate>,
     policy: &Arc<Policy>,
     account: &mut Account,
-    request: Request<Incoming>,
+    head: &Parts,
+    body: Incoming,
 ) -> Result<Reply, Refusal> {
-    let (head, body) = request.into_parts();
     if account.room.is_none() {
         return Err(Refusal::LogFull);
     }
     // 2 target: one canonical form of path and query
     let target = steps::target(&head.uri, policy.limits())?;
     let path: Arc<str> = Arc::from(&*target.path);
-    account.record.path = Some(path.clone());
+    account.record().path = Some(path.clone());
     // 3 identify
     let known = steps::identify(policy, &head.headers)?;
     account.known(known);
@@ -71,7 +74,7 @@ async fn life(
     let matched = steps::classify(policy, &head.method, &target)?;
     let row = matched.operation;
     account.classified(matched.index, &row.id, matched.organization);
-    account.record.query = recorded_query(row, &target);
+    account.record().query = recorded_query(row, &target);
     let plan = steps::plan(&target, row, &matched)?;
     // 5 authorize
     steps::authorize(&known.member, &matched)?;
@@ -83,15 +86,14 @@ async fn life(
     account.remaining(remaining);
     account.admitted(under_way);
     // 7 read the body
+    let has_body = !body.is_end_stream();
     let body = body::read(row, &head.headers, body, policy.limits(), &gate.clock).await?;
-    let read = account.read_whole();
+    let read = account.read_whole(has_body);
     // 8 recall: authorized first, no caller is part of the key
     let wanted = if is_read(&head.method) {
-        let member = &known.member;
-        match recall(
-            gate,
-            &Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers: &head.headers },
-        )? {
+        let (member, headers) = (&known.member, &head.headers);
+        let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers };
+        match recall(gate, &asked, read)? {
             Recalled::Answer(reply) => {
                 gate.quota.saved(bucket(&matched), &member.config.name);
                 return Ok(reply);

@@ -52,11 +52,11 @@ pub(super) struct Asked<'a> {
     pub(super) headers: &'a HeaderMap,
 }
 
-/// Looks the answer up.
+/// Looks the answer up. `now`: when the request was read whole.
 ///
 /// # Errors
 /// `only-if-cached` with nothing usable; a stored list that cannot be narrowed.
-pub(super) fn recall(gate: &Gate, asked: &Asked<'_>) -> Result<Recalled, Refusal> {
+pub(super) fn recall(gate: &Gate, asked: &Asked<'_>, now: Instant) -> Result<Recalled, Refusal> {
     let scope = &asked.member.config.organizations;
     let array = asked.matched.operation.narrow.as_deref();
     let page = array.filter(|_| !scope.is_all()).map(|_| Page::of(asked.target));
@@ -82,7 +82,6 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>) -> Result<Recalled, Refusal
             Ok(Recalled::Fetch(alone(Why::Bypass, page)))
         };
     }
-    let now = gate.clock.now();
     let terms = terms(asked.policy, asked.member);
     if asked.plan.refresh {
         let mut wanted = Wanted { together: true, lane: Lane::Wait, since: Some(now), ..alone(Why::Request, page) };

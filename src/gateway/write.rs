@@ -51,7 +51,7 @@ pub(super) async fn write(
     let order = tokio::time::timeout(left, order).await.map_err(|_| Refusal::Late)?;
     let ticket = ticket(gate, &call).await?; // before the intent: a crash in the queue must not leave in doubt what was never sent
     identity.held(gate, &call)?; // an equal write may have ended in doubt meanwhile
-    account.record.fields = recorded_fields(&call.row, &call.outgoing.body);
+    account.record().fields = recorded_fields(&call.row, &call.outgoing.body);
     let call = Arc::new(call);
     let account_for = account.hand_over();
     let task = gate.tasks.spawn(carry_out(gate.clone(), call.clone(), account_for, identity, ticket, order));

@@ -10,6 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::seats::Seat;
 use crate::clock::Clock;
 
+/// A head and a body that are together no larger are copied into one piece: the kernel takes that for less than two pieces.
+const TOGETHER_BYTES: usize = 2048;
+
 pub(super) struct Watched<T> {
     stream: T,
     seat: Arc<Seat>,
@@ -49,7 +52,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let mut together = [0; TOGETHER_BYTES];
+        let result = match joined(bufs, &mut together) {
+            Some(bytes) => Pin::new(&mut self.stream).poll_write(cx, bytes),
+            None => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
+        };
         self.wrote(result)
     }
 
@@ -66,4 +73,14 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         let result = Pin::new(&mut self.stream).poll_shutdown(cx);
         self.wrote(result)
     }
+}
+
+/// The pieces in one; `None`: they are too large.
+fn joined<'t>(bufs: &[io::IoSlice<'_>], together: &'t mut [u8; TOGETHER_BYTES]) -> Option<&'t [u8]> {
+    let mut length = 0;
+    for buf in bufs {
+        together.get_mut(length..length + buf.len())?.copy_from_slice(buf);
+        length += buf.len();
+    }
+    together.get(..length)
 }

@@ -6,13 +6,14 @@
 mod io;
 mod seats;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{Error, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -32,7 +33,7 @@ use crate::clock::Clock;
 use crate::config::{Limits, Listen, Tls};
 use crate::tasks::Tasks;
 use io::Watched;
-use seats::{Seat, Seats};
+use seats::{Seat, Seats, Word};
 
 pub use seats::Busy;
 
@@ -107,6 +108,7 @@ impl OpenDoor {
     /// Takes no further connection and lets those that are there finish what they are at.
     pub fn close(&self) {
         self.closing.cancel();
+        self.seats.close();
     }
 }
 
@@ -262,7 +264,7 @@ impl Hall {
                 }
             };
             let seat = tokio::select! {
-                seat = self.seats.take(&self.closing) => seat,
+                seat = self.seats.take() => seat,
                 () = self.closing.cancelled() => return,
             };
             let (hall, answer) = (self.clone(), answer.clone());
@@ -364,17 +366,16 @@ async fn drive<C>(connection: C, seat: &Seat, leave: impl FnOnce(Pin<&mut C>))
 where
     C: Future<Output = Result<(), hyper::Error>>,
 {
-    let mut connection = pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return log_end(ended),
-        () = seat.gone() => return,
-        () = seat.leave() => leave(connection.as_mut()),
-    }
-    tokio::select! { ended = connection => log_end(ended), () = seat.gone() => {} }
-}
-
-fn log_end(ended: Result<(), hyper::Error>) {
-    if let Err(error) = ended {
+    let (mut connection, mut leave) = (pin!(connection), Some(leave));
+    let ended = poll_fn(|cx| {
+        match seat.listen(cx) {
+            Word::Stay => {}
+            Word::Leave => leave.take().into_iter().for_each(|leave| leave(connection.as_mut())),
+            Word::Gone => return Poll::Ready(Ok(())),
+        }
+        connection.as_mut().poll(cx)
+    });
+    if let Err(error) = ended.await {
         tracing::debug!(%error, "a connection ended early");
     }
 }

@@ -2,12 +2,14 @@
 //! silent longest gives way to who comes.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use crate::clock::Clock;
 use crate::config::Limits;
@@ -27,6 +29,18 @@ enum Phase {
     Idle = 2,
 }
 
+/// What a connection is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Word {
+    /// Nothing.
+    Stay = 0,
+    /// Finish what you are at and close.
+    Leave = 1,
+    /// You are dropped as you are.
+    Gone = 2,
+}
+
 /// One connection's seat.
 #[derive(Debug)]
 pub(super) struct Seat {
@@ -38,8 +52,9 @@ pub(super) struct Seat {
     busy: AtomicU32,
     /// Since when writing is stuck; 0: it is not.
     stuck_ms: AtomicU64,
-    gone: CancellationToken,
-    leave: CancellationToken,
+    word: AtomicU8,
+    /// Who drives the connection.
+    driver: AtomicWaker,
 }
 
 /// A connection has a request under way, or an answer that was not taken yet.
@@ -58,7 +73,7 @@ impl Drop for Busy {
 }
 
 impl Seat {
-    fn new(epoch: Instant, clock: &Clock, closing: &CancellationToken) -> Self {
+    fn new(epoch: Instant, clock: &Clock) -> Self {
         let seat = Self {
             epoch,
             multiplexes: AtomicBool::new(false),
@@ -67,8 +82,8 @@ impl Seat {
             born_ms: AtomicU64::new(0),
             busy: AtomicU32::new(0),
             stuck_ms: AtomicU64::new(0),
-            gone: CancellationToken::new(),
-            leave: closing.child_token(),
+            word: AtomicU8::new(Word::Stay as u8),
+            driver: AtomicWaker::new(),
         };
         seat.enter(Phase::Silent, clock);
         seat.born_ms.store(seat.at(clock), Ordering::Relaxed);
@@ -117,14 +132,30 @@ impl Seat {
         Busy { seat: self.clone(), clock: clock.clone() }
     }
 
-    /// Resolves when the connection is to be dropped as it is.
-    pub(super) fn gone(&self) -> WaitForCancellationFuture<'_> {
-        self.gone.cancelled()
+    /// Tells the connection; a harder word is never taken back.
+    fn tell(&self, word: Word) {
+        self.word.fetch_max(word as u8, Ordering::AcqRel);
+        self.driver.wake();
     }
 
-    /// Resolves when the connection is to finish what it is at and close.
-    pub(super) fn leave(&self) -> WaitForCancellationFuture<'_> {
-        self.leave.cancelled()
+    /// What it was told.
+    fn told(&self) -> Word {
+        match self.word.load(Ordering::Acquire) {
+            word if word >= Word::Gone as u8 => Word::Gone,
+            word if word == Word::Leave as u8 => Word::Leave,
+            _ => Word::Stay,
+        }
+    }
+
+    /// What it was told; whoever drives the connection is woken when it is told more. One driver at a time.
+    pub(super) fn listen(&self, cx: &Context<'_>) -> Word {
+        self.driver.register(cx.waker());
+        self.told()
+    }
+
+    /// Resolves when the connection is to be dropped as it is.
+    pub(super) async fn gone(&self) {
+        poll_fn(|cx| if self.listen(cx) == Word::Gone { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 
     /// Since when it has had no request under way; `None`: it has one.
@@ -138,7 +169,7 @@ impl Seat {
         };
         let stuck = self.stuck_ms.load(Ordering::Relaxed);
         if stuck != 0 && over(stuck, limits.write_stall) {
-            return self.gone.cancel();
+            return self.tell(Word::Gone);
         }
         let phase = self.phase.load(Ordering::Relaxed);
         if let Some(since) = self.waiting_since() {
@@ -149,15 +180,12 @@ impl Seat {
             };
             if over(since, limit) {
                 // An idle connection is told; a silent or slow one is dropped.
-                if phase == Phase::Idle as u8 && !self.leave.is_cancelled() {
-                    self.leave.cancel()
-                } else {
-                    self.gone.cancel()
-                }
+                let is_new = phase == Phase::Idle as u8 && self.told() == Word::Stay;
+                self.tell(if is_new { Word::Leave } else { Word::Gone });
             }
         }
         if over(self.born_ms.load(Ordering::Relaxed), limits.age) {
-            self.leave.cancel();
+            self.tell(Word::Leave);
         }
     }
 }
@@ -168,6 +196,8 @@ pub(super) struct Seats {
     epoch: Instant,
     clock: Clock,
     taken: Mutex<HashMap<u64, Arc<Seat>>>,
+    /// Nobody is to stay.
+    closing: AtomicBool,
     next: AtomicU64,
     freed: Notify,
 }
@@ -194,7 +224,15 @@ impl Drop for Taken {
 
 impl Seats {
     pub(super) fn new(most: usize, clock: Clock) -> Self {
-        Self { most, epoch: clock.now(), clock, taken: Mutex::default(), next: AtomicU64::new(0), freed: Notify::new() }
+        Self {
+            most,
+            epoch: clock.now(),
+            clock,
+            taken: Mutex::default(),
+            closing: AtomicBool::new(false),
+            next: AtomicU64::new(0),
+            freed: Notify::new(),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Seat>>> {
@@ -207,10 +245,10 @@ impl Seats {
 
     /// A seat for a connection that was accepted. At the cap, who has been idle or silent longest gives way; while all are
     /// busy the newcomer waits, and so does everybody behind it.
-    pub(super) async fn take(self: &Arc<Self>, closing: &CancellationToken) -> Taken {
+    pub(super) async fn take(self: &Arc<Self>) -> Taken {
         loop {
             let freed = self.freed.notified();
-            if let Some(seat) = self.try_take(closing) {
+            if let Some(seat) = self.try_take() {
                 return seat;
             }
             self.give_way();
@@ -219,30 +257,40 @@ impl Seats {
         }
     }
 
-    fn try_take(self: &Arc<Self>, closing: &CancellationToken) -> Option<Taken> {
+    fn try_take(self: &Arc<Self>) -> Option<Taken> {
         let mut taken = self.lock();
         if taken.len() >= self.most {
             return None;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let seat = Arc::new(Seat::new(self.epoch, &self.clock, closing));
+        let seat = Arc::new(Seat::new(self.epoch, &self.clock));
+        if self.closing.load(Ordering::Acquire) {
+            seat.tell(Word::Leave);
+        }
         taken.insert(id, seat.clone());
         Some(Taken { id, seat, seats: self.clone() })
     }
 
     fn give_way(&self) {
         let taken = self.lock();
-        let staying = taken.values().filter(|seat| !seat.gone.is_cancelled());
+        let staying = taken.values().filter(|seat| seat.told() != Word::Gone);
         let longest =
             staying.filter_map(|seat| seat.waiting_since().map(|since| (since, seat))).min_by_key(|(since, _)| *since);
         if let Some((_, seat)) = longest {
-            seat.gone.cancel();
+            seat.tell(Word::Gone);
         }
     }
 
     /// Drops all connections.
     pub(super) fn cut(&self) {
-        self.lock().values().for_each(|seat| seat.gone.cancel());
+        self.lock().values().for_each(|seat| seat.tell(Word::Gone));
+    }
+
+    /// Lets all connections, and whoever still comes, finish what they are at and close.
+    pub(super) fn close(&self) {
+        let taken = self.lock();
+        self.closing.store(true, Ordering::Release);
+        taken.values().for_each(|seat| seat.tell(Word::Leave));
     }
 
     /// Closes who is silent, slow, idle, stuck or old beyond the limits.

@@ -53,6 +53,9 @@ impl Clock {
     /// Monotonic time: for deadlines, ages and pacing.
     #[must_use]
     pub fn now(&self) -> Instant {
+        if self.ahead_ms.is_none() {
+            return Instant::now();
+        }
         self.still.map_or_else(Instant::now, |(now, _)| now) + self.ahead()
     }
 
@@ -70,6 +73,9 @@ impl Clock {
     /// Wall time: for records and headers, never for arithmetic that decides anything.
     #[must_use]
     pub fn wall(&self) -> Timestamp {
+        if self.ahead_ms.is_none() {
+            return Timestamp::now();
+        }
         self.still.map_or_else(Timestamp::now, |(_, now)| now) + self.ahead()
     }
 

@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::fmt::Display;
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
 
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::record::{Peer, Record};
-use crate::words::RequestId;
+use crate::words::{RequestId, decimal};
 
 /// What cutting adds to a text at most (`…[12345 bytes cut]`).
 const MARK_BYTES: usize = 32;
@@ -144,6 +145,17 @@ impl Object<'_> {
         }
     }
 
+    fn address(&mut self, name: &str, value: Ipv4Addr) {
+        self.name(name);
+        let mut separator = b'"';
+        for part in value.octets() {
+            self.out.push(separator);
+            write_number(part.into(), self.out);
+            separator = b'.';
+        }
+        self.out.push(b'"');
+    }
+
     /// To the microsecond, in UTC.
     fn time(&mut self, name: &str, value: Timestamp) {
         self.name(name);
@@ -173,7 +185,8 @@ fn write(record: &Record, seq: u64, out: &mut Vec<u8>) {
     line.text("caller", record.caller.as_deref());
     line.plain("key", record.key);
     match &record.peer {
-        Some(Peer::Ip(address)) => line.plain("peer", Some(address)),
+        Some(Peer::Ip(IpAddr::V4(address))) => line.address("peer", *address),
+        Some(Peer::Ip(IpAddr::V6(address))) => line.plain("peer", Some(address)),
         Some(Peer::Unix(words)) => line.text("peer", Some(words)),
         None => {}
     }
@@ -205,18 +218,8 @@ fn write(record: &Record, seq: u64, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-fn write_number(mut number: u64, out: &mut Vec<u8>) {
-    let mut digits = [0; 20]; // u64::MAX has as many
-    let mut length = 0;
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
-        number /= 10;
-        length += 1;
-        if number == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(digits.get(digits.len() - length..).unwrap_or_default());
+fn write_number(number: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(decimal(number, &mut [0; 20]));
 }
 
 /// A second since 1970, and its text without the zone. Most records are of the second of the one before.

@@ -141,7 +141,7 @@ impl Account {
             Ok(reply) => (reply.response(&asked, headers), reply.how),
             Err(refusal) => (answer::refused(refusal, &self.named.id, headers), audit::Answer::Refused),
         };
-        self.add_headers(parts.0, &mut parts.1);
+        self.add_headers(parts.0, &mut parts.1, reply.is_err());
         if self.is_head {
             answer::leave_out_body(&mut parts);
         }
@@ -149,14 +149,16 @@ impl Account {
         answer::response(parts, &self.named.id, busy)
     }
 
-    fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap) {
+    fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap, is_refused: bool) {
+        let says_rate = is_refused && headers.contains_key(RATE_LIMIT);
         if let Some(member) = &self.member
             && let Some(remaining) = &self.remaining
-            && !headers.contains_key(RATE_LIMIT)
+            && !says_rate
         {
             headers.insert(RATE_POLICY, member.rate_policy.clone());
             let whole = if remaining.whole_in.is_zero() { 0 } else { seconds(remaining.whole_in) };
-            put(headers, &RATE_LIMIT, format_args!("\"caller\";r={};t={whole}", remaining.left));
+            let left = u64::from(remaining.left);
+            put(headers, &RATE_LIMIT, |pen| pen.text("\"caller\";r=").number(left).text(";t=").number(whole));
         }
         if let Some(outcome) = self.outcome {
             answer::say_outcome(headers, outcome);

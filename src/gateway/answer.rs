@@ -1,20 +1,19 @@
 //! Step 13, answer: one reply becomes one response. What may come from memory carries what its caller's own cache must know.
 
-use std::cell::RefCell;
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
 
 use super::door::Busy;
+use super::ink::{self, Pen};
 use super::refusal::{Refusal, seconds};
 use crate::audit::{self, Outcome};
 use crate::cache::{CacheStatus, Entry};
@@ -55,6 +54,8 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// What stands before the ttl of a fresh hit ([`CacheStatus`]).
+const HIT: &str = "makegate; hit; ttl=";
 const OUTCOME: HeaderName = HeaderName::from_static("makegate-outcome");
 /// What a cached body may be answered with 304 carries on (RFC 9110 section 15.4.5).
 const KEPT_ON_304: [HeaderName; 3] = [header::DATE, header::ETAG, header::VARY];
@@ -153,10 +154,13 @@ impl Reply {
             headers.insert(header::CACHE_CONTROL, PRIVATE);
         }
         if let Some(entry) = self.body.entry() {
-            put(&mut headers, &header::AGE, format_args!("{}", entry.age(asked.now).as_secs()));
+            put(&mut headers, &header::AGE, |pen| pen.number(entry.age(asked.now).as_secs()));
         }
         if let Some(cache) = self.cache {
-            put(&mut headers, &CACHE_STATUS, format_args!("{cache}"));
+            put(&mut headers, &CACHE_STATUS, |pen| match cache {
+                CacheStatus::Hit { ttl: ttl @ 0.. } => pen.text(HIT).number(ttl.unsigned_abs()),
+                CacheStatus::Hit { .. } | CacheStatus::Forward { .. } => pen.shown(cache),
+            });
         }
         if is_bare { (StatusCode::NOT_MODIFIED, headers, Bytes::new()) } else { (status, headers, body.clone()) }
     }
@@ -225,25 +229,9 @@ pub(super) fn say_retry_after(headers: &mut HeaderMap, now: Timestamp) {
     headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(told.min(RETRY_AFTER_MAX))));
 }
 
-/// How much of a thread's ink is mixed at once, in bytes.
-const INK_BYTES: usize = 4096;
-
-thread_local! {
-    /// What header values are written with: cut off one block, so that none is an allocation of its own.
-    static INK: RefCell<BytesMut> = RefCell::default();
-}
-
 /// Writes a header's value.
-pub(super) fn put(headers: &mut HeaderMap, name: &HeaderName, text: std::fmt::Arguments<'_>) {
-    let value = INK.with_borrow_mut(|ink| {
-        if ink.capacity() < INK_BYTES / 16 {
-            ink.reserve(INK_BYTES);
-        }
-        let written = ink.write_fmt(text);
-        let value = HeaderValue::from_maybe_shared(ink.split().freeze());
-        written.ok().and(value.ok())
-    });
-    if let Some(value) = value {
+pub(super) fn put(headers: &mut HeaderMap, name: &HeaderName, write: impl FnOnce(Pen<'_>) -> Pen<'_>) {
+    if let Some(value) = ink::value(write) {
         headers.insert(name, value);
     }
 }
@@ -262,7 +250,7 @@ pub(super) fn response(
     id: &RequestId,
     busy: Busy,
 ) -> Response<AnswerBody> {
-    put(&mut headers, &REQUEST_ID, format_args!("{id}"));
+    put(&mut headers, &REQUEST_ID, |pen| pen.text(id.as_str()));
     let mut response = Response::new(AnswerBody { bytes: Some(body).filter(|body| !body.is_empty()), _busy: busy });
     *response.status_mut() = status;
     *response.headers_mut() = headers;

@@ -12,6 +12,7 @@ pub mod explain;
 mod fetch;
 mod forward;
 mod gate;
+mod ink;
 pub mod life;
 pub mod look;
 pub mod meters;

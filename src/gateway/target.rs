@@ -227,6 +227,9 @@ fn canonical_path(raw: &str) -> Result<Cow<'_, str>, String> {
     let Some(rest) = raw.strip_prefix('/') else {
         return Err("the target is no path: write /api/v2/…".to_owned());
     };
+    if is_plainly_canonical(raw) {
+        return Ok(Cow::Borrowed(raw));
+    }
     for segment in rest.split('/') {
         check_segment(segment)?;
     }
@@ -235,6 +238,18 @@ fn canonical_path(raw: &str) -> Result<Cow<'_, str>, String> {
     }
     let decoded = percent_decode_str(raw).decode_utf8().map_err(|_| "the path's escapes are no UTF-8".to_owned())?;
     Ok(Cow::Owned(decoded.into_owned()))
+}
+
+/// Nearly every path: unreserved characters in segments that are neither empty nor begin with a dot. Others are looked at closely.
+fn is_plainly_canonical(path: &str) -> bool {
+    let mut before = b'/';
+    let plain = path.bytes().skip(1).all(|byte| {
+        let fits =
+            if before == b'/' { is_unreserved(byte) && byte != b'.' } else { is_unreserved(byte) || byte == b'/' };
+        before = byte;
+        fits
+    });
+    plain && before != b'/'
 }
 
 fn check_segment(segment: &str) -> Result<(), String> {

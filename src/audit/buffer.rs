@@ -13,6 +13,9 @@ use super::log::CannotRecord;
 use super::record::Record;
 use crate::config;
 
+/// The writer comes before its time for so many records, however large the buffer is.
+const MANY: usize = 4096;
+
 /// What a record occupies: it is given back when the record is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Charge {
@@ -137,7 +140,7 @@ impl Buffer {
 
     /// Is so much waiting that the writer should come before its time?
     fn is_filling(&self, queue: &Queue) -> bool {
-        queue.entries.len() >= (self.records_max / 4).max(1) || queue.bytes >= self.bytes_max / 4
+        queue.entries.len() >= (self.records_max / 4).clamp(1, MANY) || queue.bytes >= self.bytes_max / 4
     }
 
     /// Makes the writer come now; how many records have ever been put in.

@@ -83,8 +83,8 @@ pub(super) fn audit(t: &Table<'_>, base: &Path) -> Audit {
         retention_bytes: t.value("retention_bytes", "1024GiB", size()),
         segment_bytes: t.value("segment", "64MiB", size()),
         head: t.value("head", "60s", DURATION),
-        buffer_records: t.value("buffer_records", "10000", count()),
-        buffer_bytes: t.value("buffer_bytes", "16MiB", size()),
+        buffer_records: t.value("buffer_records", "50000", count()),
+        buffer_bytes: t.value("buffer_bytes", "32MiB", size()),
         record_bytes: t.value("record_bytes", "8KiB", size()),
     }
 }

@@ -218,7 +218,8 @@ impl Growing {
         });
     }
 
-    fn store(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    fn store(&self, transaction: &Transaction<'_>, has: &mut Vec<(Term, i64)>) -> rusqlite::Result<()> {
+        has.extend(self.terms.iter().map(|term| (*term, self.first.cast_signed())));
         let Place { segment, offset, length } = self.place;
         let (first, segment) = (self.first.cast_signed(), segment.cast_signed());
         let terms: Vec<u8> = self.terms.iter().flat_map(|term| term.to_be_bytes()).collect();
@@ -226,10 +227,6 @@ impl Growing {
         let row = params![first, self.last.cast_signed(), segment, offset, length, self.oldest, self.newest, terms];
         let sql = "INSERT OR REPLACE INTO blocks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
         transaction.prepare_cached(sql)?.execute(row)?;
-        let mut has = transaction.prepare_cached("INSERT OR IGNORE INTO has VALUES (?1, ?2)")?;
-        for term in &self.terms {
-            has.execute([*term, first])?;
-        }
         let sql = "INSERT INTO segments VALUES (?1, ?2, ?3) ON CONFLICT (segment) DO UPDATE
             SET oldest = min(oldest, excluded.oldest), newest = max(newest, excluded.newest)";
         transaction.prepare_cached(sql)?.execute([segment, self.oldest, self.newest])?;
@@ -291,31 +288,33 @@ impl Index {
     /// Takes in one chunk; `true`: there is more.
     fn catch_up(&mut self, synced: Synced) -> Result<bool, IndexError> {
         let transaction = self.connection.transaction()?;
-        let (mut line, mut count) = (Vec::new(), 0);
+        let (mut line, mut count, mut has) = (Vec::new(), 0, Vec::new());
         while count < CHUNK {
             let Some(place) = self.tail.next(&mut line, Some((synced.segment, synced.length)))? else { break };
             count += 1;
             if place.segment != self.segment {
                 self.segment = place.segment;
-                store(&transaction, &mut self.growing, &mut self.seq)?;
+                store(&transaction, &mut self.growing, &mut has, &mut self.seq)?;
                 make_void(&transaction, self.segment, &mut self.seq)?;
             }
             if let Some(seen) = Seen::parse(&line) {
                 let growing = self.growing.get_or_insert_with(|| Growing::new(&seen, place));
                 growing.add(&seen, place);
                 if growing.records == BLOCK {
-                    store(&transaction, &mut self.growing, &mut self.seq)?;
+                    store(&transaction, &mut self.growing, &mut has, &mut self.seq)?;
                 }
             }
         }
+        store_terms(&transaction, has)?;
         transaction.commit()?;
         Ok(count == CHUNK)
     }
 
     /// The log has ended: no block grows any more.
     fn close(&mut self) -> Result<(), IndexError> {
-        let transaction = self.connection.transaction()?;
-        store(&transaction, &mut self.growing, &mut self.seq)?;
+        let (transaction, mut has) = (self.connection.transaction()?, Vec::new());
+        store(&transaction, &mut self.growing, &mut has, &mut self.seq)?;
+        store_terms(&transaction, has)?;
         transaction.commit()?;
         Ok(self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?)
     }
@@ -333,12 +332,25 @@ impl Index {
     }
 }
 
-fn store(transaction: &Transaction<'_>, growing: &mut Option<Growing>, seq: &mut u64) -> rusqlite::Result<()> {
+/// Stores the block that grows, if there is one; `has` are its terms, for [`store_terms`].
+fn store(
+    transaction: &Transaction<'_>,
+    growing: &mut Option<Growing>,
+    has: &mut Vec<(Term, i64)>,
+    seq: &mut u64,
+) -> rusqlite::Result<()> {
     if let Some(block) = growing.take() {
-        block.store(transaction)?;
+        block.store(transaction, has)?;
         *seq = block.last;
     }
     Ok(())
+}
+
+/// The terms of several blocks at once, in the order of the table: with many callers each insertion would find another page.
+fn store_terms(transaction: &Transaction<'_>, mut has: Vec<(Term, i64)>) -> rusqlite::Result<()> {
+    has.sort_unstable();
+    let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO has VALUES (?1, ?2)")?;
+    has.into_iter().try_for_each(|row| insert.execute(row).map(drop))
 }
 
 /// A segment begins: what earlier ones say of its numbers is void.

@@ -13,7 +13,7 @@ use super::answer::{self, AnswerBody, Asked, Facts, Reply, put};
 use super::call::is_read;
 use super::door::{Busy, Peer};
 use super::forward::is_traceparent;
-use super::gate::{Gate, Named};
+use super::gate::{Gate, Named, UnderWay};
 use super::policy::{Known, Member};
 use super::refusal::{Refusal, seconds};
 use crate::audit::{self, Kind, Outcome, Record, Room};
@@ -37,7 +37,8 @@ pub(super) struct Account {
     member: Option<Arc<Member>>,
     row: Option<usize>,
     remaining: Option<Remaining>,
-    under_way: Option<InFlight>,
+    /// What it takes of the bounds on requests under way.
+    under_way: (Option<UnderWay>, Option<InFlight>),
     /// Of a write, once it had an intent.
     pub(super) outcome: Option<Outcome>,
     is_read: bool,
@@ -66,7 +67,7 @@ impl Account {
             member: None,
             row: None,
             remaining: None,
-            under_way: None,
+            under_way: (None, None),
             outcome: None,
             is_read: is_read(request.method()),
             is_head: request.method() == Method::HEAD,
@@ -107,9 +108,19 @@ impl Account {
         self.remaining = Some(remaining);
     }
 
+    /// There is room for one request more.
+    pub(super) fn entered(&mut self, under_way: UnderWay) {
+        self.under_way.0 = Some(under_way);
+    }
+
     /// The caller was let in.
     pub(super) fn admitted(&mut self, under_way: InFlight) {
-        self.under_way = Some(under_way);
+        self.under_way.1 = Some(under_way);
+    }
+
+    /// It only waits for what another request fetches: that costs nothing that others could lack.
+    pub(super) fn joined(&mut self) {
+        self.under_way = (None, None);
     }
 
     /// The request was read whole: its time counts from now. One without a body was so from the beginning.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
+use super::account::Account;
 use super::answer::{Body, Facts, Passed, Reply, passed_headers, stored_headers, strong_etag};
 use super::call::Call;
 use super::forward::{Sent, forward, read_answer, ticket};
@@ -33,10 +34,15 @@ pub struct Landing {
 ///
 /// # Errors
 /// Why there is no answer, and no stored one that may stand in.
-pub(super) async fn fetch(gate: &Arc<Gate>, call: Call, wanted: Wanted) -> Result<Reply, Refusal> {
+pub(super) async fn fetch(
+    gate: &Arc<Gate>,
+    account: &mut Account,
+    call: Call,
+    wanted: Wanted,
+) -> Result<Reply, Refusal> {
     let call = Arc::new(call);
     let page = wanted.page.clone();
-    let reply = match fetched(gate, &call, &wanted).await {
+    let reply = match fetched(gate, account, &call, &wanted).await {
         Ok((landing, _)) if fails(landing.passed.status) && stale_will_do(gate, &wanted) => {
             stale(&wanted, Some(landing.passed.status), landing.facts)
         }
@@ -52,7 +58,12 @@ pub(super) async fn fetch(gate: &Arc<Gate>, call: Call, wanted: Wanted) -> Resul
     }
 }
 
-async fn fetched(gate: &Arc<Gate>, call: &Arc<Call>, wanted: &Wanted) -> Result<(Landing, bool), Refusal> {
+async fn fetched(
+    gate: &Arc<Gate>,
+    account: &mut Account,
+    call: &Arc<Call>,
+    wanted: &Wanted,
+) -> Result<(Landing, bool), Refusal> {
     let late = Refusal::Late;
     if !wanted.together {
         let alone = tokio::time::timeout(call.left(&gate.clock), go(gate.clone(), call.clone(), None)).await;
@@ -69,6 +80,9 @@ async fn fetched(gate: &Arc<Gate>, call: &Arc<Call>, wanted: &Wanted) -> Result<
             return Err(Refusal::Busy);
         };
         let collapsed = waiter.collapsed();
+        if collapsed {
+            account.joined();
+        }
         match tokio::time::timeout(call.left(&gate.clock), waiter).await {
             Err(_) => return Err(late),
             Ok(Ok(Ok(landing))) => {

@@ -38,9 +38,10 @@ pub fn answer(
 async fn settle(gate: Arc<Gate>, mut account: Account, request: Request<Incoming>, busy: Busy) -> Response<AnswerBody> {
     let policy = gate.policy(); // one snapshot for the whole life
     let (head, body) = request.into_parts();
-    let Some(_under_way) = gate.enter(policy.limits().in_flight) else {
+    let Some(under_way) = gate.enter(policy.limits().in_flight) else {
         return account.close(Err(Refusal::Busy), head.headers, busy);
     };
+    account.entered(under_way);
     let lived = AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body)).catch_unwind().await;
     let reply = lived.unwrap_or_else(|_| {
         gate.meters.faults.fetch_add(1, Ordering::Relaxed);
@@ -120,7 +121,7 @@ async fn life(
     };
     // 9 to 12; boxed, so that what only they need does not weigh on every hit
     match wanted {
-        Some(wanted) => Box::pin(fetch(gate, call, wanted)).await,
+        Some(wanted) => Box::pin(fetch(gate, account, call, wanted)).await,
         None => Box::pin(write(gate, account, call, &head.headers)).await,
     }
 }

@@ -187,9 +187,10 @@ impl Bucket {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When it was last used, if nothing of it is in use.
-    pub(super) fn idle_since(&self) -> Option<Moment> {
-        self.turns().is_idle(self.shared.now()).then(|| self.touched.load(Ordering::Relaxed))
+    /// How many slots are taken, and when it was last used; `None`: it is closed, or somebody waits for it.
+    pub(super) fn dispensable(&self) -> Option<(u64, Moment)> {
+        let used = self.turns().dispensable(self.shared.now())?;
+        Some((used, self.touched.load(Ordering::Relaxed)))
     }
 
     /// What operators see of it.
@@ -204,7 +205,7 @@ impl Bucket {
             caller.waited_us = account.waited_us.load(Ordering::Relaxed);
         }
         let mut turns = self.turns();
-        turns.is_idle(now);
+        turns.expire(now);
         for (name, spent) in turns.spenders() {
             callers.entry(name.clone()).or_insert_with(|| view(name)).spent = spent;
         }

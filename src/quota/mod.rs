@@ -21,7 +21,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
@@ -37,8 +37,13 @@ use window::HOLD_MS;
 
 /// What an organization may have a minute until its limit is learned.
 const UNLEARNED_PER_MINUTE: u32 = 60;
-/// Buckets that are known at once. When there are more, those that were idle longest go, with what was learned.
+/// Buckets that are known at once. When there are more, those that were idle longest go, with what was learned; when none is
+/// idle, those that have sent least.
 const BUCKETS_MAX: usize = 100_000;
+/// So many go at once.
+const BUCKETS_GO: usize = BUCKETS_MAX / 10;
+/// In whose name slots are taken that a bucket may have spent before it was forgotten.
+const FORGOTTEN: &str = "(forgotten)";
 /// How long a 429 without Retry-After closes a bucket...
 const CLOSED: Duration = Duration::from_secs(60);
 /// ...and how long one with it at most: then one attempt asks again.
@@ -121,6 +126,9 @@ pub struct Quota {
     shared: Arc<Shared>,
     /// A bucket that is made before this (in milliseconds since the opening) counts as full until then.
     full_until: u64,
+    /// Buckets that were forgotten had taken so many slots each at most, which all come back by then (in milliseconds since
+    /// the opening).
+    forgotten: Mutex<(u64, u64)>,
     ledger: Ledger,
 }
 
@@ -145,6 +153,7 @@ impl Quota {
             buckets: RwLock::default(),
             shared: Arc::new(shared),
             full_until,
+            forgotten: Mutex::default(),
             ledger: Ledger::new(),
         };
         for (id, known) in remembered.buckets {
@@ -297,7 +306,7 @@ impl Quota {
         }
         let mut buckets = self.buckets.write().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= BUCKETS_MAX && !buckets.contains_key(&id) {
-            drop_idle(&mut buckets);
+            self.make_room(&mut buckets);
             if buckets.len() >= BUCKETS_MAX {
                 return Err(Refused::TooLong {
                     retry_after: Duration::from_millis(HOLD_MS),
@@ -315,21 +324,30 @@ impl Quota {
         if self.full_until > self.shared.now() {
             bucket.turns().close(self.full_until);
         }
+        let (count, until) = *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        if until > self.shared.now() {
+            // It may be one of those, and must not have more than its limit: it begins with as much as any of them had spent.
+            bucket.turns().hold(until, &FORGOTTEN.into(), count);
+        }
         bucket
     }
-}
 
-/// Drops the tenth that was idle longest, or as many as are idle. One that somebody is about to use stays.
-fn drop_idle(buckets: &mut HashMap<BucketId, Arc<Bucket>>) {
-    let unused = |bucket: &Arc<Bucket>| Arc::strong_count(bucket) == 1;
-    let mut idle: Vec<_> = buckets
-        .iter()
-        .filter(|(_, bucket)| unused(bucket))
-        .filter_map(|(id, bucket)| Some((bucket.idle_since()?, *id)))
-        .collect();
-    idle.sort_unstable();
-    for (_, id) in idle.into_iter().take(BUCKETS_MAX / 10) {
-        buckets.remove(&id);
+    /// Drops a tenth: what was idle longest, then what has sent least. One that somebody is about to use stays.
+    fn make_room(&self, buckets: &mut HashMap<BucketId, Arc<Bucket>>) {
+        let unused = buckets.iter().filter(|(_, bucket)| Arc::strong_count(bucket) == 1);
+        let mut unused: Vec<_> = unused.filter_map(|(id, bucket)| Some((bucket.dispensable()?, *id))).collect();
+        unused.sort_unstable();
+        unused.truncate(BUCKETS_GO);
+        let most = unused.iter().map(|((used, _), _)| *used).max().unwrap_or(0);
+        for (_, id) in unused {
+            buckets.remove(&id);
+        }
+        if most > 0 {
+            let now = self.shared.now();
+            let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = if forgotten.1 > now { forgotten.0 } else { 0 };
+            *forgotten = (before.max(most), now + HOLD_MS);
+        }
     }
 }
 

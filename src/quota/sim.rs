@@ -443,8 +443,8 @@ fn few_slots_are_spare_and_none_near_a_429() {
     assert_eq!((grants.len(), turns.used()), (2, 2));
     assert!(turns.spenders().any(|(name, spent)| &**name == super::turns::SPARE && spent == 2));
     grants.iter().for_each(|grant| turns.end(10, grant));
-    assert!(!turns.is_idle(61_000) && turns.spare(61_000).is_none());
-    assert!(turns.is_idle(61_010) && turns.spenders().count() == 0, "all back");
+    assert!(turns.dispensable(61_000) != Some(0) && turns.spare(61_000).is_none());
+    assert!(turns.dispensable(61_010) == Some(0) && turns.spenders().count() == 0, "all back");
     turns.close(70_000);
     assert!(turns.spare(69_999).is_none() && turns.spare(70_000).is_none(), "somebody else may be drawing on it");
 }

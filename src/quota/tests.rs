@@ -246,3 +246,21 @@ async fn tasks_that_crowd_lose_no_slot_and_no_wake_up() {
     assert!(through >= 30, "{through}");
     assert_eq!(world.used(), (through, 0));
 }
+
+/// Promise 9 where more organizations are asked for within a minute than there are buckets: none has more than its limit.
+#[tokio::test]
+async fn a_bucket_that_had_to_be_forgotten_counts_what_it_may_have_spent() {
+    let world = World::new(QuotaSetting::PerMinute(2));
+    let ask = |id| {
+        let turn = world.quota.turn(BucketId::Organization(id), &world.caller, 1, world.clock.now());
+        turn.now_or_never().expect("waits in vain").is_ok()
+    };
+    let all = u64::try_from(super::BUCKETS_MAX).unwrap() + 50;
+    assert!((1..=all).all(ask), "there is room for further ones");
+    assert!(world.quota.all().len() <= super::BUCKETS_MAX);
+    let gone = (1..=all).find(|id| world.quota.all().iter().all(|(known, _)| *known != BucketId::Organization(*id)));
+    let gone = gone.expect("somebody made room");
+    assert!(ask(gone) && !ask(gone), "one of its two slots was spent before");
+    world.advance(61.1);
+    assert!(ask(gone) && ask(gone) && !ask(gone));
+}

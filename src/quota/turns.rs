@@ -301,10 +301,10 @@ impl<W> Turns<W> {
         self.gate.closed_until(now)
     }
 
-    /// Nothing taken, nobody waits, not closed?
-    pub(super) fn is_idle(&mut self, now: Moment) -> bool {
+    /// How many slots are taken; `None`: it is closed, or somebody waits.
+    pub(super) fn dispensable(&mut self, now: Moment) -> Option<u64> {
         self.expire(now);
-        self.callers.is_empty() && self.window.used() == 0 && self.closed_until(now).is_none()
+        (!self.is_waited_for() && self.closed_until(now).is_none()).then(|| self.window.used())
     }
 
     /// Takes `count` slots that come back at `returns`: what a journal remembers.
@@ -339,7 +339,8 @@ impl<W> Turns<W> {
         }
     }
 
-    fn expire(&mut self, now: Moment) {
+    /// Gives back what is due.
+    pub(super) fn expire(&mut self, now: Moment) {
         while let Some(Held { caller, count, .. }) = self.window.returned(now) {
             if *caller == *SPARE {
                 self.spare.spent = self.spare.spent.saturating_sub(count);

@@ -85,6 +85,16 @@ async fn requests_of_one_caller_under_way_are_bounded_and_others_are_served() {
     of_another.expect(200);
 }
 
+/// Who only waits for another request's fetch takes nothing that the bounds protect.
+#[tokio::test]
+async fn a_herd_that_waits_for_one_fetch_is_answered_whole() {
+    let world = Plan::default().set("limits", "in_flight_per_caller = 3\nin_flight = 4").start().await;
+    world.sandbox.fault(Fault::once("GET", ORG, FaultKind::Latency { ms: 300 }));
+    let replies = futures_util::future::join_all((0..200).map(|_| world.get(ALL, ORG))).await;
+    replies.into_iter().for_each(|reply| drop(reply.expect(200)));
+    assert_eq!(world.received("GET", ORG), 1);
+}
+
 #[tokio::test]
 async fn a_callers_rate_is_bounded_with_words() {
     let world = World::start().await;

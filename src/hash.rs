@@ -1,8 +1,9 @@
-//! SHA-256, HMAC and random bytes, all from aws-lc (the library that rustls links anyway).
+//! SHA-256 and HMAC, from aws-lc (the library that rustls links anyway), and random bytes, from the system.
 
 use std::fmt::Write as _;
 
-use aws_lc_rs::{digest, hmac, rand};
+use aws_lc_rs::{digest, hmac};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 /// SHA-256 of `bytes`.
 #[must_use]
@@ -41,9 +42,25 @@ pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
 /// # Errors
 /// The system gives no randomness: nothing that needs it may go on.
 pub fn random<const N: usize>() -> Result<[u8; N], std::io::Error> {
+    // Not from aws-lc: its generator takes 50 ms to begin.
     let mut out = [0; N];
-    rand::fill(&mut out).map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
+    let mut filled = 0;
+    while let Some(rest) = out.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += getrandom(rest, GetRandomFlags::empty())?;
+    }
     Ok(out)
+}
+
+/// Lets TLS's own generator of random numbers begin on a thread of its own: that takes 50 ms, and would else be waited for by
+/// the first handshake.
+pub fn warm_tls() {
+    let begun = std::thread::Builder::new().name("warm-tls".to_owned()).spawn(|| {
+        // If it fails, so does the handshake, and says so.
+        let _unused = aws_lc_rs::rand::fill(&mut [0]);
+    });
+    if let Err(error) = begun {
+        tracing::debug!(%error, "the first TLS handshake will take longer");
+    }
 }
 
 /// Lower-case hexadecimal.

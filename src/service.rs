@@ -106,6 +106,9 @@ impl Service {
     pub async fn start(read: Read, clock: Clock) -> Result<Self, StartError> {
         let settings = read.shown();
         let Read { config, file, .. } = read;
+        if config.upstream.url.tls || config.gateway.tls.is_some() {
+            hash::warm_tls();
+        }
         let token = token(&config.upstream.token).map_err(StartError::configuration)?;
         let operator_key = secret(&config.operator.key).map_err(StartError::configuration)?;
         let upstream =

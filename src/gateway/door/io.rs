@@ -17,11 +17,18 @@ pub(super) struct Watched<T> {
     stream: T,
     seat: Arc<Seat>,
     clock: Clock,
+    in_pieces: bool,
 }
 
 impl<T> Watched<T> {
     pub(super) fn new(stream: T, seat: Arc<Seat>, clock: Clock) -> Self {
-        Self { stream, seat, clock }
+        Self { stream, seat, clock, in_pieces: true }
+    }
+
+    /// Written to in one piece: h2 then copies small bodies into what it writes at once, where else each would be a write (and
+    /// a TLS record) of its own.
+    pub(super) fn in_one_piece(self) -> Self {
+        Self { in_pieces: false, ..self }
     }
 
     fn wrote<R>(&self, result: Poll<R>) -> Poll<R> {
@@ -61,7 +68,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.in_pieces && self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

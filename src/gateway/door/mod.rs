@@ -12,8 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::Poll;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -294,7 +294,11 @@ impl Hall {
                 let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 peer.seat.shaken(&self.clock);
                 let stream = Watched::new(stream, peer.seat.clone(), self.clock.clone());
-                if h2 { self.http2(stream, peer, answer).await } else { self.http1(stream, peer, answer).await }
+                if h2 {
+                    self.http2(stream.in_one_piece(), peer, answer).await
+                } else {
+                    self.http1(stream, peer, answer).await
+                }
             }
         }
     }
@@ -317,7 +321,7 @@ impl Hall {
             .max_headers(self.limits.head_fields)
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(stream), service);
-        drive(connection, &seat, |connection| connection.graceful_shutdown()).await;
+        drive(connection, &seat, |connection| connection.graceful_shutdown(), || false).await;
     }
 
     async fn http2<T, S, F, B>(&self, stream: Watched<T>, peer: Peer, answer: S)
@@ -329,11 +333,12 @@ impl Hall {
     {
         let seat = peer.seat.clone();
         seat.multiplexes();
+        let streams = Streams::new(&self.tasks);
         let service = service_fn(|request| {
             let answer = answer(peer.clone(), request);
             async { Ok::<_, std::convert::Infallible>(answer.await) }
         });
-        let connection = hyper::server::conn::http2::Builder::new(Streams(self.tasks.clone()))
+        let connection = hyper::server::conn::http2::Builder::new(streams.clone())
             .max_concurrent_streams(self.limits.h2_streams)
             .max_header_list_size(H2_HEADER_LIST_BYTES)
             .initial_stream_window_size(H2_WINDOW_BYTES)
@@ -344,25 +349,53 @@ impl Hall {
             .keep_alive_interval(H2_PING_EVERY)
             .keep_alive_timeout(H2_PING_WAIT)
             .serve_connection(TokioIo::new(stream), service);
-        drive(connection, &seat, |connection| connection.graceful_shutdown()).await;
+        drive(connection, &seat, |connection| connection.graceful_shutdown(), || streams.run()).await;
     }
 }
 
-/// Runs HTTP/2 streams as tracked tasks.
+/// One HTTP/2 stream's run, from request to answer.
+type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Runs HTTP/2 streams: each once after all that came with it have been taken in, so that answers that are ready at once (hits) leave
+/// together; then as tracked tasks.
 #[derive(Clone)]
-struct Streams(Tasks);
+struct Streams {
+    tasks: Tasks,
+    new: Arc<Mutex<Vec<Run>>>,
+}
+
+impl Streams {
+    fn new(tasks: &Tasks) -> Self {
+        Self { tasks: tasks.clone(), new: Arc::default() }
+    }
+
+    /// Runs the new ones; `false`: there were none.
+    fn run(&self) -> bool {
+        let new = std::mem::take(&mut *self.new.lock().unwrap_or_else(PoisonError::into_inner));
+        let some = !new.is_empty();
+        for mut stream in new {
+            // Whom this poll would wake does not matter: the task's own first poll comes after it.
+            if stream.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                drop(self.tasks.spawn(stream));
+            }
+        }
+        some
+    }
+}
 
 impl<F> hyper::rt::Executor<F> for Streams
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        drop(self.0.spawn(stream));
+        let stream = Box::pin(async { drop(stream.await) });
+        self.new.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
     }
 }
 
-/// Drives a connection to its end, told to leave or dropped as its seat says.
-async fn drive<C>(connection: C, seat: &Seat, leave: impl FnOnce(Pin<&mut C>))
+/// Drives a connection to its end, told to leave or dropped as its seat says. `more`: does what a poll left to be done, if there
+/// is something; then it is polled again.
+async fn drive<C>(connection: C, seat: &Seat, leave: impl FnOnce(Pin<&mut C>), more: impl Fn() -> bool)
 where
     C: Future<Output = Result<(), hyper::Error>>,
 {
@@ -373,7 +406,12 @@ where
             Word::Leave => leave.take().into_iter().for_each(|leave| leave(connection.as_mut())),
             Word::Gone => return Poll::Ready(Ok(())),
         }
-        connection.as_mut().poll(cx)
+        loop {
+            let polled = connection.as_mut().poll(cx);
+            if polled.is_ready() || !more() {
+                return polled;
+            }
+        }
     });
     if let Err(error) = ended.await {
         tracing::debug!(%error, "a connection ended early");

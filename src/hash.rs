@@ -1,7 +1,5 @@
 //! SHA-256 and HMAC, from aws-lc (the library that rustls links anyway), and random bytes, from the system.
 
-use std::fmt::Write as _;
-
 use aws_lc_rs::{digest, hmac};
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -66,10 +64,10 @@ pub fn warm_tls() {
 /// Lower-case hexadecimal.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _infallible = write!(text, "{byte:02x}");
-        text
-    })
+    let mut text = String::with_capacity(bytes.len() * 2);
+    let halves = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    text.extend(halves.filter_map(|half| char::from_digit(half.into(), 16)));
+    text
 }
 
 /// The bytes that 64 hexadecimal digits (either case) spell; `None` for anything else.

@@ -110,13 +110,7 @@ impl KeyId {
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const HEX: [u8; 16] = *b"0123456789abcdef";
-        let digit = |half: u8| HEX.get(usize::from(half)).copied().unwrap_or(0);
-        let mut text = [0; 8];
-        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
-            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
-        }
-        f.write_str(str::from_utf8(&text).unwrap_or_default())
+        f.write_str(&hash::hex(&self.0))
     }
 }
 

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::disk_tests::until;
+use super::disk_tests::{EIO, inode, until};
 use super::log_tests::{assert_gapless, assert_untouched, open, open_on, outcome, record, settings};
 use super::*;
 use crate::clock::Clock;
@@ -103,10 +103,6 @@ impl Trace {
     }
 }
 
-fn inode(file: &File) -> u64 {
-    disk::identity(&file.metadata().unwrap()).1
-}
-
 impl Disk for Recorder {
     fn create(&self, path: &Path) -> io::Result<File> {
         self.between(|trace| {
@@ -132,7 +128,7 @@ impl Disk for Recorder {
             if trace.failing_syncs > 0 {
                 trace.failing_syncs -= 1;
                 trace.file(file).is_unknown = true;
-                return Err(io::Error::from_raw_os_error(5));
+                return Err(io::Error::from_raw_os_error(EIO));
             }
             let written = trace.file(file);
             written.durable = written.bytes.len();

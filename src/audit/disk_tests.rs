@@ -30,7 +30,7 @@ struct State {
     files: HashMap<u64, (u64, u64)>,
 }
 
-const EIO: i32 = 5;
+pub(super) const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
 impl Faulty {
@@ -54,7 +54,7 @@ impl Faulty {
     }
 }
 
-fn inode(file: &File) -> u64 {
+pub(super) fn inode(file: &File) -> u64 {
     disk::identity(&file.metadata().unwrap()).1
 }
 

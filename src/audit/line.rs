@@ -247,7 +247,7 @@ fn write_time(time: Timestamp, out: &mut Vec<u8>) {
             out.iter_mut().skip(point).take(1).for_each(|one| *one = b'.');
             out.push(b'Z');
         }
-        // Years of five digits.
+        // Years before our era have a sign, and six digits.
         None => drop(write!(out, "{time:.6}")),
     }
 }
@@ -377,9 +377,17 @@ mod tests {
 
     #[test]
     fn times_and_numbers_are_written_as_the_standard_library_writes_them() {
-        for micros in
-            [0, 1, 999_999, 1_000_000, 1_793_000_000_123_456, -1, -62_000_000_000_000_001, 253_402_207_199_999_999]
-        {
+        for micros in [
+            0,
+            1,
+            999_999,
+            1_000_000,
+            1_793_000_000_123_456,
+            -1,
+            -62_000_000_000_000_001,
+            -70_000_000_000_000_001,
+            253_402_207_199_999_999,
+        ] {
             let time = Timestamp::from_microsecond(micros).unwrap();
             let mut out = Vec::new();
             for _ in 0..2 {

@@ -107,36 +107,37 @@ impl Shared {
                 if cut.is_none() {
                     cut = self.armed.lock().expect("no thread panicked").take();
                 }
-                let passes = match &mut cut {
-                    Some((At::Request(left), _)) => read.min(*left),
-                    Some((At::Answer(_), _)) | None => read,
+                let left = match &mut cut {
+                    Some((At::Request(left), _)) => Some(left),
+                    Some((At::Answer(_), _)) | None => None,
                 };
-                self.passed[0].fetch_add(passes, Ordering::SeqCst);
-                upstream.write_all(&buffer[..passes])?;
-                if let Some((At::Request(left), manner)) = &mut cut {
-                    *left -= passes;
-                    if *left == 0 {
-                        return end(gateway, *manner);
-                    }
+                if self.pass(&buffer[..read], (&upstream, 0), left)? {
+                    break;
                 }
             }
             if let Some(read) = some(upstream.read(&mut buffer))? {
-                let passes = match &mut cut {
-                    Some((At::Answer(left), _)) => read.min(*left),
-                    Some((At::Request(_), _)) | None => read,
+                let left = match &mut cut {
+                    Some((At::Answer(left), _)) => Some(left),
+                    Some((At::Request(_), _)) | None => None,
                 };
-                // Counted first: whoever has the bytes may ask.
-                self.passed[1].fetch_add(passes, Ordering::SeqCst);
-                gateway.write_all(&buffer[..passes])?;
-                if let Some((At::Answer(left), manner)) = &mut cut {
-                    *left -= passes;
-                    if *left == 0 {
-                        return end(gateway, *manner);
-                    }
+                if self.pass(&buffer[..read], (gateway, 1), left)? {
+                    break;
                 }
             }
         }
-        Ok(())
+        cut.map_or(Ok(()), |(_, manner)| end(gateway, manner))
+    }
+
+    /// Lets pass what may, if not all; `true`: here is the cut.
+    fn pass(&self, bytes: &[u8], (mut to, way): (&TcpStream, usize), left: Option<&mut usize>) -> io::Result<bool> {
+        let passes = left.as_ref().map_or(bytes.len(), |left| bytes.len().min(**left));
+        // Counted first: whoever has the bytes may ask.
+        self.passed[way].fetch_add(passes, Ordering::SeqCst);
+        to.write_all(&bytes[..passes])?;
+        Ok(left.is_some_and(|left| {
+            *left -= passes;
+            *left == 0
+        }))
     }
 }
 

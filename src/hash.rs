@@ -65,9 +65,15 @@ pub fn warm_tls() {
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
-    let halves = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    text.extend(halves.filter_map(|half| char::from_digit(half.into(), 16)));
+    text.extend(hex_digits(bytes).map(char::from));
     text
+}
+
+/// The digits of [`hex`], one by one.
+pub fn hex_digits(bytes: &[u8]) -> impl Iterator<Item = u8> {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let halves = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    halves.map(|half| DIGITS.get(usize::from(half)).copied().unwrap_or(b'0'))
 }
 
 /// The bytes that 64 hexadecimal digits (either case) spell; `None` for anything else.

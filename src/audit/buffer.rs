@@ -14,7 +14,7 @@ use super::record::Record;
 use crate::config;
 
 /// The writer comes before its time for so many records, however large the buffer is.
-const MANY: usize = 4096;
+const MANY: usize = 512;
 
 /// What a record occupies: it is given back when the record is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

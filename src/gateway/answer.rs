@@ -99,6 +99,10 @@ impl Body {
         }
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.parts().0
+    }
+
     fn etag(&self) -> Option<&HeaderValue> {
         match self {
             Self::Entry(entry) => Some(&entry.etag),
@@ -202,10 +206,11 @@ pub(super) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
         let text = tag.as_bytes();
         text.len() >= 2 && text.first() == Some(&b'"') && text.last() == Some(&b'"')
     });
-    own.cloned().unwrap_or_else(|| {
-        let digest = hash::hex(hash::sha256(body).get(..16).unwrap_or_default());
-        HeaderValue::try_from(format!("\"{digest}\"")).unwrap_or(HeaderValue::from_static("\"\""))
-    })
+    let made = || {
+        let digest = hash::sha256(body);
+        ink::value(|pen| pen.text("\"").hex(digest.get(..16).unwrap_or_default()).text("\""))
+    };
+    own.cloned().or_else(made).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 /// Makes a refusal's response.

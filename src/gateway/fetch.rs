@@ -17,15 +17,14 @@ use super::recall::Wanted;
 use super::refusal::Refusal;
 use super::tags;
 use crate::audit;
-use crate::cache::{CacheStatus, Entry, Filling, Leg, Lost, storable};
+use crate::cache::{CacheStatus, Filling, Leg, Lost, storable};
 use crate::upstream::Answered;
 use crate::words::RequestId;
 
 /// What a fetch brings to everybody who waits for it.
 #[derive(Clone)]
 pub struct Landing {
-    passed: Arc<Passed>,
-    entry: Option<Arc<Entry>>,
+    body: Body,
     by: RequestId,
     facts: Facts,
 }
@@ -43,8 +42,8 @@ pub(super) async fn fetch(
     let call = Arc::new(call);
     let page = wanted.page.clone();
     let reply = match fetched(gate, account, &call, &wanted).await {
-        Ok((landing, _)) if fails(landing.passed.status) && stale_will_do(gate, &wanted) => {
-            stale(&wanted, Some(landing.passed.status), landing.facts)
+        Ok((landing, _)) if fails(landing.body.status()) && stale_will_do(gate, &wanted) => {
+            stale(&wanted, Some(landing.body.status()), landing.facts)
         }
         Ok((landing, collapsed)) => Ok(landed(&call, &wanted, landing, collapsed)),
         Err(refusal) if refusal.stale_may_answer() && stale_will_do(gate, &wanted) => {
@@ -107,7 +106,7 @@ async fn go(gate: Arc<Gate>, call: Arc<Call>, fill: Option<(Arc<str>, Leg)>) -> 
     let Sent { ending, attempts, quota_wait, .. } = forward(&gate, &call, ticket).await;
     let facts = Facts { attempts, upstream_status: ending.status(), quota_wait, outcome: None };
     let answered = read_answer(ending)?;
-    let entry = fill.and_then(|(key, birth)| {
+    let stored = fill.and_then(|(key, birth)| {
         let policy = call.policy.storing(call.index)?;
         let lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;
         if lifetime.overruled {
@@ -125,7 +124,8 @@ async fn go(gate: Arc<Gate>, call: Arc<Call>, fill: Option<(Arc<str>, Leg)>) -> 
             birth,
         })
     });
-    Ok(Landing { passed: Arc::new(pass(answered, call.row.cache.is_some())), entry, by: call.id, facts })
+    let pass = |answered| Body::Passed(Arc::new(pass(answered, call.row.cache.is_some())));
+    Ok(Landing { body: stored.map_or_else(|| pass(answered), Body::Entry), by: call.id, facts })
 }
 
 /// An upstream answer as it goes on.
@@ -159,12 +159,11 @@ fn stale(wanted: &Wanted, status: Option<StatusCode>, facts: Facts) -> Result<Re
 }
 
 fn landed(call: &Call, wanted: &Wanted, landing: Landing, collapsed: bool) -> Reply {
-    let Landing { passed, entry, by, facts } = landing;
-    let stored = entry.is_some();
-    let cache =
-        CacheStatus::Forward { why: wanted.why, status: Some(passed.status), stored: stored && !collapsed, collapsed };
+    let Landing { body, by, facts } = landing;
+    let stored = body.entry().is_some() && !collapsed;
+    let cache = CacheStatus::Forward { why: wanted.why, status: Some(body.status()), stored, collapsed };
     Reply {
-        body: entry.map_or(Body::Passed(passed), Body::Entry),
+        body,
         cache: Some(cache),
         how: if wanted.together { audit::Answer::Miss } else { audit::Answer::Forwarded },
         filled_by: (by != call.id).then_some(by),

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use bytes::BytesMut;
 use http::HeaderValue;
 
+use crate::hash;
 use crate::words::decimal;
 
 /// How much of a thread's ink is mixed at once, in bytes.
@@ -27,6 +28,11 @@ impl Pen<'_> {
 
     pub(super) fn number(self, number: u64) -> Self {
         self.0.extend_from_slice(decimal(number, &mut [0; 20]));
+        self
+    }
+
+    pub(super) fn hex(self, bytes: &[u8]) -> Self {
+        self.0.extend(hash::hex_digits(bytes));
         self
     }
 

@@ -1,20 +1,20 @@
 //! The slots on disk, so that a restart forgets none: `quota.slots`, a line of text for each send and each end.
 //!
-//! Lines are written at once and synced every second, so a killed process loses nothing, and a machine that dies loses what
-//! was written since the last sync. How much that was cannot be known: if the file is from another boot of the machine (or
+//! What is sent is written before it is, what ends with the next line, and all is synced every second: a killed process loses no
+//! slot (one whose end it did not write counts as ended at the start after), and a machine that dies loses what was written
+//! since the last sync. How much that was cannot be known: if the file is from another boot of the machine (or
 //! from another machine) and was not closed properly, every bucket counts as full until a hold after the start. The same is
 //! noted after lines could not be written.
 //!
 //! Times are wall times, the only ones that outlive a process. What seems to lie in the future (the clock was set back)
 //! counts as now. A clock that is set forward while the gateway is down makes it forget slots too early.
 
-use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use super::remembered::{Line, Remembered};
 use crate::clock::Clock;
@@ -23,6 +23,8 @@ const FILE: &str = "quota.slots";
 const FILE_NEXT: &str = "quota.slots.next";
 /// The file is written anew when it has grown by this, and to twice what is live.
 const GROWTH_BYTES: u64 = 1 << 20;
+/// Lines that can wait do so until they are this long together.
+const PENDING_BYTES_MAX: usize = 4096;
 
 /// The open file.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(super) struct Journal {
     clock: Clock,
     boot: String,
     file: RwLock<File>,
+    /// Lines that can wait for the next one that cannot.
+    pending: Mutex<Vec<u8>>,
     bytes: AtomicU64,
     /// What `bytes` was when the file was last written anew.
     bytes_live: AtomicU64,
@@ -64,6 +68,7 @@ impl Journal {
             clock,
             boot,
             file: RwLock::new(file),
+            pending: Mutex::default(),
             bytes: bytes.into(),
             bytes_live: bytes.into(),
             torn: false.into(),
@@ -72,25 +77,42 @@ impl Journal {
         Ok((journal, remembered))
     }
 
-    /// Adds a line, at once. A failure is logged and counted, nothing else: the quota goes on without its journal.
+    /// Adds a line, at once; what ends an attempt goes with the next line or [`Journal::sync`]: without it the attempt counts for
+    /// longer. A failure is logged and counted, nothing else: the quota goes on without its journal.
     pub(super) fn add(&self, line: &Line<'_>) {
-        let mut text = String::with_capacity(64);
+        let mut pending = self.pending();
+        line.append_to(&mut pending);
+        if !line.can_wait() || pending.len() > PENDING_BYTES_MAX {
+            self.write(&mut pending);
+        }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what is pending; it is not tried again.
+    fn write(&self, pending: &mut Vec<u8>) {
+        if pending.is_empty() {
+            return;
+        }
         if self.torn.load(Ordering::Relaxed) {
             // The line before may lack its end.
-            text.push('\n');
+            pending.insert(0, b'\n');
         }
-        let _infallible = writeln!(text, "{line}");
-        match (&*self.file()).write(text.as_bytes()) {
-            Ok(written) if written == text.len() => {
+        match (&*self.file()).write(pending) {
+            Ok(written) if written == pending.len() => {
                 self.bytes.fetch_add(u64::try_from(written).unwrap_or(0), Ordering::Relaxed);
             }
             Ok(_) => self.failed("write", &io::ErrorKind::WriteZero.into()),
             Err(error) => self.failed("write", &error),
         }
+        pending.clear();
     }
 
     /// Brings all lines to the disk, and writes the file anew if it has grown, is damaged, or was taken away. Blocks.
     pub(super) fn sync(&self) {
+        self.write(&mut self.pending());
         if let Err(error) = self.file().sync_data() {
             self.failed("sync", &error);
         }
@@ -163,14 +185,14 @@ impl Journal {
     }
 }
 
-fn write_next(dir: &Path, text: &str) -> io::Result<File> {
+fn write_next(dir: &Path, text: &[u8]) -> io::Result<File> {
     let path = dir.join(FILE_NEXT);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
     let mut file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(text)?;
     Ok(file)
 }
 
@@ -251,6 +273,7 @@ mod tests {
         let quota = world.open();
         std::mem::forget(quota.spare(ORG).unwrap());
         quota.spare(ORG).unwrap().unsent();
+        quota.sync();
         drop(quota);
         let quota = world.open();
         let view = quota.view(ORG);
@@ -380,7 +403,7 @@ mod tests {
         let journal = quota.shared.journal.as_ref().unwrap();
         *journal.file.write().unwrap() = File::open(world.dir.path().join(FILE)).unwrap();
         drop(world.take(&quota));
-        assert_eq!((used(&quota), quota.journal_failures()), (1, 2));
+        assert_eq!((used(&quota), quota.journal_failures()), (1, 1));
         quota.sync();
         drop(world.take(&quota));
         assert_eq!(quota.journal_failures(), 2, "written again");

@@ -49,6 +49,9 @@ const CLOSED: Duration = Duration::from_secs(60);
 /// ...and how long one with it at most: then one attempt asks again.
 const CLOSED_MAX: Duration = Duration::from_secs(600);
 
+/// How the account's bucket is written.
+const ACCOUNT: &str = "account";
+
 /// Whose quota an attempt spends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BucketId {
@@ -354,14 +357,14 @@ impl Quota {
 impl BucketId {
     /// What its `Display` wrote.
     fn parse(text: &str) -> Option<Self> {
-        if text == "account" { Some(Self::Account) } else { text.parse().ok().map(Self::Organization) }
+        if text == ACCOUNT { Some(Self::Account) } else { text.parse().ok().map(Self::Organization) }
     }
 }
 
 impl fmt::Display for BucketId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Account => f.write_str("account"),
+            Self::Account => f.write_str(ACCOUNT),
             Self::Organization(id) => write!(f, "{id}"),
         }
     }

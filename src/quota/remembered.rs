@@ -1,12 +1,13 @@
 //! What the journal of slots says: its lines, and what they add up to.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
 use std::sync::Arc;
 
 use super::turns::Turns;
 use super::window::HOLD_MS;
-use super::{BUCKETS_MAX, BucketId, CLOSED_MAX};
+use super::{ACCOUNT, BUCKETS_MAX, BucketId, CLOSED_MAX};
+use crate::words::decimal;
 
 /// The first word of the first line; the boot id follows.
 const HEADER: &str = "makegate-slots-1";
@@ -44,24 +45,26 @@ pub(super) struct Step<'a> {
     pub(super) caller: &'a str,
 }
 
-impl fmt::Display for Line<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut step =
-            |kind, Step { at, bucket, count, caller }: Step<'_>| write!(f, "{kind} {at} {bucket} {count} {caller}");
-        match *self {
-            Self::Sent(sent) => step('S', sent),
-            Self::Ended(ended) => step('E', ended),
-            Self::Unsent(unsent) => step('U', unsent),
-            Self::Held(held) => step('H', held),
-            Self::Learned(at, organization, limit) => write!(f, "L {at} {organization} {limit}"),
-            Self::Closed(until, bucket) => write!(f, "C {until} {bucket}"),
-            Self::Full(until) => write!(f, "F {until}"),
-            Self::Shut(at) => write!(f, "X {at}"),
-        }
-    }
-}
-
 impl<'a> Line<'a> {
+    /// Adds its text, a line break at its end.
+    pub(super) fn append_to(&self, text: &mut Vec<u8>) {
+        let _infallible = match *self {
+            Self::Sent(sent) => sent.append_to(text, b"S "),
+            Self::Ended(ended) => ended.append_to(text, b"E "),
+            Self::Unsent(unsent) => unsent.append_to(text, b"U "),
+            Self::Held(held) => held.append_to(text, b"H "),
+            Self::Learned(at, organization, limit) => writeln!(text, "L {at} {organization} {limit}"),
+            Self::Closed(until, bucket) => writeln!(text, "C {until} {bucket}"),
+            Self::Full(until) => writeln!(text, "F {until}"),
+            Self::Shut(at) => writeln!(text, "X {at}"),
+        };
+    }
+
+    /// Without it a slot counts for longer, never for less.
+    pub(super) fn can_wait(&self) -> bool {
+        matches!(self, Self::Ended(_) | Self::Unsent(_))
+    }
+
     /// `None`: torn or garbled.
     fn parse(text: &'a [u8]) -> Option<Self> {
         let (kind, rest) = str::from_utf8(text).ok()?.split_once(' ')?;
@@ -91,6 +94,24 @@ impl<'a> Line<'a> {
 }
 
 impl<'a> Step<'a> {
+    /// For every attempt, twice: without the formatting machinery.
+    fn append_to(&self, text: &mut Vec<u8>, kind: &[u8]) -> io::Result<()> {
+        let mut digits = [0; 20];
+        text.extend_from_slice(kind);
+        text.extend_from_slice(decimal(self.at.unsigned_abs(), &mut digits));
+        text.push(b' ');
+        text.extend_from_slice(match self.bucket {
+            BucketId::Account => ACCOUNT.as_bytes(),
+            BucketId::Organization(id) => decimal(id, &mut digits),
+        });
+        text.push(b' ');
+        text.extend_from_slice(decimal(self.count, &mut digits));
+        text.push(b' ');
+        text.extend_from_slice(self.caller.as_bytes());
+        text.push(b'\n');
+        Ok(())
+    }
+
     fn parse(text: &'a str) -> Option<Self> {
         let mut words = text.splitn(4, ' ');
         let at = words.next()?.parse().ok()?;
@@ -154,11 +175,9 @@ impl Remembered {
     }
 
     /// A file that says the same in few lines.
-    pub(super) fn text(&self, boot: &str, now: i64) -> String {
-        let mut text = format!("{HEADER} {boot}\n");
-        let mut put = |line: Line<'_>| {
-            let _infallible = writeln!(text, "{line}");
-        };
+    pub(super) fn text(&self, boot: &str, now: i64) -> Vec<u8> {
+        let mut text = format!("{HEADER} {boot}\n").into_bytes();
+        let mut put = |line: Line<'_>| line.append_to(&mut text);
         if let Some(until) = self.full_until {
             put(Line::Full(until));
         }

@@ -2,7 +2,6 @@
 //! processes that are killed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +80,9 @@ struct Sim {
     /// Send and end of every attempt.
     attempts: Vec<(Moment, Moment)>,
     /// Lines, if the process is killed now and then: once in so many steps.
-    journal: Option<(String, u64)>,
+    journal: Option<(Vec<u8>, u64)>,
+    /// Lines that are not written yet.
+    pending: Vec<u8>,
     /// A spare slot is asked for once in so many steps.
     spare_in_steps: Option<u64>,
     /// How many were given.
@@ -104,6 +105,7 @@ impl Sim {
             fates: Vec::new(),
             attempts: Vec::new(),
             journal: None,
+            pending: Vec::new(),
             spare_in_steps: None,
             spare: 0,
         }
@@ -210,14 +212,19 @@ impl Sim {
     fn note<'a>(&mut self, now: Moment, caller: &'a str, line: impl Fn(Step<'a>) -> Line<'a>) {
         if let Some((text, _)) = &mut self.journal {
             let step = Step { at: now as i64, bucket: BucketId::Account, count: 1, caller };
-            writeln!(text, "{}", line(step)).unwrap();
+            let line = line(step);
+            line.append_to(&mut self.pending);
+            if !line.can_wait() {
+                text.append(&mut self.pending);
+            }
         }
     }
 
     /// The process is killed, with all that waits and is under way, and a new one reads the journal.
     fn restart(&mut self, now: Moment) {
         let (text, _) = self.journal.as_mut().unwrap();
-        let mut remembered = Remembered::read(text.as_bytes(), "boot", now as i64);
+        self.pending.clear();
+        let mut remembered = Remembered::read(text, "boot", now as i64);
         remembered.end_all(now as i64);
         *text = remembered.text("boot", now as i64);
         self.turns = Turns::new(self.limit);
@@ -279,7 +286,7 @@ proptest! {
     ) {
         let loads: Vec<_> = (0..callers).map(|caller| random(caller, per_minute, 0..EVER)).collect();
         let mut sim = Sim::new(limit, eligible, latency, seed);
-        sim.journal = Some(("makegate-slots-1 boot\n".to_owned(), kill_in_s * 1_000 / STEP_MS));
+        sim.journal = Some((b"makegate-slots-1 boot\n".to_vec(), kill_in_s * 1_000 / STEP_MS));
         sim.spare_in_steps = Some(5);
         sim.run(4 * MINUTE, &loads).assert_within_limit();
     }

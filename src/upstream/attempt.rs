@@ -13,7 +13,7 @@ use super::body::Room;
 use super::ending::{Answered, Ending, ProxyError, Why};
 use super::pool::{Handed, Line, Turn};
 use super::token::Token;
-use super::{Outgoing, Upstream};
+use super::{HeldToken, Outgoing, Upstream};
 
 /// What the upstream is told about who asks. Never the caller's own: an edge in front of Make refuses some of those.
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("makegate/", env!("CARGO_PKG_VERSION")));
@@ -93,7 +93,7 @@ impl Upstream {
             Ok((line, response)) => {
                 let delay = self.clock.now().duration_since(began);
                 *progress = Progress::Head(response.status());
-                self.receive(response, delay, &held.token, room, line, turn).await
+                self.receive(response, delay, &held, room, line, turn).await
             }
             Err(ending) => ending,
         }
@@ -153,7 +153,7 @@ impl Upstream {
         &self,
         response: Response<Incoming>,
         delay: Duration,
-        sent: &Token,
+        sent: &HeldToken,
         room: Room,
         line: Line,
         turn: Turn,
@@ -171,7 +171,9 @@ impl Upstream {
             Ok(body) => body,
             Err(spoiled) => return spoiled.ending(head.status),
         };
-        if sent.is_in(&head.headers, body.as_ref()) || self.token.load().token.is_in(&head.headers, body.as_ref()) {
+        let holds = |held: &HeldToken| held.token.is_in(&head.headers, body.as_ref());
+        let now = self.token.load();
+        if holds(sent) || (now.generation != sent.generation && holds(&now)) {
             return Ending::Leaked { status: head.status };
         }
         if !two_lengths {

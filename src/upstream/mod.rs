@@ -115,7 +115,7 @@ impl Upstream {
     #[must_use]
     pub fn next(&self, attempted: &Attempted<'_>) -> Next {
         // Without chance the pause is the longest: nobody is hurt by that.
-        let dice = hash::random::<8>().map_or(u64::MAX, u64::from_ne_bytes);
+        let dice = || hash::random::<8>().map_or(u64::MAX, u64::from_ne_bytes);
         match retry::next(attempted, &self.limits, self.clock.wall(), dice) {
             Next::Again { .. } if !self.budget.take() => Next::Stop,
             next @ (Next::Again { .. } | Next::Stop) => next,

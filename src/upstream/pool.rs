@@ -102,7 +102,8 @@ impl Pool {
     /// A connection that was never idle. To be called with a turn.
     pub(super) async fn dial(&self) -> Result<Line, Why> {
         self.make_way();
-        self.dialer.dial().await
+        // Rare, and larger than all the rest of an attempt.
+        Box::pin(self.dialer.dial()).await
     }
 
     /// Keeps `line`, whose answer was read whole, for the next request.

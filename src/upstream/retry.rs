@@ -54,8 +54,8 @@ pub enum Effect {
     InDoubt,
 }
 
-/// May it go again? `dice`: a random number, for the pause; `now`: for a `Retry-After` that is a date.
-pub(super) fn next(attempted: &Attempted<'_>, limits: &Limits, now: Timestamp, dice: u64) -> Next {
+/// May it go again? `dice`: gives a random number, for the pause; `now`: for a `Retry-After` that is a date.
+pub(super) fn next(attempted: &Attempted<'_>, limits: &Limits, now: Timestamp, dice: impl FnOnce() -> u64) -> Next {
     let most = match attempted.class {
         Retry::Safe | Retry::Idempotent => limits.attempts,
         Retry::Once => limits.attempts_once,
@@ -64,10 +64,10 @@ pub(super) fn next(attempted: &Attempted<'_>, limits: &Limits, now: Timestamp, d
         return Next::Stop;
     }
     let told = told(attempted.ending, now);
-    let backoff = backoff(attempted.number, dice);
+    let backoff = || backoff(attempted.number, dice());
     let pause = match plan(attempted.ending, attempted.class) {
         Plan::Stop => None,
-        Plan::Backoff => Some(told.map_or(backoff, |told| told.max(backoff))),
+        Plan::Backoff => Some(told.unwrap_or(Duration::ZERO).max(backoff())),
         Plan::WhenTold => told,
         Plan::IfTokenChanged => attempted.token_changed.then_some(Duration::ZERO),
     };
@@ -241,7 +241,7 @@ mod tests {
     }
 
     fn again(attempted: &Attempted<'_>) -> bool {
-        matches!(next(attempted, &limits(), NOW, u64::MAX), Next::Again { .. })
+        matches!(next(attempted, &limits(), NOW, || u64::MAX), Next::Again { .. })
     }
 
     /// The table of `reliability.md`, section 4: ending; sent again if safe, idempotent, once; recorded for an idempotent
@@ -318,7 +318,7 @@ mod tests {
     fn pauses_are_jittered_doubled_bounded_and_fit_before_the_deadline() {
         let unsent = Ending::NotSent(why());
         let limits = Limits { attempts: 100, ..limits() };
-        let pause = |number, dice| match next(&attempted(Retry::Safe, number, &unsent), &limits, NOW, dice) {
+        let pause = |number, dice| match next(&attempted(Retry::Safe, number, &unsent), &limits, NOW, || dice) {
             Next::Again { pause } => pause.as_millis(),
             Next::Stop => panic!("attempt {number} stops"),
         };
@@ -326,15 +326,15 @@ mod tests {
         assert_eq!([1, 2, 3].map(|n| pause(n, u64::MAX / 2)), [49, 99, 199]);
         assert_eq!(pause(9, 0), 0);
         let late = Attempted { left: Duration::from_millis(99), ..attempted(Retry::Safe, 1, &unsent) };
-        assert_eq!(next(&late, &limits, NOW, u64::MAX), Next::Stop);
-        assert_eq!(next(&late, &limits, NOW, 0), Next::Again { pause: Duration::ZERO });
+        assert_eq!(next(&late, &limits, NOW, || u64::MAX), Next::Stop);
+        assert_eq!(next(&late, &limits, NOW, || 0), Next::Again { pause: Duration::ZERO });
     }
 
     #[test]
     fn what_the_upstream_asks_for_is_waited() {
         for (code, text, millis) in [(429, "3", 3000), (503, "3", 3000), (503, "0", 99), (429, "0", 0)] {
             let ending = answer(code, Some(text));
-            let next = next(&attempted(Retry::Safe, 1, &ending), &limits(), NOW, u64::MAX);
+            let next = next(&attempted(Retry::Safe, 1, &ending), &limits(), NOW, || u64::MAX);
             assert!(matches!(next, Next::Again { pause } if pause.as_millis() == millis), "{code} {text}: {next:?}");
         }
     }

@@ -27,6 +27,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -285,22 +286,41 @@ impl Hall {
         let peer = Peer { address, seat: seat.seat().clone(), clock: self.clock.clone() };
         match &self.tls {
             None => self.http1(Watched::new(socket, peer.seat.clone(), self.clock.clone()), peer, answer).await,
-            Some(tls) => {
-                let shaken = tokio::select! {
-                    shaken = tokio::time::timeout(self.limits.handshake, tls.accept(socket)) => shaken,
-                    () = peer.seat.gone() => return,
-                };
-                let Ok(Ok(stream)) = shaken else { return };
-                let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                peer.seat.shaken(&self.clock);
-                let stream = Watched::new(stream, peer.seat.clone(), self.clock.clone());
-                if h2 {
-                    self.http2(stream.in_one_piece(), peer, answer).await
-                } else {
-                    self.http1(stream, peer, answer).await
-                }
-            }
+            // Boxed: a connection's task is as large as the largest that it may become.
+            Some(tls) => Box::pin(self.over_tls(tls, socket, peer, answer)).await,
         }
+    }
+
+    async fn over_tls<T, S, F, B>(&self, tls: &TlsAcceptor, socket: T, peer: Peer, answer: S)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
+    {
+        let Some(stream) = self.shake(tls, socket, &peer).await else { return };
+        let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let stream = Watched::new(stream, peer.seat.clone(), self.clock.clone());
+        if h2 {
+            Box::pin(self.http2(stream.in_one_piece(), peer, answer)).await;
+        } else {
+            self.http1(stream, peer, answer).await;
+        }
+    }
+
+    /// The handshake. `None`: none in time, or the connection is cut.
+    async fn shake<T>(&self, tls: &TlsAcceptor, socket: T, peer: &Peer) -> Option<Box<TlsStream<T>>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        let shaking = Box::pin(tokio::time::timeout(self.limits.handshake, tls.accept(socket)));
+        let shaken = tokio::select! {
+            shaken = shaking => shaken,
+            () = peer.seat.gone() => return None,
+        };
+        let stream = shaken.ok()?.ok()?;
+        peer.seat.shaken(&self.clock);
+        Some(Box::new(stream))
     }
 
     async fn http1<T, S, F, B>(&self, stream: Watched<T>, peer: Peer, answer: S)

@@ -152,8 +152,8 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         air.under_way += 1;
         drop(air);
         let under_way = UnderWay { air: self.air.clone(), key: key.clone(), lane, course };
-        // The task is tracked; nobody needs its handle.
-        drop(tasks.spawn(under_way.run(fetch, bring)));
+        // The task is tracked; nobody needs its handle. Boxed: the runtime moves a task about, and this one is large.
+        drop(tasks.spawn(Box::pin(under_way.run(fetch, bring))));
         Some(waiter)
     }
 

@@ -16,7 +16,7 @@ mod tests;
 mod turns;
 mod window;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -33,15 +33,15 @@ use journal::Journal;
 use ledger::Ledger;
 use remembered::{Line, Remembered};
 use turns::Asking;
-use window::HOLD_MS;
+use window::{HOLD_MS, Moment};
 
 /// What an organization may have a minute until its limit is learned.
 const UNLEARNED_PER_MINUTE: u32 = 60;
-/// Buckets that are known at once. When there are more, those that were idle longest go, with what was learned; when none is
-/// idle, those that have sent least.
+/// Buckets that are known at once. For a further one another goes, with what was learned.
 const BUCKETS_MAX: usize = 100_000;
-/// So many go at once.
-const BUCKETS_GO: usize = BUCKETS_MAX / 10;
+/// Of so many that were looked at longest ago the one goes that has sent least; of those that have sent as little, the one that
+/// was idle longest. Looking at all would stop every request for as long.
+const LOOKED_AT: usize = 4;
 /// In whose name slots are taken that a bucket may have spent before it was forgotten.
 const FORGOTTEN: &str = "(forgotten)";
 /// How long a 429 without Retry-After closes a bucket...
@@ -125,7 +125,7 @@ pub struct SpenderView {
 #[derive(Debug)]
 pub struct Quota {
     settings: RwLock<Settings>,
-    buckets: RwLock<HashMap<BucketId, Arc<Bucket>>>,
+    buckets: RwLock<Buckets>,
     shared: Arc<Shared>,
     /// A bucket that is made before this (in milliseconds since the opening) counts as full until then.
     full_until: u64,
@@ -133,6 +133,35 @@ pub struct Quota {
     /// the opening).
     forgotten: Mutex<(u64, u64)>,
     ledger: Ledger,
+}
+
+#[derive(Debug, Default)]
+struct Buckets {
+    by_id: HashMap<BucketId, Arc<Bucket>>,
+    /// All of them; first who was looked at longest ago, by who makes room.
+    order: VecDeque<BucketId>,
+}
+
+impl Buckets {
+    /// Drops one and says how many slots it had taken. `None`: each is about to be used.
+    fn make_room(&mut self) -> Option<u64> {
+        for _ in 0..self.order.len().div_ceil(LOOKED_AT) {
+            let seen: Vec<_> = self.order.drain(..LOOKED_AT.min(self.order.len())).collect();
+            let mut seen: Vec<_> = seen.into_iter().map(|id| (self.dispensable(&id), id)).collect();
+            let least = seen.iter().enumerate().filter_map(|(place, (cost, _))| Some(((*cost)?, place))).min();
+            let gone = least.map(|((cost, _), place)| (cost, seen.remove(place).1));
+            self.order.extend(seen.into_iter().map(|(_, id)| id));
+            if let Some((used, id)) = gone {
+                self.by_id.remove(&id);
+                return Some(used);
+            }
+        }
+        None
+    }
+
+    fn dispensable(&self, id: &BucketId) -> Option<(u64, Moment)> {
+        self.by_id.get(id).filter(|bucket| Arc::strong_count(bucket) == 1)?.dispensable()
+    }
 }
 
 impl Quota {
@@ -258,7 +287,7 @@ impl Quota {
     /// The same of one bucket, whether or not it is known yet.
     #[must_use]
     pub fn view(&self, bucket: BucketId) -> BucketView {
-        let known = self.buckets.read().unwrap_or_else(PoisonError::into_inner).get(&bucket).cloned();
+        let known = self.buckets.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&bucket).cloned();
         known.map_or_else(|| self.new_bucket(bucket).view(), |bucket| bucket.view())
     }
 
@@ -300,24 +329,26 @@ impl Quota {
 
     fn all(&self) -> Vec<(BucketId, Arc<Bucket>)> {
         let buckets = self.buckets.read().unwrap_or_else(PoisonError::into_inner);
-        buckets.iter().map(|(id, bucket)| (*id, bucket.clone())).collect()
+        buckets.by_id.iter().map(|(id, bucket)| (*id, bucket.clone())).collect()
     }
 
     fn bucket(&self, id: BucketId) -> Result<Arc<Bucket>, Refused> {
-        if let Some(bucket) = self.buckets.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
+        if let Some(bucket) = self.buckets.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&id) {
             return Ok(bucket.clone());
         }
         let mut buckets = self.buckets.write().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() >= BUCKETS_MAX && !buckets.contains_key(&id) {
-            self.make_room(&mut buckets);
-            if buckets.len() >= BUCKETS_MAX {
-                return Err(Refused::TooLong {
-                    retry_after: Duration::from_millis(HOLD_MS),
-                    limit: UNLEARNED_PER_MINUTE,
-                });
-            }
+        if let Some(bucket) = buckets.by_id.get(&id) {
+            return Ok(bucket.clone());
         }
-        Ok(buckets.entry(id).or_insert_with(|| Arc::new(self.new_bucket(id))).clone())
+        if buckets.by_id.len() >= BUCKETS_MAX {
+            let retry_after = Duration::from_millis(HOLD_MS);
+            let used = buckets.make_room().ok_or(Refused::TooLong { retry_after, limit: UNLEARNED_PER_MINUTE })?;
+            self.forget(used);
+        }
+        let bucket = Arc::new(self.new_bucket(id));
+        buckets.order.push_back(id);
+        buckets.by_id.insert(id, bucket.clone());
+        Ok(bucket)
     }
 
     fn new_bucket(&self, id: BucketId) -> Bucket {
@@ -335,21 +366,13 @@ impl Quota {
         bucket
     }
 
-    /// Drops a tenth: what was idle longest, then what has sent least. One that somebody is about to use stays.
-    fn make_room(&self, buckets: &mut HashMap<BucketId, Arc<Bucket>>) {
-        let unused = buckets.iter().filter(|(_, bucket)| Arc::strong_count(bucket) == 1);
-        let mut unused: Vec<_> = unused.filter_map(|(id, bucket)| Some((bucket.dispensable()?, *id))).collect();
-        unused.sort_unstable();
-        unused.truncate(BUCKETS_GO);
-        let most = unused.iter().map(|((used, _), _)| *used).max().unwrap_or(0);
-        for (_, id) in unused {
-            buckets.remove(&id);
-        }
-        if most > 0 {
+    /// A bucket that had taken so many slots is gone.
+    fn forget(&self, used: u64) {
+        if used > 0 {
             let now = self.shared.now();
             let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
             let before = if forgotten.1 > now { forgotten.0 } else { 0 };
-            *forgotten = (before.max(most), now + HOLD_MS);
+            *forgotten = (before.max(used), now + HOLD_MS);
         }
     }
 }

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use super::account::Account;
 use super::answer::{AnswerBody, Reply};
 use super::call::{Call, is_read, outgoing, recorded_query};
-use super::door::{Busy, Peer};
+use super::door::Peer;
 use super::fetch::fetch;
 use super::gate::Gate;
 use super::policy::{Policy, bucket};
@@ -31,23 +31,22 @@ pub fn answer(
     request: Request<Incoming>,
 ) -> impl Future<Output = Response<AnswerBody>> + Send + use<> {
     let busy = peer.busy(); // 1: the door has accepted it
-    let account = Account::open(&gate, peer, &request);
-    settle(gate, account, request, busy)
-}
-
-async fn settle(gate: Arc<Gate>, mut account: Account, request: Request<Incoming>, busy: Busy) -> Response<AnswerBody> {
-    let policy = gate.policy(); // one snapshot for the whole life
+    let mut account = Account::open(&gate, peer, &request);
     let (head, body) = request.into_parts();
-    let Some(under_way) = gate.enter(policy.limits().in_flight) else {
-        return account.close(Err(Refusal::Busy), head.headers, busy);
-    };
-    account.entered(under_way);
-    let lived = AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body)).catch_unwind().await;
-    let reply = lived.unwrap_or_else(|_| {
-        gate.meters.faults.fetch_add(1, Ordering::Relaxed);
-        Err(Refusal::Internal)
-    });
-    account.close(reply, head.headers, busy) // 13
+    // A block, not a function: a function's future would hold its arguments twice.
+    async move {
+        let policy = gate.policy(); // one snapshot for the whole life
+        let Some(under_way) = gate.enter(policy.limits().in_flight) else {
+            return account.close(Err(Refusal::Busy), head.headers, busy);
+        };
+        account.entered(under_way);
+        let lived = AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body)).catch_unwind().await;
+        let reply = lived.unwrap_or_else(|_| {
+            gate.meters.faults.fetch_add(1, Ordering::Relaxed);
+            Err(Refusal::Internal)
+        });
+        account.close(reply, head.headers, busy) // 13
+    }
 }
 
 /// Steps 2 to 12.

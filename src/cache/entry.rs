@@ -1,6 +1,7 @@
 //! Entries: stored answers, how old they are, and what they weigh.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +15,8 @@ use crate::words::RequestId;
 const OVERHEAD_BYTES: usize = 200;
 /// What a header map holds for one field besides its bytes.
 const FIELD_BYTES: usize = 112;
+/// The part of an entry's freshness in which who asks for it shows that it will be wanted afterwards.
+const AHEAD_DIVISOR: u32 = 5;
 
 /// An answer to be stored, as the gateway has it.
 #[derive(Debug)]
@@ -59,6 +62,8 @@ pub struct Entry {
     fresh_for: Duration,
     stale_for: Duration,
     weight: u32,
+    /// Has somebody taken it on to fetch this anew before it is stale?
+    ahead: AtomicBool,
 }
 
 impl Entry {
@@ -78,6 +83,7 @@ impl Entry {
             fresh_for: until.map_or(lifetime.fresh, |end| lifetime.fresh.min(end)),
             stale_for: lifetime.stale,
             weight: 0,
+            ahead: AtomicBool::new(false),
             birth,
         };
         entry.weight = u32::try_from(entry.weigh(key.len())).unwrap_or(u32::MAX);
@@ -126,6 +132,13 @@ impl Entry {
     pub fn freshness(&self, now: Instant) -> Result<Duration, Duration> {
         let age = self.age(now);
         if age < self.fresh_for { Ok(self.fresh_for - age) } else { Err(age - self.fresh_for) }
+    }
+
+    /// Is it worth being fetched anew already: asked for in the last fifth of its freshness? `true` once, to who is to do it.
+    #[must_use]
+    pub fn goes_ahead(&self, now: Instant) -> bool {
+        let late = self.freshness(now).is_ok_and(|left| left < self.fresh_for / AHEAD_DIVISOR);
+        late && !self.ahead.swap(true, Ordering::Relaxed)
     }
 
     /// The freshness left in whole seconds, as `Cache-Status` has it (RFC 9211 section 2.5); negative once stale.

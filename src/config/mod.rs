@@ -180,6 +180,8 @@ pub struct Cache {
     pub negative: Duration,
     /// `no-cache` is content with an entry this young.
     pub refresh_floor: Duration,
+    /// Are entries that are still asked for fetched anew before they are stale, with quota that nobody wants?
+    pub refresh_ahead: bool,
     /// `[cache.lifetime]`: lifetime by class, or by the id of an operation, which is then a class of its own. Zero: not stored.
     pub lifetime: BTreeMap<Arc<str>, Duration>,
 }

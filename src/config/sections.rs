@@ -53,6 +53,7 @@ pub(super) fn cache(t: &Table<'_>) -> Cache {
         doubt: t.value("doubt", "2m", DURATION),
         negative: t.value("negative", "0s", DURATION_OR_OFF),
         refresh_floor: t.value("refresh_floor", "1s", DURATION_OR_OFF),
+        refresh_ahead: t.value("refresh_ahead", "false", FLAG),
         lifetime: t.table("lifetime", lifetime),
     }
 }

@@ -2,6 +2,7 @@
 //! the fence; answered stale while the upstream fails.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use http::{HeaderMap, StatusCode};
 use super::account::Account;
 use super::answer::{Body, Facts, Passed, Reply, passed_headers, stored_headers, strong_etag};
 use super::call::Call;
-use super::forward::{Sent, forward, read_answer, ticket};
+use super::forward::{Sent, Ticket, forward, read_answer, spare_ticket, ticket};
 use super::gate::Gate;
 use super::narrow::Page;
 use super::recall::Wanted;
@@ -99,9 +100,40 @@ async fn fetched(
     }
 }
 
+/// Fetches anew what is still asked for, before it is stale. Nobody waits for this, and it takes nothing from anybody: it goes
+/// only with quota that nobody wants, while most connections are free, and few do so at once.
+pub(super) fn fetch_ahead(gate: &Arc<Gate>, call: Call, wanted: &Wanted) {
+    let Ok(turn) = gate.ahead.clone().try_acquire_owned() else { return };
+    let behind = gate.cache.behind(&tags::stored(&call.row, &call.parameters));
+    let fetch = {
+        let (gate, call, key) = (gate.clone(), Arc::new(call), wanted.key.clone());
+        move |leg| async move {
+            let _turn = turn;
+            let ticket = spare_ticket(&gate, &call)?;
+            gate.meters.ahead.fetch_add(1, Ordering::Relaxed);
+            land(gate, call, ticket, Some((key, leg))).await
+        }
+    };
+    let flown = gate.flights.fly(&gate.tasks, &wanted.key, behind, wanted.lane, None, fetch);
+    if let Some(waiter) = flown.filter(|waiter| !waiter.collapsed()) {
+        // Somebody must wait, or the flight is called off. What becomes of it matters to nobody.
+        gate.tasks.spawn(async move { drop(waiter.await) });
+    }
+}
+
 /// One fetch: steps 9, 11 and 12. With a leg it fills the cache.
 async fn go(gate: Arc<Gate>, call: Arc<Call>, fill: Option<(Arc<str>, Leg)>) -> Result<Landing, Refusal> {
     let ticket = ticket(&gate, &call).await?;
+    land(gate, call, ticket, fill).await
+}
+
+/// Steps 11 and 12 of a fetch.
+async fn land(
+    gate: Arc<Gate>,
+    call: Arc<Call>,
+    ticket: Ticket,
+    fill: Option<(Arc<str>, Leg)>,
+) -> Result<Landing, Refusal> {
     let fill = fill.map(|(key, leg)| (key, leg.sent()));
     let Sent { ending, attempts, quota_wait, .. } = forward(&gate, &call, ticket).await;
     let facts = Facts { attempts, upstream_status: ending.status(), quota_wait, outcome: None };
@@ -110,7 +142,7 @@ async fn go(gate: Arc<Gate>, call: Arc<Call>, fill: Option<(Arc<str>, Leg)>) -> 
         let policy = call.policy.storing(call.index)?;
         let lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;
         if lifetime.overruled {
-            gate.meters.overruled.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            gate.meters.overruled.fetch_add(1, Ordering::Relaxed);
         }
         gate.cache.store(Filling {
             key,

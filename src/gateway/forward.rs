@@ -58,6 +58,18 @@ pub(super) async fn ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> 
     Ok(Ticket { pass, slot, waited })
 }
 
+/// The same without waiting, and only if it takes nothing from anybody; see [`Quota::spare`](crate::quota::Quota::spare).
+///
+/// # Errors
+/// There is none to spare: no reason for anybody else to fail.
+pub(super) fn spare_ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
+    let upstream = gate.upstream();
+    let none = || Refusal::NoQuota { retry_after: Duration::ZERO, limit: 0 };
+    let pass = upstream.breaker().permit(Retry::Safe).map_err(|_open| none())?;
+    let slot = if upstream.is_quiet() { gate.quota.spare(call.bucket) } else { None }.ok_or_else(none)?;
+    Ok(Ticket { pass, slot, waited: Duration::ZERO })
+}
+
 /// The breaker's word. When its time is over a read finds out whether the upstream is back; a write, which could end in
 /// doubt, lets a mere connection find out first.
 async fn permit(gate: &Gate, call: &Call) -> Result<Pass, Refusal> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 
 use super::fetch::Landing;
 use super::look::Looks;
@@ -23,6 +24,9 @@ use crate::quota::Quota;
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
 use crate::words::RequestId;
+
+/// The most fetches that nobody waits for, at once.
+const AHEAD_MAX: usize = 4;
 
 /// The engines that a gate is made of.
 pub struct Engines {
@@ -67,6 +71,8 @@ pub struct Gate {
     /// Tasks.
     pub tasks: Tasks,
     pub(super) order: Order,
+    /// Turns of fetches that nobody waits for.
+    pub(super) ahead: Arc<Semaphore>,
     ids: Mutex<HashSet<RequestId>>,
     under_way: AtomicUsize,
     draining: AtomicBool,
@@ -92,6 +98,7 @@ impl Gate {
             clock,
             tasks,
             order: Order::default(),
+            ahead: Arc::new(Semaphore::new(AHEAD_MAX)),
             ids: Mutex::default(),
             under_way: AtomicUsize::new(0),
             draining: AtomicBool::new(false),

@@ -15,7 +15,7 @@ use super::account::Account;
 use super::answer::{AnswerBody, Reply};
 use super::call::{Call, is_read, outgoing, recorded_query};
 use super::door::Peer;
-use super::fetch::fetch;
+use super::fetch::{fetch, fetch_ahead};
 use super::gate::Gate;
 use super::policy::{Policy, bucket};
 use super::recall::{Asked, Recalled, recall};
@@ -89,38 +89,40 @@ async fn life(
     let has_body = !body.is_end_stream();
     let body = body::read(row, &head.headers, body, policy.limits(), &gate.clock).await?;
     let read = account.read_whole(has_body);
-    // 8 recall: authorized first, no caller is part of the key
-    let wanted = if is_read(&head.method) {
-        let (member, headers) = (&known.member, &head.headers);
-        let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers };
-        match recall(gate, &asked, read)? {
-            Recalled::Answer(reply) => {
-                gate.quota.saved(bucket(&matched), &member.config.name);
-                return Ok(reply);
-            }
-            Recalled::Fetch(wanted) => Some(wanted),
-        }
-    } else {
-        None
-    };
-    let upstream = &policy.config.upstream;
-    let goes = wanted.as_ref().map_or_else(|| plan.target.to_string(), |wanted| wanted.target.clone());
-    let call = Call {
-        id: account.id(),
+    let id = account.id();
+    let call = |goes: &str, within| Call {
+        id,
         member: known.member.clone(),
         row: row.clone(),
         index: matched.index,
         bucket: bucket(&matched),
         parameters: tags::parameters(&matched),
         path,
-        outgoing: outgoing(row, goes, &head.headers, body),
+        outgoing: outgoing(row, goes.to_owned(), &head.headers, body),
         read,
-        deadline: read + if wanted.is_some() { upstream.deadline } else { upstream.write_deadline },
+        deadline: read + within,
         policy: policy.clone(),
     };
-    // 9 to 12; boxed, so that what only they need does not weigh on every hit
-    match wanted {
-        Some(wanted) => Box::pin(fetch(gate, account, call, wanted)).await,
-        None => Box::pin(write(gate, account, call, &head.headers)).await,
+    let upstream = &policy.config.upstream;
+    if !is_read(&head.method) {
+        // 9 to 12; boxed, so that what only they need does not weigh on every hit
+        let call = call(&plan.target, upstream.write_deadline);
+        return Box::pin(write(gate, account, call, &head.headers)).await;
+    }
+    let (member, headers) = (&known.member, &head.headers);
+    // 8 recall: authorized first, no caller is part of the key
+    let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers };
+    match recall(gate, &asked, read)? {
+        Recalled::Answer { reply, ahead } => {
+            gate.quota.saved(bucket(&matched), &member.config.name);
+            if let Some(wanted) = ahead {
+                fetch_ahead(gate, call(&wanted.target, upstream.deadline), &wanted);
+            }
+            Ok(reply)
+        }
+        Recalled::Fetch(wanted) => {
+            let call = call(&wanted.target, upstream.deadline);
+            Box::pin(fetch(gate, account, call, wanted)).await
+        }
     }
 }

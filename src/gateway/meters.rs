@@ -65,6 +65,8 @@ pub struct Meters {
     pub edge_refused: AtomicU64,
     /// Answers that were stored although the upstream said not to.
     pub overruled: AtomicU64,
+    /// Fetches ahead of time (`cache.refresh_ahead`).
+    pub ahead: AtomicU64,
     /// Requests whose handling failed for a fault of makegate's own.
     pub faults: AtomicU64,
 }

@@ -38,7 +38,11 @@ pub(super) struct Wanted {
 
 /// What memory says.
 pub(super) enum Recalled {
-    Answer(Reply),
+    Answer {
+        reply: Reply,
+        /// What is worth being fetched meanwhile, without anybody waiting for it.
+        ahead: Option<Box<Wanted>>,
+    },
     Fetch(Wanted),
 }
 
@@ -97,12 +101,15 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>, now: Instant) -> Result<Rec
             let how = if ttl < 0 { audit::Answer::Stale } else { audit::Answer::Hit };
             let filled_by = Some(entry.filled_by);
             let cache = Some(CacheStatus::Hit { ttl });
+            let ahead = (asked.policy.config.cache.refresh_ahead && entry.goes_ahead(now))
+                .then(|| Box::new(Wanted { together: true, ..alone(Why::Request, None) }));
             let reply =
                 Reply { body: Body::Entry(entry), cache, how, filled_by, facts: Facts::default(), validated: true };
-            Ok(Recalled::Answer(match &page {
+            let reply = match &page {
                 Some(page) => narrow(scope, array, page, reply)?,
                 None => reply,
-            }))
+            };
+            Ok(Recalled::Answer { reply, ahead })
         }
         Recall::Fetch { why, fallback, since } => {
             Ok(Recalled::Fetch(Wanted { together: true, since, fallback, ..alone(why, page) }))

@@ -184,7 +184,8 @@ fn cache(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     sheet.gauge("makegate_cache_bytes", "What they weigh", size.bytes)?;
     sheet.gauge("makegate_cache_capacity_bytes", "What they may weigh", size.capacity_bytes)?;
     let help = "Answers that were stored although the upstream said not to";
-    sheet.count("makegate_cache_overruled", help, &desk.gate.meters.overruled)
+    sheet.count("makegate_cache_overruled", help, &desk.gate.meters.overruled)?;
+    sheet.count("makegate_cache_refreshed_ahead", "Fetches of what was still fresh", &desk.gate.meters.ahead)
 }
 
 fn log(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {

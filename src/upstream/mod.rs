@@ -122,6 +122,12 @@ impl Upstream {
         }
     }
 
+    /// Are most connections free?
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.pool.is_quiet()
+    }
+
     /// Whether requests may begin at all.
     #[must_use]
     pub fn breaker(&self) -> &Breaker {

@@ -69,6 +69,7 @@ pub(super) struct Pool {
     idle_max: Duration,
     /// Fair: first come, first served.
     turns: Arc<Semaphore>,
+    most: usize,
     idle: Mutex<Idle>,
     tasks: Tasks,
 }
@@ -83,13 +84,19 @@ struct Idle {
 
 impl Pool {
     pub(super) fn new(dialer: Dialer, connections: usize, idle_max: Duration, clock: Clock) -> Self {
-        let turns = Arc::new(Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { dialer, clock, idle_max, turns, idle: Mutex::default(), tasks: Tasks::new() }
+        let most = connections.clamp(1, Semaphore::MAX_PERMITS);
+        let turns = Arc::new(Semaphore::new(most));
+        Self { dialer, clock, idle_max, turns, most, idle: Mutex::default(), tasks: Tasks::new() }
     }
 
     /// Waits for the right to use a connection. `None` never comes in fact: turns are never closed.
     pub(super) async fn turn(&self) -> Option<Turn> {
         self.turns.clone().acquire_owned().await.ok()
+    }
+
+    /// Are more than half of the turns free?
+    pub(super) fn is_quiet(&self) -> bool {
+        self.turns.available_permits() * 2 > self.most
     }
 
     /// The connection that has been idle shortest, if there is one that is open.

@@ -31,6 +31,7 @@ fn cache_of(capacity_bytes: u64, clock: &Clock) -> Cache {
         doubt: DOUBT,
         negative: Duration::ZERO,
         refresh_floor: TERMS.refresh_floor,
+        refresh_ahead: false,
         lifetime: BTreeMap::new(),
     };
     Cache::new(&config, 4 << 20, clock.clone())

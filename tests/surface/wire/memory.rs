@@ -193,3 +193,78 @@ async fn a_429_says_when_to_come_again_in_seconds_that_a_client_can_live_with() 
         assert_eq!((header(&reply, "retry-after"), reply.text()), (said, "Requests limit exceeded"), "{told}");
     }
 }
+
+/// Waits until so many requests for [`USAGE`] have come to the upstream; more are not expected.
+async fn received_usage(world: &World, count: usize) {
+    for _ in 0..500 {
+        if world.received("GET", USAGE) >= count {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(world.received("GET", USAGE), count);
+}
+
+#[tokio::test]
+async fn what_is_asked_for_late_is_fetched_ahead_and_nobody_waits() {
+    let world = still().set("cache", "refresh_ahead = true").start().await;
+    world.get(ALL, USAGE).await.expect(200);
+    world.wait(239);
+    assert_eq!(did(&world.get(ALL, USAGE).await.expect(200)), "hit; ttl=61", "early: not yet");
+    received_usage(&world, 1).await;
+    world.wait(2);
+    let slow = FaultKind::Latency { ms: 200 };
+    world.sandbox.fault(Fault::once("GET", USAGE, slow));
+    for caller in [ALL, TOO, ALL] {
+        assert_eq!(did(&world.get(caller, USAGE).await.expect(200)), "hit; ttl=59", "nobody waits for it");
+    }
+    received_usage(&world, 2).await;
+    let fresh = async || did(&world.get(ALL, USAGE).await.expect(200)).to_owned();
+    for _ in 0..100 {
+        if fresh().await == "hit; ttl=300" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(fresh().await, "hit; ttl=300");
+    world.wait(301);
+    assert_eq!(fresh().await, "fwd=stale; fwd-status=200; stored", "nobody asked late: it is let go");
+}
+
+#[tokio::test]
+async fn what_is_fetched_ahead_takes_no_quota_that_somebody_may_want() {
+    let tight = || still().set("upstream", "quota = \"4/min\"").set("cache", "refresh_ahead = true");
+    for (others, refreshed) in [(1, true), (2, false)] {
+        let world = tight().start().await;
+        world.get(ALL, USAGE).await.expect(200);
+        world.wait(250);
+        for _ in 0..others {
+            world.get_with(ALL, ORG, &["cache-control: no-store"]).await.expect(200);
+        }
+        assert_eq!(did(&world.get(ALL, USAGE).await.expect(200)), "hit; ttl=50");
+        received_usage(&world, 1 + usize::from(refreshed)).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_fetched_ahead_unless_that_is_configured() {
+    let world = still().start().await;
+    world.get(ALL, USAGE).await.expect(200);
+    world.wait(299);
+    assert_eq!(did(&world.get(ALL, USAGE).await.expect(200)), "hit; ttl=1");
+    received_usage(&world, 1).await;
+}
+
+#[tokio::test]
+async fn a_failed_fetch_ahead_hurts_nobody() {
+    let world = still().set("cache", "refresh_ahead = true").start().await;
+    let first = world.get(ALL, USAGE).await.expect(200);
+    world.wait(250);
+    world.sandbox.fault(Fault::always("GET", USAGE, FaultKind::status(404)));
+    world.get(ALL, USAGE).await.expect(200);
+    received_usage(&world, 2).await;
+    let hit = world.get(ALL, USAGE).await.expect(200);
+    assert_eq!((did(&hit), hit.text()), ("hit; ttl=50", first.text()), "one try for each entry, and it stays");
+    received_usage(&world, 2).await;
+}

@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
 
 pub use entry::{Entry, Filling};
 pub use fence::{After, Behind, Birth};
@@ -90,16 +91,13 @@ impl Cache {
         }
     }
 
-    /// Looks an answer up for a reader who arrives now, and counts it (step 8: recall).
-    #[must_use]
-    pub fn recall(&self, key: &str, wish: &Wish, terms: &Terms, now: Instant) -> Recall {
-        let recall = self.peek(key, wish, terms, now);
+    /// Counts what was found.
+    pub fn count(&self, recall: &Recall) {
         let counted = if matches!(recall, Recall::Hit(_)) { &self.hits } else { &self.misses };
         counted.fetch_add(1, Ordering::Relaxed);
-        recall
     }
 
-    /// The same without counting it: for explain.
+    /// Looks an answer up for a reader who arrives now (step 8: recall).
     #[must_use]
     pub fn peek(&self, key: &str, wish: &Wish, terms: &Terms, now: Instant) -> Recall {
         if wish.no_store && terms.may_refresh {
@@ -144,16 +142,28 @@ impl Cache {
         }
         let key = filling.key.clone();
         let entry = Arc::new(Entry::new(filling));
+        self.put(key, &entry, now).then_some(entry)
+    }
+
+    /// Stores a part of an entry under a key of its own; it lives and dies as that one. Answers with it in any case.
+    pub fn store_part(&self, key: &str, of: &Entry, body: Bytes, etag: HeaderValue) -> Arc<Entry> {
+        let part = Arc::new(of.part(key, body, etag));
+        self.put(Arc::from(key), &part, self.clock.now());
+        part
+    }
+
+    /// Puts an entry in place, unless it is too large, dead, or older than what is there.
+    fn put(&self, key: Arc<str>, entry: &Arc<Entry>, now: Instant) -> bool {
         if u64::from(entry.weight()) > self.capacity_bytes / CAPACITY_SHARE || !entry.usable(now) {
-            return None;
+            return false;
         }
         let _one_at_a_time = lock(&self.storing);
         let held = self.entries.get(&*key);
         if held.is_some_and(|held| held.birth().at() > entry.birth().at() && held.usable(now)) {
-            return None;
+            return false;
         }
         self.entries.insert(key, entry.clone());
-        Some(entry)
+        true
     }
 
     /// Raises the fences of `tags`; without any, that of everything. To be called when a write is settled, before its

@@ -74,6 +74,7 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
     let quota = table.optional("quota", QUOTA);
     let scoped = table.optional("scoped", FLAG).unwrap_or(false);
     let narrow = table.optional("narrow", MEMBER);
+    let columns = table.optional("columns", MEMBER);
     let limits = table.optional("limits", MEMBER);
     let look = table.optional_table("look", look::read).flatten();
     let summary = table.optional("summary", TEXT);
@@ -99,6 +100,7 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
         quota: quota.unwrap_or(if path.has_organization() { Bucket::Organization } else { Bucket::Account }),
         scoped,
         narrow,
+        columns,
         limits,
         look,
         summary: summary.map_or_else(|| id.clone(), Arc::from),

@@ -144,6 +144,9 @@ async fn land(
         if lifetime.overruled {
             gate.meters.overruled.fetch_add(1, Ordering::Relaxed);
         }
+        if call.row.columns.is_some() {
+            gate.columns.stored(&key);
+        }
         gate.cache.store(Filling {
             key,
             status: answered.status,

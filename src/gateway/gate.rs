@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
+use super::columns::Columns;
 use super::fetch::Landing;
 use super::look::Looks;
 use super::meters::Meters;
@@ -71,6 +72,8 @@ pub struct Gate {
     /// Tasks.
     pub tasks: Tasks,
     pub(super) order: Order,
+    /// In which columns lists were stored.
+    pub(super) columns: Columns,
     /// Turns of fetches that nobody waits for.
     pub(super) ahead: Arc<Semaphore>,
     ids: Mutex<HashSet<RequestId>>,
@@ -98,6 +101,7 @@ impl Gate {
             clock,
             tasks,
             order: Order::default(),
+            columns: Columns::default(),
             ahead: Arc::new(Semaphore::new(AHEAD_MAX)),
             ids: Mutex::default(),
             under_way: AtomicUsize::new(0),

@@ -3,19 +3,18 @@
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
-use std::fmt;
 
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::fields::{Fields, push_name};
 use super::target::{Pair, Target, decoded, push_pair};
 use crate::config::Scope;
 
 /// Make's own bound and default for a page of this list; a longer list cannot be taken whole at once.
 const WHOLE_LIMIT: usize = 10_000;
-const COLUMNS: &str = "cols[]";
+/// Make's parameter that chooses columns.
+pub(super) const COLUMNS: &str = "cols[]";
 
 /// The page that a caller asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,77 +202,8 @@ fn compare(a: Option<&RawValue>, b: Option<&RawValue>) -> Ordering {
     (a.0.cmp(&b.0)).then(a.1.total_cmp(&b.1)).then_with(|| a.2.cmp(&b.2)).then_with(|| a.3.cmp(&b.3))
 }
 
-/// A JSON object's members in their order, values as they are spelled.
-struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl Fields<'_> {
-    fn get(&self, name: &str) -> Option<&RawValue> {
-        self.0.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
-    }
-
-    fn render(&self, keep: impl Fn(&str) -> bool) -> String {
-        let mut out = String::from("{");
-        for (name, value) in self.0.iter().filter(|(name, _)| keep(name)) {
-            if out.len() > 1 {
-                out.push(',');
-            }
-            push_name(&mut out, name);
-            out.push_str(value.get());
-        }
-        out.push('}');
-        out
-    }
-}
-
 fn escaped(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
-}
-
-fn push_name(out: &mut String, name: &str) {
-    out.push_str(&Value::from(name).to_string());
-    out.push(':');
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut members = Vec::new();
-                while let Some(name) = map.next_key::<Name<'de>>()? {
-                    members.push((name.0, map.next_value()?));
-                }
-                Ok(members)
-            }
-        }
-        deserializer.deserialize_map(Members).map(Fields)
-    }
-}
-
-/// A member's name, borrowed where it has no escapes.
-struct Name<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Name<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl<'de> Visitor<'de> for Text {
-            type Value = Cow<'de, str>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Cow::Borrowed(text))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Cow::Owned(text.to_owned()))
-            }
-        }
-        deserializer.deserialize_str(Text).map(Name)
-    }
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::HeaderMap;
 use http::header::IF_MATCH;
+use http::{HeaderMap, StatusCode};
 
-use super::answer::{Body, Facts, Reply};
+use super::answer::{Body, Facts, Reply, strong_etag};
 use super::fetch::narrow;
 use super::gate::Gate;
 use super::narrow::Page;
@@ -95,7 +95,12 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>, now: Instant) -> Result<Rec
         wanted.together = !wish.no_store;
         return Ok(Recalled::Fetch(wanted));
     }
-    match gate.cache.recall(&key, &wish, &terms, now) {
+    let mut found = gate.cache.peek(&key, &wish, &terms, now);
+    if matches!(found, Recall::Fetch { .. } | Recall::NotHeld) && asked.policy.config.cache.column_subsets {
+        found = fewer_columns(gate, asked, &key, &wish, now).map_or(found, Recall::Hit);
+    }
+    gate.cache.count(&found);
+    match found {
         Recall::Hit(entry) => {
             let ttl = entry.ttl(now);
             let how = if ttl < 0 { audit::Answer::Stale } else { audit::Answer::Hit };
@@ -117,6 +122,19 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>, now: Instant) -> Result<Rec
         Recall::Bypass => Ok(Recalled::Fetch(alone(Why::Bypass, page))),
         Recall::NotHeld => Err(Refusal::NotCached),
     }
+}
+
+/// An entry cut from one that has more columns; it is as old as that one, and stored for who asks next.
+fn fewer_columns(gate: &Gate, asked: &Asked<'_>, key: &str, wish: &Wish, now: Instant) -> Option<Arc<Entry>> {
+    let array = asked.matched.operation.columns.as_deref()?;
+    let terms = terms(asked.policy, asked.member);
+    let held = |key: &str| match gate.cache.peek(key, wish, &terms, now) {
+        Recall::Hit(entry) if entry.status == StatusCode::OK => Some((entry.clone(), entry.body.clone())),
+        Recall::Hit(_) | Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld => None,
+    };
+    let (entry, body) = gate.columns.cut(key, array, held)?;
+    let etag = strong_etag(&HeaderMap::new(), &body);
+    Some(gate.cache.store_part(key, &entry, body.into(), etag))
 }
 
 /// How far the caller's wishes go.

@@ -276,7 +276,7 @@ async fn parallel_refreshes_share_fetches() {
     pass(&clock, 60_000);
     let mut waiters = Vec::new();
     for n in 0..50 {
-        let recall = upstream.cache.recall("k", &wish("no-cache"), &TERMS, clock.now());
+        let recall = upstream.cache.peek("k", &wish("no-cache"), &TERMS, clock.now());
         let Recall::Fetch { why: Why::Request, fallback: None, since } = recall else { panic!("{recall:?}") };
         waiters.push(upstream.fly_in(&flights, &tasks, "k", (Lane::Normal, since)).unwrap());
         pass(&clock, 10);

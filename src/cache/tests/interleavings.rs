@@ -147,7 +147,7 @@ impl<'w> Play<'w> {
 
     fn arrive(&mut self, read: usize) -> Read {
         let World { cache, clock, .. } = self.world;
-        let found = match cache.recall(&self.key, &Wish::default(), &TERMS, clock.now()) {
+        let found = match cache.peek(&self.key, &Wish::default(), &TERMS, clock.now()) {
             Recall::Hit(entry) => Some(entry),
             Recall::Fetch { .. } if self.mutant == Mutant::UncheckedLookup => cache.entries.get(&*self.key),
             Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld => None,

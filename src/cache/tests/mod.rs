@@ -32,6 +32,7 @@ fn cache_of(capacity_bytes: u64, clock: &Clock) -> Cache {
         negative: Duration::ZERO,
         refresh_floor: TERMS.refresh_floor,
         refresh_ahead: false,
+        column_subsets: false,
         lifetime: BTreeMap::new(),
     };
     Cache::new(&config, 4 << 20, clock.clone())
@@ -73,7 +74,9 @@ fn told(cache: &Cache, clock: &Clock, key: &str, directives: &'static str) -> St
 }
 
 fn told_on(cache: &Cache, clock: &Clock, key: &str, directives: &'static str, terms: &Terms) -> String {
-    match cache.recall(key, &wish(directives), terms, clock.now()) {
+    let found = cache.peek(key, &wish(directives), terms, clock.now());
+    cache.count(&found);
+    match found {
         Recall::Hit(entry) => format!("hit {}", entry.ttl(clock.now())),
         Recall::Fetch { why, fallback: Some(_), .. } => format!("{} or stale", why.as_str()),
         Recall::Fetch { why, fallback: None, .. } => why.as_str().to_owned(),
@@ -247,7 +250,7 @@ fn an_older_answer_does_not_replace_a_younger() {
     let young = cache.leg(cache.behind(&["a"])).sent();
     assert!(cache.store(filling("k", Bytes::from_static(b"young"), young)).is_some());
     assert!(cache.store(filling("k", Bytes::from_static(b"old"), old)).is_none());
-    let Recall::Hit(entry) = cache.recall("k", &Wish::default(), &TERMS, clock.now()) else { panic!("a hit") };
+    let Recall::Hit(entry) = cache.peek("k", &Wish::default(), &TERMS, clock.now()) else { panic!("a hit") };
     assert_eq!(entry.body, "young");
 }
 
@@ -310,7 +313,7 @@ fn threads_that_read_and_write_agree_on_what_is_old() {
     let (upstream, answered) = (AtomicU64::new(0), AtomicU64::new(0));
     let read = || {
         let known = answered.load(SeqCst);
-        if let Recall::Hit(entry) = cache.recall("k", &Wish::default(), &TERMS, clock.now()) {
+        if let Recall::Hit(entry) = cache.peek("k", &Wish::default(), &TERMS, clock.now()) {
             assert!(u64::from_le_bytes(entry.body[..].try_into().unwrap()) >= known);
         } else {
             let birth = cache.leg(cache.behind(&["a"])).sent();

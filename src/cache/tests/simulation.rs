@@ -250,7 +250,7 @@ impl Simulation {
         let which = if wait {
             (Lane::Wait, Some(now))
         } else {
-            match self.cache.recall(KEYS[key].0, &wish, &TERMS, now) {
+            match self.cache.peek(KEYS[key].0, &wish, &TERMS, now) {
                 Recall::Hit(entry) => return self.hit(n, &entry),
                 Recall::Fetch { since, .. } => (Lane::Normal, since),
                 other @ (Recall::Bypass | Recall::NotHeld) => panic!("{other:?}"),

@@ -3,7 +3,8 @@
 //!
 //! Beside it, in the same rounds: a loop that appends as many bytes as a record has and calls fdatasync, alone on that disk.
 
-use std::error::Error;
+mod common;
+
 use std::fs::File;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -16,10 +17,10 @@ use makegate::clock::Clock;
 use makegate::service::Service;
 use makegate::tasks::Tasks;
 use makegate::{config, hash};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
-type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
+use common::{Fallible, message};
 
 /// Callers that write at once.
 const CLIENTS: [usize; 3] = [1, 16, 64];
@@ -175,24 +176,6 @@ async fn client(
         latencies.push(micros(clock.now() - start));
     }
     Ok(latencies)
-}
-
-/// One HTTP message with a Content-Length, read whole: its head. `None`: the peer hung up.
-async fn message(stream: &mut TcpStream) -> Fallible<Option<String>> {
-    let mut bytes = Vec::with_capacity(1024);
-    loop {
-        if let Some(end) = memchr::memmem::find(&bytes, b"\r\n\r\n") {
-            let head = String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).to_ascii_lowercase();
-            let lengths = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-            let length: usize = lengths.map_or(Ok(0), str::parse)?;
-            if bytes.len() >= end + 4 + length {
-                return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
-            }
-        }
-        if stream.read_buf(&mut bytes).await? == 0 {
-            return Ok(None);
-        }
-    }
 }
 
 /// An upstream that answers everything at once.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use memchr::memmem::Finder;
 
 use super::record::{Answer, Kind};
 use super::seen::Seen;
@@ -157,6 +158,14 @@ impl Filter {
             _ => return Err(unknown(name)),
         }
         Ok(())
+    }
+
+    /// What the line of every record that matches holds, where one text is sure to: the request's id or the caller's name.
+    pub(crate) fn needle(&self) -> Option<Finder<'static>> {
+        let text = self.request.as_ref().map(RequestId::as_str).or(self.caller.as_deref())?;
+        // Plain text is spelled in one way; another program may escape anything else as it likes.
+        let plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\' | b'/'));
+        plain.then(|| Finder::new(&format!("\"{text}\"")).into_owned())
     }
 
     /// Is this stored record wanted? (`limit` and `after` do not count.)

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use memchr::memmem::Finder;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
@@ -111,6 +112,7 @@ fn page(dir: &Path, filter: &Filter, deadline: Option<&Deadline>) -> Result<Page
         deadline,
         below: filter.after.unwrap_or(u64::MAX),
         wanted: filter.limit + 1,
+        needle: filter.needle(),
         lines: Vec::new(),
     };
     let index = Index::open(dir, deadline);
@@ -134,6 +136,8 @@ struct Search<'q> {
     /// What is left is below this number.
     below: u64,
     wanted: usize,
+    /// What every line that is wanted holds: most lines of a block are told apart by it before they are parsed.
+    needle: Option<Finder<'static>>,
     lines: Vec<Vec<u8>>,
 }
 
@@ -212,7 +216,8 @@ impl Search<'_> {
         }
         // What is not there any more has been taken by retention.
         let lines = block.read(self.dir).map_err(|error| IndexFails::Log(error.into()))?.unwrap_or_default();
-        for line in lines.rsplit(|byte| *byte == b'\n') {
+        let may_match = |line: &&[u8]| self.needle.as_ref().is_none_or(|needle| needle.find(line).is_some());
+        for line in lines.rsplit(|byte| *byte == b'\n').filter(may_match) {
             let seen = Seen::parse(line).filter(|seen| seen.seq <= block.last && seen.seq < self.below);
             let Some(seen) = seen else { continue };
             self.below = seen.seq;
@@ -223,6 +228,7 @@ impl Search<'_> {
                 return Ok(false);
             }
         }
+        self.below = self.below.min(block.first);
         Ok(true)
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::gate::Gate;
 use super::policy::{Member, Policy, bucket};
-use super::recall::{Asked, key_and_target, terms};
+use super::recall::{Asked, held, key_and_target};
 use super::refusal::Refusal;
 use super::{narrow, steps};
 use crate::cache::{Recall, Wish};
@@ -177,7 +177,7 @@ fn recall(running: Running<'_>, asked: &Asked<'_>, told: &mut Told<'_>) {
     let page = narrows.then(|| narrow::Page::of(asked.target));
     let (key, _) = key_and_target(asked, page.as_ref());
     let now = gate.clock.now();
-    match gate.cache.peek(&key, &Wish::default(), &terms(asked.policy, asked.member), now) {
+    match held(gate, asked, &key, &Wish::default(), now) {
         Recall::Hit(entry) => {
             told.say(
                 "recall",

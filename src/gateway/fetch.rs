@@ -144,7 +144,7 @@ async fn land(
         if lifetime.overruled {
             gate.meters.overruled.fetch_add(1, Ordering::Relaxed);
         }
-        if call.row.columns.is_some() {
+        if call.row.columns.is_some() && call.policy.config.cache.column_subsets {
             gate.columns.stored(&key);
         }
         gate.cache.store(Filling {

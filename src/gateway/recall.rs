@@ -86,7 +86,6 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>, now: Instant) -> Result<Rec
             Ok(Recalled::Fetch(alone(Why::Bypass, page)))
         };
     }
-    let terms = terms(asked.policy, asked.member);
     if asked.plan.refresh {
         let mut wanted = Wanted { together: true, lane: Lane::Wait, since: Some(now), ..alone(Why::Request, page) };
         if wish.only_if_cached {
@@ -95,10 +94,7 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>, now: Instant) -> Result<Rec
         wanted.together = !wish.no_store;
         return Ok(Recalled::Fetch(wanted));
     }
-    let mut found = gate.cache.peek(&key, &wish, &terms, now);
-    if matches!(found, Recall::Fetch { .. } | Recall::NotHeld) && asked.policy.config.cache.column_subsets {
-        found = fewer_columns(gate, asked, &key, &wish, now).map_or(found, Recall::Hit);
-    }
+    let found = held(gate, asked, &key, &wish, now);
     gate.cache.count(&found);
     match found {
         Recall::Hit(entry) => {
@@ -124,22 +120,29 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>, now: Instant) -> Result<Rec
     }
 }
 
+/// What memory has under this key, or can make of what it has.
+pub(super) fn held(gate: &Gate, asked: &Asked<'_>, key: &str, wish: &Wish, now: Instant) -> Recall {
+    let terms =
+        Terms { refresh_floor: asked.policy.config.cache.refresh_floor, may_refresh: asked.member.config.may_refresh };
+    let peek = |key: &str| gate.cache.peek(key, wish, &terms, now);
+    match peek(key) {
+        found @ (Recall::Fetch { .. } | Recall::NotHeld) if asked.policy.config.cache.column_subsets => {
+            fewer_columns(gate, asked, key, peek).map_or(found, Recall::Hit)
+        }
+        found @ (Recall::Hit(_) | Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld) => found,
+    }
+}
+
 /// An entry cut from one that has more columns; it is as old as that one, and stored for who asks next.
-fn fewer_columns(gate: &Gate, asked: &Asked<'_>, key: &str, wish: &Wish, now: Instant) -> Option<Arc<Entry>> {
+fn fewer_columns(gate: &Gate, asked: &Asked<'_>, key: &str, peek: impl Fn(&str) -> Recall) -> Option<Arc<Entry>> {
     let array = asked.matched.operation.columns.as_deref()?;
-    let terms = terms(asked.policy, asked.member);
-    let held = |key: &str| match gate.cache.peek(key, wish, &terms, now) {
+    let held = |key: &str| match peek(key) {
         Recall::Hit(entry) if entry.status == StatusCode::OK => Some((entry.clone(), entry.body.clone())),
         Recall::Hit(_) | Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld => None,
     };
     let (entry, body) = gate.columns.cut(key, array, held)?;
     let etag = strong_etag(&HeaderMap::new(), &body);
     Some(gate.cache.store_part(key, &entry, body.into(), etag))
-}
-
-/// How far the caller's wishes go.
-pub(super) fn terms(policy: &Policy, member: &Member) -> Terms {
-    Terms { refresh_floor: policy.config.cache.refresh_floor, may_refresh: member.config.may_refresh }
 }
 
 /// A narrowed list is taken whole: one entry for the callers of all scopes.

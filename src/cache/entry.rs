@@ -86,7 +86,7 @@ impl Entry {
             ahead: AtomicBool::new(false),
             birth,
         };
-        entry.weight = u32::try_from(entry.weigh(key.len())).unwrap_or(u32::MAX);
+        entry.weight = entry.weigh(key.len());
         entry
     }
 
@@ -103,22 +103,23 @@ impl Entry {
             ahead: AtomicBool::new(false),
             ..*self
         };
-        part.weight = u32::try_from(part.weigh(key.len())).unwrap_or(u32::MAX);
+        part.weight = part.weigh(key.len());
         part
     }
 
-    fn weigh(&self, key_bytes: usize) -> usize {
+    fn weigh(&self, key_bytes: usize) -> u32 {
         let fields: usize =
             self.headers.iter().map(|(name, value)| FIELD_BYTES + name.as_str().len() + value.len()).sum();
         let fences = self.birth.behind().len() * size_of::<usize>();
-        OVERHEAD_BYTES
+        let bytes = OVERHEAD_BYTES
             + size_of::<Self>()
             + key_bytes
             + self.path.len()
             + self.etag.len()
             + fields
             + fences
-            + self.body.len()
+            + self.body.len();
+        u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 
     /// What it counts against the capacity, in bytes.

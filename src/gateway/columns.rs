@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::fields::{Fields, push_name};
+use super::fields::Fields;
 use super::narrow::COLUMNS;
 use super::target::decoded;
 
@@ -35,8 +35,8 @@ impl Choice {
         (!columns.is_empty()).then_some(Self { list, columns })
     }
 
-    fn has(&self, column: &String) -> bool {
-        self.columns.contains(column)
+    fn has(&self, column: &str) -> bool {
+        self.columns.iter().any(|chosen| chosen == column)
     }
 }
 
@@ -66,7 +66,7 @@ impl Columns {
         array: &str,
         held: impl Fn(&str) -> Option<(E, Bytes)>,
     ) -> Option<(E, Vec<u8>)> {
-        let choice = Choice::of(key).filter(|choice| !choice.has(&"*".to_owned()))?;
+        let choice = Choice::of(key).filter(|choice| !choice.has("*"))?;
         let known = self.known().get(&choice.list).cloned().unwrap_or_default();
         let more = known.iter().filter(|other| {
             let other = Choice::of(other);
@@ -95,24 +95,13 @@ fn fewer(list: &[u8], array: &str, choice: &Choice, chosen: bool) -> Option<Vec<
     if !known || !rows.iter().all(|row| choice.columns.iter().all(|column| row.get(column).is_some())) {
         return None;
     }
-    let mut out = String::from("{");
-    for (name, value) in &whole.0 {
-        if out.len() > 1 {
-            out.push(',');
-        }
-        push_name(&mut out, name);
-        if name == array {
-            let rows: Vec<_> =
-                rows.iter().map(|row| row.render(|name| choice.columns.iter().any(|c| c == name))).collect();
-            out.push('[');
-            out.push_str(&rows.join(","));
-            out.push(']');
-        } else {
-            out.push_str(value.get());
-        }
-    }
-    out.push('}');
-    Some(out.into_bytes())
+    let rows: Vec<_> = rows.iter().map(|row| row.only(|name| choice.has(name))).collect();
+    let rows = format!("[{}]", rows.join(","));
+    Some(
+        whole
+            .spelled(|name, value| Some(if name == array { (&*rows).into() } else { value.get().into() }))
+            .into_bytes(),
+    )
 }
 
 #[cfg(test)]

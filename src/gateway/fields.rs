@@ -17,25 +17,26 @@ impl Fields<'_> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
     }
 
-    /// The object of the members to keep.
-    pub(super) fn render(&self, keep: impl Fn(&str) -> bool) -> String {
+    /// The object with each value spelled as this says; `None` leaves the member out.
+    pub(super) fn spelled<'s>(&'s self, spell: impl Fn(&str, &'s RawValue) -> Option<Cow<'s, str>>) -> String {
         let mut out = String::from("{");
-        for (name, value) in self.0.iter().filter(|(name, _)| keep(name)) {
+        for (name, value) in &self.0 {
+            let Some(value) = spell(name, value) else { continue };
             if out.len() > 1 {
                 out.push(',');
             }
-            push_name(&mut out, name);
-            out.push_str(value.get());
+            out.push_str(&Value::from(&**name).to_string());
+            out.push(':');
+            out.push_str(&value);
         }
         out.push('}');
         out
     }
-}
 
-/// Writes a member's name and its colon.
-pub(super) fn push_name(out: &mut String, name: &str) {
-    out.push_str(&Value::from(name).to_string());
-    out.push(':');
+    /// The object of the members to keep.
+    pub(super) fn only(&self, keep: impl Fn(&str) -> bool) -> String {
+        self.spelled(|name, value| keep(name).then(|| value.get().into()))
+    }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {

@@ -104,13 +104,13 @@ async fn life(
         policy: policy.clone(),
     };
     let upstream = &policy.config.upstream;
+    // 8 to 12; boxed, so that what only they need does not weigh on every hit
     if !is_read(&head.method) {
-        // 9 to 12; boxed, so that what only they need does not weigh on every hit
         let call = call(&plan.target, upstream.write_deadline);
         return Box::pin(write(gate, account, call, &head.headers)).await;
     }
-    let (member, headers) = (&known.member, &head.headers);
     // 8 recall: authorized first, no caller is part of the key
+    let (member, headers) = (&known.member, &head.headers);
     let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers };
     match recall(gate, &asked, read)? {
         Recalled::Answer { reply, ahead } => {

@@ -1,13 +1,12 @@
 //! What a caller of some organizations sees of a list of organizations: the whole list is taken once (one entry for all
 //! scopes), then narrowed, sorted and paged here, so that pages are right for what the caller may see (`caching.md`, D15).
 
-use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::fields::{Fields, push_name};
+use super::fields::Fields;
 use super::target::{Pair, Target, decoded, push_pair};
 use crate::config::Scope;
 
@@ -107,7 +106,7 @@ impl Page {
             .iter()
             .skip(self.offset)
             .take(self.limit)
-            .map(|row| row.render(|name| !is_added(name, self) || !strip(name)))
+            .map(|row| row.only(|name| !is_added(name, self) || !strip(name)))
             .collect();
         Ok(self.render(&whole, array, &page))
     }
@@ -134,39 +133,26 @@ impl Page {
     }
 
     fn render(&self, whole: &Fields<'_>, array: &str, page: &[String]) -> Vec<u8> {
-        let mut out = String::from("{");
-        // Nothing else goes on: who knows of whom it speaks.
-        for (name, value) in whole.0.iter().filter(|(name, _)| name == array || name == "pg") {
-            if out.len() > 1 {
-                out.push(',');
-            }
-            push_name(&mut out, name);
-            if name == array {
-                out.push('[');
-                out.push_str(&page.join(","));
-                out.push(']');
-            } else {
-                out.push_str(&self.echo(value));
-            }
-        }
-        out.push('}');
-        out.into_bytes()
+        let spelled = whole.spelled(|name, value| match name {
+            _ if name == array => Some(format!("[{}]", page.join(",")).into()),
+            "pg" => Some(self.echo(value).into()),
+            // Nothing else goes on: who knows of whom it speaks.
+            _ => None,
+        });
+        spelled.into_bytes()
     }
 
     /// The upstream's `pg` member with what was asked for. No count of what the caller may not see.
     fn echo(&self, whole: &RawValue) -> String {
         let Ok(whole) = serde_json::from_str::<Fields<'_>>(whole.get()) else { return "{}".to_owned() };
-        let asked = |(name, value): &(Cow<'_, str>, &RawValue)| match &**name {
-            "sortBy" => Some(Value::from(self.sort_by.as_deref().unwrap_or("name")).to_string()),
-            "sortDir" => Some(Value::from(if self.descending { "desc" } else { "asc" }).to_string()),
-            "limit" => Some(self.limit.to_string()),
-            "offset" => Some(self.offset.to_string()),
-            "returnTotalCount" => Some(value.get().to_owned()),
+        whole.spelled(|name, value| match name {
+            "sortBy" => Some(Value::from(self.sort_by.as_deref().unwrap_or("name")).to_string().into()),
+            "sortDir" => Some(Value::from(if self.descending { "desc" } else { "asc" }).to_string().into()),
+            "limit" => Some(self.limit.to_string().into()),
+            "offset" => Some(self.offset.to_string().into()),
+            "returnTotalCount" => Some(value.get().into()),
             _ => None,
-        };
-        let members =
-            whole.0.iter().filter_map(|member| asked(member).map(|value| format!("\"{}\":{value}", member.0)));
-        format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+        })
     }
 }
 

@@ -95,7 +95,7 @@ impl Token {
 
     fn in_text(&self, text: &[u8]) -> bool {
         let found = |text: &[u8]| self.forms.iter().any(|form| form.find(text).is_some());
-        found(text) || (memchr::memchr(b'\\', text).is_some() && found(&unescaped(text)))
+        found(text) || (memchr::memmem::find(text, b"\\u").is_some() && found(&unescaped(text)))
     }
 }
 

@@ -328,6 +328,17 @@ fn request(method: &str, target: &str, headers: &str, body: &str) -> String {
     format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\n{headers}{kind}{length}{close}\r\n{body}")
 }
 
+/// Waits for what another task does.
+pub(crate) async fn until(mut holds: impl FnMut() -> bool) {
+    for _ in 0..3_000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it did not come true");
+}
+
 /// Sends one request on a connection of its own and reads the answer whole.
 pub(crate) async fn send(to: SocketAddr, method: &str, target: &str, headers: &str, body: &str) -> Reply {
     raw(to, &request(method, target, headers, body)).await.unwrap_or_else(|| panic!("no answer to {method} {target}"))

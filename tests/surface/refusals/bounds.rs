@@ -1,7 +1,7 @@
 //! Refusals for want of something bounded: rate, room, quota, a log.
 
 use super::{compare, keyed, provoke, still};
-use crate::support::{ALL, LIST, ORG, OTHER, TOO, World, send};
+use crate::support::{ALL, LIST, ORG, OTHER, TOO, World, send, until};
 use makegate::quota::BucketId;
 use makegate::sandbox::{Fault, FaultKind};
 
@@ -80,11 +80,4 @@ async fn a_log() {
         read = send(world.gateway, "GET", LIST, &keyed("MG182", ALL), "").await;
     }
     compare("MG182", &read.expect(503));
-}
-
-/// Waits for what another task is about to do.
-async fn until(condition: impl Fn() -> bool) {
-    while !condition() {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
 }

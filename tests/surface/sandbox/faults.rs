@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::{LIST, ORG, World, parse};
+use crate::support::until;
 
 const TOKEN: &str = "authorization: Token sandbox-token\r\ncontent-type: application/json\r\n";
 const RENAME: &str = r#"{"name": "Renamed"}"#;
@@ -167,15 +168,4 @@ async fn stop_closes_the_port_and_what_hangs() {
     let (answer, ()) = tokio::join!(world.raw("GET", ORG, TOKEN, ""), stop);
     assert!(answer.is_err() || answer.unwrap().is_empty());
     assert!(TcpStream::connect(world.sandbox.address()).await.is_err());
-}
-
-/// Waits for what another task does; the test's own limit is the harness's.
-async fn until(mut holds: impl FnMut() -> bool) {
-    for _ in 0..3_000 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("it did not come true");
 }

@@ -6,7 +6,7 @@ use makegate::sandbox::{Fault, FaultKind};
 use serde_json::json;
 
 use super::{APPS, USAGE, header, still};
-use crate::support::{ALL, LIST, ORG, READER, Reply, TOO, World};
+use crate::support::{ALL, LIST, ORG, Plan, READER, Reply, TOO, World, until};
 
 /// What memory did for this answer.
 #[track_caller]
@@ -196,12 +196,7 @@ async fn a_429_says_when_to_come_again_in_seconds_that_a_client_can_live_with() 
 
 /// Waits until so many requests for [`USAGE`] have come to the upstream; more are not expected.
 async fn received_usage(world: &World, count: usize) {
-    for _ in 0..500 {
-        if world.received("GET", USAGE) >= count {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(|| world.received("GET", USAGE) >= count).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(world.received("GET", USAGE), count);
 }
@@ -269,7 +264,7 @@ async fn a_failed_fetch_ahead_hurts_nobody() {
     received_usage(&world, 2).await;
 }
 
-fn columns() -> crate::support::Plan {
+fn columns() -> Plan {
     still().set("cache", "column_subsets = true")
 }
 

@@ -11,10 +11,12 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::failure::Failure;
 use crate::clock::Clock;
@@ -57,18 +59,28 @@ pub(super) fn no_core_dumps() -> Result<(), Failure> {
 /// Begins the process log on stderr: text on a terminal, else JSON. `level`: unless `MAKEGATE_LOG` says otherwise.
 pub(super) fn log(level: &str, color: When) -> Result<(), Failure> {
     let given = std::env::var(LOG).unwrap_or_default();
-    let filter = EnvFilter::builder().parse(if given.is_empty() { level } else { &given });
-    let filter = filter.map_err(|error| {
+    let targets = filters(if given.is_empty() { level } else { &given }).map_err(|error| {
         Failure::usage(format!("{LOG}: {error}; write error, warn, info or debug, or filters as makegate=debug,info"))
     })?;
     let stderr = io::stderr();
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    let subscriber = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE);
+    let subscriber = subscriber.with_writer(io::stderr).with_target(false);
     let begun = if stderr.is_terminal() {
-        subscriber.with_ansi(color.colors(&stderr)).try_init()
+        subscriber.with_ansi(color.colors(&stderr)).finish().with(targets).try_init()
     } else {
-        subscriber.event_format(JsonLines(Clock::system())).try_init()
+        subscriber.event_format(JsonLines(Clock::system())).finish().with(targets).try_init()
     };
     begun.map_err(Failure::failed)
+}
+
+/// Levels, for everything or for what a module says: `info`, `makegate=debug,info`.
+fn filters(text: &str) -> Result<Targets, String> {
+    if let Some(word) =
+        text.split(',').map(str::trim).find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err())
+    {
+        return Err(format!("`{word}` is no level"));
+    }
+    text.parse::<Targets>().map_err(|error| error.to_string())
 }
 
 /// One JSON object a line: `ts`, `level`, `msg`, then the event's own fields.

@@ -225,6 +225,20 @@ fn the_service_does_not_start_without_its_secrets() {
 }
 
 #[test]
+fn a_level_that_is_none_is_told_instead_of_logging_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for (filters, wrong) in [
+        ("loud", "`loud` is no level"),
+        ("info,makegate", "`makegate` is no level"),
+        ("makegate=loud", "MAKEGATE_LOG: "),
+    ] {
+        let mut command = command(folder.path(), &["serve", "--config", "makegate.toml"]);
+        let told = stderr(2, &command.env("MAKEGATE_LOG", filters).output().unwrap());
+        assert!(told.contains(wrong) && told.contains("filters as makegate=debug,info"), "{filters}: {told}");
+    }
+}
+
+#[test]
 fn the_sandbox_alone_says_where_it_is_and_ends_in_order() {
     let mut sandbox = Running::start(&mut command(Path::new("."), &["sandbox", "--listen", "127.0.0.1:0"]));
     let url = sandbox.line();

@@ -26,8 +26,6 @@ const TICK: Duration = Duration::from_millis(200);
 const BLOCK: usize = 256;
 /// Lines that are taken in by one transaction.
 const CHUNK: usize = 32 * BLOCK;
-/// Blocks that are deleted in one transaction.
-const DELETE_CHUNK: usize = 200;
 /// The shortest and the longest wait after a second error in a row.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// At the end of the log, the index gets so long to catch up; the next start does the rest.
@@ -36,21 +34,29 @@ const CLOSE: Duration = Duration::from_secs(2);
 const NICE: i32 = 10;
 
 /// The version of the tables.
-pub(crate) const VERSION: i64 = 2;
+pub(crate) const VERSION: i64 = 3;
 
 /// `blocks`: records by the first's number, where their lines are, between which times (in microseconds) they are, and their
-/// terms, sorted. `has`: the same by term. `position`: up to where the blocks go.
+/// terms, sorted. `has`: the same by term, [`part`] after part. `position`: up to where the blocks go.
+///
+/// `has` may name blocks that are no more (retention, void numbers), or that have the term no more: what counts is `blocks`.
 const TABLES: &str = "
     PRAGMA journal_mode = WAL;
     CREATE TABLE blocks (
         first INTEGER PRIMARY KEY, last INTEGER NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
         length INTEGER NOT NULL, oldest INTEGER NOT NULL, newest INTEGER NOT NULL, terms BLOB NOT NULL);
-    CREATE TABLE has (term INTEGER, block INTEGER, PRIMARY KEY (term, block)) WITHOUT ROWID;
+    CREATE TABLE has (part INTEGER, term INTEGER, block INTEGER, PRIMARY KEY (part, term, block)) WITHOUT ROWID;
     CREATE TABLE segments (segment INTEGER PRIMARY KEY, oldest INTEGER NOT NULL, newest INTEGER NOT NULL);
     CREATE TABLE position (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, seq INTEGER);
     INSERT INTO position VALUES (1, 0, 0, 0);
-    PRAGMA user_version = 2;
+    PRAGMA user_version = 3;
 ";
+
+/// The part of `has` where a block is that begins with this record. With many callers each term is another place in the table:
+/// these are 65,536 records' places, few enough to be written together, and to be forgotten together.
+pub(crate) const fn part(first: i64) -> i64 {
+    first >> 16
+}
 
 /// What can go wrong with the index.
 #[derive(Debug)]
@@ -326,8 +332,11 @@ impl Index {
             return Ok(());
         }
         *oldest = first;
-        while delete(&self.connection.transaction()?, "SELECT first, terms FROM blocks WHERE first < ?1", first)? {}
-        self.connection.execute("DELETE FROM segments WHERE segment < ?1", [first.cast_signed()])?;
+        let first = first.cast_signed();
+        self.connection.execute("DELETE FROM blocks WHERE first < ?1", [first])?;
+        self.connection.execute("DELETE FROM segments WHERE segment < ?1", [first])?;
+        let sql = "DELETE FROM has WHERE part = (SELECT min(part) FROM has) AND part < ?1";
+        while self.connection.execute(sql, [part(first)])? > 0 {}
         Ok(())
     }
 }
@@ -349,32 +358,17 @@ fn store(
 /// The terms of several blocks at once, in the order of the table: with many callers each insertion would find another page.
 fn store_terms(transaction: &Transaction<'_>, mut has: Vec<(Term, i64)>) -> rusqlite::Result<()> {
     has.sort_unstable();
-    let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO has VALUES (?1, ?2)")?;
-    has.into_iter().try_for_each(|row| insert.execute(row).map(drop))
+    let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO has VALUES (?1, ?2, ?3)")?;
+    has.into_iter().try_for_each(|(term, block)| insert.execute([part(block), term, block]).map(drop))
 }
 
 /// A segment begins: what earlier ones say of its numbers is void.
 fn make_void(transaction: &Transaction<'_>, segment: u64, seq: &mut u64) -> rusqlite::Result<()> {
-    while delete(transaction, "SELECT first, terms FROM blocks WHERE first >= ?1", segment)? {}
+    transaction.execute("DELETE FROM blocks WHERE first >= ?1", [segment.cast_signed()])?;
     let sql = "UPDATE blocks SET last = ?1 - 1 WHERE first = (SELECT max(first) FROM blocks) AND last >= ?1";
     transaction.execute(sql, [segment.cast_signed()])?;
     *seq = (*seq).min(segment.saturating_sub(1));
     Ok(())
-}
-
-/// Deletes some of the blocks that this finds; `true`: there may be more.
-fn delete(transaction: &Transaction<'_>, sql: &str, bound: u64) -> rusqlite::Result<bool> {
-    let mut find = transaction.prepare_cached(&format!("{sql} LIMIT {DELETE_CHUNK}"))?;
-    let found = find.query_map([bound.cast_signed()], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
-    let found: Vec<_> = found.collect::<Result<_, _>>()?;
-    for (first, terms) in &found {
-        for term in terms.as_chunks::<8>().0 {
-            let sql = "DELETE FROM has WHERE term = ?1 AND block = ?2";
-            transaction.prepare_cached(sql)?.execute([Term::from_be_bytes(*term), *first])?;
-        }
-        transaction.prepare_cached("DELETE FROM blocks WHERE first = ?1")?.execute([first])?;
-    }
-    Ok(found.len() == DELETE_CHUNK)
 }
 
 /// How far an index is: segment, offset, and the newest record.

@@ -266,27 +266,37 @@ impl Index {
     fn find(
         &self,
         term: Option<Term>,
-        (from, below): (i64, i64),
+        range: (i64, i64),
         times: Option<RangeInclusive<i64>>,
         take: &mut dyn FnMut(Block) -> Result<bool, IndexFails>,
     ) -> Result<(), IndexFails> {
-        let (rows, number) = match term {
-            Some(_) => ("has JOIN blocks ON first = block WHERE term = ?1", "block"),
-            None => ("blocks WHERE ?1 IS NULL", "first"),
+        let (rows, number, parts) = match term {
+            Some(_) => ("has JOIN blocks ON first = block WHERE part = ?1 AND term = ?2", "block", self.parts(range)?),
+            None => ("blocks WHERE ?1 = 0 AND ?2 IS NULL", "first", 0..=0),
         };
         let sql = format!(
             "SELECT first, last, segment, offset, length, terms FROM {rows}
-            AND {number} >= ?2 AND {number} < ?3 AND newest >= ?4 AND oldest <= ?5 ORDER BY {number} DESC"
+            AND {number} >= ?3 AND {number} < ?4 AND newest >= ?5 AND oldest <= ?6 ORDER BY {number} DESC"
         );
         let mut statement = self.connection.prepare(&sql)?;
         let (since, until) = times.map_or((i64::MIN, i64::MAX), RangeInclusive::into_inner);
-        let mut rows = statement.query((term, from, below, since, until))?;
-        while let Some(row) = rows.next()? {
-            if !take(Block::of(row)?)? {
-                break;
+        for part in parts.rev() {
+            let mut rows = statement.query((part, term, range.0, range.1, since, until))?;
+            while let Some(row) = rows.next()? {
+                if !take(Block::of(row)?)? {
+                    return Ok(());
+                }
             }
         }
         Ok(())
+    }
+
+    /// The parts of `has` that blocks of this range can be in.
+    fn parts(&self, (from, below): (i64, i64)) -> rusqlite::Result<RangeInclusive<i64>> {
+        let sql = "SELECT (SELECT min(first) FROM blocks), (SELECT max(first) FROM blocks)";
+        let edges = self.connection.query_row(sql, (), |row| Ok(row.get(0).ok().zip(row.get(1).ok())))?;
+        let (first, last): (i64, i64) = edges.unwrap_or((i64::MAX, 0));
+        Ok(index::part(first.max(from))..=index::part(last.min(below)))
     }
 
     /// Between which records those of the wanted times are. Times are in no order (clocks are set, and a record is as

@@ -279,7 +279,7 @@ pub struct Limits {
 }
 
 /// What a caller may do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Grants {
     /// `*`.
     All,
@@ -325,7 +325,7 @@ impl Scope {
 }
 
 /// A number of requests in a time (`"600/min"`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rate {
     /// So many...
     pub requests: u32,

@@ -23,25 +23,53 @@ pub struct Member {
     /// `RateLimit-Policy` of its rate.
     pub rate_policy: HeaderValue,
     /// Which rows its grants cover, by index.
-    rows: Box<[bool]>,
+    rows: Arc<[bool]>,
 }
 
 impl Member {
-    fn new(config: &config::Caller, catalogue: &Catalogue, callers: &Callers) -> Self {
-        let rate = config.rate;
-        let policy = format!("\"caller\";q={};w={}", rate.requests, rate.per.as_secs().max(1));
-        Self {
-            state: callers.get_or_make(config),
-            rate_policy: HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("\"caller\"")),
-            rows: catalogue.rows().iter().map(|row| config.grants.cover(&row.grant)).collect(),
-            config: config.clone(),
-        }
-    }
-
     /// Do its grants cover the row with this index?
     #[must_use]
     pub fn may(&self, row: usize) -> bool {
         self.rows.get(row).copied().unwrap_or(false)
+    }
+}
+
+/// What callers of the same terms share, so that it is in the processor's caches for all of them.
+struct Terms<'c> {
+    catalogue: &'c Catalogue,
+    policies: HashMap<config::Rate, HeaderValue>,
+    rows: HashMap<config::Grants, Arc<[bool]>>,
+}
+
+impl<'c> Terms<'c> {
+    fn new(catalogue: &'c Catalogue) -> Self {
+        Self { catalogue, policies: HashMap::new(), rows: HashMap::new() }
+    }
+
+    fn member(&mut self, config: &config::Caller, callers: &Callers) -> Member {
+        Member {
+            config: config.clone(),
+            state: callers.get_or_make(config),
+            rate_policy: self.rate_policy(config.rate),
+            rows: self.rows(&config.grants),
+        }
+    }
+
+    fn rate_policy(&mut self, rate: config::Rate) -> HeaderValue {
+        let made = || {
+            let policy = format!("\"caller\";q={};w={}", rate.requests, rate.per.as_secs().max(1));
+            HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("\"caller\""))
+        };
+        self.policies.entry(rate).or_insert_with(made).clone()
+    }
+
+    fn rows(&mut self, grants: &config::Grants) -> Arc<[bool]> {
+        if let Some(rows) = self.rows.get(grants) {
+            return rows.clone();
+        }
+        let rows: Arc<[bool]> = self.catalogue.rows().iter().map(|row| grants.cover(&row.grant)).collect();
+        self.rows.insert(grants.clone(), rows.clone());
+        rows
     }
 }
 
@@ -92,9 +120,8 @@ impl Policy {
     /// The snapshot of `config`; callers keep their state in `callers`.
     #[must_use]
     pub fn new(config: Config, callers: &Callers) -> Self {
-        let catalogue = &config.catalogue;
-        let members: Vec<_> =
-            config.callers.iter().map(|caller| Arc::new(Member::new(caller, catalogue, callers))).collect();
+        let (catalogue, mut terms) = (&config.catalogue, Terms::new(&config.catalogue));
+        let members: Vec<_> = config.callers.iter().map(|caller| Arc::new(terms.member(caller, callers))).collect();
         let mut keys = HashMap::with_capacity_and_hasher(members.len(), BuildHasherDefault::default());
         let (mut unscoped, mut scoped) = (0, HashMap::new());
         for member in &members {

@@ -1,7 +1,7 @@
 //! What stands between requests and the disk: a bounded buffer that the writer swaps out.
 //!
-//! Filling it costs a push under a lock. Only records that somebody waits for wake the writer at once, and a buffer that
-//! fills up faster than the writer comes by.
+//! Filling it costs a push under a lock. The first record wakes the writer, which then gathers some more; those that somebody
+//! waits for make it come at once, and so does a buffer that fills up faster than that.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,8 @@ use crate::config;
 
 /// The writer comes before its time for so many records, however large the buffer is.
 const MANY: usize = 512;
+/// How long records that nobody waits for are gathered: short, so that requests on the writer's core do not wait for a large batch.
+const GATHER: Duration = Duration::from_millis(25);
 
 /// What a record occupies: it is given back when the record is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,12 +129,12 @@ impl Buffer {
         if queue.stage == Stage::Ended {
             return Some(entry);
         }
-        let was_filling = self.is_filling(&queue);
+        let (was_empty, was_filling) = (queue.entries.is_empty(), self.is_filling(&queue));
         queue.entries.push(entry);
         queue.bytes += weight;
         queue.pushed += 1;
         queue.urgent |= urgent;
-        if urgent || (!was_filling && self.is_filling(&queue)) {
+        if urgent || was_empty || (!was_filling && self.is_filling(&queue)) {
             self.wake.notify_one();
         }
         None
@@ -171,13 +173,19 @@ impl Buffer {
         self.queue().stage
     }
 
-    /// The writer's turn: waits until it is called, at most `longest`, then swaps everything into `into` (which is empty).
-    /// `patient`: not even what somebody waits for ends the wait, only an end.
+    /// The writer's turn: waits for a first record, at most `longest`, and gathers; then swaps everything into `into` (which is
+    /// empty). `patient`: nothing ends the wait, only an end.
     pub(crate) fn swap(&self, into: &mut Vec<Entry>, longest: Duration, patient: bool) -> Stage {
-        let idle =
-            |queue: &mut Queue| queue.stage == Stage::Running && (patient || !(queue.urgent || self.is_filling(queue)));
-        let waited = self.wake.wait_timeout_while(self.queue(), longest, idle);
-        let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let wait = |queue, longest, goes_on: &dyn Fn(&Queue) -> bool| {
+            let waited = self.wake.wait_timeout_while(queue, longest, |queue: &mut Queue| {
+                queue.stage == Stage::Running && (patient || (!queue.urgent && goes_on(queue)))
+            });
+            waited.unwrap_or_else(PoisonError::into_inner).0
+        };
+        let mut queue = wait(self.queue(), longest, &|queue| queue.entries.is_empty());
+        if !patient && !queue.entries.is_empty() {
+            queue = wait(queue, GATHER, &|queue| !self.is_filling(queue));
+        }
         std::mem::swap(&mut queue.entries, into);
         queue.bytes = 0;
         queue.urgent = false;

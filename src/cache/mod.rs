@@ -33,6 +33,10 @@ use fresh::Verdict;
 
 /// An entry heavier than this part of the capacity is not stored: it would push out too many.
 const CAPACITY_SHARE: u64 = 16;
+/// So many bytes of the capacity for one place in the table that the cache begins with, and the most of those: a table that grows
+/// keeps requests waiting for a fraction of a millisecond.
+const PLACE_BYTES: u64 = 4096;
+const PLACES_MAX: u64 = 1 << 18;
 /// Nothing is kept longer, whatever its lifetime.
 const KEPT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -74,8 +78,10 @@ impl Cache {
     /// An empty cache of this capacity. Bodies above `stored_bytes` (`[limits]`) are not stored.
     #[must_use]
     pub fn new(config: &config::Cache, stored_bytes: usize, clock: Clock) -> Self {
+        let places = (config.capacity_bytes / PLACE_BYTES).min(PLACES_MAX);
         let entries = moka::sync::Cache::builder()
             .max_capacity(config.capacity_bytes)
+            .initial_capacity(usize::try_from(places).unwrap_or(0))
             .weigher(|_: &Arc<str>, entry: &Arc<Entry>| entry.weight())
             .expire_after(Keep { clock: clock.clone() })
             .build();

@@ -85,7 +85,9 @@ async fn an_altered_record_has_no_proof() {
     fill(&log, &Clock::system(), 9).await;
     let path = segment::path(&settings.dir, 1);
     let altered = fs::read_to_string(&path).unwrap().replacen("\"e1\"", "\"e7\"", 1);
-    fs::write(&path, altered).unwrap();
+    // At once: the index reads it as well, and one that saw half of it would know of no such record.
+    fs::write(dir.path().join("altered"), altered).unwrap();
+    fs::rename(dir.path().join("altered"), &path).unwrap();
     let seq = (1..9).find(|seq| fs::read_to_string(&path).unwrap().lines().nth(*seq).unwrap().contains("\"e7\""));
     assert!(matches!(log.prove(seq.unwrap() as u64 + 1).await, Err(ProofError::Altered)));
 }

@@ -111,7 +111,6 @@ const ROWS: &[(&[&str], &str)] = &[
     (&[ID, "method = \"GET\"\npath = \"x\"\ngrant = \"a:read\""], "a path begins with `/`: write \"/x\"; -"),
     (&[ID, "method = \"GET\"\npath = \"/x\"\ngrant = \"a\""], "\"a\" is no grant; write a name of a-z, 0-9 and -, then :read or :write: \"users:read\""),
     (&[ID, "method = \"GET\"\npath = \"/api/v2/organizations\"\ngrant = \"a:read\""], "GET /api/v2/organizations is already the row \"organizations.list\"; that is a built-in row, which cannot be replaced: give this one an id and a path of its own"),
-    (&[ID, GET, "cache = \"users\""], "the class \"users\" has no lifetime; add users = \"5m\" to [cache.lifetime]"),
     (&[ID, GET, "cache = \"usages\""], "the class \"usages\" has no lifetime; did you mean \"usage\"?"),
     (&[ID, GET, "retry = \"once\""], "a GET is always safe to send again; write retry = \"safe\", or leave it out"),
     (&[ID, GET, "body = \"any\""], "a GET takes no body; write body = \"none\", or leave it out"),
@@ -262,6 +261,9 @@ fn what_is_hardly_meant_is_warned_of() {
     assert_eq!(with("[limits]\nin_flight = 9"), ["5: in_flight_per_caller is more than in_flight"]);
     assert_eq!(with("[cache.lifetime]\nusages = \"1m\""), ["6: no operation is of the class \"usages\""]);
     assert_eq!(with("[gateway]\nlisten = \"0.0.0.0:80\""), ["6: keys travel in the clear to this address"]);
+    let users =
+        "[[operation]]\nid = \"users.me\"\nmethod = \"GET\"\npath = \"/me\"\ngrant = \"users:read\"\ncache = \"users\"";
+    assert_eq!(with(users), ["10: the class \"users\" has no lifetime: its answers are not stored"]);
     let post = "[[operation]]\nid = \"a.b\"\nmethod = \"POST\"\npath = \"/a\"\ngrant = \"a:write\"\ninvalidates = []";
     assert_eq!(with(post), ["10: a write that names no tag invalidates everything"]);
 }

@@ -162,11 +162,14 @@ fn check_classes(root: &Table<'_>, added: &[Row], lifetimes: &BTreeMap<Arc<str>,
         let Some(class) = row.class.as_ref().filter(|class| !lifetimes.contains_key(*class)) else {
             continue;
         };
-        let help = match reader::nearest(class, lifetimes.keys().map(|class| &**class)) {
-            Some(near) => format!("did you mean \"{near}\"?"),
-            None => format!("add {class} = \"5m\" to [cache.lifetime]"),
-        };
-        root.wrong(row.cache_place.clone(), format!("the class {} has no lifetime", reader::quoted(class)), help);
+        let (place, what) = (row.cache_place.clone(), format!("the class {} has no lifetime", reader::quoted(class)));
+        match reader::nearest(class, lifetimes.keys().map(|class| &**class)) {
+            Some(near) => root.wrong(place, what, format!("did you mean \"{near}\"?")),
+            None => {
+                let help = format!("add {class} = \"5m\" to [cache.lifetime], or leave cache out");
+                root.warn(place, what + ": its answers are not stored", help);
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::Read;
 use crate::config::secret::secret;
 use crate::config::{self, Config, Shown, Source};
-use crate::gateway::door::{Door, OpenDoor};
+use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
 use crate::gateway::{Engines, Gate, life, look};
 use crate::hash;
 use crate::operator::{self, Desk};
@@ -66,15 +66,22 @@ impl std::error::Error for StartError {}
 /// The contents that were looked at last, whether they were put in force or refused: a bad file is told once.
 #[derive(PartialEq, Eq)]
 struct Seen {
-    text: Option<Vec<u8>>,
+    text: Option<[u8; 32]>,
     token: Option<[u8; 32]>,
     operator_key: Option<[u8; 32]>,
+    /// Of certificates: the door's files, and the authorities that the upstream is believed by.
+    door: Vec<Option<[u8; 32]>>,
+    authorities: Option<[u8; 32]>,
 }
 
 impl Seen {
     fn of(file: &Path, config: &Config) -> Self {
+        let tls = config.gateway.tls.iter();
+        let door = tls.flat_map(|tls| [Some(&tls.cert), Some(&tls.key), tls.client_ca.as_ref()]).flatten();
         Self {
-            text: std::fs::read(file).ok(),
+            text: file_hash(file),
+            door: door.map(|path| file_hash(path)).collect(),
+            authorities: config.upstream.ca_file.as_deref().and_then(file_hash),
             token: secret_hash(&config.upstream.token).ok(),
             operator_key: secret_hash(&config.operator.key).ok(),
         }
@@ -94,6 +101,8 @@ struct Inner {
     /// The operators' door has tasks of its own: it says `not ready` until the gateway's are done.
     desk_tasks: Tasks,
     file: PathBuf,
+    /// What the gateway door shows of itself.
+    certificate: Option<Certificate>,
     seen: Mutex<Seen>,
     reloading: tokio::sync::Mutex<()>,
 }
@@ -133,6 +142,7 @@ impl Service {
             desk: desk.clone(),
             desk_tasks,
             file,
+            certificate: gateway.certificate().cloned(),
             seen,
             reloading: tokio::sync::Mutex::default(),
         });
@@ -221,16 +231,20 @@ impl Inner {
 
     fn changed(&self) -> bool {
         let now = Seen::of(&self.file, &self.gate.policy().config);
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) != now
+        *self.seen() != now
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn reload(&self) -> Result<(), String> {
         let _one_at_a_time = self.reloading.lock().await;
         let seen = Seen::of(&self.file, &self.gate.policy().config);
-        let result = self.adopt();
+        let result = self.adopt(self.seen().authorities != seen.authorities);
         self.desk.reloaded(result.clone());
         let result = result.map(drop);
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+        *self.seen() = seen;
         match &result {
             Ok(()) => tracing::info!(file = %self.file.display(), "the configuration was reloaded"),
             Err(why) => {
@@ -241,8 +255,8 @@ impl Inner {
         result
     }
 
-    /// Everything is checked before anything changes.
-    fn adopt(&self) -> Result<Vec<Shown>, String> {
+    /// Everything is checked before anything changes. `other_authorities`: the upstream's certificate is to be believed by others.
+    fn adopt(&self, other_authorities: bool) -> Result<Vec<Shown>, String> {
         let gate = &self.gate;
         let before = gate.policy();
         let read = config::read(&self.file).map_err(|failure| failure.to_string())?;
@@ -250,8 +264,10 @@ impl Inner {
         let operator_key = secret(&read.config.operator.key)?;
         let settings = read.shown();
         fixed(&before.config, &read.config)?;
-        let other_upstream =
-            before.config.upstream != read.config.upstream || before.config.limits != read.config.limits;
+        let checked = read.config.gateway.tls.as_ref().map(Checked::read).transpose().map_err(|why| why.to_string())?;
+        let other_upstream = other_authorities
+            || before.config.upstream != read.config.upstream
+            || before.config.limits != read.config.limits;
         let upstream = if other_upstream {
             let made = Upstream::new(&read.config.upstream, &read.config.limits, token, gate.clock.clone());
             Some(Arc::new(made.map_err(|error| error.to_string())?))
@@ -261,6 +277,9 @@ impl Inner {
             }
             None
         };
+        if let Some((certificate, checked)) = self.certificate.as_ref().zip(checked) {
+            certificate.put(checked);
+        }
         gate.quota.configure(quota_settings(&read.config));
         gate.adopt(read.config, upstream);
         self.desk.set_key(&operator_key);
@@ -281,7 +300,8 @@ impl Inner {
 /// What cannot change while the service runs.
 fn fixed(before: &Config, after: &Config) -> Result<(), String> {
     let same = [
-        ("gateway", before.gateway == after.gateway),
+        ("gateway.listen", before.gateway.listen == after.gateway.listen),
+        ("gateway.tls", before.gateway.tls.is_some() == after.gateway.tls.is_some()),
         ("operator.listen", before.operator.listen == after.operator.listen),
         ("audit", before.audit == after.audit),
         ("cache.capacity", before.cache.capacity_bytes == after.cache.capacity_bytes),
@@ -299,6 +319,10 @@ fn quota_settings(config: &Config) -> quota::Settings {
 
 fn token(source: &Source) -> Result<Token, String> {
     Token::new(&secret(source)?).map_err(|error| error.to_string())
+}
+
+fn file_hash(path: &Path) -> Option<[u8; 32]> {
+    std::fs::read(path).ok().map(|contents| hash::sha256(&contents))
 }
 
 fn secret_hash(source: &Source) -> Result<[u8; 32], String> {

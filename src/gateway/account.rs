@@ -14,8 +14,9 @@ use super::call::is_read;
 use super::door::{Busy, Peer};
 use super::forward::is_traceparent;
 use super::gate::{Gate, Named, UnderWay};
-use super::policy::{Known, Member};
+use super::policy::Member;
 use super::refusal::{Refusal, seconds};
+use super::steps::Credential;
 use crate::audit::{self, Kind, Outcome, Record, Room};
 use crate::callers::{InFlight, Remaining, Source};
 use crate::words::RequestId;
@@ -87,12 +88,14 @@ impl Account {
     }
 
     /// The caller is known.
-    pub(super) fn known(&mut self, known: &Known) {
-        let record = self.record();
-        record.caller = Some(known.member.config.name.clone());
-        record.key = Some(known.key);
-        known.last_used.store(record.time.as_millisecond(), Ordering::Relaxed);
-        self.member = Some(known.member.clone());
+    pub(super) fn known(&mut self, credential: Credential<'_>) {
+        let (record, member) = (self.record(), credential.member());
+        record.caller = Some(member.config.name.clone());
+        if let Credential::Key(known) = credential {
+            record.key = Some(known.key);
+            known.last_used.store(record.time.as_millisecond(), Ordering::Relaxed);
+        }
+        self.member = Some(member.clone());
     }
 
     /// The operation is known.

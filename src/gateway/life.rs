@@ -32,6 +32,7 @@ pub fn answer(
 ) -> impl Future<Output = Response<AnswerBody>> + Send + use<> {
     let busy = peer.busy(); // 1: the door has accepted it
     let mut account = Account::open(&gate, peer, &request);
+    let names = peer.names.clone();
     let (head, body) = request.into_parts();
     // A block, not a function: a function's future would hold its arguments twice.
     async move {
@@ -40,7 +41,10 @@ pub fn answer(
             return account.close(Err(Refusal::Busy), head.headers, busy);
         };
         account.entered(under_way);
-        let lived = AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body)).catch_unwind().await;
+        let lived =
+            AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body, names.as_deref().unwrap_or_default()))
+                .catch_unwind()
+                .await;
         let reply = lived.unwrap_or_else(|_| {
             gate.meters.faults.fetch_add(1, Ordering::Relaxed);
             Err(Refusal::Internal)
@@ -59,6 +63,7 @@ async fn life(
     account: &mut Account,
     head: &Parts,
     body: Incoming,
+    names: &[Box<str>],
 ) -> Result<Reply, Refusal> {
     if account.room.is_none() {
         return Err(Refusal::LogFull);
@@ -68,8 +73,9 @@ async fn life(
     let path: Arc<str> = Arc::from(&*target.path);
     account.record().path = Some(path.clone());
     // 3 identify
-    let known = steps::identify(policy, &head.headers)?;
-    account.known(known);
+    let credential = steps::identify(policy, &head.headers, names)?;
+    let member = credential.member();
+    account.known(credential);
     // 4 classify
     let matched = steps::classify(policy, &head.method, &target)?;
     let row = matched.operation;
@@ -77,9 +83,9 @@ async fn life(
     account.record().query = recorded_query(row, &target);
     let plan = steps::plan(&target, row, &matched)?;
     // 5 authorize
-    steps::authorize(&known.member, &matched)?;
+    steps::authorize(member, &matched)?;
     // 6 admit
-    let (under_way, remaining) = steps::admit(&known.member, policy.limits()).map_err(|(refusal, remaining)| {
+    let (under_way, remaining) = steps::admit(member, policy.limits()).map_err(|(refusal, remaining)| {
         remaining.into_iter().for_each(|remaining| account.remaining(remaining));
         refusal
     })?;
@@ -92,7 +98,7 @@ async fn life(
     let id = account.id();
     let call = |goes: &str, within| Call {
         id,
-        member: known.member.clone(),
+        member: member.clone(),
         row: row.clone(),
         index: matched.index,
         bucket: bucket(&matched),
@@ -110,7 +116,7 @@ async fn life(
         return Box::pin(write(gate, account, call, &head.headers)).await;
     }
     // 8 recall: authorized first, no caller is part of the key
-    let (member, headers) = (&known.member, &head.headers);
+    let headers = &head.headers;
     let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers };
     match recall(gate, &asked, read)? {
         Recalled::Answer { reply, ahead } => {

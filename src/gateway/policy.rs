@@ -9,7 +9,7 @@ use http::HeaderValue;
 use crate::cache;
 use crate::callers::{CallerState, Callers, LastUsed};
 use crate::catalogue::{Bucket, Catalogue, Matched, Operation};
-use crate::config::{self, Config, Limits, Scope};
+use crate::config::{self, Config, Limits, Scope, Tls};
 use crate::quota::BucketId;
 use crate::words::{KeyHash, KeyId};
 
@@ -110,6 +110,8 @@ pub struct Policy {
     /// All callers, in the configuration's order.
     pub members: Vec<Arc<Member>>,
     keys: HashMap<KeyHash, Known, BuildHasherDefault<FirstBytes>>,
+    /// By name, where certificates name callers.
+    names: HashMap<Arc<str>, Arc<Member>>,
     /// How long each row's answers are kept, by index; `None`: not stored.
     storing: Box<[Option<cache::Policy>]>,
     unscoped: usize,
@@ -134,8 +136,14 @@ impl Policy {
                 Scope::Only(ids) => ids.iter().for_each(|id| *scoped.entry(*id).or_default() += 1),
             }
         }
+        let names = match &config.gateway.tls {
+            Some(Tls { client_ca: Some(_), .. }) => {
+                members.iter().map(|member| (member.config.name.clone(), member.clone())).collect()
+            }
+            Some(_) | None => HashMap::new(),
+        };
         let storing = catalogue.rows().iter().map(|row| storing(row, &config.cache)).collect();
-        Self { members, keys, storing, unscoped, scoped, config }
+        Self { members, keys, names, storing, unscoped, scoped, config }
     }
 
     /// All rows.
@@ -154,6 +162,11 @@ impl Policy {
     #[must_use]
     pub fn known(&self, hash: &KeyHash) -> Option<&Known> {
         self.keys.get(hash)
+    }
+
+    /// Whom a certificate with these names belongs to: none, one, or several.
+    pub fn certified<'p>(&'p self, names: &[Box<str>]) -> impl Iterator<Item = &'p Arc<Member>> {
+        names.iter().filter_map(|name| self.names.get(&**name))
     }
 
     /// The caller of this name.

@@ -194,7 +194,7 @@ impl Refusal {
             Self::Ambiguous { why } => format!("{}.", capital(why)),
             Self::TargetTooLong { bytes_max } => format!("A target has at most {bytes_max} bytes."),
             Self::Repeated { parameter } => format!("`{parameter}` has one value: give it once."),
-            Self::TwoCredentials => "Send one Authorization header.".to_owned(),
+            Self::TwoCredentials => "Send one Authorization header, or none beside a certificate that names the caller.".to_owned(),
             Self::NoKey => {
                 "Send the caller's key as `Authorization: Token KEY` or `Authorization: Bearer KEY`.".to_owned()
             }

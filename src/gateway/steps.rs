@@ -1,6 +1,8 @@
 //! Steps 2 to 6: from a head to a caller who may. None of them waits, spends or allocates without need.
 
-use http::header::{AUTHORIZATION, HeaderMap};
+use std::sync::Arc;
+
+use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use http::{Method, Uri};
 
 use super::policy::{Known, Member, Policy};
@@ -26,16 +28,45 @@ pub fn target<'u>(uri: &'u Uri, limits: &Limits) -> Result<Target<'u>, Refusal> 
     Target::parse(uri).map_err(|why| Refusal::Ambiguous { why })
 }
 
-/// Step 3: who calls?
+/// Step 3: who calls? `names`: what the peer's certificate calls it.
 ///
 /// # Errors
-/// No key, two of them, or one that nobody has.
-pub fn identify<'p>(policy: &'p Policy, headers: &HeaderMap) -> Result<&'p Known, Refusal> {
+/// No key and no caller's certificate, two of them, or a key that nobody has.
+pub fn identify<'p>(policy: &'p Policy, headers: &HeaderMap, names: &[Box<str>]) -> Result<Credential<'p>, Refusal> {
     let mut given = headers.get_all(AUTHORIZATION).iter();
-    let credential = given.next().ok_or(Refusal::NoKey)?;
-    if given.next().is_some() {
+    let mut certified = policy.certified(names);
+    let (credential, certified_as) = (given.next(), certified.next());
+    let is_another = |member| certified_as.is_some_and(|first| !Arc::ptr_eq(first, member));
+    if given.next().is_some() || (credential.is_some() && certified_as.is_some()) || certified.any(is_another) {
         return Err(Refusal::TwoCredentials);
     }
+    match (credential, certified_as) {
+        (None, Some(member)) => Ok(Credential::Certificate(member)),
+        (credential, _) => of_key(policy, credential.ok_or(Refusal::NoKey)?).map(Credential::Key),
+    }
+}
+
+/// How a caller was identified.
+#[derive(Clone, Copy, Debug)]
+pub enum Credential<'p> {
+    /// By this key.
+    Key(&'p Known),
+    /// By a certificate that names it.
+    Certificate(&'p Arc<Member>),
+}
+
+impl<'p> Credential<'p> {
+    /// Who it is.
+    #[must_use]
+    pub fn member(self) -> &'p Arc<Member> {
+        match self {
+            Self::Key(known) => &known.member,
+            Self::Certificate(member) => member,
+        }
+    }
+}
+
+fn of_key<'p>(policy: &'p Policy, credential: &HeaderValue) -> Result<&'p Known, Refusal> {
     let (scheme, key) = split_once(credential.as_bytes(), b' ').ok_or(Refusal::NoKey)?;
     let key = key.trim_ascii();
     if !(scheme.eq_ignore_ascii_case(b"token") || scheme.eq_ignore_ascii_case(b"bearer")) || key.is_empty() {

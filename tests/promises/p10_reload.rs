@@ -1,11 +1,15 @@
-//! Promise 10. A bad new configuration or token file never disturbs a running gateway: it says why and keeps the old.
+//! Promise 10. A bad new configuration, certificate or token file never disturbs a running gateway: it says why and keeps the old.
 
-use crate::support::{ALL, ORG, Plan, TOKEN, World};
+use std::fs;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::support::{ALL, ORG, Plan, TOKEN, World, tls};
 
 #[tokio::test]
 async fn a_bad_configuration_is_told_and_the_old_stays() {
     let world = World::start().await;
-    let good = std::fs::read_to_string(world.file()).unwrap();
+    let good = fs::read_to_string(world.file()).unwrap();
     let bads = [
         "".to_owned(),
         good[..good.len() / 2].to_owned(),
@@ -15,12 +19,12 @@ async fn a_bad_configuration_is_told_and_the_old_stays() {
         good.replace("dir = \"audit\"", "dir = \"elsewhere\""),
     ];
     for bad in bads {
-        std::fs::write(world.file(), &bad).unwrap();
+        fs::write(world.file(), &bad).unwrap();
         let why = world.service.reload().await.unwrap_err();
         assert!(!why.is_empty());
         world.get(ALL, ORG).await.expect(200);
     }
-    std::fs::write(world.file(), good.replace(&ALL[4..], "whole")).unwrap();
+    fs::write(world.file(), good.replace(&ALL[4..], "whole")).unwrap();
     let events: Vec<String> = world.log().await.iter().filter_map(|r| r["event"].as_str().map(str::to_owned)).collect();
     assert_eq!(events.iter().filter(|event| *event == "reload-failed").count(), 6, "{events:?}");
 }
@@ -29,9 +33,8 @@ async fn a_bad_configuration_is_told_and_the_old_stays() {
 async fn a_good_configuration_is_in_force_at_once_and_keeps_rates() {
     let world = Plan::default().caller("slow", "grants = [\"*\"]\nrate = \"1/min\"\nburst = 1").start().await;
     world.get("slow", ORG).await.expect(200);
-    let text =
-        std::fs::read_to_string(world.file()).unwrap().replacen("grants = [\"*\"]", "grants = [\"usage:read\"]", 1);
-    std::fs::write(world.file(), text).unwrap();
+    let text = fs::read_to_string(world.file()).unwrap().replacen("grants = [\"*\"]", "grants = [\"usage:read\"]", 1);
+    fs::write(world.file(), text).unwrap();
     world.service.reload().await.unwrap();
     world.get(ALL, ORG).await.refused(403, "MG131");
     world.get("slow", ORG).await.refused(429, "MG141");
@@ -43,16 +46,70 @@ async fn a_new_token_is_used_and_a_bad_one_is_not() {
     world.get(ALL, ORG).await.expect(200);
     let file = world.dir.path().join("token");
     for bad in ["", "two words", "line\nbreak"] {
-        std::fs::write(&file, bad).unwrap();
+        fs::write(&file, bad).unwrap();
         world.service.reload().await.unwrap_err();
         world.get_with(ALL, ORG, &["cache-control: no-store"]).await.expect(200);
     }
     let new = TOKEN.replace('9', "8");
     world.sandbox.set_token(&new);
     world.get_with(ALL, ORG, &["cache-control: no-store"]).await.refused(502, "MG204");
-    std::fs::write(&file, format!("{new}\n")).unwrap();
+    fs::write(&file, format!("{new}\n")).unwrap();
     world.service.reload().await.unwrap();
     // What the old token saw is forgotten.
     let answer = world.get(ALL, ORG).await.expect(200);
     assert!(answer.header("cache-status").unwrap().contains("fwd=miss"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_shown_and_a_bad_one_is_not() {
+    let authority = tls::Authority::new();
+    let files = [("callers.pem", &*authority.pem)];
+    let (world, old) = tls::world(Plan::default(), ", client_ca = \"callers.pem\"", &files).await;
+    let token = format!("authorization: Token {ALL}");
+    let get = async |roots| tls::get(&world, roots, None, ORG, &[&token]).await;
+    let file = |name: &str| world.dir.path().join(name);
+    let (cert, key) = (fs::read(file("cert.pem")).unwrap(), fs::read(file("key.pem")).unwrap());
+    tls::show(world.dir.path(), "another.pem", "another-key.pem");
+    let anothers_key = fs::read(file("another-key.pem")).unwrap();
+    let bads: [(&str, &[u8]); 6] = [
+        ("cert.pem", b""),
+        ("cert.pem", &cert[..cert.len() / 2]),
+        ("key.pem", b"nonsense"),
+        ("key.pem", &anothers_key),
+        ("callers.pem", b""),
+        ("callers.pem", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+    ];
+    for (name, bad) in bads {
+        fs::write(file(name), bad).unwrap();
+        let why = world.service.reload().await.unwrap_err();
+        assert!(why.contains(name) || (name == "key.pem" && why.contains("cert.pem")), "{name}: {why}");
+        get(&old).await.unwrap().expect(200);
+        fs::write(file("cert.pem"), &cert).unwrap();
+        fs::write(file("key.pem"), &key).unwrap();
+        fs::write(file("callers.pem"), &authority.pem).unwrap();
+    }
+    let mut stays = tls::connect(&world, &old, &[], None).await.unwrap();
+    let new = tls::show(world.dir.path(), "cert.pem", "key.pem");
+    world.service.reload().await.unwrap();
+    get(&new).await.unwrap().expect(200);
+    assert!(get(&old).await.is_none(), "the old certificate is shown still");
+    // Who was there before stays.
+    let request = format!("GET {ORG} HTTP/1.1\r\nhost: localhost\r\n{token}\r\n\r\n");
+    stays.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    stays.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn new_authorities_are_believed_after_a_reload() {
+    let (before, after) = (tls::Authority::new(), tls::Authority::new());
+    let files = [("callers.pem", &*before.pem)];
+    let (world, roots) = tls::world(Plan::default(), ", client_ca = \"callers.pem\"", &files).await;
+    let identity = after.identity("all", &[]);
+    assert!(tls::get(&world, &roots, Some(&identity), ORG, &[]).await.is_none());
+    fs::write(world.dir.path().join("callers.pem"), &after.pem).unwrap();
+    world.service.reload().await.unwrap();
+    tls::get(&world, &roots, Some(&identity), ORG, &[]).await.unwrap().expect(200);
+    assert!(tls::get(&world, &roots, Some(&before.identity("all", &[])), ORG, &[]).await.is_none());
 }

@@ -7,6 +7,7 @@ pub(crate) mod hostile;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod relay;
+pub(crate) mod tls;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -19,7 +20,7 @@ use makegate::service::Service;
 use makegate::{config, hash};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 pub(crate) const LIST: &str = "/api/v2/organizations";
@@ -365,7 +366,7 @@ pub(crate) async fn half_closed(to: SocketAddr, bytes: &str) -> Option<Reply> {
     exchange(stream, "").await
 }
 
-async fn exchange(mut stream: TcpStream, bytes: &str) -> Option<Reply> {
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &str) -> Option<Reply> {
     stream.write_all(bytes.as_bytes()).await.unwrap();
     let mut all = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut all)).await;

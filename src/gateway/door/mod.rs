@@ -5,6 +5,7 @@
 
 mod io;
 mod seats;
+mod tls;
 
 use std::future::{Future, poll_fn};
 use std::io::{Error, ErrorKind};
@@ -21,12 +22,8 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +34,7 @@ use io::Watched;
 use seats::{Seat, Seats, Word};
 
 pub use seats::Busy;
+pub use tls::{Certificate, Checked, Names};
 
 /// How often seats are looked over.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -54,6 +52,8 @@ const H2_PING_WAIT: Duration = Duration::from_secs(10);
 pub struct Peer {
     /// Its address; `None` over a Unix socket.
     pub address: Option<IpAddr>,
+    /// What its certificate calls it.
+    pub names: Names,
     seat: Arc<Seat>,
     clock: Clock,
 }
@@ -74,7 +74,7 @@ enum Listener {
 /// A bound door that nobody serves yet.
 pub struct Door {
     listeners: Vec<Listener>,
-    tls: Option<TlsAcceptor>,
+    certificate: Option<Certificate>,
     limits: Limits,
     clock: Clock,
     tasks: Tasks,
@@ -125,9 +125,15 @@ impl Door {
         clock: &Clock,
         tasks: &Tasks,
     ) -> Result<Self, Error> {
-        let tls = tls.map(server_config).transpose()?.map(|config| TlsAcceptor::from(Arc::new(config)));
+        let certificate = tls.map(Checked::read).transpose()?.map(Certificate::new);
         let listeners = listen.iter().map(Listener::bind).collect::<Result<_, _>>()?;
-        Ok(Self { listeners, tls, limits: limits.clone(), clock: clock.clone(), tasks: tasks.clone() })
+        Ok(Self { listeners, certificate, limits: limits.clone(), clock: clock.clone(), tasks: tasks.clone() })
+    }
+
+    /// What it shows of itself; `None`: it speaks no TLS.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Certificate> {
+        self.certificate.as_ref()
     }
 
     /// Serves every connection with `answer` from now on.
@@ -141,7 +147,7 @@ impl Door {
         let seats = Arc::new(Seats::new(self.limits.connections, self.clock.clone()));
         let door = OpenDoor { addresses, closing: CancellationToken::new(), seats: seats.clone() };
         let hall = Arc::new(Hall {
-            tls: self.tls,
+            certificate: self.certificate,
             limits: self.limits,
             clock: self.clock,
             seats,
@@ -212,31 +218,9 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn server_config(tls: &Tls) -> Result<ServerConfig, Error> {
-    let named = |path: &Path, why: &dyn std::fmt::Display| {
-        Error::new(ErrorKind::InvalidData, format!("{}: {why}", path.display()))
-    };
-    if let Some(path) = &tls.client_ca {
-        return Err(named(path, &"client certificates are not asked for yet: leave client_ca out"));
-    }
-    let chain: Vec<_> = CertificateDer::pem_file_iter(&tls.cert)
-        .and_then(Iterator::collect)
-        .map_err(|error| named(&tls.cert, &error))?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| named(&tls.key, &error))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(Error::other)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| named(&tls.cert, &error))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
-}
-
 /// What all connections of a door share.
 struct Hall {
-    tls: Option<TlsAcceptor>,
+    certificate: Option<Certificate>,
     limits: Limits,
     clock: Clock,
     seats: Arc<Seats>,
@@ -283,22 +267,23 @@ impl Hall {
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
     {
-        let peer = Peer { address, seat: seat.seat().clone(), clock: self.clock.clone() };
-        match &self.tls {
+        let peer = Peer { address, names: None, seat: seat.seat().clone(), clock: self.clock.clone() };
+        match &self.certificate {
             None => self.http1(Watched::new(socket, peer.seat.clone(), self.clock.clone()), peer, answer).await,
             // Boxed: a connection's task is as large as the largest that it may become.
-            Some(tls) => Box::pin(self.over_tls(tls, socket, peer, answer)).await,
+            Some(certificate) => Box::pin(self.over_tls(certificate, socket, peer, answer)).await,
         }
     }
 
-    async fn over_tls<T, S, F, B>(&self, tls: &TlsAcceptor, socket: T, peer: Peer, answer: S)
+    async fn over_tls<T, S, F, B>(&self, certificate: &Certificate, socket: T, mut peer: Peer, answer: S)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
     {
-        let Some(stream) = self.shake(tls, socket, &peer).await else { return };
+        let Some(stream) = self.shake(certificate, socket, &peer).await else { return };
+        peer.names = tls::names(stream.get_ref().1.peer_certificates());
         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let stream = Watched::new(stream, peer.seat.clone(), self.clock.clone());
         if h2 {
@@ -309,11 +294,11 @@ impl Hall {
     }
 
     /// The handshake. `None`: none in time, or the connection is cut.
-    async fn shake<T>(&self, tls: &TlsAcceptor, socket: T, peer: &Peer) -> Option<Box<TlsStream<T>>>
+    async fn shake<T>(&self, certificate: &Certificate, socket: T, peer: &Peer) -> Option<Box<TlsStream<T>>>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let shaking = Box::pin(tokio::time::timeout(self.limits.handshake, tls.accept(socket)));
+        let shaking = Box::pin(tokio::time::timeout(self.limits.handshake, certificate.acceptor().accept(socket)));
         let shaken = tokio::select! {
             shaken = shaking => shaken,
             () = peer.seat.gone() => return None,

@@ -6,37 +6,20 @@ use bytes::Bytes;
 use http::{Method, Request, Response, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{USAGE, still};
-use crate::support::{ALL, LIST, OPERATOR, ORG, TOKEN, World};
+use crate::support::tls::{self, Authority};
+use crate::support::{ALL, LIST, ORG, OTHER, READER, World};
 
-/// A world whose gateway door speaks TLS, and who trusts its certificate.
 async fn door() -> (World, Arc<RootCertStore>) {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    for (file, text) in [("cert.pem", &*cert), ("key.pem", &key), ("token", TOKEN), ("operator", OPERATOR)] {
-        std::fs::write(dir.path().join(file), text).unwrap();
-    }
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(made.cert.der().to_vec())).unwrap();
-    let plan = still().set("gateway", "tls = { cert = \"cert.pem\", key = \"key.pem\" }");
-    (plan.start_in(dir).await, Arc::new(roots))
+    tls::world(still(), "", &[]).await
 }
 
 async fn connect(world: &World, roots: &Arc<RootCertStore>, protocols: &[&str]) -> TlsStream<TcpStream> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let mut config = config.with_root_certificates(roots.clone()).with_no_client_auth();
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    let socket = TcpStream::connect(world.gateway).await.unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap()
+    tls::connect(world, roots, protocols, None).await.unwrap()
 }
 
 fn request(method: Method, target: &str, body: &'static str) -> Request<Full<Bytes>> {
@@ -98,4 +81,43 @@ async fn plain_http_is_not_served_there() {
     let text = format!("GET {LIST} HTTP/1.1\r\nhost: a\r\nauthorization: Token {ALL}\r\n\r\n");
     assert!(crate::support::raw(world.gateway, &text).await.is_none());
     assert_eq!(world.sandbox.received().len(), 0);
+}
+
+#[tokio::test]
+async fn a_certificate_names_its_caller() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let files = [("callers.pem", &*authority.pem)];
+    let (world, roots) = tls::world(still(), ", client_ca = \"callers.pem\"", &files).await;
+    let get = async |identity: &tls::Identity, target, headers: &[&str]| {
+        tls::get(&world, &roots, Some(identity), target, headers).await
+    };
+    // By the common name, by a DNS name, and with that caller's scope alone.
+    for identity in [authority.identity("reader", &[]), authority.identity("a tool", &["tool.internal", "reader"])] {
+        get(&identity, ORG, &[]).await.unwrap().expect(200);
+        get(&identity, "/api/v2/organizations/13", &[]).await.unwrap().refused(403, "MG132");
+    }
+    for record in world.log().await.iter().filter(|record| record["kind"] == "request") {
+        assert_eq!(record["caller"], "reader", "{record}");
+        assert!(record.get("key").is_none(), "{record}");
+    }
+    // Two credentials: a certificate and a key, even of one caller; a certificate that names two.
+    let token = format!("authorization: Token {READER}");
+    let reader = authority.identity("reader", &[]);
+    get(&reader, ORG, &[&token]).await.unwrap().refused(400, "MG104");
+    get(&authority.identity("reader", &["all"]), ORG, &[]).await.unwrap().refused(400, "MG104");
+    // One that names nobody is no credential: a key is needed.
+    let nobody = authority.identity("nobody", &["nowhere.internal"]);
+    get(&nobody, ORG, &[]).await.unwrap().refused(401, "MG111");
+    get(&nobody, ORG, &[&token]).await.unwrap().expect(200);
+    tls::get(&world, &roots, None, OTHER, &[&token]).await.unwrap().expect(200);
+    tls::get(&world, &roots, None, OTHER, &[]).await.unwrap().refused(401, "MG111");
+    // Who is believed by another authority does not come in, not even with a key.
+    assert!(get(&other.identity("reader", &[]), ORG, &[&token]).await.is_none());
+}
+
+#[tokio::test]
+async fn without_an_authority_no_certificate_is_asked_for() {
+    let (world, roots) = door().await;
+    let identity = Authority::new().identity("all", &[]);
+    tls::get(&world, &roots, Some(&identity), ORG, &[]).await.unwrap().refused(401, "MG111");
 }

@@ -1,0 +1,126 @@
+//! TLS at a door: its certificate and key, which may change while it is open, and whom a caller's certificate names.
+
+use std::fmt::Display;
+use std::io::{Error, ErrorKind};
+use std::path::Path;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::Tls;
+
+/// What a certificate calls whom it belongs to. `None`: there is no certificate, which costs a request nothing.
+pub type Names = Option<Arc<[Box<str>]>>;
+
+/// What a door shows of itself, and which certificates of callers it believes. Clones change together.
+#[derive(Clone)]
+pub struct Certificate(Arc<ArcSwap<ServerConfig>>);
+
+/// A certificate with its key and authorities, read and found good, and in force nowhere yet.
+pub struct Checked(Arc<ServerConfig>);
+
+impl Checked {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// One cannot be read or used, or the key is not the certificate's: says which and why.
+    pub fn read(tls: &Tls) -> Result<Self, Error> {
+        let chain = certificates(&tls.cert)?;
+        let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| named(&tls.key, &error))?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(Error::other)?;
+        let config = match &tls.client_ca {
+            None => config.with_no_client_auth(),
+            Some(path) => config.with_client_cert_verifier(authorities(path, provider)?),
+        };
+        let mut config = config.with_single_cert(chain, key).map_err(|error| named(&tls.cert, &error))?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self(Arc::new(config)))
+    }
+}
+
+impl Certificate {
+    pub(super) fn new(checked: Checked) -> Self {
+        Self(Arc::new(ArcSwap::new(checked.0)))
+    }
+
+    /// Connections that come from now on see this one.
+    pub fn put(&self, checked: Checked) {
+        self.0.store(checked.0);
+    }
+
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.0.load_full())
+    }
+}
+
+fn named(path: &Path, why: &dyn Display) -> Error {
+    Error::new(ErrorKind::InvalidData, format!("{}: {why}", path.display()))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| named(path, &error))
+}
+
+/// Believes certificates of these authorities; a caller may show none and send a key.
+fn authorities(
+    path: &Path,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| named(path, &error))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
+    verifier.build().map_err(|error| named(path, &error))
+}
+
+/// Whom a verified certificate names: its subject's common name (RFC 5280, section 4.1.2.6), its DNS names and its URIs
+/// (section 4.2.1.6).
+pub(super) fn names(chain: Option<&[CertificateDer<'_>]>) -> Names {
+    let certificate = webpki::EndEntityCert::try_from(chain?.first()?).ok()?;
+    let alternatives = certificate.valid_dns_names().chain(certificate.valid_uri_names());
+    Some(common_names(certificate.subject()).into_iter().chain(alternatives).map(Box::from).collect())
+}
+
+/// The values of type commonName of a distinguished name: a sequence of sets of pairs of type and value.
+fn common_names(mut subject: &[u8]) -> Vec<&str> {
+    const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+    const TEXTS: [u8; 3] = [0x0c, 0x13, 0x16]; // UTF8String, PrintableString, IA5String
+    let mut names = Vec::new();
+    while let Some((_, mut set, rest)) = der(subject) {
+        subject = rest;
+        while let Some((_, pair, rest)) = der(set) {
+            set = rest;
+            if let Some((_, kind, value)) = der(pair)
+                && kind == COMMON_NAME
+                && let Some((tag, text, _)) = der(value)
+                && TEXTS.contains(&tag)
+            {
+                names.extend(std::str::from_utf8(text));
+            }
+        }
+    }
+    names
+}
+
+/// The first DER value of these bytes: its tag, its content, and what follows it. No name needs a length of more than two bytes.
+fn der(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[tag, length], rest) = bytes.split_first_chunk::<2>()?;
+    let (length, rest) = match length {
+        0..=0x7f => (usize::from(length), rest),
+        0x81 => rest.split_first().map(|(length, rest)| (usize::from(*length), rest))?,
+        0x82 => rest.split_first_chunk::<2>().map(|(length, rest)| (usize::from(u16::from_be_bytes(*length)), rest))?,
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((tag, content, rest))
+}

@@ -1,0 +1,98 @@
+//! Worlds whose gateway door speaks TLS, and clients that speak it to them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{Plan, Reply, World, exchange, new_dir};
+
+/// Writes a new certificate for `localhost` and its key into these files of the folder; who trusts it.
+pub(crate) fn show(dir: &Path, cert: &str, key: &str) -> Arc<RootCertStore> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(dir.join(cert), made.cert.pem()).unwrap();
+    std::fs::write(dir.join(key), made.signing_key.serialize_pem()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    Arc::new(roots)
+}
+
+/// A world whose gateway door speaks TLS (`more` of its settings), and who trusts its certificate.
+pub(crate) async fn world(plan: Plan, more: &str, files: &[(&str, &str)]) -> (World, Arc<RootCertStore>) {
+    let dir = new_dir();
+    let roots = show(dir.path(), "cert.pem", "key.pem");
+    for (file, text) in files {
+        std::fs::write(dir.path().join(file), text).unwrap();
+    }
+    let plan = plan.set("gateway", &format!("tls = {{ cert = \"cert.pem\", key = \"key.pem\"{more} }}"));
+    (plan.start_in(dir).await, roots)
+}
+
+/// An authority for certificates of clients.
+pub(crate) struct Authority {
+    pub(crate) pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate with its key.
+pub(crate) type Identity = (CertificateDer<'static>, PrivateKeyDer<'static>);
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// A client's certificate with this common name and these DNS names.
+    pub(crate) fn identity(&self, common_name: &str, names: &[&str]) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let mut params =
+            CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "Example");
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        (certificate, PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap())
+    }
+}
+
+/// A connection, by these protocols, of a client with or without a certificate.
+pub(crate) async fn connect(
+    world: &World,
+    roots: &Arc<RootCertStore>,
+    protocols: &[&str],
+    identity: Option<&Identity>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots.clone());
+    let mut config = match identity {
+        None => config.with_no_client_auth(),
+        Some((certificate, key)) => config.with_client_auth_cert(vec![certificate.clone()], key.clone_key()).unwrap(),
+    };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    let socket = TcpStream::connect(world.gateway).await?;
+    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), socket).await
+}
+
+/// One GET over a connection of its own, with these header lines. `None`: there was no answer, or no handshake.
+pub(crate) async fn get(
+    world: &World,
+    roots: &Arc<RootCertStore>,
+    identity: Option<&Identity>,
+    target: &str,
+    headers: &[&str],
+) -> Option<Reply> {
+    let stream = connect(world, roots, &[], identity).await.ok()?;
+    let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+    exchange(stream, &format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{lines}\r\n")).await
+}

@@ -108,6 +108,9 @@ struct Shared {
     claimed: Mutex<HashMap<Fingerprint, Claimed>>,
     reader: Mutex<Reader>,
     writer: Mutex<Writer>,
+    /// Who may look up, and who may store: the others wait without a thread each.
+    looking: tokio::sync::Mutex<()>,
+    storing: tokio::sync::Mutex<()>,
     /// Answers wait for a disk that fails.
     behind: AtomicBool,
     /// Answers on disk.
@@ -141,6 +144,8 @@ impl Answers {
             reader: Mutex::new(Reader::open(dir, bounds.age)?),
             kept: AtomicU64::new(writer.rows()),
             writer: Mutex::new(writer),
+            looking: tokio::sync::Mutex::default(),
+            storing: tokio::sync::Mutex::default(),
             behind: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -155,6 +160,7 @@ impl Answers {
             return Err(Unavailable);
         }
         let shared = self.shared.clone();
+        let _turn = self.shared.looking.lock().await;
         tokio::task::spawn_blocking(move || shared.claim(keyed)).await.unwrap_or(Err(Unavailable))
     }
 
@@ -197,6 +203,13 @@ impl Answers {
 impl Shared {
     fn claimed(&self) -> MutexGuard<'_, HashMap<Fingerprint, Claimed>> {
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does this answer wait for the disk?
+    fn holds(&self, row: &Arc<Row>) -> bool {
+        let claimed = self.claimed();
+        let waiting = claimed.get(&row.keyed.key).and_then(|claimed| claimed.row.as_ref());
+        waiting.is_some_and(|waiting| Arc::ptr_eq(waiting, row))
     }
 
     fn write<T>(&self, change: impl FnOnce(&mut Writer) -> rusqlite::Result<T>) -> Result<T, Unavailable> {
@@ -284,9 +297,16 @@ impl Claim {
         self.ended = true;
         let row = Arc::new(Row::of(self.keyed, ended, shared.clock.wall_ms()));
         if let Some(claimed) = shared.claimed().get_mut(&self.keyed.key) {
-            claimed.row = Some(row);
+            claimed.row = Some(row.clone());
         }
-        let flushed = tokio::task::spawn_blocking(move || shared.flush());
+        let flushed = async {
+            let _turn = shared.storing.lock().await;
+            // Whoever had the turn before has stored this one too, unless the disk fails.
+            if shared.holds(&row) && !shared.behind.load(Ordering::Relaxed) {
+                let shared = shared.clone();
+                let _told = tokio::task::spawn_blocking(move || shared.flush()).await;
+            }
+        };
         if tokio::time::timeout(KEEP_WAIT, flushed).await.is_err() {
             self.answers.behind.store(true, Ordering::Relaxed);
         }

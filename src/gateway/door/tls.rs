@@ -67,7 +67,12 @@ fn named(path: &Path, why: &dyn Display) -> Error {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| named(path, &error))
+    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let all = all.map_err(|error| named(path, &error))?;
+    if all.is_empty() {
+        return Err(named(path, &"no certificate in it: one begins with -----BEGIN CERTIFICATE-----"));
+    }
+    Ok(all)
 }
 
 /// Believes certificates of these authorities; a caller may show none and send a key.

@@ -29,8 +29,8 @@ use super::segment::{self, Opening};
 use super::tree::{self, Hash, Tree};
 use crate::config;
 
-/// How long a record that nobody waits for may lie in the buffer.
-const LAZY: Duration = Duration::from_millis(250);
+/// How often it looks, when nothing comes, whether a head or the retention is due.
+const IDLE: Duration = Duration::from_millis(250);
 /// How often a failed disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the active segment's name is compared with the file that is open.
@@ -151,7 +151,7 @@ impl Writer {
         let mut taken = Vec::new();
         loop {
             let patient = self.outage.as_ref().is_some_and(|outage| !outage.tight);
-            let longest = if self.outage.is_some() { RETRY } else { LAZY };
+            let longest = if self.outage.is_some() { RETRY } else { IDLE };
             let stage = self.shared.buffer.swap(&mut taken, longest, patient);
             self.taken += u64::try_from(taken.len()).unwrap_or(0);
             self.pending.extend(taken.drain(..));

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use clap::ValueEnum;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Map, Value};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -54,6 +54,16 @@ pub(super) fn no_core_dumps() -> Result<(), Failure> {
     #[cfg(target_os = "linux")]
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).map_err(failed)?;
     Ok(())
+}
+
+/// Takes all file descriptors that the system grants: each connection is one, and many systems give 1,024 unless asked. How many
+/// that are; `None`: there is no end of them.
+pub(super) fn all_descriptors() -> Option<u64> {
+    let granted = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: granted.maximum, ..granted }) {
+        tracing::debug!(%error, "the limit of file descriptors stays");
+    }
+    getrlimit(Resource::Nofile).current
 }
 
 /// Begins the process log on stderr: text on a terminal, else JSON. `level`: unless `MAKEGATE_LOG` says otherwise.

@@ -235,6 +235,7 @@ impl Hall {
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
     {
+        let mut was_told = false;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -243,11 +244,14 @@ impl Hall {
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if !std::mem::replace(&mut was_told, true) {
+                        tracing::warn!(%error, "cannot accept connections; it is tried again and again");
+                    }
                     tokio::time::sleep(ACCEPT_REST).await;
                     continue;
                 }
             };
+            was_told = false;
             let seat = tokio::select! {
                 seat = self.seats.take() => seat,
                 () = self.closing.cancelled() => return,

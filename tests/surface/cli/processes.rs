@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -213,6 +213,28 @@ fn the_service_logs_json_reads_again_on_hangup_and_ends_in_order() {
     serving.signal(Signal::INT);
     until("makegate ends");
     assert_eq!(serving.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_service_takes_all_descriptors_that_it_may_have() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, text) in [("makegate.toml", SERVED), ("key", "operator-key"), ("token", "a-token-of-make")] {
+        fs::write(folder.path().join(file), text).unwrap();
+    }
+    for (hard, warned) in [("4096", false), ("512", true)] {
+        let script = format!("ulimit -Sn 128; ulimit -Hn {hard}; exec \"$0\" serve --config makegate.toml");
+        let made = command(folder.path(), &[]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).arg(made.get_program()).current_dir(folder.path());
+        let mut serving = shell.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(serving.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let told: Vec<String> = log.by_ref().take_while(|line| !line.contains("makegate serves")).collect();
+        kill_process(Pid::from_child(&serving), Signal::TERM).unwrap();
+        assert_eq!(serving.wait().unwrap().code(), Some(0));
+        let line = told.iter().find(|line| line.contains("fewer file descriptors"));
+        assert_eq!(line.is_some(), warned, "{told:?}");
+        assert!(line.is_none_or(|line| line.contains(&format!("\"granted\":{hard}"))), "{line:?}");
+    }
 }
 
 #[test]

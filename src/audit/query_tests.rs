@@ -168,6 +168,57 @@ async fn queries_find_what_a_naive_reading_finds_with_half_an_index_a_whole_one_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_rare_is_found_in_all_parts_of_the_index_and_parts_go_with_their_records() {
+    const RECORDS: u64 = 140_000; // three parts of 65,536
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config::Audit { segment_bytes: 4 << 20, ..settings(&dir) };
+    let (log, _) = open(&settings, &Clock::system()).await;
+    for n in 0..RECORDS {
+        let caller = if n % 10_000 == 0 { "rare" } else { "frequent" };
+        log.reserve().unwrap().fill(Record { caller: Some(caller.into()), ..record(Kind::Request, "r") });
+        if n % 5_000 == 0 {
+            log.flush().await;
+        }
+    }
+    log.close().await;
+    drop(log);
+    let rare = |after, limit| {
+        let filter = Filter { caller: Some("rare".into()), after, limit, ..Filter::default() };
+        seqs(&query_files(&settings.dir, &filter).unwrap())
+    };
+    let all: Vec<u64> = lines(&settings)
+        .iter()
+        .rev()
+        .filter(|line| line["caller"] == "rare")
+        .map(|line| line["seq"].as_u64().unwrap())
+        .collect();
+    assert_eq!((all.len(), rare(None, 100)), (14, all.clone()));
+    // Pages end and begin within a part and at its edge.
+    for (at, seq) in all.iter().enumerate() {
+        assert_eq!(rare(Some(*seq), 3), all[at + 1..].iter().copied().take(3).collect::<Vec<_>>());
+    }
+    assert_eq!(rare(Some(2 << 16), 100), all.iter().copied().filter(|seq| *seq < 2 << 16).collect::<Vec<_>>());
+
+    let few = config::Audit { retention_bytes: 9 << 20, ..settings.clone() };
+    let (log, _) = open(&few, &Clock::system()).await;
+    let parts = || {
+        let connection = Connection::open(index::path(&settings.dir)).unwrap();
+        connection.query_row("SELECT min(part), max(part) FROM has", (), |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    };
+    let gone = async {
+        while parts() != (1, 2) {
+            tokio::time::sleep(Duration::from_millis(10)).await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("the first part stays");
+    let first = segment::list(&settings.dir).unwrap()[0];
+    let left: Vec<u64> = all.iter().copied().filter(|seq| *seq >= first).collect();
+    assert!(!left.is_empty() && left.len() < all.len(), "{first}");
+    assert_eq!(rare(None, 100), left);
+    log.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_index_is_made_again_when_it_is_missing_damaged_or_of_another_log() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&dir);

@@ -4,7 +4,8 @@ use std::fs;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::support::{ALL, ORG, Plan, TOKEN, World, tls};
+use crate::support::hostile::{Origin, Step, repeated, tls_identity};
+use crate::support::{ALL, ORG, Plan, TOKEN, World, new_dir, tls};
 
 #[tokio::test]
 async fn a_bad_configuration_is_told_and_the_old_stays() {
@@ -112,4 +113,28 @@ async fn new_authorities_are_believed_after_a_reload() {
     world.service.reload().await.unwrap();
     tls::get(&world, &roots, Some(&identity), ORG, &[]).await.unwrap().expect(200);
     assert!(tls::get(&world, &roots, Some(&before.identity("all", &[])), ORG, &[]).await.is_none());
+}
+
+#[tokio::test]
+async fn new_authorities_of_the_upstream_are_believed_and_bad_ones_change_nothing() {
+    let (authority, identity) = tls_identity(&["127.0.0.1"]);
+    let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    let origin = Origin::start_tls(vec![repeated(&[Step::Read, Step::write(answer)], 9)], identity);
+    let dir = new_dir();
+    let file = dir.path().join("ca.pem");
+    fs::write(&file, tls_identity(&["127.0.0.1"]).0).unwrap();
+    let plan =
+        Plan::default().upstream(format!("https://{}", origin.address())).set("upstream", "ca_file = \"ca.pem\"");
+    let world = plan.start_in(dir).await;
+    let get = async || world.get_with(ALL, ORG, &["cache-control: no-store"]).await;
+    get().await.refused(502, "MG201");
+    fs::write(&file, &authority).unwrap();
+    world.service.reload().await.unwrap();
+    get().await.expect(200);
+    for bad in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        fs::write(&file, bad).unwrap();
+        let why = world.service.reload().await.unwrap_err();
+        assert!(why.contains("ca.pem"), "{why}");
+        get().await.expect(200);
+    }
 }

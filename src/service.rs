@@ -14,7 +14,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Read;
 use crate::config::secret::secret;
-use crate::config::{self, Config, Shown, Source};
+use crate::config::{self, Config, Origins, Source};
 use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
 use crate::gateway::{Engines, Gate, life, look};
 use crate::hash;
@@ -113,8 +113,8 @@ impl Service {
     /// # Errors
     /// [`StartError`]: what is wrong and what to do.
     pub async fn start(read: Read, clock: Clock) -> Result<Self, StartError> {
-        let settings = read.shown();
-        let Read { config, file, .. } = read;
+        let Read { config, origins, .. } = read;
+        let file = origins.file.clone();
         if config.upstream.url.tls || config.gateway.tls.is_some() {
             hash::warm_tls();
         }
@@ -136,7 +136,7 @@ impl Service {
         let gate = Gate::new(config, engines);
         gate.take_up(&recovered.doubts);
         let seen = Mutex::new(Seen::of(&file, &gate.policy().config));
-        let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), settings);
+        let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), origins);
         let inner = Arc::new(Inner {
             gate: gate.clone(),
             desk: desk.clone(),
@@ -242,8 +242,11 @@ impl Inner {
         let _one_at_a_time = self.reloading.lock().await;
         let seen = Seen::of(&self.file, &self.gate.policy().config);
         let result = self.adopt(self.seen().authorities != seen.authorities);
-        self.desk.reloaded(result.clone());
-        let result = result.map(drop);
+        let (shown, result) = match result {
+            Ok(origins) => (Ok(origins), Ok(())),
+            Err(why) => (Err(why.clone()), Err(why)),
+        };
+        self.desk.reloaded(shown);
         *self.seen() = seen;
         match &result {
             Ok(()) => tracing::info!(file = %self.file.display(), "the configuration was reloaded"),
@@ -256,13 +259,12 @@ impl Inner {
     }
 
     /// Everything is checked before anything changes. `other_authorities`: the upstream's certificate is to be believed by others.
-    fn adopt(&self, other_authorities: bool) -> Result<Vec<Shown>, String> {
+    fn adopt(&self, other_authorities: bool) -> Result<Origins, String> {
         let gate = &self.gate;
         let before = gate.policy();
         let read = config::read(&self.file).map_err(|failure| failure.to_string())?;
         let token = token(&read.config.upstream.token)?;
         let operator_key = secret(&read.config.operator.key)?;
-        let settings = read.shown();
         fixed(&before.config, &read.config)?;
         let checked = read.config.gateway.tls.as_ref().map(Checked::read).transpose().map_err(|why| why.to_string())?;
         let other_upstream = other_authorities
@@ -283,7 +285,7 @@ impl Inner {
         gate.quota.configure(quota_settings(&read.config));
         gate.adopt(read.config, upstream);
         self.desk.set_key(&operator_key);
-        Ok(settings)
+        Ok(read.origins)
     }
 
     fn told(&self, result: &Result<(), String>) {

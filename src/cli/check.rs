@@ -49,11 +49,11 @@ impl Check {
     pub(super) fn run(&self, color: When) -> Result<(), Failure> {
         let file = &self.config.path;
         let (mistakes, text) = match config::read(file) {
-            Ok(Read { config, warnings, text, .. }) if self.online => {
+            Ok(Read { config, warnings, origins }) if self.online => {
                 let tried = process::block_on(async { Ok(online(&config).await) })?;
-                (warnings.into_iter().chain(tried).collect(), text)
+                (warnings.into_iter().chain(tried).collect(), origins.text)
             }
-            Ok(Read { warnings, text, .. }) => (warnings, text),
+            Ok(Read { warnings, origins, .. }) => (warnings, origins.text),
             Err(failure) => (failure.mistakes, failure.text),
         };
         for mistake in &mistakes {

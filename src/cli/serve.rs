@@ -37,7 +37,7 @@ impl Serve {
         process::log("info", color)?;
         let read = check::configuration(&self.config.path, color.colors(&io::stderr()))?;
         for warning in &read.warnings {
-            let place = format!("{}:{}:{}", read.file.display(), warning.line, warning.column);
+            let place = format!("{}:{}:{}", read.origins.file.display(), warning.line, warning.column);
             tracing::warn!(place, help = warning.help.as_deref().unwrap_or_default(), "{}", warning.message);
         }
         let needed = 2 * read.config.limits.connections + read.config.upstream.connections + FURTHER_FILES;

@@ -43,7 +43,7 @@ struct Show {
 impl Config {
     pub(super) fn run(&self, color: When) -> Result<(), Failure> {
         let Command::Show(Show { config, format }) = &self.command;
-        let shown = check::configuration(&config.path, color.colors(&io::stderr()))?.shown();
+        let shown = check::configuration(&config.path, color.colors(&io::stderr()))?.origins.shown();
         let rows: Vec<_> = shown.iter().map(|setting| [&*setting.key, &*setting.value, &*setting.origin]).collect();
         Ok(output::rows(*format, ["key", "value", "origin"], &rows)?)
     }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::callers::Callers;
 use super::{Config, checks, sections};
 use crate::catalogue::rows::{self, Row};
@@ -21,7 +23,15 @@ pub struct Read {
     pub config: Config,
     /// What is allowed but hardly meant.
     pub warnings: Vec<Mistake>,
-    /// The file that it was read from.
+    /// Where each setting comes from.
+    pub origins: Origins,
+}
+
+/// The settings in force and where they come from. What is shown of them is made when somebody asks: with many callers there are
+/// hundreds of thousands.
+#[derive(Clone, Debug, Default)]
+pub struct Origins {
+    /// The file that they were read from.
     pub file: PathBuf,
     /// The file's text, with what may be a secret blotted out.
     pub text: String,
@@ -92,7 +102,7 @@ pub fn parse(text: &str, file: &Path) -> Result<Read, Failure> {
     if failed {
         return Err(Failure { file, text, mistakes });
     }
-    Ok(Read { config, warnings: mistakes, file, text, settings })
+    Ok(Read { config, warnings: mistakes, origins: Origins { file, text, settings } })
 }
 
 fn document(root: &Table<'_>, base: &Path) -> Config {
@@ -186,7 +196,7 @@ fn check_looks(root: &Table<'_>, added: &[Row], catalogue: &Catalogue) {
 }
 
 /// One setting in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Shown {
     /// Its name with its table's (`cache.capacity`, `caller.finance.rate`).
     pub key: String,
@@ -196,7 +206,7 @@ pub struct Shown {
     pub origin: String,
 }
 
-impl Read {
+impl Origins {
     /// Every setting in force and where it comes from, section by section. Holds no secret: the file holds none.
     #[must_use]
     pub fn shown(&self) -> Vec<Shown> {

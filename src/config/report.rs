@@ -7,7 +7,7 @@ use super::{Failure, Mistake, Read, Severity};
 #[must_use]
 pub fn report(read: &Result<Read, Failure>, json: bool, color: bool) -> String {
     let (file, text, mistakes) = match read {
-        Ok(read) => (&read.file, &read.text, &read.warnings),
+        Ok(read) => (&read.origins.file, &read.origins.text, &read.warnings),
         Err(failure) => (&failure.file, &failure.text, &failure.mistakes),
     };
     if json {

@@ -48,7 +48,7 @@ fn the_sample_says_the_defaults() {
 
 #[test]
 fn the_sample_leaves_no_key_out() {
-    let defaults: Vec<_> = read(SAMPLE).shown().into_iter().filter(|shown| shown.origin == "default").collect();
+    let defaults: Vec<_> = read(SAMPLE).origins.shown().into_iter().filter(|shown| shown.origin == "default").collect();
     assert_eq!(defaults, []);
     for section in ["gateway", "operator", "upstream", "cache", "audit", "limits", "[caller]", "[operation]"] {
         let failure = parse(&format!("[{section}]\nzzzzzzzz = 1\n"), Path::new(FILE)).unwrap_err();
@@ -94,7 +94,7 @@ fn the_samples_comments_are_configuration_too() {
 fn every_setting_tells_where_it_comes_from() {
     let text =
         format!("{LEAST}\n[cache]\ncapacity = \"1GiB\"\n[[caller]]\nname = \"a\"\nkeys = []\ngrants = [\"*\"]\n");
-    let shown = read(&text).shown();
+    let shown = read(&text).origins.shown();
     let of = |key: &str| {
         let setting = shown.iter().find(|shown| shown.key == key).unwrap();
         (setting.value.clone(), setting.origin.clone())

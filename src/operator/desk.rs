@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 
 use super::failures::Failures;
-use crate::config::Shown;
+use crate::config::Origins;
 use crate::gateway::Gate;
 use crate::gateway::door::OpenDoor;
 use crate::hash;
@@ -20,7 +20,7 @@ const FOLLOWERS_MAX: usize = 16;
 /// The configuration as it is shown, and how the last attempt to load it ended.
 #[derive(Clone, Debug)]
 pub(super) struct InForce {
-    pub(super) settings: Arc<[Shown]>,
+    pub(super) origins: Arc<Origins>,
     pub(super) loaded: Timestamp,
     pub(super) error: Option<Arc<str>>,
 }
@@ -38,15 +38,15 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// A desk over `gate` that opens to `key`. `settings`: the configuration in force, read from `file` if there is one.
+    /// A desk over `gate` that opens to `key`. `origins`: of the configuration in force, read from `file` if there is one.
     #[must_use]
-    pub fn new(gate: Arc<Gate>, key: &SecretString, file: Option<PathBuf>, settings: Vec<Shown>) -> Arc<Self> {
+    pub fn new(gate: Arc<Gate>, key: &SecretString, file: Option<PathBuf>, origins: Origins) -> Arc<Self> {
         let started = gate.clock.wall();
         Arc::new(Self {
             failures: Failures::new(gate.clock.clone()),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             key: ArcSwap::from_pointee(hash::sha256(key.expose_secret().as_bytes())),
-            in_force: ArcSwap::from_pointee(InForce { settings: settings.into(), loaded: started, error: None }),
+            in_force: ArcSwap::from_pointee(InForce { origins: Arc::new(origins), loaded: started, error: None }),
             doors: Mutex::default(),
             gate,
             file,
@@ -60,12 +60,12 @@ impl Desk {
     }
 
     /// A reload has ended: with this configuration in force, or with this error and the old one.
-    pub fn reloaded(&self, result: Result<Vec<Shown>, String>) {
+    pub fn reloaded(&self, result: Result<Origins, String>) {
         let before = self.in_force();
         let loaded = self.gate.clock.wall();
         let after = match result {
-            Ok(settings) => InForce { settings: settings.into(), loaded, error: None },
-            Err(error) => InForce { settings: before.settings.clone(), loaded, error: Some(error.into()) },
+            Ok(origins) => InForce { origins: Arc::new(origins), loaded, error: None },
+            Err(error) => InForce { origins: before.origins.clone(), loaded, error: Some(error.into()) },
         };
         self.in_force.store(Arc::new(after));
     }

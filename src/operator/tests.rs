@@ -79,9 +79,8 @@ impl World {
         let text = CONFIG.replace("DIR", &dir_text).replace("HASH", &key_hash).replace("OTHER", &"ab".repeat(32));
         let read = config::parse(&text, Path::new("/etc/makegate.toml")).unwrap_or_else(|failure| panic!("{failure}"));
         let clock = Clock::movable();
-        let settings = read.shown();
         let gate = gate(read.config, &clock);
-        let desk = Desk::new(gate, &SecretString::from(KEY), Some(read.file), settings);
+        let desk = Desk::new(gate, &SecretString::from(KEY), Some(read.origins.file.clone()), read.origins);
         Self { desk, clock, _dir: dir }
     }
 
@@ -425,7 +424,7 @@ async fn a_failed_reload_is_told_and_the_old_configuration_stays() {
     assert_eq!(after["settings"], before["settings"]);
     assert!(world.get("/metrics").await.body.contains("makegate_config_last_reload_successful 0\n"));
     assert_eq!(world.send("GET", "/readyz", &[], "").await.status, 200);
-    world.desk.reloaded(Ok(Vec::new()));
+    world.desk.reloaded(Ok(config::Origins::default()));
     assert_eq!(world.get("/config.json").await.json()["settings"], json!([]));
 }
 

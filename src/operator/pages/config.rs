@@ -9,21 +9,15 @@ use serde::Serialize;
 use super::super::desk::Desk;
 use super::super::html;
 use super::super::render::{Page, Table};
+use crate::config::Shown;
 use crate::words::visible;
 
 /// The page. It holds no secret: the configuration holds none.
 #[derive(Debug, Serialize)]
 pub(crate) struct Config {
     file: Option<String>,
-    settings: Vec<Setting>,
+    settings: Vec<Shown>,
     reload: Reload,
-}
-
-#[derive(Debug, Serialize)]
-struct Setting {
-    key: String,
-    value: String,
-    origin: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -35,14 +29,9 @@ struct Reload {
 /// The configuration in force.
 pub(crate) fn config(desk: &Desk) -> Config {
     let in_force = desk.in_force();
-    let setting = |shown: &crate::config::Shown| Setting {
-        key: shown.key.clone(),
-        value: shown.value.clone(),
-        origin: shown.origin.clone(),
-    };
     Config {
         file: desk.file.as_ref().map(|file| file.display().to_string()),
-        settings: in_force.settings.iter().map(setting).collect(),
+        settings: in_force.origins.shown(),
         reload: Reload { time: in_force.loaded, error: in_force.error.clone() },
     }
 }
@@ -52,7 +41,7 @@ impl Page for Config {
     const PATH: &str = "/config";
 
     fn table(&self) -> Table {
-        let row = |setting: &Setting| vec![setting.key.clone(), setting.value.clone(), setting.origin.clone()];
+        let row = |setting: &Shown| vec![setting.key.clone(), setting.value.clone(), setting.origin.clone()];
         Table { columns: &["key", "value", "origin"], rows: self.settings.iter().map(row).collect() }
     }
 

@@ -301,8 +301,8 @@ impl Claim {
         }
         let flushed = async {
             let _turn = shared.storing.lock().await;
-            // Whoever had the turn before has stored this one too, unless the disk fails.
-            if shared.holds(&row) && !shared.behind.load(Ordering::Relaxed) {
+            // Whoever had the turn before has stored this one too, unless the disk failed.
+            if shared.holds(&row) {
                 let shared = shared.clone();
                 let _told = tokio::task::spawn_blocking(move || shared.flush()).await;
             }

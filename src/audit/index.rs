@@ -273,7 +273,7 @@ impl Index {
 
     /// Follows the log until it has ended.
     fn run(&mut self, shared: &Shared, backoff: &mut Duration) -> Result<(), IndexError> {
-        let mut oldest = 0;
+        let mut there = Vec::new();
         loop {
             let ended = has_ended(shared);
             let synced = *shared.synced.borrow();
@@ -285,7 +285,7 @@ impl Index {
             if ended {
                 return self.close();
             }
-            self.forget_deleted(&shared.dir, &mut oldest)?;
+            self.forget_deleted(&shared.dir, &mut there)?;
             *backoff = Duration::ZERO;
             std::thread::sleep(TICK);
         }
@@ -325,19 +325,39 @@ impl Index {
         Ok(self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?)
     }
 
-    /// Deletes the blocks of segments that retention has taken.
-    fn forget_deleted(&mut self, dir: &Path, oldest: &mut u64) -> Result<(), IndexError> {
-        let first = segment::list(dir)?.first().copied().unwrap_or(0);
-        if first == *oldest {
+    /// Forgets the segments that retention has taken: not always the oldest, for one with an open write stays. `there`: those that
+    /// were there before.
+    fn forget_deleted(&mut self, dir: &Path, there: &mut Vec<u64>) -> Result<(), IndexError> {
+        let now = segment::list(dir)?;
+        if now == *there {
             return Ok(());
         }
-        *oldest = first;
-        let first = first.cast_signed();
-        self.connection.execute("DELETE FROM blocks WHERE first < ?1", [first])?;
-        self.connection.execute("DELETE FROM segments WHERE segment < ?1", [first])?;
-        let sql = "DELETE FROM has WHERE part = (SELECT min(part) FROM has) AND part < ?1";
-        while self.connection.execute(sql, [part(first)])? > 0 {}
+        let known: Vec<i64> = {
+            let mut known = self.connection.prepare_cached("SELECT segment FROM segments ORDER BY segment")?;
+            known.query_map((), |row| row.get(0))?.collect::<Result<_, _>>()?
+        };
+        for pair in known.windows(2) {
+            if let [segment, next] = *pair
+                && now.binary_search(&segment.cast_unsigned()).is_err()
+            {
+                self.forget(segment, next)?;
+            }
+        }
+        *there = now;
         Ok(())
+    }
+
+    /// Deletes the blocks of one segment, and the parts of `has` that have no blocks any more.
+    fn forget(&mut self, segment: i64, next: i64) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction()?;
+        transaction.prepare_cached("DELETE FROM blocks WHERE first >= ?1 AND first < ?2")?.execute([segment, next])?;
+        transaction.prepare_cached("DELETE FROM segments WHERE segment = ?1")?.execute([segment])?;
+        for gone in part(segment)..=part(next - 1) {
+            let sql = "DELETE FROM has WHERE part = ?1
+                AND NOT EXISTS (SELECT 1 FROM blocks WHERE first >= ?1 << 16 AND first < (?1 + 1) << 16)";
+            transaction.prepare_cached(sql)?.execute([gone])?;
+        }
+        transaction.commit()
     }
 }
 

@@ -103,6 +103,8 @@ struct Inner {
     file: PathBuf,
     /// What the gateway door shows of itself.
     certificate: Option<Certificate>,
+    /// By which contents of `upstream.ca_file` the upstream is believed now; what was seen since may have been refused.
+    believed: Mutex<Option<[u8; 32]>>,
     seen: Mutex<Seen>,
     reloading: tokio::sync::Mutex<()>,
 }
@@ -135,7 +137,7 @@ impl Service {
         let engines = Engines { log, answers, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gate = Gate::new(config, engines);
         gate.take_up(&recovered.doubts);
-        let seen = Mutex::new(Seen::of(&file, &gate.policy().config));
+        let seen = Seen::of(&file, &gate.policy().config);
         let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), origins);
         let inner = Arc::new(Inner {
             gate: gate.clone(),
@@ -143,7 +145,8 @@ impl Service {
             desk_tasks,
             file,
             certificate: gateway.certificate().cloned(),
-            seen,
+            believed: Mutex::new(seen.authorities),
+            seen: Mutex::new(seen),
             reloading: tokio::sync::Mutex::default(),
         });
         let gateway = gateway.open(move |peer, request| life::answer(gate.clone(), &peer, request));
@@ -241,9 +244,12 @@ impl Inner {
     async fn reload(&self) -> Result<(), String> {
         let _one_at_a_time = self.reloading.lock().await;
         let seen = Seen::of(&self.file, &self.gate.policy().config);
-        let result = self.adopt(self.seen().authorities != seen.authorities);
-        let (shown, result) = match result {
-            Ok(origins) => (Ok(origins), Ok(())),
+        let believed = *self.believed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (shown, result) = match self.adopt(believed != seen.authorities) {
+            Ok(origins) => {
+                *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = seen.authorities;
+                (Ok(origins), Ok(()))
+            }
             Err(why) => (Err(why.clone()), Err(why)),
         };
         self.desk.reloaded(shown);

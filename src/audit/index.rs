@@ -52,10 +52,13 @@ const TABLES: &str = "
     PRAGMA user_version = 3;
 ";
 
+/// Parts are so many records (as a power of two).
+const PART_BITS: u32 = 16;
+
 /// The part of `has` where a block is that begins with this record. With many callers each term is another place in the table:
-/// these are 65,536 records' places, few enough to be written together, and to be forgotten together.
+/// these are one part's places, few enough to be written together, and to be forgotten together.
 pub(crate) const fn part(first: i64) -> i64 {
-    first >> 16
+    first >> PART_BITS
 }
 
 /// What can go wrong with the index.
@@ -354,8 +357,8 @@ impl Index {
         transaction.prepare_cached("DELETE FROM segments WHERE segment = ?1")?.execute([segment])?;
         for gone in part(segment)..=part(next - 1) {
             let sql = "DELETE FROM has WHERE part = ?1
-                AND NOT EXISTS (SELECT 1 FROM blocks WHERE first >= ?1 << 16 AND first < (?1 + 1) << 16)";
-            transaction.prepare_cached(sql)?.execute([gone])?;
+                AND NOT EXISTS (SELECT 1 FROM blocks WHERE first >= ?2 AND first < ?3)";
+            transaction.prepare_cached(sql)?.execute([gone, gone << PART_BITS, (gone + 1) << PART_BITS])?;
         }
         transaction.commit()
     }

@@ -35,13 +35,13 @@ impl Member {
 }
 
 /// What callers of the same terms share, so that it is in the processor's caches for all of them.
-struct Terms<'c> {
+struct Alike<'c> {
     catalogue: &'c Catalogue,
     policies: HashMap<config::Rate, HeaderValue>,
     rows: HashMap<config::Grants, Arc<[bool]>>,
 }
 
-impl<'c> Terms<'c> {
+impl<'c> Alike<'c> {
     fn new(catalogue: &'c Catalogue) -> Self {
         Self { catalogue, policies: HashMap::new(), rows: HashMap::new() }
     }
@@ -122,8 +122,8 @@ impl Policy {
     /// The snapshot of `config`; callers keep their state in `callers`.
     #[must_use]
     pub fn new(config: Config, callers: &Callers) -> Self {
-        let (catalogue, mut terms) = (&config.catalogue, Terms::new(&config.catalogue));
-        let members: Vec<_> = config.callers.iter().map(|caller| Arc::new(terms.member(caller, callers))).collect();
+        let (catalogue, mut alike) = (&config.catalogue, Alike::new(&config.catalogue));
+        let members: Vec<_> = config.callers.iter().map(|caller| Arc::new(alike.member(caller, callers))).collect();
         let mut keys = HashMap::with_capacity_and_hasher(members.len(), BuildHasherDefault::default());
         let (mut unscoped, mut scoped) = (0, HashMap::new());
         for member in &members {

@@ -128,7 +128,13 @@ async fn new_authorities_of_the_upstream_are_believed_and_bad_ones_change_nothin
     let world = plan.start_in(dir).await;
     let get = async || world.get_with(ALL, ORG, &["cache-control: no-store"]).await;
     get().await.refused(502, "MG201");
+    // Refused together with a bad configuration, they are believed once that is mended.
+    let good = fs::read_to_string(world.file()).unwrap();
     fs::write(&file, &authority).unwrap();
+    fs::write(world.file(), "nonsense").unwrap();
+    world.service.reload().await.unwrap_err();
+    get().await.refused(502, "MG201");
+    fs::write(world.file(), good).unwrap();
     world.service.reload().await.unwrap();
     get().await.expect(200);
     for bad in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {

@@ -1,8 +1,6 @@
 //! Random tests that can be played again. `MAKEGATE_SEEDS` is how many seeds a test plays, `MAKEGATE_SEED` the one to play
 //! again.
 
-#![allow(dead_code, reason = "several test binaries share it, and not each uses all of it")]
-
 use std::ops::RangeInclusive;
 
 /// A number from the environment.

@@ -1,7 +1,5 @@
 //! A wire between the gateway and its upstream that is cut after so many bytes, in either direction.
 
-#![allow(dead_code, reason = "several test binaries share it, and not each uses all of it")]
-
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -186,12 +186,18 @@ fn new_records_are_followed_from_files_and_from_the_running_gateway() {
 const SERVED: &str = "gateway.listen = \"127.0.0.1:0\"\noperator = { listen = \"127.0.0.1:0\", key_file = \"key\" }\n\
                       upstream = { url = \"http://127.0.0.1:1\", token_file = \"token\" }\n";
 
-#[test]
-fn the_service_logs_json_reads_again_on_hangup_and_ends_in_order() {
+/// A folder in which `serve --config makegate.toml` works.
+fn served() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (file, text) in [("makegate.toml", SERVED), ("key", "operator-key"), ("token", "a-token-of-make")] {
         fs::write(folder.path().join(file), text).unwrap();
     }
+    folder
+}
+
+#[test]
+fn the_service_logs_json_reads_again_on_hangup_and_ends_in_order() {
+    let folder = served();
     let mut serving = Running::start(&mut command(folder.path(), &["serve", "--config", "makegate.toml"]));
     let mut log = BufReader::new(serving.child.stderr.take().unwrap());
     let mut until = |message: &str| loop {
@@ -217,10 +223,7 @@ fn the_service_logs_json_reads_again_on_hangup_and_ends_in_order() {
 
 #[test]
 fn the_service_takes_all_descriptors_that_it_may_have() {
-    let folder = tempfile::tempdir().unwrap();
-    for (file, text) in [("makegate.toml", SERVED), ("key", "operator-key"), ("token", "a-token-of-make")] {
-        fs::write(folder.path().join(file), text).unwrap();
-    }
+    let folder = served();
     for (hard, warned) in [("4096", false), ("512", true)] {
         let script = format!("ulimit -Sn 128; ulimit -Hn {hard}; exec \"$0\" serve --config makegate.toml");
         let made = command(folder.path(), &[]);

@@ -32,3 +32,5 @@ mod p10_reload;
 mod p11_drain;
 mod p12_outlives;
 mod p13_deadline;
+#[cfg(target_os = "linux")]
+mod p14_alone;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "several test binaries share it, and not each uses all of it")]
 
+#[cfg(target_os = "linux")]
+pub(crate) mod disk;
 pub(crate) mod golden;
 pub(crate) mod hostile;
 pub(crate) mod process;

@@ -16,7 +16,7 @@ use crate::config::Read;
 use crate::config::secret::secret;
 use crate::config::{self, Config, Origins, Source};
 use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
-use crate::gateway::{Engines, Gate, life, look};
+use crate::gateway::{Engines, Gate, life, look, tally};
 use crate::hash;
 use crate::operator::{self, Desk};
 use crate::quota::{self, Quota};
@@ -199,6 +199,7 @@ impl Service {
         self.inner.desk_tasks.drained(LAST_WORDS).await;
         gate.quota.shut();
         gate.answers.maintain();
+        gate.tally.settle(&gate.log, (gate.clock.now(), gate.clock.wall()), true);
         gate.log.close().await;
         finished
     }
@@ -222,6 +223,7 @@ impl Inner {
             }
         });
         self.gate.tasks.spawn_until_stop(look::run(self.gate.clone()));
+        self.gate.tasks.spawn_until_stop(tally::run(self.gate.clone()));
         self.gate.tasks.spawn_until_stop(async move {
             loop {
                 tokio::time::sleep(WATCH).await;

@@ -18,11 +18,35 @@ const MANY: usize = 512;
 /// How long records that nobody waits for are gathered: short, so that requests on the writer's core do not wait for a large batch.
 const GATHER: Duration = Duration::from_millis(25);
 
+/// Refusals of whoever is not known, or too fast, have this part of the buffer.
+const REFUSALS_PART: usize = 8;
+
 /// What a record occupies: it is given back when the record is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Charge {
     pub(crate) records: usize,
     pub(crate) bytes: usize,
+    /// It is a refusal's, which may have only a part of the buffer.
+    pub(crate) refusal: bool,
+}
+
+/// What is occupied.
+#[derive(Debug, Default)]
+struct Held {
+    records: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Held {
+    fn take_anyway(&self, charge: Charge) -> (usize, usize) {
+        let records = self.records.fetch_add(charge.records, Ordering::Relaxed) + charge.records;
+        (records, self.bytes.fetch_add(charge.bytes, Ordering::Relaxed) + charge.bytes)
+    }
+
+    fn release(&self, charge: Charge) {
+        self.records.fetch_sub(charge.records, Ordering::Relaxed);
+        self.bytes.fetch_sub(charge.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Tells who waits for a record its sequence number, or why it has none.
@@ -71,8 +95,8 @@ struct Queue {
 pub(crate) struct Buffer {
     records_max: usize,
     bytes_max: usize,
-    held_records: AtomicUsize,
-    held_bytes: AtomicUsize,
+    held: Held,
+    refusals: Held,
     queue: Mutex<Queue>,
     wake: Condvar,
 }
@@ -82,8 +106,8 @@ impl Buffer {
         Self {
             records_max: settings.buffer_records,
             bytes_max: settings.buffer_bytes,
-            held_records: AtomicUsize::new(0),
-            held_bytes: AtomicUsize::new(0),
+            held: Held::default(),
+            refusals: Held::default(),
             queue: Mutex::default(),
             wake: Condvar::new(),
         }
@@ -95,30 +119,40 @@ impl Buffer {
 
     /// Takes room, if there is so much.
     pub(crate) fn take(&self, charge: Charge) -> bool {
-        let records = self.held_records.fetch_add(charge.records, Ordering::Relaxed) + charge.records;
-        let bytes = self.held_bytes.fetch_add(charge.bytes, Ordering::Relaxed) + charge.bytes;
+        let (records, bytes) = self.held.take_anyway(charge);
         let fits = records <= self.records_max && bytes <= self.bytes_max;
         if !fits {
-            self.release(charge);
+            self.held.release(charge);
         }
         fits
     }
 
     /// Takes room that was promised: an outcome is never turned away.
     pub(crate) fn take_anyway(&self, charge: Charge) {
-        self.held_records.fetch_add(charge.records, Ordering::Relaxed);
-        self.held_bytes.fetch_add(charge.bytes, Ordering::Relaxed);
+        self.held.take_anyway(charge);
+    }
+
+    /// Makes of room that was taken a refusal's, if refusals have not got their part of the buffer yet.
+    pub(crate) fn is_refusals(&self, charge: Charge) -> bool {
+        let (records, bytes) = self.refusals.take_anyway(charge);
+        let fits = records <= (self.records_max / REFUSALS_PART).max(1) && bytes <= self.bytes_max / REFUSALS_PART;
+        if !fits {
+            self.refusals.release(charge);
+        }
+        fits
     }
 
     /// Gives room back.
     pub(crate) fn release(&self, charge: Charge) {
-        self.held_records.fetch_sub(charge.records, Ordering::Relaxed);
-        self.held_bytes.fetch_sub(charge.bytes, Ordering::Relaxed);
+        self.held.release(charge);
+        if charge.refusal {
+            self.refusals.release(charge);
+        }
     }
 
     /// Records that room is held for.
     pub(crate) fn held(&self) -> usize {
-        self.held_records.load(Ordering::Relaxed)
+        self.held.records.load(Ordering::Relaxed)
     }
 
     /// Puts a record in; `urgent`: somebody waits for it. Given back: the writer has ended.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// The columns: every field of a record, in the order of the documentation.
-pub const COLUMNS: [&str; 29] = [
+pub const COLUMNS: [&str; 33] = [
     "seq",
     "time",
     "kind",
@@ -33,6 +33,10 @@ pub const COLUMNS: [&str; 29] = [
     "fingerprint",
     "idempotency",
     "marks",
+    "count",
+    "codes",
+    "first",
+    "last",
 ];
 
 /// The first row, without its line end.
@@ -77,7 +81,7 @@ mod tests {
         assert_eq!(
             row,
             r#"7,,,,'=cmd|' /C calc'!A0,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,"say ""hi""
-there",,,"#
+there",,,,,,,"#
         );
         for text in ["+1", "-1", "@x", "\tx"] {
             assert_eq!(csv_cell(text), format!("'{text}"));

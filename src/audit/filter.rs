@@ -273,7 +273,7 @@ mod tests {
         assert!(message("colour", "x").starts_with("colour: no such filter; there are caller, operation"));
         assert_eq!(
             message("kind", "write"),
-            "kind: \"write\" has no meaning here; write one of request, intent, outcome, settlement, event"
+            "kind: \"write\" has no meaning here; write one of request, intent, outcome, settlement, event, refusals"
         );
         assert!(
             message("limit", "0").contains("from 1 to 10000") && message("limit", "10001").contains("from 1 to 10000")

@@ -4,12 +4,13 @@ use std::cell::Cell;
 use std::fmt::Display;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::record::{Peer, Record};
+use super::record::{Counted, Peer, Record};
 use crate::words::{RequestId, decimal};
 
 /// What cutting adds to a text at most (`…[12345 bytes cut]`).
@@ -61,6 +62,14 @@ fn cut_longest(record: &mut Record, excess: usize) {
         Some(2) => record.path = record.path.take().map(|path| cut_text(&path, excess).into()),
         Some(3) => record.detail = record.detail.take().map(|detail| cut_text(&detail, excess).into()),
         _ => record.trace = None,
+    }
+}
+
+/// `text`, cut visibly where it has more bytes than these.
+pub fn at_most(text: &str, bytes_max: usize) -> Arc<str> {
+    match text.len().checked_sub(bytes_max) {
+        None | Some(0) => text.into(),
+        Some(excess) => cut_text(text, excess).into(),
     }
 }
 
@@ -164,6 +173,16 @@ impl Object<'_> {
         self.out.push(b'"');
     }
 
+    fn counted(&mut self, counted: &Counted) {
+        self.number("count", Some(counted.count));
+        self.name("codes");
+        let mut codes = Object { out: self.out, separator: b'{' };
+        counted.codes.iter().for_each(|(code, count)| codes.number(code, Some(*count)));
+        self.out.push(b'}');
+        self.time("first", counted.first);
+        self.time("last", counted.last);
+    }
+
     fn raw(&mut self, name: &str, value: Option<&RawValue>) {
         let Some(value) = value else { return };
         self.name(name);
@@ -188,6 +207,7 @@ fn write(record: &Record, seq: u64, out: &mut Vec<u8>) {
         Some(Peer::Ip(IpAddr::V4(address))) => line.address("peer", *address),
         Some(Peer::Ip(IpAddr::V6(address))) => line.plain("peer", Some(address)),
         Some(Peer::Unix(words)) => line.text("peer", Some(words)),
+        Some(Peer::Several(words)) => line.text("peer", Some(words)),
         None => {}
     }
     line.text("operation", record.operation.as_deref());
@@ -214,6 +234,9 @@ fn write(record: &Record, seq: u64, out: &mut Vec<u8>) {
     if let Some(marks) = &record.marks {
         line.name("marks");
         marks.render(line.out);
+    }
+    if let Some(counted) = &record.counted {
+        line.counted(counted);
     }
     out.push(b'}');
 }
@@ -347,6 +370,12 @@ mod tests {
             fingerprint: Some(Fingerprint::of(b"key", &[])),
             idempotency: Some(Fingerprint::of(b"key", &[])),
             marks: Some(Marks::new([("name".into(), Fingerprint::of(b"key", &[]))]).unwrap()),
+            counted: Some(Box::new(Counted {
+                count: 3,
+                codes: vec![("MG111", 2), ("MG112", 1)],
+                first: "2026-07-01T11:59:00Z".parse().unwrap(),
+                last: "2026-07-01T11:59:59.25Z".parse().unwrap(),
+            })),
             ..Record::new(Kind::Outcome, "2026-07-01T12:00:00.5Z".parse().unwrap())
         }
     }
@@ -367,7 +396,8 @@ mod tests {
             r#""answer":"forwarded","refusal":"MG401","filled_by":"r0","attempts":2,"upstream_status":201,"#,
             r#""outcome":"done","quota_wait_us":1500,"duration_us":73000,"bytes":512,"#,
             r#""trace":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","event":"example","#,
-            r#""detail":"says \"hi\"\u000a\u001b[31m\u202e\u0085é","fingerprint":"FINGERPRINT","idempotency":"FINGERPRINT","marks":{"name":"FINGERPRINT"}}"#,
+            r#""detail":"says \"hi\"\u000a\u001b[31m\u202e\u0085é","fingerprint":"FINGERPRINT","idempotency":"FINGERPRINT","marks":{"name":"FINGERPRINT"},"#,
+            r#""count":3,"codes":{"MG111":2,"MG112":1},"first":"2026-07-01T11:59:00.000000Z","last":"2026-07-01T11:59:59.250000Z"}"#,
         );
         let fingerprint = Fingerprint::of(b"key", &[]).to_string();
         assert_eq!(line(&full(), 8192), golden.replace("FINGERPRINT", &fingerprint));

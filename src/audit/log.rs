@@ -164,7 +164,7 @@ impl Shared {
     /// Room for a record that is about to be queued. An intent takes room for its outcome too; that an outcome of a write
     /// under way can be buffered is certain.
     fn charge(&self, record: &Record) -> Result<Charge, CannotRecord> {
-        let own = Charge { records: 1, bytes: record.weight() };
+        let own = Charge { records: 1, bytes: record.weight(), refusal: false };
         let taken = match record.kind {
             Kind::Outcome => {
                 if !self.doubts.end(record) {
@@ -174,10 +174,11 @@ impl Shared {
             }
             Kind::Intent => {
                 let outcome = outcome_charge(self.record_bytes);
-                let both = Charge { records: own.records + outcome.records, bytes: own.bytes + outcome.bytes };
+                let (records, bytes) = (own.records + outcome.records, own.bytes + outcome.bytes);
+                let both = Charge { records, bytes, refusal: false };
                 self.doubts.count() < DOUBTS_MAX && self.buffer.take(both)
             }
-            Kind::Request | Kind::Settlement | Kind::Event => self.buffer.take(own),
+            Kind::Request | Kind::Settlement | Kind::Event | Kind::Refusals => self.buffer.take(own),
         };
         if taken { Ok(own) } else { Err(CannotRecord::Full) }
     }
@@ -233,7 +234,7 @@ impl Shared {
 
 /// The room that an intent keeps for its outcome.
 pub(crate) const fn outcome_charge(record_bytes: usize) -> Charge {
-    Charge { records: 1, bytes: record_bytes }
+    Charge { records: 1, bytes: record_bytes, refusal: false }
 }
 
 /// Cuts what a caller made too long before it takes memory.
@@ -439,12 +440,30 @@ pub struct Room {
 
 impl Room {
     /// Records lazily: never blocks, never fails; on disk within a second while there is a disk.
-    pub fn fill(mut self, record: impl Into<Box<Record>>) {
+    pub fn fill(self, record: impl Into<Box<Record>>) {
         let mut record = record.into();
+        bound(&mut record, self.log.shared.record_bytes);
+        let bytes = record.weight().min(self.charge.bytes);
+        self.put(record, Charge { records: 1, bytes, refusal: false });
+    }
+
+    /// Records the refusal of whoever is not known, or too fast.
+    ///
+    /// # Errors
+    /// The record: refusals have got their part of the buffer.
+    pub fn fill_refusal(self, mut record: Box<Record>) -> Result<(), Box<Record>> {
+        bound(&mut record, self.log.shared.record_bytes);
+        let charge = Charge { records: 1, bytes: record.weight().min(self.charge.bytes), refusal: true };
+        if !self.log.shared.buffer.is_refusals(charge) {
+            return Err(record);
+        }
+        self.put(record, charge);
+        Ok(())
+    }
+
+    fn put(mut self, record: Box<Record>, charge: Charge) {
         let shared = &self.log.shared;
-        bound(&mut record, shared.record_bytes);
-        let charge = Charge { records: 1, bytes: record.weight().min(self.charge.bytes) };
-        shared.buffer.release(Charge { records: 0, bytes: self.charge.bytes - charge.bytes });
+        shared.buffer.release(Charge { records: 0, bytes: self.charge.bytes - charge.bytes, refusal: false });
         let turned_away = shared.buffer.push(Entry { record, charge, ack: None }, false);
         self.charge = turned_away.map(|entry| entry.charge).unwrap_or_default();
     }

@@ -57,7 +57,7 @@ impl OpenWrites {
             Kind::Outcome if record.outcome == Some(Outcome::InDoubt) => Some(Step::InDoubt(request)),
             Kind::Outcome | Kind::Settlement => Some(Step::End(request)),
             Kind::Event if record.event == Some(RECOVERED) => Some(Step::InDoubt(request)),
-            Kind::Event | Kind::Request => None,
+            Kind::Event | Kind::Request | Kind::Refusals => None,
         };
         self.step(seq, step);
     }
@@ -72,7 +72,7 @@ impl OpenWrites {
             }
             Some(Kind::Outcome | Kind::Settlement) => Some(Step::End(request)),
             Some(Kind::Event) if seen.event.as_deref() == Some(RECOVERED) => Some(Step::InDoubt(request)),
-            Some(Kind::Event | Kind::Request) | None => None,
+            Some(Kind::Event | Kind::Request | Kind::Refusals) | None => None,
         };
         self.step(seen.seq, step);
     }

@@ -50,6 +50,8 @@ words! {
         Settlement = "settlement",
         /// Something about the gateway itself; `event` says what.
         Event = "event",
+        /// Refusals of one peer or caller that are only counted.
+        Refusals = "refusals",
     }
 }
 
@@ -92,6 +94,8 @@ pub enum Peer {
     Ip(IpAddr),
     /// A Unix socket, in words (`unix`, `unix:uid=1000`).
     Unix(Arc<str>),
+    /// Several addresses, in words (`2001:db8::/64`, `others`).
+    Several(Box<str>),
 }
 
 impl Peer {
@@ -107,8 +111,22 @@ impl fmt::Display for Peer {
         match self {
             Self::Ip(ip) => ip.fmt(f),
             Self::Unix(words) => f.write_str(words),
+            Self::Several(words) => f.write_str(words),
         }
     }
+}
+
+/// Refusals that are only counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// How many.
+    pub count: u64,
+    /// How many of each code.
+    pub codes: Vec<(&'static str, u64)>,
+    /// When the first of them arrived.
+    pub first: Timestamp,
+    /// When the last of them arrived.
+    pub last: Timestamp,
 }
 
 /// One line of the log before it has its number. What does not apply is `None` and is left out of the line.
@@ -170,6 +188,8 @@ pub struct Record {
     pub idempotency: Option<Fingerprint>,
     /// Of intents: by what a look at the upstream knows the write's effect again.
     pub marks: Option<Marks>,
+    /// Of [`Kind::Refusals`]: what was counted.
+    pub counted: Option<Box<Counted>>,
 }
 
 impl Record {
@@ -205,6 +225,7 @@ impl Record {
             fingerprint: None,
             idempotency: None,
             marks: None,
+            counted: None,
         }
     }
 

@@ -132,7 +132,7 @@ struct Wanted {
     /// With this answer: hit, stale, miss, forwarded, replayed or refused.
     #[arg(long)]
     answer: Option<String>,
-    /// Of this kind: request, intent, outcome, settlement or event.
+    /// Of this kind: request, intent, outcome, settlement, event or refusals.
     #[arg(long)]
     kind: Option<String>,
     /// Of the request with this id (the answer's X-Request-Id).

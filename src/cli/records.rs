@@ -92,10 +92,15 @@ fn cell(record: &Map<String, Value>, column: &str) -> String {
         }
     };
     match column {
-        // What became of it: a request has an answer, a write an outcome, an event its name.
-        "result" => {
-            ["outcome", "answer", "event"].map(text).into_iter().find(|found| !found.is_empty()).unwrap_or_default()
+        "caller" if record.contains_key("count") => {
+            ["caller", "peer"].map(text).into_iter().find(|found| !found.is_empty()).unwrap_or_default()
         }
+        // What became of it: a request has an answer, a write an outcome, an event its name; refusals are counted.
+        "result" => ["outcome", "answer", "event", "count"]
+            .map(text)
+            .into_iter()
+            .find(|found| !found.is_empty())
+            .unwrap_or_default(),
         "ms" => match record.get("duration_us").and_then(Value::as_u64) {
             Some(micros) => format!("{}.{:03}", micros / 1000, micros % 1000),
             None => String::new(),

@@ -16,7 +16,8 @@ use super::forward::is_traceparent;
 use super::gate::{Gate, Named, UnderWay};
 use super::policy::Member;
 use super::refusal::{Refusal, seconds};
-use super::steps::Credential;
+use super::steps::{self, Credential};
+use super::tally::Who;
 use crate::audit::{self, Kind, Outcome, Record, Room};
 use crate::callers::{InFlight, Remaining, Source};
 use crate::words::RequestId;
@@ -25,6 +26,9 @@ const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// What the record of a request whose caller is not known holds of its path.
+const UNKNOWN_PATH_BYTES_MAX: usize = 256;
 
 /// One request's account.
 pub(super) struct Account {
@@ -46,6 +50,7 @@ pub(super) struct Account {
     is_head: bool,
     if_none_match: Option<HeaderValue>,
     counted: bool,
+    over_rate: bool,
     handed_over: bool,
 }
 
@@ -57,7 +62,7 @@ impl Account {
         let mut record = Box::new(Record::new(Kind::Request, time));
         record.request = Some(named.id);
         record.peer = Some(audit::Peer::of(peer.address));
-        record.method = Some(request.method().clone());
+        record.method = Some(steps::cut_method(request.method()));
         record.trace = traced(headers);
         Self {
             room: gate.log.reserve(),
@@ -74,6 +79,7 @@ impl Account {
             is_head: request.method() == Method::HEAD,
             if_none_match: joined(headers.get_all(header::IF_NONE_MATCH)),
             counted: false,
+            over_rate: false,
             handed_over: false,
         }
     }
@@ -85,6 +91,11 @@ impl Account {
     /// The record, as far as it is known.
     pub(super) fn record(&mut self) -> &mut Record {
         self.record.get_or_insert_with(|| Box::new(Record::new(Kind::Request, self.gate.clock.wall())))
+    }
+
+    /// Nobody is known who asks for this path: the record holds no more of it than it must.
+    pub(super) fn unknown_at(&mut self, path: &str) {
+        self.record().path = (!path.is_empty()).then(|| audit::at_most(path, UNKNOWN_PATH_BYTES_MAX));
     }
 
     /// The caller is known.
@@ -193,6 +204,7 @@ impl Account {
         let taken = now.saturating_duration_since(self.began);
         self.gate.meters.requests.add(taken);
         self.count(how);
+        self.over_rate = matches!(reply, Err(Refusal::TooFast { .. }));
         let record = self.record();
         record.status = Some(status.as_u16());
         record.answer = Some(how);
@@ -204,6 +216,14 @@ impl Account {
                 fill(record, &reply.facts);
             }
             Err(refusal) => record.refusal = Some(refusal.row().code),
+        }
+    }
+
+    /// Whose refusal it is, if it is of those that whoever is refused can have without end.
+    fn bounded(&self, record: &Record) -> Option<Who> {
+        match &self.member {
+            None => record.peer.clone().map(Who::Peer),
+            Some(member) => self.over_rate.then(|| Who::Caller(member.config.name.clone())),
         }
     }
 
@@ -222,12 +242,15 @@ impl Drop for Account {
             let taken = self.gate.clock.now().saturating_duration_since(self.began);
             self.record().duration_us = Some(micros(taken));
         }
-        match self.room.take().zip(self.record.take()) {
-            Some((room, record)) => room.fill(record),
-            None if !self.handed_over => {
-                self.gate.meters.unrecorded.fetch_add(1, Ordering::Relaxed);
-            }
-            None => {}
+        let (Some(record), false) = (self.record.take(), self.handed_over) else { return };
+        let room = self.room.take();
+        if room.is_none() {
+            self.gate.meters.unrecorded.fetch_add(1, Ordering::Relaxed);
+        }
+        match (self.bounded(&record), room) {
+            (Some(who), room) => self.gate.tally.leave(&self.gate.log, who, room, record, self.gate.clock.now()),
+            (None, Some(room)) => room.fill(record),
+            (None, None) => {}
         }
     }
 }

@@ -63,14 +63,14 @@ fn decide(
 ) -> Result<(), Refusal> {
     let mut told = Told(out);
     let uri: Uri = told.check("target", parse_uri(target), |_| "it is a path".to_owned())?;
-    let target = told.check("target", steps::target(&uri, policy.limits()), |target| {
+    let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).unwrap_or_default();
+    let target = told.check("target", steps::target(&method, &uri, policy.limits()), |target| {
         format!("its canonical path is {}", target.path)
     })?;
     let member = policy.member(caller).ok_or(Refusal::UnknownKey);
     let member = told.check("identify", member, |member| {
         format!("{} is a caller with {} key(s)", caller, member.config.keys.len())
     })?;
-    let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).unwrap_or_default();
     let matched = steps::classify(policy, &method, &target);
     let matched = told.check("classify", matched, |m| {
         format!("it is {} ({} {})", m.operation.id, m.operation.method, m.operation.path)

@@ -15,6 +15,7 @@ use super::meters::Meters;
 use super::order::Order;
 use super::policy::Policy;
 use super::refusal::Refusal;
+use super::tally::Tally;
 use crate::answers::Answers;
 use crate::audit::{Doubt, Log};
 use crate::cache::{After, Cache, Flights};
@@ -65,6 +66,8 @@ pub struct Gate {
     pub callers: Callers,
     /// Counters of everything that has no caller.
     pub meters: Meters,
+    /// What refusals are only counted.
+    pub tally: Tally,
     /// What the looks at writes in doubt have come to.
     pub looks: Looks,
     /// Time.
@@ -97,6 +100,7 @@ impl Gate {
             quota,
             callers,
             meters: Meters::default(),
+            tally: Tally::default(),
             looks: Looks::default(),
             clock,
             tasks,

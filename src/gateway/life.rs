@@ -69,13 +69,13 @@ async fn life(
         return Err(Refusal::LogFull);
     }
     // 2 target: one canonical form of path and query
-    let target = steps::target(&head.uri, policy.limits())?;
-    let path: Arc<str> = Arc::from(&*target.path);
-    account.record().path = Some(path.clone());
+    let target = steps::target(&head.method, &head.uri, policy.limits())?;
     // 3 identify
-    let credential = steps::identify(policy, &head.headers, names)?;
+    let credential = steps::identify(policy, &head.headers, names).inspect_err(|_| account.unknown_at(&target.path))?;
     let member = credential.member();
     account.known(credential);
+    let path: Arc<str> = Arc::from(&*target.path);
+    account.record().path = (!path.is_empty()).then(|| path.clone());
     // 4 classify
     let matched = steps::classify(policy, &head.method, &target)?;
     let row = matched.operation;

@@ -27,6 +27,7 @@ pub mod refusal;
 pub mod settle;
 pub mod steps;
 mod tags;
+pub mod tally;
 pub mod target;
 mod write;
 

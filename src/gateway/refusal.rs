@@ -31,6 +31,8 @@ pub enum Refusal {
     NoOperation,
     /// The path has operations, none with this method.
     NoMethod { allowed: Vec<Method> },
+    /// A method that no operation could have: longer than [`super::steps::METHOD_BYTES_MAX`], CONNECT or TRACE.
+    NotImplemented,
     /// The caller lacks the grant.
     NotGranted { grant: String },
     /// The organization is outside the caller's scope.
@@ -137,6 +139,7 @@ impl Refusal {
             Self::UnknownKey => row(StatusCode::UNAUTHORIZED, "MG112", "Unknown key"),
             Self::NoOperation => row(StatusCode::NOT_FOUND, "MG121", "No such operation"),
             Self::NoMethod { .. } => row(StatusCode::METHOD_NOT_ALLOWED, "MG122", "No such method"),
+            Self::NotImplemented => row(StatusCode::NOT_IMPLEMENTED, "MG123", "Not implemented"),
             Self::NotGranted { .. } => row(StatusCode::FORBIDDEN, "MG131", "Grant missing"),
             Self::OutOfScope { .. } => row(StatusCode::FORBIDDEN, "MG132", "Organization out of scope"),
             Self::Unscoped => row(StatusCode::FORBIDDEN, "MG133", "Not for callers of some organizations"),
@@ -203,6 +206,9 @@ impl Refusal {
                 "No operation of the catalogue has this path; an operator adds one as [[operation]].".to_owned()
             }
             Self::NoMethod { allowed } => format!("This path takes {}.", list(allowed)),
+            Self::NotImplemented => {
+                "A method has at most 32 bytes, and CONNECT and TRACE are methods for proxies: use one that the operation takes.".to_owned()
+            }
             Self::NotGranted { grant } => {
                 format!("The caller needs the grant `{grant}`; an operator adds it to the caller's `grants`.")
             }

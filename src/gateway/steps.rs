@@ -1,5 +1,6 @@
 //! Steps 2 to 6: from a head to a caller who may. None of them waits, spends or allocates without need.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
@@ -13,14 +14,19 @@ use crate::catalogue::{Matched, Miss, Operation};
 use crate::config::Limits;
 use crate::hash;
 
+/// No method that an operation can have is longer. Records hold no more of one.
+pub(super) const METHOD_BYTES_MAX: usize = 32;
 /// No key is longer; hashing is cheap, hashing without bound is not.
 const KEY_BYTES_MAX: usize = 512;
 
-/// Step 2: the target's one canonical form.
+/// Step 2: the target's one canonical form. CONNECT has none: its target is an authority, and step 4 refuses it.
 ///
 /// # Errors
 /// It is too long, or could be read two ways.
-pub fn target<'u>(uri: &'u Uri, limits: &Limits) -> Result<Target<'u>, Refusal> {
+pub fn target<'u>(method: &Method, uri: &'u Uri, limits: &Limits) -> Result<Target<'u>, Refusal> {
+    if method == Method::CONNECT {
+        return Ok(Target { path: Cow::Borrowed(""), query: Vec::new() });
+    }
     let bytes = uri.path().len() + uri.query().map_or(0, |query| query.len() + 1);
     if bytes > limits.target_bytes {
         return Err(Refusal::TargetTooLong { bytes_max: limits.target_bytes });
@@ -86,12 +92,15 @@ fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
 /// Step 4: which operation is it?
 ///
 /// # Errors
-/// None with this path, or none with this method.
+/// None with this path, none with this method, or a method that none could have.
 pub fn classify<'c, 'p>(
     policy: &'c Policy,
     method: &Method,
     target: &'p Target<'_>,
 ) -> Result<Matched<'c, 'p>, Refusal> {
+    if method.as_str().len() > METHOD_BYTES_MAX || matches!(*method, Method::CONNECT | Method::TRACE) {
+        return Err(Refusal::NotImplemented);
+    }
     policy.catalogue().classify(method, &target.path).map_err(|miss| match miss {
         Miss::Path => Refusal::NoOperation,
         Miss::Method(allowed) => Refusal::NoMethod { allowed },
@@ -104,6 +113,12 @@ pub fn classify<'c, 'p>(
 /// A single-valued parameter of the row is given twice.
 pub fn plan<'u>(target: &'u Target<'_>, row: &Operation, matched: &Matched<'_, '_>) -> Result<Plan<'u>, Refusal> {
     target.plan(row, matched).map_err(|parameter| Refusal::Repeated { parameter })
+}
+
+/// What a record holds of the method.
+pub(super) fn cut_method(method: &Method) -> Method {
+    let cut = method.as_str().as_bytes().get(..METHOD_BYTES_MAX);
+    cut.and_then(|cut| Method::from_bytes(cut).ok()).unwrap_or_else(|| method.clone())
 }
 
 /// Step 5: may the caller do this, here?

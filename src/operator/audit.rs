@@ -35,7 +35,7 @@ const COLUMNS: [&str; 12] = [
     "note",
 ];
 /// What the note is made of.
-const NOTE: [&str; 4] = ["refusal", "outcome", "event", "detail"];
+const NOTE: [&str; 6] = ["refusal", "outcome", "event", "count", "codes", "detail"];
 
 /// `/audit`: records, newest first.
 #[derive(Debug, Serialize)]
@@ -80,7 +80,12 @@ impl Page for Records {
             let record: Map<String, Value> = serde_json::from_str(line.get()).unwrap_or_default();
             let note: Vec<_> =
                 NOTE.iter().filter_map(|name| record.get(*name)).map(|value| shown(Some(value))).collect();
-            let cell = |column: &&str| if *column == "note" { note.join(": ") } else { shown(record.get(*column)) };
+            let is_counted = record.contains_key("count");
+            let cell = |column: &&str| match *column {
+                "note" => note.join(": "),
+                "caller" if is_counted => shown(record.get("caller").or_else(|| record.get("peer"))),
+                column => shown(record.get(column)),
+            };
             COLUMNS.iter().map(cell).collect()
         };
         Table { columns: &COLUMNS, rows: self.records.iter().map(|line| row(line)).collect() }

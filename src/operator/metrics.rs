@@ -204,6 +204,8 @@ fn log(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     sheet.counter("makegate_audit_refused", "Requests that got no room in the log or no disk", counts.refused)?;
     let help = "Requests that were refused without a record, because the log had no room";
     sheet.count("makegate_audit_unrecorded", help, &desk.gate.meters.unrecorded)?;
+    let help = "Refusals that the log holds as a count, not as a record each";
+    sheet.counter("makegate_audit_counted", help, desk.gate.tally.counted())?;
     sheet.gauge("makegate_writes_in_doubt", "Writes whose effect is not known; see /doubts", counts.doubts)?;
     let help = "Idempotency keys whose first answer is kept";
     sheet.gauge("makegate_idempotency_keys", help, desk.gate.answers.kept())?;

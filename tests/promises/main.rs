@@ -24,6 +24,7 @@ mod p04_once;
 mod p05_crash;
 mod p05_intent;
 mod p06_records;
+mod p06_refusals;
 mod p07_keys;
 mod p07_tampering;
 mod p08_bounds;

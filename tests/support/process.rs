@@ -5,10 +5,20 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::{Plan, new_dir};
 
 /// A running `makegate serve` of a folder; dropped, it is killed (SIGKILL).
 pub(crate) struct Process(Child);
+
+impl Process {
+    /// Tells it to end, and waits until it has; its exit code.
+    pub(crate) fn end(mut self) -> Option<i32> {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
+        self.0.wait().unwrap().code()
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {

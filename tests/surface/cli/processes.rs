@@ -128,17 +128,17 @@ fn the_log_reads_the_same_from_its_files_and_from_the_running_gateway() {
     let demo = Demo::start(temporary.path());
     stdout(0, &demo.ask(&["healthcheck"]));
     // More than one page, and a last request that closes the connection.
-    let mut requests = "GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_200);
-    requests += "GET /nowhere HTTP/1.1\r\nhost: x\r\nx-request-id: the-last\r\nconnection: close\r\n\r\n";
-    demo.exchange(&requests);
+    let head = format!("GET /nowhere HTTP/1.1\r\nhost: x\r\nauthorization: Token {}\r\n", demo.text("/callers/0/key"));
+    let last = format!("{head}x-request-id: the-last\r\nconnection: close\r\n\r\n");
+    demo.exchange(&(format!("{head}\r\n").repeat(1_200) + &last));
     let newest = demo.ask(&["audit", "query", "--limit", "1", "-o", "json"]);
     assert!(stdout(0, &newest).contains("\"request\":\"the-last\""), "{newest:?}");
     assert!(stderr(0, &newest).contains("--after "), "{newest:?}");
 
-    let exported = stdout(0, &demo.ask(&["audit", "export", "--status", "401"]));
+    let exported = stdout(0, &demo.ask(&["audit", "export", "--status", "404"]));
     assert_eq!(exported.lines().count(), 1_201);
     let folder = fs::read_dir(temporary.path()).unwrap().next().unwrap().unwrap().path();
-    let of_files = ["audit", "export", "--config", "makegate.toml", "--status", "401"];
+    let of_files = ["audit", "export", "--config", "makegate.toml", "--status", "404"];
     assert_eq!(stdout(0, &run(&folder, &of_files)), exported);
     stdout(0, &run(&folder, &[&of_files[..], &["-o", "csv", "--output", "export.csv"]].concat()));
     let written = fs::read_to_string(folder.join("export.csv")).unwrap();

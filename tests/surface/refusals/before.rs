@@ -12,6 +12,7 @@ async fn targets() {
     provoke(&world, "MG103", ALL, ("GET", &format!("{LIST}?pg[limit]=1&pg%5Blimit%5D=2")), &[], "").await.expect(400);
     provoke(&world, "MG121", ALL, ("GET", "/api/v2/scenarios"), &[], "").await.expect(404);
     provoke(&world, "MG122", ALL, ("PUT", ORG), &[], "{}").await.expect(405);
+    provoke(&world, "MG123", ALL, ("TRACE", ORG), &[], "").await.expect(501);
     assert_eq!(world.sandbox.received().len(), 0);
 }
 

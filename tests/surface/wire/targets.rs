@@ -119,7 +119,7 @@ async fn what_is_in_no_row_is_refused() {
     for (method, target, allow) in [
         ("PUT", LIST, "GET, HEAD, POST"),
         ("OPTIONS", LIST, "GET, HEAD, POST"),
-        ("TRACE", LIST, "GET, HEAD, POST"),
+        ("TRACES", LIST, "GET, HEAD, POST"),
         ("get", LIST, "GET, HEAD, POST"),
         ("HEAD", "/api/v2/organizations/11/invite", "POST"),
         ("GET", "/api/v2/organizations/accept-invitation", "POST"),

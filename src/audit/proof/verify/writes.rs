@@ -18,7 +18,9 @@ pub(super) fn apply(open: &mut OpenWrites, seen: &Seen<'_>) -> Option<&'static s
         (Some(Kind::Outcome), None) => Some("an outcome without an intent"),
         (Some(Kind::Outcome), Some(true)) => Some("a second outcome of a write in doubt"),
         (Some(Kind::Settlement), None | Some(false)) => Some("a settlement of a write that is not in doubt"),
-        (Some(Kind::Intent | Kind::Outcome | Kind::Settlement | Kind::Request | Kind::Event), _) => None,
+        (Some(Kind::Intent | Kind::Outcome | Kind::Settlement | Kind::Request | Kind::Event | Kind::Refusals), _) => {
+            None
+        }
     };
     open.apply_seen(seen);
     wrong

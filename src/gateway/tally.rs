@@ -1,0 +1,197 @@
+//! What refusals may cost the log. Of a peer's refusals before identification, and of a caller's for its own rate, the first
+//! thirty in a minute leave a record each; those that follow are counted, and leave one record when the minute is over.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::gate::Gate;
+use crate::audit::{Counted, Kind, Log, Peer, Record, Room};
+
+/// Refusals of one peer or caller in a minute that leave a record of their own.
+pub const RECORDED_MAX: u32 = 30;
+/// That minute: it begins with the first refusal.
+const MINUTE: Duration = Duration::from_secs(60);
+/// Peers that are told apart; all others share one count. An attacker has more addresses than we have memory.
+const PEERS_MAX: usize = 1024;
+/// How often minutes are looked at that may be over.
+const ROUND: Duration = Duration::from_secs(1);
+/// The code of a caller who hung up before it could be refused.
+const HUNG_UP: &str = "hung-up";
+
+/// Whose refusals they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Who {
+    /// Nobody knows who; this is where it came from.
+    Peer(Peer),
+    /// A caller that is over its own rate.
+    Caller(Arc<str>),
+}
+
+/// Peers that are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    /// An IPv4 address, or the first of an IPv6 network of 64 bits: whoever has one address of that has them all.
+    Network(IpAddr),
+    Unix,
+    Others,
+}
+
+impl Place {
+    fn of(peer: &Peer) -> Self {
+        match peer {
+            Peer::Ip(IpAddr::V6(address)) => Self::Network(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()),
+            Peer::Ip(address @ IpAddr::V4(_)) => Self::Network(*address),
+            Peer::Unix(_) => Self::Unix,
+            Peer::Several(_) => Self::Others,
+        }
+    }
+
+    fn peer(self) -> Peer {
+        match self {
+            Self::Network(address @ IpAddr::V4(_)) => Peer::Ip(address),
+            Self::Network(address @ IpAddr::V6(_)) => Peer::Several(format!("{address}/64").into()),
+            Self::Unix => Peer::of(None),
+            Self::Others => Peer::Several("others".into()),
+        }
+    }
+}
+
+/// One minute of one peer or caller.
+#[derive(Debug)]
+struct Minute {
+    begun: Instant,
+    recorded: u32,
+    counted: Option<Counted>,
+}
+
+impl Minute {
+    const fn new(begun: Instant) -> Self {
+        Self { begun, recorded: 0, counted: None }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.begun) >= MINUTE
+    }
+
+    fn count(&mut self, record: &Record) {
+        let (code, time) = (record.refusal.unwrap_or(HUNG_UP), record.time);
+        let counted =
+            self.counted.get_or_insert_with(|| Counted { count: 0, codes: Vec::new(), first: time, last: time });
+        counted.count += 1;
+        (counted.first, counted.last) = (counted.first.min(time), counted.last.max(time));
+        match counted.codes.iter_mut().find(|(known, _)| *known == code) {
+            Some((_, count)) => *count += 1,
+            None => counted.codes.push((code, 1)),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    peers: HashMap<Place, Minute>,
+    /// As many as are configured, at most.
+    callers: HashMap<Arc<str>, Minute>,
+}
+
+/// The counts of all peers and callers.
+#[derive(Debug, Default)]
+pub struct Tally {
+    table: Mutex<Table>,
+    counted: AtomicU64,
+}
+
+impl Tally {
+    /// Refusals that were counted instead of recorded.
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        self.counted.load(Ordering::Relaxed)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the record of a refusal, or counts it. `room`: what was taken for the record, if there was some.
+    pub(super) fn leave(&self, log: &Arc<Log>, who: Who, room: Option<Room>, record: Box<Record>, now: Instant) {
+        let (mut table, wall) = (self.table(), record.time);
+        let left = match who {
+            Who::Caller(name) => leave(&mut table.callers, name, log, (room, record), (now, wall), caller_record),
+            Who::Peer(peer) => {
+                let place = Place::of(&peer);
+                let is_full = table.peers.len() >= PEERS_MAX && !table.peers.contains_key(&place);
+                let place = if is_full { Place::Others } else { place };
+                leave(&mut table.peers, place, log, (room, record), (now, wall), peer_record)
+            }
+        };
+        if !left {
+            self.counted.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Leaves the records of the minutes that are over; at the end, of all.
+    pub(crate) fn settle(&self, log: &Arc<Log>, (now, wall): (Instant, Timestamp), at_the_end: bool) {
+        let mut table = self.table();
+        let is_over = |minute: &Minute| at_the_end || minute.is_over(now);
+        table.peers.retain(|place, minute| !(is_over(minute) && close(minute, log, || peer_record(place, wall))));
+        table.callers.retain(|name, minute| !(is_over(minute) && close(minute, log, || caller_record(name, wall))));
+    }
+}
+
+/// Leaves the records of minutes that are over, until shutdown begins.
+pub async fn run(gate: Arc<Gate>) {
+    loop {
+        gate.clock.sleep_until(gate.clock.now() + ROUND).await;
+        gate.tally.settle(&gate.log, (gate.clock.now(), gate.clock.wall()), false);
+    }
+}
+
+/// `true`: the record is in the log; `false`: it was counted.
+fn leave<K: Clone + Eq + Hash>(
+    minutes: &mut HashMap<K, Minute>,
+    key: K,
+    log: &Arc<Log>,
+    (room, record): (Option<Room>, Box<Record>),
+    (now, wall): (Instant, Timestamp),
+    summary: fn(&K, Timestamp) -> Record,
+) -> bool {
+    let minute = minutes.entry(key.clone()).or_insert_with(|| Minute::new(now));
+    if minute.is_over(now) && close(minute, log, || summary(&key, wall)) {
+        *minute = Minute::new(now);
+    }
+    let record = match room {
+        Some(room) if minute.recorded < RECORDED_MAX => match room.fill_refusal(record) {
+            Ok(()) => {
+                minute.recorded += 1;
+                return true;
+            }
+            Err(record) => record,
+        },
+        _ => record,
+    };
+    minute.count(&record);
+    false
+}
+
+/// Leaves the record of what was counted; `false`: the log has no room for it, and it stays counted.
+fn close(minute: &mut Minute, log: &Arc<Log>, record: impl FnOnce() -> Record) -> bool {
+    if minute.counted.is_none() {
+        return true;
+    }
+    let Some(room) = log.reserve() else { return false };
+    room.fill(Record { counted: minute.counted.take().map(Box::new), ..record() });
+    true
+}
+
+fn peer_record(place: &Place, wall: Timestamp) -> Record {
+    Record { peer: Some(place.peer()), ..Record::new(Kind::Refusals, wall) }
+}
+
+fn caller_record(name: &Arc<str>, wall: Timestamp) -> Record {
+    Record { caller: Some(name.clone()), ..Record::new(Kind::Refusals, wall) }
+}

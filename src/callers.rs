@@ -1,7 +1,7 @@
 //! The callers' state that outlives reloads: each one's rate, requests under way and counters.
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -169,11 +169,15 @@ impl Counts {
     }
 }
 
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
 /// One caller's state.
 #[derive(Debug)]
 pub struct CallerState {
     /// Its name.
     pub name: Arc<str>,
+    /// What no other state of a caller has had in this process.
+    pub id: NonZeroU64,
     pace: ArcSwap<Pace>,
     under_way: AtomicUsize,
     /// Made as requests come: a silent caller costs little.
@@ -188,6 +192,7 @@ impl CallerState {
     fn new(config: &config::Caller, clock: &Clock) -> Self {
         Self {
             name: config.name.clone(),
+            id: NonZeroU64::MIN.saturating_add(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
             pace: ArcSwap::from_pointee(Pace::new(config, clock)),
             under_way: AtomicUsize::new(0),
             counts: Counts::default(),

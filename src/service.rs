@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
 use secrecy::ExposeSecret as _;
 
 use crate::answers::Answers;
@@ -14,7 +15,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Read;
 use crate::config::secret::secret;
-use crate::config::{self, Config, Origins, Source};
+use crate::config::{self, Config, Limits, Origins, Source};
 use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
 use crate::gateway::{Engines, Gate, life, look, tally};
 use crate::hash;
@@ -23,6 +24,12 @@ use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
 
+/// File descriptors that connections leave to the rest: the log, its index, the listeners, what is read while running.
+const FURTHER_FILES: usize = 64;
+/// Where descriptors are few, operators have one of so many that are left for connections.
+const OPERATORS_PART: usize = 8;
+/// With fewer connections there is nothing to serve.
+const CONNECTIONS_MIN: usize = 16;
 /// How often contents of the configuration and the secrets are compared.
 const WATCH: Duration = Duration::from_secs(5);
 /// How often the cache and the answers forget and the quota's journal is synced.
@@ -125,10 +132,12 @@ impl Service {
         let upstream =
             Upstream::new(&config.upstream, &config.limits, token, clock.clone()).map_err(StartError::configuration)?;
         let (tasks, desk_tasks) = (Tasks::new(), Tasks::new());
-        let gateway = Door::bind(&config.gateway.listen, config.gateway.tls.as_ref(), &config.limits, &clock, &tasks);
+        let [callers, operators] =
+            connections(&config)?.map(|connections| Limits { connections, ..config.limits.clone() });
+        let gateway = Door::bind(&config.gateway.listen, config.gateway.tls.as_ref(), &callers, &clock, &tasks);
         let gateway = gateway.map_err(StartError::failed)?;
-        let operator = Door::bind(&config.operator.listen, None, &config.limits, &clock, &desk_tasks)
-            .map_err(StartError::failed)?;
+        let operator =
+            Door::bind(&config.operator.listen, None, &operators, &clock, &desk_tasks).map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let answers = Answers::open(&config.audit.dir, &config.limits, clock.clone()).map_err(StartError::failed)?;
         let quota =
@@ -305,6 +314,29 @@ impl Inner {
             room.fill(Record::event(self.gate.clock.wall(), event, detail));
         }
     }
+}
+
+/// How many connections the two doors may have, callers' and operators'. Fewer than are configured where the system grants too
+/// few file descriptors: the log and the way upstream need theirs whatever callers do.
+fn connections(config: &Config) -> Result<[usize; 2], StartError> {
+    let wanted = config.limits.connections;
+    let kept = config.upstream.connections.saturating_add(FURTHER_FILES);
+    let granted = getrlimit(Resource::Nofile).current.and_then(|granted| usize::try_from(granted).ok());
+    let Some(granted) = granted.filter(|granted| *granted < wanted.saturating_mul(2).saturating_add(kept)) else {
+        return Ok([wanted; 2]);
+    };
+    let help = "raise the limit (LimitNOFILE, ulimit -n), or lower limits.connections";
+    let free = granted.saturating_sub(kept);
+    if free < CONNECTIONS_MIN {
+        let least = kept.saturating_add(CONNECTIONS_MIN);
+        let what = format!("the system grants {granted} file descriptors, and at least {least} are needed: {help}");
+        return Err(StartError::failed(what));
+    }
+    let operators = wanted.min(free / OPERATORS_PART);
+    let callers = wanted.min(free - operators);
+    let what = "the system grants fewer file descriptors than may be needed: the doors take fewer connections";
+    tracing::warn!(granted, kept, callers, operators, help, "{what}");
+    Ok([callers, operators])
 }
 
 /// What cannot change while the service runs.

@@ -56,14 +56,12 @@ pub(super) fn no_core_dumps() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes all file descriptors that the system grants: each connection is one, and many systems give 1,024 unless asked. How many
-/// that are; `None`: there is no end of them.
-pub(super) fn all_descriptors() -> Option<u64> {
+/// Takes all file descriptors that the system grants: each connection is one, and many systems give 1,024 unless asked.
+pub(super) fn all_descriptors() {
     let granted = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: granted.maximum, ..granted }) {
         tracing::debug!(%error, "the limit of file descriptors stays");
     }
-    getrlimit(Resource::Nofile).current
 }
 
 /// Begins the process log on stderr: text on a terminal, else JSON. `level`: unless `MAKEGATE_LOG` says otherwise.

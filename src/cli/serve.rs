@@ -12,9 +12,6 @@ use crate::clock::Clock;
 use crate::config::Read;
 use crate::service::Service;
 
-/// Files that are open beside connections: the log's, its index's, the listeners, and some to spare.
-const FURTHER_FILES: usize = 64;
-
 /// Runs the service.
 ///
 /// SIGTERM and SIGINT end it in order: not ready, finish what is under way within `limits.drain`, flush the log, exit 0;
@@ -40,11 +37,7 @@ impl Serve {
             let place = format!("{}:{}:{}", read.origins.file.display(), warning.line, warning.column);
             tracing::warn!(place, help = warning.help.as_deref().unwrap_or_default(), "{}", warning.message);
         }
-        let needed = 2 * read.config.limits.connections + read.config.upstream.connections + FURTHER_FILES;
-        if let Some(granted) = process::all_descriptors().filter(|granted| *granted < needed as u64) {
-            let help = "raise the limit (LimitNOFILE, ulimit -n), or lower limits.connections";
-            tracing::warn!(granted, needed, help, "the system grants fewer file descriptors than may be needed");
-        }
+        process::all_descriptors();
         process::serve(serve(read))
     }
 }

@@ -236,6 +236,8 @@ pub struct Limits {
     pub idle: Duration,
     /// A connection is closed gracefully at this age (1 h).
     pub age: Duration,
+    /// It is dropped as it is when so much more has passed (2 min).
+    pub age_grace: Duration,
     /// A caller that takes none of its answer for so long is cut off (30 s).
     pub write_stall: Duration,
     /// Requests under way at once (512).

@@ -105,6 +105,7 @@ pub(super) fn limits(t: &Table<'_>) -> Limits {
         body: t.value("body", "30s", DURATION),
         idle: t.value("idle", "60s", DURATION),
         age: t.value("age", "1h", DURATION),
+        age_grace: t.value("age_grace", "2m", DURATION),
         write_stall: t.value("write_stall", "30s", DURATION),
         in_flight: t.value("in_flight", "512", count()),
         in_flight_per_caller: t.value("in_flight_per_caller", "64", count()),

@@ -160,6 +160,9 @@ impl Account {
         busy: Busy,
     ) -> Response<AnswerBody> {
         headers.clear();
+        if let Some(member) = &self.member {
+            busy.is_of(member.state.id);
+        }
         let now = self.gate.clock.now();
         let asked = Asked { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
         let (mut parts, how) = match &reply {

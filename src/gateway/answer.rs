@@ -57,6 +57,9 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// What stands before the ttl of a fresh hit ([`CacheStatus`]).
 const HIT: &str = "makegate; hit; ttl=";
 const OUTCOME: HeaderName = HeaderName::from_static("makegate-outcome");
+/// A body is handed over in pieces no larger than this, so that it can be told from the next one being asked for that the client
+/// takes it.
+const PIECE_BYTES: usize = 32 * 1024;
 /// What a cached body may be answered with 304 carries on (RFC 9110 section 15.4.5).
 const KEPT_ON_304: [HeaderName; 3] = [header::DATE, header::ETAG, header::VARY];
 
@@ -262,7 +265,7 @@ pub(super) fn response(
     response
 }
 
-/// An answer's body: whole, and its connection's busy mark with it.
+/// An answer's body, and its connection's busy mark with it until its last piece was handed over.
 pub struct AnswerBody {
     bytes: Option<Bytes>,
     _busy: Busy,
@@ -273,7 +276,11 @@ impl http_body::Body for AnswerBody {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+        let piece = match &mut self.bytes {
+            Some(bytes) if bytes.len() > PIECE_BYTES => Some(bytes.split_to(PIECE_BYTES)),
+            bytes => bytes.take(),
+        };
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {

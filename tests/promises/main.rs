@@ -28,6 +28,7 @@ mod p06_refusals;
 mod p07_keys;
 mod p07_tampering;
 mod p08_bounds;
+mod p08_progress;
 mod p09_quota;
 mod p10_reload;
 mod p11_drain;
@@ -35,3 +36,4 @@ mod p12_outlives;
 mod p13_deadline;
 #[cfg(target_os = "linux")]
 mod p14_alone;
+mod p14_descriptors;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use makegate::sandbox::{Fault, FaultKind};
 
-use crate::support::{ALL, LIST, ORG, READER, World};
+use crate::support::{ALL, LIST, ORG, Plan, READER, World, tls, until};
 
 #[tokio::test]
 async fn every_request_leaves_exactly_one_record() {
@@ -53,18 +53,30 @@ async fn every_request_leaves_exactly_one_record() {
 
 #[tokio::test]
 async fn a_caller_who_hangs_up_leaves_a_record_too() {
-    let world = World::start().await;
+    let (world, roots) = tls::world(Plan::default(), "", &[]).await;
     world.sandbox.fault(Fault::always("GET", ORG, FaultKind::Latency { ms: 400 }));
-    world.send_and_leave(ALL, "GET", ORG, "", Duration::from_millis(100)).await;
-    for _ in 0..200 {
-        if !world.records().await.is_empty() {
-            break;
+    let one_record = async |world: &World| {
+        until(|| world.received("GET", ORG) > 0).await;
+        for _ in 0..200 {
+            if !world.records().await.is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let records = world.records().await;
-    assert_eq!(records.len(), 1, "{records:?}");
-    assert!(records[0].get("status").is_none(), "nobody got a status: {records:?}");
+        let mut records = world.records().await;
+        assert_eq!(records.len(), 1, "{records:?}");
+        records.remove(0)
+    };
+    let (mut sender, _ended) = tls::h2(&world, &roots, 65_535).await;
+    let asked = sender.send_request(tls::h2_get(ALL, ORG));
+    assert!(tokio::time::timeout(Duration::from_millis(200), asked).await.is_err());
+    let record = one_record(&world).await;
+    assert!(record.get("status").is_none(), "nobody got a status: {record}");
+    // Over HTTP/1.1 whoever hangs up cannot be told from who only has no further request: it is answered.
+    let plain = World::start().await;
+    plain.sandbox.fault(Fault::always("GET", ORG, FaultKind::Latency { ms: 400 }));
+    plain.send_and_leave(ALL, "GET", ORG, "", Duration::from_millis(100)).await;
+    assert_eq!(one_record(&plain).await["status"], 200);
 }
 
 #[tokio::test]

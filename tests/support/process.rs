@@ -53,15 +53,13 @@ impl Home {
 
     /// Starts it, and waits until it lets callers in.
     pub(crate) async fn serve(&self) -> Process {
+        self.serve_with(":").await
+    }
+
+    /// The same, after this line of a shell.
+    pub(crate) async fn serve_with(&self, line: &str) -> Process {
         let log = std::fs::File::options().create(true).append(true).open(self.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_makegate"))
-            .args(["serve", "--config"])
-            .arg(self.path().join("makegate.toml"))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let child = Process(child);
+        let child = Process(self.command(line).stdout(Stdio::null()).stderr(log).spawn().unwrap());
         for _ in 0..1000 {
             if tokio::net::TcpStream::connect(self.gateway).await.is_ok() {
                 return child;
@@ -69,6 +67,21 @@ impl Home {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("it does not start: {}", std::fs::read_to_string(self.path().join("log")).unwrap());
+    }
+
+    /// What it says when it does not start after this line of a shell.
+    pub(crate) fn fails_with(&self, line: &str) -> String {
+        let output = self.command(line).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        told
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("sh");
+        let script = format!("{line}; exec \"$0\" serve --config \"$1\"");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_makegate")]).arg(self.path().join("makegate.toml"));
+        command
     }
 }
 

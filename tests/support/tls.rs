@@ -3,11 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Empty;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use makegate::tasks::Tasks;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -82,6 +89,25 @@ pub(crate) async fn connect(
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     let socket = TcpStream::connect(world.gateway).await?;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), socket).await
+}
+
+/// An HTTP/2 connection whose client grants each answer so many bytes, and the end of it.
+pub(crate) async fn h2(
+    world: &World,
+    roots: &Arc<RootCertStore>,
+    window: u32,
+) -> (SendRequest<Empty<Bytes>>, JoinHandle<()>) {
+    let stream = connect(world, roots, &["h2"], None).await.unwrap();
+    let mut builder = Builder::new(TokioExecutor::new());
+    let (sender, connection) =
+        builder.initial_stream_window_size(window).handshake(TokioIo::new(stream)).await.unwrap();
+    (sender, Tasks::new().spawn(async move { drop(connection.await) }))
+}
+
+/// A GET for such a connection.
+pub(crate) fn h2_get(key: &str, target: &str) -> Request<Empty<Bytes>> {
+    let request = Request::get(format!("https://localhost{target}")).header("authorization", format!("Token {key}"));
+    request.body(Empty::new()).unwrap()
 }
 
 /// One GET over a connection of its own, with these header lines. `None`: there was no answer, or no handshake.

@@ -4,17 +4,17 @@
 //! second closes those that are silent, slow, idle or old beyond their limit. That takes no timer per request.
 
 mod io;
+mod listen;
 mod seats;
+mod streams;
 mod tls;
 
 use std::future::{Future, poll_fn};
-use std::io::{Error, ErrorKind};
+use std::io::Error;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -23,7 +23,6 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +30,9 @@ use crate::clock::Clock;
 use crate::config::{Limits, Listen, Tls};
 use crate::tasks::Tasks;
 use io::Watched;
+use listen::{Listener, Stream};
 use seats::{Seat, Seats, Word};
+use streams::{Answering, Streams};
 
 pub use seats::Busy;
 pub use tls::{Certificate, Checked, Names};
@@ -64,11 +65,6 @@ impl Peer {
     pub fn busy(&self) -> Busy {
         self.seat.busy(&self.clock)
     }
-}
-
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
 }
 
 /// A bound door that nobody serves yet.
@@ -126,7 +122,7 @@ impl Door {
         tasks: &Tasks,
     ) -> Result<Self, Error> {
         let certificate = tls.map(Checked::read).transpose()?.map(Certificate::new);
-        let listeners = listen.iter().map(Listener::bind).collect::<Result<_, _>>()?;
+        let listeners = listen.iter().map(|one| Listener::bind(one, listen)).collect::<Result<_, _>>()?;
         Ok(Self { listeners, certificate, limits: limits.clone(), clock: clock.clone(), tasks: tasks.clone() })
     }
 
@@ -141,7 +137,7 @@ impl Door {
     where
         S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
     {
         let addresses = self.listeners.iter().filter_map(Listener::address).collect();
         let seats = Arc::new(Seats::new(self.limits.connections, self.clock.clone()));
@@ -159,62 +155,9 @@ impl Door {
             self.tasks.spawn(async move { hall.accept(listener, answer).await });
         }
         let sweeping = hall.clone();
-        self.tasks.spawn_until_stop(async move {
-            loop {
-                tokio::time::sleep(SWEEP).await;
-                sweeping.seats.sweep(&sweeping.limits);
-            }
-        });
+        // Not only until the end begins: a door that closes waits for nobody longer than the limits say.
+        self.tasks.spawn(async move { sweeping.sweep().await });
         door
-    }
-}
-
-impl Listener {
-    fn bind(listen: &Listen) -> Result<Self, Error> {
-        let named = |what: &dyn std::fmt::Display| {
-            let what = what.to_string();
-            move |error: Error| Error::new(error.kind(), format!("cannot listen on {what}: {error}"))
-        };
-        match listen {
-            Listen::Tcp(address) => {
-                let socket = std::net::TcpListener::bind(address).map_err(named(address))?;
-                socket.set_nonblocking(true)?;
-                Ok(Self::Tcp(TcpListener::from_std(socket)?))
-            }
-            Listen::Unix(path) => {
-                let shown = path.display();
-                remove_stale(path).map_err(named(&shown))?;
-                let socket = UnixListener::bind(path).map_err(named(&shown))?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-                Ok(Self::Unix(socket, path.clone()))
-            }
-        }
-    }
-
-    fn address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(socket) => socket.local_addr().ok(),
-            Self::Unix(..) => None,
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Self::Unix(_, path) = self
-            && let Err(error) = std::fs::remove_file(&path)
-        {
-            tracing::debug!(path = %path.display(), %error, "the socket file stays");
-        }
-    }
-}
-
-/// A socket file that nobody answers at is left over from a process that was killed.
-fn remove_stale(path: &Path) -> Result<(), Error> {
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(Error::new(ErrorKind::AddrInUse, "another process serves this socket")),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Err(_) => Ok(()),
     }
 }
 
@@ -229,11 +172,22 @@ struct Hall {
 }
 
 impl Hall {
+    async fn sweep(&self) {
+        let emptied = async {
+            self.closing.cancelled().await;
+            self.seats.emptied().await;
+        };
+        let mut emptied = pin!(emptied);
+        while tokio::time::timeout(SWEEP, &mut emptied).await.is_err() {
+            self.seats.sweep(&self.limits);
+        }
+    }
+
     async fn accept<S, F, B>(self: Arc<Self>, listener: Listener, answer: S)
     where
         S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
     {
         let mut was_told = false;
         loop {
@@ -253,7 +207,7 @@ impl Hall {
             };
             was_told = false;
             let seat = tokio::select! {
-                seat = self.seats.take() => seat,
+                seat = self.seats.take(address) => seat,
                 () = self.closing.cancelled() => return,
             };
             let (hall, answer) = (self.clone(), answer.clone());
@@ -269,7 +223,7 @@ impl Hall {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
     {
         let peer = Peer { address, names: None, seat: seat.seat().clone(), clock: self.clock.clone() };
         match &self.certificate {
@@ -284,7 +238,7 @@ impl Hall {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
     {
         let Some(stream) = self.shake(certificate, socket, &peer).await else { return };
         peer.names = tls::names(stream.get_ref().1.peer_certificates());
@@ -329,6 +283,7 @@ impl Hall {
             .max_header_size(self.limits.head_bytes)
             .max_headers(self.limits.head_fields)
             .header_read_timeout(None)
+            .half_close(true)
             .serve_connection(TokioIo::new(stream), service);
         drive(connection, &seat, |connection| connection.graceful_shutdown(), || false).await;
     }
@@ -338,14 +293,14 @@ impl Hall {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Fn(Peer, Request<Incoming>) -> F,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + 'static,
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
     {
         let seat = peer.seat.clone();
         seat.multiplexes();
-        let streams = Streams::new(&self.tasks);
+        let streams = Streams::new(&self.tasks, &seat, &self.clock, self.limits.write_stall);
         let service = service_fn(|request| {
             let answer = answer(peer.clone(), request);
-            async { Ok::<_, std::convert::Infallible>(answer.await) }
+            async { Ok::<_, std::convert::Infallible>(answer.await.map(Answering::new)) }
         });
         let connection = hyper::server::conn::http2::Builder::new(streams.clone())
             .max_concurrent_streams(self.limits.h2_streams)
@@ -359,46 +314,6 @@ impl Hall {
             .keep_alive_timeout(H2_PING_WAIT)
             .serve_connection(TokioIo::new(stream), service);
         drive(connection, &seat, |connection| connection.graceful_shutdown(), || streams.run()).await;
-    }
-}
-
-/// One HTTP/2 stream's run, from request to answer.
-type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Runs HTTP/2 streams: each once after all that came with it have been taken in, so that answers that are ready at once (hits) leave
-/// together; then as tracked tasks.
-#[derive(Clone)]
-struct Streams {
-    tasks: Tasks,
-    new: Arc<Mutex<Vec<Run>>>,
-}
-
-impl Streams {
-    fn new(tasks: &Tasks) -> Self {
-        Self { tasks: tasks.clone(), new: Arc::default() }
-    }
-
-    /// Runs the new ones; `false`: there were none.
-    fn run(&self) -> bool {
-        let new = std::mem::take(&mut *self.new.lock().unwrap_or_else(PoisonError::into_inner));
-        let some = !new.is_empty();
-        for mut stream in new {
-            // Whom this poll would wake does not matter: the task's own first poll comes after it.
-            if stream.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-                drop(self.tasks.spawn(stream));
-            }
-        }
-        some
-    }
-}
-
-impl<F> hyper::rt::Executor<F> for Streams
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        let stream = Box::pin(async { drop(stream.await) });
-        self.new.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
     }
 }
 
@@ -424,23 +339,5 @@ where
     });
     if let Err(error) = ended.await {
         tracing::debug!(%error, "a connection ended early");
-    }
-}
-
-enum Stream {
-    Tcp(tokio::net::TcpStream),
-    Unix(tokio::net::UnixStream),
-}
-
-impl Listener {
-    async fn accept(&self) -> Result<(Stream, Option<IpAddr>), Error> {
-        match self {
-            Self::Tcp(socket) => {
-                let (stream, address) = socket.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok((Stream::Tcp(stream), Some(address.ip().to_canonical())))
-            }
-            Self::Unix(socket, _) => socket.accept().await.map(|(stream, _)| (Stream::Unix(stream), None)),
-        }
     }
 }

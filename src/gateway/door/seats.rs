@@ -1,8 +1,14 @@
-//! The seats of a door: one for each connection, with what it has been at since when. At the cap, whoever has been idle or
-//! silent longest gives way to who comes.
+//! The seats of a door: one for each connection, with what it has been at since when.
+//!
+//! At the cap somebody gives way to who comes: first connections that never sent a request, then those that have none under way,
+//! of whoever has the most connections, the one that has waited longest. Whose a connection is: its last caller's, once one
+//! is known, else its peer's.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -16,6 +22,8 @@ use crate::config::Limits;
 
 /// How often a newcomer looks for somebody who has become idle.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// A connection whose answers wait for its client, and for nothing else, may be asked to give way after this.
+const UNTAKEN_MS: u64 = 1_000;
 
 /// What a connection is at while it has no request under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +58,16 @@ pub(super) struct Seat {
     since_ms: AtomicU64,
     born_ms: AtomicU64,
     busy: AtomicU32,
+    /// Was it ever busy?
+    served: AtomicBool,
+    /// Over HTTP/2: answers that wait for the client, of which nothing was taken since `untaken_ms`.
+    untaken: AtomicU32,
+    untaken_ms: AtomicU64,
     /// Since when writing is stuck; 0: it is not.
     stuck_ms: AtomicU64,
+    peer: Option<IpAddr>,
+    /// Whose the last request was whose caller became known; 0: there was none.
+    caller: AtomicU64,
     word: AtomicU8,
     /// Who drives the connection.
     driver: AtomicWaker,
@@ -64,6 +80,29 @@ pub struct Busy {
     clock: Clock,
 }
 
+impl Busy {
+    /// The connection is this caller's.
+    pub fn is_of(&self, caller: NonZeroU64) {
+        self.seat.caller.store(caller.get(), Ordering::Relaxed);
+    }
+}
+
+/// An HTTP/2 answer waits for its client.
+pub(super) struct Untaken(Arc<Seat>);
+
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        self.0.untaken.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Whose connections are counted together.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum User {
+    Caller(u64),
+    Peer(Option<IpAddr>),
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         if self.seat.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -73,7 +112,7 @@ impl Drop for Busy {
 }
 
 impl Seat {
-    fn new(epoch: Instant, clock: &Clock) -> Self {
+    fn new(epoch: Instant, clock: &Clock, peer: Option<IpAddr>) -> Self {
         let seat = Self {
             epoch,
             multiplexes: AtomicBool::new(false),
@@ -81,7 +120,12 @@ impl Seat {
             since_ms: AtomicU64::new(0),
             born_ms: AtomicU64::new(0),
             busy: AtomicU32::new(0),
+            served: AtomicBool::new(false),
+            untaken: AtomicU32::new(0),
+            untaken_ms: AtomicU64::new(0),
             stuck_ms: AtomicU64::new(0),
+            peer,
+            caller: AtomicU64::new(0),
             word: AtomicU8::new(Word::Stay as u8),
             driver: AtomicWaker::new(),
         };
@@ -124,11 +168,30 @@ impl Seat {
             self.stuck_ms.store(self.at(clock), Ordering::Relaxed);
         } else if !stuck && known != 0 {
             self.stuck_ms.store(0, Ordering::Relaxed);
+            // The end of an answer that left hyper's hands long ago: it is idle only from now on.
+            if self.busy.load(Ordering::Relaxed) == 0 {
+                self.since_ms.store(self.at(clock), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// An answer waits for the client from now on, until this is dropped.
+    pub(super) fn untaken(self: &Arc<Self>, clock: &Clock) -> Untaken {
+        self.untaken_ms.store(self.at(clock), Ordering::Relaxed);
+        self.untaken.fetch_add(1, Ordering::AcqRel);
+        Untaken(self.clone())
+    }
+
+    fn user(&self) -> User {
+        match self.caller.load(Ordering::Relaxed) {
+            0 => User::Peer(self.peer),
+            caller => User::Caller(caller),
         }
     }
 
     pub(super) fn busy(self: &Arc<Self>, clock: &Clock) -> Busy {
         self.busy.fetch_add(1, Ordering::AcqRel);
+        self.served.store(true, Ordering::Relaxed);
         Busy { seat: self.clone(), clock: clock.clone() }
     }
 
@@ -163,16 +226,31 @@ impl Seat {
         (self.busy.load(Ordering::Acquire) == 0).then(|| self.since_ms.load(Ordering::Relaxed))
     }
 
+    /// Since when nothing but its client was waited for; `None`: it has work under way.
+    fn may_give_way(&self, now_ms: u64) -> Option<u64> {
+        let stuck = self.stuck_ms.load(Ordering::Relaxed);
+        let busy = self.busy.load(Ordering::Acquire);
+        let waits = match busy {
+            0 => return Some(self.since_ms.load(Ordering::Relaxed)),
+            _ if stuck != 0 => stuck,
+            _ if busy <= self.untaken.load(Ordering::Acquire) => self.untaken_ms.load(Ordering::Relaxed),
+            _ => return None,
+        };
+        (now_ms.saturating_sub(waits) > UNTAKEN_MS).then_some(waits)
+    }
+
     fn judge(&self, now_ms: u64, limits: &Limits) {
         let over = |since: u64, limit: Duration| {
             now_ms.saturating_sub(since) > u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
         };
+        let born = self.born_ms.load(Ordering::Relaxed);
         let stuck = self.stuck_ms.load(Ordering::Relaxed);
-        if stuck != 0 && over(stuck, limits.write_stall) {
+        if (stuck != 0 && over(stuck, limits.write_stall)) || over(born, limits.age.saturating_add(limits.age_grace)) {
             return self.tell(Word::Gone);
         }
         let phase = self.phase.load(Ordering::Relaxed);
-        if let Some(since) = self.waiting_since() {
+        // While the end of an answer is on its way, how long that takes is bounded by `write_stall`.
+        if let Some(since) = self.waiting_since().filter(|_| stuck == 0) {
             let limit = match phase {
                 p if p == Phase::Silent as u8 => limits.first_byte,
                 p if p == Phase::Head as u8 => limits.head,
@@ -184,7 +262,7 @@ impl Seat {
                 self.tell(if is_new { Word::Leave } else { Word::Gone });
             }
         }
-        if over(self.born_ms.load(Ordering::Relaxed), limits.age) {
+        if over(born, limits.age) {
             self.tell(Word::Leave);
         }
     }
@@ -200,6 +278,7 @@ pub(super) struct Seats {
     closing: AtomicBool,
     next: AtomicU64,
     freed: Notify,
+    empty: Notify,
 }
 
 /// A taken seat; dropping it frees it.
@@ -217,8 +296,12 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.seats.lock().remove(&self.id);
+        let mut taken = self.seats.lock();
+        taken.remove(&self.id);
         self.seats.freed.notify_one();
+        if taken.is_empty() {
+            self.seats.empty.notify_waiters();
+        }
     }
 }
 
@@ -232,6 +315,7 @@ impl Seats {
             closing: AtomicBool::new(false),
             next: AtomicU64::new(0),
             freed: Notify::new(),
+            empty: Notify::new(),
         }
     }
 
@@ -243,12 +327,28 @@ impl Seats {
         self.lock().len()
     }
 
-    /// A seat for a connection that was accepted. At the cap, who has been idle or silent longest gives way; while all are
-    /// busy the newcomer waits, and so does everybody behind it.
-    pub(super) async fn take(self: &Arc<Self>) -> Taken {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.clock.now().saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Resolves when no seat is taken.
+    pub(super) async fn emptied(&self) {
+        loop {
+            let mut emptied = std::pin::pin!(self.empty.notified());
+            emptied.as_mut().enable();
+            if self.lock().is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// A seat for a connection that was accepted. At the cap somebody gives way; while all are busy the newcomer waits, and so
+    /// does everybody behind it.
+    pub(super) async fn take(self: &Arc<Self>, peer: Option<IpAddr>) -> Taken {
         loop {
             let freed = self.freed.notified();
-            if let Some(seat) = self.try_take() {
+            if let Some(seat) = self.try_take(peer) {
                 return seat;
             }
             self.give_way();
@@ -257,13 +357,13 @@ impl Seats {
         }
     }
 
-    fn try_take(self: &Arc<Self>) -> Option<Taken> {
+    fn try_take(self: &Arc<Self>, peer: Option<IpAddr>) -> Option<Taken> {
         let mut taken = self.lock();
         if taken.len() >= self.most {
             return None;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let seat = Arc::new(Seat::new(self.epoch, &self.clock));
+        let seat = Arc::new(Seat::new(self.epoch, &self.clock, peer));
         if self.closing.load(Ordering::Acquire) {
             seat.tell(Word::Leave);
         }
@@ -272,11 +372,17 @@ impl Seats {
     }
 
     fn give_way(&self) {
+        let now_ms = self.now_ms();
         let taken = self.lock();
-        let staying = taken.values().filter(|seat| seat.told() != Word::Gone);
-        let longest =
-            staying.filter_map(|seat| seat.waiting_since().map(|since| (since, seat))).min_by_key(|(since, _)| *since);
-        if let Some((_, seat)) = longest {
+        let staying = || taken.values().filter(|seat| seat.told() != Word::Gone);
+        let mut held = HashMap::<User, usize>::new();
+        staying().for_each(|seat| *held.entry(seat.user()).or_default() += 1);
+        let rank = |seat: &Arc<Seat>, since| {
+            let is_new = !seat.served.load(Ordering::Relaxed);
+            (is_new, held.get(&seat.user()).copied(), Reverse(since))
+        };
+        let ranked = staying().filter_map(|seat| Some((rank(seat, seat.may_give_way(now_ms)?), seat)));
+        if let Some((_, seat)) = ranked.max_by_key(|(rank, _)| *rank) {
             seat.tell(Word::Gone);
         }
     }
@@ -295,9 +401,9 @@ impl Seats {
 
     /// Closes who is silent, slow, idle, stuck or old beyond the limits.
     pub(super) fn sweep(&self, limits: &Limits) {
-        let now = u64::try_from(self.clock.now().saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX);
+        let now_ms = self.now_ms();
         for seat in self.lock().values() {
-            seat.judge(now, limits);
+            seat.judge(now_ms, limits);
         }
     }
 }

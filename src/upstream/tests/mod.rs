@@ -64,6 +64,7 @@ pub(super) fn limits() -> Limits {
         body: Duration::from_secs(30),
         idle: Duration::from_secs(60),
         age: Duration::from_secs(3600),
+        age_grace: Duration::from_secs(120),
         write_stall: Duration::from_secs(30),
         in_flight: 512,
         in_flight_per_caller: 64,

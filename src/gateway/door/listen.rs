@@ -1,0 +1,137 @@
+//! Sockets that a door listens on.
+
+use std::io::{Error, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::config::Listen;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: i32 = 1024;
+/// Who may connect to a Unix socket: its owner and its group.
+const SOCKET_MODE: u32 = 0o660;
+
+/// A bound socket.
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix { socket: UnixListener, _file: SocketFile },
+}
+
+/// An accepted connection.
+pub(super) enum Stream {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+impl Listener {
+    /// Binds one of `all`, the addresses of the same door.
+    pub(super) fn bind(listen: &Listen, all: &[Listen]) -> Result<Self, Error> {
+        let named = |what: &dyn std::fmt::Display| {
+            let what = what.to_string();
+            move |error: Error| Error::new(error.kind(), format!("cannot listen on {what}: {error}"))
+        };
+        match listen {
+            Listen::Tcp(address) => tcp(*address, all).map(Self::Tcp).map_err(named(address)),
+            Listen::Unix(path) => {
+                let bound = unix(path).map_err(named(&path.display()));
+                bound.map(|(socket, _file)| Self::Unix { socket, _file })
+            }
+        }
+    }
+
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().ok(),
+            Self::Unix { .. } => None,
+        }
+    }
+
+    pub(super) async fn accept(&self) -> Result<(Stream, Option<IpAddr>), Error> {
+        match self {
+            Self::Tcp(socket) => {
+                let (stream, address) = socket.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Stream::Tcp(stream), Some(address.ip().to_canonical())))
+            }
+            Self::Unix { socket, .. } => socket.accept().await.map(|(stream, _)| (Stream::Unix(stream), None)),
+        }
+    }
+}
+
+fn tcp(address: SocketAddr, all: &[Listen]) -> Result<TcpListener, Error> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    // Alone, [::] takes IPv4 too where the system lets it; beside an IPv4 address of its port it must leave that to the other.
+    let is_ipv4_of_its_port =
+        |other: &Listen| matches!(other, Listen::Tcp(other) if other.is_ipv4() && other.port() == address.port());
+    if address.is_ipv6() && all.iter().any(is_ipv4_of_its_port) {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Binds where nobody else can reach, sets the mode, and only then gives the socket its name: at no moment can more users
+/// connect than may. (The umask would do, but it is the whole process's.)
+fn unix(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+    remove_stale(path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let private = tempfile::Builder::new().prefix(".").rand_bytes(6).tempdir_in(folder)?;
+    let hidden = private.path().join("s");
+    let socket = UnixListener::bind(&hidden)?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    match renameat_with(CWD, &hidden, CWD, path, RenameFlags::NOREPLACE) {
+        // Some file systems know no such rename.
+        Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(&hidden, path)?,
+        renamed => renamed?,
+    }
+    let file = std::fs::symlink_metadata(path)?;
+    Ok((socket, SocketFile { path: path.to_owned(), device: file.dev(), inode: file.ino() }))
+}
+
+/// Removes a socket that nobody answers at: it is left over from a process that was killed. Nothing else is ever removed.
+fn remove_stale(path: &Path) -> Result<(), Error> {
+    let kind = match std::fs::symlink_metadata(path) {
+        Ok(file) => file.file_type(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !kind.is_socket() {
+        let what = "something that is not a socket has this name: move it away, or choose another name";
+        return Err(Error::new(ErrorKind::AlreadyExists, what));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(Error::new(ErrorKind::AddrInUse, "another process serves this socket")),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    }
+}
+
+/// The name of a Unix socket, which is removed with it unless it has become another file's.
+pub(super) struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let is_own = |file: &std::fs::Metadata| (file.dev(), file.ino()) == (self.device, self.inode);
+        let removed = match std::fs::symlink_metadata(&self.path) {
+            Ok(file) if is_own(&file) => std::fs::remove_file(&self.path),
+            Ok(_) => return,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            tracing::debug!(path = %self.path.display(), %error, "the socket file stays");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Promise 8. Whoever takes nothing of an answer loses that answer; whoever takes it steadily may take as long as a connection
+//! lives.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use makegate::sandbox::{Fault, FaultKind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::support::tls::{self, h2, h2_get};
+use crate::support::{ALL, ORG, Plan, TOO, World, half_closed, with_key};
+
+const APPS: &str = "/api/v2/organizations/11/apps";
+const MIB: usize = 1 << 20;
+
+/// The next bytes of a body; `None`: it has ended. An error: its stream was reset, or the connection ended.
+async fn piece(body: &mut hyper::body::Incoming) -> Option<Result<Bytes, hyper::Error>> {
+    let frame = tokio::time::timeout(Duration::from_secs(20), body.frame()).await.expect("the answer stays untaken")?;
+    Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
+}
+
+/// A connection to which the kernel gives little room, after a request for [`APPS`].
+async fn asked(world: &World) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let mut stream = socket.connect(world.gateway).await.unwrap();
+    stream.write_all(format!("GET {APPS} HTTP/1.1\r\nhost: x\r\n{}\r\n", with_key(ALL, &[])).as_bytes()).await.unwrap();
+    stream
+}
+
+fn large(world: &World, bytes: usize) {
+    let body = format!("{{\"x\":\"{}\"}}", "a".repeat(bytes));
+    world.sandbox.fault(Fault::always("GET", APPS, FaultKind::status(200).with_body(&body)));
+}
+
+/// Refusals that nobody takes hold no connection, with a key or without, and keep nobody out meanwhile.
+#[tokio::test]
+async fn answers_that_wait_for_a_window_of_nothing_hold_no_connection() {
+    let limits = "connections = 8\nwrite_stall = \"1500ms\"\nidle = \"500ms\"";
+    let (world, roots) = tls::world(Plan::default().set("limits", limits), "", &[]).await;
+    let mut held = Vec::new();
+    for n in 0..8 {
+        let (mut sender, ended) = h2(&world, &roots, 0).await;
+        let request = h2_get(if n % 2 == 0 { "no-key" } else { ALL }, if n % 2 == 0 { ORG } else { "/nowhere" });
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), if n % 2 == 0 { 401 } else { 404 });
+        held.push((sender, ended, response));
+    }
+    // The door is full of them; who comes finds a place all the same.
+    let key = format!("authorization: Token {TOO}");
+    let lines = [&*key];
+    let polite = tls::get(&world, &roots, None, ORG, &lines);
+    let polite = tokio::time::timeout(Duration::from_secs(20), polite).await.expect("it waits for ever");
+    polite.expect("an answer").expect(200);
+    for (_sender, ended, _untaken) in &mut held {
+        tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the connection stays").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_taken_is_reset_and_its_connection_serves_on() {
+    let (world, roots) = tls::world(Plan::default().set("limits", "write_stall = \"500ms\""), "", &[]).await;
+    large(&world, MIB);
+    for window in [0, 1, 50_000] {
+        let (mut sender, _ended) = h2(&world, &roots, window).await;
+        let mut untaken = sender.send_request(h2_get(ALL, APPS)).await.unwrap().into_body();
+        // Nothing is read until the gateway has had enough.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let end = loop {
+            match piece(&mut untaken).await.expect("it ended as if it were whole") {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(!end.is_closed() && !end.is_canceled(), "the stream was reset, not the connection: {end:?}");
+        let response = sender.send_request(h2_get(ALL, "/nowhere")).await.expect("the connection serves on");
+        assert_eq!(response.status(), 404);
+    }
+}
+
+/// The reader takes longer than `idle`, `write_stall` and `first_byte` together.
+#[tokio::test]
+async fn a_steady_reader_is_not_cut() {
+    let limits = "idle = \"300ms\"\nwrite_stall = \"700ms\"\nfirst_byte = \"5s\"";
+    let (world, roots) = tls::world(Plan::default().set("limits", limits), "", &[]).await;
+    large(&world, 2 * MIB);
+    let (mut sender, _ended) = h2(&world, &roots, 64 << 10).await;
+    let mut body = sender.send_request(h2_get(ALL, APPS)).await.unwrap().into_body();
+    let mut read = 0;
+    while let Some(bytes) = piece(&mut body).await {
+        read += bytes.expect("it was cut").len();
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+    assert_eq!(read, 2 * MIB + 8);
+
+    let plain = Plan::default().set("limits", limits).start().await;
+    large(&plain, 12 * MIB);
+    let mut stream = asked(&plain).await;
+    let (mut read, mut piece) = (0, vec![0; 128 << 10]);
+    while read < 12 * MIB {
+        let bytes = stream.read(&mut piece).await.expect("it was reset");
+        assert!(bytes > 0, "it was cut after {read} bytes");
+        read += bytes;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_http_1_reader_that_stops_is_cut() {
+    let world = Plan::default().set("limits", "write_stall = \"500ms\"").start().await;
+    large(&world, 32 * MIB);
+    let mut stream = asked(&world).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut all = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut all)).await;
+    drop(read.expect("the connection stays"));
+    assert!(all.len() < 32 * MIB, "the whole answer was kept for somebody who did not take it");
+}
+
+/// Whatever progress it makes: a connection has an end.
+#[tokio::test]
+async fn no_connection_outlives_its_age_and_the_grace() {
+    let limits = "age = \"300ms\"\nage_grace = \"700ms\"";
+    let (world, roots) = tls::world(Plan::default().set("limits", limits), "", &[]).await;
+    large(&world, 4 * MIB);
+    let (mut sender, ended) = h2(&world, &roots, 32 << 10).await;
+    let mut body = sender.send_request(h2_get(ALL, APPS)).await.unwrap().into_body();
+    let cut = async {
+        while piece(&mut body).await.expect("it ended as if it were whole").is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(8), cut).await.expect("it lives on");
+    tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the connection stays").unwrap();
+}
+
+/// RFC 9112 section 9.6: a client may say that it has no further request, and still wait for its answer.
+#[tokio::test]
+async fn a_client_that_has_said_all_it_wants_gets_its_answer() {
+    let world = World::start().await;
+    world.sandbox.fault(Fault::always("*", ORG, FaultKind::Latency { ms: 300 }));
+    let headers = with_key(ALL, &[]);
+    let get = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
+    half_closed(world.gateway, &get).await.expect("an answer").expect(200);
+    let patch = format!("PATCH {ORG} HTTP/1.1\r\nhost: x\r\n{headers}content-length: 12\r\n\r\n{{\"name\":\"x\"}}");
+    half_closed(world.gateway, &patch).await.expect("an answer").expect(200);
+}
+
+/// What has not become a request holds the end up no longer than its own limit.
+#[tokio::test]
+async fn half_a_head_does_not_hold_the_end_up() {
+    for sent in ["", "GET / HT"] {
+        let limits = "drain = \"60s\"\nfirst_byte = \"500ms\"\nhead = \"500ms\"";
+        let world = Plan::default().set("limits", limits).start().await;
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        world.get(ALL, ORG).await.expect(200);
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(10), world.service.shut_down()).await;
+        assert_eq!(ended, Ok(true), "after {sent:?}");
+    }
+}
+
+/// Connections that say nothing give way before one that has made requests and may make more.
+#[tokio::test]
+async fn silent_connections_do_not_push_out_those_that_are_used() {
+    let world = Plan::default().set("limits", "connections = 6").start().await;
+    let request = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{}\r\n", with_key(ALL, &[]));
+    let mut used = TcpStream::connect(world.gateway).await.unwrap();
+    let mut answer = vec![0; 64 << 10];
+    used.write_all(request.as_bytes()).await.unwrap();
+    assert!(used.read(&mut answer).await.unwrap() > 0);
+    let mut silent = Vec::new();
+    for _ in 0..30 {
+        silent.push(TcpStream::connect(world.gateway).await.unwrap());
+    }
+    world.get(TOO, ORG).await.expect(200);
+    used.write_all(request.as_bytes()).await.unwrap();
+    let read = used.read(&mut answer).await.expect("it was pushed out");
+    assert!(answer[..read].starts_with(b"HTTP/1.1 200"), "it was pushed out");
+}
+
+/// Of connections that are used, those of whoever has the most give way.
+#[tokio::test]
+async fn whoever_has_the_most_connections_gives_way() {
+    let world = Plan::default().set("limits", "connections = 8").start().await;
+    let mut answer = vec![0; 64 << 10];
+    let idle = async |key: &str| {
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        let request = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{}\r\n", with_key(key, &[]));
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert!(stream.read(&mut vec![0; 64 << 10]).await.unwrap() > 0);
+        stream
+    };
+    let mut modest = idle(TOO).await;
+    let mut greedy = Vec::new();
+    for key in [ALL, "no-key"] {
+        for _ in 0..20 {
+            greedy.push(idle(key).await);
+        }
+    }
+    let request = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{}\r\n", with_key(TOO, &[]));
+    modest.write_all(request.as_bytes()).await.unwrap();
+    let read = modest.read(&mut answer).await.expect("it was pushed out");
+    assert!(
+        answer[..read].starts_with(b"HTTP/1.1 200"),
+        "the oldest idle connection was pushed out by {}",
+        greedy.len()
+    );
+}

@@ -145,19 +145,30 @@ struct Counts(OnceLock<Box<Count>>);
 
 #[derive(Debug)]
 struct Count {
-    /// The operation's index in the catalogue; `None`: not classified.
-    row: Option<usize>,
+    /// The operation's id: its place in the catalogue is another after a reload. `None`: not classified.
+    operation: Option<Arc<str>>,
     by_source: [AtomicU64; Source::ALL.len()],
     next: Counts,
 }
 
 impl Counts {
-    fn of(&self, row: Option<usize>) -> &Count {
+    fn of(&self, operation: Option<&Arc<str>>) -> &Count {
+        // The very same text, as long as there was no reload.
+        let same = |count: &&Count| match (&count.operation, operation) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        self.iter().find(same).unwrap_or_else(|| self.get_or_make(operation))
+    }
+
+    fn get_or_make(&self, operation: Option<&Arc<str>>) -> &Count {
         let mut place = self;
         loop {
-            let count =
-                place.0.get_or_init(|| Box::new(Count { row, by_source: Default::default(), next: Self::default() }));
-            if count.row == row {
+            let make = || {
+                Box::new(Count { operation: operation.cloned(), by_source: Default::default(), next: Self::default() })
+            };
+            let count = place.0.get_or_init(make);
+            if count.operation.as_ref() == operation {
                 return count;
             }
             place = &count.next;
@@ -227,19 +238,19 @@ impl CallerState {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
     }
 
-    /// Counts an answer. `row`: the operation's index in the catalogue, if it came to that.
-    pub fn count(&self, row: Option<usize>, source: Source) {
-        if let Some(counter) = self.counts.of(row).by_source.get(source as usize) {
+    /// Counts an answer. `operation`: its id, if it came to that.
+    pub fn count(&self, operation: Option<&Arc<str>>, source: Source) {
+        if let Some(counter) = self.counts.of(operation).by_source.get(source as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Answers by operation (`None`: not classified) and source, without those that are nothing.
     #[must_use]
-    pub fn counts(&self) -> Vec<(Option<usize>, Source, u64)> {
+    pub fn counts(&self) -> Vec<(Option<Arc<str>>, Source, u64)> {
         let counters = self.counts.iter().flat_map(|count| {
             let sources = Source::ALL.into_iter().zip(&count.by_source);
-            sources.map(|(source, counter)| (count.row, source, counter.load(Ordering::Relaxed)))
+            sources.map(|(source, counter)| (count.operation.clone(), source, counter.load(Ordering::Relaxed)))
         });
         counters.filter(|(_, _, count)| *count > 0).collect()
     }
@@ -389,8 +400,10 @@ mod tests {
         assert!(state.enter(1).is_none());
         drop(first);
         assert!(state.enter(1).is_some());
-        state.count(Some(3), Source::Hit);
+        let read: Arc<str> = "organizations.get".into();
+        state.count(Some(&read), Source::Hit);
         state.count(None, Source::Refused);
-        assert_eq!(state.counts(), [(Some(3), Source::Hit, 1), (None, Source::Refused, 1)]);
+        state.count(Some(&"organizations.get".into()), Source::Hit);
+        assert_eq!(state.counts(), [(Some(read), Source::Hit, 2), (None, Source::Refused, 1)]);
     }
 }

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod hash;
 pub mod reader;
 pub mod tasks;
+pub mod watched;
 pub mod words;
 // Rank 1: what there is.
 pub mod catalogue;

@@ -1,28 +1,30 @@
 //! A running makegate: the engines wired together, both doors open, configuration and secrets followed, an orderly end.
 
+mod reload;
+
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
-use secrecy::ExposeSecret as _;
 
 use crate::answers::Answers;
-use crate::audit::{Log, Record};
+use crate::audit::Log;
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::Read;
-use crate::config::secret::secret;
-use crate::config::{self, Config, Limits, Origins, Source};
+use crate::config::secret::secret_in;
+use crate::config::{Config, Limits, Read};
 use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
 use crate::gateway::{Engines, Gate, life, look, tally};
 use crate::hash;
 use crate::operator::{self, Desk};
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
-use crate::upstream::{Token, Upstream};
+use crate::upstream::Upstream;
+
+use reload::Watch;
 
 /// File descriptors that connections leave to the rest: the log, its index, the listeners, what is read while running.
 const FURTHER_FILES: usize = 64;
@@ -30,8 +32,6 @@ const FURTHER_FILES: usize = 64;
 const OPERATORS_PART: usize = 8;
 /// With fewer connections there is nothing to serve.
 const CONNECTIONS_MIN: usize = 16;
-/// How often contents of the configuration and the secrets are compared.
-const WATCH: Duration = Duration::from_secs(5);
 /// How often the cache and the answers forget and the quota's journal is synced.
 const CHORES: Duration = Duration::from_secs(1);
 /// How long connections have to end that were cut, and the operators' door to close.
@@ -70,31 +70,6 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// The contents that were looked at last, whether they were put in force or refused: a bad file is told once.
-#[derive(PartialEq, Eq)]
-struct Seen {
-    text: Option<[u8; 32]>,
-    token: Option<[u8; 32]>,
-    operator_key: Option<[u8; 32]>,
-    /// Of certificates: the door's files, and the authorities that the upstream is believed by.
-    door: Vec<Option<[u8; 32]>>,
-    authorities: Option<[u8; 32]>,
-}
-
-impl Seen {
-    fn of(file: &Path, config: &Config) -> Self {
-        let tls = config.gateway.tls.iter();
-        let door = tls.flat_map(|tls| [Some(&tls.cert), Some(&tls.key), tls.client_ca.as_ref()]).flatten();
-        Self {
-            text: file_hash(file),
-            door: door.map(|path| file_hash(path)).collect(),
-            authorities: config.upstream.ca_file.as_deref().and_then(file_hash),
-            token: secret_hash(&config.upstream.token).ok(),
-            operator_key: secret_hash(&config.operator.key).ok(),
-        }
-    }
-}
-
 /// The running service.
 pub struct Service {
     inner: Arc<Inner>,
@@ -110,10 +85,7 @@ struct Inner {
     file: PathBuf,
     /// What the gateway door shows of itself.
     certificate: Option<Certificate>,
-    /// By which contents of `upstream.ca_file` the upstream is believed now; what was seen since may have been refused.
-    believed: Mutex<Option<[u8; 32]>>,
-    seen: Mutex<Seen>,
-    reloading: tokio::sync::Mutex<()>,
+    watch: Watch,
 }
 
 impl Service {
@@ -122,19 +94,22 @@ impl Service {
     /// # Errors
     /// [`StartError`]: what is wrong and what to do.
     pub async fn start(read: Read, clock: Clock) -> Result<Self, StartError> {
-        let Read { config, origins, .. } = read;
+        let Read { config, origins, files, .. } = read;
         let file = origins.file.clone();
         if config.upstream.url.tls || config.gateway.tls.is_some() {
             hash::warm_tls();
         }
-        let token = token(&config.upstream.token).map_err(StartError::configuration)?;
-        let operator_key = secret(&config.operator.key).map_err(StartError::configuration)?;
-        let upstream =
-            Upstream::new(&config.upstream, &config.limits, token, clock.clone()).map_err(StartError::configuration)?;
+        let token = reload::token(&files, &config.upstream.token).map_err(StartError::configuration)?;
+        let operator_key = secret_in(&files, &config.operator.key).map_err(StartError::configuration)?;
+        let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &files)
+            .map_err(StartError::configuration)?;
+        let tls = config.gateway.tls.as_ref();
+        let certificate = tls.map(|tls| Checked::read(tls, &files)).transpose().map_err(StartError::configuration)?;
+        let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, desk_tasks) = (Tasks::new(), Tasks::new());
         let [callers, operators] =
             connections(&config)?.map(|connections| Limits { connections, ..config.limits.clone() });
-        let gateway = Door::bind(&config.gateway.listen, config.gateway.tls.as_ref(), &callers, &clock, &tasks);
+        let gateway = Door::bind(&config.gateway.listen, certificate, &callers, &clock, &tasks);
         let gateway = gateway.map_err(StartError::failed)?;
         let operator =
             Door::bind(&config.operator.listen, None, &operators, &clock, &desk_tasks).map_err(StartError::failed)?;
@@ -146,7 +121,6 @@ impl Service {
         let engines = Engines { log, answers, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gate = Gate::new(config, engines);
         gate.take_up(&recovered.doubts);
-        let seen = Seen::of(&file, &gate.policy().config);
         let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), origins);
         let inner = Arc::new(Inner {
             gate: gate.clone(),
@@ -154,9 +128,7 @@ impl Service {
             desk_tasks,
             file,
             certificate: gateway.certificate().cloned(),
-            believed: Mutex::new(seen.authorities),
-            seen: Mutex::new(seen),
-            reloading: tokio::sync::Mutex::default(),
+            watch,
         });
         let gateway = gateway.open(move |peer, request| life::answer(gate.clone(), &peer, request));
         desk.show_door("gateway", gateway.clone());
@@ -191,6 +163,12 @@ impl Service {
         self.inner.reload().await
     }
 
+    /// The same, while the service goes on with everything else; how it ended is told in both logs.
+    pub fn begin_reload(&self) {
+        let inner = self.inner.clone();
+        self.inner.gate.tasks.spawn_until_stop(async move { drop(inner.reload().await) });
+    }
+
     /// Not ready, then closed; what is under way has the drain time to finish. `true`: all of it did.
     pub async fn shut_down(self) -> bool {
         let gate = &self.inner.gate;
@@ -217,7 +195,7 @@ impl Service {
 impl Inner {
     /// The small work that recurs while the service runs.
     fn look_after(self: Arc<Self>) {
-        let (gate, watched) = (self.gate.clone(), self.clone());
+        let gate = self.gate.clone();
         self.gate.tasks.spawn_until_stop(async move {
             loop {
                 tokio::time::sleep(CHORES).await;
@@ -233,86 +211,8 @@ impl Inner {
         });
         self.gate.tasks.spawn_until_stop(look::run(self.gate.clone()));
         self.gate.tasks.spawn_until_stop(tally::run(self.gate.clone()));
-        self.gate.tasks.spawn_until_stop(async move {
-            loop {
-                tokio::time::sleep(WATCH).await;
-                if watched.changed() {
-                    let _told = watched.reload().await;
-                }
-            }
-        });
-    }
-
-    fn changed(&self) -> bool {
-        let now = Seen::of(&self.file, &self.gate.policy().config);
-        *self.seen() != now
-    }
-
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn reload(&self) -> Result<(), String> {
-        let _one_at_a_time = self.reloading.lock().await;
-        let seen = Seen::of(&self.file, &self.gate.policy().config);
-        let believed = *self.believed.lock().unwrap_or_else(PoisonError::into_inner);
-        let (shown, result) = match self.adopt(believed != seen.authorities) {
-            Ok(origins) => {
-                *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = seen.authorities;
-                (Ok(origins), Ok(()))
-            }
-            Err(why) => (Err(why.clone()), Err(why)),
-        };
-        self.desk.reloaded(shown);
-        *self.seen() = seen;
-        match &result {
-            Ok(()) => tracing::info!(file = %self.file.display(), "the configuration was reloaded"),
-            Err(why) => {
-                tracing::error!(file = %self.file.display(), %why, "the configuration was not reloaded: the old one stays in force")
-            }
-        }
-        self.told(&result);
-        result
-    }
-
-    /// Everything is checked before anything changes. `other_authorities`: the upstream's certificate is to be believed by others.
-    fn adopt(&self, other_authorities: bool) -> Result<Origins, String> {
-        let gate = &self.gate;
-        let before = gate.policy();
-        let read = config::read(&self.file).map_err(|failure| failure.to_string())?;
-        let token = token(&read.config.upstream.token)?;
-        let operator_key = secret(&read.config.operator.key)?;
-        fixed(&before.config, &read.config)?;
-        let checked = read.config.gateway.tls.as_ref().map(Checked::read).transpose().map_err(|why| why.to_string())?;
-        let other_upstream = other_authorities
-            || before.config.upstream != read.config.upstream
-            || before.config.limits != read.config.limits;
-        let upstream = if other_upstream {
-            let made = Upstream::new(&read.config.upstream, &read.config.limits, token, gate.clock.clone());
-            Some(Arc::new(made.map_err(|error| error.to_string())?))
-        } else {
-            if gate.upstream().set_token(token) {
-                gate.cache.purge_all();
-            }
-            None
-        };
-        if let Some((certificate, checked)) = self.certificate.as_ref().zip(checked) {
-            certificate.put(checked);
-        }
-        gate.quota.configure(quota_settings(&read.config));
-        gate.adopt(read.config, upstream);
-        self.desk.set_key(&operator_key);
-        Ok(read.origins)
-    }
-
-    fn told(&self, result: &Result<(), String>) {
-        let (event, detail) = match result {
-            Ok(()) => ("reload", "the configuration was reloaded"),
-            Err(why) => ("reload-failed", why.as_str()),
-        };
-        if let Some(room) = self.gate.log.reserve() {
-            room.fill(Record::event(self.gate.clock.wall(), event, detail));
-        }
+        let tasks = self.gate.tasks.clone();
+        tasks.spawn_until_stop(self.follow_files());
     }
 }
 
@@ -339,34 +239,6 @@ fn connections(config: &Config) -> Result<[usize; 2], StartError> {
     Ok([callers, operators])
 }
 
-/// What cannot change while the service runs.
-fn fixed(before: &Config, after: &Config) -> Result<(), String> {
-    let same = [
-        ("gateway.listen", before.gateway.listen == after.gateway.listen),
-        ("gateway.tls", before.gateway.tls.is_some() == after.gateway.tls.is_some()),
-        ("operator.listen", before.operator.listen == after.operator.listen),
-        ("audit", before.audit == after.audit),
-        ("cache.capacity", before.cache.capacity_bytes == after.cache.capacity_bytes),
-    ];
-    let changed: Vec<&str> = same.iter().filter(|(_, same)| !same).map(|(name, _)| *name).collect();
-    if changed.is_empty() {
-        return Ok(());
-    }
-    Err(format!("{} cannot change while makegate runs: restart it, or set the old value again", changed.join(", ")))
-}
-
 fn quota_settings(config: &Config) -> quota::Settings {
     quota::Settings { setting: config.upstream.quota, queue_per_caller: config.limits.quota_queue }
-}
-
-fn token(source: &Source) -> Result<Token, String> {
-    Token::new(&secret(source)?).map_err(|error| error.to_string())
-}
-
-fn file_hash(path: &Path) -> Option<[u8; 32]> {
-    std::fs::read(path).ok().map(|contents| hash::sha256(&contents))
-}
-
-fn secret_hash(source: &Source) -> Result<[u8; 32], String> {
-    secret(source).map(|secret| hash::sha256(secret.expose_secret().as_bytes()))
 }

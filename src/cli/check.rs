@@ -11,12 +11,12 @@ use super::failure::{Failure, USAGE};
 use super::output;
 use super::process::{self, When};
 use crate::clock::Clock;
-use crate::config::secret::secret;
+use crate::config::secret::secret_in;
 use crate::config::{self, Read};
 use crate::config::{Config, Mistake, Severity};
-use crate::gateway::door::Door;
-use crate::tasks::Tasks;
+use crate::gateway::door::Checked;
 use crate::upstream::{Token, Upstream};
+use crate::watched::Snapshot;
 
 /// Says everything that is wrong with a configuration.
 ///
@@ -49,8 +49,8 @@ impl Check {
     pub(super) fn run(&self, color: When) -> Result<(), Failure> {
         let file = &self.config.path;
         let (mistakes, text) = match config::read(file) {
-            Ok(Read { config, warnings, origins }) if self.online => {
-                let tried = process::block_on(async { Ok(online(&config).await) })?;
+            Ok(Read { config, warnings, origins, files }) if self.online => {
+                let tried = process::block_on(async { Ok(online(&config, &files).await) })?;
                 (warnings.into_iter().chain(tried).collect(), origins.text)
             }
             Ok(Read { warnings, origins, .. }) => (warnings, origins.text),
@@ -79,21 +79,21 @@ fn summary(file: &Path, mistakes: &[Mistake]) -> Result<(), Failure> {
 const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
 
 /// What fails on this machine now. Its place is the file as a whole: nothing in it need be wrong.
-async fn online(config: &Config) -> Vec<Mistake> {
+async fn online(config: &Config, files: &Snapshot) -> Vec<Mistake> {
     let clock = Clock::system();
     let mut failures = Vec::new();
     let mut failed = |what: &str, why: String| {
         let message = format!("{what}: {why}");
         failures.push(Mistake { severity: Severity::Error, line: 1, column: 1, span: NOWHERE, message, help: None });
     };
-    if let Err(why) = secret(&config.operator.key) {
+    if let Err(why) = secret_in(files, &config.operator.key) {
         failed("the operator key", why);
     }
-    let doors = Door::bind(&[], config.gateway.tls.as_ref(), &config.limits, &clock, &Tasks::new());
-    if let Err(error) = doors {
+    if let Some(Err(error)) = config.gateway.tls.as_ref().map(|tls| Checked::read(tls, files)) {
         failed("gateway.tls", error.to_string());
     }
-    let token = secret(&config.upstream.token).and_then(|secret| Token::new(&secret).map_err(|bad| bad.to_string()));
+    let token =
+        secret_in(files, &config.upstream.token).and_then(|secret| Token::new(&secret).map_err(|bad| bad.to_string()));
     let token = match token {
         Ok(token) => token,
         Err(why) => {
@@ -101,7 +101,7 @@ async fn online(config: &Config) -> Vec<Mistake> {
             return failures;
         }
     };
-    match Upstream::new(&config.upstream, &config.limits, token, clock) {
+    match Upstream::new(&config.upstream, &config.limits, token, clock, files) {
         Err(error) => failed("upstream", error.to_string()),
         Ok(upstream) => {
             if let Err(why) = upstream.reach(config.upstream.connect).await {

@@ -48,8 +48,8 @@ async fn serve(read: Read) -> Result<(), Failure> {
     let (gateway, operator) = (service.gateway_addresses(), service.operator_addresses());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, "makegate serves");
     while signals.next().await == Told::Reload {
-        // The service itself tells how that went, as it does when a changed file makes it read again.
-        let _told = service.reload().await;
+        // A file system that hangs must not keep the next signal waiting.
+        service.begin_reload();
     }
     end(service, &mut signals).await
 }

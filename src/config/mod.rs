@@ -22,7 +22,7 @@ use crate::catalogue::Catalogue;
 use crate::words::KeyHash;
 
 pub use crate::reader::{Mistake, Severity, Wrong};
-pub use read::{Failure, Origins, Read, Shown, parse, read};
+pub use read::{Failure, Origins, Read, Shown, parse, read, read_in};
 pub use report::report;
 
 /// A caller's name as `[[caller]]` takes it, for what is written outside the file.

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +13,10 @@ use super::{Config, checks, sections};
 use crate::catalogue::rows::{self, Row};
 use crate::catalogue::{Catalogue, Operation};
 use crate::reader::{self, Form, Kind, Mistake, Setting, Severity, Table, Written, Wrong};
+use crate::watched::Snapshot;
 
 /// A configuration, and what there is to say about it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Read {
     /// What is configured.
     pub config: Config,
@@ -25,6 +24,8 @@ pub struct Read {
     pub warnings: Vec<Mistake>,
     /// Where each setting comes from.
     pub origins: Origins,
+    /// The files that were read for it. What else it names is to be read from here, too.
+    pub files: Snapshot,
 }
 
 /// The settings in force and where they come from. What is shown of them is made when somebody asks: with many callers there are
@@ -60,14 +61,24 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// No configuration is larger; more is the wrong file.
-const FILE_BYTES_MAX: u64 = 256 << 20;
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Reads a configuration file.
 ///
 /// # Errors
 /// Everything that is wrong with it, or that it cannot be read.
 pub fn read(path: &Path) -> Result<Read, Failure> {
-    match text_of(path) {
+    let files = Snapshot::new();
+    let read = read_in(&files, path)?;
+    Ok(Read { files, ..read })
+}
+
+/// The same from files that are being looked at; they stay with the caller.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_in(files: &Snapshot, path: &Path) -> Result<Read, Failure> {
+    match text_of(files, path) {
         Ok(text) => parse(&text, path),
         Err(why) => {
             let help = Some("give the configuration's path: --config FILE".to_owned());
@@ -78,15 +89,12 @@ pub fn read(path: &Path) -> Result<Read, Failure> {
     }
 }
 
-fn text_of(path: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(format!("it is larger than {} MiB", FILE_BYTES_MAX >> 20));
+fn text_of(files: &Snapshot, path: &Path) -> Result<String, String> {
+    let bytes = files.read(path, FILE_BYTES_MAX).map_err(|error| error.to_string())?;
+    match str::from_utf8(&bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(error) => Err(format!("it is not UTF-8 from byte {} on", error.valid_up_to())),
     }
-    String::from_utf8(bytes)
-        .map_err(|error| format!("it is no UTF-8 from byte {} on", error.utf8_error().valid_up_to()))
 }
 
 /// Reads a configuration from a text that is said to stand in `file`: relative paths are relative to that.
@@ -102,7 +110,7 @@ pub fn parse(text: &str, file: &Path) -> Result<Read, Failure> {
     if failed {
         return Err(Failure { file, text, mistakes });
     }
-    Ok(Read { config, warnings: mistakes, origins: Origins { file, text, settings } })
+    Ok(Read { config, warnings: mistakes, origins: Origins { file, text, settings }, files: Snapshot::new() })
 }
 
 fn document(root: &Table<'_>, base: &Path) -> Config {

@@ -1,14 +1,15 @@
 //! Secrets: read from where the configuration says, never from the configuration itself.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 
 use super::Source;
+use crate::watched::{Contents, Snapshot};
 
 /// No secret is longer; more is the wrong file.
 const SECRET_BYTES_MAX: u64 = 8 * 1024;
@@ -21,7 +22,15 @@ const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// # Errors
 /// A sentence that names the source and says what to do. It never holds any of the secret.
 pub fn secret(source: &Source) -> Result<SecretString, String> {
-    secret_of(source, |name| std::env::var_os(name))
+    secret_in(&Snapshot::new(), source)
+}
+
+/// The same, read from `files`.
+///
+/// # Errors
+/// As [`secret`].
+pub fn secret_in(files: &Snapshot, source: &Source) -> Result<SecretString, String> {
+    secret_of(files, source, |name| std::env::var_os(name))
 }
 
 /// Is there something at `source`? (Not whether it is fit to be a secret.)
@@ -29,7 +38,7 @@ pub fn secret(source: &Source) -> Result<SecretString, String> {
 pub fn exists(source: &Source) -> bool {
     let variable = |name: &str| std::env::var_os(name);
     match source {
-        Source::File(path) => place(path, variable).is_some(),
+        Source::File(path) => path.exists() || credential(path, variable).is_some_and(|path| path.exists()),
         Source::Env(name) => variable(name).is_some(),
     }
 }
@@ -43,19 +52,21 @@ pub fn described(source: &Source) -> String {
     }
 }
 
-fn secret_of(source: &Source, variable: impl Fn(&str) -> Option<OsString>) -> Result<SecretString, String> {
+fn secret_of(
+    files: &Snapshot,
+    source: &Source,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<SecretString, String> {
     let bytes = match source {
-        Source::File(path) => match place(path, variable) {
-            Some(place) => read(&place).map_err(|error| format!("cannot read {}: {error}", described(source)))?,
-            None => {
-                return Err(format!(
-                    "{} is not there, nor is its name in ${CREDENTIALS}: create it",
-                    described(source)
-                ));
+        Source::File(path) => read(files, path, variable).map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                format!("{} is not there, nor is its name in ${CREDENTIALS}: create it", described(source))
+            } else {
+                format!("cannot read {}: {error}", described(source))
             }
-        },
+        })?,
         Source::Env(name) => match variable(name) {
-            Some(value) => Zeroizing::new(value.into_encoded_bytes()),
+            Some(value) => Arc::new(Zeroizing::new(value.into_encoded_bytes())),
             None => return Err(format!("{} is not set: set it", described(source))),
         },
     };
@@ -71,21 +82,18 @@ fn secret_of(source: &Source, variable: impl Fn(&str) -> Option<OsString>) -> Re
 }
 
 /// The file itself, or the credential of its name.
-fn place(path: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    if path.exists() {
-        return Some(path.to_owned());
+fn read(files: &Snapshot, path: &Path, variable: impl Fn(&str) -> Option<OsString>) -> io::Result<Contents> {
+    let own = files.read(path, SECRET_BYTES_MAX);
+    match (&own, credential(path, variable)) {
+        (Err(error), Some(credential)) if error.kind() == io::ErrorKind::NotFound => {
+            files.read(&credential, SECRET_BYTES_MAX)
+        }
+        _ => own,
     }
-    let credential = Path::new(&variable(CREDENTIALS)?).join(path.file_name()?);
-    credential.exists().then_some(credential)
 }
 
-fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(SECRET_BYTES_MAX + 1).unwrap_or(0)));
-    File::open(path)?.take(SECRET_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > SECRET_BYTES_MAX {
-        return Err(io::Error::other("it is too large for a secret"));
-    }
-    Ok(bytes)
+fn credential(path: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    Some(Path::new(&variable(CREDENTIALS)?).join(path.file_name()?))
 }
 
 #[cfg(test)]
@@ -96,14 +104,14 @@ mod tests {
 
     #[test]
     fn a_secret_is_one_line_of_printable_ascii() {
-        let of = |value: &str| secret_of(&Source::Env("X".into()), |_| Some(value.into()));
+        let of = |value: &str| secret_of(&Snapshot::new(), &Source::Env("X".into()), |_| Some(value.into()));
         assert_eq!(of("abc-1\n").unwrap().expose_secret(), "abc-1");
         assert_eq!(of("abc\r\n").unwrap().expose_secret(), "abc");
         for bad in ["", "\n", "a b", "a\n\n", "a\nb\n", "ä", "\u{7f}", " a"] {
             let why = of(bad).unwrap_err();
             assert!(why.starts_with("the environment variable X"), "{why}");
         }
-        assert!(secret_of(&Source::Env("X".into()), |_| None).unwrap_err().contains("is not set"));
+        assert!(secret_of(&Snapshot::new(), &Source::Env("X".into()), |_| None).unwrap_err().contains("is not set"));
     }
 
     #[test]
@@ -111,9 +119,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("make"), "from-systemd\n").unwrap();
         let credentials = |name: &str| (name == CREDENTIALS).then(|| folder.path().into());
-        let found = secret_of(&Source::File("/nowhere/make".into()), credentials).unwrap();
+        let found = secret_of(&Snapshot::new(), &Source::File("/nowhere/make".into()), credentials).unwrap();
         assert_eq!(found.expose_secret(), "from-systemd");
-        let why = secret_of(&Source::File("/nowhere/other".into()), credentials).unwrap_err();
+        let why = secret_of(&Snapshot::new(), &Source::File("/nowhere/other".into()), credentials).unwrap_err();
         assert_eq!(
             why,
             "the file \"/nowhere/other\" is not there, nor is its name in $CREDENTIALS_DIRECTORY: create it"
@@ -121,8 +129,12 @@ mod tests {
     }
 
     #[test]
-    fn a_large_file_is_no_secret_and_is_not_read_whole() {
-        let why = secret_of(&Source::File("/dev/zero".into()), |_| None).unwrap_err();
-        assert_eq!(why, "cannot read the file \"/dev/zero\": it is too large for a secret");
+    fn a_large_file_or_a_device_is_no_secret() {
+        let why = |path: &str| secret_of(&Snapshot::new(), &Source::File(path.into()), |_| None).unwrap_err();
+        assert_eq!(why("/dev/zero"), "cannot read the file \"/dev/zero\": it is not a regular file");
+        let large = tempfile::NamedTempFile::new().unwrap();
+        large.as_file().set_len(SECRET_BYTES_MAX + 1).unwrap();
+        let why = why(large.path().to_str().unwrap());
+        assert!(why.ends_with("it is larger than 8192 bytes"), "{why}");
     }
 }

@@ -14,9 +14,9 @@ use super::call::is_read;
 use super::door::{Busy, Peer};
 use super::forward::is_traceparent;
 use super::gate::{Gate, Named, UnderWay};
-use super::policy::Member;
+use super::policy::{Member, Policy};
 use super::refusal::{Refusal, seconds};
-use super::steps::{self, Credential};
+use super::steps::{self, By, Credential, Rights};
 use super::tally::Who;
 use crate::audit::{self, Kind, Outcome, Record, Room};
 use crate::callers::{InFlight, Remaining, Source};
@@ -40,7 +40,7 @@ pub(super) struct Account {
     /// Room for the record; taken by a write's intent.
     pub(super) room: Option<Room>,
     member: Option<Arc<Member>>,
-    row: Option<usize>,
+    by: Option<By>,
     remaining: Option<Remaining>,
     /// What it takes of the bounds on requests under way.
     under_way: (Option<UnderWay>, Option<InFlight>),
@@ -71,7 +71,7 @@ impl Account {
             began: gate.clock.now(),
             record: Some(record),
             member: None,
-            row: None,
+            by: None,
             remaining: None,
             under_way: (None, None),
             outcome: None,
@@ -99,19 +99,34 @@ impl Account {
     }
 
     /// The caller is known.
-    pub(super) fn known(&mut self, credential: Credential<'_>) {
+    pub(super) fn known(&mut self, credential: &Credential<'_>) {
         let (record, member) = (self.record(), credential.member());
         record.caller = Some(member.config.name.clone());
-        if let Credential::Key(known) = credential {
+        if let Credential::Key(known, _) = credential {
             record.key = Some(known.key);
             known.last_used.store(record.time.as_millisecond(), Ordering::Relaxed);
         }
+        self.by = Some(credential.by());
         self.member = Some(member.clone());
     }
 
+    /// The policy has changed since the request was let in: does it still cover the answer?
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(super) fn covered(&mut self, policy: &Policy) -> Result<(), Refusal> {
+        let record = self.record();
+        let (operation, organization) = (record.operation.clone(), record.organization);
+        match (&self.by, &self.member, operation) {
+            (Some(by), Some(member), Some(operation)) => {
+                steps::still_allowed(policy, &Rights { by, member, operation: &operation, organization })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The operation is known.
-    pub(super) fn classified(&mut self, row: usize, operation: &Arc<str>, organization: Option<u64>) {
-        self.row = Some(row);
+    pub(super) fn classified(&mut self, operation: &Arc<str>, organization: Option<u64>) {
         let record = self.record();
         record.operation = Some(operation.clone());
         record.organization = organization;
@@ -233,7 +248,10 @@ impl Account {
     fn count(&mut self, how: audit::Answer) {
         self.counted = true;
         match &self.member {
-            Some(member) => member.state.count(self.row, source(how)),
+            Some(member) => {
+                let operation = self.record.as_ref().and_then(|record| record.operation.as_ref());
+                member.state.count(operation, source(how));
+            }
             None => drop(self.gate.meters.unidentified.fetch_add(1, Ordering::Relaxed)),
         }
     }

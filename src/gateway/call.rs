@@ -10,7 +10,10 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::forward::outgoing_headers;
+use super::gate::Gate;
 use super::policy::{Member, Policy};
+use super::refusal::Refusal;
+use super::steps::{self, By, Rights};
 use super::tags::Parameters;
 use super::target::Target;
 use crate::audit;
@@ -25,6 +28,8 @@ pub(super) struct Call {
     pub(super) id: RequestId,
     pub(super) policy: Arc<Policy>,
     pub(super) member: Arc<Member>,
+    pub(super) by: By,
+    pub(super) organization: Option<u64>,
     pub(super) row: Arc<Operation>,
     pub(super) index: usize,
     pub(super) bucket: BucketId,
@@ -42,6 +47,19 @@ impl Call {
     /// Time since the request was read whole.
     pub(super) fn age(&self, clock: &Clock) -> Duration {
         clock.now().saturating_duration_since(self.read)
+    }
+
+    /// Rights that are taken away act at once: may the caller still have this done?
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn still_allowed(&self, gate: &Gate) -> Result<(), Refusal> {
+        if self.policy.is_in_force() {
+            return Ok(());
+        }
+        let Self { by, member, row, organization, .. } = self;
+        let rights = Rights { by, member, operation: &row.id, organization: *organization };
+        steps::still_allowed(&gate.policy(), &rights)
     }
 
     /// Time left until the deadline.

@@ -31,6 +31,13 @@ pub(super) struct Ticket {
     waited: Duration,
 }
 
+impl Ticket {
+    /// Nothing was sent with it.
+    pub(super) fn give_back(self) {
+        self.slot.unsent();
+    }
+}
+
 /// What became of a forwarded request.
 #[derive(Debug)]
 pub(super) struct Sent {
@@ -93,10 +100,17 @@ async fn turn(gate: &Gate, call: &Call) -> Result<Slot, Refusal> {
     let latest = call.deadline.min(gate.clock.now() + call.policy.config.upstream.quota_wait);
     let eligible = call.policy.eligible(call.bucket);
     let turn = gate.quota.turn(call.bucket, &call.member.config.name, eligible, latest).await;
-    turn.map_err(|refused| match refused {
+    let slot = turn.map_err(|refused| match refused {
         Refused::QueueFull { retry_after, limit } => Refusal::QuotaQueueFull { retry_after, limit },
         Refused::TooLong { retry_after, limit } => Refusal::NoQuota { retry_after, limit },
-    })
+    })?;
+    match call.still_allowed(gate) {
+        Ok(()) => Ok(slot),
+        Err(refusal) => {
+            slot.unsent();
+            Err(refusal)
+        }
+    }
 }
 
 /// Sends the call, again where that is safe, until it has an ending that stays.

@@ -133,6 +133,7 @@ impl Gate {
             || before.config.catalogue.rows() != config.catalogue.rows()
             || before.config.cache != config.cache;
         self.policy.store(Arc::new(Policy::new(config, &self.callers)));
+        before.retire();
         let policy = self.policy();
         let names: HashSet<&str> = policy.members.iter().map(|member| &*member.config.name).collect();
         self.callers.retain(|name| names.contains(name));

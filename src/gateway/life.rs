@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use super::account::Account;
 use super::answer::{AnswerBody, Reply};
 use super::call::{Call, is_read, outgoing, recorded_query};
-use super::door::Peer;
+use super::door::{Names, Peer};
 use super::fetch::{fetch, fetch_ahead};
 use super::gate::Gate;
 use super::policy::{Policy, bucket};
@@ -41,14 +41,16 @@ pub fn answer(
             return account.close(Err(Refusal::Busy), head.headers, busy);
         };
         account.entered(under_way);
-        let lived =
-            AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body, names.as_deref().unwrap_or_default()))
-                .catch_unwind()
-                .await;
+        let lived = AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body, &names)).catch_unwind().await;
         let reply = lived.unwrap_or_else(|_| {
             gate.meters.faults.fetch_add(1, Ordering::Relaxed);
             Err(Refusal::Internal)
         });
+        // An answer reaches only a caller whose rights cover it at this moment.
+        let reply = match reply {
+            Ok(reply) if !policy.is_in_force() => account.covered(&gate.policy()).map(|()| reply),
+            reply => reply,
+        };
         account.close(reply, head.headers, busy) // 13
     }
 }
@@ -63,7 +65,7 @@ async fn life(
     account: &mut Account,
     head: &Parts,
     body: Incoming,
-    names: &[Box<str>],
+    names: &Names,
 ) -> Result<Reply, Refusal> {
     if account.room.is_none() {
         return Err(Refusal::LogFull);
@@ -73,13 +75,13 @@ async fn life(
     // 3 identify
     let credential = steps::identify(policy, &head.headers, names).inspect_err(|_| account.unknown_at(&target.path))?;
     let member = credential.member();
-    account.known(credential);
+    account.known(&credential);
     let path: Arc<str> = Arc::from(&*target.path);
     account.record().path = (!path.is_empty()).then(|| path.clone());
     // 4 classify
     let matched = steps::classify(policy, &head.method, &target)?;
     let row = matched.operation;
-    account.classified(matched.index, &row.id, matched.organization);
+    account.classified(&row.id, matched.organization);
     account.record().query = recorded_query(row, &target);
     let plan = steps::plan(&target, row, &matched)?;
     // 5 authorize
@@ -99,6 +101,8 @@ async fn life(
     let call = |goes: &str, within| Call {
         id,
         member: member.clone(),
+        by: credential.by(),
+        organization: matched.organization,
         row: row.clone(),
         index: matched.index,
         bucket: bucket(&matched),

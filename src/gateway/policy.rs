@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::HeaderValue;
 
@@ -116,6 +117,8 @@ pub struct Policy {
     storing: Box<[Option<cache::Policy>]>,
     unscoped: usize,
     scoped: HashMap<u64, usize>,
+    /// Another is in force.
+    retired: AtomicBool,
 }
 
 impl Policy {
@@ -143,7 +146,18 @@ impl Policy {
             Some(_) | None => HashMap::new(),
         };
         let storing = catalogue.rows().iter().map(|row| storing(row, &config.cache)).collect();
-        Self { members, keys, names, storing, unscoped, scoped, config }
+        Self { members, keys, names, storing, unscoped, scoped, retired: AtomicBool::new(false), config }
+    }
+
+    /// Is this still the one that new requests are judged by? Cheap: asked for every answer.
+    #[must_use]
+    pub fn is_in_force(&self) -> bool {
+        !self.retired.load(Ordering::Acquire)
+    }
+
+    /// Another is in force from now on.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
     }
 
     /// All rows.

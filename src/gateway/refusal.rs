@@ -340,7 +340,18 @@ impl Refusal {
     /// Is it the failure of one request (its turn, its deadline), not of the upstream? Then who shared its fetch asks anew.
     #[must_use]
     pub const fn is_own(&self) -> bool {
-        matches!(self, Self::NoQuota { .. } | Self::QuotaQueueFull { .. } | Self::Late | Self::Internal)
+        matches!(
+            self,
+            Self::NoQuota { .. }
+                | Self::QuotaQueueFull { .. }
+                | Self::Late
+                | Self::Internal
+                | Self::UnknownKey
+                | Self::NoOperation
+                | Self::NotGranted { .. }
+                | Self::OutOfScope { .. }
+                | Self::Unscoped
+        )
     }
 
     /// May a stored answer stand in for this one (`caching.md`, D7)? Only where the upstream, or the way to it, fails.

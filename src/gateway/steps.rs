@@ -6,13 +6,15 @@ use std::sync::Arc;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use http::{Method, Uri};
 
+use super::door::Names;
 use super::policy::{Known, Member, Policy};
 use super::refusal::Refusal;
 use super::target::{Plan, Target};
 use crate::callers::{InFlight, Remaining};
 use crate::catalogue::{Matched, Miss, Operation};
-use crate::config::Limits;
+use crate::config::{Limits, Scope};
 use crate::hash;
+use crate::words::KeyHash;
 
 /// No method that an operation can have is longer. Records hold no more of one.
 pub(super) const METHOD_BYTES_MAX: usize = 32;
@@ -38,41 +40,95 @@ pub fn target<'u>(method: &Method, uri: &'u Uri, limits: &Limits) -> Result<Targ
 ///
 /// # Errors
 /// No key and no caller's certificate, two of them, or a key that nobody has.
-pub fn identify<'p>(policy: &'p Policy, headers: &HeaderMap, names: &[Box<str>]) -> Result<Credential<'p>, Refusal> {
+pub fn identify<'p>(policy: &'p Policy, headers: &HeaderMap, names: &'p Names) -> Result<Credential<'p>, Refusal> {
     let mut given = headers.get_all(AUTHORIZATION).iter();
-    let mut certified = policy.certified(names);
+    let mut certified = policy.certified(names.as_deref().unwrap_or_default());
     let (credential, certified_as) = (given.next(), certified.next());
     let is_another = |member| certified_as.is_some_and(|first| !Arc::ptr_eq(first, member));
     if given.next().is_some() || (credential.is_some() && certified_as.is_some()) || certified.any(is_another) {
         return Err(Refusal::TwoCredentials);
     }
     match (credential, certified_as) {
-        (None, Some(member)) => Ok(Credential::Certificate(member)),
-        (credential, _) => of_key(policy, credential.ok_or(Refusal::NoKey)?).map(Credential::Key),
+        (None, Some(member)) => Ok(Credential::Certificate(member, names)),
+        (credential, _) => of_key(policy, credential.ok_or(Refusal::NoKey)?),
     }
 }
 
 /// How a caller was identified.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Credential<'p> {
-    /// By this key.
-    Key(&'p Known),
-    /// By a certificate that names it.
-    Certificate(&'p Arc<Member>),
+    /// By this key, which has this hash.
+    Key(&'p Known, KeyHash),
+    /// By a certificate with these names.
+    Certificate(&'p Arc<Member>, &'p Names),
 }
 
-impl<'p> Credential<'p> {
+impl Credential<'_> {
     /// Who it is.
     #[must_use]
-    pub fn member(self) -> &'p Arc<Member> {
+    pub fn member(&self) -> &Arc<Member> {
         match self {
-            Self::Key(known) => &known.member,
-            Self::Certificate(member) => member,
+            Self::Key(known, _) => &known.member,
+            Self::Certificate(member, _) => member,
+        }
+    }
+
+    /// What to ask another policy by.
+    #[must_use]
+    pub fn by(&self) -> By {
+        match self {
+            Self::Key(_, hash) => By::Key(*hash),
+            Self::Certificate(_, names) => By::Certificate((*names).clone()),
         }
     }
 }
 
-fn of_key<'p>(policy: &'p Policy, credential: &HeaderValue) -> Result<&'p Known, Refusal> {
+/// What a caller was identified by, without what the policy made of it.
+#[derive(Clone, Debug)]
+pub enum By {
+    /// The key with this hash.
+    Key(KeyHash),
+    /// A certificate with these names.
+    Certificate(Names),
+}
+
+/// What a request was let in for. The policy may have changed since.
+#[derive(Clone, Copy, Debug)]
+pub struct Rights<'r> {
+    /// What its caller was identified by.
+    pub by: &'r By,
+    /// Its caller, as it was then.
+    pub member: &'r Member,
+    /// The operation's id.
+    pub operation: &'r str,
+    /// The organization in its path.
+    pub organization: Option<u64>,
+}
+
+/// Steps 3 to 5 once more, by a policy that came into force after the request was let in.
+///
+/// # Errors
+/// The key is gone or another caller's, the operation is gone, or the grants or the scope do not cover it any more.
+pub fn still_allowed(policy: &Policy, rights: &Rights<'_>) -> Result<(), Refusal> {
+    let (name, before) = (&rights.member.config.name, &rights.member.config.organizations);
+    let member = match rights.by {
+        By::Key(hash) => policy.known(hash).map(|known| &known.member),
+        By::Certificate(names) => policy.certified(names.as_deref().unwrap_or_default()).next(),
+    };
+    let member = member.filter(|member| member.config.name == *name).ok_or(Refusal::UnknownKey)?;
+    let row = policy.catalogue().row(rights.operation).ok_or(Refusal::NoOperation)?;
+    granted(member.config.grants.cover(&row.grant), row)?;
+    let scope = &member.config.organizations;
+    in_scope(scope, row, rights.organization)?;
+    // A list was narrowed to the organizations that the caller had then.
+    match (before, row.narrow.is_some() && !scope.is_all()) {
+        (Scope::All, true) => Err(Refusal::Unscoped),
+        (Scope::Only(ids), true) => ids.iter().try_for_each(|id| in_scope(scope, row, Some(*id))),
+        (_, false) => Ok(()),
+    }
+}
+
+fn of_key<'p>(policy: &'p Policy, credential: &HeaderValue) -> Result<Credential<'p>, Refusal> {
     let (scheme, key) = split_once(credential.as_bytes(), b' ').ok_or(Refusal::NoKey)?;
     let key = key.trim_ascii();
     if !(scheme.eq_ignore_ascii_case(b"token") || scheme.eq_ignore_ascii_case(b"bearer")) || key.is_empty() {
@@ -81,7 +137,9 @@ fn of_key<'p>(policy: &'p Policy, credential: &HeaderValue) -> Result<&'p Known,
     if key.len() > KEY_BYTES_MAX {
         return Err(Refusal::UnknownKey);
     }
-    policy.known(&hash::sha256(key)).ok_or(Refusal::UnknownKey)
+    let hash = hash::sha256(key);
+    let known = policy.known(&hash).ok_or(Refusal::UnknownKey)?;
+    Ok(Credential::Key(known, hash))
 }
 
 fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
@@ -126,12 +184,16 @@ pub(super) fn cut_method(method: &Method) -> Method {
 /// # Errors
 /// Its grants or its scope do not cover it.
 pub fn authorize(member: &Member, matched: &Matched<'_, '_>) -> Result<(), Refusal> {
-    let row = matched.operation;
-    if !member.may(matched.index) {
-        return Err(Refusal::NotGranted { grant: row.grant.to_string() });
-    }
-    let scope = &member.config.organizations;
-    match matched.organization {
+    granted(member.may(matched.index), matched.operation)?;
+    in_scope(&member.config.organizations, matched.operation, matched.organization)
+}
+
+fn granted(is_granted: bool, row: &Operation) -> Result<(), Refusal> {
+    if is_granted { Ok(()) } else { Err(Refusal::NotGranted { grant: row.grant.to_string() }) }
+}
+
+fn in_scope(scope: &Scope, row: &Operation, organization: Option<u64>) -> Result<(), Refusal> {
+    match organization {
         Some(organization) if scope.covers(organization) => Ok(()),
         Some(organization) => Err(Refusal::OutOfScope { organization }),
         None if row.scoped || row.narrow.is_some() || scope.is_all() => Ok(()),

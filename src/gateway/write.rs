@@ -94,6 +94,12 @@ async fn carry_out(
     }
     drop(room); // the intent has room for its outcome
     let mut open = Intended { gate: gate.clone(), call: call.clone(), record: Some(record), claim: identity.claim };
+    if let Err(refusal) = call.still_allowed(&gate) {
+        ticket.give_back();
+        let (reply, outcome) = (Err(refusal), Outcome::NotSent);
+        open.settle(outcome, &reply, &Facts { outcome: Some(outcome), ..Facts::default() }).await;
+        return (reply, Some(outcome));
+    }
     let Sent { ending, attempts, ambiguous, effect, quota_wait } = forward(&gate, &call, ticket).await;
     let upstream_status = ending.status();
     let outcome = outcome(effect);
@@ -193,14 +199,15 @@ impl Intended {
         let Some(mut record) = self.record.take() else { return };
         record.kind = Kind::Outcome;
         record.time = self.gate.clock.wall();
-        match reply {
+        let told = reply.as_ref().map_err(Refusal::clone);
+        match told.and_then(|reply| self.call.still_allowed(&self.gate).map(|()| reply)) {
             Ok(reply) => {
                 let (status, _, body) = reply.body.parts();
                 record.status = Some(status.as_u16());
                 record.answer = Some(reply.how);
                 record.bytes = Some(body.len() as u64);
             }
-            Err(refusal) => refused(&mut record, &self.call, refusal),
+            Err(refusal) => refused(&mut record, &self.call, &refusal),
         }
         super::account::fill(&mut record, facts);
         record.duration_us = Some(super::account::micros(self.call.age(&self.gate.clock)));

@@ -165,7 +165,7 @@ fn shown(value: Option<&Value>) -> String {
     }
 }
 
-/// `/audit/follow`: new records as JSON lines until the client leaves or shutdown begins. Records that came faster than
+/// `/audit/follow`: new records as JSON lines until the client leaves, the operator key is replaced or shutdown begins. Records that came faster than
 /// they were taken are counted in a line of their own: `{"missed": n}`.
 ///
 /// # Errors
@@ -173,14 +173,19 @@ fn shown(value: Option<&Value>) -> String {
 pub(super) fn follow(desk: &Desk, query: &Query) -> Result<Response<Whole>, Problem> {
     let filter = Filter::parse(query.iter(), desk.gate.clock.wall())?;
     let turn = desk.followers.clone().try_acquire_owned().map_err(|_| Problem::TooManyFollowers)?;
-    let start = (desk.gate.log.follow(filter), desk.gate.tasks.stopping(), turn);
-    let lines = stream::unfold(start, |(mut follow, stopping, turn)| async move {
-        let next = tokio::select! { next = follow.next() => next, () = stopping.cancelled() => None };
+    let start = (desk.gate.log.follow(filter), [desk.gate.tasks.stopping(), desk.key_replaced()], turn);
+    let lines = stream::unfold(start, |(mut follow, ends, turn)| async move {
+        let [stopping, replaced] = &ends;
+        let next = tokio::select! {
+            next = follow.next() => next,
+            () = stopping.cancelled() => None,
+            () = replaced.cancelled() => None,
+        };
         let line = match next? {
             Followed::Line(line) => format!("{}\n", line.trim_end()),
             Followed::Missed(missed) => format!("{{\"missed\":{missed}}}\n"),
         };
-        Some((Ok(Frame::data(Bytes::from(line))), (follow, stopping, turn)))
+        Some((Ok(Frame::data(Bytes::from(line))), (follow, ends, turn)))
     });
     Ok(with_body("application/x-ndjson", StreamBody::new(lines).boxed_unsync()))
 }

@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::failures::Failures;
 use crate::config::Origins;
@@ -25,6 +26,18 @@ pub(super) struct InForce {
     pub(super) error: Option<Arc<str>>,
 }
 
+/// The operator key's hash, and the word that another has taken its place.
+struct Key {
+    hash: [u8; 32],
+    replaced: CancellationToken,
+}
+
+impl Key {
+    fn new(key: &SecretString) -> Self {
+        Self { hash: hash::sha256(key.expose_secret().as_bytes()), replaced: CancellationToken::new() }
+    }
+}
+
 /// The operator's desk: the gate that it looks at, the key to it, the configuration in force.
 pub struct Desk {
     pub(super) gate: Arc<Gate>,
@@ -32,7 +45,7 @@ pub struct Desk {
     pub(super) started: Timestamp,
     pub(super) failures: Failures,
     pub(super) followers: Arc<Semaphore>,
-    key: ArcSwap<[u8; 32]>,
+    key: ArcSwap<Key>,
     in_force: ArcSwap<InForce>,
     doors: Mutex<Vec<(&'static str, OpenDoor)>>,
 }
@@ -45,7 +58,7 @@ impl Desk {
         Arc::new(Self {
             failures: Failures::new(gate.clock.clone()),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
-            key: ArcSwap::from_pointee(hash::sha256(key.expose_secret().as_bytes())),
+            key: ArcSwap::from_pointee(Key::new(key)),
             in_force: ArcSwap::from_pointee(InForce { origins: Arc::new(origins), loaded: started, error: None }),
             doors: Mutex::default(),
             gate,
@@ -54,9 +67,17 @@ impl Desk {
         })
     }
 
-    /// Another operator key from now on.
+    /// This operator key from now on. What is under way with another one ends.
     pub fn set_key(&self, key: &SecretString) {
-        self.key.store(Arc::new(hash::sha256(key.expose_secret().as_bytes())));
+        let key = Key::new(key);
+        if key.hash != self.key.load().hash {
+            self.key.swap(Arc::new(key)).replaced.cancel();
+        }
+    }
+
+    /// Resolves when another key has taken the place of the present one.
+    pub(super) fn key_replaced(&self) -> CancellationToken {
+        self.key.load().replaced.clone()
     }
 
     /// A reload has ended: with this configuration in force, or with this error and the old one.
@@ -87,6 +108,6 @@ impl Desk {
 
     /// Is this the key? Takes a time that does not depend on it.
     pub(super) fn opens_to(&self, key: &[u8]) -> bool {
-        hash::equal(&hash::sha256(key), &**self.key.load())
+        hash::equal(&hash::sha256(key), &self.key.load().hash)
     }
 }

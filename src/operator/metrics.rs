@@ -111,19 +111,16 @@ impl Sheet<'_> {
 fn requests(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     let gate = &desk.gate;
     let (policy, meters) = (gate.policy(), &gate.meters);
-    let operation = |row: Option<usize>| {
-        let row = row.and_then(|row| policy.catalogue().rows().get(row));
-        row.map_or_else(String::new, |row| row.id.to_string())
-    };
-    let labels = |caller: &str, row, outcome: &str| {
-        [("caller", caller.to_owned()), ("operation", operation(row)), ("outcome", outcome.to_owned())]
+    let labels = |caller: &str, operation: Option<Arc<str>>, outcome: &str| {
+        let operation = operation.map_or_else(String::new, |id| id.to_string());
+        [("caller", caller.to_owned()), ("operation", operation), ("outcome", outcome.to_owned())]
     };
     let known = policy.members.iter().flat_map(|member| {
         let name = member.config.name.clone();
         let counts = member.state.counts().into_iter();
-        counts.map(move |(row, source, count)| (name.clone(), row, source, count))
+        counts.map(move |(operation, source, count)| (name.clone(), operation, source, count))
     });
-    let known = known.map(|(name, row, source, count)| (labels(&name, row, source.as_str()), count));
+    let known = known.map(|(name, operation, source, count)| (labels(&name, operation, source.as_str()), count));
     let unidentified = (labels("", None, "refused"), meters.unidentified.load(Ordering::Relaxed));
     let help = "Answers, by caller (none: not known), operation (none: not classified) and where the answer came from";
     sheet.counters("makegate_requests", help, known.chain([unidentified]))?;

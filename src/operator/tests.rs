@@ -23,6 +23,7 @@ use crate::hash;
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
+use crate::watched::Snapshot;
 use crate::words::{Fingerprint, RequestId};
 
 const KEY: &str = "operator-key-of-this-test";
@@ -134,7 +135,7 @@ impl World {
 fn gate(config: config::Config, clock: &Clock) -> Arc<Gate> {
     let (log, _) = Log::open(&config.audit, clock.clone()).unwrap();
     let token = Token::new(&SecretString::from(TOKEN)).unwrap();
-    let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone()).unwrap();
+    let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &Snapshot::new()).unwrap();
     let engines = Engines {
         answers: Answers::open(&config.audit.dir, &config.limits, clock.clone()).unwrap(),
         log,
@@ -256,9 +257,9 @@ async fn callers_are_shown_with_what_they_did() {
     let world = World::new();
     let policy = world.desk.gate.policy();
     let reader = policy.member("reader").unwrap();
-    let list = policy.catalogue().rows().iter().position(|row| &*row.id == "organizations.list");
-    reader.state.count(list, Source::Hit);
-    reader.state.count(list, Source::Hit);
+    let list = &policy.catalogue().row("organizations.list").unwrap().id;
+    reader.state.count(Some(list), Source::Hit);
+    reader.state.count(Some(list), Source::Hit);
     reader.state.count(None, Source::Refused);
     let hash = hash::sha256(CALLER_KEY.as_bytes());
     let known = policy.known(&hash).unwrap();

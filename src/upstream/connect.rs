@@ -25,7 +25,10 @@ use super::ending::{ProxyError, Why};
 use super::pool::Line;
 use crate::config::Upstream as Settings;
 use crate::tasks::Tasks;
+use crate::watched::Snapshot;
 
+/// No file of authorities is larger; more is the wrong file.
+const PEM_BYTES_MAX: u64 = 4 << 20;
 /// The largest head of an answer, in bytes (`reliability.md`, section 2).
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// A further address is tried while the one before is still silent after this (RFC 8305, section 5).
@@ -80,11 +83,11 @@ pub(super) struct Dialer {
 }
 
 impl Dialer {
-    pub(super) fn new(settings: &Settings) -> Result<Self, SetupError> {
+    pub(super) fn new(settings: &Settings, files: &Snapshot) -> Result<Self, SetupError> {
         let host = settings.url.host.clone();
         let tls = if settings.url.tls {
             let name = ServerName::try_from(host.clone()).map_err(|_| SetupError::Host(host.clone()))?;
-            Some((TlsConnector::from(Arc::new(client_config(settings.ca_file.as_deref())?)), name))
+            Some((TlsConnector::from(Arc::new(client_config(settings.ca_file.as_deref(), files)?)), name))
         } else {
             None
         };
@@ -177,9 +180,9 @@ fn tls_failure(error: &io::Error) -> Why {
 }
 
 /// HTTP/1.1 by ALPN, server name sent, no early data, no key log, no provider taken from the process.
-fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SetupError> {
+fn client_config(ca_file: Option<&Path>, files: &Snapshot) -> Result<ClientConfig, SetupError> {
     let roots = match ca_file {
-        Some(path) => roots_of(path)?,
+        Some(path) => roots_of(path, files)?,
         None => system_roots()?,
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -196,10 +199,11 @@ fn system_roots() -> Result<RootCertStore, SetupError> {
     if roots.is_empty() { Err(SetupError::NoAuthorities) } else { Ok(roots) }
 }
 
-fn roots_of(path: &Path) -> Result<RootCertStore, SetupError> {
+fn roots_of(path: &Path, files: &Snapshot) -> Result<RootCertStore, SetupError> {
     let failed = |cause: &dyn fmt::Display| SetupError::CaFile(path.to_owned(), cause.to_string());
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(&error))? {
+    let pem = files.read(path, PEM_BYTES_MAX).map_err(|error| failed(&error))?;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| failed(&error))?;
         roots.add(certificate).map_err(|error| failed(&error))?;
     }

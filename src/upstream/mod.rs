@@ -25,6 +25,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use crate::clock::Clock;
 use crate::config;
 use crate::hash;
+use crate::watched::Snapshot;
 
 use body::Memory;
 use budget::Budget;
@@ -70,7 +71,7 @@ struct HeldToken {
 }
 
 impl Upstream {
-    /// The upstream as configured. Opens no connection yet.
+    /// The upstream as configured; `files` has its authorities. Opens no connection yet.
     ///
     /// # Errors
     /// [`SetupError`]: no connection could ever be made; says what to change.
@@ -79,9 +80,10 @@ impl Upstream {
         limits: &config::Limits,
         token: Token,
         clock: Clock,
+        files: &Snapshot,
     ) -> Result<Self, SetupError> {
         let authority = &settings.url.authority;
-        let dialer = Dialer::new(settings)?;
+        let dialer = Dialer::new(settings, files)?;
         Ok(Self {
             host: HeaderValue::from_str(authority).map_err(|_| SetupError::Host(authority.clone()))?,
             token: ArcSwap::from_pointee(HeldToken { token, generation: 0 }),

@@ -13,6 +13,7 @@
 mod support;
 
 mod p01_token;
+mod p02_revoked;
 mod p02_scope;
 mod p03_fence;
 mod p03_history;
@@ -30,7 +31,9 @@ mod p07_tampering;
 mod p08_bounds;
 mod p08_progress;
 mod p09_quota;
+mod p10_names;
 mod p10_reload;
+mod p10_watched;
 mod p11_drain;
 mod p12_outlives;
 mod p13_deadline;

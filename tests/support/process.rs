@@ -18,6 +18,10 @@ impl Process {
         kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
         self.0.wait().unwrap().code()
     }
+
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.0
+    }
 }
 
 impl Drop for Process {

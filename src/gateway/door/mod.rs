@@ -27,7 +27,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::{Limits, Listen, Tls};
+use crate::config::{Limits, Listen};
 use crate::tasks::Tasks;
 use io::Watched;
 use listen::{Listener, Stream};
@@ -113,15 +113,15 @@ impl Door {
     /// Binds every address. TLS, where configured, is read first.
     ///
     /// # Errors
-    /// An address that cannot be bound, or a certificate or key that cannot be used: says which and why.
+    /// An address that cannot be bound: says which and why.
     pub fn bind(
         listen: &[Listen],
-        tls: Option<&Tls>,
+        certificate: Option<Checked>,
         limits: &Limits,
         clock: &Clock,
         tasks: &Tasks,
     ) -> Result<Self, Error> {
-        let certificate = tls.map(Checked::read).transpose()?.map(Certificate::new);
+        let certificate = certificate.map(Certificate::new);
         let listeners = listen.iter().map(|one| Listener::bind(one, listen)).collect::<Result<_, _>>()?;
         Ok(Self { listeners, certificate, limits: limits.clone(), clock: clock.clone(), tasks: tasks.clone() })
     }

@@ -14,6 +14,10 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Tls;
+use crate::watched::{Contents, Snapshot};
+
+/// No file of certificates is larger; more is the wrong file.
+const PEM_BYTES_MAX: u64 = 4 << 20;
 
 /// What a certificate calls whom it belongs to. `None`: there is no certificate, which costs a request nothing.
 pub type Names = Option<Arc<[Box<str>]>>;
@@ -30,16 +34,17 @@ impl Checked {
     ///
     /// # Errors
     /// One cannot be read or used, or the key is not the certificate's: says which and why.
-    pub fn read(tls: &Tls) -> Result<Self, Error> {
-        let chain = certificates(&tls.cert)?;
-        let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| named(&tls.key, &error))?;
+    pub fn read(tls: &Tls, files: &Snapshot) -> Result<Self, Error> {
+        let chain = certificates(&tls.cert, files)?;
+        let key = PrivateKeyDer::from_pem_slice(&contents(&tls.key, files)?);
+        let key = key.map_err(|error| named(&tls.key, &error))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(Error::other)?;
         let config = match &tls.client_ca {
             None => config.with_no_client_auth(),
-            Some(path) => config.with_client_cert_verifier(authorities(path, provider)?),
+            Some(path) => config.with_client_cert_verifier(authorities(path, files, provider)?),
         };
         let mut config = config.with_single_cert(chain, key).map_err(|error| named(&tls.cert, &error))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -66,8 +71,13 @@ fn named(path: &Path, why: &dyn Display) -> Error {
     Error::new(ErrorKind::InvalidData, format!("{}: {why}", path.display()))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+fn contents(path: &Path, files: &Snapshot) -> Result<Contents, Error> {
+    files.read(path, PEM_BYTES_MAX).map_err(|error| named(path, &error))
+}
+
+fn certificates(path: &Path, files: &Snapshot) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let pem = contents(path, files)?;
+    let all = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
     let all = all.map_err(|error| named(path, &error))?;
     if all.is_empty() {
         return Err(named(path, &"no certificate in it: one begins with -----BEGIN CERTIFICATE-----"));
@@ -78,10 +88,11 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 /// Believes certificates of these authorities; a caller may show none and send a key.
 fn authorities(
     path: &Path,
+    files: &Snapshot,
     provider: Arc<rustls::crypto::CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, Error> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
+    for certificate in certificates(path, files)? {
         roots.add(certificate).map_err(|error| named(path, &error))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();

@@ -13,7 +13,6 @@ use super::super::desk::Desk;
 use super::super::html;
 use super::super::render::{Page, Table, cell};
 use crate::callers::Source;
-use crate::catalogue::Catalogue;
 use crate::config::{Grants, Rate, Scope};
 use crate::gateway::policy::Member;
 use crate::words::KeyId;
@@ -56,7 +55,7 @@ struct Key {
 /// All callers of the configuration in force.
 pub(crate) fn callers(desk: &Desk) -> Callers {
     let policy = desk.gate.policy();
-    Callers { callers: policy.members.iter().map(|member| caller(member, policy.catalogue())).collect() }
+    Callers { callers: policy.members.iter().map(|member| caller(member.as_ref())).collect() }
 }
 
 impl Callers {
@@ -65,11 +64,11 @@ impl Callers {
     }
 }
 
-fn caller(member: &Member, catalogue: &Catalogue) -> Caller {
+fn caller(member: &Member) -> Caller {
     let config = &member.config;
     let (mut answers, mut operations) = (Answers::new(), BTreeMap::<Arc<str>, Answers>::new());
-    for (row, source, count) in member.state.counts() {
-        let id = row.and_then(|row| catalogue.rows().get(row)).map_or_else(|| Arc::from(""), |row| row.id.clone());
+    for (operation, source, count) in member.state.counts() {
+        let id = operation.unwrap_or_else(|| Arc::from(""));
         *answers.entry(source.as_str()).or_default() += count;
         *operations.entry(id).or_default().entry(source.as_str()).or_default() += count;
     }

@@ -86,7 +86,9 @@ fn a_ca_file_without_certificates_is_refused_with_words() {
     let mut settings = settings("127.0.0.1", 1);
     settings.url.tls = true;
     settings.ca_file = Some("/nowhere/ca.pem".into());
-    let new = |settings: &config::Upstream| Upstream::new(settings, &limits(), token(TOKEN), Clock::system()).err();
+    let new = |settings: &config::Upstream| {
+        Upstream::new(settings, &limits(), token(TOKEN), Clock::system(), &Snapshot::new()).err()
+    };
     assert!(new(&settings).unwrap().to_string().contains("/nowhere/ca.pem"));
     let empty = tempfile::NamedTempFile::new().unwrap();
     settings.ca_file = Some(empty.path().to_owned());

@@ -5,7 +5,9 @@ use super::*;
 #[tokio::test]
 async fn nobody_listens() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let upstream = Upstream::new(&settings("127.0.0.1", port), &limits(), token(TOKEN), Clock::system()).unwrap();
+    let upstream =
+        Upstream::new(&settings("127.0.0.1", port), &limits(), token(TOKEN), Clock::system(), &Snapshot::new())
+            .unwrap();
     let ending = upstream.attempt(&post("{}"), LONG, true).await;
     assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::ConnectionRefused)));
     assert_eq!(ending.reached(), Some(false));
@@ -15,7 +17,8 @@ async fn nobody_listens() {
 async fn a_name_that_is_none() {
     // Too long for the name system: refused before anybody is asked.
     let host = "x".repeat(300);
-    let upstream = Upstream::new(&settings(&host, 80), &limits(), token(TOKEN), Clock::system()).unwrap();
+    let upstream =
+        Upstream::new(&settings(&host, 80), &limits(), token(TOKEN), Clock::system(), &Snapshot::new()).unwrap();
     let ending = upstream.attempt(&get(), LONG, false).await;
     assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::DnsError)));
     assert!(!ending.why().unwrap().to_string().contains("organizations"));

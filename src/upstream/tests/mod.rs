@@ -18,6 +18,7 @@ use super::{Answered, Ending, Outgoing, ProxyError, Token, Upstream};
 use crate::clock::Clock;
 use crate::config::{self, BaseUrl, Limits, QuotaSetting, Source};
 use crate::tasks::Tasks;
+use crate::watched::Snapshot;
 use hostile::{Gate, Origin, Script, Step, repeated};
 
 const TOKEN: &str = "3f2a91c4-77de-4b0a-9a51-0c6d1e8b2f47";
@@ -96,7 +97,7 @@ fn upstream_with(
 ) -> Arc<Upstream> {
     let (mut settings, mut limits) = (settings("127.0.0.1", origin.address().port()), limits());
     change(&mut settings, &mut limits);
-    Arc::new(Upstream::new(&settings, &limits, token(TOKEN), clock).unwrap())
+    Arc::new(Upstream::new(&settings, &limits, token(TOKEN), clock, &Snapshot::new()).unwrap())
 }
 
 fn upstream(origin: &Origin) -> Arc<Upstream> {

@@ -1,0 +1,240 @@
+//! Reloads: at SIGHUP, and when the contents of the configuration or of a file that it names have changed.
+//!
+//! All files are read by a thread of their own and judged together; then everything is put in force, or nothing is.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::{Inner, quota_settings};
+use crate::audit::Record;
+use crate::clock::Clock;
+use crate::config::secret::secret_in;
+use crate::config::{self, Config, Read, Source};
+use crate::gateway::door::Checked;
+use crate::gateway::policy::Policy;
+use crate::upstream::{Token, Upstream};
+use crate::watched::{FileThread, Hangs, Hashes, Snapshot};
+
+/// How often the contents of the files are compared with those that were judged last. With [`SETTLED`] that makes at most 5 s.
+const LOOK: Duration = Duration::from_secs(4);
+/// A file that changed is believed when it is still the same after this: somebody may be writing it.
+const SETTLED: Duration = Duration::from_secs(1);
+/// So often in a row a file may be found still changing until the next look.
+const STILL_CHANGING: usize = 3;
+/// The longest that a look at the files may take.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the service knows of the files that it follows.
+pub(super) struct Watch {
+    thread: FileThread,
+    /// The contents that were judged last, whether they were put in force or refused: a bad file is told once.
+    judged: Mutex<Hashes>,
+    /// The contents that are in force.
+    in_force: Mutex<Hashes>,
+    /// The files could not be read in time, and that was told.
+    hangs: AtomicBool,
+    one_at_a_time: tokio::sync::Mutex<()>,
+}
+
+impl Watch {
+    /// `files`: what is in force was made from them.
+    pub(super) fn new(files: &Snapshot) -> std::io::Result<Self> {
+        Ok(Self {
+            thread: FileThread::start()?,
+            judged: Mutex::new(files.hashes()),
+            in_force: Mutex::new(files.hashes()),
+            hangs: AtomicBool::new(false),
+            one_at_a_time: tokio::sync::Mutex::default(),
+        })
+    }
+}
+
+/// What is put in force, all of it read and checked.
+struct Prepared {
+    read: Read,
+    operator_key: SecretString,
+    certificate: Option<Checked>,
+    upstream: Next,
+}
+
+/// The way to Make after a reload.
+enum Next {
+    /// The one in use, with this token.
+    Same(Box<Token>),
+    Another(Arc<Upstream>),
+}
+
+/// One judgement of all files.
+struct Judged {
+    hashes: Hashes,
+    prepared: Result<Prepared, String>,
+}
+
+impl Inner {
+    /// Puts the present contents of all files in force, or tells why it does not.
+    pub(super) async fn reload(self: &Arc<Self>) -> Result<(), String> {
+        let _one_at_a_time = self.watch.one_at_a_time.lock().await;
+        let judged = self.judge().await;
+        self.conclude(judged).await
+    }
+
+    /// Reloads whenever the contents have changed.
+    pub(super) async fn follow_files(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(hangs) = self.look().await
+                && !self.watch.hangs.swap(true, Ordering::Relaxed)
+            {
+                let _told = self.conclude(Err(hangs)).await;
+            }
+        }
+    }
+
+    /// One look. What changed is put in force once two judgements in a row were of the same contents.
+    async fn look(self: &Arc<Self>) -> Result<(), Hangs> {
+        let known = lock(&self.watch.judged).clone();
+        let before = known.clone();
+        let now = self.watch.thread.run(READ_WITHIN, move |files| before.again(&files)).await?;
+        self.watch.hangs.store(false, Ordering::Relaxed);
+        if now == known {
+            return Ok(());
+        }
+        let mut first = self.judge().await?.hashes;
+        for _ in 0..STILL_CHANGING {
+            tokio::time::sleep(SETTLED).await;
+            let _one_at_a_time = self.watch.one_at_a_time.lock().await;
+            if *lock(&self.watch.judged) != known {
+                return Ok(()); // somebody asked for a reload meanwhile
+            }
+            let second = self.judge().await?;
+            if second.hashes == first {
+                let _told = self.conclude(Ok(second)).await;
+                return Ok(());
+            }
+            first = second.hashes;
+        }
+        Ok(())
+    }
+
+    async fn judge(&self) -> Result<Judged, Hangs> {
+        let (file, clock) = (self.file.clone(), self.gate.clock.clone());
+        let (policy, in_force) = (self.gate.policy(), lock(&self.watch.in_force).clone());
+        let judge = move |files: Snapshot| {
+            let prepared = prepare(&files, &file, (&policy, &in_force), clock);
+            Judged { hashes: files.hashes(), prepared }
+        };
+        self.watch.thread.run(READ_WITHIN, judge).await
+    }
+
+    async fn conclude(self: &Arc<Self>, judged: Result<Judged, Hangs>) -> Result<(), String> {
+        let result = match judged {
+            Ok(Judged { hashes, prepared }) => {
+                *lock(&self.watch.judged) = hashes.clone();
+                prepared.inspect(|_| *lock(&self.watch.in_force) = hashes)
+            }
+            Err(hangs) => Err(hangs.to_string()),
+        };
+        let result = match result {
+            Ok(prepared) => {
+                // With very many callers that is work for longer than others on this thread should wait.
+                let inner = self.clone();
+                let put = tokio::task::spawn_blocking(move || inner.put_in_force(prepared)).await;
+                put.map_err(|_panicked| "it could not be put in force: that is a fault of makegate's own".to_owned())
+            }
+            Err(why) => Err(why),
+        };
+        self.tell(&result);
+        self.desk.reloaded(result.clone());
+        result.map(drop)
+    }
+
+    fn put_in_force(&self, prepared: Prepared) -> config::Origins {
+        let Prepared { read, operator_key, certificate, upstream } = prepared;
+        let gate = &self.gate;
+        let upstream = match upstream {
+            Next::Another(upstream) => Some(upstream),
+            Next::Same(token) => {
+                if gate.upstream().set_token(*token) {
+                    gate.cache.purge_all();
+                }
+                None
+            }
+        };
+        if let Some((shown, checked)) = self.certificate.as_ref().zip(certificate) {
+            shown.put(checked);
+        }
+        gate.quota.configure(quota_settings(&read.config));
+        gate.adopt(read.config, upstream);
+        self.desk.set_key(&operator_key);
+        read.origins
+    }
+
+    fn tell(&self, result: &Result<config::Origins, String>) {
+        let file = self.file.display();
+        let (event, detail) = match result {
+            Ok(_) => {
+                tracing::info!(%file, "the configuration was reloaded");
+                ("reload", "the configuration was reloaded")
+            }
+            Err(why) => {
+                tracing::error!(%file, %why, "the configuration was not reloaded: the old one stays in force");
+                ("reload-failed", why.as_str())
+            }
+        };
+        if let Some(room) = self.gate.log.reserve() {
+            room.fill(Record::event(self.gate.clock.wall(), event, detail));
+        }
+    }
+}
+
+/// Reads and checks everything; changes nothing. `before`: the policy in force, and the files that it was made from.
+fn prepare(files: &Snapshot, file: &Path, before: (&Policy, &Hashes), clock: Clock) -> Result<Prepared, String> {
+    let (policy, in_force) = before;
+    let read = config::read_in(files, file).map_err(|failure| failure.to_string())?;
+    let config = &read.config;
+    let token = token(files, &config.upstream.token)?;
+    let operator_key = secret_in(files, &config.operator.key)?;
+    fixed(&policy.config, config)?;
+    let tls = config.gateway.tls.as_ref();
+    let certificate = tls.map(|tls| Checked::read(tls, files)).transpose().map_err(|why| why.to_string())?;
+    let other_authorities = |path: &Path| files.hashes().of(path) != in_force.of(path);
+    let is_another = policy.config.upstream != config.upstream
+        || policy.config.limits != config.limits
+        || config.upstream.ca_file.as_deref().is_some_and(other_authorities);
+    let upstream = if is_another {
+        let upstream = Upstream::new(&config.upstream, &config.limits, token, clock, files);
+        Next::Another(Arc::new(upstream.map_err(|error| error.to_string())?))
+    } else {
+        Next::Same(Box::new(token))
+    };
+    Ok(Prepared { read, operator_key, certificate, upstream })
+}
+
+/// The token at `source`.
+pub(super) fn token(files: &Snapshot, source: &Source) -> Result<Token, String> {
+    Token::new(&secret_in(files, source)?).map_err(|error| error.to_string())
+}
+
+/// What cannot change while the service runs.
+fn fixed(before: &Config, after: &Config) -> Result<(), String> {
+    let same = [
+        ("gateway.listen", before.gateway.listen == after.gateway.listen),
+        ("gateway.tls", before.gateway.tls.is_some() == after.gateway.tls.is_some()),
+        ("operator.listen", before.operator.listen == after.operator.listen),
+        ("audit", before.audit == after.audit),
+        ("cache.capacity", before.cache.capacity_bytes == after.cache.capacity_bytes),
+    ];
+    let changed: Vec<&str> = same.iter().filter(|(_, same)| !same).map(|(name, _)| *name).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{} cannot change while makegate runs: restart it, or set the old value again", changed.join(", ")))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,273 @@
+//! The files that the service reads while it runs: its configuration, its secrets, its certificates.
+//!
+//! A [`Snapshot`] reads each file once, so that a configuration, a key and a certificate that belong together are judged together.
+//! A [`FileThread`] does the reading: a file system that hangs holds up that thread and nobody else.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use secrecy::zeroize::Zeroizing;
+use tokio::sync::oneshot;
+
+use crate::hash;
+
+/// A file's bytes. They are wiped when the last holder lets go: some are secrets.
+pub type Contents = Arc<Zeroizing<Vec<u8>>>;
+
+/// Which file is being read right now, so that one that hangs can be named.
+type Reading = Arc<Mutex<Option<PathBuf>>>;
+
+/// Files as they were when each was first asked for.
+#[derive(Default)]
+pub struct Snapshot {
+    files: Mutex<BTreeMap<PathBuf, Seen>>,
+    reading: Reading,
+}
+
+#[derive(Clone)]
+struct Seen {
+    bytes_max: u64,
+    contents: Result<Contents, (io::ErrorKind, String)>,
+}
+
+impl Snapshot {
+    /// Nothing has been read yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The contents of this file: a regular file of at most `bytes_max` bytes. Asked for again, the answer is the same.
+    ///
+    /// # Errors
+    /// It cannot be read, is larger, or is a pipe, a device or a folder.
+    pub fn read(&self, path: &Path, bytes_max: u64) -> io::Result<Contents> {
+        let known = self.files().get(path).cloned();
+        let seen = known.unwrap_or_else(|| {
+            *lock(&self.reading) = Some(path.to_owned());
+            let contents = read(path, bytes_max).map(Arc::new).map_err(|error| (error.kind(), error.to_string()));
+            *lock(&self.reading) = None;
+            let seen = Seen { bytes_max, contents };
+            self.files().insert(path.to_owned(), seen.clone());
+            seen
+        });
+        seen.contents.map_err(|(kind, why)| io::Error::new(kind, why))
+    }
+
+    /// What was read, as hashes: enough to see that something changed, with no secret in it.
+    #[must_use]
+    pub fn hashes(&self) -> Hashes {
+        let hash = |seen: &Seen| Hashed {
+            bytes_max: seen.bytes_max,
+            contents: seen.contents.as_ref().map(|contents| hash::sha256(contents)).map_err(|(kind, _)| *kind),
+        };
+        Hashes(self.files().iter().map(|(path, seen)| (path.clone(), hash(seen))).collect())
+    }
+
+    fn files(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Seen>> {
+        lock(&self.files)
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.files().keys()).finish()
+    }
+}
+
+/// The hashes of some files, and of those that could not be read why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hashes(BTreeMap<PathBuf, Hashed>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hashed {
+    bytes_max: u64,
+    contents: Result<[u8; 32], io::ErrorKind>,
+}
+
+impl Hashes {
+    /// The same files as they are in `now`.
+    #[must_use]
+    pub fn again(&self, now: &Snapshot) -> Self {
+        for (path, hashed) in &self.0 {
+            // A file that cannot be read is remembered as such.
+            let _seen = now.read(path, hashed.bytes_max);
+        }
+        let mut hashes = now.hashes();
+        hashes.0.retain(|path, _| self.0.contains_key(path));
+        hashes
+    }
+
+    /// The hash of this file's contents, if it could be read.
+    #[must_use]
+    pub fn of(&self, path: &Path) -> Option<[u8; 32]> {
+        self.0.get(path)?.contents.ok()
+    }
+}
+
+fn read(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    // Asked before it is opened: opening a device can have effects of its own.
+    regular(&fs::metadata(path)?)?;
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let about = file.metadata()?;
+    regular(&about)?;
+    let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {bytes_max} bytes"));
+    if about.len() > bytes_max {
+        return Err(too_large());
+    }
+    // All of the room at once: a secret's bytes are not left behind where a vector grew.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(about.len() + 1).unwrap_or(0)));
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max { Err(too_large()) } else { Ok(bytes) }
+}
+
+fn regular(about: &fs::Metadata) -> io::Result<()> {
+    if about.is_file() {
+        return Ok(());
+    }
+    let kind = if about.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::InvalidInput };
+    Err(io::Error::new(kind, "it is not a regular file"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread that reads files for tasks, which wait for it no longer than they want.
+#[derive(Debug)]
+pub struct FileThread {
+    jobs: SyncSender<Job>,
+    reading: Reading,
+}
+
+/// Files that could not be read in time. Nothing is known of their contents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hangs {
+    waited: Duration,
+    path: Option<PathBuf>,
+}
+
+impl fmt::Display for Hangs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.waited.as_secs_f64();
+        match &self.path {
+            Some(path) => write!(f, "{} could not be read within {seconds} s: its file system hangs", path.display()),
+            None => write!(f, "the configuration and the files that it names could not be read within {seconds} s"),
+        }
+    }
+}
+
+impl std::error::Error for Hangs {}
+
+impl FileThread {
+    /// Starts the thread. It ends with this handle, once it has read what it is reading.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn start() -> io::Result<Self> {
+        // One may wait while another is being read; whoever comes then is told at once.
+        let (jobs, taken): (SyncSender<Job>, Receiver<Job>) = sync_channel(1);
+        std::thread::Builder::new().name("watched-files".to_owned()).spawn(move || {
+            for job in taken {
+                job();
+            }
+        })?;
+        Ok(Self { jobs, reading: Reading::default() })
+    }
+
+    /// Runs `job` with a new snapshot on the thread, and waits for it at most `within`.
+    ///
+    /// # Errors
+    /// [`Hangs`]: it takes longer, or an earlier one still does. What comes of it later is dropped.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        within: Duration,
+        job: impl FnOnce(Snapshot) -> T + Send + 'static,
+    ) -> Result<T, Hangs> {
+        let (tell, told) = oneshot::channel();
+        let snapshot = Snapshot { reading: self.reading.clone(), ..Snapshot::default() };
+        let job = Box::new(move || {
+            if !tell.is_closed() {
+                let _nobody_waits_any_more = tell.send(job(snapshot));
+            }
+        });
+        let hangs = |waited| Hangs { waited, path: lock(&self.reading).clone() };
+        match self.jobs.try_send(job) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(hangs(within)),
+        }
+        match tokio::time::timeout(within, told).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(_)) | Err(_) => Err(hangs(within)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_of_bounded_size_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "12345").unwrap();
+        mkfifoat(CWD, at("pipe"), Mode::RUSR).unwrap();
+        let files = Snapshot::new();
+        assert_eq!(**files.read(&at("file"), 5).unwrap(), b"12345");
+        let why = |path: &Path, bytes_max| Snapshot::new().read(path, bytes_max).unwrap_err().to_string();
+        assert_eq!(why(&at("file"), 4), "it is larger than 4 bytes");
+        for odd in [&*at("pipe"), dir.path(), Path::new("/dev/zero")] {
+            assert_eq!(why(odd, 100), "it is not a regular file", "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_reads_a_file_once_and_its_hashes_tell_a_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        fs::write(&one, "a").unwrap();
+        let files = Snapshot::new();
+        assert!(files.read(&one, 10).is_ok() && files.read(&two, 10).is_err());
+        fs::write(&one, "b").unwrap();
+        assert_eq!(**files.read(&one, 10).unwrap(), b"a");
+        let hashes = files.hashes();
+        let look = || hashes.again(&Snapshot::new());
+        assert_ne!(hashes, look());
+        fs::write(&one, "a").unwrap();
+        assert_eq!(hashes, look());
+        fs::write(&two, "").unwrap();
+        assert_ne!(hashes, look(), "one that comes into being is a change");
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_is_named_and_the_next_look_is_told_at_once() {
+        let thread = FileThread::start().unwrap();
+        let (go_on, held) = std::sync::mpsc::channel::<()>();
+        let reading = thread.reading.clone();
+        let hung = thread.run(Duration::from_millis(20), move |_| {
+            *lock(&reading) = Some("/mnt/token".into());
+            held.recv()
+        });
+        assert!(hung.await.unwrap_err().to_string().starts_with("/mnt/token could not be read within 0.02 s"));
+        assert!(thread.run(Duration::from_millis(20), |_| ()).await.is_err(), "it waits behind the first");
+        assert!(thread.run(Duration::from_secs(3600), |_| ()).await.is_err(), "there is no room to wait");
+        drop(go_on);
+        while thread.run(Duration::from_secs(10), |_| ()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Promise 2. Rights that are taken away act at once, also on requests that wait.
+
+use std::fs;
+use std::time::Duration;
+
+use makegate::sandbox::{Fault, FaultKind};
+use makegate::tasks::Tasks;
+use tokio::task::JoinHandle;
+
+use crate::support::{ALL, LIST, ORG, OTHER, Plan, READER, Reply, VARIABLES, World, until, with_key};
+
+const FAST: &str = "rate = \"1000000/min\"\nburst = 100000\n";
+const VARIABLE: &str = r#"{"typeId":2,"name":"v","value":"x"}"#;
+
+/// What is taken away, as a change of the configuration's text, and how the caller is refused then.
+const TAKEN: [(&str, &str, u16, &str); 3] = [
+    ("sha256:KEY", "sha256:0000000000000000000000000000000000000000000000000000000000000000", 401, "MG112"),
+    ("# its own\ngrants = [\"*\"]", "grants = [\"usage:read\"]", 403, "MG131"),
+    ("organizations = [11]", "organizations = [12]", 403, "MG132"),
+];
+
+/// A world with a caller `some`, all of whose rights can be taken away.
+async fn world(plan: Plan) -> World {
+    plan.caller("some", &format!("# its own\ngrants = [\"*\"]\norganizations = [11]\n{FAST}")).start().await
+}
+
+async fn take_away(world: &World, (from, to, ..): (&str, &str, u16, &str)) {
+    let from = from.replace("KEY", &makegate::hash::hex(&makegate::hash::sha256(b"some")));
+    let text = fs::read_to_string(world.file()).unwrap();
+    let changed = text.replacen(&from, to, 1);
+    assert_ne!(changed, text, "{from}");
+    fs::write(world.file(), changed).unwrap();
+    world.service.reload().await.unwrap();
+}
+
+fn request(world: &World, method: &'static str, target: &'static str, body: &'static str) -> JoinHandle<Reply> {
+    let (gateway, headers) = (world.gateway, with_key("some", &[]));
+    Tasks::new().spawn(async move { crate::support::send(gateway, method, target, &headers, body).await })
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_quota_is_asked_again_before_it_is_sent() {
+    for taken in TAKEN {
+        for (method, target, body) in [("GET", ORG, ""), ("POST", VARIABLES, VARIABLE)] {
+            let plan = Plan::default().set(
+                "upstream",
+                "quota = \"1/min\"\nquota_wait = \"90s\"\ndeadline = \"100s\"\nwrite_deadline = \"100s\"",
+            );
+            let world = world(plan).await;
+            // It holds the only slot until it is over, and that is a minute later by the world's clock.
+            world.get(ALL, "/api/v2/organizations/11/usage").await.expect(200);
+            let waits = request(&world, method, target, body);
+            until(|| world.service.gate().under_way() > 0).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            take_away(&world, taken).await;
+            world.clock.advance(Duration::from_secs(61));
+            waits.await.unwrap().refused(taken.2, taken.3);
+            assert_eq!(world.received(method, target), 0, "{method}, {}: it was sent", taken.3);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_waits_for_its_turn_is_asked_again_before_its_intent() {
+    let world = world(Plan::default()).await;
+    world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::Latency { ms: 1_500 }));
+    let (gateway, headers) = (world.gateway, with_key(ALL, &[]));
+    let first = Tasks::new()
+        .spawn(async move { crate::support::send(gateway, "PATCH", ORG, &headers, r#"{"name":"first"}"#).await });
+    until(|| world.received("PATCH", ORG) == 1).await;
+    let second = request(&world, "PATCH", ORG, r#"{"name":"second"}"#);
+    until(|| world.service.gate().under_way() == 2).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    take_away(&world, TAKEN[1]).await;
+    first.await.unwrap().expect(200);
+    second.await.unwrap().refused(403, "MG131");
+    assert_eq!(world.received("PATCH", ORG), 1, "it was sent");
+    assert!(world.records().await.iter().all(|record| record["kind"] != "intent" || record["caller"] == "all"));
+}
+
+#[tokio::test]
+async fn an_answer_is_withheld_from_a_caller_whose_rights_went_while_it_was_fetched() {
+    for taken in TAKEN {
+        let world = world(Plan::default()).await;
+        world.sandbox.fault(Fault::once("GET", ORG, FaultKind::Latency { ms: 400 }));
+        world.sandbox.fault(Fault::once("POST", VARIABLES, FaultKind::Latency { ms: 400 }));
+        let (read, write) = (request(&world, "GET", ORG, ""), request(&world, "POST", VARIABLES, VARIABLE));
+        until(|| world.received("GET", ORG) == 1 && world.received("POST", VARIABLES) == 1).await;
+        take_away(&world, taken).await;
+        read.await.unwrap().refused(taken.2, taken.3);
+        let write = write.await.unwrap().refused(taken.2, taken.3);
+        // Its caller is not told what Make answered, but what became of it.
+        assert_eq!(write.header("makegate-outcome"), Some("done"), "{write:?}");
+        let records = world.records().await;
+        let outcome = records.iter().find(|record| record["kind"] == "outcome").unwrap();
+        assert_eq!(
+            (&outcome["outcome"], &outcome["status"], &outcome["refusal"]),
+            (&"done".into(), &taken.2.into(), &taken.3.into())
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_was_narrowed_to_more_than_the_scope_is_withheld() {
+    let world = World::start().await;
+    world.sandbox.fault(Fault::once("GET", LIST, FaultKind::Latency { ms: 400 }));
+    let (gateway, headers) = (world.gateway, with_key(READER, &[]));
+    let list = Tasks::new().spawn(async move { crate::support::send(gateway, "GET", LIST, &headers, "").await });
+    until(|| world.received("GET", LIST) == 1).await;
+    let text = fs::read_to_string(world.file()).unwrap();
+    fs::write(world.file(), text.replace("organizations = [11, 12]", "organizations = [11]")).unwrap();
+    world.service.reload().await.unwrap();
+    list.await.unwrap().refused(403, "MG132");
+    let list = world.get(READER, LIST).await.expect(200);
+    assert_eq!(list.json()["organizations"].as_array().unwrap().len(), 1);
+    world.get(READER, OTHER).await.refused(403, "MG132");
+}

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{Config, Limits, Read};
 use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
-use crate::gateway::{Engines, Gate, life, look, tally};
+use crate::gateway::{Engines, Gate, LogOfKeys, life, look, tally};
 use crate::hash;
 use crate::operator::{self, Desk};
 use crate::quota::{self, Quota};
@@ -32,7 +32,7 @@ const FURTHER_FILES: usize = 64;
 const OPERATORS_PART: usize = 8;
 /// With fewer connections there is nothing to serve.
 const CONNECTIONS_MIN: usize = 16;
-/// How often the cache and the answers forget and the quota's journal is synced.
+/// How often the cache forgets and the quota's journal is synced.
 const CHORES: Duration = Duration::from_secs(1);
 /// How long connections have to end that were cut, and the operators' door to close.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -114,7 +114,9 @@ impl Service {
         let operator =
             Door::bind(&config.operator.listen, None, &operators, &clock, &desk_tasks).map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
-        let answers = Answers::open(&config.audit.dir, &config.limits, clock.clone()).map_err(StartError::failed)?;
+        let keys = Arc::new(LogOfKeys::new(log.clone(), clock.clone()));
+        let answers =
+            Answers::open(&config.audit.dir, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
         let quota =
             Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
@@ -185,7 +187,7 @@ impl Service {
         self.inner.desk_tasks.stop();
         self.inner.desk_tasks.drained(LAST_WORDS).await;
         gate.quota.shut();
-        gate.answers.maintain();
+        gate.answers.close().await;
         gate.tally.settle(&gate.log, (gate.clock.now(), gate.clock.wall()), true);
         gate.log.close().await;
         finished
@@ -202,11 +204,7 @@ impl Inner {
                 gate.cache.maintain();
                 let gate = gate.clone();
                 // fdatasync is no work for a runtime thread.
-                let chores = move || {
-                    gate.quota.sync();
-                    gate.answers.maintain();
-                };
-                let _joined = tokio::task::spawn_blocking(chores).await;
+                let _joined = tokio::task::spawn_blocking(move || gate.quota.sync()).await;
             }
         });
         self.gate.tasks.spawn_until_stop(look::run(self.gate.clone()));

@@ -1,35 +1,47 @@
 //! First answers, by idempotency key: what a write that is sent again with its key is told (draft-ietf-httpapi-idempotency-key-header).
 //!
 //! A key is claimed before its write is forwarded; whoever comes with it meanwhile is told that it is running. The answer is on
-//! disk before the write's outcome is, so that no crash leaves a write done and its key unknown. What is in doubt is the log's
-//! to know. Only keyed hashes of keys and requests come here; the answers lie in `answers.sqlite`, readable by its owner alone.
+//! disk before the write's outcome is, so that no crash leaves a write done and its key unknown. All keys are in memory; the answers
+//! lie in `answers.sqlite`, readable by its owner alone, and a thread of its own keeps them there. The log is the truth about keys: what
+//! that file lacks, or all if it is lost, is found in the log again, and only answers are lost. What is in doubt is the log's to know.
+//! Only keyed hashes of keys and requests come here.
 
+mod keeper;
+mod ledger;
+mod rows;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use tokio::sync::oneshot;
 
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::words::{Fingerprint, RequestId};
 
-pub use store::StoreError;
-use store::{Reader, Row, Writer};
+use keeper::{Desk, Job, Keeper};
+use ledger::{Bounds, Found, Row};
 
-/// The longest that a write's caller waits for its answer to be on disk; it is kept in memory until then.
-const KEEP_WAIT: Duration = Duration::from_secs(1);
+/// The longest that anybody waits for the disk: a write whose answer is to be kept (it stays in memory until it is), one whose key is
+/// known and whose answer is read, and whoever settles one.
+const DISK_WAIT: Duration = Duration::from_millis(900);
+/// The longest that a start waits until all keys are known; after that, writes with keys are refused until they are.
+const START_WAIT: Duration = Duration::from_secs(10);
+/// Tries to claim a key that turns out to be free.
+const CLAIMS_MAX: usize = 3;
+/// The longest that [`Answers::close`] waits.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// A write with an idempotency key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keyed {
     /// The keyed hash of the caller and its key.
     pub key: Fingerprint,
@@ -37,6 +49,8 @@ pub struct Keyed {
     pub write: Fingerprint,
     /// The request's id.
     pub request: RequestId,
+    /// Whose it is.
+    pub caller: Arc<str>,
 }
 
 /// An answer as it was given.
@@ -64,6 +78,13 @@ pub struct Ended {
 pub enum Known {
     /// Nothing: the write may go on, and nobody else with this key.
     New(Claim),
+    /// Its write came before.
+    Before(NotNew),
+}
+
+/// What is known of a key that came before.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotNew {
     /// A write with it is under way.
     Running {
         /// Its request.
@@ -83,190 +104,182 @@ pub enum Known {
     },
 }
 
-/// Why nothing can be said of a key: the answers cannot be read, or some wait for the disk. No write with a key may go on.
+/// Why no write with this key may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unavailable;
+pub enum Refused {
+    /// The caller's keys take the room that it may have, and none is free that others leave.
+    NoRoom,
+    /// The answers cannot be read or written, so that nothing can be said of a key, or nothing kept.
+    Unavailable,
+}
 
-impl fmt::Display for Unavailable {
+/// The answers cannot be read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Unavailable;
+
+/// How far a log is: its size, and the root hash over so many records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Records.
+    pub size: u64,
+    /// The root over them.
+    pub root: [u8; 32],
+}
+
+/// How a keyed write ended, as the log tells it.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The write.
+    pub keyed: Keyed,
+    /// It took effect; else somebody found out that it did not, after it was in doubt.
+    pub done: bool,
+    /// When, in milliseconds of wall time.
+    pub time_ms: i64,
+}
+
+/// What the answers need of the log. All of it may block.
+pub trait Journal: Send + Sync + fmt::Debug {
+    /// How far it is on disk.
+    fn mark(&self) -> Mark;
+
+    /// Hands over how the keyed writes ended after `after`, or after `oldest_ms` if this log was never at that mark. `true`: it was.
+    ///
+    /// # Errors
+    /// It cannot be read, in words.
+    fn ends(&self, after: Option<Mark>, oldest_ms: i64, each: &mut dyn FnMut(Told)) -> Result<bool, String>;
+
+    /// Records something about the answers.
+    fn tell(&self, event: &'static str, detail: &str);
+}
+
+/// Why the answers cannot be opened.
+#[derive(Debug)]
+pub struct StoreError {
+    path: PathBuf,
+    why: String,
+}
+
+impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the answers to idempotency keys cannot be read or written")
+        let Self { path, why } = self;
+        write!(
+            f,
+            "cannot open the answers to idempotency keys in {}: {why}; use that version, or move the file away: the keys are then \
+             known from the log, without their answers",
+            path.display()
+        )
     }
 }
 
-impl std::error::Error for Unavailable {}
+impl std::error::Error for StoreError {}
 
 /// The answers that are kept, and the keys that are claimed.
 #[derive(Debug)]
 pub struct Answers {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    clock: Clock,
-    answer_bytes_max: usize,
-    claimed: Mutex<HashMap<Fingerprint, Claimed>>,
-    reader: Mutex<Reader>,
-    writer: Mutex<Writer>,
-    /// Who may look up, and who may store: the others wait without a thread each.
-    looking: tokio::sync::Mutex<()>,
-    storing: tokio::sync::Mutex<()>,
-    /// Answers wait for a disk that fails.
-    behind: AtomicBool,
-    /// Answers on disk.
-    kept: AtomicU64,
-}
-
-/// A key that is not, or not only, on disk.
-#[derive(Clone, Debug)]
-struct Claimed {
-    by: Keyed,
-    /// The answer, once there is one.
-    row: Option<Arc<Row>>,
+    desk: Arc<Desk>,
 }
 
 impl Answers {
-    /// The answers that an earlier run kept in this folder.
+    /// The answers that an earlier run kept in this folder, and the keys that the log knows besides. It waits for the disk.
     ///
     /// # Errors
     /// [`StoreError`]: its words say what to do.
-    pub fn open(dir: &Path, limits: &Limits, clock: Clock) -> Result<Self, StoreError> {
-        let bounds = store::Bounds {
+    pub fn open(dir: &Path, limits: &Limits, clock: Clock, log: Arc<dyn Journal>) -> Result<Self, StoreError> {
+        let bounds = Bounds {
             keys: limits.idempotency_keys,
             age: limits.idempotency_age,
             bytes: limits.idempotency_bytes,
+            answer_bytes: u64::try_from(limits.idempotency_answer_bytes).unwrap_or(u64::MAX),
         };
-        let writer = Writer::open(dir, bounds)?;
-        let shared = Shared {
-            clock,
-            answer_bytes_max: limits.idempotency_answer_bytes,
-            claimed: Mutex::default(),
-            reader: Mutex::new(Reader::open(dir, bounds.age)?),
-            kept: AtomicU64::new(writer.rows()),
-            writer: Mutex::new(writer),
-            looking: tokio::sync::Mutex::default(),
-            storing: tokio::sync::Mutex::default(),
-            behind: AtomicBool::new(false),
-        };
-        Ok(Self { shared: Arc::new(shared) })
-    }
-
-    /// Claims the key, or says what is known of it.
-    ///
-    /// # Errors
-    /// [`Unavailable`].
-    pub async fn claim(&self, keyed: Keyed) -> Result<Known, Unavailable> {
-        if self.shared.behind.load(Ordering::Relaxed) {
-            return Err(Unavailable);
+        let path = store::path(dir);
+        let (desk, jobs) = Desk::new(bounds, clock);
+        let (opened, first_try) = mpsc::channel();
+        let keeper = Keeper::new(desk.shared.clone(), log, path.clone());
+        let spawned = std::thread::Builder::new().name("answers".to_owned()).spawn(move || keeper.run(&jobs, &opened));
+        spawned.map_err(|error| StoreError { path: path.clone(), why: error.to_string() })?;
+        match first_try.recv_timeout(START_WAIT) {
+            Ok(Err(why)) => return Err(StoreError { path, why }),
+            Ok(Ok(())) => {}
+            Err(_) => tracing::error!(
+                "the answers to idempotency keys take long to be read: writes with a key are refused until they are"
+            ),
         }
-        let shared = self.shared.clone();
-        let _turn = self.shared.looking.lock().await;
-        tokio::task::spawn_blocking(move || shared.claim(keyed)).await.unwrap_or(Err(Unavailable))
+        Ok(Self { desk })
     }
 
-    /// An operator, or a look, says that the write in doubt with this key took effect. When this returns, it is on disk.
+    /// Claims the key, or says what is known of it. `callers`: how many share the room.
     ///
     /// # Errors
-    /// [`Unavailable`]: nothing is stored.
-    pub async fn settle_done(&self, keyed: Keyed) -> Result<(), Unavailable> {
-        let shared = self.shared.clone();
-        let stored = tokio::task::spawn_blocking(move || {
-            let row = Row::of(keyed, Ended { done: true, answer: None }, shared.clock.wall_ms());
-            shared.write(|writer| writer.add_missing(&row))
-        });
-        stored.await.unwrap_or(Err(Unavailable))
+    /// [`Refused`].
+    pub async fn claim(&self, keyed: Keyed, callers: usize) -> Result<Known, Refused> {
+        let shared = &self.desk.shared;
+        for _ in 0..CLAIMS_MAX {
+            if !shared.ready.load(Ordering::SeqCst) {
+                break;
+            }
+            let found = shared.ledger().claim(&keyed, callers, shared.clock.wall_ms());
+            match found {
+                Found::New => return Ok(Known::New(Claim { desk: self.desk.clone(), keyed, ended: false })),
+                Found::Known(known) => return Ok(Known::Before(known)),
+                Found::NoRoom => return Err(Refused::NoRoom),
+                Found::OnDisk { first, done } => {
+                    let (reply, answer) = oneshot::channel();
+                    let answer = self.desk.ask(Job::Read { key: keyed.key, first, reply }, answer).await;
+                    let answer = answer.flatten().map_err(|Unavailable| Refused::Unavailable)?;
+                    if done || answer.is_some() {
+                        return Ok(Known::Before(NotNew::Ended { first, ended: Ended { done, answer } }));
+                    }
+                    // What was rejected, and whose answer is lost, is free.
+                }
+            }
+        }
+        Err(Refused::Unavailable)
+    }
+
+    /// An operator, or a look, says that the write in doubt with this key took effect. When this returns, it is known; on disk it is
+    /// then too, or at the latest by the settlement in the log.
+    pub async fn settle_done(&self, keyed: Keyed) {
+        let row = Row { keyed, ended: Ended { done: true, answer: None }, time_ms: self.desk.shared.clock.wall_ms() };
+        self.desk.shared.ledger().fill_in(row);
+        if self.desk.flush().await.is_err() {
+            tracing::error!(
+                "an idempotency key that was settled is not in answers.sqlite yet: it is known from the log"
+            );
+        }
     }
 
     /// The write with this key did not take effect: the key is free again.
-    pub async fn settle_not_done(&self, key: Fingerprint) {
-        let shared = self.shared.clone();
-        let forgotten = tokio::task::spawn_blocking(move || shared.write(|writer| writer.remove(&key)));
-        if forgotten.await.is_ok_and(|forgotten| forgotten.is_err()) {
-            tracing::error!("an idempotency key stays taken, though its write did not take effect");
+    pub async fn settle_not_done(&self, key: Fingerprint, request: RequestId) {
+        if self.desk.shared.ledger().release(&key, &request) {
+            let (reply, removed) = oneshot::channel();
+            if self.desk.ask(Job::Remove { key, reply }, removed).await.flatten().is_err() {
+                tracing::error!(
+                    "an idempotency key may be taken again after a restart, though its write did not take effect"
+                );
+            }
         }
     }
 
-    /// The recurring work: stores what could not be stored, forgets what is too old. It waits for the disk.
-    pub fn maintain(&self) {
-        self.shared.flush();
-        let now = self.shared.clock.wall_ms();
-        let _told = self.shared.write(|writer| writer.expire(now));
+    /// What the thread does every second by itself, now.
+    #[cfg(test)]
+    async fn maintain(&self) {
+        let (reply, done) = oneshot::channel();
+        self.desk.ask(Job::Look { reply }, done).await.unwrap();
     }
 
-    /// Answers that are kept.
+    /// The end: everything is on disk, and nothing is kept any more.
+    pub async fn close(&self) {
+        let (reply, closed) = oneshot::channel();
+        let sent = self.desk.send(Job::Close { reply });
+        if sent.is_err() || tokio::time::timeout(CLOSE_WAIT, closed).await.is_err() {
+            tracing::error!("the answers to idempotency keys did not come to their end in time");
+        }
+    }
+
+    /// Keys that are known.
     #[must_use]
     pub fn kept(&self) -> u64 {
-        self.shared.kept.load(Ordering::Relaxed)
-    }
-}
-
-impl Shared {
-    fn claimed(&self) -> MutexGuard<'_, HashMap<Fingerprint, Claimed>> {
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Does this answer wait for the disk?
-    fn holds(&self, row: &Arc<Row>) -> bool {
-        let claimed = self.claimed();
-        let waiting = claimed.get(&row.keyed.key).and_then(|claimed| claimed.row.as_ref());
-        waiting.is_some_and(|waiting| Arc::ptr_eq(waiting, row))
-    }
-
-    fn write<T>(&self, change: impl FnOnce(&mut Writer) -> rusqlite::Result<T>) -> Result<T, Unavailable> {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = change(&mut writer);
-        self.kept.store(writer.rows(), Ordering::Relaxed);
-        changed.map_err(|error| {
-            tracing::error!(%error, "the answers to idempotency keys cannot be written");
-            Unavailable
-        })
-    }
-
-    /// Claimed first, looked up then: of two with a new key only one goes on.
-    fn claim(self: &Arc<Self>, keyed: Keyed) -> Result<Known, Unavailable> {
-        let earlier = {
-            let mut claimed = self.claimed();
-            let earlier = claimed.get(&keyed.key).cloned();
-            if earlier.is_none() {
-                claimed.insert(keyed.key, Claimed { by: keyed, row: None });
-            }
-            earlier
-        };
-        let claim = earlier.is_none().then(|| Claim { answers: self.clone(), keyed, ended: false });
-        let row = match earlier.as_ref().and_then(|claimed| claimed.row.clone()) {
-            Some(row) => Some(row),
-            None => self.look_up(&keyed.key)?.map(Arc::new),
-        };
-        Ok(match (row, earlier, claim) {
-            (Some(row), _, _) if row.keyed.write != keyed.write => Known::Other { first: row.keyed.request },
-            (Some(row), _, _) => Known::Ended { first: row.keyed.request, ended: row.ended.clone() },
-            (None, Some(earlier), _) if earlier.by.write != keyed.write => Known::Other { first: earlier.by.request },
-            (None, Some(earlier), _) => Known::Running { first: earlier.by.request },
-            (None, None, Some(claim)) => Known::New(claim),
-            (None, None, None) => return Err(Unavailable),
-        })
-    }
-
-    fn look_up(&self, key: &Fingerprint) -> Result<Option<Row>, Unavailable> {
-        let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        reader.find(key, self.clock.wall_ms()).map_err(|error| {
-            tracing::error!(%error, "the answers to idempotency keys cannot be read");
-            Unavailable
-        })
-    }
-
-    /// Stores every answer that waits for the disk, in one transaction: what others added meanwhile too.
-    fn flush(&self) {
-        let mut rows = Vec::new();
-        let stored = self.write(|writer| {
-            rows = self.claimed().values().filter_map(|claimed| claimed.row.clone()).collect();
-            if rows.is_empty() { Ok(()) } else { writer.add(&rows) }
-        });
-        if stored.is_ok() {
-            let mut claimed = self.claimed();
-            rows.iter().for_each(|row| drop(claimed.remove(&row.keyed.key)));
-        }
-        self.behind.store(stored.is_err(), Ordering::Relaxed);
+        self.desk.shared.kept.load(Ordering::Relaxed)
     }
 }
 
@@ -274,7 +287,7 @@ impl Shared {
 #[derive(Debug)]
 #[must_use]
 pub struct Claim {
-    answers: Arc<Shared>,
+    desk: Arc<Desk>,
     keyed: Keyed,
     ended: bool,
 }
@@ -289,26 +302,17 @@ impl Claim {
     /// Keeps how the write ended. When this returns it is on disk; or, while the disk fails, in memory until it is back,
     /// and no further write with a key goes on.
     pub async fn end(mut self, mut ended: Ended) {
-        let shared = self.answers.clone();
-        ended.answer = ended.answer.filter(|answer| store::weight(answer) <= shared.answer_bytes_max);
+        let shared = self.desk.shared.clone();
+        let most = usize::try_from(shared.bounds.answer_bytes()).unwrap_or(usize::MAX);
+        ended.answer = ended.answer.filter(|answer| rows::weight(answer) <= most);
         if !ended.done && ended.answer.is_none() {
             return; // nothing was done: it may be asked once more
         }
         self.ended = true;
-        let row = Arc::new(Row::of(self.keyed, ended, shared.clock.wall_ms()));
-        if let Some(claimed) = shared.claimed().get_mut(&self.keyed.key) {
-            claimed.row = Some(row.clone());
-        }
-        let flushed = async {
-            let _turn = shared.storing.lock().await;
-            // Whoever had the turn before has stored this one too, unless the disk failed.
-            if shared.holds(&row) {
-                let shared = shared.clone();
-                let _told = tokio::task::spawn_blocking(move || shared.flush()).await;
-            }
-        };
-        if tokio::time::timeout(KEEP_WAIT, flushed).await.is_err() {
-            self.answers.behind.store(true, Ordering::Relaxed);
+        let row = Row { keyed: self.keyed.clone(), ended, time_ms: shared.clock.wall_ms() };
+        shared.ledger().end(Arc::new(row));
+        if self.desk.flush().await.is_err() {
+            shared.ready.store(false, Ordering::SeqCst);
         }
     }
 }
@@ -316,7 +320,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if !self.ended {
-            self.answers.claimed().remove(&self.keyed.key);
+            self.desk.shared.ledger().free(&self.keyed);
         }
     }
 }

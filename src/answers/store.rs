@@ -1,115 +1,247 @@
-//! The answers on disk: one row a key, durable when a change returns.
+//! The answers on disk: one row a key, durable when a change returns. Only one connection has the file, so that nothing of it is mapped
+//! into memory that somebody else could cut.
 
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, params};
 
-use super::{Answer, Ended, Keyed};
+use super::ledger::{Meta, Row};
+use super::rows::{insert, row_of, unchecked};
+use super::{Answer, Mark};
 use crate::words::{Fingerprint, RequestId};
 
-/// The version of the table.
-const VERSION: i64 = 1;
-/// What a row weighs beside its answer, in bytes.
-const ROW_BYTES: u64 = 160;
+/// The version of the tables.
+const VERSION: i64 = 2;
+/// The longest wait for somebody else who has the file.
+const BUSY: Duration = Duration::from_millis(250);
+/// Who kept rows that name no caller.
+const UNKNOWN: &str = "";
 
-const TABLE: &str = "
+/// `sum`: of the whole row, so that no bit of it flips unnoticed. `mark`: up to where in the log no key is missing, and how many rows
+/// there are.
+const TABLES: &str = "
     CREATE TABLE answers (
-        key BLOB PRIMARY KEY, write BLOB NOT NULL, request TEXT NOT NULL, time_ms INTEGER NOT NULL, done INTEGER NOT NULL,
-        status INTEGER, headers BLOB, body BLOB, bytes INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE INDEX by_time ON answers (time_ms);
-    CREATE TABLE totals (rows INTEGER NOT NULL, bytes INTEGER NOT NULL);
-    INSERT INTO totals VALUES (0, 0);
-    CREATE TRIGGER added AFTER INSERT ON answers BEGIN
-        UPDATE totals SET rows = rows + 1, bytes = bytes + new.bytes; END;
-    CREATE TRIGGER removed AFTER DELETE ON answers BEGIN
-        UPDATE totals SET rows = rows - 1, bytes = bytes - old.bytes; END;
-    PRAGMA user_version = 1;
+        key BLOB PRIMARY KEY, write BLOB NOT NULL, request TEXT NOT NULL, caller TEXT NOT NULL, time_ms INTEGER NOT NULL,
+        done INTEGER NOT NULL, status INTEGER, headers BLOB, body BLOB, sum BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE mark (one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, root BLOB, rows INTEGER NOT NULL);
+    INSERT INTO mark VALUES (1, 0, NULL, 0);
+    PRAGMA user_version = 2;
 ";
+const ROWS: &str = "SELECT key, write, request, caller, time_ms, done, status, headers, body, sum FROM answers";
 
-/// Why the answers cannot be opened.
+/// Why there is no store.
 #[derive(Debug)]
-pub struct StoreError {
-    path: PathBuf,
-    why: String,
+pub(super) enum Trouble {
+    /// A newer makegate wrote it: nothing is done to it.
+    Newer,
+    /// It is damaged: it is moved away, and another one made.
+    Damaged(String),
+    /// It cannot be used now: later it is tried again.
+    Passing(String),
 }
 
-impl fmt::Display for StoreError {
+impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, why } = self;
-        write!(
-            f,
-            "cannot open the answers to idempotency keys in {}: {why}; if they are past help, move the file away: \
-             writes that are sent again with a key from before are then done a second time",
-            path.display()
-        )
+        match self {
+            Self::Newer => f.write_str("a newer makegate wrote it"),
+            Self::Damaged(why) | Self::Passing(why) => f.write_str(why),
+        }
     }
 }
 
-impl std::error::Error for StoreError {}
-
-/// How much is kept.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) keys: u64,
-    pub(super) age: Duration,
-    pub(super) bytes: u64,
-}
-
-/// One key's row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) keyed: Keyed,
-    pub(super) ended: Ended,
-    time_ms: i64,
-}
-
-impl Row {
-    pub(super) const fn of(keyed: Keyed, ended: Ended, time_ms: i64) -> Self {
-        Self { keyed, ended, time_ms }
-    }
-
-    fn weight(&self) -> u64 {
-        ROW_BYTES + self.ended.answer.as_ref().map_or(0, |answer| weight(answer) as u64)
+impl From<rusqlite::Error> for Trouble {
+    fn from(error: rusqlite::Error) -> Self {
+        let why = error.to_string();
+        let passes = error.sqlite_error().is_some_and(|failure| {
+            const SHORT_READ: i32 = 522;
+            let passing = matches!(
+                failure.code,
+                ErrorCode::SystemIoFailure
+                    | ErrorCode::DiskFull
+                    | ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::CannotOpen
+                    | ErrorCode::OutOfMemory
+                    | ErrorCode::OperationInterrupted
+                    | ErrorCode::ReadOnly
+            );
+            passing && failure.extended_code != SHORT_READ
+        });
+        if passes { Self::Passing(why) } else { Self::Damaged(why) }
     }
 }
 
-/// Bytes of an answer.
-pub(super) fn weight(answer: &Answer) -> usize {
-    let headers = answer.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
-    headers + answer.body.len()
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::Passing(error.to_string())
+    }
 }
 
-fn opened<T>(dir: &Path, what: impl FnOnce(&Path) -> Result<T, String>) -> Result<T, StoreError> {
-    let path = dir.join("answers.sqlite");
-    what(&path).map_err(|why| StoreError { path, why })
+fn damaged(why: &str) -> Trouble {
+    Trouble::Damaged(why.to_owned())
 }
 
-/// Who changes the rows.
+/// The file itself.
+pub(super) fn path(dir: &Path) -> PathBuf {
+    dir.join("answers.sqlite")
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// What tells whether somebody else changed a file: which one it is, how long, and when it was written to last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    identity: (u64, u64),
+    length: u64,
+    written: (i64, i64),
+}
+
+/// The same of the file and of the one beside it that holds the newest changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp([Option<Look>; 2]);
+
+impl Stamp {
+    fn of(path: &Path) -> Self {
+        Self([path.to_owned(), beside(path, "-wal")].map(|path| {
+            let about = fs::symlink_metadata(path).ok()?;
+            let (identity, written) = ((about.dev(), about.ino()), (about.mtime(), about.mtime_nsec()));
+            Some(Look { identity, length: about.len(), written })
+        }))
+    }
+
+    fn is_same_files(&self, other: &Self) -> bool {
+        let identity = |stamp: &Self| stamp.0.map(|look| look.map(|look| look.identity));
+        identity(self) == identity(other)
+    }
+}
+
+/// What is in the file, as it was opened.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// There was none before.
+    pub(super) is_new: bool,
+    pub(super) rows: Vec<Meta>,
+    pub(super) mark: Option<Mark>,
+}
+
+/// The open file.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(super) struct Store {
+    path: PathBuf,
     connection: Connection,
-    bounds: Bounds,
+    stamp: Stamp,
     rows: u64,
 }
 
-impl Writer {
-    pub(super) fn open(dir: &Path, bounds: Bounds) -> Result<Self, StoreError> {
-        opened(dir, |path| {
-            let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-            made.map_err(|error: io::Error| error.to_string())?;
-            let connected = connect(path).map_err(|error| error.to_string())?;
-            let connection = connected.ok_or_else(|| "a newer makegate wrote them".to_owned())?;
-            let (rows, _bytes) = totals(&connection).map_err(|error| error.to_string())?;
-            Ok(Self { connection, bounds, rows })
+impl Store {
+    /// Opens the file, makes it where there is none, and reads all of it.
+    pub(super) fn open(path: &Path) -> Result<(Self, Contents), Trouble> {
+        let is_new = look_at(path)?;
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(unless_unreadable)?;
+        File::open(path).map_err(unless_unreadable)?;
+        let mut connection = connect(path)?;
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let is_new = match version {
+            0 => {
+                let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+                if tables > 0 {
+                    return Err(damaged("it holds other tables"));
+                }
+                let transaction = connection.transaction()?;
+                transaction.execute_batch(TABLES)?;
+                transaction.commit()?;
+                true
+            }
+            1 => {
+                from_version_1(&mut connection)?;
+                is_new
+            }
+            VERSION => is_new,
+            _ if version > VERSION => return Err(Trouble::Newer),
+            _ => return Err(damaged("its version is none")),
+        };
+        let contents = Contents { is_new, ..read(&connection)? };
+        let rows = u64::try_from(contents.rows.len()).unwrap_or(u64::MAX);
+        Ok((Self { path: path.to_owned(), stamp: Stamp::of(path), connection, rows }, contents))
+    }
+
+    /// Is the file still the one that was opened, and as it was left?
+    pub(super) fn look(&self) -> Result<(), Trouble> {
+        let now = Stamp::of(&self.path);
+        if now == self.stamp {
+            return Ok(());
+        }
+        let same = now.is_same_files(&self.stamp);
+        Err(damaged(if same { "somebody else wrote to it" } else { "it was deleted or replaced" }))
+    }
+
+    /// Adds rows in place of their keys' earlier ones, and takes keys out. With the mark, if there is one.
+    pub(super) fn change(
+        &mut self,
+        add: &[Arc<Row>],
+        remove: &[Fingerprint],
+        mark: Option<Mark>,
+    ) -> Result<(), Trouble> {
+        self.transact(mark, |transaction, mut rows| {
+            for key in remove.iter().chain(add.iter().map(|row| &row.keyed.key)) {
+                rows = rows.saturating_sub(delete(transaction, key)?);
+            }
+            for row in add {
+                insert(transaction, row)?;
+                rows += 1;
+            }
+            Ok(rows)
         })
+    }
+
+    /// Forgets what is older.
+    pub(super) fn expire(&mut self, oldest_ms: i64) -> Result<(), Trouble> {
+        self.transact(None, |transaction, rows| {
+            let gone = transaction.execute("DELETE FROM answers WHERE time_ms < ?1", [oldest_ms])?;
+            Ok(rows.saturating_sub(u64::try_from(gone).unwrap_or(0)))
+        })
+    }
+
+    /// One durable change; `change` says how many rows there are after it.
+    fn transact(
+        &mut self,
+        mark: Option<Mark>,
+        change: impl FnOnce(&Transaction<'_>, u64) -> rusqlite::Result<u64>,
+    ) -> Result<(), Trouble> {
+        let rows = self.rows;
+        let changed = self.connection.transaction().and_then(|transaction| {
+            let rows = change(&transaction, rows)?;
+            set_mark(&transaction, mark, rows)?;
+            transaction.commit().map(|()| rows)
+        });
+        // What failed may have been written in part.
+        self.stamp = Stamp::of(&self.path);
+        self.rows = changed?;
+        Ok(())
+    }
+
+    /// The answer of this key; `None`: there is none.
+    pub(super) fn answer(&self, key: &Fingerprint, first: &RequestId) -> Result<Option<Answer>, Trouble> {
+        let mut find = self.connection.prepare_cached(&format!("{ROWS} WHERE key = ?1"))?;
+        let row = find.query_row(params![key.as_bytes().as_slice()], row_of).optional()?;
+        let row = row.ok_or_else(|| damaged("a row is missing"))?;
+        if row.keyed.request != *first { Err(damaged("a row is another one")) } else { Ok(row.ended.answer) }
     }
 
     #[cfg(test)]
@@ -128,166 +260,166 @@ impl Writer {
             }
         }
     }
-
-    /// How many rows there are.
-    pub(super) const fn rows(&self) -> u64 {
-        self.rows
-    }
-
-    /// Adds rows and makes room for them: the oldest go.
-    pub(super) fn add(&mut self, rows: &[Arc<Row>]) -> rusqlite::Result<()> {
-        self.change(|connection| {
-            rows.iter().try_for_each(|row| {
-                delete(connection, &row.keyed.key)?; // too old to be told again
-                insert(connection, row)
-            })
-        })
-    }
-
-    /// Adds a row unless the key has one.
-    pub(super) fn add_missing(&mut self, row: &Row) -> rusqlite::Result<()> {
-        self.change(|connection| insert(connection, row))
-    }
-
-    pub(super) fn remove(&mut self, key: &Fingerprint) -> rusqlite::Result<()> {
-        self.change(|connection| delete(connection, key))
-    }
-
-    /// Forgets what is older than the age that is kept.
-    pub(super) fn expire(&mut self, now_ms: i64) -> rusqlite::Result<()> {
-        let oldest = oldest_ms(self.bounds.age, now_ms);
-        let due = "SELECT EXISTS (SELECT 1 FROM answers WHERE time_ms < ?1)";
-        if !self.connection.prepare_cached(due)?.query_row([oldest], |row| row.get::<_, bool>(0))? {
-            return Ok(());
-        }
-        self.change(|connection| connection.execute("DELETE FROM answers WHERE time_ms < ?1", [oldest]).map(drop))
-    }
-
-    /// One transaction, after which there is no more than may be.
-    fn change(&mut self, change: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> rusqlite::Result<()> {
-        let transaction = self.connection.transaction()?;
-        change(&transaction)?;
-        let (mut rows, mut bytes) = totals(&transaction)?;
-        while rows > self.bounds.keys || (bytes > self.bounds.bytes && rows > 0) {
-            let oldest = "DELETE FROM answers WHERE key IN (SELECT key FROM answers ORDER BY time_ms LIMIT max(1, ?1))";
-            let surplus = rows.saturating_sub(self.bounds.keys);
-            transaction.execute(oldest, [surplus.cast_signed()])?;
-            (rows, bytes) = totals(&transaction)?;
-        }
-        transaction.commit()?;
-        self.rows = rows;
-        Ok(())
-    }
 }
 
-/// Who looks keys up; never waits for a change.
-#[derive(Debug)]
-pub(super) struct Reader {
-    connection: Connection,
-    age: Duration,
-}
-
-impl Reader {
-    pub(super) fn open(dir: &Path, age: Duration) -> Result<Self, StoreError> {
-        let connection = opened(dir, |path| Connection::open(path).map_err(|error| error.to_string()))?;
-        Ok(Self { connection, age })
+/// Puts another file in the place of a damaged one, with every row of `old` (or else of the damaged file) that is still whole.
+/// The damaged file is kept under another name, which is returned if it was there.
+pub(super) fn replace(path: &Path, old: Option<Store>, now_ms: i64) -> Result<Option<PathBuf>, Trouble> {
+    let next = beside(path, ".new");
+    for suffix in ["", "-wal", "-journal", "-shm"] {
+        clear(&beside(&next, suffix))?;
     }
-
-    /// The row of this key, unless it is too old.
-    pub(super) fn find(&self, key: &Fingerprint, now_ms: i64) -> rusqlite::Result<Option<Row>> {
-        let sql =
-            "SELECT write, request, time_ms, done, status, headers, body FROM answers WHERE key = ?1 AND time_ms >= ?2";
-        let oldest = oldest_ms(self.age, now_ms);
-        let mut find = self.connection.prepare_cached(sql)?;
-        find.query_row(params![key.as_bytes().as_slice(), oldest], |row| row_of(*key, row)).optional()
-    }
-}
-
-/// The database, its table made where there is none; `None`: a newer version made it.
-fn connect(path: &Path) -> rusqlite::Result<Option<Connection>> {
-    let mut connection = Connection::open(path)?;
-    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA auto_vacuum = NONE;")?;
-    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version == 0 {
-        let transaction = connection.transaction()?;
-        transaction.execute_batch(TABLE)?;
-        transaction.commit()?;
-    }
-    Ok((version <= VERSION).then_some(connection))
-}
-
-fn oldest_ms(age: Duration, now_ms: i64) -> i64 {
-    now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
-}
-
-fn totals(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
-    let unsigned = |row: &rusqlite::Row<'_>, at| row.get::<_, i64>(at).map(|n| u64::try_from(n).unwrap_or(0));
-    connection
-        .prepare_cached("SELECT rows, bytes FROM totals")?
-        .query_row([], |row| Ok((unsigned(row, 0)?, unsigned(row, 1)?)))
-}
-
-fn delete(connection: &Connection, key: &Fingerprint) -> rusqlite::Result<()> {
-    let sql = "DELETE FROM answers WHERE key = ?1";
-    connection.prepare_cached(sql)?.execute([key.as_bytes().as_slice()]).map(drop)
-}
-
-/// Adds the row unless its key has one.
-fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
-    let answer = row.ended.answer.as_ref();
-    let values = params![
-        row.keyed.key.as_bytes().as_slice(),
-        row.keyed.write.as_bytes().as_slice(),
-        row.keyed.request.as_str(),
-        row.time_ms,
-        row.ended.done,
-        answer.map(|answer| answer.status.as_u16()),
-        answer.map(|answer| head(&answer.headers)),
-        answer.map(|answer| answer.body.as_ref()),
-        row.weight().cast_signed(),
-    ];
-    let sql = "INSERT OR IGNORE INTO answers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
-    connection.prepare_cached(sql)?.execute(values).map(drop)
-}
-
-fn row_of(key: Fingerprint, row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-    let wrong = |at: usize, what: &str| {
-        let kind = rusqlite::types::Type::Blob;
-        rusqlite::Error::FromSqlConversionFailure(at, kind, format!("{what} of an answer is damaged").into())
-    };
-    let write: Vec<u8> = row.get(0)?;
-    let write = write.try_into().map(Fingerprint::from_bytes).map_err(|_| wrong(0, "the write"))?;
-    let request: String = row.get(1)?;
-    let request = RequestId::parse(request.as_bytes()).ok_or_else(|| wrong(1, "the request"))?;
-    let answer = match row.get::<_, Option<u16>>(4)? {
+    let old = match old {
+        Some(store) => Some(store.connection),
+        None if look_at(path).is_ok_and(|is_new| !is_new) => connect(path).ok(),
         None => None,
-        Some(status) => Some(Answer {
-            status: StatusCode::from_u16(status).map_err(|_| wrong(4, "the status"))?,
-            headers: headers(&row.get::<_, Vec<u8>>(5)?).ok_or_else(|| wrong(5, "the head"))?,
-            body: Bytes::from(row.get::<_, Vec<u8>>(6)?),
-        }),
     };
-    let ended = Ended { done: row.get(3)?, answer };
-    Ok(Row { keyed: Keyed { key, write, request }, ended, time_ms: row.get(2)? })
-}
-
-/// Header fields as lines, `name: value`; a value holds no line break (RFC 9110 section 5.5).
-fn head(headers: &HeaderMap) -> Vec<u8> {
-    headers.iter().fold(Vec::new(), |mut lines, (name, value)| {
-        lines.extend_from_slice(name.as_str().as_bytes());
-        lines.extend_from_slice(b": ");
-        lines.extend_from_slice(value.as_bytes());
-        lines.push(b'\n');
-        lines
-    })
-}
-
-fn headers(lines: &[u8]) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::new();
-    for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        let colon = line.windows(2).position(|pair| pair == b": ")?;
-        let (name, value) = (line.get(..colon)?, line.get(colon + 2..)?);
-        headers.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
+    let (mut store, _) = Store::open(&next)?;
+    if let Some(old) = &old {
+        store.copy(old)?;
     }
-    Some(headers)
+    // What is closed leaves no file beside it.
+    drop(old);
+    store.connection.close().map_err(|(_, error)| Trouble::from(error))?;
+    let aside = beside(path, &format!(".damaged-{now_ms}"));
+    let kept = match fs::rename(path, &aside) {
+        Ok(()) => Some(aside),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error.into()),
+    };
+    for suffix in ["-wal", "-journal", "-shm"] {
+        let beside_it = beside(path, suffix);
+        if fs::symlink_metadata(&beside_it).is_ok_and(|about| about.is_dir()) {
+            fs::rename(&beside_it, beside(&beside_it, &format!(".damaged-{now_ms}")))?;
+        } else {
+            clear(&beside_it)?;
+        }
+    }
+    fs::rename(&next, path)?;
+    Ok(kept)
+}
+
+fn clear(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+impl Store {
+    /// Copies every row that is whole, from both ends up to what cannot be read.
+    fn copy(&mut self, old: &Connection) -> Result<(), Trouble> {
+        for order in ["ASC", "DESC"] {
+            let transaction = self.connection.transaction()?;
+            let read = copy_rows(&transaction, old, order);
+            transaction.commit()?;
+            match read {
+                Ok(()) => break,
+                Err(Trouble::Passing(why)) => return Err(Trouble::Passing(why)),
+                Err(Trouble::Newer | Trouble::Damaged(_)) => {}
+            }
+        }
+        self.rows =
+            self.connection.query_row("SELECT count(*) FROM answers", [], |row| row.get::<_, i64>(0))?.cast_unsigned();
+        self.change(&[], &[], None)
+    }
+}
+
+fn copy_rows(to: &Connection, old: &Connection, order: &str) -> Result<(), Trouble> {
+    let mut all = old.prepare(&format!("{ROWS} ORDER BY key {order}"))?;
+    let mut rows = all.query([])?;
+    while let Some(row) = rows.next()? {
+        if let Ok(row) = row_of(row) {
+            insert(to, &row)?;
+        }
+    }
+    Ok(())
+}
+
+/// `true`: there is no file.
+fn look_at(path: &Path) -> Result<bool, Trouble> {
+    for suffix in ["-wal", "-journal"] {
+        let about = fs::symlink_metadata(beside(path, suffix));
+        if about.is_ok_and(|about| !about.is_file()) {
+            return Err(Trouble::Damaged(format!("its {suffix} is no regular file")));
+        }
+    }
+    match fs::symlink_metadata(path) {
+        Ok(about) if about.is_file() => Ok(about.len() == 0),
+        Ok(about) => Err(damaged(if about.is_dir() { "it is a folder" } else { "it is no regular file" })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn unless_unreadable(error: io::Error) -> Trouble {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return damaged("it cannot be read: permission denied");
+    }
+    error.into()
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY)?;
+    connection.execute_batch(
+        "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA auto_vacuum = NONE;",
+    )?;
+    Ok(connection)
+}
+
+/// Reads everything there is, so that what is damaged is known at once.
+fn read(connection: &Connection) -> Result<Contents, Trouble> {
+    let sound: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if sound != "ok" {
+        return Err(Trouble::Damaged(sound));
+    }
+    let (size, root, count): (i64, Option<Vec<u8>>, i64) =
+        connection
+            .query_row("SELECT size, root, rows FROM mark", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let root = root.map(|root| root.try_into().map_err(|_| damaged("its mark is none"))).transpose()?;
+    let mark = root.map(|root| Mark { size: size.cast_unsigned(), root });
+    let mut all = connection.prepare(ROWS)?;
+    let rows = all.query_map([], row_of)?.map(|row| row.map(|row| row.meta())).collect::<Result<Vec<_>, _>>()?;
+    if i64::try_from(rows.len()) != Ok(count) {
+        return Err(damaged("rows are missing"));
+    }
+    Ok(Contents { is_new: false, rows, mark })
+}
+
+/// The tables of version 1 knew no callers, sums and mark.
+fn from_version_1(connection: &mut Connection) -> Result<(), Trouble> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(
+        "ALTER TABLE answers RENAME TO old; DROP TRIGGER added; DROP TRIGGER removed; DROP INDEX by_time; DROP TABLE totals;",
+    )?;
+    transaction.execute_batch(TABLES)?;
+    {
+        let sql = format!("SELECT key, write, request, '{UNKNOWN}', time_ms, done, status, headers, body FROM old");
+        let mut old = transaction.prepare(&sql)?;
+        let mut rows = old.query([])?;
+        while let Some(row) = rows.next()? {
+            insert(&transaction, &unchecked(row)?)?;
+        }
+    }
+    transaction.execute_batch("DROP TABLE old; UPDATE mark SET rows = (SELECT count(*) FROM answers)")?;
+    Ok(transaction.commit()?)
+}
+
+fn set_mark(transaction: &Transaction<'_>, mark: Option<Mark>, rows: u64) -> rusqlite::Result<()> {
+    let rows = rows.cast_signed();
+    match mark {
+        Some(Mark { size, root }) => transaction
+            .prepare_cached("UPDATE mark SET size = ?1, root = ?2, rows = ?3")?
+            .execute(params![size.cast_signed(), root.as_slice(), rows])
+            .map(drop),
+        None => transaction.prepare_cached("UPDATE mark SET rows = ?1")?.execute([rows]).map(drop),
+    }
+}
+
+/// How many that were.
+fn delete(connection: &Connection, key: &Fingerprint) -> rusqlite::Result<u64> {
+    let sql = "DELETE FROM answers WHERE key = ?1";
+    let gone = connection.prepare_cached(sql)?.execute([key.as_bytes().as_slice()])?;
+    Ok(u64::try_from(gone).unwrap_or(0))
 }

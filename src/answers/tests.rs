@@ -1,9 +1,50 @@
 use std::os::unix::fs::PermissionsExt as _;
 
+use std::sync::Mutex;
+
 use http::HeaderValue;
 use tempfile::TempDir;
 
 use super::*;
+
+/// A log that a test writes, one end a record.
+#[derive(Debug, Default)]
+struct Script {
+    ends: Mutex<Vec<Told>>,
+    events: Mutex<Vec<String>>,
+}
+
+impl Script {
+    fn add(&self, key: &str, done: bool, time_ms: i64) {
+        let keyed = keyed(key, "write", &format!("r-{key}"));
+        self.ends.lock().unwrap().push(Told { keyed, done, time_ms });
+    }
+}
+
+fn root(ends: &[Told]) -> [u8; 32] {
+    crate::hash::sha256(format!("{ends:?}").as_bytes())
+}
+
+impl Journal for Script {
+    fn mark(&self) -> Mark {
+        let ends = self.ends.lock().unwrap();
+        Mark { size: ends.len() as u64, root: root(&ends) }
+    }
+
+    fn ends(&self, after: Option<Mark>, oldest_ms: i64, each: &mut dyn FnMut(Told)) -> Result<bool, String> {
+        let ends = self.ends.lock().unwrap();
+        let size = after.and_then(|mark| {
+            let size = usize::try_from(mark.size).unwrap();
+            ends.get(..size).filter(|ends| root(ends) == mark.root).map(|_| size)
+        });
+        ends.iter().skip(size.unwrap_or(0)).filter(|told| told.time_ms >= oldest_ms).cloned().for_each(each);
+        Ok(size.is_some())
+    }
+
+    fn tell(&self, _: &'static str, detail: &str) {
+        self.events.lock().unwrap().push(detail.to_owned());
+    }
+}
 
 fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
     let text = "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"T\"\n";
@@ -14,7 +55,7 @@ fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
 
 fn keyed(key: &str, write: &str, request: &str) -> Keyed {
     let of = |text: &str| Fingerprint::of(b"secret", &[text.as_bytes()]);
-    Keyed { key: of(key), write: of(write), request: RequestId::parse(request.as_bytes()).unwrap() }
+    Keyed { key: of(key), write: of(write), request: RequestId::parse(request.as_bytes()).unwrap(), caller: "c".into() }
 }
 
 fn ended(text: &str) -> Ended {
@@ -24,7 +65,7 @@ fn ended(text: &str) -> Ended {
 }
 
 async fn claim(answers: &Answers, keyed: Keyed) -> Claim {
-    let known = answers.claim(keyed).await.unwrap();
+    let known = answers.claim(keyed, 1).await.unwrap();
     let Known::New(claim) = known else { panic!("{known:?}") };
     claim
 }
@@ -35,25 +76,51 @@ async fn keep(answers: &Answers, key: &str, text: &str) {
 
 /// The body that is kept of this key, if the key is known.
 async fn kept(answers: &Answers, key: &str) -> Option<Option<String>> {
-    match answers.claim(keyed(key, "write", "again")).await.unwrap() {
+    match answers.claim(keyed(key, "write", "again"), 1).await.unwrap() {
         Known::New(_) => None,
-        Known::Ended { ended, .. } => Some(ended.answer.map(|answer| String::from_utf8(answer.body.to_vec()).unwrap())),
-        known @ (Known::Running { .. } | Known::Other { .. }) => panic!("{known:?}"),
+        Known::Before(NotNew::Ended { ended, .. }) => {
+            Some(ended.answer.map(|answer| String::from_utf8(answer.body.to_vec()).unwrap()))
+        }
+        known @ Known::Before(_) => panic!("{known:?}"),
     }
+}
+
+async fn before(answers: &Answers, keyed: Keyed) -> NotNew {
+    let known = answers.claim(keyed, 1).await.unwrap();
+    let Known::Before(known) = known else { panic!("{known:?}") };
+    known
+}
+
+fn id(text: &str) -> RequestId {
+    RequestId::parse(text.as_bytes()).unwrap()
 }
 
 struct Bed {
     dir: TempDir,
     clock: Clock,
+    log: Arc<Script>,
 }
 
 impl Bed {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), clock: Clock::movable() }
+        Self { dir: tempfile::tempdir().unwrap(), clock: Clock::movable(), log: Arc::default() }
+    }
+
+    fn try_open(&self, change: impl FnOnce(&mut Limits)) -> Result<Answers, StoreError> {
+        Answers::open(self.dir.path(), &limits(change), self.clock.clone(), self.log.clone())
     }
 
     fn open(&self, change: impl FnOnce(&mut Limits)) -> Answers {
-        Answers::open(self.dir.path(), &limits(change), self.clock.clone()).unwrap()
+        self.try_open(change).unwrap()
+    }
+
+    fn path(&self) -> PathBuf {
+        store::path(self.dir.path())
+    }
+
+    /// The file, as SQLite itself sees it, while no thread has it.
+    fn sql(&self, sql: &str) {
+        rusqlite::Connection::open(self.path()).unwrap().execute_batch(sql).unwrap();
     }
 }
 
@@ -62,19 +129,19 @@ async fn a_key_runs_then_has_an_answer_also_after_a_restart() {
     let bed = Bed::new();
     let answers = bed.open(|_| {});
     let first = claim(&answers, keyed("k", "pay 1", "r-1")).await;
-    let again = answers.claim(keyed("k", "pay 1", "r-2")).await.unwrap();
-    assert!(matches!(again, Known::Running { first } if first.as_str() == "r-1"), "{again:?}");
-    let other = answers.claim(keyed("k", "pay 2", "r-3")).await.unwrap();
-    assert!(matches!(other, Known::Other { first } if first.as_str() == "r-1"), "{other:?}");
+    assert_eq!(before(&answers, keyed("k", "pay 1", "r-2")).await, NotNew::Running { first: id("r-1") });
+    assert_eq!(before(&answers, keyed("k", "pay 2", "r-3")).await, NotNew::Other { first: id("r-1") });
     first.end(ended("paid")).await;
-    for answers in [answers, bed.open(|_| {})] {
-        let known = answers.claim(keyed("k", "pay 1", "r-4")).await.unwrap();
-        let Known::Ended { first, ended: found } = known else { panic!("{known:?}") };
-        assert_eq!((first.as_str(), found), ("r-1", ended("paid")));
-        let other = answers.claim(keyed("k", "pay 2", "r-5")).await.unwrap();
-        assert!(matches!(other, Known::Other { first } if first.as_str() == "r-1"), "{other:?}");
+    let mut answers = answers;
+    for _ in 0..2 {
+        let known = NotNew::Ended { first: id("r-1"), ended: ended("paid") };
+        assert_eq!(before(&answers, keyed("k", "pay 1", "r-4")).await, known);
+        assert_eq!(before(&answers, keyed("k", "pay 2", "r-5")).await, NotNew::Other { first: id("r-1") });
         assert_eq!(answers.kept(), 1);
+        answers.close().await;
+        answers = bed.open(|_| {});
     }
+    assert!(bed.log.events.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -101,53 +168,66 @@ async fn the_answers_are_readable_by_their_owner_alone() {
 #[test]
 fn a_change_is_durable_when_it_returns() {
     let bed = Bed::new();
-    let answers = bed.open(|_| {});
-    let writer = answers.shared.writer.lock().unwrap();
-    assert_eq!(writer.pragma_for_test("synchronous"), "2", "FULL: every commit is synced");
-    assert_eq!(writer.pragma_for_test("journal_mode"), "wal");
+    let (store, _) = store::Store::open(&bed.path()).unwrap();
+    assert_eq!(store.pragma_for_test("synchronous"), "2", "FULL: every commit is synced");
+    assert_eq!(store.pragma_for_test("journal_mode"), "wal");
+    assert!(!bed.dir.path().join("answers.sqlite-shm").exists(), "nothing is mapped that somebody could cut");
 }
 
 #[tokio::test]
-async fn what_is_kept_is_bounded_in_count_age_and_size() {
+async fn what_is_kept_is_bounded_and_never_goes_before_its_time() {
     let bed = Bed::new();
     let answers = bed.open(|limits| limits.idempotency_keys = 3);
-    for key in ["a", "b", "c", "d"] {
-        bed.clock.advance(Duration::from_millis(5));
+    for key in ["a", "b", "c"] {
         keep(&answers, key, key).await;
     }
-    assert_eq!((answers.kept(), kept(&answers, "a").await), (3, None), "the oldest went");
-    assert_eq!(kept(&answers, "b").await, Some(Some("b".to_owned())));
-    drop(answers);
-
-    let answers = bed.open(|limits| limits.idempotency_bytes = 700);
-    for key in ["e", "f", "g"] {
-        bed.clock.advance(Duration::from_millis(5));
-        keep(&answers, key, &key.repeat(150)).await;
-    }
-    assert_eq!(answers.kept(), 2);
-    assert_eq!(kept(&answers, "g").await, Some(Some("g".repeat(150))));
-    drop(answers);
+    let refused = answers.claim(keyed("d", "write", "d"), 1).await.unwrap_err();
+    assert_eq!((refused, answers.kept()), (Refused::NoRoom, 3));
+    assert_eq!(kept(&answers, "a").await, Some(Some("a".to_owned())), "the oldest stays");
+    bed.clock.advance(Duration::from_secs(24 * 3600 + 1));
+    assert_eq!(kept(&answers, "a").await, None, "until its time is over");
+    answers.maintain().await;
+    keep(&answers, "d", "d").await;
+    assert_eq!(answers.kept(), 1);
+    answers.close().await;
 
     let answers = bed.open(|limits| limits.idempotency_answer_bytes = 100);
     keep(&answers, "large", &"x".repeat(200)).await;
     assert_eq!(kept(&answers, "large").await, Some(None), "known, without its answer");
-    bed.clock.advance(Duration::from_secs(24 * 3600 + 1));
-    assert_eq!(kept(&answers, "large").await, None);
-    answers.maintain();
-    assert_eq!(answers.kept(), 0);
+}
+
+#[tokio::test]
+async fn room_for_an_answer_is_taken_before_the_write_and_what_it_does_not_need_given_back() {
+    let bed = Bed::new();
+    let answers = bed.open(|limits| limits.idempotency_bytes = 8192);
+    let mut claims = Vec::new();
+    while let Ok(Known::New(claim)) = answers.claim(keyed(&claims.len().to_string(), "write", "r"), 1).await {
+        claims.push(claim);
+    }
+    assert_eq!(claims.len(), 6, "8192 / (1024 + 192)");
+    for claim in claims {
+        claim.end(ended(&"x".repeat(900))).await;
+    }
+    keep(&answers, "one-more", "x").await;
+    assert_eq!(answers.kept(), 7, "all of them, with their answers");
+    assert_eq!(kept(&answers, "5").await, Some(Some("x".repeat(900))));
 }
 
 #[tokio::test]
 async fn a_settled_doubt_takes_its_key_or_frees_it_and_never_overwrites_an_answer() {
     let bed = Bed::new();
     let answers = bed.open(|_| {});
-    answers.settle_done(keyed("k", "write", "r-1")).await.unwrap();
+    answers.settle_done(keyed("k", "write", "r-1")).await;
     assert_eq!(kept(&answers, "k").await, Some(None));
     keep(&answers, "l", "given").await;
-    answers.settle_done(keyed("l", "write", "r-2")).await.unwrap();
+    answers.settle_done(keyed("l", "write", "l")).await;
     assert_eq!(kept(&answers, "l").await, Some(Some("given".to_owned())));
-    answers.settle_not_done(keyed("l", "write", "r-2").key).await;
+    answers.settle_not_done(keyed("l", "write", "l").key, id("other")).await;
+    assert_eq!(kept(&answers, "l").await, Some(Some("given".to_owned())), "another write of that key");
+    answers.settle_not_done(keyed("l", "write", "l").key, id("l")).await;
     assert_eq!(kept(&answers, "l").await, None);
+    answers.close().await;
+    assert_eq!(kept(&bed.open(|_| {}), "l").await, None);
 }
 
 /// While the disk fails, what was answered is known all the same, and no further write with a key goes on.
@@ -157,28 +237,166 @@ async fn an_answer_that_cannot_be_stored_is_not_forgotten() {
     let answers = bed.open(|_| {});
     let (first, running) =
         (claim(&answers, keyed("k", "write", "r-1")).await, claim(&answers, keyed("l", "write", "r-2")).await);
-    let only = |sql: &str| answers.shared.writer.lock().unwrap().execute_for_test(sql);
-    only("PRAGMA query_only = 1");
+    let query_only = async |on: bool| {
+        let (reply, done) = tokio::sync::oneshot::channel();
+        answers.desk.send(Job::QueryOnly { on, reply }).unwrap();
+        done.await.unwrap();
+    };
+    query_only(true).await;
     first.end(ended("paid")).await;
-    assert!(matches!(answers.claim(keyed("m", "write", "r-3")).await, Err(Unavailable)));
+    assert!(matches!(answers.claim(keyed("m", "write", "r-3"), 1).await, Err(Refused::Unavailable)));
     running.end(ended("paid too")).await;
-    answers.maintain();
-    assert!(matches!(answers.claim(keyed("k", "write", "r-4")).await, Err(Unavailable)));
-    only("PRAGMA query_only = 0");
-    answers.maintain();
+    answers.maintain().await;
+    assert!(matches!(answers.claim(keyed("k", "write", "r-4"), 1).await, Err(Refused::Unavailable)));
+    query_only(false).await;
+    answers.maintain().await;
     assert_eq!(kept(&answers, "k").await, Some(Some("paid".to_owned())));
+    answers.close().await;
     assert_eq!(kept(&bed.open(|_| {}), "l").await, Some(Some("paid too".to_owned())));
 }
 
-#[test]
-fn answers_of_a_newer_version_and_damaged_ones_are_refused_with_words() {
+#[tokio::test]
+async fn what_the_file_lacks_is_found_in_the_log() {
     let bed = Bed::new();
-    drop(bed.open(|_| {}));
-    let path = bed.dir.path().join("answers.sqlite");
-    rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 2").unwrap();
-    let error = Answers::open(bed.dir.path(), &limits(|_| {}), bed.clock.clone()).unwrap_err().to_string();
-    assert!(error.contains("a newer makegate"), "{error}");
-    std::fs::write(&path, "no database, but long enough to be read as one".repeat(100)).unwrap();
-    let error = Answers::open(bed.dir.path(), &limits(|_| {}), bed.clock.clone()).unwrap_err().to_string();
-    assert!(error.contains("answers.sqlite") && error.contains("move the file away"), "{error}");
+    let now = bed.clock.wall_ms();
+    let answers = bed.open(|_| {});
+    keep(&answers, "r-a", "a").await;
+    bed.log.add("early", true, now);
+    keep(&answers, "r-b", "b").await; // the mark is after `early`
+    answers.close().await;
+    // Killed before its rows were stored; settled since; from long ago.
+    bed.log.add("late", true, now);
+    bed.log.add("old", true, now - 25 * 3_600_000);
+    bed.log.ends.lock().unwrap().push(Told { keyed: keyed("r-a", "write", "r-a"), done: false, time_ms: now });
+    let answers = bed.open(|_| {});
+    assert_eq!(kept(&answers, "late").await, Some(None));
+    assert_eq!(kept(&answers, "early").await, None, "before the mark: the file is believed");
+    assert_eq!(kept(&answers, "old").await, None);
+    assert_eq!(kept(&answers, "r-a").await, None, "settled as not done");
+    assert_eq!(kept(&answers, "r-b").await, Some(Some("b".to_owned())));
+    answers.close().await;
+    assert_eq!(bed.log.events.lock().unwrap().len(), 1);
+    // Another log, or none of this log's records: everything is looked up.
+    bed.log.ends.lock().unwrap().remove(0);
+    bed.log.add("early", true, now);
+    assert_eq!(kept(&bed.open(|_| {}), "early").await, Some(None));
+}
+
+/// Each way of damage, before the start and beside the running store: keys are known, and answers where that can be.
+#[tokio::test]
+async fn a_damaged_file_is_made_anew() {
+    type Damage = (&'static str, fn(&Path));
+    let damages: [Damage; 6] = [
+        ("deleted", |path| std::fs::remove_file(path).unwrap()),
+        ("emptied", |path| std::fs::write(path, "").unwrap()),
+        ("cut", |path| std::fs::File::options().write(true).open(path).unwrap().set_len(5000).unwrap()),
+        ("no database", |path| std::fs::write(path, "no database at all".repeat(1000)).unwrap()),
+        ("a folder", |path| {
+            std::fs::remove_file(path).unwrap();
+            std::fs::create_dir(path).unwrap();
+            std::fs::write(path.join("file"), "").unwrap();
+        }),
+        ("flipped", |path| {
+            let mut bytes = std::fs::read(path).unwrap();
+            let at = bytes.windows(4).position(|found| found == b"paid").unwrap();
+            bytes[at] ^= 1;
+            std::fs::write(path, bytes).unwrap();
+        }),
+    ];
+    for (damage, make) in damages {
+        for running in [false, true] {
+            let bed = Bed::new();
+            let mut answers = bed.open(|_| {});
+            keep(&answers, "k", "paid").await;
+            answers.close().await;
+            bed.log.ends.lock().unwrap().push(Told {
+                keyed: keyed("k", "write", "k"),
+                done: true,
+                time_ms: bed.clock.wall_ms(),
+            });
+            if running {
+                answers = bed.open(|_| {});
+            }
+            make(&bed.path());
+            if !running {
+                answers = bed.open(|_| {});
+            }
+            answers.maintain().await;
+            let known = kept(&answers, "k").await;
+            assert!(known.is_some(), "{damage}, {running}: the key is forgotten");
+            let events = bed.log.events.lock().unwrap().clone();
+            assert!(events[0].contains("answers.sqlite") && events.len() == 1, "{damage}, {running}: {events:?}");
+            keep(&answers, "l", "another").await;
+            assert_eq!(kept(&answers, "l").await, Some(Some("another".to_owned())), "{damage}, {running}");
+            answers.close().await;
+            let answers = bed.open(|_| {});
+            assert_eq!(kept(&answers, "l").await, Some(Some("another".to_owned())), "{damage}, {running}");
+            assert_eq!(kept(&answers, "k").await, known, "{damage}, {running}");
+            if damage == "deleted" && running {
+                assert_eq!(known, Some(Some("paid".to_owned())), "the open file had it");
+            }
+        }
+    }
+}
+
+/// Every bit of every page counts: a key whose row is flipped somewhere is known, and no other answer is told for its own.
+#[tokio::test]
+async fn no_flipped_bit_makes_a_key_free_or_an_answer_another() {
+    let bed = Bed::new();
+    let answers = bed.open(|_| {});
+    for key in ["k", "l", "m"] {
+        keep(&answers, key, &key.repeat(700)).await;
+        bed.log.ends.lock().unwrap().push(Told {
+            keyed: keyed(key, "write", key),
+            done: true,
+            time_ms: bed.clock.wall_ms(),
+        });
+    }
+    answers.close().await;
+    let whole = std::fs::read(bed.path()).unwrap();
+    let mut random = crate::hash::sha256(b"a seed");
+    for round in 0..60 {
+        random = crate::hash::sha256(&random);
+        let at = usize::from(u16::from_be_bytes([random[0], random[1]])) % whole.len();
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1 << (random[2] % 8);
+        std::fs::write(bed.path(), &flipped).unwrap();
+        match bed.try_open(|_| {}) {
+            Ok(answers) => {
+                for key in ["k", "l", "m"] {
+                    let known = kept(&answers, key).await;
+                    let right = [None, Some(key.repeat(700))];
+                    assert!(known.is_some_and(|known| right.contains(&known)), "round {round}, byte {at}: {key}");
+                }
+                answers.close().await;
+            }
+            Err(error) => assert!(error.to_string().contains("a newer makegate"), "round {round}, byte {at}: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_of_version_1_are_taken_over_and_those_of_a_newer_one_refused_with_words() {
+    let bed = Bed::new();
+    let answers = bed.open(|_| {});
+    keep(&answers, "k", "paid").await;
+    answers.close().await;
+    bed.sql(
+        "CREATE TABLE one (key BLOB PRIMARY KEY, write BLOB NOT NULL, request TEXT NOT NULL, time_ms INTEGER NOT NULL,
+            done INTEGER NOT NULL, status INTEGER, headers BLOB, body BLOB, bytes INTEGER NOT NULL) WITHOUT ROWID;
+        INSERT INTO one SELECT key, write, request, time_ms, done, status, headers, body, 7 FROM answers;
+        DROP TABLE answers; DROP TABLE mark; ALTER TABLE one RENAME TO answers;
+        CREATE INDEX by_time ON answers (time_ms);
+        CREATE TABLE totals (rows INTEGER NOT NULL, bytes INTEGER NOT NULL);
+        CREATE TRIGGER added AFTER INSERT ON answers BEGIN UPDATE totals SET rows = rows + 1; END;
+        CREATE TRIGGER removed AFTER DELETE ON answers BEGIN UPDATE totals SET rows = rows - 1; END;
+        PRAGMA user_version = 1;",
+    );
+    let answers = bed.open(|_| {});
+    assert_eq!(kept(&answers, "k").await, Some(Some("paid".to_owned())));
+    answers.close().await;
+    assert!(bed.log.events.lock().unwrap().is_empty(), "that is no damage");
+    bed.sql("PRAGMA user_version = 3");
+    let error = bed.try_open(|_| {}).unwrap_err().to_string();
+    assert!(error.contains("a newer makegate") && error.contains("move the file away"), "{error}");
 }

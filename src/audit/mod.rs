@@ -17,6 +17,7 @@ mod events;
 mod filter;
 mod follow;
 mod index;
+mod keys;
 mod line;
 mod log;
 #[cfg(test)]
@@ -46,6 +47,7 @@ pub use disk::{Disk, MachineDisk, OpenError};
 pub use doubts::{Claim, DOUBTS_MAX, Doubt, Doubts};
 pub use filter::{BadFilter, FILTERS, Filter, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
 pub use follow::{Follow, FollowFiles, Followed};
+pub use keys::KeyEnd;
 pub use line::{at_most, object};
 pub use log::{CannotRecord, Counts, Log, Room};
 pub use marks::Marks;

@@ -268,9 +268,9 @@ pub struct Limits {
     pub breaker_open: Duration,
     /// ...up to this (60 s).
     pub breaker_open_max: Duration,
-    /// Idempotency keys whose first answers are kept (100,000); beyond that the oldest go.
+    /// Idempotency keys that are known at once (100,000), shared by the callers: beyond its share a caller's new keys are refused.
     pub idempotency_keys: u64,
-    /// How long they are kept (24 h).
+    /// How long they are kept (24 h); none goes earlier.
     pub idempotency_age: Duration,
     /// The largest first answer that is kept, in bytes (64 KiB).
     pub idempotency_answer_bytes: usize,

@@ -15,6 +15,7 @@ mod fields;
 mod forward;
 mod gate;
 mod ink;
+mod keys;
 pub mod life;
 pub mod look;
 pub mod meters;
@@ -33,3 +34,4 @@ mod write;
 
 pub use answer::AnswerBody;
 pub use gate::{Engines, Gate};
+pub use keys::LogOfKeys;

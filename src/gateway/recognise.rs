@@ -9,7 +9,7 @@ use super::answer::{Body, Facts, Passed, Reply};
 use super::call::Call;
 use super::gate::Gate;
 use super::refusal::Refusal;
-use crate::answers::{Answer, Claim, Ended, Keyed, Known};
+use crate::answers::{Answer, Claim, Ended, Keyed, Known, NotNew, Refused};
 use crate::audit::{self, Outcome};
 use crate::words::{Fingerprint, RequestId};
 
@@ -62,18 +62,24 @@ pub(super) async fn recognise(gate: &Gate, call: &Call, headers: &HeaderMap) -> 
         return identity.held(gate, call).map(|()| Recognised::New(identity));
     };
     let key = gate.log.fingerprint(&[b"idempotency", caller, key]);
-    let keyed = Keyed { key, write, request: call.id };
-    let known = gate.answers.claim(keyed).await.map_err(|_unavailable| Refusal::CannotRecord)?;
-    // In doubt comes before anything that is kept: an answer whose outcome is not on disk says less than who looked.
-    // The claim was there first, so that a write that fell into doubt meanwhile is seen here.
-    if let Some(first) = gate.log.doubts().keyed(key) {
-        return Err(Refusal::KeyInDoubt { first });
-    }
+    let in_doubt = || match gate.log.doubts().keyed(key) {
+        Some(first) => Err(Refusal::KeyInDoubt { first }),
+        None => Ok(()),
+    };
+    // In doubt comes before anything that is kept: an answer whose outcome is not on disk says less than who looked. Asked before the
+    // claim, so that a doubt that is settled as done meanwhile is seen by it; and after, so that a write that fell into doubt is.
+    in_doubt()?;
+    let keyed = Keyed { key, write, request: call.id, caller: call.member.config.name.clone() };
+    let known = gate.answers.claim(keyed, call.policy.config.callers.len()).await.map_err(|refused| match refused {
+        Refused::NoRoom => Refusal::NoRoomForKey,
+        Refused::Unavailable => Refusal::AnswersUnavailable,
+    })?;
+    in_doubt()?;
     match known {
         Known::New(claim) => Ok(Recognised::New(Identity { write, claim: Some(claim) })),
-        Known::Running { first } => Err(Refusal::KeyRunning { first }),
-        Known::Other { first } => Err(Refusal::KeyReused { first }),
-        Known::Ended { first, ended } => replay(first, ended),
+        Known::Before(NotNew::Running { first }) => Err(Refusal::KeyRunning { first }),
+        Known::Before(NotNew::Other { first }) => Err(Refusal::KeyReused { first }),
+        Known::Before(NotNew::Ended { first, ended }) => replay(first, ended),
     }
 }
 

@@ -69,6 +69,10 @@ pub enum Refusal {
     KeyInDoubt { first: RequestId },
     /// The write with this idempotency key took effect, and its answer is not kept.
     AnswerNotKept { first: RequestId },
+    /// The caller's idempotency keys take the room that it may have.
+    NoRoomForKey,
+    /// The answers to idempotency keys cannot be read or written.
+    AnswersUnavailable,
     /// No quota within `upstream.quota_wait`.
     NoQuota { retry_after: Duration, limit: u32 },
     /// Too many requests of this caller wait for this quota.
@@ -162,6 +166,12 @@ impl Refusal {
             Self::KeyReused { .. } => row(StatusCode::UNPROCESSABLE_ENTITY, "MG163", "The key is another request's"),
             Self::KeyInDoubt { .. } => row(StatusCode::CONFLICT, "MG164", "The key's write is in doubt"),
             Self::AnswerNotKept { .. } => row(StatusCode::CONFLICT, "MG165", "Done, but the answer is not kept"),
+            Self::NoRoomForKey => {
+                row(StatusCode::SERVICE_UNAVAILABLE, "MG166", "No room for a further Idempotency-Key")
+            }
+            Self::AnswersUnavailable => {
+                row(StatusCode::SERVICE_UNAVAILABLE, "MG167", "Idempotency-Keys cannot be looked up")
+            }
             Self::NoQuota { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG171", "No quota in time"),
             Self::QuotaQueueFull { .. } => {
                 row(StatusCode::TOO_MANY_REQUESTS, "MG172", "Too many requests wait for quota")
@@ -253,6 +263,12 @@ impl Refusal {
             }
             Self::AnswerNotKept { first } => {
                 format!("Your request {first} with this Idempotency-Key took effect; its answer is not kept. Do not send it again.")
+            }
+            Self::NoRoomForKey => {
+                "This caller's Idempotency-Keys of the last `limits.idempotency_age` take all the room that it may have; none is forgotten before its time. Nothing was forwarded.".to_owned()
+            }
+            Self::AnswersUnavailable => {
+                "The answers to Idempotency-Keys cannot be read or written at the moment, so that nobody knows whether this write was done before. Nothing was forwarded: try again shortly.".to_owned()
             }
             Self::NoQuota { retry_after, .. } => {
                 format!("Make's quota is spent for now: wait {} s.", seconds(*retry_after))

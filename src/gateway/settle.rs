@@ -45,9 +45,9 @@ async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Resul
     let claim = gate.log.doubts().claim(&request).ok_or(NotSettled::NoDoubt)?;
     let doubt = claim.doubt().clone();
     let keyed = keyed(&doubt);
-    if let Some(keyed) = keyed.filter(|_| verdict.done) {
-        // Before the settlement: after it nothing else tells that this key's write was done.
-        gate.answers.settle_done(keyed).await.map_err(|_unavailable| NotSettled::CannotRecord)?;
+    if let Some(keyed) = keyed.clone().filter(|_| verdict.done) {
+        // Before the settlement: after it the doubt holds the key no more.
+        gate.answers.settle_done(keyed).await;
     }
     let record = Record {
         request: Some(request),
@@ -66,7 +66,7 @@ async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Resul
     if recorded.is_ok() || is_late {
         gate.fence_doubt(&doubt, After::Settled { settle: gate.policy().config.cache.settle });
         if let Some(keyed) = keyed.filter(|_| !verdict.done) {
-            gate.answers.settle_not_done(keyed.key).await;
+            gate.answers.settle_not_done(keyed.key, keyed.request).await;
         }
     }
     if is_late {
@@ -77,5 +77,10 @@ async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Resul
 
 /// The write with its idempotency key, where it came with one.
 fn keyed(doubt: &Doubt) -> Option<Keyed> {
-    Some(Keyed { key: doubt.idempotency?, write: doubt.fingerprint?, request: doubt.request })
+    Some(Keyed {
+        key: doubt.idempotency?,
+        write: doubt.fingerprint?,
+        request: doubt.request,
+        caller: doubt.caller.clone(),
+    })
 }

@@ -18,7 +18,7 @@ use crate::cache::{Cache, Filling, Lifetime};
 use crate::callers::Source;
 use crate::clock::Clock;
 use crate::config;
-use crate::gateway::{Engines, Gate};
+use crate::gateway::{Engines, Gate, LogOfKeys};
 use crate::hash;
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
@@ -136,8 +136,9 @@ fn gate(config: config::Config, clock: &Clock) -> Arc<Gate> {
     let (log, _) = Log::open(&config.audit, clock.clone()).unwrap();
     let token = Token::new(&SecretString::from(TOKEN)).unwrap();
     let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &Snapshot::new()).unwrap();
+    let keys = std::sync::Arc::new(LogOfKeys::new(log.clone(), clock.clone()));
     let engines = Engines {
-        answers: Answers::open(&config.audit.dir, &config.limits, clock.clone()).unwrap(),
+        answers: Answers::open(&config.audit.dir, &config.limits, clock.clone(), keys).unwrap(),
         log,
         cache: Cache::new(&config.cache, config.limits.stored_bytes, clock.clone()),
         quota: Quota::open(

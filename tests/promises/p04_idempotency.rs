@@ -126,9 +126,9 @@ async fn in_doubt_its_key_is_held_until_somebody_settles_it_and_a_new_key_overri
     settle(&world, &first, "done").await;
     // A crash may have left the second's answer without its outcome: who has looked knows better.
     let doubt = world.service.gate().log.doubts().list().pop().unwrap();
-    let second_key =
-        Keyed { key: doubt.idempotency.unwrap(), write: doubt.fingerprint.unwrap(), request: doubt.request };
-    world.service.gate().answers.settle_done(second_key).await.unwrap();
+    let (key, write) = (doubt.idempotency.unwrap(), doubt.fingerprint.unwrap());
+    let second_key = Keyed { key, write, request: doubt.request, caller: doubt.caller };
+    world.service.gate().answers.settle_done(second_key).await;
     settle(&world, &second, "not-done").await;
     let world = world.restart().await;
     assert!(keyed(&world, ALL, "k-1", "POST", LIST, one).await.refused(409, "MG165").text().contains(&first));
@@ -257,4 +257,64 @@ async fn post(gateway: std::net::SocketAddr, name: &str) -> Option<Reply> {
     let headers = with_key(ALL, &[&format!("idempotency-key: {name}")]);
     let body = format!(r#"{{"typeId":2,"name":"{name}","value":"x"}}"#);
     attempt(gateway, "POST", VARIABLES, &headers, &body).await
+}
+
+/// The log knows of keys as well: what is lost with the store of answers is answers.
+#[tokio::test]
+async fn a_key_outlives_the_store_of_answers() {
+    let world = Plan::default().set("upstream", "look = false").start().await;
+    keyed(&world, ALL, "done", "POST", LIST, NEW).await.expect(200);
+    world.sandbox.fault(Fault::once("POST", LIST, FaultKind::status(422)));
+    keyed(&world, ALL, "rejected", "POST", LIST, NEW).await.expect(422);
+    let doubt = async |key: &str| {
+        world.sandbox.fault(Fault::once("POST", LIST, FaultKind::Reset { effect: true }));
+        let first = keyed(&world, ALL, key, "POST", LIST, &NEW.replace("\"n\"", &format!("\"{key}\"")))
+            .await
+            .refused(502, "MG222");
+        first.header("x-request-id").unwrap().to_owned()
+    };
+    let (settled, freed) = (doubt("settled").await, doubt("freed").await);
+    doubt("in-doubt").await;
+    settle(&world, &settled, "done").await;
+    settle(&world, &freed, "not-done").await;
+    let before = world.received("POST", LIST);
+    let world = world.restart_after(|dir| std::fs::remove_file(dir.join("answers.sqlite")).unwrap()).await;
+    let again = async |key: &str| {
+        let own = NEW.replace("\"n\"", &format!("\"{key}\""));
+        keyed(&world, ALL, key, "POST", LIST, if matches!(key, "done" | "rejected") { NEW } else { &own }).await
+    };
+    again("done").await.refused(409, "MG165");
+    again("settled").await.refused(409, "MG165");
+    again("in-doubt").await.refused(409, "MG164");
+    keyed(&world, ALL, "done", "POST", LIST, "{}").await.refused(422, "MG163");
+    assert_eq!(world.received("POST", LIST), before);
+    again("freed").await.expect(200);
+    again("rejected").await.expect(200);
+    let events: Vec<Value> =
+        world.log().await.into_iter().filter(|record| record["event"] == "answers-mended").collect();
+    assert!(events.len() == 1 && events[0]["detail"].as_str().unwrap().contains("2 keys"), "{events:?}");
+}
+
+#[tokio::test]
+async fn one_callers_keys_leave_room_for_anothers() {
+    let world = Plan::default().set("limits", "idempotency_keys = 8").start().await;
+    let mut first = Vec::new();
+    let refused = loop {
+        let reply = keyed(&world, ALL, &format!("k-{}", first.len()), "POST", LIST, NEW).await;
+        if reply.status != 200 {
+            break reply;
+        }
+        first.push(reply);
+    };
+    refused.refused(503, "MG166");
+    assert_eq!(world.received("POST", LIST), first.len(), "it is refused before anything is sent");
+    for n in 0..8 / 2 / 3 {
+        keyed(&world, TOO, &format!("k-{n}"), "POST", LIST, NEW).await.expect(200);
+    }
+    let world = world.restart().await;
+    for (n, first) in first.iter().enumerate() {
+        let again = keyed(&world, ALL, &format!("k-{n}"), "POST", LIST, NEW).await.expect(200);
+        assert_eq!(again.body, first.body, "none was driven out");
+    }
+    keyed(&world, ALL, "one-more", "POST", LIST, NEW).await.refused(503, "MG166");
 }

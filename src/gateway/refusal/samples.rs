@@ -58,6 +58,8 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::KeyReused { first },
         Refusal::KeyInDoubt { first },
         Refusal::AnswerNotKept { first },
+        Refusal::NoRoomForKey,
+        Refusal::AnswersUnavailable,
         Refusal::NoQuota { retry_after, limit },
         Refusal::QuotaQueueFull { retry_after, limit },
         Refusal::CannotRecord,

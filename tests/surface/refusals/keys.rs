@@ -57,3 +57,24 @@ async fn its_answer_was_lost() {
     first(&world, Some(FaultKind::Cut { after_bytes: 10 })).await.expect(502);
     provoke(&world, "MG165", ALL, ("POST", LIST), &[KEY], NEW).await.expect(409);
 }
+
+#[tokio::test]
+async fn its_caller_has_no_room_for_it() {
+    let world = still().set("limits", "idempotency_keys = 1").start().await;
+    first(&world, None).await.expect(200);
+    provoke(&world, "MG166", ALL, ("POST", LIST), &["idempotency-key: another"], NEW).await.expect(503);
+    assert_eq!(world.received("POST", LIST), 1);
+}
+
+#[tokio::test]
+async fn it_cannot_be_looked_up() {
+    let world = still().start().await;
+    first(&world, None).await.expect(200);
+    let answers = world.file().with_file_name("audit").join("answers.sqlite");
+    // What would take its place cannot be made.
+    std::fs::create_dir(answers.with_extension("sqlite.new")).unwrap();
+    std::fs::remove_file(&answers).unwrap();
+    provoke(&world, "MG167", ALL, ("POST", LIST), &[KEY], NEW).await.expect(503);
+    assert_eq!(world.received("POST", LIST), 1);
+    std::fs::remove_dir(answers.with_extension("sqlite.new")).unwrap();
+}

@@ -1,0 +1,415 @@
+//! The one thread that has `answers.sqlite`: it stores, reads, looks whether the file is still what it was, and mends it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::ledger::{Bounds, Ledger, Row};
+use super::store::{self, Contents, Store, Trouble};
+use super::{Answer, DISK_WAIT, Ended, Journal, Mark, Unavailable};
+use crate::clock::Clock;
+use crate::words::{Fingerprint, RequestId};
+
+/// How often it looks at the file.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often it forgets what is too old.
+const EXPIRE: Duration = Duration::from_secs(30);
+/// How old the mark may be while the log grows: so much of the log is read once more after a crash.
+const MARK: Duration = Duration::from_secs(60);
+/// The longest wait before the file is tried once more.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// How often a start tries the file before it goes on without it, and how long it waits between.
+const TRIES: u32 = 10;
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// Jobs that wait.
+const JOBS_MAX: usize = 4096;
+
+/// What is asked of the thread.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Stores everything that waits for the disk.
+    Flush { reply: oneshot::Sender<Result<(), Unavailable>> },
+    /// Reads an answer.
+    Read { key: Fingerprint, first: RequestId, reply: oneshot::Sender<Result<Option<Answer>, Unavailable>> },
+    /// Takes a key out.
+    Remove { key: Fingerprint, reply: oneshot::Sender<Result<(), Unavailable>> },
+    /// The recurring work, at once.
+    #[cfg(test)]
+    Look { reply: oneshot::Sender<()> },
+    /// Lets every change fail, or none.
+    #[cfg(test)]
+    QueryOnly { on: bool, reply: oneshot::Sender<()> },
+    /// The last job.
+    Close { reply: oneshot::Sender<()> },
+}
+
+/// What requests and the thread share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) clock: Clock,
+    pub(super) bounds: Bounds,
+    ledger: Mutex<Ledger>,
+    /// All keys are known, and what ends can be stored: writes with keys may go on.
+    pub(super) ready: AtomicBool,
+    /// Keys that are known.
+    pub(super) kept: AtomicU64,
+}
+
+impl Shared {
+    fn new(bounds: Bounds, clock: Clock) -> Self {
+        let ledger = Mutex::new(Ledger::new(bounds));
+        Self { clock, bounds, ledger, ready: false.into(), kept: 0.into() }
+    }
+
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where requests hand in jobs. With the last of it the thread ends.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) shared: Arc<Shared>,
+    jobs: SyncSender<Job>,
+}
+
+impl Desk {
+    pub(super) fn new(bounds: Bounds, clock: Clock) -> (Arc<Self>, Receiver<Job>) {
+        let (jobs, receiver) = sync_channel(JOBS_MAX);
+        (Arc::new(Self { shared: Arc::new(Shared::new(bounds, clock)), jobs }), receiver)
+    }
+
+    pub(super) fn send(&self, job: Job) -> Result<(), Unavailable> {
+        self.jobs.try_send(job).map_err(|_| Unavailable)
+    }
+
+    pub(super) async fn ask<T>(&self, job: Job, answer: oneshot::Receiver<T>) -> Result<T, Unavailable> {
+        self.send(job)?;
+        match tokio::time::timeout(DISK_WAIT, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(Unavailable),
+            Err(_) => {
+                // Whoever comes next need not wait for as long to hear the same.
+                self.shared.ready.store(false, Ordering::SeqCst);
+                Err(Unavailable)
+            }
+        }
+    }
+
+    /// Everything that waits for the disk is on it when this returns.
+    pub(super) async fn flush(&self) -> Result<(), Unavailable> {
+        let (reply, flushed) = oneshot::channel();
+        self.ask(Job::Flush { reply }, flushed).await.flatten()
+    }
+}
+
+/// The thread's own.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    log: Arc<dyn Journal>,
+    path: PathBuf,
+    store: Option<Store>,
+    /// All keys are in memory: what the file says is of no interest any more.
+    is_complete: bool,
+    /// What is wrong with the file, until it is mended: told once.
+    trouble: Option<String>,
+    retry: Duration,
+    retry_at: Option<Instant>,
+    expired: Option<Instant>,
+    marked: (Instant, u64),
+}
+
+impl Keeper {
+    pub(super) fn new(shared: Arc<Shared>, log: Arc<dyn Journal>, path: PathBuf) -> Self {
+        let now = shared.clock.now();
+        Self {
+            shared,
+            log,
+            path,
+            store: None,
+            is_complete: false,
+            trouble: None,
+            retry: LOOK,
+            retry_at: None,
+            expired: None,
+            marked: (now, 0),
+        }
+    }
+
+    /// Works until the last job. `opened` is told how the first try went.
+    pub(super) fn run(mut self, jobs: &Receiver<Job>, opened: &Sender<Result<(), String>>) {
+        for _ in 0..TRIES {
+            match self.open() {
+                Err(Trouble::Newer) => {
+                    let _nobody_waits = opened.send(Err(Trouble::Newer.to_string()));
+                    return;
+                }
+                // Who had it before may be letting go of it just now.
+                Err(Trouble::Passing(_)) => std::thread::sleep(TRY_AGAIN),
+                Err(Trouble::Damaged(_)) | Ok(()) => break,
+            }
+        }
+        let _nobody_waits = opened.send(Ok(()));
+        loop {
+            match jobs.recv_timeout(LOOK) {
+                Ok(Job::Flush { reply }) => {
+                    let _nobody_waits = reply.send(self.store_waiting(false));
+                }
+                Ok(Job::Read { key, first, reply }) => {
+                    let _nobody_waits = reply.send(self.read(&key, &first));
+                }
+                Ok(Job::Remove { key, reply }) => {
+                    let _nobody_waits = reply.send(self.remove(key));
+                }
+                #[cfg(test)]
+                Ok(Job::Look { reply }) => {
+                    (self.retry_at, self.expired) = (None, None);
+                    self.look();
+                    let _nobody_waits = reply.send(());
+                }
+                #[cfg(test)]
+                Ok(Job::QueryOnly { on, reply }) => {
+                    let sql = format!("PRAGMA query_only = {}", u8::from(on));
+                    self.store.iter().for_each(|store| store.execute_for_test(&sql));
+                    let _nobody_waits = reply.send(());
+                }
+                Ok(Job::Close { reply }) => {
+                    let _told = self.store_waiting(true);
+                    self.store = None;
+                    let _nobody_waits = reply.send(());
+                    return;
+                }
+                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// The recurring work.
+    fn look(&mut self) {
+        let now = self.shared.clock.now();
+        let _told = self.store_waiting(now.duration_since(self.marked.0) >= MARK);
+        if self.expired.is_none_or(|expired| now.duration_since(expired) >= EXPIRE) {
+            self.expired = Some(now);
+            let wall = self.shared.clock.wall_ms();
+            let gone = self.shared.ledger().expire(wall);
+            let oldest = self.shared.bounds.oldest_ms(wall);
+            if gone > 0 {
+                let _told = self.work(|store| store.expire(oldest));
+            }
+        }
+        self.count();
+    }
+
+    fn count(&self) {
+        let kept = self.shared.ledger().kept();
+        self.shared.kept.store(u64::try_from(kept).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Stores everything that waits for the disk, in one transaction; with a new mark, even if nothing waits, where `mark_is_due`.
+    fn store_waiting(&mut self, mark_is_due: bool) -> Result<(), Unavailable> {
+        // The mark before the rows: whatever the log has by now is on disk, or waits here.
+        let mark = self.log.mark();
+        let mark_is_due = mark_is_due && mark.size != self.marked.1;
+        let mut rows: Vec<Arc<Row>> = Vec::new();
+        let shared = self.shared.clone();
+        let stored = self.work(|store| {
+            rows = shared.ledger().waiting();
+            if rows.is_empty() && !mark_is_due { Ok(()) } else { store.change(&rows, &[], Some(mark)) }
+        });
+        if stored.is_ok() {
+            if mark_is_due || !rows.is_empty() {
+                self.marked = (self.shared.clock.now(), mark.size);
+                self.shared.ledger().stored(&rows);
+            }
+            self.shared.ready.store(true, Ordering::SeqCst);
+        }
+        self.count();
+        stored
+    }
+
+    fn read(&mut self, key: &Fingerprint, first: &RequestId) -> Result<Option<Answer>, Unavailable> {
+        let (mut answer, mut was_mended) = (None, false);
+        let read = self.work(|store| match store.answer(key, first) {
+            Ok(found) => {
+                answer = found;
+                Ok(())
+            }
+            Err(Trouble::Damaged(_)) if was_mended => Ok(()), // what was damaged is lost
+            Err(trouble) => {
+                was_mended = true;
+                Err(trouble)
+            }
+        });
+        read.map(|()| answer)
+    }
+
+    fn remove(&mut self, key: Fingerprint) -> Result<(), Unavailable> {
+        self.work(|store| store.change(&[], &[key], None))
+    }
+
+    /// Works on the file if it is what it was; else, and if the work finds damage, it is mended first. What is lost then is no answer
+    /// any more: the work is done once more on what there is.
+    fn work(&mut self, mut work: impl FnMut(&mut Store) -> Result<(), Trouble>) -> Result<(), Unavailable> {
+        for last in [false, true] {
+            let Some(store) = &mut self.store else {
+                if last || self.retry_at.is_some_and(|at| self.shared.clock.now() < at) || self.open().is_err() {
+                    break;
+                }
+                continue;
+            };
+            match store.look().and_then(|()| work(store)) {
+                Ok(()) => return Ok(()),
+                Err(Trouble::Damaged(why)) if !last => {
+                    if self.mend(&why).is_err() {
+                        break;
+                    }
+                }
+                Err(trouble) => {
+                    self.fail(&trouble);
+                    break;
+                }
+            }
+        }
+        self.shared.ready.store(false, Ordering::SeqCst);
+        Err(Unavailable)
+    }
+
+    /// Told once until it is over.
+    fn fail(&mut self, trouble: &Trouble) {
+        self.shared.ready.store(false, Ordering::SeqCst);
+        self.retry_at = Some(self.shared.clock.now() + self.retry);
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+        let why = trouble.to_string();
+        if self.trouble.as_ref() != Some(&why) {
+            tracing::error!(
+                %why, file = %self.path.display(),
+                "the answers to idempotency keys cannot be used: writes with a key are refused until they can be"
+            );
+            self.trouble = Some(why);
+        }
+    }
+
+    /// Opens the file, and mends it where that is needed. Then all keys are known that the log knows.
+    fn open(&mut self) -> Result<(), Trouble> {
+        let opened = match Store::open(&self.path) {
+            Err(Trouble::Damaged(why)) => return self.mend(&why),
+            Ok((store, contents)) => self.take(store, &contents).map(|lacked| self.tell_lacked(&contents, lacked)),
+            Err(trouble) => Err(trouble),
+        };
+        self.opened(opened)
+    }
+
+    fn opened(&mut self, opened: Result<(), Trouble>) -> Result<(), Trouble> {
+        match &opened {
+            Ok(()) => {
+                if self.trouble.take().is_some() {
+                    tracing::info!("the answers to idempotency keys can be used again");
+                }
+                (self.retry, self.retry_at) = (LOOK, None);
+                self.shared.ready.store(true, Ordering::SeqCst);
+            }
+            Err(trouble) => self.fail(trouble),
+        }
+        self.count();
+        opened
+    }
+
+    /// Makes another file from what is left of the damaged one, and from the log.
+    fn mend(&mut self, why: &str) -> Result<(), Trouble> {
+        tracing::error!(%why, file = %self.path.display(), "the answers to idempotency keys are damaged: they are made anew");
+        let now_ms = self.shared.clock.wall_ms();
+        let mended = store::replace(&self.path, self.store.take(), now_ms).and_then(|kept| {
+            let (store, contents) = Store::open(&self.path)?;
+            self.take(store, &contents)?;
+            Ok((kept, contents.rows.len()))
+        });
+        let mended = mended.map(|(kept, rows)| {
+            let keys = self.shared.ledger().kept();
+            let whole = if rows == keys {
+                "all of them".to_owned()
+            } else {
+                format!("{rows} of them with what was kept of them")
+            };
+            let kept = kept.map(|kept| {
+                forget_older(&kept);
+                format!("; the damaged file is {}", kept.file_name().unwrap_or_default().display())
+            });
+            let detail = format!(
+                "answers.sqlite was damaged ({why}) and made anew: {keys} keys are known, {whole}{}",
+                kept.unwrap_or_default()
+            );
+            tracing::warn!("{detail}");
+            self.log.tell("answers-mended", &detail);
+        });
+        self.opened(mended)
+    }
+
+    /// The file as it is, and what it lacks: how many keys that were.
+    fn take(&mut self, mut store: Store, contents: &Contents) -> Result<usize, Trouble> {
+        let mark = self.log.mark();
+        let mut foreign = Vec::new();
+        let mut lacked = 0;
+        if self.is_complete {
+            foreign = self.shared.ledger().compare(&contents.rows);
+        } else {
+            contents.rows.iter().for_each(|meta| self.shared.ledger().put_kept(meta));
+            lacked = self.fill_in(contents.mark, &mut foreign)?;
+        }
+        let rows = self.shared.ledger().waiting();
+        store.change(&rows, &foreign, Some(mark))?;
+        self.shared.ledger().stored(&rows);
+        self.marked = (self.shared.clock.now(), mark.size);
+        (self.store, self.is_complete) = (Some(store), true);
+        Ok(lacked)
+    }
+
+    /// What the log knows of keys and the file does not.
+    fn fill_in(&self, mark: Option<Mark>, freed: &mut Vec<Fingerprint>) -> Result<usize, Trouble> {
+        let oldest = self.shared.bounds.oldest_ms(self.shared.clock.wall_ms());
+        let mut lacked = 0;
+        let read = self.log.ends(mark, oldest, &mut |told| {
+            let mut ledger = self.shared.ledger();
+            if told.done {
+                let row = Row { keyed: told.keyed, ended: Ended { done: true, answer: None }, time_ms: told.time_ms };
+                lacked += usize::from(ledger.fill_in(row));
+            } else if ledger.release(&told.keyed.key, &told.keyed.request) {
+                freed.push(told.keyed.key);
+            }
+        });
+        let is_of_this_log = read.map_err(|why| Trouble::Passing(format!("the log cannot be read: {why}")))?;
+        if mark.is_some() && !is_of_this_log {
+            tracing::warn!("answers.sqlite is not of this log as it is now: all keys were looked up in the log");
+        }
+        Ok(lacked)
+    }
+
+    fn tell_lacked(&self, contents: &Contents, lacked: usize) {
+        if lacked == 0 {
+            return;
+        }
+        let was = if contents.is_new { "was not there, or was empty" } else { "lacked keys" };
+        let detail = format!("answers.sqlite {was}: {lacked} keys are known again from the log, without their answers");
+        tracing::warn!("{detail}");
+        self.log.tell("answers-mended", &detail);
+    }
+}
+
+/// Of damaged files only the newest is kept.
+fn forget_older(newest: &Path) {
+    let Some((dir, name)) = newest.parent().zip(newest.file_name().and_then(|name| name.to_str())) else { return };
+    let prefix = name.trim_end_matches(|digit: char| digit.is_ascii_digit());
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let is_older = entry.file_name().to_str().is_some_and(|other| other != name && other.starts_with(prefix));
+        if is_older && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            let _it_may_be_gone = fs::remove_file(entry.path());
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! Every key that is known, in memory: what a write is told of its key, and what room each caller's keys take. No answer is in here
+//! that is on disk.
+
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Ended, Keyed, NotNew};
+use crate::words::{Fingerprint, RequestId};
+
+/// What a row weighs beside its answer, in bytes.
+pub(super) const ROW_BYTES: u64 = 192;
+/// At most this part of all bytes is for one answer, however large answers may be.
+const ANSWER_PART: u64 = 8;
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) keys: u64,
+    pub(super) age: Duration,
+    pub(super) bytes: u64,
+    pub(super) answer_bytes: u64,
+}
+
+impl Bounds {
+    /// The largest answer that is kept.
+    pub(super) fn answer_bytes(&self) -> u64 {
+        self.answer_bytes.min(self.bytes / ANSWER_PART)
+    }
+
+    /// What is older than this is forgotten.
+    pub(super) fn oldest_ms(&self, now_ms: i64) -> i64 {
+        now_ms.saturating_sub(i64::try_from(self.age.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// One key's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) keyed: Keyed,
+    pub(super) ended: Ended,
+    pub(super) time_ms: i64,
+}
+
+impl Row {
+    pub(super) fn weight(&self) -> u64 {
+        ROW_BYTES + self.ended.answer.as_ref().map_or(0, |answer| super::rows::weight(answer) as u64)
+    }
+
+    pub(super) fn meta(&self) -> Meta {
+        Meta {
+            keyed: self.keyed.clone(),
+            time_ms: self.time_ms,
+            done: self.ended.done,
+            answered: self.ended.answer.is_some(),
+            bytes: self.weight(),
+        }
+    }
+}
+
+/// A row without its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Meta {
+    pub(super) keyed: Keyed,
+    pub(super) time_ms: i64,
+    pub(super) done: bool,
+    pub(super) answered: bool,
+    pub(super) bytes: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    write: Fingerprint,
+    request: Box<str>,
+    caller: Arc<str>,
+    bytes: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Its write is under way.
+    Running,
+    /// It has ended, and waits for the disk.
+    Waiting(Arc<Row>),
+    /// It is on disk.
+    Kept { time_ms: i64, done: bool, answered: bool },
+}
+
+impl Entry {
+    fn new(keyed: &Keyed, bytes: u64, state: State) -> Self {
+        let Keyed { write, request, caller, .. } = keyed;
+        Self { write: *write, request: request.as_str().into(), caller: caller.clone(), bytes, state }
+    }
+
+    fn request(&self) -> Option<RequestId> {
+        RequestId::parse(self.request.as_bytes())
+    }
+
+    fn is_older_than(&self, oldest_ms: i64) -> bool {
+        matches!(self.state, State::Kept { time_ms, .. } if time_ms < oldest_ms)
+    }
+}
+
+/// What keys take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Held {
+    keys: u64,
+    bytes: u64,
+}
+
+/// What is known of a key.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Nothing: it is claimed now.
+    New,
+    /// Its write is known.
+    Known(NotNew),
+    /// Its write has ended, and its answer is on disk.
+    OnDisk { first: RequestId, done: bool },
+    /// Nothing, and there is no room for a further key of its caller.
+    NoRoom,
+}
+
+/// All keys.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    bounds: Bounds,
+    entries: HashMap<Fingerprint, Entry>,
+    held: HashMap<Arc<str>, Held>,
+    /// Those whose rows wait for the disk.
+    waiting: HashSet<Fingerprint>,
+    running: usize,
+}
+
+impl Ledger {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self { bounds, entries: HashMap::new(), held: HashMap::new(), waiting: HashSet::new(), running: 0 }
+    }
+
+    /// Claims the key, with room for its answer, or says what is known of it. `callers`: how many there are.
+    pub(super) fn claim(&mut self, keyed: &Keyed, callers: usize, now_ms: i64) -> Found {
+        self.forget_if_old(&keyed.key, now_ms);
+        if let Some(entry) = self.entries.get(&keyed.key) {
+            let first = entry.request().unwrap_or(keyed.request);
+            return match &entry.state {
+                _ if entry.write != keyed.write => Found::Known(NotNew::Other { first }),
+                State::Running => Found::Known(NotNew::Running { first }),
+                State::Waiting(row) => Found::Known(NotNew::Ended { first, ended: row.ended.clone() }),
+                State::Kept { done, answered: true, .. } => Found::OnDisk { first, done: *done },
+                State::Kept { done, .. } => {
+                    Found::Known(NotNew::Ended { first, ended: Ended { done: *done, answer: None } })
+                }
+            };
+        }
+        let bytes = ROW_BYTES + self.bounds.answer_bytes();
+        if !self.has_room(&keyed.caller, bytes, callers) {
+            return Found::NoRoom;
+        }
+        self.put(keyed.key, Entry::new(keyed, bytes, State::Running));
+        Found::New
+    }
+
+    fn forget_if_old(&mut self, key: &Fingerprint, now_ms: i64) {
+        let oldest = self.bounds.oldest_ms(now_ms);
+        if self.entries.get(key).is_some_and(|entry| entry.is_older_than(oldest)) {
+            self.remove(key);
+        }
+    }
+
+    /// Half of the room is divided among all callers, and each one's part of it is its own whatever others do. The other half is for
+    /// whoever comes first, up to its share: all the room ÷ callers that hold some of it (two at least, if there are two).
+    fn has_room(&self, caller: &str, bytes: u64, callers: usize) -> bool {
+        let own = self.held.get(caller).copied();
+        let active = count(self.held.len() + usize::from(own.is_none()));
+        let callers = count(callers).max(active);
+        let own = own.unwrap_or_default();
+        let fits = |of: fn(&Held) -> u64, cost: u64, limit: u64| {
+            let kept = limit / 2 / callers;
+            let share = limit.div_ceil(active.max(callers.min(2)));
+            let (all, over) = self
+                .held
+                .values()
+                .map(of)
+                .fold((cost, 0), |(all, over), held| (all + held, over + held.saturating_sub(kept)));
+            let after = of(&own) + cost;
+            let over = over + after.saturating_sub(kept.max(of(&own)));
+            all <= limit && (after <= kept || (after <= share && over <= limit - kept * callers))
+        };
+        fits(|held| held.keys, 1, self.bounds.keys) && fits(|held| held.bytes, bytes, self.bounds.bytes)
+    }
+
+    /// The write with this key has ended.
+    pub(super) fn end(&mut self, row: Arc<Row>) {
+        self.put(row.keyed.key, Entry::new(&row.keyed, row.weight(), State::Waiting(row.clone())));
+    }
+
+    /// Adds how a key's write ended by what others know of it (the log, an operator), unless the same or something newer is known.
+    /// `true`: it was not.
+    pub(super) fn fill_in(&mut self, row: Row) -> bool {
+        let is_known = self.entries.get(&row.keyed.key).is_some_and(|entry| match &entry.state {
+            State::Running => false, // whoever asks about a key in doubt claims it for a moment
+            State::Waiting(known) => known.keyed.request == row.keyed.request || known.time_ms >= row.time_ms,
+            State::Kept { time_ms, done, .. } => {
+                // What was rejected may have been asked once more.
+                let is_same = entry.request() == Some(row.keyed.request);
+                is_same || *time_ms >= row.time_ms && (*done || !row.ended.done)
+            }
+        });
+        if !is_known {
+            self.end(Arc::new(row));
+        }
+        !is_known
+    }
+
+    /// A row that was found on disk.
+    pub(super) fn put_kept(&mut self, meta: &Meta) {
+        let Meta { time_ms, done, answered, .. } = *meta;
+        self.put(meta.keyed.key, Entry::new(&meta.keyed, meta.bytes, State::Kept { time_ms, done, answered }));
+    }
+
+    /// A claim ends with nothing to tell: the key is free, if it was not taken meanwhile.
+    pub(super) fn free(&mut self, keyed: &Keyed) {
+        let is_running =
+            |entry: &Entry| matches!(entry.state, State::Running) && entry.request() == Some(keyed.request);
+        if self.entries.get(&keyed.key).is_some_and(is_running) {
+            self.remove(&keyed.key);
+        }
+    }
+
+    /// Forgets a key whose write did not take effect, unless another write has it by now. `true`: it was known.
+    pub(super) fn release(&mut self, key: &Fingerprint, request: &RequestId) -> bool {
+        let is_its = self
+            .entries
+            .get(key)
+            .is_some_and(|entry| entry.request().as_ref() == Some(request) && !matches!(entry.state, State::Running));
+        if is_its {
+            self.remove(key);
+        }
+        is_its
+    }
+
+    /// The rows that wait for the disk.
+    pub(super) fn waiting(&self) -> Vec<Arc<Row>> {
+        let row = |key: &Fingerprint| match &self.entries.get(key)?.state {
+            State::Waiting(row) => Some(row.clone()),
+            State::Running | State::Kept { .. } => None,
+        };
+        self.waiting.iter().filter_map(row).collect()
+    }
+
+    /// Does this row wait for the disk?
+    pub(super) fn is_waiting(&self, row: &Arc<Row>) -> bool {
+        let state = self.entries.get(&row.keyed.key).map(|entry| &entry.state);
+        matches!(state, Some(State::Waiting(waiting)) if Arc::ptr_eq(waiting, row))
+    }
+
+    /// These rows are on disk.
+    pub(super) fn stored(&mut self, rows: &[Arc<Row>]) {
+        for row in rows {
+            if self.is_waiting(row) {
+                self.put_kept(&row.meta());
+            }
+        }
+    }
+
+    /// What is on disk after the file was lost or mended, where memory knows all keys: what it lacks waits for the disk once more, without
+    /// its answer. The keys that are there and are not to be.
+    pub(super) fn compare(&mut self, on_disk: &[Meta]) -> Vec<Fingerprint> {
+        let there: HashMap<Fingerprint, &Meta> = on_disk.iter().map(|meta| (meta.keyed.key, meta)).collect();
+        let mut lost = Vec::new();
+        for (key, entry) in &mut self.entries {
+            let State::Kept { time_ms, done, answered } = &mut entry.state else { continue };
+            let same =
+                there.get(key).filter(|meta| meta.keyed.request.as_str() == &*entry.request && meta.done == *done);
+            match same {
+                Some(meta) => *answered = meta.answered,
+                None => lost.push((*key, *time_ms, *done)),
+            }
+        }
+        for (key, time_ms, done) in lost {
+            let Some(entry) = self.entries.get(&key) else { continue };
+            let (write, caller) = (entry.write, entry.caller.clone());
+            match entry.request().filter(|_| done) {
+                Some(request) => {
+                    let keyed = Keyed { key, write, request, caller };
+                    self.end(Arc::new(Row { keyed, ended: Ended { done, answer: None }, time_ms }));
+                }
+                None => self.remove(&key),
+            }
+        }
+        let is_foreign = |key: &&Fingerprint| !self.entries.contains_key(*key);
+        there.keys().filter(is_foreign).copied().collect()
+    }
+
+    /// Forgets what is too old; how much that was.
+    pub(super) fn expire(&mut self, now_ms: i64) -> usize {
+        let oldest = self.bounds.oldest_ms(now_ms);
+        let old: Vec<_> =
+            self.entries.iter().filter(|(_, entry)| entry.is_older_than(oldest)).map(|(key, _)| *key).collect();
+        old.iter().for_each(|key| self.remove(key));
+        old.len()
+    }
+
+    /// Keys whose writes have ended.
+    pub(super) fn kept(&self) -> usize {
+        self.entries.len() - self.running
+    }
+
+    fn put(&mut self, key: Fingerprint, mut entry: Entry) {
+        self.remove(&key);
+        if let Some((caller, _)) = self.held.get_key_value(&entry.caller) {
+            entry.caller = caller.clone(); // one text for all keys of a caller
+        }
+        let held = self.held.entry(entry.caller.clone()).or_default();
+        *held = Held { keys: held.keys + 1, bytes: held.bytes + entry.bytes };
+        match entry.state {
+            State::Running => self.running += 1,
+            State::Waiting(_) => drop(self.waiting.insert(key)),
+            State::Kept { .. } => {}
+        }
+        self.entries.insert(key, entry);
+    }
+
+    fn remove(&mut self, key: &Fingerprint) {
+        let Some(entry) = self.entries.remove(key) else { return };
+        self.running -= usize::from(matches!(entry.state, State::Running));
+        self.waiting.remove(key);
+        if let Slot::Occupied(mut held) = self.held.entry(entry.caller) {
+            let Held { keys, bytes } = *held.get();
+            *held.get_mut() = Held { keys: keys - 1, bytes: bytes.saturating_sub(entry.bytes) };
+            if keys == 1 {
+                held.remove();
+            }
+        }
+    }
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(keys: u64) -> Ledger {
+        let age = Duration::from_secs(3600);
+        Ledger::new(Bounds { keys, age, bytes: 1 << 40, answer_bytes: 100 })
+    }
+
+    /// How many further keys this caller gets.
+    fn fill(ledger: &mut Ledger, caller: &str, most: usize, callers: usize) -> usize {
+        let claims = (0..most).take_while(|n| {
+            let (name, text) = (caller.as_bytes(), format!("{n} of {}", ledger.entries.len()));
+            let key = Fingerprint::of(b"key", &[name, text.as_bytes()]);
+            let request = RequestId::parse(b"r").unwrap();
+            let keyed = Keyed { key, write: key, request, caller: caller.into() };
+            matches!(ledger.claim(&keyed, callers, 0), Found::New)
+        });
+        claims.count()
+    }
+
+    #[test]
+    fn a_caller_below_its_share_finds_room_however_much_another_asks_for() {
+        let mut alone = ledger(100);
+        assert_eq!(fill(&mut alone, "a", 200, 1), 100, "nobody else is there");
+        let mut two = ledger(100);
+        assert_eq!((fill(&mut two, "a", 200, 2), fill(&mut two, "b", 200, 2)), (50, 50));
+        assert_eq!(fill(&mut two, "a", 1, 2), 0, "past its share");
+        let mut few = ledger(1);
+        assert_eq!(fill(&mut few, "a", 2, 4), 1, "one is better than none");
+    }
+
+    /// Whoever comes in whatever order: everybody finds the part that is kept for it, and all together never more than there is.
+    #[test]
+    fn the_part_that_is_kept_for_a_caller_is_there_whenever_it_comes() {
+        let mut random = crate::hash::sha256(b"shares");
+        for callers in 1..=9_usize {
+            let (limit, mut ledger) = (97, ledger(97));
+            let kept = 97 / 2 / callers;
+            for _ in 0..40 {
+                random = crate::hash::sha256(&random);
+                let caller = (usize::from(random[0]) % callers).to_string();
+                fill(&mut ledger, &caller, usize::from(random[1]) % 30, callers);
+            }
+            for caller in 0..callers {
+                let caller = caller.to_string();
+                fill(&mut ledger, &caller, kept, callers);
+                let held = ledger.held.get(caller.as_str()).copied().unwrap_or_default();
+                assert!(held.keys >= kept as u64, "{callers} callers: {caller} has {held:?} of {kept}");
+            }
+            let all: u64 = ledger.held.values().map(|held| held.keys).sum();
+            assert!(all <= limit && all == ledger.entries.len() as u64, "{callers} callers: {all}");
+        }
+    }
+
+    #[test]
+    fn what_is_given_back_is_free_and_counted_once() {
+        let mut ledger = ledger(2);
+        let id = |text: &str| RequestId::parse(text.as_bytes()).unwrap();
+        let key = Fingerprint::of(b"key", &[b"k"]);
+        let keyed = |request| Keyed { key, write: key, request: id(request), caller: "a".into() };
+        assert!(matches!(ledger.claim(&keyed("r-1"), 1, 0), Found::New));
+        ledger.free(&keyed("r-2"));
+        assert!(matches!(ledger.claim(&keyed("r-2"), 1, 0), Found::Known(NotNew::Running { .. })));
+        ledger.free(&keyed("r-1"));
+        assert_eq!((ledger.entries.len(), ledger.held.len(), ledger.running), (0, 0, 0));
+        assert!(matches!(ledger.claim(&keyed("r-2"), 1, 0), Found::New));
+        let row = Row { keyed: keyed("r-2"), ended: Ended { done: true, answer: None }, time_ms: 0 };
+        ledger.end(Arc::new(row));
+        let rows = ledger.waiting();
+        ledger.stored(&rows);
+        assert_eq!((rows.len(), ledger.waiting().len(), ledger.kept(), ledger.running), (1, 0, 1, 0));
+        assert_eq!(ledger.held.values().copied().collect::<Vec<_>>(), [Held { keys: 1, bytes: ROW_BYTES }]);
+        assert_eq!((ledger.expire(3_600_001), ledger.held.len(), ledger.entries.len()), (1, 0, 0));
+    }
+}

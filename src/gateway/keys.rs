@@ -1,0 +1,53 @@
+//! What the log tells the answers about idempotency keys.
+
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::answers::{Journal, Keyed, Mark, Told};
+use crate::audit::{Log, Record};
+use crate::clock::Clock;
+
+/// The log, as the answers see it.
+pub struct LogOfKeys {
+    log: Arc<Log>,
+    clock: Clock,
+}
+
+impl LogOfKeys {
+    /// Of this log.
+    #[must_use]
+    pub const fn new(log: Arc<Log>, clock: Clock) -> Self {
+        Self { log, clock }
+    }
+}
+
+impl fmt::Debug for LogOfKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogOfKeys").finish_non_exhaustive()
+    }
+}
+
+impl Journal for LogOfKeys {
+    fn mark(&self) -> Mark {
+        let (size, root) = self.log.mark();
+        Mark { size, root }
+    }
+
+    fn ends(&self, after: Option<Mark>, oldest_ms: i64, each: &mut dyn FnMut(Told)) -> Result<bool, String> {
+        let oldest = Timestamp::from_millisecond(oldest_ms).unwrap_or(Timestamp::MIN);
+        let mark = after.map(|mark| (mark.size, mark.root));
+        let read = self.log.key_ends(mark, oldest, &mut |end| {
+            let keyed = Keyed { key: end.key, write: end.write, request: end.request, caller: end.caller };
+            each(Told { keyed, done: end.done, time_ms: end.time.as_millisecond() });
+        });
+        read.map_err(|error| error.to_string())
+    }
+
+    fn tell(&self, event: &'static str, detail: &str) {
+        if let Some(room) = self.log.reserve() {
+            room.fill(Record::event(self.clock.wall(), event, detail));
+        }
+    }
+}

@@ -35,6 +35,24 @@ fn large(world: &World, bytes: usize) {
     world.sandbox.fault(Fault::always("GET", APPS, FaultKind::status(200).with_body(&body)));
 }
 
+/// Long before such answers are reset, their connections make room.
+#[tokio::test]
+async fn who_comes_does_not_wait_for_answers_that_nobody_takes() {
+    let limits = "connections = 4\nwrite_stall = \"10m\"";
+    let (world, roots) = tls::world(Plan::default().set("limits", limits), "", &[]).await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let (mut sender, ended) = h2(&world, &roots, 0).await;
+        let response = sender.send_request(h2_get("no-key", ORG)).await.unwrap();
+        held.push((sender, ended, response));
+    }
+    let key = format!("authorization: Token {TOO}");
+    let lines = [&*key];
+    let polite = tls::get(&world, &roots, None, ORG, &lines);
+    let polite = tokio::time::timeout(Duration::from_secs(30), polite).await.expect("it waits for ever");
+    polite.expect("an answer").expect(200);
+}
+
 /// Refusals that nobody takes hold no connection, with a key or without, and keep nobody out meanwhile.
 #[tokio::test]
 async fn answers_that_wait_for_a_window_of_nothing_hold_no_connection() {
@@ -162,23 +180,29 @@ async fn half_a_head_does_not_hold_the_end_up() {
     }
 }
 
-/// Connections that say nothing give way before one that has made requests and may make more.
+/// Connections that say nothing give way before those that have made requests and may make more, although these are more.
 #[tokio::test]
 async fn silent_connections_do_not_push_out_those_that_are_used() {
     let world = Plan::default().set("limits", "connections = 6").start().await;
     let request = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{}\r\n", with_key(ALL, &[]));
-    let mut used = TcpStream::connect(world.gateway).await.unwrap();
     let mut answer = vec![0; 64 << 10];
-    used.write_all(request.as_bytes()).await.unwrap();
-    assert!(used.read(&mut answer).await.unwrap() > 0);
+    let mut used = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert!(stream.read(&mut answer).await.unwrap() > 0);
+        used.push(stream);
+    }
     let mut silent = Vec::new();
     for _ in 0..30 {
         silent.push(TcpStream::connect(world.gateway).await.unwrap());
     }
     world.get(TOO, ORG).await.expect(200);
-    used.write_all(request.as_bytes()).await.unwrap();
-    let read = used.read(&mut answer).await.expect("it was pushed out");
-    assert!(answer[..read].starts_with(b"HTTP/1.1 200"), "it was pushed out");
+    for stream in &mut used {
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let read = stream.read(&mut answer).await.expect("it was pushed out");
+        assert!(answer[..read].starts_with(b"HTTP/1.1 200"), "it was pushed out");
+    }
 }
 
 /// Of connections that are used, those of whoever has the most give way.

@@ -8,6 +8,8 @@ pub mod reader;
 pub mod tasks;
 pub mod watched;
 pub mod words;
+// It makes words harmless before a terminal shows them.
+pub mod process_log;
 // Rank 1: what there is.
 pub mod catalogue;
 // Rank 2: what is wanted.

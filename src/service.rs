@@ -34,6 +34,8 @@ const OPERATORS_PART: usize = 8;
 const CONNECTIONS_MIN: usize = 16;
 /// How often the cache forgets and the quota's journal is synced.
 const CHORES: Duration = Duration::from_secs(1);
+/// How often the door's certificate is looked at.
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long connections have to end that were cut, and the operators' door to close.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// After the drain began, doors stay open so long: whoever balances load sees `not ready` first.
@@ -209,6 +211,15 @@ impl Inner {
         });
         self.gate.tasks.spawn_until_stop(look::run(self.gate.clone()));
         self.gate.tasks.spawn_until_stop(tally::run(self.gate.clone()));
+        if let Some(certificate) = self.certificate.clone() {
+            let clock = self.gate.clock.clone();
+            self.gate.tasks.spawn_until_stop(async move {
+                loop {
+                    certificate.tell_end(clock.wall());
+                    clock.sleep_until(clock.now() + DAY).await;
+                }
+            });
+        }
         let tasks = self.gate.tasks.clone();
         tasks.spawn_until_stop(self.follow_files());
     }

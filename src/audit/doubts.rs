@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::marks::Marks;
 use super::record::{Outcome, Record};
+use crate::process_log::EACH;
 use crate::words::{Fingerprint, RequestId};
 
 /// Unsettled doubts beyond which no write is accepted: operators settle them first.
@@ -51,6 +52,12 @@ impl Doubt {
             idempotency: record.idempotency,
             marks: record.marks.clone(),
         })
+    }
+
+    /// Tells the process log that the write is in doubt.
+    pub(super) fn tell(&self, why: &str) {
+        let Self { request, caller, operation, organization, path, .. } = self;
+        tracing::warn!(target: EACH, %request, caller = &**caller, operation = &**operation, organization, path = &**path, "{why}");
     }
 
     fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> + use<> {
@@ -220,6 +227,7 @@ impl Doubts {
         if outcome.outcome == Some(Outcome::InDoubt)
             && let Some(doubt) = write.or_else(|| Doubt::of(outcome))
         {
+            doubt.tell("nobody knows whether a write took effect: it is in doubt");
             open.add(doubt);
         }
         was_under_way

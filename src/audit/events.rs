@@ -41,6 +41,12 @@ pub(super) fn start_events(shared: &Shared, recovered: &Recovered, opened: &Open
             format!("{name} is damaged and stays as it is; records that cannot be read: {}", recovered.missing);
         events.push(Record::event(now, "quarantined", detail));
     }
+    if !recovered.doubts.is_empty() {
+        tracing::warn!(writes = recovered.doubts.len(), "writes are in doubt; makegate doubts list shows them");
+    }
+    for doubt in &recovered.new_doubts {
+        doubt.tell("makegate ended before this write had an outcome: it is in doubt");
+    }
     events.extend(recovered.new_doubts.iter().map(|doubt| Record {
         request: Some(doubt.request),
         caller: Some(doubt.caller.clone()),

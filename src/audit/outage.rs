@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::buffer::Entry;
 use super::record::{Kind, Record};
 use super::writer::Writer;
+use crate::process_log::STATE;
 
 /// The disk fails.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ impl Writer {
     /// Two tries failed: from here on writes are refused at once, and every second the disk is tried again.
     pub(super) fn fail(&mut self, error: &io::Error) {
         let (now, cause, tight) = (self.shared.clock.now(), error.to_string(), self.reserve.is_freed());
-        tracing::error!(%error, "the audit log cannot be written: writes are refused until it can");
+        tracing::error!(target: STATE, %error, "the audit log cannot be written: writes are refused until it can");
         self.shared.failed.store(true, Ordering::SeqCst);
         let refused_before = self.shared.refused.load(Ordering::Relaxed);
         self.outage = Some(Outage { since: now, cause, refused_before, tight });
@@ -48,7 +49,7 @@ impl Writer {
         self.pending.push_front(Entry::own(event));
         match self.write_batch() {
             Ok(()) => {
-                tracing::info!("the audit log can be written again: {detail}");
+                tracing::info!(target: STATE, "the audit log can be written again: {detail}");
                 self.outage = None;
                 self.shared.failed.store(false, Ordering::SeqCst);
                 true

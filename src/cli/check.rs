@@ -15,6 +15,7 @@ use crate::config::secret::secret_in;
 use crate::config::{self, Read};
 use crate::config::{Config, Mistake, Severity};
 use crate::gateway::door::Checked;
+use crate::process_log::{self, EACH, Form};
 use crate::upstream::{Token, Upstream};
 use crate::watched::Snapshot;
 
@@ -33,14 +34,14 @@ pub(super) struct Check {
     config: ConfigFile,
     /// How mistakes are printed: text, or json (one object a line).
     #[arg(long, value_enum, default_value = "text", hide_possible_values = true)]
-    format: Form,
+    format: Printed,
     /// Try it here and now: the secrets, the certificates, and a connection to Make (over which nothing is sent).
     #[arg(long)]
     online: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
+enum Printed {
     Text,
     Json,
 }
@@ -58,8 +59,8 @@ impl Check {
         };
         for mistake in &mistakes {
             output::line(&match self.format {
-                Form::Text => mistake.render(file, &text, color.colors(&io::stdout())) + "\n",
-                Form::Json => mistake.to_json(file),
+                Printed::Text => mistake.render(file, &text, color.colors(&io::stdout())) + "\n",
+                Printed::Json => mistake.to_json(file),
             })?;
         }
         summary(file, &mistakes)
@@ -112,13 +113,28 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Mistake> {
     failures
 }
 
-/// The configuration for a command that needs one; every mistake is told on stderr.
+/// The configuration for a command that needs one; every mistake is told on stderr, in the form of the process log if there is one.
 pub(super) fn configuration(file: &Path, color: bool) -> Result<Read, Failure> {
     config::read(file).map_err(|failure| {
         for mistake in &failure.mistakes {
-            // With nobody at stderr, the exit code says it alone.
-            let _told = writeln!(io::stderr(), "{}\n", mistake.render(&failure.file, &failure.text, color));
+            let text = || format!("{}\n\n", mistake.render(&failure.file, &failure.text, color));
+            match process_log::form() {
+                // With nobody at stderr, the exit code says it alone.
+                None => drop(io::stderr().write_all(text().as_bytes())),
+                Some(Form::Text { .. }) => process_log::print(text()),
+                Some(Form::Json) => tell(&failure.file, mistake),
+            }
         }
         Failure::told(USAGE)
     })
+}
+
+/// Tells the process log of a mistake.
+pub(super) fn tell(file: &Path, mistake: &Mistake) {
+    let place = format!("{}:{}:{}", file.display(), mistake.line, mistake.column);
+    let help = mistake.help.as_deref();
+    match mistake.severity {
+        Severity::Error => tracing::error!(target: EACH, place, help, "{}", mistake.message),
+        Severity::Warning => tracing::warn!(target: EACH, place, help, "{}", mistake.message),
+    }
 }

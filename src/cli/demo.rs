@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::key;
-use super::output;
+use super::output::Told;
 use super::process::{self, Signals, When};
 use super::serve;
 use crate::clock::Clock;
@@ -69,10 +69,11 @@ impl Demo {
         let read = configure(folder.path(), doors, &guests, (&token, &operator_key))?;
         let service = serve::start(read).await?;
         let place = Place::of(&service, &sandbox)?;
+        let stdout = Told::begin();
         if self.json {
-            output::tell(&place.json(&guests, &operator_key));
+            stdout.line(&place.json(&guests, &operator_key));
         }
-        output::tell(&place.words(&guests, &operator_key));
+        stdout.line(&place.words(&guests, &operator_key));
         signals.next().await;
         let ended = serve::end(service, &mut signals).await;
         sandbox.stop().await;

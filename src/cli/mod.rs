@@ -27,6 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::process_log;
 use failure::Failure;
 use process::When;
 
@@ -94,16 +95,20 @@ struct ConfigFile {
 #[must_use]
 pub fn run() -> ExitCode {
     let Cli { color, command } = Cli::parse();
-    match dispatch(&command, color) {
+    let code = match dispatch(&command, color) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, message }) => {
-            if let Some(message) = message {
+            if let Some(message) = message
+                && !process_log::fatal(&message, code)
+            {
                 // With nobody at stderr, the exit code says it alone.
                 let _told = writeln!(std::io::stderr(), "error: {message}");
             }
             ExitCode::from(code)
         }
-    }
+    };
+    process_log::end();
+    code
 }
 
 fn dispatch(command: &Command, color: When) -> Result<(), Failure> {

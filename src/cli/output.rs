@@ -8,6 +8,7 @@ use comfy_table::{Table, presets};
 use serde_json::{Map, Value};
 
 use crate::audit::csv_cell;
+use crate::process_log::Device;
 use crate::words::visible;
 
 /// How a result is printed.
@@ -28,9 +29,18 @@ pub(super) fn line(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints what a service has to say; it serves on when nobody reads that.
-pub(super) fn tell(text: &str) {
-    let _nobody_reads = line(text);
+/// Stdout of a service: it serves on when nobody reads what it says.
+pub(super) struct Told(Device);
+
+impl Told {
+    pub(super) fn begin() -> Self {
+        Self(Device::begin("stdout", io::stdout(), |_, _| {}))
+    }
+
+    /// Prints a line.
+    pub(super) fn line(&self, text: &str) {
+        self.0.put(format!("{text}\n"));
+    }
 }
 
 /// Prints rows of texts under these columns.

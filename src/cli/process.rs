@@ -1,25 +1,19 @@
 //! The process: its log, its signals, its runtime, and no trace of its memory on disk.
 
-use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use clap::ValueEnum;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde_json::{Map, Value};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::failure::Failure;
 use crate::clock::Clock;
+use crate::process_log::{self, Form};
 
 /// The variable that sets the process log's level and filters.
 const LOG: &str = "MAKEGATE_LOG";
@@ -64,84 +58,35 @@ pub(super) fn all_descriptors() {
     }
 }
 
-/// Begins the process log on stderr: text on a terminal, else JSON. `level`: unless `MAKEGATE_LOG` says otherwise.
+/// Begins the process log on stderr: text on a terminal, else JSON. `level`: makegate's, unless `MAKEGATE_LOG` says otherwise.
 pub(super) fn log(level: &str, color: When) -> Result<(), Failure> {
     let given = std::env::var(LOG).unwrap_or_default();
-    let targets = filters(if given.is_empty() { level } else { &given }).map_err(|error| {
-        Failure::usage(format!("{LOG}: {error}; write error, warn, info or debug, or filters as makegate=debug,info"))
-    })?;
-    let stderr = io::stderr();
-    let subscriber = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE);
-    let subscriber = subscriber.with_writer(io::stderr).with_target(false);
-    let begun = if stderr.is_terminal() {
-        subscriber.with_ansi(color.colors(&stderr)).finish().with(targets).try_init()
-    } else {
-        subscriber.event_format(JsonLines(Clock::system())).finish().with(targets).try_init()
+    let (targets, wrong) = match filters(if given.is_empty() { level } else { &given }) {
+        Ok(targets) => (targets, None),
+        Err(error) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
     };
-    begun.map_err(Failure::failed)
+    let stderr = io::stderr();
+    let form = if stderr.is_terminal() { Form::Text { has_colors: color.colors(&stderr) } } else { Form::Json };
+    let events = process_log::begin(form, Clock::system());
+    tracing_subscriber::registry().with(events).with(targets).try_init().map_err(Failure::failed)?;
+    wrong.map_or(Ok(()), |error| {
+        Err(Failure::usage(format!(
+            "{LOG}: {error}; write error, warn, info or debug, or filters as makegate=debug,info"
+        )))
+    })
 }
 
-/// Levels, for everything or for what a module says: `info`, `makegate=debug,info`.
+/// Levels: a word alone is makegate's, and libraries tell only errors; filters (`makegate=debug,info`) say all of it.
 fn filters(text: &str) -> Result<Targets, String> {
+    if let Ok(level) = text.trim().parse::<LevelFilter>() {
+        return Ok(Targets::new().with_default(level.min(LevelFilter::ERROR)).with_target("makegate", level));
+    }
     if let Some(word) =
         text.split(',').map(str::trim).find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err())
     {
         return Err(format!("`{word}` is no level"));
     }
     text.parse::<Targets>().map_err(|error| error.to_string())
-}
-
-/// One JSON object a line: `ts`, `level`, `msg`, then the event's own fields.
-struct JsonLines(Clock);
-
-impl<S, N> FormatEvent<S, N> for JsonLines
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut line = Line(Map::new());
-        line.put("ts", format!("{:.6}", self.0.wall()));
-        line.put("level", event.metadata().level().as_str().to_ascii_lowercase());
-        line.put("msg", "");
-        event.record(&mut line);
-        writeln!(writer, "{}", Value::Object(line.0))
-    }
-}
-
-struct Line(Map<String, Value>);
-
-impl Line {
-    fn put(&mut self, name: &str, value: impl Into<Value>) {
-        let name = if name == "message" { "msg" } else { name };
-        self.0.insert(name.to_owned(), value.into());
-    }
-}
-
-impl Visit for Line {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field.name(), format!("{value:?}"));
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field.name(), value);
-    }
-
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field.name(), value);
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field.name(), value);
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field.name(), value);
-    }
-
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field.name(), value);
-    }
 }
 
 /// What somebody tells the process.
@@ -153,6 +98,11 @@ pub(super) enum Told {
     Reload,
 }
 
+/// A file may not grow further (a limit of the process): a failed write like any other, unless it kills.
+const XFSZ: SignalKind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+/// A second signal that comes so soon after the first is the same one, told twice: `timeout` signals the process, then its group.
+const ONE_SIGNAL: Duration = Duration::from_secs(1);
+
 /// The signals, from the moment of listening on: none is lost, none kills.
 pub(super) struct Signals {
     terminate: Signal,
@@ -163,6 +113,10 @@ pub(super) struct Signals {
 impl Signals {
     pub(super) fn listen() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("cannot take signals: {error}")));
+        // What is listened for once does not kill any more.
+        for ignored in [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::pipe(), XFSZ] {
+            drop(listen(ignored)?);
+        }
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
@@ -182,6 +136,17 @@ impl Signals {
     /// The next one that ends the process.
     pub(super) async fn end(&mut self) {
         while self.next().await != Told::End {}
+    }
+
+    /// After one that ended the process: a further one, of somebody who does not want to wait.
+    pub(super) async fn insist(&mut self) {
+        let same = async {
+            loop {
+                self.next().await;
+            }
+        };
+        let _over: Result<(), _> = tokio::time::timeout(ONE_SIGNAL, same).await;
+        self.end().await;
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::failure::Failure;
-use super::output;
+use super::output::Told;
 use super::process::{self, Signals, When};
 use crate::clock::Clock;
 use crate::config;
@@ -66,7 +66,7 @@ impl Sandbox {
         let mut signals = Signals::listen()?;
         let started = Simulated::start(self.listen, self.settings(), Clock::system()).await;
         let sandbox = started.map_err(|error| listen_failure(self.listen, &error))?;
-        output::tell(&format!("http://{}", sandbox.address()));
+        Told::begin().line(&format!("http://{}", sandbox.address()));
         signals.end().await;
         sandbox.stop().await;
         Ok(())

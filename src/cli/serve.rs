@@ -1,6 +1,7 @@
 //! `makegate serve`: the service, from its configuration to its orderly end.
 
 use std::io;
+use std::net::SocketAddr;
 
 use clap::Args;
 
@@ -10,6 +11,7 @@ use super::failure::Failure;
 use super::process::{self, Signals, Told, When};
 use crate::clock::Clock;
 use crate::config::Read;
+use crate::process_log::EACH;
 use crate::service::Service;
 
 /// Runs the service.
@@ -34,8 +36,7 @@ impl Serve {
         process::log("info", color)?;
         let read = check::configuration(&self.config.path, color.colors(&io::stderr()))?;
         for warning in &read.warnings {
-            let place = format!("{}:{}:{}", read.origins.file.display(), warning.line, warning.column);
-            tracing::warn!(place, help = warning.help.as_deref().unwrap_or_default(), "{}", warning.message);
+            check::tell(&read.origins.file, warning);
         }
         process::all_descriptors();
         process::serve(serve(read))
@@ -46,7 +47,9 @@ async fn serve(read: Read) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let service = start(read).await?;
     let (gateway, operator) = (service.gateway_addresses(), service.operator_addresses());
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, "makegate serves");
+    let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (gateway, operator) = (texts(gateway), texts(operator));
+    tracing::info!(target: EACH, version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, "makegate serves");
     while signals.next().await == Told::Reload {
         // A file system that hangs must not keep the next signal waiting.
         service.begin_reload();
@@ -61,14 +64,14 @@ pub(super) async fn start(read: Read) -> Result<Service, Failure> {
 
 /// Shuts down in order; a second signal ends it at once.
 pub(super) async fn end(service: Service, signals: &mut Signals) -> Result<(), Failure> {
-    tracing::info!("makegate ends: what is under way is finished");
+    tracing::info!(target: EACH, "makegate ends: what is under way is finished");
     tokio::select! {
         finished = service.shut_down() => {
             if !finished {
-                tracing::warn!("not everything was finished in limits.drain");
+                tracing::warn!(target: EACH, "not everything was finished in limits.drain");
             }
             Ok(())
         }
-        () = signals.end() => Err(Failure::failed("a second signal: ended before everything was finished")),
+        () = signals.insist() => Err(Failure::failed("a second signal: ended before everything was finished")),
     }
 }

@@ -191,7 +191,6 @@ pub(super) fn account_for(gate: &Gate, about: &About<'_>, slot: Option<Slot>, en
         }
         StatusCode::UNAUTHORIZED => {
             gate.meters.token_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            tracing::error!("the upstream refuses the gateway's token: replace it");
         }
         StatusCode::FORBIDDEN if !is_json(&answered.headers) => {
             gate.meters.edge_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -302,7 +302,6 @@ async fn look(
     };
     if settle(gate, doubt.request, verdict).await.is_ok() {
         gate.meters.settled_by_look.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(request = %doubt.request, operation = %doubt.operation, done, "a look settled a write in doubt");
     }
     Why::Unproved
 }

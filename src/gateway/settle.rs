@@ -6,6 +6,7 @@ use super::gate::Gate;
 use crate::answers::Keyed;
 use crate::audit::{CannotRecord, Doubt, Kind, Outcome, Peer, Record};
 use crate::cache::After;
+use crate::process_log::EACH;
 use crate::words::RequestId;
 
 /// What became of a write, and who says so.
@@ -49,6 +50,7 @@ async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Resul
         // Before the settlement: after it the doubt holds the key no more.
         gate.answers.settle_done(keyed).await;
     }
+    let by = if verdict.peer.is_some() { "operator" } else { "look" };
     let record = Record {
         request: Some(request),
         peer: verdict.peer,
@@ -64,6 +66,8 @@ async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Resul
     let recorded = gate.log.commit(record).await;
     let is_late = recorded.is_err_and(CannotRecord::is_recorded);
     if recorded.is_ok() || is_late {
+        let (caller, operation, done) = (&*doubt.caller, &*doubt.operation, verdict.done);
+        tracing::info!(target: EACH, %request, caller, operation, done, by, "a write in doubt was settled");
         gate.fence_doubt(&doubt, After::Settled { settle: gate.policy().config.cache.settle });
         if let Some(keyed) = keyed.filter(|_| !verdict.done) {
             gate.answers.settle_not_done(keyed.key, keyed.request).await;

@@ -20,6 +20,7 @@ use crate::answers::Claim;
 use crate::audit::{self, CannotRecord, Kind, Outcome, Record, Room};
 use crate::cache::{After, CacheStatus, Why as Forwarded};
 use crate::catalogue::Retry;
+use crate::process_log::EACH;
 use crate::upstream::{Effect, ProxyError, Why};
 
 /// How long a caller waits for its write's outcome to be on disk. It is queued, and written when the disk is back.
@@ -214,7 +215,7 @@ impl Intended {
         match tokio::time::timeout(OUTCOME_WAIT, self.gate.log.commit(record)).await {
             Ok(Ok(_)) => {}
             Ok(Err(cannot)) => {
-                tracing::error!(request = %self.call.id, %cannot, "an outcome could not be recorded: the write will be in doubt");
+                tracing::error!(target: EACH, request = %self.call.id, %cannot, "an outcome could not be recorded: the write will be in doubt");
             }
             Err(_) => {
                 tracing::error!(request = %self.call.id, "an outcome waits for the log's disk; its caller does not")

@@ -46,7 +46,7 @@ pub(super) fn readyz(desk: &Desk, query: &Query) -> Response<Whole> {
     response
 }
 
-fn checks(desk: &Desk) -> [(&'static str, State); 4] {
+fn checks(desk: &Desk) -> [(&'static str, State); 5] {
     let gate = &desk.gate;
     let config = match desk.in_force().error {
         None => State::Ok,
@@ -59,5 +59,10 @@ fn checks(desk: &Desk) -> [(&'static str, State); 4] {
         Standing::Closed => State::Ok,
         Standing::Open | Standing::Probing => State::Degraded("Make could not be reached lately"),
     };
-    [("config", config), ("log", log), ("draining", draining), ("upstream", upstream)]
+    let token = if gate.upstream().refuses_token() {
+        State::Degraded("Make refuses the gateway's token: replace it")
+    } else {
+        State::Ok
+    };
+    [("config", config), ("log", log), ("draining", draining), ("upstream", upstream), ("token", token)]
 }

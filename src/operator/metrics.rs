@@ -21,6 +21,7 @@ use super::render::{Whole, text};
 use super::routes::Form;
 use super::{health, process};
 use crate::gateway::meters::{DURATION_BOUNDS_US, Durations, ENDINGS};
+use crate::process_log;
 use crate::upstream::Standing;
 
 /// The answer to a scrape.
@@ -217,6 +218,8 @@ fn itself(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     sheet.gauge("makegate_config_last_reload_successful", "1: the last (re)load took effect", successful)?;
     let help = "When the last (re)load was tried";
     sheet.gauge("makegate_config_last_reload_timestamp_seconds", help, seconds(in_force.loaded))?;
+    let help = "Lines of the process log that were dropped, because nobody took them in time";
+    sheet.counter("makegate_log_lines_dropped", help, process_log::dropped())?;
     sheet.gauge("makegate_ready", "1: ready for requests", u64::from(health::is_ready(desk)))?;
     let mut build = sheet.0.encode_descriptor("makegate_build", "What is running", None, MetricType::Info)?;
     build.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])

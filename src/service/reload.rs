@@ -16,6 +16,7 @@ use crate::config::secret::secret_in;
 use crate::config::{self, Config, Read, Source};
 use crate::gateway::door::Checked;
 use crate::gateway::policy::Policy;
+use crate::process_log::STATE;
 use crate::upstream::{Token, Upstream};
 use crate::watched::{FileThread, Hangs, Hashes, Snapshot};
 
@@ -166,6 +167,7 @@ impl Inner {
         };
         if let Some((shown, checked)) = self.certificate.as_ref().zip(certificate) {
             shown.put(checked);
+            shown.tell_end(gate.clock.wall());
         }
         gate.quota.configure(quota_settings(&read.config));
         gate.adopt(read.config, upstream);
@@ -177,11 +179,11 @@ impl Inner {
         let file = self.file.display();
         let (event, detail) = match result {
             Ok(_) => {
-                tracing::info!(%file, "the configuration was reloaded");
+                tracing::info!(target: STATE, %file, "the configuration was reloaded");
                 ("reload", "the configuration was reloaded")
             }
             Err(why) => {
-                tracing::error!(%file, %why, "the configuration was not reloaded: the old one stays in force");
+                tracing::error!(target: STATE, %file, %why, "the configuration was not reloaded: the old one stays in force");
                 ("reload-failed", why.as_str())
             }
         };

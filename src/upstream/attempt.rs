@@ -14,6 +14,7 @@ use super::ending::{Answered, Ending, ProxyError, Why};
 use super::pool::{Handed, Line, Turn};
 use super::token::Token;
 use super::{HeldToken, Outgoing, Upstream};
+use crate::process_log::STATE;
 
 /// What the upstream is told about who asks. Never the caller's own: an edge in front of Make refuses some of those.
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("makegate/", env!("CARGO_PKG_VERSION")));
@@ -93,9 +94,27 @@ impl Upstream {
             Ok((line, response)) => {
                 let delay = self.clock.now().duration_since(began);
                 *progress = Progress::Head(response.status());
+                self.heard_of_token(&held, response.status());
                 self.receive(response, delay, &held, room, line, turn).await
             }
             Err(ending) => ending,
+        }
+    }
+
+    /// Notices when the upstream begins to refuse the token, and when it takes it again.
+    fn heard_of_token(&self, sent: &HeldToken, status: StatusCode) {
+        if sent.generation != self.token_generation() {
+            return;
+        }
+        let now = self.clock.now();
+        if status == StatusCode::UNAUTHORIZED {
+            if self.token_refused.is_seen(now) {
+                tracing::error!(target: STATE, "the upstream refuses the gateway's token: replace it");
+            }
+        } else if status.is_success()
+            && let Some(lasted) = self.token_refused.is_gone(now)
+        {
+            tracing::info!(target: STATE, after_s = lasted.as_secs(), "the upstream accepts the gateway's token again");
         }
     }
 

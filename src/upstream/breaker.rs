@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::catalogue::Retry;
 use crate::clock::Clock;
 use crate::config::Limits;
+use crate::process_log::STATE;
 
 /// What a refused request is told when a probe is due or under way: its end is not known.
 const PROBE_GUESS: Duration = Duration::from_secs(1);
@@ -83,6 +84,7 @@ impl Breaker {
     pub fn report(&self, mut pass: Pass, reached: bool) {
         let was_probe = std::mem::take(&mut pass.probe);
         let mut state = lock(&self.state);
+        let was_open = matches!(*state, State::Open { .. });
         *state = match *state {
             State::Closed { .. } if reached => State::Closed { failed: 0 },
             State::Closed { failed } if self.failures == 0 || failed + 1 < self.failures => {
@@ -94,6 +96,13 @@ impl Breaker {
             // It began before the breaker opened: old news.
             State::Open { .. } => return,
         };
+        match (was_open, matches!(*state, State::Open { .. })) {
+            (false, true) => {
+                tracing::error!(target: STATE, "the breaker is open: requests are refused until the upstream answers again");
+            }
+            (true, false) => tracing::info!(target: STATE, "the breaker is closed: requests go upstream again"),
+            (false, false) | (true, true) => {}
+        }
     }
 
     /// What it is doing.

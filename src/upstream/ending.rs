@@ -135,7 +135,7 @@ impl Why {
     }
 
     /// Is it this side's own doing (a bound of ours), not the upstream's?
-    fn is_local(&self) -> bool {
+    pub(super) fn is_local(&self) -> bool {
         matches!(self.error, ProxyError::ConnectionLimitReached | ProxyError::ProxyInternalError)
     }
 }

@@ -25,6 +25,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use crate::clock::Clock;
 use crate::config;
 use crate::hash;
+use crate::process_log::Trouble;
 use crate::watched::Snapshot;
 
 use body::Memory;
@@ -57,6 +58,7 @@ pub struct Outgoing {
 pub struct Upstream {
     host: HeaderValue,
     token: ArcSwap<HeldToken>,
+    token_refused: Trouble,
     pool: Arc<Pool>,
     memory: Memory,
     budget: Budget,
@@ -87,6 +89,7 @@ impl Upstream {
         Ok(Self {
             host: HeaderValue::from_str(authority).map_err(|_| SetupError::Host(authority.clone()))?,
             token: ArcSwap::from_pointee(HeldToken { token, generation: 0 }),
+            token_refused: Trouble::default(),
             pool: Arc::new(Pool::new(dialer, settings.connections, settings.idle, clock.clone())),
             memory: Memory::new(limits.answers_bytes, limits.answer_bytes),
             budget: Budget::new(limits, clock.clone()),
@@ -111,6 +114,12 @@ impl Upstream {
     #[must_use]
     pub fn token_generation(&self) -> u64 {
         self.token.load().generation
+    }
+
+    /// Does the upstream refuse the token?
+    #[must_use]
+    pub fn refuses_token(&self) -> bool {
+        self.token_refused.lasts()
     }
 
     /// May a request go again after this attempt, and when? Takes from the retry budget what it allows.

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::connect::Dialer;
 use super::ending::Why;
 use crate::clock::Clock;
+use crate::process_log::{STATE, Trouble};
 use crate::tasks::Tasks;
 
 /// A connection whose answer came whole has so long to be ready again; one that is not had not read its request.
@@ -71,6 +72,8 @@ pub(super) struct Pool {
     turns: Arc<Semaphore>,
     most: usize,
     idle: Mutex<Idle>,
+    /// No connection can be opened.
+    unreachable: Trouble,
     tasks: Tasks,
 }
 
@@ -86,7 +89,16 @@ impl Pool {
     pub(super) fn new(dialer: Dialer, connections: usize, idle_max: Duration, clock: Clock) -> Self {
         let most = connections.clamp(1, Semaphore::MAX_PERMITS);
         let turns = Arc::new(Semaphore::new(most));
-        Self { dialer, clock, idle_max, turns, most, idle: Mutex::default(), tasks: Tasks::new() }
+        Self {
+            dialer,
+            clock,
+            idle_max,
+            turns,
+            most,
+            idle: Mutex::default(),
+            unreachable: Trouble::default(),
+            tasks: Tasks::new(),
+        }
     }
 
     /// Waits for the right to use a connection. `None` never comes in fact: turns are never closed.
@@ -110,7 +122,22 @@ impl Pool {
     pub(super) async fn dial(&self) -> Result<Line, Why> {
         self.make_way();
         // Rare, and larger than all the rest of an attempt.
-        Box::pin(self.dialer.dial()).await
+        let dialled = Box::pin(self.dialer.dial()).await;
+        let now = self.clock.now();
+        match &dialled {
+            Ok(_) => {
+                if let Some(lasted) = self.unreachable.is_gone(now) {
+                    tracing::info!(target: STATE, after_s = lasted.as_secs(), "the upstream can be reached again");
+                }
+            }
+            Err(why) if why.is_local() => {}
+            Err(why) => {
+                if self.unreachable.is_seen(now) {
+                    tracing::error!(target: STATE, %why, "the upstream cannot be reached");
+                }
+            }
+        }
+        dialled
     }
 
     /// Keeps `line`, whose answer was read whole, for the next request.

@@ -156,8 +156,18 @@ fn check_tells_all_mistakes_at_once_with_place_and_help() {
     assert_eq!(places, [(3, 10), (6, 14), (7, 1), (12, 11)].map(|(line, column)| (Some(line), Some(column))));
     assert_eq!(lines[2]["help"], "did you mean \"deadline\"?");
 
+    let shown = run(folder.path(), &["config", "show", "--config", "makegate.toml"]);
+    assert_eq!(stderr(2, &shown), TOLD);
+
     let served = run(folder.path(), &["serve", "--config", "makegate.toml"]);
-    assert_eq!(stderr(2, &served), TOLD);
+    let logged: Vec<Value> = stderr(2, &served).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told =
+        |line: &Value| [&line["level"], &line["msg"], &line["help"]].map(|text| text.as_str().map(str::to_owned));
+    let expected = |line: &Value| {
+        [&line["severity"], &line["message"], &line["help"]].map(|text| text.as_str().map(str::to_owned))
+    };
+    assert_eq!(logged[2]["place"], "makegate.toml:7:1");
+    assert_eq!(logged.iter().map(told).collect::<Vec<_>>(), lines.iter().map(expected).collect::<Vec<_>>());
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::super::recover::Start;
 use super::super::tree::Tree;
 use super::note::{self, Head, Signer, Verifier};
 use crate::hash;
+use crate::process_log::EACH;
 
 /// After so many records a head is due whatever the time...
 const RECORDS: u64 = 10_000;
@@ -145,7 +146,7 @@ impl Heads {
         }
         let head = state.sign(durable);
         state.told = Some(now);
-        tracing::info!(size = head.size, note = ?head.to_string(), "the audit log's signed head");
+        tracing::info!(target: EACH, size = head.size, note = %head, "the audit log's signed head");
         match replace(&path(&self.dir), head.to_string().as_bytes(), 0o600) {
             Ok(()) => state.stored = head.size,
             Err(error) => tracing::warn!(%error, "the audit log's head could not be stored"),

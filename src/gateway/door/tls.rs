@@ -4,16 +4,20 @@ use std::fmt::Display;
 use std::io::{Error, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use jiff::{SignedDuration, Timestamp};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
+use webpki::KeyUsage;
 
 use crate::config::Tls;
+use crate::process_log::STATE;
 use crate::watched::{Contents, Snapshot};
 
 /// No file of certificates is larger; more is the wrong file.
@@ -24,10 +28,17 @@ pub type Names = Option<Arc<[Box<str>]>>;
 
 /// What a door shows of itself, and which certificates of callers it believes. Clones change together.
 #[derive(Clone)]
-pub struct Certificate(Arc<ArcSwap<ServerConfig>>);
+pub struct Certificate(Arc<ArcSwap<Checked>>);
 
 /// A certificate with its key and authorities, read and found good, and in force nowhere yet.
-pub struct Checked(Arc<ServerConfig>);
+pub struct Checked {
+    config: Arc<ServerConfig>,
+    /// When the certificate expires; `None`: never.
+    end: Option<Timestamp>,
+}
+
+/// A certificate that expires within this is told to the process log.
+const CLOSE: SignedDuration = SignedDuration::from_hours(14 * 24);
 
 impl Checked {
     /// Reads the files.
@@ -36,6 +47,7 @@ impl Checked {
     /// One cannot be read or used, or the key is not the certificate's: says which and why.
     pub fn read(tls: &Tls, files: &Snapshot) -> Result<Self, Error> {
         let chain = certificates(&tls.cert, files)?;
+        let end = chain.first().and_then(end);
         let key = PrivateKeyDer::from_pem_slice(&contents(&tls.key, files)?);
         let key = key.map_err(|error| named(&tls.key, &error))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -48,22 +60,48 @@ impl Checked {
         };
         let mut config = config.with_single_cert(chain, key).map_err(|error| named(&tls.cert, &error))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self(Arc::new(config)))
+        Ok(Self { config: Arc::new(config), end })
     }
 }
 
 impl Certificate {
     pub(super) fn new(checked: Checked) -> Self {
-        Self(Arc::new(ArcSwap::new(checked.0)))
+        Self(Arc::new(ArcSwap::from_pointee(checked)))
     }
 
     /// Connections that come from now on see this one.
     pub fn put(&self, checked: Checked) {
-        self.0.store(checked.0);
+        self.0.store(Arc::new(checked));
+    }
+
+    /// Tells the process log if it expires soon, or has.
+    pub fn tell_end(&self, now: Timestamp) {
+        let Some(end) = self.0.load().end else { return };
+        let left = end.duration_since(now);
+        if left.is_negative() {
+            tracing::error!(target: STATE, %end, "the certificate of the gateway door has expired: callers do not accept it");
+        } else if left < CLOSE {
+            let days = left.as_hours() / 24;
+            tracing::warn!(target: STATE, %end, days, "the certificate of the gateway door expires soon: replace its file");
+        }
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.0.load_full())
+        TlsAcceptor::from(self.0.load().config.clone())
+    }
+}
+
+/// When a certificate expires. webpki says so of one that is looked at when it has.
+fn end(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
+    // RFC 5280, section 4.1.2.5: the end of a certificate that has none.
+    const NEVER: Duration = Duration::from_secs(253_402_300_799);
+    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
+    let (then, usage) = (UnixTime::since_unix_epoch(NEVER), KeyUsage::server_auth());
+    match certificate.verify_for_usage(&[], &[], &[], then, usage, None, None) {
+        Err(webpki::Error::CertExpired { not_after, .. }) => {
+            i64::try_from(not_after.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok())
+        }
+        Ok(_) | Err(_) => None,
     }
 }
 

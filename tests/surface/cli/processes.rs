@@ -210,7 +210,7 @@ fn the_service_logs_json_reads_again_on_hangup_and_ends_in_order() {
         }
     };
     let serves = until("makegate serves");
-    assert!(serves["gateway"].as_str().unwrap().starts_with("[127.0.0.1:"), "{serves}");
+    assert!(serves["gateway"][0].as_str().unwrap().starts_with("127.0.0.1:"), "{serves}");
     serving.signal(Signal::HUP);
     until("the configuration was reloaded");
     fs::write(folder.path().join("makegate.toml"), "nonsense").unwrap();
@@ -246,7 +246,10 @@ fn the_service_does_not_start_without_its_secrets() {
     fs::write(folder.path().join("makegate.toml"), SERVED).unwrap();
     fs::write(folder.path().join("key"), "operator-key").unwrap();
     let told = stderr(2, &run(folder.path(), &["serve", "--config", "makegate.toml"]));
-    assert!(told.ends_with("is not there, nor is its name in $CREDENTIALS_DIRECTORY: create it\n"), "{told}");
+    let last: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["level"], &last["exit_code"]), (&"error".into(), &2.into()), "{told}");
+    let message = last["msg"].as_str().unwrap();
+    assert!(message.ends_with("is not there, nor is its name in $CREDENTIALS_DIRECTORY: create it"), "{message}");
 }
 
 #[test]

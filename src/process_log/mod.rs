@@ -1,0 +1,178 @@
+//! The process log: what makegate says of itself to whoever runs it, on stderr. A reader who is slow, stuck or gone costs lines,
+//! which are counted, and never a wait.
+//!
+//! Events are `tracing`'s. Ordinary ones are told once a minute and kind, with a count of those in between; the target of the
+//! others says how often: [`STATE`], [`EACH`].
+
+mod device;
+mod line;
+mod repeats;
+mod trouble;
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tracing::callsite::Identifier;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+use crate::clock::Clock;
+
+use line::Line;
+use repeats::Repeats;
+
+pub use device::Device;
+pub use trouble::Trouble;
+
+/// Target of an event that says that the state of something has changed: told at once, but only so often a minute.
+pub const STATE: &str = "makegate::state";
+/// Target of an event of which each one counts. Whoever sends it sees to it that there is a bound.
+pub const EACH: &str = "makegate::each";
+
+/// Changes of one state that are told in a minute.
+const STATES_MAX: u32 = 10;
+/// How long the process waits at its end for its last lines to be taken.
+const LAST_LINES: Duration = Duration::from_millis(200);
+
+/// How lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// For people at a terminal.
+    Text {
+        /// With colours.
+        has_colors: bool,
+    },
+    /// For programs: a JSON object a line.
+    Json,
+}
+
+impl Form {
+    fn write(self, line: Line) -> String {
+        match self {
+            Self::Text { has_colors } => line.text(has_colors),
+            Self::Json => line.json(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Log {
+    form: Form,
+    clock: Clock,
+    repeats: Mutex<Repeats<Identifier>>,
+    device: Device,
+}
+
+static LOG: OnceLock<Log> = OnceLock::new();
+
+/// Begins the process log on stderr. What becomes part of `tracing`'s subscriber tells its events; a panic is told, too.
+pub fn begin(form: Form, clock: Clock) -> Events {
+    LOG.get_or_init(|| {
+        let mut told = 0;
+        let device = Device::begin("process-log", std::io::stderr(), move |device, is_well| {
+            let Some(log) = LOG.get() else { return };
+            log.tell_due(false);
+            let dropped = device.dropped();
+            if is_well && dropped > told {
+                let line = log.line(Level::WARN, "nobody took some lines of the process log: they were dropped");
+                log.put(line.with("dropped", dropped - told));
+                told = dropped;
+            }
+        });
+        Log { form, clock, repeats: Mutex::default(), device }
+    });
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        let why = panic.payload_as_str().unwrap_or_default();
+        tracing::error!(target: STATE, at, "a fault of makegate's own: {why}");
+    }));
+    Events(())
+}
+
+/// The last word of a command that fails. `false`: there is no process log, so it was not told.
+#[must_use]
+pub fn fatal(message: &str, exit_code: u8) -> bool {
+    let Some(log) = LOG.get() else { return false };
+    match log.form {
+        Form::Text { .. } => log.device.put(format!("error: {message}\n")),
+        Form::Json => log.put(log.line(Level::ERROR, message).with("exit_code", exit_code)),
+    }
+    true
+}
+
+/// The form of the process log, if there is one.
+#[must_use]
+pub fn form() -> Option<Form> {
+    LOG.get().map(|log| log.form)
+}
+
+/// Puts text for people between the lines of the process log, as it is.
+pub fn print(text: String) {
+    if let Some(log) = LOG.get() {
+        log.device.put(text);
+    }
+}
+
+/// How many lines were dropped because nobody took them.
+#[must_use]
+pub fn dropped() -> u64 {
+    LOG.get().map_or(0, |log| log.device.dropped())
+}
+
+/// The process ends: what was repeated is told, and the last lines have a moment to be taken.
+pub fn end() {
+    if let Some(log) = LOG.get() {
+        log.tell_due(true);
+        log.device.flush(LAST_LINES);
+    }
+}
+
+impl Log {
+    fn line(&self, level: Level, message: &str) -> Line {
+        Line::new(self.clock.wall(), level, message.to_owned())
+    }
+
+    fn put(&self, line: Line) {
+        self.device.put(self.form.write(line));
+    }
+
+    fn repeats(&self) -> MutexGuard<'_, Repeats<Identifier>> {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: &Event<'_>) {
+        let about = event.metadata();
+        let line = Line::of(event, self.clock.wall());
+        let most = match about.target() {
+            STATE => STATES_MAX,
+            // Who asks for more than `info` wants all of it.
+            _ if *about.level() > Level::INFO => return self.put(line),
+            EACH => return self.put(line),
+            _ => 1,
+        };
+        let admitted = self.repeats().admit(about.callsite(), line, most, self.clock.now());
+        if let Some(line) = admitted {
+            self.put(line);
+        }
+    }
+
+    fn tell_due(&self, all: bool) {
+        let due = self.repeats().due(self.clock.now(), all);
+        for line in due {
+            self.put(line);
+        }
+    }
+}
+
+/// Tells `tracing`'s events to the process log.
+#[derive(Debug)]
+pub struct Events(());
+
+impl<S: Subscriber> Layer<S> for Events {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if let Some(log) = LOG.get() {
+            log.tell(event);
+        }
+    }
+}

@@ -40,3 +40,5 @@ mod p13_deadline;
 #[cfg(target_os = "linux")]
 mod p14_alone;
 mod p14_descriptors;
+#[cfg(target_os = "linux")]
+mod p14_process_log;

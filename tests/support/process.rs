@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use makegate::clock::Clock;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Plan, new_dir};
@@ -32,6 +33,28 @@ impl Drop for Process {
     }
 }
 
+impl Process {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// Its exit code, when it ends within this time; `None`: a signal killed it.
+    pub(crate) async fn ended(&mut self, within: Duration) -> Option<i32> {
+        let end = Clock::system().now() + within;
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Clock::system().now() < end, "it does not end within {within:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
 /// A folder with a configuration, whose doors stay the same over all its processes.
 pub(crate) struct Home {
     pub(crate) dir: tempfile::TempDir,
@@ -55,7 +78,7 @@ impl Home {
         self.dir.path()
     }
 
-    /// Starts it, and waits until it lets callers in.
+    /// Starts it with its process log in the file `log`, and waits until it lets callers in.
     pub(crate) async fn serve(&self) -> Process {
         self.serve_with(":").await
     }
@@ -63,25 +86,32 @@ impl Home {
     /// The same, after this line of a shell.
     pub(crate) async fn serve_with(&self, line: &str) -> Process {
         let log = std::fs::File::options().create(true).append(true).open(self.path().join("log")).unwrap();
-        let child = Process(self.command(line).stdout(Stdio::null()).stderr(log).spawn().unwrap());
-        for _ in 0..1000 {
-            if tokio::net::TcpStream::connect(self.gateway).await.is_ok() {
-                return child;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("it does not start: {}", std::fs::read_to_string(self.path().join("log")).unwrap());
+        let child = Process::start(self.shell(line).stdout(Stdio::null()).stderr(log));
+        assert!(is_open(self.gateway).await, "it does not start: {}", self.process_log());
+        child
+    }
+
+    /// What starts it.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+        command.args(["serve", "--config"]).arg(self.path().join("makegate.toml")).env_remove("MAKEGATE_LOG");
+        command
+    }
+
+    /// What is in the file `log`.
+    pub(crate) fn process_log(&self) -> String {
+        std::fs::read_to_string(self.path().join("log")).unwrap()
     }
 
     /// What it says when it does not start after this line of a shell.
     pub(crate) fn fails_with(&self, line: &str) -> String {
-        let output = self.command(line).output().unwrap();
+        let output = self.shell(line).output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{told}");
         told
     }
 
-    fn command(&self, line: &str) -> Command {
+    fn shell(&self, line: &str) -> Command {
         let mut command = Command::new("sh");
         let script = format!("{line}; exec \"$0\" serve --config \"$1\"");
         command.args(["-c", &script, env!("CARGO_BIN_EXE_makegate")]).arg(self.path().join("makegate.toml"));
@@ -89,8 +119,19 @@ impl Home {
     }
 }
 
+/// Waits until somebody listens at this address; `false`: nobody does.
+pub(crate) async fn is_open(address: SocketAddr) -> bool {
+    for _ in 0..2000 {
+        if tokio::net::TcpStream::connect(address).await.is_ok() {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    false
+}
+
 /// Two addresses that nobody listens at: held at the same moment, or they could be the same one.
-fn free_ports() -> [SocketAddr; 2] {
+pub(crate) fn free_ports() -> [SocketAddr; 2] {
     let held = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     held.map(|listener| listener.local_addr().unwrap())
 }

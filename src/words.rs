@@ -1,6 +1,6 @@
 //! The small words that every part speaks: request ids, key ids.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::fmt;
 
 use jiff::Timestamp;
@@ -18,13 +18,50 @@ pub struct RequestId {
     text: [u8; REQUEST_ID_BYTES_MAX],
 }
 
+/// Random bytes of an id beside its time.
+const RANDOM_BYTES: usize = 10;
+/// Random bytes that a thread fetches at once: the system is called once for so many ids, and not for each.
+const STORE_BYTES: usize = 200 * RANDOM_BYTES;
+
+/// Random bytes in store, from the system's generator: from the ids that somebody was told, nobody can tell the next.
+struct Store {
+    bytes: [u8; STORE_BYTES],
+    left: usize,
+}
+
 thread_local! {
-    /// State of this thread's id generator (SplitMix64), seeded once from the system; 0: not yet.
-    static IDS: Cell<u64> = const { Cell::new(0) };
+    static STORE: RefCell<Store> = const { RefCell::new(Store { bytes: [0; STORE_BYTES], left: 0 }) };
+}
+
+impl Store {
+    fn take(&mut self) -> [u8; RANDOM_BYTES] {
+        if self.left < RANDOM_BYTES {
+            self.fill();
+        }
+        self.left -= RANDOM_BYTES;
+        let taken = self.bytes.get(self.left..).and_then(|bytes| bytes.first_chunk());
+        taken.copied().unwrap_or_default()
+    }
+
+    fn fill(&mut self) {
+        self.bytes = hash::random().unwrap_or_else(|_no_randomness| self.stretched());
+        self.left = STORE_BYTES;
+    }
+
+    /// Without the system's randomness ids are still unique in the process: the store's address tells threads apart. And they
+    /// are no easier to guess than the ones before.
+    fn stretched(&self) -> [u8; STORE_BYTES] {
+        let (mut bytes, address) = ([0; STORE_BYTES], std::ptr::from_ref(self) as u64);
+        for (at, part) in bytes.chunks_mut(32).enumerate() {
+            let hashed = hash::sha256_parts(&[&self.bytes, &address.to_be_bytes(), &at.to_be_bytes()]);
+            part.iter_mut().zip(hashed).for_each(|(to, from)| *to = from);
+        }
+        bytes
+    }
 }
 
 impl RequestId {
-    /// A new id: unique, ordered by time to the millisecond, without a system call for randomness.
+    /// A new id: unique, ordered by time to the millisecond, and not to be guessed.
     #[must_use]
     pub fn new(clock: &Clock) -> Self {
         Self::at(clock.wall())
@@ -34,9 +71,7 @@ impl RequestId {
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
         let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
-        let mut random = [0; 10];
-        random[..8].copy_from_slice(&next_random().to_be_bytes());
-        random[8..].copy_from_slice(&next_random().to_be_bytes()[..2]);
+        let random = STORE.with_borrow_mut(Store::take);
         let mut text = [0; REQUEST_ID_BYTES_MAX];
         let len = uuid::Builder::from_unix_timestamp_millis(millis, &random)
             .into_uuid()
@@ -63,21 +98,6 @@ impl RequestId {
     pub fn as_str(&self) -> &str {
         self.text.get(..usize::from(self.len)).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default()
     }
-}
-
-fn next_random() -> u64 {
-    IDS.with(|state| {
-        if state.get() == 0 {
-            // Without system randomness ids are still unique in the process: the address of the cell tells threads apart.
-            let seed = hash::random::<8>().map_or(std::ptr::from_ref(state) as u64, u64::from_ne_bytes);
-            state.set(seed | 1);
-        }
-        let next = state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state.set(next);
-        let mixed = (next ^ (next >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    })
 }
 
 impl fmt::Display for RequestId {
@@ -207,6 +227,62 @@ pub fn visible(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn random_bits(id: &RequestId) -> u128 {
+        // Without the time, the version and the variant.
+        uuid::Uuid::try_parse(id.as_str()).unwrap().as_u128() & 0x0fff_3fff_ffff_ffff_ffff
+    }
+
+    /// Of a generator that is not a cryptographic one, the next id is a function of the last: this one's, that the gateway once had,
+    /// tells its state by one id.
+    #[test]
+    fn one_id_does_not_tell_the_next() {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mix = |state: u64| {
+            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^ (mixed >> 31)
+        };
+        let unshift = |value: u64, by: u32| (0..64 / by).fold(value, |found, _| value ^ (found >> by));
+        let unmix = |output: u64| {
+            let mixed = unshift(output, 31).wrapping_mul(0x3196_42b2_d24d_8ec3);
+            let mixed = unshift(mixed, 27).wrapping_mul(0x96de_1b17_3f11_9089);
+            unshift(mixed, 30)
+        };
+        assert_eq!(unmix(mix(4711)), 4711);
+        let (told, next) = (RequestId::at(Timestamp::UNIX_EPOCH), RequestId::at(Timestamp::UNIX_EPOCH));
+        let told = u64::try_from(random_bits(&told) >> 16).unwrap();
+        // Six of its bits are the id's version and variant.
+        for hidden in 0..64_u64 {
+            let output = told | (hidden >> 2) << 60 | (hidden & 3) << 46;
+            let guessed = mix(unmix(output).wrapping_add(STEP.wrapping_mul(2)));
+            let guessed = u128::from(guessed) & 0x0fff_3fff_ffff_ffff;
+            assert_ne!(guessed, random_bits(&next) >> 16, "the next id was guessed");
+        }
+    }
+
+    #[test]
+    fn ids_are_unique_ordered_by_time_and_use_every_random_bit() {
+        let at = |ms| RequestId::at(Timestamp::from_millisecond(ms).unwrap());
+        let ids: Vec<RequestId> = (0..5_000).map(at).collect();
+        assert!(ids.is_sorted_by_key(|id| id.as_str().to_owned()));
+        let random: std::collections::HashSet<u128> = ids.iter().map(random_bits).collect();
+        assert_eq!(random.len(), ids.len());
+        let (set, unset) = random.iter().fold((0, 0), |(set, unset), bits| (set | bits, unset | !bits));
+        assert_eq!((set, unset & set), (set, set), "each bit is set in some id, and not in another");
+        assert_eq!(set.count_ones(), 74);
+    }
+
+    #[test]
+    fn without_randomness_ids_are_still_unique() {
+        let mut store = Store { bytes: [7; STORE_BYTES], left: 0 };
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..10 {
+            store.bytes = store.stretched();
+            seen.extend(store.bytes.chunks(RANDOM_BYTES).map(<[u8]>::to_vec));
+        }
+        assert_eq!(seen.len(), 2_000);
+    }
 
     #[test]
     fn parts_that_join_alike_have_different_fingerprints() {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::log::CannotRecord;
+use super::names::Name;
 use super::record::Record;
 use crate::config;
 
@@ -58,12 +59,14 @@ pub(crate) struct Entry {
     pub(crate) record: Box<Record>,
     pub(crate) charge: Charge,
     pub(crate) ack: Option<Ack>,
+    /// A write's id is not free before its record is on disk, or refused.
+    pub(crate) name: Option<Name>,
 }
 
 impl Entry {
     /// A record of the log's own, which no request has taken room for.
     pub(crate) fn own(record: Record) -> Self {
-        Self { record: Box::new(record), charge: Charge::default(), ack: None }
+        Self { record: Box::new(record), charge: Charge::default(), ack: None, name: None }
     }
 }
 

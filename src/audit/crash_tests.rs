@@ -71,6 +71,12 @@ impl Recorder {
         self.state.lock().unwrap().acknowledged.push(Acknowledged { seq, request: request.to_owned(), is_intent });
     }
 
+    /// The number of this write's intent.
+    fn intent_of(&self, request: &str) -> u64 {
+        let trace = self.state.lock().unwrap();
+        trace.acknowledged.iter().find(|one| one.is_intent && one.request == request).unwrap().seq
+    }
+
     /// Does this to the file, between two points.
     fn between<T>(&self, operation: impl FnOnce(&mut Trace) -> io::Result<T>) -> io::Result<T> {
         let mut trace = self.state.lock().unwrap();
@@ -207,11 +213,11 @@ async fn live(settings: &config::Audit, disk: &Arc<Recorder>) {
         disk.acknowledged(seq, request, true);
     };
     let end = async |log: &Log, request: &str, how: Outcome| {
-        let seq = log.commit(outcome(request, how)).await.unwrap();
+        let seq = log.commit(outcome(request, disk.intent_of(request), how)).await.unwrap();
         disk.acknowledged(seq, request, how == Outcome::InDoubt);
     };
     let settle = async |log: &Log, request: &str| {
-        let settled = Record { outcome: Some(Outcome::Done), ..record(Kind::Settlement, request) };
+        let settled = Record { kind: Kind::Settlement, ..outcome(request, disk.intent_of(request), Outcome::Done) };
         disk.acknowledged(log.commit(settled).await.unwrap(), request, false);
     };
     let (log, _) = open_on(settings, &Clock::system(), disk.clone()).await;
@@ -267,7 +273,7 @@ async fn check(settings: &config::Audit, acknowledged: &[Acknowledged]) {
     assert!(recovered.records >= last, "record {last} was acknowledged: {recovered:?}");
     let seq = log.commit(record(Kind::Intent, "after")).await.unwrap();
     assert!(seq > last);
-    log.commit(outcome("after", Outcome::Done)).await.unwrap();
+    log.commit(outcome("after", seq, Outcome::Done)).await.unwrap();
     log.close().await;
     let lines = records(&settings.dir);
     assert_gapless(&lines);

@@ -3,10 +3,11 @@
 use serde_json::{Map, Value};
 
 /// The columns: every field of a record, in the order of the documentation.
-pub const COLUMNS: [&str; 33] = [
+pub const COLUMNS: [&str; 34] = [
     "seq",
     "time",
     "kind",
+    "intent",
     "request",
     "caller",
     "key",
@@ -80,7 +81,7 @@ mod tests {
         let row = csv(line);
         assert_eq!(
             row,
-            r#"7,,,,'=cmd|' /C calc'!A0,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,"say ""hi""
+            r#"7,,,,,'=cmd|' /C calc'!A0,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,"say ""hi""
 there",,,,,,,"#
         );
         for text in ["+1", "-1", "@x", "\tx"] {

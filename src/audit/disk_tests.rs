@@ -107,9 +107,9 @@ async fn a_failed_sync_moves_the_batch_into_a_new_segment_and_nobody_notices() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, disk) = (settings(&dir), Arc::new(Faulty::default()));
     let (log, _) = open_on(&settings, &Clock::system(), disk.clone()).await;
-    log.commit(record(Kind::Intent, "w1")).await.unwrap();
+    let intent = log.commit(record(Kind::Intent, "w1")).await.unwrap();
     disk.set(|state| state.failing_syncs = 1);
-    let seq = log.commit(outcome("w1", Outcome::Done)).await.unwrap();
+    let seq = log.commit(outcome("w1", intent, Outcome::Done)).await.unwrap();
     assert_eq!(log.counts().failures, 1);
     assert!(log.writable());
     log.close().await;
@@ -125,21 +125,24 @@ async fn while_the_disk_fails_writes_are_refused_and_nothing_else_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, disk) = (settings(&dir), Arc::new(Faulty::default()));
     let (log, _) = open_on(&settings, &Clock::system(), disk.clone()).await;
-    log.commit(record(Kind::Intent, "under-way")).await.unwrap();
-    log.commit(record(Kind::Intent, "other")).await.unwrap();
+    let under_way = log.commit(record(Kind::Intent, "under-way")).await.unwrap();
+    let other = log.commit(record(Kind::Intent, "other")).await.unwrap();
     disk.set(|state| state.failing = Some(EIO));
     assert_eq!(log.commit(record(Kind::Intent, "w2")).await, Err(CannotRecord::Failed));
     assert!(!log.writable());
     assert_eq!(log.commit(record(Kind::Intent, "w3")).await, Err(CannotRecord::Failed));
     log.reserve().unwrap().fill(record(Kind::Request, "read"));
-    drop(log.commit(outcome("under-way", Outcome::InDoubt)));
-    assert!(log.doubts().contains(&id("under-way")), "before it is on disk");
-    let waiting = tokio::time::timeout(Duration::from_millis(50), log.commit(outcome("other", Outcome::Done))).await;
+    drop(log.commit(outcome("under-way", under_way, Outcome::InDoubt)));
+    assert!(log.doubts().contains(under_way), "before it is on disk");
+    let ended = log.commit(outcome("other", other, Outcome::Done));
+    let waiting = tokio::time::timeout(Duration::from_millis(50), ended).await;
     assert!(waiting.is_err(), "an outcome waits");
+    assert!(log.names().take(id("other")).is_none(), "and its id is taken as long");
     disk.set(|state| state.failing = None);
     until("writable again", || log.writable()).await;
-    log.commit(record(Kind::Intent, "w4")).await.unwrap();
-    log.commit(outcome("w4", Outcome::Done)).await.unwrap();
+    assert!(log.names().take(id("w2")).is_some(), "what was refused has no id");
+    let intent = log.commit(record(Kind::Intent, "w4")).await.unwrap();
+    log.commit(outcome("w4", intent, Outcome::Done)).await.unwrap();
     log.close().await;
     assert_eq!(log.backlog(), 0);
     let lines = lines(&settings);
@@ -175,7 +178,7 @@ async fn a_full_disk_still_takes_outcomes_into_the_reserve() {
     let (settings, disk) = (settings(&dir), Arc::new(Faulty::default()));
     let reserve = settings.dir.join("reserve");
     let (log, _) = open_on(&settings, &Clock::system(), disk.clone()).await;
-    log.commit(record(Kind::Intent, "under-way")).await.unwrap();
+    let intent = log.commit(record(Kind::Intent, "under-way")).await.unwrap();
     assert_eq!(fs::metadata(&reserve).unwrap().len(), settings.segment_bytes);
     disk.set(|state| state.failing = Some(ENOSPC));
     assert_eq!(log.commit(record(Kind::Intent, "w2")).await, Err(CannotRecord::Failed));
@@ -184,7 +187,7 @@ async fn a_full_disk_still_takes_outcomes_into_the_reserve() {
     fs::create_dir(&reserve).unwrap();
     disk.set(|state| state.failing = None);
     log.reserve().unwrap().fill(record(Kind::Request, "read"));
-    log.commit(outcome("under-way", Outcome::Done)).await.unwrap();
+    log.commit(outcome("under-way", intent, Outcome::Done)).await.unwrap();
     assert!(!log.writable(), "what is freed is for outcomes alone");
     assert_eq!(count(&lines(&settings), "request", "read"), 0);
     fs::remove_dir(&reserve).unwrap();
@@ -201,10 +204,10 @@ async fn a_deleted_segment_is_noticed_and_a_new_one_begun() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, clock) = (settings(&dir), Clock::movable());
     let (log, _) = open_on(&settings, &clock, Arc::new(MachineDisk)).await;
-    log.commit(record(Kind::Intent, "w1")).await.unwrap();
+    let intent = log.commit(record(Kind::Intent, "w1")).await.unwrap();
     fs::remove_file(segment::path(&settings.dir, 1)).unwrap();
     clock.advance(Duration::from_secs(2));
-    let seq = log.commit(outcome("w1", Outcome::Done)).await.unwrap();
+    let seq = log.commit(outcome("w1", intent, Outcome::Done)).await.unwrap();
     log.close().await;
     let lines = lines_of(&settings);
     assert_eq!(lines.first().unwrap()["seq"].as_u64(), Some(seq - 2), "segment, segment-lost, outcome");
@@ -274,7 +277,7 @@ async fn write_on(log: Arc<Log>, writer: usize, acknowledged: Arc<Mutex<Vec<(u64
         let Ok(seq) = log.commit(record(Kind::Intent, &request)).await else { continue };
         acknowledged.lock().unwrap().push((seq, request.clone(), false));
         tokio::time::sleep(Duration::from_micros(300)).await;
-        if let Ok(seq) = log.commit(outcome(&request, Outcome::Done)).await {
+        if let Ok(seq) = log.commit(outcome(&request, seq, Outcome::Done)).await {
             acknowledged.lock().unwrap().push((seq, request, true));
         }
     }

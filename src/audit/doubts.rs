@@ -1,12 +1,13 @@
 //! Writes that are open: under way (an intent and no outcome yet), or in doubt (nobody knows whether they took effect).
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
 use super::marks::Marks;
+use super::names::{Name, Names};
 use super::record::{Outcome, Record};
 use crate::process_log::EACH;
 use crate::words::{Fingerprint, RequestId};
@@ -17,7 +18,9 @@ pub const DOUBTS_MAX: usize = 10_000;
 /// What is known of a write whose effect is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doubt {
-    /// The request's id: its name for operators.
+    /// The number of its intent: by it everything else knows this write.
+    pub intent: u64,
+    /// The request's id: its name for people.
     pub request: RequestId,
     /// When it was intended.
     pub time: Timestamp,
@@ -38,10 +41,11 @@ pub struct Doubt {
 }
 
 impl Doubt {
-    /// The doubt that this intent (or outcome, where the intent is not known) would leave.
-    pub(crate) fn of(record: &Record) -> Option<Self> {
+    /// The doubt that the intent with this number would leave.
+    pub(crate) fn of(intent: u64, record: &Record) -> Option<Self> {
         let text = |value: &Option<Arc<str>>| value.clone().unwrap_or_default();
         Some(Self {
+            intent,
             request: record.request?,
             time: in_micros(record.time),
             caller: text(&record.caller),
@@ -70,36 +74,46 @@ pub(crate) fn in_micros(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }
 
-/// The open writes of the running gateway, as its requests see them.
+/// The open writes of the running gateway, as its requests see them. Each has its request's id for itself.
 #[derive(Debug, Default)]
 pub struct Doubts {
+    names: Arc<Names>,
     open: Mutex<Open>,
 }
 
+/// A write, and its hold on its request's id.
+#[derive(Debug)]
+struct Held {
+    doubt: Doubt,
+    _name: Name,
+}
+
+/// All by the numbers of their intents: nobody can choose those.
 #[derive(Debug, Default)]
 struct Open {
-    under_way: HashMap<RequestId, Doubt>,
-    in_doubt: HashMap<RequestId, Doubt>,
+    under_way: HashMap<u64, Held>,
+    in_doubt: BTreeMap<u64, Held>,
     /// Those in doubt by their own fingerprints and those of their idempotency keys: several may have the same.
-    by_fingerprint: HashMap<Fingerprint, Vec<RequestId>>,
+    by_fingerprint: HashMap<Fingerprint, Vec<u64>>,
     /// Those in doubt that somebody is settling.
-    claimed: HashSet<RequestId>,
+    claimed: HashSet<u64>,
 }
 
 impl Open {
-    fn add(&mut self, doubt: Doubt) {
-        self.remove(&doubt.request);
-        for fingerprint in doubt.fingerprints() {
-            self.by_fingerprint.entry(fingerprint).or_default().push(doubt.request);
+    fn add(&mut self, held: Held) {
+        let intent = held.doubt.intent;
+        self.remove(intent);
+        for fingerprint in held.doubt.fingerprints() {
+            self.by_fingerprint.entry(fingerprint).or_default().push(intent);
         }
-        self.in_doubt.insert(doubt.request, doubt);
+        self.in_doubt.insert(intent, held);
     }
 
-    fn remove(&mut self, request: &RequestId) -> Option<Doubt> {
-        let doubt = self.in_doubt.remove(request)?;
+    fn remove(&mut self, intent: u64) -> Option<Doubt> {
+        let Held { doubt, .. } = self.in_doubt.remove(&intent)?;
         for fingerprint in doubt.fingerprints() {
             if let Entry::Occupied(mut same) = self.by_fingerprint.entry(fingerprint) {
-                same.get_mut().retain(|one| one != request);
+                same.get_mut().retain(|one| *one != intent);
                 if same.get().is_empty() {
                     same.remove();
                 }
@@ -111,7 +125,8 @@ impl Open {
     /// The first of those in doubt that have this fingerprint and are what is looked for.
     fn find(&self, fingerprint: Fingerprint, wanted: impl Fn(&Doubt) -> bool) -> Option<RequestId> {
         let same = self.by_fingerprint.get(&fingerprint)?;
-        same.iter().copied().find(|request| self.in_doubt.get(request).is_some_and(&wanted))
+        let mut doubts = same.iter().filter_map(|intent| self.in_doubt.get(intent)).map(|held| &held.doubt);
+        doubts.find(|doubt| wanted(doubt)).map(|doubt| doubt.request)
     }
 }
 
@@ -140,7 +155,7 @@ impl Claim<'_> {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         if !self.is_kept {
-            self.doubts.open().claimed.remove(&self.doubt.request);
+            self.doubts.open().claimed.remove(&self.doubt.intent);
         }
     }
 }
@@ -150,17 +165,26 @@ impl Doubts {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The request ids that are taken.
+    #[must_use]
+    pub const fn names(&self) -> &Arc<Names> {
+        &self.names
+    }
+
+    fn held_by_id(&self, doubt: Doubt) -> Held {
+        Held { _name: self.names.hold(doubt.request), doubt }
+    }
+
     /// Adds a write in doubt.
     pub fn add(&self, doubt: Doubt) {
-        self.open().add(doubt);
+        let held = self.held_by_id(doubt);
+        self.open().add(held);
     }
 
     /// All writes in doubt, the oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<Doubt> {
-        let mut all: Vec<_> = self.open().in_doubt.values().cloned().collect();
-        all.sort_by(|a, b| a.time.cmp(&b.time).then_with(|| a.request.as_str().cmp(b.request.as_str())));
-        all
+        self.open().in_doubt.values().map(|held| held.doubt.clone()).collect()
     }
 
     /// How many writes are in doubt.
@@ -169,17 +193,18 @@ impl Doubts {
         self.open().in_doubt.len()
     }
 
-    /// Is the write with this id in doubt?
+    /// Is the write with this intent in doubt?
     #[must_use]
-    pub fn contains(&self, request: &RequestId) -> bool {
-        self.open().in_doubt.contains_key(request)
+    pub fn contains(&self, intent: u64) -> bool {
+        self.open().in_doubt.contains_key(&intent)
     }
 
-    /// Is the write with this id under way or in doubt? Then no other request may have its id.
+    /// The intent of the write in doubt that people call by this id. (Of a log from before ids were taken, several may have it:
+    /// then the oldest.)
     #[must_use]
-    pub fn is_open(&self, request: &RequestId) -> bool {
+    pub fn named(&self, request: &RequestId) -> Option<u64> {
         let open = self.open();
-        open.under_way.contains_key(request) || open.in_doubt.contains_key(request)
+        open.in_doubt.values().find(|held| held.doubt.request == *request).map(|held| held.doubt.intent)
     }
 
     /// The write in doubt that holds an equal write of the same caller, if there is one.
@@ -194,43 +219,40 @@ impl Doubts {
         self.open().find(key, |doubt| doubt.idempotency == Some(key))
     }
 
-    /// The right to settle the write with this id; it stays in doubt until its settlement is on disk. `None`: it is not in
+    /// The right to settle the write with this intent; it stays in doubt until its settlement is on disk. `None`: it is not in
     /// doubt, or somebody is settling it.
     #[must_use]
-    pub fn claim(&self, request: &RequestId) -> Option<Claim<'_>> {
+    pub fn claim(&self, intent: u64) -> Option<Claim<'_>> {
         let mut open = self.open();
-        let doubt = open.in_doubt.get(request)?.clone();
-        open.claimed.insert(*request).then_some(doubt).map(|doubt| Claim { doubts: self, doubt, is_kept: false })
+        let doubt = open.in_doubt.get(&intent)?.doubt.clone();
+        open.claimed.insert(intent).then_some(doubt).map(|doubt| Claim { doubts: self, doubt, is_kept: false })
     }
 
     /// Takes a settled write out. `None`: it was not in doubt.
-    pub fn remove(&self, request: &RequestId) -> Option<Doubt> {
+    pub fn remove(&self, intent: u64) -> Option<Doubt> {
         let mut open = self.open();
-        open.claimed.remove(request);
-        open.remove(request)
+        open.claimed.remove(&intent);
+        open.remove(intent)
     }
 
-    /// An intent is about to be recorded.
-    pub(crate) fn begin(&self, intent: &Record) {
-        if let Some(write) = Doubt::of(intent) {
-            self.open().under_way.insert(write.request, write);
+    /// This intent is on disk: its write is under way.
+    pub(crate) fn begin(&self, intent: u64, record: &Record) {
+        if let Some(write) = Doubt::of(intent, record) {
+            let held = self.held_by_id(write);
+            self.open().under_way.insert(intent, held);
         }
     }
 
-    /// An outcome is about to be recorded, or the intent could not be: the write is no longer under way.
+    /// An outcome is about to be recorded: its write is no longer under way.
     /// `true`: it was (and room is kept for its outcome).
     pub(crate) fn end(&self, outcome: &Record) -> bool {
-        let Some(request) = outcome.request else { return false };
         let mut open = self.open();
-        let write = open.under_way.remove(&request);
-        let was_under_way = write.is_some();
-        if outcome.outcome == Some(Outcome::InDoubt)
-            && let Some(doubt) = write.or_else(|| Doubt::of(outcome))
-        {
-            doubt.tell("nobody knows whether a write took effect: it is in doubt");
-            open.add(doubt);
+        let Some(write) = outcome.intent.and_then(|intent| open.under_way.remove(&intent)) else { return false };
+        if outcome.outcome == Some(Outcome::InDoubt) {
+            write.doubt.tell("nobody knows whether a write took effect: it is in doubt");
+            open.add(write);
         }
-        was_under_way
+        true
     }
 }
 
@@ -239,27 +261,36 @@ mod tests {
     use super::*;
     use crate::audit::record::Kind;
 
-    fn record(kind: Kind, request: &str, outcome: Option<Outcome>) -> Record {
+    fn record(kind: Kind, request: &str) -> Record {
         Record {
             request: RequestId::parse(request.as_bytes()),
             caller: Some("billing".into()),
             fingerprint: Some(Fingerprint::of(b"key", &[b"pay"])),
-            outcome,
             ..Record::new(kind, Timestamp::UNIX_EPOCH)
         }
+    }
+
+    fn outcome(intent: u64, request: &str, outcome: Outcome) -> Record {
+        Record { intent: Some(intent), outcome: Some(outcome), ..record(Kind::Outcome, request) }
+    }
+
+    /// A write in doubt.
+    fn doubt(doubts: &Doubts, intent: u64, record: &Record) {
+        doubts.begin(intent, record);
+        assert!(doubts.end(&Record { intent: Some(intent), outcome: Some(Outcome::InDoubt), ..record.clone() }));
     }
 
     #[test]
     fn a_write_in_doubt_holds_equal_writes_of_its_caller_until_it_is_settled() {
         let doubts = Doubts::default();
         let equal = Fingerprint::of(b"key", &[b"pay"]);
-        doubts.begin(&record(Kind::Intent, "w1", None));
+        doubts.begin(7, &record(Kind::Intent, "w1"));
         assert_eq!(doubts.held("billing", equal), None, "under way is not in doubt");
-        assert!(doubts.end(&record(Kind::Outcome, "w1", Some(Outcome::InDoubt))));
+        assert!(doubts.end(&outcome(7, "w1", Outcome::InDoubt)));
         let id = RequestId::parse(b"w1").unwrap();
         assert_eq!(doubts.held("billing", equal), Some(id));
         assert_eq!(doubts.held("finance", equal), None);
-        assert_eq!(doubts.remove(&id).map(|doubt| doubt.request), Some(id));
+        assert_eq!(doubts.remove(7).map(|doubt| doubt.request), Some(id));
         assert_eq!((doubts.held("billing", equal), doubts.count()), (None, 0));
         assert!(doubts.open().by_fingerprint.is_empty(), "nothing is left of it");
     }
@@ -269,42 +300,59 @@ mod tests {
         let doubts = Doubts::default();
         let equal = Fingerprint::of(b"key", &[b"pay"]);
         let key = Fingerprint::of(b"key", &[b"idempotency"]);
-        for request in ["w1", "w2"] {
-            let outcome = record(Kind::Outcome, request, Some(Outcome::InDoubt));
-            doubts.end(&Record { idempotency: (request == "w2").then_some(key), ..outcome });
-        }
+        doubt(&doubts, 1, &record(Kind::Intent, "w1"));
+        doubt(&doubts, 2, &Record { idempotency: Some(key), ..record(Kind::Intent, "w2") });
         let [first, second] = [b"w1", b"w2"].map(|id| RequestId::parse(id).unwrap());
         assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (Some(first), Some(second)));
         assert_eq!((doubts.held("billing", key), doubts.keyed(equal)), (None, None), "each for its own");
-        doubts.remove(&first);
+        doubts.remove(1);
         assert_eq!(doubts.held("billing", equal), Some(second));
-        doubts.remove(&second);
+        doubts.remove(2);
         assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (None, None));
     }
 
     #[test]
     fn one_at_a_time_may_settle_a_write_and_the_right_to_it_is_given_back() {
         let doubts = Doubts::default();
-        let id = RequestId::parse(b"w1").unwrap();
-        assert!(doubts.claim(&id).is_none(), "it is not in doubt");
-        doubts.end(&record(Kind::Outcome, "w1", Some(Outcome::InDoubt)));
-        let claim = doubts.claim(&id).unwrap();
-        assert!(doubts.claim(&id).is_none() && doubts.contains(&id), "claimed, and in doubt all the same");
+        assert!(doubts.claim(1).is_none(), "it is not in doubt");
+        doubt(&doubts, 1, &record(Kind::Intent, "w1"));
+        let claim = doubts.claim(1).unwrap();
+        assert!(doubts.claim(1).is_none() && doubts.contains(1), "claimed, and in doubt all the same");
         drop(claim);
-        doubts.claim(&id).unwrap().keep();
-        assert!(doubts.claim(&id).is_none(), "kept");
-        doubts.remove(&id);
-        doubts.end(&record(Kind::Outcome, "w1", Some(Outcome::InDoubt)));
-        assert!(doubts.claim(&id).is_some(), "another write of the same id");
+        doubts.claim(1).unwrap().keep();
+        assert!(doubts.claim(1).is_none(), "kept");
+        doubts.remove(1);
+        doubt(&doubts, 2, &record(Kind::Intent, "w1"));
+        assert!(doubts.claim(2).is_some(), "another write of the same id");
     }
 
     #[test]
-    fn a_settled_outcome_leaves_no_doubt() {
+    fn a_settled_outcome_leaves_no_doubt_and_its_id_is_free() {
         let doubts = Doubts::default();
-        doubts.begin(&record(Kind::Intent, "w1", None));
-        assert!(doubts.is_open(&RequestId::parse(b"w1").unwrap()));
-        assert!(doubts.end(&record(Kind::Outcome, "w1", Some(Outcome::Done))));
-        assert!(!doubts.is_open(&RequestId::parse(b"w1").unwrap()));
-        assert!(!doubts.end(&record(Kind::Outcome, "w1", Some(Outcome::Done))), "only once");
+        let id = RequestId::parse(b"w1").unwrap();
+        doubts.begin(1, &record(Kind::Intent, "w1"));
+        assert!(doubts.names().take(id).is_none());
+        assert!(doubts.end(&outcome(1, "w1", Outcome::Done)));
+        assert!(doubts.names().take(id).is_some());
+        assert!(!doubts.end(&outcome(1, "w1", Outcome::Done)), "only once");
+    }
+
+    #[test]
+    fn a_write_ends_its_own_and_no_other_of_the_same_name() {
+        let doubts = Doubts::default();
+        let id = RequestId::parse(b"w1").unwrap();
+        let [pay, other] = [b"pay", b"two"].map(|write| Fingerprint::of(b"key", &[write]));
+        doubts.begin(1, &record(Kind::Intent, "w1"));
+        doubts.begin(2, &Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
+        assert!(doubts.end(&outcome(1, "w1", Outcome::InDoubt)));
+        assert!(doubts.end(&outcome(2, "w1", Outcome::Done)));
+        assert_eq!((doubts.held("billing", pay), doubts.held("billing", other)), (Some(id), None));
+        doubt(&doubts, 3, &Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
+        assert_eq!((doubts.named(&id), doubts.count()), (Some(1), 2));
+        doubts.remove(1);
+        assert_eq!((doubts.named(&id), doubts.held("billing", other)), (Some(3), Some(id)));
+        assert!(doubts.names().take(id).is_none(), "one of them is still in doubt");
+        doubts.remove(3);
+        assert!(doubts.names().take(id).is_some());
     }
 }

@@ -48,6 +48,7 @@ pub(super) fn start_events(shared: &Shared, recovered: &Recovered, opened: &Open
         doubt.tell("makegate ended before this write had an outcome: it is in doubt");
     }
     events.extend(recovered.new_doubts.iter().map(|doubt| Record {
+        intent: Some(doubt.intent),
         request: Some(doubt.request),
         caller: Some(doubt.caller.clone()),
         operation: Some(doubt.operation.clone()),
@@ -58,9 +59,10 @@ pub(super) fn start_events(shared: &Shared, recovered: &Recovered, opened: &Open
     events
 }
 
-/// The outcome of an intent that came too late to be acted on.
-pub(super) fn not_sent(intent: Record, now: Timestamp) -> Record {
+/// The outcome of the intent with this number, which came too late to be acted on.
+pub(super) fn not_sent(seq: u64, intent: Record, now: Timestamp) -> Record {
     Record {
+        intent: Some(seq),
         time: now,
         kind: Kind::Outcome,
         outcome: Some(Outcome::NotSent),

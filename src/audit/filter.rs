@@ -18,8 +18,20 @@ pub const LIMIT_DEFAULT: usize = 100;
 pub const LIMIT_MAX: usize = 10_000;
 
 /// The names of the parameters.
-pub const FILTERS: [&str; 11] =
-    ["caller", "operation", "organization", "status", "answer", "kind", "request", "since", "until", "limit", "after"];
+pub const FILTERS: [&str; 12] = [
+    "caller",
+    "operation",
+    "organization",
+    "status",
+    "answer",
+    "kind",
+    "intent",
+    "request",
+    "since",
+    "until",
+    "limit",
+    "after",
+];
 
 /// A status, or a hundred of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +78,8 @@ pub struct Filter {
     pub answer: Option<Answer>,
     /// Of this kind.
     pub kind: Option<Kind>,
+    /// Of the write whose intent has this number: its outcome and its settlement.
+    pub intent: Option<u64>,
     /// With this request id.
     pub request: Option<RequestId>,
     /// Not before.
@@ -87,6 +101,7 @@ impl Default for Filter {
             status: None,
             answer: None,
             kind: None,
+            intent: None,
             request: None,
             since: None,
             until: None,
@@ -142,6 +157,7 @@ impl Filter {
             }
             "answer" => self.answer = Some(word(value, Answer::parse(value), Answer::ALL, Answer::as_str)?),
             "kind" => self.kind = Some(word(value, Kind::parse(value), Kind::ALL, Kind::as_str)?),
+            "intent" => self.intent = Some(number(value, "the seq of a write's intent, as 42")?),
             "request" => {
                 let id = RequestId::parse(value.as_bytes());
                 self.request = Some(id.ok_or_else(|| write(value, "a request id, as the answer's X-Request-Id"))?);
@@ -178,6 +194,7 @@ impl Filter {
             && self.status.is_none_or(|wanted| in_range(wanted.range()))
             && is(self.answer.map(Answer::as_str), seen.answer.as_deref())
             && is(self.kind.map(Kind::as_str), Some(&seen.kind))
+            && self.intent.is_none_or(|wanted| seen.intent == Some(wanted))
             && is(self.request.as_ref().map(RequestId::as_str), seen.request.as_deref())
             && self.since.is_none_or(|since| seen.time >= since)
             && self.until.is_none_or(|until| seen.time < until)

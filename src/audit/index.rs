@@ -34,7 +34,7 @@ const CLOSE: Duration = Duration::from_secs(2);
 const NICE: i32 = 10;
 
 /// The version of the tables.
-pub(crate) const VERSION: i64 = 3;
+pub(crate) const VERSION: i64 = 4;
 
 /// `blocks`: records by the first's number, where their lines are, between which times (in microseconds) they are, and their
 /// terms, sorted. `has`: the same by term, [`part`] after part. `position`: up to where the blocks go.
@@ -49,7 +49,7 @@ const TABLES: &str = "
     CREATE TABLE segments (segment INTEGER PRIMARY KEY, oldest INTEGER NOT NULL, newest INTEGER NOT NULL);
     CREATE TABLE position (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, seq INTEGER);
     INSERT INTO position VALUES (1, 0, 0, 0);
-    PRAGMA user_version = 3;
+    PRAGMA user_version = 4;
 ";
 
 /// Parts are so many records (as a power of two).

@@ -192,7 +192,7 @@ impl OpenKeys {
             if let Some((key, fingerprint)) = doubt.idempotency.zip(doubt.fingerprint) {
                 let (caller, time) = (doubt.caller.clone(), doubt.time);
                 self.add(
-                    write.seq,
+                    doubt.intent,
                     KeyEnd { key, write: fingerprint, request: doubt.request, caller, time, done: false },
                 );
             }

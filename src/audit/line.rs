@@ -200,6 +200,7 @@ fn write(record: &Record, seq: u64, out: &mut Vec<u8>) {
     line.number("seq", Some(seq));
     line.time("time", record.time);
     line.word("kind", Some(record.kind.as_str()));
+    line.number("intent", record.intent);
     line.word("request", record.request.as_ref().map(RequestId::as_str));
     line.text("caller", record.caller.as_deref());
     line.plain("key", record.key);
@@ -344,6 +345,7 @@ mod tests {
     fn full() -> Record {
         let members = serde_json::from_str(r#"{"cols[]": ["id", "name"], "wait": "true"}"#).unwrap();
         Record {
+            intent: Some(41),
             request: RequestId::parse(b"0197c9a0-req"),
             caller: Some("billing".into()),
             key: Some(KeyId::of(&[0xab; 32])),
@@ -389,7 +391,7 @@ mod tests {
     #[test]
     fn the_line_of_a_record_with_everything() {
         let golden = concat!(
-            r#"{"seq":42,"time":"2026-07-01T12:00:00.500000Z","kind":"outcome","request":"0197c9a0-req","#,
+            r#"{"seq":42,"time":"2026-07-01T12:00:00.500000Z","kind":"outcome","intent":41,"request":"0197c9a0-req","#,
             r#""caller":"billing","key":"abababab","peer":"203.0.113.4","operation":"payments.create","#,
             r#""organization":11,"method":"POST","path":"/api/v2/organizations/11/payments","#,
             r#""query":{"cols[]":["id","name"],"wait":"true"},"fields":{"price":3},"status":200,"#,

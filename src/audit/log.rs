@@ -14,6 +14,7 @@ use super::buffer::{Buffer, Charge, Entry, Stage};
 use super::disk::{self, Disk, MachineDisk, OpenError};
 use super::doubts::{DOUBTS_MAX, Doubts};
 use super::events::start_events;
+use super::names::Names;
 use super::proof::heads::Heads;
 use super::record::{Kind, Record};
 use super::recover::{self, Recovered};
@@ -189,12 +190,10 @@ impl Shared {
             return Err(CannotRecord::Failed);
         }
         bound(&mut record, self.record_bytes);
+        let name = record.request.map(|id| self.doubts.names().hold(id));
         let charge = self.charge(&record)?;
-        if record.kind == Kind::Intent {
-            self.doubts.begin(&record);
-        }
         let (ack, acked) = oneshot::channel();
-        match self.buffer.push(Entry { record: Box::new(record), charge, ack: Some(ack) }, true) {
+        match self.buffer.push(Entry { record: Box::new(record), charge, ack: Some(ack), name }, true) {
             None => Ok(acked),
             Some(entry) => {
                 self.give_back(&entry);
@@ -203,11 +202,10 @@ impl Shared {
         }
     }
 
-    /// An entry that will never be written: its room is free again, an intent's write no longer under way.
+    /// An entry that will never be written: its room is free again.
     pub(crate) fn give_back(&self, entry: &Entry) {
         self.buffer.release(entry.charge);
         if entry.record.kind == Kind::Intent {
-            self.doubts.end(&entry.record);
             self.buffer.release(outcome_charge(self.record_bytes));
         }
     }
@@ -327,6 +325,7 @@ impl Log {
     }
 
     /// Records durably; the record's sequence number. The record is queued by the call itself, before the first poll.
+    /// An outcome and a settlement name their intent's number.
     ///
     /// An intent (or a settlement) waits at most a second and is refused at once while the disk fails; dropping the
     /// future of an intent leaves a write that is recorded as not sent. An outcome waits as long as it takes; dropping
@@ -375,6 +374,12 @@ impl Log {
             refused: read(&self.shared.refused),
             doubts: u64::try_from(self.shared.doubts.count()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// The request ids that are taken.
+    #[must_use]
+    pub fn names(&self) -> &Arc<Names> {
+        self.shared.doubts.names()
     }
 
     /// The writes in doubt.
@@ -464,7 +469,7 @@ impl Room {
     fn put(mut self, record: Box<Record>, charge: Charge) {
         let shared = &self.log.shared;
         shared.buffer.release(Charge { records: 0, bytes: self.charge.bytes - charge.bytes, refusal: false });
-        let turned_away = shared.buffer.push(Entry { record, charge, ack: None }, false);
+        let turned_away = shared.buffer.push(Entry { record, charge, ack: None, name: None }, false);
         self.charge = turned_away.map(|entry| entry.charge).unwrap_or_default();
     }
 }

@@ -56,8 +56,8 @@ pub(super) fn record(kind: Kind, request: &str) -> Record {
     }
 }
 
-pub(super) fn outcome(request: &str, outcome: Outcome) -> Record {
-    Record { outcome: Some(outcome), ..record(Kind::Outcome, request) }
+pub(super) fn outcome(request: &str, intent: u64, outcome: Outcome) -> Record {
+    Record { intent: Some(intent), outcome: Some(outcome), ..record(Kind::Outcome, request) }
 }
 
 /// Nobody altered this log, whatever it went through: nothing may say so (promise 7).
@@ -101,7 +101,7 @@ async fn many_writers_get_numbers_without_gaps_and_in_the_files_order() {
                 let request = format!("w{writer}-{n}");
                 let intent = log.commit(record(Kind::Intent, &request)).await.unwrap();
                 log.reserve().unwrap().fill(record(Kind::Request, &format!("r{writer}-{n}")));
-                assert!(log.commit(outcome(&request, Outcome::Done)).await.unwrap() > intent);
+                assert!(log.commit(outcome(&request, intent, Outcome::Done)).await.unwrap() > intent);
             }
         }
     });
@@ -125,11 +125,11 @@ async fn a_full_buffer_turns_requests_away_and_room_comes_back() {
     assert_eq!(log.commit(record(Kind::Intent, "w1")).await, Err(CannotRecord::Full));
     assert_eq!(log.counts().refused, 2);
     drop(rooms);
-    log.commit(record(Kind::Intent, "w2")).await.unwrap();
+    let intent = log.commit(record(Kind::Intent, "w2")).await.unwrap();
     assert_eq!(log.backlog(), 1, "room is kept for the outcome");
     let rooms: Vec<_> = (0..3).map(|_| log.reserve().unwrap()).collect();
     assert!(log.reserve().is_none());
-    log.commit(outcome("w2", Outcome::Done)).await.unwrap();
+    log.commit(outcome("w2", intent, Outcome::Done)).await.unwrap();
     assert_eq!(log.backlog(), rooms.len());
 }
 
@@ -159,7 +159,7 @@ async fn an_intent_whose_caller_gave_up_is_recorded_as_not_sent() {
     assert_eq!(count(&lines, "kind", "intent"), 1);
     assert_eq!(count(&lines, "outcome", "not-sent"), 1);
     assert_eq!(log.backlog(), 0);
-    assert!(!log.doubts().is_open(&id("w1")));
+    assert_eq!(log.names().count(), 0, "its id is free");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,12 +169,13 @@ async fn open_writes_of_an_earlier_run_are_in_doubt_until_they_are_settled() {
     let clock = Clock::system();
     let (log, _) = open(&settings, &clock).await;
     let fingerprint = log.fingerprint(&[b"billing", b"pay"]);
+    let mut intents = Vec::new();
     for request in ["done", "doubt", "under-way"] {
         let intent = Record { fingerprint: Some(fingerprint), ..record(Kind::Intent, request) };
-        log.commit(intent).await.unwrap();
+        intents.push(log.commit(intent).await.unwrap());
     }
-    log.commit(outcome("done", Outcome::Done)).await.unwrap();
-    log.commit(outcome("doubt", Outcome::InDoubt)).await.unwrap();
+    log.commit(outcome("done", intents[0], Outcome::Done)).await.unwrap();
+    log.commit(outcome("doubt", intents[1], Outcome::InDoubt)).await.unwrap();
     assert_eq!(log.doubts().held("billing", fingerprint), Some(id("doubt")));
     drop(log);
 
@@ -184,8 +185,13 @@ async fn open_writes_of_an_earlier_run_are_in_doubt_until_they_are_settled() {
     assert_eq!(recovered.new_doubts.iter().map(|doubt| doubt.request).collect::<Vec<_>>(), [id("under-way")]);
     assert_eq!(log.fingerprint(&[b"billing", b"pay"]), fingerprint, "the key outlives the process");
     assert!(log.doubts().held("billing", fingerprint).is_some());
-    log.commit(Record { outcome: Some(Outcome::Done), ..record(Kind::Settlement, "doubt") }).await.unwrap();
-    assert!(!log.doubts().contains(&id("doubt")));
+    for request in ["doubt", "under-way"] {
+        assert!(log.names().take(id(request)).is_none(), "an id of a write in doubt is taken, after a restart too");
+    }
+    let settled =
+        Record { intent: Some(intents[1]), outcome: Some(Outcome::Done), ..record(Kind::Settlement, "doubt") };
+    log.commit(settled).await.unwrap();
+    assert!(!log.doubts().contains(intents[1]) && log.names().take(id("doubt")).is_some());
     log.close().await;
     drop(log);
 

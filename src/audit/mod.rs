@@ -23,6 +23,9 @@ mod log;
 #[cfg(test)]
 mod log_tests;
 mod marks;
+mod names;
+#[cfg(test)]
+mod names_tests;
 mod open;
 mod outage;
 mod proof;
@@ -51,6 +54,7 @@ pub use keys::KeyEnd;
 pub use line::{at_most, object};
 pub use log::{CannotRecord, Counts, Log, Room};
 pub use marks::Marks;
+pub use names::{Name, Names};
 pub use proof::heads::stored as stored_head;
 pub use proof::note::{Head, Verifier, heads};
 pub use proof::verify::{Brought, Problem, Report, VerifyError, verify};

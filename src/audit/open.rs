@@ -1,7 +1,7 @@
 //! Open writes as the log's own lines tell of them. Every segment begins with those that are open at its beginning, so that
 //! a start reads one segment, however old the oldest doubt is.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -15,99 +15,106 @@ use crate::words::{Fingerprint, RequestId};
 /// The event that says that a start found this write without an outcome.
 pub(crate) const RECOVERED: &str = "recovered";
 
-/// One open write and where its intent is.
+/// One open write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OpenWrite {
-    pub(crate) seq: u64,
     pub(crate) in_doubt: bool,
     pub(crate) doubt: Doubt,
 }
 
-/// All open writes up to some record.
+/// All open writes up to some record, by the numbers of their intents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OpenWrites {
-    writes: HashMap<RequestId, OpenWrite>,
+    writes: BTreeMap<u64, OpenWrite>,
 }
 
-/// What a record does to the open writes.
+/// What a record does to a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    Begin(Doubt),
-    InDoubt(RequestId),
-    End(RequestId),
+    Begin,
+    InDoubt,
+    End,
+    Settle,
+}
+
+impl Step {
+    fn of(kind: Option<Kind>, outcome: Option<&str>, event: Option<&str>) -> Option<Self> {
+        match kind? {
+            Kind::Intent => Some(Self::Begin),
+            Kind::Outcome if outcome == Some(Outcome::InDoubt.as_str()) => Some(Self::InDoubt),
+            Kind::Outcome => Some(Self::End),
+            Kind::Settlement => Some(Self::Settle),
+            Kind::Event => (event == Some(RECOVERED)).then_some(Self::InDoubt),
+            Kind::Request | Kind::Refusals => None,
+        }
+    }
 }
 
 impl OpenWrites {
     /// In the order of their intents.
     pub(crate) fn list(&self) -> Vec<&OpenWrite> {
-        let mut all: Vec<_> = self.writes.values().collect();
-        all.sort_by_key(|write| write.seq);
-        all
+        self.writes.values().collect()
     }
 
-    /// The open write of this request.
-    pub(crate) fn get(&self, request: &RequestId) -> Option<&OpenWrite> {
-        self.writes.get(request)
+    /// The open write that a record of this kind is about: the one whose intent it names.
+    ///
+    /// A record of an earlier makegate names none, only its request. Then it is the newest that was in the right state, and else the
+    /// newest: of that time a log may hold several open writes of one request, as callers chose the ids.
+    pub(crate) fn of(&self, intent: Option<u64>, request: &RequestId, settles: bool) -> Option<&OpenWrite> {
+        let Some(intent) = intent else {
+            let mut of_request = self.writes.values().rev().filter(|write| write.doubt.request == *request);
+            let first = of_request.clone().next()?;
+            return of_request.find(|write| write.in_doubt == settles).or(Some(first));
+        };
+        self.writes.get(&intent)
     }
 
     /// Goes on by a record that was just stored.
     pub(crate) fn apply(&mut self, seq: u64, record: &Record) {
-        let Some(request) = record.request else { return };
-        let step = match record.kind {
-            Kind::Intent => Doubt::of(record).map(Step::Begin),
-            Kind::Outcome if record.outcome == Some(Outcome::InDoubt) => Some(Step::InDoubt(request)),
-            Kind::Outcome | Kind::Settlement => Some(Step::End(request)),
-            Kind::Event if record.event == Some(RECOVERED) => Some(Step::InDoubt(request)),
-            Kind::Event | Kind::Request | Kind::Refusals => None,
-        };
-        self.step(seq, step);
+        let outcome = record.outcome.map(Outcome::as_str);
+        if let Some((step, request)) = Step::of(Some(record.kind), outcome, record.event).zip(record.request) {
+            self.step(step, (record.intent, request), || Doubt::of(seq, record));
+        }
     }
 
     /// Goes on by a record that was read from a file.
     pub(crate) fn apply_seen(&mut self, seen: &Seen<'_>) {
-        let Some(request) = seen.request.as_ref().and_then(|id| RequestId::parse(id.as_bytes())) else { return };
-        let step = match Kind::parse(&seen.kind) {
-            Some(Kind::Intent) => Some(Step::Begin(doubt_of(request, seen))),
-            Some(Kind::Outcome) if seen.outcome.as_deref() == Some(Outcome::InDoubt.as_str()) => {
-                Some(Step::InDoubt(request))
-            }
-            Some(Kind::Outcome | Kind::Settlement) => Some(Step::End(request)),
-            Some(Kind::Event) if seen.event.as_deref() == Some(RECOVERED) => Some(Step::InDoubt(request)),
-            Some(Kind::Event | Kind::Request | Kind::Refusals) | None => None,
-        };
-        self.step(seen.seq, step);
+        let step = Step::of(Kind::parse(&seen.kind), seen.outcome.as_deref(), seen.event.as_deref());
+        if let Some((step, request)) = step.zip(seen.request_id()) {
+            self.step(step, (seen.intent, request), || Some(doubt_of(request, seen)));
+        }
     }
 
-    fn step(&mut self, seq: u64, step: Option<Step>) {
-        match step {
-            Some(Step::Begin(doubt)) => {
-                self.writes.insert(doubt.request, OpenWrite { seq, in_doubt: false, doubt });
-            }
-            Some(Step::InDoubt(request)) => {
-                if let Some(write) = self.writes.get_mut(&request) {
-                    write.in_doubt = true;
-                }
-            }
-            Some(Step::End(request)) => {
-                self.writes.remove(&request);
-            }
-            None => {}
+    fn step(&mut self, step: Step, (intent, request): (Option<u64>, RequestId), doubt: impl Fn() -> Option<Doubt>) {
+        if step == Step::Begin {
+            self.writes.extend(doubt().map(|doubt| (doubt.intent, OpenWrite { in_doubt: false, doubt })));
+            return;
+        }
+        let Some(intent) = self.of(intent, &request, step == Step::Settle).map(|write| write.doubt.intent) else {
+            return;
+        };
+        if step == Step::InDoubt {
+            self.writes.entry(intent).and_modify(|write| write.in_doubt = true);
+        } else {
+            self.writes.remove(&intent);
         }
     }
 
     /// The form in a segment's first record.
     pub(crate) fn to_stored(&self) -> Vec<StoredOpen> {
-        self.list().into_iter().map(StoredOpen::of).collect()
+        self.writes.values().map(StoredOpen::of).collect()
     }
 
     /// `None`: that is not what a segment's first record says.
     pub(crate) fn from_stored(stored: Vec<StoredOpen>) -> Option<Self> {
-        let writes = stored.into_iter().map(|one| one.into_open().map(|write| (write.doubt.request, write)));
-        writes.collect::<Option<HashMap<_, _>>>().map(|writes| Self { writes })
+        let writes = stored.into_iter().map(|one| one.into_open().map(|write| (write.doubt.intent, write)));
+        writes.collect::<Option<BTreeMap<_, _>>>().map(|writes| Self { writes })
     }
 }
 
 fn doubt_of(request: RequestId, seen: &Seen<'_>) -> Doubt {
     Doubt {
+        intent: seen.seq,
         request,
         time: seen.time,
         caller: seen.caller.as_deref().unwrap_or_default().into(),
@@ -144,7 +151,7 @@ impl StoredOpen {
     fn of(write: &OpenWrite) -> Self {
         let doubt = &write.doubt;
         Self {
-            seq: write.seq,
+            seq: doubt.intent,
             in_doubt: write.in_doubt,
             request: doubt.request.to_string(),
             time: doubt.time,
@@ -160,6 +167,7 @@ impl StoredOpen {
 
     fn into_open(self) -> Option<OpenWrite> {
         let doubt = Doubt {
+            intent: self.seq,
             request: RequestId::parse(self.request.as_bytes())?,
             time: in_micros(self.time),
             caller: self.caller.into(),
@@ -170,6 +178,6 @@ impl StoredOpen {
             idempotency: self.idempotency.as_deref().and_then(Fingerprint::parse),
             marks: self.marks,
         };
-        Some(OpenWrite { seq: self.seq, in_doubt: self.in_doubt, doubt })
+        Some(OpenWrite { in_doubt: self.in_doubt, doubt })
     }
 }

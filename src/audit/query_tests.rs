@@ -54,6 +54,7 @@ fn some_record(random: &mut Random, n: u64) -> Record {
         status: random.pick(&STATUSES).parse().ok(),
         answer: Answer::ALL.get(usize::try_from(random.below(6)).unwrap()).copied(),
         kind: if random.below(5) == 0 { Kind::Event } else { Kind::Request },
+        intent: (random.below(3) == 0).then(|| random.below(n + 1)),
         ..base
     }
 }
@@ -76,6 +77,8 @@ fn some_filter(random: &mut Random) -> Vec<(&'static str, String)> {
     maybe(random, "answer", value);
     let value = random.pick(&["event", "request"]).to_owned();
     maybe(random, "kind", value);
+    let value = random.below(40).to_string();
+    maybe(random, "intent", value);
     let value = match random.below(3) {
         0 => near_id(random.below(150)),
         _ => random.pick(&["r7", "r13", FAR_ID]).to_owned(),
@@ -100,6 +103,7 @@ fn naive(lines: &[serde_json::Value], pairs: &[(&str, String)]) -> (Vec<u64>, bo
         let text = |name: &str| get(name).is_none_or(|value| line[name] == value.as_str());
         let status = line["status"].as_u64().map(|status| status.to_string()).unwrap_or_default();
         ["caller", "operation", "answer", "kind", "request"].into_iter().all(text)
+            && get("intent").is_none_or(|seq| line["intent"].as_u64() == seq.parse().ok())
             && get("organization").is_none_or(|id| line["organization"].as_u64() == id.parse().ok())
             && get("status").is_none_or(|s| s == status || (s.ends_with("xx") && status.starts_with(&s[..1])))
             && get("since").is_none_or(|since| line["time"].as_str().unwrap() >= time(&since).trim_end_matches('Z'))

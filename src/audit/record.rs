@@ -136,6 +136,9 @@ pub struct Record {
     pub time: Timestamp,
     /// What it is about.
     pub kind: Kind,
+    /// Of outcomes, settlements and the event `recovered`: the number of the write's intent. It ties them; a request's id only names
+    /// the write, and may have been another's before.
+    pub intent: Option<u64>,
     /// The request's id. Intents, outcomes and settlements have one.
     pub request: Option<RequestId>,
     /// The caller's name.
@@ -199,6 +202,7 @@ impl Record {
         Self {
             time,
             kind,
+            intent: None,
             request: None,
             caller: None,
             key: None,

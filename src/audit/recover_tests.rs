@@ -16,8 +16,8 @@ async fn some_log(dir: &TempDir) -> (config::Audit, PathBuf) {
     let settings = settings(dir);
     let (log, _) = open(&settings, &Clock::system()).await;
     for request in ["w1", "w2", "w3"] {
-        log.commit(record(Kind::Intent, request)).await.unwrap();
-        log.commit(outcome(request, Outcome::Done)).await.unwrap();
+        let intent = log.commit(record(Kind::Intent, request)).await.unwrap();
+        log.commit(outcome(request, intent, Outcome::Done)).await.unwrap();
     }
     log.commit(record(Kind::Intent, "last")).await.unwrap();
     drop(log);

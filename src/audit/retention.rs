@@ -99,7 +99,7 @@ impl Retention {
     /// From the oldest on, up to the first that may stay, and never the newest.
     fn old(&self, dir: &Path, open: &OpenWrites, wall: Timestamp) -> io::Result<Vec<Range>> {
         let segments = segment::list(dir)?;
-        let open: Vec<u64> = open.list().into_iter().map(|write| write.seq).collect();
+        let open: Vec<u64> = open.list().into_iter().map(|write| write.doubt.intent).collect();
         // One that has gone meanwhile has no size.
         let size = |first: u64| fs::metadata(segment::path(dir, first)).map_or(0, |about| about.len());
         let mut bytes: u64 = segments.iter().map(|first| size(*first)).sum();

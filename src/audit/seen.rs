@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::marks::Marks;
+use crate::words::RequestId;
 
 /// A stored record's fields that recovery, the index and filters look at.
 #[derive(Debug, Deserialize)]
@@ -18,6 +19,7 @@ pub(crate) struct Seen<'l> {
     pub(crate) time: Timestamp,
     #[serde(borrow)]
     pub(crate) kind: Text<'l>,
+    pub(crate) intent: Option<u64>,
     #[serde(borrow)]
     pub(crate) request: Option<Text<'l>>,
     #[serde(borrow)]
@@ -47,6 +49,11 @@ impl<'l> Seen<'l> {
     /// `None`: this line is no record.
     pub(crate) fn parse(line: &'l [u8]) -> Option<Self> {
         serde_json::from_slice(line).ok()
+    }
+
+    /// Its request's id.
+    pub(crate) fn request_id(&self) -> Option<RequestId> {
+        self.request.as_ref().and_then(|id| RequestId::parse(id.as_bytes()))
     }
 }
 

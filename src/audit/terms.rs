@@ -10,6 +10,9 @@ use crate::words::RequestId;
 
 /// An id of the gateway's own is made when its record's time is taken: the record is found by that time, and needs no term.
 const NEAR_MS: i64 = 2;
+/// Intents are found by the block of so many (as a power of two) that they are in: most of what a block of records refers to has
+/// the same term.
+const INTENT_BITS: u32 = 8;
 
 /// The columns, each with a number of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +25,7 @@ enum Column {
     Status,
     Answer,
     Kind,
+    Intent,
 }
 
 /// A term's number.
@@ -46,6 +50,9 @@ pub(crate) fn of(seen: &Seen<'_>, mut add: impl FnMut(Term)) {
     text(Column::Kind, Some(&seen.kind));
     let is_near = |id: &&str| made_ms(id).is_some_and(|ms| (ms - seen.time.as_millisecond()).abs() <= NEAR_MS);
     text(Column::Request, seen.request.as_deref().filter(|id| !is_near(id)));
+    if let Some(intent) = seen.intent {
+        add(intent_term(intent));
+    }
     if let Some(organization) = seen.organization {
         add(term(Column::Organization, &organization.to_be_bytes()));
     }
@@ -60,6 +67,7 @@ pub(crate) fn wanted(filter: &Filter) -> Vec<Term> {
     let text = |column, value: Option<&str>| value.map(|value| term(column, value.as_bytes()));
     let organization = filter.organization.map(|id| term(Column::Organization, &id.to_be_bytes()));
     let terms = [
+        filter.intent.map(intent_term),
         text(Column::Caller, filter.caller.as_deref()),
         organization,
         text(Column::Operation, filter.operation.as_deref()),
@@ -74,6 +82,10 @@ pub(crate) fn wanted(filter: &Filter) -> Vec<Term> {
 pub(crate) fn of_request(request: &RequestId) -> (Term, Option<RangeInclusive<i64>>) {
     let times = made_ms(request.as_str()).map(|ms| (ms - NEAR_MS) * 1000..=(ms + NEAR_MS + 1) * 1000);
     (term(Column::Request, request.as_str().as_bytes()), times)
+}
+
+fn intent_term(intent: u64) -> Term {
+    term(Column::Intent, &(intent >> INTENT_BITS).to_be_bytes())
 }
 
 fn status_term(status: StatusFilter) -> Term {

@@ -319,17 +319,17 @@ impl Writer {
     /// Tells who waits for this record. An intent that nobody waits for any more was never sent: that is its outcome.
     fn answer(&mut self, entry: Entry, seq: u64) {
         self.shared.buffer.release(entry.charge);
-        if entry.record.kind == Kind::Settlement
-            && let Some(request) = &entry.record.request
-        {
-            self.shared.doubts.remove(request);
+        match (entry.record.kind, entry.record.intent) {
+            (Kind::Intent, _) => self.shared.doubts.begin(seq, &entry.record),
+            (Kind::Settlement, Some(intent)) => drop(self.shared.doubts.remove(intent)),
+            (Kind::Request | Kind::Outcome | Kind::Settlement | Kind::Event | Kind::Refusals, _) => {}
         }
         let heard = entry.ack.is_some_and(|ack| ack.send(Ok(seq)).is_ok());
         if entry.record.kind == Kind::Intent && !heard {
-            self.shared.doubts.end(&entry.record);
+            let record = Box::new(not_sent(seq, *entry.record, self.shared.clock.wall()));
+            self.shared.doubts.end(&record);
             let charge = outcome_charge(self.shared.record_bytes);
-            let record = Box::new(not_sent(*entry.record, self.shared.clock.wall()));
-            self.pending.push_back(Entry { record, charge, ack: None });
+            self.pending.push_back(Entry { record, charge, ack: None, name: entry.name });
         }
     }
 

@@ -135,6 +135,9 @@ struct Wanted {
     /// Of this kind: request, intent, outcome, settlement, event or refusals.
     #[arg(long)]
     kind: Option<String>,
+    /// Of the write whose intent has this number: its outcome and its settlement.
+    #[arg(long, value_name = "SEQ")]
+    intent: Option<String>,
     /// Of the request with this id (the answer's X-Request-Id).
     #[arg(long, value_name = "ID")]
     request: Option<String>,
@@ -156,7 +159,7 @@ type Pairs<'a> = Vec<(&'static str, &'a str)>;
 
 impl Wanted {
     fn pairs(&self) -> Pairs<'_> {
-        let Self { caller, operation, organization, status, answer, kind, request } = self;
+        let Self { caller, operation, organization, status, answer, kind, intent, request } = self;
         given([
             ("caller", caller),
             ("operation", operation),
@@ -164,6 +167,7 @@ impl Wanted {
             ("status", status),
             ("answer", answer),
             ("kind", kind),
+            ("intent", intent),
             ("request", request),
         ])
     }

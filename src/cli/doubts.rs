@@ -148,6 +148,7 @@ fn files(dir: &Path) -> Result<Vec<Map<String, Value>>, Failure> {
     writeln!(io::stderr(), "{told} ({})", dir.display())?;
     let members = |doubt: Doubt| {
         let members = json!({
+            "intent": doubt.intent,
             "request": doubt.request.as_str(),
             "time": doubt.time,
             "caller": doubt.caller,

@@ -75,7 +75,7 @@ enum Command {
     Sandbox(sandbox::Sandbox),
     Key(key::Key),
     Explain(explain::Explain),
-    Audit(audit::Audit),
+    Audit(Box<audit::Audit>),
     Doubts(doubts::Doubts),
     Healthcheck(healthcheck::Healthcheck),
     Config(show::Config),

@@ -13,12 +13,12 @@ use super::answer::{self, AnswerBody, Asked, Facts, Reply, put};
 use super::call::is_read;
 use super::door::{Busy, Peer};
 use super::forward::is_traceparent;
-use super::gate::{Gate, Named, UnderWay};
+use super::gate::{Gate, UnderWay};
 use super::policy::{Member, Policy};
 use super::refusal::{Refusal, seconds};
 use super::steps::{self, By, Credential, Rights};
 use super::tally::Who;
-use crate::audit::{self, Kind, Outcome, Record, Room};
+use crate::audit::{self, Kind, Name, Outcome, Record, Room};
 use crate::callers::{InFlight, Remaining, Source};
 use crate::words::RequestId;
 
@@ -33,7 +33,7 @@ const UNKNOWN_PATH_BYTES_MAX: usize = 256;
 /// One request's account.
 pub(super) struct Account {
     gate: Arc<Gate>,
-    named: Named,
+    name: Name,
     began: Instant,
     /// `None`: it has been left.
     record: Option<Box<Record>>,
@@ -58,16 +58,17 @@ impl Account {
     pub(super) fn open<B>(gate: &Arc<Gate>, peer: &Peer, request: &Request<B>) -> Self {
         let headers = request.headers();
         let time = gate.clock.wall();
-        let named = gate.name(headers.get(REQUEST_ID).map(HeaderValue::as_bytes), time);
+        let is_read = is_read(request.method());
+        let name = gate.name(headers.get(REQUEST_ID).map(HeaderValue::as_bytes), is_read, time);
         let mut record = Box::new(Record::new(Kind::Request, time));
-        record.request = Some(named.id);
+        record.request = Some(*name.id());
         record.peer = Some(audit::Peer::of(peer.address));
         record.method = Some(steps::cut_method(request.method()));
         record.trace = traced(headers);
         Self {
             room: gate.log.reserve(),
             gate: gate.clone(),
-            named,
+            name,
             began: gate.clock.now(),
             record: Some(record),
             member: None,
@@ -75,7 +76,7 @@ impl Account {
             remaining: None,
             under_way: (None, None),
             outcome: None,
-            is_read: is_read(request.method()),
+            is_read,
             is_head: request.method() == Method::HEAD,
             if_none_match: joined(headers.get_all(header::IF_NONE_MATCH)),
             counted: false,
@@ -85,7 +86,7 @@ impl Account {
     }
 
     pub(super) fn id(&self) -> RequestId {
-        self.named.id
+        *self.name.id()
     }
 
     /// The record, as far as it is known.
@@ -160,10 +161,10 @@ impl Account {
         self.began
     }
 
-    /// Hands the record over to a write's task, which leaves it whatever happens.
-    pub(super) fn hand_over(&mut self) -> (Record, Option<Room>) {
+    /// Hands the record over to a write's task, which leaves it whatever happens. The id is that task's as well.
+    pub(super) fn hand_over(&mut self) -> (Record, Option<Room>, Name) {
         self.handed_over = true;
-        (self.record().clone(), self.room.take())
+        (self.record().clone(), self.room.take(), self.name.share())
     }
 
     /// The one answer, and the one record unless a write's task records it.
@@ -182,14 +183,14 @@ impl Account {
         let asked = Asked { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
         let (mut parts, how) = match &reply {
             Ok(reply) => (reply.response(&asked, headers), reply.how),
-            Err(refusal) => (answer::refused(refusal, &self.named.id, headers), audit::Answer::Refused),
+            Err(refusal) => (answer::refused(refusal, self.name.id(), headers), audit::Answer::Refused),
         };
         self.add_headers(parts.0, &mut parts.1, reply.is_err());
         if self.is_head {
             answer::leave_out_body(&mut parts);
         }
         self.note(parts.0, &parts.2, &reply, how, now);
-        answer::response(parts, &self.named.id, busy)
+        answer::response(parts, self.name.id(), busy)
     }
 
     fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap, is_refused: bool) {

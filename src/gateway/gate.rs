@@ -1,8 +1,8 @@
 //! What all requests share: the policy in force, the engines, and the little that is counted across requests.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -17,7 +17,7 @@ use super::policy::Policy;
 use super::refusal::Refusal;
 use super::tally::Tally;
 use crate::answers::Answers;
-use crate::audit::{Doubt, Log};
+use crate::audit::{Doubt, Log, Name};
 use crate::cache::{After, Cache, Flights};
 use crate::callers::Callers;
 use crate::clock::Clock;
@@ -79,7 +79,6 @@ pub struct Gate {
     pub(super) columns: Columns,
     /// Turns of fetches that nobody waits for.
     pub(super) ahead: Arc<Semaphore>,
-    ids: Mutex<HashSet<RequestId>>,
     under_way: AtomicUsize,
     draining: AtomicBool,
 }
@@ -107,7 +106,6 @@ impl Gate {
             order: Order::default(),
             columns: Columns::default(),
             ahead: Arc::new(Semaphore::new(AHEAD_MAX)),
-            ids: Mutex::default(),
             under_way: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
         })
@@ -151,7 +149,7 @@ impl Gate {
         let cache = &policy.config.cache;
         for doubt in doubts {
             self.fence_doubt(doubt, After::InDoubt { settle: cache.settle, doubt: cache.doubt });
-            self.looks.watch(self, cache, doubt.request);
+            self.looks.watch(self, cache, doubt.intent);
         }
     }
 
@@ -186,16 +184,12 @@ impl Gate {
         (self.under_way.fetch_add(1, Ordering::Relaxed) < most).then_some(entered)
     }
 
-    /// The id of a request: the caller's own if it is plain and not that of a request under way or a write in doubt.
-    pub(super) fn name(self: &Arc<Self>, own: Option<&[u8]>, now: Timestamp) -> Named {
-        let Some(own) = own.and_then(RequestId::parse).filter(|id| !self.log.doubts().contains(id)) else {
-            return Named { id: RequestId::at(now), held: None };
-        };
-        if self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(own) {
-            Named { id: own, held: Some(self.clone()) }
-        } else {
-            Named { id: RequestId::at(now), held: None }
-        }
+    /// The id of a request: the caller's own if it is plain and nobody has it, else a new one. A new one of a read is not taken,
+    /// so that a hit looks nothing up: nobody is told it before the answer. A write's is told while it is under way, by the log.
+    pub(super) fn name(&self, own: Option<&[u8]>, is_read: bool, now: Timestamp) -> Name {
+        let names = self.log.names();
+        let own = own.and_then(RequestId::parse).and_then(|id| names.take(id));
+        own.unwrap_or_else(|| if is_read { Name::untold(now) } else { names.make(now) })
     }
 }
 
@@ -205,19 +199,5 @@ pub(super) struct UnderWay(Arc<Gate>);
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A request's id, the caller's own held until the request is over.
-pub(super) struct Named {
-    pub(super) id: RequestId,
-    held: Option<Arc<Gate>>,
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        if let Some(gate) = &self.held {
-            gate.ids.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
-        }
     }
 }

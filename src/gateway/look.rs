@@ -22,7 +22,6 @@ use crate::catalogue::{Look, Operation, Proves, Retry};
 use crate::config;
 use crate::quota::{BucketId, Slot};
 use crate::upstream::{Ending, Outgoing, Pass, Upstream};
-use crate::words::RequestId;
 
 /// How often the doubts are gone through.
 const ROUND: Duration = Duration::from_secs(1);
@@ -115,39 +114,39 @@ pub(super) struct Watched {
     why: Why,
 }
 
-/// The doubts that are watched.
+/// The doubts that are watched, by the numbers of their intents.
 #[derive(Debug, Default)]
-pub struct Looks(Mutex<HashMap<RequestId, Watched>>);
+pub struct Looks(Mutex<HashMap<u64, Watched>>);
 
 impl Looks {
-    fn watched(&self) -> MutexGuard<'_, HashMap<RequestId, Watched>> {
+    fn watched(&self) -> MutexGuard<'_, HashMap<u64, Watched>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often it was looked for this write, and why it is still in doubt.
     #[must_use]
     pub fn of(&self, policy: &Policy, doubt: &Doubt) -> (u32, Why) {
-        let watched = self.watched().get(&doubt.request).copied();
+        let watched = self.watched().get(&doubt.intent).copied();
         let looks = watched.map_or(0, |watched| watched.looks);
         (looks, Plan::of(policy, doubt).err().or(watched.map(|watched| watched.why)).unwrap_or(Why::Early))
     }
 
     /// The settled ones are watched no more.
     fn keep(&self, doubts: &[Doubt]) {
-        let open: HashSet<RequestId> = doubts.iter().map(|doubt| doubt.request).collect();
-        self.watched().retain(|request, _| open.contains(request));
+        let open: HashSet<u64> = doubts.iter().map(|doubt| doubt.intent).collect();
+        self.watched().retain(|intent, _| open.contains(intent));
     }
 
     /// From now on this doubt is watched; what is heard of the upstream later counts.
-    pub(super) fn watch(&self, gate: &Gate, cache: &config::Cache, request: RequestId) -> Watched {
+    pub(super) fn watch(&self, gate: &Gate, cache: &config::Cache, intent: u64) -> Watched {
         let now = gate.clock.now();
         let new =
             || Watched { since: now, before: Heard::now(gate), looks: 0, due: now + cache.settle, why: Why::Early };
-        *self.watched().entry(request).or_insert_with(new)
+        *self.watched().entry(intent).or_insert_with(new)
     }
 
-    fn change(&self, request: &RequestId, change: impl FnOnce(&mut Watched)) {
-        if let Some(watched) = self.watched().get_mut(request) {
+    fn change(&self, intent: u64, change: impl FnOnce(&mut Watched)) {
+        if let Some(watched) = self.watched().get_mut(&intent) {
             change(watched);
         }
     }
@@ -220,9 +219,9 @@ async fn round(gate: &Arc<Gate>) {
     gate.looks.keep(&doubts);
     for doubt in doubts {
         let policy = gate.policy();
-        let watched = gate.looks.watch(gate, &policy.config.cache, doubt.request);
+        let watched = gate.looks.watch(gate, &policy.config.cache, doubt.intent);
         if let Err(why) = attend(gate, &policy, &doubt, watched).await {
-            gate.looks.change(&doubt.request, |watched| watched.why = why);
+            gate.looks.change(doubt.intent, |watched| watched.why = why);
         }
     }
 }
@@ -250,12 +249,12 @@ async fn attend(gate: &Arc<Gate>, policy: &Policy, doubt: &Doubt, watched: Watch
     }
     let pass = upstream.breaker().permit(Retry::Safe).map_err(|_open| Why::Unanswered)?;
     let slot = gate.quota.spare(plan.bucket).ok_or(Why::NoQuota)?;
-    if gate.draining() || !gate.log.doubts().contains(&doubt.request) {
+    if gate.draining() || !gate.log.doubts().contains(doubt.intent) {
         slot.unsent();
         return Ok(());
     }
     let why = look(gate, policy, doubt, &plan, (&upstream, pass, slot), too_late).await;
-    gate.looks.change(&doubt.request, |watched| watched.looked(gate.clock.now(), &policy.config.cache, why));
+    gate.looks.change(doubt.intent, |watched| watched.looked(gate.clock.now(), &policy.config.cache, why));
     Ok(())
 }
 
@@ -300,7 +299,7 @@ async fn look(
         detail: Some(format!("looked: GET {} answered {status}, {because}", plan.target).into()),
         upstream_status: Some(status),
     };
-    if settle(gate, doubt.request, verdict).await.is_ok() {
+    if settle(gate, doubt.intent, verdict).await.is_ok() {
         gate.meters.settled_by_look.fetch_add(1, Ordering::Relaxed);
     }
     Why::Unproved

@@ -7,7 +7,6 @@ use crate::answers::Keyed;
 use crate::audit::{CannotRecord, Doubt, Kind, Outcome, Peer, Record};
 use crate::cache::After;
 use crate::process_log::EACH;
-use crate::words::RequestId;
 
 /// What became of a write, and who says so.
 #[derive(Clone, Debug)]
@@ -31,19 +30,19 @@ pub enum NotSettled {
     CannotRecord,
 }
 
-/// Ends a doubt: when this returns, its settlement is on disk, equal writes are held no more, and nothing that was read
+/// Ends the doubt with this intent: when this returns, its settlement is on disk, equal writes are held no more, and nothing that was read
 /// before is found in memory.
 ///
 /// # Errors
 /// [`NotSettled`].
-pub async fn settle(gate: &Arc<Gate>, request: RequestId, verdict: Verdict) -> Result<(), NotSettled> {
+pub async fn settle(gate: &Arc<Gate>, intent: u64, verdict: Verdict) -> Result<(), NotSettled> {
     // In a task of its own: whoever hangs up, what was queued for the disk is not claimed a second time.
-    let task = gate.tasks.spawn(claimed(gate.clone(), request, verdict));
+    let task = gate.tasks.spawn(claimed(gate.clone(), intent, verdict));
     task.await.unwrap_or(Err(NotSettled::CannotRecord))
 }
 
-async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Result<(), NotSettled> {
-    let claim = gate.log.doubts().claim(&request).ok_or(NotSettled::NoDoubt)?;
+async fn claimed(gate: Arc<Gate>, intent: u64, verdict: Verdict) -> Result<(), NotSettled> {
+    let claim = gate.log.doubts().claim(intent).ok_or(NotSettled::NoDoubt)?;
     let doubt = claim.doubt().clone();
     let keyed = keyed(&doubt);
     if let Some(keyed) = keyed.clone().filter(|_| verdict.done) {
@@ -52,7 +51,8 @@ async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Resul
     }
     let by = if verdict.peer.is_some() { "operator" } else { "look" };
     let record = Record {
-        request: Some(request),
+        intent: Some(intent),
+        request: Some(doubt.request),
         peer: verdict.peer,
         caller: Some(doubt.caller.clone()),
         operation: Some(doubt.operation.clone()),
@@ -67,7 +67,7 @@ async fn claimed(gate: Arc<Gate>, request: RequestId, verdict: Verdict) -> Resul
     let is_late = recorded.is_err_and(CannotRecord::is_recorded);
     if recorded.is_ok() || is_late {
         let (caller, operation, done) = (&*doubt.caller, &*doubt.operation, verdict.done);
-        tracing::info!(target: EACH, %request, caller, operation, done, by, "a write in doubt was settled");
+        tracing::info!(target: EACH, request = %doubt.request, caller, operation, done, by, "a write in doubt was settled");
         gate.fence_doubt(&doubt, After::Settled { settle: gate.policy().config.cache.settle });
         if let Some(keyed) = keyed.filter(|_| !verdict.done) {
             gate.answers.settle_not_done(keyed.key, keyed.request).await;

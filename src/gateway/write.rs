@@ -17,7 +17,7 @@ use super::recognise::{self, Identity, Recognised, recognise};
 use super::refusal::Refusal;
 use super::{evidence, tags};
 use crate::answers::Claim;
-use crate::audit::{self, CannotRecord, Kind, Outcome, Record, Room};
+use crate::audit::{self, CannotRecord, Kind, Name, Outcome, Record, Room};
 use crate::cache::{After, CacheStatus, Why as Forwarded};
 use crate::catalogue::Retry;
 use crate::process_log::EACH;
@@ -79,22 +79,26 @@ pub(super) async fn write(
 async fn carry_out(
     gate: Arc<Gate>,
     call: Arc<Call>,
-    (record, room): (Record, Option<Room>),
+    (record, room, _name): (Record, Option<Room>, Name),
     identity: Identity,
     ticket: Ticket,
     order: Option<Held>,
 ) -> Settled {
-    if let Err(cannot) = intend(&gate, &call, &record, &identity).await {
-        let refusal = Refusal::CannotRecord;
-        if let Some(room) = room.filter(|_| !cannot.is_recorded()) {
-            let mut record = record;
-            refused(&mut record, &call, &refusal);
-            room.fill(record);
+    let intent = match intend(&gate, &call, &record, &identity).await {
+        Ok(intent) => intent,
+        Err(cannot) => {
+            let refusal = Refusal::CannotRecord;
+            if let Some(room) = room.filter(|_| !cannot.is_recorded()) {
+                let mut record = record;
+                refused(&mut record, &call, &refusal);
+                room.fill(record);
+            }
+            return (Err(refusal), None);
         }
-        return (Err(refusal), None);
-    }
+    };
     drop(room); // the intent has room for its outcome
-    let mut open = Intended { gate: gate.clone(), call: call.clone(), record: Some(record), claim: identity.claim };
+    let record = Some(Record { intent: Some(intent), ..record });
+    let mut open = Intended { gate: gate.clone(), call: call.clone(), record, claim: identity.claim };
     if let Err(refusal) = call.still_allowed(&gate) {
         ticket.give_back();
         let (reply, outcome) = (Err(refusal), Outcome::NotSent);
@@ -126,12 +130,12 @@ async fn carry_out(
     });
     open.settle(outcome, &reply, &facts).await;
     if outcome == Outcome::InDoubt {
-        gate.looks.watch(&gate, &call.policy.config.cache, call.id);
+        gate.looks.watch(&gate, &call.policy.config.cache, intent);
     }
     (reply, Some(outcome))
 }
 
-/// Step 10: the intent is on disk before the first byte goes upstream.
+/// Step 10: the intent is on disk before the first byte goes upstream; its number.
 async fn intend(gate: &Gate, call: &Call, record: &Record, identity: &Identity) -> Result<u64, CannotRecord> {
     let mut intent = record.clone();
     intent.kind = Kind::Intent;

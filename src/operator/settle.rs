@@ -52,7 +52,8 @@ where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let request = head.uri.path().strip_prefix(DOUBT).and_then(|id| RequestId::parse(id.as_bytes()));
-    let request = request.filter(|request| desk.gate.log.doubts().contains(request)).ok_or(Problem::NoDoubt)?;
+    let request = request.ok_or(Problem::NoDoubt)?;
+    let intent = desk.gate.log.doubts().named(&request).ok_or(Problem::NoDoubt)?;
     let body = read(body).await?;
     let asked: Asked =
         serde_json::from_slice(&body).map_err(|error| Problem::BadBody { why: format!("{error}: {EXPECTED}") })?;
@@ -65,7 +66,7 @@ where
         detail: (!asked.note.is_empty()).then(|| asked.note.into()),
         upstream_status: None,
     };
-    settle::settle(&desk.gate, request, verdict).await.map_err(|not| match not {
+    settle::settle(&desk.gate, intent, verdict).await.map_err(|not| match not {
         NotSettled::NoDoubt => Problem::NoDoubt,
         NotSettled::CannotRecord => Problem::CannotRecord,
     })?;

@@ -448,6 +448,7 @@ async fn writes_in_doubt_are_listed() {
     let world = World::new();
     assert_eq!(world.get("/doubts.json").await.json(), json!({"doubts": []}));
     world.desk.gate.log.doubts().add(Doubt {
+        intent: 42,
         request: RequestId::parse(b"w1").unwrap(),
         time: "2026-07-01T12:00:00Z".parse().unwrap(),
         caller: "all".into(),
@@ -459,7 +460,7 @@ async fn writes_in_doubt_are_listed() {
         marks: None,
     });
     let expected = json!({"doubts": [{
-        "request": "w1", "time": "2026-07-01T12:00:00Z", "caller": "all", "operation": "payments.create",
+        "intent": 42, "request": "w1", "time": "2026-07-01T12:00:00Z", "caller": "all", "operation": "payments.create",
         "organization": 11, "path": "/api/v2/organizations/11/payments",
         "looks": 0, "why": "a look cannot prove it",
     }]});

@@ -13,11 +13,13 @@ const QUIET: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Repeats<K> {
     kinds: HashMap<K, Kind>,
+    /// How many events there were: the order of those that come at the same moment.
+    events: u64,
 }
 
 impl<K> Default for Repeats<K> {
     fn default() -> Self {
-        Self { kinds: HashMap::new() }
+        Self { kinds: HashMap::new(), events: 0 }
     }
 }
 
@@ -26,14 +28,15 @@ struct Kind {
     /// When its first line of this minute was told.
     since: Instant,
     told: u32,
-    /// How many events were not told, and the last one of them.
+    /// How many events were not told, and the last one of them with its place among all.
     untold: u64,
-    last: Option<Line>,
+    last: Option<(u64, Line)>,
 }
 
 impl<K: Eq + Hash> Repeats<K> {
     /// Gives the line back if it is to be told now: one of the first `most` of its kind in a minute.
     pub(super) fn admit(&mut self, kind: K, line: Line, most: u32, now: Instant) -> Option<Line> {
+        self.events += 1;
         let kind = self.kinds.entry(kind).or_insert(Kind { since: now, told: 0, untold: 0, last: None });
         let is_over = now.saturating_duration_since(kind.since) >= QUIET;
         if kind.untold == 0 && (is_over || kind.told < most) {
@@ -44,7 +47,7 @@ impl<K: Eq + Hash> Repeats<K> {
             return Some(line);
         }
         kind.untold += 1;
-        kind.last = Some(line);
+        kind.last = Some((self.events, line));
         None
     }
 
@@ -55,13 +58,13 @@ impl<K: Eq + Hash> Repeats<K> {
             if !all && now.saturating_duration_since(kind.since) < QUIET {
                 return true;
             }
-            let Some(last) = kind.last.take() else { return false };
-            due.push(last.standing_for(kind.untold));
+            let Some((place, last)) = kind.last.take() else { return false };
+            due.push((place, last.standing_for(kind.untold)));
             *kind = Kind { since: now, told: 1, untold: 0, last: None };
             true
         });
-        due.sort_by_key(|line| line.time);
-        due
+        due.sort_by_key(|(place, _)| *place);
+        due.into_iter().map(|(_, line)| line).collect()
     }
 }
 

@@ -118,17 +118,22 @@ async fn a_write_whose_records_do_not_fit_is_told() {
     let settings = settings(&dir);
     let (log, _) = open(&settings, &Clock::system()).await;
     let mut wrong = Vec::new();
-    for (kind, request, outcome, fits) in [
-        (Kind::Outcome, "ghost", Some(Outcome::Done), false),
-        (Kind::Intent, "w1", None, true),
-        (Kind::Intent, "w1", None, false),
-        (Kind::Settlement, "w1", Some(Outcome::Done), false),
-        (Kind::Intent, "w2", None, true),
-        (Kind::Outcome, "w2", Some(Outcome::InDoubt), true),
-        (Kind::Outcome, "w2", Some(Outcome::Done), false),
-        (Kind::Settlement, "nobody", Some(Outcome::Done), false),
+    let [w1, again, w2] = [4, 5, 6];
+    for (kind, request, intent, outcome, fits) in [
+        (Kind::Intent, "w1", None, None, true),
+        (Kind::Intent, "w1", None, None, true),
+        (Kind::Intent, "w2", None, None, true),
+        (Kind::Outcome, "ghost", None, Some(Outcome::Done), false),
+        (Kind::Outcome, "ghost", Some(99), Some(Outcome::Done), false),
+        (Kind::Outcome, "ghost", Some(w1), Some(Outcome::InDoubt), false),
+        (Kind::Outcome, "w1", Some(w1), Some(Outcome::Done), false),
+        (Kind::Settlement, "w1", Some(again), Some(Outcome::Done), false),
+        (Kind::Outcome, "w1", Some(again), Some(Outcome::Done), false),
+        (Kind::Outcome, "w2", Some(w2), Some(Outcome::InDoubt), true),
+        (Kind::Outcome, "w2", Some(w2), Some(Outcome::Done), false),
+        (Kind::Settlement, "w2", Some(w2), Some(Outcome::Done), false),
     ] {
-        let seq = log.commit(Record { outcome, ..record(kind, request) }).await.unwrap();
+        let seq = log.commit(Record { intent, outcome, ..record(kind, request) }).await.unwrap();
         wrong.extend((!fits).then_some(seq));
     }
     log.close().await;

@@ -19,6 +19,7 @@ pub(crate) struct Doubts {
 
 #[derive(Debug, Serialize)]
 struct InDoubt {
+    intent: u64,
     request: String,
     time: Timestamp,
     caller: Arc<str>,
@@ -35,6 +36,7 @@ pub(crate) fn doubts(desk: &Desk) -> Doubts {
     let of = |doubt: Doubt| {
         let (looks, why) = desk.gate.looks.of(&policy, &doubt);
         InDoubt {
+            intent: doubt.intent,
             request: doubt.request.to_string(),
             time: doubt.time,
             caller: doubt.caller,

@@ -185,7 +185,8 @@ impl Gate {
     }
 
     /// The id of a request: the caller's own if it is plain and nobody has it, else a new one. A new one of a read is not taken,
-    /// so that a hit looks nothing up: nobody is told it before the answer. A write's is told while it is under way, by the log.
+    /// so that a hit looks nothing up: nobody is told it before the answer. A write's is told while it is under way, by the log and
+    /// by its idempotency key.
     pub(super) fn name(&self, own: Option<&[u8]>, is_read: bool, now: Timestamp) -> Name {
         let names = self.log.names();
         let own = own.and_then(RequestId::parse).and_then(|id| names.take(id));

@@ -21,6 +21,7 @@ mod p04_bytes;
 mod p04_doubts;
 mod p04_idempotency;
 mod p04_looks;
+mod p04_names;
 mod p04_once;
 mod p05_crash;
 mod p05_intent;

@@ -14,6 +14,7 @@ mod support;
 mod cli;
 mod operations;
 mod operator;
+mod process_log;
 mod properties;
 mod refusals;
 mod sandbox;

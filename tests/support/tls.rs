@@ -1,5 +1,6 @@
 //! Worlds whose gateway door speaks TLS, and clients that speak it to them.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -79,6 +80,16 @@ pub(crate) async fn connect(
     protocols: &[&str],
     identity: Option<&Identity>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    connect_to(world.gateway, roots, protocols, identity).await
+}
+
+/// The same to a gateway that is a process of its own.
+pub(crate) async fn connect_to(
+    gateway: SocketAddr,
+    roots: &Arc<RootCertStore>,
+    protocols: &[&str],
+    identity: Option<&Identity>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let config = config.with_root_certificates(roots.clone());
@@ -87,7 +98,7 @@ pub(crate) async fn connect(
         Some((certificate, key)) => config.with_client_auth_cert(vec![certificate.clone()], key.clone_key()).unwrap(),
     };
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    let socket = TcpStream::connect(world.gateway).await?;
+    let socket = TcpStream::connect(gateway).await?;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), socket).await
 }
 

@@ -3,10 +3,10 @@
 #![expect(clippy::disallowed_methods, reason = "this is the module that the ban points to")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 /// How often a wait looks at a movable clock.
 const MOVABLE_NAP: Duration = Duration::from_millis(5);
@@ -14,10 +14,18 @@ const MOVABLE_NAP: Duration = Duration::from_millis(5);
 /// Monotonic and wall time. Cheap to clone; clones of a movable clock move together.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    /// Milliseconds by which a test has moved this clock ahead of the machine's.
-    ahead_ms: Option<Arc<AtomicU64>>,
+    /// What a test has done to this clock.
+    moved: Option<Arc<Moved>>,
     /// Where a clock that stands still stands.
     still: Option<(Instant, Timestamp)>,
+}
+
+/// By how many milliseconds a test has moved a clock from the machine's.
+#[derive(Debug, Default)]
+struct Moved {
+    ahead: AtomicU64,
+    /// Wall time alone, beside that.
+    wall: AtomicI64,
 }
 
 impl Clock {
@@ -30,30 +38,37 @@ impl Clock {
     /// A clock that runs with the machine's and can be moved ahead by [`Clock::advance`].
     #[must_use]
     pub fn movable() -> Self {
-        Self { ahead_ms: Some(Arc::default()), still: None }
+        Self { moved: Some(Arc::default()), still: None }
     }
 
     /// A clock that stands still unless it is moved by [`Clock::advance`]: what tests compare to the second.
     #[must_use]
     pub fn still() -> Self {
-        Self { ahead_ms: Some(Arc::default()), still: Some((Instant::now(), Timestamp::now())) }
+        Self { moved: Some(Arc::default()), still: Some((Instant::now(), Timestamp::now())) }
     }
 
     /// Moves a movable clock (and all its clones) ahead; does nothing to the system's.
     pub fn advance(&self, by: Duration) {
-        if let Some(ahead) = &self.ahead_ms {
-            ahead.fetch_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+        if let Some(moved) = &self.moved {
+            moved.ahead.fetch_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+        }
+    }
+
+    /// Sets the wall time of a movable clock (and all its clones) on or back, as somebody who sets the machine's does.
+    pub fn step(&self, by: SignedDuration) {
+        if let Some(moved) = &self.moved {
+            moved.wall.fetch_add(i64::try_from(by.as_millis()).unwrap_or(0), Ordering::SeqCst);
         }
     }
 
     fn ahead(&self) -> Duration {
-        self.ahead_ms.as_ref().map_or(Duration::ZERO, |ms| Duration::from_millis(ms.load(Ordering::SeqCst)))
+        self.moved.as_ref().map_or(Duration::ZERO, |moved| Duration::from_millis(moved.ahead.load(Ordering::SeqCst)))
     }
 
     /// Monotonic time: for deadlines, ages and pacing.
     #[must_use]
     pub fn now(&self) -> Instant {
-        if self.ahead_ms.is_none() {
+        if self.moved.is_none() {
             return Instant::now();
         }
         self.still.map_or_else(Instant::now, |(now, _)| now) + self.ahead()
@@ -66,17 +81,16 @@ impl Clock {
             if left.is_zero() {
                 return;
             }
-            tokio::time::sleep(if self.ahead_ms.is_some() { left.min(MOVABLE_NAP) } else { left }).await;
+            tokio::time::sleep(if self.moved.is_some() { left.min(MOVABLE_NAP) } else { left }).await;
         }
     }
 
     /// Wall time: for records and headers, never for arithmetic that decides anything.
     #[must_use]
     pub fn wall(&self) -> Timestamp {
-        if self.ahead_ms.is_none() {
-            return Timestamp::now();
-        }
-        self.still.map_or_else(Timestamp::now, |(_, now)| now) + self.ahead()
+        let Some(moved) = &self.moved else { return Timestamp::now() };
+        let stepped = SignedDuration::from_millis(moved.wall.load(Ordering::SeqCst));
+        self.still.map_or_else(Timestamp::now, |(_, now)| now) + self.ahead() + stepped
     }
 
     /// Wall time in milliseconds since 1970, for what must outlive the process.

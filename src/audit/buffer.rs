@@ -158,6 +158,11 @@ impl Buffer {
         self.held.records.load(Ordering::Relaxed)
     }
 
+    /// What refusals weigh that are not on disk yet: more than their lines will.
+    pub(crate) fn refusal_bytes(&self) -> u64 {
+        u64::try_from(self.refusals.bytes.load(Ordering::Relaxed)).unwrap_or(u64::MAX)
+    }
+
     /// Puts a record in; `urgent`: somebody waits for it. Given back: the writer has ended.
     #[must_use]
     pub(crate) fn push(&self, entry: Entry, urgent: bool) -> Option<Entry> {

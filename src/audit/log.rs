@@ -115,6 +115,8 @@ pub(crate) struct Shared {
     pub(crate) failed: AtomicBool,
     /// Somebody waited in vain for a batch that is still under way: no write is accepted.
     pub(crate) stuck: AtomicBool,
+    /// What the refusals that are on disk leave of their share of the log's bytes.
+    pub(crate) refusals_left: AtomicU64,
     pub(crate) synced: watch::Sender<Synced>,
     pub(crate) lines: broadcast::Sender<Arc<str>>,
     pub(crate) ended: watch::Sender<u8>,
@@ -140,6 +142,7 @@ impl Shared {
             heads,
             failed: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            refusals_left: AtomicU64::new(u64::MAX),
             synced: watch::Sender::default(),
             lines: broadcast::Sender::new(FOLLOW_LAG),
             ended: watch::Sender::default(),
@@ -354,6 +357,13 @@ impl Log {
     #[must_use]
     pub fn writable(&self) -> bool {
         self.shared.writable()
+    }
+
+    /// May refusals of whoever is not known, or too fast, have a record each? Only while those in the log, and those on their
+    /// way there, are less than their share of its bytes: they must not push others out.
+    #[must_use]
+    pub fn refusals_fit(&self) -> bool {
+        self.shared.buffer.refusal_bytes() < self.shared.refusals_left.load(Ordering::Relaxed)
     }
 
     /// Records that are not on disk yet, or that room is kept for.

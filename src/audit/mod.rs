@@ -5,6 +5,7 @@
 //! gateway and without one.
 
 mod backwards;
+mod belief;
 mod buffer;
 #[cfg(test)]
 mod crash_tests;
@@ -17,6 +18,7 @@ mod events;
 mod filter;
 mod follow;
 mod index;
+mod kept;
 mod keys;
 mod line;
 mod log;
@@ -38,6 +40,8 @@ mod recover;
 mod recover_tests;
 mod reserve;
 mod retention;
+#[cfg(test)]
+mod retention_tests;
 mod seen;
 mod segment;
 mod tail;
@@ -60,6 +64,6 @@ pub use proof::note::{Head, Verifier, heads};
 pub use proof::verify::{Brought, Problem, Report, VerifyError, verify};
 pub use proof::{Growth, Inclusion, ProofError};
 pub use query::{Page, QueryError, export, query_files};
-pub use record::{Answer, Counted, Kind, Outcome, Peer, Record};
+pub use record::{Answer, Counted, Kind, OVER_RATE, Outcome, Peer, Record};
 pub use recover::{Recovered, doubts_in};
 pub use tree::{Hash, Tree, leaf};

@@ -116,6 +116,9 @@ impl fmt::Display for Peer {
     }
 }
 
+/// The refusal of a caller that is over its own rate.
+pub const OVER_RATE: &str = "MG141";
+
 /// Refusals that are only counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
@@ -127,6 +130,15 @@ pub struct Counted {
     pub first: Timestamp,
     /// When the last of them arrived.
     pub last: Timestamp,
+}
+
+/// The same of a record that is read: both must count alike.
+pub(crate) fn is_refusal(kind: Kind, is_known: bool, refusal: Option<&str>) -> bool {
+    match kind {
+        Kind::Refusals => true,
+        Kind::Request => !is_known || refusal == Some(OVER_RATE),
+        Kind::Intent | Kind::Outcome | Kind::Settlement | Kind::Event => false,
+    }
 }
 
 /// One line of the log before it has its number. What does not apply is `None` and is left out of the line.
@@ -237,6 +249,11 @@ impl Record {
     #[must_use]
     pub fn event(time: Timestamp, event: &'static str, detail: impl Into<Box<str>>) -> Self {
         Self { event: Some(event), detail: Some(detail.into()), ..Self::new(Kind::Event, time) }
+    }
+
+    /// Is it of those refusals that whoever is not known, or too fast, can have without end?
+    pub(crate) fn is_refusal(&self) -> bool {
+        is_refusal(self.kind, self.caller.is_some(), self.refusal)
     }
 
     /// Bytes of the texts that this record holds on to and that a caller can make long.

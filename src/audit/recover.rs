@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{OpenError, while_doing};
 use super::doubts::Doubt;
+use super::kept::Kept;
 use super::open::OpenWrites;
 use super::proof::heads;
 use super::seen::Seen;
@@ -49,6 +50,8 @@ pub(crate) struct Start {
     pub(crate) tree: Tree,
     /// The writes that are open.
     pub(crate) open: OpenWrites,
+    /// For the retention.
+    pub(crate) kept: Kept,
     /// The last segment and its opening, if it can be gone on with.
     pub(crate) resume: Option<(u64, Opening)>,
     /// The last segment.
@@ -84,7 +87,7 @@ pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
     let resume = segments.last().copied().zip(scan.opening.filter(|_| clean));
     let (leaves, root_at_head) = (scan.leaves, scan.root_at_head);
     let last = segments.last().copied();
-    Ok((Start { tree: scan.tree, open: scan.open, resume, last, leaves, root_at_head }, recovered))
+    Ok((Start { tree: scan.tree, open: scan.open, kept: scan.kept, resume, last, leaves, root_at_head }, recovered))
 }
 
 /// The writes that are open by the files alone, the oldest first: in doubt, or under way in a makegate that runs. Changes
@@ -152,6 +155,7 @@ fn newest_with_opening(dir: &Path, segments: &[u64], scan: &mut Scan) -> Result<
     for (at, first) in segments.iter().enumerate().rev() {
         if let Some(opening) = read_opening(dir, *first)? {
             (scan.tree, scan.open) = (opening.tree.clone(), opening.open.clone());
+            scan.kept = Kept { believed: opening.kept.believed.or(Some(opening.time)), ..opening.kept };
             return Ok(at);
         }
     }
@@ -182,6 +186,7 @@ pub(crate) fn read_opening(dir: &Path, first: u64) -> Result<Option<Opening>, Op
 struct Scan {
     tree: Tree,
     open: OpenWrites,
+    kept: Kept,
     opening: Option<Opening>,
     cut_bytes: u64,
     quarantined: Vec<PathBuf>,
@@ -225,6 +230,9 @@ impl Scan {
             self.skip_to(seen.seq);
             self.push(tree::leaf(lines.text()));
             self.open.apply_seen(&seen);
+            if seen.is_refusal() {
+                self.kept.refusal_bytes += u64::try_from(lines.text().len() + 1).unwrap_or(0);
+            }
             self.clean = seen.event.as_deref() == Some(STOP);
         }
         Ok(damage)

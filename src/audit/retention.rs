@@ -1,5 +1,6 @@
 //! Which sealed segments go: those whose last record is older than the retention, and the oldest of more bytes than may be
-//! kept; never one that holds an open write.
+//! kept; never one that holds an open write. Refusals that anybody can have without end do not count among these bytes: they
+//! have a share for themselves, and when they have come to it, no more are written than counts.
 //! Events say which records go, and are on disk before they do: what is missing without one was taken. They stand right after a
 //! segment's opening and tell all that ever went, so that those before may go too.
 
@@ -13,13 +14,15 @@ use serde::Deserialize;
 use serde_json::Map;
 
 use super::backwards::Backwards;
+use super::belief::Belief;
+use super::kept::{Kept, refusals_share};
 use super::line;
 use super::open::OpenWrites;
 use super::proof::leaves;
 use super::record::Record;
-use super::recover::Lines;
+use super::recover::{Lines, read_opening};
 use super::seen::Seen;
-use super::segment;
+use super::segment::{self, Opening};
 use crate::config;
 
 /// How often it is looked.
@@ -34,10 +37,19 @@ const RETENTION: &str = "retention";
 /// The first and the last of records that follow each other.
 pub(super) type Range = (u64, u64);
 
+/// A segment that goes.
+#[derive(Debug)]
+struct Old {
+    records: Range,
+    refusal_bytes: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Retention {
     keep: Duration,
     keep_bytes: u64,
+    kept: Kept,
+    belief: Belief,
     swept: Option<Instant>,
     /// All that went; `None`: not read yet.
     gone: Option<Vec<Range>>,
@@ -45,14 +57,35 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    pub(super) const fn new(settings: &config::Audit) -> Self {
+    pub(super) fn new(settings: &config::Audit, kept: Kept, now: (Instant, Timestamp)) -> Self {
         let (keep, keep_bytes) = (settings.retention, settings.retention_bytes);
-        Self { keep, keep_bytes, swept: None, gone: None, doomed: Vec::new() }
+        let belief = Belief::new(kept.believed, now);
+        Self { keep, keep_bytes, kept, belief, swept: None, gone: None, doomed: Vec::new() }
     }
 
-    /// Has a segment been written to for so long that it is to be sealed?
+    /// To be called often: whether the clock can be believed shows in how it goes.
+    pub(super) fn look(&mut self, now: (Instant, Timestamp)) {
+        self.belief.look(now);
+    }
+
+    /// What a segment's opening is to say.
+    pub(super) fn kept(&self) -> Kept {
+        Kept { believed: Some(self.belief.believed()), ..self.kept }
+    }
+
+    pub(super) const fn wrote_refusals(&mut self, bytes: u64) {
+        self.kept.refusal_bytes += bytes;
+    }
+
+    /// What the refusals in the log leave of their share.
+    pub(super) const fn refusals_left(&self) -> u64 {
+        refusals_share(self.keep_bytes).saturating_sub(self.kept.refusals_in_log())
+    }
+
+    /// Has a segment been written to for so long that it is to be sealed? One that begins in the future shows a clock that was
+    /// wrong, and is old as well.
     pub(super) fn is_aged(&self, begun: Timestamp, now: Timestamp) -> bool {
-        age(begun, now) >= AGE_MAX.min(self.keep / AGE_SHARE)
+        now.duration_since(begun).unsigned_abs() >= AGE_MAX.min(self.keep / AGE_SHARE)
     }
 
     /// Once an hour; whenever a segment is sealed it is swept all the same.
@@ -62,16 +95,17 @@ impl Retention {
 
     /// Finds what is old. If there is something, the events that say what is gone then, one for records that follow each
     /// other: they are to stand first in a new segment. When they are on disk, [`Retention::delete`] may follow.
-    pub(super) fn sweep(&mut self, dir: &Path, open: &OpenWrites, (now, wall): (Instant, Timestamp)) -> Vec<Record> {
-        self.swept = Some(now);
-        self.find(dir, open, wall).unwrap_or_else(|error| {
+    pub(super) fn sweep(&mut self, dir: &Path, open: &OpenWrites, now: (Instant, Timestamp)) -> Vec<Record> {
+        self.look(now);
+        self.swept = Some(now.0);
+        self.find(dir, open).unwrap_or_else(|error| {
             tracing::warn!(%error, "old segments of the audit log could not be sought");
             Vec::new()
         })
     }
 
-    fn find(&mut self, dir: &Path, open: &OpenWrites, wall: Timestamp) -> io::Result<Vec<Record>> {
-        let old = self.old(dir, open, wall)?;
+    fn find(&mut self, dir: &Path, open: &OpenWrites) -> io::Result<Vec<Record>> {
+        let old = self.old(dir, open)?;
         if old.is_empty() {
             return Ok(Vec::new());
         }
@@ -79,9 +113,15 @@ impl Retention {
             Some(gone) => gone,
             None => told(dir)?,
         };
-        self.doomed = old.iter().map(|(first, _)| *first).collect();
-        let gone = merged(gone.into_iter().chain(old).collect());
-        let events = gone.iter().map(|range| event(wall, *range)).collect();
+        self.doomed = old.iter().map(|old| old.records.0).collect();
+        for Old { records, refusal_bytes } in &old {
+            // One that was told to be gone and is there all the same was counted when that was told.
+            if !gone.iter().any(|range| (range.0..=range.1).contains(&records.0)) {
+                self.kept.refusal_bytes_gone += refusal_bytes;
+            }
+        }
+        let gone = merged(gone.into_iter().chain(old.into_iter().map(|old| old.records)).collect());
+        let events = gone.iter().map(|range| event(self.belief.wall(), *range)).collect();
         self.gone = Some(gone);
         Ok(events)
     }
@@ -97,28 +137,98 @@ impl Retention {
     }
 
     /// From the oldest on, up to the first that may stay, and never the newest.
-    fn old(&self, dir: &Path, open: &OpenWrites, wall: Timestamp) -> io::Result<Vec<Range>> {
+    fn old(&mut self, dir: &Path, open: &OpenWrites) -> io::Result<Vec<Old>> {
         let segments = segment::list(dir)?;
         let open: Vec<u64> = open.list().into_iter().map(|write| write.doubt.intent).collect();
         // One that has gone meanwhile has no size.
         let size = |first: u64| fs::metadata(segment::path(dir, first)).map_or(0, |about| about.len());
-        let mut bytes: u64 = segments.iter().map(|first| size(*first)).sum();
+        let all: u64 = segments.iter().map(|first| size(*first)).sum();
+        let mut bytes = all.saturating_sub(self.kept.refusals_in_log());
+        let keep_bytes = self.keep_bytes - refusals_share(self.keep_bytes);
         let mut old = Vec::new();
+        let mut times = Times { dir, segments: &segments, now: self.belief.wall(), after: None };
         for pair in segments.windows(2) {
             let [first, next] = *pair else { break };
-            let last_time =
-                Backwards::below(dir, next)?.newest()?.and_then(|line| Seen::parse(&line).map(|seen| seen.time));
-            let is_young = last_time.is_none_or(|time| age(time, wall) < self.keep);
-            if is_young && bytes <= self.keep_bytes {
+            if open.iter().any(|seq| (first..next).contains(seq)) {
+                continue;
+            }
+            let newest = times.newest(first, next)?;
+            let is_old = newest.time.is_some_and(|time| self.belief.lets_go(time, self.keep));
+            if !is_old && bytes <= keep_bytes {
                 break;
             }
-            if !open.iter().any(|seq| (first..next).contains(seq)) {
-                bytes = bytes.saturating_sub(size(first));
-                old.push((first, next - 1));
-            }
+            let refusal_bytes = refusal_bytes(dir, (first, next), newest.seq)?;
+            bytes = bytes.saturating_sub(size(first).saturating_sub(refusal_bytes));
+            old.push(Old { records: (first, next - 1), refusal_bytes });
         }
         Ok(old)
     }
+}
+
+/// A segment's newest record, as far as it can be read.
+struct Newest {
+    seq: Option<u64>,
+    /// No record of the segment is younger.
+    time: Option<Timestamp>,
+}
+
+/// When segments were written. The log's times are a clock's, which may have been wrong: what is said to be of the future, or
+/// cannot be read, is at most as young as the next opening that can be believed; what is said to be long past is at least as
+/// young as what was believed when its segment began.
+struct Times<'d> {
+    dir: &'d Path,
+    segments: &'d [u64],
+    now: Timestamp,
+    /// The last such opening that was sought.
+    after: Option<(u64, Option<Timestamp>)>,
+}
+
+impl Times<'_> {
+    fn newest(&mut self, first: u64, next: u64) -> io::Result<Newest> {
+        let line = Backwards::below(self.dir, next)?.newest()?;
+        let seen = line.as_deref().and_then(Seen::parse).filter(|seen| seen.seq >= first);
+        let (seq, told) = (seen.as_ref().map(|seen| seen.seq), seen.map(|seen| seen.time));
+        let believable = match told.filter(|time| *time <= self.now) {
+            Some(time) => Some(time),
+            None => self.opened_after(first),
+        };
+        let begun = opening(self.dir, first).and_then(|opening| opening.kept.believed);
+        Ok(Newest { seq, time: believable.map(|time| begun.map_or(time, |begun| time.max(begun))) })
+    }
+
+    /// When the first later segment was begun whose opening can be read and is not of the future.
+    fn opened_after(&mut self, first: u64) -> Option<Timestamp> {
+        if let Some((found, time)) = self.after.filter(|(found, _)| *found > first) {
+            return time.filter(|_| found > first);
+        }
+        let later = self.segments.iter().copied().filter(|segment| *segment > first);
+        let mut found = later.filter_map(|segment| Some((segment, opening(self.dir, segment)?.time)));
+        let found = found.find(|(_, time)| *time <= self.now);
+        self.after = Some(found.map_or((u64::MAX, None), |(segment, time)| (segment, Some(time))));
+        found.map(|(_, time)| time)
+    }
+}
+
+/// What a segment's first record says, if that can be read.
+fn opening(dir: &Path, first: u64) -> Option<Opening> {
+    read_opening(dir, first).ok().flatten()
+}
+
+/// Bytes of refusals in the segment before `next`. What both openings say is enough where no other segment was between them.
+fn refusal_bytes(dir: &Path, (first, next): Range, newest: Option<u64>) -> io::Result<u64> {
+    let Some(before) = opening(dir, first) else { return Ok(0) };
+    if newest == Some(next - 1)
+        && let Some(after) = opening(dir, next)
+    {
+        return Ok(after.kept.refusal_bytes.saturating_sub(before.kept.refusal_bytes));
+    }
+    let (mut lines, mut bytes) = (Lines::new(File::open(segment::path(dir, first))?), 0);
+    while lines.next()?.is_some() {
+        if Seen::parse(lines.text()).is_some_and(|seen| seen.is_refusal()) {
+            bytes += u64::try_from(lines.text().len() + 1).unwrap_or(0);
+        }
+    }
+    Ok(bytes)
 }
 
 /// All that is gone, by the newest segment that begins with such events.
@@ -167,8 +277,4 @@ fn event(wall: Timestamp, (first, last): Range) -> Record {
     let detail = format!("past the retention, deleted: the records {first} to {last}");
     let fields = line::object(&Map::from_iter([("first".into(), first.into()), ("last".into(), last.into())]));
     Record { fields: Some(fields), ..Record::event(wall, RETENTION, detail) }
-}
-
-fn age(then: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(then)).unwrap_or_default()
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::marks::Marks;
+use super::record::{Kind, is_refusal};
 use crate::words::RequestId;
 
 /// A stored record's fields that recovery, the index and filters look at.
@@ -33,6 +34,8 @@ pub(crate) struct Seen<'l> {
     #[serde(borrow)]
     pub(crate) answer: Option<Text<'l>>,
     #[serde(borrow)]
+    pub(crate) refusal: Option<Text<'l>>,
+    #[serde(borrow)]
     pub(crate) outcome: Option<Text<'l>>,
     #[serde(borrow)]
     pub(crate) event: Option<Text<'l>>,
@@ -54,6 +57,12 @@ impl<'l> Seen<'l> {
     /// Its request's id.
     pub(crate) fn request_id(&self) -> Option<RequestId> {
         self.request.as_ref().and_then(|id| RequestId::parse(id.as_bytes()))
+    }
+
+    /// As [`super::record::Record::is_refusal`].
+    pub(crate) fn is_refusal(&self) -> bool {
+        let kind = Kind::parse(&self.kind);
+        kind.is_some_and(|kind| is_refusal(kind, self.caller.is_some(), self.refusal.as_deref()))
     }
 }
 

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::kept::Kept;
 use super::line;
 use super::open::{OpenWrites, StoredOpen};
 use super::tree::Tree;
@@ -57,6 +58,8 @@ pub(crate) struct Opening {
     pub(crate) open: OpenWrites,
     /// When the segment was begun.
     pub(crate) time: Timestamp,
+    /// For the retention.
+    pub(crate) kept: Kept,
 }
 
 /// Why a line is no [`Opening`].
@@ -78,6 +81,8 @@ struct Stored {
     tree_size: u64,
     frontier: Vec<String>,
     open: Vec<StoredOpen>,
+    #[serde(flatten)]
+    kept: Kept,
 }
 
 /// The part that no format will change.
@@ -99,6 +104,7 @@ impl Opening {
             tree_size: self.tree.size(),
             frontier: self.tree.frontier().iter().map(|subtree| hash::hex(subtree)).collect(),
             open: self.open.to_stored(),
+            kept: self.kept,
         };
         let mut line = Vec::new();
         line::write_value(&serde_json::to_value(&stored).unwrap_or_default(), &mut line);
@@ -120,7 +126,7 @@ impl Opening {
         let tree = Tree::from_parts(stored.tree_size, frontier)?;
         let fits = stored.event == "segment" && stored.seq == first && tree.size().checked_add(1) == Some(first);
         let time = stored.time.parse().ok().filter(|_| fits)?;
-        Some(Self { tree, open: OpenWrites::from_stored(stored.open)?, time })
+        Some(Self { tree, open: OpenWrites::from_stored(stored.open)?, time, kept: stored.kept })
     }
 }
 
@@ -139,9 +145,10 @@ mod tests {
         let time: Timestamp = "2026-07-01T12:00:00.000001Z".parse().unwrap();
         let request = RequestId::parse(b"w-1");
         open.apply(3, &Record { request, organization: Some(11), ..Record::new(Kind::Intent, time) });
-        let line = Opening { tree: tree.clone(), open: open.clone(), time }.render();
+        let kept = Kept { refusal_bytes: 700, refusal_bytes_gone: 300, believed: Some(time) };
+        let line = Opening { tree: tree.clone(), open: open.clone(), time, kept }.render();
         let opening = Opening::parse(&line, 6).unwrap();
-        assert_eq!((opening.tree, opening.open, opening.time), (tree, open, time));
+        assert_eq!((opening.tree, opening.open, opening.time, opening.kept), (tree, open, time, kept));
         assert_eq!(Opening::parse(&line, 7).unwrap_err(), NoOpening::Damaged);
         let newer = String::from_utf8(line).unwrap().replace("\"format\":1", "\"format\":2");
         assert_eq!(Opening::parse(newer.as_bytes(), 6).unwrap_err(), NoOpening::Newer(2));

@@ -68,6 +68,7 @@ struct Stored {
     tree: Tree,
     first: u64,
     length: u64,
+    refusal_bytes: u64,
 }
 
 /// The writer thread's own.
@@ -107,6 +108,8 @@ impl Writer {
         {
             tracing::warn!(%error, "the leaf hashes of the audit log's last segment could not be written");
         }
+        let retention = Retention::new(settings, start.kept, (now, shared.clock.wall()));
+        shared.refusals_left.store(retention.refusals_left(), Ordering::Relaxed);
         let mut writer = Self {
             disk,
             segment_bytes: settings.segment_bytes,
@@ -119,7 +122,7 @@ impl Writer {
             sealed: false,
             outage: None,
             reserve: Reserve::new(&shared.dir, settings.segment_bytes),
-            retention: Retention::new(settings),
+            retention,
             looked: now,
             taken: 1,
             shared,
@@ -155,6 +158,7 @@ impl Writer {
             let stage = self.shared.buffer.swap(&mut taken, longest, patient);
             self.taken += u64::try_from(taken.len()).unwrap_or(0);
             self.pending.extend(taken.drain(..));
+            self.retention.look((self.shared.clock.now(), self.shared.clock.wall()));
             if self.retention.is_due(self.shared.clock.now()) {
                 self.sweep();
             }
@@ -263,11 +267,14 @@ impl Writer {
         if self.active.is_none() {
             self.render_opening(&mut tree);
         }
-        let first = tree.size() + 1;
+        let (first, mut refusal_bytes) = (tree.size() + 1, 0);
         for entry in batch {
             let start = self.rendered.len();
             line::render(&entry.record, tree.size() + 1, self.shared.record_bytes, &mut self.rendered);
             self.end_line(start, &mut tree);
+            if entry.record.is_refusal() {
+                refusal_bytes += u64::try_from(self.rendered.len() - start).unwrap_or(0);
+            }
         }
         let is_new = self.active.is_none();
         let active = match &mut self.active {
@@ -280,11 +287,12 @@ impl Writer {
             disk::sync_folder(&self.shared.dir)?;
         }
         let length = u64::try_from(self.rendered.len()).unwrap_or(u64::MAX);
-        Ok(Stored { tree, first, length })
+        Ok(Stored { tree, first, length, refusal_bytes })
     }
 
     fn render_opening(&mut self, tree: &mut Tree) {
-        let opening = Opening { tree: tree.clone(), open: self.open.clone(), time: self.shared.clock.wall() };
+        let (time, kept) = (self.shared.clock.wall(), self.retention.kept());
+        let opening = Opening { tree: tree.clone(), open: self.open.clone(), time, kept };
         self.rendered.extend_from_slice(&opening.render());
         self.end_line(0, tree);
     }
@@ -304,6 +312,8 @@ impl Writer {
         self.shared.bytes.fetch_add(stored.length, Ordering::Relaxed);
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         self.tree = stored.tree;
+        self.retention.wrote_refusals(stored.refusal_bytes);
+        self.shared.refusals_left.store(self.retention.refusals_left(), Ordering::Relaxed);
         if let Some(active) = &mut self.active {
             active.length += stored.length;
             active.add_leaves(&self.leaves);

@@ -125,7 +125,7 @@ impl Tally {
             Who::Peer(peer) => {
                 let place = Place::of(&peer);
                 let is_full = table.peers.len() >= PEERS_MAX && !table.peers.contains_key(&place);
-                let place = if is_full { Place::Others } else { place };
+                let place = if is_full || !log.refusals_fit() { Place::Others } else { place };
                 leave(&mut table.peers, place, log, (room, record), (now, wall), peer_record)
             }
         };
@@ -165,7 +165,7 @@ fn leave<K: Clone + Eq + Hash>(
         *minute = Minute::new(now);
     }
     let record = match room {
-        Some(room) if minute.recorded < RECORDED_MAX => match room.fill_refusal(record) {
+        Some(room) if minute.recorded < RECORDED_MAX && log.refusals_fit() => match room.fill_refusal(record) {
             Ok(()) => {
                 minute.recorded += 1;
                 return true;
@@ -194,4 +194,27 @@ fn peer_record(place: &Place, wall: Timestamp) -> Record {
 
 fn caller_record(name: &Arc<str>, wall: Timestamp) -> Record {
     Record { caller: Some(name.clone()), ..Record::new(Kind::Refusals, wall) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::OVER_RATE;
+    use crate::gateway::refusal::Refusal;
+
+    #[test]
+    fn the_log_knows_the_refusal_of_a_rate_by_its_code() {
+        assert_eq!(Refusal::TooFast { retry_after: Duration::ZERO }.row().code, OVER_RATE);
+    }
+
+    #[test]
+    fn addresses_that_one_hand_has_are_one_peer() {
+        let place = |address: &str| Place::of(&Peer::Ip(address.parse().unwrap()));
+        assert_eq!(place("2001:db8:0:1::5"), place("2001:db8:0:1:ffff::"));
+        assert_ne!(place("2001:db8:0:1::5"), place("2001:db8:0:2::5"));
+        assert_ne!(place("192.0.2.1"), place("192.0.2.2"));
+        assert_eq!(place("2001:db8:0:1::5").peer().to_string(), "2001:db8:0:1::/64");
+        assert_eq!(place("192.0.2.1").peer(), Peer::Ip("192.0.2.1".parse().unwrap()));
+        assert_eq!(Place::of(&Peer::of(None)).peer(), Peer::of(None));
+    }
 }

@@ -82,11 +82,7 @@ async fn a_flood_without_a_key_leaves_thirty_records_and_their_count() {
     let requests: Vec<String> = (0..1000).map(unknown).collect();
     let honest: Vec<String> = (0..40)
         .map(|n| request("GET", ORG, &with_key(ALL, &[&format!("x-request-id: honest-{n}")])))
-        .chain((0..40).map(|n| {
-            let body = format!(r#"{{"typeId":2,"name":"v_{n}","value":"x"}}"#);
-            let headers = with_key(ALL, &[&format!("x-request-id: write-{n}"), "content-type: application/json"]);
-            request("POST", VARIABLES, &format!("{headers}content-length: {}\r\n", body.len())) + &body
-        }))
+        .chain((0..40).map(|n| write(&n.to_string())))
         .collect();
     let here = Ipv4Addr::LOCALHOST;
     let (refused, answered) = tokio::join!(flood(here, home.gateway, &requests), flood(here, home.gateway, &honest));
@@ -136,6 +132,42 @@ async fn many_peers_have_thirty_records_each_and_further_ones_thirty_together() 
     let recorded = records.iter().filter(|record| record["answer"] == "refused").count();
     assert_eq!(recorded, 20 * RECORDED + (PEERS - 20) + RECORDED);
     assert_eq!(summary(&records, "peer", "others")["count"], 50 - RECORDED);
+}
+
+/// Refusals have a share of the log's bytes; when it is spent they are only counted, and no write's record goes for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_never_push_the_records_of_writes_out() {
+    let sandbox = sandbox().await;
+    let small = "record_bytes = \"1KiB\"\nsegment = \"4KiB\"\nretention_bytes = \"64KiB\"";
+    let home = Home::new(&Plan::default().set("audit", small), &format!("http://{}", sandbox.address()));
+    let audit = home.path().join("audit");
+    let mut sent = 0;
+    for round in 1..=2_u8 {
+        let service = home.serve().await;
+        let writes: Vec<String> = (0..10).map(|n| write(&format!("{round}-{n}"))).collect();
+        assert_eq!(flood(Ipv4Addr::LOCALHOST, home.gateway, &writes).await, vec![200; 10]);
+        let refused: Vec<String> = (0..40).map(|_| request("GET", ORG, "")).collect();
+        for peer in 1..=50 {
+            flood(Ipv4Addr::new(127, 2, round, peer), home.gateway, &refused).await;
+            sent += refused.len();
+        }
+        assert_eq!(service.end(), Some(0));
+        let records = records_in(&audit);
+        for id in (1..=round).flat_map(|round| (0..10).map(move |n| format!("write-{round}-{n}"))) {
+            assert_eq!(records.iter().filter(|record| record["request"] == id).count(), 2, "{id}");
+        }
+        let recorded = records.iter().filter(|record| record["answer"] == "refused").count();
+        let counts = records.iter().filter_map(|record| record["count"].as_u64());
+        assert_eq!(recorded + usize::try_from(counts.sum::<u64>()).unwrap(), sent, "each is recorded or counted");
+        assert!(recorded <= 40, "{recorded} records are more than the refusals' share of 8 KiB");
+        assert_verified(&audit);
+    }
+}
+
+fn write(name: &str) -> String {
+    let body = format!(r#"{{"typeId":2,"name":"v_{}","value":"x"}}"#, name.replace('-', "_"));
+    let headers = with_key(ALL, &[&format!("x-request-id: write-{name}"), "content-type: application/json"]);
+    request("POST", VARIABLES, &format!("{headers}content-length: {}\r\n", body.len())) + &body
 }
 
 #[tokio::test(flavor = "multi_thread")]

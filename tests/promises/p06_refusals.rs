@@ -159,6 +159,8 @@ async fn refusals_never_push_the_records_of_writes_out() {
         let recorded = records.iter().filter(|record| record["answer"] == "refused").count();
         let counts = records.iter().filter_map(|record| record["count"].as_u64());
         assert_eq!(recorded + usize::try_from(counts.sum::<u64>()).unwrap(), sent, "each is recorded or counted");
+        let summaries = records.iter().filter(|record| record["kind"] == "refusals").count();
+        assert!(summaries <= 20, "{summaries} summaries: all peers have one together when the share is spent");
         assert!(recorded <= 40, "{recorded} records are more than the refusals' share of 8 KiB");
         assert_verified(&audit);
     }

@@ -17,7 +17,7 @@ use crate::service::Service;
 /// Runs the service.
 ///
 /// SIGTERM and SIGINT end it in order: not ready, finish what is under way within `limits.drain`, flush the log, exit 0;
-/// a second one ends it at once. SIGHUP reads the configuration, the secrets and the certificates again; so does a
+/// a second one ends it at once (within 1 s it is the same one). SIGHUP reads the configuration, the secrets and the certificates again; so does a
 /// change of their contents, within 5 s. The process log goes to stderr: text on a terminal, else a JSON object a line.
 #[derive(Debug, Args)]
 #[command(after_help = "\

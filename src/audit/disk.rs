@@ -6,8 +6,6 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::hash;
-
 /// What the log asks of the disk. The methods do what their names say; a test's disk fails them on demand.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// Makes a file that is not there yet, readable for its owner alone, to append to.
@@ -92,10 +90,14 @@ pub enum OpenError {
         /// Its file.
         path: PathBuf,
     },
-    /// The key of the fingerprints is damaged.
+    /// The key of the fingerprints is damaged, missing, or another one.
     FingerprintKey {
         /// Its file.
         path: PathBuf,
+        /// What is wrong with it, as a clause after its name.
+        why: &'static str,
+        /// The file by which an operator lets the log go on all the same.
+        may_forget: PathBuf,
     },
 }
 
@@ -131,10 +133,12 @@ impl fmt::Display for OpenError {
                 "{} is damaged: restore it, or delete it and the log's heads are signed by a new key that the old one does not vouch for",
                 path.display()
             ),
-            Self::FingerprintKey { path } => write!(
+            Self::FingerprintKey { path, why, may_forget } => write!(
                 f,
-                "{} is damaged (it should hold 32 bytes): restore it, or delete it and equal writes to those in doubt are no longer held",
-                path.display()
+                "{} {why}: restore it; without it no Idempotency-Key from before is known, nor a write that equals one in doubt, so that \
+                 such a write may be done twice; to go on all the same, create the empty file {}",
+                path.display(),
+                may_forget.display()
             ),
         }
     }
@@ -192,24 +196,6 @@ fn refuse_network(_: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The key of the fingerprints: 32 random bytes, made at the first start.
-pub(crate) fn fingerprint_key(dir: &Path) -> Result<[u8; 32], OpenError> {
-    let path = dir.join("fingerprint.key");
-    match fs::read(&path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| OpenError::FingerprintKey { path }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make_key(&path).map_err(while_doing("cannot write", &path))
-        }
-        Err(error) => Err(while_doing("cannot read", &path)(error)),
-    }
-}
-
-fn make_key(path: &Path) -> io::Result<[u8; 32]> {
-    let key = hash::random::<32>()?;
-    replace(path, &key, 0o600)?;
-    Ok(key)
-}
-
 /// The file holds these bytes, durably, or what it held before: they are written under another name first.
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
@@ -239,14 +225,5 @@ mod tests {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o770)).unwrap();
         let words = occupy(&dir).unwrap_err().to_string();
         assert!(words.contains("chmod go-w"), "{words}");
-    }
-
-    #[test]
-    fn the_fingerprint_key_is_made_once_and_never_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let key = fingerprint_key(dir.path()).unwrap();
-        assert_eq!(fingerprint_key(dir.path()).unwrap(), key);
-        fs::write(dir.path().join("fingerprint.key"), "short").unwrap();
-        assert!(matches!(fingerprint_key(dir.path()), Err(OpenError::FingerprintKey { .. })));
     }
 }

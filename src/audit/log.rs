@@ -14,6 +14,7 @@ use super::buffer::{Buffer, Charge, Entry, Stage};
 use super::disk::{self, Disk, MachineDisk, OpenError};
 use super::doubts::{DOUBTS_MAX, Doubts};
 use super::events::start_events;
+use super::fingerprints::{self, FingerprintKey};
 use super::names::Names;
 use super::proof::heads::Heads;
 use super::record::{Kind, Record};
@@ -111,6 +112,7 @@ pub(crate) struct Shared {
     /// The tree over all durable records.
     pub(crate) durable: Mutex<Tree>,
     pub(crate) heads: Heads,
+    pub(crate) key: FingerprintKey,
     /// The disk fails: no write is accepted.
     pub(crate) failed: AtomicBool,
     /// Somebody waited in vain for a batch that is still under way: no write is accepted.
@@ -131,7 +133,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn new(settings: &config::Audit, clock: Clock, durable: Tree, heads: Heads) -> Self {
+    fn new(settings: &config::Audit, clock: Clock, durable: Tree, heads: Heads, key: FingerprintKey) -> Self {
         Self {
             clock,
             dir: settings.dir.clone(),
@@ -140,6 +142,7 @@ impl Shared {
             doubts: Doubts::default(),
             durable: Mutex::new(durable),
             heads,
+            key,
             failed: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             refusals_left: AtomicU64::new(u64::MAX),
@@ -266,7 +269,6 @@ impl Drop for Waiting {
 pub struct Log {
     pub(crate) shared: Arc<Shared>,
     pub(crate) queries: Semaphore,
-    key: [u8; 32],
 }
 
 impl Log {
@@ -289,13 +291,14 @@ impl Log {
     ) -> Result<(Arc<Self>, Recovered), OpenError> {
         let dir = &settings.dir;
         let lock: Arc<File> = disk::occupy(dir)?.into();
-        let key = disk::fingerprint_key(dir)?;
-        let (start, recovered) = recover::recover(dir)?;
+        let (mut start, recovered) = recover::recover(dir)?;
+        let (key, told) = fingerprints::open(dir, &clock, &mut start, &recovered)?;
         let (heads, opened) = Heads::open(dir, settings.head, &start)?;
-        let shared = Arc::new(Shared::new(settings, clock, start.tree.clone(), heads));
+        let shared = Arc::new(Shared::new(settings, clock, start.tree.clone(), heads, key.clone()));
         recovered.doubts.iter().for_each(|doubt| shared.doubts.add(doubt.clone()));
         shared.synced.send_modify(|synced| synced.seq = start.tree.size());
-        let events = start_events(&shared, &recovered, &opened);
+        let mut events = start_events(&shared, &recovered, &opened);
+        events.extend(told);
         let writer = Writer::new(shared.clone(), disk, settings, start, (&recovered, events));
         spawn("audit-writer", dir, {
             let (lock, shared) = (lock.clone(), shared.clone());
@@ -313,7 +316,9 @@ impl Log {
                 shared.left.send_modify(|threads| *threads += 1);
             }
         })?;
-        Ok((Arc::new(Self { shared, queries: Semaphore::new(QUERIES_MAX), key }), recovered))
+        let log = Arc::new(Self { shared, queries: Semaphore::new(QUERIES_MAX) });
+        fingerprints::guard(&log, key)?;
+        Ok((log, recovered))
     }
 
     /// Room for one record, taken when a request arrives. `None`: the buffer is full, the request must be refused.
@@ -401,7 +406,7 @@ impl Log {
     /// What makes two writes equal: caller, operation, canonical target, body.
     #[must_use]
     pub fn fingerprint(&self, parts: &[&[u8]]) -> Fingerprint {
-        Fingerprint::of(&self.key, parts)
+        Fingerprint::of(&self.shared.key.bytes, parts)
     }
 
     /// The log's folder.

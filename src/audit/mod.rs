@@ -16,6 +16,7 @@ mod disk_tests;
 mod doubts;
 mod events;
 mod filter;
+mod fingerprints;
 mod follow;
 mod index;
 mod kept;

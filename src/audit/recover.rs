@@ -54,6 +54,8 @@ pub(crate) struct Start {
     pub(crate) kept: Kept,
     /// The last segment and its opening, if it can be gone on with.
     pub(crate) resume: Option<(u64, Opening)>,
+    /// The name of the fingerprints' key, as the newest segment that can be read has it.
+    pub(crate) fingerprint_key: Option<String>,
     /// The last segment.
     pub(crate) last: Option<u64>,
     /// Its leaves.
@@ -87,7 +89,20 @@ pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
     let resume = segments.last().copied().zip(scan.opening.filter(|_| clean));
     let (leaves, root_at_head) = (scan.leaves, scan.root_at_head);
     let last = segments.last().copied();
-    Ok((Start { tree: scan.tree, open: scan.open, kept: scan.kept, resume, last, leaves, root_at_head }, recovered))
+    let fingerprint_key = scan.fingerprint_key;
+    Ok((
+        Start {
+            tree: scan.tree,
+            open: scan.open,
+            kept: scan.kept,
+            resume,
+            fingerprint_key,
+            last,
+            leaves,
+            root_at_head,
+        },
+        recovered,
+    ))
 }
 
 /// The writes that are open by the files alone, the oldest first: in doubt, or under way in a makegate that runs. Changes
@@ -188,6 +203,7 @@ struct Scan {
     open: OpenWrites,
     kept: Kept,
     opening: Option<Opening>,
+    fingerprint_key: Option<String>,
     cut_bytes: u64,
     quarantined: Vec<PathBuf>,
     missing: u64,
@@ -202,6 +218,9 @@ impl Scan {
     fn read_segment(&mut self, dir: &Path, first: u64, end: Option<u64>) -> Result<(), OpenError> {
         let path = segment::path(dir, first);
         self.opening = read_opening(dir, first)?;
+        if let Some(name) = self.opening.as_ref().and_then(|opening| opening.fingerprint_key.clone()) {
+            self.fingerprint_key = Some(name);
+        }
         self.leaves.clear();
         let damage = self.read_lines(&path, end).map_err(while_doing("cannot read the segment", &path))?;
         let short = end.is_some_and(|end| self.tree.size() + 1 < end);

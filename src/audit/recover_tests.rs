@@ -142,7 +142,13 @@ async fn a_later_segment_makes_the_tail_before_it_void() {
     let mut tail = Vec::new();
     line::render(&void, next, 8192, &mut tail);
     tail.push(b'\n');
-    let opening = segment::Opening { tree: start.tree, open: start.open, time: void.time, kept: start.kept };
+    let opening = segment::Opening {
+        tree: start.tree,
+        open: start.open,
+        time: void.time,
+        kept: start.kept,
+        fingerprint_key: start.fingerprint_key,
+    };
     fs::write(&path, [whole, tail].concat()).unwrap();
     fs::write(segment::path(&settings.dir, next), [opening.render().as_slice(), b"\n"].concat()).unwrap();
     let (log, recovered) = open(&settings, &Clock::system()).await;

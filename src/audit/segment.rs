@@ -60,6 +60,8 @@ pub(crate) struct Opening {
     pub(crate) time: Timestamp,
     /// For the retention.
     pub(crate) kept: Kept,
+    /// The name of the fingerprints' key. Segments of an old makegate have none.
+    pub(crate) fingerprint_key: Option<String>,
 }
 
 /// Why a line is no [`Opening`].
@@ -80,6 +82,8 @@ struct Stored {
     format: u32,
     tree_size: u64,
     frontier: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fingerprint_key: Option<String>,
     open: Vec<StoredOpen>,
     #[serde(flatten)]
     kept: Kept,
@@ -103,6 +107,7 @@ impl Opening {
             format: FORMAT,
             tree_size: self.tree.size(),
             frontier: self.tree.frontier().iter().map(|subtree| hash::hex(subtree)).collect(),
+            fingerprint_key: self.fingerprint_key.clone(),
             open: self.open.to_stored(),
             kept: self.kept,
         };
@@ -126,7 +131,8 @@ impl Opening {
         let tree = Tree::from_parts(stored.tree_size, frontier)?;
         let fits = stored.event == "segment" && stored.seq == first && tree.size().checked_add(1) == Some(first);
         let time = stored.time.parse().ok().filter(|_| fits)?;
-        Some(Self { tree, open: OpenWrites::from_stored(stored.open)?, time, kept: stored.kept })
+        let open = OpenWrites::from_stored(stored.open)?;
+        Some(Self { tree, open, time, kept: stored.kept, fingerprint_key: stored.fingerprint_key })
     }
 }
 
@@ -146,9 +152,11 @@ mod tests {
         let request = RequestId::parse(b"w-1");
         open.apply(3, &Record { request, organization: Some(11), ..Record::new(Kind::Intent, time) });
         let kept = Kept { refusal_bytes: 700, refusal_bytes_gone: 300, believed: Some(time) };
-        let line = Opening { tree: tree.clone(), open: open.clone(), time, kept }.render();
+        let fingerprint_key = Some("abc".to_owned());
+        let line = Opening { tree: tree.clone(), open: open.clone(), time, kept, fingerprint_key }.render();
         let opening = Opening::parse(&line, 6).unwrap();
         assert_eq!((opening.tree, opening.open, opening.time, opening.kept), (tree, open, time, kept));
+        assert_eq!(opening.fingerprint_key.as_deref(), Some("abc"));
         assert_eq!(Opening::parse(&line, 7).unwrap_err(), NoOpening::Damaged);
         let newer = String::from_utf8(line).unwrap().replace("\"format\":1", "\"format\":2");
         assert_eq!(Opening::parse(newer.as_bytes(), 6).unwrap_err(), NoOpening::Newer(2));

@@ -291,8 +291,13 @@ impl Writer {
     }
 
     fn render_opening(&mut self, tree: &mut Tree) {
-        let (time, kept) = (self.shared.clock.wall(), self.retention.kept());
-        let opening = Opening { tree: tree.clone(), open: self.open.clone(), time, kept };
+        let opening = Opening {
+            tree: tree.clone(),
+            open: self.open.clone(),
+            time: self.shared.clock.wall(),
+            kept: self.retention.kept(),
+            fingerprint_key: Some(self.shared.key.name.clone()),
+        };
         self.rendered.extend_from_slice(&opening.render());
         self.end_line(0, tree);
     }

@@ -1,0 +1,220 @@
+//! The key of the fingerprints, `fingerprint.key`. With another key no write and no idempotency key of before is known again, and what
+//! was done or is in doubt could be done a second time. So each segment names the key that the log is written with, and a start
+//! with another one, or with none, is refused until an operator says that it is to go on.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::buffer::Stage;
+use super::disk::{self, OpenError, while_doing};
+use super::log::Log;
+use super::record::Record;
+use super::recover::{Recovered, Start};
+use crate::clock::Clock;
+use crate::hash;
+
+/// Bytes of a key.
+const KEY_BYTES: usize = 32;
+/// What is wrong with a key whose file is gone.
+const MISSING: &str = "is not there";
+/// How often the file is compared with the key that is in use.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The key, and how segments name it.
+#[derive(Clone)]
+pub(crate) struct FingerprintKey {
+    pub(crate) bytes: [u8; KEY_BYTES],
+    pub(crate) name: String,
+}
+
+impl fmt::Debug for FingerprintKey {
+    /// Without the key itself.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FingerprintKey").field(&self.name).finish()
+    }
+}
+
+impl FingerprintKey {
+    fn new(bytes: [u8; KEY_BYTES]) -> Self {
+        let digest = hash::sha256_parts(&[b"makegate fingerprint key", &bytes]);
+        Self { bytes, name: hash::hex(&digest).chars().take(16).collect() }
+    }
+}
+
+/// Where it is.
+fn path(dir: &Path) -> PathBuf {
+    dir.join("fingerprint.key")
+}
+
+/// The empty file by which an operator says that what was before is to be forgotten.
+fn forget_path(dir: &Path) -> PathBuf {
+    dir.join("fingerprint.key.forget")
+}
+
+/// What the file holds; `Err`: what is wrong with it, in words.
+fn read(path: &Path) -> io::Result<Result<[u8; KEY_BYTES], &'static str>> {
+    match fs::symlink_metadata(path) {
+        Ok(about) if about.is_dir() => return Ok(Err("is a folder")),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(MISSING)),
+        Err(error) => return Err(error),
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(KEY_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes.try_into().map_err(|_| "is damaged (it should hold 32 bytes)"))
+}
+
+/// The key of this log; a new one for a new log. If an operator says so, or the log is older than the naming of keys, the log goes on with the key that is there or, if that is
+/// none, with a new one; an event tells it: fingerprints by another key equal nothing.
+pub(crate) fn open(
+    dir: &Path,
+    clock: &Clock,
+    start: &mut Start,
+    recovered: &Recovered,
+) -> Result<(FingerprintKey, Option<Record>), OpenError> {
+    let path = path(dir);
+    let found = read(&path).map_err(while_doing("cannot read", &path))?.map(FingerprintKey::new);
+    let known = start.fingerprint_key.as_ref();
+    let is_new = recovered.records == 0;
+    let why = match &found {
+        Ok(key) if known.is_none_or(|known| *known == key.name) => None,
+        Ok(_) => Some("is not the key that this log was written with"),
+        Err(why) => Some(*why),
+    };
+    let may_forget = forget_path(dir);
+    let mut event = None;
+    let key = match (found, why) {
+        (Ok(key), None) => key,
+        (Err(MISSING), _) if is_new => make(&path)?,
+        // A log of a makegate that named no key: nothing tells that it ever had one here.
+        (found, Some(why)) if may_forget.is_file() || (known.is_none() && why == MISSING) => {
+            let key = match found {
+                Ok(key) => key,
+                Err(_) => make(&path)?,
+            };
+            if may_forget.is_file() {
+                fs::remove_file(&may_forget).map_err(while_doing("cannot remove", &may_forget))?;
+            }
+            let detail = format!(
+                "fingerprint.key {why}, and the log goes on without it: idempotency keys and equal writes from before are not known"
+            );
+            tracing::warn!("{detail}");
+            event = Some(Record::event(clock.wall(), "fingerprint-key", detail));
+            key
+        }
+        (_, why) => {
+            return Err(OpenError::FingerprintKey { path, why: why.unwrap_or("is damaged"), may_forget });
+        }
+    };
+    // A segment names the key by which its records are told apart.
+    start.resume.take_if(|(_, opening)| opening.fingerprint_key.as_ref() != Some(&key.name));
+    Ok((key, event))
+}
+
+fn make(path: &Path) -> Result<FingerprintKey, OpenError> {
+    let made = || -> io::Result<FingerprintKey> {
+        if path.is_dir() {
+            fs::rename(path, path.with_extension("key.damaged"))?;
+        }
+        let bytes = hash::random()?;
+        disk::replace(path, &bytes, 0o600)?;
+        Ok(FingerprintKey::new(bytes))
+    };
+    made().map_err(while_doing("cannot write", path))
+}
+
+/// While the log is open, the file is what it was: whoever deletes or damages it is told, and it is written again.
+pub(crate) fn guard(log: &Arc<Log>, key: FingerprintKey) -> Result<(), OpenError> {
+    let (watched, path) = (Arc::downgrade(log), path(log.dir()));
+    let thread = std::thread::Builder::new().name("audit-key".to_owned());
+    let spawned = thread.spawn(move || watch(&watched, &path, &key));
+    spawned.map(drop).map_err(while_doing("cannot start a thread for", log.dir()))
+}
+
+fn watch(log: &Weak<Log>, path: &Path, key: &FingerprintKey) {
+    let mut is_told = false;
+    loop {
+        std::thread::sleep(LOOK);
+        let Some(log) = log.upgrade() else { return };
+        if log.shared.buffer.stage() != Stage::Running {
+            return;
+        }
+        if matches!(read(path), Ok(Ok(bytes)) if bytes == key.bytes) {
+            is_told = false;
+            continue;
+        }
+        let mended = || -> io::Result<()> {
+            if path.is_dir() {
+                fs::rename(path, path.with_extension("key.damaged"))?;
+            }
+            disk::replace(path, &key.bytes, 0o600)
+        };
+        let detail = match mended() {
+            Ok(()) => "fingerprint.key was deleted or damaged while makegate ran, and was written again".to_owned(),
+            Err(error) => format!("fingerprint.key was deleted or damaged, and cannot be written again: {error}"),
+        };
+        if !is_told {
+            tracing::error!("{detail}");
+            if let Some(room) = log.reserve() {
+                room.fill(Record::event(log.shared.clock.wall(), "fingerprint-key", detail));
+            }
+        }
+        is_told = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::segment::Opening;
+
+    fn open_in(dir: &Path, known: Option<&str>, records: u64) -> Result<(FingerprintKey, Option<Record>), OpenError> {
+        let opening = Opening {
+            tree: crate::audit::Tree::default(),
+            open: Default::default(),
+            time: jiff::Timestamp::UNIX_EPOCH,
+            kept: Default::default(),
+            fingerprint_key: known.map(str::to_owned),
+        };
+        let mut start =
+            Start { fingerprint_key: known.map(str::to_owned), resume: Some((1, opening)), ..Start::default() };
+        let opened = open(dir, &Clock::system(), &mut start, &Recovered { records, ..Recovered::default() });
+        if let Ok((key, _)) = &opened {
+            assert_eq!(start.resume.is_some(), known == Some(&*key.name), "another key begins another segment");
+        }
+        opened
+    }
+
+    #[test]
+    fn a_key_is_made_for_a_new_log_and_never_replaced_unasked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (key, _) = open_in(dir.path(), None, 0).unwrap();
+        assert_eq!(open_in(dir.path(), Some(&key.name), 9).unwrap().0.bytes, key.bytes);
+        assert_eq!(open_in(dir.path(), None, 9).unwrap().0.bytes, key.bytes, "of a log that does not name its key");
+        let file = path(dir.path());
+        type Damage = fn(&Path);
+        let ways: [(&str, Damage); 4] = [
+            ("damaged", |file| fs::write(file, "short").unwrap()),
+            ("not the key", |file| fs::write(file, [7; 32]).unwrap()),
+            ("not there", |file| fs::remove_file(file).unwrap()),
+            ("a folder", |file| fs::create_dir(file).unwrap()),
+        ];
+        for (words, damage) in ways {
+            damage(&file);
+            let error = open_in(dir.path(), Some(&key.name), 9).err().unwrap().to_string();
+            assert!(error.contains(words) && error.contains("fingerprint.key.forget"), "{error}");
+        }
+        fs::remove_dir(&file).unwrap();
+        let (_, event) = open_in(dir.path(), None, 9).unwrap();
+        assert!(event.is_some(), "an old log names no key: it goes on, and says what it forgets");
+        fs::write(forget_path(dir.path()), "").unwrap();
+        let (other, event) = open_in(dir.path(), Some(&key.name), 9).unwrap();
+        assert!(other.bytes != key.bytes && event.is_some());
+        assert!(open_in(dir.path(), Some(&key.name), 9).is_err(), "once");
+        assert_eq!(open_in(dir.path(), Some(&other.name), 9).unwrap().0.bytes, other.bytes);
+    }
+}

@@ -332,8 +332,12 @@ impl Writer {
     }
 
     /// Tells who waits for this record. An intent that nobody waits for any more was never sent: that is its outcome.
-    fn answer(&mut self, entry: Entry, seq: u64) {
+    fn answer(&mut self, mut entry: Entry, seq: u64) {
         self.shared.buffer.release(entry.charge);
+        if entry.record.kind != Kind::Intent {
+            // Its write has ended on disk: whoever hears of that may use the id again.
+            entry.name = None;
+        }
         match (entry.record.kind, entry.record.intent) {
             (Kind::Intent, _) => self.shared.doubts.begin(seq, &entry.record),
             (Kind::Settlement, Some(intent)) => drop(self.shared.doubts.remove(intent)),

@@ -34,8 +34,16 @@ pub struct Snapshot {
 
 #[derive(Clone)]
 struct Seen {
-    bytes_max: u64,
+    hashed: Hashed,
     contents: Result<Contents, (io::ErrorKind, String)>,
+}
+
+impl Seen {
+    fn new(path: &Path, bytes_max: u64) -> Self {
+        let contents = read(path, bytes_max).map(Arc::new).map_err(|error| (error.kind(), error.to_string()));
+        let hash = contents.as_ref().map(|contents| hash::sha256(contents)).map_err(|(kind, _)| *kind);
+        Self { hashed: Hashed { bytes_max, contents: hash }, contents }
+    }
 }
 
 impl Snapshot {
@@ -53,9 +61,8 @@ impl Snapshot {
         let known = self.files().get(path).cloned();
         let seen = known.unwrap_or_else(|| {
             *lock(&self.reading) = Some(path.to_owned());
-            let contents = read(path, bytes_max).map(Arc::new).map_err(|error| (error.kind(), error.to_string()));
+            let seen = Seen::new(path, bytes_max);
             *lock(&self.reading) = None;
-            let seen = Seen { bytes_max, contents };
             self.files().insert(path.to_owned(), seen.clone());
             seen
         });
@@ -65,11 +72,7 @@ impl Snapshot {
     /// What was read, as hashes: enough to see that something changed, with no secret in it.
     #[must_use]
     pub fn hashes(&self) -> Hashes {
-        let hash = |seen: &Seen| Hashed {
-            bytes_max: seen.bytes_max,
-            contents: seen.contents.as_ref().map(|contents| hash::sha256(contents)).map_err(|(kind, _)| *kind),
-        };
-        Hashes(self.files().iter().map(|(path, seen)| (path.clone(), hash(seen))).collect())
+        Hashes(self.files().iter().map(|(path, seen)| (path.clone(), seen.hashed)).collect())
     }
 
     fn files(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Seen>> {

@@ -116,15 +116,16 @@ pub(crate) fn open(
 }
 
 fn make(path: &Path) -> Result<FingerprintKey, OpenError> {
-    let made = || -> io::Result<FingerprintKey> {
-        if path.is_dir() {
-            fs::rename(path, path.with_extension("key.damaged"))?;
-        }
-        let bytes = hash::random()?;
-        disk::replace(path, &bytes, 0o600)?;
-        Ok(FingerprintKey::new(bytes))
-    };
-    made().map_err(while_doing("cannot write", path))
+    let made = hash::random().and_then(|bytes| write(path, &bytes).map(|()| FingerprintKey::new(bytes)));
+    made.map_err(while_doing("cannot write", path))
+}
+
+/// Writes the file; a folder of its name is moved aside.
+fn write(path: &Path, bytes: &[u8; KEY_BYTES]) -> io::Result<()> {
+    if path.is_dir() {
+        fs::rename(path, path.with_extension("key.damaged"))?;
+    }
+    disk::replace(path, bytes, 0o600)
 }
 
 /// While the log is open, the file is what it was: whoever deletes or damages it is told, and it is written again.
@@ -147,13 +148,7 @@ fn watch(log: &Weak<Log>, path: &Path, key: &FingerprintKey) {
             is_told = false;
             continue;
         }
-        let mended = || -> io::Result<()> {
-            if path.is_dir() {
-                fs::rename(path, path.with_extension("key.damaged"))?;
-            }
-            disk::replace(path, &key.bytes, 0o600)
-        };
-        let detail = match mended() {
+        let detail = match write(path, &key.bytes) {
             Ok(()) => "fingerprint.key was deleted or damaged while makegate ran, and was written again".to_owned(),
             Err(error) => format!("fingerprint.key was deleted or damaged, and cannot be written again: {error}"),
         };

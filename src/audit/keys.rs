@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::log::Log;
 use super::record::{Kind, Outcome};
-use super::recover::{Lines, read_opening};
+use super::recover::{Lines, readable_opening};
 use super::segment::{self, Opening};
 use super::tree::{self, Hash};
 use crate::words::{Fingerprint, RequestId};
@@ -76,7 +76,7 @@ impl<'d> Segments<'d> {
 
     /// What its first record says; `None`: it is damaged, or retention has taken it meanwhile.
     fn opening(&self, first: u64) -> Option<Opening> {
-        read_opening(self.dir, first).ok().flatten()
+        readable_opening(self.dir, first)
     }
 
     /// The index of the segment that holds the record after the first `size`, or where it would be.

@@ -180,6 +180,11 @@ fn newest_with_opening(dir: &Path, segments: &[u64], scan: &mut Scan) -> Result<
     Ok(0)
 }
 
+/// What the first record of this segment says; `None`: it cannot be read, or has gone meanwhile.
+pub(crate) fn readable_opening(dir: &Path, first: u64) -> Option<Opening> {
+    read_opening(dir, first).ok().flatten()
+}
+
 /// What the segment's first record says; `None`: it is damaged.
 pub(crate) fn read_opening(dir: &Path, first: u64) -> Result<Option<Opening>, OpenError> {
     let path = segment::path(dir, first);

@@ -20,9 +20,9 @@ use super::line;
 use super::open::OpenWrites;
 use super::proof::leaves;
 use super::record::Record;
-use super::recover::{Lines, read_opening};
+use super::recover::{Lines, readable_opening};
 use super::seen::Seen;
-use super::segment::{self, Opening};
+use super::segment;
 use crate::config;
 
 /// How often it is looked.
@@ -192,33 +192,28 @@ impl Times<'_> {
             Some(time) => Some(time),
             None => self.opened_after(first),
         };
-        let begun = opening(self.dir, first).and_then(|opening| opening.kept.believed);
+        let begun = readable_opening(self.dir, first).and_then(|opening| opening.kept.believed);
         Ok(Newest { seq, time: believable.map(|time| begun.map_or(time, |begun| time.max(begun))) })
     }
 
     /// When the first later segment was begun whose opening can be read and is not of the future.
     fn opened_after(&mut self, first: u64) -> Option<Timestamp> {
-        if let Some((found, time)) = self.after.filter(|(found, _)| *found > first) {
-            return time.filter(|_| found > first);
+        if let Some((_, time)) = self.after.filter(|(found, _)| *found > first) {
+            return time;
         }
         let later = self.segments.iter().copied().filter(|segment| *segment > first);
-        let mut found = later.filter_map(|segment| Some((segment, opening(self.dir, segment)?.time)));
+        let mut found = later.filter_map(|segment| Some((segment, readable_opening(self.dir, segment)?.time)));
         let found = found.find(|(_, time)| *time <= self.now);
         self.after = Some(found.map_or((u64::MAX, None), |(segment, time)| (segment, Some(time))));
         found.map(|(_, time)| time)
     }
 }
 
-/// What a segment's first record says, if that can be read.
-fn opening(dir: &Path, first: u64) -> Option<Opening> {
-    read_opening(dir, first).ok().flatten()
-}
-
 /// Bytes of refusals in the segment before `next`. What both openings say is enough where no other segment was between them.
 fn refusal_bytes(dir: &Path, (first, next): Range, newest: Option<u64>) -> io::Result<u64> {
-    let Some(before) = opening(dir, first) else { return Ok(0) };
+    let Some(before) = readable_opening(dir, first) else { return Ok(0) };
     if newest == Some(next - 1)
-        && let Some(after) = opening(dir, next)
+        && let Some(after) = readable_opening(dir, next)
     {
         return Ok(after.kept.refusal_bytes.saturating_sub(before.kept.refusal_bytes));
     }

@@ -3,7 +3,6 @@
 //! All files are read by a thread of their own and judged together; then everything is put in force, or nothing is.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use crate::config::secret::secret_in;
 use crate::config::{self, Config, Read, Source};
 use crate::gateway::door::Checked;
 use crate::gateway::policy::Policy;
-use crate::process_log::STATE;
+use crate::process_log::{STATE, Trouble};
 use crate::upstream::{Token, Upstream};
 use crate::watched::{FileThread, Hangs, Hashes, Snapshot};
 
@@ -37,7 +36,7 @@ pub(super) struct Watch {
     /// The contents that are in force.
     in_force: Mutex<Hashes>,
     /// The files could not be read in time, and that was told.
-    hangs: AtomicBool,
+    hangs: Trouble,
     one_at_a_time: tokio::sync::Mutex<()>,
 }
 
@@ -48,7 +47,7 @@ impl Watch {
             thread: FileThread::start()?,
             judged: Mutex::new(files.hashes()),
             in_force: Mutex::new(files.hashes()),
-            hangs: AtomicBool::new(false),
+            hangs: Trouble::default(),
             one_at_a_time: tokio::sync::Mutex::default(),
         })
     }
@@ -88,7 +87,7 @@ impl Inner {
         loop {
             tokio::time::sleep(LOOK).await;
             if let Err(hangs) = self.look().await
-                && !self.watch.hangs.swap(true, Ordering::Relaxed)
+                && self.watch.hangs.is_seen(self.gate.clock.now())
             {
                 let _told = self.conclude(Err(hangs)).await;
             }
@@ -100,7 +99,7 @@ impl Inner {
         let known = lock(&self.watch.judged).clone();
         let before = known.clone();
         let now = self.watch.thread.run(READ_WITHIN, move |files| before.again(&files)).await?;
-        self.watch.hangs.store(false, Ordering::Relaxed);
+        self.watch.hangs.is_gone(self.gate.clock.now());
         if now == known {
             return Ok(());
         }

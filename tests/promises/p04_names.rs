@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use futures_util::future::select;
 use makegate::audit::{Brought, verify};
-use makegate::clock::Clock;
 use makegate::hash::random;
-use makegate::sandbox::{Fault, FaultKind, Sandbox, Settings};
+use makegate::sandbox::{Fault, FaultKind, Sandbox};
 use makegate::tasks::Tasks;
 use serde_json::Value;
 
 use crate::support::process::Home;
 use crate::support::random::{Random, number};
-use crate::support::{ALL, OPERATOR, ORG, Plan, TOKEN, VARIABLES, World, attempt, records_in, send, until, with_key};
+use crate::support::{
+    ALL, OPERATOR, ORG, Plan, VARIABLES, World, attempt, records_in, sandbox_at, send, until, with_key,
+};
 
 const JOB: &str = "x-request-id: job-1";
 
@@ -202,9 +203,7 @@ async fn whatever_ids_callers_choose_each_write_is_sent_once_and_has_its_own_end
     let seed = number("MAKEGATE_SEED").unwrap_or_else(|| u64::from(u32::from_ne_bytes(random::<4>().unwrap())));
     println!("MAKEGATE_SEED={seed}");
     let mut random = Random::new(seed);
-    let settings =
-        Settings { token: TOKEN.to_owned(), api_limit: 1_000_000, account_limit: 1_000_000, ..Settings::default() };
-    let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap();
+    let sandbox = sandbox_at("127.0.0.1:0").await;
     let sandbox = Arc::new(sandbox);
     let plan = Plan::default()
         .set("upstream", "quota = \"1000000/min\"\nlook = false")

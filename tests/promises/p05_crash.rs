@@ -4,15 +4,14 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use makegate::clock::Clock;
 use makegate::hash::random;
-use makegate::sandbox::{Sandbox, Settings};
+use makegate::sandbox::Sandbox;
 use makegate::tasks::Tasks;
 use serde_json::Value;
 
 use crate::support::process::Home;
 use crate::support::random::{Random, number};
-use crate::support::{ALL, OPERATOR, Plan, TOKEN, VARIABLES, attempt, records_in, send, with_key};
+use crate::support::{ALL, OPERATOR, Plan, VARIABLES, attempt, records_in, sandbox_at, send, with_key};
 
 /// Rounds; the nightly form sets more.
 fn rounds() -> u64 {
@@ -24,9 +23,7 @@ async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
     let seed = number("MAKEGATE_SEED").unwrap_or_else(|| u64::from(u32::from_ne_bytes(random::<4>().unwrap())));
     println!("MAKEGATE_SEED={seed}");
     let mut random = Random::new(seed);
-    let settings =
-        Settings { token: TOKEN.to_owned(), api_limit: 1_000_000, account_limit: 1_000_000, ..Settings::default() };
-    let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap();
+    let sandbox = sandbox_at("127.0.0.1:0").await;
     let plan =
         Plan::default().set("upstream", "quota = \"1000000/min\"\nlook = false").set("audit", "segment = \"1MiB\"");
     let home = Home::new(&plan, &format!("http://{}", sandbox.address()));

@@ -107,7 +107,7 @@ mod hanging {
     use super::*;
     use crate::support::disk::{Disk, Effect, Fault, Operation};
     use crate::support::process::{Home, Process};
-    use crate::support::{LIST, send, until, with_key};
+    use crate::support::{LIST, sandbox_at, send, until, with_key};
 
     /// An answer that waits for no file is there within this, on a busy machine too.
     const AT_ONCE: Duration = Duration::from_secs(2);
@@ -136,15 +136,7 @@ mod hanging {
 
     /// A binary whose followed files are on a disk of ours, and its log on the machine's.
     async fn start() -> Option<(makegate::sandbox::Sandbox, Home, Disk)> {
-        let settings = makegate::sandbox::Settings {
-            token: TOKEN.to_owned(),
-            api_limit: 100_000,
-            account_limit: 100_000,
-            ..Default::default()
-        };
-        let clock = makegate::clock::Clock::system();
-        let any = "127.0.0.1:0".parse().unwrap();
-        let sandbox = makegate::sandbox::Sandbox::start(any, settings, clock).await.unwrap();
+        let sandbox = sandbox_at("127.0.0.1:0").await;
         let plan = Plan::default().set("limits", "drain = \"1s\"");
         let home = Home::new(&plan, &format!("http://{}", sandbox.address()));
         let (below, at) = (home.path().join("below"), home.path().join("at"));

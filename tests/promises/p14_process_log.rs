@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use makegate::clock::Clock;
-use makegate::sandbox::{Fault, FaultKind, Sandbox, Settings};
+use makegate::sandbox::{Fault, FaultKind, Sandbox};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::Signal;
 
 use crate::support::process::{Home, Process, free_ports, is_open};
-use crate::support::{ALL, ORG, OTHER, Plan, Reply, TOKEN, VARIABLES, attempt, records_in, send, with_key};
+use crate::support::{ALL, ORG, OTHER, Plan, Reply, VARIABLES, attempt, records_in, sandbox_at, send, with_key};
 
 const DRAIN: Duration = Duration::from_secs(5);
 /// No answer of these tests waits for a reader; a busy machine may take a while.
@@ -167,7 +167,7 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let sandbox = make("127.0.0.1:0").await;
+        let sandbox = sandbox_at("127.0.0.1:0").await;
         let limits = "drain = \"5s\"\nbreaker_open = \"200ms\"\nbreaker_open_max = \"400ms\"";
         let plan =
             Plan::default().set("limits", limits).set("audit", "head = \"1s\"").set("cache", "stale_if_error = \"0s\"");
@@ -227,7 +227,7 @@ impl Scene {
             assert!([502, 503].contains(&status), "{status}");
             self.polite().await;
         }
-        self.sandbox = make(&address).await;
+        self.sandbox = sandbox_at(&address).await;
         self.until_answered(VARIABLES, ALL).await;
     }
 
@@ -296,12 +296,6 @@ impl Scene {
         assert!(records.iter().all(|record| record["outcome"] != "in-doubt"));
         assert_eq!(records.last().unwrap()["event"], "stop");
     }
-}
-
-async fn make(address: &str) -> Sandbox {
-    let settings =
-        Settings { token: TOKEN.to_owned(), api_limit: 100_000, account_limit: 100_000, ..Settings::default() };
-    Sandbox::start(address.parse().unwrap(), settings, Clock::system()).await.unwrap()
 }
 
 async fn served_through(wrong: Wrong, from: Phase) {

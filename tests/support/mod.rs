@@ -285,6 +285,13 @@ impl World {
     }
 }
 
+/// A Make of its own at this address, with quota for everything.
+pub(crate) async fn sandbox_at(address: &str) -> Sandbox {
+    let settings =
+        Settings { token: TOKEN.to_owned(), api_limit: 1_000_000, account_limit: 1_000_000, ..Settings::default() };
+    Sandbox::start(address.parse().unwrap(), settings, Clock::system()).await.unwrap()
+}
+
 /// A folder with the secrets that a configuration names.
 pub(crate) fn new_dir() -> TempDir {
     let dir = tempfile::tempdir().unwrap();

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use makegate::clock::Clock;
-use makegate::sandbox::{Fault, FaultKind, Sandbox, Settings};
+use makegate::sandbox::{Fault, FaultKind, Sandbox};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::process::{Home, Process};
 use crate::support::tls;
-use crate::support::{ALL, OPERATOR, ORG, Plan, Reply, TOKEN, VARIABLES, attempt, send, until, with_key};
+use crate::support::{ALL, OPERATOR, ORG, Plan, Reply, TOKEN, VARIABLES, attempt, sandbox_at, send, until, with_key};
 
 const AT_MOST: Duration = Duration::from_secs(30);
 
@@ -24,7 +24,7 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let sandbox = make("127.0.0.1:0").await;
+        let sandbox = sandbox_at("127.0.0.1:0").await;
         let plan = Plan::default()
             .set("limits", "drain = \"5s\"\nbreaker_open = \"200ms\"\nbreaker_open_max = \"400ms\"")
             .set("upstream", "look = false");
@@ -33,7 +33,7 @@ impl Scene {
 
     /// The same behind TLS; its certificate is still to be made.
     async fn with_tls() -> Self {
-        let sandbox = make("127.0.0.1:0").await;
+        let sandbox = sandbox_at("127.0.0.1:0").await;
         let plan = Plan::default().set("gateway", "tls = { cert = \"cert.pem\", key = \"key.pem\" }");
         Self { home: Home::new(&plan, &format!("http://{}", sandbox.address())), sandbox }
     }
@@ -61,12 +61,6 @@ impl Scene {
     }
 }
 
-async fn make(address: &str) -> Sandbox {
-    let settings =
-        Settings { token: TOKEN.to_owned(), api_limit: 100_000, account_limit: 100_000, ..Settings::default() };
-    Sandbox::start(address.parse().unwrap(), settings, Clock::system()).await.unwrap()
-}
-
 /// The lines whose message has these words.
 fn with<'l>(lines: &'l [Value], words: &str) -> Vec<&'l Value> {
     lines.iter().filter(|line| line["msg"].as_str().unwrap().contains(words)).collect()
@@ -90,7 +84,7 @@ async fn an_outage_of_the_upstream_is_told_once_and_so_is_its_end() {
         assert!([502, 503].contains(&status), "{status}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    scene.sandbox = make(&address).await;
+    scene.sandbox = sandbox_at(&address).await;
     scene.until_answered(VARIABLES).await;
     let lines = scene.lines(process).await;
     for words in ["the upstream cannot be reached", "the upstream can be reached again"] {

@@ -1,18 +1,22 @@
 //! Promise 4, byte by byte: the wire to the upstream is cut after every byte of the request and of the answer, in order and by
-//! a reset, for an operation of each retry class. What took effect is counted at the upstream.
+//! a reset, for an operation of each retry class. What took effect is counted at the upstream, for each request by what only it
+//! says, and only when all that was let through has been read: an effect that comes late is still its own request's.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use futures_util::future::join_all;
 
-use crate::support::hostile::{Origin, Step, repeated, tls_identity};
+use crate::support::hostile::{Origin, Received, Step, repeated, tls_identity};
 use crate::support::relay::{At, Manner, Relay};
-use crate::support::{ALL, ORG, Plan, Reply, World};
+use crate::support::{ALL, ORG, Plan, Reply, World, new_dir, until};
 
 /// A request that may be made again and again, each time as another one of the same length.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     method: &'static str,
+    /// `N` stands for a number of five digits, here or in the body.
     path: &'static str,
-    /// `N` stands for a number of five digits.
     body: &'static str,
     /// May it be sent again when nobody knows what the first attempt did?
     again: bool,
@@ -31,30 +35,48 @@ const RENAME: Shape =
     Shape { method: "PATCH", path: ORG, body: r#"{"name":"Named N"}"#, again: true, again_for_the_answer: false };
 const READ: Shape = Shape {
     method: "GET",
-    path: "/api/v2/organizations/11/payments",
+    path: "/api/v2/organizations/11/payments?pg[offset]=N",
     body: "",
     again: true,
     again_for_the_answer: true,
 };
 
+/// What the upstream answers, always.
+const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n{\"ok\":1}";
+
 /// A gateway whose wire to an upstream of its own can be cut.
 struct Bench {
     world: World,
-    upstream: World,
+    origin: Origin,
     relay: Relay,
+    /// The effects that each request must have had, by its number.
+    expected: HashMap<usize, RangeInclusive<usize>>,
 }
 
 impl Bench {
-    async fn new() -> Self {
-        let upstream = World::start().await;
-        let relay = Relay::start(upstream.sandbox.address());
-        Self { world: gateway(&format!("http://{}", relay.address())).start().await, upstream, relay }
+    async fn new(is_tls: bool) -> Self {
+        let scripts = vec![repeated(&[Step::Read, Step::write(ANSWER)], 1_000)];
+        let dir = new_dir();
+        // Everything that may be sent again is, as often as the classes allow.
+        let limits = "breaker_failures = 0\nretry_percent = 100\nretry_floor = 1000000";
+        let mut plan = Plan::default().set("upstream", "look = false").set("limits", limits);
+        let origin = if is_tls {
+            let (authority, tls) = tls_identity(&["127.0.0.1"]);
+            std::fs::write(dir.path().join("ca.pem"), authority).unwrap();
+            plan = plan.set("upstream", "ca_file = \"ca.pem\"");
+            Origin::start_tls(scripts, tls)
+        } else {
+            Origin::start(scripts)
+        };
+        let relay = Relay::start(origin.address());
+        let scheme = if is_tls { "https" } else { "http" };
+        let world = plan.upstream(format!("{scheme}://{}", relay.address())).start_in(dir).await;
+        Self { world, origin, relay, expected: HashMap::new() }
     }
 
     async fn send(&self, shape: Shape, number: usize) -> Reply {
-        let body = shape.body.replace('N', &format!("{}", 10_000 + number));
-        // All ids are of one length, so that all requests of a shape are.
-        self.world.send(ALL, shape.method, shape.path, &[], &body).await
+        let [path, body] = [shape.path, shape.body].map(|text| text.replace('N', &name(number)));
+        self.world.send(ALL, shape.method, &path, &[], &body).await
     }
 
     /// The bytes of this request, and of its answer up to the end of the head, and whole.
@@ -66,16 +88,21 @@ impl Bench {
     }
 
     /// Cuts there, and looks what came of it.
-    async fn check(&self, shape: Shape, number: usize, (at, manner): (At, Manner), head: usize) {
-        self.upstream.sandbox.reset();
+    async fn check(
+        &mut self,
+        shape: Shape,
+        number: usize,
+        (at, manner): (At, Manner),
+        (request, head): (usize, usize),
+    ) {
         self.relay.arm(Some((at, manner)));
         let reply = self.send(shape, number).await;
-        let place = format!("{} {at:?} {manner:?}: {reply:?}", shape.method);
-        let effects = self.upstream.received(shape.method, shape.path);
-        let first = usize::from(matches!(at, At::Answer(_)));
+        let place = format!("{} {} {at:?} {manner:?}: {reply:?}", shape.method, name(number));
+        let is_whole = matches!(at, At::Answer(_)) || at == At::Request(request);
         let answer_only = matches!(at, At::Answer(bytes) if bytes >= head);
         let again = if answer_only { shape.again_for_the_answer } else { shape.again };
-        assert_eq!(effects, first + usize::from(again), "{place}");
+        let effects = usize::from(is_whole) + usize::from(again);
+        self.expected.insert(number, effects..=effects);
         let (status, outcome) = match (again, answer_only) {
             (true, _) => (200, "done"),
             (false, true) => (502, "done"),
@@ -92,26 +119,48 @@ impl Bench {
         assert_eq!(record["attempts"], 1 + u64::from(again), "{place}");
         assert_eq!(record["outcome"].as_str(), told, "{place}");
     }
+
+    /// Once the upstream has read all that was let through to it: what each request did there, by its number.
+    async fn effects(self) -> HashMap<usize, usize> {
+        let Self { origin, relay, expected, .. } = self;
+        relay.end();
+        until(|| origin.connections() == relay.connections() && origin.open() == 0).await;
+        let sent = |received: &Received| {
+            let line = received.head.lines().next().unwrap_or_default();
+            format!("{line} {}", String::from_utf8_lossy(&received.body))
+        };
+        let sent: Vec<_> = origin.received().iter().map(sent).collect();
+        let effects = |number| sent.iter().filter(|text| text.contains(&name(number))).count();
+        let effects: HashMap<_, _> = expected.keys().map(|number| (*number, effects(*number))).collect();
+        for (number, wanted) in expected {
+            assert!(
+                wanted.contains(&effects[&number]),
+                "{}: {} effects, not {wanted:?}",
+                name(number),
+                effects[&number]
+            );
+        }
+        effects
+    }
 }
 
-/// Everything that may be sent again is, as often as the classes allow.
-fn gateway(upstream: &str) -> Plan {
-    let plan = Plan::default().upstream(upstream).set("upstream", "look = false");
-    plan.set("limits", "breaker_failures = 0\nretry_percent = 100\nretry_floor = 1000000")
+/// Stands for the request with this number on the wire. All are of one length, so that all requests of a shape are.
+fn name(number: usize) -> String {
+    format!("{}", 10_000 + number)
 }
 
 /// Several gateways share the work: most of it is waiting.
 async fn cut_everywhere(shape: Shape) {
-    let (request, head, answer) = Bench::new().await.lengths(shape).await;
+    let (request, head, answer) = Bench::new(false).await.lengths(shape).await;
     println!("{} {}: {request} bytes, answered by {answer}", shape.method, shape.path);
-    let places = (0..request).map(At::Request).chain((0..answer).map(At::Answer));
+    let places = (0..=request).map(At::Request).chain((0..answer).map(At::Answer));
     let cuts: Vec<_> = places.flat_map(|at| [(at, Manner::Fin), (at, Manner::Reset)]).collect();
     let shares = cuts.chunks(cuts.len().div_ceil(6)).map(|share| async move {
-        let bench = Bench::new().await;
+        let mut bench = Bench::new(false).await;
         for (number, cut) in share.iter().enumerate() {
-            bench.check(shape, number + 1, *cut, head).await;
+            bench.check(shape, number + 1, *cut, (request, head)).await;
         }
-        share.len()
+        bench.effects().await.len()
     });
     assert_eq!(join_all(shares).await.into_iter().sum::<usize>(), cuts.len());
 }
@@ -134,37 +183,39 @@ async fn a_cut_at_any_byte_of_a_read_is_not_noticed() {
 /// Over TLS the bytes of the handshake come first: whatever ends within it has sent nothing, and goes again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_at_any_byte_of_tls_never_doubles_a_once_write() {
-    let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n{\"ok\":1}";
-    let share = |is_request: bool| async move {
-        let of = |at| if is_request { At::Request(at) } else { At::Answer(at) };
-        let (authority, tls) = tls_identity(&["127.0.0.1"]);
-        let origin = Origin::start_tls(vec![repeated(&[Step::Read, Step::write(answer)], 2)], tls);
-        let relay = Relay::start(origin.address());
-        let dir = crate::support::new_dir();
-        std::fs::write(dir.path().join("ca.pem"), authority).unwrap();
-        let plan = gateway(&format!("https://{}", relay.address())).set("upstream", "ca_file = \"ca.pem\"");
-        let world = plan.start_in(dir).await;
-        let pay = |number: usize| format!(r#"{{"priceId":{},"customer":{{}}}}"#, 10_000 + number);
-        // The first handshake is the longest.
-        world.post(ALL, PAY.path, &pay(0)).await.expect(200);
-        let (there, back) = relay.passed();
-        let mut seen = [0; 2];
-        for at in 0..if is_request { there } else { back } {
-            let before = origin.received().len();
-            relay.arm(Some((of(at), if at % 2 == 0 { Manner::Fin } else { Manner::Reset })));
-            let reply = world.post(ALL, PAY.path, &pay(at + 1)).await;
-            let effects = origin.received().len() - before;
-            let place = format!("{:?} of {there} and {back}: {effects} effects: {reply:?}", of(at));
-            match reply.header("makegate-outcome") {
-                Some("done") => assert_eq!(effects, 1, "{place}"),
-                Some("in-doubt") => assert!(effects <= 1, "{place}"),
-                _ => panic!("{place}"),
+    let share = |is_request: bool, from: usize| async move {
+        let mut bench = Bench::new(true).await;
+        // Later handshakes resume the first one's session: what goes there is longer, what comes back is shorter.
+        let (first, later) = (bench.lengths(PAY).await, bench.lengths(PAY).await);
+        let (there, back) = (first.0.max(later.0), first.2.max(later.2));
+        let mut in_doubt = Vec::new();
+        for bytes in (from..=if is_request { there } else { back }).step_by(2) {
+            let (at, number) = (if is_request { At::Request(bytes) } else { At::Answer(bytes) }, bytes + 1);
+            bench.relay.arm(Some((at, if bytes / 2 % 2 == 0 { Manner::Fin } else { Manner::Reset })));
+            let reply = bench.send(PAY, number).await;
+            let effects = match reply.header("makegate-outcome") {
+                Some("done") => 1..=1,
+                Some("in-doubt") => 0..=1,
+                _ => panic!("{at:?} of {there} and {back}: {reply:?}"),
+            };
+            if effects == (0..=1) {
+                in_doubt.push(number);
             }
-            seen[effects] += 1;
+            bench.expected.insert(number, effects);
         }
-        println!("{there} bytes, answered by {back}; 0 and 1 effects: {seen:?}");
+        let effects = bench.effects().await;
+        let doubted = |count| in_doubt.iter().filter(|number| effects[number] == count).count();
+        let seen = [effects.len() - in_doubt.len(), doubted(0), doubted(1)];
+        println!("{there} bytes, answered by {back}: done, in doubt without and with an effect: {seen:?}");
         seen
     };
-    let (there, back) = tokio::join!(share(true), share(false));
-    assert!(there.iter().all(|count| *count > 0) && back[1] > 0, "cut before and after the handshake's end");
+    let shares = [share(true, 0), share(true, 1), share(false, 0), share(false, 1)];
+    let seen = join_all(shares).await;
+    let sum = |of: &[[usize; 3]]| -> [usize; 3] { std::array::from_fn(|n| of.iter().map(|seen| seen[n]).sum()) };
+    let (there, back) = (sum(&seen[..2]), sum(&seen[2..]));
+    assert!(
+        there.iter().all(|count| *count > 0),
+        "before the handshake's end, within the request, after its last byte"
+    );
+    assert!(back[0] > 0 && back[2] > 0, "before the handshake's end, and before the answer's head was whole");
 }

@@ -176,8 +176,9 @@ impl Shared {
             let Ok(stream) = stream else { continue };
             let stream = Arc::new(stream);
             self.sockets.lock().expect("no thread panicked").push(Arc::downgrade(&stream));
-            let connection = self.accepted.fetch_add(1, Ordering::SeqCst);
+            // Open before it is counted: when all that came are counted and none is open, all have ended.
             let open = self.open.fetch_add(1, Ordering::SeqCst) + 1;
+            let connection = self.accepted.fetch_add(1, Ordering::SeqCst);
             self.peak.fetch_max(open, Ordering::SeqCst);
             let script = self.next_script();
             let shared = self.clone();

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Where the wire is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum At {
-    /// After so many bytes on their way to the upstream, which sees the same cut.
+    /// After so many bytes on their way to the upstream, which sees the end of the connection after them.
     Request(usize),
     /// After so many bytes of the answer; the upstream has the request whole.
     Answer(usize),
@@ -36,6 +36,8 @@ struct Shared {
     armed: Mutex<Option<(At, Manner)>>,
     /// Bytes since it was armed, to the upstream and back.
     passed: [AtomicUsize; 2],
+    /// Connections to the upstream.
+    connections: AtomicUsize,
     over: AtomicBool,
 }
 
@@ -47,6 +49,7 @@ impl Relay {
             upstream,
             armed: Mutex::default(),
             passed: Default::default(),
+            connections: AtomicUsize::new(0),
             over: AtomicBool::new(false),
         });
         let for_thread = shared.clone();
@@ -78,13 +81,23 @@ impl Relay {
         let [there, back] = &self.shared.passed;
         (there.load(Ordering::SeqCst), back.load(Ordering::SeqCst))
     }
+
+    /// How many connections it has made to the upstream.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Carries nothing more, and closes what is open.
+    pub(crate) fn end(&self) {
+        self.shared.over.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts.
+        let _woken = TcpStream::connect(self.address);
+    }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.shared.over.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts.
-        let _woken = TcpStream::connect(self.address);
+        self.end();
     }
 }
 
@@ -92,6 +105,7 @@ impl Shared {
     /// Carries one connection; requests on it come one after the other.
     fn carry(&self, mut gateway: &TcpStream) -> io::Result<()> {
         let mut upstream = TcpStream::connect(self.upstream)?;
+        self.connections.fetch_add(1, Ordering::SeqCst);
         gateway.set_nodelay(true)?;
         upstream.set_nodelay(true)?;
         for side in [gateway, &upstream] {
@@ -123,7 +137,11 @@ impl Shared {
                 }
             }
         }
-        cut.map_or(Ok(()), |(_, manner)| end(gateway, manner))
+        cut.map_or(Ok(()), |(_, manner)| end(gateway, manner))?;
+        // Whatever was let through is the upstream's to read: closed with bytes unread, its connection would be reset.
+        upstream.shutdown(Shutdown::Write)?;
+        while some(upstream.read(&mut buffer)).is_ok() {}
+        Ok(())
     }
 
     /// Lets pass what may, if not all; `true`: here is the cut.

@@ -1,17 +1,20 @@
 //! Promise 4, by the caller's word: a write that comes again with its `Idempotency-Key` is answered as the first time, and
 //! nothing is sent twice, whatever happened between.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use makegate::answers::Keyed;
-use makegate::clock::Clock;
-use makegate::sandbox::{Fault, FaultKind, Sandbox, Settings};
+use makegate::hash::random;
+use makegate::sandbox::{Fault, FaultKind, Sandbox};
 use makegate::tasks::Tasks;
 use serde_json::Value;
 
 use crate::support::process::Home;
-use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, Reply, TOKEN, TOO, VARIABLES, World, attempt, send, with_key};
+use crate::support::random::{Random, number};
+use crate::support::{
+    ALL, LIST, OPERATOR, ORG, Plan, Reply, TOO, VARIABLES, World, attempt, sandbox_at, send, until, with_key,
+};
 
 const NEW: &str = r#"{"name":"n","regionId":1,"timezoneId":1,"countryId":1}"#;
 
@@ -192,70 +195,118 @@ async fn a_key_that_is_none_is_refused_and_reads_need_none() {
     keyed(&world, ALL, "a b", "GET", ORG, "").await.expect(200);
 }
 
+/// What a write that was under way when the gateway was killed turns out to be, when it is sent again with its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Found {
+    /// Its caller had the answer before the end, and has it again.
+    Answered,
+    /// Its caller had none; the answer was kept.
+    Kept,
+    /// Nobody knows.
+    InDoubt,
+    /// It never went upstream, and goes now.
+    Free,
+}
+
 /// Clients that send every write again with its key until they have an answer, against a gateway that is killed all the
-/// while: each write is done at most once, and whoever has an answer has the one.
+/// while: each write is done at most once, and whoever has an answer has the one. The gateway is killed until each case was seen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_moment_a_key_is_done_once_and_answered_alike() {
-    let settings =
-        Settings { token: TOKEN.to_owned(), api_limit: 1_000_000, account_limit: 1_000_000, ..Settings::default() };
-    let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap();
+    let seed = number("MAKEGATE_SEED").unwrap_or_else(|| u64::from(u32::from_ne_bytes(random::<4>().unwrap())));
+    println!("MAKEGATE_SEED={seed}");
+    let mut random = Random::new(seed);
+    let sandbox = sandbox_at("127.0.0.1:0").await;
     let plan = Plan::default().set("upstream", "quota = \"1000000/min\"\nlook = false");
     let home = Home::new(&plan, &format!("http://{}", sandbox.address()));
     let tasks = Tasks::new();
-    let mut answers: HashMap<String, String> = HashMap::new();
-    for round in 0..8_u64 {
+    let mut all: HashMap<String, Asked> = HashMap::new();
+    let mut seen: HashMap<Found, usize> = HashMap::new();
+    let cases = [Found::Answered, Found::Kept, Found::InDoubt, Found::Free];
+    for round in 0..200_u64 {
+        if round >= 20 && cases.iter().all(|case| seen.get(case).is_some_and(|times| *times >= 3)) {
+            break;
+        }
         let process = home.serve().await;
-        let gateway = home.gateway;
+        let (gateway, before) = (home.gateway, sandbox.effects("POST", VARIABLES));
         let clients: Vec<_> = (0..4)
             .map(|client| tasks.spawn(async move { insist(gateway, &format!("v_{round}_{client}")).await }))
             .collect();
-        tokio::time::sleep(Duration::from_millis(40 + 25 * round)).await;
+        let enough = before + 1 + usize::try_from(random.below(12)).unwrap();
+        until(|| sandbox.effects("POST", VARIABLES) >= enough).await;
+        tokio::time::sleep(Duration::from_micros(random.below(8_000))).await;
         drop(process);
+        let _process = home.serve().await;
         for client in clients {
-            answers.extend(client.await.unwrap());
-        }
-    }
-    let _process = home.serve().await;
-    let mut doubts = 0;
-    for received in sandbox.received_of("POST", VARIABLES) {
-        let name = serde_json::from_str::<Value>(&received.body).unwrap()["name"].as_str().unwrap().to_owned();
-        let again = post(home.gateway, &name).await.unwrap();
-        match answers.get(&name) {
-            Some(first) => assert_eq!((again.status, again.text()), (200, &**first), "{name}"),
-            // Nobody had an answer: it is the first one's that was kept, or in doubt.
-            None if again.status == 200 => assert_eq!(again.header("idempotent-replayed"), Some("true")),
-            None => {
-                again.refused(409, "MG164");
-                doubts += 1;
+            for (name, answer) in client.await.unwrap() {
+                let (found, asked) = find(&home, &sandbox, &name, answer).await;
+                *seen.entry(found).or_default() += 1;
+                all.insert(name, asked);
             }
         }
     }
-    let effects = sandbox.effects("POST", VARIABLES);
-    let mut names: Vec<String> = sandbox.received_of("POST", VARIABLES).into_iter().map(|r| r.body).collect();
-    names.sort();
-    names.dedup();
-    println!("{} answered, {doubts} in doubt, {effects} effects", answers.len());
-    assert_eq!(effects, names.len(), "a write was done twice");
-    assert!(answers.len() > 30, "only {} writes were answered: the test proves little", answers.len());
+    let _process = home.serve().await;
+    for (name, asked) in &all {
+        let again = post(home.gateway, name).await.unwrap();
+        match asked {
+            Some(first) => assert_eq!((again.status, again.text()), (200, &**first), "{name}"),
+            None => drop(again.refused(409, "MG164")),
+        }
+    }
+    println!("{seen:?}, {} effects", sandbox.effects("POST", VARIABLES));
+    let done: Vec<String> = sandbox.received_of("POST", VARIABLES).into_iter().map(|received| received.body).collect();
+    let once: HashSet<&String> = done.iter().collect();
+    assert_eq!(done.len(), once.len(), "a write was done twice");
+    assert!(cases.iter().all(|case| seen.contains_key(case)), "not every case was seen: {seen:?}");
 }
 
-/// Writes one after the other, each once more with its key; what was answered.
-async fn insist(gateway: std::net::SocketAddr, prefix: &str) -> Vec<(String, String)> {
-    let mut answered = Vec::new();
-    for number in 0..500 {
+/// What was answered; `None`: nothing.
+type Asked = Option<String>;
+
+/// Sends it again after the gateway's end. `answer`: what its caller had. What it is, and what is answered from now on.
+async fn find(home: &Home, sandbox: &Sandbox, name: &str, answer: Asked) -> (Found, Asked) {
+    let was_sent = sandbox.received_of("POST", VARIABLES).iter().any(|received| received.body.contains(&quoted(name)));
+    let again = post(home.gateway, name).await.unwrap();
+    let is_replayed = again.header("idempotent-replayed").is_some();
+    let found = match (&answer, again.status) {
+        (Some(first), _) => {
+            assert_eq!((again.status, again.text(), is_replayed), (200, &**first, true), "{name}");
+            Found::Answered
+        }
+        (None, 200) => {
+            assert_eq!(is_replayed, was_sent, "{name}: {again:?}");
+            if is_replayed { Found::Kept } else { Found::Free }
+        }
+        (None, _) => {
+            again.clone().refused(409, "MG164");
+            Found::InDoubt
+        }
+    };
+    (found, (again.status == 200).then(|| again.text().to_owned()))
+}
+
+/// Writes one after the other, each once more with its key; what was answered to each, until nothing is.
+async fn insist(gateway: std::net::SocketAddr, prefix: &str) -> Vec<(String, Asked)> {
+    let mut asked = Vec::new();
+    for number in 0..5_000 {
         let name = format!("{prefix}_{number}");
-        let Some(first) = post(gateway, &name).await else { return answered };
+        let first = post(gateway, &name).await;
+        asked.push((name.clone(), first.as_ref().map(|first| first.text().to_owned())));
+        let Some(first) = first else { break };
         assert_eq!(first.status, 200, "{first:?}");
-        answered.push((name.clone(), first.text().to_owned()));
-        let Some(again) = post(gateway, &name).await else { return answered };
+        let Some(again) = post(gateway, &name).await else { break };
         assert_eq!((again.text(), again.header("idempotent-replayed")), (first.text(), Some("true")));
     }
-    answered
+    asked
+}
+
+/// A name as it stands in its write's body.
+fn quoted(name: &str) -> String {
+    format!("\"{name}\"")
 }
 
 async fn post(gateway: std::net::SocketAddr, name: &str) -> Option<Reply> {
     let headers = with_key(ALL, &[&format!("idempotency-key: {name}")]);
-    let body = format!(r#"{{"typeId":2,"name":"{name}","value":"x"}}"#);
+    let body = format!(r#"{{"typeId":2,"name":{},"value":"x"}}"#, quoted(name));
     attempt(gateway, "POST", VARIABLES, &headers, &body).await
 }
 

@@ -6,9 +6,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
+use tokio::time::timeout;
 
 use crate::answers::Answers;
 use crate::audit::Log;
@@ -32,12 +33,14 @@ const FURTHER_FILES: usize = 64;
 const OPERATORS_PART: usize = 8;
 /// With fewer connections there is nothing to serve.
 const CONNECTIONS_MIN: usize = 16;
-/// How often the cache forgets and the quota's journal is synced.
+/// How often the cache forgets, and the quota counts what the cache saved.
 const CHORES: Duration = Duration::from_secs(1);
 /// How often the door's certificate is looked at.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long connections have to end that were cut, and the operators' door to close.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// The end comes so long after the drain time at the latest, whatever a disk does.
+const END: Duration = Duration::from_millis(700);
 /// After the drain began, doors stay open so long: whoever balances load sees `not ready` first.
 const NOT_READY_FIRST: Duration = Duration::from_millis(200);
 
@@ -177,22 +180,43 @@ impl Service {
     pub async fn shut_down(self) -> bool {
         let gate = &self.inner.gate;
         let limit = gate.policy().limits().drain;
+        let end = gate.clock.now() + limit + END;
         gate.drain();
-        tokio::time::sleep(NOT_READY_FIRST.min(limit)).await;
+        let not_ready = NOT_READY_FIRST.min(limit);
+        tokio::time::sleep(not_ready).await;
         self.gateway.close();
         gate.tasks.stop();
-        let finished = gate.tasks.drained(limit).await;
+        let finished = gate.tasks.drained(limit - not_ready).await;
         // Whoever is cut off now leaves a record all the same; a write without an outcome is in doubt at the next start.
         self.gateway.cut();
         gate.tasks.drained(LAST_WORDS).await;
         self.operator.close();
         self.inner.desk_tasks.stop();
         self.inner.desk_tasks.drained(LAST_WORDS).await;
-        gate.quota.shut();
-        gate.answers.close().await;
-        gate.tally.settle(&gate.log, (gate.clock.now(), gate.clock.wall()), true);
-        gate.log.close().await;
+        self.close_files(end).await;
         finished
+    }
+
+    /// Brings everything to the disk, as far as the disk lets it until `end`. The log, which holds the most, has half of the time for
+    /// itself.
+    async fn close_files(&self, end: Instant) {
+        let gate = &self.inner.gate;
+        let left = || end.saturating_duration_since(gate.clock.now());
+        let within = left() / 2;
+        let (slots, answers) = tokio::join!(gate.quota.end(within), timeout(within, gate.answers.close()));
+        if !slots || answers.is_err() {
+            tracing::error!(
+                "the disk takes too long: makegate ends although not all of quota.slots and answers.sqlite is on it"
+            );
+        }
+        gate.tally.settle(&gate.log, (gate.clock.now(), gate.clock.wall()), true);
+        if timeout(left(), gate.log.close()).await.is_err() {
+            let records = gate.log.backlog();
+            tracing::error!(
+                records,
+                "the disk takes too long: makegate ends although not all of the audit log is on it"
+            );
+        }
     }
 }
 
@@ -204,9 +228,7 @@ impl Inner {
             loop {
                 tokio::time::sleep(CHORES).await;
                 gate.cache.maintain();
-                let gate = gate.clone();
-                // fdatasync is no work for a runtime thread.
-                let _joined = tokio::task::spawn_blocking(move || gate.quota.sync()).await;
+                gate.quota.maintain();
             }
         });
         self.gate.tasks.spawn_until_stop(look::run(self.gate.clone()));

@@ -5,6 +5,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What the log asks of the disk. The methods do what their names say; a test's disk fails them on demand.
 pub trait Disk: Send + Sync + fmt::Debug {
@@ -38,6 +39,21 @@ pub trait Disk: Send + Sync + fmt::Debug {
 pub struct MachineDisk;
 
 impl Disk for MachineDisk {}
+
+/// Runs `work`, which may wait for a disk, on a thread that nothing else needs. If it takes longer than `within`, it goes on by
+/// itself; what it holds, a permit that bounds how many do so, it gives back when it is done.
+///
+/// # Errors
+/// It takes longer, or panicked.
+pub(crate) async fn wait<T: Send + 'static>(
+    within: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    match tokio::time::timeout(within, tokio::task::spawn_blocking(work)).await {
+        Ok(done) => done.map_err(io::Error::other),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the disk takes too long")),
+    }
+}
 
 /// Makes names in the folder durable.
 pub(crate) fn sync_folder(dir: &Path) -> io::Result<()> {

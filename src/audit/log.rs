@@ -268,7 +268,7 @@ impl Drop for Waiting {
 /// The log: journal of writes and audit of requests at once.
 pub struct Log {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) queries: Semaphore,
+    pub(crate) queries: Arc<Semaphore>,
 }
 
 impl Log {
@@ -316,7 +316,7 @@ impl Log {
                 shared.left.send_modify(|threads| *threads += 1);
             }
         })?;
-        let log = Arc::new(Self { shared, queries: Semaphore::new(QUERIES_MAX) });
+        let log = Arc::new(Self { shared, queries: Arc::new(Semaphore::new(QUERIES_MAX)) });
         fingerprints::guard(&log, key)?;
         Ok((log, recovered))
     }

@@ -15,6 +15,7 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
 use super::backwards::Backwards;
+use super::disk;
 use super::filter::Filter;
 use super::index::{self, Block};
 use super::log::Log;
@@ -26,6 +27,8 @@ use crate::clock::Clock;
 
 /// A query of the running gateway ends after this.
 const QUERY_MAX: Duration = Duration::from_secs(5);
+/// It looks at the clock between two reads: one that takes longer than this more hangs.
+const DISK_MAX: Duration = Duration::from_secs(1);
 /// Steps of `SQLite` between two looks at the clock.
 const STEPS: i32 = 10_000;
 
@@ -75,12 +78,15 @@ impl Log {
     /// # Errors
     /// [`QueryError`].
     pub async fn query(&self, filter: Filter) -> Result<Page, QueryError> {
-        let turn = tokio::time::timeout(QUERY_MAX, self.queries.acquire()).await;
-        let Ok(Ok(_turn)) = turn else { return Err(QueryError::Busy) };
+        let turn = tokio::time::timeout(QUERY_MAX, self.queries.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Err(QueryError::Busy) };
         let (dir, clock) = (self.dir().to_owned(), self.shared.clock.clone());
         let end = clock.now() + QUERY_MAX;
-        let work = tokio::task::spawn_blocking(move || page(&dir, &filter, Some(&Deadline { clock, end })));
-        work.await.unwrap_or_else(|error| Err(QueryError::Io(io::Error::other(error))))
+        let found = disk::wait(QUERY_MAX + DISK_MAX, move || {
+            let _turn = turn;
+            page(&dir, &filter, Some(&Deadline { clock, end }))
+        });
+        found.await?
     }
 }
 

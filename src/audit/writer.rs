@@ -184,6 +184,7 @@ impl Writer {
         }
         self.round();
         self.after_round(true);
+        self.shared.heads.settle();
         if !self.pending.is_empty() {
             tracing::error!(records = self.pending.len(), "records are lost: the audit log's disk fails at the end");
         }

@@ -161,7 +161,8 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
 }
 
 fn run<T>(builder: &mut Builder, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    const LEFT_BEHIND: Duration = Duration::from_secs(1);
+    /// What is left has to do with files, and they had their time.
+    const LEFT_BEHIND: Duration = Duration::from_millis(100);
     let runtime: Runtime = builder.enable_all().build().map_err(Failure::failed)?;
     let done = runtime.block_on(work);
     runtime.shutdown_timeout(LEFT_BEHIND);

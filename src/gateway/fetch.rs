@@ -109,7 +109,7 @@ pub(super) fn fetch_ahead(gate: &Arc<Gate>, call: Call, wanted: &Wanted) {
         let (gate, call, key) = (gate.clone(), Arc::new(call), wanted.key.clone());
         move |leg| async move {
             let _turn = turn;
-            let ticket = spare_ticket(&gate, &call)?;
+            let ticket = spare_ticket(&gate, &call).await?;
             gate.meters.ahead.fetch_add(1, Ordering::Relaxed);
             land(gate, call, ticket, Some((key, leg))).await
         }

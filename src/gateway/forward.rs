@@ -69,11 +69,11 @@ pub(super) async fn ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> 
 ///
 /// # Errors
 /// There is none to spare: no reason for anybody else to fail.
-pub(super) fn spare_ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
+pub(super) async fn spare_ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
     let upstream = gate.upstream();
     let none = || Refusal::NoQuota { retry_after: Duration::ZERO, limit: 0 };
     let pass = upstream.breaker().permit(Retry::Safe).map_err(|_open| none())?;
-    let slot = if upstream.is_quiet() { gate.quota.spare(call.bucket) } else { None }.ok_or_else(none)?;
+    let slot = if upstream.is_quiet() { gate.quota.spare(call.bucket).await } else { None }.ok_or_else(none)?;
     Ok(Ticket { pass, slot, waited: Duration::ZERO })
 }
 

@@ -248,7 +248,7 @@ async fn attend(gate: &Arc<Gate>, policy: &Policy, doubt: &Doubt, watched: Watch
         return Err(Why::Unanswered);
     }
     let pass = upstream.breaker().permit(Retry::Safe).map_err(|_open| Why::Unanswered)?;
-    let slot = gate.quota.spare(plan.bucket).ok_or(Why::NoQuota)?;
+    let slot = gate.quota.spare(plan.bucket).await.ok_or(Why::NoQuota)?;
     if gate.draining() || !gate.log.doubts().contains(doubt.intent) {
         slot.unsent();
         return Ok(());

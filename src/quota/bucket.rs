@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
-use super::journal::Journal;
+use super::journal::{Journal, Place};
 use super::remembered::{Line, Step};
 use super::turns::{Asked, Asking, Grant, Turns};
 use super::window::Moment;
@@ -59,6 +59,8 @@ pub struct Slot {
     bucket: Arc<Bucket>,
     grant: Grant,
     waited: Duration,
+    /// Its line in the journal.
+    line: Place,
     /// Has it reached the one who waited for it, so that it may have been used?
     received: bool,
 }
@@ -82,10 +84,8 @@ impl Shared {
         u64::try_from(time.saturating_duration_since(self.opened).as_millis()).unwrap_or(Moment::MAX)
     }
 
-    fn note<'a>(&self, line: impl FnOnce(i64) -> Line<'a>) {
-        if let Some(journal) = &self.journal {
-            journal.add(&line(self.clock.wall_ms()));
-        }
+    fn note<'a>(&self, line: impl FnOnce(i64) -> Line<'a>) -> Place {
+        self.journal.as_ref().map(|journal| journal.add(&line(self.clock.wall_ms()))).unwrap_or_default()
     }
 }
 
@@ -123,19 +123,16 @@ impl Bucket {
             Asked::Full(retry_after) => return Err(Refused::QueueFull { retry_after, limit: self.limit() }),
             Asked::TooLong(retry_after) => return Err(self.too_long(retry_after)),
         };
-        slot.received = true;
         slot.waited = self.shared.clock.now().saturating_duration_since(began);
-        Ok(slot)
+        Ok(slot.written().await)
     }
 
     /// The right to send one attempt that nobody waits for; see [`super::Quota::spare`].
-    pub(super) fn spare(self: &Arc<Self>) -> Option<Slot> {
+    pub(super) async fn spare(self: &Arc<Self>) -> Option<Slot> {
         let now = self.shared.now();
         let grant = self.turns().spare(now)?;
         self.touched.store(now, Ordering::Relaxed);
-        let mut slot = self.sent(grant);
-        slot.received = true;
-        Some(slot)
+        Some(self.sent(grant).written().await)
     }
 
     /// Hands out the turns that are due, and says when to look again if nothing else happens.
@@ -233,8 +230,8 @@ impl Bucket {
     }
 
     fn sent(self: &Arc<Self>, grant: Grant) -> Slot {
-        self.shared.note(|at| Line::Sent(Step { at, bucket: self.id, count: 1, caller: &grant.caller }));
-        Slot { bucket: self.clone(), grant, waited: Duration::ZERO, received: false }
+        let line = self.shared.note(|at| Line::Sent(Step { at, bucket: self.id, count: 1, caller: &grant.caller }));
+        Slot { bucket: self.clone(), grant, waited: Duration::ZERO, line, received: false }
     }
 
     /// Watches the time for all who wait, for as long as it is let.
@@ -273,6 +270,15 @@ impl Drop for Bucket {
 }
 
 impl Slot {
+    /// It has reached whom it is for, and the journal holds it: from here on it may be used.
+    async fn written(mut self) -> Self {
+        if let Some(journal) = &self.bucket.shared.journal {
+            journal.written(self.line).await;
+        }
+        self.received = true;
+        self
+    }
+
     /// How long it was waited for.
     #[must_use]
     pub fn waited(&self) -> Duration {

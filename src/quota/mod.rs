@@ -225,8 +225,8 @@ impl Quota {
     /// The right to send one attempt of the gateway's own, if it takes nothing from anybody: nobody waits for this bucket, more
     /// than half of its slots are free, and few were taken in this way.
     #[must_use]
-    pub fn spare(&self, bucket: BucketId) -> Option<Slot> {
-        self.bucket(bucket).ok()?.spare()
+    pub async fn spare(&self, bucket: BucketId) -> Option<Slot> {
+        self.bucket(bucket).ok()?.spare().await
     }
 
     /// The upstream says that this organization may have so many a minute. Counts from now on, unless the limit is configured.
@@ -256,15 +256,6 @@ impl Quota {
         self.ledger.add(bucket, caller);
     }
 
-    /// Brings what was saved to the buckets' accounts.
-    fn read_ledger(&self) {
-        for (bucket, caller, count) in self.ledger.take() {
-            if let Ok(bucket) = self.bucket(bucket) {
-                bucket.saved(&caller, count);
-            }
-        }
-    }
-
     /// From now on this is configured.
     pub fn configure(&self, settings: Settings) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
@@ -278,7 +269,7 @@ impl Quota {
     /// What operators see, the account's first.
     #[must_use]
     pub fn buckets(&self) -> Vec<BucketView> {
-        self.read_ledger();
+        self.maintain();
         let mut views: Vec<_> = self.all().into_iter().map(|(_, bucket)| bucket.view()).collect();
         views.sort_unstable_by_key(|view| view.organization);
         views
@@ -291,22 +282,25 @@ impl Quota {
         known.map_or_else(|| self.new_bucket(bucket).view(), |bucket| bucket.view())
     }
 
-    /// Brings the journal to the disk. To be called every second; blocks.
-    pub fn sync(&self) {
-        self.read_ledger();
-        if let Some(journal) = &self.shared.journal {
-            journal.sync();
+    /// Brings what was saved to the buckets' accounts. To be called every second.
+    pub fn maintain(&self) {
+        for (bucket, caller, count) in self.ledger.take() {
+            if let Ok(bucket) = self.bucket(bucket) {
+                bucket.saved(&caller, count);
+            }
         }
     }
 
-    /// Closes the journal: nothing is sent after this, and so a reboot forgets nothing and doubts nothing. Blocks.
-    pub fn shut(&self) {
-        if let Some(journal) = &self.shared.journal {
-            journal.shut();
+    /// Closes the journal: nothing is sent after this, and so a reboot forgets nothing and doubts nothing. `false`: that is not on
+    /// disk `within` this time.
+    pub async fn end(&self, within: Duration) -> bool {
+        match &self.shared.journal {
+            Some(journal) => journal.close(self.shared.clock.wall_ms(), within).await,
+            None => true,
         }
     }
 
-    /// How often the journal could not be written.
+    /// How often the journal could not be written, or not in time.
     #[must_use]
     pub fn journal_failures(&self) -> u64 {
         self.shared.journal.as_ref().map_or(0, Journal::failures)

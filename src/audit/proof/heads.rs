@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::super::disk::{OpenError, replace, while_doing};
 use super::super::recover::Start;
 use super::super::tree::Tree;
+use super::head_file::HeadFile;
 use super::note::{self, Head, Signer, Verifier};
 use crate::hash;
 use crate::process_log::EACH;
@@ -56,22 +57,23 @@ pub fn stored(dir: &Path) -> Option<Head> {
     fs::read_to_string(path(dir)).ok().and_then(|note| Head::parse(&note))
 }
 
-/// What signs, and what it signed last.
+/// What signs, and what it signed last. No lock is held while the disk is waited for.
 #[derive(Debug)]
 pub(crate) struct Heads {
     dir: PathBuf,
     every: Duration,
     state: Mutex<State>,
+    file: HeadFile,
 }
 
 #[derive(Debug)]
 struct State {
     signer: Signer,
     newest: Head,
-    /// Records that the stored head covers.
-    stored: u64,
-    /// When the last head was stored, or told.
+    /// When the last head was handed to the file, or told.
     told: Option<Instant>,
+    /// Another key is being introduced: until it signs, nothing is signed.
+    is_rotating: bool,
 }
 
 /// What opening found worth an event.
@@ -116,7 +118,8 @@ impl Heads {
         let heads = Self {
             dir: dir.to_owned(),
             every,
-            state: Mutex::new(State { signer, newest, stored: u64::MAX, told: None }),
+            state: Mutex::new(State { signer, newest, told: None, is_rotating: false }),
+            file: HeadFile::start(path(dir)).map_err(while_doing("cannot start a thread for", dir))?,
         };
         Ok((heads, opened))
     }
@@ -130,55 +133,74 @@ impl Heads {
         self.state().signer.verifier().clone()
     }
 
-    /// The newest head; a new one if the log has grown.
+    /// The newest head; a new one if the log has grown (and no key is just being introduced).
     pub(crate) fn sign(&self, durable: &Tree) -> Head {
         self.state().sign(durable)
     }
 
-    /// Stores the newest head and tells it to the process log when it is time. `now_due`: a segment was sealed, or the log ends.
+    /// Has the newest head stored and tells it to the process log when it is time. `now_due`: a segment was sealed, or the log ends.
     pub(crate) fn keep(&self, durable: &Tree, now: Instant, now_due: bool) {
         let mut state = self.state();
         let since = state.told.map_or(Duration::MAX, |told| now.saturating_duration_since(told));
-        let grown = if state.stored == u64::MAX { RECORDS } else { durable.size() - state.stored };
+        let grown = self.file.stored().map_or(RECORDS, |stored| durable.size().saturating_sub(stored));
         let due = grown > 0 && (now_due || since >= self.every || (grown >= RECORDS && since >= PAUSE));
-        if !due && since < IDLE {
+        if state.is_rotating || (!due && since < IDLE) {
             return;
         }
         let head = state.sign(durable);
         state.told = Some(now);
         tracing::info!(target: EACH, size = head.size, note = %head, "the audit log's signed head");
-        match replace(&path(&self.dir), head.to_string().as_bytes(), 0o600) {
-            Ok(()) => state.stored = head.size,
-            Err(error) => tracing::warn!(%error, "the audit log's head could not be stored"),
-        }
+        self.file.store(head);
     }
 
-    /// From now on another key signs, introduced by the one before, which is then gone.
+    /// Waits until the head that was due last is stored, or could not be: for who gives the folder away.
+    pub(crate) fn settle(&self) {
+        self.file.settle();
+    }
+
+    /// From now on another key signs, introduced by the one before, which is then gone. `durable`: the tree at that moment.
     ///
     /// # Errors
-    /// Those of the system; then the old key goes on.
-    pub(crate) fn rotate(&self, durable: &Tree) -> io::Result<Verifier> {
-        let mut state = self.state();
-        let next = new_signer(state.signer.verifier().name())?;
-        let introduction = state.signer.sign(durable, Some(next.verifier()));
-        let mut keys = read_optional(&keys_path(&self.dir))?.unwrap_or_default();
-        keys.push_str(&introduction.to_string());
-        replace(&self.dir.join(NEXT_SECRET), format!("{}\n", next.to_secret()).as_bytes(), 0o600)?;
-        replace(&keys_path(&self.dir), keys.as_bytes(), 0o644)?;
-        // It is introduced: from here on the new key signs, whatever fails.
+    /// Those of the system; then the old key goes on. Or another rotation is under way.
+    pub(crate) fn rotate(&self, durable: impl FnOnce() -> Tree) -> io::Result<Verifier> {
+        let (next, durable, introduction) = {
+            let mut state = self.state();
+            if state.is_rotating {
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another key is just being introduced"));
+            }
+            let next = new_signer(state.signer.verifier().name())?;
+            let durable = durable();
+            let introduction = state.signer.sign(&durable, Some(next.verifier()));
+            state.is_rotating = true;
+            (next, durable, introduction)
+        };
+        let introduced = self.introduce(&next, &introduction);
         let verifier = next.verifier().clone();
-        state.newest = next.sign(durable, None);
-        state.signer = next;
-        (state.stored, state.told) = (u64::MAX, None);
+        {
+            let mut state = self.state();
+            state.is_rotating = false;
+            introduced?;
+            // From here on the new key signs, whatever fails.
+            state.newest = next.sign(&durable, None);
+            (state.signer, state.told) = (next, None);
+        }
+        self.file.discount();
         fs::rename(self.dir.join(NEXT_SECRET), self.dir.join(SECRET))?;
         replace(&self.dir.join(PUBLIC), format!("{verifier}\n").as_bytes(), 0o644)?;
         Ok(verifier)
+    }
+
+    fn introduce(&self, next: &Signer, introduction: &Head) -> io::Result<()> {
+        let mut keys = read_optional(&keys_path(&self.dir))?.unwrap_or_default();
+        keys.push_str(&introduction.to_string());
+        replace(&self.dir.join(NEXT_SECRET), format!("{}\n", next.to_secret()).as_bytes(), 0o600)?;
+        replace(&keys_path(&self.dir), keys.as_bytes(), 0o644)
     }
 }
 
 impl State {
     fn sign(&mut self, durable: &Tree) -> Head {
-        if durable.size() > self.newest.size {
+        if durable.size() > self.newest.size && !self.is_rotating {
             self.newest = self.signer.sign(durable, None);
         }
         self.newest.clone()
@@ -298,7 +320,10 @@ mod tests {
         let (heads, _) = open(dir.path(), &start(3));
         let now = Clock::system().now();
         heads.keep(&tree(3), now, false);
-        let size = || stored(dir.path()).unwrap().size;
+        let size = || {
+            heads.settle();
+            stored(dir.path()).unwrap().size
+        };
         assert_eq!(size(), 3, "at the start");
         heads.keep(&tree(4), now + Duration::from_secs(59), false);
         assert_eq!(size(), 3);
@@ -317,7 +342,7 @@ mod tests {
         let (heads, _) = open(dir.path(), &start(3));
         let old = heads.verifier();
         let secret = fs::read_to_string(dir.path().join(SECRET)).unwrap();
-        let new = heads.rotate(&tree(5)).unwrap();
+        let new = heads.rotate(|| tree(5)).unwrap();
         let keys = chain(dir.path());
         assert_eq!((keys.len(), keys[1].size, keys[1].next.as_ref()), (2, 5, Some(&new)));
         assert!(keys[1].is_signed_by(&old) && !keys[1].is_signed_by(&new));
@@ -332,7 +357,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (heads, _) = open(dir.path(), &start(3));
         let old = fs::read(dir.path().join(SECRET)).unwrap();
-        let new = heads.rotate(&tree(5)).unwrap();
+        let new = heads.rotate(|| tree(5)).unwrap();
         fs::rename(dir.path().join(SECRET), dir.path().join(NEXT_SECRET)).unwrap();
         fs::write(dir.path().join(SECRET), &old).unwrap();
         assert_eq!(open(dir.path(), &start(5)).0.verifier(), new, "it was introduced");
@@ -347,6 +372,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (heads, _) = open(dir.path(), &start(5));
         heads.keep(&tree(5), Clock::system().now(), true);
+        heads.settle();
         let note = fs::read(path(dir.path())).unwrap();
         let told = |start: &Start| {
             let told = open(dir.path(), start).1.mismatch.unwrap_or_default();

@@ -1,5 +1,6 @@
 //! What makes the log provable: signed heads over its tree, and proofs that lead from a record, or an earlier head, to a head.
 
+mod head_file;
 pub(super) mod heads;
 pub(super) mod leaves;
 pub(super) mod note;
@@ -11,18 +12,25 @@ pub(super) mod verify;
 use std::fmt;
 use std::io;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::disk;
 use super::events::key_event;
 use super::filter::Filter;
-use super::log::Log;
+use super::log::{Log, Shared};
 use super::query::QueryError;
 use super::tree::{self, Hash, Tree};
 use note::{Head, Verifier};
+
+/// The longest that somebody waits for another head key, and...
+const ROTATION_MAX: Duration = Duration::from_secs(5);
+/// ...for the hashes of a proof.
+const PROOF_MAX: Duration = Duration::from_secs(30);
 
 /// That a record is in the log (RFC 9162, section 2.1.3). Hashes are base64, as in heads.
 #[derive(Debug, Serialize)]
@@ -106,15 +114,17 @@ impl From<io::Error> for ProofError {
     }
 }
 
-impl Log {
+impl Shared {
     fn durable(&self) -> Tree {
-        self.shared.durable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
 
+impl Log {
     /// A signed head over everything that was recorded before the call.
     pub async fn head(&self) -> Head {
         self.flush().await;
-        self.shared.heads.sign(&self.durable())
+        self.shared.heads.sign(&self.shared.durable())
     }
 
     /// The key that signs heads now.
@@ -129,9 +139,8 @@ impl Log {
     /// Those of the system; then the present key goes on.
     pub async fn rotate_head_key(&self) -> io::Result<Verifier> {
         self.flush().await;
-        let (shared, durable) = (self.shared.clone(), self.durable());
-        let rotated = tokio::task::spawn_blocking(move || shared.heads.rotate(&durable)).await;
-        let key = rotated.map_err(io::Error::other)??;
+        let shared = self.shared.clone();
+        let key = disk::wait(ROTATION_MAX, move || shared.heads.rotate(|| shared.durable())).await??;
         self.commit(key_event(self.shared.clock.wall(), &key)).await.map_err(io::Error::other)?;
         Ok(key)
     }
@@ -189,10 +198,13 @@ impl Log {
     }
 
     async fn roots(&self, spans: impl FnOnce() -> Vec<path::Span> + Send + 'static) -> Result<Vec<Hash>, ProofError> {
-        let _turn = self.queries.try_acquire().map_err(|_| QueryError::Busy)?;
+        let turn = self.queries.clone().try_acquire_owned().map_err(|_| QueryError::Busy)?;
         let dir = self.dir().to_owned();
-        let work = tokio::task::spawn_blocking(move || path::Folder::open(&dir)?.roots(&spans()));
-        Ok(work.await.map_err(io::Error::other)??)
+        let roots = disk::wait(PROOF_MAX, move || {
+            let _turn = turn;
+            path::Folder::open(&dir)?.roots(&spans())
+        });
+        Ok(roots.await??)
     }
 }
 

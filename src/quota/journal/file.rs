@@ -1,0 +1,139 @@
+//! `quota.slots`, as the journal's thread has it: nobody else touches the file.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::super::remembered::Remembered;
+use crate::clock::Clock;
+
+pub(super) const FILE: &str = "quota.slots";
+const FILE_NEXT: &str = "quota.slots.next";
+/// The file is written anew when it has grown by this, and to twice what is live.
+const GROWTH_BYTES: u64 = 1 << 20;
+
+/// The open file.
+#[derive(Debug)]
+pub(super) struct SlotsFile {
+    dir: PathBuf,
+    clock: Clock,
+    boot: String,
+    file: File,
+    bytes: u64,
+    /// What `bytes` was when the file was last written anew.
+    bytes_live: u64,
+    /// Something was written since the last sync.
+    is_dirty: bool,
+    /// Lines are missing since the file was last written anew.
+    is_torn: bool,
+}
+
+impl SlotsFile {
+    /// Opens the file in `dir`, makes one if there is none, and says what it remembers.
+    pub(super) fn open(dir: &Path, clock: Clock) -> io::Result<(Self, Remembered)> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let now = clock.wall_ms();
+        let mut remembered = match fs::read(dir.join(FILE)) {
+            Ok(bytes) => Remembered::read(&bytes, &boot, now),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Remembered::default(),
+            Err(error) => return Err(error),
+        };
+        remembered.end_all(now);
+        let text = remembered.text(&boot, now);
+        let file = put_in_place(dir, &text)?;
+        let bytes = length(&text);
+        let (dir, bytes_live) = (dir.to_owned(), bytes);
+        Ok((Self { dir, clock, boot, file, bytes, bytes_live, is_dirty: false, is_torn: false }, remembered))
+    }
+
+    /// Appends lines. What fails is not tried again: the file is torn until it is written anew.
+    pub(super) fn append(&mut self, mut lines: Vec<u8>) -> io::Result<()> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        if self.is_torn {
+            // The line before may lack its end.
+            lines.insert(0, b'\n');
+        }
+        self.is_dirty = true;
+        let written = match self.file.write(&lines) {
+            Ok(written) if written == lines.len() => Ok(()),
+            Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+            Err(error) => Err(error),
+        };
+        match &written {
+            Ok(()) => self.bytes += length(&lines),
+            Err(_) => self.tear(),
+        }
+        written
+    }
+
+    /// Lines are missing: who reads the file is to doubt.
+    pub(super) fn tear(&mut self) {
+        self.is_torn = true;
+    }
+
+    /// Brings all lines to the disk, and writes the file anew if it has grown, is torn, or was taken away.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        if self.is_dirty {
+            self.file.sync_data().inspect_err(|_| self.is_torn = true)?;
+            self.is_dirty = false;
+        }
+        let has_grown = self.bytes >= self.bytes_live + self.bytes_live.max(GROWTH_BYTES);
+        if !self.is_torn && !has_grown && self.is_in_place() {
+            return Ok(());
+        }
+        self.write_anew().inspect_err(|_| self.bytes_live = self.bytes)
+    }
+
+    /// Writes a short file that says the same.
+    fn write_anew(&mut self) -> io::Result<()> {
+        let now = self.clock.wall_ms();
+        let mut remembered = Remembered::read(&read_all(&self.file)?, &self.boot, now);
+        if self.is_torn {
+            remembered.doubt(now);
+        }
+        let text = remembered.text(&self.boot, now);
+        self.file = put_in_place(&self.dir, &text)?;
+        self.bytes = length(&text);
+        (self.bytes_live, self.is_dirty, self.is_torn) = (self.bytes, false, false);
+        Ok(())
+    }
+
+    fn is_in_place(&self) -> bool {
+        let place = fs::metadata(self.dir.join(FILE)).map(|place| (place.dev(), place.ino()));
+        let file = self.file.metadata().map(|file| (file.dev(), file.ino()));
+        matches!((place, file), (Ok(place), Ok(file)) if place == file)
+    }
+
+    #[cfg(test)]
+    pub(super) fn break_for_test(&mut self) {
+        self.file = File::open(self.dir.join(FILE)).unwrap();
+    }
+}
+
+/// From now on the file with this text has the name; durably.
+fn put_in_place(dir: &Path, text: &[u8]) -> io::Result<File> {
+    let next = dir.join(FILE_NEXT);
+    match fs::remove_file(&next) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&next)?;
+    file.write_all(text)?;
+    file.sync_data()?;
+    fs::rename(next, dir.join(FILE))?;
+    File::open(dir)?.sync_all()?;
+    Ok(file)
+}
+
+fn read_all(file: &File) -> io::Result<Vec<u8>> {
+    let mut all = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX)];
+    file.read_exact_at(&mut all, 0)?;
+    Ok(all)
+}
+
+fn length(text: &[u8]) -> u64 {
+    u64::try_from(text.len()).unwrap_or(u64::MAX)
+}

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use makegate::sandbox::{Fault, FaultKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use crate::support::tls::{self, h2, h2_get};
-use crate::support::{ALL, ORG, Plan, TOO, World, half_closed, with_key};
+use crate::support::{ALL, OPERATOR, ORG, Plan, TOO, World, half_closed, send, with_key};
 
 const APPS: &str = "/api/v2/organizations/11/apps";
+const PAYMENTS: &str = "/api/v2/organizations/11/payments";
 const MIB: usize = 1 << 20;
 
 /// The next bytes of a body; `None`: it has ended. An error: its stream was reset, or the connection ended.
@@ -164,6 +165,73 @@ async fn a_client_that_has_said_all_it_wants_gets_its_answer() {
     half_closed(world.gateway, &get).await.expect("an answer").expect(200);
     let patch = format!("PATCH {ORG} HTTP/1.1\r\nhost: x\r\n{headers}content-length: 12\r\n\r\n{{\"name\":\"x\"}}");
     half_closed(world.gateway, &patch).await.expect("an answer").expect(200);
+}
+
+/// How many wait for quota.
+async fn waiting(world: &World) -> u64 {
+    let key = format!("authorization: Bearer {OPERATOR}\r\n");
+    let page = send(world.service.operator_addresses()[0], "GET", "/quota.json", &key, "").await.expect(200).json();
+    page["buckets"].as_array().unwrap().iter().map(|bucket| bucket["waiting"].as_u64().unwrap()).sum()
+}
+
+async fn come_to_wait(world: &World, number: u64) {
+    for _ in 0..3_000 {
+        if waiting(world).await == number {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{} wait, not {number}", waiting(world).await);
+}
+
+/// Over HTTP/1.1 nothing is read while an answer is owed. Whoever is gone for sure is noticed nevertheless; whoever has only no
+/// further request keeps its place.
+#[tokio::test]
+async fn whoever_is_gone_while_it_waits_gives_its_place_back() {
+    let patient = "quota = \"1/min\"\nquota_wait = \"5m\"\ndeadline = \"5m\"\nwrite_deadline = \"5m\"";
+    let plan = || Plan::default().set("upstream", patient).set("limits", "quota_queue = 1");
+    let world = plan().set("gateway", "listen = [\"127.0.0.1:0\", \"unix:door.sock\"]").start().await;
+    let (over_tls, roots) = tls::world(plan(), "", &[]).await;
+    let headers = with_key(ALL, &[]);
+    let get = format!("GET {PAYMENTS} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n");
+    let patch =
+        format!("PATCH {ORG} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: 12\r\n\r\n{{\"name\":\"x\"}}");
+    world.get(ALL, PAYMENTS).await.expect(200);
+    tls::get(&over_tls, &roots, None, PAYMENTS, &[headers.trim_end()]).await.unwrap().expect(200);
+    for request in [&get, &patch] {
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        come_to_wait(&world, 1).await;
+        reset(stream);
+        come_to_wait(&world, 0).await;
+        let mut stream = UnixStream::connect(world.dir.path().join("door.sock")).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        come_to_wait(&world, 1).await;
+        drop(stream);
+        come_to_wait(&world, 0).await;
+        let mut stream = tls::connect(&over_tls, &roots, &[], None).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        come_to_wait(&over_tls, 1).await;
+        reset(stream.into_inner().0);
+        come_to_wait(&over_tls, 0).await;
+        // Said all that it wants, then gone after all.
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        come_to_wait(&world, 1).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert_eq!(waiting(&world).await, 1, "it waits for its answer");
+        reset(stream);
+        come_to_wait(&world, 0).await;
+    }
+    let records = world.records().await;
+    let unanswered = records.iter().filter(|record| record.get("status").is_none()).count();
+    assert_eq!((records.len(), unanswered), (7, 6), "{records:?}");
+}
+
+/// Ends a connection with a reset.
+fn reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 /// What has not become a request holds the end up no longer than its own limit.

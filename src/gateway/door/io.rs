@@ -1,17 +1,50 @@
-//! A socket that tells its seat what it sees: bytes that come, writing that is stuck.
+//! A socket that tells its seat what it sees: bytes that come, writing that is stuck, and that its client is gone.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use futures_util::FutureExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
 
 use super::seats::Seat;
 use crate::clock::Clock;
 
 /// A head and a body that are together no larger are copied into one piece: the kernel takes that for less than two pieces.
 const TOGETHER_BYTES: usize = 2048;
+
+/// A connection that knows, without reading or writing, when nothing that is written to it arrives any more.
+///
+/// The end of what a client sends is no such sign: one that still waits for its answer may end its half, and one that closes its
+/// TCP socket looks the same until something is written to it. A reset is a sign, and so is a closed Unix socket.
+pub(super) trait Reaches {
+    fn reaches_nobody(&self) -> bool;
+}
+
+impl Reaches for TcpStream {
+    fn reaches_nobody(&self) -> bool {
+        write_closed(self.ready(Interest::WRITABLE))
+    }
+}
+
+impl Reaches for UnixStream {
+    fn reaches_nobody(&self) -> bool {
+        write_closed(self.ready(Interest::WRITABLE))
+    }
+}
+
+fn write_closed(ready: impl Future<Output = io::Result<Ready>>) -> bool {
+    ready.now_or_never().is_some_and(|ready| ready.is_ok_and(|ready| ready.is_write_closed()))
+}
+
+impl<T: Reaches> Reaches for Box<TlsStream<T>> {
+    fn reaches_nobody(&self) -> bool {
+        self.get_ref().0.reaches_nobody()
+    }
+}
 
 pub(super) struct Watched<T> {
     stream: T,
@@ -48,7 +81,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncWrite + Reaches + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.wrote(result)
@@ -71,7 +104,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         self.in_pieces && self.stream.is_write_vectored()
     }
 
+    /// Called whenever its connection is polled, a request under way or not: the one place where hyper, which reads nothing while it
+    /// owes an answer, can be told that nobody waits for that.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.seat.is_doubted() && self.stream.reaches_nobody() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         let result = Pin::new(&mut self.stream).poll_flush(cx);
         self.wrote(result)
     }

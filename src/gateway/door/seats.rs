@@ -69,6 +69,8 @@ pub(super) struct Seat {
     /// Whose the last request was whose caller became known; 0: there was none.
     caller: AtomicU64,
     word: AtomicU8,
+    /// Is somebody still there who waits for an answer? To be looked at.
+    doubted: AtomicBool,
     /// Who drives the connection.
     driver: AtomicWaker,
 }
@@ -127,6 +129,7 @@ impl Seat {
             peer,
             caller: AtomicU64::new(0),
             word: AtomicU8::new(Word::Stay as u8),
+            doubted: AtomicBool::new(false),
             driver: AtomicWaker::new(),
         };
         seat.enter(Phase::Silent, clock);
@@ -219,6 +222,19 @@ impl Seat {
     /// Resolves when the connection is to be dropped as it is.
     pub(super) async fn gone(&self) {
         poll_fn(|cx| if self.listen(cx) == Word::Gone { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    /// Is it to be looked whether somebody still waits for the answer? Says so once for each sweep.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed) && self.doubted.swap(false, Ordering::Relaxed)
+    }
+
+    /// Over HTTP/1.1 nothing is read while an answer is owed: somebody must ask whether it still is. HTTP/2 reads at all times.
+    fn doubt(&self) {
+        if !self.multiplexes.load(Ordering::Relaxed) && self.busy.load(Ordering::Acquire) > 0 {
+            self.doubted.store(true, Ordering::Relaxed);
+            self.driver.wake();
+        }
     }
 
     /// Since when it has had no request under way; `None`: it has one.
@@ -399,11 +415,12 @@ impl Seats {
         taken.values().for_each(|seat| seat.tell(Word::Leave));
     }
 
-    /// Closes who is silent, slow, idle, stuck or old beyond the limits.
+    /// Closes who is silent, slow, idle, stuck or old beyond the limits, or gone.
     pub(super) fn sweep(&self, limits: &Limits) {
         let now_ms = self.now_ms();
         for seat in self.lock().values() {
             seat.judge(now_ms, limits);
+            seat.doubt();
         }
     }
 }

@@ -128,7 +128,14 @@ impl Timed {
             Noted::Nothing => {}
             Noted::Handed => {
                 let Streams { seat, clock, stall, .. } = &self.streams;
-                self.waits = Some((Box::pin(tokio::time::sleep(*stall)), seat.untaken(clock)));
+                let untaken = seat.untaken(clock);
+                match &mut self.waits {
+                    Some((until, before)) => {
+                        until.as_mut().reset(tokio::time::sleep(*stall).deadline());
+                        *before = untaken;
+                    }
+                    None => self.waits = Some((Box::pin(tokio::time::sleep(*stall)), untaken)),
+                }
             }
             Noted::Behind => self.waits = None,
         }

@@ -72,7 +72,7 @@ async fn a_caller_who_hangs_up_leaves_a_record_too() {
     assert!(tokio::time::timeout(Duration::from_millis(200), asked).await.is_err());
     let record = one_record(&world).await;
     assert!(record.get("status").is_none(), "nobody got a status: {record}");
-    // Over HTTP/1.1 whoever hangs up cannot be told from who only has no further request: it is answered.
+    // Over HTTP/1.1 a client that closes looks like one that has no further request and waits for its answer: it is answered.
     let plain = World::start().await;
     plain.sandbox.fault(Fault::always("GET", ORG, FaultKind::Latency { ms: 400 }));
     plain.send_and_leave(ALL, "GET", ORG, "", Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! Layout: ranks, lengths, names, and a file for each promise.
+//! Layout: ranks, lengths and names.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,6 @@ use super::{read, sources};
 const LINES_MAX: usize = 500;
 /// Names that say nothing.
 const NO_NAMES: [&str; 6] = ["utils", "util", "helpers", "manager", "common", "misc"];
-/// The promises of the design.
-const PROMISES: u8 = 14;
 
 #[test]
 fn a_module_names_only_modules_of_a_lower_rank() {
@@ -112,22 +110,5 @@ fn no_file_has_a_name_that_says_nothing() {
     for (file, _) in ["src", "tests"].into_iter().flat_map(sources) {
         let vague = file.split(['/', '.']).any(|part| NO_NAMES.contains(&part));
         assert!(!vague, "{file}");
-    }
-}
-
-#[test]
-fn each_promise_has_its_file_of_tests() {
-    let main = read("tests/promises/main.rs");
-    let files: Vec<(String, String)> = sources("tests/promises");
-    for number in 1..=PROMISES {
-        let prefix = format!("tests/promises/p{number:02}_");
-        let own: Vec<_> = files.iter().filter(|(file, _)| file.starts_with(&prefix)).collect();
-        assert!(!own.is_empty(), "{prefix}*.rs is missing");
-        for (file, text) in own {
-            assert!(text.starts_with(&format!("//! Promise {number}")), "{file} begins with another promise");
-            assert!(text.contains("#[test]") || text.contains("#[tokio::test"), "{file} has no test");
-            let module = file.trim_start_matches("tests/promises/").trim_end_matches(".rs");
-            assert!(main.contains(&format!("mod {module};")), "{file} is not run");
-        }
     }
 }

@@ -7,6 +7,7 @@ mod golden;
 
 mod documents;
 mod layout;
+mod promises;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -223,6 +223,32 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_folder)
 }
 
+/// Nothing has this name any more. A folder that somebody put there is not the log's to delete: it is moved aside.
+pub(crate) fn clear(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(about) if about.is_dir() => move_aside(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives it the first name `NAME.damaged`, `NAME.damaged-2`, … that is free.
+pub(crate) fn move_aside(path: &Path) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    let mut free = PathBuf::from(&aside);
+    for n in 2_u32.. {
+        if !fs::exists(&free)? {
+            break;
+        }
+        let mut numbered = aside.clone();
+        numbered.push(format!("-{n}"));
+        free = numbered.into();
+    }
+    fs::rename(path, free)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;

@@ -1,6 +1,9 @@
 //! The index: one row a block of records in `index.sqlite`, and in which blocks each term is; made from the segments by a thread
 //! of its own. It never holds the log back, and whatever is wrong with it, it is deleted and made again.
 //!
+//! Its journal is the one that SQLite rolls back. A write-ahead log would be faster, but its shared memory is a mapped file, and a
+//! process that reads mapped memory after the file was cut is killed by SIGBUS. Each commit syncs twice, so commits are few.
+//!
 //! A row a record would cost several times what the record itself does. A block is found by its terms and times, and then read:
 //! what lies in it is for the filter to say, so that a term too many does no harm.
 
@@ -10,10 +13,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, Transaction, params};
 
+use super::disk;
 use super::log::{Shared, Synced};
 use super::seen::Seen;
 use super::segment;
@@ -24,8 +29,14 @@ use super::terms::{self, Term};
 const TICK: Duration = Duration::from_millis(200);
 /// Records in one block: what a query reads at once, and what it reads anyway because no block has it yet.
 const BLOCK: usize = 256;
-/// Lines that are taken in by one transaction.
-const CHUNK: usize = 32 * BLOCK;
+/// Blocks that are stored by one transaction...
+const BLOCKS_MAX: usize = 32;
+/// ...or as many as there are after this time.
+const STORE: Duration = Duration::from_secs(2);
+/// Lines that are read before somebody looks whether the log has ended.
+const CHUNK: usize = BLOCKS_MAX * BLOCK;
+/// The longest that the index waits for who reads it.
+const BUSY: Duration = Duration::from_secs(5);
 /// The shortest and the longest wait after a second error in a row.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// At the end of the log, the index gets so long to catch up; the next start does the rest.
@@ -41,7 +52,7 @@ pub(crate) const VERSION: i64 = 4;
 ///
 /// `has` may name blocks that are no more (retention, void numbers), or that have the term no more: what counts is `blocks`.
 const TABLES: &str = "
-    PRAGMA journal_mode = WAL;
+    BEGIN;
     CREATE TABLE blocks (
         first INTEGER PRIMARY KEY, last INTEGER NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
         length INTEGER NOT NULL, oldest INTEGER NOT NULL, newest INTEGER NOT NULL, terms BLOB NOT NULL);
@@ -50,6 +61,7 @@ const TABLES: &str = "
     CREATE TABLE position (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, seq INTEGER);
     INSERT INTO position VALUES (1, 0, 0, 0);
     PRAGMA user_version = 4;
+    COMMIT;
 ";
 
 /// Parts are so many records (as a power of two).
@@ -119,8 +131,9 @@ pub(super) fn follow(shared: &Shared) {
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         tracing::debug!(%error, "the audit index keeps its priority");
     }
+    let _first = shared.index.set(thread::current());
     let mut backoff = Duration::ZERO;
-    while let Err(error) = Index::open(&shared.dir).and_then(|mut index| index.run(shared, &mut backoff)) {
+    while let Err(error) = Index::open(&shared.dir, shared.clock.now()).and_then(|mut index| index.run(shared, &mut backoff)) {
         tracing::warn!(%error, "the audit index fails; it is made again from the log");
         if !error.passes() {
             remove(&shared.dir);
@@ -141,18 +154,33 @@ fn waits_in_vain(shared: &Shared, wait: Duration) -> bool {
     let ticks = wait.div_duration_f64(TICK).ceil();
     let mut waited = 0.0;
     while waited < ticks && !has_ended(shared) {
-        std::thread::sleep(TICK);
+        thread::park_timeout(TICK);
         waited += 1.0;
     }
     has_ended(shared)
 }
 
 fn remove(dir: &Path) {
-    for suffix in ["", "-wal", "-shm"] {
+    for suffix in ["", "-journal", "-wal", "-shm"] {
         let mut name = path(dir).into_os_string();
         name.push(suffix);
-        let _it_may_not_be_there = fs::remove_file(name);
+        if let Err(error) = disk::clear(Path::new(&name)) {
+            tracing::warn!(%error, "a file of the audit index cannot be removed");
+        }
     }
+}
+
+/// May SQLite open this file? Not if it would follow a link, or map memory: the index of an earlier makegate has a write-ahead log.
+pub(crate) fn is_safe(path: &Path) -> io::Result<bool> {
+    /// Where the header of the file says how it is written, and what it says if that is by a write-ahead log.
+    const VERSION_AT: u64 = 18;
+    const WAL: u8 = 2;
+    if !fs::symlink_metadata(path)?.is_file() {
+        return Ok(false);
+    }
+    let mut version = [0];
+    let read = File::open(path)?.read_at(&mut version, VERSION_AT)?;
+    Ok(read == 0 || version != [WAL])
 }
 
 /// Records that follow each other in one segment.
@@ -245,33 +273,49 @@ impl Growing {
 }
 
 struct Index {
+    path: PathBuf,
+    /// The file that is open.
+    identity: (u64, u64),
     connection: Connection,
     tail: Tail,
-    /// What no row has yet.
+    /// What is not in a whole block yet.
     growing: Option<Growing>,
+    /// Whole blocks that no row has yet, the oldest first.
+    whole: Vec<Growing>,
+    /// When blocks were last stored.
+    stored: Instant,
     segment: u64,
+    /// The newest record of all blocks, stored or not.
     seq: u64,
 }
 
 impl Index {
     /// The index as it is, or an empty one.
-    fn open(dir: &Path) -> Result<Self, IndexError> {
+    fn open(dir: &Path, now: Instant) -> Result<Self, IndexError> {
         let path = path(dir);
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
+            Ok(_) | Err(_) => {}
+        }
+        if !is_safe(&path)? {
+            return Err(IndexError::Foreign("it is no file, or of an earlier makegate"));
+        }
+        let identity = disk::identity(&fs::symlink_metadata(&path)?);
         let connection = Connection::open(&path)?;
-        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.busy_timeout(BUSY)?;
+        connection.execute_batch("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = NORMAL;")?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         match version {
             0 => connection.execute_batch(TABLES)?,
             VERSION => {}
             _ => return Err(IndexError::Foreign("another version made it")),
         }
-        connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4000;")?;
         let (segment, offset, seq) = position(&connection)?;
         if seq > 0 && !is_of_this_log(&connection, dir, seq)? {
             return Err(IndexError::Foreign("it does not fit the segments"));
         }
-        Ok(Self { connection, tail: Tail::at(dir, segment, offset), growing: None, segment, seq })
+        let tail = Tail::at(dir, segment, offset);
+        Ok(Self { path, identity, connection, tail, growing: None, whole: Vec::new(), stored: now, segment, seq })
     }
 
     /// Follows the log until it has ended.
@@ -284,48 +328,89 @@ impl Index {
                 return Err(IndexError::Foreign("it is ahead of the log"));
             }
             let until = ended.then(|| shared.clock.now() + CLOSE);
-            while self.catch_up(synced)? && until.is_none_or(|until| shared.clock.now() < until) {}
+            while self.catch_up(synced, shared.clock.now())? && until.is_none_or(|until| shared.clock.now() < until) {}
             if ended {
-                return self.close();
+                self.end_block();
+                return self.store(shared.clock.now());
             }
+            self.look_after_file()?;
             self.forget_deleted(&shared.dir, &mut there)?;
             *backoff = Duration::ZERO;
-            std::thread::sleep(TICK);
+            thread::park_timeout(TICK);
         }
     }
 
-    /// Takes in one chunk; `true`: there is more.
-    fn catch_up(&mut self, synced: Synced) -> Result<bool, IndexError> {
-        let transaction = self.connection.transaction()?;
-        let (mut line, mut count, mut has) = (Vec::new(), 0, Vec::new());
+    /// Is the file that is open still the one with its name? Who reads the index opens it by its name.
+    fn look_after_file(&self) -> Result<(), IndexError> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(about) if disk::identity(&about) == self.identity => Ok(()),
+            Ok(_) | Err(_) => Err(IndexError::Foreign("it was deleted or replaced")),
+        }
+    }
+
+    /// Takes in some lines; `true`: there are more.
+    fn catch_up(&mut self, synced: Synced, now: Instant) -> Result<bool, IndexError> {
+        let (mut line, mut count) = (Vec::new(), 0);
         while count < CHUNK {
             let Some(place) = self.tail.next(&mut line, Some((synced.segment, synced.length)))? else { break };
             count += 1;
             if place.segment != self.segment {
-                self.segment = place.segment;
-                store(&transaction, &mut self.growing, &mut has, &mut self.seq)?;
-                make_void(&transaction, self.segment, &mut self.seq)?;
+                self.begin_segment(place.segment, now)?;
             }
             if let Some(seen) = Seen::parse(&line) {
                 let growing = self.growing.get_or_insert_with(|| Growing::new(&seen, place));
                 growing.add(&seen, place);
                 if growing.records == BLOCK {
-                    store(&transaction, &mut self.growing, &mut has, &mut self.seq)?;
+                    self.end_block();
                 }
             }
         }
-        store_terms(&transaction, has)?;
-        transaction.commit()?;
+        if self.whole.len() >= BLOCKS_MAX || now.duration_since(self.stored) >= STORE {
+            self.store(now)?;
+        }
         Ok(count == CHUNK)
     }
 
-    /// The log has ended: no block grows any more.
-    fn close(&mut self) -> Result<(), IndexError> {
+    /// The block that grows is whole.
+    fn end_block(&mut self) {
+        if let Some(block) = self.growing.take() {
+            self.seq = block.last;
+            self.whole.push(block);
+        }
+    }
+
+    /// A segment begins: what earlier ones say of its numbers is void.
+    fn begin_segment(&mut self, segment: u64, now: Instant) -> Result<(), IndexError> {
+        self.end_block();
+        self.segment = segment;
+        if self.seq >= segment {
+            self.store(now)?;
+            let transaction = self.connection.transaction()?;
+            make_void(&transaction, segment)?;
+            transaction.commit()?;
+            self.seq = segment.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    /// Stores the whole blocks, and their terms in the order of the table: with many callers each insertion would find another page.
+    fn store(&mut self, now: Instant) -> Result<(), IndexError> {
+        self.stored = now;
+        if self.whole.is_empty() {
+            return Ok(());
+        }
         let (transaction, mut has) = (self.connection.transaction()?, Vec::new());
-        store(&transaction, &mut self.growing, &mut has, &mut self.seq)?;
-        store_terms(&transaction, has)?;
+        for block in &self.whole {
+            block.store(&transaction, &mut has)?;
+        }
+        has.sort_unstable();
+        {
+            let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO has VALUES (?1, ?2, ?3)")?;
+            has.into_iter().try_for_each(|(term, block)| insert.execute([part(block), term, block]).map(drop))?;
+        }
         transaction.commit()?;
-        Ok(self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?)
+        self.whole.clear();
+        Ok(())
     }
 
     /// Forgets the segments that retention has taken: not always the oldest, for one with an open write stays. `there`: those that
@@ -364,34 +449,11 @@ impl Index {
     }
 }
 
-/// Stores the block that grows, if there is one; `has` are its terms, for [`store_terms`].
-fn store(
-    transaction: &Transaction<'_>,
-    growing: &mut Option<Growing>,
-    has: &mut Vec<(Term, i64)>,
-    seq: &mut u64,
-) -> rusqlite::Result<()> {
-    if let Some(block) = growing.take() {
-        block.store(transaction, has)?;
-        *seq = block.last;
-    }
-    Ok(())
-}
-
-/// The terms of several blocks at once, in the order of the table: with many callers each insertion would find another page.
-fn store_terms(transaction: &Transaction<'_>, mut has: Vec<(Term, i64)>) -> rusqlite::Result<()> {
-    has.sort_unstable();
-    let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO has VALUES (?1, ?2, ?3)")?;
-    has.into_iter().try_for_each(|(term, block)| insert.execute([part(block), term, block]).map(drop))
-}
-
-/// A segment begins: what earlier ones say of its numbers is void.
-fn make_void(transaction: &Transaction<'_>, segment: u64, seq: &mut u64) -> rusqlite::Result<()> {
+/// What is said of these numbers and all later ones is void.
+fn make_void(transaction: &Transaction<'_>, segment: u64) -> rusqlite::Result<()> {
     transaction.execute("DELETE FROM blocks WHERE first >= ?1", [segment.cast_signed()])?;
     let sql = "UPDATE blocks SET last = ?1 - 1 WHERE first = (SELECT max(first) FROM blocks) AND last >= ?1";
-    transaction.execute(sql, [segment.cast_signed()])?;
-    *seq = (*seq).min(segment.saturating_sub(1));
-    Ok(())
+    transaction.execute(sql, [segment.cast_signed()]).map(drop)
 }
 
 /// How far an index is: segment, offset, and the newest record.

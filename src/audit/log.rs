@@ -5,7 +5,8 @@ use std::fs::File;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::Thread;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
@@ -122,6 +123,8 @@ pub(crate) struct Shared {
     pub(crate) synced: watch::Sender<Synced>,
     pub(crate) lines: broadcast::Sender<Arc<str>>,
     pub(crate) ended: watch::Sender<u8>,
+    /// The index's thread, which is woken when the writer has ended.
+    pub(crate) index: OnceLock<Thread>,
     /// Threads that have let go of the folder.
     pub(crate) left: watch::Sender<u8>,
     pub(crate) records: AtomicU64,
@@ -149,6 +152,7 @@ impl Shared {
             synced: watch::Sender::default(),
             lines: broadcast::Sender::new(FOLLOW_LAG),
             ended: watch::Sender::default(),
+            index: OnceLock::new(),
             left: watch::Sender::default(),
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),

@@ -29,6 +29,8 @@ use crate::clock::Clock;
 const QUERY_MAX: Duration = Duration::from_secs(5);
 /// It looks at the clock between two reads: one that takes longer than this more hangs.
 const DISK_MAX: Duration = Duration::from_secs(1);
+/// The longest wait for the index while it is written to; after that the segments are read without it.
+const BUSY: Duration = Duration::from_millis(500);
 /// Steps of `SQLite` between two looks at the clock.
 const STEPS: i32 = 10_000;
 
@@ -257,7 +259,10 @@ impl Index {
     /// `None`: there is no index that can be used.
     fn open(dir: &Path, deadline: Option<&Deadline>) -> Option<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut connection = Connection::open_with_flags(index::path(dir), flags).ok()?;
+        let path = index::path(dir);
+        index::is_safe(&path).ok().filter(|is_safe| *is_safe)?;
+        let mut connection = Connection::open_with_flags(path, flags).ok()?;
+        connection.busy_timeout(BUSY).ok()?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).ok()?;
         if let Some(deadline) = deadline.cloned() {
             connection.progress_handler(STEPS, Some(move || deadline.is_over())).ok()?;

@@ -236,13 +236,14 @@ async fn the_index_is_made_again_when_it_is_missing_damaged_or_of_another_log() 
     let clock = Clock::system();
     let one = Filter { request: Some(id("r7")), ..Filter::default() };
     let mut last = 0;
-    for damage in 0..4 {
+    for damage in 0..5 {
         let (log, _) = open(&settings, &clock).await;
         for n in 0..20 {
             log.reserve().unwrap().fill(record(Kind::Request, &format!("r{n}")));
         }
         log.flush().await;
         assert_eq!(log.query(one.clone()).await.unwrap().records.len(), damage + 1);
+        assert!(!settings.dir.join("index.sqlite-shm").exists(), "nothing is mapped that somebody could cut");
         log.close().await;
         drop(log);
         last = lines(&settings).len() as u64;
@@ -254,12 +255,27 @@ async fn the_index_is_made_again_when_it_is_missing_damaged_or_of_another_log() 
                 let connection = Connection::open(&path).unwrap();
                 connection.execute_batch("UPDATE position SET seq = 1000000; UPDATE blocks SET offset = 3").unwrap();
             }
-            _ => {}
+            3 => {
+                let connection = Connection::open(&path).unwrap();
+                connection.pragma_update(None, "journal_mode", "WAL").unwrap();
+            }
+            _ => {
+                let journal = settings.dir.join("index.sqlite-journal");
+                fs::remove_file(&journal).unwrap();
+                fs::create_dir(journal).unwrap();
+            }
         }
     }
     let (log, _) = open(&settings, &clock).await;
+    for n in 0..300 {
+        log.reserve().unwrap().fill(record(Kind::Request, &format!("more{n}")));
+    }
+    log.flush().await;
     indexed(&settings, last).await;
-    assert_eq!(log.query(one).await.unwrap().records.len(), 4);
+    assert_eq!(log.query(one.clone()).await.unwrap().records.len(), 5);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(log.query(one).await.unwrap().records.len(), 5, "without an index");
+    indexed(&settings, last).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

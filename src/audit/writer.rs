@@ -190,6 +190,9 @@ impl Writer {
         }
         self.pending.iter().for_each(|entry| self.shared.give_back(entry));
         self.shared.ended.send_modify(|threads| *threads += 1);
+        if let Some(index) = self.shared.index.get() {
+            index.unpark();
+        }
     }
 
     /// Writes what is pending, if the disk lets it.

@@ -223,6 +223,19 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_folder)
 }
 
+/// Somebody is about to read of a log that may be written to at the same time: here a test goes on with the writing.
+#[inline]
+pub(crate) fn about_to_read() {
+    #[cfg(test)]
+    BESIDE.with_borrow_mut(|writer| writer.as_mut().map_or((), |writer| writer()));
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What happens beside whoever reads on this thread.
+    pub(super) static BESIDE: std::cell::RefCell<Option<Box<dyn FnMut()>>> = const { std::cell::RefCell::new(None) };
+}
+
 /// Nothing has this name any more. A folder that somebody put there is not the log's to delete: it is moved aside.
 pub(crate) fn clear(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {

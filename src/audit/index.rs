@@ -133,7 +133,9 @@ pub(super) fn follow(shared: &Shared) {
     }
     let _first = shared.index.set(thread::current());
     let mut backoff = Duration::ZERO;
-    while let Err(error) = Index::open(&shared.dir, shared.clock.now()).and_then(|mut index| index.run(shared, &mut backoff)) {
+    while let Err(error) =
+        Index::open(&shared.dir, shared.clock.now()).and_then(|mut index| index.run(shared, &mut backoff))
+    {
         tracing::warn!(%error, "the audit index fails; it is made again from the log");
         if !error.passes() {
             remove(&shared.dir);

@@ -17,9 +17,11 @@ use super::doubts::{DOUBTS_MAX, Doubts};
 use super::events::start_events;
 use super::fingerprints::{self, FingerprintKey};
 use super::names::Names;
+use super::proof::closed;
 use super::proof::heads::Heads;
 use super::record::{Kind, Record};
 use super::recover::{self, Recovered};
+use super::room::Room;
 use super::tree::Tree;
 use super::writer::Writer;
 use super::{index, line};
@@ -246,7 +248,7 @@ pub(crate) const fn outcome_charge(record_bytes: usize) -> Charge {
 }
 
 /// Cuts what a caller made too long before it takes memory.
-fn bound(record: &mut Record, record_bytes: usize) {
+pub(super) fn bound(record: &mut Record, record_bytes: usize) {
     if record.text_bytes() > record_bytes {
         line::fit(record, record_bytes);
     }
@@ -303,6 +305,7 @@ impl Log {
         shared.synced.send_modify(|synced| synced.seq = start.tree.size());
         let mut events = start_events(&shared, &recovered, &opened);
         events.extend(told);
+        closed::open(dir).map_err(disk::while_doing("cannot open the log that was closed in", dir))?;
         let writer = Writer::new(shared.clone(), disk, settings, start, (&recovered, events));
         spawn("audit-writer", dir, {
             let (lock, shared) = (lock.clone(), shared.clone());
@@ -330,7 +333,7 @@ impl Log {
     pub fn reserve(self: &Arc<Self>) -> Option<Room> {
         let charge = outcome_charge(self.shared.record_bytes);
         if self.shared.buffer.take(charge) {
-            return Some(Room { log: self.clone(), charge });
+            return Some(Room::of(self.clone(), charge));
         }
         self.shared.refuse(CannotRecord::Full);
         None
@@ -452,49 +455,4 @@ impl Drop for Log {
 fn spawn(name: &str, dir: &Path, work: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
     thread.map(drop).map_err(disk::while_doing("cannot start a thread for", dir))
-}
-
-/// Room in the buffer for one record. Dropped unused, it is free again.
-#[derive(Debug)]
-#[must_use]
-pub struct Room {
-    log: Arc<Log>,
-    charge: Charge,
-}
-
-impl Room {
-    /// Records lazily: never blocks, never fails; on disk within a second while there is a disk.
-    pub fn fill(self, record: impl Into<Box<Record>>) {
-        let mut record = record.into();
-        bound(&mut record, self.log.shared.record_bytes);
-        let bytes = record.weight().min(self.charge.bytes);
-        self.put(record, Charge { records: 1, bytes, refusal: false });
-    }
-
-    /// Records the refusal of whoever is not known, or too fast.
-    ///
-    /// # Errors
-    /// The record: refusals have got their part of the buffer.
-    pub fn fill_refusal(self, mut record: Box<Record>) -> Result<(), Box<Record>> {
-        bound(&mut record, self.log.shared.record_bytes);
-        let charge = Charge { records: 1, bytes: record.weight().min(self.charge.bytes), refusal: true };
-        if !self.log.shared.buffer.is_refusals(charge) {
-            return Err(record);
-        }
-        self.put(record, charge);
-        Ok(())
-    }
-
-    fn put(mut self, record: Box<Record>, charge: Charge) {
-        let shared = &self.log.shared;
-        shared.buffer.release(Charge { records: 0, bytes: self.charge.bytes - charge.bytes, refusal: false });
-        let turned_away = shared.buffer.push(Entry { record, charge, ack: None, name: None }, false);
-        self.charge = turned_away.map(|entry| entry.charge).unwrap_or_default();
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.log.shared.buffer.release(self.charge);
-    }
 }

@@ -6,6 +6,8 @@
 
 mod backwards;
 mod belief;
+#[cfg(test)]
+mod beside_tests;
 mod buffer;
 #[cfg(test)]
 mod crash_tests;
@@ -43,6 +45,7 @@ mod reserve;
 mod retention;
 #[cfg(test)]
 mod retention_tests;
+mod room;
 mod seen;
 mod segment;
 mod tail;
@@ -57,7 +60,7 @@ pub use filter::{BadFilter, FILTERS, Filter, LIMIT_DEFAULT, LIMIT_MAX, StatusFil
 pub use follow::{Follow, FollowFiles, Followed};
 pub use keys::KeyEnd;
 pub use line::{at_most, object};
-pub use log::{CannotRecord, Counts, Log, Room};
+pub use log::{CannotRecord, Counts, Log};
 pub use marks::Marks;
 pub use names::{Name, Names};
 pub use proof::heads::stored as stored_head;
@@ -67,4 +70,5 @@ pub use proof::{Growth, Inclusion, ProofError};
 pub use query::{Page, QueryError, export, query_files};
 pub use record::{Answer, Counted, Kind, OVER_RATE, Outcome, Peer, Record};
 pub use recover::{Recovered, doubts_in};
+pub use room::Room;
 pub use tree::{Hash, Tree, leaf};

@@ -6,10 +6,10 @@
 //! last number that can be read, and each record that cannot counts in the tree as an empty line.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::disk::{OpenError, while_doing};
+use super::disk::{self, OpenError, while_doing};
 use super::doubts::Doubt;
 use super::kept::Kept;
 use super::open::OpenWrites;
@@ -301,11 +301,23 @@ fn cut(path: &Path, length: u64) -> io::Result<u64> {
     Ok(before.saturating_sub(length))
 }
 
-/// A file's lines with their places.
+/// A file's lines with their places. A line without its newline is the last one: a writer may be about to complete it, and whoever
+/// read on would take its second half for a line.
 pub(crate) struct Lines {
-    reader: BufReader<File>,
+    reader: BufReader<Source>,
     offset: u64,
     text: Vec<u8>,
+    has_ended: bool,
+}
+
+/// A file that a writer may add to between two reads.
+struct Source(File);
+
+impl Read for Source {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        disk::about_to_read();
+        self.0.read(into)
+    }
 }
 
 /// Where a line is, and whether it ends in a newline.
@@ -317,16 +329,17 @@ pub(crate) struct Place {
 
 impl Lines {
     pub(crate) fn new(file: File) -> Self {
-        Self { reader: BufReader::with_capacity(64 << 10, file), offset: 0, text: Vec::new() }
+        Self { reader: BufReader::with_capacity(64 << 10, Source(file)), offset: 0, text: Vec::new(), has_ended: false }
     }
 
     pub(crate) fn next(&mut self) -> io::Result<Option<Place>> {
         self.text.clear();
-        let length = self.reader.read_until(b'\n', &mut self.text)?;
+        let length = if self.has_ended { 0 } else { self.reader.read_until(b'\n', &mut self.text)? };
         if length == 0 {
             return Ok(None);
         }
         let complete = self.text.pop_if(|last| *last == b'\n').is_some();
+        self.has_ended = !complete;
         let place = Place { offset: self.offset, complete };
         self.offset += u64::try_from(length).unwrap_or(0);
         Ok(Some(place))

@@ -2,7 +2,8 @@
 //! kept; never one that holds an open write. Refusals that anybody can have without end do not count among these bytes: they
 //! have a share for themselves, and when they have come to it, no more are written than counts.
 //! Events say which records go, and are on disk before they do: what is missing without one was taken. They stand right after a
-//! segment's opening and tell all that ever went, so that those before may go too.
+//! segment's opening and tell all that ever went, so that those before may go too. What is past its time stays for a while after it
+//! was told: a copy of the log that was begun before has the records, and one that is begun later has the event.
 
 use std::fs::{self, File};
 use std::io;
@@ -31,6 +32,8 @@ const SWEEP: Duration = Duration::from_secs(3600);
 const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// ...or at this part of the retention, so that records go soon after their time.
 const AGE_SHARE: u32 = 8;
+/// How long a segment that is past its time stays after that was told. Where there is no room for it, it goes at once.
+const STAYS: Duration = Duration::from_secs(600);
 /// The event that says which records went.
 const RETENTION: &str = "retention";
 
@@ -42,6 +45,14 @@ pub(super) type Range = (u64, u64);
 struct Old {
     records: Range,
     refusal_bytes: u64,
+    stays: Duration,
+}
+
+/// A segment of which it was told that it goes.
+#[derive(Debug)]
+struct Doomed {
+    first: u64,
+    at: Instant,
 }
 
 #[derive(Debug)]
@@ -53,7 +64,7 @@ pub(super) struct Retention {
     swept: Option<Instant>,
     /// All that went; `None`: not read yet.
     gone: Option<Vec<Range>>,
-    doomed: Vec<u64>,
+    doomed: Vec<Doomed>,
 }
 
 impl Retention {
@@ -98,14 +109,14 @@ impl Retention {
     pub(super) fn sweep(&mut self, dir: &Path, open: &OpenWrites, now: (Instant, Timestamp)) -> Vec<Record> {
         self.look(now);
         self.swept = Some(now.0);
-        self.find(dir, open).unwrap_or_else(|error| {
+        self.find(dir, open, now.0).unwrap_or_else(|error| {
             tracing::warn!(%error, "old segments of the audit log could not be sought");
             Vec::new()
         })
     }
 
-    fn find(&mut self, dir: &Path, open: &OpenWrites) -> io::Result<Vec<Record>> {
-        let old = self.old(dir, open)?;
+    fn find(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<Record>> {
+        let old = self.old(dir, open, now)?;
         if old.is_empty() {
             return Ok(Vec::new());
         }
@@ -113,8 +124,8 @@ impl Retention {
             Some(gone) => gone,
             None => told(dir)?,
         };
-        self.doomed = old.iter().map(|old| old.records.0).collect();
-        for Old { records, refusal_bytes } in &old {
+        self.doomed.extend(old.iter().map(|old| Doomed { first: old.records.0, at: now + old.stays }));
+        for Old { records, refusal_bytes, .. } in &old {
             // One that was told to be gone and is there all the same was counted when that was told.
             if !gone.iter().any(|range| (range.0..=range.1).contains(&records.0)) {
                 self.kept.refusal_bytes_gone += refusal_bytes;
@@ -126,9 +137,9 @@ impl Retention {
         Ok(events)
     }
 
-    /// Deletes what was found.
-    pub(super) fn delete(&mut self, dir: &Path) {
-        for first in self.doomed.drain(..) {
+    /// Deletes what was found, and told on disk, when its time has come.
+    pub(super) fn delete(&mut self, dir: &Path, now: Instant) {
+        for Doomed { first, .. } in self.doomed.extract_if(.., |doomed| doomed.at <= now) {
             let gone = fs::remove_file(segment::path(dir, first));
             if let Err(error) = gone.and_then(|()| fs::remove_file(leaves::path(dir, first))) {
                 tracing::warn!(%error, first, "an old segment of the audit log could not be deleted");
@@ -137,7 +148,7 @@ impl Retention {
     }
 
     /// From the oldest on, up to the first that may stay, and never the newest.
-    fn old(&mut self, dir: &Path, open: &OpenWrites) -> io::Result<Vec<Old>> {
+    fn old(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<Old>> {
         let segments = segment::list(dir)?;
         let open: Vec<u64> = open.list().into_iter().map(|write| write.doubt.intent).collect();
         // One that has gone meanwhile has no size.
@@ -152,14 +163,22 @@ impl Retention {
             if open.iter().any(|seq| (first..next).contains(seq)) {
                 continue;
             }
+            if let Some(doomed) = self.doomed.iter_mut().find(|doomed| doomed.first == first) {
+                if bytes > keep_bytes {
+                    doomed.at = now;
+                }
+                bytes = bytes.saturating_sub(size(first));
+                continue;
+            }
             let newest = times.newest(first, next)?;
             let is_old = newest.time.is_some_and(|time| self.belief.lets_go(time, self.keep));
             if !is_old && bytes <= keep_bytes {
                 break;
             }
+            let stays = if bytes > keep_bytes { Duration::ZERO } else { STAYS };
             let refusal_bytes = refusal_bytes(dir, (first, next), newest.seq)?;
             bytes = bytes.saturating_sub(size(first).saturating_sub(refusal_bytes));
-            old.push(Old { records: (first, next - 1), refusal_bytes });
+            old.push(Old { records: (first, next - 1), refusal_bytes, stays });
         }
         Ok(old)
     }

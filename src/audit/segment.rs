@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::disk;
 use super::kept::Kept;
 use super::line;
 use super::open::{OpenWrites, StoredOpen};
@@ -33,6 +34,7 @@ pub(crate) fn path(dir: &Path, first: u64) -> PathBuf {
 
 /// The first sequence numbers of all segments in the folder, ascending.
 pub(crate) fn list(dir: &Path) -> io::Result<Vec<u64>> {
+    disk::about_to_read();
     let mut all = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();

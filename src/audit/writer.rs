@@ -20,7 +20,7 @@ use super::line;
 use super::log::{CannotRecord, Shared, outcome_charge};
 use super::open::OpenWrites;
 use super::outage::Outage;
-use super::proof::leaves;
+use super::proof::{closed, leaves};
 use super::record::{Kind, Record};
 use super::recover::{self, Recovered, STOP, Start};
 use super::reserve::Reserve;
@@ -187,6 +187,8 @@ impl Writer {
         self.shared.heads.settle();
         if !self.pending.is_empty() {
             tracing::error!(records = self.pending.len(), "records are lost: the audit log's disk fails at the end");
+        } else if closing && let Err(error) = closed::close(&self.shared.dir, &self.shared.heads.sign(&self.tree)) {
+            tracing::warn!(%error, "the head that the audit log is closed with could not be stored");
         }
         self.pending.iter().for_each(|entry| self.shared.give_back(entry));
         self.shared.ended.send_modify(|threads| *threads += 1);
@@ -214,7 +216,7 @@ impl Writer {
     /// When everything is on disk: what retention found goes, and the head is signed that is due.
     fn after_round(&mut self, head_is_due: bool) {
         if self.pending.is_empty() && self.outage.is_none() {
-            self.retention.delete(&self.shared.dir);
+            self.retention.delete(&self.shared.dir, self.shared.clock.now());
             let due = head_is_due || std::mem::take(&mut self.sealed);
             self.shared.heads.keep(&self.tree, self.shared.clock.now(), due);
         }

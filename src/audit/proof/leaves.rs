@@ -6,8 +6,8 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::super::segment;
 use super::super::tree::{self, Hash};
+use super::super::{disk, segment};
 
 /// Bytes of one.
 const HASH_BYTES: usize = size_of::<Hash>();
@@ -69,6 +69,7 @@ pub(crate) struct Stored {
 impl Stored {
     /// All that are there of the segment that begins with `first`; none, where there is no file.
     pub(crate) fn load(dir: &Path, first: u64) -> io::Result<Self> {
+        disk::about_to_read();
         let bytes = match fs::read(path(dir, first)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),

@@ -1,5 +1,6 @@
 //! What makes the log provable: signed heads over its tree, and proofs that lead from a record, or an earlier head, to a head.
 
+pub(super) mod closed;
 mod head_file;
 pub(super) mod heads;
 pub(super) mod leaves;

@@ -24,6 +24,8 @@ use pass::Pass;
 
 /// Keys and heads that do not fit each other are looked at again after this.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often a log is looked at that changes meanwhile.
+const LOOKS_MAX: u32 = 5;
 /// Problems that are told; more are counted.
 const TOLD_MAX: usize = 200;
 
@@ -169,6 +171,18 @@ impl Findings {
 /// # Errors
 /// [`VerifyError`]: there is no log, or it cannot be read. A log that was altered is no error, but a [`Report`] with problems.
 pub fn verify(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, VerifyError> {
+    let mut looks = 1;
+    loop {
+        let (report, has_changed) = look(dir, brought, progress)?;
+        if !has_changed || looks == LOOKS_MAX {
+            return Ok(report);
+        }
+        looks += 1;
+    }
+}
+
+/// One look at all files; `true`: what is wrong may be that they changed meanwhile.
+fn look(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64)) -> Result<(Report, bool), VerifyError> {
     let mut findings = Findings::default();
     // Heads first: one that is signed while the segments are read may cover more than was read.
     let mut trust = trust::gather(dir, brought, &mut findings)?;
@@ -180,22 +194,28 @@ pub fn verify(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64))
     }
     let segments = segment::list(dir)?;
     let Some(newest) = segments.last() else { return Err(VerifyError::NoLog) };
-    recover::read_opening(dir, *newest)?; // a newer makegate's log is refused
+    match recover::read_opening(dir, *newest) {
+        // A makegate that starts puts aside a last segment in which there is no record.
+        Err(OpenError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
+        read => drop(read?), // a newer makegate's log is refused
+    }
     let sizes =
         segments.iter().map(|first| std::fs::metadata(segment::path(dir, *first)).map_or(0, |about| about.len()));
     let bytes = sizes.sum();
     let keys = trust.keys.iter().map(|key| key.verifier.to_string()).collect();
-    let mut pass = Pass::new(dir, trust.heads, &mut findings);
+    let mut pass = Pass::new(dir, trust, &mut findings);
     let mut read = 0;
+    let mut tell = |more| {
+        read += more;
+        progress(read.min(bytes), bytes);
+    };
     for (at, first) in segments.iter().enumerate() {
-        pass.segment(*first, segments.get(at + 1).copied(), &mut |more| {
-            read += more;
-            progress(read.min(bytes), bytes);
-        })?;
+        pass.unlisted(*first, &mut tell)?;
+        pass.segment(*first, segments.get(at + 1).copied(), &mut tell)?;
     }
     let passed = pass.finish();
     let Findings { problems, further, notes } = findings;
-    Ok(Report {
+    let report = Report {
         result: if problems.is_empty() { "ok" } else { "tampered" }.into(),
         records: passed.records,
         oldest: passed.oldest,
@@ -211,5 +231,6 @@ pub fn verify(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64))
         problems,
         further_problems: further,
         notes,
-    })
+    };
+    Ok((report, passed.has_changed))
 }

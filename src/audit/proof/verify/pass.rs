@@ -8,6 +8,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
+use super::super::super::disk;
 use super::super::super::events::HEAD_MISMATCH;
 use super::super::super::open::OpenWrites;
 use super::super::super::recover::{self, Lines};
@@ -16,7 +17,7 @@ use super::super::super::seen::Seen;
 use super::super::super::segment::{self, Opening};
 use super::super::super::tree::{self, Hash, Tree};
 use super::super::leaves::Stored;
-use super::trust::Claimed;
+use super::trust::{Claimed, Trust};
 use super::{Findings, writes};
 
 /// How often progress is told, in bytes.
@@ -34,6 +35,8 @@ pub(super) struct Passed {
     pub(super) heads: usize,
     pub(super) in_doubt: usize,
     pub(super) under_way: usize,
+    /// A segment went while the log was read, and nothing that was read says why.
+    pub(super) has_changed: bool,
 }
 
 /// The pass.
@@ -42,6 +45,8 @@ pub(super) struct Pass<'a> {
     findings: &'a mut Findings,
     /// Heads to come, the smallest first.
     heads: VecDeque<Claimed>,
+    /// The log was closed: nothing can be missing because it was copied while somebody wrote.
+    is_closed: bool,
     /// The tree that the lines make.
     tree: Tree,
     /// The tree that the leaf hashes beside the segments make, from the first that is not its line's.
@@ -55,7 +60,9 @@ pub(super) struct Pass<'a> {
     open: OpenWrites,
     /// Whole segments that are not there.
     gaps: Vec<Range>,
-    /// Records that an event of the retention says to be deleted.
+    /// A segment was there when the folder was listed, and then was not.
+    has_vanished: bool,
+    /// Records that an event of the retention says to be deleted, or to be deleted soon.
     deleted: Vec<Range>,
     /// Records are missing, or cannot be read: what they said of writes is not known.
     is_torn: bool,
@@ -84,11 +91,12 @@ struct Segment {
 }
 
 impl<'a> Pass<'a> {
-    pub(super) fn new(dir: &'a Path, heads: Vec<Claimed>, findings: &'a mut Findings) -> Self {
+    pub(super) fn new(dir: &'a Path, trust: Trust, findings: &'a mut Findings) -> Self {
         let mut pass = Self {
             dir,
             findings,
-            heads: heads.into(),
+            heads: trust.heads.into(),
+            is_closed: trust.is_closed,
             tree: Tree::default(),
             by_leaves: None,
             suspects: Vec::new(),
@@ -96,6 +104,7 @@ impl<'a> Pass<'a> {
             is_refuted: false,
             open: OpenWrites::default(),
             gaps: Vec::new(),
+            has_vanished: false,
             deleted: Vec::new(),
             is_torn: false,
             time: None,
@@ -105,8 +114,22 @@ impl<'a> Pass<'a> {
         pass
     }
 
-    const fn next(&self) -> u64 {
+    /// The number that comes next.
+    pub(super) const fn next(&self) -> u64 {
         self.tree.size() + 1
+    }
+
+    /// Reads the segments before this one that the list of the folder lacks: those that are made while it is listed need not be in
+    /// it, though later ones are.
+    pub(super) fn unlisted(&mut self, first: u64, read: &mut dyn FnMut(u64)) -> io::Result<()> {
+        while self.passed.oldest > 0 && self.next() < first && segment::path(self.dir, self.next()).is_file() {
+            let before = self.next();
+            self.segment(before, Some(first), read)?;
+            if self.next() == before {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Reads one segment up to `end`, where the next one begins.
@@ -115,10 +138,13 @@ impl<'a> Pass<'a> {
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // The leaf hashes first: a running gateway writes them after the lines, so that every one has its line.
         let leaves = Stored::load(self.dir, first)?;
+        disk::about_to_read();
         let lines = match File::open(&path) {
             Ok(file) => Lines::new(file),
-            // The retention of a running gateway took it meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.has_vanished = true;
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         let mut segment = Segment { first, end, file, leaves, bad: None, void: 0 };
@@ -357,7 +383,10 @@ impl<'a> Pass<'a> {
             let Segment { file, void, .. } = &segment;
             self.findings.note(format!("{file}: its last {void} lines are void: their numbers were given again"));
         }
-        let last = segment.leaves.last().unwrap_or(0).min(segment.end.map_or(u64::MAX, |end| end - 1));
+        // The leaf hashes of a log that was written to may have been copied after its records.
+        let counts = self.is_closed || segment.end.is_some();
+        let last = segment.leaves.last().filter(|_| counts).unwrap_or(0);
+        let last = last.min(segment.end.map_or(u64::MAX, |end| end - 1));
         let is_short = last >= self.next();
         let bad_ends = segment.bad.as_ref().map(|bad| (bad.is_torn, self.next() + bad.count - 1));
         match (bad_ends, segment.end) {
@@ -379,23 +408,38 @@ impl<'a> Pass<'a> {
     /// After the last segment.
     pub(super) fn finish(mut self) -> Passed {
         self.tell_suspects();
+        let mut has_changed = false;
         for (first, last) in std::mem::take(&mut self.gaps) {
-            if !self.deleted.iter().any(|(_, end)| *end == last) {
+            if !self.deleted.iter().any(|(begin, end)| *begin <= first && last <= *end) {
                 let words = format!(
                     "the records {first} to {last} are missing, and no event says that the retention took them"
                 );
                 self.findings.problem("missing", None, Some(first), words);
+                has_changed = self.has_vanished;
             }
         }
         let records = self.tree.size();
-        if let Some(claimed) = self.heads.pop_back() {
-            let (from, to) = (records + 1, claimed.head.size);
+        self.end_of_heads(records);
+        let in_doubt = self.open.list().into_iter().filter(|write| write.in_doubt).count();
+        let under_way = self.open.list().len() - in_doubt;
+        Passed { records, in_doubt, under_way, has_changed, ..self.passed }
+    }
+
+    /// Heads that cover more records than there are.
+    fn end_of_heads(&mut self, records: u64) {
+        let from = records + 1;
+        let is_cut = |claimed: &&Claimed| self.is_closed || !claimed.is_own;
+        if let Some(claimed) = self.heads.iter().rfind(is_cut) {
+            let to = claimed.head.size;
             let words =
                 format!("the records {from} to {to}, which this head covers, are missing: the log's tail was cut off");
             self.findings.problem("cut", Some(&claimed.name), Some(from), words);
+        } else if let Some(claimed) = self.heads.back() {
+            let (name, to) = (&claimed.name, claimed.head.size);
+            self.findings.note(format!(
+                "{name}: the records {from} to {to}, which this head covers, are not here: makegate had not closed the log when \
+                 it was copied, or killed; if records were cut off, only a head that was exported tells"
+            ));
         }
-        let in_doubt = self.open.list().into_iter().filter(|write| write.in_doubt).count();
-        let under_way = self.open.list().len() - in_doubt;
-        Passed { records, in_doubt, under_way, ..self.passed }
     }
 }

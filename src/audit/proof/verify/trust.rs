@@ -4,8 +4,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::super::heads;
+use super::super::super::disk;
 use super::super::note::{self, Head, Verifier};
+use super::super::{closed, heads};
 use super::{Brought, Findings};
 
 /// A key that is trusted.
@@ -22,6 +23,8 @@ pub(super) struct Claimed {
     /// Where it is.
     pub(super) name: String,
     pub(super) head: Head,
+    /// It is in the log's folder: of a log that was copied while makegate wrote, it may have been copied after the records.
+    pub(super) is_own: bool,
 }
 
 /// Keys and heads.
@@ -30,6 +33,8 @@ pub(super) struct Trust {
     pub(super) keys: Vec<Key>,
     /// The smallest first.
     pub(super) heads: Vec<Claimed>,
+    /// The folder says that makegate closed the log, so that it has all records of every head in it.
+    pub(super) is_closed: bool,
 }
 
 /// Reads the folder's keys and heads, and adds what was brought.
@@ -44,13 +49,14 @@ pub(super) fn gather(dir: &Path, brought: &Brought, findings: &mut Findings) -> 
         None => {}
     }
     trust.own_head(dir, has_keys, findings)?;
+    trust.closed(dir, findings)?;
     trust.public(dir, findings)?;
     if read(&heads::refuted_path(dir))?.is_some() {
         let words = "a start found that the log is not what this head says: it was altered while makegate did not run";
         findings.problem("head", Some("head.refuted"), None, words);
     }
     for (name, head) in &brought.heads {
-        trust.claim(name, head.clone(), findings);
+        trust.claim(name, head.clone(), false, findings);
     }
     if trust.heads.is_empty() && findings.is_clean() {
         findings
@@ -95,7 +101,7 @@ impl Trust {
                 self.keys.push(Key { verifier: next.clone(), until: None });
             }
             if head.size > 0 {
-                self.heads.push(Claimed { name: "keys".to_owned(), head: head.clone() });
+                self.heads.push(Claimed { name: "keys".to_owned(), head: head.clone(), is_own: true });
             }
         }
     }
@@ -103,13 +109,28 @@ impl Trust {
     fn own_head(&mut self, dir: &Path, has_keys: bool, findings: &mut Findings) -> io::Result<()> {
         match read(&heads::path(dir))? {
             Some(text) => match Head::parse(&text) {
-                Some(head) => self.claim("head", head, findings),
+                Some(head) => self.claim("head", head, true, findings),
                 None => findings.problem("head", Some("head"), None, "the newest signed head is damaged"),
             },
             None if has_keys => {
                 findings.problem("head", Some("head"), None, "the newest signed head is not there, though keys are");
             }
             None => {}
+        }
+        Ok(())
+    }
+
+    /// A log that was closed has a head of its last record. Its folder says so only until makegate opens it again.
+    fn closed(&mut self, dir: &Path, findings: &mut Findings) -> io::Result<()> {
+        let Some(text) = read(&closed::path(dir))? else { return Ok(()) };
+        let newest = self.heads.iter().map(|claimed| claimed.head.size).max().unwrap_or(0);
+        let Some(head) = Head::parse(&text) else {
+            findings.problem("head", Some("closed"), None, "the head that the log was closed with is damaged");
+            return Ok(());
+        };
+        if head.size >= newest {
+            self.is_closed = true;
+            self.claim("closed", head, true, findings);
         }
         Ok(())
     }
@@ -125,14 +146,14 @@ impl Trust {
     }
 
     /// A head counts when a trusted key signed it in its time.
-    fn claim(&mut self, name: &str, head: Head, findings: &mut Findings) {
+    fn claim(&mut self, name: &str, head: Head, is_own: bool, findings: &mut Findings) {
         let size = head.size;
         match self.keys.iter().find(|key| head.is_signed_by(&key.verifier)) {
             Some(Key { until: Some(until), .. }) if size > *until => {
                 let words = format!("its key was erased at record {until}, but it is of {size} records: it is forged");
                 findings.problem("head", Some(name), None, words);
             }
-            Some(_) => self.heads.push(Claimed { name: name.to_owned(), head }),
+            Some(_) => self.heads.push(Claimed { name: name.to_owned(), head, is_own }),
             None => {
                 let words = format!("the head of {size} records is signed by no key of this log");
                 findings.problem("head", Some(name), None, words);
@@ -142,6 +163,7 @@ impl Trust {
 }
 
 fn read(path: &Path) -> io::Result<Option<String>> {
+    disk::about_to_read();
     match fs::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -1,0 +1,299 @@
+//! Promise 7 while somebody writes: the writer's steps are filmed, and then the log is verified beside them, and in copies.
+//!
+//! The film is what the folder holds before and after each operation of the disk. Between two pictures files change one after the
+//! other, and what is appended comes in parts. A verifier runs on a folder that goes on by some of these steps whenever it is about to
+//! read. A copy lists the folder at one moment and has each file of the list as it is at a later one. None of them may be accused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::disk::BESIDE;
+use super::log_tests::{open_on, outcome, record, settings};
+use super::*;
+use crate::clock::Clock;
+use crate::config;
+
+/// What a folder holds.
+type Folder = BTreeMap<String, Vec<u8>>;
+
+/// A disk that takes a picture of the folder before and after each operation.
+#[derive(Debug)]
+struct Camera {
+    dir: PathBuf,
+    pictures: Mutex<Vec<Folder>>,
+}
+
+impl Camera {
+    fn picture(&self) {
+        let mut picture = Folder::new();
+        for entry in fs::read_dir(&self.dir).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let is_of_the_log = name.ends_with("jsonl")
+                || name.ends_with("leaves")
+                || ["keys", "head", "head.pub", "closed"].contains(&&*name);
+            // What is gone between was deleted by the writer, which waits for this picture, or replaced.
+            if let Some(bytes) = fs::read(self.dir.join(&name)).ok().filter(|_| is_of_the_log) {
+                picture.insert(name, bytes);
+            }
+        }
+        self.pictures.lock().unwrap().push(picture);
+    }
+
+    fn around<T>(&self, operation: impl FnOnce() -> T) -> T {
+        self.picture();
+        let done = operation();
+        self.picture();
+        done
+    }
+}
+
+impl Disk for Camera {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        self.around(|| MachineDisk.create(path))
+    }
+
+    fn write(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
+        self.around(|| MachineDisk.write(file, bytes))
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        self.around(|| MachineDisk.sync(file))
+    }
+}
+
+/// A file has these bytes from here on, or is no more.
+type Step = (String, Option<Vec<u8>>);
+
+/// The steps from one picture to the next: the writer's order, and what is appended to a segment in parts.
+fn steps(before: &Folder, after: &Folder, random: &mut Random) -> Vec<Step> {
+    let rank = |name: &str, is_gone: bool| match name {
+        "keys" => 4,
+        "head" => 5,
+        "head.pub" => 6,
+        "closed" => 7,
+        _ if is_gone => 2 + u8::from(name.ends_with("leaves")),
+        _ => u8::from(name.ends_with("leaves")),
+    };
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let mut changed: Vec<_> = names.into_iter().filter(|name| before.get(*name) != after.get(*name)).collect();
+    changed.sort_by_key(|name| rank(name, !after.contains_key(*name)));
+    let mut steps = Vec::new();
+    for name in changed {
+        let (old, new) = (before.get(name).map_or(&[][..], Vec::as_slice), after.get(name));
+        if let Some(new) = new.filter(|new| name.ends_with("jsonl") && new.starts_with(old)) {
+            let mut cuts: BTreeSet<usize> =
+                (0..3).map(|_| old.len() + random.below(new.len() - old.len() + 1)).collect();
+            // The end of a line without its newline, and with it.
+            let newline = old.len() + new[old.len()..].iter().position(|byte| *byte == b'\n').unwrap_or(0);
+            cuts.extend([newline, newline + 1].into_iter().filter(|cut| (old.len()..new.len()).contains(cut)));
+            steps.extend(cuts.into_iter().map(|cut| (name.clone(), Some(new[..cut].to_vec()))));
+        }
+        steps.push((name.clone(), new.cloned()));
+    }
+    steps
+}
+
+/// Numbers that a seed repeats (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % bound.max(1) as u64).unwrap()
+    }
+}
+
+/// The film: every state of the folder, and how each came from the one before.
+struct Film {
+    states: Vec<Folder>,
+    steps: Vec<Step>,
+}
+
+impl Film {
+    /// Writes side by side, doubts, segments that are full and that retention takes, an exchange of the key, a stop and a start.
+    async fn take() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = config::Audit { segment_bytes: 2000, retention_bytes: 14_000, ..settings(&dir) };
+        fs::create_dir(&settings.dir).unwrap();
+        let camera = Arc::new(Camera { dir: settings.dir.clone(), pictures: Mutex::default() });
+        for run in 0..2 {
+            let (log, _) = open_on(&settings, &Clock::system(), camera.clone()).await;
+            for n in 0..14 {
+                let request = format!("w{run}-{n}");
+                let other = log.commit(record(Kind::Event, "beside"));
+                let intent = log.commit(record(Kind::Intent, &request)).await.unwrap();
+                other.await.unwrap();
+                let how = if n % 5 == 0 { Outcome::InDoubt } else { Outcome::Done };
+                log.commit(outcome(&request, intent, how)).await.unwrap();
+                if n % 5 == 0 {
+                    let settled = Record { kind: Kind::Settlement, ..outcome(&request, intent, Outcome::Done) };
+                    log.commit(settled).await.unwrap();
+                }
+                if run == 1 && n == 6 {
+                    log.rotate_head_key().await.unwrap();
+                }
+            }
+            log.close().await;
+            camera.picture();
+        }
+        let mut random = Random(0x5eed_0013);
+        let pictures = std::mem::take(&mut *camera.pictures.lock().unwrap());
+        let (mut states, mut all) = (vec![Folder::new()], Vec::new());
+        for picture in pictures {
+            let last = states.last().unwrap().clone();
+            for step in steps(&last, &picture, &mut random) {
+                let mut next = states.last().unwrap().clone();
+                match &step {
+                    (name, Some(bytes)) => drop(next.insert(name.clone(), bytes.clone())),
+                    (name, None) => drop(next.remove(name)),
+                }
+                states.push(next);
+                all.push(step);
+            }
+        }
+        let gone = all.iter().filter(|(name, bytes)| name.ends_with("jsonl") && bytes.is_none()).count();
+        let sealed =
+            states.iter().flat_map(Folder::keys).filter(|name| name.ends_with("jsonl")).collect::<BTreeSet<_>>();
+        println!("{} states, {} segments, {gone} deleted", states.len(), sealed.len());
+        assert!(gone > 3 && sealed.len() > 10);
+        Self { states, steps: all }
+    }
+
+    /// The first state with a record in it.
+    fn begin(&self) -> usize {
+        self.states
+            .iter()
+            .position(|state| state.iter().any(|(name, bytes)| name.ends_with("jsonl") && bytes.contains(&b'\n')))
+            .unwrap()
+    }
+}
+
+fn lay_out(folder: &Folder) -> tempfile::TempDir {
+    // In memory, where there is such a place: these are thousands of folders.
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    folder.iter().for_each(|(name, bytes)| fs::write(dir.path().join(name), bytes).unwrap());
+    dir
+}
+
+fn assert_untouched_in(dir: &Path, place: &str) {
+    let report = verify(dir, &Brought::default(), &mut |_, _| {}).unwrap();
+    if !report.problems.is_empty() {
+        println!(
+            "{place}: {:?}",
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
+        );
+    }
+    assert!(report.problems.is_empty(), "{place}: {report:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verifier_beside_a_writer_accuses_nobody() {
+    let film = Film::take().await;
+    let mut random = Random(0x5eed_0007);
+    let mut runs = 0;
+    for from in film.begin()..film.states.len() {
+        for round in 0..6 {
+            let dir = lay_out(&film.states[from]);
+            let steps: Vec<Step> = film.steps[from..].to_vec();
+            // Some at once before one of the reads, or a few before each.
+            let (burst, at) = (1 + random.below(40), random.below(60));
+            let mut own = Random(random.0);
+            let (path, mut done, mut reads) = (dir.path().to_owned(), 0, 0);
+            BESIDE.set(Some(Box::new(move || {
+                let count = match round {
+                    0..4 => {
+                        if reads == at {
+                            burst
+                        } else {
+                            0
+                        }
+                    }
+                    4 => own.below(2),
+                    _ => own.below(9).saturating_sub(6),
+                };
+                reads += 1;
+                for (name, bytes) in steps.iter().skip(done).take(count) {
+                    match bytes {
+                        Some(bytes) => {
+                            // The file stays the same one while it grows.
+                            let path = path.join(name);
+                            if name.ends_with("jsonl") || name.ends_with("leaves") {
+                                fs::write(path, bytes).unwrap();
+                            } else {
+                                fs::write(path.with_extension("draft"), bytes).unwrap();
+                                fs::rename(path.with_extension("draft"), path).unwrap();
+                            }
+                        }
+                        None => fs::remove_file(path.join(name)).unwrap(),
+                    }
+                }
+                done += count;
+            })));
+            assert_untouched_in(dir.path(), &format!("from state {from}, round {round}, {burst} steps at read {at}"));
+            BESIDE.set(None);
+            runs += 1;
+        }
+    }
+    println!("{runs} runs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_made_while_somebody_writes_accuses_nobody() {
+    let film = Film::take().await;
+    let mut random = Random(0x5eed_0008);
+    let (mut runs, mut slow, mut exchanged) = (0, 0, 0);
+    for listed in film.begin()..film.states.len() {
+        for round in 0..12 {
+            let longest = (film.states.len() - listed).min([3, 30, 150][round % 3]);
+            let mut names: Vec<&String> = film.states[listed].keys().collect();
+            match round / 3 {
+                0 => {}
+                1 => names.reverse(),
+                _ => names.sort_by_key(|_| random.below(1000)),
+            }
+            // One file after the other.
+            let mut times: Vec<usize> = names.iter().map(|_| listed + random.below(longest)).collect();
+            times.sort_unstable();
+            let last = times.last().map_or(listed, |last| *last);
+            if film.states[listed].get("keys") != film.states[last].get("keys") {
+                // A key that was exchanged meanwhile is introduced in a file that may have been copied before: nobody vouches for it.
+                exchanged += 1;
+                continue;
+            }
+            let mut copy = Folder::new();
+            let mut is_slow = false;
+            for (name, time) in names.iter().zip(times) {
+                match film.states[time].get(*name) {
+                    Some(bytes) => drop(copy.insert((*name).clone(), bytes.clone())),
+                    // It went before it was copied: its going was told before the copy began, or that took too long.
+                    None => is_slow |= name.ends_with("jsonl") && !is_told(&film.states[listed], name),
+                }
+            }
+            if is_slow {
+                slow += 1;
+                continue;
+            }
+            let dir = lay_out(&copy);
+            assert_untouched_in(dir.path(), &format!("listed at {listed}, round {round}"));
+            runs += 1;
+        }
+    }
+    println!(
+        "{runs} copies; {slow} took longer than a segment stays after its end was told, {exchanged} met an exchange of the key"
+    );
+    assert!(slow * 5 < runs && exchanged * 5 < runs);
+}
+
+/// Does the folder say that the retention is going to take this segment, or has?
+fn is_told(folder: &Folder, name: &str) -> bool {
+    let first: u64 = name.split('.').next().unwrap().parse().unwrap();
+    let lines =
+        folder.iter().filter(|(name, _)| name.ends_with("jsonl")).flat_map(|(_, bytes)| bytes.split(|b| *b == b'\n'));
+    let mut gone = lines.filter_map(seen::Seen::parse).filter_map(|seen| retention::gone(&seen));
+    gone.any(|(begin, end)| (begin..=end).contains(&first))
+}

@@ -1,0 +1,57 @@
+//! Room for a record that is going to be made: whoever has it can record without waiting and without failing.
+
+use std::sync::Arc;
+
+use super::buffer::{Charge, Entry};
+use super::log::{Log, bound};
+use super::record::Record;
+
+/// Room in the buffer for one record. Dropped unused, it is free again.
+#[derive(Debug)]
+#[must_use]
+pub struct Room {
+    log: Arc<Log>,
+    charge: Charge,
+}
+
+impl Room {
+    /// This much of the buffer, which was taken.
+    pub(super) const fn of(log: Arc<Log>, charge: Charge) -> Self {
+        Self { log, charge }
+    }
+
+    /// Records lazily: never blocks, never fails; on disk within a second while there is a disk.
+    pub fn fill(self, record: impl Into<Box<Record>>) {
+        let mut record = record.into();
+        bound(&mut record, self.log.shared.record_bytes);
+        let bytes = record.weight().min(self.charge.bytes);
+        self.put(record, Charge { records: 1, bytes, refusal: false });
+    }
+
+    /// Records the refusal of whoever is not known, or too fast.
+    ///
+    /// # Errors
+    /// The record: refusals have got their part of the buffer.
+    pub fn fill_refusal(self, mut record: Box<Record>) -> Result<(), Box<Record>> {
+        bound(&mut record, self.log.shared.record_bytes);
+        let charge = Charge { records: 1, bytes: record.weight().min(self.charge.bytes), refusal: true };
+        if !self.log.shared.buffer.is_refusals(charge) {
+            return Err(record);
+        }
+        self.put(record, charge);
+        Ok(())
+    }
+
+    fn put(mut self, record: Box<Record>, charge: Charge) {
+        let shared = &self.log.shared;
+        shared.buffer.release(Charge { records: 0, bytes: self.charge.bytes - charge.bytes, refusal: false });
+        let turned_away = shared.buffer.push(Entry { record, charge, ack: None, name: None }, false);
+        self.charge = turned_away.map(|entry| entry.charge).unwrap_or_default();
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.log.shared.buffer.release(self.charge);
+    }
+}

@@ -1,19 +1,28 @@
 //! Promise 10, over many reloads: what outlives one goes by name. Rows, callers, keys and secrets come, go and change places under
-//! load, and every count, right and token stays with whom it belongs to.
+//! load, and every answer, right, count, record and token stays with whom it belongs to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::future::join_all;
 use makegate::hash;
+use makegate::sandbox::{Fault, FaultKind};
+use serde_json::Value;
 
 use crate::support::random::{Random, seeds};
-use crate::support::{OPERATOR, Plan, TOKEN, World, send, with_key};
+use crate::support::{OPERATOR, Plan, Reply, TOKEN, World, send, with_key};
 
 /// Operations that may be added, beside the built-in ones.
 const ROWS: [&str; 5] = ["teams", "scenarios", "users", "hooks", "devices"];
 const CALLERS: [&str; 4] = ["anna", "ben", "cleo", "dora"];
 const RELOADS: u64 = 25;
+/// Clients that never pause during a reload, and requests one after the other once it is over.
+const CLIENTS: u64 = 4;
+const AFTERWARDS: usize = 20;
 
 /// One configuration of the many.
 #[derive(Clone, Debug)]
@@ -45,7 +54,8 @@ impl Wanted {
         for row in &self.rows {
             let _infallible = write!(
                 text,
-                "[[operation]]\nid = \"{row}.get\"\nmethod = \"GET\"\npath = \"/api/v2/{row}/{{organizationId}}\"\ngrant = \"{row}:read\"\n"
+                "[[operation]]\nid = \"{row}.get\"\nmethod = \"GET\"\npath = \"/api/v2/{row}/{{organizationId}}\"\ngrant = \"{row}:read\"\n{}",
+                if row.len() % 2 == 0 { "" } else { "cache = \"usage\"\n" },
             );
         }
         for (name, keys, grants) in &self.callers {
@@ -63,17 +73,20 @@ impl Wanted {
         text
     }
 
-    /// What a request for this row with this key is answered, and by whom it is counted.
-    fn expected(&self, key: &str, row: &str) -> (u16, Option<&'static str>) {
-        let Some((name, _, grants)) = self.callers.iter().find(|(_, keys, _)| keys.iter().any(|own| own == key)) else {
-            return (401, None);
+    /// What a request for this row with this key is answered.
+    fn expected(&self, key: &str, row: &str) -> u16 {
+        let Some((_, _, grants)) = self.callers.iter().find(|(_, keys, _)| keys.iter().any(|own| own == key)) else {
+            return 401;
         };
         match (self.rows.contains(&row), grants.contains(&row)) {
-            (false, _) => (404, Some(name)),
-            (true, false) => (403, Some(name)),
-            // The sandbox has no such path.
-            (true, true) => (404, Some(name)),
+            (false, _) => 404,
+            (true, false) => 403,
+            (true, true) => 200,
         }
+    }
+
+    fn has_caller(&self, name: &str) -> bool {
+        self.callers.iter().any(|(own, ..)| *own == name)
     }
 }
 
@@ -87,19 +100,86 @@ fn shuffle<T>(items: &mut [T], random: &mut Random) {
 /// Answers by caller and operation (empty: not classified).
 type Counts = BTreeMap<(String, String), u64>;
 
-/// What the operators' page says of those that are configured now.
-async fn shown(world: &World) -> Counts {
-    let operator = world.service.operator_addresses()[0];
-    let headers = format!("authorization: Bearer {OPERATOR}\r\n");
-    let page = send(operator, "GET", "/callers.json", &headers, "").await.expect(200).json();
-    let mut counts = Counts::new();
+/// The operators' page of callers.
+async fn page(world: &World, operator: &str) -> Value {
+    let headers = format!("authorization: Bearer {operator}\r\n");
+    send(world.service.operator_addresses()[0], "GET", "/callers.json", &headers, "").await.expect(200).json()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// What the page says of those that are configured now: their answers, and when each key was used last.
+fn shown(page: &Value) -> (Counts, HashMap<String, Value>) {
+    let (mut counts, mut used) = (Counts::new(), HashMap::new());
     for caller in page["callers"].as_array().unwrap() {
+        let name = text(&caller["name"]);
+        if !CALLERS.contains(&&*name) {
+            continue;
+        }
         for (operation, answers) in caller["operations"].as_object().unwrap() {
             let sum = answers.as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
-            counts.insert((caller["name"].as_str().unwrap().to_owned(), operation.clone()), sum);
+            counts.insert((name.clone(), operation.clone()), sum);
+        }
+        for key in caller["keys"].as_array().unwrap() {
+            used.insert(text(&key["key"]), key["last_used"].clone());
         }
     }
-    counts
+    (counts, used)
+}
+
+/// One request with a random key for a random row.
+#[derive(Debug)]
+struct Asked {
+    key: String,
+    row: &'static str,
+    reply: Reply,
+}
+
+async fn ask(gateway: SocketAddr, random: &mut Random) -> Asked {
+    let (name, row) = (*random.pick(&CALLERS), *random.pick(&ROWS));
+    let key = format!("{name}-{}", random.below(3));
+    let reply = send(gateway, "GET", &format!("/api/v2/{row}/11"), &with_key(&key, &[]), "").await;
+    if reply.status == 200 {
+        assert_eq!(reply.text(), answer(row), "it is another row's");
+    }
+    Asked { key, row, reply }
+}
+
+/// What the upstream says for a row.
+fn answer(row: &str) -> String {
+    format!("{{\"{row}\":1}}")
+}
+
+/// Puts it in force while clients ask on and on: each is answered as before or as after. Until it `has_token`, the upstream may refuse
+/// the one from before.
+async fn reload_under_load(world: &World, random: &mut Random, (before, after): (&Wanted, &Wanted), has_token: bool) {
+    let over = Arc::new(AtomicBool::new(false));
+    let clients = (0..CLIENTS).map(|_| {
+        let (mut random, over, gateway) = (random.fork(), over.clone(), world.gateway);
+        async move {
+            let mut last = false;
+            while !last {
+                // Once more when it is over.
+                last = over.load(Ordering::SeqCst);
+                let asked = ask(gateway, &mut random).await;
+                let allowed = [before, after].map(|wanted| wanted.expected(&asked.key, asked.row));
+                let status = match asked.reply.status {
+                    502 if !has_token => 200,
+                    status => status,
+                };
+                assert!(allowed.contains(&status), "{asked:?}, not {allowed:?}: {before:?}, {after:?}");
+            }
+        }
+    });
+    let reload = async {
+        tokio::task::yield_now().await;
+        let done = world.service.reload().await;
+        over.store(true, Ordering::SeqCst);
+        done.unwrap();
+    };
+    tokio::join!(join_all(clients), reload);
 }
 
 #[tokio::test]
@@ -108,34 +188,66 @@ async fn what_outlives_a_reload_goes_by_name() {
         println!("MAKEGATE_SEED={seed}");
         let mut random = Random::new(seed);
         let world = Plan::default().start().await;
+        for row in ROWS {
+            let own = FaultKind::Answer {
+                status: 200,
+                body: Some(answer(row)),
+                content_type: None,
+                headers: BTreeMap::new(),
+                effect: false,
+            };
+            world.sandbox.fault(Fault::always("GET", &format!("/api/v2/{row}/11"), own));
+        }
         let base = fs::read_to_string(world.file()).unwrap();
-        let mut counted = Counts::new();
+        let mut before = Wanted { rows: Vec::new(), callers: Vec::new() };
+        let (mut counted, mut read, mut operator) = (Counts::new(), 0, OPERATOR.to_owned());
         for number in 0..RELOADS {
             let wanted = Wanted::random(&mut random);
             fs::write(world.file(), format!("{base}{}", wanted.text())).unwrap();
-            if random.below(3) == 0 {
+            let has_token = random.below(3) > 0;
+            if !has_token {
                 let token = format!("{}{number:04}", &TOKEN[..TOKEN.len() - 4]);
                 world.sandbox.set_token(&token);
                 fs::write(world.dir.path().join("token"), &token).unwrap();
             }
-            world.service.reload().await.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-            // A caller that is not configured is forgotten, with what it did.
-            counted.retain(|(caller, _), _| wanted.callers.iter().any(|(name, ..)| name == caller));
-            for _ in 0..30 {
-                let (name, row) = (*random.pick(&CALLERS), *random.pick(&ROWS));
-                let key = format!("{name}-{}", random.below(3));
-                let (status, caller) = wanted.expected(&key, row);
-                let target = format!("/api/v2/{row}/11");
-                let reply = send(world.gateway, "GET", &target, &with_key(&key, &[]), "").await;
-                assert_eq!(reply.status, status, "seed {seed}, reload {number}: {key} {row} in {wanted:?}: {reply:?}");
-                if let Some(caller) = caller {
-                    let known = if wanted.rows.contains(&row) { format!("{row}.get") } else { String::new() };
-                    *counted.entry((caller.to_owned(), known)).or_default() += 1;
-                }
+            if random.below(3) == 0 {
+                operator = format!("{OPERATOR}-{number}");
+                fs::write(world.dir.path().join("operator"), &operator).unwrap();
             }
-            let mut shown = shown(&world).await;
-            shown.retain(|(caller, _), _| CALLERS.contains(&&**caller));
-            assert_eq!(shown, counted, "seed {seed}, reload {number}: {wanted:?}");
+            reload_under_load(&world, &mut random, (&before, &wanted), has_token).await;
+            for _ in 0..AFTERWARDS {
+                let asked = ask(world.gateway, &mut random).await;
+                let expected = wanted.expected(&asked.key, asked.row);
+                assert_eq!(asked.reply.status, expected, "reload {number}: {asked:?} in {wanted:?}");
+            }
+            // What the records say, the page says. A caller that is not configured is forgotten, with what it did.
+            counted.retain(|(caller, _), _| wanted.has_caller(caller));
+            let records = world.records().await;
+            let mut times: HashMap<String, Vec<i64>> = HashMap::new();
+            for record in records[read..].iter().filter(|record| wanted.has_caller(&text(&record["caller"]))) {
+                let caller = text(&record["caller"]);
+                let operation = text(&record["operation"]);
+                let path = text(&record["path"]);
+                assert!(
+                    operation.is_empty() || path == format!("/api/v2/{}/11", operation.trim_end_matches(".get")),
+                    "{record}"
+                );
+                times.entry(text(&record["key"])).or_default().push(moment(&record["time"]));
+                *counted.entry((caller, operation)).or_default() += 1;
+            }
+            read = records.len();
+            let (counts, used) = shown(&page(&world, &operator).await);
+            assert_eq!(counts, counted, "reload {number}: {wanted:?}");
+            for (key, times) in times {
+                let is_own = used.get(&key).is_none_or(|used| times.contains(&moment(used)));
+                assert!(is_own, "reload {number}: {key} was used {times:?}, not {:?}: {wanted:?}", used.get(&key));
+            }
+            before = wanted;
         }
     }
+}
+
+/// A time to the millisecond.
+fn moment(time: &Value) -> i64 {
+    text(time).parse::<jiff::Timestamp>().unwrap().as_millisecond()
 }

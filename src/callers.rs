@@ -1,8 +1,10 @@
-//! The callers' state that outlives reloads: each one's rate, requests under way and counters.
+//! The callers' state that outlives reloads: each one's rate, its part of what callers share, and counters.
+
+mod kinds;
 
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroU64};
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,10 @@ use governor::{Quota, RateLimiter};
 
 use crate::clock::Clock;
 use crate::config;
+use crate::shares::{Held, Holder, Shared, Short};
 use crate::words::KeyId;
+
+pub use kinds::{Each, Kind};
 
 /// Where an answer came from, as it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +195,8 @@ pub struct CallerState {
     /// What no other state of a caller has had in this process.
     pub id: NonZeroU64,
     pace: ArcSwap<Pace>,
-    under_way: AtomicUsize,
+    /// What it holds of what callers share.
+    pub holds: Each<Arc<Holder>>,
     /// Made as requests come: a silent caller costs little.
     counts: Counts,
     used: Mutex<HashMap<KeyId, LastUsed>>,
@@ -200,12 +206,12 @@ pub struct CallerState {
 pub type LastUsed = Arc<AtomicI64>;
 
 impl CallerState {
-    fn new(config: &config::Caller, clock: &Clock) -> Self {
+    fn new(config: &config::Caller, holds: Each<Arc<Holder>>, clock: &Clock) -> Self {
         Self {
             name: config.name.clone(),
             id: NonZeroU64::MIN.saturating_add(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
             pace: ArcSwap::from_pointee(Pace::new(config, clock)),
-            under_way: AtomicUsize::new(0),
+            holds,
             counts: Counts::default(),
             used: Mutex::default(),
         }
@@ -219,17 +225,18 @@ impl CallerState {
         self.pace.load().admit()
     }
 
-    /// Counts a request in until the guard is dropped. `None`: `most` are under way.
-    #[must_use]
-    pub fn enter(self: &Arc<Self>, most: usize) -> Option<InFlight> {
-        let entered = InFlight(self.clone());
-        (self.under_way.fetch_add(1, Ordering::Relaxed) < most).then_some(entered)
+    /// Counts a request in until the guard is dropped; `most` may be under way.
+    ///
+    /// # Errors
+    /// Too many of this caller's are, or it has its share of them.
+    pub fn enter(&self, most: usize) -> Result<Held, Short> {
+        self.holds.requests.take_up_to(1, u64::try_from(most).unwrap_or(u64::MAX))
     }
 
     /// Requests under way.
     #[must_use]
-    pub fn under_way(&self) -> usize {
-        self.under_way.load(Ordering::Relaxed)
+    pub fn under_way(&self) -> u64 {
+        self.holds.requests.held()
     }
 
     /// Where the last use of this key is noted.
@@ -256,36 +263,37 @@ impl CallerState {
     }
 }
 
-/// One request of a caller under way.
-#[derive(Debug)]
-pub struct InFlight(Arc<CallerState>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// All callers' state, by name.
 #[derive(Debug)]
 pub struct Callers {
+    /// What they share.
+    pub shared: Each<Arc<Shared>>,
+    /// What the gateway itself holds of it, for nobody.
+    pub own: Each<Arc<Holder>>,
     clock: Clock,
     states: Mutex<HashMap<Arc<str>, Arc<CallerState>>>,
 }
 
 impl Callers {
-    /// Nobody yet.
+    /// Nobody yet, and nothing limited.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
-        Self { clock, states: Mutex::default() }
+        let shared = Each::unlimited();
+        Self { own: shared.holders(), shared, clock, states: Mutex::default() }
+    }
+
+    /// Limits what they share.
+    pub fn limit(&self, limits: &config::Limits) {
+        self.shared.limit(limits);
     }
 
     /// The state of this caller. A caller whose rate stays keeps its limiter: a new one has a full burst.
     #[must_use]
     pub fn get_or_make(&self, config: &config::Caller) -> Arc<CallerState> {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        let state =
-            states.entry(config.name.clone()).or_insert_with(|| Arc::new(CallerState::new(config, &self.clock)));
+        let state = states
+            .entry(config.name.clone())
+            .or_insert_with(|| Arc::new(CallerState::new(config, self.shared.holders(), &self.clock)));
         if !state.pace.load().is(config) {
             state.pace.store(Arc::new(Pace::new(config, &self.clock)));
         }
@@ -396,10 +404,10 @@ mod tests {
         let callers = Callers::new(Clock::movable());
         let state = callers.get_or_make(&caller(60, 1));
         let first = state.enter(1);
-        assert!(first.is_some());
-        assert!(state.enter(1).is_none());
+        assert!(first.is_ok());
+        assert_eq!(state.enter(1).unwrap_err(), Short::Most);
         drop(first);
-        assert!(state.enter(1).is_some());
+        assert!(state.enter(1).is_ok());
         let read: Arc<str> = "organizations.get".into();
         state.count(Some(&read), Source::Hit);
         state.count(None, Source::Refused);

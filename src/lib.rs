@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod hash;
 pub mod reader;
+pub mod shares;
 pub mod tasks;
 pub mod watched;
 pub mod words;

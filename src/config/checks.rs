@@ -74,7 +74,9 @@ fn order(root: &Table<'_>, config: &Config) {
     let sizes = [
         ("in_flight_per_caller", limits.in_flight_per_caller, "in_flight", limits.in_flight),
         ("stored_bytes", limits.stored_bytes, "answer_bytes", limits.answer_bytes),
-        ("answer_bytes", limits.answer_bytes, "answers_bytes", limits.answers_bytes),
+        // A caller alone has no more of them than that: the rest is kept for whoever comes.
+        ("body_bytes", limits.body_bytes, "seven eighths of bodies_bytes", limits.bodies_bytes / 8 * 7),
+        ("answer_bytes", limits.answer_bytes, "seven eighths of answers_bytes", limits.answers_bytes / 8 * 7),
     ];
     for (key, _, top, _) in sizes.into_iter().filter(|(_, value, _, top)| value > top) {
         root.warn(root.place_at(&["limits", key]), format!("{key} is more than {top}"), format!("write {top} or less"));

@@ -259,6 +259,10 @@ fn what_is_hardly_meant_is_warned_of() {
         ["3: attempt is longer than deadline", "3: quota_wait is longer than deadline"]
     );
     assert_eq!(with("[limits]\nin_flight = 9"), ["5: in_flight_per_caller is more than in_flight"]);
+    assert_eq!(
+        with("[limits]\nanswers_bytes = \"64MiB\""),
+        ["5: answer_bytes is more than seven eighths of answers_bytes"]
+    );
     assert_eq!(with("[cache.lifetime]\nusages = \"1m\""), ["6: no operation is of the class \"usages\""]);
     assert_eq!(with("[gateway]\nlisten = \"0.0.0.0:80\""), ["6: keys travel in the clear to this address"]);
     let users =

@@ -228,6 +228,8 @@ pub struct Limits {
     pub target_bytes: usize,
     /// A request body's size (1 MiB).
     pub body_bytes: usize,
+    /// What all request bodies under way may hold together, shared by the callers (64 MiB).
+    pub bodies_bytes: usize,
     /// Longest silence within a body (10 s).
     pub body_gap: Duration,
     /// A whole body (30 s).
@@ -240,9 +242,9 @@ pub struct Limits {
     pub age_grace: Duration,
     /// A caller that takes none of its answer for so long is cut off (30 s).
     pub write_stall: Duration,
-    /// Requests under way at once (512).
+    /// Requests under way at once, shared by the callers (512).
     pub in_flight: usize,
-    /// The same of one caller (64).
+    /// The most of one caller (64).
     pub in_flight_per_caller: usize,
     /// Streams of one HTTP/2 connection (64).
     pub h2_streams: u32,
@@ -252,7 +254,7 @@ pub struct Limits {
     pub stored_bytes: usize,
     /// The largest answer of the upstream at all (64 MiB).
     pub answer_bytes: usize,
-    /// What all answers under way may hold together (128 MiB).
+    /// What all answers under way may hold together, shared by the callers (128 MiB).
     pub answers_bytes: usize,
     /// Attempts of a `safe` or `idempotent` request (3).
     pub attempts: u32,

@@ -101,6 +101,7 @@ pub(super) fn limits(t: &Table<'_>) -> Limits {
         head_fields: t.value("head_fields", "64", count()),
         target_bytes: t.value("target_bytes", "8000B", size()),
         body_bytes: t.value("body_bytes", "1MiB", size()),
+        bodies_bytes: t.value("bodies_bytes", "64MiB", size()),
         body_gap: t.value("body_gap", "10s", DURATION),
         body: t.value("body", "30s", DURATION),
         idle: t.value("idle", "60s", DURATION),

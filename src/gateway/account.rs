@@ -13,13 +13,14 @@ use super::answer::{self, AnswerBody, Asked, Facts, Reply, put};
 use super::call::is_read;
 use super::door::{Busy, Peer};
 use super::forward::is_traceparent;
-use super::gate::{Gate, UnderWay};
+use super::gate::Gate;
 use super::policy::{Member, Policy};
 use super::refusal::{Refusal, seconds};
 use super::steps::{self, By, Credential, Rights};
 use super::tally::Who;
 use crate::audit::{self, Kind, Name, Outcome, Record, Room};
-use crate::callers::{InFlight, Remaining, Source};
+use crate::callers::{Remaining, Source};
+use crate::shares::Held;
 use crate::words::RequestId;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -42,8 +43,8 @@ pub(super) struct Account {
     member: Option<Arc<Member>>,
     by: Option<By>,
     remaining: Option<Remaining>,
-    /// What it takes of the bounds on requests under way.
-    under_way: (Option<UnderWay>, Option<InFlight>),
+    /// Its place among the requests under way.
+    under_way: Option<Held>,
     /// Of a write, once it had an intent.
     pub(super) outcome: Option<Outcome>,
     is_read: bool,
@@ -74,7 +75,7 @@ impl Account {
             member: None,
             by: None,
             remaining: None,
-            under_way: (None, None),
+            under_way: None,
             outcome: None,
             is_read,
             is_head: request.method() == Method::HEAD,
@@ -138,19 +139,14 @@ impl Account {
         self.remaining = Some(remaining);
     }
 
-    /// There is room for one request more.
-    pub(super) fn entered(&mut self, under_way: UnderWay) {
-        self.under_way.0 = Some(under_way);
-    }
-
     /// The caller was let in.
-    pub(super) fn admitted(&mut self, under_way: InFlight) {
-        self.under_way.1 = Some(under_way);
+    pub(super) fn admitted(&mut self, under_way: Held) {
+        self.under_way = Some(under_way);
     }
 
     /// It only waits for what another request fetches: that costs nothing that others could lack.
     pub(super) fn joined(&mut self) {
-        self.under_way = (None, None);
+        self.under_way = None;
     }
 
     /// The request was read whole: its time counts from now. One without a body was so from the beginning.

@@ -1,8 +1,10 @@
-//! Step 7: read the body, bounded and whole, before anything is spent on the request.
+//! Step 7: read the body, bounded and whole, before anything is spent on the request. Its memory counts against its caller's
+//! share of `limits.bodies_bytes` until the last that is made of it is gone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -10,62 +12,97 @@ use hyper::body::Incoming;
 use serde::de::IgnoredAny;
 
 use super::refusal::Refusal;
+use crate::callers::Kind;
 use crate::catalogue::{Body, Operation};
 use crate::clock::Clock;
 use crate::config::Limits;
+use crate::shares::{Held, Holder};
 
-/// The body, if the operation takes one like it.
-///
-/// # Errors
-/// Too large, too slow, cut, unwanted, or not what the operation takes.
-pub(super) async fn read(
-    row: &Operation,
-    headers: &HeaderMap,
-    body: Incoming,
-    limits: &Limits,
-    clock: &Clock,
-) -> Result<Bytes, Refusal> {
-    if body.is_end_stream() {
-        return check(row, headers, Bytes::new());
-    }
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|bytes| bytes > limits.body_bytes) {
-        return Err(Refusal::BodyTooLarge { bytes_max: limits.body_bytes });
-    }
-    if row.body != Body::None {
-        check_type(row, headers)?;
-    }
-    let bytes = whole(body, limits, clock).await?;
-    check(row, headers, bytes)
+/// How a body is read.
+pub(super) struct Reading<'r> {
+    pub(super) row: &'r Operation,
+    pub(super) headers: &'r HeaderMap,
+    pub(super) limits: &'r Limits,
+    /// Whose share of the bodies' memory it takes.
+    pub(super) holder: &'r Arc<Holder>,
 }
 
-async fn whole(mut body: Incoming, limits: &Limits, clock: &Clock) -> Result<Bytes, Refusal> {
-    let began = clock.now();
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    loop {
-        let left = limits.body.saturating_sub(clock.now().saturating_duration_since(began)).min(limits.body_gap);
-        if left == Duration::ZERO {
-            return Err(Refusal::BodySlow);
+impl Reading<'_> {
+    /// The body, if the operation takes one like it.
+    ///
+    /// # Errors
+    /// Too large, too slow, cut, unwanted, not what the operation takes, or there is no memory for it.
+    pub(super) async fn whole(self, body: Incoming, clock: &Clock) -> Result<Bytes, Refusal> {
+        let Self { row, headers, .. } = self;
+        if body.is_end_stream() {
+            return check(row, headers, Bytes::new());
         }
-        let frame = match tokio::time::timeout(left, body.frame()).await {
-            Err(_) => return Err(Refusal::BodySlow),
-            Ok(None) => break,
-            Ok(Some(Err(_))) => return Err(Refusal::BodyCut),
-            Ok(Some(Ok(frame))) => frame,
-        };
-        let Ok(data) = frame.into_data() else { continue };
-        if first.len() + all.len() + data.len() > limits.body_bytes {
-            return Err(Refusal::BodyTooLarge { bytes_max: limits.body_bytes });
+        let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|bytes| bytes > self.limits.body_bytes) {
+            return Err(Refusal::BodyTooLarge { bytes_max: self.limits.body_bytes });
         }
-        if first.is_empty() && all.is_empty() {
-            first = data;
-        } else {
-            all.extend_from_slice(&std::mem::take(&mut first));
-            all.extend_from_slice(&data);
+        if row.body != Body::None {
+            check_type(row, headers)?;
         }
+        let bytes = self.read(body, announced.unwrap_or(0), clock).await?;
+        check(row, headers, bytes)
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+
+    async fn read(&self, mut body: Incoming, announced: usize, clock: &Clock) -> Result<Bytes, Refusal> {
+        let Self { limits, holder, .. } = *self;
+        let began = clock.now();
+        let mut whole = Whole { bytes: Vec::new(), room: None };
+        loop {
+            let left = limits.body.saturating_sub(clock.now().saturating_duration_since(began)).min(limits.body_gap);
+            if left == Duration::ZERO {
+                return Err(Refusal::BodySlow);
+            }
+            let frame = match tokio::time::timeout(left, body.frame()).await {
+                Err(_) => return Err(Refusal::BodySlow),
+                Ok(None) => break,
+                Ok(Some(Err(_))) => return Err(Refusal::BodyCut),
+                Ok(Some(Ok(frame))) => frame,
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            let length = whole.bytes.len() + data.len();
+            if length > limits.body_bytes {
+                return Err(Refusal::BodyTooLarge { bytes_max: limits.body_bytes });
+            }
+            whole.make_room(length, length.max(announced), limits.body_bytes, holder)?;
+            whole.bytes.extend_from_slice(&data);
+        }
+        Ok(if whole.bytes.is_empty() { Bytes::new() } else { Bytes::from_owner(whole) })
+    }
+}
+
+/// A body and the memory that it counts for.
+struct Whole {
+    bytes: Vec<u8>,
+    room: Option<Held>,
+}
+
+impl Whole {
+    /// Makes it able to hold `length` bytes, better `expected`, at most `most`.
+    fn make_room(&mut self, length: usize, expected: usize, most: usize, holder: &Arc<Holder>) -> Result<(), Refusal> {
+        if length <= self.bytes.capacity() {
+            return Ok(());
+        }
+        let capacity = expected.max(self.bytes.capacity().saturating_mul(2)).min(most);
+        let amount = u64::try_from(capacity).unwrap_or(u64::MAX);
+        let grown = match &mut self.room {
+            Some(room) => room.grow(amount),
+            None => holder.take(amount).map(|room| self.room = Some(room)),
+        };
+        grown.map_err(|short| Refusal::Short { of: Kind::Bodies, short })?;
+        self.bytes.reserve_exact(capacity - self.bytes.len());
+        Ok(())
+    }
+}
+
+impl AsRef<[u8]> for Whole {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 fn check(row: &Operation, headers: &HeaderMap, body: Bytes) -> Result<Bytes, Refusal> {

@@ -20,6 +20,7 @@ use crate::audit;
 use crate::catalogue::Operation;
 use crate::clock::Clock;
 use crate::quota::BucketId;
+use crate::shares::Holder;
 use crate::upstream::Outgoing;
 use crate::words::RequestId;
 
@@ -69,8 +70,15 @@ impl Call {
 }
 
 /// What goes upstream.
-pub(super) fn outgoing(row: &Operation, target: String, headers: &HeaderMap, body: Bytes) -> Outgoing {
-    Outgoing { method: row.method.clone(), target, headers: outgoing_headers(headers, !body.is_empty()), body }
+pub(super) fn outgoing(
+    row: &Operation,
+    target: String,
+    headers: &HeaderMap,
+    body: Bytes,
+    answers: &Arc<Holder>,
+) -> Outgoing {
+    let headers = outgoing_headers(headers, !body.is_empty());
+    Outgoing { method: row.method.clone(), target, headers, body, answers: answers.clone() }
 }
 
 /// The query parameters that the row's allow-list lets the log hold, as an object.

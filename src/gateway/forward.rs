@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::call::Call;
 use super::gate::Gate;
 use super::refusal::Refusal;
+use crate::callers::Kind;
 use crate::catalogue::{Operation, Retry};
 use crate::quota::{BucketId, Refused, Slot};
 use crate::upstream::{
@@ -171,7 +172,7 @@ pub(super) fn account_for(gate: &Gate, about: &About<'_>, slot: Option<Slot>, en
     gate.meters.attempt(ending.name());
     // A slot is held until its 429 has closed the bucket: what ends before counts as proof that the upstream takes more.
     let _held = match (ending, slot) {
-        (Ending::NotSent(_) | Ending::NoRoom { status: None }, Some(slot)) => {
+        (Ending::NotSent(_) | Ending::NoRoom { status: None, .. }, Some(slot)) => {
             slot.unsent();
             None
         }
@@ -272,7 +273,7 @@ pub(super) fn read_answer(ending: Ending) -> Result<Answered, Refusal> {
         Ending::Lost(why) | Ending::Cut { why, .. } => Err(Refusal::Cut { why }),
         Ending::Leaked { .. } => Err(Refusal::Leaked),
         Ending::Unusable { why, .. } => Err(Refusal::Unusable { why }),
-        Ending::NoRoom { .. } => Err(Refusal::NoRoom),
+        Ending::NoRoom { short, .. } => Err(Refusal::Short { of: Kind::Answers, short }),
     }
 }
 
@@ -294,8 +295,8 @@ pub(super) fn write_answer(ending: Ending, effect: Effect) -> Result<Answered, R
         Ending::Leaked { .. } => Err(Refusal::Leaked),
         Ending::Unusable { status: None, why } => Err(lost(why)),
         Ending::Unusable { status: Some(_), why } => Err(Refusal::Unusable { why }),
-        Ending::NoRoom { status: None } => Err(Refusal::NoRoom),
-        Ending::NoRoom { status: Some(_) } => Err(lost(Why {
+        Ending::NoRoom { status: None, short } => Err(Refusal::Short { of: Kind::Answers, short }),
+        Ending::NoRoom { status: Some(_), .. } => Err(lost(Why {
             error: ProxyError::ConnectionLimitReached,
             text: "there was no memory for the answer".into(),
         })),

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -79,7 +79,6 @@ pub struct Gate {
     pub(super) columns: Columns,
     /// Turns of fetches that nobody waits for.
     pub(super) ahead: Arc<Semaphore>,
-    under_way: AtomicUsize,
     draining: AtomicBool,
 }
 
@@ -89,6 +88,7 @@ impl Gate {
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
         let Engines { log, answers, cache, quota, upstream, clock, tasks } = engines;
         let callers = Callers::new(clock.clone());
+        callers.limit(&config.limits);
         Arc::new(Self {
             policy: ArcSwap::from_pointee(Policy::new(config, &callers)),
             upstream: ArcSwap::new(upstream),
@@ -106,7 +106,6 @@ impl Gate {
             order: Order::default(),
             columns: Columns::default(),
             ahead: Arc::new(Semaphore::new(AHEAD_MAX)),
-            under_way: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
         })
     }
@@ -130,6 +129,7 @@ impl Gate {
         let forget = upstream.is_some()
             || before.config.catalogue.rows() != config.catalogue.rows()
             || before.config.cache != config.cache;
+        self.callers.limit(&config.limits);
         self.policy.store(Arc::new(Policy::new(config, &self.callers)));
         before.retire();
         let policy = self.policy();
@@ -174,14 +174,8 @@ impl Gate {
 
     /// Requests under way.
     #[must_use]
-    pub fn under_way(&self) -> usize {
-        self.under_way.load(Ordering::Relaxed)
-    }
-
-    /// Counts a request in; `None`: there are as many as may be.
-    pub(super) fn enter(self: &Arc<Self>, most: usize) -> Option<UnderWay> {
-        let entered = UnderWay(self.clone());
-        (self.under_way.fetch_add(1, Ordering::Relaxed) < most).then_some(entered)
+    pub fn under_way(&self) -> u64 {
+        self.callers.shared.requests.taken()
     }
 
     /// The id of a request: the caller's own if it is plain and nobody has it, else a new one. A new one of a read is not taken,
@@ -191,14 +185,5 @@ impl Gate {
         let names = self.log.names();
         let own = own.and_then(RequestId::parse).and_then(|id| names.take(id));
         own.unwrap_or_else(|| if is_read { Name::untold(now) } else { names.make(now) })
-    }
-}
-
-/// One request under way.
-pub(super) struct UnderWay(Arc<Gate>);
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -37,10 +37,6 @@ pub fn answer(
     // A block, not a function: a function's future would hold its arguments twice.
     async move {
         let policy = gate.policy(); // one snapshot for the whole life
-        let Some(under_way) = gate.enter(policy.limits().in_flight) else {
-            return account.close(Err(Refusal::Busy), head.headers, busy);
-        };
-        account.entered(under_way);
         let lived = AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body, &names)).catch_unwind().await;
         let reply = lived.unwrap_or_else(|_| {
             gate.meters.faults.fetch_add(1, Ordering::Relaxed);
@@ -93,9 +89,11 @@ async fn life(
     })?;
     account.remaining(remaining);
     account.admitted(under_way);
+    let holds = &member.state.holds;
     // 7 read the body
     let has_body = !body.is_end_stream();
-    let body = body::read(row, &head.headers, body, policy.limits(), &gate.clock).await?;
+    let incoming = body::Reading { row, headers: &head.headers, limits: policy.limits(), holder: &holds.bodies };
+    let body = incoming.whole(body, &gate.clock).await?;
     let read = account.read_whole(has_body);
     let id = account.id();
     let call = |goes: &str, within| Call {
@@ -108,7 +106,7 @@ async fn life(
         bucket: bucket(&matched),
         parameters: tags::parameters(&matched),
         path,
-        outgoing: outgoing(row, goes.to_owned(), &head.headers, body),
+        outgoing: outgoing(row, goes.to_owned(), &head.headers, body, &holds.answers),
         read,
         deadline: read + within,
         policy: policy.clone(),

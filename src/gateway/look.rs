@@ -274,7 +274,8 @@ async fn look(
     too_late: bool,
 ) -> Why {
     let headers = outgoing_headers(&HeaderMap::new(), false);
-    let outgoing = Outgoing { method: Method::GET, target: plan.target.clone(), headers, body: Bytes::new() };
+    let answers = gate.callers.own.answers.clone();
+    let outgoing = Outgoing { method: Method::GET, target: plan.target.clone(), headers, body: Bytes::new(), answers };
     let ending = upstream.attempt(&outgoing, policy.config.upstream.attempt, false).await;
     gate.meters.looks.fetch_add(1, Ordering::Relaxed);
     let about = About { request: &doubt.request, row: plan.read, bucket: plan.bucket };

@@ -1,6 +1,7 @@
 //! Every refusal: an answer that the gateway gives by itself. One value, one row, one answer, one record.
 
 mod samples;
+mod shortage;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -8,6 +9,8 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 
+use crate::callers::Kind;
+use crate::shares::Short;
 use crate::upstream::Why;
 use crate::words::RequestId;
 
@@ -97,8 +100,8 @@ pub enum Refusal {
     Leaked,
     /// The upstream's answer cannot be passed on: larger than the limits, encoded though nobody asked, no HTTP.
     Unusable { why: Why },
-    /// No memory is left for further answers (`limits.answers_bytes`).
-    NoRoom,
+    /// The caller has its share of what callers share, or the others have all of it.
+    Short { of: Kind, short: Short },
     /// The breaker is open: the upstream could not be reached lately.
     BreakerOpen { retry_after: Duration },
     /// A list that cannot be narrowed to the caller's organizations.
@@ -186,7 +189,7 @@ impl Refusal {
             Self::Redirected { .. } => row(StatusCode::BAD_GATEWAY, "MG205", "The upstream redirects"),
             Self::Leaked => row(StatusCode::BAD_GATEWAY, "MG206", "The upstream's answer held the token"),
             Self::Unusable { .. } => row(StatusCode::BAD_GATEWAY, "MG207", "The upstream's answer cannot be passed on"),
-            Self::NoRoom => row(StatusCode::SERVICE_UNAVAILABLE, "MG208", "No memory for further answers"),
+            Self::Short { of, .. } => shortage::row(*of),
             Self::BreakerOpen { .. } => {
                 row(StatusCode::SERVICE_UNAVAILABLE, "MG209", "The upstream is not asked for a while")
             }
@@ -297,7 +300,7 @@ impl Refusal {
                 "The answer was withheld because it held the gateway's token; an operator should look.".to_owned()
             }
             Self::Unusable { why } => format!("{}.", capital(&why.text)),
-            Self::NoRoom => "Too many large answers are under way: try again shortly.".to_owned(),
+            Self::Short { of, short } => shortage::detail(*of, *short).to_owned(),
             Self::BreakerOpen { retry_after } => {
                 format!(
                     "The upstream could not be reached several times in a row; nothing was sent. Wait {} s.",
@@ -328,7 +331,7 @@ impl Refusal {
             | Self::NoQuota { retry_after, .. }
             | Self::QuotaQueueFull { retry_after, .. }
             | Self::BreakerOpen { retry_after } => Some(*retry_after),
-            Self::TooMany { .. } | Self::Busy | Self::NoRoom => Some(Duration::from_secs(1)),
+            Self::TooMany { .. } | Self::Busy | Self::Short { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -360,6 +363,7 @@ impl Refusal {
             self,
             Self::NoQuota { .. }
                 | Self::QuotaQueueFull { .. }
+                | Self::Short { .. }
                 | Self::Late
                 | Self::Internal
                 | Self::UnknownKey
@@ -380,7 +384,7 @@ impl Refusal {
                 | Self::Unreachable { .. }
                 | Self::TimedOut { .. }
                 | Self::Cut { .. }
-                | Self::NoRoom
+                | Self::Short { of: Kind::Answers, .. }
                 | Self::BreakerOpen { .. }
                 | Self::Late
         )

@@ -10,10 +10,11 @@ use super::door::Names;
 use super::policy::{Known, Member, Policy};
 use super::refusal::Refusal;
 use super::target::{Plan, Target};
-use crate::callers::{InFlight, Remaining};
+use crate::callers::{Kind, Remaining};
 use crate::catalogue::{Matched, Miss, Operation};
 use crate::config::{Limits, Scope};
 use crate::hash;
+use crate::shares::{Held, Short};
 use crate::words::KeyHash;
 
 /// No method that an operation can have is longer. Records hold no more of one.
@@ -205,12 +206,16 @@ fn in_scope(scope: &Scope, row: &Operation, organization: Option<u64>) -> Result
 ///
 /// # Errors
 /// Too fast, or too many; with what is left of the rate for the headers.
-pub fn admit(member: &Member, limits: &Limits) -> Result<(InFlight, Remaining), (Refusal, Option<Remaining>)> {
+pub fn admit(member: &Member, limits: &Limits) -> Result<(Held, Remaining), (Refusal, Option<Remaining>)> {
     let remaining = member
         .state
         .admit()
         .map_err(|fast| (Refusal::TooFast { retry_after: fast.retry_after }, Some(fast.remaining)))?;
     let most = limits.in_flight_per_caller;
-    let under_way = member.state.enter(most).ok_or((Refusal::TooMany { most }, Some(remaining)))?;
-    Ok((under_way, remaining))
+    let under_way = member.state.enter(most).map_err(|short| match short {
+        Short::Most => Refusal::TooMany { most },
+        Short::Share => Refusal::Short { of: Kind::Requests, short },
+        Short::All => Refusal::Busy,
+    });
+    Ok((under_way.map_err(|refusal| (refusal, Some(remaining)))?, remaining))
 }

@@ -20,8 +20,10 @@ use super::problem::Problem;
 use super::render::{Whole, text};
 use super::routes::Form;
 use super::{health, process};
+use crate::callers::Kind;
 use crate::gateway::meters::{DURATION_BOUNDS_US, Durations, ENDINGS};
 use crate::process_log;
+use crate::shares::Shared;
 use crate::upstream::Standing;
 
 /// The answer to a scrape.
@@ -48,6 +50,7 @@ impl Collector for Scrape {
         let mut sheet = Sheet(encoder);
         let desk = &self.0;
         requests(&mut sheet, desk)?;
+        shares(&mut sheet, desk)?;
         upstream(&mut sheet, desk)?;
         quota(&mut sheet, desk)?;
         cache(&mut sheet, desk)?;
@@ -132,6 +135,27 @@ fn requests(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     sheet.gauges("makegate_connections", "Connections, by door", connections)?;
     sheet.count("makegate_faults", "Requests that failed for a fault of makegate's own", &meters.faults)?;
     sheet.counter("makegate_operator_key_failures", "Wrong operator keys", desk.failures.total())
+}
+
+/// What callers share beside Make's quota.
+fn shares(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
+    let (shared, policy) = (&desk.gate.callers.shared, desk.gate.policy());
+    let by_kind = |amount: fn(&Shared) -> u64| shared.iter().map(move |(kind, one)| (labelled(kind), amount(one)));
+    sheet.gauges("makegate_shared_taken", "What callers have of what they share, by kind", by_kind(Shared::taken))?;
+    sheet.gauges("makegate_shared_limit", "How much of it there is", by_kind(Shared::limit))?;
+    let refused = policy.members.iter().flat_map(|member| {
+        let holds = member.state.holds.iter().filter(|(_, holder)| holder.refused() > 0);
+        holds.map(|(kind, holder)| {
+            let [kind] = labelled(kind);
+            ([("caller", member.config.name.to_string()), kind], holder.refused())
+        })
+    });
+    let help = "Requests that found their caller's share taken, or nothing free of it, by caller and kind";
+    sheet.counters("makegate_share_refusals", help, refused)
+}
+
+fn labelled(kind: Kind) -> Labels<1> {
+    [("kind", kind.as_str().to_owned())]
 }
 
 fn upstream(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {

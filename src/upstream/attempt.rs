@@ -9,12 +9,12 @@ use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
 
-use super::body::Room;
 use super::ending::{Answered, Ending, ProxyError, Why};
 use super::pool::{Handed, Line, Turn};
 use super::token::Token;
 use super::{HeldToken, Outgoing, Upstream};
 use crate::process_log::STATE;
+use crate::shares::Held;
 
 /// What the upstream is told about who asks. Never the caller's own: an edge in front of Make refuses some of those.
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("makegate/", env!("CARGO_PKG_VERSION")));
@@ -82,7 +82,10 @@ impl Upstream {
         let Some(turn) = self.pool.turn().await else {
             return Ending::NotSent(Why::new(ProxyError::ConnectionLimitReached, "no more connections are given"));
         };
-        let Some(room) = self.memory.reserve() else { return Ending::NoRoom { status: None } };
+        let room = match self.memory.reserve(&outgoing.answers) {
+            Ok(room) => room,
+            Err(short) => return Ending::NoRoom { status: None, short },
+        };
         let held = self.token.load_full();
         let request = match self.request(outgoing, &held.token) {
             Ok(request) => request,
@@ -173,7 +176,7 @@ impl Upstream {
         response: Response<Incoming>,
         delay: Duration,
         sent: &HeldToken,
-        room: Room,
+        room: Held,
         line: Line,
         turn: Turn,
     ) -> Ending {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use super::body::Body;
+use crate::shares::Short;
 
 /// How one attempt ended.
 #[derive(Debug)]
@@ -38,10 +39,12 @@ pub enum Ending {
         /// What is wrong with it.
         why: Why,
     },
-    /// All answers under way together hold what they may (`limits.answers_bytes`).
+    /// No memory for the answer: its caller has its share of it, or the others have all (`limits.answers_bytes`).
     NoRoom {
         /// The status of the answer that was given up; `None`: noticed before anything was sent.
         status: Option<StatusCode>,
+        /// Whose share is used up.
+        short: Short,
     },
 }
 
@@ -52,7 +55,7 @@ impl Ending {
         match self {
             Self::Answered(answered) => Some(answered.status),
             Self::Cut { status, .. } | Self::Leaked { status } => Some(*status),
-            Self::Unusable { status, .. } | Self::NoRoom { status } => *status,
+            Self::Unusable { status, .. } | Self::NoRoom { status, .. } => *status,
             Self::NotSent(_) | Self::Lost(_) | Self::TimedOut(_) => None,
         }
     }
@@ -73,9 +76,9 @@ impl Ending {
         match self {
             Self::NotSent(why) if why.is_local() => None,
             Self::NotSent(_) | Self::TimedOut(_) => Some(false),
-            Self::NoRoom { status: None } => None,
+            Self::NoRoom { status: None, .. } => None,
             Self::Answered(_) | Self::Cut { .. } | Self::Lost(_) => Some(true),
-            Self::Leaked { .. } | Self::Unusable { .. } | Self::NoRoom { status: Some(_) } => Some(true),
+            Self::Leaked { .. } | Self::Unusable { .. } | Self::NoRoom { status: Some(_), .. } => Some(true),
         }
     }
 

@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::hash;
 use crate::process_log::Trouble;
+use crate::shares::Holder;
 use crate::watched::Snapshot;
 
 use body::Memory;
@@ -52,6 +53,8 @@ pub struct Outgoing {
     pub headers: HeaderMap,
     /// The whole body.
     pub body: Bytes,
+    /// Whose share of the answers' memory the answer takes.
+    pub answers: Arc<Holder>,
 }
 
 /// The one upstream: its connections, its token, its budgets.
@@ -91,7 +94,7 @@ impl Upstream {
             token: ArcSwap::from_pointee(HeldToken { token, generation: 0 }),
             token_refused: Trouble::default(),
             pool: Arc::new(Pool::new(dialer, settings.connections, settings.idle, clock.clone())),
-            memory: Memory::new(limits.answers_bytes, limits.answer_bytes),
+            memory: Memory::new(limits.answer_bytes),
             budget: Budget::new(limits, clock.clone()),
             breaker: Breaker::new(limits, clock.clone()),
             limits: limits.clone(),

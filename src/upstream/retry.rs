@@ -141,13 +141,15 @@ enum Row {
 
 fn row(ending: &Ending) -> Row {
     match ending {
-        Ending::NotSent(_) | Ending::NoRoom { status: None } => Row::Unsent,
+        Ending::NotSent(_) | Ending::NoRoom { status: None, .. } => Row::Unsent,
         Ending::Lost(_) | Ending::Unusable { status: None, .. } => Row::Lost,
         Ending::TimedOut(_) => Row::TimedOut,
         Ending::Cut { status, .. } if status.is_success() => Row::DoneButCut,
         Ending::Answered(answered) => status_row(answered.status),
         Ending::Cut { status, .. } | Ending::Leaked { status } => status_row(*status),
-        Ending::Unusable { status: Some(status), .. } | Ending::NoRoom { status: Some(status) } => status_row(*status),
+        Ending::Unusable { status: Some(status), .. } | Ending::NoRoom { status: Some(status), .. } => {
+            status_row(*status)
+        }
     }
 }
 
@@ -174,9 +176,9 @@ enum Plan {
 
 fn plan(ending: &Ending, class: Retry) -> Plan {
     match ending {
-        // The same answer would come again.
-        Ending::Leaked { .. } | Ending::Unusable { .. } | Ending::NoRoom { status: Some(_) } => return Plan::Stop,
-        Ending::NoRoom { status: None } | Ending::NotSent(_) | Ending::Lost(_) => {}
+        // The same answer would come again. And who has no room for it is told so at once, and costs nobody a repetition.
+        Ending::Leaked { .. } | Ending::Unusable { .. } | Ending::NoRoom { .. } => return Plan::Stop,
+        Ending::NotSent(_) | Ending::Lost(_) => {}
         Ending::TimedOut(_) | Ending::Cut { .. } | Ending::Answered(_) => {}
     }
     match (row(ending), class) {
@@ -213,6 +215,7 @@ fn backoff(number: u32, dice: u64) -> Duration {
 mod tests {
     use super::Effect::{Done, InDoubt, NotSent, Rejected};
     use super::*;
+    use crate::shares::Short;
     use crate::upstream::body::Body;
     use crate::upstream::ending::{Answered, ProxyError, Why};
     use crate::upstream::tests::limits;
@@ -251,7 +254,7 @@ mod tests {
         let (yes, no) = (true, false);
         let cut = |code| Ending::Cut { status: status(code), why: why() };
         let unusable = |status| Ending::Unusable { status, why: why() };
-        let no_room = |status| Ending::NoRoom { status };
+        let no_room = |status| Ending::NoRoom { status, short: Short::Share };
         for (name, ending, expected, first, after_ambiguous) in [
             ("not sent", Ending::NotSent(why()), [yes, yes, yes], NotSent, InDoubt),
             ("lost", Ending::Lost(why()), [yes, yes, no], InDoubt, InDoubt),
@@ -282,7 +285,7 @@ mod tests {
             ("503 leaked", Ending::Leaked { status: status(503) }, [no, no, no], InDoubt, InDoubt),
             ("2xx too large", unusable(Some(status(200))), [no, no, no], Done, Done),
             ("head too large", unusable(None), [no, no, no], InDoubt, InDoubt),
-            ("no room at first", no_room(None), [yes, yes, yes], NotSent, InDoubt),
+            ("no room at first", no_room(None), [no, no, no], NotSent, InDoubt),
             ("no room for 2xx", no_room(Some(status(200))), [no, no, no], Done, Done),
         ] {
             assert_eq!(CLASSES.map(|class| again(&attempted(class, 1, &ending))), expected, "{name}");

@@ -31,6 +31,7 @@ mod p07_keys;
 mod p07_tampering;
 mod p08_bounds;
 mod p08_progress;
+mod p08_shares;
 mod p09_quota;
 mod p10_names;
 mod p10_reload;

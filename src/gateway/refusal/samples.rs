@@ -5,7 +5,9 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 
 use super::Refusal;
+use crate::callers::Kind;
 use crate::clock::Clock;
+use crate::shares::Short;
 use crate::upstream::{ProxyError, Why};
 use crate::words::RequestId;
 
@@ -46,6 +48,7 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::TooFast { retry_after },
         Refusal::TooMany { most: 64 },
         Refusal::Busy,
+        Refusal::Short { of: Kind::Requests, short: Short::Share },
         Refusal::NotAnObject { why: "the body is JSON, but no object".to_owned() },
         Refusal::UnwantedBody,
         Refusal::BodyCut,
@@ -53,6 +56,7 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::BodyTooLarge { bytes_max: 1 << 20 },
         Refusal::NotJson,
         Refusal::BadKey,
+        Refusal::Short { of: Kind::Bodies, short: Short::Share },
         Refusal::HeldInDoubt { first },
         Refusal::KeyRunning { first },
         Refusal::KeyReused { first },
@@ -83,7 +87,7 @@ fn of_the_upstream() -> Vec<Refusal> {
         Refusal::Redirected { status: StatusCode::FOUND },
         Refusal::Leaked,
         Refusal::Unusable { why: encoded },
-        Refusal::NoRoom,
+        Refusal::Short { of: Kind::Answers, short: Short::Share },
         Refusal::BreakerOpen { retry_after: Duration::from_secs(5) },
         Refusal::NotNarrowable { why: "an organization has no id" },
         Refusal::DoubtTimedOut { why: late },

@@ -36,7 +36,7 @@ pub(crate) struct Caller {
     keys: Vec<Key>,
     pub(crate) requests: u64,
     pub(crate) refused: u64,
-    under_way: usize,
+    under_way: u64,
     /// Answers by where they came from.
     pub(crate) answers: Answers,
     /// The same by operation (`""`: not classified).

@@ -23,7 +23,7 @@ pub(crate) struct Overview {
     upstream: &'static str,
     requests: u64,
     answers: Answers,
-    under_way: usize,
+    under_way: u64,
     /// Of reads that looked in memory; `None`: none did.
     hit_ratio: Option<f64>,
     latency: Latency,

@@ -122,30 +122,32 @@ async fn an_encoded_answer_does_not_go_on() {
 async fn all_answers_together_are_bounded() {
     let large = format!("HTTP/1.1 200 OK\r\nContent-Length: 204800\r\n\r\n{}", "x".repeat(200 << 10));
     let origin = Origin::start(vec![repeated(&[Step::Read, Step::write(large)], 4), serving(4)]);
-    let upstream = upstream_with(&origin, Clock::system(), |_, limits| limits.answers_bytes = 260 << 10);
-    let first = answered(upstream.attempt(&get(), LONG, false).await);
-    let ending = upstream.attempt(&get(), LONG, false).await;
+    let upstream = upstream(&origin);
+    let get = Outgoing { answers: Shared::new(260 << 10).holder(), ..get() };
+    let first = answered(upstream.attempt(&get, LONG, false).await);
+    let ending = upstream.attempt(&get, LONG, false).await;
     assert_eq!(shape(&ending), ("no-room", None, None));
     assert_eq!(ending.reached(), None);
     assert_eq!(origin.received().len(), 1, "refused before it was sent");
     let counted = first.body.into_counted();
-    assert_eq!(shape(&upstream.attempt(&get(), LONG, false).await), ("no-room", None, None));
+    assert_eq!(shape(&upstream.attempt(&get, LONG, false).await), ("no-room", None, None));
     drop(counted);
 
-    let small = answered(upstream.attempt(&get(), LONG, true).await);
-    let ending = upstream.attempt(&get(), LONG, false).await;
+    let small = answered(upstream.attempt(&get, LONG, true).await);
+    let ending = upstream.attempt(&get, LONG, false).await;
     assert!(matches!(shape(&ending), ("answered" | "no-room", Some(200), None)), "{ending:?}");
     drop((small, ending));
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.attempt(&get, LONG, false).await);
 }
 
 #[tokio::test]
 async fn a_small_answer_holds_little() {
     let origin = Origin::start(vec![serving(3)]);
-    let upstream = upstream_with(&origin, Clock::system(), |_, limits| limits.answers_bytes = 66 << 10);
+    let upstream = upstream(&origin);
+    let get = Outgoing { answers: Shared::new(76 << 10).holder(), ..get() };
     let mut held = Vec::new();
     for _ in 0..3 {
-        held.push(answered(upstream.attempt(&get(), LONG, false).await));
+        held.push(answered(upstream.attempt(&get, LONG, false).await));
     }
 }
 

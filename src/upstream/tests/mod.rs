@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::{Answered, Ending, Outgoing, ProxyError, Token, Upstream};
 use crate::clock::Clock;
 use crate::config::{self, BaseUrl, Limits, QuotaSetting, Source};
+use crate::shares::Shared;
 use crate::tasks::Tasks;
 use crate::watched::Snapshot;
 use hostile::{Gate, Origin, Script, Step, repeated};
@@ -61,6 +62,7 @@ pub(super) fn limits() -> Limits {
         head_fields: 64,
         target_bytes: 8000,
         body_bytes: 1 << 20,
+        bodies_bytes: 64 << 20,
         body_gap: Duration::from_secs(10),
         body: Duration::from_secs(30),
         idle: Duration::from_secs(60),
@@ -110,6 +112,7 @@ fn get() -> Outgoing {
         target: "/api/v2/organizations/11?wait=true".to_owned(),
         headers: HeaderMap::new(),
         body: Bytes::new(),
+        answers: Shared::new(u64::MAX).holder(),
     }
 }
 

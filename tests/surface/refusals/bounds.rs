@@ -28,6 +28,33 @@ async fn all_requests_under_way() {
     refused_beside_another(&world, "MG143", TOO).await;
 }
 
+#[tokio::test]
+async fn the_callers_share_of_requests_under_way() {
+    let world = still().set("limits", "in_flight = 8\nin_flight_per_caller = 8").start().await;
+    world.sandbox.fault(Fault::always("GET", APPS, HANG));
+    let held = futures_util::future::join_all((0..7).map(|_| world.get(ALL, APPS)));
+    let refused = async {
+        until(|| world.received("GET", APPS) == 7).await;
+        provoke(&world, "MG144", ALL, ("GET", OTHER), &[], "").await.expect(503);
+        world.sandbox.clear_faults();
+    };
+    tokio::join!(held, refused);
+}
+
+#[tokio::test]
+async fn memory_for_its_body() {
+    let world = still().set("limits", "body_bytes = \"1KiB\"\nbodies_bytes = \"2KiB\"").start().await;
+    world.sandbox.fault(Fault::once("PATCH", ORG, HANG));
+    let body = format!("{{\"name\": \"{}\"}}", "a".repeat(1_000));
+    let first = world.patch(ALL, ORG, &body);
+    let second = async {
+        until(|| world.received("PATCH", ORG) == 1).await;
+        provoke(&world, "MG158", ALL, ("PATCH", OTHER), &[], &body).await.expect(503);
+        world.sandbox.clear_faults();
+    };
+    tokio::join!(first, second);
+}
+
 /// One request of [`ALL`] is under way when one of `key` is refused.
 async fn refused_beside_another(world: &World, code: &str, key: &str) {
     world.sandbox.fault(Fault::once("GET", APPS, HANG));

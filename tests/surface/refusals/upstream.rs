@@ -91,7 +91,7 @@ async fn its_answer_cannot_be_passed_on() {
 
 #[tokio::test]
 async fn there_is_no_memory_for_its_answer() {
-    let world = still().set("limits", "answer_bytes = \"64KiB\"\nanswers_bytes = \"64KiB\"").start().await;
+    let world = still().set("limits", "answer_bytes = \"64KiB\"\nanswers_bytes = \"80KiB\"").start().await;
     world.sandbox.fault(Fault::always("GET", ORG, HANG));
     let first = world.get(ALL, ORG);
     let second = async {

@@ -1,0 +1,68 @@
+//! What callers share beside Make's quota, by kind.
+
+use std::sync::Arc;
+
+use crate::config::Limits;
+use crate::shares::{Holder, Shared};
+
+/// A kind of thing that callers share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Requests under way (`limits.in_flight`).
+    Requests,
+    /// Bytes of requests' bodies (`limits.bodies_bytes`).
+    Bodies,
+    /// Bytes of answers under way (`limits.answers_bytes`).
+    Answers,
+}
+
+impl Kind {
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Bodies => "body_bytes",
+            Self::Answers => "answer_bytes",
+        }
+    }
+}
+
+/// One of each kind.
+#[derive(Debug)]
+pub struct Each<T> {
+    /// Of requests under way.
+    pub requests: T,
+    /// Of the bytes of requests' bodies.
+    pub bodies: T,
+    /// Of the bytes of answers under way.
+    pub answers: T,
+}
+
+impl<T> Each<T> {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (Kind, &T)> {
+        [(Kind::Requests, &self.requests), (Kind::Bodies, &self.bodies), (Kind::Answers, &self.answers)].into_iter()
+    }
+}
+
+impl Each<Arc<Shared>> {
+    /// Without limits yet.
+    pub(super) fn unlimited() -> Self {
+        let new = || Shared::new(u64::MAX);
+        Self { requests: new(), bodies: new(), answers: new() }
+    }
+
+    pub(super) fn limit(&self, limits: &Limits) {
+        let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
+        self.requests.set_limit(amount(limits.in_flight));
+        self.bodies.set_limit(amount(limits.bodies_bytes));
+        self.answers.set_limit(amount(limits.answers_bytes));
+    }
+
+    /// A holder of each.
+    pub(super) fn holders(&self) -> Each<Arc<Holder>> {
+        let Self { requests, bodies, answers } = self;
+        Each { requests: requests.holder(), bodies: bodies.holder(), answers: answers.holder() }
+    }
+}

@@ -1,0 +1,36 @@
+//! Refusals for want of what callers share.
+
+use http::StatusCode;
+
+use super::Row;
+use crate::callers::Kind;
+use crate::shares::Short;
+
+pub(super) const fn row(of: Kind) -> Row {
+    let (code, title) = match of {
+        Kind::Requests => ("MG144", "The caller's share of requests under way is used up"),
+        Kind::Bodies => ("MG158", "No memory for the body"),
+        Kind::Answers => ("MG208", "No memory for further answers"),
+    };
+    Row { status: StatusCode::SERVICE_UNAVAILABLE, code, title }
+}
+
+/// Whose share of what is used up, and what frees it.
+pub(super) const fn detail(of: Kind, short: Short) -> &'static str {
+    match (of, short) {
+        (Kind::Requests, Short::Most | Short::Share) => {
+            "This caller has its share of `limits.in_flight` under way, and what is free is kept for others: wait for some of its requests to end."
+        }
+        (Kind::Requests, Short::All) => "Other callers have all of `limits.in_flight` under way: try again shortly.",
+        (Kind::Bodies, Short::Most | Short::Share) => {
+            "This caller's bodies take its share of `limits.bodies_bytes`, and what is free is kept for others: wait for some of its requests to end. Nothing was forwarded."
+        }
+        (Kind::Bodies, Short::All) => {
+            "Other callers' bodies take all of `limits.bodies_bytes`: try again shortly. Nothing was forwarded."
+        }
+        (Kind::Answers, Short::Most | Short::Share) => {
+            "This caller's answers take its share of `limits.answers_bytes`, and what is free is kept for others: take those that are under way, or wait for some of its requests to end."
+        }
+        (Kind::Answers, Short::All) => "Other callers' answers take all of `limits.answers_bytes`: try again shortly.",
+    }
+}

@@ -1,0 +1,230 @@
+//! Promise 8. What callers share is shared fairly: whatever one of them takes and does not give back, the others are served.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use makegate::sandbox::{Fault, FaultKind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::tls::{self, h2, h2_get};
+use crate::support::{ALL, LIST, ORG, OTHER, Plan, READER, TOO, World, until, with_key};
+
+const APPS: &str = "/api/v2/organizations/11/apps";
+const USAGE: &str = "/api/v2/organizations/12/usage";
+const KIB: usize = 1024;
+const HANG: FaultKind = FaultKind::Hang { effect: false };
+
+/// Make answers this path with so many bytes and a few more.
+fn large(world: &World, path: &str, bytes: usize) {
+    let body = format!("{{\"x\":\"{}\"}}", "a".repeat(bytes));
+    world.sandbox.fault(Fault::always("GET", path, FaultKind::status(200).with_body(&body)));
+}
+
+/// A few misses, and a few writes, of another caller.
+async fn others_are_served(world: &World) {
+    for n in 0..10 {
+        world.get_with(TOO, OTHER, &["cache-control: no-cache"]).await.expect(200);
+        world.get(TOO, &format!("{OTHER}?unknown={n}")).await.expect(200);
+        world.patch(TOO, OTHER, r#"{"name": "another"}"#).await.expect(200);
+    }
+    let apps = format!("{OTHER}/apps");
+    for reply in join_all((0..8).map(|_| world.get(TOO, &apps))).await {
+        reply.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn answers_that_one_caller_does_not_take_leave_room_for_the_others() {
+    let plan = Plan::default().set("limits", "answer_bytes = \"4MiB\"\nanswers_bytes = \"8MiB\"");
+    let (world, roots) = tls::world(plan, "", &[]).await;
+    large(&world, APPS, 500 * KIB);
+    let (mut held, mut given) = (Vec::new(), 0);
+    for _ in 0..2 {
+        let (mut sender, ended) = h2(&world, &roots, 0).await;
+        for _ in 0..20 {
+            let response = sender.send_request(h2_get(ALL, APPS)).await.unwrap();
+            assert!([200, 503].contains(&response.status().as_u16()), "{response:?}");
+            given += usize::from(response.status() == 200);
+            held.push(response);
+        }
+        held.push(sender.send_request(h2_get(ALL, "/nowhere")).await.unwrap());
+        std::mem::forget((sender, ended));
+    }
+    let answers = &world.service.gate().callers.shared.answers;
+    assert!(given * 500 * KIB >= 6 << 20, "alone it is given only {given} answers");
+    assert!(answers.taken() <= 7 << 20, "{} bytes of 8 MiB", answers.taken());
+    let lines = [format!("authorization: Token {TOO}")];
+    for n in 0..10 {
+        let target = format!("{OTHER}?unknown={n}");
+        let reply = tls::get(&world, &roots, None, &target, &[&lines[0]]).await;
+        reply.expect("an answer").expect(200);
+    }
+    large(&world, &format!("{OTHER}/apps"), 200 * KIB);
+    for _ in 0..10 {
+        let reply = tls::get(&world, &roots, None, &format!("{OTHER}/apps"), &[&lines[0]]).await;
+        assert!(reply.expect("an answer").expect(200).body.len() > 200 * KIB);
+    }
+    drop(held);
+    until(|| answers.taken() == 0).await;
+}
+
+/// The same with connections that nobody reads, and with writes of the others.
+#[tokio::test]
+async fn answers_that_one_caller_does_not_read_leave_room_for_the_others() {
+    let limits = "answer_bytes = \"16MiB\"\nanswers_bytes = \"64MiB\"\nwrite_stall = \"10m\"";
+    let world = Plan::default().set("limits", limits).start().await;
+    large(&world, APPS, 12_000 * KIB);
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        let request = format!("GET {APPS} HTTP/1.1\r\nhost: x\r\n{}\r\n", with_key(ALL, &[]));
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        held.push((start.ends_with(b"200"), stream));
+    }
+    assert_eq!(held.iter().filter(|(given, _)| *given).count(), 4, "12 of 64 MiB each, with an eighth kept");
+    others_are_served(&world).await;
+    world.get(ALL, APPS).await.refused(503, "MG208");
+    drop(held);
+    until(|| world.service.gate().callers.shared.answers.taken() == 0).await;
+    world.get(ALL, APPS).await.expect(200);
+}
+
+/// Two who ask for the same share a fetch, not the refusal of whoever began it.
+#[tokio::test]
+async fn a_share_that_is_used_up_is_nobody_elses() {
+    let plan = Plan::default().set("limits", "answer_bytes = \"4MiB\"\nanswers_bytes = \"8MiB\"");
+    let (world, roots) = tls::world(plan, "", &[]).await;
+    large(&world, APPS, 500 * KIB);
+    let (mut sender, _ended) = h2(&world, &roots, 0).await;
+    let mut held = Vec::new();
+    for _ in 0..13 {
+        held.push(sender.send_request(h2_get(ALL, APPS)).await.unwrap());
+    }
+    assert!(held.iter().all(|response| response.status() == 200));
+    let body = format!("{{\"x\":\"{}\"}}", "a".repeat(700 * KIB));
+    let late = FaultKind::status(200).with_body(&body);
+    world.sandbox.fault(Fault::always("GET", USAGE, late));
+    world.sandbox.fault(Fault::once("GET", USAGE, FaultKind::Latency { ms: 500 }));
+    let keys = [ALL, TOO].map(|key| format!("authorization: Token {key}"));
+    let headers = [[&*keys[0]], [&*keys[1]]];
+    let first = tls::get(&world, &roots, None, USAGE, &headers[0]);
+    let second = async {
+        until(|| world.received("GET", USAGE) == 1).await;
+        tls::get(&world, &roots, None, USAGE, &headers[1]).await
+    };
+    let (first, second) = tokio::join!(first, second);
+    first.expect("an answer").refused(503, "MG208");
+    second.expect("an answer").expect(200);
+    assert_eq!(world.received("GET", USAGE), 2);
+}
+
+/// Bodies that come slowly, each within its bounds and together far beyond what there is.
+#[tokio::test]
+async fn slow_bodies_of_one_caller_are_bounded_together_and_the_others_write() {
+    let limits = "body_bytes = \"256KiB\"\nbodies_bytes = \"2MiB\"";
+    let world = Plan::default().set("limits", limits).start().await;
+    let body = format!("{{\"name\":\"{}\"}}", "a".repeat(200 * KIB));
+    let (half, rest) = body.split_at(100 * KIB);
+    let mut slow = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        let length = body.len();
+        let head = format!("PATCH {ORG} HTTP/1.1\r\nhost: x\r\n{}content-length: {length}\r\n\r\n", with_key(ALL, &[]));
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(half.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    let gate = world.service.gate();
+    let bodies = &gate.callers.shared.bodies;
+    until(|| gate.under_way() == 8).await;
+    assert!((1600 * KIB as u64..=1792 * KIB as u64).contains(&bodies.taken()), "{} bytes of 2 MiB", bodies.taken());
+    others_are_served(&world).await;
+    let (mut done, mut refused) = (0, 0);
+    for mut stream in slow {
+        let _may_be_closed = stream.write_all(rest.as_bytes()).await;
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        done += usize::from(start.ends_with(b"200"));
+        refused += usize::from(start.ends_with(b"503"));
+    }
+    assert_eq!((done, refused), (8, 12));
+    until(|| bodies.taken() == 0).await;
+    world.patch(ALL, ORG, &body).await.expect(200);
+}
+
+/// A body is kept as long as its write: what hangs upstream counts too.
+#[tokio::test]
+async fn bodies_of_writes_under_way_count_until_those_have_ended() {
+    let world = Plan::default().set("limits", "body_bytes = \"256KiB\"\nbodies_bytes = \"1MiB\"").start().await;
+    world.sandbox.fault(Fault::always("POST", "/api/v2/organizations/11/variables", HANG));
+    let body = |n: usize| format!("{{\"name\":\"v{n}\",\"typeId\":1,\"value\":\"{}\"}}", "a".repeat(200 * KIB));
+    let (first, second, third, fourth) = (body(1), body(2), body(3), body(4));
+    let variables = format!("{ORG}/variables");
+    let hang = join_all([&first, &second, &third, &fourth].map(|body| world.post(ALL, &variables, body)));
+    let beside = async {
+        let bodies = &world.service.gate().callers.shared.bodies;
+        until(|| bodies.taken() > 790 * KIB as u64).await;
+        world.post(ALL, &variables, &body(5)).await.refused(503, "MG158");
+        others_are_served(&world).await;
+        world.sandbox.clear_faults();
+        bodies
+    };
+    let (_, bodies) = tokio::join!(hang, beside);
+    until(|| bodies.taken() == 0).await;
+}
+
+#[tokio::test]
+async fn requests_of_one_caller_leave_places_for_the_others() {
+    let plan = Plan::default().set("limits", "in_flight = 32\nin_flight_per_caller = 32");
+    let world = plan.set("upstream", "connections = 64").start().await;
+    world.sandbox.fault(Fault::always("GET", APPS, HANG));
+    world.sandbox.fault(Fault::always("GET", &format!("{OTHER}/apps"), FaultKind::Latency { ms: 200 }));
+    let hang = join_all((0..40).map(|_| world.get(ALL, APPS)));
+    let beside = async {
+        until(|| world.service.gate().under_way() == 28).await;
+        for _ in 0..5 {
+            let other = format!("{OTHER}/apps");
+            let (first, second) = tokio::join!(world.get(TOO, &other), world.get(TOO, &other));
+            first.expect(200);
+            second.expect(200);
+            world.get(ALL, LIST).await.refused(503, "MG144");
+        }
+        world.sandbox.clear_faults();
+    };
+    let (replies, ()) = tokio::join!(hang, beside);
+    let refused: Vec<_> = replies.into_iter().filter(|reply| reply.status == 503).collect();
+    assert_eq!(refused.len(), 12, "alone it has seven eighths of 32");
+    for reply in refused {
+        assert!(reply.refused(503, "MG144").header("retry-after").is_some());
+    }
+    until(|| world.service.gate().under_way() == 0).await;
+}
+
+/// Nobody holds memory by a body whose request would be refused anyway: it is not read.
+#[tokio::test]
+async fn bodies_of_those_who_may_not_are_not_read() {
+    let world = World::start().await;
+    for (key, status) in [("nobodys-key", "401"), (READER, "403")] {
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        let head = format!("PATCH {ORG} HTTP/1.1\r\nhost: x\r\n{}content-length: 100000\r\n\r\n", with_key(key, &[]));
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        let read = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut start)).await;
+        read.expect("its body is waited for").unwrap();
+        assert!(start.ends_with(status.as_bytes()), "{}", String::from_utf8_lossy(&start));
+    }
+}
+
+#[tokio::test]
+async fn a_reload_limits_anew_what_is_shared() {
+    let world = Plan::default().set("limits", "in_flight = 16").start().await;
+    let shared = &world.service.gate().callers.shared;
+    assert_eq!((shared.requests.limit(), shared.bodies.limit()), (16, 64 << 20));
+    let text = std::fs::read_to_string(world.file()).unwrap();
+    std::fs::write(world.file(), text.replace("in_flight = 16", "in_flight = 24\nbodies_bytes = \"8MiB\"")).unwrap();
+    world.service.reload().await.unwrap();
+    assert_eq!((shared.requests.limit(), shared.bodies.limit()), (24, 8 << 20));
+}

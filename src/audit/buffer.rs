@@ -130,6 +130,12 @@ impl Buffer {
         fits
     }
 
+    /// Is there no room left?
+    pub(crate) fn is_full(&self) -> bool {
+        let (records, bytes) = (self.held.records.load(Ordering::Relaxed), self.held.bytes.load(Ordering::Relaxed));
+        records >= self.records_max || bytes >= self.bytes_max
+    }
+
     /// Takes room that was promised: an outcome is never turned away.
     pub(crate) fn take_anyway(&self, charge: Charge) {
         self.held.take_anyway(charge);

@@ -378,6 +378,12 @@ impl Log {
         self.shared.buffer.refusal_bytes() < self.shared.refusals_left.load(Ordering::Relaxed)
     }
 
+    /// Is there room for a further record?
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.shared.buffer.is_full()
+    }
+
     /// Records that are not on disk yet, or that room is kept for.
     #[must_use]
     pub fn backlog(&self) -> usize {

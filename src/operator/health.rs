@@ -24,19 +24,18 @@ pub(super) fn is_ready(desk: &Desk) -> bool {
     !checks(desk).iter().any(|(_, state)| matches!(state, State::Failed(_)))
 }
 
-/// `/readyz`: 200 or 503; `?verbose` says why.
+/// `/readyz`: 200 while reads can be answered, else 503. It says what is not well; `?verbose` also what is.
 pub(super) fn readyz(desk: &Desk, query: &Query) -> Response<Whole> {
     let checks = checks(desk);
     let ready = is_ready(desk);
     let mut words = String::new();
-    if query.has("verbose") || !ready {
-        for (name, state) in checks {
-            let _infallible = match state {
-                State::Ok => writeln!(words, "[+] {name}: ok"),
-                State::Degraded(why) => writeln!(words, "[!] {name}: degraded: {why}"),
-                State::Failed(why) => writeln!(words, "[-] {name}: failed: {why}"),
-            };
-        }
+    for (name, state) in checks {
+        let _infallible = match state {
+            State::Ok if query.has("verbose") => writeln!(words, "[+] {name}: ok"),
+            State::Ok => Ok(()),
+            State::Degraded(why) => writeln!(words, "[!] {name}: degraded: {why}"),
+            State::Failed(why) => writeln!(words, "[-] {name}: failed: {why}"),
+        };
     }
     words.push_str(if ready { "ready\n" } else { "not ready\n" });
     let mut response = text("text/plain; charset=utf-8", words);
@@ -52,8 +51,11 @@ fn checks(desk: &Desk) -> [(&'static str, State); 5] {
         None => State::Ok,
         Some(_) => State::Degraded("the last reload failed and the configuration before it is in force; see /config"),
     };
-    let log =
-        if gate.log.writable() { State::Ok } else { State::Failed("the log cannot be written; see the process log") };
+    let log = match (gate.log.writable(), gate.log.has_room()) {
+        (true, true) => State::Ok,
+        (false, true) => State::Degraded("it cannot be written, and writes are refused; see the process log"),
+        (_, false) => State::Failed("it cannot be written, and its buffer is full; see the process log"),
+    };
     let draining = if gate.draining() { State::Failed("it is shutting down") } else { State::Ok };
     let upstream = match gate.upstream().breaker().standing() {
         Standing::Closed => State::Ok,

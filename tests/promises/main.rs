@@ -39,8 +39,8 @@ mod p10_watched;
 mod p11_drain;
 mod p12_outlives;
 mod p13_deadline;
-#[cfg(target_os = "linux")]
-mod p14_alone;
 mod p14_descriptors;
+#[cfg(target_os = "linux")]
+mod p14_disk;
 #[cfg(target_os = "linux")]
 mod p14_process_log;

@@ -2,6 +2,8 @@
 //! every minute, for an hour (of a clock that is moved), from the sandbox with Make's quota of 60 a minute: by themselves, through
 //! makegate, and through makegate with what lowers the cost further. Every figure is what the sandbox received.
 
+#![allow(clippy::disallowed_methods, reason = "a benchmark may wait for files")]
+
 mod common;
 
 use std::net::SocketAddr;

@@ -4,6 +4,8 @@
 //! Records as a cached answer leaves them are filled in as fast as the log takes them. Then: when the index has them, how long a
 //! start takes on that log, how long queries take, and `verify`.
 
+#![allow(clippy::disallowed_methods, reason = "a benchmark may wait for files")]
+
 use std::error::Error;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};

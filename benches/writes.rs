@@ -3,6 +3,8 @@
 //!
 //! Beside it, in the same rounds: a loop that appends as many bytes as a record has and calls fdatasync, alone on that disk.
 
+#![allow(clippy::disallowed_methods, reason = "a benchmark may wait for files")]
+
 mod common;
 
 use std::fs::File;

@@ -1,4 +1,5 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may wait for files"))]
 
 // A module names only modules of a lower rank, never a neighbour of its own.
 // Rank 0: small tools and words, each naming only those above it.

@@ -3,6 +3,8 @@
 //! A [`Snapshot`] reads each file once, so that a configuration, a key and a certificate that belong together are judged together.
 //! A [`FileThread`] does the reading: a file system that hangs holds up that thread and nobody else.
 
+#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `watched-files`")]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};

@@ -1,5 +1,7 @@
 //! The one thread that has `answers.sqlite`: it stores, reads, looks whether the file is still what it was, and mends it.
 
+#![expect(clippy::disallowed_methods, reason = "this is the thread `answers`")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,6 +1,8 @@
 //! The answers on disk: one row a key, durable when a change returns. Only one connection has the file, so that nothing of it is mapped
 //! into memory that somebody else could cut.
 
+#![expect(clippy::disallowed_methods, reason = "only the thread `answers` has the store")]
+
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -1,5 +1,7 @@
 //! The log's lines, newest first, read from the files in blocks.
 
+#![expect(clippy::disallowed_methods, reason = "by `disk::wait`, and by commands")]
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;

@@ -1,5 +1,10 @@
 //! The folder that the log lives in, and the few operations of the disk that can fail under it.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "whoever calls this is at the start, in a command, or a thread that owns files"
+)]
+
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};

@@ -2,6 +2,8 @@
 //! was done or is in doubt could be done a second time. So each segment names the key that the log is written with, and a start
 //! with another one, or with none, is refused until an operator says that it is to go on.
 
+#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `audit-key`")]
+
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _};

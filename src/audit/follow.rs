@@ -1,5 +1,7 @@
 //! New records as they come: of the running gateway, or from its files.
 
+#![expect(clippy::disallowed_methods, reason = "only commands follow files")]
+
 use std::fs;
 use std::io;
 use std::path::Path;

@@ -7,6 +7,8 @@
 //! A row a record would cost several times what the record itself does. A block is found by its terms and times, and then read:
 //! what lies in it is for the filter to say, so that a term too many does no harm.
 
+#![expect(clippy::disallowed_methods, reason = "this is the thread `audit-index`")]
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};

@@ -1,5 +1,7 @@
 //! What the log knows of idempotency keys: whose writes took effect. The store of answers is filled up from it.
 
+#![expect(clippy::disallowed_methods, reason = "by the thread `answers`")]
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;

@@ -2,6 +2,8 @@
 //!
 //! The index tells which blocks of the segments to read; what it lacks, or all when there is no index, is read backwards.
 
+#![expect(clippy::disallowed_methods, reason = "by `disk::wait`, and by commands")]
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;

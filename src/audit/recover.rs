@@ -5,6 +5,8 @@
 //! Damage with records after it is left as it is and never written to again; the log goes on in a new segment after the
 //! last number that can be read, and each record that cannot counts in the tree as an empty line.
 
+#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `audit-writer`")]
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};

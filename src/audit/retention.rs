@@ -5,6 +5,8 @@
 //! segment's opening and tell all that ever went, so that those before may go too. What is past its time stays for a while after it
 //! was told: a copy of the log that was begun before has the records, and one that is begun later has the event.
 
+#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `audit-writer`")]
+
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;

@@ -7,6 +7,8 @@
 //! That happens when the disk failed under a batch: its records were acknowledged to nobody and are written again, with
 //! these numbers, in a segment of their own, even if the broken file could not be cut back.
 
+#![expect(clippy::disallowed_methods, reason = "by threads that own files, by `disk::wait`, and by commands")]
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The log's lines, oldest first, read from the files as they grow.
 
+#![expect(clippy::disallowed_methods, reason = "by threads that own files, by `disk::wait`, and by commands")]
+
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};

@@ -3,6 +3,8 @@
 //! A batch that fails is acknowledged to nobody: the segment that it was for is cut back to what was acknowledged and
 //! never synced again, and the batch is rendered again, with the same numbers, into a new segment.
 
+#![expect(clippy::disallowed_methods, reason = "this is the thread `audit-writer`")]
+
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write as _};

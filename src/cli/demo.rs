@@ -1,5 +1,7 @@
 //! `makegate demo`: the sandbox, the gateway and the operator door in one process, with callers to try.
 
+#![expect(clippy::disallowed_methods, reason = "a command waits for its files")]
+
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,5 +1,7 @@
 //! Records of the log on stdout or in a file: each printed as it comes.
 
+#![expect(clippy::disallowed_methods, reason = "a command waits for its files")]
+
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;

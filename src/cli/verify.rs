@@ -1,5 +1,7 @@
 //! `makegate audit verify` and `makegate audit head`: is the log what was recorded, and what shows it later.
 
+#![expect(clippy::disallowed_methods, reason = "a command waits for its files")]
+
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};

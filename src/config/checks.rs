@@ -1,5 +1,7 @@
 //! What no single key can know: settings that contradict each other, classes that nothing uses, files that are not there.
 
+#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `watched-files`")]
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Secrets: read from where the configuration says, never from the configuration itself.
 
+#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `watched-files`")]
+
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! What the kernel says about this process.
 
+#![expect(clippy::disallowed_methods, reason = "/proc is no disk")]
+
 use std::fs;
 
 /// Some figures under the names that Prometheus knows them by; what the kernel does not tell is `None`.

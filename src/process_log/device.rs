@@ -1,5 +1,7 @@
 //! A stream that somebody may read, slowly, or not at all: whoever writes to it never waits for its reader.
 
+#![expect(clippy::disallowed_methods, reason = "at the very end of the process, and for so long only")]
+
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};

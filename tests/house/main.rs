@@ -1,5 +1,6 @@
 //! The house rules as tests: how the code is laid out, and that tables in documents say what the code does.
 
+#![allow(clippy::disallowed_methods, reason = "a test may wait for files")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 #[path = "../support/golden.rs"]

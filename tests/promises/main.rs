@@ -1,5 +1,6 @@
 //! The promises of the design, a file each: the real service on real sockets, against the sandbox or a hostile origin.
 
+#![allow(clippy::disallowed_methods, reason = "a test may wait for files")]
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,6 @@
 //! What the service shows to the outside, operation by operation.
 
+#![allow(clippy::disallowed_methods, reason = "a test may wait for files")]
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -3,6 +3,8 @@
 //! Files: `head`, the newest head (`head.refuted`: one that a start found wrong); `head.key`, the private key, and `head.pub`, its public half; `keys`, one head for each key
 //! that there was, which introduces the key and is signed by the one before (the first by itself).
 
+#![expect(clippy::disallowed_methods, reason = "at the start, and by `disk::wait` when a key is rotated")]
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

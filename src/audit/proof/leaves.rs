@@ -1,6 +1,11 @@
 //! The leaf hashes of a segment's records, in a file beside it. They are derived, and never synced by themselves; when a head
 //! does not fit the log, they tell which record is not what it was.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the start and the thread `audit-writer` write them, `disk::wait` and commands read them"
+)]
+
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};

@@ -1,5 +1,7 @@
 //! Sockets that a door listens on.
 
+#![expect(clippy::disallowed_methods, reason = "sockets are made at the start and taken away at the end")]
+
 use std::io::{Error, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};

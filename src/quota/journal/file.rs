@@ -1,5 +1,7 @@
 //! `quota.slots`, as the journal's thread has it: nobody else touches the file.
 
+#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `quota-journal`")]
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};

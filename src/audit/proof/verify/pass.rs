@@ -1,6 +1,8 @@
 //! The pass over the segments: every line in the order of the records, the tree that they make, and where it must be what
 //! somebody said before: at each segment's first record, and at each signed head.
 
+#![expect(clippy::disallowed_methods, reason = "only commands verify")]
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;

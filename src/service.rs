@@ -271,5 +271,6 @@ fn connections(config: &Config) -> Result<[usize; 2], StartError> {
 }
 
 fn quota_settings(config: &Config) -> quota::Settings {
-    quota::Settings { setting: config.upstream.quota, queue_per_caller: config.limits.quota_queue }
+    let upstream = &config.upstream;
+    quota::Settings { setting: upstream.quota, queue_per_caller: config.limits.quota_queue, wait: upstream.quota_wait }
 }

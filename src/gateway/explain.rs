@@ -3,14 +3,15 @@
 use http::{HeaderMap, Method, Uri};
 use serde::Serialize;
 
+use super::forward::no_turn;
 use super::gate::Gate;
 use super::policy::{Member, Policy, bucket};
 use super::recall::{Asked, held, key_and_target};
-use super::refusal::Refusal;
+use super::refusal::{Refusal, seconds};
 use super::{narrow, steps};
 use crate::cache::{Recall, Wish};
 use crate::catalogue::{Body, Retry};
-use crate::quota::BucketId;
+use crate::quota::{BucketId, Outlook};
 
 /// One step's word.
 #[derive(Clone, Debug, Serialize)]
@@ -92,16 +93,33 @@ fn decide(
             Body::Any => "it takes any body, or none".to_owned(),
         },
     );
-    if row.is_write() {
+    let headers = HeaderMap::new();
+    let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers: &headers };
+    let memory = if row.is_write() {
         told.say("recognise", "allow", "held only while an equal write of this caller is in doubt".to_owned());
+        Memory::Nothing
     } else {
-        let headers = HeaderMap::new();
-        let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers: &headers };
-        recall(running, &asked, &mut told);
-    }
-    told.say("quota", "allow", quota(policy, running, bucket(&matched)));
+        recall(running, &asked, &mut told)
+    };
+    match (quota(running, &asked), memory) {
+        // An answer from memory needs no quota.
+        (_, Memory::Fresh) => return Ok(()),
+        (Err(refusal), Memory::Stale) if refusal.stale_may_answer() => {
+            told.say("quota", "stale", format!("{} The stale answer would be sent instead.", refusal.detail()));
+            return Ok(());
+        }
+        (quota, _) => told.check("quota", quota, Clone::clone)?,
+    };
     told.say("forward", "allow", forward(row.retry).to_owned());
     Ok(())
+}
+
+/// What memory has for a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    Fresh,
+    Stale,
+    Nothing,
 }
 
 struct Told<'o>(&'o mut Vec<Step>);
@@ -157,52 +175,61 @@ fn rate(member: &Member) -> String {
     )
 }
 
-fn recall(running: Running<'_>, asked: &Asked<'_>, told: &mut Told<'_>) {
+fn recall(running: Running<'_>, asked: &Asked<'_>, told: &mut Told<'_>) -> Memory {
+    let mut fetch = |why: String| {
+        told.say("recall", "fetch", why);
+        Memory::Nothing
+    };
     let Some(storing) = asked.policy.storing(asked.matched.index) else {
-        return told.say("recall", "fetch", "answers of this operation are not stored".to_owned());
+        return fetch("answers of this operation are not stored".to_owned());
     };
     let narrows = asked.matched.operation.narrow.is_some() && !asked.member.config.organizations.is_all();
     if !asked.plan.keyed && !narrows {
-        return told.say(
-            "recall",
-            "fetch",
-            "a parameter that the cache key does not know bypasses the cache".to_owned(),
-        );
+        return fetch("a parameter that the cache key does not know bypasses the cache".to_owned());
     }
     if asked.plan.refresh {
-        return told.say("recall", "fetch", "it asks for what the upstream has now".to_owned());
+        return fetch("it asks for what the upstream has now".to_owned());
     }
     let kept = format!("answers are kept for {} s", storing.lifetime.as_secs());
-    let Some(gate) = running else { return told.say("recall", "fetch", kept) };
+    let Some(gate) = running else { return fetch(kept) };
     let page = narrows.then(|| narrow::Page::of(asked.target));
     let (key, _) = key_and_target(asked, page.as_ref());
     let now = gate.clock.now();
     match held(gate, asked, &key, &Wish::default(), now) {
         Recall::Hit(entry) => {
-            told.say(
-                "recall",
-                "hit",
-                format!("in memory, {} s old, for {} s more", entry.age(now).as_secs(), entry.ttl(now)),
-            );
+            let (age, ttl) = (entry.age(now).as_secs(), entry.ttl(now));
+            told.say("recall", "hit", format!("in memory, {age} s old, for {ttl} s more; it costs no quota"));
+            Memory::Fresh
         }
-        Recall::Fetch { fallback, .. } => {
-            let stale = if fallback.is_some() { "; a stale answer stands by" } else { "" };
-            told.say("recall", "fetch", format!("not in memory{stale}; {kept}"));
+        Recall::Fetch { fallback: Some(_), .. } => {
+            told.say("recall", "fetch", format!("not in memory; a stale answer stands by; {kept}"));
+            Memory::Stale
         }
-        Recall::Bypass | Recall::NotHeld => told.say("recall", "fetch", kept),
+        Recall::Fetch { fallback: None, .. } => fetch(format!("not in memory; {kept}")),
+        Recall::Bypass | Recall::NotHeld => fetch(kept),
     }
 }
 
-fn quota(policy: &Policy, running: Running<'_>, bucket: BucketId) -> String {
+/// What the quota would say to the request now.
+fn quota(running: Running<'_>, asked: &Asked<'_>) -> Result<String, Refusal> {
+    let Asked { policy, member, matched, .. } = asked;
+    let bucket = bucket(matched);
     let whose = match bucket {
         BucketId::Account => "the account's".to_owned(),
         BucketId::Organization(id) => format!("organization {id}'s"),
     };
-    let shared = policy.eligible(bucket);
-    let state = running.map(|gate| gate.quota.view(bucket)).map_or_else(String::new, |view| {
-        format!(": {} of {} spent in this window, {} waiting", view.used, view.limit, view.waiting)
-    });
-    format!("it spends {whose} quota, shared by {shared} caller(s){state}")
+    let eligible = policy.eligible(bucket);
+    let spends = format!("it spends {whose} quota, shared by {eligible} caller(s)");
+    let Some(gate) = running else { return Ok(spends) };
+    let upstream = &policy.config.upstream;
+    let deadline = if matched.operation.is_write() { upstream.write_deadline } else { upstream.deadline };
+    let latest = gate.clock.now() + upstream.quota_wait.min(deadline);
+    let outlook = gate.quota.foresee(bucket, &member.config.name, eligible, latest).map_err(no_turn)?;
+    let Outlook { after, limit, free, spent, share, .. } = outlook;
+    let turn = if after.is_zero() { "it goes at once".to_owned() } else { format!("it waits {} s", seconds(after)) };
+    Ok(format!(
+        "{spends}: {free} of {limit} attempts a minute are free, this caller has had {spent}, and its share is {share}; {turn}"
+    ))
 }
 
 const fn forward(retry: Retry) -> &'static str {

@@ -12,7 +12,7 @@ use super::gate::Gate;
 use super::refusal::Refusal;
 use crate::callers::Kind;
 use crate::catalogue::{Operation, Retry};
-use crate::quota::{BucketId, Refused, Slot};
+use crate::quota::{BucketId, Outlook, Refused, Slot};
 use crate::upstream::{
     Answered, Attempted, Effect, Ending, Next, Pass, ProxyError, Why, ambiguous, effect, retry_after,
 };
@@ -72,7 +72,7 @@ pub(super) async fn ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> 
 /// There is none to spare: no reason for anybody else to fail.
 pub(super) async fn spare_ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
     let upstream = gate.upstream();
-    let none = || Refusal::NoQuota { retry_after: Duration::ZERO, limit: 0 };
+    let none = || Refusal::NoQuota { outlook: Outlook::UNKNOWN };
     let pass = upstream.breaker().permit(Retry::Safe).map_err(|_open| none())?;
     let slot = if upstream.is_quiet() { gate.quota.spare(call.bucket).await } else { None }.ok_or_else(none)?;
     Ok(Ticket { pass, slot, waited: Duration::ZERO })
@@ -101,16 +101,21 @@ async fn turn(gate: &Gate, call: &Call) -> Result<Slot, Refusal> {
     let latest = call.deadline.min(gate.clock.now() + call.policy.config.upstream.quota_wait);
     let eligible = call.policy.eligible(call.bucket);
     let turn = gate.quota.turn(call.bucket, &call.member.config.name, eligible, latest).await;
-    let slot = turn.map_err(|refused| match refused {
-        Refused::QueueFull { retry_after, limit } => Refusal::QuotaQueueFull { retry_after, limit },
-        Refused::TooLong { retry_after, limit } => Refusal::NoQuota { retry_after, limit },
-    })?;
+    let slot = turn.map_err(no_turn)?;
     match call.still_allowed(gate) {
         Ok(()) => Ok(slot),
         Err(refusal) => {
             slot.unsent();
             Err(refusal)
         }
+    }
+}
+
+/// What a caller is told for whom there is no turn.
+pub(super) fn no_turn(refused: Refused) -> Refusal {
+    match refused {
+        Refused::QueueFull(outlook) => Refusal::QuotaQueueFull { outlook },
+        Refused::TooLong(outlook) => Refusal::NoQuota { outlook },
     }
 }
 

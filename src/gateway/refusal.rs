@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 
 use crate::callers::Kind;
+use crate::quota::Outlook;
 use crate::shares::Short;
 use crate::upstream::Why;
 use crate::words::RequestId;
@@ -77,9 +78,9 @@ pub enum Refusal {
     /// The answers to idempotency keys cannot be read or written.
     AnswersUnavailable,
     /// No quota within `upstream.quota_wait`.
-    NoQuota { retry_after: Duration, limit: u32 },
+    NoQuota { outlook: Outlook },
     /// Too many requests of this caller wait for this quota.
-    QuotaQueueFull { retry_after: Duration, limit: u32 },
+    QuotaQueueFull { outlook: Outlook },
     /// The log cannot store an intent.
     CannotRecord,
     /// The log's buffer is full.
@@ -273,14 +274,10 @@ impl Refusal {
             Self::AnswersUnavailable => {
                 "The answers to Idempotency-Keys cannot be read or written at the moment, so that nobody knows whether this write was done before. Nothing was forwarded: try again shortly.".to_owned()
             }
-            Self::NoQuota { retry_after, .. } => {
-                format!("Make's quota is spent for now: wait {} s.", seconds(*retry_after))
-            }
-            Self::QuotaQueueFull { retry_after, .. } => {
-                format!(
-                    "Too many requests of this caller already wait for this quota: wait {} s.",
-                    seconds(*retry_after)
-                )
+            Self::NoQuota { outlook } => format!("{outlook}: wait {} s.", seconds(outlook.after)),
+            Self::QuotaQueueFull { outlook } => {
+                let (waiting, wait) = (outlook.waiting, seconds(outlook.after));
+                format!("This caller already has as many requests waiting for this quota as it may ({waiting}). {outlook}: wait {wait} s.")
             }
             Self::CannotRecord => {
                 "The log cannot be written, and no write goes on without a record. Nothing was forwarded.".to_owned()
@@ -327,10 +324,8 @@ impl Refusal {
     #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::TooFast { retry_after }
-            | Self::NoQuota { retry_after, .. }
-            | Self::QuotaQueueFull { retry_after, .. }
-            | Self::BreakerOpen { retry_after } => Some(*retry_after),
+            Self::TooFast { retry_after } | Self::BreakerOpen { retry_after } => Some(*retry_after),
+            Self::NoQuota { outlook } | Self::QuotaQueueFull { outlook } => Some(outlook.after),
             Self::TooMany { .. } | Self::Busy | Self::Short { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -409,9 +404,9 @@ impl Refusal {
             Self::NoKey | Self::UnknownKey => {
                 put("www-authenticate", "Token realm=\"makegate\", Bearer realm=\"makegate\"".to_owned())
             }
-            Self::NoQuota { retry_after, limit } | Self::QuotaQueueFull { retry_after, limit } => {
-                put("ratelimit-policy", format!("\"quota\";q={limit};w=60"));
-                put("ratelimit", format!("\"quota\";r=0;t={}", seconds(*retry_after)));
+            Self::NoQuota { outlook } | Self::QuotaQueueFull { outlook } => {
+                put("ratelimit-policy", format!("\"quota\";q={};w=60", outlook.limit));
+                put("ratelimit", format!("\"quota\";r=0;t={}", seconds(outlook.after)));
             }
             _ => {}
         }

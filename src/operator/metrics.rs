@@ -182,17 +182,22 @@ fn quota(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     }
     let waiting = buckets.iter().map(|bucket| bucket.waiting).sum::<u64>();
     sheet.gauge("makegate_quota_waiting", "Requests that wait for quota", waiting)?;
-    let mut ledger = BTreeMap::<&str, (u64, u64)>::new();
+    let mut ledger = BTreeMap::<&str, [u64; 3]>::new();
     for one in buckets.iter().flat_map(|bucket| &bucket.callers) {
-        let line = ledger.entry(&one.name).or_default();
-        *line = (line.0 + one.sent, line.1 + one.saved);
+        let [sent, saved, refused] = ledger.entry(&one.name).or_default();
+        *sent += one.sent;
+        *saved += one.saved;
+        *refused += one.refused;
     }
-    let by_caller = |count: fn(&(u64, u64)) -> u64| {
+    let by_caller = |count: fn(&[u64; 3]) -> u64| {
         ledger.iter().map(move |(name, line)| ([("caller", (*name).to_owned())], count(line)))
     };
-    sheet.counters("makegate_quota_sent", "Attempts that took a slot, by caller", by_caller(|line| line.0))?;
+    let help = "Attempts that took a slot, by caller";
+    sheet.counters("makegate_quota_sent", help, by_caller(|[sent, ..]| *sent))?;
     let help = "Answers from memory that would have taken a slot, by caller";
-    sheet.counters("makegate_quota_saved", help, by_caller(|line| line.1))?;
+    sheet.counters("makegate_quota_saved", help, by_caller(|[_, saved, _]| *saved))?;
+    let help = "Requests for a slot that were refused, by caller";
+    sheet.counters("makegate_quota_refused", help, by_caller(|[.., refused]| *refused))?;
     let closed = buckets.iter().filter(|bucket| bucket.closed_for_ms.is_some()).count();
     sheet.gauge("makegate_quota_closed", "Buckets that the upstream's own 429 has closed", closed)?;
     sheet.durations("makegate_quota_wait", "Waits for quota", &desk.gate.meters.quota_waits)

@@ -142,7 +142,7 @@ fn gate(config: config::Config, clock: &Clock) -> Arc<Gate> {
         log,
         cache: Cache::new(&config.cache, config.limits.stored_bytes, clock.clone()),
         quota: Quota::open(
-            quota::Settings { setting: config.upstream.quota, queue_per_caller: 50 },
+            quota::Settings { setting: config.upstream.quota, queue_per_caller: 50, wait: config.upstream.quota_wait },
             None,
             clock.clone(),
         )

@@ -10,9 +10,9 @@ use tokio::sync::{Notify, oneshot};
 
 use super::journal::{Journal, Place};
 use super::remembered::{Line, Step};
-use super::turns::{Asked, Asking, Grant, Turns};
-use super::window::Moment;
-use super::{BucketId, BucketView, Refused, SpenderView};
+use super::turns::{Asked, Asking, Grant, SPARE, Turns};
+use super::window::{Due, Moment};
+use super::{BucketId, BucketView, Outlook, Refused, SpenderView};
 use crate::clock::Clock;
 
 /// Pairs of bucket and caller of which it is known who spent how much; further ones are not counted.
@@ -51,6 +51,7 @@ struct Account {
     sent: AtomicU64,
     saved: AtomicU64,
     waited_us: AtomicU64,
+    refused: AtomicU64,
 }
 
 /// The right to send one attempt now, held while it runs. Dropping it says that the attempt has ended.
@@ -105,26 +106,42 @@ impl Bucket {
 
     /// Waits for the right to send one attempt of `caller`; see [`super::Quota::turn`].
     pub(super) async fn turn(self: Arc<Self>, asking: &Asking<'_>, latest: Instant) -> Result<Slot, Refused> {
+        let began = self.shared.clock.now();
+        match self.clone().wait(asking, latest).await {
+            Ok(mut slot) => {
+                slot.waited = self.shared.clock.now().saturating_duration_since(began);
+                Ok(slot.written().await)
+            }
+            Err(refused) => {
+                self.account(asking.caller, |account| account.refused.fetch_add(1, Ordering::Relaxed));
+                Err(refused)
+            }
+        }
+    }
+
+    async fn wait(self: Arc<Self>, asking: &Asking<'_>, latest: Instant) -> Result<Slot, Refused> {
         let now = self.shared.now();
         self.touched.store(now, Ordering::Relaxed);
-        let began = self.shared.clock.now();
         let mut told = None;
         let asked = self.turns().ask(now, asking, || {
             let (tell, hear) = oneshot::channel();
             told = Some(hear);
             tell
         });
-        let mut slot = match asked {
-            Asked::Granted(grant) => self.sent(grant),
+        match asked {
+            Asked::Granted(grant) => Ok(self.sent(grant)),
             Asked::Queued(ticket) => {
-                let told = told.ok_or_else(|| self.too_long(Duration::ZERO))?;
-                Waiting { bucket: self.clone(), caller: asking.caller.clone(), ticket, told }.slot(latest).await?
+                let told = told.ok_or_else(|| self.lost(asking.caller))?;
+                Waiting { bucket: self.clone(), caller: asking.caller.clone(), ticket, told }.slot(latest).await
             }
-            Asked::Full(retry_after) => return Err(Refused::QueueFull { retry_after, limit: self.limit() }),
-            Asked::TooLong(retry_after) => return Err(self.too_long(retry_after)),
-        };
-        slot.waited = self.shared.clock.now().saturating_duration_since(began);
-        Ok(slot.written().await)
+            Asked::Full(outlook) => Err(Refused::QueueFull(outlook)),
+            Asked::TooLong(outlook) => Err(Refused::TooLong(outlook)),
+        }
+    }
+
+    /// See [`super::Quota::foresee`].
+    pub(super) fn foresee(&self, asking: &Asking<'_>) -> Result<Outlook, Refused> {
+        self.turns().foresee(self.shared.now(), asking)
     }
 
     /// The right to send one attempt that nobody waits for; see [`super::Quota::spare`].
@@ -194,17 +211,20 @@ impl Bucket {
     pub(super) fn view(&self) -> BucketView {
         let now = self.shared.now();
         let mut callers: HashMap<Arc<str>, SpenderView> = HashMap::new();
-        let view = |name: &Arc<str>| SpenderView { name: name.clone(), spent: 0, sent: 0, saved: 0, waited_us: 0 };
+        let mut turns = self.turns();
+        turns.expire(now);
+        for (name, spent, waiting) in turns.spenders() {
+            callers.insert(name.clone(), SpenderView { spent, waiting, ..SpenderView::new(name) });
+        }
         for (name, account) in self.accounts.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            let caller = callers.entry(name.clone()).or_insert_with(|| view(name));
+            let caller = callers.entry(name.clone()).or_insert_with(|| SpenderView::new(name));
             caller.sent = account.sent.load(Ordering::Relaxed);
             caller.saved = account.saved.load(Ordering::Relaxed);
             caller.waited_us = account.waited_us.load(Ordering::Relaxed);
+            caller.refused = account.refused.load(Ordering::Relaxed);
         }
-        let mut turns = self.turns();
-        turns.expire(now);
-        for (name, spent) in turns.spenders() {
-            callers.entry(name.clone()).or_insert_with(|| view(name)).spent = spent;
+        for caller in callers.values_mut().filter(|caller| *caller.name != *SPARE) {
+            caller.share = Some(turns.share(&caller.name));
         }
         let mut callers: Vec<_> = callers.into_values().collect();
         callers.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -216,17 +236,16 @@ impl Bucket {
             limit: turns.limit(),
             used: u32::try_from(turns.used()).unwrap_or(u32::MAX),
             waiting: turns.waiting(),
+            kept: turns.kept(now),
             closed_for: turns.closed_until(now).map(|until| Duration::from_millis(until.saturating_sub(now))),
             callers,
         }
     }
 
-    fn limit(&self) -> u32 {
-        self.turns().limit()
-    }
-
-    fn too_long(&self, retry_after: Duration) -> Refused {
-        Refused::TooLong { retry_after, limit: self.limit() }
+    /// Whoever was to tell `caller` is gone.
+    fn lost(&self, caller: &Arc<str>) -> Refused {
+        let now = self.shared.now();
+        Refused::TooLong(self.turns().outlook(now, caller, Due::At(now)))
     }
 
     fn sent(self: &Arc<Self>, grant: Grant) -> Slot {
@@ -316,19 +335,19 @@ impl Waiting {
         bucket.changed.notify_one();
         tokio::select! {
             biased;
-            told = &mut self.told => return told.map_err(|_| bucket.too_long(Duration::ZERO)),
+            told = &mut self.told => return told.map_err(|_| bucket.lost(&self.caller)),
             never = bucket.watch() => match never {},
             () = bucket.shared.clock.sleep_until(latest) => {}
         }
         match self.leave() {
-            Some(retry_after) => Err(bucket.too_long(retry_after)),
+            Some(outlook) => Err(Refused::TooLong(outlook)),
             // It was granted at this very moment, and is on its way.
-            None => (&mut self.told).await.map_err(|_| bucket.too_long(Duration::ZERO)),
+            None => (&mut self.told).await.map_err(|_| bucket.lost(&self.caller)),
         }
     }
 
     /// Leaves the queue. `None`: it was not in it any more.
-    fn leave(&self) -> Option<Duration> {
+    fn leave(&self) -> Option<Outlook> {
         let now = self.bucket.shared.now();
         self.bucket.change(|turns| turns.leave(now, &self.caller, self.ticket))
     }

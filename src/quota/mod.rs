@@ -7,6 +7,7 @@ mod bucket;
 mod gate;
 mod journal;
 mod ledger;
+mod outlook;
 mod pace;
 mod remembered;
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use bucket::Slot;
 use bucket::{Bucket, Shared};
 use journal::Journal;
 use ledger::Ledger;
+pub use outlook::{Lack, Outlook};
 use remembered::{Line, Remembered};
 use turns::Asking;
 use window::{HOLD_MS, Moment};
@@ -68,25 +70,17 @@ pub struct Settings {
     pub setting: QuotaSetting,
     /// Requests of one caller that may wait for one bucket.
     pub queue_per_caller: usize,
+    /// The longest that a request waits (`upstream.quota_wait`).
+    pub wait: Duration,
 }
 
-/// Why there is no turn. `retry_after`: when one is expected, from now; `limit`: the bucket's attempts a minute.
+/// Why a request gets no turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// As many of the caller's requests wait for this bucket as may.
-    QueueFull {
-        /// See above.
-        retry_after: Duration,
-        /// See above.
-        limit: u32,
-    },
-    /// There is none in time.
-    TooLong {
-        /// See above.
-        retry_after: Duration,
-        /// See above.
-        limit: u32,
-    },
+    QueueFull(Outlook),
+    /// None comes in time.
+    TooLong(Outlook),
 }
 
 /// What operators see of one bucket.
@@ -100,6 +94,8 @@ pub struct BucketView {
     pub used: u32,
     /// Requests that wait.
     pub waiting: usize,
+    /// Free slots that no caller above its share can have now: they are kept for those below theirs, and for any that may come.
+    pub kept: u32,
     /// The upstream's 429 keeps it closed so long.
     pub closed_for: Option<Duration>,
     /// By name.
@@ -111,8 +107,15 @@ pub struct BucketView {
 pub struct SpenderView {
     /// Its name.
     pub name: Arc<str>,
+    /// What it gets of the window however much others ask for: the limit divided by the active callers, itself included.
+    /// `None`: the gateway itself, which takes only what nobody wants.
+    pub share: Option<u32>,
     /// Its slots in the window now.
     pub spent: u64,
+    /// Its requests that wait now.
+    pub waiting: usize,
+    /// How often since the start it got no turn.
+    pub refused: u64,
     /// Its attempts since the start that have ended.
     pub sent: u64,
     /// Its answers since the start that cost no slot.
@@ -217,9 +220,36 @@ impl Quota {
         eligible: usize,
         latest: Instant,
     ) -> Result<Slot, Refused> {
-        let queue_max = self.settings().queue_per_caller;
-        let asking = Asking { caller, eligible, latest: self.shared.moment(latest), queue_max };
+        let asking = self.asking(caller, eligible, latest);
         self.bucket(bucket)?.turn(&asking, latest).await
+    }
+
+    /// What [`Quota::turn`] would say now, by the same rules: how long a request would wait if nothing else happened. It takes
+    /// no slot, and does not make the caller an active one.
+    ///
+    /// # Errors
+    /// It would be refused, at once or after it has waited in vain.
+    pub fn foresee(
+        &self,
+        bucket: BucketId,
+        caller: &Arc<str>,
+        eligible: usize,
+        latest: Instant,
+    ) -> Result<Outlook, Refused> {
+        let asking = self.asking(caller, eligible, latest);
+        let known = self.buckets.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&bucket).cloned();
+        known.map_or_else(|| self.new_bucket(bucket).foresee(&asking), |bucket| bucket.foresee(&asking))
+    }
+
+    fn asking<'a>(&self, caller: &'a Arc<str>, eligible: usize, latest: Instant) -> Asking<'a> {
+        let Settings { queue_per_caller, wait, .. } = self.settings();
+        Asking {
+            caller,
+            eligible,
+            wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+            latest: self.shared.moment(latest),
+            queue_max: queue_per_caller,
+        }
     }
 
     /// The right to send one attempt of the gateway's own, if it takes nothing from anybody: nobody waits for this bucket, more
@@ -335,8 +365,7 @@ impl Quota {
             return Ok(bucket.clone());
         }
         if buckets.by_id.len() >= BUCKETS_MAX {
-            let retry_after = Duration::from_millis(HOLD_MS);
-            let used = buckets.make_room().ok_or(Refused::TooLong { retry_after, limit: UNLEARNED_PER_MINUTE })?;
+            let used = buckets.make_room().ok_or(Refused::TooLong(Outlook::UNKNOWN))?;
             self.forget(used);
         }
         let bucket = Arc::new(self.new_bucket(id));
@@ -368,6 +397,13 @@ impl Quota {
             let before = if forgotten.1 > now { forgotten.0 } else { 0 };
             *forgotten = (before.max(used), now + HOLD_MS);
         }
+    }
+}
+
+impl SpenderView {
+    fn new(name: &Arc<str>) -> Self {
+        let name = name.clone();
+        Self { name, share: None, spent: 0, waiting: 0, refused: 0, sent: 0, saved: 0, waited_us: 0 }
     }
 }
 

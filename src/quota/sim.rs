@@ -1,6 +1,8 @@
 //! The turns in virtual time: callers that flood, callers that are polite, an upstream that counts at the worst moment, and
 //! processes that are killed.
 
+mod lone;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,10 +10,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::BucketId;
 use super::remembered::{Line, Remembered, Step};
 use super::turns::{Asked, Asking, Grant, Turns};
 use super::window::Moment;
+use super::{BucketId, Lack, Refused};
 
 const STEP_MS: Moment = 10;
 const QUOTA_WAIT_MS: Moment = 5_000;
@@ -31,24 +33,37 @@ impl Random {
     }
 }
 
-/// What a caller asks for: `mean` requests a minute in a span of time, evenly or at random moments.
+/// What a caller asks for in a span of time.
 #[derive(Clone, Debug)]
 struct Load {
     caller: usize,
-    per_minute: u64,
-    at_random: bool,
+    demand: Demand,
     span: Range<Moment>,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Demand {
+    /// So many requests a minute, evenly.
+    Even(u64),
+    /// So many a minute, at random moments.
+    AtRandom(u64),
+    /// So many clients, each of which asks again as soon as it has its answer, or a second after it was refused.
+    Clients(usize),
+}
+
 fn even(caller: usize, per_minute: u64, span: Range<Moment>) -> Load {
-    Load { caller, per_minute, at_random: false, span }
+    Load { caller, demand: Demand::Even(per_minute), span }
 }
 
 fn random(caller: usize, per_minute: u64, span: Range<Moment>) -> Load {
-    Load { caller, per_minute, at_random: true, span }
+    Load { caller, demand: Demand::AtRandom(per_minute), span }
 }
 
-/// 30 a second: more than any limit here, and quick.
+fn clients(caller: usize, clients: usize, span: Range<Moment>) -> Load {
+    Load { caller, demand: Demand::Clients(clients), span }
+}
+
+/// 30 a second: more than most limits here, and quick.
 fn flood(caller: usize, span: Range<Moment>) -> Load {
     even(caller, 1_800, span)
 }
@@ -74,6 +89,8 @@ struct Sim {
     names: Vec<Arc<str>>,
     /// By request: its caller, ticket and latest moment.
     waiting: HashMap<usize, (usize, u64, Moment)>,
+    /// Who was refused lately, and when.
+    refused: Vec<(usize, Moment)>,
     /// By end: attempts, with their places in `attempts`.
     ends: BTreeMap<Moment, Vec<(usize, Grant)>>,
     fates: Vec<Fate>,
@@ -101,6 +118,7 @@ impl Sim {
             wake: None,
             names: (0..40).map(|n| format!("caller {n}").into()).collect(),
             waiting: HashMap::new(),
+            refused: Vec::new(),
             ends: BTreeMap::new(),
             fates: Vec::new(),
             attempts: Vec::new(),
@@ -146,12 +164,23 @@ impl Sim {
     }
 
     fn arrivals(&mut self, load: &Load, now: Moment) -> u64 {
-        if load.at_random {
-            let hits = (0..STEP_MS * 10).filter(|_| self.random.below(MINUTE * 10) < load.per_minute);
-            return hits.count() as u64;
+        match load.demand {
+            Demand::Even(per_minute) => {
+                let until = |moment: Moment| (moment - load.span.start) * per_minute / MINUTE;
+                until(now + STEP_MS) - until(now)
+            }
+            Demand::AtRandom(per_minute) => {
+                (0..STEP_MS * 10).filter(|_| self.random.below(MINUTE * 10) < per_minute).count() as u64
+            }
+            Demand::Clients(clients) => {
+                let waiting = self.waiting.values().filter(|(caller, ..)| *caller == load.caller).count();
+                let under_way = self.ends.values().flatten();
+                let under_way = under_way.filter(|(_, grant)| grant.caller == self.names[load.caller]).count();
+                self.refused.retain(|(_, at)| at + 1_000 > now);
+                let refused = self.refused.iter().filter(|(caller, _)| *caller == load.caller).count();
+                clients.saturating_sub(waiting + under_way + refused) as u64
+            }
         }
-        let until = |moment: Moment| (moment - load.span.start) * load.per_minute / MINUTE;
-        until(now + STEP_MS) - until(now)
     }
 
     fn ask(&mut self, now: Moment, caller: usize) {
@@ -160,15 +189,29 @@ impl Sim {
         let within_share = self.turns.within_share(&name);
         self.fates.push(Fate { caller, asked: now, within_share, granted: None });
         let latest = moment + QUOTA_WAIT_MS;
-        let asking = Asking { caller: &name, eligible: self.eligible, latest, queue_max: QUEUE_MAX };
+        let asking =
+            Asking { caller: &name, eligible: self.eligible, wait_ms: QUOTA_WAIT_MS, latest, queue_max: QUEUE_MAX };
+        let foreseen = self.turns.foresee(moment, &asking);
         match self.turns.ask(moment, &asking, || id) {
-            Asked::Granted(grant) => self.sent(now, id, grant),
+            Asked::Granted(grant) => {
+                assert!(foreseen.is_ok_and(|outlook| outlook.after.is_zero()), "{foreseen:?}, but granted");
+                self.sent(now, id, grant);
+            }
             Asked::Queued(ticket) => {
+                assert!(!matches!(foreseen, Err(Refused::QueueFull(_))), "{foreseen:?}, but queued");
                 self.waiting.insert(id, (caller, ticket, now + QUOTA_WAIT_MS));
                 self.pump(now);
             }
-            Asked::Full(after) => assert!(after.as_millis() > 0, "full, but at once"),
-            Asked::TooLong(after) => assert!(after > Duration::from_millis(QUOTA_WAIT_MS), "{after:?} is not too long"),
+            Asked::Full(outlook) => {
+                self.refused.push((caller, now));
+                assert!(!outlook.after.is_zero(), "full, but at once");
+                assert_eq!(foreseen, Err(Refused::QueueFull(outlook)));
+            }
+            Asked::TooLong(outlook) => {
+                self.refused.push((caller, now));
+                assert!(outlook.after > Duration::from_millis(QUOTA_WAIT_MS), "{outlook:?}");
+                assert_eq!(foreseen, Err(Refused::TooLong(outlook)));
+            }
         }
     }
 
@@ -205,6 +248,7 @@ impl Sim {
         for id in late {
             let (caller, ticket, _) = self.waiting.remove(&id).unwrap();
             self.turns.leave(now - self.started, &self.names[caller], ticket);
+            self.refused.push((caller, now));
             self.pump(now);
         }
     }
@@ -353,22 +397,6 @@ fn quiet_callers_leave_their_shares_to_others_until_they_want_them() {
 }
 
 #[test]
-fn a_lone_caller_has_a_third_to_a_half_at_once_and_nearly_all_over_time() {
-    let sim = Sim::new(60, 3, 300, 1).run(10 * MINUTE, &[flood(0, 0..EVER)]);
-    let at_once = sim.granted(0, 0..3_000);
-    assert!((20..=30).contains(&at_once), "{at_once}");
-    let used = sim.used_percent(MINUTE..10 * MINUTE);
-    assert!(used >= 90, "{used} %");
-}
-
-#[test]
-fn the_only_caller_has_everything_at_once() {
-    let sim = Sim::new(60, 1, 300, 1).run(5 * MINUTE, &[flood(0, 0..EVER)]);
-    assert_eq!(sim.granted(0, 0..3_000), 60);
-    assert!(sim.used_percent(0..5 * MINUTE) >= 98);
-}
-
-#[test]
 fn two_that_flood_have_the_same() {
     let sim = Sim::new(60, 3, 300, 1).run(10 * MINUTE, &[flood(0, 0..EVER), flood(1, 0..EVER), even(2, 1, 0..EVER)]);
     let (one, other) = (sim.granted(0, MINUTE..EVER), sim.granted(1, MINUTE..EVER));
@@ -425,7 +453,7 @@ fn looks_take_nothing_from_anybody() {
 fn nothing_is_spare_while_somebody_waits() {
     let mut turns = Turns::new(240);
     let flooding: Arc<str> = "flood".into();
-    let asking = Asking { caller: &flooding, eligible: 10, latest: 60_000, queue_max: 50 };
+    let asking = Asking { caller: &flooding, eligible: 10, wait_ms: QUOTA_WAIT_MS, latest: 60_000, queue_max: 50 };
     while matches!(turns.ask(0, &asking, || 0), Asked::Granted(_)) {}
     assert!(turns.used() * 2 < 240 && turns.waiting() == 1, "it waits although more than half is free");
     assert!(turns.spare(0).is_none());
@@ -437,7 +465,7 @@ fn who_looks_is_no_caller_that_others_make_room_for() {
     let grant = turns.spare(0).unwrap();
     turns.end(10, &grant);
     let lone: Arc<str> = "lone".into();
-    let asking = Asking { caller: &lone, eligible: 1, latest: 0, queue_max: 50 };
+    let asking = Asking { caller: &lone, eligible: 1, wait_ms: QUOTA_WAIT_MS, latest: 0, queue_max: 50 };
     for slot in 0..59 {
         assert!(matches!(turns.ask(10, &asking, || 0), Asked::Granted(_)), "slot {slot}");
     }
@@ -448,7 +476,7 @@ fn few_slots_are_spare_and_none_near_a_429() {
     let mut turns = Turns::<usize>::new(60);
     let grants: Vec<_> = std::iter::from_fn(|| turns.spare(0)).collect();
     assert_eq!((grants.len(), turns.used()), (2, 2));
-    assert!(turns.spenders().any(|(name, spent)| &**name == super::turns::SPARE && spent == 2));
+    assert!(turns.spenders().any(|(name, spent, _)| &**name == super::turns::SPARE && spent == 2));
     grants.iter().for_each(|grant| turns.end(10, grant));
     assert!(turns.dispensable(61_000) != Some(0) && turns.spare(61_000).is_none());
     assert!(turns.dispensable(61_010) == Some(0) && turns.spenders().count() == 0, "all back");

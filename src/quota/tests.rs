@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
-use super::{BucketId, Quota, Refused, Settings, Slot};
+use super::{BucketId, Lack, Outlook, Quota, Refused, Settings, Slot};
 use crate::clock::Clock;
 use crate::config::QuotaSetting;
 
 const ORG: BucketId = BucketId::Organization(11);
+const WAIT: Duration = Duration::from_secs(5);
 
 struct World {
     quota: Quota,
@@ -20,12 +21,12 @@ struct World {
 impl World {
     fn new(setting: QuotaSetting) -> Self {
         let clock = Clock::movable();
-        let quota = Quota::open(Settings { setting, queue_per_caller: 3 }, None, clock.clone()).unwrap();
+        let quota = Quota::open(Settings { setting, queue_per_caller: 3, wait: WAIT }, None, clock.clone()).unwrap();
         Self { quota, clock, caller: "a".into() }
     }
 
     async fn turn(&self) -> Result<Slot, Refused> {
-        self.quota.turn(ORG, &self.caller, 1, self.clock.now() + Duration::from_secs(5)).await
+        self.quota.turn(ORG, &self.caller, 1, self.clock.now() + WAIT).await
     }
 
     /// A slot that is free now.
@@ -49,7 +50,9 @@ async fn what_cannot_come_in_time_is_refused_at_once_and_told_when() {
     let world = World::new(QuotaSetting::PerMinute(2));
     drop((world.take(), world.take()));
     let refused = world.turn().now_or_never().expect("waits in vain").unwrap_err();
-    let Refused::TooLong { retry_after, limit: 2 } = refused else { panic!("{refused:?}") };
+    let Refused::TooLong(Outlook { after: retry_after, limit: 2, lack: Lack::Spent, .. }) = refused else {
+        panic!("{refused:?}")
+    };
     assert!(retry_after > Duration::from_secs(60) && retry_after <= Duration::from_millis(61_010), "{retry_after:?}");
     world.advance(retry_after.as_secs_f64());
     world.take();
@@ -124,7 +127,7 @@ async fn a_callers_queue_is_bounded() {
     let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(world.turn())).collect();
     assert!(waiting.iter_mut().all(|turn| turn.as_mut().now_or_never().is_none()));
     let refused = world.turn().now_or_never().expect("waits").unwrap_err();
-    let Refused::QueueFull { retry_after, .. } = refused else { panic!("{refused:?}") };
+    let Refused::QueueFull(Outlook { after: retry_after, .. }) = refused else { panic!("{refused:?}") };
     assert!(retry_after <= Duration::from_millis(3_010), "{retry_after:?}");
     world.advance(3.1);
     for turn in waiting {
@@ -139,7 +142,7 @@ async fn after_a_429_it_is_closed_and_then_reopens_gently() {
     world.quota.close(ORG, Some(Duration::from_secs(30)));
     drop(before);
     let refused = world.turn().now_or_never().expect("waits").unwrap_err();
-    let Refused::TooLong { retry_after, .. } = refused else { panic!("{refused:?}") };
+    let Refused::TooLong(Outlook { after: retry_after, .. }) = refused else { panic!("{refused:?}") };
     assert!(retry_after > Duration::from_secs(29) && retry_after <= Duration::from_secs(30), "{retry_after:?}");
     assert!(world.quota.view(ORG).closed_for.is_some());
     world.advance(30.0);
@@ -178,10 +181,10 @@ async fn a_learned_limit_counts_at_once_unless_one_is_configured() {
     world.quota.learn(11, 240);
     world.take();
     drop(slots);
-    world.quota.configure(Settings { setting: QuotaSetting::PerMinute(7), queue_per_caller: 3 });
+    world.quota.configure(Settings { setting: QuotaSetting::PerMinute(7), queue_per_caller: 3, wait: WAIT });
     world.quota.learn(11, 500);
     assert_eq!(world.quota.view(ORG).limit, 7);
-    world.quota.configure(Settings { setting: QuotaSetting::Auto, queue_per_caller: 3 });
+    world.quota.configure(Settings { setting: QuotaSetting::Auto, queue_per_caller: 3, wait: WAIT });
     assert_eq!(world.quota.view(ORG).limit, 240);
     assert_eq!(world.quota.view(BucketId::Account).limit, 60);
 }
@@ -193,7 +196,7 @@ async fn a_raised_limit_lets_through_who_waits() {
     world.advance(58.0);
     let mut turn = Box::pin(world.turn());
     assert!(turn.as_mut().now_or_never().is_none());
-    world.quota.configure(Settings { setting: QuotaSetting::PerMinute(2), queue_per_caller: 3 });
+    world.quota.configure(Settings { setting: QuotaSetting::PerMinute(2), queue_per_caller: 3, wait: WAIT });
     turn.now_or_never().expect("not woken").unwrap();
 }
 

@@ -2,39 +2,26 @@
 //!
 //! A caller's share is the limit divided by the callers of the last hold. Below it, counting a newcomer who may come at any
 //! moment, a caller takes any free slot. Above it, it takes what is left over: only when nobody below waits, and only so fast
-//! that everybody below, and the newcomer, still finds its share coming back evenly, after a small reserve at once. So whoever
-//! floods ends up spread over the hold, and stays out of the way without leaving the unused share of others idle.
+//! that everybody below, and the newcomer, still finds its share coming back evenly. So whoever floods ends up spread over the
+//! hold, and stays out of the way without leaving the unused share of others idle. `shares` has the arithmetic.
+
+mod shares;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::gate::Gate;
 use super::pace::Pace;
 use super::window::{Due, HOLD_MS, Held, Keep, Moment, Window};
+use super::{Outlook, Refused};
+use shares::{AGE_STEP_MS, Standing};
 
-/// So many callers may come at any moment who have not been seen within a hold.
-const NEWCOMERS_MAX: usize = 2;
-/// Above its share a caller may take this much (numerator, denominator) of an even pace: what was left out is caught up with.
-const PACE: (u64, u64) = (11, 10);
-/// Between its share with newcomers and its share without, a caller may make newcomers wait so long.
-const PATIENCE_MS: u64 = 2_500;
-/// What a caller uses is told from at least so long a time.
-const AGE_MIN_MS: u64 = 5_000;
-/// That time is told in whole steps, so that it is known when it changes.
-const AGE_STEP_MS: u64 = 1_000;
-/// A reserve is one in so many slots of the limit...
-const RESERVE_DIVISOR: u64 = 30;
-/// ...unless the limit is below this.
-const RESERVE_LIMIT_MIN: u64 = 4;
 /// Who asks in vain is noted as active at most once in so many milliseconds.
 const MARK_MS: u64 = 1_000;
 /// Whose the spare slots are: no caller can have this name.
 pub(super) const SPARE: &str = "(makegate)";
 /// Of the limit's slots, one in so many may be taken as spare ones within a hold, and at least one.
 const SPARE_DIVISOR: u64 = 30;
-/// What is promised to those who wait for attempts under way to end: nobody knows when that is.
-const AFTER_AN_END: Duration = Duration::from_secs(1);
 
 /// The turns of one bucket. `W` is what a waiting caller is told with.
 #[derive(Debug)]
@@ -42,6 +29,8 @@ pub(super) struct Turns<W> {
     limit: u64,
     /// How many configured callers may come at all.
     eligible: usize,
+    /// The longest that a request waits.
+    wait_ms: u64,
     window: Window,
     gate: Gate,
     pace: Pace,
@@ -93,7 +82,9 @@ pub(super) struct Asking<'a> {
     pub(super) caller: &'a Arc<str>,
     /// How many configured callers may come at all.
     pub(super) eligible: usize,
-    /// A turn after this is of no use.
+    /// The longest that any request waits.
+    pub(super) wait_ms: u64,
+    /// A turn after this is of no use to this one.
     pub(super) latest: Moment,
     /// How many of its may wait.
     pub(super) queue_max: usize,
@@ -106,21 +97,19 @@ pub(super) enum Asked {
     Granted(Grant),
     /// Wait; this is the ticket to [`Turns::leave`] with.
     Queued(u64),
-    /// The caller has as many waiting as it may. When one more could be sent.
-    Full(Duration),
-    /// Nothing comes in time. When it could be sent.
-    TooLong(Duration),
+    /// The caller has as many waiting as it may.
+    Full(Outlook),
+    /// Nothing comes in time.
+    TooLong(Outlook),
 }
 
-/// How a caller stands to its share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
-    /// Below it, even if a newcomer came.
-    Below,
-    /// Below it as long as none comes.
-    Fair,
-    /// At or above it.
-    Over,
+/// What to do with a request, and when it would be due.
+#[derive(Clone, Copy, Debug)]
+enum Decision {
+    Send,
+    Queue(Due),
+    Full(Due),
+    TooLong(Due),
 }
 
 impl<W> Turns<W> {
@@ -129,6 +118,7 @@ impl<W> Turns<W> {
         Self {
             limit: limit.into(),
             eligible: 1,
+            wait_ms: 0,
             window: Window::default(),
             gate: Gate::default(),
             pace: Pace::default(),
@@ -142,27 +132,70 @@ impl<W> Turns<W> {
     /// A caller wants to send one attempt; `wake` makes what it is told with if it has to wait.
     pub(super) fn ask(&mut self, now: Moment, asking: &Asking<'_>, wake: impl FnOnce() -> W) -> Asked {
         let caller = asking.caller;
+        self.meet(now, asking);
+        match self.decide(now, asking) {
+            Decision::Send => Asked::Granted(self.send(now, caller)),
+            Decision::Queue(_) => Asked::Queued(self.queue(caller, wake())),
+            Decision::Full(due) => {
+                self.mark(now, caller);
+                Asked::Full(self.outlook(now, caller, due))
+            }
+            Decision::TooLong(due) => {
+                self.mark(now, caller);
+                Asked::TooLong(self.outlook(now, caller, due))
+            }
+        }
+    }
+
+    /// What would become of a request now if nothing else happened. It takes nothing and makes nobody active.
+    pub(super) fn foresee(&mut self, now: Moment, asking: &Asking<'_>) -> Result<Outlook, Refused> {
+        let caller = asking.caller;
+        let is_new = self.meet(now, asking);
+        let decision = self.decide(now, asking);
+        let outlook = |due| self.outlook(now, caller, due);
+        let foreseen = match decision {
+            Decision::Send => Ok(outlook(Due::At(now))),
+            Decision::Queue(due @ Due::At(moment)) if moment > asking.latest => Err(Refused::TooLong(outlook(due))),
+            Decision::Queue(due) => Ok(outlook(due)),
+            Decision::Full(due) => Err(Refused::QueueFull(outlook(due))),
+            Decision::TooLong(due) => Err(Refused::TooLong(outlook(due))),
+        };
+        if is_new {
+            self.callers.remove(caller);
+        }
+        foreseen
+    }
+
+    /// Whoever asks is active from now on. `true`: it was not before.
+    fn meet(&mut self, now: Moment, asking: &Asking<'_>) -> bool {
         self.expire(now);
-        self.eligible = asking.eligible;
-        let waiting = self
-            .callers
-            .entry(caller.clone())
-            .or_insert_with(|| Caller { since: now, ..Caller::default() })
-            .waiting
-            .len();
-        let due = self.due(now, caller, self.ahead_of(caller, waiting));
+        (self.eligible, self.wait_ms) = (asking.eligible, asking.wait_ms);
+        let is_new = !self.callers.contains_key(asking.caller);
+        if is_new {
+            self.callers.insert(asking.caller.clone(), Caller { since: now, ..Caller::default() });
+        }
+        is_new
+    }
+
+    /// A request waits for slots that are kept for others, whatever its pace says, because that changes with what the others do.
+    /// It is refused at once only where not even the slots that are kept would do.
+    fn decide(&self, now: Moment, asking: &Asking<'_>) -> Decision {
+        let waiting = self.callers.get(asking.caller).map_or(0, |state| state.waiting.len());
+        let ahead = self.ahead_of(asking.caller, waiting);
+        let due = self.due(now, asking.caller, ahead);
         if self.order.is_empty() && due == Due::At(now) {
-            return Asked::Granted(self.send(now, caller));
+            return Decision::Send;
         }
         if waiting >= asking.queue_max {
-            self.mark(now, caller);
-            return Asked::Full(after(now, due));
+            return Decision::Full(due);
         }
-        if due == Due::Later || matches!(due, Due::At(moment) if moment > asking.latest) {
-            self.mark(now, caller);
-            return Asked::TooLong(after(now, due));
+        let earliest = self.window.when(now, self.limit, ahead + 1, &Keep::default());
+        let is_in_vain = |due: &Due| *due == Due::Later || matches!(due, Due::At(moment) if *moment > asking.latest);
+        match [earliest, self.gate.opens(now)].into_iter().find(is_in_vain) {
+            Some(earliest) if due == Due::AfterAnEnd => Decision::TooLong(earliest),
+            Some(_) => Decision::TooLong(due),
+            None => Decision::Queue(due),
         }
-        Asked::Queued(self.queue(caller, wake()))
     }
 
     /// A slot for what can wait for ever: only while nobody waits, more than half of the slots are free, and no 429 is near.
@@ -193,7 +226,7 @@ impl<W> Turns<W> {
     }
 
     /// A ticket's holder has given up, or was granted (then nothing happens). Says when it could have been sent.
-    pub(super) fn leave(&mut self, now: Moment, caller: &Arc<str>, ticket: u64) -> Option<Duration> {
+    pub(super) fn leave(&mut self, now: Moment, caller: &Arc<str>, ticket: u64) -> Option<Outlook> {
         self.expire(now);
         let state = self.callers.get_mut(caller)?;
         let place = state.waiting.iter().position(|waiting| waiting.id == ticket)?;
@@ -202,7 +235,8 @@ impl<W> Turns<W> {
             self.order.retain(|name| name != caller);
         }
         self.mark(now, caller);
-        Some(after(now, self.due(now, caller, self.ahead_of(caller, place))))
+        let due = self.due(now, caller, self.ahead_of(caller, place));
+        Some(self.outlook(now, caller, due))
     }
 
     /// The next turn that is due. Call it until it says `None` after everything that may free a slot.
@@ -290,10 +324,10 @@ impl<W> Turns<W> {
         self.callers.values().map(|state| state.waiting.len()).sum()
     }
 
-    /// Who has taken how many slots.
-    pub(super) fn spenders(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
-        let spare = (self.spare.spent > 0).then_some((&self.spare.name, self.spare.spent));
-        self.callers.iter().map(|(name, state)| (name, state.spent)).chain(spare)
+    /// Who has taken how many slots, and how many of its requests wait.
+    pub(super) fn spenders(&self) -> impl Iterator<Item = (&Arc<str>, u64, usize)> {
+        let spare = (self.spare.spent > 0).then_some((&self.spare.name, self.spare.spent, 0));
+        self.callers.iter().map(|(name, state)| (name, state.spent, state.waiting.len())).chain(spare)
     }
 
     /// Until when the upstream's 429 keeps it closed.
@@ -394,83 +428,10 @@ impl<W> Turns<W> {
         });
         u64::try_from(others.sum::<usize>() + own).unwrap_or(u64::MAX)
     }
-
-    fn spent(&self, caller: &Arc<str>) -> u64 {
-        self.callers.get(caller).map_or(0, |state| state.spent)
-    }
-
-    /// The active callers, and that number with the newcomer who may come.
-    fn heads(&self) -> (u64, u64) {
-        let active = self.callers.len().max(1);
-        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        (count(active), count(active + self.eligible.saturating_sub(active).min(NEWCOMERS_MAX)))
-    }
-
-    /// Would one more request of this caller, after those that wait, be within its share of the window?
-    #[cfg(test)]
-    pub(super) fn within_share(&self, caller: &Arc<str>) -> bool {
-        let known = self.callers.get(caller);
-        let active = self.callers.len() + usize::from(known.is_none());
-        let asks = known.map_or(0, |state| state.spent + state.waiting.len() as u64);
-        asks * (active as u64) < self.limit
-    }
-
-    fn standing(&self, spent: u64) -> Standing {
-        let (active, heads) = self.heads();
-        if spent * heads < self.limit {
-            Standing::Below
-        } else if active > 1 && spent * active < self.limit {
-            Standing::Fair
-        } else {
-            Standing::Over
-        }
-    }
-
-    /// What a caller that stands so has to leave to those who stand better, and how many slots a hold they leave to it.
-    fn keep(&self, now: Moment, standing: Standing) -> (Keep, u64) {
-        if standing == Standing::Below {
-            return (Keep::default(), self.limit);
-        }
-        let (active, heads) = self.heads();
-        // In slots times `heads`: each of the better ones may come to want twice what it uses, and one of them, or the
-        // newcomers, surprise with whole shares.
-        let (mut want, mut surprise) = (0, (heads - active) * self.limit);
-        let (mut spent, mut under_way) = (0, 0);
-        for better in self.callers.values().filter(|state| self.standing(state.spent) < standing) {
-            let age = (now - now % AGE_STEP_MS).saturating_sub(better.since).clamp(AGE_MIN_MS, HOLD_MS);
-            let wants = (better.spent * 2 * HOLD_MS / age + 1).saturating_mul(heads).min(self.limit);
-            want += wants;
-            surprise = surprise.max(self.limit - wants);
-            spent += better.spent;
-            under_way += better.under_way;
-        }
-        let per_hold = want + surprise;
-        let most = (per_hold / heads).saturating_sub(under_way);
-        let keep = match standing {
-            Standing::Over => Keep { reserve: self.reserve(), per_hold, parts: heads, patience_ms: 0, most },
-            Standing::Below | Standing::Fair => {
-                Keep { reserve: 0, per_hold, parts: heads, patience_ms: PATIENCE_MS, most }
-            }
-        };
-        let left = self.limit.saturating_sub(keep.reserve + spent) * PACE.0 / PACE.1;
-        (keep, left.max(1))
-    }
-
-    fn reserve(&self) -> u64 {
-        if self.eligible > 1 && self.limit >= RESERVE_LIMIT_MIN { (self.limit / RESERVE_DIVISOR).max(1) } else { 0 }
-    }
 }
 
 impl<W> Default for Caller<W> {
     fn default() -> Self {
         Self { spent: 0, under_way: 0, entries: 0, since: 0, marked: 0, waiting: VecDeque::new() }
-    }
-}
-
-fn after(now: Moment, due: Due) -> Duration {
-    match due {
-        Due::At(moment) => Duration::from_millis(moment.saturating_sub(now)),
-        Due::AfterAnEnd => AFTER_AN_END,
-        Due::Later => Duration::from_millis(HOLD_MS),
     }
 }

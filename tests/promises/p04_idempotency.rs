@@ -156,6 +156,7 @@ async fn what_the_upstream_rejected_is_told_again_but_not_what_says_nothing_of_t
         world.service.gate().quota.configure(makegate::quota::Settings {
             setting: makegate::config::QuotaSetting::PerMinute(100_000),
             queue_per_caller: 50,
+            wait: Duration::from_secs(5),
         });
         world.clock.advance(Duration::from_secs(601));
         keyed(&world, ALL, &key, "POST", LIST, NEW).await.expect(200);

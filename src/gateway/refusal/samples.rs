@@ -7,6 +7,7 @@ use http::{Method, StatusCode};
 use super::Refusal;
 use crate::callers::Kind;
 use crate::clock::Clock;
+use crate::quota::{Lack, Outlook};
 use crate::shares::Short;
 use crate::upstream::{ProxyError, Why};
 use crate::words::RequestId;
@@ -42,7 +43,9 @@ fn of_callers() -> Vec<Refusal> {
 }
 
 fn of_bounds() -> Vec<Refusal> {
-    let (retry_after, limit) = (Duration::from_secs(5), 60);
+    let retry_after = Duration::from_secs(5);
+    let outlook =
+        Outlook { lack: Lack::Kept, after: retry_after, free: 25, spent: 35, waiting: 50, ..Outlook::UNKNOWN };
     let first = RequestId::parse(b"01jc").unwrap_or_else(|| RequestId::new(&Clock::system()));
     vec![
         Refusal::TooFast { retry_after },
@@ -64,8 +67,8 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::AnswerNotKept { first },
         Refusal::NoRoomForKey,
         Refusal::AnswersUnavailable,
-        Refusal::NoQuota { retry_after, limit },
-        Refusal::QuotaQueueFull { retry_after, limit },
+        Refusal::NoQuota { outlook },
+        Refusal::QuotaQueueFull { outlook },
         Refusal::CannotRecord,
         Refusal::LogFull,
         Refusal::NotCached,

@@ -24,6 +24,8 @@ pub(crate) struct Bucket {
     used: u32,
     pub(crate) remaining: u32,
     pub(crate) waiting: u64,
+    /// Free slots that no caller above its share can have now.
+    kept: u32,
     /// The upstream's own 429 closed it for so long.
     pub(crate) closed_for_ms: Option<u64>,
     pub(crate) callers: Vec<Spender>,
@@ -32,8 +34,14 @@ pub(crate) struct Bucket {
 #[derive(Debug, Serialize)]
 pub(crate) struct Spender {
     pub(crate) name: Arc<str>,
+    /// What it gets of the window however much others ask for.
+    share: Option<u32>,
     /// Its slots in the window now.
     spent: u64,
+    /// Its requests that wait now.
+    waiting: u64,
+    /// How often since the start it got no turn.
+    pub(crate) refused: u64,
     /// Its attempts since the start.
     pub(crate) sent: u64,
     /// Its answers since the start that came from memory instead.
@@ -47,7 +55,10 @@ pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<Bucket> {
     let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let spender = |view: crate::quota::SpenderView| Spender {
         name: view.name,
+        share: view.share,
         spent: view.spent,
+        waiting: view.waiting as u64,
+        refused: view.refused,
         sent: view.sent,
         saved: view.saved,
         waited_us: view.waited_us,
@@ -58,6 +69,7 @@ pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<Bucket> {
         used: view.used,
         remaining: view.limit.saturating_sub(view.used),
         waiting: view.waiting as u64,
+        kept: view.kept,
         closed_for_ms: view.closed_for.map(millis),
         callers: view.callers.into_iter().map(spender).collect(),
     };
@@ -83,12 +95,21 @@ impl Bucket {
     /// The bucket's columns, then a caller's.
     fn rows(&self) -> Vec<Vec<String>> {
         let whose = self.organization.map_or_else(|| "account".to_owned(), |id| id.to_string());
-        let own =
-            [whose, self.limit.to_string(), self.used.to_string(), self.waiting.to_string(), cell(self.closed_for_ms)];
+        let own = [
+            whose,
+            self.limit.to_string(),
+            self.used.to_string(),
+            self.waiting.to_string(),
+            self.kept.to_string(),
+            cell(self.closed_for_ms),
+        ];
         let row = |spender: Option<&Spender>| {
             let spent = [
                 cell(spender.map(|one| &one.name)),
+                cell(spender.and_then(|one| one.share)),
                 cell(spender.map(|one| one.spent)),
+                cell(spender.map(|one| one.waiting)),
+                cell(spender.map(|one| one.refused)),
                 cell(spender.map(|one| one.sent)),
                 cell(spender.map(|one| one.saved)),
                 cell(spender.map(|one| one.waited_us)),
@@ -109,9 +130,13 @@ impl Page for Ledger {
             "limit",
             "used",
             "waiting",
+            "kept",
             "closed_for_ms",
             "caller",
+            "share",
             "spent",
+            "caller_waiting",
+            "refused",
             "sent",
             "saved",
             "waited_us",
@@ -123,7 +148,10 @@ impl Page for Ledger {
         html! {
             @for bucket in &self.buckets { (bucket.gauge()) }
             h2 { "Who spends it" }
-            p.quiet { "Spent: slots in the window now. Sent, saved and waited: since the start." }
+            p.quiet {
+                "Share: what a caller gets however much others ask for; it can use what they leave, too. Kept: free slots that nobody "
+                "above its share gets now. Spent: slots in the window now. Refused, sent, saved and waited: since the start."
+            }
             (html::table(&self.table(), "No quota was spent yet: nothing has gone upstream."))
         }
     }

@@ -10,7 +10,7 @@ use super::*;
 use crate::config::QuotaSetting;
 use crate::quota::{BucketId, Quota, Refused, Settings, Slot};
 
-const SETTINGS: Settings = Settings { setting: QuotaSetting::Auto, queue_per_caller: 3 };
+const SETTINGS: Settings = Settings { setting: QuotaSetting::Auto, queue_per_caller: 3, wait: Duration::ZERO };
 const ORG: BucketId = BucketId::Organization(11);
 
 struct World {
@@ -120,8 +120,8 @@ fn after_an_unclean_stop_of_the_machine_every_bucket_is_full_for_a_hold() {
     world.write(&world.text().replace(boot.trim(), "another-boot"));
     for quota in [world.open(), world.open()] {
         for bucket in [ORG, BucketId::Account] {
-            let Refused::TooLong { retry_after, .. } = world.try_take(&quota, bucket).unwrap_err() else { panic!() };
-            assert!(retry_after > Duration::from_secs(60) && retry_after <= Duration::from_secs(61));
+            let Refused::TooLong(outlook) = world.try_take(&quota, bucket).unwrap_err() else { panic!() };
+            assert!(outlook.after > Duration::from_secs(60) && outlook.after <= Duration::from_secs(61));
         }
     }
     world.advance(61);
@@ -213,6 +213,6 @@ fn without_its_journal_the_quota_goes_on_and_a_restart_doubts() {
     assert_eq!(quota.journal_failures(), 2, "the end of the first attempt failed too; then it was written anew");
     drop(quota);
     let refused = world.try_take(&world.open(), ORG).unwrap_err();
-    let Refused::TooLong { retry_after, .. } = refused else { panic!("{refused:?}") };
-    assert!(retry_after <= Duration::from_secs(61));
+    let Refused::TooLong(outlook) = refused else { panic!("{refused:?}") };
+    assert!(outlook.after <= Duration::from_secs(61));
 }

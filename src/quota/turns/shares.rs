@@ -1,0 +1,160 @@
+//! How much each may have: shares, what is kept for others, and what a caller that has to wait is told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::window::{Due, HOLD_MS, Keep, Moment};
+use super::super::{Lack, Outlook};
+use super::Turns;
+
+/// So many callers may come at any moment who have not been seen within a hold.
+const NEWCOMERS_MAX: usize = 2;
+/// Above its share a caller may take this much (numerator, denominator) of an even pace: what was left out is caught up with.
+const PACE: (u64, u64) = (11, 10);
+/// Newcomers who come together get a slot each within this part (numerator, denominator) of the longest wait. So slots that come
+/// back evenly are enough for them, and none has to stay free beside a lone caller, unless the limit is so low that they come
+/// back further apart.
+const PATIENCE: (u64, u64) = (9, 10);
+/// What a caller uses is told from at least so long a time.
+const AGE_MIN_MS: u64 = 5_000;
+/// That time is told in whole steps, so that it is known when it changes.
+pub(super) const AGE_STEP_MS: u64 = 1_000;
+/// One in so many slots of the limit stays free for whoever comes at once...
+const RESERVE_DIVISOR: u64 = 30;
+/// ...unless the limit is below this.
+const RESERVE_LIMIT_MIN: u64 = 4;
+/// Beside a lone caller it is one in so many: it is promised 97 % of what 60 seconds allow, and a slot is held for 61.
+const LONE_RESERVE_DIVISOR: u64 = 100;
+
+/// How a caller stands to its share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    /// Below it, even if a newcomer came.
+    Below,
+    /// Below it as long as none comes.
+    Fair,
+    /// At or above it.
+    Over,
+}
+
+impl<W> Turns<W> {
+    pub(super) fn spent(&self, caller: &Arc<str>) -> u64 {
+        self.callers.get(caller).map_or(0, |state| state.spent)
+    }
+
+    /// The active callers, and that number with the newcomers who may come.
+    fn heads(&self) -> (u64, u64) {
+        let active = self.callers.len().max(1);
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        (count(active), count(active + self.eligible.saturating_sub(active).min(NEWCOMERS_MAX)))
+    }
+
+    /// Would one more request of this caller, after those that wait, be within its share of the window?
+    #[cfg(test)]
+    pub(in super::super) fn within_share(&self, caller: &Arc<str>) -> bool {
+        let known = self.callers.get(caller);
+        let active = self.callers.len() + usize::from(known.is_none());
+        let asks = known.map_or(0, |state| state.spent + state.waiting.len() as u64);
+        asks * (active as u64) < self.limit
+    }
+
+    pub(super) fn standing(&self, spent: u64) -> Standing {
+        let (active, heads) = self.heads();
+        if spent * heads < self.limit {
+            Standing::Below
+        } else if active > 1 && spent * active < self.limit {
+            Standing::Fair
+        } else {
+            Standing::Over
+        }
+    }
+
+    /// What a caller that stands so has to leave to those who stand better, and how many slots a hold they leave to it.
+    pub(super) fn keep(&self, now: Moment, standing: Standing) -> (Keep, u64) {
+        if standing == Standing::Below {
+            return (Keep::default(), self.limit);
+        }
+        let (active, heads) = self.heads();
+        // In slots times `heads`: each of the better ones may come to want twice what it uses, and one of them, or the
+        // newcomers, surprise with whole shares.
+        let (mut want, mut surprise) = (0, (heads - active) * self.limit);
+        let (mut spent, mut under_way) = (0, 0);
+        for better in self.callers.values().filter(|state| self.standing(state.spent) < standing) {
+            let age = (now - now % AGE_STEP_MS).saturating_sub(better.since).clamp(AGE_MIN_MS, HOLD_MS);
+            let wants = (better.spent * 2 * HOLD_MS / age + 1).saturating_mul(heads).min(self.limit);
+            want += wants;
+            surprise = surprise.max(self.limit - wants);
+            spent += better.spent;
+            under_way += better.under_way;
+        }
+        let per_hold = want + surprise;
+        let patience_ms = self.wait_ms * PATIENCE.0 / (PATIENCE.1 * (heads - active).max(1));
+        let (reserve, patience_ms) = match standing {
+            Standing::Below | Standing::Fair => (0, patience_ms),
+            Standing::Over if self.eligible < 2 => (0, 0),
+            Standing::Over if active == 1 => (self.limit / LONE_RESERVE_DIVISOR, patience_ms),
+            Standing::Over if self.limit < RESERVE_LIMIT_MIN => (0, 0),
+            Standing::Over => ((self.limit / RESERVE_DIVISOR).max(1), 0),
+        };
+        let most = (per_hold / heads).saturating_sub(under_way);
+        let keep = Keep { reserve, per_hold, parts: heads, patience_ms, most };
+        let left = self.limit.saturating_sub(reserve + spent) * PACE.0 / PACE.1;
+        (keep, left.max(1))
+    }
+
+    /// The share of `caller`, which counts as active.
+    pub(in super::super) fn share(&self, caller: &Arc<str>) -> u32 {
+        let active = self.callers.len() + usize::from(!self.callers.contains_key(caller));
+        narrow(self.limit / u64::try_from(active).unwrap_or(u64::MAX).max(1))
+    }
+
+    /// How many free slots nobody above its share can have now.
+    pub(in super::super) fn kept(&self, now: Moment) -> u32 {
+        let (keep, _) = self.keep(now, Standing::Over);
+        let free = self.limit.saturating_sub(self.window.used());
+        let (mut takeable, mut too_many) = (0, free + 1);
+        while takeable + 1 < too_many {
+            let middle = takeable.midpoint(too_many);
+            match self.window.when(now, self.limit, middle, &keep) == Due::At(now) {
+                true => takeable = middle,
+                false => too_many = middle,
+            }
+        }
+        narrow(free - takeable)
+    }
+
+    /// What `caller` is told whose next one is `due`.
+    pub(in super::super) fn outlook(&self, now: Moment, caller: &Arc<str>, due: Due) -> Outlook {
+        let free = self.limit.saturating_sub(self.window.used());
+        let lack = match free {
+            _ if !self.gate.is_wide_open(now) => Lack::Closed,
+            0 => Lack::Spent,
+            _ => Lack::Kept,
+        };
+        let waiting = self.callers.get(caller).map_or(0, |state| state.waiting.len());
+        Outlook {
+            lack,
+            after: after(now, due),
+            limit: self.limit(),
+            free: narrow(free),
+            spent: narrow(self.spent(caller)),
+            share: self.share(caller),
+            waiting,
+        }
+    }
+}
+
+/// What those are told who wait for attempts under way to end: nobody knows when that is.
+const AFTER_AN_END: Duration = Duration::from_secs(1);
+
+fn after(now: Moment, due: Due) -> Duration {
+    match due {
+        Due::At(moment) => Duration::from_millis(moment.saturating_sub(now)),
+        Due::AfterAnEnd => AFTER_AN_END,
+        Due::Later => Duration::from_millis(HOLD_MS),
+    }
+}
+
+fn narrow(slots: u64) -> u32 {
+    u32::try_from(slots).unwrap_or(u32::MAX)
+}

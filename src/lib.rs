@@ -10,7 +10,8 @@ pub mod shares;
 pub mod tasks;
 pub mod watched;
 pub mod words;
-// It makes words harmless before a terminal shows them.
+// Each of these uses some of the above.
+pub mod fair;
 pub mod process_log;
 // Rank 1: what there is.
 pub mod catalogue;

@@ -34,6 +34,19 @@ pub enum Lane {
     Wait,
 }
 
+/// Who asks for a flight, and which will do.
+#[derive(Clone, Copy, Debug)]
+pub struct Boarding<'a> {
+    /// In whose name it waits for its turns, if a new one begins.
+    pub caller: &'a Arc<str>,
+    /// Which flights it may join.
+    pub lane: Lane,
+    /// As [`Wish::since`](super::Wish::since) says; for [`Lane::Wait`], now.
+    pub since: Option<Instant>,
+    /// It can go at once: it does not wait for one that still waits for its turn.
+    pub ready: bool,
+}
+
 /// The fetch's side of its flight.
 #[derive(Clone, Debug)]
 pub struct Leg(Arc<Course>);
@@ -66,16 +79,20 @@ impl Leg {
 }
 
 impl Course {
-    /// May a reader who arrives now, content with a fetch begun at `since`, wait for this one? One that has not been
-    /// sent yet will see all that was settled by now.
-    fn joinable(&self, since: Option<Instant>, now: Instant) -> bool {
-        self.birth.get().is_none_or(|birth| birth.usable(now) && since.is_none_or(|since| birth.at() >= since))
+    /// May a reader who arrives now wait for this one? One that has not been sent yet will see all that was settled by now.
+    fn joinable(&self, boarding: &Boarding<'_>, now: Instant) -> bool {
+        match self.birth.get() {
+            None => !boarding.ready,
+            Some(birth) => birth.usable(now) && boarding.since.is_none_or(|since| birth.at() >= since),
+        }
     }
 }
 
 /// A flight: its course, and what it will bring.
 #[derive(Debug)]
 struct Flight<T> {
+    /// In whose name it waits for its turns.
+    caller: Arc<str>,
     course: Arc<Course>,
     outcome: Shared<oneshot::Receiver<T>>,
 }
@@ -114,29 +131,26 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         Self { air: Arc::new(Mutex::new(air)), fences: cache.fences.clone(), clock: cache.clock.clone() }
     }
 
-    /// Joins a usable flight for this key and lane, or begins one with `fetch`. `since`: as [`Wish::since`] says; for
-    /// [`Lane::Wait`], now. `None`: too many flights, or too many wait for this one; go alone or refuse.
+    /// Joins a usable flight for this key, or begins one with `fetch`. `None`: too many flights, or too many wait for this
+    /// one; go alone or refuse.
     ///
     /// `fetch` must call [`Leg::sent`] before its request leaves, and store what it brings before it ends.
-    ///
-    /// [`Wish::since`]: super::Wish::since
     pub fn fly<F, Fut>(
         &self,
         tasks: &Tasks,
         key: &Arc<str>,
         behind: Behind,
-        lane: Lane,
-        since: Option<Instant>,
+        boarding: &Boarding<'_>,
         fetch: F,
     ) -> Option<Waiter<T>>
     where
         F: FnOnce(Leg) -> Fut + Send + 'static,
         Fut: Future<Output = T> + Send + 'static,
     {
-        let now = self.clock.now();
+        let (now, lane) = (self.clock.now(), boarding.lane);
         let mut air = lock(&self.air);
         if let Some(flight) = air.lane(lane).get(&**key)
-            && flight.course.joinable(since, now)
+            && flight.course.joinable(boarding, now)
         {
             let room = flight.course.waiters.load(SeqCst) < WAITERS_MAX;
             return room.then(|| Waiter::new(flight, true));
@@ -146,7 +160,8 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         }
         let (bring, outcome) = oneshot::channel();
         let Leg(course) = Leg::alone(self.fences.clone(), self.clock.clone(), behind);
-        let flight = Flight { course: course.clone(), outcome: outcome.shared() };
+        let caller = boarding.caller.clone();
+        let flight = Flight { caller, course: course.clone(), outcome: outcome.shared() };
         let waiter = Waiter::new(&flight, false);
         air.lane(lane).insert(key.clone(), flight);
         air.under_way += 1;
@@ -228,6 +243,7 @@ pub struct Lost;
 #[derive(Debug)]
 pub struct Waiter<T> {
     outcome: Shared<oneshot::Receiver<T>>,
+    caller: Arc<str>,
     course: Arc<Course>,
     collapsed: bool,
 }
@@ -235,7 +251,8 @@ pub struct Waiter<T> {
 impl<T: Clone> Waiter<T> {
     fn new(flight: &Flight<T>, collapsed: bool) -> Self {
         flight.course.waiters.fetch_add(1, SeqCst);
-        Self { outcome: flight.outcome.clone(), course: flight.course.clone(), collapsed }
+        let (outcome, caller, course) = (flight.outcome.clone(), flight.caller.clone(), flight.course.clone());
+        Self { outcome, caller, course, collapsed }
     }
 }
 
@@ -245,6 +262,12 @@ impl<T> Waiter<T> {
     #[must_use]
     pub fn collapsed(&self) -> bool {
         self.collapsed
+    }
+
+    /// Does it wait for its turn in another caller's name? That may be long, and this caller's own turn may come sooner.
+    #[must_use]
+    pub fn is_queued_for_another(&self, caller: &str) -> bool {
+        self.collapsed && self.course.birth.get().is_none() && *self.caller != *caller
     }
 }
 

@@ -21,7 +21,7 @@ use http::{HeaderValue, StatusCode};
 
 pub use entry::{Entry, Filling};
 pub use fence::{After, Behind, Birth};
-pub use flight::{Flights, Lane, Leg, Lost, Waiter};
+pub use flight::{Boarding, Flights, Lane, Leg, Lost, Waiter};
 pub use fresh::{Terms, Wish};
 pub use status::{CacheStatus, Why};
 pub use storable::{Lifetime, Policy, storable};

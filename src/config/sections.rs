@@ -38,7 +38,7 @@ pub(super) fn upstream(t: &Table<'_>, base: &Path) -> Upstream {
         write_attempt: t.value("write_attempt", "30s", DURATION),
         connect: t.value("connect", "3s", DURATION),
         quota_wait: t.value("quota_wait", "5s", DURATION_OR_OFF),
-        connections: t.value("connections", "16", count()),
+        connections: t.value("connections", "18", count()),
         idle: t.value("idle", "15s", DURATION),
         look: t.value("look", "true", FLAG),
         ca_file: t.optional("ca_file", PATH).map(|path| base.join(path)),

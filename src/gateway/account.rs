@@ -144,9 +144,10 @@ impl Account {
         self.under_way = Some(under_way);
     }
 
-    /// It only waits for what another request fetches: that costs nothing that others could lack.
-    pub(super) fn joined(&mut self) {
-        self.under_way = None;
+    /// Hands its place to the task that does the work: a caller who hangs up frees nothing before the
+    /// work is done. (Who only waits for what another request fetches needs none.)
+    pub(super) fn hand_over_place(&mut self) -> Option<Held> {
+        self.under_way.take()
     }
 
     /// The request was read whole: its time counts from now. One without a body was so from the beginning.

@@ -21,7 +21,7 @@ use crate::catalogue::Operation;
 use crate::clock::Clock;
 use crate::quota::BucketId;
 use crate::shares::Holder;
-use crate::upstream::Outgoing;
+use crate::upstream::{Outgoing, Part};
 use crate::words::RequestId;
 
 /// The call.
@@ -30,10 +30,11 @@ pub(super) struct Call {
     pub(super) policy: Arc<Policy>,
     pub(super) member: Arc<Member>,
     pub(super) by: By,
-    pub(super) organization: Option<u64>,
     pub(super) row: Arc<Operation>,
     pub(super) index: usize,
     pub(super) bucket: BucketId,
+    /// The organization in its path.
+    pub(super) organization: Option<u64>,
     pub(super) parameters: Parameters,
     /// The canonical path, as records have it.
     pub(super) path: Arc<str>,
@@ -66,6 +67,29 @@ impl Call {
     /// Time left until the deadline.
     pub(super) fn left(&self, clock: &Clock) -> Duration {
         self.deadline.saturating_duration_since(clock.now())
+    }
+
+    /// In whose name it waits.
+    pub(super) fn caller(&self) -> &Arc<str> {
+        &self.member.config.name
+    }
+
+    /// What the breaker knows it by.
+    pub(super) fn part(&self) -> Part {
+        Part { operation: self.row.id.clone(), organization: self.organization }
+    }
+
+    /// The most time that one attempt gets.
+    pub(super) fn attempt(&self) -> Duration {
+        let upstream = &self.policy.config.upstream;
+        let most = if self.row.is_write() { upstream.write_attempt } else { upstream.attempt };
+        most.min(self.deadline.saturating_duration_since(self.read))
+    }
+
+    /// How long it may still wait for its turn at anything. An attempt that begins has an eighth of its time left at least:
+    /// with less, a write would only end in doubt.
+    pub(super) fn patience(&self, clock: &Clock) -> Duration {
+        self.left(clock).saturating_sub(self.attempt() / 8)
     }
 }
 

@@ -3,15 +3,16 @@
 use http::{HeaderMap, Method, Uri};
 use serde::Serialize;
 
-use super::forward::no_turn;
+use super::forward::{no_turn, refused};
 use super::gate::Gate;
 use super::policy::{Member, Policy, bucket};
 use super::recall::{Asked, held, key_and_target};
 use super::refusal::{Refusal, seconds};
 use super::{narrow, steps};
 use crate::cache::{Recall, Wish};
-use crate::catalogue::{Body, Retry};
+use crate::catalogue::{Body, Matched, Retry};
 use crate::quota::{BucketId, Outlook};
+use crate::upstream::Part;
 
 /// One step's word.
 #[derive(Clone, Debug, Serialize)]
@@ -101,16 +102,18 @@ fn decide(
     } else {
         recall(running, &asked, &mut told)
     };
-    match (quota(running, &asked), memory) {
-        // An answer from memory needs no quota.
-        (_, Memory::Fresh) => return Ok(()),
-        (Err(refusal), Memory::Stale) if refusal.stale_may_answer() => {
-            told.say("quota", "stale", format!("{} The stale answer would be sent instead.", refusal.detail()));
-            return Ok(());
+    if memory == Memory::Fresh {
+        return Ok(()); // it needs no quota
+    }
+    for (step, answer) in [("quota", quota(running, &asked)), ("forward", forward(running, &asked))] {
+        match answer {
+            Err(refusal) if memory == Memory::Stale && refusal.stale_may_answer() => {
+                told.say(step, "stale", format!("{} The stale answer would be sent instead.", refusal.detail()));
+                return Ok(());
+            }
+            answer => drop(told.check(step, answer, Clone::clone)?),
         }
-        (quota, _) => told.check("quota", quota, Clone::clone)?,
-    };
-    told.say("forward", "allow", forward(row.retry).to_owned());
+    }
     Ok(())
 }
 
@@ -232,10 +235,15 @@ fn quota(running: Running<'_>, asked: &Asked<'_>) -> Result<String, Refusal> {
     ))
 }
 
-const fn forward(retry: Retry) -> &'static str {
-    match retry {
+/// What the breaker would say to the request now, and what becomes of one that fails.
+fn forward(running: Running<'_>, asked: &Asked<'_>) -> Result<String, Refusal> {
+    let Matched { operation, organization, .. } = *asked.matched;
+    let part = Part { operation: operation.id.clone(), organization };
+    running.map_or(Ok(()), |gate| gate.upstream().breaker().would_permit(operation.retry, &part)).map_err(refused)?;
+    Ok(match operation.retry {
         Retry::Safe => "a read: sent again after any failure, within its deadline",
         Retry::Idempotent => "sent again when its effect is unknown: repeating it changes nothing",
         Retry::Once => "sent again only when it was provably not processed",
     }
+    .to_owned())
 }

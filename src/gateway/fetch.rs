@@ -11,16 +11,20 @@ use http::{HeaderMap, StatusCode};
 use super::account::Account;
 use super::answer::{Body, Facts, Passed, Reply, passed_headers, stored_headers, strong_etag};
 use super::call::Call;
-use super::forward::{Sent, Ticket, forward, read_answer, spare_ticket, ticket};
+use super::forward::{Sent, Ticket, forward, read_answer, spare_ticket, ticket, whole_ticket};
 use super::gate::Gate;
 use super::narrow::Page;
 use super::recall::Wanted;
 use super::refusal::Refusal;
 use super::tags;
 use crate::audit;
-use crate::cache::{CacheStatus, Filling, Leg, Lost, storable};
+use crate::cache::{Boarding, CacheStatus, Filling, Leg, Lost, Waiter, storable};
+use crate::shares::Held;
 use crate::upstream::Answered;
 use crate::words::RequestId;
+
+/// A fetch that is queued in another caller's name is waited for so long before an own turn is waited for as well.
+const QUEUED_FOR_ANOTHER: Duration = Duration::from_millis(50);
 
 /// What a fetch brings to everybody who waits for it.
 #[derive(Clone)]
@@ -66,37 +70,72 @@ async fn fetched(
 ) -> Result<(Landing, bool), Refusal> {
     let late = Refusal::Late;
     if !wanted.together {
-        let alone = tokio::time::timeout(call.left(&gate.clock), go(gate.clone(), call.clone(), None)).await;
+        let alone = tokio::time::timeout(call.left(&gate.clock), go(gate.clone(), call.clone(), None, None)).await;
         return Ok((alone.map_err(|_| late)??, false));
     }
-    let mut own_turn = false;
+    let (mut own_turn, mut ticket) = (false, None);
+    let mut place = account.hand_over_place();
     loop {
         let behind = gate.cache.behind(&tags::stored(&call.row, &call.parameters));
+        let boarding =
+            Boarding { caller: call.caller(), lane: wanted.lane, since: wanted.since, ready: ticket.is_some() };
         let fetch = {
             let (gate, call, key) = (gate.clone(), call.clone(), wanted.key.clone());
-            move |leg| go(gate, call, Some((key, leg)))
+            let (ticket, place) = (ticket.take(), place.take());
+            move |leg| async move {
+                let _place = place;
+                go(gate, call, ticket, Some((key, leg))).await
+            }
         };
-        let Some(waiter) = gate.flights.fly(&gate.tasks, &wanted.key, behind, wanted.lane, wanted.since, fetch) else {
+        let Some(waiter) = gate.flights.fly(&gate.tasks, &wanted.key, behind, &boarding, fetch) else {
             return Err(Refusal::Busy);
         };
         let collapsed = waiter.collapsed();
-        if collapsed {
-            account.joined();
-        }
-        match tokio::time::timeout(call.left(&gate.clock), waiter).await {
+        match tokio::time::timeout(call.left(&gate.clock), landing(gate, call, waiter)).await {
             Err(_) => return Err(late),
-            Ok(Ok(Ok(landing))) => {
+            Ok(Wait::Turn(own)) => (ticket, place) = (Some(own.0), Some(own.1)),
+            Ok(Wait::Over(Ok(Ok(landing)))) => {
                 if collapsed {
-                    gate.quota.saved(call.bucket, &call.member.config.name);
+                    gate.quota.saved(call.bucket, call.caller());
                 }
                 return Ok((landing, collapsed));
             }
             // Another request's own failure is not this one's: once more, with a turn of its own.
-            Ok(Ok(Err(refusal))) if collapsed && refusal.is_own() && !own_turn => own_turn = true,
-            Ok(Err(Lost)) if collapsed && !own_turn => own_turn = true,
-            Ok(Ok(Err(refusal))) => return Err(refusal),
-            Ok(Err(Lost)) => return Err(Refusal::Internal),
+            Ok(Wait::Over(Ok(Err(refusal)))) if collapsed && refusal.is_own() && !own_turn => own_turn = true,
+            Ok(Wait::Over(Err(Lost))) if collapsed && !own_turn => own_turn = true,
+            Ok(Wait::Over(Ok(Err(refusal)))) => return Err(refusal),
+            Ok(Wait::Over(Err(Lost))) => return Err(Refusal::Internal),
         }
+    }
+}
+
+/// How a wait for a flight ends.
+enum Wait {
+    /// With what it brings.
+    Over(Result<Result<Landing, Refusal>, Lost>),
+    /// With a turn of this request's own, while the flight still waits for one in another caller's name.
+    Turn(Box<(Ticket, Held)>),
+}
+
+/// Waits for a flight. One that is queued in the name of another caller, who may have many before it, is no reason to wait
+/// longer than for an own turn.
+async fn landing(gate: &Gate, call: &Call, mut waiter: Waiter<Result<Landing, Refusal>>) -> Wait {
+    if !waiter.collapsed() {
+        return Wait::Over(waiter.await);
+    }
+    if let Ok(over) = tokio::time::timeout(QUEUED_FOR_ANOTHER, &mut waiter).await {
+        return Wait::Over(over);
+    }
+    if !waiter.is_queued_for_another(call.caller()) {
+        return Wait::Over(waiter.await);
+    }
+    let own_turn = async {
+        let place = call.member.state.enter(call.policy.limits().in_flight_per_caller).ok()?;
+        Some((whole_ticket(gate, call).await.ok()?, place))
+    };
+    tokio::select! {
+        over = &mut waiter => Wait::Over(over),
+        Some(own) = own_turn => Wait::Turn(Box::new(own)),
     }
 }
 
@@ -105,6 +144,7 @@ async fn fetched(
 pub(super) fn fetch_ahead(gate: &Arc<Gate>, call: Call, wanted: &Wanted) {
     let Ok(turn) = gate.ahead.clone().try_acquire_owned() else { return };
     let behind = gate.cache.behind(&tags::stored(&call.row, &call.parameters));
+    let caller = call.caller().clone();
     let fetch = {
         let (gate, call, key) = (gate.clone(), Arc::new(call), wanted.key.clone());
         move |leg| async move {
@@ -114,7 +154,8 @@ pub(super) fn fetch_ahead(gate: &Arc<Gate>, call: Call, wanted: &Wanted) {
             land(gate, call, ticket, Some((key, leg))).await
         }
     };
-    let flown = gate.flights.fly(&gate.tasks, &wanted.key, behind, wanted.lane, None, fetch);
+    let boarding = Boarding { caller: &caller, lane: wanted.lane, since: None, ready: false };
+    let flown = gate.flights.fly(&gate.tasks, &wanted.key, behind, &boarding, fetch);
     if let Some(waiter) = flown.filter(|waiter| !waiter.collapsed()) {
         // Somebody must wait, or the flight is called off. What becomes of it matters to nobody.
         gate.tasks.spawn(async move { drop(waiter.await) });
@@ -122,8 +163,16 @@ pub(super) fn fetch_ahead(gate: &Arc<Gate>, call: Call, wanted: &Wanted) {
 }
 
 /// One fetch: steps 9, 11 and 12. With a leg it fills the cache.
-async fn go(gate: Arc<Gate>, call: Arc<Call>, fill: Option<(Arc<str>, Leg)>) -> Result<Landing, Refusal> {
-    let ticket = ticket(&gate, &call).await?;
+async fn go(
+    gate: Arc<Gate>,
+    call: Arc<Call>,
+    ready: Option<Ticket>,
+    fill: Option<(Arc<str>, Leg)>,
+) -> Result<Landing, Refusal> {
+    let ticket = match ready {
+        Some(ticket) => ticket,
+        None => ticket(&gate, &call).await?,
+    };
     land(gate, call, ticket, fill).await
 }
 
@@ -134,8 +183,9 @@ async fn land(
     ticket: Ticket,
     fill: Option<(Arc<str>, Leg)>,
 ) -> Result<Landing, Refusal> {
+    let begins = || fill.iter().for_each(|(_, leg)| drop(leg.sent()));
+    let Sent { ending, attempts, quota_wait, .. } = forward(&gate, &call, ticket, begins).await;
     let fill = fill.map(|(key, leg)| (key, leg.sent()));
-    let Sent { ending, attempts, quota_wait, .. } = forward(&gate, &call, ticket).await;
     let facts = Facts { attempts, upstream_status: ending.status(), quota_wait, outcome: None };
     let answered = read_answer(ending)?;
     let stored = fill.and_then(|(key, birth)| {

@@ -1,7 +1,7 @@
 //! Step 11, forward: attempts under one deadline, each with a slot of the quota, as long as the retry table and the budget
 //! let it go again. What the attempts prove is returned; who called is not known here.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, StatusCode};
@@ -14,7 +14,8 @@ use crate::callers::Kind;
 use crate::catalogue::{Operation, Retry};
 use crate::quota::{BucketId, Outlook, Refused, Slot};
 use crate::upstream::{
-    Answered, Attempted, Effect, Ending, Next, Pass, ProxyError, Why, ambiguous, effect, retry_after,
+    Affected, Answered, Attempted, Connection, Effect, Ending, Next, Open, Pass, ProxyError, Told, Why, ambiguous,
+    effect, retry_after,
 };
 use crate::words::RequestId;
 
@@ -24,18 +25,27 @@ const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), 
 /// Time kept for the answer after the last attempt.
 const ANSWERING: Duration = Duration::from_millis(20);
 
-/// The right to go upstream: the breaker's pass and a slot of the quota.
+/// The right to go upstream: the breaker's pass, a slot of the quota and, where it was waited for already, a connection.
+/// Dropped before it goes, it has spent nothing.
 pub(super) struct Ticket {
-    pass: Pass,
-    slot: Slot,
+    pass: Option<Pass>,
+    slot: Option<Slot>,
     /// How long the slot was waited for.
     waited: Duration,
+    connection: Option<Connection>,
 }
 
 impl Ticket {
-    /// Nothing was sent with it.
-    pub(super) fn give_back(self) {
-        self.slot.unsent();
+    fn new(pass: Pass, slot: Slot) -> Self {
+        Self { pass: Some(pass), waited: slot.waited(), slot: Some(slot), connection: None }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            slot.unsent();
+        }
     }
 }
 
@@ -60,10 +70,20 @@ pub(super) struct Sent {
 /// The breaker is open, or no slot comes in time.
 pub(super) async fn ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
     let pass = permit(gate, call).await?;
-    let slot = turn(gate, call).await?;
-    let waited = slot.waited();
-    gate.meters.quota_waits.add(waited);
-    Ok(Ticket { pass, slot, waited })
+    let ticket = Ticket::new(pass, turn(gate, call).await?);
+    gate.meters.quota_waits.add(ticket.waited);
+    Ok(ticket)
+}
+
+/// The same with a connection: whoever has it can go at once.
+///
+/// # Errors
+/// As above, or no connection becomes free in time.
+pub(super) async fn whole_ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
+    let mut ticket = ticket(gate, call).await?;
+    let connection = gate.upstream().connection(Some(call.caller()), call.patience(&gate.clock)).await;
+    ticket.connection = Some(connection.map_err(unsent)?);
+    Ok(ticket)
 }
 
 /// The same without waiting, and only if it takes nothing from anybody; see [`Quota::spare`](crate::quota::Quota::spare).
@@ -73,34 +93,39 @@ pub(super) async fn ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> 
 pub(super) async fn spare_ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
     let upstream = gate.upstream();
     let none = || Refusal::NoQuota { outlook: Outlook::UNKNOWN };
-    let pass = upstream.breaker().permit(Retry::Safe).map_err(|_open| none())?;
+    let pass = upstream.breaker().permit(Retry::Safe, &call.part()).map_err(|_open| none())?;
     let slot = if upstream.is_quiet() { gate.quota.spare(call.bucket).await } else { None }.ok_or_else(none)?;
-    Ok(Ticket { pass, slot, waited: Duration::ZERO })
+    Ok(Ticket::new(pass, slot))
 }
 
-/// The breaker's word. When its time is over a read finds out whether the upstream is back; a write, which could end in
-/// doubt, lets a mere connection find out first.
+/// The breaker's word. Whether the upstream can be reached a read finds out; a write, which could end in doubt, lets a mere
+/// connection find out first.
 async fn permit(gate: &Gate, call: &Call) -> Result<Pass, Refusal> {
-    let upstream = gate.upstream();
+    let (upstream, part) = (gate.upstream(), call.part());
     let breaker = upstream.breaker();
-    let refused = match breaker.permit(call.row.retry) {
+    let open = match breaker.permit(call.row.retry, &part) {
         Ok(pass) => return Ok(pass),
         Err(open) => open,
     };
-    if call.row.retry != Retry::Safe
-        && let Ok(probe) = breaker.permit(Retry::Safe)
+    if open.what == Affected::All
+        && call.row.retry != Retry::Safe
+        && let Ok(probe) = breaker.permit(Retry::Safe, &part)
     {
-        let reached = upstream.reach(call.policy.config.upstream.connect).await.is_ok();
-        breaker.report(probe, reached);
-        return breaker.permit(call.row.retry).map_err(|open| Refusal::BreakerOpen { retry_after: open.retry_after });
+        let reached = upstream.reach(call.policy.config.upstream.connect).await;
+        breaker.report(probe, reached.map_or_else(|why| why.told(), |()| Told::Connected));
+        return breaker.permit(call.row.retry, &part).map_err(refused);
     }
-    Err(Refusal::BreakerOpen { retry_after: refused.retry_after })
+    Err(refused(open))
+}
+
+pub(super) fn refused(open: Open) -> Refusal {
+    Refusal::BreakerOpen { what: open.what, retry_after: open.retry_after }
 }
 
 async fn turn(gate: &Gate, call: &Call) -> Result<Slot, Refusal> {
     let latest = call.deadline.min(gate.clock.now() + call.policy.config.upstream.quota_wait);
     let eligible = call.policy.eligible(call.bucket);
-    let turn = gate.quota.turn(call.bucket, &call.member.config.name, eligible, latest).await;
+    let turn = gate.quota.turn(call.bucket, call.caller(), eligible, latest).await;
     let slot = turn.map_err(no_turn)?;
     match call.still_allowed(gate) {
         Ok(()) => Ok(slot),
@@ -119,17 +144,33 @@ pub(super) fn no_turn(refused: Refused) -> Refusal {
     }
 }
 
-/// Sends the call, again where that is safe, until it has an ending that stays.
-pub(super) async fn forward(gate: &Gate, call: &Call, ticket: Ticket) -> Sent {
+/// Sends the call, again where that is safe, until it has an ending that stays. `begins` is called when nothing is waited for
+/// any more.
+pub(super) async fn forward(gate: &Gate, call: &Call, mut ticket: Ticket, begins: impl FnOnce()) -> Sent {
     let upstream = gate.upstream();
-    let Ticket { pass, slot, waited: mut quota_wait } = ticket;
-    let mut slot = Some(slot);
-    let (mut attempts, mut unsure) = (0, false);
+    let (mut slot, mut connection, mut begins) = (ticket.slot.take(), ticket.connection.take(), Some(begins));
+    let mut quota_wait = ticket.waited;
+    let (mut attempts, mut unsure, mut silent) = (0, false, false);
+    let mut last = None;
     let ending = loop {
+        let connected = match connection.take() {
+            Some(connection) => Ok(connection),
+            None => upstream.connection(Some(call.caller()), call.patience(&gate.clock)).await,
+        };
+        let connection = match connected {
+            Ok(connection) => connection,
+            Err(why) => {
+                slot.take().into_iter().for_each(Slot::unsent);
+                break last.unwrap_or(Ending::NotSent(why));
+            }
+        };
+        begins.take().into_iter().for_each(|begins| begins());
         let generation = upstream.token_generation();
-        let time = attempt_time(call, gate.clock.now());
-        let ending = upstream.attempt(&call.outgoing, time, call.row.retry == Retry::Once).await;
+        let time = attempt_time(call, gate);
+        let ending = upstream.attempt(connection, &call.outgoing, time, call.row.retry == Retry::Once).await;
         attempts += 1;
+        // One that was cut short by what was waited for before proves nothing about the upstream.
+        silent |= ending.told() == Told::Silent && time >= call.attempt() / 2;
         let about = About { request: &call.id, row: &call.row, bucket: call.bucket };
         account_for(gate, &about, slot.take(), &ending);
         let attempted = Attempted {
@@ -139,7 +180,7 @@ pub(super) async fn forward(gate: &Gate, call: &Call, ticket: Ticket) -> Sent {
             token_changed: upstream.token_generation() != generation,
             left: call.left(&gate.clock),
         };
-        let Next::Again { pause } = upstream.next(&attempted) else { break ending };
+        let Next::Again { pause } = upstream.next(call.caller(), &attempted) else { break ending };
         tokio::time::sleep(pause).await;
         match turn(gate, call).await {
             Ok(next) => {
@@ -149,20 +190,20 @@ pub(super) async fn forward(gate: &Gate, call: &Call, ticket: Ticket) -> Sent {
             Err(_) => break ending,
         }
         unsure |= ambiguous(&ending);
+        last = Some(ending);
     };
-    if let Some(reached) = ending.reached() {
-        upstream.breaker().report(pass, reached);
+    if let Some(pass) = ticket.pass.take() {
+        let told = if ending.told() == Told::Silent && !silent { Told::Nothing } else { ending.told() };
+        upstream.breaker().report(pass, told);
     }
     let effect = effect(call.row.retry, unsure, &ending);
     Sent { attempts, ambiguous: unsure || ambiguous(&ending), effect, quota_wait, ending }
 }
 
-fn attempt_time(call: &Call, now: Instant) -> Duration {
-    let upstream = &call.policy.config.upstream;
-    let most = if call.row.is_write() { upstream.write_attempt } else { upstream.attempt };
+fn attempt_time(call: &Call, gate: &Gate) -> Duration {
     // A little before the deadline, so that what is said is how the attempt ended.
-    let left = call.deadline.saturating_duration_since(now);
-    most.min(left.saturating_sub(ANSWERING.min(left / 10)))
+    let left = call.left(&gate.clock);
+    call.attempt().min(left.saturating_sub(ANSWERING.min(left / 10)))
 }
 
 /// On whose behalf an attempt was made, at what.
@@ -266,6 +307,11 @@ pub(super) fn is_traceparent(text: &[u8]) -> bool {
         && text.iter().enumerate().all(|(place, b)| if matches!(place, 2 | 35 | 52) { *b == b'-' } else { hex(b) })
 }
 
+/// Why nothing was sent.
+fn unsent(why: Why) -> Refusal {
+    if why.error == ProxyError::ConnectionLimitReached { Refusal::NoConnection } else { Refusal::Unreachable { why } }
+}
+
 /// An answer that may be passed on.
 ///
 /// # Errors
@@ -273,7 +319,7 @@ pub(super) fn is_traceparent(text: &[u8]) -> bool {
 pub(super) fn read_answer(ending: Ending) -> Result<Answered, Refusal> {
     match ending {
         Ending::Answered(answered) => passable(answered),
-        Ending::NotSent(why) => Err(Refusal::Unreachable { why }),
+        Ending::NotSent(why) => Err(unsent(why)),
         Ending::TimedOut(why) => Err(Refusal::TimedOut { why }),
         Ending::Lost(why) | Ending::Cut { why, .. } => Err(Refusal::Cut { why }),
         Ending::Leaked { .. } => Err(Refusal::Leaked),
@@ -291,7 +337,7 @@ pub(super) fn write_answer(ending: Ending, effect: Effect) -> Result<Answered, R
         Effect::InDoubt => Refusal::DoubtCut { why },
         Effect::Done => Refusal::AnswerLost { why },
         Effect::Rejected => Refusal::Cut { why },
-        Effect::NotSent => Refusal::Unreachable { why },
+        Effect::NotSent => unsent(why),
     };
     match ending {
         Ending::Answered(answered) => passable(answered),

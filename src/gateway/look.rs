@@ -21,7 +21,7 @@ use crate::audit::Doubt;
 use crate::catalogue::{Look, Operation, Proves, Retry};
 use crate::config;
 use crate::quota::{BucketId, Slot};
-use crate::upstream::{Ending, Outgoing, Pass, Upstream};
+use crate::upstream::{Ending, Outgoing, Part, Pass, Upstream};
 
 /// How often the doubts are gone through.
 const ROUND: Duration = Duration::from_secs(1);
@@ -180,6 +180,7 @@ struct Plan<'p> {
     read: &'p Operation,
     target: String,
     bucket: BucketId,
+    organization: Option<u64>,
 }
 
 impl<'p> Plan<'p> {
@@ -202,7 +203,11 @@ impl<'p> Plan<'p> {
         let value = |name: &str| parameters.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value);
         let target = path_with(read, value);
         let organization = doubt.organization.filter(|_| read.has_organization());
-        Some(Self { look, read, target, bucket: bucket_of(read, organization), parameters })
+        Some(Self { look, read, target, bucket: bucket_of(read, organization), organization, parameters })
+    }
+
+    fn part(&self) -> Part {
+        Part { operation: self.read.id.clone(), organization: self.organization }
     }
 }
 
@@ -247,7 +252,7 @@ async fn attend(gate: &Arc<Gate>, policy: &Policy, doubt: &Doubt, watched: Watch
     if !answers_again(gate, &watched, too_late) {
         return Err(Why::Unanswered);
     }
-    let pass = upstream.breaker().permit(Retry::Safe).map_err(|_open| Why::Unanswered)?;
+    let pass = upstream.breaker().permit(Retry::Safe, &plan.part()).map_err(|_open| Why::Unanswered)?;
     let slot = gate.quota.spare(plan.bucket).await.ok_or(Why::NoQuota)?;
     if gate.draining() || !gate.log.doubts().contains(doubt.intent) {
         slot.unsent();
@@ -276,13 +281,16 @@ async fn look(
     let headers = outgoing_headers(&HeaderMap::new(), false);
     let answers = gate.callers.own.answers.clone();
     let outgoing = Outgoing { method: Method::GET, target: plan.target.clone(), headers, body: Bytes::new(), answers };
-    let ending = upstream.attempt(&outgoing, policy.config.upstream.attempt, false).await;
+    let time = policy.config.upstream.attempt;
+    let Ok(connection) = upstream.connection(None, time).await else {
+        slot.unsent();
+        return Why::Failed;
+    };
+    let ending = upstream.attempt(connection, &outgoing, time, false).await;
     gate.meters.looks.fetch_add(1, Ordering::Relaxed);
     let about = About { request: &doubt.request, row: plan.read, bucket: plan.bucket };
     account_for(gate, &about, Some(slot), &ending);
-    if let Some(reached) = ending.reached() {
-        upstream.breaker().report(pass, reached);
-    }
+    upstream.breaker().report(pass, ending.told());
     let Ending::Answered(answered) = ending else { return Why::Failed };
     let body: Option<Value> =
         is_json(&answered.headers).then(|| serde_json::from_slice(answered.body.bytes()).ok()).flatten();

@@ -1,33 +1,35 @@
-//! Writes to one resource go one after the other, in the order of their arrival and over all their attempts: else a re-sent
-//! older PATCH could undo a newer one.
+//! Writes to one resource go one after the other, over all their attempts: else a re-sent older PATCH could undo a newer one.
+//! One caller's go in the order they came; among callers turns go round.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::OwnedMutexGuard;
+use crate::fair::{Fair, Turn};
 
-type Turn = Arc<tokio::sync::Mutex<()>>;
+type Resources = Arc<Mutex<HashMap<Arc<str>, Fair>>>;
 
 /// The resources that are being written to.
 #[derive(Default)]
 pub(super) struct Order {
-    resources: Arc<Mutex<HashMap<Arc<str>, Turn>>>,
+    resources: Resources,
 }
 
 /// The right to write to a resource, until dropped.
 pub(super) struct Held {
-    resources: Arc<Mutex<HashMap<Arc<str>, Turn>>>,
+    resources: Resources,
     path: Arc<str>,
-    turn: Option<OwnedMutexGuard<()>>,
+    turn: Option<Turn>,
 }
 
 impl Order {
-    /// Waits until every earlier write to this resource has ended. Turns are first come, first served.
-    pub(super) async fn turn(&self, path: &Arc<str>) -> Held {
+    /// Waits for this caller's turn at this resource.
+    pub(super) async fn turn(&self, path: &Arc<str>, caller: &Arc<str>) -> Held {
         let mut held = Held { resources: self.resources.clone(), path: path.clone(), turn: None };
-        let turn =
-            self.resources.lock().unwrap_or_else(PoisonError::into_inner).entry(path.clone()).or_default().clone();
-        held.turn = Some(turn.lock_owned().await);
+        let resource = {
+            let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+            resources.entry(path.clone()).or_insert_with(|| Fair::new(1)).clone()
+        };
+        held.turn = Some(resource.turn(caller).await);
         held
     }
 }
@@ -36,8 +38,8 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.turn = None;
         let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's own reference is the last one: nobody holds or awaits the turn.
-        if resources.get(&self.path).is_some_and(|turn| Arc::strong_count(turn) == 1) {
+        // The map's own handle is the last one: nobody holds or awaits the turn.
+        if resources.get(&self.path).is_some_and(Fair::is_unused) {
             resources.remove(&self.path);
         }
     }

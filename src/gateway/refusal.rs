@@ -1,5 +1,6 @@
 //! Every refusal: an answer that the gateway gives by itself. One value, one row, one answer, one record.
 
+mod problem;
 mod samples;
 mod shortage;
 
@@ -7,12 +8,11 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use serde::Serialize;
 
 use crate::callers::Kind;
 use crate::quota::Outlook;
 use crate::shares::Short;
-use crate::upstream::Why;
+use crate::upstream::{Affected, Why};
 use crate::words::RequestId;
 
 /// Why the gateway answers by itself.
@@ -49,6 +49,10 @@ pub enum Refusal {
     TooMany { most: usize },
     /// More requests under way than `limits.in_flight`.
     Busy,
+    /// No connection to the upstream became free in time.
+    NoConnection,
+    /// Earlier writes to the resource did not end in time.
+    NoTurn,
     /// The operation takes a JSON object and got something else.
     NotAnObject { why: String },
     /// The operation takes no body and got one.
@@ -103,8 +107,8 @@ pub enum Refusal {
     Unusable { why: Why },
     /// The caller has its share of what callers share, or the others have all of it.
     Short { of: Kind, short: Short },
-    /// The breaker is open: the upstream could not be reached lately.
-    BreakerOpen { retry_after: Duration },
+    /// The breaker is open: the upstream could not be reached lately, or did not answer this operation.
+    BreakerOpen { what: Affected, retry_after: Duration },
     /// A list that cannot be narrowed to the caller's organizations.
     NotNarrowable { why: &'static str },
     /// A write may or may not have taken effect: no answer in time.
@@ -156,6 +160,8 @@ impl Refusal {
                 row(StatusCode::TOO_MANY_REQUESTS, "MG142", "Too many requests of this caller under way")
             }
             Self::Busy => row(StatusCode::SERVICE_UNAVAILABLE, "MG143", "Too many requests under way"),
+            Self::NoConnection => row(StatusCode::SERVICE_UNAVAILABLE, "MG146", "No connection became free in time"),
+            Self::NoTurn => row(StatusCode::SERVICE_UNAVAILABLE, "MG147", "Earlier writes did not end in time"),
             Self::NotAnObject { .. } => row(StatusCode::BAD_REQUEST, "MG151", "The body is no JSON object"),
             Self::UnwantedBody => row(StatusCode::BAD_REQUEST, "MG152", "The operation takes no body"),
             Self::BodyCut => row(StatusCode::BAD_REQUEST, "MG153", "The body is incomplete"),
@@ -239,6 +245,13 @@ impl Refusal {
                 format!("At most {most} requests of one caller are under way at once: wait for some to end.")
             }
             Self::Busy => "The gateway has as many requests under way as it may: try again shortly.".to_owned(),
+            Self::NoConnection => {
+                "Requests before this one hold all connections to the upstream. Nothing was sent: try again shortly.".to_owned()
+            }
+            Self::NoTurn => {
+                "Writes to one resource go one after the other, and earlier ones did not end in time. Nothing was sent: try again shortly."
+                    .to_owned()
+            }
             Self::NotAnObject { why } => format!("The operation takes a JSON object: {why}."),
             Self::UnwantedBody => "This operation takes no body: send none.".to_owned(),
             Self::BodyCut => "The body ended early; nothing was forwarded.".to_owned(),
@@ -298,9 +311,15 @@ impl Refusal {
             }
             Self::Unusable { why } => format!("{}.", capital(&why.text)),
             Self::Short { of, short } => shortage::detail(*of, *short).to_owned(),
-            Self::BreakerOpen { retry_after } => {
+            Self::BreakerOpen { what: Affected::All, retry_after } => {
                 format!(
                     "The upstream could not be reached several times in a row; nothing was sent. Wait {} s.",
+                    seconds(*retry_after)
+                )
+            }
+            Self::BreakerOpen { what: Affected::Part(part), retry_after } => {
+                format!(
+                    "The upstream did not answer {part} several times in a row; nothing was sent. Wait {} s.",
                     seconds(*retry_after)
                 )
             }
@@ -324,9 +343,11 @@ impl Refusal {
     #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::TooFast { retry_after } | Self::BreakerOpen { retry_after } => Some(*retry_after),
+            Self::TooFast { retry_after } | Self::BreakerOpen { retry_after, .. } => Some(*retry_after),
             Self::NoQuota { outlook } | Self::QuotaQueueFull { outlook } => Some(outlook.after),
-            Self::TooMany { .. } | Self::Busy | Self::Short { .. } => Some(Duration::from_secs(1)),
+            Self::TooMany { .. } | Self::Busy | Self::Short { .. } | Self::NoConnection | Self::NoTurn => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }
@@ -346,6 +367,7 @@ impl Refusal {
             Self::TokenRefused => Some("proxy_configuration_error"),
             Self::Redirected { .. } | Self::Leaked | Self::NotNarrowable { .. } => Some("http_protocol_error"),
             Self::BreakerOpen { .. } => Some("destination_unavailable"),
+            Self::NoConnection => Some("connection_limit_reached"),
             Self::Late => Some("http_response_timeout"),
             _ => None,
         }
@@ -359,6 +381,7 @@ impl Refusal {
             Self::NoQuota { .. }
                 | Self::QuotaQueueFull { .. }
                 | Self::Short { .. }
+                | Self::NoConnection
                 | Self::Late
                 | Self::Internal
                 | Self::UnknownKey
@@ -381,6 +404,7 @@ impl Refusal {
                 | Self::Cut { .. }
                 | Self::Short { of: Kind::Answers, .. }
                 | Self::BreakerOpen { .. }
+                | Self::NoConnection
                 | Self::Late
         )
     }
@@ -412,46 +436,6 @@ impl Refusal {
         }
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    }
-
-    /// The problem document (RFC 9457) that Make's clients read too: string `message` and `detail`.
-    #[must_use]
-    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
-    pub fn problem(&self, request: &RequestId) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct Problem<'a> {
-            r#type: String,
-            title: &'a str,
-            status: u16,
-            detail: &'a str,
-            message: &'a str,
-            code: &'a str,
-            instance: &'a str,
-            #[serde(skip_serializing_if = "Vec::is_empty")]
-            suberrors: Vec<Suberror<'a>>,
-        }
-        #[derive(Serialize)]
-        struct Suberror<'a> {
-            message: &'a str,
-        }
-        let Row { status, code, title } = self.row();
-        let detail = self.detail();
-        let suberrors = match self {
-            Self::NotAnObject { why } => vec![Suberror { message: why }],
-            Self::Repeated { .. } => vec![Suberror { message: &detail }],
-            _ => Vec::new(),
-        };
-        let problem = Problem {
-            r#type: format!("urn:makegate:refusal:{code}"),
-            title,
-            status: status.as_u16(),
-            detail: &detail,
-            message: title,
-            code,
-            instance: request.as_str(),
-            suberrors,
-        };
-        serde_json::to_vec(&problem).unwrap_or_default()
     }
 }
 

@@ -46,16 +46,20 @@ pub(super) async fn write(
             return Ok(reply);
         }
     };
-    let left = call.left(&gate.clock);
-    let order =
-        async { if call.row.retry == Retry::Idempotent { Some(gate.order.turn(&call.path).await) } else { None } };
-    let order = tokio::time::timeout(left, order).await.map_err(|_| Refusal::Late)?;
+    let order = async {
+        if call.row.retry == Retry::Idempotent { Some(gate.order.turn(&call.path, call.caller()).await) } else { None }
+    };
+    let order = tokio::time::timeout(call.patience(&gate.clock), order).await.map_err(|_| Refusal::NoTurn)?;
     let ticket = ticket(gate, &call).await?; // before the intent: a crash in the queue must not leave in doubt what was never sent
     identity.held(gate, &call)?; // an equal write may have ended in doubt meanwhile
     account.record().fields = recorded_fields(&call.row, &call.outgoing.body);
     let call = Arc::new(call);
-    let account_for = account.hand_over();
-    let task = gate.tasks.spawn(carry_out(gate.clone(), call.clone(), account_for, identity, ticket, order));
+    let (account_for, place) = (account.hand_over(), account.hand_over_place());
+    let task = carry_out(gate.clone(), call.clone(), account_for, identity, ticket, order);
+    let task = gate.tasks.spawn(async move {
+        let _place = place;
+        task.await
+    });
     match tokio::time::timeout(call.left(&gate.clock), task).await {
         Ok(Ok((reply, outcome))) => {
             account.outcome = outcome;
@@ -100,12 +104,12 @@ async fn carry_out(
     let record = Some(Record { intent: Some(intent), ..record });
     let mut open = Intended { gate: gate.clone(), call: call.clone(), record, claim: identity.claim };
     if let Err(refusal) = call.still_allowed(&gate) {
-        ticket.give_back();
+        drop(ticket);
         let (reply, outcome) = (Err(refusal), Outcome::NotSent);
         open.settle(outcome, &reply, &Facts { outcome: Some(outcome), ..Facts::default() }).await;
         return (reply, Some(outcome));
     }
-    let Sent { ending, attempts, ambiguous, effect, quota_wait } = forward(&gate, &call, ticket).await;
+    let Sent { ending, attempts, ambiguous, effect, quota_wait } = forward(&gate, &call, ticket, || {}).await;
     let upstream_status = ending.status();
     let outcome = outcome(effect);
     let facts = Facts { attempts, upstream_status, quota_wait, outcome: Some(outcome) };

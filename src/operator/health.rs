@@ -57,9 +57,11 @@ fn checks(desk: &Desk) -> [(&'static str, State); 5] {
         (_, false) => State::Failed("it cannot be written, and its buffer is full; see the process log"),
     };
     let draining = if gate.draining() { State::Failed("it is shutting down") } else { State::Ok };
-    let upstream = match gate.upstream().breaker().standing() {
-        Standing::Closed => State::Ok,
-        Standing::Open | Standing::Probing => State::Degraded("Make could not be reached lately"),
+    let upstream = gate.upstream();
+    let upstream = match (upstream.breaker().standing(), upstream.breaker().silent()) {
+        (Standing::Closed, 0) => State::Ok,
+        (Standing::Closed, _) => State::Degraded("Make has not answered some operations lately; see the process log"),
+        (Standing::Open | Standing::Probing, _) => State::Degraded("Make could not be reached lately"),
     };
     let token = if gate.upstream().refuses_token() {
         State::Degraded("Make refuses the gateway's token: replace it")

@@ -163,11 +163,17 @@ fn upstream(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     let attempts = ENDINGS.iter().zip(&meters.attempts);
     let attempts = attempts.map(|(ending, count)| ([("result", (*ending).to_owned())], count.load(Ordering::Relaxed)));
     sheet.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
-    let standing = desk.gate.upstream().breaker().standing();
+    let upstream = desk.gate.upstream();
+    let (standing, silent) = (upstream.breaker().standing(), upstream.breaker().silent());
     let states = [(Standing::Closed, "closed"), (Standing::Open, "open"), (Standing::Probing, "probing")];
     let states = states.map(|(state, name)| ([("state", name.to_owned())], u64::from(state == standing)));
     let help = "What the breaker does: 1 at its state (closed: requests go upstream)";
     sheet.gauges("makegate_upstream_breaker", help, states)?;
+    let help = "Operations of organizations that are not sent for a while, because the upstream did not answer them";
+    sheet.gauge("makegate_upstream_silent", help, silent)?;
+    let (in_use, waiting) = upstream.load();
+    sheet.gauge("makegate_upstream_connections", "Connections to the upstream in use", in_use)?;
+    sheet.gauge("makegate_upstream_waiting", "Requests that wait for one", waiting)?;
     sheet.count("makegate_token_refused", "Upstream answers 401 to the gateway's own token", &meters.token_refused)?;
     sheet.count("makegate_token_leaks", "Upstream answers withheld because they held the token", &meters.leaks)?;
     let help = "Upstream answers 403 that are not Make's: something before it refused";

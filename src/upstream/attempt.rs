@@ -1,5 +1,6 @@
 //! One send, and what its end proves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,9 +11,10 @@ use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
 
 use super::ending::{Answered, Ending, ProxyError, Why};
-use super::pool::{Handed, Line, Turn};
+use super::pool::{Handed, Line};
 use super::token::Token;
 use super::{HeldToken, Outgoing, Upstream};
+use crate::fair::Turn;
 use crate::process_log::STATE;
 use crate::shares::Held;
 
@@ -21,8 +23,6 @@ const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("makegate/", en
 
 /// How far an attempt has come: what a time-out proves.
 enum Progress {
-    /// No connection is free yet.
-    Queued,
     /// A connection is being opened.
     Connecting,
     /// The request may have been written.
@@ -34,9 +34,6 @@ enum Progress {
 impl Progress {
     fn timed_out(self) -> Ending {
         match self {
-            Self::Queued => {
-                Ending::NotSent(Why::new(ProxyError::ConnectionLimitReached, "no connection became free in time"))
-            }
             Self::Connecting => {
                 Ending::NotSent(Why::new(ProxyError::ConnectionTimeout, "the time was up while connecting"))
             }
@@ -49,17 +46,33 @@ impl Progress {
     }
 }
 
+/// The right to one of the connections, until dropped.
+#[must_use = "dropping it gives the connection to the next"]
+#[derive(Debug)]
+pub struct Connection(Turn);
+
 impl Upstream {
+    /// Waits for the right to a connection, at most for `patience`: fairly among callers, of whom each leaves some to others.
+    /// `caller`: on whose behalf, and whose retry budget grows by it; `None`: the gateway's own.
+    ///
+    /// # Errors
+    /// None became free in time. That is this side's own bound: it tells nothing about the upstream.
+    pub async fn connection(&self, caller: Option<&Arc<str>>, patience: Duration) -> Result<Connection, Why> {
+        let late = || Why::new(ProxyError::ConnectionLimitReached, "no connection became free in time");
+        let turn = self.pool.turn(caller, patience).await.ok_or_else(late)?;
+        caller.into_iter().for_each(|caller| self.budget.attempted(caller));
+        Ok(Connection(turn))
+    }
+
     /// One attempt: never follows a redirect, never sends again what may have been sent.
     ///
     /// `time`: for all of it (connecting has its own, smaller time-out besides). `fresh`: on a connection that was never
     /// idle, for `once` writes: an idle one may be closed under the request, which would put the write in doubt.
     ///
     /// Dropping the future closes the connection; what was handed over may still take effect.
-    pub async fn attempt(&self, outgoing: &Outgoing, time: Duration, fresh: bool) -> Ending {
-        self.budget.attempted();
-        let mut progress = Progress::Queued;
-        match timeout(time, self.go(outgoing, fresh, &mut progress)).await {
+    pub async fn attempt(&self, connection: Connection, outgoing: &Outgoing, time: Duration, fresh: bool) -> Ending {
+        let mut progress = Progress::Connecting;
+        match timeout(time, self.go(connection, outgoing, fresh, &mut progress)).await {
             Ok(ending) => ending,
             Err(_) => progress.timed_out(),
         }
@@ -68,20 +81,20 @@ impl Upstream {
     /// Opens a connection and closes it again, sending nothing: do name, TCP and TLS work? `time`: for all of it.
     ///
     /// # Errors
-    /// [`Why`] they do not.
+    /// [`Why`] they do not, or that there was no connection to try with.
     pub async fn reach(&self, time: Duration) -> Result<(), Why> {
-        let dial = async {
-            let _turn = self.pool.turn().await;
-            self.pool.dial().await.map(drop)
-        };
+        let _connection = self.connection(None, time).await?;
         let late = |_| Why::new(ProxyError::ConnectionTimeout, "no connection in time");
-        timeout(time, dial).await.map_err(late)?
+        timeout(time, self.pool.dial()).await.map_err(late)?.map(drop)
     }
 
-    async fn go(&self, outgoing: &Outgoing, fresh: bool, progress: &mut Progress) -> Ending {
-        let Some(turn) = self.pool.turn().await else {
-            return Ending::NotSent(Why::new(ProxyError::ConnectionLimitReached, "no more connections are given"));
-        };
+    async fn go(
+        &self,
+        Connection(turn): Connection,
+        outgoing: &Outgoing,
+        fresh: bool,
+        progress: &mut Progress,
+    ) -> Ending {
         let room = match self.memory.reserve(&outgoing.answers) {
             Ok(room) => room,
             Err(short) => return Ending::NoRoom { status: None, short },
@@ -91,7 +104,6 @@ impl Upstream {
             Ok(request) => request,
             Err(why) => return Ending::NotSent(why),
         };
-        *progress = Progress::Connecting;
         let began = self.clock.now();
         match self.send(request, fresh, progress).await {
             Ok((line, response)) => {

@@ -1,15 +1,17 @@
 //! The retry budget: when much fails, sending more makes it worse. Re-sent attempts stay a small share of all of them.
+//!
+//! Each caller has its own: who fails all the time cannot spend what another's requests have earned.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::config::Limits;
 
-/// The share is one of all attempts in this time...
+/// A caller may re-send a part of its attempts in this time...
 const WINDOW: Duration = Duration::from_secs(60);
-/// ...and the floor is one of this time.
+/// ...and its share of the floor in this time, but at least one.
 const FLOOR_WINDOW: Duration = Duration::from_secs(10);
 /// Attempts are counted together in slices this long.
 const SLICE: Duration = Duration::from_secs(1);
@@ -19,9 +21,13 @@ pub(super) struct Budget {
     clock: Clock,
     percent: u64,
     floor: u64,
-    /// Oldest first, none older than [`WINDOW`]: at most 61.
-    slices: Mutex<VecDeque<Slice>>,
+    /// Those with attempts within [`WINDOW`].
+    callers: Mutex<HashMap<Arc<str>, Account>>,
 }
+
+/// One caller's slices, oldest first, none older than [`WINDOW`]: at most 61.
+#[derive(Default)]
+struct Account(VecDeque<Slice>);
 
 struct Slice {
     began: Instant,
@@ -32,42 +38,56 @@ struct Slice {
 impl Budget {
     pub(super) fn new(limits: &Limits, clock: Clock) -> Self {
         let (percent, floor) = (u64::from(limits.retry_percent), u64::from(limits.retry_floor));
-        Self { clock, percent, floor, slices: Mutex::default() }
+        Self { clock, percent, floor, callers: Mutex::default() }
     }
 
     /// Counts an attempt, first or re-sent.
-    pub(super) fn attempted(&self) {
+    pub(super) fn attempted(&self, caller: &Arc<str>) {
         let now = self.clock.now();
-        if let Some(slice) = self.slices_at(now).back_mut() {
-            slice.attempts += 1;
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !callers.contains_key(caller) {
+            callers.retain(|_, account| account.has_any_since(now, WINDOW));
+            callers.insert(caller.clone(), Account::default());
+        }
+        if let Some(account) = callers.get_mut(caller) {
+            account.at(now).attempts += 1;
         }
     }
 
-    /// Takes the right to send once again. `false`: too much is being sent again already.
-    pub(super) fn take(&self) -> bool {
+    /// Takes the right to send once again. `false`: too much of this caller's is being sent again already.
+    pub(super) fn take(&self, caller: &Arc<str>) -> bool {
         let now = self.clock.now();
-        let mut slices = self.slices_at(now);
-        let attempts: u64 = slices.iter().map(|slice| slice.attempts).sum();
-        let resent: u64 = slices.iter().map(|slice| slice.resent).sum();
-        let lately = slices.iter().filter(|slice| now.saturating_duration_since(slice.began) < FLOOR_WINDOW);
-        let few = lately.map(|slice| slice.resent).sum::<u64>() < self.floor;
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let active = callers.values().filter(|account| account.has_any_since(now, FLOOR_WINDOW)).count();
+        let share = self.floor / u64::try_from(active.max(1)).unwrap_or(u64::MAX);
+        let floor = share.max(self.floor.min(1));
+        let account = callers.entry(caller.clone()).or_default();
+        account.at(now);
+        let attempts: u64 = account.0.iter().map(|slice| slice.attempts).sum();
+        let resent: u64 = account.0.iter().map(|slice| slice.resent).sum();
+        let lately = account.0.iter().filter(|slice| now.saturating_duration_since(slice.began) < FLOOR_WINDOW);
+        let few = lately.map(|slice| slice.resent).sum::<u64>() < floor;
         let may = few || (resent + 1) * 100 <= attempts * self.percent;
-        if may && let Some(slice) = slices.back_mut() {
-            slice.resent += 1;
+        if may {
+            account.at(now).resent += 1;
         }
         may
     }
+}
 
-    /// The slices without what is over; the last one is that of `now`.
-    fn slices_at(&self, now: Instant) -> MutexGuard<'_, VecDeque<Slice>> {
-        let mut slices = self.slices.lock().unwrap_or_else(PoisonError::into_inner);
-        while slices.front().is_some_and(|slice| now.saturating_duration_since(slice.began) >= WINDOW) {
-            slices.pop_front();
+impl Account {
+    /// The slice of `now`; what is over is dropped.
+    fn at(&mut self, now: Instant) -> &mut Slice {
+        while self.0.front().is_some_and(|slice| now.saturating_duration_since(slice.began) >= WINDOW) {
+            self.0.pop_front();
         }
-        if slices.back().is_none_or(|slice| now.saturating_duration_since(slice.began) >= SLICE) {
-            slices.push_back(Slice { began: now, attempts: 0, resent: 0 });
-        }
-        slices
+        let is_over = self.0.back().is_none_or(|slice| now.saturating_duration_since(slice.began) >= SLICE);
+        let last = if is_over { None } else { self.0.pop_back() };
+        self.0.push_back_mut(last.unwrap_or(Slice { began: now, attempts: 0, resent: 0 }))
+    }
+
+    fn has_any_since(&self, now: Instant, time: Duration) -> bool {
+        self.0.back().is_some_and(|slice| now.saturating_duration_since(slice.began) < time)
     }
 }
 
@@ -76,11 +96,15 @@ mod tests {
     use super::*;
 
     fn budget(clock: &Clock) -> Budget {
-        Budget { clock: clock.clone(), percent: 10, floor: 2, slices: Mutex::default() }
+        Budget { clock: clock.clone(), percent: 10, floor: 2, callers: Mutex::default() }
     }
 
-    fn taken(budget: &Budget, tries: usize) -> usize {
-        (0..tries).filter(|_| budget.take()).count()
+    fn name(text: &str) -> Arc<str> {
+        text.into()
+    }
+
+    fn taken(budget: &Budget, caller: &str, tries: usize) -> usize {
+        (0..tries).filter(|_| budget.take(&name(caller))).count()
     }
 
     #[test]
@@ -88,13 +112,13 @@ mod tests {
         let clock = Clock::movable();
         let budget = budget(&clock);
         for _ in 0..50 {
-            budget.attempted();
+            budget.attempted(&name("a"));
             clock.advance(Duration::from_millis(500));
         }
-        assert_eq!(taken(&budget, 20), 5);
+        assert_eq!(taken(&budget, "a", 20), 5);
         clock.advance(Duration::from_secs(61));
-        budget.attempted();
-        assert_eq!(taken(&budget, 20), 2, "what is older than a minute no longer counts: the floor is left");
+        budget.attempted(&name("a"));
+        assert_eq!(taken(&budget, "a", 20), 2, "what is older than a minute no longer counts: the floor is left");
     }
 
     #[test]
@@ -102,21 +126,44 @@ mod tests {
         let clock = Clock::movable();
         let budget = budget(&clock);
         for _ in 0..5 {
-            assert_eq!(taken(&budget, 10), 2);
+            assert_eq!(taken(&budget, "a", 10), 2);
             clock.advance(Duration::from_secs(9));
-            assert_eq!(taken(&budget, 10), 0);
+            assert_eq!(taken(&budget, "a", 10), 0);
             clock.advance(Duration::from_secs(2));
         }
+    }
+
+    #[test]
+    fn who_fails_all_the_time_spends_nobody_elses() {
+        let clock = Clock::movable();
+        let budget = budget(&clock);
+        for _ in 0..100 {
+            budget.attempted(&name("greedy"));
+            budget.attempted(&name("polite"));
+        }
+        assert_eq!(taken(&budget, "greedy", 1_000), 10, "a tenth of its own");
+        assert_eq!(taken(&budget, "polite", 1_000), 10);
+        // The floor is shared by those who are active, and nobody's share is nothing.
+        clock.advance(Duration::from_secs(61));
+        for caller in ["a", "b", "c"] {
+            budget.attempted(&name(caller));
+        }
+        assert_eq!(["a", "b", "c"].map(|caller| taken(&budget, caller, 10)), [1, 1, 1]);
+        let none = Budget { floor: 0, ..self::budget(&clock) };
+        assert_eq!(taken(&none, "a", 10), 0);
     }
 
     #[test]
     fn it_holds_one_slice_a_second_and_none_older_than_a_minute() {
         let clock = Clock::movable();
         let budget = budget(&clock);
-        for _ in 0..10_000 {
-            budget.attempted();
+        for number in 0..10_000 {
+            budget.attempted(&name("a"));
+            budget.attempted(&format!("caller-{}", number / 10).into());
             clock.advance(Duration::from_millis(100));
         }
-        assert!(budget.slices.lock().unwrap().len() <= 61);
+        let callers = budget.callers.lock().unwrap();
+        assert!(callers["a"].0.len() <= 61);
+        assert!(callers.len() <= 62, "{} callers are remembered", callers.len());
     }
 }

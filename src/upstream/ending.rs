@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use super::body::Body;
+use super::breaker::Told;
 use crate::shares::Short;
 
 /// How one attempt ended.
@@ -70,15 +71,16 @@ impl Ending {
         }
     }
 
-    /// What it tells the breaker: was the upstream reached? `None`: it was this side's own bound, which tells nothing.
+    /// What it tells the breaker.
     #[must_use]
-    pub fn reached(&self) -> Option<bool> {
+    pub fn told(&self) -> Told {
         match self {
-            Self::NotSent(why) if why.is_local() => None,
-            Self::NotSent(_) | Self::TimedOut(_) => Some(false),
-            Self::NoRoom { status: None, .. } => None,
-            Self::Answered(_) | Self::Cut { .. } | Self::Lost(_) => Some(true),
-            Self::Leaked { .. } | Self::Unusable { .. } | Self::NoRoom { status: Some(_), .. } => Some(true),
+            Self::NotSent(why) => why.told(),
+            Self::NoRoom { status: None, .. } => Told::Nothing,
+            Self::TimedOut(_) => Told::Silent,
+            Self::Cut { why, .. } if why.error == ProxyError::HttpResponseTimeout => Told::Silent,
+            Self::Answered(_) | Self::Cut { .. } | Self::Lost(_) => Told::Reached,
+            Self::Leaked { .. } | Self::Unusable { .. } | Self::NoRoom { status: Some(_), .. } => Told::Reached,
         }
     }
 
@@ -135,6 +137,12 @@ impl Why {
         let mut text = cause.to_string();
         text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
         Self { error, text: Cow::Owned(text) }
+    }
+
+    /// What it tells the breaker, where it is why nothing was sent.
+    #[must_use]
+    pub fn told(&self) -> Told {
+        if self.is_local() { Told::Nothing } else { Told::Unreachable }
     }
 
     /// Is it this side's own doing (a bound of ours), not the upstream's?

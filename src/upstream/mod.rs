@@ -1,8 +1,8 @@
 //! The upstream: Make's API, one attempt at a time. The token goes in here and nowhere else.
 //!
 //! The loop over attempts is the gateway's, since each attempt takes a turn of the quota; what it asks is here:
-//! [`Upstream::attempt`] sends once, [`Upstream::next`] says whether it may go again, [`effect`] what a write's attempts
-//! did, [`Breaker`] whether to begin at all.
+//! [`Breaker`] says whether to begin at all, [`Upstream::connection`] when it is a caller's turn, [`Upstream::attempt`] sends
+//! once, [`Upstream::next`] says whether it may go again, [`effect`] what a write's attempts did.
 
 mod attempt;
 mod body;
@@ -34,8 +34,9 @@ use budget::Budget;
 use connect::Dialer;
 use pool::Pool;
 
+pub use attempt::Connection;
 pub use body::Body;
-pub use breaker::{Breaker, Open, Pass, Standing};
+pub use breaker::{Affected, Breaker, Open, Part, Pass, Standing, Told};
 pub use connect::SetupError;
 pub use ending::{Answered, Ending, ProxyError, Why};
 pub use retry::{Attempted, Effect, Next, ambiguous, effect, retry_after};
@@ -125,13 +126,13 @@ impl Upstream {
         self.token_refused.lasts()
     }
 
-    /// May a request go again after this attempt, and when? Takes from the retry budget what it allows.
+    /// May a request go again after this attempt, and when? Takes from the caller's retry budget what it allows.
     #[must_use]
-    pub fn next(&self, attempted: &Attempted<'_>) -> Next {
+    pub fn next(&self, caller: &Arc<str>, attempted: &Attempted<'_>) -> Next {
         // Without chance the pause is the longest: nobody is hurt by that.
         let dice = || hash::random::<8>().map_or(u64::MAX, u64::from_ne_bytes);
         match retry::next(attempted, &self.limits, self.clock.wall(), dice) {
-            Next::Again { .. } if !self.budget.take() => Next::Stop,
+            Next::Again { .. } if !self.budget.take(caller) => Next::Stop,
             next @ (Next::Again { .. } | Next::Stop) => next,
         }
     }
@@ -140,6 +141,12 @@ impl Upstream {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.pool.is_quiet()
+    }
+
+    /// How many connections are in use, and how many requests wait for one.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        self.pool.load()
     }
 
     /// Whether requests may begin at all.

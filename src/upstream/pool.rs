@@ -8,13 +8,13 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::connect::Dialer;
 use super::ending::Why;
 use crate::clock::Clock;
+use crate::fair::{Fair, Turn};
 use crate::process_log::{STATE, Trouble};
 use crate::tasks::Tasks;
 
@@ -60,17 +60,18 @@ impl Drop for Line {
     }
 }
 
-/// The right to use one connection.
-pub(super) type Turn = OwnedSemaphorePermit;
+/// In whose name the gateway connects on its own behalf: no caller can have it.
+const MAKEGATE: &str = "(makegate)";
 
 /// All connections to the upstream. Turns and idle connections together are never more than the bound.
 pub(super) struct Pool {
     dialer: Dialer,
     clock: Clock,
     idle_max: Duration,
-    /// Fair: first come, first served.
-    turns: Arc<Semaphore>,
+    /// The right to use a connection: fair among callers, who leave some to those who come back.
+    turns: Fair,
     most: usize,
+    own_name: Arc<str>,
     idle: Mutex<Idle>,
     /// No connection can be opened.
     unreachable: Trouble,
@@ -87,28 +88,34 @@ struct Idle {
 
 impl Pool {
     pub(super) fn new(dialer: Dialer, connections: usize, idle_max: Duration, clock: Clock) -> Self {
-        let most = connections.clamp(1, Semaphore::MAX_PERMITS);
-        let turns = Arc::new(Semaphore::new(most));
+        let most = connections.max(1);
         Self {
             dialer,
             clock,
             idle_max,
-            turns,
+            turns: Fair::new(most),
             most,
+            own_name: MAKEGATE.into(),
             idle: Mutex::default(),
             unreachable: Trouble::default(),
             tasks: Tasks::new(),
         }
     }
 
-    /// Waits for the right to use a connection. `None` never comes in fact: turns are never closed.
-    pub(super) async fn turn(&self) -> Option<Turn> {
-        self.turns.clone().acquire_owned().await.ok()
+    /// Waits for the right to use a connection, in a caller's name or in the gateway's own. `None`: it did not come within
+    /// `patience`. How many of a caller's requests wait is bounded by how many are under way.
+    pub(super) async fn turn(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<Turn> {
+        timeout(patience, self.turns.turn(caller.unwrap_or(&self.own_name))).await.ok()
     }
 
     /// Are more than half of the turns free?
     pub(super) fn is_quiet(&self) -> bool {
-        self.turns.available_permits() * 2 > self.most
+        self.turns.free() * 2 > self.most
+    }
+
+    /// Connections in use, and requests that wait for one.
+    pub(super) fn load(&self) -> (usize, usize) {
+        (self.most.saturating_sub(self.turns.free()), self.turns.waiting())
     }
 
     /// The connection that has been idle shortest, if there is one that is open.
@@ -168,7 +175,7 @@ impl Pool {
     /// Closes idle connections for which a new one leaves no place.
     fn make_way(&self) {
         let mut idle = self.idle();
-        let surplus = idle.lines.len().saturating_sub(self.turns.available_permits());
+        let surplus = idle.lines.len().saturating_sub(self.turns.free());
         idle.lines.drain(..surplus);
     }
 

@@ -43,5 +43,6 @@ mod p13_deadline;
 mod p14_descriptors;
 #[cfg(target_os = "linux")]
 mod p14_disk;
+mod p14_fair;
 #[cfg(target_os = "linux")]
 mod p14_process_log;

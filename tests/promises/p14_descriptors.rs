@@ -42,5 +42,5 @@ async fn a_flood_of_connections_leaves_the_log_its_descriptors() {
 async fn where_there_are_too_few_it_does_not_start_and_says_so() {
     let home = Home::new(&Plan::default(), "http://127.0.0.1:9");
     let told = home.fails_with("ulimit -n 64");
-    assert!(told.contains("the system grants 64 file descriptors, and at least 96 are needed"), "{told}");
+    assert!(told.contains("the system grants 64 file descriptors, and at least 98 are needed"), "{told}");
 }

@@ -70,7 +70,17 @@ impl Upstream {
         key: &'static str,
         which: (Lane, Option<Instant>),
     ) -> Option<Waiter<Bytes>> {
-        flights.fly(tasks, &key.into(), self.cache.behind(&["a"]), which.0, which.1, self.fetch(key))
+        self.board(flights, tasks, key, &Boarding { caller: &"a".into(), lane: which.0, since: which.1, ready: false })
+    }
+
+    fn board(
+        &self,
+        flights: &Flights<Bytes>,
+        tasks: &Tasks,
+        key: &'static str,
+        boarding: &Boarding<'_>,
+    ) -> Option<Waiter<Bytes>> {
+        flights.fly(tasks, &key.into(), self.cache.behind(&["a"]), boarding, self.fetch(key))
     }
 
     fn counts(&self) -> (usize, usize, usize) {
@@ -171,6 +181,31 @@ async fn whoever_joins_in_time_saves_a_deserted_flight() {
     assert_eq!(upstream.counts(), (1, 1, 0));
 }
 
+/// Who has its turn does not wait for one who waits for its own, and is waited for by all who come later.
+#[tokio::test]
+async fn whoever_can_go_at_once_overtakes_a_flight_that_waits_for_its_turn() {
+    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
+    let (greedy, polite) = (Arc::from("greedy"), Arc::from("polite"));
+    let boarding = |caller, ready| Boarding { caller, lane: Lane::Normal, since: None, ready };
+    let board = |boarding| upstream.board(&flights, &tasks, "k", &boarding).unwrap();
+    let queued = board(boarding(&greedy, false));
+    let waiter = board(boarding(&polite, false));
+    assert!(waiter.is_queued_for_another("polite") && !waiter.is_queued_for_another("greedy"));
+    let ready = board(boarding(&polite, true));
+    assert!(!ready.collapsed() && !ready.is_queued_for_another("polite"));
+    let later = board(boarding(&greedy, false));
+    assert!(later.collapsed());
+    // The older waits longer, so it goes first: four steps end it, two send the other.
+    upstream.let_go(6).await;
+    assert!(board(boarding(&greedy, true)).collapsed(), "what is sent already is as good for whoever is ready");
+    assert!(!waiter.is_queued_for_another("polite"));
+    upstream.let_go(2).await;
+    let bodies = join_all([queued, waiter, ready, later]).await;
+    assert!(bodies.iter().all(Result::is_ok), "{bodies:?}");
+    assert_eq!((upstream.counts(), flights.under_way()), ((2, 2, 0), 0));
+    assert!(told(&upstream.cache, &clock, "k", "").starts_with("hit "));
+}
+
 #[tokio::test]
 async fn a_panic_is_an_error_to_all_and_leaves_nothing_behind() {
     let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
@@ -180,7 +215,8 @@ async fn a_panic_is_an_error_to_all_and_leaves_nothing_behind() {
             yield_now().await;
             panic!("on purpose")
         };
-        flights.fly(&tasks, &"k".into(), upstream.cache.behind(&["a"]), Lane::Normal, None, fetch).unwrap()
+        let boarding = Boarding { caller: &"a".into(), lane: Lane::Normal, since: None, ready: false };
+        flights.fly(&tasks, &"k".into(), upstream.cache.behind(&["a"]), &boarding, fetch).unwrap()
     };
     let (first, second) = (fly(), fly());
     assert!(second.collapsed());
@@ -291,7 +327,9 @@ async fn parallel_refreshes_share_fetches() {
 async fn flights_and_waiters_are_bounded() {
     let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
     let behind = upstream.cache.behind(&["a"]);
-    let fly = |key: &str| flights.fly(&tasks, &key.into(), behind.clone(), Lane::Normal, None, |_| pending::<Bytes>());
+    let (caller, fetch) = ("a".into(), |_| pending::<Bytes>());
+    let boarding = Boarding { caller: &caller, lane: Lane::Normal, since: None, ready: false };
+    let fly = |key: &str| flights.fly(&tasks, &key.into(), behind.clone(), &boarding, fetch);
     let crowd: Vec<_> = (0..10_000).map_while(|_| fly("k")).collect();
     assert_eq!(crowd.len(), 10_000);
     assert!(fly("k").is_none());
@@ -319,7 +357,8 @@ fn threads_that_join_and_leave_lose_no_flight() {
                     yield_now().await;
                     seed
                 };
-                flights.fly(spawner, &"k".into(), behind.clone(), Lane::Normal, None, fetch).unwrap()
+                let boarding = Boarding { caller: &"a".into(), lane: Lane::Normal, since: None, ready: false };
+                flights.fly(spawner, &"k".into(), behind.clone(), &boarding, fetch).unwrap()
             };
             async move {
                 for n in 0..500_u64 {

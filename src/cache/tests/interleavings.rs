@@ -175,7 +175,8 @@ impl<'w> Play<'w> {
             body
         };
         let behind = cache.behind(&[&self.tag]);
-        let waiter = flights.fly(tasks, &self.key, behind, Lane::Normal, None, fetch).unwrap();
+        let boarding = Boarding { caller: &"a".into(), lane: Lane::Normal, since: None, ready: false };
+        let waiter = flights.fly(tasks, &self.key, behind, &boarding, fetch).unwrap();
         if !waiter.collapsed() {
             let body = Body { new: false, late: false };
             self.fetches[read] = Some(Fetch { go: Some(go), answer: Some(answer), body });

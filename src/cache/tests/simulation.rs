@@ -289,7 +289,8 @@ impl Simulation {
             body
         };
         let behind = self.cache.behind(&KEYS[key].1);
-        let waiter = self.flights.fly(&self.tasks, &KEYS[key].0.into(), behind, which.0, which.1, fetch).unwrap();
+        let boarding = Boarding { caller: &"a".into(), lane: which.0, since: which.1, ready: false };
+        let waiter = self.flights.fly(&self.tasks, &KEYS[key].0.into(), behind, &boarding, fetch).unwrap();
         if !waiter.collapsed() {
             let n = self.fetches.len();
             self.fetches.push(Fetch { key, go: Some(go), answer: Some(answer), sent: None, shows: 0 });

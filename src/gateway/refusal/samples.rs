@@ -9,7 +9,7 @@ use crate::callers::Kind;
 use crate::clock::Clock;
 use crate::quota::{Lack, Outlook};
 use crate::shares::Short;
-use crate::upstream::{ProxyError, Why};
+use crate::upstream::{Affected, ProxyError, Why};
 use crate::words::RequestId;
 
 impl Refusal {
@@ -52,6 +52,8 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::TooMany { most: 64 },
         Refusal::Busy,
         Refusal::Short { of: Kind::Requests, short: Short::Share },
+        Refusal::NoConnection,
+        Refusal::NoTurn,
         Refusal::NotAnObject { why: "the body is JSON, but no object".to_owned() },
         Refusal::UnwantedBody,
         Refusal::BodyCut,
@@ -91,7 +93,7 @@ fn of_the_upstream() -> Vec<Refusal> {
         Refusal::Leaked,
         Refusal::Unusable { why: encoded },
         Refusal::Short { of: Kind::Answers, short: Short::Share },
-        Refusal::BreakerOpen { retry_after: Duration::from_secs(5) },
+        Refusal::BreakerOpen { what: Affected::All, retry_after: Duration::from_secs(5) },
         Refusal::NotNarrowable { why: "an organization has no id" },
         Refusal::DoubtTimedOut { why: late },
         Refusal::DoubtCut { why: ended },

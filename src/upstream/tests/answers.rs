@@ -20,8 +20,8 @@ async fn the_request_carries_the_token_and_the_gateways_own_name() {
     ] {
         outgoing.headers.append(name, HeaderValue::from_static(value));
     }
-    answered(upstream.attempt(&outgoing, LONG, false).await);
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&outgoing, LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
 
     let received = origin.received();
     let post = &received[0];
@@ -39,7 +39,7 @@ async fn the_request_carries_the_token_and_the_gateways_own_name() {
 #[tokio::test]
 async fn an_empty_post_says_that_it_is_empty() {
     let origin = Origin::start(vec![serving(1)]);
-    answered(upstream(&origin).attempt(&post(""), LONG, true).await);
+    answered(upstream(&origin).once(&post(""), LONG, true).await);
     assert_eq!(origin.received()[0].header("content-length"), Some("0".to_owned()));
 }
 
@@ -49,7 +49,7 @@ async fn no_redirect_is_followed() {
         b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/elsewhere\r\nContent-Length: 0\r\n\r\n",
         &[Step::Hang],
     )]);
-    assert_eq!(answered(upstream(&origin).attempt(&get(), LONG, false).await).status, 302);
+    assert_eq!(answered(upstream(&origin).once(&get(), LONG, false).await).status, 302);
     assert_eq!((origin.received().len(), origin.connections()), (1, 1));
 }
 
@@ -62,7 +62,7 @@ async fn a_body_beyond_its_bound_is_given_up() {
     for script in [sized, endless] {
         let origin = Origin::start(vec![script]);
         let upstream = upstream_with(&origin, Clock::system(), |_, limits| limits.answer_bytes = 1 << 20);
-        let ending = upstream.attempt(&get(), LONG, false).await;
+        let ending = upstream.once(&get(), LONG, false).await;
         assert_eq!(shape(&ending), ("unusable", Some(200), Some(ProxyError::HttpResponseBodySize)));
         until("the connection is closed", || origin.open() == 0).await;
     }
@@ -76,7 +76,7 @@ async fn a_body_at_its_bound_is_whole() {
         &[Step::Hang],
     )]);
     let upstream = upstream_with(&origin, Clock::system(), |_, limits| limits.answer_bytes = 1 << 20);
-    assert_eq!(answered(upstream.attempt(&get(), LONG, false).await).body.bytes(), &body);
+    assert_eq!(answered(upstream.once(&get(), LONG, false).await).body.bytes(), &body);
 }
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn interim_answers_are_passed_over_for_a_bounded_time() {
     let some = [Step::Read, Step::write(hint), Step::write(hint), Step::write(OK), Step::Hang];
     assert_eq!(answered(ending_of(some.to_vec()).await).status, 200);
     let origin = Origin::start(vec![vec![Step::Read, Step::Flood(hint.repeat(100))]]);
-    let ending = upstream(&origin).attempt(&get(), SHORT, false).await;
+    let ending = upstream(&origin).once(&get(), SHORT, false).await;
     assert_eq!(shape(&ending), ("timed-out", None, Some(ProxyError::HttpResponseTimeout)));
     until("the connection is closed", || origin.open() == 0).await;
 }
@@ -124,20 +124,20 @@ async fn all_answers_together_are_bounded() {
     let origin = Origin::start(vec![repeated(&[Step::Read, Step::write(large)], 4), serving(4)]);
     let upstream = upstream(&origin);
     let get = Outgoing { answers: Shared::new(260 << 10).holder(), ..get() };
-    let first = answered(upstream.attempt(&get, LONG, false).await);
-    let ending = upstream.attempt(&get, LONG, false).await;
+    let first = answered(upstream.once(&get, LONG, false).await);
+    let ending = upstream.once(&get, LONG, false).await;
     assert_eq!(shape(&ending), ("no-room", None, None));
-    assert_eq!(ending.reached(), None);
+    assert_eq!(ending.told(), Told::Nothing);
     assert_eq!(origin.received().len(), 1, "refused before it was sent");
     let counted = first.body.into_counted();
-    assert_eq!(shape(&upstream.attempt(&get, LONG, false).await), ("no-room", None, None));
+    assert_eq!(shape(&upstream.once(&get, LONG, false).await), ("no-room", None, None));
     drop(counted);
 
-    let small = answered(upstream.attempt(&get, LONG, true).await);
-    let ending = upstream.attempt(&get, LONG, false).await;
+    let small = answered(upstream.once(&get, LONG, true).await);
+    let ending = upstream.once(&get, LONG, false).await;
     assert!(matches!(shape(&ending), ("answered" | "no-room", Some(200), None)), "{ending:?}");
     drop((small, ending));
-    answered(upstream.attempt(&get, LONG, false).await);
+    answered(upstream.once(&get, LONG, false).await);
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn a_small_answer_holds_little() {
     let get = Outgoing { answers: Shared::new(76 << 10).holder(), ..get() };
     let mut held = Vec::new();
     for _ in 0..3 {
-        held.push(answered(upstream.attempt(&get, LONG, false).await));
+        held.push(answered(upstream.once(&get, LONG, false).await));
     }
 }
 
@@ -155,11 +155,11 @@ async fn a_small_answer_holds_little() {
 async fn a_token_change_is_seen_by_the_next_attempt() {
     let origin = Origin::start(vec![serving(2)]);
     let upstream = upstream(&origin);
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
     assert!(!upstream.set_token(token(TOKEN)), "the same again");
     assert_eq!(upstream.token_generation(), 0);
     assert!(upstream.set_token(token("another-token-altogether")));
     assert_eq!(upstream.token_generation(), 1);
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
     assert_eq!(origin.received()[1].header("authorization"), Some("Token another-token-altogether".to_owned()));
 }

@@ -31,7 +31,7 @@ async fn tls_with_an_authority_of_ones_own() {
     let origin = Origin::start_tls(vec![serving(2)], identity);
     let upstream = https(&origin, &authority, LONG);
     for _ in 0..2 {
-        assert_eq!(answered(upstream.attempt(&get(), LONG, false).await).body.bytes(), "{}");
+        assert_eq!(answered(upstream.once(&get(), LONG, false).await).body.bytes(), "{}");
     }
     assert_eq!((origin.received().len(), origin.connections()), (2, 1));
     upstream.reach(LONG).await.unwrap();
@@ -45,9 +45,9 @@ async fn a_certificate_that_is_not_the_upstreams_gets_no_request() {
         [(identity, &stranger), (other_name, &stranger), (tls_identity(&["::1"]).1, &authority)]
     {
         let origin = Origin::start_tls(vec![serving(1)], identity);
-        let ending = https(&origin, authority, LONG).attempt(&get(), LONG, true).await;
+        let ending = https(&origin, authority, LONG).once(&get(), LONG, true).await;
         assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::TlsCertificateError)));
-        assert_eq!(ending.reached(), Some(false));
+        assert_eq!(ending.told(), Told::Unreachable);
         assert_eq!(origin.received().len(), 0);
     }
 }
@@ -61,12 +61,12 @@ async fn what_ends_within_the_handshake_was_not_sent() {
         (vec![Step::Close], ProxyError::TlsProtocolError),
     ] {
         let origin = Origin::start(vec![script.clone()]);
-        let ending = https(&origin, &authority, LONG).attempt(&get(), LONG, true).await;
+        let ending = https(&origin, &authority, LONG).once(&get(), LONG, true).await;
         assert_eq!(shape(&ending), ("not-sent", None, Some(error)), "{script:?}");
     }
     let origin = Origin::start(vec![vec![Step::Hang]]);
     for (connect, time) in [(SHORT, LONG), (LONG, SHORT)] {
-        let ending = https(&origin, &authority, connect).attempt(&get(), time, true).await;
+        let ending = https(&origin, &authority, connect).once(&get(), time, true).await;
         assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::ConnectionTimeout)), "{connect:?} of {time:?}");
     }
 }
@@ -77,8 +77,8 @@ async fn a_tls_connection_cut_without_notice_is_no_end_of_an_answer() {
     let answer = b"HTTP/1.1 200 OK\r\n\r\n{}";
     let origin = Origin::start_tls(vec![answering(answer, &[Step::Cut]), answering(answer, &[Step::Close])], identity);
     let upstream = https(&origin, &authority, LONG);
-    assert_eq!(shape(&upstream.attempt(&get(), LONG, true).await).0, "cut");
-    assert!(!answered(upstream.attempt(&get(), LONG, true).await).framed);
+    assert_eq!(shape(&upstream.once(&get(), LONG, true).await).0, "cut");
+    assert!(!answered(upstream.once(&get(), LONG, true).await).framed);
 }
 
 #[test]
@@ -102,7 +102,7 @@ async fn connections_are_used_again_unless_a_fresh_one_is_wanted() {
     let origin = Origin::start(vec![serving(5)]);
     let upstream = upstream(&origin);
     for (fresh, connections) in [(false, 1), (false, 1), (true, 2), (false, 2)] {
-        answered(upstream.attempt(&get(), LONG, fresh).await);
+        answered(upstream.once(&get(), LONG, fresh).await);
         assert_eq!(origin.connections(), connections);
         until("the connection is kept", || upstream.pool.idle_count() == connections).await;
     }
@@ -114,9 +114,9 @@ async fn connections_are_used_again_unless_a_fresh_one_is_wanted() {
 async fn an_idle_connection_that_was_closed_is_not_used() {
     let origin = Origin::start(vec![answering(OK, &[Step::Close]), serving(1)]);
     let upstream = upstream(&origin);
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
     until("the origin closed it", || origin.open() == 0).await;
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
     assert_eq!((origin.received().len(), origin.connections()), (2, 2));
 }
 
@@ -125,15 +125,15 @@ async fn a_closed_connection_does_not_hide_an_open_one() {
     let gate = Gate::default();
     let origin = Origin::start(vec![serving(2), answering(OK, &[Step::Wait(gate.clone()), Step::Close]), serving(1)]);
     let upstream = upstream(&origin);
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
     until("the connection is kept", || upstream.pool.idle_count() == 1).await;
-    answered(upstream.attempt(&get(), LONG, true).await);
+    answered(upstream.once(&get(), LONG, true).await);
     until("the second is kept", || upstream.pool.idle_count() == 2).await;
     gate.open();
     until("the origin closed the second", || origin.open() == 1).await;
     // Its task has to run to notice.
     tokio::time::sleep(Duration::from_millis(50)).await;
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
     assert_eq!((origin.received()[2].connection, origin.connections()), (0, 2));
 }
 
@@ -147,7 +147,7 @@ async fn what_an_idle_connection_hands_back_goes_out_on_a_fresh_one() {
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
     let driver = Tasks::new().spawn(connection);
     upstream.pool.store(Line::new(sender, driver.abort_handle()));
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
     assert_eq!((origin.received().len(), origin.connections()), (1, 1));
     assert_eq!(driver.await.unwrap().map_err(|error| error.is_incomplete_message()), Ok(()), "it handed back");
 }
@@ -157,8 +157,8 @@ async fn bytes_after_an_answer_are_never_the_next_answer() {
     let poisoned = [OK, b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"].concat();
     let origin = Origin::start(vec![answering(poisoned, &[Step::Read, Step::write(OK)]), serving(1)]);
     let upstream = upstream(&origin);
-    answered(upstream.attempt(&get(), LONG, false).await);
-    let next = answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
+    let next = answered(upstream.once(&get(), LONG, false).await);
     assert_eq!((next.body.bytes().as_ref(), origin.connections()), (&b"{}"[..], 2));
 }
 
@@ -167,11 +167,11 @@ async fn a_connection_whose_request_was_not_read_whole_is_not_used_again() {
     let early = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n";
     let origin = Origin::start(vec![vec![Step::ReadHead, Step::write(early), Step::Hang], serving(1)]);
     let upstream = upstream_with(&origin, Clock::system(), never_idle_too_long);
-    let ending = upstream.attempt(&post(vec![b'x'; 32 << 20]), LONG, true).await;
+    let ending = upstream.once(&post(vec![b'x'; 32 << 20]), LONG, true).await;
     assert_eq!(answered(ending).status, 413);
     assert_eq!(upstream.pool.idle_count(), 0);
     assert!(upstream.pool.closed(LONG).await, "closed, though the origin reads nothing more");
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
     assert_eq!(origin.received()[0].connection, 1);
 }
 
@@ -180,13 +180,13 @@ async fn an_answer_with_two_lengths_ends_its_connection() {
     let both = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
     let origin = Origin::start(vec![answering(both, &[Step::Read, Step::write(OK)]), serving(1)]);
     let upstream = upstream_with(&origin, Clock::system(), never_idle_too_long);
-    assert_eq!(answered(upstream.attempt(&get(), LONG, false).await).body.bytes(), "{}");
+    assert_eq!(answered(upstream.once(&get(), LONG, false).await).body.bytes(), "{}");
     until("the connection is closed", || origin.open() == 0).await;
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
 }
 
 #[tokio::test]
-async fn connections_are_bounded_and_everybody_gets_one() {
+async fn connections_are_bounded_everybody_gets_one_and_nobody_the_last() {
     let slow = repeated(&[Step::Read, Step::Sleep(Duration::from_millis(20)), Step::write(OK)], 20);
     let origin = Origin::start(vec![slow]);
     let upstream = upstream_with(&origin, Clock::system(), |settings, limits| {
@@ -194,11 +194,15 @@ async fn connections_are_bounded_and_everybody_gets_one() {
         never_idle_too_long(settings, limits);
     });
     let attempts: Vec<_> = (0..20).map(|_| begin(&upstream)).collect();
+    until("one leaves a connection to others", || upstream.load() == (2, 18)).await;
+    let of_another = upstream.connection(Some(&"another".into()), LONG).await.unwrap();
+    assert_eq!(upstream.load(), (3, 18), "who has none takes it at once");
+    drop(of_another);
     for attempt in attempts {
         answered(attempt.await.unwrap());
     }
-    assert_eq!((origin.received().len(), origin.peak()), (20, 3));
-    answered(upstream.attempt(&get(), LONG, true).await);
+    assert_eq!((origin.received().len(), origin.peak()), (20, 2));
+    answered(upstream.once(&get(), LONG, true).await);
     until("an idle one has made way", || origin.open() <= 3).await;
 }
 
@@ -208,9 +212,9 @@ async fn who_gets_no_connection_in_time_has_sent_nothing() {
     let upstream = upstream_with(&origin, Clock::system(), |settings, _| settings.connections = 1);
     let holder = begin(&upstream);
     until("the request is there", || origin.received().len() == 1).await;
-    let ending = upstream.attempt(&get(), SHORT, true).await;
+    let ending = upstream.once(&get(), SHORT, true).await;
     assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::ConnectionLimitReached)));
-    assert_eq!(ending.reached(), None, "that tells nothing about the upstream");
+    assert_eq!(ending.told(), Told::Nothing, "that tells nothing about the upstream");
     holder.abort();
     until("an attempt given up closes its connection", || origin.open() == 0).await;
 }
@@ -220,16 +224,16 @@ async fn idle_connections_are_closed_after_their_time() {
     let clock = Clock::movable();
     let origin = Origin::start(vec![serving(5)]);
     let upstream = upstream_with(&origin, clock.clone(), |_, _| {});
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
     until("the connection is kept", || upstream.pool.idle_count() == 1).await;
     clock.advance(Duration::from_secs(16));
-    answered(upstream.attempt(&get(), LONG, false).await);
+    answered(upstream.once(&get(), LONG, false).await);
     assert_eq!(origin.connections(), 2);
 
     let origin = Origin::start(vec![serving(5)]);
     let upstream = upstream_with(&origin, Clock::system(), |settings, _| settings.idle = Duration::from_millis(100));
     for _ in 0..2 {
-        answered(upstream.attempt(&get(), LONG, false).await);
+        answered(upstream.once(&get(), LONG, false).await);
         until("nobody asked, and still it is closed", || origin.open() == 0).await;
     }
 }

@@ -8,9 +8,9 @@ async fn nobody_listens() {
     let upstream =
         Upstream::new(&settings("127.0.0.1", port), &limits(), token(TOKEN), Clock::system(), &Snapshot::new())
             .unwrap();
-    let ending = upstream.attempt(&post("{}"), LONG, true).await;
+    let ending = upstream.once(&post("{}"), LONG, true).await;
     assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::ConnectionRefused)));
-    assert_eq!(ending.reached(), Some(false));
+    assert_eq!(ending.told(), Told::Unreachable);
 }
 
 #[tokio::test]
@@ -19,7 +19,7 @@ async fn a_name_that_is_none() {
     let host = "x".repeat(300);
     let upstream =
         Upstream::new(&settings(&host, 80), &limits(), token(TOKEN), Clock::system(), &Snapshot::new()).unwrap();
-    let ending = upstream.attempt(&get(), LONG, false).await;
+    let ending = upstream.once(&get(), LONG, false).await;
     assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::DnsError)));
     assert!(!ending.why().unwrap().to_string().contains("organizations"));
 }
@@ -28,13 +28,13 @@ async fn a_name_that_is_none() {
 async fn the_connection_ends_without_an_answer() {
     for end in [Step::Reset, Step::Close] {
         let read = Origin::start(vec![vec![Step::Read, end.clone()]]);
-        let ending = upstream(&read).attempt(&post("{}"), LONG, true).await;
+        let ending = upstream(&read).once(&post("{}"), LONG, true).await;
         assert_eq!(shape(&ending), ("lost", None, Some(ProxyError::ConnectionTerminated)), "after reading, {end:?}");
         assert_eq!(read.received().len(), 1);
-        assert_eq!(ending.reached(), Some(true));
+        assert_eq!(ending.told(), Told::Reached);
 
         let unread = Origin::start(vec![vec![Step::ReadHead, end.clone()]]);
-        let ending = upstream(&unread).attempt(&post("{}"), LONG, true).await;
+        let ending = upstream(&unread).once(&post("{}"), LONG, true).await;
         assert_eq!(shape(&ending), ("lost", None, Some(ProxyError::ConnectionTerminated)), "unread, {end:?}");
         assert_eq!(unread.received().len(), 0);
     }
@@ -43,7 +43,7 @@ async fn the_connection_ends_without_an_answer() {
 #[tokio::test]
 async fn a_reset_at_once_is_never_an_answer_nor_sent_again() {
     let origin = Origin::start(vec![vec![Step::Reset], serving(1)]);
-    let ending = upstream(&origin).attempt(&post("{}"), LONG, true).await;
+    let ending = upstream(&origin).once(&post("{}"), LONG, true).await;
     assert!(matches!(ending, Ending::NotSent(_) | Ending::Lost(_)), "{ending:?}");
     assert_eq!(origin.received().len(), 0);
 }
@@ -52,17 +52,17 @@ async fn a_reset_at_once_is_never_an_answer_nor_sent_again() {
 async fn silence_after_the_request() {
     let origin = Origin::start(vec![vec![Step::Read, Step::Hang]]);
     let upstream = upstream(&origin);
-    let ending = upstream.attempt(&get(), SHORT, false).await;
+    let ending = upstream.once(&get(), SHORT, false).await;
     assert_eq!(shape(&ending), ("timed-out", None, Some(ProxyError::HttpResponseTimeout)));
-    assert_eq!(ending.reached(), Some(false));
+    assert_eq!(ending.told(), Told::Silent);
 }
 
 #[tokio::test]
 async fn silence_within_the_body() {
     let origin = Origin::start(vec![answering(&OK[..OK.len() - 1], &[Step::Hang])]);
-    let ending = upstream(&origin).attempt(&get(), Duration::from_secs(2), false).await;
+    let ending = upstream(&origin).once(&get(), Duration::from_secs(2), false).await;
     assert_eq!(shape(&ending), ("cut", Some(200), Some(ProxyError::HttpResponseTimeout)));
-    assert_eq!(ending.reached(), Some(true));
+    assert_eq!(ending.told(), Told::Silent);
 }
 
 #[tokio::test]
@@ -79,11 +79,11 @@ async fn a_cut_at_any_byte_is_never_an_answer() {
         let origin = Origin::start((0..=whole.len()).map(script).collect());
         let upstream = upstream(&origin);
         for length in 0..whole.len() {
-            let ending = upstream.attempt(&post("{}"), LONG, true).await;
+            let ending = upstream.once(&post("{}"), LONG, true).await;
             let expected = if length < head { ("lost", None) } else { ("cut", Some(201)) };
             assert_eq!((shape(&ending).0, shape(&ending).1), expected, "{end:?} after {length} bytes: {ending:?}");
         }
-        let whole = answered(upstream.attempt(&post("{}"), LONG, true).await);
+        let whole = answered(upstream.once(&post("{}"), LONG, true).await);
         assert_eq!((whole.body.bytes().as_ref(), whole.framed), (&b"{\"a\":1}"[..], true));
     }
 }

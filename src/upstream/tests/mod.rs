@@ -14,7 +14,7 @@ use http::{HeaderMap, Method};
 use secrecy::SecretString;
 use tokio::task::JoinHandle;
 
-use super::{Answered, Ending, Outgoing, ProxyError, Token, Upstream};
+use super::{Answered, Ending, Outgoing, ProxyError, Token, Told, Upstream};
 use crate::clock::Clock;
 use crate::config::{self, BaseUrl, Limits, QuotaSetting, Source};
 use crate::shares::Shared;
@@ -133,13 +133,23 @@ fn serving(times: usize) -> Script {
 /// How one attempt at an origin with this one script ends.
 async fn ending_of(script: Script) -> Ending {
     let origin = Origin::start(vec![script]);
-    upstream(&origin).attempt(&get(), LONG, false).await
+    upstream(&origin).once(&get(), LONG, false).await
+}
+
+impl Upstream {
+    /// An attempt on the gateway's own behalf, with so much time for each of the connection and the rest.
+    async fn once(&self, outgoing: &Outgoing, time: Duration, fresh: bool) -> Ending {
+        match self.connection(None, time).await {
+            Ok(connection) => self.attempt(connection, outgoing, time, fresh).await,
+            Err(why) => Ending::NotSent(why),
+        }
+    }
 }
 
 /// An attempt on a task of its own.
 fn begin(upstream: &Arc<Upstream>) -> JoinHandle<Ending> {
     let upstream = upstream.clone();
-    Tasks::new().spawn(async move { upstream.attempt(&get(), LONG, false).await })
+    Tasks::new().spawn(async move { upstream.once(&get(), LONG, false).await })
 }
 
 #[track_caller]

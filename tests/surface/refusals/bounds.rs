@@ -1,11 +1,12 @@
 //! Refusals for want of something bounded: rate, room, quota, a log.
 
 use super::{compare, keyed, provoke, still};
-use crate::support::{ALL, LIST, ORG, OTHER, TOO, World, send, until};
+use crate::support::{ALL, LIST, ORG, OTHER, Reply, TOO, World, send, until};
 use makegate::quota::BucketId;
 use makegate::sandbox::{Fault, FaultKind};
 
 const APPS: &str = "/api/v2/organizations/11/apps";
+const NAME: &str = r#"{"name":"Named"}"#;
 const HANG: FaultKind = FaultKind::Hang { effect: false };
 
 #[tokio::test]
@@ -65,6 +66,42 @@ async fn refused_beside_another(world: &World, code: &str, key: &str) {
         world.sandbox.clear_faults();
     };
     tokio::join!(first, second).0.expect(200);
+}
+
+/// A write may have the only connection for longer than a read may wait.
+#[tokio::test]
+async fn a_connection() {
+    let upstream = "connections = 1\ndeadline = \"1s\"\nattempt = \"1s\"";
+    let world = still().set("upstream", upstream).start().await;
+    let read = async { provoke(&world, "MG146", TOO, ("GET", OTHER), &[], "").await.expect(503) };
+    beside_a_write(&world, read).await;
+}
+
+/// The earlier write takes longer than the later one may wait, since writes have less time after a reload.
+#[tokio::test]
+async fn a_turn_at_a_resource() {
+    let world = still().start().await;
+    let later = async {
+        let text = std::fs::read_to_string(world.file()).unwrap();
+        let short = "[upstream]\nwrite_deadline = \"1s\"\nwrite_attempt = \"1s\"\n";
+        std::fs::write(world.file(), text.replace("[upstream]\n", short)).unwrap();
+        world.service.reload().await.unwrap();
+        let refused = provoke(&world, "MG147", TOO, ("PATCH", ORG), &[], NAME).await.expect(503);
+        assert_eq!(world.received("PATCH", ORG), 1);
+        refused
+    };
+    beside_a_write(&world, later).await;
+}
+
+/// `refused` happens while a write of [`ALL`] has no answer.
+async fn beside_a_write(world: &World, refused: impl Future<Output = Reply>) {
+    world.sandbox.fault(Fault::once("PATCH", ORG, HANG));
+    let beside = async {
+        until(|| world.received("PATCH", ORG) == 1).await;
+        refused.await;
+        world.sandbox.clear_faults();
+    };
+    tokio::join!(world.patch(ALL, ORG, NAME), beside).0.expect(200);
 }
 
 #[tokio::test]

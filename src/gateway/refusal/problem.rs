@@ -1,0 +1,48 @@
+//! A refusal's body.
+
+use serde::Serialize;
+
+use super::{Refusal, Row};
+use crate::words::RequestId;
+
+impl Refusal {
+    /// The problem document (RFC 9457) that Make's clients read too: string `message` and `detail`.
+    #[must_use]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
+    pub fn problem(&self, request: &RequestId) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Problem<'a> {
+            r#type: String,
+            title: &'a str,
+            status: u16,
+            detail: &'a str,
+            message: &'a str,
+            code: &'a str,
+            instance: &'a str,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            suberrors: Vec<Suberror<'a>>,
+        }
+        #[derive(Serialize)]
+        struct Suberror<'a> {
+            message: &'a str,
+        }
+        let Row { status, code, title } = self.row();
+        let detail = self.detail();
+        let suberrors = match self {
+            Self::NotAnObject { why } => vec![Suberror { message: why }],
+            Self::Repeated { .. } => vec![Suberror { message: &detail }],
+            _ => Vec::new(),
+        };
+        let problem = Problem {
+            r#type: format!("urn:makegate:refusal:{code}"),
+            title,
+            status: status.as_u16(),
+            detail: &detail,
+            message: title,
+            code,
+            instance: request.as_str(),
+            suberrors,
+        };
+        serde_json::to_vec(&problem).unwrap_or_default()
+    }
+}

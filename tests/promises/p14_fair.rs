@@ -1,0 +1,279 @@
+//! Promise 14, and the end of 8: nothing that one caller does stops the others. What callers share is shared fairly, beside
+//! whoever takes all of it that can be had: connections, turns at a resource, the breaker, what may be sent again, a fetch.
+//!
+//! The greedy caller's requests end only when the test says so; so a polite one that is served at all was not kept waiting by
+//! them, however slow the machine is.
+
+use std::time::Duration;
+
+use futures_util::future::{join_all, select_all};
+use http::StatusCode;
+use makegate::sandbox::{Fault, FaultKind};
+
+use crate::support::hostile::{Gate, Origin, Step};
+use crate::support::process::Home;
+use crate::support::{ALL, OPERATOR, ORG, OTHER, Plan, Reply, TOO, World, send, tls, until, with_key};
+
+const GREEDY: &str = ALL;
+const POLITE: &str = TOO;
+const PAYMENTS: &str = "/api/v2/organizations/11/payments";
+const HANG: FaultKind = FaultKind::Hang { effect: false };
+/// So much longer than anything here takes that whoever waits for its end would be refused instead.
+const SLOW: &str = "deadline = \"50s\"\nattempt = \"45s\"\nwrite_deadline = \"50s\"\nwrite_attempt = \"45s\"";
+
+/// A real gateway, the operator's pages of it, and an origin that answers when the test opens its gate.
+struct Slow {
+    home: Home,
+    origin: Origin,
+    _process: crate::support::process::Process,
+}
+
+impl Slow {
+    /// The origin answers the first `held` connections only when `gate` opens, all others at once.
+    async fn start(held: usize, gate: &Gate) -> Self {
+        let answer = Step::write("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}");
+        let held = (0..held).map(|_| vec![Step::Read, Step::Wait(gate.clone()), answer.clone(), Step::Close]);
+        let scripts = held.chain([vec![Step::Read, answer.clone(), Step::Close]]).collect();
+        let origin = Origin::start(scripts);
+        let plan = Plan::default().set("upstream", SLOW);
+        let home = Home::new(&plan, &format!("http://{}", origin.address()));
+        let process = home.serve().await;
+        Self { home, origin, _process: process }
+    }
+
+    async fn get(&self, key: &str, target: &str) -> Reply {
+        send(self.home.gateway, "GET", target, &with_key(key, &["cache-control: no-store"]), "").await
+    }
+
+    /// What `/metrics` says.
+    async fn metric(&self, name: &str) -> u64 {
+        let page = send(self.home.operator, "GET", "/metrics", "", "").await.expect(200);
+        let line = page.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+    }
+
+    async fn until_metric(&self, name: &str, value: u64) {
+        for _ in 0..3_000 {
+            if self.metric(name).await == value {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{name} is {}, not {value}", self.metric(name).await);
+    }
+}
+
+/// 64 slow reads of one caller take 16 of 18 connections, and the rest of them waits; who comes back finds one, again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_with_slow_reads_leaves_connections_to_those_who_come_back() {
+    let gate = Gate::default();
+    let slow = Slow::start(16, &gate).await;
+    let payments: Vec<_> = (100..164).map(|n| format!("/api/v2/organizations/{n}/payments")).collect();
+    let greedy = join_all(payments.iter().map(|target| slow.get(GREEDY, target)));
+    let polite = async {
+        slow.until_metric("makegate_upstream_waiting", 48).await;
+        assert_eq!(slow.metric("makegate_upstream_connections").await, 16);
+        for round in 0..20 {
+            let target = format!("/api/v2/organizations/{}/payments", 11 + round % 3);
+            slow.get(POLITE, &target).await.expect(200);
+        }
+        // Several at once take turns at what is left.
+        join_all((0..5).map(|_| slow.get(POLITE, PAYMENTS)))
+            .await
+            .into_iter()
+            .for_each(|reply| drop(reply.expect(200)));
+        assert_eq!(slow.metric("makegate_upstream_waiting").await, 48, "one of the greedy caller's went before");
+        assert_eq!(slow.origin.received().len(), 16 + 20 + 5);
+        gate.open();
+    };
+    let (greedy, ()) = tokio::join!(greedy, polite);
+    greedy.into_iter().for_each(|reply| drop(reply.expect(200)));
+    slow.until_metric("makegate_upstream_connections", 0).await;
+}
+
+/// A caller who hangs up gives back nothing that is still used: by hanging up nobody has more under way than it may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hanging_up_makes_no_room_for_more() {
+    let plan = Plan::default().set("upstream", SLOW).set("limits", "in_flight_per_caller = 2");
+    let (world, roots) = tls::world(plan, "", &[]).await;
+    let (mut sender, _ended) = tls::h2(&world, &roots, 65_535).await;
+    for (method, path) in [("GET", ORG), ("DELETE", OTHER)] {
+        world.sandbox.fault(Fault::once(method, path, HANG));
+        let mut request = tls::h2_get(GREEDY, path);
+        *request.method_mut() = method.parse().unwrap();
+        tokio::select! {
+            answer = sender.send_request(request) => panic!("it was answered: {answer:?}"),
+            () = until(|| world.received(method, path) == 1) => {}
+        }
+    }
+    // The record of a read is left by the one who asked; what it asked for is still under way.
+    while !world.records().await.iter().any(|record| record["kind"] == "request") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let third = sender.send_request(tls::h2_get(GREEDY, PAYMENTS)).await.unwrap();
+    assert_eq!((third.status(), world.service.gate().under_way()), (StatusCode::TOO_MANY_REQUESTS, 2));
+    let another = sender.send_request(tls::h2_get(POLITE, PAYMENTS)).await.unwrap();
+    assert_eq!(another.status(), StatusCode::OK);
+    world.sandbox.clear_faults();
+    until(|| world.service.gate().under_way() == 0).await;
+}
+
+/// 60 writes of one caller to one resource; another's go after the one that is under way, and one in two from then on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn turns_at_one_resource_go_round_among_callers() {
+    let world = Plan::default().set("upstream", SLOW).start().await;
+    world.sandbox.fault(Fault::once("PATCH", ORG, HANG));
+    let body = |who: &str, n: usize| format!(r#"{{"name":"{who} {n}"}}"#);
+    let greedy: Vec<_> = (0..60).map(|n| body("greedy", n)).collect();
+    let polite: Vec<_> = (0..5).map(|n| body("polite", n)).collect();
+    let are_under_way = |writes| world.received("PATCH", ORG) == 1 && world.service.gate().under_way() == writes;
+    let polite = async {
+        until(|| are_under_way(60)).await;
+        let go = async {
+            until(|| are_under_way(65)).await;
+            // They are read, and on their way to the queue.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            world.sandbox.clear_faults();
+        };
+        tokio::join!(patch(&world, POLITE, &polite), go).0
+    };
+    let (greedy, polite) = tokio::join!(patch(&world, GREEDY, &greedy), polite);
+    greedy.into_iter().chain(polite).for_each(|reply| drop(reply.expect(200)));
+    let order: Vec<String> = world.sandbox.received_of("PATCH", ORG).into_iter().map(|write| write.body).collect();
+    let places: Vec<_> = (0..order.len()).filter(|place| order[*place].contains("polite")).collect();
+    // The first was not answered and went twice.
+    assert_eq!((order.len(), places), (66, vec![2, 4, 6, 8, 10]));
+}
+
+async fn patch(world: &World, key: &str, bodies: &[String]) -> Vec<Reply> {
+    join_all(bodies.iter().map(|body| world.patch(key, ORG, body))).await
+}
+
+/// The same for a caller whose write is under way: nothing is overtaken within a caller.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_of_one_caller_to_one_resource_keep_the_order_they_came_in() {
+    let world = World::start().await;
+    world.sandbox.fault(Fault::always("PATCH", ORG, FaultKind::Latency { ms: 20 }));
+    let bodies: Vec<_> = (0..20).map(|n| format!(r#"{{"name":"{n}"}}"#)).collect();
+    let mut writes = Vec::new();
+    for (n, body) in bodies.iter().enumerate() {
+        let mut write = Box::pin(world.patch(if n % 2 == 0 { GREEDY } else { POLITE }, ORG, body));
+        // It is on its way before the next one comes.
+        tokio::select! { biased; reply = &mut write => drop(reply.expect(200)), () = tokio::time::sleep(Duration::from_millis(5)) => writes.push(write) }
+    }
+    join_all(writes).await.into_iter().for_each(|reply| drop(reply.expect(200)));
+    let order: Vec<usize> = world
+        .sandbox
+        .received_of("PATCH", ORG)
+        .into_iter()
+        .map(|write| write.body.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap())
+        .collect();
+    for parity in 0..2 {
+        let own: Vec<_> = order.iter().filter(|n| *n % 2 == parity).collect();
+        assert!(own.is_sorted(), "{order:?}");
+    }
+}
+
+/// Time-outs of one operation of one organization stop just that; only a lost connection would stop all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_without_an_answer_stop_their_operation_of_their_organization_alone() {
+    let times = "attempt = \"100ms\"\ndeadline = \"5s\"";
+    let world = Plan::default().set("upstream", times).set("limits", "attempts = 1").start().await;
+    world.sandbox.fault(Fault::always("GET", PAYMENTS, HANG));
+    for _ in 0..5 {
+        world.get(GREEDY, PAYMENTS).await.refused(504, "MG202");
+    }
+    let refused = world.get(GREEDY, PAYMENTS).await.refused(503, "MG209");
+    let words = "did not answer payments.list of organization 11 several times in a row";
+    assert!(refused.text().contains(words), "{}", refused.text());
+    assert_eq!(world.received("GET", PAYMENTS), 5, "what is refused is not sent");
+    for target in ["/api/v2/organizations/12/payments", ORG, OTHER, "/api/v2/organizations/11/apps"] {
+        world.get(POLITE, target).await.expect(200);
+    }
+    let operator = world.service.operator_addresses()[0];
+    let ready = send(operator, "GET", "/readyz?verbose", "", "").await.expect(200);
+    assert!(ready.text().contains("[!] upstream: degraded"), "{}", ready.text());
+    let key = format!("authorization: Bearer {OPERATOR}\r\n");
+    let explain = format!("/explain.json?caller=all&method=GET&target={PAYMENTS}");
+    let explained = send(operator, "GET", &explain, &key, "").await.expect(200).json();
+    assert_eq!((explained["verdict"].as_str(), explained["code"].as_str()), (Some("refuse"), Some("MG209")));
+    // When its time is over one request finds out.
+    world.sandbox.clear_faults();
+    world.clock.advance(Duration::from_secs(5));
+    world.get(GREEDY, PAYMENTS).await.expect(200);
+    let ready = send(operator, "GET", "/readyz?verbose", "", "").await.expect(200);
+    assert!(ready.text().contains("[+] upstream: ok"), "{}", ready.text());
+}
+
+/// Whoever waited so long for its turn that hardly any time was left has found out nothing about the upstream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_for_a_connection_opens_no_breaker_and_spends_no_repetitions() {
+    let times = "connections = 1\nattempt = \"2s\"\ndeadline = \"2s\"";
+    let world = Plan::default().set("upstream", times).start().await;
+    world.sandbox.fault(Fault::always("GET", PAYMENTS, HANG));
+    let holder = world.get(GREEDY, PAYMENTS);
+    let others = async {
+        until(|| world.received("GET", PAYMENTS) == 1).await;
+        let waiting = (12..20).map(|n| format!("/api/v2/organizations/{n}/payments"));
+        let waiting: Vec<_> = waiting.collect();
+        let replies = join_all(waiting.iter().map(|target| world.get(POLITE, target))).await;
+        for reply in replies {
+            // The holder's deadline may come first.
+            if reply.status != 404 && reply.status != 200 {
+                let reply = reply.refused(503, "MG146");
+                assert_eq!(reply.header("proxy-status"), Some("makegate; error=connection_limit_reached"));
+            }
+        }
+    };
+    let (held, ()) = tokio::join!(holder, others);
+    held.expect(504);
+    world.sandbox.clear_faults();
+    world.get(POLITE, ORG).await.expect(200);
+    let operator = world.service.operator_addresses()[0];
+    let ready = send(operator, "GET", "/readyz?verbose", "", "").await.expect(200);
+    assert!(ready.text().contains("[+] upstream: ok"), "{}", ready.text());
+}
+
+/// One caller's requests fail all the time; another's single failure is sent again all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_caller_leaves_others_what_may_be_sent_again() {
+    let world = Plan::default().set("limits", "breaker_failures = 0").start().await;
+    let failing = "/api/v2/organizations/11/apps";
+    world.sandbox.fault(Fault::always("GET", failing, FaultKind::status(503)));
+    for _ in 0..30 {
+        world.get(GREEDY, failing).await.expect(503);
+    }
+    assert!(world.received("GET", failing) < 45, "the budget bounds what is sent again");
+    world.sandbox.fault(Fault::once("GET", PAYMENTS, FaultKind::status(503)));
+    world.get(POLITE, PAYMENTS).await.expect(200);
+    assert_eq!(world.received("GET", PAYMENTS), 2);
+}
+
+/// A read joins another caller's fetch; but not while that is queued behind all the other things that caller wants.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_is_queued_in_another_callers_name_is_not_waited_for() {
+    let gate = Gate::default();
+    let slow = Slow::start(16, &gate).await;
+    let filling: Vec<_> = (100..116).map(|n| format!("/api/v2/organizations/{n}/payments")).collect();
+    let greedy = join_all(filling.iter().map(|target| slow.get(GREEDY, target)));
+    let rest = async {
+        slow.until_metric("makegate_upstream_connections", 16).await;
+        // A cached class: both would share one fetch.
+        let (to, queued, polite) = (slow.home.gateway, with_key(GREEDY, &[]), with_key(POLITE, &[]));
+        let queued = Box::pin(send(to, "GET", ORG, &queued, ""));
+        let polite = Box::pin(async {
+            slow.until_metric("makegate_upstream_waiting", 1).await;
+            let first = send(to, "GET", ORG, &polite, "").await.expect(200);
+            assert_eq!(first.header("cache-status").map(|text| text.contains("collapsed")), Some(false), "{first:?}");
+            send(to, "GET", ORG, &polite, "").await.expect(200)
+        });
+        let (first, _, other) = select_all([queued as futures_util::future::BoxFuture<'_, Reply>, polite]).await;
+        assert!(first.header("cache-status").unwrap().contains("hit"), "the polite one is answered first: {first:?}");
+        gate.open();
+        for one in other {
+            one.await.expect(200);
+        }
+    };
+    let (greedy, ()) = tokio::join!(greedy, rest);
+    greedy.into_iter().for_each(|reply| drop(reply.expect(200)));
+}

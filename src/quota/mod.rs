@@ -94,7 +94,8 @@ pub struct BucketView {
     pub used: u32,
     /// Requests that wait.
     pub waiting: usize,
-    /// Free slots that no caller above its share can have now: they are kept for those below theirs, and for any that may come.
+    /// Free slots that whoever has had most cannot have now: they are kept for callers that have had less, and for any that may
+    /// come.
     pub kept: u32,
     /// The upstream's 429 keeps it closed so long.
     pub closed_for: Option<Duration>,

@@ -52,17 +52,20 @@ impl Outlook {
 /// Where the caller stands, as a sentence that lacks its end: when more comes.
 impl fmt::Display for Outlook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { lack, limit, free, spent, share, .. } = self;
+        let Self { lack, limit, free, spent, share, waiting, .. } = self;
         match lack {
             Lack::Closed => f.write_str("Make itself answered 429 for this quota, so nothing is sent for a while"),
             Lack::Spent => {
                 write!(f, "Make's quota of {limit}/min is all taken; this caller has had {spent} (its share: {share})")
             }
-            Lack::Kept => write!(
-                f,
-                "Of Make's quota of {limit}/min, this caller has had {spent} (its share: {share}). The {free} still free are kept \
-                 for other callers and handed out at an even pace"
-            ),
+            Lack::Kept => {
+                write!(f, "Of Make's quota of {limit}/min, this caller has had {spent} (its share: {share}). ")?;
+                write!(f, "The {free} still free are kept for other callers")?;
+                if *waiting > 0 {
+                    write!(f, " and this one's waiting requests ({waiting})")?;
+                }
+                f.write_str(" and handed out at an even pace")
+            }
         }
     }
 }

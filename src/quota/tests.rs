@@ -218,6 +218,32 @@ async fn operators_see_who_spent_and_who_saved() {
     assert_eq!((view.used, view.callers[0].spent, view.callers[0].sent), (0, 0, 2));
 }
 
+#[tokio::test]
+async fn operators_see_shares_and_who_waits_and_was_refused() {
+    let world = World::new(QuotaSetting::PerMinute(6));
+    let ask = |name: &str| {
+        let (quota, caller, latest) = (&world.quota, Arc::from(name), world.clock.now() + WAIT);
+        async move { quota.turn(ORG, &caller, 3, latest).await }
+    };
+    let taken: Vec<_> = (0..2).map(|_| ask("a").now_or_never().expect("has to wait").unwrap()).collect();
+    let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(ask("a"))).collect();
+    assert!(waiting.iter_mut().all(|turn| turn.as_mut().now_or_never().is_none()));
+    assert!(matches!(ask("a").now_or_never(), Some(Err(Refused::QueueFull(outlook))) if outlook.waiting == 3));
+    let see = || {
+        let view = world.quota.view(ORG);
+        let callers: Vec<_> = view.callers.iter().map(|c| (&*c.name == "a", c.share, c.waiting, c.refused)).collect();
+        (view.used, view.kept, view.waiting, callers)
+    };
+    assert_eq!(see(), (2, 4, 3, vec![(true, Some(6), 3, 1)]));
+    let mut below = Box::pin(ask("b"));
+    assert!(below.as_mut().now_or_never().is_none(), "whoever waits first hands out the turns");
+    assert!(waiting[0].as_mut().now_or_never().is_none());
+    drop(below.now_or_never().expect("has to wait, although it has had nothing").unwrap());
+    assert_eq!(see(), (3, 3, 3, vec![(true, Some(3), 3, 1), (false, Some(3), 0, 0)]));
+    drop((waiting, taken));
+    assert_eq!(see().2, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_that_crowd_lose_no_slot_and_no_wake_up() {
     let world = Arc::new(World::new(QuotaSetting::PerMinute(40)));

@@ -33,6 +33,7 @@ mod p07_tampering;
 mod p08_bounds;
 mod p08_progress;
 mod p08_shares;
+mod p09_lone;
 mod p09_quota;
 mod p10_names;
 mod p10_reload;

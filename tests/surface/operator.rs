@@ -97,6 +97,8 @@ async fn requests_are_seen_by_caller_quota_cache_and_record() {
     assert_eq!((&bucket["organization"], &bucket["limit"], &bucket["used"]), (&json!(11), &json!(100), &json!(1)));
     let spender = &bucket["callers"][0];
     assert_eq!((&spender["name"], &spender["spent"], &spender["saved"]), (&json!("tool"), &json!(1), &json!(1)));
+    let shared = (&spender["share"], &spender["waiting"], &spender["refused"], &bucket["kept"]);
+    assert_eq!(shared, (&json!(100), &json!(0), &json!(0), &json!(0)), "it may have all of them");
 
     let cache = world.look("/cache.json").await;
     assert_eq!((&cache["entries"], &cache["hits"], &cache["misses"]), (&json!(1), &json!(1), &json!(1)));

@@ -24,7 +24,7 @@ pub(crate) struct Bucket {
     used: u32,
     pub(crate) remaining: u32,
     pub(crate) waiting: u64,
-    /// Free slots that no caller above its share can have now.
+    /// Free slots that whoever has had most cannot have now.
     kept: u32,
     /// The upstream's own 429 closed it for so long.
     pub(crate) closed_for_ms: Option<u64>,
@@ -149,8 +149,8 @@ impl Page for Ledger {
             @for bucket in &self.buckets { (bucket.gauge()) }
             h2 { "Who spends it" }
             p.quiet {
-                "Share: what a caller gets however much others ask for; it can use what they leave, too. Kept: free slots that nobody "
-                "above its share gets now. Spent: slots in the window now. Refused, sent, saved and waited: since the start."
+                "Share: what a caller gets however much others ask for; it can use what they leave, too. Kept: free slots that whoever "
+                "has had most does not get now. Spent: slots in the window now. Refused, sent, saved and waited: since the start."
             }
             (html::table(&self.table(), "No quota was spent yet: nothing has gone upstream."))
         }

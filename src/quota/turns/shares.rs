@@ -108,9 +108,10 @@ impl<W> Turns<W> {
         narrow(self.limit / u64::try_from(active).unwrap_or(u64::MAX).max(1))
     }
 
-    /// How many free slots nobody above its share can have now.
+    /// How many free slots whoever has had most cannot have now.
     pub(in super::super) fn kept(&self, now: Moment) -> u32 {
-        let (keep, _) = self.keep(now, Standing::Over);
+        let most = self.callers.values().map(|state| state.spent).max().unwrap_or(0);
+        let (keep, _) = self.keep(now, self.standing(most));
         let free = self.limit.saturating_sub(self.window.used());
         let (mut takeable, mut too_many) = (0, free + 1);
         while takeable + 1 < too_many {

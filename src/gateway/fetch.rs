@@ -20,7 +20,7 @@ use super::tags;
 use crate::audit;
 use crate::cache::{Boarding, CacheStatus, Filling, Leg, Lost, Waiter, storable};
 use crate::shares::Held;
-use crate::upstream::Answered;
+use crate::upstream::{Answered, Ending};
 use crate::words::RequestId;
 
 /// A fetch that is queued in another caller's name is waited for so long before an own turn is waited for as well.
@@ -186,8 +186,9 @@ async fn land(
     let begins = || fill.iter().for_each(|(_, leg)| drop(leg.sent()));
     let Sent { ending, attempts, quota_wait, .. } = forward(&gate, &call, ticket, begins).await;
     let fill = fill.map(|(key, leg)| (key, leg.sent()));
-    let facts = Facts { attempts, upstream_status: ending.status(), quota_wait, outcome: None };
-    let answered = read_answer(ending)?;
+    let facts =
+        Facts { attempts, upstream_status: ending.as_ref().ok().and_then(Ending::status), quota_wait, outcome: None };
+    let answered = read_answer(ending?)?;
     let stored = fill.and_then(|(key, birth)| {
         let policy = call.policy.storing(call.index)?;
         let lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;

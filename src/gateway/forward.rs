@@ -52,8 +52,8 @@ impl Drop for Ticket {
 /// What became of a forwarded request.
 #[derive(Debug)]
 pub(super) struct Sent {
-    /// How the last attempt ended.
-    pub(super) ending: Ending,
+    /// How the last attempt ended, or why there was none.
+    pub(super) ending: Result<Ending, Refusal>,
     /// How many attempts there were.
     pub(super) attempts: u32,
     /// Was the effect of any attempt unknown? (A later one may have told.)
@@ -81,9 +81,13 @@ pub(super) async fn ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> 
 /// As above, or no connection becomes free in time.
 pub(super) async fn whole_ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
     let mut ticket = ticket(gate, call).await?;
-    let connection = gate.upstream().connection(Some(call.caller()), call.patience(&gate.clock)).await;
-    ticket.connection = Some(connection.map_err(unsent)?);
+    ticket.connection = Some(connection(gate, call).await?);
     Ok(ticket)
+}
+
+async fn connection(gate: &Gate, call: &Call) -> Result<Connection, Refusal> {
+    let connection = gate.upstream().connection(Some(call.caller()), call.patience(&gate.clock)).await;
+    connection.ok_or(Refusal::NoConnection)
 }
 
 /// The same without waiting, and only if it takes nothing from anybody; see [`Quota::spare`](crate::quota::Quota::spare).
@@ -148,20 +152,21 @@ pub(super) fn no_turn(refused: Refused) -> Refusal {
 /// any more.
 pub(super) async fn forward(gate: &Gate, call: &Call, mut ticket: Ticket, begins: impl FnOnce()) -> Sent {
     let upstream = gate.upstream();
-    let (mut slot, mut connection, mut begins) = (ticket.slot.take(), ticket.connection.take(), Some(begins));
+    let (mut slot, mut ready, mut begins) = (ticket.slot.take(), ticket.connection.take(), Some(begins));
     let mut quota_wait = ticket.waited;
     let (mut attempts, mut unsure, mut silent) = (0, false, false);
     let mut last = None;
     let ending = loop {
-        let connected = match connection.take() {
+        let connected = match ready.take() {
             Some(connection) => Ok(connection),
-            None => upstream.connection(Some(call.caller()), call.patience(&gate.clock)).await,
+            None => connection(gate, call).await,
         };
-        let connection = match connected {
+        // What it may do is asked once more, now that nothing is waited for.
+        let connection = match connected.and_then(|connection| call.still_allowed(gate).map(|()| connection)) {
             Ok(connection) => connection,
-            Err(why) => {
+            Err(refusal) => {
                 slot.take().into_iter().for_each(Slot::unsent);
-                break last.unwrap_or(Ending::NotSent(why));
+                break last.ok_or(refusal);
             }
         };
         begins.take().into_iter().for_each(|begins| begins());
@@ -180,24 +185,27 @@ pub(super) async fn forward(gate: &Gate, call: &Call, mut ticket: Ticket, begins
             token_changed: upstream.token_generation() != generation,
             left: call.left(&gate.clock),
         };
-        let Next::Again { pause } = upstream.next(call.caller(), &attempted) else { break ending };
+        let Next::Again { pause } = upstream.next(call.caller(), &attempted) else { break Ok(ending) };
         tokio::time::sleep(pause).await;
         match turn(gate, call).await {
             Ok(next) => {
                 quota_wait += next.waited();
                 slot = Some(next);
             }
-            Err(_) => break ending,
+            Err(_) => break Ok(ending),
         }
         unsure |= ambiguous(&ending);
         last = Some(ending);
+    };
+    let Ok(ending) = ending else {
+        return Sent { attempts, ambiguous: false, effect: Effect::NotSent, quota_wait, ending };
     };
     if let Some(pass) = ticket.pass.take() {
         let told = if ending.told() == Told::Silent && !silent { Told::Nothing } else { ending.told() };
         upstream.breaker().report(pass, told);
     }
     let effect = effect(call.row.retry, unsure, &ending);
-    Sent { attempts, ambiguous: unsure || ambiguous(&ending), effect, quota_wait, ending }
+    Sent { attempts, ambiguous: unsure || ambiguous(&ending), effect, quota_wait, ending: Ok(ending) }
 }
 
 fn attempt_time(call: &Call, gate: &Gate) -> Duration {
@@ -307,11 +315,6 @@ pub(super) fn is_traceparent(text: &[u8]) -> bool {
         && text.iter().enumerate().all(|(place, b)| if matches!(place, 2 | 35 | 52) { *b == b'-' } else { hex(b) })
 }
 
-/// Why nothing was sent.
-fn unsent(why: Why) -> Refusal {
-    if why.error == ProxyError::ConnectionLimitReached { Refusal::NoConnection } else { Refusal::Unreachable { why } }
-}
-
 /// An answer that may be passed on.
 ///
 /// # Errors
@@ -319,7 +322,7 @@ fn unsent(why: Why) -> Refusal {
 pub(super) fn read_answer(ending: Ending) -> Result<Answered, Refusal> {
     match ending {
         Ending::Answered(answered) => passable(answered),
-        Ending::NotSent(why) => Err(unsent(why)),
+        Ending::NotSent(why) => Err(Refusal::Unreachable { why }),
         Ending::TimedOut(why) => Err(Refusal::TimedOut { why }),
         Ending::Lost(why) | Ending::Cut { why, .. } => Err(Refusal::Cut { why }),
         Ending::Leaked { .. } => Err(Refusal::Leaked),
@@ -337,7 +340,7 @@ pub(super) fn write_answer(ending: Ending, effect: Effect) -> Result<Answered, R
         Effect::InDoubt => Refusal::DoubtCut { why },
         Effect::Done => Refusal::AnswerLost { why },
         Effect::Rejected => Refusal::Cut { why },
-        Effect::NotSent => unsent(why),
+        Effect::NotSent => Refusal::Unreachable { why },
     };
     match ending {
         Ending::Answered(answered) => passable(answered),

@@ -282,7 +282,7 @@ async fn look(
     let answers = gate.callers.own.answers.clone();
     let outgoing = Outgoing { method: Method::GET, target: plan.target.clone(), headers, body: Bytes::new(), answers };
     let time = policy.config.upstream.attempt;
-    let Ok(connection) = upstream.connection(None, time).await else {
+    let Some(connection) = upstream.connection(None, time).await else {
         slot.unsent();
         return Why::Failed;
     };

@@ -21,7 +21,7 @@ use crate::audit::{self, CannotRecord, Kind, Name, Outcome, Record, Room};
 use crate::cache::{After, CacheStatus, Why as Forwarded};
 use crate::catalogue::Retry;
 use crate::process_log::EACH;
-use crate::upstream::{Effect, ProxyError, Why};
+use crate::upstream::{Effect, Ending, ProxyError, Why};
 
 /// How long a caller waits for its write's outcome to be on disk. It is queued, and written when the disk is back.
 const OUTCOME_WAIT: Duration = Duration::from_secs(1);
@@ -103,17 +103,11 @@ async fn carry_out(
     drop(room); // the intent has room for its outcome
     let record = Some(Record { intent: Some(intent), ..record });
     let mut open = Intended { gate: gate.clone(), call: call.clone(), record, claim: identity.claim };
-    if let Err(refusal) = call.still_allowed(&gate) {
-        drop(ticket);
-        let (reply, outcome) = (Err(refusal), Outcome::NotSent);
-        open.settle(outcome, &reply, &Facts { outcome: Some(outcome), ..Facts::default() }).await;
-        return (reply, Some(outcome));
-    }
     let Sent { ending, attempts, ambiguous, effect, quota_wait } = forward(&gate, &call, ticket, || {}).await;
-    let upstream_status = ending.status();
+    let upstream_status = ending.as_ref().ok().and_then(Ending::status);
     let outcome = outcome(effect);
     let facts = Facts { attempts, upstream_status, quota_wait, outcome: Some(outcome) };
-    let answered = write_answer(ending, effect);
+    let answered = ending.and_then(|ending| write_answer(ending, effect));
     if may_have_effect(effect, upstream_status) || ambiguous {
         let body = answered.as_ref().ok().map(|answered| answered.body.bytes().as_ref());
         fence(&gate, &call, ambiguous, body);

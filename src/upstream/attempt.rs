@@ -53,15 +53,12 @@ pub struct Connection(Turn);
 
 impl Upstream {
     /// Waits for the right to a connection, at most for `patience`: fairly among callers, of whom each leaves some to others.
-    /// `caller`: on whose behalf, and whose retry budget grows by it; `None`: the gateway's own.
-    ///
-    /// # Errors
-    /// None became free in time. That is this side's own bound: it tells nothing about the upstream.
-    pub async fn connection(&self, caller: Option<&Arc<str>>, patience: Duration) -> Result<Connection, Why> {
-        let late = || Why::new(ProxyError::ConnectionLimitReached, "no connection became free in time");
-        let turn = self.pool.turn(caller, patience).await.ok_or_else(late)?;
+    /// `caller`: on whose behalf, and whose retry budget grows by it; `None`: the gateway's own. `None` is the answer where
+    /// none became free in time.
+    pub async fn connection(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<Connection> {
+        let turn = self.pool.turn(caller, patience).await?;
         caller.into_iter().for_each(|caller| self.budget.attempted(caller));
-        Ok(Connection(turn))
+        Some(Connection(turn))
     }
 
     /// One attempt: never follows a redirect, never sends again what may have been sent.
@@ -83,7 +80,8 @@ impl Upstream {
     /// # Errors
     /// [`Why`] they do not, or that there was no connection to try with.
     pub async fn reach(&self, time: Duration) -> Result<(), Why> {
-        let _connection = self.connection(None, time).await?;
+        let busy = || Why::new(ProxyError::ConnectionLimitReached, "no connection became free in time");
+        let _connection = self.connection(None, time).await.ok_or_else(busy)?;
         let late = |_| Why::new(ProxyError::ConnectionTimeout, "no connection in time");
         timeout(time, self.pool.dial()).await.map_err(late)?.map(drop)
     }

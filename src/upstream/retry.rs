@@ -178,8 +178,6 @@ fn plan(ending: &Ending, class: Retry) -> Plan {
     match ending {
         // The same answer would come again. And who has no room for it is told so at once, and costs nobody a repetition.
         Ending::Leaked { .. } | Ending::Unusable { .. } | Ending::NoRoom { .. } => return Plan::Stop,
-        // It has waited as long as it may.
-        Ending::NotSent(why) if why.is_local() => return Plan::Stop,
         Ending::NotSent(_) | Ending::Lost(_) => {}
         Ending::TimedOut(_) | Ending::Cut { .. } | Ending::Answered(_) => {}
     }

@@ -78,6 +78,28 @@ async fn a_write_that_waits_for_its_turn_is_asked_again_before_its_intent() {
     assert!(world.records().await.iter().all(|record| record["kind"] != "intent" || record["caller"] == "all"));
 }
 
+/// A write that waits for a connection has its intent already: it ends as not sent.
+#[tokio::test]
+async fn a_request_that_waits_for_a_connection_is_asked_again_before_it_is_sent() {
+    for taken in TAKEN {
+        for (method, target, body) in [("GET", ORG, ""), ("POST", VARIABLES, VARIABLE)] {
+            let world = world(Plan::default().set("upstream", "connections = 1")).await;
+            world.sandbox.fault(Fault::once("GET", OTHER, FaultKind::Latency { ms: 1_000 }));
+            let beside = async {
+                until(|| world.received("GET", OTHER) == 1).await;
+                let waits = request(&world, method, target, body);
+                until(|| world.service.gate().upstream().load() == (1, 1)).await;
+                take_away(&world, taken).await;
+                waits.await.unwrap().refused(taken.2, taken.3)
+            };
+            let (held, reply) = tokio::join!(world.get(ALL, OTHER), beside);
+            held.expect(200);
+            assert_eq!(world.received(method, target), 0, "{method}, {}: it was sent", taken.3);
+            assert_eq!(reply.header("makegate-outcome"), (method == "POST").then_some("not-sent"));
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_answer_is_withheld_from_a_caller_whose_rights_went_while_it_was_fetched() {
     for taken in TAKEN {

@@ -212,9 +212,9 @@ async fn who_gets_no_connection_in_time_has_sent_nothing() {
     let upstream = upstream_with(&origin, Clock::system(), |settings, _| settings.connections = 1);
     let holder = begin(&upstream);
     until("the request is there", || origin.received().len() == 1).await;
-    let ending = upstream.once(&get(), SHORT, true).await;
-    assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::ConnectionLimitReached)));
-    assert_eq!(ending.told(), Told::Nothing, "that tells nothing about the upstream");
+    assert!(upstream.connection(None, SHORT).await.is_none());
+    let why = upstream.reach(SHORT).await.unwrap_err();
+    assert_eq!((why.error, why.told()), (ProxyError::ConnectionLimitReached, Told::Nothing));
     holder.abort();
     until("an attempt given up closes its connection", || origin.open() == 0).await;
 }

@@ -139,10 +139,8 @@ async fn ending_of(script: Script) -> Ending {
 impl Upstream {
     /// An attempt on the gateway's own behalf, with so much time for each of the connection and the rest.
     async fn once(&self, outgoing: &Outgoing, time: Duration, fresh: bool) -> Ending {
-        match self.connection(None, time).await {
-            Ok(connection) => self.attempt(connection, outgoing, time, fresh).await,
-            Err(why) => Ending::NotSent(why),
-        }
+        let connection = self.connection(None, time).await.expect("a connection");
+        self.attempt(connection, outgoing, time, fresh).await
     }
 }
 

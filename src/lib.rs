@@ -5,6 +5,7 @@
 // Rank 0: small tools and words, each naming only those above it.
 pub mod clock;
 pub mod hash;
+pub mod own;
 pub mod reader;
 pub mod shares;
 pub mod tasks;

@@ -4,9 +4,9 @@
 #![expect(clippy::disallowed_methods, reason = "only the thread `answers` has the store")]
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, param
 use super::ledger::{Meta, Row};
 use super::rows::{insert, row_of, unchecked};
 use super::{Answer, Mark};
+use crate::own;
 use crate::words::{Fingerprint, RequestId};
 
 /// The version of the tables.
@@ -149,14 +150,8 @@ impl Store {
     /// Opens the file, makes it where there is none, and reads all of it.
     pub(super) fn open(path: &Path) -> Result<(Self, Contents), Trouble> {
         let is_new = look_at(path)?;
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(unless_unreadable)?;
-        File::open(path).map_err(unless_unreadable)?;
+        own::open(OpenOptions::new().write(true).create(true), path).map_err(unless_unreadable)?;
+        own::to_read(path).map_err(unless_unreadable)?;
         let mut connection = connect(path)?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let is_new = match version {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::seen::Seen;
 use super::segment;
+use crate::own;
 
 const BLOCK: u64 = 256 << 10;
 
@@ -71,7 +72,7 @@ impl Backwards {
         let Some(first) = self.segments.pop() else { return Ok(false) };
         self.below = self.below.min(self.segment);
         self.segment = first;
-        match File::open(segment::path(&self.dir, first)) {
+        match own::to_read(&segment::path(&self.dir, first)) {
             Ok(file) => {
                 self.start = file.metadata()?.len();
                 self.file = Some(file);

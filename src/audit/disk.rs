@@ -8,9 +8,11 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use crate::own;
 
 /// What the log asks of the disk. The methods do what their names say; a test's disk fails them on demand.
 pub trait Disk: Send + Sync + fmt::Debug {
@@ -19,7 +21,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// # Errors
     /// Those of the system.
     fn create(&self, path: &Path) -> io::Result<File> {
-        OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)
+        own::open(OpenOptions::new().append(true).create_new(true), path)
     }
 
     /// Appends all bytes.
@@ -82,7 +84,7 @@ pub enum OpenError {
         /// Its words.
         error: io::Error,
     },
-    /// Others than the owner may write in the folder.
+    /// Everybody may write in the folder.
     Exposed {
         /// The folder.
         path: PathBuf,
@@ -130,7 +132,7 @@ impl fmt::Display for OpenError {
                 let path = path.display();
                 write!(
                     f,
-                    "others may write in the audit folder {path} (mode {mode:03o}): take that away, chmod go-w {path}"
+                    "everybody may write in the audit folder {path} (mode {mode:03o}): take that away, chmod o-w {path}"
                 )
             }
             Self::Locked { path } => write!(
@@ -189,12 +191,19 @@ pub(crate) fn occupy(dir: &Path) -> Result<File, OpenError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(while_doing("cannot make the audit folder", dir))?;
     let mode = fs::metadata(dir).map_err(while_doing("cannot read the audit folder", dir))?.mode() & 0o777;
-    if mode & 0o022 != 0 {
+    if mode & 0o002 != 0 {
         return Err(OpenError::Exposed { path: dir.to_owned(), mode });
+    }
+    if mode & 0o020 != 0 {
+        // Kubernetes makes it so where a pod has an `fsGroup`.
+        tracing::warn!(
+            folder = %dir.display(),
+            "the group of the audit folder may write in it (mode {mode:03o}), and so alter the log: nobody else should be in that group"
+        );
     }
     refuse_network(dir)?;
     let path = dir.join("lock");
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let lock = own::open(OpenOptions::new().write(true).create(true), &path);
     let lock = lock.map_err(while_doing("cannot open the audit folder's lock", &path))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
@@ -221,10 +230,12 @@ fn refuse_network(_: &Path) -> Result<(), OpenError> {
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(".draft");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
+    own::clear(Path::new(&draft))?;
+    let mut file = own::open(OpenOptions::new().write(true).create_new(true), Path::new(&draft))?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&draft, path)?;
+    own::rename(Path::new(&draft), path)?;
     path.parent().map_or(Ok(()), sync_folder)
 }
 
@@ -241,36 +252,8 @@ thread_local! {
     pub(super) static BESIDE: std::cell::RefCell<Option<Box<dyn FnMut()>>> = const { std::cell::RefCell::new(None) };
 }
 
-/// Nothing has this name any more. A folder that somebody put there is not the log's to delete: it is moved aside.
-pub(crate) fn clear(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(about) if about.is_dir() => move_aside(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// Gives it the first name `NAME.damaged`, `NAME.damaged-2`, … that is free.
-pub(crate) fn move_aside(path: &Path) -> io::Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".damaged");
-    let mut free = PathBuf::from(&aside);
-    for n in 2_u32.. {
-        if !fs::exists(&free)? {
-            break;
-        }
-        let mut numbered = aside.clone();
-        numbered.push(format!("-{n}"));
-        free = numbered.into();
-    }
-    fs::rename(path, free)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -282,8 +265,10 @@ mod tests {
         let words = occupy(&dir).unwrap_err().to_string();
         assert!(words.contains("another makegate has the audit folder"), "{words}");
         drop(lock);
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o770)).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o2770)).unwrap();
+        drop(occupy(&dir).unwrap());
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o772)).unwrap();
         let words = occupy(&dir).unwrap_err().to_string();
-        assert!(words.contains("chmod go-w"), "{words}");
+        assert!(words.contains("chmod o-w"), "{words}");
     }
 }

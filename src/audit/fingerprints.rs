@@ -5,7 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `audit-key`")]
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -18,6 +18,7 @@ use super::record::Record;
 use super::recover::{Recovered, Start};
 use crate::clock::Clock;
 use crate::hash;
+use crate::own;
 
 /// Bytes of a key.
 const KEY_BYTES: usize = 32;
@@ -59,14 +60,14 @@ fn forget_path(dir: &Path) -> PathBuf {
 
 /// What the file holds; `Err`: what is wrong with it, in words.
 fn read(path: &Path) -> io::Result<Result<[u8; KEY_BYTES], &'static str>> {
-    match fs::symlink_metadata(path) {
-        Ok(about) if about.is_dir() => return Ok(Err("is a folder")),
-        Ok(_) => {}
+    let file = match own::to_read(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(Err("is not a file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(MISSING)),
         Err(error) => return Err(error),
-    }
+    };
     let mut bytes = Vec::new();
-    File::open(path)?.take(KEY_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(KEY_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes.try_into().map_err(|_| "is damaged (it should hold 32 bytes)"))
 }
 
@@ -122,11 +123,7 @@ fn make(path: &Path) -> Result<FingerprintKey, OpenError> {
     made.map_err(while_doing("cannot write", path))
 }
 
-/// Writes the file; a folder of its name is moved aside.
 fn write(path: &Path, bytes: &[u8; KEY_BYTES]) -> io::Result<()> {
-    if path.is_dir() {
-        fs::rename(path, path.with_extension("key.damaged"))?;
-    }
     disk::replace(path, bytes, 0o600)
 }
 
@@ -198,7 +195,7 @@ mod tests {
             ("damaged", |file| fs::write(file, "short").unwrap()),
             ("not the key", |file| fs::write(file, [7; 32]).unwrap()),
             ("not there", |file| fs::remove_file(file).unwrap()),
-            ("a folder", |file| fs::create_dir(file).unwrap()),
+            ("not a file", |file| fs::create_dir(file).unwrap()),
         ];
         for (words, damage) in ways {
             damage(&file);

@@ -11,9 +11,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use super::seen::Seen;
 use super::segment;
 use super::tail::{Place, Tail};
 use super::terms::{self, Term};
+use crate::own;
 
 /// How far the index may be behind: queries read what it lacks from the segments.
 const TICK: Duration = Duration::from_millis(200);
@@ -168,7 +169,7 @@ fn remove(dir: &Path) {
     for suffix in ["", "-journal", "-wal", "-shm"] {
         let mut name = path(dir).into_os_string();
         name.push(suffix);
-        if let Err(error) = disk::clear(Path::new(&name)) {
+        if let Err(error) = own::clear(Path::new(&name)) {
             tracing::warn!(%error, "a file of the audit index cannot be removed");
         }
     }
@@ -183,7 +184,7 @@ pub(crate) fn is_safe(path: &Path) -> io::Result<bool> {
         return Ok(false);
     }
     let mut version = [0];
-    let read = File::open(path)?.read_at(&mut version, VERSION_AT)?;
+    let read = own::to_read(path)?.read_at(&mut version, VERSION_AT)?;
     Ok(read == 0 || version != [WAL])
 }
 
@@ -215,7 +216,7 @@ impl Block {
 
     /// Its lines; `None`: they are not there (any more).
     pub(crate) fn read(&self, dir: &Path) -> io::Result<Option<Vec<u8>>> {
-        let file = match File::open(segment::path(dir, self.place.segment)) {
+        let file = match own::to_read(&segment::path(dir, self.place.segment)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -297,7 +298,7 @@ impl Index {
     /// The index as it is, or an empty one.
     fn open(dir: &Path, now: Instant) -> Result<Self, IndexError> {
         let path = path(dir);
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        match own::open(OpenOptions::new().write(true).create_new(true), &path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
             Ok(_) | Err(_) => {}
         }

@@ -3,7 +3,6 @@
 #![expect(clippy::disallowed_methods, reason = "by the thread `answers`")]
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -17,6 +16,7 @@ use super::record::{Kind, Outcome};
 use super::recover::{Lines, readable_opening};
 use super::segment::{self, Opening};
 use super::tree::{self, Hash};
+use crate::own;
 use crate::words::{Fingerprint, RequestId};
 
 /// How a write with an idempotency key ended.
@@ -131,7 +131,7 @@ impl<'d> Segments<'d> {
     /// Hands over the records of a segment up to `end`, where the next one begins, as long as `go_on` says so. What cannot be read is
     /// passed over.
     fn lines(&self, first: u64, end: Option<u64>, go_on: &mut dyn FnMut(u64, &[u8]) -> bool) -> io::Result<()> {
-        let file = match File::open(segment::path(self.dir, first)) {
+        let file = match own::to_read(&segment::path(self.dir, first)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),

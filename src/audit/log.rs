@@ -120,6 +120,8 @@ pub(crate) struct Shared {
     pub(crate) failed: AtomicBool,
     /// Somebody waited in vain for a batch that is still under way: no write is accepted.
     pub(crate) stuck: AtomicBool,
+    /// A segment was damaged while it was written to.
+    pub(crate) has_lost: AtomicBool,
     /// What the refusals that are on disk leave of their share of the log's bytes.
     pub(crate) refusals_left: AtomicU64,
     pub(crate) synced: watch::Sender<Synced>,
@@ -150,6 +152,7 @@ impl Shared {
             key,
             failed: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            has_lost: AtomicBool::new(false),
             refusals_left: AtomicU64::new(u64::MAX),
             synced: watch::Sender::default(),
             lines: broadcast::Sender::new(FOLLOW_LAG),
@@ -369,6 +372,12 @@ impl Log {
     #[must_use]
     pub fn writable(&self) -> bool {
         self.shared.writable()
+    }
+
+    /// Did somebody damage a segment since the start, while it was written to?
+    #[must_use]
+    pub fn has_lost(&self) -> bool {
+        self.shared.has_lost.load(Ordering::Relaxed)
     }
 
     /// May refusals of whoever is not known, or too fast, have a record each? Only while those in the log, and those on their

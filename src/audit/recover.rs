@@ -19,6 +19,7 @@ use super::proof::heads;
 use super::seen::Seen;
 use super::segment::{self, NoOpening, Opening};
 use super::tree::{self, Hash, Tree};
+use crate::own;
 
 /// Records that may be missing in one spot; a number further on is damage itself.
 const MISSING_MAX: u64 = 10_000_000;
@@ -147,7 +148,7 @@ pub(crate) fn put_aside(path: &Path, size: u64) -> io::Result<()> {
 }
 
 fn probe(path: &Path, first: u64) -> io::Result<(u64, bool)> {
-    let file = File::open(path)?;
+    let file = own::to_read(path)?;
     let size = file.metadata()?.len();
     let mut lines = Lines::new(file);
     while let Some(line) = lines.next()? {
@@ -191,7 +192,7 @@ pub(crate) fn readable_opening(dir: &Path, first: u64) -> Option<Opening> {
 pub(crate) fn read_opening(dir: &Path, first: u64) -> Result<Option<Opening>, OpenError> {
     let path = segment::path(dir, first);
     let read = || -> io::Result<Vec<u8>> {
-        let mut lines = Lines::new(File::open(&path)?);
+        let mut lines = Lines::new(own::to_read(&path)?);
         lines.next()?;
         Ok(std::mem::take(&mut lines.text))
     };
@@ -243,7 +244,7 @@ impl Scan {
     }
 
     fn read_lines(&mut self, path: &Path, end: Option<u64>) -> io::Result<Damage> {
-        let mut lines = Lines::new(File::open(path)?);
+        let mut lines = Lines::new(own::to_read(path)?);
         let mut damage = Damage::default();
         while let Some(line) = lines.next()? {
             let expected = self.tree.size() + 1;
@@ -296,7 +297,7 @@ struct Damage {
 
 /// Cuts the file to this length; how many bytes that were.
 fn cut(path: &Path, length: u64) -> io::Result<u64> {
-    let file = OpenOptions::new().write(true).open(path)?;
+    let file = own::open(OpenOptions::new().write(true), path)?;
     let before = file.metadata()?.len();
     file.set_len(length)?;
     file.sync_all()?;

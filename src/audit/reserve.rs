@@ -4,10 +4,11 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::own;
 
 /// The most that it occupies.
 const RESERVE_BYTES_MAX: u64 = 64 << 20;
@@ -49,7 +50,10 @@ impl Reserve {
     }
 
     fn occupy(&self) -> io::Result<()> {
-        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
+        if fs::symlink_metadata(&self.path).is_ok_and(|about| !about.is_file()) {
+            own::clear(&self.path)?;
+        }
+        let file = own::open(File::options().write(true).create(true), &self.path)?;
         Ok(fallocate(&file, FallocateFlags::empty(), 0, self.bytes)?)
     }
 

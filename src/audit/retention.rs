@@ -7,7 +7,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `audit-writer`")]
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ use super::recover::{Lines, readable_opening};
 use super::seen::Seen;
 use super::segment;
 use crate::config;
+use crate::own;
 
 /// How often it is looked.
 const SWEEP: Duration = Duration::from_secs(3600);
@@ -238,7 +239,7 @@ fn refusal_bytes(dir: &Path, (first, next): Range, newest: Option<u64>) -> io::R
     {
         return Ok(after.kept.refusal_bytes.saturating_sub(before.kept.refusal_bytes));
     }
-    let (mut lines, mut bytes) = (Lines::new(File::open(segment::path(dir, first))?), 0);
+    let (mut lines, mut bytes) = (Lines::new(own::to_read(&segment::path(dir, first))?), 0);
     while lines.next()?.is_some() {
         if Seen::parse(lines.text()).is_some_and(|seen| seen.is_refusal()) {
             bytes += u64::try_from(lines.text().len() + 1).unwrap_or(0);
@@ -250,7 +251,7 @@ fn refusal_bytes(dir: &Path, (first, next): Range, newest: Option<u64>) -> io::R
 /// All that is gone, by the newest segment that begins with such events.
 fn told(dir: &Path) -> io::Result<Vec<Range>> {
     for first in segment::list(dir)?.into_iter().rev() {
-        let mut lines = Lines::new(File::open(segment::path(dir, first))?);
+        let mut lines = Lines::new(own::to_read(&segment::path(dir, first))?);
         lines.next()?; // the opening
         let mut ranges = Vec::new();
         while lines.next()?.is_some() {

@@ -11,7 +11,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -30,13 +30,13 @@ use super::retention::Retention;
 use super::segment::{self, Opening};
 use super::tree::{self, Hash, Tree};
 use crate::config;
+use crate::own;
+use crate::process_log::STATE;
 
 /// How often it looks, when nothing comes, whether a head or the retention is due.
 const IDLE: Duration = Duration::from_millis(250);
 /// How often a failed disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often the active segment's name is compared with the file that is open.
-const LOOK: Duration = Duration::from_secs(1);
 /// Records in one batch.
 const BATCH_MAX: usize = 4096;
 
@@ -91,7 +91,6 @@ pub(super) struct Writer {
     pub(super) outage: Option<Outage>,
     pub(super) reserve: Reserve,
     retention: Retention,
-    looked: Instant,
     /// Records that came through the buffer, and one for those of the start.
     taken: u64,
 }
@@ -125,7 +124,6 @@ impl Writer {
             outage: None,
             reserve: Reserve::new(&shared.dir, settings.segment_bytes),
             retention,
-            looked: now,
             taken: 1,
             shared,
         };
@@ -138,7 +136,7 @@ impl Writer {
         let Some((first, opening)) = resume else { return };
         let path = segment::path(&self.shared.dir, first);
         let opened =
-            File::options().append(true).open(&path).and_then(|file| file.metadata().map(|about| (file, about)));
+            own::open(File::options().append(true), &path).and_then(|file| file.metadata().map(|about| (file, about)));
         if let Ok((file, about)) = opened {
             let identity = disk::identity(&about);
             let leaves = leaves::resume(&self.shared.dir, first).ok();
@@ -164,6 +162,7 @@ impl Writer {
             if self.retention.is_due(self.shared.clock.now()) {
                 self.sweep();
             }
+            self.look_after_active();
             self.round();
             self.tell_flushed();
             self.after_round(false);
@@ -392,18 +391,21 @@ impl Writer {
         self.shared.stuck.store(false, Ordering::SeqCst);
     }
 
-    /// Is the file that is open still the one with its name? Somebody may have deleted or replaced it.
+    /// Is the file that is open still the one with its name, and as long as it was left? Somebody may have deleted, replaced or cut
+    /// it. What it held is lost, but what is written from here on is in a segment that begins with all that is open.
     fn look_after_active(&mut self) {
-        let now = self.shared.clock.now();
-        let Some(active) = self.active.as_ref().filter(|_| now.duration_since(self.looked) >= LOOK) else { return };
-        self.looked = now;
-        if fs::metadata(&active.path).is_ok_and(|about| disk::identity(&about) == active.identity) {
-            return;
-        }
+        let Some(active) = &self.active else { return };
+        let what = match fs::symlink_metadata(&active.path) {
+            Ok(about) if disk::identity(&about) != active.identity => "replaced",
+            Ok(about) if about.len() < active.length => "cut",
+            Ok(_) => return,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "deleted",
+            Err(_) => return, // the disk fails, and says so by itself
+        };
         let (first, last) = (active.first, self.tree.size());
-        let detail =
-            format!("the segment with the records {first} to {last} was deleted or replaced while it was written to");
-        tracing::error!(first, last, "{detail}");
+        let detail = format!("the segment with the records {first} to {last} was {what} while it was written to");
+        tracing::error!(target: STATE, first, last, "{detail}; the log goes on in another, and `makegate audit verify` tells what is lost");
+        self.shared.has_lost.store(true, Ordering::Relaxed);
         self.active = None;
         self.pending.push_front(Entry::own(Record::event(self.shared.clock.wall(), "segment-lost", detail)));
     }

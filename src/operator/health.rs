@@ -52,6 +52,9 @@ fn checks(desk: &Desk) -> [(&'static str, State); 5] {
         Some(_) => State::Degraded("the last reload failed and the configuration before it is in force; see /config"),
     };
     let log = match (gate.log.writable(), gate.log.has_room()) {
+        (true, true) if gate.log.has_lost() => {
+            State::Degraded("a segment was damaged while it was written to; see the process log")
+        }
         (true, true) => State::Ok,
         (false, true) => State::Degraded("it cannot be written, and writes are refused; see the process log"),
         (_, false) => State::Failed("it cannot be written, and its buffer is full; see the process log"),

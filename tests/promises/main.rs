@@ -28,6 +28,7 @@ mod p05_crash;
 mod p05_intent;
 mod p06_records;
 mod p06_refusals;
+mod p07_damage;
 mod p07_keys;
 mod p07_tampering;
 mod p08_bounds;

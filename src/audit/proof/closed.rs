@@ -5,11 +5,14 @@
 //! file is made when everything else is on disk, and deleted before anything is written: who finds it when he lists the folder finds
 //! all records too.
 
+#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `audit-writer`")]
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::super::disk;
 use super::note::Head;
+use crate::own;
 
 /// Where it is.
 pub(crate) fn path(dir: &Path) -> PathBuf {
@@ -23,5 +26,5 @@ pub(crate) fn close(dir: &Path, head: &Head) -> io::Result<()> {
 
 /// The log is about to be written to.
 pub(crate) fn open(dir: &Path) -> io::Result<()> {
-    disk::clear(&path(dir))
+    own::clear(&path(dir))
 }

@@ -17,6 +17,7 @@ use super::super::tree::Tree;
 use super::head_file::HeadFile;
 use super::note::{self, Head, Signer, Verifier};
 use crate::hash;
+use crate::own;
 use crate::process_log::EACH;
 
 /// After so many records a head is due whatever the time...
@@ -56,7 +57,7 @@ pub(crate) fn public_path(dir: &Path) -> PathBuf {
 /// The newest head that is stored in this folder; `None`: there is none that can be read.
 #[must_use]
 pub fn stored(dir: &Path) -> Option<Head> {
-    fs::read_to_string(path(dir)).ok().and_then(|note| Head::parse(&note))
+    read_optional(&path(dir)).ok().flatten().and_then(|note| Head::parse(&note))
 }
 
 /// What signs, and what it signed last. No lock is held while the disk is waited for.
@@ -103,7 +104,7 @@ impl Heads {
                 opened.made = true;
                 make(dir, &start.tree).map_err(while_doing("cannot make a key for signed heads in", dir))?
             }
-            Err(error) => return Err(while_doing("cannot read the key of signed heads in", dir)(error)),
+            Err(error) => return Err(while_doing("cannot read the key of signed heads", &dir.join(SECRET))(error)),
         };
         opened.mismatch = had_keys.then(|| mismatch(dir, start)).flatten();
         if opened.mismatch.is_some() && path(dir).exists() {
@@ -210,8 +211,8 @@ impl State {
 }
 
 fn read_optional(path: &Path) -> io::Result<Option<String>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match own::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

@@ -6,13 +6,14 @@
     reason = "the start and the thread `audit-writer` write them, `disk::wait` and commands read them"
 )]
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::super::tree::{self, Hash};
 use super::super::{disk, segment};
+use crate::own;
 
 /// Bytes of one.
 const HASH_BYTES: usize = size_of::<Hash>();
@@ -24,18 +25,20 @@ pub(crate) fn path(dir: &Path, first: u64) -> PathBuf {
 
 /// The file of a new segment, to append to.
 pub(crate) fn create(dir: &Path, first: u64) -> io::Result<File> {
-    File::options().write(true).create(true).truncate(true).mode(0o600).open(path(dir, first))
+    let path = path(dir, first);
+    own::clear(&path)?;
+    own::open(File::options().append(true).create_new(true), &path)
 }
 
 /// The file of a segment that is gone on with, to append to.
 pub(crate) fn resume(dir: &Path, first: u64) -> io::Result<File> {
-    File::options().append(true).open(path(dir, first))
+    own::open(File::options().append(true), &path(dir, first))
 }
 
 /// Brings the file to what the records say: after a crash, as nobody knows how much of it was kept, and where an older
 /// makegate made none. After a clean stop what is there is evidence and stays.
 pub(crate) fn mend(dir: &Path, first: u64, leaves: &[Hash], clean: bool) -> io::Result<()> {
-    let stored = fs::read(path(dir, first)).unwrap_or_default();
+    let stored = own::read(&path(dir, first)).unwrap_or_default();
     let bytes = leaves.as_flattened();
     if stored == bytes || (clean && stored.len() >= bytes.len()) {
         return Ok(());
@@ -48,7 +51,7 @@ pub(crate) fn read(dir: &Path, first: u64, from: u64, count: u64) -> io::Result<
     let length = usize::try_from(count).map_err(io::Error::other)?;
     let mut leaves = vec![Hash::default(); length];
     let offset = (from - first) * HASH_BYTES as u64;
-    let stored = File::open(path(dir, first));
+    let stored = own::to_read(&path(dir, first));
     match stored.and_then(|file| file.read_exact_at(leaves.as_flattened_mut(), offset)) {
         Ok(()) => Ok(leaves),
         Err(_missing_or_short) => of_lines(dir, first, from, length),
@@ -57,7 +60,7 @@ pub(crate) fn read(dir: &Path, first: u64, from: u64, count: u64) -> io::Result<
 
 /// The same from the records themselves.
 fn of_lines(dir: &Path, first: u64, from: u64, count: usize) -> io::Result<Vec<Hash>> {
-    let lines = BufReader::with_capacity(256 << 10, File::open(segment::path(dir, first))?).split(b'\n');
+    let lines = BufReader::with_capacity(256 << 10, own::to_read(&segment::path(dir, first))?).split(b'\n');
     let skipped = usize::try_from(from - first).map_err(io::Error::other)?;
     let leaves: Vec<Hash> =
         lines.skip(skipped).take(count).map(|line| Ok(tree::leaf(&line?))).collect::<io::Result<_>>()?;
@@ -75,9 +78,9 @@ impl Stored {
     /// All that are there of the segment that begins with `first`; none, where there is no file.
     pub(crate) fn load(dir: &Path, first: u64) -> io::Result<Self> {
         disk::about_to_read();
-        let bytes = match fs::read(path(dir, first)) {
+        let bytes = match own::read(&path(dir, first)) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Vec::new(),
             Err(error) => return Err(error),
         };
         let (leaves, _cut) = bytes.as_chunks::<HASH_BYTES>();

@@ -4,11 +4,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use super::super::remembered::Remembered;
 use crate::clock::Clock;
+use crate::own;
 
 pub(super) const FILE: &str = "quota.slots";
 const FILE_NEXT: &str = "quota.slots.next";
@@ -36,14 +37,22 @@ impl SlotsFile {
     pub(super) fn open(dir: &Path, clock: Clock) -> io::Result<(Self, Remembered)> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let now = clock.wall_ms();
-        let mut remembered = match fs::read(dir.join(FILE)) {
+        let path = dir.join(FILE);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let mut remembered = match own::read(&path) {
             Ok(bytes) => Remembered::read(&bytes, &boot, now),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Remembered::default(),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::warn!("{FILE} is not a file: what was sent before is not known, and counts as sent until now");
+                let mut unknown = Remembered::default();
+                unknown.doubt(now);
+                unknown
+            }
+            Err(error) => return Err(named(error)),
         };
         remembered.end_all(now);
         let text = remembered.text(&boot, now);
-        let file = put_in_place(dir, &text)?;
+        let file = put_in_place(dir, &text).map_err(named)?;
         let bytes = length(&text);
         let (dir, bytes_live) = (dir.to_owned(), bytes);
         Ok((Self { dir, clock, boot, file, bytes, bytes_live, is_dirty: false, is_torn: false }, remembered))
@@ -118,14 +127,11 @@ impl SlotsFile {
 /// From now on the file with this text has the name; durably.
 fn put_in_place(dir: &Path, text: &[u8]) -> io::Result<File> {
     let next = dir.join(FILE_NEXT);
-    match fs::remove_file(&next) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&next)?;
+    own::clear(&next)?;
+    let mut file = own::open(OpenOptions::new().read(true).append(true).create_new(true), &next)?;
     file.write_all(text)?;
     file.sync_data()?;
-    fs::rename(next, dir.join(FILE))?;
+    own::rename(&next, &dir.join(FILE))?;
     File::open(dir)?.sync_all()?;
     Ok(file)
 }

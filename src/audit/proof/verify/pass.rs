@@ -4,7 +4,6 @@
 #![expect(clippy::disallowed_methods, reason = "only commands verify")]
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -21,6 +20,7 @@ use super::super::super::tree::{self, Hash, Tree};
 use super::super::leaves::Stored;
 use super::trust::{Claimed, Trust};
 use super::{Findings, writes};
+use crate::own;
 
 /// How often progress is told, in bytes.
 const TELL_BYTES: u64 = 4 << 20;
@@ -141,13 +141,18 @@ impl<'a> Pass<'a> {
         // The leaf hashes first: a running gateway writes them after the lines, so that every one has its line.
         let leaves = Stored::load(self.dir, first)?;
         disk::about_to_read();
-        let lines = match File::open(&path) {
+        let lines = match own::to_read(&path) {
             Ok(file) => Lines::new(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.has_vanished = true;
                 return Ok(());
             }
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.findings.problem("unreadable", Some(&file), Some(first), error.to_string());
+                self.is_torn = true;
+                return Ok(());
+            }
+            Err(error) => return Err(io::Error::new(error.kind(), format!("{file}: {error}"))),
         };
         let mut segment = Segment { first, end, file, leaves, bad: None, void: 0 };
         self.lines(&mut segment, lines, read)?;

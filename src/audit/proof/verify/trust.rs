@@ -2,7 +2,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "only commands verify")]
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -10,6 +9,7 @@ use super::super::super::disk;
 use super::super::note::{self, Head, Verifier};
 use super::super::{closed, heads};
 use super::{Brought, Findings};
+use crate::own;
 
 /// A key that is trusted.
 #[derive(Debug)]
@@ -166,8 +166,10 @@ impl Trust {
 
 fn read(path: &Path) -> io::Result<Option<String>> {
     disk::about_to_read();
-    match fs::read(path) {
+    match own::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        // It is told as a damaged one.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(String::new())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

@@ -82,13 +82,26 @@ impl Log {
     /// # Errors
     /// [`QueryError`].
     pub async fn query(&self, filter: Filter) -> Result<Page, QueryError> {
+        self.query_as(filter, |page| page).await
+    }
+
+    /// The same as what `show` makes of it. That is made where the query runs, beside the threads that answer callers: a page may have
+    /// thousands of records.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub async fn query_as<T: Send + 'static>(
+        &self,
+        filter: Filter,
+        show: impl FnOnce(Page) -> T + Send + 'static,
+    ) -> Result<T, QueryError> {
         let turn = tokio::time::timeout(QUERY_MAX, self.queries.clone().acquire_owned()).await;
         let Ok(Ok(turn)) = turn else { return Err(QueryError::Busy) };
         let (dir, clock) = (self.dir().to_owned(), self.shared.clock.clone());
         let end = clock.now() + QUERY_MAX;
         let found = disk::wait(QUERY_MAX + DISK_MAX, move || {
             let _turn = turn;
-            page(&dir, &filter, Some(&Deadline { clock, end }))
+            page(&dir, &filter, Some(&Deadline { clock, end })).map(show)
         });
         found.await?
     }

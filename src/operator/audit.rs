@@ -16,8 +16,9 @@ use super::desk::Desk;
 use super::html;
 use super::problem::Problem;
 use super::query::Query;
-use super::render::{Page, Table, Whole, with_body};
-use crate::audit::{Answer, Filter, Followed, Kind, csv, csv_header};
+use super::render::{self, Page, Table, Whole, with_body};
+use super::routes::Form;
+use crate::audit::{self, Answer, Filter, Followed, Kind, csv, csv_header};
 
 /// What people see of a record at a glance; the rest is in JSON and CSV.
 const COLUMNS: [&str; 12] = [
@@ -55,11 +56,11 @@ struct Choices {
     operations: Vec<Arc<str>>,
 }
 
-/// The page that the query asks for; everything recorded before it is in it.
+/// The page that the query asks for, in this form; everything recorded before it is in it.
 ///
 /// # Errors
 /// A parameter that is no filter; a query that has no answer.
-pub(super) async fn page(desk: &Desk, query: &Query) -> Result<Records, Problem> {
+pub(super) async fn page(desk: &Desk, form: Form, query: &Query) -> Result<Response<Whole>, Problem> {
     let filter = Filter::parse(query.iter(), desk.gate.clock.wall())?;
     let policy = desk.gate.policy();
     let choices = Choices {
@@ -67,8 +68,12 @@ pub(super) async fn page(desk: &Desk, query: &Query) -> Result<Records, Problem>
         operations: policy.catalogue().rows().iter().map(|row| row.id.clone()).collect(),
     };
     desk.gate.log.flush().await;
-    let page = desk.gate.log.query(filter).await?;
-    Ok(Records { records: page.records, next: page.next, asked: query.clone(), choices })
+    let asked = query.clone();
+    let show = move |found: audit::Page| {
+        let records = Records { records: found.records, next: found.next, asked, choices };
+        render::page(&records, form, &records.asked)
+    };
+    Ok(desk.gate.log.query_as(filter, show).await?)
 }
 
 impl Page for Records {

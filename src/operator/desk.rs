@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::failures::Failures;
+use super::problem::Problem;
 use crate::config::Origins;
 use crate::gateway::Gate;
 use crate::gateway::door::OpenDoor;
@@ -17,6 +18,10 @@ use crate::hash;
 
 /// Followers of the log at once.
 const FOLLOWERS_MAX: usize = 16;
+/// All large answers under way have at most so many KiB together. What a reader does not take is held for it in memory.
+const LARGE_KIB_MAX: usize = 64 << 10;
+/// What is no larger needs no room of that: the probes' and scrapers' answers, and what people read.
+const SMALL_KIB: u64 = 64;
 
 /// The configuration as it is shown, and how the last attempt to load it ended.
 #[derive(Clone, Debug)]
@@ -45,6 +50,7 @@ pub struct Desk {
     pub(super) started: Timestamp,
     pub(super) failures: Failures,
     pub(super) followers: Arc<Semaphore>,
+    pub(super) large: Arc<Semaphore>,
     key: ArcSwap<Key>,
     in_force: ArcSwap<InForce>,
     doors: Mutex<Vec<(&'static str, OpenDoor)>>,
@@ -58,6 +64,7 @@ impl Desk {
         Arc::new(Self {
             failures: Failures::new(gate.clock.clone()),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            large: Arc::new(Semaphore::new(LARGE_KIB_MAX)),
             key: ArcSwap::from_pointee(Key::new(key)),
             in_force: ArcSwap::from_pointee(InForce { origins: Arc::new(origins), loaded: started, error: None }),
             doors: Mutex::default(),
@@ -73,6 +80,19 @@ impl Desk {
         if key.hash != self.key.load().hash {
             self.key.swap(Arc::new(key)).replaced.cancel();
         }
+    }
+
+    /// Room for an answer of so many bytes, for as long as it is under way.
+    ///
+    /// # Errors
+    /// Those under way have it all.
+    pub(super) fn room(&self, bytes: u64) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+        let kib = bytes.div_ceil(1024);
+        if kib <= SMALL_KIB {
+            return Ok(None);
+        }
+        let kib = u32::try_from(kib.min(LARGE_KIB_MAX as u64)).unwrap_or(u32::MAX);
+        self.large.clone().try_acquire_many_owned(kib).map(Some).map_err(|_| Problem::NoRoom)
     }
 
     /// Resolves when another key has taken the place of the present one.

@@ -1,4 +1,4 @@
-//! Wrong keys, counted by who showed them: guessing is slow.
+//! Wrong keys, counted by who showed them: whoever guesses is told to wait.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -34,7 +34,7 @@ impl Failures {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Has this peer shown too many wrong keys? Then until when none of its keys is looked at.
+    /// Has this peer shown too many wrong keys? Then how long it is to wait.
     pub(super) fn blocked(&self, peer: Option<IpAddr>) -> Option<Duration> {
         let now = self.clock.now();
         let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);

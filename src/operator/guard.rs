@@ -79,22 +79,23 @@ fn is_same(origin: &str, authority: &Authority) -> bool {
     origin.host().eq_ignore_ascii_case(authority.host()) && port_of(&origin) == port_of(authority)
 }
 
-/// Refuses who does not have the key.
+/// Refuses who does not have the key. Who has it comes in, whatever else was shown from its address before: nobody can lock
+/// operators out by guessing.
 ///
 /// # Errors
-/// No key, a wrong one, two, or too many wrong ones before.
+/// No key, a wrong one, two, or too many wrong ones.
 pub(super) fn key(desk: &Arc<Desk>, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), Problem> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
     let field = fields.next().ok_or(Problem::NoKey)?;
     if fields.next().is_some() {
         return Err(Problem::TwoCredentials);
     }
-    if let Some(retry_after) = desk.failures.blocked(peer) {
-        return Err(Problem::TooManyFailures { retry_after });
-    }
     let key = shown(field).ok_or(Problem::NoKey)?;
     if desk.opens_to(&key) {
         return Ok(());
+    }
+    if let Some(retry_after) = desk.failures.blocked(peer) {
+        return Err(Problem::TooManyFailures { retry_after });
     }
     desk.failures.add(peer);
     Err(Problem::WrongKey)

@@ -61,7 +61,20 @@ pub fn open(door: Door, desk: Arc<Desk>) -> OpenDoor {
         let desk = serving.clone();
         async move {
             let busy = peer.busy();
-            answer(&desk, peer.address, request).await.map(|body| Held::new(body, busy))
+            if routes::find(request.uri().path()).is_some_and(|route| route.place == Place::Follow) {
+                busy.is_endless();
+            }
+            let form = routes::form(routes::find(request.uri().path()), request.headers());
+            let response = answer(&desk, peer.address, request).await;
+            // An answer without an exact size is made as it is taken.
+            match desk.room(response.body().size_hint().exact().unwrap_or(0)) {
+                Ok(room) => response.map(|body| Held::new(body, busy, room)),
+                Err(problem) => {
+                    let mut response = problem.response(form);
+                    add_headers(response.headers_mut());
+                    response.map(|body| Held::new(body, busy, None))
+                }
+            }
         }
     });
     desk.show_door("operator", open.clone());
@@ -124,7 +137,7 @@ where
         Place::Style => text("text/css; charset=utf-8", include_str!("style.css")),
         Place::OpenApi => text("application/json", openapi(desk.gate.policy().catalogue()).to_string()),
         Place::Overview => render::page(&pages::overview(desk), form, query),
-        Place::Audit => render::page(&audit::page(desk, query).await?, form, query),
+        Place::Audit => audit::page(desk, form, query).await?,
         Place::Follow => audit::follow(desk, query)?,
         Place::Head => {
             let page = pages::head(desk).await;

@@ -32,6 +32,7 @@ pub(super) enum Problem {
     BodyTooLarge,
     BodySlow,
     TooManyFollowers,
+    NoRoom,
     CannotRecord,
     Query(QueryError),
     NoRecord { newest: u64 },
@@ -80,6 +81,7 @@ impl Problem {
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The body is too large"),
             Self::BodySlow => (StatusCode::REQUEST_TIMEOUT, "body-slow", "The body came too slowly"),
             Self::TooManyFollowers => (StatusCode::SERVICE_UNAVAILABLE, "too-many-followers", "Too many followers"),
+            Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "no-room", "Too many large answers are under way"),
             Self::CannotRecord => (StatusCode::SERVICE_UNAVAILABLE, "cannot-record", "The log has no room"),
             Self::Query(QueryError::TooLong) => {
                 (StatusCode::GATEWAY_TIMEOUT, "query-too-long", "The query took too long")
@@ -119,6 +121,7 @@ impl Problem {
             Self::BodyTooLarge => format!("A body has at most {BODY_BYTES_MAX} bytes."),
             Self::BodySlow => "The body did not arrive in time: send it again.".to_owned(),
             Self::TooManyFollowers => "As many follow the log as may: end one, or read /audit.".to_owned(),
+            Self::NoRoom => "Other large answers have not been taken yet: ask for less with limit, or try again.".to_owned(),
             Self::CannotRecord => "Nothing was done, because it could not be recorded: see /readyz?verbose.".to_owned(),
             Self::NoRecord { newest } => capital(&format!("{}.", ProofError::NoRecord { newest: *newest })),
             Self::LogAltered => capital(&format!("{}.", ProofError::Altered)),
@@ -131,7 +134,8 @@ impl Problem {
         if let Self::TooManyFailures { retry_after } = self {
             return Some(*retry_after);
         }
-        matches!(self, Self::Query(QueryError::Busy) | Self::TooManyFollowers).then_some(Duration::from_secs(1))
+        matches!(self, Self::Query(QueryError::Busy) | Self::TooManyFollowers | Self::NoRoom)
+            .then_some(Duration::from_secs(1))
     }
 
     /// The answer: a problem document (RFC 9457), for people a page.

@@ -11,6 +11,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use maud::Markup;
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::html;
 use super::problem::Problem;
@@ -94,15 +95,26 @@ pub(super) fn cell<T: ToString>(value: Option<T>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }
 
-/// A body, and its connection's busy mark with it.
+/// A body, and with it its connection's busy mark and the room that it takes: until its last byte is written, which is long after
+/// hyper has taken it out of here.
 pub(super) struct Held {
     body: Whole,
     _busy: Busy,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Held {
-    pub(super) fn new(body: Whole, busy: Busy) -> Self {
-        Self { body, _busy: busy }
+    pub(super) fn new(body: Whole, busy: Busy, room: Option<OwnedSemaphorePermit>) -> Self {
+        Self { body, _busy: busy, room }
+    }
+}
+
+/// Bytes with the room that they take.
+struct Roomed(Bytes, #[expect(dead_code, reason = "held until the bytes are gone")] OwnedSemaphorePermit);
+
+impl AsRef<[u8]> for Roomed {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -111,7 +123,13 @@ impl Body for Held {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        // Whatever takes room is in one piece.
+        let hold = |bytes| match self.room.take() {
+            Some(room) => Bytes::from_owner(Roomed(bytes, room)),
+            None => bytes,
+        };
+        polled.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(hold))))
     }
 
     fn is_end_stream(&self) -> bool {

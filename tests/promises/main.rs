@@ -47,4 +47,5 @@ mod p14_descriptors;
 mod p14_disk;
 mod p14_fair;
 #[cfg(target_os = "linux")]
+mod p14_operators;
 mod p14_process_log;

@@ -10,39 +10,41 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
-use super::seats::Seat;
+use super::seats::{Ended, Seat};
 use crate::clock::Clock;
 
 /// A head and a body that are together no larger are copied into one piece: the kernel takes that for less than two pieces.
 const TOGETHER_BYTES: usize = 2048;
 
-/// A connection that knows, without reading or writing, when nothing that is written to it arrives any more.
-///
-/// The end of what a client sends is no such sign: one that still waits for its answer may end its half, and one that closes its
-/// TCP socket looks the same until something is written to it. A reset is a sign, and so is a closed Unix socket.
-pub(super) trait Reaches {
-    fn reaches_nobody(&self) -> bool;
+/// A connection that knows, without reading or writing, how much of it has ended.
+pub(super) trait Ends {
+    fn ended(&self) -> Ended;
 }
 
-impl Reaches for TcpStream {
-    fn reaches_nobody(&self) -> bool {
-        write_closed(self.ready(Interest::WRITABLE))
+impl Ends for TcpStream {
+    fn ended(&self) -> Ended {
+        ended(self.ready(Interest::READABLE), self.ready(Interest::WRITABLE))
     }
 }
 
-impl Reaches for UnixStream {
-    fn reaches_nobody(&self) -> bool {
-        write_closed(self.ready(Interest::WRITABLE))
+impl Ends for UnixStream {
+    fn ended(&self) -> Ended {
+        ended(self.ready(Interest::READABLE), self.ready(Interest::WRITABLE))
     }
 }
 
-fn write_closed(ready: impl Future<Output = io::Result<Ready>>) -> bool {
-    ready.now_or_never().is_some_and(|ready| ready.is_ok_and(|ready| ready.is_write_closed()))
+/// What the two halves say of themselves, if they say anything at once.
+fn ended(read: impl Future<Output = io::Result<Ready>>, write: impl Future<Output = io::Result<Ready>>) -> Ended {
+    if write.now_or_never().is_some_and(|ready| ready.is_ok_and(|ready| ready.is_write_closed())) {
+        return Ended::Whole;
+    }
+    let half = read.now_or_never().is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()));
+    if half { Ended::Half } else { Ended::Nothing }
 }
 
-impl<T: Reaches> Reaches for Box<TlsStream<T>> {
-    fn reaches_nobody(&self) -> bool {
-        self.get_ref().0.reaches_nobody()
+impl<T: Ends> Ends for Box<TlsStream<T>> {
+    fn ended(&self) -> Ended {
+        self.get_ref().0.ended()
     }
 }
 
@@ -81,7 +83,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-impl<T: AsyncWrite + Reaches + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncWrite + Ends + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.wrote(result)
@@ -107,7 +109,7 @@ impl<T: AsyncWrite + Reaches + Unpin> AsyncWrite for Watched<T> {
     /// Called whenever its connection is polled, a request under way or not: the one place where hyper, which reads nothing while it
     /// owes an answer, can be told that nobody waits for that.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.seat.is_doubted() && self.stream.reaches_nobody() {
+        if self.seat.is_doubted() && self.stream.ended() >= self.seat.is_left_at() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let result = Pin::new(&mut self.stream).poll_flush(cx);

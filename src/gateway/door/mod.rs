@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::{Limits, Listen};
 use crate::tasks::Tasks;
-use io::{Reaches, Watched};
+use io::{Ends, Watched};
 use listen::{Listener, Stream};
 use seats::{Seat, Seats, Word};
 use streams::{Answering, Streams};
@@ -220,7 +220,7 @@ impl Hall {
 
     async fn connection<T, S, F, B>(self: Arc<Self>, socket: T, seat: seats::Taken, address: Option<IpAddr>, answer: S)
     where
-        T: AsyncRead + AsyncWrite + Reaches + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Ends + Unpin + Send + 'static,
         S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
@@ -235,7 +235,7 @@ impl Hall {
 
     async fn over_tls<T, S, F, B>(&self, certificate: &Certificate, socket: T, mut peer: Peer, answer: S)
     where
-        T: AsyncRead + AsyncWrite + Reaches + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Ends + Unpin + Send + 'static,
         S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
@@ -268,7 +268,7 @@ impl Hall {
 
     async fn http1<T, S, F, B>(&self, stream: Watched<T>, peer: Peer, answer: S)
     where
-        T: AsyncRead + AsyncWrite + Reaches + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Ends + Unpin + Send + 'static,
         S: Fn(Peer, Request<Incoming>) -> F,
         F: Future<Output = Response<B>>,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static,
@@ -290,7 +290,7 @@ impl Hall {
 
     async fn http2<T, S, F, B>(&self, stream: Watched<T>, peer: Peer, answer: S)
     where
-        T: AsyncRead + AsyncWrite + Reaches + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Ends + Unpin + Send + 'static,
         S: Fn(Peer, Request<Incoming>) -> F,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,

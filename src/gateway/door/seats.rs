@@ -49,6 +49,17 @@ pub(super) enum Word {
     Gone = 2,
 }
 
+/// How much of a connection its client has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ended {
+    Nothing,
+    /// It sends nothing more. A client that still waits for its answer may do so, and one that closes its TCP socket looks the same
+    /// until something is written to it.
+    Half,
+    /// Nothing that is written to it arrives any more: it was reset, or a Unix socket was closed.
+    Whole,
+}
+
 /// One connection's seat.
 #[derive(Debug)]
 pub(super) struct Seat {
@@ -71,6 +82,8 @@ pub(super) struct Seat {
     word: AtomicU8,
     /// Is somebody still there who waits for an answer? To be looked at.
     doubted: AtomicBool,
+    /// The answer under way has no end of its own.
+    endless: AtomicBool,
     /// Who drives the connection.
     driver: AtomicWaker,
 }
@@ -86,6 +99,11 @@ impl Busy {
     /// The connection is this caller's.
     pub fn is_of(&self, caller: NonZeroU64) {
         self.seat.caller.store(caller.get(), Ordering::Relaxed);
+    }
+
+    /// The answer has no end of its own: over HTTP/1.1 it ends when its client sends nothing more, or nobody would know that it left.
+    pub fn is_endless(&self) {
+        self.seat.endless.store(true, Ordering::Relaxed);
     }
 }
 
@@ -108,6 +126,7 @@ enum User {
 impl Drop for Busy {
     fn drop(&mut self) {
         if self.seat.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.seat.endless.store(false, Ordering::Relaxed);
             self.seat.enter(Phase::Idle, &self.clock);
         }
     }
@@ -130,6 +149,7 @@ impl Seat {
             caller: AtomicU64::new(0),
             word: AtomicU8::new(Word::Stay as u8),
             doubted: AtomicBool::new(false),
+            endless: AtomicBool::new(false),
             driver: AtomicWaker::new(),
         };
         seat.enter(Phase::Silent, clock);
@@ -227,6 +247,11 @@ impl Seat {
     /// Is it to be looked whether somebody still waits for the answer? Says so once for each sweep.
     pub(super) fn is_doubted(&self) -> bool {
         self.doubted.load(Ordering::Relaxed) && self.doubted.swap(false, Ordering::Relaxed)
+    }
+
+    /// How much of the connection its client has ended when nobody waits for the answer.
+    pub(super) fn is_left_at(&self) -> Ended {
+        if self.endless.load(Ordering::Relaxed) { Ended::Half } else { Ended::Whole }
     }
 
     /// Over HTTP/1.1 nothing is read while an answer is owed: somebody must ask whether it still is. HTTP/2 reads at all times.

@@ -1,0 +1,102 @@
+//! Promise 14. Nothing that a reader of the operators' door does stops the rest: what it does not take is bounded, what it asks for is
+//! made beside the threads that answer callers, and whoever leaves gives its place back.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::support::{ALL, OPERATOR, ORG, Plan, Reply, World, send};
+
+/// Followers that the door takes.
+const FOLLOWERS: usize = 16;
+
+fn operator(world: &World) -> SocketAddr {
+    world.service.operator_addresses()[0]
+}
+
+async fn page(world: &World, target: &str) -> Reply {
+    send(operator(world), "GET", target, &format!("authorization: Bearer {OPERATOR}\r\n"), "").await
+}
+
+/// A client that asks for this, has read some of the head, and reads no more.
+async fn asked(world: &World, target: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    let mut stream = socket.connect(operator(world)).await.unwrap();
+    let head = format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {OPERATOR}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    tokio::time::timeout(Duration::from_secs(30), stream.read_exact(&mut status)).await.expect("no answer").unwrap();
+    stream
+}
+
+/// The status of a follower's answer, when its head has been read whole, and its connection.
+async fn follower(world: &World) -> (bool, TcpStream) {
+    let mut stream = TcpStream::connect(operator(world)).await.unwrap();
+    let head = format!(
+        "GET /audit/follow?caller=nobody HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {OPERATOR}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.windows(4).any(|four| four == b"\r\n\r\n") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "no answer");
+    }
+    (answer.starts_with(b"HTTP/1.1 200"), stream)
+}
+
+/// Nothing is written to a follower of nothing, so nothing tells that it left: it must be noticed all the same.
+#[tokio::test]
+async fn a_follower_that_hangs_up_gives_its_place_back() {
+    let world = World::start().await;
+    for round in 0..3 {
+        let mut all = Vec::new();
+        for number in 0..FOLLOWERS {
+            let mut taken = follower(&world).await;
+            for _ in 0..1_000 {
+                if taken.0 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                taken = follower(&world).await;
+            }
+            assert!(taken.0, "round {round}: the place of follower {number} is not free");
+            all.push(taken.1);
+        }
+        assert!(!follower(&world).await.0, "there is a place too many");
+    }
+}
+
+#[tokio::test]
+async fn pages_that_nobody_takes_are_bounded_together() {
+    let world = Plan::default().set("limits", "connections = 512").start().await;
+    // A path that is in no row is recorded whole, of a caller that is known.
+    let long = format!("/api/v2/{}", "n".repeat(4_000));
+    for _ in 0..3_000 {
+        world.get(ALL, &long).await.expect(404);
+    }
+    let whole = page(&world, "/audit.json?limit=10000").await.expect(200).body.len();
+    assert!(whole > 8 << 20, "{whole} bytes prove little");
+    let most = (64 << 20) / whole + 1;
+    let mut untaken = Vec::new();
+    for _ in 0..most {
+        untaken.push(asked(&world, "/audit.json?limit=10000").await);
+    }
+    let reply = page(&world, "/audit.json?limit=10000").await.expect(503);
+    assert_eq!(reply.json()["type"], "urn:makegate:operator:no-room");
+    assert!(reply.header("retry-after").is_some());
+    // What is small needs no room, and nobody else waits.
+    for target in ["/livez", "/metrics", "/audit.json?limit=10", "/quota.json"] {
+        page(&world, target).await.expect(200);
+    }
+    world.get(ALL, ORG).await.expect(200);
+    drop(untaken);
+    for _ in 0..1_000 {
+        if page(&world, "/audit.json?limit=10000").await.status == 200 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the room does not come back");
+}

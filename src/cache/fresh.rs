@@ -1,5 +1,5 @@
 //! What a caller's `Cache-Control` asks for, and whether an entry will do (RFC 9111 sections 4.2 and 5.2.1;
-//! `caching.md` D4, D5). Pure: no clock, no map.
+//! `docs/decisions/lifetimes.md`). Pure: no clock, no map.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The cache (`caching.md`): entries by canonical target, behind fences; flights that many readers share.
+//! The cache: entries by canonical target, behind fences; flights that many readers share.
 //!
 //! It stores, judges and joins. What a key is, which tags it carries, who may see it and what is sent upstream is the
 //! gateway's business; a lookup comes after authorization, and no caller is part of a key.

@@ -1,4 +1,4 @@
-//! Which answers of the upstream are stored, and for how long (`caching.md` D1, D3).
+//! Which answers of the upstream are stored, and for how long (`docs/decisions/lifetimes.md`).
 
 use std::time::Duration;
 

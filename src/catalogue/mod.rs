@@ -18,7 +18,7 @@ pub use look::{Look, Proves};
 pub use route::{Matched, Miss};
 pub use template::{PathTemplate, Segment, TagPart, TagTemplate};
 
-/// How a query parameter counts towards the cache key (`caching.md`, D14). A parameter in no row bypasses the cache.
+/// How a query parameter counts towards the cache key (`docs/decisions/cache-keys.md`). A parameter in no row bypasses the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParameterKind {
     /// May be given several times; order and repetition do not matter (`cols[]`).
@@ -44,7 +44,7 @@ pub struct Parameter {
     pub default: Option<Arc<str>>,
 }
 
-/// May a write be sent again after an attempt whose effect is unknown? (`reliability.md`, section 4)
+/// May a write be sent again after an attempt whose effect is unknown? (`docs/decisions/retries.md`)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Retry {
     /// A read: may always be sent again.

@@ -64,7 +64,6 @@ fn the_built_in_rows_have_no_mistake() {
     assert_eq!(findings.mistakes, []);
 }
 
-/// The table that ends `caching.md`.
 #[test]
 fn answers_are_stored_under_their_organization_and_their_own_tag() {
     let catalogue = Catalogue::built_in();

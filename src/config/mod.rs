@@ -209,7 +209,7 @@ pub struct Audit {
     pub record_bytes: usize,
 }
 
-/// `[limits]`, with the defaults of `reliability.md` section 2.
+/// `[limits]`; `docs/decisions/limits.md` says where the defaults come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections of one door at once (1,024).

@@ -221,7 +221,7 @@ pub(super) fn pass(answered: Answered, validated: bool) -> Passed {
     Passed { status, headers: passed_headers(&headers), body: body.into_counted(), etag }
 }
 
-/// Does the upstream fail with this answer (`caching.md`, D7)?
+/// Does the upstream fail with this answer (`docs/decisions/stale-answers.md`)?
 fn fails(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }

@@ -1,5 +1,5 @@
 //! What a caller of some organizations sees of a list of organizations: the whole list is taken once (one entry for all
-//! scopes), then narrowed, sorted and paged here, so that pages are right for what the caller may see (`caching.md`, D15).
+//! scopes), then narrowed, sorted and paged here, so that pages are right for what the caller may see (`docs/decisions/scoped-lists.md`).
 
 use std::cmp::Ordering;
 

@@ -392,7 +392,7 @@ impl Refusal {
         )
     }
 
-    /// May a stored answer stand in for this one (`caching.md`, D7)? Only where the upstream, or the way to it, fails.
+    /// May a stored answer stand in for this one (`docs/decisions/stale-answers.md`)? Only where the upstream, or the way to it, fails.
     #[must_use]
     pub const fn stale_may_answer(&self) -> bool {
         matches!(

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::catalogue::{Matched, Operation, ParameterKind, Segment};
 
-/// The most values that a set (`cols[]`) may have and still be part of a cache key (`caching.md`, D14).
+/// The most values that a set (`cols[]`) may have and still be part of a cache key (`docs/decisions/cache-keys.md`).
 const SET_VALUES_MAX: usize = 64;
 
 /// A request's target in its one canonical form.
@@ -34,7 +34,7 @@ pub struct Pair<'u> {
 pub struct Plan<'u> {
     /// Path and query as they go upstream.
     pub target: Cow<'u, str>,
-    /// The cache key, where it is not the target itself (equal key, equal bytes: D13): a refresh is no part of it.
+    /// The cache key, where it is not the target itself (equal keys lead to equal requests): a refresh is no part of it.
     refresh_key: Option<String>,
     /// Is every parameter one that the row's key knows, in the form that it knows?
     pub keyed: bool,
@@ -106,7 +106,7 @@ impl<'u> Target<'u> {
     }
 
     /// The normal form of a query that the row's key knows whole: the row's order, defaults left out, sets sorted
-    /// (D14: only what is provably equal is made equal). `None`: the answer cannot be stored.
+    /// (only what is provably equal is made equal). `None`: the answer cannot be stored.
     fn key_query(&self, row: &Operation, with_refresh: bool) -> Option<String> {
         let known = |pair: &Pair<'_>| row.query.iter().any(|parameter| pair.name == *parameter.name);
         if !self.query.iter().all(known) {

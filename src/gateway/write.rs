@@ -153,7 +153,7 @@ fn outcome(effect: Effect) -> Outcome {
     }
 }
 
-/// Only an answer that proves that nothing happened needs no fence (`caching.md`, D8).
+/// Only an answer that proves that nothing happened needs no fence (`docs/decisions/fences.md`).
 fn may_have_effect(effect: Effect, status: Option<StatusCode>) -> bool {
     let proves_none = |status: StatusCode| matches!(status.as_u16(), 400 | 401 | 403 | 405 | 406 | 415 | 422 | 429);
     match effect {

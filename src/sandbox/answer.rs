@@ -48,7 +48,7 @@ impl Answer {
     }
 }
 
-/// Why an operation was refused, in Make's terms. `make-api.md` and Make's document give the codes.
+/// Why an operation was refused, in Make's terms. The codes are those of Make's document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
     /// 401: no token, another token, or a scheme that is neither `Token` nor `Bearer`.

@@ -29,7 +29,7 @@ use crate::watched::Snapshot;
 
 /// No file of authorities is larger; more is the wrong file.
 const PEM_BYTES_MAX: u64 = 4 << 20;
-/// The largest head of an answer, in bytes (`reliability.md`, section 2).
+/// The largest head of an answer, in bytes (`docs/decisions/limits.md`).
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// A further address is tried while the one before is still silent after this (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);

@@ -1,4 +1,4 @@
-//! How an attempt ended, and what that proves about its effect (`reliability.md`, section 4).
+//! How an attempt ended, and what that proves about its effect (`docs/decisions/retries.md`).
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! May it go again, and what did it do? The table of `reliability.md`, section 4: pure, without time or chance of its own.
+//! May an attempt be sent again, and what does its ending prove? The table of `docs/decisions/retries.md`, as pure functions.
 
 use std::time::Duration;
 
@@ -247,7 +247,7 @@ mod tests {
         matches!(next(attempted, &limits(), NOW, || u64::MAX), Next::Again { .. })
     }
 
-    /// The table of `reliability.md`, section 4: ending; sent again if safe, idempotent, once; recorded for an idempotent
+    /// The table of `docs/decisions/retries.md`: ending; sent again if safe, idempotent, once; recorded for an idempotent
     /// write, first and after an ambiguous attempt.
     #[test]
     fn the_table_row_by_row() {

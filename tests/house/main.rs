@@ -9,6 +9,7 @@ mod golden;
 mod documents;
 mod layout;
 mod promises;
+mod references;
 
 use std::fs;
 use std::path::{Path, PathBuf};

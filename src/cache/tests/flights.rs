@@ -132,7 +132,7 @@ async fn a_thousand_readers_of_one_missing_answer_are_one_fetch() {
     ended(&flights).await;
 }
 
-/// D12. The leader's caller hangs up after each number of steps: one request, and who joined is answered.
+/// The leader's caller hangs up after each number of steps: one request, and who joined is answered.
 #[tokio::test]
 async fn a_leader_who_leaves_takes_nobody_along() {
     for steps in 0..=4 {
@@ -304,7 +304,7 @@ async fn since_and_lane_choose_among_flights() {
     drop((first, refresh, waits));
 }
 
-/// D4. Fifty at once who insist on what is new are one fetch; later ones are the next.
+/// Fifty at once who insist on what is new are one fetch; later ones are the next.
 #[tokio::test]
 async fn parallel_refreshes_share_fetches() {
     let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());

@@ -1,4 +1,4 @@
-//! All interleavings of one write and two reads (`caching.md` D8), on the real fences, entries and flights; and the
+//! All interleavings of one write and two reads (`docs/decisions/fences.md`), on the real fences, entries and flights; and the
 //! same with mutants, which must fail.
 
 use tokio::sync::oneshot;

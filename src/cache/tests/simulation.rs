@@ -354,7 +354,7 @@ fn seeds() -> RangeInclusive<u64> {
     number("MAKEGATE_SEED").map_or(1..=number("MAKEGATE_SEEDS").unwrap_or(200), |seed| seed..=seed)
 }
 
-/// Promise 3, D8 to D10, over many seeds.
+/// Promise 3, over many seeds.
 #[test]
 fn no_seed_brings_an_answer_that_a_write_forbids() {
     for seed in seeds() {

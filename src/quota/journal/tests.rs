@@ -96,6 +96,7 @@ fn a_killed_process_leaves_every_slot_behind() {
     drop(world.take(&quota));
     std::mem::forget(world.take(&quota));
     quota.learn(11, 5);
+    world.sync(&quota);
     drop(quota);
     world.advance(20);
     let quota = world.open();

@@ -171,7 +171,7 @@ impl Store {
             }
             VERSION => is_new,
             _ if version > VERSION => return Err(Trouble::Newer),
-            _ => return Err(damaged("its version is none")),
+            _ => return Err(damaged("it has no version")),
         };
         let contents = Contents { is_new, ..read(&connection)? };
         let rows = u64::try_from(contents.rows.len()).unwrap_or(u64::MAX);
@@ -338,12 +338,12 @@ fn look_at(path: &Path) -> Result<bool, Trouble> {
     for suffix in ["-wal", "-journal"] {
         let about = fs::symlink_metadata(beside(path, suffix));
         if about.is_ok_and(|about| !about.is_file()) {
-            return Err(Trouble::Damaged(format!("its {suffix} is no regular file")));
+            return Err(Trouble::Damaged(format!("its {suffix} is not a regular file")));
         }
     }
     match fs::symlink_metadata(path) {
         Ok(about) if about.is_file() => Ok(about.len() == 0),
-        Ok(about) => Err(damaged(if about.is_dir() { "it is a folder" } else { "it is no regular file" })),
+        Ok(about) => Err(damaged(if about.is_dir() { "it is a folder" } else { "it is not a regular file" })),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error.into()),
     }
@@ -374,7 +374,7 @@ fn read(connection: &Connection) -> Result<Contents, Trouble> {
     let (size, root, count): (i64, Option<Vec<u8>>, i64) =
         connection
             .query_row("SELECT size, root, rows FROM mark", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let root = root.map(|root| root.try_into().map_err(|_| damaged("its mark is none"))).transpose()?;
+    let root = root.map(|root| root.try_into().map_err(|_| damaged("its mark is unreadable"))).transpose()?;
     let mark = root.map(|root| Mark { size: size.cast_unsigned(), root });
     let mut all = connection.prepare(ROWS)?;
     let rows = all.query_map([], row_of)?.map(|row| row.map(|row| row.meta())).collect::<Result<Vec<_>, _>>()?;

@@ -395,7 +395,7 @@ async fn answers_of_version_1_are_taken_over_and_those_of_a_newer_one_refused_wi
     let answers = bed.open(|_| {});
     assert_eq!(kept(&answers, "k").await, Some(Some("paid".to_owned())));
     answers.close().await;
-    assert!(bed.log.events.lock().unwrap().is_empty(), "that is no damage");
+    assert!(bed.log.events.lock().unwrap().is_empty(), "that is not a damage");
     bed.sql("PRAGMA user_version = 3");
     let error = bed.try_open(|_| {}).unwrap_err().to_string();
     assert!(error.contains("a newer makegate") && error.contains("move the file away"), "{error}");

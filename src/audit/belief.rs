@@ -222,7 +222,7 @@ mod tests {
             run.sweep();
             run.pass(HOUR / 2, HOUR / 4);
         }
-        assert_eq!(run.went, Vec::<Duration>::new(), "a start is no hour");
+        assert_eq!(run.went, Vec::<Duration>::new(), "a start is not a hour");
         run.pass(10 * HOUR, HOUR);
         assert_eq!(run.went.len(), 10);
     }

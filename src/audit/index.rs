@@ -303,7 +303,7 @@ impl Index {
             Ok(_) | Err(_) => {}
         }
         if !is_safe(&path)? {
-            return Err(IndexError::Foreign("it is no file, or of an earlier makegate"));
+            return Err(IndexError::Foreign("it is not a file, or of an earlier makegate"));
         }
         let identity = disk::identity(&fs::symlink_metadata(&path)?);
         let connection = Connection::open(&path)?;

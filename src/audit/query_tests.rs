@@ -250,7 +250,7 @@ async fn the_index_is_made_again_when_it_is_missing_damaged_or_of_another_log() 
         assert_eq!(index_seq(&settings), last, "caught up at the end, after damage {damage}");
         match damage {
             0 => fs::remove_file(&path).unwrap(),
-            1 => fs::write(&path, "this is no database").unwrap(),
+            1 => fs::write(&path, "this is not a database").unwrap(),
             2 => {
                 let connection = Connection::open(&path).unwrap();
                 connection.execute_batch("UPDATE position SET seq = 1000000; UPDATE blocks SET offset = 3").unwrap();

@@ -178,7 +178,7 @@ async fn a_clock_that_steps_past_the_retention_does_not_empty_the_log() {
     log.close().await;
     drop(log);
     (log, _) = open(&settings, &clock).await;
-    assert_eq!(gone().await, oldest, "a start is no hour");
+    assert_eq!(gone().await, oldest, "a start is not a hour");
     // The clock is right again: what was written meanwhile is said to be of the future, and nothing is old.
     clock.step(-years);
     clock.advance(HOUR * 2);

@@ -122,7 +122,7 @@ const POINTER: Kind<Arc<str>> = Kind {
     example: "\"/organization\"",
     parse: |text| match text.is_empty() || text.starts_with('/') {
         true => Ok(Arc::from(text)),
-        false => Err(Wrong::new(format!("{} is no JSON pointer", quoted(text)), format!("write \"/{text}\""))),
+        false => Err(Wrong::new(format!("{} is not a JSON pointer", quoted(text)), format!("write \"/{text}\""))),
     },
 };
 
@@ -144,7 +144,7 @@ const VALUE: Kind<TagTemplate> = Kind {
     parse: |text| match TagTemplate::parse(text) {
         Ok(template) if !template.needs_answer() => Ok(template),
         Ok(_) | Err(_) => Err(Wrong::new(
-            format!("{} is no value", quoted(text)),
+            format!("{} is not a value", quoted(text)),
             "write a path parameter, such as \"{variableName}\"",
         )),
     },

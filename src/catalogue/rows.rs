@@ -257,10 +257,10 @@ fn check_default(kind: ParameterKind, default: &str) -> Result<(), (String, &'st
             Err((format!("{given} cannot be the default of a refresh"), "leave default out: it is \"false\""))
         }
         ParameterKind::Flag if default != "true" && default != "false" => {
-            Err((format!("{given} is no flag"), "write default = \"true\" or \"false\""))
+            Err((format!("{given} is not a flag"), "write default = \"true\" or \"false\""))
         }
         ParameterKind::Number if !default.bytes().all(|b| b.is_ascii_digit()) || default.is_empty() => {
-            Err((format!("{given} is no plain decimal"), "write default = \"0\", say"))
+            Err((format!("{given} is not a plain decimal"), "write default = \"0\", say"))
         }
         ParameterKind::Scalar | ParameterKind::Number | ParameterKind::Flag | ParameterKind::Refresh => Ok(()),
     }
@@ -278,7 +278,7 @@ pub(super) const ID: Kind<Arc<str>> = Kind {
         match text.split('.').all(part_ok) && text.contains('.') {
             true => Ok(Arc::from(text)),
             false => Err(Wrong::new(
-                format!("{} is no id", quoted(text)),
+                format!("{} is not an id", quoted(text)),
                 "write two or more names of a-z, 0-9 and -, with dots between: \"users.me\"",
             )),
         }
@@ -318,7 +318,7 @@ const GRANT: Kind<Arc<str>> = Kind {
     parse: |text| match text.split_once(':') {
         Some((group, "read" | "write")) if is_name(group) => Ok(Arc::from(text)),
         Some(_) | None => Err(Wrong::new(
-            format!("{} is no grant", quoted(text)),
+            format!("{} is not a grant", quoted(text)),
             "write a name of a-z, 0-9 and -, then :read or :write: \"users:read\"",
         )),
     },
@@ -331,7 +331,7 @@ pub const CLASS: Kind<Arc<str>> = Kind {
     example: "\"organizations\"",
     parse: |text| match is_name(text) {
         true => Ok(Arc::from(text)),
-        false => Err(Wrong::new(format!("{} is no class", quoted(text)), "write a name of a-z, 0-9 and -")),
+        false => Err(Wrong::new(format!("{} is not a class", quoted(text)), "write a name of a-z, 0-9 and -")),
     },
 };
 

@@ -55,7 +55,7 @@ impl PathTemplate {
         match part.strip_prefix('{').and_then(|p| p.strip_suffix('}')) {
             Some(name) if name_like(name) => Ok(Segment::Parameter(name.to_owned())),
             Some(name) => {
-                Err(format!("`{{{name}}}` is no parameter: a name is letters, digits and `_`, as in {{teamId}}"))
+                Err(format!("`{{{name}}}` is not a parameter: a name is letters, digits and `_`, as in {{teamId}}"))
             }
             None if part.chars().all(plain) => Ok(Segment::Literal(part.to_owned())),
             None => Err(format!("`{part}`: a segment is plain text or a whole {{name}}")),

@@ -326,7 +326,7 @@ struct Page {
 
 async fn page(client: &Client, pairs: &Pairs<'_>) -> Result<Page, Failure> {
     let text = client.text(&target("/audit.json", pairs)).await?;
-    serde_json::from_str(&text).map_err(|error| client.failed(&format!("the answer is no page of records: {error}")))
+    serde_json::from_str(&text).map_err(|error| client.failed(&format!("the answer is not a page of records: {error}")))
 }
 
 fn target(path: &str, pairs: &Pairs<'_>) -> String {

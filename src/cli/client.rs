@@ -85,7 +85,7 @@ impl Client {
         if !status.is_success() {
             return Err(self.refused(status, &body));
         }
-        String::from_utf8(body.into()).map_err(|_| self.failed("the answer is no text"))
+        String::from_utf8(body.into()).map_err(|_| self.failed("the answer is not text"))
     }
 
     /// Every line of a stream, as it comes, until the stream ends.

@@ -138,7 +138,7 @@ impl List {
 async fn running(client: &Client) -> Result<Vec<Map<String, Value>>, Failure> {
     let text = client.text("/doubts.json").await?;
     let page = serde_json::from_str::<Page>(&text);
-    page.map(|page| page.doubts).map_err(|error| client.failed(&format!("the answer is no list of doubts: {error}")))
+    page.map(|page| page.doubts).map_err(|error| client.failed(&format!("the answer is not a list of doubts: {error}")))
 }
 
 fn files(dir: &Path) -> Result<Vec<Map<String, Value>>, Failure> {
@@ -173,7 +173,7 @@ impl Settle {
     fn run(&self, color: When) -> Result<(), Failure> {
         let Some(request) = RequestId::parse(self.request.as_bytes()) else {
             return Err(Failure::usage(
-                "REQUEST is no request id; `makegate doubts list` shows those of the writes in doubt",
+                "REQUEST is not a request id; `makegate doubts list` shows those of the writes in doubt",
             ));
         };
         let client = match self.place.source(color)? {

@@ -79,7 +79,7 @@ impl Explain {
     }
 
     fn print(&self, text: &str) -> Result<(), Failure> {
-        let unknown = |error| Failure::failed(format!("that is no explanation: {error}"));
+        let unknown = |error| Failure::failed(format!("that is not an explanation: {error}"));
         if self.format == Format::Json {
             let compact: Value = serde_json::from_str(text).map_err(unknown)?;
             return Ok(output::line(&compact.to_string())?);

@@ -84,7 +84,7 @@ fn filters(text: &str) -> Result<Targets, String> {
     if let Some(word) =
         text.split(',').map(str::trim).find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err())
     {
-        return Err(format!("`{word}` is no level"));
+        return Err(format!("`{word}` is not a level"));
     }
     text.parse::<Targets>().map_err(|error| error.to_string())
 }

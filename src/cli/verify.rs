@@ -106,7 +106,7 @@ fn heads_of(file: &Path) -> Result<Vec<(String, Head)>, Failure> {
     let heads = audit::heads(&note).filter(|heads| !heads.is_empty());
     let wrong = || {
         let form = "it is what `makegate audit head` prints: a name, a size, a hash, an empty line and a signature";
-        Failure::usage(format!("{} is no signed head; {form}", file.display()))
+        Failure::usage(format!("{} is not a signed head; {form}", file.display()))
     };
     let name = file.display().to_string();
     Ok(heads.ok_or_else(wrong)?.into_iter().map(|head| (name.clone(), head)).collect())
@@ -118,7 +118,7 @@ fn keys_of(file: &Path) -> Result<Vec<Verifier>, Failure> {
     let keys: Option<Vec<Verifier>> = lines.map(|line| Verifier::parse(line.trim())).collect();
     keys.filter(|keys| !keys.is_empty()).ok_or_else(|| {
         let form = "it is what head.pub holds: NAME+ID+BASE64";
-        Failure::usage(format!("{} is no public key of signed heads; {form}", file.display()))
+        Failure::usage(format!("{} is not a public key of signed heads; {form}", file.display()))
     })
 }
 
@@ -172,7 +172,7 @@ impl HeadCommand {
             Source::Running(client) => {
                 let text = process::block_on(client.text("/audit/head.json"))?;
                 let served: Served =
-                    serde_json::from_str(&text).map_err(|_| client.failed("the answer is no signed head"))?;
+                    serde_json::from_str(&text).map_err(|_| client.failed("the answer is not a signed head"))?;
                 served.head
             }
             Source::Files(read) => {

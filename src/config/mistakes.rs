@@ -46,20 +46,20 @@ fn assert_told(section: &str, setting: &str, expected: &str) {
 
 #[rustfmt::skip]
 const SETTINGS: &[(&str, &str, &str)] = &[
-    ("cache", "capacity = \"64MB\"", "\"64MB\" is no size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
-    ("cache", "capacity = \"64 MiB\"", "\"64 MiB\" is no size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
+    ("cache", "capacity = \"64MB\"", "\"64MB\" is not a size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
+    ("cache", "capacity = \"64 MiB\"", "\"64 MiB\" is not a size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
     ("cache", "capacity = 64", "capacity is a size, not a number; write capacity = \"64MiB\""),
-    ("cache", "capacity = \"0B\"", "\"0B\" is no size at all; write at least \"1B\""),
+    ("cache", "capacity = \"0B\"", "\"0B\" is too small; write at least \"1B\""),
     ("cache", "capacity = \"99999999999GiB\"", "\"99999999999GiB\" is too large; write a smaller size"),
     ("cache", "capactiy = \"1MiB\"", "unknown key \"capactiy\" in cache; did you mean \"capacity\"?"),
     ("cache", "drain = \"1s\"", "unknown key \"drain\" in cache; drain belongs under [limits]"),
-    ("cache", "doubt = \"0s\"", "\"0s\" is no time at all; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
-    ("cache", "doubt = \"soon\"", "\"soon\" is no duration; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
+    ("cache", "doubt = \"0s\"", "\"0s\" is too short; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
+    ("cache", "doubt = \"soon\"", "\"soon\" is not a duration; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
     ("cache", "doubt = \"90\"", "\"90\" has no unit; write \"90s\" for seconds"),
     ("cache", "doubt = \"-1s\"", "\"-1s\" is below zero; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
     ("cache", "doubt = \"1mo\"", "\"1mo\" has no fixed length; write it in days, such as \"365d\""),
     ("cache", "doubt = \"9999w\"", "\"9999w\" is too long; write 100 years at most"),
-    ("upstream", "quota = \"60/s\"", "\"60/s\" is no quota; write \"auto\", or what Make allows an organization per minute: \"240/min\""),
+    ("upstream", "quota = \"60/s\"", "\"60/s\" is not a quota; write \"auto\", or what Make allows an organization per minute: \"240/min\""),
     ("upstream", "token = \"abc\"", "unknown key \"token\" in upstream; a secret never stands in this file; say where it is, with token_file or token_env"),
     ("upstream", "token_file = \"x\"", "both token_file and token_env are given; leave one out"),
     ("upstream", "url = \"eu1.make.com\"", "\"eu1.make.com\" does not begin with https://; write your zone's URL alone, such as \"https://eu1.make.com\""),
@@ -70,22 +70,22 @@ const SETTINGS: &[(&str, &str, &str)] = &[
     ("upstream", "connections = 1.5", "connections is a whole number, not a fraction; write connections = 10"),
     ("operator", "listen = []", "listen is empty; write listen = \"127.0.0.1:8080\", or leave it out"),
     ("operator", "listen = \"127.0.0.1:8080\"", "the gateway listens at this address; give the operator door an address of its own"),
-    ("operator", "listen = \"8081\"", "\"8081\" is no address to listen on; write \"127.0.0.1:8081\" for this machine only, \"0.0.0.0:8081\" for all its addresses"),
-    ("operator", "listen = \"::1\"", "\"::1\" is no address to listen on; write \"[::1]:8080\": with its port"),
+    ("operator", "listen = \"8081\"", "\"8081\" is not an address to listen on; write \"127.0.0.1:8081\" for this machine only, \"0.0.0.0:8081\" for all its addresses"),
+    ("operator", "listen = \"::1\"", "\"::1\" is not an address to listen on; write \"[::1]:8080\": with its port"),
     ("operator", "listen = [\"[::1]:1\", \"[::1]:1\"]", "this address is given twice; leave one out"),
-    ("operator", "names = [\"https://x\"]", "\"https://x\" is no host name; write the name alone, without scheme or port: \"makegate.internal\""),
+    ("operator", "names = [\"https://x\"]", "\"https://x\" is not a host name; write the name alone, without scheme or port: \"makegate.internal\""),
     ("audit", "retention_bytes = \"100MiB\"", "retention_bytes is too small; write twice `segment` or more: a segment goes as a whole"),
     ("limits", "head_bytes = \"4KiB\"", "head_bytes is out of range; write \"8KiB\" or more: HTTP needs as much"),
     ("limits", "retry_percent = 101", "retry_percent is out of range; write 100 or less"),
     ("limits", "retry_floor = -1", "-1 is below 0; write 0 or more"),
     ("gateway.tls", "cert = \"c\"", "key is missing in gateway.tls; add key = \"/run/secrets/make\""),
-    ("caller", "rate = \"10\"", "\"10\" is no rate; write a number and /s, /min or /h: \"600/min\""),
-    ("caller", "rate = \"0/min\"", "\"0/min\" is no request ever; write 1 or more"),
+    ("caller", "rate = \"10\"", "\"10\" is not a rate; write a number and /s, /min or /h: \"600/min\""),
+    ("caller", "rate = \"0/min\"", "\"0/min\" allows no request; write 1 or more"),
     ("caller", "rate = \"2000000000/s\"", "\"2000000000/s\" is too fast; write at most 1000000000/s: one request a nanosecond"),
     ("caller", "burst = 0", "0 is out of range; write 1 to 4294967295"),
     ("caller", "organizations = []", "no organization at all; name the organizations, or leave the key out for all of them"),
     ("caller", "organizations = [11, 11]", "11 is given twice; leave one out"),
-    ("caller", "organizations = [0]", "0 is no organization's id; write the whole number, such as 11"),
+    ("caller", "organizations = [0]", "0 is not an organization's id; write the whole number, such as 11"),
     ("caller", "organizations = [\"11\"]", "each of organizations is an organization's id, not a text; write 11"),
     ("caller", "may_refresh = \"no\"", "may_refresh is true or false, not a text; write may_refresh = true"),
     ("cache.lifetime", "organizations.get = \"1m\"", "organizations is a duration, not a table; an operation's id stands in quotes: \"organizations.list\" = \"5m\", say"),
@@ -105,11 +105,11 @@ const ID: &str = "id = \"users.x\"";
 
 #[rustfmt::skip]
 const ROWS: &[(&[&str], &str)] = &[
-    (&["id = \"users\"", GET], "\"users\" is no id; write two or more names of a-z, 0-9 and -, with dots between: \"users.me\""),
+    (&["id = \"users\"", GET], "\"users\" is not an id; write two or more names of a-z, 0-9 and -, with dots between: \"users.me\""),
     (&["id = \"organizations.get\"", GET], "the id \"organizations.get\" is taken by GET /api/v2/organizations/{organizationId}; that is a built-in row, which cannot be replaced: give this one an id and a path of its own"),
-    (&[ID, "method = \"get\"\npath = \"/x\"\ngrant = \"a:read\""], "\"get\" is no method; did you mean \"GET\"?"),
+    (&[ID, "method = \"get\"\npath = \"/x\"\ngrant = \"a:read\""], "\"get\" is not a method; did you mean \"GET\"?"),
     (&[ID, "method = \"GET\"\npath = \"x\"\ngrant = \"a:read\""], "a path begins with `/`: write \"/x\"; -"),
-    (&[ID, "method = \"GET\"\npath = \"/x\"\ngrant = \"a\""], "\"a\" is no grant; write a name of a-z, 0-9 and -, then :read or :write: \"users:read\""),
+    (&[ID, "method = \"GET\"\npath = \"/x\"\ngrant = \"a\""], "\"a\" is not a grant; write a name of a-z, 0-9 and -, then :read or :write: \"users:read\""),
     (&[ID, "method = \"GET\"\npath = \"/api/v2/organizations\"\ngrant = \"a:read\""], "GET /api/v2/organizations is already the row \"organizations.list\"; that is a built-in row, which cannot be replaced: give this one an id and a path of its own"),
     (&[ID, GET, "cache = \"usages\""], "the class \"usages\" has no lifetime; did you mean \"usage\"?"),
     (&[ID, GET, "retry = \"once\""], "a GET is always safe to send again; write retry = \"safe\", or leave it out"),
@@ -120,26 +120,26 @@ const ROWS: &[(&[&str], &str)] = &[
     (&[ID, GET, "quota = \"organization\""], "the path has no {organizationId}; write quota = \"account\", or leave it out"),
     (&[ID, GET, "narrow = \"users\""], "there is nothing to narrow here; use it for a GET without {organizationId} in its path, beside scoped = true"),
     (&[ID, GET, "record = [\"email\"]"], "email is never recorded; leave it out: it may hold a secret or personal data"),
-    (&[ID, GET, "query = { a = \"sets\" }"], "\"sets\" is no kind of parameter; did you mean \"set\"?"),
+    (&[ID, GET, "query = { a = \"sets\" }"], "\"sets\" is not a kind of parameter; did you mean \"set\"?"),
     (&[ID, GET, "query = { a = { kind = \"set\", default = \"x\" } }"], "a set has no default; leave default out"),
-    (&[ID, GET, "query = { a = { kind = \"number\", default = \"x\" } }"], "\"x\" is no plain decimal; write default = \"0\", say"),
-    (&[ID, GET, "query = { a = { kind = \"flag\", default = \"1\" } }"], "\"1\" is no flag; write default = \"true\" or \"false\""),
+    (&[ID, GET, "query = { a = { kind = \"number\", default = \"x\" } }"], "\"x\" is not a plain decimal; write default = \"0\", say"),
+    (&[ID, GET, "query = { a = { kind = \"flag\", default = \"1\" } }"], "\"1\" is not a flag; write default = \"true\" or \"false\""),
     (&[ID, GET, "query = { a = { kind = \"refresh\", default = \"true\" } }"], "\"true\" cannot be the default of a refresh; leave default out: it is \"false\""),
-    (&[ID, GET, "freshness = \"upstraem\""], "\"upstraem\" is no freshness; did you mean \"upstream\"?"),
+    (&[ID, GET, "freshness = \"upstraem\""], "\"upstraem\" is not a freshness; did you mean \"upstream\"?"),
     (&[ID, POST, "retry = \"safe\""], "a POST is a write, and no write is safe; write \"idempotent\" if sending it twice changes nothing more, else \"once\""),
     (&[ID, POST, "cache = \"usage\""], "the answer to a POST is never stored; leave cache out"),
     (&[ID, POST, "tags = [\"x\"]"], "the answer to a POST is never stored; write the tags that it makes obsolete in invalidates"),
     (&[ID, POST, "scoped = true"], "scoped is for paths without {organizationId}; leave it out: the path says which organization is touched, and the caller's scope decides"),
     (&[ID, GET, "look = { read = \"organizations.list\", at = \"\", proves = \"gone\" }"], "a GET is never in doubt; leave look out"),
-    (&[ID, POST, "look = { read = \"organizations.gett\", at = \"\", proves = \"gone\" }"], "\"organizations.gett\" is no GET operation; did you mean \"organizations.get\"?"),
+    (&[ID, POST, "look = { read = \"organizations.gett\", at = \"\", proves = \"gone\" }"], "\"organizations.gett\" is not a GET operation; did you mean \"organizations.get\"?"),
     (&[ID, POST, "look = { read = \"organizations.update\", at = \"\", proves = \"gone\" }"], "organizations.update is a PATCH, and a look changes nothing; name a GET"),
     (&[ID, POST, "look = { read = \"variables.history\", at = \"\", proves = \"gone\" }"], "variables.history has parameters that are not in the write's path: /api/v2/organizations/{organizationId}/variables/{variableName}/history; name a GET whose path parameters the write has too"),
-    (&[ID, POST, "look = { read = \"organizations.get\", at = \"organization\", proves = \"gone\" }"], "\"organization\" is no JSON pointer; write \"/organization\""),
-    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"field\" }"], "\"field\" is no kind of proof; did you mean \"fields\"?"),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"organization\", proves = \"gone\" }"], "\"organization\" is not a JSON pointer; write \"/organization\""),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"field\" }"], "\"field\" is not a kind of proof; did you mean \"fields\"?"),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"absent\" }"], "absent needs to know which object is meant; add member = { name = \"{variableName}\" }, say"),
     (&[ID, POST, "body = \"none\"\nlook = { read = \"organizations.get\", at = \"\", proves = \"fields\" }"], "this write has no body whose fields could be found again; write \"gone\" or \"absent\""),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"gone\", member = { id = \"{x}\" } }"], "{x} is not in the path; the path has {organizationId}"),
-    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"gone\", member = { id = \"{/x}\" } }"], "\"{/x}\" is no value; write a path parameter, such as \"{variableName}\""),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"gone\", member = { id = \"{/x}\" } }"], "\"{/x}\" is not a value; write a path parameter, such as \"{variableName}\""),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", prove = \"gone\", proves = \"gone\" }"], "unknown key \"prove\" in operation.users.x.look; did you mean \"proves\"?"),
 ];
 
@@ -182,13 +182,13 @@ grant = "users:read"
 3: unknown key \"lisen\" in gateway; did you mean \"listen\"?
 7: \"15\" has no unit; write \"15s\" for seconds
 8: this key has no value; write key = value
-10: \"64MB\" is no size; write \"64MiB\" (the units are B, KiB, MiB, GiB)
+10: \"64MB\" is not a size; write \"64MiB\" (the units are B, KiB, MiB, GiB)
 11: this text has no end; close it with \"
 14: this is not the SHA-256 of a key; write what `makegate key new` prints: sha256: and 64 hex digits
 15: no operation asks for the grant \"organization:read\"; did you mean \"organizations:read\"?
 17: there is a caller \"a\" already; give this one another name
 19: no operation asks for the grant \"users:raed\"; did you mean \"users:read\"?
-22: \"GETT\" is no method; did you mean \"GET\"?
+22: \"GETT\" is not a method; did you mean \"GET\"?
 ";
     assert_eq!(told(text), expected);
 }

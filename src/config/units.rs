@@ -27,13 +27,13 @@ fn duration(text: &str, may_be_off: bool) -> Result<Duration, Wrong> {
     if let Ok(number) = text.parse::<u64>() {
         return Err(Wrong::new(format!("{} has no unit", quoted(text)), format!("write \"{number}s\" for seconds")));
     }
-    let span: Span = text.parse().map_err(|_| Wrong::new(format!("{} is no duration", quoted(text)), advice))?;
+    let span: Span = text.parse().map_err(|_| Wrong::new(format!("{} is not a duration", quoted(text)), advice))?;
     let Ok(signed) = span.to_duration(SpanRelativeTo::days_are_24_hours()) else {
         return Err(Wrong::new(format!("{} has no fixed length", quoted(text)), "write it in days, such as \"365d\""));
     };
     match Duration::try_from(signed) {
         Err(_) => Err(Wrong::new(format!("{} is below zero", quoted(text)), advice)),
-        Ok(Duration::ZERO) if !may_be_off => Err(Wrong::new(format!("{} is no time at all", quoted(text)), advice)),
+        Ok(Duration::ZERO) if !may_be_off => Err(Wrong::new(format!("{} is too short", quoted(text)), advice)),
         Ok(long) if long > DURATION_MAX => {
             Err(Wrong::new(format!("{} is too long", quoted(text)), "write 100 years at most"))
         }
@@ -52,13 +52,11 @@ fn bytes<T: TryFrom<u64>>(text: &str) -> Result<T, Wrong> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let known = UNITS.iter().find(|(name, _)| *name == unit);
     let (Ok(number), Some((_, unit))) = (digits.parse::<u64>(), known) else {
-        return Err(Wrong::new(format!("{} is no size", quoted(text)), size_advice(digits, unit)));
+        return Err(Wrong::new(format!("{} is not a size", quoted(text)), size_advice(digits, unit)));
     };
     let size = number.checked_mul(*unit).and_then(|size| T::try_from(size).ok());
     match size {
-        Some(_) if number == 0 => {
-            Err(Wrong::new(format!("{} is no size at all", quoted(text)), "write at least \"1B\""))
-        }
+        Some(_) if number == 0 => Err(Wrong::new(format!("{} is too small", quoted(text)), "write at least \"1B\"")),
         Some(size) => Ok(size),
         None => Err(Wrong::new(format!("{} is too large", quoted(text)), "write a smaller size")),
     }
@@ -84,7 +82,8 @@ fn size_advice(digits: &str, unit: &str) -> String {
 pub(super) const RATE: Kind<Rate> = Kind { form: Form::Text, what: "a rate", example: "\"600/min\"", parse: rate };
 
 fn rate(text: &str) -> Result<Rate, Wrong> {
-    let wrong = || Wrong::new(format!("{} is no rate", quoted(text)), "write a number and /s, /min or /h: \"600/min\"");
+    let wrong =
+        || Wrong::new(format!("{} is not a rate", quoted(text)), "write a number and /s, /min or /h: \"600/min\"");
     let (number, unit) = text.split_once('/').ok_or_else(wrong)?;
     let per = match unit {
         "s" => Duration::from_secs(1),
@@ -93,7 +92,7 @@ fn rate(text: &str) -> Result<Rate, Wrong> {
         _ => return Err(wrong()),
     };
     let requests = match number.parse::<u64>().map(u32::try_from) {
-        Ok(Ok(0)) => return Err(Wrong::new(format!("{} is no request ever", quoted(text)), "write 1 or more")),
+        Ok(Ok(0)) => return Err(Wrong::new(format!("{} allows no request", quoted(text)), "write 1 or more")),
         Ok(Ok(requests)) => requests,
         Ok(Err(_)) => return Err(Wrong::new(format!("{} is too fast", quoted(text)), "write 4294967295 at most")),
         Err(_) => return Err(wrong()),
@@ -121,7 +120,7 @@ pub(super) const QUOTA: Kind<QuotaSetting> = Kind {
         _ => match rate(text) {
             Ok(Rate { requests, per }) if per == Duration::from_mins(1) => Ok(QuotaSetting::PerMinute(requests)),
             Ok(_) | Err(_) => Err(Wrong::new(
-                format!("{} is no quota", quoted(text)),
+                format!("{} is not a quota", quoted(text)),
                 "write \"auto\", or what Make allows an organization per minute: \"240/min\"",
             )),
         },
@@ -156,7 +155,7 @@ fn listen(text: &str) -> Result<Listen, Wrong> {
         }
         None | Some(_) => "write an IP address and a port, or unix: and a path: \"127.0.0.1:8080\"".to_owned(),
     };
-    Err(Wrong::new(format!("{} is no address to listen on", quoted(text)), help))
+    Err(Wrong::new(format!("{} is not an address to listen on", quoted(text)), help))
 }
 
 /// The upstream's base URL.
@@ -170,7 +169,7 @@ fn url(text: &str) -> Result<BaseUrl, Wrong> {
         let help = "leave it out: the token goes into token_file or token_env";
         return Err(Wrong::new("the URL holds a user", help).secret());
     }
-    let uri: http::Uri = text.parse().map_err(|_| wrong("is no URL"))?;
+    let uri: http::Uri = text.parse().map_err(|_| wrong("is not a URL"))?;
     let tls = match uri.scheme_str() {
         Some("https") => true,
         Some("http") => false,
@@ -211,7 +210,9 @@ pub(super) const PATH: Kind<PathBuf> = Kind {
     example: "\"/run/secrets/make\"",
     parse: |text| match text.is_empty() || text.contains('\0') {
         false => Ok(PathBuf::from(text)),
-        true => Err(Wrong::new(format!("{} is no path", quoted(text)), "write a path, such as \"/run/secrets/make\"")),
+        true => {
+            Err(Wrong::new(format!("{} is not a path", quoted(text)), "write a path, such as \"/run/secrets/make\""))
+        }
     },
 };
 
@@ -239,7 +240,7 @@ pub(super) const VARIABLE: Kind<String> = Kind {
         match plain && !like_a_secret && text.starts_with(|c: char| !c.is_ascii_digit()) {
             true => Ok(text.to_owned()),
             false => Err(Wrong::new(
-                "this is no name of an environment variable",
+                "this is not a name of an environment variable",
                 "write the variable's name, not its value: letters, digits and _, such as \"MAKE_API_TOKEN\"",
             )
             .secret()),
@@ -257,7 +258,7 @@ pub(super) const HOST: Kind<String> = Kind {
         match plain && text.bytes().any(|b| b.is_ascii_alphanumeric()) {
             true => Ok(text.to_ascii_lowercase()),
             false => Err(Wrong::new(
-                format!("{} is no host name", quoted(text)),
+                format!("{} is not a host name", quoted(text)),
                 "write the name alone, without scheme or port: \"makegate.internal\"",
             )),
         }
@@ -274,7 +275,7 @@ pub(super) const CALLER: Kind<Arc<str>> = Kind {
         match plain && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.len() <= 64 {
             true => Ok(Arc::from(text)),
             false => Err(Wrong::new(
-                format!("{} is no caller's name", quoted(text)),
+                format!("{} is not a caller's name", quoted(text)),
                 "write 1 to 64 letters, digits, dots, dashes and _, a letter or digit first: \"finance-dashboard\"",
             )),
         }
@@ -308,7 +309,7 @@ pub(super) const ORGANIZATION: Kind<u64> = Kind {
     example: "11",
     parse: |text| match text.parse() {
         Ok(0) | Err(_) => {
-            Err(Wrong::new(format!("{text} is no organization's id"), "write the whole number, such as 11"))
+            Err(Wrong::new(format!("{text} is not an organization's id"), "write the whole number, such as 11"))
         }
         Ok(id) => Ok(id),
     },

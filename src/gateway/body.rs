@@ -132,11 +132,13 @@ fn check_type(row: &Operation, headers: &HeaderMap) -> Result<(), Refusal> {
 
 fn check_object(body: &[u8]) -> Result<(), Refusal> {
     let wrong = |why: String| Err(Refusal::NotAnObject { why });
-    let Ok(text) = std::str::from_utf8(body) else { return wrong("it is no UTF-8".to_owned()) };
+    let Ok(text) = std::str::from_utf8(body) else { return wrong("it is not UTF-8".to_owned()) };
     match serde_json::from_str::<IgnoredAny>(text) {
         // serde_json's message names line and column, never the text.
         Err(error) => wrong(error.to_string()),
-        Ok(_) if body.trim_ascii_start().first() != Some(&b'{') => wrong("the body is JSON, but no object".to_owned()),
+        Ok(_) if body.trim_ascii_start().first() != Some(&b'{') => {
+            wrong("the body is JSON, but not an object".to_owned())
+        }
         Ok(_) => Ok(()),
     }
 }

@@ -154,7 +154,7 @@ fn parse_uri(target: &str) -> Result<Uri, Refusal> {
     let path = target.starts_with('/');
     path.then(|| target.parse().ok())
         .flatten()
-        .ok_or_else(|| Refusal::Ambiguous { why: "the target is no path: write /api/v2/…".to_owned() })
+        .ok_or_else(|| Refusal::Ambiguous { why: "the target is not a path: write /api/v2/…".to_owned() })
 }
 
 /// Query values that the log may not hold are not for a terminal either.

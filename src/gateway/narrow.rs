@@ -84,9 +84,10 @@ impl Page {
     /// # Errors
     /// Why the list cannot be narrowed: then nothing of it may be shown.
     pub(super) fn cut(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
-        let whole: Fields<'_> = serde_json::from_slice(list).map_err(|_| "it is no JSON object")?;
+        let whole: Fields<'_> = serde_json::from_slice(list).map_err(|_| "it is not a JSON object")?;
         let rows = whole.get(array).ok_or("it has no array of organizations")?;
-        let rows: Vec<Fields<'_>> = serde_json::from_str(rows.get()).map_err(|_| "its organizations are no objects")?;
+        let rows: Vec<Fields<'_>> =
+            serde_json::from_str(rows.get()).map_err(|_| "its organizations are not objects")?;
         if rows.len() >= WHOLE_LIMIT {
             return Err("it is longer than can be taken at once");
         }

@@ -154,27 +154,31 @@ impl Refusal {
             Self::NotImplemented => row(StatusCode::NOT_IMPLEMENTED, "MG123", "Not implemented"),
             Self::NotGranted { .. } => row(StatusCode::FORBIDDEN, "MG131", "Grant missing"),
             Self::OutOfScope { .. } => row(StatusCode::FORBIDDEN, "MG132", "Organization out of scope"),
-            Self::Unscoped => row(StatusCode::FORBIDDEN, "MG133", "Not for callers of some organizations"),
+            Self::Unscoped => row(StatusCode::FORBIDDEN, "MG133", "Only for callers of all organizations"),
             Self::TooFast { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG141", "Over the caller's rate"),
             Self::TooMany { .. } => {
-                row(StatusCode::TOO_MANY_REQUESTS, "MG142", "Too many requests of this caller under way")
+                row(StatusCode::TOO_MANY_REQUESTS, "MG142", "This caller has too many requests under way")
             }
             Self::Busy => row(StatusCode::SERVICE_UNAVAILABLE, "MG143", "Too many requests under way"),
             Self::NoConnection => row(StatusCode::SERVICE_UNAVAILABLE, "MG146", "No connection became free in time"),
             Self::NoTurn => row(StatusCode::SERVICE_UNAVAILABLE, "MG147", "Earlier writes did not end in time"),
-            Self::NotAnObject { .. } => row(StatusCode::BAD_REQUEST, "MG151", "The body is no JSON object"),
+            Self::NotAnObject { .. } => row(StatusCode::BAD_REQUEST, "MG151", "The body is not a JSON object"),
             Self::UnwantedBody => row(StatusCode::BAD_REQUEST, "MG152", "The operation takes no body"),
             Self::BodyCut => row(StatusCode::BAD_REQUEST, "MG153", "The body is incomplete"),
             Self::BodySlow => row(StatusCode::REQUEST_TIMEOUT, "MG154", "The body came too slowly"),
             Self::BodyTooLarge { .. } => row(StatusCode::PAYLOAD_TOO_LARGE, "MG155", "The body is too large"),
-            Self::NotJson => {
-                row(StatusCode::UNSUPPORTED_MEDIA_TYPE, "MG156", "The body is announced as something else than JSON")
-            }
-            Self::BadKey => row(StatusCode::BAD_REQUEST, "MG157", "The Idempotency-Key is none"),
+            Self::NotJson => row(StatusCode::UNSUPPORTED_MEDIA_TYPE, "MG156", "Content-Type must be JSON"),
+            Self::BadKey => row(StatusCode::BAD_REQUEST, "MG157", "Invalid Idempotency-Key"),
             Self::HeldInDoubt { .. } => row(StatusCode::CONFLICT, "MG161", "An equal write is in doubt"),
-            Self::KeyRunning { .. } => row(StatusCode::CONFLICT, "MG162", "The key's write is under way"),
-            Self::KeyReused { .. } => row(StatusCode::UNPROCESSABLE_ENTITY, "MG163", "The key is another request's"),
-            Self::KeyInDoubt { .. } => row(StatusCode::CONFLICT, "MG164", "The key's write is in doubt"),
+            Self::KeyRunning { .. } => {
+                row(StatusCode::CONFLICT, "MG162", "The write with this Idempotency-Key is under way")
+            }
+            Self::KeyReused { .. } => {
+                row(StatusCode::UNPROCESSABLE_ENTITY, "MG163", "The Idempotency-Key belongs to another request")
+            }
+            Self::KeyInDoubt { .. } => {
+                row(StatusCode::CONFLICT, "MG164", "The write with this Idempotency-Key is in doubt")
+            }
             Self::AnswerNotKept { .. } => row(StatusCode::CONFLICT, "MG165", "Done, but the answer is not kept"),
             Self::NoRoomForKey => {
                 row(StatusCode::SERVICE_UNAVAILABLE, "MG166", "No room for a further Idempotency-Key")
@@ -182,9 +186,9 @@ impl Refusal {
             Self::AnswersUnavailable => {
                 row(StatusCode::SERVICE_UNAVAILABLE, "MG167", "Idempotency-Keys cannot be looked up")
             }
-            Self::NoQuota { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG171", "No quota in time"),
+            Self::NoQuota { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG171", "No quota became free in time"),
             Self::QuotaQueueFull { .. } => {
-                row(StatusCode::TOO_MANY_REQUESTS, "MG172", "Too many requests wait for quota")
+                row(StatusCode::TOO_MANY_REQUESTS, "MG172", "This caller has too many requests waiting for quota")
             }
             Self::CannotRecord => row(StatusCode::SERVICE_UNAVAILABLE, "MG181", "Writes need a record"),
             Self::LogFull => row(StatusCode::SERVICE_UNAVAILABLE, "MG182", "The log has no room"),
@@ -198,14 +202,14 @@ impl Refusal {
             Self::Unusable { .. } => row(StatusCode::BAD_GATEWAY, "MG207", "The upstream's answer cannot be passed on"),
             Self::Short { of, .. } => shortage::row(*of),
             Self::BreakerOpen { .. } => {
-                row(StatusCode::SERVICE_UNAVAILABLE, "MG209", "The upstream is not asked for a while")
+                row(StatusCode::SERVICE_UNAVAILABLE, "MG209", "Requests to the upstream are paused")
             }
             Self::NotNarrowable { .. } => row(StatusCode::BAD_GATEWAY, "MG210", "The list cannot be narrowed"),
             Self::DoubtTimedOut { .. } => row(StatusCode::GATEWAY_TIMEOUT, "MG221", "In doubt: no answer in time"),
             Self::DoubtCut { .. } => row(StatusCode::BAD_GATEWAY, "MG222", "In doubt: the answer was cut"),
             Self::AnswerLost { .. } => row(StatusCode::BAD_GATEWAY, "MG223", "Done, but the answer was lost"),
             Self::Late => row(StatusCode::GATEWAY_TIMEOUT, "MG231", "The deadline is over"),
-            Self::Internal => row(StatusCode::INTERNAL_SERVER_ERROR, "MG500", "A fault of makegate's own"),
+            Self::Internal => row(StatusCode::INTERNAL_SERVER_ERROR, "MG500", "Internal error"),
         }
     }
 
@@ -216,7 +220,7 @@ impl Refusal {
         match self {
             Self::Ambiguous { why } => format!("{}.", capital(why)),
             Self::TargetTooLong { bytes_max } => format!("A target has at most {bytes_max} bytes."),
-            Self::Repeated { parameter } => format!("`{parameter}` has one value: give it once."),
+            Self::Repeated { parameter } => format!("`{parameter}` takes one value: send it once."),
             Self::TwoCredentials => "Send one Authorization header, or none beside a certificate that names the caller.".to_owned(),
             Self::NoKey => {
                 "Send the caller's key as `Authorization: Token KEY` or `Authorization: Bearer KEY`.".to_owned()
@@ -225,7 +229,7 @@ impl Refusal {
             Self::NoOperation => {
                 "No operation of the catalogue has this path; an operator adds one as [[operation]].".to_owned()
             }
-            Self::NoMethod { allowed } => format!("This path takes {}.", list(allowed)),
+            Self::NoMethod { allowed } => format!("This path accepts {}.", list(allowed)),
             Self::NotImplemented => {
                 "A method has at most 32 bytes, and CONNECT and TRACE are methods for proxies: use one that the operation takes.".to_owned()
             }
@@ -240,11 +244,11 @@ impl Refusal {
             Self::Unscoped => {
                 "This operation belongs to no organization and is for callers without `organizations`.".to_owned()
             }
-            Self::TooFast { retry_after } => format!("Over the caller's own rate: wait {} s.", seconds(*retry_after)),
+            Self::TooFast { retry_after } => format!("This caller is over its own rate: wait {} s.", seconds(*retry_after)),
             Self::TooMany { most } => {
-                format!("At most {most} requests of one caller are under way at once: wait for some to end.")
+                format!("At most {most} requests of one caller may be under way at once: wait for some to end.")
             }
-            Self::Busy => "The gateway has as many requests under way as it may: try again shortly.".to_owned(),
+            Self::Busy => "The gateway has as many requests under way as it allows: try again shortly.".to_owned(),
             Self::NoConnection => {
                 "Requests before this one hold all connections to the upstream. Nothing was sent: try again shortly.".to_owned()
             }
@@ -264,28 +268,28 @@ impl Refusal {
             }
             Self::HeldInDoubt { first } => {
                 format!(
-                    "Your request {first} was the same and may have taken effect. Look whether it has; an operator settles it at /doubts. To have it done once more all the same, send an Idempotency-Key of its own."
+                    "Your request {first} was the same and may have taken effect. Check whether it has; an operator settles it at /doubts. To have it done again anyway, send it with a new Idempotency-Key."
                 )
             }
             Self::KeyRunning { first } => {
-                format!("Your request {first} with this Idempotency-Key has no answer yet: ask again for it shortly.")
+                format!("Your request {first} with this Idempotency-Key has not been answered yet: send it again shortly.")
             }
             Self::KeyReused { first } => {
-                format!("Your request {first} with this Idempotency-Key was another one: give each write a key of its own.")
+                format!("Your request {first} with this Idempotency-Key was a different one: use a new Idempotency-Key for each write.")
             }
             Self::KeyInDoubt { first } => {
                 format!(
-                    "Your request {first} with this Idempotency-Key may or may not have taken effect. Look whether it has; an operator settles it at /doubts."
+                    "Your request {first} with this Idempotency-Key may or may not have taken effect. Check whether it has; an operator settles it at /doubts."
                 )
             }
             Self::AnswerNotKept { first } => {
                 format!("Your request {first} with this Idempotency-Key took effect; its answer is not kept. Do not send it again.")
             }
             Self::NoRoomForKey => {
-                "This caller's Idempotency-Keys of the last `limits.idempotency_age` take all the room that it may have; none is forgotten before its time. Nothing was forwarded.".to_owned()
+                "This caller has used all the room that it may have for Idempotency-Keys, each of which is kept for `limits.idempotency_age`. Nothing was forwarded.".to_owned()
             }
             Self::AnswersUnavailable => {
-                "The answers to Idempotency-Keys cannot be read or written at the moment, so that nobody knows whether this write was done before. Nothing was forwarded: try again shortly.".to_owned()
+                "The stored answers to Idempotency-Keys cannot be read or written at the moment, so makegate cannot tell whether this write was done before. Nothing was forwarded: try again shortly.".to_owned()
             }
             Self::NoQuota { outlook } => format!("{outlook}: wait {} s.", seconds(outlook.after)),
             Self::QuotaQueueFull { outlook } => {
@@ -296,7 +300,7 @@ impl Refusal {
                 "The log cannot be written, and no write goes on without a record. Nothing was forwarded.".to_owned()
             }
             Self::LogFull => "The log cannot be written and its buffer is full. Nothing was forwarded.".to_owned(),
-            Self::NotCached => "Nothing usable is in memory, and only-if-cached forbids asking.".to_owned(),
+            Self::NotCached => "Nothing usable is in memory, and only-if-cached forbids asking Make.".to_owned(),
             Self::Unreachable { why } => format!("Nothing was sent: {}.", why.text),
             Self::TimedOut { why } | Self::Cut { why } => format!("{}; a read can be sent again.", capital(&why.text)),
             Self::TokenRefused => {
@@ -328,13 +332,13 @@ impl Refusal {
             }
             Self::DoubtTimedOut { why } | Self::DoubtCut { why } => {
                 format!(
-                    "{}; the write may or may not have taken effect. Look before sending it again; it is listed at /doubts by its request id.",
+                    "{}; the write may or may not have taken effect. Check whether it has before you send it again.",
                     capital(&why.text)
                 )
             }
             Self::AnswerLost { why } => format!("The write took effect, but {}. Do not send it again.", why.text),
             Self::Late => "There was no answer before the deadline; nothing was changed upstream.".to_owned(),
-            Self::Internal => "The gateway failed in a way that its log explains.".to_owned(),
+            Self::Internal => "makegate failed while it handled this request; its process log says how.".to_owned(),
         }
     }
 

@@ -225,7 +225,7 @@ fn push_escaped(out: &mut String, byte: u8, plain: bool) {
 
 fn canonical_path(raw: &str) -> Result<Cow<'_, str>, String> {
     let Some(rest) = raw.strip_prefix('/') else {
-        return Err("the target is no path: write /api/v2/…".to_owned());
+        return Err("the target is not a path: write /api/v2/…".to_owned());
     };
     if is_plainly_canonical(raw) {
         return Ok(Cow::Borrowed(raw));
@@ -236,7 +236,7 @@ fn canonical_path(raw: &str) -> Result<Cow<'_, str>, String> {
     if !raw.contains('%') {
         return Ok(Cow::Borrowed(raw));
     }
-    let decoded = percent_decode_str(raw).decode_utf8().map_err(|_| "the path's escapes are no UTF-8".to_owned())?;
+    let decoded = percent_decode_str(raw).decode_utf8().map_err(|_| "the path's escapes are not UTF-8".to_owned())?;
     Ok(Cow::Owned(decoded.into_owned()))
 }
 

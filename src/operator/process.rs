@@ -1,6 +1,6 @@
 //! What the kernel says about this process.
 
-#![expect(clippy::disallowed_methods, reason = "/proc is no disk")]
+#![expect(clippy::disallowed_methods, reason = "/proc is not a disk")]
 
 use std::fs;
 

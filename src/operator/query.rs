@@ -77,7 +77,7 @@ pub(super) fn encode(text: &str) -> String {
 fn decode(text: &str) -> Result<String, Problem> {
     let spaced = text.replace('+', " ");
     let decoded = percent_decode_str(&spaced).decode_utf8().map(std::borrow::Cow::into_owned);
-    decoded.map_err(|_| Problem::BadParameter { why: "the query is no UTF-8: encode it as %XX of UTF-8".to_owned() })
+    decoded.map_err(|_| Problem::BadParameter { why: "the query is not UTF-8: encode it as %XX of UTF-8".to_owned() })
 }
 
 #[cfg(test)]

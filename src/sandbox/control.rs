@@ -100,9 +100,9 @@ fn invitations(core: &Core) -> Value {
 
 fn arm(core: &Core, body: &[u8]) -> Result<Value, (StatusCode, String)> {
     let fault: Fault = serde_json::from_slice(body).map_err(|error| {
-        (StatusCode::BAD_REQUEST, format!("This is no fault: {error}. Write one like the example."))
+        (StatusCode::BAD_REQUEST, format!("This is not a fault: {error}. Write one like the example."))
     })?;
-    fault.check().map_err(|why| (StatusCode::BAD_REQUEST, format!("This is no fault: {why}.")))?;
+    fault.check().map_err(|why| (StatusCode::BAD_REQUEST, format!("This is not a fault: {why}.")))?;
     let mut inner = core.lock();
     inner.faults.arm(fault);
     Ok(json!({ "faults": inner.faults.armed() }))

@@ -201,7 +201,7 @@ impl FaultKind {
 fn check_header((name, value): (&String, &String)) -> Result<(), String> {
     let valid =
         http::HeaderName::try_from(name.as_str()).is_ok() && http::HeaderValue::try_from(value.as_str()).is_ok();
-    valid.then_some(()).ok_or_else(|| format!("{name:?}: {value:?} is no header: write a plain name and one line"))
+    valid.then_some(()).ok_or_else(|| format!("{name:?}: {value:?} is not a header: write a plain name and one line"))
 }
 
 /// A method and a path, each with wildcards.

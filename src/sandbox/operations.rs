@@ -46,7 +46,7 @@ impl Call<'_> {
             return Err(Refused::invalid("The body is read only with the header content-type: application/json."));
         }
         serde_json::from_slice(self.body)
-            .map_err(|error| Refused::invalid(format!("The body is no JSON object: {error}.")))
+            .map_err(|error| Refused::invalid(format!("The body is not a JSON object: {error}.")))
     }
 
     /// Make's way of writing a time: UTC with milliseconds.

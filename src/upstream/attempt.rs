@@ -134,7 +134,7 @@ impl Upstream {
     /// The request as it goes upstream. The token goes in here only, last, over whatever was there.
     fn request(&self, outgoing: &Outgoing, token: &Token) -> Result<Request<Full<Bytes>>, Why> {
         let target = PathAndQuery::try_from(outgoing.target.as_str())
-            .map_err(|_| Why::new(ProxyError::ProxyInternalError, "the rendered target is no path"))?;
+            .map_err(|_| Why::new(ProxyError::ProxyInternalError, "the rendered target is not a path"))?;
         let mut request = Request::new(Full::new(outgoing.body.clone()));
         *request.method_mut() = outgoing.method.clone();
         *request.uri_mut() = Uri::from(target);
@@ -222,7 +222,7 @@ fn failed(error: &hyper::Error) -> Ending {
         return Ending::Unusable { status: None, why };
     }
     if error.is_parse() {
-        return Ending::Lost(Why::new(ProxyError::HttpProtocolError, "what came is no HTTP/1.1 answer"));
+        return Ending::Lost(Why::new(ProxyError::HttpProtocolError, "what came is not an HTTP/1.1 answer"));
     }
     Ending::Lost(Why::new(ProxyError::ConnectionTerminated, "the connection ended without an answer"))
 }

@@ -62,7 +62,7 @@ impl fmt::Display for SetupError {
                 )
             }
             Self::Host(host) => {
-                write!(f, "upstream.url: {host} is no host; write a name (eu1.make.com) or an address")
+                write!(f, "upstream.url: {host} is not a host; write a name (eu1.make.com) or an address")
             }
             Self::Tls(cause) => write!(f, "TLS cannot be set up: {cause}"),
         }

@@ -12,7 +12,7 @@ use makegate::gateway::refusal::Refusal;
 use super::{golden, read};
 
 /// Refusals that cannot be provoked from outside, and why.
-const UNPROVOKED: [(&str, &str); 1] = [("MG500", "a fault of makegate's own: there is none to provoke")];
+const UNPROVOKED: [(&str, &str); 1] = [("MG500", "an internal error: a test cannot provoke one from outside")];
 
 #[test]
 fn each_refusal_has_a_sample_a_golden_file_and_nothing_has_one_too_many() {

@@ -460,5 +460,5 @@ async fn the_command_says_it_in_words_and_by_its_exit_code() {
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
     }
     let empty = tempfile::tempdir().unwrap();
-    assert_eq!(command(empty.path()).output().unwrap().status.code(), Some(1), "no log is no proof");
+    assert_eq!(command(empty.path()).output().unwrap().status.code(), Some(1), "no log is not a proof");
 }

@@ -108,7 +108,7 @@ keys = ["sha256:0000000000000000000000000000000000000000000000000000000000000000
 grants = ["organisations:read"]
 "#;
 
-const TOLD: &str = r#"error: "127.0.0.1" is no address to listen on
+const TOLD: &str = r#"error: "127.0.0.1" is not an address to listen on
  --> makegate.toml:3:10
   |
 3 | listen = "127.0.0.1"
@@ -222,7 +222,7 @@ fn a_new_key_is_a_uuid_and_its_entry_the_hash_of_it() {
     assert_eq!((uuid.get_version_num(), uuid.get_variant(), key.len()), (4, uuid::Variant::RFC4122, 36));
     assert_eq!(entry, format!("keys = [\"sha256:{}\"]", hash::hex(&hash::sha256(key.as_bytes()))));
     assert!(!stderr(0, &output).contains(key));
-    assert!(stderr(2, &run(repository(), &["key", "new", "--caller", "a b"])).contains("is no caller's name"));
+    assert!(stderr(2, &run(repository(), &["key", "new", "--caller", "a b"])).contains("is not a caller's name"));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A refusal's body.
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
 
 use super::{Refusal, Row};
@@ -27,7 +29,11 @@ impl Refusal {
             message: &'a str,
         }
         let Row { status, code, title } = self.row();
-        let detail = self.detail();
+        let mut detail = self.detail();
+        if matches!(self, Self::DoubtTimedOut { .. } | Self::DoubtCut { .. }) {
+            // Many clients show nothing but this text.
+            let _infallible = write!(detail, " It is listed at /doubts as {}.", request.as_str());
+        }
         let suberrors = match self {
             Self::NotAnObject { why } => vec![Suberror { message: why }],
             Self::Repeated { .. } => vec![Suberror { message: &detail }],

@@ -54,7 +54,7 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::Short { of: Kind::Requests, short: Short::Share },
         Refusal::NoConnection,
         Refusal::NoTurn,
-        Refusal::NotAnObject { why: "the body is JSON, but no object".to_owned() },
+        Refusal::NotAnObject { why: "the body is JSON, but not an object".to_owned() },
         Refusal::UnwantedBody,
         Refusal::BodyCut,
         Refusal::BodySlow,

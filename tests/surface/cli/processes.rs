@@ -256,8 +256,8 @@ fn the_service_does_not_start_without_its_secrets() {
 fn a_level_that_is_none_is_told_instead_of_logging_nothing() {
     let folder = tempfile::tempdir().unwrap();
     for (filters, wrong) in [
-        ("loud", "`loud` is no level"),
-        ("info,makegate", "`makegate` is no level"),
+        ("loud", "`loud` is not a level"),
+        ("info,makegate", "`makegate` is not a level"),
         ("makegate=loud", "MAKEGATE_LOG: "),
     ] {
         let mut command = command(folder.path(), &["serve", "--config", "makegate.toml"]);

@@ -408,7 +408,7 @@ impl<'a> Pass<'a> {
 
     fn note_torn(&mut self, segment: &Segment) {
         let offset = segment.bad.as_ref().map_or(0, |bad| bad.offset);
-        let words = "it ends in what is no record yet, or never became one: it was acknowledged to nobody";
+        let words = "it ends in what is not a record yet, or never became one: it was acknowledged to nobody";
         self.findings.note(format!("{}: from byte {offset} on {words}", segment.file));
     }
 

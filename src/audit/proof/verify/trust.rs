@@ -142,7 +142,7 @@ impl Trust {
         let Some(text) = read(&heads::public_path(dir))? else { return Ok(()) };
         let is_trusted = |key: &Verifier| self.keys.iter().any(|one| one.verifier == *key);
         if !Verifier::parse(text.trim_end()).is_some_and(|key| is_trusted(&key)) {
-            findings.problem("key", Some("head.pub"), None, "this is no key of this log");
+            findings.problem("key", Some("head.pub"), None, "this is not a key of this log");
         }
         Ok(())
     }

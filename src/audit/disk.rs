@@ -12,6 +12,8 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{FallocateFlags, fallocate};
+
 use crate::own;
 
 /// What the log asks of the disk. The methods do what their names say; a test's disk fails them on demand.
@@ -30,6 +32,14 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Those of the system; some of the bytes may have been written.
     fn write(&self, mut file: &File, bytes: &[u8]) -> io::Result<()> {
         file.write_all(bytes)
+    }
+
+    /// Gives the file this much space.
+    ///
+    /// # Errors
+    /// Those of the system; the disk may be full.
+    fn allocate(&self, file: &File, bytes: u64) -> io::Result<()> {
+        Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?)
     }
 
     /// Makes what was written durable (fdatasync).

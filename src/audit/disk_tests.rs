@@ -25,6 +25,8 @@ struct Faulty {
 struct State {
     failing_syncs: u32,
     failing: Option<i32>,
+    /// There is no space for the reserve.
+    has_no_reserve: bool,
     hangs: bool,
     /// By inode: durable bytes, all bytes.
     files: HashMap<u64, (u64, u64)>,
@@ -64,6 +66,13 @@ impl Disk for Faulty {
         // Inodes are used again.
         self.set(|state| assert!(state.files.insert(inode(&file), (0, 0)).is_none_or(|(durable, all)| durable <= all)));
         Ok(file)
+    }
+
+    fn allocate(&self, file: &File, bytes: u64) -> io::Result<()> {
+        if self.state.lock().unwrap().has_no_reserve {
+            return Err(io::Error::from_raw_os_error(ENOSPC));
+        }
+        MachineDisk.allocate(file, bytes)
     }
 
     fn write(&self, mut file: &File, bytes: &[u8]) -> io::Result<()> {
@@ -183,14 +192,13 @@ async fn a_full_disk_still_takes_outcomes_into_the_reserve() {
     disk.set(|state| state.failing = Some(ENOSPC));
     assert_eq!(log.commit(record(Kind::Intent, "w2")).await, Err(CannotRecord::Failed));
     until("the reserve is freed", || !reserve.exists()).await;
-    // Somebody else's directory: the reserve cannot be had back.
-    fs::create_dir(&reserve).unwrap();
-    disk.set(|state| state.failing = None);
+    // The space that was freed is there again, but none for a new reserve.
+    disk.set(|state| (state.failing, state.has_no_reserve) = (None, true));
     log.reserve().unwrap().fill(record(Kind::Request, "read"));
     log.commit(outcome("under-way", intent, Outcome::Done)).await.unwrap();
     assert!(!log.writable(), "what is freed is for outcomes alone");
     assert_eq!(count(&lines(&settings), "request", "read"), 0);
-    fs::remove_dir(&reserve).unwrap();
+    disk.set(|state| state.has_no_reserve = false);
     until("writable again", || log.writable()).await;
     assert_eq!(fs::metadata(&reserve).unwrap().len(), settings.segment_bytes);
     log.close().await;

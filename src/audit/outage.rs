@@ -36,7 +36,7 @@ impl Writer {
     /// Tries the disk with the record that tells of the outage; `true`: it is over.
     pub(super) fn try_again(&mut self) -> bool {
         self.refuse_waiting();
-        if self.reserve.is_freed() && !self.reserve.restore() {
+        if self.reserve.is_freed() && !self.reserve.restore(&*self.disk) {
             self.write_owed();
             return false;
         }

@@ -6,8 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate};
-
+use super::disk::Disk;
 use crate::own;
 
 /// The most that it occupies.
@@ -36,9 +35,9 @@ impl Reserve {
     }
 
     /// Occupies the space, if there is so much; `true`: it does.
-    pub(super) fn restore(&mut self) -> bool {
+    pub(super) fn restore(&mut self, disk: &dyn Disk) -> bool {
         if self.state != State::Held {
-            match self.occupy() {
+            match self.occupy(disk) {
                 Ok(()) => self.state = State::Held,
                 Err(error) => {
                     tracing::debug!(%error, "there is no space for the audit log's reserve");
@@ -49,12 +48,12 @@ impl Reserve {
         self.state == State::Held
     }
 
-    fn occupy(&self) -> io::Result<()> {
+    fn occupy(&self, disk: &dyn Disk) -> io::Result<()> {
         if fs::symlink_metadata(&self.path).is_ok_and(|about| !about.is_file()) {
             own::clear(&self.path)?;
         }
         let file = own::open(File::options().write(true).create(true), &self.path)?;
-        Ok(fallocate(&file, FallocateFlags::empty(), 0, self.bytes)?)
+        disk.allocate(&file, self.bytes)
     }
 
     /// Frees the space if this error says that the disk is full; `true`: it did.

@@ -77,7 +77,7 @@ struct Stored {
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    disk: Arc<dyn Disk>,
+    pub(super) disk: Arc<dyn Disk>,
     segment_bytes: u64,
     tree: Tree,
     pub(super) open: OpenWrites,
@@ -147,7 +147,7 @@ impl Writer {
 
     /// Writes until the end that [`Stage`] tells.
     pub(super) fn run(mut self) {
-        self.reserve.restore();
+        self.reserve.restore(&*self.disk);
         self.round();
         self.tell_flushed();
         self.after_round(true);
@@ -435,7 +435,7 @@ impl Writer {
         if self.outage.is_some() {
             return;
         }
-        self.reserve.restore();
+        self.reserve.restore(&*self.disk);
         let now = (self.shared.clock.now(), self.shared.clock.wall());
         let events = self.retention.sweep(&self.shared.dir, &self.open, now);
         if !events.is_empty() {

@@ -119,12 +119,13 @@ pub fn nearest<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> Opt
         .map(|(_, candidate)| candidate)
 }
 
-/// The word's mistake where only `known` words may stand: `what` is what they are, as in "no such method".
+/// The word's mistake where only `known` words may stand: `what` is what they are, as in "not a method".
 #[must_use]
 pub fn no_such(given: &str, what: &str, known: &[&str]) -> Wrong {
     let help = match nearest(given, known.iter().copied()) {
         Some(near) => format!("did you mean \"{near}\"?"),
         None => format!("write one of {}", known.join(", ")),
     };
-    Wrong::new(format!("{} is no {what}", quoted(given)), help)
+    let article = if what.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    Wrong::new(format!("{} is not {article} {what}", quoted(given)), help)
 }

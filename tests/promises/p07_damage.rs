@@ -1,4 +1,4 @@
-//! Promises 4 to 7 when a file of the data folder is damaged: each file, in each way, at the start and while makegate runs.
+//! Promise 7, and with it 4 to 6, when a file of the data folder is damaged: each file, in each way, at the start and while makegate runs.
 //!
 //! A start goes on or says which file it is and what to do. Nothing ends the process. A key's write is not carried out twice, a write
 //! in doubt holds its equal, each write has its intent and outcome in the log, and only who damaged the log is accused of it.

@@ -127,6 +127,7 @@ impl Service {
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines { log, answers, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gate = Gate::new(config, engines);
+        gate.callers.shared.connections.set_limit(u64::try_from(callers.connections).unwrap_or(u64::MAX));
         gate.take_up(&recovered.doubts);
         let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), origins);
         let inner = Arc::new(Inner {

@@ -10,6 +10,8 @@ use crate::shares::{Holder, Shared};
 pub enum Kind {
     /// Requests under way (`limits.in_flight`).
     Requests,
+    /// Connections (`limits.connections`).
+    Connections,
     /// Bytes of requests' bodies (`limits.bodies_bytes`).
     Bodies,
     /// Bytes of answers under way (`limits.answers_bytes`).
@@ -22,6 +24,7 @@ impl Kind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Requests => "requests",
+            Self::Connections => "connections",
             Self::Bodies => "body_bytes",
             Self::Answers => "answer_bytes",
         }
@@ -33,6 +36,8 @@ impl Kind {
 pub struct Each<T> {
     /// Of requests under way.
     pub requests: T,
+    /// Of connections.
+    pub connections: T,
     /// Of the bytes of requests' bodies.
     pub bodies: T,
     /// Of the bytes of answers under way.
@@ -42,7 +47,9 @@ pub struct Each<T> {
 impl<T> Each<T> {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (Kind, &T)> {
-        [(Kind::Requests, &self.requests), (Kind::Bodies, &self.bodies), (Kind::Answers, &self.answers)].into_iter()
+        let Self { requests, connections, bodies, answers } = self;
+        let all = [(Kind::Requests, requests), (Kind::Connections, connections)];
+        all.into_iter().chain([(Kind::Bodies, bodies), (Kind::Answers, answers)])
     }
 }
 
@@ -50,9 +57,10 @@ impl Each<Arc<Shared>> {
     /// Without limits yet.
     pub(super) fn unlimited() -> Self {
         let new = || Shared::new(u64::MAX);
-        Self { requests: new(), bodies: new(), answers: new() }
+        Self { requests: new(), connections: new(), bodies: new(), answers: new() }
     }
 
+    /// All but connections: the door has as many as it had when it was opened.
     pub(super) fn limit(&self, limits: &Limits) {
         let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
         self.requests.set_limit(amount(limits.in_flight));
@@ -62,7 +70,11 @@ impl Each<Arc<Shared>> {
 
     /// A holder of each.
     pub(super) fn holders(&self) -> Each<Arc<Holder>> {
-        let Self { requests, bodies, answers } = self;
-        Each { requests: requests.holder(), bodies: bodies.holder(), answers: answers.holder() }
+        Each {
+            requests: self.requests.holder(),
+            connections: self.connections.holder(),
+            bodies: self.bodies.holder(),
+            answers: self.answers.holder(),
+        }
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{self, GetAll, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
-use super::answer::{self, AnswerBody, Asked, Facts, Reply, put};
+use super::answer::{self, AnswerBody, Asked, Facts, PIECE_BYTES, Reply, put};
 use super::call::is_read;
 use super::door::{Busy, Peer};
 use super::forward::is_traceparent;
@@ -19,7 +19,7 @@ use super::refusal::{Refusal, seconds};
 use super::steps::{self, By, Credential, Rights};
 use super::tally::Who;
 use crate::audit::{self, Kind, Name, Outcome, Record, Room};
-use crate::callers::{Remaining, Source};
+use crate::callers::{self, Remaining, Source};
 use crate::shares::Held;
 use crate::words::RequestId;
 
@@ -168,26 +168,57 @@ impl Account {
     /// The answer's headers take the place of the request's, in the same map.
     pub(super) fn close(
         mut self,
-        reply: Result<Reply, Refusal>,
+        mut reply: Result<Reply, Refusal>,
         mut headers: HeaderMap,
         busy: Busy,
     ) -> Response<AnswerBody> {
         headers.clear();
-        if let Some(member) = &self.member {
-            busy.is_of(member.state.id);
-        }
         let now = self.gate.clock.now();
+        let mut parts = self.parts(&reply, headers, now);
+        let room = match self.room_for(&reply, &parts.2) {
+            Ok(room) => room,
+            Err(refusal) => {
+                reply = Err(refusal);
+                parts = self.parts(&reply, HeaderMap::new(), now);
+                None
+            }
+        };
+        let how = reply.as_ref().map_or(audit::Answer::Refused, |reply| reply.how);
+        self.note(parts.0, &parts.2, &reply, how, now);
+        answer::response(parts, self.name.id(), (busy, room))
+    }
+
+    fn parts(
+        &self,
+        reply: &Result<Reply, Refusal>,
+        headers: HeaderMap,
+        now: Instant,
+    ) -> (StatusCode, HeaderMap, Bytes) {
         let asked = Asked { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
-        let (mut parts, how) = match &reply {
-            Ok(reply) => (reply.response(&asked, headers), reply.how),
-            Err(refusal) => (answer::refused(refusal, self.name.id(), headers), audit::Answer::Refused),
+        let mut parts = match reply {
+            Ok(reply) => reply.response(&asked, headers),
+            Err(refusal) => answer::refused(refusal, self.name.id(), headers),
         };
         self.add_headers(parts.0, &mut parts.1, reply.is_err());
         if self.is_head {
             answer::leave_out_body(&mut parts);
         }
-        self.note(parts.0, &parts.2, &reply, how, now);
-        answer::response(parts, self.name.id(), busy)
+        parts
+    }
+
+    /// A large body that others have too (memory, who waits for the same fetch) counts against the share of each that reads it:
+    /// what one does not take would otherwise be everybody's.
+    ///
+    /// # Errors
+    /// The caller has its share of answers.
+    fn room_for(&self, reply: &Result<Reply, Refusal>, body: &Bytes) -> Result<Option<Held>, Refusal> {
+        let (Ok(reply), Some(member), true) = (reply, &self.member, body.len() > PIECE_BYTES) else { return Ok(None) };
+        if reply.body.is_counted() {
+            return Ok(None);
+        }
+        let amount = u64::try_from(body.len()).unwrap_or(u64::MAX);
+        let room = member.state.holds.answers.take(amount);
+        room.map(Some).map_err(|short| Refusal::Short { of: callers::Kind::Answers, short })
     }
 
     fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap, is_refused: bool) {

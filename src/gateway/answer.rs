@@ -18,6 +18,7 @@ use super::refusal::{Refusal, seconds};
 use crate::audit::{self, Outcome};
 use crate::cache::{CacheStatus, Entry};
 use crate::hash;
+use crate::shares::Held;
 use crate::upstream::retry_after;
 use crate::words::RequestId;
 
@@ -59,7 +60,7 @@ const HIT: &str = "makegate; hit; ttl=";
 const OUTCOME: HeaderName = HeaderName::from_static("makegate-outcome");
 /// A body is handed over in pieces no larger than this, so that it can be told from the next one being asked for that the client
 /// takes it.
-const PIECE_BYTES: usize = 32 * 1024;
+pub(super) const PIECE_BYTES: usize = 32 * 1024;
 /// What a cached body may be answered with 304 carries on (RFC 9110 section 15.4.5).
 const KEPT_ON_304: [HeaderName; 3] = [header::DATE, header::ETAG, header::VARY];
 
@@ -80,6 +81,8 @@ pub(super) struct Passed {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) etag: Option<HeaderValue>,
+    /// Does the body count against its only reader's share of answers already?
+    pub(super) is_counted: bool,
 }
 
 /// Where the body comes from.
@@ -104,6 +107,14 @@ impl Body {
 
     pub(super) fn status(&self) -> StatusCode {
         self.parts().0
+    }
+
+    /// Does it count against its reader's share of answers?
+    pub(super) fn is_counted(&self) -> bool {
+        match self {
+            Self::Entry(_) => false,
+            Self::Passed(passed) | Self::Made { passed, .. } => passed.is_counted,
+        }
     }
 
     fn etag(&self) -> Option<&HeaderValue> {
@@ -256,19 +267,20 @@ pub(super) fn leave_out_body((status, headers, body): &mut (StatusCode, HeaderMa
 pub(super) fn response(
     (status, mut headers, body): (StatusCode, HeaderMap, Bytes),
     id: &RequestId,
-    busy: Busy,
+    (busy, room): (Busy, Option<Held>),
 ) -> Response<AnswerBody> {
     put(&mut headers, &REQUEST_ID, |pen| pen.text(id.as_str()));
-    let mut response = Response::new(AnswerBody { bytes: Some(body).filter(|body| !body.is_empty()), _busy: busy });
+    let mut response =
+        Response::new(AnswerBody { bytes: Some(body).filter(|body| !body.is_empty()), _held: (busy, room) });
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
 }
 
-/// An answer's body, and its connection's busy mark with it until its last piece was handed over.
+/// An answer's body, and with it, until its last piece was handed over, its connection's busy mark and its part of its reader's share.
 pub struct AnswerBody {
     bytes: Option<Bytes>,
-    _busy: Busy,
+    _held: (Busy, Option<Held>),
 }
 
 impl http_body::Body for AnswerBody {

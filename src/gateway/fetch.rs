@@ -183,6 +183,7 @@ async fn land(
     ticket: Ticket,
     fill: Option<(Arc<str>, Leg)>,
 ) -> Result<Landing, Refusal> {
+    let is_shared = fill.is_some();
     let begins = || fill.iter().for_each(|(_, leg)| drop(leg.sent()));
     let Sent { ending, attempts, quota_wait, .. } = forward(&gate, &call, ticket, begins).await;
     let fill = fill.map(|(key, leg)| (key, leg.sent()));
@@ -210,15 +211,17 @@ async fn land(
             birth,
         })
     });
-    let pass = |answered| Body::Passed(Arc::new(pass(answered, call.row.cache.is_some())));
+    let pass = |answered| Body::Passed(Arc::new(pass(answered, call.row.cache.is_some(), is_shared)));
     Ok(Landing { body: stored.map_or_else(|| pass(answered), Body::Entry), by: call.id, facts })
 }
 
-/// An upstream answer as it goes on.
-pub(super) fn pass(answered: Answered, validated: bool) -> Passed {
+/// An upstream answer as it goes on. One that several may wait for counts against the share of each that reads it, no longer
+/// against that of whoever began the fetch.
+pub(super) fn pass(answered: Answered, validated: bool, is_shared: bool) -> Passed {
     let Answered { status, headers, body, .. } = answered;
     let etag = (validated && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
-    Passed { status, headers: passed_headers(&headers), body: body.into_counted(), etag }
+    let body = if is_shared { body.bytes().clone() } else { body.into_counted() };
+    Passed { status, headers: passed_headers(&headers), body, etag, is_counted: !is_shared }
 }
 
 /// Does the upstream fail with this answer (`docs/decisions/stale-answers.md`)?
@@ -276,6 +279,6 @@ pub(super) fn narrow(
     let body = Bytes::from(body);
     let (headers, etag) = (headers.clone(), Some(strong_etag(&HeaderMap::new(), &body)));
     let age = reply.body.entry().cloned();
-    reply.body = Body::Made { passed: Arc::new(Passed { status, headers, body, etag }), of: age };
+    reply.body = Body::Made { passed: Arc::new(Passed { status, headers, body, etag, is_counted: false }), of: age };
     Ok(reply)
 }

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use super::account::Account;
 use super::answer::{AnswerBody, Reply};
 use super::call::{Call, is_read, outgoing, recorded_query};
-use super::door::{Names, Peer};
+use super::door::{Busy, Names, Peer};
 use super::fetch::{fetch, fetch_ahead};
 use super::gate::Gate;
 use super::policy::{Policy, bucket};
@@ -22,6 +22,7 @@ use super::recall::{Asked, Recalled, recall};
 use super::refusal::Refusal;
 use super::write::write;
 use super::{body, steps, tags};
+use crate::callers::Kind;
 
 /// Answers one request: whatever happens inside, there is one answer and one record. The account is opened by the call
 /// itself: a caller who hangs up before the first poll leaves a record too.
@@ -37,7 +38,8 @@ pub fn answer(
     // A block, not a function: a function's future would hold its arguments twice.
     async move {
         let policy = gate.policy(); // one snapshot for the whole life
-        let lived = AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body, &names)).catch_unwind().await;
+        let lived =
+            AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body, (&names, &busy))).catch_unwind().await;
         let reply = lived.unwrap_or_else(|_| {
             gate.meters.faults.fetch_add(1, Ordering::Relaxed);
             Err(Refusal::Internal)
@@ -61,7 +63,7 @@ async fn life(
     account: &mut Account,
     head: &Parts,
     body: Incoming,
-    names: &Names,
+    (names, busy): (&Names, &Busy),
 ) -> Result<Reply, Refusal> {
     if account.room.is_none() {
         return Err(Refusal::LogFull);
@@ -74,6 +76,8 @@ async fn life(
     account.known(&credential);
     let path: Arc<str> = Arc::from(&*target.path);
     account.record().path = (!path.is_empty()).then(|| path.clone());
+    let (caller, holds) = (member.state.id, &member.state.holds);
+    busy.is_of(caller, &holds.connections).map_err(|short| Refusal::Short { of: Kind::Connections, short })?;
     // 4 classify
     let matched = steps::classify(policy, &head.method, &target)?;
     let row = matched.operation;
@@ -89,7 +93,6 @@ async fn life(
     })?;
     account.remaining(remaining);
     account.admitted(under_way);
-    let holds = &member.state.holds;
     // 7 read the body
     let has_body = !body.is_end_stream();
     let incoming = body::Reading { row, headers: &head.headers, limits: policy.limits(), holder: &holds.bodies };

@@ -110,7 +110,7 @@ fn replay(first: RequestId, ended: Ended) -> Result<Recognised, Refusal> {
     let Answer { status, mut headers, body } = ended.answer.ok_or(Refusal::AnswerNotKept { first })?;
     headers.insert(REPLAYED, HeaderValue::from_static("true"));
     let reply = Reply {
-        body: Body::Passed(Arc::new(Passed { status, headers, body, etag: None })),
+        body: Body::Passed(Arc::new(Passed { status, headers, body, etag: None, is_counted: false })),
         cache: None,
         how: audit::Answer::Replayed,
         filled_by: Some(first),

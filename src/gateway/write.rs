@@ -114,7 +114,7 @@ async fn carry_out(
     }
     drop(order);
     let reply = answered.map(|answered| Reply {
-        body: Body::Passed(Arc::new(pass(answered, false))),
+        body: Body::Passed(Arc::new(pass(answered, false, false))),
         cache: Some(CacheStatus::Forward {
             why: Forwarded::Method,
             status: upstream_status,

@@ -1,9 +1,11 @@
 //! Promise 8. What callers share is shared fairly: whatever one of them takes and does not give back, the others are served.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use makegate::sandbox::{Fault, FaultKind};
+use rustls::RootCertStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -11,7 +13,6 @@ use crate::support::tls::{self, h2, h2_get};
 use crate::support::{ALL, LIST, ORG, OTHER, Plan, READER, TOO, World, until, with_key};
 
 const APPS: &str = "/api/v2/organizations/11/apps";
-const USAGE: &str = "/api/v2/organizations/12/usage";
 const KIB: usize = 1024;
 const HANG: FaultKind = FaultKind::Hang { effect: false };
 
@@ -19,6 +20,17 @@ const HANG: FaultKind = FaultKind::Hang { effect: false };
 fn large(world: &World, path: &str, bytes: usize) {
     let body = format!("{{\"x\":\"{}\"}}", "a".repeat(bytes));
     world.sandbox.fault(Fault::always("GET", path, FaultKind::status(200).with_body(&body)));
+}
+
+/// The organization at this path has a name of 700 KiB from now on.
+async fn named(world: &World, roots: &Arc<RootCertStore>, path: &str) {
+    let body = format!("{{\"name\":\"{}\"}}", "a".repeat(700 * KIB));
+    let lines = format!("content-type: application/json\r\ncontent-length: {}\r\n{}", body.len(), with_key(TOO, &[]));
+    let mut stream = tls::connect(world, roots, &[], None).await.unwrap();
+    stream.write_all(format!("PATCH {path} HTTP/1.1\r\nhost: x\r\n{lines}\r\n{body}").as_bytes()).await.unwrap();
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).await.unwrap();
+    assert!(start.ends_with(b"200"), "{}", String::from_utf8_lossy(&start));
 }
 
 /// A few misses, and a few writes, of another caller.
@@ -92,6 +104,66 @@ async fn answers_that_one_caller_does_not_read_leave_room_for_the_others() {
     world.get(ALL, APPS).await.expect(200);
 }
 
+/// What is in memory is nobody's, but whoever does not take it keeps it from being forgotten.
+#[tokio::test]
+async fn answers_from_memory_that_one_caller_does_not_take_count_against_its_share() {
+    let plan = Plan::default().set("limits", "answer_bytes = \"4MiB\"\nanswers_bytes = \"8MiB\"");
+    let (world, roots) = tls::world(plan, "", &[]).await;
+    large(&world, ORG, 500 * KIB);
+    let (mut held, mut given) = (Vec::new(), 0);
+    let (mut sender, _ended) = h2(&world, &roots, 0).await;
+    for _ in 0..20 {
+        let response = sender.send_request(h2_get(ALL, ORG)).await.unwrap();
+        given += usize::from(response.status() == 200);
+        held.push(response);
+    }
+    let answers = &world.service.gate().callers.shared.answers;
+    assert_eq!((given, world.received("GET", ORG)), (14, 1));
+    assert!(answers.taken() <= 7 << 20, "{} bytes of 8 MiB", answers.taken());
+    let (key, greedy) = (format!("authorization: Token {TOO}"), format!("authorization: Token {ALL}"));
+    for _ in 0..10 {
+        let reply = tls::get(&world, &roots, None, ORG, &[&*key]).await;
+        assert!(reply.expect("an answer").expect(200).body.len() > 500 * KIB);
+    }
+    let reply = tls::get(&world, &roots, None, ORG, &[&*greedy]).await.expect("an answer");
+    let etag = tls::get(&world, &roots, None, ORG, &[&*key]).await.unwrap().header("etag").unwrap().to_owned();
+    reply.refused(503, "MG208");
+    // What needs no memory is given: a 304.
+    let unchanged = format!("if-none-match: {etag}");
+    tls::get(&world, &roots, None, ORG, &[&*greedy, &*unchanged]).await.expect("an answer").expect(304);
+    drop((held, sender));
+    until(|| answers.taken() == 0).await;
+}
+
+/// Whoever waits for another caller's fetch holds its own share with what it does not take, not that caller's.
+#[tokio::test]
+async fn who_joins_a_fetch_and_takes_nothing_takes_nothing_from_its_owner() {
+    let plan =
+        Plan::default().set("limits", "answer_bytes = \"4MiB\"\nanswers_bytes = \"8MiB\"\nstored_bytes = \"16KiB\"");
+    let (world, roots) = tls::world(plan, "", &[]).await;
+    let key = format!("authorization: Token {TOO}");
+    let (mut sender, _ended) = h2(&world, &roots, 0).await;
+    let mut held = Vec::new();
+    named(&world, &roots, ORG).await;
+    for n in 1..=4 {
+        world.sandbox.fault(Fault::once("GET", ORG, FaultKind::Latency { ms: 500 }));
+        let lines = [&*key];
+        let owner = tls::get(&world, &roots, None, ORG, &lines);
+        let joins = async {
+            until(|| world.received("GET", ORG) == n).await;
+            sender.send_request(h2_get(ALL, ORG)).await.unwrap()
+        };
+        let (owner, joins) = tokio::join!(owner, joins);
+        owner.expect("an answer").expect(200);
+        held.push(joins);
+    }
+    assert_eq!(world.received("GET", ORG), 4, "they did not join");
+    let policy = world.service.gate().policy();
+    let holds = |caller: &str| policy.member(caller).unwrap().state.holds.answers.held();
+    until(|| holds("too") == 0).await;
+    assert!(holds("all") > 4 * 700 * KIB as u64, "{} bytes", holds("all"));
+}
+
 /// Two who ask for the same share a fetch, not the refusal of whoever began it.
 #[tokio::test]
 async fn a_share_that_is_used_up_is_nobody_elses() {
@@ -104,21 +176,19 @@ async fn a_share_that_is_used_up_is_nobody_elses() {
         held.push(sender.send_request(h2_get(ALL, APPS)).await.unwrap());
     }
     assert!(held.iter().all(|response| response.status() == 200));
-    let body = format!("{{\"x\":\"{}\"}}", "a".repeat(700 * KIB));
-    let late = FaultKind::status(200).with_body(&body);
-    world.sandbox.fault(Fault::always("GET", USAGE, late));
-    world.sandbox.fault(Fault::once("GET", USAGE, FaultKind::Latency { ms: 500 }));
+    named(&world, &roots, OTHER).await;
+    world.sandbox.fault(Fault::once("GET", OTHER, FaultKind::Latency { ms: 1_500 }));
     let keys = [ALL, TOO].map(|key| format!("authorization: Token {key}"));
     let headers = [[&*keys[0]], [&*keys[1]]];
-    let first = tls::get(&world, &roots, None, USAGE, &headers[0]);
+    let first = tls::get(&world, &roots, None, OTHER, &headers[0]);
     let second = async {
-        until(|| world.received("GET", USAGE) == 1).await;
-        tls::get(&world, &roots, None, USAGE, &headers[1]).await
+        until(|| world.received("GET", OTHER) == 1).await;
+        tls::get(&world, &roots, None, OTHER, &headers[1]).await
     };
     let (first, second) = tokio::join!(first, second);
     first.expect("an answer").refused(503, "MG208");
     second.expect("an answer").expect(200);
-    assert_eq!(world.received("GET", USAGE), 2);
+    assert_eq!(world.received("GET", OTHER), 2);
 }
 
 /// Bodies that come slowly, each within its bounds and together far beyond what there is.
@@ -201,6 +271,51 @@ async fn requests_of_one_caller_leave_places_for_the_others() {
         assert!(reply.refused(503, "MG144").header("retry-after").is_some());
     }
     until(|| world.service.gate().under_way() == 0).await;
+}
+
+/// A connection that only waits costs its caller a place among the connections, however little its request costs.
+#[tokio::test]
+async fn busy_connections_of_one_caller_leave_room_for_those_of_others() {
+    let world = Plan::default().set("limits", "connections = 32").start().await;
+    world.sandbox.fault(Fault::always("GET", ORG, HANG));
+    let request = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{}\r\n", with_key(ALL, &[]));
+    let mut waiting = Vec::new();
+    for _ in 0..28 {
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        waiting.push(stream);
+    }
+    let connections = &world.service.gate().callers.shared.connections;
+    until(|| connections.taken() == 28).await;
+    assert!(world.received("GET", ORG) <= 2, "they wait for the same fetch");
+    for _ in 0..40 {
+        let refused = world.get(ALL, OTHER).await.refused(503, "MG145");
+        assert_eq!(refused.header("connection"), Some("close"));
+        world.get(TOO, OTHER).await.expect(200);
+    }
+    drop(waiting);
+    until(|| connections.taken() == 0).await;
+    world.get(ALL, OTHER).await.expect(200);
+}
+
+/// Of a caller's own connections the one that has waited longest makes room for a new one: nothing is refused.
+#[tokio::test]
+async fn a_callers_idle_connections_make_room_for_its_new_ones() {
+    let world = Plan::default().set("limits", "connections = 16").start().await;
+    let request = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{}\r\n", with_key(ALL, &[]));
+    let mut idle = Vec::new();
+    for _ in 0..40 {
+        let mut stream = TcpStream::connect(world.gateway).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        assert!(start.ends_with(b"200"), "{}", String::from_utf8_lossy(&start));
+        idle.push(stream);
+    }
+    let connections = &world.service.gate().callers.shared.connections;
+    assert!(connections.taken() <= 14, "{} of 16", connections.taken());
+    drop(idle);
+    until(|| connections.taken() == 0).await;
 }
 
 /// Nobody holds memory by a body whose request would be refused anyway: it is not read.

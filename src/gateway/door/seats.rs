@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 
 use crate::clock::Clock;
 use crate::config::Limits;
+use crate::shares::{Held, Holder, Short};
 
 /// How often a newcomer looks for somebody who has become idle.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -79,6 +80,9 @@ pub(super) struct Seat {
     peer: Option<IpAddr>,
     /// Whose the last request was whose caller became known; 0: there was none.
     caller: AtomicU64,
+    /// What it takes of that caller's share of connections.
+    place: Mutex<Option<Held>>,
+    seats: Weak<Seats>,
     word: AtomicU8,
     /// Is somebody still there who waits for an answer? To be looked at.
     doubted: AtomicBool,
@@ -96,9 +100,26 @@ pub struct Busy {
 }
 
 impl Busy {
-    /// The connection is this caller's.
-    pub fn is_of(&self, caller: NonZeroU64) {
-        self.seat.caller.store(caller.get(), Ordering::Relaxed);
+    /// The connection is this caller's from now on. Beyond its share, one of its others that waits for nothing but its client
+    /// gives way.
+    ///
+    /// # Errors
+    /// None does: the connection is to end with this request's answer.
+    pub fn is_of(&self, caller: NonZeroU64, connections: &Arc<Holder>) -> Result<(), Short> {
+        let seat = &self.seat;
+        if seat.caller.load(Ordering::Relaxed) == caller.get() {
+            return Ok(());
+        }
+        let given = connections.take(1).or_else(|short| {
+            let given = seat.seats.upgrade().and_then(|seats| seats.give_way_of(caller));
+            given.ok_or_else(|| {
+                seat.tell(Word::Leave);
+                short
+            })
+        });
+        *seat.place() = Some(given?);
+        seat.caller.store(caller.get(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// The answer has no end of its own: over HTTP/1.1 it ends when its client sends nothing more, or nobody would know that it left.
@@ -133,7 +154,8 @@ impl Drop for Busy {
 }
 
 impl Seat {
-    fn new(epoch: Instant, clock: &Clock, peer: Option<IpAddr>) -> Self {
+    fn new(seats: &Arc<Seats>, peer: Option<IpAddr>) -> Self {
+        let (epoch, clock) = (seats.epoch, &seats.clock);
         let seat = Self {
             epoch,
             multiplexes: AtomicBool::new(false),
@@ -147,6 +169,8 @@ impl Seat {
             stuck_ms: AtomicU64::new(0),
             peer,
             caller: AtomicU64::new(0),
+            place: Mutex::default(),
+            seats: Arc::downgrade(seats),
             word: AtomicU8::new(Word::Stay as u8),
             doubted: AtomicBool::new(false),
             endless: AtomicBool::new(false),
@@ -203,6 +227,10 @@ impl Seat {
         self.untaken_ms.store(self.at(clock), Ordering::Relaxed);
         self.untaken.fetch_add(1, Ordering::AcqRel);
         Untaken(self.clone())
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<Held>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn user(&self) -> User {
@@ -337,6 +365,7 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
+        *self.seat.place() = None;
         let mut taken = self.seats.lock();
         taken.remove(&self.id);
         self.seats.freed.notify_one();
@@ -360,7 +389,7 @@ impl Seats {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Seat>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Seat>>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -404,7 +433,7 @@ impl Seats {
             return None;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let seat = Arc::new(Seat::new(self.epoch, &self.clock, peer));
+        let seat = Arc::new(Seat::new(self, peer));
         if self.closing.load(Ordering::Acquire) {
             seat.tell(Word::Leave);
         }
@@ -426,6 +455,17 @@ impl Seats {
         if let Some((_, seat)) = ranked.max_by_key(|(rank, _)| *rank) {
             seat.tell(Word::Gone);
         }
+    }
+
+    /// Of this caller's connections that wait for nothing but their client, the one that has waited longest gives way; its place.
+    fn give_way_of(&self, caller: NonZeroU64) -> Option<Held> {
+        let now_ms = self.now_ms();
+        let taken = self.lock();
+        let own = taken.values().filter(|seat| seat.user() == User::Caller(caller.get()) && seat.told() != Word::Gone);
+        let waiting = own.filter_map(|seat| Some((seat.may_give_way(now_ms)?, seat)));
+        let (_, seat) = waiting.min_by_key(|(since, _)| *since)?;
+        seat.tell(Word::Gone);
+        seat.place().take()
     }
 
     /// Drops all connections.

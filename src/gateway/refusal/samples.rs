@@ -52,6 +52,7 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::TooMany { most: 64 },
         Refusal::Busy,
         Refusal::Short { of: Kind::Requests, short: Short::Share },
+        Refusal::Short { of: Kind::Connections, short: Short::Share },
         Refusal::NoConnection,
         Refusal::NoTurn,
         Refusal::NotAnObject { why: "the body is JSON, but not an object".to_owned() },

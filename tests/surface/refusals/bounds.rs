@@ -43,6 +43,19 @@ async fn the_callers_share_of_requests_under_way() {
 }
 
 #[tokio::test]
+async fn the_callers_share_of_connections() {
+    let world = still().set("limits", "connections = 8").start().await;
+    world.sandbox.fault(Fault::always("GET", ORG, HANG));
+    let held = futures_util::future::join_all((0..7).map(|_| world.get(ALL, ORG)));
+    let refused = async {
+        until(|| world.service.gate().callers.shared.connections.taken() == 7).await;
+        provoke(&world, "MG145", ALL, ("GET", OTHER), &[], "").await.expect(503);
+        world.sandbox.clear_faults();
+    };
+    tokio::join!(held, refused);
+}
+
+#[tokio::test]
 async fn memory_for_its_body() {
     let world = still().set("limits", "body_bytes = \"1KiB\"\nbodies_bytes = \"2KiB\"").start().await;
     world.sandbox.fault(Fault::once("PATCH", ORG, HANG));

@@ -399,7 +399,7 @@ impl Writer {
             Ok(about) if disk::identity(&about) != active.identity => "replaced",
             Ok(about) if about.len() < active.length => "cut",
             Ok(_) => return,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "deleted",
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => "deleted",
             Err(_) => return, // the disk fails, and says so by itself
         };
         let (first, last) = (active.first, self.tree.size());

@@ -429,29 +429,33 @@ impl Index {
             let mut known = self.connection.prepare_cached("SELECT segment FROM segments ORDER BY segment")?;
             known.query_map((), |row| row.get(0))?.collect::<Result<_, _>>()?
         };
-        for pair in known.windows(2) {
-            if let [segment, next] = *pair
-                && now.binary_search(&segment.cast_unsigned()).is_err()
-            {
-                self.forget(segment, next)?;
+        let is_gone = |segment: i64| now.binary_search(&segment.cast_unsigned()).is_err();
+        if known.iter().any(|segment| is_gone(*segment)) {
+            let transaction = self.connection.transaction()?;
+            for pair in known.windows(2) {
+                if let [segment, next] = *pair
+                    && is_gone(segment)
+                {
+                    forget(&transaction, segment, next)?;
+                }
             }
+            transaction.commit()?;
         }
         *there = now;
         Ok(())
     }
+}
 
-    /// Deletes the blocks of one segment, and the parts of `has` that have no blocks any more.
-    fn forget(&mut self, segment: i64, next: i64) -> rusqlite::Result<()> {
-        let transaction = self.connection.transaction()?;
-        transaction.prepare_cached("DELETE FROM blocks WHERE first >= ?1 AND first < ?2")?.execute([segment, next])?;
-        transaction.prepare_cached("DELETE FROM segments WHERE segment = ?1")?.execute([segment])?;
-        for gone in part(segment)..=part(next - 1) {
-            let sql = "DELETE FROM has WHERE part = ?1
-                AND NOT EXISTS (SELECT 1 FROM blocks WHERE first >= ?2 AND first < ?3)";
-            transaction.prepare_cached(sql)?.execute([gone, gone << PART_BITS, (gone + 1) << PART_BITS])?;
-        }
-        transaction.commit()
+/// Deletes the blocks of one segment, and the parts of `has` that have no blocks any more.
+fn forget(transaction: &Transaction<'_>, segment: i64, next: i64) -> rusqlite::Result<()> {
+    transaction.prepare_cached("DELETE FROM blocks WHERE first >= ?1 AND first < ?2")?.execute([segment, next])?;
+    transaction.prepare_cached("DELETE FROM segments WHERE segment = ?1")?.execute([segment])?;
+    for gone in part(segment)..=part(next - 1) {
+        let sql = "DELETE FROM has WHERE part = ?1
+            AND NOT EXISTS (SELECT 1 FROM blocks WHERE first >= ?2 AND first < ?3)";
+        transaction.prepare_cached(sql)?.execute([gone, gone << PART_BITS, (gone + 1) << PART_BITS])?;
     }
+    Ok(())
 }
 
 /// What is said of these numbers and all later ones is void.

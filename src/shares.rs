@@ -9,8 +9,12 @@
 //! Nobody waits and nothing is locked: taking and giving back are two additions, one to the holder's count and one to the
 //! common one.
 
+mod bytes;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use bytes::{CountedBytes, amount};
 
 /// The common word holds the amount taken in its lower bits...
 const AMOUNT_BITS: u32 = 44;

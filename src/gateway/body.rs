@@ -16,7 +16,7 @@ use crate::callers::Kind;
 use crate::catalogue::{Body, Operation};
 use crate::clock::Clock;
 use crate::config::Limits;
-use crate::shares::{Held, Holder};
+use crate::shares::{CountedBytes, Holder};
 
 /// How a body is read.
 pub(super) struct Reading<'r> {
@@ -51,7 +51,8 @@ impl Reading<'_> {
     async fn read(&self, mut body: Incoming, announced: usize, clock: &Clock) -> Result<Bytes, Refusal> {
         let Self { limits, holder, .. } = *self;
         let began = clock.now();
-        let mut whole = Whole { bytes: Vec::new(), room: None };
+        let short = |short| Refusal::Short { of: Kind::Bodies, short };
+        let mut whole = CountedBytes::new(holder.take(0).map_err(short)?);
         loop {
             let left = limits.body.saturating_sub(clock.now().saturating_duration_since(began)).min(limits.body_gap);
             if left == Duration::ZERO {
@@ -64,44 +65,14 @@ impl Reading<'_> {
                 Ok(Some(Ok(frame))) => frame,
             };
             let Ok(data) = frame.into_data() else { continue };
-            let length = whole.bytes.len() + data.len();
+            let length = whole.len() + data.len();
             if length > limits.body_bytes {
                 return Err(Refusal::BodyTooLarge { bytes_max: limits.body_bytes });
             }
-            whole.make_room(length, length.max(announced), limits.body_bytes, holder)?;
-            whole.bytes.extend_from_slice(&data);
+            whole.make_room(length, announced, limits.body_bytes).map_err(short)?;
+            whole.extend(&data);
         }
-        Ok(if whole.bytes.is_empty() { Bytes::new() } else { Bytes::from_owner(whole) })
-    }
-}
-
-/// A body and the memory that it counts for.
-struct Whole {
-    bytes: Vec<u8>,
-    room: Option<Held>,
-}
-
-impl Whole {
-    /// Makes it able to hold `length` bytes, better `expected`, at most `most`.
-    fn make_room(&mut self, length: usize, expected: usize, most: usize, holder: &Arc<Holder>) -> Result<(), Refusal> {
-        if length <= self.bytes.capacity() {
-            return Ok(());
-        }
-        let capacity = expected.max(self.bytes.capacity().saturating_mul(2)).min(most);
-        let amount = u64::try_from(capacity).unwrap_or(u64::MAX);
-        let grown = match &mut self.room {
-            Some(room) => room.grow(amount),
-            None => holder.take(amount).map(|room| self.room = Some(room)),
-        };
-        grown.map_err(|short| Refusal::Short { of: Kind::Bodies, short })?;
-        self.bytes.reserve_exact(capacity - self.bytes.len());
-        Ok(())
-    }
-}
-
-impl AsRef<[u8]> for Whole {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        Ok(if whole.is_empty() { Bytes::new() } else { Bytes::from_owner(whole) })
     }
 }
 

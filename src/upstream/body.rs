@@ -9,7 +9,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 
 use super::ending::{Ending, ProxyError, Why};
-use crate::shares::{Held, Holder, Short};
+use crate::shares::{CountedBytes, Held, Holder, Short, amount};
 
 /// Reserved before anything is sent: a small answer never has to be given up for want of memory.
 const RESERVED_BYTES: usize = 64 * 1024;
@@ -76,42 +76,36 @@ impl Memory {
     /// Reads `body` whole into `room`.
     ///
     /// Errors: [`Spoiled`], where it cannot be had whole or cannot go on.
-    pub(super) async fn read(&self, headers: &HeaderMap, mut body: Incoming, mut room: Held) -> Result<Body, Spoiled> {
+    pub(super) async fn read(&self, headers: &HeaderMap, mut body: Incoming, room: Held) -> Result<Body, Spoiled> {
         if headers.contains_key(header::TRANSFER_ENCODING) && !is_chunked_alone(headers) {
             let text = "the answer has a transfer coding beside chunked";
             return Err(Spoiled::Unusable(Why::new(ProxyError::HttpResponseTransferCoding, text)));
         }
-        let mut whole = Vec::new();
-        self.make_room(&mut whole, &mut room, body.size_hint().lower())?;
+        let mut whole = CountedBytes::new(room);
+        self.make_room(&mut whole, body.size_hint().lower())?;
         while let Some(frame) = body.frame().await {
             let cut = |_| Spoiled::Cut(Why::new(ProxyError::HttpResponseIncomplete, "the body ended before its end"));
             // Trailers say nothing that goes on.
             let Ok(data) = frame.map_err(cut)?.into_data() else { continue };
-            self.make_room(&mut whole, &mut room, u64::try_from(data.len()).unwrap_or(u64::MAX))?;
-            whole.extend_from_slice(&data);
+            self.make_room(&mut whole, amount(data.len()))?;
+            whole.extend(&data);
         }
         if !whole.is_empty() && is_encoded(headers) {
             let text = "the answer is encoded, though identity was asked for";
             return Err(Spoiled::Unusable(Why::new(ProxyError::HttpResponseContentCoding, text)));
         }
-        whole.shrink_to_fit();
-        room.shrink(amount(whole.len()));
-        Ok(Body { bytes: Bytes::from(whole), _room: Some(room) })
+        let (bytes, room) = whole.into_parts();
+        Ok(Body { bytes: Bytes::from(bytes), _room: Some(room) })
     }
 
-    /// Makes `whole` able to take `more` bytes, and `room` cover what that allocates.
-    fn make_room(&self, whole: &mut Vec<u8>, room: &mut Held, more: u64) -> Result<(), Spoiled> {
+    /// Makes room in `whole` for `more` bytes.
+    fn make_room(&self, whole: &mut CountedBytes, more: u64) -> Result<(), Spoiled> {
         let needed = usize::try_from(more).ok().and_then(|more| whole.len().checked_add(more));
         let Some(needed) = needed.filter(|needed| *needed <= self.answer_bytes) else {
             let text = "the answer is larger than limits.answer_bytes";
             return Err(Spoiled::Unusable(Why::new(ProxyError::HttpResponseBodySize, text)));
         };
-        if needed > whole.capacity() {
-            let capacity = needed.max(whole.capacity().saturating_mul(2)).min(self.answer_bytes);
-            room.grow(amount(capacity)).map_err(Spoiled::NoRoom)?;
-            whole.reserve_exact(capacity - whole.len());
-        }
-        Ok(())
+        whole.make_room(needed, needed, self.answer_bytes).map_err(Spoiled::NoRoom)
     }
 }
 
@@ -134,11 +128,6 @@ impl Spoiled {
             Self::NoRoom(short) => Ending::NoRoom { status: Some(status), short },
         }
     }
-}
-
-/// Bytes as an amount of memory.
-fn amount(bytes: usize) -> u64 {
-    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// Is the transfer coding chunked and nothing else? hyper takes off the last coding only.

@@ -162,7 +162,9 @@ impl Writer {
             if self.retention.is_due(self.shared.clock.now()) {
                 self.sweep();
             }
-            self.look_after_active();
+            if self.pending.is_empty() {
+                self.look_after_active(); // a batch does so by itself
+            }
             self.round();
             self.tell_flushed();
             self.after_round(false);

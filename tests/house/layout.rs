@@ -112,3 +112,15 @@ fn no_file_has_a_name_that_says_nothing() {
         assert!(!vague, "{file}");
     }
 }
+
+/// What takes the time from the machine, or makes a task that nobody waits for, past `clock::Clock` and `tasks::Tasks`; and who may.
+/// (Clippy's list of banned calls holds for the code itself; tests are let off it for the files they touch.)
+#[test]
+fn tests_take_time_and_tasks_from_where_all_code_does() {
+    let banned = ["Instant::now", "SystemTime::now", "Timestamp::now", "tokio::spawn", "env::set_var"];
+    let stopwatches = ["src/clock.rs", "tests/promises/p13_deadline.rs", "tests/surface/sandbox/faults.rs"];
+    for (file, text) in ["src", "tests", "benches"].into_iter().flat_map(sources) {
+        let found = banned.iter().find(|call| text.contains(&format!("{call}(")));
+        assert!(found.is_none() || stopwatches.contains(&&*file), "{file} calls {found:?}");
+    }
+}

@@ -166,6 +166,21 @@ impl Case {
         assert_eq!(process.end(), Some(0), "{}: {}", self.name, self.home.process_log());
     }
 
+    /// A start finds everything, or names the file that keeps it from going on.
+    async fn starts_or_says_why(&self, file: &str) {
+        match self.start().await {
+            None => {
+                let log = self.home.process_log();
+                assert!(log.contains(file), "{}: it does not say which file: {log}", self.name);
+            }
+            Some(process) => {
+                self.promises_hold().await;
+                self.end(process);
+                self.log_is_whole();
+            }
+        }
+    }
+
     /// Every write of which the log has an intent has an outcome there; a log that nobody altered is not accused.
     fn log_is_whole(&self) {
         match verify(&self.audit(), &Brought::default(), &mut |_, _| {}) {
@@ -251,17 +266,7 @@ impl Base {
         if !damage(&case.audit().join(file), how, &self.old()) {
             return;
         }
-        match case.start().await {
-            None => {
-                let log = case.home.process_log();
-                assert!(log.contains(file), "{}: it does not say which file: {log}", case.name);
-            }
-            Some(process) => {
-                case.promises_hold().await;
-                case.end(process);
-                case.log_is_whole();
-            }
-        }
+        case.starts_or_says_why(file).await;
     }
 
     async fn while_running(&self, file: &str, how: &str) {
@@ -278,17 +283,7 @@ impl Base {
         }
         case.end(process);
         case.log_is_whole();
-        match case.start().await {
-            None => {
-                let log = case.home.process_log();
-                assert!(log.contains(file), "{}: it does not say which file: {log}", case.name);
-            }
-            Some(process) => {
-                case.promises_hold().await;
-                case.end(process);
-                case.log_is_whole();
-            }
-        }
+        case.starts_or_says_why(file).await;
     }
 }
 

@@ -45,6 +45,12 @@ impl Slow {
         send(self.home.gateway, "GET", target, &with_key(key, &["cache-control: no-store"]), "").await
     }
 
+    /// So many reads of the greedy caller at once, each of another organization.
+    async fn greedy(&self, count: u64) -> Vec<Reply> {
+        let reads = (100..100 + count).map(|n| format!("/api/v2/organizations/{n}/payments"));
+        join_all(reads.map(|target| async move { self.get(GREEDY, &target).await })).await
+    }
+
     /// What `/metrics` says.
     async fn metric(&self, name: &str) -> u64 {
         let page = send(self.home.operator, "GET", "/metrics", "", "").await.expect(200);
@@ -68,8 +74,7 @@ impl Slow {
 async fn a_caller_with_slow_reads_leaves_connections_to_those_who_come_back() {
     let gate = Gate::default();
     let slow = Slow::start(16, &gate).await;
-    let payments: Vec<_> = (100..164).map(|n| format!("/api/v2/organizations/{n}/payments")).collect();
-    let greedy = join_all(payments.iter().map(|target| slow.get(GREEDY, target)));
+    let greedy = slow.greedy(64);
     let polite = async {
         slow.until_metric("makegate_upstream_waiting", 48).await;
         assert_eq!(slow.metric("makegate_upstream_connections").await, 16);
@@ -254,8 +259,7 @@ async fn a_failing_caller_leaves_others_what_may_be_sent_again() {
 async fn a_fetch_that_is_queued_in_another_callers_name_is_not_waited_for() {
     let gate = Gate::default();
     let slow = Slow::start(16, &gate).await;
-    let filling: Vec<_> = (100..116).map(|n| format!("/api/v2/organizations/{n}/payments")).collect();
-    let greedy = join_all(filling.iter().map(|target| slow.get(GREEDY, target)));
+    let greedy = slow.greedy(16);
     let rest = async {
         slow.until_metric("makegate_upstream_connections", 16).await;
         // A cached class: both would share one fetch.

@@ -29,30 +29,29 @@ async fn all_requests_under_way() {
     refused_beside_another(&world, "MG143", TOO).await;
 }
 
-#[tokio::test]
-async fn the_callers_share_of_requests_under_way() {
-    let world = still().set("limits", "in_flight = 8\nin_flight_per_caller = 8").start().await;
-    world.sandbox.fault(Fault::always("GET", APPS, HANG));
-    let held = futures_util::future::join_all((0..7).map(|_| world.get(ALL, APPS)));
+/// One more of a caller that has seven eighths of something. `has_seven`: its seven requests have got it.
+async fn refused_beyond_seven_eighths(world: &World, code: &str, target: &str, has_seven: impl Fn() -> bool) {
+    world.sandbox.fault(Fault::always("GET", target, HANG));
+    let held = futures_util::future::join_all((0..7).map(|_| world.get(ALL, target)));
     let refused = async {
-        until(|| world.received("GET", APPS) == 7).await;
-        provoke(&world, "MG144", ALL, ("GET", OTHER), &[], "").await.expect(503);
+        until(has_seven).await;
+        provoke(world, code, ALL, ("GET", OTHER), &[], "").await.expect(503);
         world.sandbox.clear_faults();
     };
     tokio::join!(held, refused);
 }
 
 #[tokio::test]
+async fn the_callers_share_of_requests_under_way() {
+    let world = still().set("limits", "in_flight = 8\nin_flight_per_caller = 8").start().await;
+    refused_beyond_seven_eighths(&world, "MG144", APPS, || world.received("GET", APPS) == 7).await;
+}
+
+#[tokio::test]
 async fn the_callers_share_of_connections() {
     let world = still().set("limits", "connections = 8").start().await;
-    world.sandbox.fault(Fault::always("GET", ORG, HANG));
-    let held = futures_util::future::join_all((0..7).map(|_| world.get(ALL, ORG)));
-    let refused = async {
-        until(|| world.service.gate().callers.shared.connections.taken() == 7).await;
-        provoke(&world, "MG145", ALL, ("GET", OTHER), &[], "").await.expect(503);
-        world.sandbox.clear_faults();
-    };
-    tokio::join!(held, refused);
+    let taken = || world.service.gate().callers.shared.connections.taken();
+    refused_beyond_seven_eighths(&world, "MG145", ORG, || taken() == 7).await;
 }
 
 #[tokio::test]

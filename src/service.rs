@@ -114,10 +114,11 @@ impl Service {
         let (tasks, desk_tasks) = (Tasks::new(), Tasks::new());
         let [callers, operators] =
             connections(&config)?.map(|connections| Limits { connections, ..config.limits.clone() });
-        let gateway = Door::bind(&config.gateway.listen, certificate, &callers, &clock, &tasks);
-        let gateway = gateway.map_err(StartError::failed)?;
+        // The operators' door first: whoever finds the gateway's open can ask at the other whether it is ready.
         let operator =
             Door::bind(&config.operator.listen, None, &operators, &clock, &desk_tasks).map_err(StartError::failed)?;
+        let gateway = Door::bind(&config.gateway.listen, certificate, &callers, &clock, &tasks);
+        let gateway = gateway.map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let keys = Arc::new(LogOfKeys::new(log.clone(), clock.clone()));
         let answers =

@@ -122,7 +122,9 @@ impl Home {
 /// Waits until somebody listens at this address; `false`: nobody does.
 pub(crate) async fn is_open(address: SocketAddr) -> bool {
     for _ in 0..2000 {
-        if tokio::net::TcpStream::connect(address).await.is_ok() {
+        // Whoever connects to a port where nobody listens may be given that very port for its own end, and then speaks with itself.
+        let connected = tokio::net::TcpStream::connect(address).await;
+        if connected.is_ok_and(|stream| stream.local_addr().is_ok_and(|own| own != address)) {
             return true;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -9,6 +9,7 @@ mod line;
 mod repeats;
 mod trouble;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ struct Log {
     clock: Clock,
     repeats: Mutex<Repeats<Identifier>>,
     device: Device,
+    /// The last word was said: whatever a thread still tells is dropped.
+    has_ended: AtomicBool,
 }
 
 static LOG: OnceLock<Log> = OnceLock::new();
@@ -80,7 +83,7 @@ pub fn begin(form: Form, clock: Clock) -> Events {
                 told = dropped;
             }
         });
-        Log { form, clock, repeats: Mutex::default(), device }
+        Log { form, clock, repeats: Mutex::default(), device, has_ended: false.into() }
     });
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -94,10 +97,12 @@ pub fn begin(form: Form, clock: Clock) -> Events {
 #[must_use]
 pub fn fatal(message: &str, exit_code: u8) -> bool {
     let Some(log) = LOG.get() else { return false };
-    match log.form {
-        Form::Text { .. } => log.device.put(format!("error: {message}\n")),
-        Form::Json => log.put(log.line(Level::ERROR, message).with("exit_code", exit_code)),
-    }
+    log.tell_due(true);
+    log.has_ended.store(true, Ordering::SeqCst);
+    log.device.put(match log.form {
+        Form::Text { .. } => format!("error: {message}\n"),
+        form @ Form::Json => form.write(log.line(Level::ERROR, message).with("exit_code", exit_code)),
+    });
     true
 }
 
@@ -134,7 +139,9 @@ impl Log {
     }
 
     fn put(&self, line: Line) {
-        self.device.put(self.form.write(line));
+        if !self.has_ended.load(Ordering::Relaxed) {
+            self.device.put(self.form.write(line));
+        }
     }
 
     fn repeats(&self) -> MutexGuard<'_, Repeats<Identifier>> {

@@ -25,6 +25,10 @@ const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), 
 /// Time kept for the answer after the last attempt.
 const ANSWERING: Duration = Duration::from_millis(20);
 
+/// A request goes again only with this much time: a shorter attempt would find out nothing, and its end would hide how the one
+/// before it ended.
+const LEAST_AGAIN: Duration = Duration::from_millis(50);
+
 /// The right to go upstream: the breaker's pass, a slot of the quota and, where it was waited for already, a connection.
 /// Dropped before it goes, it has spent nothing.
 pub(super) struct Ticket {
@@ -169,9 +173,15 @@ pub(super) async fn forward(gate: &Gate, call: &Call, mut ticket: Ticket, begins
                 break last.ok_or(refusal);
             }
         };
+        let time = attempt_time(call, gate);
+        if time < LEAST_AGAIN
+            && let Some(last) = last
+        {
+            slot.take().into_iter().for_each(Slot::unsent);
+            break Ok(last);
+        }
         begins.take().into_iter().for_each(|begins| begins());
         let generation = upstream.token_generation();
-        let time = attempt_time(call, gate);
         let ending = upstream.attempt(connection, &call.outgoing, time, call.row.retry == Retry::Once).await;
         attempts += 1;
         // One that was cut short by what was waited for before proves nothing about the upstream.

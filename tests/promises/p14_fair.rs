@@ -231,7 +231,8 @@ async fn a_wait_for_a_connection_opens_no_breaker_and_spends_no_repetitions() {
         }
     };
     let (held, ()) = tokio::join!(holder, others);
-    held.expect(504);
+    held.refused(504, "MG202");
+    assert_eq!(world.received("GET", PAYMENTS), 1, "hardly any time was left to ask again");
     world.sandbox.clear_faults();
     world.get(POLITE, ORG).await.expect(200);
     let operator = world.service.operator_addresses()[0];

@@ -201,7 +201,8 @@ async fn a_verifier_beside_a_writer_accuses_nobody() {
             let dir = lay_out(&film.states[from]);
             let steps: Vec<Step> = film.steps[from..].to_vec();
             // Some at once before one of the reads, or a few before each.
-            let (burst, at) = (1 + random.below(40), random.below(60));
+            // Half of them while it reads keys and heads, which comes first.
+            let (burst, at) = (1 + random.below(40), random.below([60, 8][round % 2]));
             let mut own = Random(random.0);
             let (path, mut done, mut reads) = (dir.path().to_owned(), 0, 0);
             BESIDE.set(Some(Box::new(move || {

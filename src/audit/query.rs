@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use memchr::memmem::Finder;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::backwards::Backwards;
 use super::disk;
@@ -95,8 +96,7 @@ impl Log {
         filter: Filter,
         show: impl FnOnce(Page) -> T + Send + 'static,
     ) -> Result<T, QueryError> {
-        let turn = tokio::time::timeout(QUERY_MAX, self.queries.clone().acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else { return Err(QueryError::Busy) };
+        let turn = self.query_turn().await?;
         let (dir, clock) = (self.dir().to_owned(), self.shared.clock.clone());
         let end = clock.now() + QUERY_MAX;
         let found = disk::wait(QUERY_MAX + DISK_MAX, move || {
@@ -104,6 +104,15 @@ impl Log {
             page(&dir, &filter, Some(&Deadline { clock, end })).map(show)
         });
         found.await?
+    }
+
+    /// One of few turns to read the files.
+    ///
+    /// # Errors
+    /// [`QueryError::Busy`]: none came in time.
+    pub(super) async fn query_turn(&self) -> Result<OwnedSemaphorePermit, QueryError> {
+        let turn = tokio::time::timeout(QUERY_MAX, self.queries.clone().acquire_owned()).await;
+        turn.ok().and_then(Result::ok).ok_or(QueryError::Busy)
     }
 }
 

@@ -10,6 +10,8 @@ use crate::shares::{Holder, Shared};
 pub enum Kind {
     /// Requests under way (`limits.in_flight`).
     Requests,
+    /// Requests that wait for the fetch of another one (`limits.joined`).
+    Joined,
     /// Connections (`limits.connections`).
     Connections,
     /// Bytes of requests' bodies (`limits.bodies_bytes`).
@@ -24,6 +26,7 @@ impl Kind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Requests => "requests",
+            Self::Joined => "joined",
             Self::Connections => "connections",
             Self::Bodies => "body_bytes",
             Self::Answers => "answer_bytes",
@@ -36,6 +39,8 @@ impl Kind {
 pub struct Each<T> {
     /// Of requests under way.
     pub requests: T,
+    /// Of requests that wait for the fetch of another one.
+    pub joined: T,
     /// Of connections.
     pub connections: T,
     /// Of the bytes of requests' bodies.
@@ -47,8 +52,8 @@ pub struct Each<T> {
 impl<T> Each<T> {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (Kind, &T)> {
-        let Self { requests, connections, bodies, answers } = self;
-        let all = [(Kind::Requests, requests), (Kind::Connections, connections)];
+        let Self { requests, joined, connections, bodies, answers } = self;
+        let all = [(Kind::Requests, requests), (Kind::Joined, joined), (Kind::Connections, connections)];
         all.into_iter().chain([(Kind::Bodies, bodies), (Kind::Answers, answers)])
     }
 }
@@ -57,13 +62,14 @@ impl Each<Arc<Shared>> {
     /// Without limits yet.
     pub(super) fn unlimited() -> Self {
         let new = || Shared::new(u64::MAX);
-        Self { requests: new(), connections: new(), bodies: new(), answers: new() }
+        Self { requests: new(), joined: new(), connections: new(), bodies: new(), answers: new() }
     }
 
     /// All but connections: the door has as many as it had when it was opened.
     pub(super) fn limit(&self, limits: &Limits) {
         let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
         self.requests.set_limit(amount(limits.in_flight));
+        self.joined.set_limit(amount(limits.joined));
         self.bodies.set_limit(amount(limits.bodies_bytes));
         self.answers.set_limit(amount(limits.answers_bytes));
     }
@@ -72,6 +78,7 @@ impl Each<Arc<Shared>> {
     pub(super) fn holders(&self) -> Each<Arc<Holder>> {
         Each {
             requests: self.requests.holder(),
+            joined: self.joined.holder(),
             connections: self.connections.holder(),
             bodies: self.bodies.holder(),
             answers: self.answers.holder(),

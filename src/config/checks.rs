@@ -75,6 +75,8 @@ fn order(root: &Table<'_>, config: &Config) {
     }
     let sizes = [
         ("in_flight_per_caller", limits.in_flight_per_caller, "in_flight", limits.in_flight),
+        // Each of them holds the place of its record.
+        ("joined", limits.joined, "half of audit.buffer_records", config.audit.buffer_records / 2),
         ("stored_bytes", limits.stored_bytes, "answer_bytes", limits.answer_bytes),
         // A caller alone has no more of them than that: the rest is kept for whoever comes.
         ("body_bytes", limits.body_bytes, "seven eighths of bodies_bytes", limits.bodies_bytes / 8 * 7),

@@ -246,6 +246,8 @@ pub struct Limits {
     pub in_flight: usize,
     /// The most of one caller (64).
     pub in_flight_per_caller: usize,
+    /// Requests that only wait for the fetch of another one, shared by the callers (8192).
+    pub joined: usize,
     /// Streams of one HTTP/2 connection (64).
     pub h2_streams: u32,
     /// Requests of one caller that wait for one bucket's quota (50).

@@ -110,6 +110,7 @@ pub(super) fn limits(t: &Table<'_>) -> Limits {
         write_stall: t.value("write_stall", "30s", DURATION),
         in_flight: t.value("in_flight", "512", count()),
         in_flight_per_caller: t.value("in_flight_per_caller", "64", count()),
+        joined: t.value("joined", "8192", count()),
         h2_streams: t.value("h2_streams", "64", count()),
         quota_queue: t.value("quota_queue", "50", count()),
         stored_bytes: t.value("stored_bytes", "4MiB", size()),

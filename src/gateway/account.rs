@@ -145,7 +145,7 @@ impl Account {
     }
 
     /// Hands its place to the task that does the work: a caller who hangs up frees nothing before the
-    /// work is done. (Who only waits for what another request fetches needs none.)
+    /// work is done.
     pub(super) fn hand_over_place(&mut self) -> Option<Held> {
         self.under_way.take()
     }

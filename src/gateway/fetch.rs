@@ -16,9 +16,10 @@ use super::gate::Gate;
 use super::narrow::Page;
 use super::recall::Wanted;
 use super::refusal::Refusal;
-use super::tags;
+use super::{steps, tags};
 use crate::audit;
 use crate::cache::{Boarding, CacheStatus, Filling, Leg, Lost, Waiter, storable};
+use crate::callers::Kind;
 use crate::shares::Held;
 use crate::upstream::{Answered, Ending};
 use crate::words::RequestId;
@@ -91,6 +92,8 @@ async fn fetched(
             return Err(Refusal::Busy);
         };
         let collapsed = waiter.collapsed();
+        // It has given its place among the requests under way to others; how many wait so has a bound of its own.
+        let _joined = if collapsed { Some(joined(call)?) } else { None };
         match tokio::time::timeout(call.left(&gate.clock), landing(gate, call, waiter)).await {
             Err(_) => return Err(late),
             Ok(Wait::Turn(own)) => (ticket, place) = (Some(own.0), Some(own.1)),
@@ -101,11 +104,27 @@ async fn fetched(
                 return Ok((landing, collapsed));
             }
             // Another request's own failure is not this one's: once more, with a turn of its own.
-            Ok(Wait::Over(Ok(Err(refusal)))) if collapsed && refusal.is_own() && !own_turn => own_turn = true,
-            Ok(Wait::Over(Err(Lost))) if collapsed && !own_turn => own_turn = true,
+            Ok(Wait::Over(over)) if collapsed && !own_turn && concerns_its_owner(&over) => {
+                (own_turn, place) = (true, Some(steps::place(&call.member, call.policy.limits())?));
+            }
             Ok(Wait::Over(Ok(Err(refusal)))) => return Err(refusal),
             Ok(Wait::Over(Err(Lost))) => return Err(Refusal::Internal),
         }
+    }
+}
+
+/// The right to wait for the fetch of another request.
+fn joined(call: &Call) -> Result<Held, Refusal> {
+    let joined = call.member.state.holds.joined.take(1);
+    joined.map_err(|short| Refusal::Short { of: Kind::Joined, short })
+}
+
+/// Did the fetch fail for a reason that is no reason for those who only joined it?
+fn concerns_its_owner(over: &Result<Result<Landing, Refusal>, Lost>) -> bool {
+    match over {
+        Ok(Ok(_)) => false,
+        Ok(Err(refusal)) => refusal.is_own(),
+        Err(Lost) => true,
     }
 }
 
@@ -130,7 +149,7 @@ async fn landing(gate: &Gate, call: &Call, mut waiter: Waiter<Result<Landing, Re
         return Wait::Over(waiter.await);
     }
     let own_turn = async {
-        let place = call.member.state.enter(call.policy.limits().in_flight_per_caller).ok()?;
+        let place = steps::place(&call.member, call.policy.limits()).ok()?;
         Some((whole_ticket(gate, call).await.ok()?, place))
     };
     tokio::select! {

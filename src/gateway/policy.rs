@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::cache;
 use crate::callers::{CallerState, Callers, LastUsed};
+use crate::catalogue::openapi::openapi;
 use crate::catalogue::{Bucket, Catalogue, Matched, Operation};
 use crate::config::{self, Config, Limits, Scope, Tls};
 use crate::quota::BucketId;
@@ -117,6 +119,7 @@ pub struct Policy {
     storing: Box<[Option<cache::Policy>]>,
     unscoped: usize,
     scoped: HashMap<u64, usize>,
+    openapi: OnceLock<Bytes>,
     /// Another is in force.
     retired: AtomicBool,
 }
@@ -146,7 +149,13 @@ impl Policy {
             Some(_) | None => HashMap::new(),
         };
         let storing = catalogue.rows().iter().map(|row| storing(row, &config.cache)).collect();
-        Self { members, keys, names, storing, unscoped, scoped, retired: AtomicBool::new(false), config }
+        let (openapi, retired) = (OnceLock::new(), AtomicBool::new(false));
+        Self { members, keys, names, storing, unscoped, scoped, openapi, retired, config }
+    }
+
+    /// The OpenAPI document of the gateway door, made when it is first asked for.
+    pub fn openapi(&self) -> Bytes {
+        self.openapi.get_or_init(|| openapi(self.catalogue()).to_string().into()).clone()
     }
 
     /// Is this still the one that new requests are judged by? Cheap: asked for every answer.

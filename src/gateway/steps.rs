@@ -211,11 +211,19 @@ pub fn admit(member: &Member, limits: &Limits) -> Result<(Held, Remaining), (Ref
         .state
         .admit()
         .map_err(|fast| (Refusal::TooFast { retry_after: fast.retry_after }, Some(fast.remaining)))?;
+    let under_way = place(member, limits).map_err(|refusal| (refusal, Some(remaining)))?;
+    Ok((under_way, remaining))
+}
+
+/// A place among the requests under way.
+///
+/// # Errors
+/// As many are under way as the caller, or all together, may have.
+pub fn place(member: &Member, limits: &Limits) -> Result<Held, Refusal> {
     let most = limits.in_flight_per_caller;
-    let under_way = member.state.enter(most).map_err(|short| match short {
+    member.state.enter(most).map_err(|short| match short {
         Short::Most => Refusal::TooMany { most },
         Short::Share => Refusal::Short { of: Kind::Requests, short },
         Short::All => Refusal::Busy,
-    });
-    Ok((under_way.map_err(|refusal| (refusal, Some(remaining)))?, remaining))
+    })
 }

@@ -32,7 +32,6 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Body;
 
-use crate::catalogue::openapi::openapi;
 use crate::gateway::door::{Door, OpenDoor};
 use problem::Problem;
 use query::Query;
@@ -135,7 +134,7 @@ where
         Place::Readyz => health::readyz(desk, query),
         Place::Metrics => metrics::metrics(desk),
         Place::Style => text("text/css; charset=utf-8", include_str!("style.css")),
-        Place::OpenApi => text("application/json", openapi(desk.gate.policy().catalogue()).to_string()),
+        Place::OpenApi => render::bytes("application/json", desk.gate.policy().openapi()),
         Place::Overview => render::page(&pages::overview(desk), form, query),
         Place::Audit => audit::page(desk, form, query).await?,
         Place::Follow => audit::follow(desk, query)?,

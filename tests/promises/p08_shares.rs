@@ -177,7 +177,7 @@ async fn a_share_that_is_used_up_is_nobody_elses() {
     }
     assert!(held.iter().all(|response| response.status() == 200));
     named(&world, &roots, OTHER).await;
-    world.sandbox.fault(Fault::once("GET", OTHER, FaultKind::Latency { ms: 1_500 }));
+    world.sandbox.fault(Fault::always("GET", OTHER, HANG));
     let keys = [ALL, TOO].map(|key| format!("authorization: Token {key}"));
     let headers = [[&*keys[0]], [&*keys[1]]];
     let first = tls::get(&world, &roots, None, OTHER, &headers[0]);
@@ -185,10 +185,75 @@ async fn a_share_that_is_used_up_is_nobody_elses() {
         until(|| world.received("GET", OTHER) == 1).await;
         tls::get(&world, &roots, None, OTHER, &headers[1]).await
     };
-    let (first, second) = tokio::join!(first, second);
+    let gate = world.service.gate();
+    let origin = async {
+        until(|| gate.callers.shared.joined.taken() == 1).await;
+        world.sandbox.clear_faults();
+    };
+    let (first, second, ()) = tokio::join!(first, second, origin);
     first.expect("an answer").refused(503, "MG208");
     second.expect("an answer").expect(200);
-    assert_eq!(world.received("GET", OTHER), 2);
+    // The first one's was not answered and went twice.
+    assert_eq!(world.received("GET", OTHER), 3);
+
+    // Who asks anew, for itself, needs a place again.
+    let too_many = "answers_bytes = \"8MiB\"\nin_flight_per_caller = 1";
+    let text = std::fs::read_to_string(world.file()).unwrap();
+    std::fs::write(world.file(), text.replace("answers_bytes = \"8MiB\"", too_many)).unwrap();
+    world.service.reload().await.unwrap();
+    named(&world, &roots, ORG).await;
+    world.sandbox.fault(Fault::always("GET", ORG, HANG));
+    let first = tls::get(&world, &roots, None, ORG, &headers[0]);
+    let second = async {
+        until(|| world.received("GET", ORG) == 1).await;
+        tls::get(&world, &roots, None, ORG, &headers[1]).await
+    };
+    let beside = async {
+        until(|| gate.callers.shared.joined.taken() == 1).await;
+        let mut half = tls::connect(&world, &roots, &[], None).await.unwrap();
+        let head = format!("PATCH {OTHER} HTTP/1.1\r\nhost: x\r\n{}content-length: 9\r\n\r\n", with_key(TOO, &[]));
+        half.write_all(head.as_bytes()).await.unwrap();
+        until(|| gate.under_way() == 2).await;
+        world.sandbox.clear_faults();
+        half
+    };
+    let (first, second, _half) = tokio::join!(first, second, beside);
+    first.expect("an answer").refused(503, "MG208");
+    second.expect("an answer").refused(429, "MG142");
+}
+
+/// Whoever joins a fetch gives its place to others; yet it holds the place of its record in the log's buffer.
+#[tokio::test]
+async fn requests_that_join_a_fetch_are_bounded_and_the_others_join_too() {
+    let (world, roots) = tls::world(Plan::default().set("limits", "joined = 32"), "", &[]).await;
+    world.sandbox.fault(Fault::always("GET", ORG, HANG));
+    let gate = world.service.gate();
+    let shared = &gate.callers.shared;
+    let (sender, _ended) = h2(&world, &roots, 65_535).await;
+    let answers = (0..60).map(|_| {
+        let mut sender = sender.clone();
+        async move { sender.send_request(h2_get(ALL, ORG)).await.unwrap().status().as_u16() }
+    });
+    let others = async {
+        // An eighth is kept.
+        until(|| (gate.under_way(), shared.joined.taken()) == (1, 28)).await;
+        let lines = [ALL, TOO].map(|key| format!("authorization: Token {key}"));
+        let lines = [[&*lines[0]], [&*lines[1]]];
+        tls::get(&world, &roots, None, ORG, &lines[0]).await.expect("an answer").refused(503, "MG148");
+        let others = (0..2).map(|_| async { tls::get(&world, &roots, None, ORG, &lines[1]).await.expect("an answer") });
+        let others = join_all(others);
+        let origin = async {
+            until(|| shared.joined.taken() == 30).await;
+            world.sandbox.clear_faults();
+        };
+        tokio::join!(others, origin).0
+    };
+    let (answers, others) = tokio::join!(join_all(answers), others);
+    others.into_iter().for_each(|reply| drop(reply.expect(200)));
+    let count = |status: u16| answers.iter().filter(|answer| **answer == status).count();
+    // What was not answered went twice.
+    assert_eq!((count(200), count(503), world.received("GET", ORG)), (29, 31, 2));
+    until(|| shared.joined.taken() == 0).await;
 }
 
 /// Bodies that come slowly, each within its bounds and together far beyond what there is.

@@ -240,6 +240,36 @@ async fn a_wait_for_a_connection_opens_no_breaker_and_spends_no_repetitions() {
     assert!(ready.text().contains("[+] upstream: ok"), "{}", ready.text());
 }
 
+/// The same for attempts that had hardly any time: five in a row would open the breaker if they had had all of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attempts_that_a_wait_cut_short_open_no_breaker() {
+    let times = "connections = 1\nattempt = \"20s\"\ndeadline = \"20s\"";
+    let world = Plan::default().set("upstream", times).set("limits", "attempts = 1").start().await;
+    let (gate, other) = (world.service.gate(), "/api/v2/organizations/12/payments");
+    let mut silent = 0;
+    for round in 1..=20 {
+        world.sandbox.fault(Fault::always("GET", PAYMENTS, HANG));
+        let cut_short = async {
+            until(|| world.received("GET", PAYMENTS) == round).await;
+            world.get(POLITE, other).await
+        };
+        let origin = async {
+            until(|| gate.upstream().load().1 == 1).await;
+            world.clock.advance(Duration::from_millis(19_500));
+            world.sandbox.clear_faults();
+            world.sandbox.fault(Fault::always("GET", other, HANG));
+        };
+        let (_held, cut_short, ()) = tokio::join!(world.get(GREEDY, PAYMENTS), cut_short, origin);
+        silent += usize::from(cut_short.status == 504);
+        world.sandbox.clear_faults();
+        if silent == 5 {
+            world.get(POLITE, other).await.expect(200);
+            return;
+        }
+    }
+    panic!("only {silent} attempts were cut short: the test proves nothing");
+}
+
 /// One caller's requests fail all the time; another's single failure is sent again all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failing_caller_leaves_others_what_may_be_sent_again() {

@@ -199,7 +199,7 @@ impl Log {
     }
 
     async fn roots(&self, spans: impl FnOnce() -> Vec<path::Span> + Send + 'static) -> Result<Vec<Hash>, ProofError> {
-        let turn = self.queries.clone().try_acquire_owned().map_err(|_| QueryError::Busy)?;
+        let turn = self.query_turn().await?;
         let dir = self.dir().to_owned();
         let roots = disk::wait(PROOF_MAX, move || {
             let _turn = turn;

@@ -55,6 +55,7 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::Short { of: Kind::Connections, short: Short::Share },
         Refusal::NoConnection,
         Refusal::NoTurn,
+        Refusal::Short { of: Kind::Joined, short: Short::Share },
         Refusal::NotAnObject { why: "the body is JSON, but not an object".to_owned() },
         Refusal::UnwantedBody,
         Refusal::BodyCut,

@@ -9,6 +9,7 @@ use crate::shares::Short;
 pub(super) const fn row(of: Kind) -> Row {
     let (code, title) = match of {
         Kind::Requests => ("MG144", "The caller's share of requests under way is used up"),
+        Kind::Joined => ("MG148", "The caller's share of waiting requests is used up"),
         Kind::Connections => ("MG145", "The caller's share of connections is used up"),
         Kind::Bodies => ("MG158", "No memory for the body"),
         Kind::Answers => ("MG208", "No memory for further answers"),
@@ -23,6 +24,10 @@ pub(super) const fn detail(of: Kind, short: Short) -> &'static str {
             "This caller has its share of `limits.in_flight` under way, and what is free is kept for others: wait for some of its requests to end."
         }
         (Kind::Requests, Short::All) => "Other callers have all of `limits.in_flight` under way: try again shortly.",
+        (Kind::Joined, Short::Most | Short::Share) => {
+            "This caller has its share of `limits.joined` waiting for what other requests fetch, and what is free is kept for others: wait for some of its requests to end."
+        }
+        (Kind::Joined, Short::All) => "Other callers have all of `limits.joined` waiting: try again shortly.",
         (Kind::Connections, Short::Most | Short::Share) => {
             "This caller has its share of `limits.connections`, all with requests under way, and what is free is kept for others: send more requests over each, or wait for some to end. This connection is closed."
         }

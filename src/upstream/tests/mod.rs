@@ -71,6 +71,7 @@ pub(super) fn limits() -> Limits {
         write_stall: Duration::from_secs(30),
         in_flight: 512,
         in_flight_per_caller: 64,
+        joined: 8192,
         h2_streams: 64,
         quota_queue: 50,
         stored_bytes: 4 << 20,

@@ -55,6 +55,19 @@ async fn the_callers_share_of_connections() {
 }
 
 #[tokio::test]
+async fn the_callers_share_of_waiting_requests() {
+    let world = still().set("limits", "joined = 1").start().await;
+    world.sandbox.fault(Fault::always("GET", ORG, HANG));
+    let held = futures_util::future::join_all((0..2).map(|_| world.get(ALL, ORG)));
+    let refused = async {
+        until(|| world.service.gate().callers.shared.joined.taken() == 1).await;
+        provoke(&world, "MG148", ALL, ("GET", ORG), &[], "").await.expect(503);
+        world.sandbox.clear_faults();
+    };
+    tokio::join!(held, refused);
+}
+
+#[tokio::test]
 async fn memory_for_its_body() {
     let world = still().set("limits", "body_bytes = \"1KiB\"\nbodies_bytes = \"2KiB\"").start().await;
     world.sandbox.fault(Fault::once("PATCH", ORG, HANG));

@@ -43,6 +43,10 @@ pub(super) struct Trust {
 pub(super) fn gather(dir: &Path, brought: &Brought, findings: &mut Findings) -> io::Result<Trust> {
     let mut trust = Trust::default();
     trust.keys.extend(brought.keys.iter().map(|key| Key { verifier: key.clone(), until: None }));
+    // A key is introduced before it signs anything. So what it signed is read first: however the gateway goes on beside this,
+    // the chain that is read after it knows the key.
+    let (head, closed) = (read(&heads::path(dir))?, read(&closed::path(dir))?);
+    let public = read(&heads::public_path(dir))?;
     let chain = read(&heads::keys_path(dir))?;
     let has_keys = chain.is_some();
     match chain.map(|text| note::heads(&text)) {
@@ -50,9 +54,9 @@ pub(super) fn gather(dir: &Path, brought: &Brought, findings: &mut Findings) -> 
         Some(None) => findings.problem("key", Some("keys"), None, "the chain of keys is damaged"),
         None => {}
     }
-    trust.own_head(dir, has_keys, findings)?;
-    trust.closed(dir, findings)?;
-    trust.public(dir, findings)?;
+    trust.own_head(head, has_keys, findings);
+    trust.closed(closed, findings);
+    trust.public(public, findings);
     if read(&heads::refuted_path(dir))?.is_some() {
         let words = "a start found that the log is not what this head says: it was altered while makegate did not run";
         findings.problem("head", Some("head.refuted"), None, words);
@@ -108,8 +112,8 @@ impl Trust {
         }
     }
 
-    fn own_head(&mut self, dir: &Path, has_keys: bool, findings: &mut Findings) -> io::Result<()> {
-        match read(&heads::path(dir))? {
+    fn own_head(&mut self, head: Option<String>, has_keys: bool, findings: &mut Findings) {
+        match head {
             Some(text) => match Head::parse(&text) {
                 Some(head) => self.claim("head", head, true, findings),
                 None => findings.problem("head", Some("head"), None, "the newest signed head is damaged"),
@@ -119,32 +123,29 @@ impl Trust {
             }
             None => {}
         }
-        Ok(())
     }
 
     /// A log that was closed has a head of its last record. Its folder says so only until makegate opens it again.
-    fn closed(&mut self, dir: &Path, findings: &mut Findings) -> io::Result<()> {
-        let Some(text) = read(&closed::path(dir))? else { return Ok(()) };
+    fn closed(&mut self, closed: Option<String>, findings: &mut Findings) {
+        let Some(text) = closed else { return };
         let newest = self.heads.iter().map(|claimed| claimed.head.size).max().unwrap_or(0);
         let Some(head) = Head::parse(&text) else {
             findings.problem("head", Some("closed"), None, "the head that the log was closed with is damaged");
-            return Ok(());
+            return;
         };
         if head.size >= newest {
             self.is_closed = true;
             self.claim("closed", head, true, findings);
         }
-        Ok(())
     }
 
     /// The public key beside the log is one of it; the one before, where a rotation was cut off.
-    fn public(&self, dir: &Path, findings: &mut Findings) -> io::Result<()> {
-        let Some(text) = read(&heads::public_path(dir))? else { return Ok(()) };
+    fn public(&self, public: Option<String>, findings: &mut Findings) {
+        let Some(text) = public else { return };
         let is_trusted = |key: &Verifier| self.keys.iter().any(|one| one.verifier == *key);
         if !Verifier::parse(text.trim_end()).is_some_and(|key| is_trusted(&key)) {
             findings.problem("key", Some("head.pub"), None, "this is not a key of this log");
         }
-        Ok(())
     }
 
     /// A head counts when a trusted key signed it in its time.

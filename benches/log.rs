@@ -100,6 +100,7 @@ fn settings(dir: &Path) -> config::Audit {
         buffer_records: 10_000,
         buffer_bytes: 16 << 20,
         record_bytes: 8 << 10,
+        disk_wait: Duration::from_millis(900),
     }
 }
 

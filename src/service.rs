@@ -121,8 +121,7 @@ impl Service {
         let gateway = gateway.map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let keys = Arc::new(LogOfKeys::new(log.clone(), clock.clone()));
-        let answers =
-            Answers::open(&config.audit.dir, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
+        let answers = Answers::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
         let quota =
             Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::ledger::{Bounds, Ledger, Row};
 use super::store::{self, Contents, Store, Trouble};
-use super::{Answer, DISK_WAIT, Ended, Journal, Mark, Unavailable};
+use super::{Answer, Ended, Journal, Mark, Unavailable};
 use crate::clock::Clock;
 use crate::words::{Fingerprint, RequestId};
 
@@ -78,12 +78,15 @@ impl Shared {
 pub(super) struct Desk {
     pub(super) shared: Arc<Shared>,
     jobs: SyncSender<Job>,
+    /// The longest that anybody waits for the disk: a write whose answer is to be kept (it stays in memory until it is), one whose
+    /// key is known and whose answer is read, and whoever settles one.
+    disk_wait: Duration,
 }
 
 impl Desk {
-    pub(super) fn new(bounds: Bounds, clock: Clock) -> (Arc<Self>, Receiver<Job>) {
+    pub(super) fn new(bounds: Bounds, disk_wait: Duration, clock: Clock) -> (Arc<Self>, Receiver<Job>) {
         let (jobs, receiver) = sync_channel(JOBS_MAX);
-        (Arc::new(Self { shared: Arc::new(Shared::new(bounds, clock)), jobs }), receiver)
+        (Arc::new(Self { shared: Arc::new(Shared::new(bounds, clock)), jobs, disk_wait }), receiver)
     }
 
     pub(super) fn send(&self, job: Job) -> Result<(), Unavailable> {
@@ -92,7 +95,7 @@ impl Desk {
 
     pub(super) async fn ask<T>(&self, job: Job, answer: oneshot::Receiver<T>) -> Result<T, Unavailable> {
         self.send(job)?;
-        match tokio::time::timeout(DISK_WAIT, answer).await {
+        match tokio::time::timeout(self.disk_wait, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(Unavailable),
             Err(_) => {

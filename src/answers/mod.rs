@@ -14,7 +14,7 @@ mod store;
 mod tests;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -24,15 +24,12 @@ use http::{HeaderMap, StatusCode};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::config::Limits;
+use crate::config::{Audit, Limits};
 use crate::words::{Fingerprint, RequestId};
 
 use keeper::{Desk, Job, Keeper};
 use ledger::{Bounds, Found, Row};
 
-/// The longest that anybody waits for the disk: a write whose answer is to be kept (it stays in memory until it is), one whose key is
-/// known and whose answer is read, and whoever settles one.
-const DISK_WAIT: Duration = Duration::from_millis(900);
 /// The longest that a start waits until all keys are known; after that, writes with keys are refused until they are.
 const START_WAIT: Duration = Duration::from_secs(10);
 /// Tries to claim a key that turns out to be free.
@@ -180,19 +177,19 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// The answers that an earlier run kept in this folder, and the keys that the log knows besides. It waits for the disk.
+    /// The answers that an earlier run kept in the log's folder, and the keys that the log knows besides. It waits for the disk.
     ///
     /// # Errors
     /// [`StoreError`]: its words say what to do.
-    pub fn open(dir: &Path, limits: &Limits, clock: Clock, log: Arc<dyn Journal>) -> Result<Self, StoreError> {
+    pub fn open(settings: &Audit, limits: &Limits, clock: Clock, log: Arc<dyn Journal>) -> Result<Self, StoreError> {
         let bounds = Bounds {
             keys: limits.idempotency_keys,
             age: limits.idempotency_age,
             bytes: limits.idempotency_bytes,
             answer_bytes: u64::try_from(limits.idempotency_answer_bytes).unwrap_or(u64::MAX),
         };
-        let path = store::path(dir);
-        let (desk, jobs) = Desk::new(bounds, clock);
+        let path = store::path(&settings.dir);
+        let (desk, jobs) = Desk::new(bounds, settings.disk_wait, clock);
         let (opened, first_try) = mpsc::channel();
         let keeper = Keeper::new(desk.shared.clone(), log, path.clone());
         let spawned = std::thread::Builder::new().name("answers".to_owned()).spawn(move || keeper.run(&jobs, &opened));

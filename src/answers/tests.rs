@@ -1,5 +1,5 @@
 use std::os::unix::fs::PermissionsExt as _;
-
+use std::path::Path;
 use std::sync::Mutex;
 
 use http::HeaderValue;
@@ -46,11 +46,12 @@ impl Journal for Script {
     }
 }
 
-fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
+fn settings(dir: &Path, change: impl FnOnce(&mut Limits)) -> (Audit, Limits) {
     let text = "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"T\"\n";
-    let mut limits = crate::config::parse(text, Path::new("/nowhere/makegate.toml")).unwrap().config.limits;
+    let config = crate::config::parse(text, Path::new("/nowhere/makegate.toml")).unwrap().config;
+    let mut limits = config.limits;
     change(&mut limits);
-    limits
+    (Audit { dir: dir.to_owned(), disk_wait: Duration::from_secs(60), ..config.audit }, limits)
 }
 
 fn keyed(key: &str, write: &str, request: &str) -> Keyed {
@@ -107,7 +108,8 @@ impl Bed {
     }
 
     fn try_open(&self, change: impl FnOnce(&mut Limits)) -> Result<Answers, StoreError> {
-        Answers::open(self.dir.path(), &limits(change), self.clock.clone(), self.log.clone())
+        let (settings, limits) = settings(self.dir.path(), change);
+        Answers::open(&settings, &limits, self.clock.clone(), self.log.clone())
     }
 
     fn open(&self, change: impl FnOnce(&mut Limits)) -> Answers {

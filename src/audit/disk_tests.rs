@@ -165,7 +165,8 @@ async fn while_the_disk_fails_writes_are_refused_and_nothing_else_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_hangs_refuses_writes_within_a_second() {
     let dir = tempfile::tempdir().unwrap();
-    let (settings, disk) = (settings(&dir), Arc::new(Faulty::default()));
+    let settings = crate::config::Audit { disk_wait: Duration::from_millis(900), ..settings(&dir) };
+    let disk = Arc::new(Faulty::default());
     let (log, _) = open_on(&settings, &Clock::system(), disk.clone()).await;
     log.flush().await;
     disk.set(|state| state.hangs = true);

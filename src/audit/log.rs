@@ -31,10 +31,6 @@ use crate::words::Fingerprint;
 
 /// Intents and settlements that wait for the disk at once.
 const WAITING_MAX: usize = 512;
-/// The longest that an intent or settlement waits for the disk: a write is refused within a second.
-const COMMIT_WAIT: Duration = Duration::from_millis(900);
-/// The longest that [`Log::flush`] waits.
-const FLUSH_WAIT: Duration = Duration::from_secs(2);
 /// The longest that [`Log::close`] waits for the writer and the index.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// Lines that a follower may lag behind.
@@ -110,6 +106,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) dir: PathBuf,
     pub(crate) record_bytes: usize,
+    disk_wait: Duration,
     pub(crate) buffer: Buffer,
     pub(crate) doubts: Doubts,
     /// The tree over all durable records.
@@ -145,6 +142,7 @@ impl Shared {
             clock,
             dir: settings.dir.clone(),
             record_bytes: settings.record_bytes,
+            disk_wait: settings.disk_wait,
             buffer: Buffer::new(settings),
             doubts: Doubts::default(),
             durable: Mutex::new(durable),
@@ -345,7 +343,7 @@ impl Log {
     /// Records durably; the record's sequence number. The record is queued by the call itself, before the first poll.
     /// An outcome and a settlement name their intent's number.
     ///
-    /// An intent (or a settlement) waits at most a second and is refused at once while the disk fails; dropping the
+    /// An intent (or a settlement) waits at most [`config::Audit::disk_wait`] and is refused at once while the disk fails; dropping the
     /// future of an intent leaves a write that is recorded as not sent. An outcome waits as long as it takes; dropping
     /// its future changes nothing, it is written when the disk is back. A write in doubt is in [`Log::doubts`] from the
     /// call on.
@@ -364,7 +362,7 @@ impl Log {
             if patient {
                 return acked.await.unwrap_or(Err(CannotRecord::Failed));
             }
-            shared.acknowledged(acked, COMMIT_WAIT).await.map_err(|why| shared.refuse(why))
+            shared.acknowledged(acked, shared.disk_wait).await.map_err(|why| shared.refuse(why))
         }
     }
 
@@ -441,7 +439,8 @@ impl Log {
     pub async fn flush(&self) {
         let pushed = self.shared.buffer.hurry();
         let mut synced = self.shared.synced.subscribe();
-        let _in_vain = tokio::time::timeout(FLUSH_WAIT, synced.wait_for(|synced| synced.dealt_with > pushed)).await;
+        let _in_vain =
+            tokio::time::timeout(2 * self.shared.disk_wait, synced.wait_for(|synced| synced.dealt_with > pushed)).await;
     }
 
     /// The clean end: everything is on disk, the event `stop` too, and in the index. Nothing is recorded any more.

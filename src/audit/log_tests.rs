@@ -22,6 +22,7 @@ pub(super) fn settings(dir: &TempDir) -> config::Audit {
         buffer_records: 10_000,
         buffer_bytes: 16 << 20,
         record_bytes: 8 << 10,
+        disk_wait: Duration::from_secs(60),
     }
 }
 

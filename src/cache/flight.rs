@@ -172,6 +172,13 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         Some(waiter)
     }
 
+    /// How many wait for the newest flights, those included that the flights were begun for.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        let air = lock(&self.air);
+        air.normal.values().chain(air.wait.values()).map(|flight| flight.course.waiters.load(SeqCst)).sum()
+    }
+
     /// How many flights are under way.
     #[must_use]
     pub fn under_way(&self) -> usize {

@@ -61,6 +61,7 @@ fn order(root: &Table<'_>, config: &Config) {
         (["upstream", "write_attempt"], upstream.write_attempt, "write_deadline", upstream.write_deadline),
         (["upstream", "connect"], upstream.connect, "attempt", upstream.attempt),
         (["upstream", "quota_wait"], upstream.quota_wait, "deadline", upstream.deadline),
+        (["audit", "disk_wait"], config.audit.disk_wait, "write_deadline", upstream.write_deadline),
         (["upstream", "write_deadline"], upstream.write_deadline, "cache.doubt", config.cache.doubt),
         (["cache", "negative"], config.cache.negative, "30s", Duration::from_secs(30)),
         (["limits", "body_gap"], limits.body_gap, "body", limits.body),

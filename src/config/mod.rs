@@ -207,6 +207,8 @@ pub struct Audit {
     pub buffer_bytes: usize,
     /// A longer record is cut at its longest field.
     pub record_bytes: usize,
+    /// The longest that a write waits for the disk before it is refused (900 ms: its caller knows within a second).
+    pub disk_wait: Duration,
 }
 
 /// `[limits]`; `docs/decisions/limits.md` says where the defaults come from.

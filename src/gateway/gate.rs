@@ -178,6 +178,12 @@ impl Gate {
         self.callers.shared.requests.taken()
     }
 
+    /// Writes that wait until those before them to the same resource have ended.
+    #[must_use]
+    pub fn queued_writes(&self) -> usize {
+        self.order.waiting()
+    }
+
     /// The id of a request: the caller's own if it is plain and nobody has it, else a new one. A new one of a read is not taken,
     /// so that a hit looks nothing up: nobody is told it before the answer. A write's is told while it is under way, by the log and
     /// by its idempotency key.

@@ -32,6 +32,11 @@ impl Order {
         held.turn = Some(resource.turn(caller).await);
         held
     }
+
+    /// How many wait for a turn.
+    pub(super) fn waiting(&self) -> usize {
+        self.resources.lock().unwrap_or_else(PoisonError::into_inner).values().map(Fair::waiting).sum()
+    }
 }
 
 impl Drop for Held {

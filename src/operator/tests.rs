@@ -132,13 +132,14 @@ impl World {
     }
 }
 
-fn gate(config: config::Config, clock: &Clock) -> Arc<Gate> {
+fn gate(mut config: config::Config, clock: &Clock) -> Arc<Gate> {
+    config.audit.disk_wait = Duration::from_secs(60);
     let (log, _) = Log::open(&config.audit, clock.clone()).unwrap();
     let token = Token::new(&SecretString::from(TOKEN)).unwrap();
     let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &Snapshot::new()).unwrap();
     let keys = std::sync::Arc::new(LogOfKeys::new(log.clone(), clock.clone()));
     let engines = Engines {
-        answers: Answers::open(&config.audit.dir, &config.limits, clock.clone(), keys).unwrap(),
+        answers: Answers::open(&config.audit, &config.limits, clock.clone(), keys).unwrap(),
         log,
         cache: Cache::new(&config.cache, config.limits.stored_bytes, clock.clone()),
         quota: Quota::open(

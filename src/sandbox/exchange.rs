@@ -106,12 +106,13 @@ impl Core {
 
     /// The whole of a request. Runs to its end whether or not the client stays, as behind Make's own edge.
     pub(super) async fn exchange(self: Arc<Self>, request: Request) -> (Answer, Delivery) {
-        let released = self.released.subscribe();
+        let mut released = self.released.subscribe();
         let (number, fault) = self.arrive(&request);
         match fault {
             None => (self.handle(&request, number), Delivery::Whole),
             Some(FaultKind::Latency { ms }) => {
-                tokio::time::sleep(Duration::from_millis(ms)).await;
+                // Its end is as good as the time's.
+                let _over = tokio::time::timeout(Duration::from_millis(ms), released.changed()).await;
                 (self.handle(&request, number), Delivery::Whole)
             }
             Some(FaultKind::Drip { bytes, every_ms }) => {

@@ -41,7 +41,7 @@ const fn once() -> Option<u32> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FaultKind {
-    /// Waits before handling; then all is well, also when the client has gone meanwhile.
+    /// Waits before handling, no longer than until faults are cleared; then all is well, also when the client has gone meanwhile.
     Latency {
         /// Milliseconds.
         ms: u64,

@@ -84,13 +84,14 @@ const FILES: [&str; 13] = [
     "operator",
     "*",
 ];
-/// A hit and `/livez` come within 100 ms, and a refusal of a write within a second, on a machine that does nothing else.
-const AT_ONCE: Duration = Duration::from_secs(3);
+/// A hit and `/livez` come within 100 ms, and a refusal of a write within a second, on a machine that does nothing else; on a busy
+/// one long before the disk does.
+const AT_ONCE: Duration = Duration::from_secs(15);
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long the end may take besides: the second that is promised, and room for a machine that is busy.
-const END: Duration = Duration::from_secs(4);
+const END: Duration = Duration::from_secs(14);
 /// How long a disk that is well again may go unnoticed.
-const RECOVERY: Duration = Duration::from_secs(30);
+const RECOVERY: Duration = Duration::from_secs(60);
 /// Processes at a time: they mostly wait.
 const AT_A_TIME: usize = 13;
 
@@ -106,7 +107,7 @@ struct Scene {
 impl Scene {
     fn new(upstream: &str) -> Option<Self> {
         let limits = format!("drain = \"{}ms\"", DRAIN.as_millis());
-        let plan = Plan::default().set("limits", &limits).set("audit", "head = \"1s\"");
+        let plan = Plan::default().set("limits", &limits).set("audit", "head = \"1s\"\ndisk_wait = \"900ms\"");
         let home = Home::new(&plan, upstream);
         let (below, log) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for file in fs::read_dir(home.path()).unwrap().map(Result::unwrap) {
@@ -205,7 +206,7 @@ impl Scene {
 async fn break_all(file: &str, upstream: &str, mut random: Random) -> Option<u64> {
     let scene = Scene::new(upstream)?;
     let fails = [Effect::Fail(Errno::IO), Effect::Fail(Errno::NOSPC)];
-    let waits = [Effect::Delay(Duration::from_secs(30)), Effect::Hang];
+    let waits = [Effect::Delay(Duration::from_secs(60)), Effect::Hang];
     let process = scene.serve().await;
     scene.recovers(0).await;
     let mut number = 0;

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use makegate::clock::Clock;
-use makegate::sandbox::{Sandbox, Settings};
+use makegate::sandbox::{FaultKind, Sandbox, Settings};
 use makegate::service::Service;
 use makegate::{config, hash};
 use serde_json::Value;
@@ -29,6 +29,8 @@ pub(crate) const LIST: &str = "/api/v2/organizations";
 pub(crate) const ORG: &str = "/api/v2/organizations/11";
 pub(crate) const VARIABLES: &str = "/api/v2/organizations/11/variables";
 pub(crate) const OTHER: &str = "/api/v2/organizations/12";
+/// The sandbox handles the request when the test clears its faults, and all is well.
+pub(crate) const HELD: FaultKind = FaultKind::Latency { ms: 600_000 };
 /// The caller who may do everything.
 pub(crate) const ALL: &str = "key-all";
 /// A second one of that kind.
@@ -37,6 +39,15 @@ pub(crate) const TOO: &str = "key-too";
 pub(crate) const READER: &str = "key-reader";
 pub(crate) const OPERATOR: &str = "operator-key";
 pub(crate) const TOKEN: &str = "9b2d7c1e-5a64-4f0b-8e3a-7d1c2b3a4f5e";
+
+/// Times that are longer in tests than they are by default, by section and key; a test that is about one of them sets its own.
+const PATIENT: [(&str, &str, &str); 5] = [
+    ("upstream", "deadline = ", "\"60s\""),
+    ("upstream", "write_deadline = ", "\"90s\""),
+    ("upstream", "attempt = ", "\"50s\""),
+    ("upstream", "write_attempt = ", "\"80s\""),
+    ("audit", "disk_wait = ", "\"30s\""),
+];
 
 /// What a world is made of.
 pub(crate) struct Plan {
@@ -110,17 +121,26 @@ impl Plan {
         let lines = |section: &str| -> String {
             self.sections.iter().filter(|(name, _)| *name == section).map(|(_, lines)| format!("{lines}\n")).collect()
         };
+        // The machine may be slow: nothing ends because of that unless it is what a test is about.
+        let patient = |section: &str| -> String {
+            let own = lines(section);
+            let is_set = |key: &str| own.lines().any(|line| line.starts_with(key));
+            let keys = PATIENT.iter().filter(|(of, key, _)| *of == section && !is_set(key));
+            keys.map(|(_, key, value)| format!("{key}{value}\n")).collect()
+        };
         let key = |key: &str| hash::hex(&hash::sha256(key.as_bytes()));
         let mut text = format!(
             "[gateway]\n{}{}\n[operator]\nlisten = \"127.0.0.1:0\"\nkey_file = \"operator\"\n{}\n\
-             [upstream]\nurl = \"{url}\"\ntoken_file = \"token\"\n{}{}\n[cache]\n{}\n[cache.lifetime]\n{}\n[audit]\ndir = \"audit\"\n{}\n[limits]\n{}\n",
+             [upstream]\nurl = \"{url}\"\ntoken_file = \"token\"\n{}{}{}\n[cache]\n{}\n[cache.lifetime]\n{}\n[audit]\ndir = \"audit\"\n{}{}\n[limits]\n{}\n",
             if lines("gateway").contains("listen =") { "" } else { "listen = \"127.0.0.1:0\"\n" },
             lines("gateway"),
             lines("operator"),
             if lines("upstream").contains("quota =") { "" } else { "quota = \"100000/min\"\n" },
+            patient("upstream"),
             lines("upstream"),
             lines("cache"),
             lines("cache.lifetime"),
+            patient("audit"),
             lines("audit"),
             lines("limits"),
         );
@@ -237,11 +257,16 @@ impl World {
         send(self.gateway, method, target, &with_key(key, headers), body).await
     }
 
-    /// A request whose answer nobody waits for: the caller hangs up after `after`.
-    pub(crate) async fn send_and_leave(&self, key: &str, method: &str, target: &str, body: &str, after: Duration) {
+    /// A request whose answer nobody waits for: the caller hangs up when `enough` says so.
+    pub(crate) async fn send_until(&self, key: &str, method: &str, target: &str, body: &str, enough: impl Future) {
         let mut stream = TcpStream::connect(self.gateway).await.unwrap();
         stream.write_all(request(method, target, &with_key(key, &[]), body).as_bytes()).await.unwrap();
-        tokio::time::sleep(after).await;
+        enough.await;
+    }
+
+    /// The same: the caller hangs up after `after`.
+    pub(crate) async fn send_and_leave(&self, key: &str, method: &str, target: &str, body: &str, after: Duration) {
+        self.send_until(key, method, target, body, tokio::time::sleep(after)).await;
     }
 
     /// The configuration file.

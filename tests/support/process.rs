@@ -121,7 +121,7 @@ impl Home {
 
 /// Waits until somebody listens at this address; `false`: nobody does.
 pub(crate) async fn is_open(address: SocketAddr) -> bool {
-    for _ in 0..2000 {
+    for _ in 0..12_000 {
         // Whoever connects to a port where nobody listens may be given that very port for its own end, and then speaks with itself.
         let connected = tokio::net::TcpStream::connect(address).await;
         if connected.is_ok_and(|stream| stream.local_addr().is_ok_and(|own| own != address)) {

@@ -3,11 +3,12 @@
 use std::fs;
 use std::time::Duration;
 
-use makegate::sandbox::{Fault, FaultKind};
+use makegate::quota::BucketId;
+use makegate::sandbox::Fault;
 use makegate::tasks::Tasks;
 use tokio::task::JoinHandle;
 
-use crate::support::{ALL, LIST, ORG, OTHER, Plan, READER, Reply, VARIABLES, World, until, with_key};
+use crate::support::{ALL, HELD, LIST, ORG, OTHER, Plan, READER, Reply, VARIABLES, World, until, with_key};
 
 const FAST: &str = "rate = \"1000000/min\"\nburst = 100000\n";
 const VARIABLE: &str = r#"{"typeId":2,"name":"v","value":"x"}"#;
@@ -50,8 +51,7 @@ async fn a_request_that_waits_for_quota_is_asked_again_before_it_is_sent() {
             // It holds the only slot until it is over, and that is a minute later by the world's clock.
             world.get(ALL, "/api/v2/organizations/11/usage").await.expect(200);
             let waits = request(&world, method, target, body);
-            until(|| world.service.gate().under_way() > 0).await;
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            until(|| world.service.gate().quota.view(BucketId::Organization(11)).waiting == 1).await;
             take_away(&world, taken).await;
             world.clock.advance(Duration::from_secs(61));
             waits.await.unwrap().refused(taken.2, taken.3);
@@ -63,15 +63,15 @@ async fn a_request_that_waits_for_quota_is_asked_again_before_it_is_sent() {
 #[tokio::test]
 async fn a_write_that_waits_for_its_turn_is_asked_again_before_its_intent() {
     let world = world(Plan::default()).await;
-    world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::Latency { ms: 1_500 }));
+    world.sandbox.fault(Fault::once("PATCH", ORG, HELD));
     let (gateway, headers) = (world.gateway, with_key(ALL, &[]));
     let first = Tasks::new()
         .spawn(async move { crate::support::send(gateway, "PATCH", ORG, &headers, r#"{"name":"first"}"#).await });
     until(|| world.received("PATCH", ORG) == 1).await;
     let second = request(&world, "PATCH", ORG, r#"{"name":"second"}"#);
-    until(|| world.service.gate().under_way() == 2).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    until(|| world.service.gate().queued_writes() == 1).await;
     take_away(&world, TAKEN[1]).await;
+    world.sandbox.clear_faults();
     first.await.unwrap().expect(200);
     second.await.unwrap().refused(403, "MG131");
     assert_eq!(world.received("PATCH", ORG), 1, "it was sent");
@@ -84,12 +84,13 @@ async fn a_request_that_waits_for_a_connection_is_asked_again_before_it_is_sent(
     for taken in TAKEN {
         for (method, target, body) in [("GET", ORG, ""), ("POST", VARIABLES, VARIABLE)] {
             let world = world(Plan::default().set("upstream", "connections = 1")).await;
-            world.sandbox.fault(Fault::once("GET", OTHER, FaultKind::Latency { ms: 1_000 }));
+            world.sandbox.fault(Fault::once("GET", OTHER, HELD));
             let beside = async {
                 until(|| world.received("GET", OTHER) == 1).await;
                 let waits = request(&world, method, target, body);
                 until(|| world.service.gate().upstream().load() == (1, 1)).await;
                 take_away(&world, taken).await;
+                world.sandbox.clear_faults();
                 waits.await.unwrap().refused(taken.2, taken.3)
             };
             let (held, reply) = tokio::join!(world.get(ALL, OTHER), beside);
@@ -104,11 +105,12 @@ async fn a_request_that_waits_for_a_connection_is_asked_again_before_it_is_sent(
 async fn an_answer_is_withheld_from_a_caller_whose_rights_went_while_it_was_fetched() {
     for taken in TAKEN {
         let world = world(Plan::default()).await;
-        world.sandbox.fault(Fault::once("GET", ORG, FaultKind::Latency { ms: 400 }));
-        world.sandbox.fault(Fault::once("POST", VARIABLES, FaultKind::Latency { ms: 400 }));
+        world.sandbox.fault(Fault::once("GET", ORG, HELD));
+        world.sandbox.fault(Fault::once("POST", VARIABLES, HELD));
         let (read, write) = (request(&world, "GET", ORG, ""), request(&world, "POST", VARIABLES, VARIABLE));
         until(|| world.received("GET", ORG) == 1 && world.received("POST", VARIABLES) == 1).await;
         take_away(&world, taken).await;
+        world.sandbox.clear_faults();
         read.await.unwrap().refused(taken.2, taken.3);
         let write = write.await.unwrap().refused(taken.2, taken.3);
         // Its caller is not told what Make answered, but what became of it.
@@ -125,13 +127,14 @@ async fn an_answer_is_withheld_from_a_caller_whose_rights_went_while_it_was_fetc
 #[tokio::test]
 async fn a_list_that_was_narrowed_to_more_than_the_scope_is_withheld() {
     let world = World::start().await;
-    world.sandbox.fault(Fault::once("GET", LIST, FaultKind::Latency { ms: 400 }));
+    world.sandbox.fault(Fault::once("GET", LIST, HELD));
     let (gateway, headers) = (world.gateway, with_key(READER, &[]));
     let list = Tasks::new().spawn(async move { crate::support::send(gateway, "GET", LIST, &headers, "").await });
     until(|| world.received("GET", LIST) == 1).await;
     let text = fs::read_to_string(world.file()).unwrap();
     fs::write(world.file(), text.replace("organizations = [11, 12]", "organizations = [11]")).unwrap();
     world.service.reload().await.unwrap();
+    world.sandbox.clear_faults();
     list.await.unwrap().refused(403, "MG132");
     let list = world.get(READER, LIST).await.expect(200);
     assert_eq!(list.json()["organizations"].as_array().unwrap().len(), 1);

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use makegate::clock::Clock;
 use makegate::sandbox::{Fault, FaultKind};
 
 use crate::support::{ALL, LIST, ORG, OTHER, Plan, READER, World};
@@ -49,7 +50,7 @@ async fn a_slow_read_that_began_before_the_write_fills_nothing_and_is_joined_by_
 
 #[tokio::test]
 async fn after_a_write_what_it_touches_lives_no_longer_than_the_settle_time() {
-    let world = Plan::default().sandbox(|s| s.lag = Duration::from_secs(3)).start().await;
+    let world = Plan::default().sandbox(|s| s.lag = Duration::from_secs(3)).clock(Clock::still()).start().await;
     world.get(ALL, ORG).await.expect(200);
     world.patch(ALL, ORG, r#"{"name":"After"}"#).await.expect(200);
     // The zone lags: this body is old, and nobody can tell.

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use makegate::audit::Doubt;
+use makegate::clock::Clock;
 use makegate::gateway::look::Why;
 use makegate::quota::BucketId;
 use makegate::sandbox::{Fault, FaultKind};
@@ -59,7 +60,7 @@ impl Case {
 
 /// One attempt a request, and a variable that is there.
 fn plan() -> Plan {
-    Plan::default().set("limits", "attempts = 1\nbreaker_failures = 0")
+    Plan::default().set("limits", "attempts = 1\nbreaker_failures = 0").clock(Clock::still())
 }
 
 async fn prepared(plan: Plan) -> World {
@@ -344,7 +345,7 @@ async fn a_settlement_that_cannot_be_recorded_can_be_made_again() {
     std::fs::rename(&audit, &aside).unwrap();
     std::fs::write(&audit, "no folder").unwrap();
     // Noticed within a second or so, by writes.
-    for number in 0..100 {
+    for number in 0..600 {
         if world.patch(ALL, ORG, &format!(r#"{{"name":"n{number}"}}"#)).await.status == 503 {
             break;
         }
@@ -354,7 +355,7 @@ async fn a_settlement_that_cannot_be_recorded_can_be_made_again() {
     assert!(doubt(&world, &id).is_some());
     std::fs::remove_file(&audit).unwrap();
     std::fs::rename(&aside, &audit).unwrap();
-    for _ in 0..100 {
+    for _ in 0..600 {
         if operator(&world, "POST", &format!("/doubts/{id}"), r#"{"as":"done"}"#).await.status == 200 {
             assert_eq!(settled(&world, &id).await["outcome"], "done");
             return;

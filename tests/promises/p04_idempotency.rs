@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::support::process::Home;
 use crate::support::random::{Random, number};
 use crate::support::{
-    ALL, LIST, OPERATOR, ORG, Plan, Reply, TOO, VARIABLES, World, attempt, sandbox_at, send, until, with_key,
+    ALL, HELD, LIST, OPERATOR, ORG, Plan, Reply, TOO, VARIABLES, World, attempt, sandbox_at, send, until, with_key,
 };
 
 const NEW: &str = r#"{"name":"n","regionId":1,"timezoneId":1,"countryId":1}"#;
@@ -93,14 +93,14 @@ async fn a_replay_is_for_who_may_write_at_that_moment() {
 #[tokio::test]
 async fn while_the_first_is_under_way_the_second_waits_its_turn_elsewhere() {
     let world = World::start().await;
-    world.sandbox.fault(Fault::once("POST", LIST, FaultKind::Latency { ms: 300 }));
+    world.sandbox.fault(Fault::once("POST", LIST, HELD));
     let first = keyed(&world, ALL, "k", "POST", LIST, NEW);
     let second = async {
-        while world.received("POST", LIST) == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until(|| world.received("POST", LIST) == 1).await;
         let other = keyed(&world, ALL, "k", "POST", LIST, "{}").await;
-        (keyed(&world, ALL, "k", "POST", LIST, NEW).await, other)
+        let same = keyed(&world, ALL, "k", "POST", LIST, NEW).await;
+        world.sandbox.clear_faults();
+        (same, other)
     };
     let (first, (second, other)) = tokio::join!(first, second);
     assert!(second.refused(409, "MG162").text().contains(first.expect(200).header("x-request-id").unwrap()));

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use makegate::clock::Clock;
 use makegate::sandbox::{Fault, FaultKind, Seed};
 
 use crate::support::random::{Random, seeds};
@@ -37,6 +38,7 @@ async fn start(seed: u64) -> World {
             sandbox.seed_organizations = seeds;
             sandbox.lag = Duration::from_secs(seed % 3 * 4);
         })
+        .clock(Clock::still())
         .start()
         .await;
     for organization in 100..104 {

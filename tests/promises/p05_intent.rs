@@ -1,12 +1,10 @@
 //! Promise 5. No write goes upstream before its intent is on disk. After a crash at any point each write is settled or in
 //! doubt, never forgotten.
 
-use std::time::Duration;
-
 use makegate::sandbox::{Fault, FaultKind};
 use serde_json::Value;
 
-use crate::support::{ALL, ORG, World};
+use crate::support::{ALL, HELD, ORG, World, until};
 
 /// The log as it is on disk, without asking the service to flush.
 fn on_disk(world: &World) -> Vec<Value> {
@@ -21,16 +19,15 @@ fn on_disk(world: &World) -> Vec<Value> {
 #[tokio::test]
 async fn the_intent_is_on_disk_when_the_upstream_sees_the_write() {
     let world = World::start().await;
-    world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::Latency { ms: 300 }));
+    world.sandbox.fault(Fault::once("PATCH", ORG, HELD));
     let write = world.patch(ALL, ORG, r#"{"name":"x"}"#);
     let look = async {
-        while world.received("PATCH", ORG) == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until(|| world.received("PATCH", ORG) == 1).await;
         let records = on_disk(&world);
         let kinds: Vec<&str> =
             records.iter().filter(|r| r["path"] == ORG).map(|r| r["kind"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["intent"], "the upstream has the write, the disk has {kinds:?}");
+        world.sandbox.clear_faults();
     };
     let (answer, ()) = tokio::join!(write, look);
     answer.expect(200);
@@ -46,9 +43,7 @@ async fn an_intent_without_an_outcome_is_in_doubt_after_the_start() {
     world.sandbox.fault(Fault::once("POST", &target, FaultKind::Hang { effect: true }));
     let write = world.post(ALL, &target, "");
     let copied = async {
-        while world.received("POST", &target) == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until(|| world.received("POST", &target) == 1).await;
         // The folder as a crash at this very moment leaves it.
         let copy = tempfile::tempdir().unwrap();
         let audit = copy.path().join("audit");

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, select};
+use makegate::clock::Clock;
 use makegate::gateway::explain::explain;
 use makegate::quota::BucketId;
 
@@ -39,7 +40,7 @@ impl Crowd {
     async fn run(clients: usize) -> Self {
         let upstream = format!("quota = \"{QUOTA}/min\"\nquota_wait = \"{}s\"", QUOTA_WAIT.as_secs());
         let make = |settings: &mut makegate::sandbox::Settings| settings.api_limit = QUOTA;
-        let world = Plan::default().set("upstream", &upstream).sandbox(make).start().await;
+        let world = Plan::default().set("upstream", &upstream).sandbox(make).clock(Clock::still()).start().await;
         let (pausing, answered, refused) = Default::default();
         let crowd = Self { world, clients, pausing, answered, refused };
         let end = crowd.world.clock.now() + WINDOW * 2;
@@ -130,7 +131,8 @@ async fn sixty_four_clients_get_97_percent() {
 #[tokio::test]
 async fn explain_says_what_the_request_meets() {
     // Without a wait, what is explained is what happens, slot for slot, for a lone caller and then for two.
-    let world = Plan::default().set("upstream", "quota = \"20/min\"\nquota_wait = \"0s\"").start().await;
+    let world =
+        Plan::default().set("upstream", "quota = \"20/min\"\nquota_wait = \"0s\"").clock(Clock::still()).start().await;
     let mut verdicts = [0, 0];
     for round in 0..120 {
         world.clock.advance(Duration::from_secs(1));
@@ -158,7 +160,7 @@ async fn explain_says_what_the_request_meets() {
 #[tokio::test]
 async fn explain_says_how_long_it_would_wait_and_takes_nothing() {
     let upstream = "quota = \"20/min\"\nquota_wait = \"10s\"";
-    let world = Plan::default().set("upstream", upstream).start().await;
+    let world = Plan::default().set("upstream", upstream).clock(Clock::still()).start().await;
     let gate = world.service.gate();
     let told = || explain(&gate.policy(), Some(gate), "all", "GET", APPS);
     let why = |told: makegate::gateway::explain::Explanation| {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use makegate::clock::Clock;
 use makegate::sandbox::{Fault, FaultKind};
 
 use crate::support::{ALL, ORG, Plan, TOO};
@@ -9,7 +10,10 @@ use crate::support::{ALL, ORG, Plan, TOO};
 const NO_STORE: &[&str] = &["cache-control: no-store"];
 
 fn tight(quota: &str) -> Plan {
-    Plan::default().set("upstream", &format!("quota = \"{quota}\"\nquota_wait = \"300ms\"")).sandbox(|s| {
+    // No slot comes back while a test runs, however long that takes, and so nobody waits for one.
+    let plan =
+        Plan::default().set("upstream", &format!("quota = \"{quota}\"\nquota_wait = \"0s\"")).clock(Clock::still());
+    plan.sandbox(|s| {
         s.api_limit = 10;
         s.account_limit = 10;
     })
@@ -70,7 +74,8 @@ async fn a_restart_forgets_no_slot() {
 #[tokio::test]
 async fn the_quota_is_learned_from_the_organization_itself() {
     let world = Plan::default()
-        .set("upstream", "quota = \"auto\"\nquota_wait = \"300ms\"")
+        .set("upstream", "quota = \"auto\"\nquota_wait = \"0s\"")
+        .clock(Clock::still())
         .sandbox(|s| {
             s.api_limit = 5;
             for seed in &mut s.seed_organizations {
@@ -88,7 +93,7 @@ async fn the_quota_is_learned_from_the_organization_itself() {
 
 #[tokio::test]
 async fn an_upstream_429_closes_the_bucket_until_it_says() {
-    let world = Plan::default().set("upstream", "quota_wait = \"200ms\"").start().await;
+    let world = Plan::default().set("upstream", "quota_wait = \"0s\"").clock(Clock::still()).start().await;
     let fault = FaultKind::status(429)
         .with_header("retry-after", "30")
         .with_body("Requests limit for organization exceeded, please try again later.");

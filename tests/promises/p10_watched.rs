@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::Value;
 
-use crate::support::{ALL, ORG, Plan, TOKEN, World, new_dir, tls};
+use crate::support::{ALL, ORG, Plan, TOKEN, World, tls};
 
 /// How long a change may take to be in force, with much room for a machine that is busy.
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
@@ -80,24 +80,42 @@ async fn a_secret_that_was_missing_at_a_reload_is_taken_when_it_comes() {
     assert_eq!(events(&world, "reload-failed").await.len(), 1, "it is told once");
 }
 
+/// No configuration that is the same for so long is one that is being written; half a second less than what the gateway says.
+const STILL: Duration = Duration::from_millis(500);
+
 #[tokio::test]
 async fn a_configuration_that_is_being_written_takes_effect_whole() {
-    let dir = new_dir();
-    let world = Plan::default().start_in(dir).await;
+    // On a machine that stops whoever writes for longer than that it proves nothing.
+    for _ in 0..20 {
+        if let Some((reloads, failed)) = written_piece_by_piece().await {
+            assert_eq!((reloads, failed), (1, 0), "a part of it took effect");
+            return;
+        }
+    }
+    println!("whoever writes was stopped again and again");
+}
+
+/// How many reloads there were, and how many that failed; `None`: whoever writes was stopped for too long.
+async fn written_piece_by_piece() -> Option<(usize, usize)> {
+    let world = World::start().await;
     let text = fs::read_to_string(world.file()).unwrap();
     // Each of these states is a configuration by itself: nothing but patience tells that it is not the last.
     let mut written = text.replace("burst = 100000", "burst = 99999");
     fs::write(world.file(), &written).unwrap();
+    let (mut last, mut longest) = (world.clock.now(), Duration::ZERO);
     for number in 0..30 {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
         let key = makegate::hash::hex(&makegate::hash::sha256(format!("key-{number}").as_bytes()));
         written += &format!("[[caller]]\nname = \"c{number}\"\nkeys = [\"sha256:{key}\"]\ngrants = [\"*\"]\n");
         fs::write(world.file(), &written).unwrap();
+        longest = longest.max(world.clock.now() - std::mem::replace(&mut last, world.clock.now()));
+    }
+    if longest > STILL {
+        return None;
     }
     told(&world, "reload", 1).await;
     world.get("key-29", ORG).await.expect(200);
-    let reloads = events(&world, "reload").await.len();
-    assert_eq!((reloads, events(&world, "reload-failed").await.len()), (1, 0), "a part of it took effect");
+    Some((events(&world, "reload").await.len(), events(&world, "reload-failed").await.len()))
 }
 
 #[cfg(target_os = "linux")]
@@ -110,7 +128,7 @@ mod hanging {
     use crate::support::{LIST, sandbox_at, send, until, with_key};
 
     /// An answer that waits for no file is there within this, on a busy machine too.
-    const AT_ONCE: Duration = Duration::from_secs(2);
+    const AT_ONCE: Duration = Duration::from_secs(20);
 
     async fn polite(home: &Home) {
         let headers = with_key(ALL, &[]);
@@ -127,7 +145,7 @@ mod hanging {
 
     fn end(mut process: Process) {
         kill_process(Pid::from_child(process.child()), Signal::TERM).unwrap();
-        let ended = (0..60).find_map(|_| {
+        let ended = (0..300).find_map(|_| {
             std::thread::sleep(Duration::from_millis(100));
             process.child().try_wait().unwrap()
         });

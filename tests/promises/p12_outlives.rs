@@ -2,22 +2,19 @@
 
 use std::time::Duration;
 
-use makegate::sandbox::{Fault, FaultKind};
+use makegate::sandbox::Fault;
 
-use crate::support::{ALL, ORG, World};
+use crate::support::{ALL, HELD, ORG, World, until};
 
 #[tokio::test]
 async fn a_write_whose_caller_hangs_up_is_settled_and_invalidates() {
     let world = World::start().await;
     world.get(ALL, ORG).await.expect(200);
-    world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::Latency { ms: 300 }));
-    world.send_and_leave(ALL, "PATCH", ORG, r#"{"name":"After"}"#, Duration::from_millis(150)).await;
-    for _ in 0..300 {
-        if world.records().await.iter().any(|r| r["kind"] == "outcome") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    world.sandbox.fault(Fault::once("PATCH", ORG, HELD));
+    let sent = until(|| world.received("PATCH", ORG) == 1);
+    world.send_until(ALL, "PATCH", ORG, r#"{"name":"After"}"#, sent).await;
+    world.sandbox.clear_faults();
+    until(|| world.service.gate().under_way() == 0).await;
     let records = world.records().await;
     let of_write: Vec<&str> =
         records.iter().filter(|r| r["method"] == "PATCH").map(|r| r["kind"].as_str().unwrap()).collect();
@@ -28,11 +25,15 @@ async fn a_write_whose_caller_hangs_up_is_settled_and_invalidates() {
 
 #[tokio::test]
 async fn a_read_whose_leader_hangs_up_answers_the_others_with_one_fetch() {
-    let world = World::start().await;
-    world.sandbox.fault(Fault::once("GET", ORG, FaultKind::Latency { ms: 400 }));
-    let leader = world.send_and_leave(ALL, "GET", ORG, "", Duration::from_millis(150));
+    let world = &World::start().await;
+    world.sandbox.fault(Fault::once("GET", ORG, HELD));
+    let waiting = |count| move || world.service.gate().flights.waiting() == count;
+    let leader = async {
+        world.send_until(ALL, "GET", ORG, "", until(waiting(2))).await;
+        world.sandbox.clear_faults();
+    };
     let follower = async {
-        tokio::time::sleep(Duration::from_millis(75)).await;
+        until(waiting(1)).await;
         world.get(ALL, ORG).await
     };
     let ((), follower) = tokio::join!(leader, follower);
@@ -55,12 +56,13 @@ async fn whenever_a_caller_hangs_up_its_write_has_an_outcome_or_never_was() {
         ids
     };
     let mut records = Vec::new();
-    for _ in 0..100 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    let ended = |records: &[_]| of_kind(records, "intent") == of_kind(records, "outcome") && records.len() >= 120;
+    for _ in 0..1_000 {
         records = world.records().await;
-        if of_kind(&records, "intent") == of_kind(&records, "outcome") && records.len() >= 120 {
+        if ended(&records) && world.service.gate().under_way() == 0 {
             break;
         }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(of_kind(&records, "intent"), of_kind(&records, "outcome"), "an intent has no outcome, or two");
     let requests: std::collections::HashSet<_> = records.iter().map(|r| r["request"].to_string()).collect();

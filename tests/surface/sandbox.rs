@@ -58,7 +58,7 @@ impl World {
     }
 
     async fn with(settings: Settings) -> Self {
-        let clock = Clock::movable();
+        let clock = Clock::still();
         let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, clock.clone()).await.unwrap();
         Self { sandbox, clock }
     }

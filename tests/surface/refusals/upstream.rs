@@ -45,7 +45,7 @@ async fn it_cannot_be_reached() {
 
 #[tokio::test]
 async fn it_is_late() {
-    read(still().set("upstream", "attempt = \"50ms\"").set("limits", "attempts = 1"), "MG202", HANG).await.expect(504);
+    read(still().set("upstream", "attempt = \"3s\"").set("limits", "attempts = 1"), "MG202", HANG).await.expect(504);
 }
 
 /// At the deadline, the wait for an answer and the attempt itself end at once: the attempt may be the one that tells.
@@ -53,9 +53,12 @@ async fn it_is_late() {
 async fn the_deadline_is_over() {
     let world = still().set("upstream", "deadline = \"50ms\"").set("limits", "breaker_failures = 0").start().await;
     world.sandbox.fault(Fault::always("GET", ORG, HANG));
-    let mut late = world.get_with(ALL, ORG, &["x-request-id: golden-MG231"]).await.expect(504);
-    while late.code() == "MG202" {
-        late = world.get_with(ALL, ORG, &["x-request-id: golden-MG231"]).await.expect(504);
+    let mut late = world.get_with(ALL, ORG, &["x-request-id: golden-MG231"]).await;
+    for _ in 0..100 {
+        if late.code() == "MG231" {
+            break;
+        }
+        late = world.get_with(ALL, ORG, &["x-request-id: golden-MG231"]).await;
     }
     super::compare("MG231", &late);
 }
@@ -123,7 +126,7 @@ async fn a_write_in_doubt_holds_its_equals() {
 #[tokio::test]
 async fn a_write_without_an_answer_in_time_is_in_doubt() {
     let hang = FaultKind::Hang { effect: true };
-    let (_, reply) = write(still().set("upstream", "write_attempt = \"50ms\""), "MG221", hang).await;
+    let (_, reply) = write(still().set("upstream", "write_attempt = \"3s\""), "MG221", hang).await;
     assert_eq!((reply.status, reply.header("makegate-outcome")), (504, Some("in-doubt")));
 }
 

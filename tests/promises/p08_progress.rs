@@ -256,6 +256,37 @@ async fn half_a_head_does_not_hold_the_end_up() {
     }
 }
 
+/// A connection between two requests ends over HTTP/2 when its client confirms that. This one has stopped reading.
+#[tokio::test]
+async fn a_client_that_confirms_nothing_does_not_hold_the_end_up() {
+    let plan = Plan::default().set("limits", "drain = \"60s\"");
+    let (world, roots) = tls::world(plan, "", &[]).await;
+    let mut stream = tls::connect(&world, &roots, &["h2"], None).await.unwrap();
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    let mut head = Vec::new();
+    for (name, value) in [(":method", "GET"), (":scheme", "https"), (":authority", "localhost"), (":path", "/livez")] {
+        for text in [name, value] {
+            head.extend((text == name).then_some(0));
+            head.push(u8::try_from(text.len()).unwrap());
+            head.extend(text.as_bytes());
+        }
+    }
+    sent.extend([0, 0, u8::try_from(head.len()).unwrap(), 1, 5, 0, 0, 0, 1]);
+    sent.extend(head);
+    stream.write_all(&sent).await.unwrap();
+    let (mut answer, mut received) = (vec![0; 4096], Vec::new());
+    // The answer's DATA or HEADERS with END_STREAM: of type 0 or 1, flag 1, stream 1.
+    let is_end =
+        |frames: &[u8]| frames.windows(6).any(|six| six[0] <= 1 && six[1] & 1 == 1 && six[2..] == [0, 0, 0, 1]);
+    while !is_end(&received) {
+        let read = stream.read(&mut answer).await.unwrap();
+        assert!(read > 0, "no answer");
+        received.extend(&answer[..read]);
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(20), world.service.shut_down()).await;
+    assert_eq!(ended, Ok(true));
+}
+
 /// Connections that say nothing give way before those that have made requests and may make more, although these are more.
 #[tokio::test]
 async fn silent_connections_do_not_push_out_those_that_are_used() {

@@ -25,6 +25,8 @@ use crate::shares::{Held, Holder, Short};
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// A connection whose answers wait for its client, and for nothing else, may be asked to give way after this.
 const UNTAKEN_MS: u64 = 1_000;
+/// An idle connection that was told to leave has so long: over HTTP/2 it ends only when its client has confirmed that.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// What a connection is at while it has no request under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,8 @@ pub(super) struct Seat {
     untaken_ms: AtomicU64,
     /// Since when writing is stuck; 0: it is not.
     stuck_ms: AtomicU64,
+    /// The first sweep that found it told to leave; 0: none did.
+    leaving_ms: AtomicU64,
     peer: Option<IpAddr>,
     /// Whose the last request was whose caller became known; 0: there was none.
     caller: AtomicU64,
@@ -167,6 +171,7 @@ impl Seat {
             untaken: AtomicU32::new(0),
             untaken_ms: AtomicU64::new(0),
             stuck_ms: AtomicU64::new(0),
+            leaving_ms: AtomicU64::new(0),
             peer,
             caller: AtomicU64::new(0),
             place: Mutex::default(),
@@ -317,13 +322,17 @@ impl Seat {
         if (stuck != 0 && over(stuck, limits.write_stall)) || over(born, limits.age.saturating_add(limits.age_grace)) {
             return self.tell(Word::Gone);
         }
+        if self.told() == Word::Leave && self.leaving_ms.load(Ordering::Relaxed) == 0 {
+            self.leaving_ms.store(now_ms, Ordering::Relaxed);
+        }
         let phase = self.phase.load(Ordering::Relaxed);
         // While the end of an answer is on its way, how long that takes is bounded by `write_stall`.
         if let Some(since) = self.waiting_since().filter(|_| stuck == 0) {
-            let limit = match phase {
-                p if p == Phase::Silent as u8 => limits.first_byte,
-                p if p == Phase::Head as u8 => limits.head,
-                _ => limits.idle,
+            let (since, limit) = match (phase, self.leaving_ms.load(Ordering::Relaxed)) {
+                (p, _) if p == Phase::Silent as u8 => (since, limits.first_byte),
+                (p, _) if p == Phase::Head as u8 => (since, limits.head),
+                (_, 0) => (since, limits.idle),
+                (_, leaving) => (since.max(leaving), LEAVE.min(limits.idle)),
             };
             if over(since, limit) {
                 // An idle connection is told; a silent or slow one is dropped.

@@ -26,6 +26,12 @@ pub(super) fn start_events(shared: &Shared, recovered: &Recovered, opened: &Open
     if opened.made {
         events.push(key_event(now, &shared.heads.verifier()));
     }
+    if opened.lost {
+        tracing::error!(
+            "head.key was not there: the log's heads are signed by a new key, which the old one does not vouch for; \
+             `makegate audit verify` accepts it only with `--key head.pub`"
+        );
+    }
     if let Some(mismatch) = &opened.mismatch {
         tracing::error!("the audit log was altered while makegate did not run: {mismatch}");
         let detail = format!("the log was altered while makegate did not run: {mismatch}");

@@ -84,6 +84,8 @@ struct State {
 pub(crate) struct Opened {
     /// A key was made.
     pub(crate) made: bool,
+    /// There was one before, which is gone and did not introduce it.
+    pub(crate) lost: bool,
     /// The log is not what its newest head says.
     pub(crate) mismatch: Option<String>,
 }
@@ -101,7 +103,7 @@ impl Heads {
                 Signer::parse(secret.trim_end()).ok_or_else(|| OpenError::HeadKey { path: dir.join(SECRET) })?
             }
             Ok(None) => {
-                opened.made = true;
+                (opened.made, opened.lost) = (true, had_keys);
                 make(dir, &start.tree).map_err(while_doing("cannot make a key for signed heads in", dir))?
             }
             Err(error) => return Err(while_doing("cannot read the key of signed heads", &dir.join(SECRET))(error)),
@@ -306,7 +308,7 @@ mod tests {
         use std::os::unix::fs::MetadataExt as _;
         let dir = tempfile::tempdir().unwrap();
         let (heads, opened) = open(dir.path(), &start(3));
-        assert!(opened.made && opened.mismatch.is_none());
+        assert!(opened.made && !opened.lost && opened.mismatch.is_none());
         let key = heads.verifier();
         assert_eq!(fs::metadata(dir.path().join(SECRET)).unwrap().mode() & 0o777, 0o600);
         assert!(chain(dir.path())[0].is_signed_by(&key));
@@ -315,6 +317,9 @@ mod tests {
         fs::write(dir.path().join(SECRET), "PRIVATE+KEY+x").unwrap();
         let words = Heads::open(dir.path(), IDLE, &start(3)).unwrap_err().to_string();
         assert!(words.contains("head.key is damaged"), "{words}");
+        fs::remove_file(dir.path().join(SECRET)).unwrap();
+        let (heads, opened) = open(dir.path(), &start(3));
+        assert!(opened.made && opened.lost && heads.verifier() != key);
     }
 
     #[test]

@@ -207,7 +207,8 @@ pub struct Audit {
     pub buffer_bytes: usize,
     /// A longer record is cut at its longest field.
     pub record_bytes: usize,
-    /// The longest that a write waits for the disk before it is refused (900 ms: its caller knows within a second).
+    /// The longest that a write waits for the disk before it is refused (700 ms: its caller knows within a
+    /// second, though it may have waited a quarter of one for the quota's journal before).
     pub disk_wait: Duration,
 }
 

@@ -88,7 +88,7 @@ pub(super) fn audit(t: &Table<'_>, base: &Path) -> Audit {
         buffer_records: t.value("buffer_records", "50000", count()),
         buffer_bytes: t.value("buffer_bytes", "32MiB", size()),
         record_bytes: t.value("record_bytes", "8KiB", size()),
-        disk_wait: t.value("disk_wait", "900ms", DURATION),
+        disk_wait: t.value("disk_wait", "700ms", DURATION),
     }
 }
 

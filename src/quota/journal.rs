@@ -30,8 +30,10 @@ use crate::clock::Clock;
 const LAZY_BYTES_MAX: usize = 4096;
 /// Lines that the thread has not taken yet; further ones are lost, which is noted when the disk is back.
 const PENDING_BYTES_MAX: usize = 1 << 20;
-/// An attempt waits no longer for its line; in tests, which a busy machine runs, as long as it takes.
-const PATIENCE: Duration = if cfg!(test) { Duration::MAX } else { Duration::from_millis(250) };
+/// An attempt waits no longer for its line...
+const LONGEST: Duration = Duration::from_millis(250);
+/// ...but in tests, which a busy machine runs, as long as it takes.
+const PATIENCE: Duration = if cfg!(test) { Duration::MAX } else { LONGEST };
 /// How often what is written is synced.
 const SYNC: Duration = Duration::from_secs(1);
 

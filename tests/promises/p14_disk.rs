@@ -107,7 +107,7 @@ struct Scene {
 impl Scene {
     fn new(upstream: &str) -> Option<Self> {
         let limits = format!("drain = \"{}ms\"", DRAIN.as_millis());
-        let plan = Plan::default().set("limits", &limits).set("audit", "head = \"1s\"\ndisk_wait = \"900ms\"");
+        let plan = Plan::default().set("limits", &limits).set("audit", "head = \"1s\"\ndisk_wait = \"700ms\"");
         let home = Home::new(&plan, upstream);
         let (below, log) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for file in fs::read_dir(home.path()).unwrap().map(Result::unwrap) {

@@ -71,6 +71,14 @@ fn used(quota: &Quota) -> u32 {
     quota.view(ORG).used
 }
 
+/// A write waits for its line here, and then for its intent: it is refused within a second all the same.
+#[test]
+fn both_waits_of_a_write_are_over_within_a_second() {
+    let sample = include_str!("../../../config/makegate.toml");
+    let wait = sample.lines().find_map(|line| line.strip_prefix("disk_wait = \"")?.split('"').next()).unwrap();
+    assert!(LONGEST + crate::config::duration(wait).unwrap() < Duration::from_secs(1), "{wait}");
+}
+
 #[test]
 fn a_spare_slot_is_left_behind_as_any() {
     let world = World::new();

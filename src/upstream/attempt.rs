@@ -164,6 +164,7 @@ impl Upstream {
             match line.send(request).await {
                 Handed::Head(response) => return Ok((line, response)),
                 Handed::Failed(error) => return Err(failed(&error)),
+                Handed::Flooded => return Err(flooded()),
                 Handed::Back(back) => request = back,
             }
             *progress = Progress::Connecting;
@@ -173,6 +174,7 @@ impl Upstream {
         match line.send(request).await {
             Handed::Head(response) => Ok((line, response)),
             Handed::Failed(error) => Err(failed(&error)),
+            Handed::Flooded => Err(flooded()),
             Handed::Back(_) => {
                 let text = "the upstream closed the connection before the request was sent";
                 Err(Ending::NotSent(Why::new(ProxyError::ConnectionTerminated, text)))
@@ -213,6 +215,10 @@ impl Upstream {
         }
         Ending::Answered(Answered { status: head.status, headers: head.headers, body, delay, framed })
     }
+}
+
+fn flooded() -> Ending {
+    Ending::Lost(Why::new(ProxyError::HttpProtocolError, "interim answers came without end"))
 }
 
 /// What the end of a connection proves once a request was handed over to it: nothing.

@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::ending::{ProxyError, Why};
+use super::interim::{Allowance, Allowed};
 use super::pool::Line;
 use crate::config::Upstream as Settings;
 use crate::tasks::Tasks;
@@ -30,7 +31,7 @@ use crate::watched::Snapshot;
 /// No file of authorities is larger; more is the wrong file.
 const PEM_BYTES_MAX: u64 = 4 << 20;
 /// The largest head of an answer, in bytes (`docs/decisions/limits.md`).
-const HEAD_BYTES_MAX: usize = 32 * 1024;
+pub(super) const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// A further address is tried while the one before is still silent after this (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
@@ -123,15 +124,16 @@ impl Dialer {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let handshake =
-            http1::Builder::new().max_header_size(HEAD_BYTES_MAX).handshake::<_, Full<Bytes>>(TokioIo::new(wire));
+        let allowance = Allowance::new();
+        let wire = TokioIo::new(Allowed { wire, allowance: allowance.clone() });
+        let handshake = http1::Builder::new().max_header_size(HEAD_BYTES_MAX).handshake::<_, Full<Bytes>>(wire);
         let (sender, connection) =
             handshake.await.map_err(|error| Why::because(ProxyError::HttpProtocolError, &error))?;
         let driver = self.tasks.spawn(async move {
             // How it ended is told to whoever waits for an answer on it.
             let _told_elsewhere = connection.await;
         });
-        Ok(Line::new(sender, driver.abort_handle()))
+        Ok(Line::new(sender, driver.abort_handle(), allowance))
     }
 }
 

@@ -10,6 +10,7 @@ mod breaker;
 mod budget;
 mod connect;
 mod ending;
+mod interim;
 mod pool;
 mod retry;
 #[cfg(test)]

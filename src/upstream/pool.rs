@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use super::connect::Dialer;
 use super::ending::Why;
+use super::interim::Allowance;
 use crate::clock::Clock;
 use crate::fair::{Fair, Turn};
 use crate::process_log::{STATE, Trouble};
@@ -25,6 +26,7 @@ const READY_WITHIN: Duration = Duration::from_secs(1);
 pub(super) struct Line {
     sender: SendRequest<Full<Bytes>>,
     driver: AbortHandle,
+    allowance: Arc<Allowance>,
 }
 
 /// What came of handing a request over.
@@ -35,18 +37,21 @@ pub(super) enum Handed {
     Back(Request<Full<Bytes>>),
     /// It may have been written.
     Failed(hyper::Error),
+    /// It was written, and interim answers came without end.
+    Flooded,
 }
 
 impl Line {
-    pub(super) fn new(sender: SendRequest<Full<Bytes>>, driver: AbortHandle) -> Self {
-        Self { sender, driver }
+    pub(super) fn new(sender: SendRequest<Full<Bytes>>, driver: AbortHandle, allowance: Arc<Allowance>) -> Self {
+        Self { sender, driver, allowance }
     }
 
     /// Hands `request` over and waits for the head of its answer.
     pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Handed {
-        match self.sender.try_send_request(request).await {
-            Ok(response) => Handed::Head(response),
-            Err(mut error) => match error.take_message() {
+        match self.allowance.head(self.sender.try_send_request(request)).await {
+            None => Handed::Flooded,
+            Some(Ok(response)) => Handed::Head(response),
+            Some(Err(mut error)) => match error.take_message() {
                 Some(request) => Handed::Back(request),
                 None => Handed::Failed(error.into_error()),
             },

@@ -6,6 +6,7 @@ use hyper_util::rt::TokioIo;
 
 use super::*;
 use crate::upstream::SetupError;
+use crate::upstream::interim::Allowance;
 use crate::upstream::pool::Line;
 use hostile::tls_identity;
 
@@ -146,7 +147,7 @@ async fn what_an_idle_connection_hands_back_goes_out_on_a_fresh_one() {
     drop(far);
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
     let driver = Tasks::new().spawn(connection);
-    upstream.pool.store(Line::new(sender, driver.abort_handle()));
+    upstream.pool.store(Line::new(sender, driver.abort_handle(), Allowance::new()));
     answered(upstream.once(&get(), LONG, false).await);
     assert_eq!((origin.received().len(), origin.connections()), (1, 1));
     assert_eq!(driver.await.unwrap().map_err(|error| error.is_incomplete_message()), Ok(()), "it handed back");

@@ -1,0 +1,121 @@
+//! What may come before an answer's head. hyper passes over interim answers (1xx) one after the other for as long as they come,
+//! without ever leaving the thread to others: a flood of them must end where the bytes come in.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use futures_util::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::connect::HEAD_BYTES_MAX;
+
+/// The largest head, and as much of interim answers before it.
+const BEFORE_HEAD_BYTES: usize = 2 * HEAD_BYTES_MAX;
+const UNBOUNDED: usize = usize::MAX;
+
+/// How much one connection may still read. Bounded only between a request and its answer's head.
+pub(super) struct Allowance {
+    left: AtomicUsize,
+    /// Nothing is left, and more was to be read.
+    spent: AtomicBool,
+    reader: AtomicWaker,
+    waiter: AtomicWaker,
+}
+
+impl Allowance {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            left: UNBOUNDED.into(),
+            spent: false.into(),
+            reader: AtomicWaker::new(),
+            waiter: AtomicWaker::new(),
+        })
+    }
+
+    /// Waits for an answer's head. `None`: too much came before it, and nothing more is read.
+    pub(super) async fn head<F: Future>(&self, head: F) -> Option<F::Output> {
+        self.spent.store(false, Ordering::Relaxed);
+        self.left.store(BEFORE_HEAD_BYTES, Ordering::Release);
+        let mut head = pin!(head);
+        let came = std::future::poll_fn(|cx| {
+            self.waiter.register(cx.waker());
+            // Before the head is looked for: a body that is read already comes after it.
+            let spent = self.spent.load(Ordering::Acquire);
+            match head.as_mut().poll(cx) {
+                Poll::Ready(head) => Poll::Ready(Some(head)),
+                Poll::Pending if spent => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        });
+        let came = came.await?;
+        self.left.store(UNBOUNDED, Ordering::Release);
+        self.reader.wake();
+        Some(came)
+    }
+
+    /// May more be read? If not, the reader is woken when it may.
+    fn allows(&self, cx: &Context<'_>) -> bool {
+        if self.left.load(Ordering::Acquire) > 0 {
+            return true;
+        }
+        self.reader.register(cx.waker());
+        if self.left.load(Ordering::Acquire) > 0 {
+            return true;
+        }
+        self.spent.store(true, Ordering::Release);
+        self.waiter.wake();
+        false
+    }
+
+    fn read(&self, bytes: usize) {
+        let less = |left| (left != UNBOUNDED).then(|| usize::saturating_sub(left, bytes));
+        let _unbounded = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+}
+
+/// A connection that reads what it is allowed to.
+pub(super) struct Allowed<T> {
+    pub(super) wire: T,
+    pub(super) allowance: Arc<Allowance>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Allowed<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.allowance.allows(cx) {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.wire).poll_read(cx, buf);
+        self.allowance.read(buf.filled().len() - before);
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Allowed<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.wire).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.wire).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.wire.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.wire).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.wire).poll_shutdown(cx)
+    }
+}

@@ -48,10 +48,10 @@ fn main() -> Fallible<()> {
         for _ in 0..rounds {
             lone.push(probe(dir.path())?);
             for clients in CLIENTS {
-                let before = service.gate().log.counts().records;
+                let before = service.gateway().log.counts().records;
                 let writes = load(gateway, clients, seconds, true).await?;
-                service.gate().log.flush().await;
-                let records = service.gate().log.counts().records - before;
+                service.gateway().log.flush().await;
+                let records = service.gateway().log.counts().records - before;
                 if records < 2 * writes.count() {
                     return Err(format!("{} writes left {records} records", writes.count()).into());
                 }

@@ -18,9 +18,9 @@ use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{Config, Limits, Read};
 use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
-use crate::gateway::{Engines, Gate, LogOfKeys, life, look, tally};
+use crate::gateway::{Engines, Gateway, LogOfKeys, life, look, tally};
 use crate::hash;
-use crate::operator::{self, Desk};
+use crate::operator::{self, OperatorState};
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
@@ -78,13 +78,13 @@ impl std::error::Error for StartError {}
 /// The running service.
 pub struct Service {
     inner: Arc<Inner>,
-    gateway: OpenDoor,
-    operator: OpenDoor,
+    gateway_door: OpenDoor,
+    operator_door: OpenDoor,
 }
 
 struct Inner {
-    gate: Arc<Gate>,
-    desk: Arc<Desk>,
+    gateway: Arc<Gateway>,
+    operator_state: Arc<OperatorState>,
     /// The operators' door has tasks of its own: it says `not ready` until the gateway's are done.
     desk_tasks: Tasks,
     file: PathBuf,
@@ -115,10 +115,10 @@ impl Service {
         let [callers, operators] =
             connections(&config)?.map(|connections| Limits { connections, ..config.limits.clone() });
         // The operators' door first: whoever finds the gateway's open can ask at the other whether it is ready.
-        let operator =
+        let operator_door =
             Door::bind(&config.operator.listen, None, &operators, &clock, &desk_tasks).map_err(StartError::failed)?;
-        let gateway = Door::bind(&config.gateway.listen, certificate, &callers, &clock, &tasks);
-        let gateway = gateway.map_err(StartError::failed)?;
+        let gateway_door = Door::bind(&config.gateway.listen, certificate, &callers, &clock, &tasks);
+        let gateway_door = gateway_door.map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let keys = Arc::new(LogOfKeys::new(log.clone(), clock.clone()));
         let answers = Answers::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
@@ -126,41 +126,41 @@ impl Service {
             Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines { log, answers, cache, quota, upstream: Arc::new(upstream), clock, tasks };
-        let gate = Gate::new(config, engines);
-        gate.callers.shared.connections.set_limit(u64::try_from(callers.connections).unwrap_or(u64::MAX));
-        gate.take_up(&recovered.doubts);
-        let desk = Desk::new(gate.clone(), &operator_key, Some(file.clone()), origins);
+        let gateway = Gateway::new(config, engines);
+        gateway.callers.shared.connections.set_limit(u64::try_from(callers.connections).unwrap_or(u64::MAX));
+        gateway.take_up(&recovered.doubts);
+        let operator_state = OperatorState::new(gateway.clone(), &operator_key, Some(file.clone()), origins);
         let inner = Arc::new(Inner {
-            gate: gate.clone(),
-            desk: desk.clone(),
+            gateway: gateway.clone(),
+            operator_state: operator_state.clone(),
             desk_tasks,
             file,
-            certificate: gateway.certificate().cloned(),
+            certificate: gateway_door.certificate().cloned(),
             watch,
         });
-        let gateway = gateway.open(move |peer, request| life::answer(gate.clone(), &peer, request));
-        desk.show_door("gateway", gateway.clone());
-        let operator = operator::open(operator, desk);
+        let gateway_door = gateway_door.open(move |peer, request| life::answer(gateway.clone(), &peer, request));
+        operator_state.show_door("gateway", gateway_door.clone());
+        let operator_door = operator::open(operator_door, operator_state);
         inner.clone().look_after();
-        Ok(Self { inner, gateway, operator })
+        Ok(Self { inner, gateway_door, operator_door })
     }
 
     /// Where callers come in.
     #[must_use]
     pub fn gateway_addresses(&self) -> &[SocketAddr] {
-        self.gateway.addresses()
+        self.gateway_door.addresses()
     }
 
     /// Where operators come in.
     #[must_use]
     pub fn operator_addresses(&self) -> &[SocketAddr] {
-        self.operator.addresses()
+        self.operator_door.addresses()
     }
 
     /// The gate, for tests and the demo.
     #[must_use]
-    pub fn gate(&self) -> &Arc<Gate> {
-        &self.inner.gate
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.inner.gateway
     }
 
     /// Puts the configuration file's and the secrets' present contents in force: all of it or nothing.
@@ -174,24 +174,24 @@ impl Service {
     /// The same, while the service goes on with everything else; how it ended is told in both logs.
     pub fn begin_reload(&self) {
         let inner = self.inner.clone();
-        self.inner.gate.tasks.spawn_until_stop(async move { drop(inner.reload().await) });
+        self.inner.gateway.tasks.spawn_until_stop(async move { drop(inner.reload().await) });
     }
 
     /// Not ready, then closed; what is under way has the drain time to finish. `true`: all of it did.
     pub async fn shut_down(self) -> bool {
-        let gate = &self.inner.gate;
-        let limit = gate.policy().limits().drain;
-        let end = gate.clock.now() + limit + END;
-        gate.drain();
+        let gateway = &self.inner.gateway;
+        let limit = gateway.policy().limits().drain;
+        let end = gateway.clock.now() + limit + END;
+        gateway.drain();
         let not_ready = NOT_READY_FIRST.min(limit);
         tokio::time::sleep(not_ready).await;
-        self.gateway.close();
-        gate.tasks.stop();
-        let finished = gate.tasks.drained(limit - not_ready).await;
+        self.gateway_door.close();
+        gateway.tasks.stop();
+        let finished = gateway.tasks.drained(limit - not_ready).await;
         // Whoever is cut off now leaves a record all the same; a write without an outcome is in doubt at the next start.
-        self.gateway.cut();
-        gate.tasks.drained(LAST_WORDS).await;
-        self.operator.close();
+        self.gateway_door.cut();
+        gateway.tasks.drained(LAST_WORDS).await;
+        self.operator_door.close();
         self.inner.desk_tasks.stop();
         self.inner.desk_tasks.drained(LAST_WORDS).await;
         self.close_files(end).await;
@@ -201,18 +201,18 @@ impl Service {
     /// Brings everything to the disk, as far as the disk lets it until `end`. The log, which holds the most, has half of the time for
     /// itself.
     async fn close_files(&self, end: Instant) {
-        let gate = &self.inner.gate;
-        let left = || end.saturating_duration_since(gate.clock.now());
+        let gateway = &self.inner.gateway;
+        let left = || end.saturating_duration_since(gateway.clock.now());
         let within = left() / 2;
-        let (slots, answers) = tokio::join!(gate.quota.end(within), timeout(within, gate.answers.close()));
+        let (slots, answers) = tokio::join!(gateway.quota.end(within), timeout(within, gateway.answers.close()));
         if !slots || answers.is_err() {
             tracing::error!(
                 "the disk takes too long: makegate ends although not all of quota.slots and answers.sqlite is on it"
             );
         }
-        gate.tally.settle(&gate.log, (gate.clock.now(), gate.clock.wall()), true);
-        if timeout(left(), gate.log.close()).await.is_err() {
-            let records = gate.log.backlog();
+        gateway.tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), true);
+        if timeout(left(), gateway.log.close()).await.is_err() {
+            let records = gateway.log.backlog();
             tracing::error!(
                 records,
                 "the disk takes too long: makegate ends although not all of the audit log is on it"
@@ -224,26 +224,26 @@ impl Service {
 impl Inner {
     /// The small work that recurs while the service runs.
     fn look_after(self: Arc<Self>) {
-        let gate = self.gate.clone();
-        self.gate.tasks.spawn_until_stop(async move {
+        let gateway = self.gateway.clone();
+        self.gateway.tasks.spawn_until_stop(async move {
             loop {
                 tokio::time::sleep(CHORES).await;
-                gate.cache.maintain();
-                gate.quota.maintain();
+                gateway.cache.maintain();
+                gateway.quota.maintain();
             }
         });
-        self.gate.tasks.spawn_until_stop(look::run(self.gate.clone()));
-        self.gate.tasks.spawn_until_stop(tally::run(self.gate.clone()));
+        self.gateway.tasks.spawn_until_stop(look::run(self.gateway.clone()));
+        self.gateway.tasks.spawn_until_stop(tally::run(self.gateway.clone()));
         if let Some(certificate) = self.certificate.clone() {
-            let clock = self.gate.clock.clone();
-            self.gate.tasks.spawn_until_stop(async move {
+            let clock = self.gateway.clock.clone();
+            self.gateway.tasks.spawn_until_stop(async move {
                 loop {
                     certificate.tell_end(clock.wall());
                     clock.sleep_until(clock.now() + DAY).await;
                 }
             });
         }
-        let tasks = self.gate.tasks.clone();
+        let tasks = self.gateway.tasks.clone();
         tasks.spawn_until_stop(self.follow_files());
     }
 }

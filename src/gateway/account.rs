@@ -13,9 +13,9 @@ use super::answer::{self, AnswerBody, Asked, Facts, PIECE_BYTES, Reply, put};
 use super::call::is_read;
 use super::door::{Busy, Peer};
 use super::forward::is_traceparent;
-use super::gate::Gate;
 use super::policy::{Member, Policy};
 use super::refusal::{Refusal, seconds};
+use super::state::Gateway;
 use super::steps::{self, By, Credential, Rights};
 use super::tally::Who;
 use crate::audit::{self, Kind, Name, Outcome, Record, Room};
@@ -33,7 +33,7 @@ const UNKNOWN_PATH_BYTES_MAX: usize = 256;
 
 /// One request's account.
 pub(super) struct Account {
-    gate: Arc<Gate>,
+    gateway: Arc<Gateway>,
     name: Name,
     began: Instant,
     /// `None`: it has been left.
@@ -56,21 +56,21 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn open<B>(gate: &Arc<Gate>, peer: &Peer, request: &Request<B>) -> Self {
+    pub(super) fn open<B>(gateway: &Arc<Gateway>, peer: &Peer, request: &Request<B>) -> Self {
         let headers = request.headers();
-        let time = gate.clock.wall();
+        let time = gateway.clock.wall();
         let is_read = is_read(request.method());
-        let name = gate.name(headers.get(REQUEST_ID).map(HeaderValue::as_bytes), is_read, time);
+        let name = gateway.name(headers.get(REQUEST_ID).map(HeaderValue::as_bytes), is_read, time);
         let mut record = Box::new(Record::new(Kind::Request, time));
         record.request = Some(*name.id());
         record.peer = Some(audit::Peer::of(peer.address));
         record.method = Some(steps::cut_method(request.method()));
         record.trace = traced(headers);
         Self {
-            room: gate.log.reserve(),
-            gate: gate.clone(),
+            room: gateway.log.reserve(),
+            gateway: gateway.clone(),
             name,
-            began: gate.clock.now(),
+            began: gateway.clock.now(),
             record: Some(record),
             member: None,
             by: None,
@@ -92,7 +92,7 @@ impl Account {
 
     /// The record, as far as it is known.
     pub(super) fn record(&mut self) -> &mut Record {
-        self.record.get_or_insert_with(|| Box::new(Record::new(Kind::Request, self.gate.clock.wall())))
+        self.record.get_or_insert_with(|| Box::new(Record::new(Kind::Request, self.gateway.clock.wall())))
     }
 
     /// Nobody is known who asks for this path: the record holds no more of it than it must.
@@ -153,7 +153,7 @@ impl Account {
     /// The request was read whole: its time counts from now. One without a body was so from the beginning.
     pub(super) fn read_whole(&mut self, had_body: bool) -> Instant {
         if had_body {
-            self.began = self.gate.clock.now();
+            self.began = self.gateway.clock.now();
         }
         self.began
     }
@@ -173,7 +173,7 @@ impl Account {
         busy: Busy,
     ) -> Response<AnswerBody> {
         headers.clear();
-        let now = self.gate.clock.now();
+        let now = self.gateway.clock.now();
         let mut parts = self.parts(&reply, headers, now);
         let room = match self.room_for(&reply, &parts.2) {
             Ok(room) => room,
@@ -236,7 +236,7 @@ impl Account {
             answer::say_outcome(headers, outcome);
         }
         if status == StatusCode::TOO_MANY_REQUESTS && self.outcome != Some(Outcome::InDoubt) {
-            answer::say_retry_after(headers, self.gate.clock.wall());
+            answer::say_retry_after(headers, self.gateway.clock.wall());
         }
     }
 
@@ -249,7 +249,7 @@ impl Account {
         now: Instant,
     ) {
         let taken = now.saturating_duration_since(self.began);
-        self.gate.meters.requests.add(taken);
+        self.gateway.meters.requests.add(taken);
         self.count(how);
         self.over_rate = matches!(reply, Err(Refusal::TooFast { .. }));
         let record = self.record();
@@ -281,7 +281,7 @@ impl Account {
                 let operation = self.record.as_ref().and_then(|record| record.operation.as_ref());
                 member.state.count(operation, source(how));
             }
-            None => drop(self.gate.meters.unidentified.fetch_add(1, Ordering::Relaxed)),
+            None => drop(self.gateway.meters.unidentified.fetch_add(1, Ordering::Relaxed)),
         }
     }
 }
@@ -289,16 +289,18 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         if !self.counted {
-            let taken = self.gate.clock.now().saturating_duration_since(self.began);
+            let taken = self.gateway.clock.now().saturating_duration_since(self.began);
             self.record().duration_us = Some(micros(taken));
         }
         let (Some(record), false) = (self.record.take(), self.handed_over) else { return };
         let room = self.room.take();
         if room.is_none() {
-            self.gate.meters.unrecorded.fetch_add(1, Ordering::Relaxed);
+            self.gateway.meters.unrecorded.fetch_add(1, Ordering::Relaxed);
         }
         match (self.bounded(&record), room) {
-            (Some(who), room) => self.gate.tally.leave(&self.gate.log, who, room, record, self.gate.clock.now()),
+            (Some(who), room) => {
+                self.gateway.tally.leave(&self.gateway.log, who, room, record, self.gateway.clock.now())
+            }
             (None, Some(room)) => room.fill(record),
             (None, None) => {}
         }

@@ -10,9 +10,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::forward::outgoing_headers;
-use super::gate::Gate;
 use super::policy::{Member, Policy};
 use super::refusal::Refusal;
+use super::state::Gateway;
 use super::steps::{self, By, Rights};
 use super::tags::Parameters;
 use super::target::Target;
@@ -55,13 +55,13 @@ impl Call {
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn still_allowed(&self, gate: &Gate) -> Result<(), Refusal> {
+    pub(super) fn still_allowed(&self, gateway: &Gateway) -> Result<(), Refusal> {
         if self.policy.is_in_force() {
             return Ok(());
         }
         let Self { by, member, row, organization, .. } = self;
         let rights = Rights { by, member, operation: &row.id, organization: *organization };
-        steps::still_allowed(&gate.policy(), &rights)
+        steps::still_allowed(&gateway.policy(), &rights)
     }
 
     /// Time left until the deadline.

@@ -4,10 +4,10 @@ use http::{HeaderMap, Method, Uri};
 use serde::Serialize;
 
 use super::forward::{no_turn, refused};
-use super::gate::Gate;
 use super::policy::{Member, Policy, bucket};
 use super::recall::{Asked, held, key_and_target};
 use super::refusal::{Refusal, seconds};
+use super::state::Gateway;
 use super::{narrow, steps};
 use crate::cache::{Recall, Wish};
 use crate::catalogue::{Body, Matched, Retry};
@@ -39,7 +39,7 @@ pub struct Explanation {
 }
 
 /// What is known about the state of a running gateway; without one, only the configuration speaks.
-pub type Running<'a> = Option<&'a Gate>;
+pub type Running<'a> = Option<&'a Gateway>;
 
 /// Explains `METHOD target` of the caller named `caller`.
 #[must_use]
@@ -194,11 +194,11 @@ fn recall(running: Running<'_>, asked: &Asked<'_>, told: &mut Told<'_>) -> Memor
         return fetch("it asks for what the upstream has now".to_owned());
     }
     let kept = format!("answers are kept for {} s", storing.lifetime.as_secs());
-    let Some(gate) = running else { return fetch(kept) };
+    let Some(gateway) = running else { return fetch(kept) };
     let page = narrows.then(|| narrow::Page::of(asked.target));
     let (key, _) = key_and_target(asked, page.as_ref());
-    let now = gate.clock.now();
-    match held(gate, asked, &key, &Wish::default(), now) {
+    let now = gateway.clock.now();
+    match held(gateway, asked, &key, &Wish::default(), now) {
         Recall::Hit(entry) => {
             let (age, ttl) = (entry.age(now).as_secs(), entry.ttl(now));
             told.say("recall", "hit", format!("in memory, {age} s old, for {ttl} s more; it costs no quota"));
@@ -223,11 +223,11 @@ fn quota(running: Running<'_>, asked: &Asked<'_>) -> Result<String, Refusal> {
     };
     let eligible = policy.eligible(bucket);
     let spends = format!("it spends {whose} quota, shared by {eligible} caller(s)");
-    let Some(gate) = running else { return Ok(spends) };
+    let Some(gateway) = running else { return Ok(spends) };
     let upstream = &policy.config.upstream;
     let deadline = if matched.operation.is_write() { upstream.write_deadline } else { upstream.deadline };
-    let latest = gate.clock.now() + upstream.quota_wait.min(deadline);
-    let outlook = gate.quota.foresee(bucket, &member.config.name, eligible, latest).map_err(no_turn)?;
+    let latest = gateway.clock.now() + upstream.quota_wait.min(deadline);
+    let outlook = gateway.quota.foresee(bucket, &member.config.name, eligible, latest).map_err(no_turn)?;
     let Outlook { after, limit, free, spent, share, .. } = outlook;
     let turn = if after.is_zero() { "it goes at once".to_owned() } else { format!("it waits {} s", seconds(after)) };
     Ok(format!(
@@ -239,7 +239,9 @@ fn quota(running: Running<'_>, asked: &Asked<'_>) -> Result<String, Refusal> {
 fn forward(running: Running<'_>, asked: &Asked<'_>) -> Result<String, Refusal> {
     let Matched { operation, organization, .. } = *asked.matched;
     let part = Part { operation: operation.id.clone(), organization };
-    running.map_or(Ok(()), |gate| gate.upstream().breaker().would_permit(operation.retry, &part)).map_err(refused)?;
+    running
+        .map_or(Ok(()), |gateway| gateway.upstream().breaker().would_permit(operation.retry, &part))
+        .map_err(refused)?;
     Ok(match operation.retry {
         Retry::Safe => "a read: sent again after any failure, within its deadline",
         Retry::Idempotent => "sent again when its effect is unknown: repeating it changes nothing",

@@ -12,10 +12,10 @@ use super::account::Account;
 use super::answer::{Body, Facts, Passed, Reply, passed_headers, stored_headers, strong_etag};
 use super::call::Call;
 use super::forward::{Sent, Ticket, forward, read_answer, spare_ticket, ticket, whole_ticket};
-use super::gate::Gate;
 use super::narrow::Page;
 use super::recall::Wanted;
 use super::refusal::Refusal;
+use super::state::Gateway;
 use super::{steps, tags};
 use crate::audit;
 use crate::cache::{Boarding, CacheStatus, Filling, Leg, Lost, Waiter, storable};
@@ -40,19 +40,19 @@ pub struct Landing {
 /// # Errors
 /// Why there is no answer, and no stored one that may stand in.
 pub(super) async fn fetch(
-    gate: &Arc<Gate>,
+    gateway: &Arc<Gateway>,
     account: &mut Account,
     call: Call,
     wanted: Wanted,
 ) -> Result<Reply, Refusal> {
     let call = Arc::new(call);
     let page = wanted.page.clone();
-    let reply = match fetched(gate, account, &call, &wanted).await {
-        Ok((landing, _)) if fails(landing.body.status()) && stale_will_do(gate, &wanted) => {
+    let reply = match fetched(gateway, account, &call, &wanted).await {
+        Ok((landing, _)) if fails(landing.body.status()) && stale_will_do(gateway, &wanted) => {
             stale(&wanted, Some(landing.body.status()), landing.facts)
         }
         Ok((landing, collapsed)) => Ok(landed(&call, &wanted, landing, collapsed)),
-        Err(refusal) if refusal.stale_may_answer() && stale_will_do(gate, &wanted) => {
+        Err(refusal) if refusal.stale_may_answer() && stale_will_do(gateway, &wanted) => {
             stale(&wanted, None, Facts::default())
         }
         Err(refusal) => Err(refusal),
@@ -64,42 +64,43 @@ pub(super) async fn fetch(
 }
 
 async fn fetched(
-    gate: &Arc<Gate>,
+    gateway: &Arc<Gateway>,
     account: &mut Account,
     call: &Arc<Call>,
     wanted: &Wanted,
 ) -> Result<(Landing, bool), Refusal> {
     let late = Refusal::Late;
     if !wanted.together {
-        let alone = tokio::time::timeout(call.left(&gate.clock), go(gate.clone(), call.clone(), None, None)).await;
+        let alone =
+            tokio::time::timeout(call.left(&gateway.clock), go(gateway.clone(), call.clone(), None, None)).await;
         return Ok((alone.map_err(|_| late)??, false));
     }
     let (mut own_turn, mut ticket) = (false, None);
     let mut place = account.hand_over_place();
     loop {
-        let behind = gate.cache.behind(&tags::stored(&call.row, &call.parameters));
+        let behind = gateway.cache.behind(&tags::stored(&call.row, &call.parameters));
         let boarding =
             Boarding { caller: call.caller(), lane: wanted.lane, since: wanted.since, ready: ticket.is_some() };
         let fetch = {
-            let (gate, call, key) = (gate.clone(), call.clone(), wanted.key.clone());
+            let (gateway, call, key) = (gateway.clone(), call.clone(), wanted.key.clone());
             let (ticket, place) = (ticket.take(), place.take());
             move |leg| async move {
                 let _place = place;
-                go(gate, call, ticket, Some((key, leg))).await
+                go(gateway, call, ticket, Some((key, leg))).await
             }
         };
-        let Some(waiter) = gate.flights.fly(&gate.tasks, &wanted.key, behind, &boarding, fetch) else {
+        let Some(waiter) = gateway.flights.fly(&gateway.tasks, &wanted.key, behind, &boarding, fetch) else {
             return Err(Refusal::Busy);
         };
         let collapsed = waiter.collapsed();
         // It has given its place among the requests under way to others; how many wait so has a bound of its own.
         let _joined = if collapsed { Some(joined(call)?) } else { None };
-        match tokio::time::timeout(call.left(&gate.clock), landing(gate, call, waiter)).await {
+        match tokio::time::timeout(call.left(&gateway.clock), landing(gateway, call, waiter)).await {
             Err(_) => return Err(late),
             Ok(Wait::Turn(own)) => (ticket, place) = (Some(own.0), Some(own.1)),
             Ok(Wait::Over(Ok(Ok(landing)))) => {
                 if collapsed {
-                    gate.quota.saved(call.bucket, call.caller());
+                    gateway.quota.saved(call.bucket, call.caller());
                 }
                 return Ok((landing, collapsed));
             }
@@ -138,7 +139,7 @@ enum Wait {
 
 /// Waits for a flight. One that is queued in the name of another caller, who may have many before it, is no reason to wait
 /// longer than for an own turn.
-async fn landing(gate: &Gate, call: &Call, mut waiter: Waiter<Result<Landing, Refusal>>) -> Wait {
+async fn landing(gateway: &Gateway, call: &Call, mut waiter: Waiter<Result<Landing, Refusal>>) -> Wait {
     if !waiter.collapsed() {
         return Wait::Over(waiter.await);
     }
@@ -150,7 +151,7 @@ async fn landing(gate: &Gate, call: &Call, mut waiter: Waiter<Result<Landing, Re
     }
     let own_turn = async {
         let place = steps::place(&call.member, call.policy.limits()).ok()?;
-        Some((whole_ticket(gate, call).await.ok()?, place))
+        Some((whole_ticket(gateway, call).await.ok()?, place))
     };
     tokio::select! {
         over = &mut waiter => Wait::Over(over),
@@ -160,51 +161,51 @@ async fn landing(gate: &Gate, call: &Call, mut waiter: Waiter<Result<Landing, Re
 
 /// Fetches anew what is still asked for, before it is stale. Nobody waits for this, and it takes nothing from anybody: it goes
 /// only with quota that nobody wants, while most connections are free, and few do so at once.
-pub(super) fn fetch_ahead(gate: &Arc<Gate>, call: Call, wanted: &Wanted) {
-    let Ok(turn) = gate.ahead.clone().try_acquire_owned() else { return };
-    let behind = gate.cache.behind(&tags::stored(&call.row, &call.parameters));
+pub(super) fn fetch_ahead(gateway: &Arc<Gateway>, call: Call, wanted: &Wanted) {
+    let Ok(turn) = gateway.ahead.clone().try_acquire_owned() else { return };
+    let behind = gateway.cache.behind(&tags::stored(&call.row, &call.parameters));
     let caller = call.caller().clone();
     let fetch = {
-        let (gate, call, key) = (gate.clone(), Arc::new(call), wanted.key.clone());
+        let (gateway, call, key) = (gateway.clone(), Arc::new(call), wanted.key.clone());
         move |leg| async move {
             let _turn = turn;
-            let ticket = spare_ticket(&gate, &call).await?;
-            gate.meters.ahead.fetch_add(1, Ordering::Relaxed);
-            land(gate, call, ticket, Some((key, leg))).await
+            let ticket = spare_ticket(&gateway, &call).await?;
+            gateway.meters.ahead.fetch_add(1, Ordering::Relaxed);
+            land(gateway, call, ticket, Some((key, leg))).await
         }
     };
     let boarding = Boarding { caller: &caller, lane: wanted.lane, since: None, ready: false };
-    let flown = gate.flights.fly(&gate.tasks, &wanted.key, behind, &boarding, fetch);
+    let flown = gateway.flights.fly(&gateway.tasks, &wanted.key, behind, &boarding, fetch);
     if let Some(waiter) = flown.filter(|waiter| !waiter.collapsed()) {
         // Somebody must wait, or the flight is called off. What becomes of it matters to nobody.
-        gate.tasks.spawn(async move { drop(waiter.await) });
+        gateway.tasks.spawn(async move { drop(waiter.await) });
     }
 }
 
 /// One fetch: steps 9, 11 and 12. With a leg it fills the cache.
 async fn go(
-    gate: Arc<Gate>,
+    gateway: Arc<Gateway>,
     call: Arc<Call>,
     ready: Option<Ticket>,
     fill: Option<(Arc<str>, Leg)>,
 ) -> Result<Landing, Refusal> {
     let ticket = match ready {
         Some(ticket) => ticket,
-        None => ticket(&gate, &call).await?,
+        None => ticket(&gateway, &call).await?,
     };
-    land(gate, call, ticket, fill).await
+    land(gateway, call, ticket, fill).await
 }
 
 /// Steps 11 and 12 of a fetch.
 async fn land(
-    gate: Arc<Gate>,
+    gateway: Arc<Gateway>,
     call: Arc<Call>,
     ticket: Ticket,
     fill: Option<(Arc<str>, Leg)>,
 ) -> Result<Landing, Refusal> {
     let is_shared = fill.is_some();
     let begins = || fill.iter().for_each(|(_, leg)| drop(leg.sent()));
-    let Sent { ending, attempts, quota_wait, .. } = forward(&gate, &call, ticket, begins).await;
+    let Sent { ending, attempts, quota_wait, .. } = forward(&gateway, &call, ticket, begins).await;
     let fill = fill.map(|(key, leg)| (key, leg.sent()));
     let facts =
         Facts { attempts, upstream_status: ending.as_ref().ok().and_then(Ending::status), quota_wait, outcome: None };
@@ -213,12 +214,12 @@ async fn land(
         let policy = call.policy.storing(call.index)?;
         let lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;
         if lifetime.overruled {
-            gate.meters.overruled.fetch_add(1, Ordering::Relaxed);
+            gateway.meters.overruled.fetch_add(1, Ordering::Relaxed);
         }
         if call.row.columns.is_some() && call.policy.config.cache.column_subsets {
-            gate.columns.stored(&key);
+            gateway.columns.stored(&key);
         }
-        gate.cache.store(Filling {
+        gateway.cache.store(Filling {
             key,
             status: answered.status,
             headers: stored_headers(&answered.headers),
@@ -248,8 +249,8 @@ fn fails(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-fn stale_will_do(gate: &Gate, wanted: &Wanted) -> bool {
-    wanted.fallback.as_ref().is_some_and(|entry| entry.usable(gate.clock.now()))
+fn stale_will_do(gateway: &Gateway, wanted: &Wanted) -> bool {
+    wanted.fallback.as_ref().is_some_and(|entry| entry.usable(gateway.clock.now()))
 }
 
 fn stale(wanted: &Wanted, status: Option<StatusCode>, facts: Facts) -> Result<Reply, Refusal> {

@@ -8,8 +8,8 @@ use http::{HeaderValue, StatusCode};
 use serde_json::value::RawValue;
 
 use super::call::Call;
-use super::gate::Gate;
 use super::refusal::Refusal;
+use super::state::Gateway;
 use crate::callers::Kind;
 use crate::catalogue::{Operation, Retry};
 use crate::quota::{BucketId, Outlook, Refused, Slot};
@@ -72,10 +72,10 @@ pub(super) struct Sent {
 ///
 /// # Errors
 /// The breaker is open, or no slot comes in time.
-pub(super) async fn ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
-    let pass = permit(gate, call).await?;
-    let ticket = Ticket::new(pass, turn(gate, call).await?);
-    gate.meters.quota_waits.add(ticket.waited);
+pub(super) async fn ticket(gateway: &Gateway, call: &Call) -> Result<Ticket, Refusal> {
+    let pass = permit(gateway, call).await?;
+    let ticket = Ticket::new(pass, turn(gateway, call).await?);
+    gateway.meters.quota_waits.add(ticket.waited);
     Ok(ticket)
 }
 
@@ -83,14 +83,14 @@ pub(super) async fn ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> 
 ///
 /// # Errors
 /// As above, or no connection becomes free in time.
-pub(super) async fn whole_ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
-    let mut ticket = ticket(gate, call).await?;
-    ticket.connection = Some(connection(gate, call).await?);
+pub(super) async fn whole_ticket(gateway: &Gateway, call: &Call) -> Result<Ticket, Refusal> {
+    let mut ticket = ticket(gateway, call).await?;
+    ticket.connection = Some(connection(gateway, call).await?);
     Ok(ticket)
 }
 
-async fn connection(gate: &Gate, call: &Call) -> Result<Connection, Refusal> {
-    let connection = gate.upstream().connection(Some(call.caller()), call.patience(&gate.clock)).await;
+async fn connection(gateway: &Gateway, call: &Call) -> Result<Connection, Refusal> {
+    let connection = gateway.upstream().connection(Some(call.caller()), call.patience(&gateway.clock)).await;
     connection.ok_or(Refusal::NoConnection)
 }
 
@@ -98,18 +98,18 @@ async fn connection(gate: &Gate, call: &Call) -> Result<Connection, Refusal> {
 ///
 /// # Errors
 /// There is none to spare: no reason for anybody else to fail.
-pub(super) async fn spare_ticket(gate: &Gate, call: &Call) -> Result<Ticket, Refusal> {
-    let upstream = gate.upstream();
+pub(super) async fn spare_ticket(gateway: &Gateway, call: &Call) -> Result<Ticket, Refusal> {
+    let upstream = gateway.upstream();
     let none = || Refusal::NoQuota { outlook: Outlook::UNKNOWN };
     let pass = upstream.breaker().permit(Retry::Safe, &call.part()).map_err(|_open| none())?;
-    let slot = if upstream.is_quiet() { gate.quota.spare(call.bucket).await } else { None }.ok_or_else(none)?;
+    let slot = if upstream.is_quiet() { gateway.quota.spare(call.bucket).await } else { None }.ok_or_else(none)?;
     Ok(Ticket::new(pass, slot))
 }
 
 /// The breaker's word. Whether the upstream can be reached a read finds out; a write, which could end in doubt, lets a mere
 /// connection find out first.
-async fn permit(gate: &Gate, call: &Call) -> Result<Pass, Refusal> {
-    let (upstream, part) = (gate.upstream(), call.part());
+async fn permit(gateway: &Gateway, call: &Call) -> Result<Pass, Refusal> {
+    let (upstream, part) = (gateway.upstream(), call.part());
     let breaker = upstream.breaker();
     let open = match breaker.permit(call.row.retry, &part) {
         Ok(pass) => return Ok(pass),
@@ -130,12 +130,12 @@ pub(super) fn refused(open: Open) -> Refusal {
     Refusal::BreakerOpen { what: open.what, retry_after: open.retry_after }
 }
 
-async fn turn(gate: &Gate, call: &Call) -> Result<Slot, Refusal> {
-    let latest = call.deadline.min(gate.clock.now() + call.policy.config.upstream.quota_wait);
+async fn turn(gateway: &Gateway, call: &Call) -> Result<Slot, Refusal> {
+    let latest = call.deadline.min(gateway.clock.now() + call.policy.config.upstream.quota_wait);
     let eligible = call.policy.eligible(call.bucket);
-    let turn = gate.quota.turn(call.bucket, call.caller(), eligible, latest).await;
+    let turn = gateway.quota.turn(call.bucket, call.caller(), eligible, latest).await;
     let slot = turn.map_err(no_turn)?;
-    match call.still_allowed(gate) {
+    match call.still_allowed(gateway) {
         Ok(()) => Ok(slot),
         Err(refusal) => {
             slot.unsent();
@@ -154,8 +154,8 @@ pub(super) fn no_turn(refused: Refused) -> Refusal {
 
 /// Sends the call, again where that is safe, until it has an ending that stays. `begins` is called when nothing is waited for
 /// any more.
-pub(super) async fn forward(gate: &Gate, call: &Call, mut ticket: Ticket, begins: impl FnOnce()) -> Sent {
-    let upstream = gate.upstream();
+pub(super) async fn forward(gateway: &Gateway, call: &Call, mut ticket: Ticket, begins: impl FnOnce()) -> Sent {
+    let upstream = gateway.upstream();
     let (mut slot, mut ready, mut begins) = (ticket.slot.take(), ticket.connection.take(), Some(begins));
     let mut quota_wait = ticket.waited;
     let (mut attempts, mut unsure, mut silent) = (0, false, false);
@@ -163,17 +163,17 @@ pub(super) async fn forward(gate: &Gate, call: &Call, mut ticket: Ticket, begins
     let ending = loop {
         let connected = match ready.take() {
             Some(connection) => Ok(connection),
-            None => connection(gate, call).await,
+            None => connection(gateway, call).await,
         };
         // What it may do is asked once more, now that nothing is waited for.
-        let connection = match connected.and_then(|connection| call.still_allowed(gate).map(|()| connection)) {
+        let connection = match connected.and_then(|connection| call.still_allowed(gateway).map(|()| connection)) {
             Ok(connection) => connection,
             Err(refusal) => {
                 slot.take().into_iter().for_each(Slot::unsent);
                 break last.ok_or(refusal);
             }
         };
-        let time = attempt_time(call, gate);
+        let time = attempt_time(call, gateway);
         if time < LEAST_AGAIN
             && let Some(last) = last
         {
@@ -187,17 +187,17 @@ pub(super) async fn forward(gate: &Gate, call: &Call, mut ticket: Ticket, begins
         // One that was cut short by what was waited for before proves nothing about the upstream.
         silent |= ending.told() == Told::Silent && time >= call.attempt() / 2;
         let about = About { request: &call.id, row: &call.row, bucket: call.bucket };
-        account_for(gate, &about, slot.take(), &ending);
+        account_for(gateway, &about, slot.take(), &ending);
         let attempted = Attempted {
             class: call.row.retry,
             number: attempts,
             ending: &ending,
             token_changed: upstream.token_generation() != generation,
-            left: call.left(&gate.clock),
+            left: call.left(&gateway.clock),
         };
         let Next::Again { pause } = upstream.next(call.caller(), &attempted) else { break Ok(ending) };
         tokio::time::sleep(pause).await;
-        match turn(gate, call).await {
+        match turn(gateway, call).await {
             Ok(next) => {
                 quota_wait += next.waited();
                 slot = Some(next);
@@ -218,9 +218,9 @@ pub(super) async fn forward(gate: &Gate, call: &Call, mut ticket: Ticket, begins
     Sent { attempts, ambiguous: unsure || ambiguous(&ending), effect, quota_wait, ending: Ok(ending) }
 }
 
-fn attempt_time(call: &Call, gate: &Gate) -> Duration {
+fn attempt_time(call: &Call, gateway: &Gateway) -> Duration {
     // A little before the deadline, so that what is said is how the attempt ended.
-    let left = call.left(&gate.clock);
+    let left = call.left(&gateway.clock);
     call.attempt().min(left.saturating_sub(ANSWERING.min(left / 10)))
 }
 
@@ -232,8 +232,8 @@ pub(super) struct About<'a> {
 }
 
 /// What an attempt tells the quota and the meters.
-pub(super) fn account_for(gate: &Gate, about: &About<'_>, slot: Option<Slot>, ending: &Ending) {
-    gate.meters.attempt(ending.name());
+pub(super) fn account_for(gateway: &Gateway, about: &About<'_>, slot: Option<Slot>, ending: &Ending) {
+    gateway.meters.attempt(ending.name());
     // A slot is held until its 429 has closed the bucket: what ends before counts as proof that the upstream takes more.
     let _held = match (ending, slot) {
         (Ending::NotSent(_) | Ending::NoRoom { status: None, .. }, Some(slot)) => {
@@ -244,7 +244,7 @@ pub(super) fn account_for(gate: &Gate, about: &About<'_>, slot: Option<Slot>, en
     };
     let Ending::Answered(answered) = ending else {
         if matches!(ending, Ending::Leaked { .. }) {
-            gate.meters.leaks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            gateway.meters.leaks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             tracing::error!(request = %about.request, operation = %about.row.id, "an answer held the token and was withheld");
         }
         return;
@@ -252,20 +252,20 @@ pub(super) fn account_for(gate: &Gate, about: &About<'_>, slot: Option<Slot>, en
     match answered.status {
         StatusCode::TOO_MANY_REQUESTS => {
             tracing::warn!(operation = %about.row.id, "the upstream answered 429: its quota is closed for a while");
-            gate.quota.close(about.bucket, retry_after(&answered.headers, gate.clock.wall()));
+            gateway.quota.close(about.bucket, retry_after(&answered.headers, gateway.clock.wall()));
         }
         StatusCode::UNAUTHORIZED => {
-            gate.meters.token_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            gateway.meters.token_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         StatusCode::FORBIDDEN if !is_json(&answered.headers) => {
-            gate.meters.edge_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            gateway.meters.edge_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         _ => {}
     }
     if !answered.status.is_server_error() {
-        gate.meters.answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        gateway.meters.answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
-    learn(gate, about.row, answered);
+    learn(gateway, about.row, answered);
 }
 
 pub(super) fn is_json(headers: &HeaderMap) -> bool {
@@ -273,7 +273,7 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// `license.apiLimit` of the organizations in an answer is their quota.
-fn learn(gate: &Gate, row: &Operation, answered: &Answered) {
+fn learn(gateway: &Gateway, row: &Operation, answered: &Answered) {
     #[derive(serde::Deserialize)]
     struct Organization {
         id: u64,
@@ -295,7 +295,7 @@ fn learn(gate: &Gate, row: &Operation, answered: &Answered) {
         serde_json::from_str(found).or_else(|_| serde_json::from_str(found).map(|one| vec![one])).unwrap_or_default();
     for organization in organizations {
         if let Some(limit) = organization.license.and_then(|license| license.api_limit).filter(|limit| *limit > 0) {
-            gate.quota.learn(organization.id, limit);
+            gateway.quota.learn(organization.id, limit);
         }
     }
 }

@@ -16,10 +16,10 @@ use super::answer::{AnswerBody, Reply};
 use super::call::{Call, is_read, outgoing, recorded_query};
 use super::door::{Busy, Names, Peer};
 use super::fetch::{fetch, fetch_ahead};
-use super::gate::Gate;
 use super::policy::{Policy, bucket};
 use super::recall::{Asked, Recalled, recall};
 use super::refusal::Refusal;
+use super::state::Gateway;
 use super::write::write;
 use super::{body, steps, tags};
 use crate::callers::Kind;
@@ -27,26 +27,26 @@ use crate::callers::Kind;
 /// Answers one request: whatever happens inside, there is one answer and one record. The account is opened by the call
 /// itself: a caller who hangs up before the first poll leaves a record too.
 pub fn answer(
-    gate: Arc<Gate>,
+    gateway: Arc<Gateway>,
     peer: &Peer,
     request: Request<Incoming>,
 ) -> impl Future<Output = Response<AnswerBody>> + Send + use<> {
     let busy = peer.busy(); // 1: the door has accepted it
-    let mut account = Account::open(&gate, peer, &request);
+    let mut account = Account::open(&gateway, peer, &request);
     let names = peer.names.clone();
     let (head, body) = request.into_parts();
     // A block, not a function: a function's future would hold its arguments twice.
     async move {
-        let policy = gate.policy(); // one snapshot for the whole life
+        let policy = gateway.policy(); // one snapshot for the whole life
         let lived =
-            AssertUnwindSafe(life(&gate, &policy, &mut account, &head, body, (&names, &busy))).catch_unwind().await;
+            AssertUnwindSafe(life(&gateway, &policy, &mut account, &head, body, (&names, &busy))).catch_unwind().await;
         let reply = lived.unwrap_or_else(|_| {
-            gate.meters.faults.fetch_add(1, Ordering::Relaxed);
+            gateway.meters.faults.fetch_add(1, Ordering::Relaxed);
             Err(Refusal::Internal)
         });
         // An answer reaches only a caller whose rights cover it at this moment.
         let reply = match reply {
-            Ok(reply) if !policy.is_in_force() => account.covered(&gate.policy()).map(|()| reply),
+            Ok(reply) if !policy.is_in_force() => account.covered(&gateway.policy()).map(|()| reply),
             reply => reply,
         };
         account.close(reply, head.headers, busy) // 13
@@ -58,7 +58,7 @@ pub fn answer(
 /// # Errors
 /// Why the gateway answers by itself.
 async fn life(
-    gate: &Arc<Gate>,
+    gateway: &Arc<Gateway>,
     policy: &Arc<Policy>,
     account: &mut Account,
     head: &Parts,
@@ -96,7 +96,7 @@ async fn life(
     // 7 read the body
     let has_body = !body.is_end_stream();
     let incoming = body::Reading { row, headers: &head.headers, limits: policy.limits(), holder: &holds.bodies };
-    let body = incoming.whole(body, &gate.clock).await?;
+    let body = incoming.whole(body, &gateway.clock).await?;
     let read = account.read_whole(has_body);
     let id = account.id();
     let call = |goes: &str, within| Call {
@@ -118,22 +118,22 @@ async fn life(
     // 8 to 12; boxed, so that what only they need does not weigh on every hit
     if !is_read(&head.method) {
         let call = call(&plan.target, upstream.write_deadline);
-        return Box::pin(write(gate, account, call, &head.headers)).await;
+        return Box::pin(write(gateway, account, call, &head.headers)).await;
     }
     // 8 recall: authorized first, no caller is part of the key
     let headers = &head.headers;
     let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers };
-    match recall(gate, &asked, read)? {
+    match recall(gateway, &asked, read)? {
         Recalled::Answer { reply, ahead } => {
-            gate.quota.saved(bucket(&matched), &member.config.name);
+            gateway.quota.saved(bucket(&matched), &member.config.name);
             if let Some(wanted) = ahead {
-                fetch_ahead(gate, call(&wanted.target, upstream.deadline), &wanted);
+                fetch_ahead(gateway, call(&wanted.target, upstream.deadline), &wanted);
             }
             Ok(reply)
         }
         Recalled::Fetch(wanted) => {
             let call = call(&wanted.target, upstream.deadline);
-            Box::pin(fetch(gate, account, call, wanted)).await
+            Box::pin(fetch(gateway, account, call, wanted)).await
         }
     }
 }

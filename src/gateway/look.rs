@@ -12,9 +12,9 @@ use serde_json::Value;
 
 use super::evidence::{Evidence, Question};
 use super::forward::{About, account_for, is_json, outgoing_headers};
-use super::gate::Gate;
 use super::policy::{Policy, bucket_of};
 use super::settle::{Verdict, settle};
+use super::state::Gateway;
 use super::tags::{self, Parameters};
 use super::target::path_with;
 use crate::audit::Doubt;
@@ -96,10 +96,10 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    fn now(gate: &Gate) -> Self {
+    fn now(gateway: &Gateway) -> Self {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let attempts: u64 = gate.meters.attempts.iter().map(read).sum();
-        Self { answers: read(&gate.meters.answers), asked: attempts.saturating_sub(read(&gate.meters.looks)) }
+        let attempts: u64 = gateway.meters.attempts.iter().map(read).sum();
+        Self { answers: read(&gateway.meters.answers), asked: attempts.saturating_sub(read(&gateway.meters.looks)) }
     }
 }
 
@@ -138,10 +138,10 @@ impl Looks {
     }
 
     /// From now on this doubt is watched; what is heard of the upstream later counts.
-    pub(super) fn watch(&self, gate: &Gate, cache: &config::Cache, intent: u64) -> Watched {
-        let now = gate.clock.now();
+    pub(super) fn watch(&self, gateway: &Gateway, cache: &config::Cache, intent: u64) -> Watched {
+        let now = gateway.clock.now();
         let new =
-            || Watched { since: now, before: Heard::now(gate), looks: 0, due: now + cache.settle, why: Why::Early };
+            || Watched { since: now, before: Heard::now(gateway), looks: 0, due: now + cache.settle, why: Why::Early };
         *self.watched().entry(intent).or_insert_with(new)
     }
 
@@ -212,21 +212,21 @@ impl<'p> Plan<'p> {
 }
 
 /// Looks, for as long as the service runs: one look at a time.
-pub async fn run(gate: Arc<Gate>) {
+pub async fn run(gateway: Arc<Gateway>) {
     loop {
-        gate.clock.sleep_until(gate.clock.now() + ROUND).await;
-        round(&gate).await;
+        gateway.clock.sleep_until(gateway.clock.now() + ROUND).await;
+        round(&gateway).await;
     }
 }
 
-async fn round(gate: &Arc<Gate>) {
-    let doubts = gate.log.doubts().list();
-    gate.looks.keep(&doubts);
+async fn round(gateway: &Arc<Gateway>) {
+    let doubts = gateway.log.doubts().list();
+    gateway.looks.keep(&doubts);
     for doubt in doubts {
-        let policy = gate.policy();
-        let watched = gate.looks.watch(gate, &policy.config.cache, doubt.intent);
-        if let Err(why) = attend(gate, &policy, &doubt, watched).await {
-            gate.looks.change(doubt.intent, |watched| watched.why = why);
+        let policy = gateway.policy();
+        let watched = gateway.looks.watch(gateway, &policy.config.cache, doubt.intent);
+        if let Err(why) = attend(gateway, &policy, &doubt, watched).await {
+            gateway.looks.change(doubt.intent, |watched| watched.why = why);
         }
     }
 }
@@ -235,43 +235,43 @@ async fn round(gate: &Arc<Gate>) {
 ///
 /// # Errors
 /// Why not.
-async fn attend(gate: &Arc<Gate>, policy: &Policy, doubt: &Doubt, watched: Watched) -> Result<(), Why> {
+async fn attend(gateway: &Arc<Gateway>, policy: &Policy, doubt: &Doubt, watched: Watched) -> Result<(), Why> {
     let plan = Plan::of(policy, doubt)?;
-    let now = gate.clock.now();
+    let now = gateway.clock.now();
     if now >= watched.since + LOOKED_MAX {
         return Err(Why::GivenUp);
     }
     if now < watched.due {
         return Err(if watched.looks == 0 { Why::Early } else { watched.why });
     }
-    if !gate.log.writable() {
+    if !gateway.log.writable() {
         return Err(Why::NoLog);
     }
-    let upstream = gate.upstream();
+    let upstream = gateway.upstream();
     let too_late = now >= watched.over(&policy.config.cache);
-    if !answers_again(gate, &watched, too_late) {
+    if !answers_again(gateway, &watched, too_late) {
         return Err(Why::Unanswered);
     }
     let pass = upstream.breaker().permit(Retry::Safe, &plan.part()).map_err(|_open| Why::Unanswered)?;
-    let slot = gate.quota.spare(plan.bucket).await.ok_or(Why::NoQuota)?;
-    if gate.draining() || !gate.log.doubts().contains(doubt.intent) {
+    let slot = gateway.quota.spare(plan.bucket).await.ok_or(Why::NoQuota)?;
+    if gateway.draining() || !gateway.log.doubts().contains(doubt.intent) {
         slot.unsent();
         return Ok(());
     }
-    let why = look(gate, policy, doubt, &plan, (&upstream, pass, slot), too_late).await;
-    gate.looks.change(doubt.intent, |watched| watched.looked(gate.clock.now(), &policy.config.cache, why));
+    let why = look(gateway, policy, doubt, &plan, (&upstream, pass, slot), too_late).await;
+    gateway.looks.change(doubt.intent, |watched| watched.looked(gateway.clock.now(), &policy.config.cache, why));
     Ok(())
 }
 
 /// Has the upstream answered anybody since? Where nobody has asked until the doubt window is over, the look itself asks.
-fn answers_again(gate: &Gate, watched: &Watched, too_late: bool) -> bool {
-    let now = Heard::now(gate);
+fn answers_again(gateway: &Gateway, watched: &Watched, too_late: bool) -> bool {
+    let now = Heard::now(gateway);
     now.answers > watched.before.answers || (too_late && now.asked == watched.before.asked)
 }
 
 /// One look, and what it settles; else why the doubt stays.
 async fn look(
-    gate: &Arc<Gate>,
+    gateway: &Arc<Gateway>,
     policy: &Policy,
     doubt: &Doubt,
     plan: &Plan<'_>,
@@ -279,7 +279,7 @@ async fn look(
     too_late: bool,
 ) -> Why {
     let headers = outgoing_headers(&HeaderMap::new(), false);
-    let answers = gate.callers.own.answers.clone();
+    let answers = gateway.callers.own.answers.clone();
     let outgoing = Outgoing { method: Method::GET, target: plan.target.clone(), headers, body: Bytes::new(), answers };
     let time = policy.config.upstream.attempt;
     let Some(connection) = upstream.connection(None, time).await else {
@@ -287,15 +287,15 @@ async fn look(
         return Why::Failed;
     };
     let ending = upstream.attempt(connection, &outgoing, time, false).await;
-    gate.meters.looks.fetch_add(1, Ordering::Relaxed);
+    gateway.meters.looks.fetch_add(1, Ordering::Relaxed);
     let about = About { request: &doubt.request, row: plan.read, bucket: plan.bucket };
-    account_for(gate, &about, Some(slot), &ending);
+    account_for(gateway, &about, Some(slot), &ending);
     upstream.breaker().report(pass, ending.told());
     let Ending::Answered(answered) = ending else { return Why::Failed };
     let body: Option<Value> =
         is_json(&answered.headers).then(|| serde_json::from_slice(answered.body.bytes()).ok()).flatten();
     let question = Question { look: plan.look, parameters: &plan.parameters, marks: doubt.marks.as_ref(), too_late };
-    let (done, because) = match question.judge(&gate.log, answered.status, body.as_ref()) {
+    let (done, because) = match question.judge(&gateway.log, answered.status, body.as_ref()) {
         Evidence::Done(because) => (true, because),
         Evidence::NotDone(because) => (false, because),
         Evidence::Nothing if answered.status.is_success() => return Why::Unproved,
@@ -308,8 +308,8 @@ async fn look(
         detail: Some(format!("looked: GET {} answered {status}, {because}", plan.target).into()),
         upstream_status: Some(status),
     };
-    if settle(gate, doubt.intent, verdict).await.is_ok() {
-        gate.meters.settled_by_look.fetch_add(1, Ordering::Relaxed);
+    if settle(gateway, doubt.intent, verdict).await.is_ok() {
+        gateway.meters.settled_by_look.fetch_add(1, Ordering::Relaxed);
     }
     Why::Unproved
 }

@@ -1,6 +1,6 @@
 //! The gateway: the callers' door and the life of every request.
 //!
-//! [`life`] is the list of steps; each step has its module. [`Gate`] is what all requests share.
+//! [`life`] is the list of steps; each step has its module. [`Gateway`] is what all requests share.
 
 mod account;
 mod answer;
@@ -13,7 +13,6 @@ pub mod explain;
 mod fetch;
 mod fields;
 mod forward;
-mod gate;
 mod ink;
 mod keys;
 pub mod life;
@@ -26,6 +25,7 @@ mod recall;
 mod recognise;
 pub mod refusal;
 pub mod settle;
+mod state;
 pub mod steps;
 mod tags;
 pub mod tally;
@@ -33,5 +33,5 @@ pub mod target;
 mod write;
 
 pub use answer::AnswerBody;
-pub use gate::{Engines, Gate};
 pub use keys::LogOfKeys;
+pub use state::{Engines, Gateway};

@@ -9,10 +9,10 @@ use http::{HeaderMap, StatusCode};
 
 use super::answer::{Body, Facts, Reply, strong_etag};
 use super::fetch::narrow;
-use super::gate::Gate;
 use super::narrow::Page;
 use super::policy::{Member, Policy};
 use super::refusal::Refusal;
+use super::state::Gateway;
 use super::target::{Plan, Target};
 use crate::audit;
 use crate::cache::{CacheStatus, Entry, Lane, Recall, Terms, Why, Wish};
@@ -60,7 +60,7 @@ pub(super) struct Asked<'a> {
 ///
 /// # Errors
 /// `only-if-cached` with nothing usable; a stored list that cannot be narrowed.
-pub(super) fn recall(gate: &Gate, asked: &Asked<'_>, now: Instant) -> Result<Recalled, Refusal> {
+pub(super) fn recall(gateway: &Gateway, asked: &Asked<'_>, now: Instant) -> Result<Recalled, Refusal> {
     let scope = &asked.member.config.organizations;
     let array = asked.matched.operation.narrow.as_deref();
     let page = array.filter(|_| !scope.is_all()).map(|_| Page::of(asked.target));
@@ -94,8 +94,8 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>, now: Instant) -> Result<Rec
         wanted.together = !wish.no_store;
         return Ok(Recalled::Fetch(wanted));
     }
-    let found = held(gate, asked, &key, &wish, now);
-    gate.cache.count(&found);
+    let found = held(gateway, asked, &key, &wish, now);
+    gateway.cache.count(&found);
     match found {
         Recall::Hit(entry) => {
             let ttl = entry.ttl(now);
@@ -121,28 +121,28 @@ pub(super) fn recall(gate: &Gate, asked: &Asked<'_>, now: Instant) -> Result<Rec
 }
 
 /// What memory has under this key, or can make of what it has.
-pub(super) fn held(gate: &Gate, asked: &Asked<'_>, key: &str, wish: &Wish, now: Instant) -> Recall {
+pub(super) fn held(gateway: &Gateway, asked: &Asked<'_>, key: &str, wish: &Wish, now: Instant) -> Recall {
     let terms =
         Terms { refresh_floor: asked.policy.config.cache.refresh_floor, may_refresh: asked.member.config.may_refresh };
-    let peek = |key: &str| gate.cache.peek(key, wish, &terms, now);
+    let peek = |key: &str| gateway.cache.peek(key, wish, &terms, now);
     match peek(key) {
         found @ (Recall::Fetch { .. } | Recall::NotHeld) if asked.policy.config.cache.column_subsets => {
-            fewer_columns(gate, asked, key, peek).map_or(found, Recall::Hit)
+            fewer_columns(gateway, asked, key, peek).map_or(found, Recall::Hit)
         }
         found @ (Recall::Hit(_) | Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld) => found,
     }
 }
 
 /// An entry cut from one that has more columns; it is as old as that one, and stored for who asks next.
-fn fewer_columns(gate: &Gate, asked: &Asked<'_>, key: &str, peek: impl Fn(&str) -> Recall) -> Option<Arc<Entry>> {
+fn fewer_columns(gateway: &Gateway, asked: &Asked<'_>, key: &str, peek: impl Fn(&str) -> Recall) -> Option<Arc<Entry>> {
     let array = asked.matched.operation.columns.as_deref()?;
     let held = |key: &str| match peek(key) {
         Recall::Hit(entry) if entry.status == StatusCode::OK => Some((entry.clone(), entry.body.clone())),
         Recall::Hit(_) | Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld => None,
     };
-    let (entry, body) = gate.columns.cut(key, array, held)?;
+    let (entry, body) = gateway.columns.cut(key, array, held)?;
     let etag = strong_etag(&HeaderMap::new(), &body);
-    Some(gate.cache.store_part(key, &entry, body.into(), etag))
+    Some(gateway.cache.store_part(key, &entry, body.into(), etag))
 }
 
 /// A narrowed list is taken whole: one entry for the callers of all scopes.

@@ -7,8 +7,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::answer::{Body, Facts, Passed, Reply};
 use super::call::Call;
-use super::gate::Gate;
 use super::refusal::Refusal;
+use super::state::Gateway;
 use crate::answers::{Answer, Claim, Ended, Keyed, Known, NotNew, Refused};
 use crate::audit::{self, Outcome};
 use crate::words::{Fingerprint, RequestId};
@@ -40,8 +40,8 @@ impl Identity {
     ///
     /// # Errors
     /// It is held.
-    pub(super) fn held(&self, gate: &Gate, call: &Call) -> Result<(), Refusal> {
-        let equal = || gate.log.doubts().held(&call.member.config.name, self.write);
+    pub(super) fn held(&self, gateway: &Gateway, call: &Call) -> Result<(), Refusal> {
+        let equal = || gateway.log.doubts().held(&call.member.config.name, self.write);
         match self.claim.is_none().then(equal).flatten() {
             Some(first) => Err(Refusal::HeldInDoubt { first }),
             None => Ok(()),
@@ -53,16 +53,16 @@ impl Identity {
 ///
 /// # Errors
 /// Its key is none, taken by another request, under way or in doubt; or its equal is in doubt.
-pub(super) async fn recognise(gate: &Gate, call: &Call, headers: &HeaderMap) -> Result<Recognised, Refusal> {
+pub(super) async fn recognise(gateway: &Gateway, call: &Call, headers: &HeaderMap) -> Result<Recognised, Refusal> {
     let caller = call.member.config.name.as_bytes();
     let parts: [&[u8]; 4] = [caller, call.row.id.as_bytes(), call.outgoing.target.as_bytes(), &call.outgoing.body];
-    let write = gate.log.fingerprint(&parts);
+    let write = gateway.log.fingerprint(&parts);
     let Some(key) = key(headers)? else {
         let identity = Identity { write, claim: None };
-        return identity.held(gate, call).map(|()| Recognised::New(identity));
+        return identity.held(gateway, call).map(|()| Recognised::New(identity));
     };
-    let key = gate.log.fingerprint(&[b"idempotency", caller, key]);
-    let in_doubt = || match gate.log.doubts().keyed(key) {
+    let key = gateway.log.fingerprint(&[b"idempotency", caller, key]);
+    let in_doubt = || match gateway.log.doubts().keyed(key) {
         Some(first) => Err(Refusal::KeyInDoubt { first }),
         None => Ok(()),
     };
@@ -70,10 +70,11 @@ pub(super) async fn recognise(gate: &Gate, call: &Call, headers: &HeaderMap) -> 
     // claim, so that a doubt that is settled as done meanwhile is seen by it; and after, so that a write that fell into doubt is.
     in_doubt()?;
     let keyed = Keyed { key, write, request: call.id, caller: call.member.config.name.clone() };
-    let known = gate.answers.claim(keyed, call.policy.config.callers.len()).await.map_err(|refused| match refused {
-        Refused::NoRoom => Refusal::NoRoomForKey,
-        Refused::Unavailable => Refusal::AnswersUnavailable,
-    })?;
+    let known =
+        gateway.answers.claim(keyed, call.policy.config.callers.len()).await.map_err(|refused| match refused {
+            Refused::NoRoom => Refusal::NoRoomForKey,
+            Refused::Unavailable => Refusal::AnswersUnavailable,
+        })?;
     in_doubt()?;
     match known {
         Known::New(claim) => Ok(Recognised::New(Identity { write, claim: Some(claim) })),

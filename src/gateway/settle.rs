@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::gate::Gate;
+use super::state::Gateway;
 use crate::answers::Keyed;
 use crate::audit::{CannotRecord, Doubt, Kind, Outcome, Peer, Record};
 use crate::cache::After;
@@ -35,19 +35,19 @@ pub enum NotSettled {
 ///
 /// # Errors
 /// [`NotSettled`].
-pub async fn settle(gate: &Arc<Gate>, intent: u64, verdict: Verdict) -> Result<(), NotSettled> {
+pub async fn settle(gateway: &Arc<Gateway>, intent: u64, verdict: Verdict) -> Result<(), NotSettled> {
     // In a task of its own: whoever hangs up, what was queued for the disk is not claimed a second time.
-    let task = gate.tasks.spawn(claimed(gate.clone(), intent, verdict));
+    let task = gateway.tasks.spawn(claimed(gateway.clone(), intent, verdict));
     task.await.unwrap_or(Err(NotSettled::CannotRecord))
 }
 
-async fn claimed(gate: Arc<Gate>, intent: u64, verdict: Verdict) -> Result<(), NotSettled> {
-    let claim = gate.log.doubts().claim(intent).ok_or(NotSettled::NoDoubt)?;
+async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Verdict) -> Result<(), NotSettled> {
+    let claim = gateway.log.doubts().claim(intent).ok_or(NotSettled::NoDoubt)?;
     let doubt = claim.doubt().clone();
     let keyed = keyed(&doubt);
     if let Some(keyed) = keyed.clone().filter(|_| verdict.done) {
         // Before the settlement: after it the doubt holds the key no more.
-        gate.answers.settle_done(keyed).await;
+        gateway.answers.settle_done(keyed).await;
     }
     let by = if verdict.peer.is_some() { "operator" } else { "look" };
     let record = Record {
@@ -61,16 +61,16 @@ async fn claimed(gate: Arc<Gate>, intent: u64, verdict: Verdict) -> Result<(), N
         outcome: Some(if verdict.done { Outcome::Done } else { Outcome::Rejected }),
         upstream_status: verdict.upstream_status,
         detail: verdict.detail,
-        ..Record::new(Kind::Settlement, gate.clock.wall())
+        ..Record::new(Kind::Settlement, gateway.clock.wall())
     };
-    let recorded = gate.log.commit(record).await;
+    let recorded = gateway.log.commit(record).await;
     let is_late = recorded.is_err_and(CannotRecord::is_recorded);
     if recorded.is_ok() || is_late {
         let (caller, operation, done) = (&*doubt.caller, &*doubt.operation, verdict.done);
         tracing::info!(target: EACH, request = %doubt.request, caller, operation, done, by, "a write in doubt was settled");
-        gate.fence_doubt(&doubt, After::Settled { settle: gate.policy().config.cache.settle });
+        gateway.fence_doubt(&doubt, After::Settled { settle: gateway.policy().config.cache.settle });
         if let Some(keyed) = keyed.filter(|_| !verdict.done) {
-            gate.answers.settle_not_done(keyed.key, keyed.request).await;
+            gateway.answers.settle_not_done(keyed.key, keyed.request).await;
         }
     }
     if is_late {

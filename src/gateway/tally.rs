@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::gate::Gate;
+use super::state::Gateway;
 use crate::audit::{Counted, Kind, Log, Peer, Record, Room};
 
 /// Refusals of one peer or caller in a minute that leave a record of their own.
@@ -144,10 +144,10 @@ impl Tally {
 }
 
 /// Leaves the records of minutes that are over, until shutdown begins.
-pub async fn run(gate: Arc<Gate>) {
+pub async fn run(gateway: Arc<Gateway>) {
     loop {
-        gate.clock.sleep_until(gate.clock.now() + ROUND).await;
-        gate.tally.settle(&gate.log, (gate.clock.now(), gate.clock.wall()), false);
+        gateway.clock.sleep_until(gateway.clock.now() + ROUND).await;
+        gateway.tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), false);
     }
 }
 

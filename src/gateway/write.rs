@@ -11,10 +11,10 @@ use super::answer::{Body, Facts, Reply};
 use super::call::{Call, recorded_fields};
 use super::fetch::pass;
 use super::forward::{Sent, Ticket, forward, ticket, write_answer};
-use super::gate::Gate;
 use super::order::Held;
 use super::recognise::{self, Identity, Recognised, recognise};
 use super::refusal::Refusal;
+use super::state::Gateway;
 use super::{evidence, tags};
 use crate::answers::Claim;
 use crate::audit::{self, CannotRecord, Kind, Name, Outcome, Record, Room};
@@ -34,12 +34,12 @@ type Settled = (Result<Reply, Refusal>, Option<Outcome>);
 /// # Errors
 /// Why the gateway answers by itself.
 pub(super) async fn write(
-    gate: &Arc<Gate>,
+    gateway: &Arc<Gateway>,
     account: &mut Account,
     call: Call,
     headers: &HeaderMap,
 ) -> Result<Reply, Refusal> {
-    let identity = match recognise(gate, &call, headers).await? {
+    let identity = match recognise(gateway, &call, headers).await? {
         Recognised::New(identity) => identity,
         Recognised::Replayed(outcome, reply) => {
             account.outcome = Some(outcome);
@@ -47,20 +47,24 @@ pub(super) async fn write(
         }
     };
     let order = async {
-        if call.row.retry == Retry::Idempotent { Some(gate.order.turn(&call.path, call.caller()).await) } else { None }
+        if call.row.retry == Retry::Idempotent {
+            Some(gateway.order.turn(&call.path, call.caller()).await)
+        } else {
+            None
+        }
     };
-    let order = tokio::time::timeout(call.patience(&gate.clock), order).await.map_err(|_| Refusal::NoTurn)?;
-    let ticket = ticket(gate, &call).await?; // before the intent: a crash in the queue must not leave in doubt what was never sent
-    identity.held(gate, &call)?; // an equal write may have ended in doubt meanwhile
+    let order = tokio::time::timeout(call.patience(&gateway.clock), order).await.map_err(|_| Refusal::NoTurn)?;
+    let ticket = ticket(gateway, &call).await?; // before the intent: a crash in the queue must not leave in doubt what was never sent
+    identity.held(gateway, &call)?; // an equal write may have ended in doubt meanwhile
     account.record().fields = recorded_fields(&call.row, &call.outgoing.body);
     let call = Arc::new(call);
     let (account_for, place) = (account.hand_over(), account.hand_over_place());
-    let task = carry_out(gate.clone(), call.clone(), account_for, identity, ticket, order);
-    let task = gate.tasks.spawn(async move {
+    let task = carry_out(gateway.clone(), call.clone(), account_for, identity, ticket, order);
+    let task = gateway.tasks.spawn(async move {
         let _place = place;
         task.await
     });
-    match tokio::time::timeout(call.left(&gate.clock), task).await {
+    match tokio::time::timeout(call.left(&gateway.clock), task).await {
         Ok(Ok((reply, outcome))) => {
             account.outcome = outcome;
             reply
@@ -72,7 +76,7 @@ pub(super) async fn write(
         Err(_elapsed) => {
             account.outcome = Some(Outcome::InDoubt);
             // The task goes on and records what comes of it; until then whatever the write touches may change.
-            fence(gate, &call, true, None);
+            fence(gateway, &call, true, None);
             let why = Why { error: ProxyError::HttpResponseTimeout, text: "no answer came before the deadline".into() };
             Err(Refusal::DoubtTimedOut { why })
         }
@@ -81,14 +85,14 @@ pub(super) async fn write(
 
 /// Steps 10 to 12, in a task of their own: from here on a caller who hangs up changes nothing.
 async fn carry_out(
-    gate: Arc<Gate>,
+    gateway: Arc<Gateway>,
     call: Arc<Call>,
     (record, room, _name): (Record, Option<Room>, Name),
     identity: Identity,
     ticket: Ticket,
     order: Option<Held>,
 ) -> Settled {
-    let intent = match intend(&gate, &call, &record, &identity).await {
+    let intent = match intend(&gateway, &call, &record, &identity).await {
         Ok(intent) => intent,
         Err(cannot) => {
             let refusal = Refusal::CannotRecord;
@@ -102,15 +106,15 @@ async fn carry_out(
     };
     drop(room); // the intent has room for its outcome
     let record = Some(Record { intent: Some(intent), ..record });
-    let mut open = Intended { gate: gate.clone(), call: call.clone(), record, claim: identity.claim };
-    let Sent { ending, attempts, ambiguous, effect, quota_wait } = forward(&gate, &call, ticket, || {}).await;
+    let mut open = Intended { gateway: gateway.clone(), call: call.clone(), record, claim: identity.claim };
+    let Sent { ending, attempts, ambiguous, effect, quota_wait } = forward(&gateway, &call, ticket, || {}).await;
     let upstream_status = ending.as_ref().ok().and_then(Ending::status);
     let outcome = outcome(effect);
     let facts = Facts { attempts, upstream_status, quota_wait, outcome: Some(outcome) };
     let answered = ending.and_then(|ending| write_answer(ending, effect));
     if may_have_effect(effect, upstream_status) || ambiguous {
         let body = answered.as_ref().ok().map(|answered| answered.body.bytes().as_ref());
-        fence(&gate, &call, ambiguous, body);
+        fence(&gateway, &call, ambiguous, body);
     }
     drop(order);
     let reply = answered.map(|answered| Reply {
@@ -128,20 +132,20 @@ async fn carry_out(
     });
     open.settle(outcome, &reply, &facts).await;
     if outcome == Outcome::InDoubt {
-        gate.looks.watch(&gate, &call.policy.config.cache, intent);
+        gateway.looks.watch(&gateway, &call.policy.config.cache, intent);
     }
     (reply, Some(outcome))
 }
 
 /// Step 10: the intent is on disk before the first byte goes upstream; its number.
-async fn intend(gate: &Gate, call: &Call, record: &Record, identity: &Identity) -> Result<u64, CannotRecord> {
+async fn intend(gateway: &Gateway, call: &Call, record: &Record, identity: &Identity) -> Result<u64, CannotRecord> {
     let mut intent = record.clone();
     intent.kind = Kind::Intent;
-    intent.time = gate.clock.wall();
+    intent.time = gateway.clock.wall();
     intent.fingerprint = Some(identity.write);
     intent.idempotency = identity.claim.as_ref().map(Claim::key);
-    intent.marks = evidence::marks(&gate.log, &call.row, &call.outgoing.body);
-    gate.log.commit(intent).await
+    intent.marks = evidence::marks(&gateway.log, &call.row, &call.outgoing.body);
+    gateway.log.commit(intent).await
 }
 
 fn outcome(effect: Effect) -> Outcome {
@@ -164,14 +168,14 @@ fn may_have_effect(effect: Effect, status: Option<StatusCode>) -> bool {
 }
 
 /// Step 12, invalidate: from here on nothing that was fetched before is found or joined (promise 3).
-fn fence(gate: &Gate, call: &Call, ambiguous: bool, answer: Option<&[u8]>) {
+fn fence(gateway: &Gateway, call: &Call, ambiguous: bool, answer: Option<&[u8]>) {
     let cache = &call.policy.config.cache;
     let after = if ambiguous {
         After::InDoubt { settle: cache.settle, doubt: cache.doubt }
     } else {
         After::Settled { settle: cache.settle }
     };
-    gate.cache.raise(&tags::invalidated(&call.row, &call.parameters, answer), after);
+    gateway.cache.raise(&tags::invalidated(&call.row, &call.parameters, answer), after);
 }
 
 fn refused(record: &mut Record, call: &Call, refusal: &Refusal) {
@@ -184,7 +188,7 @@ fn refused(record: &mut Record, call: &Call, refusal: &Refusal) {
 
 /// An intent without its outcome yet. Dropped so (a panic, a torn down process), the write is in doubt.
 struct Intended {
-    gate: Arc<Gate>,
+    gateway: Arc<Gateway>,
     call: Arc<Call>,
     record: Option<Record>,
     /// Its idempotency key's: held until the write has ended, or the log knows that it is in doubt.
@@ -201,9 +205,9 @@ impl Intended {
         }
         let Some(mut record) = self.record.take() else { return };
         record.kind = Kind::Outcome;
-        record.time = self.gate.clock.wall();
+        record.time = self.gateway.clock.wall();
         let told = reply.as_ref().map_err(Refusal::clone);
-        match told.and_then(|reply| self.call.still_allowed(&self.gate).map(|()| reply)) {
+        match told.and_then(|reply| self.call.still_allowed(&self.gateway).map(|()| reply)) {
             Ok(reply) => {
                 let (status, _, body) = reply.body.parts();
                 record.status = Some(status.as_u16());
@@ -213,8 +217,8 @@ impl Intended {
             Err(refusal) => refused(&mut record, &self.call, &refusal),
         }
         super::account::fill(&mut record, facts);
-        record.duration_us = Some(super::account::micros(self.call.age(&self.gate.clock)));
-        match tokio::time::timeout(OUTCOME_WAIT, self.gate.log.commit(record)).await {
+        record.duration_us = Some(super::account::micros(self.call.age(&self.gateway.clock)));
+        match tokio::time::timeout(OUTCOME_WAIT, self.gateway.log.commit(record)).await {
             Ok(Ok(_)) => {}
             Ok(Err(cannot)) => {
                 tracing::error!(target: EACH, request = %self.call.id, %cannot, "an outcome could not be recorded: the write will be in doubt");
@@ -229,11 +233,11 @@ impl Intended {
 impl Drop for Intended {
     fn drop(&mut self) {
         let Some(mut record) = self.record.take() else { return };
-        fence(&self.gate, &self.call, true, None);
+        fence(&self.gateway, &self.call, true, None);
         record.kind = Kind::Outcome;
-        record.time = self.gate.clock.wall();
+        record.time = self.gateway.clock.wall();
         record.outcome = Some(Outcome::InDoubt);
         // Queued by the call itself; nobody can wait here.
-        drop(self.gate.log.commit(record));
+        drop(self.gateway.log.commit(record));
     }
 }

@@ -12,12 +12,12 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::desk::Desk;
 use super::html;
 use super::problem::Problem;
 use super::query::Query;
 use super::render::{self, Page, Table, Whole, with_body};
 use super::routes::Form;
+use super::state::OperatorState;
 use crate::audit::{self, Answer, Filter, Followed, Kind, csv, csv_header};
 
 /// What people see of a record at a glance; the rest is in JSON and CSV.
@@ -60,20 +60,20 @@ struct Choices {
 ///
 /// # Errors
 /// A parameter that is no filter; a query that has no answer.
-pub(super) async fn page(desk: &Desk, form: Form, query: &Query) -> Result<Response<Whole>, Problem> {
-    let filter = Filter::parse(query.iter(), desk.gate.clock.wall())?;
-    let policy = desk.gate.policy();
+pub(super) async fn page(state: &OperatorState, form: Form, query: &Query) -> Result<Response<Whole>, Problem> {
+    let filter = Filter::parse(query.iter(), state.gateway.clock.wall())?;
+    let policy = state.gateway.policy();
     let choices = Choices {
         callers: policy.members.iter().map(|member| member.config.name.clone()).collect(),
         operations: policy.catalogue().rows().iter().map(|row| row.id.clone()).collect(),
     };
-    desk.gate.log.flush().await;
+    state.gateway.log.flush().await;
     let asked = query.clone();
     let show = move |found: audit::Page| {
         let records = Records { records: found.records, next: found.next, asked, choices };
         render::page(&records, form, &records.asked)
     };
-    Ok(desk.gate.log.query_as(filter, show).await?)
+    Ok(state.gateway.log.query_as(filter, show).await?)
 }
 
 impl Page for Records {
@@ -175,10 +175,10 @@ fn shown(value: Option<&Value>) -> String {
 ///
 /// # Errors
 /// A parameter that is no filter; too many followers.
-pub(super) fn follow(desk: &Desk, query: &Query) -> Result<Response<Whole>, Problem> {
-    let filter = Filter::parse(query.iter(), desk.gate.clock.wall())?;
-    let turn = desk.followers.clone().try_acquire_owned().map_err(|_| Problem::TooManyFollowers)?;
-    let start = (desk.gate.log.follow(filter), [desk.gate.tasks.stopping(), desk.key_replaced()], turn);
+pub(super) fn follow(state: &OperatorState, query: &Query) -> Result<Response<Whole>, Problem> {
+    let filter = Filter::parse(query.iter(), state.gateway.clock.wall())?;
+    let turn = state.followers.clone().try_acquire_owned().map_err(|_| Problem::TooManyFollowers)?;
+    let start = (state.gateway.log.follow(filter), [state.gateway.tasks.stopping(), state.key_replaced()], turn);
     let lines = stream::unfold(start, |(mut follow, ends, turn)| async move {
         let [stopping, replaced] = &ends;
         let next = tokio::select! {

@@ -10,8 +10,8 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, header};
 use secrecy::zeroize::Zeroizing;
 
-use super::desk::Desk;
 use super::problem::Problem;
+use super::state::OperatorState;
 use crate::config::{Listen, Operator};
 
 /// The host that the request is for, if it is one of ours. What a page of another name makes a browser send here (DNS
@@ -84,20 +84,20 @@ fn is_same(origin: &str, authority: &Authority) -> bool {
 ///
 /// # Errors
 /// No key, a wrong one, two, or too many wrong ones.
-pub(super) fn key(desk: &Arc<Desk>, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), Problem> {
+pub(super) fn key(state: &Arc<OperatorState>, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), Problem> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
     let field = fields.next().ok_or(Problem::NoKey)?;
     if fields.next().is_some() {
         return Err(Problem::TwoCredentials);
     }
     let key = shown(field).ok_or(Problem::NoKey)?;
-    if desk.opens_to(&key) {
+    if state.opens_to(&key) {
         return Ok(());
     }
-    if let Some(retry_after) = desk.failures.blocked(peer) {
+    if let Some(retry_after) = state.failures.blocked(peer) {
         return Err(Problem::TooManyFailures { retry_after });
     }
-    desk.failures.add(peer);
+    state.failures.add(peer);
     Err(Problem::WrongKey)
 }
 

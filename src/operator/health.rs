@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use http::{Response, StatusCode};
 
-use super::desk::Desk;
 use super::query::Query;
 use super::render::{Whole, text};
+use super::state::OperatorState;
 use crate::upstream::Standing;
 
 /// How one thing that readiness looks at is.
@@ -20,14 +20,14 @@ enum State {
 }
 
 /// Whether requests should come here.
-pub(super) fn is_ready(desk: &Desk) -> bool {
-    !checks(desk).iter().any(|(_, state)| matches!(state, State::Failed(_)))
+pub(super) fn is_ready(state: &OperatorState) -> bool {
+    !checks(state).iter().any(|(_, state)| matches!(state, State::Failed(_)))
 }
 
 /// `/readyz`: 200 while reads can be answered, else 503. It says what is not well; `?verbose` also what is.
-pub(super) fn readyz(desk: &Desk, query: &Query) -> Response<Whole> {
-    let checks = checks(desk);
-    let ready = is_ready(desk);
+pub(super) fn readyz(state: &OperatorState, query: &Query) -> Response<Whole> {
+    let checks = checks(state);
+    let ready = is_ready(state);
     let mut words = String::new();
     for (name, state) in checks {
         let _infallible = match state {
@@ -45,28 +45,28 @@ pub(super) fn readyz(desk: &Desk, query: &Query) -> Response<Whole> {
     response
 }
 
-fn checks(desk: &Desk) -> [(&'static str, State); 5] {
-    let gate = &desk.gate;
-    let config = match desk.in_force().error {
+fn checks(state: &OperatorState) -> [(&'static str, State); 5] {
+    let gateway = &state.gateway;
+    let config = match state.in_force().error {
         None => State::Ok,
         Some(_) => State::Degraded("the last reload failed and the configuration before it is in force; see /config"),
     };
-    let log = match (gate.log.writable(), gate.log.has_room()) {
-        (true, true) if gate.log.has_lost() => {
+    let log = match (gateway.log.writable(), gateway.log.has_room()) {
+        (true, true) if gateway.log.has_lost() => {
             State::Degraded("a segment was damaged while it was written to; see the process log")
         }
         (true, true) => State::Ok,
         (false, true) => State::Degraded("it cannot be written, and writes are refused; see the process log"),
         (_, false) => State::Failed("it cannot be written, and its buffer is full; see the process log"),
     };
-    let draining = if gate.draining() { State::Failed("it is shutting down") } else { State::Ok };
-    let upstream = gate.upstream();
+    let draining = if gateway.draining() { State::Failed("it is shutting down") } else { State::Ok };
+    let upstream = gateway.upstream();
     let upstream = match (upstream.breaker().standing(), upstream.breaker().silent()) {
         (Standing::Closed, 0) => State::Ok,
         (Standing::Closed, _) => State::Degraded("Make has not answered some operations lately; see the process log"),
         (Standing::Open | Standing::Probing, _) => State::Degraded("Make could not be reached lately"),
     };
-    let token = if gate.upstream().refuses_token() {
+    let token = if gateway.upstream().refuses_token() {
         State::Degraded("Make refuses the gateway's token: replace it")
     } else {
         State::Ok

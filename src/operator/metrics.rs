@@ -14,11 +14,11 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeG
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::desk::Desk;
 use super::pages::buckets;
 use super::problem::Problem;
 use super::render::{Whole, text};
 use super::routes::Form;
+use super::state::OperatorState;
 use super::{health, process};
 use crate::callers::Kind;
 use crate::gateway::meters::{DURATION_BOUNDS_US, Durations, ENDINGS};
@@ -27,9 +27,9 @@ use crate::shares::Shared;
 use crate::upstream::Standing;
 
 /// The answer to a scrape.
-pub(super) fn metrics(desk: &Arc<Desk>) -> Response<Whole> {
+pub(super) fn metrics(state: &Arc<OperatorState>) -> Response<Whole> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape(desk.clone())));
+    registry.register_collector(Box::new(Scrape(state.clone())));
     let mut out = String::with_capacity(16 * 1024);
     match prometheus_client::encoding::text::encode(&mut out, &registry) {
         Ok(()) => text("application/openmetrics-text; version=1.0.0; charset=utf-8", out),
@@ -37,7 +37,7 @@ pub(super) fn metrics(desk: &Arc<Desk>) -> Response<Whole> {
     }
 }
 
-struct Scrape(Arc<Desk>);
+struct Scrape(Arc<OperatorState>);
 
 impl fmt::Debug for Scrape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,15 +48,15 @@ impl fmt::Debug for Scrape {
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut sheet = Sheet(encoder);
-        let desk = &self.0;
-        requests(&mut sheet, desk)?;
-        shares(&mut sheet, desk)?;
-        upstream(&mut sheet, desk)?;
-        quota(&mut sheet, desk)?;
-        cache(&mut sheet, desk)?;
-        log(&mut sheet, desk)?;
-        itself(&mut sheet, desk)?;
-        kernel(&mut sheet, desk.started)
+        let state = &self.0;
+        requests(&mut sheet, state)?;
+        shares(&mut sheet, state)?;
+        upstream(&mut sheet, state)?;
+        quota(&mut sheet, state)?;
+        cache(&mut sheet, state)?;
+        log(&mut sheet, state)?;
+        itself(&mut sheet, state)?;
+        kernel(&mut sheet, state.started)
     }
 }
 
@@ -112,9 +112,9 @@ impl Sheet<'_> {
     }
 }
 
-fn requests(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
-    let gate = &desk.gate;
-    let (policy, meters) = (gate.policy(), &gate.meters);
+fn requests(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+    let gateway = &state.gateway;
+    let (policy, meters) = (gateway.policy(), &gateway.meters);
     let labels = |caller: &str, operation: Option<Arc<str>>, outcome: &str| {
         let operation = operation.map_or_else(String::new, |id| id.to_string());
         [("caller", caller.to_owned()), ("operation", operation), ("outcome", outcome.to_owned())]
@@ -130,16 +130,16 @@ fn requests(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     sheet.counters("makegate_requests", help, known.chain([unidentified]))?;
     let help = "Time from the moment a request was read whole to its answer";
     sheet.durations("makegate_request_duration", help, &meters.requests)?;
-    sheet.gauge("makegate_requests_under_way", "Requests under way", gate.under_way())?;
-    let connections = desk.connections().into_iter().map(|(door, count)| ([("door", door.to_owned())], count));
+    sheet.gauge("makegate_requests_under_way", "Requests under way", gateway.under_way())?;
+    let connections = state.connections().into_iter().map(|(door, count)| ([("door", door.to_owned())], count));
     sheet.gauges("makegate_connections", "Connections, by door", connections)?;
     sheet.count("makegate_faults", "Requests that failed for a fault of makegate's own", &meters.faults)?;
-    sheet.counter("makegate_operator_key_failures", "Wrong operator keys", desk.failures.total())
+    sheet.counter("makegate_operator_key_failures", "Wrong operator keys", state.failures.total())
 }
 
 /// What callers share beside Make's quota.
-fn shares(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
-    let (shared, policy) = (&desk.gate.callers.shared, desk.gate.policy());
+fn shares(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+    let (shared, policy) = (&state.gateway.callers.shared, state.gateway.policy());
     let by_kind = |amount: fn(&Shared) -> u64| shared.iter().map(move |(kind, one)| (labelled(kind), amount(one)));
     sheet.gauges("makegate_shared_taken", "What callers have of what they share, by kind", by_kind(Shared::taken))?;
     sheet.gauges("makegate_shared_limit", "How much of it there is", by_kind(Shared::limit))?;
@@ -158,12 +158,12 @@ fn labelled(kind: Kind) -> Labels<1> {
     [("kind", kind.as_str().to_owned())]
 }
 
-fn upstream(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
-    let meters = &desk.gate.meters;
+fn upstream(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+    let meters = &state.gateway.meters;
     let attempts = ENDINGS.iter().zip(&meters.attempts);
     let attempts = attempts.map(|(ending, count)| ([("result", (*ending).to_owned())], count.load(Ordering::Relaxed)));
     sheet.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
-    let upstream = desk.gate.upstream();
+    let upstream = state.gateway.upstream();
     let (standing, silent) = (upstream.breaker().standing(), upstream.breaker().silent());
     let states = [(Standing::Closed, "closed"), (Standing::Open, "open"), (Standing::Probing, "probing")];
     let states = states.map(|(state, name)| ([("state", name.to_owned())], u64::from(state == standing)));
@@ -180,8 +180,8 @@ fn upstream(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     sheet.count("makegate_edge_refused", help, &meters.edge_refused)
 }
 
-fn quota(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
-    let buckets = buckets(&desk.gate.quota);
+fn quota(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+    let buckets = buckets(&state.gateway.quota);
     if let Some(least) = buckets.iter().map(|bucket| bucket.remaining).min() {
         let help = "What is left of the upstream's quota where least is left";
         sheet.gauge("makegate_quota_remaining", help, least)?;
@@ -206,23 +206,23 @@ fn quota(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     sheet.counters("makegate_quota_refused", help, by_caller(|[.., refused]| *refused))?;
     let closed = buckets.iter().filter(|bucket| bucket.closed_for_ms.is_some()).count();
     sheet.gauge("makegate_quota_closed", "Buckets that the upstream's own 429 has closed", closed)?;
-    sheet.durations("makegate_quota_wait", "Waits for quota", &desk.gate.meters.quota_waits)
+    sheet.durations("makegate_quota_wait", "Waits for quota", &state.gateway.meters.quota_waits)
 }
 
-fn cache(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
-    let size = desk.gate.cache.size();
+fn cache(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+    let size = state.gateway.cache.size();
     let results = [("hit", size.hits), ("miss", size.misses)].map(|(name, n)| ([("result", name.to_owned())], n));
     sheet.counters("makegate_cache_requests", "Reads that looked in memory", results)?;
     sheet.gauge("makegate_cache_entries", "Entries in memory", size.entries)?;
     sheet.gauge("makegate_cache_bytes", "What they weigh", size.bytes)?;
     sheet.gauge("makegate_cache_capacity_bytes", "What they may weigh", size.capacity_bytes)?;
     let help = "Answers that were stored although the upstream said not to";
-    sheet.count("makegate_cache_overruled", help, &desk.gate.meters.overruled)?;
-    sheet.count("makegate_cache_refreshed_ahead", "Fetches of what was still fresh", &desk.gate.meters.ahead)
+    sheet.count("makegate_cache_overruled", help, &state.gateway.meters.overruled)?;
+    sheet.count("makegate_cache_refreshed_ahead", "Fetches of what was still fresh", &state.gateway.meters.ahead)
 }
 
-fn log(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
-    let log = &desk.gate.log;
+fn log(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+    let log = &state.gateway.log;
     let counts = log.counts();
     sheet.gauge(
         "makegate_audit_backlog",
@@ -236,26 +236,26 @@ fn log(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
     sheet.counter("makegate_audit_failures", "Writes to disk and calls of fdatasync that failed", counts.failures)?;
     sheet.counter("makegate_audit_refused", "Requests that got no room in the log or no disk", counts.refused)?;
     let help = "Requests that were refused without a record, because the log had no room";
-    sheet.count("makegate_audit_unrecorded", help, &desk.gate.meters.unrecorded)?;
+    sheet.count("makegate_audit_unrecorded", help, &state.gateway.meters.unrecorded)?;
     let help = "Refusals that the log holds as a count, not as a record each";
-    sheet.counter("makegate_audit_counted", help, desk.gate.tally.counted())?;
+    sheet.counter("makegate_audit_counted", help, state.gateway.tally.counted())?;
     sheet.gauge("makegate_writes_in_doubt", "Writes whose effect is not known; see /doubts", counts.doubts)?;
     let help = "Idempotency keys whose first answer is kept";
-    sheet.gauge("makegate_idempotency_keys", help, desk.gate.answers.kept())?;
-    let meters = &desk.gate.meters;
+    sheet.gauge("makegate_idempotency_keys", help, state.gateway.answers.kept())?;
+    let meters = &state.gateway.meters;
     sheet.count("makegate_looks", "Reads made to see what became of a write in doubt", &meters.looks)?;
     sheet.count("makegate_looks_settled", "Writes in doubt that those settled", &meters.settled_by_look)
 }
 
-fn itself(sheet: &mut Sheet<'_>, desk: &Desk) -> fmt::Result {
-    let in_force = desk.in_force();
+fn itself(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+    let in_force = state.in_force();
     let successful = u64::from(in_force.error.is_none());
     sheet.gauge("makegate_config_last_reload_successful", "1: the last (re)load took effect", successful)?;
     let help = "When the last (re)load was tried";
     sheet.gauge("makegate_config_last_reload_timestamp_seconds", help, seconds(in_force.loaded))?;
     let help = "Lines of the process log that were dropped, because nobody took them in time";
     sheet.counter("makegate_log_lines_dropped", help, process_log::dropped())?;
-    sheet.gauge("makegate_ready", "1: ready for requests", u64::from(health::is_ready(desk)))?;
+    sheet.gauge("makegate_ready", "1: ready for requests", u64::from(health::is_ready(state)))?;
     let mut build = sheet.0.encode_descriptor("makegate_build", "What is running", None, MetricType::Info)?;
     build.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
 }

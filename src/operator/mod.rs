@@ -4,7 +4,6 @@
 
 mod audit;
 mod body;
-mod desk;
 mod failures;
 mod guard;
 mod health;
@@ -19,6 +18,7 @@ mod render;
 mod rotate;
 mod routes;
 mod settle;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -38,7 +38,7 @@ use query::Query;
 use render::{Held, Whole, text};
 use routes::{Form, Place, Route};
 
-pub use desk::Desk;
+pub use state::OperatorState;
 
 /// What every answer of this door carries. `same-origin`, because a browser that sends no referrer sends `Origin: null`.
 const HEADERS: [(&str, &str); 6] = [
@@ -53,20 +53,20 @@ const HEADERS: [(&str, &str); 6] = [
     ("cross-origin-resource-policy", "same-origin"),
 ];
 
-/// Serves `desk` at a bound door from now on.
-pub fn open(door: Door, desk: Arc<Desk>) -> OpenDoor {
-    let serving = desk.clone();
+/// Serves `state` at a bound door from now on.
+pub fn open(door: Door, state: Arc<OperatorState>) -> OpenDoor {
+    let serving = state.clone();
     let open = door.open(move |peer, request| {
-        let desk = serving.clone();
+        let state = serving.clone();
         async move {
             let busy = peer.busy();
             if routes::find(request.uri().path()).is_some_and(|route| route.place == Place::Follow) {
                 busy.is_endless();
             }
             let form = routes::form(routes::find(request.uri().path()), request.headers());
-            let response = answer(&desk, peer.address, request).await;
+            let response = answer(&state, peer.address, request).await;
             // An answer without an exact size is made as it is taken.
-            match desk.room(response.body().size_hint().exact().unwrap_or(0)) {
+            match state.room(response.body().size_hint().exact().unwrap_or(0)) {
                 Ok(room) => response.map(|body| Held::new(body, busy, room)),
                 Err(problem) => {
                     let mut response = problem.response(form);
@@ -76,19 +76,19 @@ pub fn open(door: Door, desk: Arc<Desk>) -> OpenDoor {
             }
         }
     });
-    desk.show_door("operator", open.clone());
+    state.show_door("operator", open.clone());
     open
 }
 
 /// Answers one request of `peer`: whatever happens inside, there is one answer.
-async fn answer<B>(desk: &Arc<Desk>, peer: Option<IpAddr>, request: Request<B>) -> Response<Whole>
+async fn answer<B>(state: &Arc<OperatorState>, peer: Option<IpAddr>, request: Request<B>) -> Response<Whole>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let (head, body) = request.into_parts();
     let route = routes::find(head.uri.path());
     let form = routes::form(route, &head.headers);
-    let answered = AssertUnwindSafe(admitted(desk, peer, &head, route, form, body)).catch_unwind().await;
+    let answered = AssertUnwindSafe(admitted(state, peer, &head, route, form, body)).catch_unwind().await;
     let answered = answered.unwrap_or(Err(Problem::Internal));
     let mut response = answered.unwrap_or_else(|problem| problem.response(form));
     add_headers(response.headers_mut());
@@ -97,7 +97,7 @@ where
 
 /// The guards, then the place.
 async fn admitted<B>(
-    desk: &Arc<Desk>,
+    state: &Arc<OperatorState>,
     peer: Option<IpAddr>,
     head: &Parts,
     route: Option<Route>,
@@ -107,19 +107,19 @@ async fn admitted<B>(
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
-    let authority = guard::host(head, &desk.gate.policy().config.operator)?;
+    let authority = guard::host(head, &state.gateway.policy().config.operator)?;
     guard::origin(head, &authority)?;
     if !route.is_some_and(|route| route.place.is_open()) {
-        guard::key(desk, peer, &head.headers)?;
+        guard::key(state, peer, &head.headers)?;
     }
     let place = route.ok_or(Problem::NoPage)?.place;
     place.takes(&head.method)?;
     let query = Query::parse(head.uri.query())?;
-    visit(desk, peer, place, (form, &query), head, body).await
+    visit(state, peer, place, (form, &query), head, body).await
 }
 
 async fn visit<B>(
-    desk: &Arc<Desk>,
+    state: &Arc<OperatorState>,
     peer: Option<IpAddr>,
     place: Place,
     (form, query): (Form, &Query),
@@ -131,30 +131,30 @@ where
 {
     Ok(match place {
         Place::Livez => text("text/plain; charset=utf-8", "ok\n"),
-        Place::Readyz => health::readyz(desk, query),
-        Place::Metrics => metrics::metrics(desk),
+        Place::Readyz => health::readyz(state, query),
+        Place::Metrics => metrics::metrics(state),
         Place::Style => text("text/css; charset=utf-8", include_str!("style.css")),
-        Place::OpenApi => render::bytes("application/json", desk.gate.policy().openapi()),
-        Place::Overview => render::page(&pages::overview(desk), form, query),
-        Place::Audit => audit::page(desk, form, query).await?,
-        Place::Follow => audit::follow(desk, query)?,
+        Place::OpenApi => render::bytes("application/json", state.gateway.policy().openapi()),
+        Place::Overview => render::page(&pages::overview(state), form, query),
+        Place::Audit => audit::page(state, form, query).await?,
+        Place::Follow => audit::follow(state, query)?,
         Place::Head => {
-            let page = pages::head(desk).await;
+            let page = pages::head(state).await;
             match page.note(form, head.uri.path(), &head.headers) {
                 Some(note) => text("text/plain; charset=utf-8", note),
                 None => render::page(&page, form, query),
             }
         }
-        Place::Proof => render::page(&pages::proof(desk, query).await?, form, query),
-        Place::Rotate => rotate::rotate(desk).await?,
-        Place::Callers => render::page(&pages::callers(desk), form, query),
-        Place::Quota => render::page(&pages::quota(desk), form, query),
-        Place::Cache => render::page(&pages::cache(desk), form, query),
-        Place::Purge => purge::purge(desk, peer, head, body).await?,
-        Place::Settle => settle::settle(desk, peer, head, body).await?,
-        Place::Config => render::page(&pages::config(desk), form, query),
-        Place::Doubts => render::page(&pages::doubts(desk), form, query),
-        Place::Explain => render::page(&pages::explain(desk, form, query)?, form, query),
+        Place::Proof => render::page(&pages::proof(state, query).await?, form, query),
+        Place::Rotate => rotate::rotate(state).await?,
+        Place::Callers => render::page(&pages::callers(state), form, query),
+        Place::Quota => render::page(&pages::quota(state), form, query),
+        Place::Cache => render::page(&pages::cache(state), form, query),
+        Place::Purge => purge::purge(state, peer, head, body).await?,
+        Place::Settle => settle::settle(state, peer, head, body).await?,
+        Place::Config => render::page(&pages::config(state), form, query),
+        Place::Doubts => render::page(&pages::doubts(state), form, query),
+        Place::Explain => render::page(&pages::explain(state, form, query)?, form, query),
     })
 }
 

@@ -10,10 +10,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::body::read;
-use super::desk::Desk;
 use super::problem::Problem;
 use super::query::{Query, encode};
 use super::render::{Whole, text};
+use super::state::OperatorState;
 use crate::audit::{Peer, Record};
 
 /// No tag is longer.
@@ -33,7 +33,7 @@ struct Asked {
 /// # Errors
 /// A body that says nothing of the kind; a log without room for the record.
 pub(super) async fn purge<B>(
-    desk: &Desk,
+    state: &OperatorState,
     peer: Option<IpAddr>,
     head: &Parts,
     body: B,
@@ -50,13 +50,14 @@ where
     }
     let body = read(body).await?;
     let tag = what(if is_form { of_form(&body)? } else { of_json(&body)? })?;
-    let room = desk.gate.log.reserve().ok_or(Problem::CannotRecord)?;
+    let room = state.gateway.log.reserve().ok_or(Problem::CannotRecord)?;
     let purged = match &tag {
-        Some(tag) => desk.gate.cache.purge(tag),
-        None => desk.gate.cache.purge_all(),
+        Some(tag) => state.gateway.cache.purge(tag),
+        None => state.gateway.cache.purge_all(),
     };
     let named = tag.as_deref().map_or_else(|| "everything".to_owned(), |tag| format!("the tag {tag}"));
-    let event = Record::event(desk.gate.clock.wall(), "purge", format!("an operator purged {named}: {purged} entries"));
+    let event =
+        Record::event(state.gateway.clock.wall(), "purge", format!("an operator purged {named}: {purged} entries"));
     room.fill(Record { peer: Some(Peer::of(peer)), ..event });
     Ok(if is_form {
         see_cache(purged, &named)

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::body::read;
-use super::desk::Desk;
 use super::problem::Problem;
 use super::render::{Whole, text};
 use super::routes::DOUBT;
+use super::state::OperatorState;
 use crate::audit::Peer;
 use crate::gateway::settle::{self, NotSettled, Verdict};
 use crate::words::RequestId;
@@ -43,7 +43,7 @@ struct Asked {
 /// # Errors
 /// No such doubt; a body that says nothing of the kind; a log that cannot record it.
 pub(super) async fn settle<B>(
-    desk: &Desk,
+    state: &OperatorState,
     peer: Option<IpAddr>,
     head: &Parts,
     body: B,
@@ -53,7 +53,7 @@ where
 {
     let request = head.uri.path().strip_prefix(DOUBT).and_then(|id| RequestId::parse(id.as_bytes()));
     let request = request.ok_or(Problem::NoDoubt)?;
-    let intent = desk.gate.log.doubts().named(&request).ok_or(Problem::NoDoubt)?;
+    let intent = state.gateway.log.doubts().named(&request).ok_or(Problem::NoDoubt)?;
     let body = read(body).await?;
     let asked: Asked =
         serde_json::from_slice(&body).map_err(|error| Problem::BadBody { why: format!("{error}: {EXPECTED}") })?;
@@ -66,7 +66,7 @@ where
         detail: (!asked.note.is_empty()).then(|| asked.note.into()),
         upstream_status: None,
     };
-    settle::settle(&desk.gate, intent, verdict).await.map_err(|not| match not {
+    settle::settle(&state.gateway, intent, verdict).await.map_err(|not| match not {
         NotSettled::NoDoubt => Problem::NoDoubt,
         NotSettled::CannotRecord => Problem::CannotRecord,
     })?;

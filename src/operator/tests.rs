@@ -18,7 +18,7 @@ use crate::cache::{Cache, Filling, Lifetime};
 use crate::callers::Source;
 use crate::clock::Clock;
 use crate::config;
-use crate::gateway::{Engines, Gate, LogOfKeys};
+use crate::gateway::{Engines, Gateway, LogOfKeys};
 use crate::hash;
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
@@ -50,7 +50,7 @@ grants = ["*"]
 "#;
 
 struct World {
-    desk: Arc<Desk>,
+    state: Arc<OperatorState>,
     clock: Clock,
     _dir: TempDir,
 }
@@ -80,9 +80,10 @@ impl World {
         let text = CONFIG.replace("DIR", &dir_text).replace("HASH", &key_hash).replace("OTHER", &"ab".repeat(32));
         let read = config::parse(&text, Path::new("/etc/makegate.toml")).unwrap_or_else(|failure| panic!("{failure}"));
         let clock = Clock::movable();
-        let gate = gate(read.config, &clock);
-        let desk = Desk::new(gate, &SecretString::from(KEY), Some(read.origins.file.clone()), read.origins);
-        Self { desk, clock, _dir: dir }
+        let gateway = gateway(read.config, &clock);
+        let state =
+            OperatorState::new(gateway, &SecretString::from(KEY), Some(read.origins.file.clone()), read.origins);
+        Self { state, clock, _dir: dir }
     }
 
     async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &'static str) -> Reply {
@@ -92,7 +93,7 @@ impl World {
         }
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let peer = Some("127.0.0.1".parse().unwrap());
-        let response = answer(&self.desk, peer, request.body(Full::new(Bytes::from(body))).unwrap()).await;
+        let response = answer(&self.state, peer, request.body(Full::new(Bytes::from(body))).unwrap()).await;
         let (head, body) = response.into_parts();
         let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
         Reply { status: head.status.as_u16(), headers: head.headers, body }
@@ -111,11 +112,11 @@ impl World {
     fn record(&self, record: impl FnOnce(&mut Record)) {
         let mut one = Record::new(Kind::Request, self.clock.wall());
         record(&mut one);
-        self.desk.gate.log.reserve().unwrap().fill(one);
+        self.state.gateway.log.reserve().unwrap().fill(one);
     }
 
     fn store(&self, key: &str, tags: &[&str]) {
-        let cache = &self.desk.gate.cache;
+        let cache = &self.state.gateway.cache;
         let hour = Duration::from_secs(3600);
         let stored = cache.store(Filling {
             key: key.into(),
@@ -132,7 +133,7 @@ impl World {
     }
 }
 
-fn gate(mut config: config::Config, clock: &Clock) -> Arc<Gate> {
+fn gateway(mut config: config::Config, clock: &Clock) -> Arc<Gateway> {
     config.audit.disk_wait = Duration::from_secs(60);
     let (log, _) = Log::open(&config.audit, clock.clone()).unwrap();
     let token = Token::new(&SecretString::from(TOKEN)).unwrap();
@@ -152,7 +153,7 @@ fn gate(mut config: config::Config, clock: &Clock) -> Arc<Gate> {
         clock: clock.clone(),
         tasks: Tasks::new(),
     };
-    Gate::new(config, engines)
+    Gateway::new(config, engines)
 }
 
 #[tokio::test]
@@ -176,7 +177,7 @@ async fn probes_and_scrapes_need_no_key_and_everything_else_does() {
 #[tokio::test]
 async fn a_new_key_replaces_the_old_and_guessing_is_slow() {
     let world = World::new();
-    world.desk.set_key(&SecretString::from("another-key"));
+    world.state.set_key(&SecretString::from("another-key"));
     assert_eq!(world.get("/quota").await.json()["type"], "urn:makegate:operator:wrong-key");
     for _ in 1..30 {
         assert_eq!(world.get("/quota").await.status, 401);
@@ -259,7 +260,7 @@ async fn every_page_has_three_forms_and_no_secret() {
 #[tokio::test]
 async fn callers_are_shown_with_what_they_did() {
     let world = World::new();
-    let policy = world.desk.gate.policy();
+    let policy = world.state.gateway.policy();
     let reader = policy.member("reader").unwrap();
     let list = &policy.catalogue().row("organizations.list").unwrap().id;
     reader.state.count(Some(list), Source::Hit);
@@ -355,7 +356,7 @@ async fn followers_get_what_they_want_as_it_comes_until_shutdown() {
         .header("authorization", format!("Bearer {KEY}"))
         .body(Full::<Bytes>::default())
         .unwrap();
-    let response = answer(&world.desk, None, request).await;
+    let response = answer(&world.state, None, request).await;
     assert_eq!(response.headers()["content-type"], "application/x-ndjson");
     let mut body = response.into_body();
     world.record(|record| record.status = Some(200));
@@ -363,14 +364,14 @@ async fn followers_get_what_they_want_as_it_comes_until_shutdown() {
     let line = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert!(line.ends_with(b"\n"));
     assert_eq!(serde_json::from_slice::<Value>(&line).unwrap()["status"], 403);
-    world.desk.gate.tasks.stop();
+    world.state.gateway.tasks.stop();
     assert!(body.frame().await.is_none());
 }
 
 #[tokio::test]
 async fn too_many_followers_are_turned_away() {
     let world = World::new();
-    let _all = world.desk.followers.clone().try_acquire_many_owned(16).unwrap();
+    let _all = world.state.followers.clone().try_acquire_many_owned(16).unwrap();
     assert_eq!(world.get("/audit/follow").await.status, 503);
 }
 
@@ -409,7 +410,7 @@ async fn metrics_are_open_metrics() {
 async fn draining_is_not_ready_but_alive() {
     let world = World::new();
     assert_eq!(world.send("GET", "/readyz", &[], "").await.body, "ready\n");
-    world.desk.gate.drain();
+    world.state.gateway.drain();
     let reply = world.send("GET", "/readyz?verbose", &[], "").await;
     assert_eq!(reply.status, 503);
     assert!(reply.body.contains("[+] log: ok\n[-] draining: failed: it is shutting down\n"), "{}", reply.body);
@@ -423,13 +424,13 @@ async fn a_failed_reload_is_told_and_the_old_configuration_stays() {
     assert_eq!((&before["file"], &before["reload"]["error"]), (&json!("/etc/makegate.toml"), &Value::Null));
     let rate = json!({"key": "caller.reader.rate", "value": "30/min", "origin": "/etc/makegate.toml:11"});
     assert!(before["settings"].as_array().unwrap().contains(&rate), "{before}");
-    world.desk.reloaded(Err("makegate.toml:3:1: unknown key".to_owned()));
+    world.state.reloaded(Err("makegate.toml:3:1: unknown key".to_owned()));
     let after = world.get("/config.json").await.json();
     assert_eq!(after["reload"]["error"], "makegate.toml:3:1: unknown key");
     assert_eq!(after["settings"], before["settings"]);
     assert!(world.get("/metrics").await.body.contains("makegate_config_last_reload_successful 0\n"));
     assert_eq!(world.send("GET", "/readyz", &[], "").await.status, 200);
-    world.desk.reloaded(Ok(config::Origins::default()));
+    world.state.reloaded(Ok(config::Origins::default()));
     assert_eq!(world.get("/config.json").await.json()["settings"], json!([]));
 }
 
@@ -450,7 +451,7 @@ async fn explain_shows_the_step_that_decides() {
 async fn writes_in_doubt_are_listed() {
     let world = World::new();
     assert_eq!(world.get("/doubts.json").await.json(), json!({"doubts": []}));
-    world.desk.gate.log.doubts().add(Doubt {
+    world.state.gateway.log.doubts().add(Doubt {
         intent: 42,
         request: RequestId::parse(b"w1").unwrap(),
         time: "2026-07-01T12:00:00Z".parse().unwrap(),
@@ -477,10 +478,10 @@ async fn writes_in_doubt_are_listed() {
 #[tokio::test]
 async fn over_a_socket_head_has_no_body_and_the_door_counts_its_connections() {
     let world = World::new();
-    let policy = world.desk.gate.policy();
+    let policy = world.state.gateway.policy();
     let listen = [config::Listen::Tcp("127.0.0.1:0".parse().unwrap())];
-    let door = Door::bind(&listen, None, policy.limits(), &world.clock, &world.desk.gate.tasks).unwrap();
-    let door = open(door, world.desk.clone());
+    let door = Door::bind(&listen, None, policy.limits(), &world.clock, &world.state.gateway.tasks).unwrap();
+    let door = open(door, world.state.clone());
     let mut stream = tokio::net::TcpStream::connect(door.addresses()[0]).await.unwrap();
     let head =
         format!("HEAD /callers HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {KEY}\r\n\r\n", door.addresses()[0]);

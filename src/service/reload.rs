@@ -89,7 +89,7 @@ impl Inner {
         loop {
             tokio::time::sleep(LOOK).await;
             if let Err(hangs) = self.look().await
-                && self.watch.hangs.is_seen(self.gate.clock.now())
+                && self.watch.hangs.is_seen(self.gateway.clock.now())
             {
                 let _told = self.conclude(Err(hangs)).await;
             }
@@ -101,7 +101,7 @@ impl Inner {
         let known = lock(&self.watch.judged).clone();
         let before = known.clone();
         let now = self.watch.thread.run(READ_WITHIN, move |files| before.again(&files)).await?;
-        self.watch.hangs.is_gone(self.gate.clock.now());
+        self.watch.hangs.is_gone(self.gateway.clock.now());
         if now == known {
             return Ok(());
         }
@@ -123,8 +123,8 @@ impl Inner {
     }
 
     async fn judge(&self) -> Result<Judged, Hangs> {
-        let (file, clock) = (self.file.clone(), self.gate.clock.clone());
-        let (policy, in_force) = (self.gate.policy(), lock(&self.watch.in_force).clone());
+        let (file, clock) = (self.file.clone(), self.gateway.clock.clone());
+        let (policy, in_force) = (self.gateway.policy(), lock(&self.watch.in_force).clone());
         let judge = move |files: Snapshot| {
             let prepared = prepare(&files, &file, (&policy, &in_force), clock);
             Judged { hashes: files.hashes(), prepared }
@@ -150,29 +150,29 @@ impl Inner {
             Err(why) => Err(why),
         };
         self.tell(&result);
-        self.desk.reloaded(result.clone());
+        self.operator_state.reloaded(result.clone());
         result.map(drop)
     }
 
     fn put_in_force(&self, prepared: Prepared) -> config::Origins {
         let Prepared { read, operator_key, certificate, upstream } = prepared;
-        let gate = &self.gate;
+        let gateway = &self.gateway;
         let upstream = match upstream {
             Next::Another(upstream) => Some(upstream),
             Next::Same(token) => {
-                if gate.upstream().set_token(*token) {
-                    gate.cache.purge_all();
+                if gateway.upstream().set_token(*token) {
+                    gateway.cache.purge_all();
                 }
                 None
             }
         };
         if let Some((shown, checked)) = self.certificate.as_ref().zip(certificate) {
             shown.put(checked);
-            shown.tell_end(gate.clock.wall());
+            shown.tell_end(gateway.clock.wall());
         }
-        gate.quota.configure(quota_settings(&read.config));
-        gate.adopt(read.config, upstream);
-        self.desk.set_key(&operator_key);
+        gateway.quota.configure(quota_settings(&read.config));
+        gateway.adopt(read.config, upstream);
+        self.operator_state.set_key(&operator_key);
         read.origins
     }
 
@@ -188,8 +188,8 @@ impl Inner {
                 ("reload-failed", why.as_str())
             }
         };
-        if let Some(room) = self.gate.log.reserve() {
-            room.fill(Record::event(self.gate.clock.wall(), event, detail));
+        if let Some(room) = self.gateway.log.reserve() {
+            room.fill(Record::event(self.gateway.clock.wall(), event, detail));
         }
     }
 }

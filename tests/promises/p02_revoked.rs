@@ -51,7 +51,7 @@ async fn a_request_that_waits_for_quota_is_asked_again_before_it_is_sent() {
             // It holds the only slot until it is over, and that is a minute later by the world's clock.
             world.get(ALL, "/api/v2/organizations/11/usage").await.expect(200);
             let waits = request(&world, method, target, body);
-            until(|| world.service.gate().quota.view(BucketId::Organization(11)).waiting == 1).await;
+            until(|| world.service.gateway().quota.view(BucketId::Organization(11)).waiting == 1).await;
             take_away(&world, taken).await;
             world.clock.advance(Duration::from_secs(61));
             waits.await.unwrap().refused(taken.2, taken.3);
@@ -69,7 +69,7 @@ async fn a_write_that_waits_for_its_turn_is_asked_again_before_its_intent() {
         .spawn(async move { crate::support::send(gateway, "PATCH", ORG, &headers, r#"{"name":"first"}"#).await });
     until(|| world.received("PATCH", ORG) == 1).await;
     let second = request(&world, "PATCH", ORG, r#"{"name":"second"}"#);
-    until(|| world.service.gate().queued_writes() == 1).await;
+    until(|| world.service.gateway().queued_writes() == 1).await;
     take_away(&world, TAKEN[1]).await;
     world.sandbox.clear_faults();
     first.await.unwrap().expect(200);
@@ -88,7 +88,7 @@ async fn a_request_that_waits_for_a_connection_is_asked_again_before_it_is_sent(
             let beside = async {
                 until(|| world.received("GET", OTHER) == 1).await;
                 let waits = request(&world, method, target, body);
-                until(|| world.service.gate().upstream().load() == (1, 1)).await;
+                until(|| world.service.gateway().upstream().load() == (1, 1)).await;
                 take_away(&world, taken).await;
                 world.sandbox.clear_faults();
                 waits.await.unwrap().refused(taken.2, taken.3)

@@ -31,7 +31,7 @@ async fn a_write_freshens_what_it_touches_and_nothing_else() {
 async fn a_slow_read_that_began_before_the_write_fills_nothing_and_is_joined_by_nobody() {
     let world = World::start().await;
     let before = name(&world.get(ALL, ORG).await.expect(200));
-    world.service.gate().cache.purge_all();
+    world.service.gateway().cache.purge_all();
     // The sandbox handles this read at once, and its answer dawdles.
     world.sandbox.fault(Fault::once("GET", ORG, FaultKind::Drip { bytes: 20, every_ms: 25 }));
     let slow = world.get(ALL, ORG);

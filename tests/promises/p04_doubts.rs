@@ -82,7 +82,7 @@ async fn answered(world: &World) {
 }
 
 fn doubt(world: &World, id: &str) -> Option<Doubt> {
-    world.service.gate().log.doubts().list().into_iter().find(|doubt| doubt.request.as_str() == id)
+    world.service.gateway().log.doubts().list().into_iter().find(|doubt| doubt.request.as_str() == id)
 }
 
 /// Waits until this holds; rounds of looking come all the while.
@@ -101,7 +101,7 @@ async fn until(world: &World, what: &str, holds: impl Fn() -> bool) {
 /// take 3 s of this clock.
 async fn stays(world: &World, id: &str, looks: u32, why: Why) {
     let doubtful = doubt(world, id).expect("it is in doubt");
-    let now = || world.service.gate().looks.of(&world.service.gate().policy(), &doubtful);
+    let now = || world.service.gateway().looks.of(&world.service.gateway().policy(), &doubtful);
     until(world, &format!("{why:?} after {looks} looks"), || now() == (looks, why)).await;
     for _ in 0..60 {
         world.clock.advance(Duration::from_millis(50));
@@ -269,7 +269,7 @@ async fn only_quota_that_nobody_needs_is_spent_on_looks() {
     world.clock.advance(Duration::from_secs(62));
     assert_eq!(settled(&world, &id).await["outcome"], "done");
     let spent = |world: &World| {
-        let view = world.service.gate().quota.view(BucketId::Organization(11));
+        let view = world.service.gateway().quota.view(BucketId::Organization(11));
         let own = view.callers.into_iter().find(|caller| &*caller.name == "(makegate)").expect("its own account");
         (view.used, own.spent)
     };

@@ -128,10 +128,10 @@ async fn in_doubt_its_key_is_held_until_somebody_settles_it_and_a_new_key_overri
     // Done: its key never runs again. Not done: it does.
     settle(&world, &first, "done").await;
     // A crash may have left the second's answer without its outcome: who has looked knows better.
-    let doubt = world.service.gate().log.doubts().list().pop().unwrap();
+    let doubt = world.service.gateway().log.doubts().list().pop().unwrap();
     let (key, write) = (doubt.idempotency.unwrap(), doubt.fingerprint.unwrap());
     let second_key = Keyed { key, write, request: doubt.request, caller: doubt.caller };
-    world.service.gate().answers.settle_done(second_key).await;
+    world.service.gateway().answers.settle_done(second_key).await;
     settle(&world, &second, "not-done").await;
     let world = world.restart().await;
     assert!(keyed(&world, ALL, "k-1", "POST", LIST, one).await.refused(409, "MG165").text().contains(&first));
@@ -153,7 +153,7 @@ async fn what_the_upstream_rejected_is_told_again_but_not_what_says_nothing_of_t
         world.sandbox.fault(Fault::once("POST", LIST, FaultKind::status(status).with_header("retry-after", "120")));
         assert!(keyed(&world, ALL, &key, "POST", LIST, NEW).await.status >= 400);
         assert_eq!(world.sandbox.effects("POST", LIST), 0);
-        world.service.gate().quota.configure(makegate::quota::Settings {
+        world.service.gateway().quota.configure(makegate::quota::Settings {
             setting: makegate::config::QuotaSetting::PerMinute(100_000),
             queue_per_caller: 50,
             wait: Duration::from_secs(5),

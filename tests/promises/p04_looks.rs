@@ -104,7 +104,7 @@ async fn judge(world: &World, seed: u64, doubts: &HashMap<String, (Write, bool)>
         let times = received.iter().filter(|one| one.body == *body).count();
         assert_eq!(times, 1, "seed {seed}: {write:?} arrived {times} times");
     }
-    let open = world.service.gate().log.doubts().count();
+    let open = world.service.gateway().log.doubts().count();
     assert_eq!(settled.len() + open, doubts.len(), "seed {seed}: a doubt is forgotten");
     let done = settled.values().filter(|done| **done).count();
     (done, settled.len() - done, open)

@@ -33,7 +33,7 @@ async fn a_once_write_cut_after_its_effect_is_not_sent_again() {
         assert!(answer.header("retry-after").is_none());
         assert_eq!(world.received("POST", &pay()), 1);
         let id = answer.header("x-request-id").unwrap();
-        assert!(world.service.gate().log.doubts().list().iter().any(|d| d.request.as_str() == id));
+        assert!(world.service.gateway().log.doubts().list().iter().any(|d| d.request.as_str() == id));
     }
 }
 
@@ -105,7 +105,7 @@ async fn an_idempotent_write_is_sent_again_and_a_404_then_means_done() {
     assert_eq!(world.received("DELETE", "/api/v2/organizations/12"), 2);
     let record = world.last_record().await;
     assert_eq!((record["outcome"].as_str(), record["attempts"].as_u64()), (Some("done"), Some(2)));
-    assert_eq!(world.service.gate().log.doubts().count(), 0);
+    assert_eq!(world.service.gateway().log.doubts().count(), 0);
 }
 
 #[tokio::test]

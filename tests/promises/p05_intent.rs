@@ -61,7 +61,7 @@ async fn an_intent_without_an_outcome_is_in_doubt_after_the_start() {
     std::fs::write(copy.path().join("token"), crate::support::TOKEN).unwrap();
     std::fs::write(copy.path().join("operator"), crate::support::OPERATOR).unwrap();
     let after = crate::support::Plan::default().start_in(copy).await;
-    let doubts = after.service.gate().log.doubts().list();
+    let doubts = after.service.gateway().log.doubts().list();
     assert_eq!(doubts.len(), 1, "{doubts:?}");
     assert_eq!(&*doubts[0].operation, "subscription.free");
     after.post(ALL, &target, "").await.refused(409, "MG161");

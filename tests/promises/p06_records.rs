@@ -61,7 +61,7 @@ async fn a_caller_who_hangs_up_leaves_a_record_too() {
         }
         // What was asked for ends later than its caller, and leaves no record of its own.
         world.sandbox.clear_faults();
-        until(|| world.service.gate().under_way() == 0).await;
+        until(|| world.service.gateway().under_way() == 0).await;
         let mut records = world.records().await;
         assert_eq!(records.len(), 1, "{records:?}");
         records.remove(0)

@@ -42,7 +42,7 @@ async fn an_exchanged_key_signs_nothing_larger_than_the_log_was_then() {
             }
         })
         .await;
-    world.service.gate().log.rotate_head_key().await.unwrap();
+    world.service.gateway().log.rotate_head_key().await.unwrap();
     some_traffic(&world, 1).await;
     let other = Plan::default().start_in(stolen).await;
     let forged = some_traffic(&other, 1).await;

@@ -35,7 +35,7 @@ impl Evidence {
         let world = plan.start().await;
         let early = some_traffic(&world, 0).await;
         let early_file = fs::read(world.dir.path().join("audit/head")).unwrap();
-        world.service.gate().log.rotate_head_key().await.unwrap();
+        world.service.gateway().log.rotate_head_key().await.unwrap();
         let exported = some_traffic(&world, 1).await;
         let World { service, dir, .. } = world;
         assert!(service.shut_down().await);
@@ -133,7 +133,7 @@ pub(crate) async fn some_traffic(world: &World, round: usize) -> Head {
             send(operator, "POST", &target, &key, r#"{"as":"done"}"#).await.expect(200);
         }
     }
-    world.service.gate().log.head().await
+    world.service.gateway().log.head().await
 }
 
 fn seq_of(line: &[u8]) -> u64 {
@@ -408,7 +408,7 @@ async fn what_the_retention_took_is_not_missed_and_what_somebody_took_is() {
     some_traffic(&world, 0).await;
     world.clock.advance(Duration::from_secs(31 * 24 * 3600));
     some_traffic(&world, 1).await;
-    world.service.gate().log.flush().await;
+    world.service.gateway().log.flush().await;
     let audit = world.dir.path().join("audit");
     let oldest = || verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap().oldest;
     while oldest() == 1 {

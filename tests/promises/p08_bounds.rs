@@ -72,7 +72,7 @@ async fn requests_of_one_caller_under_way_are_bounded_and_others_are_served() {
     let world = Plan::default().set("limits", "in_flight_per_caller = 3").start().await;
     world.sandbox.fault(Fault::always("GET", "/api/v2/organizations/*/apps", HELD));
     let (apps, other) = (format!("{ORG}/apps"), async {
-        until(|| world.service.gate().under_way() == 3).await;
+        until(|| world.service.gateway().under_way() == 3).await;
         let others = (world.get(ALL, ORG).await, world.get(TOO, ORG).await);
         world.sandbox.clear_faults();
         others
@@ -94,7 +94,7 @@ async fn a_herd_that_waits_for_one_fetch_is_answered_whole() {
     world.sandbox.fault(Fault::once("GET", ORG, HELD));
     let herd = futures_util::future::join_all((0..200).map(|_| world.get(ALL, ORG)));
     let fetched = async {
-        until(|| world.received("GET", ORG) == 1 && world.service.gate().flights.waiting() == 200).await;
+        until(|| world.received("GET", ORG) == 1 && world.service.gateway().flights.waiting() == 200).await;
         world.sandbox.clear_faults();
     };
     let (replies, ()) = futures_util::future::join(herd, fetched).await;

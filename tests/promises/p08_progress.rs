@@ -87,7 +87,7 @@ async fn an_answer_that_is_not_taken_is_reset_and_its_connection_serves_on() {
         let (mut sender, _ended) = h2(&world, &roots, window).await;
         let mut untaken = sender.send_request(h2_get(ALL, APPS)).await.unwrap().into_body();
         // Nothing is read until the gateway has had enough.
-        until(|| world.service.gate().callers.shared.answers.taken() == 0).await;
+        until(|| world.service.gateway().callers.shared.answers.taken() == 0).await;
         let end = loop {
             match piece(&mut untaken).await.expect("it ended as if it were whole") {
                 Ok(_) => {}
@@ -138,7 +138,7 @@ async fn an_http_1_reader_that_stops_is_cut() {
     let mut stream = asked(&world).await;
     // It stops reading when there is something to read.
     stream.readable().await.unwrap();
-    until(|| world.service.gate().callers.shared.answers.taken() == 0).await;
+    until(|| world.service.gateway().callers.shared.answers.taken() == 0).await;
     let mut all = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut all)).await;
     assert!(read.is_ok(), "the connection stays: {}", String::from_utf8_lossy(&all[..all.len().min(600)]));

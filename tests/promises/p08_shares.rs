@@ -63,7 +63,7 @@ async fn answers_that_one_caller_does_not_take_leave_room_for_the_others() {
         held.push(sender.send_request(h2_get(ALL, "/nowhere")).await.unwrap());
         std::mem::forget((sender, ended));
     }
-    let answers = &world.service.gate().callers.shared.answers;
+    let answers = &world.service.gateway().callers.shared.answers;
     assert!(given * 500 * KIB >= 6 << 20, "alone it is given only {given} answers");
     assert!(answers.taken() <= 7 << 20, "{} bytes of 8 MiB", answers.taken());
     let lines = [format!("authorization: Token {TOO}")];
@@ -100,7 +100,7 @@ async fn answers_that_one_caller_does_not_read_leave_room_for_the_others() {
     others_are_served(&world).await;
     world.get(ALL, APPS).await.refused(503, "MG208");
     drop(held);
-    until(|| world.service.gate().callers.shared.answers.taken() == 0).await;
+    until(|| world.service.gateway().callers.shared.answers.taken() == 0).await;
     world.get(ALL, APPS).await.expect(200);
 }
 
@@ -117,7 +117,7 @@ async fn answers_from_memory_that_one_caller_does_not_take_count_against_its_sha
         given += usize::from(response.status() == 200);
         held.push(response);
     }
-    let answers = &world.service.gate().callers.shared.answers;
+    let answers = &world.service.gateway().callers.shared.answers;
     assert_eq!((given, world.received("GET", ORG)), (14, 1));
     assert!(answers.taken() <= 7 << 20, "{} bytes of 8 MiB", answers.taken());
     let (key, greedy) = (format!("authorization: Token {TOO}"), format!("authorization: Token {ALL}"));
@@ -153,7 +153,7 @@ async fn who_joins_a_fetch_and_takes_nothing_takes_nothing_from_its_owner() {
             until(|| world.received("GET", ORG) == n).await;
             let joins = sender.send_request(h2_get(ALL, ORG));
             let joined = async {
-                until(|| world.service.gate().flights.waiting() == 2).await;
+                until(|| world.service.gateway().flights.waiting() == 2).await;
                 world.sandbox.clear_faults();
             };
             tokio::join!(joins, joined).0.unwrap()
@@ -163,7 +163,7 @@ async fn who_joins_a_fetch_and_takes_nothing_takes_nothing_from_its_owner() {
         held.push(joins);
     }
     assert_eq!(world.received("GET", ORG), 4, "they did not join");
-    let policy = world.service.gate().policy();
+    let policy = world.service.gateway().policy();
     let holds = |caller: &str| policy.member(caller).unwrap().state.holds.answers.held();
     until(|| holds("too") == 0).await;
     assert!(holds("all") > 4 * 700 * KIB as u64, "{} bytes", holds("all"));
@@ -190,9 +190,9 @@ async fn a_share_that_is_used_up_is_nobody_elses() {
         until(|| world.received("GET", OTHER) == 1).await;
         tls::get(&world, &roots, None, OTHER, &headers[1]).await
     };
-    let gate = world.service.gate();
+    let gateway = world.service.gateway();
     let origin = async {
-        until(|| gate.callers.shared.joined.taken() == 1).await;
+        until(|| gateway.callers.shared.joined.taken() == 1).await;
         world.sandbox.clear_faults();
     };
     let (first, second, ()) = tokio::join!(first, second, origin);
@@ -213,11 +213,11 @@ async fn a_share_that_is_used_up_is_nobody_elses() {
         tls::get(&world, &roots, None, ORG, &headers[1]).await
     };
     let beside = async {
-        until(|| gate.callers.shared.joined.taken() == 1).await;
+        until(|| gateway.callers.shared.joined.taken() == 1).await;
         let mut half = tls::connect(&world, &roots, &[], None).await.unwrap();
         let head = format!("PATCH {OTHER} HTTP/1.1\r\nhost: x\r\n{}content-length: 9\r\n\r\n", with_key(TOO, &[]));
         half.write_all(head.as_bytes()).await.unwrap();
-        until(|| gate.under_way() == 2).await;
+        until(|| gateway.under_way() == 2).await;
         world.sandbox.clear_faults();
         half
     };
@@ -231,8 +231,8 @@ async fn a_share_that_is_used_up_is_nobody_elses() {
 async fn requests_that_join_a_fetch_are_bounded_and_the_others_join_too() {
     let (world, roots) = tls::world(Plan::default().set("limits", "joined = 32"), "", &[]).await;
     world.sandbox.fault(Fault::once("GET", ORG, HELD));
-    let gate = world.service.gate();
-    let shared = &gate.callers.shared;
+    let gateway = world.service.gateway();
+    let shared = &gateway.callers.shared;
     let (sender, _ended) = h2(&world, &roots, 65_535).await;
     let answers = (0..60).map(|_| {
         let mut sender = sender.clone();
@@ -240,7 +240,7 @@ async fn requests_that_join_a_fetch_are_bounded_and_the_others_join_too() {
     });
     let others = async {
         // An eighth is kept.
-        until(|| (gate.under_way(), shared.joined.taken()) == (1, 28)).await;
+        until(|| (gateway.under_way(), shared.joined.taken()) == (1, 28)).await;
         let lines = [ALL, TOO].map(|key| format!("authorization: Token {key}"));
         let lines = [[&*lines[0]], [&*lines[1]]];
         tls::get(&world, &roots, None, ORG, &lines[0]).await.expect("an answer").refused(503, "MG148");
@@ -275,9 +275,9 @@ async fn slow_bodies_of_one_caller_are_bounded_together_and_the_others_write() {
         stream.write_all(half.as_bytes()).await.unwrap();
         slow.push(stream);
     }
-    let gate = world.service.gate();
-    let bodies = &gate.callers.shared.bodies;
-    until(|| gate.under_way() == 8).await;
+    let gateway = world.service.gateway();
+    let bodies = &gateway.callers.shared.bodies;
+    until(|| gateway.under_way() == 8).await;
     assert!((1600 * KIB as u64..=1792 * KIB as u64).contains(&bodies.taken()), "{} bytes of 2 MiB", bodies.taken());
     others_are_served(&world).await;
     let (mut done, mut refused) = (0, 0);
@@ -303,7 +303,7 @@ async fn bodies_of_writes_under_way_count_until_those_have_ended() {
     let variables = format!("{ORG}/variables");
     let hang = join_all([&first, &second, &third, &fourth].map(|body| world.post(ALL, &variables, body)));
     let beside = async {
-        let bodies = &world.service.gate().callers.shared.bodies;
+        let bodies = &world.service.gateway().callers.shared.bodies;
         until(|| bodies.taken() > 790 * KIB as u64).await;
         world.post(ALL, &variables, &body(5)).await.refused(503, "MG158");
         others_are_served(&world).await;
@@ -322,7 +322,7 @@ async fn requests_of_one_caller_leave_places_for_the_others() {
     world.sandbox.fault(Fault::always("GET", &format!("{OTHER}/apps"), FaultKind::Latency { ms: 200 }));
     let hang = join_all((0..40).map(|_| world.get(ALL, APPS)));
     let beside = async {
-        until(|| world.service.gate().under_way() == 28).await;
+        until(|| world.service.gateway().under_way() == 28).await;
         for _ in 0..5 {
             let other = format!("{OTHER}/apps");
             let (first, second) = tokio::join!(world.get(TOO, &other), world.get(TOO, &other));
@@ -338,7 +338,7 @@ async fn requests_of_one_caller_leave_places_for_the_others() {
     for reply in refused {
         assert!(reply.refused(503, "MG144").header("retry-after").is_some());
     }
-    until(|| world.service.gate().under_way() == 0).await;
+    until(|| world.service.gateway().under_way() == 0).await;
 }
 
 /// A connection that only waits costs its caller a place among the connections, however little its request costs.
@@ -353,7 +353,7 @@ async fn busy_connections_of_one_caller_leave_room_for_those_of_others() {
         stream.write_all(request.as_bytes()).await.unwrap();
         waiting.push(stream);
     }
-    let connections = &world.service.gate().callers.shared.connections;
+    let connections = &world.service.gateway().callers.shared.connections;
     until(|| connections.taken() == 28).await;
     assert!(world.received("GET", ORG) <= 2, "they wait for the same fetch");
     for _ in 0..40 {
@@ -381,7 +381,7 @@ async fn a_callers_idle_connections_make_room_for_its_new_ones() {
         assert!(start.ends_with(b"200"), "{}", String::from_utf8_lossy(&start));
         idle.push(stream);
     }
-    let connections = &world.service.gate().callers.shared.connections;
+    let connections = &world.service.gateway().callers.shared.connections;
     assert!(connections.taken() <= 14, "{} of 16", connections.taken());
     drop(idle);
     until(|| connections.taken() == 0).await;
@@ -405,7 +405,7 @@ async fn bodies_of_those_who_may_not_are_not_read() {
 #[tokio::test]
 async fn a_reload_limits_anew_what_is_shared() {
     let world = Plan::default().set("limits", "in_flight = 16").start().await;
-    let shared = &world.service.gate().callers.shared;
+    let shared = &world.service.gateway().callers.shared;
     assert_eq!((shared.requests.limit(), shared.bodies.limit()), (16, 64 << 20));
     let text = std::fs::read_to_string(world.file()).unwrap();
     std::fs::write(world.file(), text.replace("in_flight = 16", "in_flight = 24\nbodies_bytes = \"8MiB\"")).unwrap();

@@ -74,7 +74,7 @@ impl Crowd {
             // Whoever waits looks at a clock that can be moved every 5 ms.
             tokio::time::sleep(Duration::from_millis(12)).await;
             for _ in 0..10_000 {
-                let waiting = self.world.service.gate().quota.view(BucketId::Organization(11)).waiting;
+                let waiting = self.world.service.gateway().quota.view(BucketId::Organization(11)).waiting;
                 if waiting + self.pausing.get() == self.clients {
                     break;
                 }
@@ -137,8 +137,8 @@ async fn explain_says_what_the_request_meets() {
     for round in 0..120 {
         world.clock.advance(Duration::from_secs(1));
         let (name, key) = if round > 60 && round % 3 == 0 { ("too", TOO) } else { ("all", ALL) };
-        let gate = world.service.gate();
-        let told = explain(&gate.policy(), Some(gate), name, "GET", APPS);
+        let gateway = world.service.gateway();
+        let told = explain(&gateway.policy(), Some(gateway), name, "GET", APPS);
         let reply = world.get(key, APPS).await;
         let step = told.steps.iter().find(|step| step.step == "quota").unwrap();
         if reply.status == 200 {
@@ -161,8 +161,8 @@ async fn explain_says_what_the_request_meets() {
 async fn explain_says_how_long_it_would_wait_and_takes_nothing() {
     let upstream = "quota = \"20/min\"\nquota_wait = \"10s\"";
     let world = Plan::default().set("upstream", upstream).clock(Clock::still()).start().await;
-    let gate = world.service.gate();
-    let told = || explain(&gate.policy(), Some(gate), "all", "GET", APPS);
+    let gateway = world.service.gateway();
+    let told = || explain(&gateway.policy(), Some(gateway), "all", "GET", APPS);
     let why = |told: makegate::gateway::explain::Explanation| {
         told.steps.into_iter().find(|step| step.step == "quota").unwrap().why
     };
@@ -180,6 +180,6 @@ async fn explain_says_how_long_it_would_wait_and_takes_nothing() {
         "{why}"
     );
     assert!(why.contains("; it waits ") && why.ends_with(" s"), "{why}");
-    let view = gate.quota.view(BucketId::Organization(11));
+    let view = gateway.quota.view(BucketId::Organization(11));
     assert_eq!((view.used, view.callers.len(), view.callers[0].refused), (sent, 1, 0));
 }

@@ -14,7 +14,7 @@ async fn a_write_whose_caller_hangs_up_is_settled_and_invalidates() {
     let sent = until(|| world.received("PATCH", ORG) == 1);
     world.send_until(ALL, "PATCH", ORG, r#"{"name":"After"}"#, sent).await;
     world.sandbox.clear_faults();
-    until(|| world.service.gate().under_way() == 0).await;
+    until(|| world.service.gateway().under_way() == 0).await;
     let records = world.records().await;
     let of_write: Vec<&str> =
         records.iter().filter(|r| r["method"] == "PATCH").map(|r| r["kind"].as_str().unwrap()).collect();
@@ -27,7 +27,7 @@ async fn a_write_whose_caller_hangs_up_is_settled_and_invalidates() {
 async fn a_read_whose_leader_hangs_up_answers_the_others_with_one_fetch() {
     let world = &World::start().await;
     world.sandbox.fault(Fault::once("GET", ORG, HELD));
-    let waiting = |count| move || world.service.gate().flights.waiting() == count;
+    let waiting = |count| move || world.service.gateway().flights.waiting() == count;
     let leader = async {
         world.send_until(ALL, "GET", ORG, "", until(waiting(2))).await;
         world.sandbox.clear_faults();
@@ -59,7 +59,7 @@ async fn whenever_a_caller_hangs_up_its_write_has_an_outcome_or_never_was() {
     let ended = |records: &[_]| of_kind(records, "intent") == of_kind(records, "outcome") && records.len() >= 120;
     for _ in 0..1_000 {
         records = world.records().await;
-        if ended(&records) && world.service.gate().under_way() == 0 {
+        if ended(&records) && world.service.gateway().under_way() == 0 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -116,11 +116,11 @@ async fn hanging_up_makes_no_room_for_more() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let third = sender.send_request(tls::h2_get(GREEDY, PAYMENTS)).await.unwrap();
-    assert_eq!((third.status(), world.service.gate().under_way()), (StatusCode::TOO_MANY_REQUESTS, 2));
+    assert_eq!((third.status(), world.service.gateway().under_way()), (StatusCode::TOO_MANY_REQUESTS, 2));
     let another = sender.send_request(tls::h2_get(POLITE, PAYMENTS)).await.unwrap();
     assert_eq!(another.status(), StatusCode::OK);
     world.sandbox.clear_faults();
-    until(|| world.service.gate().under_way() == 0).await;
+    until(|| world.service.gateway().under_way() == 0).await;
 }
 
 /// 60 writes of one caller to one resource; another's go after the one that is under way, and one in two from then on.
@@ -131,7 +131,7 @@ async fn turns_at_one_resource_go_round_among_callers() {
     let body = |who: &str, n: usize| format!(r#"{{"name":"{who} {n}"}}"#);
     let greedy: Vec<_> = (0..60).map(|n| body("greedy", n)).collect();
     let polite: Vec<_> = (0..5).map(|n| body("polite", n)).collect();
-    let are_queued = |writes| world.received("PATCH", ORG) == 1 && world.service.gate().queued_writes() == writes;
+    let are_queued = |writes| world.received("PATCH", ORG) == 1 && world.service.gateway().queued_writes() == writes;
     let polite = async {
         until(|| are_queued(59)).await;
         let go = async {
@@ -162,7 +162,7 @@ async fn writes_of_one_caller_to_one_resource_keep_the_order_they_came_in() {
     for (n, body) in bodies.iter().enumerate() {
         let mut write = Box::pin(world.patch(if n % 2 == 0 { GREEDY } else { POLITE }, ORG, body));
         // It is in the queue before the next one comes.
-        let is_queued = || world.received("PATCH", ORG) == 1 && world.service.gate().queued_writes() == n;
+        let is_queued = || world.received("PATCH", ORG) == 1 && world.service.gateway().queued_writes() == n;
         tokio::select! { reply = &mut write => panic!("it is answered: {reply:?}"), () = until(is_queued) => writes.push(write) }
     }
     world.sandbox.clear_faults();
@@ -245,7 +245,7 @@ async fn a_wait_for_a_connection_opens_no_breaker_and_spends_no_repetitions() {
 async fn attempts_that_a_wait_cut_short_open_no_breaker() {
     let times = "connections = 1\nattempt = \"20s\"\ndeadline = \"20s\"";
     let world = Plan::default().set("upstream", times).set("limits", "attempts = 1").start().await;
-    let (gate, other) = (world.service.gate(), "/api/v2/organizations/12/payments");
+    let (gate, other) = (world.service.gateway(), "/api/v2/organizations/12/payments");
     let mut silent = 0;
     for round in 1..=20 {
         world.sandbox.fault(Fault::always("GET", PAYMENTS, HANG));

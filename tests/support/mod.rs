@@ -276,7 +276,7 @@ impl World {
 
     /// All lines of the log's files.
     pub(crate) async fn log(&self) -> Vec<Value> {
-        self.service.gate().log.flush().await;
+        self.service.gateway().log.flush().await;
         records_in(&self.dir.path().join("audit"))
     }
 

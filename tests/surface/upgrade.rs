@@ -25,7 +25,7 @@ async fn a_log_of_format_1_is_read_and_gone_on_with() {
     }
     let world = Plan::default().set("upstream", "look = false").start_in(dir).await;
     world.patch(ALL, ORG, r#"{"name":"Named anew"}"#).await.expect(200);
-    assert_eq!(world.service.gate().log.doubts().count(), 2);
+    assert_eq!(world.service.gateway().log.doubts().count(), 2);
     assert_eq!(world.log().await.last().unwrap()["outcome"], "done");
     // Its writes are settled by the numbers of their intents, which their records do not name.
     let id = doubts[0].request;
@@ -38,6 +38,6 @@ async fn a_log_of_format_1_is_read_and_gone_on_with() {
         assert!(report.problems.iter().all(|problem| problem.seq.is_none()), "{report:#?}");
     };
     let world = world.restart_after(fits).await;
-    let left: Vec<u64> = world.service.gate().log.doubts().list().iter().map(|doubt| doubt.intent).collect();
+    let left: Vec<u64> = world.service.gateway().log.doubts().list().iter().map(|doubt| doubt.intent).collect();
     assert_eq!(left, [doubts[1].intent]);
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::desk::Desk;
 use super::super::html;
 use super::super::render::{Page, Table};
+use super::super::state::OperatorState;
 
 /// The page.
 #[derive(Debug, Serialize)]
@@ -27,8 +27,8 @@ struct Tag {
 }
 
 /// What is in memory now.
-pub(crate) fn cache(desk: &Desk) -> Cache {
-    let (size, tags) = desk.gate.cache.census();
+pub(crate) fn cache(state: &OperatorState) -> Cache {
+    let (size, tags) = state.gateway.cache.census();
     Cache {
         entries: size.entries,
         bytes: size.bytes,

@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use maud::Markup;
 use serde::Serialize;
 
-use super::super::desk::Desk;
 use super::super::html;
 use super::super::render::{Page, Table, cell};
+use super::super::state::OperatorState;
 use crate::callers::Source;
 use crate::config::{Grants, Rate, Scope};
 use crate::gateway::policy::Member;
@@ -53,8 +53,8 @@ struct Key {
 }
 
 /// All callers of the configuration in force.
-pub(crate) fn callers(desk: &Desk) -> Callers {
-    let policy = desk.gate.policy();
+pub(crate) fn callers(state: &OperatorState) -> Callers {
+    let policy = state.gateway.policy();
     Callers { callers: policy.members.iter().map(|member| caller(member.as_ref())).collect() }
 }
 

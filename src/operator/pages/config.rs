@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::desk::Desk;
 use super::super::html;
 use super::super::render::{Page, Table};
+use super::super::state::OperatorState;
 use crate::config::Shown;
 use crate::words::visible;
 
@@ -27,10 +27,10 @@ struct Reload {
 }
 
 /// The configuration in force.
-pub(crate) fn config(desk: &Desk) -> Config {
-    let in_force = desk.in_force();
+pub(crate) fn config(state: &OperatorState) -> Config {
+    let in_force = state.in_force();
     Config {
-        file: desk.file.as_ref().map(|file| file.display().to_string()),
+        file: state.file.as_ref().map(|file| file.display().to_string()),
         settings: in_force.origins.shown(),
         reload: Reload { time: in_force.loaded, error: in_force.error.clone() },
     }

@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::desk::Desk;
 use super::super::html;
 use super::super::render::{Page, Table, cell};
+use super::super::state::OperatorState;
 use crate::audit::Doubt;
 
 /// The page.
@@ -31,10 +31,10 @@ struct InDoubt {
 }
 
 /// All writes in doubt, the oldest first.
-pub(crate) fn doubts(desk: &Desk) -> Doubts {
-    let policy = desk.gate.policy();
+pub(crate) fn doubts(state: &OperatorState) -> Doubts {
+    let policy = state.gateway.policy();
     let of = |doubt: Doubt| {
-        let (looks, why) = desk.gate.looks.of(&policy, &doubt);
+        let (looks, why) = state.gateway.looks.of(&policy, &doubt);
         InDoubt {
             intent: doubt.intent,
             request: doubt.request.to_string(),
@@ -47,7 +47,7 @@ pub(crate) fn doubts(desk: &Desk) -> Doubts {
             why: why.as_str(),
         }
     };
-    Doubts { doubts: desk.gate.log.doubts().list().into_iter().map(of).collect() }
+    Doubts { doubts: state.gateway.log.doubts().list().into_iter().map(of).collect() }
 }
 
 impl Page for Doubts {

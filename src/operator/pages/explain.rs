@@ -3,12 +3,12 @@
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::desk::Desk;
 use super::super::html;
 use super::super::problem::Problem;
 use super::super::query::Query;
 use super::super::render::{Page, Table};
 use super::super::routes::Form;
+use super::super::state::OperatorState;
 use crate::gateway::explain::{self, Explanation};
 
 /// The parameters.
@@ -28,12 +28,12 @@ pub(crate) struct Explained {
 ///
 /// # Errors
 /// A parameter that is missing or not known; people get the form instead.
-pub(crate) fn explain(desk: &Desk, form: Form, query: &Query) -> Result<Explained, Problem> {
+pub(crate) fn explain(state: &OperatorState, form: Form, query: &Query) -> Result<Explained, Problem> {
     query.only(&PARAMETERS)?;
     let [caller, method, target] = PARAMETERS.map(|name| query.get(name));
     let explanation = match (caller, method.or(Some("GET")), target) {
         (Some(caller), Some(method), Some(target)) => {
-            Some(explain::explain(&desk.gate.policy(), Some(&desk.gate), caller, method, target))
+            Some(explain::explain(&state.gateway.policy(), Some(&state.gateway), caller, method, target))
         }
         _ if form == Form::Html => None,
         _ => {

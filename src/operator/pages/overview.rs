@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::desk::Desk;
 use super::super::render::{Page, Table, cell};
+use super::super::state::OperatorState;
 use super::super::{health, html};
 use super::callers::{Answers, Caller, callers};
 use super::quota::{Bucket, buckets};
@@ -52,9 +52,9 @@ struct LogState {
 }
 
 /// The state of things now.
-pub(crate) fn overview(desk: &Desk) -> Overview {
-    let gate = &desk.gate;
-    let (size, counts, callers) = (gate.cache.size(), gate.log.counts(), callers(desk).into_list());
+pub(crate) fn overview(state: &OperatorState) -> Overview {
+    let gateway = &state.gateway;
+    let (size, counts, callers) = (gateway.cache.size(), gateway.log.counts(), callers(state).into_list());
     let mut answers = Answers::new();
     for (source, count) in callers.iter().flat_map(|caller| &caller.answers) {
         *answers.entry(source).or_default() += count;
@@ -62,28 +62,28 @@ pub(crate) fn overview(desk: &Desk) -> Overview {
     let looked = size.hits + size.misses;
     Overview {
         version: env!("CARGO_PKG_VERSION"),
-        started: desk.started,
-        ready: health::is_ready(desk),
-        draining: gate.draining(),
-        upstream: match gate.upstream().breaker().standing() {
+        started: state.started,
+        ready: health::is_ready(state),
+        draining: gateway.draining(),
+        upstream: match gateway.upstream().breaker().standing() {
             Standing::Closed => "closed",
             Standing::Open => "open",
             Standing::Probing => "probing",
         },
         requests: answers.values().sum(),
         answers,
-        under_way: gate.under_way(),
+        under_way: gateway.under_way(),
         hit_ratio: (looked > 0).then(|| size.hits as f64 / looked as f64),
-        latency: latency(&gate.meters.requests),
-        quota_wait: latency(&gate.meters.quota_waits),
+        latency: latency(&gateway.meters.requests),
+        quota_wait: latency(&gateway.meters.quota_waits),
         doubts: counts.doubts,
         log: LogState {
-            writable: gate.log.writable(),
+            writable: gateway.log.writable(),
             records: counts.records,
-            backlog: gate.log.backlog(),
+            backlog: gateway.log.backlog(),
             failures: counts.failures,
         },
-        quota: buckets(&gate.quota),
+        quota: buckets(&gateway.quota),
         callers,
     }
 }

@@ -5,12 +5,12 @@ use maud::{Markup, html};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::super::desk::Desk;
 use super::super::html;
 use super::super::problem::Problem;
 use super::super::query::Query;
 use super::super::render::{Page, Table};
 use super::super::routes::Form;
+use super::super::state::OperatorState;
 use crate::audit::{Growth, Inclusion};
 
 /// The newest signed head.
@@ -24,8 +24,8 @@ pub(crate) struct Head {
 }
 
 /// A head over everything that was recorded before.
-pub(crate) async fn head(desk: &Desk) -> Head {
-    let log = &desk.gate.log;
+pub(crate) async fn head(state: &OperatorState) -> Head {
+    let log = &state.gateway.log;
     let head = log.head().await;
     Head { head: head.to_string(), origin: head.origin().to_owned(), size: head.size, key: log.head_key().to_string() }
 }
@@ -70,7 +70,7 @@ pub(crate) enum Proof {
 ///
 /// # Errors
 /// No such record; neither parameter, or both.
-pub(crate) async fn proof(desk: &Desk, query: &Query) -> Result<Proof, Problem> {
+pub(crate) async fn proof(state: &OperatorState, query: &Query) -> Result<Proof, Problem> {
     query.only(&["seq", "from"])?;
     let number = |name: &str, text: &str| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -78,8 +78,8 @@ pub(crate) async fn proof(desk: &Desk, query: &Query) -> Result<Proof, Problem> 
         text.parse::<u64>().ok().filter(|_| digits).ok_or_else(|| Problem::BadParameter { why: why() })
     };
     match (query.get("seq"), query.get("from")) {
-        (Some(seq), None) => Ok(Proof::Inclusion(Box::new(desk.gate.log.prove(number("seq", seq)?).await?))),
-        (None, Some(from)) => Ok(Proof::Growth(desk.gate.log.prove_growth(number("from", from)?).await?)),
+        (Some(seq), None) => Ok(Proof::Inclusion(Box::new(state.gateway.log.prove(number("seq", seq)?).await?))),
+        (None, Some(from)) => Ok(Proof::Growth(state.gateway.log.prove_growth(number("from", from)?).await?)),
         (None, None) | (Some(_), Some(_)) => {
             let why = "write seq=N for the record N, or from=N for the growth from N records to now".to_owned();
             Err(Problem::BadParameter { why })

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::desk::Desk;
 use super::super::html;
 use super::super::render::{Page, Table, cell};
+use super::super::state::OperatorState;
 
 /// The page.
 #[derive(Debug, Serialize)]
@@ -77,8 +77,8 @@ pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<Bucket> {
 }
 
 /// The ledger.
-pub(crate) fn quota(desk: &Desk) -> Ledger {
-    Ledger { buckets: buckets(&desk.gate.quota) }
+pub(crate) fn quota(state: &OperatorState) -> Ledger {
+    Ledger { buckets: buckets(&state.gateway.quota) }
 }
 
 impl Bucket {

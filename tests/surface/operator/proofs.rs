@@ -109,7 +109,7 @@ async fn a_new_key_is_introduced_by_the_old_one() {
     let (newest, new) = head(&world).await;
     assert_ne!(old, new);
     assert!(newest.is_signed_by(&new) && !newest.is_signed_by(&old));
-    let keys = heads(&std::fs::read_to_string(world.service.gate().log.dir().join("keys")).unwrap()).unwrap();
+    let keys = heads(&std::fs::read_to_string(world.service.gateway().log.dir().join("keys")).unwrap()).unwrap();
     assert!(keys[0].is_signed_by(&old) && keys[0].next.as_ref() == Some(&old), "the first introduces itself");
     assert!(keys[1].is_signed_by(&old) && keys[1].next.as_ref() == Some(&new));
     let events = world.look("/audit.json?kind=event").await;

@@ -50,7 +50,7 @@ async fn the_callers_share_of_requests_under_way() {
 #[tokio::test]
 async fn the_callers_share_of_connections() {
     let world = still().set("limits", "connections = 8").start().await;
-    let taken = || world.service.gate().callers.shared.connections.taken();
+    let taken = || world.service.gateway().callers.shared.connections.taken();
     refused_beyond_seven_eighths(&world, "MG145", ORG, || taken() == 7).await;
 }
 
@@ -60,7 +60,7 @@ async fn the_callers_share_of_waiting_requests() {
     world.sandbox.fault(Fault::always("GET", ORG, HANG));
     let held = futures_util::future::join_all((0..2).map(|_| world.get(ALL, ORG)));
     let refused = async {
-        until(|| world.service.gate().callers.shared.joined.taken() == 1).await;
+        until(|| world.service.gateway().callers.shared.joined.taken() == 1).await;
         provoke(&world, "MG148", ALL, ("GET", ORG), &[], "").await.expect(503);
         world.sandbox.clear_faults();
     };
@@ -145,7 +145,7 @@ async fn a_place_in_the_queue_for_quota() {
     world.get(ALL, APPS).await.expect(200);
     let waits = world.get(ALL, APPS);
     let second = async {
-        let quota = &world.service.gate().quota;
+        let quota = &world.service.gateway().quota;
         until(|| quota.view(BucketId::Organization(11)).waiting == 1).await;
         provoke(&world, "MG172", ALL, ("GET", APPS), &[], "").await.expect(429);
     };
@@ -158,7 +158,7 @@ async fn a_log() {
     let log = "segment = \"1KiB\"\nrecord_bytes = \"1KiB\"\nbuffer_records = 64";
     let world = still().set("audit", log).start().await;
     std::fs::rename(world.dir.path().join("audit"), world.dir.path().join("elsewhere")).unwrap();
-    let log = &world.service.gate().log;
+    let log = &world.service.gateway().log;
     while log.writable() {
         world.get(ALL, LIST).await.expect(200);
         tokio::select! { _ = log.flush() => {}, () = until(|| !log.writable()) => {} }

@@ -35,7 +35,7 @@ async fn what_the_upstream_answers_decides() {
         assert!(reply.json().get("message").is_some(), "{status}: Make's own body");
         assert_eq!(world.last_record().await["outcome"], outcome);
     }
-    let doubts = world.service.gate().log.doubts().list();
+    let doubts = world.service.gateway().log.doubts().list();
     assert_eq!(doubts.len(), 3, "{doubts:?}");
 }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::failures::Failures;
 use super::problem::Problem;
 use crate::config::Origins;
-use crate::gateway::Gate;
+use crate::gateway::Gateway;
 use crate::gateway::door::OpenDoor;
 use crate::hash;
 
@@ -25,50 +25,50 @@ const SMALL_KIB: u64 = 64;
 
 /// The configuration as it is shown, and how the last attempt to load it ended.
 #[derive(Clone, Debug)]
-pub(super) struct InForce {
+pub(super) struct ConfigInForce {
     pub(super) origins: Arc<Origins>,
     pub(super) loaded: Timestamp,
     pub(super) error: Option<Arc<str>>,
 }
 
 /// The operator key's hash, and the word that another has taken its place.
-struct Key {
+struct OperatorKey {
     hash: [u8; 32],
     replaced: CancellationToken,
 }
 
-impl Key {
+impl OperatorKey {
     fn new(key: &SecretString) -> Self {
         Self { hash: hash::sha256(key.expose_secret().as_bytes()), replaced: CancellationToken::new() }
     }
 }
 
 /// The operator's desk: the gate that it looks at, the key to it, the configuration in force.
-pub struct Desk {
-    pub(super) gate: Arc<Gate>,
+pub struct OperatorState {
+    pub(super) gateway: Arc<Gateway>,
     pub(super) file: Option<PathBuf>,
     pub(super) started: Timestamp,
     pub(super) failures: Failures,
     pub(super) followers: Arc<Semaphore>,
     pub(super) large: Arc<Semaphore>,
-    key: ArcSwap<Key>,
-    in_force: ArcSwap<InForce>,
+    key: ArcSwap<OperatorKey>,
+    in_force: ArcSwap<ConfigInForce>,
     doors: Mutex<Vec<(&'static str, OpenDoor)>>,
 }
 
-impl Desk {
-    /// A desk over `gate` that opens to `key`. `origins`: of the configuration in force, read from `file` if there is one.
+impl OperatorState {
+    /// A desk over `gateway` that opens to `key`. `origins`: of the configuration in force, read from `file` if there is one.
     #[must_use]
-    pub fn new(gate: Arc<Gate>, key: &SecretString, file: Option<PathBuf>, origins: Origins) -> Arc<Self> {
-        let started = gate.clock.wall();
+    pub fn new(gateway: Arc<Gateway>, key: &SecretString, file: Option<PathBuf>, origins: Origins) -> Arc<Self> {
+        let started = gateway.clock.wall();
         Arc::new(Self {
-            failures: Failures::new(gate.clock.clone()),
+            failures: Failures::new(gateway.clock.clone()),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             large: Arc::new(Semaphore::new(LARGE_KIB_MAX)),
-            key: ArcSwap::from_pointee(Key::new(key)),
-            in_force: ArcSwap::from_pointee(InForce { origins: Arc::new(origins), loaded: started, error: None }),
+            key: ArcSwap::from_pointee(OperatorKey::new(key)),
+            in_force: ArcSwap::from_pointee(ConfigInForce { origins: Arc::new(origins), loaded: started, error: None }),
             doors: Mutex::default(),
-            gate,
+            gateway,
             file,
             started,
         })
@@ -76,7 +76,7 @@ impl Desk {
 
     /// This operator key from now on. What is under way with another one ends.
     pub fn set_key(&self, key: &SecretString) {
-        let key = Key::new(key);
+        let key = OperatorKey::new(key);
         if key.hash != self.key.load().hash {
             self.key.swap(Arc::new(key)).replaced.cancel();
         }
@@ -103,10 +103,10 @@ impl Desk {
     /// A reload has ended: with this configuration in force, or with this error and the old one.
     pub fn reloaded(&self, result: Result<Origins, String>) {
         let before = self.in_force();
-        let loaded = self.gate.clock.wall();
+        let loaded = self.gateway.clock.wall();
         let after = match result {
-            Ok(origins) => InForce { origins: Arc::new(origins), loaded, error: None },
-            Err(error) => InForce { origins: before.origins.clone(), loaded, error: Some(error.into()) },
+            Ok(origins) => ConfigInForce { origins: Arc::new(origins), loaded, error: None },
+            Err(error) => ConfigInForce { origins: before.origins.clone(), loaded, error: Some(error.into()) },
         };
         self.in_force.store(Arc::new(after));
     }
@@ -116,7 +116,7 @@ impl Desk {
         self.doors.lock().unwrap_or_else(PoisonError::into_inner).push((name, door));
     }
 
-    pub(super) fn in_force(&self) -> Arc<InForce> {
+    pub(super) fn in_force(&self) -> Arc<ConfigInForce> {
         self.in_force.load_full()
     }
 

@@ -49,7 +49,7 @@ pub struct Engines {
 }
 
 /// The gate that every request goes through.
-pub struct Gate {
+pub struct Gateway {
     policy: ArcSwap<Policy>,
     upstream: ArcSwap<Upstream>,
     /// The log.
@@ -82,7 +82,7 @@ pub struct Gate {
     draining: AtomicBool,
 }
 
-impl Gate {
+impl Gateway {
     /// A gate with `config` in force.
     #[must_use]
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {

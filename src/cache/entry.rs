@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::fence::Birth;
+use super::fence::FetchStamp;
 use super::storable::Lifetime;
 use crate::words::RequestId;
 
@@ -20,7 +20,7 @@ const AHEAD_DIVISOR: u32 = 5;
 
 /// An answer to be stored, as the gateway has it.
 #[derive(Debug)]
-pub struct Filling {
+pub struct NewEntry {
     /// The canonical target that finds it again.
     pub key: Arc<str>,
     /// 200, or 404 where those are remembered.
@@ -37,8 +37,8 @@ pub struct Filling {
     pub filled_by: RequestId,
     /// How long it may be used.
     pub lifetime: Lifetime,
-    /// When its request left: from [`Leg::sent`](super::Leg::sent).
-    pub birth: Birth,
+    /// When its request left; from [`FetchHandle::sent`](super::FetchHandle::sent).
+    pub stamp: FetchStamp,
 }
 
 /// A stored answer. Immutable; usable only while [`Entry::usable`] says so.
@@ -56,8 +56,8 @@ pub struct Entry {
     pub path: Arc<str>,
     /// The request whose fetch filled it.
     pub filled_by: RequestId,
-    birth: Birth,
-    /// Age upon arrival, as the upstream said. The response's delay is counted from the birth.
+    stamp: FetchStamp,
+    /// Age upon arrival, as the upstream said. The response's delay is counted from the stamp.
     age_before: Duration,
     fresh_for: Duration,
     stale_for: Duration,
@@ -68,9 +68,9 @@ pub struct Entry {
 
 impl Entry {
     /// Everything is copied: small answers of hyper are slices of its read buffers, which an entry must not keep alive.
-    pub(super) fn new(filling: Filling) -> Self {
-        let Filling { key, status, headers, body, etag, path, filled_by, lifetime, birth } = filling;
-        let until = birth.until().map(|end| lifetime.age.saturating_add(end.saturating_duration_since(birth.at())));
+    pub(super) fn new(new_entry: NewEntry) -> Self {
+        let NewEntry { key, status, headers, body, etag, path, filled_by, lifetime, stamp } = new_entry;
+        let until = stamp.until().map(|end| lifetime.age.saturating_add(end.saturating_duration_since(stamp.at())));
         let mut entry = Self {
             status,
             headers: copied(&headers),
@@ -84,7 +84,7 @@ impl Entry {
             stale_for: lifetime.stale,
             weight: 0,
             ahead: AtomicBool::new(false),
-            birth,
+            stamp,
         };
         entry.weight = entry.weigh(key.len());
         entry
@@ -99,7 +99,7 @@ impl Entry {
             etag,
             path: self.path.clone(),
             filled_by: self.filled_by,
-            birth: self.birth.clone(),
+            stamp: self.stamp.clone(),
             ahead: AtomicBool::new(false),
             ..*self
         };
@@ -110,7 +110,7 @@ impl Entry {
     fn weigh(&self, key_bytes: usize) -> u32 {
         let fields: usize =
             self.headers.iter().map(|(name, value)| FIELD_BYTES + name.as_str().len() + value.len()).sum();
-        let fences = self.birth.behind().len() * size_of::<usize>();
+        let fences = self.stamp.fence_set().len() * size_of::<usize>();
         let bytes = OVERHEAD_BYTES
             + size_of::<Self>()
             + key_bytes
@@ -127,20 +127,20 @@ impl Entry {
         self.weight
     }
 
-    pub(super) fn birth(&self) -> &Birth {
-        &self.birth
+    pub(super) fn stamp(&self) -> &FetchStamp {
+        &self.stamp
     }
 
     /// How old the answer is (RFC 9111 section 4.2.3, without the apparent age: a skewed clock must not end caching):
     /// what the upstream's `Age` said, the response's delay and the time here.
     #[must_use]
     pub fn age(&self, now: Instant) -> Duration {
-        self.age_before.saturating_add(self.since_birth(now))
+        self.age_before.saturating_add(self.since_fetch(now))
     }
 
     /// The time since its request left.
-    pub(super) fn since_birth(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.birth.at())
+    pub(super) fn since_fetch(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.stamp.at())
     }
 
     /// How long it is still fresh.
@@ -172,13 +172,13 @@ impl Entry {
     /// Ask again before an answer that waited.
     #[must_use]
     pub fn usable(&self, now: Instant) -> bool {
-        self.left(now).is_some() && self.birth.usable(now)
+        self.left(now).is_some() && self.stamp.usable(now)
     }
 
     /// How long it can be of any use yet.
     pub(super) fn left(&self, now: Instant) -> Option<Duration> {
         let left = self.fresh_for.saturating_add(self.stale_for).checked_sub(self.age(now))?;
-        let left = self.birth.until().map_or(left, |end| left.min(end.saturating_duration_since(now)));
+        let left = self.stamp.until().map_or(left, |end| left.min(end.saturating_duration_since(now)));
         (!left.is_zero()).then_some(left)
     }
 }

@@ -1,6 +1,6 @@
 //! Fences: what stops a read that began before a write was settled from filling the cache after it.
 //!
-//! One counter orders everything. A fetch's [`Birth`] is the counter before its request leaves; settling a write raises
+//! One counter orders everything. A fetch's [`FetchStamp`] is the counter before its request leaves; settling a write raises
 //! the fences of its tags to a new value of the counter before its answer is sent. What was born below one of its
 //! fences may carry a body from before the write and is not used: at every lookup and at every join. Storing never
 //! has to win a race, there is no index from tags to entries, and a check is a few atomic loads.
@@ -27,7 +27,7 @@ const ORPHANED: u64 = u64::MAX;
 
 /// Why fences are raised, and so how long what is born afterwards may live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum After {
+pub enum Invalidation {
     /// An operator's purge, a new token: what is born afterwards is good.
     Purge,
     /// A write took effect: the upstream may lag behind it for `settle`.
@@ -44,7 +44,7 @@ pub enum After {
     },
 }
 
-impl After {
+impl Invalidation {
     /// The instants at which what was born since the raise must go.
     fn ends(self, now: Instant) -> Vec<Instant> {
         let lengths = match self {
@@ -91,11 +91,11 @@ impl Fence {
     }
 }
 
-/// The fences that an entry or a flight stands behind: that of everything, then those of its tags.
+/// The fences of an entry or a fetch: that of everything, then those of its tags.
 #[derive(Clone, Debug)]
-pub struct Behind(Arc<[Arc<Fence>]>);
+pub struct FenceSet(Arc<[Arc<Fence>]>);
 
-impl Behind {
+impl FenceSet {
     /// The tags, without that of everything.
     pub(super) fn tags(&self) -> impl Iterator<Item = &Arc<str>> {
         self.0.iter().skip(1).map(|fence| &fence.tag)
@@ -108,14 +108,14 @@ impl Behind {
 
 /// When a fetch's request left, on both clocks, and what can make its body unusable.
 #[derive(Clone, Debug)]
-pub struct Birth {
+pub struct FetchStamp {
     generation: u64,
     at: Instant,
     until: Option<Instant>,
-    behind: Behind,
+    fence_set: FenceSet,
 }
 
-impl Birth {
+impl FetchStamp {
     /// When the request left (not later).
     #[must_use]
     pub fn at(&self) -> Instant {
@@ -135,11 +135,11 @@ impl Birth {
     }
 
     fn unfenced(&self) -> bool {
-        self.behind.0.iter().all(|fence| self.generation >= fence.generation.load(SeqCst))
+        self.fence_set.0.iter().all(|fence| self.generation >= fence.generation.load(SeqCst))
     }
 
-    pub(super) fn behind(&self) -> &Behind {
-        &self.behind
+    pub(super) fn fence_set(&self) -> &FenceSet {
+        &self.fence_set
     }
 }
 
@@ -147,14 +147,14 @@ impl Birth {
 #[derive(Debug)]
 pub(super) struct Fences {
     counter: AtomicU64,
-    /// Every entry and flight stands behind it.
+    /// Every entry and shared fetch stands behind it.
     everything: Arc<Fence>,
     /// Held for the whole of a raise, so that no window is opened on a fence that the map is giving up.
-    tags: Mutex<Tags>,
+    tags: Mutex<FenceTable>,
 }
 
 #[derive(Debug)]
-struct Tags {
+struct FenceTable {
     fences: HashMap<Arc<str>, Arc<Fence>>,
     tags_max: usize,
     sweep_at: usize,
@@ -166,28 +166,28 @@ impl Fences {
     }
 
     fn with_tags_max(tags_max: usize) -> Self {
-        let tags = Tags { fences: HashMap::new(), tags_max, sweep_at: SWEEP_MIN.min(tags_max) };
+        let tags = FenceTable { fences: HashMap::new(), tags_max, sweep_at: SWEEP_MIN.min(tags_max) };
         Self { counter: AtomicU64::new(0), everything: Fence::new(""), tags: Mutex::new(tags) }
     }
 
-    /// The fences that what carries these tags stands behind.
-    pub(super) fn behind<S: AsRef<str>>(&self, tags: &[S], now: Instant) -> Behind {
+    /// The fences of an answer that carries these tags.
+    pub(super) fn fence_set<S: AsRef<str>>(&self, tags: &[S], now: Instant) -> FenceSet {
         let mut known = lock(&self.tags);
         self.make_room(&mut known, tags.len(), now);
         let everything = std::iter::once(self.everything.clone());
-        Behind(everything.chain(tags.iter().map(|tag| known.fence(tag.as_ref()))).collect())
+        FenceSet(everything.chain(tags.iter().map(|tag| known.fence(tag.as_ref()))).collect())
     }
 
-    /// Takes a birth, before the request leaves. `now` must have been read before this call.
-    pub(super) fn birth(&self, behind: &Behind, now: Instant) -> Birth {
-        // The counter first: a raise opens its windows before it moves the counter, so a birth above it sees them.
+    /// Stamps a fetch, before its request leaves. `now` must have been read before this call.
+    pub(super) fn stamp(&self, fence_set: &FenceSet, now: Instant) -> FetchStamp {
+        // The counter first: a raise opens its windows before it moves the counter, so a stamp above it sees them.
         let generation = self.counter.load(SeqCst);
-        let until = behind.0.iter().filter_map(|fence| fence.first_end_after(now)).min();
-        Birth { generation, at: now, until, behind: behind.clone() }
+        let until = fence_set.0.iter().filter_map(|fence| fence.first_end_after(now)).min();
+        FetchStamp { generation, at: now, until, fence_set: fence_set.clone() }
     }
 
     /// Raises the fences of `tags` (none: that of everything). When it returns, what was born before is dead.
-    pub(super) fn raise<S: AsRef<str>>(&self, tags: &[S], after: After, now: Instant) {
+    pub(super) fn raise<S: AsRef<str>>(&self, tags: &[S], after: Invalidation, now: Instant) {
         let mut known = lock(&self.tags);
         let raised: Vec<_> = if tags.is_empty() {
             vec![self.everything.clone()]
@@ -205,7 +205,7 @@ impl Fences {
 
     /// Lets go of fences that nothing stands behind and whose windows are over. When that is not enough, gives up all:
     /// what stands behind them dies, and the fence of everything takes over their open windows.
-    fn make_room(&self, known: &mut Tags, more: usize, now: Instant) {
+    fn make_room(&self, known: &mut FenceTable, more: usize, now: Instant) {
         if known.fences.len() + more <= known.sweep_at {
             return;
         }
@@ -221,7 +221,7 @@ impl Fences {
     }
 }
 
-impl Tags {
+impl FenceTable {
     fn fence(&mut self, tag: &str) -> Arc<Fence> {
         if let Some(fence) = self.fences.get(tag) {
             return fence.clone();
@@ -239,8 +239,8 @@ mod tests {
 
     const SETTLE: Duration = Duration::from_secs(10);
     const DOUBT: Duration = Duration::from_secs(120);
-    const SETTLED: After = After::Settled { settle: SETTLE };
-    const IN_DOUBT: After = After::InDoubt { settle: SETTLE, doubt: DOUBT };
+    const SETTLED: Invalidation = Invalidation::Settled { settle: SETTLE };
+    const IN_DOUBT: Invalidation = Invalidation::InDoubt { settle: SETTLE, doubt: DOUBT };
 
     fn seconds(from: Instant, n: u64) -> Instant {
         from + Duration::from_secs(n)
@@ -249,45 +249,45 @@ mod tests {
     #[test]
     fn a_raise_kills_what_was_born_before_it_and_carries_the_tag() {
         let (fences, t0) = (Fences::new(), Clock::system().now());
-        let usage = fences.birth(&fences.behind(&["org:11", "org:11/usage"], t0), t0);
-        let detail = fences.birth(&fences.behind(&["org:11", "org:11/detail"], t0), t0);
-        fences.raise(&["org:11/usage"], After::Purge, t0);
+        let usage = fences.stamp(&fences.fence_set(&["org:11", "org:11/usage"], t0), t0);
+        let detail = fences.stamp(&fences.fence_set(&["org:11", "org:11/detail"], t0), t0);
+        fences.raise(&["org:11/usage"], Invalidation::Purge, t0);
         assert!(!usage.usable(t0) && detail.usable(t0));
-        let usage = fences.birth(usage.behind(), t0);
+        let usage = fences.stamp(usage.fence_set(), t0);
         assert!(usage.usable(t0));
-        fences.raise(&["org:11"], After::Purge, t0);
+        fences.raise(&["org:11"], Invalidation::Purge, t0);
         assert!(!usage.usable(t0) && !detail.usable(t0));
     }
 
     #[test]
     fn a_write_without_tags_fences_everything() {
         let (fences, t0) = (Fences::new(), Clock::system().now());
-        let births: Vec<_> =
-            [vec![], vec!["a"], vec!["b"]].iter().map(|tags| fences.birth(&fences.behind(tags, t0), t0)).collect();
+        let stamps: Vec<_> =
+            [vec![], vec!["a"], vec!["b"]].iter().map(|tags| fences.stamp(&fences.fence_set(tags, t0), t0)).collect();
         fences.raise::<&str>(&[], SETTLED, t0);
-        assert!(births.iter().all(|birth| !birth.usable(t0)));
-        assert_eq!(fences.birth(births[1].behind(), t0).until(), Some(t0 + SETTLE));
+        assert!(stamps.iter().all(|stamp| !stamp.usable(t0)));
+        assert_eq!(fences.stamp(stamps[1].fence_set(), t0).until(), Some(t0 + SETTLE));
     }
 
     #[test]
     fn what_is_born_in_a_window_dies_with_it_and_no_later() {
         let (fences, t0) = (Fences::new(), Clock::system().now());
-        let behind = fences.behind(&["a", "b"], t0);
+        let fence_set = fences.fence_set(&["a", "b"], t0);
         fences.raise(&["a"], SETTLED, t0);
-        let inside = fences.birth(&behind, seconds(t0, 9));
+        let inside = fences.stamp(&fence_set, seconds(t0, 9));
         assert!(inside.usable(seconds(t0, 9)) && !inside.usable(seconds(t0, 10)));
-        assert_eq!(fences.birth(&behind, seconds(t0, 10)).until(), None);
+        assert_eq!(fences.stamp(&fence_set, seconds(t0, 10)).until(), None);
     }
 
     /// A lagging body must not live on because a later write, or a doubt, opened a longer window.
     #[test]
     fn each_of_several_windows_is_honoured() {
         let (fences, t0) = (Fences::new(), Clock::system().now());
-        let behind = fences.behind(&["a", "b"], t0);
+        let fence_set = fences.fence_set(&["a", "b"], t0);
         fences.raise(&["a"], SETTLED, t0);
         fences.raise(&["b"], IN_DOUBT, seconds(t0, 3));
         fences.raise(&["a"], SETTLED, seconds(t0, 8));
-        let until = |at| fences.birth(&behind, seconds(t0, at)).until();
+        let until = |at| fences.stamp(&fence_set, seconds(t0, at)).until();
         assert_eq!(until(9), Some(seconds(t0, 10)));
         assert_eq!(until(10), Some(seconds(t0, 13)));
         assert_eq!(until(13), Some(seconds(t0, 18)));
@@ -299,16 +299,16 @@ mod tests {
     #[test]
     fn a_burst_of_writes_keeps_few_windows_and_loses_none() {
         let (fences, t0) = (Fences::new(), Clock::system().now());
-        let behind = fences.behind(&["a"], t0);
+        let fence_set = fences.fence_set(&["a"], t0);
         for step in 0..1_000 {
             fences.raise(&["a"], SETTLED, t0 + Duration::from_millis(10 * step));
         }
-        assert!(lock(&behind.0[1].ends).len() <= ENDS_MAX);
+        assert!(lock(&fence_set.0[1].ends).len() <= ENDS_MAX);
         for step in 0..1_999 {
             // Every 10 ms from 10 s on, a window ends.
             let at = t0 + Duration::from_millis(10 * step);
             let exact = (t0 + SETTLE).max(at + Duration::from_millis(10));
-            let until = fences.birth(&behind, at).until().unwrap();
+            let until = fences.stamp(&fence_set, at).until().unwrap();
             assert!(until >= exact && until - exact <= Duration::from_millis(500), "{:?} at {step}", until - exact);
         }
     }
@@ -316,33 +316,33 @@ mod tests {
     #[test]
     fn tags_that_nobody_holds_leave_once_their_windows_are_over() {
         let (fences, t0) = (Fences::with_tags_max(64), Clock::system().now());
-        let held = fences.behind(&["held"], t0);
+        let held = fences.fence_set(&["held"], t0);
         fences.raise(&["window"], SETTLED, t0);
         for n in 0..1_000 {
-            fences.behind(&[format!("passing {n}")], seconds(t0, 1));
+            fences.fence_set(&[format!("passing {n}")], seconds(t0, 1));
         }
         let known = |tag: &str| lock(&fences.tags).fences.contains_key(tag);
         assert!(known("held") && known("window"));
         assert!(lock(&fences.tags).fences.len() <= 64);
         for n in 0..1_000 {
-            fences.behind(&[format!("passing {n}")], seconds(t0, 10));
+            fences.fence_set(&[format!("passing {n}")], seconds(t0, 10));
         }
         assert!(known("held") && !known("window"));
-        assert!(fences.birth(&held, t0).usable(t0));
+        assert!(fences.stamp(&held, t0).usable(t0));
     }
 
     /// Too many held tags: what was held dies, also what was not born yet; open windows stay open; nothing is unfenced.
     #[test]
     fn past_the_bound_entries_are_given_up_not_fences() {
         let (fences, t0) = (Fences::with_tags_max(64), Clock::system().now());
-        let early = fences.behind(&["early"], t0);
-        let born = fences.birth(&early, t0);
+        let early = fences.fence_set(&["early"], t0);
+        let born = fences.stamp(&early, t0);
         fences.raise(&["other"], SETTLED, t0);
-        let crowd: Vec<_> = (0..100).map(|n| fences.behind(&[format!("held {n}")], t0)).collect();
+        let crowd: Vec<_> = (0..100).map(|n| fences.fence_set(&[format!("held {n}")], t0)).collect();
         assert!(lock(&fences.tags).fences.len() <= 64);
         assert!(!born.usable(t0));
-        assert!(!fences.birth(&early, t0).usable(t0), "its tag's next raise would not reach this fence");
-        let last = fences.birth(crowd.last().unwrap(), t0);
+        assert!(!fences.stamp(&early, t0).usable(t0), "its tag's next raise would not reach this fence");
+        let last = fences.stamp(crowd.last().unwrap(), t0);
         assert!(last.usable(t0));
         assert_eq!(last.until(), Some(t0 + SETTLE), "the window of `other` has moved to everything");
     }

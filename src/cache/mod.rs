@@ -1,4 +1,4 @@
-//! The cache: entries by canonical target, behind fences; flights that many readers share.
+//! The cache: entries by canonical target, guarded by fences; and fetches that many readers share.
 //!
 //! It stores, judges and joins. What a key is, which tags it carries, who may see it and what is sent upstream is the
 //! gateway's business; a lookup comes after authorization, and no caller is part of a key.
@@ -6,8 +6,8 @@
 mod directives;
 mod entry;
 mod fence;
-mod flight;
-mod fresh;
+mod freshness;
+mod shared_fetch;
 mod status;
 mod storable;
 
@@ -19,17 +19,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
-pub use entry::{Entry, Filling};
-pub use fence::{After, Behind, Birth};
-pub use flight::{Boarding, Flights, Lane, Leg, Lost, Waiter};
-pub use fresh::{Terms, Wish};
-pub use status::{CacheStatus, Why};
-pub use storable::{Lifetime, Policy, storable};
+pub use entry::{Entry, NewEntry};
+pub use fence::{FenceSet, FetchStamp, Invalidation};
+pub use freshness::{RefreshPolicy, RequestDirectives};
+pub use shared_fetch::{FetchHandle, FetchLost, FetchWaiter, JoinGroup, JoinRequest, SharedFetches};
+pub use status::{CacheStatus, ForwardReason};
+pub use storable::{Lifetime, StorePolicy, storable};
 
 use crate::clock::Clock;
 use crate::config;
 use fence::Fences;
-use fresh::Verdict;
+use freshness::EntryVerdict;
 
 /// An entry heavier than this part of the capacity is not stored: it would push out too many.
 const CAPACITY_SHARE: u64 = 16;
@@ -42,16 +42,16 @@ const KEPT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// What the cache says to a read.
 #[derive(Clone, Debug)]
-pub enum Recall {
+pub enum Lookup {
     /// This entry answers. Its [`Entry::ttl`] is negative when it is stale and the caller is content with that.
     Hit(Arc<Entry>),
     /// The upstream is to be asked.
     Fetch {
         /// Why.
-        why: Why,
+        why: ForwardReason,
         /// If that fails, this entry may answer: while [`Entry::usable`] still says so.
         fallback: Option<Arc<Entry>>,
-        /// Only a flight begun at this instant or later will do.
+        /// Only a shared fetch begun at this instant or later will do.
         since: Option<Instant>,
     },
     /// The upstream is to be asked for this caller alone, and nothing stored (`no-store`).
@@ -83,7 +83,7 @@ impl Cache {
             .max_capacity(config.capacity_bytes)
             .initial_capacity(usize::try_from(places).unwrap_or(0))
             .weigher(|_: &Arc<str>, entry: &Arc<Entry>| entry.weight())
-            .expire_after(Keep { clock: clock.clone() })
+            .expire_after(EntryExpiry { clock: clock.clone() })
             .build();
         Self {
             clock,
@@ -98,56 +98,62 @@ impl Cache {
     }
 
     /// Counts what was found.
-    pub fn count(&self, recall: &Recall) {
-        let counted = if matches!(recall, Recall::Hit(_)) { &self.hits } else { &self.misses };
+    pub fn count(&self, found: &Lookup) {
+        let counted = if matches!(found, Lookup::Hit(_)) { &self.hits } else { &self.misses };
         counted.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Looks an answer up for a reader who arrives now (step 8: recall).
     #[must_use]
-    pub fn peek(&self, key: &str, wish: &Wish, terms: &Terms, now: Instant) -> Recall {
-        if wish.no_store && terms.may_refresh {
-            return if wish.only_if_cached { Recall::NotHeld } else { Recall::Bypass };
+    pub fn lookup(
+        &self,
+        key: &str,
+        request_directives: &RequestDirectives,
+        refresh_policy: &RefreshPolicy,
+        now: Instant,
+    ) -> Lookup {
+        if request_directives.no_store && refresh_policy.may_refresh {
+            return if request_directives.only_if_cached { Lookup::NotHeld } else { Lookup::Bypass };
         }
         let held = self.entries.get(key).filter(|entry| entry.usable(now));
         let (why, fallback) = match held {
-            None => (Why::Miss, None),
-            Some(entry) => match fresh::judge(&entry, wish, terms, now) {
-                Verdict::Hit => return Recall::Hit(entry),
-                Verdict::Fetch { why, fallback } => (why, fallback.then_some(entry)),
+            None => (ForwardReason::Miss, None),
+            Some(entry) => match freshness::judge(&entry, request_directives, refresh_policy, now) {
+                EntryVerdict::Hit => return Lookup::Hit(entry),
+                EntryVerdict::Fetch { why, fallback } => (why, fallback.then_some(entry)),
             },
         };
-        if wish.only_if_cached {
-            Recall::NotHeld
-        } else if wish.no_store {
-            Recall::Bypass
+        if request_directives.only_if_cached {
+            Lookup::NotHeld
+        } else if request_directives.no_store {
+            Lookup::Bypass
         } else {
-            Recall::Fetch { why, fallback, since: wish.since(terms, now) }
+            Lookup::Fetch { why, fallback, since: request_directives.oldest_acceptable_fetch(refresh_policy, now) }
         }
     }
 
-    /// The fences that a fetch of something with these tags stands behind.
+    /// The fences of a fetch whose answer will carry these tags.
     #[must_use]
-    pub fn behind<S: AsRef<str>>(&self, tags: &[S]) -> Behind {
-        self.fences.behind(tags, self.clock.now())
+    pub fn fence_set<S: AsRef<str>>(&self, tags: &[S]) -> FenceSet {
+        self.fences.fence_set(tags, self.clock.now())
     }
 
-    /// A leg without a flight: for a fetch that goes alone but stores what it brings.
+    /// A handle for a fetch that nobody can join, but whose answer is stored.
     #[must_use]
-    pub fn leg(&self, behind: Behind) -> Leg {
-        Leg::alone(self.fences.clone(), self.clock.clone(), behind)
+    pub fn fetch_handle(&self, fence_set: FenceSet) -> FetchHandle {
+        FetchHandle::unshared(self.fences.clone(), self.clock.clone(), fence_set)
     }
 
     /// Stores an answer. `None`: it is too large, fenced already, past its time, older than what is there, or a 404
     /// within a window after a write.
-    pub fn store(&self, filling: Filling) -> Option<Arc<Entry>> {
+    pub fn store(&self, new_entry: NewEntry) -> Option<Arc<Entry>> {
         let now = self.clock.now();
-        let unsure = filling.status == StatusCode::NOT_FOUND && filling.birth.until().is_some();
-        if unsure || filling.body.len() > self.body_bytes_max {
+        let unsure = new_entry.status == StatusCode::NOT_FOUND && new_entry.stamp.until().is_some();
+        if unsure || new_entry.body.len() > self.body_bytes_max {
             return None;
         }
-        let key = filling.key.clone();
-        let entry = Arc::new(Entry::new(filling));
+        let key = new_entry.key.clone();
+        let entry = Arc::new(Entry::new(new_entry));
         self.put(key, &entry, now).then_some(entry)
     }
 
@@ -165,7 +171,7 @@ impl Cache {
         }
         let _one_at_a_time = lock(&self.storing);
         let held = self.entries.get(&*key);
-        if held.is_some_and(|held| held.birth().at() > entry.birth().at() && held.usable(now)) {
+        if held.is_some_and(|held| held.stamp().at() > entry.stamp().at() && held.usable(now)) {
             return false;
         }
         self.entries.insert(key, entry.clone());
@@ -174,13 +180,13 @@ impl Cache {
 
     /// Raises the fences of `tags`; without any, that of everything. To be called when a write is settled, before its
     /// answer is sent: from its return on, what was fetched before is neither found nor joined.
-    pub fn raise<S: AsRef<str>>(&self, tags: &[S], after: After) {
+    pub fn raise<S: AsRef<str>>(&self, tags: &[S], after: Invalidation) {
         self.fences.raise(tags, after, self.clock.now());
     }
 
     /// Drops what carries this tag and says how many entries that were.
     pub fn purge(&self, tag: &str) -> usize {
-        self.purge_where(&[tag], |entry| entry.birth().behind().tags().any(|held| **held == *tag))
+        self.purge_where(&[tag], |entry| entry.stamp().fence_set().tags().any(|held| **held == *tag))
     }
 
     /// Drops everything (a purge, a new token, another upstream) and says how many entries that were.
@@ -192,7 +198,7 @@ impl Cache {
         let now = self.clock.now();
         let carrying: Vec<_> = self.entries.iter().filter(|(_, entry)| carries(entry)).collect();
         let live = carrying.iter().filter(|(_, entry)| entry.usable(now)).count();
-        self.raise(tags, After::Purge);
+        self.raise(tags, Invalidation::Purge);
         for (key, _) in carrying {
             self.entries.invalidate(&**key);
         }
@@ -206,8 +212,8 @@ impl Cache {
 
     /// Entries and bytes, about, and hits and misses: cheap, for metrics.
     #[must_use]
-    pub fn size(&self) -> Size {
-        Size {
+    pub fn size(&self) -> CacheSize {
+        CacheSize {
             entries: self.entries.entry_count(),
             bytes: self.entries.weighted_size(),
             capacity_bytes: self.capacity_bytes,
@@ -218,13 +224,14 @@ impl Cache {
 
     /// The same, exactly, of the usable entries; with the tags that they carry, sorted. Walks them all: for operators.
     #[must_use]
-    pub fn census(&self) -> (Size, Vec<(Arc<str>, usize)>) {
+    pub fn census(&self) -> (CacheSize, Vec<(Arc<str>, usize)>) {
         let now = self.clock.now();
-        let (mut size, mut tags) = (Size { entries: 0, bytes: 0, ..self.size() }, HashMap::<Arc<str>, usize>::new());
+        let (mut size, mut tags) =
+            (CacheSize { entries: 0, bytes: 0, ..self.size() }, HashMap::<Arc<str>, usize>::new());
         for (_, entry) in self.entries.iter().filter(|(_, entry)| entry.usable(now)) {
             size.entries += 1;
             size.bytes += u64::from(entry.weight());
-            for tag in entry.birth().behind().tags() {
+            for tag in entry.stamp().fence_set().tags() {
                 *tags.entry(tag.clone()).or_default() += 1;
             }
         }
@@ -236,7 +243,7 @@ impl Cache {
 
 /// How full the cache is, and what it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
+pub struct CacheSize {
     /// Entries held.
     pub entries: u64,
     /// What they weigh.
@@ -251,17 +258,17 @@ pub struct Size {
 
 /// When the map may forget an entry. Its clock is its own, so this only bounds memory: the entry itself says whether it
 /// is usable.
-struct Keep {
+struct EntryExpiry {
     clock: Clock,
 }
 
-impl Keep {
+impl EntryExpiry {
     fn left(&self, entry: &Entry) -> Option<Duration> {
         Some(entry.left(self.clock.now()).unwrap_or_default().min(KEPT_MAX))
     }
 }
 
-impl moka::Expiry<Arc<str>, Arc<Entry>> for Keep {
+impl moka::Expiry<Arc<str>, Arc<Entry>> for EntryExpiry {
     fn expire_after_create(&self, _: &Arc<str>, entry: &Arc<Entry>, _: Instant) -> Option<Duration> {
         self.left(entry)
     }

@@ -6,7 +6,7 @@ use http::StatusCode;
 
 /// Why a request went to the upstream (RFC 9211 section 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Why {
+pub enum ForwardReason {
     /// The cache was not to be used: a class that is not stored, an unknown parameter, `no-store`.
     Bypass,
     /// A write.
@@ -19,7 +19,7 @@ pub enum Why {
     Request,
 }
 
-impl Why {
+impl ForwardReason {
     /// As the header has it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -45,7 +45,7 @@ pub enum CacheStatus {
     /// with `why` stale.
     Forward {
         /// Why.
-        why: Why,
+        why: ForwardReason,
         /// What the upstream answered, if it did.
         status: Option<StatusCode>,
         /// Was the answer stored?
@@ -88,11 +88,11 @@ mod tests {
         };
         assert_eq!(CacheStatus::Hit { ttl: 299 }.to_string(), "makegate; hit; ttl=299");
         assert_eq!(CacheStatus::Hit { ttl: -12 }.to_string(), "makegate; hit; ttl=-12");
-        assert_eq!(forward(Why::Miss, 200, true, false), "makegate; fwd=miss; fwd-status=200; stored");
-        assert_eq!(forward(Why::Miss, 200, false, true), "makegate; fwd=miss; fwd-status=200; collapsed");
-        assert_eq!(forward(Why::Stale, 503, false, false), "makegate; fwd=stale; fwd-status=503");
-        assert_eq!(forward(Why::Request, 0, false, false), "makegate; fwd=request");
-        assert_eq!(forward(Why::Bypass, 0, false, false), "makegate; fwd=bypass");
-        assert_eq!(forward(Why::Method, 0, false, false), "makegate; fwd=method");
+        assert_eq!(forward(ForwardReason::Miss, 200, true, false), "makegate; fwd=miss; fwd-status=200; stored");
+        assert_eq!(forward(ForwardReason::Miss, 200, false, true), "makegate; fwd=miss; fwd-status=200; collapsed");
+        assert_eq!(forward(ForwardReason::Stale, 503, false, false), "makegate; fwd=stale; fwd-status=503");
+        assert_eq!(forward(ForwardReason::Request, 0, false, false), "makegate; fwd=request");
+        assert_eq!(forward(ForwardReason::Bypass, 0, false, false), "makegate; fwd=bypass");
+        assert_eq!(forward(ForwardReason::Method, 0, false, false), "makegate; fwd=method");
     }
 }

@@ -10,7 +10,7 @@ use crate::catalogue::Freshness;
 
 /// What the configuration says about the answers of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
+pub struct StorePolicy {
     /// Who decides how long an answer is fresh.
     pub freshness: Freshness,
     /// The class's lifetime.
@@ -36,7 +36,7 @@ pub struct Lifetime {
 
 /// May this answer be stored, if its body came whole? `headers` are the upstream's own.
 #[must_use]
-pub fn storable(status: StatusCode, headers: &HeaderMap, policy: &Policy) -> Option<Lifetime> {
+pub fn storable(status: StatusCode, headers: &HeaderMap, policy: &StorePolicy) -> Option<Lifetime> {
     let (lifetime, stale) = match status {
         StatusCode::OK => (policy.lifetime, policy.stale_if_error),
         StatusCode::NOT_FOUND => (policy.negative.min(policy.lifetime), Duration::ZERO),
@@ -45,15 +45,18 @@ pub fn storable(status: StatusCode, headers: &HeaderMap, policy: &Policy) -> Opt
     if !is_plain_json(headers) {
         return None;
     }
-    let said = Said::of(headers);
+    let response_directives = ResponseDirectives::of(headers);
     let (fresh, stale) = match policy.freshness {
         Freshness::Configured => (lifetime, stale),
-        Freshness::Upstream if said.unstorable => return None,
-        Freshness::Upstream => (lifetime.min(said.fresh?), if said.never_stale { Duration::ZERO } else { stale }),
+        Freshness::Upstream if response_directives.unstorable => return None,
+        Freshness::Upstream => (
+            lifetime.min(response_directives.fresh?),
+            if response_directives.never_stale { Duration::ZERO } else { stale },
+        ),
     };
     let age = age(headers);
     let of_use = !fresh.is_zero() && age < fresh.saturating_add(stale);
-    of_use.then_some(Lifetime { fresh, stale, age, overruled: said.unstorable })
+    of_use.then_some(Lifetime { fresh, stale, age, overruled: response_directives.unstorable })
 }
 
 /// An HTML page of something in between is no answer of Make's; an encoded, partial or per-request one is not stored.
@@ -76,32 +79,32 @@ fn is_json(content_type: &HeaderValue) -> bool {
 
 /// What the upstream says about storing its answer.
 #[derive(Debug, Default)]
-struct Said {
+struct ResponseDirectives {
     unstorable: bool,
     never_stale: bool,
     fresh: Option<Duration>,
 }
 
-impl Said {
+impl ResponseDirectives {
     /// Invalid and contradictory values count as the shortest (RFC 9111 section 4.2.1).
     fn of(headers: &HeaderMap) -> Self {
-        let (mut said, mut shared, mut max_age) = (Self::default(), None, None);
+        let (mut response_directives, mut shared, mut max_age) = (Self::default(), None, None);
         directives::for_each(headers, header::CACHE_CONTROL, |name, value| {
             let is = |known: &str| name.eq_ignore_ascii_case(known);
             if is("no-store") || is("private") || is("no-cache") {
-                said.unstorable = true;
+                response_directives.unstorable = true;
             } else if is("must-revalidate") || is("proxy-revalidate") {
-                said.never_stale = true;
+                response_directives.never_stale = true;
             } else if is("s-maxage") {
                 // It means proxy-revalidate too (section 5.2.2.10).
-                said.never_stale = true;
+                response_directives.never_stale = true;
                 shared = shorter(shared, value);
             } else if is("max-age") {
                 max_age = shorter(max_age, value);
             }
         });
-        said.fresh = shared.or(max_age).or_else(|| expires(headers));
-        said
+        response_directives.fresh = shared.or(max_age).or_else(|| expires(headers));
+        response_directives
     }
 }
 
@@ -137,13 +140,13 @@ mod tests {
     use super::*;
     use http::HeaderName;
 
-    const CONFIGURED: Policy = Policy {
+    const CONFIGURED: StorePolicy = StorePolicy {
         freshness: Freshness::Configured,
         lifetime: Duration::from_secs(300),
         stale_if_error: Duration::from_secs(3600),
         negative: Duration::ZERO,
     };
-    const UPSTREAM: Policy = Policy { freshness: Freshness::Upstream, ..CONFIGURED };
+    const UPSTREAM: StorePolicy = StorePolicy { freshness: Freshness::Upstream, ..CONFIGURED };
 
     /// Lines of a response head, `application/json` unless they say otherwise.
     fn headers(lines: &[&str]) -> HeaderMap {
@@ -156,7 +159,7 @@ mod tests {
         map
     }
 
-    fn fresh(policy: &Policy, lines: &[&str]) -> Option<u64> {
+    fn fresh(policy: &StorePolicy, lines: &[&str]) -> Option<u64> {
         storable(StatusCode::OK, &headers(lines), policy).map(|l| l.fresh.as_secs())
     }
 
@@ -178,7 +181,10 @@ mod tests {
         }
         let overruled = storable(StatusCode::OK, &headers(&["cache-control: no-store"]), &CONFIGURED).unwrap();
         assert!(overruled.overruled && overruled.fresh == CONFIGURED.lifetime);
-        assert_eq!(storable(StatusCode::OK, &headers(&[]), &Policy { lifetime: Duration::ZERO, ..CONFIGURED }), None);
+        assert_eq!(
+            storable(StatusCode::OK, &headers(&[]), &StorePolicy { lifetime: Duration::ZERO, ..CONFIGURED }),
+            None
+        );
     }
 
     #[test]
@@ -199,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_404_is_remembered_where_configured_and_never_stale() {
-        let policy = Policy { negative: Duration::from_secs(5), ..CONFIGURED };
+        let policy = StorePolicy { negative: Duration::from_secs(5), ..CONFIGURED };
         let kept = storable(StatusCode::NOT_FOUND, &headers(&[]), &policy).unwrap();
         assert_eq!((kept.fresh.as_secs(), kept.stale.as_secs()), (5, 0));
         assert_eq!(storable(StatusCode::GONE, &headers(&[]), &policy), None);

@@ -9,7 +9,7 @@ use super::recall::{Asked, held, key_and_target};
 use super::refusal::{Refusal, seconds};
 use super::state::Gateway;
 use super::{narrow, steps};
-use crate::cache::{Recall, Wish};
+use crate::cache::{Lookup, RequestDirectives};
 use crate::catalogue::{Body, Matched, Retry};
 use crate::quota::{BucketId, Outlook};
 use crate::upstream::Part;
@@ -198,18 +198,18 @@ fn recall(running: Running<'_>, asked: &Asked<'_>, told: &mut Told<'_>) -> Memor
     let page = narrows.then(|| narrow::Page::of(asked.target));
     let (key, _) = key_and_target(asked, page.as_ref());
     let now = gateway.clock.now();
-    match held(gateway, asked, &key, &Wish::default(), now) {
-        Recall::Hit(entry) => {
+    match held(gateway, asked, &key, &RequestDirectives::default(), now) {
+        Lookup::Hit(entry) => {
             let (age, ttl) = (entry.age(now).as_secs(), entry.ttl(now));
             told.say("recall", "hit", format!("in memory, {age} s old, for {ttl} s more; it costs no quota"));
             Memory::Fresh
         }
-        Recall::Fetch { fallback: Some(_), .. } => {
+        Lookup::Fetch { fallback: Some(_), .. } => {
             told.say("recall", "fetch", format!("not in memory; a stale answer stands by; {kept}"));
             Memory::Stale
         }
-        Recall::Fetch { fallback: None, .. } => fetch(format!("not in memory; {kept}")),
-        Recall::Bypass | Recall::NotHeld => fetch(kept),
+        Lookup::Fetch { fallback: None, .. } => fetch(format!("not in memory; {kept}")),
+        Lookup::Bypass | Lookup::NotHeld => fetch(kept),
     }
 }
 

@@ -18,7 +18,7 @@ use super::refusal::Refusal;
 use super::state::Gateway;
 use super::{steps, tags};
 use crate::audit;
-use crate::cache::{Boarding, CacheStatus, Filling, Leg, Lost, Waiter, storable};
+use crate::cache::{CacheStatus, FetchHandle, FetchLost, FetchWaiter, JoinRequest, NewEntry, storable};
 use crate::callers::Kind;
 use crate::shares::Held;
 use crate::upstream::{Answered, Ending};
@@ -78,18 +78,20 @@ async fn fetched(
     let (mut own_turn, mut ticket) = (false, None);
     let mut place = account.hand_over_place();
     loop {
-        let behind = gateway.cache.behind(&tags::stored(&call.row, &call.parameters));
-        let boarding =
-            Boarding { caller: call.caller(), lane: wanted.lane, since: wanted.since, ready: ticket.is_some() };
+        let fence_set = gateway.cache.fence_set(&tags::stored(&call.row, &call.parameters));
+        let join_request =
+            JoinRequest { caller: call.caller(), group: wanted.group, since: wanted.since, ready: ticket.is_some() };
         let fetch = {
             let (gateway, call, key) = (gateway.clone(), call.clone(), wanted.key.clone());
             let (ticket, place) = (ticket.take(), place.take());
-            move |leg| async move {
+            move |handle| async move {
                 let _place = place;
-                go(gateway, call, ticket, Some((key, leg))).await
+                go(gateway, call, ticket, Some((key, handle))).await
             }
         };
-        let Some(waiter) = gateway.flights.fly(&gateway.tasks, &wanted.key, behind, &boarding, fetch) else {
+        let Some(waiter) =
+            gateway.shared_fetches.join_or_start(&gateway.tasks, &wanted.key, fence_set, &join_request, fetch)
+        else {
             return Err(Refusal::Busy);
         };
         let collapsed = waiter.collapsed();
@@ -109,7 +111,7 @@ async fn fetched(
                 (own_turn, place) = (true, Some(steps::place(&call.member, call.policy.limits())?));
             }
             Ok(Wait::Over(Ok(Err(refusal)))) => return Err(refusal),
-            Ok(Wait::Over(Err(Lost))) => return Err(Refusal::Internal),
+            Ok(Wait::Over(Err(FetchLost))) => return Err(Refusal::Internal),
         }
     }
 }
@@ -121,25 +123,25 @@ fn joined(call: &Call) -> Result<Held, Refusal> {
 }
 
 /// Did the fetch fail for a reason that is no reason for those who only joined it?
-fn concerns_its_owner(over: &Result<Result<Landing, Refusal>, Lost>) -> bool {
+fn concerns_its_owner(over: &Result<Result<Landing, Refusal>, FetchLost>) -> bool {
     match over {
         Ok(Ok(_)) => false,
         Ok(Err(refusal)) => refusal.is_own(),
-        Err(Lost) => true,
+        Err(FetchLost) => true,
     }
 }
 
-/// How a wait for a flight ends.
+/// How a wait for a shared fetch ends.
 enum Wait {
     /// With what it brings.
-    Over(Result<Result<Landing, Refusal>, Lost>),
-    /// With a turn of this request's own, while the flight still waits for one in another caller's name.
+    Over(Result<Result<Landing, Refusal>, FetchLost>),
+    /// With a turn of this request's own, while the shared fetch still waits for one in another caller's name.
     Turn(Box<(Ticket, Held)>),
 }
 
-/// Waits for a flight. One that is queued in the name of another caller, who may have many before it, is no reason to wait
+/// Waits for a shared fetch. One that is queued in the name of another caller, who may have many before it, is no reason to wait
 /// longer than for an own turn.
-async fn landing(gateway: &Gateway, call: &Call, mut waiter: Waiter<Result<Landing, Refusal>>) -> Wait {
+async fn landing(gateway: &Gateway, call: &Call, mut waiter: FetchWaiter<Result<Landing, Refusal>>) -> Wait {
     if !waiter.collapsed() {
         return Wait::Over(waiter.await);
     }
@@ -163,31 +165,31 @@ async fn landing(gateway: &Gateway, call: &Call, mut waiter: Waiter<Result<Landi
 /// only with quota that nobody wants, while most connections are free, and few do so at once.
 pub(super) fn fetch_ahead(gateway: &Arc<Gateway>, call: Call, wanted: &Wanted) {
     let Ok(turn) = gateway.ahead.clone().try_acquire_owned() else { return };
-    let behind = gateway.cache.behind(&tags::stored(&call.row, &call.parameters));
+    let fence_set = gateway.cache.fence_set(&tags::stored(&call.row, &call.parameters));
     let caller = call.caller().clone();
     let fetch = {
         let (gateway, call, key) = (gateway.clone(), Arc::new(call), wanted.key.clone());
-        move |leg| async move {
+        move |handle| async move {
             let _turn = turn;
             let ticket = spare_ticket(&gateway, &call).await?;
             gateway.meters.ahead.fetch_add(1, Ordering::Relaxed);
-            land(gateway, call, ticket, Some((key, leg))).await
+            land(gateway, call, ticket, Some((key, handle))).await
         }
     };
-    let boarding = Boarding { caller: &caller, lane: wanted.lane, since: None, ready: false };
-    let flown = gateway.flights.fly(&gateway.tasks, &wanted.key, behind, &boarding, fetch);
+    let join_request = JoinRequest { caller: &caller, group: wanted.group, since: None, ready: false };
+    let flown = gateway.shared_fetches.join_or_start(&gateway.tasks, &wanted.key, fence_set, &join_request, fetch);
     if let Some(waiter) = flown.filter(|waiter| !waiter.collapsed()) {
-        // Somebody must wait, or the flight is called off. What becomes of it matters to nobody.
+        // Somebody must wait, or the shared fetch is called off. What becomes of it matters to nobody.
         gateway.tasks.spawn(async move { drop(waiter.await) });
     }
 }
 
-/// One fetch: steps 9, 11 and 12. With a leg it fills the cache.
+/// One fetch: steps 9, 11 and 12. With a handle its answer fills the cache.
 async fn go(
     gateway: Arc<Gateway>,
     call: Arc<Call>,
     ready: Option<Ticket>,
-    fill: Option<(Arc<str>, Leg)>,
+    fill: Option<(Arc<str>, FetchHandle)>,
 ) -> Result<Landing, Refusal> {
     let ticket = match ready {
         Some(ticket) => ticket,
@@ -201,16 +203,16 @@ async fn land(
     gateway: Arc<Gateway>,
     call: Arc<Call>,
     ticket: Ticket,
-    fill: Option<(Arc<str>, Leg)>,
+    fill: Option<(Arc<str>, FetchHandle)>,
 ) -> Result<Landing, Refusal> {
     let is_shared = fill.is_some();
-    let begins = || fill.iter().for_each(|(_, leg)| drop(leg.sent()));
+    let begins = || fill.iter().for_each(|(_, handle)| drop(handle.mark_sent()));
     let Sent { ending, attempts, quota_wait, .. } = forward(&gateway, &call, ticket, begins).await;
-    let fill = fill.map(|(key, leg)| (key, leg.sent()));
+    let fill = fill.map(|(key, handle)| (key, handle.mark_sent()));
     let facts =
         Facts { attempts, upstream_status: ending.as_ref().ok().and_then(Ending::status), quota_wait, outcome: None };
     let answered = read_answer(ending?)?;
-    let stored = fill.and_then(|(key, birth)| {
+    let stored = fill.and_then(|(key, stamp)| {
         let policy = call.policy.storing(call.index)?;
         let lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;
         if lifetime.overruled {
@@ -219,7 +221,7 @@ async fn land(
         if call.row.columns.is_some() && call.policy.config.cache.column_subsets {
             gateway.columns.stored(&key);
         }
-        gateway.cache.store(Filling {
+        gateway.cache.store(NewEntry {
             key,
             status: answered.status,
             headers: stored_headers(&answered.headers),
@@ -228,7 +230,7 @@ async fn land(
             path: call.path.clone(),
             filled_by: call.id,
             lifetime,
-            birth,
+            stamp,
         })
     });
     let pass = |answered| Body::Passed(Arc::new(pass(answered, call.row.cache.is_some(), is_shared)));

@@ -116,7 +116,7 @@ pub struct Policy {
     /// By name, where certificates name callers.
     names: HashMap<Arc<str>, Arc<Member>>,
     /// How long each row's answers are kept, by index; `None`: not stored.
-    storing: Box<[Option<cache::Policy>]>,
+    storing: Box<[Option<cache::StorePolicy>]>,
     unscoped: usize,
     scoped: HashMap<u64, usize>,
     openapi: OnceLock<Bytes>,
@@ -200,7 +200,7 @@ impl Policy {
 
     /// How the answers of the row with this index are stored; `None`: they are not.
     #[must_use]
-    pub fn storing(&self, row: usize) -> Option<&cache::Policy> {
+    pub fn storing(&self, row: usize) -> Option<&cache::StorePolicy> {
         self.storing.get(row)?.as_ref()
     }
 
@@ -214,10 +214,10 @@ impl Policy {
     }
 }
 
-fn storing(row: &Operation, cache: &config::Cache) -> Option<cache::Policy> {
+fn storing(row: &Operation, cache: &config::Cache) -> Option<cache::StorePolicy> {
     let lifetime = *cache.lifetime.get(row.cache.as_deref()?)?;
     let (stale_if_error, negative) = (cache.stale_if_error, cache.negative);
-    (!lifetime.is_zero()).then_some(cache::Policy { freshness: row.freshness, lifetime, stale_if_error, negative })
+    (!lifetime.is_zero()).then_some(cache::StorePolicy { freshness: row.freshness, lifetime, stale_if_error, negative })
 }
 
 /// Whose quota a request spends.

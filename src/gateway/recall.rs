@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use super::state::Gateway;
 use super::target::{Plan, Target};
 use crate::audit;
-use crate::cache::{CacheStatus, Entry, Lane, Recall, Terms, Why, Wish};
+use crate::cache::{CacheStatus, Entry, ForwardReason, JoinGroup, Lookup, RefreshPolicy, RequestDirectives};
 use crate::catalogue::Matched;
 
 /// What a read needs from the upstream.
@@ -26,10 +26,10 @@ pub(super) struct Wanted {
     pub(super) target: String,
     /// May it be shared with others and stored?
     pub(super) together: bool,
-    pub(super) lane: Lane,
+    pub(super) group: JoinGroup,
     /// Only a fetch begun at this instant or later will do.
     pub(super) since: Option<Instant>,
-    pub(super) why: Why,
+    pub(super) why: ForwardReason,
     /// What may answer if the upstream fails.
     pub(super) fallback: Option<Arc<Entry>>,
     /// The caller's page of a list that is taken whole.
@@ -65,7 +65,7 @@ pub(super) fn recall(gateway: &Gateway, asked: &Asked<'_>, now: Instant) -> Resu
     let array = asked.matched.operation.narrow.as_deref();
     let page = array.filter(|_| !scope.is_all()).map(|_| Page::of(asked.target));
     let (key, target) = key_and_target(asked, page.as_ref());
-    let wish = Wish::of(asked.headers);
+    let request_directives = RequestDirectives::of(asked.headers);
     let stored = asked.policy.storing(asked.matched.index).is_some()
         && (asked.plan.keyed || page.is_some())
         && !asked.headers.contains_key(IF_MATCH);
@@ -73,37 +73,38 @@ pub(super) fn recall(gateway: &Gateway, asked: &Asked<'_>, now: Instant) -> Resu
         key: Arc::from(&*key),
         target: target.clone().into_owned(),
         together: false,
-        lane: Lane::Normal,
+        group: JoinGroup::Normal,
         since: None,
         why,
         fallback: None,
         page,
     };
     if !stored {
-        return if wish.only_if_cached {
+        return if request_directives.only_if_cached {
             Err(Refusal::NotCached)
         } else {
-            Ok(Recalled::Fetch(alone(Why::Bypass, page)))
+            Ok(Recalled::Fetch(alone(ForwardReason::Bypass, page)))
         };
     }
     if asked.plan.refresh {
-        let mut wanted = Wanted { together: true, lane: Lane::Wait, since: Some(now), ..alone(Why::Request, page) };
-        if wish.only_if_cached {
+        let mut wanted =
+            Wanted { together: true, group: JoinGroup::Wait, since: Some(now), ..alone(ForwardReason::Request, page) };
+        if request_directives.only_if_cached {
             return Err(Refusal::NotCached);
         }
-        wanted.together = !wish.no_store;
+        wanted.together = !request_directives.no_store;
         return Ok(Recalled::Fetch(wanted));
     }
-    let found = held(gateway, asked, &key, &wish, now);
+    let found = held(gateway, asked, &key, &request_directives, now);
     gateway.cache.count(&found);
     match found {
-        Recall::Hit(entry) => {
+        Lookup::Hit(entry) => {
             let ttl = entry.ttl(now);
             let how = if ttl < 0 { audit::Answer::Stale } else { audit::Answer::Hit };
             let filled_by = Some(entry.filled_by);
             let cache = Some(CacheStatus::Hit { ttl });
             let ahead = (asked.policy.config.cache.refresh_ahead && entry.goes_ahead(now))
-                .then(|| Box::new(Wanted { together: true, ..alone(Why::Request, None) }));
+                .then(|| Box::new(Wanted { together: true, ..alone(ForwardReason::Request, None) }));
             let reply =
                 Reply { body: Body::Entry(entry), cache, how, filled_by, facts: Facts::default(), validated: true };
             let reply = match &page {
@@ -112,33 +113,41 @@ pub(super) fn recall(gateway: &Gateway, asked: &Asked<'_>, now: Instant) -> Resu
             };
             Ok(Recalled::Answer { reply, ahead })
         }
-        Recall::Fetch { why, fallback, since } => {
+        Lookup::Fetch { why, fallback, since } => {
             Ok(Recalled::Fetch(Wanted { together: true, since, fallback, ..alone(why, page) }))
         }
-        Recall::Bypass => Ok(Recalled::Fetch(alone(Why::Bypass, page))),
-        Recall::NotHeld => Err(Refusal::NotCached),
+        Lookup::Bypass => Ok(Recalled::Fetch(alone(ForwardReason::Bypass, page))),
+        Lookup::NotHeld => Err(Refusal::NotCached),
     }
 }
 
 /// What memory has under this key, or can make of what it has.
-pub(super) fn held(gateway: &Gateway, asked: &Asked<'_>, key: &str, wish: &Wish, now: Instant) -> Recall {
-    let terms =
-        Terms { refresh_floor: asked.policy.config.cache.refresh_floor, may_refresh: asked.member.config.may_refresh };
-    let peek = |key: &str| gateway.cache.peek(key, wish, &terms, now);
+pub(super) fn held(
+    gateway: &Gateway,
+    asked: &Asked<'_>,
+    key: &str,
+    request_directives: &RequestDirectives,
+    now: Instant,
+) -> Lookup {
+    let refresh_policy = RefreshPolicy {
+        refresh_floor: asked.policy.config.cache.refresh_floor,
+        may_refresh: asked.member.config.may_refresh,
+    };
+    let peek = |key: &str| gateway.cache.lookup(key, request_directives, &refresh_policy, now);
     match peek(key) {
-        found @ (Recall::Fetch { .. } | Recall::NotHeld) if asked.policy.config.cache.column_subsets => {
-            fewer_columns(gateway, asked, key, peek).map_or(found, Recall::Hit)
+        found @ (Lookup::Fetch { .. } | Lookup::NotHeld) if asked.policy.config.cache.column_subsets => {
+            fewer_columns(gateway, asked, key, peek).map_or(found, Lookup::Hit)
         }
-        found @ (Recall::Hit(_) | Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld) => found,
+        found @ (Lookup::Hit(_) | Lookup::Fetch { .. } | Lookup::Bypass | Lookup::NotHeld) => found,
     }
 }
 
 /// An entry cut from one that has more columns; it is as old as that one, and stored for who asks next.
-fn fewer_columns(gateway: &Gateway, asked: &Asked<'_>, key: &str, peek: impl Fn(&str) -> Recall) -> Option<Arc<Entry>> {
+fn fewer_columns(gateway: &Gateway, asked: &Asked<'_>, key: &str, peek: impl Fn(&str) -> Lookup) -> Option<Arc<Entry>> {
     let array = asked.matched.operation.columns.as_deref()?;
     let held = |key: &str| match peek(key) {
-        Recall::Hit(entry) if entry.status == StatusCode::OK => Some((entry.clone(), entry.body.clone())),
-        Recall::Hit(_) | Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld => None,
+        Lookup::Hit(entry) if entry.status == StatusCode::OK => Some((entry.clone(), entry.body.clone())),
+        Lookup::Hit(_) | Lookup::Fetch { .. } | Lookup::Bypass | Lookup::NotHeld => None,
     };
     let (entry, body) = gateway.columns.cut(key, array, held)?;
     let etag = strong_etag(&HeaderMap::new(), &body);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::state::Gateway;
 use crate::answers::Keyed;
 use crate::audit::{CannotRecord, Doubt, Kind, Outcome, Peer, Record};
-use crate::cache::After;
+use crate::cache::Invalidation;
 use crate::process_log::EACH;
 
 /// What became of a write, and who says so.
@@ -68,7 +68,7 @@ async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Verdict) -> Result
     if recorded.is_ok() || is_late {
         let (caller, operation, done) = (&*doubt.caller, &*doubt.operation, verdict.done);
         tracing::info!(target: EACH, request = %doubt.request, caller, operation, done, by, "a write in doubt was settled");
-        gateway.fence_doubt(&doubt, After::Settled { settle: gateway.policy().config.cache.settle });
+        gateway.fence_doubt(&doubt, Invalidation::Settled { settle: gateway.policy().config.cache.settle });
         if let Some(keyed) = keyed.filter(|_| !verdict.done) {
             gateway.answers.settle_not_done(keyed.key, keyed.request).await;
         }

@@ -18,7 +18,7 @@ use super::refusal::Refusal;
 use super::tally::Tally;
 use crate::answers::Answers;
 use crate::audit::{Doubt, Log, Name};
-use crate::cache::{After, Cache, Flights};
+use crate::cache::{Cache, Invalidation, SharedFetches};
 use crate::callers::Callers;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -59,7 +59,7 @@ pub struct Gateway {
     /// The cache.
     pub cache: Cache,
     /// Fetches that reads share.
-    pub flights: Flights<Result<Landing, Refusal>>,
+    pub shared_fetches: SharedFetches<Result<Landing, Refusal>>,
     /// The quota.
     pub quota: Quota,
     /// The callers' state.
@@ -92,7 +92,7 @@ impl Gateway {
         Arc::new(Self {
             policy: ArcSwap::from_pointee(Policy::new(config, &callers)),
             upstream: ArcSwap::new(upstream),
-            flights: Flights::new(&cache),
+            shared_fetches: SharedFetches::new(&cache),
             log,
             answers,
             cache,
@@ -148,13 +148,13 @@ impl Gateway {
         let policy = self.policy();
         let cache = &policy.config.cache;
         for doubt in doubts {
-            self.fence_doubt(doubt, After::InDoubt { settle: cache.settle, doubt: cache.doubt });
+            self.fence_doubt(doubt, Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt });
             self.looks.watch(self, cache, doubt.intent);
         }
     }
 
     /// What this write touches is fenced; everything, where its row is not known any more.
-    pub(super) fn fence_doubt(&self, doubt: &Doubt, after: After) {
+    pub(super) fn fence_doubt(&self, doubt: &Doubt, after: Invalidation) {
         let policy = self.policy();
         let row = policy.catalogue().row(&doubt.operation);
         let tags = row.and_then(|row| super::tags::of_path(row, &doubt.path));

@@ -18,7 +18,7 @@ use super::state::Gateway;
 use super::{evidence, tags};
 use crate::answers::Claim;
 use crate::audit::{self, CannotRecord, Kind, Name, Outcome, Record, Room};
-use crate::cache::{After, CacheStatus, Why as Forwarded};
+use crate::cache::{CacheStatus, ForwardReason as Forwarded, Invalidation};
 use crate::catalogue::Retry;
 use crate::process_log::EACH;
 use crate::upstream::{Effect, Ending, ProxyError, Why};
@@ -171,9 +171,9 @@ fn may_have_effect(effect: Effect, status: Option<StatusCode>) -> bool {
 fn fence(gateway: &Gateway, call: &Call, ambiguous: bool, answer: Option<&[u8]>) {
     let cache = &call.policy.config.cache;
     let after = if ambiguous {
-        After::InDoubt { settle: cache.settle, doubt: cache.doubt }
+        Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt }
     } else {
-        After::Settled { settle: cache.settle }
+        Invalidation::Settled { settle: cache.settle }
     };
     gateway.cache.raise(&tags::invalidated(&call.row, &call.parameters, answer), after);
 }

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::*;
 use crate::answers::Answers;
 use crate::audit::{Doubt, Kind, Log, Record};
-use crate::cache::{Cache, Filling, Lifetime};
+use crate::cache::{Cache, Lifetime, NewEntry};
 use crate::callers::Source;
 use crate::clock::Clock;
 use crate::config;
@@ -118,7 +118,7 @@ impl World {
     fn store(&self, key: &str, tags: &[&str]) {
         let cache = &self.state.gateway.cache;
         let hour = Duration::from_secs(3600);
-        let stored = cache.store(Filling {
+        let stored = cache.store(NewEntry {
             key: key.into(),
             status: StatusCode::OK,
             headers: HeaderMap::new(),
@@ -127,7 +127,7 @@ impl World {
             path: key.into(),
             filled_by: RequestId::new(&self.clock),
             lifetime: Lifetime { fresh: hour, stale: hour, age: Duration::ZERO, overruled: false },
-            birth: cache.leg(cache.behind(tags)).sent(),
+            stamp: cache.fetch_handle(cache.fence_set(tags)).mark_sent(),
         });
         assert!(stored.is_some());
     }

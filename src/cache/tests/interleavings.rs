@@ -1,4 +1,4 @@
-//! All interleavings of one write and two reads (`docs/decisions/fences.md`), on the real fences, entries and flights; and the
+//! All interleavings of one write and two reads (`docs/decisions/fences.md`), on the real fences, entries and shared fetches; and the
 //! same with mutants, which must fail.
 
 use tokio::sync::oneshot;
@@ -24,7 +24,7 @@ enum Write {
 enum Mutant {
     /// Not at all.
     None,
-    /// Flights are joined without a look at their fences.
+    /// Shared fetches are joined without a look at their fences.
     UncheckedJoin,
     /// Entries are found without a look at their fences: what was stored stays, unless it was fenced by then.
     UncheckedLookup,
@@ -53,15 +53,15 @@ struct Fetch {
 enum Read {
     NotArrived,
     Has(Body),
-    /// It waits for a flight: its own, or another's.
-    Waits(Waiter<Body>),
+    /// It waits for a shared fetch: its own, or another's.
+    Waits(FetchWaiter<Body>),
     /// A mutant's read takes what this fetch will bring.
     Takes(usize),
 }
 
 struct World {
     cache: Arc<Cache>,
-    flights: Flights<Body>,
+    shared_fetches: SharedFetches<Body>,
     tasks: Tasks,
     clock: Clock,
 }
@@ -69,7 +69,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let (cache, clock) = cache();
-        Self { flights: Flights::new(&cache), cache: Arc::new(cache), tasks: Tasks::new(), clock }
+        Self { shared_fetches: SharedFetches::new(&cache), cache: Arc::new(cache), tasks: Tasks::new(), clock }
     }
 
     /// Plays one schedule (each number an actor's next step: 0 the write, 1 and 2 the reads) under a key of its own.
@@ -117,7 +117,7 @@ impl<'w> Play<'w> {
         match step {
             Write::Apply => self.applied = true,
             Write::Raise => {
-                self.world.cache.raise(&[&self.tag], After::Purge);
+                self.world.cache.raise(&[&self.tag], Invalidation::Purge);
                 self.raised = true;
             }
             Write::Answer => self.answered = true,
@@ -147,10 +147,10 @@ impl<'w> Play<'w> {
 
     fn arrive(&mut self, read: usize) -> Read {
         let World { cache, clock, .. } = self.world;
-        let found = match cache.peek(&self.key, &Wish::default(), &TERMS, clock.now()) {
-            Recall::Hit(entry) => Some(entry),
-            Recall::Fetch { .. } if self.mutant == Mutant::UncheckedLookup => cache.entries.get(&*self.key),
-            Recall::Fetch { .. } | Recall::Bypass | Recall::NotHeld => None,
+        let found = match cache.lookup(&self.key, &RequestDirectives::default(), &REFRESH_POLICY, clock.now()) {
+            Lookup::Hit(entry) => Some(entry),
+            Lookup::Fetch { .. } if self.mutant == Mutant::UncheckedLookup => cache.entries.get(&*self.key),
+            Lookup::Fetch { .. } | Lookup::Bypass | Lookup::NotHeld => None,
         };
         if let Some(entry) = found {
             return Read::Has(Body { new: entry.body[0] == 1, late: entry.body[1] == 1 });
@@ -158,25 +158,25 @@ impl<'w> Play<'w> {
         let other = self.fetches.iter().position(|fetch| fetch.as_ref().is_some_and(|f| f.answer.is_some()));
         match other {
             Some(other) if self.mutant == Mutant::UncheckedJoin => Read::Takes(other),
-            _ => Read::Waits(self.fly(read)),
+            _ => Read::Waits(self.join(read)),
         }
     }
 
-    fn fly(&mut self, read: usize) -> Waiter<Body> {
-        let World { cache, flights, tasks, .. } = self.world;
+    fn join(&mut self, read: usize) -> FetchWaiter<Body> {
+        let World { cache, shared_fetches, tasks, .. } = self.world;
         let (go, gone) = oneshot::channel();
         let (answer, answered) = oneshot::channel::<Body>();
         let (key, store) = (self.key.to_string(), cache.clone());
-        let fetch = move |leg: Leg| async move {
+        let fetch = move |handle: FetchHandle| async move {
             gone.await.unwrap();
-            let birth = leg.sent();
+            let stamp = handle.mark_sent();
             let body = answered.await.unwrap();
-            store.store(filling(&key, vec![u8::from(body.new), u8::from(body.late)].into(), birth));
+            store.store(new_entry(&key, vec![u8::from(body.new), u8::from(body.late)].into(), stamp));
             body
         };
-        let behind = cache.behind(&[&self.tag]);
-        let boarding = Boarding { caller: &"a".into(), lane: Lane::Normal, since: None, ready: false };
-        let waiter = flights.fly(tasks, &self.key, behind, &boarding, fetch).unwrap();
+        let fence_set = cache.fence_set(&[&self.tag]);
+        let join_request = JoinRequest { caller: &"a".into(), group: JoinGroup::Normal, since: None, ready: false };
+        let waiter = shared_fetches.join_or_start(tasks, &self.key, fence_set, &join_request, fetch).unwrap();
         if !waiter.collapsed() {
             let body = Body { new: false, late: false };
             self.fetches[read] = Some(Fetch { go: Some(go), answer: Some(answer), body });

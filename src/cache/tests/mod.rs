@@ -1,7 +1,7 @@
-//! Tests of the cache as a whole: storing and finding here, flights, all interleavings, seeded simulation beside.
+//! Tests of the cache as a whole: storing and finding here, shared fetches, all interleavings, seeded simulation beside.
 
-mod flights;
 mod interleavings;
+mod shared_fetches;
 mod simulation;
 
 use std::collections::BTreeMap;
@@ -18,9 +18,9 @@ const LIFETIME: Duration = Duration::from_secs(300);
 const STALE: Duration = Duration::from_secs(3_600);
 const SETTLE: Duration = Duration::from_secs(10);
 const DOUBT: Duration = Duration::from_secs(120);
-const SETTLED: After = After::Settled { settle: SETTLE };
-const IN_DOUBT: After = After::InDoubt { settle: SETTLE, doubt: DOUBT };
-const TERMS: Terms = Terms { refresh_floor: Duration::from_secs(1), may_refresh: true };
+const SETTLED: Invalidation = Invalidation::Settled { settle: SETTLE };
+const IN_DOUBT: Invalidation = Invalidation::InDoubt { settle: SETTLE, doubt: DOUBT };
+const REFRESH_POLICY: RefreshPolicy = RefreshPolicy { refresh_floor: Duration::from_secs(1), may_refresh: true };
 const FOREVER: Lifetime = Lifetime { fresh: LIFETIME, stale: STALE, age: Duration::ZERO, overruled: false };
 
 fn cache_of(capacity_bytes: u64, clock: &Clock) -> Cache {
@@ -30,7 +30,7 @@ fn cache_of(capacity_bytes: u64, clock: &Clock) -> Cache {
         settle: SETTLE,
         doubt: DOUBT,
         negative: Duration::ZERO,
-        refresh_floor: TERMS.refresh_floor,
+        refresh_floor: REFRESH_POLICY.refresh_floor,
         refresh_ahead: false,
         column_subsets: false,
         lifetime: BTreeMap::new(),
@@ -43,8 +43,8 @@ fn cache() -> (Cache, Clock) {
     (cache_of(64 << 20, &clock), clock)
 }
 
-fn filling(key: &str, body: Bytes, birth: Birth) -> Filling {
-    Filling {
+fn new_entry(key: &str, body: Bytes, stamp: FetchStamp) -> NewEntry {
+    NewEntry {
         key: key.into(),
         status: StatusCode::OK,
         headers: HeaderMap::new(),
@@ -53,35 +53,41 @@ fn filling(key: &str, body: Bytes, birth: Birth) -> Filling {
         path: "/p".into(),
         filled_by: RequestId::parse(b"filler").unwrap(),
         lifetime: FOREVER,
-        birth,
+        stamp,
     }
 }
 
 /// A fetch with these tags that is sent and answered at once.
 fn fill(cache: &Cache, key: &str, tags: &[&str]) -> Option<Arc<Entry>> {
-    cache.store(filling(key, Bytes::from_static(b"{}"), cache.leg(cache.behind(tags)).sent()))
+    cache.store(new_entry(key, Bytes::from_static(b"{}"), cache.fetch_handle(cache.fence_set(tags)).mark_sent()))
 }
 
-fn wish(directives: &'static str) -> Wish {
+fn request_directives(directives: &'static str) -> RequestDirectives {
     let mut headers = HeaderMap::new();
     headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static(directives));
-    Wish::of(&headers)
+    RequestDirectives::of(&headers)
 }
 
 /// What a read with these directives is told, in short.
 fn told(cache: &Cache, clock: &Clock, key: &str, directives: &'static str) -> String {
-    told_on(cache, clock, key, directives, &TERMS)
+    told_on(cache, clock, key, directives, &REFRESH_POLICY)
 }
 
-fn told_on(cache: &Cache, clock: &Clock, key: &str, directives: &'static str, terms: &Terms) -> String {
-    let found = cache.peek(key, &wish(directives), terms, clock.now());
+fn told_on(
+    cache: &Cache,
+    clock: &Clock,
+    key: &str,
+    directives: &'static str,
+    refresh_policy: &RefreshPolicy,
+) -> String {
+    let found = cache.lookup(key, &request_directives(directives), refresh_policy, clock.now());
     cache.count(&found);
     match found {
-        Recall::Hit(entry) => format!("hit {}", entry.ttl(clock.now())),
-        Recall::Fetch { why, fallback: Some(_), .. } => format!("{} or stale", why.as_str()),
-        Recall::Fetch { why, fallback: None, .. } => why.as_str().to_owned(),
-        Recall::Bypass => "bypass".to_owned(),
-        Recall::NotHeld => "not held".to_owned(),
+        Lookup::Hit(entry) => format!("hit {}", entry.ttl(clock.now())),
+        Lookup::Fetch { why, fallback: Some(_), .. } => format!("{} or stale", why.as_str()),
+        Lookup::Fetch { why, fallback: None, .. } => why.as_str().to_owned(),
+        Lookup::Bypass => "bypass".to_owned(),
+        Lookup::NotHeld => "not held".to_owned(),
     }
 }
 
@@ -110,10 +116,10 @@ fn an_entry_is_fresh_then_stale_then_gone() {
 #[test]
 fn age_counts_the_upstreams_age_the_delay_and_the_time_here() {
     let (cache, clock) = cache();
-    let birth = cache.leg(cache.behind(&["a"])).sent();
+    let stamp = cache.fetch_handle(cache.fence_set(&["a"])).mark_sent();
     pass(&clock, 3_000);
     let lifetime = Lifetime { age: Duration::from_secs(100), ..FOREVER };
-    let entry = cache.store(Filling { lifetime, ..filling("k", Bytes::new(), birth) }).unwrap();
+    let entry = cache.store(NewEntry { lifetime, ..new_entry("k", Bytes::new(), stamp) }).unwrap();
     pass(&clock, 20_000);
     assert_eq!(entry.age(clock.now()).as_secs(), 123);
     assert_eq!(entry.ttl(clock.now()), 176);
@@ -159,10 +165,10 @@ fn directives_narrow_and_widen_what_will_do() {
 #[test]
 fn no_cache_alone_is_content_with_a_young_entry() {
     let (cache, clock) = cache();
-    let floor = Terms { refresh_floor: Duration::from_secs(60), may_refresh: true };
+    let floor = RefreshPolicy { refresh_floor: Duration::from_secs(60), may_refresh: true };
     let old = Lifetime { age: Duration::from_secs(200), ..FOREVER };
-    let birth = cache.leg(cache.behind(&["a"])).sent();
-    cache.store(Filling { lifetime: old, ..filling("k", Bytes::new(), birth) }).unwrap();
+    let stamp = cache.fetch_handle(cache.fence_set(&["a"])).mark_sent();
+    cache.store(NewEntry { lifetime: old, ..new_entry("k", Bytes::new(), stamp) }).unwrap();
     assert_eq!(told_on(&cache, &clock, "k", "no-cache", &floor), "hit 99");
     assert_eq!(told_on(&cache, &clock, "k", "max-age=0", &floor), "request");
     assert_eq!(told_on(&cache, &clock, "k", "min-fresh=1000", &floor), "request or stale");
@@ -175,20 +181,24 @@ fn no_cache_alone_is_content_with_a_young_entry() {
 #[test]
 fn a_caller_who_may_not_refresh_gets_what_is_in_memory() {
     let (cache, clock) = cache();
-    let terms = Terms { may_refresh: false, ..TERMS };
+    let refresh_policy = RefreshPolicy { may_refresh: false, ..REFRESH_POLICY };
     fill(&cache, "k", &["a"]).unwrap();
     pass(&clock, 10_000);
     for directives in ["no-cache", "max-age=0", "min-fresh=1000", "no-store"] {
-        assert_eq!(told_on(&cache, &clock, "k", directives, &terms), "hit 289", "{directives}");
+        assert_eq!(told_on(&cache, &clock, "k", directives, &refresh_policy), "hit 289", "{directives}");
     }
-    assert_eq!(told_on(&cache, &clock, "other", "no-store", &terms), "bypass");
-    assert_eq!(wish("no-cache").since(&terms, clock.now()), None);
+    assert_eq!(told_on(&cache, &clock, "other", "no-store", &refresh_policy), "bypass");
+    assert_eq!(request_directives("no-cache").oldest_acceptable_fetch(&refresh_policy, clock.now()), None);
 }
 
 #[test]
 fn a_wish_for_youth_binds_flights_as_it_binds_entries() {
     let now = Clock::system().now() + Duration::from_secs(1_000);
-    let since = |directives| wish(directives).since(&TERMS, now).map(|since| (now - since).as_secs());
+    let since = |directives| {
+        request_directives(directives)
+            .oldest_acceptable_fetch(&REFRESH_POLICY, now)
+            .map(|since| (now - since).as_secs())
+    };
     assert_eq!(since(""), None);
     assert_eq!(since("min-fresh=5, max-stale"), None);
     assert_eq!(since("no-cache"), Some(1));
@@ -229,9 +239,9 @@ fn a_404_is_remembered_only_outside_windows_and_dies_by_the_same_tags() {
     let (cache, clock) = cache();
     let short = Lifetime { fresh: Duration::from_secs(20), stale: Duration::ZERO, ..FOREVER };
     let store = || {
-        let birth = cache.leg(cache.behind(&["a"])).sent();
-        let filling = filling("k", Bytes::new(), birth);
-        cache.store(Filling { status: StatusCode::NOT_FOUND, lifetime: short, ..filling }).is_some()
+        let stamp = cache.fetch_handle(cache.fence_set(&["a"])).mark_sent();
+        let new_entry = new_entry("k", Bytes::new(), stamp);
+        cache.store(NewEntry { status: StatusCode::NOT_FOUND, lifetime: short, ..new_entry }).is_some()
     };
     cache.raise(&["a"], SETTLED);
     assert!(!store());
@@ -245,12 +255,14 @@ fn a_404_is_remembered_only_outside_windows_and_dies_by_the_same_tags() {
 #[test]
 fn an_older_answer_does_not_replace_a_younger() {
     let (cache, clock) = cache();
-    let old = cache.leg(cache.behind(&["a"])).sent();
+    let old = cache.fetch_handle(cache.fence_set(&["a"])).mark_sent();
     pass(&clock, 1);
-    let young = cache.leg(cache.behind(&["a"])).sent();
-    assert!(cache.store(filling("k", Bytes::from_static(b"young"), young)).is_some());
-    assert!(cache.store(filling("k", Bytes::from_static(b"old"), old)).is_none());
-    let Recall::Hit(entry) = cache.peek("k", &Wish::default(), &TERMS, clock.now()) else { panic!("a hit") };
+    let young = cache.fetch_handle(cache.fence_set(&["a"])).mark_sent();
+    assert!(cache.store(new_entry("k", Bytes::from_static(b"young"), young)).is_some());
+    assert!(cache.store(new_entry("k", Bytes::from_static(b"old"), old)).is_none());
+    let Lookup::Hit(entry) = cache.lookup("k", &RequestDirectives::default(), &REFRESH_POLICY, clock.now()) else {
+        panic!("a hit")
+    };
     assert_eq!(entry.body, "young");
 }
 
@@ -259,7 +271,9 @@ fn too_large_is_not_stored() {
     let clock = Clock::movable();
     let cache = cache_of(64 << 10, &clock);
     let store = |cache: &Cache, bytes: usize| {
-        cache.store(filling("k", vec![b'1'; bytes].into(), cache.leg(cache.behind(&["a"])).sent())).is_some()
+        cache
+            .store(new_entry("k", vec![b'1'; bytes].into(), cache.fetch_handle(cache.fence_set(&["a"])).mark_sent()))
+            .is_some()
     };
     assert!(store(&cache, 3 << 10) && !store(&cache, 4 << 10));
     let large = cache_of(1 << 30, &clock);
@@ -271,8 +285,8 @@ fn a_crowd_of_entries_stays_within_the_capacity() {
     let clock = Clock::movable();
     let cache = cache_of(1 << 20, &clock);
     for n in 0..5_000 {
-        let birth = cache.leg(cache.behind(&[format!("org:{n}")])).sent();
-        cache.store(filling(&format!("k{n}"), vec![b'1'; 1_000].into(), birth));
+        let stamp = cache.fetch_handle(cache.fence_set(&[format!("org:{n}")])).mark_sent();
+        cache.store(new_entry(&format!("k{n}"), vec![b'1'; 1_000].into(), stamp));
     }
     cache.maintain();
     let (size, tags) = cache.census();
@@ -313,12 +327,12 @@ fn threads_that_read_and_write_agree_on_what_is_old() {
     let (upstream, answered) = (AtomicU64::new(0), AtomicU64::new(0));
     let read = || {
         let known = answered.load(SeqCst);
-        if let Recall::Hit(entry) = cache.peek("k", &Wish::default(), &TERMS, clock.now()) {
+        if let Lookup::Hit(entry) = cache.lookup("k", &RequestDirectives::default(), &REFRESH_POLICY, clock.now()) {
             assert!(u64::from_le_bytes(entry.body[..].try_into().unwrap()) >= known);
         } else {
-            let birth = cache.leg(cache.behind(&["a"])).sent();
+            let stamp = cache.fetch_handle(cache.fence_set(&["a"])).mark_sent();
             let body = upstream.load(SeqCst).to_le_bytes();
-            cache.store(filling("k", Bytes::copy_from_slice(&body), birth));
+            cache.store(new_entry("k", Bytes::copy_from_slice(&body), stamp));
         }
         known
     };
@@ -328,7 +342,7 @@ fn threads_that_read_and_write_agree_on_what_is_old() {
         }
         for n in 1..=WRITES {
             upstream.store(n, SeqCst);
-            cache.raise(&["a"], After::Purge);
+            cache.raise(&["a"], Invalidation::Purge);
             answered.store(n, SeqCst);
             thread::yield_now();
         }
@@ -360,9 +374,9 @@ fn an_entry_keeps_no_read_buffer_alive() {
     headers.insert(name, HeaderValue::from_maybe_shared(lent("one").slice(..3)).unwrap());
     headers.append("x-make-thing", HeaderValue::from_maybe_shared(lent("two").slice(..3)).unwrap());
     let etag = HeaderValue::from_maybe_shared(lent("\"tag\"").slice(..5)).unwrap();
-    let birth = cache.leg(cache.behind(&["a"])).sent();
+    let stamp = cache.fetch_handle(cache.fence_set(&["a"])).mark_sent();
     let body = lent("{\"a\":1}").slice(..7);
-    let entry = cache.store(Filling { headers, etag, ..filling("k", body, birth) }).unwrap();
+    let entry = cache.store(NewEntry { headers, etag, ..new_entry("k", body, stamp) }).unwrap();
     assert_eq!(freed.load(SeqCst), 5, "all five buffers are free");
     assert_eq!(entry.body, "{\"a\":1}");
     assert_eq!(entry.etag, "\"tag\"");

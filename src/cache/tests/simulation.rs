@@ -105,17 +105,17 @@ struct Fetch {
 
 struct Read {
     key: usize,
-    wish: Wish,
+    request_directives: RequestDirectives,
     wait: bool,
     arrived: Option<(Instant, usize)>,
-    waiter: Option<Waiter<Body>>,
+    waiter: Option<FetchWaiter<Body>>,
 }
 
 struct Simulation {
     random: Random,
     mutant: Mutant,
     cache: Arc<Cache>,
-    flights: Flights<Body>,
+    shared_fetches: SharedFetches<Body>,
     tasks: Tasks,
     clock: Clock,
     now_ms: u64,
@@ -139,13 +139,13 @@ impl Simulation {
         for n in 0..READS {
             events.push(Reverse((random.within(0..=READ_SPAN_MS), Event::ReadArrives(n))));
         }
-        let (flights, cache) = (Flights::new(&cache), Arc::new(cache));
+        let (shared_fetches, cache) = (SharedFetches::new(&cache), Arc::new(cache));
         let (tasks, fetches, wrong) = (Tasks::new(), vec![], vec![]);
         Self {
             random,
             mutant,
             cache,
-            flights,
+            shared_fetches,
             tasks,
             clock,
             now_ms: 0,
@@ -169,7 +169,11 @@ impl Simulation {
             self.collect();
         }
         let unanswered = self.reads.iter().filter(|read| read.waiter.is_some()).count();
-        assert_eq!((unanswered, self.flights.under_way()), (0, 0), "all are answered or gone, no flight is left");
+        assert_eq!(
+            (unanswered, self.shared_fetches.under_way()),
+            (0, 0),
+            "all are answered or gone, no flight is left"
+        );
         self.wrong
     }
 
@@ -187,7 +191,7 @@ impl Simulation {
             Event::ReadLeaves(n) => self.reads[n].waiter = None,
             Event::FetchSent(n) => {
                 self.fetches[n].sent = Some((self.clock.now(), self.number));
-                // A flight that all have left is gone by now.
+                // A shared fetch that all have left is gone by now.
                 if self.fetches[n].go.take().unwrap().send(()).is_ok() {
                     self.after(0..=3_000, Event::FetchSeen(n));
                 }
@@ -229,7 +233,7 @@ impl Simulation {
 
     fn raise(&self, n: usize) {
         let after = match self.mutant {
-            Mutant::NoWindow => After::Purge,
+            Mutant::NoWindow => Invalidation::Purge,
             Mutant::None | Mutant::FenceAtBegin if self.writes[n].in_doubt => IN_DOUBT,
             Mutant::None | Mutant::FenceAtBegin => SETTLED,
         };
@@ -246,17 +250,17 @@ impl Simulation {
     fn arrive(&mut self, n: usize) {
         let now = self.clock.now();
         self.reads[n].arrived = Some((now, self.number));
-        let Read { key, wish, wait, .. } = self.reads[n];
+        let Read { key, request_directives, wait, .. } = self.reads[n];
         let which = if wait {
-            (Lane::Wait, Some(now))
+            (JoinGroup::Wait, Some(now))
         } else {
-            match self.cache.peek(KEYS[key].0, &wish, &TERMS, now) {
-                Recall::Hit(entry) => return self.hit(n, &entry),
-                Recall::Fetch { since, .. } => (Lane::Normal, since),
-                other @ (Recall::Bypass | Recall::NotHeld) => panic!("{other:?}"),
+            match self.cache.lookup(KEYS[key].0, &request_directives, &REFRESH_POLICY, now) {
+                Lookup::Hit(entry) => return self.hit(n, &entry),
+                Lookup::Fetch { since, .. } => (JoinGroup::Normal, since),
+                other @ (Lookup::Bypass | Lookup::NotHeld) => panic!("{other:?}"),
             }
         };
-        let waiter = self.fly(key, which);
+        let waiter = self.join(key, which);
         self.reads[n].waiter = Some(waiter);
         if self.random.within(0..=9) == 0 {
             self.after(0..=6_000, Event::ReadLeaves(n));
@@ -268,29 +272,34 @@ impl Simulation {
         let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
         let body = Body { fetch: usize::try_from(number(fetch)).unwrap(), shows: number(shows) };
         self.judge(n, body);
-        let Read { wish, arrived: Some((arrived, _)), .. } = self.reads[n] else { panic!("it has arrived") };
-        let age = arrived - entry.birth().at();
-        let young = age < TERMS.refresh_floor;
-        let too_old = wish.no_cache || wish.max_age.is_some_and(|max| age > max);
-        if (too_old && !young) || age > LIFETIME + wish.max_stale.unwrap_or_default() {
+        let Read { request_directives, arrived: Some((arrived, _)), .. } = self.reads[n] else {
+            panic!("it has arrived")
+        };
+        let age = arrived - entry.stamp().at();
+        let young = age < REFRESH_POLICY.refresh_floor;
+        let too_old = request_directives.no_cache || request_directives.max_age.is_some_and(|max| age > max);
+        if (too_old && !young) || age > LIFETIME + request_directives.max_stale.unwrap_or_default() {
             self.wrong.push(format!("read {n}: a hit of age {age:?} against {wish:?}"));
         }
     }
 
-    fn fly(&mut self, key: usize, which: (Lane, Option<Instant>)) -> Waiter<Body> {
+    fn join(&mut self, key: usize, which: (JoinGroup, Option<Instant>)) -> FetchWaiter<Body> {
         let ((go, gone), (answer, answered)) = (oneshot::channel::<()>(), oneshot::channel::<Body>());
         let cache = self.cache.clone();
-        let fetch = move |leg: Leg| async move {
+        let fetch = move |handle: FetchHandle| async move {
             gone.await.unwrap();
-            let birth = leg.sent();
+            let stamp = handle.mark_sent();
             let body = answered.await.unwrap();
             let bytes = [(body.fetch as u64).to_le_bytes(), body.shows.to_le_bytes()].concat();
-            cache.store(filling(KEYS[key].0, bytes.into(), birth));
+            cache.store(new_entry(KEYS[key].0, bytes.into(), stamp));
             body
         };
-        let behind = self.cache.behind(&KEYS[key].1);
-        let boarding = Boarding { caller: &"a".into(), lane: which.0, since: which.1, ready: false };
-        let waiter = self.flights.fly(&self.tasks, &KEYS[key].0.into(), behind, &boarding, fetch).unwrap();
+        let fence_set = self.cache.fence_set(&KEYS[key].1);
+        let join_request = JoinRequest { caller: &"a".into(), group: which.0, since: which.1, ready: false };
+        let waiter = self
+            .shared_fetches
+            .join_or_start(&self.tasks, &KEYS[key].0.into(), fence_set, &join_request, fetch)
+            .unwrap();
         if !waiter.collapsed() {
             let n = self.fetches.len();
             self.fetches.push(Fetch { key, go: Some(go), answer: Some(answer), sent: None, shows: 0 });
@@ -301,7 +310,7 @@ impl Simulation {
         waiter
     }
 
-    /// Hands the outcomes of flights that have ended to the oracle.
+    /// Hands the outcomes of shared fetches that have ended to the oracle.
     fn collect(&mut self) {
         for n in 0..self.reads.len() {
             if let Some(outcome) = self.reads[n].waiter.as_mut().and_then(FutureExt::now_or_never) {
@@ -341,7 +350,7 @@ fn write(random: &mut Random) -> Write {
 fn read(random: &mut Random) -> Read {
     let key = random.one_of(&[0, 1, 2, 3]);
     let wait = random.within(0..=19) == 0;
-    Read { key, wish: wish(random.one_of(&WISHES)), wait, arrived: None, waiter: None }
+    Read { key, request_directives: request_directives(random.one_of(&WISHES)), wait, arrived: None, waiter: None }
 }
 
 fn play(seed: u64, mutant: Mutant) -> Vec<String> {

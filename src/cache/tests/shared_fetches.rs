@@ -1,4 +1,4 @@
-//! Flights: who shares a fetch, and who stops it.
+//! Shared fetches: who shares a fetch, and who stops it.
 
 use std::future::{Future, pending};
 
@@ -21,28 +21,31 @@ struct Upstream {
 }
 
 impl Upstream {
-    fn new() -> (Self, Flights<Bytes>, Clock) {
+    fn new() -> (Self, SharedFetches<Bytes>, Clock) {
         let (cache, clock) = cache();
-        let flights = Flights::new(&cache);
+        let shared_fetches = SharedFetches::new(&cache);
         let (cache, steps, counter) = (Arc::new(cache), Arc::new(Semaphore::new(0)), Arc::<AtomicUsize>::default);
-        (Self { cache, steps, begun: counter(), sent: counter(), dropped: counter() }, flights, clock)
+        (Self { cache, steps, begun: counter(), sent: counter(), dropped: counter() }, shared_fetches, clock)
     }
 
     /// Two steps (a turn at the quota, say), the request, two steps (attempts), stored.
-    fn fetch(&self, key: &'static str) -> impl FnOnce(Leg) -> futures_util::future::BoxFuture<'static, Bytes> + use<> {
+    fn fetch(
+        &self,
+        key: &'static str,
+    ) -> impl FnOnce(FetchHandle) -> futures_util::future::BoxFuture<'static, Bytes> + use<> {
         let this = self.clone();
-        move |leg| {
+        move |handle| {
             async move {
                 this.begun.fetch_add(1, SeqCst);
                 let ended = Ended(Some(this.dropped.clone()));
                 this.step().await;
                 this.step().await;
                 this.sent.fetch_add(1, SeqCst);
-                let birth = leg.sent();
+                let stamp = handle.mark_sent();
                 this.step().await;
                 this.step().await;
                 let body = Bytes::from(format!("{key} {}", this.sent.load(SeqCst)));
-                this.cache.store(filling(key, body.clone(), birth));
+                this.cache.store(new_entry(key, body.clone(), stamp));
                 ended.well();
                 body
             }
@@ -59,28 +62,33 @@ impl Upstream {
         settle().await;
     }
 
-    fn fly(&self, flights: &Flights<Bytes>, tasks: &Tasks, key: &'static str) -> Waiter<Bytes> {
-        self.fly_in(flights, tasks, key, (Lane::Normal, None)).unwrap()
+    fn join(&self, shared_fetches: &SharedFetches<Bytes>, tasks: &Tasks, key: &'static str) -> FetchWaiter<Bytes> {
+        self.join_in(shared_fetches, tasks, key, (JoinGroup::Normal, None)).unwrap()
     }
 
-    fn fly_in(
+    fn join_in(
         &self,
-        flights: &Flights<Bytes>,
+        shared_fetches: &SharedFetches<Bytes>,
         tasks: &Tasks,
         key: &'static str,
-        which: (Lane, Option<Instant>),
-    ) -> Option<Waiter<Bytes>> {
-        self.board(flights, tasks, key, &Boarding { caller: &"a".into(), lane: which.0, since: which.1, ready: false })
+        which: (JoinGroup, Option<Instant>),
+    ) -> Option<FetchWaiter<Bytes>> {
+        self.join_as(
+            shared_fetches,
+            tasks,
+            key,
+            &JoinRequest { caller: &"a".into(), group: which.0, since: which.1, ready: false },
+        )
     }
 
-    fn board(
+    fn join_as(
         &self,
-        flights: &Flights<Bytes>,
+        shared_fetches: &SharedFetches<Bytes>,
         tasks: &Tasks,
         key: &'static str,
-        boarding: &Boarding<'_>,
-    ) -> Option<Waiter<Bytes>> {
-        flights.fly(tasks, &key.into(), self.cache.behind(&["a"]), boarding, self.fetch(key))
+        join_request: &JoinRequest<'_>,
+    ) -> Option<FetchWaiter<Bytes>> {
+        shared_fetches.join_or_start(tasks, &key.into(), self.cache.fence_set(&["a"]), join_request, self.fetch(key))
     }
 
     fn counts(&self) -> (usize, usize, usize) {
@@ -112,40 +120,40 @@ async fn settle() {
     }
 }
 
-async fn ended(flights: &Flights<Bytes>) {
+async fn ended(shared_fetches: &SharedFetches<Bytes>) {
     for _ in 0..1_000 {
         yield_now().await;
     }
-    assert_eq!(flights.under_way(), 0);
+    assert_eq!(shared_fetches.under_way(), 0);
 }
 
 #[tokio::test]
 async fn a_thousand_readers_of_one_missing_answer_are_one_fetch() {
-    let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
-    let waiters: Vec<_> = (0..1_000).map(|_| upstream.fly(&flights, &tasks, "k")).collect();
+    let ((upstream, shared_fetches, _), tasks) = (Upstream::new(), Tasks::new());
+    let waiters: Vec<_> = (0..1_000).map(|_| upstream.join(&shared_fetches, &tasks, "k")).collect();
     assert_eq!(waiters.iter().filter(|waiter| waiter.collapsed()).count(), 999);
     upstream.let_go(4).await;
     for body in join_all(waiters).await {
         assert_eq!(body.unwrap(), "k 1");
     }
     assert_eq!(upstream.counts(), (1, 1, 0));
-    ended(&flights).await;
+    ended(&shared_fetches).await;
 }
 
 /// The leader's caller hangs up after each number of steps: one request, and who joined is answered.
 #[tokio::test]
 async fn a_leader_who_leaves_takes_nobody_along() {
     for steps in 0..=4 {
-        let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
-        let leader = upstream.fly(&flights, &tasks, "k");
-        let joined = upstream.fly(&flights, &tasks, "k");
+        let ((upstream, shared_fetches, _), tasks) = (Upstream::new(), Tasks::new());
+        let leader = upstream.join(&shared_fetches, &tasks, "k");
+        let joined = upstream.join(&shared_fetches, &tasks, "k");
         upstream.let_go(steps).await;
         drop(leader);
         settle().await;
         upstream.let_go(4 - steps).await;
         assert_eq!(joined.await.unwrap(), "k 1");
         assert_eq!(upstream.counts(), (1, 1, 0), "after {steps} steps");
-        ended(&flights).await;
+        ended(&shared_fetches).await;
     }
 }
 
@@ -153,28 +161,28 @@ async fn a_leader_who_leaves_takes_nobody_along() {
 #[tokio::test]
 async fn a_deserted_flight_is_cancelled_until_it_is_sent() {
     for steps in 0..=3 {
-        let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
-        let waiters = [upstream.fly(&flights, &tasks, "k"), upstream.fly(&flights, &tasks, "k")];
+        let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
+        let waiters = [upstream.join(&shared_fetches, &tasks, "k"), upstream.join(&shared_fetches, &tasks, "k")];
         upstream.let_go(steps).await;
         drop(waiters);
         settle().await;
         let sent = steps >= 2;
-        assert_eq!(flights.under_way(), usize::from(sent), "after {steps} steps");
+        assert_eq!(shared_fetches.under_way(), usize::from(sent), "after {steps} steps");
         upstream.let_go(4 - steps).await;
         assert_eq!(upstream.counts(), if sent { (1, 1, 0) } else { (1, 0, 1) }, "after {steps} steps");
         assert_eq!(told(&upstream.cache, &clock, "k", ""), if sent { "hit 299" } else { "miss" });
-        ended(&flights).await;
+        ended(&shared_fetches).await;
     }
 }
 
-/// Between the last waiter's leaving and the cancelling, somebody joins: the flight goes on.
+/// Between the last waiter's leaving and the cancelling, somebody joins: the shared fetch goes on.
 #[tokio::test]
 async fn whoever_joins_in_time_saves_a_deserted_flight() {
-    let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
-    let first = upstream.fly(&flights, &tasks, "k");
+    let ((upstream, shared_fetches, _), tasks) = (Upstream::new(), Tasks::new());
+    let first = upstream.join(&shared_fetches, &tasks, "k");
     settle().await;
     drop(first);
-    let second = upstream.fly(&flights, &tasks, "k");
+    let second = upstream.join(&shared_fetches, &tasks, "k");
     assert!(second.collapsed());
     upstream.let_go(4).await;
     assert_eq!(second.await.unwrap(), "k 1");
@@ -184,92 +192,94 @@ async fn whoever_joins_in_time_saves_a_deserted_flight() {
 /// Who has its turn does not wait for one who waits for its own, and is waited for by all who come later.
 #[tokio::test]
 async fn whoever_can_go_at_once_overtakes_a_flight_that_waits_for_its_turn() {
-    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
+    let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
     let (greedy, polite) = (Arc::from("greedy"), Arc::from("polite"));
-    let boarding = |caller, ready| Boarding { caller, lane: Lane::Normal, since: None, ready };
-    let board = |boarding| upstream.board(&flights, &tasks, "k", &boarding).unwrap();
-    let queued = board(boarding(&greedy, false));
-    let waiter = board(boarding(&polite, false));
+    let join_request = |caller, ready| JoinRequest { caller, group: JoinGroup::Normal, since: None, ready };
+    let join_as = |join_request| upstream.join_as(&shared_fetches, &tasks, "k", &join_request).unwrap();
+    let queued = join_as(join_request(&greedy, false));
+    let waiter = join_as(join_request(&polite, false));
     assert!(waiter.is_queued_for_another("polite") && !waiter.is_queued_for_another("greedy"));
-    let ready = board(boarding(&polite, true));
+    let ready = join_as(join_request(&polite, true));
     assert!(!ready.collapsed() && !ready.is_queued_for_another("polite"));
-    let later = board(boarding(&greedy, false));
+    let later = join_as(join_request(&greedy, false));
     assert!(later.collapsed());
     // The older waits longer, so it goes first: four steps end it, two send the other.
     upstream.let_go(6).await;
-    assert!(board(boarding(&greedy, true)).collapsed(), "what is sent already is as good for whoever is ready");
+    assert!(join_as(join_request(&greedy, true)).collapsed(), "what is sent already is as good for whoever is ready");
     assert!(!waiter.is_queued_for_another("polite"));
     upstream.let_go(2).await;
     let bodies = join_all([queued, waiter, ready, later]).await;
     assert!(bodies.iter().all(Result::is_ok), "{bodies:?}");
-    assert_eq!((upstream.counts(), flights.under_way()), ((2, 2, 0), 0));
+    assert_eq!((upstream.counts(), shared_fetches.under_way()), ((2, 2, 0), 0));
     assert!(told(&upstream.cache, &clock, "k", "").starts_with("hit "));
 }
 
 #[tokio::test]
 async fn a_panic_is_an_error_to_all_and_leaves_nothing_behind() {
-    let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
-    let fly = || {
-        let fetch = |leg: Leg| async move {
-            drop(leg.sent());
+    let ((upstream, shared_fetches, _), tasks) = (Upstream::new(), Tasks::new());
+    let join = || {
+        let fetch = |handle: FetchHandle| async move {
+            drop(handle.mark_sent());
             yield_now().await;
             panic!("on purpose")
         };
-        let boarding = Boarding { caller: &"a".into(), lane: Lane::Normal, since: None, ready: false };
-        flights.fly(&tasks, &"k".into(), upstream.cache.behind(&["a"]), &boarding, fetch).unwrap()
+        let join_request = JoinRequest { caller: &"a".into(), group: JoinGroup::Normal, since: None, ready: false };
+        shared_fetches
+            .join_or_start(&tasks, &"k".into(), upstream.cache.fence_set(&["a"]), &join_request, fetch)
+            .unwrap()
     };
-    let (first, second) = (fly(), fly());
+    let (first, second) = (join(), join());
     assert!(second.collapsed());
-    assert_eq!((first.await, second.await), (Err(Lost), Err(Lost)));
-    ended(&flights).await;
-    let next = upstream.fly(&flights, &tasks, "k");
+    assert_eq!((first.await, second.await), (Err(FetchLost), Err(FetchLost)));
+    ended(&shared_fetches).await;
+    let next = upstream.join(&shared_fetches, &tasks, "k");
     upstream.let_go(4).await;
     assert_eq!(next.await.unwrap(), "k 1");
 }
 
 #[test]
 fn a_runtime_that_goes_down_is_an_error_not_a_hang() {
-    let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
+    let ((upstream, shared_fetches, _), tasks) = (Upstream::new(), Tasks::new());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let waiter = {
         let _inside = runtime.enter();
-        upstream.fly(&flights, &tasks, "k")
+        upstream.join(&shared_fetches, &tasks, "k")
     };
     drop(runtime);
-    assert_eq!(waiter.now_or_never(), Some(Err(Lost)));
-    assert_eq!(flights.under_way(), 0);
+    assert_eq!(waiter.now_or_never(), Some(Err(FetchLost)));
+    assert_eq!(shared_fetches.under_way(), 0);
 }
 
 /// Promise 3. What was sent before a write was settled is not joined after it; and its end leaves the newer alone.
 #[tokio::test]
 async fn a_fenced_flight_is_replaced_not_joined() {
-    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
-    let before = upstream.fly(&flights, &tasks, "k");
+    let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
+    let before = upstream.join(&shared_fetches, &tasks, "k");
     upstream.let_go(2).await;
-    upstream.cache.raise(&["a"], After::Purge);
-    let after = upstream.fly(&flights, &tasks, "k");
+    upstream.cache.raise(&["a"], Invalidation::Purge);
+    let after = upstream.join(&shared_fetches, &tasks, "k");
     assert!(!after.collapsed());
     settle().await;
     // The older waits longer, so it goes first: of three steps two are its last.
     upstream.let_go(3).await;
     assert_eq!(before.await.unwrap(), "k 1");
     assert_eq!(told(&upstream.cache, &clock, "k", ""), "miss");
-    assert!(upstream.fly(&flights, &tasks, "k").collapsed(), "the newer is still there");
+    assert!(upstream.join(&shared_fetches, &tasks, "k").collapsed(), "the newer is still there");
     upstream.let_go(3).await;
     assert_eq!(after.await.unwrap(), "k 2");
     assert_eq!(told(&upstream.cache, &clock, "k", ""), "hit 299");
     assert_eq!(upstream.counts(), (2, 2, 0));
-    ended(&flights).await;
+    ended(&shared_fetches).await;
 }
 
 /// What waits for quota while a write is settled will see the write: no second turn is spent.
 #[tokio::test]
 async fn a_flight_that_was_not_sent_yet_is_joined_across_a_fence() {
-    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
-    let before = upstream.fly(&flights, &tasks, "k");
+    let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
+    let before = upstream.join(&shared_fetches, &tasks, "k");
     upstream.let_go(1).await;
     upstream.cache.raise(&["a"], SETTLED);
-    let after = upstream.fly_in(&flights, &tasks, "k", (Lane::Normal, Some(clock.now()))).unwrap();
+    let after = upstream.join_in(&shared_fetches, &tasks, "k", (JoinGroup::Normal, Some(clock.now()))).unwrap();
     assert!(after.collapsed());
     upstream.let_go(3).await;
     assert_eq!((before.await.unwrap(), after.await.unwrap()), ("k 1".into(), "k 1".into()));
@@ -278,43 +288,50 @@ async fn a_flight_that_was_not_sent_yet_is_joined_across_a_fence() {
 
 #[tokio::test]
 async fn a_flight_born_in_a_window_is_not_joined_after_it() {
-    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
+    let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
     upstream.cache.raise(&["a"], SETTLED);
-    let _slow = upstream.fly(&flights, &tasks, "k");
+    let _slow = upstream.join(&shared_fetches, &tasks, "k");
     upstream.let_go(2).await;
     pass(&clock, 9_000);
-    assert!(upstream.fly(&flights, &tasks, "k").collapsed());
+    assert!(upstream.join(&shared_fetches, &tasks, "k").collapsed());
     pass(&clock, 1_000);
-    assert!(!upstream.fly(&flights, &tasks, "k").collapsed());
+    assert!(!upstream.join(&shared_fetches, &tasks, "k").collapsed());
 }
 
 #[tokio::test]
 async fn since_and_lane_choose_among_flights() {
-    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
-    let first = upstream.fly(&flights, &tasks, "k");
+    let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
+    let first = upstream.join(&shared_fetches, &tasks, "k");
     upstream.let_go(2).await;
     let born = clock.now();
     pass(&clock, 2_000);
-    let fly = |which| upstream.fly_in(&flights, &tasks, "k", which).unwrap();
-    assert!(fly((Lane::Normal, wish("max-age=3").since(&TERMS, clock.now()))).collapsed());
-    let refresh = fly((Lane::Normal, wish("no-cache").since(&TERMS, clock.now())));
+    let join = |which| upstream.join_in(&shared_fetches, &tasks, "k", which).unwrap();
+    assert!(
+        join((
+            JoinGroup::Normal,
+            request_directives("max-age=3").oldest_acceptable_fetch(&REFRESH_POLICY, clock.now())
+        ))
+        .collapsed()
+    );
+    let refresh =
+        join((JoinGroup::Normal, request_directives("no-cache").oldest_acceptable_fetch(&REFRESH_POLICY, clock.now())));
     assert!(!refresh.collapsed());
-    let waits = [fly((Lane::Wait, Some(clock.now()))), fly((Lane::Wait, Some(born)))];
-    assert_eq!(waits.each_ref().map(Waiter::collapsed), [false, true]);
+    let waits = [join((JoinGroup::Wait, Some(clock.now()))), join((JoinGroup::Wait, Some(born)))];
+    assert_eq!(waits.each_ref().map(FetchWaiter::collapsed), [false, true]);
     drop((first, refresh, waits));
 }
 
 /// Fifty at once who insist on what is new are one fetch; later ones are the next.
 #[tokio::test]
 async fn parallel_refreshes_share_fetches() {
-    let ((upstream, flights, clock), tasks) = (Upstream::new(), Tasks::new());
+    let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
     fill(&upstream.cache, "k", &["a"]).unwrap();
     pass(&clock, 60_000);
     let mut waiters = Vec::new();
     for n in 0..50 {
-        let recall = upstream.cache.peek("k", &wish("no-cache"), &TERMS, clock.now());
-        let Recall::Fetch { why: Why::Request, fallback: None, since } = recall else { panic!("{recall:?}") };
-        waiters.push(upstream.fly_in(&flights, &tasks, "k", (Lane::Normal, since)).unwrap());
+        let found = upstream.cache.lookup("k", &request_directives("no-cache"), &REFRESH_POLICY, clock.now());
+        let Lookup::Fetch { why: ForwardReason::Request, fallback: None, since } = found else { panic!("{recall:?}") };
+        waiters.push(upstream.join_in(&shared_fetches, &tasks, "k", (JoinGroup::Normal, since)).unwrap());
         pass(&clock, 10);
         upstream.let_go(usize::from(n < 3)).await;
     }
@@ -325,44 +342,45 @@ async fn parallel_refreshes_share_fetches() {
 
 #[tokio::test]
 async fn flights_and_waiters_are_bounded() {
-    let ((upstream, flights, _), tasks) = (Upstream::new(), Tasks::new());
-    let behind = upstream.cache.behind(&["a"]);
+    let ((upstream, shared_fetches, _), tasks) = (Upstream::new(), Tasks::new());
+    let fence_set = upstream.cache.fence_set(&["a"]);
     let (caller, fetch) = ("a".into(), |_| pending::<Bytes>());
-    let boarding = Boarding { caller: &caller, lane: Lane::Normal, since: None, ready: false };
-    let fly = |key: &str| flights.fly(&tasks, &key.into(), behind.clone(), &boarding, fetch);
-    let crowd: Vec<_> = (0..10_000).map_while(|_| fly("k")).collect();
+    let join_request = JoinRequest { caller: &caller, group: JoinGroup::Normal, since: None, ready: false };
+    let join = |key: &str| shared_fetches.join_or_start(&tasks, &key.into(), fence_set.clone(), &join_request, fetch);
+    let crowd: Vec<_> = (0..10_000).map_while(|_| join("k")).collect();
     assert_eq!(crowd.len(), 10_000);
-    assert!(fly("k").is_none());
-    let many: Vec<_> = (1..4_096).map_while(|n| fly(&n.to_string())).collect();
-    assert_eq!((many.len(), flights.under_way()), (4_095, 4_096));
-    assert!(fly("one more").is_none() && fly("7").is_some());
+    assert!(join("k").is_none());
+    let many: Vec<_> = (1..4_096).map_while(|n| join(&n.to_string())).collect();
+    assert_eq!((many.len(), shared_fetches.under_way()), (4_095, 4_096));
+    assert!(join("one more").is_none() && join("7").is_some());
     drop((crowd, many));
-    ended(&flights).await;
-    assert!(fly("one more").is_some());
+    ended(&shared_fetches).await;
+    assert!(join("one more").is_some());
 }
 
-/// Joining from threads while others leave and flights end: every waiter is answered, every flight ends.
+/// Joining from threads while others leave and shared fetches end: every waiter is answered, every shared fetch ends.
 #[test]
 fn threads_that_join_and_leave_lose_no_flight() {
     let (cache, _) = cache();
-    let (flights, tasks) = (Flights::<u64>::new(&cache), Tasks::new());
+    let (shared_fetches, tasks) = (SharedFetches::<u64>::new(&cache), Tasks::new());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
     runtime.block_on(async {
         let reader = |seed: u64| {
-            let (flights, spawner, behind) = (&flights, &tasks, cache.behind(&["a"]));
-            let fly = move || {
-                let fetch = move |leg: Leg| async move {
+            let (shared_fetches, spawner, fence_set) = (&shared_fetches, &tasks, cache.fence_set(&["a"]));
+            let join = move || {
+                let fetch = move |handle: FetchHandle| async move {
                     yield_now().await;
-                    drop(leg.sent());
+                    drop(handle.mark_sent());
                     yield_now().await;
                     seed
                 };
-                let boarding = Boarding { caller: &"a".into(), lane: Lane::Normal, since: None, ready: false };
-                flights.fly(spawner, &"k".into(), behind.clone(), &boarding, fetch).unwrap()
+                let join_request =
+                    JoinRequest { caller: &"a".into(), group: JoinGroup::Normal, since: None, ready: false };
+                shared_fetches.join_or_start(spawner, &"k".into(), fence_set.clone(), &join_request, fetch).unwrap()
             };
             async move {
                 for n in 0..500_u64 {
-                    let waiter = fly();
+                    let waiter = join();
                     if (n ^ seed).is_multiple_of(3) {
                         drop(waiter);
                         yield_now().await;
@@ -375,22 +393,24 @@ fn threads_that_join_and_leave_lose_no_flight() {
         let _all: Vec<()> = join_all((0..16).map(reader)).await;
     });
     runtime.block_on(async { assert!(tasks.drained(Duration::from_secs(60)).await) });
-    assert_eq!(flights.under_way(), 0);
+    assert_eq!(shared_fetches.under_way(), 0);
 }
 
-/// A fetch alone, past the bound on flights, is fenced like any other.
+/// A fetch alone, past the bound on shared fetches, is fenced like any other.
 #[test]
 fn a_leg_without_a_flight_has_one_birth() {
     let (cache, clock) = cache();
-    let leg = cache.leg(cache.behind(&["a"]));
-    let birth = leg.sent();
-    cache.raise(&["a"], After::Purge);
+    let handle = cache.fetch_handle(cache.fence_set(&["a"]));
+    let stamp = handle.mark_sent();
+    cache.raise(&["a"], Invalidation::Purge);
     pass(&clock, 5);
-    assert_eq!(leg.sent().at(), birth.at(), "a retry keeps it");
-    assert!(!leg.sent().usable(clock.now()));
-    assert!(cache.store(filling("k", Bytes::new(), leg.sent())).is_none());
+    assert_eq!(handle.mark_sent().at(), stamp.at(), "a retry keeps it");
+    assert!(!handle.mark_sent().usable(clock.now()));
+    assert!(cache.store(new_entry("k", Bytes::new(), handle.mark_sent())).is_none());
 }
 
-fn _waiters_go_between_threads(waiter: Waiter<Bytes>) -> impl Future<Output = Result<Bytes, Lost>> + Send + 'static {
+fn _waiters_go_between_threads(
+    waiter: FetchWaiter<Bytes>,
+) -> impl Future<Output = Result<Bytes, FetchLost>> + Send + 'static {
     waiter
 }

@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{Config, Limits, Read};
 use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
-use crate::gateway::{Engines, Gateway, LogOfKeys, life, look, tally};
+use crate::gateway::{Engines, Gateway, KeyLogAdapter, life, reconcile, refusal_tally};
 use crate::hash;
 use crate::operator::{self, OperatorState};
 use crate::quota::{self, Quota};
@@ -120,7 +120,7 @@ impl Service {
         let gateway_door = Door::bind(&config.gateway.listen, certificate, &callers, &clock, &tasks);
         let gateway_door = gateway_door.map_err(StartError::failed)?;
         let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
-        let keys = Arc::new(LogOfKeys::new(log.clone(), clock.clone()));
+        let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
         let answers = Answers::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
         let quota =
             Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
@@ -210,7 +210,7 @@ impl Service {
                 "the disk takes too long: makegate ends although not all of quota.slots and answers.sqlite is on it"
             );
         }
-        gateway.tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), true);
+        gateway.refusal_tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), true);
         if timeout(left(), gateway.log.close()).await.is_err() {
             let records = gateway.log.backlog();
             tracing::error!(
@@ -232,8 +232,8 @@ impl Inner {
                 gateway.quota.maintain();
             }
         });
-        self.gateway.tasks.spawn_until_stop(look::run(self.gateway.clone()));
-        self.gateway.tasks.spawn_until_stop(tally::run(self.gateway.clone()));
+        self.gateway.tasks.spawn_until_stop(reconcile::run(self.gateway.clone()));
+        self.gateway.tasks.spawn_until_stop(refusal_tally::run(self.gateway.clone()));
         if let Some(certificate) = self.certificate.clone() {
             let clock = self.gateway.clock.clone();
             self.gateway.tasks.spawn_until_stop(async move {

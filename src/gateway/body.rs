@@ -19,7 +19,7 @@ use crate::config::Limits;
 use crate::shares::{CountedBytes, Holder};
 
 /// How a body is read.
-pub(super) struct Reading<'r> {
+pub(super) struct BodyReader<'r> {
     pub(super) row: &'r Operation,
     pub(super) headers: &'r HeaderMap,
     pub(super) limits: &'r Limits,
@@ -27,7 +27,7 @@ pub(super) struct Reading<'r> {
     pub(super) holder: &'r Arc<Holder>,
 }
 
-impl Reading<'_> {
+impl BodyReader<'_> {
     /// The body, if the operation takes one like it.
     ///
     /// # Errors

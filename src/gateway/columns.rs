@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::fields::Fields;
-use super::narrow::COLUMNS;
+use super::json_members::JsonMembers;
+use super::list_scope::COLUMNS;
 use super::target::decoded;
 
 /// Lists of which it is known in which columns they were stored. When there are more, all are forgotten: they are hints.
@@ -17,14 +17,14 @@ const CHOICES_MAX: usize = 8;
 
 /// Which columns a cache key asks for, and of what.
 #[derive(Debug, PartialEq, Eq)]
-struct Choice {
+struct ColumnChoice {
     /// The key without them: the list with the upstream's own choice.
     list: String,
     /// Decoded.
     columns: Vec<String>,
 }
 
-impl Choice {
+impl ColumnChoice {
     /// `None`: the key chooses no columns.
     fn of(key: &str) -> Option<Self> {
         let (path, query) = key.split_once('?')?;
@@ -42,12 +42,12 @@ impl Choice {
 
 /// In which columns lists were stored.
 #[derive(Debug, Default)]
-pub(super) struct Columns(Mutex<HashMap<String, Vec<Arc<str>>>>);
+pub(super) struct StoredColumns(Mutex<HashMap<String, Vec<Arc<str>>>>);
 
-impl Columns {
+impl StoredColumns {
     /// An entry of this key was stored.
     pub(super) fn stored(&self, key: &Arc<str>) {
-        let Some(choice) = Choice::of(key) else { return };
+        let Some(choice) = ColumnChoice::of(key) else { return };
         let mut known = self.known();
         if known.len() >= LISTS_MAX && !known.contains_key(&choice.list) {
             known.clear();
@@ -66,10 +66,10 @@ impl Columns {
         array: &str,
         held: impl Fn(&str) -> Option<(E, Bytes)>,
     ) -> Option<(E, Vec<u8>)> {
-        let choice = Choice::of(key).filter(|choice| !choice.has("*"))?;
+        let choice = ColumnChoice::of(key).filter(|choice| !choice.has("*"))?;
         let known = self.known().get(&choice.list).cloned().unwrap_or_default();
         let more = known.iter().filter(|other| {
-            let other = Choice::of(other);
+            let other = ColumnChoice::of(other);
             other.is_some_and(|other| {
                 other.columns.len() > choice.columns.len() && choice.columns.iter().all(|c| other.has(c))
             })
@@ -88,9 +88,9 @@ impl Columns {
 /// The list with the columns of `choice` alone. `None`: what the upstream would answer is not known, as the answer has more than rows
 /// and their page, or a row lacks a column. `chosen`: were all of these columns asked for in this list? Else it takes a row to
 /// tell that they exist.
-fn fewer(list: &[u8], array: &str, choice: &Choice, chosen: bool) -> Option<Vec<u8>> {
-    let whole: Fields<'_> = serde_json::from_slice(list).ok()?;
-    let rows: Vec<Fields<'_>> = serde_json::from_str(whole.get(array)?.get()).ok()?;
+fn fewer(list: &[u8], array: &str, choice: &ColumnChoice, chosen: bool) -> Option<Vec<u8>> {
+    let whole: JsonMembers<'_> = serde_json::from_slice(list).ok()?;
+    let rows: Vec<JsonMembers<'_>> = serde_json::from_str(whole.get(array)?.get()).ok()?;
     let known = whole.0.iter().all(|(name, _)| name == array || name == "pg") && (chosen || !rows.is_empty());
     if !known || !rows.iter().all(|row| choice.columns.iter().all(|column| row.get(column).is_some())) {
         return None;
@@ -112,7 +112,7 @@ mod tests {
         r#"{"rows":[{"id":1,"name":"a","big":800000000000000000001},{"id":2,"name":"b","big":null}],"pg":{"limit":9}}"#;
 
     fn cut(key: &str, held: &[(&str, &str)]) -> Option<String> {
-        let columns = Columns::default();
+        let columns = StoredColumns::default();
         held.iter().for_each(|(key, _)| columns.stored(&Arc::from(*key)));
         let body = |key: &str| {
             held.iter().find(|(k, _)| *k == key).map(|(_, body)| ((), Bytes::copy_from_slice(body.as_bytes())))
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn hints_are_bounded() {
-        let columns = Columns::default();
+        let columns = StoredColumns::default();
         for n in 0..LISTS_MAX + 1 {
             columns.stored(&Arc::from(format!("/l{n}?cols[]=a")));
         }

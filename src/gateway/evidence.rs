@@ -23,7 +23,7 @@ pub(super) enum Evidence {
 }
 
 /// What is asked of an answer.
-pub(super) struct Question<'a> {
+pub(super) struct EvidenceQuestion<'a> {
     pub(super) look: &'a Look,
     /// The parameters of the write's path.
     pub(super) parameters: &'a Parameters,
@@ -34,7 +34,7 @@ pub(super) struct Question<'a> {
 
 /// By what a later look knows this write's effect again. `None`: no look will, as nothing is asked for by fields, or there are
 /// too many of them, or some whose equality is no plain matter.
-pub(super) fn marks(log: &Log, row: &Operation, body: &[u8]) -> Option<Marks> {
+pub(super) fn field_hashes(log: &Log, row: &Operation, body: &[u8]) -> Option<Marks> {
     row.look.as_ref().filter(|look| look.proves == Proves::Fields)?;
     let Ok(Value::Object(members)) = serde_json::from_slice(body) else { return None };
     let plain = members.values().all(|value| !value.is_array() && !value.is_object());
@@ -63,7 +63,7 @@ fn canonical_number(number: &Number) -> String {
     }
 }
 
-impl Question<'_> {
+impl EvidenceQuestion<'_> {
     /// What this answer proves. `body`: only if it is JSON, so that nothing but Make itself is believed.
     pub(super) fn judge(&self, log: &Log, status: StatusCode, body: Option<&Value>) -> Evidence {
         let Some(body) = body else { return Evidence::Nothing };
@@ -144,10 +144,10 @@ mod tests {
         let (log, _dir) = log();
         let catalogue = Catalogue::built_in();
         let row = catalogue.row(operation).unwrap();
-        let marks = marks(&log, row, written.to_string().as_bytes());
+        let marks = field_hashes(&log, row, written.to_string().as_bytes());
         let parameters = tags::parameters_in(row, path).unwrap();
         let look = row.look.as_ref().unwrap();
-        let question = Question { look, parameters: &parameters, marks: marks.as_ref(), too_late: true };
+        let question = EvidenceQuestion { look, parameters: &parameters, marks: marks.as_ref(), too_late: true };
         question.judge(&log, StatusCode::from_u16(status).unwrap(), Some(answer))
     }
 
@@ -193,7 +193,7 @@ mod tests {
         let catalogue = Catalogue::built_in();
         let of = |operation: &str, count: usize| {
             let body: serde_json::Map<_, _> = (0..count).map(|n| (n.to_string(), json!(n))).collect();
-            marks(&log, catalogue.row(operation).unwrap(), Value::Object(body).to_string().as_bytes()).is_some()
+            field_hashes(&log, catalogue.row(operation).unwrap(), Value::Object(body).to_string().as_bytes()).is_some()
         };
         assert!(of("variables.create", 16) && !of("variables.create", 17) && !of("variables.create", 0));
         assert!(!of("payments.create", 1), "nothing is kept of what no look can prove");

@@ -3,12 +3,12 @@
 use http::{HeaderMap, Method, Uri};
 use serde::Serialize;
 
-use super::forward::{no_turn, refused};
-use super::policy::{Member, Policy, bucket};
-use super::recall::{Asked, held, key_and_target};
+use super::forward::{breaker_refusal, quota_refusal};
+use super::lookup::{ReadRequest, entry_for, key_and_target};
+use super::policy::{Caller, Policy, bucket};
 use super::refusal::{Refusal, seconds};
 use super::state::Gateway;
-use super::{narrow, steps};
+use super::{list_scope, steps};
 use crate::cache::{Lookup, RequestDirectives};
 use crate::catalogue::{Body, Matched, Retry};
 use crate::quota::{BucketId, Outlook};
@@ -16,7 +16,7 @@ use crate::upstream::Part;
 
 /// One step's word.
 #[derive(Clone, Debug, Serialize)]
-pub struct Step {
+pub struct ExplainedStep {
     /// Its name.
     pub step: &'static str,
     /// `allow`, `refuse`, or what it would do.
@@ -35,17 +35,23 @@ pub struct Explanation {
     /// The refusal's code.
     pub code: Option<&'static str>,
     /// The steps up to the one that decides.
-    pub steps: Vec<Step>,
+    pub steps: Vec<ExplainedStep>,
 }
 
 /// What is known about the state of a running gateway; without one, only the configuration speaks.
-pub type Running<'a> = Option<&'a Gateway>;
+pub type RunningGateway<'a> = Option<&'a Gateway>;
 
-/// Explains `METHOD target` of the caller named `caller`.
+/// Explains `METHOD target` of the caller named `caller_name`.
 #[must_use]
-pub fn explain(policy: &Policy, running: Running<'_>, caller: &str, method: &str, target: &str) -> Explanation {
+pub fn explain(
+    policy: &Policy,
+    running: RunningGateway<'_>,
+    caller_name: &str,
+    method: &str,
+    target: &str,
+) -> Explanation {
     let mut steps = Vec::new();
-    let refusal = decide(policy, running, caller, method, target, &mut steps).err();
+    let refusal = decide(policy, running, caller_name, method, target, &mut steps).err();
     let row = refusal.as_ref().map(Refusal::row);
     Explanation {
         verdict: if row.is_some() { "refuse" } else { "allow" },
@@ -57,21 +63,21 @@ pub fn explain(policy: &Policy, running: Running<'_>, caller: &str, method: &str
 
 fn decide(
     policy: &Policy,
-    running: Running<'_>,
-    caller: &str,
+    running: RunningGateway<'_>,
+    caller_name: &str,
     method: &str,
     target: &str,
-    out: &mut Vec<Step>,
+    out: &mut Vec<ExplainedStep>,
 ) -> Result<(), Refusal> {
-    let mut told = Told(out);
+    let mut told = StepList(out);
     let uri: Uri = told.check("target", parse_uri(target), |_| "it is a path".to_owned())?;
     let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).unwrap_or_default();
     let target = told.check("target", steps::target(&method, &uri, policy.limits()), |target| {
         format!("its canonical path is {}", target.path)
     })?;
-    let member = policy.member(caller).ok_or(Refusal::UnknownKey);
-    let member = told.check("identify", member, |member| {
-        format!("{} is a caller with {} key(s)", caller, member.config.keys.len())
+    let caller = policy.caller(caller_name).ok_or(Refusal::UnknownKey);
+    let caller = told.check("identify", caller, |caller| {
+        format!("{} is a caller with {} key(s)", caller_name, caller.config.keys.len())
     })?;
     let matched = steps::classify(policy, &method, &target);
     let matched = told.check("classify", matched, |m| {
@@ -81,10 +87,10 @@ fn decide(
     let plan = told.check("target", steps::plan(&target, row, &matched), |plan| {
         format!("upstream it is {}", redacted(row, &plan.target))
     })?;
-    told.check("authorize", steps::authorize(member, &matched), |()| {
+    told.check("authorize", steps::authorize(caller, &matched), |()| {
         format!("the caller has {} and its organizations cover it", row.grant)
     })?;
-    told.say("admit", "allow", rate(member));
+    told.say("admit", "allow", rate(caller));
     told.say(
         "body",
         "allow",
@@ -95,19 +101,19 @@ fn decide(
         },
     );
     let headers = HeaderMap::new();
-    let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers: &headers };
+    let asked = ReadRequest { policy, caller, matched: &matched, target: &target, plan: &plan, headers: &headers };
     let memory = if row.is_write() {
         told.say("recognise", "allow", "held only while an equal write of this caller is in doubt".to_owned());
-        Memory::Nothing
+        MemoryAnswer::Nothing
     } else {
-        recall(running, &asked, &mut told)
+        lookup(running, &asked, &mut told)
     };
-    if memory == Memory::Fresh {
+    if memory == MemoryAnswer::Fresh {
         return Ok(()); // it needs no quota
     }
     for (step, answer) in [("quota", quota(running, &asked)), ("forward", forward(running, &asked))] {
         match answer {
-            Err(refusal) if memory == Memory::Stale && refusal.stale_may_answer() => {
+            Err(refusal) if memory == MemoryAnswer::Stale && refusal.stale_may_answer() => {
                 told.say(step, "stale", format!("{} The stale answer would be sent instead.", refusal.detail()));
                 return Ok(());
             }
@@ -119,17 +125,17 @@ fn decide(
 
 /// What memory has for a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Memory {
+enum MemoryAnswer {
     Fresh,
     Stale,
     Nothing,
 }
 
-struct Told<'o>(&'o mut Vec<Step>);
+struct StepList<'o>(&'o mut Vec<ExplainedStep>);
 
-impl Told<'_> {
+impl StepList<'_> {
     fn say(&mut self, step: &'static str, verdict: &'static str, why: String) {
-        self.0.push(Step { step, verdict, why });
+        self.0.push(ExplainedStep { step, verdict, why });
     }
 
     fn check<T>(
@@ -167,26 +173,26 @@ fn redacted(row: &crate::catalogue::Operation, target: &str) -> String {
     format!("{path}?{}", shown.collect::<Vec<_>>().join("&"))
 }
 
-fn rate(member: &Member) -> String {
-    let rate = member.config.rate;
-    let under_way = member.state.under_way();
+fn rate(caller: &Caller) -> String {
+    let rate = caller.config.rate;
+    let under_way = caller.state.under_way();
     format!(
         "{} in {} s, {} at once; {under_way} of its requests under way",
         rate.requests,
         rate.per.as_secs(),
-        member.config.burst
+        caller.config.burst
     )
 }
 
-fn recall(running: Running<'_>, asked: &Asked<'_>, told: &mut Told<'_>) -> Memory {
+fn lookup(running: RunningGateway<'_>, asked: &ReadRequest<'_>, told: &mut StepList<'_>) -> MemoryAnswer {
     let mut fetch = |why: String| {
         told.say("recall", "fetch", why);
-        Memory::Nothing
+        MemoryAnswer::Nothing
     };
-    let Some(storing) = asked.policy.storing(asked.matched.index) else {
+    let Some(storing) = asked.policy.store_policy(asked.matched.index) else {
         return fetch("answers of this operation are not stored".to_owned());
     };
-    let narrows = asked.matched.operation.narrow.is_some() && !asked.member.config.organizations.is_all();
+    let narrows = asked.matched.operation.narrow.is_some() && !asked.caller.config.organizations.is_all();
     if !asked.plan.keyed && !narrows {
         return fetch("a parameter that the cache key does not know bypasses the cache".to_owned());
     }
@@ -195,18 +201,18 @@ fn recall(running: Running<'_>, asked: &Asked<'_>, told: &mut Told<'_>) -> Memor
     }
     let kept = format!("answers are kept for {} s", storing.lifetime.as_secs());
     let Some(gateway) = running else { return fetch(kept) };
-    let page = narrows.then(|| narrow::Page::of(asked.target));
+    let page = narrows.then(|| list_scope::ListPage::of(asked.target));
     let (key, _) = key_and_target(asked, page.as_ref());
     let now = gateway.clock.now();
-    match held(gateway, asked, &key, &RequestDirectives::default(), now) {
+    match entry_for(gateway, asked, &key, &RequestDirectives::default(), now) {
         Lookup::Hit(entry) => {
             let (age, ttl) = (entry.age(now).as_secs(), entry.ttl(now));
             told.say("recall", "hit", format!("in memory, {age} s old, for {ttl} s more; it costs no quota"));
-            Memory::Fresh
+            MemoryAnswer::Fresh
         }
         Lookup::Fetch { fallback: Some(_), .. } => {
             told.say("recall", "fetch", format!("not in memory; a stale answer stands by; {kept}"));
-            Memory::Stale
+            MemoryAnswer::Stale
         }
         Lookup::Fetch { fallback: None, .. } => fetch(format!("not in memory; {kept}")),
         Lookup::Bypass | Lookup::NotHeld => fetch(kept),
@@ -214,8 +220,8 @@ fn recall(running: Running<'_>, asked: &Asked<'_>, told: &mut Told<'_>) -> Memor
 }
 
 /// What the quota would say to the request now.
-fn quota(running: Running<'_>, asked: &Asked<'_>) -> Result<String, Refusal> {
-    let Asked { policy, member, matched, .. } = asked;
+fn quota(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String, Refusal> {
+    let ReadRequest { policy, caller, matched, .. } = asked;
     let bucket = bucket(matched);
     let whose = match bucket {
         BucketId::Account => "the account's".to_owned(),
@@ -227,7 +233,7 @@ fn quota(running: Running<'_>, asked: &Asked<'_>) -> Result<String, Refusal> {
     let upstream = &policy.config.upstream;
     let deadline = if matched.operation.is_write() { upstream.write_deadline } else { upstream.deadline };
     let latest = gateway.clock.now() + upstream.quota_wait.min(deadline);
-    let outlook = gateway.quota.foresee(bucket, &member.config.name, eligible, latest).map_err(no_turn)?;
+    let outlook = gateway.quota.foresee(bucket, &caller.config.name, eligible, latest).map_err(quota_refusal)?;
     let Outlook { after, limit, free, spent, share, .. } = outlook;
     let turn = if after.is_zero() { "it goes at once".to_owned() } else { format!("it waits {} s", seconds(after)) };
     Ok(format!(
@@ -236,12 +242,12 @@ fn quota(running: Running<'_>, asked: &Asked<'_>) -> Result<String, Refusal> {
 }
 
 /// What the breaker would say to the request now, and what becomes of one that fails.
-fn forward(running: Running<'_>, asked: &Asked<'_>) -> Result<String, Refusal> {
+fn forward(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String, Refusal> {
     let Matched { operation, organization, .. } = *asked.matched;
     let part = Part { operation: operation.id.clone(), organization };
     running
         .map_or(Ok(()), |gateway| gateway.upstream().breaker().would_permit(operation.retry, &part))
-        .map_err(refused)?;
+        .map_err(breaker_refusal)?;
     Ok(match operation.retry {
         Retry::Safe => "a read: sent again after any failure, within its deadline",
         Retry::Idempotent => "sent again when its effect is unknown: repeating it changes nothing",

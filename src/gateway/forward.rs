@@ -7,7 +7,7 @@ use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, StatusCode};
 use serde_json::value::RawValue;
 
-use super::call::Call;
+use super::authorized_request::AuthorizedRequest;
 use super::refusal::Refusal;
 use super::state::Gateway;
 use crate::callers::Kind;
@@ -31,7 +31,7 @@ const LEAST_AGAIN: Duration = Duration::from_millis(50);
 
 /// The right to go upstream: the breaker's pass, a slot of the quota and, where it was waited for already, a connection.
 /// Dropped before it goes, it has spent nothing.
-pub(super) struct Ticket {
+pub(super) struct ForwardPermit {
     pass: Option<Pass>,
     slot: Option<Slot>,
     /// How long the slot was waited for.
@@ -39,13 +39,13 @@ pub(super) struct Ticket {
     connection: Option<Connection>,
 }
 
-impl Ticket {
+impl ForwardPermit {
     fn new(pass: Pass, slot: Slot) -> Self {
         Self { pass: Some(pass), waited: slot.waited(), slot: Some(slot), connection: None }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for ForwardPermit {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
             slot.unsent();
@@ -55,7 +55,7 @@ impl Drop for Ticket {
 
 /// What became of a forwarded request.
 #[derive(Debug)]
-pub(super) struct Sent {
+pub(super) struct Forwarded {
     /// How the last attempt ended, or why there was none.
     pub(super) ending: Result<Ending, Refusal>,
     /// How many attempts there were.
@@ -72,25 +72,28 @@ pub(super) struct Sent {
 ///
 /// # Errors
 /// The breaker is open, or no slot comes in time.
-pub(super) async fn ticket(gateway: &Gateway, call: &Call) -> Result<Ticket, Refusal> {
-    let pass = permit(gateway, call).await?;
-    let ticket = Ticket::new(pass, turn(gateway, call).await?);
-    gateway.meters.quota_waits.add(ticket.waited);
-    Ok(ticket)
+pub(super) async fn forward_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<ForwardPermit, Refusal> {
+    let pass = breaker_permit(gateway, request).await?;
+    let permit = ForwardPermit::new(pass, quota_slot(gateway, request).await?);
+    gateway.metrics.quota_waits.add(permit.waited);
+    Ok(permit)
 }
 
 /// The same with a connection: whoever has it can go at once.
 ///
 /// # Errors
 /// As above, or no connection becomes free in time.
-pub(super) async fn whole_ticket(gateway: &Gateway, call: &Call) -> Result<Ticket, Refusal> {
-    let mut ticket = ticket(gateway, call).await?;
-    ticket.connection = Some(connection(gateway, call).await?);
-    Ok(ticket)
+pub(super) async fn forward_permit_with_connection(
+    gateway: &Gateway,
+    request: &AuthorizedRequest,
+) -> Result<ForwardPermit, Refusal> {
+    let mut permit = forward_permit(gateway, request).await?;
+    permit.connection = Some(connection(gateway, request).await?);
+    Ok(permit)
 }
 
-async fn connection(gateway: &Gateway, call: &Call) -> Result<Connection, Refusal> {
-    let connection = gateway.upstream().connection(Some(call.caller()), call.patience(&gateway.clock)).await;
+async fn connection(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Connection, Refusal> {
+    let connection = gateway.upstream().connection(Some(request.caller()), request.patience(&gateway.clock)).await;
     connection.ok_or(Refusal::NoConnection)
 }
 
@@ -98,44 +101,47 @@ async fn connection(gateway: &Gateway, call: &Call) -> Result<Connection, Refusa
 ///
 /// # Errors
 /// There is none to spare: no reason for anybody else to fail.
-pub(super) async fn spare_ticket(gateway: &Gateway, call: &Call) -> Result<Ticket, Refusal> {
+pub(super) async fn spare_forward_permit(
+    gateway: &Gateway,
+    request: &AuthorizedRequest,
+) -> Result<ForwardPermit, Refusal> {
     let upstream = gateway.upstream();
     let none = || Refusal::NoQuota { outlook: Outlook::UNKNOWN };
-    let pass = upstream.breaker().permit(Retry::Safe, &call.part()).map_err(|_open| none())?;
-    let slot = if upstream.is_quiet() { gateway.quota.spare(call.bucket).await } else { None }.ok_or_else(none)?;
-    Ok(Ticket::new(pass, slot))
+    let pass = upstream.breaker().permit(Retry::Safe, &request.part()).map_err(|_open| none())?;
+    let slot = if upstream.is_quiet() { gateway.quota.spare(request.bucket).await } else { None }.ok_or_else(none)?;
+    Ok(ForwardPermit::new(pass, slot))
 }
 
 /// The breaker's word. Whether the upstream can be reached a read finds out; a write, which could end in doubt, lets a mere
 /// connection find out first.
-async fn permit(gateway: &Gateway, call: &Call) -> Result<Pass, Refusal> {
-    let (upstream, part) = (gateway.upstream(), call.part());
+async fn breaker_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Pass, Refusal> {
+    let (upstream, part) = (gateway.upstream(), request.part());
     let breaker = upstream.breaker();
-    let open = match breaker.permit(call.row.retry, &part) {
+    let open = match breaker.permit(request.row.retry, &part) {
         Ok(pass) => return Ok(pass),
         Err(open) => open,
     };
     if open.what == Affected::All
-        && call.row.retry != Retry::Safe
+        && request.row.retry != Retry::Safe
         && let Ok(probe) = breaker.permit(Retry::Safe, &part)
     {
-        let reached = upstream.reach(call.policy.config.upstream.connect).await;
+        let reached = upstream.reach(request.policy.config.upstream.connect).await;
         breaker.report(probe, reached.map_or_else(|why| why.told(), |()| Told::Connected));
-        return breaker.permit(call.row.retry, &part).map_err(refused);
+        return breaker.permit(request.row.retry, &part).map_err(breaker_refusal);
     }
-    Err(refused(open))
+    Err(breaker_refusal(open))
 }
 
-pub(super) fn refused(open: Open) -> Refusal {
+pub(super) fn breaker_refusal(open: Open) -> Refusal {
     Refusal::BreakerOpen { what: open.what, retry_after: open.retry_after }
 }
 
-async fn turn(gateway: &Gateway, call: &Call) -> Result<Slot, Refusal> {
-    let latest = call.deadline.min(gateway.clock.now() + call.policy.config.upstream.quota_wait);
-    let eligible = call.policy.eligible(call.bucket);
-    let turn = gateway.quota.turn(call.bucket, call.caller(), eligible, latest).await;
-    let slot = turn.map_err(no_turn)?;
-    match call.still_allowed(gateway) {
+async fn quota_slot(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Slot, Refusal> {
+    let latest = request.deadline.min(gateway.clock.now() + request.policy.config.upstream.quota_wait);
+    let eligible = request.policy.eligible(request.bucket);
+    let turn = gateway.quota.turn(request.bucket, request.caller(), eligible, latest).await;
+    let slot = turn.map_err(quota_refusal)?;
+    match request.still_allowed(gateway) {
         Ok(()) => Ok(slot),
         Err(refusal) => {
             slot.unsent();
@@ -145,7 +151,7 @@ async fn turn(gateway: &Gateway, call: &Call) -> Result<Slot, Refusal> {
 }
 
 /// What a caller is told for whom there is no turn.
-pub(super) fn no_turn(refused: Refused) -> Refusal {
+pub(super) fn quota_refusal(refused: Refused) -> Refusal {
     match refused {
         Refused::QueueFull(outlook) => Refusal::QuotaQueueFull { outlook },
         Refused::TooLong(outlook) => Refusal::NoQuota { outlook },
@@ -154,26 +160,31 @@ pub(super) fn no_turn(refused: Refused) -> Refusal {
 
 /// Sends the call, again where that is safe, until it has an ending that stays. `begins` is called when nothing is waited for
 /// any more.
-pub(super) async fn forward(gateway: &Gateway, call: &Call, mut ticket: Ticket, begins: impl FnOnce()) -> Sent {
+pub(super) async fn forward(
+    gateway: &Gateway,
+    request: &AuthorizedRequest,
+    mut permit: ForwardPermit,
+    begins: impl FnOnce(),
+) -> Forwarded {
     let upstream = gateway.upstream();
-    let (mut slot, mut ready, mut begins) = (ticket.slot.take(), ticket.connection.take(), Some(begins));
-    let mut quota_wait = ticket.waited;
+    let (mut slot, mut ready, mut begins) = (permit.slot.take(), permit.connection.take(), Some(begins));
+    let mut quota_wait = permit.waited;
     let (mut attempts, mut unsure, mut silent) = (0, false, false);
     let mut last = None;
     let ending = loop {
         let connected = match ready.take() {
             Some(connection) => Ok(connection),
-            None => connection(gateway, call).await,
+            None => connection(gateway, request).await,
         };
         // What it may do is asked once more, now that nothing is waited for.
-        let connection = match connected.and_then(|connection| call.still_allowed(gateway).map(|()| connection)) {
+        let connection = match connected.and_then(|connection| request.still_allowed(gateway).map(|()| connection)) {
             Ok(connection) => connection,
             Err(refusal) => {
                 slot.take().into_iter().for_each(Slot::unsent);
                 break last.ok_or(refusal);
             }
         };
-        let time = attempt_time(call, gateway);
+        let time = attempt_time(request, gateway);
         if time < LEAST_AGAIN
             && let Some(last) = last
         {
@@ -182,22 +193,22 @@ pub(super) async fn forward(gateway: &Gateway, call: &Call, mut ticket: Ticket, 
         }
         begins.take().into_iter().for_each(|begins| begins());
         let generation = upstream.token_generation();
-        let ending = upstream.attempt(connection, &call.outgoing, time, call.row.retry == Retry::Once).await;
+        let ending = upstream.attempt(connection, &request.outgoing, time, request.row.retry == Retry::Once).await;
         attempts += 1;
         // One that was cut short by what was waited for before proves nothing about the upstream.
-        silent |= ending.told() == Told::Silent && time >= call.attempt() / 2;
-        let about = About { request: &call.id, row: &call.row, bucket: call.bucket };
-        account_for(gateway, &about, slot.take(), &ending);
+        silent |= ending.told() == Told::Silent && time >= request.attempt() / 2;
+        let about = AttemptContext { request: &request.id, row: &request.row, bucket: request.bucket };
+        report_attempt(gateway, &about, slot.take(), &ending);
         let attempted = Attempted {
-            class: call.row.retry,
+            class: request.row.retry,
             number: attempts,
             ending: &ending,
             token_changed: upstream.token_generation() != generation,
-            left: call.left(&gateway.clock),
+            left: request.left(&gateway.clock),
         };
-        let Next::Again { pause } = upstream.next(call.caller(), &attempted) else { break Ok(ending) };
+        let Next::Again { pause } = upstream.next(request.caller(), &attempted) else { break Ok(ending) };
         tokio::time::sleep(pause).await;
-        match turn(gateway, call).await {
+        match quota_slot(gateway, request).await {
             Ok(next) => {
                 quota_wait += next.waited();
                 slot = Some(next);
@@ -208,32 +219,32 @@ pub(super) async fn forward(gateway: &Gateway, call: &Call, mut ticket: Ticket, 
         last = Some(ending);
     };
     let Ok(ending) = ending else {
-        return Sent { attempts, ambiguous: false, effect: Effect::NotSent, quota_wait, ending };
+        return Forwarded { attempts, ambiguous: false, effect: Effect::NotSent, quota_wait, ending };
     };
-    if let Some(pass) = ticket.pass.take() {
+    if let Some(pass) = permit.pass.take() {
         let told = if ending.told() == Told::Silent && !silent { Told::Nothing } else { ending.told() };
         upstream.breaker().report(pass, told);
     }
-    let effect = effect(call.row.retry, unsure, &ending);
-    Sent { attempts, ambiguous: unsure || ambiguous(&ending), effect, quota_wait, ending: Ok(ending) }
+    let effect = effect(request.row.retry, unsure, &ending);
+    Forwarded { attempts, ambiguous: unsure || ambiguous(&ending), effect, quota_wait, ending: Ok(ending) }
 }
 
-fn attempt_time(call: &Call, gateway: &Gateway) -> Duration {
+fn attempt_time(request: &AuthorizedRequest, gateway: &Gateway) -> Duration {
     // A little before the deadline, so that what is said is how the attempt ended.
-    let left = call.left(&gateway.clock);
-    call.attempt().min(left.saturating_sub(ANSWERING.min(left / 10)))
+    let left = request.left(&gateway.clock);
+    request.attempt().min(left.saturating_sub(ANSWERING.min(left / 10)))
 }
 
 /// On whose behalf an attempt was made, at what.
-pub(super) struct About<'a> {
+pub(super) struct AttemptContext<'a> {
     pub(super) request: &'a RequestId,
     pub(super) row: &'a Operation,
     pub(super) bucket: BucketId,
 }
 
 /// What an attempt tells the quota and the meters.
-pub(super) fn account_for(gateway: &Gateway, about: &About<'_>, slot: Option<Slot>, ending: &Ending) {
-    gateway.meters.attempt(ending.name());
+pub(super) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot: Option<Slot>, ending: &Ending) {
+    gateway.metrics.attempt(ending.name());
     // A slot is held until its 429 has closed the bucket: what ends before counts as proof that the upstream takes more.
     let _held = match (ending, slot) {
         (Ending::NotSent(_) | Ending::NoRoom { status: None, .. }, Some(slot)) => {
@@ -244,7 +255,7 @@ pub(super) fn account_for(gateway: &Gateway, about: &About<'_>, slot: Option<Slo
     };
     let Ending::Answered(answered) = ending else {
         if matches!(ending, Ending::Leaked { .. }) {
-            gateway.meters.leaks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            gateway.metrics.leaks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             tracing::error!(request = %about.request, operation = %about.row.id, "an answer held the token and was withheld");
         }
         return;
@@ -255,15 +266,15 @@ pub(super) fn account_for(gateway: &Gateway, about: &About<'_>, slot: Option<Slo
             gateway.quota.close(about.bucket, retry_after(&answered.headers, gateway.clock.wall()));
         }
         StatusCode::UNAUTHORIZED => {
-            gateway.meters.token_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            gateway.metrics.token_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         StatusCode::FORBIDDEN if !is_json(&answered.headers) => {
-            gateway.meters.edge_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            gateway.metrics.edge_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         _ => {}
     }
     if !answered.status.is_server_error() {
-        gateway.meters.answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        gateway.metrics.answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
     learn(gateway, about.row, answered);
 }
@@ -275,7 +286,7 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
 /// `license.apiLimit` of the organizations in an answer is their quota.
 fn learn(gateway: &Gateway, row: &Operation, answered: &Answered) {
     #[derive(serde::Deserialize)]
-    struct Organization {
+    struct OrganizationBody {
         id: u64,
         license: Option<License>,
     }
@@ -284,14 +295,14 @@ fn learn(gateway: &Gateway, row: &Operation, answered: &Answered) {
         #[serde(rename = "apiLimit")]
         api_limit: Option<u32>,
     }
-    let Some(member) = row.limits.as_deref().filter(|_| answered.status.is_success()) else { return };
+    let Some(caller) = row.limits.as_deref().filter(|_| answered.status.is_success()) else { return };
     let body = answered.body.bytes();
     if memchr::memmem::find(body, b"\"apiLimit\"").is_none() {
         return;
     }
     let Ok(answer) = serde_json::from_slice::<std::collections::HashMap<&str, &RawValue>>(body) else { return };
-    let Some(found) = answer.get(member).map(|raw| raw.get()) else { return };
-    let organizations: Vec<Organization> =
+    let Some(found) = answer.get(caller).map(|raw| raw.get()) else { return };
+    let organizations: Vec<OrganizationBody> =
         serde_json::from_str(found).or_else(|_| serde_json::from_str(found).map(|one| vec![one])).unwrap_or_default();
     for organization in organizations {
         if let Some(limit) = organization.license.and_then(|license| license.api_limit).filter(|limit| *limit > 0) {

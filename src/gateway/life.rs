@@ -1,4 +1,4 @@
-//! The life of every request, top to bottom. [`answer`] owns the one answer and the one record; [`life`] is the list of
+//! The life of every request, top to bottom. [`response`] owns the one answer and the one record; [`life`] is the list of
 //! steps in their order, each one call, each refusal a value.
 
 use std::panic::AssertUnwindSafe;
@@ -11,14 +11,14 @@ use http::{Request, Response};
 use hyper::body::Body as _;
 use hyper::body::Incoming;
 
-use super::account::Account;
-use super::answer::{AnswerBody, Reply};
-use super::call::{Call, is_read, outgoing, recorded_query};
+use super::authorized_request::{AuthorizedRequest, is_read, outgoing, recorded_query};
 use super::door::{Busy, Names, Peer};
 use super::fetch::{fetch, fetch_ahead};
+use super::lookup::{LookupResult, ReadRequest, lookup};
 use super::policy::{Policy, bucket};
-use super::recall::{Asked, Recalled, recall};
+use super::recorder::RequestRecorder;
 use super::refusal::Refusal;
+use super::response::{AnswerBody, Reply};
 use super::state::Gateway;
 use super::write::write;
 use super::{body, steps, tags};
@@ -32,24 +32,24 @@ pub fn answer(
     request: Request<Incoming>,
 ) -> impl Future<Output = Response<AnswerBody>> + Send + use<> {
     let busy = peer.busy(); // 1: the door has accepted it
-    let mut account = Account::open(&gateway, peer, &request);
+    let mut recorder = RequestRecorder::start(&gateway, peer, &request);
     let names = peer.names.clone();
     let (head, body) = request.into_parts();
     // A block, not a function: a function's future would hold its arguments twice.
     async move {
         let policy = gateway.policy(); // one snapshot for the whole life
         let lived =
-            AssertUnwindSafe(life(&gateway, &policy, &mut account, &head, body, (&names, &busy))).catch_unwind().await;
+            AssertUnwindSafe(life(&gateway, &policy, &mut recorder, &head, body, (&names, &busy))).catch_unwind().await;
         let reply = lived.unwrap_or_else(|_| {
-            gateway.meters.faults.fetch_add(1, Ordering::Relaxed);
+            gateway.metrics.faults.fetch_add(1, Ordering::Relaxed);
             Err(Refusal::Internal)
         });
         // An answer reaches only a caller whose rights cover it at this moment.
         let reply = match reply {
-            Ok(reply) if !policy.is_in_force() => account.covered(&gateway.policy()).map(|()| reply),
+            Ok(reply) if !policy.is_in_force() => recorder.still_covered(&gateway.policy()).map(|()| reply),
             reply => reply,
         };
-        account.close(reply, head.headers, busy) // 13
+        recorder.finish(reply, head.headers, busy) // 13
     }
 }
 
@@ -60,49 +60,50 @@ pub fn answer(
 async fn life(
     gateway: &Arc<Gateway>,
     policy: &Arc<Policy>,
-    account: &mut Account,
+    recorder: &mut RequestRecorder,
     head: &Parts,
     body: Incoming,
     (names, busy): (&Names, &Busy),
 ) -> Result<Reply, Refusal> {
-    if account.room.is_none() {
+    if recorder.room.is_none() {
         return Err(Refusal::LogFull);
     }
     // 2 target: one canonical form of path and query
     let target = steps::target(&head.method, &head.uri, policy.limits())?;
     // 3 identify
-    let credential = steps::identify(policy, &head.headers, names).inspect_err(|_| account.unknown_at(&target.path))?;
-    let member = credential.member();
-    account.known(&credential);
+    let credential =
+        steps::identify(policy, &head.headers, names).inspect_err(|_| recorder.unidentified(&target.path))?;
+    let caller = credential.caller();
+    recorder.identified(&credential);
     let path: Arc<str> = Arc::from(&*target.path);
-    account.record().path = (!path.is_empty()).then(|| path.clone());
-    let (caller, holds) = (member.state.id, &member.state.holds);
-    busy.is_of(caller, &holds.connections).map_err(|short| Refusal::Short { of: Kind::Connections, short })?;
+    recorder.record().path = (!path.is_empty()).then(|| path.clone());
+    let (caller_id, holds) = (caller.state.id, &caller.state.holds);
+    busy.is_of(caller_id, &holds.connections).map_err(|short| Refusal::Short { of: Kind::Connections, short })?;
     // 4 classify
     let matched = steps::classify(policy, &head.method, &target)?;
     let row = matched.operation;
-    account.classified(&row.id, matched.organization);
-    account.record().query = recorded_query(row, &target);
+    recorder.classified(&row.id, matched.organization);
+    recorder.record().query = recorded_query(row, &target);
     let plan = steps::plan(&target, row, &matched)?;
     // 5 authorize
-    steps::authorize(member, &matched)?;
+    steps::authorize(caller, &matched)?;
     // 6 admit
-    let (under_way, remaining) = steps::admit(member, policy.limits()).map_err(|(refusal, remaining)| {
-        remaining.into_iter().for_each(|remaining| account.remaining(remaining));
+    let (under_way, remaining) = steps::admit(caller, policy.limits()).map_err(|(refusal, remaining)| {
+        remaining.into_iter().for_each(|remaining| recorder.remaining(remaining));
         refusal
     })?;
-    account.remaining(remaining);
-    account.admitted(under_way);
+    recorder.remaining(remaining);
+    recorder.admitted(under_way);
     // 7 read the body
     let has_body = !body.is_end_stream();
-    let incoming = body::Reading { row, headers: &head.headers, limits: policy.limits(), holder: &holds.bodies };
+    let incoming = body::BodyReader { row, headers: &head.headers, limits: policy.limits(), holder: &holds.bodies };
     let body = incoming.whole(body, &gateway.clock).await?;
-    let read = account.read_whole(has_body);
-    let id = account.id();
-    let call = |goes: &str, within| Call {
+    let read = recorder.read_whole(has_body);
+    let id = recorder.id();
+    let call = |goes: &str, within| AuthorizedRequest {
         id,
-        member: member.clone(),
-        by: credential.by(),
+        caller: caller.clone(),
+        by: credential.id(),
         row: row.clone(),
         index: matched.index,
         bucket: bucket(&matched),
@@ -118,22 +119,22 @@ async fn life(
     // 8 to 12; boxed, so that what only they need does not weigh on every hit
     if !is_read(&head.method) {
         let call = call(&plan.target, upstream.write_deadline);
-        return Box::pin(write(gateway, account, call, &head.headers)).await;
+        return Box::pin(write(gateway, recorder, call, &head.headers)).await;
     }
     // 8 recall: authorized first, no caller is part of the key
     let headers = &head.headers;
-    let asked = Asked { policy, member, matched: &matched, target: &target, plan: &plan, headers };
-    match recall(gateway, &asked, read)? {
-        Recalled::Answer { reply, ahead } => {
-            gateway.quota.saved(bucket(&matched), &member.config.name);
-            if let Some(wanted) = ahead {
-                fetch_ahead(gateway, call(&wanted.target, upstream.deadline), &wanted);
+    let asked = ReadRequest { policy, caller, matched: &matched, target: &target, plan: &plan, headers };
+    match lookup(gateway, &asked, read)? {
+        LookupResult::Answer { reply, ahead } => {
+            gateway.quota.saved(bucket(&matched), &caller.config.name);
+            if let Some(fetch_plan) = ahead {
+                fetch_ahead(gateway, call(&fetch_plan.target, upstream.deadline), &fetch_plan);
             }
             Ok(reply)
         }
-        Recalled::Fetch(wanted) => {
-            let call = call(&wanted.target, upstream.deadline);
-            Box::pin(fetch(gateway, account, call, wanted)).await
+        LookupResult::Fetch(fetch_plan) => {
+            let call = call(&fetch_plan.target, upstream.deadline);
+            Box::pin(fetch(gateway, recorder, call, fetch_plan)).await
         }
     }
 }

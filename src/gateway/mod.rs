@@ -2,36 +2,36 @@
 //!
 //! [`life`] is the list of steps; each step has its module. [`Gateway`] is what all requests share.
 
-mod account;
-mod answer;
+mod authorized_request;
 mod body;
-mod call;
 mod columns;
 pub mod door;
 mod evidence;
 pub mod explain;
 mod fetch;
-mod fields;
 mod forward;
-mod ink;
-mod keys;
+mod header_value;
+mod idempotency;
+mod json_members;
+mod key_log;
 pub mod life;
-pub mod look;
-pub mod meters;
-mod narrow;
-mod order;
+mod list_scope;
+mod lookup;
+pub mod metrics;
 pub mod policy;
-mod recall;
-mod recognise;
+pub mod reconcile;
+mod recorder;
 pub mod refusal;
+pub mod refusal_tally;
+mod response;
 pub mod settle;
 mod state;
 pub mod steps;
 mod tags;
-pub mod tally;
 pub mod target;
 mod write;
+mod write_order;
 
-pub use answer::AnswerBody;
-pub use keys::LogOfKeys;
+pub use key_log::KeyLogAdapter;
+pub use response::AnswerBody;
 pub use state::{Engines, Gateway};

@@ -18,7 +18,7 @@ use crate::words::{KeyHash, KeyId};
 
 /// A caller as this snapshot has it, with the state that outlives snapshots.
 #[derive(Debug)]
-pub struct Member {
+pub struct Caller {
     /// What is configured of it.
     pub config: config::Caller,
     /// Its rate, its counters.
@@ -29,7 +29,7 @@ pub struct Member {
     rows: Arc<[bool]>,
 }
 
-impl Member {
+impl Caller {
     /// Do its grants cover the row with this index?
     #[must_use]
     pub fn may(&self, row: usize) -> bool {
@@ -38,19 +38,19 @@ impl Member {
 }
 
 /// What callers of the same terms share, so that it is in the processor's caches for all of them.
-struct Alike<'c> {
+struct CallerProfile<'c> {
     catalogue: &'c Catalogue,
     policies: HashMap<config::Rate, HeaderValue>,
     rows: HashMap<config::Grants, Arc<[bool]>>,
 }
 
-impl<'c> Alike<'c> {
+impl<'c> CallerProfile<'c> {
     fn new(catalogue: &'c Catalogue) -> Self {
         Self { catalogue, policies: HashMap::new(), rows: HashMap::new() }
     }
 
-    fn member(&mut self, config: &config::Caller, callers: &Callers) -> Member {
-        Member {
+    fn caller(&mut self, config: &config::Caller, callers: &Callers) -> Caller {
+        Caller {
             config: config.clone(),
             state: callers.get_or_make(config),
             rate_policy: self.rate_policy(config.rate),
@@ -78,9 +78,9 @@ impl<'c> Alike<'c> {
 
 /// A key that a caller has.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct CallerKey {
     /// Whose it is.
-    pub member: Arc<Member>,
+    pub caller: Arc<Caller>,
     /// How records name it.
     pub key: KeyId,
     /// Where its last use is noted.
@@ -111,10 +111,10 @@ pub struct Policy {
     /// All of the configuration.
     pub config: Config,
     /// All callers, in the configuration's order.
-    pub members: Vec<Arc<Member>>,
-    keys: HashMap<KeyHash, Known, BuildHasherDefault<FirstBytes>>,
+    pub members: Vec<Arc<Caller>>,
+    keys: HashMap<KeyHash, CallerKey, BuildHasherDefault<FirstBytes>>,
     /// By name, where certificates name callers.
-    names: HashMap<Arc<str>, Arc<Member>>,
+    names: HashMap<Arc<str>, Arc<Caller>>,
     /// How long each row's answers are kept, by index; `None`: not stored.
     storing: Box<[Option<cache::StorePolicy>]>,
     unscoped: usize,
@@ -128,23 +128,23 @@ impl Policy {
     /// The snapshot of `config`; callers keep their state in `callers`.
     #[must_use]
     pub fn new(config: Config, callers: &Callers) -> Self {
-        let (catalogue, mut alike) = (&config.catalogue, Alike::new(&config.catalogue));
-        let members: Vec<_> = config.callers.iter().map(|caller| Arc::new(alike.member(caller, callers))).collect();
+        let (catalogue, mut alike) = (&config.catalogue, CallerProfile::new(&config.catalogue));
+        let members: Vec<_> = config.callers.iter().map(|caller| Arc::new(alike.caller(caller, callers))).collect();
         let mut keys = HashMap::with_capacity_and_hasher(members.len(), BuildHasherDefault::default());
         let (mut unscoped, mut scoped) = (0, HashMap::new());
-        for member in &members {
-            for hash in &member.config.keys {
+        for caller in &members {
+            for hash in &caller.config.keys {
                 let key = KeyId::of(hash);
-                keys.insert(*hash, Known { member: member.clone(), key, last_used: member.state.last_used(key) });
+                keys.insert(*hash, CallerKey { caller: caller.clone(), key, last_used: caller.state.last_used(key) });
             }
-            match &member.config.organizations {
+            match &caller.config.organizations {
                 Scope::All => unscoped += 1,
                 Scope::Only(ids) => ids.iter().for_each(|id| *scoped.entry(*id).or_default() += 1),
             }
         }
         let names = match &config.gateway.tls {
             Some(Tls { client_ca: Some(_), .. }) => {
-                members.iter().map(|member| (member.config.name.clone(), member.clone())).collect()
+                members.iter().map(|caller| (caller.config.name.clone(), caller.clone())).collect()
             }
             Some(_) | None => HashMap::new(),
         };
@@ -183,24 +183,24 @@ impl Policy {
 
     /// Who has the key with this hash?
     #[must_use]
-    pub fn known(&self, hash: &KeyHash) -> Option<&Known> {
+    pub fn caller_key(&self, hash: &KeyHash) -> Option<&CallerKey> {
         self.keys.get(hash)
     }
 
     /// Whom a certificate with these names belongs to: none, one, or several.
-    pub fn certified<'p>(&'p self, names: &[Box<str>]) -> impl Iterator<Item = &'p Arc<Member>> {
+    pub fn certified<'p>(&'p self, names: &[Box<str>]) -> impl Iterator<Item = &'p Arc<Caller>> {
         names.iter().filter_map(|name| self.names.get(&**name))
     }
 
     /// The caller of this name.
     #[must_use]
-    pub fn member(&self, name: &str) -> Option<&Arc<Member>> {
-        self.members.iter().find(|member| &*member.config.name == name)
+    pub fn caller(&self, name: &str) -> Option<&Arc<Caller>> {
+        self.members.iter().find(|caller| &*caller.config.name == name)
     }
 
     /// How the answers of the row with this index are stored; `None`: they are not.
     #[must_use]
-    pub fn storing(&self, row: usize) -> Option<&cache::StorePolicy> {
+    pub fn store_policy(&self, row: usize) -> Option<&cache::StorePolicy> {
         self.storing.get(row)?.as_ref()
     }
 

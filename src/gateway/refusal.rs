@@ -125,7 +125,7 @@ pub enum Refusal {
 
 /// What a refusal is to the outside: fixed by its kind.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub struct RefusalRow {
     /// HTTP status.
     pub status: StatusCode,
     /// `MG…`, one per refusal.
@@ -134,14 +134,14 @@ pub struct Row {
     pub title: &'static str,
 }
 
-const fn row(status: StatusCode, code: &'static str, title: &'static str) -> Row {
-    Row { status, code, title }
+const fn row(status: StatusCode, code: &'static str, title: &'static str) -> RefusalRow {
+    RefusalRow { status, code, title }
 }
 
 impl Refusal {
     /// The one place where refusals meet HTTP; no `_` arm. The README's table comes from here.
     #[must_use]
-    pub const fn row(&self) -> Row {
+    pub const fn row(&self) -> RefusalRow {
         match self {
             Self::Ambiguous { .. } => row(StatusCode::BAD_REQUEST, "MG101", "The target could be read two ways"),
             Self::TargetTooLong { .. } => row(StatusCode::URI_TOO_LONG, "MG102", "The target is too long"),

@@ -10,7 +10,7 @@ use crate::process_log::EACH;
 
 /// What became of a write, and who says so.
 #[derive(Clone, Debug)]
-pub struct Verdict {
+pub struct Settlement {
     /// Did it take effect?
     pub done: bool,
     /// The operator, where one says so.
@@ -35,13 +35,13 @@ pub enum NotSettled {
 ///
 /// # Errors
 /// [`NotSettled`].
-pub async fn settle(gateway: &Arc<Gateway>, intent: u64, verdict: Verdict) -> Result<(), NotSettled> {
+pub async fn settle(gateway: &Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
     // In a task of its own: whoever hangs up, what was queued for the disk is not claimed a second time.
     let task = gateway.tasks.spawn(claimed(gateway.clone(), intent, verdict));
     task.await.unwrap_or(Err(NotSettled::CannotRecord))
 }
 
-async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Verdict) -> Result<(), NotSettled> {
+async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
     let claim = gateway.log.doubts().claim(intent).ok_or(NotSettled::NoDoubt)?;
     let doubt = claim.doubt().clone();
     let keyed = keyed(&doubt);

@@ -8,14 +8,14 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
-use super::columns::Columns;
-use super::fetch::Landing;
-use super::look::Looks;
-use super::meters::Meters;
-use super::order::Order;
+use super::columns::StoredColumns;
+use super::fetch::FetchedAnswer;
+use super::metrics::GatewayMetrics;
 use super::policy::Policy;
+use super::reconcile::WatchedDoubts;
 use super::refusal::Refusal;
-use super::tally::Tally;
+use super::refusal_tally::RefusalTally;
+use super::write_order::WriteOrder;
 use crate::answers::Answers;
 use crate::audit::{Doubt, Log, Name};
 use crate::cache::{Cache, Invalidation, SharedFetches};
@@ -59,24 +59,24 @@ pub struct Gateway {
     /// The cache.
     pub cache: Cache,
     /// Fetches that reads share.
-    pub shared_fetches: SharedFetches<Result<Landing, Refusal>>,
+    pub shared_fetches: SharedFetches<Result<FetchedAnswer, Refusal>>,
     /// The quota.
     pub quota: Quota,
     /// The callers' state.
     pub callers: Callers,
     /// Counters of everything that has no caller.
-    pub meters: Meters,
+    pub metrics: GatewayMetrics,
     /// What refusals are only counted.
-    pub tally: Tally,
+    pub refusal_tally: RefusalTally,
     /// What the looks at writes in doubt have come to.
-    pub looks: Looks,
+    pub watched_doubts: WatchedDoubts,
     /// Time.
     pub clock: Clock,
     /// Tasks.
     pub tasks: Tasks,
-    pub(super) order: Order,
+    pub(super) write_order: WriteOrder,
     /// In which columns lists were stored.
-    pub(super) columns: Columns,
+    pub(super) stored_columns: StoredColumns,
     /// Turns of fetches that nobody waits for.
     pub(super) ahead: Arc<Semaphore>,
     draining: AtomicBool,
@@ -98,13 +98,13 @@ impl Gateway {
             cache,
             quota,
             callers,
-            meters: Meters::default(),
-            tally: Tally::default(),
-            looks: Looks::default(),
+            metrics: GatewayMetrics::default(),
+            refusal_tally: RefusalTally::default(),
+            watched_doubts: WatchedDoubts::default(),
             clock,
             tasks,
-            order: Order::default(),
-            columns: Columns::default(),
+            write_order: WriteOrder::default(),
+            stored_columns: StoredColumns::default(),
             ahead: Arc::new(Semaphore::new(AHEAD_MAX)),
             draining: AtomicBool::new(false),
         })
@@ -133,7 +133,7 @@ impl Gateway {
         self.policy.store(Arc::new(Policy::new(config, &self.callers)));
         before.retire();
         let policy = self.policy();
-        let names: HashSet<&str> = policy.members.iter().map(|member| &*member.config.name).collect();
+        let names: HashSet<&str> = policy.members.iter().map(|caller| &*caller.config.name).collect();
         self.callers.retain(|name| names.contains(name));
         if let Some(upstream) = upstream {
             self.upstream.store(upstream);
@@ -149,7 +149,7 @@ impl Gateway {
         let cache = &policy.config.cache;
         for doubt in doubts {
             self.fence_doubt(doubt, Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt });
-            self.looks.watch(self, cache, doubt.intent);
+            self.watched_doubts.watch(self, cache, doubt.intent);
         }
     }
 
@@ -181,7 +181,7 @@ impl Gateway {
     /// Writes that wait until those before them to the same resource have ended.
     #[must_use]
     pub fn queued_writes(&self) -> usize {
-        self.order.waiting()
+        self.write_order.waiting()
     }
 
     /// The id of a request: the caller's own if it is plain and nobody has it, else a new one. A new one of a read is not taken,

@@ -7,9 +7,9 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use http::{Method, Uri};
 
 use super::door::Names;
-use super::policy::{Known, Member, Policy};
+use super::policy::{Caller, CallerKey, Policy};
 use super::refusal::Refusal;
-use super::target::{Plan, Target};
+use super::target::{CacheKeyPlan, Target};
 use crate::callers::{Kind, Remaining};
 use crate::catalogue::{Matched, Miss, Operation};
 use crate::config::{Limits, Scope};
@@ -45,12 +45,12 @@ pub fn identify<'p>(policy: &'p Policy, headers: &HeaderMap, names: &'p Names) -
     let mut given = headers.get_all(AUTHORIZATION).iter();
     let mut certified = policy.certified(names.as_deref().unwrap_or_default());
     let (credential, certified_as) = (given.next(), certified.next());
-    let is_another = |member| certified_as.is_some_and(|first| !Arc::ptr_eq(first, member));
+    let is_another = |caller| certified_as.is_some_and(|first| !Arc::ptr_eq(first, caller));
     if given.next().is_some() || (credential.is_some() && certified_as.is_some()) || certified.any(is_another) {
         return Err(Refusal::TwoCredentials);
     }
     match (credential, certified_as) {
-        (None, Some(member)) => Ok(Credential::Certificate(member, names)),
+        (None, Some(caller)) => Ok(Credential::Certificate(caller, names)),
         (credential, _) => of_key(policy, credential.ok_or(Refusal::NoKey)?),
     }
 }
@@ -59,34 +59,34 @@ pub fn identify<'p>(policy: &'p Policy, headers: &HeaderMap, names: &'p Names) -
 #[derive(Debug)]
 pub enum Credential<'p> {
     /// By this key, which has this hash.
-    Key(&'p Known, KeyHash),
+    Key(&'p CallerKey, KeyHash),
     /// By a certificate with these names.
-    Certificate(&'p Arc<Member>, &'p Names),
+    Certificate(&'p Arc<Caller>, &'p Names),
 }
 
 impl Credential<'_> {
     /// Who it is.
     #[must_use]
-    pub fn member(&self) -> &Arc<Member> {
+    pub fn caller(&self) -> &Arc<Caller> {
         match self {
-            Self::Key(known, _) => &known.member,
-            Self::Certificate(member, _) => member,
+            Self::Key(known, _) => &known.caller,
+            Self::Certificate(caller, _) => caller,
         }
     }
 
     /// What to ask another policy by.
     #[must_use]
-    pub fn by(&self) -> By {
+    pub fn id(&self) -> CredentialId {
         match self {
-            Self::Key(_, hash) => By::Key(*hash),
-            Self::Certificate(_, names) => By::Certificate((*names).clone()),
+            Self::Key(_, hash) => CredentialId::Key(*hash),
+            Self::Certificate(_, names) => CredentialId::Certificate((*names).clone()),
         }
     }
 }
 
 /// What a caller was identified by, without what the policy made of it.
 #[derive(Clone, Debug)]
-pub enum By {
+pub enum CredentialId {
     /// The key with this hash.
     Key(KeyHash),
     /// A certificate with these names.
@@ -97,9 +97,9 @@ pub enum By {
 #[derive(Clone, Copy, Debug)]
 pub struct Rights<'r> {
     /// What its caller was identified by.
-    pub by: &'r By,
+    pub by: &'r CredentialId,
     /// Its caller, as it was then.
-    pub member: &'r Member,
+    pub caller: &'r Caller,
     /// The operation's id.
     pub operation: &'r str,
     /// The organization in its path.
@@ -111,15 +111,15 @@ pub struct Rights<'r> {
 /// # Errors
 /// The key is gone or another caller's, the operation is gone, or the grants or the scope do not cover it any more.
 pub fn still_allowed(policy: &Policy, rights: &Rights<'_>) -> Result<(), Refusal> {
-    let (name, before) = (&rights.member.config.name, &rights.member.config.organizations);
-    let member = match rights.by {
-        By::Key(hash) => policy.known(hash).map(|known| &known.member),
-        By::Certificate(names) => policy.certified(names.as_deref().unwrap_or_default()).next(),
+    let (name, before) = (&rights.caller.config.name, &rights.caller.config.organizations);
+    let caller = match rights.by {
+        CredentialId::Key(hash) => policy.caller_key(hash).map(|known| &known.caller),
+        CredentialId::Certificate(names) => policy.certified(names.as_deref().unwrap_or_default()).next(),
     };
-    let member = member.filter(|member| member.config.name == *name).ok_or(Refusal::UnknownKey)?;
+    let caller = caller.filter(|caller| caller.config.name == *name).ok_or(Refusal::UnknownKey)?;
     let row = policy.catalogue().row(rights.operation).ok_or(Refusal::NoOperation)?;
-    granted(member.config.grants.cover(&row.grant), row)?;
-    let scope = &member.config.organizations;
+    granted(caller.config.grants.cover(&row.grant), row)?;
+    let scope = &caller.config.organizations;
     in_scope(scope, row, rights.organization)?;
     // A list was narrowed to the organizations that the caller had then.
     match (before, row.narrow.is_some() && !scope.is_all()) {
@@ -139,7 +139,7 @@ fn of_key<'p>(policy: &'p Policy, credential: &HeaderValue) -> Result<Credential
         return Err(Refusal::UnknownKey);
     }
     let hash = hash::sha256(key);
-    let known = policy.known(&hash).ok_or(Refusal::UnknownKey)?;
+    let known = policy.caller_key(&hash).ok_or(Refusal::UnknownKey)?;
     Ok(Credential::Key(known, hash))
 }
 
@@ -170,7 +170,11 @@ pub fn classify<'c, 'p>(
 ///
 /// # Errors
 /// A single-valued parameter of the row is given twice.
-pub fn plan<'u>(target: &'u Target<'_>, row: &Operation, matched: &Matched<'_, '_>) -> Result<Plan<'u>, Refusal> {
+pub fn plan<'u>(
+    target: &'u Target<'_>,
+    row: &Operation,
+    matched: &Matched<'_, '_>,
+) -> Result<CacheKeyPlan<'u>, Refusal> {
     target.plan(row, matched).map_err(|parameter| Refusal::Repeated { parameter })
 }
 
@@ -184,9 +188,9 @@ pub(super) fn cut_method(method: &Method) -> Method {
 ///
 /// # Errors
 /// Its grants or its scope do not cover it.
-pub fn authorize(member: &Member, matched: &Matched<'_, '_>) -> Result<(), Refusal> {
-    granted(member.may(matched.index), matched.operation)?;
-    in_scope(&member.config.organizations, matched.operation, matched.organization)
+pub fn authorize(caller: &Caller, matched: &Matched<'_, '_>) -> Result<(), Refusal> {
+    granted(caller.may(matched.index), matched.operation)?;
+    in_scope(&caller.config.organizations, matched.operation, matched.organization)
 }
 
 fn granted(is_granted: bool, row: &Operation) -> Result<(), Refusal> {
@@ -206,12 +210,12 @@ fn in_scope(scope: &Scope, row: &Operation, organization: Option<u64>) -> Result
 ///
 /// # Errors
 /// Too fast, or too many; with what is left of the rate for the headers.
-pub fn admit(member: &Member, limits: &Limits) -> Result<(Held, Remaining), (Refusal, Option<Remaining>)> {
-    let remaining = member
+pub fn admit(caller: &Caller, limits: &Limits) -> Result<(Held, Remaining), (Refusal, Option<Remaining>)> {
+    let remaining = caller
         .state
         .admit()
         .map_err(|fast| (Refusal::TooFast { retry_after: fast.retry_after }, Some(fast.remaining)))?;
-    let under_way = place(member, limits).map_err(|refusal| (refusal, Some(remaining)))?;
+    let under_way = place(caller, limits).map_err(|refusal| (refusal, Some(remaining)))?;
     Ok((under_way, remaining))
 }
 
@@ -219,9 +223,9 @@ pub fn admit(member: &Member, limits: &Limits) -> Result<(Held, Remaining), (Ref
 ///
 /// # Errors
 /// As many are under way as the caller, or all together, may have.
-pub fn place(member: &Member, limits: &Limits) -> Result<Held, Refusal> {
+pub fn place(caller: &Caller, limits: &Limits) -> Result<Held, Refusal> {
     let most = limits.in_flight_per_caller;
-    member.state.enter(most).map_err(|short| match short {
+    caller.state.enter(most).map_err(|short| match short {
         Short::Most => Refusal::TooMany { most },
         Short::Share => Refusal::Short { of: Kind::Requests, short },
         Short::All => Refusal::Busy,

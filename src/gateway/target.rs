@@ -17,12 +17,12 @@ pub struct Target<'u> {
     /// The path, decoded; its segments hold no `/`, so that it is as unambiguous as the segments are.
     pub path: Cow<'u, str>,
     /// The query's parameters in order, canonically escaped (not decoded: `+` and `%20` stay apart).
-    pub query: Vec<Pair<'u>>,
+    pub query: Vec<QueryPair<'u>>,
 }
 
 /// One query parameter, canonically escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pair<'u> {
+pub struct QueryPair<'u> {
     /// Its name.
     pub name: Cow<'u, str>,
     /// What follows the first `=`; `None`: no `=`.
@@ -31,7 +31,7 @@ pub struct Pair<'u> {
 
 /// What the target means to one row: the cache key, and what goes upstream.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Plan<'u> {
+pub struct CacheKeyPlan<'u> {
     /// Path and query as they go upstream.
     pub target: Cow<'u, str>,
     /// The cache key, where it is not the target itself (equal keys lead to equal requests): a refresh is no part of it.
@@ -42,7 +42,7 @@ pub struct Plan<'u> {
     pub refresh: bool,
 }
 
-impl Plan<'_> {
+impl CacheKeyPlan<'_> {
     /// The cache key; of meaning only where `keyed`.
     #[must_use]
     pub fn key(&self) -> &str {
@@ -79,7 +79,7 @@ impl<'u> Target<'u> {
     ///
     /// # Errors
     /// The name of a single-valued parameter of the row that is given twice.
-    pub fn plan(&'u self, row: &Operation, matched: &Matched<'_, '_>) -> Result<Plan<'u>, String> {
+    pub fn plan(&'u self, row: &Operation, matched: &Matched<'_, '_>) -> Result<CacheKeyPlan<'u>, String> {
         for parameter in &row.query {
             let given = self.query.iter().filter(|pair| pair.name == *parameter.name).count();
             if given > 1 && parameter.kind != ParameterKind::Set {
@@ -88,7 +88,7 @@ impl<'u> Target<'u> {
         }
         let path = render_path(&self.path, row, matched);
         if self.query.is_empty() {
-            return Ok(Plan { target: path, refresh_key: None, keyed: true, refresh: false });
+            return Ok(CacheKeyPlan { target: path, refresh_key: None, keyed: true, refresh: false });
         }
         let refresh = self.wants_refresh(row);
         let query = self.key_query(row, refresh);
@@ -96,7 +96,7 @@ impl<'u> Target<'u> {
         let key_query = if refresh && keyed { self.key_query(row, false) } else { None };
         let refresh_key = key_query.map(|query| joined(path.clone(), &query).into_owned());
         let target = joined(path, &query.unwrap_or_else(|| self.raw_query()));
-        Ok(Plan { target, refresh_key, keyed, refresh })
+        Ok(CacheKeyPlan { target, refresh_key, keyed, refresh })
     }
 
     fn wants_refresh(&self, row: &Operation) -> bool {
@@ -108,7 +108,7 @@ impl<'u> Target<'u> {
     /// The normal form of a query that the row's key knows whole: the row's order, defaults left out, sets sorted
     /// (only what is provably equal is made equal). `None`: the answer cannot be stored.
     fn key_query(&self, row: &Operation, with_refresh: bool) -> Option<String> {
-        let known = |pair: &Pair<'_>| row.query.iter().any(|parameter| pair.name == *parameter.name);
+        let known = |pair: &QueryPair<'_>| row.query.iter().any(|parameter| pair.name == *parameter.name);
         if !self.query.iter().all(known) {
             return None;
         }
@@ -291,10 +291,10 @@ fn escape(bytes: &mut impl Iterator<Item = u8>) -> Result<u8, String> {
     }
 }
 
-fn pair(part: &str) -> Result<Pair<'_>, String> {
+fn pair(part: &str) -> Result<QueryPair<'_>, String> {
     Ok(match part.split_once('=') {
-        Some((name, value)) => Pair { name: component(name)?, value: Some(component(value)?) },
-        None => Pair { name: component(part)?, value: None },
+        Some((name, value)) => QueryPair { name: component(name)?, value: Some(component(value)?) },
+        None => QueryPair { name: component(part)?, value: None },
     })
 }
 

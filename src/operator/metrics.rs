@@ -21,7 +21,7 @@ use super::routes::Form;
 use super::state::OperatorState;
 use super::{health, process};
 use crate::callers::Kind;
-use crate::gateway::meters::{DURATION_BOUNDS_US, Durations, ENDINGS};
+use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram, ENDINGS};
 use crate::process_log;
 use crate::shares::Shared;
 use crate::upstream::Standing;
@@ -102,7 +102,7 @@ impl Sheet<'_> {
         self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
     }
 
-    fn durations(&mut self, name: &str, help: &str, durations: &Durations) -> fmt::Result {
+    fn durations(&mut self, name: &str, help: &str, durations: &DurationHistogram) -> fmt::Result {
         let (counts, sum_us) = durations.read();
         let seconds = |us| Duration::from_micros(us).as_secs_f64();
         let bounds = DURATION_BOUNDS_US.into_iter().map(seconds).chain([f64::INFINITY]);
@@ -114,7 +114,7 @@ impl Sheet<'_> {
 
 fn requests(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
     let gateway = &state.gateway;
-    let (policy, meters) = (gateway.policy(), &gateway.meters);
+    let (policy, metrics) = (gateway.policy(), &gateway.metrics);
     let labels = |caller: &str, operation: Option<Arc<str>>, outcome: &str| {
         let operation = operation.map_or_else(String::new, |id| id.to_string());
         [("caller", caller.to_owned()), ("operation", operation), ("outcome", outcome.to_owned())]
@@ -125,15 +125,15 @@ fn requests(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
         counts.map(move |(operation, source, count)| (name.clone(), operation, source, count))
     });
     let known = known.map(|(name, operation, source, count)| (labels(&name, operation, source.as_str()), count));
-    let unidentified = (labels("", None, "refused"), meters.unidentified.load(Ordering::Relaxed));
+    let unidentified = (labels("", None, "refused"), metrics.unidentified.load(Ordering::Relaxed));
     let help = "Answers, by caller (none: not known), operation (none: not classified) and where the answer came from";
     sheet.counters("makegate_requests", help, known.chain([unidentified]))?;
     let help = "Time from the moment a request was read whole to its answer";
-    sheet.durations("makegate_request_duration", help, &meters.requests)?;
+    sheet.durations("makegate_request_duration", help, &metrics.requests)?;
     sheet.gauge("makegate_requests_under_way", "Requests under way", gateway.under_way())?;
     let connections = state.connections().into_iter().map(|(door, count)| ([("door", door.to_owned())], count));
     sheet.gauges("makegate_connections", "Connections, by door", connections)?;
-    sheet.count("makegate_faults", "Requests that failed for a fault of makegate's own", &meters.faults)?;
+    sheet.count("makegate_faults", "Requests that failed for a fault of makegate's own", &metrics.faults)?;
     sheet.counter("makegate_operator_key_failures", "Wrong operator keys", state.failures.total())
 }
 
@@ -159,8 +159,8 @@ fn labelled(kind: Kind) -> Labels<1> {
 }
 
 fn upstream(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
-    let meters = &state.gateway.meters;
-    let attempts = ENDINGS.iter().zip(&meters.attempts);
+    let metrics = &state.gateway.metrics;
+    let attempts = ENDINGS.iter().zip(&metrics.attempts);
     let attempts = attempts.map(|(ending, count)| ([("result", (*ending).to_owned())], count.load(Ordering::Relaxed)));
     sheet.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
     let upstream = state.gateway.upstream();
@@ -174,10 +174,10 @@ fn upstream(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
     let (in_use, waiting) = upstream.load();
     sheet.gauge("makegate_upstream_connections", "Connections to the upstream in use", in_use)?;
     sheet.gauge("makegate_upstream_waiting", "Requests that wait for one", waiting)?;
-    sheet.count("makegate_token_refused", "Upstream answers 401 to the gateway's own token", &meters.token_refused)?;
-    sheet.count("makegate_token_leaks", "Upstream answers withheld because they held the token", &meters.leaks)?;
+    sheet.count("makegate_token_refused", "Upstream answers 401 to the gateway's own token", &metrics.token_refused)?;
+    sheet.count("makegate_token_leaks", "Upstream answers withheld because they held the token", &metrics.leaks)?;
     let help = "Upstream answers 403 that are not Make's: something before it refused";
-    sheet.count("makegate_edge_refused", help, &meters.edge_refused)
+    sheet.count("makegate_edge_refused", help, &metrics.edge_refused)
 }
 
 fn quota(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
@@ -206,7 +206,7 @@ fn quota(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
     sheet.counters("makegate_quota_refused", help, by_caller(|[.., refused]| *refused))?;
     let closed = buckets.iter().filter(|bucket| bucket.closed_for_ms.is_some()).count();
     sheet.gauge("makegate_quota_closed", "Buckets that the upstream's own 429 has closed", closed)?;
-    sheet.durations("makegate_quota_wait", "Waits for quota", &state.gateway.meters.quota_waits)
+    sheet.durations("makegate_quota_wait", "Waits for quota", &state.gateway.metrics.quota_waits)
 }
 
 fn cache(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
@@ -217,8 +217,8 @@ fn cache(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
     sheet.gauge("makegate_cache_bytes", "What they weigh", size.bytes)?;
     sheet.gauge("makegate_cache_capacity_bytes", "What they may weigh", size.capacity_bytes)?;
     let help = "Answers that were stored although the upstream said not to";
-    sheet.count("makegate_cache_overruled", help, &state.gateway.meters.overruled)?;
-    sheet.count("makegate_cache_refreshed_ahead", "Fetches of what was still fresh", &state.gateway.meters.ahead)
+    sheet.count("makegate_cache_overruled", help, &state.gateway.metrics.overruled)?;
+    sheet.count("makegate_cache_refreshed_ahead", "Fetches of what was still fresh", &state.gateway.metrics.ahead)
 }
 
 fn log(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
@@ -236,15 +236,15 @@ fn log(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
     sheet.counter("makegate_audit_failures", "Writes to disk and calls of fdatasync that failed", counts.failures)?;
     sheet.counter("makegate_audit_refused", "Requests that got no room in the log or no disk", counts.refused)?;
     let help = "Requests that were refused without a record, because the log had no room";
-    sheet.count("makegate_audit_unrecorded", help, &state.gateway.meters.unrecorded)?;
+    sheet.count("makegate_audit_unrecorded", help, &state.gateway.metrics.unrecorded)?;
     let help = "Refusals that the log holds as a count, not as a record each";
-    sheet.counter("makegate_audit_counted", help, state.gateway.tally.counted())?;
+    sheet.counter("makegate_audit_counted", help, state.gateway.refusal_tally.counted())?;
     sheet.gauge("makegate_writes_in_doubt", "Writes whose effect is not known; see /doubts", counts.doubts)?;
     let help = "Idempotency keys whose first answer is kept";
     sheet.gauge("makegate_idempotency_keys", help, state.gateway.answers.kept())?;
-    let meters = &state.gateway.meters;
-    sheet.count("makegate_looks", "Reads made to see what became of a write in doubt", &meters.looks)?;
-    sheet.count("makegate_looks_settled", "Writes in doubt that those settled", &meters.settled_by_look)
+    let metrics = &state.gateway.metrics;
+    sheet.count("makegate_looks", "Reads made to see what became of a write in doubt", &metrics.looks)?;
+    sheet.count("makegate_looks_settled", "Writes in doubt that those settled", &metrics.settled_by_look)
 }
 
 fn itself(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {

@@ -15,7 +15,7 @@ use super::render::{Whole, text};
 use super::routes::DOUBT;
 use super::state::OperatorState;
 use crate::audit::Peer;
-use crate::gateway::settle::{self, NotSettled, Verdict};
+use crate::gateway::settle::{self, NotSettled, Settlement};
 use crate::words::RequestId;
 
 const EXPECTED: &str = "write {\"as\": \"done\" or \"not-done\", \"note\": \"how you know\"}";
@@ -60,7 +60,7 @@ where
     if asked.note.len() > NOTE_BYTES_MAX {
         return Err(Problem::BadBody { why: format!("a note has at most {NOTE_BYTES_MAX} bytes") });
     }
-    let verdict = Verdict {
+    let verdict = Settlement {
         done: matches!(asked.r#as, As::Done),
         peer: Some(Peer::of(peer)),
         detail: (!asked.note.is_empty()).then(|| asked.note.into()),

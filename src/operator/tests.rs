@@ -18,7 +18,7 @@ use crate::cache::{Cache, Lifetime, NewEntry};
 use crate::callers::Source;
 use crate::clock::Clock;
 use crate::config;
-use crate::gateway::{Engines, Gateway, LogOfKeys};
+use crate::gateway::{Engines, Gateway, KeyLogAdapter};
 use crate::hash;
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
@@ -138,7 +138,7 @@ fn gateway(mut config: config::Config, clock: &Clock) -> Arc<Gateway> {
     let (log, _) = Log::open(&config.audit, clock.clone()).unwrap();
     let token = Token::new(&SecretString::from(TOKEN)).unwrap();
     let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &Snapshot::new()).unwrap();
-    let keys = std::sync::Arc::new(LogOfKeys::new(log.clone(), clock.clone()));
+    let keys = std::sync::Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
     let engines = Engines {
         answers: Answers::open(&config.audit, &config.limits, clock.clone(), keys).unwrap(),
         log,
@@ -261,13 +261,13 @@ async fn every_page_has_three_forms_and_no_secret() {
 async fn callers_are_shown_with_what_they_did() {
     let world = World::new();
     let policy = world.state.gateway.policy();
-    let reader = policy.member("reader").unwrap();
+    let reader = policy.caller("reader").unwrap();
     let list = &policy.catalogue().row("organizations.list").unwrap().id;
     reader.state.count(Some(list), Source::Hit);
     reader.state.count(Some(list), Source::Hit);
     reader.state.count(None, Source::Refused);
     let hash = hash::sha256(CALLER_KEY.as_bytes());
-    let known = policy.known(&hash).unwrap();
+    let known = policy.caller_key(&hash).unwrap();
     known.last_used.store(1_750_000_000_000, std::sync::atomic::Ordering::Relaxed);
     let callers = world.get("/callers.json").await.json();
     let expected = json!({

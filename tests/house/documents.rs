@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use makegate::catalogue::{Body, Catalogue, Operation, Retry};
-use makegate::gateway::look::Why;
+use makegate::gateway::reconcile::DoubtReason;
 use makegate::gateway::refusal::Refusal;
 
 use super::{golden, read};
@@ -70,7 +70,7 @@ fn the_table_of_operations_is_the_catalogue() {
 #[test]
 fn what_a_doubt_waits_for_is_explained() {
     let page = read("docs/operations.md");
-    for why in Why::ALL {
+    for why in DoubtReason::ALL {
         assert!(page.contains(&format!("\n| {} | ", why.as_str())), "docs/operations.md lacks {:?}", why.as_str());
     }
 }

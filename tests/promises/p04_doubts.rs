@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use makegate::audit::Doubt;
 use makegate::clock::Clock;
-use makegate::gateway::look::Why;
+use makegate::gateway::reconcile::DoubtReason;
 use makegate::quota::BucketId;
 use makegate::sandbox::{Fault, FaultKind};
 use serde_json::{Value, json};
@@ -99,9 +99,9 @@ async fn until(world: &World, what: &str, holds: impl Fn() -> bool) {
 
 /// Waits until the doubt is open for this reason, after so many looks, and sees that rounds change nothing of that: they
 /// take 3 s of this clock.
-async fn stays(world: &World, id: &str, looks: u32, why: Why) {
+async fn stays(world: &World, id: &str, looks: u32, why: DoubtReason) {
     let doubtful = doubt(world, id).expect("it is in doubt");
-    let now = || world.service.gateway().looks.of(&world.service.gateway().policy(), &doubtful);
+    let now = || world.service.gateway().watched_doubts.of(&world.service.gateway().policy(), &doubtful);
     until(world, &format!("{why:?} after {looks} looks"), || now() == (looks, why)).await;
     for _ in 0..60 {
         world.clock.advance(Duration::from_millis(50));
@@ -160,9 +160,9 @@ async fn what_did_not_take_effect_stays_and_only_a_deleted_id_can_be_told() {
         let id = doubtful(&world, &case, false).await;
         answered(&world).await;
         world.clock.advance(Duration::from_secs(11));
-        stays(&world, &id, 1, Why::Unproved).await;
+        stays(&world, &id, 1, DoubtReason::Unproved).await;
         world.clock.advance(Duration::from_secs(31));
-        stays(&world, &id, 2, Why::Unproved).await;
+        stays(&world, &id, 2, DoubtReason::Unproved).await;
         world.clock.advance(WINDOW);
         if case.operation == "organizations.delete" {
             world.delete(ALL, case.target).await.refused(409, "MG161");
@@ -173,9 +173,9 @@ async fn what_did_not_take_effect_stays_and_only_a_deleted_id_can_be_told() {
             assert_eq!(world.received("DELETE", case.path()), 2);
             continue;
         }
-        stays(&world, &id, 3, Why::Unproved).await;
+        stays(&world, &id, 3, DoubtReason::Unproved).await;
         world.clock.advance(Duration::from_hours(24));
-        stays(&world, &id, 3, Why::GivenUp).await;
+        stays(&world, &id, 3, DoubtReason::GivenUp).await;
         let writes = 1 + usize::from(case.operation == "variables.create");
         assert_eq!(world.received(case.method, case.path()), writes, "{}: sent again", case.operation);
     }
@@ -192,8 +192,8 @@ async fn another_value_than_was_asked_for_proves_nothing() {
     // Another variable has the value that was asked for: that is not the one.
     world.post(TOO, VARIABLES, r#"{"name":"other","typeId":2,"value":"whispered"}"#).await.expect(200);
     world.clock.advance(Duration::from_secs(11));
-    stays(&world, &id, 1, Why::Unproved).await;
-    stays(&world, &variable, 1, Why::Unproved).await;
+    stays(&world, &id, 1, DoubtReason::Unproved).await;
+    stays(&world, &variable, 1, DoubtReason::Unproved).await;
 }
 
 #[tokio::test]
@@ -205,9 +205,9 @@ async fn nested_bodies_and_rows_without_a_look_are_the_operators() {
     for case in [nested, pay] {
         let id = doubtful(&world, &case, false).await;
         answered(&world).await;
-        stays(&world, &id, 0, Why::Unprovable).await;
+        stays(&world, &id, 0, DoubtReason::Unprovable).await;
         world.clock.advance(WINDOW);
-        stays(&world, &id, 0, Why::Unprovable).await;
+        stays(&world, &id, 0, DoubtReason::Unprovable).await;
     }
     let page = operator(&world, "GET", "/doubts.json", "").await.expect(200).json();
     assert_eq!((&page["doubts"][0]["looks"], &page["doubts"][0]["why"]), (&json!(0), &json!("a look cannot prove it")));
@@ -220,15 +220,15 @@ async fn nobody_looks_while_the_upstream_is_down() {
     world.sandbox.fault(Fault::always("*", "/**", FaultKind::Reset { effect: false }));
     world.get_with(TOO, OTHER, NO_STORE).await.refused(502, "MG203");
     world.clock.advance(Duration::from_secs(11));
-    stays(&world, &id, 0, Why::Unanswered).await;
+    stays(&world, &id, 0, DoubtReason::Unanswered).await;
     world.clock.advance(WINDOW);
-    stays(&world, &id, 0, Why::Unanswered).await;
+    stays(&world, &id, 0, DoubtReason::Unanswered).await;
     assert_eq!(world.received("GET", ORG), 0);
     // 5xx is no answer either.
     world.sandbox.clear_faults();
     world.sandbox.fault(Fault::once("GET", OTHER, FaultKind::status(503)));
     world.get_with(TOO, OTHER, NO_STORE).await.expect(503);
-    stays(&world, &id, 0, Why::Unanswered).await;
+    stays(&world, &id, 0, DoubtReason::Unanswered).await;
     assert_eq!(world.received("GET", ORG), 0);
     answered(&world).await;
     assert_eq!(settled(&world, &id).await["outcome"], "done");
@@ -239,7 +239,7 @@ async fn where_nobody_asks_the_look_itself_does_when_the_doubt_window_is_over() 
     let world = prepared(plan()).await;
     let id = doubtful(&world, &CASES[0], true).await;
     world.clock.advance(Duration::from_secs(30));
-    stays(&world, &id, 0, Why::Unanswered).await;
+    stays(&world, &id, 0, DoubtReason::Unanswered).await;
     world.clock.advance(WINDOW);
     assert_eq!(settled(&world, &id).await["outcome"], "done");
 }
@@ -249,9 +249,9 @@ async fn nobody_looks_before_make_has_settled() {
     let world = prepared(plan()).await;
     let id = doubtful(&world, &CASES[0], true).await;
     answered(&world).await;
-    stays(&world, &id, 0, Why::Early).await;
+    stays(&world, &id, 0, DoubtReason::Early).await;
     world.clock.advance(Duration::from_secs(2));
-    stays(&world, &id, 0, Why::Early).await;
+    stays(&world, &id, 0, DoubtReason::Early).await;
     assert_eq!(world.received("GET", ORG), 0);
 }
 
@@ -264,7 +264,7 @@ async fn only_quota_that_nobody_needs_is_spent_on_looks() {
         world.get_with(TOO, ORG, NO_STORE).await.expect(200);
     }
     world.clock.advance(Duration::from_secs(11));
-    stays(&world, &id, 0, Why::NoQuota).await;
+    stays(&world, &id, 0, DoubtReason::NoQuota).await;
     assert_eq!(world.received("GET", ORG), 3);
     world.clock.advance(Duration::from_secs(62));
     assert_eq!(settled(&world, &id).await["outcome"], "done");
@@ -296,7 +296,7 @@ async fn looking_can_be_switched_off_and_on() {
     let id = doubtful(&world, &CASES[0], true).await;
     answered(&world).await;
     world.clock.advance(WINDOW);
-    stays(&world, &id, 0, Why::Off).await;
+    stays(&world, &id, 0, DoubtReason::Off).await;
     let text = std::fs::read_to_string(world.file()).unwrap().replace("look = false", "look = true");
     std::fs::write(world.file(), text).unwrap();
     world.service.reload().await.unwrap();
@@ -429,7 +429,7 @@ async fn a_404_that_is_not_makes_own_proves_nothing() {
     let id = cut(&world, "DELETE", "").await;
     world.get(ALL, "/api/v2/teams/x").await.expect(404);
     world.clock.advance(Duration::from_secs(11));
-    stays(&world, &id, 1, Why::Failed).await;
+    stays(&world, &id, 1, DoubtReason::Failed).await;
     let (_origin, world) = cut_then(json_answer("404 Not Found", "application/json", "{}")).await;
     let id = cut(&world, "DELETE", "").await;
     world.get(ALL, "/api/v2/teams/x").await.expect(404);
@@ -455,7 +455,7 @@ async fn what_takes_effect_late_is_found_by_a_later_look() {
     let id = cut(&world, "DELETE", "").await;
     world.get(ALL, "/api/v2/teams/x").await.expect(200);
     world.clock.advance(Duration::from_secs(11));
-    stays(&world, &id, 1, Why::Unproved).await;
+    stays(&world, &id, 1, DoubtReason::Unproved).await;
     world.clock.advance(Duration::from_secs(30));
     assert_eq!(settled(&world, &id).await["outcome"], "done");
     assert_eq!(origin.received().iter().filter(|one| one.head.starts_with("DELETE")).count(), 1);

@@ -212,7 +212,7 @@ async fn each_minute_has_a_record_of_its_own() {
     }
     let recorded = world.records().await.iter().filter(|record| record["answer"] == "refused").count();
     assert_eq!(recorded, 3 * RECORDED);
-    assert_eq!(world.service.gateway().tally.counted(), 6);
+    assert_eq!(world.service.gateway().refusal_tally.counted(), 6);
 }
 
 /// Counts by sequence number.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{Refusal, Row};
+use super::{Refusal, RefusalRow};
 use crate::words::RequestId;
 
 impl Refusal {
@@ -13,7 +13,7 @@ impl Refusal {
     #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
     pub fn problem(&self, request: &RequestId) -> Vec<u8> {
         #[derive(Serialize)]
-        struct Problem<'a> {
+        struct ProblemDocument<'a> {
             r#type: String,
             title: &'a str,
             status: u16,
@@ -28,7 +28,7 @@ impl Refusal {
         struct Suberror<'a> {
             message: &'a str,
         }
-        let Row { status, code, title } = self.row();
+        let RefusalRow { status, code, title } = self.row();
         let mut detail = self.detail();
         if matches!(self, Self::DoubtTimedOut { .. } | Self::DoubtCut { .. }) {
             // Many clients show nothing but this text.
@@ -39,7 +39,7 @@ impl Refusal {
             Self::Repeated { .. } => vec![Suberror { message: &detail }],
             _ => Vec::new(),
         };
-        let problem = Problem {
+        let problem = ProblemDocument {
             r#type: format!("urn:makegate:refusal:{code}"),
             title,
             status: status.as_u16(),

@@ -2,11 +2,11 @@
 
 use http::StatusCode;
 
-use super::Row;
+use super::RefusalRow;
 use crate::callers::Kind;
 use crate::shares::Short;
 
-pub(super) const fn row(of: Kind) -> Row {
+pub(super) const fn row(of: Kind) -> RefusalRow {
     let (code, title) = match of {
         Kind::Requests => ("MG144", "The caller's share of requests under way is used up"),
         Kind::Joined => ("MG148", "The caller's share of waiting requests is used up"),
@@ -14,7 +14,7 @@ pub(super) const fn row(of: Kind) -> Row {
         Kind::Bodies => ("MG158", "No memory for the body"),
         Kind::Answers => ("MG208", "No memory for further answers"),
     };
-    Row { status: StatusCode::SERVICE_UNAVAILABLE, code, title }
+    RefusalRow { status: StatusCode::SERVICE_UNAVAILABLE, code, title }
 }
 
 /// Whose share of what is used up, and what frees it.

@@ -14,18 +14,18 @@ use super::super::render::{Page, Table, cell};
 use super::super::state::OperatorState;
 use crate::callers::Source;
 use crate::config::{Grants, Rate, Scope};
-use crate::gateway::policy::Member;
+use crate::gateway::policy::Caller;
 use crate::words::KeyId;
 
 /// The page.
 #[derive(Debug, Serialize)]
 pub(crate) struct Callers {
-    callers: Vec<Caller>,
+    callers: Vec<CallerRow>,
 }
 
 /// One caller.
 #[derive(Debug, Serialize)]
-pub(crate) struct Caller {
+pub(crate) struct CallerRow {
     pub(crate) name: Arc<str>,
     grants: Vec<Arc<str>>,
     /// `None`: all.
@@ -59,12 +59,12 @@ pub(crate) fn callers(state: &OperatorState) -> Callers {
 }
 
 impl Callers {
-    pub(crate) fn into_list(self) -> Vec<Caller> {
+    pub(crate) fn into_list(self) -> Vec<CallerRow> {
         self.callers
     }
 }
 
-fn caller(member: &Member) -> Caller {
+fn caller(member: &Caller) -> CallerRow {
     let config = &member.config;
     let (mut answers, mut operations) = (Answers::new(), BTreeMap::<Arc<str>, Answers>::new());
     for (operation, source, count) in member.state.counts() {
@@ -72,7 +72,7 @@ fn caller(member: &Member) -> Caller {
         *answers.entry(source.as_str()).or_default() += count;
         *operations.entry(id).or_default().entry(source.as_str()).or_default() += count;
     }
-    Caller {
+    CallerRow {
         name: config.name.clone(),
         grants: match &config.grants {
             Grants::All => vec!["*".into()],
@@ -94,7 +94,7 @@ fn caller(member: &Member) -> Caller {
     }
 }
 
-fn key(member: &Member, key: KeyId) -> Key {
+fn key(member: &Caller, key: KeyId) -> Key {
     let used_ms = member.state.last_used(key).load(Ordering::Relaxed);
     let last_used = Timestamp::from_millisecond(used_ms).ok().filter(|_| used_ms > 0);
     Key { key: key.to_string(), last_used }
@@ -129,7 +129,7 @@ impl Page for Callers {
             "refused",
             "under_way",
         ];
-        let row = |caller: &Caller| {
+        let row = |caller: &CallerRow| {
             let ids = |ids: &Vec<u64>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
             let keys: Vec<&str> = caller.keys.iter().map(|key| &*key.key).collect();
             vec![

@@ -34,7 +34,7 @@ struct InDoubt {
 pub(crate) fn doubts(state: &OperatorState) -> Doubts {
     let policy = state.gateway.policy();
     let of = |doubt: Doubt| {
-        let (looks, why) = state.gateway.looks.of(&policy, &doubt);
+        let (looks, why) = state.gateway.watched_doubts.of(&policy, &doubt);
         InDoubt {
             intent: doubt.intent,
             request: doubt.request.to_string(),

@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::super::render::{Page, Table, cell};
 use super::super::state::OperatorState;
 use super::super::{health, html};
-use super::callers::{Answers, Caller, callers};
+use super::callers::{Answers, CallerRow, callers};
 use super::quota::{Bucket, buckets};
-use crate::gateway::meters::{DURATION_BOUNDS_US, Durations};
+use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
 use crate::upstream::Standing;
 
 /// The page.
@@ -31,7 +31,7 @@ pub(crate) struct Overview {
     doubts: u64,
     log: LogState,
     quota: Vec<Bucket>,
-    callers: Vec<Caller>,
+    callers: Vec<CallerRow>,
 }
 
 /// Upper bounds, in microseconds, under which so many percent stay. `None`: no sample, or beyond a minute.
@@ -74,8 +74,8 @@ pub(crate) fn overview(state: &OperatorState) -> Overview {
         answers,
         under_way: gateway.under_way(),
         hit_ratio: (looked > 0).then(|| size.hits as f64 / looked as f64),
-        latency: latency(&gateway.meters.requests),
-        quota_wait: latency(&gateway.meters.quota_waits),
+        latency: latency(&gateway.metrics.requests),
+        quota_wait: latency(&gateway.metrics.quota_waits),
         doubts: counts.doubts,
         log: LogState {
             writable: gateway.log.writable(),
@@ -88,7 +88,7 @@ pub(crate) fn overview(state: &OperatorState) -> Overview {
     }
 }
 
-fn latency(durations: &Durations) -> Latency {
+fn latency(durations: &DurationHistogram) -> Latency {
     let (counts, _) = durations.read();
     let samples = counts.iter().sum::<u64>();
     let below = |percent: u64| {
@@ -172,8 +172,8 @@ impl Overview {
     }
 
     fn caller_table(&self) -> Table {
-        let count = |caller: &Caller, source: &str| cell(caller.answers.get(source));
-        let row = |caller: &Caller| {
+        let count = |caller: &CallerRow, source: &str| cell(caller.answers.get(source));
+        let row = |caller: &CallerRow| {
             let name = caller.name.to_string();
             let sources = ["hit", "stale", "miss", "forwarded", "replayed"].map(|source| count(caller, source));
             let own = [name, caller.rate.clone(), caller.requests.to_string()];
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn latency_is_told_by_the_bounds_of_its_buckets() {
-        let durations = Durations::default();
+        let durations = DurationHistogram::default();
         assert_eq!(latency(&durations), Latency { samples: 0, p50_us: None, p95_us: None, p99_us: None });
         (0..97).for_each(|_| durations.add(Duration::from_micros(90)));
         (0..3).for_each(|_| durations.add(Duration::from_secs(100)));

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use serde_json::Value;
 
-use super::evidence::{Evidence, Question};
-use super::forward::{About, account_for, is_json, outgoing_headers};
+use super::evidence::{Evidence, EvidenceQuestion};
+use super::forward::{AttemptContext, is_json, outgoing_headers, report_attempt};
 use super::policy::{Policy, bucket_of};
-use super::settle::{Verdict, settle};
+use super::settle::{Settlement, settle};
 use super::state::Gateway;
 use super::tags::{self, Parameters};
 use super::target::path_with;
@@ -34,7 +34,7 @@ const LOOKED_MAX: Duration = Duration::from_hours(24);
 
 /// Why a doubt is still open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum DoubtReason {
     /// Its row says of no read that it tells, or its body cannot be known again.
     Unprovable,
     /// `upstream.look = false`.
@@ -55,7 +55,7 @@ pub enum Why {
     GivenUp,
 }
 
-impl Why {
+impl DoubtReason {
     /// All of them.
     pub const ALL: [Self; 9] = [
         Self::Unprovable,
@@ -88,47 +88,50 @@ impl Why {
 
 /// What had been heard of the upstream at some moment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Heard {
+pub(super) struct UpstreamHistory {
     /// Good answers.
     answers: u64,
     /// Attempts on behalf of callers.
     asked: u64,
 }
 
-impl Heard {
+impl UpstreamHistory {
     fn now(gateway: &Gateway) -> Self {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let attempts: u64 = gateway.meters.attempts.iter().map(read).sum();
-        Self { answers: read(&gateway.meters.answers), asked: attempts.saturating_sub(read(&gateway.meters.looks)) }
+        let attempts: u64 = gateway.metrics.attempts.iter().map(read).sum();
+        Self { answers: read(&gateway.metrics.answers), asked: attempts.saturating_sub(read(&gateway.metrics.looks)) }
     }
 }
 
 /// A doubt that is watched.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Watched {
+pub(super) struct WatchedDoubt {
     since: Instant,
-    before: Heard,
+    before: UpstreamHistory,
     looks: u32,
     /// When the next look may be.
     due: Instant,
-    why: Why,
+    why: DoubtReason,
 }
 
 /// The doubts that are watched, by the numbers of their intents.
 #[derive(Debug, Default)]
-pub struct Looks(Mutex<HashMap<u64, Watched>>);
+pub struct WatchedDoubts(Mutex<HashMap<u64, WatchedDoubt>>);
 
-impl Looks {
-    fn watched(&self) -> MutexGuard<'_, HashMap<u64, Watched>> {
+impl WatchedDoubts {
+    fn watched(&self) -> MutexGuard<'_, HashMap<u64, WatchedDoubt>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often it was looked for this write, and why it is still in doubt.
     #[must_use]
-    pub fn of(&self, policy: &Policy, doubt: &Doubt) -> (u32, Why) {
+    pub fn of(&self, policy: &Policy, doubt: &Doubt) -> (u32, DoubtReason) {
         let watched = self.watched().get(&doubt.intent).copied();
         let looks = watched.map_or(0, |watched| watched.looks);
-        (looks, Plan::of(policy, doubt).err().or(watched.map(|watched| watched.why)).unwrap_or(Why::Early))
+        (
+            looks,
+            ReconcilePlan::of(policy, doubt).err().or(watched.map(|watched| watched.why)).unwrap_or(DoubtReason::Early),
+        )
     }
 
     /// The settled ones are watched no more.
@@ -138,28 +141,33 @@ impl Looks {
     }
 
     /// From now on this doubt is watched; what is heard of the upstream later counts.
-    pub(super) fn watch(&self, gateway: &Gateway, cache: &config::Cache, intent: u64) -> Watched {
+    pub(super) fn watch(&self, gateway: &Gateway, cache: &config::Cache, intent: u64) -> WatchedDoubt {
         let now = gateway.clock.now();
-        let new =
-            || Watched { since: now, before: Heard::now(gateway), looks: 0, due: now + cache.settle, why: Why::Early };
+        let new = || WatchedDoubt {
+            since: now,
+            before: UpstreamHistory::now(gateway),
+            looks: 0,
+            due: now + cache.settle,
+            why: DoubtReason::Early,
+        };
         *self.watched().entry(intent).or_insert_with(new)
     }
 
-    fn change(&self, intent: u64, change: impl FnOnce(&mut Watched)) {
+    fn change(&self, intent: u64, change: impl FnOnce(&mut WatchedDoubt)) {
         if let Some(watched) = self.watched().get_mut(&intent) {
             change(watched);
         }
     }
 }
 
-impl Watched {
+impl WatchedDoubt {
     /// From when on the write cannot take effect unseen any more.
     fn over(&self, cache: &config::Cache) -> Instant {
         self.since + cache.doubt + cache.settle
     }
 
     /// A look has been made.
-    fn looked(&mut self, now: Instant, cache: &config::Cache, why: Why) {
+    fn looked(&mut self, now: Instant, cache: &config::Cache, why: DoubtReason) {
         self.looks += 1;
         self.why = why;
         self.due = match self.looks {
@@ -174,7 +182,7 @@ impl Watched {
 }
 
 /// A look that can be made.
-struct Plan<'p> {
+struct ReconcilePlan<'p> {
     look: &'p Look,
     parameters: Parameters,
     read: &'p Operation,
@@ -183,16 +191,16 @@ struct Plan<'p> {
     organization: Option<u64>,
 }
 
-impl<'p> Plan<'p> {
+impl<'p> ReconcilePlan<'p> {
     /// How to find out what became of this write.
     ///
     /// # Errors
     /// Looking is off, or no look can prove anything of this write.
-    fn of(policy: &'p Policy, doubt: &Doubt) -> Result<Self, Why> {
+    fn of(policy: &'p Policy, doubt: &Doubt) -> Result<Self, DoubtReason> {
         if !policy.config.upstream.look {
-            return Err(Why::Off);
+            return Err(DoubtReason::Off);
         }
-        Self::provable(policy, doubt).ok_or(Why::Unprovable)
+        Self::provable(policy, doubt).ok_or(DoubtReason::Unprovable)
     }
 
     fn provable(policy: &'p Policy, doubt: &Doubt) -> Option<Self> {
@@ -221,12 +229,12 @@ pub async fn run(gateway: Arc<Gateway>) {
 
 async fn round(gateway: &Arc<Gateway>) {
     let doubts = gateway.log.doubts().list();
-    gateway.looks.keep(&doubts);
+    gateway.watched_doubts.keep(&doubts);
     for doubt in doubts {
         let policy = gateway.policy();
-        let watched = gateway.looks.watch(gateway, &policy.config.cache, doubt.intent);
-        if let Err(why) = attend(gateway, &policy, &doubt, watched).await {
-            gateway.looks.change(doubt.intent, |watched| watched.why = why);
+        let watched = gateway.watched_doubts.watch(gateway, &policy.config.cache, doubt.intent);
+        if let Err(why) = reconcile_if_due(gateway, &policy, &doubt, watched).await {
+            gateway.watched_doubts.change(doubt.intent, |watched| watched.why = why);
         }
     }
 }
@@ -235,83 +243,91 @@ async fn round(gateway: &Arc<Gateway>) {
 ///
 /// # Errors
 /// Why not.
-async fn attend(gateway: &Arc<Gateway>, policy: &Policy, doubt: &Doubt, watched: Watched) -> Result<(), Why> {
-    let plan = Plan::of(policy, doubt)?;
+async fn reconcile_if_due(
+    gateway: &Arc<Gateway>,
+    policy: &Policy,
+    doubt: &Doubt,
+    watched: WatchedDoubt,
+) -> Result<(), DoubtReason> {
+    let plan = ReconcilePlan::of(policy, doubt)?;
     let now = gateway.clock.now();
     if now >= watched.since + LOOKED_MAX {
-        return Err(Why::GivenUp);
+        return Err(DoubtReason::GivenUp);
     }
     if now < watched.due {
-        return Err(if watched.looks == 0 { Why::Early } else { watched.why });
+        return Err(if watched.looks == 0 { DoubtReason::Early } else { watched.why });
     }
     if !gateway.log.writable() {
-        return Err(Why::NoLog);
+        return Err(DoubtReason::NoLog);
     }
     let upstream = gateway.upstream();
     let too_late = now >= watched.over(&policy.config.cache);
     if !answers_again(gateway, &watched, too_late) {
-        return Err(Why::Unanswered);
+        return Err(DoubtReason::Unanswered);
     }
-    let pass = upstream.breaker().permit(Retry::Safe, &plan.part()).map_err(|_open| Why::Unanswered)?;
-    let slot = gateway.quota.spare(plan.bucket).await.ok_or(Why::NoQuota)?;
+    let pass = upstream.breaker().permit(Retry::Safe, &plan.part()).map_err(|_open| DoubtReason::Unanswered)?;
+    let slot = gateway.quota.spare(plan.bucket).await.ok_or(DoubtReason::NoQuota)?;
     if gateway.draining() || !gateway.log.doubts().contains(doubt.intent) {
         slot.unsent();
         return Ok(());
     }
-    let why = look(gateway, policy, doubt, &plan, (&upstream, pass, slot), too_late).await;
-    gateway.looks.change(doubt.intent, |watched| watched.looked(gateway.clock.now(), &policy.config.cache, why));
+    let why = reconcile(gateway, policy, doubt, &plan, (&upstream, pass, slot), too_late).await;
+    gateway
+        .watched_doubts
+        .change(doubt.intent, |watched| watched.looked(gateway.clock.now(), &policy.config.cache, why));
     Ok(())
 }
 
 /// Has the upstream answered anybody since? Where nobody has asked until the doubt window is over, the look itself asks.
-fn answers_again(gateway: &Gateway, watched: &Watched, too_late: bool) -> bool {
-    let now = Heard::now(gateway);
+fn answers_again(gateway: &Gateway, watched: &WatchedDoubt, too_late: bool) -> bool {
+    let now = UpstreamHistory::now(gateway);
     now.answers > watched.before.answers || (too_late && now.asked == watched.before.asked)
 }
 
 /// One look, and what it settles; else why the doubt stays.
-async fn look(
+async fn reconcile(
     gateway: &Arc<Gateway>,
     policy: &Policy,
     doubt: &Doubt,
-    plan: &Plan<'_>,
+    plan: &ReconcilePlan<'_>,
     (upstream, pass, slot): (&Upstream, Pass, Slot),
     too_late: bool,
-) -> Why {
+) -> DoubtReason {
     let headers = outgoing_headers(&HeaderMap::new(), false);
     let answers = gateway.callers.own.answers.clone();
     let outgoing = Outgoing { method: Method::GET, target: plan.target.clone(), headers, body: Bytes::new(), answers };
     let time = policy.config.upstream.attempt;
     let Some(connection) = upstream.connection(None, time).await else {
         slot.unsent();
-        return Why::Failed;
+        return DoubtReason::Failed;
     };
     let ending = upstream.attempt(connection, &outgoing, time, false).await;
-    gateway.meters.looks.fetch_add(1, Ordering::Relaxed);
-    let about = About { request: &doubt.request, row: plan.read, bucket: plan.bucket };
-    account_for(gateway, &about, Some(slot), &ending);
+    gateway.metrics.looks.fetch_add(1, Ordering::Relaxed);
+    let about = AttemptContext { request: &doubt.request, row: plan.read, bucket: plan.bucket };
+    report_attempt(gateway, &about, Some(slot), &ending);
     upstream.breaker().report(pass, ending.told());
-    let Ending::Answered(answered) = ending else { return Why::Failed };
+    let Ending::Answered(answered) = ending else { return DoubtReason::Failed };
     let body: Option<Value> =
         is_json(&answered.headers).then(|| serde_json::from_slice(answered.body.bytes()).ok()).flatten();
-    let question = Question { look: plan.look, parameters: &plan.parameters, marks: doubt.marks.as_ref(), too_late };
+    let question =
+        EvidenceQuestion { look: plan.look, parameters: &plan.parameters, marks: doubt.marks.as_ref(), too_late };
     let (done, because) = match question.judge(&gateway.log, answered.status, body.as_ref()) {
         Evidence::Done(because) => (true, because),
         Evidence::NotDone(because) => (false, because),
-        Evidence::Nothing if answered.status.is_success() => return Why::Unproved,
-        Evidence::Nothing => return Why::Failed,
+        Evidence::Nothing if answered.status.is_success() => return DoubtReason::Unproved,
+        Evidence::Nothing => return DoubtReason::Failed,
     };
     let status = answered.status.as_u16();
-    let verdict = Verdict {
+    let verdict = Settlement {
         done,
         peer: None,
         detail: Some(format!("looked: GET {} answered {status}, {because}", plan.target).into()),
         upstream_status: Some(status),
     };
     if settle(gateway, doubt.intent, verdict).await.is_ok() {
-        gateway.meters.settled_by_look.fetch_add(1, Ordering::Relaxed);
+        gateway.metrics.settled_by_look.fetch_add(1, Ordering::Relaxed);
     }
-    Why::Unproved
+    DoubtReason::Unproved
 }
 
 #[cfg(test)]
@@ -326,12 +342,12 @@ mod tests {
         let read =
             config::parse("operator.key_env = \"K\"\nupstream.token_env = \"T\"\n", Path::new("m.toml")).unwrap();
         let (cache, since) = (read.config.cache, Clock::system().now());
-        let before = Heard { answers: 0, asked: 0 };
-        let mut watched = Watched { since, before, looks: 0, due: since + cache.settle, why: Why::Early };
+        let before = UpstreamHistory { answers: 0, asked: 0 };
+        let mut watched = WatchedDoubt { since, before, looks: 0, due: since + cache.settle, why: DoubtReason::Early };
         let mut seconds = Vec::new();
         for _ in 0..8 {
             seconds.push((watched.due - since).as_secs());
-            watched.looked(watched.due, &cache, Why::Unproved);
+            watched.looked(watched.due, &cache, DoubtReason::Unproved);
         }
         assert_eq!(seconds, [10, 40, 130, 430, 1_330, 4_930, 8_530, 12_130]);
     }

@@ -10,21 +10,21 @@ type Resources = Arc<Mutex<HashMap<Arc<str>, Fair>>>;
 
 /// The resources that are being written to.
 #[derive(Default)]
-pub(super) struct Order {
+pub(super) struct WriteOrder {
     resources: Resources,
 }
 
 /// The right to write to a resource, until dropped.
-pub(super) struct Held {
+pub(super) struct WriteTurn {
     resources: Resources,
     path: Arc<str>,
     turn: Option<Turn>,
 }
 
-impl Order {
+impl WriteOrder {
     /// Waits for this caller's turn at this resource.
-    pub(super) async fn turn(&self, path: &Arc<str>, caller: &Arc<str>) -> Held {
-        let mut held = Held { resources: self.resources.clone(), path: path.clone(), turn: None };
+    pub(super) async fn turn(&self, path: &Arc<str>, caller: &Arc<str>) -> WriteTurn {
+        let mut held = WriteTurn { resources: self.resources.clone(), path: path.clone(), turn: None };
         let resource = {
             let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
             resources.entry(path.clone()).or_insert_with(|| Fair::new(1)).clone()
@@ -39,7 +39,7 @@ impl Order {
     }
 }
 
-impl Drop for Held {
+impl Drop for WriteTurn {
     fn drop(&mut self) {
         self.turn = None;
         let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);

@@ -9,15 +9,15 @@ use bytes::Bytes;
 use http::header::{self, GetAll, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
-use super::answer::{self, AnswerBody, Asked, Facts, PIECE_BYTES, Reply, put};
-use super::call::is_read;
+use super::authorized_request::is_read;
 use super::door::{Busy, Peer};
 use super::forward::is_traceparent;
-use super::policy::{Member, Policy};
+use super::policy::{Caller, Policy};
 use super::refusal::{Refusal, seconds};
+use super::refusal_tally::RefusedParty;
+use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, ResponseContext, put_header};
 use super::state::Gateway;
-use super::steps::{self, By, Credential, Rights};
-use super::tally::Who;
+use super::steps::{self, Credential, CredentialId, Rights};
 use crate::audit::{self, Kind, Name, Outcome, Record, Room};
 use crate::callers::{self, Remaining, Source};
 use crate::shares::Held;
@@ -32,7 +32,7 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const UNKNOWN_PATH_BYTES_MAX: usize = 256;
 
 /// One request's account.
-pub(super) struct Account {
+pub(super) struct RequestRecorder {
     gateway: Arc<Gateway>,
     name: Name,
     began: Instant,
@@ -40,8 +40,8 @@ pub(super) struct Account {
     record: Option<Box<Record>>,
     /// Room for the record; taken by a write's intent.
     pub(super) room: Option<Room>,
-    member: Option<Arc<Member>>,
-    by: Option<By>,
+    caller: Option<Arc<Caller>>,
+    by: Option<CredentialId>,
     remaining: Option<Remaining>,
     /// Its place among the requests under way.
     under_way: Option<Held>,
@@ -55,8 +55,8 @@ pub(super) struct Account {
     handed_over: bool,
 }
 
-impl Account {
-    pub(super) fn open<B>(gateway: &Arc<Gateway>, peer: &Peer, request: &Request<B>) -> Self {
+impl RequestRecorder {
+    pub(super) fn start<B>(gateway: &Arc<Gateway>, peer: &Peer, request: &Request<B>) -> Self {
         let headers = request.headers();
         let time = gateway.clock.wall();
         let is_read = is_read(request.method());
@@ -72,7 +72,7 @@ impl Account {
             name,
             began: gateway.clock.now(),
             record: Some(record),
-            member: None,
+            caller: None,
             by: None,
             remaining: None,
             under_way: None,
@@ -96,32 +96,32 @@ impl Account {
     }
 
     /// Nobody is known who asks for this path: the record holds no more of it than it must.
-    pub(super) fn unknown_at(&mut self, path: &str) {
+    pub(super) fn unidentified(&mut self, path: &str) {
         self.record().path = (!path.is_empty()).then(|| audit::at_most(path, UNKNOWN_PATH_BYTES_MAX));
     }
 
     /// The caller is known.
-    pub(super) fn known(&mut self, credential: &Credential<'_>) {
-        let (record, member) = (self.record(), credential.member());
-        record.caller = Some(member.config.name.clone());
-        if let Credential::Key(known, _) = credential {
-            record.key = Some(known.key);
-            known.last_used.store(record.time.as_millisecond(), Ordering::Relaxed);
+    pub(super) fn identified(&mut self, credential: &Credential<'_>) {
+        let (record, caller) = (self.record(), credential.caller());
+        record.caller = Some(caller.config.name.clone());
+        if let Credential::Key(key, _) = credential {
+            record.key = Some(key.key);
+            key.last_used.store(record.time.as_millisecond(), Ordering::Relaxed);
         }
-        self.by = Some(credential.by());
-        self.member = Some(member.clone());
+        self.by = Some(credential.id());
+        self.caller = Some(caller.clone());
     }
 
     /// The policy has changed since the request was let in: does it still cover the answer?
     ///
     /// # Errors
     /// Why it does not.
-    pub(super) fn covered(&mut self, policy: &Policy) -> Result<(), Refusal> {
+    pub(super) fn still_covered(&mut self, policy: &Policy) -> Result<(), Refusal> {
         let record = self.record();
         let (operation, organization) = (record.operation.clone(), record.organization);
-        match (&self.by, &self.member, operation) {
-            (Some(by), Some(member), Some(operation)) => {
-                steps::still_allowed(policy, &Rights { by, member, operation: &operation, organization })
+        match (&self.by, &self.caller, operation) {
+            (Some(by), Some(caller), Some(operation)) => {
+                steps::still_allowed(policy, &Rights { by, caller, operation: &operation, organization })
             }
             _ => Ok(()),
         }
@@ -146,7 +146,7 @@ impl Account {
 
     /// Hands its place to the task that does the work: a caller who hangs up frees nothing before the
     /// work is done.
-    pub(super) fn hand_over_place(&mut self) -> Option<Held> {
+    pub(super) fn hand_over_slot(&mut self) -> Option<Held> {
         self.under_way.take()
     }
 
@@ -166,7 +166,7 @@ impl Account {
 
     /// The one answer, and the one record unless a write's task records it.
     /// The answer's headers take the place of the request's, in the same map.
-    pub(super) fn close(
+    pub(super) fn finish(
         mut self,
         mut reply: Result<Reply, Refusal>,
         mut headers: HeaderMap,
@@ -185,7 +185,7 @@ impl Account {
         };
         let how = reply.as_ref().map_or(audit::Answer::Refused, |reply| reply.how);
         self.note(parts.0, &parts.2, &reply, how, now);
-        answer::response(parts, self.name.id(), (busy, room))
+        response::response(parts, self.name.id(), (busy, room))
     }
 
     fn parts(
@@ -194,14 +194,14 @@ impl Account {
         headers: HeaderMap,
         now: Instant,
     ) -> (StatusCode, HeaderMap, Bytes) {
-        let asked = Asked { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
+        let asked = ResponseContext { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
         let mut parts = match reply {
             Ok(reply) => reply.response(&asked, headers),
-            Err(refusal) => answer::refused(refusal, self.name.id(), headers),
+            Err(refusal) => response::refused(refusal, self.name.id(), headers),
         };
         self.add_headers(parts.0, &mut parts.1, reply.is_err());
         if self.is_head {
-            answer::leave_out_body(&mut parts);
+            response::leave_out_body(&mut parts);
         }
         parts
     }
@@ -212,31 +212,33 @@ impl Account {
     /// # Errors
     /// The caller has its share of answers.
     fn room_for(&self, reply: &Result<Reply, Refusal>, body: &Bytes) -> Result<Option<Held>, Refusal> {
-        let (Ok(reply), Some(member), true) = (reply, &self.member, body.len() > PIECE_BYTES) else { return Ok(None) };
+        let (Ok(reply), Some(caller), true) = (reply, &self.caller, body.len() > PIECE_BYTES) else { return Ok(None) };
         if reply.body.is_counted() {
             return Ok(None);
         }
         let amount = u64::try_from(body.len()).unwrap_or(u64::MAX);
-        let room = member.state.holds.answers.take(amount);
+        let room = caller.state.holds.answers.take(amount);
         room.map(Some).map_err(|short| Refusal::Short { of: callers::Kind::Answers, short })
     }
 
     fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap, is_refused: bool) {
         let says_rate = is_refused && headers.contains_key(RATE_LIMIT);
-        if let Some(member) = &self.member
+        if let Some(caller) = &self.caller
             && let Some(remaining) = &self.remaining
             && !says_rate
         {
-            headers.insert(RATE_POLICY, member.rate_policy.clone());
+            headers.insert(RATE_POLICY, caller.rate_policy.clone());
             let whole = if remaining.whole_in.is_zero() { 0 } else { seconds(remaining.whole_in) };
             let left = u64::from(remaining.left);
-            put(headers, &RATE_LIMIT, |pen| pen.text("\"caller\";r=").number(left).text(";t=").number(whole));
+            put_header(headers, &RATE_LIMIT, |writer| {
+                writer.text("\"caller\";r=").number(left).text(";t=").number(whole)
+            });
         }
         if let Some(outcome) = self.outcome {
-            answer::say_outcome(headers, outcome);
+            response::say_outcome(headers, outcome);
         }
         if status == StatusCode::TOO_MANY_REQUESTS && self.outcome != Some(Outcome::InDoubt) {
-            answer::say_retry_after(headers, self.gateway.clock.wall());
+            response::say_retry_after(headers, self.gateway.clock.wall());
         }
     }
 
@@ -249,7 +251,7 @@ impl Account {
         now: Instant,
     ) {
         let taken = now.saturating_duration_since(self.began);
-        self.gateway.meters.requests.add(taken);
+        self.gateway.metrics.requests.add(taken);
         self.count(how);
         self.over_rate = matches!(reply, Err(Refusal::TooFast { .. }));
         let record = self.record();
@@ -267,26 +269,26 @@ impl Account {
     }
 
     /// Whose refusal it is, if it is of those that whoever is refused can have without end.
-    fn bounded(&self, record: &Record) -> Option<Who> {
-        match &self.member {
-            None => record.peer.clone().map(Who::Peer),
-            Some(member) => self.over_rate.then(|| Who::Caller(member.config.name.clone())),
+    fn bounded(&self, record: &Record) -> Option<RefusedParty> {
+        match &self.caller {
+            None => record.peer.clone().map(RefusedParty::Peer),
+            Some(caller) => self.over_rate.then(|| RefusedParty::Caller(caller.config.name.clone())),
         }
     }
 
     fn count(&mut self, how: audit::Answer) {
         self.counted = true;
-        match &self.member {
-            Some(member) => {
+        match &self.caller {
+            Some(caller) => {
                 let operation = self.record.as_ref().and_then(|record| record.operation.as_ref());
-                member.state.count(operation, source(how));
+                caller.state.count(operation, source(how));
             }
-            None => drop(self.gateway.meters.unidentified.fetch_add(1, Ordering::Relaxed)),
+            None => drop(self.gateway.metrics.unidentified.fetch_add(1, Ordering::Relaxed)),
         }
     }
 }
 
-impl Drop for Account {
+impl Drop for RequestRecorder {
     fn drop(&mut self) {
         if !self.counted {
             let taken = self.gateway.clock.now().saturating_duration_since(self.began);
@@ -295,11 +297,11 @@ impl Drop for Account {
         let (Some(record), false) = (self.record.take(), self.handed_over) else { return };
         let room = self.room.take();
         if room.is_none() {
-            self.gateway.meters.unrecorded.fetch_add(1, Ordering::Relaxed);
+            self.gateway.metrics.unrecorded.fetch_add(1, Ordering::Relaxed);
         }
         match (self.bounded(&record), room) {
             (Some(who), room) => {
-                self.gateway.tally.leave(&self.gateway.log, who, room, record, self.gateway.clock.now())
+                self.gateway.refusal_tally.leave(&self.gateway.log, who, room, record, self.gateway.clock.now())
             }
             (None, Some(room)) => room.fill(record),
             (None, None) => {}
@@ -330,7 +332,7 @@ fn source(how: audit::Answer) -> Source {
 }
 
 /// What it took, into a record.
-pub(super) fn fill(record: &mut Record, facts: &Facts) {
+pub(super) fn fill(record: &mut Record, facts: &ForwardFacts) {
     record.attempts = (facts.attempts > 0).then_some(facts.attempts);
     record.upstream_status = facts.upstream_status.map(|status| status.as_u16());
     record.outcome = facts.outcome;

@@ -6,8 +6,8 @@ use std::cmp::Ordering;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::fields::Fields;
-use super::target::{Pair, Target, decoded, push_pair};
+use super::json_members::JsonMembers;
+use super::target::{QueryPair, Target, decoded, push_pair};
 use crate::config::Scope;
 
 /// Make's own bound and default for a page of this list; a longer list cannot be taken whole at once.
@@ -17,7 +17,7 @@ pub(super) const COLUMNS: &str = "cols[]";
 
 /// The page that a caller asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Page {
+pub(super) struct ListPage {
     /// Columns asked for by name; empty: the upstream's default.
     columns: Vec<String>,
     sort_by: Option<String>,
@@ -26,7 +26,7 @@ pub(super) struct Page {
     limit: usize,
 }
 
-impl Page {
+impl ListPage {
     /// What the target's `cols[]` and `pg[…]` ask for. Odd numbers fall back to the defaults, as a page must be cut somehow.
     #[must_use]
     pub(super) fn of(target: &Target<'_>) -> Self {
@@ -84,9 +84,9 @@ impl Page {
     /// # Errors
     /// Why the list cannot be narrowed: then nothing of it may be shown.
     pub(super) fn cut(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
-        let whole: Fields<'_> = serde_json::from_slice(list).map_err(|_| "it is not a JSON object")?;
+        let whole: JsonMembers<'_> = serde_json::from_slice(list).map_err(|_| "it is not a JSON object")?;
         let rows = whole.get(array).ok_or("it has no array of organizations")?;
-        let rows: Vec<Fields<'_>> =
+        let rows: Vec<JsonMembers<'_>> =
             serde_json::from_str(rows.get()).map_err(|_| "its organizations are not objects")?;
         if rows.len() >= WHOLE_LIMIT {
             return Err("it is longer than can be taken at once");
@@ -114,14 +114,14 @@ impl Page {
 
     /// By name the list comes sorted already, as the upstream collates names: that order is kept (so that pages with and
     /// without the wish fit together), unless it is none.
-    fn sort(&self, seen: &mut [Fields<'_>]) {
+    fn sort(&self, seen: &mut [JsonMembers<'_>]) {
         let column = match self.sort_by.as_deref() {
             None | Some("name") => "name",
             Some("id") => "id",
             Some(_) => return, // the upstream did, both ways
         };
-        let value = |row: &Fields<'_>| row.get(column).map(|value| value.get().to_owned());
-        let ordered = |a: &Fields<'_>, b: &Fields<'_>| compare(a.get(column), b.get(column));
+        let value = |row: &JsonMembers<'_>| row.get(column).map(|value| value.get().to_owned());
+        let ordered = |a: &JsonMembers<'_>, b: &JsonMembers<'_>| compare(a.get(column), b.get(column));
         let comes_sorted = column == "name" && seen.is_sorted_by_key(value);
         if !comes_sorted {
             seen.sort_by(ordered);
@@ -133,7 +133,7 @@ impl Page {
         }
     }
 
-    fn render(&self, whole: &Fields<'_>, array: &str, page: &[String]) -> Vec<u8> {
+    fn render(&self, whole: &JsonMembers<'_>, array: &str, page: &[String]) -> Vec<u8> {
         let spelled = whole.spelled(|name, value| match name {
             _ if name == array => Some(format!("[{}]", page.join(",")).into()),
             "pg" => Some(self.echo(value).into()),
@@ -145,7 +145,7 @@ impl Page {
 
     /// The upstream's `pg` member with what was asked for. No count of what the caller may not see.
     fn echo(&self, whole: &RawValue) -> String {
-        let Ok(whole) = serde_json::from_str::<Fields<'_>>(whole.get()) else { return "{}".to_owned() };
+        let Ok(whole) = serde_json::from_str::<JsonMembers<'_>>(whole.get()) else { return "{}".to_owned() };
         whole.spelled(|name, value| match name {
             "sortBy" => Some(Value::from(self.sort_by.as_deref().unwrap_or("name")).to_string().into()),
             "sortDir" => Some(Value::from(if self.descending { "desc" } else { "asc" }).to_string().into()),
@@ -164,12 +164,12 @@ fn is_columns(name: &str) -> bool {
 }
 
 /// The column that a parameter names.
-fn named(pair: &Pair<'_>) -> Option<String> {
+fn named(pair: &QueryPair<'_>) -> Option<String> {
     pair.value.as_deref().filter(|column| !column.is_empty()).map(decoded)
 }
 
 /// Columns that the gateway may have asked for on its own account.
-fn is_added(name: &str, page: &Page) -> bool {
+fn is_added(name: &str, page: &ListPage) -> bool {
     name == "id" || page.sorted_here() == Some(name)
 }
 
@@ -197,9 +197,9 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn page(query: &str) -> Page {
+    fn page(query: &str) -> ListPage {
         let uri = format!("/api/v2/organizations?{query}").parse().unwrap();
-        Page::of(&Target::parse(&uri).unwrap())
+        ListPage::of(&Target::parse(&uri).unwrap())
     }
 
     const LIST: &str = r#"{"organizations":[{"id":5,"name":"b","license":{"operations":800000000000}},{"id":6,"name":"A"},{"id":7,"name":"c"}],"pg":{"sortBy":"name","sortDir":"asc","limit":10000,"offset":0,"totalCount":3}}"#;

@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
 
 use super::door::Busy;
-use super::ink::{self, Pen};
+use super::header_value::{self, HeaderValueWriter};
 use super::refusal::{Refusal, seconds};
 use crate::audit::{self, Outcome};
 use crate::cache::{CacheStatus, Entry};
@@ -66,7 +66,7 @@ const KEPT_ON_304: [HeaderName; 3] = [header::DATE, header::ETAG, header::VARY];
 
 /// What it took to get an answer.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Facts {
+pub(super) struct ForwardFacts {
     pub(super) attempts: u32,
     pub(super) upstream_status: Option<StatusCode>,
     pub(super) quota_wait: Duration,
@@ -76,7 +76,7 @@ pub(super) struct Facts {
 
 /// An upstream answer as it goes on.
 #[derive(Debug)]
-pub(super) struct Passed {
+pub(super) struct PassedAnswer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
@@ -87,16 +87,16 @@ pub(super) struct Passed {
 
 /// Where the body comes from.
 #[derive(Clone, Debug)]
-pub(super) enum Body {
+pub(super) enum ReplyBody {
     /// From memory.
     Entry(Arc<Entry>),
     /// From the upstream.
-    Passed(Arc<Passed>),
+    Passed(Arc<PassedAnswer>),
     /// Made here of one of these.
-    Made { passed: Arc<Passed>, of: Option<Arc<Entry>> },
+    Made { passed: Arc<PassedAnswer>, of: Option<Arc<Entry>> },
 }
 
-impl Body {
+impl ReplyBody {
     /// Status, headers, bytes.
     pub(super) fn parts(&self) -> (StatusCode, &HeaderMap, &Bytes) {
         match self {
@@ -137,17 +137,17 @@ impl Body {
 /// A reply: everything that the answer and the record need.
 #[derive(Debug)]
 pub(super) struct Reply {
-    pub(super) body: Body,
+    pub(super) body: ReplyBody,
     pub(super) cache: Option<CacheStatus>,
     pub(super) how: audit::Answer,
     pub(super) filled_by: Option<RequestId>,
-    pub(super) facts: Facts,
+    pub(super) facts: ForwardFacts,
     /// May it be answered with 304?
     pub(super) validated: bool,
 }
 
 /// A request, as far as its answer depends on it.
-pub(super) struct Asked<'a> {
+pub(super) struct ResponseContext<'a> {
     pub(super) if_none_match: Option<&'a HeaderValue>,
     pub(super) is_read: bool,
     pub(super) now: Instant,
@@ -155,7 +155,11 @@ pub(super) struct Asked<'a> {
 
 impl Reply {
     /// The response, without the headers that every answer has, in this empty map.
-    pub(super) fn response(&self, asked: &Asked<'_>, mut headers: HeaderMap) -> (StatusCode, HeaderMap, Bytes) {
+    pub(super) fn response(
+        &self,
+        asked: &ResponseContext<'_>,
+        mut headers: HeaderMap,
+    ) -> (StatusCode, HeaderMap, Bytes) {
         let (status, stored, body) = self.body.parts();
         let etag = self.body.etag();
         let matches = || etag.zip(asked.if_none_match).is_some_and(|(etag, wanted)| none_match(etag, wanted));
@@ -172,12 +176,12 @@ impl Reply {
             headers.insert(header::CACHE_CONTROL, PRIVATE);
         }
         if let Some(entry) = self.body.entry() {
-            put(&mut headers, &header::AGE, |pen| pen.number(entry.age(asked.now).as_secs()));
+            put_header(&mut headers, &header::AGE, |writer| writer.number(entry.age(asked.now).as_secs()));
         }
         if let Some(cache) = self.cache {
-            put(&mut headers, &CACHE_STATUS, |pen| match cache {
-                CacheStatus::Hit { ttl: ttl @ 0.. } => pen.text(HIT).number(ttl.unsigned_abs()),
-                CacheStatus::Hit { .. } | CacheStatus::Forward { .. } => pen.shown(cache),
+            put_header(&mut headers, &CACHE_STATUS, |writer| match cache {
+                CacheStatus::Hit { ttl: ttl @ 0.. } => writer.text(HIT).number(ttl.unsigned_abs()),
+                CacheStatus::Hit { .. } | CacheStatus::Forward { .. } => writer.shown(cache),
             });
         }
         if is_bare { (StatusCode::NOT_MODIFIED, headers, Bytes::new()) } else { (status, headers, body.clone()) }
@@ -222,7 +226,7 @@ pub(super) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
     });
     let made = || {
         let digest = hash::sha256(body);
-        ink::value(|pen| pen.text("\"").hex(digest.get(..16).unwrap_or_default()).text("\""))
+        header_value::value(|writer| writer.text("\"").hex(digest.get(..16).unwrap_or_default()).text("\""))
     };
     own.cloned().or_else(made).unwrap_or(HeaderValue::from_static("\"\""))
 }
@@ -249,8 +253,12 @@ pub(super) fn say_retry_after(headers: &mut HeaderMap, now: Timestamp) {
 }
 
 /// Writes a header's value.
-pub(super) fn put(headers: &mut HeaderMap, name: &HeaderName, write: impl FnOnce(Pen<'_>) -> Pen<'_>) {
-    if let Some(value) = ink::value(write) {
+pub(super) fn put_header(
+    headers: &mut HeaderMap,
+    name: &HeaderName,
+    write: impl FnOnce(HeaderValueWriter<'_>) -> HeaderValueWriter<'_>,
+) {
+    if let Some(value) = header_value::value(write) {
         headers.insert(name, value);
     }
 }
@@ -269,7 +277,7 @@ pub(super) fn response(
     id: &RequestId,
     (busy, room): (Busy, Option<Held>),
 ) -> Response<AnswerBody> {
-    put(&mut headers, &REQUEST_ID, |pen| pen.text(id.as_str()));
+    put_header(&mut headers, &REQUEST_ID, |writer| writer.text(id.as_str()));
     let mut response =
         Response::new(AnswerBody { bytes: Some(body).filter(|body| !body.is_empty()), _held: (busy, room) });
     *response.status_mut() = status;

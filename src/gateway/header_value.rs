@@ -14,13 +14,13 @@ use crate::words::decimal;
 const INK_BYTES: usize = 4096;
 
 thread_local! {
-    static INK: RefCell<BytesMut> = RefCell::default();
+    static BLOCK: RefCell<BytesMut> = RefCell::default();
 }
 
 /// A value under way.
-pub(super) struct Pen<'i>(&'i mut BytesMut);
+pub(super) struct HeaderValueWriter<'i>(&'i mut BytesMut);
 
-impl Pen<'_> {
+impl HeaderValueWriter<'_> {
     pub(super) fn text(self, text: &str) -> Self {
         self.0.extend_from_slice(text.as_bytes());
         self
@@ -44,12 +44,12 @@ impl Pen<'_> {
 }
 
 /// The value that this writes; `None`: it holds what no header may.
-pub(super) fn value(write: impl FnOnce(Pen<'_>) -> Pen<'_>) -> Option<HeaderValue> {
-    INK.with_borrow_mut(|ink| {
-        if ink.capacity() < INK_BYTES / 16 {
-            ink.reserve(INK_BYTES);
+pub(super) fn value(write: impl FnOnce(HeaderValueWriter<'_>) -> HeaderValueWriter<'_>) -> Option<HeaderValue> {
+    BLOCK.with_borrow_mut(|block| {
+        if block.capacity() < INK_BYTES / 16 {
+            block.reserve(INK_BYTES);
         }
-        write(Pen(ink));
-        HeaderValue::from_maybe_shared(ink.split().freeze()).ok()
+        write(HeaderValueWriter(block));
+        HeaderValue::from_maybe_shared(block.split().freeze()).ok()
     })
 }

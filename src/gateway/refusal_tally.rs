@@ -26,7 +26,7 @@ const HUNG_UP: &str = "hung-up";
 
 /// Whose refusals they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Who {
+pub(super) enum RefusedParty {
     /// Nobody knows who; this is where it came from.
     Peer(Peer),
     /// A caller that is over its own rate.
@@ -35,14 +35,14 @@ pub(super) enum Who {
 
 /// Peers that are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Place {
+enum PeerGroup {
     /// An IPv4 address, or the first of an IPv6 network of 64 bits: whoever has one address of that has them all.
     Network(IpAddr),
     Unix,
     Others,
 }
 
-impl Place {
+impl PeerGroup {
     fn of(peer: &Peer) -> Self {
         match peer {
             Peer::Ip(IpAddr::V6(address)) => Self::Network(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()),
@@ -64,13 +64,13 @@ impl Place {
 
 /// One minute of one peer or caller.
 #[derive(Debug)]
-struct Minute {
+struct RefusalMinute {
     begun: Instant,
     recorded: u32,
     counted: Option<Counted>,
 }
 
-impl Minute {
+impl RefusalMinute {
     const fn new(begun: Instant) -> Self {
         Self { begun, recorded: 0, counted: None }
     }
@@ -93,39 +93,48 @@ impl Minute {
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    peers: HashMap<Place, Minute>,
+struct TallyTable {
+    peers: HashMap<PeerGroup, RefusalMinute>,
     /// As many as are configured, at most.
-    callers: HashMap<Arc<str>, Minute>,
+    callers: HashMap<Arc<str>, RefusalMinute>,
 }
 
 /// The counts of all peers and callers.
 #[derive(Debug, Default)]
-pub struct Tally {
-    table: Mutex<Table>,
+pub struct RefusalTally {
+    table: Mutex<TallyTable>,
     counted: AtomicU64,
 }
 
-impl Tally {
+impl RefusalTally {
     /// Refusals that were counted instead of recorded.
     #[must_use]
     pub fn counted(&self) -> u64 {
         self.counted.load(Ordering::Relaxed)
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, TallyTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Leaves the record of a refusal, or counts it. `room`: what was taken for the record, if there was some.
-    pub(super) fn leave(&self, log: &Arc<Log>, who: Who, room: Option<Room>, record: Box<Record>, now: Instant) {
+    pub(super) fn leave(
+        &self,
+        log: &Arc<Log>,
+        who: RefusedParty,
+        room: Option<Room>,
+        record: Box<Record>,
+        now: Instant,
+    ) {
         let (mut table, wall) = (self.table(), record.time);
         let left = match who {
-            Who::Caller(name) => leave(&mut table.callers, name, log, (room, record), (now, wall), caller_record),
-            Who::Peer(peer) => {
-                let place = Place::of(&peer);
+            RefusedParty::Caller(name) => {
+                leave(&mut table.callers, name, log, (room, record), (now, wall), caller_record)
+            }
+            RefusedParty::Peer(peer) => {
+                let place = PeerGroup::of(&peer);
                 let is_full = table.peers.len() >= PEERS_MAX && !table.peers.contains_key(&place);
-                let place = if is_full || !log.refusals_fit() { Place::Others } else { place };
+                let place = if is_full || !log.refusals_fit() { PeerGroup::Others } else { place };
                 leave(&mut table.peers, place, log, (room, record), (now, wall), peer_record)
             }
         };
@@ -137,7 +146,7 @@ impl Tally {
     /// Leaves the records of the minutes that are over; at the end, of all.
     pub(crate) fn settle(&self, log: &Arc<Log>, (now, wall): (Instant, Timestamp), at_the_end: bool) {
         let mut table = self.table();
-        let is_over = |minute: &Minute| at_the_end || minute.is_over(now);
+        let is_over = |minute: &RefusalMinute| at_the_end || minute.is_over(now);
         table.peers.retain(|place, minute| !(is_over(minute) && close(minute, log, || peer_record(place, wall))));
         table.callers.retain(|name, minute| !(is_over(minute) && close(minute, log, || caller_record(name, wall))));
     }
@@ -147,22 +156,22 @@ impl Tally {
 pub async fn run(gateway: Arc<Gateway>) {
     loop {
         gateway.clock.sleep_until(gateway.clock.now() + ROUND).await;
-        gateway.tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), false);
+        gateway.refusal_tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), false);
     }
 }
 
 /// `true`: the record is in the log; `false`: it was counted.
 fn leave<K: Clone + Eq + Hash>(
-    minutes: &mut HashMap<K, Minute>,
+    minutes: &mut HashMap<K, RefusalMinute>,
     key: K,
     log: &Arc<Log>,
     (room, record): (Option<Room>, Box<Record>),
     (now, wall): (Instant, Timestamp),
     summary: fn(&K, Timestamp) -> Record,
 ) -> bool {
-    let minute = minutes.entry(key.clone()).or_insert_with(|| Minute::new(now));
+    let minute = minutes.entry(key.clone()).or_insert_with(|| RefusalMinute::new(now));
     if minute.is_over(now) && close(minute, log, || summary(&key, wall)) {
-        *minute = Minute::new(now);
+        *minute = RefusalMinute::new(now);
     }
     let record = match room {
         Some(room) if minute.recorded < RECORDED_MAX && log.refusals_fit() => match room.fill_refusal(record) {
@@ -179,7 +188,7 @@ fn leave<K: Clone + Eq + Hash>(
 }
 
 /// Leaves the record of what was counted; `false`: the log has no room for it, and it stays counted.
-fn close(minute: &mut Minute, log: &Arc<Log>, record: impl FnOnce() -> Record) -> bool {
+fn close(minute: &mut RefusalMinute, log: &Arc<Log>, record: impl FnOnce() -> Record) -> bool {
     if minute.counted.is_none() {
         return true;
     }
@@ -188,7 +197,7 @@ fn close(minute: &mut Minute, log: &Arc<Log>, record: impl FnOnce() -> Record) -
     true
 }
 
-fn peer_record(place: &Place, wall: Timestamp) -> Record {
+fn peer_record(place: &PeerGroup, wall: Timestamp) -> Record {
     Record { peer: Some(place.peer()), ..Record::new(Kind::Refusals, wall) }
 }
 
@@ -209,12 +218,12 @@ mod tests {
 
     #[test]
     fn addresses_that_one_hand_has_are_one_peer() {
-        let place = |address: &str| Place::of(&Peer::Ip(address.parse().unwrap()));
+        let place = |address: &str| PeerGroup::of(&Peer::Ip(address.parse().unwrap()));
         assert_eq!(place("2001:db8:0:1::5"), place("2001:db8:0:1:ffff::"));
         assert_ne!(place("2001:db8:0:1::5"), place("2001:db8:0:2::5"));
         assert_ne!(place("192.0.2.1"), place("192.0.2.2"));
         assert_eq!(place("2001:db8:0:1::5").peer().to_string(), "2001:db8:0:1::/64");
         assert_eq!(place("192.0.2.1").peer(), Peer::Ip("192.0.2.1".parse().unwrap()));
-        assert_eq!(Place::of(&Peer::of(None)).peer(), Peer::of(None));
+        assert_eq!(PeerGroup::of(&Peer::of(None)).peer(), Peer::of(None));
     }
 }

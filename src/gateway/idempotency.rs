@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::answer::{Body, Facts, Passed, Reply};
-use super::call::Call;
+use super::authorized_request::AuthorizedRequest;
 use super::refusal::Refusal;
+use super::response::{ForwardFacts, PassedAnswer, Reply, ReplyBody};
 use super::state::Gateway;
 use crate::answers::{Answer, Claim, Ended, Keyed, Known, NotNew, Refused};
 use crate::audit::{self, Outcome};
@@ -19,29 +19,29 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const KEY_MAX: usize = 255;
 
 /// What a write is by what came before it.
-pub(super) enum Recognised {
+pub(super) enum EarlierWrite {
     /// A new one, which may go on.
-    New(Identity),
+    New(WriteIdentity),
     /// One that has ended: how, and its answer once more.
     Replayed(Outcome, Reply),
 }
 
 /// By what a write is recognised.
 #[derive(Debug)]
-pub(super) struct Identity {
+pub(super) struct WriteIdentity {
     /// What an equal write would have too.
     pub(super) write: Fingerprint,
     /// The right to its idempotency key, where it came with one.
     pub(super) claim: Option<Claim>,
 }
 
-impl Identity {
+impl WriteIdentity {
     /// An equal write of the same caller that is in doubt holds this one, unless this one's key says that it is another.
     ///
     /// # Errors
     /// It is held.
-    pub(super) fn held(&self, gateway: &Gateway, call: &Call) -> Result<(), Refusal> {
-        let equal = || gateway.log.doubts().held(&call.member.config.name, self.write);
+    pub(super) fn held(&self, gateway: &Gateway, request: &AuthorizedRequest) -> Result<(), Refusal> {
+        let equal = || gateway.log.doubts().held(&request.caller.config.name, self.write);
         match self.claim.is_none().then(equal).flatten() {
             Some(first) => Err(Refusal::HeldInDoubt { first }),
             None => Ok(()),
@@ -53,13 +53,18 @@ impl Identity {
 ///
 /// # Errors
 /// Its key is none, taken by another request, under way or in doubt; or its equal is in doubt.
-pub(super) async fn recognise(gateway: &Gateway, call: &Call, headers: &HeaderMap) -> Result<Recognised, Refusal> {
-    let caller = call.member.config.name.as_bytes();
-    let parts: [&[u8]; 4] = [caller, call.row.id.as_bytes(), call.outgoing.target.as_bytes(), &call.outgoing.body];
+pub(super) async fn find_earlier_write(
+    gateway: &Gateway,
+    request: &AuthorizedRequest,
+    headers: &HeaderMap,
+) -> Result<EarlierWrite, Refusal> {
+    let caller = request.caller.config.name.as_bytes();
+    let parts: [&[u8]; 4] =
+        [caller, request.row.id.as_bytes(), request.outgoing.target.as_bytes(), &request.outgoing.body];
     let write = gateway.log.fingerprint(&parts);
     let Some(key) = key(headers)? else {
-        let identity = Identity { write, claim: None };
-        return identity.held(gateway, call).map(|()| Recognised::New(identity));
+        let identity = WriteIdentity { write, claim: None };
+        return identity.held(gateway, request).map(|()| EarlierWrite::New(identity));
     };
     let key = gateway.log.fingerprint(&[b"idempotency", caller, key]);
     let in_doubt = || match gateway.log.doubts().keyed(key) {
@@ -69,15 +74,15 @@ pub(super) async fn recognise(gateway: &Gateway, call: &Call, headers: &HeaderMa
     // In doubt comes before anything that is kept: an answer whose outcome is not on disk says less than who looked. Asked before the
     // claim, so that a doubt that is settled as done meanwhile is seen by it; and after, so that a write that fell into doubt is.
     in_doubt()?;
-    let keyed = Keyed { key, write, request: call.id, caller: call.member.config.name.clone() };
+    let keyed = Keyed { key, write, request: request.id, caller: request.caller.config.name.clone() };
     let known =
-        gateway.answers.claim(keyed, call.policy.config.callers.len()).await.map_err(|refused| match refused {
+        gateway.answers.claim(keyed, request.policy.config.callers.len()).await.map_err(|refused| match refused {
             Refused::NoRoom => Refusal::NoRoomForKey,
             Refused::Unavailable => Refusal::AnswersUnavailable,
         })?;
     in_doubt()?;
     match known {
-        Known::New(claim) => Ok(Recognised::New(Identity { write, claim: Some(claim) })),
+        Known::New(claim) => Ok(EarlierWrite::New(WriteIdentity { write, claim: Some(claim) })),
         Known::Before(NotNew::Running { first }) => Err(Refusal::KeyRunning { first }),
         Known::Before(NotNew::Other { first }) => Err(Refusal::KeyReused { first }),
         Known::Before(NotNew::Ended { first, ended }) => replay(first, ended),
@@ -106,24 +111,24 @@ fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
 }
 
 /// The first answer again.
-fn replay(first: RequestId, ended: Ended) -> Result<Recognised, Refusal> {
+fn replay(first: RequestId, ended: Ended) -> Result<EarlierWrite, Refusal> {
     let outcome = if ended.done { Outcome::Done } else { Outcome::Rejected };
     let Answer { status, mut headers, body } = ended.answer.ok_or(Refusal::AnswerNotKept { first })?;
     headers.insert(REPLAYED, HeaderValue::from_static("true"));
     let reply = Reply {
-        body: Body::Passed(Arc::new(Passed { status, headers, body, etag: None, is_counted: false })),
+        body: ReplyBody::Passed(Arc::new(PassedAnswer { status, headers, body, etag: None, is_counted: false })),
         cache: None,
         how: audit::Answer::Replayed,
         filled_by: Some(first),
-        facts: Facts::default(),
+        facts: ForwardFacts::default(),
         validated: false,
     };
-    Ok(Recognised::Replayed(outcome, reply))
+    Ok(EarlierWrite::Replayed(outcome, reply))
 }
 
 /// What is kept of a write that ended so; `None`: nothing, and its key is free again. An upstream that refuses for now (429),
 /// or refuses the gateway's token (401), says nothing about the write.
-pub(super) fn kept(outcome: Outcome, reply: &Result<Reply, Refusal>, facts: &Facts) -> Option<Ended> {
+pub(super) fn result_to_keep(outcome: Outcome, reply: &Result<Reply, Refusal>, facts: &ForwardFacts) -> Option<Ended> {
     let for_now = facts.upstream_status.is_some_and(|status| matches!(status.as_u16(), 401 | 429));
     let answer = reply.as_ref().ok().map(|reply| {
         let (status, headers, body) = reply.body.parts();

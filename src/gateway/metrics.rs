@@ -7,17 +7,17 @@ use std::time::Duration;
 pub const DURATION_BOUNDS_US: [u64; 12] =
     [100, 250, 1_000, 2_500, 10_000, 25_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000];
 
-/// How attempts end, in the order of [`Meters::attempts`].
+/// How attempts end, in the order of [`GatewayMetrics::attempts`].
 pub const ENDINGS: [&str; 8] = ["answered", "not-sent", "cut", "lost", "timed-out", "leaked", "unusable", "no-room"];
 
 /// A histogram of durations: one relaxed addition a sample.
 #[derive(Debug, Default)]
-pub struct Durations {
+pub struct DurationHistogram {
     buckets: [AtomicU64; DURATION_BOUNDS_US.len() + 1],
     sum_us: AtomicU64,
 }
 
-impl Durations {
+impl DurationHistogram {
     /// Adds a sample.
     pub fn add(&self, duration: Duration) {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
@@ -40,7 +40,7 @@ impl Durations {
 
 /// The meters.
 #[derive(Debug, Default)]
-pub struct Meters {
+pub struct GatewayMetrics {
     /// Attempts by ending, as [`ENDINGS`] names them.
     pub attempts: [AtomicU64; ENDINGS.len()],
     /// Attempts that the upstream answered with anything but a failure of its own (5xx).
@@ -50,9 +50,9 @@ pub struct Meters {
     /// Doubts that those settled.
     pub settled_by_look: AtomicU64,
     /// Requests from the moment they were read whole to their answer.
-    pub requests: Durations,
+    pub requests: DurationHistogram,
     /// Waits for quota.
-    pub quota_waits: Durations,
+    pub quota_waits: DurationHistogram,
     /// Requests that were refused because the log had no room for their record.
     pub unrecorded: AtomicU64,
     /// Answers to requests whose caller never became known.
@@ -71,7 +71,7 @@ pub struct Meters {
     pub faults: AtomicU64,
 }
 
-impl Meters {
+impl GatewayMetrics {
     /// Counts an attempt's ending by its name.
     pub fn attempt(&self, ending: &str) {
         let place = ENDINGS.iter().position(|name| *name == ending);

@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::forward::outgoing_headers;
-use super::policy::{Member, Policy};
+use super::policy::{Caller, Policy};
 use super::refusal::Refusal;
 use super::state::Gateway;
-use super::steps::{self, By, Rights};
+use super::steps::{self, CredentialId, Rights};
 use super::tags::Parameters;
 use super::target::Target;
 use crate::audit;
@@ -25,11 +25,11 @@ use crate::upstream::{Outgoing, Part};
 use crate::words::RequestId;
 
 /// The call.
-pub(super) struct Call {
+pub(super) struct AuthorizedRequest {
     pub(super) id: RequestId,
     pub(super) policy: Arc<Policy>,
-    pub(super) member: Arc<Member>,
-    pub(super) by: By,
+    pub(super) caller: Arc<Caller>,
+    pub(super) by: CredentialId,
     pub(super) row: Arc<Operation>,
     pub(super) index: usize,
     pub(super) bucket: BucketId,
@@ -45,7 +45,7 @@ pub(super) struct Call {
     pub(super) deadline: Instant,
 }
 
-impl Call {
+impl AuthorizedRequest {
     /// Time since the request was read whole.
     pub(super) fn age(&self, clock: &Clock) -> Duration {
         clock.now().saturating_duration_since(self.read)
@@ -59,8 +59,8 @@ impl Call {
         if self.policy.is_in_force() {
             return Ok(());
         }
-        let Self { by, member, row, organization, .. } = self;
-        let rights = Rights { by, member, operation: &row.id, organization: *organization };
+        let Self { by, caller, row, organization, .. } = self;
+        let rights = Rights { by, caller, operation: &row.id, organization: *organization };
         steps::still_allowed(&gateway.policy(), &rights)
     }
 
@@ -71,7 +71,7 @@ impl Call {
 
     /// In whose name it waits.
     pub(super) fn caller(&self) -> &Arc<str> {
-        &self.member.config.name
+        &self.caller.config.name
     }
 
     /// What the breaker knows it by.

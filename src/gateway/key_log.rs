@@ -10,12 +10,12 @@ use crate::audit::{Log, Record};
 use crate::clock::Clock;
 
 /// The log, as the answers see it.
-pub struct LogOfKeys {
+pub struct KeyLogAdapter {
     log: Arc<Log>,
     clock: Clock,
 }
 
-impl LogOfKeys {
+impl KeyLogAdapter {
     /// Of this log.
     #[must_use]
     pub const fn new(log: Arc<Log>, clock: Clock) -> Self {
@@ -23,13 +23,13 @@ impl LogOfKeys {
     }
 }
 
-impl fmt::Debug for LogOfKeys {
+impl fmt::Debug for KeyLogAdapter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LogOfKeys").finish_non_exhaustive()
     }
 }
 
-impl Journal for LogOfKeys {
+impl Journal for KeyLogAdapter {
     fn mark(&self) -> Mark {
         let (size, root) = self.log.mark();
         Mark { size, root }

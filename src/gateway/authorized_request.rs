@@ -21,7 +21,7 @@ use crate::catalogue::Operation;
 use crate::clock::Clock;
 use crate::quota::BucketId;
 use crate::shares::Holder;
-use crate::upstream::{Outgoing, Part};
+use crate::upstream::{BreakerKey, Outgoing};
 use crate::words::RequestId;
 
 /// The call.
@@ -75,8 +75,8 @@ impl AuthorizedRequest {
     }
 
     /// What the breaker knows it by.
-    pub(super) fn part(&self) -> Part {
-        Part { operation: self.row.id.clone(), organization: self.organization }
+    pub(super) fn part(&self) -> BreakerKey {
+        BreakerKey { operation: self.row.id.clone(), organization: self.organization }
     }
 
     /// The most time that one attempt gets.

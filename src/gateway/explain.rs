@@ -12,7 +12,7 @@ use super::{list_scope, steps};
 use crate::cache::{Lookup, RequestDirectives};
 use crate::catalogue::{Body, Matched, Retry};
 use crate::quota::{BucketId, Outlook};
-use crate::upstream::Part;
+use crate::upstream::BreakerKey;
 
 /// One step's word.
 #[derive(Clone, Debug, Serialize)]
@@ -244,7 +244,7 @@ fn quota(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String,
 /// What the breaker would say to the request now, and what becomes of one that fails.
 fn forward(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String, Refusal> {
     let Matched { operation, organization, .. } = *asked.matched;
-    let part = Part { operation: operation.id.clone(), organization };
+    let part = BreakerKey { operation: operation.id.clone(), organization };
     running
         .map_or(Ok(()), |gateway| gateway.upstream().breaker().would_permit(operation.retry, &part))
         .map_err(breaker_refusal)?;

@@ -24,7 +24,7 @@ use crate::audit;
 use crate::cache::{CacheStatus, FetchHandle, FetchLost, FetchWaiter, JoinRequest, NewEntry, storable};
 use crate::callers::Kind;
 use crate::shares::Held;
-use crate::upstream::{Answered, Ending};
+use crate::upstream::{Ending, UpstreamAnswer};
 use crate::words::RequestId;
 
 /// A fetch that is queued in another caller's name is waited for so long before an own turn is waited for as well.
@@ -251,8 +251,8 @@ async fn forward_and_store(
 
 /// An upstream answer as it goes on. One that several may wait for counts against the share of each that reads it, no longer
 /// against that of whoever began the fetch.
-pub(super) fn passed_answer(answered: Answered, validated: bool, is_shared: bool) -> PassedAnswer {
-    let Answered { status, headers, body, .. } = answered;
+pub(super) fn passed_answer(answered: UpstreamAnswer, validated: bool, is_shared: bool) -> PassedAnswer {
+    let UpstreamAnswer { status, headers, body, .. } = answered;
     let etag = (validated && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
     let body = if is_shared { body.bytes().clone() } else { body.into_counted() };
     PassedAnswer { status, headers: passed_headers(&headers), body, etag, is_counted: !is_shared }

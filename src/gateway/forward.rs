@@ -14,8 +14,8 @@ use crate::callers::Kind;
 use crate::catalogue::{Operation, Retry};
 use crate::quota::{BucketId, Outlook, Refused, Slot};
 use crate::upstream::{
-    Affected, Answered, Attempted, Connection, Effect, Ending, Next, Open, Pass, ProxyError, Told, Why, ambiguous,
-    effect, retry_after,
+    AttemptError, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, ConnectionPermit, EndedAttempt, Ending,
+    ProxyError, RetryDecision, UpstreamAnswer, WriteEffect, ambiguous, effect, retry_after,
 };
 use crate::words::RequestId;
 
@@ -32,15 +32,15 @@ const LEAST_AGAIN: Duration = Duration::from_millis(50);
 /// The right to go upstream: the breaker's pass, a slot of the quota and, where it was waited for already, a connection.
 /// Dropped before it goes, it has spent nothing.
 pub(super) struct ForwardPermit {
-    pass: Option<Pass>,
+    pass: Option<BreakerPermit>,
     slot: Option<Slot>,
     /// How long the slot was waited for.
     waited: Duration,
-    connection: Option<Connection>,
+    connection: Option<ConnectionPermit>,
 }
 
 impl ForwardPermit {
-    fn new(pass: Pass, slot: Slot) -> Self {
+    fn new(pass: BreakerPermit, slot: Slot) -> Self {
         Self { pass: Some(pass), waited: slot.waited(), slot: Some(slot), connection: None }
     }
 }
@@ -63,7 +63,7 @@ pub(super) struct Forwarded {
     /// Was the effect of any attempt unknown? (A later one may have told.)
     pub(super) ambiguous: bool,
     /// What the attempts of a write did.
-    pub(super) effect: Effect,
+    pub(super) effect: WriteEffect,
     /// How long quota was waited for, over all attempts.
     pub(super) quota_wait: Duration,
 }
@@ -92,7 +92,7 @@ pub(super) async fn forward_permit_with_connection(
     Ok(permit)
 }
 
-async fn connection(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Connection, Refusal> {
+async fn connection(gateway: &Gateway, request: &AuthorizedRequest) -> Result<ConnectionPermit, Refusal> {
     let connection = gateway.upstream().connection(Some(request.caller()), request.patience(&gateway.clock)).await;
     connection.ok_or(Refusal::NoConnection)
 }
@@ -114,25 +114,25 @@ pub(super) async fn spare_forward_permit(
 
 /// The breaker's word. Whether the upstream can be reached a read finds out; a write, which could end in doubt, lets a mere
 /// connection find out first.
-async fn breaker_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Pass, Refusal> {
+async fn breaker_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<BreakerPermit, Refusal> {
     let (upstream, part) = (gateway.upstream(), request.part());
     let breaker = upstream.breaker();
     let open = match breaker.permit(request.row.retry, &part) {
         Ok(pass) => return Ok(pass),
         Err(open) => open,
     };
-    if open.what == Affected::All
+    if open.what == BreakerScope::All
         && request.row.retry != Retry::Safe
         && let Ok(probe) = breaker.permit(Retry::Safe, &part)
     {
         let reached = upstream.reach(request.policy.config.upstream.connect).await;
-        breaker.report(probe, reached.map_or_else(|why| why.told(), |()| Told::Connected));
+        breaker.report(probe, reached.map_or_else(|why| why.told(), |()| BreakerReport::Connected));
         return breaker.permit(request.row.retry, &part).map_err(breaker_refusal);
     }
     Err(breaker_refusal(open))
 }
 
-pub(super) fn breaker_refusal(open: Open) -> Refusal {
+pub(super) fn breaker_refusal(open: BreakerOpen) -> Refusal {
     Refusal::BreakerOpen { what: open.what, retry_after: open.retry_after }
 }
 
@@ -196,17 +196,17 @@ pub(super) async fn forward(
         let ending = upstream.attempt(connection, &request.outgoing, time, request.row.retry == Retry::Once).await;
         attempts += 1;
         // One that was cut short by what was waited for before proves nothing about the upstream.
-        silent |= ending.told() == Told::Silent && time >= request.attempt() / 2;
+        silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt() / 2;
         let about = AttemptContext { request: &request.id, row: &request.row, bucket: request.bucket };
         report_attempt(gateway, &about, slot.take(), &ending);
-        let attempted = Attempted {
+        let attempted = EndedAttempt {
             class: request.row.retry,
             number: attempts,
             ending: &ending,
             token_changed: upstream.token_generation() != generation,
             left: request.left(&gateway.clock),
         };
-        let Next::Again { pause } = upstream.next(request.caller(), &attempted) else { break Ok(ending) };
+        let RetryDecision::Again { pause } = upstream.next(request.caller(), &attempted) else { break Ok(ending) };
         tokio::time::sleep(pause).await;
         match quota_slot(gateway, request).await {
             Ok(next) => {
@@ -219,10 +219,14 @@ pub(super) async fn forward(
         last = Some(ending);
     };
     let Ok(ending) = ending else {
-        return Forwarded { attempts, ambiguous: false, effect: Effect::NotSent, quota_wait, ending };
+        return Forwarded { attempts, ambiguous: false, effect: WriteEffect::NotSent, quota_wait, ending };
     };
     if let Some(pass) = permit.pass.take() {
-        let told = if ending.told() == Told::Silent && !silent { Told::Nothing } else { ending.told() };
+        let told = if ending.breaker_report() == BreakerReport::Silent && !silent {
+            BreakerReport::Nothing
+        } else {
+            ending.breaker_report()
+        };
         upstream.breaker().report(pass, told);
     }
     let effect = effect(request.row.retry, unsure, &ending);
@@ -284,7 +288,7 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// `license.apiLimit` of the organizations in an answer is their quota.
-fn learn(gateway: &Gateway, row: &Operation, answered: &Answered) {
+fn learn(gateway: &Gateway, row: &Operation, answered: &UpstreamAnswer) {
     #[derive(serde::Deserialize)]
     struct OrganizationBody {
         id: u64,
@@ -340,7 +344,7 @@ pub(super) fn is_traceparent(text: &[u8]) -> bool {
 ///
 /// # Errors
 /// What the gateway answers instead; of a read.
-pub(super) fn read_answer(ending: Ending) -> Result<Answered, Refusal> {
+pub(super) fn read_answer(ending: Ending) -> Result<UpstreamAnswer, Refusal> {
     match ending {
         Ending::Answered(answered) => passable(answered),
         Ending::NotSent(why) => Err(Refusal::Unreachable { why }),
@@ -356,29 +360,29 @@ pub(super) fn read_answer(ending: Ending) -> Result<Answered, Refusal> {
 ///
 /// # Errors
 /// What the gateway answers instead.
-pub(super) fn write_answer(ending: Ending, effect: Effect) -> Result<Answered, Refusal> {
-    let lost = |why: Why| match effect {
-        Effect::InDoubt => Refusal::DoubtCut { why },
-        Effect::Done => Refusal::AnswerLost { why },
-        Effect::Rejected => Refusal::Cut { why },
-        Effect::NotSent => Refusal::Unreachable { why },
+pub(super) fn write_answer(ending: Ending, effect: WriteEffect) -> Result<UpstreamAnswer, Refusal> {
+    let lost = |why: AttemptError| match effect {
+        WriteEffect::InDoubt => Refusal::DoubtCut { why },
+        WriteEffect::Done => Refusal::AnswerLost { why },
+        WriteEffect::Rejected => Refusal::Cut { why },
+        WriteEffect::NotSent => Refusal::Unreachable { why },
     };
     match ending {
         Ending::Answered(answered) => passable(answered),
-        Ending::TimedOut(why) if effect == Effect::InDoubt => Err(Refusal::DoubtTimedOut { why }),
+        Ending::TimedOut(why) if effect == WriteEffect::InDoubt => Err(Refusal::DoubtTimedOut { why }),
         Ending::NotSent(why) | Ending::TimedOut(why) | Ending::Lost(why) | Ending::Cut { why, .. } => Err(lost(why)),
         Ending::Leaked { .. } => Err(Refusal::Leaked),
         Ending::Unusable { status: None, why } => Err(lost(why)),
         Ending::Unusable { status: Some(_), why } => Err(Refusal::Unusable { why }),
         Ending::NoRoom { status: None, short } => Err(Refusal::Short { of: Kind::Answers, short }),
-        Ending::NoRoom { status: Some(_), .. } => Err(lost(Why {
+        Ending::NoRoom { status: Some(_), .. } => Err(lost(AttemptError {
             error: ProxyError::ConnectionLimitReached,
             text: "there was no memory for the answer".into(),
         })),
     }
 }
 
-fn passable(answered: Answered) -> Result<Answered, Refusal> {
+fn passable(answered: UpstreamAnswer) -> Result<UpstreamAnswer, Refusal> {
     match answered.status {
         StatusCode::UNAUTHORIZED => Err(Refusal::TokenRefused),
         status if status.is_redirection() => Err(Refusal::Redirected { status }),

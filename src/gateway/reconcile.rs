@@ -21,7 +21,7 @@ use crate::audit::Doubt;
 use crate::catalogue::{Look, Operation, Proves, Retry};
 use crate::config;
 use crate::quota::{BucketId, Slot};
-use crate::upstream::{Ending, Outgoing, Part, Pass, Upstream};
+use crate::upstream::{BreakerKey, BreakerPermit, Ending, Outgoing, Upstream};
 
 /// How often the doubts are gone through.
 const ROUND: Duration = Duration::from_secs(1);
@@ -214,8 +214,8 @@ impl<'p> ReconcilePlan<'p> {
         Some(Self { look, read, target, bucket: bucket_of(read, organization), organization, parameters })
     }
 
-    fn part(&self) -> Part {
-        Part { operation: self.read.id.clone(), organization: self.organization }
+    fn part(&self) -> BreakerKey {
+        BreakerKey { operation: self.read.id.clone(), organization: self.organization }
     }
 }
 
@@ -290,7 +290,7 @@ async fn reconcile(
     policy: &Policy,
     doubt: &Doubt,
     plan: &ReconcilePlan<'_>,
-    (upstream, pass, slot): (&Upstream, Pass, Slot),
+    (upstream, pass, slot): (&Upstream, BreakerPermit, Slot),
     too_late: bool,
 ) -> DoubtReason {
     let headers = outgoing_headers(&HeaderMap::new(), false);
@@ -305,7 +305,7 @@ async fn reconcile(
     gateway.metrics.looks.fetch_add(1, Ordering::Relaxed);
     let about = AttemptContext { request: &doubt.request, row: plan.read, bucket: plan.bucket };
     report_attempt(gateway, &about, Some(slot), &ending);
-    upstream.breaker().report(pass, ending.told());
+    upstream.breaker().report(pass, ending.breaker_report());
     let Ending::Answered(answered) = ending else { return DoubtReason::Failed };
     let body: Option<Value> =
         is_json(&answered.headers).then(|| serde_json::from_slice(answered.body.bytes()).ok()).flatten();

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use crate::callers::Kind;
 use crate::quota::Outlook;
 use crate::shares::Short;
-use crate::upstream::{Affected, Why};
+use crate::upstream::{AttemptError, BreakerScope};
 use crate::words::RequestId;
 
 /// Why the gateway answers by itself.
@@ -92,11 +92,11 @@ pub enum Refusal {
     /// `only-if-cached`, and nothing usable in memory.
     NotCached,
     /// Provably nothing was sent: the upstream could not be reached.
-    Unreachable { why: Why },
+    Unreachable { why: AttemptError },
     /// A read got no answer in time.
-    TimedOut { why: Why },
+    TimedOut { why: AttemptError },
     /// A read's connection ended without a whole answer.
-    Cut { why: Why },
+    Cut { why: AttemptError },
     /// The upstream refuses the gateway's token (its 401).
     TokenRefused,
     /// The upstream answered with a redirect.
@@ -104,19 +104,19 @@ pub enum Refusal {
     /// The upstream's answer held the token.
     Leaked,
     /// The upstream's answer cannot be passed on: larger than the limits, encoded though nobody asked, no HTTP.
-    Unusable { why: Why },
+    Unusable { why: AttemptError },
     /// The caller has its share of what callers share, or the others have all of it.
     Short { of: Kind, short: Short },
     /// The breaker is open: the upstream could not be reached lately, or did not answer this operation.
-    BreakerOpen { what: Affected, retry_after: Duration },
+    BreakerOpen { what: BreakerScope, retry_after: Duration },
     /// A list that cannot be narrowed to the caller's organizations.
     NotNarrowable { why: &'static str },
     /// A write may or may not have taken effect: no answer in time.
-    DoubtTimedOut { why: Why },
+    DoubtTimedOut { why: AttemptError },
     /// A write may or may not have taken effect: the connection ended.
-    DoubtCut { why: Why },
+    DoubtCut { why: AttemptError },
     /// A write took effect, and its answer was lost.
-    AnswerLost { why: Why },
+    AnswerLost { why: AttemptError },
     /// The deadline is over.
     Late,
     /// A fault of makegate's own.
@@ -315,13 +315,13 @@ impl Refusal {
             }
             Self::Unusable { why } => format!("{}.", capital(&why.text)),
             Self::Short { of, short } => shortage::detail(*of, *short).to_owned(),
-            Self::BreakerOpen { what: Affected::All, retry_after } => {
+            Self::BreakerOpen { what: BreakerScope::All, retry_after } => {
                 format!(
                     "The upstream could not be reached several times in a row; nothing was sent. Wait {} s.",
                     seconds(*retry_after)
                 )
             }
-            Self::BreakerOpen { what: Affected::Part(part), retry_after } => {
+            Self::BreakerOpen { what: BreakerScope::Part(part), retry_after } => {
                 format!(
                     "The upstream did not answer {part} several times in a row; nothing was sent. Wait {} s.",
                     seconds(*retry_after)

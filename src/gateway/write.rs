@@ -21,7 +21,7 @@ use crate::audit::{self, CannotRecord, Kind, Name, Outcome, Record, Room};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
 use crate::catalogue::Retry;
 use crate::process_log::EACH;
-use crate::upstream::{Effect, Ending, ProxyError, Why};
+use crate::upstream::{AttemptError, Ending, ProxyError, WriteEffect};
 
 /// How long a caller waits for its write's outcome to be on disk. It is queued, and written when the disk is back.
 const OUTCOME_WAIT: Duration = Duration::from_secs(1);
@@ -77,7 +77,10 @@ pub(super) async fn write(
             recorder.outcome = Some(Outcome::InDoubt);
             // The task goes on and records what comes of it; until then whatever the write touches may change.
             fence(gateway, &request, true, None);
-            let why = Why { error: ProxyError::HttpResponseTimeout, text: "no answer came before the deadline".into() };
+            let why = AttemptError {
+                error: ProxyError::HttpResponseTimeout,
+                text: "no answer came before the deadline".into(),
+            };
             Err(Refusal::DoubtTimedOut { why })
         }
     }
@@ -154,22 +157,22 @@ async fn intend(
     gateway.log.commit(intent).await
 }
 
-fn outcome(effect: Effect) -> Outcome {
+fn outcome(effect: WriteEffect) -> Outcome {
     match effect {
-        Effect::Done => Outcome::Done,
-        Effect::Rejected => Outcome::Rejected,
-        Effect::NotSent => Outcome::NotSent,
-        Effect::InDoubt => Outcome::InDoubt,
+        WriteEffect::Done => Outcome::Done,
+        WriteEffect::Rejected => Outcome::Rejected,
+        WriteEffect::NotSent => Outcome::NotSent,
+        WriteEffect::InDoubt => Outcome::InDoubt,
     }
 }
 
 /// Only an answer that proves that nothing happened needs no fence (`docs/decisions/fences.md`).
-fn may_have_effect(effect: Effect, status: Option<StatusCode>) -> bool {
+fn may_have_effect(effect: WriteEffect, status: Option<StatusCode>) -> bool {
     let proves_none = |status: StatusCode| matches!(status.as_u16(), 400 | 401 | 403 | 405 | 406 | 415 | 422 | 429);
     match effect {
-        Effect::Done | Effect::InDoubt => true,
-        Effect::NotSent => false,
-        Effect::Rejected => !status.is_some_and(proves_none),
+        WriteEffect::Done | WriteEffect::InDoubt => true,
+        WriteEffect::NotSent => false,
+        WriteEffect::Rejected => !status.is_some_and(proves_none),
     }
 }
 

@@ -7,7 +7,7 @@ use http::{Response, StatusCode};
 use super::query::Query;
 use super::render::{Whole, text};
 use super::state::OperatorState;
-use crate::upstream::Standing;
+use crate::upstream::BreakerStatus;
 
 /// How one thing that readiness looks at is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +61,12 @@ fn checks(state: &OperatorState) -> [(&'static str, State); 5] {
     };
     let draining = if gateway.draining() { State::Failed("it is shutting down") } else { State::Ok };
     let upstream = gateway.upstream();
-    let upstream = match (upstream.breaker().standing(), upstream.breaker().silent()) {
-        (Standing::Closed, 0) => State::Ok,
-        (Standing::Closed, _) => State::Degraded("Make has not answered some operations lately; see the process log"),
-        (Standing::Open | Standing::Probing, _) => State::Degraded("Make could not be reached lately"),
+    let upstream = match (upstream.breaker().status(), upstream.breaker().silent()) {
+        (BreakerStatus::Closed, 0) => State::Ok,
+        (BreakerStatus::Closed, _) => {
+            State::Degraded("Make has not answered some operations lately; see the process log")
+        }
+        (BreakerStatus::Open | BreakerStatus::Probing, _) => State::Degraded("Make could not be reached lately"),
     };
     let token = if gateway.upstream().refuses_token() {
         State::Degraded("Make refuses the gateway's token: replace it")

@@ -24,7 +24,7 @@ use crate::callers::Kind;
 use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram, ENDINGS};
 use crate::process_log;
 use crate::shares::Shared;
-use crate::upstream::Standing;
+use crate::upstream::BreakerStatus;
 
 /// The answer to a scrape.
 pub(super) fn metrics(state: &Arc<OperatorState>) -> Response<Whole> {
@@ -164,8 +164,9 @@ fn upstream(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
     let attempts = attempts.map(|(ending, count)| ([("result", (*ending).to_owned())], count.load(Ordering::Relaxed)));
     sheet.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
     let upstream = state.gateway.upstream();
-    let (standing, silent) = (upstream.breaker().standing(), upstream.breaker().silent());
-    let states = [(Standing::Closed, "closed"), (Standing::Open, "open"), (Standing::Probing, "probing")];
+    let (standing, silent) = (upstream.breaker().status(), upstream.breaker().silent());
+    let states =
+        [(BreakerStatus::Closed, "closed"), (BreakerStatus::Open, "open"), (BreakerStatus::Probing, "probing")];
     let states = states.map(|(state, name)| ([("state", name.to_owned())], u64::from(state == standing)));
     let help = "What the breaker does: 1 at its state (closed: requests go upstream)";
     sheet.gauges("makegate_upstream_breaker", help, states)?;

@@ -10,8 +10,8 @@ use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
 
-use super::ending::{Answered, Ending, ProxyError, Why};
-use super::pool::{Handed, Line};
+use super::ending::{AttemptError, Ending, ProxyError, UpstreamAnswer};
+use super::pool::{PooledConnection, SendOutcome};
 use super::token::Token;
 use super::{HeldToken, Outgoing, Upstream};
 use crate::fair::Turn;
@@ -22,7 +22,7 @@ use crate::shares::Held;
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("makegate/", env!("CARGO_PKG_VERSION")));
 
 /// How far an attempt has come: what a time-out proves.
-enum Progress {
+enum AttemptProgress {
     /// A connection is being opened.
     Connecting,
     /// The request may have been written.
@@ -31,15 +31,16 @@ enum Progress {
     Head(StatusCode),
 }
 
-impl Progress {
+impl AttemptProgress {
     fn timed_out(self) -> Ending {
         match self {
             Self::Connecting => {
-                Ending::NotSent(Why::new(ProxyError::ConnectionTimeout, "the time was up while connecting"))
+                Ending::NotSent(AttemptError::new(ProxyError::ConnectionTimeout, "the time was up while connecting"))
             }
-            Self::Handed => Ending::TimedOut(Why::new(ProxyError::HttpResponseTimeout, "no answer in time")),
+            Self::Handed => Ending::TimedOut(AttemptError::new(ProxyError::HttpResponseTimeout, "no answer in time")),
             Self::Head(status) => {
-                let why = Why::new(ProxyError::HttpResponseTimeout, "the answer's body did not come whole in time");
+                let why =
+                    AttemptError::new(ProxyError::HttpResponseTimeout, "the answer's body did not come whole in time");
                 Ending::Cut { status, why }
             }
         }
@@ -49,16 +50,16 @@ impl Progress {
 /// The right to one of the connections, until dropped.
 #[must_use = "dropping it gives the connection to the next"]
 #[derive(Debug)]
-pub struct Connection(Turn);
+pub struct ConnectionPermit(Turn);
 
 impl Upstream {
     /// Waits for the right to a connection, at most for `patience`: fairly among callers, of whom each leaves some to others.
     /// `caller`: on whose behalf, and whose retry budget grows by it; `None`: the gateway's own. `None` is the answer where
     /// none became free in time.
-    pub async fn connection(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<Connection> {
+    pub async fn connection(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<ConnectionPermit> {
         let turn = self.pool.turn(caller, patience).await?;
         caller.into_iter().for_each(|caller| self.budget.attempted(caller));
-        Some(Connection(turn))
+        Some(ConnectionPermit(turn))
     }
 
     /// One attempt: never follows a redirect, never sends again what may have been sent.
@@ -67,8 +68,14 @@ impl Upstream {
     /// idle, for `once` writes: an idle one may be closed under the request, which would put the write in doubt.
     ///
     /// Dropping the future closes the connection; what was handed over may still take effect.
-    pub async fn attempt(&self, connection: Connection, outgoing: &Outgoing, time: Duration, fresh: bool) -> Ending {
-        let mut progress = Progress::Connecting;
+    pub async fn attempt(
+        &self,
+        connection: ConnectionPermit,
+        outgoing: &Outgoing,
+        time: Duration,
+        fresh: bool,
+    ) -> Ending {
+        let mut progress = AttemptProgress::Connecting;
         match timeout(time, self.go(connection, outgoing, fresh, &mut progress)).await {
             Ok(ending) => ending,
             Err(_) => progress.timed_out(),
@@ -78,20 +85,20 @@ impl Upstream {
     /// Opens a connection and closes it again, sending nothing: do name, TCP and TLS work? `time`: for all of it.
     ///
     /// # Errors
-    /// [`Why`] they do not, or that there was no connection to try with.
-    pub async fn reach(&self, time: Duration) -> Result<(), Why> {
-        let busy = || Why::new(ProxyError::ConnectionLimitReached, "no connection became free in time");
+    /// [`AttemptError`] they do not, or that there was no connection to try with.
+    pub async fn reach(&self, time: Duration) -> Result<(), AttemptError> {
+        let busy = || AttemptError::new(ProxyError::ConnectionLimitReached, "no connection became free in time");
         let _connection = self.connection(None, time).await.ok_or_else(busy)?;
-        let late = |_| Why::new(ProxyError::ConnectionTimeout, "no connection in time");
-        timeout(time, self.pool.dial()).await.map_err(late)?.map(drop)
+        let late = |_| AttemptError::new(ProxyError::ConnectionTimeout, "no connection in time");
+        timeout(time, self.pool.connect()).await.map_err(late)?.map(drop)
     }
 
     async fn go(
         &self,
-        Connection(turn): Connection,
+        ConnectionPermit(turn): ConnectionPermit,
         outgoing: &Outgoing,
         fresh: bool,
-        progress: &mut Progress,
+        progress: &mut AttemptProgress,
     ) -> Ending {
         let room = match self.memory.reserve(&outgoing.answers) {
             Ok(room) => room,
@@ -104,11 +111,11 @@ impl Upstream {
         };
         let began = self.clock.now();
         match self.send(request, fresh, progress).await {
-            Ok((line, response)) => {
+            Ok((connection, response)) => {
                 let delay = self.clock.now().duration_since(began);
-                *progress = Progress::Head(response.status());
+                *progress = AttemptProgress::Head(response.status());
                 self.heard_of_token(&held, response.status());
-                self.receive(response, delay, &held, room, line, turn).await
+                self.receive(response, delay, &held, room, connection, turn).await
             }
             Err(ending) => ending,
         }
@@ -132,9 +139,9 @@ impl Upstream {
     }
 
     /// The request as it goes upstream. The token goes in here only, last, over whatever was there.
-    fn request(&self, outgoing: &Outgoing, token: &Token) -> Result<Request<Full<Bytes>>, Why> {
+    fn request(&self, outgoing: &Outgoing, token: &Token) -> Result<Request<Full<Bytes>>, AttemptError> {
         let target = PathAndQuery::try_from(outgoing.target.as_str())
-            .map_err(|_| Why::new(ProxyError::ProxyInternalError, "the rendered target is not a path"))?;
+            .map_err(|_| AttemptError::new(ProxyError::ProxyInternalError, "the rendered target is not a path"))?;
         let mut request = Request::new(Full::new(outgoing.body.clone()));
         *request.method_mut() = outgoing.method.clone();
         *request.uri_mut() = Uri::from(target);
@@ -157,27 +164,27 @@ impl Upstream {
         &self,
         mut request: Request<Full<Bytes>>,
         fresh: bool,
-        progress: &mut Progress,
-    ) -> Result<(Line, Response<Incoming>), Ending> {
-        if !fresh && let Some(mut line) = self.pool.reuse() {
-            *progress = Progress::Handed;
-            match line.send(request).await {
-                Handed::Head(response) => return Ok((line, response)),
-                Handed::Failed(error) => return Err(failed(&error)),
-                Handed::Flooded => return Err(flooded()),
-                Handed::Back(back) => request = back,
+        progress: &mut AttemptProgress,
+    ) -> Result<(PooledConnection, Response<Incoming>), Ending> {
+        if !fresh && let Some(mut connection) = self.pool.reuse() {
+            *progress = AttemptProgress::Handed;
+            match connection.send(request).await {
+                SendOutcome::Head(response) => return Ok((connection, response)),
+                SendOutcome::Failed(error) => return Err(failed(&error)),
+                SendOutcome::Flooded => return Err(flooded()),
+                SendOutcome::Back(back) => request = back,
             }
-            *progress = Progress::Connecting;
+            *progress = AttemptProgress::Connecting;
         }
-        let mut line = self.pool.dial().await.map_err(Ending::NotSent)?;
-        *progress = Progress::Handed;
-        match line.send(request).await {
-            Handed::Head(response) => Ok((line, response)),
-            Handed::Failed(error) => Err(failed(&error)),
-            Handed::Flooded => Err(flooded()),
-            Handed::Back(_) => {
+        let mut connection = self.pool.connect().await.map_err(Ending::NotSent)?;
+        *progress = AttemptProgress::Handed;
+        match connection.send(request).await {
+            SendOutcome::Head(response) => Ok((connection, response)),
+            SendOutcome::Failed(error) => Err(failed(&error)),
+            SendOutcome::Flooded => Err(flooded()),
+            SendOutcome::Back(_) => {
                 let text = "the upstream closed the connection before the request was sent";
-                Err(Ending::NotSent(Why::new(ProxyError::ConnectionTerminated, text)))
+                Err(Ending::NotSent(AttemptError::new(ProxyError::ConnectionTerminated, text)))
             }
         }
     }
@@ -189,12 +196,15 @@ impl Upstream {
         delay: Duration,
         sent: &HeldToken,
         room: Held,
-        line: Line,
+        connection: PooledConnection,
         turn: Turn,
     ) -> Ending {
         let (head, body) = response.into_parts();
         if head.status.is_informational() {
-            return Ending::Lost(Why::new(ProxyError::HttpProtocolError, "the upstream switched protocols unasked"));
+            return Ending::Lost(AttemptError::new(
+                ProxyError::HttpProtocolError,
+                "the upstream switched protocols unasked",
+            ));
         }
         let two_lengths =
             head.headers.contains_key(header::TRANSFER_ENCODING) && head.headers.contains_key(header::CONTENT_LENGTH);
@@ -203,7 +213,7 @@ impl Upstream {
             || head.headers.contains_key(header::TRANSFER_ENCODING);
         let body = match self.memory.read(&head.headers, body, room).await {
             Ok(body) => body,
-            Err(spoiled) => return spoiled.ending(head.status),
+            Err(error) => return error.ending(head.status),
         };
         let holds = |held: &HeldToken| held.token.is_in(&head.headers, body.as_ref());
         let now = self.token.load();
@@ -211,24 +221,24 @@ impl Upstream {
             return Ending::Leaked { status: head.status };
         }
         if !two_lengths {
-            self.pool.keep(line, turn);
+            self.pool.keep(connection, turn);
         }
-        Ending::Answered(Answered { status: head.status, headers: head.headers, body, delay, framed })
+        Ending::Answered(UpstreamAnswer { status: head.status, headers: head.headers, body, delay, framed })
     }
 }
 
 fn flooded() -> Ending {
-    Ending::Lost(Why::new(ProxyError::HttpProtocolError, "interim answers came without end"))
+    Ending::Lost(AttemptError::new(ProxyError::HttpProtocolError, "interim answers came without end"))
 }
 
 /// What the end of a connection proves once a request was handed over to it: nothing.
 fn failed(error: &hyper::Error) -> Ending {
     if error.is_parse_too_large() {
-        let why = Why::new(ProxyError::HttpResponseHeaderSectionSize, "the answer's head is too large");
+        let why = AttemptError::new(ProxyError::HttpResponseHeaderSectionSize, "the answer's head is too large");
         return Ending::Unusable { status: None, why };
     }
     if error.is_parse() {
-        return Ending::Lost(Why::new(ProxyError::HttpProtocolError, "what came is not an HTTP/1.1 answer"));
+        return Ending::Lost(AttemptError::new(ProxyError::HttpProtocolError, "what came is not an HTTP/1.1 answer"));
     }
-    Ending::Lost(Why::new(ProxyError::ConnectionTerminated, "the connection ended without an answer"))
+    Ending::Lost(AttemptError::new(ProxyError::ConnectionTerminated, "the connection ended without an answer"))
 }

@@ -8,19 +8,19 @@ use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 
-use super::ending::{Ending, ProxyError, Why};
+use super::ending::{AttemptError, Ending, ProxyError};
 use crate::shares::{CountedBytes, Held, Holder, Short, amount};
 
 /// Reserved before anything is sent: a small answer never has to be given up for want of memory.
 const RESERVED_BYTES: usize = 64 * 1024;
 
 /// A whole body. Its memory counts against its caller's share of `limits.answers_bytes` until it is dropped.
-pub struct Body {
+pub struct UpstreamBody {
     bytes: Bytes,
     _room: Option<Held>,
 }
 
-impl Body {
+impl UpstreamBody {
     /// Its bytes. A clone of them is no longer counted: it belongs to whoever counts it next (the cache, say).
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
@@ -35,32 +35,32 @@ impl Body {
 }
 
 #[cfg(test)]
-impl Body {
+impl UpstreamBody {
     /// An empty body that counts against nothing.
     pub(super) fn empty() -> Self {
         Self { bytes: Bytes::new(), _room: None }
     }
 }
 
-impl AsRef<[u8]> for Body {
+impl AsRef<[u8]> for UpstreamBody {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl fmt::Debug for Body {
+impl fmt::Debug for UpstreamBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Body({} B)", self.bytes.len())
     }
 }
 
 /// How much memory an answer takes.
-pub(super) struct Memory {
+pub(super) struct BodyMemory {
     /// The largest single answer, in bytes.
     answer_bytes: usize,
 }
 
-impl Memory {
+impl BodyMemory {
     pub(super) const fn new(answer_bytes: usize) -> Self {
         Self { answer_bytes }
     }
@@ -75,16 +75,23 @@ impl Memory {
 
     /// Reads `body` whole into `room`.
     ///
-    /// Errors: [`Spoiled`], where it cannot be had whole or cannot go on.
-    pub(super) async fn read(&self, headers: &HeaderMap, mut body: Incoming, room: Held) -> Result<Body, Spoiled> {
+    /// Errors: [`BodyError`], where it cannot be had whole or cannot go on.
+    pub(super) async fn read(
+        &self,
+        headers: &HeaderMap,
+        mut body: Incoming,
+        room: Held,
+    ) -> Result<UpstreamBody, BodyError> {
         if headers.contains_key(header::TRANSFER_ENCODING) && !is_chunked_alone(headers) {
             let text = "the answer has a transfer coding beside chunked";
-            return Err(Spoiled::Unusable(Why::new(ProxyError::HttpResponseTransferCoding, text)));
+            return Err(BodyError::Unusable(AttemptError::new(ProxyError::HttpResponseTransferCoding, text)));
         }
         let mut whole = CountedBytes::new(room);
         self.make_room(&mut whole, body.size_hint().lower())?;
         while let Some(frame) = body.frame().await {
-            let cut = |_| Spoiled::Cut(Why::new(ProxyError::HttpResponseIncomplete, "the body ended before its end"));
+            let cut = |_| {
+                BodyError::Cut(AttemptError::new(ProxyError::HttpResponseIncomplete, "the body ended before its end"))
+            };
             // Trailers say nothing that goes on.
             let Ok(data) = frame.map_err(cut)?.into_data() else { continue };
             self.make_room(&mut whole, amount(data.len()))?;
@@ -92,34 +99,34 @@ impl Memory {
         }
         if !whole.is_empty() && is_encoded(headers) {
             let text = "the answer is encoded, though identity was asked for";
-            return Err(Spoiled::Unusable(Why::new(ProxyError::HttpResponseContentCoding, text)));
+            return Err(BodyError::Unusable(AttemptError::new(ProxyError::HttpResponseContentCoding, text)));
         }
         let (bytes, room) = whole.into_parts();
-        Ok(Body { bytes: Bytes::from(bytes), _room: Some(room) })
+        Ok(UpstreamBody { bytes: Bytes::from(bytes), _room: Some(room) })
     }
 
     /// Makes room in `whole` for `more` bytes.
-    fn make_room(&self, whole: &mut CountedBytes, more: u64) -> Result<(), Spoiled> {
+    fn make_room(&self, whole: &mut CountedBytes, more: u64) -> Result<(), BodyError> {
         let needed = usize::try_from(more).ok().and_then(|more| whole.len().checked_add(more));
         let Some(needed) = needed.filter(|needed| *needed <= self.answer_bytes) else {
             let text = "the answer is larger than limits.answer_bytes";
-            return Err(Spoiled::Unusable(Why::new(ProxyError::HttpResponseBodySize, text)));
+            return Err(BodyError::Unusable(AttemptError::new(ProxyError::HttpResponseBodySize, text)));
         };
-        whole.make_room(needed, needed, self.answer_bytes).map_err(Spoiled::NoRoom)
+        whole.make_room(needed, needed, self.answer_bytes).map_err(BodyError::NoRoom)
     }
 }
 
 /// Why a body that began did not become an answer's.
-pub(super) enum Spoiled {
+pub(super) enum BodyError {
     /// It did not come whole.
-    Cut(Why),
+    Cut(AttemptError),
     /// It came, but cannot go on.
-    Unusable(Why),
+    Unusable(AttemptError),
     /// There is no memory left for it.
     NoRoom(Short),
 }
 
-impl Spoiled {
+impl BodyError {
     /// The ending of the attempt whose answer had this status.
     pub(super) fn ending(self, status: StatusCode) -> Ending {
         match self {
@@ -151,10 +158,10 @@ mod tests {
     #[test]
     fn counted_bytes_hold_their_room_until_the_last_clone_is_gone() {
         let answers = Shared::new(1024 * 1024);
-        let mut room = Memory::new(128 * 1024).reserve(&answers.holder()).unwrap();
+        let mut room = BodyMemory::new(128 * 1024).reserve(&answers.holder()).unwrap();
         assert_eq!(answers.taken(), 64 * 1024);
         room.shrink(2);
-        let body = Body { bytes: Bytes::from_static(b"{}"), _room: Some(room) };
+        let body = UpstreamBody { bytes: Bytes::from_static(b"{}"), _room: Some(room) };
         let uncounted = body.bytes().clone();
         let counted = body.into_counted();
         let clone = counted.clone();

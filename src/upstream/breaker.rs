@@ -20,7 +20,7 @@ const SILENT_MAX: usize = 4_096;
 
 /// One operation of one organization.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Part {
+pub struct BreakerKey {
     /// The operation's id.
     pub operation: Arc<str>,
     /// The organization in its path, if there is one.
@@ -29,16 +29,16 @@ pub struct Part {
 
 /// What does not go upstream for a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Affected {
+pub enum BreakerScope {
     /// Anything: the upstream could not be reached.
     All,
     /// This: it was not answered in time.
-    Part(Part),
+    Part(BreakerKey),
 }
 
 /// What a request's last attempt tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum BreakerReport {
     /// The upstream answered, or ended the connection that the request went out on.
     Reached,
     /// The upstream took the request and did not answer in time.
@@ -51,22 +51,22 @@ pub enum Told {
     Nothing,
 }
 
-/// Counts failures in a row, for everything and for each [`Part`].
+/// Counts failures in a row, for everything and for each [`BreakerKey`].
 pub struct Breaker {
     clock: Clock,
     failures: u32,
     open: Duration,
     open_max: Duration,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<BreakerState>>,
 }
 
-struct State {
+struct BreakerState {
     all: Circuit,
     /// Those parts that were not answered lately.
-    silent: HashMap<Part, Silent>,
+    silent: HashMap<BreakerKey, SilentOperation>,
 }
 
-struct Silent {
+struct SilentOperation {
     circuit: Circuit,
     since: Instant,
 }
@@ -79,7 +79,7 @@ enum Circuit {
 
 /// What the breaker is doing, for metrics and readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum BreakerStatus {
     /// Everything passes.
     Closed,
     /// Everything is refused.
@@ -89,25 +89,25 @@ pub enum Standing {
 }
 
 /// A request's right to go upstream. Reported back to the breaker; dropped, it counts as nothing.
-pub struct Pass {
-    state: Arc<Mutex<State>>,
-    part: Part,
+pub struct BreakerPermit {
+    state: Arc<Mutex<BreakerState>>,
+    part: BreakerKey,
     probes_all: bool,
     probes_part: bool,
 }
 
 /// The breaker refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Open {
+pub struct BreakerOpen {
     /// What is refused.
-    pub what: Affected,
+    pub what: BreakerScope,
     /// When to come again.
     pub retry_after: Duration,
 }
 
 impl Breaker {
     pub(super) fn new(limits: &Limits, clock: Clock) -> Self {
-        let state = State { all: Circuit::Closed { failed: 0 }, silent: HashMap::new() };
+        let state = BreakerState { all: Circuit::Closed { failed: 0 }, silent: HashMap::new() };
         Self {
             clock,
             failures: limits.breaker_failures,
@@ -120,9 +120,9 @@ impl Breaker {
     /// May a request of this class go upstream?
     ///
     /// # Errors
-    /// [`Open`]: not now. When the time of what is open is over, one request finds out how it is. Whether the upstream can be
+    /// [`BreakerOpen`]: not now. When the time of what is open is over, one request finds out how it is. Whether the upstream can be
     /// reached only a `safe` one may find out, since a write could end in doubt; whether a write is answered only a write can.
-    pub fn permit(&self, class: Retry, part: &Part) -> Result<Pass, Open> {
+    pub fn permit(&self, class: Retry, part: &BreakerKey) -> Result<BreakerPermit, BreakerOpen> {
         let mut state = self.state();
         let (probes_all, probes_part) = self.admits(&state, class, part)?;
         if probes_all {
@@ -131,25 +131,25 @@ impl Breaker {
         if probes_part && let Some(silent) = state.silent.get_mut(part) {
             silent.circuit.set_probing(true);
         }
-        Ok(Pass { state: self.state.clone(), part: part.clone(), probes_all, probes_part })
+        Ok(BreakerPermit { state: self.state.clone(), part: part.clone(), probes_all, probes_part })
     }
 
     /// What [`Breaker::permit`] would say, without taking the right to probe.
     ///
     /// # Errors
     /// As there.
-    pub fn would_permit(&self, class: Retry, part: &Part) -> Result<(), Open> {
+    pub fn would_permit(&self, class: Retry, part: &BreakerKey) -> Result<(), BreakerOpen> {
         self.admits(&self.state(), class, part).map(drop)
     }
 
     /// How a request that had `pass` ended.
-    pub fn report(&self, mut pass: Pass, told: Told) {
+    pub fn report(&self, mut pass: BreakerPermit, told: BreakerReport) {
         let (all, part) = match told {
-            Told::Nothing => return,
-            Told::Unreachable => (false, None),
-            Told::Connected => (true, None),
-            Told::Reached => (true, Some(true)),
-            Told::Silent => (true, Some(false)),
+            BreakerReport::Nothing => return,
+            BreakerReport::Unreachable => (false, None),
+            BreakerReport::Connected => (true, None),
+            BreakerReport::Reached => (true, Some(true)),
+            BreakerReport::Silent => (true, Some(false)),
         };
         let mut state = self.state();
         let probed = std::mem::take(&mut pass.probes_all);
@@ -166,7 +166,7 @@ impl Breaker {
         }
     }
 
-    fn turn_part(&self, state: &mut State, part: &Part, answered: bool, probed: bool) {
+    fn turn_part(&self, state: &mut BreakerState, part: &BreakerKey, answered: bool, probed: bool) {
         if !state.silent.contains_key(part) {
             if answered || self.failures == 0 {
                 return;
@@ -177,7 +177,7 @@ impl Breaker {
             }
         }
         let now = self.clock.now();
-        let fresh = || Silent { circuit: Circuit::Closed { failed: 0 }, since: now };
+        let fresh = || SilentOperation { circuit: Circuit::Closed { failed: 0 }, since: now };
         let silent = state.silent.entry(part.clone()).or_insert_with(fresh);
         silent.since = now;
         match self.turn(&mut silent.circuit, answered, probed) {
@@ -213,22 +213,23 @@ impl Breaker {
     }
 
     /// May such a request pass, and is it the probe of everything, and of its part?
-    fn admits(&self, state: &State, class: Retry, part: &Part) -> Result<(bool, bool), Open> {
+    fn admits(&self, state: &BreakerState, class: Retry, part: &BreakerKey) -> Result<(bool, bool), BreakerOpen> {
         let now = self.clock.now();
         let all = state.all.admits(now, class == Retry::Safe);
-        let all = all.map_err(|retry_after| Open { what: Affected::All, retry_after })?;
+        let all = all.map_err(|retry_after| BreakerOpen { what: BreakerScope::All, retry_after })?;
         let part_admits = state.silent.get(part).map_or(Ok(false), |silent| silent.circuit.admits(now, true));
-        let one = part_admits.map_err(|retry_after| Open { what: Affected::Part(part.clone()), retry_after })?;
+        let one =
+            part_admits.map_err(|retry_after| BreakerOpen { what: BreakerScope::Part(part.clone()), retry_after })?;
         Ok((all, one))
     }
 
     /// What it is doing to everything.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn status(&self) -> BreakerStatus {
         match self.state().all {
-            Circuit::Closed { .. } => Standing::Closed,
-            Circuit::Open { until, .. } if self.clock.now() < until => Standing::Open,
-            Circuit::Open { .. } => Standing::Probing,
+            Circuit::Closed { .. } => BreakerStatus::Closed,
+            Circuit::Open { until, .. } if self.clock.now() < until => BreakerStatus::Open,
+            Circuit::Open { .. } => BreakerStatus::Probing,
         }
     }
 
@@ -242,7 +243,7 @@ impl Breaker {
         Circuit::Open { until: self.clock.now() + span, span, probing: false }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BreakerState> {
         lock(&self.state)
     }
 }
@@ -269,7 +270,7 @@ impl Circuit {
     }
 }
 
-impl Drop for Pass {
+impl Drop for BreakerPermit {
     fn drop(&mut self) {
         if !self.probes_all && !self.probes_part {
             return;
@@ -286,7 +287,7 @@ impl Drop for Pass {
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for BreakerKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.organization {
             Some(organization) => write!(f, "{} of organization {organization}", self.operation),
@@ -295,7 +296,7 @@ impl fmt::Display for Part {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<BreakerState>) -> MutexGuard<'_, BreakerState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -308,15 +309,15 @@ mod tests {
         Breaker::new(&limits(), clock.clone())
     }
 
-    fn part(organization: u64) -> Part {
-        Part { operation: "organizations.get".into(), organization: Some(organization) }
+    fn part(organization: u64) -> BreakerKey {
+        BreakerKey { operation: "organizations.get".into(), organization: Some(organization) }
     }
 
-    fn request(breaker: &Breaker, class: Retry, told: Told) -> Result<(), Open> {
+    fn request(breaker: &Breaker, class: Retry, told: BreakerReport) -> Result<(), BreakerOpen> {
         request_of(breaker, class, &part(11), told)
     }
 
-    fn request_of(breaker: &Breaker, class: Retry, part: &Part, told: Told) -> Result<(), Open> {
+    fn request_of(breaker: &Breaker, class: Retry, part: &BreakerKey, told: BreakerReport) -> Result<(), BreakerOpen> {
         breaker.permit(class, part).map(|pass| breaker.report(pass, told))
     }
 
@@ -324,8 +325,8 @@ mod tests {
     fn opened(clock: &Clock) -> Breaker {
         let breaker = breaker(clock);
         for number in 1..=5 {
-            request(&breaker, Retry::Once, Told::Unreachable).unwrap();
-            assert_eq!(breaker.standing() == Standing::Open, number == 5);
+            request(&breaker, Retry::Once, BreakerReport::Unreachable).unwrap();
+            assert_eq!(breaker.status() == BreakerStatus::Open, number == 5);
         }
         breaker
     }
@@ -335,8 +336,8 @@ mod tests {
         let open = breaker.would_permit(Retry::Safe, &part(11)).unwrap_err();
         let state = breaker.state();
         let circuit = match &open.what {
-            Affected::All => state.all,
-            Affected::Part(part) => state.silent[part].circuit,
+            BreakerScope::All => state.all,
+            BreakerScope::Part(part) => state.silent[part].circuit,
         };
         let Circuit::Open { span, .. } = circuit else { panic!("it is closed") };
         assert!(open.retry_after <= span);
@@ -348,18 +349,18 @@ mod tests {
         let breaker = breaker(&Clock::movable());
         for _ in 0..3 {
             for _ in 0..4 {
-                request(&breaker, Retry::Safe, Told::Unreachable).unwrap();
+                request(&breaker, Retry::Safe, BreakerReport::Unreachable).unwrap();
             }
-            request(&breaker, Retry::Safe, Told::Reached).unwrap();
+            request(&breaker, Retry::Safe, BreakerReport::Reached).unwrap();
         }
         for _ in 0..4 {
-            request(&breaker, Retry::Safe, Told::Unreachable).unwrap();
+            request(&breaker, Retry::Safe, BreakerReport::Unreachable).unwrap();
         }
         drop(breaker.permit(Retry::Safe, &part(11)).ok().unwrap());
-        request(&breaker, Retry::Safe, Told::Nothing).unwrap();
-        assert_eq!(breaker.standing(), Standing::Closed, "neither a dropped pass nor this side's own bounds count");
-        request(&breaker, Retry::Safe, Told::Unreachable).unwrap();
-        assert_eq!(breaker.standing(), Standing::Open);
+        request(&breaker, Retry::Safe, BreakerReport::Nothing).unwrap();
+        assert_eq!(breaker.status(), BreakerStatus::Closed, "neither a dropped pass nor this side's own bounds count");
+        request(&breaker, Retry::Safe, BreakerReport::Unreachable).unwrap();
+        assert_eq!(breaker.status(), BreakerStatus::Open);
         assert_eq!(open_for(&breaker), Duration::from_secs(5));
     }
 
@@ -368,24 +369,24 @@ mod tests {
         let clock = Clock::movable();
         let breaker = opened(&clock);
         clock.advance(Duration::from_secs(5));
-        assert_eq!(breaker.standing(), Standing::Probing);
+        assert_eq!(breaker.status(), BreakerStatus::Probing);
         for class in [Retry::Once, Retry::Idempotent] {
             assert!(breaker.permit(class, &part(11)).is_err());
         }
         let probe = breaker.permit(Retry::Safe, &part(11)).ok().unwrap();
         let open = breaker.permit(Retry::Safe, &part(12)).err().unwrap();
-        assert_eq!(open, Open { what: Affected::All, retry_after: PROBE_GUESS });
+        assert_eq!(open, BreakerOpen { what: BreakerScope::All, retry_after: PROBE_GUESS });
         drop(probe);
         let probe = breaker.permit(Retry::Safe, &part(11)).ok().unwrap();
-        breaker.report(probe, Told::Reached);
-        assert_eq!(breaker.standing(), Standing::Closed);
+        breaker.report(probe, BreakerReport::Reached);
+        assert_eq!(breaker.status(), BreakerStatus::Closed);
         assert!(breaker.permit(Retry::Once, &part(11)).is_ok());
     }
 
     #[test]
     fn each_probe_that_fails_doubles_the_time_to_a_minute() {
         let clock = Clock::movable();
-        for failure in [Told::Unreachable, Told::Silent] {
+        for failure in [BreakerReport::Unreachable, BreakerReport::Silent] {
             let breaker = breaker(&clock);
             for _ in 0..5 {
                 request(&breaker, Retry::Safe, failure).unwrap();
@@ -396,7 +397,7 @@ mod tests {
                 request(&breaker, Retry::Safe, failure).unwrap();
             }
             clock.advance(Duration::from_secs(60));
-            request(&breaker, Retry::Safe, Told::Reached).unwrap();
+            request(&breaker, Retry::Safe, BreakerReport::Reached).unwrap();
             for _ in 0..5 {
                 request(&breaker, Retry::Safe, failure).unwrap();
             }
@@ -409,20 +410,20 @@ mod tests {
         let clock = Clock::movable();
         let breaker = breaker(&clock);
         for _ in 0..5 {
-            request(&breaker, Retry::Safe, Told::Silent).unwrap();
+            request(&breaker, Retry::Safe, BreakerReport::Silent).unwrap();
         }
         let open = breaker.permit(Retry::Safe, &part(11)).err().unwrap();
-        assert_eq!(open.what, Affected::Part(part(11)));
-        let other = Part { operation: "organizations.usage".into(), ..part(11) };
+        assert_eq!(open.what, BreakerScope::Part(part(11)));
+        let other = BreakerKey { operation: "organizations.usage".into(), ..part(11) };
         assert!(breaker.permit(Retry::Safe, &other).is_ok() && breaker.permit(Retry::Once, &part(12)).is_ok());
-        assert_eq!((breaker.standing(), breaker.silent()), (Standing::Closed, 1));
+        assert_eq!((breaker.status(), breaker.silent()), (BreakerStatus::Closed, 1));
         // A write is found out about by a write: nothing else tells.
         clock.advance(Duration::from_secs(5));
         let probe = breaker.permit(Retry::Once, &part(11)).ok().unwrap();
         assert!(breaker.permit(Retry::Once, &part(11)).is_err());
-        breaker.report(probe, Told::Unreachable); // that tells nothing of it
+        breaker.report(probe, BreakerReport::Unreachable); // that tells nothing of it
         let probe = breaker.permit(Retry::Once, &part(11)).ok().unwrap();
-        breaker.report(probe, Told::Reached);
+        breaker.report(probe, BreakerReport::Reached);
         assert_eq!((breaker.silent(), breaker.state().silent.len()), (0, 0), "what is well is not remembered");
     }
 
@@ -431,9 +432,9 @@ mod tests {
     fn silence_of_many_operations_never_refuses_everything() {
         let breaker = breaker(&Clock::movable());
         for organization in 0..u64::try_from(SILENT_MAX).unwrap() + 100 {
-            request_of(&breaker, Retry::Safe, &part(organization), Told::Silent).unwrap();
+            request_of(&breaker, Retry::Safe, &part(organization), BreakerReport::Silent).unwrap();
         }
-        assert_eq!(breaker.standing(), Standing::Closed);
+        assert_eq!(breaker.status(), BreakerStatus::Closed);
         let state = breaker.state();
         assert_eq!(state.silent.len(), SILENT_MAX);
         assert!(!state.silent.contains_key(&part(0)) && state.silent.contains_key(&part(200)), "the oldest have gone");
@@ -445,9 +446,9 @@ mod tests {
         let breaker = breaker(&clock);
         let old: Vec<_> = (0..7).map(|_| breaker.permit(Retry::Safe, &part(11)).ok().unwrap()).collect();
         for (number, pass) in old.into_iter().enumerate() {
-            breaker.report(pass, if number == 6 { Told::Reached } else { Told::Unreachable });
+            breaker.report(pass, if number == 6 { BreakerReport::Reached } else { BreakerReport::Unreachable });
         }
-        assert_eq!(breaker.standing(), Standing::Open);
+        assert_eq!(breaker.status(), BreakerStatus::Open);
         assert_eq!(open_for(&breaker), Duration::from_secs(5));
     }
 
@@ -455,8 +456,8 @@ mod tests {
     fn zero_is_never() {
         let breaker = Breaker::new(&Limits { breaker_failures: 0, ..limits() }, Clock::movable());
         for _ in 0..100 {
-            request(&breaker, Retry::Safe, Told::Unreachable).unwrap();
-            request(&breaker, Retry::Safe, Told::Silent).unwrap();
+            request(&breaker, Retry::Safe, BreakerReport::Unreachable).unwrap();
+            request(&breaker, Retry::Safe, BreakerReport::Silent).unwrap();
         }
     }
 }

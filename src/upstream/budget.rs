@@ -17,25 +17,25 @@ const FLOOR_WINDOW: Duration = Duration::from_secs(10);
 const SLICE: Duration = Duration::from_secs(1);
 
 /// Counts attempts, and says whether one may be sent again.
-pub(super) struct Budget {
+pub(super) struct RetryBudget {
     clock: Clock,
     percent: u64,
     floor: u64,
     /// Those with attempts within [`WINDOW`].
-    callers: Mutex<HashMap<Arc<str>, Account>>,
+    callers: Mutex<HashMap<Arc<str>, CallerBudget>>,
 }
 
 /// One caller's slices, oldest first, none older than [`WINDOW`]: at most 61.
 #[derive(Default)]
-struct Account(VecDeque<Slice>);
+struct CallerBudget(VecDeque<BudgetSlice>);
 
-struct Slice {
+struct BudgetSlice {
     began: Instant,
     attempts: u64,
     resent: u64,
 }
 
-impl Budget {
+impl RetryBudget {
     pub(super) fn new(limits: &Limits, clock: Clock) -> Self {
         let (percent, floor) = (u64::from(limits.retry_percent), u64::from(limits.retry_floor));
         Self { clock, percent, floor, callers: Mutex::default() }
@@ -47,7 +47,7 @@ impl Budget {
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         if !callers.contains_key(caller) {
             callers.retain(|_, account| account.has_any_since(now, WINDOW));
-            callers.insert(caller.clone(), Account::default());
+            callers.insert(caller.clone(), CallerBudget::default());
         }
         if let Some(account) = callers.get_mut(caller) {
             account.at(now).attempts += 1;
@@ -75,15 +75,15 @@ impl Budget {
     }
 }
 
-impl Account {
+impl CallerBudget {
     /// The slice of `now`; what is over is dropped.
-    fn at(&mut self, now: Instant) -> &mut Slice {
+    fn at(&mut self, now: Instant) -> &mut BudgetSlice {
         while self.0.front().is_some_and(|slice| now.saturating_duration_since(slice.began) >= WINDOW) {
             self.0.pop_front();
         }
         let is_over = self.0.back().is_none_or(|slice| now.saturating_duration_since(slice.began) >= SLICE);
         let last = if is_over { None } else { self.0.pop_back() };
-        self.0.push_back_mut(last.unwrap_or(Slice { began: now, attempts: 0, resent: 0 }))
+        self.0.push_back_mut(last.unwrap_or(BudgetSlice { began: now, attempts: 0, resent: 0 }))
     }
 
     fn has_any_since(&self, now: Instant, time: Duration) -> bool {
@@ -95,15 +95,15 @@ impl Account {
 mod tests {
     use super::*;
 
-    fn budget(clock: &Clock) -> Budget {
-        Budget { clock: clock.clone(), percent: 10, floor: 2, callers: Mutex::default() }
+    fn budget(clock: &Clock) -> RetryBudget {
+        RetryBudget { clock: clock.clone(), percent: 10, floor: 2, callers: Mutex::default() }
     }
 
     fn name(text: &str) -> Arc<str> {
         text.into()
     }
 
-    fn taken(budget: &Budget, caller: &str, tries: usize) -> usize {
+    fn taken(budget: &RetryBudget, caller: &str, tries: usize) -> usize {
         (0..tries).filter(|_| budget.take(&name(caller))).count()
     }
 
@@ -149,7 +149,7 @@ mod tests {
             budget.attempted(&name(caller));
         }
         assert_eq!(["a", "b", "c"].map(|caller| taken(&budget, caller, 10)), [1, 1, 1]);
-        let none = Budget { floor: 0, ..self::budget(&clock) };
+        let none = RetryBudget { floor: 0, ..self::budget(&clock) };
         assert_eq!(taken(&none, "a", 10), 0);
     }
 

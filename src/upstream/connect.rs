@@ -21,9 +21,9 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::ending::{ProxyError, Why};
+use super::ending::{AttemptError, ProxyError};
 use super::interim::{Allowance, Allowed};
-use super::pool::Line;
+use super::pool::PooledConnection;
 use crate::config::Upstream as Settings;
 use crate::tasks::Tasks;
 use crate::watched::Snapshot;
@@ -73,17 +73,17 @@ impl fmt::Display for SetupError {
 impl std::error::Error for SetupError {}
 
 /// Opens connections to one upstream.
-pub(super) struct Dialer {
+pub(super) struct Connector {
     host: String,
     port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     /// For name, TCP and TLS together.
     limit: Duration,
-    /// The connections' own tasks. Nobody waits for them: a connection dies with its [`Line`].
+    /// The connections' own tasks. Nobody waits for them: a connection dies with its [`PooledConnection`].
     tasks: Tasks,
 }
 
-impl Dialer {
+impl Connector {
     pub(super) fn new(settings: &Settings, files: &Snapshot) -> Result<Self, SetupError> {
         let host = settings.url.host.clone();
         let tls = if settings.url.tls {
@@ -96,8 +96,8 @@ impl Dialer {
     }
 
     /// A connection that is ready for its first request.
-    pub(super) async fn dial(&self) -> Result<Line, Why> {
-        let late = |_| Why::new(ProxyError::ConnectionTimeout, "connect and handshake took too long");
+    pub(super) async fn connect(&self) -> Result<PooledConnection, AttemptError> {
+        let late = |_| AttemptError::new(ProxyError::ConnectionTimeout, "connect and handshake took too long");
         timeout(self.limit, self.open()).await.map_err(late)?
     }
 
@@ -106,9 +106,9 @@ impl Dialer {
         self.tasks.drained(limit).await
     }
 
-    async fn open(&self) -> Result<Line, Why> {
+    async fn open(&self) -> Result<PooledConnection, AttemptError> {
         let addresses = lookup_host((self.host.as_str(), self.port)).await;
-        let addresses = addresses.map_err(|error| Why::because(ProxyError::DnsError, &error))?;
+        let addresses = addresses.map_err(|error| AttemptError::because(ProxyError::DnsError, &error))?;
         let tcp = race(addresses.collect()).await.map_err(|error| tcp_failure(&error))?;
         tcp.set_nodelay(true).map_err(|error| tcp_failure(&error))?;
         match &self.tls {
@@ -120,7 +120,7 @@ impl Dialer {
         }
     }
 
-    async fn speak<T>(&self, wire: T) -> Result<Line, Why>
+    async fn speak<T>(&self, wire: T) -> Result<PooledConnection, AttemptError>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -128,12 +128,12 @@ impl Dialer {
         let wire = TokioIo::new(Allowed { wire, allowance: allowance.clone() });
         let handshake = http1::Builder::new().max_header_size(HEAD_BYTES_MAX).handshake::<_, Full<Bytes>>(wire);
         let (sender, connection) =
-            handshake.await.map_err(|error| Why::because(ProxyError::HttpProtocolError, &error))?;
+            handshake.await.map_err(|error| AttemptError::because(ProxyError::HttpProtocolError, &error))?;
         let driver = self.tasks.spawn(async move {
             // How it ended is told to whoever waits for an answer on it.
             let _told_elsewhere = connection.await;
         });
-        Ok(Line::new(sender, driver.abort_handle(), allowance))
+        Ok(PooledConnection::new(sender, driver.abort_handle(), allowance))
     }
 }
 
@@ -155,7 +155,7 @@ async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     }
 }
 
-fn tcp_failure(error: &io::Error) -> Why {
+fn tcp_failure(error: &io::Error) -> AttemptError {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, NotFound, TimedOut};
     let known = [
         (ConnectionRefused, ProxyError::ConnectionRefused),
@@ -166,10 +166,10 @@ fn tcp_failure(error: &io::Error) -> Why {
         (NotFound, ProxyError::DnsError),
     ];
     let found = known.into_iter().find(|(kind, _)| *kind == error.kind());
-    Why::because(found.map_or(ProxyError::DestinationUnavailable, |(_, meaning)| meaning), error)
+    AttemptError::because(found.map_or(ProxyError::DestinationUnavailable, |(_, meaning)| meaning), error)
 }
 
-fn tls_failure(error: &io::Error) -> Why {
+fn tls_failure(error: &io::Error) -> AttemptError {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
     let kind = match cause {
         Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
@@ -178,7 +178,7 @@ fn tls_failure(error: &io::Error) -> Why {
         Some(rustls::Error::AlertReceived(_)) => ProxyError::TlsAlertReceived,
         Some(_) | None => ProxyError::TlsProtocolError,
     };
-    Why::because(kind, error)
+    AttemptError::because(kind, error)
 }
 
 /// HTTP/1.1 by ALPN, server name sent, no early data, no key log, no provider taken from the process.

@@ -6,28 +6,28 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 
-use super::body::Body;
-use super::breaker::Told;
+use super::body::UpstreamBody;
+use super::breaker::BreakerReport;
 use crate::shares::Short;
 
 /// How one attempt ended.
 #[derive(Debug)]
 pub enum Ending {
     /// A whole answer, whatever its status (redirects too: none is followed).
-    Answered(Answered),
+    Answered(UpstreamAnswer),
     /// Provably not processed: no byte of the request left this process (DNS, TCP, TLS, no free connection, handed back).
-    NotSent(Why),
+    NotSent(AttemptError),
     /// The head came, the body did not come whole. A 2xx: the effect is done, the answer lost.
     Cut {
         /// Its status.
         status: StatusCode,
         /// What cut it.
-        why: Why,
+        why: AttemptError,
     },
     /// The connection ended without an answer after the request was handed over: its effect is unknown.
-    Lost(Why),
+    Lost(AttemptError),
     /// The time was up after the request was handed over: its effect is unknown.
-    TimedOut(Why),
+    TimedOut(AttemptError),
     /// The answer holds the token: none of its bytes may go on.
     Leaked {
         /// Its status.
@@ -38,7 +38,7 @@ pub enum Ending {
         /// Its status; `None`: the head itself could not be read.
         status: Option<StatusCode>,
         /// What is wrong with it.
-        why: Why,
+        why: AttemptError,
     },
     /// No memory for the answer: its caller has its share of it, or the others have all (`limits.answers_bytes`).
     NoRoom {
@@ -63,7 +63,7 @@ impl Ending {
 
     /// What went wrong, where there is more to say than the variant does.
     #[must_use]
-    pub fn why(&self) -> Option<&Why> {
+    pub fn error(&self) -> Option<&AttemptError> {
         match self {
             Self::NotSent(why) | Self::Lost(why) | Self::TimedOut(why) => Some(why),
             Self::Cut { why, .. } | Self::Unusable { why, .. } => Some(why),
@@ -73,14 +73,16 @@ impl Ending {
 
     /// What it tells the breaker.
     #[must_use]
-    pub fn told(&self) -> Told {
+    pub fn breaker_report(&self) -> BreakerReport {
         match self {
             Self::NotSent(why) => why.told(),
-            Self::NoRoom { status: None, .. } => Told::Nothing,
-            Self::TimedOut(_) => Told::Silent,
-            Self::Cut { why, .. } if why.error == ProxyError::HttpResponseTimeout => Told::Silent,
-            Self::Answered(_) | Self::Cut { .. } | Self::Lost(_) => Told::Reached,
-            Self::Leaked { .. } | Self::Unusable { .. } | Self::NoRoom { status: Some(_), .. } => Told::Reached,
+            Self::NoRoom { status: None, .. } => BreakerReport::Nothing,
+            Self::TimedOut(_) => BreakerReport::Silent,
+            Self::Cut { why, .. } if why.error == ProxyError::HttpResponseTimeout => BreakerReport::Silent,
+            Self::Answered(_) | Self::Cut { .. } | Self::Lost(_) => BreakerReport::Reached,
+            Self::Leaked { .. } | Self::Unusable { .. } | Self::NoRoom { status: Some(_), .. } => {
+                BreakerReport::Reached
+            }
         }
     }
 
@@ -102,13 +104,13 @@ impl Ending {
 
 /// A whole answer of the upstream, untouched: hop-by-hop fields are still in it.
 #[derive(Debug)]
-pub struct Answered {
+pub struct UpstreamAnswer {
     /// Its status.
     pub status: StatusCode,
     /// Its header fields.
     pub headers: HeaderMap,
     /// Its body.
-    pub body: Body,
+    pub body: UpstreamBody,
     /// From hand-over to head: the `response_delay` of RFC 9111, section 4.2.3.
     pub delay: Duration,
     /// Was its end marked (`Content-Length`, chunked, no body)? Else the connection's end was taken for its end
@@ -118,17 +120,17 @@ pub struct Answered {
 
 /// What went wrong, in words that hold neither token nor URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Why {
+pub struct AttemptError {
     /// The error type for `Proxy-Status`.
     pub error: ProxyError,
     /// A few words for people.
     pub text: Cow<'static, str>,
 }
 
-/// The longest text of a [`Why`], in bytes: a certificate with a thousand names must not fill a record.
+/// The longest text of a [`AttemptError`], in bytes: a certificate with a thousand names must not fill a record.
 const TEXT_BYTES_MAX: usize = 200;
 
-impl Why {
+impl AttemptError {
     pub(super) fn new(error: ProxyError, text: &'static str) -> Self {
         Self { error, text: Cow::Borrowed(text) }
     }
@@ -141,8 +143,8 @@ impl Why {
 
     /// What it tells the breaker, where it is why nothing was sent.
     #[must_use]
-    pub fn told(&self) -> Told {
-        if self.is_local() { Told::Nothing } else { Told::Unreachable }
+    pub fn told(&self) -> BreakerReport {
+        if self.is_local() { BreakerReport::Nothing } else { BreakerReport::Unreachable }
     }
 
     /// Is it this side's own doing (a bound of ours), not the upstream's?
@@ -151,7 +153,7 @@ impl Why {
     }
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for AttemptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.error.as_str(), self.text)
     }

@@ -2,7 +2,7 @@
 //!
 //! The loop over attempts is the gateway's, since each attempt takes a turn of the quota; what it asks is here:
 //! [`Breaker`] says whether to begin at all, [`Upstream::connection`] when it is a caller's turn, [`Upstream::attempt`] sends
-//! once, [`Upstream::next`] says whether it may go again, [`effect`] what a write's attempts did.
+//! once, [`Upstream::decide`] says whether it may go again, [`effect`] what a write's attempts did.
 
 mod attempt;
 mod body;
@@ -30,18 +30,18 @@ use crate::process_log::Trouble;
 use crate::shares::Holder;
 use crate::watched::Snapshot;
 
-use body::Memory;
-use budget::Budget;
-use connect::Dialer;
+use body::BodyMemory;
+use budget::RetryBudget;
+use connect::Connector;
 use pool::Pool;
 
-pub use attempt::Connection;
-pub use body::Body;
-pub use breaker::{Affected, Breaker, Open, Part, Pass, Standing, Told};
+pub use attempt::ConnectionPermit;
+pub use body::UpstreamBody;
+pub use breaker::{Breaker, BreakerKey, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, BreakerStatus};
 pub use connect::SetupError;
-pub use ending::{Answered, Ending, ProxyError, Why};
-pub use retry::{Attempted, Effect, Next, ambiguous, effect, retry_after};
-pub use token::{BadToken, Token};
+pub use ending::{AttemptError, Ending, ProxyError, UpstreamAnswer};
+pub use retry::{EndedAttempt, RetryDecision, WriteEffect, ambiguous, effect, retry_after};
+pub use token::{InvalidToken, Token};
 
 /// What goes upstream on behalf of a caller.
 #[derive(Clone, Debug)]
@@ -65,8 +65,8 @@ pub struct Upstream {
     token: ArcSwap<HeldToken>,
     token_refused: Trouble,
     pool: Arc<Pool>,
-    memory: Memory,
-    budget: Budget,
+    memory: BodyMemory,
+    budget: RetryBudget,
     breaker: Breaker,
     limits: config::Limits,
     clock: Clock,
@@ -90,14 +90,14 @@ impl Upstream {
         files: &Snapshot,
     ) -> Result<Self, SetupError> {
         let authority = &settings.url.authority;
-        let dialer = Dialer::new(settings, files)?;
+        let dialer = Connector::new(settings, files)?;
         Ok(Self {
             host: HeaderValue::from_str(authority).map_err(|_| SetupError::Host(authority.clone()))?,
             token: ArcSwap::from_pointee(HeldToken { token, generation: 0 }),
             token_refused: Trouble::default(),
             pool: Arc::new(Pool::new(dialer, settings.connections, settings.idle, clock.clone())),
-            memory: Memory::new(limits.answer_bytes),
-            budget: Budget::new(limits, clock.clone()),
+            memory: BodyMemory::new(limits.answer_bytes),
+            budget: RetryBudget::new(limits, clock.clone()),
             breaker: Breaker::new(limits, clock.clone()),
             limits: limits.clone(),
             clock,
@@ -129,12 +129,12 @@ impl Upstream {
 
     /// May a request go again after this attempt, and when? Takes from the caller's retry budget what it allows.
     #[must_use]
-    pub fn next(&self, caller: &Arc<str>, attempted: &Attempted<'_>) -> Next {
+    pub fn next(&self, caller: &Arc<str>, attempted: &EndedAttempt<'_>) -> RetryDecision {
         // Without chance the pause is the longest: nobody is hurt by that.
         let dice = || hash::random::<8>().map_or(u64::MAX, u64::from_ne_bytes);
-        match retry::next(attempted, &self.limits, self.clock.wall(), dice) {
-            Next::Again { .. } if !self.budget.take(caller) => Next::Stop,
-            next @ (Next::Again { .. } | Next::Stop) => next,
+        match retry::decide(attempted, &self.limits, self.clock.wall(), dice) {
+            RetryDecision::Again { .. } if !self.budget.take(caller) => RetryDecision::Stop,
+            next @ (RetryDecision::Again { .. } | RetryDecision::Stop) => next,
         }
     }
 

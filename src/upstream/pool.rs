@@ -11,8 +11,8 @@ use hyper::client::conn::http1::SendRequest;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::connect::Dialer;
-use super::ending::Why;
+use super::connect::Connector;
+use super::ending::AttemptError;
 use super::interim::Allowance;
 use crate::clock::Clock;
 use crate::fair::{Fair, Turn};
@@ -23,14 +23,14 @@ use crate::tasks::Tasks;
 const READY_WITHIN: Duration = Duration::from_secs(1);
 
 /// An open connection. Dropped, it is closed at once, whatever is under way on it.
-pub(super) struct Line {
+pub(super) struct PooledConnection {
     sender: SendRequest<Full<Bytes>>,
     driver: AbortHandle,
     allowance: Arc<Allowance>,
 }
 
 /// What came of handing a request over.
-pub(super) enum Handed {
+pub(super) enum SendOutcome {
     /// The head of its answer.
     Head(Response<Incoming>),
     /// Not a byte of it was written: here it is again.
@@ -41,25 +41,25 @@ pub(super) enum Handed {
     Flooded,
 }
 
-impl Line {
+impl PooledConnection {
     pub(super) fn new(sender: SendRequest<Full<Bytes>>, driver: AbortHandle, allowance: Arc<Allowance>) -> Self {
         Self { sender, driver, allowance }
     }
 
     /// Hands `request` over and waits for the head of its answer.
-    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Handed {
+    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> SendOutcome {
         match self.allowance.head(self.sender.try_send_request(request)).await {
-            None => Handed::Flooded,
-            Some(Ok(response)) => Handed::Head(response),
+            None => SendOutcome::Flooded,
+            Some(Ok(response)) => SendOutcome::Head(response),
             Some(Err(mut error)) => match error.take_message() {
-                Some(request) => Handed::Back(request),
-                None => Handed::Failed(error.into_error()),
+                Some(request) => SendOutcome::Back(request),
+                None => SendOutcome::Failed(error.into_error()),
             },
         }
     }
 }
 
-impl Drop for Line {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         self.driver.abort();
     }
@@ -70,32 +70,32 @@ const MAKEGATE: &str = "(makegate)";
 
 /// All connections to the upstream. Turns and idle connections together are never more than the bound.
 pub(super) struct Pool {
-    dialer: Dialer,
+    connector: Connector,
     clock: Clock,
     idle_max: Duration,
     /// The right to use a connection: fair among callers, who leave some to those who come back.
     turns: Fair,
     most: usize,
     own_name: Arc<str>,
-    idle: Mutex<Idle>,
+    idle: Mutex<IdleConnection>,
     /// No connection can be opened.
     unreachable: Trouble,
     tasks: Tasks,
 }
 
 #[derive(Default)]
-struct Idle {
+struct IdleConnection {
     /// Longest idle first.
-    lines: Vec<(Line, Instant)>,
+    lines: Vec<(PooledConnection, Instant)>,
     /// Is a task under way that closes what has been idle too long?
     swept: bool,
 }
 
 impl Pool {
-    pub(super) fn new(dialer: Dialer, connections: usize, idle_max: Duration, clock: Clock) -> Self {
+    pub(super) fn new(connector: Connector, connections: usize, idle_max: Duration, clock: Clock) -> Self {
         let most = connections.max(1);
         Self {
-            dialer,
+            connector,
             clock,
             idle_max,
             turns: Fair::new(most),
@@ -124,17 +124,17 @@ impl Pool {
     }
 
     /// The connection that has been idle shortest, if there is one that is open.
-    pub(super) fn reuse(&self) -> Option<Line> {
+    pub(super) fn reuse(&self) -> Option<PooledConnection> {
         let mut idle = self.idle();
         idle.drop_useless(self.clock.now(), self.idle_max);
-        idle.lines.pop().map(|(line, _)| line)
+        idle.lines.pop().map(|(connection, _)| connection)
     }
 
     /// A connection that was never idle. To be called with a turn.
-    pub(super) async fn dial(&self) -> Result<Line, Why> {
+    pub(super) async fn connect(&self) -> Result<PooledConnection, AttemptError> {
         self.make_way();
         // Rare, and larger than all the rest of an attempt.
-        let dialled = Box::pin(self.dialer.dial()).await;
+        let dialled = Box::pin(self.connector.connect()).await;
         let now = self.clock.now();
         match &dialled {
             Ok(_) => {
@@ -152,26 +152,26 @@ impl Pool {
         dialled
     }
 
-    /// Keeps `line`, whose answer was read whole, for the next request.
-    pub(super) fn keep(self: &Arc<Self>, line: Line, turn: Turn) {
-        if line.sender.is_ready() {
-            self.store(line);
+    /// Keeps `connection`, whose answer was read whole, for the next request.
+    pub(super) fn keep(self: &Arc<Self>, connection: PooledConnection, turn: Turn) {
+        if connection.sender.is_ready() {
+            self.store(connection);
             return;
         }
         // The connection's task is still about to notice that the answer has ended.
         let pool = self.clone();
-        let mut line = line;
+        let mut connection = connection;
         self.tasks.spawn(async move {
-            if matches!(timeout(READY_WITHIN, line.sender.ready()).await, Ok(Ok(()))) {
-                pool.store(line);
+            if matches!(timeout(READY_WITHIN, connection.sender.ready()).await, Ok(Ok(()))) {
+                pool.store(connection);
             }
             drop(turn);
         });
     }
 
-    pub(super) fn store(self: &Arc<Self>, line: Line) {
+    pub(super) fn store(self: &Arc<Self>, connection: PooledConnection) {
         let mut idle = self.idle();
-        idle.lines.push((line, self.clock.now()));
+        idle.lines.push((connection, self.clock.now()));
         if !std::mem::replace(&mut idle.swept, true) {
             self.tasks.spawn(sweep(Arc::downgrade(self), self.idle_max));
         }
@@ -187,7 +187,7 @@ impl Pool {
     /// Have all connections ended within `limit`?
     #[cfg(test)]
     pub(super) async fn closed(&self, limit: Duration) -> bool {
-        self.dialer.closed(limit).await
+        self.connector.closed(limit).await
     }
 
     #[cfg(test)]
@@ -195,14 +195,15 @@ impl Pool {
         self.idle().lines.len()
     }
 
-    fn idle(&self) -> MutexGuard<'_, Idle> {
+    fn idle(&self) -> MutexGuard<'_, IdleConnection> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Idle {
+impl IdleConnection {
     fn drop_useless(&mut self, now: Instant, idle_max: Duration) {
-        self.lines.retain(|(line, since)| !line.sender.is_closed() && now.duration_since(*since) < idle_max);
+        self.lines
+            .retain(|(connection, since)| !connection.sender.is_closed() && now.duration_since(*since) < idle_max);
     }
 }
 

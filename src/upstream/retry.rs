@@ -16,7 +16,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// What is known when an attempt has ended.
 #[derive(Debug)]
-pub struct Attempted<'a> {
+pub struct EndedAttempt<'a> {
     /// The operation's retry class.
     pub class: Retry,
     /// This was the so-manieth attempt, from 1.
@@ -31,7 +31,7 @@ pub struct Attempted<'a> {
 
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum RetryDecision {
     /// Another attempt.
     Again {
         /// Not earlier than after this pause.
@@ -43,7 +43,7 @@ pub enum Next {
 
 /// What a write's attempts did upstream: its outcome, before anybody records it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum WriteEffect {
     /// It took effect (though its answer may be lost).
     Done,
     /// The upstream refused it: no effect.
@@ -55,49 +55,56 @@ pub enum Effect {
 }
 
 /// May it go again? `dice`: gives a random number, for the pause; `now`: for a `Retry-After` that is a date.
-pub(super) fn next(attempted: &Attempted<'_>, limits: &Limits, now: Timestamp, dice: impl FnOnce() -> u64) -> Next {
+pub(super) fn decide(
+    attempted: &EndedAttempt<'_>,
+    limits: &Limits,
+    now: Timestamp,
+    dice: impl FnOnce() -> u64,
+) -> RetryDecision {
     let most = match attempted.class {
         Retry::Safe | Retry::Idempotent => limits.attempts,
         Retry::Once => limits.attempts_once,
     };
     if attempted.number >= most {
-        return Next::Stop;
+        return RetryDecision::Stop;
     }
     let told = told(attempted.ending, now);
     let backoff = || backoff(attempted.number, dice());
     let pause = match plan(attempted.ending, attempted.class) {
-        Plan::Stop => None,
-        Plan::Backoff => Some(told.unwrap_or(Duration::ZERO).max(backoff())),
-        Plan::WhenTold => told,
-        Plan::IfTokenChanged => attempted.token_changed.then_some(Duration::ZERO),
+        RetryPlan::Stop => None,
+        RetryPlan::Backoff => Some(told.unwrap_or(Duration::ZERO).max(backoff())),
+        RetryPlan::WhenTold => told,
+        RetryPlan::IfTokenChanged => attempted.token_changed.then_some(Duration::ZERO),
     };
     match pause.filter(|pause| *pause < attempted.left) {
-        Some(pause) => Next::Again { pause },
-        None => Next::Stop,
+        Some(pause) => RetryDecision::Again { pause },
+        None => RetryDecision::Stop,
     }
 }
 
 /// What the attempts of a write did, by how the last one ended. `ambiguous_before`: was an earlier one [`ambiguous`]?
 #[must_use]
-pub fn effect(class: Retry, ambiguous_before: bool, last: &Ending) -> Effect {
-    let unless_ambiguous = |effect| if ambiguous_before { Effect::InDoubt } else { effect };
+pub fn effect(class: Retry, ambiguous_before: bool, last: &Ending) -> WriteEffect {
+    let unless_ambiguous = |effect| if ambiguous_before { WriteEffect::InDoubt } else { effect };
     match row(last) {
-        Row::Done | Row::DoneButCut => Effect::Done,
-        Row::Unsent => unless_ambiguous(Effect::NotSent),
-        Row::TooMany | Row::TokenRefused | Row::Rejected => unless_ambiguous(Effect::Rejected),
-        Row::Missing => match class {
+        RetryRow::Done | RetryRow::DoneButCut => WriteEffect::Done,
+        RetryRow::Unsent => unless_ambiguous(WriteEffect::NotSent),
+        RetryRow::TooMany | RetryRow::TokenRefused | RetryRow::Rejected => unless_ambiguous(WriteEffect::Rejected),
+        RetryRow::Missing => match class {
             // The earlier attempt deleted it: what was wanted is so.
-            Retry::Idempotent if ambiguous_before => Effect::Done,
-            Retry::Safe | Retry::Idempotent | Retry::Once => unless_ambiguous(Effect::Rejected),
+            Retry::Idempotent if ambiguous_before => WriteEffect::Done,
+            Retry::Safe | Retry::Idempotent | Retry::Once => unless_ambiguous(WriteEffect::Rejected),
         },
-        Row::Lost | Row::TimedOut | Row::Unsure | Row::Failed | Row::Redirected => Effect::InDoubt,
+        RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure | RetryRow::Failed | RetryRow::Redirected => {
+            WriteEffect::InDoubt
+        }
     }
 }
 
 /// Is the effect of the attempt that ended so unknown?
 #[must_use]
 pub fn ambiguous(ending: &Ending) -> bool {
-    effect(Retry::Once, false, ending) == Effect::InDoubt
+    effect(Retry::Once, false, ending) == WriteEffect::InDoubt
 }
 
 /// What `Retry-After` asks for: seconds, or a date (RFC 9110, section 10.2.3). A date that is over: no time.
@@ -113,7 +120,7 @@ pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
 
 /// The rows of the table. The two of HTTP/2 are missing: upstream connections speak HTTP/1.1 only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Row {
+enum RetryRow {
     /// DNS, TCP, TLS, handed back.
     Unsent,
     /// The connection ended after hand-over.
@@ -139,12 +146,12 @@ enum Row {
     Done,
 }
 
-fn row(ending: &Ending) -> Row {
+fn row(ending: &Ending) -> RetryRow {
     match ending {
-        Ending::NotSent(_) | Ending::NoRoom { status: None, .. } => Row::Unsent,
-        Ending::Lost(_) | Ending::Unusable { status: None, .. } => Row::Lost,
-        Ending::TimedOut(_) => Row::TimedOut,
-        Ending::Cut { status, .. } if status.is_success() => Row::DoneButCut,
+        Ending::NotSent(_) | Ending::NoRoom { status: None, .. } => RetryRow::Unsent,
+        Ending::Lost(_) | Ending::Unusable { status: None, .. } => RetryRow::Lost,
+        Ending::TimedOut(_) => RetryRow::TimedOut,
+        Ending::Cut { status, .. } if status.is_success() => RetryRow::DoneButCut,
         Ending::Answered(answered) => status_row(answered.status),
         Ending::Cut { status, .. } | Ending::Leaked { status } => status_row(*status),
         Ending::Unusable { status: Some(status), .. } | Ending::NoRoom { status: Some(status), .. } => {
@@ -153,45 +160,48 @@ fn row(ending: &Ending) -> Row {
     }
 }
 
-fn status_row(status: StatusCode) -> Row {
+fn status_row(status: StatusCode) -> RetryRow {
     match status.as_u16() {
-        200..=299 => Row::Done,
-        300..=399 => Row::Redirected,
-        401 => Row::TokenRefused,
-        404 => Row::Missing,
-        429 => Row::TooMany,
-        408 | 502 | 503 | 504 => Row::Unsure,
-        400..=499 => Row::Rejected,
+        200..=299 => RetryRow::Done,
+        300..=399 => RetryRow::Redirected,
+        401 => RetryRow::TokenRefused,
+        404 => RetryRow::Missing,
+        429 => RetryRow::TooMany,
+        408 | 502 | 503 | 504 => RetryRow::Unsure,
+        400..=499 => RetryRow::Rejected,
         // What no status should be tells nothing.
-        0..=199 | 500..=u16::MAX => Row::Failed,
+        0..=199 | 500..=u16::MAX => RetryRow::Failed,
     }
 }
 
-enum Plan {
+enum RetryPlan {
     Stop,
     Backoff,
     WhenTold,
     IfTokenChanged,
 }
 
-fn plan(ending: &Ending, class: Retry) -> Plan {
+fn plan(ending: &Ending, class: Retry) -> RetryPlan {
     match ending {
         // The same answer would come again. And who has no room for it is told so at once, and costs nobody a repetition.
-        Ending::Leaked { .. } | Ending::Unusable { .. } | Ending::NoRoom { .. } => return Plan::Stop,
+        Ending::Leaked { .. } | Ending::Unusable { .. } | Ending::NoRoom { .. } => return RetryPlan::Stop,
         Ending::NotSent(_) | Ending::Lost(_) => {}
         Ending::TimedOut(_) | Ending::Cut { .. } | Ending::Answered(_) => {}
     }
     match (row(ending), class) {
-        (Row::Unsent, Retry::Safe | Retry::Idempotent | Retry::Once) => Plan::Backoff,
-        (Row::Lost | Row::TimedOut | Row::Unsure, Retry::Safe | Retry::Idempotent) => Plan::Backoff,
-        (Row::Lost | Row::TimedOut | Row::Unsure, Retry::Once) => Plan::Stop,
+        (RetryRow::Unsent, Retry::Safe | Retry::Idempotent | Retry::Once) => RetryPlan::Backoff,
+        (RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure, Retry::Safe | Retry::Idempotent) => RetryPlan::Backoff,
+        (RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure, Retry::Once) => RetryPlan::Stop,
         // Without a word on when, it is the quota's turn: the pacer closes the bucket.
-        (Row::TooMany, Retry::Safe | Retry::Idempotent | Retry::Once) => Plan::WhenTold,
-        (Row::TokenRefused, Retry::Safe | Retry::Idempotent | Retry::Once) => Plan::IfTokenChanged,
-        (Row::DoneButCut, Retry::Safe) => Plan::Backoff,
-        (Row::DoneButCut, Retry::Idempotent | Retry::Once) => Plan::Stop,
-        (Row::Failed | Row::Redirected | Row::Missing, Retry::Safe | Retry::Idempotent | Retry::Once) => Plan::Stop,
-        (Row::Rejected | Row::Done, Retry::Safe | Retry::Idempotent | Retry::Once) => Plan::Stop,
+        (RetryRow::TooMany, Retry::Safe | Retry::Idempotent | Retry::Once) => RetryPlan::WhenTold,
+        (RetryRow::TokenRefused, Retry::Safe | Retry::Idempotent | Retry::Once) => RetryPlan::IfTokenChanged,
+        (RetryRow::DoneButCut, Retry::Safe) => RetryPlan::Backoff,
+        (RetryRow::DoneButCut, Retry::Idempotent | Retry::Once) => RetryPlan::Stop,
+        (
+            RetryRow::Failed | RetryRow::Redirected | RetryRow::Missing,
+            Retry::Safe | Retry::Idempotent | Retry::Once,
+        ) => RetryPlan::Stop,
+        (RetryRow::Rejected | RetryRow::Done, Retry::Safe | Retry::Idempotent | Retry::Once) => RetryPlan::Stop,
     }
 }
 
@@ -213,11 +223,11 @@ fn backoff(number: u32, dice: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::Effect::{Done, InDoubt, NotSent, Rejected};
+    use super::WriteEffect::{Done, InDoubt, NotSent, Rejected};
     use super::*;
     use crate::shares::Short;
-    use crate::upstream::body::Body;
-    use crate::upstream::ending::{Answered, ProxyError, Why};
+    use crate::upstream::body::UpstreamBody;
+    use crate::upstream::ending::{AttemptError, ProxyError, UpstreamAnswer};
     use crate::upstream::tests::limits;
     use http::HeaderValue;
 
@@ -225,8 +235,8 @@ mod tests {
     const LEFT: Duration = Duration::from_secs(10);
     const CLASSES: [Retry; 3] = [Retry::Safe, Retry::Idempotent, Retry::Once];
 
-    fn why() -> Why {
-        Why::new(ProxyError::ConnectionTerminated, "")
+    fn why() -> AttemptError {
+        AttemptError::new(ProxyError::ConnectionTerminated, "")
     }
 
     fn status(code: u16) -> StatusCode {
@@ -235,16 +245,16 @@ mod tests {
 
     fn answer(code: u16, retry_after: Option<&str>) -> Ending {
         let value = retry_after.map(|text| (header::RETRY_AFTER, HeaderValue::from_str(text).unwrap()));
-        let (headers, body) = (value.into_iter().collect(), Body::empty());
-        Ending::Answered(Answered { status: status(code), headers, body, delay: Duration::ZERO, framed: true })
+        let (headers, body) = (value.into_iter().collect(), UpstreamBody::empty());
+        Ending::Answered(UpstreamAnswer { status: status(code), headers, body, delay: Duration::ZERO, framed: true })
     }
 
-    fn attempted(class: Retry, number: u32, ending: &Ending) -> Attempted<'_> {
-        Attempted { class, number, ending, token_changed: false, left: LEFT }
+    fn attempted(class: Retry, number: u32, ending: &Ending) -> EndedAttempt<'_> {
+        EndedAttempt { class, number, ending, token_changed: false, left: LEFT }
     }
 
-    fn again(attempted: &Attempted<'_>) -> bool {
-        matches!(next(attempted, &limits(), NOW, || u64::MAX), Next::Again { .. })
+    fn again(attempted: &EndedAttempt<'_>) -> bool {
+        matches!(decide(attempted, &limits(), NOW, || u64::MAX), RetryDecision::Again { .. })
     }
 
     /// The table of `docs/decisions/retries.md`: ending; sent again if safe, idempotent, once; recorded for an idempotent
@@ -302,9 +312,9 @@ mod tests {
         for class in CLASSES {
             let refused = answer(401, None);
             assert!(!again(&attempted(class, 1, &refused)));
-            assert!(again(&Attempted { token_changed: true, ..attempted(class, 1, &refused) }));
+            assert!(again(&EndedAttempt { token_changed: true, ..attempted(class, 1, &refused) }));
             let forbidden = answer(403, None);
-            assert!(!again(&Attempted { token_changed: true, ..attempted(class, 1, &forbidden) }));
+            assert!(!again(&EndedAttempt { token_changed: true, ..attempted(class, 1, &forbidden) }));
         }
     }
 
@@ -321,24 +331,27 @@ mod tests {
     fn pauses_are_jittered_doubled_bounded_and_fit_before_the_deadline() {
         let unsent = Ending::NotSent(why());
         let limits = Limits { attempts: 100, ..limits() };
-        let pause = |number, dice| match next(&attempted(Retry::Safe, number, &unsent), &limits, NOW, || dice) {
-            Next::Again { pause } => pause.as_millis(),
-            Next::Stop => panic!("attempt {number} stops"),
+        let pause = |number, dice| match decide(&attempted(Retry::Safe, number, &unsent), &limits, NOW, || dice) {
+            RetryDecision::Again { pause } => pause.as_millis(),
+            RetryDecision::Stop => panic!("attempt {number} stops"),
         };
         assert_eq!([1, 2, 3, 4, 5, 6, 99].map(|n| pause(n, u64::MAX)), [99, 199, 399, 799, 1599, 1999, 1999]);
         assert_eq!([1, 2, 3].map(|n| pause(n, u64::MAX / 2)), [49, 99, 199]);
         assert_eq!(pause(9, 0), 0);
-        let late = Attempted { left: Duration::from_millis(99), ..attempted(Retry::Safe, 1, &unsent) };
-        assert_eq!(next(&late, &limits, NOW, || u64::MAX), Next::Stop);
-        assert_eq!(next(&late, &limits, NOW, || 0), Next::Again { pause: Duration::ZERO });
+        let late = EndedAttempt { left: Duration::from_millis(99), ..attempted(Retry::Safe, 1, &unsent) };
+        assert_eq!(decide(&late, &limits, NOW, || u64::MAX), RetryDecision::Stop);
+        assert_eq!(decide(&late, &limits, NOW, || 0), RetryDecision::Again { pause: Duration::ZERO });
     }
 
     #[test]
     fn what_the_upstream_asks_for_is_waited() {
         for (code, text, millis) in [(429, "3", 3000), (503, "3", 3000), (503, "0", 99), (429, "0", 0)] {
             let ending = answer(code, Some(text));
-            let next = next(&attempted(Retry::Safe, 1, &ending), &limits(), NOW, || u64::MAX);
-            assert!(matches!(next, Next::Again { pause } if pause.as_millis() == millis), "{code} {text}: {next:?}");
+            let next = decide(&attempted(Retry::Safe, 1, &ending), &limits(), NOW, || u64::MAX);
+            assert!(
+                matches!(next, RetryDecision::Again { pause } if pause.as_millis() == millis),
+                "{code} {text}: {next:?}"
+            );
         }
     }
 

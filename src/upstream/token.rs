@@ -28,7 +28,7 @@ pub struct Token {
 
 /// Why a text cannot be the token. Says what to write instead, and nothing of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadToken {
+pub enum InvalidToken {
     /// Nothing but white space.
     Empty,
     /// Fewer than 8 bytes.
@@ -39,7 +39,7 @@ pub enum BadToken {
     Character,
 }
 
-impl fmt::Display for BadToken {
+impl fmt::Display for InvalidToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Empty => "the token is empty; write the Make API token alone",
@@ -53,24 +53,24 @@ impl fmt::Display for BadToken {
     }
 }
 
-impl std::error::Error for BadToken {}
+impl std::error::Error for InvalidToken {}
 
 impl Token {
     /// The token in `secret`; white space around it (a file's last newline) does not count.
     ///
     /// # Errors
-    /// [`BadToken`]: it cannot be one.
-    pub fn new(secret: &SecretString) -> Result<Self, BadToken> {
+    /// [`InvalidToken`]: it cannot be one.
+    pub fn new(secret: &SecretString) -> Result<Self, InvalidToken> {
         let text = secret.expose_secret().trim_ascii();
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b);
         match text.len() {
-            0 => return Err(BadToken::Empty),
-            _ if !text.bytes().all(plain) => return Err(BadToken::Character),
-            1..TOKEN_BYTES_MIN => return Err(BadToken::Short),
+            0 => return Err(InvalidToken::Empty),
+            _ if !text.bytes().all(plain) => return Err(InvalidToken::Character),
+            1..TOKEN_BYTES_MIN => return Err(InvalidToken::Short),
             TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX => {}
-            _ => return Err(BadToken::Long),
+            _ => return Err(InvalidToken::Long),
         }
-        let mut header = HeaderValue::try_from(format!("Token {text}")).map_err(|_| BadToken::Character)?;
+        let mut header = HeaderValue::try_from(format!("Token {text}")).map_err(|_| InvalidToken::Character)?;
         header.set_sensitive(true);
         Ok(Self {
             secret: SecretString::from(text),
@@ -192,14 +192,14 @@ mod tests {
     #[test]
     fn only_a_token_is_a_token() {
         for (text, bad) in [
-            ("", BadToken::Empty),
-            (" \n", BadToken::Empty),
-            ("short", BadToken::Short),
-            ("Token 3f2a91c4-77de", BadToken::Character),
-            ("3f2a91c4\n77de4b0a", BadToken::Character),
-            ("\"3f2a91c4-77de\"", BadToken::Character),
-            ("tökentöken", BadToken::Character),
-            (&"x".repeat(4097), BadToken::Long),
+            ("", InvalidToken::Empty),
+            (" \n", InvalidToken::Empty),
+            ("short", InvalidToken::Short),
+            ("Token 3f2a91c4-77de", InvalidToken::Character),
+            ("3f2a91c4\n77de4b0a", InvalidToken::Character),
+            ("\"3f2a91c4-77de\"", InvalidToken::Character),
+            ("tökentöken", InvalidToken::Character),
+            (&"x".repeat(4097), InvalidToken::Long),
         ] {
             assert_eq!(Token::new(&SecretString::from(text)).unwrap_err(), bad, "{text}");
         }

@@ -9,7 +9,7 @@ use crate::callers::Kind;
 use crate::clock::Clock;
 use crate::quota::{Lack, Outlook};
 use crate::shares::Short;
-use crate::upstream::{Affected, ProxyError, Why};
+use crate::upstream::{AttemptError, BreakerScope, ProxyError};
 use crate::words::RequestId;
 
 impl Refusal {
@@ -80,7 +80,7 @@ fn of_bounds() -> Vec<Refusal> {
 }
 
 fn of_the_upstream() -> Vec<Refusal> {
-    let why = |error, text: &'static str| Why { error, text: text.into() };
+    let why = |error, text: &'static str| AttemptError { error, text: text.into() };
     let refused = why(ProxyError::ConnectionRefused, "the connection was refused");
     let late = why(ProxyError::HttpResponseTimeout, "no answer in time");
     let cut = why(ProxyError::HttpResponseIncomplete, "the body ended before its end");
@@ -95,7 +95,7 @@ fn of_the_upstream() -> Vec<Refusal> {
         Refusal::Leaked,
         Refusal::Unusable { why: encoded },
         Refusal::Short { of: Kind::Answers, short: Short::Share },
-        Refusal::BreakerOpen { what: Affected::All, retry_after: Duration::from_secs(5) },
+        Refusal::BreakerOpen { what: BreakerScope::All, retry_after: Duration::from_secs(5) },
         Refusal::NotNarrowable { why: "an organization has no id" },
         Refusal::DoubtTimedOut { why: late },
         Refusal::DoubtCut { why: ended },

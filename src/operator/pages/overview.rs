@@ -10,7 +10,7 @@ use super::super::{health, html};
 use super::callers::{Answers, CallerRow, callers};
 use super::quota::{Bucket, buckets};
 use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
-use crate::upstream::Standing;
+use crate::upstream::BreakerStatus;
 
 /// The page.
 #[derive(Debug, Serialize)]
@@ -65,10 +65,10 @@ pub(crate) fn overview(state: &OperatorState) -> Overview {
         started: state.started,
         ready: health::is_ready(state),
         draining: gateway.draining(),
-        upstream: match gateway.upstream().breaker().standing() {
-            Standing::Closed => "closed",
-            Standing::Open => "open",
-            Standing::Probing => "probing",
+        upstream: match gateway.upstream().breaker().status() {
+            BreakerStatus::Closed => "closed",
+            BreakerStatus::Open => "open",
+            BreakerStatus::Probing => "probing",
         },
         requests: answers.values().sum(),
         answers,

@@ -127,7 +127,7 @@ async fn all_answers_together_are_bounded() {
     let first = answered(upstream.once(&get, LONG, false).await);
     let ending = upstream.once(&get, LONG, false).await;
     assert_eq!(shape(&ending), ("no-room", None, None));
-    assert_eq!(ending.told(), Told::Nothing);
+    assert_eq!(ending.breaker_report(), BreakerReport::Nothing);
     assert_eq!(origin.received().len(), 1, "refused before it was sent");
     let counted = first.body.into_counted();
     assert_eq!(shape(&upstream.once(&get, LONG, false).await), ("no-room", None, None));

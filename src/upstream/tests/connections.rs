@@ -7,7 +7,7 @@ use hyper_util::rt::TokioIo;
 use super::*;
 use crate::upstream::SetupError;
 use crate::upstream::interim::Allowance;
-use crate::upstream::pool::Line;
+use crate::upstream::pool::PooledConnection;
 use hostile::tls_identity;
 
 /// An https upstream at this origin that trusts this authority.
@@ -48,7 +48,7 @@ async fn a_certificate_that_is_not_the_upstreams_gets_no_request() {
         let origin = Origin::start_tls(vec![serving(1)], identity);
         let ending = https(&origin, authority, LONG).once(&get(), LONG, true).await;
         assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::TlsCertificateError)));
-        assert_eq!(ending.told(), Told::Unreachable);
+        assert_eq!(ending.breaker_report(), BreakerReport::Unreachable);
         assert_eq!(origin.received().len(), 0);
     }
 }
@@ -147,7 +147,7 @@ async fn what_an_idle_connection_hands_back_goes_out_on_a_fresh_one() {
     drop(far);
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
     let driver = Tasks::new().spawn(connection);
-    upstream.pool.store(Line::new(sender, driver.abort_handle(), Allowance::new()));
+    upstream.pool.store(PooledConnection::new(sender, driver.abort_handle(), Allowance::new()));
     answered(upstream.once(&get(), LONG, false).await);
     assert_eq!((origin.received().len(), origin.connections()), (1, 1));
     assert_eq!(driver.await.unwrap().map_err(|error| error.is_incomplete_message()), Ok(()), "it handed back");
@@ -215,7 +215,7 @@ async fn who_gets_no_connection_in_time_has_sent_nothing() {
     until("the request is there", || origin.received().len() == 1).await;
     assert!(upstream.connection(None, SHORT).await.is_none());
     let why = upstream.reach(SHORT).await.unwrap_err();
-    assert_eq!((why.error, why.told()), (ProxyError::ConnectionLimitReached, Told::Nothing));
+    assert_eq!((why.error, why.told()), (ProxyError::ConnectionLimitReached, BreakerReport::Nothing));
     holder.abort();
     until("an attempt given up closes its connection", || origin.open() == 0).await;
 }

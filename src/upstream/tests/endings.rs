@@ -10,7 +10,7 @@ async fn nobody_listens() {
             .unwrap();
     let ending = upstream.once(&post("{}"), LONG, true).await;
     assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::ConnectionRefused)));
-    assert_eq!(ending.told(), Told::Unreachable);
+    assert_eq!(ending.breaker_report(), BreakerReport::Unreachable);
 }
 
 #[tokio::test]
@@ -21,7 +21,7 @@ async fn a_name_that_is_none() {
         Upstream::new(&settings(&host, 80), &limits(), token(TOKEN), Clock::system(), &Snapshot::new()).unwrap();
     let ending = upstream.once(&get(), LONG, false).await;
     assert_eq!(shape(&ending), ("not-sent", None, Some(ProxyError::DnsError)));
-    assert!(!ending.why().unwrap().to_string().contains("organizations"));
+    assert!(!ending.error().unwrap().to_string().contains("organizations"));
 }
 
 #[tokio::test]
@@ -31,7 +31,7 @@ async fn the_connection_ends_without_an_answer() {
         let ending = upstream(&read).once(&post("{}"), LONG, true).await;
         assert_eq!(shape(&ending), ("lost", None, Some(ProxyError::ConnectionTerminated)), "after reading, {end:?}");
         assert_eq!(read.received().len(), 1);
-        assert_eq!(ending.told(), Told::Reached);
+        assert_eq!(ending.breaker_report(), BreakerReport::Reached);
 
         let unread = Origin::start(vec![vec![Step::ReadHead, end.clone()]]);
         let ending = upstream(&unread).once(&post("{}"), LONG, true).await;
@@ -54,7 +54,7 @@ async fn silence_after_the_request() {
     let upstream = upstream(&origin);
     let ending = upstream.once(&get(), SHORT, false).await;
     assert_eq!(shape(&ending), ("timed-out", None, Some(ProxyError::HttpResponseTimeout)));
-    assert_eq!(ending.told(), Told::Silent);
+    assert_eq!(ending.breaker_report(), BreakerReport::Silent);
 }
 
 #[tokio::test]
@@ -62,7 +62,7 @@ async fn silence_within_the_body() {
     let origin = Origin::start(vec![answering(&OK[..OK.len() - 1], &[Step::Hang])]);
     let ending = upstream(&origin).once(&get(), Duration::from_secs(2), false).await;
     assert_eq!(shape(&ending), ("cut", Some(200), Some(ProxyError::HttpResponseTimeout)));
-    assert_eq!(ending.told(), Told::Silent);
+    assert_eq!(ending.breaker_report(), BreakerReport::Silent);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use http::{HeaderMap, Method};
 use secrecy::SecretString;
 use tokio::task::JoinHandle;
 
-use super::{Answered, Ending, Outgoing, ProxyError, Token, Told, Upstream};
+use super::{BreakerReport, Ending, Outgoing, ProxyError, Token, Upstream, UpstreamAnswer};
 use crate::clock::Clock;
 use crate::config::{self, BaseUrl, Limits, QuotaSetting, Source};
 use crate::shares::Shared;
@@ -152,7 +152,7 @@ fn begin(upstream: &Arc<Upstream>) -> JoinHandle<Ending> {
 }
 
 #[track_caller]
-fn answered(ending: Ending) -> Answered {
+fn answered(ending: Ending) -> UpstreamAnswer {
     let shape = shape(&ending);
     let Ending::Answered(answered) = ending else { panic!("no answer: {shape:?}") };
     answered
@@ -160,7 +160,7 @@ fn answered(ending: Ending) -> Answered {
 
 /// The ending's name, status and error, to compare with.
 fn shape(ending: &Ending) -> (&'static str, Option<u16>, Option<ProxyError>) {
-    (ending.name(), ending.status().map(|status| status.as_u16()), ending.why().map(|why| why.error))
+    (ending.name(), ending.status().map(|status| status.as_u16()), ending.error().map(|why| why.error))
 }
 
 /// Waits until `done`; gives up long after any machine would have got there.

@@ -271,7 +271,11 @@ fn connections(config: &Config) -> Result<[usize; 2], StartError> {
     Ok([callers, operators])
 }
 
-fn quota_settings(config: &Config) -> quota::Settings {
+fn quota_settings(config: &Config) -> quota::QuotaSettings {
     let upstream = &config.upstream;
-    quota::Settings { setting: upstream.quota, queue_per_caller: config.limits.quota_queue, wait: upstream.quota_wait }
+    quota::QuotaSettings {
+        setting: upstream.quota,
+        queue_per_caller: config.limits.quota_queue,
+        wait: upstream.quota_wait,
+    }
 }

@@ -11,7 +11,7 @@ use super::state::Gateway;
 use super::{list_scope, steps};
 use crate::cache::{Lookup, RequestDirectives};
 use crate::catalogue::{Body, Matched, Retry};
-use crate::quota::{BucketId, Outlook};
+use crate::quota::{BucketId, QuotaOutlook};
 use crate::upstream::BreakerKey;
 
 /// One step's word.
@@ -234,7 +234,7 @@ fn quota(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String,
     let deadline = if matched.operation.is_write() { upstream.write_deadline } else { upstream.deadline };
     let latest = gateway.clock.now() + upstream.quota_wait.min(deadline);
     let outlook = gateway.quota.foresee(bucket, &caller.config.name, eligible, latest).map_err(quota_refusal)?;
-    let Outlook { after, limit, free, spent, share, .. } = outlook;
+    let QuotaOutlook { after, limit, free, spent, share, .. } = outlook;
     let turn = if after.is_zero() { "it goes at once".to_owned() } else { format!("it waits {} s", seconds(after)) };
     Ok(format!(
         "{spends}: {free} of {limit} attempts a minute are free, this caller has had {spent}, and its share is {share}; {turn}"

@@ -12,7 +12,7 @@ use super::refusal::Refusal;
 use super::state::Gateway;
 use crate::callers::Kind;
 use crate::catalogue::{Operation, Retry};
-use crate::quota::{BucketId, Outlook, Refused, Slot};
+use crate::quota::{BucketId, QuotaOutlook, QuotaRefused, Slot};
 use crate::upstream::{
     AttemptError, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, ConnectionPermit, EndedAttempt, Ending,
     ProxyError, RetryDecision, UpstreamAnswer, WriteEffect, ambiguous, effect, retry_after,
@@ -97,7 +97,7 @@ async fn connection(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Co
     connection.ok_or(Refusal::NoConnection)
 }
 
-/// The same without waiting, and only if it takes nothing from anybody; see [`Quota::spare`](crate::quota::Quota::spare).
+/// The same without waiting, and only if it takes nothing from anybody; see [`Quota::acquire_spare`](crate::quota::Quota::acquire_spare).
 ///
 /// # Errors
 /// There is none to spare: no reason for anybody else to fail.
@@ -106,9 +106,10 @@ pub(super) async fn spare_forward_permit(
     request: &AuthorizedRequest,
 ) -> Result<ForwardPermit, Refusal> {
     let upstream = gateway.upstream();
-    let none = || Refusal::NoQuota { outlook: Outlook::UNKNOWN };
+    let none = || Refusal::NoQuota { outlook: QuotaOutlook::UNKNOWN };
     let pass = upstream.breaker().permit(Retry::Safe, &request.part()).map_err(|_open| none())?;
-    let slot = if upstream.is_quiet() { gateway.quota.spare(request.bucket).await } else { None }.ok_or_else(none)?;
+    let slot =
+        if upstream.is_quiet() { gateway.quota.acquire_spare(request.bucket).await } else { None }.ok_or_else(none)?;
     Ok(ForwardPermit::new(pass, slot))
 }
 
@@ -139,7 +140,7 @@ pub(super) fn breaker_refusal(open: BreakerOpen) -> Refusal {
 async fn quota_slot(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Slot, Refusal> {
     let latest = request.deadline.min(gateway.clock.now() + request.policy.config.upstream.quota_wait);
     let eligible = request.policy.eligible(request.bucket);
-    let turn = gateway.quota.turn(request.bucket, request.caller(), eligible, latest).await;
+    let turn = gateway.quota.acquire(request.bucket, request.caller(), eligible, latest).await;
     let slot = turn.map_err(quota_refusal)?;
     match request.still_allowed(gateway) {
         Ok(()) => Ok(slot),
@@ -151,10 +152,10 @@ async fn quota_slot(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Sl
 }
 
 /// What a caller is told for whom there is no turn.
-pub(super) fn quota_refusal(refused: Refused) -> Refusal {
+pub(super) fn quota_refusal(refused: QuotaRefused) -> Refusal {
     match refused {
-        Refused::QueueFull(outlook) => Refusal::QuotaQueueFull { outlook },
-        Refused::TooLong(outlook) => Refusal::NoQuota { outlook },
+        QuotaRefused::QueueFull(outlook) => Refusal::QuotaQueueFull { outlook },
+        QuotaRefused::TooLong(outlook) => Refusal::NoQuota { outlook },
     }
 }
 
@@ -310,7 +311,7 @@ fn learn(gateway: &Gateway, row: &Operation, answered: &UpstreamAnswer) {
         serde_json::from_str(found).or_else(|_| serde_json::from_str(found).map(|one| vec![one])).unwrap_or_default();
     for organization in organizations {
         if let Some(limit) = organization.license.and_then(|license| license.api_limit).filter(|limit| *limit > 0) {
-            gateway.quota.learn(organization.id, limit);
+            gateway.quota.learn_limit(organization.id, limit);
         }
     }
 }

@@ -266,7 +266,7 @@ async fn reconcile_if_due(
         return Err(DoubtReason::Unanswered);
     }
     let pass = upstream.breaker().permit(Retry::Safe, &plan.part()).map_err(|_open| DoubtReason::Unanswered)?;
-    let slot = gateway.quota.spare(plan.bucket).await.ok_or(DoubtReason::NoQuota)?;
+    let slot = gateway.quota.acquire_spare(plan.bucket).await.ok_or(DoubtReason::NoQuota)?;
     if gateway.draining() || !gateway.log.doubts().contains(doubt.intent) {
         slot.unsent();
         return Ok(());

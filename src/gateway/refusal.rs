@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use crate::callers::Kind;
-use crate::quota::Outlook;
+use crate::quota::QuotaOutlook;
 use crate::shares::Short;
 use crate::upstream::{AttemptError, BreakerScope};
 use crate::words::RequestId;
@@ -82,9 +82,9 @@ pub enum Refusal {
     /// The answers to idempotency keys cannot be read or written.
     AnswersUnavailable,
     /// No quota within `upstream.quota_wait`.
-    NoQuota { outlook: Outlook },
+    NoQuota { outlook: QuotaOutlook },
     /// Too many requests of this caller wait for this quota.
-    QuotaQueueFull { outlook: Outlook },
+    QuotaQueueFull { outlook: QuotaOutlook },
     /// The log cannot store an intent.
     CannotRecord,
     /// The log's buffer is full.

@@ -144,7 +144,11 @@ fn gateway(mut config: config::Config, clock: &Clock) -> Arc<Gateway> {
         log,
         cache: Cache::new(&config.cache, config.limits.stored_bytes, clock.clone()),
         quota: Quota::open(
-            quota::Settings { setting: config.upstream.quota, queue_per_caller: 50, wait: config.upstream.quota_wait },
+            quota::QuotaSettings {
+                setting: config.upstream.quota,
+                queue_per_caller: 50,
+                wait: config.upstream.quota_wait,
+            },
             None,
             clock.clone(),
         )

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
-use super::journal::{Journal, Place};
-use super::remembered::{Line, Step};
-use super::turns::{Asked, Asking, Grant, SPARE, Turns};
-use super::window::{Due, Moment};
-use super::{BucketId, BucketView, Outlook, Refused, SpenderView};
+use super::fair_queue::{FairQueue, SPARE, SlotAnswer, SlotGrant, SlotRequest};
+use super::journal::{JournalPosition, SlotJournal};
+use super::journal_state::{JournalLine, JournalStep};
+use super::window::{Moment, SlotsDue};
+use super::{BucketId, BucketView, QuotaOutlook, QuotaRefused, SpenderView};
 use crate::clock::Clock;
 
 /// Pairs of bucket and caller of which it is known who spent how much; further ones are not counted.
@@ -20,11 +20,11 @@ const ACCOUNTS_MAX: usize = 100_000;
 
 /// What all buckets share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct QuotaShared {
     pub(super) clock: Clock,
     /// Moment 0.
     pub(super) opened: Instant,
-    pub(super) journal: Option<Journal>,
+    pub(super) journal: Option<SlotJournal>,
     /// Accounts of all buckets.
     pub(super) accounts: AtomicUsize,
 }
@@ -33,13 +33,13 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Bucket {
     id: BucketId,
-    shared: Arc<Shared>,
-    turns: Mutex<Turns<oneshot::Sender<Slot>>>,
+    shared: Arc<QuotaShared>,
+    queue: Mutex<FairQueue<oneshot::Sender<Slot>>>,
     /// Held by the one of those who wait that watches the time for all of them.
     duty: tokio::sync::Mutex<()>,
     /// Tells that one that things have changed.
     changed: Notify,
-    accounts: RwLock<HashMap<Arc<str>, Account>>,
+    accounts: RwLock<HashMap<Arc<str>, SpenderCounts>>,
     /// The limit that was learned for it; 0: none.
     pub(super) learned: AtomicU32,
     touched: AtomicU64,
@@ -47,7 +47,7 @@ pub(super) struct Bucket {
 
 /// What a caller cost a bucket and spared it, since the start.
 #[derive(Debug, Default)]
-struct Account {
+struct SpenderCounts {
     sent: AtomicU64,
     saved: AtomicU64,
     waited_us: AtomicU64,
@@ -58,24 +58,24 @@ struct Account {
 #[derive(Debug)]
 pub struct Slot {
     bucket: Arc<Bucket>,
-    grant: Grant,
+    grant: SlotGrant,
     waited: Duration,
     /// Its line in the journal.
-    line: Place,
+    line: JournalPosition,
     /// Has it reached the one who waited for it, so that it may have been used?
     received: bool,
 }
 
 /// Somebody who waits. Dropping it leaves the queue.
 #[derive(Debug)]
-struct Waiting {
+struct QueuedRequest {
     bucket: Arc<Bucket>,
     caller: Arc<str>,
     ticket: u64,
     told: oneshot::Receiver<Slot>,
 }
 
-impl Shared {
+impl QuotaShared {
     pub(super) fn now(&self) -> Moment {
         self.moment(self.clock.now())
     }
@@ -85,17 +85,17 @@ impl Shared {
         u64::try_from(time.saturating_duration_since(self.opened).as_millis()).unwrap_or(Moment::MAX)
     }
 
-    fn note<'a>(&self, line: impl FnOnce(i64) -> Line<'a>) -> Place {
+    fn note<'a>(&self, line: impl FnOnce(i64) -> JournalLine<'a>) -> JournalPosition {
         self.journal.as_ref().map(|journal| journal.add(&line(self.clock.wall_ms()))).unwrap_or_default()
     }
 }
 
 impl Bucket {
-    pub(super) fn new(id: BucketId, limit: u32, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(id: BucketId, limit: u32, shared: Arc<QuotaShared>) -> Self {
         Self {
             id,
             shared,
-            turns: Mutex::new(Turns::new(limit)),
+            queue: Mutex::new(FairQueue::new(limit)),
             duty: tokio::sync::Mutex::default(),
             changed: Notify::new(),
             accounts: RwLock::default(),
@@ -104,50 +104,54 @@ impl Bucket {
         }
     }
 
-    /// Waits for the right to send one attempt of `caller`; see [`super::Quota::turn`].
-    pub(super) async fn turn(self: Arc<Self>, asking: &Asking<'_>, latest: Instant) -> Result<Slot, Refused> {
+    /// Waits for the right to send one attempt of `caller`; see [`super::Quota::acquire`].
+    pub(super) async fn acquire(
+        self: Arc<Self>,
+        request: &SlotRequest<'_>,
+        latest: Instant,
+    ) -> Result<Slot, QuotaRefused> {
         let began = self.shared.clock.now();
-        match self.clone().wait(asking, latest).await {
+        match self.clone().wait(request, latest).await {
             Ok(mut slot) => {
                 slot.waited = self.shared.clock.now().saturating_duration_since(began);
                 Ok(slot.written().await)
             }
             Err(refused) => {
-                self.account(asking.caller, |account| account.refused.fetch_add(1, Ordering::Relaxed));
+                self.account(request.caller, |account| account.refused.fetch_add(1, Ordering::Relaxed));
                 Err(refused)
             }
         }
     }
 
-    async fn wait(self: Arc<Self>, asking: &Asking<'_>, latest: Instant) -> Result<Slot, Refused> {
+    async fn wait(self: Arc<Self>, request: &SlotRequest<'_>, latest: Instant) -> Result<Slot, QuotaRefused> {
         let now = self.shared.now();
         self.touched.store(now, Ordering::Relaxed);
         let mut told = None;
-        let asked = self.turns().ask(now, asking, || {
+        let answer = self.queue().ask(now, request, || {
             let (tell, hear) = oneshot::channel();
             told = Some(hear);
             tell
         });
-        match asked {
-            Asked::Granted(grant) => Ok(self.sent(grant)),
-            Asked::Queued(ticket) => {
-                let told = told.ok_or_else(|| self.lost(asking.caller))?;
-                Waiting { bucket: self.clone(), caller: asking.caller.clone(), ticket, told }.slot(latest).await
+        match answer {
+            SlotAnswer::Granted(grant) => Ok(self.sent(grant)),
+            SlotAnswer::Queued(ticket) => {
+                let told = told.ok_or_else(|| self.lost(request.caller))?;
+                QueuedRequest { bucket: self.clone(), caller: request.caller.clone(), ticket, told }.slot(latest).await
             }
-            Asked::Full(outlook) => Err(Refused::QueueFull(outlook)),
-            Asked::TooLong(outlook) => Err(Refused::TooLong(outlook)),
+            SlotAnswer::Full(outlook) => Err(QuotaRefused::QueueFull(outlook)),
+            SlotAnswer::TooLong(outlook) => Err(QuotaRefused::TooLong(outlook)),
         }
     }
 
     /// See [`super::Quota::foresee`].
-    pub(super) fn foresee(&self, asking: &Asking<'_>) -> Result<Outlook, Refused> {
-        self.turns().foresee(self.shared.now(), asking)
+    pub(super) fn foresee(&self, request: &SlotRequest<'_>) -> Result<QuotaOutlook, QuotaRefused> {
+        self.queue().foresee(self.shared.now(), request)
     }
 
     /// The right to send one attempt that nobody waits for; see [`super::Quota::spare`].
     pub(super) async fn spare(self: &Arc<Self>) -> Option<Slot> {
         let now = self.shared.now();
-        let grant = self.turns().spare(now)?;
+        let grant = self.queue().spare(now)?;
         self.touched.store(now, Ordering::Relaxed);
         Some(self.sent(grant).written().await)
     }
@@ -157,11 +161,11 @@ impl Bucket {
         let now = self.shared.now();
         let mut due = Vec::new();
         let next = {
-            let mut turns = self.turns();
-            while let Some(turn) = turns.pump(now) {
+            let mut queue = self.queue();
+            while let Some(turn) = queue.pump(now) {
                 due.push(turn);
             }
-            turns.next(now)
+            queue.next(now)
         };
         for (grant, tell) in due {
             // One whose waiter has just left comes back, and drops here: as it was never received, it passes to the next.
@@ -171,10 +175,10 @@ impl Bucket {
     }
 
     /// Something changed that may let somebody through.
-    pub(super) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut Turns<oneshot::Sender<Slot>>) -> T) -> T {
+    pub(super) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut FairQueue<oneshot::Sender<Slot>>) -> T) -> T {
         let (done, is_waited_for) = {
-            let mut turns = self.turns();
-            (change(&mut turns), turns.is_waited_for())
+            let mut queue = self.queue();
+            (change(&mut queue), queue.is_waited_for())
         };
         if is_waited_for {
             self.pump();
@@ -187,8 +191,8 @@ impl Bucket {
     pub(super) fn close(self: &Arc<Self>, lasts: Duration) {
         let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
         let until = self.shared.now().saturating_add(lasts_ms);
-        self.change(|turns| turns.close(until));
-        self.shared.note(|now| Line::Closed(now.saturating_add_unsigned(lasts_ms), self.id));
+        self.change(|queue| queue.close(until));
+        self.shared.note(|now| JournalLine::Closed(now.saturating_add_unsigned(lasts_ms), self.id));
     }
 
     /// So many answers to `caller` cost nothing.
@@ -197,13 +201,13 @@ impl Bucket {
         self.account(caller, |account| account.saved.fetch_add(count, Ordering::Relaxed));
     }
 
-    pub(super) fn turns(&self) -> MutexGuard<'_, Turns<oneshot::Sender<Slot>>> {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn queue(&self) -> MutexGuard<'_, FairQueue<oneshot::Sender<Slot>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many slots are taken, and when it was last used; `None`: it is closed, or somebody waits for it.
     pub(super) fn dispensable(&self) -> Option<(u64, Moment)> {
-        let used = self.turns().dispensable(self.shared.now())?;
+        let used = self.queue().dispensable(self.shared.now())?;
         Some((used, self.touched.load(Ordering::Relaxed)))
     }
 
@@ -211,9 +215,9 @@ impl Bucket {
     pub(super) fn view(&self) -> BucketView {
         let now = self.shared.now();
         let mut callers: HashMap<Arc<str>, SpenderView> = HashMap::new();
-        let mut turns = self.turns();
-        turns.expire(now);
-        for (name, spent, waiting) in turns.spenders() {
+        let mut queue = self.queue();
+        queue.expire(now);
+        for (name, spent, waiting) in queue.spenders() {
             callers.insert(name.clone(), SpenderView { spent, waiting, ..SpenderView::new(name) });
         }
         for (name, account) in self.accounts.read().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -224,7 +228,7 @@ impl Bucket {
             caller.refused = account.refused.load(Ordering::Relaxed);
         }
         for caller in callers.values_mut().filter(|caller| *caller.name != *SPARE) {
-            caller.share = Some(turns.share(&caller.name));
+            caller.share = Some(queue.share(&caller.name));
         }
         let mut callers: Vec<_> = callers.into_values().collect();
         callers.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -233,23 +237,25 @@ impl Bucket {
                 BucketId::Account => None,
                 BucketId::Organization(id) => Some(id),
             },
-            limit: turns.limit(),
-            used: u32::try_from(turns.used()).unwrap_or(u32::MAX),
-            waiting: turns.waiting(),
-            kept: turns.kept(now),
-            closed_for: turns.closed_until(now).map(|until| Duration::from_millis(until.saturating_sub(now))),
+            limit: queue.limit(),
+            used: u32::try_from(queue.used()).unwrap_or(u32::MAX),
+            waiting: queue.waiting(),
+            kept: queue.kept(now),
+            closed_for: queue.closed_until(now).map(|until| Duration::from_millis(until.saturating_sub(now))),
             callers,
         }
     }
 
     /// Whoever was to tell `caller` is gone.
-    fn lost(&self, caller: &Arc<str>) -> Refused {
+    fn lost(&self, caller: &Arc<str>) -> QuotaRefused {
         let now = self.shared.now();
-        Refused::TooLong(self.turns().outlook(now, caller, Due::At(now)))
+        QuotaRefused::TooLong(self.queue().outlook(now, caller, SlotsDue::At(now)))
     }
 
-    fn sent(self: &Arc<Self>, grant: Grant) -> Slot {
-        let line = self.shared.note(|at| Line::Sent(Step { at, bucket: self.id, count: 1, caller: &grant.caller }));
+    fn sent(self: &Arc<Self>, grant: SlotGrant) -> Slot {
+        let line = self
+            .shared
+            .note(|at| JournalLine::Sent(JournalStep { at, bucket: self.id, count: 1, caller: &grant.caller }));
         Slot { bucket: self.clone(), grant, waited: Duration::ZERO, line, received: false }
     }
 
@@ -267,7 +273,7 @@ impl Bucket {
         }
     }
 
-    fn account(&self, caller: &Arc<str>, count: impl Fn(&Account) -> u64) {
+    fn account(&self, caller: &Arc<str>, count: impl Fn(&SpenderCounts) -> u64) {
         if let Some(account) = self.accounts.read().unwrap_or_else(PoisonError::into_inner).get(caller) {
             count(account);
             return;
@@ -313,14 +319,14 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let (bucket, grant, now) = (&self.bucket, &self.grant, self.bucket.shared.now());
-        let step = |at| Step { at, bucket: bucket.id, count: 1, caller: &grant.caller };
+        let step = |at| JournalStep { at, bucket: bucket.id, count: 1, caller: &grant.caller };
         if !self.received {
-            bucket.shared.note(|at| Line::Unsent(step(at)));
-            bucket.change(|turns| turns.unsend(now, grant));
+            bucket.shared.note(|at| JournalLine::Unsent(step(at)));
+            bucket.change(|queue| queue.unsend(now, grant));
             return;
         }
-        bucket.change(|turns| turns.end(now, grant));
-        bucket.shared.note(|at| Line::Ended(step(at)));
+        bucket.change(|queue| queue.end(now, grant));
+        bucket.shared.note(|at| JournalLine::Ended(step(at)));
         let waited_us = u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX);
         bucket.account(&grant.caller, |account| {
             account.waited_us.fetch_add(waited_us, Ordering::Relaxed);
@@ -329,8 +335,8 @@ impl Drop for Slot {
     }
 }
 
-impl Waiting {
-    async fn slot(mut self, latest: Instant) -> Result<Slot, Refused> {
+impl QueuedRequest {
+    async fn slot(mut self, latest: Instant) -> Result<Slot, QuotaRefused> {
         let bucket = self.bucket.clone();
         bucket.changed.notify_one();
         tokio::select! {
@@ -340,20 +346,20 @@ impl Waiting {
             () = bucket.shared.clock.sleep_until(latest) => {}
         }
         match self.leave() {
-            Some(outlook) => Err(Refused::TooLong(outlook)),
+            Some(outlook) => Err(QuotaRefused::TooLong(outlook)),
             // It was granted at this very moment, and is on its way.
             None => (&mut self.told).await.map_err(|_| bucket.lost(&self.caller)),
         }
     }
 
     /// Leaves the queue. `None`: it was not in it any more.
-    fn leave(&self) -> Option<Outlook> {
+    fn leave(&self) -> Option<QuotaOutlook> {
         let now = self.bucket.shared.now();
-        self.bucket.change(|turns| turns.leave(now, &self.caller, self.ticket))
+        self.bucket.change(|queue| queue.leave(now, &self.caller, self.ticket))
     }
 }
 
-impl Drop for Waiting {
+impl Drop for QueuedRequest {
     fn drop(&mut self) {
         self.leave();
     }

@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use self::file::{FILE, SlotsFile};
-use super::remembered::{Line, Remembered};
+use super::journal_state::{JournalLine, JournalState};
 use crate::clock::Clock;
 
 /// Lines that can wait do so until they are this long together.
@@ -39,23 +39,23 @@ const SYNC: Duration = Duration::from_secs(1);
 
 /// Where lines are handed in. Dropped, the thread ends, and what it has not written is lost, as if the process were killed.
 #[derive(Debug)]
-pub(super) struct Journal {
-    queue: Arc<Queue>,
+pub(super) struct SlotJournal {
+    queue: Arc<JournalQueue>,
 }
 
 /// What requests and the thread share. No lock is held while the disk is waited for.
 #[derive(Debug)]
-struct Queue {
-    pending: Mutex<Pending>,
+struct JournalQueue {
+    pending: Mutex<PendingLines>,
     has_work: Condvar,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<JournalProgress>,
     /// The disk is behind: no attempt waits for its line.
     is_late: AtomicBool,
     failures: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Pending {
+struct PendingLines {
     lines: Vec<u8>,
     /// How many bytes were ever handed in.
     end: u64,
@@ -65,11 +65,11 @@ struct Pending {
     is_torn: bool,
     /// How many syncs were asked for.
     syncs: u64,
-    stage: Stage,
+    stage: JournalStage,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
+enum JournalStage {
     #[default]
     Running,
     /// All is written and synced, and then the thread ends.
@@ -80,7 +80,7 @@ enum Stage {
 
 /// How far the thread is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Progress {
+struct JournalProgress {
     /// So many bytes of what was handed in have been dealt with.
     written: u64,
     /// So many of the syncs that were asked for are done.
@@ -90,38 +90,38 @@ struct Progress {
 
 /// How much was handed in when a line was: what an attempt waits for.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place(u64);
+pub(super) struct JournalPosition(u64);
 
-impl Journal {
+impl SlotJournal {
     /// Opens the journal in `dir`, makes one if there is none, starts its thread, and says what it remembers.
     ///
     /// # Errors
     /// The folder cannot be read or written, or there is no thread.
-    pub(super) fn open(dir: &Path, clock: Clock) -> io::Result<(Self, Remembered)> {
-        let (file, remembered) = SlotsFile::open(dir, clock.clone())?;
-        Ok((Self::start(file, clock)?, remembered))
+    pub(super) fn open(dir: &Path, clock: Clock) -> io::Result<(Self, JournalState)> {
+        let (file, journal_state) = SlotsFile::open(dir, clock.clone())?;
+        Ok((Self::start(file, clock)?, journal_state))
     }
 
     fn start(file: SlotsFile, clock: Clock) -> io::Result<Self> {
-        let queue = Arc::new(Queue {
+        let queue = Arc::new(JournalQueue {
             pending: Mutex::default(),
             has_work: Condvar::new(),
             progress: watch::Sender::default(),
             is_late: false.into(),
             failures: 0.into(),
         });
-        let thread = Thread { queue: queue.clone(), file, clock };
+        let thread = JournalThread { queue: queue.clone(), file, clock };
         std::thread::Builder::new().name("quota-journal".to_owned()).spawn(move || thread.run())?;
         Ok(Self { queue })
     }
 
     /// Hands in a line.
-    pub(super) fn add(&self, line: &Line<'_>) -> Place {
+    pub(super) fn add(&self, line: &JournalLine<'_>) -> JournalPosition {
         let mut pending = self.queue.pending();
         let before = pending.lines.len();
         if before >= PENDING_BYTES_MAX {
             pending.is_torn = true;
-            return Place::default();
+            return JournalPosition::default();
         }
         line.append_to(&mut pending.lines);
         pending.end += (pending.lines.len() - before) as u64;
@@ -129,11 +129,11 @@ impl Journal {
             pending.is_urgent = true;
             self.queue.has_work.notify_one();
         }
-        Place(pending.end)
+        JournalPosition(pending.end)
     }
 
     /// Waits until what was handed in up to there is written, unless the disk takes too long.
-    pub(super) async fn written(&self, place: Place) {
+    pub(super) async fn written(&self, place: JournalPosition) {
         let queue = &self.queue;
         if queue.progress.borrow().written >= place.0 || queue.is_late.load(Ordering::Relaxed) {
             return;
@@ -150,8 +150,8 @@ impl Journal {
 
     /// Closes it properly: nothing is sent after this. `false`: it is not on disk within this time.
     pub(super) async fn close(&self, now_ms: i64, within: Duration) -> bool {
-        self.add(&Line::Shut(now_ms));
-        self.queue.change(|pending| pending.stage = Stage::Closing);
+        self.add(&JournalLine::Shut(now_ms));
+        self.queue.change(|pending| pending.stage = JournalStage::Closing);
         let mut progress = self.queue.progress.subscribe();
         tokio::time::timeout(within, progress.wait_for(|progress| progress.has_ended)).await.is_ok()
     }
@@ -174,40 +174,40 @@ impl Journal {
     }
 }
 
-impl Drop for Journal {
+impl Drop for SlotJournal {
     fn drop(&mut self) {
         self.queue.change(|pending| {
-            if pending.stage == Stage::Running {
-                pending.stage = Stage::Abandoned;
+            if pending.stage == JournalStage::Running {
+                pending.stage = JournalStage::Abandoned;
             }
         });
     }
 }
 
-impl Queue {
-    fn pending(&self) -> MutexGuard<'_, Pending> {
+impl JournalQueue {
+    fn pending(&self) -> MutexGuard<'_, PendingLines> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Pending)) {
+    fn change(&self, change: impl FnOnce(&mut PendingLines)) {
         change(&mut self.pending());
         self.has_work.notify_one();
     }
 }
 
 /// The thread's own.
-struct Thread {
-    queue: Arc<Queue>,
+struct JournalThread {
+    queue: Arc<JournalQueue>,
     file: SlotsFile,
     clock: Clock,
 }
 
-impl Thread {
+impl JournalThread {
     fn run(mut self) {
         let (mut synced_at, mut syncs) = (self.clock.now(), 0);
         loop {
             let (taken, is_idle) = self.take(syncs);
-            if taken.stage == Stage::Abandoned {
+            if taken.stage == JournalStage::Abandoned {
                 break;
             }
             if taken.is_torn {
@@ -217,30 +217,33 @@ impl Thread {
             self.tell("written", appended);
             self.queue.progress.send_modify(|progress| progress.written = taken.end);
             let is_due = is_idle || taken.syncs > syncs || self.clock.now() >= synced_at + SYNC;
-            if is_due || taken.stage == Stage::Closing {
+            if is_due || taken.stage == JournalStage::Closing {
                 let done = self.file.sync();
                 self.tell("synced", done);
                 (synced_at, syncs) = (self.clock.now(), taken.syncs);
                 self.queue.progress.send_modify(|progress| progress.syncs = syncs);
             }
-            if taken.stage == Stage::Closing {
+            if taken.stage == JournalStage::Closing {
                 break;
             }
             self.catch_up();
         }
-        self.queue.progress.send_modify(|progress| *progress = Progress { written: u64::MAX, syncs, has_ended: true });
+        self.queue
+            .progress
+            .send_modify(|progress| *progress = JournalProgress { written: u64::MAX, syncs, has_ended: true });
     }
 
     /// Takes what was handed in, once something of it cannot wait; or nothing, after a second: `true`.
-    fn take(&self, syncs: u64) -> (Pending, bool) {
-        let is_idle =
-            |pending: &mut Pending| !pending.is_urgent && pending.stage == Stage::Running && pending.syncs == syncs;
+    fn take(&self, syncs: u64) -> (PendingLines, bool) {
+        let is_idle = |pending: &mut PendingLines| {
+            !pending.is_urgent && pending.stage == JournalStage::Running && pending.syncs == syncs
+        };
         let waited = self.queue.has_work.wait_timeout_while(self.queue.pending(), SYNC, is_idle);
         let (mut pending, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         let lines = std::mem::take(&mut pending.lines);
         let (is_urgent, is_torn) = (std::mem::take(&mut pending.is_urgent), std::mem::take(&mut pending.is_torn));
-        let Pending { end, syncs, stage, .. } = *pending;
-        (Pending { lines, end, is_urgent, is_torn, syncs, stage }, waited.timed_out())
+        let PendingLines { end, syncs, stage, .. } = *pending;
+        (PendingLines { lines, end, is_urgent, is_torn, syncs, stage }, waited.timed_out())
     }
 
     fn tell(&self, what: &str, done: io::Result<()>) {

@@ -1,20 +1,20 @@
 //! The upstream's quota: per bucket an exact window over attempts, handed out fairly among callers (promise 9).
 //!
-//! `window` counts slots, `turns` decides whose turn it is; both are pure and told the time. `bucket` puts them among
+//! `window` counts slots, `queue` decides whose turn it is; both are pure and told the time. `bucket` puts them among
 //! threads, `journal` on disk. The upstream's rules: Make's "Rate limiting", so many a minute and organization.
 
 mod bucket;
-mod gate;
+mod fair_queue;
 mod journal;
-mod ledger;
+mod journal_state;
 mod outlook;
-mod pace;
-mod remembered;
+mod savings;
 #[cfg(test)]
 mod sim;
+mod surplus_pacer;
 #[cfg(test)]
 mod tests;
-mod turns;
+mod throttle_gate;
 mod window;
 
 use std::collections::{HashMap, VecDeque};
@@ -29,12 +29,12 @@ use crate::clock::Clock;
 use crate::config::QuotaSetting;
 
 pub use bucket::Slot;
-use bucket::{Bucket, Shared};
-use journal::Journal;
-use ledger::Ledger;
-pub use outlook::{Lack, Outlook};
-use remembered::{Line, Remembered};
-use turns::Asking;
+use bucket::{Bucket, QuotaShared};
+use fair_queue::SlotRequest;
+use journal::SlotJournal;
+use journal_state::{JournalLine, JournalState};
+pub use outlook::{QuotaOutlook, WaitsFor};
+use savings::Savings;
 use window::{HOLD_MS, Moment};
 
 /// What an organization may have a minute until its limit is learned.
@@ -65,7 +65,7 @@ pub enum BucketId {
 
 /// What is configured of the quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct QuotaSettings {
     /// `upstream.quota`.
     pub setting: QuotaSetting,
     /// Requests of one caller that may wait for one bucket.
@@ -76,11 +76,11 @@ pub struct Settings {
 
 /// Why a request gets no turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum QuotaRefused {
     /// As many of the caller's requests wait for this bucket as may.
-    QueueFull(Outlook),
+    QueueFull(QuotaOutlook),
     /// None comes in time.
-    TooLong(Outlook),
+    TooLong(QuotaOutlook),
 }
 
 /// What operators see of one bucket.
@@ -128,15 +128,15 @@ pub struct SpenderView {
 /// The quota of all buckets.
 #[derive(Debug)]
 pub struct Quota {
-    settings: RwLock<Settings>,
+    settings: RwLock<QuotaSettings>,
     buckets: RwLock<Buckets>,
-    shared: Arc<Shared>,
+    shared: Arc<QuotaShared>,
     /// A bucket that is made before this (in milliseconds since the opening) counts as full until then.
     full_until: u64,
     /// Buckets that were forgotten had taken so many slots each at most, which all come back by then (in milliseconds since
     /// the opening).
     forgotten: Mutex<(u64, u64)>,
-    ledger: Ledger,
+    savings: Savings,
 }
 
 #[derive(Debug, Default)]
@@ -173,59 +173,59 @@ impl Quota {
     ///
     /// # Errors
     /// The journal cannot be read or made.
-    pub fn open(settings: Settings, dir: Option<&Path>, clock: Clock) -> io::Result<Self> {
-        let (journal, remembered) = match dir {
+    pub fn open(settings: QuotaSettings, dir: Option<&Path>, clock: Clock) -> io::Result<Self> {
+        let (journal, journal_state) = match dir {
             Some(dir) => {
-                let (journal, remembered) = Journal::open(dir, clock.clone())?;
-                (Some(journal), remembered)
+                let (journal, journal_state) = SlotJournal::open(dir, clock.clone())?;
+                (Some(journal), journal_state)
             }
-            None => (None, Remembered::default()),
+            None => (None, JournalState::default()),
         };
         let wall_ms = clock.wall_ms();
-        let shared = Shared { opened: clock.now(), clock, journal, accounts: 0.into() };
-        let full_until = remembered.full_until.map_or(0, |until| u64::try_from(until - wall_ms).unwrap_or(0));
+        let shared = QuotaShared { opened: clock.now(), clock, journal, accounts: 0.into() };
+        let full_until = journal_state.full_until.map_or(0, |until| u64::try_from(until - wall_ms).unwrap_or(0));
         let quota = Self {
             settings: RwLock::new(settings),
             buckets: RwLock::default(),
             shared: Arc::new(shared),
             full_until,
             forgotten: Mutex::default(),
-            ledger: Ledger::new(),
+            savings: Savings::new(),
         };
-        for (id, known) in remembered.buckets {
+        for (id, known) in journal_state.buckets {
             quota.remember(id, &known, wall_ms);
         }
         Ok(quota)
     }
 
-    fn remember(&self, id: BucketId, known: &remembered::Bucket, wall_ms: i64) {
+    fn remember(&self, id: BucketId, known: &journal_state::JournalBucket, wall_ms: i64) {
         let Ok(bucket) = self.bucket(id) else { return };
         if let Some((_, limit)) = known.learned {
             bucket.learned.store(limit, Ordering::Relaxed);
         }
         let limit = self.limit(id, &bucket);
-        let mut turns = bucket.turns();
-        turns.set_limit(limit);
-        known.put_into(&mut turns, wall_ms);
+        let mut queue = bucket.queue();
+        queue.set_limit(limit);
+        known.put_into(&mut queue, wall_ms);
     }
 
     /// Waits for the right to send one attempt, at most until `latest`. `eligible`: how many configured callers may reach this
     /// bucket at all. Without anybody before it, and with a free slot, it does not wait. Dropping the future leaves the queue.
     ///
     /// # Errors
-    /// [`Refused`], at once where no slot can come in time, or more buckets are in use than are kept.
-    pub async fn turn(
+    /// [`QuotaRefused`], at once where no slot can come in time, or more buckets are in use than are kept.
+    pub async fn acquire(
         &self,
         bucket: BucketId,
         caller: &Arc<str>,
         eligible: usize,
         latest: Instant,
-    ) -> Result<Slot, Refused> {
-        let asking = self.asking(caller, eligible, latest);
-        self.bucket(bucket)?.turn(&asking, latest).await
+    ) -> Result<Slot, QuotaRefused> {
+        let request = self.request(caller, eligible, latest);
+        self.bucket(bucket)?.acquire(&request, latest).await
     }
 
-    /// What [`Quota::turn`] would say now, by the same rules: how long a request would wait if nothing else happened. It takes
+    /// What [`Quota::acquire`] would say now, by the same rules: how long a request would wait if nothing else happened. It takes
     /// no slot, and does not make the caller an active one.
     ///
     /// # Errors
@@ -236,15 +236,15 @@ impl Quota {
         caller: &Arc<str>,
         eligible: usize,
         latest: Instant,
-    ) -> Result<Outlook, Refused> {
-        let asking = self.asking(caller, eligible, latest);
+    ) -> Result<QuotaOutlook, QuotaRefused> {
+        let request = self.request(caller, eligible, latest);
         let known = self.buckets.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&bucket).cloned();
-        known.map_or_else(|| self.new_bucket(bucket).foresee(&asking), |bucket| bucket.foresee(&asking))
+        known.map_or_else(|| self.new_bucket(bucket).foresee(&request), |bucket| bucket.foresee(&request))
     }
 
-    fn asking<'a>(&self, caller: &'a Arc<str>, eligible: usize, latest: Instant) -> Asking<'a> {
-        let Settings { queue_per_caller, wait, .. } = self.settings();
-        Asking {
+    fn request<'a>(&self, caller: &'a Arc<str>, eligible: usize, latest: Instant) -> SlotRequest<'a> {
+        let QuotaSettings { queue_per_caller, wait, .. } = self.settings();
+        SlotRequest {
             caller,
             eligible,
             wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
@@ -256,20 +256,20 @@ impl Quota {
     /// The right to send one attempt of the gateway's own, if it takes nothing from anybody: nobody waits for this bucket, more
     /// than half of its slots are free, and few were taken in this way.
     #[must_use]
-    pub async fn spare(&self, bucket: BucketId) -> Option<Slot> {
+    pub async fn acquire_spare(&self, bucket: BucketId) -> Option<Slot> {
         self.bucket(bucket).ok()?.spare().await
     }
 
     /// The upstream says that this organization may have so many a minute. Counts from now on, unless the limit is configured.
-    pub fn learn(&self, organization: u64, per_minute: u32) {
+    pub fn learn_limit(&self, organization: u64, per_minute: u32) {
         if per_minute == 0 || self.settings().setting != QuotaSetting::Auto {
             return;
         }
         let Ok(bucket) = self.bucket(BucketId::Organization(organization)) else { return };
         if bucket.learned.swap(per_minute, Ordering::Relaxed) != per_minute {
-            bucket.change(|turns| turns.set_limit(per_minute));
+            bucket.change(|queue| queue.set_limit(per_minute));
             if let Some(journal) = &self.shared.journal {
-                journal.add(&Line::Learned(self.shared.clock.wall_ms(), organization, per_minute));
+                journal.add(&JournalLine::Learned(self.shared.clock.wall_ms(), organization, per_minute));
             }
         }
     }
@@ -284,16 +284,16 @@ impl Quota {
     /// An answer that would have cost `caller` a slot came from memory.
     /// Cheap: on every hit.
     pub fn saved(&self, bucket: BucketId, caller: &Arc<str>) {
-        self.ledger.add(bucket, caller);
+        self.savings.add(bucket, caller);
     }
 
     /// From now on this is configured.
-    pub fn configure(&self, settings: Settings) {
+    pub fn set_settings(&self, settings: QuotaSettings) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         let buckets: Vec<_> = self.all();
         for (id, bucket) in buckets {
             let limit = self.limit(id, &bucket);
-            bucket.change(|turns| turns.set_limit(limit));
+            bucket.change(|queue| queue.set_limit(limit));
         }
     }
 
@@ -315,7 +315,7 @@ impl Quota {
 
     /// Brings what was saved to the buckets' accounts. To be called every second.
     pub fn maintain(&self) {
-        for (bucket, caller, count) in self.ledger.take() {
+        for (bucket, caller, count) in self.savings.take() {
             if let Ok(bucket) = self.bucket(bucket) {
                 bucket.saved(&caller, count);
             }
@@ -334,10 +334,10 @@ impl Quota {
     /// How often the journal could not be written, or not in time.
     #[must_use]
     pub fn journal_failures(&self) -> u64 {
-        self.shared.journal.as_ref().map_or(0, Journal::failures)
+        self.shared.journal.as_ref().map_or(0, SlotJournal::failures)
     }
 
-    fn settings(&self) -> Settings {
+    fn settings(&self) -> QuotaSettings {
         *self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -357,7 +357,7 @@ impl Quota {
         buckets.by_id.iter().map(|(id, bucket)| (*id, bucket.clone())).collect()
     }
 
-    fn bucket(&self, id: BucketId) -> Result<Arc<Bucket>, Refused> {
+    fn bucket(&self, id: BucketId) -> Result<Arc<Bucket>, QuotaRefused> {
         if let Some(bucket) = self.buckets.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&id) {
             return Ok(bucket.clone());
         }
@@ -366,7 +366,7 @@ impl Quota {
             return Ok(bucket.clone());
         }
         if buckets.by_id.len() >= BUCKETS_MAX {
-            let used = buckets.make_room().ok_or(Refused::TooLong(Outlook::UNKNOWN))?;
+            let used = buckets.make_room().ok_or(QuotaRefused::TooLong(QuotaOutlook::UNKNOWN))?;
             self.forget(used);
         }
         let bucket = Arc::new(self.new_bucket(id));
@@ -378,14 +378,14 @@ impl Quota {
     fn new_bucket(&self, id: BucketId) -> Bucket {
         let bucket = Bucket::new(id, UNLEARNED_PER_MINUTE, self.shared.clone());
         let limit = self.limit(id, &bucket);
-        bucket.turns().set_limit(limit);
+        bucket.queue().set_limit(limit);
         if self.full_until > self.shared.now() {
-            bucket.turns().close(self.full_until);
+            bucket.queue().close(self.full_until);
         }
         let (count, until) = *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
         if until > self.shared.now() {
             // It may be one of those, and must not have more than its limit: it begins with as much as any of them had spent.
-            bucket.turns().hold(until, &FORGOTTEN.into(), count);
+            bucket.queue().hold(until, &FORGOTTEN.into(), count);
         }
         bucket
     }

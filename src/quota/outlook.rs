@@ -8,9 +8,9 @@ use super::window::HOLD_MS;
 
 /// Where a caller stands at a bucket, and when it can send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outlook {
+pub struct QuotaOutlook {
     /// What it waits for, if it has to wait.
-    pub lack: Lack,
+    pub lack: WaitsFor,
     /// In what time it can expect to send.
     pub after: Duration,
     /// Attempts a minute of the bucket.
@@ -27,7 +27,7 @@ pub struct Outlook {
 
 /// What a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lack {
+pub enum WaitsFor {
     /// A slot: all are taken.
     Spent,
     /// Its turn: slots are free, but kept for requests before it and for callers that have had less or may come.
@@ -36,10 +36,10 @@ pub enum Lack {
     Closed,
 }
 
-impl Outlook {
+impl QuotaOutlook {
     /// Where nothing is known of the bucket.
     pub const UNKNOWN: Self = Self {
-        lack: Lack::Spent,
+        lack: WaitsFor::Spent,
         after: Duration::from_millis(HOLD_MS),
         limit: UNLEARNED_PER_MINUTE,
         free: 0,
@@ -50,15 +50,15 @@ impl Outlook {
 }
 
 /// Where the caller stands, as a sentence that lacks its end: when more comes.
-impl fmt::Display for Outlook {
+impl fmt::Display for QuotaOutlook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { lack, limit, free, spent, share, waiting, .. } = self;
         match lack {
-            Lack::Closed => f.write_str("Make itself answered 429 for this quota, so nothing is sent for a while"),
-            Lack::Spent => {
+            WaitsFor::Closed => f.write_str("Make itself answered 429 for this quota, so nothing is sent for a while"),
+            WaitsFor::Spent => {
                 write!(f, "Make's quota of {limit}/min is all taken; this caller has had {spent} (its share: {share})")
             }
-            Lack::Kept => {
+            WaitsFor::Kept => {
                 write!(f, "Of Make's quota of {limit}/min, this caller has had {spent} (its share: {share}). ")?;
                 write!(f, "The {free} still free are kept for other callers")?;
                 if *waiting > 0 {

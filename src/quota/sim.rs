@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::remembered::{Line, Remembered, Step};
-use super::turns::{Asked, Asking, Grant, Turns};
+use super::fair_queue::{FairQueue, SlotAnswer, SlotGrant, SlotRequest};
+use super::journal_state::{JournalLine, JournalState, JournalStep};
 use super::window::Moment;
-use super::{BucketId, Lack, Refused};
+use super::{BucketId, QuotaRefused, WaitsFor};
 
 const STEP_MS: Moment = 10;
 const QUOTA_WAIT_MS: Moment = 5_000;
@@ -71,7 +71,7 @@ fn flood(caller: usize, span: Range<Moment>) -> Load {
 /// One request's fate.
 struct Fate {
     caller: usize,
-    asked: Moment,
+    answer: Moment,
     /// Was it, with those that waited before it, within the caller's share?
     within_share: bool,
     granted: Option<Moment>,
@@ -82,7 +82,7 @@ struct Sim {
     eligible: usize,
     latency_ms: u64,
     random: Random,
-    turns: Turns<usize>,
+    queue: FairQueue<usize>,
     /// When the process started that the turns are of: their moment 0.
     started: Moment,
     wake: Option<Moment>,
@@ -92,7 +92,7 @@ struct Sim {
     /// Who was refused lately, and when.
     refused: Vec<(usize, Moment)>,
     /// By end: attempts, with their places in `attempts`.
-    ends: BTreeMap<Moment, Vec<(usize, Grant)>>,
+    ends: BTreeMap<Moment, Vec<(usize, SlotGrant)>>,
     fates: Vec<Fate>,
     /// Send and end of every attempt.
     attempts: Vec<(Moment, Moment)>,
@@ -113,7 +113,7 @@ impl Sim {
             eligible,
             latency_ms,
             random: Random(seed),
-            turns: Turns::new(limit),
+            queue: FairQueue::new(limit),
             started: 0,
             wake: None,
             names: (0..40).map(|n| format!("caller {n}").into()).collect(),
@@ -139,8 +139,8 @@ impl Sim {
         for now in (0..length_ms).step_by(10) {
             while let Some(entry) = self.ends.first_entry().filter(|entry| *entry.key() <= now) {
                 for (_, grant) in entry.remove() {
-                    self.turns.end(now - self.started, &grant);
-                    self.note(now, &grant.caller, Line::Ended);
+                    self.queue.end(now - self.started, &grant);
+                    self.note(now, &grant.caller, JournalLine::Ended);
                     self.pump(now);
                 }
             }
@@ -185,42 +185,47 @@ impl Sim {
 
     fn ask(&mut self, now: Moment, caller: usize) {
         let (id, name, moment) = (self.fates.len(), self.names[caller].clone(), now - self.started);
-        assert!(self.turns.pump(moment).is_none(), "a turn at {now} was not handed out in time");
-        let within_share = self.turns.within_share(&name);
-        self.fates.push(Fate { caller, asked: now, within_share, granted: None });
+        assert!(self.queue.pump(moment).is_none(), "a turn at {now} was not handed out in time");
+        let within_share = self.queue.within_share(&name);
+        self.fates.push(Fate { caller, answer: now, within_share, granted: None });
         let latest = moment + QUOTA_WAIT_MS;
-        let asking =
-            Asking { caller: &name, eligible: self.eligible, wait_ms: QUOTA_WAIT_MS, latest, queue_max: QUEUE_MAX };
-        let foreseen = self.turns.foresee(moment, &asking);
-        match self.turns.ask(moment, &asking, || id) {
-            Asked::Granted(grant) => {
+        let request = SlotRequest {
+            caller: &name,
+            eligible: self.eligible,
+            wait_ms: QUOTA_WAIT_MS,
+            latest,
+            queue_max: QUEUE_MAX,
+        };
+        let foreseen = self.queue.foresee(moment, &request);
+        match self.queue.ask(moment, &request, || id) {
+            SlotAnswer::Granted(grant) => {
                 assert!(foreseen.is_ok_and(|outlook| outlook.after.is_zero()), "{foreseen:?}, but granted");
                 self.sent(now, id, grant);
             }
-            Asked::Queued(ticket) => {
-                assert!(!matches!(foreseen, Err(Refused::QueueFull(_))), "{foreseen:?}, but queued");
+            SlotAnswer::Queued(ticket) => {
+                assert!(!matches!(foreseen, Err(QuotaRefused::QueueFull(_))), "{foreseen:?}, but queued");
                 self.waiting.insert(id, (caller, ticket, now + QUOTA_WAIT_MS));
                 self.pump(now);
             }
-            Asked::Full(outlook) => {
+            SlotAnswer::Full(outlook) => {
                 self.refused.push((caller, now));
                 assert!(!outlook.after.is_zero(), "full, but at once");
-                assert_eq!(foreseen, Err(Refused::QueueFull(outlook)));
+                assert_eq!(foreseen, Err(QuotaRefused::QueueFull(outlook)));
             }
-            Asked::TooLong(outlook) => {
+            SlotAnswer::TooLong(outlook) => {
                 self.refused.push((caller, now));
                 assert!(outlook.after > Duration::from_millis(QUOTA_WAIT_MS), "{outlook:?}");
-                assert_eq!(foreseen, Err(Refused::TooLong(outlook)));
+                assert_eq!(foreseen, Err(QuotaRefused::TooLong(outlook)));
             }
         }
     }
 
     fn ask_for_spare(&mut self, now: Moment) {
-        let waiting = self.turns.waiting();
-        if let Some(grant) = self.turns.spare(now - self.started) {
+        let waiting = self.queue.waiting();
+        if let Some(grant) = self.queue.spare(now - self.started) {
             assert_eq!(waiting, 0, "a spare slot while somebody waits at {now}");
             self.spare += 1;
-            self.note(now, &grant.caller, Line::Sent);
+            self.note(now, &grant.caller, JournalLine::Sent);
             let end = now + self.random.below(self.latency_ms + 1);
             self.ends.entry(end).or_default().push((self.attempts.len(), grant));
             self.attempts.push((now, end));
@@ -228,16 +233,16 @@ impl Sim {
     }
 
     fn pump(&mut self, now: Moment) {
-        while let Some((grant, id)) = self.turns.pump(now - self.started) {
+        while let Some((grant, id)) = self.queue.pump(now - self.started) {
             self.waiting.remove(&id);
             self.sent(now, id, grant);
         }
-        self.wake = self.turns.next(now - self.started);
+        self.wake = self.queue.next(now - self.started);
     }
 
-    fn sent(&mut self, now: Moment, id: usize, grant: Grant) {
+    fn sent(&mut self, now: Moment, id: usize, grant: SlotGrant) {
         self.fates[id].granted = Some(now);
-        self.note(now, &grant.caller, Line::Sent);
+        self.note(now, &grant.caller, JournalLine::Sent);
         let end = now + self.random.below(self.latency_ms + 1);
         self.ends.entry(end).or_default().push((self.attempts.len(), grant));
         self.attempts.push((now, end));
@@ -247,15 +252,15 @@ impl Sim {
         let late: Vec<_> = self.waiting.iter().filter(|(_, (.., latest))| *latest <= now).map(|(id, _)| *id).collect();
         for id in late {
             let (caller, ticket, _) = self.waiting.remove(&id).unwrap();
-            self.turns.leave(now - self.started, &self.names[caller], ticket);
+            self.queue.leave(now - self.started, &self.names[caller], ticket);
             self.refused.push((caller, now));
             self.pump(now);
         }
     }
 
-    fn note<'a>(&mut self, now: Moment, caller: &'a str, line: impl Fn(Step<'a>) -> Line<'a>) {
+    fn note<'a>(&mut self, now: Moment, caller: &'a str, line: impl Fn(JournalStep<'a>) -> JournalLine<'a>) {
         if let Some((text, _)) = &mut self.journal {
-            let step = Step { at: now as i64, bucket: BucketId::Account, count: 1, caller };
+            let step = JournalStep { at: now as i64, bucket: BucketId::Account, count: 1, caller };
             let line = line(step);
             line.append_to(&mut self.pending);
             if !line.can_wait() {
@@ -268,12 +273,12 @@ impl Sim {
     fn restart(&mut self, now: Moment) {
         let (text, _) = self.journal.as_mut().unwrap();
         self.pending.clear();
-        let mut remembered = Remembered::read(text, "boot", now as i64);
-        remembered.end_all(now as i64);
-        *text = remembered.text("boot", now as i64);
-        self.turns = Turns::new(self.limit);
-        if let Some(bucket) = remembered.buckets.get(&BucketId::Account) {
-            bucket.put_into(&mut self.turns, now as i64);
+        let mut journal_state = JournalState::read(text, "boot", now as i64);
+        journal_state.end_all(now as i64);
+        *text = journal_state.text("boot", now as i64);
+        self.queue = FairQueue::new(self.limit);
+        if let Some(bucket) = journal_state.buckets.get(&BucketId::Account) {
+            bucket.put_into(&mut self.queue, now as i64);
         }
         (self.started, self.wake) = (now, None);
         self.waiting.clear();
@@ -288,22 +293,22 @@ impl Sim {
         sent * MINUTE * 100 / (u64::from(self.limit) * (span.end - span.start))
     }
 
-    fn asked(&self, caller: usize, span: Range<Moment>) -> impl Iterator<Item = &Fate> {
-        self.fates.iter().filter(move |fate| fate.caller == caller && span.contains(&fate.asked))
+    fn answer(&self, caller: usize, span: Range<Moment>) -> impl Iterator<Item = &Fate> {
+        self.fates.iter().filter(move |fate| fate.caller == caller && span.contains(&fate.answer))
     }
 
     fn granted(&self, caller: usize, span: Range<Moment>) -> usize {
-        self.asked(caller, span).filter(|fate| fate.granted.is_some()).count()
+        self.answer(caller, span).filter(|fate| fate.granted.is_some()).count()
     }
 
     fn refused(&self, caller: usize, span: Range<Moment>) -> usize {
-        self.asked(caller, span).filter(|fate| fate.granted.is_none()).count()
+        self.answer(caller, span).filter(|fate| fate.granted.is_none()).count()
     }
 
     /// Refused although within the share.
     fn starved(&self, callers: Range<usize>, span: Range<Moment>) -> usize {
-        let asked = callers.flat_map(|caller| self.asked(caller, span.clone()));
-        asked.filter(|fate| fate.within_share && fate.granted.is_none()).count()
+        let answer = callers.flat_map(|caller| self.answer(caller, span.clone()));
+        answer.filter(|fate| fate.within_share && fate.granted.is_none()).count()
     }
 
     /// However the upstream places its minute, and whenever between its send and its end it counts an attempt, it never counts
@@ -412,8 +417,8 @@ fn all_the_quiet_ones_may_want_their_shares_at_once_whenever_that_is() {
         loads.extend((1..10).map(|caller| random(caller, 1, 0..surge)));
         loads.extend((1..10).map(|caller| even(caller, 21, surge..EVER)));
         let sim = Sim::new(240, 10, 300, phase).run(surge + 2 * MINUTE, &loads);
-        let asked = surge..surge + 2 * MINUTE - QUOTA_WAIT_MS;
-        assert_eq!(sim.starved(1..10, asked), 0, "phase and seed {phase}");
+        let answer = surge..surge + 2 * MINUTE - QUOTA_WAIT_MS;
+        assert_eq!(sim.starved(1..10, answer), 0, "phase and seed {phase}");
     }
 }
 
@@ -451,35 +456,36 @@ fn looks_take_nothing_from_anybody() {
 
 #[test]
 fn nothing_is_spare_while_somebody_waits() {
-    let mut turns = Turns::new(240);
+    let mut queue = FairQueue::new(240);
     let flooding: Arc<str> = "flood".into();
-    let asking = Asking { caller: &flooding, eligible: 10, wait_ms: QUOTA_WAIT_MS, latest: 60_000, queue_max: 50 };
-    while matches!(turns.ask(0, &asking, || 0), Asked::Granted(_)) {}
-    assert!(turns.used() * 2 < 240 && turns.waiting() == 1, "it waits although more than half is free");
-    assert!(turns.spare(0).is_none());
+    let request =
+        SlotRequest { caller: &flooding, eligible: 10, wait_ms: QUOTA_WAIT_MS, latest: 60_000, queue_max: 50 };
+    while matches!(queue.ask(0, &request, || 0), SlotAnswer::Granted(_)) {}
+    assert!(queue.used() * 2 < 240 && queue.waiting() == 1, "it waits although more than half is free");
+    assert!(queue.spare(0).is_none());
 }
 
 #[test]
 fn who_looks_is_no_caller_that_others_make_room_for() {
-    let mut turns = Turns::new(60);
-    let grant = turns.spare(0).unwrap();
-    turns.end(10, &grant);
+    let mut queue = FairQueue::new(60);
+    let grant = queue.spare(0).unwrap();
+    queue.end(10, &grant);
     let lone: Arc<str> = "lone".into();
-    let asking = Asking { caller: &lone, eligible: 1, wait_ms: QUOTA_WAIT_MS, latest: 0, queue_max: 50 };
+    let request = SlotRequest { caller: &lone, eligible: 1, wait_ms: QUOTA_WAIT_MS, latest: 0, queue_max: 50 };
     for slot in 0..59 {
-        assert!(matches!(turns.ask(10, &asking, || 0), Asked::Granted(_)), "slot {slot}");
+        assert!(matches!(queue.ask(10, &request, || 0), SlotAnswer::Granted(_)), "slot {slot}");
     }
 }
 
 #[test]
 fn few_slots_are_spare_and_none_near_a_429() {
-    let mut turns = Turns::<usize>::new(60);
-    let grants: Vec<_> = std::iter::from_fn(|| turns.spare(0)).collect();
-    assert_eq!((grants.len(), turns.used()), (2, 2));
-    assert!(turns.spenders().any(|(name, spent, _)| &**name == super::turns::SPARE && spent == 2));
-    grants.iter().for_each(|grant| turns.end(10, grant));
-    assert!(turns.dispensable(61_000) != Some(0) && turns.spare(61_000).is_none());
-    assert!(turns.dispensable(61_010) == Some(0) && turns.spenders().count() == 0, "all back");
-    turns.close(70_000);
-    assert!(turns.spare(69_999).is_none() && turns.spare(70_000).is_none(), "somebody else may be drawing on it");
+    let mut queue = FairQueue::<usize>::new(60);
+    let grants: Vec<_> = std::iter::from_fn(|| queue.spare(0)).collect();
+    assert_eq!((grants.len(), queue.used()), (2, 2));
+    assert!(queue.spenders().any(|(name, spent, _)| &**name == super::fair_queue::SPARE && spent == 2));
+    grants.iter().for_each(|grant| queue.end(10, grant));
+    assert!(queue.dispensable(61_000) != Some(0) && queue.spare(61_000).is_none());
+    assert!(queue.dispensable(61_010) == Some(0) && queue.spenders().count() == 0, "all back");
+    queue.close(70_000);
+    assert!(queue.spare(69_999).is_none() && queue.spare(70_000).is_none(), "somebody else may be drawing on it");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
-use super::{BucketId, Lack, Outlook, Quota, Refused, Settings, Slot};
+use super::{BucketId, Quota, QuotaOutlook, QuotaRefused, QuotaSettings, Slot, WaitsFor};
 use crate::clock::Clock;
 use crate::config::QuotaSetting;
 
@@ -21,12 +21,13 @@ struct World {
 impl World {
     fn new(setting: QuotaSetting) -> Self {
         let clock = Clock::movable();
-        let quota = Quota::open(Settings { setting, queue_per_caller: 3, wait: WAIT }, None, clock.clone()).unwrap();
+        let quota =
+            Quota::open(QuotaSettings { setting, queue_per_caller: 3, wait: WAIT }, None, clock.clone()).unwrap();
         Self { quota, clock, caller: "a".into() }
     }
 
-    async fn turn(&self) -> Result<Slot, Refused> {
-        self.quota.turn(ORG, &self.caller, 1, self.clock.now() + WAIT).await
+    async fn turn(&self) -> Result<Slot, QuotaRefused> {
+        self.quota.acquire(ORG, &self.caller, 1, self.clock.now() + WAIT).await
     }
 
     /// A slot that is free now.
@@ -50,7 +51,8 @@ async fn what_cannot_come_in_time_is_refused_at_once_and_told_when() {
     let world = World::new(QuotaSetting::PerMinute(2));
     drop((world.take(), world.take()));
     let refused = world.turn().now_or_never().expect("waits in vain").unwrap_err();
-    let Refused::TooLong(Outlook { after: retry_after, limit: 2, lack: Lack::Spent, .. }) = refused else {
+    let QuotaRefused::TooLong(QuotaOutlook { after: retry_after, limit: 2, lack: WaitsFor::Spent, .. }) = refused
+    else {
         panic!("{refused:?}")
     };
     assert!(retry_after > Duration::from_secs(60) && retry_after <= Duration::from_millis(61_010), "{retry_after:?}");
@@ -111,7 +113,7 @@ async fn whoever_leaves_holds_nobody_up() {
     let mut second = Box::pin(world.turn());
     assert!(first.as_mut().now_or_never().is_none());
     // Only one slot comes in time, and the first waits for it.
-    assert!(matches!(second.as_mut().now_or_never(), Some(Err(Refused::TooLong { .. }))));
+    assert!(matches!(second.as_mut().now_or_never(), Some(Err(QuotaRefused::TooLong { .. }))));
     drop(first);
     assert_eq!(world.used(), (1, 0));
     let waiter = Box::pin(world.turn());
@@ -127,7 +129,7 @@ async fn a_callers_queue_is_bounded() {
     let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(world.turn())).collect();
     assert!(waiting.iter_mut().all(|turn| turn.as_mut().now_or_never().is_none()));
     let refused = world.turn().now_or_never().expect("waits").unwrap_err();
-    let Refused::QueueFull(Outlook { after: retry_after, .. }) = refused else { panic!("{refused:?}") };
+    let QuotaRefused::QueueFull(QuotaOutlook { after: retry_after, .. }) = refused else { panic!("{refused:?}") };
     assert!(retry_after <= Duration::from_millis(3_010), "{retry_after:?}");
     world.advance(3.1);
     for turn in waiting {
@@ -142,7 +144,7 @@ async fn after_a_429_it_is_closed_and_then_reopens_gently() {
     world.quota.close(ORG, Some(Duration::from_secs(30)));
     drop(before);
     let refused = world.turn().now_or_never().expect("waits").unwrap_err();
-    let Refused::TooLong(Outlook { after: retry_after, .. }) = refused else { panic!("{refused:?}") };
+    let QuotaRefused::TooLong(QuotaOutlook { after: retry_after, .. }) = refused else { panic!("{refused:?}") };
     assert!(retry_after > Duration::from_secs(29) && retry_after <= Duration::from_secs(30), "{retry_after:?}");
     assert!(world.quota.view(ORG).closed_for.is_some());
     world.advance(30.0);
@@ -176,15 +178,15 @@ async fn a_learned_limit_counts_at_once_unless_one_is_configured() {
     let world = World::new(QuotaSetting::Auto);
     assert_eq!(world.quota.view(ORG).limit, 60);
     let slots: Vec<_> = (0..10).map(|_| world.take()).collect();
-    world.quota.learn(11, 5);
+    world.quota.learn_limit(11, 5);
     assert!(world.turn().now_or_never().expect("waits").is_err());
-    world.quota.learn(11, 240);
+    world.quota.learn_limit(11, 240);
     world.take();
     drop(slots);
-    world.quota.configure(Settings { setting: QuotaSetting::PerMinute(7), queue_per_caller: 3, wait: WAIT });
-    world.quota.learn(11, 500);
+    world.quota.set_settings(QuotaSettings { setting: QuotaSetting::PerMinute(7), queue_per_caller: 3, wait: WAIT });
+    world.quota.learn_limit(11, 500);
     assert_eq!(world.quota.view(ORG).limit, 7);
-    world.quota.configure(Settings { setting: QuotaSetting::Auto, queue_per_caller: 3, wait: WAIT });
+    world.quota.set_settings(QuotaSettings { setting: QuotaSetting::Auto, queue_per_caller: 3, wait: WAIT });
     assert_eq!(world.quota.view(ORG).limit, 240);
     assert_eq!(world.quota.view(BucketId::Account).limit, 60);
 }
@@ -196,7 +198,7 @@ async fn a_raised_limit_lets_through_who_waits() {
     world.advance(58.0);
     let mut turn = Box::pin(world.turn());
     assert!(turn.as_mut().now_or_never().is_none());
-    world.quota.configure(Settings { setting: QuotaSetting::PerMinute(2), queue_per_caller: 3, wait: WAIT });
+    world.quota.set_settings(QuotaSettings { setting: QuotaSetting::PerMinute(2), queue_per_caller: 3, wait: WAIT });
     turn.now_or_never().expect("not woken").unwrap();
 }
 
@@ -223,12 +225,12 @@ async fn operators_see_shares_and_who_waits_and_was_refused() {
     let world = World::new(QuotaSetting::PerMinute(6));
     let ask = |name: &str| {
         let (quota, caller, latest) = (&world.quota, Arc::from(name), world.clock.now() + WAIT);
-        async move { quota.turn(ORG, &caller, 3, latest).await }
+        async move { quota.acquire(ORG, &caller, 3, latest).await }
     };
     let taken: Vec<_> = (0..2).map(|_| ask("a").now_or_never().expect("has to wait").unwrap()).collect();
     let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(ask("a"))).collect();
     assert!(waiting.iter_mut().all(|turn| turn.as_mut().now_or_never().is_none()));
-    assert!(matches!(ask("a").now_or_never(), Some(Err(Refused::QueueFull(outlook))) if outlook.waiting == 3));
+    assert!(matches!(ask("a").now_or_never(), Some(Err(QuotaRefused::QueueFull(outlook))) if outlook.waiting == 3));
     let see = || {
         let view = world.quota.view(ORG);
         let callers: Vec<_> = view.callers.iter().map(|c| (&*c.name == "a", c.share, c.waiting, c.refused)).collect();
@@ -256,7 +258,7 @@ async fn tasks_that_crowd_lose_no_slot_and_no_wake_up() {
             tasks.spawn(async move {
                 let caller = format!("caller {}", n % 20).into();
                 let latest = world.clock.now() + Duration::from_secs(20);
-                let turn = world.quota.turn(ORG, &caller, 1, latest);
+                let turn = world.quota.acquire(ORG, &caller, 1, latest);
                 // Every fourth gives up while it waits, just when slots come back or before.
                 if n % 4 == 0 {
                     tokio::time::timeout(Duration::from_millis(n), turn).await.is_ok_and(|slot| slot.is_ok())
@@ -281,7 +283,7 @@ async fn tasks_that_crowd_lose_no_slot_and_no_wake_up() {
 async fn a_bucket_that_had_to_be_forgotten_counts_what_it_may_have_spent() {
     let world = World::new(QuotaSetting::PerMinute(2));
     let ask = |id| {
-        let turn = world.quota.turn(BucketId::Organization(id), &world.caller, 1, world.clock.now());
+        let turn = world.quota.acquire(BucketId::Organization(id), &world.caller, 1, world.clock.now());
         turn.now_or_never().expect("waits in vain").is_ok()
     };
     let all = u64::try_from(super::BUCKETS_MAX).unwrap() + 50;

@@ -20,7 +20,7 @@ const SAME_TICK_SEARCH: usize = 16;
 
 /// Slots of ended attempts that come back together.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
+pub(super) struct ReturningSlots {
     /// When they come back.
     pub(super) returns: Moment,
     /// Whose they are.
@@ -32,7 +32,7 @@ pub(super) struct Held {
 /// What one who takes a slot has to leave to others: at the horizon `h` (milliseconds from now), together with what has come
 /// back by then, at least `min(reserve + per_hold / parts · h / HOLD_MS, most)`.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Keep {
+pub(super) struct SlotsToLeave {
     /// Slots for whoever comes at once.
     pub(super) reserve: u64,
     /// Over a whole hold, others may want `per_hold / parts` slots, evenly.
@@ -47,7 +47,7 @@ pub(super) struct Keep {
 
 /// When slots can be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Due {
+pub(super) enum SlotsDue {
     /// At this moment (or at once, if it is not after now), unless somebody else takes them.
     At(Moment),
     /// When an attempt that is under way has ended: too many are, to promise the others their share.
@@ -58,14 +58,14 @@ pub(super) enum Due {
 
 /// The taken slots of one bucket.
 #[derive(Debug, Default)]
-pub(super) struct Window {
+pub(super) struct SlotWindow {
     under_way: u64,
     /// In the order in which they come back.
-    held: VecDeque<Held>,
+    held: VecDeque<ReturningSlots>,
     held_count: u64,
 }
 
-impl Window {
+impl SlotWindow {
     /// Slots that are taken.
     pub(super) fn used(&self) -> u64 {
         self.under_way + self.held_count
@@ -97,12 +97,12 @@ impl Window {
             held.count += count;
             return false;
         }
-        self.held.insert(at, Held { returns, caller: caller.clone(), count });
+        self.held.insert(at, ReturningSlots { returns, caller: caller.clone(), count });
         true
     }
 
     /// Takes out the next slots that have come back by now.
-    pub(super) fn returned(&mut self, now: Moment) -> Option<Held> {
+    pub(super) fn returned(&mut self, now: Moment) -> Option<ReturningSlots> {
         let held = self.held.pop_front_if(|held| held.returns <= now)?;
         self.held_count -= held.count;
         if self.held.is_empty() {
@@ -117,28 +117,28 @@ impl Window {
     }
 
     /// When can `take` slots be taken such that from then on there is enough of `keep`?
-    pub(super) fn when(&self, now: Moment, limit: u64, take: u64, keep: &Keep) -> Due {
+    pub(super) fn when(&self, now: Moment, limit: u64, take: u64, keep: &SlotsToLeave) -> SlotsDue {
         let wanted = self.used() + take;
         let least = keep.reserve.min(keep.most);
         // `supply`: what is left after taking, `None` while that is less than nothing; `back`: what has come back by then.
         let (mut at, mut back) = (now, 0);
         for held in &self.held {
             match (limit + back).checked_sub(wanted) {
-                Some(supply) if supply >= keep.most => return Due::At(at),
+                Some(supply) if supply >= keep.most => return SlotsDue::At(at),
                 Some(supply) if supply >= least => at = at.max(held.returns.saturating_sub(keep.lasts_ms(supply))),
                 Some(_) | None => at = at.max(held.returns),
             }
             back += held.count;
         }
         match (limit + back).checked_sub(wanted) {
-            None => Due::Later,
-            Some(supply) if supply >= keep.most || keep.lasts_ms(supply) >= HOLD_MS => Due::At(at),
-            Some(_) => Due::AfterAnEnd,
+            None => SlotsDue::Later,
+            Some(supply) if supply >= keep.most || keep.lasts_ms(supply) >= HOLD_MS => SlotsDue::At(at),
+            Some(_) => SlotsDue::AfterAnEnd,
         }
     }
 }
 
-impl Keep {
+impl SlotsToLeave {
     /// For how long `supply` slots are enough.
     fn lasts_ms(&self, supply: u64) -> u64 {
         let Some(spare) = supply.checked_sub(self.reserve) else { return 0 };
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_window_stays_small_however_much_is_sent() {
-        let mut window = Window::default();
+        let mut window = SlotWindow::default();
         let caller: Arc<str> = "a".into();
         for now in 0..200_000 {
             while window.returned(now).is_some() {}
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_slot_comes_back_61_seconds_after_the_end_and_no_earlier() {
-        let mut window = Window::default();
+        let mut window = SlotWindow::default();
         window.send();
         window.end(1_234, &"a".into());
         assert!(window.returned(1_234 + HOLD_MS - 1).is_none());
@@ -180,28 +180,29 @@ mod tests {
 
     #[test]
     fn slots_that_others_may_want_are_kept_for_every_moment_of_the_hold() {
-        let mut window = Window::default();
+        let mut window = SlotWindow::default();
         let caller: Arc<str> = "a".into();
         window.hold(30_000, &caller, 5);
         window.hold(60_000, &caller, 5);
-        let keep = |reserve, per_hold| Keep { reserve, per_hold, parts: 1, patience_ms: 0, most: reserve + per_hold };
-        assert_eq!(window.when(0, 10, 1, &Keep::default()), Due::At(30_000));
-        assert_eq!(window.when(0, 10, 6, &Keep::default()), Due::At(60_000));
-        assert_eq!(window.when(0, 10, 11, &Keep::default()), Due::Later);
-        assert_eq!(window.when(0, 10, 1, &keep(4, 0)), Due::At(30_000));
-        assert_eq!(window.when(0, 10, 1, &keep(5, 0)), Due::At(60_000));
+        let keep =
+            |reserve, per_hold| SlotsToLeave { reserve, per_hold, parts: 1, patience_ms: 0, most: reserve + per_hold };
+        assert_eq!(window.when(0, 10, 1, &SlotsToLeave::default()), SlotsDue::At(30_000));
+        assert_eq!(window.when(0, 10, 6, &SlotsToLeave::default()), SlotsDue::At(60_000));
+        assert_eq!(window.when(0, 10, 11, &SlotsToLeave::default()), SlotsDue::Later);
+        assert_eq!(window.when(0, 10, 1, &keep(4, 0)), SlotsDue::At(30_000));
+        assert_eq!(window.when(0, 10, 1, &keep(5, 0)), SlotsDue::At(60_000));
         // At 30 s four are left, one more than the reserve; at two a hold that lasts 30.5 s.
-        assert_eq!(window.when(0, 10, 1, &keep(3, 2)), Due::At(30_000));
-        assert_eq!(window.when(0, 10, 1, &keep(3, 4)), Due::At(60_000 - 15_250));
+        assert_eq!(window.when(0, 10, 1, &keep(3, 2)), SlotsDue::At(30_000));
+        assert_eq!(window.when(0, 10, 1, &keep(3, 4)), SlotsDue::At(60_000 - 15_250));
     }
 
     #[test]
     fn attempts_under_way_come_back_later_than_a_hold() {
-        let mut window = Window::default();
+        let mut window = SlotWindow::default();
         window.send();
         window.send();
-        let keep = Keep { reserve: 0, per_hold: 9, parts: 1, patience_ms: 0, most: 9 };
-        assert_eq!(window.when(0, 10, 1, &keep), Due::AfterAnEnd);
-        assert_eq!(window.when(0, 2, 1, &Keep::default()), Due::Later);
+        let keep = SlotsToLeave { reserve: 0, per_hold: 9, parts: 1, patience_ms: 0, most: 9 };
+        assert_eq!(window.when(0, 10, 1, &keep), SlotsDue::AfterAnEnd);
+        assert_eq!(window.when(0, 2, 1, &SlotsToLeave::default()), SlotsDue::Later);
     }
 }

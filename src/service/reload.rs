@@ -170,7 +170,7 @@ impl Inner {
             shown.put(checked);
             shown.tell_end(gateway.clock.wall());
         }
-        gateway.quota.configure(quota_settings(&read.config));
+        gateway.quota.set_settings(quota_settings(&read.config));
         gateway.adopt(read.config, upstream);
         self.operator_state.set_key(&operator_key);
         read.origins

@@ -153,7 +153,7 @@ async fn what_the_upstream_rejected_is_told_again_but_not_what_says_nothing_of_t
         world.sandbox.fault(Fault::once("POST", LIST, FaultKind::status(status).with_header("retry-after", "120")));
         assert!(keyed(&world, ALL, &key, "POST", LIST, NEW).await.status >= 400);
         assert_eq!(world.sandbox.effects("POST", LIST), 0);
-        world.service.gateway().quota.configure(makegate::quota::Settings {
+        world.service.gateway().quota.set_settings(makegate::quota::QuotaSettings {
             setting: makegate::config::QuotaSetting::PerMinute(100_000),
             queue_per_caller: 50,
             wait: Duration::from_secs(5),

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use super::Refusal;
 use crate::callers::Kind;
 use crate::clock::Clock;
-use crate::quota::{Lack, Outlook};
+use crate::quota::{QuotaOutlook, WaitsFor};
 use crate::shares::Short;
 use crate::upstream::{AttemptError, BreakerScope, ProxyError};
 use crate::words::RequestId;
@@ -44,8 +44,14 @@ fn of_callers() -> Vec<Refusal> {
 
 fn of_bounds() -> Vec<Refusal> {
     let retry_after = Duration::from_secs(5);
-    let outlook =
-        Outlook { lack: Lack::Kept, after: retry_after, free: 25, spent: 35, waiting: 50, ..Outlook::UNKNOWN };
+    let outlook = QuotaOutlook {
+        lack: WaitsFor::Kept,
+        after: retry_after,
+        free: 25,
+        spent: 35,
+        waiting: 50,
+        ..QuotaOutlook::UNKNOWN
+    };
     let first = RequestId::parse(b"01jc").unwrap_or_else(|| RequestId::new(&Clock::system()));
     vec![
         Refusal::TooFast { retry_after },

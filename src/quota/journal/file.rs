@@ -7,7 +7,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use super::super::remembered::Remembered;
+use super::super::journal_state::JournalState;
 use crate::clock::Clock;
 use crate::own;
 
@@ -34,28 +34,28 @@ pub(super) struct SlotsFile {
 
 impl SlotsFile {
     /// Opens the file in `dir`, makes one if there is none, and says what it remembers.
-    pub(super) fn open(dir: &Path, clock: Clock) -> io::Result<(Self, Remembered)> {
+    pub(super) fn open(dir: &Path, clock: Clock) -> io::Result<(Self, JournalState)> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let now = clock.wall_ms();
         let path = dir.join(FILE);
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let mut remembered = match own::read(&path) {
-            Ok(bytes) => Remembered::read(&bytes, &boot, now),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Remembered::default(),
+        let mut journal_state = match own::read(&path) {
+            Ok(bytes) => JournalState::read(&bytes, &boot, now),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => JournalState::default(),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 tracing::warn!("{FILE} is not a file: what was sent before is not known, and counts as sent until now");
-                let mut unknown = Remembered::default();
+                let mut unknown = JournalState::default();
                 unknown.doubt(now);
                 unknown
             }
             Err(error) => return Err(named(error)),
         };
-        remembered.end_all(now);
-        let text = remembered.text(&boot, now);
+        journal_state.end_all(now);
+        let text = journal_state.text(&boot, now);
         let file = put_in_place(dir, &text).map_err(named)?;
         let bytes = length(&text);
         let (dir, bytes_live) = (dir.to_owned(), bytes);
-        Ok((Self { dir, clock, boot, file, bytes, bytes_live, is_dirty: false, is_torn: false }, remembered))
+        Ok((Self { dir, clock, boot, file, bytes, bytes_live, is_dirty: false, is_torn: false }, journal_state))
     }
 
     /// Appends lines. What fails is not tried again: the file is torn until it is written anew.
@@ -101,11 +101,11 @@ impl SlotsFile {
     /// Writes a short file that says the same.
     fn write_anew(&mut self) -> io::Result<()> {
         let now = self.clock.wall_ms();
-        let mut remembered = Remembered::read(&read_all(&self.file)?, &self.boot, now);
+        let mut journal_state = JournalState::read(&read_all(&self.file)?, &self.boot, now);
         if self.is_torn {
-            remembered.doubt(now);
+            journal_state.doubt(now);
         }
-        let text = remembered.text(&self.boot, now);
+        let text = journal_state.text(&self.boot, now);
         self.file = put_in_place(&self.dir, &text)?;
         self.bytes = length(&text);
         (self.bytes_live, self.is_dirty, self.is_torn) = (self.bytes, false, false);

@@ -8,9 +8,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::QuotaSetting;
-use crate::quota::{BucketId, Quota, Refused, Settings, Slot};
+use crate::quota::{BucketId, Quota, QuotaRefused, QuotaSettings, Slot};
 
-const SETTINGS: Settings = Settings { setting: QuotaSetting::Auto, queue_per_caller: 3, wait: Duration::ZERO };
+const SETTINGS: QuotaSettings =
+    QuotaSettings { setting: QuotaSetting::Auto, queue_per_caller: 3, wait: Duration::ZERO };
 const ORG: BucketId = BucketId::Organization(11);
 
 struct World {
@@ -33,13 +34,13 @@ impl World {
         Quota::open(SETTINGS, None, self.clock.clone()).unwrap()
     }
 
-    fn try_take(&self, quota: &Quota, bucket: BucketId) -> Result<Slot, Refused> {
+    fn try_take(&self, quota: &Quota, bucket: BucketId) -> Result<Slot, QuotaRefused> {
         let caller: Arc<str> = "the caller".into();
-        self.runtime.block_on(quota.turn(bucket, &caller, 1, self.clock.now()))
+        self.runtime.block_on(quota.acquire(bucket, &caller, 1, self.clock.now()))
     }
 
     fn spare(&self, quota: &Quota) -> Slot {
-        self.runtime.block_on(quota.spare(ORG)).unwrap()
+        self.runtime.block_on(quota.acquire_spare(ORG)).unwrap()
     }
 
     fn sync(&self, quota: &Quota) {
@@ -103,7 +104,7 @@ fn a_killed_process_leaves_every_slot_behind() {
     world.advance(20);
     drop(world.take(&quota));
     std::mem::forget(world.take(&quota));
-    quota.learn(11, 5);
+    quota.learn_limit(11, 5);
     world.sync(&quota);
     drop(quota);
     world.advance(20);
@@ -129,7 +130,7 @@ fn after_an_unclean_stop_of_the_machine_every_bucket_is_full_for_a_hold() {
     world.write(&world.text().replace(boot.trim(), "another-boot"));
     for quota in [world.open(), world.open()] {
         for bucket in [ORG, BucketId::Account] {
-            let Refused::TooLong(outlook) = world.try_take(&quota, bucket).unwrap_err() else { panic!() };
+            let QuotaRefused::TooLong(outlook) = world.try_take(&quota, bucket).unwrap_err() else { panic!() };
             assert!(outlook.after > Duration::from_secs(60) && outlook.after <= Duration::from_secs(61));
         }
     }
@@ -179,7 +180,7 @@ fn a_clock_that_was_set_back_makes_no_slot_immortal() {
 fn a_file_that_has_grown_is_written_anew_and_says_the_same() {
     let world = World::new();
     let quota = world.open();
-    quota.learn(11, 1_000_000);
+    quota.learn_limit(11, 1_000_000);
     for _ in 0..30_000 {
         drop(world.take(&quota));
     }
@@ -213,7 +214,7 @@ fn without_its_journal_the_quota_goes_on_and_a_restart_doubts() {
     let (mut file, _) = SlotsFile::open(world.dir.path(), world.clock.clone()).unwrap();
     file.break_for_test();
     let mut quota = world.open_without_journal();
-    let journal = Journal::start(file, world.clock.clone()).unwrap();
+    let journal = SlotJournal::start(file, world.clock.clone()).unwrap();
     Arc::get_mut(&mut quota.shared).unwrap().journal = Some(journal);
     drop(world.take(&quota));
     assert_eq!((used(&quota), quota.journal_failures()), (1, 1));
@@ -222,6 +223,6 @@ fn without_its_journal_the_quota_goes_on_and_a_restart_doubts() {
     assert_eq!(quota.journal_failures(), 2, "the end of the first attempt failed too; then it was written anew");
     drop(quota);
     let refused = world.try_take(&world.open(), ORG).unwrap_err();
-    let Refused::TooLong(outlook) = refused else { panic!("{refused:?}") };
+    let QuotaRefused::TooLong(outlook) = refused else { panic!("{refused:?}") };
     assert!(outlook.after <= Duration::from_secs(61));
 }

@@ -10,7 +10,7 @@ impl Sim {
 
     fn longest_wait(&self, caller: usize) -> Moment {
         let granted = self.fates.iter().filter(|fate| fate.caller == caller);
-        granted.filter_map(|fate| Some(fate.granted? - fate.asked)).max().unwrap()
+        granted.filter_map(|fate| Some(fate.granted? - fate.answer)).max().unwrap()
     }
 }
 
@@ -78,39 +78,40 @@ fn a_newcomer_finds_its_share_whenever_it_comes() {
 
 #[test]
 fn free_slots_that_are_kept_are_waited_for_and_never_promised_at_once() {
-    let mut turns = Turns::new(60);
+    let mut queue = FairQueue::new(60);
     let lone: Arc<str> = "lone".into();
-    let asking = Asking { caller: &lone, eligible: 50, wait_ms: QUOTA_WAIT_MS, latest: QUOTA_WAIT_MS, queue_max: 50 };
-    while matches!(turns.ask(0, &asking, || 0), Asked::Granted(_)) {}
+    let request =
+        SlotRequest { caller: &lone, eligible: 50, wait_ms: QUOTA_WAIT_MS, latest: QUOTA_WAIT_MS, queue_max: 50 };
+    while matches!(queue.ask(0, &request, || 0), SlotAnswer::Granted(_)) {}
     // One waits; all further ones do as well, as long as there is any slot for them.
-    let free = turns.kept(0);
-    assert_eq!(u64::from(free), 60 - turns.used());
+    let free = queue.kept(0);
+    assert_eq!(u64::from(free), 60 - queue.used());
     for waiting in 1..free {
-        assert!(matches!(turns.ask(0, &asking, || 0), Asked::Queued(_)), "{waiting} wait, {free} are free");
+        assert!(matches!(queue.ask(0, &request, || 0), SlotAnswer::Queued(_)), "{waiting} wait, {free} are free");
     }
-    let Asked::TooLong(outlook) = turns.ask(0, &asking, || 0) else { panic!("there is none left to wait for") };
-    assert_eq!((outlook.lack, outlook.free, outlook.waiting, outlook.share), (Lack::Kept, free, free as usize, 60));
+    let SlotAnswer::TooLong(outlook) = queue.ask(0, &request, || 0) else { panic!("there is none left to wait for") };
+    assert_eq!((outlook.lack, outlook.free, outlook.waiting, outlook.share), (WaitsFor::Kept, free, free as usize, 60));
     assert!(outlook.after > Duration::from_secs(40), "it is the last of {free}: {outlook:?}");
 }
 
 #[test]
 fn whoever_comes_again_when_it_was_told_to_is_sent_at_once() {
-    let mut turns = Turns::new(60);
+    let mut queue = FairQueue::new(60);
     let lone: Arc<str> = "lone".into();
     let (mut now, mut refused) = (0, 0);
     while now < 4 * MINUTE {
-        let asking = Asking { caller: &lone, eligible: 50, wait_ms: QUOTA_WAIT_MS, latest: now, queue_max: 0 };
-        match turns.ask(now, &asking, || 0) {
-            Asked::Granted(grant) => turns.end(now, &grant),
-            Asked::Queued(_) => panic!("its queue has no room"),
-            Asked::TooLong(outlook) | Asked::Full(outlook) => {
+        let request = SlotRequest { caller: &lone, eligible: 50, wait_ms: QUOTA_WAIT_MS, latest: now, queue_max: 0 };
+        match queue.ask(now, &request, || 0) {
+            SlotAnswer::Granted(grant) => queue.end(now, &grant),
+            SlotAnswer::Queued(_) => panic!("its queue has no room"),
+            SlotAnswer::TooLong(outlook) | SlotAnswer::Full(outlook) => {
                 refused += 1;
                 now += u64::try_from(outlook.after.as_millis()).unwrap();
-                let asking = Asking { latest: now, ..asking };
-                let Asked::Granted(grant) = turns.ask(now, &asking, || 0) else {
+                let request = SlotRequest { latest: now, ..request };
+                let SlotAnswer::Granted(grant) = queue.ask(now, &request, || 0) else {
                     panic!("{outlook:?}, but not at {now}")
                 };
-                turns.end(now, &grant);
+                queue.end(now, &grant);
             }
         }
     }
@@ -119,13 +120,14 @@ fn whoever_comes_again_when_it_was_told_to_is_sent_at_once() {
 
 #[test]
 fn who_foresees_takes_nothing_and_becomes_no_caller() {
-    let mut turns = Turns::new(60);
+    let mut queue = FairQueue::new(60);
     let [lone, curious]: [Arc<str>; 2] = ["lone".into(), "curious".into()];
-    let asking = |caller| Asking { caller, eligible: 3, wait_ms: QUOTA_WAIT_MS, latest: QUOTA_WAIT_MS, queue_max: 50 };
-    assert!(matches!(turns.ask(0, &asking(&lone), || 0), Asked::Granted(_)));
+    let request =
+        |caller| SlotRequest { caller, eligible: 3, wait_ms: QUOTA_WAIT_MS, latest: QUOTA_WAIT_MS, queue_max: 50 };
+    assert!(matches!(queue.ask(0, &request(&lone), || 0), SlotAnswer::Granted(_)));
     for _ in 0..100 {
-        let outlook = turns.foresee(0, &asking(&curious)).unwrap();
+        let outlook = queue.foresee(0, &request(&curious)).unwrap();
         assert_eq!((outlook.after, outlook.free, outlook.share), (Duration::ZERO, 59, 30));
     }
-    assert_eq!((turns.used(), turns.waiting(), turns.share(&lone), turns.spenders().count()), (1, 0, 60, 1));
+    assert_eq!((queue.used(), queue.waiting(), queue.share(&lone), queue.spenders().count()), (1, 0, 60, 1));
 }

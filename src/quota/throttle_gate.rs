@@ -1,37 +1,37 @@
 //! A bucket after an upstream 429: closed for a while, then reopened gently, for somebody else may be drawing on it.
 
-use super::window::{Due, Moment};
+use super::window::{Moment, SlotsDue};
 
-/// Lets attempts through, or not. Open unless [`Gate::close`] was called.
+/// Lets attempts through, or not. Open unless [`ThrottleGate::close`] was called.
 #[derive(Debug, Default)]
-pub(super) struct Gate {
+pub(super) struct ThrottleGate {
     closed_until: Moment,
     /// How often it was closed: attempts from before the last time prove nothing.
     round: u32,
-    batch: Option<Batch>,
+    batch: Option<ReopenBatch>,
 }
 
 /// While reopening: so many attempts may go, and when all have ended without a 429, twice as many.
 #[derive(Debug)]
-struct Batch {
+struct ReopenBatch {
     size: u64,
     sent: u64,
     ended: u64,
 }
 
-impl Gate {
+impl ThrottleGate {
     /// The upstream refused: nothing goes before `until` (or before what was said earlier), and then one attempt first.
     pub(super) fn close(&mut self, until: Moment) {
         self.closed_until = self.closed_until.max(until);
         self.round = self.round.wrapping_add(1);
-        self.batch = Some(Batch { size: 1, sent: 0, ended: 0 });
+        self.batch = Some(ReopenBatch { size: 1, sent: 0, ended: 0 });
     }
 
     /// When it lets the next attempt through.
-    pub(super) fn opens(&self, now: Moment) -> Due {
+    pub(super) fn opens(&self, now: Moment) -> SlotsDue {
         match &self.batch {
-            Some(batch) if batch.sent >= batch.size => Due::AfterAnEnd,
-            Some(_) | None => Due::At(self.closed_until.max(now)),
+            Some(batch) if batch.sent >= batch.size => SlotsDue::AfterAnEnd,
+            Some(_) | None => SlotsDue::At(self.closed_until.max(now)),
         }
     }
 
@@ -68,6 +68,6 @@ impl Gate {
             return;
         }
         let size = batch.size * 2;
-        self.batch = (size < limit).then_some(Batch { size, sent: 0, ended: 0 });
+        self.batch = (size < limit).then_some(ReopenBatch { size, sent: 0, ended: 0 });
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write as _};
 use std::sync::Arc;
 
-use super::turns::Turns;
+use super::fair_queue::FairQueue;
 use super::window::HOLD_MS;
 use super::{ACCOUNT, BUCKETS_MAX, BucketId, CLOSED_MAX};
 use crate::words::decimal;
@@ -17,15 +17,15 @@ const TICK_MS: i64 = 10;
 
 /// One line. Times are milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Line<'a> {
+pub(super) enum JournalLine<'a> {
     /// Attempts were sent.
-    Sent(Step<'a>),
+    Sent(JournalStep<'a>),
     /// Sent ones ended.
-    Ended(Step<'a>),
+    Ended(JournalStep<'a>),
     /// Sent ones were never sent after all.
-    Unsent(Step<'a>),
+    Unsent(JournalStep<'a>),
     /// Attempts ended; that they were sent is in no line any more.
-    Held(Step<'a>),
+    Held(JournalStep<'a>),
     /// When an organization's limit was learned, and what it is.
     Learned(i64, u64, u32),
     /// The upstream has closed a bucket until then.
@@ -38,14 +38,14 @@ pub(super) enum Line<'a> {
 
 /// What happened to attempts of one caller at one bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Step<'a> {
+pub(super) struct JournalStep<'a> {
     pub(super) at: i64,
     pub(super) bucket: BucketId,
     pub(super) count: u64,
     pub(super) caller: &'a str,
 }
 
-impl<'a> Line<'a> {
+impl<'a> JournalLine<'a> {
     /// Adds its text, a line break at its end.
     pub(super) fn append_to(&self, text: &mut Vec<u8>) {
         let _infallible = match *self {
@@ -69,10 +69,10 @@ impl<'a> Line<'a> {
     fn parse(text: &'a [u8]) -> Option<Self> {
         let (kind, rest) = str::from_utf8(text).ok()?.split_once(' ')?;
         Some(match kind {
-            "S" => Self::Sent(Step::parse(rest)?),
-            "E" => Self::Ended(Step::parse(rest)?),
-            "U" => Self::Unsent(Step::parse(rest)?),
-            "H" => Self::Held(Step::parse(rest)?),
+            "S" => Self::Sent(JournalStep::parse(rest)?),
+            "E" => Self::Ended(JournalStep::parse(rest)?),
+            "U" => Self::Unsent(JournalStep::parse(rest)?),
+            "H" => Self::Held(JournalStep::parse(rest)?),
             "L" => {
                 let (at, rest) = rest.split_once(' ')?;
                 let (organization, limit) = rest.split_once(' ')?;
@@ -93,7 +93,7 @@ impl<'a> Line<'a> {
     }
 }
 
-impl<'a> Step<'a> {
+impl<'a> JournalStep<'a> {
     /// For every attempt, twice: without the formatting machinery.
     fn append_to(&self, text: &mut Vec<u8>, kind: &[u8]) -> io::Result<()> {
         let mut digits = [0; 20];
@@ -124,15 +124,15 @@ impl<'a> Step<'a> {
 
 /// Everything that the lines add up to.
 #[derive(Debug, Default)]
-pub(super) struct Remembered {
-    pub(super) buckets: HashMap<BucketId, Bucket>,
+pub(super) struct JournalState {
+    pub(super) buckets: HashMap<BucketId, JournalBucket>,
     /// Every bucket counts as full until then.
     pub(super) full_until: Option<i64>,
 }
 
 /// One bucket of it.
 #[derive(Debug, Default)]
-pub(super) struct Bucket {
+pub(super) struct JournalBucket {
     /// When, and what.
     pub(super) learned: Option<(i64, u32)>,
     pub(super) closed_until: Option<i64>,
@@ -141,23 +141,23 @@ pub(super) struct Bucket {
     under_way: HashMap<Arc<str>, u64>,
 }
 
-impl Remembered {
+impl JournalState {
     /// Adds up a whole file, at `now`, on a machine of this boot.
     pub(super) fn read(file: &[u8], boot: &str, now: i64) -> Self {
         let mut lines = file.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         let header = lines.next().and_then(|line| str::from_utf8(line).ok()).and_then(|line| line.split_once(' '));
         let same_boot = !boot.is_empty() && header == Some((HEADER, boot));
-        let mut remembered = Self::default();
+        let mut journal_state = Self::default();
         let mut shut = file.is_empty();
-        for line in lines.filter_map(Line::parse) {
-            shut = matches!(line, Line::Shut(_));
-            remembered.add(line, now);
+        for line in lines.filter_map(JournalLine::parse) {
+            shut = matches!(line, JournalLine::Shut(_));
+            journal_state.add(line, now);
         }
         if !same_boot && !shut {
-            remembered.doubt(now);
+            journal_state.doubt(now);
         }
-        remembered.forget(now);
-        remembered
+        journal_state.forget(now);
+        journal_state
     }
 
     /// Attempts that no line tells of may have been sent until now.
@@ -177,47 +177,51 @@ impl Remembered {
     /// A file that says the same in few lines.
     pub(super) fn text(&self, boot: &str, now: i64) -> Vec<u8> {
         let mut text = format!("{HEADER} {boot}\n").into_bytes();
-        let mut put = |line: Line<'_>| line.append_to(&mut text);
+        let mut put = |line: JournalLine<'_>| line.append_to(&mut text);
         if let Some(until) = self.full_until {
-            put(Line::Full(until));
+            put(JournalLine::Full(until));
         }
         for (&bucket, known) in &self.buckets {
             if let (BucketId::Organization(id), Some((at, limit))) = (bucket, known.learned) {
-                put(Line::Learned(at, id, limit));
+                put(JournalLine::Learned(at, id, limit));
             }
             if let Some(until) = known.closed_until {
-                put(Line::Closed(until, bucket));
+                put(JournalLine::Closed(until, bucket));
             }
             for ((at, caller), &count) in &known.held {
-                put(Line::Held(Step { at: *at, bucket, count, caller }));
+                put(JournalLine::Held(JournalStep { at: *at, bucket, count, caller }));
             }
             for (caller, &count) in known.under_way.iter().filter(|(_, count)| **count > 0) {
-                put(Line::Sent(Step { at: now, bucket, count, caller }));
+                put(JournalLine::Sent(JournalStep { at: now, bucket, count, caller }));
             }
         }
         text
     }
 
-    fn add(&mut self, line: Line<'_>, now: i64) {
+    fn add(&mut self, line: JournalLine<'_>, now: i64) {
         match line {
-            Line::Sent(sent) => self.under_way(sent, u64::saturating_add),
-            Line::Unsent(unsent) => self.under_way(unsent, u64::saturating_sub),
-            Line::Ended(ended) => {
+            JournalLine::Sent(sent) => self.under_way(sent, u64::saturating_add),
+            JournalLine::Unsent(unsent) => self.under_way(unsent, u64::saturating_sub),
+            JournalLine::Ended(ended) => {
                 self.under_way(ended, u64::saturating_sub);
                 self.hold(ended, now);
             }
-            Line::Held(held) => self.hold(held, now),
-            Line::Learned(at, organization, limit) => {
+            JournalLine::Held(held) => self.hold(held, now),
+            JournalLine::Learned(at, organization, limit) => {
                 self.buckets.entry(BucketId::Organization(organization)).or_default().learned =
                     Some((at.min(now), limit));
             }
-            Line::Closed(until, bucket) => self.buckets.entry(bucket).or_default().closed_until = Some(until),
-            Line::Full(until) => self.full_until = self.full_until.max(Some(until.min(now + HOLD))),
-            Line::Shut(_) => {}
+            JournalLine::Closed(until, bucket) => self.buckets.entry(bucket).or_default().closed_until = Some(until),
+            JournalLine::Full(until) => self.full_until = self.full_until.max(Some(until.min(now + HOLD))),
+            JournalLine::Shut(_) => {}
         }
     }
 
-    fn under_way(&mut self, Step { bucket, count, caller, .. }: Step<'_>, change: impl FnOnce(u64, u64) -> u64) {
+    fn under_way(
+        &mut self,
+        JournalStep { bucket, count, caller, .. }: JournalStep<'_>,
+        change: impl FnOnce(u64, u64) -> u64,
+    ) {
         let under_way = &mut self.buckets.entry(bucket).or_default().under_way;
         if let Some(known) = under_way.get_mut(caller) {
             *known = change(*known, count);
@@ -226,7 +230,7 @@ impl Remembered {
         }
     }
 
-    fn hold(&mut self, Step { at, bucket, count, caller }: Step<'_>, now: i64) {
+    fn hold(&mut self, JournalStep { at, bucket, count, caller }: JournalStep<'_>, now: i64) {
         let at = at.min(now);
         if at + HOLD > now {
             let tick = at.div_euclid(TICK_MS) * TICK_MS + TICK_MS;
@@ -255,16 +259,16 @@ impl Remembered {
     }
 }
 
-impl Bucket {
-    /// Takes what is remembered in `turns`, opened at `now`.
-    pub(super) fn put_into<W>(&self, turns: &mut Turns<W>, now: i64) {
+impl JournalBucket {
+    /// Takes what is remembered in `queue`, opened at `now`.
+    pub(super) fn put_into<W>(&self, queue: &mut FairQueue<W>, now: i64) {
         for ((ended, caller), count) in &self.held {
             let age = u64::try_from(now - ended).unwrap_or(0);
-            turns.hold(HOLD_MS.saturating_sub(age), caller, *count);
+            queue.hold(HOLD_MS.saturating_sub(age), caller, *count);
         }
         if let Some(until) = self.closed_until {
             let longest = i64::try_from(CLOSED_MAX.as_millis()).unwrap_or(i64::MAX);
-            turns.close(u64::try_from((until - now).min(longest)).unwrap_or(0));
+            queue.close(u64::try_from((until - now).min(longest)).unwrap_or(0));
         }
     }
 

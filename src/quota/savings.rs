@@ -12,20 +12,20 @@ use super::BucketId;
 const LINES_MAX: usize = 100_000;
 
 /// Counts by bucket and caller; a caller is told by where its name is kept.
-type Page = Mutex<HashMap<(BucketId, usize), (Arc<str>, u64)>>;
+type SavingsPage = Mutex<HashMap<(BucketId, usize), (Arc<str>, u64)>>;
 
 thread_local! {
-    /// This thread's page of each ledger, by the ledger's number.
-    static PAGES: RefCell<Vec<(u64, Arc<Page>)>> = const { RefCell::new(Vec::new()) };
+    /// This thread's page of each `Savings`, by its number.
+    static PAGES: RefCell<Vec<(u64, Arc<SavingsPage>)>> = const { RefCell::new(Vec::new()) };
 }
 
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct Savings {
     number: u64,
-    pages: Mutex<Vec<Arc<Page>>>,
+    pages: Mutex<Vec<Arc<SavingsPage>>>,
 }
 
-impl Ledger {
+impl Savings {
     pub(super) fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self { number: NEXT.fetch_add(1, Ordering::Relaxed), pages: Mutex::default() }
@@ -49,8 +49,8 @@ impl Ledger {
         });
     }
 
-    fn open_page(&self) -> Arc<Page> {
-        let page = Arc::new(Page::default());
+    fn open_page(&self) -> Arc<SavingsPage> {
+        let page = Arc::new(SavingsPage::default());
         self.pages.lock().unwrap_or_else(PoisonError::into_inner).push(page.clone());
         page
     }
@@ -74,22 +74,22 @@ mod tests {
 
     #[test]
     fn counts_of_all_threads_come_together_once() {
-        let ledger = Ledger::new();
+        let savings = Savings::new();
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    ledger.add(BucketId::Account, &a);
-                    ledger.add(BucketId::Organization(11), &b);
-                    ledger.add(BucketId::Organization(11), &b);
+                    savings.add(BucketId::Account, &a);
+                    savings.add(BucketId::Organization(11), &b);
+                    savings.add(BucketId::Organization(11), &b);
                 });
             }
         });
         let count = |taken: &[(BucketId, Arc<str>, u64)], name: &str| -> u64 {
             taken.iter().filter(|(_, caller, _)| **caller == *name).map(|(_, _, count)| count).sum()
         };
-        let taken = ledger.take();
+        let taken = savings.take();
         assert_eq!((count(&taken, "a"), count(&taken, "b")), (4, 8));
-        assert!(ledger.take().is_empty());
+        assert!(savings.take().is_empty());
     }
 }

@@ -7,12 +7,12 @@ const AHEAD_NS: u64 = 1_000_000_000;
 
 /// The pace of those above their share, all together.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct SurplusPacer {
     /// When the next slot would be taken at an even pace, in nanoseconds.
     next_ns: u64,
 }
 
-impl Pace {
+impl SurplusPacer {
     /// When one more may be taken after `ahead` others, at a pace of `per_hold` slots a hold.
     pub(super) fn due(&self, now: Moment, ahead: u64, per_hold: u64) -> Moment {
         let next_ns = self.next_ns.saturating_add(ahead.saturating_mul(interval_ns(per_hold)));

@@ -1,4 +1,4 @@
-//! Whose turn it is at one bucket: a pure state machine, told the time, that hands out the slots of a [`Window`] fairly.
+//! Whose turn it is at one bucket: a pure state machine, told the time, that hands out the slots of a [`SlotWindow`] fairly.
 //!
 //! A caller's share is the limit divided by the callers of the last hold. Below it, counting a newcomer who may come at any
 //! moment, a caller takes any free slot. Above it, it takes what is left over: only when nobody below waits, and only so fast
@@ -10,11 +10,11 @@ mod shares;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::gate::Gate;
-use super::pace::Pace;
-use super::window::{Due, HOLD_MS, Held, Keep, Moment, Window};
-use super::{Outlook, Refused};
-use shares::{AGE_STEP_MS, Standing};
+use super::surplus_pacer::SurplusPacer;
+use super::throttle_gate::ThrottleGate;
+use super::window::{HOLD_MS, Moment, ReturningSlots, SlotWindow, SlotsDue, SlotsToLeave};
+use super::{QuotaOutlook, QuotaRefused};
+use shares::{AGE_STEP_MS, ShareStanding};
 
 /// Who asks in vain is noted as active at most once in so many milliseconds.
 const MARK_MS: u64 = 1_000;
@@ -25,32 +25,32 @@ const SPARE_DIVISOR: u64 = 30;
 
 /// The turns of one bucket. `W` is what a waiting caller is told with.
 #[derive(Debug)]
-pub(super) struct Turns<W> {
+pub(super) struct FairQueue<W> {
     limit: u64,
     /// How many configured callers may come at all.
     eligible: usize,
     /// The longest that a request waits.
     wait_ms: u64,
-    window: Window,
-    gate: Gate,
-    pace: Pace,
+    window: SlotWindow,
+    gate: ThrottleGate,
+    pace: SurplusPacer,
     /// The active ones: who has slots in the window, waits, or asked within a hold.
-    callers: HashMap<Arc<str>, Caller<W>>,
+    callers: HashMap<Arc<str>, QueueCaller<W>>,
     /// Callers with somebody waiting, the next one first.
     order: VecDeque<Arc<str>>,
     next_ticket: u64,
-    spare: Spare,
+    spare: SpareSlots,
 }
 
 /// The slots that were taken as spare ones: they are nobody's share, and who took them is no caller that others make room for.
 #[derive(Debug)]
-struct Spare {
+struct SpareSlots {
     name: Arc<str>,
     spent: u64,
 }
 
 #[derive(Debug)]
-struct Caller<W> {
+struct QueueCaller<W> {
     /// Its slots, under way and held.
     spent: u64,
     under_way: u64,
@@ -60,25 +60,25 @@ struct Caller<W> {
     since: Moment,
     /// When it was last noted as active although it got nothing.
     marked: Moment,
-    waiting: VecDeque<Ticket<W>>,
+    waiting: VecDeque<QueueTicket<W>>,
 }
 
 #[derive(Debug)]
-struct Ticket<W> {
+struct QueueTicket<W> {
     id: u64,
     wake: W,
 }
 
 /// The right to send one attempt.
 #[derive(Clone, Debug)]
-pub(super) struct Grant {
+pub(super) struct SlotGrant {
     pub(super) caller: Arc<str>,
     round: u32,
 }
 
 /// Who asks for a turn.
 #[derive(Debug)]
-pub(super) struct Asking<'a> {
+pub(super) struct SlotRequest<'a> {
     pub(super) caller: &'a Arc<str>,
     /// How many configured callers may come at all.
     pub(super) eligible: usize,
@@ -90,75 +90,77 @@ pub(super) struct Asking<'a> {
     pub(super) queue_max: usize,
 }
 
-/// The answer to [`Turns::ask`].
+/// The answer to [`FairQueue::ask`].
 #[derive(Debug)]
-pub(super) enum Asked {
+pub(super) enum SlotAnswer {
     /// Send.
-    Granted(Grant),
-    /// Wait; this is the ticket to [`Turns::leave`] with.
+    Granted(SlotGrant),
+    /// Wait; this is the ticket to [`FairQueue::leave`] with.
     Queued(u64),
     /// The caller has as many waiting as it may.
-    Full(Outlook),
+    Full(QuotaOutlook),
     /// Nothing comes in time.
-    TooLong(Outlook),
+    TooLong(QuotaOutlook),
 }
 
 /// What to do with a request, and when it would be due.
 #[derive(Clone, Copy, Debug)]
-enum Decision {
+enum QueueDecision {
     Send,
-    Queue(Due),
-    Full(Due),
-    TooLong(Due),
+    Queue(SlotsDue),
+    Full(SlotsDue),
+    TooLong(SlotsDue),
 }
 
-impl<W> Turns<W> {
+impl<W> FairQueue<W> {
     /// Nothing taken, nobody waits.
     pub(super) fn new(limit: u32) -> Self {
         Self {
             limit: limit.into(),
             eligible: 1,
             wait_ms: 0,
-            window: Window::default(),
-            gate: Gate::default(),
-            pace: Pace::default(),
+            window: SlotWindow::default(),
+            gate: ThrottleGate::default(),
+            pace: SurplusPacer::default(),
             callers: HashMap::new(),
             order: VecDeque::new(),
             next_ticket: 0,
-            spare: Spare { name: SPARE.into(), spent: 0 },
+            spare: SpareSlots { name: SPARE.into(), spent: 0 },
         }
     }
 
     /// A caller wants to send one attempt; `wake` makes what it is told with if it has to wait.
-    pub(super) fn ask(&mut self, now: Moment, asking: &Asking<'_>, wake: impl FnOnce() -> W) -> Asked {
-        let caller = asking.caller;
-        self.meet(now, asking);
-        match self.decide(now, asking) {
-            Decision::Send => Asked::Granted(self.send(now, caller)),
-            Decision::Queue(_) => Asked::Queued(self.queue(caller, wake())),
-            Decision::Full(due) => {
+    pub(super) fn ask(&mut self, now: Moment, request: &SlotRequest<'_>, wake: impl FnOnce() -> W) -> SlotAnswer {
+        let caller = request.caller;
+        self.meet(now, request);
+        match self.decide(now, request) {
+            QueueDecision::Send => SlotAnswer::Granted(self.send(now, caller)),
+            QueueDecision::Queue(_) => SlotAnswer::Queued(self.queue(caller, wake())),
+            QueueDecision::Full(due) => {
                 self.mark(now, caller);
-                Asked::Full(self.outlook(now, caller, due))
+                SlotAnswer::Full(self.outlook(now, caller, due))
             }
-            Decision::TooLong(due) => {
+            QueueDecision::TooLong(due) => {
                 self.mark(now, caller);
-                Asked::TooLong(self.outlook(now, caller, due))
+                SlotAnswer::TooLong(self.outlook(now, caller, due))
             }
         }
     }
 
     /// What would become of a request now if nothing else happened. It takes nothing and makes nobody active.
-    pub(super) fn foresee(&mut self, now: Moment, asking: &Asking<'_>) -> Result<Outlook, Refused> {
-        let caller = asking.caller;
-        let is_new = self.meet(now, asking);
-        let decision = self.decide(now, asking);
+    pub(super) fn foresee(&mut self, now: Moment, request: &SlotRequest<'_>) -> Result<QuotaOutlook, QuotaRefused> {
+        let caller = request.caller;
+        let is_new = self.meet(now, request);
+        let decision = self.decide(now, request);
         let outlook = |due| self.outlook(now, caller, due);
         let foreseen = match decision {
-            Decision::Send => Ok(outlook(Due::At(now))),
-            Decision::Queue(due @ Due::At(moment)) if moment > asking.latest => Err(Refused::TooLong(outlook(due))),
-            Decision::Queue(due) => Ok(outlook(due)),
-            Decision::Full(due) => Err(Refused::QueueFull(outlook(due))),
-            Decision::TooLong(due) => Err(Refused::TooLong(outlook(due))),
+            QueueDecision::Send => Ok(outlook(SlotsDue::At(now))),
+            QueueDecision::Queue(due @ SlotsDue::At(moment)) if moment > request.latest => {
+                Err(QuotaRefused::TooLong(outlook(due)))
+            }
+            QueueDecision::Queue(due) => Ok(outlook(due)),
+            QueueDecision::Full(due) => Err(QuotaRefused::QueueFull(outlook(due))),
+            QueueDecision::TooLong(due) => Err(QuotaRefused::TooLong(outlook(due))),
         };
         if is_new {
             self.callers.remove(caller);
@@ -167,39 +169,40 @@ impl<W> Turns<W> {
     }
 
     /// Whoever asks is active from now on. `true`: it was not before.
-    fn meet(&mut self, now: Moment, asking: &Asking<'_>) -> bool {
+    fn meet(&mut self, now: Moment, request: &SlotRequest<'_>) -> bool {
         self.expire(now);
-        (self.eligible, self.wait_ms) = (asking.eligible, asking.wait_ms);
-        let is_new = !self.callers.contains_key(asking.caller);
+        (self.eligible, self.wait_ms) = (request.eligible, request.wait_ms);
+        let is_new = !self.callers.contains_key(request.caller);
         if is_new {
-            self.callers.insert(asking.caller.clone(), Caller { since: now, ..Caller::default() });
+            self.callers.insert(request.caller.clone(), QueueCaller { since: now, ..QueueCaller::default() });
         }
         is_new
     }
 
     /// A request waits for slots that are kept for others, whatever its pace says, because that changes with what the others do.
     /// It is refused at once only where not even the slots that are kept would do.
-    fn decide(&self, now: Moment, asking: &Asking<'_>) -> Decision {
-        let waiting = self.callers.get(asking.caller).map_or(0, |state| state.waiting.len());
-        let ahead = self.ahead_of(asking.caller, waiting);
-        let due = self.due(now, asking.caller, ahead);
-        if self.order.is_empty() && due == Due::At(now) {
-            return Decision::Send;
+    fn decide(&self, now: Moment, request: &SlotRequest<'_>) -> QueueDecision {
+        let waiting = self.callers.get(request.caller).map_or(0, |state| state.waiting.len());
+        let ahead = self.ahead_of(request.caller, waiting);
+        let due = self.due(now, request.caller, ahead);
+        if self.order.is_empty() && due == SlotsDue::At(now) {
+            return QueueDecision::Send;
         }
-        if waiting >= asking.queue_max {
-            return Decision::Full(due);
+        if waiting >= request.queue_max {
+            return QueueDecision::Full(due);
         }
-        let earliest = self.window.when(now, self.limit, ahead + 1, &Keep::default());
-        let is_in_vain = |due: &Due| *due == Due::Later || matches!(due, Due::At(moment) if *moment > asking.latest);
+        let earliest = self.window.when(now, self.limit, ahead + 1, &SlotsToLeave::default());
+        let is_in_vain =
+            |due: &SlotsDue| *due == SlotsDue::Later || matches!(due, SlotsDue::At(moment) if *moment > request.latest);
         match [earliest, self.gate.opens(now)].into_iter().find(is_in_vain) {
-            Some(earliest) if due == Due::AfterAnEnd => Decision::TooLong(earliest),
-            Some(_) => Decision::TooLong(due),
-            None => Decision::Queue(due),
+            Some(earliest) if due == SlotsDue::AfterAnEnd => QueueDecision::TooLong(earliest),
+            Some(_) => QueueDecision::TooLong(due),
+            None => QueueDecision::Queue(due),
         }
     }
 
     /// A slot for what can wait for ever: only while nobody waits, more than half of the slots are free, and no 429 is near.
-    pub(super) fn spare(&mut self, now: Moment) -> Option<Grant> {
+    pub(super) fn spare(&mut self, now: Moment) -> Option<SlotGrant> {
         self.expire(now);
         let most = (self.limit / SPARE_DIVISOR).max(1);
         let is_spare = self.order.is_empty()
@@ -209,7 +212,7 @@ impl<W> Turns<W> {
         is_spare.then(|| {
             self.spare.spent += 1;
             self.window.send();
-            Grant { caller: self.spare.name.clone(), round: self.gate.send() }
+            SlotGrant { caller: self.spare.name.clone(), round: self.gate.send() }
         })
     }
 
@@ -220,13 +223,13 @@ impl<W> Turns<W> {
             if state.waiting.is_empty() {
                 self.order.push_back(caller.clone());
             }
-            state.waiting.push_back(Ticket { id, wake });
+            state.waiting.push_back(QueueTicket { id, wake });
         }
         id
     }
 
     /// A ticket's holder has given up, or was granted (then nothing happens). Says when it could have been sent.
-    pub(super) fn leave(&mut self, now: Moment, caller: &Arc<str>, ticket: u64) -> Option<Outlook> {
+    pub(super) fn leave(&mut self, now: Moment, caller: &Arc<str>, ticket: u64) -> Option<QuotaOutlook> {
         self.expire(now);
         let state = self.callers.get_mut(caller)?;
         let place = state.waiting.iter().position(|waiting| waiting.id == ticket)?;
@@ -240,11 +243,11 @@ impl<W> Turns<W> {
     }
 
     /// The next turn that is due. Call it until it says `None` after everything that may free a slot.
-    pub(super) fn pump(&mut self, now: Moment) -> Option<(Grant, W)> {
+    pub(super) fn pump(&mut self, now: Moment) -> Option<(SlotGrant, W)> {
         self.expire(now);
         let place = self.front()?;
         let caller = self.order.get(place)?.clone();
-        if self.due(now, &caller, 0) != Due::At(now) {
+        if self.due(now, &caller, 0) != SlotsDue::At(now) {
             return None;
         }
         let state = self.callers.get_mut(&caller)?;
@@ -256,20 +259,20 @@ impl<W> Turns<W> {
         Some((self.send(now, &caller), ticket.wake))
     }
 
-    /// When [`Turns::pump`] is worth calling again if nothing else happens; `None`: nobody waits. What is due is known, but
+    /// When [`FairQueue::pump`] is worth calling again if nothing else happens; `None`: nobody waits. What is due is known, but
     /// whatever comes back before may change how everybody stands, and so does time ([`AGE_STEP_MS`]).
     pub(super) fn next(&self, now: Moment) -> Option<Moment> {
         let caller = self.order.get(self.front()?)?;
         let changes = now + AGE_STEP_MS - now % AGE_STEP_MS;
         let changes = self.window.next_return().map_or(changes, |returns| returns.min(changes));
         match self.due(now, caller, 0) {
-            Due::At(moment) => Some(moment.min(changes)),
-            Due::AfterAnEnd | Due::Later => Some(changes),
+            SlotsDue::At(moment) => Some(moment.min(changes)),
+            SlotsDue::AfterAnEnd | SlotsDue::Later => Some(changes),
         }
     }
 
     /// An attempt has ended.
-    pub(super) fn end(&mut self, now: Moment, grant: &Grant) {
+    pub(super) fn end(&mut self, now: Moment, grant: &SlotGrant) {
         self.expire(now);
         let added = self.window.end(now, &grant.caller);
         if let Some(state) = self.callers.get_mut(&grant.caller) {
@@ -280,7 +283,7 @@ impl<W> Turns<W> {
     }
 
     /// An attempt was never sent: its slot is free again.
-    pub(super) fn unsend(&mut self, now: Moment, grant: &Grant) {
+    pub(super) fn unsend(&mut self, now: Moment, grant: &SlotGrant) {
         self.expire(now);
         self.window.unsend();
         if *grant.caller == *SPARE {
@@ -353,16 +356,16 @@ impl<W> Turns<W> {
         state.entries += u64::from(self.window.hold(returns, caller, count));
     }
 
-    fn send(&mut self, now: Moment, caller: &Arc<str>) -> Grant {
+    fn send(&mut self, now: Moment, caller: &Arc<str>) -> SlotGrant {
         let standing = self.standing(self.spent(caller));
-        if standing == Standing::Over {
+        if standing == ShareStanding::Over {
             self.pace.take(now, self.keep(now, standing).1);
         }
         let state = self.callers.entry(caller.clone()).or_default();
         state.spent += 1;
         state.under_way += 1;
         self.window.send();
-        Grant { caller: caller.clone(), round: self.gate.send() }
+        SlotGrant { caller: caller.clone(), round: self.gate.send() }
     }
 
     fn mark(&mut self, now: Moment, caller: &Arc<str>) {
@@ -375,7 +378,7 @@ impl<W> Turns<W> {
 
     /// Gives back what is due.
     pub(super) fn expire(&mut self, now: Moment) {
-        while let Some(Held { caller, count, .. }) = self.window.returned(now) {
+        while let Some(ReturningSlots { caller, count, .. }) = self.window.returned(now) {
             if *caller == *SPARE {
                 self.spare.spent = self.spare.spent.saturating_sub(count);
             }
@@ -393,25 +396,25 @@ impl<W> Turns<W> {
         let ranked = self.order.iter().enumerate().map(|(place, name)| {
             let spent = self.spent(name);
             let standing = self.standing(spent);
-            (standing, if standing == Standing::Below { 0 } else { spent }, place)
+            (standing, if standing == ShareStanding::Below { 0 } else { spent }, place)
         });
         ranked.min().map(|(_, _, place)| place)
     }
 
     /// When `caller` may take one more slot after `ahead` others were taken.
-    fn due(&self, now: Moment, caller: &Arc<str>, ahead: u64) -> Due {
+    fn due(&self, now: Moment, caller: &Arc<str>, ahead: u64) -> SlotsDue {
         let standing = self.standing(self.spent(caller));
         let (keep, left) = self.keep(now, standing);
         let mut opens = match self.gate.opens(now) {
-            Due::At(moment) => moment,
-            closed @ (Due::AfterAnEnd | Due::Later) => return closed,
+            SlotsDue::At(moment) => moment,
+            closed @ (SlotsDue::AfterAnEnd | SlotsDue::Later) => return closed,
         };
-        if standing == Standing::Over {
+        if standing == ShareStanding::Over {
             opens = opens.max(self.pace.due(now, ahead, left));
         }
         match self.window.when(now, self.limit, ahead + 1, &keep) {
-            Due::At(moment) => Due::At(moment.max(opens)),
-            never @ (Due::AfterAnEnd | Due::Later) => never,
+            SlotsDue::At(moment) => SlotsDue::At(moment.max(opens)),
+            never @ (SlotsDue::AfterAnEnd | SlotsDue::Later) => never,
         }
     }
 
@@ -430,7 +433,7 @@ impl<W> Turns<W> {
     }
 }
 
-impl<W> Default for Caller<W> {
+impl<W> Default for QueueCaller<W> {
     fn default() -> Self {
         Self { spent: 0, under_way: 0, entries: 0, since: 0, marked: 0, waiting: VecDeque::new() }
     }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::window::{Due, HOLD_MS, Keep, Moment};
-use super::super::{Lack, Outlook};
-use super::Turns;
+use super::super::window::{HOLD_MS, Moment, SlotsDue, SlotsToLeave};
+use super::super::{QuotaOutlook, WaitsFor};
+use super::FairQueue;
 
 /// So many callers may come at any moment who have not been seen within a hold.
 const NEWCOMERS_MAX: usize = 2;
@@ -28,7 +28,7 @@ const LONE_RESERVE_DIVISOR: u64 = 100;
 
 /// How a caller stands to its share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Standing {
+pub(super) enum ShareStanding {
     /// Below it, even if a newcomer came.
     Below,
     /// Below it as long as none comes.
@@ -37,7 +37,7 @@ pub(super) enum Standing {
     Over,
 }
 
-impl<W> Turns<W> {
+impl<W> FairQueue<W> {
     pub(super) fn spent(&self, caller: &Arc<str>) -> u64 {
         self.callers.get(caller).map_or(0, |state| state.spent)
     }
@@ -58,21 +58,21 @@ impl<W> Turns<W> {
         asks * (active as u64) < self.limit
     }
 
-    pub(super) fn standing(&self, spent: u64) -> Standing {
+    pub(super) fn standing(&self, spent: u64) -> ShareStanding {
         let (active, heads) = self.heads();
         if spent * heads < self.limit {
-            Standing::Below
+            ShareStanding::Below
         } else if active > 1 && spent * active < self.limit {
-            Standing::Fair
+            ShareStanding::Fair
         } else {
-            Standing::Over
+            ShareStanding::Over
         }
     }
 
     /// What a caller that stands so has to leave to those who stand better, and how many slots a hold they leave to it.
-    pub(super) fn keep(&self, now: Moment, standing: Standing) -> (Keep, u64) {
-        if standing == Standing::Below {
-            return (Keep::default(), self.limit);
+    pub(super) fn keep(&self, now: Moment, standing: ShareStanding) -> (SlotsToLeave, u64) {
+        if standing == ShareStanding::Below {
+            return (SlotsToLeave::default(), self.limit);
         }
         let (active, heads) = self.heads();
         // In slots times `heads`: each of the better ones may come to want twice what it uses, and one of them, or the
@@ -90,14 +90,14 @@ impl<W> Turns<W> {
         let per_hold = want + surprise;
         let patience_ms = self.wait_ms * PATIENCE.0 / (PATIENCE.1 * (heads - active).max(1));
         let (reserve, patience_ms) = match standing {
-            Standing::Below | Standing::Fair => (0, patience_ms),
-            Standing::Over if self.eligible < 2 => (0, 0),
-            Standing::Over if active == 1 => (self.limit / LONE_RESERVE_DIVISOR, patience_ms),
-            Standing::Over if self.limit < RESERVE_LIMIT_MIN => (0, 0),
-            Standing::Over => ((self.limit / RESERVE_DIVISOR).max(1), 0),
+            ShareStanding::Below | ShareStanding::Fair => (0, patience_ms),
+            ShareStanding::Over if self.eligible < 2 => (0, 0),
+            ShareStanding::Over if active == 1 => (self.limit / LONE_RESERVE_DIVISOR, patience_ms),
+            ShareStanding::Over if self.limit < RESERVE_LIMIT_MIN => (0, 0),
+            ShareStanding::Over => ((self.limit / RESERVE_DIVISOR).max(1), 0),
         };
         let most = (per_hold / heads).saturating_sub(under_way);
-        let keep = Keep { reserve, per_hold, parts: heads, patience_ms, most };
+        let keep = SlotsToLeave { reserve, per_hold, parts: heads, patience_ms, most };
         let left = self.limit.saturating_sub(reserve + spent) * PACE.0 / PACE.1;
         (keep, left.max(1))
     }
@@ -116,7 +116,7 @@ impl<W> Turns<W> {
         let (mut takeable, mut too_many) = (0, free + 1);
         while takeable + 1 < too_many {
             let middle = takeable.midpoint(too_many);
-            match self.window.when(now, self.limit, middle, &keep) == Due::At(now) {
+            match self.window.when(now, self.limit, middle, &keep) == SlotsDue::At(now) {
                 true => takeable = middle,
                 false => too_many = middle,
             }
@@ -125,15 +125,15 @@ impl<W> Turns<W> {
     }
 
     /// What `caller` is told whose next one is `due`.
-    pub(in super::super) fn outlook(&self, now: Moment, caller: &Arc<str>, due: Due) -> Outlook {
+    pub(in super::super) fn outlook(&self, now: Moment, caller: &Arc<str>, due: SlotsDue) -> QuotaOutlook {
         let free = self.limit.saturating_sub(self.window.used());
         let lack = match free {
-            _ if !self.gate.is_wide_open(now) => Lack::Closed,
-            0 => Lack::Spent,
-            _ => Lack::Kept,
+            _ if !self.gate.is_wide_open(now) => WaitsFor::Closed,
+            0 => WaitsFor::Spent,
+            _ => WaitsFor::Kept,
         };
         let waiting = self.callers.get(caller).map_or(0, |state| state.waiting.len());
-        Outlook {
+        QuotaOutlook {
             lack,
             after: after(now, due),
             limit: self.limit(),
@@ -148,11 +148,11 @@ impl<W> Turns<W> {
 /// What those are told who wait for attempts under way to end: nobody knows when that is.
 const AFTER_AN_END: Duration = Duration::from_secs(1);
 
-fn after(now: Moment, due: Due) -> Duration {
+fn after(now: Moment, due: SlotsDue) -> Duration {
     match due {
-        Due::At(moment) => Duration::from_millis(moment.saturating_sub(now)),
-        Due::AfterAnEnd => AFTER_AN_END,
-        Due::Later => Duration::from_millis(HOLD_MS),
+        SlotsDue::At(moment) => Duration::from_millis(moment.saturating_sub(now)),
+        SlotsDue::AfterAnEnd => AFTER_AN_END,
+        SlotsDue::Later => Duration::from_millis(HOLD_MS),
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use makegate::audit::{Answer, Brought, Filter, Kind, Log, Peer, Record, verify};
+use makegate::audit::{Answer, AuditLog, AuditorInput, Filter, Kind, Peer, Record, verify};
 use makegate::clock::Clock;
 use makegate::config;
 use makegate::words::{KeyId, RequestId};
@@ -41,7 +41,7 @@ fn main() -> Fallible<()> {
 async fn run(dir: &Path, records: u64) -> Fallible<()> {
     let clock = Clock::system();
     let settings = settings(dir);
-    let (log, _) = Log::open(&settings, clock.clone())?;
+    let (log, _) = AuditLog::open(&settings, clock.clone())?;
     let sample = fill(&log, &clock, records).await?;
     let (seconds, counts) = (sample.took.as_secs_f64(), log.counts());
     if counts.records < records {
@@ -67,13 +67,13 @@ async fn run(dir: &Path, records: u64) -> Fallible<()> {
     log.close().await;
     drop(log);
     let began = clock.now();
-    let (log, recovered) = Log::open(&settings, clock.clone())?;
+    let (log, recovered) = AuditLog::open(&settings, clock.clone())?;
     println!("start on it: {} (clean: {})", millis(clock.now() - began), recovered.clean);
     queries(&log, &clock, &sample).await?;
     let head = log.head().await;
     log.close().await;
     drop(log);
-    let brought = Brought { heads: vec![("exported".to_owned(), head)], keys: Vec::new() };
+    let brought = AuditorInput { heads: vec![("exported".to_owned(), head)], keys: Vec::new() };
     let began = clock.now();
     let report = verify(dir, &brought, &mut |_, _| {})?;
     let took = clock.now() - began;
@@ -112,7 +112,7 @@ struct Sample {
 }
 
 /// Fills in records as fast as there is room for them.
-async fn fill(log: &Arc<Log>, clock: &Clock, records: u64) -> Fallible<Sample> {
+async fn fill(log: &Arc<AuditLog>, clock: &Clock, records: u64) -> Fallible<Sample> {
     let names =
         |count: u64, prefix: &str| (0..count).map(|n| Arc::from(format!("{prefix}{n}"))).collect::<Vec<Arc<str>>>();
     let (callers, paths) = (names(CALLERS, "caller-"), names(20, "/api/v2/organizations/"));
@@ -160,7 +160,7 @@ fn indexed(dir: &Path) -> Fallible<u64> {
 }
 
 #[expect(clippy::print_stdout, reason = "a benchmark reports")]
-async fn queries(log: &Log, clock: &Clock, sample: &Sample) -> Fallible<()> {
+async fn queries(log: &AuditLog, clock: &Clock, sample: &Sample) -> Fallible<()> {
     let caller = |name: &str| Filter { caller: Some(name.into()), ..Filter::default() };
     for (what, filter) in [
         ("the last 100", Filter::default()),

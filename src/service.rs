@@ -12,7 +12,7 @@ use rustix::process::{Resource, getrlimit};
 use tokio::time::timeout;
 
 use crate::answers::Answers;
-use crate::audit::Log;
+use crate::audit::AuditLog;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
@@ -119,7 +119,7 @@ impl Service {
             Door::bind(&config.operator.listen, None, &operators, &clock, &desk_tasks).map_err(StartError::failed)?;
         let gateway_door = Door::bind(&config.gateway.listen, certificate, &callers, &clock, &tasks);
         let gateway_door = gateway_door.map_err(StartError::failed)?;
-        let (log, recovered) = Log::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
+        let (log, recovered) = AuditLog::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
         let answers = Answers::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
         let quota =

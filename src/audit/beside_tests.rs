@@ -181,7 +181,7 @@ fn lay_out(folder: &Folder) -> tempfile::TempDir {
 }
 
 fn assert_untouched_in(dir: &Path, place: &str) {
-    let report = verify(dir, &Brought::default(), &mut |_, _| {}).unwrap();
+    let report = verify(dir, &AuditorInput::default(), &mut |_, _| {}).unwrap();
     if !report.problems.is_empty() {
         println!(
             "{place}: {:?}",
@@ -295,6 +295,6 @@ fn is_told(folder: &Folder, name: &str) -> bool {
     let first: u64 = name.split('.').next().unwrap().parse().unwrap();
     let lines =
         folder.iter().filter(|(name, _)| name.ends_with("jsonl")).flat_map(|(_, bytes)| bytes.split(|b| *b == b'\n'));
-    let mut gone = lines.filter_map(seen::Seen::parse).filter_map(|seen| retention::gone(&seen));
+    let mut gone = lines.filter_map(stored_record::StoredRecord::parse).filter_map(|seen| retention::gone(&seen));
     gone.any(|(begin, end)| (begin..=end).contains(&first))
 }

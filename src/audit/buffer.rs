@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::log::CannotRecord;
-use super::names::Name;
 use super::record::Record;
+use super::request_ids::HeldRequestId;
 use crate::config;
 
 /// The writer comes before its time for so many records, however large the buffer is.
@@ -24,7 +24,7 @@ const REFUSALS_PART: usize = 8;
 
 /// What a record occupies: it is given back when the record is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Charge {
+pub(crate) struct BufferCharge {
     pub(crate) records: usize,
     pub(crate) bytes: usize,
     /// It is a refusal's, which may have only a part of the buffer.
@@ -33,18 +33,18 @@ pub(crate) struct Charge {
 
 /// What is occupied.
 #[derive(Debug, Default)]
-struct Held {
+struct BufferUsage {
     records: AtomicUsize,
     bytes: AtomicUsize,
 }
 
-impl Held {
-    fn take_anyway(&self, charge: Charge) -> (usize, usize) {
+impl BufferUsage {
+    fn take_anyway(&self, charge: BufferCharge) -> (usize, usize) {
         let records = self.records.fetch_add(charge.records, Ordering::Relaxed) + charge.records;
         (records, self.bytes.fetch_add(charge.bytes, Ordering::Relaxed) + charge.bytes)
     }
 
-    fn release(&self, charge: Charge) {
+    fn release(&self, charge: BufferCharge) {
         self.records.fetch_sub(charge.records, Ordering::Relaxed);
         self.bytes.fetch_sub(charge.bytes, Ordering::Relaxed);
     }
@@ -55,24 +55,24 @@ pub(crate) type Ack = oneshot::Sender<Result<u64, CannotRecord>>;
 
 /// A record in the buffer, boxed by who made it: it is large, and moved often.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct PendingRecord {
     pub(crate) record: Box<Record>,
-    pub(crate) charge: Charge,
+    pub(crate) charge: BufferCharge,
     pub(crate) ack: Option<Ack>,
     /// A write's id is not free before its record is on disk, or refused.
-    pub(crate) name: Option<Name>,
+    pub(crate) name: Option<HeldRequestId>,
 }
 
-impl Entry {
+impl PendingRecord {
     /// A record of the log's own, which no request has taken room for.
     pub(crate) fn own(record: Record) -> Self {
-        Self { record: Box::new(record), charge: Charge::default(), ack: None, name: None }
+        Self { record: Box::new(record), charge: BufferCharge::default(), ack: None, name: None }
     }
 }
 
 /// What the writer is to do when it has emptied the buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum WriterStage {
     /// Come again.
     #[default]
     Running,
@@ -85,43 +85,43 @@ pub(crate) enum Stage {
 }
 
 #[derive(Debug, Default)]
-struct Queue {
-    entries: Vec<Entry>,
+struct RecordQueue {
+    entries: Vec<PendingRecord>,
     bytes: usize,
     pushed: u64,
     urgent: bool,
-    stage: Stage,
+    stage: WriterStage,
 }
 
 /// The buffer.
 #[derive(Debug)]
-pub(crate) struct Buffer {
+pub(crate) struct RecordBuffer {
     records_max: usize,
     bytes_max: usize,
-    held: Held,
-    refusals: Held,
-    queue: Mutex<Queue>,
+    held: BufferUsage,
+    refusals: BufferUsage,
+    queue: Mutex<RecordQueue>,
     wake: Condvar,
 }
 
-impl Buffer {
+impl RecordBuffer {
     pub(crate) fn new(settings: &config::Audit) -> Self {
         Self {
             records_max: settings.buffer_records,
             bytes_max: settings.buffer_bytes,
-            held: Held::default(),
-            refusals: Held::default(),
+            held: BufferUsage::default(),
+            refusals: BufferUsage::default(),
             queue: Mutex::default(),
             wake: Condvar::new(),
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, RecordQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes room, if there is so much.
-    pub(crate) fn take(&self, charge: Charge) -> bool {
+    pub(crate) fn take(&self, charge: BufferCharge) -> bool {
         let (records, bytes) = self.held.take_anyway(charge);
         let fits = records <= self.records_max && bytes <= self.bytes_max;
         if !fits {
@@ -137,12 +137,12 @@ impl Buffer {
     }
 
     /// Takes room that was promised: an outcome is never turned away.
-    pub(crate) fn take_anyway(&self, charge: Charge) {
+    pub(crate) fn take_anyway(&self, charge: BufferCharge) {
         self.held.take_anyway(charge);
     }
 
     /// Makes of room that was taken a refusal's, if refusals have not got their part of the buffer yet.
-    pub(crate) fn is_refusals(&self, charge: Charge) -> bool {
+    pub(crate) fn is_refusals(&self, charge: BufferCharge) -> bool {
         let (records, bytes) = self.refusals.take_anyway(charge);
         let fits = records <= (self.records_max / REFUSALS_PART).max(1) && bytes <= self.bytes_max / REFUSALS_PART;
         if !fits {
@@ -152,7 +152,7 @@ impl Buffer {
     }
 
     /// Gives room back.
-    pub(crate) fn release(&self, charge: Charge) {
+    pub(crate) fn release(&self, charge: BufferCharge) {
         self.held.release(charge);
         if charge.refusal {
             self.refusals.release(charge);
@@ -171,10 +171,10 @@ impl Buffer {
 
     /// Puts a record in; `urgent`: somebody waits for it. Given back: the writer has ended.
     #[must_use]
-    pub(crate) fn push(&self, entry: Entry, urgent: bool) -> Option<Entry> {
+    pub(crate) fn push(&self, entry: PendingRecord, urgent: bool) -> Option<PendingRecord> {
         let weight = entry.charge.bytes;
         let mut queue = self.queue();
-        if queue.stage == Stage::Ended {
+        if queue.stage == WriterStage::Ended {
             return Some(entry);
         }
         let (was_empty, was_filling) = (queue.entries.is_empty(), self.is_filling(&queue));
@@ -189,7 +189,7 @@ impl Buffer {
     }
 
     /// Is so much waiting that the writer should come before its time?
-    fn is_filling(&self, queue: &Queue) -> bool {
+    fn is_filling(&self, queue: &RecordQueue) -> bool {
         queue.entries.len() >= (self.records_max / 4).clamp(1, MANY) || queue.bytes >= self.bytes_max / 4
     }
 
@@ -202,31 +202,31 @@ impl Buffer {
     }
 
     /// Tells the writer to end. A stop that was asked for is not undone.
-    pub(crate) fn end(&self, stage: Stage) {
+    pub(crate) fn end(&self, stage: WriterStage) {
         let mut queue = self.queue();
-        if queue.stage == Stage::Running || stage == Stage::Ended {
+        if queue.stage == WriterStage::Running || stage == WriterStage::Ended {
             queue.stage = stage;
         }
         self.wake.notify_one();
     }
 
     /// Takes nothing any more; the writer's last look. What is there is for the writer to settle.
-    pub(crate) fn seal(&self, into: &mut Vec<Entry>) {
+    pub(crate) fn seal(&self, into: &mut Vec<PendingRecord>) {
         let mut queue = self.queue();
-        queue.stage = Stage::Ended;
+        queue.stage = WriterStage::Ended;
         into.append(&mut queue.entries);
     }
 
-    pub(crate) fn stage(&self) -> Stage {
+    pub(crate) fn stage(&self) -> WriterStage {
         self.queue().stage
     }
 
     /// The writer's turn: waits for a first record, at most `longest`, and gathers; then swaps everything into `into` (which is
     /// empty). `patient`: nothing ends the wait, only an end.
-    pub(crate) fn swap(&self, into: &mut Vec<Entry>, longest: Duration, patient: bool) -> Stage {
-        let wait = |queue, longest, goes_on: &dyn Fn(&Queue) -> bool| {
-            let waited = self.wake.wait_timeout_while(queue, longest, |queue: &mut Queue| {
-                queue.stage == Stage::Running && (patient || (!queue.urgent && goes_on(queue)))
+    pub(crate) fn swap(&self, into: &mut Vec<PendingRecord>, longest: Duration, patient: bool) -> WriterStage {
+        let wait = |queue, longest, goes_on: &dyn Fn(&RecordQueue) -> bool| {
+            let waited = self.wake.wait_timeout_while(queue, longest, |queue: &mut RecordQueue| {
+                queue.stage == WriterStage::Running && (patient || (!queue.urgent && goes_on(queue)))
             });
             waited.unwrap_or_else(PoisonError::into_inner).0
         };

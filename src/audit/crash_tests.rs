@@ -208,15 +208,15 @@ impl Point {
 /// Goes through what a log meets in its life: writes side by side, doubts and their settlement, an exchange of the key,
 /// segments that are full, syncs that fail, a stop and a start.
 async fn live(settings: &config::Audit, disk: &Arc<Recorder>) {
-    let intent = async |log: &Log, request: &str| {
+    let intent = async |log: &AuditLog, request: &str| {
         let seq = log.commit(record(Kind::Intent, request)).await.unwrap();
         disk.acknowledged(seq, request, true);
     };
-    let end = async |log: &Log, request: &str, how: Outcome| {
+    let end = async |log: &AuditLog, request: &str, how: Outcome| {
         let seq = log.commit(outcome(request, disk.intent_of(request), how)).await.unwrap();
         disk.acknowledged(seq, request, how == Outcome::InDoubt);
     };
-    let settle = async |log: &Log, request: &str| {
+    let settle = async |log: &AuditLog, request: &str| {
         let settled = Record { kind: Kind::Settlement, ..outcome(request, disk.intent_of(request), Outcome::Done) };
         disk.acknowledged(log.commit(settled).await.unwrap(), request, false);
     };

@@ -62,7 +62,7 @@ impl Disk for MachineDisk {}
 ///
 /// # Errors
 /// It takes longer, or panicked.
-pub(crate) async fn wait<T: Send + 'static>(
+pub(crate) async fn off_thread<T: Send + 'static>(
     within: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {

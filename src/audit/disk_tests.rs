@@ -220,7 +220,7 @@ async fn a_deleted_segment_is_noticed_and_a_new_one_begun() {
     log.close().await;
     let lines = lines_of(&settings);
     assert_eq!(lines.first().unwrap()["seq"].as_u64(), Some(seq - 2), "segment, segment-lost, outcome");
-    let report = verify(&settings.dir, &Brought::default(), &mut |_, _| {}).unwrap();
+    let report = verify(&settings.dir, &AuditorInput::default(), &mut |_, _| {}).unwrap();
     assert_eq!(report.problems.first().map(|problem| &*problem.what), Some("missing"), "{report:#?}");
     assert_eq!(count(&lines, "event", "segment-lost"), 1);
     let (_, recovered) = recover(&settings.dir).unwrap();
@@ -280,7 +280,7 @@ fn config(dir: &tempfile::TempDir) -> crate::config::Audit {
 }
 
 /// Writes one after the other, each with its outcome; notes what was acknowledged: number, request, is it the outcome?
-async fn write_on(log: Arc<Log>, writer: usize, acknowledged: Arc<Mutex<Vec<(u64, String, bool)>>>) {
+async fn write_on(log: Arc<AuditLog>, writer: usize, acknowledged: Arc<Mutex<Vec<(u64, String, bool)>>>) {
     for n in 0..30 {
         let request = format!("w{writer}-{n}");
         let Ok(seq) = log.commit(record(Kind::Intent, &request)).await else { continue };

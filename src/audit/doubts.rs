@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
-use super::marks::Marks;
-use super::names::{Name, Names};
+use super::field_hashes::FieldHashes;
 use super::record::{Outcome, Record};
+use super::request_ids::{HeldRequestId, RequestIds};
 use crate::process_log::EACH;
 use crate::words::{Fingerprint, RequestId};
 
@@ -37,7 +37,7 @@ pub struct Doubt {
     /// The keyed hash of its idempotency key.
     pub idempotency: Option<Fingerprint>,
     /// By what a look at the upstream knows its effect again.
-    pub marks: Option<Marks>,
+    pub marks: Option<FieldHashes>,
 }
 
 impl Doubt {
@@ -77,30 +77,30 @@ pub(crate) fn in_micros(time: Timestamp) -> Timestamp {
 /// The open writes of the running gateway, as its requests see them. Each has its request's id for itself.
 #[derive(Debug, Default)]
 pub struct Doubts {
-    names: Arc<Names>,
-    open: Mutex<Open>,
+    names: Arc<RequestIds>,
+    open: Mutex<DoubtTable>,
 }
 
 /// A write, and its hold on its request's id.
 #[derive(Debug)]
-struct Held {
+struct HeldDoubt {
     doubt: Doubt,
-    _name: Name,
+    _name: HeldRequestId,
 }
 
 /// All by the numbers of their intents: nobody can choose those.
 #[derive(Debug, Default)]
-struct Open {
-    under_way: HashMap<u64, Held>,
-    in_doubt: BTreeMap<u64, Held>,
+struct DoubtTable {
+    under_way: HashMap<u64, HeldDoubt>,
+    in_doubt: BTreeMap<u64, HeldDoubt>,
     /// Those in doubt by their own fingerprints and those of their idempotency keys: several may have the same.
     by_fingerprint: HashMap<Fingerprint, Vec<u64>>,
     /// Those in doubt that somebody is settling.
     claimed: HashSet<u64>,
 }
 
-impl Open {
-    fn add(&mut self, held: Held) {
+impl DoubtTable {
+    fn add(&mut self, held: HeldDoubt) {
         let intent = held.doubt.intent;
         self.remove(intent);
         for fingerprint in held.doubt.fingerprints() {
@@ -110,7 +110,7 @@ impl Open {
     }
 
     fn remove(&mut self, intent: u64) -> Option<Doubt> {
-        let Held { doubt, .. } = self.in_doubt.remove(&intent)?;
+        let HeldDoubt { doubt, .. } = self.in_doubt.remove(&intent)?;
         for fingerprint in doubt.fingerprints() {
             if let Entry::Occupied(mut same) = self.by_fingerprint.entry(fingerprint) {
                 same.get_mut().retain(|one| *one != intent);
@@ -133,13 +133,13 @@ impl Open {
 /// The right to settle a write in doubt, which nobody else has. Dropped, it is given back.
 #[derive(Debug)]
 #[must_use]
-pub struct Claim<'d> {
+pub struct SettlementClaim<'d> {
     doubts: &'d Doubts,
     doubt: Doubt,
     is_kept: bool,
 }
 
-impl Claim<'_> {
+impl SettlementClaim<'_> {
     /// The write.
     #[must_use]
     pub fn doubt(&self) -> &Doubt {
@@ -152,7 +152,7 @@ impl Claim<'_> {
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for SettlementClaim<'_> {
     fn drop(&mut self) {
         if !self.is_kept {
             self.doubts.open().claimed.remove(&self.doubt.intent);
@@ -161,18 +161,18 @@ impl Drop for Claim<'_> {
 }
 
 impl Doubts {
-    fn open(&self) -> MutexGuard<'_, Open> {
+    fn open(&self) -> MutexGuard<'_, DoubtTable> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The request ids that are taken.
     #[must_use]
-    pub const fn names(&self) -> &Arc<Names> {
+    pub const fn names(&self) -> &Arc<RequestIds> {
         &self.names
     }
 
-    fn held_by_id(&self, doubt: Doubt) -> Held {
-        Held { _name: self.names.hold(doubt.request), doubt }
+    fn held_by_id(&self, doubt: Doubt) -> HeldDoubt {
+        HeldDoubt { _name: self.names.hold(doubt.request), doubt }
     }
 
     /// Adds a write in doubt.
@@ -222,10 +222,14 @@ impl Doubts {
     /// The right to settle the write with this intent; it stays in doubt until its settlement is on disk. `None`: it is not in
     /// doubt, or somebody is settling it.
     #[must_use]
-    pub fn claim(&self, intent: u64) -> Option<Claim<'_>> {
+    pub fn claim(&self, intent: u64) -> Option<SettlementClaim<'_>> {
         let mut open = self.open();
         let doubt = open.in_doubt.get(&intent)?.doubt.clone();
-        open.claimed.insert(intent).then_some(doubt).map(|doubt| Claim { doubts: self, doubt, is_kept: false })
+        open.claimed.insert(intent).then_some(doubt).map(|doubt| SettlementClaim {
+            doubts: self,
+            doubt,
+            is_kept: false,
+        })
     }
 
     /// Takes a settled write out. `None`: it was not in doubt.

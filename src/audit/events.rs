@@ -2,9 +2,9 @@
 
 use jiff::Timestamp;
 
-use super::log::Shared;
-use super::open::RECOVERED;
-use super::proof::heads::Opened;
+use super::log::LogShared;
+use super::open_writes::RECOVERED;
+use super::proof::heads::HeadsOpened;
 use super::proof::note::Verifier;
 use super::record::{Answer, Kind, Outcome, Record};
 use super::recover::Recovered;
@@ -18,7 +18,7 @@ pub(super) fn key_event(now: Timestamp, key: &Verifier) -> Record {
 }
 
 /// What the log says of its own start.
-pub(super) fn start_events(shared: &Shared, recovered: &Recovered, opened: &Opened) -> Vec<Record> {
+pub(super) fn start_events(shared: &LogShared, recovered: &Recovered, opened: &HeadsOpened) -> Vec<Record> {
     let now = shared.clock.wall();
     let manner = if recovered.clean { "after a clean stop" } else { "after a stop that was not clean" };
     let detail = format!("makegate {} starts {manner}", env!("CARGO_PKG_VERSION"));

@@ -9,7 +9,7 @@ use jiff::civil::Date;
 use memchr::memmem::Finder;
 
 use super::record::{Answer, Kind};
-use super::seen::Seen;
+use super::stored_record::StoredRecord;
 use crate::words::RequestId;
 
 /// Records on one page when nothing else is asked for.
@@ -185,19 +185,19 @@ impl Filter {
     }
 
     /// Is this stored record wanted? (`limit` and `after` do not count.)
-    pub(crate) fn matches(&self, seen: &Seen<'_>) -> bool {
+    pub(crate) fn matches(&self, record: &StoredRecord<'_>) -> bool {
         let is = |wanted: Option<&str>, text: Option<&str>| wanted.is_none_or(|wanted| text == Some(wanted));
-        let in_range = |range: (u16, u16)| seen.status.is_some_and(|status| (range.0..=range.1).contains(&status));
-        is(self.caller.as_deref(), seen.caller.as_deref())
-            && is(self.operation.as_deref(), seen.operation.as_deref())
-            && self.organization.is_none_or(|wanted| seen.organization == Some(wanted))
+        let in_range = |range: (u16, u16)| record.status.is_some_and(|status| (range.0..=range.1).contains(&status));
+        is(self.caller.as_deref(), record.caller.as_deref())
+            && is(self.operation.as_deref(), record.operation.as_deref())
+            && self.organization.is_none_or(|wanted| record.organization == Some(wanted))
             && self.status.is_none_or(|wanted| in_range(wanted.range()))
-            && is(self.answer.map(Answer::as_str), seen.answer.as_deref())
-            && is(self.kind.map(Kind::as_str), Some(&seen.kind))
-            && self.intent.is_none_or(|wanted| seen.intent == Some(wanted))
-            && is(self.request.as_ref().map(RequestId::as_str), seen.request.as_deref())
-            && self.since.is_none_or(|since| seen.time >= since)
-            && self.until.is_none_or(|until| seen.time < until)
+            && is(self.answer.map(Answer::as_str), record.answer.as_deref())
+            && is(self.kind.map(Kind::as_str), Some(&record.kind))
+            && self.intent.is_none_or(|wanted| record.intent == Some(wanted))
+            && is(self.request.as_ref().map(RequestId::as_str), record.request.as_deref())
+            && self.since.is_none_or(|since| record.time >= since)
+            && self.until.is_none_or(|until| record.time < until)
     }
 }
 

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::buffer::Stage;
+use super::buffer::WriterStage;
 use super::disk::{self, OpenError, while_doing};
-use super::log::Log;
+use super::log::AuditLog;
 use super::record::Record;
-use super::recover::{Recovered, Start};
+use super::recover::{Recovered, ResumePoint};
 use crate::clock::Clock;
 use crate::hash;
 use crate::own;
@@ -76,7 +76,7 @@ fn read(path: &Path) -> io::Result<Result<[u8; KEY_BYTES], &'static str>> {
 pub(crate) fn open(
     dir: &Path,
     clock: &Clock,
-    start: &mut Start,
+    start: &mut ResumePoint,
     recovered: &Recovered,
 ) -> Result<(FingerprintKey, Option<Record>), OpenError> {
     let path = path(dir);
@@ -128,19 +128,19 @@ fn write(path: &Path, bytes: &[u8; KEY_BYTES]) -> io::Result<()> {
 }
 
 /// While the log is open, the file is what it was: whoever deletes or damages it is told, and it is written again.
-pub(crate) fn guard(log: &Arc<Log>, key: FingerprintKey) -> Result<(), OpenError> {
+pub(crate) fn guard(log: &Arc<AuditLog>, key: FingerprintKey) -> Result<(), OpenError> {
     let (watched, path) = (Arc::downgrade(log), path(log.dir()));
     let thread = std::thread::Builder::new().name("audit-key".to_owned());
     let spawned = thread.spawn(move || watch(&watched, &path, &key));
     spawned.map(drop).map_err(while_doing("cannot start a thread for", log.dir()))
 }
 
-fn watch(log: &Weak<Log>, path: &Path, key: &FingerprintKey) {
+fn watch(log: &Weak<AuditLog>, path: &Path, key: &FingerprintKey) {
     let mut is_told = false;
     loop {
         std::thread::sleep(LOOK);
         let Some(log) = log.upgrade() else { return };
-        if log.shared.buffer.stage() != Stage::Running {
+        if log.shared.buffer.stage() != WriterStage::Running {
             return;
         }
         if matches!(read(path), Ok(Ok(bytes)) if bytes == key.bytes) {
@@ -164,18 +164,21 @@ fn watch(log: &Weak<Log>, path: &Path, key: &FingerprintKey) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::segment::Opening;
+    use crate::audit::segment::SegmentOpening;
 
     fn open_in(dir: &Path, known: Option<&str>, records: u64) -> Result<(FingerprintKey, Option<Record>), OpenError> {
-        let opening = Opening {
+        let opening = SegmentOpening {
             tree: crate::audit::Tree::default(),
             open: Default::default(),
             time: jiff::Timestamp::UNIX_EPOCH,
             kept: Default::default(),
             fingerprint_key: known.map(str::to_owned),
         };
-        let mut start =
-            Start { fingerprint_key: known.map(str::to_owned), resume: Some((1, opening)), ..Start::default() };
+        let mut start = ResumePoint {
+            fingerprint_key: known.map(str::to_owned),
+            resume: Some((1, opening)),
+            ..ResumePoint::default()
+        };
         let opened = open(dir, &Clock::system(), &mut start, &Recovered { records, ..Recovered::default() });
         if let Ok((key, _)) = &opened {
             assert_eq!(start.resume.is_some(), known == Some(&*key.name), "another key begins another segment");

@@ -11,14 +11,14 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
 use super::filter::Filter;
-use super::log::Log;
-use super::seen::Seen;
+use super::forward_reader::ForwardReader;
+use super::log::AuditLog;
 use super::segment;
-use super::tail::Tail;
+use super::stored_record::StoredRecord;
 
 /// What a follower is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Followed {
+pub enum FollowEvent {
     /// A record's line.
     Line(Arc<str>),
     /// So many records (wanted or not) came faster than they were taken, and are passed over.
@@ -27,18 +27,18 @@ pub enum Followed {
 
 /// Follows the running log. Filters count, their times, limits and cursors do not.
 #[derive(Debug)]
-pub struct Follow {
+pub struct Follower {
     lines: broadcast::Receiver<Arc<str>>,
     ended: watch::Receiver<u8>,
     filter: Filter,
 }
 
-impl Log {
+impl AuditLog {
     /// New records from now on.
     #[must_use]
-    pub fn follow(&self, filter: Filter) -> Follow {
+    pub fn follow(&self, filter: Filter) -> Follower {
         let filter = unbounded(filter);
-        Follow { lines: self.shared.lines.subscribe(), ended: self.shared.ended.subscribe(), filter }
+        Follower { lines: self.shared.lines.subscribe(), ended: self.shared.ended.subscribe(), filter }
     }
 }
 
@@ -46,9 +46,9 @@ fn unbounded(filter: Filter) -> Filter {
     Filter { since: None, until: None, ..filter }
 }
 
-impl Follow {
+impl Follower {
     /// The next that is wanted. `None`: the log has ended. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Followed> {
+    pub async fn next(&mut self) -> Option<FollowEvent> {
         loop {
             let received = tokio::select! {
                 biased;
@@ -57,38 +57,38 @@ impl Follow {
             };
             let Some(received) = received else { return self.rest() };
             match received {
-                Ok(line) if self.wants(&line) => return Some(Followed::Line(line)),
+                Ok(line) if self.wants(&line) => return Some(FollowEvent::Line(line)),
                 Ok(_unwanted) => {}
-                Err(RecvError::Lagged(missed)) => return Some(Followed::Missed(missed)),
+                Err(RecvError::Lagged(missed)) => return Some(FollowEvent::Missed(missed)),
                 Err(RecvError::Closed) => return None,
             }
         }
     }
 
     /// What came before the end.
-    fn rest(&mut self) -> Option<Followed> {
+    fn rest(&mut self) -> Option<FollowEvent> {
         while let Ok(line) = self.lines.try_recv() {
             if self.wants(&line) {
-                return Some(Followed::Line(line));
+                return Some(FollowEvent::Line(line));
             }
         }
         None
     }
 
     fn wants(&self, line: &str) -> bool {
-        Seen::parse(line.as_bytes()).is_some_and(|seen| self.filter.matches(&seen))
+        StoredRecord::parse(line.as_bytes()).is_some_and(|seen| self.filter.matches(&seen))
     }
 }
 
 /// Follows a log's files, whether its gateway runs or not.
 #[derive(Debug)]
-pub struct FollowFiles {
-    tail: Tail,
+pub struct FileFollower {
+    tail: ForwardReader,
     line: Vec<u8>,
     filter: Filter,
 }
 
-impl FollowFiles {
+impl FileFollower {
     /// New records from now on.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl FollowFiles {
     pub fn open(dir: &Path, filter: Filter) -> io::Result<Self> {
         let newest = segment::list(dir)?.last().copied().unwrap_or(0);
         let length = if newest == 0 { 0 } else { fs::metadata(segment::path(dir, newest))?.len() };
-        Ok(Self { tail: Tail::at(dir, newest, length), line: Vec::new(), filter: unbounded(filter) })
+        Ok(Self { tail: ForwardReader::at(dir, newest, length), line: Vec::new(), filter: unbounded(filter) })
     }
 
     /// The next record that is wanted; `None`: there is none yet, look again in a moment.
@@ -105,7 +105,7 @@ impl FollowFiles {
     /// The files cannot be read.
     pub fn poll(&mut self) -> io::Result<Option<String>> {
         while self.tail.next(&mut self.line, None)?.is_some() {
-            if Seen::parse(&self.line).is_some_and(|seen| self.filter.matches(&seen)) {
+            if StoredRecord::parse(&self.line).is_some_and(|seen| self.filter.matches(&seen)) {
                 return Ok(Some(String::from_utf8_lossy(&self.line).into_owned()));
             }
         }

@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, Transaction, params};
 
 use super::disk;
-use super::log::{Shared, Synced};
-use super::seen::Seen;
+use super::forward_reader::{ForwardReader, LinePosition};
+use super::index_terms::{self, Term};
+use super::log::{DurablePosition, LogShared};
 use super::segment;
-use super::tail::{Place, Tail};
-use super::terms::{self, Term};
+use super::stored_record::StoredRecord;
 use crate::own;
 
 /// How far the index may be behind: queries read what it lacks from the segments.
@@ -129,7 +129,7 @@ pub(crate) fn path(dir: &Path) -> PathBuf {
 }
 
 /// The index thread: follows the log to its end.
-pub(super) fn follow(shared: &Shared) {
+pub(super) fn follow(shared: &LogShared) {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         tracing::debug!(%error, "the audit index keeps its priority");
@@ -137,7 +137,7 @@ pub(super) fn follow(shared: &Shared) {
     let _first = shared.index.set(thread::current());
     let mut backoff = Duration::ZERO;
     while let Err(error) =
-        Index::open(&shared.dir, shared.clock.now()).and_then(|mut index| index.run(shared, &mut backoff))
+        IndexWriter::open(&shared.dir, shared.clock.now()).and_then(|mut index| index.run(shared, &mut backoff))
     {
         tracing::warn!(%error, "the audit index fails; it is made again from the log");
         if !error.passes() {
@@ -150,12 +150,12 @@ pub(super) fn follow(shared: &Shared) {
     }
 }
 
-fn has_ended(shared: &Shared) -> bool {
+fn has_ended(shared: &LogShared) -> bool {
     *shared.ended.borrow() > 0
 }
 
 /// Waits; `true`: the log ended meanwhile.
-fn waits_in_vain(shared: &Shared, wait: Duration) -> bool {
+fn waits_in_vain(shared: &LogShared, wait: Duration) -> bool {
     let ticks = wait.div_duration_f64(TICK).ceil();
     let mut waited = 0.0;
     while waited < ticks && !has_ended(shared) {
@@ -190,21 +190,21 @@ pub(crate) fn is_safe(path: &Path) -> io::Result<bool> {
 
 /// Records that follow each other in one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Block {
+pub(crate) struct IndexBlock {
     /// Its first record.
     pub(crate) first: u64,
     /// Its last; what follows in its lines is void: those numbers were given again.
     pub(crate) last: u64,
     /// Where its lines are.
-    pub(crate) place: Place,
+    pub(crate) place: LinePosition,
     terms: Vec<u8>,
 }
 
-impl Block {
+impl IndexBlock {
     /// A row's `first, last, segment, offset, length, terms`.
     pub(crate) fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
         let number = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
-        let place = Place { segment: number(2)?, offset: number(3)?, length: number(4)? };
+        let place = LinePosition { segment: number(2)?, offset: number(3)?, length: number(4)? };
         Ok(Self { first: number(0)?, last: number(1)?, place, terms: row.get(5)? })
     }
 
@@ -232,37 +232,45 @@ impl Block {
 
 /// A block that grows.
 #[derive(Debug)]
-struct Growing {
+struct BlockBuilder {
     first: u64,
     last: u64,
-    place: Place,
+    place: LinePosition,
     oldest: i64,
     newest: i64,
     records: usize,
     terms: BTreeSet<Term>,
 }
 
-impl Growing {
-    fn new(seen: &Seen<'_>, place: Place) -> Self {
-        let time = seen.time.as_microsecond();
-        let place = Place { length: 0, ..place };
-        Self { first: seen.seq, last: seen.seq, place, oldest: time, newest: time, records: 0, terms: BTreeSet::new() }
+impl BlockBuilder {
+    fn new(record: &StoredRecord<'_>, place: LinePosition) -> Self {
+        let time = record.time.as_microsecond();
+        let place = LinePosition { length: 0, ..place };
+        Self {
+            first: record.seq,
+            last: record.seq,
+            place,
+            oldest: time,
+            newest: time,
+            records: 0,
+            terms: BTreeSet::new(),
+        }
     }
 
-    fn add(&mut self, seen: &Seen<'_>, place: Place) {
-        let time = seen.time.as_microsecond();
-        self.last = self.last.max(seen.seq);
+    fn add(&mut self, record: &StoredRecord<'_>, place: LinePosition) {
+        let time = record.time.as_microsecond();
+        self.last = self.last.max(record.seq);
         self.place.length = place.offset + place.length - self.place.offset;
         (self.oldest, self.newest) = (self.oldest.min(time), self.newest.max(time));
         self.records += 1;
-        terms::of(seen, |term| {
+        index_terms::of(record, |term| {
             self.terms.insert(term);
         });
     }
 
     fn store(&self, transaction: &Transaction<'_>, has: &mut Vec<(Term, i64)>) -> rusqlite::Result<()> {
         has.extend(self.terms.iter().map(|term| (*term, self.first.cast_signed())));
-        let Place { segment, offset, length } = self.place;
+        let LinePosition { segment, offset, length } = self.place;
         let (first, segment) = (self.first.cast_signed(), segment.cast_signed());
         let terms: Vec<u8> = self.terms.iter().flat_map(|term| term.to_be_bytes()).collect();
         let (offset, length) = (offset.cast_signed(), length.cast_signed());
@@ -277,16 +285,16 @@ impl Growing {
     }
 }
 
-struct Index {
+struct IndexWriter {
     path: PathBuf,
     /// The file that is open.
     identity: (u64, u64),
     connection: Connection,
-    tail: Tail,
+    tail: ForwardReader,
     /// What is not in a whole block yet.
-    growing: Option<Growing>,
+    growing: Option<BlockBuilder>,
     /// Whole blocks that no row has yet, the oldest first.
-    whole: Vec<Growing>,
+    whole: Vec<BlockBuilder>,
     /// When blocks were last stored.
     stored: Instant,
     segment: u64,
@@ -294,7 +302,7 @@ struct Index {
     seq: u64,
 }
 
-impl Index {
+impl IndexWriter {
     /// The index as it is, or an empty one.
     fn open(dir: &Path, now: Instant) -> Result<Self, IndexError> {
         let path = path(dir);
@@ -319,12 +327,12 @@ impl Index {
         if seq > 0 && !is_of_this_log(&connection, dir, seq)? {
             return Err(IndexError::Foreign("it does not fit the segments"));
         }
-        let tail = Tail::at(dir, segment, offset);
+        let tail = ForwardReader::at(dir, segment, offset);
         Ok(Self { path, identity, connection, tail, growing: None, whole: Vec::new(), stored: now, segment, seq })
     }
 
     /// Follows the log until it has ended.
-    fn run(&mut self, shared: &Shared, backoff: &mut Duration) -> Result<(), IndexError> {
+    fn run(&mut self, shared: &LogShared, backoff: &mut Duration) -> Result<(), IndexError> {
         let mut there = Vec::new();
         loop {
             let ended = has_ended(shared);
@@ -354,7 +362,7 @@ impl Index {
     }
 
     /// Takes in some lines; `true`: there are more.
-    fn catch_up(&mut self, synced: Synced, now: Instant) -> Result<bool, IndexError> {
+    fn catch_up(&mut self, synced: DurablePosition, now: Instant) -> Result<bool, IndexError> {
         let (mut line, mut count) = (Vec::new(), 0);
         while count < CHUNK {
             let Some(place) = self.tail.next(&mut line, Some((synced.segment, synced.length)))? else { break };
@@ -362,9 +370,9 @@ impl Index {
             if place.segment != self.segment {
                 self.begin_segment(place.segment, now)?;
             }
-            if let Some(seen) = Seen::parse(&line) {
-                let growing = self.growing.get_or_insert_with(|| Growing::new(&seen, place));
-                growing.add(&seen, place);
+            if let Some(record) = StoredRecord::parse(&line) {
+                let growing = self.growing.get_or_insert_with(|| BlockBuilder::new(&record, place));
+                growing.add(&record, place);
                 if growing.records == BLOCK {
                     self.end_block();
                 }
@@ -476,8 +484,10 @@ pub(crate) fn position(connection: &Connection) -> rusqlite::Result<(u64, u64, u
 /// Is the newest record of the index where the index says?
 fn is_of_this_log(connection: &Connection, dir: &Path, seq: u64) -> Result<bool, IndexError> {
     let sql = "SELECT first, last, segment, offset, length, terms FROM blocks ORDER BY first DESC LIMIT 1";
-    let Some(block) = connection.query_row(sql, [], Block::of).optional()? else { return Ok(false) };
+    let Some(block) = connection.query_row(sql, [], IndexBlock::of).optional()? else { return Ok(false) };
     let lines = block.read(dir)?.unwrap_or_default();
-    let has = lines.split(|byte| *byte == b'\n').any(|line| Seen::parse(line).is_some_and(|seen| seen.seq == seq));
+    let has = lines
+        .split(|byte| *byte == b'\n')
+        .any(|line| StoredRecord::parse(line).is_some_and(|record| record.seq == seq));
     Ok(block.last == seq && has)
 }

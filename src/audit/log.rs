@@ -11,27 +11,27 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 
-use super::buffer::{Buffer, Charge, Entry, Stage};
+use super::buffer::{BufferCharge, PendingRecord, RecordBuffer, WriterStage};
 use super::disk::{self, Disk, MachineDisk, OpenError};
 use super::doubts::{DOUBTS_MAX, Doubts};
 use super::events::start_events;
 use super::fingerprints::{self, FingerprintKey};
-use super::names::Names;
-use super::proof::closed;
+use super::proof::closing_head;
 use super::proof::heads::Heads;
 use super::record::{Kind, Record};
+use super::record_room::RecordRoom;
 use super::recover::{self, Recovered};
-use super::room::Room;
+use super::request_ids::RequestIds;
 use super::tree::Tree;
-use super::writer::Writer;
-use super::{index, line};
+use super::writer::LogWriter;
+use super::{index, record_line};
 use crate::clock::Clock;
 use crate::config;
 use crate::words::Fingerprint;
 
 /// Intents and settlements that wait for the disk at once.
 const WAITING_MAX: usize = 512;
-/// The longest that [`Log::close`] waits for the writer and the index.
+/// The longest that [`AuditLog::close`] waits for the writer and the index.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// Lines that a follower may lag behind.
 const FOLLOW_LAG: usize = 1024;
@@ -72,7 +72,7 @@ impl std::error::Error for CannotRecord {}
 
 /// How far the log is durable: all that readers of the running log may look at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Synced {
+pub(crate) struct DurablePosition {
     /// The segment that is written to.
     pub(crate) segment: u64,
     /// Its durable length.
@@ -85,7 +85,7 @@ pub(crate) struct Synced {
 
 /// What the log counts, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct LogCounts {
     /// Records on disk since the start.
     pub records: u64,
     /// Their bytes.
@@ -102,12 +102,12 @@ pub struct Counts {
 
 /// What the log's handle and its threads share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct LogShared {
     pub(crate) clock: Clock,
     pub(crate) dir: PathBuf,
     pub(crate) record_bytes: usize,
     disk_wait: Duration,
-    pub(crate) buffer: Buffer,
+    pub(crate) buffer: RecordBuffer,
     pub(crate) doubts: Doubts,
     /// The tree over all durable records.
     pub(crate) durable: Mutex<Tree>,
@@ -121,7 +121,7 @@ pub(crate) struct Shared {
     pub(crate) has_lost: AtomicBool,
     /// What the refusals that are on disk leave of their share of the log's bytes.
     pub(crate) refusals_left: AtomicU64,
-    pub(crate) synced: watch::Sender<Synced>,
+    pub(crate) synced: watch::Sender<DurablePosition>,
     pub(crate) lines: broadcast::Sender<Arc<str>>,
     pub(crate) ended: watch::Sender<u8>,
     /// The index's thread, which is woken when the writer has ended.
@@ -136,14 +136,14 @@ pub(crate) struct Shared {
     waiting: AtomicUsize,
 }
 
-impl Shared {
+impl LogShared {
     fn new(settings: &config::Audit, clock: Clock, durable: Tree, heads: Heads, key: FingerprintKey) -> Self {
         Self {
             clock,
             dir: settings.dir.clone(),
             record_bytes: settings.record_bytes,
             disk_wait: settings.disk_wait,
-            buffer: Buffer::new(settings),
+            buffer: RecordBuffer::new(settings),
             doubts: Doubts::default(),
             durable: Mutex::new(durable),
             heads,
@@ -177,8 +177,8 @@ impl Shared {
 
     /// Room for a record that is about to be queued. An intent takes room for its outcome too; that an outcome of a write
     /// under way can be buffered is certain.
-    fn charge(&self, record: &Record) -> Result<Charge, CannotRecord> {
-        let own = Charge { records: 1, bytes: record.weight(), refusal: false };
+    fn charge(&self, record: &Record) -> Result<BufferCharge, CannotRecord> {
+        let own = BufferCharge { records: 1, bytes: record.weight(), refusal: false };
         let taken = match record.kind {
             Kind::Outcome => {
                 if !self.doubts.end(record) {
@@ -189,7 +189,7 @@ impl Shared {
             Kind::Intent => {
                 let outcome = outcome_charge(self.record_bytes);
                 let (records, bytes) = (own.records + outcome.records, own.bytes + outcome.bytes);
-                let both = Charge { records, bytes, refusal: false };
+                let both = BufferCharge { records, bytes, refusal: false };
                 self.doubts.count() < DOUBTS_MAX && self.buffer.take(both)
             }
             Kind::Request | Kind::Settlement | Kind::Event | Kind::Refusals => self.buffer.take(own),
@@ -206,7 +206,7 @@ impl Shared {
         let name = record.request.map(|id| self.doubts.names().hold(id));
         let charge = self.charge(&record)?;
         let (ack, acked) = oneshot::channel();
-        match self.buffer.push(Entry { record: Box::new(record), charge, ack: Some(ack), name }, true) {
+        match self.buffer.push(PendingRecord { record: Box::new(record), charge, ack: Some(ack), name }, true) {
             None => Ok(acked),
             Some(entry) => {
                 self.give_back(&entry);
@@ -216,7 +216,7 @@ impl Shared {
     }
 
     /// An entry that will never be written: its room is free again.
-    pub(crate) fn give_back(&self, entry: &Entry) {
+    pub(crate) fn give_back(&self, entry: &PendingRecord) {
         self.buffer.release(entry.charge);
         if entry.record.kind == Kind::Intent {
             self.buffer.release(outcome_charge(self.record_bytes));
@@ -244,41 +244,41 @@ impl Shared {
 }
 
 /// The room that an intent keeps for its outcome.
-pub(crate) const fn outcome_charge(record_bytes: usize) -> Charge {
-    Charge { records: 1, bytes: record_bytes, refusal: false }
+pub(crate) const fn outcome_charge(record_bytes: usize) -> BufferCharge {
+    BufferCharge { records: 1, bytes: record_bytes, refusal: false }
 }
 
 /// Cuts what a caller made too long before it takes memory.
 pub(super) fn bound(record: &mut Record, record_bytes: usize) {
     if record.text_bytes() > record_bytes {
-        line::fit(record, record_bytes);
+        record_line::fit(record, record_bytes);
     }
 }
 
 /// One of few that wait; counts itself out when dropped.
-struct Waiting(Arc<Shared>);
+struct WaitingWriter(Arc<LogShared>);
 
-impl Waiting {
-    fn enter(shared: &Arc<Shared>) -> Option<Self> {
+impl WaitingWriter {
+    fn enter(shared: &Arc<LogShared>) -> Option<Self> {
         let before = shared.waiting.fetch_add(1, Ordering::Relaxed);
         let entered = Self(shared.clone());
         (before < WAITING_MAX).then_some(entered)
     }
 }
 
-impl Drop for Waiting {
+impl Drop for WaitingWriter {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// The log: journal of writes and audit of requests at once.
-pub struct Log {
-    pub(crate) shared: Arc<Shared>,
+pub struct AuditLog {
+    pub(crate) shared: Arc<LogShared>,
     pub(crate) queries: Arc<Semaphore>,
 }
 
-impl Log {
+impl AuditLog {
     /// Opens the log of this folder, finds what an earlier run left, and starts the writer and the index.
     ///
     /// # Errors
@@ -290,7 +290,7 @@ impl Log {
     /// The same on a disk of one's own.
     ///
     /// # Errors
-    /// As [`Log::open`].
+    /// As [`AuditLog::open`].
     pub fn open_on(
         settings: &config::Audit,
         clock: Clock,
@@ -301,13 +301,13 @@ impl Log {
         let (mut start, recovered) = recover::recover(dir)?;
         let (key, told) = fingerprints::open(dir, &clock, &mut start, &recovered)?;
         let (heads, opened) = Heads::open(dir, settings.head, &start)?;
-        let shared = Arc::new(Shared::new(settings, clock, start.tree.clone(), heads, key.clone()));
+        let shared = Arc::new(LogShared::new(settings, clock, start.tree.clone(), heads, key.clone()));
         recovered.doubts.iter().for_each(|doubt| shared.doubts.add(doubt.clone()));
         shared.synced.send_modify(|synced| synced.seq = start.tree.size());
         let mut events = start_events(&shared, &recovered, &opened);
         events.extend(told);
-        closed::open(dir).map_err(disk::while_doing("cannot open the log that was closed in", dir))?;
-        let writer = Writer::new(shared.clone(), disk, settings, start, (&recovered, events));
+        closing_head::open(dir).map_err(disk::while_doing("cannot open the log that was closed in", dir))?;
+        let writer = LogWriter::new(shared.clone(), disk, settings, start, (&recovered, events));
         spawn("audit-writer", dir, {
             let (lock, shared) = (lock.clone(), shared.clone());
             move || {
@@ -331,10 +331,10 @@ impl Log {
 
     /// Room for one record, taken when a request arrives. `None`: the buffer is full, the request must be refused.
     #[must_use]
-    pub fn reserve(self: &Arc<Self>) -> Option<Room> {
+    pub fn reserve(self: &Arc<Self>) -> Option<RecordRoom> {
         let charge = outcome_charge(self.shared.record_bytes);
         if self.shared.buffer.take(charge) {
-            return Some(Room::of(self.clone(), charge));
+            return Some(RecordRoom::of(self.clone(), charge));
         }
         self.shared.refuse(CannotRecord::Full);
         None
@@ -345,7 +345,7 @@ impl Log {
     ///
     /// An intent (or a settlement) waits at most [`config::Audit::disk_wait`] and is refused at once while the disk fails; dropping the
     /// future of an intent leaves a write that is recorded as not sent. An outcome waits as long as it takes; dropping
-    /// its future changes nothing, it is written when the disk is back. A write in doubt is in [`Log::doubts`] from the
+    /// its future changes nothing, it is written when the disk is back. A write in doubt is in [`AuditLog::doubts`] from the
     /// call on.
     ///
     /// # Errors
@@ -353,7 +353,7 @@ impl Log {
     pub fn commit(&self, record: Record) -> impl Future<Output = Result<u64, CannotRecord>> + Send + 'static + use<> {
         let shared = self.shared.clone();
         let patient = record.kind == Kind::Outcome;
-        let waiting = if patient { None } else { Waiting::enter(&shared) };
+        let waiting = if patient { None } else { WaitingWriter::enter(&shared) };
         let full = waiting.is_none() && !patient;
         let queued = if full { Err(CannotRecord::Full) } else { shared.enqueue(record) };
         async move {
@@ -399,9 +399,9 @@ impl Log {
 
     /// What it has done since the start.
     #[must_use]
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> LogCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
+        LogCounts {
             records: read(&self.shared.records),
             bytes: read(&self.shared.bytes),
             syncs: read(&self.shared.syncs),
@@ -413,7 +413,7 @@ impl Log {
 
     /// The request ids that are taken.
     #[must_use]
-    pub fn names(&self) -> &Arc<Names> {
+    pub fn names(&self) -> &Arc<RequestIds> {
         self.shared.doubts.names()
     }
 
@@ -445,7 +445,7 @@ impl Log {
 
     /// The clean end: everything is on disk, the event `stop` too, and in the index. Nothing is recorded any more.
     pub async fn close(&self) {
-        self.shared.buffer.end(Stage::Closing);
+        self.shared.buffer.end(WriterStage::Closing);
         let mut left = self.shared.left.subscribe();
         if tokio::time::timeout(CLOSE_WAIT, left.wait_for(|threads| *threads >= 2)).await.is_err() {
             tracing::error!(backlog = self.backlog(), "the audit log did not come to its end in time");
@@ -453,16 +453,16 @@ impl Log {
     }
 }
 
-impl fmt::Debug for Log {
+impl fmt::Debug for AuditLog {
     /// Without the fingerprints' key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Log").field("shared", &self.shared).finish_non_exhaustive()
     }
 }
 
-impl Drop for Log {
+impl Drop for AuditLog {
     fn drop(&mut self) {
-        self.shared.buffer.end(Stage::Abandoned);
+        self.shared.buffer.end(WriterStage::Abandoned);
     }
 }
 

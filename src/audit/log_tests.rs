@@ -27,13 +27,17 @@ pub(super) fn settings(dir: &TempDir) -> config::Audit {
 }
 
 /// Opens, waiting until the run before has let go of the folder.
-pub(super) async fn open(settings: &config::Audit, clock: &Clock) -> (Arc<Log>, Recovered) {
+pub(super) async fn open(settings: &config::Audit, clock: &Clock) -> (Arc<AuditLog>, Recovered) {
     open_on(settings, clock, Arc::new(MachineDisk)).await
 }
 
-pub(super) async fn open_on(settings: &config::Audit, clock: &Clock, disk: Arc<dyn Disk>) -> (Arc<Log>, Recovered) {
+pub(super) async fn open_on(
+    settings: &config::Audit,
+    clock: &Clock,
+    disk: Arc<dyn Disk>,
+) -> (Arc<AuditLog>, Recovered) {
     for _ in 0..500 {
-        match Log::open_on(settings, clock.clone(), disk.clone()) {
+        match AuditLog::open_on(settings, clock.clone(), disk.clone()) {
             Err(OpenError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
             other => return other.unwrap(),
         }
@@ -63,7 +67,7 @@ pub(super) fn outcome(request: &str, intent: u64, outcome: Outcome) -> Record {
 
 /// Nobody altered this log, whatever it went through: nothing may say so (promise 7).
 pub(super) fn assert_untouched(dir: &std::path::Path) {
-    let report = verify(dir, &Brought::default(), &mut |_, _| {}).unwrap();
+    let report = verify(dir, &AuditorInput::default(), &mut |_, _| {}).unwrap();
     assert!(report.problems.is_empty(), "{report:#?}");
 }
 
@@ -223,7 +227,7 @@ async fn segments_are_sealed_and_each_begins_with_the_tree_before_it() {
         let text = std::fs::read_to_string(segment::path(&settings.dir, first)).unwrap();
         for (at, line) in text.lines().enumerate() {
             if at == 0 {
-                let opening = segment::Opening::parse(line.as_bytes(), first).unwrap();
+                let opening = segment::SegmentOpening::parse(line.as_bytes(), first).unwrap();
                 assert_eq!(opening.tree, tree);
                 assert_eq!(opening.open.list().len(), usize::from(first > 1), "the open write is named");
             }

@@ -1,11 +1,9 @@
 //! The log: one append-only file of records that is the journal of writes and the audit of requests at once.
 //!
-//! [`Log`] is what requests hold; a thread of its own writes the segments, another makes the index from them.
-//! Everything that reads ([`Log::query`], [`query_files`], [`export`], [`Follow`]) reads the segments, so that it works beside a running
+//! [`AuditLog`] is what requests hold; a thread of its own writes the segments, another makes the index from them.
+//! Everything that reads ([`AuditLog::query`], [`query_files`], [`export`], [`Follower`]) reads the segments, so that it works beside a running
 //! gateway and without one.
 
-mod backwards;
-mod belief;
 #[cfg(test)]
 mod beside_tests;
 mod buffer;
@@ -17,58 +15,60 @@ mod disk;
 mod disk_tests;
 mod doubts;
 mod events;
+mod field_hashes;
 mod filter;
 mod fingerprints;
 mod follow;
+mod forward_reader;
 mod index;
-mod kept;
-mod keys;
-mod line;
+mod index_terms;
+mod key_ends;
 mod log;
 #[cfg(test)]
 mod log_tests;
-mod marks;
-mod names;
-#[cfg(test)]
-mod names_tests;
-mod open;
+mod open_writes;
 mod outage;
 mod proof;
 mod query;
 #[cfg(test)]
 mod query_tests;
 mod record;
+mod record_line;
+mod record_room;
 mod recover;
 #[cfg(test)]
 mod recover_tests;
-mod reserve;
+mod request_ids;
+#[cfg(test)]
+mod request_ids_tests;
 mod retention;
+mod retention_state;
 #[cfg(test)]
 mod retention_tests;
-mod room;
-mod seen;
+mod reverse_reader;
 mod segment;
-mod tail;
-mod terms;
+mod space_reserve;
+mod stored_record;
 mod tree;
+mod trusted_time;
 mod writer;
 
 pub use csv::{COLUMNS, csv, csv_cell, csv_header};
 pub use disk::{Disk, MachineDisk, OpenError};
-pub use doubts::{Claim, DOUBTS_MAX, Doubt, Doubts};
+pub use doubts::{DOUBTS_MAX, Doubt, Doubts, SettlementClaim};
+pub use field_hashes::FieldHashes;
 pub use filter::{BadFilter, FILTERS, Filter, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
-pub use follow::{Follow, FollowFiles, Followed};
-pub use keys::KeyEnd;
-pub use line::{at_most, object};
-pub use log::{CannotRecord, Counts, Log};
-pub use marks::Marks;
-pub use names::{Name, Names};
+pub use follow::{FileFollower, FollowEvent, Follower};
+pub use key_ends::KeyEnd;
+pub use log::{AuditLog, CannotRecord, LogCounts};
 pub use proof::heads::stored as stored_head;
 pub use proof::note::{Head, Verifier, heads};
-pub use proof::verify::{Brought, Problem, Report, VerifyError, verify};
-pub use proof::{Growth, Inclusion, ProofError};
-pub use query::{Page, QueryError, export, query_files};
-pub use record::{Answer, Counted, Kind, OVER_RATE, Outcome, Peer, Record};
+pub use proof::verify::{AuditorInput, VerifyError, VerifyProblem, VerifyReport, verify};
+pub use proof::{ConsistencyProof, InclusionProof, ProofError};
+pub use query::{QueryError, RecordPage, export, query_files};
+pub use record::{Answer, CountedRefusals, Kind, OVER_RATE, Outcome, Peer, Record};
+pub use record_line::{at_most, object};
+pub use record_room::RecordRoom;
 pub use recover::{Recovered, doubts_in};
-pub use room::Room;
+pub use request_ids::{HeldRequestId, RequestIds};
 pub use tree::{Hash, Tree, leaf};

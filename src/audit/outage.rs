@@ -4,9 +4,9 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::buffer::Entry;
+use super::buffer::PendingRecord;
 use super::record::{Kind, Record};
-use super::writer::Writer;
+use super::writer::LogWriter;
 use crate::process_log::STATE;
 
 /// The disk fails.
@@ -19,7 +19,7 @@ pub(super) struct Outage {
     pub(super) tight: bool,
 }
 
-impl Writer {
+impl LogWriter {
     /// Two tries failed: from here on writes are refused at once, and every second the disk is tried again.
     pub(super) fn fail(&mut self, error: &io::Error) {
         let (now, cause, tight) = (self.shared.clock.now(), error.to_string(), self.reserve.is_freed());
@@ -46,7 +46,7 @@ impl Writer {
         let refused = self.shared.refused.load(Ordering::Relaxed) - outage.refused_before;
         let detail = format!("not writable for {seconds:.1} s ({}); requests refused: {refused}", outage.cause);
         let event = Record::event(self.shared.clock.wall(), "outage", detail.as_str());
-        self.pending.push_front(Entry::own(event));
+        self.pending.push_front(PendingRecord::own(event));
         match self.write_batch() {
             Ok(()) => {
                 tracing::info!(target: STATE, "the audit log can be written again: {detail}");

@@ -17,15 +17,15 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::backwards::Backwards;
 use super::disk;
 use super::filter::Filter;
-use super::index::{self, Block};
-use super::log::Log;
-use super::seen::Seen;
+use super::forward_reader::ForwardReader;
+use super::index::{self, IndexBlock};
+use super::index_terms::{self, Term};
+use super::log::AuditLog;
+use super::reverse_reader::ReverseReader;
 use super::segment;
-use super::tail::Tail;
-use super::terms::{self, Term};
+use super::stored_record::StoredRecord;
 use crate::clock::Clock;
 
 /// A query of the running gateway ends after this.
@@ -39,7 +39,7 @@ const STEPS: i32 = 10_000;
 
 /// Some records, newest first.
 #[derive(Clone, Debug, Default)]
-pub struct Page {
+pub struct RecordPage {
     /// Their lines, as they are stored.
     pub records: Vec<Box<RawValue>>,
     /// The `after` of the next page, if there is one.
@@ -77,12 +77,12 @@ impl From<io::Error> for QueryError {
     }
 }
 
-impl Log {
-    /// One page of what the filter wants. What was recorded before [`Log::flush`] is in it.
+impl AuditLog {
+    /// One page of what the filter wants. What was recorded before [`AuditLog::flush`] is in it.
     ///
     /// # Errors
     /// [`QueryError`].
-    pub async fn query(&self, filter: Filter) -> Result<Page, QueryError> {
+    pub async fn query(&self, filter: Filter) -> Result<RecordPage, QueryError> {
         self.query_as(filter, |page| page).await
     }
 
@@ -94,14 +94,14 @@ impl Log {
     pub async fn query_as<T: Send + 'static>(
         &self,
         filter: Filter,
-        show: impl FnOnce(Page) -> T + Send + 'static,
+        show: impl FnOnce(RecordPage) -> T + Send + 'static,
     ) -> Result<T, QueryError> {
         let turn = self.query_turn().await?;
         let (dir, clock) = (self.dir().to_owned(), self.shared.clock.clone());
         let end = clock.now() + QUERY_MAX;
-        let found = disk::wait(QUERY_MAX + DISK_MAX, move || {
+        let found = disk::off_thread(QUERY_MAX + DISK_MAX, move || {
             let _turn = turn;
-            page(&dir, &filter, Some(&Deadline { clock, end })).map(show)
+            page(&dir, &filter, Some(&QueryDeadline { clock, end })).map(show)
         });
         found.await?
     }
@@ -120,25 +120,25 @@ impl Log {
 ///
 /// # Errors
 /// [`QueryError::Io`].
-pub fn query_files(dir: &Path, filter: &Filter) -> Result<Page, QueryError> {
+pub fn query_files(dir: &Path, filter: &Filter) -> Result<RecordPage, QueryError> {
     page(dir, filter, None)
 }
 
 /// When a query is to end.
 #[derive(Clone)]
-struct Deadline {
+struct QueryDeadline {
     clock: Clock,
     end: Instant,
 }
 
-impl Deadline {
+impl QueryDeadline {
     fn is_over(&self) -> bool {
         self.clock.now() >= self.end
     }
 }
 
-fn page(dir: &Path, filter: &Filter, deadline: Option<&Deadline>) -> Result<Page, QueryError> {
-    let mut search = Search {
+fn page(dir: &Path, filter: &Filter, deadline: Option<&QueryDeadline>) -> Result<RecordPage, QueryError> {
+    let mut search = PageSearch {
         dir,
         filter,
         deadline,
@@ -147,13 +147,13 @@ fn page(dir: &Path, filter: &Filter, deadline: Option<&Deadline>) -> Result<Page
         needle: filter.needle(),
         lines: Vec::new(),
     };
-    let index = Index::open(dir, deadline);
+    let index = IndexReader::open(dir, deadline);
     search.scan(index.as_ref().map_or(0, |index| index.seq))?;
     if let Some(index) = index.filter(|_| !search.is_done()) {
         match search.blocks(&index) {
             Ok(()) => {}
             Err(IndexFails::Log(error)) => return Err(error),
-            Err(IndexFails::Index) if deadline.is_some_and(Deadline::is_over) => return Err(QueryError::TooLong),
+            Err(IndexFails::Index) if deadline.is_some_and(QueryDeadline::is_over) => return Err(QueryError::TooLong),
             Err(IndexFails::Index) => search.scan(0)?,
         }
     }
@@ -161,10 +161,10 @@ fn page(dir: &Path, filter: &Filter, deadline: Option<&Deadline>) -> Result<Page
 }
 
 /// A page under way.
-struct Search<'q> {
+struct PageSearch<'q> {
     dir: &'q Path,
     filter: &'q Filter,
-    deadline: Option<&'q Deadline>,
+    deadline: Option<&'q QueryDeadline>,
     /// What is left is below this number.
     below: u64,
     wanted: usize,
@@ -186,13 +186,13 @@ impl From<rusqlite::Error> for IndexFails {
     }
 }
 
-impl Search<'_> {
+impl PageSearch<'_> {
     const fn is_done(&self) -> bool {
         self.lines.len() >= self.wanted
     }
 
     fn in_time(&self) -> Result<(), QueryError> {
-        if self.deadline.is_some_and(Deadline::is_over) { Err(QueryError::TooLong) } else { Ok(()) }
+        if self.deadline.is_some_and(QueryDeadline::is_over) { Err(QueryError::TooLong) } else { Ok(()) }
     }
 
     /// Reads backwards what is above `floor`.
@@ -200,11 +200,11 @@ impl Search<'_> {
         if self.below.saturating_sub(1) <= floor {
             return Ok(());
         }
-        let mut backwards = Backwards::below(self.dir, self.below)?;
+        let mut backwards = ReverseReader::below(self.dir, self.below)?;
         while !self.is_done() {
             self.in_time()?;
             let Some(line) = backwards.newest()? else { break };
-            let Some(seen) = Seen::parse(&line) else { continue };
+            let Some(seen) = StoredRecord::parse(&line) else { continue };
             if seen.seq <= floor {
                 break;
             }
@@ -217,12 +217,12 @@ impl Search<'_> {
     }
 
     /// Reads the blocks that the index finds.
-    fn blocks(&mut self, index: &Index) -> Result<(), IndexFails> {
-        let wanted = terms::wanted(self.filter);
+    fn blocks(&mut self, index: &IndexReader) -> Result<(), IndexFails> {
+        let wanted = index_terms::wanted(self.filter);
         let (from, to) = index.range(self.filter)?;
         let range = (from, clamp(self.below).min(to));
         if let Some(request) = &self.filter.request {
-            let (term, times) = terms::of_request(request);
+            let (term, times) = index_terms::of_request(request);
             let mut blocks = Vec::new();
             let mut keep = |block| {
                 blocks.push(block);
@@ -232,7 +232,7 @@ impl Search<'_> {
             if let Some(times) = times {
                 index.find(None, range, Some(times), &mut keep)?;
             }
-            blocks.sort_unstable_by_key(|block: &Block| std::cmp::Reverse(block.first));
+            blocks.sort_unstable_by_key(|block: &IndexBlock| std::cmp::Reverse(block.first));
             return blocks.iter().try_for_each(|block| self.block(block, &wanted).map(drop));
         }
         let since = self.filter.since.map_or(i64::MIN, Timestamp::as_microsecond);
@@ -241,7 +241,7 @@ impl Search<'_> {
     }
 
     /// Reads a block, newest record first; `true`: there may be more wanted.
-    fn block(&mut self, block: &Block, wanted: &[Term]) -> Result<bool, IndexFails> {
+    fn block(&mut self, block: &IndexBlock, wanted: &[Term]) -> Result<bool, IndexFails> {
         self.in_time().map_err(IndexFails::Log)?;
         if self.is_done() || !wanted.iter().all(|term| block.has(*term)) {
             return Ok(!self.is_done());
@@ -250,7 +250,7 @@ impl Search<'_> {
         let lines = block.read(self.dir).map_err(|error| IndexFails::Log(error.into()))?.unwrap_or_default();
         let may_match = |line: &&[u8]| self.needle.as_ref().is_none_or(|needle| needle.find(line).is_some());
         for line in lines.rsplit(|byte| *byte == b'\n').filter(may_match) {
-            let seen = Seen::parse(line).filter(|seen| seen.seq <= block.last && seen.seq < self.below);
+            let seen = StoredRecord::parse(line).filter(|seen| seen.seq <= block.last && seen.seq < self.below);
             let Some(seen) = seen else { continue };
             self.below = seen.seq;
             if self.filter.matches(&seen) {
@@ -265,23 +265,23 @@ impl Search<'_> {
     }
 }
 
-fn page_of(lines: Vec<Vec<u8>>, limit: usize) -> Page {
+fn page_of(lines: Vec<Vec<u8>>, limit: usize) -> RecordPage {
     let more = lines.len() > limit;
     let shown = lines.get(..limit).unwrap_or(&lines);
-    let last = shown.last().and_then(|line| Seen::parse(line).map(|seen| seen.seq));
+    let last = shown.last().and_then(|line| StoredRecord::parse(line).map(|seen| seen.seq));
     let raw = |line: &Vec<u8>| RawValue::from_string(String::from_utf8_lossy(line).into_owned()).ok();
-    Page { records: shown.iter().filter_map(raw).collect(), next: last.filter(|_| more) }
+    RecordPage { records: shown.iter().filter_map(raw).collect(), next: last.filter(|_| more) }
 }
 
 /// The index, for reading.
-struct Index {
+struct IndexReader {
     connection: Connection,
     seq: u64,
 }
 
-impl Index {
+impl IndexReader {
     /// `None`: there is no index that can be used.
-    fn open(dir: &Path, deadline: Option<&Deadline>) -> Option<Self> {
+    fn open(dir: &Path, deadline: Option<&QueryDeadline>) -> Option<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let path = index::path(dir);
         index::is_safe(&path).ok().filter(|is_safe| *is_safe)?;
@@ -292,8 +292,8 @@ impl Index {
             connection.progress_handler(STEPS, Some(move || deadline.is_over())).ok()?;
         }
         let (_, _, seq) = index::position(&connection).ok().filter(|_| version == index::VERSION)?;
-        let newest = Backwards::below(dir, u64::MAX).ok()?.newest().ok()??;
-        Seen::parse(&newest).filter(|newest| newest.seq >= seq).map(|_| Self { connection, seq })
+        let newest = ReverseReader::below(dir, u64::MAX).ok()?.newest().ok()??;
+        StoredRecord::parse(&newest).filter(|newest| newest.seq >= seq).map(|_| Self { connection, seq })
     }
 
     /// Hands the blocks of this range to `take`, newest first, until it returns `false`: those that have the term, and
@@ -303,7 +303,7 @@ impl Index {
         term: Option<Term>,
         range: (i64, i64),
         times: Option<RangeInclusive<i64>>,
-        take: &mut dyn FnMut(Block) -> Result<bool, IndexFails>,
+        take: &mut dyn FnMut(IndexBlock) -> Result<bool, IndexFails>,
     ) -> Result<(), IndexFails> {
         let (rows, number, parts) = match term {
             Some(_) => ("has JOIN blocks ON first = block WHERE part = ?1 AND term = ?2", "block", self.parts(range)?),
@@ -318,7 +318,7 @@ impl Index {
         for part in parts.rev() {
             let mut rows = statement.query((part, term, range.0, range.1, since, until))?;
             while let Some(row) = rows.next()? {
-                if !take(Block::of(row)?)? {
+                if !take(IndexBlock::of(row)?)? {
                     return Ok(());
                 }
             }
@@ -369,19 +369,19 @@ fn clamp(number: u64) -> i64 {
 /// # Errors
 /// Those of the segments, and those of the sink, which end it.
 pub fn export(dir: &Path, filter: &Filter, sink: &mut dyn FnMut(&str) -> io::Result<()>) -> io::Result<()> {
-    let outside = Index::open(dir, None).and_then(|index| index.outside(filter).ok()).unwrap_or_default();
-    let mut tail = Tail::at(dir, 0, 0);
+    let outside = IndexReader::open(dir, None).and_then(|index| index.outside(filter).ok()).unwrap_or_default();
+    let mut tail = ForwardReader::at(dir, 0, 0);
     let (mut line, mut segment, mut void_from) = (Vec::new(), 0, u64::MAX);
     while let Some(place) = tail.next(&mut line, None)? {
         if place.segment != segment {
             segment = place.segment;
             void_from = segment::after(dir, segment)?.unwrap_or(u64::MAX);
             if outside.contains(&segment) {
-                tail = Tail::at(dir, void_from, 0);
+                tail = ForwardReader::at(dir, void_from, 0);
                 continue;
             }
         }
-        let seen = Seen::parse(&line).filter(|seen| seen.seq < void_from);
+        let seen = StoredRecord::parse(&line).filter(|seen| seen.seq < void_from);
         if seen.is_some_and(|seen| filter.matches(&seen)) {
             sink(&String::from_utf8_lossy(&line))?;
         }

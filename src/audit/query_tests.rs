@@ -115,8 +115,8 @@ fn naive(lines: &[serde_json::Value], pairs: &[(&str, String)]) -> (Vec<u64>, bo
     (all.iter().copied().take(limit).collect(), all.len() > limit)
 }
 
-fn seqs(page: &Page) -> Vec<u64> {
-    page.records.iter().map(|line| seen::Seen::parse(line.get().as_bytes()).unwrap().seq).collect()
+fn seqs(page: &RecordPage) -> Vec<u64> {
+    page.records.iter().map(|line| stored_record::StoredRecord::parse(line.get().as_bytes()).unwrap().seq).collect()
 }
 
 async fn indexed(settings: &config::Audit, at_least: u64) {
@@ -286,7 +286,7 @@ async fn export_streams_all_in_order_and_followers_see_new_records() {
     log.flush().await;
     let wanted = Filter { kind: Some(Kind::Request), limit: 3, after: Some(2), ..Filter::default() };
     let mut follow = log.follow(wanted.clone());
-    let mut files = FollowFiles::open(log.dir(), wanted.clone()).unwrap();
+    let mut files = FileFollower::open(log.dir(), wanted.clone()).unwrap();
     for n in 0..100 {
         log.reserve().unwrap().fill(record(Kind::Request, &format!("r{n}")));
         if n % 10 == 0 {
@@ -300,11 +300,12 @@ async fn export_streams_all_in_order_and_followers_see_new_records() {
         Ok(())
     })
     .unwrap();
-    let requests: Vec<_> = exported.iter().map(|line| seen::Seen::parse(line.as_bytes()).unwrap().seq).collect();
+    let requests: Vec<_> =
+        exported.iter().map(|line| stored_record::StoredRecord::parse(line.as_bytes()).unwrap().seq).collect();
     assert_eq!(requests.len(), 100);
     assert!(requests.is_sorted());
     for line in exported {
-        assert_eq!(follow.next().await, Some(Followed::Line(line.as_str().into())));
+        assert_eq!(follow.next().await, Some(FollowEvent::Line(line.as_str().into())));
         assert_eq!(files.poll().unwrap(), Some(line));
     }
     assert_eq!(follow.next().await, None, "the log has ended");
@@ -322,9 +323,9 @@ async fn a_slow_follower_is_told_what_it_missed() {
         log.reserve().unwrap().fill(record(Kind::Request, &format!("r{n}")));
     }
     log.flush().await;
-    let Some(Followed::Missed(missed)) = follow.next().await else { panic!("nothing missed") };
+    let Some(FollowEvent::Missed(missed)) = follow.next().await else { panic!("nothing missed") };
     assert!((1..=76).contains(&missed), "{missed}");
-    assert!(matches!(follow.next().await, Some(Followed::Line(_))));
+    assert!(matches!(follow.next().await, Some(FollowEvent::Line(_))));
 }
 
 #[test]

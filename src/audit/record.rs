@@ -8,11 +8,11 @@ use http::Method;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-use super::marks::Marks;
+use super::field_hashes::FieldHashes;
 use crate::words::{Fingerprint, KeyId, RequestId};
 
 /// A closed set of words: the enum, its words, and the way back.
-macro_rules! words {
+macro_rules! word_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +37,7 @@ macro_rules! words {
     };
 }
 
-words! {
+word_enum! {
     /// What a record is about.
     Kind {
         /// A request that changed nothing upstream: a read, or a refusal.
@@ -55,7 +55,7 @@ words! {
     }
 }
 
-words! {
+word_enum! {
     /// Where an answer came from.
     Answer {
         /// From memory, fresh.
@@ -73,7 +73,7 @@ words! {
     }
 }
 
-words! {
+word_enum! {
     /// How a write ended.
     Outcome {
         /// The upstream did it.
@@ -121,7 +121,7 @@ pub const OVER_RATE: &str = "MG141";
 
 /// Refusals that are only counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counted {
+pub struct CountedRefusals {
     /// How many.
     pub count: u64,
     /// How many of each code.
@@ -202,9 +202,9 @@ pub struct Record {
     /// Of intents: the idempotency key that the caller gave, as a keyed hash.
     pub idempotency: Option<Fingerprint>,
     /// Of intents: by what a look at the upstream knows the write's effect again.
-    pub marks: Option<Marks>,
+    pub marks: Option<FieldHashes>,
     /// Of [`Kind::Refusals`]: what was counted.
-    pub counted: Option<Box<Counted>>,
+    pub counted: Option<Box<CountedRefusals>>,
 }
 
 impl Record {
@@ -269,6 +269,6 @@ impl Record {
 
     /// What it weighs in the buffer.
     pub(crate) fn weight(&self) -> usize {
-        size_of::<Self>() + self.text_bytes() + self.marks.as_ref().map_or(0, Marks::weight)
+        size_of::<Self>() + self.text_bytes() + self.marks.as_ref().map_or(0, FieldHashes::weight)
     }
 }

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{self, OpenError, while_doing};
 use super::doubts::Doubt;
-use super::kept::Kept;
-use super::open::OpenWrites;
+use super::open_writes::OpenWrites;
 use super::proof::heads;
-use super::seen::Seen;
-use super::segment::{self, NoOpening, Opening};
+use super::retention_state::RetentionState;
+use super::segment::{self, BadOpening, SegmentOpening};
+use super::stored_record::StoredRecord;
 use super::tree::{self, Hash, Tree};
 use crate::own;
 
@@ -48,15 +48,15 @@ pub struct Recovered {
 
 /// From where the writer goes on.
 #[derive(Debug, Default)]
-pub(crate) struct Start {
+pub(crate) struct ResumePoint {
     /// The tree over all records.
     pub(crate) tree: Tree,
     /// The writes that are open.
     pub(crate) open: OpenWrites,
     /// For the retention.
-    pub(crate) kept: Kept,
+    pub(crate) kept: RetentionState,
     /// The last segment and its opening, if it can be gone on with.
-    pub(crate) resume: Option<(u64, Opening)>,
+    pub(crate) resume: Option<(u64, SegmentOpening)>,
     /// The name of the fingerprints' key, as the newest segment that can be read has it.
     pub(crate) fingerprint_key: Option<String>,
     /// The last segment.
@@ -68,10 +68,10 @@ pub(crate) struct Start {
 }
 
 /// Reads what is there, and cuts a torn tail.
-pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
+pub(crate) fn recover(dir: &Path) -> Result<(ResumePoint, Recovered), OpenError> {
     let mut segments = segment::list(dir).map_err(while_doing("cannot read the audit folder", dir))?;
     let signed = heads::stored(dir).map(|head| head.size);
-    let mut scan = Scan { clean: true, signed, ..Scan::default() };
+    let mut scan = RecoveryScan { clean: true, signed, ..RecoveryScan::default() };
     drop_stillborn(dir, &mut segments, &mut scan)?;
     let begin = newest_with_opening(dir, &segments, &mut scan)?;
     scan.look_at_size();
@@ -94,7 +94,7 @@ pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
     let last = segments.last().copied();
     let fingerprint_key = scan.fingerprint_key;
     Ok((
-        Start {
+        ResumePoint {
             tree: scan.tree,
             open: scan.open,
             kept: scan.kept,
@@ -115,7 +115,7 @@ pub(crate) fn recover(dir: &Path) -> Result<(Start, Recovered), OpenError> {
 /// [`OpenError`]: the folder cannot be read, or was written by a newer makegate.
 pub fn doubts_in(dir: &Path) -> Result<Vec<Doubt>, OpenError> {
     let segments = segment::list(dir).map_err(while_doing("cannot read the audit folder", dir))?;
-    let mut scan = Scan::default();
+    let mut scan = RecoveryScan::default();
     let begin = newest_with_opening(dir, &segments, &mut scan)?;
     for (at, first) in segments.iter().enumerate().skip(begin) {
         let path = segment::path(dir, *first);
@@ -127,7 +127,7 @@ pub fn doubts_in(dir: &Path) -> Result<Vec<Doubt>, OpenError> {
 }
 
 /// Puts aside last segments in which there is no record at all: nothing in them was ever acknowledged.
-fn drop_stillborn(dir: &Path, segments: &mut Vec<u64>, scan: &mut Scan) -> Result<(), OpenError> {
+fn drop_stillborn(dir: &Path, segments: &mut Vec<u64>, scan: &mut RecoveryScan) -> Result<(), OpenError> {
     while let Some(first) = segments.last().copied() {
         let path = segment::path(dir, first);
         let doing = while_doing("cannot read the segment", &path);
@@ -150,9 +150,9 @@ pub(crate) fn put_aside(path: &Path, size: u64) -> io::Result<()> {
 fn probe(path: &Path, first: u64) -> io::Result<(u64, bool)> {
     let file = own::to_read(path)?;
     let size = file.metadata()?.len();
-    let mut lines = Lines::new(file);
+    let mut lines = LineReader::new(file);
     while let Some(line) = lines.next()? {
-        if line.complete && Seen::parse(lines.text()).is_some_and(|seen| plausible(seen.seq, first)) {
+        if line.complete && StoredRecord::parse(lines.text()).is_some_and(|seen| plausible(seen.seq, first)) {
             return Ok((size, true));
         }
     }
@@ -169,11 +169,11 @@ pub(crate) const fn is_far(seq: u64, expected: u64) -> bool {
 }
 
 /// The index of the newest segment that begins well; of the oldest one when none does.
-fn newest_with_opening(dir: &Path, segments: &[u64], scan: &mut Scan) -> Result<usize, OpenError> {
+fn newest_with_opening(dir: &Path, segments: &[u64], scan: &mut RecoveryScan) -> Result<usize, OpenError> {
     for (at, first) in segments.iter().enumerate().rev() {
         if let Some(opening) = read_opening(dir, *first)? {
             (scan.tree, scan.open) = (opening.tree.clone(), opening.open.clone());
-            scan.kept = Kept { believed: opening.kept.believed.or(Some(opening.time)), ..opening.kept };
+            scan.kept = RetentionState { believed: opening.kept.believed.or(Some(opening.time)), ..opening.kept };
             return Ok(at);
         }
     }
@@ -184,33 +184,33 @@ fn newest_with_opening(dir: &Path, segments: &[u64], scan: &mut Scan) -> Result<
 }
 
 /// What the first record of this segment says; `None`: it cannot be read, or has gone meanwhile.
-pub(crate) fn readable_opening(dir: &Path, first: u64) -> Option<Opening> {
+pub(crate) fn readable_opening(dir: &Path, first: u64) -> Option<SegmentOpening> {
     read_opening(dir, first).ok().flatten()
 }
 
 /// What the segment's first record says; `None`: it is damaged.
-pub(crate) fn read_opening(dir: &Path, first: u64) -> Result<Option<Opening>, OpenError> {
+pub(crate) fn read_opening(dir: &Path, first: u64) -> Result<Option<SegmentOpening>, OpenError> {
     let path = segment::path(dir, first);
     let read = || -> io::Result<Vec<u8>> {
-        let mut lines = Lines::new(own::to_read(&path)?);
+        let mut lines = LineReader::new(own::to_read(&path)?);
         lines.next()?;
         Ok(std::mem::take(&mut lines.text))
     };
     let line = read().map_err(while_doing("cannot read the segment", &path))?;
-    match Opening::parse(&line, first) {
+    match SegmentOpening::parse(&line, first) {
         Ok(opening) => Ok(Some(opening)),
-        Err(NoOpening::Damaged) => Ok(None),
-        Err(NoOpening::Newer(format)) => Err(OpenError::Newer { path, format }),
+        Err(BadOpening::Damaged) => Ok(None),
+        Err(BadOpening::Newer(format)) => Err(OpenError::Newer { path, format }),
     }
 }
 
 /// What has been read so far.
 #[derive(Debug, Default)]
-struct Scan {
+struct RecoveryScan {
     tree: Tree,
     open: OpenWrites,
-    kept: Kept,
-    opening: Option<Opening>,
+    kept: RetentionState,
+    opening: Option<SegmentOpening>,
     fingerprint_key: Option<String>,
     cut_bytes: u64,
     quarantined: Vec<PathBuf>,
@@ -221,7 +221,7 @@ struct Scan {
     root_at_head: Option<Hash>,
 }
 
-impl Scan {
+impl RecoveryScan {
     /// Reads one segment up to `end`, where the next one begins.
     fn read_segment(&mut self, dir: &Path, first: u64, end: Option<u64>) -> Result<(), OpenError> {
         let path = segment::path(dir, first);
@@ -243,12 +243,12 @@ impl Scan {
         Ok(())
     }
 
-    fn read_lines(&mut self, path: &Path, end: Option<u64>) -> io::Result<Damage> {
-        let mut lines = Lines::new(own::to_read(path)?);
-        let mut damage = Damage::default();
+    fn read_lines(&mut self, path: &Path, end: Option<u64>) -> io::Result<SegmentDamage> {
+        let mut lines = LineReader::new(own::to_read(path)?);
+        let mut damage = SegmentDamage::default();
         while let Some(line) = lines.next()? {
             let expected = self.tree.size() + 1;
-            let seen = Seen::parse(lines.text()).filter(|seen| line.complete && plausible(seen.seq, expected));
+            let seen = StoredRecord::parse(lines.text()).filter(|seen| line.complete && plausible(seen.seq, expected));
             let Some(seen) = seen.filter(|seen| end.is_none_or(|end| seen.seq < end)) else {
                 damage.torn.get_or_insert(line.offset);
                 continue;
@@ -288,7 +288,7 @@ impl Scan {
 
 /// What is wrong with a segment.
 #[derive(Debug, Default)]
-struct Damage {
+struct SegmentDamage {
     /// From here on there is no record.
     torn: Option<u64>,
     /// Before a record there is something that is none, or a record is missing.
@@ -306,17 +306,17 @@ fn cut(path: &Path, length: u64) -> io::Result<u64> {
 
 /// A file's lines with their places. A line without its newline is the last one: a writer may be about to complete it, and whoever
 /// read on would take its second half for a line.
-pub(crate) struct Lines {
-    reader: BufReader<Source>,
+pub(crate) struct LineReader {
+    reader: BufReader<GrowingFile>,
     offset: u64,
     text: Vec<u8>,
     has_ended: bool,
 }
 
 /// A file that a writer may add to between two reads.
-struct Source(File);
+struct GrowingFile(File);
 
-impl Read for Source {
+impl Read for GrowingFile {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         disk::about_to_read();
         self.0.read(into)
@@ -325,17 +325,22 @@ impl Read for Source {
 
 /// Where a line is, and whether it ends in a newline.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct FileLine {
     pub(crate) offset: u64,
     pub(crate) complete: bool,
 }
 
-impl Lines {
+impl LineReader {
     pub(crate) fn new(file: File) -> Self {
-        Self { reader: BufReader::with_capacity(64 << 10, Source(file)), offset: 0, text: Vec::new(), has_ended: false }
+        Self {
+            reader: BufReader::with_capacity(64 << 10, GrowingFile(file)),
+            offset: 0,
+            text: Vec::new(),
+            has_ended: false,
+        }
     }
 
-    pub(crate) fn next(&mut self) -> io::Result<Option<Place>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<FileLine>> {
         self.text.clear();
         let length = if self.has_ended { 0 } else { self.reader.read_until(b'\n', &mut self.text)? };
         if length == 0 {
@@ -343,7 +348,7 @@ impl Lines {
         }
         let complete = self.text.pop_if(|last| *last == b'\n').is_some();
         self.has_ended = !complete;
-        let place = Place { offset: self.offset, complete };
+        let place = FileLine { offset: self.offset, complete };
         self.offset += u64::try_from(length).unwrap_or(0);
         Ok(Some(place))
     }

@@ -140,9 +140,9 @@ async fn a_later_segment_makes_the_tail_before_it_void() {
     let (start, _) = recover(&settings.dir).unwrap();
     let (void, next) = (record(Kind::Intent, "void"), start.tree.size() + 1);
     let mut tail = Vec::new();
-    line::render(&void, next, 8192, &mut tail);
+    record_line::render(&void, next, 8192, &mut tail);
     tail.push(b'\n');
-    let opening = segment::Opening {
+    let opening = segment::SegmentOpening {
         tree: start.tree,
         open: start.open,
         time: void.time,
@@ -179,7 +179,7 @@ async fn what_is_void_is_no_doubt_even_if_the_later_segment_begins_damaged() {
     let next = recover(&settings.dir).unwrap().0.tree.size() + 1;
     let line = |kind, request, seq| {
         let mut line = Vec::new();
-        line::render(&record(kind, request), seq, 8192, &mut line);
+        record_line::render(&record(kind, request), seq, 8192, &mut line);
         [line.as_slice(), b"\n"].concat()
     };
     let whole = fs::read(&path).unwrap();
@@ -197,6 +197,6 @@ async fn a_newer_log_is_refused_in_words() {
     let (settings, path) = some_log(&dir).await;
     let text = fs::read_to_string(&path).unwrap().replacen("\"format\":1", "\"format\":2", 1);
     fs::write(&path, text).unwrap();
-    let words = Log::open(&settings, Clock::system()).unwrap_err().to_string();
+    let words = AuditLog::open(&settings, Clock::system()).unwrap_err().to_string();
     assert!(words.contains("written by a newer makegate (log format 2; this one knows 1)"), "{words}");
 }

@@ -16,16 +16,16 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Map;
 
-use super::backwards::Backwards;
-use super::belief::Belief;
-use super::kept::{Kept, refusals_share};
-use super::line;
-use super::open::OpenWrites;
+use super::open_writes::OpenWrites;
 use super::proof::leaves;
 use super::record::Record;
-use super::recover::{Lines, readable_opening};
-use super::seen::Seen;
+use super::record_line;
+use super::recover::{LineReader, readable_opening};
+use super::retention_state::{RetentionState, refusals_share};
+use super::reverse_reader::ReverseReader;
 use super::segment;
+use super::stored_record::StoredRecord;
+use super::trusted_time::TrustedTime;
 use crate::config;
 use crate::own;
 
@@ -41,19 +41,19 @@ const STAYS: Duration = Duration::from_secs(600);
 const RETENTION: &str = "retention";
 
 /// The first and the last of records that follow each other.
-pub(super) type Range = (u64, u64);
+pub(super) type SeqRange = (u64, u64);
 
 /// A segment that goes.
 #[derive(Debug)]
-struct Old {
-    records: Range,
+struct ExpiredSegment {
+    records: SeqRange,
     refusal_bytes: u64,
     stays: Duration,
 }
 
 /// A segment of which it was told that it goes.
 #[derive(Debug)]
-struct Doomed {
+struct AnnouncedDeletion {
     first: u64,
     at: Instant,
 }
@@ -62,29 +62,29 @@ struct Doomed {
 pub(super) struct Retention {
     keep: Duration,
     keep_bytes: u64,
-    kept: Kept,
-    belief: Belief,
+    kept: RetentionState,
+    belief: TrustedTime,
     swept: Option<Instant>,
     /// All that went; `None`: not read yet.
-    gone: Option<Vec<Range>>,
-    doomed: Vec<Doomed>,
+    gone: Option<Vec<SeqRange>>,
+    doomed: Vec<AnnouncedDeletion>,
 }
 
 impl Retention {
-    pub(super) fn new(settings: &config::Audit, kept: Kept, now: (Instant, Timestamp)) -> Self {
+    pub(super) fn new(settings: &config::Audit, kept: RetentionState, now: (Instant, Timestamp)) -> Self {
         let (keep, keep_bytes) = (settings.retention, settings.retention_bytes);
-        let belief = Belief::new(kept.believed, now);
+        let belief = TrustedTime::new(kept.believed, now);
         Self { keep, keep_bytes, kept, belief, swept: None, gone: None, doomed: Vec::new() }
     }
 
     /// To be called often: whether the clock can be believed shows in how it goes.
-    pub(super) fn look(&mut self, now: (Instant, Timestamp)) {
-        self.belief.look(now);
+    pub(super) fn observe(&mut self, now: (Instant, Timestamp)) {
+        self.belief.observe(now);
     }
 
     /// What a segment's opening is to say.
-    pub(super) fn kept(&self) -> Kept {
-        Kept { believed: Some(self.belief.believed()), ..self.kept }
+    pub(super) fn kept(&self) -> RetentionState {
+        RetentionState { believed: Some(self.belief.believed()), ..self.kept }
     }
 
     pub(super) const fn wrote_refusals(&mut self, bytes: u64) {
@@ -110,7 +110,7 @@ impl Retention {
     /// Finds what is old. If there is something, the events that say what is gone then, one for records that follow each
     /// other: they are to stand first in a new segment. When they are on disk, [`Retention::delete`] may follow.
     pub(super) fn sweep(&mut self, dir: &Path, open: &OpenWrites, now: (Instant, Timestamp)) -> Vec<Record> {
-        self.look(now);
+        self.observe(now);
         self.swept = Some(now.0);
         self.find(dir, open, now.0).unwrap_or_else(|error| {
             tracing::warn!(%error, "old segments of the audit log could not be sought");
@@ -127,8 +127,8 @@ impl Retention {
             Some(gone) => gone,
             None => told(dir)?,
         };
-        self.doomed.extend(old.iter().map(|old| Doomed { first: old.records.0, at: now + old.stays }));
-        for Old { records, refusal_bytes, .. } in &old {
+        self.doomed.extend(old.iter().map(|old| AnnouncedDeletion { first: old.records.0, at: now + old.stays }));
+        for ExpiredSegment { records, refusal_bytes, .. } in &old {
             // One that was told to be gone and is there all the same was counted when that was told.
             if !gone.iter().any(|range| (range.0..=range.1).contains(&records.0)) {
                 self.kept.refusal_bytes_gone += refusal_bytes;
@@ -142,7 +142,7 @@ impl Retention {
 
     /// Deletes what was found, and told on disk, when its time has come.
     pub(super) fn delete(&mut self, dir: &Path, now: Instant) {
-        for Doomed { first, .. } in self.doomed.extract_if(.., |doomed| doomed.at <= now) {
+        for AnnouncedDeletion { first, .. } in self.doomed.extract_if(.., |doomed| doomed.at <= now) {
             let gone = fs::remove_file(segment::path(dir, first));
             if let Err(error) = gone.and_then(|()| fs::remove_file(leaves::path(dir, first))) {
                 tracing::warn!(%error, first, "an old segment of the audit log could not be deleted");
@@ -151,7 +151,7 @@ impl Retention {
     }
 
     /// From the oldest on, up to the first that may stay, and never the newest.
-    fn old(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<Old>> {
+    fn old(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<ExpiredSegment>> {
         let segments = segment::list(dir)?;
         let open: Vec<u64> = open.list().into_iter().map(|write| write.doubt.intent).collect();
         // One that has gone meanwhile has no size.
@@ -160,7 +160,7 @@ impl Retention {
         let mut bytes = all.saturating_sub(self.kept.refusals_in_log());
         let keep_bytes = self.keep_bytes - refusals_share(self.keep_bytes);
         let mut old = Vec::new();
-        let mut times = Times { dir, segments: &segments, now: self.belief.wall(), after: None };
+        let mut times = SegmentTimes { dir, segments: &segments, now: self.belief.wall(), after: None };
         for pair in segments.windows(2) {
             let [first, next] = *pair else { break };
             if open.iter().any(|seq| (first..next).contains(seq)) {
@@ -174,21 +174,21 @@ impl Retention {
                 continue;
             }
             let newest = times.newest(first, next)?;
-            let is_old = newest.time.is_some_and(|time| self.belief.lets_go(time, self.keep));
+            let is_old = newest.time.is_some_and(|time| self.belief.may_delete(time, self.keep));
             if !is_old && bytes <= keep_bytes {
                 break;
             }
             let stays = if bytes > keep_bytes { Duration::ZERO } else { STAYS };
             let refusal_bytes = refusal_bytes(dir, (first, next), newest.seq)?;
             bytes = bytes.saturating_sub(size(first).saturating_sub(refusal_bytes));
-            old.push(Old { records: (first, next - 1), refusal_bytes, stays });
+            old.push(ExpiredSegment { records: (first, next - 1), refusal_bytes, stays });
         }
         Ok(old)
     }
 }
 
 /// A segment's newest record, as far as it can be read.
-struct Newest {
+struct NewestRecord {
     seq: Option<u64>,
     /// No record of the segment is younger.
     time: Option<Timestamp>,
@@ -197,7 +197,7 @@ struct Newest {
 /// When segments were written. The log's times are a clock's, which may have been wrong: what is said to be of the future, or
 /// cannot be read, is at most as young as the next opening that can be believed; what is said to be long past is at least as
 /// young as what was believed when its segment began.
-struct Times<'d> {
+struct SegmentTimes<'d> {
     dir: &'d Path,
     segments: &'d [u64],
     now: Timestamp,
@@ -205,17 +205,17 @@ struct Times<'d> {
     after: Option<(u64, Option<Timestamp>)>,
 }
 
-impl Times<'_> {
-    fn newest(&mut self, first: u64, next: u64) -> io::Result<Newest> {
-        let line = Backwards::below(self.dir, next)?.newest()?;
-        let seen = line.as_deref().and_then(Seen::parse).filter(|seen| seen.seq >= first);
+impl SegmentTimes<'_> {
+    fn newest(&mut self, first: u64, next: u64) -> io::Result<NewestRecord> {
+        let line = ReverseReader::below(self.dir, next)?.newest()?;
+        let seen = line.as_deref().and_then(StoredRecord::parse).filter(|seen| seen.seq >= first);
         let (seq, told) = (seen.as_ref().map(|seen| seen.seq), seen.map(|seen| seen.time));
         let believable = match told.filter(|time| *time <= self.now) {
             Some(time) => Some(time),
             None => self.opened_after(first),
         };
         let begun = readable_opening(self.dir, first).and_then(|opening| opening.kept.believed);
-        Ok(Newest { seq, time: believable.map(|time| begun.map_or(time, |begun| time.max(begun))) })
+        Ok(NewestRecord { seq, time: believable.map(|time| begun.map_or(time, |begun| time.max(begun))) })
     }
 
     /// When the first later segment was begun whose opening can be read and is not of the future.
@@ -232,16 +232,16 @@ impl Times<'_> {
 }
 
 /// Bytes of refusals in the segment before `next`. What both openings say is enough where no other segment was between them.
-fn refusal_bytes(dir: &Path, (first, next): Range, newest: Option<u64>) -> io::Result<u64> {
+fn refusal_bytes(dir: &Path, (first, next): SeqRange, newest: Option<u64>) -> io::Result<u64> {
     let Some(before) = readable_opening(dir, first) else { return Ok(0) };
     if newest == Some(next - 1)
         && let Some(after) = readable_opening(dir, next)
     {
         return Ok(after.kept.refusal_bytes.saturating_sub(before.kept.refusal_bytes));
     }
-    let (mut lines, mut bytes) = (Lines::new(own::to_read(&segment::path(dir, first))?), 0);
+    let (mut lines, mut bytes) = (LineReader::new(own::to_read(&segment::path(dir, first))?), 0);
     while lines.next()?.is_some() {
-        if Seen::parse(lines.text()).is_some_and(|seen| seen.is_refusal()) {
+        if StoredRecord::parse(lines.text()).is_some_and(|seen| seen.is_refusal()) {
             bytes += u64::try_from(lines.text().len() + 1).unwrap_or(0);
         }
     }
@@ -249,13 +249,13 @@ fn refusal_bytes(dir: &Path, (first, next): Range, newest: Option<u64>) -> io::R
 }
 
 /// All that is gone, by the newest segment that begins with such events.
-fn told(dir: &Path) -> io::Result<Vec<Range>> {
+fn told(dir: &Path) -> io::Result<Vec<SeqRange>> {
     for first in segment::list(dir)?.into_iter().rev() {
-        let mut lines = Lines::new(own::to_read(&segment::path(dir, first))?);
+        let mut lines = LineReader::new(own::to_read(&segment::path(dir, first))?);
         lines.next()?; // the opening
         let mut ranges = Vec::new();
         while lines.next()?.is_some() {
-            let Some(range) = Seen::parse(lines.text()).and_then(|seen| gone(&seen)) else { break };
+            let Some(range) = StoredRecord::parse(lines.text()).and_then(|seen| gone(&seen)) else { break };
             ranges.push(range);
         }
         if !ranges.is_empty() {
@@ -266,9 +266,9 @@ fn told(dir: &Path) -> io::Result<Vec<Range>> {
 }
 
 /// Ranges that overlap or follow each other are one.
-fn merged(mut ranges: Vec<Range>) -> Vec<Range> {
+fn merged(mut ranges: Vec<SeqRange>) -> Vec<SeqRange> {
     ranges.sort_unstable();
-    let mut merged: Vec<Range> = Vec::new();
+    let mut merged: Vec<SeqRange> = Vec::new();
     for (first, last) in ranges {
         match merged.last_mut() {
             Some((_, end)) if first <= *end + 1 => *end = last.max(*end),
@@ -279,7 +279,7 @@ fn merged(mut ranges: Vec<Range>) -> Vec<Range> {
 }
 
 /// The records that this one says to be gone; `None`: it is no such event.
-pub(super) fn gone(seen: &Seen<'_>) -> Option<Range> {
+pub(super) fn gone(seen: &StoredRecord<'_>) -> Option<SeqRange> {
     #[derive(Deserialize)]
     struct Gone {
         first: u64,
@@ -290,8 +290,8 @@ pub(super) fn gone(seen: &Seen<'_>) -> Option<Range> {
     Some((first, last))
 }
 
-fn event(wall: Timestamp, (first, last): Range) -> Record {
+fn event(wall: Timestamp, (first, last): SeqRange) -> Record {
     let detail = format!("past the retention, deleted: the records {first} to {last}");
-    let fields = line::object(&Map::from_iter([("first".into(), first.into()), ("last".into(), last.into())]));
+    let fields = record_line::object(&Map::from_iter([("first".into(), first.into()), ("last".into(), last.into())]));
     Record { fields: Some(fields), ..Record::event(wall, RETENTION, detail) }
 }

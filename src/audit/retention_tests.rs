@@ -37,7 +37,7 @@ fn bytes(settings: &config::Audit) -> (u64, u64) {
 }
 
 /// Refuses until the log takes no more of it; how many it took.
-async fn flood(log: &Arc<Log>) -> usize {
+async fn flood(log: &Arc<AuditLog>) -> usize {
     for n in 0..3_000 {
         if !log.refusals_fit() {
             log.flush().await; // what is on its way weighs more than it will on disk
@@ -55,7 +55,7 @@ async fn refusals_have_a_share_of_the_log_and_push_nothing_else_out() {
     let dir = tempfile::tempdir().unwrap();
     let settings = config::Audit { segment_bytes: 4096, retention_bytes: 128 << 10, ..settings(&dir) };
     let share = settings.retention_bytes / 8;
-    let write = async |log: &Log, n: usize| {
+    let write = async |log: &AuditLog, n: usize| {
         let intent = log.commit(record(Kind::Intent, &format!("w{n}"))).await.unwrap();
         log.commit(outcome(&format!("w{n}"), intent, Outcome::Done)).await.unwrap();
     };
@@ -99,11 +99,12 @@ fn refusals_have_a_part_of_the_buffer() {
     let by_count = config::Audit { buffer_records: 80, ..settings(&dir) };
     let by_bytes = config::Audit { buffer_bytes: 80 * 500, ..settings(&dir) };
     for settings in [by_count, by_bytes] {
-        let buffer = buffer::Buffer::new(&settings);
-        let (mine, other) = (buffer::Charge { records: 1, bytes: 500, refusal: true }, buffer::Charge::default());
+        let buffer = buffer::RecordBuffer::new(&settings);
+        let (mine, other) =
+            (buffer::BufferCharge { records: 1, bytes: 500, refusal: true }, buffer::BufferCharge::default());
         let taken = (0..80).filter(|_| buffer.is_refusals(mine)).count();
         assert_eq!(taken, 10, "an eighth");
-        let other = buffer::Charge { records: 1, bytes: 500, ..other };
+        let other = buffer::BufferCharge { records: 1, bytes: 500, ..other };
         assert!((0..80).all(|_| buffer.take(other)), "all of it is there for others");
         buffer.release(mine);
         assert!(buffer.is_refusals(mine) && !buffer.is_refusals(mine), "room comes back");
@@ -143,7 +144,7 @@ async fn a_clock_that_steps_past_the_retention_does_not_empty_the_log() {
     let settings = config::Audit { segment_bytes: 2000, ..settings(&dir) };
     let (clock, years) = (Clock::movable(), SignedDuration::from_hours(2 * 365 * 24));
     let (mut log, _) = open(&settings, &clock).await;
-    let write = async |log: &Log, n: usize| {
+    let write = async |log: &AuditLog, n: usize| {
         log.commit(Record { time: clock.wall(), ..record(Kind::Event, &format!("e{n}")) }).await.unwrap();
     };
     let gone = async || {

@@ -17,9 +17,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::disk;
-use super::kept::Kept;
-use super::line;
-use super::open::{OpenWrites, StoredOpen};
+use super::open_writes::{OpenWrites, StoredOpenWrite};
+use super::record_line;
+use super::retention_state::RetentionState;
 use super::tree::Tree;
 use crate::hash;
 
@@ -55,7 +55,7 @@ pub(crate) fn after(dir: &Path, segment: u64) -> io::Result<Option<u64>> {
 
 /// What a segment's first record says.
 #[derive(Clone, Debug)]
-pub(crate) struct Opening {
+pub(crate) struct SegmentOpening {
     /// The tree over all records before this segment.
     pub(crate) tree: Tree,
     /// The writes that are open before this segment.
@@ -63,14 +63,14 @@ pub(crate) struct Opening {
     /// When the segment was begun.
     pub(crate) time: Timestamp,
     /// For the retention.
-    pub(crate) kept: Kept,
+    pub(crate) kept: RetentionState,
     /// The name of the fingerprints' key. Segments of an old makegate have none.
     pub(crate) fingerprint_key: Option<String>,
 }
 
-/// Why a line is no [`Opening`].
+/// Why a line is no [`SegmentOpening`].
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum NoOpening {
+pub(crate) enum BadOpening {
     /// It is damaged, or another record.
     Damaged,
     /// A newer makegate wrote it, in this format.
@@ -78,7 +78,7 @@ pub(crate) enum NoOpening {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredOpening {
     seq: u64,
     time: String,
     kind: String,
@@ -88,22 +88,22 @@ struct Stored {
     frontier: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fingerprint_key: Option<String>,
-    open: Vec<StoredOpen>,
+    open: Vec<StoredOpenWrite>,
     #[serde(flatten)]
-    kept: Kept,
+    kept: RetentionState,
 }
 
 /// The part that no format will change.
 #[derive(Deserialize)]
-struct Version {
+struct OpeningVersion {
     event: String,
     format: u32,
 }
 
-impl Opening {
+impl SegmentOpening {
     /// Its line, without the newline. Its sequence number is the tree's size plus one.
     pub(crate) fn render(&self) -> Vec<u8> {
-        let stored = Stored {
+        let stored = StoredOpening {
             seq: self.tree.size() + 1,
             time: format!("{:.6}", self.time),
             kind: "event".to_owned(),
@@ -116,21 +116,21 @@ impl Opening {
             kept: self.kept,
         };
         let mut line = Vec::new();
-        line::write_value(&serde_json::to_value(&stored).unwrap_or_default(), &mut line);
+        record_line::write_value(&serde_json::to_value(&stored).unwrap_or_default(), &mut line);
         line
     }
 
     /// Reads the first line of the segment that begins with `first`.
-    pub(crate) fn parse(line: &[u8], first: u64) -> Result<Self, NoOpening> {
-        let version: Version = serde_json::from_slice(line).map_err(|_| NoOpening::Damaged)?;
+    pub(crate) fn parse(line: &[u8], first: u64) -> Result<Self, BadOpening> {
+        let version: OpeningVersion = serde_json::from_slice(line).map_err(|_| BadOpening::Damaged)?;
         if version.event == "segment" && version.format > FORMAT {
-            return Err(NoOpening::Newer(version.format));
+            return Err(BadOpening::Newer(version.format));
         }
-        let stored: Stored = serde_json::from_slice(line).map_err(|_| NoOpening::Damaged)?;
-        Self::checked(stored, first).ok_or(NoOpening::Damaged)
+        let stored: StoredOpening = serde_json::from_slice(line).map_err(|_| BadOpening::Damaged)?;
+        Self::checked(stored, first).ok_or(BadOpening::Damaged)
     }
 
-    fn checked(stored: Stored, first: u64) -> Option<Self> {
+    fn checked(stored: StoredOpening, first: u64) -> Option<Self> {
         let frontier = stored.frontier.iter().map(|hex| hash::unhex32(hex)).collect::<Option<Vec<_>>>()?;
         let tree = Tree::from_parts(stored.tree_size, frontier)?;
         let fits = stored.event == "segment" && stored.seq == first && tree.size().checked_add(1) == Some(first);
@@ -155,15 +155,15 @@ mod tests {
         let time: Timestamp = "2026-07-01T12:00:00.000001Z".parse().unwrap();
         let request = RequestId::parse(b"w-1");
         open.apply(3, &Record { request, organization: Some(11), ..Record::new(Kind::Intent, time) });
-        let kept = Kept { refusal_bytes: 700, refusal_bytes_gone: 300, believed: Some(time) };
+        let kept = RetentionState { refusal_bytes: 700, refusal_bytes_gone: 300, believed: Some(time) };
         let fingerprint_key = Some("abc".to_owned());
-        let line = Opening { tree: tree.clone(), open: open.clone(), time, kept, fingerprint_key }.render();
-        let opening = Opening::parse(&line, 6).unwrap();
+        let line = SegmentOpening { tree: tree.clone(), open: open.clone(), time, kept, fingerprint_key }.render();
+        let opening = SegmentOpening::parse(&line, 6).unwrap();
         assert_eq!((opening.tree, opening.open, opening.time, opening.kept), (tree, open, time, kept));
         assert_eq!(opening.fingerprint_key.as_deref(), Some("abc"));
-        assert_eq!(Opening::parse(&line, 7).unwrap_err(), NoOpening::Damaged);
+        assert_eq!(SegmentOpening::parse(&line, 7).unwrap_err(), BadOpening::Damaged);
         let newer = String::from_utf8(line).unwrap().replace("\"format\":1", "\"format\":2");
-        assert_eq!(Opening::parse(newer.as_bytes(), 6).unwrap_err(), NoOpening::Newer(2));
+        assert_eq!(SegmentOpening::parse(newer.as_bytes(), 6).unwrap_err(), BadOpening::Newer(2));
     }
 
     #[test]

@@ -15,19 +15,19 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::buffer::{Entry, Stage};
+use super::buffer::{PendingRecord, WriterStage};
 use super::disk::{self, Disk};
 use super::events::not_sent;
-use super::line;
-use super::log::{CannotRecord, Shared, outcome_charge};
-use super::open::OpenWrites;
+use super::log::{CannotRecord, LogShared, outcome_charge};
+use super::open_writes::OpenWrites;
 use super::outage::Outage;
-use super::proof::{closed, leaves};
+use super::proof::{closing_head, leaves};
 use super::record::{Kind, Record};
-use super::recover::{self, Recovered, STOP, Start};
-use super::reserve::Reserve;
+use super::record_line;
+use super::recover::{self, Recovered, ResumePoint, STOP};
 use super::retention::Retention;
-use super::segment::{self, Opening};
+use super::segment::{self, SegmentOpening};
+use super::space_reserve::SpaceReserve;
 use super::tree::{self, Hash, Tree};
 use crate::config;
 use crate::own;
@@ -42,7 +42,7 @@ const BATCH_MAX: usize = 4096;
 
 /// The segment that is written to.
 #[derive(Debug)]
-pub(super) struct Active {
+pub(super) struct ActiveSegment {
     pub(super) first: u64,
     path: PathBuf,
     file: File,
@@ -54,7 +54,7 @@ pub(super) struct Active {
     leaves: Option<File>,
 }
 
-impl Active {
+impl ActiveSegment {
     /// A file that lacks some is of no use, and not added to.
     fn add_leaves(&mut self, leaves: &[Hash]) {
         let added = self.leaves.as_mut().map(|file| file.write_all(leaves.as_flattened()));
@@ -66,7 +66,7 @@ impl Active {
 }
 
 /// What a batch became: all that changes when it is on disk.
-struct Stored {
+struct StoredBatch {
     tree: Tree,
     first: u64,
     length: u64,
@@ -75,32 +75,32 @@ struct Stored {
 
 /// The writer thread's own.
 #[derive(Debug)]
-pub(super) struct Writer {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct LogWriter {
+    pub(super) shared: Arc<LogShared>,
     pub(super) disk: Arc<dyn Disk>,
     segment_bytes: u64,
     tree: Tree,
     pub(super) open: OpenWrites,
-    pub(super) active: Option<Active>,
-    pub(super) pending: VecDeque<Entry>,
+    pub(super) active: Option<ActiveSegment>,
+    pub(super) pending: VecDeque<PendingRecord>,
     rendered: Vec<u8>,
     /// The leaf hashes of what was rendered.
     leaves: Vec<Hash>,
     /// A segment was sealed since the last head.
     sealed: bool,
     pub(super) outage: Option<Outage>,
-    pub(super) reserve: Reserve,
+    pub(super) reserve: SpaceReserve,
     retention: Retention,
     /// Records that came through the buffer, and one for those of the start.
     taken: u64,
 }
 
-impl Writer {
+impl LogWriter {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<LogShared>,
         disk: Arc<dyn Disk>,
         settings: &config::Audit,
-        start: Start,
+        start: ResumePoint,
         (recovered, events): (&Recovered, Vec<Record>),
     ) -> Self {
         let now = shared.clock.now();
@@ -117,12 +117,12 @@ impl Writer {
             tree: start.tree,
             open: start.open,
             active: None,
-            pending: events.into_iter().map(Entry::own).collect(),
+            pending: events.into_iter().map(PendingRecord::own).collect(),
             rendered: Vec::new(),
             leaves: Vec::new(),
             sealed: false,
             outage: None,
-            reserve: Reserve::new(&shared.dir, settings.segment_bytes),
+            reserve: SpaceReserve::new(&shared.dir, settings.segment_bytes),
             retention,
             taken: 1,
             shared,
@@ -132,7 +132,7 @@ impl Writer {
     }
 
     /// Goes on with the last segment after a clean stop. If it cannot be opened, a new one is as good.
-    fn resume(&mut self, resume: Option<(u64, Opening)>) {
+    fn resume(&mut self, resume: Option<(u64, SegmentOpening)>) {
         let Some((first, opening)) = resume else { return };
         let path = segment::path(&self.shared.dir, first);
         let opened =
@@ -141,11 +141,11 @@ impl Writer {
             let identity = disk::identity(&about);
             let leaves = leaves::resume(&self.shared.dir, first).ok();
             self.active =
-                Some(Active { first, path, file, identity, length: about.len(), begun: opening.time, leaves });
+                Some(ActiveSegment { first, path, file, identity, length: about.len(), begun: opening.time, leaves });
         }
     }
 
-    /// Writes until the end that [`Stage`] tells.
+    /// Writes until the end that [`WriterStage`] tells.
     pub(super) fn run(mut self) {
         self.reserve.restore(&*self.disk);
         self.round();
@@ -158,7 +158,7 @@ impl Writer {
             let stage = self.shared.buffer.swap(&mut taken, longest, patient);
             self.taken += u64::try_from(taken.len()).unwrap_or(0);
             self.pending.extend(taken.drain(..));
-            self.retention.look((self.shared.clock.now(), self.shared.clock.wall()));
+            self.retention.observe((self.shared.clock.now(), self.shared.clock.wall()));
             if self.retention.is_due(self.shared.clock.now()) {
                 self.sweep();
             }
@@ -169,28 +169,29 @@ impl Writer {
             self.tell_flushed();
             self.after_round(false);
             match stage {
-                Stage::Running => {}
-                Stage::Closing | Stage::Abandoned | Stage::Ended => break,
+                WriterStage::Running => {}
+                WriterStage::Closing | WriterStage::Abandoned | WriterStage::Ended => break,
             }
         }
         self.end(taken);
     }
 
     /// The last round: nothing is taken any more, and who still waits is told.
-    fn end(mut self, mut last: Vec<Entry>) {
-        let closing = self.shared.buffer.stage() == Stage::Closing;
+    fn end(mut self, mut last: Vec<PendingRecord>) {
+        let closing = self.shared.buffer.stage() == WriterStage::Closing;
         self.shared.buffer.seal(&mut last);
         self.pending.extend(last);
         if closing {
             let stop = Record::event(self.shared.clock.wall(), STOP, "the gateway stops; everything is recorded");
-            self.pending.push_back(Entry::own(stop));
+            self.pending.push_back(PendingRecord::own(stop));
         }
         self.round();
         self.after_round(true);
         self.shared.heads.settle();
         if !self.pending.is_empty() {
             tracing::error!(records = self.pending.len(), "records are lost: the audit log's disk fails at the end");
-        } else if closing && let Err(error) = closed::close(&self.shared.dir, &self.shared.heads.sign(&self.tree)) {
+        } else if closing && let Err(error) = closing_head::close(&self.shared.dir, &self.shared.heads.sign(&self.tree))
+        {
             tracing::warn!(%error, "the head that the audit log is closed with could not be stored");
         }
         self.pending.iter().for_each(|entry| self.shared.give_back(entry));
@@ -256,7 +257,7 @@ impl Writer {
     }
 
     /// The next batch. While only freed reserve is left, that is outcomes alone.
-    fn choose(&mut self) -> Vec<Entry> {
+    fn choose(&mut self) -> Vec<PendingRecord> {
         let tight = self.outage.as_ref().is_some_and(|outage| outage.tight);
         if !tight {
             let count = self.pending.len().min(BATCH_MAX);
@@ -269,7 +270,7 @@ impl Writer {
     }
 
     /// Renders the batch, writes it and makes it durable.
-    fn store(&mut self, batch: &[Entry]) -> io::Result<Stored> {
+    fn store(&mut self, batch: &[PendingRecord]) -> io::Result<StoredBatch> {
         let mut tree = self.tree.clone();
         self.rendered.clear();
         self.leaves.clear();
@@ -279,7 +280,7 @@ impl Writer {
         let (first, mut refusal_bytes) = (tree.size() + 1, 0);
         for entry in batch {
             let start = self.rendered.len();
-            line::render(&entry.record, tree.size() + 1, self.shared.record_bytes, &mut self.rendered);
+            record_line::render(&entry.record, tree.size() + 1, self.shared.record_bytes, &mut self.rendered);
             self.end_line(start, &mut tree);
             if entry.record.is_refusal() {
                 refusal_bytes += u64::try_from(self.rendered.len() - start).unwrap_or(0);
@@ -296,11 +297,11 @@ impl Writer {
             disk::sync_folder(&self.shared.dir)?;
         }
         let length = u64::try_from(self.rendered.len()).unwrap_or(u64::MAX);
-        Ok(Stored { tree, first, length, refusal_bytes })
+        Ok(StoredBatch { tree, first, length, refusal_bytes })
     }
 
     fn render_opening(&mut self, tree: &mut Tree) {
-        let opening = Opening {
+        let opening = SegmentOpening {
             tree: tree.clone(),
             open: self.open.clone(),
             time: self.shared.clock.wall(),
@@ -320,7 +321,7 @@ impl Writer {
     }
 
     /// The batch is on disk: everybody may know.
-    fn acknowledge(&mut self, batch: Vec<Entry>, stored: Stored) {
+    fn acknowledge(&mut self, batch: Vec<PendingRecord>, stored: StoredBatch) {
         let records = stored.tree.size() - self.tree.size();
         self.shared.records.fetch_add(records, Ordering::Relaxed);
         self.shared.bytes.fetch_add(stored.length, Ordering::Relaxed);
@@ -341,7 +342,7 @@ impl Writer {
     }
 
     /// Tells who waits for this record. An intent that nobody waits for any more was never sent: that is its outcome.
-    fn answer(&mut self, mut entry: Entry, seq: u64) {
+    fn answer(&mut self, mut entry: PendingRecord, seq: u64) {
         self.shared.buffer.release(entry.charge);
         if entry.record.kind != Kind::Intent {
             // Its write has ended on disk: whoever hears of that may use the id again.
@@ -357,7 +358,7 @@ impl Writer {
             let record = Box::new(not_sent(seq, *entry.record, self.shared.clock.wall()));
             self.shared.doubts.end(&record);
             let charge = outcome_charge(self.shared.record_bytes);
-            self.pending.push_back(Entry { record, charge, ack: None, name: entry.name });
+            self.pending.push_back(PendingRecord { record, charge, ack: None, name: entry.name });
         }
     }
 
@@ -409,13 +410,14 @@ impl Writer {
         tracing::error!(target: STATE, first, last, "{detail}; the log goes on in another, and `makegate audit verify` tells what is lost");
         self.shared.has_lost.store(true, Ordering::Relaxed);
         self.active = None;
-        self.pending.push_front(Entry::own(Record::event(self.shared.clock.wall(), "segment-lost", detail)));
+        self.pending.push_front(PendingRecord::own(Record::event(self.shared.clock.wall(), "segment-lost", detail)));
     }
 
     /// Seals the active segment when it is large, or so old that retention could not take its records in time.
     fn seal_if_full(&mut self) {
         let now = self.shared.clock.wall();
-        let full = |active: &Active| active.length >= self.segment_bytes || self.retention.is_aged(active.begun, now);
+        let full =
+            |active: &ActiveSegment| active.length >= self.segment_bytes || self.retention.is_aged(active.begun, now);
         if self.active.as_ref().is_some_and(full) {
             (self.active, self.sealed) = (None, true);
             self.sweep();
@@ -443,12 +445,12 @@ impl Writer {
         if !events.is_empty() {
             // They stand first in a new segment.
             (self.active, self.sealed) = (None, true);
-            events.into_iter().rev().for_each(|event| self.pending.push_front(Entry::own(event)));
+            events.into_iter().rev().for_each(|event| self.pending.push_front(PendingRecord::own(event)));
         }
     }
 }
 
-fn begin_segment(shared: &Shared, disk: &dyn Disk, first: u64) -> io::Result<Active> {
+fn begin_segment(shared: &LogShared, disk: &dyn Disk, first: u64) -> io::Result<ActiveSegment> {
     let path = segment::path(&shared.dir, first);
     let file = match disk.create(&path) {
         // What has this name was acknowledged to nobody, or its number would not be the next.
@@ -463,5 +465,5 @@ fn begin_segment(shared: &Shared, disk: &dyn Disk, first: u64) -> io::Result<Act
     if let Err(error) = &leaves {
         tracing::warn!(%error, "a segment of the audit log goes without its leaf hashes");
     }
-    Ok(Active { first, path, file, identity, length: 0, begun: shared.clock.wall(), leaves: leaves.ok() })
+    Ok(ActiveSegment { first, path, file, identity, length: 0, begun: shared.clock.wall(), leaves: leaves.ok() })
 }

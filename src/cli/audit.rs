@@ -19,7 +19,7 @@ use super::process::{self, When};
 use super::records::Records;
 use super::source::{Source, Where};
 use super::verify::{HeadCommand, Verify};
-use crate::audit::{self, Filter, FollowFiles};
+use crate::audit::{self, FileFollower, Filter};
 use crate::clock::Clock;
 
 /// How often files are looked at for new records.
@@ -234,7 +234,7 @@ impl Follow {
         match self.place.source(color)? {
             Source::Files(read) => {
                 let dir = &read.config.audit.dir;
-                let mut follow = FollowFiles::open(dir, filter).map_err(|error| unreadable(dir, &error))?;
+                let mut follow = FileFollower::open(dir, filter).map_err(|error| unreadable(dir, &error))?;
                 let mut records = Records::on_stdout(self.format)?;
                 loop {
                     match follow.poll().map_err(|error| unreadable(dir, &error))? {

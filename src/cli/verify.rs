@@ -13,7 +13,7 @@ use super::failure::{FAILED, Failure};
 use super::output;
 use super::process::{self, When};
 use super::source::{Source, Where};
-use crate::audit::{self, Brought, Head, Report, Verifier};
+use crate::audit::{self, AuditorInput, Head, Verifier, VerifyReport};
 use crate::words::visible;
 
 /// Verifies that the log is what was recorded: nothing altered, removed, added or moved.
@@ -54,7 +54,7 @@ impl Verify {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let heads = self.heads.iter().map(|file| heads_of(file)).collect::<Result<Vec<_>, _>>()?;
         let keys = self.keys.iter().map(|file| keys_of(file)).collect::<Result<Vec<_>, _>>()?;
-        let brought = Brought { heads: heads.concat(), keys: keys.concat() };
+        let brought = AuditorInput { heads: heads.concat(), keys: keys.concat() };
         let mut progress = Progress { is_shown: io::stderr().is_terminal(), percent: None };
         let report = audit::verify(&self.dir, &brought, &mut |read, all| progress.tell(read, all));
         progress.wipe();
@@ -123,13 +123,13 @@ fn keys_of(file: &Path) -> Result<Vec<Verifier>, Failure> {
 }
 
 /// The report for people: what is wrong, what is worth knowing, what is proven.
-fn text(report: &Report) -> String {
+fn text(report: &VerifyReport) -> String {
     let mut lines: Vec<String> = report.problems.iter().map(|problem| visible(&problem.to_string())).collect();
     if report.further_problems > 0 {
         lines.push(format!("and {} problems more", report.further_problems));
     }
     lines.extend(report.notes.iter().map(|note| format!("note: {}", visible(note))));
-    let Report { records, oldest, segments, proven, unproven, in_doubt, under_way, .. } = report;
+    let VerifyReport { records, oldest, segments, proven, unproven, in_doubt, under_way, .. } = report;
     lines.push(format!("{segments} segments, the records {oldest} to {records}; open writes: {under_way} under way, {in_doubt} in doubt"));
     let until = report.proven_time.map(|time| format!(", of {time:.6},")).unwrap_or_default();
     let heads = if report.heads == 1 {

@@ -4,7 +4,7 @@ use http::StatusCode;
 use serde_json::{Number, Value};
 
 use super::tags::{self, Parameters};
-use crate::audit::{Log, Marks};
+use crate::audit::{AuditLog, FieldHashes};
 use crate::catalogue::{Look, Operation, Proves};
 use crate::words::Fingerprint;
 
@@ -27,23 +27,23 @@ pub(super) struct EvidenceQuestion<'a> {
     pub(super) look: &'a Look,
     /// The parameters of the write's path.
     pub(super) parameters: &'a Parameters,
-    pub(super) marks: Option<&'a Marks>,
+    pub(super) marks: Option<&'a FieldHashes>,
     /// Did the look begin after the write could still take effect?
     pub(super) too_late: bool,
 }
 
 /// By what a later look knows this write's effect again. `None`: no look will, as nothing is asked for by fields, or there are
 /// too many of them, or some whose equality is no plain matter.
-pub(super) fn field_hashes(log: &Log, row: &Operation, body: &[u8]) -> Option<Marks> {
+pub(super) fn field_hashes(log: &AuditLog, row: &Operation, body: &[u8]) -> Option<FieldHashes> {
     row.look.as_ref().filter(|look| look.proves == Proves::Fields)?;
     let Ok(Value::Object(members)) = serde_json::from_slice(body) else { return None };
     let plain = members.values().all(|value| !value.is_array() && !value.is_object());
     // Lazily: of a body with too many members only the first few are hashed.
     let marked = members.iter().filter_map(|(name, value)| Some((name.as_str().into(), mark(log, name, value)?)));
-    plain.then(|| Marks::new(marked)).flatten()
+    plain.then(|| FieldHashes::new(marked)).flatten()
 }
 
-fn mark(log: &Log, name: &str, value: &Value) -> Option<Fingerprint> {
+fn mark(log: &AuditLog, name: &str, value: &Value) -> Option<Fingerprint> {
     Some(log.fingerprint(&[b"mark", name.as_bytes(), canonical(value)?.as_bytes()]))
 }
 
@@ -65,7 +65,7 @@ fn canonical_number(number: &Number) -> String {
 
 impl EvidenceQuestion<'_> {
     /// What this answer proves. `body`: only if it is JSON, so that nothing but Make itself is believed.
-    pub(super) fn judge(&self, log: &Log, status: StatusCode, body: Option<&Value>) -> Evidence {
+    pub(super) fn judge(&self, log: &AuditLog, status: StatusCode, body: Option<&Value>) -> Evidence {
         let Some(body) = body else { return Evidence::Nothing };
         if self.look.proves == Proves::Gone && status == StatusCode::NOT_FOUND {
             return Evidence::Done("so it is gone");
@@ -94,7 +94,7 @@ impl EvidenceQuestion<'_> {
         member.map(|(name, value)| Some((&**name, tags::rendered(value, self.parameters)?))).collect()
     }
 
-    fn has_marks(&self, log: &Log, object: &Value) -> bool {
+    fn has_marks(&self, log: &AuditLog, object: &Value) -> bool {
         let equal = |(name, marked): (&str, Fingerprint)| {
             object.get(name).and_then(|value| mark(log, name, value)).is_some_and(|found| found == marked)
         };
@@ -131,12 +131,12 @@ mod tests {
     use crate::clock::Clock;
     use crate::config;
 
-    fn log() -> (Arc<Log>, tempfile::TempDir) {
+    fn log() -> (Arc<AuditLog>, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let text =
             format!("operator.key_env = \"K\"\nupstream.token_env = \"T\"\naudit.dir = {:?}", dir.path().join("audit"));
         let read = config::parse(&text, std::path::Path::new("/etc/makegate.toml")).unwrap();
-        (Log::open(&read.config.audit, Clock::system()).unwrap().0, dir)
+        (AuditLog::open(&read.config.audit, Clock::system()).unwrap().0, dir)
     }
 
     /// What this answer proves of this write of a built-in row, after the doubt window.

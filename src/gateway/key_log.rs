@@ -6,19 +6,19 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::answers::{Journal, Keyed, Mark, Told};
-use crate::audit::{Log, Record};
+use crate::audit::{AuditLog, Record};
 use crate::clock::Clock;
 
 /// The log, as the answers see it.
 pub struct KeyLogAdapter {
-    log: Arc<Log>,
+    log: Arc<AuditLog>,
     clock: Clock,
 }
 
 impl KeyLogAdapter {
     /// Of this log.
     #[must_use]
-    pub const fn new(log: Arc<Log>, clock: Clock) -> Self {
+    pub const fn new(log: Arc<AuditLog>, clock: Clock) -> Self {
         Self { log, clock }
     }
 }

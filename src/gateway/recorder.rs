@@ -18,7 +18,7 @@ use super::refusal_tally::RefusedParty;
 use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, ResponseContext, put_header};
 use super::state::Gateway;
 use super::steps::{self, Credential, CredentialId, Rights};
-use crate::audit::{self, Kind, Name, Outcome, Record, Room};
+use crate::audit::{self, HeldRequestId, Kind, Outcome, Record, RecordRoom};
 use crate::callers::{self, Remaining, Source};
 use crate::shares::Held;
 use crate::words::RequestId;
@@ -34,12 +34,12 @@ const UNKNOWN_PATH_BYTES_MAX: usize = 256;
 /// One request's account.
 pub(super) struct RequestRecorder {
     gateway: Arc<Gateway>,
-    name: Name,
+    name: HeldRequestId,
     began: Instant,
     /// `None`: it has been left.
     record: Option<Box<Record>>,
     /// Room for the record; taken by a write's intent.
-    pub(super) room: Option<Room>,
+    pub(super) room: Option<RecordRoom>,
     caller: Option<Arc<Caller>>,
     by: Option<CredentialId>,
     remaining: Option<Remaining>,
@@ -159,7 +159,7 @@ impl RequestRecorder {
     }
 
     /// Hands the record over to a write's task, which leaves it whatever happens. The id is that task's as well.
-    pub(super) fn hand_over(&mut self) -> (Record, Option<Room>, Name) {
+    pub(super) fn hand_over(&mut self) -> (Record, Option<RecordRoom>, HeldRequestId) {
         self.handed_over = true;
         (self.record().clone(), self.room.take(), self.name.share())
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::state::Gateway;
-use crate::audit::{Counted, Kind, Log, Peer, Record, Room};
+use crate::audit::{AuditLog, CountedRefusals, Kind, Peer, Record, RecordRoom};
 
 /// Refusals of one peer or caller in a minute that leave a record of their own.
 pub const RECORDED_MAX: u32 = 30;
@@ -67,7 +67,7 @@ impl PeerGroup {
 struct RefusalMinute {
     begun: Instant,
     recorded: u32,
-    counted: Option<Counted>,
+    counted: Option<CountedRefusals>,
 }
 
 impl RefusalMinute {
@@ -81,8 +81,12 @@ impl RefusalMinute {
 
     fn count(&mut self, record: &Record) {
         let (code, time) = (record.refusal.unwrap_or(HUNG_UP), record.time);
-        let counted =
-            self.counted.get_or_insert_with(|| Counted { count: 0, codes: Vec::new(), first: time, last: time });
+        let counted = self.counted.get_or_insert_with(|| CountedRefusals {
+            count: 0,
+            codes: Vec::new(),
+            first: time,
+            last: time,
+        });
         counted.count += 1;
         (counted.first, counted.last) = (counted.first.min(time), counted.last.max(time));
         match counted.codes.iter_mut().find(|(known, _)| *known == code) {
@@ -120,9 +124,9 @@ impl RefusalTally {
     /// Leaves the record of a refusal, or counts it. `room`: what was taken for the record, if there was some.
     pub(super) fn leave(
         &self,
-        log: &Arc<Log>,
+        log: &Arc<AuditLog>,
         who: RefusedParty,
-        room: Option<Room>,
+        room: Option<RecordRoom>,
         record: Box<Record>,
         now: Instant,
     ) {
@@ -144,7 +148,7 @@ impl RefusalTally {
     }
 
     /// Leaves the records of the minutes that are over; at the end, of all.
-    pub(crate) fn settle(&self, log: &Arc<Log>, (now, wall): (Instant, Timestamp), at_the_end: bool) {
+    pub(crate) fn settle(&self, log: &Arc<AuditLog>, (now, wall): (Instant, Timestamp), at_the_end: bool) {
         let mut table = self.table();
         let is_over = |minute: &RefusalMinute| at_the_end || minute.is_over(now);
         table.peers.retain(|place, minute| !(is_over(minute) && close(minute, log, || peer_record(place, wall))));
@@ -164,8 +168,8 @@ pub async fn run(gateway: Arc<Gateway>) {
 fn leave<K: Clone + Eq + Hash>(
     minutes: &mut HashMap<K, RefusalMinute>,
     key: K,
-    log: &Arc<Log>,
-    (room, record): (Option<Room>, Box<Record>),
+    log: &Arc<AuditLog>,
+    (room, record): (Option<RecordRoom>, Box<Record>),
     (now, wall): (Instant, Timestamp),
     summary: fn(&K, Timestamp) -> Record,
 ) -> bool {
@@ -188,7 +192,7 @@ fn leave<K: Clone + Eq + Hash>(
 }
 
 /// Leaves the record of what was counted; `false`: the log has no room for it, and it stays counted.
-fn close(minute: &mut RefusalMinute, log: &Arc<Log>, record: impl FnOnce() -> Record) -> bool {
+fn close(minute: &mut RefusalMinute, log: &Arc<AuditLog>, record: impl FnOnce() -> Record) -> bool {
     if minute.counted.is_none() {
         return true;
     }

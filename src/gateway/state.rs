@@ -17,7 +17,7 @@ use super::refusal::Refusal;
 use super::refusal_tally::RefusalTally;
 use super::write_order::WriteOrder;
 use crate::answers::Answers;
-use crate::audit::{Doubt, Log, Name};
+use crate::audit::{AuditLog, Doubt, HeldRequestId};
 use crate::cache::{Cache, Invalidation, SharedFetches};
 use crate::callers::Callers;
 use crate::clock::Clock;
@@ -33,7 +33,7 @@ const AHEAD_MAX: usize = 4;
 /// The engines that a gate is made of.
 pub struct Engines {
     /// The log.
-    pub log: Arc<Log>,
+    pub log: Arc<AuditLog>,
     /// First answers by idempotency key.
     pub answers: Answers,
     /// The cache.
@@ -53,7 +53,7 @@ pub struct Gateway {
     policy: ArcSwap<Policy>,
     upstream: ArcSwap<Upstream>,
     /// The log.
-    pub log: Arc<Log>,
+    pub log: Arc<AuditLog>,
     /// First answers by idempotency key.
     pub answers: Answers,
     /// The cache.
@@ -187,9 +187,9 @@ impl Gateway {
     /// The id of a request: the caller's own if it is plain and nobody has it, else a new one. A new one of a read is not taken,
     /// so that a hit looks nothing up: nobody is told it before the answer. A write's is told while it is under way, by the log and
     /// by its idempotency key.
-    pub(super) fn name(&self, own: Option<&[u8]>, is_read: bool, now: Timestamp) -> Name {
+    pub(super) fn name(&self, own: Option<&[u8]>, is_read: bool, now: Timestamp) -> HeldRequestId {
         let names = self.log.names();
         let own = own.and_then(RequestId::parse).and_then(|id| names.take(id));
-        own.unwrap_or_else(|| if is_read { Name::untold(now) } else { names.make(now) })
+        own.unwrap_or_else(|| if is_read { HeldRequestId::untold(now) } else { names.make(now) })
     }
 }

@@ -17,7 +17,7 @@ use super::state::Gateway;
 use super::write_order::WriteTurn;
 use super::{evidence, tags};
 use crate::answers::Claim;
-use crate::audit::{self, CannotRecord, Kind, Name, Outcome, Record, Room};
+use crate::audit::{self, CannotRecord, HeldRequestId, Kind, Outcome, Record, RecordRoom};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
 use crate::catalogue::Retry;
 use crate::process_log::EACH;
@@ -90,7 +90,7 @@ pub(super) async fn write(
 async fn carry_out(
     gateway: Arc<Gateway>,
     request: Arc<AuthorizedRequest>,
-    (record, room, _name): (Record, Option<Room>, Name),
+    (record, room, _name): (Record, Option<RecordRoom>, HeldRequestId),
     identity: WriteIdentity,
     permit: ForwardPermit,
     order: Option<WriteTurn>,

@@ -18,7 +18,7 @@ use super::query::Query;
 use super::render::{self, Page, Table, Whole, with_body};
 use super::routes::Form;
 use super::state::OperatorState;
-use crate::audit::{self, Answer, Filter, Followed, Kind, csv, csv_header};
+use crate::audit::{self, Answer, Filter, FollowEvent, Kind, csv, csv_header};
 
 /// What people see of a record at a glance; the rest is in JSON and CSV.
 const COLUMNS: [&str; 12] = [
@@ -69,7 +69,7 @@ pub(super) async fn page(state: &OperatorState, form: Form, query: &Query) -> Re
     };
     state.gateway.log.flush().await;
     let asked = query.clone();
-    let show = move |found: audit::Page| {
+    let show = move |found: audit::RecordPage| {
         let records = Records { records: found.records, next: found.next, asked, choices };
         render::page(&records, form, &records.asked)
     };
@@ -187,8 +187,8 @@ pub(super) fn follow(state: &OperatorState, query: &Query) -> Result<Response<Wh
             () = replaced.cancelled() => None,
         };
         let line = match next? {
-            Followed::Line(line) => format!("{}\n", line.trim_end()),
-            Followed::Missed(missed) => format!("{{\"missed\":{missed}}}\n"),
+            FollowEvent::Line(line) => format!("{}\n", line.trim_end()),
+            FollowEvent::Missed(missed) => format!("{{\"missed\":{missed}}}\n"),
         };
         Some((Ok(Frame::data(Bytes::from(line))), (follow, ends, turn)))
     });

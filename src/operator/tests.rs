@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::answers::Answers;
-use crate::audit::{Doubt, Kind, Log, Record};
+use crate::audit::{AuditLog, Doubt, Kind, Record};
 use crate::cache::{Cache, Lifetime, NewEntry};
 use crate::callers::Source;
 use crate::clock::Clock;
@@ -135,7 +135,7 @@ impl World {
 
 fn gateway(mut config: config::Config, clock: &Clock) -> Arc<Gateway> {
     config.audit.disk_wait = Duration::from_secs(60);
-    let (log, _) = Log::open(&config.audit, clock.clone()).unwrap();
+    let (log, _) = AuditLog::open(&config.audit, clock.clone()).unwrap();
     let token = Token::new(&SecretString::from(TOKEN)).unwrap();
     let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &Snapshot::new()).unwrap();
     let keys = std::sync::Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));

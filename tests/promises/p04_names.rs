@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::select;
-use makegate::audit::{Brought, verify};
+use makegate::audit::{AuditorInput, verify};
 use makegate::hash::random;
 use makegate::sandbox::{Fault, FaultKind, Sandbox};
 use makegate::tasks::Tasks;
@@ -23,7 +23,7 @@ use crate::support::{
 const JOB: &str = "x-request-id: job-1";
 
 fn assert_untouched(audit: &Path) {
-    let report = verify(audit, &Brought::default(), &mut |_, _| {}).unwrap();
+    let report = verify(audit, &AuditorInput::default(), &mut |_, _| {}).unwrap();
     assert!(report.problems.is_empty(), "{report:#?}");
 }
 

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use makegate::audit::{Brought, verify};
+use makegate::audit::{AuditorInput, verify};
 use makegate::clock::Clock;
 use makegate::sandbox::{Sandbox, Settings};
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ fn summary<'r>(records: &'r [Value], by: &str, who: &str) -> &'r Value {
 }
 
 fn assert_verified(audit: &Path) {
-    let report = verify(audit, &Brought::default(), &mut |_, _| {}).unwrap();
+    let report = verify(audit, &AuditorInput::default(), &mut |_, _| {}).unwrap();
     assert!(report.problems.is_empty(), "{report:#?}");
 }
 

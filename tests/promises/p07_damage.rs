@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use makegate::audit::{Brought, VerifyError, verify};
+use makegate::audit::{AuditorInput, VerifyError, verify};
 use makegate::sandbox::{Fault, FaultKind};
 
 use crate::support::process::{Home, Process, is_open};
@@ -185,7 +185,7 @@ impl Case {
 
     /// Every write of which the log has an intent has an outcome there; a log that nobody altered is not accused.
     fn log_is_whole(&self) {
-        match verify(&self.audit(), &Brought::default(), &mut |_, _| {}) {
+        match verify(&self.audit(), &AuditorInput::default(), &mut |_, _| {}) {
             Ok(report) => {
                 assert!(self.is_evidence || report.problems.is_empty(), "{}: {report:#?}", self.name);
                 assert_eq!(report.under_way, 0, "{}: {report:#?}", self.name);

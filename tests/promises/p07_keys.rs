@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use makegate::audit::{Brought, Verifier, verify};
+use makegate::audit::{AuditorInput, Verifier, verify};
 
 use super::p07_tampering::{assert_found, assert_untouched, some_traffic};
 use crate::support::{Plan, World, new_dir};
@@ -15,14 +15,14 @@ async fn a_key_that_nobody_introduced_is_found_unless_the_auditor_knows_it() {
     let world = world.restart_after(|audit| fs::remove_file(audit.join("head.key")).unwrap()).await;
     some_traffic(&world, 1).await;
     let audit = world.dir.path().join("audit");
-    let report = verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap();
+    let report = verify(&audit, &AuditorInput::default(), &mut |_, _| {}).unwrap();
     assert!(report.problems.iter().any(|problem| problem.what == "key"), "{report:#?}");
     let new = Verifier::parse(fs::read_to_string(audit.join("head.pub")).unwrap().trim()).unwrap();
-    let brought = Brought { heads: Vec::new(), keys: vec![new.clone()] };
+    let brought = AuditorInput { heads: Vec::new(), keys: vec![new.clone()] };
     assert_untouched(&verify(&audit, &brought, &mut |_, _| {}).unwrap());
     // All of it made anew, keys too: what was exported is signed by another key.
     fs::remove_file(audit.join("keys")).unwrap();
-    let brought = Brought { heads: vec![("exported".to_owned(), before)], keys: vec![new] };
+    let brought = AuditorInput { heads: vec![("exported".to_owned(), before)], keys: vec![new] };
     assert_found(&verify(&audit, &brought, &mut |_, _| {}).unwrap(), "made anew");
 }
 
@@ -47,7 +47,7 @@ async fn an_exchanged_key_signs_nothing_larger_than_the_log_was_then() {
     let other = Plan::default().start_in(stolen).await;
     let forged = some_traffic(&other, 1).await;
     let audit = world.dir.path().join("audit");
-    let brought = Brought { heads: vec![("forged".to_owned(), forged)], keys: Vec::new() };
+    let brought = AuditorInput { heads: vec![("forged".to_owned(), forged)], keys: Vec::new() };
     let report = verify(&audit, &brought, &mut |_, _| {}).unwrap();
     assert!(report.problems.iter().any(|problem| problem.detail.contains("its key was erased")), "{report:#?}");
 }
@@ -61,12 +61,12 @@ async fn a_head_of_another_log_is_found() {
     let World { service, dir, .. } = world;
     assert!(service.shut_down().await);
     let audit = dir.path().join("audit");
-    let brought = Brought { heads: vec![("foreign".to_owned(), foreign)], keys: Vec::new() };
+    let brought = AuditorInput { heads: vec![("foreign".to_owned(), foreign)], keys: Vec::new() };
     let report = verify(&audit, &brought, &mut |_, _| {}).unwrap();
     assert!(
         report.problems.iter().any(|problem| problem.detail.contains("signed by no key of this log")),
         "{report:#?}"
     );
     fs::copy(other.dir.path().join("audit/head"), audit.join("head")).unwrap();
-    assert_found(&verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap(), "a foreign head in the folder");
+    assert_found(&verify(&audit, &AuditorInput::default(), &mut |_, _| {}).unwrap(), "a foreign head in the folder");
 }

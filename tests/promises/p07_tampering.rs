@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use makegate::audit::{Brought, Head, Report, VerifyError, verify};
+use makegate::audit::{AuditorInput, Head, VerifyError, VerifyReport, verify};
 use makegate::sandbox::{Fault, FaultKind};
 use tempfile::TempDir;
 
@@ -65,16 +65,16 @@ impl Evidence {
         self.segments().iter().flat_map(|path| (0..lines(path)).map(|line| (path.clone(), line))).collect()
     }
 
-    fn report(&self) -> Report {
-        self.report_of(&Brought::default())
+    fn report(&self) -> VerifyReport {
+        self.report_of(&AuditorInput::default())
     }
 
-    fn report_of(&self, brought: &Brought) -> Report {
+    fn report_of(&self, brought: &AuditorInput) -> VerifyReport {
         verify(&self.audit(), brought, &mut |_, _| {}).unwrap()
     }
 
-    fn against(&self, head: &Head) -> Report {
-        self.report_of(&Brought { heads: vec![("exported".to_owned(), head.clone())], keys: Vec::new() })
+    fn against(&self, head: &Head) -> VerifyReport {
+        self.report_of(&AuditorInput { heads: vec![("exported".to_owned(), head.clone())], keys: Vec::new() })
     }
 
     /// Puts everything back.
@@ -141,19 +141,19 @@ fn seq_of(line: &[u8]) -> u64 {
 }
 
 #[track_caller]
-pub(crate) fn assert_untouched(report: &Report) {
+pub(crate) fn assert_untouched(report: &VerifyReport) {
     assert!(report.problems.is_empty(), "{report:#?}");
 }
 
 /// Something is found, and it names this record or a range that begins with it.
 #[track_caller]
-fn assert_names(report: &Report, seq: u64, what: &str) {
+fn assert_names(report: &VerifyReport, seq: u64, what: &str) {
     let named = report.problems.iter().any(|problem| problem.seq == Some(seq));
     assert!(named, "{what}: record {seq} is not named: {report:#?}");
 }
 
 #[track_caller]
-pub(crate) fn assert_found(report: &Report, what: &str) {
+pub(crate) fn assert_found(report: &VerifyReport, what: &str) {
     assert!(!report.problems.is_empty(), "{what}: not found: {report:#?}");
 }
 
@@ -266,8 +266,8 @@ async fn an_old_copy_put_back_is_found_against_an_exported_head() {
         fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
     }
     let exported = some_traffic(&world, 1).await;
-    assert_untouched(&verify(copy.path(), &Brought::default(), &mut |_, _| {}).unwrap());
-    let brought = Brought { heads: vec![("exported".to_owned(), exported)], keys: Vec::new() };
+    assert_untouched(&verify(copy.path(), &AuditorInput::default(), &mut |_, _| {}).unwrap());
+    let brought = AuditorInput { heads: vec![("exported".to_owned(), exported)], keys: Vec::new() };
     let report = verify(copy.path(), &brought, &mut |_, _| {}).unwrap();
     assert_eq!(report.problems.len(), 1, "{report:#?}");
     assert_eq!(report.problems[0].what, "cut");
@@ -355,7 +355,7 @@ async fn a_start_on_an_altered_log_says_so_for_good() {
         })
         .await;
     some_traffic(&world, 1).await;
-    let report = verify(&world.dir.path().join("audit"), &Brought::default(), &mut |_, _| {}).unwrap();
+    let report = verify(&world.dir.path().join("audit"), &AuditorInput::default(), &mut |_, _| {}).unwrap();
     assert!(report.problems.iter().any(|problem| problem.what == "event"), "{report:#?}");
     assert!(world.log().await.iter().any(|record| record["event"] == "head-mismatch"));
 }
@@ -382,7 +382,7 @@ async fn an_untouched_log_is_never_accused() {
             usize::MAX
         });
         while !writer.is_finished() {
-            match verify(&audit, &Brought::default(), &mut |_, _| {}) {
+            match verify(&audit, &AuditorInput::default(), &mut |_, _| {}) {
                 Ok(report) => {
                     assert_untouched(&report);
                     verifications += 1;
@@ -396,7 +396,7 @@ async fn an_untouched_log_is_never_accused() {
         }
         drop(process);
         assert!(writer.await.unwrap() < usize::MAX, "it was killed while it wrote");
-        assert_untouched(&verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap());
+        assert_untouched(&verify(&audit, &AuditorInput::default(), &mut |_, _| {}).unwrap());
     }
     assert_untouched(&of_binary(&audit, &[]).1);
 }
@@ -410,7 +410,7 @@ async fn what_the_retention_took_is_not_missed_and_what_somebody_took_is() {
     some_traffic(&world, 1).await;
     world.service.gateway().log.flush().await;
     let audit = world.dir.path().join("audit");
-    let oldest = || verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap().oldest;
+    let oldest = || verify(&audit, &AuditorInput::default(), &mut |_, _| {}).unwrap().oldest;
     while oldest() == 1 {
         world.get(ALL, LIST).await.expect(200);
         world.clock.advance(Duration::from_secs(3601));
@@ -418,11 +418,11 @@ async fn what_the_retention_took_is_not_missed_and_what_somebody_took_is() {
     }
     let World { service, dir, .. } = world;
     assert!(service.shut_down().await);
-    let report = verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap();
+    let report = verify(&audit, &AuditorInput::default(), &mut |_, _| {}).unwrap();
     assert_untouched(&report);
     assert_eq!(report.unproven, 0);
     fs::remove_file(&segments_in(&audit)[0]).unwrap();
-    assert_found(&verify(&audit, &Brought::default(), &mut |_, _| {}).unwrap(), "one more");
+    assert_found(&verify(&audit, &AuditorInput::default(), &mut |_, _| {}).unwrap(), "one more");
     drop(dir);
 }
 
@@ -433,7 +433,7 @@ fn command(audit: &Path) -> Command {
 }
 
 /// Exit code and report of the command.
-fn of_binary(audit: &Path, options: &[&str]) -> (i32, Report) {
+fn of_binary(audit: &Path, options: &[&str]) -> (i32, VerifyReport) {
     let binary = command(audit).args(["-o", "json"]).args(options).output().unwrap();
     let report = serde_json::from_slice(&binary.stdout).unwrap_or_else(|error| panic!("{error}: {binary:?}"));
     (binary.status.code().unwrap(), report)

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use makegate::audit::{Brought, doubts_in, verify};
+use makegate::audit::{AuditorInput, doubts_in, verify};
 
 use crate::support::{ALL, OPERATOR, ORG, Plan, new_dir, send};
 
@@ -11,7 +11,7 @@ use crate::support::{ALL, OPERATOR, ORG, Plan, new_dir, send};
 #[tokio::test]
 async fn a_log_of_format_1_is_read_and_gone_on_with() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-1");
-    let report = verify(&golden, &Brought::default(), &mut |_, _| {}).unwrap();
+    let report = verify(&golden, &AuditorInput::default(), &mut |_, _| {}).unwrap();
     assert!(report.problems.is_empty(), "{report:#?}");
     assert_eq!((report.unproven, report.in_doubt), (0, 2), "{report:#?}");
     let doubts = doubts_in(&golden).unwrap();
@@ -33,7 +33,7 @@ async fn a_log_of_format_1_is_read_and_gone_on_with() {
     send(operator, "POST", &format!("/doubts/{id}"), &key, r#"{"as":"not-done"}"#).await.expect(200);
     assert_eq!(world.last_record().await["intent"], doubts[0].intent);
     let fits = |audit: &Path| {
-        let report = verify(audit, &Brought::default(), &mut |_, _| {}).unwrap();
+        let report = verify(audit, &AuditorInput::default(), &mut |_, _| {}).unwrap();
         // The secret key is not among the golden files, so nobody introduced that of the new heads. Of the records none is wrong.
         assert!(report.problems.iter().all(|problem| problem.seq.is_none()), "{report:#?}");
     };

@@ -10,17 +10,17 @@ use super::note::Head;
 /// Where heads are handed in. With it the thread ends.
 #[derive(Debug)]
 pub(super) struct HeadFile {
-    shared: Arc<Shared>,
+    shared: Arc<HeadFileShared>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct HeadFileShared {
+    state: Mutex<HeadFileState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HeadFileState {
     /// What is to be written next; an older one that was not yet begun is of no use.
     next: Option<Head>,
     is_writing: bool,
@@ -35,7 +35,7 @@ impl HeadFile {
     /// # Errors
     /// The system has no thread to give.
     pub(super) fn start(path: PathBuf) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(HeadFileShared::default());
         let file = Self { shared: shared.clone() };
         std::thread::Builder::new().name("audit-head".to_owned()).spawn(move || shared.run(path))?;
         Ok(file)
@@ -58,7 +58,7 @@ impl HeadFile {
 
     /// Waits until everything that was handed in is stored, or could not be.
     pub(super) fn settle(&self) {
-        let is_busy = |state: &mut State| state.next.is_some() || state.is_writing;
+        let is_busy = |state: &mut HeadFileState| state.next.is_some() || state.is_writing;
         drop(self.shared.changed.wait_while(self.shared.state(), is_busy));
     }
 }
@@ -69,19 +69,19 @@ impl Drop for HeadFile {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl HeadFileShared {
+    fn state(&self) -> MutexGuard<'_, HeadFileState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut HeadFileState)) {
         change(&mut self.state());
         self.changed.notify_all();
     }
 
     fn run(&self, path: PathBuf) {
         loop {
-            let has_nothing = |state: &mut State| state.next.is_none() && !state.is_over;
+            let has_nothing = |state: &mut HeadFileState| state.next.is_none() && !state.is_over;
             let waited = self.changed.wait_while(self.state(), has_nothing);
             let mut state = waited.unwrap_or_else(PoisonError::into_inner);
             let Some(head) = state.next.take() else { return };

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::super::disk::{OpenError, replace, while_doing};
-use super::super::recover::Start;
+use super::super::recover::ResumePoint;
 use super::super::tree::Tree;
 use super::head_file::HeadFile;
 use super::note::{self, Head, Signer, Verifier};
@@ -65,12 +65,12 @@ pub fn stored(dir: &Path) -> Option<Head> {
 pub(crate) struct Heads {
     dir: PathBuf,
     every: Duration,
-    state: Mutex<State>,
+    state: Mutex<HeadsState>,
     file: HeadFile,
 }
 
 #[derive(Debug)]
-struct State {
+struct HeadsState {
     signer: Signer,
     newest: Head,
     /// When the last head was handed to the file, or told.
@@ -81,7 +81,7 @@ struct State {
 
 /// What opening found worth an event.
 #[derive(Debug, Default)]
-pub(crate) struct Opened {
+pub(crate) struct HeadsOpened {
     /// A key was made.
     pub(crate) made: bool,
     /// There was one before, which is gone and did not introduce it.
@@ -95,8 +95,8 @@ impl Heads {
     ///
     /// # Errors
     /// The key is damaged, or cannot be made.
-    pub(crate) fn open(dir: &Path, every: Duration, start: &Start) -> Result<(Self, Opened), OpenError> {
-        let mut opened = Opened::default();
+    pub(crate) fn open(dir: &Path, every: Duration, start: &ResumePoint) -> Result<(Self, HeadsOpened), OpenError> {
+        let mut opened = HeadsOpened::default();
         let had_keys = keys_path(dir).exists();
         let signer = match finish_rotation(dir).and_then(|()| read_optional(&dir.join(SECRET))) {
             Ok(Some(secret)) => {
@@ -123,13 +123,13 @@ impl Heads {
         let heads = Self {
             dir: dir.to_owned(),
             every,
-            state: Mutex::new(State { signer, newest, told: None, is_rotating: false }),
+            state: Mutex::new(HeadsState { signer, newest, told: None, is_rotating: false }),
             file: HeadFile::start(path(dir)).map_err(while_doing("cannot start a thread for", dir))?,
         };
         Ok((heads, opened))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, HeadsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -203,7 +203,7 @@ impl Heads {
     }
 }
 
-impl State {
+impl HeadsState {
     fn sign(&mut self, durable: &Tree) -> Head {
         if durable.size() > self.newest.size && !self.is_rotating {
             self.newest = self.signer.sign(durable, None);
@@ -259,7 +259,7 @@ fn make(dir: &Path, tree: &Tree) -> io::Result<Signer> {
 }
 
 /// What the newest head says that the log's records do not.
-fn mismatch(dir: &Path, start: &Start) -> Option<String> {
+fn mismatch(dir: &Path, start: &ResumePoint) -> Option<String> {
     if !path(dir).exists() {
         return Some("the newest signed head is not there".to_owned());
     }
@@ -291,11 +291,11 @@ mod tests {
         tree
     }
 
-    fn start(size: u8) -> Start {
-        Start { tree: tree(size), ..Start::default() }
+    fn start(size: u8) -> ResumePoint {
+        ResumePoint { tree: tree(size), ..ResumePoint::default() }
     }
 
-    fn open(dir: &Path, start: &Start) -> (Heads, Opened) {
+    fn open(dir: &Path, start: &ResumePoint) -> (Heads, HeadsOpened) {
         Heads::open(dir, Duration::from_secs(60), start).unwrap()
     }
 
@@ -382,14 +382,14 @@ mod tests {
         heads.keep(&tree(5), Clock::system().now(), true);
         heads.settle();
         let note = fs::read(path(dir.path())).unwrap();
-        let told = |start: &Start| {
+        let told = |start: &ResumePoint| {
             let told = open(dir.path(), start).1.mismatch.unwrap_or_default();
             assert_eq!(!told.is_empty(), !path(dir.path()).exists(), "{told}");
             fs::write(path(dir.path()), &note).unwrap();
             told
         };
-        assert_eq!(told(&Start { root_at_head: Some(tree(5).root()), ..start(6) }), "");
-        let other = Start { root_at_head: Some(tree(4).root()), ..start(6) };
+        assert_eq!(told(&ResumePoint { root_at_head: Some(tree(5).root()), ..start(6) }), "");
+        let other = ResumePoint { root_at_head: Some(tree(4).root()), ..start(6) };
         assert!(told(&other).contains("not those of the newest signed head"));
         assert!(told(&start(4)).contains("there are 4"));
         fs::write(path(dir.path()), "head").unwrap();

@@ -69,12 +69,12 @@ fn of_lines(dir: &Path, first: u64, from: u64, count: usize) -> io::Result<Vec<H
 
 /// The stored leaf hashes of one segment.
 #[derive(Debug)]
-pub(crate) struct Stored {
+pub(crate) struct StoredLeaves {
     first: u64,
     leaves: Vec<Hash>,
 }
 
-impl Stored {
+impl StoredLeaves {
     /// All that are there of the segment that begins with `first`; none, where there is no file.
     pub(crate) fn load(dir: &Path, first: u64) -> io::Result<Self> {
         disk::about_to_read();

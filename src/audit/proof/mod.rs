@@ -1,11 +1,11 @@
 //! What makes the log provable: signed heads over its tree, and proofs that lead from a record, or an earlier head, to a head.
 
-pub(super) mod closed;
+pub(super) mod closing_head;
 mod head_file;
 pub(super) mod heads;
 pub(super) mod leaves;
+pub(super) mod merkle_path;
 pub(super) mod note;
-pub(super) mod path;
 #[cfg(test)]
 mod tests;
 pub(super) mod verify;
@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 use super::disk;
 use super::events::key_event;
 use super::filter::Filter;
-use super::log::{Log, Shared};
+use super::log::{AuditLog, LogShared};
 use super::query::QueryError;
 use super::tree::{self, Hash, Tree};
 use note::{Head, Verifier};
@@ -35,7 +35,7 @@ const PROOF_MAX: Duration = Duration::from_secs(30);
 
 /// That a record is in the log (RFC 9162, section 2.1.3). Hashes are base64, as in heads.
 #[derive(Debug, Serialize)]
-pub struct Inclusion {
+pub struct InclusionProof {
     /// The record's number.
     pub seq: u64,
     /// Its place in the tree: one less.
@@ -58,7 +58,7 @@ pub struct Inclusion {
 
 /// That an earlier log grew into the present one (RFC 9162, section 2.1.4). Hashes are base64, as in heads.
 #[derive(Debug, Serialize)]
-pub struct Growth {
+pub struct ConsistencyProof {
     /// Records of the earlier head.
     pub from: u64,
     /// Records of the present head.
@@ -115,13 +115,13 @@ impl From<io::Error> for ProofError {
     }
 }
 
-impl Shared {
+impl LogShared {
     fn durable(&self) -> Tree {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl Log {
+impl AuditLog {
     /// A signed head over everything that was recorded before the call.
     pub async fn head(&self) -> Head {
         self.flush().await;
@@ -141,7 +141,7 @@ impl Log {
     pub async fn rotate_head_key(&self) -> io::Result<Verifier> {
         self.flush().await;
         let shared = self.shared.clone();
-        let key = disk::wait(ROTATION_MAX, move || shared.heads.rotate(|| shared.durable())).await??;
+        let key = disk::off_thread(ROTATION_MAX, move || shared.heads.rotate(|| shared.durable())).await??;
         self.commit(key_event(self.shared.clock.wall(), &key)).await.map_err(io::Error::other)?;
         Ok(key)
     }
@@ -150,7 +150,7 @@ impl Log {
     ///
     /// # Errors
     /// [`ProofError`].
-    pub async fn prove(&self, seq: u64) -> Result<Inclusion, ProofError> {
+    pub async fn prove(&self, seq: u64) -> Result<InclusionProof, ProofError> {
         let head = self.head().await;
         let none = ProofError::NoRecord { newest: head.size };
         if seq == 0 || seq > head.size {
@@ -160,11 +160,11 @@ impl Log {
         let record = self.query(wanted).await?.records.pop().filter(|line| is_of(line, seq)).ok_or(none)?;
         let leaf = tree::leaf(record.get().as_bytes());
         let size = head.size;
-        let hashes = self.roots(move || path::inclusion(seq - 1, size)).await?;
-        if path::root_of(leaf, seq - 1, size, &hashes) != Some(head.root) {
+        let hashes = self.roots(move || merkle_path::inclusion(seq - 1, size)).await?;
+        if merkle_path::root_of(leaf, seq - 1, size, &hashes) != Some(head.root) {
             return Err(ProofError::Altered);
         }
-        Ok(Inclusion {
+        Ok(InclusionProof {
             seq,
             leaf_index: seq - 1,
             leaf_hash: STANDARD.encode(leaf),
@@ -181,14 +181,14 @@ impl Log {
     ///
     /// # Errors
     /// [`ProofError`].
-    pub async fn prove_growth(&self, from: u64) -> Result<Growth, ProofError> {
+    pub async fn prove_consistency(&self, from: u64) -> Result<ConsistencyProof, ProofError> {
         let head = self.head().await;
         if from == 0 || from > head.size {
             return Err(ProofError::NoRecord { newest: head.size });
         }
         let size = head.size;
-        let hashes = self.roots(move || path::consistency(from, size)).await?;
-        Ok(Growth {
+        let hashes = self.roots(move || merkle_path::consistency(from, size)).await?;
+        Ok(ConsistencyProof {
             from,
             tree_size: size,
             root_hash: STANDARD.encode(head.root),
@@ -198,17 +198,20 @@ impl Log {
         })
     }
 
-    async fn roots(&self, spans: impl FnOnce() -> Vec<path::Span> + Send + 'static) -> Result<Vec<Hash>, ProofError> {
+    async fn roots(
+        &self,
+        spans: impl FnOnce() -> Vec<merkle_path::LeafRange> + Send + 'static,
+    ) -> Result<Vec<Hash>, ProofError> {
         let turn = self.query_turn().await?;
         let dir = self.dir().to_owned();
-        let roots = disk::wait(PROOF_MAX, move || {
+        let roots = disk::off_thread(PROOF_MAX, move || {
             let _turn = turn;
-            path::Folder::open(&dir)?.roots(&spans())
+            merkle_path::SubtreeReader::open(&dir)?.roots(&spans())
         });
         Ok(roots.await??)
     }
 }
 
 fn is_of(line: &RawValue, seq: u64) -> bool {
-    super::seen::Seen::parse(line.get().as_bytes()).is_some_and(|seen| seen.seq == seq)
+    super::stored_record::StoredRecord::parse(line.get().as_bytes()).is_some_and(|seen| seen.seq == seq)
 }

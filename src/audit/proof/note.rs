@@ -112,7 +112,7 @@ impl Signer {
         let mut signature = [0; 64];
         signature.copy_from_slice(self.pair.sign(text.as_bytes()).as_ref());
         let next = next.cloned();
-        let signatures = vec![Signature { name: self.verifier.name.clone(), id: self.verifier.id(), signature }];
+        let signatures = vec![NoteSignature { name: self.verifier.name.clone(), id: self.verifier.id(), signature }];
         Head { size: tree.size(), root: tree.root(), next, text, signatures }
     }
 }
@@ -125,7 +125,7 @@ impl fmt::Debug for Signer {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Signature {
+struct NoteSignature {
     name: String,
     id: [u8; 4],
     signature: [u8; 64],
@@ -141,7 +141,7 @@ pub struct Head {
     /// The key that signs from here on, if this head introduces one.
     pub next: Option<Verifier>,
     text: String,
-    signatures: Vec<Signature>,
+    signatures: Vec<NoteSignature>,
 }
 
 impl Head {
@@ -176,17 +176,17 @@ impl Head {
     /// Has this key signed it?
     #[must_use]
     pub fn is_signed_by(&self, key: &Verifier) -> bool {
-        let own = |one: &&Signature| one.id == key.id() && one.name == key.name;
+        let own = |one: &&NoteSignature| one.id == key.id() && one.name == key.name;
         self.origin() == key.name
             && self.signatures.iter().filter(own).any(|one| key.has_signed(&self.text, &one.signature))
     }
 }
 
-fn signature(line: &str) -> Option<Signature> {
+fn signature(line: &str) -> Option<NoteSignature> {
     let (name, bytes) = line.strip_prefix(SIGNED_BY)?.split_once(' ')?;
     let bytes: [u8; 68] = STANDARD.decode(bytes).ok()?.try_into().ok()?;
     let (id, signature) = bytes.split_first_chunk::<4>()?;
-    Some(Signature { name: name.to_owned(), id: *id, signature: signature.try_into().ok()? })
+    Some(NoteSignature { name: name.to_owned(), id: *id, signature: signature.try_into().ok()? })
 }
 
 impl fmt::Display for Head {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::log_tests::{open, record, settings};
 use super::super::record::{Kind, Outcome, Record};
 use super::super::segment;
-use super::verify::{Brought, verify};
+use super::verify::{AuditorInput, verify};
 use super::*;
 use crate::clock::Clock;
 use crate::config;
@@ -16,7 +16,7 @@ fn small(dir: &tempfile::TempDir) -> config::Audit {
     config::Audit { segment_bytes: 1000, ..settings(dir) }
 }
 
-async fn fill(log: &Arc<Log>, clock: &Clock, records: usize) {
+async fn fill(log: &Arc<AuditLog>, clock: &Clock, records: usize) {
     for n in 0..records {
         let event = Record { time: clock.wall(), ..record(Kind::Event, &format!("e{n}")) };
         log.commit(event).await.unwrap();
@@ -24,7 +24,7 @@ async fn fill(log: &Arc<Log>, clock: &Clock, records: usize) {
 }
 
 /// A proof that does not lead to the signed root is an error, so that there is one says all.
-async fn provable(log: &Log) -> Vec<u64> {
+async fn provable(log: &AuditLog) -> Vec<u64> {
     let mut proven = Vec::new();
     for seq in 1..=log.head().await.size {
         match log.prove(seq).await {
@@ -77,7 +77,7 @@ async fn what_retention_left_stays_provable() {
     assert!(first > 10, "{first}");
     let size = log.head().await.size;
     assert_eq!(provable(&log).await, (first..=size).collect::<Vec<_>>());
-    assert!(log.prove_growth(early.size).await.is_ok() || early.size < first - 1);
+    assert!(log.prove_consistency(early.size).await.is_ok() || early.size < first - 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,7 +140,7 @@ async fn a_write_whose_records_do_not_fit_is_told() {
         wrong.extend((!fits).then_some(seq));
     }
     log.close().await;
-    let report = verify(&settings.dir, &Brought::default(), &mut |_, _| {}).unwrap();
+    let report = verify(&settings.dir, &AuditorInput::default(), &mut |_, _| {}).unwrap();
     let told: Vec<_> = report.problems.iter().map(|problem| (&*problem.what, problem.seq.unwrap())).collect();
     assert_eq!(told, wrong.iter().map(|seq| ("write", *seq)).collect::<Vec<_>>(), "{report:#?}");
 }

@@ -11,7 +11,7 @@ use super::super::query::Query;
 use super::super::render::{Page, Table};
 use super::super::routes::Form;
 use super::super::state::OperatorState;
-use crate::audit::{Growth, Inclusion};
+use crate::audit::{ConsistencyProof, InclusionProof};
 
 /// The newest signed head.
 #[derive(Debug, Serialize)]
@@ -62,8 +62,8 @@ impl Page for Head {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Proof {
-    Inclusion(Box<Inclusion>),
-    Growth(Growth),
+    Inclusion(Box<InclusionProof>),
+    Growth(ConsistencyProof),
 }
 
 /// `?seq=`: that this record is in the log. `?from=`: that the log of so many records grew into the present one.
@@ -79,7 +79,7 @@ pub(crate) async fn proof(state: &OperatorState, query: &Query) -> Result<Proof,
     };
     match (query.get("seq"), query.get("from")) {
         (Some(seq), None) => Ok(Proof::Inclusion(Box::new(state.gateway.log.prove(number("seq", seq)?).await?))),
-        (None, Some(from)) => Ok(Proof::Growth(state.gateway.log.prove_growth(number("from", from)?).await?)),
+        (None, Some(from)) => Ok(Proof::Growth(state.gateway.log.prove_consistency(number("from", from)?).await?)),
         (None, None) | (Some(_), Some(_)) => {
             let why = "write seq=N for the record N, or from=N for the growth from N records to now".to_owned();
             Err(Problem::BadParameter { why })

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::super::disk::OpenError;
 use super::super::{recover, segment};
 use super::note::{Head, Verifier};
-use pass::Pass;
+use pass::SegmentPass;
 
 /// Keys and heads that do not fit each other are looked at again after this.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -33,7 +33,7 @@ const TOLD_MAX: usize = 200;
 
 /// What an auditor brings: nothing of it is in the log's folder.
 #[derive(Clone, Debug, Default)]
-pub struct Brought {
+pub struct AuditorInput {
     /// Heads that were exported, and where each comes from.
     pub heads: Vec<(String, Head)>,
     /// The only keys to be trusted, and whatever keys they introduced; none: the first key of the folder is.
@@ -42,7 +42,7 @@ pub struct Brought {
 
 /// Something that an untouched log does not have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
+pub struct VerifyProblem {
     /// Of what kind: `altered`, `unreadable`, `missing`, `misplaced`, `cut`, `head`, `key`, `write`, `event`.
     pub what: Cow<'static, str>,
     /// The file.
@@ -55,7 +55,7 @@ pub struct Problem {
     pub detail: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for VerifyProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.file {
             Some(file) => write!(f, "{}: {file}: {}", self.what, self.detail),
@@ -66,7 +66,7 @@ impl fmt::Display for Problem {
 
 /// What was found.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Report {
+pub struct VerifyReport {
     /// `ok` or `tampered`.
     pub result: Cow<'static, str>,
     /// The newest record's number.
@@ -93,7 +93,7 @@ pub struct Report {
     /// Writes without an outcome: under way, or in doubt at the next start.
     pub under_way: usize,
     /// What is wrong.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<VerifyProblem>,
     /// Problems beyond those.
     pub further_problems: u64,
     /// What is worth knowing, and right.
@@ -137,16 +137,16 @@ impl From<OpenError> for VerifyError {
 
 /// What has been found so far.
 #[derive(Debug, Default)]
-struct Findings {
-    problems: Vec<Problem>,
+struct VerifyFindings {
+    problems: Vec<VerifyProblem>,
     further: u64,
     notes: Vec<String>,
 }
 
-impl Findings {
+impl VerifyFindings {
     fn problem(&mut self, what: &'static str, file: Option<&str>, seq: Option<u64>, detail: impl Into<String>) {
         if self.problems.len() < TOLD_MAX {
-            self.problems.push(Problem {
+            self.problems.push(VerifyProblem {
                 what: what.into(),
                 file: file.map(str::to_owned),
                 seq,
@@ -171,8 +171,12 @@ impl Findings {
 /// Verifies the log of this folder. `progress` hears how many bytes have been read of how many.
 ///
 /// # Errors
-/// [`VerifyError`]: there is no log, or it cannot be read. A log that was altered is no error, but a [`Report`] with problems.
-pub fn verify(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, VerifyError> {
+/// [`VerifyError`]: there is no log, or it cannot be read. A log that was altered is no error, but a [`VerifyReport`] with problems.
+pub fn verify(
+    dir: &Path,
+    brought: &AuditorInput,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<VerifyReport, VerifyError> {
     let mut looks = 1;
     loop {
         let (report, has_changed) = look(dir, brought, progress)?;
@@ -184,14 +188,18 @@ pub fn verify(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64))
 }
 
 /// One look at all files; `true`: what is wrong may be that they changed meanwhile.
-fn look(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64)) -> Result<(Report, bool), VerifyError> {
-    let mut findings = Findings::default();
+fn look(
+    dir: &Path,
+    brought: &AuditorInput,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(VerifyReport, bool), VerifyError> {
+    let mut findings = VerifyFindings::default();
     // Heads first: one that is signed while the segments are read may cover more than was read.
     let mut trust = trust::gather(dir, brought, &mut findings)?;
     if !findings.is_clean() {
         // A gateway that starts, or exchanges its key, replaces these files one after the other.
         std::thread::sleep(LOOK_AGAIN);
-        findings = Findings::default();
+        findings = VerifyFindings::default();
         trust = trust::gather(dir, brought, &mut findings)?;
     }
     let segments = segment::list(dir)?;
@@ -205,7 +213,7 @@ fn look(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64)) -> Re
         segments.iter().map(|first| std::fs::metadata(segment::path(dir, *first)).map_or(0, |about| about.len()));
     let bytes = sizes.sum();
     let keys = trust.keys.iter().map(|key| key.verifier.to_string()).collect();
-    let mut pass = Pass::new(dir, trust, &mut findings);
+    let mut pass = SegmentPass::new(dir, trust, &mut findings);
     let mut read = 0;
     let mut tell = |more| {
         read += more;
@@ -216,8 +224,8 @@ fn look(dir: &Path, brought: &Brought, progress: &mut dyn FnMut(u64, u64)) -> Re
         pass.segment(*first, segments.get(at + 1).copied(), &mut tell)?;
     }
     let passed = pass.finish();
-    let Findings { problems, further, notes } = findings;
-    let report = Report {
+    let VerifyFindings { problems, further, notes } = findings;
+    let report = VerifyReport {
         result: if problems.is_empty() { "ok" } else { "tampered" }.into(),
         records: passed.records,
         oldest: passed.oldest,

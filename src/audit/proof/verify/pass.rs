@@ -11,15 +11,15 @@ use jiff::Timestamp;
 
 use super::super::super::disk;
 use super::super::super::events::HEAD_MISMATCH;
-use super::super::super::open::OpenWrites;
-use super::super::super::recover::{self, Lines};
-use super::super::super::retention::{self, Range};
-use super::super::super::seen::Seen;
-use super::super::super::segment::{self, Opening};
+use super::super::super::open_writes::OpenWrites;
+use super::super::super::recover::{self, LineReader};
+use super::super::super::retention::{self, SeqRange};
+use super::super::super::segment::{self, SegmentOpening};
+use super::super::super::stored_record::StoredRecord;
 use super::super::super::tree::{self, Hash, Tree};
-use super::super::leaves::Stored;
-use super::trust::{Claimed, Trust};
-use super::{Findings, writes};
+use super::super::leaves::StoredLeaves;
+use super::trust::{ClaimedHead, TrustChain};
+use super::{VerifyFindings, writes};
 use crate::own;
 
 /// How often progress is told, in bytes.
@@ -29,7 +29,7 @@ const SUSPECTS_MAX: usize = 1000;
 
 /// What the pass found beside problems.
 #[derive(Debug, Default)]
-pub(super) struct Passed {
+pub(super) struct PassSummary {
     pub(super) records: u64,
     pub(super) oldest: u64,
     pub(super) proven: u64,
@@ -42,11 +42,11 @@ pub(super) struct Passed {
 }
 
 /// The pass.
-pub(super) struct Pass<'a> {
+pub(super) struct SegmentPass<'a> {
     dir: &'a Path,
-    findings: &'a mut Findings,
+    findings: &'a mut VerifyFindings,
     /// Heads to come, the smallest first.
-    heads: VecDeque<Claimed>,
+    heads: VecDeque<ClaimedHead>,
     /// The log was closed: nothing can be missing because it was copied while somebody wrote.
     is_closed: bool,
     /// The tree that the lines make.
@@ -61,20 +61,20 @@ pub(super) struct Pass<'a> {
     is_refuted: bool,
     open: OpenWrites,
     /// Whole segments that are not there.
-    gaps: Vec<Range>,
+    gaps: Vec<SeqRange>,
     /// A segment was there when the folder was listed, and then was not.
     has_vanished: bool,
     /// Records that an event of the retention says to be deleted, or to be deleted soon.
-    deleted: Vec<Range>,
+    deleted: Vec<SeqRange>,
     /// Records are missing, or cannot be read: what they said of writes is not known.
     is_torn: bool,
     time: Option<Timestamp>,
-    passed: Passed,
+    passed: PassSummary,
 }
 
 /// Lines in a row that are no record.
 #[derive(Debug)]
-struct Bad {
+struct BadLines {
     offset: u64,
     count: u64,
     /// A line that was being written when the machine stopped: without its end, or with holes.
@@ -82,18 +82,18 @@ struct Bad {
 }
 
 /// One segment while it is read.
-struct Segment {
+struct SegmentReading {
     first: u64,
     /// Where the next one begins.
     end: Option<u64>,
     file: String,
-    leaves: Stored,
-    bad: Option<Bad>,
+    leaves: StoredLeaves,
+    bad: Option<BadLines>,
     void: u64,
 }
 
-impl<'a> Pass<'a> {
-    pub(super) fn new(dir: &'a Path, trust: Trust, findings: &'a mut Findings) -> Self {
+impl<'a> SegmentPass<'a> {
+    pub(super) fn new(dir: &'a Path, trust: TrustChain, findings: &'a mut VerifyFindings) -> Self {
         let mut pass = Self {
             dir,
             findings,
@@ -110,7 +110,7 @@ impl<'a> Pass<'a> {
             deleted: Vec::new(),
             is_torn: false,
             time: None,
-            passed: Passed::default(),
+            passed: PassSummary::default(),
         };
         pass.compare_heads(); // those of the empty log
         pass
@@ -139,10 +139,10 @@ impl<'a> Pass<'a> {
         let path = segment::path(self.dir, first);
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // The leaf hashes first: a running gateway writes them after the lines, so that every one has its line.
-        let leaves = Stored::load(self.dir, first)?;
+        let leaves = StoredLeaves::load(self.dir, first)?;
         disk::about_to_read();
         let lines = match own::to_read(&path) {
-            Ok(file) => Lines::new(file),
+            Ok(file) => LineReader::new(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.has_vanished = true;
                 return Ok(());
@@ -154,24 +154,29 @@ impl<'a> Pass<'a> {
             }
             Err(error) => return Err(io::Error::new(error.kind(), format!("{file}: {error}"))),
         };
-        let mut segment = Segment { first, end, file, leaves, bad: None, void: 0 };
+        let mut segment = SegmentReading { first, end, file, leaves, bad: None, void: 0 };
         self.lines(&mut segment, lines, read)?;
         self.end_segment(segment);
         Ok(())
     }
 
-    fn lines(&mut self, segment: &mut Segment, mut lines: Lines, read: &mut dyn FnMut(u64)) -> io::Result<()> {
+    fn lines(
+        &mut self,
+        segment: &mut SegmentReading,
+        mut lines: LineReader,
+        read: &mut dyn FnMut(u64),
+    ) -> io::Result<()> {
         let (mut is_first, mut told) = (true, 0);
         while let Some(place) = lines.next()? {
             let line = lines.text();
             if std::mem::take(&mut is_first) {
                 self.opening(segment, line);
             }
-            match Seen::parse(line).filter(|seen| place.complete && !recover::is_far(seen.seq, self.next())) {
+            match StoredRecord::parse(line).filter(|seen| place.complete && !recover::is_far(seen.seq, self.next())) {
                 Some(seen) => self.record(segment, &seen, line),
                 None => {
                     let is_torn = !place.complete || line.contains(&0);
-                    let bad = segment.bad.get_or_insert(Bad { offset: place.offset, count: 0, is_torn });
+                    let bad = segment.bad.get_or_insert(BadLines { offset: place.offset, count: 0, is_torn });
                     bad.count += 1;
                     bad.is_torn |= is_torn;
                 }
@@ -185,8 +190,8 @@ impl<'a> Pass<'a> {
     }
 
     /// What a segment's first record says must be what the records before it are.
-    fn opening(&mut self, segment: &Segment, line: &[u8]) {
-        let opening = Opening::parse(line, segment.first).ok();
+    fn opening(&mut self, segment: &SegmentReading, line: &[u8]) {
+        let opening = SegmentOpening::parse(line, segment.first).ok();
         let is_gap = self.next() < segment.first;
         if is_gap {
             self.gaps.push((self.next(), segment.first - 1));
@@ -196,7 +201,7 @@ impl<'a> Pass<'a> {
                 self.jump(Tree::of_unreadable(segment.first - 1), OpenWrites::default());
             }
             // A line that is no record at all is told by who reads the lines.
-            if Seen::parse(line).is_some_and(|seen| seen.seq == segment.first) {
+            if StoredRecord::parse(line).is_some_and(|seen| seen.seq == segment.first) {
                 let words = format!("record {} is not the opening that a segment begins with", segment.first);
                 self.findings.problem("altered", Some(&segment.file), Some(segment.first), words);
             }
@@ -225,7 +230,7 @@ impl<'a> Pass<'a> {
         self.compare_heads();
     }
 
-    fn compare_opening(&mut self, segment: &Segment, opening: Opening, own: Hash) {
+    fn compare_opening(&mut self, segment: &SegmentReading, opening: SegmentOpening, own: Hash) {
         let root = opening.tree.root();
         let fits = self.tree.root() == root;
         if !fits && !self.admit(root) {
@@ -251,7 +256,7 @@ impl<'a> Pass<'a> {
     }
 
     /// One line that is a record.
-    fn record(&mut self, segment: &mut Segment, seen: &Seen<'_>, line: &[u8]) {
+    fn record(&mut self, segment: &mut SegmentReading, seen: &StoredRecord<'_>, line: &[u8]) {
         if segment.end.is_some_and(|end| seen.seq >= end) {
             segment.void += 1;
             return;
@@ -285,7 +290,7 @@ impl<'a> Pass<'a> {
     }
 
     /// What the record says beside its hash.
-    fn look(&mut self, segment: &Segment, seen: &Seen<'_>) {
+    fn look(&mut self, segment: &SegmentReading, seen: &StoredRecord<'_>) {
         self.time = Some(seen.time);
         if self.passed.oldest == 0 {
             self.passed.oldest = seen.seq;
@@ -300,7 +305,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn told(&mut self, segment: &Segment, what: &'static str, seq: u64, words: String) {
+    fn told(&mut self, segment: &SegmentReading, what: &'static str, seq: u64, words: String) {
         self.findings.problem(what, Some(&segment.file), Some(seq), words);
     }
 
@@ -315,7 +320,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The records up to `last` are not here.
-    fn missing(&mut self, segment: &mut Segment, last: u64) {
+    fn missing(&mut self, segment: &mut SegmentReading, last: u64) {
         let next = self.next();
         let range = if next == last { format!("record {next}") } else { format!("the records {next} to {last}") };
         match segment.bad.take() {
@@ -385,9 +390,9 @@ impl<'a> Pass<'a> {
     }
 
     /// What stands at the end of a segment, or should.
-    fn end_segment(&mut self, mut segment: Segment) {
+    fn end_segment(&mut self, mut segment: SegmentReading) {
         if segment.void > 0 {
-            let Segment { file, void, .. } = &segment;
+            let SegmentReading { file, void, .. } = &segment;
             self.findings.note(format!("{file}: its last {void} lines are void: their numbers were given again"));
         }
         // The leaf hashes of a log that was written to may have been copied after its records.
@@ -406,14 +411,14 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn note_torn(&mut self, segment: &Segment) {
+    fn note_torn(&mut self, segment: &SegmentReading) {
         let offset = segment.bad.as_ref().map_or(0, |bad| bad.offset);
         let words = "it ends in what is not a record yet, or never became one: it was acknowledged to nobody";
         self.findings.note(format!("{}: from byte {offset} on {words}", segment.file));
     }
 
     /// After the last segment.
-    pub(super) fn finish(mut self) -> Passed {
+    pub(super) fn finish(mut self) -> PassSummary {
         self.tell_suspects();
         let mut has_changed = false;
         for (first, last) in std::mem::take(&mut self.gaps) {
@@ -429,13 +434,13 @@ impl<'a> Pass<'a> {
         self.end_of_heads(records);
         let in_doubt = self.open.list().into_iter().filter(|write| write.in_doubt).count();
         let under_way = self.open.list().len() - in_doubt;
-        Passed { records, in_doubt, under_way, has_changed, ..self.passed }
+        PassSummary { records, in_doubt, under_way, has_changed, ..self.passed }
     }
 
     /// Heads that cover more records than there are.
     fn end_of_heads(&mut self, records: u64) {
         let from = records + 1;
-        let is_cut = |claimed: &&Claimed| self.is_closed || !claimed.is_own;
+        let is_cut = |claimed: &&ClaimedHead| self.is_closed || !claimed.is_own;
         if let Some(claimed) = self.heads.iter().rfind(is_cut) {
             let to = claimed.head.size;
             let words =

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use super::super::super::disk;
 use super::super::note::{self, Head, Verifier};
-use super::super::{closed, heads};
-use super::{Brought, Findings};
+use super::super::{closing_head, heads};
+use super::{AuditorInput, VerifyFindings};
 use crate::own;
 
 /// A key that is trusted.
 #[derive(Debug)]
-pub(super) struct Key {
+pub(super) struct TrustedKey {
     pub(super) verifier: Verifier,
     /// Records at its rotation: it was erased then, so that it signs nothing larger.
     until: Option<u64>,
@@ -21,7 +21,7 @@ pub(super) struct Key {
 
 /// A head that a trusted key signed, not yet compared with the records.
 #[derive(Debug)]
-pub(super) struct Claimed {
+pub(super) struct ClaimedHead {
     /// Where it is.
     pub(super) name: String,
     pub(super) head: Head,
@@ -31,21 +31,21 @@ pub(super) struct Claimed {
 
 /// Keys and heads.
 #[derive(Debug, Default)]
-pub(super) struct Trust {
-    pub(super) keys: Vec<Key>,
+pub(super) struct TrustChain {
+    pub(super) keys: Vec<TrustedKey>,
     /// The smallest first.
-    pub(super) heads: Vec<Claimed>,
+    pub(super) heads: Vec<ClaimedHead>,
     /// The folder says that makegate closed the log, so that it has all records of every head in it.
     pub(super) is_closed: bool,
 }
 
 /// Reads the folder's keys and heads, and adds what was brought.
-pub(super) fn gather(dir: &Path, brought: &Brought, findings: &mut Findings) -> io::Result<Trust> {
-    let mut trust = Trust::default();
-    trust.keys.extend(brought.keys.iter().map(|key| Key { verifier: key.clone(), until: None }));
+pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFindings) -> io::Result<TrustChain> {
+    let mut trust = TrustChain::default();
+    trust.keys.extend(brought.keys.iter().map(|key| TrustedKey { verifier: key.clone(), until: None }));
     // A key is introduced before it signs anything. So what it signed is read first: however the gateway goes on beside this,
     // the chain that is read after it knows the key.
-    let (head, closed) = (read(&heads::path(dir))?, read(&closed::path(dir))?);
+    let (head, closed) = (read(&heads::path(dir))?, read(&closing_head::path(dir))?);
     let public = read(&heads::public_path(dir))?;
     let chain = read(&heads::keys_path(dir))?;
     let has_keys = chain.is_some();
@@ -72,9 +72,9 @@ pub(super) fn gather(dir: &Path, brought: &Brought, findings: &mut Findings) -> 
     Ok(trust)
 }
 
-impl Trust {
+impl TrustChain {
     /// The first key is taken at its word unless keys were brought; each further one is introduced by the one before.
-    fn follow(&mut self, chain: &[Head], pinned: bool, findings: &mut Findings) {
+    fn follow(&mut self, chain: &[Head], pinned: bool, findings: &mut VerifyFindings) {
         let mut is_known = false;
         for (at, head) in chain.iter().enumerate() {
             let Some(next) = &head.next else {
@@ -104,15 +104,15 @@ impl Trust {
             }
             is_known = true;
             if !known {
-                self.keys.push(Key { verifier: next.clone(), until: None });
+                self.keys.push(TrustedKey { verifier: next.clone(), until: None });
             }
             if head.size > 0 {
-                self.heads.push(Claimed { name: "keys".to_owned(), head: head.clone(), is_own: true });
+                self.heads.push(ClaimedHead { name: "keys".to_owned(), head: head.clone(), is_own: true });
             }
         }
     }
 
-    fn own_head(&mut self, head: Option<String>, has_keys: bool, findings: &mut Findings) {
+    fn own_head(&mut self, head: Option<String>, has_keys: bool, findings: &mut VerifyFindings) {
         match head {
             Some(text) => match Head::parse(&text) {
                 Some(head) => self.claim("head", head, true, findings),
@@ -126,7 +126,7 @@ impl Trust {
     }
 
     /// A log that was closed has a head of its last record. Its folder says so only until makegate opens it again.
-    fn closed(&mut self, closed: Option<String>, findings: &mut Findings) {
+    fn closed(&mut self, closed: Option<String>, findings: &mut VerifyFindings) {
         let Some(text) = closed else { return };
         let newest = self.heads.iter().map(|claimed| claimed.head.size).max().unwrap_or(0);
         let Some(head) = Head::parse(&text) else {
@@ -140,7 +140,7 @@ impl Trust {
     }
 
     /// The public key beside the log is one of it; the one before, where a rotation was cut off.
-    fn public(&self, public: Option<String>, findings: &mut Findings) {
+    fn public(&self, public: Option<String>, findings: &mut VerifyFindings) {
         let Some(text) = public else { return };
         let is_trusted = |key: &Verifier| self.keys.iter().any(|one| one.verifier == *key);
         if !Verifier::parse(text.trim_end()).is_some_and(|key| is_trusted(&key)) {
@@ -149,14 +149,14 @@ impl Trust {
     }
 
     /// A head counts when a trusted key signed it in its time.
-    fn claim(&mut self, name: &str, head: Head, is_own: bool, findings: &mut Findings) {
+    fn claim(&mut self, name: &str, head: Head, is_own: bool, findings: &mut VerifyFindings) {
         let size = head.size;
         match self.keys.iter().find(|key| head.is_signed_by(&key.verifier)) {
-            Some(Key { until: Some(until), .. }) if size > *until => {
+            Some(TrustedKey { until: Some(until), .. }) if size > *until => {
                 let words = format!("its key was erased at record {until}, but it is of {size} records: it is forged");
                 findings.problem("head", Some(name), None, words);
             }
-            Some(_) => self.heads.push(Claimed { name: name.to_owned(), head, is_own }),
+            Some(_) => self.heads.push(ClaimedHead { name: name.to_owned(), head, is_own }),
             None => {
                 let words = format!("the head of {size} records is signed by no key of this log");
                 findings.problem("head", Some(name), None, words);

@@ -1,11 +1,11 @@
 //! Intents against what became of them.
 
-use super::super::super::open::OpenWrites;
+use super::super::super::open_writes::OpenWrites;
 use super::super::super::record::Kind;
-use super::super::super::seen::Seen;
+use super::super::super::stored_record::StoredRecord;
 
 /// Goes on by a record; what is wrong with it as a part of a write's life.
-pub(super) fn apply(open: &mut OpenWrites, seen: &Seen<'_>) -> Option<&'static str> {
+pub(super) fn apply(open: &mut OpenWrites, seen: &StoredRecord<'_>) -> Option<&'static str> {
     let wrong = match (Kind::parse(&seen.kind), seen.request_id()) {
         (None, _) => Some("a record of a kind that there is not"),
         (Some(Kind::Intent | Kind::Outcome | Kind::Settlement), None) => Some("a write without a request"),

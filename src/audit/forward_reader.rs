@@ -11,7 +11,7 @@ use crate::own;
 
 /// Where a line is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct LinePosition {
     /// The first sequence number of its segment.
     pub(crate) segment: u64,
     /// Where in it the line begins.
@@ -22,7 +22,7 @@ pub(crate) struct Place {
 
 /// Reads on from some place.
 #[derive(Debug)]
-pub(crate) struct Tail {
+pub(crate) struct ForwardReader {
     dir: PathBuf,
     segment: u64,
     offset: u64,
@@ -31,7 +31,7 @@ pub(crate) struct Tail {
     last_look: bool,
 }
 
-impl Tail {
+impl ForwardReader {
     /// From this offset of this segment; segment 0 is before all.
     pub(crate) fn at(dir: &Path, segment: u64, offset: u64) -> Self {
         Self { dir: dir.to_owned(), segment, offset, reader: None, last_look: false }
@@ -44,7 +44,7 @@ impl Tail {
 
     /// The next whole line, without its newline, and its place. `None`: there is none yet.
     /// `end`: the segment and length up to which the log is durable; without it, all that is there is read.
-    pub(crate) fn next(&mut self, line: &mut Vec<u8>, end: Option<(u64, u64)>) -> io::Result<Option<Place>> {
+    pub(crate) fn next(&mut self, line: &mut Vec<u8>, end: Option<(u64, u64)>) -> io::Result<Option<LinePosition>> {
         loop {
             if end.is_some_and(|end| self.position() >= end) {
                 return Ok(None);
@@ -61,7 +61,7 @@ impl Tail {
         }
     }
 
-    fn read(&mut self, line: &mut Vec<u8>) -> io::Result<Option<Place>> {
+    fn read(&mut self, line: &mut Vec<u8>) -> io::Result<Option<LinePosition>> {
         line.clear();
         if self.reader.is_none() {
             self.reader = self.open()?;
@@ -73,7 +73,7 @@ impl Tail {
             return Ok(None);
         }
         let length = u64::try_from(line.len()).unwrap_or(0);
-        let place = Place { segment: self.segment, offset: self.offset, length };
+        let place = LinePosition { segment: self.segment, offset: self.offset, length };
         self.offset += u64::try_from(read).unwrap_or(0);
         Ok(Some(place))
     }

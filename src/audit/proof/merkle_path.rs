@@ -12,24 +12,24 @@ use super::leaves;
 
 /// Leaves from `begin` up to `end`, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
+pub(crate) struct LeafRange {
     begin: u64,
     end: u64,
 }
 
 /// The largest power of two below the number of leaves: where RFC 9162 splits.
-fn split(span: Span) -> u64 {
+fn split(span: LeafRange) -> u64 {
     let leaves = span.end - span.begin;
     span.begin + (1 << (u64::BITS - 1 - (leaves - 1).leading_zeros()))
 }
 
 /// The subtrees whose roots prove the leaf `index` of a tree of `size`, in the order of the RFC's `PATH`.
-pub(crate) fn inclusion(index: u64, size: u64) -> Vec<Span> {
-    let mut whole = Span { begin: 0, end: size };
+pub(crate) fn inclusion(index: u64, size: u64) -> Vec<LeafRange> {
+    let mut whole = LeafRange { begin: 0, end: size };
     let mut spans = Vec::new();
     while whole.end - whole.begin > 1 {
         let middle = split(whole);
-        let (left, right) = (Span { end: middle, ..whole }, Span { begin: middle, ..whole });
+        let (left, right) = (LeafRange { end: middle, ..whole }, LeafRange { begin: middle, ..whole });
         let (inside, beside) = if index < middle { (left, right) } else { (right, left) };
         spans.push(beside);
         whole = inside;
@@ -39,13 +39,13 @@ pub(crate) fn inclusion(index: u64, size: u64) -> Vec<Span> {
 }
 
 /// The subtrees whose roots prove that the tree of `from` leaves grew into that of `to`, in the order of the RFC's `PROOF`.
-pub(crate) fn consistency(from: u64, to: u64) -> Vec<Span> {
-    let mut whole = Span { begin: 0, end: to };
+pub(crate) fn consistency(from: u64, to: u64) -> Vec<LeafRange> {
+    let mut whole = LeafRange { begin: 0, end: to };
     let mut spans = Vec::new();
     let mut is_known = true;
     while whole.end != from {
         let middle = split(whole);
-        let (left, right) = (Span { end: middle, ..whole }, Span { begin: middle, ..whole });
+        let (left, right) = (LeafRange { end: middle, ..whole }, LeafRange { begin: middle, ..whole });
         if from <= middle {
             spans.push(right);
             whole = left;
@@ -84,13 +84,13 @@ pub(crate) fn root_of(leaf: Hash, index: u64, size: u64, path: &[Hash]) -> Optio
 }
 
 /// The log's folder as a source of subtrees.
-pub(crate) struct Folder<'d> {
+pub(crate) struct SubtreeReader<'d> {
     dir: &'d Path,
     /// The segments and what each says of the tree before it.
     segments: Vec<(u64, Option<Tree>)>,
 }
 
-impl<'d> Folder<'d> {
+impl<'d> SubtreeReader<'d> {
     /// # Errors
     /// The folder cannot be read.
     pub(crate) fn open(dir: &'d Path) -> io::Result<Self> {
@@ -105,12 +105,12 @@ impl<'d> Folder<'d> {
     ///
     /// # Errors
     /// A segment cannot be read, or is gone.
-    pub(crate) fn roots(&self, spans: &[Span]) -> io::Result<Vec<Hash>> {
+    pub(crate) fn roots(&self, spans: &[LeafRange]) -> io::Result<Vec<Hash>> {
         spans.iter().map(|span| self.root(*span)).collect()
     }
 
     /// Begins with what a segment says of the span's leaves before it, and adds the leaves from there on.
-    fn root(&self, span: Span) -> io::Result<Hash> {
+    fn root(&self, span: LeafRange) -> io::Result<Hash> {
         let trees = self.segments.iter().rev().filter_map(|(_, tree)| tree.as_ref());
         let known = trees.filter_map(|tree| part(tree, span)).max_by_key(Tree::size);
         let mut tree = known.unwrap_or_default();
@@ -128,7 +128,7 @@ impl<'d> Folder<'d> {
 }
 
 /// The tree over the span's leaves that a whole tree knows, if its perfect subtrees make it up.
-fn part(whole: &Tree, span: Span) -> Option<Tree> {
+fn part(whole: &Tree, span: LeafRange) -> Option<Tree> {
     let end = span.end.min(whole.size());
     let (mut at, mut subtrees) = (0_u64, Vec::new());
     for (bit, subtree) in (0..u64::BITS).rev().filter(|bit| whole.size() >> bit & 1 == 1).zip(whole.frontier()) {
@@ -158,7 +158,7 @@ mod tests {
         &leaves[usize::try_from(begin).unwrap()..usize::try_from(end).unwrap()]
     }
 
-    fn roots(leaves: &[Hash], spans: &[Span]) -> Vec<Hash> {
+    fn roots(leaves: &[Hash], spans: &[LeafRange]) -> Vec<Hash> {
         spans.iter().map(|span| root(within(leaves, span.begin, span.end))).collect()
     }
 

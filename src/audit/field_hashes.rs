@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::line::write_text;
+use super::record_line::write_text;
 use crate::words::Fingerprint;
 
 /// The most members: a write of more cannot be known again.
@@ -15,11 +15,11 @@ const MEMBERS_MAX: usize = 16;
 /// The longest name of a member, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The members that a write asked for, each with the keyed hash of its value ([`super::Log::fingerprint`]).
+/// The members that a write asked for, each with the keyed hash of its value ([`super::AuditLog::fingerprint`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Marks(Arc<BTreeMap<Box<str>, Fingerprint>>);
+pub struct FieldHashes(Arc<BTreeMap<Box<str>, Fingerprint>>);
 
-impl Marks {
+impl FieldHashes {
     /// `None`: there are none, too many, or one has too long a name.
     #[must_use]
     pub fn new(members: impl IntoIterator<Item = (Box<str>, Fingerprint)>) -> Option<Self> {
@@ -57,13 +57,13 @@ impl Marks {
     }
 }
 
-impl Serialize for Marks {
+impl Serialize for FieldHashes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.iter().map(|(name, mark)| (name, mark.to_string())))
     }
 }
 
-impl<'de> Deserialize<'de> for Marks {
+impl<'de> Deserialize<'de> for FieldHashes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let members = BTreeMap::<Box<str>, String>::deserialize(deserializer)?;
         let marks = members.into_iter().map(|(name, mark)| Fingerprint::parse(&mark).map(|mark| (name, mark)));
@@ -79,13 +79,13 @@ mod tests {
     #[test]
     fn marks_read_back_what_they_wrote_and_are_bounded() {
         let mark = Fingerprint::of(b"key", &[b"value"]);
-        let marks = Marks::new([("name".into(), mark), ("a \"b\"".into(), mark)]).unwrap();
+        let marks = FieldHashes::new([("name".into(), mark), ("a \"b\"".into(), mark)]).unwrap();
         let mut text = Vec::new();
         marks.render(&mut text);
-        assert_eq!(serde_json::from_slice::<Marks>(&text).unwrap(), marks);
+        assert_eq!(serde_json::from_slice::<FieldHashes>(&text).unwrap(), marks);
         assert_eq!(serde_json::to_vec(&marks).unwrap(), text);
-        assert_eq!(Marks::new([]), None);
-        assert_eq!(Marks::new((0..17).map(|n| (n.to_string().into(), mark))), None);
-        assert_eq!(Marks::new([("x".repeat(65).into(), mark)]), None);
+        assert_eq!(FieldHashes::new([]), None);
+        assert_eq!(FieldHashes::new((0..17).map(|n| (n.to_string().into(), mark))), None);
+        assert_eq!(FieldHashes::new([("x".repeat(65).into(), mark)]), None);
     }
 }

@@ -2,21 +2,21 @@
 
 use std::sync::Arc;
 
-use super::buffer::{Charge, Entry};
-use super::log::{Log, bound};
+use super::buffer::{BufferCharge, PendingRecord};
+use super::log::{AuditLog, bound};
 use super::record::Record;
 
 /// Room in the buffer for one record. Dropped unused, it is free again.
 #[derive(Debug)]
 #[must_use]
-pub struct Room {
-    log: Arc<Log>,
-    charge: Charge,
+pub struct RecordRoom {
+    log: Arc<AuditLog>,
+    charge: BufferCharge,
 }
 
-impl Room {
+impl RecordRoom {
     /// This much of the buffer, which was taken.
-    pub(super) const fn of(log: Arc<Log>, charge: Charge) -> Self {
+    pub(super) const fn of(log: Arc<AuditLog>, charge: BufferCharge) -> Self {
         Self { log, charge }
     }
 
@@ -25,7 +25,7 @@ impl Room {
         let mut record = record.into();
         bound(&mut record, self.log.shared.record_bytes);
         let bytes = record.weight().min(self.charge.bytes);
-        self.put(record, Charge { records: 1, bytes, refusal: false });
+        self.put(record, BufferCharge { records: 1, bytes, refusal: false });
     }
 
     /// Records the refusal of whoever is not known, or too fast.
@@ -34,7 +34,7 @@ impl Room {
     /// The record: refusals have got their part of the buffer.
     pub fn fill_refusal(self, mut record: Box<Record>) -> Result<(), Box<Record>> {
         bound(&mut record, self.log.shared.record_bytes);
-        let charge = Charge { records: 1, bytes: record.weight().min(self.charge.bytes), refusal: true };
+        let charge = BufferCharge { records: 1, bytes: record.weight().min(self.charge.bytes), refusal: true };
         if !self.log.shared.buffer.is_refusals(charge) {
             return Err(record);
         }
@@ -42,15 +42,15 @@ impl Room {
         Ok(())
     }
 
-    fn put(mut self, record: Box<Record>, charge: Charge) {
+    fn put(mut self, record: Box<Record>, charge: BufferCharge) {
         let shared = &self.log.shared;
-        shared.buffer.release(Charge { records: 0, bytes: self.charge.bytes - charge.bytes, refusal: false });
-        let turned_away = shared.buffer.push(Entry { record, charge, ack: None, name: None }, false);
+        shared.buffer.release(BufferCharge { records: 0, bytes: self.charge.bytes - charge.bytes, refusal: false });
+        let turned_away = shared.buffer.push(PendingRecord { record, charge, ack: None, name: None }, false);
         self.charge = turned_away.map(|entry| entry.charge).unwrap_or_default();
     }
 }
 
-impl Drop for Room {
+impl Drop for RecordRoom {
     fn drop(&mut self) {
         self.log.shared.buffer.release(self.charge);
     }

@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::doubts::{Doubt, in_micros};
-use super::marks::Marks;
+use super::field_hashes::FieldHashes;
 use super::record::{Kind, Outcome, Record};
-use super::seen::Seen;
+use super::stored_record::StoredRecord;
 use crate::words::{Fingerprint, RequestId};
 
 /// The event that says that a start found this write without an outcome.
@@ -30,14 +30,14 @@ pub(crate) struct OpenWrites {
 
 /// What a record does to a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum WriteStep {
     Begin,
     InDoubt,
     End,
     Settle,
 }
 
-impl Step {
+impl WriteStep {
     fn of(kind: Option<Kind>, outcome: Option<&str>, event: Option<&str>) -> Option<Self> {
         match kind? {
             Kind::Intent => Some(Self::Begin),
@@ -72,28 +72,33 @@ impl OpenWrites {
     /// Goes on by a record that was just stored.
     pub(crate) fn apply(&mut self, seq: u64, record: &Record) {
         let outcome = record.outcome.map(Outcome::as_str);
-        if let Some((step, request)) = Step::of(Some(record.kind), outcome, record.event).zip(record.request) {
+        if let Some((step, request)) = WriteStep::of(Some(record.kind), outcome, record.event).zip(record.request) {
             self.step(step, (record.intent, request), || Doubt::of(seq, record));
         }
     }
 
     /// Goes on by a record that was read from a file.
-    pub(crate) fn apply_seen(&mut self, seen: &Seen<'_>) {
-        let step = Step::of(Kind::parse(&seen.kind), seen.outcome.as_deref(), seen.event.as_deref());
+    pub(crate) fn apply_seen(&mut self, seen: &StoredRecord<'_>) {
+        let step = WriteStep::of(Kind::parse(&seen.kind), seen.outcome.as_deref(), seen.event.as_deref());
         if let Some((step, request)) = step.zip(seen.request_id()) {
             self.step(step, (seen.intent, request), || Some(doubt_of(request, seen)));
         }
     }
 
-    fn step(&mut self, step: Step, (intent, request): (Option<u64>, RequestId), doubt: impl Fn() -> Option<Doubt>) {
-        if step == Step::Begin {
+    fn step(
+        &mut self,
+        step: WriteStep,
+        (intent, request): (Option<u64>, RequestId),
+        doubt: impl Fn() -> Option<Doubt>,
+    ) {
+        if step == WriteStep::Begin {
             self.writes.extend(doubt().map(|doubt| (doubt.intent, OpenWrite { in_doubt: false, doubt })));
             return;
         }
-        let Some(intent) = self.of(intent, &request, step == Step::Settle).map(|write| write.doubt.intent) else {
+        let Some(intent) = self.of(intent, &request, step == WriteStep::Settle).map(|write| write.doubt.intent) else {
             return;
         };
-        if step == Step::InDoubt {
+        if step == WriteStep::InDoubt {
             self.writes.entry(intent).and_modify(|write| write.in_doubt = true);
         } else {
             self.writes.remove(&intent);
@@ -101,18 +106,18 @@ impl OpenWrites {
     }
 
     /// The form in a segment's first record.
-    pub(crate) fn to_stored(&self) -> Vec<StoredOpen> {
-        self.writes.values().map(StoredOpen::of).collect()
+    pub(crate) fn to_stored(&self) -> Vec<StoredOpenWrite> {
+        self.writes.values().map(StoredOpenWrite::of).collect()
     }
 
     /// `None`: that is not what a segment's first record says.
-    pub(crate) fn from_stored(stored: Vec<StoredOpen>) -> Option<Self> {
+    pub(crate) fn from_stored(stored: Vec<StoredOpenWrite>) -> Option<Self> {
         let writes = stored.into_iter().map(|one| one.into_open().map(|write| (write.doubt.intent, write)));
         writes.collect::<Option<BTreeMap<_, _>>>().map(|writes| Self { writes })
     }
 }
 
-fn doubt_of(request: RequestId, seen: &Seen<'_>) -> Doubt {
+fn doubt_of(request: RequestId, seen: &StoredRecord<'_>) -> Doubt {
     Doubt {
         intent: seen.seq,
         request,
@@ -129,7 +134,7 @@ fn doubt_of(request: RequestId, seen: &Seen<'_>) -> Doubt {
 
 /// One member of `open` in a segment's first record.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct StoredOpen {
+pub(crate) struct StoredOpenWrite {
     seq: u64,
     in_doubt: bool,
     request: String,
@@ -144,10 +149,10 @@ pub(crate) struct StoredOpen {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     idempotency: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    marks: Option<Marks>,
+    marks: Option<FieldHashes>,
 }
 
-impl StoredOpen {
+impl StoredOpenWrite {
     fn of(write: &OpenWrite) -> Self {
         let doubt = &write.doubt;
         Self {

@@ -14,25 +14,25 @@ const SHARDS: usize = 16;
 
 /// The ids that are taken, and by how many holders.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct RequestIds {
     shards: [Mutex<HashMap<RequestId, u32>>; SHARDS],
 }
 
-impl Names {
+impl RequestIds {
     /// Takes this id; `None`: somebody has it.
     #[must_use]
-    pub fn take(self: &Arc<Self>, id: RequestId) -> Option<Name> {
+    pub fn take(self: &Arc<Self>, id: RequestId) -> Option<HeldRequestId> {
         match self.shard(&id).entry(id) {
             Entry::Occupied(_) => None,
             Entry::Vacant(free) => {
                 free.insert(1);
-                Some(Name { id, names: Some(self.clone()) })
+                Some(HeldRequestId { id, names: Some(self.clone()) })
             }
         }
     }
 
     /// Makes a new id and takes it.
-    pub fn make(self: &Arc<Self>, now: Timestamp) -> Name {
+    pub fn make(self: &Arc<Self>, now: Timestamp) -> HeldRequestId {
         loop {
             if let Some(name) = self.take(RequestId::at(now)) {
                 return name;
@@ -41,9 +41,9 @@ impl Names {
     }
 
     /// One more holder of this id, whether somebody has it already or not.
-    pub(crate) fn hold(self: &Arc<Self>, id: RequestId) -> Name {
+    pub(crate) fn hold(self: &Arc<Self>, id: RequestId) -> HeldRequestId {
         *self.shard(&id).entry(id).or_insert(0) += 1;
-        Name { id, names: Some(self.clone()) }
+        HeldRequestId { id, names: Some(self.clone()) }
     }
 
     fn release(&self, id: RequestId) {
@@ -73,13 +73,13 @@ impl Names {
 /// A request's id. Dropped by its last holder, it is free again.
 #[derive(Debug)]
 #[must_use]
-pub struct Name {
+pub struct HeldRequestId {
     id: RequestId,
     /// `None`: nobody can ask for it.
-    names: Option<Arc<Names>>,
+    names: Option<Arc<RequestIds>>,
 }
 
-impl Name {
+impl HeldRequestId {
     /// A new id that nobody learns while its request is under way: it cannot be guessed, and need not be taken.
     pub fn untold(now: Timestamp) -> Self {
         Self { id: RequestId::at(now), names: None }
@@ -100,7 +100,7 @@ impl Name {
     }
 }
 
-impl Drop for Name {
+impl Drop for HeldRequestId {
     fn drop(&mut self) {
         if let Some(names) = &self.names {
             names.release(self.id);
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn an_id_is_free_again_when_its_last_holder_lets_go() {
-        let names = Arc::new(Names::default());
+        let names = Arc::new(RequestIds::default());
         let id = RequestId::parse(b"job-1").unwrap();
         let first = names.take(id).unwrap();
         assert!(names.take(id).is_none());
@@ -130,8 +130,8 @@ mod tests {
 
     #[test]
     fn every_shard_is_used() {
-        let names = Arc::new(Names::default());
-        let held: Vec<Name> = (0..500).map(|_| names.make(Timestamp::UNIX_EPOCH)).collect();
+        let names = Arc::new(RequestIds::default());
+        let held: Vec<HeldRequestId> = (0..500).map(|_| names.make(Timestamp::UNIX_EPOCH)).collect();
         assert!(names.shards.iter().all(|shard| !shard.lock().unwrap().is_empty()));
         assert_eq!(names.count(), held.len());
     }

@@ -9,46 +9,46 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::marks::Marks;
+use super::field_hashes::FieldHashes;
 use super::record::{Kind, is_refusal};
 use crate::words::RequestId;
 
 /// A stored record's fields that recovery, the index and filters look at.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Seen<'l> {
+pub(crate) struct StoredRecord<'l> {
     pub(crate) seq: u64,
     pub(crate) time: Timestamp,
     #[serde(borrow)]
-    pub(crate) kind: Text<'l>,
+    pub(crate) kind: BorrowedText<'l>,
     pub(crate) intent: Option<u64>,
     #[serde(borrow)]
-    pub(crate) request: Option<Text<'l>>,
+    pub(crate) request: Option<BorrowedText<'l>>,
     #[serde(borrow)]
-    pub(crate) caller: Option<Text<'l>>,
+    pub(crate) caller: Option<BorrowedText<'l>>,
     #[serde(borrow)]
-    pub(crate) operation: Option<Text<'l>>,
+    pub(crate) operation: Option<BorrowedText<'l>>,
     pub(crate) organization: Option<u64>,
     #[serde(borrow)]
-    pub(crate) path: Option<Text<'l>>,
+    pub(crate) path: Option<BorrowedText<'l>>,
     pub(crate) status: Option<u16>,
     #[serde(borrow)]
-    pub(crate) answer: Option<Text<'l>>,
+    pub(crate) answer: Option<BorrowedText<'l>>,
     #[serde(borrow)]
-    pub(crate) refusal: Option<Text<'l>>,
+    pub(crate) refusal: Option<BorrowedText<'l>>,
     #[serde(borrow)]
-    pub(crate) outcome: Option<Text<'l>>,
+    pub(crate) outcome: Option<BorrowedText<'l>>,
     #[serde(borrow)]
-    pub(crate) event: Option<Text<'l>>,
+    pub(crate) event: Option<BorrowedText<'l>>,
     #[serde(borrow)]
-    pub(crate) fingerprint: Option<Text<'l>>,
+    pub(crate) fingerprint: Option<BorrowedText<'l>>,
     #[serde(borrow)]
-    pub(crate) idempotency: Option<Text<'l>>,
-    pub(crate) marks: Option<Marks>,
+    pub(crate) idempotency: Option<BorrowedText<'l>>,
+    pub(crate) marks: Option<FieldHashes>,
     #[serde(borrow)]
     pub(crate) fields: Option<&'l RawValue>,
 }
 
-impl<'l> Seen<'l> {
+impl<'l> StoredRecord<'l> {
     /// `None`: this line is no record.
     pub(crate) fn parse(line: &'l [u8]) -> Option<Self> {
         serde_json::from_slice(line).ok()
@@ -68,9 +68,9 @@ impl<'l> Seen<'l> {
 
 /// A text of a line, borrowed unless it holds escapes. (In an `Option` serde copies a `Cow`, borrowed or not.)
 #[derive(Debug)]
-pub(crate) struct Text<'l>(Cow<'l, str>);
+pub(crate) struct BorrowedText<'l>(Cow<'l, str>);
 
-impl Deref for Text<'_> {
+impl Deref for BorrowedText<'_> {
     type Target = str;
 
     fn deref(&self) -> &str {
@@ -78,9 +78,9 @@ impl Deref for Text<'_> {
     }
 }
 
-impl<'de: 'l, 'l> Deserialize<'de> for Text<'l> {
+impl<'de: 'l, 'l> Deserialize<'de> for BorrowedText<'l> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Borrowing).map(Text)
+        deserializer.deserialize_str(Borrowing).map(BorrowedText)
     }
 }
 

@@ -14,7 +14,7 @@ pub(super) const fn refusals_share(retention_bytes: u64) -> u64 {
 
 /// What an opening says for retention; a segment of an earlier makegate says nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Kept {
+pub(crate) struct RetentionState {
     /// Bytes of refusals that were ever written.
     #[serde(default)]
     pub(crate) refusal_bytes: u64,
@@ -26,7 +26,7 @@ pub(crate) struct Kept {
     pub(crate) believed: Option<Timestamp>,
 }
 
-impl Kept {
+impl RetentionState {
     /// Bytes of refusals that are in the log.
     pub(super) const fn refusals_in_log(&self) -> u64 {
         self.refusal_bytes.saturating_sub(self.refusal_bytes_gone)

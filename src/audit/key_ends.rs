@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use memchr::memmem;
 use serde::Deserialize;
 
-use super::log::Log;
+use super::log::AuditLog;
 use super::record::{Kind, Outcome};
-use super::recover::{Lines, readable_opening};
-use super::segment::{self, Opening};
+use super::recover::{LineReader, readable_opening};
+use super::segment::{self, SegmentOpening};
 use super::tree::{self, Hash};
 use crate::own;
 use crate::words::{Fingerprint, RequestId};
@@ -36,7 +36,7 @@ pub struct KeyEnd {
     pub done: bool,
 }
 
-impl Log {
+impl AuditLog {
     /// How many records are durable, and the tree's root over them: what tells this log at this moment from any other.
     #[must_use]
     pub fn mark(&self) -> (u64, Hash) {
@@ -55,7 +55,7 @@ impl Log {
         oldest: Timestamp,
         each: &mut dyn FnMut(KeyEnd),
     ) -> io::Result<bool> {
-        let segments = Segments::list(self.dir())?;
+        let segments = SegmentList::list(self.dir())?;
         let mark = match mark {
             Some((size, root)) if segments.root_at(size)? == Some(root) => Some(size),
             Some(_) | None => None,
@@ -66,18 +66,18 @@ impl Log {
 }
 
 /// The segments of a folder, the oldest first.
-struct Segments<'d> {
+struct SegmentList<'d> {
     dir: &'d Path,
     firsts: Vec<u64>,
 }
 
-impl<'d> Segments<'d> {
+impl<'d> SegmentList<'d> {
     fn list(dir: &'d Path) -> io::Result<Self> {
         Ok(Self { dir, firsts: segment::list(dir)? })
     }
 
     /// What its first record says; `None`: it is damaged, or retention has taken it meanwhile.
-    fn opening(&self, first: u64) -> Option<Opening> {
+    fn opening(&self, first: u64) -> Option<SegmentOpening> {
         readable_opening(self.dir, first)
     }
 
@@ -112,7 +112,7 @@ impl<'d> Segments<'d> {
         let aged = newer.take_while(|first| self.opening(**first).is_none_or(|opening| opening.time >= oldest)).count();
         begin = begin.max(self.firsts.len().saturating_sub(aged + 1));
         let Some(firsts) = self.firsts.get(begin..) else { return Ok(()) };
-        let mut open = OpenKeys::default();
+        let mut open = OpenKeyedWrites::default();
         for (at, first) in firsts.iter().enumerate() {
             if let Some(opening) = self.opening(*first) {
                 open.begin(&opening);
@@ -136,7 +136,7 @@ impl<'d> Segments<'d> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        let mut lines = Lines::new(file);
+        let mut lines = LineReader::new(file);
         while let Some(place) = lines.next()? {
             let Some(seq) = seq_of(lines.text()).filter(|seq| place.complete && end.is_none_or(|end| *seq < end))
             else {
@@ -165,7 +165,7 @@ fn is_request(line: &[u8]) -> bool {
 
 /// The writes with idempotency keys that have not ended, by the numbers of their intents.
 #[derive(Default)]
-struct OpenKeys {
+struct OpenKeyedWrites {
     writes: HashMap<u64, KeyEnd>,
     /// By request, the newest: outcomes of old logs name nothing else.
     by_request: HashMap<RequestId, u64>,
@@ -173,7 +173,7 @@ struct OpenKeys {
 
 /// What is looked at of a record.
 #[derive(Deserialize)]
-struct Line<'l> {
+struct KeyedLine<'l> {
     seq: u64,
     time: Timestamp,
     kind: &'l str,
@@ -185,9 +185,9 @@ struct Line<'l> {
     idempotency: Option<String>,
 }
 
-impl OpenKeys {
+impl OpenKeyedWrites {
     /// A segment begins, and tells what is open. It knows better than what was read before.
-    fn begin(&mut self, opening: &Opening) {
+    fn begin(&mut self, opening: &SegmentOpening) {
         *self = Self::default();
         for write in opening.open.list() {
             let doubt = &write.doubt;
@@ -211,7 +211,7 @@ impl OpenKeys {
         if is_request(line) {
             return None;
         }
-        let line: Line<'_> = serde_json::from_slice(line).ok()?;
+        let line: KeyedLine<'_> = serde_json::from_slice(line).ok()?;
         let request = RequestId::parse(line.request?.as_bytes())?;
         let kind = Kind::parse(line.kind)?;
         if kind == Kind::Intent {

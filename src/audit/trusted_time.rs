@@ -13,7 +13,7 @@ const TOLERANCE: Duration = Duration::from_secs(1);
 const DRIFT_PART: u32 = 10;
 
 #[derive(Debug)]
-pub(super) struct Belief {
+pub(super) struct TrustedTime {
     believed: Timestamp,
     wall: Timestamp,
     looked: Instant,
@@ -23,7 +23,7 @@ pub(super) struct Belief {
     unsure: Instant,
 }
 
-impl Belief {
+impl TrustedTime {
     /// A start goes on from what the run before believed: how long ago that was, only the wall clock says.
     pub(super) fn new(believed: Option<Timestamp>, (now, wall): (Instant, Timestamp)) -> Self {
         let believed = believed.unwrap_or(wall);
@@ -31,7 +31,7 @@ impl Belief {
     }
 
     /// To be called often: a step of the clock is seen when it is small beside what has passed since the last look.
-    pub(super) fn look(&mut self, (now, wall): (Instant, Timestamp)) {
+    pub(super) fn observe(&mut self, (now, wall): (Instant, Timestamp)) {
         let passed = now.saturating_duration_since(self.looked);
         let stepped = wall.duration_since(later(self.wall, passed)).unsigned_abs() > TOLERANCE + passed / DRIFT_PART;
         self.agreed = if stepped { Duration::ZERO } else { self.agreed + passed };
@@ -50,7 +50,7 @@ impl Belief {
     }
 
     /// May a segment go whose newest record is of this time, when records are kept so long?
-    pub(super) fn lets_go(&mut self, time: Timestamp, keep: Duration) -> bool {
+    pub(super) fn may_delete(&mut self, time: Timestamp, keep: Duration) -> bool {
         let is_old = |now: Timestamp| now.duration_since(time) >= SignedDuration::try_from(keep).unwrap_or_default();
         if is_old(self.believed.min(self.wall)) {
             return true;
@@ -78,7 +78,7 @@ mod tests {
 
     /// A gateway that seals a segment each day, and a clock that can be wrong.
     struct Run {
-        belief: Belief,
+        belief: TrustedTime,
         now: Instant,
         /// The time as it is.
         truth: Timestamp,
@@ -94,7 +94,7 @@ mod tests {
         fn new() -> Self {
             let (now, truth) = (crate::clock::Clock::system().now(), "2026-01-01T00:00:00Z".parse().unwrap());
             let off = SignedDuration::ZERO;
-            Self { belief: Belief::new(None, (now, truth)), now, truth, off, segments: vec![], went: vec![] }
+            Self { belief: TrustedTime::new(None, (now, truth)), now, truth, off, segments: vec![], went: vec![] }
         }
 
         fn wall(&self) -> Timestamp {
@@ -107,7 +107,7 @@ mod tests {
             while passed < time {
                 passed += step;
                 (self.now, self.truth) = (self.now + step, self.truth + step);
-                self.belief.look((self.now, self.wall()));
+                self.belief.observe((self.now, self.wall()));
                 if passed.as_secs().is_multiple_of(DAY.as_secs()) {
                     self.segments.push((self.wall(), self.truth));
                 }
@@ -119,7 +119,7 @@ mod tests {
 
         fn sweep(&mut self) {
             while let Some((newest, truth)) = self.segments.first().copied()
-                && self.belief.lets_go(newest, KEEP)
+                && self.belief.may_delete(newest, KEEP)
             {
                 self.segments.remove(0);
                 self.went.push(self.truth.duration_since(truth).unsigned_abs());
@@ -128,14 +128,14 @@ mod tests {
 
         fn step(&mut self, by: SignedDuration) {
             self.off += by;
-            self.belief.look((self.now, self.wall()));
+            self.belief.observe((self.now, self.wall()));
         }
 
         /// Down for so long; the next start knows what the last opening said.
         fn restart(&mut self, down: Duration) {
             let believed = self.belief.believed();
             (self.now, self.truth) = (self.now + Duration::from_secs(1), self.truth + down);
-            self.belief = Belief::new(Some(believed), (self.now, self.wall()));
+            self.belief = TrustedTime::new(Some(believed), (self.now, self.wall()));
         }
     }
 
@@ -218,7 +218,7 @@ mod tests {
         for _ in 0..5 {
             run.restart(Duration::from_secs(10));
             run.off = years(2);
-            run.belief = Belief::new(Some(run.belief.believed()), (run.now, run.wall()));
+            run.belief = TrustedTime::new(Some(run.belief.believed()), (run.now, run.wall()));
             run.sweep();
             run.pass(HOUR / 2, HOUR / 4);
         }

@@ -7,15 +7,15 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::seen::Seen;
 use super::segment;
+use super::stored_record::StoredRecord;
 use crate::own;
 
 const BLOCK: u64 = 256 << 10;
 
 /// Reads backwards through the segments. What is no record is passed over, and what a later segment makes void.
 #[derive(Debug)]
-pub(crate) struct Backwards {
+pub(crate) struct ReverseReader {
     dir: PathBuf,
     /// Those not begun yet, the newest last.
     segments: Vec<u64>,
@@ -30,7 +30,7 @@ pub(crate) struct Backwards {
     block: Vec<u8>,
 }
 
-impl Backwards {
+impl ReverseReader {
     /// From the newest record below this number on.
     pub(crate) fn below(dir: &Path, below: u64) -> io::Result<Self> {
         let mut segments = segment::list(dir)?;
@@ -41,7 +41,7 @@ impl Backwards {
     /// The newest of those that are left.
     pub(crate) fn newest(&mut self) -> io::Result<Option<Vec<u8>>> {
         while let Some(line) = self.line()? {
-            if let Some(seen) = Seen::parse(&line).filter(|seen| seen.seq < self.below) {
+            if let Some(seen) = StoredRecord::parse(&line).filter(|seen| seen.seq < self.below) {
                 self.below = seen.seq;
                 return Ok(Some(line));
             }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::filter::{Filter, StatusFilter};
 use super::record::{Answer, Kind};
-use super::seen::Seen;
+use super::stored_record::StoredRecord;
 use crate::words::RequestId;
 
 /// An id of the gateway's own is made when its record's time is taken: the record is found by that time, and needs no term.
@@ -17,7 +17,7 @@ const INTENT_BITS: u32 = 8;
 /// The columns, each with a number of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-enum Column {
+enum TermColumn {
     Request,
     Caller,
     Organization,
@@ -31,7 +31,7 @@ enum Column {
 /// A term's number.
 pub(crate) type Term = i64;
 
-fn term(column: Column, value: &[u8]) -> Term {
+fn term(column: TermColumn, value: &[u8]) -> Term {
     // Any hash that spreads will do that never changes: indexes outlive the process.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ u64::from(column as u8);
     for byte in value {
@@ -41,22 +41,22 @@ fn term(column: Column, value: &[u8]) -> Term {
 }
 
 /// What this record can be found by.
-pub(crate) fn of(seen: &Seen<'_>, mut add: impl FnMut(Term)) {
+pub(crate) fn of(record: &StoredRecord<'_>, mut add: impl FnMut(Term)) {
     let mut text =
         |column, value: Option<&str>| value.into_iter().for_each(|value| add(term(column, value.as_bytes())));
-    text(Column::Caller, seen.caller.as_deref());
-    text(Column::Operation, seen.operation.as_deref());
-    text(Column::Answer, seen.answer.as_deref());
-    text(Column::Kind, Some(&seen.kind));
-    let is_near = |id: &&str| made_ms(id).is_some_and(|ms| (ms - seen.time.as_millisecond()).abs() <= NEAR_MS);
-    text(Column::Request, seen.request.as_deref().filter(|id| !is_near(id)));
-    if let Some(intent) = seen.intent {
+    text(TermColumn::Caller, record.caller.as_deref());
+    text(TermColumn::Operation, record.operation.as_deref());
+    text(TermColumn::Answer, record.answer.as_deref());
+    text(TermColumn::Kind, Some(&record.kind));
+    let is_near = |id: &&str| made_ms(id).is_some_and(|ms| (ms - record.time.as_millisecond()).abs() <= NEAR_MS);
+    text(TermColumn::Request, record.request.as_deref().filter(|id| !is_near(id)));
+    if let Some(intent) = record.intent {
         add(intent_term(intent));
     }
-    if let Some(organization) = seen.organization {
-        add(term(Column::Organization, &organization.to_be_bytes()));
+    if let Some(organization) = record.organization {
+        add(term(TermColumn::Organization, &organization.to_be_bytes()));
     }
-    if let Some(status) = seen.status {
+    if let Some(status) = record.status {
         add(status_term(StatusFilter::Exact(status)));
         add(status_term(StatusFilter::Class(status / 100)));
     }
@@ -65,15 +65,15 @@ pub(crate) fn of(seen: &Seen<'_>, mut add: impl FnMut(Term)) {
 /// What every record has that the filter wants, but for the request's id: the rarest first, by experience.
 pub(crate) fn wanted(filter: &Filter) -> Vec<Term> {
     let text = |column, value: Option<&str>| value.map(|value| term(column, value.as_bytes()));
-    let organization = filter.organization.map(|id| term(Column::Organization, &id.to_be_bytes()));
+    let organization = filter.organization.map(|id| term(TermColumn::Organization, &id.to_be_bytes()));
     let terms = [
         filter.intent.map(intent_term),
-        text(Column::Caller, filter.caller.as_deref()),
+        text(TermColumn::Caller, filter.caller.as_deref()),
         organization,
-        text(Column::Operation, filter.operation.as_deref()),
+        text(TermColumn::Operation, filter.operation.as_deref()),
         filter.status.map(status_term),
-        text(Column::Answer, filter.answer.map(Answer::as_str)),
-        text(Column::Kind, filter.kind.map(Kind::as_str)),
+        text(TermColumn::Answer, filter.answer.map(Answer::as_str)),
+        text(TermColumn::Kind, filter.kind.map(Kind::as_str)),
     ];
     terms.into_iter().flatten().collect()
 }
@@ -81,17 +81,17 @@ pub(crate) fn wanted(filter: &Filter) -> Vec<Term> {
 /// Where the records of this request are: in blocks that have the term, or records of these times (in microseconds).
 pub(crate) fn of_request(request: &RequestId) -> (Term, Option<RangeInclusive<i64>>) {
     let times = made_ms(request.as_str()).map(|ms| (ms - NEAR_MS) * 1000..=(ms + NEAR_MS + 1) * 1000);
-    (term(Column::Request, request.as_str().as_bytes()), times)
+    (term(TermColumn::Request, request.as_str().as_bytes()), times)
 }
 
 fn intent_term(intent: u64) -> Term {
-    term(Column::Intent, &(intent >> INTENT_BITS).to_be_bytes())
+    term(TermColumn::Intent, &(intent >> INTENT_BITS).to_be_bytes())
 }
 
 fn status_term(status: StatusFilter) -> Term {
     match status {
-        StatusFilter::Exact(status) => term(Column::Status, &status.to_be_bytes()),
-        StatusFilter::Class(class) => term(Column::Status, &[u8::try_from(class).unwrap_or(0)]),
+        StatusFilter::Exact(status) => term(TermColumn::Status, &status.to_be_bytes()),
+        StatusFilter::Class(class) => term(TermColumn::Status, &[u8::try_from(class).unwrap_or(0)]),
     }
 }
 

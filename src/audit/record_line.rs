@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::record::{Counted, Peer, Record};
+use super::record::{CountedRefusals, Peer, Record};
 use crate::words::{RequestId, decimal};
 
 /// What cutting adds to a text at most (`…[12345 bytes cut]`).
@@ -108,12 +108,12 @@ fn raw(value: &Value) -> Box<RawValue> {
 }
 
 /// One object under way: `{"a":1` so far.
-struct Object<'o> {
+struct ObjectWriter<'o> {
     out: &'o mut Vec<u8>,
     separator: u8,
 }
 
-impl Object<'_> {
+impl ObjectWriter<'_> {
     fn name(&mut self, name: &str) {
         self.out.push(self.separator);
         self.separator = b',';
@@ -173,10 +173,10 @@ impl Object<'_> {
         self.out.push(b'"');
     }
 
-    fn counted(&mut self, counted: &Counted) {
+    fn counted(&mut self, counted: &CountedRefusals) {
         self.number("count", Some(counted.count));
         self.name("codes");
-        let mut codes = Object { out: self.out, separator: b'{' };
+        let mut codes = ObjectWriter { out: self.out, separator: b'{' };
         counted.codes.iter().for_each(|(code, count)| codes.number(code, Some(*count)));
         self.out.push(b'}');
         self.time("first", counted.first);
@@ -196,7 +196,7 @@ impl Object<'_> {
 
 /// The fields in the order of the documentation.
 fn write(record: &Record, seq: u64, out: &mut Vec<u8>) {
-    let mut line = Object { out, separator: b'{' };
+    let mut line = ObjectWriter { out, separator: b'{' };
     line.number("seq", Some(seq));
     line.time("time", record.time);
     line.word("kind", Some(record.kind.as_str()));
@@ -247,10 +247,10 @@ fn write_number(number: u64, out: &mut Vec<u8>) {
 }
 
 /// A second since 1970, and its text without the zone. Most records are of the second of the one before.
-type Second = (i64, [u8; 19]);
+type CachedSecond = (i64, [u8; 19]);
 
 thread_local! {
-    static SECOND: Cell<Option<Second>> = const { Cell::new(None) };
+    static SECOND: Cell<Option<CachedSecond>> = const { Cell::new(None) };
 }
 
 /// What `{:.6}` writes, for a fraction of what that costs.
@@ -339,7 +339,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::audit::{Answer, Kind, Marks, Outcome, Peer};
+    use crate::audit::{Answer, FieldHashes, Kind, Outcome, Peer};
     use crate::words::{Fingerprint, KeyId, RequestId};
 
     fn full() -> Record {
@@ -371,8 +371,8 @@ mod tests {
             detail: Some("says \"hi\"\n\u{1b}[31m\u{202e}\u{85}é".into()),
             fingerprint: Some(Fingerprint::of(b"key", &[])),
             idempotency: Some(Fingerprint::of(b"key", &[])),
-            marks: Some(Marks::new([("name".into(), Fingerprint::of(b"key", &[]))]).unwrap()),
-            counted: Some(Box::new(Counted {
+            marks: Some(FieldHashes::new([("name".into(), Fingerprint::of(b"key", &[]))]).unwrap()),
+            counted: Some(Box::new(CountedRefusals {
                 count: 3,
                 codes: vec![("MG111", 2), ("MG112", 1)],
                 first: "2026-07-01T11:59:00Z".parse().unwrap(),

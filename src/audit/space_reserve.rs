@@ -13,7 +13,7 @@ use crate::own;
 const RESERVE_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Debug, PartialEq, Eq)]
-enum State {
+enum ReserveState {
     /// Not there, and the disk does not give it.
     Missing,
     /// There.
@@ -23,29 +23,29 @@ enum State {
 }
 
 #[derive(Debug)]
-pub(super) struct Reserve {
+pub(super) struct SpaceReserve {
     path: PathBuf,
     bytes: u64,
-    state: State,
+    state: ReserveState,
 }
 
-impl Reserve {
+impl SpaceReserve {
     pub(super) fn new(dir: &Path, segment_bytes: u64) -> Self {
-        Self { path: dir.join("reserve"), bytes: segment_bytes.min(RESERVE_BYTES_MAX), state: State::Missing }
+        Self { path: dir.join("reserve"), bytes: segment_bytes.min(RESERVE_BYTES_MAX), state: ReserveState::Missing }
     }
 
     /// Occupies the space, if there is so much; `true`: it does.
     pub(super) fn restore(&mut self, disk: &dyn Disk) -> bool {
-        if self.state != State::Held {
+        if self.state != ReserveState::Held {
             match self.occupy(disk) {
-                Ok(()) => self.state = State::Held,
+                Ok(()) => self.state = ReserveState::Held,
                 Err(error) => {
                     tracing::debug!(%error, "there is no space for the audit log's reserve");
                     let _it_may_not_be_there = fs::remove_file(&self.path);
                 }
             }
         }
-        self.state == State::Held
+        self.state == ReserveState::Held
     }
 
     fn occupy(&self, disk: &dyn Disk) -> io::Result<()> {
@@ -59,14 +59,14 @@ impl Reserve {
     /// Frees the space if this error says that the disk is full; `true`: it did.
     pub(super) fn free_for(&mut self, error: &io::Error) -> bool {
         let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        let freed = full && self.state == State::Held && fs::remove_file(&self.path).is_ok();
+        let freed = full && self.state == ReserveState::Held && fs::remove_file(&self.path).is_ok();
         if freed {
-            self.state = State::Freed;
+            self.state = ReserveState::Freed;
         }
         freed
     }
 
     pub(super) fn is_freed(&self) -> bool {
-        self.state == State::Freed
+        self.state == ReserveState::Freed
     }
 }

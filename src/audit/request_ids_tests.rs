@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::log_tests::{assert_gapless, lines, open, outcome, record, settings};
-use super::open::OpenWrites;
-use super::seen::Seen;
+use super::open_writes::OpenWrites;
+use super::stored_record::StoredRecord;
 use super::*;
 use crate::clock::Clock;
 use crate::words::RequestId;
@@ -34,11 +34,11 @@ struct Model {
     /// Intents by how they ended first.
     ended: BTreeMap<u64, Outcome>,
     /// Those of the ids' holders that are under way.
-    names: BTreeMap<u64, Name>,
+    names: BTreeMap<u64, HeldRequestId>,
 }
 
 impl Model {
-    fn check(&self, log: &Log, place: &str) {
+    fn check(&self, log: &AuditLog, place: &str) {
         let mut listed: BTreeMap<_, _> = log.doubts().list().into_iter().map(|one| (one.intent, one.request)).collect();
         // The log ends these by itself, unless its own end comes first: then they are in doubt, rightly.
         listed.retain(|_, request| !request.as_str().starts_with(GIVEN_UP));
@@ -122,7 +122,7 @@ fn fold(settings: &crate::config::Audit, by_request: bool) -> OpenWrites {
     let mut open = OpenWrites::default();
     for first in segment::list(&settings.dir).unwrap() {
         for line in std::fs::read(segment::path(&settings.dir, first)).unwrap().split(|byte| *byte == b'\n') {
-            let Some(mut seen) = Seen::parse(line) else { continue };
+            let Some(mut seen) = StoredRecord::parse(line) else { continue };
             if by_request {
                 seen.intent = None;
             }
@@ -167,7 +167,7 @@ fn of_an_earlier_log_no_write_is_forgotten_for_another_of_its_name() {
         let mut open = OpenWrites::default();
         for (seq, (kind, outcome)) in (1..).zip(lines) {
             let line = line(seq, kind, outcome);
-            open.apply_seen(&Seen::parse(line.as_bytes()).unwrap());
+            open.apply_seen(&StoredRecord::parse(line.as_bytes()).unwrap());
         }
         open.list().into_iter().map(|write| (write.doubt.intent, write.in_doubt)).collect()
     };

@@ -19,10 +19,10 @@ pub mod catalogue;
 // Rank 2: what is wanted.
 pub mod config;
 // Rank 3: the engines.
-pub mod answers;
 pub mod audit;
 pub mod cache;
 pub mod callers;
+pub mod idempotency;
 pub mod quota;
 pub mod upstream;
 // Rank 4: the life of a request; and the simulated Make, which reads Make's document by itself (rank 0 alone).

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit};
 use tokio::time::timeout;
 
-use crate::answers::Answers;
 use crate::audit::AuditLog;
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -20,6 +19,7 @@ use crate::config::{Config, Limits, Read};
 use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
 use crate::gateway::{Engines, Gateway, KeyLogAdapter, life, reconcile, refusal_tally};
 use crate::hash;
+use crate::idempotency::IdempotencyStore;
 use crate::operator::{self, OperatorState};
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
@@ -121,11 +121,12 @@ impl Service {
         let gateway_door = gateway_door.map_err(StartError::failed)?;
         let (log, recovered) = AuditLog::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
-        let answers = Answers::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
+        let answers =
+            IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
         let quota =
             Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
-        let engines = Engines { log, answers, cache, quota, upstream: Arc::new(upstream), clock, tasks };
+        let engines = Engines { log, idempotency: answers, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gateway = Gateway::new(config, engines);
         gateway.callers.shared.connections.set_limit(u64::try_from(callers.connections).unwrap_or(u64::MAX));
         gateway.take_up(&recovered.doubts);
@@ -204,7 +205,7 @@ impl Service {
         let gateway = &self.inner.gateway;
         let left = || end.saturating_duration_since(gateway.clock.now());
         let within = left() / 2;
-        let (slots, answers) = tokio::join!(gateway.quota.end(within), timeout(within, gateway.answers.close()));
+        let (slots, answers) = tokio::join!(gateway.quota.end(within), timeout(within, gateway.idempotency.close()));
         if !slots || answers.is_err() {
             tracing::error!(
                 "the disk takes too long: makegate ends although not all of quota.slots and answers.sqlite is on it"

@@ -9,8 +9,8 @@ use super::authorized_request::AuthorizedRequest;
 use super::refusal::Refusal;
 use super::response::{ForwardFacts, PassedAnswer, Reply, ReplyBody};
 use super::state::Gateway;
-use crate::answers::{Answer, Claim, Ended, Keyed, Known, NotNew, Refused};
 use crate::audit::{self, Outcome};
+use crate::idempotency::{ClaimRefused, EarlierUse, FirstAnswer, KeyClaim, KeyStatus, KeyedWrite, WriteEnd};
 use crate::words::{Fingerprint, RequestId};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -32,7 +32,7 @@ pub(super) struct WriteIdentity {
     /// What an equal write would have too.
     pub(super) write: Fingerprint,
     /// The right to its idempotency key, where it came with one.
-    pub(super) claim: Option<Claim>,
+    pub(super) claim: Option<KeyClaim>,
 }
 
 impl WriteIdentity {
@@ -74,18 +74,20 @@ pub(super) async fn find_earlier_write(
     // In doubt comes before anything that is kept: an answer whose outcome is not on disk says less than who looked. Asked before the
     // claim, so that a doubt that is settled as done meanwhile is seen by it; and after, so that a write that fell into doubt is.
     in_doubt()?;
-    let keyed = Keyed { key, write, request: request.id, caller: request.caller.config.name.clone() };
+    let keyed = KeyedWrite { key, write, request: request.id, caller: request.caller.config.name.clone() };
     let known =
-        gateway.answers.claim(keyed, request.policy.config.callers.len()).await.map_err(|refused| match refused {
-            Refused::NoRoom => Refusal::NoRoomForKey,
-            Refused::Unavailable => Refusal::AnswersUnavailable,
-        })?;
+        gateway.idempotency.claim(keyed, request.policy.config.callers.len()).await.map_err(
+            |refused| match refused {
+                ClaimRefused::NoRoom => Refusal::NoRoomForKey,
+                ClaimRefused::Unavailable => Refusal::AnswersUnavailable,
+            },
+        )?;
     in_doubt()?;
     match known {
-        Known::New(claim) => Ok(EarlierWrite::New(WriteIdentity { write, claim: Some(claim) })),
-        Known::Before(NotNew::Running { first }) => Err(Refusal::KeyRunning { first }),
-        Known::Before(NotNew::Other { first }) => Err(Refusal::KeyReused { first }),
-        Known::Before(NotNew::Ended { first, ended }) => replay(first, ended),
+        KeyStatus::New(claim) => Ok(EarlierWrite::New(WriteIdentity { write, claim: Some(claim) })),
+        KeyStatus::Before(EarlierUse::Running { first }) => Err(Refusal::KeyRunning { first }),
+        KeyStatus::Before(EarlierUse::Other { first }) => Err(Refusal::KeyReused { first }),
+        KeyStatus::Before(EarlierUse::Ended { first, ended }) => replay(first, ended),
     }
 }
 
@@ -111,9 +113,9 @@ fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
 }
 
 /// The first answer again.
-fn replay(first: RequestId, ended: Ended) -> Result<EarlierWrite, Refusal> {
+fn replay(first: RequestId, ended: WriteEnd) -> Result<EarlierWrite, Refusal> {
     let outcome = if ended.done { Outcome::Done } else { Outcome::Rejected };
-    let Answer { status, mut headers, body } = ended.answer.ok_or(Refusal::AnswerNotKept { first })?;
+    let FirstAnswer { status, mut headers, body } = ended.answer.ok_or(Refusal::AnswerNotKept { first })?;
     headers.insert(REPLAYED, HeaderValue::from_static("true"));
     let reply = Reply {
         body: ReplyBody::Passed(Arc::new(PassedAnswer { status, headers, body, etag: None, is_counted: false })),
@@ -128,15 +130,19 @@ fn replay(first: RequestId, ended: Ended) -> Result<EarlierWrite, Refusal> {
 
 /// What is kept of a write that ended so; `None`: nothing, and its key is free again. An upstream that refuses for now (429),
 /// or refuses the gateway's token (401), says nothing about the write.
-pub(super) fn result_to_keep(outcome: Outcome, reply: &Result<Reply, Refusal>, facts: &ForwardFacts) -> Option<Ended> {
+pub(super) fn result_to_keep(
+    outcome: Outcome,
+    reply: &Result<Reply, Refusal>,
+    facts: &ForwardFacts,
+) -> Option<WriteEnd> {
     let for_now = facts.upstream_status.is_some_and(|status| matches!(status.as_u16(), 401 | 429));
     let answer = reply.as_ref().ok().map(|reply| {
         let (status, headers, body) = reply.body.parts();
-        Answer { status, headers: headers.clone(), body: body.clone() }
+        FirstAnswer { status, headers: headers.clone(), body: body.clone() }
     });
     match outcome {
-        Outcome::Done => Some(Ended { done: true, answer }),
-        Outcome::Rejected if answer.is_some() && !for_now => Some(Ended { done: false, answer }),
+        Outcome::Done => Some(WriteEnd { done: true, answer }),
+        Outcome::Rejected if answer.is_some() && !for_now => Some(WriteEnd { done: false, answer }),
         Outcome::Rejected | Outcome::NotSent | Outcome::InDoubt => None,
     }
 }

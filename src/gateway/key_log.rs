@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::answers::{Journal, Keyed, Mark, Told};
 use crate::audit::{AuditLog, Record};
 use crate::clock::Clock;
+use crate::idempotency::{KeyLog, KeyedWrite, LogMark, LoggedEnd};
 
 /// The log, as the answers see it.
 pub struct KeyLogAdapter {
@@ -29,18 +29,18 @@ impl fmt::Debug for KeyLogAdapter {
     }
 }
 
-impl Journal for KeyLogAdapter {
-    fn mark(&self) -> Mark {
+impl KeyLog for KeyLogAdapter {
+    fn mark(&self) -> LogMark {
         let (size, root) = self.log.mark();
-        Mark { size, root }
+        LogMark { size, root }
     }
 
-    fn ends(&self, after: Option<Mark>, oldest_ms: i64, each: &mut dyn FnMut(Told)) -> Result<bool, String> {
+    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> Result<bool, String> {
         let oldest = Timestamp::from_millisecond(oldest_ms).unwrap_or(Timestamp::MIN);
         let mark = after.map(|mark| (mark.size, mark.root));
         let read = self.log.key_ends(mark, oldest, &mut |end| {
-            let keyed = Keyed { key: end.key, write: end.write, request: end.request, caller: end.caller };
-            each(Told { keyed, done: end.done, time_ms: end.time.as_millisecond() });
+            let keyed = KeyedWrite { key: end.key, write: end.write, request: end.request, caller: end.caller };
+            each(LoggedEnd { keyed, done: end.done, time_ms: end.time.as_millisecond() });
         });
         read.map_err(|error| error.to_string())
     }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::state::Gateway;
-use crate::answers::Keyed;
 use crate::audit::{CannotRecord, Doubt, Kind, Outcome, Peer, Record};
 use crate::cache::Invalidation;
+use crate::idempotency::KeyedWrite;
 use crate::process_log::EACH;
 
 /// What became of a write, and who says so.
@@ -47,7 +47,7 @@ async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Res
     let keyed = keyed(&doubt);
     if let Some(keyed) = keyed.clone().filter(|_| verdict.done) {
         // Before the settlement: after it the doubt holds the key no more.
-        gateway.answers.settle_done(keyed).await;
+        gateway.idempotency.settle_done(keyed).await;
     }
     let by = if verdict.peer.is_some() { "operator" } else { "look" };
     let record = Record {
@@ -70,7 +70,7 @@ async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Res
         tracing::info!(target: EACH, request = %doubt.request, caller, operation, done, by, "a write in doubt was settled");
         gateway.fence_doubt(&doubt, Invalidation::Settled { settle: gateway.policy().config.cache.settle });
         if let Some(keyed) = keyed.filter(|_| !verdict.done) {
-            gateway.answers.settle_not_done(keyed.key, keyed.request).await;
+            gateway.idempotency.settle_not_done(keyed.key, keyed.request).await;
         }
     }
     if is_late {
@@ -80,8 +80,8 @@ async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Res
 }
 
 /// The write with its idempotency key, where it came with one.
-fn keyed(doubt: &Doubt) -> Option<Keyed> {
-    Some(Keyed {
+fn keyed(doubt: &Doubt) -> Option<KeyedWrite> {
+    Some(KeyedWrite {
         key: doubt.idempotency?,
         write: doubt.fingerprint?,
         request: doubt.request,

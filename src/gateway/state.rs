@@ -16,12 +16,12 @@ use super::reconcile::WatchedDoubts;
 use super::refusal::Refusal;
 use super::refusal_tally::RefusalTally;
 use super::write_order::WriteOrder;
-use crate::answers::Answers;
 use crate::audit::{AuditLog, Doubt, HeldRequestId};
 use crate::cache::{Cache, Invalidation, SharedFetches};
 use crate::callers::Callers;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::idempotency::IdempotencyStore;
 use crate::quota::Quota;
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
@@ -35,7 +35,7 @@ pub struct Engines {
     /// The log.
     pub log: Arc<AuditLog>,
     /// First answers by idempotency key.
-    pub answers: Answers,
+    pub idempotency: IdempotencyStore,
     /// The cache.
     pub cache: Cache,
     /// The quota.
@@ -55,7 +55,7 @@ pub struct Gateway {
     /// The log.
     pub log: Arc<AuditLog>,
     /// First answers by idempotency key.
-    pub answers: Answers,
+    pub idempotency: IdempotencyStore,
     /// The cache.
     pub cache: Cache,
     /// Fetches that reads share.
@@ -86,7 +86,7 @@ impl Gateway {
     /// A gate with `config` in force.
     #[must_use]
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
-        let Engines { log, answers, cache, quota, upstream, clock, tasks } = engines;
+        let Engines { log, idempotency: answers, cache, quota, upstream, clock, tasks } = engines;
         let callers = Callers::new(clock.clone());
         callers.limit(&config.limits);
         Arc::new(Self {
@@ -94,7 +94,7 @@ impl Gateway {
             upstream: ArcSwap::new(upstream),
             shared_fetches: SharedFetches::new(&cache),
             log,
-            answers,
+            idempotency: answers,
             cache,
             quota,
             callers,

@@ -16,10 +16,10 @@ use super::response::{ForwardFacts, Reply, ReplyBody};
 use super::state::Gateway;
 use super::write_order::WriteTurn;
 use super::{evidence, tags};
-use crate::answers::Claim;
 use crate::audit::{self, CannotRecord, HeldRequestId, Kind, Outcome, Record, RecordRoom};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
 use crate::catalogue::Retry;
+use crate::idempotency::KeyClaim;
 use crate::process_log::EACH;
 use crate::upstream::{AttemptError, Ending, ProxyError, WriteEffect};
 
@@ -152,7 +152,7 @@ async fn intend(
     intent.kind = Kind::Intent;
     intent.time = gateway.clock.wall();
     intent.fingerprint = Some(identity.write);
-    intent.idempotency = identity.claim.as_ref().map(Claim::key);
+    intent.idempotency = identity.claim.as_ref().map(KeyClaim::key);
     intent.marks = evidence::field_hashes(&gateway.log, &request.row, &request.outgoing.body);
     gateway.log.commit(intent).await
 }
@@ -201,7 +201,7 @@ struct IntendedWrite {
     request: Arc<AuthorizedRequest>,
     record: Option<Record>,
     /// Its idempotency key's: held until the write has ended, or the log knows that it is in doubt.
-    claim: Option<Claim>,
+    claim: Option<KeyClaim>,
 }
 
 impl IntendedWrite {

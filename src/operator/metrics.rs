@@ -242,7 +242,7 @@ fn log(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
     sheet.counter("makegate_audit_counted", help, state.gateway.refusal_tally.counted())?;
     sheet.gauge("makegate_writes_in_doubt", "Writes whose effect is not known; see /doubts", counts.doubts)?;
     let help = "Idempotency keys whose first answer is kept";
-    sheet.gauge("makegate_idempotency_keys", help, state.gateway.answers.kept())?;
+    sheet.gauge("makegate_idempotency_keys", help, state.gateway.idempotency.kept())?;
     let metrics = &state.gateway.metrics;
     sheet.count("makegate_looks", "Reads made to see what became of a write in doubt", &metrics.looks)?;
     sheet.count("makegate_looks_settled", "Writes in doubt that those settled", &metrics.settled_by_look)

@@ -12,7 +12,6 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::answers::Answers;
 use crate::audit::{AuditLog, Doubt, Kind, Record};
 use crate::cache::{Cache, Lifetime, NewEntry};
 use crate::callers::Source;
@@ -20,6 +19,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::gateway::{Engines, Gateway, KeyLogAdapter};
 use crate::hash;
+use crate::idempotency::IdempotencyStore;
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
@@ -140,7 +140,7 @@ fn gateway(mut config: config::Config, clock: &Clock) -> Arc<Gateway> {
     let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &Snapshot::new()).unwrap();
     let keys = std::sync::Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
     let engines = Engines {
-        answers: Answers::open(&config.audit, &config.limits, clock.clone(), keys).unwrap(),
+        idempotency: IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).unwrap(),
         log,
         cache: Cache::new(&config.cache, config.limits.stored_bytes, clock.clone()),
         quota: Quota::open(

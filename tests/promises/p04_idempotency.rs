@@ -4,8 +4,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use makegate::answers::Keyed;
 use makegate::hash::random;
+use makegate::idempotency::KeyedWrite;
 use makegate::sandbox::{Fault, FaultKind, Sandbox};
 use makegate::tasks::Tasks;
 use serde_json::Value;
@@ -130,8 +130,8 @@ async fn in_doubt_its_key_is_held_until_somebody_settles_it_and_a_new_key_overri
     // A crash may have left the second's answer without its outcome: who has looked knows better.
     let doubt = world.service.gateway().log.doubts().list().pop().unwrap();
     let (key, write) = (doubt.idempotency.unwrap(), doubt.fingerprint.unwrap());
-    let second_key = Keyed { key, write, request: doubt.request, caller: doubt.caller };
-    world.service.gateway().answers.settle_done(second_key).await;
+    let second_key = KeyedWrite { key, write, request: doubt.request, caller: doubt.caller };
+    world.service.gateway().idempotency.settle_done(second_key).await;
     settle(&world, &second, "not-done").await;
     let world = world.restart().await;
     assert!(keyed(&world, ALL, "k-1", "POST", LIST, one).await.refused(409, "MG165").text().contains(&first));

@@ -10,28 +10,28 @@ use super::*;
 /// A log that a test writes, one end a record.
 #[derive(Debug, Default)]
 struct Script {
-    ends: Mutex<Vec<Told>>,
+    ends: Mutex<Vec<LoggedEnd>>,
     events: Mutex<Vec<String>>,
 }
 
 impl Script {
     fn add(&self, key: &str, done: bool, time_ms: i64) {
         let keyed = keyed(key, "write", &format!("r-{key}"));
-        self.ends.lock().unwrap().push(Told { keyed, done, time_ms });
+        self.ends.lock().unwrap().push(LoggedEnd { keyed, done, time_ms });
     }
 }
 
-fn root(ends: &[Told]) -> [u8; 32] {
+fn root(ends: &[LoggedEnd]) -> [u8; 32] {
     crate::hash::sha256(format!("{ends:?}").as_bytes())
 }
 
-impl Journal for Script {
-    fn mark(&self) -> Mark {
+impl KeyLog for Script {
+    fn mark(&self) -> LogMark {
         let ends = self.ends.lock().unwrap();
-        Mark { size: ends.len() as u64, root: root(&ends) }
+        LogMark { size: ends.len() as u64, root: root(&ends) }
     }
 
-    fn ends(&self, after: Option<Mark>, oldest_ms: i64, each: &mut dyn FnMut(Told)) -> Result<bool, String> {
+    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> Result<bool, String> {
         let ends = self.ends.lock().unwrap();
         let size = after.and_then(|mark| {
             let size = usize::try_from(mark.size).unwrap();
@@ -54,41 +54,46 @@ fn settings(dir: &Path, change: impl FnOnce(&mut Limits)) -> (Audit, Limits) {
     (Audit { dir: dir.to_owned(), disk_wait: Duration::from_secs(60), ..config.audit }, limits)
 }
 
-fn keyed(key: &str, write: &str, request: &str) -> Keyed {
+fn keyed(key: &str, write: &str, request: &str) -> KeyedWrite {
     let of = |text: &str| Fingerprint::of(b"secret", &[text.as_bytes()]);
-    Keyed { key: of(key), write: of(write), request: RequestId::parse(request.as_bytes()).unwrap(), caller: "c".into() }
+    KeyedWrite {
+        key: of(key),
+        write: of(write),
+        request: RequestId::parse(request.as_bytes()).unwrap(),
+        caller: "c".into(),
+    }
 }
 
-fn ended(text: &str) -> Ended {
+fn ended(text: &str) -> WriteEnd {
     let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-    let answer = Answer { status: StatusCode::CREATED, headers, body: Bytes::from(text.to_owned()) };
-    Ended { done: true, answer: Some(answer) }
+    let answer = FirstAnswer { status: StatusCode::CREATED, headers, body: Bytes::from(text.to_owned()) };
+    WriteEnd { done: true, answer: Some(answer) }
 }
 
-async fn claim(answers: &Answers, keyed: Keyed) -> Claim {
+async fn claim(answers: &IdempotencyStore, keyed: KeyedWrite) -> KeyClaim {
     let known = answers.claim(keyed, 1).await.unwrap();
-    let Known::New(claim) = known else { panic!("{known:?}") };
+    let KeyStatus::New(claim) = known else { panic!("{known:?}") };
     claim
 }
 
-async fn keep(answers: &Answers, key: &str, text: &str) {
+async fn keep(answers: &IdempotencyStore, key: &str, text: &str) {
     claim(answers, keyed(key, "write", key)).await.end(ended(text)).await;
 }
 
 /// The body that is kept of this key, if the key is known.
-async fn kept(answers: &Answers, key: &str) -> Option<Option<String>> {
+async fn kept(answers: &IdempotencyStore, key: &str) -> Option<Option<String>> {
     match answers.claim(keyed(key, "write", "again"), 1).await.unwrap() {
-        Known::New(_) => None,
-        Known::Before(NotNew::Ended { ended, .. }) => {
+        KeyStatus::New(_) => None,
+        KeyStatus::Before(EarlierUse::Ended { ended, .. }) => {
             Some(ended.answer.map(|answer| String::from_utf8(answer.body.to_vec()).unwrap()))
         }
-        known @ Known::Before(_) => panic!("{known:?}"),
+        known @ KeyStatus::Before(_) => panic!("{known:?}"),
     }
 }
 
-async fn before(answers: &Answers, keyed: Keyed) -> NotNew {
+async fn before(answers: &IdempotencyStore, keyed: KeyedWrite) -> EarlierUse {
     let known = answers.claim(keyed, 1).await.unwrap();
-    let Known::Before(known) = known else { panic!("{known:?}") };
+    let KeyStatus::Before(known) = known else { panic!("{known:?}") };
     known
 }
 
@@ -107,17 +112,17 @@ impl Bed {
         Self { dir: tempfile::tempdir().unwrap(), clock: Clock::movable(), log: Arc::default() }
     }
 
-    fn try_open(&self, change: impl FnOnce(&mut Limits)) -> Result<Answers, StoreError> {
+    fn try_open(&self, change: impl FnOnce(&mut Limits)) -> Result<IdempotencyStore, StoreError> {
         let (settings, limits) = settings(self.dir.path(), change);
-        Answers::open(&settings, &limits, self.clock.clone(), self.log.clone())
+        IdempotencyStore::open(&settings, &limits, self.clock.clone(), self.log.clone())
     }
 
-    fn open(&self, change: impl FnOnce(&mut Limits)) -> Answers {
+    fn open(&self, change: impl FnOnce(&mut Limits)) -> IdempotencyStore {
         self.try_open(change).unwrap()
     }
 
     fn path(&self) -> PathBuf {
-        store::path(self.dir.path())
+        database::path(self.dir.path())
     }
 
     /// The file, as SQLite itself sees it, while no thread has it.
@@ -131,14 +136,14 @@ async fn a_key_runs_then_has_an_answer_also_after_a_restart() {
     let bed = Bed::new();
     let answers = bed.open(|_| {});
     let first = claim(&answers, keyed("k", "pay 1", "r-1")).await;
-    assert_eq!(before(&answers, keyed("k", "pay 1", "r-2")).await, NotNew::Running { first: id("r-1") });
-    assert_eq!(before(&answers, keyed("k", "pay 2", "r-3")).await, NotNew::Other { first: id("r-1") });
+    assert_eq!(before(&answers, keyed("k", "pay 1", "r-2")).await, EarlierUse::Running { first: id("r-1") });
+    assert_eq!(before(&answers, keyed("k", "pay 2", "r-3")).await, EarlierUse::Other { first: id("r-1") });
     first.end(ended("paid")).await;
     let mut answers = answers;
     for _ in 0..2 {
-        let known = NotNew::Ended { first: id("r-1"), ended: ended("paid") };
+        let known = EarlierUse::Ended { first: id("r-1"), ended: ended("paid") };
         assert_eq!(before(&answers, keyed("k", "pay 1", "r-4")).await, known);
-        assert_eq!(before(&answers, keyed("k", "pay 2", "r-5")).await, NotNew::Other { first: id("r-1") });
+        assert_eq!(before(&answers, keyed("k", "pay 2", "r-5")).await, EarlierUse::Other { first: id("r-1") });
         assert_eq!(answers.kept(), 1);
         answers.close().await;
         answers = bed.open(|_| {});
@@ -151,7 +156,7 @@ async fn a_dropped_claim_frees_its_key() {
     let bed = Bed::new();
     let answers = bed.open(|_| {});
     drop(claim(&answers, keyed("k", "pay", "r-1")).await);
-    let rejected = Ended { done: false, answer: None };
+    let rejected = WriteEnd { done: false, answer: None };
     claim(&answers, keyed("k", "pay", "r-2")).await.end(rejected).await;
     drop(claim(&answers, keyed("k", "pay", "r-3")).await);
 }
@@ -170,7 +175,7 @@ async fn the_answers_are_readable_by_their_owner_alone() {
 #[test]
 fn a_change_is_durable_when_it_returns() {
     let bed = Bed::new();
-    let (store, _) = store::Store::open(&bed.path()).unwrap();
+    let (store, _) = database::AnswerDatabase::open(&bed.path()).unwrap();
     assert_eq!(store.pragma_for_test("synchronous"), "2", "FULL: every commit is synced");
     assert_eq!(store.pragma_for_test("journal_mode"), "wal");
     assert!(!bed.dir.path().join("answers.sqlite-shm").exists(), "nothing is mapped that somebody could cut");
@@ -184,7 +189,7 @@ async fn what_is_kept_is_bounded_and_never_goes_before_its_time() {
         keep(&answers, key, key).await;
     }
     let refused = answers.claim(keyed("d", "write", "d"), 1).await.unwrap_err();
-    assert_eq!((refused, answers.kept()), (Refused::NoRoom, 3));
+    assert_eq!((refused, answers.kept()), (ClaimRefused::NoRoom, 3));
     assert_eq!(kept(&answers, "a").await, Some(Some("a".to_owned())), "the oldest stays");
     bed.clock.advance(Duration::from_secs(24 * 3600 + 1));
     assert_eq!(kept(&answers, "a").await, None, "until its time is over");
@@ -203,7 +208,7 @@ async fn room_for_an_answer_is_taken_before_the_write_and_what_it_does_not_need_
     let bed = Bed::new();
     let answers = bed.open(|limits| limits.idempotency_bytes = 8192);
     let mut claims = Vec::new();
-    while let Ok(Known::New(claim)) = answers.claim(keyed(&claims.len().to_string(), "write", "r"), 1).await {
+    while let Ok(KeyStatus::New(claim)) = answers.claim(keyed(&claims.len().to_string(), "write", "r"), 1).await {
         claims.push(claim);
     }
     assert_eq!(claims.len(), 6, "8192 / (1024 + 192)");
@@ -241,15 +246,15 @@ async fn an_answer_that_cannot_be_stored_is_not_forgotten() {
         (claim(&answers, keyed("k", "write", "r-1")).await, claim(&answers, keyed("l", "write", "r-2")).await);
     let query_only = async |on: bool| {
         let (reply, done) = tokio::sync::oneshot::channel();
-        answers.desk.send(Job::QueryOnly { on, reply }).unwrap();
+        answers.handle.send(StoreJob::QueryOnly { on, reply }).unwrap();
         done.await.unwrap();
     };
     query_only(true).await;
     first.end(ended("paid")).await;
-    assert!(matches!(answers.claim(keyed("m", "write", "r-3"), 1).await, Err(Refused::Unavailable)));
+    assert!(matches!(answers.claim(keyed("m", "write", "r-3"), 1).await, Err(ClaimRefused::Unavailable)));
     running.end(ended("paid too")).await;
     answers.maintain().await;
-    assert!(matches!(answers.claim(keyed("k", "write", "r-4"), 1).await, Err(Refused::Unavailable)));
+    assert!(matches!(answers.claim(keyed("k", "write", "r-4"), 1).await, Err(ClaimRefused::Unavailable)));
     query_only(false).await;
     answers.maintain().await;
     assert_eq!(kept(&answers, "k").await, Some(Some("paid".to_owned())));
@@ -269,7 +274,7 @@ async fn what_the_file_lacks_is_found_in_the_log() {
     // Killed before its rows were stored; settled since; from long ago.
     bed.log.add("late", true, now);
     bed.log.add("old", true, now - 25 * 3_600_000);
-    bed.log.ends.lock().unwrap().push(Told { keyed: keyed("r-a", "write", "r-a"), done: false, time_ms: now });
+    bed.log.ends.lock().unwrap().push(LoggedEnd { keyed: keyed("r-a", "write", "r-a"), done: false, time_ms: now });
     let answers = bed.open(|_| {});
     assert_eq!(kept(&answers, "late").await, Some(None));
     assert_eq!(kept(&answers, "early").await, None, "before the mark: the file is believed");
@@ -311,7 +316,7 @@ async fn a_damaged_file_is_made_anew() {
             let mut answers = bed.open(|_| {});
             keep(&answers, "k", "paid").await;
             answers.close().await;
-            bed.log.ends.lock().unwrap().push(Told {
+            bed.log.ends.lock().unwrap().push(LoggedEnd {
                 keyed: keyed("k", "write", "k"),
                 done: true,
                 time_ms: bed.clock.wall_ms(),
@@ -348,7 +353,7 @@ async fn no_flipped_bit_makes_a_key_free_or_an_answer_another() {
     let answers = bed.open(|_| {});
     for key in ["k", "l", "m"] {
         keep(&answers, key, &key.repeat(700)).await;
-        bed.log.ends.lock().unwrap().push(Told {
+        bed.log.ends.lock().unwrap().push(LoggedEnd {
             keyed: keyed(key, "write", key),
             done: true,
             time_ms: bed.clock.wall_ms(),

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, params};
 
-use super::ledger::{Meta, Row};
-use super::rows::{insert, row_of, unchecked};
-use super::{Answer, Mark};
+use super::database_rows::{insert, row_of, unchecked};
+use super::key_table::{KeyRow, KeyRowMeta};
+use super::{FirstAnswer, LogMark};
 use crate::own;
 use crate::words::{Fingerprint, RequestId};
 
@@ -40,7 +40,7 @@ const ROWS: &str = "SELECT key, write, request, caller, time_ms, done, status, h
 
 /// Why there is no store.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum DatabaseError {
     /// A newer makegate wrote it: nothing is done to it.
     Newer,
     /// It is damaged: it is moved away, and another one made.
@@ -49,7 +49,7 @@ pub(super) enum Trouble {
     Passing(String),
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for DatabaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Newer => f.write_str("a newer makegate wrote it"),
@@ -58,7 +58,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-impl From<rusqlite::Error> for Trouble {
+impl From<rusqlite::Error> for DatabaseError {
     fn from(error: rusqlite::Error) -> Self {
         let why = error.to_string();
         let passes = error.sqlite_error().is_some_and(|failure| {
@@ -80,14 +80,14 @@ impl From<rusqlite::Error> for Trouble {
     }
 }
 
-impl From<io::Error> for Trouble {
+impl From<io::Error> for DatabaseError {
     fn from(error: io::Error) -> Self {
         Self::Passing(error.to_string())
     }
 }
 
-fn damaged(why: &str) -> Trouble {
-    Trouble::Damaged(why.to_owned())
+fn damaged(why: &str) -> DatabaseError {
+    DatabaseError::Damaged(why.to_owned())
 }
 
 /// The file itself.
@@ -103,7 +103,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// What tells whether somebody else changed a file: which one it is, how long, and when it was written to last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Look {
+struct FileVersion {
     identity: (u64, u64),
     length: u64,
     written: (i64, i64),
@@ -111,14 +111,14 @@ struct Look {
 
 /// The same of the file and of the one beside it that holds the newest changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp([Option<Look>; 2]);
+struct DatabaseVersion([Option<FileVersion>; 2]);
 
-impl Stamp {
+impl DatabaseVersion {
     fn of(path: &Path) -> Self {
         Self([path.to_owned(), beside(path, "-wal")].map(|path| {
             let about = fs::symlink_metadata(path).ok()?;
             let (identity, written) = ((about.dev(), about.ino()), (about.mtime(), about.mtime_nsec()));
-            Some(Look { identity, length: about.len(), written })
+            Some(FileVersion { identity, length: about.len(), written })
         }))
     }
 
@@ -130,25 +130,25 @@ impl Stamp {
 
 /// What is in the file, as it was opened.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
+pub(super) struct DatabaseContents {
     /// There was none before.
     pub(super) is_new: bool,
-    pub(super) rows: Vec<Meta>,
-    pub(super) mark: Option<Mark>,
+    pub(super) rows: Vec<KeyRowMeta>,
+    pub(super) mark: Option<LogMark>,
 }
 
 /// The open file.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct AnswerDatabase {
     path: PathBuf,
     connection: Connection,
-    stamp: Stamp,
+    stamp: DatabaseVersion,
     rows: u64,
 }
 
-impl Store {
+impl AnswerDatabase {
     /// Opens the file, makes it where there is none, and reads all of it.
-    pub(super) fn open(path: &Path) -> Result<(Self, Contents), Trouble> {
+    pub(super) fn open(path: &Path) -> Result<(Self, DatabaseContents), DatabaseError> {
         let is_new = look_at(path)?;
         own::open(OpenOptions::new().write(true).create(true), path).map_err(unless_unreadable)?;
         own::to_read(path).map_err(unless_unreadable)?;
@@ -170,17 +170,17 @@ impl Store {
                 is_new
             }
             VERSION => is_new,
-            _ if version > VERSION => return Err(Trouble::Newer),
+            _ if version > VERSION => return Err(DatabaseError::Newer),
             _ => return Err(damaged("it has no version")),
         };
-        let contents = Contents { is_new, ..read(&connection)? };
+        let contents = DatabaseContents { is_new, ..read(&connection)? };
         let rows = u64::try_from(contents.rows.len()).unwrap_or(u64::MAX);
-        Ok((Self { path: path.to_owned(), stamp: Stamp::of(path), connection, rows }, contents))
+        Ok((Self { path: path.to_owned(), stamp: DatabaseVersion::of(path), connection, rows }, contents))
     }
 
     /// Is the file still the one that was opened, and as it was left?
-    pub(super) fn look(&self) -> Result<(), Trouble> {
-        let now = Stamp::of(&self.path);
+    pub(super) fn check_unchanged(&self) -> Result<(), DatabaseError> {
+        let now = DatabaseVersion::of(&self.path);
         if now == self.stamp {
             return Ok(());
         }
@@ -191,10 +191,10 @@ impl Store {
     /// Adds rows in place of their keys' earlier ones, and takes keys out. With the mark, if there is one.
     pub(super) fn change(
         &mut self,
-        add: &[Arc<Row>],
+        add: &[Arc<KeyRow>],
         remove: &[Fingerprint],
-        mark: Option<Mark>,
-    ) -> Result<(), Trouble> {
+        mark: Option<LogMark>,
+    ) -> Result<(), DatabaseError> {
         self.transact(mark, |transaction, mut rows| {
             for key in remove.iter().chain(add.iter().map(|row| &row.keyed.key)) {
                 rows = rows.saturating_sub(delete(transaction, key)?);
@@ -208,7 +208,7 @@ impl Store {
     }
 
     /// Forgets what is older.
-    pub(super) fn expire(&mut self, oldest_ms: i64) -> Result<(), Trouble> {
+    pub(super) fn expire(&mut self, oldest_ms: i64) -> Result<(), DatabaseError> {
         self.transact(None, |transaction, rows| {
             let gone = transaction.execute("DELETE FROM answers WHERE time_ms < ?1", [oldest_ms])?;
             Ok(rows.saturating_sub(u64::try_from(gone).unwrap_or(0)))
@@ -218,9 +218,9 @@ impl Store {
     /// One durable change; `change` says how many rows there are after it.
     fn transact(
         &mut self,
-        mark: Option<Mark>,
+        mark: Option<LogMark>,
         change: impl FnOnce(&Transaction<'_>, u64) -> rusqlite::Result<u64>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), DatabaseError> {
         let rows = self.rows;
         let changed = self.connection.transaction().and_then(|transaction| {
             let rows = change(&transaction, rows)?;
@@ -228,13 +228,13 @@ impl Store {
             transaction.commit().map(|()| rows)
         });
         // What failed may have been written in part.
-        self.stamp = Stamp::of(&self.path);
+        self.stamp = DatabaseVersion::of(&self.path);
         self.rows = changed?;
         Ok(())
     }
 
     /// The answer of this key; `None`: there is none.
-    pub(super) fn answer(&self, key: &Fingerprint, first: &RequestId) -> Result<Option<Answer>, Trouble> {
+    pub(super) fn answer(&self, key: &Fingerprint, first: &RequestId) -> Result<Option<FirstAnswer>, DatabaseError> {
         let mut find = self.connection.prepare_cached(&format!("{ROWS} WHERE key = ?1"))?;
         let row = find.query_row(params![key.as_bytes().as_slice()], row_of).optional()?;
         let row = row.ok_or_else(|| damaged("a row is missing"))?;
@@ -261,7 +261,7 @@ impl Store {
 
 /// Puts another file in the place of a damaged one, with every row of `old` (or else of the damaged file) that is still whole.
 /// The damaged file is kept under another name, which is returned if it was there.
-pub(super) fn replace(path: &Path, old: Option<Store>, now_ms: i64) -> Result<Option<PathBuf>, Trouble> {
+pub(super) fn replace(path: &Path, old: Option<AnswerDatabase>, now_ms: i64) -> Result<Option<PathBuf>, DatabaseError> {
     let next = beside(path, ".new");
     for suffix in ["", "-wal", "-journal", "-shm"] {
         clear(&beside(&next, suffix))?;
@@ -271,13 +271,13 @@ pub(super) fn replace(path: &Path, old: Option<Store>, now_ms: i64) -> Result<Op
         None if look_at(path).is_ok_and(|is_new| !is_new) => connect(path).ok(),
         None => None,
     };
-    let (mut store, _) = Store::open(&next)?;
+    let (mut store, _) = AnswerDatabase::open(&next)?;
     if let Some(old) = &old {
         store.copy(old)?;
     }
     // What is closed leaves no file beside it.
     drop(old);
-    store.connection.close().map_err(|(_, error)| Trouble::from(error))?;
+    store.connection.close().map_err(|(_, error)| DatabaseError::from(error))?;
     let aside = beside(path, &format!(".damaged-{now_ms}"));
     let kept = match fs::rename(path, &aside) {
         Ok(()) => Some(aside),
@@ -303,17 +303,17 @@ fn clear(path: &Path) -> io::Result<()> {
     }
 }
 
-impl Store {
+impl AnswerDatabase {
     /// Copies every row that is whole, from both ends up to what cannot be read.
-    fn copy(&mut self, old: &Connection) -> Result<(), Trouble> {
+    fn copy(&mut self, old: &Connection) -> Result<(), DatabaseError> {
         for order in ["ASC", "DESC"] {
             let transaction = self.connection.transaction()?;
             let read = copy_rows(&transaction, old, order);
             transaction.commit()?;
             match read {
                 Ok(()) => break,
-                Err(Trouble::Passing(why)) => return Err(Trouble::Passing(why)),
-                Err(Trouble::Newer | Trouble::Damaged(_)) => {}
+                Err(DatabaseError::Passing(why)) => return Err(DatabaseError::Passing(why)),
+                Err(DatabaseError::Newer | DatabaseError::Damaged(_)) => {}
             }
         }
         self.rows =
@@ -322,7 +322,7 @@ impl Store {
     }
 }
 
-fn copy_rows(to: &Connection, old: &Connection, order: &str) -> Result<(), Trouble> {
+fn copy_rows(to: &Connection, old: &Connection, order: &str) -> Result<(), DatabaseError> {
     let mut all = old.prepare(&format!("{ROWS} ORDER BY key {order}"))?;
     let mut rows = all.query([])?;
     while let Some(row) = rows.next()? {
@@ -334,11 +334,11 @@ fn copy_rows(to: &Connection, old: &Connection, order: &str) -> Result<(), Troub
 }
 
 /// `true`: there is no file.
-fn look_at(path: &Path) -> Result<bool, Trouble> {
+fn look_at(path: &Path) -> Result<bool, DatabaseError> {
     for suffix in ["-wal", "-journal"] {
         let about = fs::symlink_metadata(beside(path, suffix));
         if about.is_ok_and(|about| !about.is_file()) {
-            return Err(Trouble::Damaged(format!("its {suffix} is not a regular file")));
+            return Err(DatabaseError::Damaged(format!("its {suffix} is not a regular file")));
         }
     }
     match fs::symlink_metadata(path) {
@@ -349,7 +349,7 @@ fn look_at(path: &Path) -> Result<bool, Trouble> {
     }
 }
 
-fn unless_unreadable(error: io::Error) -> Trouble {
+fn unless_unreadable(error: io::Error) -> DatabaseError {
     if error.kind() == io::ErrorKind::PermissionDenied {
         return damaged("it cannot be read: permission denied");
     }
@@ -366,26 +366,26 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// Reads everything there is, so that what is damaged is known at once.
-fn read(connection: &Connection) -> Result<Contents, Trouble> {
+fn read(connection: &Connection) -> Result<DatabaseContents, DatabaseError> {
     let sound: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if sound != "ok" {
-        return Err(Trouble::Damaged(sound));
+        return Err(DatabaseError::Damaged(sound));
     }
     let (size, root, count): (i64, Option<Vec<u8>>, i64) =
         connection
             .query_row("SELECT size, root, rows FROM mark", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let root = root.map(|root| root.try_into().map_err(|_| damaged("its mark is unreadable"))).transpose()?;
-    let mark = root.map(|root| Mark { size: size.cast_unsigned(), root });
+    let mark = root.map(|root| LogMark { size: size.cast_unsigned(), root });
     let mut all = connection.prepare(ROWS)?;
     let rows = all.query_map([], row_of)?.map(|row| row.map(|row| row.meta())).collect::<Result<Vec<_>, _>>()?;
     if i64::try_from(rows.len()) != Ok(count) {
         return Err(damaged("rows are missing"));
     }
-    Ok(Contents { is_new: false, rows, mark })
+    Ok(DatabaseContents { is_new: false, rows, mark })
 }
 
 /// The tables of version 1 knew no callers, sums and mark.
-fn from_version_1(connection: &mut Connection) -> Result<(), Trouble> {
+fn from_version_1(connection: &mut Connection) -> Result<(), DatabaseError> {
     let transaction = connection.transaction()?;
     transaction.execute_batch(
         "ALTER TABLE answers RENAME TO old; DROP TRIGGER added; DROP TRIGGER removed; DROP INDEX by_time; DROP TABLE totals;",
@@ -403,10 +403,10 @@ fn from_version_1(connection: &mut Connection) -> Result<(), Trouble> {
     Ok(transaction.commit()?)
 }
 
-fn set_mark(transaction: &Transaction<'_>, mark: Option<Mark>, rows: u64) -> rusqlite::Result<()> {
+fn set_mark(transaction: &Transaction<'_>, mark: Option<LogMark>, rows: u64) -> rusqlite::Result<()> {
     let rows = rows.cast_signed();
     match mark {
-        Some(Mark { size, root }) => transaction
+        Some(LogMark { size, root }) => transaction
             .prepare_cached("UPDATE mark SET size = ?1, root = ?2, rows = ?3")?
             .execute(params![size.cast_signed(), root.as_slice(), rows])
             .map(drop),

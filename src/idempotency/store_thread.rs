@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::ledger::{Bounds, Ledger, Row};
-use super::store::{self, Contents, Store, Trouble};
-use super::{Answer, Ended, Journal, Mark, Unavailable};
+use super::database::{self, AnswerDatabase, DatabaseContents, DatabaseError};
+use super::key_table::{KeyRow, KeyTable, StoreBounds};
+use super::{FirstAnswer, KeyLog, LogMark, StoreUnavailable, WriteEnd};
 use crate::clock::Clock;
 use crate::words::{Fingerprint, RequestId};
 
@@ -33,13 +33,13 @@ const JOBS_MAX: usize = 4096;
 
 /// What is asked of the thread.
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum StoreJob {
     /// Stores everything that waits for the disk.
-    Flush { reply: oneshot::Sender<Result<(), Unavailable>> },
+    Flush { reply: oneshot::Sender<Result<(), StoreUnavailable>> },
     /// Reads an answer.
-    Read { key: Fingerprint, first: RequestId, reply: oneshot::Sender<Result<Option<Answer>, Unavailable>> },
+    Read { key: Fingerprint, first: RequestId, reply: oneshot::Sender<Result<Option<FirstAnswer>, StoreUnavailable>> },
     /// Takes a key out.
-    Remove { key: Fingerprint, reply: oneshot::Sender<Result<(), Unavailable>> },
+    Remove { key: Fingerprint, reply: oneshot::Sender<Result<(), StoreUnavailable>> },
     /// The recurring work, at once.
     #[cfg(test)]
     Look { reply: oneshot::Sender<()> },
@@ -52,74 +52,74 @@ pub(super) enum Job {
 
 /// What requests and the thread share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct StoreShared {
     pub(super) clock: Clock,
-    pub(super) bounds: Bounds,
-    ledger: Mutex<Ledger>,
+    pub(super) bounds: StoreBounds,
+    keys: Mutex<KeyTable>,
     /// All keys are known, and what ends can be stored: writes with keys may go on.
     pub(super) ready: AtomicBool,
     /// Keys that are known.
     pub(super) kept: AtomicU64,
 }
 
-impl Shared {
-    fn new(bounds: Bounds, clock: Clock) -> Self {
-        let ledger = Mutex::new(Ledger::new(bounds));
-        Self { clock, bounds, ledger, ready: false.into(), kept: 0.into() }
+impl StoreShared {
+    fn new(bounds: StoreBounds, clock: Clock) -> Self {
+        let keys = Mutex::new(KeyTable::new(bounds));
+        Self { clock, bounds, keys, ready: false.into(), kept: 0.into() }
     }
 
-    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn keys(&self) -> MutexGuard<'_, KeyTable> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Where requests hand in jobs. With the last of it the thread ends.
 #[derive(Debug)]
-pub(super) struct Desk {
-    pub(super) shared: Arc<Shared>,
-    jobs: SyncSender<Job>,
+pub(super) struct StoreHandle {
+    pub(super) shared: Arc<StoreShared>,
+    jobs: SyncSender<StoreJob>,
     /// The longest that anybody waits for the disk: a write whose answer is to be kept (it stays in memory until it is), one whose
     /// key is known and whose answer is read, and whoever settles one.
     disk_wait: Duration,
 }
 
-impl Desk {
-    pub(super) fn new(bounds: Bounds, disk_wait: Duration, clock: Clock) -> (Arc<Self>, Receiver<Job>) {
+impl StoreHandle {
+    pub(super) fn new(bounds: StoreBounds, disk_wait: Duration, clock: Clock) -> (Arc<Self>, Receiver<StoreJob>) {
         let (jobs, receiver) = sync_channel(JOBS_MAX);
-        (Arc::new(Self { shared: Arc::new(Shared::new(bounds, clock)), jobs, disk_wait }), receiver)
+        (Arc::new(Self { shared: Arc::new(StoreShared::new(bounds, clock)), jobs, disk_wait }), receiver)
     }
 
-    pub(super) fn send(&self, job: Job) -> Result<(), Unavailable> {
-        self.jobs.try_send(job).map_err(|_| Unavailable)
+    pub(super) fn send(&self, job: StoreJob) -> Result<(), StoreUnavailable> {
+        self.jobs.try_send(job).map_err(|_| StoreUnavailable)
     }
 
-    pub(super) async fn ask<T>(&self, job: Job, answer: oneshot::Receiver<T>) -> Result<T, Unavailable> {
+    pub(super) async fn ask<T>(&self, job: StoreJob, answer: oneshot::Receiver<T>) -> Result<T, StoreUnavailable> {
         self.send(job)?;
         match tokio::time::timeout(self.disk_wait, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(Unavailable),
+            Ok(Err(_)) => Err(StoreUnavailable),
             Err(_) => {
                 // Whoever comes next need not wait for as long to hear the same.
                 self.shared.ready.store(false, Ordering::SeqCst);
-                Err(Unavailable)
+                Err(StoreUnavailable)
             }
         }
     }
 
     /// Everything that waits for the disk is on it when this returns.
-    pub(super) async fn flush(&self) -> Result<(), Unavailable> {
+    pub(super) async fn flush(&self) -> Result<(), StoreUnavailable> {
         let (reply, flushed) = oneshot::channel();
-        self.ask(Job::Flush { reply }, flushed).await.flatten()
+        self.ask(StoreJob::Flush { reply }, flushed).await.flatten()
     }
 }
 
 /// The thread's own.
 #[derive(Debug)]
-pub(super) struct Keeper {
-    shared: Arc<Shared>,
-    log: Arc<dyn Journal>,
+pub(super) struct StoreThread {
+    shared: Arc<StoreShared>,
+    log: Arc<dyn KeyLog>,
     path: PathBuf,
-    store: Option<Store>,
+    store: Option<AnswerDatabase>,
     /// All keys are in memory: what the file says is of no interest any more.
     is_complete: bool,
     /// What is wrong with the file, until it is mended: told once.
@@ -130,8 +130,8 @@ pub(super) struct Keeper {
     marked: (Instant, u64),
 }
 
-impl Keeper {
-    pub(super) fn new(shared: Arc<Shared>, log: Arc<dyn Journal>, path: PathBuf) -> Self {
+impl StoreThread {
+    pub(super) fn new(shared: Arc<StoreShared>, log: Arc<dyn KeyLog>, path: PathBuf) -> Self {
         let now = shared.clock.now();
         Self {
             shared,
@@ -148,62 +148,62 @@ impl Keeper {
     }
 
     /// Works until the last job. `opened` is told how the first try went.
-    pub(super) fn run(mut self, jobs: &Receiver<Job>, opened: &Sender<Result<(), String>>) {
+    pub(super) fn run(mut self, jobs: &Receiver<StoreJob>, opened: &Sender<Result<(), String>>) {
         for _ in 0..TRIES {
             match self.open() {
-                Err(Trouble::Newer) => {
-                    let _nobody_waits = opened.send(Err(Trouble::Newer.to_string()));
+                Err(DatabaseError::Newer) => {
+                    let _nobody_waits = opened.send(Err(DatabaseError::Newer.to_string()));
                     return;
                 }
                 // Who had it before may be letting go of it just now.
-                Err(Trouble::Passing(_)) => std::thread::sleep(TRY_AGAIN),
-                Err(Trouble::Damaged(_)) | Ok(()) => break,
+                Err(DatabaseError::Passing(_)) => std::thread::sleep(TRY_AGAIN),
+                Err(DatabaseError::Damaged(_)) | Ok(()) => break,
             }
         }
         let _nobody_waits = opened.send(Ok(()));
         loop {
             match jobs.recv_timeout(LOOK) {
-                Ok(Job::Flush { reply }) => {
+                Ok(StoreJob::Flush { reply }) => {
                     let _nobody_waits = reply.send(self.store_waiting(false));
                 }
-                Ok(Job::Read { key, first, reply }) => {
+                Ok(StoreJob::Read { key, first, reply }) => {
                     let _nobody_waits = reply.send(self.read(&key, &first));
                 }
-                Ok(Job::Remove { key, reply }) => {
+                Ok(StoreJob::Remove { key, reply }) => {
                     let _nobody_waits = reply.send(self.remove(key));
                 }
                 #[cfg(test)]
-                Ok(Job::Look { reply }) => {
+                Ok(StoreJob::Look { reply }) => {
                     (self.retry_at, self.expired) = (None, None);
-                    self.look();
+                    self.maintain();
                     let _nobody_waits = reply.send(());
                 }
                 #[cfg(test)]
-                Ok(Job::QueryOnly { on, reply }) => {
+                Ok(StoreJob::QueryOnly { on, reply }) => {
                     let sql = format!("PRAGMA query_only = {}", u8::from(on));
                     self.store.iter().for_each(|store| store.execute_for_test(&sql));
                     let _nobody_waits = reply.send(());
                 }
-                Ok(Job::Close { reply }) => {
+                Ok(StoreJob::Close { reply }) => {
                     let _told = self.store_waiting(true);
                     self.store = None;
                     let _nobody_waits = reply.send(());
                     return;
                 }
-                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Timeout) => self.maintain(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
     /// The recurring work.
-    fn look(&mut self) {
+    fn maintain(&mut self) {
         let now = self.shared.clock.now();
         let _told = self.store_waiting(now.duration_since(self.marked.0) >= MARK);
         if self.expired.is_none_or(|expired| now.duration_since(expired) >= EXPIRE) {
             self.expired = Some(now);
             let wall = self.shared.clock.wall_ms();
-            let gone = self.shared.ledger().expire(wall);
+            let gone = self.shared.keys().expire(wall);
             let oldest = self.shared.bounds.oldest_ms(wall);
             if gone > 0 {
                 let _told = self.work(|store| store.expire(oldest));
@@ -213,25 +213,25 @@ impl Keeper {
     }
 
     fn count(&self) {
-        let kept = self.shared.ledger().kept();
+        let kept = self.shared.keys().kept();
         self.shared.kept.store(u64::try_from(kept).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Stores everything that waits for the disk, in one transaction; with a new mark, even if nothing waits, where `mark_is_due`.
-    fn store_waiting(&mut self, mark_is_due: bool) -> Result<(), Unavailable> {
+    fn store_waiting(&mut self, mark_is_due: bool) -> Result<(), StoreUnavailable> {
         // The mark before the rows: whatever the log has by now is on disk, or waits here.
         let mark = self.log.mark();
         let mark_is_due = mark_is_due && mark.size != self.marked.1;
-        let mut rows: Vec<Arc<Row>> = Vec::new();
+        let mut rows: Vec<Arc<KeyRow>> = Vec::new();
         let shared = self.shared.clone();
         let stored = self.work(|store| {
-            rows = shared.ledger().waiting();
+            rows = shared.keys().waiting();
             if rows.is_empty() && !mark_is_due { Ok(()) } else { store.change(&rows, &[], Some(mark)) }
         });
         if stored.is_ok() {
             if mark_is_due || !rows.is_empty() {
                 self.marked = (self.shared.clock.now(), mark.size);
-                self.shared.ledger().stored(&rows);
+                self.shared.keys().stored(&rows);
             }
             self.shared.ready.store(true, Ordering::SeqCst);
         }
@@ -239,14 +239,14 @@ impl Keeper {
         stored
     }
 
-    fn read(&mut self, key: &Fingerprint, first: &RequestId) -> Result<Option<Answer>, Unavailable> {
+    fn read(&mut self, key: &Fingerprint, first: &RequestId) -> Result<Option<FirstAnswer>, StoreUnavailable> {
         let (mut answer, mut was_mended) = (None, false);
         let read = self.work(|store| match store.answer(key, first) {
             Ok(found) => {
                 answer = found;
                 Ok(())
             }
-            Err(Trouble::Damaged(_)) if was_mended => Ok(()), // what was damaged is lost
+            Err(DatabaseError::Damaged(_)) if was_mended => Ok(()), // what was damaged is lost
             Err(trouble) => {
                 was_mended = true;
                 Err(trouble)
@@ -255,13 +255,16 @@ impl Keeper {
         read.map(|()| answer)
     }
 
-    fn remove(&mut self, key: Fingerprint) -> Result<(), Unavailable> {
+    fn remove(&mut self, key: Fingerprint) -> Result<(), StoreUnavailable> {
         self.work(|store| store.change(&[], &[key], None))
     }
 
     /// Works on the file if it is what it was; else, and if the work finds damage, it is mended first. What is lost then is no answer
     /// any more: the work is done once more on what there is.
-    fn work(&mut self, mut work: impl FnMut(&mut Store) -> Result<(), Trouble>) -> Result<(), Unavailable> {
+    fn work(
+        &mut self,
+        mut work: impl FnMut(&mut AnswerDatabase) -> Result<(), DatabaseError>,
+    ) -> Result<(), StoreUnavailable> {
         for last in [false, true] {
             let Some(store) = &mut self.store else {
                 if last || self.retry_at.is_some_and(|at| self.shared.clock.now() < at) || self.open().is_err() {
@@ -269,9 +272,9 @@ impl Keeper {
                 }
                 continue;
             };
-            match store.look().and_then(|()| work(store)) {
+            match store.check_unchanged().and_then(|()| work(store)) {
                 Ok(()) => return Ok(()),
-                Err(Trouble::Damaged(why)) if !last => {
+                Err(DatabaseError::Damaged(why)) if !last => {
                     if self.mend(&why).is_err() {
                         break;
                     }
@@ -283,11 +286,11 @@ impl Keeper {
             }
         }
         self.shared.ready.store(false, Ordering::SeqCst);
-        Err(Unavailable)
+        Err(StoreUnavailable)
     }
 
     /// Told once until it is over.
-    fn fail(&mut self, trouble: &Trouble) {
+    fn fail(&mut self, trouble: &DatabaseError) {
         self.shared.ready.store(false, Ordering::SeqCst);
         self.retry_at = Some(self.shared.clock.now() + self.retry);
         self.retry = (self.retry * 2).min(RETRY_MAX);
@@ -302,16 +305,16 @@ impl Keeper {
     }
 
     /// Opens the file, and mends it where that is needed. Then all keys are known that the log knows.
-    fn open(&mut self) -> Result<(), Trouble> {
-        let opened = match Store::open(&self.path) {
-            Err(Trouble::Damaged(why)) => return self.mend(&why),
+    fn open(&mut self) -> Result<(), DatabaseError> {
+        let opened = match AnswerDatabase::open(&self.path) {
+            Err(DatabaseError::Damaged(why)) => return self.mend(&why),
             Ok((store, contents)) => self.take(store, &contents).map(|lacked| self.tell_lacked(&contents, lacked)),
             Err(trouble) => Err(trouble),
         };
         self.opened(opened)
     }
 
-    fn opened(&mut self, opened: Result<(), Trouble>) -> Result<(), Trouble> {
+    fn opened(&mut self, opened: Result<(), DatabaseError>) -> Result<(), DatabaseError> {
         match &opened {
             Ok(()) => {
                 if self.trouble.take().is_some() {
@@ -327,16 +330,16 @@ impl Keeper {
     }
 
     /// Makes another file from what is left of the damaged one, and from the log.
-    fn mend(&mut self, why: &str) -> Result<(), Trouble> {
+    fn mend(&mut self, why: &str) -> Result<(), DatabaseError> {
         tracing::error!(%why, file = %self.path.display(), "the answers to idempotency keys are damaged: they are made anew");
         let now_ms = self.shared.clock.wall_ms();
-        let mended = store::replace(&self.path, self.store.take(), now_ms).and_then(|kept| {
-            let (store, contents) = Store::open(&self.path)?;
+        let mended = database::replace(&self.path, self.store.take(), now_ms).and_then(|kept| {
+            let (store, contents) = AnswerDatabase::open(&self.path)?;
             self.take(store, &contents)?;
             Ok((kept, contents.rows.len()))
         });
         let mended = mended.map(|(kept, rows)| {
-            let keys = self.shared.ledger().kept();
+            let keys = self.shared.keys().kept();
             let whole = if rows == keys {
                 "all of them".to_owned()
             } else {
@@ -357,45 +360,46 @@ impl Keeper {
     }
 
     /// The file as it is, and what it lacks: how many keys that were.
-    fn take(&mut self, mut store: Store, contents: &Contents) -> Result<usize, Trouble> {
+    fn take(&mut self, mut store: AnswerDatabase, contents: &DatabaseContents) -> Result<usize, DatabaseError> {
         let mark = self.log.mark();
         let mut foreign = Vec::new();
         let mut lacked = 0;
         if self.is_complete {
-            foreign = self.shared.ledger().compare(&contents.rows);
+            foreign = self.shared.keys().compare(&contents.rows);
         } else {
-            contents.rows.iter().for_each(|meta| self.shared.ledger().put_kept(meta));
+            contents.rows.iter().for_each(|meta| self.shared.keys().put_kept(meta));
             lacked = self.fill_in(contents.mark, &mut foreign)?;
         }
-        let rows = self.shared.ledger().waiting();
+        let rows = self.shared.keys().waiting();
         store.change(&rows, &foreign, Some(mark))?;
-        self.shared.ledger().stored(&rows);
+        self.shared.keys().stored(&rows);
         self.marked = (self.shared.clock.now(), mark.size);
         (self.store, self.is_complete) = (Some(store), true);
         Ok(lacked)
     }
 
     /// What the log knows of keys and the file does not.
-    fn fill_in(&self, mark: Option<Mark>, freed: &mut Vec<Fingerprint>) -> Result<usize, Trouble> {
+    fn fill_in(&self, mark: Option<LogMark>, freed: &mut Vec<Fingerprint>) -> Result<usize, DatabaseError> {
         let oldest = self.shared.bounds.oldest_ms(self.shared.clock.wall_ms());
         let mut lacked = 0;
         let read = self.log.ends(mark, oldest, &mut |told| {
-            let mut ledger = self.shared.ledger();
+            let mut keys = self.shared.keys();
             if told.done {
-                let row = Row { keyed: told.keyed, ended: Ended { done: true, answer: None }, time_ms: told.time_ms };
-                lacked += usize::from(ledger.fill_in(row));
-            } else if ledger.release(&told.keyed.key, &told.keyed.request) {
+                let row =
+                    KeyRow { keyed: told.keyed, ended: WriteEnd { done: true, answer: None }, time_ms: told.time_ms };
+                lacked += usize::from(keys.fill_in(row));
+            } else if keys.release(&told.keyed.key, &told.keyed.request) {
                 freed.push(told.keyed.key);
             }
         });
-        let is_of_this_log = read.map_err(|why| Trouble::Passing(format!("the log cannot be read: {why}")))?;
+        let is_of_this_log = read.map_err(|why| DatabaseError::Passing(format!("the log cannot be read: {why}")))?;
         if mark.is_some() && !is_of_this_log {
             tracing::warn!("answers.sqlite is not of this log as it is now: all keys were looked up in the log");
         }
         Ok(lacked)
     }
 
-    fn tell_lacked(&self, contents: &Contents, lacked: usize) {
+    fn tell_lacked(&self, contents: &DatabaseContents, lacked: usize) {
         if lacked == 0 {
             return;
         }

@@ -6,10 +6,10 @@
 //! that file lacks, or all if it is lost, is found in the log again, and only answers are lost. What is in doubt is the log's to know.
 //! Only keyed hashes of keys and requests come here.
 
-mod keeper;
-mod ledger;
-mod rows;
-mod store;
+mod database;
+mod database_rows;
+mod key_table;
+mod store_thread;
 #[cfg(test)]
 mod tests;
 
@@ -27,19 +27,19 @@ use crate::clock::Clock;
 use crate::config::{Audit, Limits};
 use crate::words::{Fingerprint, RequestId};
 
-use keeper::{Desk, Job, Keeper};
-use ledger::{Bounds, Found, Row};
+use key_table::{KeyLookup, KeyRow, StoreBounds};
+use store_thread::{StoreHandle, StoreJob, StoreThread};
 
 /// The longest that a start waits until all keys are known; after that, writes with keys are refused until they are.
 const START_WAIT: Duration = Duration::from_secs(10);
 /// Tries to claim a key that turns out to be free.
 const CLAIMS_MAX: usize = 3;
-/// The longest that [`Answers::close`] waits.
+/// The longest that [`IdempotencyStore::close`] waits.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// A write with an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keyed {
+pub struct KeyedWrite {
     /// The keyed hash of the caller and its key.
     pub key: Fingerprint,
     /// The keyed hash of the whole write.
@@ -52,7 +52,7 @@ pub struct Keyed {
 
 /// An answer as it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct FirstAnswer {
     /// Its status.
     pub status: StatusCode,
     /// Its headers, as far as they go on.
@@ -63,25 +63,25 @@ pub struct Answer {
 
 /// How a write with a key ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct WriteEnd {
     /// Did it take effect? Else the upstream rejected it.
     pub done: bool,
     /// Its answer; `None`: it was lost, or larger than `limits.idempotency_answer_bytes`.
-    pub answer: Option<Answer>,
+    pub answer: Option<FirstAnswer>,
 }
 
 /// What is known of a key.
 #[derive(Debug)]
-pub enum Known {
+pub enum KeyStatus {
     /// Nothing: the write may go on, and nobody else with this key.
-    New(Claim),
+    New(KeyClaim),
     /// Its write came before.
-    Before(NotNew),
+    Before(EarlierUse),
 }
 
 /// What is known of a key that came before.
 #[derive(Debug, PartialEq, Eq)]
-pub enum NotNew {
+pub enum EarlierUse {
     /// A write with it is under way.
     Running {
         /// Its request.
@@ -97,13 +97,13 @@ pub enum NotNew {
         /// That write's request.
         first: RequestId,
         /// How.
-        ended: Ended,
+        ended: WriteEnd,
     },
 }
 
 /// Why no write with this key may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum ClaimRefused {
     /// The caller's keys take the room that it may have, and none is free that others leave.
     NoRoom,
     /// The answers cannot be read or written, so that nothing can be said of a key, or nothing kept.
@@ -112,11 +112,11 @@ pub enum Refused {
 
 /// The answers cannot be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Unavailable;
+struct StoreUnavailable;
 
 /// How far a log is: its size, and the root hash over so many records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct LogMark {
     /// Records.
     pub size: u64,
     /// The root over them.
@@ -125,9 +125,9 @@ pub struct Mark {
 
 /// How a keyed write ended, as the log tells it.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct LoggedEnd {
     /// The write.
-    pub keyed: Keyed,
+    pub keyed: KeyedWrite,
     /// It took effect; else somebody found out that it did not, after it was in doubt.
     pub done: bool,
     /// When, in milliseconds of wall time.
@@ -135,15 +135,15 @@ pub struct Told {
 }
 
 /// What the answers need of the log. All of it may block.
-pub trait Journal: Send + Sync + fmt::Debug {
+pub trait KeyLog: Send + Sync + fmt::Debug {
     /// How far it is on disk.
-    fn mark(&self) -> Mark;
+    fn mark(&self) -> LogMark;
 
     /// Hands over how the keyed writes ended after `after`, or after `oldest_ms` if this log was never at that mark. `true`: it was.
     ///
     /// # Errors
     /// It cannot be read, in words.
-    fn ends(&self, after: Option<Mark>, oldest_ms: i64, each: &mut dyn FnMut(Told)) -> Result<bool, String>;
+    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> Result<bool, String>;
 
     /// Records something about the answers.
     fn tell(&self, event: &'static str, detail: &str);
@@ -172,27 +172,27 @@ impl std::error::Error for StoreError {}
 
 /// The answers that are kept, and the keys that are claimed.
 #[derive(Debug)]
-pub struct Answers {
-    desk: Arc<Desk>,
+pub struct IdempotencyStore {
+    handle: Arc<StoreHandle>,
 }
 
-impl Answers {
+impl IdempotencyStore {
     /// The answers that an earlier run kept in the log's folder, and the keys that the log knows besides. It waits for the disk.
     ///
     /// # Errors
     /// [`StoreError`]: its words say what to do.
-    pub fn open(settings: &Audit, limits: &Limits, clock: Clock, log: Arc<dyn Journal>) -> Result<Self, StoreError> {
-        let bounds = Bounds {
+    pub fn open(settings: &Audit, limits: &Limits, clock: Clock, log: Arc<dyn KeyLog>) -> Result<Self, StoreError> {
+        let bounds = StoreBounds {
             keys: limits.idempotency_keys,
             age: limits.idempotency_age,
             bytes: limits.idempotency_bytes,
             answer_bytes: u64::try_from(limits.idempotency_answer_bytes).unwrap_or(u64::MAX),
         };
-        let path = store::path(&settings.dir);
-        let (desk, jobs) = Desk::new(bounds, settings.disk_wait, clock);
+        let path = database::path(&settings.dir);
+        let (handle, jobs) = StoreHandle::new(bounds, settings.disk_wait, clock);
         let (opened, first_try) = mpsc::channel();
-        let keeper = Keeper::new(desk.shared.clone(), log, path.clone());
-        let spawned = std::thread::Builder::new().name("answers".to_owned()).spawn(move || keeper.run(&jobs, &opened));
+        let thread = StoreThread::new(handle.shared.clone(), log, path.clone());
+        let spawned = std::thread::Builder::new().name("answers".to_owned()).spawn(move || thread.run(&jobs, &opened));
         spawned.map_err(|error| StoreError { path: path.clone(), why: error.to_string() })?;
         match first_try.recv_timeout(START_WAIT) {
             Ok(Err(why)) => return Err(StoreError { path, why }),
@@ -201,44 +201,47 @@ impl Answers {
                 "the answers to idempotency keys take long to be read: writes with a key are refused until they are"
             ),
         }
-        Ok(Self { desk })
+        Ok(Self { handle })
     }
 
     /// Claims the key, or says what is known of it. `callers`: how many share the room.
     ///
     /// # Errors
-    /// [`Refused`].
-    pub async fn claim(&self, keyed: Keyed, callers: usize) -> Result<Known, Refused> {
-        let shared = &self.desk.shared;
+    /// [`ClaimRefused`].
+    pub async fn claim(&self, keyed: KeyedWrite, callers: usize) -> Result<KeyStatus, ClaimRefused> {
+        let shared = &self.handle.shared;
         for _ in 0..CLAIMS_MAX {
             if !shared.ready.load(Ordering::SeqCst) {
                 break;
             }
-            let found = shared.ledger().claim(&keyed, callers, shared.clock.wall_ms());
+            let found = shared.keys().claim(&keyed, callers, shared.clock.wall_ms());
             match found {
-                Found::New => return Ok(Known::New(Claim { desk: self.desk.clone(), keyed, ended: false })),
-                Found::Known(known) => return Ok(Known::Before(known)),
-                Found::NoRoom => return Err(Refused::NoRoom),
-                Found::OnDisk { first, done } => {
+                KeyLookup::New => {
+                    return Ok(KeyStatus::New(KeyClaim { handle: self.handle.clone(), keyed, ended: false }));
+                }
+                KeyLookup::Known(known) => return Ok(KeyStatus::Before(known)),
+                KeyLookup::NoRoom => return Err(ClaimRefused::NoRoom),
+                KeyLookup::OnDisk { first, done } => {
                     let (reply, answer) = oneshot::channel();
-                    let answer = self.desk.ask(Job::Read { key: keyed.key, first, reply }, answer).await;
-                    let answer = answer.flatten().map_err(|Unavailable| Refused::Unavailable)?;
+                    let answer = self.handle.ask(StoreJob::Read { key: keyed.key, first, reply }, answer).await;
+                    let answer = answer.flatten().map_err(|StoreUnavailable| ClaimRefused::Unavailable)?;
                     if done || answer.is_some() {
-                        return Ok(Known::Before(NotNew::Ended { first, ended: Ended { done, answer } }));
+                        return Ok(KeyStatus::Before(EarlierUse::Ended { first, ended: WriteEnd { done, answer } }));
                     }
                     // What was rejected, and whose answer is lost, is free.
                 }
             }
         }
-        Err(Refused::Unavailable)
+        Err(ClaimRefused::Unavailable)
     }
 
     /// An operator, or a look, says that the write in doubt with this key took effect. When this returns, it is known; on disk it is
     /// then too, or at the latest by the settlement in the log.
-    pub async fn settle_done(&self, keyed: Keyed) {
-        let row = Row { keyed, ended: Ended { done: true, answer: None }, time_ms: self.desk.shared.clock.wall_ms() };
-        self.desk.shared.ledger().fill_in(row);
-        if self.desk.flush().await.is_err() {
+    pub async fn settle_done(&self, keyed: KeyedWrite) {
+        let row =
+            KeyRow { keyed, ended: WriteEnd { done: true, answer: None }, time_ms: self.handle.shared.clock.wall_ms() };
+        self.handle.shared.keys().fill_in(row);
+        if self.handle.flush().await.is_err() {
             tracing::error!(
                 "an idempotency key that was settled is not in answers.sqlite yet: it is known from the log"
             );
@@ -247,9 +250,9 @@ impl Answers {
 
     /// The write with this key did not take effect: the key is free again.
     pub async fn settle_not_done(&self, key: Fingerprint, request: RequestId) {
-        if self.desk.shared.ledger().release(&key, &request) {
+        if self.handle.shared.keys().release(&key, &request) {
             let (reply, removed) = oneshot::channel();
-            if self.desk.ask(Job::Remove { key, reply }, removed).await.flatten().is_err() {
+            if self.handle.ask(StoreJob::Remove { key, reply }, removed).await.flatten().is_err() {
                 tracing::error!(
                     "an idempotency key may be taken again after a restart, though its write did not take effect"
                 );
@@ -261,13 +264,13 @@ impl Answers {
     #[cfg(test)]
     async fn maintain(&self) {
         let (reply, done) = oneshot::channel();
-        self.desk.ask(Job::Look { reply }, done).await.unwrap();
+        self.handle.ask(StoreJob::Look { reply }, done).await.unwrap();
     }
 
     /// The end: everything is on disk, and nothing is kept any more.
     pub async fn close(&self) {
         let (reply, closed) = oneshot::channel();
-        let sent = self.desk.send(Job::Close { reply });
+        let sent = self.handle.send(StoreJob::Close { reply });
         if sent.is_err() || tokio::time::timeout(CLOSE_WAIT, closed).await.is_err() {
             tracing::error!("the answers to idempotency keys did not come to their end in time");
         }
@@ -276,20 +279,20 @@ impl Answers {
     /// Keys that are known.
     #[must_use]
     pub fn kept(&self) -> u64 {
-        self.desk.shared.kept.load(Ordering::Relaxed)
+        self.handle.shared.kept.load(Ordering::Relaxed)
     }
 }
 
 /// The right to a key. Dropped, the key is free again: its write left nothing behind, or is in doubt.
 #[derive(Debug)]
 #[must_use]
-pub struct Claim {
-    desk: Arc<Desk>,
-    keyed: Keyed,
+pub struct KeyClaim {
+    handle: Arc<StoreHandle>,
+    keyed: KeyedWrite,
     ended: bool,
 }
 
-impl Claim {
+impl KeyClaim {
     /// The key's keyed hash.
     #[must_use]
     pub const fn key(&self) -> Fingerprint {
@@ -298,26 +301,26 @@ impl Claim {
 
     /// Keeps how the write ended. When this returns it is on disk; or, while the disk fails, in memory until it is back,
     /// and no further write with a key goes on.
-    pub async fn end(mut self, mut ended: Ended) {
-        let shared = self.desk.shared.clone();
+    pub async fn end(mut self, mut ended: WriteEnd) {
+        let shared = self.handle.shared.clone();
         let most = usize::try_from(shared.bounds.answer_bytes()).unwrap_or(usize::MAX);
-        ended.answer = ended.answer.filter(|answer| rows::weight(answer) <= most);
+        ended.answer = ended.answer.filter(|answer| database_rows::weight(answer) <= most);
         if !ended.done && ended.answer.is_none() {
             return; // nothing was done: it may be asked once more
         }
         self.ended = true;
-        let row = Row { keyed: self.keyed.clone(), ended, time_ms: shared.clock.wall_ms() };
-        shared.ledger().end(Arc::new(row));
-        if self.desk.flush().await.is_err() {
+        let row = KeyRow { keyed: self.keyed.clone(), ended, time_ms: shared.clock.wall_ms() };
+        shared.keys().end(Arc::new(row));
+        if self.handle.flush().await.is_err() {
             shared.ready.store(false, Ordering::SeqCst);
         }
     }
 }
 
-impl Drop for Claim {
+impl Drop for KeyClaim {
     fn drop(&mut self) {
         if !self.ended {
-            self.desk.shared.ledger().free(&self.keyed);
+            self.handle.shared.keys().free(&self.keyed);
         }
     }
 }

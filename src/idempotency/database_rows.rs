@@ -4,19 +4,19 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use rusqlite::{Connection, params};
 
-use super::ledger::Row;
-use super::{Answer, Ended, Keyed};
+use super::key_table::KeyRow;
+use super::{FirstAnswer, KeyedWrite, WriteEnd};
 use crate::hash;
 use crate::words::{Fingerprint, RequestId};
 
 /// Bytes of an answer.
-pub(super) fn weight(answer: &Answer) -> usize {
+pub(super) fn weight(answer: &FirstAnswer) -> usize {
     let headers = answer.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
     headers + answer.body.len()
 }
 
 /// Adds the row unless its key has one.
-pub(super) fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
+pub(super) fn insert(connection: &Connection, row: &KeyRow) -> rusqlite::Result<()> {
     let answer = row.ended.answer.as_ref();
     let sum = sum(row);
     let values = params![
@@ -36,7 +36,7 @@ pub(super) fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()>
 }
 
 /// Enough of a hash over the whole row.
-fn sum(row: &Row) -> [u8; 8] {
+fn sum(row: &KeyRow) -> [u8; 8] {
     let answer = row.ended.answer.as_ref();
     let (status, lines) = answer.map(|answer| (answer.status.as_u16(), head(&answer.headers))).unwrap_or_default();
     let numbers = [row.time_ms, row.ended.done.into(), status.into(), answer.is_some().into()].map(i64::to_be_bytes);
@@ -61,13 +61,13 @@ fn wrong(at: usize, what: &str) -> rusqlite::Error {
 }
 
 /// A row that is what was written.
-pub(super) fn row_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+pub(super) fn row_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<KeyRow> {
     let read = unchecked(row)?;
     if row.get::<_, Vec<u8>>(9)? == sum(&read) { Ok(read) } else { Err(wrong(9, "the sum")) }
 }
 
 /// A row of version 1, which has no sum, or one that is not checked yet.
-pub(super) fn unchecked(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+pub(super) fn unchecked(row: &rusqlite::Row<'_>) -> rusqlite::Result<KeyRow> {
     let hash = |at: usize, what: &str| {
         let bytes: Vec<u8> = row.get(at)?;
         bytes.try_into().map(Fingerprint::from_bytes).map_err(|_| wrong(at, what))
@@ -78,14 +78,14 @@ pub(super) fn unchecked(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
     let caller: String = row.get(3)?;
     let answer = match row.get::<_, Option<u16>>(6)? {
         None => None,
-        Some(status) => Some(Answer {
+        Some(status) => Some(FirstAnswer {
             status: StatusCode::from_u16(status).map_err(|_| wrong(6, "the status"))?,
             headers: headers(&row.get::<_, Vec<u8>>(7)?).ok_or_else(|| wrong(7, "the head"))?,
             body: Bytes::from(row.get::<_, Vec<u8>>(8)?),
         }),
     };
-    let keyed = Keyed { key, write, request, caller: caller.into() };
-    Ok(Row { keyed, ended: Ended { done: row.get(5)?, answer }, time_ms: row.get(4)? })
+    let keyed = KeyedWrite { key, write, request, caller: caller.into() };
+    Ok(KeyRow { keyed, ended: WriteEnd { done: row.get(5)?, answer }, time_ms: row.get(4)? })
 }
 
 /// Header fields as lines, `name: value`; a value holds no line break (RFC 9110 section 5.5).

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Ended, Keyed, NotNew};
+use super::{EarlierUse, KeyedWrite, WriteEnd};
 use crate::words::{Fingerprint, RequestId};
 
 /// What a row weighs beside its answer, in bytes.
@@ -16,14 +16,14 @@ const ANSWER_PART: u64 = 8;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(super) struct StoreBounds {
     pub(super) keys: u64,
     pub(super) age: Duration,
     pub(super) bytes: u64,
     pub(super) answer_bytes: u64,
 }
 
-impl Bounds {
+impl StoreBounds {
     /// The largest answer that is kept.
     pub(super) fn answer_bytes(&self) -> u64 {
         self.answer_bytes.min(self.bytes / ANSWER_PART)
@@ -37,19 +37,19 @@ impl Bounds {
 
 /// One key's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) keyed: Keyed,
-    pub(super) ended: Ended,
+pub(super) struct KeyRow {
+    pub(super) keyed: KeyedWrite,
+    pub(super) ended: WriteEnd,
     pub(super) time_ms: i64,
 }
 
-impl Row {
+impl KeyRow {
     pub(super) fn weight(&self) -> u64 {
-        ROW_BYTES + self.ended.answer.as_ref().map_or(0, |answer| super::rows::weight(answer) as u64)
+        ROW_BYTES + self.ended.answer.as_ref().map_or(0, |answer| super::database_rows::weight(answer) as u64)
     }
 
-    pub(super) fn meta(&self) -> Meta {
-        Meta {
+    pub(super) fn meta(&self) -> KeyRowMeta {
+        KeyRowMeta {
             keyed: self.keyed.clone(),
             time_ms: self.time_ms,
             done: self.ended.done,
@@ -61,8 +61,8 @@ impl Row {
 
 /// A row without its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Meta {
-    pub(super) keyed: Keyed,
+pub(super) struct KeyRowMeta {
+    pub(super) keyed: KeyedWrite,
     pub(super) time_ms: i64,
     pub(super) done: bool,
     pub(super) answered: bool,
@@ -70,27 +70,27 @@ pub(super) struct Meta {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct KeyEntry {
     write: Fingerprint,
     request: Box<str>,
     caller: Arc<str>,
     bytes: u64,
-    state: State,
+    state: KeyState,
 }
 
 #[derive(Debug)]
-enum State {
+enum KeyState {
     /// Its write is under way.
     Running,
     /// It has ended, and waits for the disk.
-    Waiting(Arc<Row>),
+    Waiting(Arc<KeyRow>),
     /// It is on disk.
     Kept { time_ms: i64, done: bool, answered: bool },
 }
 
-impl Entry {
-    fn new(keyed: &Keyed, bytes: u64, state: State) -> Self {
-        let Keyed { write, request, caller, .. } = keyed;
+impl KeyEntry {
+    fn new(keyed: &KeyedWrite, bytes: u64, state: KeyState) -> Self {
+        let KeyedWrite { write, request, caller, .. } = keyed;
         Self { write: *write, request: request.as_str().into(), caller: caller.clone(), bytes, state }
     }
 
@@ -99,24 +99,24 @@ impl Entry {
     }
 
     fn is_older_than(&self, oldest_ms: i64) -> bool {
-        matches!(self.state, State::Kept { time_ms, .. } if time_ms < oldest_ms)
+        matches!(self.state, KeyState::Kept { time_ms, .. } if time_ms < oldest_ms)
     }
 }
 
 /// What keys take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Held {
+struct KeyRoom {
     keys: u64,
     bytes: u64,
 }
 
 /// What is known of a key.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum KeyLookup {
     /// Nothing: it is claimed now.
     New,
     /// Its write is known.
-    Known(NotNew),
+    Known(EarlierUse),
     /// Its write has ended, and its answer is on disk.
     OnDisk { first: RequestId, done: bool },
     /// Nothing, and there is no room for a further key of its caller.
@@ -125,41 +125,41 @@ pub(super) enum Found {
 
 /// All keys.
 #[derive(Debug)]
-pub(super) struct Ledger {
-    bounds: Bounds,
-    entries: HashMap<Fingerprint, Entry>,
-    held: HashMap<Arc<str>, Held>,
+pub(super) struct KeyTable {
+    bounds: StoreBounds,
+    entries: HashMap<Fingerprint, KeyEntry>,
+    held: HashMap<Arc<str>, KeyRoom>,
     /// Those whose rows wait for the disk.
     waiting: HashSet<Fingerprint>,
     running: usize,
 }
 
-impl Ledger {
-    pub(super) fn new(bounds: Bounds) -> Self {
+impl KeyTable {
+    pub(super) fn new(bounds: StoreBounds) -> Self {
         Self { bounds, entries: HashMap::new(), held: HashMap::new(), waiting: HashSet::new(), running: 0 }
     }
 
     /// Claims the key, with room for its answer, or says what is known of it. `callers`: how many there are.
-    pub(super) fn claim(&mut self, keyed: &Keyed, callers: usize, now_ms: i64) -> Found {
+    pub(super) fn claim(&mut self, keyed: &KeyedWrite, callers: usize, now_ms: i64) -> KeyLookup {
         self.forget_if_old(&keyed.key, now_ms);
         if let Some(entry) = self.entries.get(&keyed.key) {
             let first = entry.request().unwrap_or(keyed.request);
             return match &entry.state {
-                _ if entry.write != keyed.write => Found::Known(NotNew::Other { first }),
-                State::Running => Found::Known(NotNew::Running { first }),
-                State::Waiting(row) => Found::Known(NotNew::Ended { first, ended: row.ended.clone() }),
-                State::Kept { done, answered: true, .. } => Found::OnDisk { first, done: *done },
-                State::Kept { done, .. } => {
-                    Found::Known(NotNew::Ended { first, ended: Ended { done: *done, answer: None } })
+                _ if entry.write != keyed.write => KeyLookup::Known(EarlierUse::Other { first }),
+                KeyState::Running => KeyLookup::Known(EarlierUse::Running { first }),
+                KeyState::Waiting(row) => KeyLookup::Known(EarlierUse::Ended { first, ended: row.ended.clone() }),
+                KeyState::Kept { done, answered: true, .. } => KeyLookup::OnDisk { first, done: *done },
+                KeyState::Kept { done, .. } => {
+                    KeyLookup::Known(EarlierUse::Ended { first, ended: WriteEnd { done: *done, answer: None } })
                 }
             };
         }
         let bytes = ROW_BYTES + self.bounds.answer_bytes();
         if !self.has_room(&keyed.caller, bytes, callers) {
-            return Found::NoRoom;
+            return KeyLookup::NoRoom;
         }
-        self.put(keyed.key, Entry::new(keyed, bytes, State::Running));
-        Found::New
+        self.put(keyed.key, KeyEntry::new(keyed, bytes, KeyState::Running));
+        KeyLookup::New
     }
 
     fn forget_if_old(&mut self, key: &Fingerprint, now_ms: i64) {
@@ -176,7 +176,7 @@ impl Ledger {
         let active = count(self.held.len() + usize::from(own.is_none()));
         let callers = count(callers).max(active);
         let own = own.unwrap_or_default();
-        let fits = |of: fn(&Held) -> u64, cost: u64, limit: u64| {
+        let fits = |of: fn(&KeyRoom) -> u64, cost: u64, limit: u64| {
             let kept = limit / 2 / callers;
             let share = limit.div_ceil(active.max(callers.min(2)));
             let (all, over) = self
@@ -192,17 +192,17 @@ impl Ledger {
     }
 
     /// The write with this key has ended.
-    pub(super) fn end(&mut self, row: Arc<Row>) {
-        self.put(row.keyed.key, Entry::new(&row.keyed, row.weight(), State::Waiting(row.clone())));
+    pub(super) fn end(&mut self, row: Arc<KeyRow>) {
+        self.put(row.keyed.key, KeyEntry::new(&row.keyed, row.weight(), KeyState::Waiting(row.clone())));
     }
 
     /// Adds how a key's write ended by what others know of it (the log, an operator), unless the same or something newer is known.
     /// `true`: it was not.
-    pub(super) fn fill_in(&mut self, row: Row) -> bool {
+    pub(super) fn fill_in(&mut self, row: KeyRow) -> bool {
         let is_known = self.entries.get(&row.keyed.key).is_some_and(|entry| match &entry.state {
-            State::Running => false, // whoever asks about a key in doubt claims it for a moment
-            State::Waiting(known) => known.keyed.request == row.keyed.request || known.time_ms >= row.time_ms,
-            State::Kept { time_ms, done, .. } => {
+            KeyState::Running => false, // whoever asks about a key in doubt claims it for a moment
+            KeyState::Waiting(known) => known.keyed.request == row.keyed.request || known.time_ms >= row.time_ms,
+            KeyState::Kept { time_ms, done, .. } => {
                 // What was rejected may have been asked once more.
                 let is_same = entry.request() == Some(row.keyed.request);
                 is_same || *time_ms >= row.time_ms && (*done || !row.ended.done)
@@ -215,15 +215,15 @@ impl Ledger {
     }
 
     /// A row that was found on disk.
-    pub(super) fn put_kept(&mut self, meta: &Meta) {
-        let Meta { time_ms, done, answered, .. } = *meta;
-        self.put(meta.keyed.key, Entry::new(&meta.keyed, meta.bytes, State::Kept { time_ms, done, answered }));
+    pub(super) fn put_kept(&mut self, meta: &KeyRowMeta) {
+        let KeyRowMeta { time_ms, done, answered, .. } = *meta;
+        self.put(meta.keyed.key, KeyEntry::new(&meta.keyed, meta.bytes, KeyState::Kept { time_ms, done, answered }));
     }
 
     /// A claim ends with nothing to tell: the key is free, if it was not taken meanwhile.
-    pub(super) fn free(&mut self, keyed: &Keyed) {
+    pub(super) fn free(&mut self, keyed: &KeyedWrite) {
         let is_running =
-            |entry: &Entry| matches!(entry.state, State::Running) && entry.request() == Some(keyed.request);
+            |entry: &KeyEntry| matches!(entry.state, KeyState::Running) && entry.request() == Some(keyed.request);
         if self.entries.get(&keyed.key).is_some_and(is_running) {
             self.remove(&keyed.key);
         }
@@ -231,10 +231,9 @@ impl Ledger {
 
     /// Forgets a key whose write did not take effect, unless another write has it by now. `true`: it was known.
     pub(super) fn release(&mut self, key: &Fingerprint, request: &RequestId) -> bool {
-        let is_its = self
-            .entries
-            .get(key)
-            .is_some_and(|entry| entry.request().as_ref() == Some(request) && !matches!(entry.state, State::Running));
+        let is_its = self.entries.get(key).is_some_and(|entry| {
+            entry.request().as_ref() == Some(request) && !matches!(entry.state, KeyState::Running)
+        });
         if is_its {
             self.remove(key);
         }
@@ -242,22 +241,22 @@ impl Ledger {
     }
 
     /// The rows that wait for the disk.
-    pub(super) fn waiting(&self) -> Vec<Arc<Row>> {
+    pub(super) fn waiting(&self) -> Vec<Arc<KeyRow>> {
         let row = |key: &Fingerprint| match &self.entries.get(key)?.state {
-            State::Waiting(row) => Some(row.clone()),
-            State::Running | State::Kept { .. } => None,
+            KeyState::Waiting(row) => Some(row.clone()),
+            KeyState::Running | KeyState::Kept { .. } => None,
         };
         self.waiting.iter().filter_map(row).collect()
     }
 
     /// Does this row wait for the disk?
-    pub(super) fn is_waiting(&self, row: &Arc<Row>) -> bool {
+    pub(super) fn is_waiting(&self, row: &Arc<KeyRow>) -> bool {
         let state = self.entries.get(&row.keyed.key).map(|entry| &entry.state);
-        matches!(state, Some(State::Waiting(waiting)) if Arc::ptr_eq(waiting, row))
+        matches!(state, Some(KeyState::Waiting(waiting)) if Arc::ptr_eq(waiting, row))
     }
 
     /// These rows are on disk.
-    pub(super) fn stored(&mut self, rows: &[Arc<Row>]) {
+    pub(super) fn stored(&mut self, rows: &[Arc<KeyRow>]) {
         for row in rows {
             if self.is_waiting(row) {
                 self.put_kept(&row.meta());
@@ -267,11 +266,11 @@ impl Ledger {
 
     /// What is on disk after the file was lost or mended, where memory knows all keys: what it lacks waits for the disk once more, without
     /// its answer. The keys that are there and are not to be.
-    pub(super) fn compare(&mut self, on_disk: &[Meta]) -> Vec<Fingerprint> {
-        let there: HashMap<Fingerprint, &Meta> = on_disk.iter().map(|meta| (meta.keyed.key, meta)).collect();
+    pub(super) fn compare(&mut self, on_disk: &[KeyRowMeta]) -> Vec<Fingerprint> {
+        let there: HashMap<Fingerprint, &KeyRowMeta> = on_disk.iter().map(|meta| (meta.keyed.key, meta)).collect();
         let mut lost = Vec::new();
         for (key, entry) in &mut self.entries {
-            let State::Kept { time_ms, done, answered } = &mut entry.state else { continue };
+            let KeyState::Kept { time_ms, done, answered } = &mut entry.state else { continue };
             let same =
                 there.get(key).filter(|meta| meta.keyed.request.as_str() == &*entry.request && meta.done == *done);
             match same {
@@ -284,8 +283,8 @@ impl Ledger {
             let (write, caller) = (entry.write, entry.caller.clone());
             match entry.request().filter(|_| done) {
                 Some(request) => {
-                    let keyed = Keyed { key, write, request, caller };
-                    self.end(Arc::new(Row { keyed, ended: Ended { done, answer: None }, time_ms }));
+                    let keyed = KeyedWrite { key, write, request, caller };
+                    self.end(Arc::new(KeyRow { keyed, ended: WriteEnd { done, answer: None }, time_ms }));
                 }
                 None => self.remove(&key),
             }
@@ -308,28 +307,28 @@ impl Ledger {
         self.entries.len() - self.running
     }
 
-    fn put(&mut self, key: Fingerprint, mut entry: Entry) {
+    fn put(&mut self, key: Fingerprint, mut entry: KeyEntry) {
         self.remove(&key);
         if let Some((caller, _)) = self.held.get_key_value(&entry.caller) {
             entry.caller = caller.clone(); // one text for all keys of a caller
         }
         let held = self.held.entry(entry.caller.clone()).or_default();
-        *held = Held { keys: held.keys + 1, bytes: held.bytes + entry.bytes };
+        *held = KeyRoom { keys: held.keys + 1, bytes: held.bytes + entry.bytes };
         match entry.state {
-            State::Running => self.running += 1,
-            State::Waiting(_) => drop(self.waiting.insert(key)),
-            State::Kept { .. } => {}
+            KeyState::Running => self.running += 1,
+            KeyState::Waiting(_) => drop(self.waiting.insert(key)),
+            KeyState::Kept { .. } => {}
         }
         self.entries.insert(key, entry);
     }
 
     fn remove(&mut self, key: &Fingerprint) {
         let Some(entry) = self.entries.remove(key) else { return };
-        self.running -= usize::from(matches!(entry.state, State::Running));
+        self.running -= usize::from(matches!(entry.state, KeyState::Running));
         self.waiting.remove(key);
         if let Slot::Occupied(mut held) = self.held.entry(entry.caller) {
-            let Held { keys, bytes } = *held.get();
-            *held.get_mut() = Held { keys: keys - 1, bytes: bytes.saturating_sub(entry.bytes) };
+            let KeyRoom { keys, bytes } = *held.get();
+            *held.get_mut() = KeyRoom { keys: keys - 1, bytes: bytes.saturating_sub(entry.bytes) };
             if keys == 1 {
                 held.remove();
             }
@@ -345,31 +344,31 @@ fn count(number: usize) -> u64 {
 mod tests {
     use super::*;
 
-    fn ledger(keys: u64) -> Ledger {
+    fn keys(keys: u64) -> KeyTable {
         let age = Duration::from_secs(3600);
-        Ledger::new(Bounds { keys, age, bytes: 1 << 40, answer_bytes: 100 })
+        KeyTable::new(StoreBounds { keys, age, bytes: 1 << 40, answer_bytes: 100 })
     }
 
     /// How many further keys this caller gets.
-    fn fill(ledger: &mut Ledger, caller: &str, most: usize, callers: usize) -> usize {
+    fn fill(keys: &mut KeyTable, caller: &str, most: usize, callers: usize) -> usize {
         let claims = (0..most).take_while(|n| {
-            let (name, text) = (caller.as_bytes(), format!("{n} of {}", ledger.entries.len()));
+            let (name, text) = (caller.as_bytes(), format!("{n} of {}", keys.entries.len()));
             let key = Fingerprint::of(b"key", &[name, text.as_bytes()]);
             let request = RequestId::parse(b"r").unwrap();
-            let keyed = Keyed { key, write: key, request, caller: caller.into() };
-            matches!(ledger.claim(&keyed, callers, 0), Found::New)
+            let keyed = KeyedWrite { key, write: key, request, caller: caller.into() };
+            matches!(keys.claim(&keyed, callers, 0), KeyLookup::New)
         });
         claims.count()
     }
 
     #[test]
     fn a_caller_below_its_share_finds_room_however_much_another_asks_for() {
-        let mut alone = ledger(100);
+        let mut alone = keys(100);
         assert_eq!(fill(&mut alone, "a", 200, 1), 100, "nobody else is there");
-        let mut two = ledger(100);
+        let mut two = keys(100);
         assert_eq!((fill(&mut two, "a", 200, 2), fill(&mut two, "b", 200, 2)), (50, 50));
         assert_eq!(fill(&mut two, "a", 1, 2), 0, "past its share");
-        let mut few = ledger(1);
+        let mut few = keys(1);
         assert_eq!(fill(&mut few, "a", 2, 4), 1, "one is better than none");
     }
 
@@ -378,42 +377,42 @@ mod tests {
     fn the_part_that_is_kept_for_a_caller_is_there_whenever_it_comes() {
         let mut random = crate::hash::sha256(b"shares");
         for callers in 1..=9_usize {
-            let (limit, mut ledger) = (97, ledger(97));
+            let (limit, mut keys) = (97, keys(97));
             let kept = 97 / 2 / callers;
             for _ in 0..40 {
                 random = crate::hash::sha256(&random);
                 let caller = (usize::from(random[0]) % callers).to_string();
-                fill(&mut ledger, &caller, usize::from(random[1]) % 30, callers);
+                fill(&mut keys, &caller, usize::from(random[1]) % 30, callers);
             }
             for caller in 0..callers {
                 let caller = caller.to_string();
-                fill(&mut ledger, &caller, kept, callers);
-                let held = ledger.held.get(caller.as_str()).copied().unwrap_or_default();
+                fill(&mut keys, &caller, kept, callers);
+                let held = keys.held.get(caller.as_str()).copied().unwrap_or_default();
                 assert!(held.keys >= kept as u64, "{callers} callers: {caller} has {held:?} of {kept}");
             }
-            let all: u64 = ledger.held.values().map(|held| held.keys).sum();
-            assert!(all <= limit && all == ledger.entries.len() as u64, "{callers} callers: {all}");
+            let all: u64 = keys.held.values().map(|held| held.keys).sum();
+            assert!(all <= limit && all == keys.entries.len() as u64, "{callers} callers: {all}");
         }
     }
 
     #[test]
     fn what_is_given_back_is_free_and_counted_once() {
-        let mut ledger = ledger(2);
+        let mut keys = keys(2);
         let id = |text: &str| RequestId::parse(text.as_bytes()).unwrap();
         let key = Fingerprint::of(b"key", &[b"k"]);
-        let keyed = |request| Keyed { key, write: key, request: id(request), caller: "a".into() };
-        assert!(matches!(ledger.claim(&keyed("r-1"), 1, 0), Found::New));
-        ledger.free(&keyed("r-2"));
-        assert!(matches!(ledger.claim(&keyed("r-2"), 1, 0), Found::Known(NotNew::Running { .. })));
-        ledger.free(&keyed("r-1"));
-        assert_eq!((ledger.entries.len(), ledger.held.len(), ledger.running), (0, 0, 0));
-        assert!(matches!(ledger.claim(&keyed("r-2"), 1, 0), Found::New));
-        let row = Row { keyed: keyed("r-2"), ended: Ended { done: true, answer: None }, time_ms: 0 };
-        ledger.end(Arc::new(row));
-        let rows = ledger.waiting();
-        ledger.stored(&rows);
-        assert_eq!((rows.len(), ledger.waiting().len(), ledger.kept(), ledger.running), (1, 0, 1, 0));
-        assert_eq!(ledger.held.values().copied().collect::<Vec<_>>(), [Held { keys: 1, bytes: ROW_BYTES }]);
-        assert_eq!((ledger.expire(3_600_001), ledger.held.len(), ledger.entries.len()), (1, 0, 0));
+        let keyed = |request| KeyedWrite { key, write: key, request: id(request), caller: "a".into() };
+        assert!(matches!(keys.claim(&keyed("r-1"), 1, 0), KeyLookup::New));
+        keys.free(&keyed("r-2"));
+        assert!(matches!(keys.claim(&keyed("r-2"), 1, 0), KeyLookup::Known(EarlierUse::Running { .. })));
+        keys.free(&keyed("r-1"));
+        assert_eq!((keys.entries.len(), keys.held.len(), keys.running), (0, 0, 0));
+        assert!(matches!(keys.claim(&keyed("r-2"), 1, 0), KeyLookup::New));
+        let row = KeyRow { keyed: keyed("r-2"), ended: WriteEnd { done: true, answer: None }, time_ms: 0 };
+        keys.end(Arc::new(row));
+        let rows = keys.waiting();
+        keys.stored(&rows);
+        assert_eq!((rows.len(), keys.waiting().len(), keys.kept(), keys.running), (1, 0, 1, 0));
+        assert_eq!(keys.held.values().copied().collect::<Vec<_>>(), [KeyRoom { keys: 1, bytes: ROW_BYTES }]);
+        assert_eq!((keys.expire(3_600_001), keys.held.len(), keys.entries.len()), (1, 0, 0));
     }
 }

@@ -13,10 +13,10 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::html;
-use super::problem::Problem;
-use super::query::Query;
-use super::render::{self, Page, Table, Whole, with_body};
-use super::routes::Form;
+use super::query::PageQuery;
+use super::refusal::OperatorRefusal;
+use super::render::{self, Page, PageBody, PageTable, with_body};
+use super::routes::PageFormat;
 use super::state::OperatorState;
 use crate::audit::{self, Answer, Filter, FollowEvent, Kind, csv, csv_header};
 
@@ -40,18 +40,18 @@ const NOTE: [&str; 6] = ["refusal", "outcome", "event", "count", "codes", "detai
 
 /// `/audit`: records, newest first.
 #[derive(Debug, Serialize)]
-pub(super) struct Records {
+pub(super) struct RecordsPage {
     records: Vec<Box<RawValue>>,
     next: Option<u64>,
     #[serde(skip)]
-    asked: Query,
+    asked: PageQuery,
     #[serde(skip)]
-    choices: Choices,
+    choices: FormChoices,
 }
 
 /// What the search form offers.
 #[derive(Debug)]
-struct Choices {
+struct FormChoices {
     callers: Vec<Arc<str>>,
     operations: Vec<Arc<str>>,
 }
@@ -60,27 +60,31 @@ struct Choices {
 ///
 /// # Errors
 /// A parameter that is no filter; a query that has no answer.
-pub(super) async fn page(state: &OperatorState, form: Form, query: &Query) -> Result<Response<Whole>, Problem> {
+pub(super) async fn page(
+    state: &OperatorState,
+    form: PageFormat,
+    query: &PageQuery,
+) -> Result<Response<PageBody>, OperatorRefusal> {
     let filter = Filter::parse(query.iter(), state.gateway.clock.wall())?;
     let policy = state.gateway.policy();
-    let choices = Choices {
+    let choices = FormChoices {
         callers: policy.members.iter().map(|member| member.config.name.clone()).collect(),
         operations: policy.catalogue().rows().iter().map(|row| row.id.clone()).collect(),
     };
     state.gateway.log.flush().await;
     let asked = query.clone();
     let show = move |found: audit::RecordPage| {
-        let records = Records { records: found.records, next: found.next, asked, choices };
+        let records = RecordsPage { records: found.records, next: found.next, asked, choices };
         render::page(&records, form, &records.asked)
     };
     Ok(state.gateway.log.query_as(filter, show).await?)
 }
 
-impl Page for Records {
+impl Page for RecordsPage {
     const TITLE: &str = "Audit";
     const PATH: &str = "/audit";
 
-    fn table(&self) -> Table {
+    fn table(&self) -> PageTable {
         let row = |line: &RawValue| {
             let record: Map<String, Value> = serde_json::from_str(line.get()).unwrap_or_default();
             let note: Vec<_> =
@@ -93,7 +97,7 @@ impl Page for Records {
             };
             COLUMNS.iter().map(cell).collect()
         };
-        Table { columns: &COLUMNS, rows: self.records.iter().map(|line| row(line)).collect() }
+        PageTable { columns: &COLUMNS, rows: self.records.iter().map(|line| row(line)).collect() }
     }
 
     fn csv(&self) -> String {
@@ -117,7 +121,7 @@ impl Page for Records {
     }
 }
 
-impl Records {
+impl RecordsPage {
     fn form(&self) -> Markup {
         let words = |all: &[&'static str]| all.iter().map(|word| Arc::from(*word)).collect::<Vec<_>>();
         let kinds = words(&Kind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
@@ -175,9 +179,9 @@ fn shown(value: Option<&Value>) -> String {
 ///
 /// # Errors
 /// A parameter that is no filter; too many followers.
-pub(super) fn follow(state: &OperatorState, query: &Query) -> Result<Response<Whole>, Problem> {
+pub(super) fn follow(state: &OperatorState, query: &PageQuery) -> Result<Response<PageBody>, OperatorRefusal> {
     let filter = Filter::parse(query.iter(), state.gateway.clock.wall())?;
-    let turn = state.followers.clone().try_acquire_owned().map_err(|_| Problem::TooManyFollowers)?;
+    let turn = state.followers.clone().try_acquire_owned().map_err(|_| OperatorRefusal::TooManyFollowers)?;
     let start = (state.gateway.log.follow(filter), [state.gateway.tasks.stopping(), state.key_replaced()], turn);
     let lines = stream::unfold(start, |(mut follow, ends, turn)| async move {
         let [stopping, replaced] = &ends;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body::Body;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
-use super::problem::{BODY_BYTES_MAX, Problem};
+use super::refusal::{BODY_BYTES_MAX, OperatorRefusal};
 
 /// A body that takes longer is given up.
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
@@ -15,14 +15,14 @@ const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// It is too large, too slow or cut.
-pub(super) async fn read<B>(body: B) -> Result<Bytes, Problem>
+pub(super) async fn read<B>(body: B) -> Result<Bytes, OperatorRefusal>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let whole = tokio::time::timeout(BODY_TIME_MAX, Limited::new(body, BODY_BYTES_MAX).collect()).await;
-    match whole.map_err(|_| Problem::BodySlow)? {
+    match whole.map_err(|_| OperatorRefusal::BodySlow)? {
         Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Problem::BodyTooLarge),
-        Err(_) => Err(Problem::BadBody { why: "the body was cut: send it again".to_owned() }),
+        Err(error) if error.is::<LengthLimitError>() => Err(OperatorRefusal::BodyTooLarge),
+        Err(_) => Err(OperatorRefusal::BadBody { why: "the body was cut: send it again".to_owned() }),
     }
 }

@@ -10,7 +10,7 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, header};
 use secrecy::zeroize::Zeroizing;
 
-use super::problem::Problem;
+use super::refusal::OperatorRefusal;
 use super::state::OperatorState;
 use crate::config::{Listen, Operator};
 
@@ -18,13 +18,13 @@ use crate::config::{Listen, Operator};
 /// rebinding) is not.
 ///
 /// # Errors
-/// [`Problem::UnknownHost`]; also when there is none, or two.
-pub(super) fn host(head: &Parts, operator: &Operator) -> Result<Authority, Problem> {
+/// [`OperatorRefusal::UnknownHost`]; also when there is none, or two.
+pub(super) fn host(head: &Parts, operator: &Operator) -> Result<Authority, OperatorRefusal> {
     let mut fields = head.headers.get_all(header::HOST).iter();
     let (field, second) = (fields.next(), fields.next());
     let named = head.uri.authority().cloned();
     let authority = named.or_else(|| Authority::try_from(field?.as_bytes()).ok());
-    authority.filter(|authority| second.is_none() && is_ours(authority, operator)).ok_or(Problem::UnknownHost)
+    authority.filter(|authority| second.is_none() && is_ours(authority, operator)).ok_or(OperatorRefusal::UnknownHost)
 }
 
 /// The port does not count: nobody else answers at ours, and forwarded ports differ.
@@ -58,14 +58,14 @@ fn listens(listen: &Listen, ip: IpAddr) -> bool {
 /// Refuses what another site's page sends.
 ///
 /// # Errors
-/// [`Problem::ForeignOrigin`].
-pub(super) fn origin(head: &Parts, authority: &Authority) -> Result<(), Problem> {
+/// [`OperatorRefusal::ForeignOrigin`].
+pub(super) fn origin(head: &Parts, authority: &Authority) -> Result<(), OperatorRefusal> {
     let own = |origin: &HeaderValue| origin.to_str().is_ok_and(|origin| is_same(origin, authority));
     let site = head.headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
     let reads = matches!(head.method, Method::GET | Method::HEAD);
     let crosses = !reads && site.is_some_and(|site| !matches!(site, b"same-origin" | b"none"));
     let ours = head.headers.get_all(header::ORIGIN).iter().all(own);
-    if ours && !crosses { Ok(()) } else { Err(Problem::ForeignOrigin) }
+    if ours && !crosses { Ok(()) } else { Err(OperatorRefusal::ForeignOrigin) }
 }
 
 fn is_same(origin: &str, authority: &Authority) -> bool {
@@ -84,21 +84,25 @@ fn is_same(origin: &str, authority: &Authority) -> bool {
 ///
 /// # Errors
 /// No key, a wrong one, two, or too many wrong ones.
-pub(super) fn key(state: &Arc<OperatorState>, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), Problem> {
+pub(super) fn key(
+    state: &Arc<OperatorState>,
+    peer: Option<IpAddr>,
+    headers: &HeaderMap,
+) -> Result<(), OperatorRefusal> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
-    let field = fields.next().ok_or(Problem::NoKey)?;
+    let field = fields.next().ok_or(OperatorRefusal::NoKey)?;
     if fields.next().is_some() {
-        return Err(Problem::TwoCredentials);
+        return Err(OperatorRefusal::TwoCredentials);
     }
-    let key = shown(field).ok_or(Problem::NoKey)?;
+    let key = shown(field).ok_or(OperatorRefusal::NoKey)?;
     if state.opens_to(&key) {
         return Ok(());
     }
     if let Some(retry_after) = state.failures.blocked(peer) {
-        return Err(Problem::TooManyFailures { retry_after });
+        return Err(OperatorRefusal::TooManyFailures { retry_after });
     }
     state.failures.add(peer);
-    Err(Problem::WrongKey)
+    Err(OperatorRefusal::WrongKey)
 }
 
 /// The key of `Bearer KEY`, or of `Basic` as the password of any name.

@@ -3,8 +3,8 @@
 use http::StatusCode;
 use maud::{DOCTYPE, Markup, html};
 
-use super::query::Query;
-use super::render::{Page, Table};
+use super::query::PageQuery;
+use super::render::{Page, PageTable};
 use crate::words::visible;
 
 /// The pages, in the order of the menu.
@@ -20,7 +20,7 @@ const MENU: [(&str, &str); 8] = [
 ];
 
 /// A whole page.
-pub(super) fn page<P: Page>(page: &P, query: &Query) -> Markup {
+pub(super) fn page<P: Page>(page: &P, query: &PageQuery) -> Markup {
     let query = query.suffix();
     let body = html! {
         h1 { (P::TITLE) }
@@ -72,7 +72,7 @@ fn shell(title: &str, path: &str, body: &Markup) -> Markup {
 }
 
 /// A table, or the hint where it has no rows.
-pub(super) fn table(table: &Table, hint: &str) -> Markup {
+pub(super) fn table(table: &PageTable, hint: &str) -> Markup {
     html! {
         @if table.rows.is_empty() {
             p.empty { (hint) }
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn what_is_in_records_is_text() {
         let rows = vec![vec!["<script>alert(1)</script>".to_owned(), "a\u{202e}b\u{1b}[31m".to_owned()]];
-        let shown = table(&Table { columns: &["one", "two"], rows }, "none").into_string();
+        let shown = table(&PageTable { columns: &["one", "two"], rows }, "none").into_string();
         assert!(shown.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{shown}");
         assert!(shown.contains("a\\u{202e}b\\u{1b}[31m"), "{shown}");
         assert!(!shown.contains('\u{202e}') && !shown.contains('\u{1b}'));
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_table_without_rows_says_what_would_be_there() {
-        let shown = table(&Table { columns: &["one"], rows: vec![] }, "No write is in doubt.").into_string();
+        let shown = table(&PageTable { columns: &["one"], rows: vec![] }, "No write is in doubt.").into_string();
         assert_eq!(shown, "<p class=\"empty\">No write is in doubt.</p>");
     }
 }

@@ -15,9 +15,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::pages::buckets;
-use super::problem::Problem;
-use super::render::{Whole, text};
-use super::routes::Form;
+use super::refusal::OperatorRefusal;
+use super::render::{PageBody, text};
+use super::routes::PageFormat;
 use super::state::OperatorState;
 use super::{health, process};
 use crate::callers::Kind;
@@ -27,36 +27,36 @@ use crate::shares::Shared;
 use crate::upstream::BreakerStatus;
 
 /// The answer to a scrape.
-pub(super) fn metrics(state: &Arc<OperatorState>) -> Response<Whole> {
+pub(super) fn metrics(state: &Arc<OperatorState>) -> Response<PageBody> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape(state.clone())));
+    registry.register_collector(Box::new(MetricsScrape(state.clone())));
     let mut out = String::with_capacity(16 * 1024);
     match prometheus_client::encoding::text::encode(&mut out, &registry) {
         Ok(()) => text("application/openmetrics-text; version=1.0.0; charset=utf-8", out),
-        Err(fmt::Error) => Problem::Internal.response(Form::Json),
+        Err(fmt::Error) => OperatorRefusal::Internal.response(PageFormat::Json),
     }
 }
 
-struct Scrape(Arc<OperatorState>);
+struct MetricsScrape(Arc<OperatorState>);
 
-impl fmt::Debug for Scrape {
+impl fmt::Debug for MetricsScrape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Scrape")
     }
 }
 
-impl Collector for Scrape {
+impl Collector for MetricsScrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut sheet = Sheet(encoder);
+        let mut writer = MetricsWriter(encoder);
         let state = &self.0;
-        requests(&mut sheet, state)?;
-        shares(&mut sheet, state)?;
-        upstream(&mut sheet, state)?;
-        quota(&mut sheet, state)?;
-        cache(&mut sheet, state)?;
-        log(&mut sheet, state)?;
-        itself(&mut sheet, state)?;
-        kernel(&mut sheet, state.started)
+        requests(&mut writer, state)?;
+        shares(&mut writer, state)?;
+        upstream(&mut writer, state)?;
+        quota(&mut writer, state)?;
+        cache(&mut writer, state)?;
+        log(&mut writer, state)?;
+        itself(&mut writer, state)?;
+        kernel(&mut writer, state.started)
     }
 }
 
@@ -64,9 +64,9 @@ impl Collector for Scrape {
 type Labels<const N: usize> = [(&'static str, String); N];
 
 /// The text that is being written.
-struct Sheet<'e>(DescriptorEncoder<'e>);
+struct MetricsWriter<'e>(DescriptorEncoder<'e>);
 
-impl Sheet<'_> {
+impl MetricsWriter<'_> {
     fn counters<const N: usize, V: EncodeCounterValue>(
         &mut self,
         name: &str,
@@ -112,7 +112,7 @@ impl Sheet<'_> {
     }
 }
 
-fn requests(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+fn requests(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let gateway = &state.gateway;
     let (policy, metrics) = (gateway.policy(), &gateway.metrics);
     let labels = |caller: &str, operation: Option<Arc<str>>, outcome: &str| {
@@ -127,22 +127,22 @@ fn requests(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
     let known = known.map(|(name, operation, source, count)| (labels(&name, operation, source.as_str()), count));
     let unidentified = (labels("", None, "refused"), metrics.unidentified.load(Ordering::Relaxed));
     let help = "Answers, by caller (none: not known), operation (none: not classified) and where the answer came from";
-    sheet.counters("makegate_requests", help, known.chain([unidentified]))?;
+    writer.counters("makegate_requests", help, known.chain([unidentified]))?;
     let help = "Time from the moment a request was read whole to its answer";
-    sheet.durations("makegate_request_duration", help, &metrics.requests)?;
-    sheet.gauge("makegate_requests_under_way", "Requests under way", gateway.under_way())?;
+    writer.durations("makegate_request_duration", help, &metrics.requests)?;
+    writer.gauge("makegate_requests_under_way", "Requests under way", gateway.under_way())?;
     let connections = state.connections().into_iter().map(|(door, count)| ([("door", door.to_owned())], count));
-    sheet.gauges("makegate_connections", "Connections, by door", connections)?;
-    sheet.count("makegate_faults", "Requests that failed for a fault of makegate's own", &metrics.faults)?;
-    sheet.counter("makegate_operator_key_failures", "Wrong operator keys", state.failures.total())
+    writer.gauges("makegate_connections", "Connections, by door", connections)?;
+    writer.count("makegate_faults", "Requests that failed for a fault of makegate's own", &metrics.faults)?;
+    writer.counter("makegate_operator_key_failures", "Wrong operator keys", state.failures.total())
 }
 
 /// What callers share beside Make's quota.
-fn shares(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+fn shares(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let (shared, policy) = (&state.gateway.callers.shared, state.gateway.policy());
     let by_kind = |amount: fn(&Shared) -> u64| shared.iter().map(move |(kind, one)| (labelled(kind), amount(one)));
-    sheet.gauges("makegate_shared_taken", "What callers have of what they share, by kind", by_kind(Shared::taken))?;
-    sheet.gauges("makegate_shared_limit", "How much of it there is", by_kind(Shared::limit))?;
+    writer.gauges("makegate_shared_taken", "What callers have of what they share, by kind", by_kind(Shared::taken))?;
+    writer.gauges("makegate_shared_limit", "How much of it there is", by_kind(Shared::limit))?;
     let refused = policy.members.iter().flat_map(|member| {
         let holds = member.state.holds.iter().filter(|(_, holder)| holder.refused() > 0);
         holds.map(|(kind, holder)| {
@@ -151,44 +151,48 @@ fn shares(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
         })
     });
     let help = "Requests that found their caller's share taken, or nothing free of it, by caller and kind";
-    sheet.counters("makegate_share_refusals", help, refused)
+    writer.counters("makegate_share_refusals", help, refused)
 }
 
 fn labelled(kind: Kind) -> Labels<1> {
     [("kind", kind.as_str().to_owned())]
 }
 
-fn upstream(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+fn upstream(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let metrics = &state.gateway.metrics;
     let attempts = ENDINGS.iter().zip(&metrics.attempts);
     let attempts = attempts.map(|(ending, count)| ([("result", (*ending).to_owned())], count.load(Ordering::Relaxed)));
-    sheet.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
+    writer.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
     let upstream = state.gateway.upstream();
     let (standing, silent) = (upstream.breaker().status(), upstream.breaker().silent());
     let states =
         [(BreakerStatus::Closed, "closed"), (BreakerStatus::Open, "open"), (BreakerStatus::Probing, "probing")];
     let states = states.map(|(state, name)| ([("state", name.to_owned())], u64::from(state == standing)));
     let help = "What the breaker does: 1 at its state (closed: requests go upstream)";
-    sheet.gauges("makegate_upstream_breaker", help, states)?;
+    writer.gauges("makegate_upstream_breaker", help, states)?;
     let help = "Operations of organizations that are not sent for a while, because the upstream did not answer them";
-    sheet.gauge("makegate_upstream_silent", help, silent)?;
+    writer.gauge("makegate_upstream_silent", help, silent)?;
     let (in_use, waiting) = upstream.load();
-    sheet.gauge("makegate_upstream_connections", "Connections to the upstream in use", in_use)?;
-    sheet.gauge("makegate_upstream_waiting", "Requests that wait for one", waiting)?;
-    sheet.count("makegate_token_refused", "Upstream answers 401 to the gateway's own token", &metrics.token_refused)?;
-    sheet.count("makegate_token_leaks", "Upstream answers withheld because they held the token", &metrics.leaks)?;
+    writer.gauge("makegate_upstream_connections", "Connections to the upstream in use", in_use)?;
+    writer.gauge("makegate_upstream_waiting", "Requests that wait for one", waiting)?;
+    writer.count(
+        "makegate_token_refused",
+        "Upstream answers 401 to the gateway's own token",
+        &metrics.token_refused,
+    )?;
+    writer.count("makegate_token_leaks", "Upstream answers withheld because they held the token", &metrics.leaks)?;
     let help = "Upstream answers 403 that are not Make's: something before it refused";
-    sheet.count("makegate_edge_refused", help, &metrics.edge_refused)
+    writer.count("makegate_edge_refused", help, &metrics.edge_refused)
 }
 
-fn quota(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+fn quota(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let buckets = buckets(&state.gateway.quota);
     if let Some(least) = buckets.iter().map(|bucket| bucket.remaining).min() {
         let help = "What is left of the upstream's quota where least is left";
-        sheet.gauge("makegate_quota_remaining", help, least)?;
+        writer.gauge("makegate_quota_remaining", help, least)?;
     }
     let waiting = buckets.iter().map(|bucket| bucket.waiting).sum::<u64>();
-    sheet.gauge("makegate_quota_waiting", "Requests that wait for quota", waiting)?;
+    writer.gauge("makegate_quota_waiting", "Requests that wait for quota", waiting)?;
     let mut ledger = BTreeMap::<&str, [u64; 3]>::new();
     for one in buckets.iter().flat_map(|bucket| &bucket.callers) {
         let [sent, saved, refused] = ledger.entry(&one.name).or_default();
@@ -200,71 +204,71 @@ fn quota(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
         ledger.iter().map(move |(name, line)| ([("caller", (*name).to_owned())], count(line)))
     };
     let help = "Attempts that took a slot, by caller";
-    sheet.counters("makegate_quota_sent", help, by_caller(|[sent, ..]| *sent))?;
+    writer.counters("makegate_quota_sent", help, by_caller(|[sent, ..]| *sent))?;
     let help = "Answers from memory that would have taken a slot, by caller";
-    sheet.counters("makegate_quota_saved", help, by_caller(|[_, saved, _]| *saved))?;
+    writer.counters("makegate_quota_saved", help, by_caller(|[_, saved, _]| *saved))?;
     let help = "Requests for a slot that were refused, by caller";
-    sheet.counters("makegate_quota_refused", help, by_caller(|[.., refused]| *refused))?;
+    writer.counters("makegate_quota_refused", help, by_caller(|[.., refused]| *refused))?;
     let closed = buckets.iter().filter(|bucket| bucket.closed_for_ms.is_some()).count();
-    sheet.gauge("makegate_quota_closed", "Buckets that the upstream's own 429 has closed", closed)?;
-    sheet.durations("makegate_quota_wait", "Waits for quota", &state.gateway.metrics.quota_waits)
+    writer.gauge("makegate_quota_closed", "Buckets that the upstream's own 429 has closed", closed)?;
+    writer.durations("makegate_quota_wait", "Waits for quota", &state.gateway.metrics.quota_waits)
 }
 
-fn cache(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+fn cache(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let size = state.gateway.cache.size();
     let results = [("hit", size.hits), ("miss", size.misses)].map(|(name, n)| ([("result", name.to_owned())], n));
-    sheet.counters("makegate_cache_requests", "Reads that looked in memory", results)?;
-    sheet.gauge("makegate_cache_entries", "Entries in memory", size.entries)?;
-    sheet.gauge("makegate_cache_bytes", "What they weigh", size.bytes)?;
-    sheet.gauge("makegate_cache_capacity_bytes", "What they may weigh", size.capacity_bytes)?;
+    writer.counters("makegate_cache_requests", "Reads that looked in memory", results)?;
+    writer.gauge("makegate_cache_entries", "Entries in memory", size.entries)?;
+    writer.gauge("makegate_cache_bytes", "What they weigh", size.bytes)?;
+    writer.gauge("makegate_cache_capacity_bytes", "What they may weigh", size.capacity_bytes)?;
     let help = "Answers that were stored although the upstream said not to";
-    sheet.count("makegate_cache_overruled", help, &state.gateway.metrics.overruled)?;
-    sheet.count("makegate_cache_refreshed_ahead", "Fetches of what was still fresh", &state.gateway.metrics.ahead)
+    writer.count("makegate_cache_overruled", help, &state.gateway.metrics.overruled)?;
+    writer.count("makegate_cache_refreshed_ahead", "Fetches of what was still fresh", &state.gateway.metrics.ahead)
 }
 
-fn log(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+fn log(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let log = &state.gateway.log;
     let counts = log.counts();
-    sheet.gauge(
+    writer.gauge(
         "makegate_audit_backlog",
         "Records that are not on disk yet, or that room is kept for",
         log.backlog(),
     )?;
-    sheet.gauge("makegate_audit_writable", "1: writes are accepted", u64::from(log.writable()))?;
-    sheet.counter("makegate_audit_records", "Records on disk since the start", counts.records)?;
-    sheet.counter("makegate_audit_written_bytes", "Their bytes", counts.bytes)?;
-    sheet.counter("makegate_audit_syncs", "Calls of fdatasync", counts.syncs)?;
-    sheet.counter("makegate_audit_failures", "Writes to disk and calls of fdatasync that failed", counts.failures)?;
-    sheet.counter("makegate_audit_refused", "Requests that got no room in the log or no disk", counts.refused)?;
+    writer.gauge("makegate_audit_writable", "1: writes are accepted", u64::from(log.writable()))?;
+    writer.counter("makegate_audit_records", "Records on disk since the start", counts.records)?;
+    writer.counter("makegate_audit_written_bytes", "Their bytes", counts.bytes)?;
+    writer.counter("makegate_audit_syncs", "Calls of fdatasync", counts.syncs)?;
+    writer.counter("makegate_audit_failures", "Writes to disk and calls of fdatasync that failed", counts.failures)?;
+    writer.counter("makegate_audit_refused", "Requests that got no room in the log or no disk", counts.refused)?;
     let help = "Requests that were refused without a record, because the log had no room";
-    sheet.count("makegate_audit_unrecorded", help, &state.gateway.metrics.unrecorded)?;
+    writer.count("makegate_audit_unrecorded", help, &state.gateway.metrics.unrecorded)?;
     let help = "Refusals that the log holds as a count, not as a record each";
-    sheet.counter("makegate_audit_counted", help, state.gateway.refusal_tally.counted())?;
-    sheet.gauge("makegate_writes_in_doubt", "Writes whose effect is not known; see /doubts", counts.doubts)?;
+    writer.counter("makegate_audit_counted", help, state.gateway.refusal_tally.counted())?;
+    writer.gauge("makegate_writes_in_doubt", "Writes whose effect is not known; see /doubts", counts.doubts)?;
     let help = "Idempotency keys whose first answer is kept";
-    sheet.gauge("makegate_idempotency_keys", help, state.gateway.idempotency.kept())?;
+    writer.gauge("makegate_idempotency_keys", help, state.gateway.idempotency.kept())?;
     let metrics = &state.gateway.metrics;
-    sheet.count("makegate_looks", "Reads made to see what became of a write in doubt", &metrics.looks)?;
-    sheet.count("makegate_looks_settled", "Writes in doubt that those settled", &metrics.settled_by_look)
+    writer.count("makegate_looks", "Reads made to see what became of a write in doubt", &metrics.looks)?;
+    writer.count("makegate_looks_settled", "Writes in doubt that those settled", &metrics.settled_by_look)
 }
 
-fn itself(sheet: &mut Sheet<'_>, state: &OperatorState) -> fmt::Result {
+fn itself(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let in_force = state.in_force();
     let successful = u64::from(in_force.error.is_none());
-    sheet.gauge("makegate_config_last_reload_successful", "1: the last (re)load took effect", successful)?;
+    writer.gauge("makegate_config_last_reload_successful", "1: the last (re)load took effect", successful)?;
     let help = "When the last (re)load was tried";
-    sheet.gauge("makegate_config_last_reload_timestamp_seconds", help, seconds(in_force.loaded))?;
+    writer.gauge("makegate_config_last_reload_timestamp_seconds", help, seconds(in_force.loaded))?;
     let help = "Lines of the process log that were dropped, because nobody took them in time";
-    sheet.counter("makegate_log_lines_dropped", help, process_log::dropped())?;
-    sheet.gauge("makegate_ready", "1: ready for requests", u64::from(health::is_ready(state)))?;
-    let mut build = sheet.0.encode_descriptor("makegate_build", "What is running", None, MetricType::Info)?;
+    writer.counter("makegate_log_lines_dropped", help, process_log::dropped())?;
+    writer.gauge("makegate_ready", "1: ready for requests", u64::from(health::is_ready(state)))?;
+    let mut build = writer.0.encode_descriptor("makegate_build", "What is running", None, MetricType::Info)?;
     build.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
 }
 
-fn kernel(sheet: &mut Sheet<'_>, started: Timestamp) -> fmt::Result {
+fn kernel(writer: &mut MetricsWriter<'_>, started: Timestamp) -> fmt::Result {
     let process = process::process();
     if let Some(spent) = process.cpu_seconds {
-        sheet.counter("process_cpu_seconds", "CPU time spent", spent)?;
+        writer.counter("process_cpu_seconds", "CPU time spent", spent)?;
     }
     let gauges = [
         ("process_resident_memory_bytes", "Resident memory", process.resident_bytes),
@@ -275,10 +279,10 @@ fn kernel(sheet: &mut Sheet<'_>, started: Timestamp) -> fmt::Result {
     ];
     for (name, help, value) in gauges {
         if let Some(value) = value {
-            sheet.gauge(name, help, value)?;
+            writer.gauge(name, help, value)?;
         }
     }
-    sheet.gauge("process_start_time_seconds", "When it started", seconds(started))
+    writer.gauge("process_start_time_seconds", "When it started", seconds(started))
 }
 
 fn seconds(time: Timestamp) -> f64 {

@@ -4,23 +4,23 @@
 
 mod audit;
 mod body;
-mod failures;
 mod guard;
 mod health;
 mod html;
 mod metrics;
 mod pages;
-mod problem;
 mod process;
 mod purge;
 mod query;
+mod refusal;
 mod render;
-mod rotate;
+mod rotate_key;
 mod routes;
 mod settle;
 mod state;
 #[cfg(test)]
 mod tests;
+mod wrong_keys;
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -33,10 +33,10 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Body;
 
 use crate::gateway::door::{Door, OpenDoor};
-use problem::Problem;
-use query::Query;
-use render::{Held, Whole, text};
-use routes::{Form, Place, Route};
+use query::PageQuery;
+use refusal::OperatorRefusal;
+use render::{GuardedBody, PageBody, text};
+use routes::{Destination, FoundRoute, PageFormat};
 
 pub use state::OperatorState;
 
@@ -60,18 +60,18 @@ pub fn open(door: Door, state: Arc<OperatorState>) -> OpenDoor {
         let state = serving.clone();
         async move {
             let busy = peer.busy();
-            if routes::find(request.uri().path()).is_some_and(|route| route.place == Place::Follow) {
+            if routes::find(request.uri().path()).is_some_and(|route| route.destination == Destination::Follow) {
                 busy.is_endless();
             }
             let form = routes::form(routes::find(request.uri().path()), request.headers());
             let response = answer(&state, peer.address, request).await;
             // An answer without an exact size is made as it is taken.
             match state.room(response.body().size_hint().exact().unwrap_or(0)) {
-                Ok(room) => response.map(|body| Held::new(body, busy, room)),
+                Ok(room) => response.map(|body| GuardedBody::new(body, busy, room)),
                 Err(problem) => {
                     let mut response = problem.response(form);
                     add_headers(response.headers_mut());
-                    response.map(|body| Held::new(body, busy, None))
+                    response.map(|body| GuardedBody::new(body, busy, None))
                 }
             }
         }
@@ -81,80 +81,80 @@ pub fn open(door: Door, state: Arc<OperatorState>) -> OpenDoor {
 }
 
 /// Answers one request of `peer`: whatever happens inside, there is one answer.
-async fn answer<B>(state: &Arc<OperatorState>, peer: Option<IpAddr>, request: Request<B>) -> Response<Whole>
+async fn answer<B>(state: &Arc<OperatorState>, peer: Option<IpAddr>, request: Request<B>) -> Response<PageBody>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let (head, body) = request.into_parts();
     let route = routes::find(head.uri.path());
     let form = routes::form(route, &head.headers);
-    let answered = AssertUnwindSafe(admitted(state, peer, &head, route, form, body)).catch_unwind().await;
-    let answered = answered.unwrap_or(Err(Problem::Internal));
+    let answered = AssertUnwindSafe(guard_and_serve(state, peer, &head, route, form, body)).catch_unwind().await;
+    let answered = answered.unwrap_or(Err(OperatorRefusal::Internal));
     let mut response = answered.unwrap_or_else(|problem| problem.response(form));
     add_headers(response.headers_mut());
     response
 }
 
 /// The guards, then the place.
-async fn admitted<B>(
+async fn guard_and_serve<B>(
     state: &Arc<OperatorState>,
     peer: Option<IpAddr>,
     head: &Parts,
-    route: Option<Route>,
-    form: Form,
+    route: Option<FoundRoute>,
+    form: PageFormat,
     body: B,
-) -> Result<Response<Whole>, Problem>
+) -> Result<Response<PageBody>, OperatorRefusal>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let authority = guard::host(head, &state.gateway.policy().config.operator)?;
     guard::origin(head, &authority)?;
-    if !route.is_some_and(|route| route.place.is_open()) {
+    if !route.is_some_and(|route| route.destination.is_open()) {
         guard::key(state, peer, &head.headers)?;
     }
-    let place = route.ok_or(Problem::NoPage)?.place;
-    place.takes(&head.method)?;
-    let query = Query::parse(head.uri.query())?;
-    visit(state, peer, place, (form, &query), head, body).await
+    let destination = route.ok_or(OperatorRefusal::NoPage)?.destination;
+    destination.takes(&head.method)?;
+    let query = PageQuery::parse(head.uri.query())?;
+    serve_destination(state, peer, destination, (form, &query), head, body).await
 }
 
-async fn visit<B>(
+async fn serve_destination<B>(
     state: &Arc<OperatorState>,
     peer: Option<IpAddr>,
-    place: Place,
-    (form, query): (Form, &Query),
+    destination: Destination,
+    (form, query): (PageFormat, &PageQuery),
     head: &Parts,
     body: B,
-) -> Result<Response<Whole>, Problem>
+) -> Result<Response<PageBody>, OperatorRefusal>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
-    Ok(match place {
-        Place::Livez => text("text/plain; charset=utf-8", "ok\n"),
-        Place::Readyz => health::readyz(state, query),
-        Place::Metrics => metrics::metrics(state),
-        Place::Style => text("text/css; charset=utf-8", include_str!("style.css")),
-        Place::OpenApi => render::bytes("application/json", state.gateway.policy().openapi()),
-        Place::Overview => render::page(&pages::overview(state), form, query),
-        Place::Audit => audit::page(state, form, query).await?,
-        Place::Follow => audit::follow(state, query)?,
-        Place::Head => {
+    Ok(match destination {
+        Destination::Livez => text("text/plain; charset=utf-8", "ok\n"),
+        Destination::Readyz => health::readyz(state, query),
+        Destination::Metrics => metrics::metrics(state),
+        Destination::Style => text("text/css; charset=utf-8", include_str!("style.css")),
+        Destination::OpenApi => render::bytes("application/json", state.gateway.policy().openapi()),
+        Destination::Overview => render::page(&pages::overview(state), form, query),
+        Destination::Audit => audit::page(state, form, query).await?,
+        Destination::Follow => audit::follow(state, query)?,
+        Destination::Head => {
             let page = pages::head(state).await;
             match page.note(form, head.uri.path(), &head.headers) {
                 Some(note) => text("text/plain; charset=utf-8", note),
                 None => render::page(&page, form, query),
             }
         }
-        Place::Proof => render::page(&pages::proof(state, query).await?, form, query),
-        Place::Rotate => rotate::rotate(state).await?,
-        Place::Callers => render::page(&pages::callers(state), form, query),
-        Place::Quota => render::page(&pages::quota(state), form, query),
-        Place::Cache => render::page(&pages::cache(state), form, query),
-        Place::Purge => purge::purge(state, peer, head, body).await?,
-        Place::Settle => settle::settle(state, peer, head, body).await?,
-        Place::Config => render::page(&pages::config(state), form, query),
-        Place::Doubts => render::page(&pages::doubts(state), form, query),
-        Place::Explain => render::page(&pages::explain(state, form, query)?, form, query),
+        Destination::Proof => render::page(&pages::proof(state, query).await?, form, query),
+        Destination::Rotate => rotate_key::rotate(state).await?,
+        Destination::Callers => render::page(&pages::callers(state), form, query),
+        Destination::Quota => render::page(&pages::quota(state), form, query),
+        Destination::Cache => render::page(&pages::cache(state), form, query),
+        Destination::Purge => purge::purge(state, peer, head, body).await?,
+        Destination::Settle => settle::settle(state, peer, head, body).await?,
+        Destination::Config => render::page(&pages::config(state), form, query),
+        Destination::Doubts => render::page(&pages::doubts(state), form, query),
+        Destination::Explain => render::page(&pages::explain(state, form, query)?, form, query),
     })
 }
 

@@ -10,9 +10,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::body::read;
-use super::problem::Problem;
-use super::query::{Query, encode};
-use super::render::{Whole, text};
+use super::query::{PageQuery, encode};
+use super::refusal::OperatorRefusal;
+use super::render::{PageBody, text};
 use super::state::OperatorState;
 use crate::audit::{Peer, Record};
 
@@ -23,7 +23,7 @@ const EXPECTED: &str = "write {\"tag\": \"org:11\"} or {\"all\": true}";
 /// What is to go.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct PurgeRequest {
     tag: Option<String>,
     all: Option<bool>,
 }
@@ -37,7 +37,7 @@ pub(super) async fn purge<B>(
     peer: Option<IpAddr>,
     head: &Parts,
     body: B,
-) -> Result<Response<Whole>, Problem>
+) -> Result<Response<PageBody>, OperatorRefusal>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
@@ -46,11 +46,11 @@ where
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let is_form = kind == "application/x-www-form-urlencoded";
     if !is_form && kind != "application/json" {
-        return Err(Problem::NotJson);
+        return Err(OperatorRefusal::NotJson);
     }
     let body = read(body).await?;
     let tag = what(if is_form { of_form(&body)? } else { of_json(&body)? })?;
-    let room = state.gateway.log.reserve().ok_or(Problem::CannotRecord)?;
+    let room = state.gateway.log.reserve().ok_or(OperatorRefusal::CannotRecord)?;
     let purged = match &tag {
         Some(tag) => state.gateway.cache.purge(tag),
         None => state.gateway.cache.purge_all(),
@@ -66,27 +66,27 @@ where
     })
 }
 
-fn of_json(body: &[u8]) -> Result<Asked, Problem> {
+fn of_json(body: &[u8]) -> Result<PurgeRequest, OperatorRefusal> {
     // serde_json's message names line and column, and fields by name, which are the operator's own.
-    serde_json::from_slice(body).map_err(|error| Problem::BadBody { why: format!("{EXPECTED}: {error}") })
+    serde_json::from_slice(body).map_err(|error| OperatorRefusal::BadBody { why: format!("{EXPECTED}: {error}") })
 }
 
-fn of_form(body: &[u8]) -> Result<Asked, Problem> {
-    let text = str::from_utf8(body).map_err(|_| Problem::BadBody { why: EXPECTED.to_owned() })?;
-    let form = Query::parse(Some(text))?;
-    Ok(Asked { tag: form.get("tag").map(str::to_owned), all: form.get("all").map(|all| all == "true") })
+fn of_form(body: &[u8]) -> Result<PurgeRequest, OperatorRefusal> {
+    let text = str::from_utf8(body).map_err(|_| OperatorRefusal::BadBody { why: EXPECTED.to_owned() })?;
+    let form = PageQuery::parse(Some(text))?;
+    Ok(PurgeRequest { tag: form.get("tag").map(str::to_owned), all: form.get("all").map(|all| all == "true") })
 }
 
 /// The tag, or `None`: everything.
-fn what(asked: Asked) -> Result<Option<String>, Problem> {
+fn what(asked: PurgeRequest) -> Result<Option<String>, OperatorRefusal> {
     match (asked.tag, asked.all) {
         (None, Some(true)) => Ok(None),
         (Some(tag), None | Some(false)) if !tag.is_empty() && tag.len() <= TAG_BYTES_MAX => Ok(Some(tag)),
-        (Some(_), _) | (None, Some(false) | None) => Err(Problem::BadBody { why: EXPECTED.to_owned() }),
+        (Some(_), _) | (None, Some(false) | None) => Err(OperatorRefusal::BadBody { why: EXPECTED.to_owned() }),
     }
 }
 
-fn see_cache(purged: usize, named: &str) -> Response<Whole> {
+fn see_cache(purged: usize, named: &str) -> Response<PageBody> {
     let mut response = text("text/plain; charset=utf-8", "");
     *response.status_mut() = StatusCode::SEE_OTHER;
     if let Ok(place) = HeaderValue::try_from(format!("/cache?purged={purged}&of={}", encode(named))) {
@@ -113,7 +113,7 @@ mod tests {
             r#"{"tag": "a", "all": true}"#,
             r#"{"tags": ["a"]}"#,
         ] {
-            assert!(matches!(of(bad), Err(Problem::BadBody { why }) if why.starts_with(EXPECTED)), "{bad}");
+            assert!(matches!(of(bad), Err(OperatorRefusal::BadBody { why }) if why.starts_with(EXPECTED)), "{bad}");
         }
         assert_eq!(of_form(b"tag=org%3A11").and_then(what).unwrap(), Some("org:11".to_owned()));
         assert_eq!(of_form(b"all=true&tag=").and_then(what).unwrap(), None);

@@ -2,25 +2,25 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::problem::Problem;
+use super::refusal::OperatorRefusal;
 
 /// Names and values in their order. What an empty form field sends is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Query {
+pub(super) struct PageQuery {
     pairs: Vec<(String, String)>,
     raw: String,
 }
 
-impl Query {
+impl PageQuery {
     /// Reads `a=b&c=d`; also a form's body.
     ///
     /// # Errors
-    /// [`Problem::BadParameter`]: it is no UTF-8.
-    pub(super) fn parse(raw: Option<&str>) -> Result<Self, Problem> {
+    /// [`OperatorRefusal::BadParameter`]: it is no UTF-8.
+    pub(super) fn parse(raw: Option<&str>) -> Result<Self, OperatorRefusal> {
         let raw = raw.unwrap_or_default();
         let pair = |pair: &str| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok::<_, Problem>((decode(name)?, decode(value)?))
+            Ok::<_, OperatorRefusal>((decode(name)?, decode(value)?))
         };
         let pairs = raw.split('&').filter(|text| !text.is_empty()).map(pair).collect::<Result<Vec<_>, _>>()?;
         let pairs = pairs.into_iter().filter(|(_, value)| !value.is_empty()).collect();
@@ -44,13 +44,15 @@ impl Query {
     /// Refuses names that the page does not know.
     ///
     /// # Errors
-    /// [`Problem::BadParameter`].
-    pub(super) fn only(&self, known: &[&str]) -> Result<(), Problem> {
+    /// [`OperatorRefusal::BadParameter`].
+    pub(super) fn only(&self, known: &[&str]) -> Result<(), OperatorRefusal> {
         match self.iter().find(|(name, _)| !known.contains(name)) {
             Some((name, _)) => {
                 let name = name.escape_debug();
                 let known = known.join(", ");
-                Err(Problem::BadParameter { why: format!("there is no parameter \"{name}\" here; there are {known}") })
+                Err(OperatorRefusal::BadParameter {
+                    why: format!("there is no parameter \"{name}\" here; there are {known}"),
+                })
             }
             None => Ok(()),
         }
@@ -74,10 +76,12 @@ pub(super) fn encode(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
-fn decode(text: &str) -> Result<String, Problem> {
+fn decode(text: &str) -> Result<String, OperatorRefusal> {
     let spaced = text.replace('+', " ");
     let decoded = percent_decode_str(&spaced).decode_utf8().map(std::borrow::Cow::into_owned);
-    decoded.map_err(|_| Problem::BadParameter { why: "the query is not UTF-8: encode it as %XX of UTF-8".to_owned() })
+    decoded.map_err(|_| OperatorRefusal::BadParameter {
+        why: "the query is not UTF-8: encode it as %XX of UTF-8".to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -86,11 +90,11 @@ mod tests {
 
     #[test]
     fn a_query_is_decoded_as_forms_encode_it() {
-        let query = Query::parse(Some("caller=a+b%26c&operation=&verbose")).unwrap();
+        let query = PageQuery::parse(Some("caller=a+b%26c&operation=&verbose")).unwrap();
         assert_eq!(query.iter().collect::<Vec<_>>(), [("caller", "a b&c")]);
         assert!(query.has("verbose") && !query.has("verb"));
         assert_eq!(query.with("after", "7"), "?caller=a%20b%26c&after=7");
-        assert!(Query::parse(Some("a=%ff")).is_err());
+        assert!(PageQuery::parse(Some("a=%ff")).is_err());
         assert!(query.only(&["caller"]).is_ok() && query.only(&["method"]).is_err());
     }
 }

@@ -14,14 +14,14 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::html;
-use super::problem::Problem;
-use super::query::Query;
-use super::routes::Form;
+use super::query::PageQuery;
+use super::refusal::OperatorRefusal;
+use super::routes::PageFormat;
 use crate::audit::csv_cell;
 use crate::gateway::door::Busy;
 
 /// An answer's body.
-pub(super) type Whole = UnsyncBoxBody<Bytes, Infallible>;
+pub(super) type PageBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// What a page shows: its JSON is how it serializes.
 pub(super) trait Page: Serialize {
@@ -31,7 +31,7 @@ pub(super) trait Page: Serialize {
     const PATH: &str;
 
     /// Its rows.
-    fn table(&self) -> Table;
+    fn table(&self) -> PageTable;
 
     /// What people see.
     fn html(&self) -> Markup;
@@ -43,41 +43,41 @@ pub(super) trait Page: Serialize {
 }
 
 /// The answer that shows this page.
-pub(super) fn page<P: Page>(page: &P, form: Form, query: &Query) -> Response<Whole> {
+pub(super) fn page<P: Page>(page: &P, form: PageFormat, query: &PageQuery) -> Response<PageBody> {
     match form {
-        Form::Json => match serde_json::to_vec(page) {
+        PageFormat::Json => match serde_json::to_vec(page) {
             Ok(json) => bytes("application/json", json),
-            Err(_) => Problem::Internal.response(form),
+            Err(_) => OperatorRefusal::Internal.response(form),
         },
-        Form::Csv => bytes("text/csv; charset=utf-8; header=present", page.csv()),
-        Form::Html => bytes("text/html; charset=utf-8", html::page(page, query).into_string()),
+        PageFormat::Csv => bytes("text/csv; charset=utf-8; header=present", page.csv()),
+        PageFormat::Html => bytes("text/html; charset=utf-8", html::page(page, query).into_string()),
     }
 }
 
 /// An answer whose body is this text.
-pub(super) fn text(kind: &'static str, text: impl Into<String>) -> Response<Whole> {
+pub(super) fn text(kind: &'static str, text: impl Into<String>) -> Response<PageBody> {
     bytes(kind, text.into())
 }
 
 /// An answer whose body is these bytes.
-pub(super) fn bytes(kind: &'static str, bytes: impl Into<Bytes>) -> Response<Whole> {
+pub(super) fn bytes(kind: &'static str, bytes: impl Into<Bytes>) -> Response<PageBody> {
     with_body(kind, Full::new(bytes.into()).boxed_unsync())
 }
 
 /// An answer with this body.
-pub(super) fn with_body(kind: &'static str, body: Whole) -> Response<Whole> {
+pub(super) fn with_body(kind: &'static str, body: PageBody) -> Response<PageBody> {
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
 /// Rows under named columns.
-pub(super) struct Table {
+pub(super) struct PageTable {
     pub(super) columns: &'static [&'static str],
     pub(super) rows: Vec<Vec<String>>,
 }
 
-impl Table {
+impl PageTable {
     /// RFC 4180, in which no cell is a formula.
     pub(super) fn csv(&self) -> String {
         let mut csv = self.columns.join(",") + "\r\n";
@@ -97,28 +97,28 @@ pub(super) fn cell<T: ToString>(value: Option<T>) -> String {
 
 /// A body, and with it its connection's busy mark and the room that it takes: until its last byte is written, which is long after
 /// hyper has taken it out of here.
-pub(super) struct Held {
-    body: Whole,
+pub(super) struct GuardedBody {
+    body: PageBody,
     _busy: Busy,
     room: Option<OwnedSemaphorePermit>,
 }
 
-impl Held {
-    pub(super) fn new(body: Whole, busy: Busy, room: Option<OwnedSemaphorePermit>) -> Self {
+impl GuardedBody {
+    pub(super) fn new(body: PageBody, busy: Busy, room: Option<OwnedSemaphorePermit>) -> Self {
         Self { body, _busy: busy, room }
     }
 }
 
 /// Bytes with the room that they take.
-struct Roomed(Bytes, #[expect(dead_code, reason = "held until the bytes are gone")] OwnedSemaphorePermit);
+struct ReservedBytes(Bytes, #[expect(dead_code, reason = "held until the bytes are gone")] OwnedSemaphorePermit);
 
-impl AsRef<[u8]> for Roomed {
+impl AsRef<[u8]> for ReservedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl Body for Held {
+impl Body for GuardedBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -126,7 +126,7 @@ impl Body for Held {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         // Whatever takes room is in one piece.
         let hold = |bytes| match self.room.take() {
-            Some(room) => Bytes::from_owner(Roomed(bytes, room)),
+            Some(room) => Bytes::from_owner(ReservedBytes(bytes, room)),
             None => bytes,
         };
         polled.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(hold))))
@@ -148,6 +148,6 @@ mod tests {
     #[test]
     fn cells_of_a_table_are_quoted_and_no_formulas() {
         let rows = vec![vec!["=1+1".to_owned(), "a,b".to_owned()], vec![cell(None::<u8>), cell(Some(7))]];
-        assert_eq!(Table { columns: &["one", "two"], rows }.csv(), "one,two\r\n'=1+1,\"a,b\"\r\n,7\r\n");
+        assert_eq!(PageTable { columns: &["one", "two"], rows }.csv(), "one,two\r\n'=1+1,\"a,b\"\r\n,7\r\n");
     }
 }

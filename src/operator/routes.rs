@@ -2,11 +2,11 @@
 
 use http::{HeaderMap, Method, header};
 
-use super::problem::Problem;
+use super::refusal::OperatorRefusal;
 
 /// A place behind this door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Destination {
     Livez,
     Readyz,
     Metrics,
@@ -28,29 +28,29 @@ pub(super) enum Place {
     Explain,
 }
 
-const PLACES: [(&str, Place); 19] = [
-    ("/livez", Place::Livez),
-    ("/healthz", Place::Livez),
-    ("/readyz", Place::Readyz),
-    ("/metrics", Place::Metrics),
-    ("/style.css", Place::Style),
-    ("/openapi.json", Place::OpenApi),
-    ("/", Place::Overview),
-    ("/audit", Place::Audit),
-    ("/audit/follow", Place::Follow),
-    ("/audit/head", Place::Head),
-    ("/audit/proof", Place::Proof),
-    ("/audit/rotate", Place::Rotate),
-    ("/callers", Place::Callers),
-    ("/quota", Place::Quota),
-    ("/cache", Place::Cache),
-    ("/cache/purge", Place::Purge),
-    ("/config", Place::Config),
-    ("/doubts", Place::Doubts),
-    ("/explain", Place::Explain),
+const PLACES: [(&str, Destination); 19] = [
+    ("/livez", Destination::Livez),
+    ("/healthz", Destination::Livez),
+    ("/readyz", Destination::Readyz),
+    ("/metrics", Destination::Metrics),
+    ("/style.css", Destination::Style),
+    ("/openapi.json", Destination::OpenApi),
+    ("/", Destination::Overview),
+    ("/audit", Destination::Audit),
+    ("/audit/follow", Destination::Follow),
+    ("/audit/head", Destination::Head),
+    ("/audit/proof", Destination::Proof),
+    ("/audit/rotate", Destination::Rotate),
+    ("/callers", Destination::Callers),
+    ("/quota", Destination::Quota),
+    ("/cache", Destination::Cache),
+    ("/cache/purge", Destination::Purge),
+    ("/config", Destination::Config),
+    ("/doubts", Destination::Doubts),
+    ("/explain", Destination::Explain),
 ];
 
-impl Place {
+impl Destination {
     /// Needs it no key?
     pub(super) const fn is_open(self) -> bool {
         matches!(self, Self::Livez | Self::Readyz | Self::Metrics)
@@ -77,14 +77,14 @@ impl Place {
     /// Refuses another method.
     ///
     /// # Errors
-    /// [`Problem::NoMethod`].
-    pub(super) fn takes(self, method: &Method) -> Result<(), Problem> {
+    /// [`OperatorRefusal::NoMethod`].
+    pub(super) fn takes(self, method: &Method) -> Result<(), OperatorRefusal> {
         let (takes, allowed) = if matches!(self, Self::Purge | Self::Settle | Self::Rotate) {
             (*method == Method::POST, "POST")
         } else {
             (matches!(*method, Method::GET | Method::HEAD), "GET, HEAD")
         };
-        if takes { Ok(()) } else { Err(Problem::NoMethod { allowed }) }
+        if takes { Ok(()) } else { Err(OperatorRefusal::NoMethod { allowed }) }
     }
 }
 
@@ -93,7 +93,7 @@ pub(super) const DOUBT: &str = "/doubts/";
 
 /// How a page answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum PageFormat {
     Json,
     Csv,
     Html,
@@ -101,33 +101,35 @@ pub(super) enum Form {
 
 /// A path understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Route {
-    pub(super) place: Place,
+pub(super) struct FoundRoute {
+    pub(super) destination: Destination,
     /// The form that its suffix asks for.
-    form: Option<Form>,
+    form: Option<PageFormat>,
 }
 
 /// What this path is; `None`: nothing.
-pub(super) fn find(path: &str) -> Option<Route> {
-    let named = |name: &str| PLACES.iter().find(|(path, _)| *path == name).map(|(_, place)| *place);
-    if let Some(place) = named(path) {
-        return Some(Route { place, form: None });
+pub(super) fn find(path: &str) -> Option<FoundRoute> {
+    let named = |name: &str| PLACES.iter().find(|(path, _)| *path == name).map(|(_, destination)| *destination);
+    if let Some(destination) = named(path) {
+        return Some(FoundRoute { destination, form: None });
     }
     if path.strip_prefix(DOUBT).is_some_and(|request| !request.is_empty()) {
-        return Some(Route { place: Place::Settle, form: None });
+        return Some(FoundRoute { destination: Destination::Settle, form: None });
     }
     let (page, form) = match path.rsplit_once('.')? {
-        (page, "json") => (page, Form::Json),
-        (page, "csv") => (page, Form::Csv),
+        (page, "json") => (page, PageFormat::Json),
+        (page, "csv") => (page, PageFormat::Csv),
         _ => return None,
     };
-    named(page).filter(|place| place.is_page()).map(|place| Route { place, form: Some(form) })
+    named(page)
+        .filter(|destination| destination.is_page())
+        .map(|destination| FoundRoute { destination, form: Some(form) })
 }
 
 /// The form of the answer: the suffix's, else HTML for who accepts it.
-pub(super) fn form(route: Option<Route>, headers: &HeaderMap) -> Form {
+pub(super) fn form(route: Option<FoundRoute>, headers: &HeaderMap) -> PageFormat {
     let suffix = route.and_then(|route| route.form);
-    suffix.unwrap_or_else(|| if accepts_html(headers) { Form::Html } else { Form::Json })
+    suffix.unwrap_or_else(|| if accepts_html(headers) { PageFormat::Html } else { PageFormat::Json })
 }
 
 fn accepts_html(headers: &HeaderMap) -> bool {
@@ -146,10 +148,16 @@ mod tests {
 
     #[test]
     fn pages_have_suffixes_and_nothing_else_has() {
-        assert_eq!(find("/quota"), Some(Route { place: Place::Quota, form: None }));
-        assert_eq!(find("/quota.csv"), Some(Route { place: Place::Quota, form: Some(Form::Csv) }));
-        assert_eq!(find("/.json"), Some(Route { place: Place::Overview, form: Some(Form::Json) }));
-        assert_eq!(find("/openapi.json"), Some(Route { place: Place::OpenApi, form: None }));
+        assert_eq!(find("/quota"), Some(FoundRoute { destination: Destination::Quota, form: None }));
+        assert_eq!(
+            find("/quota.csv"),
+            Some(FoundRoute { destination: Destination::Quota, form: Some(PageFormat::Csv) })
+        );
+        assert_eq!(
+            find("/.json"),
+            Some(FoundRoute { destination: Destination::Overview, form: Some(PageFormat::Json) })
+        );
+        assert_eq!(find("/openapi.json"), Some(FoundRoute { destination: Destination::OpenApi, form: None }));
         for nothing in ["/metrics.json", "/cache/purge.csv", "/quota.html", "/quota/", "", "//", "/quota.json.csv"] {
             assert_eq!(find(nothing), None, "{nothing}");
         }
@@ -159,11 +167,11 @@ mod tests {
     fn a_suffix_wins_over_accept_and_a_bare_path_is_json_unless_html_is_asked_for() {
         let of =
             |path, accept: &str| form(find(path), &HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]));
-        assert_eq!(of("/quota", "text/html,application/xhtml+xml,*/*;q=0.8"), Form::Html);
-        assert_eq!(of("/quota", "*/*"), Form::Json);
-        assert_eq!(of("/quota", "text/html;q=0, application/json"), Form::Json);
-        assert_eq!(of("/quota.json", "text/html"), Form::Json);
-        assert_eq!(of("/quota.csv", "text/html"), Form::Csv);
-        assert_eq!(form(find("/quota"), &HeaderMap::new()), Form::Json);
+        assert_eq!(of("/quota", "text/html,application/xhtml+xml,*/*;q=0.8"), PageFormat::Html);
+        assert_eq!(of("/quota", "*/*"), PageFormat::Json);
+        assert_eq!(of("/quota", "text/html;q=0, application/json"), PageFormat::Json);
+        assert_eq!(of("/quota.json", "text/html"), PageFormat::Json);
+        assert_eq!(of("/quota.csv", "text/html"), PageFormat::Csv);
+        assert_eq!(form(find("/quota"), &HeaderMap::new()), PageFormat::Json);
     }
 }

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::body::read;
-use super::problem::Problem;
-use super::render::{Whole, text};
+use super::refusal::OperatorRefusal;
+use super::render::{PageBody, text};
 use super::routes::DOUBT;
 use super::state::OperatorState;
 use crate::audit::Peer;
@@ -25,15 +25,15 @@ const NOTE_BYTES_MAX: usize = 4096;
 /// What became of the write.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum As {
+enum SettledAs {
     Done,
     NotDone,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
-    r#as: As,
+struct SettleRequest {
+    r#as: SettledAs,
     #[serde(default)]
     note: String,
 }
@@ -47,28 +47,28 @@ pub(super) async fn settle<B>(
     peer: Option<IpAddr>,
     head: &Parts,
     body: B,
-) -> Result<Response<Whole>, Problem>
+) -> Result<Response<PageBody>, OperatorRefusal>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let request = head.uri.path().strip_prefix(DOUBT).and_then(|id| RequestId::parse(id.as_bytes()));
-    let request = request.ok_or(Problem::NoDoubt)?;
-    let intent = state.gateway.log.doubts().named(&request).ok_or(Problem::NoDoubt)?;
+    let request = request.ok_or(OperatorRefusal::NoDoubt)?;
+    let intent = state.gateway.log.doubts().named(&request).ok_or(OperatorRefusal::NoDoubt)?;
     let body = read(body).await?;
-    let asked: Asked =
-        serde_json::from_slice(&body).map_err(|error| Problem::BadBody { why: format!("{error}: {EXPECTED}") })?;
+    let asked: SettleRequest = serde_json::from_slice(&body)
+        .map_err(|error| OperatorRefusal::BadBody { why: format!("{error}: {EXPECTED}") })?;
     if asked.note.len() > NOTE_BYTES_MAX {
-        return Err(Problem::BadBody { why: format!("a note has at most {NOTE_BYTES_MAX} bytes") });
+        return Err(OperatorRefusal::BadBody { why: format!("a note has at most {NOTE_BYTES_MAX} bytes") });
     }
     let verdict = Settlement {
-        done: matches!(asked.r#as, As::Done),
+        done: matches!(asked.r#as, SettledAs::Done),
         peer: Some(Peer::of(peer)),
         detail: (!asked.note.is_empty()).then(|| asked.note.into()),
         upstream_status: None,
     };
     settle::settle(&state.gateway, intent, verdict).await.map_err(|not| match not {
-        NotSettled::NoDoubt => Problem::NoDoubt,
-        NotSettled::CannotRecord => Problem::CannotRecord,
+        NotSettled::NoDoubt => OperatorRefusal::NoDoubt,
+        NotSettled::CannotRecord => OperatorRefusal::CannotRecord,
     })?;
     Ok(text("application/json", json!({"request": request.as_str(), "as": asked.r#as}).to_string()))
 }

@@ -9,8 +9,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::failures::Failures;
-use super::problem::Problem;
+use super::refusal::OperatorRefusal;
+use super::wrong_keys::WrongKeys;
 use crate::config::Origins;
 use crate::gateway::Gateway;
 use crate::gateway::door::OpenDoor;
@@ -48,7 +48,7 @@ pub struct OperatorState {
     pub(super) gateway: Arc<Gateway>,
     pub(super) file: Option<PathBuf>,
     pub(super) started: Timestamp,
-    pub(super) failures: Failures,
+    pub(super) failures: WrongKeys,
     pub(super) followers: Arc<Semaphore>,
     pub(super) large: Arc<Semaphore>,
     key: ArcSwap<OperatorKey>,
@@ -62,7 +62,7 @@ impl OperatorState {
     pub fn new(gateway: Arc<Gateway>, key: &SecretString, file: Option<PathBuf>, origins: Origins) -> Arc<Self> {
         let started = gateway.clock.wall();
         Arc::new(Self {
-            failures: Failures::new(gateway.clock.clone()),
+            failures: WrongKeys::new(gateway.clock.clone()),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             large: Arc::new(Semaphore::new(LARGE_KIB_MAX)),
             key: ArcSwap::from_pointee(OperatorKey::new(key)),
@@ -86,13 +86,13 @@ impl OperatorState {
     ///
     /// # Errors
     /// Those under way have it all.
-    pub(super) fn room(&self, bytes: u64) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    pub(super) fn room(&self, bytes: u64) -> Result<Option<OwnedSemaphorePermit>, OperatorRefusal> {
         let kib = bytes.div_ceil(1024);
         if kib <= SMALL_KIB {
             return Ok(None);
         }
         let kib = u32::try_from(kib.min(LARGE_KIB_MAX as u64)).unwrap_or(u32::MAX);
-        self.large.clone().try_acquire_many_owned(kib).map(Some).map_err(|_| Problem::NoRoom)
+        self.large.clone().try_acquire_many_owned(kib).map(Some).map_err(|_| OperatorRefusal::NoRoom)
     }
 
     /// Resolves when another key has taken the place of the present one.

@@ -6,46 +6,46 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
-use super::super::render::{Page, Table};
+use super::super::render::{Page, PageTable};
 use super::super::state::OperatorState;
 
 /// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct Cache {
+pub(crate) struct CachePage {
     entries: u64,
     bytes: u64,
     capacity_bytes: u64,
     hits: u64,
     misses: u64,
-    tags: Vec<Tag>,
+    tags: Vec<TagRow>,
 }
 
 #[derive(Debug, Serialize)]
-struct Tag {
+struct TagRow {
     tag: Arc<str>,
     entries: usize,
 }
 
 /// What is in memory now.
-pub(crate) fn cache(state: &OperatorState) -> Cache {
+pub(crate) fn cache(state: &OperatorState) -> CachePage {
     let (size, tags) = state.gateway.cache.census();
-    Cache {
+    CachePage {
         entries: size.entries,
         bytes: size.bytes,
         capacity_bytes: size.capacity_bytes,
         hits: size.hits,
         misses: size.misses,
-        tags: tags.into_iter().map(|(tag, entries)| Tag { tag, entries }).collect(),
+        tags: tags.into_iter().map(|(tag, entries)| TagRow { tag, entries }).collect(),
     }
 }
 
-impl Page for Cache {
+impl Page for CachePage {
     const TITLE: &str = "Cache";
     const PATH: &str = "/cache";
 
-    fn table(&self) -> Table {
-        let row = |tag: &Tag| vec![tag.tag.to_string(), tag.entries.to_string()];
-        Table { columns: &["tag", "entries"], rows: self.tags.iter().map(row).collect() }
+    fn table(&self) -> PageTable {
+        let row = |tag: &TagRow| vec![tag.tag.to_string(), tag.entries.to_string()];
+        PageTable { columns: &["tag", "entries"], rows: self.tags.iter().map(row).collect() }
     }
 
     fn html(&self) -> Markup {

@@ -10,7 +10,7 @@ use maud::Markup;
 use serde::Serialize;
 
 use super::super::html;
-use super::super::render::{Page, Table, cell};
+use super::super::render::{Page, PageTable, cell};
 use super::super::state::OperatorState;
 use crate::callers::Source;
 use crate::config::{Grants, Rate, Scope};
@@ -19,7 +19,7 @@ use crate::words::KeyId;
 
 /// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct Callers {
+pub(crate) struct CallersPage {
     callers: Vec<CallerRow>,
 }
 
@@ -33,32 +33,32 @@ pub(crate) struct CallerRow {
     pub(crate) rate: String,
     burst: u32,
     may_refresh: bool,
-    keys: Vec<Key>,
+    keys: Vec<CallerKeyRow>,
     pub(crate) requests: u64,
     pub(crate) refused: u64,
     under_way: u64,
     /// Answers by where they came from.
-    pub(crate) answers: Answers,
+    pub(crate) answers: AnswerCounts,
     /// The same by operation (`""`: not classified).
-    operations: BTreeMap<Arc<str>, Answers>,
+    operations: BTreeMap<Arc<str>, AnswerCounts>,
 }
 
 /// Counts by the words of [`Source`]; what is nothing is left out.
-pub(crate) type Answers = BTreeMap<&'static str, u64>;
+pub(crate) type AnswerCounts = BTreeMap<&'static str, u64>;
 
 #[derive(Debug, Serialize)]
-struct Key {
+struct CallerKeyRow {
     key: String,
     last_used: Option<Timestamp>,
 }
 
 /// All callers of the configuration in force.
-pub(crate) fn callers(state: &OperatorState) -> Callers {
+pub(crate) fn callers(state: &OperatorState) -> CallersPage {
     let policy = state.gateway.policy();
-    Callers { callers: policy.members.iter().map(|member| caller(member.as_ref())).collect() }
+    CallersPage { callers: policy.members.iter().map(|member| caller(member.as_ref())).collect() }
 }
 
-impl Callers {
+impl CallersPage {
     pub(crate) fn into_list(self) -> Vec<CallerRow> {
         self.callers
     }
@@ -66,7 +66,7 @@ impl Callers {
 
 fn caller(member: &Caller) -> CallerRow {
     let config = &member.config;
-    let (mut answers, mut operations) = (Answers::new(), BTreeMap::<Arc<str>, Answers>::new());
+    let (mut answers, mut operations) = (AnswerCounts::new(), BTreeMap::<Arc<str>, AnswerCounts>::new());
     for (operation, source, count) in member.state.counts() {
         let id = operation.unwrap_or_else(|| Arc::from(""));
         *answers.entry(source.as_str()).or_default() += count;
@@ -94,10 +94,10 @@ fn caller(member: &Caller) -> CallerRow {
     }
 }
 
-fn key(member: &Caller, key: KeyId) -> Key {
+fn key(member: &Caller, key: KeyId) -> CallerKeyRow {
     let used_ms = member.state.last_used(key).load(Ordering::Relaxed);
     let last_used = Timestamp::from_millisecond(used_ms).ok().filter(|_| used_ms > 0);
-    Key { key: key.to_string(), last_used }
+    CallerKeyRow { key: key.to_string(), last_used }
 }
 
 /// As the configuration writes it.
@@ -112,11 +112,11 @@ fn rate(rate: Rate) -> String {
     format!("{}/{unit}", rate.requests)
 }
 
-impl Page for Callers {
+impl Page for CallersPage {
     const TITLE: &str = "Callers";
     const PATH: &str = "/callers";
 
-    fn table(&self) -> Table {
+    fn table(&self) -> PageTable {
         let columns = &[
             "name",
             "grants",
@@ -145,7 +145,7 @@ impl Page for Callers {
                 caller.under_way.to_string(),
             ]
         };
-        Table { columns, rows: self.callers.iter().map(row).collect() }
+        PageTable { columns, rows: self.callers.iter().map(row).collect() }
     }
 
     fn html(&self) -> Markup {

@@ -7,42 +7,42 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
-use super::super::render::{Page, Table};
+use super::super::render::{Page, PageTable};
 use super::super::state::OperatorState;
 use crate::config::Shown;
 use crate::words::visible;
 
 /// The page. It holds no secret: the configuration holds none.
 #[derive(Debug, Serialize)]
-pub(crate) struct Config {
+pub(crate) struct ConfigPage {
     file: Option<String>,
     settings: Vec<Shown>,
-    reload: Reload,
+    reload: LastReload,
 }
 
 #[derive(Debug, Serialize)]
-struct Reload {
+struct LastReload {
     time: Timestamp,
     error: Option<Arc<str>>,
 }
 
 /// The configuration in force.
-pub(crate) fn config(state: &OperatorState) -> Config {
+pub(crate) fn config(state: &OperatorState) -> ConfigPage {
     let in_force = state.in_force();
-    Config {
+    ConfigPage {
         file: state.file.as_ref().map(|file| file.display().to_string()),
         settings: in_force.origins.shown(),
-        reload: Reload { time: in_force.loaded, error: in_force.error.clone() },
+        reload: LastReload { time: in_force.loaded, error: in_force.error.clone() },
     }
 }
 
-impl Page for Config {
+impl Page for ConfigPage {
     const TITLE: &str = "Configuration";
     const PATH: &str = "/config";
 
-    fn table(&self) -> Table {
+    fn table(&self) -> PageTable {
         let row = |setting: &Shown| vec![setting.key.clone(), setting.value.clone(), setting.origin.clone()];
-        Table { columns: &["key", "value", "origin"], rows: self.settings.iter().map(row).collect() }
+        PageTable { columns: &["key", "value", "origin"], rows: self.settings.iter().map(row).collect() }
     }
 
     fn html(&self) -> Markup {

@@ -7,18 +7,18 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
-use super::super::render::{Page, Table, cell};
+use super::super::render::{Page, PageTable, cell};
 use super::super::state::OperatorState;
 use crate::audit::Doubt;
 
 /// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct Doubts {
-    doubts: Vec<InDoubt>,
+pub(crate) struct DoubtsPage {
+    doubts: Vec<DoubtRow>,
 }
 
 #[derive(Debug, Serialize)]
-struct InDoubt {
+struct DoubtRow {
     intent: u64,
     request: String,
     time: Timestamp,
@@ -31,11 +31,11 @@ struct InDoubt {
 }
 
 /// All writes in doubt, the oldest first.
-pub(crate) fn doubts(state: &OperatorState) -> Doubts {
+pub(crate) fn doubts(state: &OperatorState) -> DoubtsPage {
     let policy = state.gateway.policy();
     let of = |doubt: Doubt| {
         let (looks, why) = state.gateway.watched_doubts.of(&policy, &doubt);
-        InDoubt {
+        DoubtRow {
             intent: doubt.intent,
             request: doubt.request.to_string(),
             time: doubt.time,
@@ -47,15 +47,15 @@ pub(crate) fn doubts(state: &OperatorState) -> Doubts {
             why: why.as_str(),
         }
     };
-    Doubts { doubts: state.gateway.log.doubts().list().into_iter().map(of).collect() }
+    DoubtsPage { doubts: state.gateway.log.doubts().list().into_iter().map(of).collect() }
 }
 
-impl Page for Doubts {
+impl Page for DoubtsPage {
     const TITLE: &str = "Writes in doubt";
     const PATH: &str = "/doubts";
 
-    fn table(&self) -> Table {
-        let row = |doubt: &InDoubt| {
+    fn table(&self) -> PageTable {
+        let row = |doubt: &DoubtRow| {
             vec![
                 doubt.request.clone(),
                 doubt.time.to_string(),
@@ -68,7 +68,7 @@ impl Page for Doubts {
             ]
         };
         let columns = &["request", "time", "caller", "operation", "organization", "path", "looks", "why"];
-        Table { columns, rows: self.doubts.iter().map(row).collect() }
+        PageTable { columns, rows: self.doubts.iter().map(row).collect() }
     }
 
     fn html(&self) -> Markup {

@@ -4,10 +4,10 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
-use super::super::problem::Problem;
-use super::super::query::Query;
-use super::super::render::{Page, Table};
-use super::super::routes::Form;
+use super::super::query::PageQuery;
+use super::super::refusal::OperatorRefusal;
+use super::super::render::{Page, PageTable};
+use super::super::routes::PageFormat;
 use super::super::state::OperatorState;
 use crate::gateway::explain::{self, Explanation};
 
@@ -16,42 +16,46 @@ const PARAMETERS: [&str; 3] = ["caller", "method", "target"];
 
 /// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct Explained {
+pub(crate) struct ExplainPage {
     /// `None`: nothing was asked yet.
     #[serde(flatten)]
     explanation: Option<Explanation>,
     #[serde(skip)]
-    asked: Query,
+    asked: PageQuery,
 }
 
 /// Explains what the query asks for.
 ///
 /// # Errors
 /// A parameter that is missing or not known; people get the form instead.
-pub(crate) fn explain(state: &OperatorState, form: Form, query: &Query) -> Result<Explained, Problem> {
+pub(crate) fn explain(
+    state: &OperatorState,
+    form: PageFormat,
+    query: &PageQuery,
+) -> Result<ExplainPage, OperatorRefusal> {
     query.only(&PARAMETERS)?;
     let [caller, method, target] = PARAMETERS.map(|name| query.get(name));
     let explanation = match (caller, method.or(Some("GET")), target) {
         (Some(caller), Some(method), Some(target)) => {
             Some(explain::explain(&state.gateway.policy(), Some(&state.gateway), caller, method, target))
         }
-        _ if form == Form::Html => None,
+        _ if form == PageFormat::Html => None,
         _ => {
             let why = "write ?caller=NAME&method=GET&target=/api/v2/…, with the target percent-encoded";
-            return Err(Problem::BadParameter { why: why.to_owned() });
+            return Err(OperatorRefusal::BadParameter { why: why.to_owned() });
         }
     };
-    Ok(Explained { explanation, asked: query.clone() })
+    Ok(ExplainPage { explanation, asked: query.clone() })
 }
 
-impl Page for Explained {
+impl Page for ExplainPage {
     const TITLE: &str = "Explain";
     const PATH: &str = "/explain";
 
-    fn table(&self) -> Table {
+    fn table(&self) -> PageTable {
         let steps = self.explanation.iter().flat_map(|explanation| &explanation.steps);
         let rows = steps.map(|step| vec![step.step.to_owned(), step.verdict.to_owned(), step.why.clone()]).collect();
-        Table { columns: &["step", "verdict", "why"], rows }
+        PageTable { columns: &["step", "verdict", "why"], rows }
     }
 
     fn html(&self) -> Markup {

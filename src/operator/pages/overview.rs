@@ -4,17 +4,17 @@ use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::render::{Page, Table, cell};
+use super::super::render::{Page, PageTable, cell};
 use super::super::state::OperatorState;
 use super::super::{health, html};
-use super::callers::{Answers, CallerRow, callers};
-use super::quota::{Bucket, buckets};
+use super::callers::{AnswerCounts, CallerRow, callers};
+use super::quota::{BucketRow, buckets};
 use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
 use crate::upstream::BreakerStatus;
 
 /// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct Overview {
+pub(crate) struct OverviewPage {
     version: &'static str,
     started: Timestamp,
     ready: bool,
@@ -22,7 +22,7 @@ pub(crate) struct Overview {
     /// What the breaker does: `closed` lets requests through.
     upstream: &'static str,
     requests: u64,
-    answers: Answers,
+    answers: AnswerCounts,
     under_way: u64,
     /// Of reads that looked in memory; `None`: none did.
     hit_ratio: Option<f64>,
@@ -30,7 +30,7 @@ pub(crate) struct Overview {
     quota_wait: Latency,
     doubts: u64,
     log: LogState,
-    quota: Vec<Bucket>,
+    quota: Vec<BucketRow>,
     callers: Vec<CallerRow>,
 }
 
@@ -52,15 +52,15 @@ struct LogState {
 }
 
 /// The state of things now.
-pub(crate) fn overview(state: &OperatorState) -> Overview {
+pub(crate) fn overview(state: &OperatorState) -> OverviewPage {
     let gateway = &state.gateway;
     let (size, counts, callers) = (gateway.cache.size(), gateway.log.counts(), callers(state).into_list());
-    let mut answers = Answers::new();
+    let mut answers = AnswerCounts::new();
     for (source, count) in callers.iter().flat_map(|caller| &caller.answers) {
         *answers.entry(source).or_default() += count;
     }
     let looked = size.hits + size.misses;
-    Overview {
+    OverviewPage {
         version: env!("CARGO_PKG_VERSION"),
         started: state.started,
         ready: health::is_ready(state),
@@ -114,11 +114,11 @@ fn spoken(bound_us: Option<u64>) -> String {
     }
 }
 
-impl Page for Overview {
+impl Page for OverviewPage {
     const TITLE: &str = "Overview";
     const PATH: &str = "/";
 
-    fn table(&self) -> Table {
+    fn table(&self) -> PageTable {
         let own = [
             ("version", self.version.to_owned()),
             ("started", self.started.to_string()),
@@ -135,7 +135,7 @@ impl Page for Overview {
             ("log_backlog", self.log.backlog.to_string()),
         ];
         let rows = own.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-        Table { columns: &["name", "value"], rows }
+        PageTable { columns: &["name", "value"], rows }
     }
 
     fn html(&self) -> Markup {
@@ -161,7 +161,7 @@ impl Page for Overview {
     }
 }
 
-impl Overview {
+impl OverviewPage {
     fn warnings(&self) -> Markup {
         html! {
             @if !self.ready { p.warn { "Not ready: see " a href="/readyz?verbose" { "readiness" } "." } }
@@ -171,7 +171,7 @@ impl Overview {
         }
     }
 
-    fn caller_table(&self) -> Table {
+    fn caller_table(&self) -> PageTable {
         let count = |caller: &CallerRow, source: &str| cell(caller.answers.get(source));
         let row = |caller: &CallerRow| {
             let name = caller.name.to_string();
@@ -180,7 +180,7 @@ impl Overview {
             own.into_iter().chain(sources).chain([caller.refused.to_string()]).collect()
         };
         let columns = &["caller", "rate", "requests", "hit", "stale", "miss", "forwarded", "replayed", "refused"];
-        Table { columns, rows: self.callers.iter().map(row).collect() }
+        PageTable { columns, rows: self.callers.iter().map(row).collect() }
     }
 }
 

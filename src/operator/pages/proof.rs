@@ -6,16 +6,16 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::super::html;
-use super::super::problem::Problem;
-use super::super::query::Query;
-use super::super::render::{Page, Table};
-use super::super::routes::Form;
+use super::super::query::PageQuery;
+use super::super::refusal::OperatorRefusal;
+use super::super::render::{Page, PageTable};
+use super::super::routes::PageFormat;
 use super::super::state::OperatorState;
 use crate::audit::{ConsistencyProof, InclusionProof};
 
 /// The newest signed head.
 #[derive(Debug, Serialize)]
-pub(crate) struct Head {
+pub(crate) struct HeadPage {
     /// The signed note (C2SP `tlog-checkpoint`).
     head: String,
     origin: String,
@@ -24,27 +24,32 @@ pub(crate) struct Head {
 }
 
 /// A head over everything that was recorded before.
-pub(crate) async fn head(state: &OperatorState) -> Head {
+pub(crate) async fn head(state: &OperatorState) -> HeadPage {
     let log = &state.gateway.log;
     let head = log.head().await;
-    Head { head: head.to_string(), origin: head.origin().to_owned(), size: head.size, key: log.head_key().to_string() }
-}
-
-impl Head {
-    /// The note as it is, for whoever asks for no other form: other tools read it.
-    pub(crate) fn note(&self, form: Form, path: &str, headers: &HeaderMap) -> Option<String> {
-        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        (form == Form::Json && path == Self::PATH && !accept.contains("json")).then(|| self.head.clone())
+    HeadPage {
+        head: head.to_string(),
+        origin: head.origin().to_owned(),
+        size: head.size,
+        key: log.head_key().to_string(),
     }
 }
 
-impl Page for Head {
+impl HeadPage {
+    /// The note as it is, for whoever asks for no other form: other tools read it.
+    pub(crate) fn note(&self, form: PageFormat, path: &str, headers: &HeaderMap) -> Option<String> {
+        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        (form == PageFormat::Json && path == Self::PATH && !accept.contains("json")).then(|| self.head.clone())
+    }
+}
+
+impl Page for HeadPage {
     const TITLE: &str = "Signed head";
     const PATH: &str = "/audit/head";
 
-    fn table(&self) -> Table {
+    fn table(&self) -> PageTable {
         let row = vec![self.size.to_string(), self.origin.clone(), self.key.clone(), self.head.clone()];
-        Table { columns: &["size", "origin", "key", "head"], rows: vec![row] }
+        PageTable { columns: &["size", "origin", "key", "head"], rows: vec![row] }
     }
 
     fn html(&self) -> Markup {
@@ -61,7 +66,7 @@ impl Page for Head {
 /// A proof, of one record or of growth.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub(crate) enum Proof {
+pub(crate) enum ProofPage {
     Inclusion(Box<InclusionProof>),
     Growth(ConsistencyProof),
 }
@@ -70,33 +75,33 @@ pub(crate) enum Proof {
 ///
 /// # Errors
 /// No such record; neither parameter, or both.
-pub(crate) async fn proof(state: &OperatorState, query: &Query) -> Result<Proof, Problem> {
+pub(crate) async fn proof(state: &OperatorState, query: &PageQuery) -> Result<ProofPage, OperatorRefusal> {
     query.only(&["seq", "from"])?;
     let number = |name: &str, text: &str| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         let why = || format!("{name} is a number: {name}=1, say");
-        text.parse::<u64>().ok().filter(|_| digits).ok_or_else(|| Problem::BadParameter { why: why() })
+        text.parse::<u64>().ok().filter(|_| digits).ok_or_else(|| OperatorRefusal::BadParameter { why: why() })
     };
     match (query.get("seq"), query.get("from")) {
-        (Some(seq), None) => Ok(Proof::Inclusion(Box::new(state.gateway.log.prove(number("seq", seq)?).await?))),
-        (None, Some(from)) => Ok(Proof::Growth(state.gateway.log.prove_consistency(number("from", from)?).await?)),
+        (Some(seq), None) => Ok(ProofPage::Inclusion(Box::new(state.gateway.log.prove(number("seq", seq)?).await?))),
+        (None, Some(from)) => Ok(ProofPage::Growth(state.gateway.log.prove_consistency(number("from", from)?).await?)),
         (None, None) | (Some(_), Some(_)) => {
             let why = "write seq=N for the record N, or from=N for the growth from N records to now".to_owned();
-            Err(Problem::BadParameter { why })
+            Err(OperatorRefusal::BadParameter { why })
         }
     }
 }
 
-impl Page for Proof {
+impl Page for ProofPage {
     const TITLE: &str = "Proof";
     const PATH: &str = "/audit/proof";
 
-    fn table(&self) -> Table {
+    fn table(&self) -> PageTable {
         let members: Map<String, Value> =
             serde_json::to_value(self).ok().and_then(|value| value.as_object().cloned()).unwrap_or_default();
         let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let rows = members.into_iter().map(|(name, value)| vec![name, text(value)]).collect();
-        Table { columns: &["name", "value"], rows }
+        PageTable { columns: &["name", "value"], rows }
     }
 
     fn html(&self) -> Markup {

@@ -1,4 +1,4 @@
-//! `/quota`: the ledger of the upstream's quota: who spent it, saved it, and waited for it.
+//! `/quota`: the upstream's quota: who spent it, saved it, and waited for it.
 
 use std::sync::Arc;
 
@@ -6,18 +6,18 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
-use super::super::render::{Page, Table, cell};
+use super::super::render::{Page, PageTable, cell};
 use super::super::state::OperatorState;
 
 /// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct Ledger {
-    buckets: Vec<Bucket>,
+pub(crate) struct QuotaPage {
+    buckets: Vec<BucketRow>,
 }
 
 /// One organization's quota, or the account's.
 #[derive(Debug, Serialize)]
-pub(crate) struct Bucket {
+pub(crate) struct BucketRow {
     /// `None`: the account's.
     organization: Option<u64>,
     limit: u32,
@@ -28,11 +28,11 @@ pub(crate) struct Bucket {
     kept: u32,
     /// The upstream's own 429 closed it for so long.
     pub(crate) closed_for_ms: Option<u64>,
-    pub(crate) callers: Vec<Spender>,
+    pub(crate) callers: Vec<SpenderRow>,
 }
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Spender {
+pub(crate) struct SpenderRow {
     pub(crate) name: Arc<str>,
     /// What it gets of the window however much others ask for.
     share: Option<u32>,
@@ -51,9 +51,9 @@ pub(crate) struct Spender {
 }
 
 /// All buckets now. The one place that knows how the quota shows itself.
-pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<Bucket> {
+pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<BucketRow> {
     let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let spender = |view: crate::quota::SpenderView| Spender {
+    let spender = |view: crate::quota::SpenderView| SpenderRow {
         name: view.name,
         share: view.share,
         spent: view.spent,
@@ -63,7 +63,7 @@ pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<Bucket> {
         saved: view.saved,
         waited_us: view.waited_us,
     };
-    let bucket = |view: crate::quota::BucketView| Bucket {
+    let bucket = |view: crate::quota::BucketView| BucketRow {
         organization: view.organization,
         limit: view.limit,
         used: view.used,
@@ -76,12 +76,12 @@ pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<Bucket> {
     quota.buckets().into_iter().map(bucket).collect()
 }
 
-/// The ledger.
-pub(crate) fn quota(state: &OperatorState) -> Ledger {
-    Ledger { buckets: buckets(&state.gateway.quota) }
+/// Every bucket, and who spent of it.
+pub(crate) fn quota(state: &OperatorState) -> QuotaPage {
+    QuotaPage { buckets: buckets(&state.gateway.quota) }
 }
 
-impl Bucket {
+impl BucketRow {
     /// How full it is, with its name, and who took it.
     pub(crate) fn gauge(&self) -> Markup {
         let spent = self.callers.iter().filter(|one| one.spent > 0).map(|one| format!("{} {}", one.name, one.spent));
@@ -103,7 +103,7 @@ impl Bucket {
             self.kept.to_string(),
             cell(self.closed_for_ms),
         ];
-        let row = |spender: Option<&Spender>| {
+        let row = |spender: Option<&SpenderRow>| {
             let spent = [
                 cell(spender.map(|one| &one.name)),
                 cell(spender.and_then(|one| one.share)),
@@ -120,11 +120,11 @@ impl Bucket {
     }
 }
 
-impl Page for Ledger {
+impl Page for QuotaPage {
     const TITLE: &str = "Quota";
     const PATH: &str = "/quota";
 
-    fn table(&self) -> Table {
+    fn table(&self) -> PageTable {
         let columns = &[
             "organization",
             "limit",
@@ -141,7 +141,7 @@ impl Page for Ledger {
             "saved",
             "waited_us",
         ];
-        Table { columns, rows: self.buckets.iter().flat_map(Bucket::rows).collect() }
+        PageTable { columns, rows: self.buckets.iter().flat_map(BucketRow::rows).collect() }
     }
 
     fn html(&self) -> Markup {

@@ -6,8 +6,8 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use super::html;
-use super::render::{Whole, bytes};
-use super::routes::Form;
+use super::render::{PageBody, bytes};
+use super::routes::PageFormat;
 use crate::audit::{BadFilter, ProofError, QueryError};
 use crate::gateway::refusal::seconds;
 
@@ -16,7 +16,7 @@ pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Why the door refuses.
 #[derive(Debug)]
-pub(super) enum Problem {
+pub(super) enum OperatorRefusal {
     UnknownHost,
     ForeignOrigin,
     NoKey,
@@ -40,19 +40,19 @@ pub(super) enum Problem {
     Internal,
 }
 
-impl From<BadFilter> for Problem {
+impl From<BadFilter> for OperatorRefusal {
     fn from(bad: BadFilter) -> Self {
         Self::BadParameter { why: bad.to_string() }
     }
 }
 
-impl From<QueryError> for Problem {
+impl From<QueryError> for OperatorRefusal {
     fn from(error: QueryError) -> Self {
         Self::Query(error)
     }
 }
 
-impl From<ProofError> for Problem {
+impl From<ProofError> for OperatorRefusal {
     fn from(error: ProofError) -> Self {
         match error {
             ProofError::NoRecord { newest } => Self::NoRecord { newest },
@@ -62,7 +62,7 @@ impl From<ProofError> for Problem {
     }
 }
 
-impl Problem {
+impl OperatorRefusal {
     /// Status, the last part of its `type`, title.
     const fn row(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
@@ -139,12 +139,12 @@ impl Problem {
     }
 
     /// The answer: a problem document (RFC 9457), for people a page.
-    pub(super) fn response(&self, form: Form) -> Response<Whole> {
+    pub(super) fn response(&self, form: PageFormat) -> Response<PageBody> {
         let (status, kind, title) = self.row();
         let detail = self.detail();
         let mut response = match form {
-            Form::Html => bytes("text/html; charset=utf-8", html::problem(status, title, &detail).into_string()),
-            Form::Json | Form::Csv => {
+            PageFormat::Html => bytes("text/html; charset=utf-8", html::problem(status, title, &detail).into_string()),
+            PageFormat::Json | PageFormat::Csv => {
                 let r#type = format!("urn:makegate:operator:{kind}");
                 let problem = json!({"type": r#type, "title": title, "status": status.as_u16(), "detail": detail});
                 bytes("application/problem+json", problem.to_string())

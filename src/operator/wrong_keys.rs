@@ -15,16 +15,16 @@ const WINDOW: Duration = Duration::from_secs(60);
 const PEERS_MAX: usize = 1024;
 
 /// A peer's window: when it began, and the failures in it.
-type Window = (Instant, u32);
+type FailureWindow = (Instant, u32);
 
 /// The counts.
-pub(super) struct Failures {
+pub(super) struct WrongKeys {
     clock: Clock,
-    windows: Mutex<HashMap<Option<IpAddr>, Window>>,
+    windows: Mutex<HashMap<Option<IpAddr>, FailureWindow>>,
     total: AtomicU64,
 }
 
-impl Failures {
+impl WrongKeys {
     pub(super) fn new(clock: Clock) -> Self {
         Self { clock, windows: Mutex::default(), total: AtomicU64::new(0) }
     }
@@ -61,7 +61,7 @@ impl Failures {
 }
 
 /// The name that a peer is counted under: of IPv6 its /64, which is one customer's.
-fn counted_as(windows: &HashMap<Option<IpAddr>, Window>, peer: Option<IpAddr>) -> Option<IpAddr> {
+fn counted_as(windows: &HashMap<Option<IpAddr>, FailureWindow>, peer: Option<IpAddr>) -> Option<IpAddr> {
     let peer = peer.map(|ip| match ip {
         IpAddr::V4(_) => ip,
         IpAddr::V6(six) => IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() >> 64 << 64)),
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn thirty_wrong_keys_a_minute_and_no_more() {
         let clock = Clock::movable();
-        let failures = Failures::new(clock.clone());
+        let failures = WrongKeys::new(clock.clone());
         let (one, other) = (Some("10.0.0.1".parse().unwrap()), Some("10.0.0.2".parse().unwrap()));
         for _ in 0..30 {
             assert_eq!(failures.blocked(one), None);
@@ -90,13 +90,13 @@ mod tests {
 
     #[test]
     fn many_peers_take_no_more_memory_and_a_network_is_one_peer() {
-        let failures = Failures::new(Clock::movable());
+        let failures = WrongKeys::new(Clock::movable());
         for peer in 0..3000u32 {
             failures.add(Some(IpAddr::V4(peer.into())));
         }
         assert!(failures.windows.lock().unwrap().len() <= PEERS_MAX + 1);
         assert!(failures.blocked(Some("99.9.9.9".parse().unwrap())).is_some(), "the rest shares one count");
-        let failures = Failures::new(Clock::movable());
+        let failures = WrongKeys::new(Clock::movable());
         (0..30u128).for_each(|host| failures.add(Some(IpAddr::V6(Ipv6Addr::from_bits(0x2001_0db8 << 96 | host)))));
         assert!(failures.blocked(Some("2001:db8::ffff:1".parse().unwrap())).is_some());
     }

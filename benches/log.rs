@@ -90,8 +90,8 @@ async fn run(dir: &Path, records: u64) -> Fallible<()> {
     Ok(())
 }
 
-fn settings(dir: &Path) -> config::Audit {
-    config::Audit {
+fn settings(dir: &Path) -> config::AuditConfig {
+    config::AuditConfig {
         dir: dir.to_owned(),
         retention: Duration::from_secs(400 * 24 * 3600),
         retention_bytes: 1 << 40,

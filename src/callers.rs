@@ -1,6 +1,6 @@
 //! The callers' state that outlives reloads: each one's rate, its part of what callers share, and counters.
 
-mod kinds;
+mod shared_kinds;
 
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -20,12 +20,12 @@ use crate::config;
 use crate::shares::{Held, Holder, Shared, Short};
 use crate::words::KeyId;
 
-pub use kinds::{Each, Kind};
+pub use shared_kinds::{PerKind, SharedKind};
 
 /// Where an answer came from, as it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Source {
+pub enum AnswerSource {
     /// From memory, fresh.
     Hit,
     /// From memory, past its lifetime.
@@ -40,7 +40,7 @@ pub enum Source {
     Refused,
 }
 
-impl Source {
+impl AnswerSource {
     /// All of them.
     pub const ALL: [Self; 6] = [Self::Hit, Self::Stale, Self::Miss, Self::Forwarded, Self::Replayed, Self::Refused];
 
@@ -69,7 +69,7 @@ pub struct Remaining {
 
 /// Over the rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooFast {
+pub struct OverRate {
     /// When the next request is within it.
     pub retry_after: Duration,
     /// What is left: nothing.
@@ -78,12 +78,12 @@ pub struct TooFast {
 
 /// governor's view of our clock.
 #[derive(Clone, Debug)]
-struct Ticks {
+struct LimiterClock {
     clock: Clock,
     epoch: Instant,
 }
 
-impl governor::clock::Clock for Ticks {
+impl governor::clock::Clock for LimiterClock {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {
@@ -91,25 +91,25 @@ impl governor::clock::Clock for Ticks {
     }
 }
 
-type Limiter = RateLimiter<NotKeyed, InMemoryState, Ticks, StateInformationMiddleware>;
+type Limiter = RateLimiter<NotKeyed, InMemoryState, LimiterClock, StateInformationMiddleware>;
 
 /// The longest time that a burst may take to be whole again (73 years).
 const BURST_NANOS_MAX: u64 = u64::MAX / 8;
 
 /// A rate and its limiter.
 #[derive(Debug)]
-struct Pace {
+struct CallerRate {
     rate: config::Rate,
     burst: NonZeroU32,
     /// What is configured; `burst` may be less.
     configured_burst: u32,
     interval: Duration,
-    ticks: Ticks,
+    ticks: LimiterClock,
     limiter: Limiter,
 }
 
-impl Pace {
-    fn new(config: &config::Caller, clock: &Clock) -> Self {
+impl CallerRate {
+    fn new(config: &config::CallerConfig, clock: &Clock) -> Self {
         let burst = NonZeroU32::new(config.burst).unwrap_or(NonZeroU32::MIN);
         // Rounded up: never more than the rate. The burst is cut where governor's nanoseconds would overflow.
         let nanos = config.rate.per.as_nanos().div_ceil(u128::from(config.rate.requests.max(1)));
@@ -118,12 +118,12 @@ impl Pace {
         let interval = Duration::from_nanos(nanos);
         let quota =
             Quota::with_period(interval).unwrap_or_else(|| Quota::per_second(NonZeroU32::MIN)).allow_burst(burst);
-        let ticks = Ticks { clock: clock.clone(), epoch: clock.now() };
+        let ticks = LimiterClock { clock: clock.clone(), epoch: clock.now() };
         let limiter = RateLimiter::direct_with_clock(quota, ticks.clone()).with_middleware();
         Self { rate: config.rate, burst, configured_burst: config.burst, interval, ticks, limiter }
     }
 
-    fn is(&self, config: &config::Caller) -> bool {
+    fn is(&self, config: &config::CallerConfig) -> bool {
         self.rate == config.rate && self.configured_burst == config.burst
     }
 
@@ -131,13 +131,13 @@ impl Pace {
         Remaining { left, whole_in: self.interval.saturating_mul(self.burst.get().saturating_sub(left)) }
     }
 
-    fn admit(&self) -> Result<Remaining, TooFast> {
+    fn admit(&self) -> Result<Remaining, OverRate> {
         match self.limiter.check() {
             Ok(state) => Ok(self.remaining(state.remaining_burst_capacity())),
             Err(early) => {
                 let retry_after = early.wait_time_from(self.ticks.now());
                 let whole_in = retry_after + self.remaining(1).whole_in;
-                Err(TooFast { retry_after, remaining: Remaining { left: 0, whole_in } })
+                Err(OverRate { retry_after, remaining: Remaining { left: 0, whole_in } })
             }
         }
     }
@@ -146,31 +146,35 @@ impl Pace {
 /// What one operation's requests came to, and after it the next operation's: a list that only grows, by those operations that
 /// the caller uses.
 #[derive(Debug, Default)]
-struct Counts(OnceLock<Box<Count>>);
+struct OperationCounts(OnceLock<Box<OperationCount>>);
 
 #[derive(Debug)]
-struct Count {
+struct OperationCount {
     /// The operation's id: its place in the catalogue is another after a reload. `None`: not classified.
     operation: Option<Arc<str>>,
-    by_source: [AtomicU64; Source::ALL.len()],
-    next: Counts,
+    by_source: [AtomicU64; AnswerSource::ALL.len()],
+    next: OperationCounts,
 }
 
-impl Counts {
-    fn of(&self, operation: Option<&Arc<str>>) -> &Count {
+impl OperationCounts {
+    fn of(&self, operation: Option<&Arc<str>>) -> &OperationCount {
         // The very same text, as long as there was no reload.
-        let same = |count: &&Count| match (&count.operation, operation) {
+        let same = |count: &&OperationCount| match (&count.operation, operation) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
             (one, other) => one.is_none() && other.is_none(),
         };
         self.iter().find(same).unwrap_or_else(|| self.get_or_make(operation))
     }
 
-    fn get_or_make(&self, operation: Option<&Arc<str>>) -> &Count {
+    fn get_or_make(&self, operation: Option<&Arc<str>>) -> &OperationCount {
         let mut place = self;
         loop {
             let make = || {
-                Box::new(Count { operation: operation.cloned(), by_source: Default::default(), next: Self::default() })
+                Box::new(OperationCount {
+                    operation: operation.cloned(),
+                    by_source: Default::default(),
+                    next: Self::default(),
+                })
             };
             let count = place.0.get_or_init(make);
             if count.operation.as_ref() == operation {
@@ -180,7 +184,7 @@ impl Counts {
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Count> {
+    fn iter(&self) -> impl Iterator<Item = &OperationCount> {
         std::iter::successors(self.0.get(), |count| count.next.0.get()).map(Box::as_ref)
     }
 }
@@ -194,11 +198,11 @@ pub struct CallerState {
     pub name: Arc<str>,
     /// What no other state of a caller has had in this process.
     pub id: NonZeroU64,
-    pace: ArcSwap<Pace>,
+    pace: ArcSwap<CallerRate>,
     /// What it holds of what callers share.
-    pub holds: Each<Arc<Holder>>,
+    pub holds: PerKind<Arc<Holder>>,
     /// Made as requests come: a silent caller costs little.
-    counts: Counts,
+    counts: OperationCounts,
     used: Mutex<HashMap<KeyId, LastUsed>>,
 }
 
@@ -206,13 +210,13 @@ pub struct CallerState {
 pub type LastUsed = Arc<AtomicI64>;
 
 impl CallerState {
-    fn new(config: &config::Caller, holds: Each<Arc<Holder>>, clock: &Clock) -> Self {
+    fn new(config: &config::CallerConfig, holds: PerKind<Arc<Holder>>, clock: &Clock) -> Self {
         Self {
             name: config.name.clone(),
             id: NonZeroU64::MIN.saturating_add(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
-            pace: ArcSwap::from_pointee(Pace::new(config, clock)),
+            pace: ArcSwap::from_pointee(CallerRate::new(config, clock)),
             holds,
-            counts: Counts::default(),
+            counts: OperationCounts::default(),
             used: Mutex::default(),
         }
     }
@@ -220,8 +224,8 @@ impl CallerState {
     /// Takes one request of the rate.
     ///
     /// # Errors
-    /// [`TooFast`]: over the rate.
-    pub fn admit(&self) -> Result<Remaining, TooFast> {
+    /// [`OverRate`]: over the rate.
+    pub fn admit(&self) -> Result<Remaining, OverRate> {
         self.pace.load().admit()
     }
 
@@ -246,7 +250,7 @@ impl CallerState {
     }
 
     /// Counts an answer. `operation`: its id, if it came to that.
-    pub fn count(&self, operation: Option<&Arc<str>>, source: Source) {
+    pub fn count(&self, operation: Option<&Arc<str>>, source: AnswerSource) {
         if let Some(counter) = self.counts.of(operation).by_source.get(source as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
@@ -254,9 +258,9 @@ impl CallerState {
 
     /// Answers by operation (`None`: not classified) and source, without those that are nothing.
     #[must_use]
-    pub fn counts(&self) -> Vec<(Option<Arc<str>>, Source, u64)> {
+    pub fn counts(&self) -> Vec<(Option<Arc<str>>, AnswerSource, u64)> {
         let counters = self.counts.iter().flat_map(|count| {
-            let sources = Source::ALL.into_iter().zip(&count.by_source);
+            let sources = AnswerSource::ALL.into_iter().zip(&count.by_source);
             sources.map(|(source, counter)| (count.operation.clone(), source, counter.load(Ordering::Relaxed)))
         });
         counters.filter(|(_, _, count)| *count > 0).collect()
@@ -267,9 +271,9 @@ impl CallerState {
 #[derive(Debug)]
 pub struct Callers {
     /// What they share.
-    pub shared: Each<Arc<Shared>>,
+    pub shared: PerKind<Arc<Shared>>,
     /// What the gateway itself holds of it, for nobody.
-    pub own: Each<Arc<Holder>>,
+    pub own: PerKind<Arc<Holder>>,
     clock: Clock,
     states: Mutex<HashMap<Arc<str>, Arc<CallerState>>>,
 }
@@ -278,7 +282,7 @@ impl Callers {
     /// Nobody yet, and nothing limited.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
-        let shared = Each::unlimited();
+        let shared = PerKind::unlimited();
         Self { own: shared.holders(), shared, clock, states: Mutex::default() }
     }
 
@@ -289,13 +293,13 @@ impl Callers {
 
     /// The state of this caller. A caller whose rate stays keeps its limiter: a new one has a full burst.
     #[must_use]
-    pub fn get_or_make(&self, config: &config::Caller) -> Arc<CallerState> {
+    pub fn get_or_make(&self, config: &config::CallerConfig) -> Arc<CallerState> {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         let state = states
             .entry(config.name.clone())
             .or_insert_with(|| Arc::new(CallerState::new(config, self.shared.holders(), &self.clock)));
         if !state.pace.load().is(config) {
-            state.pace.store(Arc::new(Pace::new(config, &self.clock)));
+            state.pace.store(Arc::new(CallerRate::new(config, &self.clock)));
         }
         state.clone()
     }
@@ -309,11 +313,11 @@ impl Callers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Caller, Grants, Rate, Scope};
+    use crate::config::{CallerConfig, Grants, Rate, Scope};
 
-    fn caller(requests: u32, burst: u32) -> Caller {
+    fn caller(requests: u32, burst: u32) -> CallerConfig {
         let rate = Rate { requests, per: Duration::from_secs(60) };
-        Caller {
+        CallerConfig {
             name: "a".into(),
             keys: vec![],
             grants: Grants::All,
@@ -409,9 +413,9 @@ mod tests {
         drop(first);
         assert!(state.enter(1).is_ok());
         let read: Arc<str> = "organizations.get".into();
-        state.count(Some(&read), Source::Hit);
-        state.count(None, Source::Refused);
-        state.count(Some(&"organizations.get".into()), Source::Hit);
-        assert_eq!(state.counts(), [(Some(read), Source::Hit, 2), (None, Source::Refused, 1)]);
+        state.count(Some(&read), AnswerSource::Hit);
+        state.count(None, AnswerSource::Refused);
+        state.count(Some(&"organizations.get".into()), AnswerSource::Hit);
+        assert_eq!(state.counts(), [(Some(read), AnswerSource::Hit, 2), (None, AnswerSource::Refused, 1)]);
     }
 }

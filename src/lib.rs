@@ -6,9 +6,9 @@
 pub mod clock;
 pub mod hash;
 pub mod own;
-pub mod reader;
 pub mod shares;
 pub mod tasks;
+pub mod toml_reader;
 pub mod watched;
 pub mod words;
 // Each of these uses some of the above.

@@ -15,7 +15,7 @@ use crate::audit::AuditLog;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
-use crate::config::{Config, Limits, Read};
+use crate::config::{Config, Limits, LoadedConfig};
 use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
 use crate::gateway::{Engines, Gateway, KeyLogAdapter, life, reconcile, refusal_tally};
 use crate::hash;
@@ -98,8 +98,8 @@ impl Service {
     ///
     /// # Errors
     /// [`StartError`]: what is wrong and what to do.
-    pub async fn start(read: Read, clock: Clock) -> Result<Self, StartError> {
-        let Read { config, origins, files, .. } = read;
+    pub async fn start(read: LoadedConfig, clock: Clock) -> Result<Self, StartError> {
+        let LoadedConfig { config, origins, files, .. } = read;
         let file = origins.file.clone();
         if config.upstream.url.tls || config.gateway.tls.is_some() {
             hash::warm_tls();

@@ -118,7 +118,7 @@ impl Film {
     /// Writes side by side, doubts, segments that are full and that retention takes, an exchange of the key, a stop and a start.
     async fn take() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let settings = config::Audit { segment_bytes: 2000, retention_bytes: 14_000, ..settings(&dir) };
+        let settings = config::AuditConfig { segment_bytes: 2000, retention_bytes: 14_000, ..settings(&dir) };
         fs::create_dir(&settings.dir).unwrap();
         let camera = Arc::new(Camera { dir: settings.dir.clone(), pictures: Mutex::default() });
         for run in 0..2 {

@@ -105,7 +105,7 @@ pub(crate) struct RecordBuffer {
 }
 
 impl RecordBuffer {
-    pub(crate) fn new(settings: &config::Audit) -> Self {
+    pub(crate) fn new(settings: &config::AuditConfig) -> Self {
         Self {
             records_max: settings.buffer_records,
             bytes_max: settings.buffer_bytes,

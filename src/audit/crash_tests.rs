@@ -207,7 +207,7 @@ impl Point {
 
 /// Goes through what a log meets in its life: writes side by side, doubts and their settlement, an exchange of the key,
 /// segments that are full, syncs that fail, a stop and a start.
-async fn live(settings: &config::Audit, disk: &Arc<Recorder>) {
+async fn live(settings: &config::AuditConfig, disk: &Arc<Recorder>) {
     let intent = async |log: &AuditLog, request: &str| {
         let seq = log.commit(record(Kind::Intent, request)).await.unwrap();
         disk.acknowledged(seq, request, true);
@@ -263,7 +263,7 @@ fn records(dir: &Path) -> Vec<serde_json::Value> {
 }
 
 /// Opens what is left, goes on with it, and looks whether anything was lost.
-async fn check(settings: &config::Audit, acknowledged: &[Acknowledged]) {
+async fn check(settings: &config::AuditConfig, acknowledged: &[Acknowledged]) {
     if !segment::list(&settings.dir).unwrap().is_empty() {
         assert_untouched(&settings.dir);
     }
@@ -292,7 +292,7 @@ async fn check(settings: &config::Audit, acknowledged: &[Acknowledged]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_at_any_point_loses_nothing_that_was_acknowledged_and_forgets_no_write() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { segment_bytes: 2500, ..settings(&dir) };
+    let settings = config::AuditConfig { segment_bytes: 2500, ..settings(&dir) };
     fs::create_dir(&settings.dir).unwrap();
     let disk = Recorder::new(&settings.dir);
     live(&settings, &disk).await;
@@ -304,7 +304,7 @@ async fn a_crash_at_any_point_loses_nothing_that_was_acknowledged_and_forgets_no
         for (turn, state) in point.states().iter().enumerate() {
             // In memory, where there is such a place: these are many folders.
             let after = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-            let settings = config::Audit { dir: after.path().join("audit"), ..settings.clone() };
+            let settings = config::AuditConfig { dir: after.path().join("audit"), ..settings.clone() };
             point.lay_out(state, at + turn, &settings.dir);
             let _place = Place(format!("point {at} of {}, state {turn}", trace.points.len()));
             check(&settings, &trace.acknowledged[..point.acknowledged]).await;

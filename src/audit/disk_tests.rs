@@ -165,7 +165,7 @@ async fn while_the_disk_fails_writes_are_refused_and_nothing_else_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_hangs_refuses_writes_within_a_second() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = crate::config::Audit { disk_wait: Duration::from_millis(900), ..settings(&dir) };
+    let settings = crate::config::AuditConfig { disk_wait: Duration::from_millis(900), ..settings(&dir) };
     let disk = Arc::new(Faulty::default());
     let (log, _) = open_on(&settings, &Clock::system(), disk.clone()).await;
     log.flush().await;
@@ -275,8 +275,8 @@ async fn a_loss_of_power_takes_nothing_that_was_acknowledged() {
     }
 }
 
-fn config(dir: &tempfile::TempDir) -> crate::config::Audit {
-    crate::config::Audit { segment_bytes: 4000, ..settings(dir) }
+fn config(dir: &tempfile::TempDir) -> crate::config::AuditConfig {
+    crate::config::AuditConfig { segment_bytes: 4000, ..settings(dir) }
 }
 
 /// Writes one after the other, each with its outcome; notes what was acknowledged: number, request, is it the outcome?

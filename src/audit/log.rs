@@ -137,7 +137,7 @@ pub(crate) struct LogShared {
 }
 
 impl LogShared {
-    fn new(settings: &config::Audit, clock: Clock, durable: Tree, heads: Heads, key: FingerprintKey) -> Self {
+    fn new(settings: &config::AuditConfig, clock: Clock, durable: Tree, heads: Heads, key: FingerprintKey) -> Self {
         Self {
             clock,
             dir: settings.dir.clone(),
@@ -283,7 +283,7 @@ impl AuditLog {
     ///
     /// # Errors
     /// [`OpenError`]: the folder cannot be used; its words say what to do.
-    pub fn open(settings: &config::Audit, clock: Clock) -> Result<(Arc<Self>, Recovered), OpenError> {
+    pub fn open(settings: &config::AuditConfig, clock: Clock) -> Result<(Arc<Self>, Recovered), OpenError> {
         Self::open_on(settings, clock, Arc::new(MachineDisk))
     }
 
@@ -292,7 +292,7 @@ impl AuditLog {
     /// # Errors
     /// As [`AuditLog::open`].
     pub fn open_on(
-        settings: &config::Audit,
+        settings: &config::AuditConfig,
         clock: Clock,
         disk: Arc<dyn Disk>,
     ) -> Result<(Arc<Self>, Recovered), OpenError> {
@@ -343,7 +343,7 @@ impl AuditLog {
     /// Records durably; the record's sequence number. The record is queued by the call itself, before the first poll.
     /// An outcome and a settlement name their intent's number.
     ///
-    /// An intent (or a settlement) waits at most [`config::Audit::disk_wait`] and is refused at once while the disk fails; dropping the
+    /// An intent (or a settlement) waits at most [`config::AuditConfig::disk_wait`] and is refused at once while the disk fails; dropping the
     /// future of an intent leaves a write that is recorded as not sent. An outcome waits as long as it takes; dropping
     /// its future changes nothing, it is written when the disk is back. A write in doubt is in [`AuditLog::doubts`] from the
     /// call on.

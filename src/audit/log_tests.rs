@@ -12,8 +12,8 @@ use crate::config;
 use crate::words::RequestId;
 
 /// Settings small enough for tests.
-pub(super) fn settings(dir: &TempDir) -> config::Audit {
-    config::Audit {
+pub(super) fn settings(dir: &TempDir) -> config::AuditConfig {
+    config::AuditConfig {
         dir: dir.path().join("audit"),
         retention: Duration::from_secs(400 * 24 * 3600),
         retention_bytes: 1 << 40,
@@ -27,12 +27,12 @@ pub(super) fn settings(dir: &TempDir) -> config::Audit {
 }
 
 /// Opens, waiting until the run before has let go of the folder.
-pub(super) async fn open(settings: &config::Audit, clock: &Clock) -> (Arc<AuditLog>, Recovered) {
+pub(super) async fn open(settings: &config::AuditConfig, clock: &Clock) -> (Arc<AuditLog>, Recovered) {
     open_on(settings, clock, Arc::new(MachineDisk)).await
 }
 
 pub(super) async fn open_on(
-    settings: &config::Audit,
+    settings: &config::AuditConfig,
     clock: &Clock,
     disk: Arc<dyn Disk>,
 ) -> (Arc<AuditLog>, Recovered) {
@@ -72,13 +72,13 @@ pub(super) fn assert_untouched(dir: &std::path::Path) {
 }
 
 /// Every line of every segment, each checked to be JSON.
-pub(super) fn lines(settings: &config::Audit) -> Vec<serde_json::Value> {
+pub(super) fn lines(settings: &config::AuditConfig) -> Vec<serde_json::Value> {
     assert_untouched(&settings.dir);
     lines_of(settings)
 }
 
 /// The same of a log that somebody altered.
-pub(super) fn lines_of(settings: &config::Audit) -> Vec<serde_json::Value> {
+pub(super) fn lines_of(settings: &config::AuditConfig) -> Vec<serde_json::Value> {
     let segments = segment::list(&settings.dir).unwrap();
     let texts = segments.iter().map(|first| std::fs::read_to_string(segment::path(&settings.dir, *first)).unwrap());
     texts.flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>()).collect()
@@ -123,7 +123,7 @@ async fn many_writers_get_numbers_without_gaps_and_in_the_files_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_buffer_turns_requests_away_and_room_comes_back() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { buffer_records: 4, ..settings(&dir) };
+    let settings = config::AuditConfig { buffer_records: 4, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;
     let rooms: Vec<_> = (0..4).map(|_| log.reserve().unwrap()).collect();
     assert!(log.reserve().is_none());
@@ -213,7 +213,7 @@ async fn open_writes_of_an_earlier_run_are_in_doubt_until_they_are_settled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn segments_are_sealed_and_each_begins_with_the_tree_before_it() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { segment_bytes: 2000, ..settings(&dir) };
+    let settings = config::AuditConfig { segment_bytes: 2000, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;
     log.commit(record(Kind::Intent, "open")).await.unwrap();
     for n in 0..40 {
@@ -241,7 +241,7 @@ async fn segments_are_sealed_and_each_begins_with_the_tree_before_it() {
 async fn retention_takes_old_segments_but_none_with_an_open_write() {
     let dir = tempfile::tempdir().unwrap();
     let day = Duration::from_secs(24 * 3600);
-    let settings = config::Audit { segment_bytes: 1000, retention: 30 * day, ..settings(&dir) };
+    let settings = config::AuditConfig { segment_bytes: 1000, retention: 30 * day, ..settings(&dir) };
     let clock = Clock::movable();
     let (log, _) = open(&settings, &clock).await;
     let now = |kind, request: &str| Record { time: clock.wall(), ..record(kind, request) };
@@ -284,7 +284,7 @@ async fn retention_takes_old_segments_but_none_with_an_open_write() {
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_takes_the_oldest_segments_of_a_log_that_is_too_large() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { segment_bytes: 2000, retention_bytes: 10_000, ..settings(&dir) };
+    let settings = config::AuditConfig { segment_bytes: 2000, retention_bytes: 10_000, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;
     let size = || {
         let segments = segment::list(&settings.dir).unwrap();

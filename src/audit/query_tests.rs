@@ -119,7 +119,7 @@ fn seqs(page: &RecordPage) -> Vec<u64> {
     page.records.iter().map(|line| stored_record::StoredRecord::parse(line.get().as_bytes()).unwrap().seq).collect()
 }
 
-async fn indexed(settings: &config::Audit, at_least: u64) {
+async fn indexed(settings: &config::AuditConfig, at_least: u64) {
     for _ in 0..1000 {
         if index_seq(settings) >= at_least {
             return;
@@ -129,7 +129,7 @@ async fn indexed(settings: &config::Audit, at_least: u64) {
     panic!("the index does not follow");
 }
 
-fn index_seq(settings: &config::Audit) -> u64 {
+fn index_seq(settings: &config::AuditConfig) -> u64 {
     let connection = Connection::open(index::path(&settings.dir)).ok();
     connection.and_then(|connection| index::position(&connection).ok()).map_or(0, |(_, _, seq)| seq)
 }
@@ -139,7 +139,7 @@ async fn queries_find_what_a_naive_reading_finds_with_half_an_index_a_whole_one_
     let seed = 0x5eed_0001;
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { segment_bytes: 20_000, ..settings(&dir) };
+    let settings = config::AuditConfig { segment_bytes: 20_000, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;
     for n in 0..300 {
         log.reserve().unwrap().fill(some_record(&mut random, n));
@@ -175,7 +175,7 @@ async fn queries_find_what_a_naive_reading_finds_with_half_an_index_a_whole_one_
 async fn what_is_rare_is_found_in_all_parts_of_the_index_and_parts_go_with_their_records() {
     const RECORDS: u64 = 160_000; // three parts of 65,536
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { segment_bytes: 4 << 20, ..settings(&dir) };
+    let settings = config::AuditConfig { segment_bytes: 4 << 20, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;
     // Its segment stays.
     let open_write = log.commit(record(Kind::Intent, "w")).await.unwrap();
@@ -204,7 +204,7 @@ async fn what_is_rare_is_found_in_all_parts_of_the_index_and_parts_go_with_their
     }
     assert_eq!(rare(Some(2 << 16), 100), all.iter().copied().filter(|seq| *seq < 2 << 16).collect::<Vec<_>>());
 
-    let few = config::Audit { retention_bytes: 4 << 20, ..settings.clone() };
+    let few = config::AuditConfig { retention_bytes: 4 << 20, ..settings.clone() };
     let (log, _) = open(&few, &Clock::system()).await;
     let numbers = |sql| -> Vec<u64> {
         let connection = Connection::open(index::path(&settings.dir)).unwrap();
@@ -281,7 +281,7 @@ async fn the_index_is_made_again_when_it_is_missing_damaged_or_of_another_log() 
 #[tokio::test(flavor = "multi_thread")]
 async fn export_streams_all_in_order_and_followers_see_new_records() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { segment_bytes: 5000, ..settings(&dir) };
+    let settings = config::AuditConfig { segment_bytes: 5000, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;
     log.flush().await;
     let wanted = Filter { kind: Some(Kind::Request), limit: 3, after: Some(2), ..Filter::default() };

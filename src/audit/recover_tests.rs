@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::config;
 
 /// A log of one segment with an open write in it, uncleanly ended; the last record is an intent.
-async fn some_log(dir: &TempDir) -> (config::Audit, PathBuf) {
+async fn some_log(dir: &TempDir) -> (config::AuditConfig, PathBuf) {
     let settings = settings(dir);
     let (log, _) = open(&settings, &Clock::system()).await;
     for request in ["w1", "w2", "w3"] {
@@ -30,7 +30,7 @@ async fn some_log(dir: &TempDir) -> (config::Audit, PathBuf) {
 }
 
 /// The same files elsewhere.
-fn copy(settings: &config::Audit, bytes: &[u8]) -> (TempDir, PathBuf) {
+fn copy(settings: &config::AuditConfig, bytes: &[u8]) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = segment::path(dir.path(), 1);
     fs::write(&path, bytes).unwrap();

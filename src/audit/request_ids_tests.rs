@@ -54,7 +54,7 @@ impl Model {
 async fn live(seed: u64, takes: bool) -> usize {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let dir = tempfile::tempdir().unwrap();
-    let settings = crate::config::Audit { segment_bytes: 4000, ..settings(&dir) };
+    let settings = crate::config::AuditConfig { segment_bytes: 4000, ..settings(&dir) };
     let clock = Clock::system();
     let (mut log, _) = open(&settings, &clock).await;
     let mut model = Model::default();
@@ -118,7 +118,7 @@ async fn live(seed: u64, takes: bool) -> usize {
 }
 
 /// The open writes that a reader finds; `by_request`: as if no record named its intent.
-fn fold(settings: &crate::config::Audit, by_request: bool) -> OpenWrites {
+fn fold(settings: &crate::config::AuditConfig, by_request: bool) -> OpenWrites {
     let mut open = OpenWrites::default();
     for first in segment::list(&settings.dir).unwrap() {
         for line in std::fs::read(segment::path(&settings.dir, first)).unwrap().split(|byte| *byte == b'\n') {

@@ -71,7 +71,7 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    pub(super) fn new(settings: &config::Audit, kept: RetentionState, now: (Instant, Timestamp)) -> Self {
+    pub(super) fn new(settings: &config::AuditConfig, kept: RetentionState, now: (Instant, Timestamp)) -> Self {
         let (keep, keep_bytes) = (settings.retention, settings.retention_bytes);
         let belief = TrustedTime::new(kept.believed, now);
         Self { keep, keep_bytes, kept, belief, swept: None, gone: None, doomed: Vec::new() }

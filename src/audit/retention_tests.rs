@@ -24,7 +24,7 @@ fn is_refusal(line: &Value) -> bool {
 }
 
 /// Bytes of the log's files: of refusals, and of all else.
-fn bytes(settings: &config::Audit) -> (u64, u64) {
+fn bytes(settings: &config::AuditConfig) -> (u64, u64) {
     let (mut refusals, mut others) = (0, 0);
     for first in segment::list(&settings.dir).unwrap() {
         let text = std::fs::read_to_string(segment::path(&settings.dir, first)).unwrap();
@@ -53,7 +53,7 @@ async fn flood(log: &Arc<AuditLog>) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_have_a_share_of_the_log_and_push_nothing_else_out() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { segment_bytes: 4096, retention_bytes: 128 << 10, ..settings(&dir) };
+    let settings = config::AuditConfig { segment_bytes: 4096, retention_bytes: 128 << 10, ..settings(&dir) };
     let share = settings.retention_bytes / 8;
     let write = async |log: &AuditLog, n: usize| {
         let intent = log.commit(record(Kind::Intent, &format!("w{n}"))).await.unwrap();
@@ -96,8 +96,8 @@ async fn refusals_have_a_share_of_the_log_and_push_nothing_else_out() {
 #[test]
 fn refusals_have_a_part_of_the_buffer() {
     let dir = tempfile::tempdir().unwrap();
-    let by_count = config::Audit { buffer_records: 80, ..settings(&dir) };
-    let by_bytes = config::Audit { buffer_bytes: 80 * 500, ..settings(&dir) };
+    let by_count = config::AuditConfig { buffer_records: 80, ..settings(&dir) };
+    let by_bytes = config::AuditConfig { buffer_bytes: 80 * 500, ..settings(&dir) };
     for settings in [by_count, by_bytes] {
         let buffer = buffer::RecordBuffer::new(&settings);
         let (mine, other) =
@@ -115,7 +115,7 @@ fn refusals_have_a_part_of_the_buffer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_account_of_refusals_is_right_with_segments_missing_between() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { segment_bytes: 4096, retention_bytes: 64 << 10, ..settings(&dir) };
+    let settings = config::AuditConfig { segment_bytes: 4096, retention_bytes: 64 << 10, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;
     let intent = log.commit(record(Kind::Intent, "open")).await.unwrap();
     for round in 0..2 {
@@ -141,7 +141,7 @@ async fn the_account_of_refusals_is_right_with_segments_missing_between() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_steps_past_the_retention_does_not_empty_the_log() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { segment_bytes: 2000, ..settings(&dir) };
+    let settings = config::AuditConfig { segment_bytes: 2000, ..settings(&dir) };
     let (clock, years) = (Clock::movable(), SignedDuration::from_hours(2 * 365 * 24));
     let (mut log, _) = open(&settings, &clock).await;
     let write = async |log: &AuditLog, n: usize| {
@@ -202,7 +202,7 @@ async fn a_clock_that_steps_past_the_retention_does_not_empty_the_log() {
 }
 
 /// Segments may go between listing and reading.
-fn lines_if_whole(settings: &config::Audit) -> Vec<Value> {
+fn lines_if_whole(settings: &config::AuditConfig) -> Vec<Value> {
     let segments = segment::list(&settings.dir).unwrap();
     let texts = segments.iter().filter_map(|first| std::fs::read_to_string(segment::path(&settings.dir, *first)).ok());
     texts.flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>()).collect()

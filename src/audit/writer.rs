@@ -99,7 +99,7 @@ impl LogWriter {
     pub(super) fn new(
         shared: Arc<LogShared>,
         disk: Arc<dyn Disk>,
-        settings: &config::Audit,
+        settings: &config::AuditConfig,
         start: ResumePoint,
         (recovered, events): (&Recovered, Vec<Record>),
     ) -> Self {

@@ -77,7 +77,7 @@ pub struct Cache {
 impl Cache {
     /// An empty cache of this capacity. Bodies above `stored_bytes` (`[limits]`) are not stored.
     #[must_use]
-    pub fn new(config: &config::Cache, stored_bytes: usize, clock: Clock) -> Self {
+    pub fn new(config: &config::CacheConfig, stored_bytes: usize, clock: Clock) -> Self {
         let places = (config.capacity_bytes / PLACE_BYTES).min(PLACES_MAX);
         let entries = moka::sync::Cache::builder()
             .max_capacity(config.capacity_bytes)

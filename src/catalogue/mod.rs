@@ -1,7 +1,7 @@
 //! The catalogue: every operation that the gateway knows, as data. Routing, policy, cache, retry, `OpenAPI` and explain
 //! are all read from its rows; what is in no row is refused.
 
-mod look;
+mod effect_check;
 pub mod openapi;
 mod route;
 pub mod rows;
@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use http::Method;
 
-pub use look::{Look, Proves};
-pub use route::{Matched, Miss};
-pub use template::{PathTemplate, Segment, TagPart, TagTemplate};
+pub use effect_check::{EffectCheck, Proves};
+pub use route::{MatchedOperation, NoMatch};
+pub use template::{PathSegment, PathTemplate, TagPart, TagTemplate};
 
 /// How a query parameter counts towards the cache key (`docs/decisions/cache-keys.md`). A parameter in no row bypasses the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub struct Parameter {
 
 /// May a write be sent again after an attempt whose effect is unknown? (`docs/decisions/retries.md`)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Retry {
+pub enum RetryClass {
     /// A read: may always be sent again.
     Safe,
     /// A write whose repetition changes nothing (absolute values, deletions).
@@ -57,7 +57,7 @@ pub enum Retry {
 
 /// What body an operation takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
+pub enum BodyKind {
     /// None; one that is sent all the same is refused unless empty.
     None,
     /// A JSON object.
@@ -77,7 +77,7 @@ pub enum Freshness {
 
 /// Whose quota an attempt is counted against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bucket {
+pub enum BucketKind {
     /// That of the organization in the path.
     Organization,
     /// The account's: operations without an organization.
@@ -106,15 +106,15 @@ pub struct Operation {
     /// What its success (or doubt) invalidates. Empty for a write: everything.
     pub invalidates: Vec<TagTemplate>,
     /// May it be sent again?
-    pub retry: Retry,
+    pub retry: RetryClass,
     /// The body that it takes.
-    pub body: Body,
+    pub body: BodyKind,
     /// The query parameters and body fields that the log may hold.
     pub record: Vec<Arc<str>>,
     /// Who decides how long an answer is fresh.
     pub freshness: Freshness,
     /// Whose quota it spends.
-    pub quota: Bucket,
+    pub quota: BucketKind,
     /// Without an organization in its path: open to callers that are scoped to some organizations all the same?
     pub scoped: bool,
     /// The array of organizations in its answer that a scoped caller sees narrowed (`organizations`).
@@ -124,7 +124,7 @@ pub struct Operation {
     /// The member of its answer (an organization, or an array of them) whose `license.apiLimit` teaches the quota.
     pub limits: Option<Arc<str>>,
     /// Of a write: where a look tells whether it took effect.
-    pub look: Option<Look>,
+    pub look: Option<EffectCheck>,
     /// One sentence for people: the docs table and the `OpenAPI` document.
     pub summary: Arc<str>,
 }
@@ -182,8 +182,8 @@ impl Catalogue {
     /// Which operation is `method` on this canonical, decoded path? (step 4: classify)
     ///
     /// # Errors
-    /// [`Miss`]: no row has this path, or none with this method.
-    pub fn classify<'p>(&self, method: &Method, path: &'p str) -> Result<Matched<'_, 'p>, Miss> {
+    /// [`NoMatch`]: no row has this path, or none with this method.
+    pub fn classify<'p>(&self, method: &Method, path: &'p str) -> Result<MatchedOperation<'_, 'p>, NoMatch> {
         self.router.classify(&self.rows, method, path)
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Body, Bucket, Catalogue, Operation, Parameter, ParameterKind, Retry};
+use super::{BodyKind, BucketKind, Catalogue, Operation, Parameter, ParameterKind, RetryClass};
 
 /// The document.
 #[must_use]
@@ -54,11 +54,11 @@ fn operation(row: &Operation) -> Value {
         "x-makegate": makegate(row),
     });
     let body = match row.body {
-        Body::None => None,
-        Body::Object => {
+        BodyKind::None => None,
+        BodyKind::Object => {
             Some(json!({"required": true, "content": {"application/json": {"schema": {"type": "object"}}}}))
         }
-        Body::Any => Some(json!({"content": {"*/*": {"schema": {}}}})),
+        BodyKind::Any => Some(json!({"content": {"*/*": {"schema": {}}}})),
     };
     if let (Some(body), Some(members)) = (body, operation.as_object_mut()) {
         members.insert("requestBody".to_owned(), body);
@@ -72,13 +72,13 @@ fn makegate(row: &Operation) -> Value {
         "grant": row.grant,
         "cache": row.cache,
         "retry": match row.retry {
-            Retry::Safe => "safe",
-            Retry::Idempotent => "idempotent",
-            Retry::Once => "once",
+            RetryClass::Safe => "safe",
+            RetryClass::Idempotent => "idempotent",
+            RetryClass::Once => "once",
         },
         "quota": match row.quota {
-            Bucket::Organization => "organization",
-            Bucket::Account => "account",
+            BucketKind::Organization => "organization",
+            BucketKind::Account => "account",
         },
         "tags": row.tags.iter().map(|tag| tag.as_str()).collect::<Vec<_>>(),
         "invalidates": row.invalidates.iter().map(|tag| tag.as_str()).collect::<Vec<_>>(),
@@ -185,7 +185,7 @@ mod tests {
             let operation = &document["paths"][row.path.as_str()][row.method.as_str().to_ascii_lowercase()];
             assert_eq!(operation["operationId"], *row.id);
             assert_eq!(operation["x-makegate"]["grant"], *row.grant);
-            assert_eq!(operation.get("requestBody").is_some(), row.body != Body::None, "{}", row.id);
+            assert_eq!(operation.get("requestBody").is_some(), row.body != BodyKind::None, "{}", row.id);
             let parameters = operation["parameters"].as_array().unwrap();
             for name in row.path.parameters() {
                 assert!(parameters.iter().any(|p| p["name"] == *name && p["required"] == true), "{}: {name}", row.id);

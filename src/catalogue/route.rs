@@ -6,14 +6,14 @@ use std::sync::Arc;
 use http::Method;
 
 use super::Operation;
-use super::template::{ORGANIZATION, Segment};
+use super::template::{ORGANIZATION, PathSegment};
 
 /// The most segments that a path may have.
 const SEGMENTS_MAX: usize = 32;
 
 /// The row that a request belongs to, and what its path said.
 #[derive(Clone, Debug)]
-pub struct Matched<'c, 'p> {
+pub struct MatchedOperation<'c, 'p> {
     /// The row.
     pub operation: &'c Arc<Operation>,
     /// Its index in the catalogue.
@@ -23,7 +23,7 @@ pub struct Matched<'c, 'p> {
     values: matchit::Params<'c, 'p>,
 }
 
-impl<'c, 'p> Matched<'c, 'p> {
+impl<'c, 'p> MatchedOperation<'c, 'p> {
     /// The path's parameters by name, decoded, in the template's order.
     pub fn parameters(&self) -> impl Iterator<Item = (&'c str, &'p str)> {
         self.operation.path.parameters().zip(self.values.iter().map(|(_, value)| value))
@@ -32,7 +32,7 @@ impl<'c, 'p> Matched<'c, 'p> {
 
 /// Why no row was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Miss {
+pub enum NoMatch {
     /// No row has this path: 404.
     Path,
     /// Rows have this path, with these methods: 405, and they are its `Allow`.
@@ -41,15 +41,15 @@ pub enum Miss {
 
 /// One distinct path of the catalogue and the rows that share it.
 #[derive(Debug)]
-struct Route {
-    segments: Vec<Segment>,
+struct PathRoutes {
+    segments: Vec<PathSegment>,
     rows: Vec<usize>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Router {
     tree: matchit::Router<usize>,
-    routes: Vec<Route>,
+    routes: Vec<PathRoutes>,
 }
 
 impl Router {
@@ -83,7 +83,7 @@ impl Router {
         self.tree
             .insert(row.path.as_str(), self.routes.len())
             .map_err(|conflict| format!("{} cannot be told from another row's path: {conflict}", row.path))?;
-        self.routes.push(Route { segments: row.path.segments().to_vec(), rows: vec![index] });
+        self.routes.push(PathRoutes { segments: row.path.segments().to_vec(), rows: vec![index] });
         Ok(())
     }
 
@@ -92,18 +92,18 @@ impl Router {
         rows: &'c [Arc<Operation>],
         method: &Method,
         path: &'p str,
-    ) -> Result<Matched<'c, 'p>, Miss> {
-        let found = self.tree.at(path).map_err(|_| Miss::Path)?;
-        let route = self.routes.get(*found.value).ok_or(Miss::Path)?;
+    ) -> Result<MatchedOperation<'c, 'p>, NoMatch> {
+        let found = self.tree.at(path).map_err(|_| NoMatch::Path)?;
+        let route = self.routes.get(*found.value).ok_or(NoMatch::Path)?;
         let sought = if method == Method::HEAD { &Method::GET } else { method };
         let Some(index) = route.rows.iter().copied().find(|i| rows.get(*i).is_some_and(|r| r.method == *sought)) else {
-            return Err(Miss::Method(allowed(rows, &route.rows)));
+            return Err(NoMatch::Method(allowed(rows, &route.rows)));
         };
-        let operation = rows.get(index).ok_or(Miss::Path)?;
-        let mut matched = Matched { operation, index, organization: None, values: found.params };
+        let operation = rows.get(index).ok_or(NoMatch::Path)?;
+        let mut matched = MatchedOperation { operation, index, organization: None, values: found.params };
         let organization = matched.parameters().find(|(name, _)| *name == ORGANIZATION);
         if let Some((_, text)) = organization {
-            matched.organization = Some(plain_decimal(text).ok_or(Miss::Path)?);
+            matched.organization = Some(plain_decimal(text).ok_or(NoMatch::Path)?);
         }
         Ok(matched)
     }

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use http::Method;
 
 use super::{
-    Body, Bucket, Catalogue, Freshness, Operation, Parameter, ParameterKind, PathTemplate, Retry, TagTemplate, look,
+    BodyKind, BucketKind, Catalogue, Freshness, Operation, Parameter, ParameterKind, PathTemplate, RetryClass,
+    TagTemplate, effect_check,
 };
-use crate::reader::{self, FLAG, Form, Item, Kind, Place, Placed, TEXT, Table, Wrong, no_such, quoted};
+use crate::toml_reader::{
+    self, FLAG, InvalidValue, TEXT, Table, TableItem, TextSpan, TomlForm, ValueKind, WithSpan, no_such, quoted,
+};
 
 /// The built-in rows as they are written.
 pub const BUILT_IN: &str = include_str!("../../config/operations.toml");
@@ -17,7 +20,7 @@ const NEVER_RECORDED: [&str; 4] = ["hash", "couponCode", "email", "customer"];
 
 /// A row and where its parts stand, for the checks that need more than the row.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct ParsedRow {
     /// The row; `None`: it has a mistake that leaves none.
     pub operation: Option<Operation>,
     /// Its grant, if that is right.
@@ -25,32 +28,32 @@ pub struct Row {
     /// The class that it names, if any.
     pub class: Option<Arc<str>>,
     /// The table's heading.
-    pub place: Place,
+    pub place: TextSpan,
     /// The value of `cache`; left out: the heading.
-    pub cache_place: Place,
+    pub cache_place: TextSpan,
     /// The value of `look.read`; left out: the heading.
-    pub look_place: Place,
+    pub look_place: TextSpan,
 }
 
 impl Catalogue {
     /// The built-in rows: the 25 operations on organizations.
     #[must_use]
     pub fn built_in() -> Self {
-        let (rows, _) = reader::walk(BUILT_IN, read);
+        let (rows, _) = toml_reader::walk(BUILT_IN, read);
         // A test holds that the built-in rows have no mistake.
         Self::new(rows.into_iter().filter_map(|row| row.operation).collect()).unwrap_or_default()
     }
 }
 
 /// Reads the rows of a document, noting every mistake.
-pub fn read(document: &Table<'_>) -> Vec<Row> {
+pub fn read(document: &Table<'_>) -> Vec<ParsedRow> {
     document.tables("operation", "id", row)
 }
 
-fn row(table: &Table<'_>) -> Row {
+fn row(table: &Table<'_>) -> ParsedRow {
     let grant = table.required("grant", GRANT);
     let cache = table.optional("cache", CLASS);
-    Row {
+    ParsedRow {
         operation: operation(table, grant.clone(), cache.clone()),
         grant,
         class: cache.filter(|class| &**class != NEVER),
@@ -76,16 +79,16 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
     let narrow = table.optional("narrow", MEMBER);
     let columns = table.optional("columns", MEMBER);
     let limits = table.optional("limits", MEMBER);
-    let look = table.optional_table("look", look::read).flatten();
+    let look = table.optional_table("look", effect_check::read).flatten();
     let summary = table.optional("summary", TEXT);
 
     let (id, method, path, grant) = (id?, method?, path?, grant?);
     check_method(table, &method, cache.as_ref(), retry, body);
     check_tags(table, &method, &path, &tags, invalidates.as_deref());
     check_organization(table, &method, &path, quota, scoped, narrow.as_ref());
-    let body = body.unwrap_or(if takes_body(&method) { Body::Any } else { Body::None });
+    let body = body.unwrap_or(if takes_body(&method) { BodyKind::Any } else { BodyKind::None });
     if let Some(look) = &look {
-        look::check_row(table, look, &method, &path, body);
+        effect_check::check_row(table, look, &method, &path, body);
     }
     Some(Operation {
         cache: cache.clone().filter(|class| &**class != NEVER),
@@ -97,7 +100,7 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
         body,
         record: values(record),
         freshness,
-        quota: quota.unwrap_or(if path.has_organization() { Bucket::Organization } else { Bucket::Account }),
+        quota: quota.unwrap_or(if path.has_organization() { BucketKind::Organization } else { BucketKind::Account }),
         scoped,
         narrow,
         columns,
@@ -111,7 +114,7 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
     })
 }
 
-fn values<T>(placed: Vec<Placed<T>>) -> Vec<T> {
+fn values<T>(placed: Vec<WithSpan<T>>) -> Vec<T> {
     placed.into_iter().map(|placed| placed.value).collect()
 }
 
@@ -119,16 +122,16 @@ fn takes_body(method: &Method) -> bool {
     *method != Method::GET && *method != Method::DELETE
 }
 
-fn default_retry(method: &Method) -> Retry {
+fn default_retry(method: &Method) -> RetryClass {
     match method.as_str() {
-        "GET" => Retry::Safe,
-        "POST" => Retry::Once,
-        _ => Retry::Idempotent,
+        "GET" => RetryClass::Safe,
+        "POST" => RetryClass::Once,
+        _ => RetryClass::Idempotent,
     }
 }
 
 /// An organization's answers go with it.
-fn all_tags(path: &PathTemplate, given: Vec<Placed<TagTemplate>>) -> Vec<TagTemplate> {
+fn all_tags(path: &PathTemplate, given: Vec<WithSpan<TagTemplate>>) -> Vec<TagTemplate> {
     let organization = path.has_organization().then(|| TagTemplate::parse("org:{organizationId}").ok()).flatten();
     let mut tags: Vec<_> = organization.into_iter().collect();
     for tag in values(given) {
@@ -151,25 +154,25 @@ fn check_method(
     table: &Table<'_>,
     method: &Method,
     cache: Option<&Arc<str>>,
-    retry: Option<Retry>,
-    body: Option<Body>,
+    retry: Option<RetryClass>,
+    body: Option<BodyKind>,
 ) {
     let is_read = *method == Method::GET;
     if !is_read && cache.is_some() {
         table.wrong(table.place_of("cache"), format!("the answer to a {method} is never stored"), "leave cache out");
     }
-    if is_read && retry.is_some_and(|retry| retry != Retry::Safe) {
+    if is_read && retry.is_some_and(|retry| retry != RetryClass::Safe) {
         table.wrong(
             table.place_of("retry"),
             "a GET is always safe to send again",
             "write retry = \"safe\", or leave it out",
         );
     }
-    if !is_read && retry == Some(Retry::Safe) {
+    if !is_read && retry == Some(RetryClass::Safe) {
         let help = "write \"idempotent\" if sending it twice changes nothing more, else \"once\"";
         table.wrong(table.place_of("retry"), format!("a {method} is a write, and no write is safe"), help);
     }
-    if is_read && body.is_some_and(|body| body != Body::None) {
+    if is_read && body.is_some_and(|body| body != BodyKind::None) {
         table.wrong(table.place_of("body"), "a GET takes no body", "write body = \"none\", or leave it out");
     }
 }
@@ -178,8 +181,8 @@ fn check_tags(
     table: &Table<'_>,
     method: &Method,
     path: &PathTemplate,
-    tags: &[Placed<TagTemplate>],
-    invalidates: Option<&[Placed<TagTemplate>]>,
+    tags: &[WithSpan<TagTemplate>],
+    invalidates: Option<&[WithSpan<TagTemplate>]>,
 ) {
     let is_read = *method == Method::GET;
     if !is_read && !tags.is_empty() {
@@ -212,11 +215,11 @@ fn check_organization(
     table: &Table<'_>,
     method: &Method,
     path: &PathTemplate,
-    quota: Option<Bucket>,
+    quota: Option<BucketKind>,
     scoped: bool,
     narrow: Option<&Arc<str>>,
 ) {
-    if quota == Some(Bucket::Organization) && !path.has_organization() {
+    if quota == Some(BucketKind::Organization) && !path.has_organization() {
         let help = "write quota = \"account\", or leave it out";
         table.wrong(table.place_of("quota"), "the path has no {organizationId}", help);
     }
@@ -230,7 +233,7 @@ fn check_organization(
     }
 }
 
-fn parameter(item: &Item<'_>) -> Option<Parameter> {
+fn parameter(item: &TableItem<'_>) -> Option<Parameter> {
     let (kind, default) = if item.is_table() {
         item.table(|table| (table.required("kind", PARAMETER), table.optional("default", DEFAULT)))
     } else {
@@ -269,15 +272,15 @@ fn check_default(kind: ParameterKind, default: &str) -> Result<(), (String, &'st
 /// The word for a GET whose answers hold secrets or links that expire: no lifetime can be configured for it.
 const NEVER: &str = "never";
 
-pub(super) const ID: Kind<Arc<str>> = Kind {
-    form: Form::Text,
+pub(super) const ID: ValueKind<Arc<str>> = ValueKind {
+    form: TomlForm::Text,
     what: "an id",
     example: "\"users.me\"",
     parse: |text| {
         let part_ok = |part: &str| is_name(part);
         match text.split('.').all(part_ok) && text.contains('.') {
             true => Ok(Arc::from(text)),
-            false => Err(Wrong::new(
+            false => Err(InvalidValue::new(
                 format!("{} is not an id", quoted(text)),
                 "write two or more names of a-z, 0-9 and -, with dots between: \"users.me\"",
             )),
@@ -289,8 +292,8 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-const METHOD: Kind<Method> = Kind {
-    form: Form::Text,
+const METHOD: ValueKind<Method> = ValueKind {
+    form: TomlForm::Text,
     what: "a method",
     example: "\"GET\"",
     parse: |text| match text {
@@ -299,25 +302,25 @@ const METHOD: Kind<Method> = Kind {
         "PUT" => Ok(Method::PUT),
         "PATCH" => Ok(Method::PATCH),
         "DELETE" => Ok(Method::DELETE),
-        "HEAD" => Err(Wrong::new("HEAD has no rows", "write \"GET\": HEAD is answered as its GET")),
+        "HEAD" => Err(InvalidValue::new("HEAD has no rows", "write \"GET\": HEAD is answered as its GET")),
         other => Err(no_such(other, "method", &["GET", "POST", "PUT", "PATCH", "DELETE"])),
     },
 };
 
-const PATH: Kind<PathTemplate> = Kind {
-    form: Form::Text,
+const PATH: ValueKind<PathTemplate> = ValueKind {
+    form: TomlForm::Text,
     what: "a path",
     example: "\"/api/v2/users/me\"",
     parse: |text| Ok(PathTemplate::parse(text)?),
 };
 
-const GRANT: Kind<Arc<str>> = Kind {
-    form: Form::Text,
+const GRANT: ValueKind<Arc<str>> = ValueKind {
+    form: TomlForm::Text,
     what: "a grant",
     example: "\"users:read\"",
     parse: |text| match text.split_once(':') {
         Some((group, "read" | "write")) if is_name(group) => Ok(Arc::from(text)),
-        Some(_) | None => Err(Wrong::new(
+        Some(_) | None => Err(InvalidValue::new(
             format!("{} is not a grant", quoted(text)),
             "write a name of a-z, 0-9 and -, then :read or :write: \"users:read\"",
         )),
@@ -325,49 +328,49 @@ const GRANT: Kind<Arc<str>> = Kind {
 };
 
 /// The name of a lifetime class.
-pub const CLASS: Kind<Arc<str>> = Kind {
-    form: Form::Text,
+pub const CLASS: ValueKind<Arc<str>> = ValueKind {
+    form: TomlForm::Text,
     what: "a class",
     example: "\"organizations\"",
     parse: |text| match is_name(text) {
         true => Ok(Arc::from(text)),
-        false => Err(Wrong::new(format!("{} is not a class", quoted(text)), "write a name of a-z, 0-9 and -")),
+        false => Err(InvalidValue::new(format!("{} is not a class", quoted(text)), "write a name of a-z, 0-9 and -")),
     },
 };
 
-const TAG: Kind<TagTemplate> = Kind {
-    form: Form::Text,
+const TAG: ValueKind<TagTemplate> = ValueKind {
+    form: TomlForm::Text,
     what: "a tag",
     example: "\"org:{organizationId}/usage\"",
     parse: |text| Ok(TagTemplate::parse(text)?),
 };
 
-const RETRY: Kind<Retry> = Kind {
-    form: Form::Text,
+const RETRY: ValueKind<RetryClass> = ValueKind {
+    form: TomlForm::Text,
     what: "a retry class",
     example: "\"once\"",
     parse: |text| match text {
-        "safe" => Ok(Retry::Safe),
-        "idempotent" => Ok(Retry::Idempotent),
-        "once" => Ok(Retry::Once),
+        "safe" => Ok(RetryClass::Safe),
+        "idempotent" => Ok(RetryClass::Idempotent),
+        "once" => Ok(RetryClass::Once),
         other => Err(no_such(other, "retry class", &["safe", "idempotent", "once"])),
     },
 };
 
-const BODY: Kind<Body> = Kind {
-    form: Form::Text,
+const BODY: ValueKind<BodyKind> = ValueKind {
+    form: TomlForm::Text,
     what: "a kind of body",
     example: "\"object\"",
     parse: |text| match text {
-        "none" => Ok(Body::None),
-        "object" => Ok(Body::Object),
-        "any" => Ok(Body::Any),
+        "none" => Ok(BodyKind::None),
+        "object" => Ok(BodyKind::Object),
+        "any" => Ok(BodyKind::Any),
         other => Err(no_such(other, "kind of body", &["none", "object", "any"])),
     },
 };
 
-const FRESHNESS: Kind<Freshness> = Kind {
-    form: Form::Text,
+const FRESHNESS: ValueKind<Freshness> = ValueKind {
+    form: TomlForm::Text,
     what: "\"configured\" or \"upstream\"",
     example: "\"configured\"",
     parse: |text| match text {
@@ -377,19 +380,19 @@ const FRESHNESS: Kind<Freshness> = Kind {
     },
 };
 
-const QUOTA: Kind<Bucket> = Kind {
-    form: Form::Text,
+const QUOTA: ValueKind<BucketKind> = ValueKind {
+    form: TomlForm::Text,
     what: "\"organization\" or \"account\"",
     example: "\"account\"",
     parse: |text| match text {
-        "organization" => Ok(Bucket::Organization),
-        "account" => Ok(Bucket::Account),
+        "organization" => Ok(BucketKind::Organization),
+        "account" => Ok(BucketKind::Account),
         other => Err(no_such(other, "quota bucket", &["organization", "account"])),
     },
 };
 
-const PARAMETER: Kind<ParameterKind> = Kind {
-    form: Form::Text,
+const PARAMETER: ValueKind<ParameterKind> = ValueKind {
+    form: TomlForm::Text,
     what: "a kind of parameter",
     example: "\"scalar\"",
     parse: |text| match text {
@@ -403,27 +406,28 @@ const PARAMETER: Kind<ParameterKind> = Kind {
 };
 
 /// A default may be empty.
-const DEFAULT: Kind<String> =
-    Kind { form: Form::Text, what: "a text", example: "\"name\"", parse: |text| Ok(text.to_owned()) };
+const DEFAULT: ValueKind<String> =
+    ValueKind { form: TomlForm::Text, what: "a text", example: "\"name\"", parse: |text| Ok(text.to_owned()) };
 
-const RECORDED: Kind<Arc<str>> = Kind {
-    form: Form::Text,
+const RECORDED: ValueKind<Arc<str>> = ValueKind {
+    form: TomlForm::Text,
     what: "the name of a parameter or field",
     example: "\"name\"",
     parse: |text| match NEVER_RECORDED.contains(&text) {
         false => Ok(Arc::from(text)),
-        true => {
-            Err(Wrong::new(format!("{text} is never recorded"), "leave it out: it may hold a secret or personal data"))
-        }
+        true => Err(InvalidValue::new(
+            format!("{text} is never recorded"),
+            "leave it out: it may hold a secret or personal data",
+        )),
     },
 };
 
-const MEMBER: Kind<Arc<str>> = Kind {
-    form: Form::Text,
+const MEMBER: ValueKind<Arc<str>> = ValueKind {
+    form: TomlForm::Text,
     what: "the name of a member of the answer",
     example: "\"organizations\"",
     parse: |text| match text.is_empty() {
         false => Ok(Arc::from(text)),
-        true => Err(Wrong::new("this is empty", "write the member's name, such as \"organizations\"")),
+        true => Err(InvalidValue::new("this is empty", "write the member's name, such as \"organizations\"")),
     },
 };

@@ -7,7 +7,7 @@ pub(super) const ORGANIZATION: &str = "organizationId";
 
 /// One segment of a path template.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Segment {
+pub enum PathSegment {
     /// Itself.
     Literal(String),
     /// `{organizationId}` (a plain decimal), or `{name}`: any one segment.
@@ -18,7 +18,7 @@ pub enum Segment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathTemplate {
     text: String,
-    segments: Vec<Segment>,
+    segments: Vec<PathSegment>,
 }
 
 impl PathTemplate {
@@ -30,10 +30,10 @@ impl PathTemplate {
         let Some(rest) = text.strip_prefix('/') else {
             return Err(format!("a path begins with `/`: write \"/{text}\""));
         };
-        let mut segments: Vec<Segment> = Vec::new();
+        let mut segments: Vec<PathSegment> = Vec::new();
         for part in rest.split('/') {
             let segment = Self::segment(part)?;
-            if let Segment::Parameter(name) = &segment
+            if let PathSegment::Parameter(name) = &segment
                 && segments.contains(&segment)
             {
                 return Err(format!("{{{name}}} stands in the path twice: give one of them another name"));
@@ -43,7 +43,7 @@ impl PathTemplate {
         Ok(Self { text: text.to_owned(), segments })
     }
 
-    fn segment(part: &str) -> Result<Segment, String> {
+    fn segment(part: &str) -> Result<PathSegment, String> {
         let name_like = |name: &str| {
             name.starts_with(|c: char| c.is_ascii_alphabetic())
                 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
@@ -53,11 +53,11 @@ impl PathTemplate {
             return Err("a path has no empty, `.` or `..` segments".to_owned());
         }
         match part.strip_prefix('{').and_then(|p| p.strip_suffix('}')) {
-            Some(name) if name_like(name) => Ok(Segment::Parameter(name.to_owned())),
+            Some(name) if name_like(name) => Ok(PathSegment::Parameter(name.to_owned())),
             Some(name) => {
                 Err(format!("`{{{name}}}` is not a parameter: a name is letters, digits and `_`, as in {{teamId}}"))
             }
-            None if part.chars().all(plain) => Ok(Segment::Literal(part.to_owned())),
+            None if part.chars().all(plain) => Ok(PathSegment::Literal(part.to_owned())),
             None => Err(format!("`{part}`: a segment is plain text or a whole {{name}}")),
         }
     }
@@ -70,15 +70,15 @@ impl PathTemplate {
 
     /// Its segments in order.
     #[must_use]
-    pub fn segments(&self) -> &[Segment] {
+    pub fn segments(&self) -> &[PathSegment] {
         &self.segments
     }
 
     /// The names of its parameters in order.
     pub fn parameters(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
-            Segment::Parameter(name) => Some(name.as_str()),
-            Segment::Literal(_) => None,
+            PathSegment::Parameter(name) => Some(name.as_str()),
+            PathSegment::Literal(_) => None,
         })
     }
 

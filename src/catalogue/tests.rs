@@ -2,42 +2,42 @@
 
 use http::Method;
 
-use super::{Body, Bucket, Catalogue, Miss, ParameterKind, Proves, Retry, rows};
-use crate::reader;
+use super::{BodyKind, BucketKind, Catalogue, NoMatch, ParameterKind, Proves, RetryClass, rows};
+use crate::toml_reader;
 
 /// Id, method, the path below `/api/v2/organizations`, grant, class, retry class, and what a write invalidates.
 type Row =
-    (&'static str, &'static str, &'static str, &'static str, Option<&'static str>, Retry, &'static [&'static str]);
+    (&'static str, &'static str, &'static str, &'static str, Option<&'static str>, RetryClass, &'static [&'static str]);
 
 const ALL: &[&str] = &["org:{organizationId}", "organizations"];
 
 #[rustfmt::skip]
 const DESIGN: [Row; 25] = [
-    ("organizations.list", "GET", "", "organizations:read", Some("organizations"), Retry::Safe, &[]),
-    ("organizations.create", "POST", "", "organizations:write", None, Retry::Once, &["organizations", "org:{/organization/id}"]),
-    ("invitations.get", "GET", "/invitation", "organizations:read", None, Retry::Safe, &[]),
-    ("invitations.accept", "POST", "/accept-invitation", "members:write", None, Retry::Once, &["organizations", "org:{/userOrganizationRole/organizationId}"]),
-    ("organizations.get", "GET", "/{organizationId}", "organizations:read", Some("organizations"), Retry::Safe, &[]),
-    ("organizations.delete", "DELETE", "/{organizationId}", "organizations:write", None, Retry::Idempotent, ALL),
-    ("organizations.update", "PATCH", "/{organizationId}", "organizations:write", None, Retry::Idempotent, ALL),
-    ("organizations.apps", "GET", "/{organizationId}/apps", "organizations:read", None, Retry::Safe, &[]),
-    ("payments.list", "GET", "/{organizationId}/payments", "billing:read", None, Retry::Safe, &[]),
-    ("payments.create", "POST", "/{organizationId}/single-payment-create", "billing:write", None, Retry::Once, ALL),
-    ("subscription.get", "GET", "/{organizationId}/subscription", "billing:read", None, Retry::Safe, &[]),
-    ("subscription.create", "POST", "/{organizationId}/subscription", "billing:write", None, Retry::Once, ALL),
-    ("subscription.delete", "DELETE", "/{organizationId}/subscription", "billing:write", None, Retry::Once, ALL),
-    ("subscription.update", "PATCH", "/{organizationId}/subscription", "billing:write", None, Retry::Once, ALL),
-    ("subscription.free", "POST", "/{organizationId}/subscription-free", "billing:write", None, Retry::Once, ALL),
-    ("subscription.coupon", "POST", "/{organizationId}/subscription/coupon-apply", "billing:write", None, Retry::Once, &["org:{organizationId}/subscription", "org:{organizationId}/detail"]),
-    ("organizations.invite", "POST", "/{organizationId}/invite", "members:write", None, Retry::Once, &["org:{organizationId}/detail", "org:{organizationId}/users"]),
-    ("variables.list", "GET", "/{organizationId}/variables", "variables:read", None, Retry::Safe, &[]),
-    ("variables.create", "POST", "/{organizationId}/variables", "variables:write", None, Retry::Once, &["org:{organizationId}/variables"]),
-    ("variables.delete", "DELETE", "/{organizationId}/variables/{variableName}", "variables:write", None, Retry::Idempotent, &["org:{organizationId}/variables"]),
-    ("variables.update", "PATCH", "/{organizationId}/variables/{variableName}", "variables:write", None, Retry::Idempotent, &["org:{organizationId}/variables"]),
-    ("variables.history", "GET", "/{organizationId}/variables/{variableName}/history", "variables:read", None, Retry::Safe, &[]),
-    ("organizations.usage", "GET", "/{organizationId}/usage", "usage:read", Some("usage"), Retry::Safe, &[]),
-    ("feature-controls.list", "GET", "/{organizationId}/feature-controls", "feature-controls:read", Some("feature-controls"), Retry::Safe, &[]),
-    ("feature-controls.update", "PATCH", "/{organizationId}/feature-controls", "feature-controls:write", None, Retry::Idempotent, &["org:{organizationId}/feature-controls", "org:{organizationId}/detail"]),
+    ("organizations.list", "GET", "", "organizations:read", Some("organizations"), RetryClass::Safe, &[]),
+    ("organizations.create", "POST", "", "organizations:write", None, RetryClass::Once, &["organizations", "org:{/organization/id}"]),
+    ("invitations.get", "GET", "/invitation", "organizations:read", None, RetryClass::Safe, &[]),
+    ("invitations.accept", "POST", "/accept-invitation", "members:write", None, RetryClass::Once, &["organizations", "org:{/userOrganizationRole/organizationId}"]),
+    ("organizations.get", "GET", "/{organizationId}", "organizations:read", Some("organizations"), RetryClass::Safe, &[]),
+    ("organizations.delete", "DELETE", "/{organizationId}", "organizations:write", None, RetryClass::Idempotent, ALL),
+    ("organizations.update", "PATCH", "/{organizationId}", "organizations:write", None, RetryClass::Idempotent, ALL),
+    ("organizations.apps", "GET", "/{organizationId}/apps", "organizations:read", None, RetryClass::Safe, &[]),
+    ("payments.list", "GET", "/{organizationId}/payments", "billing:read", None, RetryClass::Safe, &[]),
+    ("payments.create", "POST", "/{organizationId}/single-payment-create", "billing:write", None, RetryClass::Once, ALL),
+    ("subscription.get", "GET", "/{organizationId}/subscription", "billing:read", None, RetryClass::Safe, &[]),
+    ("subscription.create", "POST", "/{organizationId}/subscription", "billing:write", None, RetryClass::Once, ALL),
+    ("subscription.delete", "DELETE", "/{organizationId}/subscription", "billing:write", None, RetryClass::Once, ALL),
+    ("subscription.update", "PATCH", "/{organizationId}/subscription", "billing:write", None, RetryClass::Once, ALL),
+    ("subscription.free", "POST", "/{organizationId}/subscription-free", "billing:write", None, RetryClass::Once, ALL),
+    ("subscription.coupon", "POST", "/{organizationId}/subscription/coupon-apply", "billing:write", None, RetryClass::Once, &["org:{organizationId}/subscription", "org:{organizationId}/detail"]),
+    ("organizations.invite", "POST", "/{organizationId}/invite", "members:write", None, RetryClass::Once, &["org:{organizationId}/detail", "org:{organizationId}/users"]),
+    ("variables.list", "GET", "/{organizationId}/variables", "variables:read", None, RetryClass::Safe, &[]),
+    ("variables.create", "POST", "/{organizationId}/variables", "variables:write", None, RetryClass::Once, &["org:{organizationId}/variables"]),
+    ("variables.delete", "DELETE", "/{organizationId}/variables/{variableName}", "variables:write", None, RetryClass::Idempotent, &["org:{organizationId}/variables"]),
+    ("variables.update", "PATCH", "/{organizationId}/variables/{variableName}", "variables:write", None, RetryClass::Idempotent, &["org:{organizationId}/variables"]),
+    ("variables.history", "GET", "/{organizationId}/variables/{variableName}/history", "variables:read", None, RetryClass::Safe, &[]),
+    ("organizations.usage", "GET", "/{organizationId}/usage", "usage:read", Some("usage"), RetryClass::Safe, &[]),
+    ("feature-controls.list", "GET", "/{organizationId}/feature-controls", "feature-controls:read", Some("feature-controls"), RetryClass::Safe, &[]),
+    ("feature-controls.update", "PATCH", "/{organizationId}/feature-controls", "feature-controls:write", None, RetryClass::Idempotent, &["org:{organizationId}/feature-controls", "org:{organizationId}/detail"]),
 ];
 
 #[test]
@@ -52,15 +52,15 @@ fn the_25_operations_are_what_the_design_says() {
         assert_eq!(row.cache.as_deref(), class, "{id}");
         assert_eq!(row.retry, retry, "{id}");
         assert_eq!(row.invalidates.iter().map(|tag| tag.as_str()).collect::<Vec<_>>(), invalidates, "{id}");
-        assert_eq!(row.quota == Bucket::Organization, path.contains("{organizationId}"), "{id}");
-        assert_eq!(row.body == Body::None, matches!(method, "GET" | "DELETE"), "{id}");
+        assert_eq!(row.quota == BucketKind::Organization, path.contains("{organizationId}"), "{id}");
+        assert_eq!(row.body == BodyKind::None, matches!(method, "GET" | "DELETE"), "{id}");
         assert_ne!(row.summary, row.id, "{id}");
     }
 }
 
 #[test]
 fn the_built_in_rows_have_no_mistake() {
-    let (_, findings) = reader::walk(rows::BUILT_IN, rows::read);
+    let (_, findings) = toml_reader::walk(rows::BUILT_IN, rows::read);
     assert_eq!(findings.mistakes, []);
 }
 
@@ -126,13 +126,13 @@ fn a_request_is_classified_by_path_and_method() {
     for nowhere in
         ["/api/v2/organizations/011", "/api/v2/organizations/x", "/api/v2/organizations/", "/api/v2/teams", "/"]
     {
-        assert_eq!(id(Method::GET, nowhere), Err(Miss::Path), "{nowhere}");
+        assert_eq!(id(Method::GET, nowhere), Err(NoMatch::Path), "{nowhere}");
     }
     let allowed = vec![Method::GET, Method::HEAD, Method::DELETE, Method::PATCH];
-    assert_eq!(id(Method::PUT, "/api/v2/organizations/11"), Err(Miss::Method(allowed)));
+    assert_eq!(id(Method::PUT, "/api/v2/organizations/11"), Err(NoMatch::Method(allowed)));
     assert_eq!(
         id(Method::POST, "/api/v2/organizations/invitation"),
-        Err(Miss::Method(vec![Method::GET, Method::HEAD]))
+        Err(NoMatch::Method(vec![Method::GET, Method::HEAD]))
     );
     let found = catalogue.classify(&Method::GET, "/api/v2/organizations/11/variables/a%2Fb/history").unwrap();
     assert_eq!(found.organization, Some(11));

@@ -12,8 +12,8 @@ use super::output;
 use super::process::{self, When};
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
-use crate::config::{self, Read};
-use crate::config::{Config, Mistake, Severity};
+use crate::config::{self, LoadedConfig};
+use crate::config::{Config, Diagnostic, Severity};
 use crate::gateway::door::Checked;
 use crate::process_log::{self, EACH, Form};
 use crate::upstream::{Token, Upstream};
@@ -50,11 +50,11 @@ impl Check {
     pub(super) fn run(&self, color: When) -> Result<(), Failure> {
         let file = &self.config.path;
         let (mistakes, text) = match config::read(file) {
-            Ok(Read { config, warnings, origins, files }) if self.online => {
+            Ok(LoadedConfig { config, warnings, origins, files }) if self.online => {
                 let tried = process::block_on(async { Ok(online(&config, &files).await) })?;
                 (warnings.into_iter().chain(tried).collect(), origins.text)
             }
-            Ok(Read { warnings, origins, .. }) => (warnings, origins.text),
+            Ok(LoadedConfig { warnings, origins, .. }) => (warnings, origins.text),
             Err(failure) => (failure.mistakes, failure.text),
         };
         for mistake in &mistakes {
@@ -68,7 +68,7 @@ impl Check {
 }
 
 /// Says on stderr how it went.
-fn summary(file: &Path, mistakes: &[Mistake]) -> Result<(), Failure> {
+fn summary(file: &Path, mistakes: &[Diagnostic]) -> Result<(), Failure> {
     let count = |severity| mistakes.iter().filter(|mistake| mistake.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let verdict = if errors == 0 { "it can be used" } else { "it cannot be used" };
@@ -80,12 +80,12 @@ fn summary(file: &Path, mistakes: &[Mistake]) -> Result<(), Failure> {
 const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
 
 /// What fails on this machine now. Its place is the file as a whole: nothing in it need be wrong.
-async fn online(config: &Config, files: &Snapshot) -> Vec<Mistake> {
+async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
     let clock = Clock::system();
     let mut failures = Vec::new();
     let mut failed = |what: &str, why: String| {
         let message = format!("{what}: {why}");
-        failures.push(Mistake { severity: Severity::Error, line: 1, column: 1, span: NOWHERE, message, help: None });
+        failures.push(Diagnostic { severity: Severity::Error, line: 1, column: 1, span: NOWHERE, message, help: None });
     };
     if let Err(why) = secret_in(files, &config.operator.key) {
         failed("the operator key", why);
@@ -114,7 +114,7 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Mistake> {
 }
 
 /// The configuration for a command that needs one; every mistake is told on stderr, in the form of the process log if there is one.
-pub(super) fn configuration(file: &Path, color: bool) -> Result<Read, Failure> {
+pub(super) fn configuration(file: &Path, color: bool) -> Result<LoadedConfig, Failure> {
     config::read(file).map_err(|failure| {
         for mistake in &failure.mistakes {
             let text = || format!("{}\n\n", mistake.render(&failure.file, &failure.text, color));
@@ -130,7 +130,7 @@ pub(super) fn configuration(file: &Path, color: bool) -> Result<Read, Failure> {
 }
 
 /// Tells the process log of a mistake.
-pub(super) fn tell(file: &Path, mistake: &Mistake) {
+pub(super) fn tell(file: &Path, mistake: &Diagnostic) {
     let place = format!("{}:{}:{}", file.display(), mistake.line, mistake.column);
     let help = mistake.help.as_deref();
     match mistake.severity {

@@ -16,7 +16,7 @@ use super::output::Told;
 use super::process::{self, Signals, When};
 use super::serve;
 use crate::clock::Clock;
-use crate::config::{self, Read};
+use crate::config::{self, LoadedConfig};
 use crate::sandbox::{Sandbox, Settings};
 use crate::service::Service;
 
@@ -120,7 +120,7 @@ fn configure(
     [gateway, operator, make]: [SocketAddr; 3],
     guests: &[Guest],
     (token, operator_key): (&str, &str),
-) -> Result<Read, Failure> {
+) -> Result<LoadedConfig, Failure> {
     let mut text = format!(
         "gateway.listen = \"{gateway}\"\noperator = {{ listen = \"{operator}\", key_file = \"operator.key\" }}\n\
          upstream = {{ url = \"http://{make}\", token_file = \"make.token\" }}\nlimits.drain = \"2s\"\n"

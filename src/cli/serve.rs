@@ -10,7 +10,7 @@ use super::check;
 use super::failure::Failure;
 use super::process::{self, Signals, Told, When};
 use crate::clock::Clock;
-use crate::config::Read;
+use crate::config::LoadedConfig;
 use crate::process_log::EACH;
 use crate::service::Service;
 
@@ -43,7 +43,7 @@ impl Serve {
     }
 }
 
-async fn serve(read: Read) -> Result<(), Failure> {
+async fn serve(read: LoadedConfig) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let service = start(read).await?;
     let (gateway, operator) = (service.gateway_addresses(), service.operator_addresses());
@@ -57,7 +57,7 @@ async fn serve(read: Read) -> Result<(), Failure> {
     end(service, &mut signals).await
 }
 
-pub(super) async fn start(read: Read) -> Result<Service, Failure> {
+pub(super) async fn start(read: LoadedConfig) -> Result<Service, Failure> {
     let started = Service::start(read, Clock::system()).await;
     started.map_err(|error| Failure { code: error.exit_code(), message: Some(error.to_string()) })
 }

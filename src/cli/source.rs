@@ -12,7 +12,7 @@ use super::client::Client;
 use super::failure::Failure;
 use super::process::When;
 use crate::config::secret::secret;
-use crate::config::{self, Config, Listen, Read};
+use crate::config::{self, Config, Listen, LoadedConfig};
 
 const CONFIG: &str = "MAKEGATE_CONFIG";
 const URL: &str = "MAKEGATE_OPERATOR_URL";
@@ -35,7 +35,7 @@ pub(super) struct Where {
 
 /// Where to look.
 pub(super) enum Source {
-    Files(Box<Read>),
+    Files(Box<LoadedConfig>),
     Running(Client),
 }
 
@@ -64,7 +64,7 @@ impl Where {
         let operator = &config.operator;
         for url in operator.listen.iter().map(url_of) {
             if Client::new(&url, None)?.get("/livez").await.is_ok() {
-                let key = self.key_file.clone().map_or_else(|| operator.key.clone(), config::Source::File);
+                let key = self.key_file.clone().map_or_else(|| operator.key.clone(), config::SecretSource::File);
                 return Ok(Some(Client::new(&url, Some(secret(&key).map_err(Failure::usage)?))?));
             }
         }
@@ -72,10 +72,10 @@ impl Where {
     }
 
     fn key(&self) -> Result<Option<SecretString>, Failure> {
-        let file = |path: PathBuf| Some(config::Source::File(path));
+        let file = |path: PathBuf| Some(config::SecretSource::File(path));
         let source = match &self.key_file {
             Some(path) => file(path.clone()),
-            None if variable(KEY).is_some() => Some(config::Source::Env(KEY.to_owned())),
+            None if variable(KEY).is_some() => Some(config::SecretSource::Env(KEY.to_owned())),
             None => variable(KEY_FILE).and_then(|path| file(path.into())),
         };
         source.map(|source| secret(&source).map_err(Failure::usage)).transpose()

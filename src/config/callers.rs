@@ -4,12 +4,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::units::{CALLER, KEY, ORGANIZATION, RATE, default_burst};
-use super::{Caller, Grants, Rate, Scope};
-use crate::reader::{FLAG, Form, Kind, Table, Wrong, nearest, quoted};
+use super::{CallerConfig, Grants, Rate, Scope};
+use crate::toml_reader::{FLAG, InvalidValue, Table, TomlForm, ValueKind, nearest, quoted};
 use crate::words::KeyHash;
 
 /// What the callers are checked against: each other, and what there is to grant.
-pub(super) struct Callers {
+pub(super) struct CallerChecks {
     /// Every grant that some operation asks for.
     grants: BTreeSet<Arc<str>>,
     /// Are there client certificates? Then a caller needs no key.
@@ -18,13 +18,13 @@ pub(super) struct Callers {
     keys: HashMap<KeyHash, Arc<str>>,
 }
 
-impl Callers {
+impl CallerChecks {
     pub(super) fn new(grants: BTreeSet<Arc<str>>, certificates: bool) -> Self {
         Self { grants, certificates, names: HashSet::new(), keys: HashMap::new() }
     }
 
     /// Reads one `[[caller]]`.
-    pub(super) fn read(&mut self, t: &Table<'_>) -> Caller {
+    pub(super) fn read(&mut self, t: &Table<'_>) -> CallerConfig {
         let name = t.required("name", CALLER).unwrap_or_default();
         if !name.is_empty() && !self.names.insert(name.clone()) {
             t.wrong(
@@ -34,7 +34,7 @@ impl Callers {
             );
         }
         let rate = t.value("rate", "600/min", RATE);
-        Caller {
+        CallerConfig {
             keys: self.keys(t, &name),
             grants: self.grants(t),
             organizations: organizations(t),
@@ -93,8 +93,12 @@ impl Callers {
 }
 
 /// Which grant there is, the catalogue knows.
-const GRANT: Kind<Arc<str>> =
-    Kind { form: Form::Text, what: "a grant", example: "\"organizations:read\"", parse: |text| Ok(Arc::from(text)) };
+const GRANT: ValueKind<Arc<str>> = ValueKind {
+    form: TomlForm::Text,
+    what: "a grant",
+    example: "\"organizations:read\"",
+    parse: |text| Ok(Arc::from(text)),
+};
 
 fn organizations(t: &Table<'_>) -> Scope {
     let Some(given) = t.list("organizations", ORGANIZATION) else {
@@ -124,12 +128,12 @@ fn burst(t: &Table<'_>, rate: Rate) -> u32 {
     t.optional("burst", BURST).unwrap_or(default)
 }
 
-const BURST: Kind<u32> = Kind {
-    form: Form::Integer,
+const BURST: ValueKind<u32> = ValueKind {
+    form: TomlForm::Integer,
     what: "a whole number",
     example: "60",
     parse: |text| match text.parse() {
-        Ok(0) | Err(_) => Err(Wrong::new(format!("{text} is out of range"), "write 1 to 4294967295")),
+        Ok(0) | Err(_) => Err(InvalidValue::new(format!("{text} is out of range"), "write 1 to 4294967295")),
         Ok(burst) => Ok(burst),
     },
 };

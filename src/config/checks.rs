@@ -5,11 +5,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Listen, Source, secret};
-use crate::catalogue::rows::Row;
-use crate::reader::{Table, nearest, quoted};
+use super::{Config, Listen, SecretSource, secret};
+use crate::catalogue::rows::ParsedRow;
+use crate::toml_reader::{Table, nearest, quoted};
 
-pub(super) fn check(root: &Table<'_>, config: &Config, added: &[Row]) {
+pub(super) fn check(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
     bounds(root, config);
     order(root, config);
     classes(root, config, added);
@@ -89,7 +89,7 @@ fn order(root: &Table<'_>, config: &Config) {
 }
 
 /// Lifetimes that no operation asks for.
-fn classes(root: &Table<'_>, config: &Config, added: &[Row]) {
+fn classes(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
     let rows = config.catalogue.rows();
     let named = added.iter().filter_map(|row| row.class.as_deref());
     let used: Vec<&str> = rows.iter().filter_map(|row| row.cache.as_deref()).chain(named).collect();
@@ -141,8 +141,8 @@ fn files(root: &Table<'_>, config: &Config) {
     ];
     for (section, file, env, source) in secrets {
         let key = match source {
-            Source::File(_) => file,
-            Source::Env(_) => env,
+            SecretSource::File(_) => file,
+            SecretSource::Env(_) => env,
         };
         if root.holds(&[section, key]) && !secret::exists(source) {
             let what = format!("{} is not there", secret::described(source));

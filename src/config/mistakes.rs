@@ -3,23 +3,23 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{Failure, Mistake, Severity, parse};
+use super::{ConfigError, Diagnostic, Severity, parse};
 
 const LEAST: &str = "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"T\"\n";
 const CALLER: &str = "[[caller]]\nname = \"a\"\nkeys = []\ngrants = [\"*\"]\n";
 
-fn failure(text: &str) -> Failure {
+fn failure(text: &str) -> ConfigError {
     parse(text, Path::new("m.toml")).expect_err(text)
 }
 
-fn errors(text: &str) -> Vec<Mistake> {
+fn errors(text: &str) -> Vec<Diagnostic> {
     let all = failure(text).mistakes;
     all.into_iter().filter(|mistake| mistake.severity == Severity::Error).collect()
 }
 
 /// `LINE: MESSAGE; HELP` of each error.
 fn told(text: &str) -> String {
-    errors(text).iter().fold(String::new(), |mut told, Mistake { line, message, help, .. }| {
+    errors(text).iter().fold(String::new(), |mut told, Diagnostic { line, message, help, .. }| {
         writeln!(told, "{line}: {message}; {}", help.as_deref().unwrap_or("-")).unwrap();
         told
     })

@@ -21,15 +21,15 @@ use std::time::Duration;
 use crate::catalogue::Catalogue;
 use crate::words::KeyHash;
 
-pub use crate::reader::{Mistake, Severity, Wrong};
-pub use read::{Failure, Origins, Read, Shown, parse, read, read_in};
+pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
+pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};
 pub use report::report;
 
 /// A caller's name as `[[caller]]` takes it, for what is written outside the file.
 ///
 /// # Errors
 /// It is none: what to write instead.
-pub fn caller_name(text: &str) -> Result<Arc<str>, Wrong> {
+pub fn caller_name(text: &str) -> Result<Arc<str>, InvalidValue> {
     (units::CALLER.parse)(text)
 }
 
@@ -37,7 +37,7 @@ pub fn caller_name(text: &str) -> Result<Arc<str>, Wrong> {
 ///
 /// # Errors
 /// It is none: what to write instead.
-pub fn duration(text: &str) -> Result<Duration, Wrong> {
+pub fn duration(text: &str) -> Result<Duration, InvalidValue> {
     (units::DURATION_OR_OFF.parse)(text)
 }
 
@@ -45,19 +45,19 @@ pub fn duration(text: &str) -> Result<Duration, Wrong> {
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `[gateway]`: the callers' door.
-    pub gateway: Gateway,
+    pub gateway: GatewayConfig,
     /// `[operator]`: the operators' door.
-    pub operator: Operator,
+    pub operator: OperatorConfig,
     /// `[upstream]`: Make.
-    pub upstream: Upstream,
+    pub upstream: UpstreamConfig,
     /// `[cache]`.
-    pub cache: Cache,
+    pub cache: CacheConfig,
     /// `[audit]`: the log.
-    pub audit: Audit,
+    pub audit: AuditConfig,
     /// `[limits]`: every bound that has no section of its own.
     pub limits: Limits,
     /// `[[caller]]`, in the file's order.
-    pub callers: Vec<Caller>,
+    pub callers: Vec<CallerConfig>,
     /// The built-in rows and those of `[[operation]]`.
     pub catalogue: Arc<Catalogue>,
 }
@@ -73,7 +73,7 @@ pub enum Listen {
 
 /// `tls = { cert, key, client_ca }` of a door: PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
+pub struct TlsFiles {
     /// The certificate chain.
     pub cert: PathBuf,
     /// Its private key.
@@ -84,7 +84,7 @@ pub struct Tls {
 
 /// Where a secret comes from. Never the configuration file itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum SecretSource {
     /// A file; a name that is not there is also looked for in `$CREDENTIALS_DIRECTORY`.
     File(PathBuf),
     /// An environment variable.
@@ -93,20 +93,20 @@ pub enum Source {
 
 /// `[gateway]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gateway {
+pub struct GatewayConfig {
     /// Where it listens.
     pub listen: Vec<Listen>,
     /// With it, HTTP/1.1 and HTTP/2 over TLS; without, plain HTTP/1.1.
-    pub tls: Option<Tls>,
+    pub tls: Option<TlsFiles>,
 }
 
 /// `[operator]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Operator {
+pub struct OperatorConfig {
     /// Where it listens.
     pub listen: Vec<Listen>,
     /// The operator key.
-    pub key: Source,
+    pub key: SecretSource,
     /// Further names under which the door may be addressed (`Host`), beside its own addresses and `localhost`.
     pub hosts: Vec<String>,
 }
@@ -136,11 +136,11 @@ pub struct BaseUrl {
 
 /// `[upstream]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
+pub struct UpstreamConfig {
     /// Where it is.
     pub url: BaseUrl,
     /// The shared Make token.
-    pub token: Source,
+    pub token: SecretSource,
     /// Its quota.
     pub quota: QuotaSetting,
     /// No answer to a read comes later, counted from the moment the request was read whole.
@@ -167,7 +167,7 @@ pub struct Upstream {
 
 /// `[cache]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cache {
+pub struct CacheConfig {
     /// Bound on what all entries weigh.
     pub capacity_bytes: u64,
     /// How long after its lifetime an entry may answer while the upstream fails.
@@ -190,7 +190,7 @@ pub struct Cache {
 
 /// `[audit]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Audit {
+pub struct AuditConfig {
     /// The log's folder.
     pub dir: PathBuf,
     /// Sealed segments older than this go.
@@ -344,7 +344,7 @@ pub struct Rate {
 
 /// `[[caller]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub struct CallerConfig {
     /// Its name.
     pub name: Arc<str>,
     /// The SHA-256 of each of its keys.

@@ -8,20 +8,22 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::callers::Callers;
+use super::callers::CallerChecks;
 use super::{Config, checks, sections};
-use crate::catalogue::rows::{self, Row};
+use crate::catalogue::rows::{self, ParsedRow};
 use crate::catalogue::{Catalogue, Operation};
-use crate::reader::{self, Form, Kind, Mistake, Setting, Severity, Table, Written, Wrong};
+use crate::toml_reader::{
+    self, Diagnostic, InvalidValue, Setting, SettingOrigin, Severity, Table, TomlForm, ValueKind,
+};
 use crate::watched::Snapshot;
 
 /// A configuration, and what there is to say about it.
 #[derive(Debug)]
-pub struct Read {
+pub struct LoadedConfig {
     /// What is configured.
     pub config: Config,
     /// What is allowed but hardly meant.
-    pub warnings: Vec<Mistake>,
+    pub warnings: Vec<Diagnostic>,
     /// Where each setting comes from.
     pub origins: Origins,
     /// The files that were read for it. What else it names is to be read from here, too.
@@ -41,16 +43,16 @@ pub struct Origins {
 
 /// Why a file is no configuration.
 #[derive(Clone, Debug)]
-pub struct Failure {
+pub struct ConfigError {
     /// The file.
     pub file: PathBuf,
     /// Its text, with what may be a secret blotted out; empty when it could not be read.
     pub text: String,
     /// Every error and warning, in the order of the text.
-    pub mistakes: Vec<Mistake>,
+    pub mistakes: Vec<Diagnostic>,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let errors = self.mistakes.iter().filter(|mistake| mistake.severity == Severity::Error);
         let places = errors.map(|m| format!("{}:{}:{}: {}", self.file.display(), m.line, m.column, m.message));
@@ -58,7 +60,7 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for ConfigError {}
 
 /// No configuration is larger; more is the wrong file.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -67,24 +69,24 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 ///
 /// # Errors
 /// Everything that is wrong with it, or that it cannot be read.
-pub fn read(path: &Path) -> Result<Read, Failure> {
+pub fn read(path: &Path) -> Result<LoadedConfig, ConfigError> {
     let files = Snapshot::new();
     let read = read_in(&files, path)?;
-    Ok(Read { files, ..read })
+    Ok(LoadedConfig { files, ..read })
 }
 
 /// The same from files that are being looked at; they stay with the caller.
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_in(files: &Snapshot, path: &Path) -> Result<Read, Failure> {
+pub fn read_in(files: &Snapshot, path: &Path) -> Result<LoadedConfig, ConfigError> {
     match text_of(files, path) {
         Ok(text) => parse(&text, path),
         Err(why) => {
             let help = Some("give the configuration's path: --config FILE".to_owned());
             let message = format!("cannot read the configuration: {why}");
-            let mistake = Mistake { severity: Severity::Error, line: 1, column: 1, span: 0..0, message, help };
-            Err(Failure { file: path.to_owned(), text: String::new(), mistakes: vec![mistake] })
+            let mistake = Diagnostic { severity: Severity::Error, line: 1, column: 1, span: 0..0, message, help };
+            Err(ConfigError { file: path.to_owned(), text: String::new(), mistakes: vec![mistake] })
         }
     }
 }
@@ -101,16 +103,16 @@ fn text_of(files: &Snapshot, path: &Path) -> Result<String, String> {
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn parse(text: &str, file: &Path) -> Result<Read, Failure> {
+pub fn parse(text: &str, file: &Path) -> Result<LoadedConfig, ConfigError> {
     let base = file.parent().unwrap_or(Path::new(""));
-    let (config, findings) = reader::walk(text, |root| document(root, base));
+    let (config, findings) = toml_reader::walk(text, |root| document(root, base));
     let failed = findings.failed();
-    let reader::Findings { mistakes, settings, text } = findings;
+    let toml_reader::WalkResult { mistakes, settings, text } = findings;
     let file = file.to_owned();
     if failed {
-        return Err(Failure { file, text, mistakes });
+        return Err(ConfigError { file, text, mistakes });
     }
-    Ok(Read { config, warnings: mistakes, origins: Origins { file, text, settings }, files: Snapshot::new() })
+    Ok(LoadedConfig { config, warnings: mistakes, origins: Origins { file, text, settings }, files: Snapshot::new() })
 }
 
 fn document(root: &Table<'_>, base: &Path) -> Config {
@@ -128,25 +130,25 @@ fn document(root: &Table<'_>, base: &Path) -> Config {
     let mut grants = catalogue.grants();
     grants.extend(added.iter().filter_map(|row| row.grant.clone()));
     let certificates = gateway.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-    let mut callers = Callers::new(grants, certificates);
+    let mut callers = CallerChecks::new(grants, certificates);
     let callers = root.tables("caller", "name", |t| callers.read(t));
     let config = Config { gateway, operator, upstream, cache, audit, limits, callers, catalogue };
     checks::check(root, &config, &added);
     config
 }
 
-const VERSION: Kind<()> = Kind {
-    form: Form::Integer,
+const VERSION: ValueKind<()> = ValueKind {
+    form: TomlForm::Integer,
     what: "the format's version",
     example: "1",
     parse: |text| match text {
         "1" => Ok(()),
-        other => Err(Wrong::new(format!("this makegate does not read version {other}"), "write version = 1")),
+        other => Err(InvalidValue::new(format!("this makegate does not read version {other}"), "write version = 1")),
     },
 };
 
 /// The built-in rows and those of the file. An operation whose id is among the lifetimes is a class of its own.
-fn catalogue(root: &Table<'_>, added: &[Row], lifetimes: &BTreeMap<Arc<str>, Duration>) -> Catalogue {
+fn catalogue(root: &Table<'_>, added: &[ParsedRow], lifetimes: &BTreeMap<Arc<str>, Duration>) -> Catalogue {
     let built_in = Catalogue::built_in();
     let mut operations: Vec<Operation> = built_in.rows().iter().map(|row| (**row).clone()).collect();
     let (places, further): (Vec<_>, Vec<_>) =
@@ -175,13 +177,14 @@ fn clashes(catalogue: &Catalogue, row: &Operation) -> bool {
     catalogue.rows().iter().any(|other| other.id == row.id || (other.method == row.method && other.path == row.path))
 }
 
-fn check_classes(root: &Table<'_>, added: &[Row], lifetimes: &BTreeMap<Arc<str>, Duration>) {
+fn check_classes(root: &Table<'_>, added: &[ParsedRow], lifetimes: &BTreeMap<Arc<str>, Duration>) {
     for row in added {
         let Some(class) = row.class.as_ref().filter(|class| !lifetimes.contains_key(*class)) else {
             continue;
         };
-        let (place, what) = (row.cache_place.clone(), format!("the class {} has no lifetime", reader::quoted(class)));
-        match reader::nearest(class, lifetimes.keys().map(|class| &**class)) {
+        let (place, what) =
+            (row.cache_place.clone(), format!("the class {} has no lifetime", toml_reader::quoted(class)));
+        match toml_reader::nearest(class, lifetimes.keys().map(|class| &**class)) {
             Some(near) => root.wrong(place, what, format!("did you mean \"{near}\"?")),
             None => {
                 let help = format!("add {class} = \"5m\" to [cache.lifetime], or leave cache out");
@@ -192,7 +195,7 @@ fn check_classes(root: &Table<'_>, added: &[Row], lifetimes: &BTreeMap<Arc<str>,
 }
 
 /// Reads that are named by the rows of the file, whatever their order.
-fn check_looks(root: &Table<'_>, added: &[Row], catalogue: &Catalogue) {
+fn check_looks(root: &Table<'_>, added: &[ParsedRow], catalogue: &Catalogue) {
     for row in added {
         let look = row.operation.as_ref().and_then(|write| Some((write, write.look.as_ref()?)));
         if let Some((write, look)) = look
@@ -205,7 +208,7 @@ fn check_looks(root: &Table<'_>, added: &[Row], catalogue: &Catalogue) {
 
 /// One setting in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Shown {
+pub struct ShownSetting {
     /// Its name with its table's (`cache.capacity`, `caller.finance.rate`).
     pub key: String,
     /// Its value as written; of a secret: where it is.
@@ -217,17 +220,17 @@ pub struct Shown {
 impl Origins {
     /// Every setting in force and where it comes from, section by section. Holds no secret: the file holds none.
     #[must_use]
-    pub fn shown(&self) -> Vec<Shown> {
+    pub fn shown(&self) -> Vec<ShownSetting> {
         let lines: Vec<usize> = self.text.match_indices('\n').map(|(newline, _)| newline).collect();
-        let show = |Setting { path, key, written }: &Setting| Shown {
+        let show = |Setting { path, key, written }: &Setting| ShownSetting {
             key: if path.is_empty() { key.to_string() } else { format!("{path}.{key}") },
             value: match written {
-                Written::Default(value) => value.to_string(),
-                Written::At(place) => on_one_line(self.text.get(place.clone()).unwrap_or_default()),
+                SettingOrigin::Default(value) => value.to_string(),
+                SettingOrigin::At(place) => on_one_line(self.text.get(place.clone()).unwrap_or_default()),
             },
             origin: match written {
-                Written::Default(_) => "default".to_owned(),
-                Written::At(place) => {
+                SettingOrigin::Default(_) => "default".to_owned(),
+                SettingOrigin::At(place) => {
                     let line = lines.partition_point(|newline| *newline < place.start) + 1;
                     format!("{}:{line}", self.file.display())
                 }

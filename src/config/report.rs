@@ -1,11 +1,11 @@
 //! What `makegate check` says.
 
-use super::{Failure, Mistake, Read, Severity};
+use super::{ConfigError, Diagnostic, LoadedConfig, Severity};
 
 /// Every mistake of a configuration, then one line that sums up. With `json`: one object a mistake and line, and nothing
 /// else (`{"severity", "file", "line", "column", "message", "help"}`).
 #[must_use]
-pub fn report(read: &Result<Read, Failure>, json: bool, color: bool) -> String {
+pub fn report(read: &Result<LoadedConfig, ConfigError>, json: bool, color: bool) -> String {
     let (file, text, mistakes) = match read {
         Ok(read) => (&read.origins.file, &read.origins.text, &read.warnings),
         Err(failure) => (&failure.file, &failure.text, &failure.mistakes),
@@ -17,7 +17,7 @@ pub fn report(read: &Result<Read, Failure>, json: bool, color: bool) -> String {
     rendered.collect::<String>() + &format!("{}: {}\n", file.display(), summary(mistakes))
 }
 
-fn summary(mistakes: &[Mistake]) -> String {
+fn summary(mistakes: &[Diagnostic]) -> String {
     let warnings = mistakes.iter().filter(|mistake| mistake.severity == Severity::Warning).count();
     match (mistakes.len() - warnings, warnings) {
         (0, 0) => "no mistakes".to_owned(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{Config, Grants, Read, Scope, Severity, parse};
+use super::{Config, Grants, LoadedConfig, Scope, Severity, parse};
 use crate::catalogue::rows;
 
 const SAMPLE: &str = include_str!("../../config/makegate.toml");
@@ -14,7 +14,7 @@ const FILE: &str = "/etc/makegate/makegate.toml";
 const LEAST: &str =
     "[operator]\nkey_file = \"/run/secrets/operator\"\n[upstream]\ntoken_file = \"/run/secrets/make\"\n";
 
-fn read(text: &str) -> Read {
+fn read(text: &str) -> LoadedConfig {
     parse(text, Path::new(FILE)).unwrap_or_else(|failure| panic!("{failure}"))
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 
-use super::Source;
+use super::SecretSource;
 use crate::watched::{Contents, Snapshot};
 
 /// No secret is longer; more is the wrong file.
@@ -23,7 +23,7 @@ const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 ///
 /// # Errors
 /// A sentence that names the source and says what to do. It never holds any of the secret.
-pub fn secret(source: &Source) -> Result<SecretString, String> {
+pub fn secret(source: &SecretSource) -> Result<SecretString, String> {
     secret_in(&Snapshot::new(), source)
 }
 
@@ -31,43 +31,43 @@ pub fn secret(source: &Source) -> Result<SecretString, String> {
 ///
 /// # Errors
 /// As [`secret`].
-pub fn secret_in(files: &Snapshot, source: &Source) -> Result<SecretString, String> {
+pub fn secret_in(files: &Snapshot, source: &SecretSource) -> Result<SecretString, String> {
     secret_of(files, source, |name| std::env::var_os(name))
 }
 
 /// Is there something at `source`? (Not whether it is fit to be a secret.)
 #[must_use]
-pub fn exists(source: &Source) -> bool {
+pub fn exists(source: &SecretSource) -> bool {
     let variable = |name: &str| std::env::var_os(name);
     match source {
-        Source::File(path) => path.exists() || credential(path, variable).is_some_and(|path| path.exists()),
-        Source::Env(name) => variable(name).is_some(),
+        SecretSource::File(path) => path.exists() || credential(path, variable).is_some_and(|path| path.exists()),
+        SecretSource::Env(name) => variable(name).is_some(),
     }
 }
 
 /// How messages name the source.
 #[must_use]
-pub fn described(source: &Source) -> String {
+pub fn described(source: &SecretSource) -> String {
     match source {
-        Source::File(path) => format!("the file {path:?}"),
-        Source::Env(name) => format!("the environment variable {name}"),
+        SecretSource::File(path) => format!("the file {path:?}"),
+        SecretSource::Env(name) => format!("the environment variable {name}"),
     }
 }
 
 fn secret_of(
     files: &Snapshot,
-    source: &Source,
+    source: &SecretSource,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<SecretString, String> {
     let bytes = match source {
-        Source::File(path) => read(files, path, variable).map_err(|error| {
+        SecretSource::File(path) => read(files, path, variable).map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
                 format!("{} is not there, nor is its name in ${CREDENTIALS}: create it", described(source))
             } else {
                 format!("cannot read {}: {error}", described(source))
             }
         })?,
-        Source::Env(name) => match variable(name) {
+        SecretSource::Env(name) => match variable(name) {
             Some(value) => Arc::new(Zeroizing::new(value.into_encoded_bytes())),
             None => return Err(format!("{} is not set: set it", described(source))),
         },
@@ -106,14 +106,16 @@ mod tests {
 
     #[test]
     fn a_secret_is_one_line_of_printable_ascii() {
-        let of = |value: &str| secret_of(&Snapshot::new(), &Source::Env("X".into()), |_| Some(value.into()));
+        let of = |value: &str| secret_of(&Snapshot::new(), &SecretSource::Env("X".into()), |_| Some(value.into()));
         assert_eq!(of("abc-1\n").unwrap().expose_secret(), "abc-1");
         assert_eq!(of("abc\r\n").unwrap().expose_secret(), "abc");
         for bad in ["", "\n", "a b", "a\n\n", "a\nb\n", "ä", "\u{7f}", " a"] {
             let why = of(bad).unwrap_err();
             assert!(why.starts_with("the environment variable X"), "{why}");
         }
-        assert!(secret_of(&Snapshot::new(), &Source::Env("X".into()), |_| None).unwrap_err().contains("is not set"));
+        assert!(
+            secret_of(&Snapshot::new(), &SecretSource::Env("X".into()), |_| None).unwrap_err().contains("is not set")
+        );
     }
 
     #[test]
@@ -121,9 +123,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("make"), "from-systemd\n").unwrap();
         let credentials = |name: &str| (name == CREDENTIALS).then(|| folder.path().into());
-        let found = secret_of(&Snapshot::new(), &Source::File("/nowhere/make".into()), credentials).unwrap();
+        let found = secret_of(&Snapshot::new(), &SecretSource::File("/nowhere/make".into()), credentials).unwrap();
         assert_eq!(found.expose_secret(), "from-systemd");
-        let why = secret_of(&Snapshot::new(), &Source::File("/nowhere/other".into()), credentials).unwrap_err();
+        let why = secret_of(&Snapshot::new(), &SecretSource::File("/nowhere/other".into()), credentials).unwrap_err();
         assert_eq!(
             why,
             "the file \"/nowhere/other\" is not there, nor is its name in $CREDENTIALS_DIRECTORY: create it"
@@ -132,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_large_file_or_a_device_is_no_secret() {
-        let why = |path: &str| secret_of(&Snapshot::new(), &Source::File(path.into()), |_| None).unwrap_err();
+        let why = |path: &str| secret_of(&Snapshot::new(), &SecretSource::File(path.into()), |_| None).unwrap_err();
         assert_eq!(why("/dev/zero"), "cannot read the file \"/dev/zero\": it is not a regular file");
         let large = tempfile::NamedTempFile::new().unwrap();
         large.as_file().set_len(SECRET_BYTES_MAX + 1).unwrap();

@@ -6,29 +6,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::units::{DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, URL, VARIABLE, size};
-use super::{Audit, Cache, Gateway, Limits, Listen, Operator, Source, Tls, Upstream};
-use crate::reader::{FLAG, Form, Kind, Placed, Table, Wrong, number};
+use super::{
+    AuditConfig, CacheConfig, GatewayConfig, Limits, Listen, OperatorConfig, SecretSource, TlsFiles, UpstreamConfig,
+};
+use crate::toml_reader::{FLAG, InvalidValue, Table, TomlForm, ValueKind, WithSpan, number};
 
-pub(super) fn gateway(t: &Table<'_>, base: &Path) -> Gateway {
-    Gateway { listen: listen(t, "127.0.0.1:8080", base), tls: t.optional_table("tls", |t| tls(t, base)).flatten() }
+pub(super) fn gateway(t: &Table<'_>, base: &Path) -> GatewayConfig {
+    GatewayConfig {
+        listen: listen(t, "127.0.0.1:8080", base),
+        tls: t.optional_table("tls", |t| tls(t, base)).flatten(),
+    }
 }
 
-fn tls(t: &Table<'_>, base: &Path) -> Option<Tls> {
+fn tls(t: &Table<'_>, base: &Path) -> Option<TlsFiles> {
     let (cert, key) = (t.required("cert", PATH), t.required("key", PATH));
     let client_ca = t.optional("client_ca", PATH);
-    Some(Tls { cert: base.join(cert?), key: base.join(key?), client_ca: client_ca.map(|path| base.join(path)) })
+    Some(TlsFiles { cert: base.join(cert?), key: base.join(key?), client_ca: client_ca.map(|path| base.join(path)) })
 }
 
-pub(super) fn operator(t: &Table<'_>, base: &Path) -> Operator {
-    Operator {
+pub(super) fn operator(t: &Table<'_>, base: &Path) -> OperatorConfig {
+    OperatorConfig {
         listen: listen(t, "127.0.0.1:8081", base),
         key: source(t, "key_file", "key_env", "/run/secrets/operator", base),
         hosts: t.list("names", HOST).unwrap_or_default().into_iter().map(|name| name.value).collect(),
     }
 }
 
-pub(super) fn upstream(t: &Table<'_>, base: &Path) -> Upstream {
-    Upstream {
+pub(super) fn upstream(t: &Table<'_>, base: &Path) -> UpstreamConfig {
+    UpstreamConfig {
         url: t.value("url", "https://eu1.make.com", URL),
         token: source(t, "token_file", "token_env", "/run/secrets/make", base),
         quota: t.value("quota", "auto", QUOTA),
@@ -45,8 +50,8 @@ pub(super) fn upstream(t: &Table<'_>, base: &Path) -> Upstream {
     }
 }
 
-pub(super) fn cache(t: &Table<'_>) -> Cache {
-    Cache {
+pub(super) fn cache(t: &Table<'_>) -> CacheConfig {
+    CacheConfig {
         capacity_bytes: t.value("capacity", "64MiB", size()),
         stale_if_error: t.value("stale_if_error", "1h", DURATION_OR_OFF),
         settle: t.value("settle", "10s", DURATION_OR_OFF),
@@ -78,8 +83,8 @@ fn lifetime(t: &Table<'_>) -> BTreeMap<Arc<str>, Duration> {
     lifetimes
 }
 
-pub(super) fn audit(t: &Table<'_>, base: &Path) -> Audit {
-    Audit {
+pub(super) fn audit(t: &Table<'_>, base: &Path) -> AuditConfig {
+    AuditConfig {
         dir: base.join(t.value("dir", "audit/", PATH)),
         retention: t.value("retention", "400d", DURATION),
         retention_bytes: t.value("retention_bytes", "1024GiB", size()),
@@ -133,18 +138,18 @@ pub(super) fn limits(t: &Table<'_>) -> Limits {
 }
 
 /// A number of things, at least one. Its top is what every counter in the process can hold.
-fn count<T: TryFrom<u64>>() -> Kind<T> {
+fn count<T: TryFrom<u64>>() -> ValueKind<T> {
     const MAX: u64 = 1_000_000_000;
     let parse = |text: &str| {
         let given = text.parse::<u64>().ok().filter(|n| (1..=MAX).contains(n)).and_then(|n| T::try_from(n).ok());
-        given.ok_or_else(|| Wrong::new(format!("{text} is out of range"), "write 1 to 1000000000"))
+        given.ok_or_else(|| InvalidValue::new(format!("{text} is out of range"), "write 1 to 1000000000"))
     };
-    Kind { form: Form::Integer, what: "a whole number", example: "10", parse }
+    ValueKind { form: TomlForm::Integer, what: "a whole number", example: "10", parse }
 }
 
 fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
     let mut seen: Vec<Listen> = Vec::new();
-    for Placed { value, place } in t.one_or_more("listen", default, LISTEN) {
+    for WithSpan { value, place } in t.one_or_more("listen", default, LISTEN) {
         let value = match value {
             Listen::Unix(path) => Listen::Unix(base.join(path)),
             Listen::Tcp(address) => Listen::Tcp(address),
@@ -159,7 +164,7 @@ fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
 }
 
 /// A secret's source: exactly one of `file` and `env`.
-fn source(t: &Table<'_>, file: &'static str, env: &'static str, example: &str, base: &Path) -> Source {
+fn source(t: &Table<'_>, file: &'static str, env: &'static str, example: &str, base: &Path) -> SecretSource {
     let (path, variable) = (t.optional(file, SECRET_FILE), t.optional(env, VARIABLE));
     if !t.has(file) && !t.has(env) {
         let help = format!("add {file} = \"{example}\", or {env} = \"NAME\" for an environment variable");
@@ -169,8 +174,8 @@ fn source(t: &Table<'_>, file: &'static str, env: &'static str, example: &str, b
         t.wrong(t.place_of(env), format!("both {file} and {env} are given"), "leave one out");
     }
     match (path, variable) {
-        (Some(path), _) => Source::File(base.join(path)),
-        (None, Some(variable)) => Source::Env(variable),
-        (None, None) => Source::File(PathBuf::from(example)),
+        (Some(path), _) => SecretSource::File(base.join(path)),
+        (None, Some(variable)) => SecretSource::Env(variable),
+        (None, None) => SecretSource::File(PathBuf::from(example)),
     }
 }

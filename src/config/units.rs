@@ -8,57 +8,66 @@ use std::time::Duration;
 use jiff::{Span, SpanRelativeTo};
 
 use super::{BaseUrl, Listen, QuotaSetting, Rate};
-use crate::reader::{Form, Kind, Wrong, quoted};
+use crate::toml_reader::{InvalidValue, TomlForm, ValueKind, quoted};
 use crate::words::KeyHash;
 
 /// No time that is configured is longer.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 /// A time longer than none.
-pub(super) const DURATION: Kind<Duration> =
-    Kind { form: Form::Text, what: "a duration", example: "\"5m\"", parse: |text| duration(text, false) };
+pub(super) const DURATION: ValueKind<Duration> =
+    ValueKind { form: TomlForm::Text, what: "a duration", example: "\"5m\"", parse: |text| duration(text, false) };
 
 /// A time, or `0s` for "off".
-pub(super) const DURATION_OR_OFF: Kind<Duration> =
-    Kind { form: Form::Text, what: "a duration", example: "\"5m\"", parse: |text| duration(text, true) };
+pub(super) const DURATION_OR_OFF: ValueKind<Duration> =
+    ValueKind { form: TomlForm::Text, what: "a duration", example: "\"5m\"", parse: |text| duration(text, true) };
 
-fn duration(text: &str, may_be_off: bool) -> Result<Duration, Wrong> {
+fn duration(text: &str, may_be_off: bool) -> Result<Duration, InvalidValue> {
     let advice = "write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\"";
     if let Ok(number) = text.parse::<u64>() {
-        return Err(Wrong::new(format!("{} has no unit", quoted(text)), format!("write \"{number}s\" for seconds")));
+        return Err(InvalidValue::new(
+            format!("{} has no unit", quoted(text)),
+            format!("write \"{number}s\" for seconds"),
+        ));
     }
-    let span: Span = text.parse().map_err(|_| Wrong::new(format!("{} is not a duration", quoted(text)), advice))?;
+    let span: Span =
+        text.parse().map_err(|_| InvalidValue::new(format!("{} is not a duration", quoted(text)), advice))?;
     let Ok(signed) = span.to_duration(SpanRelativeTo::days_are_24_hours()) else {
-        return Err(Wrong::new(format!("{} has no fixed length", quoted(text)), "write it in days, such as \"365d\""));
+        return Err(InvalidValue::new(
+            format!("{} has no fixed length", quoted(text)),
+            "write it in days, such as \"365d\"",
+        ));
     };
     match Duration::try_from(signed) {
-        Err(_) => Err(Wrong::new(format!("{} is below zero", quoted(text)), advice)),
-        Ok(Duration::ZERO) if !may_be_off => Err(Wrong::new(format!("{} is too short", quoted(text)), advice)),
+        Err(_) => Err(InvalidValue::new(format!("{} is below zero", quoted(text)), advice)),
+        Ok(Duration::ZERO) if !may_be_off => Err(InvalidValue::new(format!("{} is too short", quoted(text)), advice)),
         Ok(long) if long > DURATION_MAX => {
-            Err(Wrong::new(format!("{} is too long", quoted(text)), "write 100 years at most"))
+            Err(InvalidValue::new(format!("{} is too long", quoted(text)), "write 100 years at most"))
         }
         Ok(duration) => Ok(duration),
     }
 }
 
 /// A number of bytes above 0.
-pub(super) const fn size<T: TryFrom<u64>>() -> Kind<T> {
-    Kind { form: Form::Text, what: "a size", example: "\"64MiB\"", parse: bytes }
+pub(super) const fn size<T: TryFrom<u64>>() -> ValueKind<T> {
+    ValueKind { form: TomlForm::Text, what: "a size", example: "\"64MiB\"", parse: bytes }
 }
 
 const UNITS: [(&str, u64); 4] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 
-fn bytes<T: TryFrom<u64>>(text: &str) -> Result<T, Wrong> {
+fn bytes<T: TryFrom<u64>>(text: &str) -> Result<T, InvalidValue> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let known = UNITS.iter().find(|(name, _)| *name == unit);
     let (Ok(number), Some((_, unit))) = (digits.parse::<u64>(), known) else {
-        return Err(Wrong::new(format!("{} is not a size", quoted(text)), size_advice(digits, unit)));
+        return Err(InvalidValue::new(format!("{} is not a size", quoted(text)), size_advice(digits, unit)));
     };
     let size = number.checked_mul(*unit).and_then(|size| T::try_from(size).ok());
     match size {
-        Some(_) if number == 0 => Err(Wrong::new(format!("{} is too small", quoted(text)), "write at least \"1B\"")),
+        Some(_) if number == 0 => {
+            Err(InvalidValue::new(format!("{} is too small", quoted(text)), "write at least \"1B\""))
+        }
         Some(size) => Ok(size),
-        None => Err(Wrong::new(format!("{} is too large", quoted(text)), "write a smaller size")),
+        None => Err(InvalidValue::new(format!("{} is too large", quoted(text)), "write a smaller size")),
     }
 }
 
@@ -79,11 +88,13 @@ fn size_advice(digits: &str, unit: &str) -> String {
 }
 
 /// Requests in a time.
-pub(super) const RATE: Kind<Rate> = Kind { form: Form::Text, what: "a rate", example: "\"600/min\"", parse: rate };
+pub(super) const RATE: ValueKind<Rate> =
+    ValueKind { form: TomlForm::Text, what: "a rate", example: "\"600/min\"", parse: rate };
 
-fn rate(text: &str) -> Result<Rate, Wrong> {
-    let wrong =
-        || Wrong::new(format!("{} is not a rate", quoted(text)), "write a number and /s, /min or /h: \"600/min\"");
+fn rate(text: &str) -> Result<Rate, InvalidValue> {
+    let wrong = || {
+        InvalidValue::new(format!("{} is not a rate", quoted(text)), "write a number and /s, /min or /h: \"600/min\"")
+    };
     let (number, unit) = text.split_once('/').ok_or_else(wrong)?;
     let per = match unit {
         "s" => Duration::from_secs(1),
@@ -92,14 +103,16 @@ fn rate(text: &str) -> Result<Rate, Wrong> {
         _ => return Err(wrong()),
     };
     let requests = match number.parse::<u64>().map(u32::try_from) {
-        Ok(Ok(0)) => return Err(Wrong::new(format!("{} allows no request", quoted(text)), "write 1 or more")),
+        Ok(Ok(0)) => return Err(InvalidValue::new(format!("{} allows no request", quoted(text)), "write 1 or more")),
         Ok(Ok(requests)) => requests,
-        Ok(Err(_)) => return Err(Wrong::new(format!("{} is too fast", quoted(text)), "write 4294967295 at most")),
+        Ok(Err(_)) => {
+            return Err(InvalidValue::new(format!("{} is too fast", quoted(text)), "write 4294967295 at most"));
+        }
         Err(_) => return Err(wrong()),
     };
     if per.as_nanos() < u128::from(requests) {
         let help = "write at most 1000000000/s: one request a nanosecond";
-        return Err(Wrong::new(format!("{} is too fast", quoted(text)), help));
+        return Err(InvalidValue::new(format!("{} is too fast", quoted(text)), help));
     }
     Ok(Rate { requests, per })
 }
@@ -111,15 +124,15 @@ pub(super) fn default_burst(rate: Rate) -> u32 {
 }
 
 /// `auto`, or requests a minute.
-pub(super) const QUOTA: Kind<QuotaSetting> = Kind {
-    form: Form::Text,
+pub(super) const QUOTA: ValueKind<QuotaSetting> = ValueKind {
+    form: TomlForm::Text,
     what: "a quota",
     example: "\"auto\"",
     parse: |text| match text {
         "auto" => Ok(QuotaSetting::Auto),
         _ => match rate(text) {
             Ok(Rate { requests, per }) if per == Duration::from_mins(1) => Ok(QuotaSetting::PerMinute(requests)),
-            Ok(_) | Err(_) => Err(Wrong::new(
+            Ok(_) | Err(_) => Err(InvalidValue::new(
                 format!("{} is not a quota", quoted(text)),
                 "write \"auto\", or what Make allows an organization per minute: \"240/min\"",
             )),
@@ -128,18 +141,18 @@ pub(super) const QUOTA: Kind<QuotaSetting> = Kind {
 };
 
 /// An address to listen on.
-pub(super) const LISTEN: Kind<Listen> =
-    Kind { form: Form::Text, what: "an address", example: "\"127.0.0.1:8080\"", parse: listen };
+pub(super) const LISTEN: ValueKind<Listen> =
+    ValueKind { form: TomlForm::Text, what: "an address", example: "\"127.0.0.1:8080\"", parse: listen };
 
 /// A Unix socket's path has to fit `sockaddr_un`.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-fn listen(text: &str) -> Result<Listen, Wrong> {
+fn listen(text: &str) -> Result<Listen, InvalidValue> {
     if let Some(path) = text.strip_prefix("unix:") {
         return match path.len() {
-            0 => Err(Wrong::new("unix: names no socket", "write \"unix:/run/makegate.sock\"")),
+            0 => Err(InvalidValue::new("unix: names no socket", "write \"unix:/run/makegate.sock\"")),
             1..=SOCKET_PATH_BYTES_MAX => Ok(Listen::Unix(PathBuf::from(path))),
-            _ => Err(Wrong::new("this path is too long for a socket", "write one of at most 107 bytes")),
+            _ => Err(InvalidValue::new("this path is too long for a socket", "write one of at most 107 bytes")),
         };
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
@@ -155,19 +168,19 @@ fn listen(text: &str) -> Result<Listen, Wrong> {
         }
         None | Some(_) => "write an IP address and a port, or unix: and a path: \"127.0.0.1:8080\"".to_owned(),
     };
-    Err(Wrong::new(format!("{} is not an address to listen on", quoted(text)), help))
+    Err(InvalidValue::new(format!("{} is not an address to listen on", quoted(text)), help))
 }
 
 /// The upstream's base URL.
-pub(super) const URL: Kind<BaseUrl> =
-    Kind { form: Form::Text, what: "a URL", example: "\"https://eu1.make.com\"", parse: url };
+pub(super) const URL: ValueKind<BaseUrl> =
+    ValueKind { form: TomlForm::Text, what: "a URL", example: "\"https://eu1.make.com\"", parse: url };
 
-fn url(text: &str) -> Result<BaseUrl, Wrong> {
+fn url(text: &str) -> Result<BaseUrl, InvalidValue> {
     let example = "write your zone's URL alone, such as \"https://eu1.make.com\"";
-    let wrong = |why: &str| Wrong::new(format!("{} {why}", quoted(text)), example);
+    let wrong = |why: &str| InvalidValue::new(format!("{} {why}", quoted(text)), example);
     if text.contains('@') {
         let help = "leave it out: the token goes into token_file or token_env";
-        return Err(Wrong::new("the URL holds a user", help).secret());
+        return Err(InvalidValue::new("the URL holds a user", help).secret());
     }
     let uri: http::Uri = text.parse().map_err(|_| wrong("is not a URL"))?;
     let tls = match uri.scheme_str() {
@@ -193,7 +206,7 @@ fn url(text: &str) -> Result<BaseUrl, Wrong> {
     let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     if !tls && !is_loopback(&bare) {
         let help = format!("write \"https://{}\": the token must not travel in the clear", authority.as_str());
-        return Err(Wrong::new("http is for this machine alone", help));
+        return Err(InvalidValue::new("http is for this machine alone", help));
     }
     let authority = if port == usual { host } else { format!("{host}:{port}") };
     Ok(BaseUrl { tls, host: bare, port, authority })
@@ -204,22 +217,23 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// A file or folder.
-pub(super) const PATH: Kind<PathBuf> = Kind {
-    form: Form::Text,
+pub(super) const PATH: ValueKind<PathBuf> = ValueKind {
+    form: TomlForm::Text,
     what: "a path",
     example: "\"/run/secrets/make\"",
     parse: |text| match text.is_empty() || text.contains('\0') {
         false => Ok(PathBuf::from(text)),
-        true => {
-            Err(Wrong::new(format!("{} is not a path", quoted(text)), "write a path, such as \"/run/secrets/make\""))
-        }
+        true => Err(InvalidValue::new(
+            format!("{} is not a path", quoted(text)),
+            "write a path, such as \"/run/secrets/make\"",
+        )),
     },
 };
 
 /// A file that holds a secret.
-pub(super) const SECRET_FILE: Kind<PathBuf> = Kind {
+pub(super) const SECRET_FILE: ValueKind<PathBuf> = ValueKind {
     parse: |text| match uuid::Uuid::try_parse(text) {
-        Ok(_) => Err(Wrong::new(
+        Ok(_) => Err(InvalidValue::new(
             "this looks like the secret itself",
             "write it into a file that others cannot read, and that file's path here: \"/run/secrets/make\"",
         )
@@ -230,8 +244,8 @@ pub(super) const SECRET_FILE: Kind<PathBuf> = Kind {
 };
 
 /// The name of an environment variable.
-pub(super) const VARIABLE: Kind<String> = Kind {
-    form: Form::Text,
+pub(super) const VARIABLE: ValueKind<String> = ValueKind {
+    form: TomlForm::Text,
     what: "the name of an environment variable",
     example: "\"MAKE_API_TOKEN\"",
     parse: |text| {
@@ -239,7 +253,7 @@ pub(super) const VARIABLE: Kind<String> = Kind {
         let like_a_secret = uuid::Uuid::try_parse(text).is_ok();
         match plain && !like_a_secret && text.starts_with(|c: char| !c.is_ascii_digit()) {
             true => Ok(text.to_owned()),
-            false => Err(Wrong::new(
+            false => Err(InvalidValue::new(
                 "this is not a name of an environment variable",
                 "write the variable's name, not its value: letters, digits and _, such as \"MAKE_API_TOKEN\"",
             )
@@ -249,15 +263,15 @@ pub(super) const VARIABLE: Kind<String> = Kind {
 };
 
 /// A name for the `Host` header.
-pub(super) const HOST: Kind<String> = Kind {
-    form: Form::Text,
+pub(super) const HOST: ValueKind<String> = ValueKind {
+    form: TomlForm::Text,
     what: "a host name",
     example: "\"makegate.internal\"",
     parse: |text| {
         let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
         match plain && text.bytes().any(|b| b.is_ascii_alphanumeric()) {
             true => Ok(text.to_ascii_lowercase()),
-            false => Err(Wrong::new(
+            false => Err(InvalidValue::new(
                 format!("{} is not a host name", quoted(text)),
                 "write the name alone, without scheme or port: \"makegate.internal\"",
             )),
@@ -266,15 +280,15 @@ pub(super) const HOST: Kind<String> = Kind {
 };
 
 /// A caller's name.
-pub(super) const CALLER: Kind<Arc<str>> = Kind {
-    form: Form::Text,
+pub(super) const CALLER: ValueKind<Arc<str>> = ValueKind {
+    form: TomlForm::Text,
     what: "a name",
     example: "\"finance-dashboard\"",
     parse: |text| {
         let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
         match plain && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.len() <= 64 {
             true => Ok(Arc::from(text)),
-            false => Err(Wrong::new(
+            false => Err(InvalidValue::new(
                 format!("{} is not a caller's name", quoted(text)),
                 "write 1 to 64 letters, digits, dots, dashes and _, a letter or digit first: \"finance-dashboard\"",
             )),
@@ -283,8 +297,8 @@ pub(super) const CALLER: Kind<Arc<str>> = Kind {
 };
 
 /// The SHA-256 of a key.
-pub(super) const KEY: Kind<KeyHash> = Kind {
-    form: Form::Text,
+pub(super) const KEY: ValueKind<KeyHash> = ValueKind {
+    form: TomlForm::Text,
     what: "the SHA-256 of a key",
     example: "\"sha256:…\"",
     parse: |text| {
@@ -292,8 +306,8 @@ pub(super) const KEY: Kind<KeyHash> = Kind {
         let help = "write what `makegate key new` prints: sha256: and 64 hex digits";
         match text.strip_prefix("sha256:").map(crate::hash::unhex32) {
             Some(Some(hash)) => Ok(hash),
-            Some(None) => Err(Wrong::new("this is not the SHA-256 of a key", help).secret()),
-            None => Err(Wrong::new(
+            Some(None) => Err(InvalidValue::new("this is not the SHA-256 of a key", help).secret()),
+            None => Err(InvalidValue::new(
                 "a key itself must never stand here, only its SHA-256",
                 "run `makegate key new --caller NAME` and write the sha256: line that it prints; if this was a key, it is spent",
             )
@@ -303,13 +317,13 @@ pub(super) const KEY: Kind<KeyHash> = Kind {
 };
 
 /// An organization's id.
-pub(super) const ORGANIZATION: Kind<u64> = Kind {
-    form: Form::Integer,
+pub(super) const ORGANIZATION: ValueKind<u64> = ValueKind {
+    form: TomlForm::Integer,
     what: "an organization's id",
     example: "11",
     parse: |text| match text.parse() {
         Ok(0) | Err(_) => {
-            Err(Wrong::new(format!("{text} is not an organization's id"), "write the whole number, such as 11"))
+            Err(InvalidValue::new(format!("{text} is not an organization's id"), "write the whole number, such as 11"))
         }
         Ok(id) => Ok(id),
     },

@@ -12,8 +12,8 @@ use hyper::body::Incoming;
 use serde::de::IgnoredAny;
 
 use super::refusal::Refusal;
-use crate::callers::Kind;
-use crate::catalogue::{Body, Operation};
+use crate::callers::SharedKind;
+use crate::catalogue::{BodyKind, Operation};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::shares::{CountedBytes, Holder};
@@ -41,7 +41,7 @@ impl BodyReader<'_> {
         if announced.is_some_and(|bytes| bytes > self.limits.body_bytes) {
             return Err(Refusal::BodyTooLarge { bytes_max: self.limits.body_bytes });
         }
-        if row.body != Body::None {
+        if row.body != BodyKind::None {
             check_type(row, headers)?;
         }
         let bytes = self.read(body, announced.unwrap_or(0), clock).await?;
@@ -51,7 +51,7 @@ impl BodyReader<'_> {
     async fn read(&self, mut body: Incoming, announced: usize, clock: &Clock) -> Result<Bytes, Refusal> {
         let Self { limits, holder, .. } = *self;
         let began = clock.now();
-        let short = |short| Refusal::Short { of: Kind::Bodies, short };
+        let short = |short| Refusal::Short { of: SharedKind::Bodies, short };
         let mut whole = CountedBytes::new(holder.take(0).map_err(short)?);
         loop {
             let left = limits.body.saturating_sub(clock.now().saturating_duration_since(began)).min(limits.body_gap);
@@ -78,11 +78,11 @@ impl BodyReader<'_> {
 
 fn check(row: &Operation, headers: &HeaderMap, body: Bytes) -> Result<Bytes, Refusal> {
     match row.body {
-        Body::None if !body.is_empty() => return Err(Refusal::UnwantedBody),
-        Body::Any if !body.is_empty() => check_type(row, headers)?,
-        Body::None | Body::Any => {}
-        Body::Object if body.is_empty() => return Err(Refusal::NotAnObject { why: "there is no body".to_owned() }),
-        Body::Object => {
+        BodyKind::None if !body.is_empty() => return Err(Refusal::UnwantedBody),
+        BodyKind::Any if !body.is_empty() => check_type(row, headers)?,
+        BodyKind::None | BodyKind::Any => {}
+        BodyKind::Object if body.is_empty() => return Err(Refusal::NotAnObject { why: "there is no body".to_owned() }),
+        BodyKind::Object => {
             check_type(row, headers)?;
             check_object(&body)?;
         }
@@ -97,7 +97,7 @@ fn check_type(row: &Operation, headers: &HeaderMap) -> Result<(), Refusal> {
         let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         kind == "application/json" || kind.ends_with("+json")
     };
-    let fits = row.body == Body::Any || headers.get(CONTENT_TYPE).is_none_or(json);
+    let fits = row.body == BodyKind::Any || headers.get(CONTENT_TYPE).is_none_or(json);
     if plain && fits { Ok(()) } else { Err(Refusal::NotJson) }
 }
 

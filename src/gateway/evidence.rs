@@ -5,7 +5,7 @@ use serde_json::{Number, Value};
 
 use super::tags::{self, Parameters};
 use crate::audit::{AuditLog, FieldHashes};
-use crate::catalogue::{Look, Operation, Proves};
+use crate::catalogue::{EffectCheck, Operation, Proves};
 use crate::words::Fingerprint;
 
 /// Beyond this a fraction cannot be told from a whole number.
@@ -24,7 +24,7 @@ pub(super) enum Evidence {
 
 /// What is asked of an answer.
 pub(super) struct EvidenceQuestion<'a> {
-    pub(super) look: &'a Look,
+    pub(super) look: &'a EffectCheck,
     /// The parameters of the write's path.
     pub(super) parameters: &'a Parameters,
     pub(super) marks: Option<&'a FieldHashes>,

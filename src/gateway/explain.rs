@@ -10,7 +10,7 @@ use super::refusal::{Refusal, seconds};
 use super::state::Gateway;
 use super::{list_scope, steps};
 use crate::cache::{Lookup, RequestDirectives};
-use crate::catalogue::{Body, Matched, Retry};
+use crate::catalogue::{BodyKind, MatchedOperation, RetryClass};
 use crate::quota::{BucketId, QuotaOutlook};
 use crate::upstream::BreakerKey;
 
@@ -95,9 +95,9 @@ fn decide(
         "body",
         "allow",
         match row.body {
-            Body::None => "it takes no body".to_owned(),
-            Body::Object => "it takes a JSON object".to_owned(),
-            Body::Any => "it takes any body, or none".to_owned(),
+            BodyKind::None => "it takes no body".to_owned(),
+            BodyKind::Object => "it takes a JSON object".to_owned(),
+            BodyKind::Any => "it takes any body, or none".to_owned(),
         },
     );
     let headers = HeaderMap::new();
@@ -243,15 +243,15 @@ fn quota(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String,
 
 /// What the breaker would say to the request now, and what becomes of one that fails.
 fn forward(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String, Refusal> {
-    let Matched { operation, organization, .. } = *asked.matched;
+    let MatchedOperation { operation, organization, .. } = *asked.matched;
     let part = BreakerKey { operation: operation.id.clone(), organization };
     running
         .map_or(Ok(()), |gateway| gateway.upstream().breaker().would_permit(operation.retry, &part))
         .map_err(breaker_refusal)?;
     Ok(match operation.retry {
-        Retry::Safe => "a read: sent again after any failure, within its deadline",
-        Retry::Idempotent => "sent again when its effect is unknown: repeating it changes nothing",
-        Retry::Once => "sent again only when it was provably not processed",
+        RetryClass::Safe => "a read: sent again after any failure, within its deadline",
+        RetryClass::Idempotent => "sent again when its effect is unknown: repeating it changes nothing",
+        RetryClass::Once => "sent again only when it was provably not processed",
     }
     .to_owned())
 }

@@ -22,7 +22,7 @@ use super::state::Gateway;
 use super::{steps, tags};
 use crate::audit;
 use crate::cache::{CacheStatus, FetchHandle, FetchLost, FetchWaiter, JoinRequest, NewEntry, storable};
-use crate::callers::Kind;
+use crate::callers::SharedKind;
 use crate::shares::Held;
 use crate::upstream::{Ending, UpstreamAnswer};
 use crate::words::RequestId;
@@ -123,7 +123,7 @@ async fn fetch_or_join(
 /// The right to wait for the fetch of another request.
 fn joined(request: &AuthorizedRequest) -> Result<Held, Refusal> {
     let joined = request.caller.state.holds.joined.take(1);
-    joined.map_err(|short| Refusal::Short { of: Kind::Joined, short })
+    joined.map_err(|short| Refusal::Short { of: SharedKind::Joined, short })
 }
 
 /// Did the fetch fail for a reason that is no reason for those who only joined it?

@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 use super::authorized_request::AuthorizedRequest;
 use super::refusal::Refusal;
 use super::state::Gateway;
-use crate::callers::Kind;
-use crate::catalogue::{Operation, Retry};
+use crate::callers::SharedKind;
+use crate::catalogue::{Operation, RetryClass};
 use crate::quota::{BucketId, QuotaOutlook, QuotaRefused, Slot};
 use crate::upstream::{
     AttemptError, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, ConnectionPermit, EndedAttempt, Ending,
@@ -107,7 +107,7 @@ pub(super) async fn spare_forward_permit(
 ) -> Result<ForwardPermit, Refusal> {
     let upstream = gateway.upstream();
     let none = || Refusal::NoQuota { outlook: QuotaOutlook::UNKNOWN };
-    let pass = upstream.breaker().permit(Retry::Safe, &request.part()).map_err(|_open| none())?;
+    let pass = upstream.breaker().permit(RetryClass::Safe, &request.part()).map_err(|_open| none())?;
     let slot =
         if upstream.is_quiet() { gateway.quota.acquire_spare(request.bucket).await } else { None }.ok_or_else(none)?;
     Ok(ForwardPermit::new(pass, slot))
@@ -123,8 +123,8 @@ async fn breaker_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Resul
         Err(open) => open,
     };
     if open.what == BreakerScope::All
-        && request.row.retry != Retry::Safe
-        && let Ok(probe) = breaker.permit(Retry::Safe, &part)
+        && request.row.retry != RetryClass::Safe
+        && let Ok(probe) = breaker.permit(RetryClass::Safe, &part)
     {
         let reached = upstream.reach(request.policy.config.upstream.connect).await;
         breaker.report(probe, reached.map_or_else(|why| why.told(), |()| BreakerReport::Connected));
@@ -194,7 +194,7 @@ pub(super) async fn forward(
         }
         begins.take().into_iter().for_each(|begins| begins());
         let generation = upstream.token_generation();
-        let ending = upstream.attempt(connection, &request.outgoing, time, request.row.retry == Retry::Once).await;
+        let ending = upstream.attempt(connection, &request.outgoing, time, request.row.retry == RetryClass::Once).await;
         attempts += 1;
         // One that was cut short by what was waited for before proves nothing about the upstream.
         silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt() / 2;
@@ -353,7 +353,7 @@ pub(super) fn read_answer(ending: Ending) -> Result<UpstreamAnswer, Refusal> {
         Ending::Lost(why) | Ending::Cut { why, .. } => Err(Refusal::Cut { why }),
         Ending::Leaked { .. } => Err(Refusal::Leaked),
         Ending::Unusable { why, .. } => Err(Refusal::Unusable { why }),
-        Ending::NoRoom { short, .. } => Err(Refusal::Short { of: Kind::Answers, short }),
+        Ending::NoRoom { short, .. } => Err(Refusal::Short { of: SharedKind::Answers, short }),
     }
 }
 
@@ -375,7 +375,7 @@ pub(super) fn write_answer(ending: Ending, effect: WriteEffect) -> Result<Upstre
         Ending::Leaked { .. } => Err(Refusal::Leaked),
         Ending::Unusable { status: None, why } => Err(lost(why)),
         Ending::Unusable { status: Some(_), why } => Err(Refusal::Unusable { why }),
-        Ending::NoRoom { status: None, short } => Err(Refusal::Short { of: Kind::Answers, short }),
+        Ending::NoRoom { status: None, short } => Err(Refusal::Short { of: SharedKind::Answers, short }),
         Ending::NoRoom { status: Some(_), .. } => Err(lost(AttemptError {
             error: ProxyError::ConnectionLimitReached,
             text: "there was no memory for the answer".into(),

@@ -22,7 +22,7 @@ use super::response::{AnswerBody, Reply};
 use super::state::Gateway;
 use super::write::write;
 use super::{body, steps, tags};
-use crate::callers::Kind;
+use crate::callers::SharedKind;
 
 /// Answers one request: whatever happens inside, there is one answer and one record. The account is opened by the call
 /// itself: a caller who hangs up before the first poll leaves a record too.
@@ -78,7 +78,7 @@ async fn life(
     let path: Arc<str> = Arc::from(&*target.path);
     recorder.record().path = (!path.is_empty()).then(|| path.clone());
     let (caller_id, holds) = (caller.state.id, &caller.state.holds);
-    busy.is_of(caller_id, &holds.connections).map_err(|short| Refusal::Short { of: Kind::Connections, short })?;
+    busy.is_of(caller_id, &holds.connections).map_err(|short| Refusal::Short { of: SharedKind::Connections, short })?;
     // 4 classify
     let matched = steps::classify(policy, &head.method, &target)?;
     let row = matched.operation;

@@ -16,7 +16,7 @@ use super::state::Gateway;
 use super::target::{CacheKeyPlan, Target};
 use crate::audit;
 use crate::cache::{CacheStatus, Entry, ForwardReason, JoinGroup, Lookup, RefreshPolicy, RequestDirectives};
-use crate::catalogue::Matched;
+use crate::catalogue::MatchedOperation;
 
 /// What a read needs from the upstream.
 pub(super) struct FetchPlan {
@@ -50,7 +50,7 @@ pub(super) enum LookupResult {
 pub(super) struct ReadRequest<'a> {
     pub(super) policy: &'a Policy,
     pub(super) caller: &'a Caller,
-    pub(super) matched: &'a Matched<'a, 'a>,
+    pub(super) matched: &'a MatchedOperation<'a, 'a>,
     pub(super) target: &'a Target<'a>,
     pub(super) plan: &'a CacheKeyPlan<'a>,
     pub(super) headers: &'a HeaderMap,

@@ -11,8 +11,8 @@ use http::HeaderValue;
 use crate::cache;
 use crate::callers::{CallerState, Callers, LastUsed};
 use crate::catalogue::openapi::openapi;
-use crate::catalogue::{Bucket, Catalogue, Matched, Operation};
-use crate::config::{self, Config, Limits, Scope, Tls};
+use crate::catalogue::{BucketKind, Catalogue, MatchedOperation, Operation};
+use crate::config::{self, Config, Limits, Scope, TlsFiles};
 use crate::quota::BucketId;
 use crate::words::{KeyHash, KeyId};
 
@@ -20,7 +20,7 @@ use crate::words::{KeyHash, KeyId};
 #[derive(Debug)]
 pub struct Caller {
     /// What is configured of it.
-    pub config: config::Caller,
+    pub config: config::CallerConfig,
     /// Its rate, its counters.
     pub state: Arc<CallerState>,
     /// `RateLimit-Policy` of its rate.
@@ -49,7 +49,7 @@ impl<'c> CallerProfile<'c> {
         Self { catalogue, policies: HashMap::new(), rows: HashMap::new() }
     }
 
-    fn caller(&mut self, config: &config::Caller, callers: &Callers) -> Caller {
+    fn caller(&mut self, config: &config::CallerConfig, callers: &Callers) -> Caller {
         Caller {
             config: config.clone(),
             state: callers.get_or_make(config),
@@ -143,7 +143,7 @@ impl Policy {
             }
         }
         let names = match &config.gateway.tls {
-            Some(Tls { client_ca: Some(_), .. }) => {
+            Some(TlsFiles { client_ca: Some(_), .. }) => {
                 members.iter().map(|caller| (caller.config.name.clone(), caller.clone())).collect()
             }
             Some(_) | None => HashMap::new(),
@@ -214,7 +214,7 @@ impl Policy {
     }
 }
 
-fn storing(row: &Operation, cache: &config::Cache) -> Option<cache::StorePolicy> {
+fn storing(row: &Operation, cache: &config::CacheConfig) -> Option<cache::StorePolicy> {
     let lifetime = *cache.lifetime.get(row.cache.as_deref()?)?;
     let (stale_if_error, negative) = (cache.stale_if_error, cache.negative);
     (!lifetime.is_zero()).then_some(cache::StorePolicy { freshness: row.freshness, lifetime, stale_if_error, negative })
@@ -222,7 +222,7 @@ fn storing(row: &Operation, cache: &config::Cache) -> Option<cache::StorePolicy>
 
 /// Whose quota a request spends.
 #[must_use]
-pub fn bucket(matched: &Matched<'_, '_>) -> BucketId {
+pub fn bucket(matched: &MatchedOperation<'_, '_>) -> BucketId {
     bucket_of(matched.operation, matched.organization)
 }
 
@@ -230,7 +230,7 @@ pub fn bucket(matched: &Matched<'_, '_>) -> BucketId {
 #[must_use]
 pub fn bucket_of(row: &Operation, organization: Option<u64>) -> BucketId {
     match (row.quota, organization) {
-        (Bucket::Organization, Some(id)) => BucketId::Organization(id),
-        (Bucket::Organization, None) | (Bucket::Account, _) => BucketId::Account,
+        (BucketKind::Organization, Some(id)) => BucketId::Organization(id),
+        (BucketKind::Organization, None) | (BucketKind::Account, _) => BucketId::Account,
     }
 }

@@ -18,7 +18,7 @@ use super::state::Gateway;
 use super::tags::{self, Parameters};
 use super::target::path_with;
 use crate::audit::Doubt;
-use crate::catalogue::{Look, Operation, Proves, Retry};
+use crate::catalogue::{EffectCheck, Operation, Proves, RetryClass};
 use crate::config;
 use crate::quota::{BucketId, Slot};
 use crate::upstream::{BreakerKey, BreakerPermit, Ending, Outgoing, Upstream};
@@ -141,7 +141,7 @@ impl WatchedDoubts {
     }
 
     /// From now on this doubt is watched; what is heard of the upstream later counts.
-    pub(super) fn watch(&self, gateway: &Gateway, cache: &config::Cache, intent: u64) -> WatchedDoubt {
+    pub(super) fn watch(&self, gateway: &Gateway, cache: &config::CacheConfig, intent: u64) -> WatchedDoubt {
         let now = gateway.clock.now();
         let new = || WatchedDoubt {
             since: now,
@@ -162,12 +162,12 @@ impl WatchedDoubts {
 
 impl WatchedDoubt {
     /// From when on the write cannot take effect unseen any more.
-    fn over(&self, cache: &config::Cache) -> Instant {
+    fn over(&self, cache: &config::CacheConfig) -> Instant {
         self.since + cache.doubt + cache.settle
     }
 
     /// A look has been made.
-    fn looked(&mut self, now: Instant, cache: &config::Cache, why: DoubtReason) {
+    fn looked(&mut self, now: Instant, cache: &config::CacheConfig, why: DoubtReason) {
         self.looks += 1;
         self.why = why;
         self.due = match self.looks {
@@ -183,7 +183,7 @@ impl WatchedDoubt {
 
 /// A look that can be made.
 struct ReconcilePlan<'p> {
-    look: &'p Look,
+    look: &'p EffectCheck,
     parameters: Parameters,
     read: &'p Operation,
     target: String,
@@ -265,7 +265,7 @@ async fn reconcile_if_due(
     if !answers_again(gateway, &watched, too_late) {
         return Err(DoubtReason::Unanswered);
     }
-    let pass = upstream.breaker().permit(Retry::Safe, &plan.part()).map_err(|_open| DoubtReason::Unanswered)?;
+    let pass = upstream.breaker().permit(RetryClass::Safe, &plan.part()).map_err(|_open| DoubtReason::Unanswered)?;
     let slot = gateway.quota.acquire_spare(plan.bucket).await.ok_or(DoubtReason::NoQuota)?;
     if gateway.draining() || !gateway.log.doubts().contains(doubt.intent) {
         slot.unsent();

@@ -19,7 +19,7 @@ use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, Respon
 use super::state::Gateway;
 use super::steps::{self, Credential, CredentialId, Rights};
 use crate::audit::{self, HeldRequestId, Kind, Outcome, Record, RecordRoom};
-use crate::callers::{self, Remaining, Source};
+use crate::callers::{self, AnswerSource, Remaining};
 use crate::shares::Held;
 use crate::words::RequestId;
 
@@ -218,7 +218,7 @@ impl RequestRecorder {
         }
         let amount = u64::try_from(body.len()).unwrap_or(u64::MAX);
         let room = caller.state.holds.answers.take(amount);
-        room.map(Some).map_err(|short| Refusal::Short { of: callers::Kind::Answers, short })
+        room.map(Some).map_err(|short| Refusal::Short { of: callers::SharedKind::Answers, short })
     }
 
     fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap, is_refused: bool) {
@@ -320,14 +320,14 @@ fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&all.join(&b',')).ok()
 }
 
-fn source(how: audit::Answer) -> Source {
+fn source(how: audit::Answer) -> AnswerSource {
     match how {
-        audit::Answer::Hit => Source::Hit,
-        audit::Answer::Stale => Source::Stale,
-        audit::Answer::Miss => Source::Miss,
-        audit::Answer::Forwarded => Source::Forwarded,
-        audit::Answer::Replayed => Source::Replayed,
-        audit::Answer::Refused => Source::Refused,
+        audit::Answer::Hit => AnswerSource::Hit,
+        audit::Answer::Stale => AnswerSource::Stale,
+        audit::Answer::Miss => AnswerSource::Miss,
+        audit::Answer::Forwarded => AnswerSource::Forwarded,
+        audit::Answer::Replayed => AnswerSource::Replayed,
+        audit::Answer::Refused => AnswerSource::Refused,
     }
 }
 

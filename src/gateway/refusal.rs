@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
-use crate::callers::Kind;
+use crate::callers::SharedKind;
 use crate::quota::QuotaOutlook;
 use crate::shares::Short;
 use crate::upstream::{AttemptError, BreakerScope};
@@ -106,7 +106,7 @@ pub enum Refusal {
     /// The upstream's answer cannot be passed on: larger than the limits, encoded though nobody asked, no HTTP.
     Unusable { why: AttemptError },
     /// The caller has its share of what callers share, or the others have all of it.
-    Short { of: Kind, short: Short },
+    Short { of: SharedKind, short: Short },
     /// The breaker is open: the upstream could not be reached lately, or did not answer this operation.
     BreakerOpen { what: BreakerScope, retry_after: Duration },
     /// A list that cannot be narrowed to the caller's organizations.
@@ -406,7 +406,7 @@ impl Refusal {
                 | Self::Unreachable { .. }
                 | Self::TimedOut { .. }
                 | Self::Cut { .. }
-                | Self::Short { of: Kind::Answers, .. }
+                | Self::Short { of: SharedKind::Answers, .. }
                 | Self::BreakerOpen { .. }
                 | Self::NoConnection
                 | Self::Late

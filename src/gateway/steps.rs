@@ -10,8 +10,8 @@ use super::door::Names;
 use super::policy::{Caller, CallerKey, Policy};
 use super::refusal::Refusal;
 use super::target::{CacheKeyPlan, Target};
-use crate::callers::{Kind, Remaining};
-use crate::catalogue::{Matched, Miss, Operation};
+use crate::callers::{Remaining, SharedKind};
+use crate::catalogue::{MatchedOperation, NoMatch, Operation};
 use crate::config::{Limits, Scope};
 use crate::hash;
 use crate::shares::{Held, Short};
@@ -156,13 +156,13 @@ pub fn classify<'c, 'p>(
     policy: &'c Policy,
     method: &Method,
     target: &'p Target<'_>,
-) -> Result<Matched<'c, 'p>, Refusal> {
+) -> Result<MatchedOperation<'c, 'p>, Refusal> {
     if method.as_str().len() > METHOD_BYTES_MAX || matches!(*method, Method::CONNECT | Method::TRACE) {
         return Err(Refusal::NotImplemented);
     }
     policy.catalogue().classify(method, &target.path).map_err(|miss| match miss {
-        Miss::Path => Refusal::NoOperation,
-        Miss::Method(allowed) => Refusal::NoMethod { allowed },
+        NoMatch::Path => Refusal::NoOperation,
+        NoMatch::Method(allowed) => Refusal::NoMethod { allowed },
     })
 }
 
@@ -173,7 +173,7 @@ pub fn classify<'c, 'p>(
 pub fn plan<'u>(
     target: &'u Target<'_>,
     row: &Operation,
-    matched: &Matched<'_, '_>,
+    matched: &MatchedOperation<'_, '_>,
 ) -> Result<CacheKeyPlan<'u>, Refusal> {
     target.plan(row, matched).map_err(|parameter| Refusal::Repeated { parameter })
 }
@@ -188,7 +188,7 @@ pub(super) fn cut_method(method: &Method) -> Method {
 ///
 /// # Errors
 /// Its grants or its scope do not cover it.
-pub fn authorize(caller: &Caller, matched: &Matched<'_, '_>) -> Result<(), Refusal> {
+pub fn authorize(caller: &Caller, matched: &MatchedOperation<'_, '_>) -> Result<(), Refusal> {
     granted(caller.may(matched.index), matched.operation)?;
     in_scope(&caller.config.organizations, matched.operation, matched.organization)
 }
@@ -227,7 +227,7 @@ pub fn place(caller: &Caller, limits: &Limits) -> Result<Held, Refusal> {
     let most = limits.in_flight_per_caller;
     caller.state.enter(most).map_err(|short| match short {
         Short::Most => Refusal::TooMany { most },
-        Short::Share => Refusal::Short { of: Kind::Requests, short },
+        Short::Share => Refusal::Short { of: SharedKind::Requests, short },
         Short::All => Refusal::Busy,
     })
 }

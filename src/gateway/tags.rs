@@ -2,14 +2,14 @@
 
 use serde_json::Value;
 
-use crate::catalogue::{Matched, Operation, Segment, TagPart, TagTemplate};
+use crate::catalogue::{MatchedOperation, Operation, PathSegment, TagPart, TagTemplate};
 
 /// A path's parameters by name, owned.
 pub(super) type Parameters = Vec<(String, String)>;
 
 /// The parameters of a matched path.
 #[must_use]
-pub(super) fn parameters(matched: &Matched<'_, '_>) -> Parameters {
+pub(super) fn parameters(matched: &MatchedOperation<'_, '_>) -> Parameters {
     matched.parameters().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
@@ -48,9 +48,9 @@ pub(super) fn parameters_in(row: &Operation, path: &str) -> Option<Parameters> {
     for segment in row.path.segments() {
         let text = segments.next()?;
         match segment {
-            Segment::Literal(literal) if literal != text => return None,
-            Segment::Literal(_) => {}
-            Segment::Parameter(name) => parameters.push((name.clone(), text.to_owned())),
+            PathSegment::Literal(literal) if literal != text => return None,
+            PathSegment::Literal(_) => {}
+            PathSegment::Parameter(name) => parameters.push((name.clone(), text.to_owned())),
         }
     }
     segments.next().is_none().then_some(parameters)

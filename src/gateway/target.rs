@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-use crate::catalogue::{Matched, Operation, ParameterKind, Segment};
+use crate::catalogue::{MatchedOperation, Operation, ParameterKind, PathSegment};
 
 /// The most values that a set (`cols[]`) may have and still be part of a cache key (`docs/decisions/cache-keys.md`).
 const SET_VALUES_MAX: usize = 64;
@@ -79,7 +79,7 @@ impl<'u> Target<'u> {
     ///
     /// # Errors
     /// The name of a single-valued parameter of the row that is given twice.
-    pub fn plan(&'u self, row: &Operation, matched: &Matched<'_, '_>) -> Result<CacheKeyPlan<'u>, String> {
+    pub fn plan(&'u self, row: &Operation, matched: &MatchedOperation<'_, '_>) -> Result<CacheKeyPlan<'u>, String> {
         for parameter in &row.query {
             let given = self.query.iter().filter(|pair| pair.name == *parameter.name).count();
             if given > 1 && parameter.kind != ParameterKind::Set {
@@ -182,7 +182,7 @@ pub(super) fn decoded(text: impl AsRef<str>) -> String {
 }
 
 /// The path that goes upstream: the template's literals, and each parameter's value encoded anew. Never a copy of what came.
-fn render_path<'u>(path: &'u str, row: &Operation, matched: &Matched<'_, '_>) -> Cow<'u, str> {
+fn render_path<'u>(path: &'u str, row: &Operation, matched: &MatchedOperation<'_, '_>) -> Cow<'u, str> {
     if path.bytes().all(is_plain_in_path) {
         return Cow::Borrowed(path); // template and encoding would spell it the same
     }
@@ -196,8 +196,8 @@ pub(super) fn path_with<'v>(row: &Operation, mut value: impl FnMut(&str) -> &'v 
     for segment in row.path.segments() {
         out.push('/');
         match segment {
-            Segment::Literal(text) => out.push_str(text),
-            Segment::Parameter(name) => {
+            PathSegment::Literal(text) => out.push_str(text),
+            PathSegment::Parameter(name) => {
                 for byte in value(name).bytes() {
                     push_escaped(&mut out, byte, is_plain_in_path(byte) && byte != b'/');
                 }

@@ -18,7 +18,7 @@ use super::write_order::WriteTurn;
 use super::{evidence, tags};
 use crate::audit::{self, CannotRecord, HeldRequestId, Kind, Outcome, Record, RecordRoom};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
-use crate::catalogue::Retry;
+use crate::catalogue::RetryClass;
 use crate::idempotency::KeyClaim;
 use crate::process_log::EACH;
 use crate::upstream::{AttemptError, Ending, ProxyError, WriteEffect};
@@ -47,7 +47,7 @@ pub(super) async fn write(
         }
     };
     let order = async {
-        if request.row.retry == Retry::Idempotent {
+        if request.row.retry == RetryClass::Idempotent {
             Some(gateway.write_order.turn(&request.path, request.caller()).await)
         } else {
             None

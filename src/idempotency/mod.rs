@@ -24,7 +24,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::config::{Audit, Limits};
+use crate::config::{AuditConfig, Limits};
 use crate::words::{Fingerprint, RequestId};
 
 use key_table::{KeyLookup, KeyRow, StoreBounds};
@@ -181,7 +181,12 @@ impl IdempotencyStore {
     ///
     /// # Errors
     /// [`StoreError`]: its words say what to do.
-    pub fn open(settings: &Audit, limits: &Limits, clock: Clock, log: Arc<dyn KeyLog>) -> Result<Self, StoreError> {
+    pub fn open(
+        settings: &AuditConfig,
+        limits: &Limits,
+        clock: Clock,
+        log: Arc<dyn KeyLog>,
+    ) -> Result<Self, StoreError> {
         let bounds = StoreBounds {
             keys: limits.idempotency_keys,
             age: limits.idempotency_age,

@@ -46,12 +46,12 @@ impl KeyLog for Script {
     }
 }
 
-fn settings(dir: &Path, change: impl FnOnce(&mut Limits)) -> (Audit, Limits) {
+fn settings(dir: &Path, change: impl FnOnce(&mut Limits)) -> (AuditConfig, Limits) {
     let text = "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"T\"\n";
     let config = crate::config::parse(text, Path::new("/nowhere/makegate.toml")).unwrap().config;
     let mut limits = config.limits;
     change(&mut limits);
-    (Audit { dir: dir.to_owned(), disk_wait: Duration::from_secs(60), ..config.audit }, limits)
+    (AuditConfig { dir: dir.to_owned(), disk_wait: Duration::from_secs(60), ..config.audit }, limits)
 }
 
 fn keyed(key: &str, write: &str, request: &str) -> KeyedWrite {

@@ -12,14 +12,14 @@ use secrecy::zeroize::Zeroizing;
 
 use super::refusal::OperatorRefusal;
 use super::state::OperatorState;
-use crate::config::{Listen, Operator};
+use crate::config::{Listen, OperatorConfig};
 
 /// The host that the request is for, if it is one of ours. What a page of another name makes a browser send here (DNS
 /// rebinding) is not.
 ///
 /// # Errors
 /// [`OperatorRefusal::UnknownHost`]; also when there is none, or two.
-pub(super) fn host(head: &Parts, operator: &Operator) -> Result<Authority, OperatorRefusal> {
+pub(super) fn host(head: &Parts, operator: &OperatorConfig) -> Result<Authority, OperatorRefusal> {
     let mut fields = head.headers.get_all(header::HOST).iter();
     let (field, second) = (fields.next(), fields.next());
     let named = head.uri.authority().cloned();
@@ -28,7 +28,7 @@ pub(super) fn host(head: &Parts, operator: &Operator) -> Result<Authority, Opera
 }
 
 /// The port does not count: nobody else answers at ours, and forwarded ports differ.
-fn is_ours(authority: &Authority, operator: &Operator) -> bool {
+fn is_ours(authority: &Authority, operator: &OperatorConfig) -> bool {
     let host = authority.host();
     let whole = authority.as_str() == host || authority.port_u16().is_some();
     if !whole || authority.as_str().contains('@') {
@@ -123,11 +123,11 @@ fn shown(field: &HeaderValue) -> Option<Zeroizing<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Source;
+    use crate::config::SecretSource;
 
-    fn operator(listen: &str) -> Operator {
+    fn operator(listen: &str) -> OperatorConfig {
         let listen = vec![Listen::Tcp(listen.parse().unwrap())];
-        Operator { listen, key: Source::Env("KEY".into()), hosts: vec!["makegate.internal".into()] }
+        OperatorConfig { listen, key: SecretSource::Env("KEY".into()), hosts: vec!["makegate.internal".into()] }
     }
 
     fn head(method: &str, headers: &[(&str, &str)]) -> Parts {

@@ -20,7 +20,7 @@ use super::render::{PageBody, text};
 use super::routes::PageFormat;
 use super::state::OperatorState;
 use super::{health, process};
-use crate::callers::Kind;
+use crate::callers::SharedKind;
 use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram, ENDINGS};
 use crate::process_log;
 use crate::shares::Shared;
@@ -154,7 +154,7 @@ fn shares(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result 
     writer.counters("makegate_share_refusals", help, refused)
 }
 
-fn labelled(kind: Kind) -> Labels<1> {
+fn labelled(kind: SharedKind) -> Labels<1> {
     [("kind", kind.as_str().to_owned())]
 }
 

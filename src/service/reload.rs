@@ -14,7 +14,7 @@ use super::{Inner, quota_settings};
 use crate::audit::Record;
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
-use crate::config::{self, Config, Read, Source};
+use crate::config::{self, Config, LoadedConfig, SecretSource};
 use crate::gateway::door::Checked;
 use crate::gateway::policy::Policy;
 use crate::process_log::{STATE, Trouble};
@@ -57,7 +57,7 @@ impl Watch {
 
 /// What is put in force, all of it read and checked.
 struct Prepared {
-    read: Read,
+    read: LoadedConfig,
     operator_key: SecretString,
     certificate: Option<Checked>,
     upstream: Next,
@@ -218,7 +218,7 @@ fn prepare(files: &Snapshot, file: &Path, before: (&Policy, &Hashes), clock: Clo
 }
 
 /// The token at `source`.
-pub(super) fn token(files: &Snapshot, source: &Source) -> Result<Token, String> {
+pub(super) fn token(files: &Snapshot, source: &SecretSource) -> Result<Token, String> {
     Token::new(&secret_in(files, source)?).map_err(|error| error.to_string())
 }
 

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::catalogue::Retry;
+use crate::catalogue::RetryClass;
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::process_log::STATE;
@@ -122,7 +122,7 @@ impl Breaker {
     /// # Errors
     /// [`BreakerOpen`]: not now. When the time of what is open is over, one request finds out how it is. Whether the upstream can be
     /// reached only a `safe` one may find out, since a write could end in doubt; whether a write is answered only a write can.
-    pub fn permit(&self, class: Retry, part: &BreakerKey) -> Result<BreakerPermit, BreakerOpen> {
+    pub fn permit(&self, class: RetryClass, part: &BreakerKey) -> Result<BreakerPermit, BreakerOpen> {
         let mut state = self.state();
         let (probes_all, probes_part) = self.admits(&state, class, part)?;
         if probes_all {
@@ -138,7 +138,7 @@ impl Breaker {
     ///
     /// # Errors
     /// As there.
-    pub fn would_permit(&self, class: Retry, part: &BreakerKey) -> Result<(), BreakerOpen> {
+    pub fn would_permit(&self, class: RetryClass, part: &BreakerKey) -> Result<(), BreakerOpen> {
         self.admits(&self.state(), class, part).map(drop)
     }
 
@@ -213,9 +213,9 @@ impl Breaker {
     }
 
     /// May such a request pass, and is it the probe of everything, and of its part?
-    fn admits(&self, state: &BreakerState, class: Retry, part: &BreakerKey) -> Result<(bool, bool), BreakerOpen> {
+    fn admits(&self, state: &BreakerState, class: RetryClass, part: &BreakerKey) -> Result<(bool, bool), BreakerOpen> {
         let now = self.clock.now();
-        let all = state.all.admits(now, class == Retry::Safe);
+        let all = state.all.admits(now, class == RetryClass::Safe);
         let all = all.map_err(|retry_after| BreakerOpen { what: BreakerScope::All, retry_after })?;
         let part_admits = state.silent.get(part).map_or(Ok(false), |silent| silent.circuit.admits(now, true));
         let one =
@@ -313,11 +313,16 @@ mod tests {
         BreakerKey { operation: "organizations.get".into(), organization: Some(organization) }
     }
 
-    fn request(breaker: &Breaker, class: Retry, told: BreakerReport) -> Result<(), BreakerOpen> {
+    fn request(breaker: &Breaker, class: RetryClass, told: BreakerReport) -> Result<(), BreakerOpen> {
         request_of(breaker, class, &part(11), told)
     }
 
-    fn request_of(breaker: &Breaker, class: Retry, part: &BreakerKey, told: BreakerReport) -> Result<(), BreakerOpen> {
+    fn request_of(
+        breaker: &Breaker,
+        class: RetryClass,
+        part: &BreakerKey,
+        told: BreakerReport,
+    ) -> Result<(), BreakerOpen> {
         breaker.permit(class, part).map(|pass| breaker.report(pass, told))
     }
 
@@ -325,7 +330,7 @@ mod tests {
     fn opened(clock: &Clock) -> Breaker {
         let breaker = breaker(clock);
         for number in 1..=5 {
-            request(&breaker, Retry::Once, BreakerReport::Unreachable).unwrap();
+            request(&breaker, RetryClass::Once, BreakerReport::Unreachable).unwrap();
             assert_eq!(breaker.status() == BreakerStatus::Open, number == 5);
         }
         breaker
@@ -333,7 +338,7 @@ mod tests {
 
     /// For how long it opened; a movable clock runs on with the machine's, so what is left of that is no round number.
     fn open_for(breaker: &Breaker) -> Duration {
-        let open = breaker.would_permit(Retry::Safe, &part(11)).unwrap_err();
+        let open = breaker.would_permit(RetryClass::Safe, &part(11)).unwrap_err();
         let state = breaker.state();
         let circuit = match &open.what {
             BreakerScope::All => state.all,
@@ -349,17 +354,17 @@ mod tests {
         let breaker = breaker(&Clock::movable());
         for _ in 0..3 {
             for _ in 0..4 {
-                request(&breaker, Retry::Safe, BreakerReport::Unreachable).unwrap();
+                request(&breaker, RetryClass::Safe, BreakerReport::Unreachable).unwrap();
             }
-            request(&breaker, Retry::Safe, BreakerReport::Reached).unwrap();
+            request(&breaker, RetryClass::Safe, BreakerReport::Reached).unwrap();
         }
         for _ in 0..4 {
-            request(&breaker, Retry::Safe, BreakerReport::Unreachable).unwrap();
+            request(&breaker, RetryClass::Safe, BreakerReport::Unreachable).unwrap();
         }
-        drop(breaker.permit(Retry::Safe, &part(11)).ok().unwrap());
-        request(&breaker, Retry::Safe, BreakerReport::Nothing).unwrap();
+        drop(breaker.permit(RetryClass::Safe, &part(11)).ok().unwrap());
+        request(&breaker, RetryClass::Safe, BreakerReport::Nothing).unwrap();
         assert_eq!(breaker.status(), BreakerStatus::Closed, "neither a dropped pass nor this side's own bounds count");
-        request(&breaker, Retry::Safe, BreakerReport::Unreachable).unwrap();
+        request(&breaker, RetryClass::Safe, BreakerReport::Unreachable).unwrap();
         assert_eq!(breaker.status(), BreakerStatus::Open);
         assert_eq!(open_for(&breaker), Duration::from_secs(5));
     }
@@ -370,17 +375,17 @@ mod tests {
         let breaker = opened(&clock);
         clock.advance(Duration::from_secs(5));
         assert_eq!(breaker.status(), BreakerStatus::Probing);
-        for class in [Retry::Once, Retry::Idempotent] {
+        for class in [RetryClass::Once, RetryClass::Idempotent] {
             assert!(breaker.permit(class, &part(11)).is_err());
         }
-        let probe = breaker.permit(Retry::Safe, &part(11)).ok().unwrap();
-        let open = breaker.permit(Retry::Safe, &part(12)).err().unwrap();
+        let probe = breaker.permit(RetryClass::Safe, &part(11)).ok().unwrap();
+        let open = breaker.permit(RetryClass::Safe, &part(12)).err().unwrap();
         assert_eq!(open, BreakerOpen { what: BreakerScope::All, retry_after: PROBE_GUESS });
         drop(probe);
-        let probe = breaker.permit(Retry::Safe, &part(11)).ok().unwrap();
+        let probe = breaker.permit(RetryClass::Safe, &part(11)).ok().unwrap();
         breaker.report(probe, BreakerReport::Reached);
         assert_eq!(breaker.status(), BreakerStatus::Closed);
-        assert!(breaker.permit(Retry::Once, &part(11)).is_ok());
+        assert!(breaker.permit(RetryClass::Once, &part(11)).is_ok());
     }
 
     #[test]
@@ -389,17 +394,17 @@ mod tests {
         for failure in [BreakerReport::Unreachable, BreakerReport::Silent] {
             let breaker = breaker(&clock);
             for _ in 0..5 {
-                request(&breaker, Retry::Safe, failure).unwrap();
+                request(&breaker, RetryClass::Safe, failure).unwrap();
             }
             for seconds in [5, 10, 20, 40, 60, 60] {
                 assert_eq!(open_for(&breaker), Duration::from_secs(seconds));
                 clock.advance(Duration::from_secs(seconds));
-                request(&breaker, Retry::Safe, failure).unwrap();
+                request(&breaker, RetryClass::Safe, failure).unwrap();
             }
             clock.advance(Duration::from_secs(60));
-            request(&breaker, Retry::Safe, BreakerReport::Reached).unwrap();
+            request(&breaker, RetryClass::Safe, BreakerReport::Reached).unwrap();
             for _ in 0..5 {
-                request(&breaker, Retry::Safe, failure).unwrap();
+                request(&breaker, RetryClass::Safe, failure).unwrap();
             }
             assert_eq!(open_for(&breaker), Duration::from_secs(5), "once closed, it begins anew");
         }
@@ -410,19 +415,21 @@ mod tests {
         let clock = Clock::movable();
         let breaker = breaker(&clock);
         for _ in 0..5 {
-            request(&breaker, Retry::Safe, BreakerReport::Silent).unwrap();
+            request(&breaker, RetryClass::Safe, BreakerReport::Silent).unwrap();
         }
-        let open = breaker.permit(Retry::Safe, &part(11)).err().unwrap();
+        let open = breaker.permit(RetryClass::Safe, &part(11)).err().unwrap();
         assert_eq!(open.what, BreakerScope::Part(part(11)));
         let other = BreakerKey { operation: "organizations.usage".into(), ..part(11) };
-        assert!(breaker.permit(Retry::Safe, &other).is_ok() && breaker.permit(Retry::Once, &part(12)).is_ok());
+        assert!(
+            breaker.permit(RetryClass::Safe, &other).is_ok() && breaker.permit(RetryClass::Once, &part(12)).is_ok()
+        );
         assert_eq!((breaker.status(), breaker.silent()), (BreakerStatus::Closed, 1));
         // A write is found out about by a write: nothing else tells.
         clock.advance(Duration::from_secs(5));
-        let probe = breaker.permit(Retry::Once, &part(11)).ok().unwrap();
-        assert!(breaker.permit(Retry::Once, &part(11)).is_err());
+        let probe = breaker.permit(RetryClass::Once, &part(11)).ok().unwrap();
+        assert!(breaker.permit(RetryClass::Once, &part(11)).is_err());
         breaker.report(probe, BreakerReport::Unreachable); // that tells nothing of it
-        let probe = breaker.permit(Retry::Once, &part(11)).ok().unwrap();
+        let probe = breaker.permit(RetryClass::Once, &part(11)).ok().unwrap();
         breaker.report(probe, BreakerReport::Reached);
         assert_eq!((breaker.silent(), breaker.state().silent.len()), (0, 0), "what is well is not remembered");
     }
@@ -432,7 +439,7 @@ mod tests {
     fn silence_of_many_operations_never_refuses_everything() {
         let breaker = breaker(&Clock::movable());
         for organization in 0..u64::try_from(SILENT_MAX).unwrap() + 100 {
-            request_of(&breaker, Retry::Safe, &part(organization), BreakerReport::Silent).unwrap();
+            request_of(&breaker, RetryClass::Safe, &part(organization), BreakerReport::Silent).unwrap();
         }
         assert_eq!(breaker.status(), BreakerStatus::Closed);
         let state = breaker.state();
@@ -444,7 +451,7 @@ mod tests {
     fn what_began_before_it_opened_tells_nothing() {
         let clock = Clock::movable();
         let breaker = breaker(&clock);
-        let old: Vec<_> = (0..7).map(|_| breaker.permit(Retry::Safe, &part(11)).ok().unwrap()).collect();
+        let old: Vec<_> = (0..7).map(|_| breaker.permit(RetryClass::Safe, &part(11)).ok().unwrap()).collect();
         for (number, pass) in old.into_iter().enumerate() {
             breaker.report(pass, if number == 6 { BreakerReport::Reached } else { BreakerReport::Unreachable });
         }
@@ -456,8 +463,8 @@ mod tests {
     fn zero_is_never() {
         let breaker = Breaker::new(&Limits { breaker_failures: 0, ..limits() }, Clock::movable());
         for _ in 0..100 {
-            request(&breaker, Retry::Safe, BreakerReport::Unreachable).unwrap();
-            request(&breaker, Retry::Safe, BreakerReport::Silent).unwrap();
+            request(&breaker, RetryClass::Safe, BreakerReport::Unreachable).unwrap();
+            request(&breaker, RetryClass::Safe, BreakerReport::Silent).unwrap();
         }
     }
 }

@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use super::ending::{AttemptError, ProxyError};
 use super::interim::{Allowance, Allowed};
 use super::pool::PooledConnection;
-use crate::config::Upstream as Settings;
+use crate::config::UpstreamConfig as Settings;
 use crate::tasks::Tasks;
 use crate::watched::Snapshot;
 

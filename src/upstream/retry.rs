@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 
 use super::ending::Ending;
-use crate::catalogue::Retry;
+use crate::catalogue::RetryClass;
 use crate::config::Limits;
 
 /// The first pause is at most this, each further one at most twice the one before...
@@ -18,7 +18,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct EndedAttempt<'a> {
     /// The operation's retry class.
-    pub class: Retry,
+    pub class: RetryClass,
     /// This was the so-manieth attempt, from 1.
     pub number: u32,
     /// How it ended.
@@ -62,8 +62,8 @@ pub(super) fn decide(
     dice: impl FnOnce() -> u64,
 ) -> RetryDecision {
     let most = match attempted.class {
-        Retry::Safe | Retry::Idempotent => limits.attempts,
-        Retry::Once => limits.attempts_once,
+        RetryClass::Safe | RetryClass::Idempotent => limits.attempts,
+        RetryClass::Once => limits.attempts_once,
     };
     if attempted.number >= most {
         return RetryDecision::Stop;
@@ -84,7 +84,7 @@ pub(super) fn decide(
 
 /// What the attempts of a write did, by how the last one ended. `ambiguous_before`: was an earlier one [`ambiguous`]?
 #[must_use]
-pub fn effect(class: Retry, ambiguous_before: bool, last: &Ending) -> WriteEffect {
+pub fn effect(class: RetryClass, ambiguous_before: bool, last: &Ending) -> WriteEffect {
     let unless_ambiguous = |effect| if ambiguous_before { WriteEffect::InDoubt } else { effect };
     match row(last) {
         RetryRow::Done | RetryRow::DoneButCut => WriteEffect::Done,
@@ -92,8 +92,8 @@ pub fn effect(class: Retry, ambiguous_before: bool, last: &Ending) -> WriteEffec
         RetryRow::TooMany | RetryRow::TokenRefused | RetryRow::Rejected => unless_ambiguous(WriteEffect::Rejected),
         RetryRow::Missing => match class {
             // The earlier attempt deleted it: what was wanted is so.
-            Retry::Idempotent if ambiguous_before => WriteEffect::Done,
-            Retry::Safe | Retry::Idempotent | Retry::Once => unless_ambiguous(WriteEffect::Rejected),
+            RetryClass::Idempotent if ambiguous_before => WriteEffect::Done,
+            RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once => unless_ambiguous(WriteEffect::Rejected),
         },
         RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure | RetryRow::Failed | RetryRow::Redirected => {
             WriteEffect::InDoubt
@@ -104,7 +104,7 @@ pub fn effect(class: Retry, ambiguous_before: bool, last: &Ending) -> WriteEffec
 /// Is the effect of the attempt that ended so unknown?
 #[must_use]
 pub fn ambiguous(ending: &Ending) -> bool {
-    effect(Retry::Once, false, ending) == WriteEffect::InDoubt
+    effect(RetryClass::Once, false, ending) == WriteEffect::InDoubt
 }
 
 /// What `Retry-After` asks for: seconds, or a date (RFC 9110, section 10.2.3). A date that is over: no time.
@@ -181,7 +181,7 @@ enum RetryPlan {
     IfTokenChanged,
 }
 
-fn plan(ending: &Ending, class: Retry) -> RetryPlan {
+fn plan(ending: &Ending, class: RetryClass) -> RetryPlan {
     match ending {
         // The same answer would come again. And who has no room for it is told so at once, and costs nobody a repetition.
         Ending::Leaked { .. } | Ending::Unusable { .. } | Ending::NoRoom { .. } => return RetryPlan::Stop,
@@ -189,19 +189,25 @@ fn plan(ending: &Ending, class: Retry) -> RetryPlan {
         Ending::TimedOut(_) | Ending::Cut { .. } | Ending::Answered(_) => {}
     }
     match (row(ending), class) {
-        (RetryRow::Unsent, Retry::Safe | Retry::Idempotent | Retry::Once) => RetryPlan::Backoff,
-        (RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure, Retry::Safe | Retry::Idempotent) => RetryPlan::Backoff,
-        (RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure, Retry::Once) => RetryPlan::Stop,
+        (RetryRow::Unsent, RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once) => RetryPlan::Backoff,
+        (RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure, RetryClass::Safe | RetryClass::Idempotent) => {
+            RetryPlan::Backoff
+        }
+        (RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure, RetryClass::Once) => RetryPlan::Stop,
         // Without a word on when, it is the quota's turn: the pacer closes the bucket.
-        (RetryRow::TooMany, Retry::Safe | Retry::Idempotent | Retry::Once) => RetryPlan::WhenTold,
-        (RetryRow::TokenRefused, Retry::Safe | Retry::Idempotent | Retry::Once) => RetryPlan::IfTokenChanged,
-        (RetryRow::DoneButCut, Retry::Safe) => RetryPlan::Backoff,
-        (RetryRow::DoneButCut, Retry::Idempotent | Retry::Once) => RetryPlan::Stop,
+        (RetryRow::TooMany, RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once) => RetryPlan::WhenTold,
+        (RetryRow::TokenRefused, RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once) => {
+            RetryPlan::IfTokenChanged
+        }
+        (RetryRow::DoneButCut, RetryClass::Safe) => RetryPlan::Backoff,
+        (RetryRow::DoneButCut, RetryClass::Idempotent | RetryClass::Once) => RetryPlan::Stop,
         (
             RetryRow::Failed | RetryRow::Redirected | RetryRow::Missing,
-            Retry::Safe | Retry::Idempotent | Retry::Once,
+            RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once,
         ) => RetryPlan::Stop,
-        (RetryRow::Rejected | RetryRow::Done, Retry::Safe | Retry::Idempotent | Retry::Once) => RetryPlan::Stop,
+        (RetryRow::Rejected | RetryRow::Done, RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once) => {
+            RetryPlan::Stop
+        }
     }
 }
 
@@ -233,7 +239,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::constant(1_700_000_000, 0); // Tue, 14 Nov 2023 22:13:20 GMT
     const LEFT: Duration = Duration::from_secs(10);
-    const CLASSES: [Retry; 3] = [Retry::Safe, Retry::Idempotent, Retry::Once];
+    const CLASSES: [RetryClass; 3] = [RetryClass::Safe, RetryClass::Idempotent, RetryClass::Once];
 
     fn why() -> AttemptError {
         AttemptError::new(ProxyError::ConnectionTerminated, "")
@@ -249,7 +255,7 @@ mod tests {
         Ending::Answered(UpstreamAnswer { status: status(code), headers, body, delay: Duration::ZERO, framed: true })
     }
 
-    fn attempted(class: Retry, number: u32, ending: &Ending) -> EndedAttempt<'_> {
+    fn attempted(class: RetryClass, number: u32, ending: &Ending) -> EndedAttempt<'_> {
         EndedAttempt { class, number, ending, token_changed: false, left: LEFT }
     }
 
@@ -299,12 +305,12 @@ mod tests {
             ("no room for 2xx", no_room(Some(status(200))), [no, no, no], Done, Done),
         ] {
             assert_eq!(CLASSES.map(|class| again(&attempted(class, 1, &ending))), expected, "{name}");
-            assert_eq!(effect(Retry::Idempotent, false, &ending), first, "{name}");
-            assert_eq!(effect(Retry::Once, false, &ending), first, "{name}");
-            assert_eq!(effect(Retry::Idempotent, true, &ending), after_ambiguous, "{name} after an ambiguous one");
+            assert_eq!(effect(RetryClass::Idempotent, false, &ending), first, "{name}");
+            assert_eq!(effect(RetryClass::Once, false, &ending), first, "{name}");
+            assert_eq!(effect(RetryClass::Idempotent, true, &ending), after_ambiguous, "{name} after an ambiguous one");
             assert_eq!(ambiguous(&ending), first == InDoubt, "{name}");
         }
-        assert_eq!(effect(Retry::Once, true, &answer(404, None)), InDoubt, "what a create did, no 404 tells");
+        assert_eq!(effect(RetryClass::Once, true, &answer(404, None)), InDoubt, "what a create did, no 404 tells");
     }
 
     #[test]
@@ -321,7 +327,7 @@ mod tests {
     #[test]
     fn three_attempts_or_two() {
         let unsent = Ending::NotSent(why());
-        for (class, most) in [(Retry::Safe, 3), (Retry::Idempotent, 3), (Retry::Once, 2)] {
+        for (class, most) in [(RetryClass::Safe, 3), (RetryClass::Idempotent, 3), (RetryClass::Once, 2)] {
             let numbers: Vec<_> = (1..5).filter(|number| again(&attempted(class, *number, &unsent))).collect();
             assert_eq!(numbers, (1..most).collect::<Vec<_>>(), "{class:?}");
         }
@@ -331,14 +337,14 @@ mod tests {
     fn pauses_are_jittered_doubled_bounded_and_fit_before_the_deadline() {
         let unsent = Ending::NotSent(why());
         let limits = Limits { attempts: 100, ..limits() };
-        let pause = |number, dice| match decide(&attempted(Retry::Safe, number, &unsent), &limits, NOW, || dice) {
+        let pause = |number, dice| match decide(&attempted(RetryClass::Safe, number, &unsent), &limits, NOW, || dice) {
             RetryDecision::Again { pause } => pause.as_millis(),
             RetryDecision::Stop => panic!("attempt {number} stops"),
         };
         assert_eq!([1, 2, 3, 4, 5, 6, 99].map(|n| pause(n, u64::MAX)), [99, 199, 399, 799, 1599, 1999, 1999]);
         assert_eq!([1, 2, 3].map(|n| pause(n, u64::MAX / 2)), [49, 99, 199]);
         assert_eq!(pause(9, 0), 0);
-        let late = EndedAttempt { left: Duration::from_millis(99), ..attempted(Retry::Safe, 1, &unsent) };
+        let late = EndedAttempt { left: Duration::from_millis(99), ..attempted(RetryClass::Safe, 1, &unsent) };
         assert_eq!(decide(&late, &limits, NOW, || u64::MAX), RetryDecision::Stop);
         assert_eq!(decide(&late, &limits, NOW, || 0), RetryDecision::Again { pause: Duration::ZERO });
     }
@@ -347,7 +353,7 @@ mod tests {
     fn what_the_upstream_asks_for_is_waited() {
         for (code, text, millis) in [(429, "3", 3000), (503, "3", 3000), (503, "0", 99), (429, "0", 0)] {
             let ending = answer(code, Some(text));
-            let next = decide(&attempted(Retry::Safe, 1, &ending), &limits(), NOW, || u64::MAX);
+            let next = decide(&attempted(RetryClass::Safe, 1, &ending), &limits(), NOW, || u64::MAX);
             assert!(
                 matches!(next, RetryDecision::Again { pause } if pause.as_millis() == millis),
                 "{code} {text}: {next:?}"

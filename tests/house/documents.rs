@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use makegate::catalogue::{Body, Catalogue, Operation, Retry};
+use makegate::catalogue::{BodyKind, Catalogue, Operation, RetryClass};
 use makegate::gateway::reconcile::DoubtReason;
 use makegate::gateway::refusal::Refusal;
 
@@ -77,14 +77,14 @@ fn what_a_doubt_waits_for_is_explained() {
 
 fn operation(row: &Operation) -> String {
     let body = match row.body {
-        Body::None => "none",
-        Body::Object => "object",
-        Body::Any => "any",
+        BodyKind::None => "none",
+        BodyKind::Object => "object",
+        BodyKind::Any => "any",
     };
     let retry = match row.retry {
-        Retry::Safe => "safe",
-        Retry::Idempotent => "idempotent",
-        Retry::Once => "once",
+        RetryClass::Safe => "safe",
+        RetryClass::Idempotent => "idempotent",
+        RetryClass::Once => "once",
     };
     let memory = match &row.cache {
         None if row.is_write() => String::new(),

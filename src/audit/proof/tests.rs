@@ -12,8 +12,8 @@ use super::*;
 use crate::clock::Clock;
 use crate::config;
 
-fn small(dir: &tempfile::TempDir) -> config::Audit {
-    config::Audit { segment_bytes: 1000, ..settings(dir) }
+fn small(dir: &tempfile::TempDir) -> config::AuditConfig {
+    config::AuditConfig { segment_bytes: 1000, ..settings(dir) }
 }
 
 async fn fill(log: &Arc<AuditLog>, clock: &Clock, records: usize) {
@@ -55,7 +55,7 @@ async fn every_record_is_provable_with_and_without_stored_leaf_hashes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_retention_left_stays_provable() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Audit { retention: Duration::from_secs(30 * 24 * 3600), ..small(&dir) };
+    let settings = config::AuditConfig { retention: Duration::from_secs(30 * 24 * 3600), ..small(&dir) };
     let clock = Clock::movable();
     let (log, _) = open(&settings, &clock).await;
     fill(&log, &clock, 23).await;

@@ -24,7 +24,7 @@ const REFRESH_POLICY: RefreshPolicy = RefreshPolicy { refresh_floor: Duration::f
 const FOREVER: Lifetime = Lifetime { fresh: LIFETIME, stale: STALE, age: Duration::ZERO, overruled: false };
 
 fn cache_of(capacity_bytes: u64, clock: &Clock) -> Cache {
-    let config = config::Cache {
+    let config = config::CacheConfig {
         capacity_bytes,
         stale_if_error: STALE,
         settle: SETTLE,

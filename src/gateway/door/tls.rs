@@ -16,7 +16,7 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 use webpki::KeyUsage;
 
-use crate::config::Tls;
+use crate::config::TlsFiles;
 use crate::process_log::STATE;
 use crate::watched::{Contents, Snapshot};
 
@@ -45,7 +45,7 @@ impl Checked {
     ///
     /// # Errors
     /// One cannot be read or used, or the key is not the certificate's: says which and why.
-    pub fn read(tls: &Tls, files: &Snapshot) -> Result<Self, Error> {
+    pub fn read(tls: &TlsFiles, files: &Snapshot) -> Result<Self, Error> {
         let chain = certificates(&tls.cert, files)?;
         let end = chain.first().and_then(end);
         let key = PrivateKeyDer::from_pem_slice(&contents(&tls.key, files)?);

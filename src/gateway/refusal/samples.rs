@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 
 use super::Refusal;
-use crate::callers::Kind;
+use crate::callers::SharedKind;
 use crate::clock::Clock;
 use crate::quota::{QuotaOutlook, WaitsFor};
 use crate::shares::Short;
@@ -57,11 +57,11 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::TooFast { retry_after },
         Refusal::TooMany { most: 64 },
         Refusal::Busy,
-        Refusal::Short { of: Kind::Requests, short: Short::Share },
-        Refusal::Short { of: Kind::Connections, short: Short::Share },
+        Refusal::Short { of: SharedKind::Requests, short: Short::Share },
+        Refusal::Short { of: SharedKind::Connections, short: Short::Share },
         Refusal::NoConnection,
         Refusal::NoTurn,
-        Refusal::Short { of: Kind::Joined, short: Short::Share },
+        Refusal::Short { of: SharedKind::Joined, short: Short::Share },
         Refusal::NotAnObject { why: "the body is JSON, but not an object".to_owned() },
         Refusal::UnwantedBody,
         Refusal::BodyCut,
@@ -69,7 +69,7 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::BodyTooLarge { bytes_max: 1 << 20 },
         Refusal::NotJson,
         Refusal::BadKey,
-        Refusal::Short { of: Kind::Bodies, short: Short::Share },
+        Refusal::Short { of: SharedKind::Bodies, short: Short::Share },
         Refusal::HeldInDoubt { first },
         Refusal::KeyRunning { first },
         Refusal::KeyReused { first },
@@ -100,7 +100,7 @@ fn of_the_upstream() -> Vec<Refusal> {
         Refusal::Redirected { status: StatusCode::FOUND },
         Refusal::Leaked,
         Refusal::Unusable { why: encoded },
-        Refusal::Short { of: Kind::Answers, short: Short::Share },
+        Refusal::Short { of: SharedKind::Answers, short: Short::Share },
         Refusal::BreakerOpen { what: BreakerScope::All, retry_after: Duration::from_secs(5) },
         Refusal::NotNarrowable { why: "an organization has no id" },
         Refusal::DoubtTimedOut { why: late },

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::super::html;
 use super::super::render::{Page, PageTable, cell};
 use super::super::state::OperatorState;
-use crate::callers::Source;
+use crate::callers::AnswerSource;
 use crate::config::{Grants, Rate, Scope};
 use crate::gateway::policy::Caller;
 use crate::words::KeyId;
@@ -43,7 +43,7 @@ pub(crate) struct CallerRow {
     operations: BTreeMap<Arc<str>, AnswerCounts>,
 }
 
-/// Counts by the words of [`Source`]; what is nothing is left out.
+/// Counts by the words of [`AnswerSource`]; what is nothing is left out.
 pub(crate) type AnswerCounts = BTreeMap<&'static str, u64>;
 
 #[derive(Debug, Serialize)]
@@ -87,7 +87,7 @@ fn caller(member: &Caller) -> CallerRow {
         may_refresh: config.may_refresh,
         keys: config.keys.iter().map(|hash| key(member, KeyId::of(hash))).collect(),
         requests: answers.values().sum(),
-        refused: answers.get(Source::Refused.as_str()).copied().unwrap_or(0),
+        refused: answers.get(AnswerSource::Refused.as_str()).copied().unwrap_or(0),
         under_way: member.state.under_way(),
         answers,
         operations,

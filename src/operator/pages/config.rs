@@ -9,14 +9,14 @@ use serde::Serialize;
 use super::super::html;
 use super::super::render::{Page, PageTable};
 use super::super::state::OperatorState;
-use crate::config::Shown;
+use crate::config::ShownSetting;
 use crate::words::visible;
 
 /// The page. It holds no secret: the configuration holds none.
 #[derive(Debug, Serialize)]
 pub(crate) struct ConfigPage {
     file: Option<String>,
-    settings: Vec<Shown>,
+    settings: Vec<ShownSetting>,
     reload: LastReload,
 }
 
@@ -41,7 +41,7 @@ impl Page for ConfigPage {
     const PATH: &str = "/config";
 
     fn table(&self) -> PageTable {
-        let row = |setting: &Shown| vec![setting.key.clone(), setting.value.clone(), setting.origin.clone()];
+        let row = |setting: &ShownSetting| vec![setting.key.clone(), setting.value.clone(), setting.origin.clone()];
         PageTable { columns: &["key", "value", "origin"], rows: self.settings.iter().map(row).collect() }
     }
 

@@ -22,7 +22,7 @@ fn https(origin: &Origin, authority: &str, connect: Duration) -> Arc<Upstream> {
 }
 
 /// Only what is under test closes connections.
-fn never_idle_too_long(settings: &mut config::Upstream, _: &mut Limits) {
+fn never_idle_too_long(settings: &mut config::UpstreamConfig, _: &mut Limits) {
     settings.idle = Duration::from_secs(3600);
 }
 
@@ -87,7 +87,7 @@ fn a_ca_file_without_certificates_is_refused_with_words() {
     let mut settings = settings("127.0.0.1", 1);
     settings.url.tls = true;
     settings.ca_file = Some("/nowhere/ca.pem".into());
-    let new = |settings: &config::Upstream| {
+    let new = |settings: &config::UpstreamConfig| {
         Upstream::new(settings, &limits(), token(TOKEN), Clock::system(), &Snapshot::new()).err()
     };
     assert!(new(&settings).unwrap().to_string().contains("/nowhere/ca.pem"));

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::{BreakerReport, Ending, Outgoing, ProxyError, Token, Upstream, UpstreamAnswer};
 use crate::clock::Clock;
-use crate::config::{self, BaseUrl, Limits, QuotaSetting, Source};
+use crate::config::{self, BaseUrl, Limits, QuotaSetting, SecretSource};
 use crate::shares::Shared;
 use crate::tasks::Tasks;
 use crate::watched::Snapshot;
@@ -34,10 +34,10 @@ fn token(text: &str) -> Token {
     Token::new(&SecretString::from(text)).unwrap()
 }
 
-fn settings(host: &str, port: u16) -> config::Upstream {
-    config::Upstream {
+fn settings(host: &str, port: u16) -> config::UpstreamConfig {
+    config::UpstreamConfig {
         url: BaseUrl { tls: false, host: host.to_owned(), port, authority: format!("{host}:{port}") },
-        token: Source::Env("TOKEN".to_owned()),
+        token: SecretSource::Env("TOKEN".to_owned()),
         quota: QuotaSetting::Auto,
         deadline: Duration::from_secs(15),
         write_deadline: Duration::from_secs(40),
@@ -96,7 +96,7 @@ pub(super) fn limits() -> Limits {
 fn upstream_with(
     origin: &Origin,
     clock: Clock,
-    change: impl FnOnce(&mut config::Upstream, &mut Limits),
+    change: impl FnOnce(&mut config::UpstreamConfig, &mut Limits),
 ) -> Arc<Upstream> {
     let (mut settings, mut limits) = (settings("127.0.0.1", origin.address().port()), limits());
     change(&mut settings, &mut limits);

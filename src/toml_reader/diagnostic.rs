@@ -5,7 +5,7 @@ use std::path::Path;
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use serde_json::json;
 
-use super::Place;
+use super::TextSpan;
 
 /// Does it keep the file from being used?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +29,7 @@ impl Severity {
 
 /// What is wrong, where, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub struct Diagnostic {
     /// An error or a warning.
     pub severity: Severity,
     /// The line, from 1.
@@ -37,14 +37,14 @@ pub struct Mistake {
     /// The column in characters, from 1.
     pub column: usize,
     /// The bytes of the text that it is about.
-    pub span: Place,
+    pub span: TextSpan,
     /// What is wrong. Holds no secret.
     pub message: String,
     /// What to write instead.
     pub help: Option<String>,
 }
 
-impl Mistake {
+impl Diagnostic {
     /// As rustc would show it: the message, the place, the line, the help. `text` is the file's (blotted) text; without
     /// it the line is left out.
     #[must_use]
@@ -72,7 +72,7 @@ impl Mistake {
     }
 
     /// The line that the mistake begins on, and its place within that line.
-    fn window<'t>(&self, text: &'t str) -> Option<(&'t str, Place)> {
+    fn window<'t>(&self, text: &'t str) -> Option<(&'t str, TextSpan)> {
         if text.is_empty() {
             return None;
         }

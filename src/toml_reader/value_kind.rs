@@ -2,7 +2,7 @@
 
 /// What a TOML value is on the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum TomlForm {
     /// `"text"`.
     Text,
     /// `5`.
@@ -13,28 +13,28 @@ pub enum Form {
 
 /// A kind of scalar values. Defaults are written as the same text and read by the same function.
 #[derive(Debug)]
-pub struct Kind<T> {
+pub struct ValueKind<T> {
     /// The TOML form.
-    pub form: Form,
+    pub form: TomlForm,
     /// What it is, with its article: `a size`.
     pub what: &'static str,
     /// An example, as TOML: `"64MiB"`.
     pub example: &'static str,
     /// Reads the text (of an integer: its decimal digits; of a flag: its word).
-    pub parse: fn(&str) -> Result<T, Wrong>,
+    pub parse: fn(&str) -> Result<T, InvalidValue>,
 }
 
-impl<T> Clone for Kind<T> {
+impl<T> Clone for ValueKind<T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Kind<T> {}
+impl<T> Copy for ValueKind<T> {}
 
 /// What is wrong with a value, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wrong {
+pub struct InvalidValue {
     /// What is wrong.
     pub message: String,
     /// What to write instead.
@@ -43,7 +43,7 @@ pub struct Wrong {
     pub secret: bool,
 }
 
-impl Wrong {
+impl InvalidValue {
     /// Wrong, and what to write instead.
     #[must_use]
     pub fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
@@ -57,15 +57,15 @@ impl Wrong {
     }
 }
 
-impl From<String> for Wrong {
+impl From<String> for InvalidValue {
     fn from(message: String) -> Self {
         Self { message, help: None, secret: false }
     }
 }
 
 /// Any text that is not empty.
-pub const TEXT: Kind<String> = Kind {
-    form: Form::Text,
+pub const TEXT: ValueKind<String> = ValueKind {
+    form: TomlForm::Text,
     what: "a text",
     example: "\"…\"",
     parse: |text| match text {
@@ -75,19 +75,19 @@ pub const TEXT: Kind<String> = Kind {
 };
 
 /// `true` or `false`.
-pub const FLAG: Kind<bool> =
-    Kind { form: Form::Flag, what: "true or false", example: "true", parse: |text| Ok(text == "true") };
+pub const FLAG: ValueKind<bool> =
+    ValueKind { form: TomlForm::Flag, what: "true or false", example: "true", parse: |text| Ok(text == "true") };
 
 /// A whole number from 0 to what the type holds.
 #[must_use]
-pub const fn number<T: TryFrom<u64>>() -> Kind<T> {
-    Kind { form: Form::Integer, what: "a whole number", example: "10", parse: whole }
+pub const fn number<T: TryFrom<u64>>() -> ValueKind<T> {
+    ValueKind { form: TomlForm::Integer, what: "a whole number", example: "10", parse: whole }
 }
 
-fn whole<T: TryFrom<u64>>(text: &str) -> Result<T, Wrong> {
+fn whole<T: TryFrom<u64>>(text: &str) -> Result<T, InvalidValue> {
     if text.starts_with('-') {
-        return Err(Wrong::new(format!("{text} is below 0"), "write 0 or more"));
+        return Err(InvalidValue::new(format!("{text} is below 0"), "write 0 or more"));
     }
     let number = text.parse::<u64>().ok().and_then(|n| T::try_from(n).ok());
-    number.ok_or_else(|| Wrong::new(format!("{text} is too large"), "write a smaller number"))
+    number.ok_or_else(|| InvalidValue::new(format!("{text} is too large"), "write a smaller number"))
 }

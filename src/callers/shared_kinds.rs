@@ -7,7 +7,7 @@ use crate::shares::{Holder, Shared};
 
 /// A kind of thing that callers share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SharedKind {
     /// Requests under way (`limits.in_flight`).
     Requests,
     /// Requests that wait for the fetch of another one (`limits.joined`).
@@ -20,7 +20,7 @@ pub enum Kind {
     Answers,
 }
 
-impl Kind {
+impl SharedKind {
     /// Its name in metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -36,7 +36,7 @@ impl Kind {
 
 /// One of each kind.
 #[derive(Debug)]
-pub struct Each<T> {
+pub struct PerKind<T> {
     /// Of requests under way.
     pub requests: T,
     /// Of requests that wait for the fetch of another one.
@@ -49,16 +49,17 @@ pub struct Each<T> {
     pub answers: T,
 }
 
-impl<T> Each<T> {
+impl<T> PerKind<T> {
     /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = (Kind, &T)> {
+    pub fn iter(&self) -> impl Iterator<Item = (SharedKind, &T)> {
         let Self { requests, joined, connections, bodies, answers } = self;
-        let all = [(Kind::Requests, requests), (Kind::Joined, joined), (Kind::Connections, connections)];
-        all.into_iter().chain([(Kind::Bodies, bodies), (Kind::Answers, answers)])
+        let all =
+            [(SharedKind::Requests, requests), (SharedKind::Joined, joined), (SharedKind::Connections, connections)];
+        all.into_iter().chain([(SharedKind::Bodies, bodies), (SharedKind::Answers, answers)])
     }
 }
 
-impl Each<Arc<Shared>> {
+impl PerKind<Arc<Shared>> {
     /// Without limits yet.
     pub(super) fn unlimited() -> Self {
         let new = || Shared::new(u64::MAX);
@@ -75,8 +76,8 @@ impl Each<Arc<Shared>> {
     }
 
     /// A holder of each.
-    pub(super) fn holders(&self) -> Each<Arc<Holder>> {
-        Each {
+    pub(super) fn holders(&self) -> PerKind<Arc<Holder>> {
+        PerKind {
             requests: self.requests.holder(),
             joined: self.joined.holder(),
             connections: self.connections.holder(),

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use http::Method;
 
 use super::rows::ID;
-use super::{Body, Catalogue, PathTemplate, TagTemplate};
-use crate::reader::{Form, Item, Kind, Table, Wrong, no_such, quoted};
+use super::{BodyKind, Catalogue, PathTemplate, TagTemplate};
+use crate::toml_reader::{InvalidValue, Table, TableItem, TomlForm, ValueKind, no_such, quoted};
 
 /// Where to look after a write in doubt, and what proves what.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct EffectCheck {
     /// The id of the read.
     pub read: Arc<str>,
     /// Where in its answer: a JSON pointer (RFC 6901) to an object, or to an array of objects.
@@ -45,7 +45,7 @@ impl Proves {
     }
 }
 
-impl Look {
+impl EffectCheck {
     /// Can `write` be looked at in this way?
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Look {
         let Some(read) = catalogue.row(&self.read) else {
             let reads = catalogue.rows().iter().filter(|row| !row.is_write() && within(&row.path, write));
             let ids: Vec<&str> = reads.map(|row| &*row.id).collect();
-            let Wrong { message, help, .. } = no_such(&self.read, "GET operation", &ids);
+            let InvalidValue { message, help, .. } = no_such(&self.read, "GET operation", &ids);
             return Err((message, help.unwrap_or_default()));
         };
         if read.is_write() {
@@ -75,24 +75,24 @@ fn within(inner: &PathTemplate, outer: &PathTemplate) -> bool {
 }
 
 /// Reads the table `look`.
-pub(super) fn read(table: &Table<'_>) -> Option<Look> {
+pub(super) fn read(table: &Table<'_>) -> Option<EffectCheck> {
     let (read, at, proves) =
         (table.required("read", ID), table.required("at", POINTER), table.required("proves", PROVES));
     let member = table.table("member", |member| member.items().iter().filter_map(named).collect());
-    Some(Look { read: read?, at: at?, proves: proves?, member })
+    Some(EffectCheck { read: read?, at: at?, proves: proves?, member })
 }
 
-fn named(item: &Item<'_>) -> Option<(Arc<str>, TagTemplate)> {
+fn named(item: &TableItem<'_>) -> Option<(Arc<str>, TagTemplate)> {
     Some((Arc::from(item.key()), item.scalar(VALUE)?))
 }
 
 /// What does not fit the rest of the row.
-pub(super) fn check_row(table: &Table<'_>, look: &Look, method: &Method, path: &PathTemplate, body: Body) {
+pub(super) fn check_row(table: &Table<'_>, look: &EffectCheck, method: &Method, path: &PathTemplate, body: BodyKind) {
     let wrong = |key: &str, message: String, help: &str| table.wrong(table.place_at(&["look", key]), message, help);
     if *method == Method::GET {
         wrong("read", "a GET is never in doubt".to_owned(), "leave look out");
     }
-    if look.proves == Proves::Fields && body == Body::None {
+    if look.proves == Proves::Fields && body == BodyKind::None {
         wrong(
             "proves",
             "this write has no body whose fields could be found again".to_owned(),
@@ -116,18 +116,20 @@ pub(super) fn check_row(table: &Table<'_>, look: &Look, method: &Method, path: &
     }
 }
 
-const POINTER: Kind<Arc<str>> = Kind {
-    form: Form::Text,
+const POINTER: ValueKind<Arc<str>> = ValueKind {
+    form: TomlForm::Text,
     what: "a JSON pointer",
     example: "\"/organization\"",
     parse: |text| match text.is_empty() || text.starts_with('/') {
         true => Ok(Arc::from(text)),
-        false => Err(Wrong::new(format!("{} is not a JSON pointer", quoted(text)), format!("write \"/{text}\""))),
+        false => {
+            Err(InvalidValue::new(format!("{} is not a JSON pointer", quoted(text)), format!("write \"/{text}\"")))
+        }
     },
 };
 
-const PROVES: Kind<Proves> = Kind {
-    form: Form::Text,
+const PROVES: ValueKind<Proves> = ValueKind {
+    form: TomlForm::Text,
     what: "what the read proves",
     example: "\"fields\"",
     parse: |text| {
@@ -137,13 +139,13 @@ const PROVES: Kind<Proves> = Kind {
     },
 };
 
-const VALUE: Kind<TagTemplate> = Kind {
-    form: Form::Text,
+const VALUE: ValueKind<TagTemplate> = ValueKind {
+    form: TomlForm::Text,
     what: "a path parameter or a text",
     example: "\"{variableName}\"",
     parse: |text| match TagTemplate::parse(text) {
         Ok(template) if !template.needs_answer() => Ok(template),
-        Ok(_) | Err(_) => Err(Wrong::new(
+        Ok(_) | Err(_) => Err(InvalidValue::new(
             format!("{} is not a value", quoted(text)),
             "write a path parameter, such as \"{variableName}\"",
         )),

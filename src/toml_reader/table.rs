@@ -7,34 +7,34 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::notes::Notes;
-use super::{Form, Kind, Place, Setting, Severity, Written, Wrong};
+use super::diagnostics::Diagnostics;
+use super::{InvalidValue, Setting, SettingOrigin, Severity, TextSpan, TomlForm, ValueKind};
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placed<T> {
+pub struct WithSpan<T> {
     /// The value.
     pub value: T,
     /// Where it stands.
-    pub place: Place,
+    pub place: TextSpan,
 }
 
 /// A table of the document, or one that is left out.
 pub struct Table<'d> {
-    notes: &'d Notes<'d>,
+    notes: &'d Diagnostics<'d>,
     path: Arc<str>,
-    place: Place,
+    place: TextSpan,
     entries: Option<&'d DeTable<'d>>,
     known: RefCell<Vec<&'static str>>,
     free: Cell<bool>,
 }
 
 impl<'d> Table<'d> {
-    pub(super) fn root(notes: &'d Notes<'d>, entries: &'d DeTable<'d>) -> Self {
+    pub(super) fn root(notes: &'d Diagnostics<'d>, entries: &'d DeTable<'d>) -> Self {
         Self::new(notes, Arc::from(""), 0..0, Some(entries))
     }
 
-    fn new(notes: &'d Notes<'d>, path: Arc<str>, place: Place, entries: Option<&'d DeTable<'d>>) -> Self {
+    fn new(notes: &'d Diagnostics<'d>, path: Arc<str>, place: TextSpan, entries: Option<&'d DeTable<'d>>) -> Self {
         Self { notes, path, place, entries, known: RefCell::default(), free: Cell::new(false) }
     }
 
@@ -51,19 +51,19 @@ impl<'d> Table<'d> {
 
     /// Where the table's heading stands (of one that is left out: where its parent's does).
     #[must_use]
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> TextSpan {
         self.place.clone()
     }
 
     /// Where the value of `key` stands; left out: the table's heading.
     #[must_use]
-    pub fn place_of(&self, key: &str) -> Place {
+    pub fn place_of(&self, key: &str) -> TextSpan {
         self.entries.and_then(|entries| entries.get(key)).map_or_else(|| self.place(), Spanned::span)
     }
 
     /// Where the value at this path of keys stands; left out: the nearest table around it that is there.
     #[must_use]
-    pub fn place_at(&self, path: &[&str]) -> Place {
+    pub fn place_at(&self, path: &[&str]) -> TextSpan {
         self.descend(path).1
     }
 
@@ -74,7 +74,7 @@ impl<'d> Table<'d> {
     }
 
     /// How many of these keys there are, one below the other, and where the last of them stands.
-    fn descend(&self, path: &[&str]) -> (usize, Place) {
+    fn descend(&self, path: &[&str]) -> (usize, TextSpan) {
         let (mut steps, mut place, mut entries) = (0, self.place(), self.entries);
         for key in path {
             let Some(value) = entries.and_then(|entries| entries.get(*key)) else { break };
@@ -97,12 +97,12 @@ impl<'d> Table<'d> {
     }
 
     /// Notes a mistake.
-    pub fn wrong(&self, place: Place, message: impl Into<String>, help: impl Into<String>) {
+    pub fn wrong(&self, place: TextSpan, message: impl Into<String>, help: impl Into<String>) {
         self.notes.note(Severity::Error, place, message.into(), Some(help.into()));
     }
 
     /// Notes a warning.
-    pub fn warn(&self, place: Place, message: impl Into<String>, help: impl Into<String>) {
+    pub fn warn(&self, place: TextSpan, message: impl Into<String>, help: impl Into<String>) {
         self.notes.note(Severity::Warning, place, message.into(), Some(help.into()));
     }
 
@@ -117,7 +117,7 @@ impl<'d> Table<'d> {
     }
 
     /// Keeps what stands here out of everything that is shown.
-    pub fn hide(&self, place: Place) {
+    pub fn hide(&self, place: TextSpan) {
         self.notes.hide(place);
     }
 
@@ -127,14 +127,14 @@ impl<'d> Table<'d> {
     }
 
     fn left_out(&self, key: &'static str, value: Cow<'static, str>) {
-        let written = Written::Default(value);
+        let written = SettingOrigin::Default(value);
         self.notes.setting(Setting { path: self.path.clone(), key: Cow::Borrowed(key), written });
     }
 
-    fn item(&self, key: &'static str) -> Option<Item<'d>> {
+    fn item(&self, key: &'static str) -> Option<TableItem<'d>> {
         self.known.borrow_mut().push(key);
         let (name, value) = self.entries?.get_key_value(key)?;
-        Some(Item {
+        Some(TableItem {
             notes: self.notes,
             path: self.path.clone(),
             key: Cow::Borrowed(key),
@@ -145,9 +145,9 @@ impl<'d> Table<'d> {
 
     /// All items of a table whose keys are free.
     #[must_use]
-    pub fn items(&self) -> Vec<Item<'d>> {
+    pub fn items(&self) -> Vec<TableItem<'d>> {
         self.free.set(true);
-        let item = |(name, value): (&'d Spanned<Cow<'d, str>>, &'d Spanned<DeValue<'d>>)| Item {
+        let item = |(name, value): (&'d Spanned<Cow<'d, str>>, &'d Spanned<DeValue<'d>>)| TableItem {
             notes: self.notes,
             path: self.path.clone(),
             key: Cow::Owned(name.get_ref().to_string()),
@@ -158,7 +158,7 @@ impl<'d> Table<'d> {
     }
 
     /// The value of `key`; left out (or wrong, which is noted): the default, written as in the file.
-    pub fn value<T: Default>(&self, key: &'static str, default: &'static str, kind: Kind<T>) -> T {
+    pub fn value<T: Default>(&self, key: &'static str, default: &'static str, kind: ValueKind<T>) -> T {
         let given = self.item(key);
         if given.is_none() {
             self.left_out(key, Cow::Borrowed(default));
@@ -167,12 +167,12 @@ impl<'d> Table<'d> {
     }
 
     /// The value of `key`, if it is there and right.
-    pub fn optional<T>(&self, key: &'static str, kind: Kind<T>) -> Option<T> {
+    pub fn optional<T>(&self, key: &'static str, kind: ValueKind<T>) -> Option<T> {
         self.item(key)?.scalar(kind)
     }
 
     /// The value of `key`, which must be there.
-    pub fn required<T>(&self, key: &'static str, kind: Kind<T>) -> Option<T> {
+    pub fn required<T>(&self, key: &'static str, kind: ValueKind<T>) -> Option<T> {
         let Some(item) = self.item(key) else {
             self.missing(format!("{key} is missing{}", self.inside()), format!("add {key} = {}", kind.example));
             return None;
@@ -185,15 +185,15 @@ impl<'d> Table<'d> {
     }
 
     /// The array `key`, without the elements that are wrong.
-    pub fn list<T>(&self, key: &'static str, kind: Kind<T>) -> Option<Vec<Placed<T>>> {
+    pub fn list<T>(&self, key: &'static str, kind: ValueKind<T>) -> Option<Vec<WithSpan<T>>> {
         self.item(key)?.list(kind)
     }
 
     /// The value or array of values `key`; left out: the one default.
-    pub fn one_or_more<T>(&self, key: &'static str, default: &'static str, kind: Kind<T>) -> Vec<Placed<T>> {
+    pub fn one_or_more<T>(&self, key: &'static str, default: &'static str, kind: ValueKind<T>) -> Vec<WithSpan<T>> {
         let Some(item) = self.item(key) else {
             self.left_out(key, Cow::Borrowed(default));
-            return (kind.parse)(default).into_iter().map(|value| Placed { value, place: self.place() }).collect();
+            return (kind.parse)(default).into_iter().map(|value| WithSpan { value, place: self.place() }).collect();
         };
         if item.value.get_ref().is_array() {
             if self.is_empty_list(key) {
@@ -202,13 +202,13 @@ impl<'d> Table<'d> {
             }
             return item.list(kind).unwrap_or_default();
         }
-        item.scalar(kind).into_iter().map(|value| Placed { value, place: item.place() }).collect()
+        item.scalar(kind).into_iter().map(|value| WithSpan { value, place: item.place() }).collect()
     }
 
     /// The table `key`, read by `read`; left out, it is read as an empty one.
     pub fn table<T>(&self, key: &'static str, read: impl FnOnce(&Table<'d>) -> T) -> T {
         let item = self.item(key);
-        let entries = item.as_ref().and_then(Item::entries);
+        let entries = item.as_ref().and_then(TableItem::entries);
         let place = item.map_or_else(|| self.place(), |item| item.place());
         Table::new(self.notes, self.sub_path(key), place, entries).read(read)
     }
@@ -244,15 +244,15 @@ impl<'d> Table<'d> {
 }
 
 /// One key and its value.
-pub struct Item<'d> {
-    notes: &'d Notes<'d>,
+pub struct TableItem<'d> {
+    notes: &'d Diagnostics<'d>,
     path: Arc<str>,
     key: Cow<'static, str>,
-    key_place: Place,
+    key_place: TextSpan,
     value: &'d Spanned<DeValue<'d>>,
 }
 
-impl<'d> Item<'d> {
+impl<'d> TableItem<'d> {
     /// Its key.
     #[must_use]
     pub fn key(&self) -> &str {
@@ -261,13 +261,13 @@ impl<'d> Item<'d> {
 
     /// Where the key stands.
     #[must_use]
-    pub fn key_place(&self) -> Place {
+    pub fn key_place(&self) -> TextSpan {
         self.key_place.clone()
     }
 
     /// Where the value stands.
     #[must_use]
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> TextSpan {
         self.value.span()
     }
 
@@ -279,14 +279,14 @@ impl<'d> Item<'d> {
 
     /// The value, if it is right.
     #[must_use]
-    pub fn scalar<T>(&self, kind: Kind<T>) -> Option<T> {
+    pub fn scalar<T>(&self, kind: ValueKind<T>) -> Option<T> {
         self.set();
         self.parse(self.value, kind, true)
     }
 
     /// The array, without the elements that are wrong.
     #[must_use]
-    pub fn list<T>(&self, kind: Kind<T>) -> Option<Vec<Placed<T>>> {
+    pub fn list<T>(&self, kind: ValueKind<T>) -> Option<Vec<WithSpan<T>>> {
         self.set();
         let DeValue::Array(elements) = self.value.get_ref() else {
             let message = format!("{} is a list, not {}", self.key, described(self.value.get_ref()));
@@ -294,7 +294,7 @@ impl<'d> Item<'d> {
             return None;
         };
         let placed = |element: &'d Spanned<DeValue<'d>>| {
-            self.parse(element, kind, false).map(|value| Placed { value, place: element.span() })
+            self.parse(element, kind, false).map(|value| WithSpan { value, place: element.span() })
         };
         Some(elements.iter().filter_map(placed).collect())
     }
@@ -306,12 +306,12 @@ impl<'d> Item<'d> {
     }
 
     /// Notes a mistake.
-    pub fn wrong(&self, place: Place, message: impl Into<String>, help: impl Into<String>) {
+    pub fn wrong(&self, place: TextSpan, message: impl Into<String>, help: impl Into<String>) {
         self.notes.note(Severity::Error, place, message.into(), Some(help.into()));
     }
 
     fn set(&self) {
-        let written = Written::At(self.place());
+        let written = SettingOrigin::At(self.place());
         self.notes.setting(Setting { path: self.path.clone(), key: self.key.clone(), written });
     }
 
@@ -324,19 +324,19 @@ impl<'d> Item<'d> {
         entries
     }
 
-    fn parse<T>(&self, value: &Spanned<DeValue<'_>>, kind: Kind<T>, alone: bool) -> Option<T> {
+    fn parse<T>(&self, value: &Spanned<DeValue<'_>>, kind: ValueKind<T>, alone: bool) -> Option<T> {
         let found = match (kind.form, value.get_ref()) {
-            (Form::Text, DeValue::String(text)) => (kind.parse)(text),
-            (Form::Integer, DeValue::Integer(integer)) => {
+            (TomlForm::Text, DeValue::String(text)) => (kind.parse)(text),
+            (TomlForm::Integer, DeValue::Integer(integer)) => {
                 match i128::from_str_radix(integer.as_str(), integer.radix()) {
                     Ok(number) => (kind.parse)(&number.to_string()),
                     Err(_) => (kind.parse)(integer.as_str()),
                 }
             }
-            (Form::Flag, DeValue::Boolean(flag)) => (kind.parse)(if *flag { "true" } else { "false" }),
-            (Form::Text | Form::Integer | Form::Flag, other) => Err(self.wrong_form(other, &kind, alone)),
+            (TomlForm::Flag, DeValue::Boolean(flag)) => (kind.parse)(if *flag { "true" } else { "false" }),
+            (TomlForm::Text | TomlForm::Integer | TomlForm::Flag, other) => Err(self.wrong_form(other, &kind, alone)),
         };
-        let note = |Wrong { message, help, secret }| {
+        let note = |InvalidValue { message, help, secret }| {
             if secret {
                 self.notes.hide(value.span());
             }
@@ -345,10 +345,10 @@ impl<'d> Item<'d> {
         found.map_err(note).ok()
     }
 
-    fn wrong_form<T>(&self, found: &DeValue<'_>, kind: &Kind<T>, alone: bool) -> Wrong {
+    fn wrong_form<T>(&self, found: &DeValue<'_>, kind: &ValueKind<T>, alone: bool) -> InvalidValue {
         let what = if alone { self.key.to_string() } else { format!("each of {}", self.key) };
         let write = if alone { format!("{} = {}", self.key, kind.example) } else { kind.example.to_owned() };
-        Wrong::new(format!("{what} is {}, not {}", kind.what, described(found)), format!("write {write}"))
+        InvalidValue::new(format!("{what} is {}, not {}", kind.what, described(found)), format!("write {write}"))
     }
 }
 

@@ -3,38 +3,38 @@
 //! A table is read by a function that asks for its keys by name; what nobody asked for is an unknown key. So the
 //! reading code is the one list of a table's keys, their defaults and what they take.
 
-mod kind;
-mod mistake;
-mod notes;
+mod diagnostic;
+mod diagnostics;
 mod table;
+mod value_kind;
 
-pub use kind::{FLAG, Form, Kind, TEXT, Wrong, number};
-pub use mistake::{Mistake, Severity};
-pub use notes::{Setting, Written};
-pub use table::{Item, Placed, Table};
+pub use diagnostic::{Diagnostic, Severity};
+pub use diagnostics::{Setting, SettingOrigin};
+pub use table::{Table, TableItem, WithSpan};
+pub use value_kind::{FLAG, InvalidValue, TEXT, TomlForm, ValueKind, number};
 
 use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::DeTable;
 
-use notes::Notes;
+use diagnostics::Diagnostics;
 
 /// Where something stands: a range of bytes of the text.
-pub type Place = Range<usize>;
+pub type TextSpan = Range<usize>;
 
 /// What a walk found.
 #[derive(Clone, Debug)]
-pub struct Findings {
+pub struct WalkResult {
     /// Every mistake and warning, in the order of the text.
-    pub mistakes: Vec<Mistake>,
+    pub mistakes: Vec<Diagnostic>,
     /// Every setting that was asked for, in the order of asking.
     pub settings: Vec<Setting>,
     /// The text with what may be a secret blotted out, length and lines kept: fit to be shown.
     pub text: String,
 }
 
-impl Findings {
+impl WalkResult {
     /// Is there any mistake that is more than a warning?
     #[must_use]
     pub fn failed(&self) -> bool {
@@ -44,8 +44,8 @@ impl Findings {
 
 /// Reads `text` as TOML with `read`, which is given the root table. It always comes back with both: what was read (where
 /// there was a mistake, with a default in its stead) and what was found.
-pub fn walk<T>(text: &str, read: impl FnOnce(&Table<'_>) -> T) -> (T, Findings) {
-    let notes = Notes::new(text);
+pub fn walk<T>(text: &str, read: impl FnOnce(&Table<'_>) -> T) -> (T, WalkResult) {
+    let notes = Diagnostics::new(text);
     let (document, syntax) = DeTable::parse_recoverable(text);
     match without_dead_ends(text, &syntax) {
         None => (read_noted(&notes, &document, &syntax, read), notes.finish()),
@@ -58,7 +58,7 @@ pub fn walk<T>(text: &str, read: impl FnOnce(&Table<'_>) -> T) -> (T, Findings) 
 }
 
 fn read_noted<'d, T>(
-    notes: &'d Notes<'d>,
+    notes: &'d Diagnostics<'d>,
     document: &'d Spanned<DeTable<'d>>,
     syntax: &[toml::de::Error],
     read: impl FnOnce(&Table<'d>) -> T,
@@ -67,7 +67,7 @@ fn read_noted<'d, T>(
     Table::root(notes, document.get_ref()).read(read)
 }
 
-fn note_syntax(notes: &Notes<'_>, errors: &[toml::de::Error]) {
+fn note_syntax(notes: &Diagnostics<'_>, errors: &[toml::de::Error]) {
     // An open list or inline table takes in the lines below it, each with an error of its own: only the first is one.
     let mut open = false;
     for error in errors {
@@ -121,11 +121,11 @@ pub fn nearest<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> Opt
 
 /// The word's mistake where only `known` words may stand: `what` is what they are, as in "not a method".
 #[must_use]
-pub fn no_such(given: &str, what: &str, known: &[&str]) -> Wrong {
+pub fn no_such(given: &str, what: &str, known: &[&str]) -> InvalidValue {
     let help = match nearest(given, known.iter().copied()) {
         Some(near) => format!("did you mean \"{near}\"?"),
         None => format!("write one of {}", known.join(", ")),
     };
     let article = if what.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
-    Wrong::new(format!("{} is not {article} {what}", quoted(given)), help)
+    InvalidValue::new(format!("{} is not {article} {what}", quoted(given)), help)
 }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Findings, Mistake, Place, Severity, nearest, quoted};
+use super::{Diagnostic, Severity, TextSpan, WalkResult, nearest, quoted};
 
 /// A setting that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,39 +15,39 @@ pub struct Setting {
     /// Its name there.
     pub key: Cow<'static, str>,
     /// Where its value comes from.
-    pub written: Written,
+    pub written: SettingOrigin,
 }
 
 /// Where a setting's value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Written {
+pub enum SettingOrigin {
     /// It is left out, and this is its default.
     Default(Cow<'static, str>),
     /// It stands here.
-    At(Place),
+    At(TextSpan),
 }
 
 /// A key that nobody asked for.
-struct Unknown {
-    place: Place,
+struct UnknownKey {
+    place: TextSpan,
     path: Arc<str>,
     key: String,
     known: Vec<&'static str>,
 }
 
-pub(super) struct Notes<'t> {
+pub(super) struct Diagnostics<'t> {
     text: &'t str,
     /// Where each line begins.
     lines: Vec<usize>,
     /// Lines with a syntax error: what else is found there may be its echo.
     broken: RefCell<BTreeSet<usize>>,
-    mistakes: RefCell<Vec<Mistake>>,
+    mistakes: RefCell<Vec<Diagnostic>>,
     settings: RefCell<Vec<Setting>>,
-    unknown: RefCell<Vec<Unknown>>,
-    hidden: RefCell<Vec<Place>>,
+    unknown: RefCell<Vec<UnknownKey>>,
+    hidden: RefCell<Vec<TextSpan>>,
 }
 
-impl<'t> Notes<'t> {
+impl<'t> Diagnostics<'t> {
     pub(super) fn new(text: &'t str) -> Self {
         let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
         Self {
@@ -61,7 +61,7 @@ impl<'t> Notes<'t> {
         }
     }
 
-    pub(super) fn syntax(&self, place: Place, message: &str) {
+    pub(super) fn syntax(&self, place: TextSpan, message: &str) {
         let (line, _) = self.line_column(place.start);
         // One error a line: the parser's later ones are mostly echoes of the first.
         if self.broken.borrow_mut().insert(line) {
@@ -84,42 +84,49 @@ impl<'t> Notes<'t> {
     }
 
     /// Does it stand on a line with a syntax error, or reach over one?
-    pub(super) fn is_broken(&self, place: &Place) -> bool {
+    pub(super) fn is_broken(&self, place: &TextSpan) -> bool {
         let broken = self.broken.borrow();
         let (first, last) = (self.line_of(place.start), self.line_of(place.end));
         broken.range(first..=last.max(first)).next().is_some()
     }
 
-    pub(super) fn note(&self, severity: Severity, place: Place, message: String, help: Option<String>) {
+    pub(super) fn note(&self, severity: Severity, place: TextSpan, message: String, help: Option<String>) {
         if !self.is_broken(&place) {
             self.push(severity, place, message, help);
         }
     }
 
     /// Something is not there. Where a syntax error may have swallowed it, nothing is said.
-    pub(super) fn missing(&self, severity: Severity, place: Place, message: String, help: String) {
+    pub(super) fn missing(&self, severity: Severity, place: TextSpan, message: String, help: String) {
         if self.broken.borrow().is_empty() {
             self.push(severity, place, message, Some(help));
         }
     }
 
-    fn push(&self, severity: Severity, place: Place, message: String, help: Option<String>) {
+    fn push(&self, severity: Severity, place: TextSpan, message: String, help: Option<String>) {
         let (line, column) = self.line_column(place.start);
-        self.mistakes.borrow_mut().push(Mistake { severity, line, column, span: place, message, help });
+        self.mistakes.borrow_mut().push(Diagnostic { severity, line, column, span: place, message, help });
     }
 
     pub(super) fn setting(&self, setting: Setting) {
         self.settings.borrow_mut().push(setting);
     }
 
-    pub(super) fn unknown(&self, place: Place, path: &Arc<str>, key: &str, value: Place, known: Vec<&'static str>) {
+    pub(super) fn unknown(
+        &self,
+        place: TextSpan,
+        path: &Arc<str>,
+        key: &str,
+        value: TextSpan,
+        known: Vec<&'static str>,
+    ) {
         if looks_secret(key) {
             self.hide(value);
         }
-        self.unknown.borrow_mut().push(Unknown { place, path: path.clone(), key: key.to_owned(), known });
+        self.unknown.borrow_mut().push(UnknownKey { place, path: path.clone(), key: key.to_owned(), known });
     }
 
-    pub(super) fn hide(&self, place: Place) {
+    pub(super) fn hide(&self, place: TextSpan) {
         self.hidden.borrow_mut().push(place);
     }
 
@@ -135,12 +142,12 @@ impl<'t> Notes<'t> {
         (line, column + 1)
     }
 
-    pub(super) fn finish(self) -> Findings {
+    pub(super) fn finish(self) -> WalkResult {
         self.report_unknown();
         let mut mistakes = self.mistakes.into_inner();
         mistakes.sort_by_key(|mistake| (mistake.span.start, mistake.severity));
         let text = blotted(self.text, &self.hidden.into_inner());
-        Findings { mistakes, settings: self.settings.into_inner(), text }
+        WalkResult { mistakes, settings: self.settings.into_inner(), text }
     }
 
     /// Only now every table's keys are known, so that a key in the wrong table can be told where it belongs.
@@ -156,7 +163,7 @@ impl<'t> Notes<'t> {
         for setting in in_sections() {
             homes.entry(&setting.key).or_insert(&setting.path);
         }
-        for Unknown { place, path, key, known } in unknown {
+        for UnknownKey { place, path, key, known } in unknown {
             let is_source = |key: &&str| looks_secret(key) && (key.ends_with("_file") || key.ends_with("_env"));
             let sources = known.iter().copied().filter(is_source).collect::<Vec<_>>().join(" or ");
             let help = match (nearest(&key, known.iter().copied()), homes.get(&*key)) {
@@ -203,7 +210,7 @@ fn in_our_words(message: &str) -> (String, Option<String>) {
 
 /// `text` with these places, and whatever looks like a token or key (a UUID), blotted out: each character by another of
 /// the same length, so that places stay what they are.
-fn blotted(text: &str, hidden: &[Place]) -> String {
+fn blotted(text: &str, hidden: &[TextSpan]) -> String {
     let mut bytes = text.as_bytes().to_vec();
     for place in hidden.iter().chain(&uuids(text)) {
         for (index, character) in text.get(place.clone()).unwrap_or_default().char_indices() {
@@ -227,7 +234,7 @@ fn blot(character: char) -> char {
 }
 
 /// Where UUIDs stand in the text: what Make's tokens and makegate's keys look like.
-fn uuids(text: &str) -> Vec<Place> {
+fn uuids(text: &str) -> Vec<TextSpan> {
     const LENGTH: usize = 36;
     let like = |at: usize, byte: u8| match at {
         8 | 13 | 18 | 23 => byte == b'-',

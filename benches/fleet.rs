@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use makegate::clock::Clock;
-use makegate::sandbox::{Sandbox, Seed, Settings};
+use makegate::sandbox::{Sandbox, SandboxSettings, Seed};
 use makegate::service::Service;
 use makegate::{config, hash};
 use tokio::io::AsyncWriteExt as _;
@@ -62,12 +62,12 @@ fn main() -> Fallible<()> {
 async fn hour(cache: Option<&str>) -> Fallible<Hour> {
     let clock = Clock::movable();
     let seeds = ORGANIZATIONS.map(|id| Seed::new(id, &format!("Organization {id}"))).collect();
-    let settings = Settings {
+    let settings = SandboxSettings {
         token: TOKEN.to_owned(),
         api_limit: 60,
         account_limit: 60,
         seed_organizations: seeds,
-        ..Settings::default()
+        ..SandboxSettings::default()
     };
     let sandbox = Sandbox::start("127.0.0.1:0".parse()?, settings, clock.clone()).await?;
     let dir = tempfile::tempdir()?;

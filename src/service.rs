@@ -77,12 +77,12 @@ impl std::error::Error for StartError {}
 
 /// The running service.
 pub struct Service {
-    inner: Arc<Inner>,
+    inner: Arc<ServiceInner>,
     gateway_door: OpenDoor,
     operator_door: OpenDoor,
 }
 
-struct Inner {
+struct ServiceInner {
     gateway: Arc<Gateway>,
     operator_state: Arc<OperatorState>,
     /// The operators' door has tasks of its own: it says `not ready` until the gateway's are done.
@@ -131,7 +131,7 @@ impl Service {
         gateway.callers.shared.connections.set_limit(u64::try_from(callers.connections).unwrap_or(u64::MAX));
         gateway.take_up(&recovered.doubts);
         let operator_state = OperatorState::new(gateway.clone(), &operator_key, Some(file.clone()), origins);
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(ServiceInner {
             gateway: gateway.clone(),
             operator_state: operator_state.clone(),
             desk_tasks,
@@ -222,7 +222,7 @@ impl Service {
     }
 }
 
-impl Inner {
+impl ServiceInner {
     /// The small work that recurs while the service runs.
     fn look_after(self: Arc<Self>) {
         let gateway = self.gateway.clone();

@@ -12,13 +12,13 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::client::Client;
-use super::failure::Failure;
+use super::client::OperatorClient;
+use super::failure::CommandFailure;
 use super::output::Format;
-use super::process::{self, When};
-use super::records::Records;
-use super::source::{Source, Where};
-use super::verify::{HeadCommand, Verify};
+use super::process::{self, ColorChoice};
+use super::record_printer::RecordPrinter;
+use super::source::{DataSource, SourceOptions};
+use super::verify::{HeadCommand, VerifyCommand};
 use crate::audit::{self, FileFollower, Filter};
 use crate::clock::Clock;
 
@@ -38,17 +38,17 @@ Examples:
   makegate audit follow --url http://127.0.0.1:8081 --caller dashboard
   makegate audit export --config makegate.toml --since 30d -o csv --output june.csv
   makegate audit verify audit/ --head 2026-06-30.head")]
-pub(super) struct Audit {
+pub(super) struct AuditCommand {
     #[command(subcommand)]
-    command: Command,
+    command: AuditSubcommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    Query(Query),
-    Follow(Follow),
-    Export(Export),
-    Verify(Verify),
+enum AuditSubcommand {
+    Query(QueryCommand),
+    Follow(FollowCommand),
+    Export(ExportCommand),
+    Verify(VerifyCommand),
     Head(HeadCommand),
 }
 
@@ -61,13 +61,13 @@ Examples:
   makegate audit query --config makegate.toml --kind outcome --since 7d
   makegate audit query --url http://127.0.0.1:8081 --request job-4711 -o json
   makegate audit query --config makegate.toml --organization 11 --limit 20 -o csv")]
-struct Query {
+struct QueryCommand {
     #[command(flatten)]
-    place: Where,
+    place: SourceOptions,
     #[command(flatten)]
-    wanted: Wanted,
+    wanted: FilterOptions,
     #[command(flatten)]
-    span: Span,
+    span: TimeRange,
     /// At most so many (1 to 10000).
     #[arg(long, value_name = "N", default_value = "100")]
     limit: String,
@@ -85,11 +85,11 @@ struct Query {
 Examples:
   makegate audit follow --url http://127.0.0.1:8081
   makegate audit follow --config makegate.toml --answer refused -o json | jq .refusal")]
-struct Follow {
+struct FollowCommand {
     #[command(flatten)]
-    place: Where,
+    place: SourceOptions,
     #[command(flatten)]
-    wanted: Wanted,
+    wanted: FilterOptions,
     /// table, json (one object a line) or csv.
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
@@ -101,13 +101,13 @@ struct Follow {
 Examples:
   makegate audit export --config makegate.toml > all.jsonl
   makegate audit export --config makegate.toml --since 30d -o csv --output june.csv")]
-struct Export {
+struct ExportCommand {
     #[command(flatten)]
-    place: Where,
+    place: SourceOptions,
     #[command(flatten)]
-    wanted: Wanted,
+    wanted: FilterOptions,
     #[command(flatten)]
-    span: Span,
+    span: TimeRange,
     /// json (one object a line), csv or table.
     #[arg(short = 'o', long, value_enum, default_value = "json", hide_possible_values = true)]
     format: Format,
@@ -118,7 +118,7 @@ struct Export {
 
 /// Which records.
 #[derive(Debug, Args)]
-struct Wanted {
+struct FilterOptions {
     /// Of this caller.
     #[arg(long, value_name = "NAME")]
     caller: Option<String>,
@@ -147,7 +147,7 @@ struct Wanted {
 
 /// From when to when.
 #[derive(Debug, Args)]
-struct Span {
+struct TimeRange {
     /// Not before: 2026-07-01T12:00:00Z, 2026-07-01, or how long ago (15m, 1h, 7d).
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
@@ -157,10 +157,10 @@ struct Span {
 }
 
 /// Names and values of filters, as given.
-type Pairs<'a> = Vec<(&'static str, &'a str)>;
+type FilterPairs<'a> = Vec<(&'static str, &'a str)>;
 
-impl Wanted {
-    fn pairs(&self) -> Pairs<'_> {
+impl FilterOptions {
+    fn pairs(&self) -> FilterPairs<'_> {
         let Self { caller, operation, organization, status, answer, kind, intent, request } = self;
         given([
             ("caller", caller),
@@ -175,49 +175,49 @@ impl Wanted {
     }
 }
 
-impl Span {
-    fn pairs(&self) -> Pairs<'_> {
+impl TimeRange {
+    fn pairs(&self) -> FilterPairs<'_> {
         given([("since", &self.since), ("until", &self.until)])
     }
 }
 
-fn given<'a, const N: usize>(options: [(&'static str, &'a Option<String>); N]) -> Pairs<'a> {
+fn given<'a, const N: usize>(options: [(&'static str, &'a Option<String>); N]) -> FilterPairs<'a> {
     options.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))).collect()
 }
 
-fn filter(pairs: &Pairs<'_>) -> Result<Filter, Failure> {
+fn filter(pairs: &FilterPairs<'_>) -> Result<Filter, CommandFailure> {
     let filter = Filter::parse(pairs.iter().copied(), Clock::system().wall());
-    filter.map_err(|bad| Failure::usage(format!("--{bad}")))
+    filter.map_err(|bad| CommandFailure::usage(format!("--{bad}")))
 }
 
-impl Audit {
-    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+impl AuditCommand {
+    pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         match &self.command {
-            Command::Query(query) => query.run(color),
-            Command::Follow(follow) => follow.run(color),
-            Command::Export(export) => export.run(color),
-            Command::Verify(verify) => verify.run(),
-            Command::Head(head) => head.run(color),
+            AuditSubcommand::Query(query) => query.run(color),
+            AuditSubcommand::Follow(follow) => follow.run(color),
+            AuditSubcommand::Export(export) => export.run(color),
+            AuditSubcommand::Verify(verify) => verify.run(),
+            AuditSubcommand::Head(head) => head.run(color),
         }
     }
 }
 
-impl Query {
-    fn run(&self, color: When) -> Result<(), Failure> {
+impl QueryCommand {
+    fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let mut pairs = self.wanted.pairs();
         pairs.extend(self.span.pairs());
         pairs.push(("limit", &self.limit));
         pairs.extend(self.after.as_deref().map(|after| ("after", after)));
         let filter = filter(&pairs)?;
         let page = match self.place.source(color)? {
-            Source::Files(read) => {
+            DataSource::Files(read) => {
                 let dir = &read.config.audit.dir;
                 let page = audit::query_files(dir, &filter).map_err(|error| unreadable(dir, &error))?;
-                Page { records: page.records, next: page.next }
+                AuditPage { records: page.records, next: page.next }
             }
-            Source::Running(client) => process::block_on(page(&client, &pairs))?,
+            DataSource::Running(client) => process::block_on(page(&client, &pairs))?,
         };
-        let mut records = Records::in_bulk(self.format, None)?;
+        let mut records = RecordPrinter::in_bulk(self.format, None)?;
         page.records.iter().try_for_each(|record| records.print(record.get()))?;
         records.end()?;
         if let Some(next) = page.next {
@@ -227,15 +227,15 @@ impl Query {
     }
 }
 
-impl Follow {
-    fn run(&self, color: When) -> Result<(), Failure> {
+impl FollowCommand {
+    fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let pairs = self.wanted.pairs();
         let filter = filter(&pairs)?;
         match self.place.source(color)? {
-            Source::Files(read) => {
+            DataSource::Files(read) => {
                 let dir = &read.config.audit.dir;
                 let mut follow = FileFollower::open(dir, filter).map_err(|error| unreadable(dir, &error))?;
-                let mut records = Records::on_stdout(self.format)?;
+                let mut records = RecordPrinter::on_stdout(self.format)?;
                 loop {
                     match follow.poll().map_err(|error| unreadable(dir, &error))? {
                         Some(line) => records.print(&line)?,
@@ -243,8 +243,8 @@ impl Follow {
                     }
                 }
             }
-            Source::Running(client) => {
-                let mut records = Records::on_stdout(self.format)?;
+            DataSource::Running(client) => {
+                let mut records = RecordPrinter::on_stdout(self.format)?;
                 let target = target("/audit/follow", &pairs);
                 process::block_on(client.lines(&target, &mut |line| records.print(line)))
             }
@@ -252,22 +252,22 @@ impl Follow {
     }
 }
 
-impl Export {
-    fn run(&self, color: When) -> Result<(), Failure> {
+impl ExportCommand {
+    fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let mut pairs = self.wanted.pairs();
         pairs.extend(self.span.pairs());
         let filter = filter(&pairs)?;
         let source = self.place.source(color)?;
-        let mut records = Records::in_bulk(self.format, self.output.as_deref())?;
+        let mut records = RecordPrinter::in_bulk(self.format, self.output.as_deref())?;
         match source {
-            Source::Files(read) => export_files(&read.config.audit.dir, &filter, &mut records)?,
-            Source::Running(client) => process::block_on(export_running(&client, &pairs, &mut records))?,
+            DataSource::Files(read) => export_files(&read.config.audit.dir, &filter, &mut records)?,
+            DataSource::Running(client) => process::block_on(export_running(&client, &pairs, &mut records))?,
         }
         Ok(records.end()?)
     }
 }
 
-fn export_files(dir: &Path, filter: &Filter, records: &mut Records) -> Result<(), Failure> {
+fn export_files(dir: &Path, filter: &Filter, records: &mut RecordPrinter) -> Result<(), CommandFailure> {
     let mut unwritten = None;
     let exported = audit::export(dir, filter, &mut |line| {
         records.print(line).map_err(|error| {
@@ -284,7 +284,11 @@ fn export_files(dir: &Path, filter: &Filter, records: &mut Records) -> Result<()
 }
 
 /// A running gateway gives pages, newest first: once through them to learn where each begins, then backwards to print.
-async fn export_running(client: &Client, pairs: &Pairs<'_>, records: &mut Records) -> Result<(), Failure> {
+async fn export_running(
+    client: &OperatorClient,
+    pairs: &FilterPairs<'_>,
+    records: &mut RecordPrinter,
+) -> Result<(), CommandFailure> {
     let limit = PAGE.to_string();
     let mut cursors = vec![newest(client, pairs).await?.saturating_add(1)];
     let at = async |cursor: u64| {
@@ -305,7 +309,7 @@ async fn export_running(client: &Client, pairs: &Pairs<'_>, records: &mut Record
 }
 
 /// The number of the newest record that is wanted; what comes during the export is not part of it.
-async fn newest(client: &Client, pairs: &Pairs<'_>) -> Result<u64, Failure> {
+async fn newest(client: &OperatorClient, pairs: &FilterPairs<'_>) -> Result<u64, CommandFailure> {
     #[derive(Deserialize)]
     struct Numbered {
         seq: u64,
@@ -319,21 +323,21 @@ async fn newest(client: &Client, pairs: &Pairs<'_>) -> Result<u64, Failure> {
 
 /// A page as `/audit.json` gives it.
 #[derive(Deserialize)]
-struct Page {
+struct AuditPage {
     records: Vec<Box<RawValue>>,
     next: Option<u64>,
 }
 
-async fn page(client: &Client, pairs: &Pairs<'_>) -> Result<Page, Failure> {
+async fn page(client: &OperatorClient, pairs: &FilterPairs<'_>) -> Result<AuditPage, CommandFailure> {
     let text = client.text(&target("/audit.json", pairs)).await?;
     serde_json::from_str(&text).map_err(|error| client.failed(&format!("the answer is not a page of records: {error}")))
 }
 
-fn target(path: &str, pairs: &Pairs<'_>) -> String {
+fn target(path: &str, pairs: &FilterPairs<'_>) -> String {
     let encoded = pairs.iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
     format!("{path}?{}", encoded.collect::<Vec<_>>().join("&"))
 }
 
-fn unreadable(dir: &Path, error: &dyn std::fmt::Display) -> Failure {
-    Failure::failed(format!("{}: {error}; is that the folder of audit.dir, and may you read it?", dir.display()))
+fn unreadable(dir: &Path, error: &dyn std::fmt::Display) -> CommandFailure {
+    CommandFailure::failed(format!("{}: {error}; is that the folder of audit.dir, and may you read it?", dir.display()))
 }

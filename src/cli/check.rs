@@ -7,9 +7,9 @@ use std::path::Path;
 use clap::{Args, ValueEnum};
 
 use super::ConfigFile;
-use super::failure::{Failure, USAGE};
+use super::failure::{CommandFailure, USAGE};
 use super::output;
-use super::process::{self, When};
+use super::process::{self, ColorChoice};
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{self, LoadedConfig};
@@ -29,7 +29,7 @@ Examples:
   makegate check --config makegate.toml
   makegate check --config makegate.toml --online
   makegate check --config makegate.toml --format json | jq -r .message")]
-pub(super) struct Check {
+pub(super) struct CheckCommand {
     #[command(flatten)]
     config: ConfigFile,
     /// How mistakes are printed: text, or json (one object a line).
@@ -46,8 +46,8 @@ enum Printed {
     Json,
 }
 
-impl Check {
-    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+impl CheckCommand {
+    pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let file = &self.config.path;
         let (mistakes, text) = match config::read(file) {
             Ok(LoadedConfig { config, warnings, origins, files }) if self.online => {
@@ -68,12 +68,12 @@ impl Check {
 }
 
 /// Says on stderr how it went.
-fn summary(file: &Path, mistakes: &[Diagnostic]) -> Result<(), Failure> {
+fn summary(file: &Path, mistakes: &[Diagnostic]) -> Result<(), CommandFailure> {
     let count = |severity| mistakes.iter().filter(|mistake| mistake.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let verdict = if errors == 0 { "it can be used" } else { "it cannot be used" };
     writeln!(io::stderr(), "{}: {verdict}; errors: {errors}, warnings: {warnings}", file.display())?;
-    if errors == 0 { Ok(()) } else { Err(Failure::told(USAGE)) }
+    if errors == 0 { Ok(()) } else { Err(CommandFailure::told(USAGE)) }
 }
 
 /// No place in any text.
@@ -114,7 +114,7 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
 }
 
 /// The configuration for a command that needs one; every mistake is told on stderr, in the form of the process log if there is one.
-pub(super) fn configuration(file: &Path, color: bool) -> Result<LoadedConfig, Failure> {
+pub(super) fn configuration(file: &Path, color: bool) -> Result<LoadedConfig, CommandFailure> {
     config::read(file).map_err(|failure| {
         for mistake in &failure.mistakes {
             let text = || format!("{}\n\n", mistake.render(&failure.file, &failure.text, color));
@@ -125,7 +125,7 @@ pub(super) fn configuration(file: &Path, color: bool) -> Result<LoadedConfig, Fa
                 Some(Form::Json) => tell(&failure.file, mistake),
             }
         }
-        Failure::told(USAGE)
+        CommandFailure::told(USAGE)
     })
 }
 

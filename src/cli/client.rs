@@ -21,7 +21,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use crate::tasks::Tasks;
 
 /// From nothing to the head of the answer.
@@ -33,23 +33,23 @@ const BODY_BYTES_MAX: usize = 256 << 20;
 const LINE_BYTES_MAX: usize = 1 << 20;
 
 /// The operator door of a running makegate.
-pub(super) struct Client {
+pub(super) struct OperatorClient {
     url: String,
-    place: Place,
+    place: OperatorAddress,
     host: HeaderValue,
     key: Option<SecretString>,
 }
 
-enum Place {
+enum OperatorAddress {
     Tcp { host: String, port: u16, tls: Option<(TlsConnector, ServerName<'static>)> },
     Unix(PathBuf),
 }
 
-impl Client {
+impl OperatorClient {
     /// For `http://HOST:PORT`, `https://HOST:PORT` (the system's authorities) or `unix:PATH`.
-    pub(super) fn new(url: &str, key: Option<SecretString>) -> Result<Self, Failure> {
+    pub(super) fn new(url: &str, key: Option<SecretString>) -> Result<Self, CommandFailure> {
         let (place, authority) = match url.strip_prefix("unix:") {
-            Some(path) => (Place::Unix(path.into()), "localhost".to_owned()),
+            Some(path) => (OperatorAddress::Unix(path.into()), "localhost".to_owned()),
             None => place(url)?,
         };
         let host = HeaderValue::try_from(authority).map_err(|_| not_a_door(url))?;
@@ -57,17 +57,17 @@ impl Client {
     }
 
     /// The status and the whole body.
-    pub(super) async fn get(&self, target: &str) -> Result<(StatusCode, Bytes), Failure> {
+    pub(super) async fn get(&self, target: &str) -> Result<(StatusCode, Bytes), CommandFailure> {
         self.ask(Method::GET, target, Bytes::new()).await
     }
 
     /// Sends this JSON; the body of a good answer.
-    pub(super) async fn post(&self, target: &str, json: String) -> Result<String, Failure> {
+    pub(super) async fn post(&self, target: &str, json: String) -> Result<String, CommandFailure> {
         let (status, body) = self.ask(Method::POST, target, json.into()).await?;
         self.good(status, body)
     }
 
-    async fn ask(&self, method: Method, target: &str, body: Bytes) -> Result<(StatusCode, Bytes), Failure> {
+    async fn ask(&self, method: Method, target: &str, body: Bytes) -> Result<(StatusCode, Bytes), CommandFailure> {
         let answer = self.send(method, target, body).await?;
         let status = answer.status();
         let body = timeout(BODY_WAIT, Limited::new(answer.into_body(), BODY_BYTES_MAX).collect()).await;
@@ -76,12 +76,12 @@ impl Client {
     }
 
     /// The body of a good answer.
-    pub(super) async fn text(&self, target: &str) -> Result<String, Failure> {
+    pub(super) async fn text(&self, target: &str) -> Result<String, CommandFailure> {
         let (status, body) = self.get(target).await?;
         self.good(status, body)
     }
 
-    fn good(&self, status: StatusCode, body: Bytes) -> Result<String, Failure> {
+    fn good(&self, status: StatusCode, body: Bytes) -> Result<String, CommandFailure> {
         if !status.is_success() {
             return Err(self.refused(status, &body));
         }
@@ -93,7 +93,7 @@ impl Client {
         &self,
         target: &str,
         sink: &mut dyn FnMut(&str) -> io::Result<()>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CommandFailure> {
         let mut answer = self.send(Method::GET, target, Bytes::new()).await?;
         if !answer.status().is_success() {
             let status = answer.status();
@@ -118,7 +118,7 @@ impl Client {
         Ok(())
     }
 
-    async fn send(&self, method: Method, target: &str, body: Bytes) -> Result<Response<Incoming>, Failure> {
+    async fn send(&self, method: Method, target: &str, body: Bytes) -> Result<Response<Incoming>, CommandFailure> {
         let mut request = Request::builder()
             .method(method)
             .uri(target)
@@ -127,22 +127,22 @@ impl Client {
             .header(header::USER_AGENT, concat!("makegate/", env!("CARGO_PKG_VERSION")));
         if let Some(key) = &self.key {
             let mut bearer =
-                HeaderValue::try_from(format!("Bearer {}", key.expose_secret())).map_err(Failure::failed)?;
+                HeaderValue::try_from(format!("Bearer {}", key.expose_secret())).map_err(CommandFailure::failed)?;
             bearer.set_sensitive(true);
             request = request.header(header::AUTHORIZATION, bearer);
         }
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
-        let request = request.body(Full::new(body)).map_err(Failure::failed)?;
+        let request = request.body(Full::new(body)).map_err(CommandFailure::failed)?;
         let answer = timeout(HEAD_WAIT, self.exchange(request)).await;
         answer.map_err(|_late| self.failed("no answer in 15 s"))?.map_err(|error| self.failed(&error.to_string()))
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> io::Result<Response<Incoming>> {
         match &self.place {
-            Place::Unix(path) => speak(UnixStream::connect(path).await?, request).await,
-            Place::Tcp { host, port, tls } => {
+            OperatorAddress::Unix(path) => speak(UnixStream::connect(path).await?, request).await,
+            OperatorAddress::Tcp { host, port, tls } => {
                 let tcp = TcpStream::connect((host.as_str(), *port)).await?;
                 match tls {
                     None => speak(tcp, request).await,
@@ -157,28 +157,30 @@ impl Client {
         &self.url
     }
 
-    pub(super) fn failed(&self, why: &str) -> Failure {
-        Failure::failed(format!("{}: {why}; is makegate running, and is that its operator door?", self.url))
+    pub(super) fn failed(&self, why: &str) -> CommandFailure {
+        CommandFailure::failed(format!("{}: {why}; is makegate running, and is that its operator door?", self.url))
     }
 
     /// What a refusal says, in its own words where it has some.
-    fn refused(&self, status: StatusCode, body: &[u8]) -> Failure {
+    fn refused(&self, status: StatusCode, body: &[u8]) -> CommandFailure {
         if status == StatusCode::UNAUTHORIZED {
             let help = "give it by MAKEGATE_OPERATOR_KEY or --key-file FILE";
-            return Failure::failed(format!("{}: the operator key is missing or wrong; {help}", self.url));
+            return CommandFailure::failed(format!("{}: the operator key is missing or wrong; {help}", self.url));
         }
         let problem: Value = serde_json::from_slice(body).unwrap_or_default();
         let words = ["detail", "message", "title"].iter().find_map(|name| problem.get(name)?.as_str());
-        Failure::failed(format!("{}: {status}: {}", self.url, words.unwrap_or("no reason given")))
+        CommandFailure::failed(format!("{}: {status}: {}", self.url, words.unwrap_or("no reason given")))
     }
 }
 
-fn not_a_door(url: &str) -> Failure {
-    Failure::usage(format!("--url {url}: no such address; write http://127.0.0.1:8081, https://HOST or unix:PATH"))
+fn not_a_door(url: &str) -> CommandFailure {
+    CommandFailure::usage(format!(
+        "--url {url}: no such address; write http://127.0.0.1:8081, https://HOST or unix:PATH"
+    ))
 }
 
 /// Where an http or https URL without a path points, and its authority.
-fn place(url: &str) -> Result<(Place, String), Failure> {
+fn place(url: &str) -> Result<(OperatorAddress, String), CommandFailure> {
     let uri: Uri = url.parse().map_err(|_| not_a_door(url))?;
     let tls = match uri.scheme() {
         Some(scheme) if *scheme == Scheme::HTTP => false,
@@ -188,7 +190,7 @@ fn place(url: &str) -> Result<(Place, String), Failure> {
     let authority =
         uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(|| not_a_door(url))?;
     if uri.path() != "/" || uri.query().is_some() {
-        return Err(Failure::usage(format!("--url {url}: leave out what follows the port")));
+        return Err(CommandFailure::usage(format!("--url {url}: leave out what follows the port")));
     }
     let host = authority.host().trim_matches(['[', ']']).to_owned();
     let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
@@ -198,15 +200,15 @@ fn place(url: &str) -> Result<(Place, String), Failure> {
     } else {
         None
     };
-    Ok((Place::Tcp { host, port, tls }, authority.as_str().to_owned()))
+    Ok((OperatorAddress::Tcp { host, port, tls }, authority.as_str().to_owned()))
 }
 
-fn connector() -> Result<TlsConnector, Failure> {
+fn connector() -> Result<TlsConnector, CommandFailure> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = config.map_err(Failure::failed)?.with_root_certificates(roots).with_no_client_auth();
+    let config = config.map_err(CommandFailure::failed)?.with_root_certificates(roots).with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
 }
 

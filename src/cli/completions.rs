@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
 use super::Cli;
-use super::failure::Failure;
+use super::failure::CommandFailure;
 
 /// Prints the completion script of a shell.
 #[derive(Debug, Args)]
@@ -16,14 +16,14 @@ Examples:
   makegate completions bash > /etc/bash_completion.d/makegate
   makegate completions zsh > ~/.zfunc/_makegate
   makegate completions fish > ~/.config/fish/completions/makegate.fish")]
-pub(super) struct Completions {
+pub(super) struct CompletionsCommand {
     /// bash, zsh, fish, elvish or powershell.
     #[arg(value_enum, hide_possible_values = true)]
     shell: Shell,
 }
 
-impl Completions {
-    pub(super) fn run(&self) -> Result<(), Failure> {
+impl CompletionsCommand {
+    pub(super) fn run(&self) -> Result<(), CommandFailure> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "makegate", &mut script);
         Ok(io::stdout().lock().write_all(&script)?)
@@ -36,18 +36,18 @@ impl Completions {
 Examples:
   makegate man | man -l -
   makegate man --dir /usr/local/share/man/man1")]
-pub(super) struct Man {
+pub(super) struct ManCommand {
     /// Writes the pages of all commands into this folder instead.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
-impl Man {
-    pub(super) fn run(&self) -> Result<(), Failure> {
+impl ManCommand {
+    pub(super) fn run(&self) -> Result<(), CommandFailure> {
         match &self.dir {
             None => Ok(clap_mangen::Man::new(Cli::command()).render(&mut io::stdout().lock())?),
             Some(dir) => clap_mangen::generate_to(Cli::command(), dir)
-                .map_err(|error| Failure::failed(format!("cannot write into {}: {error}", dir.display()))),
+                .map_err(|error| CommandFailure::failed(format!("cannot write into {}: {error}", dir.display()))),
         }
     }
 }

@@ -10,14 +10,14 @@ use std::path::Path;
 use clap::Args;
 use serde_json::json;
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::key;
-use super::output::Told;
-use super::process::{self, Signals, When};
+use super::output::ServiceOutput;
+use super::process::{self, ColorChoice, Signals};
 use super::serve;
 use crate::clock::Clock;
 use crate::config::{self, LoadedConfig};
-use crate::sandbox::{Sandbox, Settings};
+use crate::sandbox::{Sandbox, SandboxSettings};
 use crate::service::Service;
 
 /// Runs everything in one process, to try it.
@@ -29,7 +29,7 @@ Examples:
   makegate demo
   makegate demo --port 9080
   makegate demo --json --port 0 | head -1 | jq .callers")]
-pub(super) struct Demo {
+pub(super) struct DemoCommand {
     /// Print one line of JSON first: the addresses, the operator key, the callers and their keys.
     #[arg(long)]
     json: bool,
@@ -39,7 +39,7 @@ pub(super) struct Demo {
 }
 
 /// A caller of the demo.
-struct Guest {
+struct DemoCaller {
     name: &'static str,
     grants: &'static [&'static str],
     organizations: Option<&'static [u64]>,
@@ -48,30 +48,31 @@ struct Guest {
     key: String,
 }
 
-impl Demo {
-    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+impl DemoCommand {
+    pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         process::no_core_dumps()?;
         process::log("warn", color)?;
         let ports = ports(self.port)?;
         process::serve(self.serve(ports))
     }
 
-    async fn serve(&self, ports: [u16; 3]) -> Result<(), Failure> {
+    async fn serve(&self, ports: [u16; 3]) -> Result<(), CommandFailure> {
         let mut signals = Signals::listen()?;
         let guests = guests()?;
         let operator_key = key::mint()?;
         let private = fs::Permissions::from_mode(0o700);
         let folder = tempfile::Builder::new().prefix("makegate-demo-").permissions(private).tempdir();
-        let folder = folder.map_err(|error| Failure::failed(format!("there is no temporary folder: {error}")))?;
+        let folder =
+            folder.map_err(|error| CommandFailure::failed(format!("there is no temporary folder: {error}")))?;
         let [gateway, operator, make] = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        let settings = Settings::default();
+        let settings = SandboxSettings::default();
         let token = settings.token.clone();
-        let sandbox = Sandbox::start(make, settings, Clock::system()).await.map_err(Failure::failed)?;
+        let sandbox = Sandbox::start(make, settings, Clock::system()).await.map_err(CommandFailure::failed)?;
         let doors = [gateway, operator, sandbox.address()];
         let read = configure(folder.path(), doors, &guests, (&token, &operator_key))?;
         let service = serve::start(read).await?;
-        let place = Place::of(&service, &sandbox)?;
-        let stdout = Told::begin();
+        let place = DemoAddresses::of(&service, &sandbox)?;
+        let stdout = ServiceOutput::begin();
         if self.json {
             stdout.line(&place.json(&guests, &operator_key));
         }
@@ -79,21 +80,21 @@ impl Demo {
         signals.next().await;
         let ended = serve::end(service, &mut signals).await;
         sandbox.stop().await;
-        folder.close().map_err(|error| Failure::failed(format!("the temporary folder stays: {error}")))?;
+        folder.close().map_err(|error| CommandFailure::failed(format!("the temporary folder stays: {error}")))?;
         ended
     }
 }
 
 /// Three ports that are free at the moment; 0 stands for any.
-fn ports(first: u16) -> Result<[u16; 3], Failure> {
+fn ports(first: u16) -> Result<[u16; 3], CommandFailure> {
     let ports = match (first, first.checked_add(2)) {
         (0, _) => [0; 3],
         (_, Some(last)) => [first, last - 1, last],
-        (_, None) => return Err(Failure::usage("--port: three ports are needed; write 65533 or less")),
+        (_, None) => return Err(CommandFailure::usage("--port: three ports are needed; write 65533 or less")),
     };
     for port in ports {
         TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| {
-            Failure::failed(format!(
+            CommandFailure::failed(format!(
                 "port {port} cannot be had ({error}); choose three others, say --port 9080, or --port 0"
             ))
         })?;
@@ -102,10 +103,10 @@ fn ports(first: u16) -> Result<[u16; 3], Failure> {
 }
 
 /// One who may do all, one who reads two organizations, and one whose rate is soon spent.
-fn guests() -> Result<[Guest; 3], Failure> {
+fn guests() -> Result<[DemoCaller; 3], CommandFailure> {
     let (all, reader) = (&["*"], &["organizations:read", "usage:read"]);
     let guest = |name, grants, organizations, rate, burst| {
-        key::mint().map(|key| Guest { name, grants, organizations, rate, burst, key })
+        key::mint().map(|key| DemoCaller { name, grants, organizations, rate, burst, key })
     };
     Ok([
         guest("provisioning", all, None, "600/min", 60)?,
@@ -118,14 +119,14 @@ fn guests() -> Result<[Guest; 3], Failure> {
 fn configure(
     folder: &Path,
     [gateway, operator, make]: [SocketAddr; 3],
-    guests: &[Guest],
+    guests: &[DemoCaller],
     (token, operator_key): (&str, &str),
-) -> Result<LoadedConfig, Failure> {
+) -> Result<LoadedConfig, CommandFailure> {
     let mut text = format!(
         "gateway.listen = \"{gateway}\"\noperator = {{ listen = \"{operator}\", key_file = \"operator.key\" }}\n\
          upstream = {{ url = \"http://{make}\", token_file = \"make.token\" }}\nlimits.drain = \"2s\"\n"
     );
-    for Guest { name, grants, organizations, rate, burst, key } in guests {
+    for DemoCaller { name, grants, organizations, rate, burst, key } in guests {
         let entry = key::entry(key);
         let organizations = organizations.map_or_else(String::new, |ids| format!("organizations = {ids:?}\n"));
         text += &format!(
@@ -135,32 +136,32 @@ fn configure(
     }
     let file = folder.join("makegate.toml");
     for (path, text) in [("operator.key", operator_key), ("make.token", token), ("makegate.toml", &text)] {
-        fs::write(folder.join(path), text).map_err(|error| Failure::failed(format!("{path}: {error}")))?;
+        fs::write(folder.join(path), text).map_err(|error| CommandFailure::failed(format!("{path}: {error}")))?;
     }
-    config::read(&file).map_err(Failure::failed)
+    config::read(&file).map_err(CommandFailure::failed)
 }
 
 /// Where everything is.
-struct Place {
+struct DemoAddresses {
     gateway: String,
     operator: String,
     sandbox: String,
 }
 
-impl Place {
-    fn of(service: &Service, sandbox: &Sandbox) -> Result<Self, Failure> {
+impl DemoAddresses {
+    fn of(service: &Service, sandbox: &Sandbox) -> Result<Self, CommandFailure> {
         let first = |addresses: &[SocketAddr]| {
             addresses
                 .first()
                 .map(|address| format!("http://{address}"))
-                .ok_or_else(|| Failure::failed("no door is open"))
+                .ok_or_else(|| CommandFailure::failed("no door is open"))
         };
         let (gateway, operator) = (first(service.gateway_addresses())?, first(service.operator_addresses())?);
         Ok(Self { gateway, operator, sandbox: format!("http://{}", sandbox.address()) })
     }
 
-    fn json(&self, guests: &[Guest], operator_key: &str) -> String {
-        let callers = guests.iter().map(|Guest { name, key, grants, organizations, .. }| {
+    fn json(&self, guests: &[DemoCaller], operator_key: &str) -> String {
+        let callers = guests.iter().map(|DemoCaller { name, key, grants, organizations, .. }| {
             json!({ "name": name, "key": key, "grants": grants, "organizations": organizations })
         });
         json!({
@@ -173,10 +174,10 @@ impl Place {
         .to_string()
     }
 
-    fn words(&self, [all, reader, slow]: &[Guest; 3], operator_key: &str) -> String {
+    fn words(&self, [all, reader, slow]: &[DemoCaller; 3], operator_key: &str) -> String {
         let Self { gateway, operator, sandbox } = self;
         let organization = format!("{gateway}/api/v2/organizations");
-        let curl = |guest: &Guest| format!("curl -i -H 'Authorization: Token {}'", guest.key);
+        let curl = |guest: &DemoCaller| format!("curl -i -H 'Authorization: Token {}'", guest.key);
         format!(
             "\
 makegate demo: the gateway is {gateway}, the simulated Make {sandbox}. Ctrl-C ends it.

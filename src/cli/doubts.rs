@@ -7,11 +7,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::client::Client;
-use super::failure::Failure;
+use super::client::OperatorClient;
+use super::failure::CommandFailure;
 use super::output::{self, Format};
-use super::process::{self, When};
-use super::source::{Source, Where};
+use super::process::{self, ColorChoice};
+use super::source::{DataSource, SourceOptions};
 use crate::audit::{self, Doubt};
 use crate::words::RequestId;
 
@@ -27,15 +27,15 @@ const COLUMNS: [&str; 8] = ["request", "time", "caller", "operation", "organizat
 Examples:
   makegate doubts list --config makegate.toml
   makegate doubts settle 01jc-4711 --as not-done --config makegate.toml")]
-pub(super) struct Doubts {
+pub(super) struct DoubtsCommand {
     #[command(subcommand)]
-    command: Command,
+    command: DoubtsSubcommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    List(List),
-    Settle(Settle),
+enum DoubtsSubcommand {
+    List(ListCommand),
+    Settle(SettleCommand),
 }
 
 /// Lists the writes in doubt, oldest first.
@@ -46,9 +46,9 @@ enum Command {
 Examples:
   makegate doubts list --config makegate.toml
   makegate doubts list --url http://127.0.0.1:8081 -o json | jq -r .request")]
-struct List {
+struct ListCommand {
     #[command(flatten)]
-    place: Where,
+    place: SourceOptions,
     /// table, json (one object a line) or csv.
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
@@ -62,28 +62,28 @@ struct List {
 Examples:
   makegate doubts settle 01jc-4711 --as done --note 'the invoice is there' --config makegate.toml
   makegate doubts settle 01jc-4711 --as not-done --url http://127.0.0.1:8081")]
-struct Settle {
+struct SettleCommand {
     /// The write's request id, as `makegate doubts list` shows it.
     request: String,
     /// What became of it: done or not-done.
     #[arg(long = "as", value_enum, value_name = "WHAT", hide_possible_values = true)]
-    what: What,
+    what: SettleAs,
     /// How you know; it stands in the record.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     note: String,
     #[command(flatten)]
-    place: Where,
+    place: SourceOptions,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum What {
+enum SettleAs {
     /// Make carried it out.
     Done,
     /// Make did not.
     NotDone,
 }
 
-impl What {
+impl SettleAs {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -92,26 +92,26 @@ impl What {
     }
 }
 
-impl Doubts {
-    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+impl DoubtsCommand {
+    pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         match &self.command {
-            Command::List(list) => list.run(color),
-            Command::Settle(settle) => settle.run(color),
+            DoubtsSubcommand::List(list) => list.run(color),
+            DoubtsSubcommand::Settle(settle) => settle.run(color),
         }
     }
 }
 
 /// A page as `/doubts.json` gives it.
 #[derive(Deserialize)]
-struct Page {
+struct DoubtsAnswer {
     doubts: Vec<Map<String, Value>>,
 }
 
-impl List {
-    fn run(&self, color: When) -> Result<(), Failure> {
+impl ListCommand {
+    fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let doubts = match self.place.source(color)? {
-            Source::Running(client) => process::block_on(running(&client))?,
-            Source::Files(read) => match process::block_on(self.place.door(&read.config))? {
+            DataSource::Running(client) => process::block_on(running(&client))?,
+            DataSource::Files(read) => match process::block_on(self.place.door(&read.config))? {
                 Some(client) => {
                     writeln!(io::stderr(), "of the makegate that runs at {}", client.url())?;
                     process::block_on(running(&client))?
@@ -122,7 +122,7 @@ impl List {
         self.print(&doubts)
     }
 
-    fn print(&self, doubts: &[Map<String, Value>]) -> Result<(), Failure> {
+    fn print(&self, doubts: &[Map<String, Value>]) -> Result<(), CommandFailure> {
         if doubts.is_empty() {
             writeln!(io::stderr(), "No write is in doubt.")?;
         }
@@ -135,15 +135,15 @@ impl List {
     }
 }
 
-async fn running(client: &Client) -> Result<Vec<Map<String, Value>>, Failure> {
+async fn running(client: &OperatorClient) -> Result<Vec<Map<String, Value>>, CommandFailure> {
     let text = client.text("/doubts.json").await?;
-    let page = serde_json::from_str::<Page>(&text);
+    let page = serde_json::from_str::<DoubtsAnswer>(&text);
     page.map(|page| page.doubts).map_err(|error| client.failed(&format!("the answer is not a list of doubts: {error}")))
 }
 
-fn files(dir: &Path) -> Result<Vec<Map<String, Value>>, Failure> {
+fn files(dir: &Path) -> Result<Vec<Map<String, Value>>, CommandFailure> {
     let help = "is that the folder of audit.dir, and may you read it?";
-    let doubts = audit::doubts_in(dir).map_err(|error| Failure::failed(format!("{error}; {help}")))?;
+    let doubts = audit::doubts_in(dir).map_err(|error| CommandFailure::failed(format!("{error}; {help}")))?;
     let told = "makegate does not answer, so these are of the log's files: all writes without a known end";
     writeln!(io::stderr(), "{told} ({})", dir.display())?;
     let members = |doubt: Doubt| {
@@ -169,18 +169,18 @@ fn cell(value: Option<&Value>) -> String {
     }
 }
 
-impl Settle {
-    fn run(&self, color: When) -> Result<(), Failure> {
+impl SettleCommand {
+    fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let Some(request) = RequestId::parse(self.request.as_bytes()) else {
-            return Err(Failure::usage(
+            return Err(CommandFailure::usage(
                 "REQUEST is not a request id; `makegate doubts list` shows those of the writes in doubt",
             ));
         };
         let client = match self.place.source(color)? {
-            Source::Running(client) => client,
-            Source::Files(read) => process::block_on(self.place.door(&read.config))?.ok_or_else(|| {
+            DataSource::Running(client) => client,
+            DataSource::Files(read) => process::block_on(self.place.door(&read.config))?.ok_or_else(|| {
                 let help = "it is the one that settles: start it, or say where it is by --url";
-                Failure::failed(format!("no makegate answers at operator.listen; {help}"))
+                CommandFailure::failed(format!("no makegate answers at operator.listen; {help}"))
             })?,
         };
         let body = json!({"as": self.what.as_str(), "note": self.note}).to_string();

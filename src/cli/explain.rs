@@ -5,10 +5,10 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::output::{self, Format};
-use super::process::{self, When};
-use super::source::{Source, Where};
+use super::process::{self, ColorChoice};
+use super::source::{DataSource, SourceOptions};
 use crate::callers::Callers;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -25,7 +25,7 @@ use crate::words::visible;
 Examples:
   makegate explain --config makegate.toml --caller dashboard GET /api/v2/organizations/11
   makegate explain --url http://127.0.0.1:8081 --caller dashboard PATCH /api/v2/organizations/11")]
-pub(super) struct Explain {
+pub(super) struct ExplainCommand {
     /// The caller's name.
     #[arg(long, value_name = "NAME")]
     caller: String,
@@ -34,41 +34,41 @@ pub(super) struct Explain {
     /// The request's path, with its query.
     target: String,
     #[command(flatten)]
-    place: Where,
+    place: SourceOptions,
     /// table, json or csv (the steps).
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }
 
 #[derive(Deserialize)]
-struct Explanation {
+struct ExplainAnswer {
     verdict: String,
     status: Option<u16>,
     code: Option<String>,
-    steps: Vec<Step>,
+    steps: Vec<ExplainAnswerStep>,
 }
 
 #[derive(Deserialize)]
-struct Step {
+struct ExplainAnswerStep {
     step: String,
     verdict: String,
     why: String,
 }
 
-impl Explain {
-    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+impl ExplainCommand {
+    pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let text = match self.place.source(color)? {
-            Source::Files(read) => self.by(read.config)?,
-            Source::Running(client) => process::block_on(client.text(&self.at()))?,
+            DataSource::Files(read) => self.by(read.config)?,
+            DataSource::Running(client) => process::block_on(client.text(&self.at()))?,
         };
         self.print(&text)
     }
 
     /// By the configuration alone.
-    fn by(&self, config: Config) -> Result<String, Failure> {
+    fn by(&self, config: Config) -> Result<String, CommandFailure> {
         let policy = Policy::new(config, &Callers::new(Clock::system()));
         let explanation = explain::explain(&policy, None, &self.caller, &self.method, &self.target);
-        serde_json::to_string(&explanation).map_err(Failure::failed)
+        serde_json::to_string(&explanation).map_err(CommandFailure::failed)
     }
 
     fn at(&self) -> String {
@@ -78,13 +78,13 @@ impl Explain {
         format!("/explain.json?caller={caller}&method={method}&target={target}")
     }
 
-    fn print(&self, text: &str) -> Result<(), Failure> {
-        let unknown = |error| Failure::failed(format!("that is not an explanation: {error}"));
+    fn print(&self, text: &str) -> Result<(), CommandFailure> {
+        let unknown = |error| CommandFailure::failed(format!("that is not an explanation: {error}"));
         if self.format == Format::Json {
             let compact: Value = serde_json::from_str(text).map_err(unknown)?;
             return Ok(output::line(&compact.to_string())?);
         }
-        let Explanation { verdict, status, code, steps } = serde_json::from_str(text).map_err(unknown)?;
+        let ExplainAnswer { verdict, status, code, steps } = serde_json::from_str(text).map_err(unknown)?;
         let rows: Vec<_> = steps.iter().map(|step| [&*step.step, &*step.verdict, &*step.why]).collect();
         output::rows(self.format, ["step", "verdict", "why"], &rows)?;
         if self.format == Format::Table {

@@ -10,14 +10,14 @@ pub(super) const USAGE: u8 = 2;
 
 /// Why a command ends early.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct CommandFailure {
     /// The exit code.
     pub(super) code: u8,
     /// What is still to be said; `None`: all has been said.
     pub(super) message: Option<String>,
 }
 
-impl Failure {
+impl CommandFailure {
     pub(super) fn failed(message: impl fmt::Display) -> Self {
         Self { code: FAILED, message: Some(message.to_string()) }
     }
@@ -32,7 +32,7 @@ impl Failure {
 }
 
 /// Of writing the output. A reader that has seen enough (`| head`) is no failure.
-impl From<io::Error> for Failure {
+impl From<io::Error> for CommandFailure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Self::told(0);

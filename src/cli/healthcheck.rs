@@ -3,8 +3,8 @@
 use clap::Args;
 use http::StatusCode;
 
-use super::client::Client;
-use super::failure::Failure;
+use super::client::OperatorClient;
+use super::failure::CommandFailure;
 use super::process;
 use crate::words::visible;
 
@@ -16,7 +16,7 @@ use crate::words::visible;
 Examples:
   makegate healthcheck
   makegate healthcheck --url http://127.0.0.1:9081")]
-pub(super) struct Healthcheck {
+pub(super) struct HealthcheckCommand {
     /// Its operator door.
     #[arg(
         long,
@@ -28,14 +28,14 @@ pub(super) struct Healthcheck {
     url: String,
 }
 
-impl Healthcheck {
-    pub(super) fn run(&self) -> Result<(), Failure> {
-        let client = Client::new(&self.url, None)?;
+impl HealthcheckCommand {
+    pub(super) fn run(&self) -> Result<(), CommandFailure> {
+        let client = OperatorClient::new(&self.url, None)?;
         let (status, body) = process::block_on(client.get("/readyz"))?;
         if status == StatusCode::OK {
             return Ok(());
         }
         let why = String::from_utf8_lossy(&body);
-        Err(Failure::failed(format!("{}: not ready ({status}): {}", self.url, visible(why.trim()))))
+        Err(CommandFailure::failed(format!("{}: not ready ({status}): {}", self.url, visible(why.trim()))))
     }
 }

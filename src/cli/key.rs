@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 
 use clap::{Args, Subcommand};
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::output;
 use crate::config;
 use crate::hash;
@@ -14,14 +14,14 @@ use crate::hash;
 #[command(after_help = "\
 Examples:
   makegate key new --caller dashboard")]
-pub(super) struct Key {
+pub(super) struct KeyCommand {
     #[command(subcommand)]
-    command: Command,
+    command: KeySubcommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    New(New),
+enum KeySubcommand {
+    New(NewKeyCommand),
 }
 
 /// Mints a key for a caller.
@@ -33,24 +33,24 @@ enum Command {
 Examples:
   makegate key new --caller dashboard
   makegate key new --caller dashboard 2>/dev/null | head -1 > dashboard.key")]
-struct New {
+struct NewKeyCommand {
     /// The caller's name.
     #[arg(long, value_name = "NAME")]
     caller: String,
 }
 
-impl Key {
-    pub(super) fn run(&self) -> Result<(), Failure> {
+impl KeyCommand {
+    pub(super) fn run(&self) -> Result<(), CommandFailure> {
         match &self.command {
-            Command::New(new) => new.run(),
+            KeySubcommand::New(new) => new.run(),
         }
     }
 }
 
-impl New {
-    fn run(&self) -> Result<(), Failure> {
+impl NewKeyCommand {
+    fn run(&self) -> Result<(), CommandFailure> {
         let caller = config::caller_name(&self.caller).map_err(|wrong| {
-            Failure::usage(format!("--caller: {}; {}", wrong.message, wrong.help.unwrap_or_default()))
+            CommandFailure::usage(format!("--caller: {}; {}", wrong.message, wrong.help.unwrap_or_default()))
         })?;
         let key = mint()?;
         let mut words = io::stderr();
@@ -63,8 +63,8 @@ impl New {
 }
 
 /// A new key: 122 random bits in the form of a UUID, version 4.
-pub(super) fn mint() -> Result<String, Failure> {
-    let random = hash::random().map_err(Failure::failed)?;
+pub(super) fn mint() -> Result<String, CommandFailure> {
+    let random = hash::random().map_err(CommandFailure::failed)?;
     Ok(uuid::Builder::from_random_bytes(random).into_uuid().to_string())
 }
 

@@ -6,6 +6,7 @@ mod audit;
 mod check;
 mod client;
 mod completions;
+mod config_show;
 mod demo;
 mod doubts;
 mod explain;
@@ -14,10 +15,9 @@ mod healthcheck;
 mod key;
 mod output;
 mod process;
-mod records;
+mod record_printer;
 mod sandbox;
 mod serve;
-mod show;
 mod source;
 mod verify;
 
@@ -28,8 +28,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::process_log;
-use failure::Failure;
-use process::When;
+use failure::CommandFailure;
+use process::ColorChoice;
 
 /// A sidecar between a company's internal tools and the Make.com Organizations API.
 ///
@@ -41,7 +41,7 @@ struct Cli {
     /// Colours: auto (on a terminal, unless NO_COLOR is set), always or never.
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
     #[arg(display_order = 900)]
-    color: When,
+    color: ColorChoice,
     #[command(subcommand)]
     command: Command,
 }
@@ -69,18 +69,18 @@ Environment:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Serve),
-    Demo(demo::Demo),
-    Check(check::Check),
-    Sandbox(sandbox::Sandbox),
-    Key(key::Key),
-    Explain(explain::Explain),
-    Audit(Box<audit::Audit>),
-    Doubts(doubts::Doubts),
-    Healthcheck(healthcheck::Healthcheck),
-    Config(show::Config),
-    Completions(completions::Completions),
-    Man(completions::Man),
+    Serve(serve::ServeCommand),
+    Demo(demo::DemoCommand),
+    Check(check::CheckCommand),
+    Sandbox(sandbox::SandboxCommand),
+    Key(key::KeyCommand),
+    Explain(explain::ExplainCommand),
+    Audit(Box<audit::AuditCommand>),
+    Doubts(doubts::DoubtsCommand),
+    Healthcheck(healthcheck::HealthcheckCommand),
+    Config(config_show::ConfigCommand),
+    Completions(completions::CompletionsCommand),
+    Man(completions::ManCommand),
 }
 
 /// The option that names the configuration file.
@@ -97,7 +97,7 @@ pub fn run() -> ExitCode {
     let Cli { color, command } = Cli::parse();
     let code = match dispatch(&command, color) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure { code, message }) => {
+        Err(CommandFailure { code, message }) => {
             if let Some(message) = message
                 && !process_log::fatal(&message, code)
             {
@@ -111,7 +111,7 @@ pub fn run() -> ExitCode {
     code
 }
 
-fn dispatch(command: &Command, color: When) -> Result<(), Failure> {
+fn dispatch(command: &Command, color: ColorChoice) -> Result<(), CommandFailure> {
     match command {
         Command::Serve(serve) => serve.run(color),
         Command::Demo(demo) => demo.run(color),

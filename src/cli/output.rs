@@ -30,9 +30,9 @@ pub(super) fn line(text: &str) -> io::Result<()> {
 }
 
 /// Stdout of a service: it serves on when nobody reads what it says.
-pub(super) struct Told(Device);
+pub(super) struct ServiceOutput(Device);
 
-impl Told {
+impl ServiceOutput {
     pub(super) fn begin() -> Self {
         Self(Device::begin("stdout", io::stdout(), |_, _| {}))
     }

@@ -11,7 +11,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use crate::clock::Clock;
 use crate::process_log::{self, Form};
 
@@ -20,7 +20,7 @@ const LOG: &str = "MAKEGATE_LOG";
 
 /// Whether there are colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum When {
+pub(super) enum ColorChoice {
     /// On a terminal, unless `NO_COLOR` is set.
     Auto,
     /// Yes.
@@ -29,7 +29,7 @@ pub(super) enum When {
     Never,
 }
 
-impl When {
+impl ColorChoice {
     /// Are there colours on this stream?
     pub(super) fn colors(self, stream: &impl io::IsTerminal) -> bool {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
@@ -42,8 +42,8 @@ impl When {
 }
 
 /// Nothing of this process's memory, where the token is, goes into a core dump, and no other process may look at it.
-pub(super) fn no_core_dumps() -> Result<(), Failure> {
-    let failed = |error: rustix::io::Errno| Failure::failed(format!("cannot forbid core dumps: {error}"));
+pub(super) fn no_core_dumps() -> Result<(), CommandFailure> {
+    let failed = |error: rustix::io::Errno| CommandFailure::failed(format!("cannot forbid core dumps: {error}"));
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(failed)?;
     #[cfg(target_os = "linux")]
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).map_err(failed)?;
@@ -59,7 +59,7 @@ pub(super) fn all_descriptors() {
 }
 
 /// Begins the process log on stderr: text on a terminal, else JSON. `level`: makegate's, unless `MAKEGATE_LOG` says otherwise.
-pub(super) fn log(level: &str, color: When) -> Result<(), Failure> {
+pub(super) fn log(level: &str, color: ColorChoice) -> Result<(), CommandFailure> {
     let given = std::env::var(LOG).unwrap_or_default();
     let (targets, wrong) = match filters(if given.is_empty() { level } else { &given }) {
         Ok(targets) => (targets, None),
@@ -68,9 +68,9 @@ pub(super) fn log(level: &str, color: When) -> Result<(), Failure> {
     let stderr = io::stderr();
     let form = if stderr.is_terminal() { Form::Text { has_colors: color.colors(&stderr) } } else { Form::Json };
     let events = process_log::begin(form, Clock::system());
-    tracing_subscriber::registry().with(events).with(targets).try_init().map_err(Failure::failed)?;
+    tracing_subscriber::registry().with(events).with(targets).try_init().map_err(CommandFailure::failed)?;
     wrong.map_or(Ok(()), |error| {
-        Err(Failure::usage(format!(
+        Err(CommandFailure::usage(format!(
             "{LOG}: {error}; write error, warn, info or debug, or filters as makegate=debug,info"
         )))
     })
@@ -91,7 +91,7 @@ fn filters(text: &str) -> Result<Targets, String> {
 
 /// What somebody tells the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum ProcessSignal {
     /// SIGTERM, SIGINT: come to an end.
     End,
     /// SIGHUP: read the configuration again.
@@ -111,8 +111,9 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    pub(super) fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("cannot take signals: {error}")));
+    pub(super) fn listen() -> Result<Self, CommandFailure> {
+        let listen =
+            |kind| signal(kind).map_err(|error| CommandFailure::failed(format!("cannot take signals: {error}")));
         // What is listened for once does not kill any more.
         for ignored in [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::pipe(), XFSZ] {
             drop(listen(ignored)?);
@@ -125,17 +126,17 @@ impl Signals {
     }
 
     /// The next one.
-    pub(super) async fn next(&mut self) -> Told {
+    pub(super) async fn next(&mut self) -> ProcessSignal {
         tokio::select! {
-            _ = self.terminate.recv() => Told::End,
-            _ = self.interrupt.recv() => Told::End,
-            _ = self.hangup.recv() => Told::Reload,
+            _ = self.terminate.recv() => ProcessSignal::End,
+            _ = self.interrupt.recv() => ProcessSignal::End,
+            _ = self.hangup.recv() => ProcessSignal::Reload,
         }
     }
 
     /// The next one that ends the process.
     pub(super) async fn end(&mut self) {
-        while self.next().await != Told::End {}
+        while self.next().await != ProcessSignal::End {}
     }
 
     /// After one that ended the process: a further one, of somebody who does not want to wait.
@@ -151,19 +152,19 @@ impl Signals {
 }
 
 /// Runs a service on all cores.
-pub(super) fn serve<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) fn serve<T>(work: impl Future<Output = Result<T, CommandFailure>>) -> Result<T, CommandFailure> {
     run(&mut Builder::new_multi_thread(), work)
 }
 
 /// Runs what one thread is enough for.
-pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T, CommandFailure>>) -> Result<T, CommandFailure> {
     run(&mut Builder::new_current_thread(), work)
 }
 
-fn run<T>(builder: &mut Builder, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+fn run<T>(builder: &mut Builder, work: impl Future<Output = Result<T, CommandFailure>>) -> Result<T, CommandFailure> {
     /// What is left has to do with files, and they had their time.
     const LEFT_BEHIND: Duration = Duration::from_millis(100);
-    let runtime: Runtime = builder.enable_all().build().map_err(Failure::failed)?;
+    let runtime: Runtime = builder.enable_all().build().map_err(CommandFailure::failed)?;
     let done = runtime.block_on(work);
     runtime.shutdown_timeout(LEFT_BEHIND);
     done

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::failure::Failure;
-use super::output::Told;
-use super::process::{self, Signals, When};
+use super::failure::CommandFailure;
+use super::output::ServiceOutput;
+use super::process::{self, ColorChoice, Signals};
 use crate::clock::Clock;
 use crate::config;
-use crate::sandbox::{Sandbox as Simulated, Settings, Window};
+use crate::sandbox::{MinuteWindow, Sandbox as Simulated, SandboxSettings};
 
 /// Runs a simulated Make API alone.
 ///
@@ -22,7 +22,7 @@ Examples:
   makegate sandbox --listen 127.0.0.1:8082
   makegate sandbox --listen 127.0.0.1:8082 --api-limit 10 --lag 2s
   curl -H 'Authorization: Token sandbox-token' http://127.0.0.1:8082/api/v2/organizations")]
-pub(super) struct Sandbox {
+pub(super) struct SandboxCommand {
     /// Where it listens; port 0: any free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8082")]
     listen: SocketAddr,
@@ -40,14 +40,14 @@ pub(super) struct Sandbox {
     lag: Duration,
     /// How the quota's minute is counted: fixed (one minute after the other) or sliding (the last 60 s).
     #[arg(long, value_enum, default_value = "fixed", hide_possible_values = true)]
-    window: Count,
+    window: QuotaOption,
     /// Answer over quota with JSON; Make's own answer is plain text.
     #[arg(long)]
     json_429: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Count {
+enum QuotaOption {
     Fixed,
     Sliding,
 }
@@ -56,38 +56,38 @@ fn duration(text: &str) -> Result<Duration, String> {
     config::duration(text).map_err(|wrong| format!("{}; {}", wrong.message, wrong.help.unwrap_or_default()))
 }
 
-impl Sandbox {
-    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+impl SandboxCommand {
+    pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         process::log("info", color)?;
         process::serve(self.serve())
     }
 
-    async fn serve(&self) -> Result<(), Failure> {
+    async fn serve(&self) -> Result<(), CommandFailure> {
         let mut signals = Signals::listen()?;
         let started = Simulated::start(self.listen, self.settings(), Clock::system()).await;
         let sandbox = started.map_err(|error| listen_failure(self.listen, &error))?;
-        Told::begin().line(&format!("http://{}", sandbox.address()));
+        ServiceOutput::begin().line(&format!("http://{}", sandbox.address()));
         signals.end().await;
         sandbox.stop().await;
         Ok(())
     }
 
-    fn settings(&self) -> Settings {
-        Settings {
+    fn settings(&self) -> SandboxSettings {
+        SandboxSettings {
             token: self.token.clone(),
             api_limit: self.api_limit,
             account_limit: self.account_limit,
             lag: self.lag,
             window: match self.window {
-                Count::Fixed => Window::Fixed,
-                Count::Sliding => Window::Sliding,
+                QuotaOption::Fixed => MinuteWindow::Fixed,
+                QuotaOption::Sliding => MinuteWindow::Sliding,
             },
             json_429: self.json_429,
-            ..Settings::default()
+            ..SandboxSettings::default()
         }
     }
 }
 
-fn listen_failure(address: SocketAddr, error: &io::Error) -> Failure {
-    Failure::failed(format!("cannot listen on {address}: {error}; choose another with --listen"))
+fn listen_failure(address: SocketAddr, error: &io::Error) -> CommandFailure {
+    CommandFailure::failed(format!("cannot listen on {address}: {error}; choose another with --listen"))
 }

@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::ConfigFile;
 use super::check;
-use super::failure::Failure;
-use super::process::{self, Signals, Told, When};
+use super::failure::CommandFailure;
+use super::process::{self, ColorChoice, ProcessSignal, Signals};
 use crate::clock::Clock;
 use crate::config::LoadedConfig;
 use crate::process_log::EACH;
@@ -25,13 +25,13 @@ Examples:
   makegate serve --config /etc/makegate/makegate.toml
   MAKEGATE_LOG=debug makegate serve --config makegate.toml
   kill -HUP $(pidof makegate)               put a changed configuration in force")]
-pub(super) struct Serve {
+pub(super) struct ServeCommand {
     #[command(flatten)]
     config: ConfigFile,
 }
 
-impl Serve {
-    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+impl ServeCommand {
+    pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         process::no_core_dumps()?;
         process::log("info", color)?;
         let read = check::configuration(&self.config.path, color.colors(&io::stderr()))?;
@@ -43,27 +43,27 @@ impl Serve {
     }
 }
 
-async fn serve(read: LoadedConfig) -> Result<(), Failure> {
+async fn serve(read: LoadedConfig) -> Result<(), CommandFailure> {
     let mut signals = Signals::listen()?;
     let service = start(read).await?;
     let (gateway, operator) = (service.gateway_addresses(), service.operator_addresses());
     let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (gateway, operator) = (texts(gateway), texts(operator));
     tracing::info!(target: EACH, version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, "makegate serves");
-    while signals.next().await == Told::Reload {
+    while signals.next().await == ProcessSignal::Reload {
         // A file system that hangs must not keep the next signal waiting.
         service.begin_reload();
     }
     end(service, &mut signals).await
 }
 
-pub(super) async fn start(read: LoadedConfig) -> Result<Service, Failure> {
+pub(super) async fn start(read: LoadedConfig) -> Result<Service, CommandFailure> {
     let started = Service::start(read, Clock::system()).await;
-    started.map_err(|error| Failure { code: error.exit_code(), message: Some(error.to_string()) })
+    started.map_err(|error| CommandFailure { code: error.exit_code(), message: Some(error.to_string()) })
 }
 
 /// Shuts down in order; a second signal ends it at once.
-pub(super) async fn end(service: Service, signals: &mut Signals) -> Result<(), Failure> {
+pub(super) async fn end(service: Service, signals: &mut Signals) -> Result<(), CommandFailure> {
     tracing::info!(target: EACH, "makegate ends: what is under way is finished");
     tokio::select! {
         finished = service.shut_down() => {
@@ -72,6 +72,6 @@ pub(super) async fn end(service: Service, signals: &mut Signals) -> Result<(), F
             }
             Ok(())
         }
-        () = signals.insist() => Err(Failure::failed("a second signal: ended before everything was finished")),
+        () = signals.insist() => Err(CommandFailure::failed("a second signal: ended before everything was finished")),
     }
 }

@@ -8,9 +8,9 @@ use clap::Args;
 use secrecy::SecretString;
 
 use super::check;
-use super::client::Client;
-use super::failure::Failure;
-use super::process::When;
+use super::client::OperatorClient;
+use super::failure::CommandFailure;
+use super::process::ColorChoice;
 use crate::config::secret::secret;
 use crate::config::{self, Config, Listen, LoadedConfig};
 
@@ -21,7 +21,7 @@ const KEY_FILE: &str = "MAKEGATE_OPERATOR_KEY_FILE";
 
 /// The options that say where to look.
 #[derive(Debug, Args)]
-pub(super) struct Where {
+pub(super) struct SourceOptions {
     /// Read the files of this configuration [env: MAKEGATE_CONFIG].
     #[arg(long, value_name = "FILE", conflicts_with = "url")]
     config: Option<PathBuf>,
@@ -34,18 +34,18 @@ pub(super) struct Where {
 }
 
 /// Where to look.
-pub(super) enum Source {
+pub(super) enum DataSource {
     Files(Box<LoadedConfig>),
-    Running(Client),
+    Running(OperatorClient),
 }
 
-impl Where {
+impl SourceOptions {
     /// Options come first; of the environment, a running makegate.
-    pub(super) fn source(&self, color: When) -> Result<Source, Failure> {
+    pub(super) fn source(&self, color: ColorChoice) -> Result<DataSource, CommandFailure> {
         let files = |path: &Path| {
-            check::configuration(path, color.colors(&io::stderr())).map(|read| Source::Files(Box::new(read)))
+            check::configuration(path, color.colors(&io::stderr())).map(|read| DataSource::Files(Box::new(read)))
         };
-        let running = |url: &str| Ok(Source::Running(Client::new(url, self.key()?)?));
+        let running = |url: &str| Ok(DataSource::Running(OperatorClient::new(url, self.key()?)?));
         if let Some(path) = &self.config {
             return files(path);
         }
@@ -54,31 +54,31 @@ impl Where {
         }
         match variable(CONFIG) {
             Some(path) => files(Path::new(&path)),
-            None => Err(Failure::usage("give --config FILE for its files, or --url URL for a running makegate")),
+            None => Err(CommandFailure::usage("give --config FILE for its files, or --url URL for a running makegate")),
         }
     }
 
     /// The running makegate of this configuration: the first of its operator's addresses that answers; else `None`. The
     /// key is the configuration's, unless one is given.
-    pub(super) async fn door(&self, config: &Config) -> Result<Option<Client>, Failure> {
+    pub(super) async fn door(&self, config: &Config) -> Result<Option<OperatorClient>, CommandFailure> {
         let operator = &config.operator;
         for url in operator.listen.iter().map(url_of) {
-            if Client::new(&url, None)?.get("/livez").await.is_ok() {
+            if OperatorClient::new(&url, None)?.get("/livez").await.is_ok() {
                 let key = self.key_file.clone().map_or_else(|| operator.key.clone(), config::SecretSource::File);
-                return Ok(Some(Client::new(&url, Some(secret(&key).map_err(Failure::usage)?))?));
+                return Ok(Some(OperatorClient::new(&url, Some(secret(&key).map_err(CommandFailure::usage)?))?));
             }
         }
         Ok(None)
     }
 
-    fn key(&self) -> Result<Option<SecretString>, Failure> {
+    fn key(&self) -> Result<Option<SecretString>, CommandFailure> {
         let file = |path: PathBuf| Some(config::SecretSource::File(path));
         let source = match &self.key_file {
             Some(path) => file(path.clone()),
             None if variable(KEY).is_some() => Some(config::SecretSource::Env(KEY.to_owned())),
             None => variable(KEY_FILE).and_then(|path| file(path.into())),
         };
-        source.map(|source| secret(&source).map_err(Failure::usage)).transpose()
+        source.map(|source| secret(&source).map_err(CommandFailure::usage)).transpose()
     }
 }
 

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use super::failure::{FAILED, Failure};
+use super::failure::{CommandFailure, FAILED};
 use super::output;
-use super::process::{self, When};
-use super::source::{Source, Where};
+use super::process::{self, ColorChoice};
+use super::source::{DataSource, SourceOptions};
 use crate::audit::{self, AuditorInput, Head, Verifier, VerifyReport};
 use crate::words::visible;
 
@@ -27,7 +27,7 @@ Examples:
   makegate audit verify audit/
   makegate audit verify audit/ --head 2026-06-30.head --key head.pub
   makegate audit verify audit/ -o json | jq .problems")]
-pub(super) struct Verify {
+pub(super) struct VerifyCommand {
     /// The log's folder.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
@@ -39,41 +39,41 @@ pub(super) struct Verify {
     keys: Vec<PathBuf>,
     /// text or json.
     #[arg(short = 'o', long, value_enum, default_value = "text", hide_possible_values = true)]
-    format: Form,
+    format: VerifyFormat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
+enum VerifyFormat {
     /// For people.
     Text,
     /// One object.
     Json,
 }
 
-impl Verify {
-    pub(super) fn run(&self) -> Result<(), Failure> {
+impl VerifyCommand {
+    pub(super) fn run(&self) -> Result<(), CommandFailure> {
         let heads = self.heads.iter().map(|file| heads_of(file)).collect::<Result<Vec<_>, _>>()?;
         let keys = self.keys.iter().map(|file| keys_of(file)).collect::<Result<Vec<_>, _>>()?;
         let brought = AuditorInput { heads: heads.concat(), keys: keys.concat() };
-        let mut progress = Progress { is_shown: io::stderr().is_terminal(), percent: None };
+        let mut progress = ProgressLine { is_shown: io::stderr().is_terminal(), percent: None };
         let report = audit::verify(&self.dir, &brought, &mut |read, all| progress.tell(read, all));
         progress.wipe();
-        let report = report.map_err(|error| Failure::failed(format!("{}: {error}", self.dir.display())))?;
+        let report = report.map_err(|error| CommandFailure::failed(format!("{}: {error}", self.dir.display())))?;
         output::line(&match self.format {
-            Form::Json => serde_json::to_string(&report).map_err(Failure::failed)?,
-            Form::Text => text(&report),
+            VerifyFormat::Json => serde_json::to_string(&report).map_err(CommandFailure::failed)?,
+            VerifyFormat::Text => text(&report),
         })?;
-        if report.problems.is_empty() { Ok(()) } else { Err(Failure::told(FAILED)) }
+        if report.problems.is_empty() { Ok(()) } else { Err(CommandFailure::told(FAILED)) }
     }
 }
 
 /// A line on the terminal that says how far it is.
-struct Progress {
+struct ProgressLine {
     is_shown: bool,
     percent: Option<u64>,
 }
 
-impl Progress {
+impl ProgressLine {
     fn tell(&mut self, read: u64, all: u64) {
         let percent = read.saturating_mul(100) / all.max(1);
         if self.is_shown && self.percent != Some(percent) {
@@ -91,34 +91,34 @@ impl Progress {
 
 /// `/audit/head.json`.
 #[derive(Deserialize)]
-struct Served {
+struct ServedHead {
     head: String,
 }
 
-fn read(file: &Path) -> Result<String, Failure> {
-    fs::read_to_string(file).map_err(|error| Failure::usage(format!("{}: {error}", file.display())))
+fn read(file: &Path) -> Result<String, CommandFailure> {
+    fs::read_to_string(file).map_err(|error| CommandFailure::usage(format!("{}: {error}", file.display())))
 }
 
 /// The heads of a file: notes one after the other, or the JSON of the operators' door.
-fn heads_of(file: &Path) -> Result<Vec<(String, Head)>, Failure> {
+fn heads_of(file: &Path) -> Result<Vec<(String, Head)>, CommandFailure> {
     let text = read(file)?;
-    let note = serde_json::from_str(&text).map_or(text, |Served { head }| head);
+    let note = serde_json::from_str(&text).map_or(text, |ServedHead { head }| head);
     let heads = audit::heads(&note).filter(|heads| !heads.is_empty());
     let wrong = || {
         let form = "it is what `makegate audit head` prints: a name, a size, a hash, an empty line and a signature";
-        Failure::usage(format!("{} is not a signed head; {form}", file.display()))
+        CommandFailure::usage(format!("{} is not a signed head; {form}", file.display()))
     };
     let name = file.display().to_string();
     Ok(heads.ok_or_else(wrong)?.into_iter().map(|head| (name.clone(), head)).collect())
 }
 
-fn keys_of(file: &Path) -> Result<Vec<Verifier>, Failure> {
+fn keys_of(file: &Path) -> Result<Vec<Verifier>, CommandFailure> {
     let text = read(file)?;
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     let keys: Option<Vec<Verifier>> = lines.map(|line| Verifier::parse(line.trim())).collect();
     keys.filter(|keys| !keys.is_empty()).ok_or_else(|| {
         let form = "it is what head.pub holds: NAME+ID+BASE64";
-        Failure::usage(format!("{} is not a public key of signed heads; {form}", file.display()))
+        CommandFailure::usage(format!("{} is not a public key of signed heads; {form}", file.display()))
     })
 }
 
@@ -163,24 +163,24 @@ Examples:
   makegate audit head --config makegate.toml")]
 pub(super) struct HeadCommand {
     #[command(flatten)]
-    place: Where,
+    place: SourceOptions,
 }
 
 impl HeadCommand {
-    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
+    pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let note = match self.place.source(color)? {
-            Source::Running(client) => {
+            DataSource::Running(client) => {
                 let text = process::block_on(client.text("/audit/head.json"))?;
-                let served: Served =
+                let served: ServedHead =
                     serde_json::from_str(&text).map_err(|_| client.failed("the answer is not a signed head"))?;
                 served.head
             }
-            Source::Files(read) => {
+            DataSource::Files(read) => {
                 let dir = &read.config.audit.dir;
-                let none = || Failure::failed(format!("{}: no signed head is stored there", dir.display()));
+                let none = || CommandFailure::failed(format!("{}: no signed head is stored there", dir.display()));
                 audit::stored_head(dir).ok_or_else(none)?.to_string()
             }
         };
-        output::line(note.trim_end()).map_err(Failure::from)
+        output::line(note.trim_end()).map_err(CommandFailure::from)
     }
 }

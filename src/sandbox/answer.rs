@@ -11,13 +11,13 @@ const JSON: &str = "application/json; charset=utf-8";
 
 /// One whole answer, before faults change how it is delivered.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
+pub(super) struct SandboxAnswer {
     pub(super) status: StatusCode,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Bytes,
 }
 
-impl Answer {
+impl SandboxAnswer {
     pub(super) fn json(status: StatusCode, body: &Value) -> Self {
         Self::text(status, JSON, body.to_string())
     }
@@ -50,7 +50,7 @@ impl Answer {
 
 /// Why an operation was refused, in Make's terms. The codes are those of Make's document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum MakeError {
     /// 401: no token, another token, or a scheme that is neither `Token` nor `Bearer`.
     NotLoggedIn,
     /// 400 `SC400` with one suberror for each fault of the request.
@@ -65,7 +65,7 @@ pub(super) enum Refused {
     Full(&'static str),
 }
 
-impl Refused {
+impl MakeError {
     pub(super) fn not_found(what: &str) -> Self {
         Self::NotFound(what.to_owned())
     }
@@ -74,16 +74,17 @@ impl Refused {
         Self::Invalid(vec![why.into()])
     }
 
-    pub(super) fn answer(&self) -> Answer {
+    pub(super) fn answer(&self) -> SandboxAnswer {
         match self {
-            Self::NotLoggedIn => {
-                Answer::json(StatusCode::UNAUTHORIZED, &json!({ "message": "User is not logged in.", "code": "IM015" }))
-            }
+            Self::NotLoggedIn => SandboxAnswer::json(
+                StatusCode::UNAUTHORIZED,
+                &json!({ "message": "User is not logged in.", "code": "IM015" }),
+            ),
             Self::Invalid(errors) => {
                 let suberrors: Vec<Value> =
                     errors.iter().map(|error| json!({ "message": error, "name": "Error" })).collect();
                 let detail = format!("Validation failed for {} parameter(s).", errors.len());
-                Answer::json(
+                SandboxAnswer::json(
                     StatusCode::BAD_REQUEST,
                     &json!({ "detail": detail, "message": "Bad Request", "code": "SC400", "suberrors": suberrors }),
                 )
@@ -105,6 +106,6 @@ impl Refused {
     }
 }
 
-fn shaped(status: StatusCode, detail: &str, message: &str, code: &str) -> Answer {
-    Answer::json(status, &json!({ "detail": detail, "message": message, "code": code }))
+fn shaped(status: StatusCode, detail: &str, message: &str, code: &str) -> SandboxAnswer {
+    SandboxAnswer::json(status, &json!({ "detail": detail, "message": message, "code": code }))
 }

@@ -3,10 +3,10 @@
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::answer::Answer;
-use super::exchange::{Core, Request};
+use super::answer::SandboxAnswer;
+use super::exchange::{ReceivedRequest, SandboxCore};
 use super::faults::Fault;
-use super::query::Query;
+use super::query::ListQuery;
 
 /// How many requests the list gives at a time.
 const LISTED_DEFAULT: usize = 1_000;
@@ -17,7 +17,7 @@ pub(super) fn is_control(path: &str) -> bool {
 }
 
 /// Answers one request of the control interface.
-pub(super) fn answer(core: &Core, request: &Request) -> Answer {
+pub(super) fn answer(core: &SandboxCore, request: &ReceivedRequest) -> SandboxAnswer {
     let answered = match (&request.method, request.path.as_str()) {
         (&Method::GET, "/sandbox") => Ok(what_it_is(core)),
         (&Method::GET, "/sandbox/received") => received(core, &request.query),
@@ -35,8 +35,8 @@ pub(super) fn answer(core: &Core, request: &Request) -> Answer {
         (method, path) => Err((StatusCode::NOT_FOUND, format!("There is no {method} {path}: see GET /sandbox."))),
     };
     match answered {
-        Ok(body) => Answer::json(StatusCode::OK, &body),
-        Err((status, why)) => Answer::json(status, &json!({ "message": why, "example": example() })),
+        Ok(body) => SandboxAnswer::json(StatusCode::OK, &body),
+        Err((status, why)) => SandboxAnswer::json(status, &json!({ "message": why, "example": example() })),
     }
 }
 
@@ -45,7 +45,7 @@ fn example() -> Value {
     json!({ "method": "GET", "path": "/api/v2/organizations/*", "times": 1, "kind": { "latency": { "ms": 500 } } })
 }
 
-fn what_it_is(core: &Core) -> Value {
+fn what_it_is(core: &SandboxCore) -> Value {
     let inner = core.lock();
     let ids: Vec<u64> = inner.state.organizations(super::state::View::Current).map(|org| org.id).collect();
     json!({
@@ -79,8 +79,8 @@ fn what_it_is(core: &Core) -> Value {
     })
 }
 
-fn received(core: &Core, query: &str) -> Result<Value, (StatusCode, String)> {
-    let query = Query::parse(query);
+fn received(core: &SandboxCore, query: &str) -> Result<Value, (StatusCode, String)> {
+    let query = ListQuery::parse(query);
     let number =
         |name: &str| {
             query.get(name).map(str::parse::<u64>).transpose().map_err(|_| {
@@ -92,13 +92,13 @@ fn received(core: &Core, query: &str) -> Result<Value, (StatusCode, String)> {
     Ok(json!({ "received": core.lock().log.after(after, limit.min(LISTED_MAX)) }))
 }
 
-fn invitations(core: &Core) -> Value {
+fn invitations(core: &SandboxCore) -> Value {
     let inner = core.lock();
     let shown = |(hash, invitation): (&String, &super::state::Invitation)| json!({ "hash": hash, "organization": invitation.organization, "email": invitation.user.email });
     json!({ "invitations": inner.state.invitations().map(shown).collect::<Vec<_>>() })
 }
 
-fn arm(core: &Core, body: &[u8]) -> Result<Value, (StatusCode, String)> {
+fn arm(core: &SandboxCore, body: &[u8]) -> Result<Value, (StatusCode, String)> {
     let fault: Fault = serde_json::from_slice(body).map_err(|error| {
         (StatusCode::BAD_REQUEST, format!("This is not a fault: {error}. Write one like the example."))
     })?;

@@ -19,9 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Sleep;
 
-use super::answer::Answer;
+use super::answer::SandboxAnswer;
 use super::control;
-use super::exchange::{Core, Delivery, Request};
+use super::exchange::{Delivery, ReceivedRequest, SandboxCore};
 use super::wire::{Orders, Wire};
 
 /// The most connections at a time; further ones wait in the listener's queue.
@@ -38,7 +38,7 @@ const HANG_TIME_MAX: Duration = Duration::from_secs(600);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Takes connections until the sandbox stops.
-pub(super) async fn listen(core: Arc<Core>, listener: TcpListener) {
+pub(super) async fn listen(core: Arc<SandboxCore>, listener: TcpListener) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut number = 0;
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
@@ -56,7 +56,7 @@ pub(super) async fn listen(core: Arc<Core>, listener: TcpListener) {
 }
 
 /// One connection's life.
-async fn serve(core: Arc<Core>, stream: TcpStream, number: u64) {
+async fn serve(core: Arc<SandboxCore>, stream: TcpStream, number: u64) {
     // Answers are small and written at once: waiting for acknowledgements would only add latency. It works without.
     let _works_without = stream.set_nodelay(true);
     let orders = Orders::default();
@@ -81,7 +81,7 @@ impl fmt::Display for Silence {
 impl std::error::Error for Silence {}
 
 async fn respond(
-    core: Arc<Core>,
+    core: Arc<SandboxCore>,
     orders: Orders,
     connection: u64,
     request: http::Request<Incoming>,
@@ -113,10 +113,10 @@ async fn respond(
     }
 }
 
-async fn read(request: http::Request<Incoming>, connection: u64) -> Result<Request, Silence> {
+async fn read(request: http::Request<Incoming>, connection: u64) -> Result<ReceivedRequest, Silence> {
     let (parts, body) = request.into_parts();
     let body = tokio::time::timeout(READ_TIME_MAX, read_body(body)).await.map_err(|_| Silence)??;
-    Ok(Request {
+    Ok(ReceivedRequest {
         method: parts.method,
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().unwrap_or_default().to_owned(),
@@ -140,7 +140,7 @@ async fn read_body(mut body: Incoming) -> Result<Option<Bytes>, Silence> {
     Ok((length <= BODY_BYTES_MAX).then(|| whole.freeze()))
 }
 
-fn response(answer: Answer, piece: usize, every: Duration) -> Response<Paced> {
+fn response(answer: SandboxAnswer, piece: usize, every: Duration) -> Response<Paced> {
     let mut response = Response::new(Paced { rest: answer.body, piece, every, pause: None });
     *response.status_mut() = answer.status;
     for (name, value) in answer.headers {

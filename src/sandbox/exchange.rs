@@ -8,21 +8,21 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, Method, StatusCode};
 use tokio::sync::watch;
 
-use super::Settings;
-use super::answer::{Answer, Refused};
+use super::SandboxSettings;
+use super::answer::{MakeError, SandboxAnswer};
 use super::faults::{ECHO, FaultKind, Faults};
-use super::operations::{self, Call};
-use super::query::Query;
-use super::quota::{Bucket, Quota};
-use super::received::{Log, Received, TokenSeen};
-use super::state::State;
+use super::operations::{self, OperationCall};
+use super::query::ListQuery;
+use super::quota::{SandboxBucket, SandboxQuota};
+use super::received::{Received, ReceivedLog, TokenSeen};
+use super::state::MakeState;
 use crate::clock::Clock;
 use crate::hash;
 use crate::tasks::Tasks;
 
 /// A request that was read whole.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct ReceivedRequest {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) query: String,
@@ -50,52 +50,52 @@ pub(super) enum Delivery {
 
 /// Everything that the sandbox's connections and its handle share.
 #[derive(Debug)]
-pub(super) struct Core {
-    pub(super) settings: Settings,
+pub(super) struct SandboxCore {
+    pub(super) settings: SandboxSettings,
     pub(super) clock: Clock,
     pub(super) tasks: Tasks,
     /// Changes when what hangs is to end.
     pub(super) released: watch::Sender<()>,
-    inner: Mutex<Inner>,
+    inner: Mutex<CoreState>,
 }
 
 /// What is behind the one lock, which is held for moments only.
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct CoreState {
     pub(super) token: String,
     pub(super) account_limit: u32,
-    pub(super) state: State,
-    pub(super) quota: Quota,
+    pub(super) state: MakeState,
+    pub(super) quota: SandboxQuota,
     pub(super) faults: Faults,
-    pub(super) log: Log,
+    pub(super) log: ReceivedLog,
 }
 
-impl Inner {
-    fn new(settings: &Settings, clock: &Clock) -> Self {
+impl CoreState {
+    fn new(settings: &SandboxSettings, clock: &Clock) -> Self {
         Self {
             token: settings.token.clone(),
             account_limit: settings.account_limit,
-            state: State::new(&settings.seed_organizations, settings.lag),
-            quota: Quota::new(settings.window, clock.now()),
+            state: MakeState::new(&settings.seed_organizations, settings.lag),
+            quota: SandboxQuota::new(settings.window, clock.now()),
             faults: Faults::default(),
-            log: Log::default(),
+            log: ReceivedLog::default(),
         }
     }
 }
 
-impl Core {
-    pub(super) fn new(settings: Settings, clock: Clock) -> Arc<Self> {
-        let inner = Mutex::new(Inner::new(&settings, &clock));
+impl SandboxCore {
+    pub(super) fn new(settings: SandboxSettings, clock: Clock) -> Arc<Self> {
+        let inner = Mutex::new(CoreState::new(&settings, &clock));
         Arc::new(Self { settings, clock, tasks: Tasks::new(), released: watch::Sender::new(()), inner })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, CoreState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Back to the seed: state, token, quota, faults, list.
     pub(super) fn reset(&self) {
-        *self.lock() = Inner::new(&self.settings, &self.clock);
+        *self.lock() = CoreState::new(&self.settings, &self.clock);
         self.released.send_replace(());
     }
 
@@ -105,7 +105,7 @@ impl Core {
     }
 
     /// The whole of a request. Runs to its end whether or not the client stays, as behind Make's own edge.
-    pub(super) async fn exchange(self: Arc<Self>, request: Request) -> (Answer, Delivery) {
+    pub(super) async fn exchange(self: Arc<Self>, request: ReceivedRequest) -> (SandboxAnswer, Delivery) {
         let mut released = self.released.subscribe();
         let (number, fault) = self.arrive(&request);
         match fault {
@@ -129,7 +129,7 @@ impl Core {
         }
     }
 
-    fn arrive(&self, request: &Request) -> (u64, Option<FaultKind>) {
+    fn arrive(&self, request: &ReceivedRequest) -> (u64, Option<FaultKind>) {
         let mut inner = self.lock();
         let inner = &mut *inner;
         let body = request.body.as_deref().unwrap_or_default();
@@ -151,7 +151,7 @@ impl Core {
         (number, inner.faults.strike(request.method.as_str(), &request.path))
     }
 
-    fn handle(&self, request: &Request, number: u64) -> Answer {
+    fn handle(&self, request: &ReceivedRequest, number: u64) -> SandboxAnswer {
         let mut inner = self.lock();
         let (answer, effect) = match self.admit(&mut inner, request, number) {
             Ok(()) => self.operate(&mut inner, request),
@@ -162,18 +162,18 @@ impl Core {
     }
 
     /// Handles the request if it is to have an effect, and forgets the answer.
-    fn stay_silent(&self, request: &Request, number: u64, effect: bool) -> Answer {
+    fn stay_silent(&self, request: &ReceivedRequest, number: u64, effect: bool) -> SandboxAnswer {
         if effect {
             self.handle(request, number);
             if let Some(entry) = self.lock().log.entry(number) {
                 entry.status = None;
             }
         }
-        Answer::shaped(StatusCode::INTERNAL_SERVER_ERROR)
+        SandboxAnswer::shaped(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     /// A fault's own answer. Token and quota come first: it is Make's application that fails, not its edge.
-    fn answer_instead(&self, request: &Request, number: u64, fault: &FaultKind) -> Answer {
+    fn answer_instead(&self, request: &ReceivedRequest, number: u64, fault: &FaultKind) -> SandboxAnswer {
         let mut inner = self.lock();
         let (answer, effect) = match self.admit(&mut inner, request, number) {
             Err(refusal) => (refusal, false),
@@ -187,29 +187,29 @@ impl Core {
     }
 
     /// Size, token, quota: what comes before any operation.
-    fn admit(&self, inner: &mut Inner, request: &Request, number: u64) -> Result<(), Answer> {
+    fn admit(&self, inner: &mut CoreState, request: &ReceivedRequest, number: u64) -> Result<(), SandboxAnswer> {
         if request.body.is_none() {
-            return Err(Answer::too_large());
+            return Err(SandboxAnswer::too_large());
         }
         if token_seen(&request.headers, &inner.token) != TokenSeen::Right {
-            return Err(Refused::NotLoggedIn.answer());
+            return Err(MakeError::NotLoggedIn.answer());
         }
         let (bucket, limit) = match operations::organization_of(&request.path) {
-            None => (Bucket::Account, inner.account_limit),
-            Some(id) => (Bucket::Organization(id), inner.state.api_limit(id, self.settings.api_limit)),
+            None => (SandboxBucket::Account, inner.account_limit),
+            Some(id) => (SandboxBucket::Organization(id), inner.state.api_limit(id, self.settings.api_limit)),
         };
         if let Some(entry) = inner.log.entry(number) {
             entry.bucket = Some(bucket);
         }
         let admitted = inner.quota.take(bucket, limit, self.clock.now());
-        admitted.then_some(()).ok_or_else(|| Answer::over_quota(self.settings.json_429))
+        admitted.then_some(()).ok_or_else(|| SandboxAnswer::over_quota(self.settings.json_429))
     }
 
     /// Does the operation; says also whether it was a write that took effect.
-    fn operate(&self, inner: &mut Inner, request: &Request) -> (Answer, bool) {
+    fn operate(&self, inner: &mut CoreState, request: &ReceivedRequest) -> (SandboxAnswer, bool) {
         let content_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let call = Call {
-            query: Query::parse(&request.query),
+        let call = OperationCall {
+            query: ListQuery::parse(&request.query),
             body: request.body.as_deref().unwrap_or_default(),
             is_json: content_type.to_ascii_lowercase().contains("json"),
             now: self.clock.now(),
@@ -218,13 +218,13 @@ impl Core {
         };
         let method = if request.method == Method::HEAD { "GET" } else { request.method.as_str() };
         match operations::run(&mut inner.state, method, &request.path, &call) {
-            Ok(body) => (Answer::json(StatusCode::OK, &body), method != "GET"),
+            Ok(body) => (SandboxAnswer::json(StatusCode::OK, &body), method != "GET"),
             Err(refused) => (refused.answer(), false),
         }
     }
 }
 
-fn note(inner: &mut Inner, number: u64, status: Option<StatusCode>, effect: bool) {
+fn note(inner: &mut CoreState, number: u64, status: Option<StatusCode>, effect: bool) {
     if let Some(entry) = inner.log.entry(number) {
         entry.status = status.map(|status| status.as_u16());
         entry.effect = effect;
@@ -256,13 +256,13 @@ fn token_seen(headers: &HeaderMap, token: &str) -> TokenSeen {
 }
 
 /// The answer that a fault spells out; Make's error shape where it spells none.
-fn scripted(fault: &FaultKind, request: &HeaderMap) -> Answer {
+fn scripted(fault: &FaultKind, request: &HeaderMap) -> SandboxAnswer {
     let FaultKind::Answer { status, body, content_type, headers, .. } = fault else {
-        return Answer::shaped(StatusCode::INTERNAL_SERVER_ERROR);
+        return SandboxAnswer::shaped(StatusCode::INTERNAL_SERVER_ERROR);
     };
     let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let sent = request.get(AUTHORIZATION).map(|value| String::from_utf8_lossy(value.as_bytes())).unwrap_or_default();
-    let mut answer = Answer::shaped(status);
+    let mut answer = SandboxAnswer::shaped(status);
     if let Some(body) = body {
         answer.body = Bytes::from(body.replace(ECHO, &sent));
     }

@@ -2,16 +2,16 @@
 
 use serde_json::{Map, Value};
 
-use super::answer::Refused;
+use super::answer::MakeError;
 
 /// The object in a request's body, and what was found wrong so far.
 #[derive(Debug)]
-pub(super) struct Fields<'a> {
+pub(super) struct BodyFields<'a> {
     object: &'a Map<String, Value>,
     errors: Vec<String>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> BodyFields<'a> {
     pub(super) const fn new(object: &'a Map<String, Value>) -> Self {
         Self { object, errors: Vec::new() }
     }
@@ -65,7 +65,7 @@ impl<'a> Fields<'a> {
         let Some(customer) = value.as_object() else {
             return self.wrong("customer", "an object");
         };
-        let mut inner = Fields::new(customer);
+        let mut inner = BodyFields::new(customer);
         for name in ["email", "name", "city", "line1"] {
             inner.text(name);
         }
@@ -80,13 +80,13 @@ impl<'a> Fields<'a> {
     }
 
     /// Ends the reading: an error if anything was wrong.
-    pub(super) fn done(self) -> Result<(), Refused> {
-        if self.errors.is_empty() { Ok(()) } else { Err(Refused::Invalid(self.errors)) }
+    pub(super) fn done(self) -> Result<(), MakeError> {
+        if self.errors.is_empty() { Ok(()) } else { Err(MakeError::Invalid(self.errors)) }
     }
 
     /// The refusal, for where a required field is known to be missing.
-    pub(super) fn refused(self) -> Refused {
-        Refused::Invalid(self.errors)
+    pub(super) fn refused(self) -> MakeError {
+        MakeError::Invalid(self.errors)
     }
 
     fn required(&mut self, name: &str) -> Option<&'a Value> {

@@ -27,21 +27,21 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::clock::Clock;
-use exchange::Core;
+use exchange::SandboxCore;
 use faults::Pattern;
 use state::View;
 
 pub use faults::{Fault, FaultKind};
-pub use quota::{Bucket, Window};
+pub use quota::{MinuteWindow, SandboxBucket};
 pub use received::{Received, TokenSeen};
-pub use seed::{Plan, Seed};
+pub use seed::{Seed, SeedPlan};
 
 /// How long [`Sandbox::stop`] waits for what is under way.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What a sandbox is to be like.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct SandboxSettings {
     /// The token that it takes.
     pub token: String,
     /// Requests per organization and minute, and `license.apiLimit`, where a seed sets no other.
@@ -51,21 +51,21 @@ pub struct Settings {
     /// How long after a write reads without `wait=true` still show the state before it.
     pub lag: Duration,
     /// How the quota's minute is counted.
-    pub window: Window,
+    pub window: MinuteWindow,
     /// Whether the 429 is JSON; Make's own is plain text.
     pub json_429: bool,
     /// The organizations it starts with.
     pub seed_organizations: Vec<Seed>,
 }
 
-impl Default for Settings {
+impl Default for SandboxSettings {
     fn default() -> Self {
         Self {
             token: "sandbox-token".to_owned(),
             api_limit: 240,
             account_limit: 240,
             lag: Duration::ZERO,
-            window: Window::Fixed,
+            window: MinuteWindow::Fixed,
             json_429: false,
             seed_organizations: Seed::demo(),
         }
@@ -75,7 +75,7 @@ impl Default for Settings {
 /// A running sandbox. Clones are handles of the same one; it serves until it is stopped, whoever drops its handles.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
-    core: Arc<Core>,
+    core: Arc<SandboxCore>,
     address: SocketAddr,
 }
 
@@ -84,10 +84,10 @@ impl Sandbox {
     ///
     /// # Errors
     /// The address cannot be bound.
-    pub async fn start(listen: SocketAddr, settings: Settings, clock: Clock) -> io::Result<Self> {
+    pub async fn start(listen: SocketAddr, settings: SandboxSettings, clock: Clock) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
-        let core = Core::new(settings, clock);
+        let core = SandboxCore::new(settings, clock);
         core.tasks.spawn_until_stop(door::listen(Arc::clone(&core), listener));
         Ok(Self { core, address })
     }

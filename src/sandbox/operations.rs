@@ -12,17 +12,17 @@ use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
-use super::answer::Refused;
-use super::query::Query;
-use super::state::{Organization, State, View};
+use super::answer::MakeError;
+use super::query::ListQuery;
+use super::state::{MakeOrganization, MakeState, View};
 
 /// The prefix of every path that the sandbox answers for Make.
 const ROOT: &str = "/api/v2/organizations";
 
 /// One request as the operations see it.
 #[derive(Debug)]
-pub(super) struct Call<'a> {
-    pub(super) query: Query,
+pub(super) struct OperationCall<'a> {
+    pub(super) query: ListQuery,
     pub(super) body: &'a [u8],
     /// Whether the request says that its body is JSON; Make reads no other.
     pub(super) is_json: bool,
@@ -32,21 +32,21 @@ pub(super) struct Call<'a> {
     pub(super) api_limit: u32,
 }
 
-impl Call<'_> {
+impl OperationCall<'_> {
     /// What a read sees: the zone's view, or the truth with `wait=true`.
     fn view(&self) -> View {
         if self.query.flag("wait") { View::Current } else { View::Zone(self.now) }
     }
 
-    fn object(&self) -> Result<Map<String, Value>, Refused> {
+    fn object(&self) -> Result<Map<String, Value>, MakeError> {
         if self.body.is_empty() {
-            return Err(Refused::invalid("Missing request body: send a JSON object."));
+            return Err(MakeError::invalid("Missing request body: send a JSON object."));
         }
         if !self.is_json {
-            return Err(Refused::invalid("The body is read only with the header content-type: application/json."));
+            return Err(MakeError::invalid("The body is read only with the header content-type: application/json."));
         }
         serde_json::from_slice(self.body)
-            .map_err(|error| Refused::invalid(format!("The body is not a JSON object: {error}.")))
+            .map_err(|error| MakeError::invalid(format!("The body is not a JSON object: {error}.")))
     }
 
     /// Make's way of writing a time: UTC with milliseconds.
@@ -69,8 +69,13 @@ pub(super) fn organization_of(path: &str) -> Option<u64> {
 }
 
 /// Finds the operation and does it.
-pub(super) fn run(state: &mut State, method: &str, path: &str, call: &Call<'_>) -> Result<Value, Refused> {
-    let segments = segments(path).ok_or_else(|| Refused::not_found("The path"))?;
+pub(super) fn run(
+    state: &mut MakeState,
+    method: &str,
+    path: &str,
+    call: &OperationCall<'_>,
+) -> Result<Value, MakeError> {
+    let segments = segments(path).ok_or_else(|| MakeError::not_found("The path"))?;
     match (method, segments.as_slice()) {
         ("GET", []) => organizations::list(state, call),
         ("POST", []) => organizations::create(state, call),
@@ -97,12 +102,12 @@ pub(super) fn run(state: &mut State, method: &str, path: &str, call: &Call<'_>) 
         ("GET", [org, "usage"]) => usage::days(state, call, id(org)?),
         ("GET", [org, "feature-controls"]) => usage::feature_controls(state, call, id(org)?),
         ("PATCH", [org, "feature-controls"]) => usage::switch(state, call, id(org)?),
-        _ => Err(Refused::NotFound(format!("{method} {path}"))),
+        _ => Err(MakeError::NotFound(format!("{method} {path}"))),
     }
 }
 
 /// An organization's whole detail as it is now, whatever the zone still shows: for tests that compare.
-pub(super) fn detail(organization: &Organization, api_limit: u32) -> Value {
+pub(super) fn detail(organization: &MakeOrganization, api_limit: u32) -> Value {
     organizations::detail(organization, api_limit)
 }
 
@@ -119,9 +124,9 @@ fn segments(path: &str) -> Option<Vec<&str>> {
 }
 
 /// Reads an id as JavaScript servers do: `011` is 11. What a gateway lets through is judged by the laxer reading.
-fn id(segment: &str) -> Result<u64, Refused> {
+fn id(segment: &str) -> Result<u64, MakeError> {
     let digits = segment.bytes().all(|b| b.is_ascii_digit());
-    segment.parse().ok().filter(|_| digits).ok_or_else(|| Refused::NotFound(format!("Organization {segment}")))
+    segment.parse().ok().filter(|_| digits).ok_or_else(|| MakeError::NotFound(format!("Organization {segment}")))
 }
 
 fn decoded(segment: &str) -> String {

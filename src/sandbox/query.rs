@@ -5,16 +5,16 @@ use std::cmp::Ordering;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
-use super::answer::Refused;
+use super::answer::MakeError;
 
 /// Make's default and greatest page.
 const PAGE_MAX: usize = 10_000;
 
 /// The decoded pairs of a query, in order.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Query(Vec<(String, String)>);
+pub(super) struct ListQuery(Vec<(String, String)>);
 
-impl Query {
+impl ListQuery {
     pub(super) fn parse(raw: &str) -> Self {
         let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
         Self(
@@ -73,7 +73,7 @@ impl Query {
     }
 
     /// Reads `pg[…]`: sort column and direction (the defaults are the operation's), page and offset.
-    pub(super) fn page(&self, sort_by: &str, descending: bool, sortable: &[&str]) -> Result<Page, Refused> {
+    pub(super) fn page(&self, sort_by: &str, descending: bool, sortable: &[&str]) -> Result<MakePage, MakeError> {
         let mut errors = Vec::new();
         let mut number = |name: &str, default: usize| match self.get(name) {
             None => default,
@@ -97,20 +97,24 @@ impl Query {
                 descending
             }
         };
-        if errors.is_empty() { Ok(Page { sort_by, descending, limit, offset }) } else { Err(Refused::Invalid(errors)) }
+        if errors.is_empty() {
+            Ok(MakePage { sort_by, descending, limit, offset })
+        } else {
+            Err(MakeError::Invalid(errors))
+        }
     }
 }
 
 /// One page of a collection, as asked for.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(super) struct MakePage {
     sort_by: String,
     descending: bool,
     limit: usize,
     offset: usize,
 }
 
-impl Page {
+impl MakePage {
     /// Sorts by the page's column (equal values keep the order they came in) and cuts the page out.
     pub(super) fn cut(&self, mut rows: Vec<Value>) -> Vec<Value> {
         rows.sort_by(|a, b| {
@@ -153,7 +157,7 @@ mod tests {
     use super::*;
 
     fn projected(raw: &str) -> Value {
-        Query::parse(raw).project(json!({ "id": 1, "name": "A", "zone": "z" }), Some(&["id", "zone"]))
+        ListQuery::parse(raw).project(json!({ "id": 1, "name": "A", "zone": "z" }), Some(&["id", "zone"]))
     }
 
     #[test]
@@ -168,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_page_is_sorted_cut_and_echoed() {
-        let query = Query::parse("pg%5BsortBy%5D=id&pg[sortDir]=desc&pg[limit]=2&pg[offset]=1");
+        let query = ListQuery::parse("pg%5BsortBy%5D=id&pg[sortDir]=desc&pg[limit]=2&pg[offset]=1");
         let page = query.page("name", false, &["id", "name"]).unwrap();
         let rows = (1..=4).map(|id| json!({ "id": id })).collect();
         assert_eq!(page.cut(rows), [json!({ "id": 3 }), json!({ "id": 2 })]);
@@ -178,8 +182,8 @@ mod tests {
 
     #[test]
     fn each_wrong_page_parameter_is_named() {
-        let query = Query::parse("pg[limit]=-1&pg[sortDir]=up&pg[sortBy]=colour");
-        let Err(Refused::Invalid(errors)) = query.page("name", false, &["name"]) else { panic!("accepted") };
+        let query = ListQuery::parse("pg[limit]=-1&pg[sortDir]=up&pg[sortBy]=colour");
+        let Err(MakeError::Invalid(errors)) = query.page("name", false, &["name"]) else { panic!("accepted") };
         assert_eq!(errors.len(), 3);
     }
 }

@@ -12,7 +12,7 @@ const BUCKETS_MAX: usize = 10_000;
 
 /// How the minute is counted; Make does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Window {
+pub enum MinuteWindow {
     /// Minutes that follow each other from the sandbox's start (or last reset) on, each with the whole quota.
     #[default]
     Fixed,
@@ -22,14 +22,14 @@ pub enum Window {
 
 /// What a request is counted against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Bucket {
+pub enum SandboxBucket {
     /// Paths without an organization: list, create, invitations.
     Account,
     /// Paths of this organization, whether it exists or not.
     Organization(u64),
 }
 
-impl Serialize for Bucket {
+impl Serialize for SandboxBucket {
     /// `"account"`, or the organization's id.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -41,19 +41,19 @@ impl Serialize for Bucket {
 
 /// What each bucket has spent in its window.
 #[derive(Debug)]
-pub(super) struct Quota {
-    window: Window,
+pub(super) struct SandboxQuota {
+    window: MinuteWindow,
     start: Instant,
-    spent: HashMap<Bucket, VecDeque<Instant>>,
+    spent: HashMap<SandboxBucket, VecDeque<Instant>>,
 }
 
-impl Quota {
-    pub(super) fn new(window: Window, start: Instant) -> Self {
+impl SandboxQuota {
+    pub(super) fn new(window: MinuteWindow, start: Instant) -> Self {
         Self { window, start, spent: HashMap::new() }
     }
 
     /// Counts one request; `false`: the bucket is spent. A request that is refused here is not counted.
-    pub(super) fn take(&mut self, bucket: Bucket, limit: u32, now: Instant) -> bool {
+    pub(super) fn take(&mut self, bucket: SandboxBucket, limit: u32, now: Instant) -> bool {
         let counts = self.counting(now);
         if self.spent.len() >= BUCKETS_MAX && !self.spent.contains_key(&bucket) {
             self.spent.retain(|_, times| times.back().is_some_and(|time| counts(*time)));
@@ -78,8 +78,8 @@ impl Quota {
         let begin = self.start + Duration::from_secs(whole_minutes * WINDOW.as_secs());
         let window = self.window;
         move |time| match window {
-            Window::Fixed => time >= begin,
-            Window::Sliding => now.saturating_duration_since(time) < WINDOW,
+            MinuteWindow::Fixed => time >= begin,
+            MinuteWindow::Sliding => now.saturating_duration_since(time) < WINDOW,
         }
     }
 }
@@ -90,29 +90,29 @@ mod tests {
     use crate::clock::Clock;
 
     /// Which of four requests at these seconds get through with a quota of two.
-    fn admitted(window: Window, seconds: [u64; 4]) -> [bool; 4] {
+    fn admitted(window: MinuteWindow, seconds: [u64; 4]) -> [bool; 4] {
         let start = Clock::system().now();
-        let mut quota = Quota::new(window, start);
-        seconds.map(|second| quota.take(Bucket::Account, 2, start + Duration::from_secs(second)))
+        let mut quota = SandboxQuota::new(window, start);
+        seconds.map(|second| quota.take(SandboxBucket::Account, 2, start + Duration::from_secs(second)))
     }
 
     #[test]
     fn a_fixed_window_is_whole_again_at_the_minute() {
-        assert_eq!(admitted(Window::Fixed, [58, 58, 59, 60]), [true, true, false, true]);
+        assert_eq!(admitted(MinuteWindow::Fixed, [58, 58, 59, 60]), [true, true, false, true]);
     }
 
     #[test]
     fn a_sliding_window_frees_each_request_after_a_minute() {
-        assert_eq!(admitted(Window::Sliding, [0, 58, 59, 60]), [true, true, false, true]);
-        assert_eq!(admitted(Window::Sliding, [58, 58, 60, 117]), [true, true, false, false]);
+        assert_eq!(admitted(MinuteWindow::Sliding, [0, 58, 59, 60]), [true, true, false, true]);
+        assert_eq!(admitted(MinuteWindow::Sliding, [58, 58, 60, 117]), [true, true, false, false]);
     }
 
     #[test]
     fn buckets_are_counted_apart() {
         let now = Clock::system().now();
-        let mut quota = Quota::new(Window::Fixed, now);
-        assert!(quota.take(Bucket::Organization(11), 1, now));
-        assert!(!quota.take(Bucket::Organization(11), 1, now));
-        assert!(quota.take(Bucket::Organization(12), 1, now));
+        let mut quota = SandboxQuota::new(MinuteWindow::Fixed, now);
+        assert!(quota.take(SandboxBucket::Organization(11), 1, now));
+        assert!(!quota.take(SandboxBucket::Organization(11), 1, now));
+        assert!(quota.take(SandboxBucket::Organization(12), 1, now));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::Serialize;
 
 use super::faults::Pattern;
-use super::quota::Bucket;
+use super::quota::SandboxBucket;
 
 /// The most requests that are kept, and the most bytes of them; the oldest go.
 const REQUESTS_MAX: usize = 100_000;
@@ -51,7 +51,7 @@ pub struct Received {
     /// What was answered; `None`: nothing (yet).
     pub status: Option<u16>,
     /// What it was counted against; `None`: not counted (wrong token, or a fault came first).
-    pub bucket: Option<Bucket>,
+    pub bucket: Option<SandboxBucket>,
     /// Whether it was a write that took effect.
     pub effect: bool,
 }
@@ -88,13 +88,13 @@ impl Received {
 
 /// The newest requests, bounded by number and bytes.
 #[derive(Debug, Default)]
-pub(super) struct Log {
+pub(super) struct ReceivedLog {
     entries: VecDeque<Received>,
     next: u64,
     bytes: usize,
 }
 
-impl Log {
+impl ReceivedLog {
     /// Adds a request under the next number, which is returned.
     pub(super) fn add(&mut self, received: Received) -> u64 {
         let number = self.next;
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_log_is_bounded_and_numbers_stay_true() {
-        let mut log = Log::default();
+        let mut log = ReceivedLog::default();
         for _ in 0..REQUESTS_MAX + 5 {
             log.add(request(""));
         }

@@ -1,13 +1,13 @@
 //! What a sandbox starts with: a few organizations that differ in what callers of Make meet.
 
-use super::state::{App, FeatureControl, Organization, Subscription, Team};
+use super::state::{App, FeatureControl, MakeOrganization, Subscription, Team};
 
 /// The zone that the sandbox stands for.
 pub(super) const ZONE: &str = "eu1.make.com";
 
 /// Make's plans, as far as the sandbox tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plan {
+pub enum SeedPlan {
     /// No price and no custom variables: their operations answer 404.
     Free,
     /// The smallest paid plan; no custom variables either.
@@ -20,7 +20,7 @@ pub enum Plan {
     Enterprise,
 }
 
-impl Plan {
+impl SeedPlan {
     /// The plan that a `priceId` of a subscription buys.
     pub(super) const fn of_price(id: u64) -> Option<Self> {
         match id {
@@ -80,7 +80,7 @@ pub struct Seed {
     /// Its name.
     pub name: String,
     /// Its plan.
-    pub plan: Plan,
+    pub plan: SeedPlan,
     /// Active scenarios: with any, deleting it demands `confirmed=true`.
     pub active_scenarios: u64,
     /// Its own quota and `license.apiLimit`; `None`: the settings' `api_limit`.
@@ -94,7 +94,14 @@ impl Seed {
     /// An organization on the Teams plan, without active scenarios, in this zone.
     #[must_use]
     pub fn new(id: u64, name: &str) -> Self {
-        Self { id, name: name.to_owned(), plan: Plan::Teams, active_scenarios: 0, api_limit: None, other_zone: None }
+        Self {
+            id,
+            name: name.to_owned(),
+            plan: SeedPlan::Teams,
+            active_scenarios: 0,
+            api_limit: None,
+            other_zone: None,
+        }
     }
 
     /// The demo's five: 11 and 12 plain, 13 with active scenarios, 14 on the free plan, 15 in another zone.
@@ -102,15 +109,15 @@ impl Seed {
     pub fn demo() -> Vec<Self> {
         vec![
             Self::new(11, "Acme Operations"),
-            Self { plan: Plan::Pro, ..Self::new(12, "Borealis Finance") },
-            Self { plan: Plan::Enterprise, active_scenarios: 3, ..Self::new(13, "Cobalt Logistics") },
-            Self { plan: Plan::Free, ..Self::new(14, "Dune Labs") },
+            Self { plan: SeedPlan::Pro, ..Self::new(12, "Borealis Finance") },
+            Self { plan: SeedPlan::Enterprise, active_scenarios: 3, ..Self::new(13, "Cobalt Logistics") },
+            Self { plan: SeedPlan::Free, ..Self::new(14, "Dune Labs") },
             Self { other_zone: Some("us1.make.com".to_owned()), ..Self::new(15, "Ember Retail") },
         ]
     }
 
-    pub(super) fn organization(&self) -> Organization {
-        Organization {
+    pub(super) fn organization(&self) -> MakeOrganization {
+        MakeOrganization {
             zone: self.other_zone.clone().unwrap_or_else(|| ZONE.to_owned()),
             api_limit: self.api_limit,
             active_scenarios: self.active_scenarios,
@@ -119,7 +126,7 @@ impl Seed {
             subscription: Some(Subscription::new(self.plan)),
             teams: vec![Team { id: self.id * 10, name: "My Team".to_owned() }],
             apps: vec![App::new("custom-app-7xpqrg", 1), App::new("ledger-sync-b3k9wd", 2)],
-            ..Organization::new(self.id, &self.name)
+            ..MakeOrganization::new(self.id, &self.name)
         }
     }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::answer::Refused;
-use super::seed::{Plan, Seed, ZONE, feature_controls};
+use super::answer::MakeError;
+use super::seed::{Seed, SeedPlan, ZONE, feature_controls};
 
 /// The most organizations, deleted ones not counted.
 const ORGANIZATIONS_MAX: usize = 10_000;
@@ -68,14 +68,14 @@ impl<T> Lagging<T> {
 
 /// The whole state behind the simulated API.
 #[derive(Debug)]
-pub(super) struct State {
-    organizations: BTreeMap<u64, Lagging<Option<Arc<Organization>>>>,
+pub(super) struct MakeState {
+    organizations: BTreeMap<u64, Lagging<Option<Arc<MakeOrganization>>>>,
     invitations: HashMap<String, Invitation>,
     lag: Duration,
     ids: u64,
 }
 
-impl State {
+impl MakeState {
     pub(super) fn new(seeds: &[Seed], lag: Duration) -> Self {
         let slot = |seed: &Seed| (seed.id, Lagging::new(Some(Arc::new(seed.organization()))));
         let mut state = Self {
@@ -85,7 +85,7 @@ impl State {
             ids: seeds.iter().map(|seed| seed.id).max().unwrap_or(0).max(100),
         };
         if let Some(host) = seeds.iter().find(|seed| seed.id == 13).or_else(|| seeds.first()) {
-            let guest = User { id: 1, name: "Martin".to_owned(), email: "martin@example.com".to_owned() };
+            let guest = MakeUser { id: 1, name: "Martin".to_owned(), email: "martin@example.com".to_owned() };
             let invitation = Invitation { organization: host.id, user: guest, role: 12 };
             state.invitations.insert(SEED_INVITATION.to_owned(), invitation);
         }
@@ -98,21 +98,21 @@ impl State {
         self.ids
     }
 
-    pub(super) fn organizations(&self, view: View) -> impl Iterator<Item = &Arc<Organization>> {
+    pub(super) fn organizations(&self, view: View) -> impl Iterator<Item = &Arc<MakeOrganization>> {
         self.organizations.values().filter_map(move |slot| slot.seen(view).as_ref())
     }
 
-    pub(super) fn organization(&self, id: u64, view: View) -> Result<&Arc<Organization>, Refused> {
+    pub(super) fn organization(&self, id: u64, view: View) -> Result<&Arc<MakeOrganization>, MakeError> {
         self.organizations
             .get(&id)
             .and_then(|slot| slot.seen(view).as_ref())
-            .ok_or_else(|| Refused::NotFound(format!("Organization {id}")))
+            .ok_or_else(|| MakeError::NotFound(format!("Organization {id}")))
     }
 
     /// Adds an organization.
-    pub(super) fn add(&mut self, organization: Organization, now: Instant) -> Result<(), Refused> {
+    pub(super) fn add(&mut self, organization: MakeOrganization, now: Instant) -> Result<(), MakeError> {
         if self.organizations(View::Current).count() >= ORGANIZATIONS_MAX {
-            return Err(Refused::Full("organizations"));
+            return Err(MakeError::Full("organizations"));
         }
         self.forget_deleted(now);
         let slot = self.organizations.entry(organization.id).or_insert_with(|| Lagging::new(None));
@@ -125,9 +125,9 @@ impl State {
         &mut self,
         id: u64,
         now: Instant,
-        edit: impl FnOnce(&mut Organization) -> Result<T, Refused>,
-    ) -> Result<T, Refused> {
-        let mut next = Organization::clone(self.organization(id, View::Current)?);
+        edit: impl FnOnce(&mut MakeOrganization) -> Result<T, MakeError>,
+    ) -> Result<T, MakeError> {
+        let mut next = MakeOrganization::clone(self.organization(id, View::Current)?);
         let out = edit(&mut next)?;
         if let Some(slot) = self.organizations.get_mut(&id) {
             slot.set(Some(Arc::new(next)), now, self.lag);
@@ -147,21 +147,21 @@ impl State {
     }
 
     /// Remembers an invitation under its hash.
-    pub(super) fn invite(&mut self, hash: String, invitation: Invitation) -> Result<(), Refused> {
+    pub(super) fn invite(&mut self, hash: String, invitation: Invitation) -> Result<(), MakeError> {
         if self.invitations.len() >= INVITATIONS_MAX {
-            return Err(Refused::Full("invitations"));
+            return Err(MakeError::Full("invitations"));
         }
         self.invitations.insert(hash, invitation);
         Ok(())
     }
 
-    pub(super) fn invitation(&self, hash: &str) -> Result<&Invitation, Refused> {
-        self.invitations.get(hash).ok_or_else(|| Refused::not_found("The invitation"))
+    pub(super) fn invitation(&self, hash: &str) -> Result<&Invitation, MakeError> {
+        self.invitations.get(hash).ok_or_else(|| MakeError::not_found("The invitation"))
     }
 
     /// Takes an invitation; a second time it is not found.
-    pub(super) fn accept(&mut self, hash: &str) -> Result<Invitation, Refused> {
-        self.invitations.remove(hash).ok_or_else(|| Refused::not_found("The invitation"))
+    pub(super) fn accept(&mut self, hash: &str) -> Result<Invitation, MakeError> {
+        self.invitations.remove(hash).ok_or_else(|| MakeError::not_found("The invitation"))
     }
 
     /// The pending invitations with their hashes, which Make sends by e-mail only.
@@ -184,7 +184,7 @@ impl State {
 
 /// One organization with everything that belongs to it.
 #[derive(Clone, Debug)]
-pub(super) struct Organization {
+pub(super) struct MakeOrganization {
     pub(super) id: u64,
     pub(super) name: String,
     pub(super) timezone_id: u64,
@@ -206,7 +206,7 @@ pub(super) struct Organization {
     pub(super) feature_controls: Vec<FeatureControl>,
 }
 
-impl Organization {
+impl MakeOrganization {
     /// An organization as one is right after it was created: Teams plan without a subscription's dates, one team.
     pub(super) fn new(id: u64, name: &str) -> Self {
         Self {
@@ -230,8 +230,8 @@ impl Organization {
     }
 
     /// The subscription's plan; free without one.
-    pub(super) fn plan(&self) -> Plan {
-        self.subscription.as_ref().map_or(Plan::Free, |subscription| subscription.plan)
+    pub(super) fn plan(&self) -> SeedPlan {
+        self.subscription.as_ref().map_or(SeedPlan::Free, |subscription| subscription.plan)
     }
 
     pub(super) fn is_here(&self) -> bool {
@@ -263,13 +263,13 @@ impl App {
 
 #[derive(Clone, Debug)]
 pub(super) struct Subscription {
-    pub(super) plan: Plan,
+    pub(super) plan: SeedPlan,
     /// Valid for 7 days from this wall time in milliseconds.
     pub(super) coupon_since_ms: Option<i64>,
 }
 
 impl Subscription {
-    pub(super) const fn new(plan: Plan) -> Self {
+    pub(super) const fn new(plan: SeedPlan) -> Self {
         Self { plan, coupon_since_ms: None }
     }
 }
@@ -301,7 +301,7 @@ pub(super) struct FeatureControl {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct User {
+pub(super) struct MakeUser {
     pub(super) id: u64,
     pub(super) name: String,
     pub(super) email: String,
@@ -310,7 +310,7 @@ pub(super) struct User {
 #[derive(Clone, Debug)]
 pub(super) struct Invitation {
     pub(super) organization: u64,
-    pub(super) user: User,
+    pub(super) user: MakeUser,
     pub(super) role: u64,
 }
 
@@ -343,10 +343,10 @@ mod tests {
 
     #[test]
     fn an_edit_that_refuses_changes_nothing() {
-        let mut state = State::new(&Seed::demo(), Duration::ZERO);
+        let mut state = MakeState::new(&Seed::demo(), Duration::ZERO);
         let refused = state.change(11, Clock::system().now(), |org| {
             org.name = "half done".to_owned();
-            Err::<(), _>(Refused::invalid("no"))
+            Err::<(), _>(MakeError::invalid("no"))
         });
         assert!(refused.is_err());
         assert_eq!(state.organization(11, View::Current).unwrap().name, "Acme Operations");

@@ -13,7 +13,7 @@ const HEAD_END: &[u8] = b"\r\n\r\n";
 
 /// What the rest of a connection's life is to be. One request is under way at a time, so one order is enough.
 #[derive(Debug, Default)]
-enum Order {
+enum WireOrder {
     #[default]
     Serve,
     /// Send the head, then this many bytes, then nothing. `head_seen`: how much of [`HEAD_END`] went out last.
@@ -24,27 +24,27 @@ enum Order {
 
 /// The handle that a request's handling gives orders through.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Orders(Arc<Mutex<Order>>);
+pub(super) struct Orders(Arc<Mutex<WireOrder>>);
 
 impl Orders {
     pub(super) fn cut_after(&self, body_bytes: usize) {
-        self.give(Order::Cut { head_seen: 0, body_left: body_bytes });
+        self.give(WireOrder::Cut { head_seen: 0, body_left: body_bytes });
     }
 
     pub(super) fn reset(&self) {
-        self.give(Order::Reset);
+        self.give(WireOrder::Reset);
     }
 
-    fn give(&self, order: Order) {
+    fn give(&self, order: WireOrder) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = order;
     }
 
     /// How many of these bytes may go out now.
     fn allowed(&self, bytes: &[u8]) -> usize {
         match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Order::Serve => bytes.len(),
-            Order::Reset => 0,
-            Order::Cut { head_seen, body_left } => {
+            WireOrder::Serve => bytes.len(),
+            WireOrder::Reset => 0,
+            WireOrder::Cut { head_seen, body_left } => {
                 let (head, _) = head_bytes(*head_seen, bytes);
                 bytes.len().min(head.saturating_add(*body_left))
             }
@@ -53,7 +53,7 @@ impl Orders {
 
     /// Notes what did go out.
     fn sent(&self, bytes: &[u8]) {
-        if let Order::Cut { head_seen, body_left } = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let WireOrder::Cut { head_seen, body_left } = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             let (head, seen) = head_bytes(*head_seen, bytes);
             *head_seen = seen;
             *body_left -= (*body_left).min(bytes.len() - head);
@@ -61,7 +61,7 @@ impl Orders {
     }
 
     fn is_reset(&self) -> bool {
-        matches!(*self.0.lock().unwrap_or_else(PoisonError::into_inner), Order::Reset)
+        matches!(*self.0.lock().unwrap_or_else(PoisonError::into_inner), WireOrder::Reset)
     }
 }
 

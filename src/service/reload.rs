@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::{Inner, quota_settings};
+use super::{ServiceInner, quota_settings};
 use crate::audit::Record;
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
@@ -60,11 +60,11 @@ struct Prepared {
     read: LoadedConfig,
     operator_key: SecretString,
     certificate: Option<Checked>,
-    upstream: Next,
+    upstream: NextConfig,
 }
 
 /// The way to Make after a reload.
-enum Next {
+enum NextConfig {
     /// The one in use, with this token.
     Same(Box<Token>),
     Another(Arc<Upstream>),
@@ -76,7 +76,7 @@ struct Judged {
     prepared: Result<Prepared, String>,
 }
 
-impl Inner {
+impl ServiceInner {
     /// Puts the present contents of all files in force, or tells why it does not.
     pub(super) async fn reload(self: &Arc<Self>) -> Result<(), String> {
         let _one_at_a_time = self.watch.one_at_a_time.lock().await;
@@ -158,8 +158,8 @@ impl Inner {
         let Prepared { read, operator_key, certificate, upstream } = prepared;
         let gateway = &self.gateway;
         let upstream = match upstream {
-            Next::Another(upstream) => Some(upstream),
-            Next::Same(token) => {
+            NextConfig::Another(upstream) => Some(upstream),
+            NextConfig::Same(token) => {
                 if gateway.upstream().set_token(*token) {
                     gateway.cache.purge_all();
                 }
@@ -210,9 +210,9 @@ fn prepare(files: &Snapshot, file: &Path, before: (&Policy, &Hashes), clock: Clo
         || config.upstream.ca_file.as_deref().is_some_and(other_authorities);
     let upstream = if is_another {
         let upstream = Upstream::new(&config.upstream, &config.limits, token, clock, files);
-        Next::Another(Arc::new(upstream.map_err(|error| error.to_string())?))
+        NextConfig::Another(Arc::new(upstream.map_err(|error| error.to_string())?))
     } else {
-        Next::Same(Box::new(token))
+        NextConfig::Same(Box::new(token))
     };
     Ok(Prepared { read, operator_key, certificate, upstream })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use makegate::audit::{AuditorInput, verify};
 use makegate::clock::Clock;
-use makegate::sandbox::{Sandbox, Settings};
+use makegate::sandbox::{Sandbox, SandboxSettings};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
@@ -22,7 +22,7 @@ const RECORDED: usize = 30;
 const PEERS: usize = 1024;
 
 async fn sandbox() -> Sandbox {
-    let settings = Settings { token: TOKEN.to_owned(), ..Settings::default() };
+    let settings = SandboxSettings { token: TOKEN.to_owned(), ..SandboxSettings::default() };
     Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap()
 }
 

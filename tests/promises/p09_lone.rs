@@ -39,7 +39,7 @@ struct Crowd {
 impl Crowd {
     async fn run(clients: usize) -> Self {
         let upstream = format!("quota = \"{QUOTA}/min\"\nquota_wait = \"{}s\"", QUOTA_WAIT.as_secs());
-        let make = |settings: &mut makegate::sandbox::Settings| settings.api_limit = QUOTA;
+        let make = |settings: &mut makegate::sandbox::SandboxSettings| settings.api_limit = QUOTA;
         let world = Plan::default().set("upstream", &upstream).sandbox(make).clock(Clock::still()).start().await;
         let (pausing, answered, refused) = Default::default();
         let crowd = Self { world, clients, pausing, answered, refused };

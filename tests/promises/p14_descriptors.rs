@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use makegate::clock::Clock;
-use makegate::sandbox::{Sandbox, Settings};
+use makegate::sandbox::{Sandbox, SandboxSettings};
 use tokio::net::TcpStream;
 
 use crate::support::process::Home;
@@ -11,7 +11,7 @@ use crate::support::{ALL, ORG, Plan, TOKEN, attempt, records_in, with_key};
 
 #[tokio::test]
 async fn a_flood_of_connections_leaves_the_log_its_descriptors() {
-    let settings = Settings { token: TOKEN.to_owned(), ..Settings::default() };
+    let settings = SandboxSettings { token: TOKEN.to_owned(), ..SandboxSettings::default() };
     let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap();
     let home = Home::new(&Plan::default(), &format!("http://{}", sandbox.address()));
     let _process = home.serve_with("ulimit -n 144").await;

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use makegate::clock::Clock;
-use makegate::sandbox::{FaultKind, Sandbox, Settings};
+use makegate::sandbox::{FaultKind, Sandbox, SandboxSettings};
 use makegate::service::Service;
 use makegate::{config, hash};
 use serde_json::Value;
@@ -54,15 +54,19 @@ pub(crate) struct Plan {
     sections: Vec<(&'static str, String)>,
     callers: String,
     upstream: Option<String>,
-    sandbox: Settings,
+    sandbox: SandboxSettings,
     clock: Clock,
     segment_bytes: Option<u64>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        let sandbox =
-            Settings { token: TOKEN.to_owned(), api_limit: 100_000, account_limit: 100_000, ..Settings::default() };
+        let sandbox = SandboxSettings {
+            token: TOKEN.to_owned(),
+            api_limit: 100_000,
+            account_limit: 100_000,
+            ..SandboxSettings::default()
+        };
         Self {
             sections: Vec::new(),
             callers: String::new(),
@@ -100,7 +104,7 @@ impl Plan {
         self
     }
 
-    pub(crate) fn sandbox(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) fn sandbox(mut self, change: impl FnOnce(&mut SandboxSettings)) -> Self {
         change(&mut self.sandbox);
         self
     }
@@ -312,8 +316,12 @@ impl World {
 
 /// A Make of its own at this address, with quota for everything.
 pub(crate) async fn sandbox_at(address: &str) -> Sandbox {
-    let settings =
-        Settings { token: TOKEN.to_owned(), api_limit: 1_000_000, account_limit: 1_000_000, ..Settings::default() };
+    let settings = SandboxSettings {
+        token: TOKEN.to_owned(),
+        api_limit: 1_000_000,
+        account_limit: 1_000_000,
+        ..SandboxSettings::default()
+    };
     Sandbox::start(address.parse().unwrap(), settings, Clock::system()).await.unwrap()
 }
 

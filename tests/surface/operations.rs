@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use makegate::catalogue::Catalogue;
 use makegate::clock::Clock;
-use makegate::sandbox::{Sandbox, Settings};
+use makegate::sandbox::{Sandbox, SandboxSettings};
 use serde_json::{Value, json};
 
 use crate::support::{ALL, Plan, Reply, TOKEN, World, send, with_key};
@@ -175,8 +175,12 @@ async fn ask(world: &World, key: &str, case: &Case, id: &str) -> Reply {
 struct Twin(Sandbox);
 
 async fn twin(world: &World) -> Twin {
-    let settings =
-        Settings { token: TOKEN.to_owned(), api_limit: 100_000, account_limit: 100_000, ..Settings::default() };
+    let settings = SandboxSettings {
+        token: TOKEN.to_owned(),
+        api_limit: 100_000,
+        account_limit: 100_000,
+        ..SandboxSettings::default()
+    };
     Twin(Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, world.clock.clone()).await.unwrap())
 }
 

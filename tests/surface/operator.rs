@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use makegate::clock::Clock;
-use makegate::sandbox::{Fault, FaultKind, Sandbox, Settings};
+use makegate::sandbox::{Fault, FaultKind, Sandbox, SandboxSettings};
 use makegate::service::Service;
 use makegate::{config, hash};
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ struct World {
 impl World {
     async fn start() -> Self {
         let any = "127.0.0.1:0".parse().unwrap();
-        let sandbox = Sandbox::start(any, Settings::default(), Clock::system()).await.unwrap();
+        let sandbox = Sandbox::start(any, SandboxSettings::default(), Clock::system()).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let mut text = format!(
             "gateway.listen = \"127.0.0.1:0\"\naudit.dir = \"audit\"\noperator = {{ listen = \"127.0.0.1:0\", key_file = \"operator\" }}\n\

@@ -7,7 +7,7 @@ use http::{Method, Uri};
 use makegate::catalogue::Catalogue;
 use makegate::clock::Clock;
 use makegate::gateway::target::Target;
-use makegate::sandbox::{Sandbox, Seed, Settings};
+use makegate::sandbox::{Sandbox, SandboxSettings, Seed};
 use percent_encoding::percent_decode_str;
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
@@ -192,8 +192,12 @@ fn asked() -> impl Strategy<Value = String> {
 #[test]
 fn what_goes_upstream_means_what_was_asked_and_equal_keys_mean_the_same() {
     let runtime = Runtime::new().unwrap();
-    let settings =
-        Settings { token: TOKEN.to_owned(), api_limit: u32::MAX, account_limit: u32::MAX, ..Settings::default() };
+    let settings = SandboxSettings {
+        token: TOKEN.to_owned(),
+        api_limit: u32::MAX,
+        account_limit: u32::MAX,
+        ..SandboxSettings::default()
+    };
     let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::still());
     let sandbox = runtime.block_on(sandbox).unwrap();
     let answers: Mutex<HashMap<String, (String, String)>> = Mutex::default();

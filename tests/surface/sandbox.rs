@@ -11,7 +11,7 @@ use std::io;
 use std::time::Duration;
 
 use makegate::clock::Clock;
-use makegate::sandbox::{Sandbox, Settings};
+use makegate::sandbox::{Sandbox, SandboxSettings};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -54,10 +54,10 @@ impl Reply {
 
 impl World {
     async fn start() -> Self {
-        Self::with(Settings::default()).await
+        Self::with(SandboxSettings::default()).await
     }
 
-    async fn with(settings: Settings) -> Self {
+    async fn with(settings: SandboxSettings) -> Self {
         let clock = Clock::still();
         let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, clock.clone()).await.unwrap();
         Self { sandbox, clock }

@@ -3,11 +3,11 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
 
-use super::{Call, ok, stamp};
-use crate::sandbox::answer::Refused;
-use crate::sandbox::fields::Fields;
-use crate::sandbox::seed::Plan;
-use crate::sandbox::state::{State, Subscription, View};
+use super::{OperationCall, ok, stamp};
+use crate::sandbox::answer::MakeError;
+use crate::sandbox::fields::BodyFields;
+use crate::sandbox::seed::SeedPlan;
+use crate::sandbox::state::{MakeState, Subscription, View};
 
 /// What one unit of a single payment buys, and what it costs in whole dollars.
 const EXTRA_OPERATIONS: u64 = 10_000;
@@ -18,7 +18,7 @@ const QUANTITY_MAX: u64 = 10_000;
 const SORTABLE: [&str; 5] = ["id", "created", "invoice_number", "amount_total", "status_name"];
 
 /// `GET /organizations/{organizationId}/payments`, newest first.
-pub(super) fn payments(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn payments(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let page = call.query.page("created", true, &SORTABLE)?;
     let newest_first = organization.payments.iter().rev().map(|payment| Value::clone(payment)).collect();
@@ -26,10 +26,10 @@ pub(super) fn payments(state: &State, call: &Call<'_>, id: u64) -> Result<Value,
 }
 
 /// `POST /organizations/{organizationId}/single-payment-create`
-pub(super) fn pay(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn pay(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     let (price, quantity) = (fields.number("priceId"), fields.number("quantity"));
     if quantity.is_some_and(|quantity| !(1..=QUANTITY_MAX).contains(&quantity)) {
         fields.wrong("quantity", "a whole number from 1 to 10000");
@@ -48,7 +48,7 @@ pub(super) fn pay(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, 
 }
 
 /// `GET /organizations/{organizationId}/subscription`
-pub(super) fn subscription(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn subscription(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let subscription = organization.subscription.as_ref().ok_or_else(no_subscription)?;
     let mut product = json!({
@@ -69,10 +69,10 @@ pub(super) fn subscription(state: &State, call: &Call<'_>, id: u64) -> Result<Va
 }
 
 /// `POST /organizations/{organizationId}/subscription`: a new subscription in place of the one there is.
-pub(super) fn subscribe(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn subscribe(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     let plan = read_plan(&mut fields);
     let coupon = fields.optional_text("couponCode").is_some();
     check_payment(&mut fields);
@@ -89,10 +89,10 @@ pub(super) fn subscribe(state: &mut State, call: &Call<'_>, id: u64) -> Result<V
 }
 
 /// `PATCH /organizations/{organizationId}/subscription`
-pub(super) fn change(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn change(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     let plan = read_plan(&mut fields);
     fields.customer();
     let Some(plan) = plan else { return Err(fields.refused()) };
@@ -104,27 +104,27 @@ pub(super) fn change(state: &mut State, call: &Call<'_>, id: u64) -> Result<Valu
 }
 
 /// `DELETE /organizations/{organizationId}/subscription`; a second one finds none.
-pub(super) fn cancel(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn cancel(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     state.change(id, call.now, |org| org.subscription.take().map(|_| ok()).ok_or_else(no_subscription))
 }
 
 /// `POST /organizations/{organizationId}/subscription-free`, without a body.
-pub(super) fn subscribe_free(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn subscribe_free(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     let (customer, new) = (state.next_id(), state.next_id());
     state.change(id, call.now, |org| {
-        org.subscription = Some(Subscription::new(Plan::Free));
+        org.subscription = Some(Subscription::new(SeedPlan::Free));
         Ok(json!({ "customerId": customer, "subscriptionId": new }))
     })
 }
 
 /// `POST /organizations/{organizationId}/subscription/coupon-apply?couponCode=…`
-pub(super) fn apply_coupon(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn apply_coupon(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
     if call.query.get("couponCode").is_none_or(str::is_empty) {
-        return Err(Refused::invalid("Missing value of required parameter 'couponCode'."));
+        return Err(MakeError::invalid("Missing value of required parameter 'couponCode'."));
     }
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     fields.customer();
     fields.done()?;
     state.change(id, call.now, |org| {
@@ -134,27 +134,27 @@ pub(super) fn apply_coupon(state: &mut State, call: &Call<'_>, id: u64) -> Resul
     })
 }
 
-fn no_subscription() -> Refused {
-    Refused::not_found("A subscription of this organization")
+fn no_subscription() -> MakeError {
+    MakeError::not_found("A subscription of this organization")
 }
 
 /// The fields that a payment and a new subscription share.
-fn check_payment(fields: &mut Fields<'_>) {
+fn check_payment(fields: &mut BodyFields<'_>) {
     fields.optional_text("couponCode");
     fields.optional_flag("doNotCharge");
     fields.customer();
 }
 
-fn read_plan(fields: &mut Fields<'_>) -> Option<Plan> {
+fn read_plan(fields: &mut BodyFields<'_>) -> Option<SeedPlan> {
     let price = fields.number("priceId")?;
-    let plan = Plan::of_price(price);
+    let plan = SeedPlan::of_price(price);
     if plan.is_none() {
         fields.wrong("priceId", "1 (FREE), 2 (Core), 3 (Pro), 4 (Teams) or 5 (Enterprise)");
     }
     plan
 }
 
-fn coupon(plan: Plan, since_ms: i64) -> Value {
+fn coupon(plan: SeedPlan, since_ms: i64) -> Value {
     let from = Timestamp::from_millisecond(since_ms).unwrap_or(Timestamp::UNIX_EPOCH);
     json!({
         "validFrom": stamp(from),
@@ -167,7 +167,7 @@ fn coupon(plan: Plan, since_ms: i64) -> Value {
 }
 
 /// One entry of the payments, with links that carry a signature, as Make's do.
-fn invoice(call: &Call<'_>, number: u64, amount: &str, plan: Plan) -> Value {
+fn invoice(call: &OperationCall<'_>, number: u64, amount: &str, plan: SeedPlan) -> Value {
     let invoice = format!("6B52691A-{number:04}");
     let method = json!({
         "type": "card",

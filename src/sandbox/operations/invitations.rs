@@ -2,20 +2,20 @@
 
 use serde_json::{Value, json};
 
-use super::Call;
+use super::OperationCall;
 use crate::hash;
-use crate::sandbox::answer::Refused;
-use crate::sandbox::fields::Fields;
-use crate::sandbox::state::{Invitation, State, User, View};
+use crate::sandbox::answer::MakeError;
+use crate::sandbox::fields::BodyFields;
+use crate::sandbox::state::{Invitation, MakeState, MakeUser, View};
 
 /// The user whose token the sandbox takes.
 pub(super) const OWNER: u64 = 3;
 
 /// `POST /organizations/{organizationId}/invite`. The hash goes out by e-mail, never in the answer.
-pub(super) fn invite(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn invite(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     let teams = state.organization(id, View::Current)?.teams.clone();
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     let (role, email, name) = (fields.number("usersRoleId"), fields.text("email"), fields.text("name"));
     fields.optional_text("note");
     let wanted = fields.optional_numbers("teamsId").unwrap_or_default();
@@ -24,7 +24,7 @@ pub(super) fn invite(state: &mut State, call: &Call<'_>, id: u64) -> Result<Valu
     }
     let (Some(role), Some(email), Some(name)) = (role, email, name) else { return Err(fields.refused()) };
     fields.done()?;
-    let user = User { id: state.next_id(), name: name.to_owned(), email: email.to_owned() };
+    let user = MakeUser { id: state.next_id(), name: name.to_owned(), email: email.to_owned() };
     let invitation = Invitation { organization: id, user, role };
     let mut shown = role_of(&invitation, json!("pending"));
     if let Some(shown) = shown.as_object_mut() {
@@ -38,9 +38,9 @@ pub(super) fn invite(state: &mut State, call: &Call<'_>, id: u64) -> Result<Valu
 }
 
 /// `GET /organizations/invitation?hash=…`
-pub(super) fn get(state: &State, call: &Call<'_>) -> Result<Value, Refused> {
+pub(super) fn get(state: &MakeState, call: &OperationCall<'_>) -> Result<Value, MakeError> {
     let hash = call.query.get("hash").filter(|hash| !hash.is_empty());
-    let hash = hash.ok_or_else(|| Refused::invalid("Missing value of required parameter 'hash'."))?;
+    let hash = hash.ok_or_else(|| MakeError::invalid("Missing value of required parameter 'hash'."))?;
     let invitation = state.invitation(hash)?;
     let organization = state.organization(invitation.organization, View::Current)?;
     Ok(json!({
@@ -51,9 +51,9 @@ pub(super) fn get(state: &State, call: &Call<'_>) -> Result<Value, Refused> {
 }
 
 /// `POST /organizations/accept-invitation`
-pub(super) fn accept(state: &mut State, call: &Call<'_>) -> Result<Value, Refused> {
+pub(super) fn accept(state: &mut MakeState, call: &OperationCall<'_>) -> Result<Value, MakeError> {
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     let Some(hash) = fields.text("hash") else { return Err(fields.refused()) };
     let invitation = state.accept(hash)?;
     Ok(json!({ "user": user_of(&invitation), "userOrganizationRole": role_of(&invitation, Value::Null) }))

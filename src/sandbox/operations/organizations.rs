@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Call;
-use crate::sandbox::answer::Refused;
-use crate::sandbox::fields::Fields;
-use crate::sandbox::seed::Plan;
-use crate::sandbox::state::{Organization, State, Subscription, Team, View};
+use super::OperationCall;
+use crate::sandbox::answer::MakeError;
+use crate::sandbox::fields::BodyFields;
+use crate::sandbox::seed::SeedPlan;
+use crate::sandbox::state::{MakeOrganization, MakeState, Subscription, Team, View};
 
 /// What the live list shows when no columns are asked for.
 const COLUMNS: [&str; 4] = ["id", "name", "timezoneId", "zone"];
@@ -14,7 +14,7 @@ const COLUMNS: [&str; 4] = ["id", "name", "timezoneId", "zone"];
 const SORTABLE: [&str; 8] = ["id", "name", "countryId", "timezoneId", "zone", "serviceName", "isPaused", "productName"];
 
 /// `GET /organizations`
-pub(super) fn list(state: &State, call: &Call<'_>) -> Result<Value, Refused> {
+pub(super) fn list(state: &MakeState, call: &OperationCall<'_>) -> Result<Value, MakeError> {
     let page = call.query.page("name", false, &SORTABLE)?;
     let rows = state.organizations(call.view()).map(|org| Value::Object(row(org, call.api_limit))).collect();
     let rows: Vec<Value> = page.cut(rows).into_iter().map(|row| call.query.project(row, Some(&COLUMNS))).collect();
@@ -22,21 +22,21 @@ pub(super) fn list(state: &State, call: &Call<'_>) -> Result<Value, Refused> {
 }
 
 /// `POST /organizations`
-pub(super) fn create(state: &mut State, call: &Call<'_>) -> Result<Value, Refused> {
+pub(super) fn create(state: &mut MakeState, call: &OperationCall<'_>) -> Result<Value, MakeError> {
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     let (name, region) = (fields.text("name"), fields.number("regionId"));
     let (timezone, country) = (fields.number("timezoneId"), fields.number("countryId"));
     let (Some(name), Some(_), Some(timezone_id), Some(country_id)) = (name, region, timezone, country) else {
         return Err(fields.refused());
     };
     let (id, team) = (state.next_id(), state.next_id());
-    let organization = Organization {
+    let organization = MakeOrganization {
         timezone_id,
         country_id,
         teams: vec![Team { id: team, name: "My Team".to_owned() }],
-        subscription: Some(Subscription::new(Plan::Teams)),
-        ..Organization::new(id, name)
+        subscription: Some(Subscription::new(SeedPlan::Teams)),
+        ..MakeOrganization::new(id, name)
     };
     let shown = created(&organization, call.api_limit);
     state.add(organization, call.now)?;
@@ -46,16 +46,16 @@ pub(super) fn create(state: &mut State, call: &Call<'_>) -> Result<Value, Refuse
 }
 
 /// `GET /organizations/{organizationId}`
-pub(super) fn get(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn get(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     Ok(json!({ "organization": detail(organization, call.api_limit) }))
 }
 
 /// `PATCH /organizations/{organizationId}`: what the body leaves out stays as it is.
-pub(super) fn update(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn update(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     let name = fields.optional_text("name").map(str::to_owned);
     let (timezone, country) = (fields.optional_number("timezoneId"), fields.optional_number("countryId"));
     fields.done()?;
@@ -68,20 +68,20 @@ pub(super) fn update(state: &mut State, call: &Call<'_>, id: u64) -> Result<Valu
 }
 
 /// `DELETE /organizations/{organizationId}`
-pub(super) fn delete(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn delete(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, View::Current)?;
     if !organization.is_here() {
-        return Err(Refused::Denied("Only organizations of this zone can be deleted here."));
+        return Err(MakeError::Denied("Only organizations of this zone can be deleted here."));
     }
     if organization.active_scenarios > 0 && !call.query.flag("confirmed") {
-        return Err(Refused::Unconfirmed("The organization has active scenarios."));
+        return Err(MakeError::Unconfirmed("The organization has active scenarios."));
     }
     state.remove(id, call.now);
     Ok(json!({ "organization": id }))
 }
 
 /// `GET /organizations/{organizationId}/apps`
-pub(super) fn apps(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn apps(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let installed = |app: &crate::sandbox::state::App| {
         json!({
@@ -96,7 +96,7 @@ pub(super) fn apps(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Ref
 }
 
 /// Every column of the list. `license`, `serviceName` and `isPaused` exist only in the organization's own zone.
-fn row(org: &Organization, api_limit: u32) -> Map<String, Value> {
+fn row(org: &MakeOrganization, api_limit: u32) -> Map<String, Value> {
     let mut row = Map::new();
     let mut put = |name: &str, value: Value| row.insert(name.to_owned(), value);
     put("id", json!(org.id));
@@ -122,7 +122,7 @@ fn row(org: &Organization, api_limit: u32) -> Map<String, Value> {
 }
 
 /// The detail, with its counters as text and its license's numbers beyond 2^31.
-pub(super) fn detail(org: &Organization, api_limit: u32) -> Value {
+pub(super) fn detail(org: &MakeOrganization, api_limit: u32) -> Value {
     let controls: Vec<Value> =
         org.feature_controls.iter().map(|control| json!({ "id": control.id, "enabled": control.enabled })).collect();
     let mut detail = json!({
@@ -160,7 +160,7 @@ pub(super) fn detail(org: &Organization, api_limit: u32) -> Value {
 }
 
 /// What a create answers with.
-fn created(org: &Organization, api_limit: u32) -> Value {
+fn created(org: &MakeOrganization, api_limit: u32) -> Value {
     json!({
         "id": org.id,
         "name": org.name,
@@ -175,7 +175,7 @@ fn created(org: &Organization, api_limit: u32) -> Value {
 }
 
 /// What an update answers with: `license.apps` is text here and a list everywhere else, as in Make's document.
-fn updated(org: &Organization, api_limit: u32) -> Value {
+fn updated(org: &MakeOrganization, api_limit: u32) -> Value {
     let mut license = license(org, api_limit);
     if let Some(apps) = license.get_mut("apps") {
         let names: Vec<&str> = apps.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -187,7 +187,7 @@ fn updated(org: &Organization, api_limit: u32) -> Value {
     Value::Object(row)
 }
 
-fn license(org: &Organization, api_limit: u32) -> Value {
+fn license(org: &MakeOrganization, api_limit: u32) -> Value {
     json!({
         "apps": ["T2", "T3"],
         "users": 50,
@@ -205,10 +205,10 @@ fn license(org: &Organization, api_limit: u32) -> Value {
     })
 }
 
-fn service_name(org: &Organization) -> String {
+fn service_name(org: &MakeOrganization) -> String {
     org.plan().name().to_lowercase()
 }
 
-fn teams(org: &Organization) -> Value {
+fn teams(org: &MakeOrganization) -> Value {
     org.teams.iter().map(|team| json!({ "id": team.id, "name": team.name })).collect()
 }

@@ -4,18 +4,18 @@ use jiff::ToSpan as _;
 use jiff::tz::Offset;
 use serde_json::{Value, json};
 
-use super::Call;
+use super::OperationCall;
 use crate::hash;
-use crate::sandbox::answer::Refused;
-use crate::sandbox::fields::Fields;
-use crate::sandbox::state::{FeatureControl, State, View};
+use crate::sandbox::answer::MakeError;
+use crate::sandbox::fields::BodyFields;
+use crate::sandbox::state::{FeatureControl, MakeState, View};
 
 const DAYS: i64 = 30;
 /// The timezone of the user whose token the sandbox takes: Make's example, Prague.
 const OWNER_TIMEZONE: u64 = 113;
 
 /// `GET /organizations/{organizationId}/usage`: oldest day first, today last.
-pub(super) fn days(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn days(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let own = call.query.flag("organizationTimezone");
     let hours = offset_hours(if own { organization.timezone_id } else { OWNER_TIMEZONE });
@@ -35,7 +35,7 @@ pub(super) fn days(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Ref
 }
 
 /// `GET /organizations/{organizationId}/feature-controls`, by descending id.
-pub(super) fn feature_controls(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn feature_controls(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let wanted = call.query.get("featureControlName");
     let controls: Vec<Value> = organization
@@ -49,16 +49,16 @@ pub(super) fn feature_controls(state: &State, call: &Call<'_>, id: u64) -> Resul
 }
 
 /// `PATCH /organizations/{organizationId}/feature-controls`
-pub(super) fn switch(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn switch(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     let (Some(control_id), Some(enabled)) = (fields.number("id"), fields.flag("enabled")) else {
         return Err(fields.refused());
     };
     state.change(id, call.now, |org| {
         let control = org.feature_controls.iter_mut().find(|control| control.id == control_id);
-        control.ok_or_else(|| Refused::NotFound(format!("Feature control {control_id}")))?.enabled = enabled;
+        control.ok_or_else(|| MakeError::NotFound(format!("Feature control {control_id}")))?.enabled = enabled;
         Ok(json!({ "featureControl": { "id": control_id, "enabled": enabled } }))
     })
 }

@@ -5,15 +5,15 @@ use std::collections::VecDeque;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Call, ok};
-use crate::sandbox::answer::Refused;
-use crate::sandbox::fields::Fields;
-use crate::sandbox::state::{Organization, State, VARIABLES_MAX, Variable, View};
+use super::{OperationCall, ok};
+use crate::sandbox::answer::MakeError;
+use crate::sandbox::fields::BodyFields;
+use crate::sandbox::state::{MakeOrganization, MakeState, VARIABLES_MAX, Variable, View};
 
 const AUTHOR: &str = "Jon Doe";
 
 /// `GET /organizations/{organizationId}/variables`: a list, as Make's clients decode it (the document shows one object).
-pub(super) fn list(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn list(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let mut rows = vec![
         json!({ "name": "organizationId", "typeId": 1, "value": id, "isSystem": true }),
@@ -26,10 +26,10 @@ pub(super) fn list(state: &State, call: &Call<'_>, id: u64) -> Result<Value, Ref
 }
 
 /// `POST /organizations/{organizationId}/variables`
-pub(super) fn create(state: &mut State, call: &Call<'_>, id: u64) -> Result<Value, Refused> {
+pub(super) fn create(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     let (name, type_id, value) = (fields.text("name"), read_type(&mut fields), fields.value("value"));
     if name.is_some_and(|name| !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'$' || b == b'_')) {
         fields.wrong("name", "letters, digits, $ and _ only");
@@ -43,10 +43,10 @@ pub(super) fn create(state: &mut State, call: &Call<'_>, id: u64) -> Result<Valu
     state.change(id, call.now, |org| {
         custom(org)?;
         if org.variables.contains_key(name) || ["organizationId", "organizationName"].contains(&name) {
-            return Err(Refused::invalid(format!("The variable '{name}' exists already.")));
+            return Err(MakeError::invalid(format!("The variable '{name}' exists already.")));
         }
         if org.variables.len() >= VARIABLES_MAX {
-            return Err(Refused::Full("variables of one organization"));
+            return Err(MakeError::Full("variables of one organization"));
         }
         let mut variable = Variable { type_id, value: value.clone(), history: VecDeque::new() };
         let created = json!({ "name": name, "value": value, "typeId": type_id });
@@ -58,10 +58,10 @@ pub(super) fn create(state: &mut State, call: &Call<'_>, id: u64) -> Result<Valu
 }
 
 /// `PATCH /organizations/{organizationId}/variables/{variableName}`. Type and value are compared only when both are given.
-pub(super) fn update(state: &mut State, call: &Call<'_>, id: u64, name: &str) -> Result<Value, Refused> {
+pub(super) fn update(state: &mut MakeState, call: &OperationCall<'_>, id: u64, name: &str) -> Result<Value, MakeError> {
     find(state, View::Current, id, name)?;
     let object = call.object()?;
-    let mut fields = Fields::new(&object);
+    let mut fields = BodyFields::new(&object);
     let type_id = fields.optional_value("typeId").and_then(|_| read_type(&mut fields));
     let value = fields.optional_value("value");
     match (type_id, value) {
@@ -84,37 +84,37 @@ pub(super) fn update(state: &mut State, call: &Call<'_>, id: u64, name: &str) ->
 }
 
 /// `DELETE /organizations/{organizationId}/variables/{variableName}`: never without `confirmed=true`.
-pub(super) fn delete(state: &mut State, call: &Call<'_>, id: u64, name: &str) -> Result<Value, Refused> {
+pub(super) fn delete(state: &mut MakeState, call: &OperationCall<'_>, id: u64, name: &str) -> Result<Value, MakeError> {
     find(state, View::Current, id, name)?;
     if !call.query.flag("confirmed") {
-        return Err(Refused::Unconfirmed("The variable may be in use."));
+        return Err(MakeError::Unconfirmed("The variable may be in use."));
     }
     state.change(id, call.now, |org| org.variables.remove(name).map(|_| ok()).ok_or_else(|| missing(name)))
 }
 
 /// `GET /organizations/{organizationId}/variables/{variableName}/history`, newest first as the document says.
-pub(super) fn history(state: &State, call: &Call<'_>, id: u64, name: &str) -> Result<Value, Refused> {
+pub(super) fn history(state: &MakeState, call: &OperationCall<'_>, id: u64, name: &str) -> Result<Value, MakeError> {
     let entries: Vec<&Value> = find(state, call.view(), id, name)?.history.iter().map(AsRef::as_ref).collect();
     Ok(json!({ "organizationVariableHistory": entries }))
 }
 
-fn find<'a>(state: &'a State, view: View, id: u64, name: &str) -> Result<&'a Variable, Refused> {
+fn find<'a>(state: &'a MakeState, view: View, id: u64, name: &str) -> Result<&'a Variable, MakeError> {
     let organization = state.organization(id, view)?;
     custom(organization)?;
     organization.variables.get(name).ok_or_else(|| missing(name))
 }
 
 /// Without the feature Make answers 404, whatever the request.
-fn custom(organization: &Organization) -> Result<(), Refused> {
+fn custom(organization: &MakeOrganization) -> Result<(), MakeError> {
     let has = organization.plan().custom_variables();
-    has.then_some(()).ok_or_else(|| Refused::not_found("The custom variables feature of this plan"))
+    has.then_some(()).ok_or_else(|| MakeError::not_found("The custom variables feature of this plan"))
 }
 
-fn missing(name: &str) -> Refused {
-    Refused::NotFound(format!("Variable {name}"))
+fn missing(name: &str) -> MakeError {
+    MakeError::NotFound(format!("Variable {name}"))
 }
 
-fn read_type(fields: &mut Fields<'_>) -> Option<u64> {
+fn read_type(fields: &mut BodyFields<'_>) -> Option<u64> {
     let type_id = fields.number("typeId")?;
     if !(1..=4).contains(&type_id) {
         fields.wrong("typeId", "1 (number), 2 (string), 3 (boolean) or 4 (date)");
@@ -123,7 +123,7 @@ fn read_type(fields: &mut Fields<'_>) -> Option<u64> {
     Some(type_id)
 }
 
-fn check_type(fields: &mut Fields<'_>, type_id: u64, value: &Value) {
+fn check_type(fields: &mut BodyFields<'_>, type_id: u64, value: &Value) {
     let (fits, write) = match type_id {
         1 => (value.is_number(), "a number, as typeId 1 says"),
         2 => (value.is_string(), "text, as typeId 2 says"),
@@ -142,6 +142,6 @@ fn shown(name: &str, variable: &Variable) -> Value {
     json!({ "name": name, "typeId": variable.type_id, "value": variable.value, "isSystem": false })
 }
 
-fn change(call: &Call<'_>, entry: u64, action: &str, diff: &Value) -> Value {
+fn change(call: &OperationCall<'_>, entry: u64, action: &str, diff: &Value) -> Value {
     json!({ "id": entry, "diffObject": diff, "changed": call.stamp(), "action": action, "author": AUTHOR })
 }

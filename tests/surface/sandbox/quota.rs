@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use makegate::sandbox::{Bucket, Seed, Settings, Window};
+use makegate::sandbox::{MinuteWindow, SandboxBucket, SandboxSettings, Seed};
 
 use super::{LIST, ORG, World};
 
 const TEXT: &str = "Requests limit for organization exceeded, please try again later.";
 
-fn two_a_minute() -> Settings {
-    Settings { api_limit: 2, account_limit: 1, ..Settings::default() }
+fn two_a_minute() -> SandboxSettings {
+    SandboxSettings { api_limit: 2, account_limit: 1, ..SandboxSettings::default() }
 }
 
 #[tokio::test]
@@ -32,7 +32,7 @@ async fn paths_without_organization_share_the_accounts_bucket() {
     assert_eq!(world.get(LIST).await.status, 200);
     assert_eq!(world.get(&format!("{LIST}/invitation?hash=x")).await.status, 429);
     let buckets: Vec<_> = world.sandbox.received().iter().map(|received| received.bucket).collect();
-    assert_eq!(buckets, [Some(Bucket::Account), Some(Bucket::Account)]);
+    assert_eq!(buckets, [Some(SandboxBucket::Account), Some(SandboxBucket::Account)]);
 }
 
 #[tokio::test]
@@ -47,13 +47,13 @@ async fn a_wrong_token_is_not_counted() {
 
 #[tokio::test]
 async fn a_429_is_json_where_the_settings_say_so() {
-    let world = World::with(Settings { json_429: true, api_limit: 0, ..Settings::default() }).await;
+    let world = World::with(SandboxSettings { json_429: true, api_limit: 0, ..SandboxSettings::default() }).await;
     assert_eq!(world.get(ORG).await.expect(429)["message"], TEXT);
 }
 
 #[tokio::test]
 async fn a_sliding_window_frees_slots_one_by_one() {
-    let world = World::with(Settings { window: Window::Sliding, ..two_a_minute() }).await;
+    let world = World::with(SandboxSettings { window: MinuteWindow::Sliding, ..two_a_minute() }).await;
     assert_eq!(world.get(ORG).await.status, 200);
     world.clock.advance(Duration::from_secs(40));
     assert_eq!(world.get(ORG).await.status, 200);
@@ -65,7 +65,7 @@ async fn a_sliding_window_frees_slots_one_by_one() {
 #[tokio::test]
 async fn an_organization_can_have_its_own_quota() {
     let seeds = vec![Seed { api_limit: Some(1), ..Seed::new(21, "Small") }, Seed::new(22, "Ordinary")];
-    let world = World::with(Settings { seed_organizations: seeds, ..Settings::default() }).await;
+    let world = World::with(SandboxSettings { seed_organizations: seeds, ..SandboxSettings::default() }).await;
     let detail = world.get("/api/v2/organizations/21").await.expect(200);
     assert_eq!(detail["organization"]["license"]["apiLimit"], 1);
     assert_eq!(world.get("/api/v2/organizations/21").await.status, 429);
@@ -76,7 +76,7 @@ async fn an_organization_can_have_its_own_quota() {
 
 #[tokio::test]
 async fn a_lagging_zone_shows_writes_late_except_to_those_who_wait() {
-    let world = World::with(Settings { lag: Duration::from_secs(2), ..Settings::default() }).await;
+    let world = World::with(SandboxSettings { lag: Duration::from_secs(2), ..SandboxSettings::default() }).await;
     let name = async |target: &str| world.get(target).await.expect(200)["organization"]["name"].clone();
     world.send("PATCH", ORG, r#"{"name": "Later"}"#).await.expect(200);
     assert_eq!(name(ORG).await, "Acme Operations");
@@ -91,7 +91,7 @@ async fn a_lagging_zone_shows_writes_late_except_to_those_who_wait() {
 
 #[tokio::test]
 async fn a_lagging_zone_does_not_know_new_organizations_and_still_shows_deleted_ones() {
-    let world = World::with(Settings { lag: Duration::from_secs(2), ..Settings::default() }).await;
+    let world = World::with(SandboxSettings { lag: Duration::from_secs(2), ..SandboxSettings::default() }).await;
     let body = r#"{"name": "New", "regionId": 1, "timezoneId": 113, "countryId": 1}"#;
     let id = world.send("POST", LIST, body).await.expect(200)["organization"]["id"].clone();
     let new = format!("{LIST}/{id}");

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::output::Format;
 use crate::audit::{csv, csv_header};
 use crate::words::visible;
@@ -29,26 +29,26 @@ const COLUMNS: [(&str, usize); 11] = [
 ];
 
 /// Prints records.
-pub(super) struct Records {
+pub(super) struct RecordPrinter {
     format: Format,
     out: Box<dyn Write>,
     file: Option<File>,
 }
 
-impl Records {
+impl RecordPrinter {
     /// On stdout, each line at once.
     pub(super) fn on_stdout(format: Format) -> io::Result<Self> {
         Self::begin(format, Box::new(io::LineWriter::new(io::stdout())), None)
     }
 
     /// On stdout or in a file, many lines at once.
-    pub(super) fn in_bulk(format: Format, path: Option<&Path>) -> Result<Self, Failure> {
+    pub(super) fn in_bulk(format: Format, path: Option<&Path>) -> Result<Self, CommandFailure> {
         let Some(path) = path else {
             return Ok(Self::begin(format, Box::new(BufWriter::new(io::stdout())), None)?);
         };
         let create = || File::create(path).and_then(|file| Ok((file.try_clone()?, file)));
         let (file, same) =
-            create().map_err(|error| Failure::failed(format!("--output {}: {error}", path.display())))?;
+            create().map_err(|error| CommandFailure::failed(format!("--output {}: {error}", path.display())))?;
         Ok(Self::begin(format, Box::new(BufWriter::new(same)), Some(file))?)
     }
 

@@ -4,9 +4,9 @@ use std::io;
 
 use clap::{Args, Subcommand};
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::output::{self, Format};
-use super::process::When;
+use super::process::ColorChoice;
 use super::{ConfigFile, check};
 
 /// Shows the configuration that is in force.
@@ -14,14 +14,14 @@ use super::{ConfigFile, check};
 #[command(after_help = "\
 Examples:
   makegate config show --config makegate.toml")]
-pub(super) struct Config {
+pub(super) struct ConfigCommand {
     #[command(subcommand)]
-    command: Command,
+    command: ConfigSubcommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    Show(Show),
+enum ConfigSubcommand {
+    Show(ShowCommand),
 }
 
 /// Shows every setting in force.
@@ -32,7 +32,7 @@ enum Command {
 Examples:
   makegate config show --config makegate.toml
   makegate config show --config makegate.toml -o json | jq 'select(.origin != \"default\")'")]
-struct Show {
+struct ShowCommand {
     #[command(flatten)]
     config: ConfigFile,
     /// table, json (one object a line) or csv.
@@ -40,9 +40,9 @@ struct Show {
     format: Format,
 }
 
-impl Config {
-    pub(super) fn run(&self, color: When) -> Result<(), Failure> {
-        let Command::Show(Show { config, format }) = &self.command;
+impl ConfigCommand {
+    pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
+        let ConfigSubcommand::Show(ShowCommand { config, format }) = &self.command;
         let shown = check::configuration(&config.path, color.colors(&io::stderr()))?.origins.shown();
         let rows: Vec<_> = shown.iter().map(|setting| [&*setting.key, &*setting.value, &*setting.origin]).collect();
         Ok(output::rows(*format, ["key", "value", "origin"], &rows)?)

@@ -17,7 +17,7 @@ use http::Method;
 use makegate::audit::{Answer, AuditLog, AuditorInput, Filter, Kind, Peer, Record, verify};
 use makegate::clock::Clock;
 use makegate::config;
-use makegate::words::{KeyId, RequestId};
+use makegate::ids::{KeyId, RequestId};
 use rusqlite::{Connection, OpenFlags};
 
 type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;

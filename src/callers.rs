@@ -17,8 +17,8 @@ use governor::{Quota, RateLimiter};
 
 use crate::clock::Clock;
 use crate::config;
-use crate::shares::{Held, Holder, Shared, Short};
-use crate::words::KeyId;
+use crate::ids::KeyId;
+use crate::shares::{HeldShare, ShareHolder, SharedLimit, Shortage};
 
 pub use shared_kinds::{PerKind, SharedKind};
 
@@ -200,7 +200,7 @@ pub struct CallerState {
     pub id: NonZeroU64,
     pace: ArcSwap<CallerRate>,
     /// What it holds of what callers share.
-    pub holds: PerKind<Arc<Holder>>,
+    pub holds: PerKind<Arc<ShareHolder>>,
     /// Made as requests come: a silent caller costs little.
     counts: OperationCounts,
     used: Mutex<HashMap<KeyId, LastUsed>>,
@@ -210,7 +210,7 @@ pub struct CallerState {
 pub type LastUsed = Arc<AtomicI64>;
 
 impl CallerState {
-    fn new(config: &config::CallerConfig, holds: PerKind<Arc<Holder>>, clock: &Clock) -> Self {
+    fn new(config: &config::CallerConfig, holds: PerKind<Arc<ShareHolder>>, clock: &Clock) -> Self {
         Self {
             name: config.name.clone(),
             id: NonZeroU64::MIN.saturating_add(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
@@ -233,7 +233,7 @@ impl CallerState {
     ///
     /// # Errors
     /// Too many of this caller's are, or it has its share of them.
-    pub fn enter(&self, most: usize) -> Result<Held, Short> {
+    pub fn enter(&self, most: usize) -> Result<HeldShare, Shortage> {
         self.holds.requests.take_up_to(1, u64::try_from(most).unwrap_or(u64::MAX))
     }
 
@@ -271,9 +271,9 @@ impl CallerState {
 #[derive(Debug)]
 pub struct Callers {
     /// What they share.
-    pub shared: PerKind<Arc<Shared>>,
+    pub shared: PerKind<Arc<SharedLimit>>,
     /// What the gateway itself holds of it, for nobody.
-    pub own: PerKind<Arc<Holder>>,
+    pub own: PerKind<Arc<ShareHolder>>,
     clock: Clock,
     states: Mutex<HashMap<Arc<str>, Arc<CallerState>>>,
 }
@@ -409,7 +409,7 @@ mod tests {
         let state = callers.get_or_make(&caller(60, 1));
         let first = state.enter(1);
         assert!(first.is_ok());
-        assert_eq!(state.enter(1).unwrap_err(), Short::Most);
+        assert_eq!(state.enter(1).unwrap_err(), Shortage::Most);
         drop(first);
         assert!(state.enter(1).is_ok());
         let read: Arc<str> = "organizations.get".into();

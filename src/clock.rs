@@ -15,14 +15,14 @@ const MOVABLE_NAP: Duration = Duration::from_millis(5);
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     /// What a test has done to this clock.
-    moved: Option<Arc<Moved>>,
+    moved: Option<Arc<ClockOffset>>,
     /// Where a clock that stands still stands.
     still: Option<(Instant, Timestamp)>,
 }
 
 /// By how many milliseconds a test has moved a clock from the machine's.
 #[derive(Debug, Default)]
-struct Moved {
+struct ClockOffset {
     ahead: AtomicU64,
     /// Wall time alone, beside that.
     wall: AtomicI64,

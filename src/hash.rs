@@ -94,6 +94,6 @@ pub fn unhex32(text: &str) -> Option<[u8; 32]> {
 
 /// Whether two byte strings are equal, in a time that does not depend on where they differ.
 #[must_use]
-pub fn equal(a: &[u8], b: &[u8]) -> bool {
+pub fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
     aws_lc_rs::constant_time::verify_slices_are_equal(a, b).is_ok()
 }

@@ -5,14 +5,14 @@
 // Rank 0: small tools and words, each naming only those above it.
 pub mod clock;
 pub mod hash;
-pub mod own;
+pub mod ids;
+pub mod private_files;
 pub mod shares;
 pub mod tasks;
 pub mod toml_reader;
-pub mod watched;
-pub mod words;
+pub mod watched_files;
 // Each of these uses some of the above.
-pub mod fair;
+pub mod fair_semaphore;
 pub mod process_log;
 // Rank 1: what there is.
 pub mod catalogue;

@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{Config, Limits, LoadedConfig};
-use crate::gateway::door::{Certificate, Checked, Door, OpenDoor};
+use crate::gateway::door::{Certificate, CheckedCertificate, Door, OpenDoor};
 use crate::gateway::{Engines, Gateway, KeyLogAdapter, life, reconcile, refusal_tally};
 use crate::hash;
 use crate::idempotency::IdempotencyStore;
@@ -109,7 +109,8 @@ impl Service {
         let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &files)
             .map_err(StartError::configuration)?;
         let tls = config.gateway.tls.as_ref();
-        let certificate = tls.map(|tls| Checked::read(tls, &files)).transpose().map_err(StartError::configuration)?;
+        let certificate =
+            tls.map(|tls| CheckedCertificate::read(tls, &files)).transpose().map_err(StartError::configuration)?;
         let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, desk_tasks) = (Tasks::new(), Tasks::new());
         let [callers, operators] =

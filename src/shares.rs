@@ -28,14 +28,14 @@ const RESERVE: u64 = 8;
 
 /// A limited thing that holders share.
 #[derive(Debug)]
-pub struct Shared {
+pub struct SharedLimit {
     limit: AtomicU64,
     word: AtomicU64,
 }
 
 /// Why an amount is not given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Short {
+pub enum Shortage {
     /// The holder would have more than any one may have, however much is free.
     Most,
     /// The holder would be beyond its share, and what is free is kept for others.
@@ -44,7 +44,7 @@ pub enum Short {
     All,
 }
 
-impl Shared {
+impl SharedLimit {
     /// So much in all.
     #[must_use]
     pub fn new(limit: u64) -> Arc<Self> {
@@ -72,12 +72,12 @@ impl Shared {
 
     /// A further holder, of nothing yet.
     #[must_use]
-    pub fn holder(self: &Arc<Self>) -> Arc<Holder> {
-        Arc::new(Holder { shared: self.clone(), held: AtomicU64::new(0), refused: AtomicU64::new(0) })
+    pub fn holder(self: &Arc<Self>) -> Arc<ShareHolder> {
+        Arc::new(ShareHolder { shared: self.clone(), held: AtomicU64::new(0), refused: AtomicU64::new(0) })
     }
 
     /// May a holder who then has `after` take `more`, while the common word is `word`?
-    fn judge(&self, word: u64, more: u64, after: u64) -> Result<(), Short> {
+    fn judge(&self, word: u64, more: u64, after: u64) -> Result<(), Shortage> {
         let limit = self.limit();
         let holders = u64::try_from(word.cast_signed() >> AMOUNT_BITS).unwrap_or(0);
         let share = (limit / (holders + 1)).max(1);
@@ -86,24 +86,24 @@ impl Shared {
         if (word & AMOUNT_MASK) + more + kept <= limit {
             return Ok(());
         }
-        Err(if after > share && after > more { Short::Share } else { Short::All })
+        Err(if after > share && after > more { Shortage::Share } else { Shortage::All })
     }
 }
 
 /// One that takes of it.
 #[derive(Debug)]
-pub struct Holder {
-    shared: Arc<Shared>,
+pub struct ShareHolder {
+    shared: Arc<SharedLimit>,
     held: AtomicU64,
     refused: AtomicU64,
 }
 
-impl Holder {
+impl ShareHolder {
     /// Takes so much, or nothing.
     ///
     /// # Errors
     /// Whose share is used up.
-    pub fn take(self: &Arc<Self>, amount: u64) -> Result<Held, Short> {
+    pub fn take(self: &Arc<Self>, amount: u64) -> Result<HeldShare, Shortage> {
         self.take_up_to(amount, u64::MAX)
     }
 
@@ -111,9 +111,9 @@ impl Holder {
     ///
     /// # Errors
     /// Whose share is used up.
-    pub fn take_up_to(self: &Arc<Self>, amount: u64, most: u64) -> Result<Held, Short> {
+    pub fn take_up_to(self: &Arc<Self>, amount: u64, most: u64) -> Result<HeldShare, Shortage> {
         self.admit(amount, most)?;
-        Ok(Held { holder: self.clone(), amount })
+        Ok(HeldShare { holder: self.clone(), amount })
     }
 
     /// So much it holds.
@@ -128,21 +128,21 @@ impl Holder {
         self.refused.load(Ordering::Relaxed)
     }
 
-    fn admit(&self, more: u64, most: u64) -> Result<(), Short> {
+    fn admit(&self, more: u64, most: u64) -> Result<(), Shortage> {
         let word = &self.shared.word;
         if more == 0 {
             return Ok(());
         }
         if more > AMOUNT_MASK {
-            return Err(self.refuse(Short::All));
+            return Err(self.refuse(Shortage::All));
         }
         // Counted before it is judged, so that two who take at the same time for the same holder know of one another.
         let before = self.held.fetch_add(more, Ordering::Relaxed);
         let (after, entering) = (before + more, if before == 0 { ONE_HOLDER } else { 0 });
-        let mut short = Short::Most;
+        let mut short = Shortage::Most;
         let taken = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
             let word = word.wrapping_add(entering);
-            let judged = if after > most { Err(Short::Most) } else { self.shared.judge(word, more, after) };
+            let judged = if after > most { Err(Shortage::Most) } else { self.shared.judge(word, more, after) };
             judged.map(|()| word + more).map_err(|why| short = why).ok()
         });
         if taken.is_ok() {
@@ -155,7 +155,7 @@ impl Holder {
         Err(self.refuse(short))
     }
 
-    fn refuse(&self, short: Short) -> Short {
+    fn refuse(&self, short: Shortage) -> Shortage {
         self.refused.fetch_add(1, Ordering::Relaxed);
         short
     }
@@ -171,12 +171,12 @@ impl Holder {
 
 /// What was taken; given back when dropped.
 #[derive(Debug)]
-pub struct Held {
-    holder: Arc<Holder>,
+pub struct HeldShare {
+    holder: Arc<ShareHolder>,
     amount: u64,
 }
 
-impl Held {
+impl HeldShare {
     /// So much.
     #[must_use]
     pub fn amount(&self) -> u64 {
@@ -187,7 +187,7 @@ impl Held {
     ///
     /// # Errors
     /// Whose share is used up.
-    pub fn grow(&mut self, amount: u64) -> Result<(), Short> {
+    pub fn grow(&mut self, amount: u64) -> Result<(), Shortage> {
         self.holder.admit(amount.saturating_sub(self.amount), u64::MAX)?;
         self.amount = self.amount.max(amount);
         Ok(())
@@ -200,7 +200,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldShare {
     fn drop(&mut self) {
         self.holder.give_back(self.amount);
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::own;
+use crate::private_files;
 
 /// What the log asks of the disk. The methods do what their names say; a test's disk fails them on demand.
 pub trait Disk: Send + Sync + fmt::Debug {
@@ -23,7 +23,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// # Errors
     /// Those of the system.
     fn create(&self, path: &Path) -> io::Result<File> {
-        own::open(OpenOptions::new().append(true).create_new(true), path)
+        private_files::open(OpenOptions::new().append(true).create_new(true), path)
     }
 
     /// Appends all bytes.
@@ -213,7 +213,7 @@ pub(crate) fn occupy(dir: &Path) -> Result<File, OpenError> {
     }
     refuse_network(dir)?;
     let path = dir.join("lock");
-    let lock = own::open(OpenOptions::new().write(true).create(true), &path);
+    let lock = private_files::open(OpenOptions::new().write(true).create(true), &path);
     let lock = lock.map_err(while_doing("cannot open the audit folder's lock", &path))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
@@ -240,12 +240,12 @@ fn refuse_network(_: &Path) -> Result<(), OpenError> {
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(".draft");
-    own::clear(Path::new(&draft))?;
-    let mut file = own::open(OpenOptions::new().write(true).create_new(true), Path::new(&draft))?;
+    private_files::remove(Path::new(&draft))?;
+    let mut file = private_files::open(OpenOptions::new().write(true).create_new(true), Path::new(&draft))?;
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    own::rename(Path::new(&draft), path)?;
+    private_files::rename(Path::new(&draft), path)?;
     path.parent().map_or(Ok(()), sync_folder)
 }
 

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use super::field_hashes::FieldHashes;
 use super::record::{Outcome, Record};
 use super::request_ids::{HeldRequestId, RequestIds};
+use crate::ids::{Fingerprint, RequestId};
 use crate::process_log::EACH;
-use crate::words::{Fingerprint, RequestId};
 
 /// Unsettled doubts beyond which no write is accepted: operators settle them first.
 pub const DOUBTS_MAX: usize = 10_000;

@@ -8,7 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::record_line::write_text;
-use crate::words::Fingerprint;
+use crate::ids::Fingerprint;
 
 /// The most members: a write of more cannot be known again.
 const MEMBERS_MAX: usize = 16;

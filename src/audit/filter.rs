@@ -10,7 +10,7 @@ use memchr::memmem::Finder;
 
 use super::record::{Answer, Kind};
 use super::stored_record::StoredRecord;
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 /// Records on one page when nothing else is asked for.
 pub const LIMIT_DEFAULT: usize = 100;

@@ -18,7 +18,7 @@ use super::record::Record;
 use super::recover::{Recovered, ResumePoint};
 use crate::clock::Clock;
 use crate::hash;
-use crate::own;
+use crate::private_files;
 
 /// Bytes of a key.
 const KEY_BYTES: usize = 32;
@@ -60,7 +60,7 @@ fn forget_path(dir: &Path) -> PathBuf {
 
 /// What the file holds; `Err`: what is wrong with it, in words.
 fn read(path: &Path) -> io::Result<Result<[u8; KEY_BYTES], &'static str>> {
-    let file = match own::to_read(path) {
+    let file = match private_files::open_to_read(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(Err("is not a file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(MISSING)),

@@ -7,7 +7,7 @@ use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::segment;
-use crate::own;
+use crate::private_files;
 
 /// Where a line is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl ForwardReader {
 
     /// `None`: there is no such segment (any more).
     fn open(&self) -> io::Result<Option<BufReader<File>>> {
-        match own::to_read(&segment::path(&self.dir, self.segment)) {
+        match private_files::open_to_read(&segment::path(&self.dir, self.segment)) {
             Ok(mut file) => {
                 file.seek(SeekFrom::Start(self.offset))?;
                 Ok(Some(BufReader::with_capacity(64 << 10, file)))

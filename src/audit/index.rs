@@ -26,7 +26,7 @@ use super::index_terms::{self, Term};
 use super::log::{DurablePosition, LogShared};
 use super::segment;
 use super::stored_record::StoredRecord;
-use crate::own;
+use crate::private_files;
 
 /// How far the index may be behind: queries read what it lacks from the segments.
 const TICK: Duration = Duration::from_millis(200);
@@ -169,7 +169,7 @@ fn remove(dir: &Path) {
     for suffix in ["", "-journal", "-wal", "-shm"] {
         let mut name = path(dir).into_os_string();
         name.push(suffix);
-        if let Err(error) = own::clear(Path::new(&name)) {
+        if let Err(error) = private_files::remove(Path::new(&name)) {
             tracing::warn!(%error, "a file of the audit index cannot be removed");
         }
     }
@@ -184,7 +184,7 @@ pub(crate) fn is_safe(path: &Path) -> io::Result<bool> {
         return Ok(false);
     }
     let mut version = [0];
-    let read = own::to_read(path)?.read_at(&mut version, VERSION_AT)?;
+    let read = private_files::open_to_read(path)?.read_at(&mut version, VERSION_AT)?;
     Ok(read == 0 || version != [WAL])
 }
 
@@ -216,7 +216,7 @@ impl IndexBlock {
 
     /// Its lines; `None`: they are not there (any more).
     pub(crate) fn read(&self, dir: &Path) -> io::Result<Option<Vec<u8>>> {
-        let file = match own::to_read(&segment::path(dir, self.place.segment)) {
+        let file = match private_files::open_to_read(&segment::path(dir, self.place.segment)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -306,7 +306,7 @@ impl IndexWriter {
     /// The index as it is, or an empty one.
     fn open(dir: &Path, now: Instant) -> Result<Self, IndexError> {
         let path = path(dir);
-        match own::open(OpenOptions::new().write(true).create_new(true), &path) {
+        match private_files::open(OpenOptions::new().write(true).create_new(true), &path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
             Ok(_) | Err(_) => {}
         }

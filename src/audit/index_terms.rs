@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use super::filter::{Filter, StatusFilter};
 use super::record::{Answer, Kind};
 use super::stored_record::StoredRecord;
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 /// An id of the gateway's own is made when its record's time is taken: the record is found by that time, and needs no term.
 const NEAR_MS: i64 = 2;

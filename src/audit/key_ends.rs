@@ -16,8 +16,8 @@ use super::record::{Kind, Outcome};
 use super::recover::{LineReader, readable_opening};
 use super::segment::{self, SegmentOpening};
 use super::tree::{self, Hash};
-use crate::own;
-use crate::words::{Fingerprint, RequestId};
+use crate::ids::{Fingerprint, RequestId};
+use crate::private_files;
 
 /// How a write with an idempotency key ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +131,7 @@ impl<'d> SegmentList<'d> {
     /// Hands over the records of a segment up to `end`, where the next one begins, as long as `go_on` says so. What cannot be read is
     /// passed over.
     fn lines(&self, first: u64, end: Option<u64>, go_on: &mut dyn FnMut(u64, &[u8]) -> bool) -> io::Result<()> {
-        let file = match own::to_read(&segment::path(self.dir, first)) {
+        let file = match private_files::open_to_read(&segment::path(self.dir, first)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),

@@ -27,7 +27,7 @@ use super::writer::LogWriter;
 use super::{index, record_line};
 use crate::clock::Clock;
 use crate::config;
-use crate::words::Fingerprint;
+use crate::ids::Fingerprint;
 
 /// Intents and settlements that wait for the disk at once.
 const WAITING_MAX: usize = 512;

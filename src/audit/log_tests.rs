@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::clock::Clock;
 use crate::config;
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 /// Settings small enough for tests.
 pub(super) fn settings(dir: &TempDir) -> config::AuditConfig {

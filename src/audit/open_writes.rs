@@ -10,7 +10,7 @@ use super::doubts::{Doubt, in_micros};
 use super::field_hashes::FieldHashes;
 use super::record::{Kind, Outcome, Record};
 use super::stored_record::StoredRecord;
-use crate::words::{Fingerprint, RequestId};
+use crate::ids::{Fingerprint, RequestId};
 
 /// The event that says that a start found this write without an outcome.
 pub(crate) const RECOVERED: &str = "recovered";

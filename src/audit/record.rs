@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::field_hashes::FieldHashes;
-use crate::words::{Fingerprint, KeyId, RequestId};
+use crate::ids::{Fingerprint, KeyId, RequestId};
 
 /// A closed set of words: the enum, its words, and the way back.
 macro_rules! word_enum {

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::record::{CountedRefusals, Peer, Record};
-use crate::words::{RequestId, decimal};
+use crate::ids::{RequestId, write_decimal};
 
 /// What cutting adds to a text at most (`…[12345 bytes cut]`).
 const MARK_BYTES: usize = 32;
@@ -243,7 +243,7 @@ fn write(record: &Record, seq: u64, out: &mut Vec<u8>) {
 }
 
 fn write_number(number: u64, out: &mut Vec<u8>) {
-    out.extend_from_slice(decimal(number, &mut [0; 20]));
+    out.extend_from_slice(write_decimal(number, &mut [0; 20]));
 }
 
 /// A second since 1970, and its text without the zone. Most records are of the second of the one before.
@@ -340,7 +340,7 @@ mod tests {
 
     use super::*;
     use crate::audit::{Answer, FieldHashes, Kind, Outcome, Peer};
-    use crate::words::{Fingerprint, KeyId, RequestId};
+    use crate::ids::{Fingerprint, KeyId, RequestId};
 
     fn full() -> Record {
         let members = serde_json::from_str(r#"{"cols[]": ["id", "name"], "wait": "true"}"#).unwrap();

@@ -19,7 +19,7 @@ use super::retention_state::RetentionState;
 use super::segment::{self, BadOpening, SegmentOpening};
 use super::stored_record::StoredRecord;
 use super::tree::{self, Hash, Tree};
-use crate::own;
+use crate::private_files;
 
 /// Records that may be missing in one spot; a number further on is damage itself.
 const MISSING_MAX: u64 = 10_000_000;
@@ -148,7 +148,7 @@ pub(crate) fn put_aside(path: &Path, size: u64) -> io::Result<()> {
 }
 
 fn probe(path: &Path, first: u64) -> io::Result<(u64, bool)> {
-    let file = own::to_read(path)?;
+    let file = private_files::open_to_read(path)?;
     let size = file.metadata()?.len();
     let mut lines = LineReader::new(file);
     while let Some(line) = lines.next()? {
@@ -192,7 +192,7 @@ pub(crate) fn readable_opening(dir: &Path, first: u64) -> Option<SegmentOpening>
 pub(crate) fn read_opening(dir: &Path, first: u64) -> Result<Option<SegmentOpening>, OpenError> {
     let path = segment::path(dir, first);
     let read = || -> io::Result<Vec<u8>> {
-        let mut lines = LineReader::new(own::to_read(&path)?);
+        let mut lines = LineReader::new(private_files::open_to_read(&path)?);
         lines.next()?;
         Ok(std::mem::take(&mut lines.text))
     };
@@ -244,7 +244,7 @@ impl RecoveryScan {
     }
 
     fn read_lines(&mut self, path: &Path, end: Option<u64>) -> io::Result<SegmentDamage> {
-        let mut lines = LineReader::new(own::to_read(path)?);
+        let mut lines = LineReader::new(private_files::open_to_read(path)?);
         let mut damage = SegmentDamage::default();
         while let Some(line) = lines.next()? {
             let expected = self.tree.size() + 1;
@@ -297,7 +297,7 @@ struct SegmentDamage {
 
 /// Cuts the file to this length; how many bytes that were.
 fn cut(path: &Path, length: u64) -> io::Result<u64> {
-    let file = own::open(OpenOptions::new().write(true), path)?;
+    let file = private_files::open(OpenOptions::new().write(true), path)?;
     let before = file.metadata()?.len();
     file.set_len(length)?;
     file.sync_all()?;

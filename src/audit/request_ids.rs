@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 /// Locks that the ids are spread over.
 const SHARDS: usize = 16;

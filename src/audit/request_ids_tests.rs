@@ -7,7 +7,7 @@ use super::open_writes::OpenWrites;
 use super::stored_record::StoredRecord;
 use super::*;
 use crate::clock::Clock;
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 /// What the ids of writes begin with whose callers do not wait for their intents.
 const GIVEN_UP: &str = "given-up-";

@@ -27,7 +27,7 @@ use super::segment;
 use super::stored_record::StoredRecord;
 use super::trusted_time::TrustedTime;
 use crate::config;
-use crate::own;
+use crate::private_files;
 
 /// How often it is looked.
 const SWEEP: Duration = Duration::from_secs(3600);
@@ -239,7 +239,7 @@ fn refusal_bytes(dir: &Path, (first, next): SeqRange, newest: Option<u64>) -> io
     {
         return Ok(after.kept.refusal_bytes.saturating_sub(before.kept.refusal_bytes));
     }
-    let (mut lines, mut bytes) = (LineReader::new(own::to_read(&segment::path(dir, first))?), 0);
+    let (mut lines, mut bytes) = (LineReader::new(private_files::open_to_read(&segment::path(dir, first))?), 0);
     while lines.next()?.is_some() {
         if StoredRecord::parse(lines.text()).is_some_and(|seen| seen.is_refusal()) {
             bytes += u64::try_from(lines.text().len() + 1).unwrap_or(0);
@@ -251,7 +251,7 @@ fn refusal_bytes(dir: &Path, (first, next): SeqRange, newest: Option<u64>) -> io
 /// All that is gone, by the newest segment that begins with such events.
 fn told(dir: &Path) -> io::Result<Vec<SeqRange>> {
     for first in segment::list(dir)?.into_iter().rev() {
-        let mut lines = LineReader::new(own::to_read(&segment::path(dir, first))?);
+        let mut lines = LineReader::new(private_files::open_to_read(&segment::path(dir, first))?);
         lines.next()?; // the opening
         let mut ranges = Vec::new();
         while lines.next()?.is_some() {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::segment;
 use super::stored_record::StoredRecord;
-use crate::own;
+use crate::private_files;
 
 const BLOCK: u64 = 256 << 10;
 
@@ -72,7 +72,7 @@ impl ReverseReader {
         let Some(first) = self.segments.pop() else { return Ok(false) };
         self.below = self.below.min(self.segment);
         self.segment = first;
-        match own::to_read(&segment::path(&self.dir, first)) {
+        match private_files::open_to_read(&segment::path(&self.dir, first)) {
             Ok(file) => {
                 self.start = file.metadata()?.len();
                 self.file = Some(file);

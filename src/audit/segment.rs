@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::audit::record::{Kind, Record};
     use crate::audit::tree::leaf;
-    use crate::words::RequestId;
+    use crate::ids::RequestId;
 
     #[test]
     fn opening_reads_back_what_it_wrote() {

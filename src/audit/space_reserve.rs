@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk::Disk;
-use crate::own;
+use crate::private_files;
 
 /// The most that it occupies.
 const RESERVE_BYTES_MAX: u64 = 64 << 20;
@@ -50,9 +50,9 @@ impl SpaceReserve {
 
     fn occupy(&self, disk: &dyn Disk) -> io::Result<()> {
         if fs::symlink_metadata(&self.path).is_ok_and(|about| !about.is_file()) {
-            own::clear(&self.path)?;
+            private_files::remove(&self.path)?;
         }
-        let file = own::open(File::options().write(true).create(true), &self.path)?;
+        let file = private_files::open(File::options().write(true).create(true), &self.path)?;
         disk.allocate(&file, self.bytes)
     }
 

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::field_hashes::FieldHashes;
 use super::record::{Kind, is_refusal};
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 /// A stored record's fields that recovery, the index and filters look at.
 #[derive(Debug, Deserialize)]

@@ -30,7 +30,7 @@ use super::segment::{self, SegmentOpening};
 use super::space_reserve::SpaceReserve;
 use super::tree::{self, Hash, Tree};
 use crate::config;
-use crate::own;
+use crate::private_files;
 use crate::process_log::STATE;
 
 /// How often it looks, when nothing comes, whether a head or the retention is due.
@@ -135,8 +135,8 @@ impl LogWriter {
     fn resume(&mut self, resume: Option<(u64, SegmentOpening)>) {
         let Some((first, opening)) = resume else { return };
         let path = segment::path(&self.shared.dir, first);
-        let opened =
-            own::open(File::options().append(true), &path).and_then(|file| file.metadata().map(|about| (file, about)));
+        let opened = private_files::open(File::options().append(true), &path)
+            .and_then(|file| file.metadata().map(|about| (file, about)));
         if let Ok((file, about)) = opened {
             let identity = disk::identity(&about);
             let leaves = leaves::resume(&self.shared.dir, first).ok();

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::fence::FetchStamp;
 use super::storable::Lifetime;
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 /// What one entry costs besides itself: the map's node, its place in the queues, the timer, allocations' heads.
 const OVERHEAD_BYTES: usize = 200;

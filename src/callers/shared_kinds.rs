@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::Limits;
-use crate::shares::{Holder, Shared};
+use crate::shares::{ShareHolder, SharedLimit};
 
 /// A kind of thing that callers share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +59,10 @@ impl<T> PerKind<T> {
     }
 }
 
-impl PerKind<Arc<Shared>> {
+impl PerKind<Arc<SharedLimit>> {
     /// Without limits yet.
     pub(super) fn unlimited() -> Self {
-        let new = || Shared::new(u64::MAX);
+        let new = || SharedLimit::new(u64::MAX);
         Self { requests: new(), joined: new(), connections: new(), bodies: new(), answers: new() }
     }
 
@@ -76,7 +76,7 @@ impl PerKind<Arc<Shared>> {
     }
 
     /// A holder of each.
-    pub(super) fn holders(&self) -> PerKind<Arc<Holder>> {
+    pub(super) fn holders(&self) -> PerKind<Arc<ShareHolder>> {
         PerKind {
             requests: self.requests.holder(),
             joined: self.joined.holder(),

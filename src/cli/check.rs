@@ -14,10 +14,10 @@ use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{self, LoadedConfig};
 use crate::config::{Config, Diagnostic, Severity};
-use crate::gateway::door::Checked;
-use crate::process_log::{self, EACH, Form};
+use crate::gateway::door::CheckedCertificate;
+use crate::process_log::{self, EACH, LogFormat};
 use crate::upstream::{Token, Upstream};
-use crate::watched::Snapshot;
+use crate::watched_files::Snapshot;
 
 /// Says everything that is wrong with a configuration.
 ///
@@ -90,7 +90,7 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
     if let Err(why) = secret_in(files, &config.operator.key) {
         failed("the operator key", why);
     }
-    if let Some(Err(error)) = config.gateway.tls.as_ref().map(|tls| Checked::read(tls, files)) {
+    if let Some(Err(error)) = config.gateway.tls.as_ref().map(|tls| CheckedCertificate::read(tls, files)) {
         failed("gateway.tls", error.to_string());
     }
     let token =
@@ -121,8 +121,8 @@ pub(super) fn configuration(file: &Path, color: bool) -> Result<LoadedConfig, Co
             match process_log::form() {
                 // With nobody at stderr, the exit code says it alone.
                 None => drop(io::stderr().write_all(text().as_bytes())),
-                Some(Form::Text { .. }) => process_log::print(text()),
-                Some(Form::Json) => tell(&failure.file, mistake),
+                Some(LogFormat::Text { .. }) => process_log::print(text()),
+                Some(LogFormat::Json) => tell(&failure.file, mistake),
             }
         }
         CommandFailure::told(USAGE)

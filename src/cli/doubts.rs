@@ -13,7 +13,7 @@ use super::output::{self, Format};
 use super::process::{self, ColorChoice};
 use super::source::{DataSource, SourceOptions};
 use crate::audit::{self, Doubt};
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 /// The columns; of the files' own writes the last two are not known.
 const COLUMNS: [&str; 8] = ["request", "time", "caller", "operation", "organization", "path", "looks", "why"];

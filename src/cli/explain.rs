@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::gateway::explain;
 use crate::gateway::policy::Policy;
-use crate::words::visible;
+use crate::ids::escape_invisible;
 
 /// Explains what the gateway would do with a request.
 ///
@@ -93,7 +93,7 @@ impl ExplainCommand {
                 _ => String::new(),
             };
             output::line("")?;
-            output::line(&visible(&format!("verdict: {verdict}{with}")))?;
+            output::line(&escape_invisible(&format!("verdict: {verdict}{with}")))?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use http::StatusCode;
 use super::client::OperatorClient;
 use super::failure::CommandFailure;
 use super::process;
-use crate::words::visible;
+use crate::ids::escape_invisible;
 
 /// Asks a running makegate whether it is ready.
 ///
@@ -36,6 +36,6 @@ impl HealthcheckCommand {
             return Ok(());
         }
         let why = String::from_utf8_lossy(&body);
-        Err(CommandFailure::failed(format!("{}: not ready ({status}): {}", self.url, visible(why.trim()))))
+        Err(CommandFailure::failed(format!("{}: not ready ({status}): {}", self.url, escape_invisible(why.trim()))))
     }
 }

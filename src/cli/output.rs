@@ -8,8 +8,8 @@ use comfy_table::{Table, presets};
 use serde_json::{Map, Value};
 
 use crate::audit::csv_cell;
-use crate::process_log::Device;
-use crate::words::visible;
+use crate::ids::escape_invisible;
+use crate::process_log::NonBlockingWriter;
 
 /// How a result is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,11 +30,11 @@ pub(super) fn line(text: &str) -> io::Result<()> {
 }
 
 /// Stdout of a service: it serves on when nobody reads what it says.
-pub(super) struct ServiceOutput(Device);
+pub(super) struct ServiceOutput(NonBlockingWriter);
 
 impl ServiceOutput {
     pub(super) fn begin() -> Self {
-        Self(Device::begin("stdout", io::stdout(), |_, _| {}))
+        Self(NonBlockingWriter::begin("stdout", io::stdout(), |_, _| {}))
     }
 
     /// Prints a line.
@@ -65,7 +65,7 @@ pub(super) fn rows<const N: usize>(format: Format, columns: [&str; N], rows: &[[
 fn table<const N: usize>(columns: [&str; N], rows: &[[&str; N]]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(columns.map(str::to_uppercase));
-    table.add_rows(rows.iter().map(|row| row.map(visible)));
+    table.add_rows(rows.iter().map(|row| row.map(escape_invisible)));
     table.column_iter_mut().for_each(|column| {
         column.set_padding((0, 2));
     });

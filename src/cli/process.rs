@@ -13,7 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::failure::CommandFailure;
 use crate::clock::Clock;
-use crate::process_log::{self, Form};
+use crate::process_log::{self, LogFormat};
 
 /// The variable that sets the process log's level and filters.
 const LOG: &str = "MAKEGATE_LOG";
@@ -66,7 +66,8 @@ pub(super) fn log(level: &str, color: ColorChoice) -> Result<(), CommandFailure>
         Err(error) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
     };
     let stderr = io::stderr();
-    let form = if stderr.is_terminal() { Form::Text { has_colors: color.colors(&stderr) } } else { Form::Json };
+    let form =
+        if stderr.is_terminal() { LogFormat::Text { has_colors: color.colors(&stderr) } } else { LogFormat::Json };
     let events = process_log::begin(form, Clock::system());
     tracing_subscriber::registry().with(events).with(targets).try_init().map_err(CommandFailure::failed)?;
     wrong.map_or(Ok(()), |error| {

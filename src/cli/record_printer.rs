@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::failure::CommandFailure;
 use super::output::Format;
 use crate::audit::{csv, csv_header};
-use crate::words::visible;
+use crate::ids::escape_invisible;
 
 /// The columns of a table, and how wide they are at least; what else a record has, JSON and CSV show.
 const COLUMNS: [(&str, usize); 11] = [
@@ -88,9 +88,9 @@ fn row(cells: [String; COLUMNS.len()]) -> String {
 fn cell(record: &Map<String, Value>, column: &str) -> String {
     let text = |name: &str| match record.get(name) {
         None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => visible(text),
+        Some(Value::String(text)) => escape_invisible(text),
         Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => {
-            visible(&other.to_string())
+            escape_invisible(&other.to_string())
         }
     };
     match column {

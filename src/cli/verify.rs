@@ -14,7 +14,7 @@ use super::output;
 use super::process::{self, ColorChoice};
 use super::source::{DataSource, SourceOptions};
 use crate::audit::{self, AuditorInput, Head, Verifier, VerifyReport};
-use crate::words::visible;
+use crate::ids::escape_invisible;
 
 /// Verifies that the log is what was recorded: nothing altered, removed, added or moved.
 ///
@@ -124,11 +124,11 @@ fn keys_of(file: &Path) -> Result<Vec<Verifier>, CommandFailure> {
 
 /// The report for people: what is wrong, what is worth knowing, what is proven.
 fn text(report: &VerifyReport) -> String {
-    let mut lines: Vec<String> = report.problems.iter().map(|problem| visible(&problem.to_string())).collect();
+    let mut lines: Vec<String> = report.problems.iter().map(|problem| escape_invisible(&problem.to_string())).collect();
     if report.further_problems > 0 {
         lines.push(format!("and {} problems more", report.further_problems));
     }
-    lines.extend(report.notes.iter().map(|note| format!("note: {}", visible(note))));
+    lines.extend(report.notes.iter().map(|note| format!("note: {}", escape_invisible(note))));
     let VerifyReport { records, oldest, segments, proven, unproven, in_doubt, under_way, .. } = report;
     lines.push(format!("{segments} segments, the records {oldest} to {records}; open writes: {under_way} under way, {in_doubt} in doubt"));
     let until = report.proven_time.map(|time| format!(", of {time:.6},")).unwrap_or_default();
@@ -142,7 +142,7 @@ fn text(report: &VerifyReport) -> String {
         (_, 0) => format!("{heads} all of it"),
         (_, _) => format!("{heads} it up to record {proven}{until} and nothing the {unproven} records after that"),
     });
-    lines.extend(report.keys.iter().map(|key| format!("key: {}", visible(key))));
+    lines.extend(report.keys.iter().map(|key| format!("key: {}", escape_invisible(key))));
     let verdict = if report.problems.is_empty() {
         "ok: the log is what was recorded"
     } else {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::units::{CALLER, KEY, ORGANIZATION, RATE, default_burst};
 use super::{CallerConfig, Grants, Rate, Scope};
+use crate::ids::KeyHash;
 use crate::toml_reader::{FLAG, InvalidValue, Table, TomlForm, ValueKind, nearest, quoted};
-use crate::words::KeyHash;
 
 /// What the callers are checked against: each other, and what there is to grant.
 pub(super) struct CallerChecks {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalogue::Catalogue;
-use crate::words::KeyHash;
+use crate::ids::KeyHash;
 
 pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};

@@ -15,7 +15,7 @@ use crate::catalogue::{Catalogue, Operation};
 use crate::toml_reader::{
     self, Diagnostic, InvalidValue, Setting, SettingOrigin, Severity, Table, TomlForm, ValueKind,
 };
-use crate::watched::Snapshot;
+use crate::watched_files::Snapshot;
 
 /// A configuration, and what there is to say about it.
 #[derive(Debug)]

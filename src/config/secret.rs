@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 
 use super::SecretSource;
-use crate::watched::{Contents, Snapshot};
+use crate::watched_files::{FileContents, Snapshot};
 
 /// No secret is longer; more is the wrong file.
 const SECRET_BYTES_MAX: u64 = 8 * 1024;
@@ -84,7 +84,7 @@ fn secret_of(
 }
 
 /// The file itself, or the credential of its name.
-fn read(files: &Snapshot, path: &Path, variable: impl Fn(&str) -> Option<OsString>) -> io::Result<Contents> {
+fn read(files: &Snapshot, path: &Path, variable: impl Fn(&str) -> Option<OsString>) -> io::Result<FileContents> {
     let own = files.read(path, SECRET_BYTES_MAX);
     match (&own, credential(path, variable)) {
         (Err(error), Some(credential)) if error.kind() == io::ErrorKind::NotFound => {

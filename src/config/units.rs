@@ -8,8 +8,8 @@ use std::time::Duration;
 use jiff::{Span, SpanRelativeTo};
 
 use super::{BaseUrl, Listen, QuotaSetting, Rate};
+use crate::ids::KeyHash;
 use crate::toml_reader::{InvalidValue, TomlForm, ValueKind, quoted};
-use crate::words::KeyHash;
 
 /// No time that is configured is longer.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);

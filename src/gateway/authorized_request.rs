@@ -19,10 +19,10 @@ use super::target::Target;
 use crate::audit;
 use crate::catalogue::Operation;
 use crate::clock::Clock;
+use crate::ids::RequestId;
 use crate::quota::BucketId;
-use crate::shares::Holder;
+use crate::shares::ShareHolder;
 use crate::upstream::{BreakerKey, Outgoing};
-use crate::words::RequestId;
 
 /// The call.
 pub(super) struct AuthorizedRequest {
@@ -99,7 +99,7 @@ pub(super) fn outgoing(
     target: String,
     headers: &HeaderMap,
     body: Bytes,
-    answers: &Arc<Holder>,
+    answers: &Arc<ShareHolder>,
 ) -> Outgoing {
     let headers = outgoing_headers(headers, !body.is_empty());
     Outgoing { method: row.method.clone(), target, headers, body, answers: answers.clone() }

@@ -16,7 +16,7 @@ use crate::callers::SharedKind;
 use crate::catalogue::{BodyKind, Operation};
 use crate::clock::Clock;
 use crate::config::Limits;
-use crate::shares::{CountedBytes, Holder};
+use crate::shares::{CountedBytes, ShareHolder};
 
 /// How a body is read.
 pub(super) struct BodyReader<'r> {
@@ -24,7 +24,7 @@ pub(super) struct BodyReader<'r> {
     pub(super) headers: &'r HeaderMap,
     pub(super) limits: &'r Limits,
     /// Whose share of the bodies' memory it takes.
-    pub(super) holder: &'r Arc<Holder>,
+    pub(super) holder: &'r Arc<ShareHolder>,
 }
 
 impl BodyReader<'_> {

@@ -6,7 +6,7 @@ use serde_json::{Number, Value};
 use super::tags::{self, Parameters};
 use crate::audit::{AuditLog, FieldHashes};
 use crate::catalogue::{EffectCheck, Operation, Proves};
-use crate::words::Fingerprint;
+use crate::ids::Fingerprint;
 
 /// Beyond this a fraction cannot be told from a whole number.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;

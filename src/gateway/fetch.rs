@@ -23,9 +23,9 @@ use super::{steps, tags};
 use crate::audit;
 use crate::cache::{CacheStatus, FetchHandle, FetchLost, FetchWaiter, JoinRequest, NewEntry, storable};
 use crate::callers::SharedKind;
-use crate::shares::Held;
+use crate::ids::RequestId;
+use crate::shares::HeldShare;
 use crate::upstream::{Ending, UpstreamAnswer};
-use crate::words::RequestId;
 
 /// A fetch that is queued in another caller's name is waited for so long before an own turn is waited for as well.
 const QUEUED_FOR_ANOTHER: Duration = Duration::from_millis(50);
@@ -121,7 +121,7 @@ async fn fetch_or_join(
 }
 
 /// The right to wait for the fetch of another request.
-fn joined(request: &AuthorizedRequest) -> Result<Held, Refusal> {
+fn joined(request: &AuthorizedRequest) -> Result<HeldShare, Refusal> {
     let joined = request.caller.state.holds.joined.take(1);
     joined.map_err(|short| Refusal::Short { of: SharedKind::Joined, short })
 }
@@ -140,7 +140,7 @@ enum FetchWait {
     /// With what it brings.
     Over(Result<Result<FetchedAnswer, Refusal>, FetchLost>),
     /// With a turn of this request's own, while the shared fetch still waits for one in another caller's name.
-    Turn(Box<(ForwardPermit, Held)>),
+    Turn(Box<(ForwardPermit, HeldShare)>),
 }
 
 /// Waits for a shared fetch. One that is queued in the name of another caller, who may have many before it, is no reason to wait

@@ -12,12 +12,12 @@ use super::refusal::Refusal;
 use super::state::Gateway;
 use crate::callers::SharedKind;
 use crate::catalogue::{Operation, RetryClass};
+use crate::ids::RequestId;
 use crate::quota::{BucketId, QuotaOutlook, QuotaRefused, Slot};
 use crate::upstream::{
     AttemptError, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, ConnectionPermit, EndedAttempt, Ending,
     ProxyError, RetryDecision, UpstreamAnswer, WriteEffect, ambiguous, effect, retry_after,
 };
-use crate::words::RequestId;
 
 /// What of a caller's headers goes on, beside the body's type: nothing that could change the answer of a stored operation.
 const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];

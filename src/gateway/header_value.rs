@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use http::HeaderValue;
 
 use crate::hash;
-use crate::words::decimal;
+use crate::ids::write_decimal;
 
 /// How much of a thread's ink is mixed at once, in bytes.
 const INK_BYTES: usize = 4096;
@@ -27,7 +27,7 @@ impl HeaderValueWriter<'_> {
     }
 
     pub(super) fn number(self, number: u64) -> Self {
-        self.0.extend_from_slice(decimal(number, &mut [0; 20]));
+        self.0.extend_from_slice(write_decimal(number, &mut [0; 20]));
         self
     }
 

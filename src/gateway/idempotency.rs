@@ -11,7 +11,7 @@ use super::response::{ForwardFacts, PassedAnswer, Reply, ReplyBody};
 use super::state::Gateway;
 use crate::audit::{self, Outcome};
 use crate::idempotency::{ClaimRefused, EarlierUse, FirstAnswer, KeyClaim, KeyStatus, KeyedWrite, WriteEnd};
-use crate::words::{Fingerprint, RequestId};
+use crate::ids::{Fingerprint, RequestId};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");

@@ -12,7 +12,7 @@ use hyper::body::Body as _;
 use hyper::body::Incoming;
 
 use super::authorized_request::{AuthorizedRequest, is_read, outgoing, recorded_query};
-use super::door::{Busy, Names, Peer};
+use super::door::{BusyGuard, CertificateNames, PeerConnection};
 use super::fetch::{fetch, fetch_ahead};
 use super::lookup::{LookupResult, ReadRequest, lookup};
 use super::policy::{Policy, bucket};
@@ -28,7 +28,7 @@ use crate::callers::SharedKind;
 /// itself: a caller who hangs up before the first poll leaves a record too.
 pub fn answer(
     gateway: Arc<Gateway>,
-    peer: &Peer,
+    peer: &PeerConnection,
     request: Request<Incoming>,
 ) -> impl Future<Output = Response<AnswerBody>> + Send + use<> {
     let busy = peer.busy(); // 1: the door has accepted it
@@ -63,7 +63,7 @@ async fn life(
     recorder: &mut RequestRecorder,
     head: &Parts,
     body: Incoming,
-    (names, busy): (&Names, &Busy),
+    (names, busy): (&CertificateNames, &BusyGuard),
 ) -> Result<Reply, Refusal> {
     if recorder.room.is_none() {
         return Err(Refusal::LogFull);

@@ -13,8 +13,8 @@ use crate::callers::{CallerState, Callers, LastUsed};
 use crate::catalogue::openapi::openapi;
 use crate::catalogue::{BucketKind, Catalogue, MatchedOperation, Operation};
 use crate::config::{self, Config, Limits, Scope, TlsFiles};
+use crate::ids::{KeyHash, KeyId};
 use crate::quota::BucketId;
-use crate::words::{KeyHash, KeyId};
 
 /// A caller as this snapshot has it, with the state that outlives snapshots.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use http::header::{self, GetAll, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
 use super::authorized_request::is_read;
-use super::door::{Busy, Peer};
+use super::door::{BusyGuard, PeerConnection};
 use super::forward::is_traceparent;
 use super::policy::{Caller, Policy};
 use super::refusal::{Refusal, seconds};
@@ -20,8 +20,8 @@ use super::state::Gateway;
 use super::steps::{self, Credential, CredentialId, Rights};
 use crate::audit::{self, HeldRequestId, Kind, Outcome, Record, RecordRoom};
 use crate::callers::{self, AnswerSource, Remaining};
-use crate::shares::Held;
-use crate::words::RequestId;
+use crate::ids::RequestId;
+use crate::shares::HeldShare;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -44,7 +44,7 @@ pub(super) struct RequestRecorder {
     by: Option<CredentialId>,
     remaining: Option<Remaining>,
     /// Its place among the requests under way.
-    under_way: Option<Held>,
+    under_way: Option<HeldShare>,
     /// Of a write, once it had an intent.
     pub(super) outcome: Option<Outcome>,
     is_read: bool,
@@ -56,7 +56,7 @@ pub(super) struct RequestRecorder {
 }
 
 impl RequestRecorder {
-    pub(super) fn start<B>(gateway: &Arc<Gateway>, peer: &Peer, request: &Request<B>) -> Self {
+    pub(super) fn start<B>(gateway: &Arc<Gateway>, peer: &PeerConnection, request: &Request<B>) -> Self {
         let headers = request.headers();
         let time = gateway.clock.wall();
         let is_read = is_read(request.method());
@@ -140,13 +140,13 @@ impl RequestRecorder {
     }
 
     /// The caller was let in.
-    pub(super) fn admitted(&mut self, under_way: Held) {
+    pub(super) fn admitted(&mut self, under_way: HeldShare) {
         self.under_way = Some(under_way);
     }
 
     /// Hands its place to the task that does the work: a caller who hangs up frees nothing before the
     /// work is done.
-    pub(super) fn hand_over_slot(&mut self) -> Option<Held> {
+    pub(super) fn hand_over_slot(&mut self) -> Option<HeldShare> {
         self.under_way.take()
     }
 
@@ -170,7 +170,7 @@ impl RequestRecorder {
         mut self,
         mut reply: Result<Reply, Refusal>,
         mut headers: HeaderMap,
-        busy: Busy,
+        busy: BusyGuard,
     ) -> Response<AnswerBody> {
         headers.clear();
         let now = self.gateway.clock.now();
@@ -211,7 +211,7 @@ impl RequestRecorder {
     ///
     /// # Errors
     /// The caller has its share of answers.
-    fn room_for(&self, reply: &Result<Reply, Refusal>, body: &Bytes) -> Result<Option<Held>, Refusal> {
+    fn room_for(&self, reply: &Result<Reply, Refusal>, body: &Bytes) -> Result<Option<HeldShare>, Refusal> {
         let (Ok(reply), Some(caller), true) = (reply, &self.caller, body.len() > PIECE_BYTES) else { return Ok(None) };
         if reply.body.is_counted() {
             return Ok(None);

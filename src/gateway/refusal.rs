@@ -10,10 +10,10 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use crate::callers::SharedKind;
+use crate::ids::RequestId;
 use crate::quota::QuotaOutlook;
-use crate::shares::Short;
+use crate::shares::Shortage;
 use crate::upstream::{AttemptError, BreakerScope};
-use crate::words::RequestId;
 
 /// Why the gateway answers by itself.
 #[expect(missing_docs, reason = "each variant's sentence says what its fields are")]
@@ -106,7 +106,7 @@ pub enum Refusal {
     /// The upstream's answer cannot be passed on: larger than the limits, encoded though nobody asked, no HTTP.
     Unusable { why: AttemptError },
     /// The caller has its share of what callers share, or the others have all of it.
-    Short { of: SharedKind, short: Short },
+    Short { of: SharedKind, short: Shortage },
     /// The breaker is open: the upstream could not be reached lately, or did not answer this operation.
     BreakerOpen { what: BreakerScope, retry_after: Duration },
     /// A list that cannot be narrowed to the caller's organizations.

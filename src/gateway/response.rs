@@ -12,15 +12,15 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
 
-use super::door::Busy;
+use super::door::BusyGuard;
 use super::header_value::{self, HeaderValueWriter};
 use super::refusal::{Refusal, seconds};
 use crate::audit::{self, Outcome};
 use crate::cache::{CacheStatus, Entry};
 use crate::hash;
-use crate::shares::Held;
+use crate::ids::RequestId;
+use crate::shares::HeldShare;
 use crate::upstream::retry_after;
-use crate::words::RequestId;
 
 /// What of an upstream answer is kept with a stored body: what describes the body, nothing that describes one exchange.
 const STORED: [HeaderName; 5] =
@@ -275,7 +275,7 @@ pub(super) fn leave_out_body((status, headers, body): &mut (StatusCode, HeaderMa
 pub(super) fn response(
     (status, mut headers, body): (StatusCode, HeaderMap, Bytes),
     id: &RequestId,
-    (busy, room): (Busy, Option<Held>),
+    (busy, room): (BusyGuard, Option<HeldShare>),
 ) -> Response<AnswerBody> {
     put_header(&mut headers, &REQUEST_ID, |writer| writer.text(id.as_str()));
     let mut response =
@@ -288,7 +288,7 @@ pub(super) fn response(
 /// An answer's body, and with it, until its last piece was handed over, its connection's busy mark and its part of its reader's share.
 pub struct AnswerBody {
     bytes: Option<Bytes>,
-    _held: (Busy, Option<Held>),
+    _held: (BusyGuard, Option<HeldShare>),
 }
 
 impl http_body::Body for AnswerBody {

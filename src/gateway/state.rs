@@ -22,10 +22,10 @@ use crate::callers::Callers;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::idempotency::IdempotencyStore;
+use crate::ids::RequestId;
 use crate::quota::Quota;
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
-use crate::words::RequestId;
 
 /// The most fetches that nobody waits for, at once.
 const AHEAD_MAX: usize = 4;

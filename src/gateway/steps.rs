@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use http::{Method, Uri};
 
-use super::door::Names;
+use super::door::CertificateNames;
 use super::policy::{Caller, CallerKey, Policy};
 use super::refusal::Refusal;
 use super::target::{CacheKeyPlan, Target};
@@ -14,8 +14,8 @@ use crate::callers::{Remaining, SharedKind};
 use crate::catalogue::{MatchedOperation, NoMatch, Operation};
 use crate::config::{Limits, Scope};
 use crate::hash;
-use crate::shares::{Held, Short};
-use crate::words::KeyHash;
+use crate::ids::KeyHash;
+use crate::shares::{HeldShare, Shortage};
 
 /// No method that an operation can have is longer. Records hold no more of one.
 pub(super) const METHOD_BYTES_MAX: usize = 32;
@@ -41,7 +41,11 @@ pub fn target<'u>(method: &Method, uri: &'u Uri, limits: &Limits) -> Result<Targ
 ///
 /// # Errors
 /// No key and no caller's certificate, two of them, or a key that nobody has.
-pub fn identify<'p>(policy: &'p Policy, headers: &HeaderMap, names: &'p Names) -> Result<Credential<'p>, Refusal> {
+pub fn identify<'p>(
+    policy: &'p Policy,
+    headers: &HeaderMap,
+    names: &'p CertificateNames,
+) -> Result<Credential<'p>, Refusal> {
     let mut given = headers.get_all(AUTHORIZATION).iter();
     let mut certified = policy.certified(names.as_deref().unwrap_or_default());
     let (credential, certified_as) = (given.next(), certified.next());
@@ -61,7 +65,7 @@ pub enum Credential<'p> {
     /// By this key, which has this hash.
     Key(&'p CallerKey, KeyHash),
     /// By a certificate with these names.
-    Certificate(&'p Arc<Caller>, &'p Names),
+    Certificate(&'p Arc<Caller>, &'p CertificateNames),
 }
 
 impl Credential<'_> {
@@ -90,7 +94,7 @@ pub enum CredentialId {
     /// The key with this hash.
     Key(KeyHash),
     /// A certificate with these names.
-    Certificate(Names),
+    Certificate(CertificateNames),
 }
 
 /// What a request was let in for. The policy may have changed since.
@@ -210,7 +214,7 @@ fn in_scope(scope: &Scope, row: &Operation, organization: Option<u64>) -> Result
 ///
 /// # Errors
 /// Too fast, or too many; with what is left of the rate for the headers.
-pub fn admit(caller: &Caller, limits: &Limits) -> Result<(Held, Remaining), (Refusal, Option<Remaining>)> {
+pub fn admit(caller: &Caller, limits: &Limits) -> Result<(HeldShare, Remaining), (Refusal, Option<Remaining>)> {
     let remaining = caller
         .state
         .admit()
@@ -223,11 +227,11 @@ pub fn admit(caller: &Caller, limits: &Limits) -> Result<(Held, Remaining), (Ref
 ///
 /// # Errors
 /// As many are under way as the caller, or all together, may have.
-pub fn place(caller: &Caller, limits: &Limits) -> Result<Held, Refusal> {
+pub fn place(caller: &Caller, limits: &Limits) -> Result<HeldShare, Refusal> {
     let most = limits.in_flight_per_caller;
     caller.state.enter(most).map_err(|short| match short {
-        Short::Most => Refusal::TooMany { most },
-        Short::Share => Refusal::Short { of: SharedKind::Requests, short },
-        Short::All => Refusal::Busy,
+        Shortage::Most => Refusal::TooMany { most },
+        Shortage::Share => Refusal::Short { of: SharedKind::Requests, short },
+        Shortage::All => Refusal::Busy,
     })
 }

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::fair::{Fair, Turn};
+use crate::fair_semaphore::{FairPermit, FairSemaphore};
 
-type Resources = Arc<Mutex<HashMap<Arc<str>, Fair>>>;
+type Resources = Arc<Mutex<HashMap<Arc<str>, FairSemaphore>>>;
 
 /// The resources that are being written to.
 #[derive(Default)]
@@ -18,7 +18,7 @@ pub(super) struct WriteOrder {
 pub(super) struct WriteTurn {
     resources: Resources,
     path: Arc<str>,
-    turn: Option<Turn>,
+    turn: Option<FairPermit>,
 }
 
 impl WriteOrder {
@@ -27,15 +27,15 @@ impl WriteOrder {
         let mut held = WriteTurn { resources: self.resources.clone(), path: path.clone(), turn: None };
         let resource = {
             let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
-            resources.entry(path.clone()).or_insert_with(|| Fair::new(1)).clone()
+            resources.entry(path.clone()).or_insert_with(|| FairSemaphore::new(1)).clone()
         };
-        held.turn = Some(resource.turn(caller).await);
+        held.turn = Some(resource.acquire(caller).await);
         held
     }
 
     /// How many wait for a turn.
     pub(super) fn waiting(&self) -> usize {
-        self.resources.lock().unwrap_or_else(PoisonError::into_inner).values().map(Fair::waiting).sum()
+        self.resources.lock().unwrap_or_else(PoisonError::into_inner).values().map(FairSemaphore::waiting).sum()
     }
 }
 
@@ -44,7 +44,7 @@ impl Drop for WriteTurn {
         self.turn = None;
         let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
         // The map's own handle is the last one: nobody holds or awaits the turn.
-        if resources.get(&self.path).is_some_and(Fair::is_unused) {
+        if resources.get(&self.path).is_some_and(FairSemaphore::is_unused) {
             resources.remove(&self.path);
         }
     }

@@ -16,8 +16,8 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, param
 use super::database_rows::{insert, row_of, unchecked};
 use super::key_table::{KeyRow, KeyRowMeta};
 use super::{FirstAnswer, LogMark};
-use crate::own;
-use crate::words::{Fingerprint, RequestId};
+use crate::ids::{Fingerprint, RequestId};
+use crate::private_files;
 
 /// The version of the tables.
 const VERSION: i64 = 2;
@@ -150,8 +150,8 @@ impl AnswerDatabase {
     /// Opens the file, makes it where there is none, and reads all of it.
     pub(super) fn open(path: &Path) -> Result<(Self, DatabaseContents), DatabaseError> {
         let is_new = look_at(path)?;
-        own::open(OpenOptions::new().write(true).create(true), path).map_err(unless_unreadable)?;
-        own::to_read(path).map_err(unless_unreadable)?;
+        private_files::open(OpenOptions::new().write(true).create(true), path).map_err(unless_unreadable)?;
+        private_files::open_to_read(path).map_err(unless_unreadable)?;
         let mut connection = connect(path)?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let is_new = match version {

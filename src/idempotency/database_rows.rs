@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 use super::key_table::KeyRow;
 use super::{FirstAnswer, KeyedWrite, WriteEnd};
 use crate::hash;
-use crate::words::{Fingerprint, RequestId};
+use crate::ids::{Fingerprint, RequestId};
 
 /// Bytes of an answer.
 pub(super) fn weight(answer: &FirstAnswer) -> usize {

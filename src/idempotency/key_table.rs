@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{EarlierUse, KeyedWrite, WriteEnd};
-use crate::words::{Fingerprint, RequestId};
+use crate::ids::{Fingerprint, RequestId};
 
 /// What a row weighs beside its answer, in bytes.
 pub(super) const ROW_BYTES: u64 = 192;

@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 
 use crate::clock::Clock;
 use crate::config::{AuditConfig, Limits};
-use crate::words::{Fingerprint, RequestId};
+use crate::ids::{Fingerprint, RequestId};
 
 use key_table::{KeyLookup, KeyRow, StoreBounds};
 use store_thread::{StoreHandle, StoreJob, StoreThread};

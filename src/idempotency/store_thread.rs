@@ -15,7 +15,7 @@ use super::database::{self, AnswerDatabase, DatabaseContents, DatabaseError};
 use super::key_table::{KeyRow, KeyTable, StoreBounds};
 use super::{FirstAnswer, KeyLog, LogMark, StoreUnavailable, WriteEnd};
 use crate::clock::Clock;
-use crate::words::{Fingerprint, RequestId};
+use crate::ids::{Fingerprint, RequestId};
 
 /// How often it looks at the file.
 const LOOK: Duration = Duration::from_secs(1);

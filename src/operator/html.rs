@@ -5,7 +5,7 @@ use maud::{DOCTYPE, Markup, html};
 
 use super::query::PageQuery;
 use super::render::{Page, PageTable};
-use crate::words::visible;
+use crate::ids::escape_invisible;
 
 /// The pages, in the order of the menu.
 const MENU: [(&str, &str); 8] = [
@@ -89,7 +89,7 @@ pub(super) fn table(table: &PageTable, hint: &str) -> Markup {
 
 fn data(cell: &str) -> Markup {
     let number = !cell.is_empty() && cell.bytes().all(|byte| byte.is_ascii_digit());
-    html! { td class=[number.then_some("n")] { (visible(cell)) } }
+    html! { td class=[number.then_some("n")] { (escape_invisible(cell)) } }
 }
 
 /// Figures with their names, most important first.

@@ -23,7 +23,7 @@ use super::{health, process};
 use crate::callers::SharedKind;
 use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram, ENDINGS};
 use crate::process_log;
-use crate::shares::Shared;
+use crate::shares::SharedLimit;
 use crate::upstream::BreakerStatus;
 
 /// The answer to a scrape.
@@ -140,9 +140,13 @@ fn requests(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
 /// What callers share beside Make's quota.
 fn shares(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let (shared, policy) = (&state.gateway.callers.shared, state.gateway.policy());
-    let by_kind = |amount: fn(&Shared) -> u64| shared.iter().map(move |(kind, one)| (labelled(kind), amount(one)));
-    writer.gauges("makegate_shared_taken", "What callers have of what they share, by kind", by_kind(Shared::taken))?;
-    writer.gauges("makegate_shared_limit", "How much of it there is", by_kind(Shared::limit))?;
+    let by_kind = |amount: fn(&SharedLimit) -> u64| shared.iter().map(move |(kind, one)| (labelled(kind), amount(one)));
+    writer.gauges(
+        "makegate_shared_taken",
+        "What callers have of what they share, by kind",
+        by_kind(SharedLimit::taken),
+    )?;
+    writer.gauges("makegate_shared_limit", "How much of it there is", by_kind(SharedLimit::limit))?;
     let refused = policy.members.iter().flat_map(|member| {
         let holds = member.state.holds.iter().filter(|(_, holder)| holder.refused() > 0);
         holds.map(|(kind, holder)| {

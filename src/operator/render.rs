@@ -18,7 +18,7 @@ use super::query::PageQuery;
 use super::refusal::OperatorRefusal;
 use super::routes::PageFormat;
 use crate::audit::csv_cell;
-use crate::gateway::door::Busy;
+use crate::gateway::door::BusyGuard;
 
 /// An answer's body.
 pub(super) type PageBody = UnsyncBoxBody<Bytes, Infallible>;
@@ -99,12 +99,12 @@ pub(super) fn cell<T: ToString>(value: Option<T>) -> String {
 /// hyper has taken it out of here.
 pub(super) struct GuardedBody {
     body: PageBody,
-    _busy: Busy,
+    _busy: BusyGuard,
     room: Option<OwnedSemaphorePermit>,
 }
 
 impl GuardedBody {
-    pub(super) fn new(body: PageBody, busy: Busy, room: Option<OwnedSemaphorePermit>) -> Self {
+    pub(super) fn new(body: PageBody, busy: BusyGuard, room: Option<OwnedSemaphorePermit>) -> Self {
         Self { body, _busy: busy, room }
     }
 }

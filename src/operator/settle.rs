@@ -16,7 +16,7 @@ use super::routes::DOUBT;
 use super::state::OperatorState;
 use crate::audit::Peer;
 use crate::gateway::settle::{self, NotSettled, Settlement};
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 const EXPECTED: &str = "write {\"as\": \"done\" or \"not-done\", \"note\": \"how you know\"}";
 /// No note is longer.

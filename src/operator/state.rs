@@ -128,6 +128,6 @@ impl OperatorState {
 
     /// Is this the key? Takes a time that does not depend on it.
     pub(super) fn opens_to(&self, key: &[u8]) -> bool {
-        hash::equal(&hash::sha256(key), &self.key.load().hash)
+        hash::constant_time_eq(&hash::sha256(key), &self.key.load().hash)
     }
 }

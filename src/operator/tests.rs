@@ -20,11 +20,11 @@ use crate::config;
 use crate::gateway::{Engines, Gateway, KeyLogAdapter};
 use crate::hash;
 use crate::idempotency::IdempotencyStore;
+use crate::ids::{Fingerprint, RequestId};
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
-use crate::watched::Snapshot;
-use crate::words::{Fingerprint, RequestId};
+use crate::watched_files::Snapshot;
 
 const KEY: &str = "operator-key-of-this-test";
 const TOKEN: &str = "make-token-of-this-test";

@@ -4,10 +4,10 @@
 //! Events are `tracing`'s. Ordinary ones are told once a minute and kind, with a count of those in between; the target of the
 //! others says how often: [`STATE`], [`EACH`].
 
-mod device;
-mod line;
+mod fault_state;
+mod log_line;
+mod non_blocking;
 mod repeats;
-mod trouble;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -20,11 +20,11 @@ use tracing_subscriber::layer::Context;
 
 use crate::clock::Clock;
 
-use line::Line;
+use log_line::LogLine;
 use repeats::Repeats;
 
-pub use device::Device;
-pub use trouble::Trouble;
+pub use fault_state::FaultState;
+pub use non_blocking::NonBlockingWriter;
 
 /// Target of an event that says that the state of something has changed: told at once, but only so often a minute.
 pub const STATE: &str = "makegate::state";
@@ -38,7 +38,7 @@ const LAST_LINES: Duration = Duration::from_millis(200);
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum LogFormat {
     /// For people at a terminal.
     Text {
         /// With colours.
@@ -48,8 +48,8 @@ pub enum Form {
     Json,
 }
 
-impl Form {
-    fn write(self, line: Line) -> String {
+impl LogFormat {
+    fn write(self, line: LogLine) -> String {
         match self {
             Self::Text { has_colors } => line.text(has_colors),
             Self::Json => line.json(),
@@ -58,22 +58,22 @@ impl Form {
 }
 
 #[derive(Debug)]
-struct Log {
-    form: Form,
+struct ProcessLog {
+    form: LogFormat,
     clock: Clock,
     repeats: Mutex<Repeats<Identifier>>,
-    device: Device,
+    device: NonBlockingWriter,
     /// The last word was said: whatever a thread still tells is dropped.
     has_ended: AtomicBool,
 }
 
-static LOG: OnceLock<Log> = OnceLock::new();
+static LOG: OnceLock<ProcessLog> = OnceLock::new();
 
 /// Begins the process log on stderr. What becomes part of `tracing`'s subscriber tells its events; a panic is told, too.
-pub fn begin(form: Form, clock: Clock) -> Events {
+pub fn begin(form: LogFormat, clock: Clock) -> ProcessLogLayer {
     LOG.get_or_init(|| {
         let mut told = 0;
-        let device = Device::begin("process-log", std::io::stderr(), move |device, is_well| {
+        let device = NonBlockingWriter::begin("process-log", std::io::stderr(), move |device, is_well| {
             let Some(log) = LOG.get() else { return };
             log.tell_due(false);
             let dropped = device.dropped();
@@ -83,14 +83,14 @@ pub fn begin(form: Form, clock: Clock) -> Events {
                 told = dropped;
             }
         });
-        Log { form, clock, repeats: Mutex::default(), device, has_ended: false.into() }
+        ProcessLog { form, clock, repeats: Mutex::default(), device, has_ended: false.into() }
     });
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
         let why = panic.payload_as_str().unwrap_or_default();
         tracing::error!(target: STATE, at, "a fault of makegate's own: {why}");
     }));
-    Events(())
+    ProcessLogLayer(())
 }
 
 /// The last word of a command that fails. `false`: there is no process log, so it was not told.
@@ -100,15 +100,15 @@ pub fn fatal(message: &str, exit_code: u8) -> bool {
     log.tell_due(true);
     log.has_ended.store(true, Ordering::SeqCst);
     log.device.put(match log.form {
-        Form::Text { .. } => format!("error: {message}\n"),
-        form @ Form::Json => form.write(log.line(Level::ERROR, message).with("exit_code", exit_code)),
+        LogFormat::Text { .. } => format!("error: {message}\n"),
+        form @ LogFormat::Json => form.write(log.line(Level::ERROR, message).with("exit_code", exit_code)),
     });
     true
 }
 
 /// The form of the process log, if there is one.
 #[must_use]
-pub fn form() -> Option<Form> {
+pub fn form() -> Option<LogFormat> {
     LOG.get().map(|log| log.form)
 }
 
@@ -133,12 +133,12 @@ pub fn end() {
     }
 }
 
-impl Log {
-    fn line(&self, level: Level, message: &str) -> Line {
-        Line::new(self.clock.wall(), level, message.to_owned())
+impl ProcessLog {
+    fn line(&self, level: Level, message: &str) -> LogLine {
+        LogLine::new(self.clock.wall(), level, message.to_owned())
     }
 
-    fn put(&self, line: Line) {
+    fn put(&self, line: LogLine) {
         if !self.has_ended.load(Ordering::Relaxed) {
             self.device.put(self.form.write(line));
         }
@@ -150,7 +150,7 @@ impl Log {
 
     fn tell(&self, event: &Event<'_>) {
         let about = event.metadata();
-        let line = Line::of(event, self.clock.wall());
+        let line = LogLine::of(event, self.clock.wall());
         let most = match about.target() {
             STATE => STATES_MAX,
             // Who asks for more than `info` wants all of it.
@@ -174,9 +174,9 @@ impl Log {
 
 /// Tells `tracing`'s events to the process log.
 #[derive(Debug)]
-pub struct Events(());
+pub struct ProcessLogLayer(());
 
-impl<S: Subscriber> Layer<S> for Events {
+impl<S: Subscriber> Layer<S> for ProcessLogLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if let Some(log) = LOG.get() {
             log.tell(event);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-use super::line::Line;
+use super::log_line::LogLine;
 
 /// How long a kind of event is quiet after it was told.
 const QUIET: Duration = Duration::from_secs(60);
@@ -12,7 +12,7 @@ const QUIET: Duration = Duration::from_secs(60);
 /// The kinds of event that were told lately. A kind is a place in the code, so there is a bound to them.
 #[derive(Debug)]
 pub(super) struct Repeats<K> {
-    kinds: HashMap<K, Kind>,
+    kinds: HashMap<K, RepeatedKind>,
     /// How many events there were: the order of those that come at the same moment.
     events: u64,
 }
@@ -24,20 +24,20 @@ impl<K> Default for Repeats<K> {
 }
 
 #[derive(Debug)]
-struct Kind {
+struct RepeatedKind {
     /// When its first line of this minute was told.
     since: Instant,
     told: u32,
     /// How many events were not told, and the last one of them with its place among all.
     untold: u64,
-    last: Option<(u64, Line)>,
+    last: Option<(u64, LogLine)>,
 }
 
 impl<K: Eq + Hash> Repeats<K> {
     /// Gives the line back if it is to be told now: one of the first `most` of its kind in a minute.
-    pub(super) fn admit(&mut self, kind: K, line: Line, most: u32, now: Instant) -> Option<Line> {
+    pub(super) fn admit(&mut self, kind: K, line: LogLine, most: u32, now: Instant) -> Option<LogLine> {
         self.events += 1;
-        let kind = self.kinds.entry(kind).or_insert(Kind { since: now, told: 0, untold: 0, last: None });
+        let kind = self.kinds.entry(kind).or_insert(RepeatedKind { since: now, told: 0, untold: 0, last: None });
         let is_over = now.saturating_duration_since(kind.since) >= QUIET;
         if kind.untold == 0 && (is_over || kind.told < most) {
             if is_over {
@@ -52,7 +52,7 @@ impl<K: Eq + Hash> Repeats<K> {
     }
 
     /// The lines that stand for events not told so far, of kinds whose minute is over; `all`: of all kinds.
-    pub(super) fn due(&mut self, now: Instant, all: bool) -> Vec<Line> {
+    pub(super) fn due(&mut self, now: Instant, all: bool) -> Vec<LogLine> {
         let mut due = Vec::new();
         self.kinds.retain(|_, kind| {
             if !all && now.saturating_duration_since(kind.since) < QUIET {
@@ -60,7 +60,7 @@ impl<K: Eq + Hash> Repeats<K> {
             }
             let Some((place, last)) = kind.last.take() else { return false };
             due.push((place, last.standing_for(kind.untold)));
-            *kind = Kind { since: now, told: 1, untold: 0, last: None };
+            *kind = RepeatedKind { since: now, told: 1, untold: 0, last: None };
             true
         });
         due.sort_by_key(|(place, _)| *place);
@@ -84,7 +84,7 @@ mod tests {
 
     impl Told {
         fn event(&mut self, kind: &'static str, most: u32, message: &str) {
-            let line = Line::new(self.clock.wall(), Level::WARN, message.to_owned());
+            let line = LogLine::new(self.clock.wall(), Level::WARN, message.to_owned());
             let told = self.repeats.admit(kind, line, most, self.clock.now());
             self.lines.extend(told.map(words));
         }
@@ -99,7 +99,7 @@ mod tests {
         }
     }
 
-    fn words(line: Line) -> String {
+    fn words(line: LogLine) -> String {
         let value: serde_json::Value = serde_json::from_str(&line.json()).unwrap();
         format!("{} {}", value["msg"].as_str().unwrap(), value["repeated"].as_u64().unwrap_or(1))
     }

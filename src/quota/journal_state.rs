@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::fair_queue::FairQueue;
 use super::window::HOLD_MS;
 use super::{ACCOUNT, BUCKETS_MAX, BucketId, CLOSED_MAX};
-use crate::words::decimal;
+use crate::ids::write_decimal;
 
 /// The first word of the first line; the boot id follows.
 const HEADER: &str = "makegate-slots-1";
@@ -98,14 +98,14 @@ impl<'a> JournalStep<'a> {
     fn append_to(&self, text: &mut Vec<u8>, kind: &[u8]) -> io::Result<()> {
         let mut digits = [0; 20];
         text.extend_from_slice(kind);
-        text.extend_from_slice(decimal(self.at.unsigned_abs(), &mut digits));
+        text.extend_from_slice(write_decimal(self.at.unsigned_abs(), &mut digits));
         text.push(b' ');
         text.extend_from_slice(match self.bucket {
             BucketId::Account => ACCOUNT.as_bytes(),
-            BucketId::Organization(id) => decimal(id, &mut digits),
+            BucketId::Organization(id) => write_decimal(id, &mut digits),
         });
         text.push(b' ');
-        text.extend_from_slice(decimal(self.count, &mut digits));
+        text.extend_from_slice(write_decimal(self.count, &mut digits));
         text.push(b' ');
         text.extend_from_slice(self.caller.as_bytes());
         text.push(b'\n');

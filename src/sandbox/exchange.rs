@@ -248,7 +248,7 @@ fn token_seen(headers: &HeaderMap, token: &str) -> TokenSeen {
         .and_then(|text| text.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("token") || scheme.eq_ignore_ascii_case("bearer"));
     match given {
-        Some((_, given)) if values.next().is_none() && hash::equal(given.as_bytes(), token.as_bytes()) => {
+        Some((_, given)) if values.next().is_none() && hash::constant_time_eq(given.as_bytes(), token.as_bytes()) => {
             TokenSeen::Right
         }
         Some(_) | None => TokenSeen::Wrong,

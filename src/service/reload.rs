@@ -15,11 +15,11 @@ use crate::audit::Record;
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{self, Config, LoadedConfig, SecretSource};
-use crate::gateway::door::Checked;
+use crate::gateway::door::CheckedCertificate;
 use crate::gateway::policy::Policy;
-use crate::process_log::{STATE, Trouble};
+use crate::process_log::{FaultState, STATE};
 use crate::upstream::{Token, Upstream};
-use crate::watched::{FileThread, Hangs, Hashes, Snapshot};
+use crate::watched_files::{FileHashes, FileReadHangs, FileThread, Snapshot};
 
 /// How often the contents of the files are compared with those that were judged last. With [`SETTLED`] that makes at most 5 s.
 const LOOK: Duration = Duration::from_secs(4);
@@ -34,11 +34,11 @@ const READ_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Watch {
     thread: FileThread,
     /// The contents that were judged last, whether they were put in force or refused: a bad file is told once.
-    judged: Mutex<Hashes>,
+    judged: Mutex<FileHashes>,
     /// The contents that are in force.
-    in_force: Mutex<Hashes>,
+    in_force: Mutex<FileHashes>,
     /// The files could not be read in time, and that was told.
-    hangs: Trouble,
+    hangs: FaultState,
     one_at_a_time: tokio::sync::Mutex<()>,
 }
 
@@ -49,7 +49,7 @@ impl Watch {
             thread: FileThread::start()?,
             judged: Mutex::new(files.hashes()),
             in_force: Mutex::new(files.hashes()),
-            hangs: Trouble::default(),
+            hangs: FaultState::default(),
             one_at_a_time: tokio::sync::Mutex::default(),
         })
     }
@@ -59,7 +59,7 @@ impl Watch {
 struct Prepared {
     read: LoadedConfig,
     operator_key: SecretString,
-    certificate: Option<Checked>,
+    certificate: Option<CheckedCertificate>,
     upstream: NextConfig,
 }
 
@@ -72,7 +72,7 @@ enum NextConfig {
 
 /// One judgement of all files.
 struct Judged {
-    hashes: Hashes,
+    hashes: FileHashes,
     prepared: Result<Prepared, String>,
 }
 
@@ -89,7 +89,7 @@ impl ServiceInner {
         loop {
             tokio::time::sleep(LOOK).await;
             if let Err(hangs) = self.look().await
-                && self.watch.hangs.is_seen(self.gateway.clock.now())
+                && self.watch.hangs.begins(self.gateway.clock.now())
             {
                 let _told = self.conclude(Err(hangs)).await;
             }
@@ -97,11 +97,11 @@ impl ServiceInner {
     }
 
     /// One look. What changed is put in force once two judgements in a row were of the same contents.
-    async fn look(self: &Arc<Self>) -> Result<(), Hangs> {
+    async fn look(self: &Arc<Self>) -> Result<(), FileReadHangs> {
         let known = lock(&self.watch.judged).clone();
         let before = known.clone();
         let now = self.watch.thread.run(READ_WITHIN, move |files| before.again(&files)).await?;
-        self.watch.hangs.is_gone(self.gateway.clock.now());
+        self.watch.hangs.ends(self.gateway.clock.now());
         if now == known {
             return Ok(());
         }
@@ -122,7 +122,7 @@ impl ServiceInner {
         Ok(())
     }
 
-    async fn judge(&self) -> Result<Judged, Hangs> {
+    async fn judge(&self) -> Result<Judged, FileReadHangs> {
         let (file, clock) = (self.file.clone(), self.gateway.clock.clone());
         let (policy, in_force) = (self.gateway.policy(), lock(&self.watch.in_force).clone());
         let judge = move |files: Snapshot| {
@@ -132,7 +132,7 @@ impl ServiceInner {
         self.watch.thread.run(READ_WITHIN, judge).await
     }
 
-    async fn conclude(self: &Arc<Self>, judged: Result<Judged, Hangs>) -> Result<(), String> {
+    async fn conclude(self: &Arc<Self>, judged: Result<Judged, FileReadHangs>) -> Result<(), String> {
         let result = match judged {
             Ok(Judged { hashes, prepared }) => {
                 *lock(&self.watch.judged) = hashes.clone();
@@ -195,7 +195,7 @@ impl ServiceInner {
 }
 
 /// Reads and checks everything; changes nothing. `before`: the policy in force, and the files that it was made from.
-fn prepare(files: &Snapshot, file: &Path, before: (&Policy, &Hashes), clock: Clock) -> Result<Prepared, String> {
+fn prepare(files: &Snapshot, file: &Path, before: (&Policy, &FileHashes), clock: Clock) -> Result<Prepared, String> {
     let (policy, in_force) = before;
     let read = config::read_in(files, file).map_err(|failure| failure.to_string())?;
     let config = &read.config;
@@ -203,7 +203,7 @@ fn prepare(files: &Snapshot, file: &Path, before: (&Policy, &Hashes), clock: Clo
     let operator_key = secret_in(files, &config.operator.key)?;
     fixed(&policy.config, config)?;
     let tls = config.gateway.tls.as_ref();
-    let certificate = tls.map(|tls| Checked::read(tls, files)).transpose().map_err(|why| why.to_string())?;
+    let certificate = tls.map(|tls| CheckedCertificate::read(tls, files)).transpose().map_err(|why| why.to_string())?;
     let other_authorities = |path: &Path| files.hashes().of(path) != in_force.of(path);
     let is_another = policy.config.upstream != config.upstream
         || policy.config.limits != config.limits

@@ -1,18 +1,18 @@
 //! Bytes that are read from somewhere, and count for the memory that they take.
 
-use super::{Held, Short};
+use super::{HeldShare, Shortage};
 
 /// Bytes that grow as they come. Their memory counts against a holder's share until they are gone.
 #[derive(Debug)]
 pub struct CountedBytes {
     bytes: Vec<u8>,
-    room: Held,
+    room: HeldShare,
 }
 
 impl CountedBytes {
     /// None yet. What `room` covers already is used first.
     #[must_use]
-    pub fn new(room: Held) -> Self {
+    pub fn new(room: HeldShare) -> Self {
         Self { bytes: Vec::new(), room }
     }
 
@@ -21,7 +21,7 @@ impl CountedBytes {
     ///
     /// # Errors
     /// The holder's share is used up: it holds what it held.
-    pub fn make_room(&mut self, length: usize, expected: usize, most: usize) -> Result<(), Short> {
+    pub fn make_room(&mut self, length: usize, expected: usize, most: usize) -> Result<(), Shortage> {
         if length <= self.bytes.capacity() {
             return Ok(());
         }
@@ -50,7 +50,7 @@ impl CountedBytes {
 
     /// The bytes and what they count for, neither more than it has to be.
     #[must_use]
-    pub fn into_parts(mut self) -> (Vec<u8>, Held) {
+    pub fn into_parts(mut self) -> (Vec<u8>, HeldShare) {
         self.bytes.shrink_to_fit();
         self.room.shrink(amount(self.bytes.len()));
         (self.bytes, self.room)

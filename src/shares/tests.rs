@@ -30,7 +30,7 @@ fn seeds(usual: u64) -> RangeInclusive<u64> {
 }
 
 /// Takes `step` after `step` until it is refused.
-fn fill(holder: &Arc<Holder>, step: u64) -> (Vec<Held>, Short) {
+fn fill(holder: &Arc<ShareHolder>, step: u64) -> (Vec<HeldShare>, Shortage) {
     let mut held = Vec::new();
     loop {
         match holder.take(step) {
@@ -42,15 +42,15 @@ fn fill(holder: &Arc<Holder>, step: u64) -> (Vec<Held>, Short) {
 
 #[test]
 fn a_lone_holder_has_nearly_all_and_the_next_ones_find_room_at_once() {
-    let shared = Shared::new(1024);
+    let shared = SharedLimit::new(1024);
     let greedy = shared.holder();
     let (all, short) = fill(&greedy, 1);
-    assert_eq!((greedy.held(), short), (1024 * 7 / 8, Short::Share));
+    assert_eq!((greedy.held(), short), (1024 * 7 / 8, Shortage::Share));
     let found: Vec<u64> = (0..4)
         .map(|_| {
             let holder = shared.holder();
             let (held, short) = fill(&holder, 1);
-            assert_eq!(short, Short::All, "it has less than its share: the others hold it");
+            assert_eq!(short, Shortage::All, "it has less than its share: the others hold it");
             std::mem::forget(held);
             holder.held()
         })
@@ -63,7 +63,7 @@ fn a_lone_holder_has_nearly_all_and_the_next_ones_find_room_at_once() {
 
 #[test]
 fn what_is_given_back_goes_to_those_below_their_share() {
-    let shared = Shared::new(1200);
+    let shared = SharedLimit::new(1200);
     let (greedy, late) = (shared.holder(), shared.holder());
     let (mut all, _) = fill(&greedy, 1);
     let mut lates = Vec::new();
@@ -79,10 +79,10 @@ fn what_is_given_back_goes_to_those_below_their_share() {
 
 #[test]
 fn no_holder_has_more_than_one_may_have() {
-    let shared = Shared::new(100);
+    let shared = SharedLimit::new(100);
     let holder = shared.holder();
     let first = holder.take_up_to(1, 1).unwrap();
-    assert_eq!(holder.take_up_to(1, 1).unwrap_err(), Short::Most);
+    assert_eq!(holder.take_up_to(1, 1).unwrap_err(), Shortage::Most);
     assert_eq!((shared.taken(), holder.refused()), (1, 1));
     drop(first);
     assert!(holder.take_up_to(1, 1).is_ok());
@@ -90,24 +90,24 @@ fn no_holder_has_more_than_one_may_have() {
 
 #[test]
 fn the_smallest_limits_work() {
-    let shared = Shared::new(1);
+    let shared = SharedLimit::new(1);
     let (one, other) = (shared.holder(), shared.holder());
     let first = one.take(1).unwrap();
-    assert_eq!(one.take(1).unwrap_err(), Short::Share);
-    assert_eq!(other.take(1).unwrap_err(), Short::All);
+    assert_eq!(one.take(1).unwrap_err(), Shortage::Share);
+    assert_eq!(other.take(1).unwrap_err(), Shortage::All);
     drop(first);
     assert!(other.take(1).is_ok());
-    assert_eq!(other.take(u64::MAX).unwrap_err(), Short::All);
+    assert_eq!(other.take(u64::MAX).unwrap_err(), Shortage::All);
     assert_eq!(shared.word.load(Ordering::Relaxed), 0);
 }
 
 #[test]
 fn a_lower_limit_takes_nothing_back() {
-    let shared = Shared::new(100);
+    let shared = SharedLimit::new(100);
     let holder = shared.holder();
     let mut held = holder.take(80).unwrap();
     shared.set_limit(40);
-    assert_eq!(holder.take(1).unwrap_err(), Short::Share);
+    assert_eq!(holder.take(1).unwrap_err(), Shortage::Share);
     held.shrink(10);
     assert!(held.grow(20).is_ok());
     assert_eq!((held.amount(), shared.taken()), (20, 20));
@@ -115,18 +115,18 @@ fn a_lower_limit_takes_nothing_back() {
 
 /// What one holder of the model has.
 struct Part {
-    holder: Arc<Holder>,
-    held: Vec<Held>,
+    holder: Arc<ShareHolder>,
+    held: Vec<HeldShare>,
 }
 
 impl Part {
     fn sum(&self) -> u64 {
-        self.held.iter().map(Held::amount).sum()
+        self.held.iter().map(HeldShare::amount).sum()
     }
 }
 
 /// Does what a random holder wants, and holds the answer against the promises.
-fn step(random: &mut Random, shared: &Arc<Shared>, parts: &mut [Part]) {
+fn step(random: &mut Random, shared: &Arc<SharedLimit>, parts: &mut [Part]) {
     let (at, limit) = (random.index(parts.len()), shared.limit());
     let most = if random.below(4) == 0 { limit } else { limit / 20 + 1 };
     let more = 1 + random.below(most);
@@ -169,7 +169,7 @@ fn every_answer_is_right_whatever_happened_before() {
     for seed in seeds(300) {
         println!("MAKEGATE_SEED={seed}");
         let mut random = Random::new(seed);
-        let shared = Shared::new([1, 7, 64, 512, 1000, 1 << 27, AMOUNT_MASK][random.index(7)]);
+        let shared = SharedLimit::new([1, 7, 64, 512, 1000, 1 << 27, AMOUNT_MASK][random.index(7)]);
         let count = 1 + random.below(9);
         let mut parts: Vec<Part> = (0..count).map(|_| Part { holder: shared.holder(), held: Vec::new() }).collect();
         for _ in 0..2_000 {
@@ -188,7 +188,7 @@ fn every_answer_is_right_whatever_happened_before() {
 fn nothing_is_lost_between_threads_and_the_limit_holds_at_any_moment() {
     for seed in seeds(20) {
         println!("MAKEGATE_SEED={seed}");
-        let shared = Shared::new(100);
+        let shared = SharedLimit::new(100);
         let holders: Vec<_> = (0..3).map(|_| shared.holder()).collect();
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {

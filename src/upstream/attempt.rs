@@ -14,9 +14,9 @@ use super::ending::{AttemptError, Ending, ProxyError, UpstreamAnswer};
 use super::pool::{PooledConnection, SendOutcome};
 use super::token::Token;
 use super::{HeldToken, Outgoing, Upstream};
-use crate::fair::Turn;
+use crate::fair_semaphore::FairPermit;
 use crate::process_log::STATE;
-use crate::shares::Held;
+use crate::shares::HeldShare;
 
 /// What the upstream is told about who asks. Never the caller's own: an edge in front of Make refuses some of those.
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("makegate/", env!("CARGO_PKG_VERSION")));
@@ -50,7 +50,7 @@ impl AttemptProgress {
 /// The right to one of the connections, until dropped.
 #[must_use = "dropping it gives the connection to the next"]
 #[derive(Debug)]
-pub struct ConnectionPermit(Turn);
+pub struct ConnectionPermit(FairPermit);
 
 impl Upstream {
     /// Waits for the right to a connection, at most for `patience`: fairly among callers, of whom each leaves some to others.
@@ -128,11 +128,11 @@ impl Upstream {
         }
         let now = self.clock.now();
         if status == StatusCode::UNAUTHORIZED {
-            if self.token_refused.is_seen(now) {
+            if self.token_refused.begins(now) {
                 tracing::error!(target: STATE, "the upstream refuses the gateway's token: replace it");
             }
         } else if status.is_success()
-            && let Some(lasted) = self.token_refused.is_gone(now)
+            && let Some(lasted) = self.token_refused.ends(now)
         {
             tracing::info!(target: STATE, after_s = lasted.as_secs(), "the upstream accepts the gateway's token again");
         }
@@ -195,9 +195,9 @@ impl Upstream {
         response: Response<Incoming>,
         delay: Duration,
         sent: &HeldToken,
-        room: Held,
+        room: HeldShare,
         connection: PooledConnection,
-        turn: Turn,
+        turn: FairPermit,
     ) -> Ending {
         let (head, body) = response.into_parts();
         if head.status.is_informational() {

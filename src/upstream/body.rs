@@ -9,7 +9,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 
 use super::ending::{AttemptError, Ending, ProxyError};
-use crate::shares::{CountedBytes, Held, Holder, Short, amount};
+use crate::shares::{CountedBytes, HeldShare, ShareHolder, Shortage, amount};
 
 /// Reserved before anything is sent: a small answer never has to be given up for want of memory.
 const RESERVED_BYTES: usize = 64 * 1024;
@@ -17,7 +17,7 @@ const RESERVED_BYTES: usize = 64 * 1024;
 /// A whole body. Its memory counts against its caller's share of `limits.answers_bytes` until it is dropped.
 pub struct UpstreamBody {
     bytes: Bytes,
-    _room: Option<Held>,
+    _room: Option<HeldShare>,
 }
 
 impl UpstreamBody {
@@ -69,7 +69,7 @@ impl BodyMemory {
     ///
     /// Errors: whose share is used up. Nobody waits for room: two answers that wait for each other's would both wait until
     /// their time is up.
-    pub(super) fn reserve(&self, holder: &Arc<Holder>) -> Result<Held, Short> {
+    pub(super) fn reserve(&self, holder: &Arc<ShareHolder>) -> Result<HeldShare, Shortage> {
         holder.take(amount(RESERVED_BYTES.min(self.answer_bytes)))
     }
 
@@ -80,7 +80,7 @@ impl BodyMemory {
         &self,
         headers: &HeaderMap,
         mut body: Incoming,
-        room: Held,
+        room: HeldShare,
     ) -> Result<UpstreamBody, BodyError> {
         if headers.contains_key(header::TRANSFER_ENCODING) && !is_chunked_alone(headers) {
             let text = "the answer has a transfer coding beside chunked";
@@ -123,7 +123,7 @@ pub(super) enum BodyError {
     /// It came, but cannot go on.
     Unusable(AttemptError),
     /// There is no memory left for it.
-    NoRoom(Short),
+    NoRoom(Shortage),
 }
 
 impl BodyError {
@@ -153,11 +153,11 @@ fn is_encoded(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shares::Shared;
+    use crate::shares::SharedLimit;
 
     #[test]
     fn counted_bytes_hold_their_room_until_the_last_clone_is_gone() {
-        let answers = Shared::new(1024 * 1024);
+        let answers = SharedLimit::new(1024 * 1024);
         let mut room = BodyMemory::new(128 * 1024).reserve(&answers.holder()).unwrap();
         assert_eq!(answers.taken(), 64 * 1024);
         room.shrink(2);

@@ -26,7 +26,7 @@ use super::interim::{Allowance, Allowed};
 use super::pool::PooledConnection;
 use crate::config::UpstreamConfig as Settings;
 use crate::tasks::Tasks;
-use crate::watched::Snapshot;
+use crate::watched_files::Snapshot;
 
 /// No file of authorities is larger; more is the wrong file.
 const PEM_BYTES_MAX: u64 = 4 << 20;

@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::body::UpstreamBody;
 use super::breaker::BreakerReport;
-use crate::shares::Short;
+use crate::shares::Shortage;
 
 /// How one attempt ended.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub enum Ending {
         /// The status of the answer that was given up; `None`: noticed before anything was sent.
         status: Option<StatusCode>,
         /// Whose share is used up.
-        short: Short,
+        short: Shortage,
     },
 }
 

@@ -26,9 +26,9 @@ use http::{HeaderMap, HeaderValue, Method};
 use crate::clock::Clock;
 use crate::config;
 use crate::hash;
-use crate::process_log::Trouble;
-use crate::shares::Holder;
-use crate::watched::Snapshot;
+use crate::process_log::FaultState;
+use crate::shares::ShareHolder;
+use crate::watched_files::Snapshot;
 
 use body::BodyMemory;
 use budget::RetryBudget;
@@ -56,14 +56,14 @@ pub struct Outgoing {
     /// The whole body.
     pub body: Bytes,
     /// Whose share of the answers' memory the answer takes.
-    pub answers: Arc<Holder>,
+    pub answers: Arc<ShareHolder>,
 }
 
 /// The one upstream: its connections, its token, its budgets.
 pub struct Upstream {
     host: HeaderValue,
     token: ArcSwap<HeldToken>,
-    token_refused: Trouble,
+    token_refused: FaultState,
     pool: Arc<Pool>,
     memory: BodyMemory,
     budget: RetryBudget,
@@ -94,7 +94,7 @@ impl Upstream {
         Ok(Self {
             host: HeaderValue::from_str(authority).map_err(|_| SetupError::Host(authority.clone()))?,
             token: ArcSwap::from_pointee(HeldToken { token, generation: 0 }),
-            token_refused: Trouble::default(),
+            token_refused: FaultState::default(),
             pool: Arc::new(Pool::new(dialer, settings.connections, settings.idle, clock.clone())),
             memory: BodyMemory::new(limits.answer_bytes),
             budget: RetryBudget::new(limits, clock.clone()),
@@ -124,7 +124,7 @@ impl Upstream {
     /// Does the upstream refuse the token?
     #[must_use]
     pub fn refuses_token(&self) -> bool {
-        self.token_refused.lasts()
+        self.token_refused.is_ongoing()
     }
 
     /// May a request go again after this attempt, and when? Takes from the caller's retry budget what it allows.

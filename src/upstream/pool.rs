@@ -15,8 +15,8 @@ use super::connect::Connector;
 use super::ending::AttemptError;
 use super::interim::Allowance;
 use crate::clock::Clock;
-use crate::fair::{Fair, Turn};
-use crate::process_log::{STATE, Trouble};
+use crate::fair_semaphore::{FairPermit, FairSemaphore};
+use crate::process_log::{FaultState, STATE};
 use crate::tasks::Tasks;
 
 /// A connection whose answer came whole has so long to be ready again; one that is not had not read its request.
@@ -74,12 +74,12 @@ pub(super) struct Pool {
     clock: Clock,
     idle_max: Duration,
     /// The right to use a connection: fair among callers, who leave some to those who come back.
-    turns: Fair,
+    turns: FairSemaphore,
     most: usize,
     own_name: Arc<str>,
     idle: Mutex<IdleConnection>,
     /// No connection can be opened.
-    unreachable: Trouble,
+    unreachable: FaultState,
     tasks: Tasks,
 }
 
@@ -98,19 +98,19 @@ impl Pool {
             connector,
             clock,
             idle_max,
-            turns: Fair::new(most),
+            turns: FairSemaphore::new(most),
             most,
             own_name: MAKEGATE.into(),
             idle: Mutex::default(),
-            unreachable: Trouble::default(),
+            unreachable: FaultState::default(),
             tasks: Tasks::new(),
         }
     }
 
     /// Waits for the right to use a connection, in a caller's name or in the gateway's own. `None`: it did not come within
     /// `patience`. How many of a caller's requests wait is bounded by how many are under way.
-    pub(super) async fn turn(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<Turn> {
-        timeout(patience, self.turns.turn(caller.unwrap_or(&self.own_name))).await.ok()
+    pub(super) async fn turn(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<FairPermit> {
+        timeout(patience, self.turns.acquire(caller.unwrap_or(&self.own_name))).await.ok()
     }
 
     /// Are more than half of the turns free?
@@ -138,13 +138,13 @@ impl Pool {
         let now = self.clock.now();
         match &dialled {
             Ok(_) => {
-                if let Some(lasted) = self.unreachable.is_gone(now) {
+                if let Some(lasted) = self.unreachable.ends(now) {
                     tracing::info!(target: STATE, after_s = lasted.as_secs(), "the upstream can be reached again");
                 }
             }
             Err(why) if why.is_local() => {}
             Err(why) => {
-                if self.unreachable.is_seen(now) {
+                if self.unreachable.begins(now) {
                     tracing::error!(target: STATE, %why, "the upstream cannot be reached");
                 }
             }
@@ -153,7 +153,7 @@ impl Pool {
     }
 
     /// Keeps `connection`, whose answer was read whole, for the next request.
-    pub(super) fn keep(self: &Arc<Self>, connection: PooledConnection, turn: Turn) {
+    pub(super) fn keep(self: &Arc<Self>, connection: PooledConnection, turn: FairPermit) {
         if connection.sender.is_ready() {
             self.store(connection);
             return;

@@ -231,7 +231,7 @@ fn backoff(number: u32, dice: u64) -> Duration {
 mod tests {
     use super::WriteEffect::{Done, InDoubt, NotSent, Rejected};
     use super::*;
-    use crate::shares::Short;
+    use crate::shares::Shortage;
     use crate::upstream::body::UpstreamBody;
     use crate::upstream::ending::{AttemptError, ProxyError, UpstreamAnswer};
     use crate::upstream::tests::limits;
@@ -270,7 +270,7 @@ mod tests {
         let (yes, no) = (true, false);
         let cut = |code| Ending::Cut { status: status(code), why: why() };
         let unusable = |status| Ending::Unusable { status, why: why() };
-        let no_room = |status| Ending::NoRoom { status, short: Short::Share };
+        let no_room = |status| Ending::NoRoom { status, short: Shortage::Share };
         for (name, ending, expected, first, after_ambiguous) in [
             ("not sent", Ending::NotSent(why()), [yes, yes, yes], NotSent, InDoubt),
             ("lost", Ending::Lost(why()), [yes, yes, no], InDoubt, InDoubt),

@@ -101,7 +101,7 @@ impl Token {
 
 impl PartialEq for Token {
     fn eq(&self, other: &Self) -> bool {
-        hash::equal(self.secret.expose_secret().as_bytes(), other.secret.expose_secret().as_bytes())
+        hash::constant_time_eq(self.secret.expose_secret().as_bytes(), other.secret.expose_secret().as_bytes())
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::disk;
 use super::note::Head;
-use crate::own;
+use crate::private_files;
 
 /// Where it is.
 pub(crate) fn path(dir: &Path) -> PathBuf {
@@ -26,5 +26,5 @@ pub(crate) fn close(dir: &Path, head: &Head) -> io::Result<()> {
 
 /// The log is about to be written to.
 pub(crate) fn open(dir: &Path) -> io::Result<()> {
-    own::clear(&path(dir))
+    private_files::remove(&path(dir))
 }

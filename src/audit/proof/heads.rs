@@ -17,7 +17,7 @@ use super::super::tree::Tree;
 use super::head_file::HeadFile;
 use super::note::{self, Head, Signer, Verifier};
 use crate::hash;
-use crate::own;
+use crate::private_files;
 use crate::process_log::EACH;
 
 /// After so many records a head is due whatever the time...
@@ -213,7 +213,7 @@ impl HeadsState {
 }
 
 fn read_optional(path: &Path) -> io::Result<Option<String>> {
-    match own::read(path) {
+    match private_files::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

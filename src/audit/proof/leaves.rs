@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::tree::{self, Hash};
 use super::super::{disk, segment};
-use crate::own;
+use crate::private_files;
 
 /// Bytes of one.
 const HASH_BYTES: usize = size_of::<Hash>();
@@ -26,19 +26,19 @@ pub(crate) fn path(dir: &Path, first: u64) -> PathBuf {
 /// The file of a new segment, to append to.
 pub(crate) fn create(dir: &Path, first: u64) -> io::Result<File> {
     let path = path(dir, first);
-    own::clear(&path)?;
-    own::open(File::options().append(true).create_new(true), &path)
+    private_files::remove(&path)?;
+    private_files::open(File::options().append(true).create_new(true), &path)
 }
 
 /// The file of a segment that is gone on with, to append to.
 pub(crate) fn resume(dir: &Path, first: u64) -> io::Result<File> {
-    own::open(File::options().append(true), &path(dir, first))
+    private_files::open(File::options().append(true), &path(dir, first))
 }
 
 /// Brings the file to what the records say: after a crash, as nobody knows how much of it was kept, and where an older
 /// makegate made none. After a clean stop what is there is evidence and stays.
 pub(crate) fn mend(dir: &Path, first: u64, leaves: &[Hash], clean: bool) -> io::Result<()> {
-    let stored = own::read(&path(dir, first)).unwrap_or_default();
+    let stored = private_files::read(&path(dir, first)).unwrap_or_default();
     let bytes = leaves.as_flattened();
     if stored == bytes || (clean && stored.len() >= bytes.len()) {
         return Ok(());
@@ -51,7 +51,7 @@ pub(crate) fn read(dir: &Path, first: u64, from: u64, count: u64) -> io::Result<
     let length = usize::try_from(count).map_err(io::Error::other)?;
     let mut leaves = vec![Hash::default(); length];
     let offset = (from - first) * HASH_BYTES as u64;
-    let stored = own::to_read(&path(dir, first));
+    let stored = private_files::open_to_read(&path(dir, first));
     match stored.and_then(|file| file.read_exact_at(leaves.as_flattened_mut(), offset)) {
         Ok(()) => Ok(leaves),
         Err(_missing_or_short) => of_lines(dir, first, from, length),
@@ -60,7 +60,8 @@ pub(crate) fn read(dir: &Path, first: u64, from: u64, count: u64) -> io::Result<
 
 /// The same from the records themselves.
 fn of_lines(dir: &Path, first: u64, from: u64, count: usize) -> io::Result<Vec<Hash>> {
-    let lines = BufReader::with_capacity(256 << 10, own::to_read(&segment::path(dir, first))?).split(b'\n');
+    let lines =
+        BufReader::with_capacity(256 << 10, private_files::open_to_read(&segment::path(dir, first))?).split(b'\n');
     let skipped = usize::try_from(from - first).map_err(io::Error::other)?;
     let leaves: Vec<Hash> =
         lines.skip(skipped).take(count).map(|line| Ok(tree::leaf(&line?))).collect::<io::Result<_>>()?;
@@ -78,7 +79,7 @@ impl StoredLeaves {
     /// All that are there of the segment that begins with `first`; none, where there is no file.
     pub(crate) fn load(dir: &Path, first: u64) -> io::Result<Self> {
         disk::about_to_read();
-        let bytes = match own::read(&path(dir, first)) {
+        let bytes = match private_files::read(&path(dir, first)) {
             Ok(bytes) => bytes,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Vec::new(),
             Err(error) => return Err(error),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::*;
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 const LIFETIME: Duration = Duration::from_secs(300);
 const STALE: Duration = Duration::from_secs(3_600);

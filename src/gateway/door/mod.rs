@@ -1,13 +1,13 @@
 //! Step 1, accept: sockets, TLS and the bounds on connections. Both doors are of this make.
 //!
-//! hyper speaks HTTP; who may stay is decided here, by [`seats`]: every connection has a seat, and a sweep a few times a
+//! hyper speaks HTTP; who may stay is decided here, by [`connections`]: it keeps the state of every connection, and a sweep a few times a
 //! second closes those that are silent, slow, idle or old beyond their limit. That takes no timer per request.
 
-mod io;
+mod connections;
 mod listen;
-mod seats;
 mod streams;
 mod tls;
+mod watched_stream;
 
 use std::future::{Future, poll_fn};
 use std::io::Error;
@@ -29,15 +29,15 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::{Limits, Listen};
 use crate::tasks::Tasks;
-use io::{Ends, Watched};
+use connections::{ConnectionOrder, ConnectionState, Connections};
 use listen::{Listener, Stream};
-use seats::{Seat, Seats, Word};
-use streams::{Answering, Streams};
+use streams::{ProgressBody, Streams};
+use watched_stream::{ConnectionEnds, WatchedStream};
 
-pub use seats::Busy;
-pub use tls::{Certificate, Checked, Names};
+pub use connections::BusyGuard;
+pub use tls::{Certificate, CertificateNames, CheckedCertificate};
 
-/// How often seats are looked over.
+/// How often the connections are looked over.
 const SWEEP: Duration = Duration::from_millis(250);
 /// After a failed accept (out of file descriptors, say) the door rests so long.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -50,20 +50,20 @@ const H2_PING_WAIT: Duration = Duration::from_secs(10);
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub struct PeerConnection {
     /// Its address; `None` over a Unix socket.
     pub address: Option<IpAddr>,
     /// What its certificate calls it.
-    pub names: Names,
-    seat: Arc<Seat>,
+    pub names: CertificateNames,
+    state: Arc<ConnectionState>,
     clock: Clock,
 }
 
-impl Peer {
+impl PeerConnection {
     /// Marks the connection busy until the guard is dropped: with the answer's body, so that a slow reader counts as busy.
     #[must_use]
-    pub fn busy(&self) -> Busy {
-        self.seat.busy(&self.clock)
+    pub fn busy(&self) -> BusyGuard {
+        self.state.busy(&self.clock)
     }
 }
 
@@ -81,7 +81,7 @@ pub struct Door {
 pub struct OpenDoor {
     addresses: Vec<SocketAddr>,
     closing: CancellationToken,
-    seats: Arc<Seats>,
+    connections: Arc<Connections>,
 }
 
 impl OpenDoor {
@@ -94,18 +94,18 @@ impl OpenDoor {
     /// Connections now.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.seats.len()
+        self.connections.len()
     }
 
     /// Drops every connection as it is.
     pub fn cut(&self) {
-        self.seats.cut();
+        self.connections.cut();
     }
 
     /// Takes no further connection and lets those that are there finish what they are at.
     pub fn close(&self) {
         self.closing.cancel();
-        self.seats.close();
+        self.connections.close();
     }
 }
 
@@ -116,7 +116,7 @@ impl Door {
     /// An address that cannot be bound: says which and why.
     pub fn bind(
         listen: &[Listen],
-        certificate: Option<Checked>,
+        certificate: Option<CheckedCertificate>,
         limits: &Limits,
         clock: &Clock,
         tasks: &Tasks,
@@ -135,26 +135,26 @@ impl Door {
     /// Serves every connection with `answer` from now on.
     pub fn open<S, F, B>(self, answer: S) -> OpenDoor
     where
-        S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        S: Fn(PeerConnection, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
     {
         let addresses = self.listeners.iter().filter_map(Listener::address).collect();
-        let seats = Arc::new(Seats::new(self.limits.connections, self.clock.clone()));
-        let door = OpenDoor { addresses, closing: CancellationToken::new(), seats: seats.clone() };
-        let hall = Arc::new(Hall {
+        let connections = Arc::new(Connections::new(self.limits.connections, self.clock.clone()));
+        let door = OpenDoor { addresses, closing: CancellationToken::new(), connections: connections.clone() };
+        let server = Arc::new(Server {
             certificate: self.certificate,
             limits: self.limits,
             clock: self.clock,
-            seats,
+            connections,
             closing: door.closing.clone(),
             tasks: self.tasks.clone(),
         });
         for listener in self.listeners {
-            let (hall, answer) = (hall.clone(), answer.clone());
-            self.tasks.spawn(async move { hall.accept(listener, answer).await });
+            let (server, answer) = (server.clone(), answer.clone());
+            self.tasks.spawn(async move { server.accept(listener, answer).await });
         }
-        let sweeping = hall.clone();
+        let sweeping = server.clone();
         // Not only until the end begins: a door that closes waits for nobody longer than the limits say.
         self.tasks.spawn(async move { sweeping.sweep().await });
         door
@@ -162,30 +162,30 @@ impl Door {
 }
 
 /// What all connections of a door share.
-struct Hall {
+struct Server {
     certificate: Option<Certificate>,
     limits: Limits,
     clock: Clock,
-    seats: Arc<Seats>,
+    connections: Arc<Connections>,
     closing: CancellationToken,
     tasks: Tasks,
 }
 
-impl Hall {
+impl Server {
     async fn sweep(&self) {
         let emptied = async {
             self.closing.cancelled().await;
-            self.seats.emptied().await;
+            self.connections.emptied().await;
         };
         let mut emptied = pin!(emptied);
         while tokio::time::timeout(SWEEP, &mut emptied).await.is_err() {
-            self.seats.sweep(&self.limits);
+            self.connections.sweep(&self.limits);
         }
     }
 
     async fn accept<S, F, B>(self: Arc<Self>, listener: Listener, answer: S)
     where
-        S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        S: Fn(PeerConnection, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
     {
@@ -206,44 +206,49 @@ impl Hall {
                 }
             };
             was_told = false;
-            let seat = tokio::select! {
-                seat = self.seats.take(address) => seat,
+            let state = tokio::select! {
+                state = self.connections.take(address) => state,
                 () = self.closing.cancelled() => return,
             };
-            let (hall, answer) = (self.clone(), answer.clone());
+            let (server, answer) = (self.clone(), answer.clone());
             match stream {
-                Stream::Tcp(socket) => drop(self.tasks.spawn(hall.connection(socket, seat, address, answer))),
-                Stream::Unix(socket) => drop(self.tasks.spawn(hall.connection(socket, seat, address, answer))),
+                Stream::Tcp(socket) => drop(self.tasks.spawn(server.connection(socket, state, address, answer))),
+                Stream::Unix(socket) => drop(self.tasks.spawn(server.connection(socket, state, address, answer))),
             }
         }
     }
 
-    async fn connection<T, S, F, B>(self: Arc<Self>, socket: T, seat: seats::Taken, address: Option<IpAddr>, answer: S)
-    where
-        T: AsyncRead + AsyncWrite + Ends + Unpin + Send + 'static,
-        S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    async fn connection<T, S, F, B>(
+        self: Arc<Self>,
+        socket: T,
+        state: connections::ConnectionSlot,
+        address: Option<IpAddr>,
+        answer: S,
+    ) where
+        T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin + Send + 'static,
+        S: Fn(PeerConnection, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
     {
-        let peer = Peer { address, names: None, seat: seat.seat().clone(), clock: self.clock.clone() };
+        let peer = PeerConnection { address, names: None, state: state.state().clone(), clock: self.clock.clone() };
         match &self.certificate {
-            None => self.http1(Watched::new(socket, peer.seat.clone(), self.clock.clone()), peer, answer).await,
+            None => self.http1(WatchedStream::new(socket, peer.state.clone(), self.clock.clone()), peer, answer).await,
             // Boxed: a connection's task is as large as the largest that it may become.
             Some(certificate) => Box::pin(self.over_tls(certificate, socket, peer, answer)).await,
         }
     }
 
-    async fn over_tls<T, S, F, B>(&self, certificate: &Certificate, socket: T, mut peer: Peer, answer: S)
+    async fn over_tls<T, S, F, B>(&self, certificate: &Certificate, socket: T, mut peer: PeerConnection, answer: S)
     where
-        T: AsyncRead + AsyncWrite + Ends + Unpin + Send + 'static,
-        S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin + Send + 'static,
+        S: Fn(PeerConnection, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
     {
         let Some(stream) = self.shake(certificate, socket, &peer).await else { return };
         peer.names = tls::names(stream.get_ref().1.peer_certificates());
         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let stream = Watched::new(stream, peer.seat.clone(), self.clock.clone());
+        let stream = WatchedStream::new(stream, peer.state.clone(), self.clock.clone());
         if h2 {
             Box::pin(self.http2(stream.in_one_piece(), peer, answer)).await;
         } else {
@@ -252,28 +257,28 @@ impl Hall {
     }
 
     /// The handshake. `None`: none in time, or the connection is cut.
-    async fn shake<T>(&self, certificate: &Certificate, socket: T, peer: &Peer) -> Option<Box<TlsStream<T>>>
+    async fn shake<T>(&self, certificate: &Certificate, socket: T, peer: &PeerConnection) -> Option<Box<TlsStream<T>>>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
         let shaking = Box::pin(tokio::time::timeout(self.limits.handshake, certificate.acceptor().accept(socket)));
         let shaken = tokio::select! {
             shaken = shaking => shaken,
-            () = peer.seat.gone() => return None,
+            () = peer.state.gone() => return None,
         };
         let stream = shaken.ok()?.ok()?;
-        peer.seat.shaken(&self.clock);
+        peer.state.shaken(&self.clock);
         Some(Box::new(stream))
     }
 
-    async fn http1<T, S, F, B>(&self, stream: Watched<T>, peer: Peer, answer: S)
+    async fn http1<T, S, F, B>(&self, stream: WatchedStream<T>, peer: PeerConnection, answer: S)
     where
-        T: AsyncRead + AsyncWrite + Ends + Unpin + Send + 'static,
-        S: Fn(Peer, Request<Incoming>) -> F,
+        T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin + Send + 'static,
+        S: Fn(PeerConnection, Request<Incoming>) -> F,
         F: Future<Output = Response<B>>,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static,
     {
-        let seat = peer.seat.clone();
+        let state = peer.state.clone();
         let service = service_fn(|request| {
             let answer = answer(peer.clone(), request);
             async { Ok::<_, std::convert::Infallible>(answer.await) }
@@ -285,22 +290,22 @@ impl Hall {
             .header_read_timeout(None)
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service);
-        drive(connection, &seat, |connection| connection.graceful_shutdown(), || false).await;
+        drive(connection, &state, |connection| connection.graceful_shutdown(), || false).await;
     }
 
-    async fn http2<T, S, F, B>(&self, stream: Watched<T>, peer: Peer, answer: S)
+    async fn http2<T, S, F, B>(&self, stream: WatchedStream<T>, peer: PeerConnection, answer: S)
     where
-        T: AsyncRead + AsyncWrite + Ends + Unpin + Send + 'static,
-        S: Fn(Peer, Request<Incoming>) -> F,
+        T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin + Send + 'static,
+        S: Fn(PeerConnection, Request<Incoming>) -> F,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
     {
-        let seat = peer.seat.clone();
-        seat.multiplexes();
-        let streams = Streams::new(&self.tasks, &seat, &self.clock, self.limits.write_stall);
+        let state = peer.state.clone();
+        state.multiplexes();
+        let streams = Streams::new(&self.tasks, &state, &self.clock, self.limits.write_stall);
         let service = service_fn(|request| {
             let answer = answer(peer.clone(), request);
-            async { Ok::<_, std::convert::Infallible>(answer.await.map(Answering::new)) }
+            async { Ok::<_, std::convert::Infallible>(answer.await.map(ProgressBody::new)) }
         });
         let connection = hyper::server::conn::http2::Builder::new(streams.clone())
             .max_concurrent_streams(self.limits.h2_streams)
@@ -313,22 +318,22 @@ impl Hall {
             .keep_alive_interval(H2_PING_EVERY)
             .keep_alive_timeout(H2_PING_WAIT)
             .serve_connection(TokioIo::new(stream), service);
-        drive(connection, &seat, |connection| connection.graceful_shutdown(), || streams.run()).await;
+        drive(connection, &state, |connection| connection.graceful_shutdown(), || streams.run()).await;
     }
 }
 
-/// Drives a connection to its end, told to leave or dropped as its seat says. `more`: does what a poll left to be done, if there
+/// Drives a connection to its end, told to leave or dropped as its state says. `more`: does what a poll left to be done, if there
 /// is something; then it is polled again.
-async fn drive<C>(connection: C, seat: &Seat, leave: impl FnOnce(Pin<&mut C>), more: impl Fn() -> bool)
+async fn drive<C>(connection: C, state: &ConnectionState, leave: impl FnOnce(Pin<&mut C>), more: impl Fn() -> bool)
 where
     C: Future<Output = Result<(), hyper::Error>>,
 {
     let (mut connection, mut leave) = (pin!(connection), Some(leave));
     let ended = poll_fn(|cx| {
-        match seat.listen(cx) {
-            Word::Stay => {}
-            Word::Leave => leave.take().into_iter().for_each(|leave| leave(connection.as_mut())),
-            Word::Gone => return Poll::Ready(Ok(())),
+        match state.listen(cx) {
+            ConnectionOrder::Stay => {}
+            ConnectionOrder::Leave => leave.take().into_iter().for_each(|leave| leave(connection.as_mut())),
+            ConnectionOrder::Gone => return Poll::Ready(Ok(())),
         }
         loop {
             let polled = connection.as_mut().poll(cx);

@@ -10,28 +10,28 @@ use std::time::Duration;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
-use super::seats::{Seat, Untaken};
+use super::connections::{ConnectionState, UntakenAnswer};
 use crate::clock::Clock;
 use crate::tasks::Tasks;
 
 /// One HTTP/2 stream's run, from request to answer.
-type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
+type StreamRun = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Runs HTTP/2 streams: each once after all that came with it have been taken in, so that answers that are ready at once (hits) leave
 /// together; then as tracked tasks.
 #[derive(Clone)]
 pub(super) struct Streams {
     tasks: Tasks,
-    seat: Arc<Seat>,
+    state: Arc<ConnectionState>,
     clock: Clock,
     stall: Duration,
-    new: Arc<Mutex<Vec<Run>>>,
+    new: Arc<Mutex<Vec<StreamRun>>>,
 }
 
 impl Streams {
     /// `stall`: an answer of which nothing is taken for so long is reset.
-    pub(super) fn new(tasks: &Tasks, seat: &Arc<Seat>, clock: &Clock, stall: Duration) -> Self {
-        Self { tasks: tasks.clone(), seat: seat.clone(), clock: clock.clone(), stall, new: Arc::default() }
+    pub(super) fn new(tasks: &Tasks, state: &Arc<ConnectionState>, clock: &Clock, stall: Duration) -> Self {
+        Self { tasks: tasks.clone(), state: state.clone(), clock: clock.clone(), stall, new: Arc::default() }
     }
 
     /// Runs the new ones; `false`: there were none.
@@ -42,7 +42,7 @@ impl Streams {
             // Whom this poll would wake does not matter: the task's own first poll comes after it.
             let (polled, noted) = noting(|| stream.as_mut().poll(&mut Context::from_waker(Waker::noop())));
             if polled.is_pending() {
-                let mut timed = Timed { stream, streams: self.clone(), waits: None };
+                let mut timed = TimedStream { stream, streams: self.clone(), waits: None };
                 timed.note(noted);
                 drop(self.tasks.spawn(timed));
             }
@@ -63,7 +63,7 @@ where
 
 /// What one poll of a stream's run did with its answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Noted {
+enum BodyProgress {
     /// Nothing.
     Nothing,
     /// The head or a piece of the body was handed over: what follows waits for the client.
@@ -73,35 +73,35 @@ enum Noted {
 }
 
 thread_local! {
-    /// hyper has the stream's run in its own hands: what its answer's body sees reaches [`Timed`] through the thread that polls
+    /// hyper has the stream's run in its own hands: what its answer's body sees reaches [`TimedStream`] through the thread that polls
     /// both. That costs an answer that is taken at once a store, and no allocation.
-    static NOTED: Cell<Noted> = const { Cell::new(Noted::Nothing) };
+    static NOTED: Cell<BodyProgress> = const { Cell::new(BodyProgress::Nothing) };
 }
 
 /// Polls a stream's run: what came of it, and what was noted meanwhile.
-fn noting(poll: impl FnOnce() -> Poll<()>) -> (Poll<()>, Noted) {
-    NOTED.set(Noted::Nothing);
+fn noting(poll: impl FnOnce() -> Poll<()>) -> (Poll<()>, BodyProgress) {
+    NOTED.set(BodyProgress::Nothing);
     (poll(), NOTED.get())
 }
 
 /// An answer's body, whose progress is noted.
-pub(super) struct Answering<B>(B);
+pub(super) struct ProgressBody<B>(B);
 
-impl<B> Answering<B> {
+impl<B> ProgressBody<B> {
     pub(super) fn new(body: B) -> Self {
-        NOTED.set(Noted::Handed);
+        NOTED.set(BodyProgress::Handed);
         Self(body)
     }
 }
 
-impl<B: Body + Unpin> Body for Answering<B> {
+impl<B: Body + Unpin> Body for ProgressBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        NOTED.set(Noted::Behind);
+        NOTED.set(BodyProgress::Behind);
         let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
-        NOTED.set(Noted::Handed);
+        NOTED.set(BodyProgress::Handed);
         Poll::Ready(frame)
     }
 
@@ -115,20 +115,20 @@ impl<B: Body + Unpin> Body for Answering<B> {
 }
 
 /// A stream's run that did not end at once. Dropped when its answer is not taken in time, which resets the stream.
-struct Timed {
-    stream: Run,
+struct TimedStream {
+    stream: StreamRun,
     streams: Streams,
     /// There is something of the answer that the client has not taken; until when it may wait.
-    waits: Option<(Pin<Box<Sleep>>, Untaken)>,
+    waits: Option<(Pin<Box<Sleep>>, UntakenAnswer)>,
 }
 
-impl Timed {
-    fn note(&mut self, noted: Noted) {
+impl TimedStream {
+    fn note(&mut self, noted: BodyProgress) {
         match noted {
-            Noted::Nothing => {}
-            Noted::Handed => {
-                let Streams { seat, clock, stall, .. } = &self.streams;
-                let untaken = seat.untaken(clock);
+            BodyProgress::Nothing => {}
+            BodyProgress::Handed => {
+                let Streams { state, clock, stall, .. } = &self.streams;
+                let untaken = state.untaken(clock);
                 match &mut self.waits {
                     Some((until, before)) => {
                         until.as_mut().reset(tokio::time::sleep(*stall).deadline());
@@ -137,12 +137,12 @@ impl Timed {
                     None => self.waits = Some((Box::pin(tokio::time::sleep(*stall)), untaken)),
                 }
             }
-            Noted::Behind => self.waits = None,
+            BodyProgress::Behind => self.waits = None,
         }
     }
 }
 
-impl Future for Timed {
+impl Future for TimedStream {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

@@ -18,20 +18,20 @@ use webpki::KeyUsage;
 
 use crate::config::TlsFiles;
 use crate::process_log::STATE;
-use crate::watched::{Contents, Snapshot};
+use crate::watched_files::{FileContents, Snapshot};
 
 /// No file of certificates is larger; more is the wrong file.
 const PEM_BYTES_MAX: u64 = 4 << 20;
 
 /// What a certificate calls whom it belongs to. `None`: there is no certificate, which costs a request nothing.
-pub type Names = Option<Arc<[Box<str>]>>;
+pub type CertificateNames = Option<Arc<[Box<str>]>>;
 
 /// What a door shows of itself, and which certificates of callers it believes. Clones change together.
 #[derive(Clone)]
-pub struct Certificate(Arc<ArcSwap<Checked>>);
+pub struct Certificate(Arc<ArcSwap<CheckedCertificate>>);
 
 /// A certificate with its key and authorities, read and found good, and in force nowhere yet.
-pub struct Checked {
+pub struct CheckedCertificate {
     config: Arc<ServerConfig>,
     /// When the certificate expires; `None`: never.
     end: Option<Timestamp>,
@@ -40,7 +40,7 @@ pub struct Checked {
 /// A certificate that expires within this is told to the process log.
 const CLOSE: SignedDuration = SignedDuration::from_hours(14 * 24);
 
-impl Checked {
+impl CheckedCertificate {
     /// Reads the files.
     ///
     /// # Errors
@@ -65,12 +65,12 @@ impl Checked {
 }
 
 impl Certificate {
-    pub(super) fn new(checked: Checked) -> Self {
+    pub(super) fn new(checked: CheckedCertificate) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(checked)))
     }
 
     /// Connections that come from now on see this one.
-    pub fn put(&self, checked: Checked) {
+    pub fn put(&self, checked: CheckedCertificate) {
         self.0.store(Arc::new(checked));
     }
 
@@ -109,7 +109,7 @@ fn named(path: &Path, why: &dyn Display) -> Error {
     Error::new(ErrorKind::InvalidData, format!("{}: {why}", path.display()))
 }
 
-fn contents(path: &Path, files: &Snapshot) -> Result<Contents, Error> {
+fn contents(path: &Path, files: &Snapshot) -> Result<FileContents, Error> {
     files.read(path, PEM_BYTES_MAX).map_err(|error| named(path, &error))
 }
 
@@ -139,7 +139,7 @@ fn authorities(
 
 /// Whom a verified certificate names: its subject's common name (RFC 5280, section 4.1.2.6), its DNS names and its URIs
 /// (section 4.2.1.6).
-pub(super) fn names(chain: Option<&[CertificateDer<'_>]>) -> Names {
+pub(super) fn names(chain: Option<&[CertificateDer<'_>]>) -> CertificateNames {
     let certificate = webpki::EndEntityCert::try_from(chain?.first()?).ok()?;
     let alternatives = certificate.valid_dns_names().chain(certificate.valid_uri_names());
     Some(common_names(certificate.subject()).into_iter().chain(alternatives).map(Box::from).collect())

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{Refusal, RefusalRow};
-use crate::words::RequestId;
+use crate::ids::RequestId;
 
 impl Refusal {
     /// The problem document (RFC 9457) that Make's clients read too: string `message` and `detail`.

@@ -7,10 +7,10 @@ use http::{Method, StatusCode};
 use super::Refusal;
 use crate::callers::SharedKind;
 use crate::clock::Clock;
+use crate::ids::RequestId;
 use crate::quota::{QuotaOutlook, WaitsFor};
-use crate::shares::Short;
+use crate::shares::Shortage;
 use crate::upstream::{AttemptError, BreakerScope, ProxyError};
-use crate::words::RequestId;
 
 impl Refusal {
     /// One of each kind, in the order of their codes.
@@ -57,11 +57,11 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::TooFast { retry_after },
         Refusal::TooMany { most: 64 },
         Refusal::Busy,
-        Refusal::Short { of: SharedKind::Requests, short: Short::Share },
-        Refusal::Short { of: SharedKind::Connections, short: Short::Share },
+        Refusal::Short { of: SharedKind::Requests, short: Shortage::Share },
+        Refusal::Short { of: SharedKind::Connections, short: Shortage::Share },
         Refusal::NoConnection,
         Refusal::NoTurn,
-        Refusal::Short { of: SharedKind::Joined, short: Short::Share },
+        Refusal::Short { of: SharedKind::Joined, short: Shortage::Share },
         Refusal::NotAnObject { why: "the body is JSON, but not an object".to_owned() },
         Refusal::UnwantedBody,
         Refusal::BodyCut,
@@ -69,7 +69,7 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::BodyTooLarge { bytes_max: 1 << 20 },
         Refusal::NotJson,
         Refusal::BadKey,
-        Refusal::Short { of: SharedKind::Bodies, short: Short::Share },
+        Refusal::Short { of: SharedKind::Bodies, short: Shortage::Share },
         Refusal::HeldInDoubt { first },
         Refusal::KeyRunning { first },
         Refusal::KeyReused { first },
@@ -100,7 +100,7 @@ fn of_the_upstream() -> Vec<Refusal> {
         Refusal::Redirected { status: StatusCode::FOUND },
         Refusal::Leaked,
         Refusal::Unusable { why: encoded },
-        Refusal::Short { of: SharedKind::Answers, short: Short::Share },
+        Refusal::Short { of: SharedKind::Answers, short: Shortage::Share },
         Refusal::BreakerOpen { what: BreakerScope::All, retry_after: Duration::from_secs(5) },
         Refusal::NotNarrowable { why: "an organization has no id" },
         Refusal::DoubtTimedOut { why: late },

@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use super::RefusalRow;
 use crate::callers::SharedKind;
-use crate::shares::Short;
+use crate::shares::Shortage;
 
 pub(super) const fn row(of: SharedKind) -> RefusalRow {
     let (code, title) = match of {
@@ -18,34 +18,34 @@ pub(super) const fn row(of: SharedKind) -> RefusalRow {
 }
 
 /// Whose share of what is used up, and what frees it.
-pub(super) const fn detail(of: SharedKind, short: Short) -> &'static str {
+pub(super) const fn detail(of: SharedKind, short: Shortage) -> &'static str {
     match (of, short) {
-        (SharedKind::Requests, Short::Most | Short::Share) => {
+        (SharedKind::Requests, Shortage::Most | Shortage::Share) => {
             "This caller has its share of `limits.in_flight` under way, and what is free is kept for others: wait for some of its requests to end."
         }
-        (SharedKind::Requests, Short::All) => {
+        (SharedKind::Requests, Shortage::All) => {
             "Other callers have all of `limits.in_flight` under way: try again shortly."
         }
-        (SharedKind::Joined, Short::Most | Short::Share) => {
+        (SharedKind::Joined, Shortage::Most | Shortage::Share) => {
             "This caller has its share of `limits.joined` waiting for what other requests fetch, and what is free is kept for others: wait for some of its requests to end."
         }
-        (SharedKind::Joined, Short::All) => "Other callers have all of `limits.joined` waiting: try again shortly.",
-        (SharedKind::Connections, Short::Most | Short::Share) => {
+        (SharedKind::Joined, Shortage::All) => "Other callers have all of `limits.joined` waiting: try again shortly.",
+        (SharedKind::Connections, Shortage::Most | Shortage::Share) => {
             "This caller has its share of `limits.connections`, all with requests under way, and what is free is kept for others: send more requests over each, or wait for some to end. This connection is closed."
         }
-        (SharedKind::Connections, Short::All) => {
+        (SharedKind::Connections, Shortage::All) => {
             "Other callers have all of `limits.connections`: try again shortly. This connection is closed."
         }
-        (SharedKind::Bodies, Short::Most | Short::Share) => {
+        (SharedKind::Bodies, Shortage::Most | Shortage::Share) => {
             "This caller's bodies take its share of `limits.bodies_bytes`, and what is free is kept for others: wait for some of its requests to end. Nothing was forwarded."
         }
-        (SharedKind::Bodies, Short::All) => {
+        (SharedKind::Bodies, Shortage::All) => {
             "Other callers' bodies take all of `limits.bodies_bytes`: try again shortly. Nothing was forwarded."
         }
-        (SharedKind::Answers, Short::Most | Short::Share) => {
+        (SharedKind::Answers, Shortage::Most | Shortage::Share) => {
             "This caller's answers take its share of `limits.answers_bytes`, and what is free is kept for others: take those that are under way, or wait for some of its requests to end."
         }
-        (SharedKind::Answers, Short::All) => {
+        (SharedKind::Answers, Shortage::All) => {
             "Other callers' answers take all of `limits.answers_bytes`: try again shortly."
         }
     }

@@ -15,7 +15,7 @@ use super::super::state::OperatorState;
 use crate::callers::AnswerSource;
 use crate::config::{Grants, Rate, Scope};
 use crate::gateway::policy::Caller;
-use crate::words::KeyId;
+use crate::ids::KeyId;
 
 /// The page.
 #[derive(Debug, Serialize)]

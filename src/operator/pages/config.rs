@@ -10,7 +10,7 @@ use super::super::html;
 use super::super::render::{Page, PageTable};
 use super::super::state::OperatorState;
 use crate::config::ShownSetting;
-use crate::words::visible;
+use crate::ids::escape_invisible;
 
 /// The page. It holds no secret: the configuration holds none.
 #[derive(Debug, Serialize)]
@@ -49,9 +49,9 @@ impl Page for ConfigPage {
         html! {
             @if let Some(error) = &self.reload.error {
                 p.warn { "The reload at " (format!("{:.0}", self.reload.time)) " failed; the configuration before it is in force:" }
-                pre.warn { (visible(error)) }
+                pre.warn { (escape_invisible(error)) }
             } @else {
-                p { "Loaded at " (format!("{:.0}", self.reload.time)) @if let Some(file) = &self.file { " from " code { (visible(file)) } } "." }
+                p { "Loaded at " (format!("{:.0}", self.reload.time)) @if let Some(file) = &self.file { " from " code { (escape_invisible(file)) } } "." }
             }
             (html::table(&self.table(), "Nothing was configured: all settings are defaults of the demo."))
         }

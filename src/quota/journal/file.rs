@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::journal_state::JournalState;
 use crate::clock::Clock;
-use crate::own;
+use crate::private_files;
 
 pub(super) const FILE: &str = "quota.slots";
 const FILE_NEXT: &str = "quota.slots.next";
@@ -39,7 +39,7 @@ impl SlotsFile {
         let now = clock.wall_ms();
         let path = dir.join(FILE);
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let mut journal_state = match own::read(&path) {
+        let mut journal_state = match private_files::read(&path) {
             Ok(bytes) => JournalState::read(&bytes, &boot, now),
             Err(error) if error.kind() == io::ErrorKind::NotFound => JournalState::default(),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -127,11 +127,11 @@ impl SlotsFile {
 /// From now on the file with this text has the name; durably.
 fn put_in_place(dir: &Path, text: &[u8]) -> io::Result<File> {
     let next = dir.join(FILE_NEXT);
-    own::clear(&next)?;
-    let mut file = own::open(OpenOptions::new().read(true).append(true).create_new(true), &next)?;
+    private_files::remove(&next)?;
+    let mut file = private_files::open(OpenOptions::new().read(true).append(true).create_new(true), &next)?;
     file.write_all(text)?;
     file.sync_data()?;
-    own::rename(&next, &dir.join(FILE))?;
+    private_files::rename(&next, &dir.join(FILE))?;
     File::open(dir)?.sync_all()?;
     Ok(file)
 }

@@ -123,7 +123,7 @@ async fn all_answers_together_are_bounded() {
     let large = format!("HTTP/1.1 200 OK\r\nContent-Length: 204800\r\n\r\n{}", "x".repeat(200 << 10));
     let origin = Origin::start(vec![repeated(&[Step::Read, Step::write(large)], 4), serving(4)]);
     let upstream = upstream(&origin);
-    let get = Outgoing { answers: Shared::new(260 << 10).holder(), ..get() };
+    let get = Outgoing { answers: SharedLimit::new(260 << 10).holder(), ..get() };
     let first = answered(upstream.once(&get, LONG, false).await);
     let ending = upstream.once(&get, LONG, false).await;
     assert_eq!(shape(&ending), ("no-room", None, None));
@@ -144,7 +144,7 @@ async fn all_answers_together_are_bounded() {
 async fn a_small_answer_holds_little() {
     let origin = Origin::start(vec![serving(3)]);
     let upstream = upstream(&origin);
-    let get = Outgoing { answers: Shared::new(76 << 10).holder(), ..get() };
+    let get = Outgoing { answers: SharedLimit::new(76 << 10).holder(), ..get() };
     let mut held = Vec::new();
     for _ in 0..3 {
         held.push(answered(upstream.once(&get, LONG, false).await));

@@ -17,9 +17,9 @@ use tokio::task::JoinHandle;
 use super::{BreakerReport, Ending, Outgoing, ProxyError, Token, Upstream, UpstreamAnswer};
 use crate::clock::Clock;
 use crate::config::{self, BaseUrl, Limits, QuotaSetting, SecretSource};
-use crate::shares::Shared;
+use crate::shares::SharedLimit;
 use crate::tasks::Tasks;
-use crate::watched::Snapshot;
+use crate::watched_files::Snapshot;
 use hostile::{Gate, Origin, Script, Step, repeated};
 
 const TOKEN: &str = "3f2a91c4-77de-4b0a-9a51-0c6d1e8b2f47";
@@ -113,7 +113,7 @@ fn get() -> Outgoing {
         target: "/api/v2/organizations/11?wait=true".to_owned(),
         headers: HeaderMap::new(),
         body: Bytes::new(),
-        answers: Shared::new(u64::MAX).holder(),
+        answers: SharedLimit::new(u64::MAX).holder(),
     }
 }
 

@@ -20,7 +20,7 @@ use super::super::super::tree::{self, Hash, Tree};
 use super::super::leaves::StoredLeaves;
 use super::trust::{ClaimedHead, TrustChain};
 use super::{VerifyFindings, writes};
-use crate::own;
+use crate::private_files;
 
 /// How often progress is told, in bytes.
 const TELL_BYTES: u64 = 4 << 20;
@@ -141,7 +141,7 @@ impl<'a> SegmentPass<'a> {
         // The leaf hashes first: a running gateway writes them after the lines, so that every one has its line.
         let leaves = StoredLeaves::load(self.dir, first)?;
         disk::about_to_read();
-        let lines = match own::to_read(&path) {
+        let lines = match private_files::open_to_read(&path) {
             Ok(file) => LineReader::new(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.has_vanished = true;

@@ -9,7 +9,7 @@ use super::super::super::disk;
 use super::super::note::{self, Head, Verifier};
 use super::super::{closing_head, heads};
 use super::{AuditorInput, VerifyFindings};
-use crate::own;
+use crate::private_files;
 
 /// A key that is trusted.
 #[derive(Debug)]
@@ -167,7 +167,7 @@ impl TrustChain {
 
 fn read(path: &Path) -> io::Result<Option<String>> {
     disk::about_to_read();
-    match own::read(path) {
+    match private_files::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         // It is told as a damaged one.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(String::new())),

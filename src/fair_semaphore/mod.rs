@@ -2,7 +2,7 @@
 //!
 //! The quota hands out something else, slots that come back by the clock and cannot be held, so it has rules of its own.
 
-mod line;
+mod place_queue;
 #[cfg(test)]
 mod tests;
 
@@ -11,32 +11,32 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use line::Line;
+use place_queue::PlaceQueue;
 
 /// Places that callers share: whoever holds the fewest goes first, the requests of one caller in the order they came.
 ///
 /// A free place costs a lock and a counter. Cloning gives another handle to the same places.
 #[derive(Clone)]
-pub struct Fair(Arc<Mutex<Line<oneshot::Sender<Turn>>>>);
+pub struct FairSemaphore(Arc<Mutex<PlaceQueue<oneshot::Sender<FairPermit>>>>);
 
 /// One place, until dropped.
 #[derive(Debug)]
-pub struct Turn {
+pub struct FairPermit {
     /// `None`: it was given back already.
-    fair: Option<Fair>,
+    fair: Option<FairSemaphore>,
     caller: Arc<str>,
 }
 
-impl Fair {
+impl FairSemaphore {
     /// So many places (at least one), all free.
     #[must_use]
     pub fn new(places: usize) -> Self {
-        Self(Arc::new(Mutex::new(Line::new(places))))
+        Self(Arc::new(Mutex::new(PlaceQueue::new(places))))
     }
 
     /// Waits for a place. Dropping the future leaves the queue, or gives the place on to the next. How many wait is for those
     /// to bound who ask.
-    pub async fn turn(&self, caller: &Arc<str>) -> Turn {
+    pub async fn acquire(&self, caller: &Arc<str>) -> FairPermit {
         loop {
             let mut waiting = {
                 let mut line = self.line();
@@ -44,7 +44,7 @@ impl Fair {
                     return self.granted(caller.clone());
                 }
                 let (wake, woken) = oneshot::channel();
-                Waiting { fair: self, caller, ticket: line.queue(caller, wake), woken }
+                QueuedWaiter { fair: self, caller, ticket: line.queue(caller, wake), woken }
             };
             // Nobody drops the sender of a ticket that waits; if it were so, it would ask anew.
             if let Ok(turn) = (&mut waiting.woken).await {
@@ -71,8 +71,8 @@ impl Fair {
         Arc::strong_count(&self.0) == 1
     }
 
-    fn granted(&self, caller: Arc<str>) -> Turn {
-        Turn { fair: Some(self.clone()), caller }
+    fn granted(&self, caller: Arc<str>) -> FairPermit {
+        FairPermit { fair: Some(self.clone()), caller }
     }
 
     /// Gives this caller's place to those who wait.
@@ -90,12 +90,12 @@ impl Fair {
         }
     }
 
-    fn line(&self) -> MutexGuard<'_, Line<oneshot::Sender<Turn>>> {
+    fn line(&self) -> MutexGuard<'_, PlaceQueue<oneshot::Sender<FairPermit>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Turn {
+impl Drop for FairPermit {
     fn drop(&mut self) {
         if let Some(fair) = self.fair.take() {
             fair.hand_on(&self.caller);
@@ -104,21 +104,21 @@ impl Drop for Turn {
 }
 
 /// A request in the queue.
-struct Waiting<'a> {
-    fair: &'a Fair,
+struct QueuedWaiter<'a> {
+    fair: &'a FairSemaphore,
     caller: &'a Arc<str>,
     ticket: u64,
-    woken: oneshot::Receiver<Turn>,
+    woken: oneshot::Receiver<FairPermit>,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuedWaiter<'_> {
     fn drop(&mut self) {
         // A turn that was granted and not taken is in the receiver, and is given on when that is dropped.
         self.fair.line().leave(self.caller, self.ticket);
     }
 }
 
-impl fmt::Debug for Fair {
+impl fmt::Debug for FairSemaphore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = self.line();
         f.debug_struct("Fair").field("free", &line.free()).field("waiting", &line.waiting()).finish()

@@ -22,29 +22,29 @@ use tokio::sync::oneshot;
 use crate::hash;
 
 /// A file's bytes. They are wiped when the last holder lets go: some are secrets.
-pub type Contents = Arc<Zeroizing<Vec<u8>>>;
+pub type FileContents = Arc<Zeroizing<Vec<u8>>>;
 
 /// Which file is being read right now, so that one that hangs can be named.
-type Reading = Arc<Mutex<Option<PathBuf>>>;
+type FileBeingRead = Arc<Mutex<Option<PathBuf>>>;
 
 /// Files as they were when each was first asked for.
 #[derive(Default)]
 pub struct Snapshot {
-    files: Mutex<BTreeMap<PathBuf, Seen>>,
-    reading: Reading,
+    files: Mutex<BTreeMap<PathBuf, SeenFile>>,
+    reading: FileBeingRead,
 }
 
 #[derive(Clone)]
-struct Seen {
-    hashed: Hashed,
-    contents: Result<Contents, (io::ErrorKind, String)>,
+struct SeenFile {
+    hashed: FileHash,
+    contents: Result<FileContents, (io::ErrorKind, String)>,
 }
 
-impl Seen {
+impl SeenFile {
     fn new(path: &Path, bytes_max: u64) -> Self {
         let contents = read(path, bytes_max).map(Arc::new).map_err(|error| (error.kind(), error.to_string()));
         let hash = contents.as_ref().map(|contents| hash::sha256(contents)).map_err(|(kind, _)| *kind);
-        Self { hashed: Hashed { bytes_max, contents: hash }, contents }
+        Self { hashed: FileHash { bytes_max, contents: hash }, contents }
     }
 }
 
@@ -59,11 +59,11 @@ impl Snapshot {
     ///
     /// # Errors
     /// It cannot be read, is larger, or is a pipe, a device or a folder.
-    pub fn read(&self, path: &Path, bytes_max: u64) -> io::Result<Contents> {
+    pub fn read(&self, path: &Path, bytes_max: u64) -> io::Result<FileContents> {
         let known = self.files().get(path).cloned();
         let seen = known.unwrap_or_else(|| {
             *lock(&self.reading) = Some(path.to_owned());
-            let seen = Seen::new(path, bytes_max);
+            let seen = SeenFile::new(path, bytes_max);
             *lock(&self.reading) = None;
             self.files().insert(path.to_owned(), seen.clone());
             seen
@@ -73,11 +73,11 @@ impl Snapshot {
 
     /// What was read, as hashes: enough to see that something changed, with no secret in it.
     #[must_use]
-    pub fn hashes(&self) -> Hashes {
-        Hashes(self.files().iter().map(|(path, seen)| (path.clone(), seen.hashed)).collect())
+    pub fn hashes(&self) -> FileHashes {
+        FileHashes(self.files().iter().map(|(path, seen)| (path.clone(), seen.hashed)).collect())
     }
 
-    fn files(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Seen>> {
+    fn files(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, SeenFile>> {
         lock(&self.files)
     }
 }
@@ -90,15 +90,15 @@ impl fmt::Debug for Snapshot {
 
 /// The hashes of some files, and of those that could not be read why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hashes(BTreeMap<PathBuf, Hashed>);
+pub struct FileHashes(BTreeMap<PathBuf, FileHash>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Hashed {
+struct FileHash {
     bytes_max: u64,
     contents: Result<[u8; 32], io::ErrorKind>,
 }
 
-impl Hashes {
+impl FileHashes {
     /// The same files as they are in `now`.
     #[must_use]
     pub fn again(&self, now: &Snapshot) -> Self {
@@ -147,23 +147,23 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+type FileJob = Box<dyn FnOnce() + Send>;
 
 /// A thread that reads files for tasks, which wait for it no longer than they want.
 #[derive(Debug)]
 pub struct FileThread {
-    jobs: SyncSender<Job>,
-    reading: Reading,
+    jobs: SyncSender<FileJob>,
+    reading: FileBeingRead,
 }
 
 /// Files that could not be read in time. Nothing is known of their contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hangs {
+pub struct FileReadHangs {
     waited: Duration,
     path: Option<PathBuf>,
 }
 
-impl fmt::Display for Hangs {
+impl fmt::Display for FileReadHangs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.waited.as_secs_f64();
         match &self.path {
@@ -173,7 +173,7 @@ impl fmt::Display for Hangs {
     }
 }
 
-impl std::error::Error for Hangs {}
+impl std::error::Error for FileReadHangs {}
 
 impl FileThread {
     /// Starts the thread. It ends with this handle, once it has read what it is reading.
@@ -182,24 +182,24 @@ impl FileThread {
     /// The system has no thread to give.
     pub fn start() -> io::Result<Self> {
         // One may wait while another is being read; whoever comes then is told at once.
-        let (jobs, taken): (SyncSender<Job>, Receiver<Job>) = sync_channel(1);
+        let (jobs, taken): (SyncSender<FileJob>, Receiver<FileJob>) = sync_channel(1);
         std::thread::Builder::new().name("watched-files".to_owned()).spawn(move || {
             for job in taken {
                 job();
             }
         })?;
-        Ok(Self { jobs, reading: Reading::default() })
+        Ok(Self { jobs, reading: FileBeingRead::default() })
     }
 
     /// Runs `job` with a new snapshot on the thread, and waits for it at most `within`.
     ///
     /// # Errors
-    /// [`Hangs`]: it takes longer, or an earlier one still does. What comes of it later is dropped.
+    /// [`FileReadHangs`]: it takes longer, or an earlier one still does. What comes of it later is dropped.
     pub async fn run<T: Send + 'static>(
         &self,
         within: Duration,
         job: impl FnOnce(Snapshot) -> T + Send + 'static,
-    ) -> Result<T, Hangs> {
+    ) -> Result<T, FileReadHangs> {
         let (tell, told) = oneshot::channel();
         let snapshot = Snapshot { reading: self.reading.clone(), ..Snapshot::default() };
         let job = Box::new(move || {
@@ -207,7 +207,7 @@ impl FileThread {
                 let _nobody_waits_any_more = tell.send(job(snapshot));
             }
         });
-        let hangs = |waited| Hangs { waited, path: lock(&self.reading).clone() };
+        let hangs = |waited| FileReadHangs { waited, path: lock(&self.reading).clone() };
         match self.jobs.try_send(job) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(hangs(within)),

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 /// A trouble that is there or not. Those who notice it say so each time; it begins once and ends once.
 #[derive(Debug, Default)]
-pub struct Trouble(Mutex<Option<Instant>>);
+pub struct FaultState(Mutex<Option<Instant>>);
 
-impl Trouble {
+impl FaultState {
     /// It is there. `true`: it begins now.
-    pub fn is_seen(&self, now: Instant) -> bool {
+    pub fn begins(&self, now: Instant) -> bool {
         let mut since = self.since();
         let begins = since.is_none();
         since.get_or_insert(now);
@@ -17,13 +17,13 @@ impl Trouble {
     }
 
     /// It is not there (any more). `Some`: it ends now, and lasted so long.
-    pub fn is_gone(&self, now: Instant) -> Option<Duration> {
+    pub fn ends(&self, now: Instant) -> Option<Duration> {
         self.since().take().map(|since| now.saturating_duration_since(since))
     }
 
     /// Is it there?
     #[must_use]
-    pub fn lasts(&self) -> bool {
+    pub fn is_ongoing(&self) -> bool {
         self.since().is_some()
     }
 

@@ -24,16 +24,16 @@ const RANDOM_BYTES: usize = 10;
 const STORE_BYTES: usize = 200 * RANDOM_BYTES;
 
 /// Random bytes in store, from the system's generator: from the ids that somebody was told, nobody can tell the next.
-struct Store {
+struct RandomPool {
     bytes: [u8; STORE_BYTES],
     left: usize,
 }
 
 thread_local! {
-    static STORE: RefCell<Store> = const { RefCell::new(Store { bytes: [0; STORE_BYTES], left: 0 }) };
+    static STORE: RefCell<RandomPool> = const { RefCell::new(RandomPool { bytes: [0; STORE_BYTES], left: 0 }) };
 }
 
-impl Store {
+impl RandomPool {
     fn take(&mut self) -> [u8; RANDOM_BYTES] {
         if self.left < RANDOM_BYTES {
             self.fill();
@@ -71,7 +71,7 @@ impl RequestId {
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
         let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
-        let random = STORE.with_borrow_mut(Store::take);
+        let random = STORE.with_borrow_mut(RandomPool::take);
         let mut text = [0; REQUEST_ID_BYTES_MAX];
         let len = uuid::Builder::from_unix_timestamp_millis(millis, &random)
             .into_uuid()
@@ -194,7 +194,7 @@ impl fmt::Debug for Fingerprint {
 
 /// The digits of a number, written to the end of `digits`, which has room for all of them.
 #[must_use]
-pub fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
+pub fn write_decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
     let mut length = 0;
     for digit in digits.iter_mut().rev() {
         *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
@@ -209,7 +209,7 @@ pub fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
 
 /// The text with every character shown that would act on the text around it: controls, and marks that turn its direction.
 #[must_use]
-pub fn visible(text: &str) -> String {
+pub fn escape_invisible(text: &str) -> String {
     let acts = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn without_randomness_ids_are_still_unique() {
-        let mut store = Store { bytes: [7; STORE_BYTES], left: 0 };
+        let mut store = RandomPool { bytes: [7; STORE_BYTES], left: 0 };
         let mut seen = std::collections::HashSet::new();
         for _ in 0..10 {
             store.bytes = store.stretched();

@@ -1,4 +1,4 @@
-//! A socket that tells its seat what it sees: bytes that come, writing that is stuck, and that its client is gone.
+//! A socket that reports what it sees to the state of its connection: bytes that come, writing that is stuck, and that its client is gone.
 
 use std::io;
 use std::pin::Pin;
@@ -10,54 +10,54 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
-use super::seats::{Ended, Seat};
+use super::connections::{ClientEnd, ConnectionState};
 use crate::clock::Clock;
 
 /// A head and a body that are together no larger are copied into one piece: the kernel takes that for less than two pieces.
 const TOGETHER_BYTES: usize = 2048;
 
 /// A connection that knows, without reading or writing, how much of it has ended.
-pub(super) trait Ends {
-    fn ended(&self) -> Ended;
+pub(super) trait ConnectionEnds {
+    fn ended(&self) -> ClientEnd;
 }
 
-impl Ends for TcpStream {
-    fn ended(&self) -> Ended {
+impl ConnectionEnds for TcpStream {
+    fn ended(&self) -> ClientEnd {
         ended(self.ready(Interest::READABLE), self.ready(Interest::WRITABLE))
     }
 }
 
-impl Ends for UnixStream {
-    fn ended(&self) -> Ended {
+impl ConnectionEnds for UnixStream {
+    fn ended(&self) -> ClientEnd {
         ended(self.ready(Interest::READABLE), self.ready(Interest::WRITABLE))
     }
 }
 
 /// What the two halves say of themselves, if they say anything at once.
-fn ended(read: impl Future<Output = io::Result<Ready>>, write: impl Future<Output = io::Result<Ready>>) -> Ended {
+fn ended(read: impl Future<Output = io::Result<Ready>>, write: impl Future<Output = io::Result<Ready>>) -> ClientEnd {
     if write.now_or_never().is_some_and(|ready| ready.is_ok_and(|ready| ready.is_write_closed())) {
-        return Ended::Whole;
+        return ClientEnd::Whole;
     }
     let half = read.now_or_never().is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()));
-    if half { Ended::Half } else { Ended::Nothing }
+    if half { ClientEnd::Half } else { ClientEnd::Nothing }
 }
 
-impl<T: Ends> Ends for Box<TlsStream<T>> {
-    fn ended(&self) -> Ended {
+impl<T: ConnectionEnds> ConnectionEnds for Box<TlsStream<T>> {
+    fn ended(&self) -> ClientEnd {
         self.get_ref().0.ended()
     }
 }
 
-pub(super) struct Watched<T> {
+pub(super) struct WatchedStream<T> {
     stream: T,
-    seat: Arc<Seat>,
+    state: Arc<ConnectionState>,
     clock: Clock,
     in_pieces: bool,
 }
 
-impl<T> Watched<T> {
-    pub(super) fn new(stream: T, seat: Arc<Seat>, clock: Clock) -> Self {
-        Self { stream, seat, clock, in_pieces: true }
+impl<T> WatchedStream<T> {
+    pub(super) fn new(stream: T, state: Arc<ConnectionState>, clock: Clock) -> Self {
+        Self { stream, state, clock, in_pieces: true }
     }
 
     /// Written to in one piece: h2 then copies small bodies into what it writes at once, where else each would be a write (and
@@ -67,23 +67,23 @@ impl<T> Watched<T> {
     }
 
     fn wrote<R>(&self, result: Poll<R>) -> Poll<R> {
-        self.seat.wrote(result.is_pending(), &self.clock);
+        self.state.wrote(result.is_pending(), &self.clock);
         result
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.seat.heard(&self.clock);
+            self.state.heard(&self.clock);
         }
         result
     }
 }
 
-impl<T: AsyncWrite + Ends + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.wrote(result)
@@ -109,7 +109,7 @@ impl<T: AsyncWrite + Ends + Unpin> AsyncWrite for Watched<T> {
     /// Called whenever its connection is polled, a request under way or not: the one place where hyper, which reads nothing while it
     /// owes an answer, can be told that nobody waits for that.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.seat.is_doubted() && self.stream.ended() >= self.seat.is_left_at() {
+        if self.state.is_doubted() && self.stream.ended() >= self.state.is_left_at() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let result = Pin::new(&mut self.stream).poll_flush(cx);

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 
-use crate::words::visible;
+use crate::ids::escape_invisible;
 
 /// The longest text in a line, in bytes.
 const TEXT_BYTES_MAX: usize = 8 * 1024;
@@ -16,14 +16,14 @@ const LISTS: [&str; 2] = ["gateway", "operator"];
 
 /// An event, ready to be told.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
+pub(super) struct LogLine {
     pub(super) time: Timestamp,
     level: Level,
     message: String,
     fields: Vec<(&'static str, Value)>,
 }
 
-impl Line {
+impl LogLine {
     pub(super) const fn new(time: Timestamp, level: Level, message: String) -> Self {
         Self { time, level, message, fields: Vec::new() }
     }
@@ -68,11 +68,11 @@ impl Line {
             (true, Level::INFO) => ("\x1b[2m", "\x1b[32m", "\x1b[0m"),
             (true, _) => ("\x1b[2m", "\x1b[34m", "\x1b[0m"),
         };
-        let message = visible(&self.message);
+        let message = escape_invisible(&self.message);
         let mut text = format!("{dim}{:.6}{plain} {color}{:>5}{plain} {message}", self.time, self.level.as_str());
         for (name, value) in &self.fields {
             let word = value.as_str().filter(|text| !text.is_empty() && !text.contains([' ', '"', '=']));
-            let value = word.map_or_else(|| visible(&value.to_string()), visible);
+            let value = word.map_or_else(|| escape_invisible(&value.to_string()), escape_invisible);
             let _infallible = write!(text, " {dim}{name}={plain}{value}");
         }
         text.push('\n');
@@ -97,7 +97,7 @@ impl Line {
     }
 }
 
-impl Visit for Line {
+impl Visit for LogLine {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.put_text(field, format!("{value:?}"));
     }
@@ -134,16 +134,16 @@ mod tests {
 
     use super::*;
 
-    struct Seen(Arc<Mutex<Vec<Line>>>);
+    struct Seen(Arc<Mutex<Vec<LogLine>>>);
 
     impl<S: Subscriber> Layer<S> for Seen {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            self.0.lock().unwrap().push(Line::of(event, Timestamp::UNIX_EPOCH));
+            self.0.lock().unwrap().push(LogLine::of(event, Timestamp::UNIX_EPOCH));
         }
     }
 
     /// What these events become.
-    fn lines(tell: impl FnOnce()) -> Vec<Line> {
+    fn lines(tell: impl FnOnce()) -> Vec<LogLine> {
         let seen = Arc::new(Mutex::new(Vec::new()));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(Seen(seen.clone())), tell);
         seen.lock().unwrap().clone()

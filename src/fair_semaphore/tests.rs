@@ -37,7 +37,7 @@ struct Caller {
 
 /// The queue, and beside it what it should have done.
 struct Model {
-    line: Line<()>,
+    line: PlaceQueue<()>,
     names: Vec<Arc<str>>,
     callers: Vec<Caller>,
     places: usize,
@@ -47,7 +47,7 @@ impl Model {
     fn new(places: usize) -> Self {
         let names: Vec<Arc<str>> = (0..5).map(|n| format!("caller-{n}").into()).collect();
         let callers = names.iter().map(|_| Caller::default()).collect();
-        Self { line: Line::new(places), names, callers, places }
+        Self { line: PlaceQueue::new(places), names, callers, places }
     }
 
     fn free(&self) -> usize {
@@ -157,7 +157,7 @@ proptest! {
 }
 
 /// Does this caller have a place at once? Else it waits.
-fn ask(line: &mut Line<()>, name: &Arc<str>) -> bool {
+fn ask(line: &mut PlaceQueue<()>, name: &Arc<str>) -> bool {
     line.take(name) || {
         line.queue(name, ());
         false
@@ -166,7 +166,7 @@ fn ask(line: &mut Line<()>, name: &Arc<str>) -> bool {
 
 #[test]
 fn one_caller_leaves_places_for_all_who_come() {
-    let mut line = Line::new(18);
+    let mut line = PlaceQueue::new(18);
     let greedy: Arc<str> = "greedy".into();
     assert_eq!((0..64).filter(|_| ask(&mut line, &greedy)).count(), 16);
     for name in ["a", "b"] {
@@ -182,7 +182,7 @@ fn one_caller_leaves_places_for_all_who_come() {
 /// Of those who hold as many, each is served once a round: coming back makes nobody new.
 #[test]
 fn turns_at_one_place_go_round() {
-    let mut line = Line::new(1);
+    let mut line = PlaceQueue::new(1);
     let names: [Arc<str>; 3] = ["greedy".into(), "a".into(), "b".into()];
     for name in [0, 0, 0, 0, 0, 0, 0, 1, 2] {
         ask(&mut line, &names[name]);
@@ -204,14 +204,14 @@ fn turns_at_one_place_go_round() {
 /// Waiters that give up at any moment, also when their turn has just been handed to them, lose no place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_turn_whose_waiter_has_gone_is_given_on() {
-    let (fair, tasks, taken) = (Fair::new(3), Tasks::new(), Arc::new(AtomicUsize::new(0)));
+    let (fair, tasks, taken) = (FairSemaphore::new(3), Tasks::new(), Arc::new(AtomicUsize::new(0)));
     let handles: Vec<_> = (0..200_u64)
         .map(|number| {
             let (fair, taken, name) = (fair.clone(), taken.clone(), Arc::from(format!("caller-{}", number % 7)));
             tasks.spawn(async move {
                 for round in 0..20_u64 {
                     let patience = Duration::from_micros((number * 37 + round * 101) % 900);
-                    if let Ok(turn) = timeout(patience, fair.turn(&name)).await {
+                    if let Ok(turn) = timeout(patience, fair.acquire(&name)).await {
                         assert!(taken.fetch_add(1, Ordering::SeqCst) < 3);
                         tokio::task::yield_now().await;
                         taken.fetch_sub(1, Ordering::SeqCst);

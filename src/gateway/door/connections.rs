@@ -1,4 +1,4 @@
-//! The seats of a door: one for each connection, with what it has been at since when.
+//! The connections of a door, so many at most: what each has been at, and since when.
 //!
 //! At the cap somebody gives way to who comes: first connections that never sent a request, then those that have none under way,
 //! of whoever has the most connections, the one that has waited longest. Whose a connection is: its last caller's, once one
@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::clock::Clock;
 use crate::config::Limits;
-use crate::shares::{Held, Holder, Short};
+use crate::shares::{HeldShare, ShareHolder, Shortage};
 
 /// How often a newcomer looks for somebody who has become idle.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -31,7 +31,7 @@ const LEAVE: Duration = Duration::from_secs(2);
 /// What a connection is at while it has no request under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-enum Phase {
+enum IdlePhase {
     /// Nothing came yet: not accepted, in the TLS handshake, or silent.
     Silent = 0,
     /// A head has begun.
@@ -43,7 +43,7 @@ enum Phase {
 /// What a connection is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub(super) enum Word {
+pub(super) enum ConnectionOrder {
     /// Nothing.
     Stay = 0,
     /// Finish what you are at and close.
@@ -54,7 +54,7 @@ pub(super) enum Word {
 
 /// How much of a connection its client has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Ended {
+pub(super) enum ClientEnd {
     Nothing,
     /// It sends nothing more. A client that still waits for its answer may do so, and one that closes its TCP socket looks the same
     /// until something is written to it.
@@ -63,9 +63,9 @@ pub(super) enum Ended {
     Whole,
 }
 
-/// One connection's seat.
+/// What one connection is at.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct ConnectionState {
     epoch: Instant,
     multiplexes: AtomicBool,
     phase: AtomicU8,
@@ -85,8 +85,8 @@ pub(super) struct Seat {
     /// Whose the last request was whose caller became known; 0: there was none.
     caller: AtomicU64,
     /// What it takes of that caller's share of connections.
-    place: Mutex<Option<Held>>,
-    seats: Weak<Seats>,
+    place: Mutex<Option<HeldShare>>,
+    connections: Weak<Connections>,
     word: AtomicU8,
     /// Is somebody still there who waits for an answer? To be looked at.
     doubted: AtomicBool,
@@ -98,44 +98,44 @@ pub(super) struct Seat {
 
 /// A connection has a request under way, or an answer that was not taken yet.
 #[derive(Debug)]
-pub struct Busy {
-    seat: Arc<Seat>,
+pub struct BusyGuard {
+    state: Arc<ConnectionState>,
     clock: Clock,
 }
 
-impl Busy {
+impl BusyGuard {
     /// The connection is this caller's from now on. Beyond its share, one of its others that waits for nothing but its client
     /// gives way.
     ///
     /// # Errors
     /// None does: the connection is to end with this request's answer.
-    pub fn is_of(&self, caller: NonZeroU64, connections: &Arc<Holder>) -> Result<(), Short> {
-        let seat = &self.seat;
-        if seat.caller.load(Ordering::Relaxed) == caller.get() {
+    pub fn is_of(&self, caller: NonZeroU64, connections: &Arc<ShareHolder>) -> Result<(), Shortage> {
+        let state = &self.state;
+        if state.caller.load(Ordering::Relaxed) == caller.get() {
             return Ok(());
         }
         let given = connections.take(1).or_else(|short| {
-            let given = seat.seats.upgrade().and_then(|seats| seats.give_way_of(caller));
+            let given = state.connections.upgrade().and_then(|connections| connections.give_way_of(caller));
             given.ok_or_else(|| {
-                seat.tell(Word::Leave);
+                state.tell(ConnectionOrder::Leave);
                 short
             })
         });
-        *seat.place() = Some(given?);
-        seat.caller.store(caller.get(), Ordering::Relaxed);
+        *state.place() = Some(given?);
+        state.caller.store(caller.get(), Ordering::Relaxed);
         Ok(())
     }
 
     /// The answer has no end of its own: over HTTP/1.1 it ends when its client sends nothing more, or nobody would know that it left.
     pub fn is_endless(&self) {
-        self.seat.endless.store(true, Ordering::Relaxed);
+        self.state.endless.store(true, Ordering::Relaxed);
     }
 }
 
 /// An HTTP/2 answer waits for its client.
-pub(super) struct Untaken(Arc<Seat>);
+pub(super) struct UntakenAnswer(Arc<ConnectionState>);
 
-impl Drop for Untaken {
+impl Drop for UntakenAnswer {
     fn drop(&mut self) {
         self.0.untaken.fetch_sub(1, Ordering::AcqRel);
     }
@@ -143,27 +143,27 @@ impl Drop for Untaken {
 
 /// Whose connections are counted together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum User {
+enum ConnectionOwner {
     Caller(u64),
     Peer(Option<IpAddr>),
 }
 
-impl Drop for Busy {
+impl Drop for BusyGuard {
     fn drop(&mut self) {
-        if self.seat.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.seat.endless.store(false, Ordering::Relaxed);
-            self.seat.enter(Phase::Idle, &self.clock);
+        if self.state.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.state.endless.store(false, Ordering::Relaxed);
+            self.state.enter(IdlePhase::Idle, &self.clock);
         }
     }
 }
 
-impl Seat {
-    fn new(seats: &Arc<Seats>, peer: Option<IpAddr>) -> Self {
-        let (epoch, clock) = (seats.epoch, &seats.clock);
-        let seat = Self {
+impl ConnectionState {
+    fn new(connections: &Arc<Connections>, peer: Option<IpAddr>) -> Self {
+        let (epoch, clock) = (connections.epoch, &connections.clock);
+        let state = Self {
             epoch,
             multiplexes: AtomicBool::new(false),
-            phase: AtomicU8::new(Phase::Silent as u8),
+            phase: AtomicU8::new(IdlePhase::Silent as u8),
             since_ms: AtomicU64::new(0),
             born_ms: AtomicU64::new(0),
             busy: AtomicU32::new(0),
@@ -175,29 +175,29 @@ impl Seat {
             peer,
             caller: AtomicU64::new(0),
             place: Mutex::default(),
-            seats: Arc::downgrade(seats),
-            word: AtomicU8::new(Word::Stay as u8),
+            connections: Arc::downgrade(connections),
+            word: AtomicU8::new(ConnectionOrder::Stay as u8),
             doubted: AtomicBool::new(false),
             endless: AtomicBool::new(false),
             driver: AtomicWaker::new(),
         };
-        seat.enter(Phase::Silent, clock);
-        seat.born_ms.store(seat.at(clock), Ordering::Relaxed);
-        seat
+        state.enter(IdlePhase::Silent, clock);
+        state.born_ms.store(state.at(clock), Ordering::Relaxed);
+        state
     }
 
     fn at(&self, clock: &Clock) -> u64 {
         u64::try_from(clock.now().saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
-    fn enter(&self, phase: Phase, clock: &Clock) {
+    fn enter(&self, phase: IdlePhase, clock: &Clock) {
         self.since_ms.store(self.at(clock), Ordering::Relaxed);
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
     /// The handshake is over; the silence counts anew.
     pub(super) fn shaken(&self, clock: &Clock) {
-        self.enter(Phase::Silent, clock);
+        self.enter(IdlePhase::Silent, clock);
     }
 
     /// HTTP/2: bytes between requests are no head (pings, window updates).
@@ -207,9 +207,10 @@ impl Seat {
 
     /// Bytes came. Between requests, they begin a head.
     pub(super) fn heard(&self, clock: &Clock) {
-        let waiting = self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) != Phase::Head as u8;
+        let waiting =
+            self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) != IdlePhase::Head as u8;
         if waiting && !self.multiplexes.load(Ordering::Relaxed) {
-            self.enter(Phase::Head, clock);
+            self.enter(IdlePhase::Head, clock);
         }
     }
 
@@ -228,53 +229,53 @@ impl Seat {
     }
 
     /// An answer waits for the client from now on, until this is dropped.
-    pub(super) fn untaken(self: &Arc<Self>, clock: &Clock) -> Untaken {
+    pub(super) fn untaken(self: &Arc<Self>, clock: &Clock) -> UntakenAnswer {
         self.untaken_ms.store(self.at(clock), Ordering::Relaxed);
         self.untaken.fetch_add(1, Ordering::AcqRel);
-        Untaken(self.clone())
+        UntakenAnswer(self.clone())
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<Held>> {
+    fn place(&self) -> MutexGuard<'_, Option<HeldShare>> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn user(&self) -> User {
+    fn user(&self) -> ConnectionOwner {
         match self.caller.load(Ordering::Relaxed) {
-            0 => User::Peer(self.peer),
-            caller => User::Caller(caller),
+            0 => ConnectionOwner::Peer(self.peer),
+            caller => ConnectionOwner::Caller(caller),
         }
     }
 
-    pub(super) fn busy(self: &Arc<Self>, clock: &Clock) -> Busy {
+    pub(super) fn busy(self: &Arc<Self>, clock: &Clock) -> BusyGuard {
         self.busy.fetch_add(1, Ordering::AcqRel);
         self.served.store(true, Ordering::Relaxed);
-        Busy { seat: self.clone(), clock: clock.clone() }
+        BusyGuard { state: self.clone(), clock: clock.clone() }
     }
 
     /// Tells the connection; a harder word is never taken back.
-    fn tell(&self, word: Word) {
+    fn tell(&self, word: ConnectionOrder) {
         self.word.fetch_max(word as u8, Ordering::AcqRel);
         self.driver.wake();
     }
 
     /// What it was told.
-    fn told(&self) -> Word {
+    fn told(&self) -> ConnectionOrder {
         match self.word.load(Ordering::Acquire) {
-            word if word >= Word::Gone as u8 => Word::Gone,
-            word if word == Word::Leave as u8 => Word::Leave,
-            _ => Word::Stay,
+            word if word >= ConnectionOrder::Gone as u8 => ConnectionOrder::Gone,
+            word if word == ConnectionOrder::Leave as u8 => ConnectionOrder::Leave,
+            _ => ConnectionOrder::Stay,
         }
     }
 
     /// What it was told; whoever drives the connection is woken when it is told more. One driver at a time.
-    pub(super) fn listen(&self, cx: &Context<'_>) -> Word {
+    pub(super) fn listen(&self, cx: &Context<'_>) -> ConnectionOrder {
         self.driver.register(cx.waker());
         self.told()
     }
 
     /// Resolves when the connection is to be dropped as it is.
     pub(super) async fn gone(&self) {
-        poll_fn(|cx| if self.listen(cx) == Word::Gone { Poll::Ready(()) } else { Poll::Pending }).await;
+        poll_fn(|cx| if self.listen(cx) == ConnectionOrder::Gone { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 
     /// Is it to be looked whether somebody still waits for the answer? Says so once for each sweep.
@@ -283,8 +284,8 @@ impl Seat {
     }
 
     /// How much of the connection its client has ended when nobody waits for the answer.
-    pub(super) fn is_left_at(&self) -> Ended {
-        if self.endless.load(Ordering::Relaxed) { Ended::Half } else { Ended::Whole }
+    pub(super) fn is_left_at(&self) -> ClientEnd {
+        if self.endless.load(Ordering::Relaxed) { ClientEnd::Half } else { ClientEnd::Whole }
     }
 
     /// Over HTTP/1.1 nothing is read while an answer is owed: somebody must ask whether it still is. HTTP/2 reads at all times.
@@ -320,38 +321,38 @@ impl Seat {
         let born = self.born_ms.load(Ordering::Relaxed);
         let stuck = self.stuck_ms.load(Ordering::Relaxed);
         if (stuck != 0 && over(stuck, limits.write_stall)) || over(born, limits.age.saturating_add(limits.age_grace)) {
-            return self.tell(Word::Gone);
+            return self.tell(ConnectionOrder::Gone);
         }
-        if self.told() == Word::Leave && self.leaving_ms.load(Ordering::Relaxed) == 0 {
+        if self.told() == ConnectionOrder::Leave && self.leaving_ms.load(Ordering::Relaxed) == 0 {
             self.leaving_ms.store(now_ms, Ordering::Relaxed);
         }
         let phase = self.phase.load(Ordering::Relaxed);
         // While the end of an answer is on its way, how long that takes is bounded by `write_stall`.
         if let Some(since) = self.waiting_since().filter(|_| stuck == 0) {
             let (since, limit) = match (phase, self.leaving_ms.load(Ordering::Relaxed)) {
-                (p, _) if p == Phase::Silent as u8 => (since, limits.first_byte),
-                (p, _) if p == Phase::Head as u8 => (since, limits.head),
+                (p, _) if p == IdlePhase::Silent as u8 => (since, limits.first_byte),
+                (p, _) if p == IdlePhase::Head as u8 => (since, limits.head),
                 (_, 0) => (since, limits.idle),
                 (_, leaving) => (since.max(leaving), LEAVE.min(limits.idle)),
             };
             if over(since, limit) {
                 // An idle connection is told; a silent or slow one is dropped.
-                let is_new = phase == Phase::Idle as u8 && self.told() == Word::Stay;
-                self.tell(if is_new { Word::Leave } else { Word::Gone });
+                let is_new = phase == IdlePhase::Idle as u8 && self.told() == ConnectionOrder::Stay;
+                self.tell(if is_new { ConnectionOrder::Leave } else { ConnectionOrder::Gone });
             }
         }
         if over(born, limits.age) {
-            self.tell(Word::Leave);
+            self.tell(ConnectionOrder::Leave);
         }
     }
 }
 
-/// All seats of a door.
-pub(super) struct Seats {
+/// All connections of a door.
+pub(super) struct Connections {
     most: usize,
     epoch: Instant,
     clock: Clock,
-    taken: Mutex<HashMap<u64, Arc<Seat>>>,
+    taken: Mutex<HashMap<u64, Arc<ConnectionState>>>,
     /// Nobody is to stay.
     closing: AtomicBool,
     next: AtomicU64,
@@ -359,32 +360,32 @@ pub(super) struct Seats {
     empty: Notify,
 }
 
-/// A taken seat; dropping it frees it.
-pub(super) struct Taken {
+/// A connection's place among them; dropping it frees it.
+pub(super) struct ConnectionSlot {
     id: u64,
-    seat: Arc<Seat>,
-    seats: Arc<Seats>,
+    state: Arc<ConnectionState>,
+    connections: Arc<Connections>,
 }
 
-impl Taken {
-    pub(super) fn seat(&self) -> &Arc<Seat> {
-        &self.seat
+impl ConnectionSlot {
+    pub(super) fn state(&self) -> &Arc<ConnectionState> {
+        &self.state
     }
 }
 
-impl Drop for Taken {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        *self.seat.place() = None;
-        let mut taken = self.seats.lock();
+        *self.state.place() = None;
+        let mut taken = self.connections.lock();
         taken.remove(&self.id);
-        self.seats.freed.notify_one();
+        self.connections.freed.notify_one();
         if taken.is_empty() {
-            self.seats.empty.notify_waiters();
+            self.connections.empty.notify_waiters();
         }
     }
 }
 
-impl Seats {
+impl Connections {
     pub(super) fn new(most: usize, clock: Clock) -> Self {
         Self {
             most,
@@ -398,7 +399,7 @@ impl Seats {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Seat>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<ConnectionState>>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -410,7 +411,7 @@ impl Seats {
         u64::try_from(self.clock.now().saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Resolves when no seat is taken.
+    /// Resolves when there is no connection left.
     pub(super) async fn emptied(&self) {
         loop {
             let mut emptied = std::pin::pin!(self.empty.notified());
@@ -422,79 +423,81 @@ impl Seats {
         }
     }
 
-    /// A seat for a connection that was accepted. At the cap somebody gives way; while all are busy the newcomer waits, and so
+    /// A place for a connection that was accepted. At the cap somebody gives way; while all are busy the newcomer waits, and so
     /// does everybody behind it.
-    pub(super) async fn take(self: &Arc<Self>, peer: Option<IpAddr>) -> Taken {
+    pub(super) async fn take(self: &Arc<Self>, peer: Option<IpAddr>) -> ConnectionSlot {
         loop {
             let freed = self.freed.notified();
-            if let Some(seat) = self.try_take(peer) {
-                return seat;
+            if let Some(state) = self.try_take(peer) {
+                return state;
             }
             self.give_way();
-            // Bounded, because a busy connection that becomes idle frees no seat by itself.
+            // Bounded, because a busy connection that becomes idle frees no place by itself.
             let _elapsed_or_freed = tokio::time::timeout(LOOK_AGAIN, freed).await;
         }
     }
 
-    fn try_take(self: &Arc<Self>, peer: Option<IpAddr>) -> Option<Taken> {
+    fn try_take(self: &Arc<Self>, peer: Option<IpAddr>) -> Option<ConnectionSlot> {
         let mut taken = self.lock();
         if taken.len() >= self.most {
             return None;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let seat = Arc::new(Seat::new(self, peer));
+        let state = Arc::new(ConnectionState::new(self, peer));
         if self.closing.load(Ordering::Acquire) {
-            seat.tell(Word::Leave);
+            state.tell(ConnectionOrder::Leave);
         }
-        taken.insert(id, seat.clone());
-        Some(Taken { id, seat, seats: self.clone() })
+        taken.insert(id, state.clone());
+        Some(ConnectionSlot { id, state, connections: self.clone() })
     }
 
     fn give_way(&self) {
         let now_ms = self.now_ms();
         let taken = self.lock();
-        let staying = || taken.values().filter(|seat| seat.told() != Word::Gone);
-        let mut held = HashMap::<User, usize>::new();
-        staying().for_each(|seat| *held.entry(seat.user()).or_default() += 1);
-        let rank = |seat: &Arc<Seat>, since| {
-            let is_new = !seat.served.load(Ordering::Relaxed);
-            (is_new, held.get(&seat.user()).copied(), Reverse(since))
+        let staying = || taken.values().filter(|state| state.told() != ConnectionOrder::Gone);
+        let mut held = HashMap::<ConnectionOwner, usize>::new();
+        staying().for_each(|state| *held.entry(state.user()).or_default() += 1);
+        let rank = |state: &Arc<ConnectionState>, since| {
+            let is_new = !state.served.load(Ordering::Relaxed);
+            (is_new, held.get(&state.user()).copied(), Reverse(since))
         };
-        let ranked = staying().filter_map(|seat| Some((rank(seat, seat.may_give_way(now_ms)?), seat)));
-        if let Some((_, seat)) = ranked.max_by_key(|(rank, _)| *rank) {
-            seat.tell(Word::Gone);
+        let ranked = staying().filter_map(|state| Some((rank(state, state.may_give_way(now_ms)?), state)));
+        if let Some((_, state)) = ranked.max_by_key(|(rank, _)| *rank) {
+            state.tell(ConnectionOrder::Gone);
         }
     }
 
     /// Of this caller's connections that wait for nothing but their client, the one that has waited longest gives way; its place.
-    fn give_way_of(&self, caller: NonZeroU64) -> Option<Held> {
+    fn give_way_of(&self, caller: NonZeroU64) -> Option<HeldShare> {
         let now_ms = self.now_ms();
         let taken = self.lock();
-        let own = taken.values().filter(|seat| seat.user() == User::Caller(caller.get()) && seat.told() != Word::Gone);
-        let waiting = own.filter_map(|seat| Some((seat.may_give_way(now_ms)?, seat)));
-        let (_, seat) = waiting.min_by_key(|(since, _)| *since)?;
-        seat.tell(Word::Gone);
-        seat.place().take()
+        let own = taken.values().filter(|state| {
+            state.user() == ConnectionOwner::Caller(caller.get()) && state.told() != ConnectionOrder::Gone
+        });
+        let waiting = own.filter_map(|state| Some((state.may_give_way(now_ms)?, state)));
+        let (_, state) = waiting.min_by_key(|(since, _)| *since)?;
+        state.tell(ConnectionOrder::Gone);
+        state.place().take()
     }
 
     /// Drops all connections.
     pub(super) fn cut(&self) {
-        self.lock().values().for_each(|seat| seat.tell(Word::Gone));
+        self.lock().values().for_each(|state| state.tell(ConnectionOrder::Gone));
     }
 
     /// Lets all connections, and whoever still comes, finish what they are at and close.
     pub(super) fn close(&self) {
         let taken = self.lock();
         self.closing.store(true, Ordering::Release);
-        taken.values().for_each(|seat| seat.tell(Word::Leave));
+        taken.values().for_each(|state| state.tell(ConnectionOrder::Leave));
     }
 
     /// Closes who is silent, slow, idle, stuck or old beyond the limits, or gone.
     pub(super) fn sweep(&self, limits: &Limits) {
         let now_ms = self.now_ms();
-        for seat in self.lock().values() {
-            seat.judge(now_ms, limits);
-            seat.doubt();
+        for state in self.lock().values() {
+            state.judge(now_ms, limits);
+            state.doubt();
         }
     }
 }

@@ -20,23 +20,23 @@ const FULL_NAP: Duration = Duration::from_millis(10);
 
 /// A stream with a thread of its own that writes to it. Text that finds no room or cannot be written is dropped and counted.
 #[derive(Clone, Debug, Default)]
-pub struct Device(Arc<Shared>);
+pub struct NonBlockingWriter(Arc<WriterShared>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    waiting: Mutex<Waiting>,
+struct WriterShared {
+    waiting: Mutex<WaitingText>,
     changed: Condvar,
     dropped: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct WaitingText {
     texts: VecDeque<String>,
     bytes: usize,
     is_writing: bool,
 }
 
-impl Device {
+impl NonBlockingWriter {
     /// Starts the thread. Between texts, and every second, it calls `meanwhile` and says whether the last write succeeded.
     #[must_use]
     pub fn begin(
@@ -69,7 +69,7 @@ impl Device {
 
     /// Waits until everything queued so far is written or dropped, at most `limit`.
     pub fn flush(&self, limit: Duration) {
-        let is_busy = |waiting: &mut Waiting| waiting.is_writing || !waiting.texts.is_empty();
+        let is_busy = |waiting: &mut WaitingText| waiting.is_writing || !waiting.texts.is_empty();
         drop(self.0.changed.wait_timeout_while(self.waiting(), limit, is_busy));
     }
 
@@ -83,12 +83,12 @@ impl Device {
         self.0.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, WaitingText> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self, stream: impl AsFd, mut meanwhile: impl FnMut(&Self, bool)) {
-        let mut out = Out { stream, is_mid_line: false };
+        let mut out = OutputStream { stream, is_mid_line: false };
         let mut is_well = true;
         loop {
             if let Some(text) = self.take() {
@@ -105,7 +105,7 @@ impl Device {
 
     /// The next text, if one comes within a [`TICK`].
     fn take(&self) -> Option<String> {
-        let is_empty = |waiting: &mut Waiting| waiting.texts.is_empty();
+        let is_empty = |waiting: &mut WaitingText| waiting.texts.is_empty();
         let taken = self.0.changed.wait_timeout_while(self.waiting(), TICK, is_empty);
         let (mut waiting, _timed_out) = taken.unwrap_or_else(PoisonError::into_inner);
         let text = waiting.texts.pop_front()?;
@@ -116,13 +116,13 @@ impl Device {
 }
 
 /// The stream. It is written to directly: a thread that is stuck here holds no lock of the standard library's.
-struct Out<S> {
+struct OutputStream<S> {
     stream: S,
     /// Did the last write stop in the middle of a line?
     is_mid_line: bool,
 }
 
-impl<S: AsFd> Out<S> {
+impl<S: AsFd> OutputStream<S> {
     /// `false`: not all of it was written.
     fn write(&mut self, text: &str) -> bool {
         if self.is_mid_line && !self.write_all(b"\n") {
@@ -158,12 +158,12 @@ mod tests {
 
     const GENEROUS: Duration = Duration::from_secs(60);
 
-    fn quiet(_: &Device, _: bool) {}
+    fn quiet(_: &NonBlockingWriter, _: bool) {}
 
     #[test]
     fn what_is_put_is_read_in_its_order() {
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let device = Device::begin("test", writer, quiet);
+        let device = NonBlockingWriter::begin("test", writer, quiet);
         for number in 0..100 {
             device.put(format!("{number}\n"));
         }
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_reader_that_stalls_costs_what_does_not_fit_and_nobody_waits() {
         let (reader, writer) = std::io::pipe().unwrap();
-        let device = Device::begin("test", writer, quiet);
+        let device = NonBlockingWriter::begin("test", writer, quiet);
         let line = "x".repeat(1_023) + "\n";
         for _ in 0..3_000 {
             device.put(line.clone());
@@ -199,7 +199,7 @@ mod tests {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let devices = [Device::begin("test", writer, quiet), Device::begin("test", full, quiet)];
+        let devices = [NonBlockingWriter::begin("test", writer, quiet), NonBlockingWriter::begin("test", full, quiet)];
         for device in devices {
             for _ in 0..10 {
                 device.put("lost\n".to_owned());
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn a_line_after_one_that_was_cut_begins_anew() {
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let mut out = Out { stream: writer, is_mid_line: false };
+        let mut out = OutputStream { stream: writer, is_mid_line: false };
         assert!(out.write("cut") && out.write("whole\n") && out.write("next\n"));
         drop(out);
         let mut read = String::new();

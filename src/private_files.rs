@@ -41,7 +41,7 @@ pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// Those of the system, or of kind `InvalidData`: something else has the name.
-pub fn to_read(path: &Path) -> io::Result<File> {
+pub fn open_to_read(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
     let no_file = || {
         io::Error::new(io::ErrorKind::InvalidData, "it is not a file: put the file back, or move away what is there")
@@ -54,10 +54,10 @@ pub fn to_read(path: &Path) -> io::Result<File> {
 /// Reads a whole file.
 ///
 /// # Errors
-/// As [`to_read`].
+/// As [`open_to_read`].
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    to_read(path)?.read_to_end(&mut bytes)?;
+    open_to_read(path)?.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -65,7 +65,7 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// Those of the system.
-pub fn clear(path: &Path) -> io::Result<()> {
+pub fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(about) if about.is_dir() => move_aside(path),
         Ok(_) => fs::remove_file(path),

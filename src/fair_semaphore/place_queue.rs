@@ -12,19 +12,19 @@ const HELD_PER_FREE: usize = 8;
 
 /// The places, who holds them and who waits for one. `W` is what a waiting request is woken with.
 #[derive(Debug)]
-pub(super) struct Line<W> {
+pub(super) struct PlaceQueue<W> {
     places: usize,
     taken: usize,
     waiting: usize,
     /// Those who hold or wait; while anybody waits also those who were served, so that nobody is new again by coming back.
-    callers: HashMap<Arc<str>, Caller<W>>,
+    callers: HashMap<Arc<str>, CallerPlaces<W>>,
     /// In each round every caller that waits is served once.
     round: u64,
     next_ticket: u64,
 }
 
 #[derive(Debug)]
-struct Caller<W> {
+struct CallerPlaces<W> {
     held: usize,
     /// The first round in which it may be served again.
     due: u64,
@@ -32,7 +32,7 @@ struct Caller<W> {
     tickets: VecDeque<(u64, W)>,
 }
 
-impl<W> Line<W> {
+impl<W> PlaceQueue<W> {
     pub(super) fn new(places: usize) -> Self {
         Self { places: places.max(1), taken: 0, waiting: 0, callers: HashMap::new(), round: 0, next_ticket: 0 }
     }
@@ -47,7 +47,7 @@ impl<W> Line<W> {
         may
     }
 
-    /// Waits in this caller's name; the answer is the ticket to [`Line::leave`] with.
+    /// Waits in this caller's name; the answer is the ticket to [`PlaceQueue::leave`] with.
     pub(super) fn queue(&mut self, name: &Arc<str>, wake: W) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
@@ -65,7 +65,7 @@ impl<W> Line<W> {
         self.forget(name);
     }
 
-    /// A place is free again. [`Line::next`] is to be called after it until it says `None`.
+    /// A place is free again. [`PlaceQueue::next`] is to be called after it until it says `None`.
     pub(super) fn release(&mut self, name: &Arc<str>) {
         self.taken = self.taken.saturating_sub(1);
         if let Some(caller) = self.callers.get_mut(name) {
@@ -113,8 +113,8 @@ impl<W> Line<W> {
         self.round = round;
     }
 
-    fn caller(&mut self, name: &Arc<str>) -> &mut Caller<W> {
-        let new = Caller { held: 0, due: self.round, tickets: VecDeque::new() };
+    fn caller(&mut self, name: &Arc<str>) -> &mut CallerPlaces<W> {
+        let new = CallerPlaces { held: 0, due: self.round, tickets: VecDeque::new() };
         self.callers.entry(name.clone()).or_insert(new)
     }
 
@@ -125,7 +125,7 @@ impl<W> Line<W> {
             return;
         }
         let round = self.round;
-        let is_over = |caller: &Caller<W>| caller.held == 0 && caller.tickets.is_empty() && caller.due <= round;
+        let is_over = |caller: &CallerPlaces<W>| caller.held == 0 && caller.tickets.is_empty() && caller.due <= round;
         if self.callers.get(name).is_some_and(is_over) {
             self.callers.remove(name);
         }

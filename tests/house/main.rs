@@ -8,6 +8,7 @@ mod golden;
 
 mod documents;
 mod layout;
+mod names;
 mod promises;
 mod references;
 

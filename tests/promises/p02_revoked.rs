@@ -31,7 +31,7 @@ async fn take_away(world: &World, (from, to, ..): (&str, &str, u16, &str)) {
     let changed = text.replacen(&from, to, 1);
     assert_ne!(changed, text, "{from}");
     fs::write(world.file(), changed).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
 }
 
 fn request(world: &World, method: &'static str, target: &'static str, body: &'static str) -> JoinHandle<Reply> {
@@ -133,7 +133,7 @@ async fn a_list_that_was_narrowed_to_more_than_the_scope_is_withheld() {
     until(|| world.received("GET", LIST) == 1).await;
     let text = fs::read_to_string(world.file()).unwrap();
     fs::write(world.file(), text.replace("organizations = [11, 12]", "organizations = [11]")).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
     world.sandbox.clear_faults();
     list.await.unwrap().refused(403, "MG132");
     let list = world.get(READER, LIST).await.expect(200);

@@ -25,7 +25,7 @@ async fn a_scope_narrowed_between_two_hits_is_refused_at_once() {
     let text =
         std::fs::read_to_string(world.file()).unwrap().replace("organizations = [11, 12]", "organizations = [12]");
     std::fs::write(world.file(), text).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
     world.get(READER, ORG).await.refused(403, "MG132");
 }
 

@@ -299,7 +299,7 @@ async fn looking_can_be_switched_off_and_on() {
     stays(&world, &id, 0, DoubtReason::Off).await;
     let text = std::fs::read_to_string(world.file()).unwrap().replace("look = false", "look = true");
     std::fs::write(world.file(), text).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
     assert_eq!(settled(&world, &id).await["outcome"], "done");
 }
 

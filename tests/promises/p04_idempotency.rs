@@ -86,7 +86,7 @@ async fn a_replay_is_for_who_may_write_at_that_moment() {
     let at = text.find("name = \"passing\"").unwrap();
     let (before, own) = text.split_at(at);
     std::fs::write(world.file(), format!("{before}{}", own.replace("\"*\"", "\"organizations:read\""))).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
     keyed(&world, "passing", "k", "POST", LIST, NEW).await.refused(403, "MG131");
 }
 

@@ -8,22 +8,20 @@ use std::time::Duration;
 
 use makegate::audit::{AuditorInput, verify};
 use makegate::clock::Clock;
-use makegate::sandbox::{Sandbox, SandboxSettings};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
-use crate::support::process::Home;
-use crate::support::{ALL, ORG, Plan, TOKEN, VARIABLES, World, raw, records_in, with_key};
+use crate::support::{ALL, ORG, Plan, VARIABLES, World, raw, records_in, with_key};
 
 /// Refusals of one peer or caller in a minute that have a record each.
 const RECORDED: usize = 30;
 /// Peers that are told apart.
 const PEERS: usize = 1024;
 
-async fn sandbox() -> Sandbox {
-    let settings = SandboxSettings { token: TOKEN.to_owned(), ..SandboxSettings::default() };
-    Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::system()).await.unwrap()
+/// However long a test takes, it takes no minute.
+fn still() -> Plan {
+    Plan::default().clock(Clock::still())
 }
 
 /// Sends these requests from this address, one after the other on one connection; the statuses of the answers.
@@ -66,12 +64,10 @@ fn assert_verified(audit: &Path) {
     assert!(report.problems.is_empty(), "{report:#?}");
 }
 
-/// On the real binary, beside a caller who is known.
+/// Beside a caller who is known.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_without_a_key_leaves_thirty_records_and_their_count() {
-    let sandbox = sandbox().await;
-    let home = Home::new(&Plan::default(), &format!("http://{}", sandbox.address()));
-    let service = home.serve().await;
+    let world = still().start().await;
     let unknown = |n: usize| match n % 5 {
         0 => request("GET", ORG, "authorization: Token nobody\r\n"),
         1 => request("GET", &format!("{ORG}/"), ""),
@@ -85,12 +81,12 @@ async fn a_flood_without_a_key_leaves_thirty_records_and_their_count() {
         .chain((0..40).map(|n| write(&n.to_string())))
         .collect();
     let here = Ipv4Addr::LOCALHOST;
-    let (refused, answered) = tokio::join!(flood(here, home.gateway, &requests), flood(here, home.gateway, &honest));
+    let (refused, answered) = tokio::join!(flood(here, world.gateway, &requests), flood(here, world.gateway, &honest));
     assert_eq!(refused.len(), 1000);
     assert!(refused.iter().all(|status| matches!(status, 400 | 401)), "{refused:?}");
     assert_eq!(answered, vec![200; 80]);
-    assert_eq!(service.end(), Some(0));
-    let audit = home.path().join("audit");
+    assert!(world.service.shut_down().await);
+    let audit = world.dir.path().join("audit");
     let records = records_in(&audit);
     let recorded: Vec<_> = records.iter().filter(|record| is_refused(record, "peer", "127.0.0.1")).collect();
     assert_eq!(recorded.len(), RECORDED);
@@ -113,17 +109,15 @@ async fn a_flood_without_a_key_leaves_thirty_records_and_their_count() {
 /// Each peer has its own thirty; beyond the peers that are told apart all others have thirty together.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_peers_have_thirty_records_each_and_further_ones_thirty_together() {
-    let sandbox = sandbox().await;
-    let home = Home::new(&Plan::default(), &format!("http://{}", sandbox.address()));
-    let service = home.serve().await;
+    let world = still().start().await;
     let peer = |n: usize| Ipv4Addr::new(127, 1, u8::try_from(n / 250).unwrap(), u8::try_from(n % 250 + 1).unwrap());
     let forty: Vec<String> = (0..40).map(|_| request("GET", ORG, "")).collect();
     for n in 0..PEERS + 50 {
         let requests = if n < 20 { &forty[..] } else { &forty[..1] };
-        assert_eq!(flood(peer(n), home.gateway, requests).await, vec![401; requests.len()]);
+        assert_eq!(flood(peer(n), world.gateway, requests).await, vec![401; requests.len()]);
     }
-    assert_eq!(service.end(), Some(0));
-    let records = records_in(&home.path().join("audit"));
+    assert!(world.service.shut_down().await);
+    let records = records_in(&world.dir.path().join("audit"));
     for n in 0..20 {
         let name = peer(n).to_string();
         assert_eq!(records.iter().filter(|record| is_refused(record, "peer", &name)).count(), RECORDED, "{name}");
@@ -137,21 +131,19 @@ async fn many_peers_have_thirty_records_each_and_further_ones_thirty_together() 
 /// Refusals have a share of the log's bytes; when it is spent they are only counted, and no write's record goes for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_never_push_the_records_of_writes_out() {
-    let sandbox = sandbox().await;
     let small = "record_bytes = \"1KiB\"\nsegment = \"4KiB\"\nretention_bytes = \"64KiB\"";
-    let home = Home::new(&Plan::default().set("audit", small), &format!("http://{}", sandbox.address()));
-    let audit = home.path().join("audit");
+    let mut world = still().set("audit", small).start().await;
+    let audit = world.dir.path().join("audit");
     let mut sent = 0;
     for round in 1..=2_u8 {
-        let service = home.serve().await;
         let writes: Vec<String> = (0..10).map(|n| write(&format!("{round}-{n}"))).collect();
-        assert_eq!(flood(Ipv4Addr::LOCALHOST, home.gateway, &writes).await, vec![200; 10]);
+        assert_eq!(flood(Ipv4Addr::LOCALHOST, world.gateway, &writes).await, vec![200; 10]);
         let refused: Vec<String> = (0..40).map(|_| request("GET", ORG, "")).collect();
         for peer in 1..=50 {
-            flood(Ipv4Addr::new(127, 2, round, peer), home.gateway, &refused).await;
+            flood(Ipv4Addr::new(127, 2, round, peer), world.gateway, &refused).await;
             sent += refused.len();
         }
-        assert_eq!(service.end(), Some(0));
+        world = world.restart().await;
         let records = records_in(&audit);
         for id in (1..=round).flat_map(|round| (0..10).map(move |n| format!("write-{round}-{n}"))) {
             assert_eq!(records.iter().filter(|record| record["request"] == id).count(), 2, "{id}");
@@ -174,16 +166,13 @@ fn write(name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_over_its_rate_leaves_thirty_records_and_their_count() {
-    let sandbox = sandbox().await;
-    let plan = Plan::default().caller("fast", "grants = [\"*\"]\nrate = \"6/min\"\nburst = 5");
-    let home = Home::new(&plan, &format!("http://{}", sandbox.address()));
-    let service = home.serve().await;
+    let world = still().caller("fast", "grants = [\"*\"]\nrate = \"6/min\"\nburst = 5").start().await;
     let requests: Vec<String> = (0..500).map(|_| request("GET", ORG, &with_key("fast", &[]))).collect();
-    let answers = flood(Ipv4Addr::LOCALHOST, home.gateway, &requests).await;
+    let answers = flood(Ipv4Addr::LOCALHOST, world.gateway, &requests).await;
     let refused = answers.iter().filter(|status| **status == 429).count();
-    assert!(refused > 400, "{answers:?}");
-    assert_eq!(service.end(), Some(0));
-    let records = records_in(&home.path().join("audit"));
+    assert_eq!(refused, 495, "{answers:?}");
+    assert!(world.service.shut_down().await);
+    let records = records_in(&world.dir.path().join("audit"));
     assert_eq!(records.iter().filter(|record| record["answer"] == "refused").count(), RECORDED);
     assert_eq!(records.iter().filter(|record| record["status"] == 200).count(), answers.len() - refused);
     let counted = summary(&records, "caller", "fast");
@@ -194,7 +183,7 @@ async fn a_caller_over_its_rate_leaves_thirty_records_and_their_count() {
 /// The count is in the log when the minute is over, although nobody comes any more; the next minute has its own.
 #[tokio::test]
 async fn each_minute_has_a_record_of_its_own() {
-    let world = Plan::default().clock(Clock::still()).start().await;
+    let world = still().start().await;
     for (minute, requests) in [(1, 35), (2, 31), (3, 30)] {
         for _ in 0..requests {
             world.get("nobody", ORG).await.refused(401, "MG112");

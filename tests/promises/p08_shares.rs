@@ -204,7 +204,7 @@ async fn a_share_that_is_used_up_is_nobody_elses() {
     let too_many = "answers_bytes = \"8MiB\"\nin_flight_per_caller = 1";
     let text = std::fs::read_to_string(world.file()).unwrap();
     std::fs::write(world.file(), text.replace("answers_bytes = \"8MiB\"", too_many)).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
     named(&world, &roots, ORG).await;
     world.sandbox.fault(Fault::once("GET", ORG, HELD));
     let first = tls::get(&world, &roots, None, ORG, &headers[0]);
@@ -409,6 +409,6 @@ async fn a_reload_limits_anew_what_is_shared() {
     assert_eq!((shared.requests.limit(), shared.bodies.limit()), (16, 64 << 20));
     let text = std::fs::read_to_string(world.file()).unwrap();
     std::fs::write(world.file(), text.replace("in_flight = 16", "in_flight = 24\nbodies_bytes = \"8MiB\"")).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
     assert_eq!((shared.requests.limit(), shared.bodies.limit()), (24, 8 << 20));
 }

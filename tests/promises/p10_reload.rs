@@ -36,7 +36,7 @@ async fn a_good_configuration_is_in_force_at_once_and_keeps_rates() {
     world.get("slow", ORG).await.expect(200);
     let text = fs::read_to_string(world.file()).unwrap().replacen("grants = [\"*\"]", "grants = [\"usage:read\"]", 1);
     fs::write(world.file(), text).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
     world.get(ALL, ORG).await.refused(403, "MG131");
     world.get("slow", ORG).await.refused(429, "MG141");
 }
@@ -55,7 +55,7 @@ async fn a_new_token_is_used_and_a_bad_one_is_not() {
     world.sandbox.set_token(&new);
     world.get_with(ALL, ORG, &["cache-control: no-store"]).await.refused(502, "MG204");
     fs::write(&file, format!("{new}\n")).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
     // What the old token saw is forgotten.
     let answer = world.get(ALL, ORG).await.expect(200);
     assert!(answer.header("cache-status").unwrap().contains("fwd=miss"), "{answer:?}");
@@ -91,7 +91,7 @@ async fn a_new_certificate_is_shown_and_a_bad_one_is_not() {
     }
     let mut stays = tls::connect(&world, &old, &[], None).await.unwrap();
     let new = tls::show(world.dir.path(), "cert.pem", "key.pem");
-    world.service.reload().await.unwrap();
+    world.reload().await;
     get(&new).await.unwrap().expect(200);
     assert!(get(&old).await.is_none(), "the old certificate is shown still");
     // Who was there before stays.
@@ -110,7 +110,7 @@ async fn new_authorities_are_believed_after_a_reload() {
     let identity = after.identity("all", &[]);
     assert!(tls::get(&world, &roots, Some(&identity), ORG, &[]).await.is_none());
     fs::write(world.dir.path().join("callers.pem"), &after.pem).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
     tls::get(&world, &roots, Some(&identity), ORG, &[]).await.unwrap().expect(200);
     assert!(tls::get(&world, &roots, Some(&before.identity("all", &[])), ORG, &[]).await.is_none());
 }
@@ -135,7 +135,7 @@ async fn new_authorities_of_the_upstream_are_believed_and_bad_ones_change_nothin
     world.service.reload().await.unwrap_err();
     get().await.refused(502, "MG201");
     fs::write(world.file(), good).unwrap();
-    world.service.reload().await.unwrap();
+    world.reload().await;
     get().await.expect(200);
     for bad in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         fs::write(&file, bad).unwrap();

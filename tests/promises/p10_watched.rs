@@ -43,7 +43,7 @@ async fn a_followed_file_that_becomes_something_else_is_told_and_the_old_stays()
             fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).unwrap();
         }
         fs::rename(&aside, &path).unwrap();
-        world.service.reload().await.unwrap();
+        world.reload().await;
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Command, Stdio};
@@ -17,7 +18,7 @@ use makegate::sandbox::{Fault, FaultKind, Sandbox};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::Signal;
 
-use crate::support::process::{Home, Process, free_ports, is_open};
+use crate::support::process::{Home, Process, free_addresses, is_open, own_ip};
 use crate::support::{ALL, ORG, OTHER, Plan, Reply, VARIABLES, attempt, records_in, sandbox_at, send, with_key};
 
 /// No answer of these tests waits for a reader, nor does the end; a busy machine may take a while.
@@ -166,10 +167,12 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let sandbox = sandbox_at("127.0.0.1:0").await;
+        let sandbox = sandbox_at(&format!("{}:0", own_ip())).await;
         let limits = "drain = \"60s\"\nbreaker_open = \"200ms\"\nbreaker_open_max = \"400ms\"";
-        let plan =
-            Plan::default().set("limits", limits).set("audit", "head = \"1s\"").set("cache", "stale_if_error = \"0s\"");
+        let plan = Plan::default()
+            .set("limits", limits)
+            .set("audit", "head = \"1s\"")
+            .set("cache", "stale_if_error = \"0s\"\nsettle = \"10m\"");
         Self { home: Home::new(&plan, &format!("http://{}", sandbox.address())), sandbox }
     }
 
@@ -359,7 +362,7 @@ async fn told_to_nobody(name: &str, wrong: Wrong) {
     let dir = tempfile::tempdir().unwrap();
     // Three in a row, which nobody else takes in the meantime, more often than not.
     for _ in 0..20 {
-        let [address, _] = free_ports();
+        let [address, _] = free_addresses(Ipv4Addr::LOCALHOST);
         let port = address.port().min(65_533).to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
         command.env("TMPDIR", dir.path()).env_remove("MAKEGATE_LOG");

@@ -41,12 +41,17 @@ pub(crate) const OPERATOR: &str = "operator-key";
 pub(crate) const TOKEN: &str = "9b2d7c1e-5a64-4f0b-8e3a-7d1c2b3a4f5e";
 
 /// Times that are longer in tests than they are by default, by section and key; a test that is about one of them sets its own.
-const PATIENT: [(&str, &str, &str); 5] = [
+const PATIENT: [(&str, &str, &str); 10] = [
     ("upstream", "deadline = ", "\"60s\""),
     ("upstream", "write_deadline = ", "\"90s\""),
     ("upstream", "attempt = ", "\"50s\""),
     ("upstream", "write_attempt = ", "\"80s\""),
     ("audit", "disk_wait = ", "\"30s\""),
+    ("limits", "handshake = ", "\"30s\""),
+    ("limits", "first_byte = ", "\"30s\""),
+    ("limits", "head = ", "\"30s\""),
+    ("limits", "body_gap = ", "\"60s\""),
+    ("limits", "body = ", "\"90s\""),
 ];
 
 /// What a world is made of.
@@ -135,7 +140,7 @@ impl Plan {
         let key = |key: &str| hash::hex(&hash::sha256(key.as_bytes()));
         let mut text = format!(
             "[gateway]\n{}{}\n[operator]\nlisten = \"127.0.0.1:0\"\nkey_file = \"operator\"\n{}\n\
-             [upstream]\nurl = \"{url}\"\ntoken_file = \"token\"\n{}{}{}\n[cache]\n{}\n[cache.lifetime]\n{}\n[audit]\ndir = \"audit\"\n{}{}\n[limits]\n{}\n",
+             [upstream]\nurl = \"{url}\"\ntoken_file = \"token\"\n{}{}{}\n[cache]\n{}\n[cache.lifetime]\n{}\n[audit]\ndir = \"audit\"\n{}{}\n[limits]\n{}{}\n",
             if lines("gateway").contains("listen =") { "" } else { "listen = \"127.0.0.1:0\"\n" },
             lines("gateway"),
             lines("operator"),
@@ -146,6 +151,7 @@ impl Plan {
             lines("cache.lifetime"),
             patient("audit"),
             lines("audit"),
+            patient("limits"),
             lines("limits"),
         );
         let fast = "rate = \"1000000/min\"\nburst = 100000\n";
@@ -271,6 +277,19 @@ impl World {
     /// The same: the caller hangs up after `after`.
     pub(crate) async fn send_and_leave(&self, key: &str, method: &str, target: &str, body: &str, after: Duration) {
         self.send_until(key, method, target, body, tokio::time::sleep(after)).await;
+    }
+
+    /// Puts in force what the files say now. On a machine that is stopped again and again they may not be read in time.
+    pub(crate) async fn reload(&self) {
+        for _ in 0..300 {
+            match self.service.reload().await {
+                Err(why) if why.contains("could not be read within") => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                done => return done.unwrap(),
+            }
+        }
+        panic!("the files are never read");
     }
 
     /// The configuration file.

@@ -1,14 +1,15 @@
 //! The real binary, that tests start and kill.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use makegate::clock::Clock;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Plan, new_dir};
+use super::{Plan, attempt, new_dir};
 
 /// A running `makegate serve` of a folder; dropped, it is killed (SIGKILL).
 pub(crate) struct Process(Child);
@@ -65,7 +66,7 @@ pub(crate) struct Home {
 impl Home {
     /// The plan's configuration, with this upstream.
     pub(crate) fn new(plan: &Plan, upstream: &str) -> Self {
-        let [gateway, operator] = free_ports();
+        let [gateway, operator] = free_addresses(own_ip());
         let home = Self { dir: new_dir(), gateway, operator };
         let doors = [home.gateway, home.operator];
         let text =
@@ -87,7 +88,10 @@ impl Home {
     pub(crate) async fn serve_with(&self, line: &str) -> Process {
         let log = std::fs::File::options().create(true).append(true).open(self.path().join("log")).unwrap();
         let child = Process::start(self.shell(line).stdout(Stdio::null()).stderr(log));
-        assert!(is_open(self.gateway).await, "it does not start: {}", self.process_log());
+        // A door is open a while before somebody is behind it.
+        let is_open = is_open(self.gateway).await;
+        let lives = is_open && attempt(self.operator, "GET", "/livez", "", "").await.is_some();
+        assert!(lives, "it does not start: {}", self.process_log());
         child
     }
 
@@ -132,8 +136,15 @@ pub(crate) async fn is_open(address: SocketAddr) -> bool {
     false
 }
 
+/// An address of this machine that no other test has, nor any client: whatever port is free there stays free.
+pub(crate) fn own_ip() -> Ipv4Addr {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    Ipv4Addr::from(0x7f40_0000 | (std::process::id() & 0xfff) << 10 | number & 0x3ff)
+}
+
 /// Two addresses that nobody listens at: held at the same moment, or they could be the same one.
-pub(crate) fn free_ports() -> [SocketAddr; 2] {
-    let held = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+pub(crate) fn free_addresses(ip: Ipv4Addr) -> [SocketAddr; 2] {
+    let held = [(); 2].map(|()| std::net::TcpListener::bind((ip, 0)).unwrap());
     held.map(|listener| listener.local_addr().unwrap())
 }

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::support::process::{Home, Process};
+use crate::support::process::{Home, Process, own_ip};
 use crate::support::tls;
 use crate::support::{ALL, OPERATOR, ORG, Plan, Reply, TOKEN, VARIABLES, attempt, sandbox_at, send, until, with_key};
 
@@ -24,7 +24,7 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let sandbox = sandbox_at("127.0.0.1:0").await;
+        let sandbox = sandbox_at(&format!("{}:0", own_ip())).await;
         let plan = Plan::default()
             .set("limits", "drain = \"60s\"\nbreaker_open = \"200ms\"\nbreaker_open_max = \"400ms\"")
             .set("upstream", "look = false");
@@ -33,7 +33,7 @@ impl Scene {
 
     /// The same behind TLS; its certificate is still to be made.
     async fn with_tls() -> Self {
-        let sandbox = sandbox_at("127.0.0.1:0").await;
+        let sandbox = sandbox_at(&format!("{}:0", own_ip())).await;
         let plan = Plan::default().set("gateway", "tls = { cert = \"cert.pem\", key = \"key.pem\" }");
         Self { home: Home::new(&plan, &format!("http://{}", sandbox.address())), sandbox }
     }

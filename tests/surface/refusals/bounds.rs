@@ -112,7 +112,7 @@ async fn a_turn_at_a_resource() {
         let text: String = text.lines().filter(is_long).map(|line| format!("{line}\n")).collect();
         let short = "[upstream]\nwrite_deadline = \"1s\"\nwrite_attempt = \"1s\"\n";
         std::fs::write(world.file(), text.replace("[upstream]\n", short)).unwrap();
-        world.service.reload().await.unwrap();
+        world.reload().await;
         let refused = provoke(&world, "MG147", TOO, ("PATCH", ORG), &[], NAME).await.expect(503);
         assert_eq!(world.received("PATCH", ORG), 1);
         refused

@@ -433,7 +433,7 @@ impl AuditLog {
         &self.shared.dir
     }
 
-    /// Waits until everything recorded so far is on disk, where queries see it; at most two seconds.
+    /// Waits until everything recorded so far is on disk, where queries see it; at most twice `disk_wait`.
     pub async fn flush(&self) {
         let pushed = self.shared.buffer.hurry();
         let mut synced = self.shared.synced.subscribe();

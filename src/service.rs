@@ -125,11 +125,15 @@ impl Service {
         let answers =
             IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
         let quota =
-            Quota::open(quota_settings(&config), Some(&config.audit.dir), clock.clone()).map_err(StartError::failed)?;
+            Quota::open(quota_settings(&config), Some((&config.audit.dir, recovered.records > 0)), clock.clone());
+        let quota = quota.map_err(StartError::failed)?;
+        let buffer_bytes = config.audit.buffer_bytes;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines { log, idempotency: answers, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gateway = Gateway::new(config, engines);
-        gateway.callers.shared.connections.set_limit(u64::try_from(callers.connections).unwrap_or(u64::MAX));
+        let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
+        gateway.callers.shared.connections.set_limit(amount(callers.connections));
+        gateway.callers.shared.records.set_limit(amount(buffer_bytes));
         gateway.take_up(&recovered.doubts);
         let operator_state = OperatorState::new(gateway.clone(), &operator_key, Some(file.clone()), origins);
         let inner = Arc::new(ServiceInner {

@@ -13,6 +13,7 @@ use super::log::CannotRecord;
 use super::record::Record;
 use super::request_ids::HeldRequestId;
 use crate::config;
+use crate::shares::HeldShare;
 
 /// The writer comes before its time for so many records, however large the buffer is.
 const MANY: usize = 512;
@@ -58,6 +59,8 @@ pub(crate) type Ack = oneshot::Sender<Result<u64, CannotRecord>>;
 pub(crate) struct PendingRecord {
     pub(crate) record: Box<Record>,
     pub(crate) charge: BufferCharge,
+    /// The same against the share of its caller, if it has one.
+    pub(crate) _share: Option<HeldShare>,
     pub(crate) ack: Option<Ack>,
     /// A write's id is not free before its record is on disk, or refused.
     pub(crate) name: Option<HeldRequestId>,
@@ -66,7 +69,7 @@ pub(crate) struct PendingRecord {
 impl PendingRecord {
     /// A record of the log's own, which no request has taken room for.
     pub(crate) fn own(record: Record) -> Self {
-        Self { record: Box::new(record), charge: BufferCharge::default(), ack: None, name: None }
+        Self { record: Box::new(record), charge: BufferCharge::default(), _share: None, ack: None, name: None }
     }
 }
 
@@ -128,6 +131,12 @@ impl RecordBuffer {
             self.held.release(charge);
         }
         fits
+    }
+
+    /// What this counts for against a caller's share, of [`config::AuditConfig::buffer_bytes`]: its bytes, or a record's part of
+    /// them where that is more.
+    pub(crate) fn share_of(&self, charge: BufferCharge) -> u64 {
+        u64::try_from(charge.bytes.max(self.bytes_max / self.records_max.max(1))).unwrap_or(u64::MAX)
     }
 
     /// Is there no room left?

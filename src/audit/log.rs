@@ -204,7 +204,10 @@ impl LogShared {
         let name = record.request.map(|id| self.doubts.names().hold(id));
         let charge = self.charge(&record)?;
         let (ack, acked) = oneshot::channel();
-        match self.buffer.push(PendingRecord { record: Box::new(record), charge, ack: Some(ack), name }, true) {
+        match self
+            .buffer
+            .push(PendingRecord { record: Box::new(record), charge, _share: None, ack: Some(ack), name }, true)
+        {
             None => Ok(acked),
             Some(entry) => {
                 self.give_back(&entry);

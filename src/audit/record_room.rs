@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::buffer::{BufferCharge, PendingRecord};
 use super::log::{AuditLog, bound};
 use super::record::Record;
+use crate::shares::{HeldShare, ShareHolder, Shortage};
 
 /// Room in the buffer for one record. Dropped unused, it is free again.
 #[derive(Debug)]
@@ -12,12 +13,23 @@ use super::record::Record;
 pub struct RecordRoom {
     log: Arc<AuditLog>,
     charge: BufferCharge,
+    share: Option<HeldShare>,
 }
 
 impl RecordRoom {
     /// This much of the buffer, which was taken.
     pub(super) const fn of(log: Arc<AuditLog>, charge: BufferCharge) -> Self {
-        Self { log, charge }
+        Self { log, charge, share: None }
+    }
+
+    /// From now on, until its record is on disk, it counts against the share of this caller: whoever makes records faster than
+    /// the disk takes them leaves room for the others.
+    ///
+    /// # Errors
+    /// The share is used up.
+    pub fn count_for(&mut self, holder: &Arc<ShareHolder>) -> Result<(), Shortage> {
+        self.share = Some(holder.take(self.log.shared.buffer.share_of(self.charge))?);
+        Ok(())
     }
 
     /// Records lazily: never blocks, never fails; on disk within a second while there is a disk.
@@ -45,7 +57,10 @@ impl RecordRoom {
     fn put(mut self, record: Box<Record>, charge: BufferCharge) {
         let shared = &self.log.shared;
         shared.buffer.release(BufferCharge { records: 0, bytes: self.charge.bytes - charge.bytes, refusal: false });
-        let turned_away = shared.buffer.push(PendingRecord { record, charge, ack: None, name: None }, false);
+        let mut share = self.share.take();
+        share.iter_mut().for_each(|share| share.shrink(shared.buffer.share_of(charge)));
+        let turned_away =
+            shared.buffer.push(PendingRecord { record, charge, _share: share, ack: None, name: None }, false);
         self.charge = turned_away.map(|entry| entry.charge).unwrap_or_default();
     }
 }

@@ -358,7 +358,7 @@ impl LogWriter {
             let record = Box::new(not_sent(seq, *entry.record, self.shared.clock.wall()));
             self.shared.doubts.end(&record);
             let charge = outcome_charge(self.shared.record_bytes);
-            self.pending.push_back(PendingRecord { record, charge, ack: None, name: entry.name });
+            self.pending.push_back(PendingRecord { record, charge, _share: None, ack: None, name: entry.name });
         }
     }
 

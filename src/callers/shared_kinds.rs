@@ -18,6 +18,8 @@ pub enum SharedKind {
     Bodies,
     /// Bytes of answers under way (`limits.answers_bytes`).
     Answers,
+    /// Bytes of the log's buffer (`audit.buffer_bytes`).
+    Records,
 }
 
 impl SharedKind {
@@ -30,6 +32,7 @@ impl SharedKind {
             Self::Connections => "connections",
             Self::Bodies => "body_bytes",
             Self::Answers => "answer_bytes",
+            Self::Records => "record_bytes",
         }
     }
 }
@@ -47,15 +50,18 @@ pub struct PerKind<T> {
     pub bodies: T,
     /// Of the bytes of answers under way.
     pub answers: T,
+    /// Of the bytes of the log's buffer.
+    pub records: T,
 }
 
 impl<T> PerKind<T> {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (SharedKind, &T)> {
-        let Self { requests, joined, connections, bodies, answers } = self;
-        let all =
+        let Self { requests, joined, connections, bodies, answers, records } = self;
+        let counts =
             [(SharedKind::Requests, requests), (SharedKind::Joined, joined), (SharedKind::Connections, connections)];
-        all.into_iter().chain([(SharedKind::Bodies, bodies), (SharedKind::Answers, answers)])
+        let bytes = [(SharedKind::Bodies, bodies), (SharedKind::Answers, answers), (SharedKind::Records, records)];
+        counts.into_iter().chain(bytes)
     }
 }
 
@@ -63,10 +69,10 @@ impl PerKind<Arc<SharedLimit>> {
     /// Without limits yet.
     pub(super) fn unlimited() -> Self {
         let new = || SharedLimit::new(u64::MAX);
-        Self { requests: new(), joined: new(), connections: new(), bodies: new(), answers: new() }
+        Self { requests: new(), joined: new(), connections: new(), bodies: new(), answers: new(), records: new() }
     }
 
-    /// All but connections: the door has as many as it had when it was opened.
+    /// All but connections and the log's buffer: there are as many of them as there were at the start.
     pub(super) fn limit(&self, limits: &Limits) {
         let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
         self.requests.set_limit(amount(limits.in_flight));
@@ -83,6 +89,7 @@ impl PerKind<Arc<SharedLimit>> {
             connections: self.connections.holder(),
             bodies: self.bodies.holder(),
             answers: self.answers.holder(),
+            records: self.records.holder(),
         }
     }
 }

@@ -71,16 +71,16 @@ async fn life(
     // 2 target: one canonical form of path and query
     let target = steps::target(&head.method, &head.uri, policy.limits())?;
     // 3 identify
-    let credential =
-        steps::identify(policy, &head.headers, names).inspect_err(|_| recorder.unidentified(&target.path))?;
+    let credential = steps::identify(policy, &head.headers, names).inspect_err(|_| recorder.cut_path(&target.path))?;
     let caller = credential.caller();
     recorder.identified(&credential);
     let path: Arc<str> = Arc::from(&*target.path);
     recorder.record().path = (!path.is_empty()).then(|| path.clone());
     let (caller_id, holds) = (caller.state.id, &caller.state.holds);
+    recorder.counts_for(&holds.records)?;
     busy.is_of(caller_id, &holds.connections).map_err(|short| Refusal::Short { of: SharedKind::Connections, short })?;
     // 4 classify
-    let matched = steps::classify(policy, &head.method, &target)?;
+    let matched = steps::classify(policy, &head.method, &target).inspect_err(|_| recorder.cut_path(&target.path))?;
     let row = matched.operation;
     recorder.classified(&row.id, matched.organization);
     recorder.record().query = recorded_query(row, &target);

@@ -19,16 +19,16 @@ use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, Respon
 use super::state::Gateway;
 use super::steps::{self, Credential, CredentialId, Rights};
 use crate::audit::{self, HeldRequestId, Kind, Outcome, Record, RecordRoom};
-use crate::callers::{self, AnswerSource, Remaining};
+use crate::callers::{AnswerSource, Remaining, SharedKind};
 use crate::ids::RequestId;
-use crate::shares::HeldShare;
+use crate::shares::{HeldShare, ShareHolder};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// What the record of a request whose caller is not known holds of its path.
+/// What the record of a request holds of its path if its caller is not known, or no operation has that path.
 const UNKNOWN_PATH_BYTES_MAX: usize = 256;
 
 /// One request's account.
@@ -95,9 +95,18 @@ impl RequestRecorder {
         self.record.get_or_insert_with(|| Box::new(Record::new(Kind::Request, self.gateway.clock.wall())))
     }
 
-    /// Nobody is known who asks for this path: the record holds no more of it than it must.
-    pub(super) fn unidentified(&mut self, path: &str) {
+    /// Nobody is known who asks for this path, or it leads nowhere: the record holds no more of it than it must.
+    pub(super) fn cut_path(&mut self, path: &str) {
         self.record().path = (!path.is_empty()).then(|| audit::at_most(path, UNKNOWN_PATH_BYTES_MAX));
+    }
+
+    /// The room of the record counts against the caller's share of the log's buffer.
+    ///
+    /// # Errors
+    /// The share is used up.
+    pub(super) fn counts_for(&mut self, records: &Arc<ShareHolder>) -> Result<(), Refusal> {
+        let counted = self.room.as_mut().map_or(Ok(()), |room| room.count_for(records));
+        counted.map_err(|short| Refusal::Short { of: SharedKind::Records, short })
     }
 
     /// The caller is known.
@@ -218,7 +227,7 @@ impl RequestRecorder {
         }
         let amount = u64::try_from(body.len()).unwrap_or(u64::MAX);
         let room = caller.state.holds.answers.take(amount);
-        room.map(Some).map_err(|short| Refusal::Short { of: callers::SharedKind::Answers, short })
+        room.map(Some).map_err(|short| Refusal::Short { of: SharedKind::Answers, short })
     }
 
     fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap, is_refused: bool) {
@@ -253,7 +262,7 @@ impl RequestRecorder {
         let taken = now.saturating_duration_since(self.began);
         self.gateway.metrics.requests.add(taken);
         self.count(how);
-        self.over_rate = matches!(reply, Err(Refusal::TooFast { .. }));
+        self.over_rate = matches!(reply, Err(Refusal::TooFast { .. } | Refusal::Short { of: SharedKind::Records, .. }));
         let record = self.record();
         record.status = Some(status.as_u16());
         record.answer = Some(how);

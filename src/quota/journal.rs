@@ -97,8 +97,8 @@ impl SlotJournal {
     ///
     /// # Errors
     /// The folder cannot be read or written, or there is no thread.
-    pub(super) fn open(dir: &Path, clock: Clock) -> io::Result<(Self, JournalState)> {
-        let (file, journal_state) = SlotsFile::open(dir, clock.clone())?;
+    pub(super) fn open(dir: &Path, has_run: bool, clock: Clock) -> io::Result<(Self, JournalState)> {
+        let (file, journal_state) = SlotsFile::open(dir, has_run, clock.clone())?;
         Ok((Self::start(file, clock)?, journal_state))
     }
 

@@ -153,7 +153,9 @@ impl JournalState {
             shut = matches!(line, JournalLine::Shut(_));
             journal_state.add(line, now);
         }
-        if !same_boot && !shut {
+        // A last line without its end was cut: how much is missing nobody knows.
+        let is_cut = file.last().is_some_and(|byte| *byte != b'\n');
+        if is_cut || (!same_boot && !shut) {
             journal_state.doubt(now);
         }
         journal_state.forget(now);

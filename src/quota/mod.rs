@@ -169,14 +169,15 @@ impl Buckets {
 }
 
 impl Quota {
-    /// The quota, with the slots and limits that the journal in `dir` remembers (`None`: it keeps no journal).
+    /// The quota, with the slots and limits that the journal in a folder remembers (`None`: it keeps no journal). `true`: the
+    /// gateway has run with that folder before, so that it has a journal unless somebody took it away.
     ///
     /// # Errors
     /// The journal cannot be read or made.
-    pub fn open(settings: QuotaSettings, dir: Option<&Path>, clock: Clock) -> io::Result<Self> {
+    pub fn open(settings: QuotaSettings, dir: Option<(&Path, bool)>, clock: Clock) -> io::Result<Self> {
         let (journal, journal_state) = match dir {
-            Some(dir) => {
-                let (journal, journal_state) = SlotJournal::open(dir, clock.clone())?;
+            Some((dir, has_run)) => {
+                let (journal, journal_state) = SlotJournal::open(dir, has_run, clock.clone())?;
                 (Some(journal), journal_state)
             }
             None => (None, JournalState::default()),

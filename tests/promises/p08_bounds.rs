@@ -94,7 +94,7 @@ async fn a_herd_that_waits_for_one_fetch_is_answered_whole() {
     world.sandbox.fault(Fault::once("GET", ORG, HELD));
     let herd = futures_util::future::join_all((0..200).map(|_| world.get(ALL, ORG)));
     let fetched = async {
-        until(|| world.received("GET", ORG) == 1 && world.service.gateway().flights.waiting() == 200).await;
+        until(|| world.received("GET", ORG) == 1 && world.service.gateway().shared_fetches.waiting() == 200).await;
         world.sandbox.clear_faults();
     };
     let (replies, ()) = futures_util::future::join(herd, fetched).await;

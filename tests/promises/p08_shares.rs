@@ -153,7 +153,7 @@ async fn who_joins_a_fetch_and_takes_nothing_takes_nothing_from_its_owner() {
             until(|| world.received("GET", ORG) == n).await;
             let joins = sender.send_request(h2_get(ALL, ORG));
             let joined = async {
-                until(|| world.service.gateway().flights.waiting() == 2).await;
+                until(|| world.service.gateway().shared_fetches.waiting() == 2).await;
                 world.sandbox.clear_faults();
             };
             tokio::join!(joins, joined).0.unwrap()
@@ -257,6 +257,32 @@ async fn requests_that_join_a_fetch_are_bounded_and_the_others_join_too() {
     let count = |status: u16| answers.iter().filter(|answer| **answer == status).count();
     assert_eq!((count(200), count(503), world.received("GET", ORG)), (29, 31, 1));
     until(|| shared.joined.taken() == 0).await;
+}
+
+/// A record has its place in the log's buffer from the moment that its request arrives.
+#[tokio::test]
+async fn records_that_one_caller_has_to_come_leave_room_in_the_logs_buffer_for_the_others() {
+    let plan = Plan::default().set("audit", "buffer_bytes = \"256KiB\"").set("upstream", "connections = 64");
+    let world = plan.start().await;
+    world.sandbox.fault(Fault::always("GET", APPS, HANG));
+    let gateway = world.service.gateway();
+    let records = &gateway.callers.shared.records;
+    let hang = join_all((0..40).map(|_| world.get(ALL, APPS)));
+    let beside = async {
+        // 8 KiB each, and an eighth is kept.
+        until(|| gateway.under_way() == 28 && records.taken() == 224 * KIB as u64).await;
+        world.get(ALL, ORG).await.refused(503, "MG183");
+        for n in 0..10 {
+            world.get(TOO, OTHER).await.expect(200);
+            world.get(TOO, &format!("{OTHER}?unknown={n}")).await.expect(200);
+            world.patch(TOO, OTHER, r#"{"name": "another"}"#).await.expect(200);
+        }
+        world.sandbox.clear_faults();
+    };
+    let (replies, ()) = tokio::join!(hang, beside);
+    assert_eq!(replies.iter().filter(|reply| reply.status == 503).count(), 12);
+    until(|| records.taken() == 0).await;
+    world.get(ALL, ORG).await.expect(200);
 }
 
 /// Bodies that come slowly, each within its bounds and together far beyond what there is.

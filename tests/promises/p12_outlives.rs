@@ -27,7 +27,7 @@ async fn a_write_whose_caller_hangs_up_is_settled_and_invalidates() {
 async fn a_read_whose_leader_hangs_up_answers_the_others_with_one_fetch() {
     let world = &World::start().await;
     world.sandbox.fault(Fault::once("GET", ORG, HELD));
-    let waiting = |count| move || world.service.gateway().flights.waiting() == count;
+    let waiting = |count| move || world.service.gateway().shared_fetches.waiting() == count;
     let leader = async {
         world.send_until(ALL, "GET", ORG, "", until(waiting(2))).await;
         world.sandbox.clear_faults();

@@ -330,7 +330,7 @@ async fn parallel_refreshes_share_fetches() {
     let mut waiters = Vec::new();
     for n in 0..50 {
         let found = upstream.cache.lookup("k", &request_directives("no-cache"), &REFRESH_POLICY, clock.now());
-        let Lookup::Fetch { why: ForwardReason::Request, fallback: None, since } = found else { panic!("{recall:?}") };
+        let Lookup::Fetch { why: ForwardReason::Request, fallback: None, since } = found else { panic!("{found:?}") };
         waiters.push(upstream.join_in(&shared_fetches, &tasks, "k", (JoinGroup::Normal, since)).unwrap());
         pass(&clock, 10);
         upstream.let_go(usize::from(n < 3)).await;

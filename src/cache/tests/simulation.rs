@@ -279,7 +279,7 @@ impl Simulation {
         let young = age < REFRESH_POLICY.refresh_floor;
         let too_old = request_directives.no_cache || request_directives.max_age.is_some_and(|max| age > max);
         if (too_old && !young) || age > LIFETIME + request_directives.max_stale.unwrap_or_default() {
-            self.wrong.push(format!("read {n}: a hit of age {age:?} against {wish:?}"));
+            self.wrong.push(format!("read {n}: a hit of age {age:?} against {request_directives:?}"));
         }
     }
 

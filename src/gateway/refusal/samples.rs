@@ -81,6 +81,7 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::QuotaQueueFull { outlook },
         Refusal::CannotRecord,
         Refusal::LogFull,
+        Refusal::Short { of: SharedKind::Records, short: Shortage::Share },
         Refusal::NotCached,
     ]
 }

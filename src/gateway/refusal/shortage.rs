@@ -13,6 +13,7 @@ pub(super) const fn row(of: SharedKind) -> RefusalRow {
         SharedKind::Connections => ("MG145", "The caller's share of connections is used up"),
         SharedKind::Bodies => ("MG158", "No memory for the body"),
         SharedKind::Answers => ("MG208", "No memory for further answers"),
+        SharedKind::Records => ("MG183", "The caller's share of the log's buffer is used up"),
     };
     RefusalRow { status: StatusCode::SERVICE_UNAVAILABLE, code, title }
 }
@@ -47,6 +48,12 @@ pub(super) const fn detail(of: SharedKind, short: Shortage) -> &'static str {
         }
         (SharedKind::Answers, Shortage::All) => {
             "Other callers' answers take all of `limits.answers_bytes`: try again shortly."
+        }
+        (SharedKind::Records, Shortage::Most | Shortage::Share) => {
+            "Records of this caller's requests take its share of `audit.buffer_bytes`, and what is free is kept for others: wait until the log's disk has taken some of them."
+        }
+        (SharedKind::Records, Shortage::All) => {
+            "Records of other callers' requests take all of `audit.buffer_bytes`: try again shortly."
         }
     }
 }

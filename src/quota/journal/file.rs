@@ -33,21 +33,19 @@ pub(super) struct SlotsFile {
 }
 
 impl SlotsFile {
-    /// Opens the file in `dir`, makes one if there is none, and says what it remembers.
-    pub(super) fn open(dir: &Path, clock: Clock) -> io::Result<(Self, JournalState)> {
+    /// Opens the file in `dir`, makes one if there is none, and says what it remembers. Where the gateway `has_run` before, there
+    /// was one: whoever took it away, or emptied it, makes nobody forget what may have been sent.
+    pub(super) fn open(dir: &Path, has_run: bool, clock: Clock) -> io::Result<(Self, JournalState)> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let now = clock.wall_ms();
         let path = dir.join(FILE);
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let mut journal_state = match private_files::read(&path) {
+            Ok(bytes) if bytes.is_empty() && has_run => unknown(now, "is empty"),
             Ok(bytes) => JournalState::read(&bytes, &boot, now),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && has_run => unknown(now, "is gone"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => JournalState::default(),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                tracing::warn!("{FILE} is not a file: what was sent before is not known, and counts as sent until now");
-                let mut unknown = JournalState::default();
-                unknown.doubt(now);
-                unknown
-            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => unknown(now, "is not a file"),
             Err(error) => return Err(named(error)),
         };
         journal_state.end_all(now);
@@ -122,6 +120,14 @@ impl SlotsFile {
     pub(super) fn break_for_test(&mut self) {
         self.file = File::open(self.dir.join(FILE)).unwrap();
     }
+}
+
+/// What the journal says when there is none to be read.
+fn unknown(now: i64, why: &str) -> JournalState {
+    tracing::warn!("{FILE} {why}: what was sent before is not known, and counts as sent until now");
+    let mut unknown = JournalState::default();
+    unknown.doubt(now);
+    unknown
 }
 
 /// From now on the file with this text has the name; durably.

@@ -18,16 +18,17 @@ struct World {
     dir: TempDir,
     clock: Clock,
     runtime: tokio::runtime::Runtime,
+    has_run: std::cell::Cell<bool>,
 }
 
 impl World {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        Self { dir: tempfile::tempdir().unwrap(), clock: Clock::movable(), runtime }
+        Self { dir: tempfile::tempdir().unwrap(), clock: Clock::movable(), runtime, has_run: false.into() }
     }
 
     fn open(&self) -> Quota {
-        Quota::open(SETTINGS, Some(self.dir.path()), self.clock.clone()).unwrap()
+        Quota::open(SETTINGS, Some((self.dir.path(), self.has_run.replace(true))), self.clock.clone()).unwrap()
     }
 
     fn open_without_journal(&self) -> Quota {
@@ -140,6 +141,28 @@ fn after_an_unclean_stop_of_the_machine_every_bucket_is_full_for_a_hold() {
 }
 
 #[test]
+fn a_journal_that_somebody_took_away_emptied_or_cut_makes_every_bucket_full_for_a_hold() {
+    for damage in ["taken away", "emptied", "cut"] {
+        let world = World::new();
+        let quota = world.open();
+        drop(world.take(&quota));
+        world.close(&quota);
+        drop(quota);
+        let text = world.text();
+        match damage {
+            "taken away" => fs::remove_file(world.dir.path().join(FILE)).unwrap(),
+            "emptied" => world.write(""),
+            _ => world.write(&text[..text.len() - 1]),
+        }
+        let quota = world.open();
+        assert!(world.try_take(&quota, ORG).is_err(), "{damage}");
+        drop(quota);
+        world.advance(61);
+        world.take(&world.open());
+    }
+}
+
+#[test]
 fn after_a_clean_stop_another_boot_doubts_nothing() {
     let world = World::new();
     let quota = world.open();
@@ -213,7 +236,7 @@ fn a_file_that_was_taken_away_is_written_anew() {
 fn without_its_journal_the_quota_goes_on_and_a_restart_doubts() {
     let world = World::new();
     drop(world.open());
-    let (mut file, _) = SlotsFile::open(world.dir.path(), world.clock.clone()).unwrap();
+    let (mut file, _) = SlotsFile::open(world.dir.path(), false, world.clock.clone()).unwrap();
     file.break_for_test();
     let mut quota = world.open_without_journal();
     let journal = SlotJournal::start(file, world.clock.clone()).unwrap();

@@ -48,6 +48,12 @@ async fn the_callers_share_of_requests_under_way() {
 }
 
 #[tokio::test]
+async fn the_callers_share_of_the_logs_buffer() {
+    let world = still().set("audit", "buffer_bytes = \"64KiB\"").start().await;
+    refused_beyond_seven_eighths(&world, "MG183", APPS, || world.received("GET", APPS) == 7).await;
+}
+
+#[tokio::test]
 async fn the_callers_share_of_connections() {
     let world = still().set("limits", "connections = 8").start().await;
     let taken = || world.service.gateway().callers.shared.connections.taken();

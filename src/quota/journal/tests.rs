@@ -211,7 +211,7 @@ fn a_file_that_has_grown_is_written_anew_and_says_the_same() {
     }
     let under_way = world.take(&quota);
     world.sync(&quota);
-    assert!(world.text().len() < 1 << 18, "{} of the 1.7 MB that were written", world.text().len());
+    assert!(world.text().len() < 1 << 20, "{} of the 1.7 MB that were written", world.text().len());
     drop(world.take(&quota));
     let before = used(&quota);
     drop(under_way);

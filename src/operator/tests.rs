@@ -16,15 +16,14 @@ use crate::audit::{AuditLog, Doubt, Kind, Record};
 use crate::cache::{Cache, Lifetime, NewEntry};
 use crate::callers::AnswerSource;
 use crate::clock::Clock;
-use crate::config;
 use crate::gateway::{Engines, Gateway, KeyLogAdapter};
-use crate::hash;
 use crate::idempotency::IdempotencyStore;
 use crate::ids::{Fingerprint, RequestId};
 use crate::quota::{self, Quota};
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
 use crate::watched_files::Snapshot;
+use crate::{config, hash};
 
 const KEY: &str = "operator-key-of-this-test";
 const TOKEN: &str = "make-token-of-this-test";

@@ -44,7 +44,6 @@ enum IdlePhase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum ConnectionOrder {
-    /// Nothing.
     Stay = 0,
     /// Finish what you are at and close.
     Leave = 1,
@@ -56,8 +55,7 @@ pub(super) enum ConnectionOrder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ClientEnd {
     Nothing,
-    /// It sends nothing more. A client that still waits for its answer may do so, and one that closes its TCP socket looks the same
-    /// until something is written to it.
+    /// It sends nothing more: a client that waits for its answer looks like one that closed its TCP socket.
     Half,
     /// Nothing that is written to it arrives any more: it was reset, or a Unix socket was closed.
     Whole,
@@ -92,7 +90,6 @@ pub(super) struct ConnectionState {
     doubted: AtomicBool,
     /// The answer under way has no end of its own.
     endless: AtomicBool,
-    /// Who drives the connection.
     driver: AtomicWaker,
 }
 

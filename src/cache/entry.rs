@@ -37,7 +37,7 @@ pub struct NewEntry {
     pub filled_by: RequestId,
     /// How long it may be used.
     pub lifetime: Lifetime,
-    /// When its request left; from [`FetchHandle::sent`](super::FetchHandle::sent).
+    /// When its request left; from [`FetchHandle::mark_sent`](super::FetchHandle::mark_sent).
     pub stamp: FetchStamp,
 }
 

@@ -41,7 +41,7 @@ pub struct JoinRequest<'a> {
     pub caller: &'a Arc<str>,
     /// Which shared fetches it may join.
     pub group: JoinGroup,
-    /// As [`RequestDirectives::since`](super::RequestDirectives::since) says; for [`JoinGroup::Wait`], now.
+    /// As [`oldest_acceptable_fetch`](super::RequestDirectives::oldest_acceptable_fetch) says; for [`JoinGroup::Wait`], now.
     pub since: Option<Instant>,
     /// It can go at once: it does not wait for one that still waits for its turn.
     pub ready: bool,
@@ -246,7 +246,7 @@ impl<T> Drop for RunningFetch<T> {
 pub struct FetchLost;
 
 /// One caller's wait for a shared fetch. Dropping it is leaving.
-#[must_use = "dropping it leaves the flight"]
+#[must_use = "dropping it leaves the shared fetch"]
 #[derive(Debug)]
 pub struct FetchWaiter<T> {
     outcome: Shared<oneshot::Receiver<T>>,

@@ -30,7 +30,7 @@ use crate::upstream::Upstream;
 /// The most fetches that nobody waits for, at once.
 const AHEAD_MAX: usize = 4;
 
-/// The engines that a gate is made of.
+/// The engines that a gateway is made of.
 pub struct Engines {
     /// The log.
     pub log: Arc<AuditLog>,
@@ -48,7 +48,7 @@ pub struct Engines {
     pub tasks: Tasks,
 }
 
-/// The gate that every request goes through.
+/// What every request shares.
 pub struct Gateway {
     policy: ArcSwap<Policy>,
     upstream: ArcSwap<Upstream>,
@@ -83,7 +83,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gate with `config` in force.
+    /// A gateway with `config` in force.
     #[must_use]
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
         let Engines { log, idempotency: answers, cache, quota, upstream, clock, tasks } = engines;

@@ -43,7 +43,7 @@ impl OperatorKey {
     }
 }
 
-/// The operator's desk: the gate that it looks at, the key to it, the configuration in force.
+/// What the operator door works on: the gateway, the operator key, the configuration in force.
 pub struct OperatorState {
     pub(super) gateway: Arc<Gateway>,
     pub(super) file: Option<PathBuf>,
@@ -57,7 +57,7 @@ pub struct OperatorState {
 }
 
 impl OperatorState {
-    /// A desk over `gateway` that opens to `key`. `origins`: of the configuration in force, read from `file` if there is one.
+    /// The state of a door over `gateway` that opens to `key`. `origins`: of the configuration in force, read from `file` if there is one.
     #[must_use]
     pub fn new(gateway: Arc<Gateway>, key: &SecretString, file: Option<PathBuf>, origins: Origins) -> Arc<Self> {
         let started = gateway.clock.wall();

@@ -148,7 +148,7 @@ impl Bucket {
         self.queue().foresee(self.shared.now(), request)
     }
 
-    /// The right to send one attempt that nobody waits for; see [`super::Quota::spare`].
+    /// The right to send one attempt that nobody waits for; see [`super::Quota::acquire_spare`].
     pub(super) async fn spare(self: &Arc<Self>) -> Option<Slot> {
         let now = self.shared.now();
         let grant = self.queue().spare(now)?;

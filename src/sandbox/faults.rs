@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 const ARMED_MAX: usize = 1_000;
 /// The longest time in a fault.
 const MS_MAX: u64 = 600_000;
-/// In the body and headers of an [`FaultKind::SandboxAnswer`]: replaced by the request's `Authorization` value.
+/// In the body and headers of an [`FaultKind::Answer`]: replaced by the request's `Authorization` value.
 pub(super) const ECHO: &str = "{authorization}";
 
 /// One fault and the requests it applies to. As JSON (the control interface): `{"method": "POST",

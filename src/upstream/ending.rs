@@ -127,7 +127,7 @@ pub struct AttemptError {
     pub text: Cow<'static, str>,
 }
 
-/// The longest text of a [`AttemptError`], in bytes: a certificate with a thousand names must not fill a record.
+/// The longest text of an [`AttemptError`], in bytes: a certificate with a thousand names must not fill a record.
 const TEXT_BYTES_MAX: usize = 200;
 
 impl AttemptError {

@@ -1,8 +1,8 @@
 //! The upstream: Make's API, one attempt at a time. The token goes in here and nowhere else.
 //!
 //! The loop over attempts is the gateway's, since each attempt takes a turn of the quota; what it asks is here:
-//! [`Breaker`] says whether to begin at all, [`UpstreamConfig::connection`] when it is a caller's turn, [`UpstreamConfig::attempt`] sends
-//! once, [`UpstreamConfig::decide`] says whether it may go again, [`effect`] what a write's attempts did.
+//! [`Breaker`] says whether to begin at all, [`Upstream::connection`] when it is a caller's turn, [`Upstream::attempt`] sends
+//! once, [`Upstream::next`] says whether it may go again, [`effect`] what a write's attempts did.
 
 mod attempt;
 mod body;

@@ -1,4 +1,4 @@
-//! The life of every request, top to bottom. [`response`] owns the one answer and the one record; [`life`] is the list of
+//! The life of every request, top to bottom. [`answer`] owns the one answer and the one record; [`life`] is the list of
 //! steps in their order, each one call, each refusal a value.
 
 use std::panic::AssertUnwindSafe;

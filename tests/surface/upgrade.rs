@@ -23,6 +23,8 @@ async fn a_log_of_format_1_is_read_and_gone_on_with() {
         let path = entry.unwrap().path();
         fs::copy(&path, audit.join(path.file_name().unwrap())).unwrap();
     }
+    // Where the log is, a journal of slots was: without one everything would count as sent.
+    fs::write(audit.join("quota.slots"), "makegate-slots-1 another-boot\nX 1\n").unwrap();
     let world = Plan::default().set("upstream", "look = false").start_in(dir).await;
     world.patch(ALL, ORG, r#"{"name":"Named anew"}"#).await.expect(200);
     assert_eq!(world.service.gateway().log.doubts().count(), 2);

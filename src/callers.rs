@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_at_once_and_the_rest_at_the_rate() {
-        let clock = Clock::movable();
+        let clock = Clock::still();
         let callers = Callers::new(clock.clone());
         let state = callers.get_or_make(&caller(60, 3));
         let lefts: Vec<u32> = (0..3).map(|_| state.admit().unwrap().left).collect();
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_exact_while_it_fills_up_again() {
-        let clock = Clock::movable();
+        let clock = Clock::still();
         let state = Callers::new(clock.clone()).get_or_make(&caller(6, 5));
         for left in (0..5).rev() {
             let remaining = state.admit().unwrap();
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn whoever_comes_again_when_told_is_admitted() {
-        let clock = Clock::movable();
+        let clock = Clock::still();
         let state = Callers::new(clock.clone()).get_or_make(&caller(7, 1));
         for _ in 0..20 {
             assert!(state.admit().is_ok());
@@ -377,7 +377,7 @@ mod tests {
     fn a_rate_that_is_slow_beyond_all_measure_overflows_nothing() {
         let mut config = caller(1, u32::MAX);
         config.rate.per = Duration::from_secs(86_400 * 365);
-        let callers = Callers::new(Clock::movable());
+        let callers = Callers::new(Clock::still());
         let state = callers.get_or_make(&config);
         assert!(state.admit().is_ok() && state.admit().is_ok());
         assert!(
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_reload_keeps_the_limiter_unless_the_rate_changes() {
-        let callers = Callers::new(Clock::movable());
+        let callers = Callers::new(Clock::still());
         let state = callers.get_or_make(&caller(60, 1));
         assert!(state.admit().is_ok());
         assert!(callers.get_or_make(&caller(60, 1)).admit().is_err());
@@ -398,14 +398,14 @@ mod tests {
 
     #[test]
     fn a_huge_rate_is_a_rate() {
-        let callers = Callers::new(Clock::movable());
+        let callers = Callers::new(Clock::still());
         let state = callers.get_or_make(&caller(1_000_000_000, 1_000_000_000));
         assert!((0..1000).all(|_| state.admit().is_ok()));
     }
 
     #[test]
     fn requests_under_way_are_bounded_and_counted() {
-        let callers = Callers::new(Clock::movable());
+        let callers = Callers::new(Clock::still());
         let state = callers.get_or_make(&caller(60, 1));
         let first = state.enter(1);
         assert!(first.is_ok());

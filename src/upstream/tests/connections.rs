@@ -56,14 +56,19 @@ async fn a_certificate_that_is_not_the_upstreams_gets_no_request() {
 #[tokio::test]
 async fn what_ends_within_the_handshake_was_not_sent() {
     let authority = tls_identity(&["127.0.0.1"]).0;
-    for (script, error) in [
-        (vec![Step::write("HTTP/1.1 400 Bad Request\r\n\r\n"), Step::Hang], ProxyError::TlsProtocolError),
-        (vec![Step::Sleep(Duration::from_millis(30)), Step::Reset], ProxyError::TlsProtocolError),
-        (vec![Step::Close], ProxyError::TlsProtocolError),
+    for script in [
+        vec![Step::write("HTTP/1.1 400 Bad Request\r\n\r\n"), Step::Hang],
+        vec![Step::Sleep(Duration::from_millis(30)), Step::Reset],
+        vec![Step::Close],
     ] {
         let origin = Origin::start(vec![script.clone()]);
         let ending = https(&origin, &authority, LONG).once(&get(), LONG, true).await;
-        assert_eq!(shape(&ending), ("not-sent", None, Some(error)), "{script:?}");
+        let (name, status, error) = shape(&ending);
+        assert_eq!((name, status), ("not-sent", None), "{script:?}");
+        // A reset, or an end, may come before the handshake has begun.
+        let is_early =
+            error == Some(ProxyError::ConnectionTerminated) && !matches!(script.as_slice(), [Step::Write(_), ..]);
+        assert!(is_early || error == Some(ProxyError::TlsProtocolError), "{script:?}: {error:?}");
     }
     let origin = Origin::start(vec![vec![Step::Hang]]);
     for (connect, time) in [(SHORT, LONG), (LONG, SHORT)] {
@@ -188,7 +193,8 @@ async fn an_answer_with_two_lengths_ends_its_connection() {
 
 #[tokio::test]
 async fn connections_are_bounded_everybody_gets_one_and_nobody_the_last() {
-    let slow = repeated(&[Step::Read, Step::Sleep(Duration::from_millis(20)), Step::write(OK)], 20);
+    let gate = Gate::default();
+    let slow = repeated(&[Step::Read, Step::Wait(gate.clone()), Step::write(OK)], 20);
     let origin = Origin::start(vec![slow]);
     let upstream = upstream_with(&origin, Clock::system(), |settings, limits| {
         settings.connections = 3;
@@ -199,6 +205,7 @@ async fn connections_are_bounded_everybody_gets_one_and_nobody_the_last() {
     let of_another = upstream.connection(Some(&"another".into()), LONG).await.unwrap();
     assert_eq!(upstream.load(), (3, 18), "who has none takes it at once");
     drop(of_another);
+    gate.open();
     for attempt in attempts {
         answered(attempt.await.unwrap());
     }

@@ -52,7 +52,8 @@ async fn a_reset_at_once_is_never_an_answer_nor_sent_again() {
 async fn silence_after_the_request() {
     let origin = Origin::start(vec![vec![Step::Read, Step::Hang]]);
     let upstream = upstream(&origin);
-    let ending = upstream.once(&get(), SHORT, false).await;
+    // Time enough to be sent.
+    let ending = upstream.once(&get(), Duration::from_secs(3), false).await;
     assert_eq!(shape(&ending), ("timed-out", None, Some(ProxyError::HttpResponseTimeout)));
     assert_eq!(ending.breaker_report(), BreakerReport::Silent);
 }
@@ -60,7 +61,7 @@ async fn silence_after_the_request() {
 #[tokio::test]
 async fn silence_within_the_body() {
     let origin = Origin::start(vec![answering(&OK[..OK.len() - 1], &[Step::Hang])]);
-    let ending = upstream(&origin).once(&get(), Duration::from_secs(2), false).await;
+    let ending = upstream(&origin).once(&get(), Duration::from_secs(3), false).await;
     assert_eq!(shape(&ending), ("cut", Some(200), Some(ProxyError::HttpResponseTimeout)));
     assert_eq!(ending.breaker_report(), BreakerReport::Silent);
 }

@@ -26,7 +26,7 @@ const TOKEN: &str = "3f2a91c4-77de-4b0a-9a51-0c6d1e8b2f47";
 /// A small whole answer.
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
 /// Long enough for anything that happens at all.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 /// Long enough for what has happened already; short enough to wait for.
 const SHORT: Duration = Duration::from_millis(300);
 

@@ -32,7 +32,8 @@ pub enum WaitsFor {
     Spent,
     /// Its turn: slots are free, but kept for requests before it and for callers that have had less or may come.
     Kept,
-    /// The bucket: after the upstream's own 429 it is closed, or being reopened gently.
+    /// The bucket: after the upstream's own 429, or a start that does not know what was sent before it, it is closed, or being
+    /// reopened gently.
     Closed,
 }
 
@@ -54,7 +55,10 @@ impl fmt::Display for QuotaOutlook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { lack, limit, free, spent, share, waiting, .. } = self;
         match lack {
-            WaitsFor::Closed => f.write_str("Make itself answered 429 for this quota, so nothing is sent for a while"),
+            WaitsFor::Closed => {
+                f.write_str("Nothing is sent for a while, because Make itself answered 429 for this quota, ")?;
+                f.write_str("or because what was sent before the start is not known")
+            }
             WaitsFor::Spent => {
                 write!(f, "Make's quota of {limit}/min is all taken; this caller has had {spent} (its share: {share})")
             }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Is memory flat under a mixed load? benches/soak [BINARY] [MINUTES]
+# Is memory flat under a mixed load? benches/soak.sh [BINARY] [MINUTES]
 # Hits, misses, durable writes, refusals and idempotency keys over TLS, HTTP/2, connections that come and go or are cut off, an upstream
 # that fails at times, queries, reloads: everything that grows at first has small bounds here, so that they are reached within minutes.
 # Prints a line a minute; fails when the most memory of the last third is over that of the middle third by more than a twentieth, the

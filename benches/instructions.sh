@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Instructions of a hit, a miss and a write, records and index included: benches/instructions [BINARY] [check]
+# Instructions of a hit, a miss and a write, records and index included: benches/instructions.sh [BINARY] [check]
 # Counted by callgrind with one connection: steady where times are not. With `check` it fails above the bounds below.
 # callgrind has no SHA extensions: where the processor has them, hashing takes less than counted here. Loopback only.
 set -euo pipefail

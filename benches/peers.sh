@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # makegate beside nginx and haproxy, each on core 0 doing the same work (key, rate of a caller, cache, request id, a record of every
-# request), the client and a simulated Make on core 1: benches/peers [BINARY] [ROUNDS] [SECONDS]
+# request), the client and a simulated Make on core 1: benches/peers.sh [BINARY] [ROUNDS] [SECONDS]
 # Prints the start, hits, misses, memory, and hits on one core and on two; KEEP=FOLDER keeps logs and configurations there. Needs nginx, haproxy, wrk and python3.
 # Loopback only. Compare within one run.
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a hit costs: benches/hits [BINARY] [ROUNDS] [SECONDS]
+# What a hit costs: benches/hits.sh [BINARY] [ROUNDS] [SECONDS]
 # One core for makegate, another for the client (wrk; h2load for HTTP/2, where it is there). Prints requests a second and makegate's
 # processor time a request, records included, and fails when a record is missing. Loopback only.
 set -euo pipefail

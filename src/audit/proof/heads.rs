@@ -168,7 +168,7 @@ impl Heads {
     /// # Errors
     /// Those of the system; then the old key goes on. Or another rotation is under way.
     pub(crate) fn rotate(&self, durable: impl FnOnce() -> Tree) -> io::Result<Verifier> {
-        let (next, durable, introduction) = {
+        let (next, durable, introduction, secret) = {
             let mut state = self.state();
             if state.is_rotating {
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another key is just being introduced"));
@@ -177,9 +177,9 @@ impl Heads {
             let durable = durable();
             let introduction = state.signer.sign(&durable, Some(next.verifier()));
             state.is_rotating = true;
-            (next, durable, introduction)
+            (next, durable, introduction, state.signer.to_secret())
         };
-        let introduced = self.introduce(&next, &introduction);
+        let introduced = self.introduce(&secret, &next, &introduction);
         let verifier = next.verifier().clone();
         {
             let mut state = self.state();
@@ -195,11 +195,21 @@ impl Heads {
         Ok(verifier)
     }
 
-    fn introduce(&self, next: &Signer, introduction: &Head) -> io::Result<()> {
+    /// `secret`: of the key that signs. Where the exchange before this one could not put it in its place, that is done first: a
+    /// start must not find an older one there.
+    fn introduce(&self, secret: &str, next: &Signer, introduction: &Head) -> io::Result<()> {
+        let place = self.dir.join(SECRET);
+        if read_optional(&place)?.is_none_or(|held| held.trim_end() != secret) {
+            replace(&place, format!("{secret}\n").as_bytes(), 0o600)?;
+        }
         let mut keys = read_optional(&keys_path(&self.dir))?.unwrap_or_default();
         keys.push_str(&introduction.to_string());
         replace(&self.dir.join(NEXT_SECRET), format!("{}\n", next.to_secret()).as_bytes(), 0o600)?;
-        replace(&keys_path(&self.dir), keys.as_bytes(), 0o644)
+        let replaced = replace(&keys_path(&self.dir), keys.as_bytes(), 0o644);
+        // The file may be in place, and only what makes that last have failed. Then the key is introduced: the one before must
+        // sign nothing more.
+        let is_there = || read_optional(&keys_path(&self.dir)).ok().flatten().is_some_and(|held| held == keys);
+        replaced.or_else(|error| if is_there() { Ok(()) } else { Err(error) })
     }
 }
 

@@ -51,7 +51,8 @@ pub(super) struct RequestRecorder {
     is_head: bool,
     if_none_match: Option<HeaderValue>,
     counted: bool,
-    over_rate: bool,
+    /// It was refused for a reason that its caller can bring about as often as it likes.
+    refused_at_will: bool,
     handed_over: bool,
 }
 
@@ -81,7 +82,7 @@ impl RequestRecorder {
             is_head: request.method() == Method::HEAD,
             if_none_match: joined(headers.get_all(header::IF_NONE_MATCH)),
             counted: false,
-            over_rate: false,
+            refused_at_will: false,
             handed_over: false,
         }
     }
@@ -262,7 +263,8 @@ impl RequestRecorder {
         let taken = now.saturating_duration_since(self.began);
         self.gateway.metrics.requests.add(taken);
         self.count(how);
-        self.over_rate = matches!(reply, Err(Refusal::TooFast { .. } | Refusal::Short { of: SharedKind::Records, .. }));
+        self.refused_at_will =
+            matches!(reply, Err(Refusal::TooFast { .. } | Refusal::Short { of: SharedKind::Records, .. }));
         let record = self.record();
         record.status = Some(status.as_u16());
         record.answer = Some(how);
@@ -281,7 +283,7 @@ impl RequestRecorder {
     fn bounded(&self, record: &Record) -> Option<RefusedParty> {
         match &self.caller {
             None => record.peer.clone().map(RefusedParty::Peer),
-            Some(caller) => self.over_rate.then(|| RefusedParty::Caller(caller.config.name.clone())),
+            Some(caller) => self.refused_at_will.then(|| RefusedParty::Caller(caller.config.name.clone())),
         }
     }
 

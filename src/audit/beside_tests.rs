@@ -115,7 +115,7 @@ struct Film {
 }
 
 impl Film {
-    /// Writes side by side, doubts, segments that are full and that retention takes, an exchange of the key, a stop and a start.
+    /// Writes side by side, doubts, segments that are full and that retention takes, two rotations of the key, a stop and a start.
     async fn take() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings = config::AuditConfig { segment_bytes: 2000, retention_bytes: 14_000, ..settings(&dir) };
@@ -134,7 +134,7 @@ impl Film {
                     let settled = Record { kind: Kind::Settlement, ..outcome(&request, intent, Outcome::Done) };
                     log.commit(settled).await.unwrap();
                 }
-                if run == 1 && n == 6 {
+                if run == 1 && [4, 9].contains(&n) {
                     log.rotate_head_key().await.unwrap();
                 }
             }
@@ -247,7 +247,7 @@ async fn a_verifier_beside_a_writer_accuses_nobody() {
 async fn a_copy_that_is_made_while_somebody_writes_accuses_nobody() {
     let film = Film::take().await;
     let mut random = Random(0x5eed_0008);
-    let (mut runs, mut slow, mut exchanged) = (0, 0, 0);
+    let (mut runs, mut slow, mut rotated) = (0, 0, 0);
     for listed in film.begin()..film.states.len() {
         for round in 0..12 {
             let longest = (film.states.len() - listed).min([3, 30, 150][round % 3]);
@@ -261,11 +261,7 @@ async fn a_copy_that_is_made_while_somebody_writes_accuses_nobody() {
             let mut times: Vec<usize> = names.iter().map(|_| listed + random.below(longest)).collect();
             times.sort_unstable();
             let last = times.last().map_or(listed, |last| *last);
-            if film.states[listed].get("keys") != film.states[last].get("keys") {
-                // A key that was exchanged meanwhile is introduced in a file that may have been copied before: nobody vouches for it.
-                exchanged += 1;
-                continue;
-            }
+            rotated += usize::from(film.states[listed].get("keys") != film.states[last].get("keys"));
             let mut copy = Folder::new();
             let mut is_slow = false;
             for (name, time) in names.iter().zip(times) {
@@ -285,9 +281,9 @@ async fn a_copy_that_is_made_while_somebody_writes_accuses_nobody() {
         }
     }
     println!(
-        "{runs} copies; {slow} took longer than a segment stays after its end was told, {exchanged} met an exchange of the key"
+        "{runs} copies; {slow} took longer than a segment stays after its end was told; {rotated} met a rotation of the key"
     );
-    assert!(slow * 5 < runs && exchanged * 5 < runs);
+    assert!(slow * 5 < runs && rotated > 50);
 }
 
 /// Does the folder say that the retention is going to take this segment, or has?

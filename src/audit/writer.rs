@@ -190,7 +190,8 @@ impl LogWriter {
         self.shared.heads.settle();
         if !self.pending.is_empty() {
             tracing::error!(records = self.pending.len(), "records are lost: the audit log's disk fails at the end");
-        } else if closing && let Err(error) = closing_head::close(&self.shared.dir, &self.shared.heads.sign(&self.tree))
+        } else if closing
+            && let Err(error) = closing_head::close(&self.shared.dir, &self.shared.heads.closing(&self.tree))
         {
             tracing::warn!(%error, "the head that the audit log is closed with could not be stored");
         }

@@ -1,4 +1,4 @@
-//! The file `closed`: the head that the log was closed with. It is there only while no makegate has the log.
+//! The file `closed`: the head that the log was closed with, in the form of the file `head`. It is there only while no makegate has the log.
 //!
 //! A copy that is made file by file while makegate writes may have a newer head than records, and looks like a log whose tail was cut
 //! off. A log that was closed has all the records of its heads, in every copy: there a record that is missing was taken away. So the
@@ -11,7 +11,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::super::disk;
-use super::note::Head;
 use crate::private_files;
 
 /// Where it is.
@@ -19,9 +18,9 @@ pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join("closed")
 }
 
-/// The log is closed; this is the head of its last record.
-pub(crate) fn close(dir: &Path, head: &Head) -> io::Result<()> {
-    disk::replace(&path(dir), head.to_string().as_bytes(), 0o600)
+/// The log is closed. `text`: the head of its last record, after the introductions of its key.
+pub(crate) fn close(dir: &Path, text: &str) -> io::Result<()> {
+    disk::replace(&path(dir), text.as_bytes(), 0o600)
 }
 
 /// The log is about to be written to.

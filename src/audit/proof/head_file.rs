@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::super::disk::replace;
-use super::note::Head;
 
 /// Where heads are handed in. With it the thread ends.
 #[derive(Debug)]
@@ -22,11 +21,19 @@ struct HeadFileShared {
 #[derive(Debug, Default)]
 struct HeadFileState {
     /// What is to be written next; an older one that was not yet begun is of no use.
-    next: Option<Head>,
+    next: Option<NextHead>,
     is_writing: bool,
     /// Records that the stored head covers; `None`: this run has stored none that counts.
     stored: Option<u64>,
     is_over: bool,
+}
+
+#[derive(Debug)]
+struct NextHead {
+    /// Records that it covers.
+    size: u64,
+    /// What the file is to hold.
+    text: String,
 }
 
 impl HeadFile {
@@ -41,9 +48,9 @@ impl HeadFile {
         Ok(file)
     }
 
-    /// Hands in a head.
-    pub(super) fn store(&self, head: Head) {
-        self.shared.change(|state| state.next = Some(head));
+    /// Hands in a head that covers `size` records. `text`: what the file is to hold.
+    pub(super) fn store(&self, size: u64, text: String) {
+        self.shared.change(|state| state.next = Some(NextHead { size, text }));
     }
 
     /// How many records the stored head covers; `None`: this run has stored none that counts.
@@ -87,7 +94,7 @@ impl HeadFileShared {
             let Some(head) = state.next.take() else { return };
             state.is_writing = true;
             drop(state);
-            let written = replace(&path, head.to_string().as_bytes(), 0o600);
+            let written = replace(&path, head.text.as_bytes(), 0o600);
             if let Err(error) = &written {
                 tracing::warn!(%error, "the audit log's head could not be stored");
             }

@@ -1,7 +1,8 @@
 //! The log's signed heads: the key that signs them, and the newest one.
 //!
 //! Files: `head`, the newest head (`head.refuted`: one that a start found wrong); `head.key`, the private key, and `head.pub`, its public half; `keys`, one head for each key
-//! that there was, which introduces the key and is signed by the one before (the first by itself).
+//! that there was, which introduces the key and is signed by the one before (the first by itself). Once there was more than one key, the introductions stand before the newest
+//! head as well: a copy of the folder may have `keys` from before a rotation and `head` from after it.
 
 #![expect(clippy::disallowed_methods, reason = "at the start, and by `disk::wait` when a key is rotated")]
 
@@ -57,7 +58,7 @@ pub(crate) fn public_path(dir: &Path) -> PathBuf {
 /// The newest head that is stored in this folder; `None`: there is none that can be read.
 #[must_use]
 pub fn stored(dir: &Path) -> Option<Head> {
-    read_optional(&path(dir)).ok().flatten().and_then(|note| Head::parse(&note))
+    read_optional(&path(dir)).ok().flatten().and_then(|text| note::heads(&text)?.pop())
 }
 
 /// What signs, and what it signed last. No lock is held while the disk is waited for.
@@ -73,6 +74,8 @@ pub(crate) struct Heads {
 struct HeadsState {
     signer: Signer,
     newest: Head,
+    /// The introductions of all keys, in the form of the file `keys`; empty while the first key signs.
+    introductions: String,
     /// When the last head was handed to the file, or told.
     told: Option<Instant>,
     /// Another key is being introduced: until it signs, nothing is signed.
@@ -120,10 +123,12 @@ impl Heads {
             written.map_err(while_doing("cannot write the public key of signed heads in", dir))?;
         }
         let newest = signer.sign(&start.tree, None);
+        let introductions = introductions(dir).map_err(while_doing("cannot read the keys of signed heads in", dir))?;
+        let introductions = to_text(if introductions.len() > 1 { &introductions } else { &[] });
         let heads = Self {
             dir: dir.to_owned(),
             every,
-            state: Mutex::new(HeadsState { signer, newest, told: None, is_rotating: false }),
+            state: Mutex::new(HeadsState { signer, newest, introductions, told: None, is_rotating: false }),
             file: HeadFile::start(path(dir)).map_err(while_doing("cannot start a thread for", dir))?,
         };
         Ok((heads, opened))
@@ -155,7 +160,14 @@ impl Heads {
         let head = state.sign(durable);
         state.told = Some(now);
         tracing::info!(target: EACH, size = head.size, note = %head, "the audit log's signed head");
-        self.file.store(head);
+        self.file.store(head.size, format!("{}{head}", state.introductions));
+    }
+
+    /// What the file `closed` holds: the head of all records, after the introductions of its key.
+    pub(crate) fn closing(&self, durable: &Tree) -> String {
+        let mut state = self.state();
+        let head = state.sign(durable);
+        format!("{}{head}", state.introductions)
     }
 
     /// Waits until the head that was due last is stored, or could not be: for who gives the folder away.
@@ -184,7 +196,7 @@ impl Heads {
         {
             let mut state = self.state();
             state.is_rotating = false;
-            introduced?;
+            state.introductions = introduced?;
             // From here on the new key signs, whatever fails.
             state.newest = next.sign(&durable, None);
             (state.signer, state.told) = (next, None);
@@ -195,9 +207,9 @@ impl Heads {
         Ok(verifier)
     }
 
-    /// `secret`: of the key that signs. Where the exchange before this one could not put it in its place, that is done first: a
-    /// start must not find an older one there.
-    fn introduce(&self, secret: &str, next: &Signer, introduction: &Head) -> io::Result<()> {
+    /// Gives back what `keys` holds then. `secret`: of the key that signs. Where the exchange before this one could not put it in its
+    /// place, that is done first: a start must not find an older one there.
+    fn introduce(&self, secret: &str, next: &Signer, introduction: &Head) -> io::Result<String> {
         let place = self.dir.join(SECRET);
         if read_optional(&place)?.is_none_or(|held| held.trim_end() != secret) {
             replace(&place, format!("{secret}\n").as_bytes(), 0o600)?;
@@ -209,7 +221,8 @@ impl Heads {
         // The file may be in place, and only what makes that last have failed. Then the key is introduced: the one before must
         // sign nothing more.
         let is_there = || read_optional(&keys_path(&self.dir)).ok().flatten().is_some_and(|held| held == keys);
-        replaced.or_else(|error| if is_there() { Ok(()) } else { Err(error) })
+        replaced.or_else(|error| if is_there() { Ok(()) } else { Err(error) })?;
+        Ok(keys)
     }
 }
 
@@ -228,6 +241,10 @@ fn read_optional(path: &Path) -> io::Result<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn to_text(introductions: &[Head]) -> String {
+    introductions.iter().map(ToString::to_string).collect()
 }
 
 fn introductions(dir: &Path) -> io::Result<Vec<Head>> {

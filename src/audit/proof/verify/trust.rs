@@ -44,13 +44,21 @@ pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFi
     let mut trust = TrustChain::default();
     trust.keys.extend(brought.keys.iter().map(|key| TrustedKey { verifier: key.clone(), until: None }));
     // A key is introduced before it signs anything. So what it signed is read first: however the gateway goes on beside this,
-    // the chain that is read after it knows the key.
-    let (head, closed) = (read(&heads::path(dir))?, read(&closing_head::path(dir))?);
+    // the chain that is read after it knows the key. In a copy `keys` may be older: then the introductions before the head go on.
+    let head = read(&heads::path(dir))?.map(|text| SignedFile::parse(&text));
+    let closed = read(&closing_head::path(dir))?.map(|text| SignedFile::parse(&text));
     let public = read(&heads::public_path(dir))?;
     let chain = read(&heads::keys_path(dir))?;
     let has_keys = chain.is_some();
     match chain.map(|text| note::heads(&text)) {
-        Some(Some(chain)) => trust.follow(&chain, !brought.keys.is_empty(), findings),
+        Some(Some(mut chain)) => {
+            for carried in [&head, &closed].into_iter().flatten().flat_map(|file| &file.introductions) {
+                if !chain.contains(carried) {
+                    chain.push(carried.clone());
+                }
+            }
+            trust.follow(&chain, !brought.keys.is_empty(), findings);
+        }
         Some(None) => findings.problem("key", Some("keys"), None, "the chain of keys is damaged"),
         None => {}
     }
@@ -70,6 +78,22 @@ pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFi
     }
     trust.heads.sort_by_key(|claimed| claimed.head.size);
     Ok(trust)
+}
+
+/// The files `head` and `closed`.
+#[derive(Debug)]
+struct SignedFile {
+    introductions: Vec<Head>,
+    /// `None`: the file is damaged.
+    head: Option<Head>,
+}
+
+impl SignedFile {
+    fn parse(text: &str) -> Self {
+        let mut introductions = note::heads(text).unwrap_or_default();
+        let head = introductions.pop();
+        Self { introductions, head }
+    }
 }
 
 impl TrustChain {
@@ -112,12 +136,10 @@ impl TrustChain {
         }
     }
 
-    fn own_head(&mut self, head: Option<String>, has_keys: bool, findings: &mut VerifyFindings) {
-        match head {
-            Some(text) => match Head::parse(&text) {
-                Some(head) => self.claim("head", head, true, findings),
-                None => findings.problem("head", Some("head"), None, "the newest signed head is damaged"),
-            },
+    fn own_head(&mut self, file: Option<SignedFile>, has_keys: bool, findings: &mut VerifyFindings) {
+        match file {
+            Some(SignedFile { head: Some(head), .. }) => self.claim("head", head, true, findings),
+            Some(_) => findings.problem("head", Some("head"), None, "the newest signed head is damaged"),
             None if has_keys => {
                 findings.problem("head", Some("head"), None, "the newest signed head is not there, though keys are");
             }
@@ -126,10 +148,10 @@ impl TrustChain {
     }
 
     /// A log that was closed has a head of its last record. Its folder says so only until makegate opens it again.
-    fn closed(&mut self, closed: Option<String>, findings: &mut VerifyFindings) {
-        let Some(text) = closed else { return };
+    fn closed(&mut self, file: Option<SignedFile>, findings: &mut VerifyFindings) {
+        let Some(file) = file else { return };
         let newest = self.heads.iter().map(|claimed| claimed.head.size).max().unwrap_or(0);
-        let Some(head) = Head::parse(&text) else {
+        let Some(head) = file.head else {
             findings.problem("head", Some("closed"), None, "the head that the log was closed with is damaged");
             return;
         };
@@ -139,12 +161,17 @@ impl TrustChain {
         }
     }
 
-    /// The public key beside the log is one of it; the one before, where a rotation was cut off.
+    /// The public key beside the log is one of it; the one before, where a rotation was cut off. Nothing rests on this file: one that
+    /// bears the log's name and was not introduced may have been copied after a rotation, and all else before it.
     fn public(&self, public: Option<String>, findings: &mut VerifyFindings) {
         let Some(text) = public else { return };
-        let is_trusted = |key: &Verifier| self.keys.iter().any(|one| one.verifier == *key);
-        if !Verifier::parse(text.trim_end()).is_some_and(|key| is_trusted(&key)) {
-            findings.problem("key", Some("head.pub"), None, "this is not a key of this log");
+        match Verifier::parse(text.trim_end()) {
+            Some(key) if self.keys.iter().any(|one| one.verifier == key) => {}
+            Some(key) if self.keys.iter().any(|one| one.verifier.name() == key.name()) => findings.note(
+                "no key of this log introduces the one in head.pub. If the key was rotated while this copy was made, copy the folder again. \
+                 Otherwise somebody put it there: don't trust it",
+            ),
+            _ => findings.problem("key", Some("head.pub"), None, "this is not a key of this log"),
         }
     }
 

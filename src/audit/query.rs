@@ -53,6 +53,8 @@ pub enum QueryError {
     TooLong,
     /// Too many others are running.
     Busy,
+    /// The disk gives no answer.
+    DiskSlow,
     /// The segments cannot be read.
     Io(io::Error),
 }
@@ -64,6 +66,7 @@ impl fmt::Display for QueryError {
                 f.write_str("the query took longer than 5 s: narrow it by since and until, by caller, or by request")
             }
             Self::Busy => f.write_str("other queries are running: try again when they are done"),
+            Self::DiskSlow => f.write_str("the log's disk does not answer in time: try again when it does"),
             Self::Io(error) => write!(f, "the log cannot be read: {error}"),
         }
     }
@@ -73,7 +76,7 @@ impl std::error::Error for QueryError {}
 
 impl From<io::Error> for QueryError {
     fn from(error: io::Error) -> Self {
-        Self::Io(error)
+        if error.kind() == io::ErrorKind::TimedOut { Self::DiskSlow } else { Self::Io(error) }
     }
 }
 

@@ -89,6 +89,9 @@ impl OperatorRefusal {
             Self::Query(QueryError::Busy) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "query-busy", "Other queries are running")
             }
+            Self::Query(QueryError::DiskSlow) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "disk-slow", "The log's disk does not answer")
+            }
             Self::Query(QueryError::Io(_)) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "log-unreadable", "The log cannot be read")
             }
@@ -134,8 +137,11 @@ impl OperatorRefusal {
         if let Self::TooManyFailures { retry_after } = self {
             return Some(*retry_after);
         }
-        matches!(self, Self::Query(QueryError::Busy) | Self::TooManyFollowers | Self::NoRoom)
-            .then_some(Duration::from_secs(1))
+        let passes = matches!(
+            self,
+            Self::Query(QueryError::Busy | QueryError::DiskSlow) | Self::TooManyFollowers | Self::NoRoom
+        );
+        passes.then_some(Duration::from_secs(1))
     }
 
     /// The answer: a problem document (RFC 9457), for people a page.

@@ -260,3 +260,45 @@ async fn only_writes_wait_for_a_disk_whichever_file_and_operation_hangs() {
     println!("operations that met a fault: {met:?}");
     assert!(met.iter().all(|(_, count)| *count != Some(0)), "some file is never touched");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_whose_disk_hangs_is_refused_as_one_to_try_again() {
+    let sandbox: Sandbox = sandbox_at("127.0.0.1:0").await;
+    let Some(scene) = Scene::new(&format!("http://{}", sandbox.address())) else { return };
+    let process = scene.serve().await;
+    scene.recovers(0).await;
+    scene.disk.fault(Fault::of("*.jsonl", Operation::Read, Effect::Hang));
+    let (page, proof) =
+        tokio::join!(scene.operator("GET", "/audit.json?limit=5"), scene.operator("GET", "/audit/proof.json?seq=1"));
+    for (what, reply) in [("/audit", page), ("/audit/proof", proof)] {
+        let reply = reply.unwrap_or_else(|| panic!("{what} waits for a disk"));
+        assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{what}: {}", reply.text());
+        assert!(reply.text().contains("urn:makegate:operator:disk-slow"), "{what}: {}", reply.text());
+    }
+    scene.ends(process).await;
+}
+
+/// The names in the folder can't be made durable after `keys` was replaced: a start may find it as it was, or as it is now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_whose_introduction_may_not_last_signs_a_log_that_verifies() {
+    let sandbox: Sandbox = sandbox_at("127.0.0.1:0").await;
+    let Some(scene) = Scene::new(&format!("http://{}", sandbox.address())) else { return };
+    let process = scene.serve().await;
+    scene.recovers(0).await;
+    let keys = || fs::read_to_string(scene.home.path().join("audit/keys")).unwrap();
+    let mut uncertain = 0;
+    for spares in 0..5 {
+        let before = keys();
+        scene.disk.fault(Fault::of("audit", Operation::Sync, Effect::Fail(Errno::IO)).after(spares));
+        let rotated = scene.operator("POST", "/audit/rotate").await.expect("an answer");
+        scene.disk.heal();
+        println!("{spares} go well: {}; keys {} -> {} bytes", rotated.status, before.len(), keys().len());
+        uncertain += usize::from(rotated.status != 200 && before != keys());
+        scene.recovers(usize::try_from(spares).unwrap()).await;
+    }
+    assert!(uncertain > 0, "no fault came after the introduction");
+    let rotated = scene.operator("POST", "/audit/rotate").await.expect("an answer");
+    assert_eq!(rotated.status, 200, "{}", rotated.text());
+    scene.recovers(5).await;
+    scene.ends(process).await;
+}

@@ -111,7 +111,7 @@ impl From<QueryError> for ProofError {
 
 impl From<io::Error> for ProofError {
     fn from(error: io::Error) -> Self {
-        Self::Query(QueryError::Io(error))
+        Self::Query(error.into())
     }
 }
 

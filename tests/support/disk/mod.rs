@@ -80,17 +80,24 @@ pub(crate) struct Fault {
     pub(crate) file: String,
     pub(crate) operations: Vec<Operation>,
     pub(crate) effect: Effect,
+    /// How many of these operations go well before the first one that does not.
+    pub(crate) spares: u64,
 }
 
 impl Fault {
     /// Everything that is asked of these files.
     pub(crate) fn every(file: &str, effect: Effect) -> Self {
-        Self { file: file.to_owned(), operations: Operation::ALL.to_vec(), effect }
+        Self { file: file.to_owned(), operations: Operation::ALL.to_vec(), effect, spares: 0 }
     }
 
     /// One kind of operation on these files.
     pub(crate) fn of(file: &str, operation: Operation, effect: Effect) -> Self {
-        Self { file: file.to_owned(), operations: vec![operation], effect }
+        Self { file: file.to_owned(), operations: vec![operation], effect, spares: 0 }
+    }
+
+    /// The same, after so many operations that go well.
+    pub(crate) fn after(self, spares: u64) -> Self {
+        Self { spares, ..self }
     }
 
     fn meets(&self, operation: Operation, file: &str) -> bool {
@@ -221,7 +228,12 @@ impl Shared {
     fn take(self: &Arc<Self>, request: Request) {
         let met = self.folder.subject(&request).and_then(|(operation, file)| {
             let mut state = self.state();
-            let effect = state.faults.iter().find(|fault| fault.meets(operation, &file))?.effect;
+            let fault = state.faults.iter_mut().find(|fault| fault.meets(operation, &file))?;
+            if fault.spares > 0 {
+                fault.spares -= 1;
+                return None;
+            }
+            let effect = fault.effect;
             state.met += 1;
             Some((effect, state.healed))
         });

@@ -22,8 +22,6 @@ use crate::tasks::Tasks;
 
 /// The most shared fetches under way at once.
 const SHARED_FETCHES_MAX: usize = 4_096;
-/// The most callers that wait for one shared fetch.
-const WAITERS_MAX: usize = 10_000;
 
 /// Which shared fetches a caller may join: reads of one group only join each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -131,8 +129,8 @@ impl<T: Clone + Send + Sync + 'static> SharedFetches<T> {
         Self { table: Arc::new(Mutex::new(table)), fences: cache.fences.clone(), clock: cache.clock.clone() }
     }
 
-    /// Joins a usable shared fetch for this key, or begins one with `fetch`. `None`: too many shared fetches, or too many wait for this
-    /// one; go alone or refuse.
+    /// Joins a usable shared fetch for this key, or begins one with `fetch`. `None`: too many are under way; go alone or refuse. How many
+    /// may join is the caller's to bound.
     ///
     /// `fetch` must call [`FetchHandle::mark_sent`] before its request leaves, and store what it brings before it ends.
     pub fn join_or_start<F, Fut>(
@@ -152,8 +150,7 @@ impl<T: Clone + Send + Sync + 'static> SharedFetches<T> {
         if let Some(shared) = table.group(group).get(&**key)
             && shared.state.joinable(join_request, now)
         {
-            let room = shared.state.waiters.load(SeqCst) < WAITERS_MAX;
-            return room.then(|| FetchWaiter::new(shared, true));
+            return Some(FetchWaiter::new(shared, true));
         }
         if table.under_way >= SHARED_FETCHES_MAX {
             return None;

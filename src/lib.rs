@@ -22,6 +22,7 @@ pub mod config;
 pub mod audit;
 pub mod cache;
 pub mod callers;
+pub mod door;
 pub mod idempotency;
 pub mod quota;
 pub mod upstream;

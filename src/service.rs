@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{Config, Limits, LoadedConfig};
-use crate::gateway::door::{Certificate, CheckedCertificate, Door, OpenDoor};
+use crate::door::{Certificate, CheckedCertificate, Door, OpenDoor};
 use crate::gateway::{Engines, Gateway, KeyLogAdapter, life, reconcile, refusal_tally};
 use crate::hash;
 use crate::idempotency::IdempotencyStore;
@@ -144,7 +144,7 @@ impl Service {
             certificate: gateway_door.certificate().cloned(),
             watch,
         });
-        let gateway_door = gateway_door.open(move |peer, request| life::answer(gateway.clone(), &peer, request));
+        let gateway_door = gateway_door.open(move |peer| life::service(gateway.clone(), peer));
         operator_state.show_door("gateway", gateway_door.clone());
         let operator_door = operator::open(operator_door, operator_state);
         inner.clone().look_after();

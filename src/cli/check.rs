@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{self, LoadedConfig};
 use crate::config::{Config, Diagnostic, Severity};
-use crate::gateway::door::CheckedCertificate;
+use crate::door::CheckedCertificate;
 use crate::process_log::{self, EACH, LogFormat};
 use crate::upstream::{Token, Upstream};
 use crate::watched_files::Snapshot;

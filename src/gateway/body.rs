@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
-use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use serde::de::IgnoredAny;
 
 use super::refusal::Refusal;
@@ -16,6 +14,7 @@ use crate::callers::SharedKind;
 use crate::catalogue::{BodyKind, Operation};
 use crate::clock::Clock;
 use crate::config::Limits;
+use crate::door::RequestBody;
 use crate::shares::{CountedBytes, ShareHolder};
 
 /// How a body is read.
@@ -32,7 +31,7 @@ impl BodyReader<'_> {
     ///
     /// # Errors
     /// Too large, too slow, cut, unwanted, not what the operation takes, or there is no memory for it.
-    pub(super) async fn whole(self, body: Incoming, clock: &Clock) -> Result<Bytes, Refusal> {
+    pub(super) async fn whole(self, body: impl RequestBody, clock: &Clock) -> Result<Bytes, Refusal> {
         let Self { row, headers, .. } = self;
         if body.is_end_stream() {
             return check(row, headers, Bytes::new());
@@ -48,7 +47,7 @@ impl BodyReader<'_> {
         check(row, headers, bytes)
     }
 
-    async fn read(&self, mut body: Incoming, announced: usize, clock: &Clock) -> Result<Bytes, Refusal> {
+    async fn read(&self, mut body: impl RequestBody, announced: usize, clock: &Clock) -> Result<Bytes, Refusal> {
         let Self { limits, holder, .. } = *self;
         let began = clock.now();
         let short = |short| Refusal::Short { of: SharedKind::Bodies, short };

@@ -1,6 +1,7 @@
 //! The life of every request, top to bottom. [`answer`] owns the one answer and the one record; [`life`] is the list of
 //! steps in their order, each one call, each refusal a value.
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,11 +9,9 @@ use std::sync::atomic::Ordering;
 use futures_util::FutureExt as _;
 use http::request::Parts;
 use http::{Request, Response};
-use hyper::body::Body as _;
-use hyper::body::Incoming;
+use tower::Service;
 
 use super::authorized_request::{AuthorizedRequest, is_read, outgoing, recorded_query};
-use super::door::{BusyGuard, CertificateNames, PeerConnection};
 use super::fetch::{fetch, fetch_ahead};
 use super::lookup::{LookupResult, ReadRequest, lookup};
 use super::policy::{Policy, bucket};
@@ -23,14 +22,26 @@ use super::state::Gateway;
 use super::write::write;
 use super::{body, steps, tags};
 use crate::callers::SharedKind;
+use crate::door::{BusyGuard, CertificateNames, PeerConnection, RequestBody};
 
-/// Answers one request: whatever happens inside, there is one answer and one record. The account is opened by the call
-/// itself: a caller who hangs up before the first poll leaves a record too.
-pub fn answer(
+/// Answers the requests of one connection.
+pub fn service<B: RequestBody>(
+    gateway: Arc<Gateway>,
+    peer: PeerConnection,
+) -> impl Service<Request<B>, Response = Response<AnswerBody>, Error = Infallible, Future: Send> + Clone + Send {
+    tower::service_fn(move |request| {
+        let answer = answer(gateway.clone(), &peer, request);
+        async { Ok(answer.await) }
+    })
+}
+
+/// Answers one request: whatever happens inside, there is one answer and one record. The record is begun by the call itself: a
+/// caller who hangs up before the first poll leaves one too.
+fn answer<B: RequestBody>(
     gateway: Arc<Gateway>,
     peer: &PeerConnection,
-    request: Request<Incoming>,
-) -> impl Future<Output = Response<AnswerBody>> + Send + use<> {
+    request: Request<B>,
+) -> impl Future<Output = Response<AnswerBody>> + Send + use<B> {
     let busy = peer.busy(); // 1: the door has accepted it
     let mut recorder = RequestRecorder::start(&gateway, peer, &request);
     let names = peer.names.clone();
@@ -57,12 +68,12 @@ pub fn answer(
 ///
 /// # Errors
 /// Why the gateway answers by itself.
-async fn life(
+async fn life<B: RequestBody>(
     gateway: &Arc<Gateway>,
     policy: &Arc<Policy>,
     recorder: &mut RequestRecorder,
     head: &Parts,
-    body: Incoming,
+    body: B,
     (names, busy): (&CertificateNames, &BusyGuard),
 ) -> Result<Reply, Refusal> {
     if recorder.room.is_none() {

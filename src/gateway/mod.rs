@@ -5,7 +5,6 @@
 mod authorized_request;
 mod body;
 mod columns;
-pub mod door;
 mod evidence;
 pub mod explain;
 mod fetch;
@@ -15,6 +14,8 @@ mod idempotency;
 mod json_members;
 mod key_log;
 pub mod life;
+#[cfg(test)]
+mod life_tests;
 mod list_scope;
 mod lookup;
 pub mod metrics;

@@ -10,7 +10,6 @@ use http::header::{self, GetAll, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
 use super::authorized_request::is_read;
-use super::door::{BusyGuard, PeerConnection};
 use super::forward::is_traceparent;
 use super::policy::{Caller, Policy};
 use super::refusal::{Refusal, seconds};
@@ -20,6 +19,7 @@ use super::state::Gateway;
 use super::steps::{self, Credential, CredentialId, Rights};
 use crate::audit::{self, HeldRequestId, Kind, Outcome, Record, RecordRoom};
 use crate::callers::{AnswerSource, Remaining, SharedKind};
+use crate::door::{BusyGuard, PeerConnection};
 use crate::ids::RequestId;
 use crate::shares::{HeldShare, ShareHolder};
 

@@ -12,11 +12,11 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
 
-use super::door::BusyGuard;
 use super::header_value::{self, HeaderValueWriter};
 use super::refusal::{Refusal, seconds};
 use crate::audit::{self, Outcome};
 use crate::cache::{CacheStatus, Entry};
+use crate::door::BusyGuard;
 use crate::hash;
 use crate::ids::RequestId;
 use crate::shares::HeldShare;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use http::{Method, Uri};
 
-use super::door::CertificateNames;
 use super::policy::{Caller, CallerKey, Policy};
 use super::refusal::Refusal;
 use super::target::{CacheKeyPlan, Target};
 use crate::callers::{Remaining, SharedKind};
 use crate::catalogue::{MatchedOperation, NoMatch, Operation};
 use crate::config::{Limits, Scope};
+use crate::door::CertificateNames;
 use crate::hash;
 use crate::ids::KeyHash;
 use crate::shares::{HeldShare, Shortage};

@@ -31,8 +31,9 @@ use futures_util::FutureExt as _;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Body;
+use hyper::body::Incoming;
 
-use crate::gateway::door::{Door, OpenDoor};
+use crate::door::{Door, OpenDoor};
 use query::PageQuery;
 use refusal::OperatorRefusal;
 use render::{GuardedBody, PageBody, text};
@@ -56,25 +57,29 @@ const HEADERS: [(&str, &str); 6] = [
 /// Serves `state` at a bound door from now on.
 pub fn open(door: Door, state: Arc<OperatorState>) -> OpenDoor {
     let serving = state.clone();
-    let open = door.open(move |peer, request| {
+    let open = door.open(move |peer| {
         let state = serving.clone();
-        async move {
-            let busy = peer.busy();
-            if routes::find(request.uri().path()).is_some_and(|route| route.destination == Destination::Follow) {
-                busy.is_endless();
-            }
-            let form = routes::form(routes::find(request.uri().path()), request.headers());
-            let response = answer(&state, peer.address, request).await;
-            // An answer without an exact size is made as it is taken.
-            match state.room(response.body().size_hint().exact().unwrap_or(0)) {
-                Ok(room) => response.map(|body| GuardedBody::new(body, busy, room)),
-                Err(problem) => {
-                    let mut response = problem.response(form);
-                    add_headers(response.headers_mut());
-                    response.map(|body| GuardedBody::new(body, busy, None))
+        tower::service_fn(move |request: Request<Incoming>| {
+            let (state, peer) = (state.clone(), peer.clone());
+            async move {
+                let busy = peer.busy();
+                if routes::find(request.uri().path()).is_some_and(|route| route.destination == Destination::Follow) {
+                    busy.is_endless();
                 }
+                let form = routes::form(routes::find(request.uri().path()), request.headers());
+                let response = answer(&state, peer.address, request).await;
+                // An answer without an exact size is made as it is taken.
+                let response = match state.room(response.body().size_hint().exact().unwrap_or(0)) {
+                    Ok(room) => response.map(|body| GuardedBody::new(body, busy, room)),
+                    Err(problem) => {
+                        let mut response = problem.response(form);
+                        add_headers(response.headers_mut());
+                        response.map(|body| GuardedBody::new(body, busy, None))
+                    }
+                };
+                Ok::<_, std::convert::Infallible>(response)
             }
-        }
+        })
     });
     state.show_door("operator", open.clone());
     open

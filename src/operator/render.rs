@@ -18,7 +18,7 @@ use super::query::PageQuery;
 use super::refusal::OperatorRefusal;
 use super::routes::PageFormat;
 use crate::audit::csv_cell;
-use crate::gateway::door::BusyGuard;
+use crate::door::BusyGuard;
 
 /// An answer's body.
 pub(super) type PageBody = UnsyncBoxBody<Bytes, Infallible>;

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::refusal::OperatorRefusal;
 use super::wrong_keys::WrongKeys;
 use crate::config::Origins;
+use crate::door::OpenDoor;
 use crate::gateway::Gateway;
-use crate::gateway::door::OpenDoor;
 use crate::hash;
 
 /// Followers of the log at once.

@@ -12,17 +12,12 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::audit::{AuditLog, Doubt, Kind, Record};
-use crate::cache::{Cache, Lifetime, NewEntry};
+use crate::audit::{Doubt, Kind, Record};
+use crate::cache::{Lifetime, NewEntry};
 use crate::callers::AnswerSource;
 use crate::clock::Clock;
-use crate::gateway::{Engines, Gateway, KeyLogAdapter};
-use crate::idempotency::IdempotencyStore;
+use crate::gateway::Gateway;
 use crate::ids::{Fingerprint, RequestId};
-use crate::quota::{self, Quota};
-use crate::tasks::Tasks;
-use crate::upstream::{Token, Upstream};
-use crate::watched_files::Snapshot;
 use crate::{config, hash};
 
 const KEY: &str = "operator-key-of-this-test";
@@ -79,7 +74,7 @@ impl World {
         let text = CONFIG.replace("DIR", &dir_text).replace("HASH", &key_hash).replace("OTHER", &"ab".repeat(32));
         let read = config::parse(&text, Path::new("/etc/makegate.toml")).unwrap_or_else(|failure| panic!("{failure}"));
         let clock = Clock::movable();
-        let gateway = gateway(read.config, &clock);
+        let gateway = Gateway::for_tests(read.config, &clock);
         let state =
             OperatorState::new(gateway, &SecretString::from(KEY), Some(read.origins.file.clone()), read.origins);
         Self { state, clock, _dir: dir }
@@ -130,33 +125,6 @@ impl World {
         });
         assert!(stored.is_some());
     }
-}
-
-fn gateway(mut config: config::Config, clock: &Clock) -> Arc<Gateway> {
-    config.audit.disk_wait = Duration::from_secs(60);
-    let (log, _) = AuditLog::open(&config.audit, clock.clone()).unwrap();
-    let token = Token::new(&SecretString::from(TOKEN)).unwrap();
-    let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &Snapshot::new()).unwrap();
-    let keys = std::sync::Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
-    let engines = Engines {
-        idempotency: IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).unwrap(),
-        log,
-        cache: Cache::new(&config.cache, config.limits.stored_bytes, clock.clone()),
-        quota: Quota::open(
-            quota::QuotaSettings {
-                setting: config.upstream.quota,
-                queue_per_caller: 50,
-                wait: config.upstream.quota_wait,
-            },
-            None,
-            clock.clone(),
-        )
-        .unwrap(),
-        upstream: Arc::new(upstream),
-        clock: clock.clone(),
-        tasks: Tasks::new(),
-    };
-    Gateway::new(config, engines)
 }
 
 #[tokio::test]

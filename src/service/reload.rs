@@ -15,7 +15,7 @@ use crate::audit::Record;
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{self, Config, LoadedConfig, SecretSource};
-use crate::gateway::door::CheckedCertificate;
+use crate::door::CheckedCertificate;
 use crate::gateway::policy::Policy;
 use crate::process_log::{FaultState, STATE};
 use crate::upstream::{Token, Upstream};

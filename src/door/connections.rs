@@ -155,7 +155,7 @@ impl Drop for BusyGuard {
 }
 
 impl ConnectionState {
-    fn new(connections: &Arc<Connections>, peer: Option<IpAddr>) -> Self {
+    pub(super) fn new(connections: &Arc<Connections>, peer: Option<IpAddr>) -> Self {
         let (epoch, clock) = (connections.epoch, &connections.clock);
         let state = Self {
             epoch,

@@ -1,0 +1,270 @@
+//! Step 1, accept: sockets, TLS and the bounds on connections. Both doors are of this make.
+//!
+//! hyper speaks HTTP; who may stay is decided here, by [`connections`]: it keeps the state of every connection, and a sweep a few times a
+//! second closes those that are silent, slow, idle or old beyond their limit. That takes no timer per request.
+
+mod connections;
+mod http;
+mod listen;
+mod service;
+mod streams;
+mod tls;
+mod watched_stream;
+
+use std::io::Error;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use self::http::Socket;
+use crate::clock::Clock;
+use crate::config::{Limits, Listen};
+use crate::tasks::Tasks;
+use connections::{ConnectionState, Connections};
+use listen::{Listener, Stream};
+use streams::Streams;
+use watched_stream::WatchedStream;
+
+pub use connections::BusyGuard;
+pub use service::{ConnectionService, RequestBody};
+pub use tls::{Certificate, CertificateNames, CheckedCertificate};
+
+/// How often the connections are looked over.
+const SWEEP: Duration = Duration::from_millis(250);
+/// After a failed accept (out of file descriptors, say) the door rests so long.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct PeerConnection {
+    /// Its address; `None` over a Unix socket.
+    pub address: Option<IpAddr>,
+    /// What its certificate calls it.
+    pub names: CertificateNames,
+    state: Arc<ConnectionState>,
+    clock: Clock,
+}
+
+impl PeerConnection {
+    /// A peer without a socket.
+    #[must_use]
+    pub fn detached(address: Option<IpAddr>, names: CertificateNames, clock: &Clock) -> Self {
+        let connections = Arc::new(Connections::new(1, clock.clone()));
+        let state = Arc::new(ConnectionState::new(&connections, address));
+        Self { address, names, state, clock: clock.clone() }
+    }
+
+    /// Marks the connection busy until the guard is dropped: with the answer's body, so that a slow reader counts as busy.
+    #[must_use]
+    pub fn busy(&self) -> BusyGuard {
+        self.state.busy(&self.clock)
+    }
+}
+
+/// A bound door that nobody serves yet.
+pub struct Door {
+    listeners: Vec<Listener>,
+    certificate: Option<Certificate>,
+    limits: Limits,
+    clock: Clock,
+    tasks: Tasks,
+}
+
+/// A door that is being served.
+#[derive(Clone)]
+pub struct OpenDoor {
+    addresses: Vec<SocketAddr>,
+    closing: CancellationToken,
+    connections: Arc<Connections>,
+}
+
+impl OpenDoor {
+    /// The TCP addresses that it listens on, ports resolved.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Connections now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Drops every connection as it is.
+    pub fn cut(&self) {
+        self.connections.cut();
+    }
+
+    /// Takes no further connection and lets those that are there finish what they are at.
+    pub fn close(&self) {
+        self.closing.cancel();
+        self.connections.close();
+    }
+}
+
+impl Door {
+    /// Binds every address. TLS, where configured, is read first.
+    ///
+    /// # Errors
+    /// An address that cannot be bound: says which and why.
+    pub fn bind(
+        listen: &[Listen],
+        certificate: Option<CheckedCertificate>,
+        limits: &Limits,
+        clock: &Clock,
+        tasks: &Tasks,
+    ) -> Result<Self, Error> {
+        let certificate = certificate.map(Certificate::new);
+        let listeners = listen.iter().map(|one| Listener::bind(one, listen)).collect::<Result<_, _>>()?;
+        Ok(Self { listeners, certificate, limits: limits.clone(), clock: clock.clone(), tasks: tasks.clone() })
+    }
+
+    /// What it shows of itself; `None`: it speaks no TLS.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Certificate> {
+        self.certificate.as_ref()
+    }
+
+    /// Serves each connection from now on with the service that `make_service` makes for it.
+    pub fn open<M, S>(self, make_service: M) -> OpenDoor
+    where
+        M: Fn(PeerConnection) -> S + Send + Sync + 'static,
+        S: ConnectionService,
+    {
+        let addresses = self.listeners.iter().filter_map(Listener::address).collect();
+        let connections = Arc::new(Connections::new(self.limits.connections, self.clock.clone()));
+        let door = OpenDoor { addresses, closing: CancellationToken::new(), connections: connections.clone() };
+        let server = Arc::new(Server {
+            make_service,
+            certificate: self.certificate,
+            limits: self.limits,
+            clock: self.clock,
+            connections,
+            closing: door.closing.clone(),
+            tasks: self.tasks.clone(),
+        });
+        for listener in self.listeners {
+            self.tasks.spawn(server.clone().accept(listener));
+        }
+        // Not only until the end begins: a door that closes waits for nobody longer than the limits say.
+        self.tasks.spawn(async move { server.sweep().await });
+        door
+    }
+}
+
+/// What all connections of a door share.
+struct Server<M> {
+    make_service: M,
+    certificate: Option<Certificate>,
+    limits: Limits,
+    clock: Clock,
+    connections: Arc<Connections>,
+    closing: CancellationToken,
+    tasks: Tasks,
+}
+
+impl<M, S> Server<M>
+where
+    M: Fn(PeerConnection) -> S + Send + Sync + 'static,
+    S: ConnectionService,
+{
+    async fn sweep(&self) {
+        let emptied = async {
+            self.closing.cancelled().await;
+            self.connections.emptied().await;
+        };
+        let mut emptied = pin!(emptied);
+        while tokio::time::timeout(SWEEP, &mut emptied).await.is_err() {
+            self.connections.sweep(&self.limits);
+        }
+    }
+
+    async fn accept(self: Arc<Self>, listener: Listener) {
+        let mut was_told = false;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.closing.cancelled() => return,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    if !std::mem::replace(&mut was_told, true) {
+                        tracing::warn!(%error, "cannot accept connections; it is tried again and again");
+                    }
+                    tokio::time::sleep(ACCEPT_REST).await;
+                    continue;
+                }
+            };
+            was_told = false;
+            let state = tokio::select! {
+                state = self.connections.take(address) => state,
+                () = self.closing.cancelled() => return,
+            };
+            let server = self.clone();
+            match stream {
+                Stream::Tcp(socket) => drop(self.tasks.spawn(server.connection(socket, state, address))),
+                Stream::Unix(socket) => drop(self.tasks.spawn(server.connection(socket, state, address))),
+            }
+        }
+    }
+
+    async fn connection<T: Socket>(
+        self: Arc<Self>,
+        socket: T,
+        state: connections::ConnectionSlot,
+        address: Option<IpAddr>,
+    ) {
+        let peer = PeerConnection { address, names: None, state: state.state().clone(), clock: self.clock.clone() };
+        match &self.certificate {
+            None => self.http1(socket, peer).await,
+            // Boxed: a connection's task is as large as the largest that it may become.
+            Some(certificate) => Box::pin(self.over_tls(certificate, socket, peer)).await,
+        }
+    }
+
+    async fn over_tls<T: Socket>(&self, certificate: &Certificate, socket: T, mut peer: PeerConnection) {
+        let Some(stream) = self.shake(certificate, socket, &peer).await else { return };
+        peer.names = tls::names(stream.get_ref().1.peer_certificates());
+        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+            Box::pin(self.http2(stream, peer)).await;
+        } else {
+            self.http1(stream, peer).await;
+        }
+    }
+
+    /// The handshake. `None`: none in time, or the connection is cut.
+    async fn shake<T: Socket>(
+        &self,
+        certificate: &Certificate,
+        socket: T,
+        peer: &PeerConnection,
+    ) -> Option<Box<TlsStream<T>>> {
+        let shaking = Box::pin(tokio::time::timeout(self.limits.handshake, certificate.acceptor().accept(socket)));
+        let shaken = tokio::select! {
+            shaken = shaking => shaken,
+            () = peer.state.gone() => return None,
+        };
+        let stream = shaken.ok()?.ok()?;
+        peer.state.shaken(&self.clock);
+        Some(Box::new(stream))
+    }
+
+    async fn http1<T: Socket>(&self, socket: T, peer: PeerConnection) {
+        let state = peer.state.clone();
+        let stream = WatchedStream::new(socket, state.clone(), self.clock.clone());
+        http::http1(stream, &state, &self.limits, (self.make_service)(peer)).await;
+    }
+
+    async fn http2<T: Socket>(&self, socket: T, peer: PeerConnection) {
+        let state = peer.state.clone();
+        let stream = WatchedStream::new(socket, state.clone(), self.clock.clone()).in_one_piece();
+        let streams = Streams::new(&self.tasks, &state, &self.clock, self.limits.write_stall);
+        http::http2(stream, &state, &self.limits, streams, (self.make_service)(peer)).await;
+    }
+}

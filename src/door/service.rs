@@ -1,0 +1,33 @@
+//! What a door serves a connection with: a [`tower::Service`]. The bounds stand here, and nowhere else.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use tower::{BoxError, Service};
+
+/// The body of a request: hyper's, or any other where there is no socket.
+pub trait RequestBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
+
+impl<B> RequestBody for B where B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
+
+/// Answers the requests of one connection. Over HTTP/2 a clone of it answers each of several at a time.
+pub trait ConnectionService:
+    Service<Request<Incoming>, Response = Response<Self::AnswerBody>, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + 'static
+{
+    /// The body of its answers.
+    type AnswerBody: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static;
+}
+
+impl<S, B> ConnectionService for S
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    type AnswerBody = B;
+}

@@ -90,23 +90,6 @@ impl Entry {
         entry
     }
 
-    /// The same answer with another body: as old, behind the same fences.
-    pub(super) fn part(&self, key: &str, body: Bytes, etag: HeaderValue) -> Self {
-        let mut part = Self {
-            status: self.status,
-            headers: self.headers.clone(),
-            body,
-            etag,
-            path: self.path.clone(),
-            filled_by: self.filled_by,
-            stamp: self.stamp.clone(),
-            ahead: AtomicBool::new(false),
-            ..*self
-        };
-        part.weight = part.weigh(key.len());
-        part
-    }
-
     fn weigh(&self, key_bytes: usize) -> u32 {
         let fields: usize =
             self.headers.iter().map(|(name, value)| FIELD_BYTES + name.as_str().len() + value.len()).sum();

@@ -16,8 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 
 pub use entry::{Entry, NewEntry};
 pub use fence::{FenceSet, FetchStamp, Invalidation};
@@ -155,13 +154,6 @@ impl Cache {
         let key = new_entry.key.clone();
         let entry = Arc::new(Entry::new(new_entry));
         self.put(key, &entry, now).then_some(entry)
-    }
-
-    /// Stores a part of an entry under a key of its own; it lives and dies as that one. Answers with it in any case.
-    pub fn store_part(&self, key: &str, of: &Entry, body: Bytes, etag: HeaderValue) -> Arc<Entry> {
-        let part = Arc::new(of.part(key, body, etag));
-        self.put(Arc::from(key), &part, self.clock.now());
-        part
     }
 
     /// Puts an entry in place, unless it is too large, dead, or older than what is there.

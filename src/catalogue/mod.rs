@@ -119,8 +119,6 @@ pub struct Operation {
     pub scoped: bool,
     /// The array of organizations in its answer that a scoped caller sees narrowed (`organizations`).
     pub narrow: Option<Arc<str>>,
-    /// The array in its answer whose objects have the columns that `cols[]` chooses.
-    pub columns: Option<Arc<str>>,
     /// The member of its answer (an organization, or an array of them) whose `license.apiLimit` teaches the quota.
     pub limits: Option<Arc<str>>,
     /// Of a write: where a look tells whether it took effect.

@@ -77,7 +77,6 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
     let quota = table.optional("quota", QUOTA);
     let scoped = table.optional("scoped", FLAG).unwrap_or(false);
     let narrow = table.optional("narrow", MEMBER);
-    let columns = table.optional("columns", MEMBER);
     let limits = table.optional("limits", MEMBER);
     let look = table.optional_table("look", effect_check::read).flatten();
     let summary = table.optional("summary", TEXT);
@@ -103,7 +102,6 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
         quota: quota.unwrap_or(if path.has_organization() { BucketKind::Organization } else { BucketKind::Account }),
         scoped,
         narrow,
-        columns,
         limits,
         look,
         summary: summary.map_or_else(|| id.clone(), Arc::from),

@@ -182,8 +182,6 @@ pub struct CacheConfig {
     pub refresh_floor: Duration,
     /// Are entries that are still asked for fetched anew before they are stale, with quota that nobody wants?
     pub refresh_ahead: bool,
-    /// Are lists also answered from entries that have more columns than are asked for?
-    pub column_subsets: bool,
     /// `[cache.lifetime]`: lifetime by class, or by the id of an operation, which is then a class of its own. Zero: not stored.
     pub lifetime: BTreeMap<Arc<str>, Duration>,
 }

@@ -59,7 +59,6 @@ pub(super) fn cache(t: &Table<'_>) -> CacheConfig {
         negative: t.value("negative", "0s", DURATION_OR_OFF),
         refresh_floor: t.value("refresh_floor", "1s", DURATION_OR_OFF),
         refresh_ahead: t.value("refresh_ahead", "false", FLAG),
-        column_subsets: t.value("column_subsets", "false", FLAG),
         lifetime: t.table("lifetime", lifetime),
     }
 }

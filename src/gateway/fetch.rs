@@ -230,9 +230,6 @@ async fn forward_and_store(
         if lifetime.overruled {
             gateway.metrics.overruled.fetch_add(1, Ordering::Relaxed);
         }
-        if request.row.columns.is_some() && request.policy.config.cache.column_subsets {
-            gateway.stored_columns.stored(&key);
-        }
         gateway.cache.store(NewEntry {
             key,
             status: answered.status,

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::IF_MATCH;
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 
 use super::fetch::narrow;
 use super::list_scope::ListPage;
 use super::policy::{Caller, Policy};
 use super::refusal::Refusal;
-use super::response::{ForwardFacts, Reply, ReplyBody, strong_etag};
+use super::response::{ForwardFacts, Reply, ReplyBody};
 use super::state::Gateway;
 use super::target::{CacheKeyPlan, Target};
 use crate::audit;
@@ -131,7 +131,7 @@ pub(super) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
     }
 }
 
-/// What memory has under this key, or can make of what it has.
+/// What memory has under this key.
 pub(super) fn entry_for(
     gateway: &Gateway,
     read: &ReadRequest<'_>,
@@ -143,30 +143,7 @@ pub(super) fn entry_for(
         refresh_floor: read.policy.config.cache.refresh_floor,
         may_refresh: read.caller.config.may_refresh,
     };
-    let peek = |key: &str| gateway.cache.lookup(key, request_directives, &refresh_policy, now);
-    match peek(key) {
-        found @ (Lookup::Fetch { .. } | Lookup::NotHeld) if read.policy.config.cache.column_subsets => {
-            fewer_columns(gateway, read, key, peek).map_or(found, Lookup::Hit)
-        }
-        found @ (Lookup::Hit(_) | Lookup::Fetch { .. } | Lookup::Bypass | Lookup::NotHeld) => found,
-    }
-}
-
-/// An entry cut from one that has more columns; it is as old as that one, and stored for who asks next.
-fn fewer_columns(
-    gateway: &Gateway,
-    read: &ReadRequest<'_>,
-    key: &str,
-    peek: impl Fn(&str) -> Lookup,
-) -> Option<Arc<Entry>> {
-    let array = read.matched.operation.columns.as_deref()?;
-    let held = |key: &str| match peek(key) {
-        Lookup::Hit(entry) if entry.status == StatusCode::OK => Some((entry.clone(), entry.body.clone())),
-        Lookup::Hit(_) | Lookup::Fetch { .. } | Lookup::Bypass | Lookup::NotHeld => None,
-    };
-    let (entry, body) = gateway.stored_columns.cut(key, array, held)?;
-    let etag = strong_etag(&HeaderMap::new(), &body);
-    Some(gateway.cache.store_part(key, &entry, body.into(), etag))
+    gateway.cache.lookup(key, request_directives, &refresh_policy, now)
 }
 
 /// A narrowed list is taken whole: one entry for the callers of all scopes.

@@ -4,7 +4,6 @@
 
 mod authorized_request;
 mod body;
-mod columns;
 mod evidence;
 pub mod explain;
 mod fetch;

@@ -8,7 +8,6 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
-use super::columns::StoredColumns;
 use super::fetch::FetchedAnswer;
 use super::metrics::GatewayMetrics;
 use super::policy::Policy;
@@ -75,8 +74,6 @@ pub struct Gateway {
     /// Tasks.
     pub tasks: Tasks,
     pub(super) write_order: WriteOrder,
-    /// In which columns lists were stored.
-    pub(super) stored_columns: StoredColumns,
     /// Turns of fetches that nobody waits for.
     pub(super) ahead: Arc<Semaphore>,
     draining: AtomicBool,
@@ -104,7 +101,6 @@ impl Gateway {
             clock,
             tasks,
             write_order: WriteOrder::default(),
-            stored_columns: StoredColumns::default(),
             ahead: Arc::new(Semaphore::new(AHEAD_MAX)),
             draining: AtomicBool::new(false),
         })

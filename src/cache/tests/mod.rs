@@ -32,7 +32,6 @@ fn cache_of(capacity_bytes: u64, clock: &Clock) -> Cache {
         negative: Duration::ZERO,
         refresh_floor: REFRESH_POLICY.refresh_floor,
         refresh_ahead: false,
-        column_subsets: false,
         lifetime: BTreeMap::new(),
     };
     Cache::new(&config, 4 << 20, clock.clone())

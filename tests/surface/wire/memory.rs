@@ -6,7 +6,7 @@ use makegate::sandbox::{Fault, FaultKind};
 use serde_json::json;
 
 use super::{APPS, USAGE, header, still};
-use crate::support::{ALL, HELD, LIST, ORG, Plan, READER, Reply, TOO, World, until};
+use crate::support::{ALL, HELD, LIST, ORG, READER, Reply, TOO, World, until};
 
 /// What memory did for this answer.
 #[track_caller]
@@ -262,61 +262,4 @@ async fn a_failed_fetch_ahead_hurts_nobody() {
     let hit = world.get(ALL, USAGE).await.expect(200);
     assert_eq!((did(&hit), hit.text()), ("hit; ttl=50", first.text()), "one try for each entry, and it stays");
     received_usage(&world, 2).await;
-}
-
-fn columns() -> Plan {
-    still().set("cache", "column_subsets = true")
-}
-
-#[tokio::test]
-async fn a_list_with_fewer_columns_is_cut_from_one_in_memory() {
-    let more = format!("{LIST}?cols[]=zone&cols[]=name&cols[]=id");
-    for (first, fewer) in [(&*more, "cols[]=name&cols[]=id"), (LIST, "cols[]=id")] {
-        let (world, plain) = (columns().start().await, still().start().await);
-        let target = format!("{LIST}?{fewer}");
-        world.get(ALL, first).await.expect(200);
-        world.wait(10);
-        let cut = world.get(ALL, &target).await.expect(200);
-        assert_eq!((did(&cut), header(&cut, "age")), ("hit; ttl=290", "10"));
-        let asked = plain.get(ALL, &target).await.expect(200);
-        assert_eq!(cut.json(), asked.json(), "what the upstream would have said of {target}");
-        assert_eq!((world.received("GET", LIST), plain.received("GET", LIST)), (1, 1));
-        let again = world.get_with(ALL, &target, &[&format!("if-none-match: {}", header(&cut, "etag"))]).await;
-        assert_eq!(did(&again.expect(304)), "hit; ttl=290");
-        world.wait(291);
-        assert_eq!(did(&world.get(ALL, &target).await.expect(200)), "fwd=stale; fwd-status=200; stored");
-    }
-}
-
-#[tokio::test]
-async fn a_cut_list_dies_with_the_write_that_its_whole_dies_with() {
-    let world = columns().start().await;
-    let target = format!("{LIST}?cols[]=name");
-    world.get(ALL, LIST).await.expect(200);
-    assert_eq!(did(&world.get(ALL, &target).await.expect(200)), "hit; ttl=300");
-    world.patch(ALL, ORG, r#"{"name":"Renamed"}"#).await.expect(200);
-    let after = world.get(ALL, &target).await.expect(200);
-    assert!(did(&after).starts_with("fwd=miss") && after.text().contains("Renamed"), "{after:?}");
-}
-
-#[tokio::test]
-async fn no_list_is_cut_where_that_is_not_configured_or_the_columns_are_not_there() {
-    let world = still().start().await;
-    world.get(ALL, LIST).await.expect(200);
-    assert!(did(&world.get(ALL, &format!("{LIST}?cols[]=id")).await.expect(200)).starts_with("fwd=miss"));
-    let world = columns().start().await;
-    world.get(ALL, &format!("{LIST}?cols[]=id&cols[]=name")).await.expect(200);
-    for other in ["cols[]=zone", "cols[]=id&pg[limit]=1", "cols[]=nonsense", "cols[]=*", ""] {
-        assert!(did(&world.get(ALL, &format!("{LIST}?{other}")).await.expect(200)).starts_with("fwd=miss"), "{other}");
-    }
-}
-
-#[tokio::test]
-async fn a_scoped_caller_sees_its_own_of_a_cut_list() {
-    let world = columns().start().await;
-    world.get(READER, &format!("{LIST}?cols[]=id&cols[]=name&cols[]=zone")).await.expect(200);
-    let reply = world.get(READER, &format!("{LIST}?cols[]=name")).await.expect(200);
-    assert_eq!(did(&reply), "hit; ttl=300");
-    let rows = reply.json()["organizations"].as_array().unwrap().clone();
-    assert!(rows.len() == 2 && rows.iter().all(|row| row.as_object().unwrap().keys().eq(["name"])), "{rows:?}");
 }

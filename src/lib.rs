@@ -29,9 +29,11 @@ pub mod upstream;
 // Rank 4: the life of a request; and the simulated Make, which reads Make's document by itself (rank 0 alone).
 pub mod gateway;
 pub mod sandbox;
-// Rank 5: what operators see.
+// Rank 5: what becomes of writes in doubt.
+pub mod reconcile;
+// Rank 6: what operators see.
 pub mod operator;
-// Rank 6: all of it running.
+// Rank 7: all of it running.
 pub mod service;
-// Rank 7: what people start.
+// Rank 8: what people start.
 pub mod cli;

@@ -17,11 +17,12 @@ use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{Config, Limits, LoadedConfig};
 use crate::door::{Certificate, CheckedCertificate, Door, OpenDoor};
-use crate::gateway::{Engines, Gateway, KeyLogAdapter, life, reconcile, refusal_tally};
+use crate::gateway::{Engines, Gateway, KeyLogAdapter, life};
 use crate::hash;
 use crate::idempotency::IdempotencyStore;
 use crate::operator::{self, OperatorState};
 use crate::quota::{self, Quota};
+use crate::reconcile::Reconciler;
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
 
@@ -84,6 +85,7 @@ pub struct Service {
 
 struct ServiceInner {
     gateway: Arc<Gateway>,
+    reconciler: Arc<Reconciler>,
     operator_state: Arc<OperatorState>,
     /// The operators' door has tasks of its own: it says `not ready` until the gateway's are done.
     desk_tasks: Tasks,
@@ -135,9 +137,11 @@ impl Service {
         gateway.callers.shared.connections.set_limit(amount(callers.connections));
         gateway.callers.shared.records.set_limit(amount(buffer_bytes));
         gateway.take_up(&recovered.doubts);
-        let operator_state = OperatorState::new(gateway.clone(), &operator_key, Some(file.clone()), origins);
+        let reconciler = Reconciler::new(gateway.clone());
+        let operator_state = OperatorState::new(reconciler.clone(), &operator_key, Some(file.clone()), origins);
         let inner = Arc::new(ServiceInner {
             gateway: gateway.clone(),
+            reconciler,
             operator_state: operator_state.clone(),
             desk_tasks,
             file,
@@ -167,6 +171,12 @@ impl Service {
     #[must_use]
     pub fn gateway(&self) -> &Arc<Gateway> {
         &self.inner.gateway
+    }
+
+    /// What looks after the writes in doubt, for tests.
+    #[must_use]
+    pub fn reconciler(&self) -> &Arc<Reconciler> {
+        &self.inner.reconciler
     }
 
     /// Puts the configuration file's and the secrets' present contents in force: all of it or nothing.
@@ -236,10 +246,10 @@ impl ServiceInner {
                 tokio::time::sleep(CHORES).await;
                 gateway.cache.maintain();
                 gateway.quota.maintain();
+                gateway.refusal_tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), false);
             }
         });
-        self.gateway.tasks.spawn_until_stop(reconcile::run(self.gateway.clone()));
-        self.gateway.tasks.spawn_until_stop(refusal_tally::run(self.gateway.clone()));
+        self.gateway.tasks.spawn_until_stop(self.reconciler.clone().run());
         if let Some(certificate) = self.certificate.clone() {
             let clock = self.gateway.clock.clone();
             self.gateway.tasks.spawn_until_stop(async move {

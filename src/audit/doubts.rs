@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 
 use super::field_hashes::FieldHashes;
 use super::record::{Outcome, Record};
@@ -79,6 +80,7 @@ pub(crate) fn in_micros(time: Timestamp) -> Timestamp {
 pub struct Doubts {
     names: Arc<RequestIds>,
     open: Mutex<DoubtTable>,
+    added: Notify,
 }
 
 /// A write, and its hold on its request's id.
@@ -179,6 +181,12 @@ impl Doubts {
     pub fn add(&self, doubt: Doubt) {
         let held = self.held_by_id(doubt);
         self.open().add(held);
+        self.added.notify_one();
+    }
+
+    /// Waits until a write is in doubt that was not when this was called last. For one task alone.
+    pub async fn added(&self) {
+        self.added.notified().await;
     }
 
     /// All writes in doubt, the oldest first.
@@ -255,6 +263,7 @@ impl Doubts {
         if outcome.outcome == Some(Outcome::InDoubt) {
             write.doubt.tell("nobody knows whether a write took effect: it is in doubt");
             open.add(write);
+            self.added.notify_one();
         }
         true
     }

@@ -134,6 +134,12 @@ impl Operation {
         self.method != Method::GET
     }
 
+    /// Can a read prove its effect by the fields that its body asked for?
+    #[must_use]
+    pub fn is_proved_by_fields(&self) -> bool {
+        self.look.as_ref().is_some_and(|look| look.proves == Proves::Fields)
+    }
+
     /// Does its path name an organization?
     #[must_use]
     pub fn has_organization(&self) -> bool {

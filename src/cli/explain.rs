@@ -12,8 +12,8 @@ use super::source::{DataSource, SourceOptions};
 use crate::callers::Callers;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::gateway::admit::policy::Policy;
 use crate::gateway::explain;
-use crate::gateway::policy::Policy;
 use crate::ids::escape_invisible;
 
 /// Explains what the gateway would do with a request.

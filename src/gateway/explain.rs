@@ -3,12 +3,13 @@
 use http::{HeaderMap, Method, Uri};
 use serde::Serialize;
 
+use super::admit::policy::{Caller, Policy, bucket};
+use super::admit::steps;
 use super::forward::{breaker_refusal, quota_refusal};
-use super::lookup::{ReadRequest, entry_for, key_and_target};
-use super::policy::{Caller, Policy, bucket};
+use super::read::list_scope;
+use super::read::lookup::{ReadRequest, entry_for, key_and_target};
 use super::refusal::{Refusal, seconds};
 use super::state::Gateway;
-use super::{list_scope, steps};
 use crate::cache::{Lookup, RequestDirectives};
 use crate::catalogue::{BodyKind, MatchedOperation, RetryClass};
 use crate::quota::{BucketId, QuotaOutlook};

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use http::header::{self, HeaderMap, HeaderName};
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
+use http::header::{self, HeaderMap};
 use serde_json::value::RawValue;
 
-use super::authorized_request::AuthorizedRequest;
 use super::refusal::Refusal;
+use super::request::AuthorizedRequest;
 use super::state::Gateway;
 use crate::callers::SharedKind;
 use crate::catalogue::{Operation, RetryClass};
@@ -19,9 +19,6 @@ use crate::upstream::{
     ProxyError, RetryDecision, UpstreamAnswer, WriteEffect, ambiguous, effect, retry_after,
 };
 
-/// What of a caller's headers goes on, beside the body's type: nothing that could change the answer of a stored operation.
-const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
-
 /// Time kept for the answer after the last attempt.
 const ANSWERING: Duration = Duration::from_millis(20);
 
@@ -31,7 +28,7 @@ const LEAST_AGAIN: Duration = Duration::from_millis(50);
 
 /// The right to go upstream: the breaker's pass, a slot of the quota and, where it was waited for already, a connection.
 /// Dropped before it goes, it has spent nothing.
-pub(super) struct ForwardPermit {
+pub(crate) struct ForwardPermit {
     pass: Option<BreakerPermit>,
     slot: Option<Slot>,
     /// How long the slot was waited for.
@@ -55,24 +52,24 @@ impl Drop for ForwardPermit {
 
 /// What became of a forwarded request.
 #[derive(Debug)]
-pub(super) struct Forwarded {
+pub(crate) struct Forwarded {
     /// How the last attempt ended, or why there was none.
-    pub(super) ending: Result<Ending, Refusal>,
+    pub(crate) ending: Result<Ending, Refusal>,
     /// How many attempts there were.
-    pub(super) attempts: u32,
+    pub(crate) attempts: u32,
     /// Was the effect of any attempt unknown? (A later one may have told.)
-    pub(super) ambiguous: bool,
+    pub(crate) ambiguous: bool,
     /// What the attempts of a write did.
-    pub(super) effect: WriteEffect,
+    pub(crate) effect: WriteEffect,
     /// How long quota was waited for, over all attempts.
-    pub(super) quota_wait: Duration,
+    pub(crate) quota_wait: Duration,
 }
 
 /// Step 9, wait for quota: fairly among callers, for a bounded time; not at all while the breaker is open.
 ///
 /// # Errors
 /// The breaker is open, or no slot comes in time.
-pub(super) async fn forward_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<ForwardPermit, Refusal> {
+pub(crate) async fn forward_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<ForwardPermit, Refusal> {
     let pass = breaker_permit(gateway, request).await?;
     let permit = ForwardPermit::new(pass, quota_slot(gateway, request).await?);
     gateway.metrics.quota_waits.add(permit.waited);
@@ -83,7 +80,7 @@ pub(super) async fn forward_permit(gateway: &Gateway, request: &AuthorizedReques
 ///
 /// # Errors
 /// As above, or no connection becomes free in time.
-pub(super) async fn forward_permit_with_connection(
+pub(crate) async fn forward_permit_with_connection(
     gateway: &Gateway,
     request: &AuthorizedRequest,
 ) -> Result<ForwardPermit, Refusal> {
@@ -101,7 +98,7 @@ async fn connection(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Co
 ///
 /// # Errors
 /// There is none to spare: no reason for anybody else to fail.
-pub(super) async fn spare_forward_permit(
+pub(crate) async fn spare_forward_permit(
     gateway: &Gateway,
     request: &AuthorizedRequest,
 ) -> Result<ForwardPermit, Refusal> {
@@ -133,7 +130,7 @@ async fn breaker_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Resul
     Err(breaker_refusal(open))
 }
 
-pub(super) fn breaker_refusal(open: BreakerOpen) -> Refusal {
+pub(crate) fn breaker_refusal(open: BreakerOpen) -> Refusal {
     Refusal::BreakerOpen { what: open.what, retry_after: open.retry_after }
 }
 
@@ -152,7 +149,7 @@ async fn quota_slot(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Sl
 }
 
 /// What a caller is told for whom there is no turn.
-pub(super) fn quota_refusal(refused: QuotaRefused) -> Refusal {
+pub(crate) fn quota_refusal(refused: QuotaRefused) -> Refusal {
     match refused {
         QuotaRefused::QueueFull(outlook) => Refusal::QuotaQueueFull { outlook },
         QuotaRefused::TooLong(outlook) => Refusal::NoQuota { outlook },
@@ -161,7 +158,7 @@ pub(super) fn quota_refusal(refused: QuotaRefused) -> Refusal {
 
 /// Sends the call, again where that is safe, until it has an ending that stays. `begins` is called when nothing is waited for
 /// any more.
-pub(super) async fn forward(
+pub(crate) async fn forward(
     gateway: &Gateway,
     request: &AuthorizedRequest,
     mut permit: ForwardPermit,
@@ -241,14 +238,14 @@ fn attempt_time(request: &AuthorizedRequest, gateway: &Gateway) -> Duration {
 }
 
 /// On whose behalf an attempt was made, at what.
-pub(super) struct AttemptContext<'a> {
-    pub(super) request: &'a RequestId,
-    pub(super) row: &'a Operation,
-    pub(super) bucket: BucketId,
+pub(crate) struct AttemptContext<'a> {
+    pub(crate) request: &'a RequestId,
+    pub(crate) row: &'a Operation,
+    pub(crate) bucket: BucketId,
 }
 
 /// What an attempt tells the quota and the meters.
-pub(super) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot: Option<Slot>, ending: &Ending) {
+pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot: Option<Slot>, ending: &Ending) {
     gateway.metrics.attempt(ending.name());
     // A slot is held until its 429 has closed the bucket: what ends before counts as proof that the upstream takes more.
     let _held = match (ending, slot) {
@@ -284,7 +281,7 @@ pub(super) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot
     learn(gateway, about.row, answered);
 }
 
-pub(super) fn is_json(headers: &HeaderMap) -> bool {
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| memchr::memmem::find(value.as_bytes(), b"json").is_some())
 }
 
@@ -316,36 +313,11 @@ fn learn(gateway: &Gateway, row: &Operation, answered: &UpstreamAnswer) {
     }
 }
 
-/// The headers that go upstream with a call.
-pub(super) fn outgoing_headers(headers: &HeaderMap, has_body: bool) -> HeaderMap {
-    let mut out = HeaderMap::with_capacity(4);
-    out.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-    if has_body {
-        let kind = headers.get(header::CONTENT_TYPE).cloned();
-        out.insert(header::CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/json")));
-    }
-    if headers.get(&TRACE_HEADERS[0]).is_some_and(|value| is_traceparent(value.as_bytes())) {
-        for name in TRACE_HEADERS {
-            if let Some(value) = headers.get(&name).filter(|value| value.len() <= 512) {
-                out.insert(name, value.clone());
-            }
-        }
-    }
-    out
-}
-
-/// W3C trace context, version 00: `00-<32 hex>-<16 hex>-<2 hex>`, lower case.
-pub(super) fn is_traceparent(text: &[u8]) -> bool {
-    let hex = |b: &u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
-    text.len() == 55
-        && text.iter().enumerate().all(|(place, b)| if matches!(place, 2 | 35 | 52) { *b == b'-' } else { hex(b) })
-}
-
 /// An answer that may be passed on.
 ///
 /// # Errors
 /// What the gateway answers instead; of a read.
-pub(super) fn read_answer(ending: Ending) -> Result<UpstreamAnswer, Refusal> {
+pub(crate) fn read_answer(ending: Ending) -> Result<UpstreamAnswer, Refusal> {
     match ending {
         Ending::Answered(answered) => passable(answered),
         Ending::NotSent(why) => Err(Refusal::Unreachable { why }),
@@ -361,7 +333,7 @@ pub(super) fn read_answer(ending: Ending) -> Result<UpstreamAnswer, Refusal> {
 ///
 /// # Errors
 /// What the gateway answers instead.
-pub(super) fn write_answer(ending: Ending, effect: WriteEffect) -> Result<UpstreamAnswer, Refusal> {
+pub(crate) fn write_answer(ending: Ending, effect: WriteEffect) -> Result<UpstreamAnswer, Refusal> {
     let lost = |why: AttemptError| match effect {
         WriteEffect::InDoubt => Refusal::DoubtCut { why },
         WriteEffect::Done => Refusal::AnswerLost { why },

@@ -11,16 +11,18 @@ use http::request::Parts;
 use http::{Request, Response};
 use tower::Service;
 
-use super::authorized_request::{AuthorizedRequest, is_read, outgoing, recorded_query};
-use super::fetch::{fetch, fetch_ahead};
-use super::lookup::{LookupResult, ReadRequest, lookup};
-use super::policy::{Policy, bucket};
+use super::admit::policy::{Policy, bucket};
+use super::admit::{body, steps};
+use super::outgoing::outgoing;
+use super::read::fetch::{fetch, fetch_ahead};
+use super::read::lookup::{LookupResult, ReadRequest, lookup};
 use super::recorder::RequestRecorder;
 use super::refusal::Refusal;
+use super::request::{AuthorizedRequest, is_read, recorded_query};
 use super::response::{AnswerBody, Reply};
 use super::state::Gateway;
+use super::tags;
 use super::write::write;
-use super::{body, steps, tags};
 use crate::callers::SharedKind;
 use crate::door::{BusyGuard, CertificateNames, PeerConnection, RequestBody};
 

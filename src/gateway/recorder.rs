@@ -9,14 +9,14 @@ use bytes::Bytes;
 use http::header::{self, GetAll, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
-use super::authorized_request::is_read;
-use super::forward::is_traceparent;
-use super::policy::{Caller, Policy};
+use super::admit::policy::{Caller, Policy};
+use super::admit::steps::{self, Credential, CredentialId, Rights};
+use super::outgoing::is_traceparent;
 use super::refusal::{Refusal, seconds};
 use super::refusal_tally::RefusedParty;
+use super::request::is_read;
 use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, ResponseContext, put_header};
 use super::state::Gateway;
-use super::steps::{self, Credential, CredentialId, Rights};
 use crate::audit::{self, HeldRequestId, Kind, Outcome, Record, RecordRoom};
 use crate::callers::{AnswerSource, Remaining, SharedKind};
 use crate::door::{BusyGuard, PeerConnection};
@@ -32,21 +32,21 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const UNKNOWN_PATH_BYTES_MAX: usize = 256;
 
 /// One request's account.
-pub(super) struct RequestRecorder {
+pub(crate) struct RequestRecorder {
     gateway: Arc<Gateway>,
     name: HeldRequestId,
     began: Instant,
     /// `None`: it has been left.
     record: Option<Box<Record>>,
     /// Room for the record; taken by a write's intent.
-    pub(super) room: Option<RecordRoom>,
+    pub(crate) room: Option<RecordRoom>,
     caller: Option<Arc<Caller>>,
     by: Option<CredentialId>,
     remaining: Option<Remaining>,
     /// Its place among the requests under way.
     under_way: Option<HeldShare>,
     /// Of a write, once it had an intent.
-    pub(super) outcome: Option<Outcome>,
+    pub(crate) outcome: Option<Outcome>,
     is_read: bool,
     is_head: bool,
     if_none_match: Option<HeaderValue>,
@@ -57,7 +57,7 @@ pub(super) struct RequestRecorder {
 }
 
 impl RequestRecorder {
-    pub(super) fn start<B>(gateway: &Arc<Gateway>, peer: &PeerConnection, request: &Request<B>) -> Self {
+    pub(crate) fn start<B>(gateway: &Arc<Gateway>, peer: &PeerConnection, request: &Request<B>) -> Self {
         let headers = request.headers();
         let time = gateway.clock.wall();
         let is_read = is_read(request.method());
@@ -87,17 +87,17 @@ impl RequestRecorder {
         }
     }
 
-    pub(super) fn id(&self) -> RequestId {
+    pub(crate) fn id(&self) -> RequestId {
         *self.name.id()
     }
 
     /// The record, as far as it is known.
-    pub(super) fn record(&mut self) -> &mut Record {
+    pub(crate) fn record(&mut self) -> &mut Record {
         self.record.get_or_insert_with(|| Box::new(Record::new(Kind::Request, self.gateway.clock.wall())))
     }
 
     /// Nobody is known who asks for this path, or it leads nowhere: the record holds no more of it than it must.
-    pub(super) fn cut_path(&mut self, path: &str) {
+    pub(crate) fn cut_path(&mut self, path: &str) {
         self.record().path = (!path.is_empty()).then(|| audit::at_most(path, UNKNOWN_PATH_BYTES_MAX));
     }
 
@@ -105,13 +105,13 @@ impl RequestRecorder {
     ///
     /// # Errors
     /// The share is used up.
-    pub(super) fn counts_for(&mut self, records: &Arc<ShareHolder>) -> Result<(), Refusal> {
+    pub(crate) fn counts_for(&mut self, records: &Arc<ShareHolder>) -> Result<(), Refusal> {
         let counted = self.room.as_mut().map_or(Ok(()), |room| room.count_for(records));
         counted.map_err(|short| Refusal::Short { of: SharedKind::Records, short })
     }
 
     /// The caller is known.
-    pub(super) fn identified(&mut self, credential: &Credential<'_>) {
+    pub(crate) fn identified(&mut self, credential: &Credential<'_>) {
         let (record, caller) = (self.record(), credential.caller());
         record.caller = Some(caller.config.name.clone());
         if let Credential::Key(key, _) = credential {
@@ -126,7 +126,7 @@ impl RequestRecorder {
     ///
     /// # Errors
     /// Why it does not.
-    pub(super) fn still_covered(&mut self, policy: &Policy) -> Result<(), Refusal> {
+    pub(crate) fn still_covered(&mut self, policy: &Policy) -> Result<(), Refusal> {
         let record = self.record();
         let (operation, organization) = (record.operation.clone(), record.organization);
         match (&self.by, &self.caller, operation) {
@@ -138,30 +138,30 @@ impl RequestRecorder {
     }
 
     /// The operation is known.
-    pub(super) fn classified(&mut self, operation: &Arc<str>, organization: Option<u64>) {
+    pub(crate) fn classified(&mut self, operation: &Arc<str>, organization: Option<u64>) {
         let record = self.record();
         record.operation = Some(operation.clone());
         record.organization = organization;
     }
 
     /// What is left of the caller's rate.
-    pub(super) fn remaining(&mut self, remaining: Remaining) {
+    pub(crate) fn remaining(&mut self, remaining: Remaining) {
         self.remaining = Some(remaining);
     }
 
     /// The caller was let in.
-    pub(super) fn admitted(&mut self, under_way: HeldShare) {
+    pub(crate) fn admitted(&mut self, under_way: HeldShare) {
         self.under_way = Some(under_way);
     }
 
     /// Hands its place to the task that does the work: a caller who hangs up frees nothing before the
     /// work is done.
-    pub(super) fn hand_over_slot(&mut self) -> Option<HeldShare> {
+    pub(crate) fn hand_over_slot(&mut self) -> Option<HeldShare> {
         self.under_way.take()
     }
 
     /// The request was read whole: its time counts from now. One without a body was so from the beginning.
-    pub(super) fn read_whole(&mut self, had_body: bool) -> Instant {
+    pub(crate) fn read_whole(&mut self, had_body: bool) -> Instant {
         if had_body {
             self.began = self.gateway.clock.now();
         }
@@ -169,14 +169,14 @@ impl RequestRecorder {
     }
 
     /// Hands the record over to a write's task, which leaves it whatever happens. The id is that task's as well.
-    pub(super) fn hand_over(&mut self) -> (Record, Option<RecordRoom>, HeldRequestId) {
+    pub(crate) fn hand_over(&mut self) -> (Record, Option<RecordRoom>, HeldRequestId) {
         self.handed_over = true;
         (self.record().clone(), self.room.take(), self.name.share())
     }
 
     /// The one answer, and the one record unless a write's task records it.
     /// The answer's headers take the place of the request's, in the same map.
-    pub(super) fn finish(
+    pub(crate) fn finish(
         mut self,
         mut reply: Result<Reply, Refusal>,
         mut headers: HeaderMap,
@@ -343,14 +343,14 @@ fn source(how: audit::Answer) -> AnswerSource {
 }
 
 /// What it took, into a record.
-pub(super) fn fill(record: &mut Record, facts: &ForwardFacts) {
+pub(crate) fn fill(record: &mut Record, facts: &ForwardFacts) {
     record.attempts = (facts.attempts > 0).then_some(facts.attempts);
     record.upstream_status = facts.upstream_status.map(|status| status.as_u16());
     record.outcome = facts.outcome;
     record.quota_wait_us = (facts.attempts > 0).then(|| micros(facts.quota_wait));
 }
 
-pub(super) fn micros(duration: Duration) -> u64 {
+pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

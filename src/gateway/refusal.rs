@@ -35,7 +35,7 @@ pub enum Refusal {
     NoOperation,
     /// The path has operations, none with this method.
     NoMethod { allowed: Vec<Method> },
-    /// A method that no operation could have: longer than [`super::steps::METHOD_BYTES_MAX`], CONNECT or TRACE.
+    /// A method that no operation could have: longer than [`super::admit::steps::METHOD_BYTES_MAX`], CONNECT or TRACE.
     NotImplemented,
     /// The caller lacks the grant.
     NotGranted { grant: String },

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::state::Gateway;
 use crate::audit::{AuditLog, CountedRefusals, Kind, Peer, Record, RecordRoom};
 
 /// Refusals of one peer or caller in a minute that leave a record of their own.
@@ -19,8 +18,6 @@ pub const RECORDED_MAX: u32 = 30;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Peers that are told apart; all others share one count. An attacker has more addresses than we have memory.
 const PEERS_MAX: usize = 1024;
-/// How often minutes are looked at that may be over.
-const ROUND: Duration = Duration::from_secs(1);
 /// The code of a caller who hung up before it could be refused.
 const HUNG_UP: &str = "hung-up";
 
@@ -153,14 +150,6 @@ impl RefusalTally {
         let is_over = |minute: &RefusalMinute| at_the_end || minute.is_over(now);
         table.peers.retain(|place, minute| !(is_over(minute) && close(minute, log, || peer_record(place, wall))));
         table.callers.retain(|name, minute| !(is_over(minute) && close(minute, log, || caller_record(name, wall))));
-    }
-}
-
-/// Leaves the records of minutes that are over, until shutdown begins.
-pub async fn run(gateway: Arc<Gateway>) {
-    loop {
-        gateway.clock.sleep_until(gateway.clock.now() + ROUND).await;
-        gateway.refusal_tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), false);
     }
 }
 

@@ -20,6 +20,7 @@ use crate::door::BusyGuard;
 use crate::hash;
 use crate::ids::RequestId;
 use crate::shares::HeldShare;
+use crate::upstream::UpstreamAnswer;
 use crate::upstream::retry_after;
 
 /// What of an upstream answer is kept with a stored body: what describes the body, nothing that describes one exchange.
@@ -60,34 +61,43 @@ const HIT: &str = "makegate; hit; ttl=";
 const OUTCOME: HeaderName = HeaderName::from_static("makegate-outcome");
 /// A body is handed over in pieces no larger than this, so that it can be told from the next one being asked for that the client
 /// takes it.
-pub(super) const PIECE_BYTES: usize = 32 * 1024;
+pub(crate) const PIECE_BYTES: usize = 32 * 1024;
 /// What a cached body may be answered with 304 carries on (RFC 9110 section 15.4.5).
 const KEPT_ON_304: [HeaderName; 3] = [header::DATE, header::ETAG, header::VARY];
 
 /// What it took to get an answer.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct ForwardFacts {
-    pub(super) attempts: u32,
-    pub(super) upstream_status: Option<StatusCode>,
-    pub(super) quota_wait: Duration,
+pub(crate) struct ForwardFacts {
+    pub(crate) attempts: u32,
+    pub(crate) upstream_status: Option<StatusCode>,
+    pub(crate) quota_wait: Duration,
     /// Of a write that had an intent.
-    pub(super) outcome: Option<Outcome>,
+    pub(crate) outcome: Option<Outcome>,
 }
 
 /// An upstream answer as it goes on.
 #[derive(Debug)]
-pub(super) struct PassedAnswer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
-    pub(super) etag: Option<HeaderValue>,
+pub(crate) struct PassedAnswer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) etag: Option<HeaderValue>,
     /// Does the body count against its only reader's share of answers already?
-    pub(super) is_counted: bool,
+    pub(crate) is_counted: bool,
+}
+
+/// An upstream answer as it goes on. One that several may wait for counts against the share of each that reads it, no longer
+/// against that of whoever began the fetch.
+pub(crate) fn passed_answer(answered: UpstreamAnswer, validated: bool, is_shared: bool) -> PassedAnswer {
+    let UpstreamAnswer { status, headers, body, .. } = answered;
+    let etag = (validated && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
+    let body = if is_shared { body.bytes().clone() } else { body.into_counted() };
+    PassedAnswer { status, headers: passed_headers(&headers), body, etag, is_counted: !is_shared }
 }
 
 /// Where the body comes from.
 #[derive(Clone, Debug)]
-pub(super) enum ReplyBody {
+pub(crate) enum ReplyBody {
     /// From memory.
     Entry(Arc<Entry>),
     /// From the upstream.
@@ -98,19 +108,19 @@ pub(super) enum ReplyBody {
 
 impl ReplyBody {
     /// Status, headers, bytes.
-    pub(super) fn parts(&self) -> (StatusCode, &HeaderMap, &Bytes) {
+    pub(crate) fn parts(&self) -> (StatusCode, &HeaderMap, &Bytes) {
         match self {
             Self::Entry(entry) => (entry.status, &entry.headers, &entry.body),
             Self::Passed(passed) | Self::Made { passed, .. } => (passed.status, &passed.headers, &passed.body),
         }
     }
 
-    pub(super) fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.parts().0
     }
 
     /// Does it count against its reader's share of answers?
-    pub(super) fn is_counted(&self) -> bool {
+    pub(crate) fn is_counted(&self) -> bool {
         match self {
             Self::Entry(_) => false,
             Self::Passed(passed) | Self::Made { passed, .. } => passed.is_counted,
@@ -125,7 +135,7 @@ impl ReplyBody {
     }
 
     /// The entry that it is or was made of.
-    pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
+    pub(crate) fn entry(&self) -> Option<&Arc<Entry>> {
         match self {
             Self::Entry(entry) => Some(entry),
             Self::Passed(_) => None,
@@ -134,28 +144,36 @@ impl ReplyBody {
     }
 }
 
+/// What a fetch brings to everybody who waits for it.
+#[derive(Clone)]
+pub struct FetchedAnswer {
+    pub(crate) body: ReplyBody,
+    pub(crate) by: RequestId,
+    pub(crate) facts: ForwardFacts,
+}
+
 /// A reply: everything that the answer and the record need.
 #[derive(Debug)]
-pub(super) struct Reply {
-    pub(super) body: ReplyBody,
-    pub(super) cache: Option<CacheStatus>,
-    pub(super) how: audit::Answer,
-    pub(super) filled_by: Option<RequestId>,
-    pub(super) facts: ForwardFacts,
+pub(crate) struct Reply {
+    pub(crate) body: ReplyBody,
+    pub(crate) cache: Option<CacheStatus>,
+    pub(crate) how: audit::Answer,
+    pub(crate) filled_by: Option<RequestId>,
+    pub(crate) facts: ForwardFacts,
     /// May it be answered with 304?
-    pub(super) validated: bool,
+    pub(crate) validated: bool,
 }
 
 /// A request, as far as its answer depends on it.
-pub(super) struct ResponseContext<'a> {
-    pub(super) if_none_match: Option<&'a HeaderValue>,
-    pub(super) is_read: bool,
-    pub(super) now: Instant,
+pub(crate) struct ResponseContext<'a> {
+    pub(crate) if_none_match: Option<&'a HeaderValue>,
+    pub(crate) is_read: bool,
+    pub(crate) now: Instant,
 }
 
 impl Reply {
     /// The response, without the headers that every answer has, in this empty map.
-    pub(super) fn response(
+    pub(crate) fn response(
         &self,
         asked: &ResponseContext<'_>,
         mut headers: HeaderMap,
@@ -196,7 +214,7 @@ fn none_match(etag: &HeaderValue, wanted: &HeaderValue) -> bool {
 }
 
 /// The headers that are stored with a body.
-pub(super) fn stored_headers(headers: &HeaderMap) -> HeaderMap {
+pub(crate) fn stored_headers(headers: &HeaderMap) -> HeaderMap {
     let mut out = HeaderMap::with_capacity(STORED.len() + 3);
     for name in &STORED {
         if let Some(value) = headers.get(name) {
@@ -207,7 +225,7 @@ pub(super) fn stored_headers(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// The headers of an upstream answer that go on.
-pub(super) fn passed_headers(headers: &HeaderMap) -> HeaderMap {
+pub(crate) fn passed_headers(headers: &HeaderMap) -> HeaderMap {
     let named: Vec<String> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -219,7 +237,7 @@ pub(super) fn passed_headers(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// The upstream's own strong entity tag, as the body is untouched; else one made of the body (RFC 9110 section 8.8.3).
-pub(super) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
+pub(crate) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
     let own = headers.get(header::ETAG).filter(|tag| {
         let text = tag.as_bytes();
         text.len() >= 2 && text.first() == Some(&b'"') && text.last() == Some(&b'"')
@@ -232,13 +250,13 @@ pub(super) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
 }
 
 /// Makes a refusal's response.
-pub(super) fn refused(refusal: &Refusal, id: &RequestId, mut headers: HeaderMap) -> (StatusCode, HeaderMap, Bytes) {
+pub(crate) fn refused(refusal: &Refusal, id: &RequestId, mut headers: HeaderMap) -> (StatusCode, HeaderMap, Bytes) {
     refusal.add_headers(&mut headers);
     (refusal.row().status, headers, Bytes::from(refusal.problem(id)))
 }
 
 /// What every write says of its effect, and what a write in doubt must not invite to.
-pub(super) fn say_outcome(headers: &mut HeaderMap, outcome: Outcome) {
+pub(crate) fn say_outcome(headers: &mut HeaderMap, outcome: Outcome) {
     headers.insert(OUTCOME, HeaderValue::from_static(outcome.as_str()));
     if outcome == Outcome::InDoubt {
         headers.remove(header::RETRY_AFTER);
@@ -247,13 +265,13 @@ pub(super) fn say_outcome(headers: &mut HeaderMap, outcome: Outcome) {
 
 /// `Retry-After` comes with every 429, in whole seconds, at least 1: the upstream's own word where it has one that a client
 /// can live with, a minute else.
-pub(super) fn say_retry_after(headers: &mut HeaderMap, now: Timestamp) {
+pub(crate) fn say_retry_after(headers: &mut HeaderMap, now: Timestamp) {
     let told = retry_after(headers, now).unwrap_or(RETRY_AFTER);
     headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(told.min(RETRY_AFTER_MAX))));
 }
 
 /// Writes a header's value.
-pub(super) fn put_header(
+pub(crate) fn put_header(
     headers: &mut HeaderMap,
     name: &HeaderName,
     write: impl FnOnce(HeaderValueWriter<'_>) -> HeaderValueWriter<'_>,
@@ -264,7 +282,7 @@ pub(super) fn put_header(
 }
 
 /// An answer to HEAD: over HTTP/2 nobody else leaves the body out.
-pub(super) fn leave_out_body((status, headers, body): &mut (StatusCode, HeaderMap, Bytes)) {
+pub(crate) fn leave_out_body((status, headers, body): &mut (StatusCode, HeaderMap, Bytes)) {
     if *status != StatusCode::NOT_MODIFIED && *status != StatusCode::NO_CONTENT {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
@@ -272,7 +290,7 @@ pub(super) fn leave_out_body((status, headers, body): &mut (StatusCode, HeaderMa
 }
 
 /// The response with what every answer carries.
-pub(super) fn response(
+pub(crate) fn response(
     (status, mut headers, body): (StatusCode, HeaderMap, Bytes),
     id: &RequestId,
     (busy, room): (BusyGuard, Option<HeldShare>),

@@ -8,13 +8,12 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
-use super::fetch::FetchedAnswer;
+use super::admit::policy::Policy;
 use super::metrics::GatewayMetrics;
-use super::policy::Policy;
-use super::reconcile::WatchedDoubts;
 use super::refusal::Refusal;
 use super::refusal_tally::RefusalTally;
-use super::write_order::WriteOrder;
+use super::response::FetchedAnswer;
+use super::write::order::WriteOrder;
 use crate::audit::{AuditLog, Doubt, HeldRequestId};
 use crate::cache::{Cache, Invalidation, SharedFetches};
 use crate::callers::Callers;
@@ -67,15 +66,13 @@ pub struct Gateway {
     pub metrics: GatewayMetrics,
     /// What refusals are only counted.
     pub refusal_tally: RefusalTally,
-    /// What the looks at writes in doubt have come to.
-    pub watched_doubts: WatchedDoubts,
     /// Time.
     pub clock: Clock,
     /// Tasks.
     pub tasks: Tasks,
-    pub(super) write_order: WriteOrder,
+    pub(crate) write_order: WriteOrder,
     /// Turns of fetches that nobody waits for.
-    pub(super) ahead: Arc<Semaphore>,
+    pub(crate) ahead: Arc<Semaphore>,
     draining: AtomicBool,
 }
 
@@ -97,7 +94,6 @@ impl Gateway {
             callers,
             metrics: GatewayMetrics::default(),
             refusal_tally: RefusalTally::default(),
-            watched_doubts: WatchedDoubts::default(),
             clock,
             tasks,
             write_order: WriteOrder::default(),
@@ -139,18 +135,17 @@ impl Gateway {
         }
     }
 
-    /// Takes up the doubts of an earlier run: what they touch may change until they are over, and they are looked after.
+    /// Takes up the doubts of an earlier run: what they touch may change until they are over.
     pub fn take_up(&self, doubts: &[Doubt]) {
         let policy = self.policy();
         let cache = &policy.config.cache;
         for doubt in doubts {
             self.fence_doubt(doubt, Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt });
-            self.watched_doubts.watch(self, cache, doubt.intent);
         }
     }
 
     /// What this write touches is fenced; everything, where its row is not known any more.
-    pub(super) fn fence_doubt(&self, doubt: &Doubt, after: Invalidation) {
+    pub(crate) fn fence_doubt(&self, doubt: &Doubt, after: Invalidation) {
         let policy = self.policy();
         let row = policy.catalogue().row(&doubt.operation);
         let tags = row.and_then(|row| super::tags::of_path(row, &doubt.path));
@@ -183,7 +178,7 @@ impl Gateway {
     /// The id of a request: the caller's own if it is plain and nobody has it, else a new one. A new one of a read is not taken,
     /// so that a hit looks nothing up: nobody is told it before the answer. A write's is told while it is under way, by the log and
     /// by its idempotency key.
-    pub(super) fn name(&self, own: Option<&[u8]>, is_read: bool, now: Timestamp) -> HeldRequestId {
+    pub(crate) fn name(&self, own: Option<&[u8]>, is_read: bool, now: Timestamp) -> HeldRequestId {
         let names = self.log.names();
         let own = own.and_then(RequestId::parse).and_then(|id| names.take(id));
         own.unwrap_or_else(|| if is_read { HeldRequestId::untold(now) } else { names.make(now) })

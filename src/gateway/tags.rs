@@ -5,24 +5,24 @@ use serde_json::Value;
 use crate::catalogue::{MatchedOperation, Operation, PathSegment, TagPart, TagTemplate};
 
 /// A path's parameters by name, owned.
-pub(super) type Parameters = Vec<(String, String)>;
+pub(crate) type Parameters = Vec<(String, String)>;
 
 /// The parameters of a matched path.
 #[must_use]
-pub(super) fn parameters(matched: &MatchedOperation<'_, '_>) -> Parameters {
+pub(crate) fn parameters(matched: &MatchedOperation<'_, '_>) -> Parameters {
     matched.parameters().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// The tags that an answer is stored under.
 #[must_use]
-pub(super) fn stored(row: &Operation, parameters: &Parameters) -> Vec<String> {
+pub(crate) fn stored(row: &Operation, parameters: &Parameters) -> Vec<String> {
     row.tags.iter().filter_map(|tag| render(tag, parameters, None)).collect()
 }
 
 /// The tags that a write invalidates; none: everything. An answer without the member that a tag looks for invalidates
 /// everything too, as it may have touched anything.
 #[must_use]
-pub(super) fn invalidated(row: &Operation, parameters: &Parameters, answer: Option<&[u8]>) -> Vec<String> {
+pub(crate) fn invalidated(row: &Operation, parameters: &Parameters, answer: Option<&[u8]>) -> Vec<String> {
     let answer: Option<Value> = if row.invalidates.iter().any(TagTemplate::needs_answer) {
         answer.and_then(|body| serde_json::from_slice(body).ok())
     } else {
@@ -36,13 +36,13 @@ pub(super) fn invalidated(row: &Operation, parameters: &Parameters, answer: Opti
 
 /// The same for a write that only its path is known of.
 #[must_use]
-pub(super) fn of_path(row: &Operation, path: &str) -> Option<Vec<String>> {
+pub(crate) fn of_path(row: &Operation, path: &str) -> Option<Vec<String>> {
     Some(invalidated(row, &parameters_in(row, path)?, None))
 }
 
 /// The parameters of a canonical path of this row; `None`: it is none.
 #[must_use]
-pub(super) fn parameters_in(row: &Operation, path: &str) -> Option<Parameters> {
+pub(crate) fn parameters_in(row: &Operation, path: &str) -> Option<Parameters> {
     let mut segments = path.strip_prefix('/')?.split('/');
     let mut parameters = Parameters::new();
     for segment in row.path.segments() {
@@ -58,7 +58,7 @@ pub(super) fn parameters_in(row: &Operation, path: &str) -> Option<Parameters> {
 
 /// A template with the path's parameters in it.
 #[must_use]
-pub(super) fn rendered(template: &TagTemplate, parameters: &Parameters) -> Option<String> {
+pub(crate) fn rendered(template: &TagTemplate, parameters: &Parameters) -> Option<String> {
     render(template, parameters, None)
 }
 

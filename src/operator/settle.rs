@@ -15,8 +15,8 @@ use super::render::{PageBody, text};
 use super::routes::DOUBT;
 use super::state::OperatorState;
 use crate::audit::Peer;
-use crate::gateway::settle::{self, NotSettled, Settlement};
 use crate::ids::RequestId;
+use crate::reconcile::settle::{self, NotSettled, Settlement};
 
 const EXPECTED: &str = "write {\"as\": \"done\" or \"not-done\", \"note\": \"how you know\"}";
 /// No note is longer.

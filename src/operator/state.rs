@@ -15,6 +15,7 @@ use crate::config::Origins;
 use crate::door::OpenDoor;
 use crate::gateway::Gateway;
 use crate::hash;
+use crate::reconcile::Reconciler;
 
 /// Followers of the log at once.
 const FOLLOWERS_MAX: usize = 16;
@@ -46,6 +47,7 @@ impl OperatorKey {
 /// What the operator door works on: the gateway, the operator key, the configuration in force.
 pub struct OperatorState {
     pub(super) gateway: Arc<Gateway>,
+    pub(super) reconciler: Arc<Reconciler>,
     pub(super) file: Option<PathBuf>,
     pub(super) started: Timestamp,
     pub(super) failures: WrongKeys,
@@ -57,9 +59,10 @@ pub struct OperatorState {
 }
 
 impl OperatorState {
-    /// The state of a door over `gateway` that opens to `key`. `origins`: of the configuration in force, read from `file` if there is one.
+    /// The state of a door that opens to `key`, over a gateway and the reconciler of its doubts. `origins`: of the configuration in force, read from `file` if there is one.
     #[must_use]
-    pub fn new(gateway: Arc<Gateway>, key: &SecretString, file: Option<PathBuf>, origins: Origins) -> Arc<Self> {
+    pub fn new(reconciler: Arc<Reconciler>, key: &SecretString, file: Option<PathBuf>, origins: Origins) -> Arc<Self> {
+        let gateway = reconciler.gateway().clone();
         let started = gateway.clock.wall();
         Arc::new(Self {
             failures: WrongKeys::new(gateway.clock.clone()),
@@ -68,6 +71,7 @@ impl OperatorState {
             key: ArcSwap::from_pointee(OperatorKey::new(key)),
             in_force: ArcSwap::from_pointee(ConfigInForce { origins: Arc::new(origins), loaded: started, error: None }),
             doors: Mutex::default(),
+            reconciler,
             gateway,
             file,
             started,

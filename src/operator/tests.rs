@@ -18,6 +18,7 @@ use crate::callers::AnswerSource;
 use crate::clock::Clock;
 use crate::gateway::Gateway;
 use crate::ids::{Fingerprint, RequestId};
+use crate::reconcile::Reconciler;
 use crate::{config, hash};
 
 const KEY: &str = "operator-key-of-this-test";
@@ -75,8 +76,12 @@ impl World {
         let read = config::parse(&text, Path::new("/etc/makegate.toml")).unwrap_or_else(|failure| panic!("{failure}"));
         let clock = Clock::movable();
         let gateway = Gateway::for_tests(read.config, &clock);
-        let state =
-            OperatorState::new(gateway, &SecretString::from(KEY), Some(read.origins.file.clone()), read.origins);
+        let state = OperatorState::new(
+            Reconciler::new(gateway),
+            &SecretString::from(KEY),
+            Some(read.origins.file.clone()),
+            read.origins,
+        );
         Self { state, clock, _dir: dir }
     }
 

@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::secret::secret_in;
 use crate::config::{self, Config, LoadedConfig, SecretSource};
 use crate::door::CheckedCertificate;
-use crate::gateway::policy::Policy;
+use crate::gateway::admit::policy::Policy;
 use crate::process_log::{FaultState, STATE};
 use crate::upstream::{Token, Upstream};
 use crate::watched_files::{FileHashes, FileReadHangs, FileThread, Snapshot};

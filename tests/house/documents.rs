@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use makegate::catalogue::{BodyKind, Catalogue, Operation, RetryClass};
-use makegate::gateway::reconcile::DoubtReason;
 use makegate::gateway::refusal::Refusal;
+use makegate::reconcile::DoubtReason;
 
 use super::{golden, read};
 

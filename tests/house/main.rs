@@ -6,6 +6,7 @@
 #[path = "../support/golden.rs"]
 mod golden;
 
+mod circles;
 mod documents;
 mod layout;
 mod names;

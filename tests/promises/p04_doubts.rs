@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use makegate::audit::Doubt;
 use makegate::clock::Clock;
-use makegate::gateway::reconcile::DoubtReason;
 use makegate::quota::BucketId;
+use makegate::reconcile::{DoubtProgress, DoubtReason};
 use makegate::sandbox::{Fault, FaultKind};
 use serde_json::{Value, json};
 
@@ -101,14 +101,15 @@ async fn until(world: &World, what: &str, holds: impl Fn() -> bool) {
 /// take 3 s of this clock.
 async fn stays(world: &World, id: &str, looks: u32, why: DoubtReason) {
     let doubtful = doubt(world, id).expect("it is in doubt");
-    let now = || world.service.gateway().watched_doubts.of(&world.service.gateway().policy(), &doubtful);
-    until(world, &format!("{why:?} after {looks} looks"), || now() == (looks, why)).await;
+    let now = || world.service.reconciler().progress(&world.service.gateway().policy(), &doubtful);
+    let expected = DoubtProgress { looks, why };
+    until(world, &format!("{why:?} after {looks} looks"), || now() == expected).await;
     for _ in 0..60 {
         world.clock.advance(Duration::from_millis(50));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(doubt(world, id).is_some(), "settled, but nothing proves it");
-    assert_eq!(now(), (looks, why));
+    assert_eq!(now(), expected);
 }
 
 /// Waits until it is settled; its settlement.

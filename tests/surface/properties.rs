@@ -6,7 +6,7 @@ use std::sync::{LazyLock, Mutex};
 use http::{Method, Uri};
 use makegate::catalogue::Catalogue;
 use makegate::clock::Clock;
-use makegate::gateway::target::Target;
+use makegate::gateway::admit::target::Target;
 use makegate::sandbox::{Sandbox, SandboxSettings, Seed};
 use percent_encoding::percent_decode_str;
 use proptest::prelude::*;

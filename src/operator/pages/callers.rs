@@ -14,7 +14,7 @@ use super::super::render::{Page, PageTable, cell};
 use super::super::state::OperatorState;
 use crate::callers::AnswerSource;
 use crate::config::{Grants, Rate, Scope};
-use crate::gateway::policy::Caller;
+use crate::gateway::admit::policy::Caller;
 use crate::ids::KeyId;
 
 /// The page.

@@ -10,6 +10,7 @@ use super::super::html;
 use super::super::render::{Page, PageTable, cell};
 use super::super::state::OperatorState;
 use crate::audit::Doubt;
+use crate::reconcile::DoubtProgress;
 
 /// The page.
 #[derive(Debug, Serialize)]
@@ -34,7 +35,7 @@ struct DoubtRow {
 pub(crate) fn doubts(state: &OperatorState) -> DoubtsPage {
     let policy = state.gateway.policy();
     let of = |doubt: Doubt| {
-        let (looks, why) = state.gateway.watched_doubts.of(&policy, &doubt);
+        let DoubtProgress { looks, why } = state.reconciler.progress(&policy, &doubt);
         DoubtRow {
             intent: doubt.intent,
             request: doubt.request.to_string(),

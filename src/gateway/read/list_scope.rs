@@ -2,22 +2,27 @@
 //! scopes), then narrowed, sorted and paged here, so that pages are right for what the caller may see (`docs/decisions/scoped-lists.md`).
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::json_members::JsonMembers;
-use super::target::{QueryPair, Target, decoded, push_pair};
 use crate::config::Scope;
+use crate::gateway::admit::target::{QueryPair, Target, decoded, push_pair};
+use crate::gateway::refusal::Refusal;
+use crate::gateway::response::{PassedAnswer, Reply, ReplyBody, strong_etag};
 
 /// Make's own bound and default for a page of this list; a longer list cannot be taken whole at once.
 const WHOLE_LIMIT: usize = 10_000;
 /// Make's parameter that chooses columns.
-pub(super) const COLUMNS: &str = "cols[]";
+pub(crate) const COLUMNS: &str = "cols[]";
 
 /// The page that a caller asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ListPage {
+pub(crate) struct ListPage {
     /// Columns asked for by name; empty: the upstream's default.
     columns: Vec<String>,
     sort_by: Option<String>,
@@ -29,7 +34,7 @@ pub(super) struct ListPage {
 impl ListPage {
     /// What the target's `cols[]` and `pg[…]` ask for. Odd numbers fall back to the defaults, as a page must be cut somehow.
     #[must_use]
-    pub(super) fn of(target: &Target<'_>) -> Self {
+    pub(crate) fn of(target: &Target<'_>) -> Self {
         let number = |name| target.value(name).and_then(|text| text.parse().ok());
         Self {
             columns: target.query.iter().filter(|pair| is_columns(&pair.name)).filter_map(named).collect(),
@@ -42,7 +47,7 @@ impl ListPage {
 
     /// The query of the whole list that holds what this page needs: the columns asked for, and those to narrow and sort by.
     #[must_use]
-    pub(super) fn whole_query(&self) -> String {
+    pub(crate) fn whole_query(&self) -> String {
         let mut columns: Vec<&str> = self.columns.iter().map(String::as_str).collect();
         if !columns.is_empty() && !columns.contains(&"*") {
             columns.push("id");
@@ -83,7 +88,7 @@ impl ListPage {
     ///
     /// # Errors
     /// Why the list cannot be narrowed: then nothing of it may be shown.
-    pub(super) fn cut(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
+    pub(crate) fn cut(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
         let whole: JsonMembers<'_> = serde_json::from_slice(list).map_err(|_| "it is not a JSON object")?;
         let rows = whole.get(array).ok_or("it has no array of organizations")?;
         let rows: Vec<JsonMembers<'_>> =
@@ -191,6 +196,24 @@ fn compare(a: Option<&RawValue>, b: Option<&RawValue>) -> Ordering {
 
 fn escaped(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+/// The caller's own page of a whole list.
+///
+/// # Errors
+/// The list cannot be narrowed.
+pub(crate) fn narrow(scope: &Scope, array: Option<&str>, page: &ListPage, mut reply: Reply) -> Result<Reply, Refusal> {
+    let (status, headers, whole): (_, &HeaderMap, &Bytes) = reply.body.parts();
+    if status != StatusCode::OK {
+        return Ok(reply);
+    }
+    let body = page.cut(whole, array.unwrap_or_default(), scope).map_err(|why| Refusal::NotNarrowable { why })?;
+    let body = Bytes::from(body);
+    let (headers, etag) = (headers.clone(), Some(strong_etag(&HeaderMap::new(), &body)));
+    let age = reply.body.entry().cloned();
+    reply.body =
+        ReplyBody::Made { passed: Arc::new(PassedAnswer { status, headers, body, etag, is_counted: false }), of: age };
+    Ok(reply)
 }
 
 #[cfg(test)]

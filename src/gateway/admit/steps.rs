@@ -7,18 +7,18 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use http::{Method, Uri};
 
 use super::policy::{Caller, CallerKey, Policy};
-use super::refusal::Refusal;
 use super::target::{CacheKeyPlan, Target};
 use crate::callers::{Remaining, SharedKind};
 use crate::catalogue::{MatchedOperation, NoMatch, Operation};
 use crate::config::{Limits, Scope};
 use crate::door::CertificateNames;
+use crate::gateway::refusal::Refusal;
 use crate::hash;
 use crate::ids::KeyHash;
 use crate::shares::{HeldShare, Shortage};
 
 /// No method that an operation can have is longer. Records hold no more of one.
-pub(super) const METHOD_BYTES_MAX: usize = 32;
+pub(crate) const METHOD_BYTES_MAX: usize = 32;
 /// No key is longer; hashing is cheap, hashing without bound is not.
 const KEY_BYTES_MAX: usize = 512;
 
@@ -183,7 +183,7 @@ pub fn plan<'u>(
 }
 
 /// What a record holds of the method.
-pub(super) fn cut_method(method: &Method) -> Method {
+pub(crate) fn cut_method(method: &Method) -> Method {
     let cut = method.as_str().as_bytes().get(..METHOD_BYTES_MAX);
     cut.and_then(|cut| Method::from_bytes(cut).ok()).unwrap_or_else(|| method.clone())
 }

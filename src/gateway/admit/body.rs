@@ -9,21 +9,21 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, He
 use http_body_util::BodyExt as _;
 use serde::de::IgnoredAny;
 
-use super::refusal::Refusal;
 use crate::callers::SharedKind;
 use crate::catalogue::{BodyKind, Operation};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::door::RequestBody;
+use crate::gateway::refusal::Refusal;
 use crate::shares::{CountedBytes, ShareHolder};
 
 /// How a body is read.
-pub(super) struct BodyReader<'r> {
-    pub(super) row: &'r Operation,
-    pub(super) headers: &'r HeaderMap,
-    pub(super) limits: &'r Limits,
+pub(crate) struct BodyReader<'r> {
+    pub(crate) row: &'r Operation,
+    pub(crate) headers: &'r HeaderMap,
+    pub(crate) limits: &'r Limits,
     /// Whose share of the bodies' memory it takes.
-    pub(super) holder: &'r Arc<ShareHolder>,
+    pub(crate) holder: &'r Arc<ShareHolder>,
 }
 
 impl BodyReader<'_> {
@@ -31,7 +31,7 @@ impl BodyReader<'_> {
     ///
     /// # Errors
     /// Too large, too slow, cut, unwanted, not what the operation takes, or there is no memory for it.
-    pub(super) async fn whole(self, body: impl RequestBody, clock: &Clock) -> Result<Bytes, Refusal> {
+    pub(crate) async fn whole(self, body: impl RequestBody, clock: &Clock) -> Result<Bytes, Refusal> {
         let Self { row, headers, .. } = self;
         if body.is_end_stream() {
             return check(row, headers, Bytes::new());

@@ -4,40 +4,39 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::IF_MATCH;
 use http::HeaderMap;
+use http::header::IF_MATCH;
 
-use super::fetch::narrow;
-use super::list_scope::ListPage;
-use super::policy::{Caller, Policy};
-use super::refusal::Refusal;
-use super::response::{ForwardFacts, Reply, ReplyBody};
-use super::state::Gateway;
-use super::target::{CacheKeyPlan, Target};
+use super::list_scope::{ListPage, narrow};
 use crate::audit;
 use crate::cache::{CacheStatus, Entry, ForwardReason, JoinGroup, Lookup, RefreshPolicy, RequestDirectives};
 use crate::catalogue::MatchedOperation;
+use crate::gateway::admit::policy::{Caller, Policy};
+use crate::gateway::admit::target::{CacheKeyPlan, Target};
+use crate::gateway::refusal::Refusal;
+use crate::gateway::response::{ForwardFacts, Reply, ReplyBody};
+use crate::gateway::state::Gateway;
 
 /// What a read needs from the upstream.
-pub(super) struct FetchPlan {
+pub(crate) struct FetchPlan {
     /// The cache key, where it may be stored.
-    pub(super) key: Arc<str>,
+    pub(crate) key: Arc<str>,
     /// What goes upstream.
-    pub(super) target: String,
+    pub(crate) target: String,
     /// May it be shared with others and stored?
-    pub(super) together: bool,
-    pub(super) group: JoinGroup,
+    pub(crate) together: bool,
+    pub(crate) group: JoinGroup,
     /// Only a fetch begun at this instant or later will do.
-    pub(super) since: Option<Instant>,
-    pub(super) why: ForwardReason,
+    pub(crate) since: Option<Instant>,
+    pub(crate) why: ForwardReason,
     /// What may answer if the upstream fails.
-    pub(super) fallback: Option<Arc<Entry>>,
+    pub(crate) fallback: Option<Arc<Entry>>,
     /// The caller's page of a list that is taken whole.
-    pub(super) page: Option<ListPage>,
+    pub(crate) page: Option<ListPage>,
 }
 
 /// What memory says.
-pub(super) enum LookupResult {
+pub(crate) enum LookupResult {
     Answer {
         reply: Reply,
         /// What is worth being fetched meanwhile, without anybody waiting for it.
@@ -47,20 +46,20 @@ pub(super) enum LookupResult {
 }
 
 /// A read as recall sees it.
-pub(super) struct ReadRequest<'a> {
-    pub(super) policy: &'a Policy,
-    pub(super) caller: &'a Caller,
-    pub(super) matched: &'a MatchedOperation<'a, 'a>,
-    pub(super) target: &'a Target<'a>,
-    pub(super) plan: &'a CacheKeyPlan<'a>,
-    pub(super) headers: &'a HeaderMap,
+pub(crate) struct ReadRequest<'a> {
+    pub(crate) policy: &'a Policy,
+    pub(crate) caller: &'a Caller,
+    pub(crate) matched: &'a MatchedOperation<'a, 'a>,
+    pub(crate) target: &'a Target<'a>,
+    pub(crate) plan: &'a CacheKeyPlan<'a>,
+    pub(crate) headers: &'a HeaderMap,
 }
 
 /// Looks the answer up. `now`: when the request was read whole.
 ///
 /// # Errors
 /// `only-if-cached` with nothing usable; a stored list that cannot be narrowed.
-pub(super) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) -> Result<LookupResult, Refusal> {
+pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) -> Result<LookupResult, Refusal> {
     let scope = &read.caller.config.organizations;
     let array = read.matched.operation.narrow.as_deref();
     let page = array.filter(|_| !scope.is_all()).map(|_| ListPage::of(read.target));
@@ -132,7 +131,7 @@ pub(super) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
 }
 
 /// What memory has under this key.
-pub(super) fn entry_for(
+pub(crate) fn entry_for(
     gateway: &Gateway,
     read: &ReadRequest<'_>,
     key: &str,
@@ -147,7 +146,7 @@ pub(super) fn entry_for(
 }
 
 /// A narrowed list is taken whole: one entry for the callers of all scopes.
-pub(super) fn key_and_target<'a>(read: &'a ReadRequest<'_>, page: Option<&ListPage>) -> (Cow<'a, str>, Cow<'a, str>) {
+pub(crate) fn key_and_target<'a>(read: &'a ReadRequest<'_>, page: Option<&ListPage>) -> (Cow<'a, str>, Cow<'a, str>) {
     match page {
         Some(page) => {
             let whole: Cow<'_, str> = Cow::Owned(format!("{}?{}", read.target.path, page.whole_query()));

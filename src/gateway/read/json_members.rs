@@ -9,16 +9,16 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// A JSON object's members in their order, values as they are spelled.
-pub(super) struct JsonMembers<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
+pub(crate) struct JsonMembers<'a>(pub(crate) Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl JsonMembers<'_> {
     /// The value of a member.
-    pub(super) fn get(&self, name: &str) -> Option<&RawValue> {
+    pub(crate) fn get(&self, name: &str) -> Option<&RawValue> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
     }
 
     /// The object with each value spelled as this says; `None` leaves the member out.
-    pub(super) fn spelled<'s>(&'s self, spell: impl Fn(&str, &'s RawValue) -> Option<Cow<'s, str>>) -> String {
+    pub(crate) fn spelled<'s>(&'s self, spell: impl Fn(&str, &'s RawValue) -> Option<Cow<'s, str>>) -> String {
         let mut out = String::from("{");
         for (name, value) in &self.0 {
             let Some(value) = spell(name, value) else { continue };
@@ -34,7 +34,7 @@ impl JsonMembers<'_> {
     }
 
     /// The object of the members to keep.
-    pub(super) fn only(&self, keep: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn only(&self, keep: impl Fn(&str) -> bool) -> String {
         self.spelled(|name, value| keep(name).then(|| value.get().into()))
     }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::state::Gateway;
 use crate::audit::{CannotRecord, Doubt, Kind, Outcome, Peer, Record};
 use crate::cache::Invalidation;
+use crate::gateway::Gateway;
 use crate::idempotency::KeyedWrite;
 use crate::process_log::EACH;
 

@@ -1,27 +1,29 @@
 //! Writes, steps 8 to 12: recognised, given quota, intended on disk, forwarded and settled. From the intent on a write runs
 //! in a task of its own: whoever hangs up, its outcome is recorded (promise 12).
 
+mod idempotency;
+pub(crate) mod order;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 
-use super::authorized_request::{AuthorizedRequest, recorded_fields};
-use super::fetch::passed_answer;
-use super::forward::{ForwardPermit, Forwarded, forward, forward_permit, write_answer};
-use super::idempotency::{self, EarlierWrite, WriteIdentity, find_earlier_write};
-use super::recorder::RequestRecorder;
-use super::refusal::Refusal;
-use super::response::{ForwardFacts, Reply, ReplyBody};
-use super::state::Gateway;
-use super::write_order::WriteTurn;
-use super::{evidence, tags};
+use self::idempotency::{EarlierWrite, WriteIdentity, find_earlier_write};
 use crate::audit::{self, CannotRecord, HeldRequestId, Kind, Outcome, Record, RecordRoom};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
 use crate::catalogue::RetryClass;
+use crate::gateway::forward::{ForwardPermit, Forwarded, forward, forward_permit, write_answer};
+use crate::gateway::recorder::RequestRecorder;
+use crate::gateway::refusal::Refusal;
+use crate::gateway::request::{AuthorizedRequest, recorded_fields};
+use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer};
+use crate::gateway::state::Gateway;
+use crate::gateway::tags;
 use crate::idempotency::KeyClaim;
 use crate::process_log::EACH;
 use crate::upstream::{AttemptError, Ending, ProxyError, WriteEffect};
+use order::WriteTurn;
 
 /// How long a caller waits for its write's outcome to be on disk. It is queued, and written when the disk is back.
 const OUTCOME_WAIT: Duration = Duration::from_secs(1);
@@ -33,7 +35,7 @@ type EndedWrite = (Result<Reply, Refusal>, Option<Outcome>);
 ///
 /// # Errors
 /// Why the gateway answers by itself.
-pub(super) async fn write(
+pub(crate) async fn write(
     gateway: &Arc<Gateway>,
     recorder: &mut RequestRecorder,
     request: AuthorizedRequest,
@@ -135,9 +137,6 @@ async fn carry_out(
         validated: false,
     });
     open.settle(outcome, &reply, &facts).await;
-    if outcome == Outcome::InDoubt {
-        gateway.watched_doubts.watch(&gateway, &request.policy.config.cache, intent);
-    }
     (reply, Some(outcome))
 }
 
@@ -153,7 +152,8 @@ async fn intend(
     intent.time = gateway.clock.wall();
     intent.fingerprint = Some(identity.write);
     intent.idempotency = identity.claim.as_ref().map(KeyClaim::key);
-    intent.marks = evidence::field_hashes(&gateway.log, &request.row, &request.outgoing.body);
+    intent.marks =
+        request.row.is_proved_by_fields().then(|| gateway.log.field_hashes(&request.outgoing.body)).flatten();
     gateway.log.commit(intent).await
 }
 
@@ -225,8 +225,8 @@ impl IntendedWrite {
             }
             Err(refusal) => refused(&mut record, &self.request, &refusal),
         }
-        super::recorder::fill(&mut record, facts);
-        record.duration_us = Some(super::recorder::micros(self.request.age(&self.gateway.clock)));
+        crate::gateway::recorder::fill(&mut record, facts);
+        record.duration_us = Some(crate::gateway::recorder::micros(self.request.age(&self.gateway.clock)));
         match tokio::time::timeout(OUTCOME_WAIT, self.gateway.log.commit(record)).await {
             Ok(Ok(_)) => {}
             Ok(Err(cannot)) => {

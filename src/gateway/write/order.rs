@@ -10,12 +10,12 @@ type Resources = Arc<Mutex<HashMap<Arc<str>, FairSemaphore>>>;
 
 /// The resources that are being written to.
 #[derive(Default)]
-pub(super) struct WriteOrder {
+pub(crate) struct WriteOrder {
     resources: Resources,
 }
 
 /// The right to write to a resource, until dropped.
-pub(super) struct WriteTurn {
+pub(crate) struct WriteTurn {
     resources: Resources,
     path: Arc<str>,
     turn: Option<FairPermit>,
@@ -23,7 +23,7 @@ pub(super) struct WriteTurn {
 
 impl WriteOrder {
     /// Waits for this caller's turn at this resource.
-    pub(super) async fn turn(&self, path: &Arc<str>, caller: &Arc<str>) -> WriteTurn {
+    pub(crate) async fn turn(&self, path: &Arc<str>, caller: &Arc<str>) -> WriteTurn {
         let mut held = WriteTurn { resources: self.resources.clone(), path: path.clone(), turn: None };
         let resource = {
             let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
@@ -34,7 +34,7 @@ impl WriteOrder {
     }
 
     /// How many wait for a turn.
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.resources.lock().unwrap_or_else(PoisonError::into_inner).values().map(FairSemaphore::waiting).sum()
     }
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::authorized_request::AuthorizedRequest;
-use super::refusal::Refusal;
-use super::response::{ForwardFacts, PassedAnswer, Reply, ReplyBody};
-use super::state::Gateway;
 use crate::audit::{self, Outcome};
+use crate::gateway::refusal::Refusal;
+use crate::gateway::request::AuthorizedRequest;
+use crate::gateway::response::{ForwardFacts, PassedAnswer, Reply, ReplyBody};
+use crate::gateway::state::Gateway;
 use crate::idempotency::{ClaimRefused, EarlierUse, FirstAnswer, KeyClaim, KeyStatus, KeyedWrite, WriteEnd};
 use crate::ids::{Fingerprint, RequestId};
 
@@ -19,7 +19,7 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const KEY_MAX: usize = 255;
 
 /// What a write is by what came before it.
-pub(super) enum EarlierWrite {
+pub(crate) enum EarlierWrite {
     /// A new one, which may go on.
     New(WriteIdentity),
     /// One that has ended: how, and its answer once more.
@@ -28,11 +28,11 @@ pub(super) enum EarlierWrite {
 
 /// By what a write is recognised.
 #[derive(Debug)]
-pub(super) struct WriteIdentity {
+pub(crate) struct WriteIdentity {
     /// What an equal write would have too.
-    pub(super) write: Fingerprint,
+    pub(crate) write: Fingerprint,
     /// The right to its idempotency key, where it came with one.
-    pub(super) claim: Option<KeyClaim>,
+    pub(crate) claim: Option<KeyClaim>,
 }
 
 impl WriteIdentity {
@@ -40,7 +40,7 @@ impl WriteIdentity {
     ///
     /// # Errors
     /// It is held.
-    pub(super) fn held(&self, gateway: &Gateway, request: &AuthorizedRequest) -> Result<(), Refusal> {
+    pub(crate) fn held(&self, gateway: &Gateway, request: &AuthorizedRequest) -> Result<(), Refusal> {
         let equal = || gateway.log.doubts().held(&request.caller.config.name, self.write);
         match self.claim.is_none().then(equal).flatten() {
             Some(first) => Err(Refusal::HeldInDoubt { first }),
@@ -53,7 +53,7 @@ impl WriteIdentity {
 ///
 /// # Errors
 /// Its key is none, taken by another request, under way or in doubt; or its equal is in doubt.
-pub(super) async fn find_earlier_write(
+pub(crate) async fn find_earlier_write(
     gateway: &Gateway,
     request: &AuthorizedRequest,
     headers: &HeaderMap,
@@ -130,7 +130,7 @@ fn replay(first: RequestId, ended: WriteEnd) -> Result<EarlierWrite, Refusal> {
 
 /// What is kept of a write that ended so; `None`: nothing, and its key is free again. An upstream that refuses for now (429),
 /// or refuses the gateway's token (401), says nothing about the write.
-pub(super) fn result_to_keep(
+pub(crate) fn result_to_keep(
     outcome: Outcome,
     reply: &Result<Reply, Refusal>,
     facts: &ForwardFacts,

@@ -161,7 +161,7 @@ fn well_formed(kind: ParameterKind, value: &str) -> bool {
 }
 
 /// Appends `name=value` to a query under construction.
-pub(super) fn push_pair(query: &mut String, name: &str, value: Option<&str>) {
+pub(crate) fn push_pair(query: &mut String, name: &str, value: Option<&str>) {
     if !query.is_empty() {
         query.push('&');
     }
@@ -177,7 +177,7 @@ fn joined<'u>(path: Cow<'u, str>, query: &str) -> Cow<'u, str> {
 }
 
 /// A query component's text, decoded as a form (`+` is a space). Bytes that are no UTF-8 become U+FFFD.
-pub(super) fn decoded(text: impl AsRef<str>) -> String {
+pub(crate) fn decoded(text: impl AsRef<str>) -> String {
     percent_decode_str(&text.as_ref().replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
@@ -191,7 +191,7 @@ fn render_path<'u>(path: &'u str, row: &Operation, matched: &MatchedOperation<'_
 }
 
 /// The path of `row` as it goes upstream, with these values of its parameters.
-pub(super) fn path_with<'v>(row: &Operation, mut value: impl FnMut(&str) -> &'v str) -> String {
+pub(crate) fn path_with<'v>(row: &Operation, mut value: impl FnMut(&str) -> &'v str) -> String {
     let mut out = String::with_capacity(row.path.as_str().len() + 16);
     for segment in row.path.segments() {
         out.push('/');

@@ -165,7 +165,7 @@ impl Policy {
     }
 
     /// Another is in force from now on.
-    pub(super) fn retire(&self) {
+    pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
     }
 

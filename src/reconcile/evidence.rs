@@ -1,15 +1,12 @@
-//! What a look at the upstream proves of a write in doubt, and what of its body is kept to know its effect again.
+//! What a look at the upstream proves of a write in doubt.
 
 use http::StatusCode;
-use serde_json::{Number, Value};
+use serde_json::Value;
 
-use super::tags::{self, Parameters};
-use crate::audit::{AuditLog, FieldHashes};
-use crate::catalogue::{EffectCheck, Operation, Proves};
+use crate::audit::{AuditLog, FieldHashes, canonical_number};
+use crate::catalogue::{EffectCheck, Proves};
+use crate::gateway::tags::{self, Parameters};
 use crate::ids::Fingerprint;
-
-/// Beyond this a fraction cannot be told from a whole number.
-const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// What an answer says about the write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,37 +27,6 @@ pub(super) struct EvidenceQuestion<'a> {
     pub(super) marks: Option<&'a FieldHashes>,
     /// Did the look begin after the write could still take effect?
     pub(super) too_late: bool,
-}
-
-/// By what a later look knows this write's effect again. `None`: no look will, as nothing is asked for by fields, or there are
-/// too many of them, or some whose equality is no plain matter.
-pub(super) fn field_hashes(log: &AuditLog, row: &Operation, body: &[u8]) -> Option<FieldHashes> {
-    row.look.as_ref().filter(|look| look.proves == Proves::Fields)?;
-    let Ok(Value::Object(members)) = serde_json::from_slice(body) else { return None };
-    let plain = members.values().all(|value| !value.is_array() && !value.is_object());
-    // Lazily: of a body with too many members only the first few are hashed.
-    let marked = members.iter().filter_map(|(name, value)| Some((name.as_str().into(), mark(log, name, value)?)));
-    plain.then(|| FieldHashes::new(marked)).flatten()
-}
-
-fn mark(log: &AuditLog, name: &str, value: &Value) -> Option<Fingerprint> {
-    Some(log.fingerprint(&[b"mark", name.as_bytes(), canonical(value)?.as_bytes()]))
-}
-
-/// The one text of a plain value: `1`, `1.0` and `1e0` are the same number.
-fn canonical(value: &Value) -> Option<String> {
-    match value {
-        Value::Null | Value::Bool(_) | Value::String(_) => Some(value.to_string()),
-        Value::Number(number) => Some(canonical_number(number)),
-        Value::Array(_) | Value::Object(_) => None,
-    }
-}
-
-fn canonical_number(number: &Number) -> String {
-    match number.as_f64() {
-        Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < WHOLE_MAX => format!("{float:.0}"),
-        Some(_) | None => number.to_string(),
-    }
 }
 
 impl EvidenceQuestion<'_> {
@@ -96,7 +62,7 @@ impl EvidenceQuestion<'_> {
 
     fn has_marks(&self, log: &AuditLog, object: &Value) -> bool {
         let equal = |(name, marked): (&str, Fingerprint)| {
-            object.get(name).and_then(|value| mark(log, name, value)).is_some_and(|found| found == marked)
+            object.get(name).and_then(|value| log.field_hash(name, value)).is_some_and(|found| found == marked)
         };
         self.marks.is_some_and(|marks| marks.iter().all(equal))
     }
@@ -144,7 +110,7 @@ mod tests {
         let (log, _dir) = log();
         let catalogue = Catalogue::built_in();
         let row = catalogue.row(operation).unwrap();
-        let marks = field_hashes(&log, row, written.to_string().as_bytes());
+        let marks = log.field_hashes(written.to_string().as_bytes());
         let parameters = tags::parameters_in(row, path).unwrap();
         let look = row.look.as_ref().unwrap();
         let question = EvidenceQuestion { look, parameters: &parameters, marks: marks.as_ref(), too_late: true };
@@ -193,7 +159,8 @@ mod tests {
         let catalogue = Catalogue::built_in();
         let of = |operation: &str, count: usize| {
             let body: serde_json::Map<_, _> = (0..count).map(|n| (n.to_string(), json!(n))).collect();
-            field_hashes(&log, catalogue.row(operation).unwrap(), Value::Object(body).to_string().as_bytes()).is_some()
+            let body = Value::Object(body).to_string();
+            catalogue.row(operation).unwrap().is_proved_by_fields() && log.field_hashes(body.as_bytes()).is_some()
         };
         assert!(of("variables.create", 16) && !of("variables.create", 17) && !of("variables.create", 0));
         assert!(!of("payments.create", 1), "nothing is kept of what no look can prove");

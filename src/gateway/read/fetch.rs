@@ -5,44 +5,37 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
-use super::authorized_request::AuthorizedRequest;
-use super::forward::{
-    ForwardPermit, Forwarded, forward, forward_permit, forward_permit_with_connection, read_answer,
-    spare_forward_permit,
-};
-use super::list_scope::ListPage;
+use super::list_scope::narrow;
 use super::lookup::FetchPlan;
-use super::recorder::RequestRecorder;
-use super::refusal::Refusal;
-use super::response::{ForwardFacts, PassedAnswer, Reply, ReplyBody, passed_headers, stored_headers, strong_etag};
-use super::state::Gateway;
-use super::{steps, tags};
 use crate::audit;
 use crate::cache::{CacheStatus, FetchHandle, FetchLost, FetchWaiter, JoinRequest, NewEntry, storable};
 use crate::callers::SharedKind;
-use crate::ids::RequestId;
+use crate::gateway::admit::steps;
+use crate::gateway::forward::{
+    ForwardPermit, Forwarded, forward, forward_permit, forward_permit_with_connection, read_answer,
+    spare_forward_permit,
+};
+use crate::gateway::recorder::RequestRecorder;
+use crate::gateway::refusal::Refusal;
+use crate::gateway::request::AuthorizedRequest;
+use crate::gateway::response::{
+    FetchedAnswer, ForwardFacts, Reply, ReplyBody, passed_answer, stored_headers, strong_etag,
+};
+use crate::gateway::state::Gateway;
+use crate::gateway::tags;
 use crate::shares::HeldShare;
-use crate::upstream::{Ending, UpstreamAnswer};
+use crate::upstream::Ending;
 
 /// A fetch that is queued in another caller's name is waited for so long before an own turn is waited for as well.
 const QUEUED_FOR_ANOTHER: Duration = Duration::from_millis(50);
-
-/// What a fetch brings to everybody who waits for it.
-#[derive(Clone)]
-pub struct FetchedAnswer {
-    body: ReplyBody,
-    by: RequestId,
-    facts: ForwardFacts,
-}
 
 /// Steps 8 to 12 of a read that needs the upstream.
 ///
 /// # Errors
 /// Why there is no answer, and no stored one that may stand in.
-pub(super) async fn fetch(
+pub(crate) async fn fetch(
     gateway: &Arc<Gateway>,
     recorder: &mut RequestRecorder,
     request: AuthorizedRequest,
@@ -171,7 +164,7 @@ async fn wait_for_fetch(
 
 /// Fetches anew what is still asked for, before it is stale. Nobody waits for this, and it takes nothing from anybody: it goes
 /// only with quota that nobody wants, while most connections are free, and few do so at once.
-pub(super) fn fetch_ahead(gateway: &Arc<Gateway>, request: AuthorizedRequest, plan: &FetchPlan) {
+pub(crate) fn fetch_ahead(gateway: &Arc<Gateway>, request: AuthorizedRequest, plan: &FetchPlan) {
     let Ok(turn) = gateway.ahead.clone().try_acquire_owned() else { return };
     let fence_set = gateway.cache.fence_set(&tags::stored(&request.row, &request.parameters));
     let caller = request.caller().clone();
@@ -246,15 +239,6 @@ async fn forward_and_store(
     Ok(FetchedAnswer { body: stored.map_or_else(|| pass(answered), ReplyBody::Entry), by: request.id, facts })
 }
 
-/// An upstream answer as it goes on. One that several may wait for counts against the share of each that reads it, no longer
-/// against that of whoever began the fetch.
-pub(super) fn passed_answer(answered: UpstreamAnswer, validated: bool, is_shared: bool) -> PassedAnswer {
-    let UpstreamAnswer { status, headers, body, .. } = answered;
-    let etag = (validated && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
-    let body = if is_shared { body.bytes().clone() } else { body.into_counted() };
-    PassedAnswer { status, headers: passed_headers(&headers), body, etag, is_counted: !is_shared }
-}
-
 /// Does the upstream fail with this answer (`docs/decisions/stale-answers.md`)?
 fn fails(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
@@ -290,27 +274,4 @@ fn reply_of(request: &AuthorizedRequest, plan: &FetchPlan, fetched: FetchedAnswe
         facts: if collapsed { ForwardFacts { attempts: 0, quota_wait: Duration::ZERO, ..facts } } else { facts },
         validated: request.row.cache.is_some(),
     }
-}
-
-/// The caller's own page of a whole list.
-///
-/// # Errors
-/// The list cannot be narrowed.
-pub(super) fn narrow(
-    scope: &crate::config::Scope,
-    array: Option<&str>,
-    page: &ListPage,
-    mut reply: Reply,
-) -> Result<Reply, Refusal> {
-    let (status, headers, whole): (_, &HeaderMap, &Bytes) = reply.body.parts();
-    if status != StatusCode::OK {
-        return Ok(reply);
-    }
-    let body = page.cut(whole, array.unwrap_or_default(), scope).map_err(|why| Refusal::NotNarrowable { why })?;
-    let body = Bytes::from(body);
-    let (headers, etag) = (headers.clone(), Some(strong_etag(&HeaderMap::new(), &body)));
-    let age = reply.body.entry().cloned();
-    reply.body =
-        ReplyBody::Made { passed: Arc::new(PassedAnswer { status, headers, body, etag, is_counted: false }), of: age };
-    Ok(reply)
 }

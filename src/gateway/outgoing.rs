@@ -1,0 +1,50 @@
+//! What of a request goes upstream.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use crate::catalogue::Operation;
+use crate::shares::ShareHolder;
+use crate::upstream::Outgoing;
+
+/// What of a caller's headers goes on, beside the body's type: nothing that could change the answer of a stored operation.
+const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
+
+/// What goes upstream.
+pub(crate) fn outgoing(
+    row: &Operation,
+    target: String,
+    headers: &HeaderMap,
+    body: Bytes,
+    answers: &Arc<ShareHolder>,
+) -> Outgoing {
+    let headers = outgoing_headers(headers, !body.is_empty());
+    Outgoing { method: row.method.clone(), target, headers, body, answers: answers.clone() }
+}
+
+/// The headers that go upstream with a call.
+pub(crate) fn outgoing_headers(headers: &HeaderMap, has_body: bool) -> HeaderMap {
+    let mut out = HeaderMap::with_capacity(4);
+    out.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    if has_body {
+        let kind = headers.get(header::CONTENT_TYPE).cloned();
+        out.insert(header::CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/json")));
+    }
+    if headers.get(&TRACE_HEADERS[0]).is_some_and(|value| is_traceparent(value.as_bytes())) {
+        for name in TRACE_HEADERS {
+            if let Some(value) = headers.get(&name).filter(|value| value.len() <= 512) {
+                out.insert(name, value.clone());
+            }
+        }
+    }
+    out
+}
+
+/// W3C trace context, version 00: `00-<32 hex>-<16 hex>-<2 hex>`, lower case.
+pub(crate) fn is_traceparent(text: &[u8]) -> bool {
+    let hex = |b: &u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
+    text.len() == 55
+        && text.iter().enumerate().all(|(place, b)| if matches!(place, 2 | 35 | 52) { *b == b'-' } else { hex(b) })
+}

@@ -1,0 +1,6 @@
+//! Steps 8 to 12 of a read: from memory, or fetched and stored.
+
+pub(crate) mod fetch;
+mod json_members;
+pub(crate) mod list_scope;
+pub(crate) mod lookup;

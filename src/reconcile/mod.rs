@@ -1,0 +1,126 @@
+//! Settling writes in doubt by looking: where the catalogue names a read that can tell, that read is made with spare quota once
+//! Make answers again, and what its answer proves is settled. Nothing is ever sent a second time here; what is not proved stays.
+//!
+//! This is a task of its own, and no request calls it. The log says which writes are in doubt.
+
+mod evidence;
+mod look;
+pub mod settle;
+mod watched;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::audit::Doubt;
+use crate::gateway::Gateway;
+use crate::gateway::admit::policy::Policy;
+use look::LookPlan;
+use watched::WatchedDoubt;
+
+pub use watched::DoubtReason;
+
+/// How often the doubts are gone through.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// Watches the doubts of a gateway and looks what became of them.
+pub struct Reconciler {
+    gateway: Arc<Gateway>,
+    /// By the numbers of their intents.
+    watched: Mutex<HashMap<u64, WatchedDoubt>>,
+}
+
+/// How far a doubt is from being settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DoubtProgress {
+    /// Looks so far.
+    pub looks: u32,
+    /// Why it is still in doubt.
+    pub why: DoubtReason,
+}
+
+impl Reconciler {
+    /// A reconciler that watches nothing yet.
+    #[must_use]
+    pub fn new(gateway: Arc<Gateway>) -> Arc<Self> {
+        Arc::new(Self { gateway, watched: Mutex::default() })
+    }
+
+    /// The gateway whose doubts they are.
+    #[must_use]
+    pub const fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    /// Watches and looks for as long as the service runs.
+    pub async fn run(self: Arc<Self>) {
+        tokio::join!(self.watch(), self.look());
+    }
+
+    /// How far this doubt is.
+    #[must_use]
+    pub fn progress(&self, policy: &Policy, doubt: &Doubt) -> DoubtProgress {
+        let watched = self.watched().get(&doubt.intent).copied();
+        let why = LookPlan::of(policy, doubt).err().or(watched.map(|watched| watched.why));
+        DoubtProgress { looks: watched.map_or(0, |watched| watched.looks), why: why.unwrap_or(DoubtReason::Early) }
+    }
+
+    fn watched(&self) -> MutexGuard<'_, HashMap<u64, WatchedDoubt>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Each doubt is watched from the moment it arises, also during a look: what is heard of the upstream after that counts.
+    async fn watch(&self) {
+        loop {
+            self.watch_all(&self.gateway.log.doubts().list());
+            self.gateway.log.doubts().added().await;
+        }
+    }
+
+    fn watch_all(&self, doubts: &[Doubt]) {
+        let policy = self.gateway.policy();
+        let open: HashSet<u64> = doubts.iter().map(|doubt| doubt.intent).collect();
+        let mut watched = self.watched();
+        watched.retain(|intent, _| open.contains(intent));
+        for intent in open {
+            watched.entry(intent).or_insert_with(|| WatchedDoubt::begin(&self.gateway, &policy.config.cache));
+        }
+    }
+
+    /// One look at a time.
+    async fn look(&self) {
+        let clock = &self.gateway.clock;
+        loop {
+            clock.sleep_until(clock.now() + ROUND).await;
+            let doubts = self.gateway.log.doubts().list();
+            self.watch_all(&doubts);
+            for doubt in doubts {
+                let looked = self.look_if_due(&self.gateway.policy(), &doubt).await;
+                if let (Err(why), Some(watched)) = (looked, self.watched().get_mut(&doubt.intent)) {
+                    watched.why = why;
+                }
+            }
+        }
+    }
+
+    /// Looks at one doubt if that can be done now.
+    ///
+    /// # Errors
+    /// Why not.
+    async fn look_if_due(&self, policy: &Policy, doubt: &Doubt) -> Result<(), DoubtReason> {
+        let plan = LookPlan::of(policy, doubt)?;
+        let Some(watched) = self.watched().get(&doubt.intent).copied() else { return Ok(()) };
+        let cache = &policy.config.cache;
+        let too_late = watched.may_look(&self.gateway, cache)?;
+        let permit = plan.permit(&self.gateway).await?;
+        if self.gateway.draining() || !self.gateway.log.doubts().contains(doubt.intent) {
+            permit.give_back();
+            return Ok(());
+        }
+        let why = plan.look(&self.gateway, permit, too_late).await;
+        if let Some(watched) = self.watched().get_mut(&doubt.intent) {
+            watched.looked(self.gateway.clock.now(), cache, why);
+        }
+        Ok(())
+    }
+}

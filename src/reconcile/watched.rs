@@ -1,0 +1,170 @@
+//! What is known of a doubt that is watched: what had been heard of the upstream, and when the next look may be.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::config::CacheConfig;
+use crate::gateway::Gateway;
+
+/// The pause after the first look.
+const SECOND_LOOK: Duration = Duration::from_secs(30);
+/// Pauses after the look at the end of the doubt window; the last one stays.
+const PAUSES: [Duration; 3] = [Duration::from_mins(5), Duration::from_mins(15), Duration::from_hours(1)];
+/// After this no look will tell any more.
+const LOOKED_MAX: Duration = Duration::from_hours(24);
+
+/// Why a doubt is still open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DoubtReason {
+    /// Its row says of no read that it tells, or its body cannot be known again.
+    Unprovable,
+    /// `upstream.look = false`.
+    Off,
+    /// Make may lag behind: it is too early.
+    Early,
+    /// The upstream has not answered anybody since.
+    Unanswered,
+    /// There is no quota to spare.
+    NoQuota,
+    /// What is found out could not be recorded.
+    NoLog,
+    /// What was seen last proves nothing.
+    Unproved,
+    /// The last look was not answered well.
+    Failed,
+    /// All looks were in vain.
+    GivenUp,
+}
+
+impl DoubtReason {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Unprovable,
+        Self::Off,
+        Self::Early,
+        Self::Unanswered,
+        Self::NoQuota,
+        Self::NoLog,
+        Self::Unproved,
+        Self::Failed,
+        Self::GivenUp,
+    ];
+
+    /// In words.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unprovable => "a look cannot prove it",
+            Self::Off => "looking is off (upstream.look)",
+            Self::Early => "waits for the first look: Make may lag behind",
+            Self::Unanswered => "waits until Make answers again",
+            Self::NoQuota => "waits for spare quota",
+            Self::NoLog => "waits until the log can be written",
+            Self::Unproved => "the last look proved nothing",
+            Self::Failed => "the last look had no good answer",
+            Self::GivenUp => "a day of looks proved nothing",
+        }
+    }
+}
+
+/// What had been heard of the upstream at some moment.
+#[derive(Clone, Copy, Debug)]
+struct UpstreamHistory {
+    /// Good answers.
+    answers: u64,
+    /// Attempts on behalf of callers.
+    asked: u64,
+}
+
+impl UpstreamHistory {
+    fn now(gateway: &Gateway) -> Self {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let attempts: u64 = gateway.metrics.attempts.iter().map(read).sum();
+        Self { answers: read(&gateway.metrics.answers), asked: attempts.saturating_sub(read(&gateway.metrics.looks)) }
+    }
+}
+
+/// A doubt that is watched.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WatchedDoubt {
+    since: Instant,
+    before: UpstreamHistory,
+    pub(super) looks: u32,
+    /// When the next look may be.
+    due: Instant,
+    pub(super) why: DoubtReason,
+}
+
+impl WatchedDoubt {
+    /// From when on the write cannot take effect unseen any more.
+    fn over(&self, cache: &CacheConfig) -> Instant {
+        self.since + cache.doubt + cache.settle
+    }
+
+    /// A doubt that is new.
+    pub(super) fn begin(gateway: &Gateway, cache: &CacheConfig) -> Self {
+        let since = gateway.clock.now();
+        let before = UpstreamHistory::now(gateway);
+        Self { since, before, looks: 0, due: since + cache.settle, why: DoubtReason::Early }
+    }
+
+    /// Is it time for a look that may prove something? `true`: it is so late that the write can no longer take effect.
+    ///
+    /// # Errors
+    /// Why there is no look now.
+    pub(super) fn may_look(&self, gateway: &Gateway, cache: &CacheConfig) -> Result<bool, DoubtReason> {
+        let now = gateway.clock.now();
+        if now >= self.since + LOOKED_MAX {
+            return Err(DoubtReason::GivenUp);
+        }
+        if now < self.due {
+            return Err(self.why);
+        }
+        if !gateway.log.writable() {
+            return Err(DoubtReason::NoLog);
+        }
+        let too_late = now >= self.over(cache);
+        // Has the upstream answered anybody since? Where nobody has asked until the doubt window is over, the look itself asks.
+        let history = UpstreamHistory::now(gateway);
+        let answers_again = history.answers > self.before.answers || (too_late && history.asked == self.before.asked);
+        if answers_again { Ok(too_late) } else { Err(DoubtReason::Unanswered) }
+    }
+
+    /// A look has been made.
+    pub(super) fn looked(&mut self, now: Instant, cache: &CacheConfig, why: DoubtReason) {
+        self.looks += 1;
+        self.why = why;
+        self.due = match self.looks {
+            1 => now + SECOND_LOOK,
+            2 => self.over(cache).max(now + SECOND_LOOK),
+            later => {
+                let place = usize::try_from(later - 3).unwrap_or(usize::MAX).min(PAUSES.len() - 1);
+                now + PAUSES.get(place).copied().unwrap_or(LOOKED_MAX)
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config;
+
+    #[test]
+    fn looks_come_early_then_at_the_end_of_the_doubt_window_then_ever_more_rarely() {
+        let read =
+            config::parse("operator.key_env = \"K\"\nupstream.token_env = \"T\"\n", Path::new("m.toml")).unwrap();
+        let (cache, since) = (read.config.cache, Clock::system().now());
+        let before = UpstreamHistory { answers: 0, asked: 0 };
+        let mut watched = WatchedDoubt { since, before, looks: 0, due: since + cache.settle, why: DoubtReason::Early };
+        let mut seconds = Vec::new();
+        for _ in 0..8 {
+            seconds.push((watched.due - since).as_secs());
+            watched.looked(watched.due, &cache, DoubtReason::Unproved);
+        }
+        assert_eq!(seconds, [10, 40, 130, 430, 1_330, 4_930, 8_530, 12_130]);
+    }
+}

@@ -137,44 +137,9 @@ fn authorities(
     verifier.build().map_err(|error| named(path, &error))
 }
 
-/// Whom a verified certificate names: its subject's common name (RFC 5280, section 4.1.2.6), its DNS names and its URIs
-/// (section 4.2.1.6).
+/// The callers that a verified certificate may name: its DNS names and URIs (RFC 5280, section 4.2.1.6). Not its common name, which an
+/// authority's name constraints don't bind.
 pub(super) fn names(chain: Option<&[CertificateDer<'_>]>) -> CertificateNames {
     let certificate = webpki::EndEntityCert::try_from(chain?.first()?).ok()?;
-    let alternatives = certificate.valid_dns_names().chain(certificate.valid_uri_names());
-    Some(common_names(certificate.subject()).into_iter().chain(alternatives).map(Box::from).collect())
-}
-
-/// The values of type commonName of a distinguished name: a sequence of sets of pairs of type and value.
-fn common_names(mut subject: &[u8]) -> Vec<&str> {
-    const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
-    const TEXTS: [u8; 3] = [0x0c, 0x13, 0x16]; // UTF8String, PrintableString, IA5String
-    let mut names = Vec::new();
-    while let Some((_, mut set, rest)) = der(subject) {
-        subject = rest;
-        while let Some((_, pair, rest)) = der(set) {
-            set = rest;
-            if let Some((_, kind, value)) = der(pair)
-                && kind == COMMON_NAME
-                && let Some((tag, text, _)) = der(value)
-                && TEXTS.contains(&tag)
-            {
-                names.extend(std::str::from_utf8(text));
-            }
-        }
-    }
-    names
-}
-
-/// The first DER value of these bytes: its tag, its content, and what follows it. No name needs a length of more than two bytes.
-fn der(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&[tag, length], rest) = bytes.split_first_chunk::<2>()?;
-    let (length, rest) = match length {
-        0..=0x7f => (usize::from(length), rest),
-        0x81 => rest.split_first().map(|(length, rest)| (usize::from(*length), rest))?,
-        0x82 => rest.split_first_chunk::<2>().map(|(length, rest)| (usize::from(u16::from_be_bytes(*length)), rest))?,
-        _ => return None,
-    };
-    let (content, rest) = rest.split_at_checked(length)?;
-    Some((tag, content, rest))
+    Some(certificate.valid_dns_names().chain(certificate.valid_uri_names()).map(Box::from).collect())
 }

@@ -114,7 +114,7 @@ fn decide(
     }
     for (step, answer) in [("quota", quota(running, &asked)), ("forward", forward(running, &asked))] {
         match answer {
-            Err(refusal) if memory == MemoryAnswer::Stale && refusal.stale_may_answer() => {
+            Err(refusal) if memory == MemoryAnswer::Stale && refusal.row().stale_may_answer => {
                 told.say(step, "stale", format!("{} The stale answer would be sent instead.", refusal.detail()));
                 return Ok(());
             }

@@ -15,7 +15,7 @@ use super::outgoing::is_traceparent;
 use super::refusal::{Refusal, seconds};
 use super::refusal_tally::RefusedParty;
 use super::request::is_read;
-use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, ResponseContext, put_header};
+use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, ResponseContext, ResponseParts, put_header};
 use super::state::Gateway;
 use crate::audit::{self, HeldRequestId, Kind, Outcome, Record, RecordRoom};
 use crate::callers::{AnswerSource, Remaining, SharedKind};
@@ -185,7 +185,7 @@ impl RequestRecorder {
         headers.clear();
         let now = self.gateway.clock.now();
         let mut parts = self.parts(&reply, headers, now);
-        let room = match self.room_for(&reply, &parts.2) {
+        let room = match self.room_for(&reply, &parts.body) {
             Ok(room) => room,
             Err(refusal) => {
                 reply = Err(refusal);
@@ -194,24 +194,19 @@ impl RequestRecorder {
             }
         };
         let how = reply.as_ref().map_or(audit::Answer::Refused, |reply| reply.how);
-        self.note(parts.0, &parts.2, &reply, how, now);
-        response::response(parts, self.name.id(), (busy, room))
+        self.note(&parts, &reply, how, now);
+        parts.response(self.name.id(), busy, room)
     }
 
-    fn parts(
-        &self,
-        reply: &Result<Reply, Refusal>,
-        headers: HeaderMap,
-        now: Instant,
-    ) -> (StatusCode, HeaderMap, Bytes) {
+    fn parts(&self, reply: &Result<Reply, Refusal>, headers: HeaderMap, now: Instant) -> ResponseParts {
         let asked = ResponseContext { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
         let mut parts = match reply {
             Ok(reply) => reply.response(&asked, headers),
-            Err(refusal) => response::refused(refusal, self.name.id(), headers),
+            Err(refusal) => ResponseParts::refused(refusal, self.name.id(), headers),
         };
-        self.add_headers(parts.0, &mut parts.1, reply.is_err());
+        self.add_headers(parts.status, &mut parts.headers, reply.is_err());
         if self.is_head {
-            response::leave_out_body(&mut parts);
+            parts.leave_out_body();
         }
         parts
     }
@@ -252,23 +247,16 @@ impl RequestRecorder {
         }
     }
 
-    fn note(
-        &mut self,
-        status: StatusCode,
-        body: &Bytes,
-        reply: &Result<Reply, Refusal>,
-        how: audit::Answer,
-        now: Instant,
-    ) {
+    fn note(&mut self, parts: &ResponseParts, reply: &Result<Reply, Refusal>, how: audit::Answer, now: Instant) {
         let taken = now.saturating_duration_since(self.began);
         self.gateway.metrics.requests.add(taken);
         self.count(how);
         self.refused_at_will =
             matches!(reply, Err(Refusal::TooFast { .. } | Refusal::Short { of: SharedKind::Records, .. }));
         let record = self.record();
-        record.status = Some(status.as_u16());
+        record.status = Some(parts.status.as_u16());
         record.answer = Some(how);
-        record.bytes = Some(body.len() as u64);
+        record.bytes = Some(parts.body.len() as u64);
         record.duration_us = Some(micros(taken));
         match reply {
             Ok(reply) => {

@@ -123,24 +123,56 @@ pub enum Refusal {
     Internal,
 }
 
-/// What a refusal is to the outside: fixed by its kind.
+/// What is the same for every refusal of a kind.
 #[derive(Clone, Copy, Debug)]
 pub struct RefusalRow {
     /// HTTP status.
     pub status: StatusCode,
     /// `MG…`, one per refusal.
     pub code: &'static str,
-    /// Short text, the same for every refusal of this kind.
+    /// Short text.
     pub title: &'static str,
+    /// It is the failure of one request (its turn, its deadline), not of the upstream: a request that only joined its fetch fetches
+    /// for itself.
+    pub is_own: bool,
+    /// A stored answer may stand in for it (`docs/decisions/stale-answers.md`): the upstream, or the way to it, fails.
+    pub stale_may_answer: bool,
+    /// When a retry makes sense, unless the refusal knows better.
+    retry_after: Option<Duration>,
+    /// The error token of RFC 9209 where the gateway answers for the upstream, unless the refusal knows better.
+    proxy_error: Option<&'static str>,
+}
+
+impl RefusalRow {
+    const fn new(status: StatusCode, code: &'static str, title: &'static str) -> Self {
+        Self { status, code, title, is_own: false, stale_may_answer: false, retry_after: None, proxy_error: None }
+    }
+
+    const fn own(self) -> Self {
+        Self { is_own: true, ..self }
+    }
+
+    const fn stale(self) -> Self {
+        Self { stale_may_answer: true, ..self }
+    }
+
+    const fn soon(self) -> Self {
+        Self { retry_after: Some(Duration::from_secs(1)), ..self }
+    }
+
+    const fn proxy(self, error: &'static str) -> Self {
+        Self { proxy_error: Some(error), ..self }
+    }
 }
 
 const fn row(status: StatusCode, code: &'static str, title: &'static str) -> RefusalRow {
-    RefusalRow { status, code, title }
+    RefusalRow::new(status, code, title)
 }
 
 impl Refusal {
     /// The one place where refusals meet HTTP; no `_` arm. The README's table comes from here.
     #[must_use]
+    #[expect(clippy::too_many_lines, reason = "a table, one row a refusal")]
     pub const fn row(&self) -> RefusalRow {
         match self {
             Self::Ambiguous { .. } => row(StatusCode::BAD_REQUEST, "MG101", "The target could be read two ways"),
@@ -148,20 +180,24 @@ impl Refusal {
             Self::Repeated { .. } => row(StatusCode::BAD_REQUEST, "MG103", "A single-valued parameter is given twice"),
             Self::TwoCredentials => row(StatusCode::BAD_REQUEST, "MG104", "Two credentials"),
             Self::NoKey => row(StatusCode::UNAUTHORIZED, "MG111", "No key"),
-            Self::UnknownKey => row(StatusCode::UNAUTHORIZED, "MG112", "Unknown key"),
-            Self::NoOperation => row(StatusCode::NOT_FOUND, "MG121", "No such operation"),
+            Self::UnknownKey => row(StatusCode::UNAUTHORIZED, "MG112", "Unknown key").own(),
+            Self::NoOperation => row(StatusCode::NOT_FOUND, "MG121", "No such operation").own(),
             Self::NoMethod { .. } => row(StatusCode::METHOD_NOT_ALLOWED, "MG122", "No such method"),
             Self::NotImplemented => row(StatusCode::NOT_IMPLEMENTED, "MG123", "Not implemented"),
-            Self::NotGranted { .. } => row(StatusCode::FORBIDDEN, "MG131", "Grant missing"),
-            Self::OutOfScope { .. } => row(StatusCode::FORBIDDEN, "MG132", "Organization out of scope"),
-            Self::Unscoped => row(StatusCode::FORBIDDEN, "MG133", "Only for callers of all organizations"),
+            Self::NotGranted { .. } => row(StatusCode::FORBIDDEN, "MG131", "Grant missing").own(),
+            Self::OutOfScope { .. } => row(StatusCode::FORBIDDEN, "MG132", "Organization out of scope").own(),
+            Self::Unscoped => row(StatusCode::FORBIDDEN, "MG133", "Only for callers of all organizations").own(),
             Self::TooFast { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG141", "Over the caller's rate"),
             Self::TooMany { .. } => {
-                row(StatusCode::TOO_MANY_REQUESTS, "MG142", "This caller has too many requests under way")
+                row(StatusCode::TOO_MANY_REQUESTS, "MG142", "This caller has too many requests under way").soon()
             }
-            Self::Busy => row(StatusCode::SERVICE_UNAVAILABLE, "MG143", "Too many requests under way"),
-            Self::NoConnection => row(StatusCode::SERVICE_UNAVAILABLE, "MG146", "No connection became free in time"),
-            Self::NoTurn => row(StatusCode::SERVICE_UNAVAILABLE, "MG147", "Earlier writes did not end in time"),
+            Self::Busy => row(StatusCode::SERVICE_UNAVAILABLE, "MG143", "Too many requests under way").soon(),
+            Self::NoConnection => row(StatusCode::SERVICE_UNAVAILABLE, "MG146", "No connection became free in time")
+                .own()
+                .stale()
+                .soon()
+                .proxy("connection_limit_reached"),
+            Self::NoTurn => row(StatusCode::SERVICE_UNAVAILABLE, "MG147", "Earlier writes did not end in time").soon(),
             Self::NotAnObject { .. } => row(StatusCode::BAD_REQUEST, "MG151", "The body is not a JSON object"),
             Self::UnwantedBody => row(StatusCode::BAD_REQUEST, "MG152", "The operation takes no body"),
             Self::BodyCut => row(StatusCode::BAD_REQUEST, "MG153", "The body is incomplete"),
@@ -186,30 +222,47 @@ impl Refusal {
             Self::AnswersUnavailable => {
                 row(StatusCode::SERVICE_UNAVAILABLE, "MG167", "Idempotency-Keys cannot be looked up")
             }
-            Self::NoQuota { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG171", "No quota became free in time"),
+            Self::NoQuota { .. } => {
+                row(StatusCode::TOO_MANY_REQUESTS, "MG171", "No quota became free in time").own().stale()
+            }
             Self::QuotaQueueFull { .. } => {
                 row(StatusCode::TOO_MANY_REQUESTS, "MG172", "This caller has too many requests waiting for quota")
+                    .own()
+                    .stale()
             }
             Self::CannotRecord => row(StatusCode::SERVICE_UNAVAILABLE, "MG181", "Writes need a record"),
             Self::LogFull => row(StatusCode::SERVICE_UNAVAILABLE, "MG182", "The log has no room"),
             Self::NotCached => row(StatusCode::GATEWAY_TIMEOUT, "MG191", "Not in memory"),
-            Self::Unreachable { .. } => row(StatusCode::BAD_GATEWAY, "MG201", "The upstream cannot be reached"),
-            Self::TimedOut { .. } => row(StatusCode::GATEWAY_TIMEOUT, "MG202", "The upstream did not answer in time"),
-            Self::Cut { .. } => row(StatusCode::BAD_GATEWAY, "MG203", "The upstream's answer was cut"),
-            Self::TokenRefused => row(StatusCode::BAD_GATEWAY, "MG204", "The upstream refuses the gateway's token"),
-            Self::Redirected { .. } => row(StatusCode::BAD_GATEWAY, "MG205", "The upstream redirects"),
-            Self::Leaked => row(StatusCode::BAD_GATEWAY, "MG206", "The upstream's answer held the token"),
+            Self::Unreachable { .. } => row(StatusCode::BAD_GATEWAY, "MG201", "The upstream cannot be reached").stale(),
+            Self::TimedOut { .. } => {
+                row(StatusCode::GATEWAY_TIMEOUT, "MG202", "The upstream did not answer in time").stale()
+            }
+            Self::Cut { .. } => row(StatusCode::BAD_GATEWAY, "MG203", "The upstream's answer was cut").stale(),
+            Self::TokenRefused => row(StatusCode::BAD_GATEWAY, "MG204", "The upstream refuses the gateway's token")
+                .proxy("proxy_configuration_error"),
+            Self::Redirected { .. } => {
+                row(StatusCode::BAD_GATEWAY, "MG205", "The upstream redirects").proxy("http_protocol_error")
+            }
+            Self::Leaked => row(StatusCode::BAD_GATEWAY, "MG206", "The upstream's answer held the token")
+                .proxy("http_protocol_error"),
             Self::Unusable { .. } => row(StatusCode::BAD_GATEWAY, "MG207", "The upstream's answer cannot be passed on"),
             Self::Short { of, .. } => shortage::row(*of),
             Self::BreakerOpen { .. } => {
                 row(StatusCode::SERVICE_UNAVAILABLE, "MG209", "Requests to the upstream are paused")
+                    .stale()
+                    .proxy("destination_unavailable")
             }
-            Self::NotNarrowable { .. } => row(StatusCode::BAD_GATEWAY, "MG210", "The list cannot be narrowed"),
+            Self::NotNarrowable { .. } => {
+                row(StatusCode::BAD_GATEWAY, "MG210", "The list cannot be narrowed").proxy("http_protocol_error")
+            }
             Self::DoubtTimedOut { .. } => row(StatusCode::GATEWAY_TIMEOUT, "MG221", "In doubt: no answer in time"),
             Self::DoubtCut { .. } => row(StatusCode::BAD_GATEWAY, "MG222", "In doubt: the answer was cut"),
             Self::AnswerLost { .. } => row(StatusCode::BAD_GATEWAY, "MG223", "Done, but the answer was lost"),
-            Self::Late => row(StatusCode::GATEWAY_TIMEOUT, "MG231", "The deadline is over"),
-            Self::Internal => row(StatusCode::INTERNAL_SERVER_ERROR, "MG500", "Internal error"),
+            Self::Late => row(StatusCode::GATEWAY_TIMEOUT, "MG231", "The deadline is over")
+                .own()
+                .stale()
+                .proxy("http_response_timeout"),
+            Self::Internal => row(StatusCode::INTERNAL_SERVER_ERROR, "MG500", "Internal error").own(),
         }
     }
 
@@ -342,23 +395,20 @@ impl Refusal {
         }
     }
 
-    /// When it is worth trying again, where that is known.
+    /// When a retry makes sense, where that is known.
     #[must_use]
-    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the row says it for the others")]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::TooFast { retry_after } | Self::BreakerOpen { retry_after, .. } => Some(*retry_after),
             Self::NoQuota { outlook } | Self::QuotaQueueFull { outlook } => Some(outlook.after),
-            Self::TooMany { .. } | Self::Busy | Self::Short { .. } | Self::NoConnection | Self::NoTurn => {
-                Some(Duration::from_secs(1))
-            }
-            _ => None,
+            known => known.row().retry_after,
         }
     }
 
     /// The error token of RFC 9209 where the gateway answers for the upstream.
     #[must_use]
-    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the row says it for the others")]
     pub const fn proxy_error(&self) -> Option<&'static str> {
         match self {
             Self::Unreachable { why }
@@ -368,49 +418,8 @@ impl Refusal {
             | Self::DoubtCut { why }
             | Self::Unusable { why }
             | Self::AnswerLost { why } => Some(why.error.as_str()),
-            Self::TokenRefused => Some("proxy_configuration_error"),
-            Self::Redirected { .. } | Self::Leaked | Self::NotNarrowable { .. } => Some("http_protocol_error"),
-            Self::BreakerOpen { .. } => Some("destination_unavailable"),
-            Self::NoConnection => Some("connection_limit_reached"),
-            Self::Late => Some("http_response_timeout"),
-            _ => None,
+            known => known.row().proxy_error,
         }
-    }
-
-    /// Is it the failure of one request (its turn, its deadline), not of the upstream? Then who shared its fetch asks anew.
-    #[must_use]
-    pub const fn is_own(&self) -> bool {
-        matches!(
-            self,
-            Self::NoQuota { .. }
-                | Self::QuotaQueueFull { .. }
-                | Self::Short { .. }
-                | Self::NoConnection
-                | Self::Late
-                | Self::Internal
-                | Self::UnknownKey
-                | Self::NoOperation
-                | Self::NotGranted { .. }
-                | Self::OutOfScope { .. }
-                | Self::Unscoped
-        )
-    }
-
-    /// May a stored answer stand in for this one (`docs/decisions/stale-answers.md`)? Only where the upstream, or the way to it, fails.
-    #[must_use]
-    pub const fn stale_may_answer(&self) -> bool {
-        matches!(
-            self,
-            Self::NoQuota { .. }
-                | Self::QuotaQueueFull { .. }
-                | Self::Unreachable { .. }
-                | Self::TimedOut { .. }
-                | Self::Cut { .. }
-                | Self::Short { of: SharedKind::Answers, .. }
-                | Self::BreakerOpen { .. }
-                | Self::NoConnection
-                | Self::Late
-        )
     }
 
     /// The headers that this refusal adds: `Retry-After`, `Allow`, `WWW-Authenticate`, `Proxy-Status`, `RateLimit` of the quota.

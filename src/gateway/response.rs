@@ -116,7 +116,8 @@ impl ReplyBody {
     }
 
     pub(crate) fn status(&self) -> StatusCode {
-        self.parts().0
+        let (status, ..) = self.parts();
+        status
     }
 
     /// Does it count against its reader's share of answers?
@@ -164,6 +165,13 @@ pub(crate) struct Reply {
     pub(crate) validated: bool,
 }
 
+/// A response in the making.
+pub(crate) struct ResponseParts {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
 /// A request, as far as its answer depends on it.
 pub(crate) struct ResponseContext<'a> {
     pub(crate) if_none_match: Option<&'a HeaderValue>,
@@ -173,11 +181,7 @@ pub(crate) struct ResponseContext<'a> {
 
 impl Reply {
     /// The response, without the headers that every answer has, in this empty map.
-    pub(crate) fn response(
-        &self,
-        asked: &ResponseContext<'_>,
-        mut headers: HeaderMap,
-    ) -> (StatusCode, HeaderMap, Bytes) {
+    pub(crate) fn response(&self, asked: &ResponseContext<'_>, mut headers: HeaderMap) -> ResponseParts {
         let (status, stored, body) = self.body.parts();
         let etag = self.body.etag();
         let matches = || etag.zip(asked.if_none_match).is_some_and(|(etag, wanted)| none_match(etag, wanted));
@@ -202,7 +206,11 @@ impl Reply {
                 CacheStatus::Hit { .. } | CacheStatus::Forward { .. } => writer.shown(cache),
             });
         }
-        if is_bare { (StatusCode::NOT_MODIFIED, headers, Bytes::new()) } else { (status, headers, body.clone()) }
+        if is_bare {
+            ResponseParts { status: StatusCode::NOT_MODIFIED, headers, body: Bytes::new() }
+        } else {
+            ResponseParts { status, headers, body: body.clone() }
+        }
     }
 }
 
@@ -249,10 +257,30 @@ pub(crate) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
     own.cloned().or_else(made).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
-/// Makes a refusal's response.
-pub(crate) fn refused(refusal: &Refusal, id: &RequestId, mut headers: HeaderMap) -> (StatusCode, HeaderMap, Bytes) {
-    refusal.add_headers(&mut headers);
-    (refusal.row().status, headers, Bytes::from(refusal.problem(id)))
+impl ResponseParts {
+    /// Those of a refusal; `headers`: an empty map.
+    pub(crate) fn refused(refusal: &Refusal, id: &RequestId, mut headers: HeaderMap) -> Self {
+        refusal.add_headers(&mut headers);
+        Self { status: refusal.row().status, headers, body: Bytes::from(refusal.problem(id)) }
+    }
+
+    /// The answer to HEAD: over HTTP/2 nobody else leaves the body out.
+    pub(crate) fn leave_out_body(&mut self) {
+        if self.status != StatusCode::NOT_MODIFIED && self.status != StatusCode::NO_CONTENT {
+            self.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+        }
+        self.body.clear();
+    }
+
+    /// The response, with the header that every answer carries. `room`: the body's part of its reader's share of answers.
+    pub(crate) fn response(mut self, id: &RequestId, busy: BusyGuard, room: Option<HeldShare>) -> Response<AnswerBody> {
+        put_header(&mut self.headers, &REQUEST_ID, |writer| writer.text(id.as_str()));
+        let bytes = Some(self.body).filter(|body| !body.is_empty());
+        let mut response = Response::new(AnswerBody { bytes, _busy: busy, _room: room });
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
 }
 
 /// What every write says of its effect, and what a write in doubt must not invite to.
@@ -281,32 +309,11 @@ pub(crate) fn put_header(
     }
 }
 
-/// An answer to HEAD: over HTTP/2 nobody else leaves the body out.
-pub(crate) fn leave_out_body((status, headers, body): &mut (StatusCode, HeaderMap, Bytes)) {
-    if *status != StatusCode::NOT_MODIFIED && *status != StatusCode::NO_CONTENT {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    }
-    body.clear();
-}
-
-/// The response with what every answer carries.
-pub(crate) fn response(
-    (status, mut headers, body): (StatusCode, HeaderMap, Bytes),
-    id: &RequestId,
-    (busy, room): (BusyGuard, Option<HeldShare>),
-) -> Response<AnswerBody> {
-    put_header(&mut headers, &REQUEST_ID, |writer| writer.text(id.as_str()));
-    let mut response =
-        Response::new(AnswerBody { bytes: Some(body).filter(|body| !body.is_empty()), _held: (busy, room) });
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
-}
-
 /// An answer's body, and with it, until its last piece was handed over, its connection's busy mark and its part of its reader's share.
 pub struct AnswerBody {
     bytes: Option<Bytes>,
-    _held: (BusyGuard, Option<HeldShare>),
+    _busy: BusyGuard,
+    _room: Option<HeldShare>,
 }
 
 impl http_body::Body for AnswerBody {

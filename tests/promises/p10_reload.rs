@@ -107,12 +107,12 @@ async fn new_authorities_are_believed_after_a_reload() {
     let (before, after) = (tls::Authority::new(), tls::Authority::new());
     let files = [("callers.pem", &*before.pem)];
     let (world, roots) = tls::world(Plan::default(), ", client_ca = \"callers.pem\"", &files).await;
-    let identity = after.identity("all", &[]);
+    let identity = after.identity("a tool", &["all"]);
     assert!(tls::get(&world, &roots, Some(&identity), ORG, &[]).await.is_none());
     fs::write(world.dir.path().join("callers.pem"), &after.pem).unwrap();
     world.reload().await;
     tls::get(&world, &roots, Some(&identity), ORG, &[]).await.unwrap().expect(200);
-    assert!(tls::get(&world, &roots, Some(&before.identity("all", &[])), ORG, &[]).await.is_none());
+    assert!(tls::get(&world, &roots, Some(&before.identity("a tool", &["all"])), ORG, &[]).await.is_none());
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ pub(crate) async fn fetch(
             stale(&plan, Some(fetched.body.status()), fetched.facts)
         }
         Ok((fetched, collapsed)) => Ok(reply_of(&request, &plan, fetched, collapsed)),
-        Err(refusal) if refusal.stale_may_answer() && stale_will_do(gateway, &plan) => {
+        Err(refusal) if refusal.row().stale_may_answer && stale_will_do(gateway, &plan) => {
             stale(&plan, None, ForwardFacts::default())
         }
         Err(refusal) => Err(refusal),
@@ -96,7 +96,7 @@ async fn fetch_or_join(
         let _joined = if collapsed { Some(joined(request)?) } else { None };
         match tokio::time::timeout(request.left(&gateway.clock), wait_for_fetch(gateway, request, waiter)).await {
             Err(_) => return Err(late),
-            Ok(FetchWait::Turn(own)) => (permit, place) = (Some(own.0), Some(own.1)),
+            Ok(FetchWait::Turn(own)) => (permit, place) = (Some(own.permit), Some(own.place)),
             Ok(FetchWait::Over(Ok(Ok(fetched)))) => {
                 if collapsed {
                     gateway.quota.saved(request.bucket, request.caller());
@@ -123,7 +123,7 @@ fn joined(request: &AuthorizedRequest) -> Result<HeldShare, Refusal> {
 fn concerns_its_owner(over: &Result<Result<FetchedAnswer, Refusal>, FetchLost>) -> bool {
     match over {
         Ok(Ok(_)) => false,
-        Ok(Err(refusal)) => refusal.is_own(),
+        Ok(Err(refusal)) => refusal.row().is_own,
         Err(FetchLost) => true,
     }
 }
@@ -133,7 +133,14 @@ enum FetchWait {
     /// With what it brings.
     Over(Result<Result<FetchedAnswer, Refusal>, FetchLost>),
     /// With a turn of this request's own, while the shared fetch still waits for one in another caller's name.
-    Turn(Box<(ForwardPermit, HeldShare)>),
+    Turn(Box<OwnTurn>),
+}
+
+/// What a request needs to fetch for itself.
+struct OwnTurn {
+    permit: ForwardPermit,
+    /// Among the requests under way.
+    place: HeldShare,
 }
 
 /// Waits for a shared fetch. One that is queued in the name of another caller, who may have many before it, is no reason to wait
@@ -154,7 +161,7 @@ async fn wait_for_fetch(
     }
     let own_turn = async {
         let place = steps::place(&request.caller, request.policy.limits()).ok()?;
-        Some((forward_permit_with_connection(gateway, request).await.ok()?, place))
+        Some(OwnTurn { permit: forward_permit_with_connection(gateway, request).await.ok()?, place })
     };
     tokio::select! {
         over = &mut waiter => FetchWait::Over(over),

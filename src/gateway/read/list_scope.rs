@@ -178,20 +178,33 @@ fn is_added(name: &str, page: &ListPage) -> bool {
     name == "id" || page.sorted_here() == Some(name)
 }
 
-/// Numbers by value, text by its characters without regard to case (then with), everything else after them as it is spelled.
-fn compare(a: Option<&RawValue>, b: Option<&RawValue>) -> Ordering {
-    fn rank(value: Option<&RawValue>) -> (u8, f64, String, String) {
-        let Some(raw) = value else { return (3, 0.0, String::new(), String::new()) };
-        if let Ok(number) = serde_json::from_str::<f64>(raw.get()) {
-            (0, number, String::new(), raw.get().to_owned())
-        } else if let Ok(text) = serde_json::from_str::<String>(raw.get()) {
-            (1, 0.0, text.to_lowercase(), text)
+/// What a value is sorted by: a number by its value, text without regard to case (then with), anything else as it is spelled, and
+/// what is missing last.
+#[derive(PartialEq, PartialOrd)]
+enum SortKey {
+    Number { value: f64, spelled: String },
+    Text { folded: String, text: String },
+    Other { spelled: String },
+    Missing,
+}
+
+impl SortKey {
+    fn of(value: Option<&RawValue>) -> Self {
+        let Some(raw) = value else { return Self::Missing };
+        let spelled = raw.get().to_owned();
+        if let Ok(value) = serde_json::from_str(&spelled) {
+            Self::Number { value, spelled }
+        } else if let Ok(text) = serde_json::from_str::<String>(&spelled) {
+            Self::Text { folded: text.to_lowercase(), text }
         } else {
-            (2, 0.0, raw.get().to_owned(), String::new())
+            Self::Other { spelled }
         }
     }
-    let (a, b) = (rank(a), rank(b));
-    (a.0.cmp(&b.0)).then(a.1.total_cmp(&b.1)).then_with(|| a.2.cmp(&b.2)).then_with(|| a.3.cmp(&b.3))
+}
+
+fn compare(a: Option<&RawValue>, b: Option<&RawValue>) -> Ordering {
+    // Any two can be compared: JSON has no NaN.
+    SortKey::of(a).partial_cmp(&SortKey::of(b)).unwrap_or(Ordering::Equal)
 }
 
 fn escaped(text: &str) -> String {

@@ -28,7 +28,7 @@ impl Refusal {
         struct Suberror<'a> {
             message: &'a str,
         }
-        let RefusalRow { status, code, title } = self.row();
+        let RefusalRow { status, code, title, .. } = self.row();
         let mut detail = self.detail();
         if matches!(self, Self::DoubtTimedOut { .. } | Self::DoubtCut { .. }) {
             // Many clients show nothing but this text.

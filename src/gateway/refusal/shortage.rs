@@ -15,7 +15,8 @@ pub(super) const fn row(of: SharedKind) -> RefusalRow {
         SharedKind::Answers => ("MG208", "No memory for further answers"),
         SharedKind::Records => ("MG183", "The caller's share of the log's buffer is used up"),
     };
-    RefusalRow { status: StatusCode::SERVICE_UNAVAILABLE, code, title }
+    let row = RefusalRow::new(StatusCode::SERVICE_UNAVAILABLE, code, title).own().soon();
+    if matches!(of, SharedKind::Answers) { row.stale() } else { row }
 }
 
 /// Whose share of what is used up, and what frees it.

@@ -91,8 +91,9 @@ async fn a_certificate_names_its_caller() {
     let get = async |identity: &tls::Identity, target, headers: &[&str]| {
         tls::get(&world, &roots, Some(identity), target, headers).await
     };
-    // By the common name, by a DNS name, and with that caller's scope alone.
-    for identity in [authority.identity("reader", &[]), authority.identity("a tool", &["tool.internal", "reader"])] {
+    // By a DNS name, whatever its common name is, and with that caller's scope alone.
+    for identity in [authority.identity("all", &["reader"]), authority.identity("a tool", &["tool.internal", "reader"])]
+    {
         get(&identity, ORG, &[]).await.unwrap().expect(200);
         get(&identity, "/api/v2/organizations/13", &[]).await.unwrap().refused(403, "MG132");
     }
@@ -102,22 +103,23 @@ async fn a_certificate_names_its_caller() {
     }
     // Two credentials: a certificate and a key, even of one caller; a certificate that names two.
     let token = format!("authorization: Token {READER}");
-    let reader = authority.identity("reader", &[]);
+    let reader = authority.identity("a tool", &["reader"]);
     get(&reader, ORG, &[&token]).await.unwrap().refused(400, "MG104");
-    get(&authority.identity("reader", &["all"]), ORG, &[]).await.unwrap().refused(400, "MG104");
-    // One that names nobody is no credential: a key is needed.
-    let nobody = authority.identity("nobody", &["nowhere.internal"]);
+    get(&authority.identity("a tool", &["reader", "all"]), ORG, &[]).await.unwrap().refused(400, "MG104");
+    // One that names nobody is no credential: a key is needed. Its common name does not count.
+    let nobody = authority.identity("reader", &["nowhere.internal"]);
+    get(&authority.identity("reader", &[]), ORG, &[]).await.unwrap().refused(401, "MG111");
     get(&nobody, ORG, &[]).await.unwrap().refused(401, "MG111");
     get(&nobody, ORG, &[&token]).await.unwrap().expect(200);
     tls::get(&world, &roots, None, OTHER, &[&token]).await.unwrap().expect(200);
     tls::get(&world, &roots, None, OTHER, &[]).await.unwrap().refused(401, "MG111");
     // Who is believed by another authority does not come in, not even with a key.
-    assert!(get(&other.identity("reader", &[]), ORG, &[&token]).await.is_none());
+    assert!(get(&other.identity("a tool", &["reader"]), ORG, &[&token]).await.is_none());
 }
 
 #[tokio::test]
 async fn without_an_authority_no_certificate_is_asked_for() {
     let (world, roots) = door().await;
-    let identity = Authority::new().identity("all", &[]);
+    let identity = Authority::new().identity("a tool", &["all"]);
     tls::get(&world, &roots, Some(&identity), ORG, &[]).await.unwrap().refused(401, "MG111");
 }

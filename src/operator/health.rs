@@ -1,15 +1,18 @@
-//! Is it alive, is it ready? For probes, which have no key.
+//! Whether makegate is alive, and whether it is ready: for probes, which have no key.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
-use http::{Response, StatusCode};
+use axum::extract::State;
+use axum::response::Response;
+use http::StatusCode;
 
 use super::query::PageQuery;
-use super::render::{PageBody, text};
+use super::render::typed;
 use super::state::OperatorState;
 use crate::upstream::BreakerStatus;
 
-/// How one thing that readiness looks at is.
+/// The state of one thing that readiness depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CheckState {
     Ok,
@@ -19,15 +22,20 @@ enum CheckState {
     Failed(&'static str),
 }
 
-/// Whether requests should come here.
+/// Should requests be sent here?
 pub(super) fn is_ready(state: &OperatorState) -> bool {
     !checks(state).iter().any(|(_, state)| matches!(state, CheckState::Failed(_)))
 }
 
-/// `/readyz`: 200 while reads can be answered, else 503. It says what is not well; `?verbose` also what is.
-pub(super) fn readyz(state: &OperatorState, query: &PageQuery) -> Response<PageBody> {
-    let checks = checks(state);
-    let ready = is_ready(state);
+/// `/livez`: an answer is all that it says.
+pub(super) async fn livez() -> Response {
+    typed("text/plain; charset=utf-8", "ok\n")
+}
+
+/// `/readyz`: 200 while reads can be answered, else 503. It lists what is wrong; `?verbose` lists what is well, too.
+pub(super) async fn readyz(State(state): State<Arc<OperatorState>>, query: PageQuery) -> Response {
+    let checks = checks(&state);
+    let ready = is_ready(&state);
     let mut words = String::new();
     for (name, state) in checks {
         let _infallible = match state {
@@ -38,7 +46,7 @@ pub(super) fn readyz(state: &OperatorState, query: &PageQuery) -> Response<PageB
         };
     }
     words.push_str(if ready { "ready\n" } else { "not ready\n" });
-    let mut response = text("text/plain; charset=utf-8", words);
+    let mut response = typed("text/plain; charset=utf-8", words);
     if !ready {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }

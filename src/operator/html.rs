@@ -1,51 +1,49 @@
-//! The pages for people: plain HTML, one stylesheet, no script. What comes from records is text, never markup.
+//! The pages for people: plain HTML, one stylesheet, no script. Whatever comes from records is shown as text.
+
+use std::sync::Arc;
 
 use http::StatusCode;
 use maud::{DOCTYPE, Markup, html};
 
-use super::query::PageQuery;
-use super::render::{Page, PageTable};
+use super::table::PageTable;
 use crate::ids::escape_invisible;
 
-/// The pages, in the order of the menu.
-const MENU: [(&str, &str); 8] = [
-    ("/", "Overview"),
-    ("/audit", "Audit"),
-    ("/callers", "Callers"),
-    ("/quota", "Quota"),
-    ("/cache", "Cache"),
-    ("/doubts", "In doubt"),
-    ("/explain", "Explain"),
-    ("/config", "Configuration"),
-];
+/// The pages of the menu in their order: path and name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Menu(Arc<[(&'static str, &'static str)]>);
 
-/// A whole page.
-pub(super) fn page<P: Page>(page: &P, query: &PageQuery) -> Markup {
-    let query = query.suffix();
+impl FromIterator<(&'static str, &'static str)> for Menu {
+    fn from_iter<I: IntoIterator<Item = (&'static str, &'static str)>>(pages: I) -> Self {
+        Self(pages.into_iter().collect())
+    }
+}
+
+/// A whole page. `query`: of its address, with the question mark.
+pub(super) fn page(menu: &Menu, title: &str, path: &str, query: &str, content: &Markup) -> Markup {
     let body = html! {
-        h1 { (P::TITLE) }
-        (page.html())
+        h1 { (title) }
+        (content)
         footer {
             "This page as "
-            a href={ (P::PATH) ".json" (query) } { "JSON" }
+            a href={ (path) ".json" (query) } { "JSON" }
             " or "
-            a href={ (P::PATH) ".csv" (query) } { "CSV" }
+            a href={ (path) ".csv" (query) } { "CSV" }
         }
     };
-    shell(P::TITLE, P::PATH, &body)
+    shell(menu, title, path, &body)
 }
 
 /// A refusal, for people.
-pub(super) fn problem(status: StatusCode, title: &str, detail: &str) -> Markup {
+pub(super) fn problem(menu: &Menu, status: StatusCode, title: &str, detail: &str) -> Markup {
     let body = html! {
         h1 { (title) }
         p { (detail) }
         p.quiet { "Status " (status.as_u16()) }
     };
-    shell(title, "", &body)
+    shell(menu, title, "", &body)
 }
 
-fn shell(title: &str, path: &str, body: &Markup) -> Markup {
+fn shell(menu: &Menu, title: &str, path: &str, body: &Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -60,8 +58,8 @@ fn shell(title: &str, path: &str, body: &Markup) -> Markup {
                 header {
                     strong { "makegate" }
                     nav aria-label="Pages" {
-                        @for (place, name) in MENU {
-                            a href=(place) aria-current=[(place == path).then_some("page")] { (name) }
+                        @for (place, name) in menu.0.iter() {
+                            a href=(place) aria-current=[(*place == path).then_some("page")] { (name) }
                         }
                     }
                 }
@@ -71,7 +69,7 @@ fn shell(title: &str, path: &str, body: &Markup) -> Markup {
     }
 }
 
-/// A table, or the hint where it has no rows.
+/// The table, or the hint if it has no rows.
 pub(super) fn table(table: &PageTable, hint: &str) -> Markup {
     html! {
         @if table.rows.is_empty() {
@@ -92,7 +90,7 @@ fn data(cell: &str) -> Markup {
     html! { td class=[number.then_some("n")] { (escape_invisible(cell)) } }
 }
 
-/// Figures with their names, most important first.
+/// Figures with their names, the most important first.
 pub(super) fn figures(figures: &[(&str, String)]) -> Markup {
     html! {
         dl.figures {
@@ -103,7 +101,7 @@ pub(super) fn figures(figures: &[(&str, String)]) -> Markup {
     }
 }
 
-/// How much of something is taken, and by whom.
+/// How much of a limit is used, and by whom.
 pub(super) fn gauge(label: &str, used: u64, limit: u64, by: &str) -> Markup {
     let most = limit.max(1);
     html! {

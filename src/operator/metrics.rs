@@ -1,4 +1,4 @@
-//! `/metrics` in the OpenMetrics text format. Everything is read from live counters when it is asked for: no request pays
+//! `/metrics` in the OpenMetrics text format. Live counters are read at each scrape, so that no request pays
 //! for it. Labels come from the configuration and the catalogue alone.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::Response;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use jiff::Timestamp;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet};
@@ -16,8 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::pages::buckets;
 use super::refusal::OperatorRefusal;
-use super::render::{PageBody, text};
-use super::routes::PageFormat;
+use super::render::typed;
 use super::state::OperatorState;
 use super::{health, process};
 use crate::callers::SharedKind;
@@ -27,13 +27,13 @@ use crate::shares::SharedLimit;
 use crate::upstream::BreakerStatus;
 
 /// The answer to a scrape.
-pub(super) fn metrics(state: &Arc<OperatorState>) -> Response<PageBody> {
+pub(super) async fn metrics(State(state): State<Arc<OperatorState>>) -> Response {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(MetricsScrape(state.clone())));
+    registry.register_collector(Box::new(MetricsScrape(state)));
     let mut out = String::with_capacity(16 * 1024);
     match prometheus_client::encoding::text::encode(&mut out, &registry) {
-        Ok(()) => text("application/openmetrics-text; version=1.0.0; charset=utf-8", out),
-        Err(fmt::Error) => OperatorRefusal::Internal.response(PageFormat::Json),
+        Ok(()) => typed("application/openmetrics-text; version=1.0.0; charset=utf-8", out),
+        Err(fmt::Error) => OperatorRefusal::Internal.into_response(),
     }
 }
 
@@ -134,7 +134,7 @@ fn requests(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
     let connections = state.connections().into_iter().map(|(door, count)| ([("door", door.to_owned())], count));
     writer.gauges("makegate_connections", "Connections, by door", connections)?;
     writer.count("makegate_faults", "Requests that failed for a fault of makegate's own", &metrics.faults)?;
-    writer.counter("makegate_operator_key_failures", "Wrong operator keys", state.failures.total())
+    writer.counter("makegate_operator_key_failures", "Wrong operator keys", state.wrong_keys.total())
 }
 
 /// What callers share beside Make's quota.
@@ -143,10 +143,10 @@ fn shares(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result 
     let by_kind = |amount: fn(&SharedLimit) -> u64| shared.iter().map(move |(kind, one)| (labelled(kind), amount(one)));
     writer.gauges(
         "makegate_shared_taken",
-        "What callers have of what they share, by kind",
+        "What callers hold of a limit that they share, by kind",
         by_kind(SharedLimit::taken),
     )?;
-    writer.gauges("makegate_shared_limit", "How much of it there is", by_kind(SharedLimit::limit))?;
+    writer.gauges("makegate_shared_limit", "The shared limit itself, by kind", by_kind(SharedLimit::limit))?;
     let refused = policy.members.iter().flat_map(|member| {
         let holds = member.state.holds.iter().filter(|(_, holder)| holder.refused() > 0);
         holds.map(|(kind, holder)| {
@@ -178,21 +178,21 @@ fn upstream(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
     writer.gauge("makegate_upstream_silent", help, silent)?;
     let (in_use, waiting) = upstream.load();
     writer.gauge("makegate_upstream_connections", "Connections to the upstream in use", in_use)?;
-    writer.gauge("makegate_upstream_waiting", "Requests that wait for one", waiting)?;
+    writer.gauge("makegate_upstream_waiting", "Requests that wait for a connection to the upstream", waiting)?;
     writer.count(
         "makegate_token_refused",
         "Upstream answers 401 to the gateway's own token",
         &metrics.token_refused,
     )?;
     writer.count("makegate_token_leaks", "Upstream answers withheld because they held the token", &metrics.leaks)?;
-    let help = "Upstream answers 403 that are not Make's: something before it refused";
+    let help = "Upstream answers 403 that do not come from Make, but from something in front of it";
     writer.count("makegate_edge_refused", help, &metrics.edge_refused)
 }
 
 fn quota(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let buckets = buckets(&state.gateway.quota);
     if let Some(least) = buckets.iter().map(|bucket| bucket.remaining).min() {
-        let help = "What is left of the upstream's quota where least is left";
+        let help = "The fewest slots left in any bucket of the upstream's quota";
         writer.gauge("makegate_quota_remaining", help, least)?;
     }
     let waiting = buckets.iter().map(|bucket| bucket.waiting).sum::<u64>();
@@ -223,8 +223,8 @@ fn cache(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let results = [("hit", size.hits), ("miss", size.misses)].map(|(name, n)| ([("result", name.to_owned())], n));
     writer.counters("makegate_cache_requests", "Reads that looked in memory", results)?;
     writer.gauge("makegate_cache_entries", "Entries in memory", size.entries)?;
-    writer.gauge("makegate_cache_bytes", "What they weigh", size.bytes)?;
-    writer.gauge("makegate_cache_capacity_bytes", "What they may weigh", size.capacity_bytes)?;
+    writer.gauge("makegate_cache_bytes", "Bytes of the entries in memory", size.bytes)?;
+    writer.gauge("makegate_cache_capacity_bytes", "The most bytes of entries in memory", size.capacity_bytes)?;
     let help = "Answers that were stored although the upstream said not to";
     writer.count("makegate_cache_overruled", help, &state.gateway.metrics.overruled)?;
     writer.count("makegate_cache_refreshed_ahead", "Fetches of what was still fresh", &state.gateway.metrics.ahead)
@@ -240,7 +240,7 @@ fn log(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     )?;
     writer.gauge("makegate_audit_writable", "1: writes are accepted", u64::from(log.writable()))?;
     writer.counter("makegate_audit_records", "Records on disk since the start", counts.records)?;
-    writer.counter("makegate_audit_written_bytes", "Their bytes", counts.bytes)?;
+    writer.counter("makegate_audit_written_bytes", "Bytes of records on disk since the start", counts.bytes)?;
     writer.counter("makegate_audit_syncs", "Calls of fdatasync", counts.syncs)?;
     writer.counter("makegate_audit_failures", "Writes to disk and calls of fdatasync that failed", counts.failures)?;
     writer.counter("makegate_audit_refused", "Requests that got no room in the log or no disk", counts.refused)?;
@@ -253,7 +253,7 @@ fn log(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     writer.gauge("makegate_idempotency_keys", help, state.gateway.idempotency.kept())?;
     let metrics = &state.gateway.metrics;
     writer.count("makegate_looks", "Reads made to see what became of a write in doubt", &metrics.looks)?;
-    writer.count("makegate_looks_settled", "Writes in doubt that those settled", &metrics.settled_by_look)
+    writer.count("makegate_looks_settled", "Writes in doubt that were settled by such reads", &metrics.settled_by_look)
 }
 
 fn itself(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
@@ -286,7 +286,7 @@ fn kernel(writer: &mut MetricsWriter<'_>, started: Timestamp) -> fmt::Result {
             writer.gauge(name, help, value)?;
         }
     }
-    writer.gauge("process_start_time_seconds", "When it started", seconds(started))
+    writer.gauge("process_start_time_seconds", "When the process started", seconds(started))
 }
 
 fn seconds(time: Timestamp) -> f64 {

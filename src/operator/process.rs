@@ -4,7 +4,7 @@
 
 use std::fs;
 
-/// Some figures under the names that Prometheus knows them by; what the kernel does not tell is `None`.
+/// Some of Prometheus's process metrics; `None`: the kernel does not tell.
 #[derive(Debug, Default)]
 pub(super) struct Process {
     pub(super) cpu_seconds: Option<f64>,
@@ -15,7 +15,6 @@ pub(super) struct Process {
     pub(super) threads: Option<u64>,
 }
 
-/// The figures now.
 pub(super) fn process() -> Process {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();

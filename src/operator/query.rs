@@ -1,30 +1,39 @@
-//! The query of a page's address, decoded as forms encode it.
+//! The query of a page's address.
 
-use percent_encoding::percent_decode_str;
+use axum::extract::{FromRequestParts, Query};
+use http::request::Parts;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
 
 use super::refusal::OperatorRefusal;
 
-/// Names and values in their order. What an empty form field sends is left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct PageQuery {
-    pairs: Vec<(String, String)>,
-    raw: String,
+/// The parameters in their order. What an empty form field sends counts as not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(super) struct PageQuery(Vec<(String, String)>);
+
+impl<S: Sync> FromRequestParts<S> for PageQuery {
+    type Rejection = OperatorRefusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, OperatorRefusal> {
+        let query = Query::<Self>::try_from_uri(&parts.uri);
+        query.map_err(|error| OperatorRefusal::BadParameter { why: error.body_text() })?.0.in_utf8()
+    }
 }
 
 impl PageQuery {
-    /// Reads `a=b&c=d`; also a form's body.
+    /// Refuses what was not UTF-8, which axum has replaced.
     ///
     /// # Errors
-    /// [`OperatorRefusal::BadParameter`]: it is no UTF-8.
-    pub(super) fn parse(raw: Option<&str>) -> Result<Self, OperatorRefusal> {
-        let raw = raw.unwrap_or_default();
-        let pair = |pair: &str| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok::<_, OperatorRefusal>((decode(name)?, decode(value)?))
-        };
-        let pairs = raw.split('&').filter(|text| !text.is_empty()).map(pair).collect::<Result<Vec<_>, _>>()?;
-        let pairs = pairs.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        Ok(Self { pairs, raw: raw.to_owned() })
+    /// [`OperatorRefusal::BadParameter`].
+    pub(super) fn in_utf8(self) -> Result<Self, OperatorRefusal> {
+        let is_bad = |text: &str| text.contains(char::REPLACEMENT_CHARACTER);
+        match self.0.iter().find(|(name, value)| is_bad(name) || is_bad(value)) {
+            Some((name, _)) => {
+                let why = format!("{}: not UTF-8; encode it as %XX of UTF-8", name.escape_debug());
+                Err(OperatorRefusal::BadParameter { why })
+            }
+            None => Ok(self),
+        }
     }
 
     /// The first value of this name.
@@ -32,13 +41,13 @@ impl PageQuery {
         self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 
-    /// Does the name stand there, whatever its value?
+    /// Is the name there, with or without a value?
     pub(super) fn has(&self, name: &str) -> bool {
-        self.raw.split('&').any(|pair| pair.split('=').next() == Some(name))
+        self.0.iter().any(|(known, _)| known == name)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.pairs.iter().map(|(name, value)| (&**name, &**value))
+        self.0.iter().map(|(name, value)| (&**name, &**value)).filter(|(_, value)| !value.is_empty())
     }
 
     /// Refuses names that the page does not know.
@@ -48,53 +57,55 @@ impl PageQuery {
     pub(super) fn only(&self, known: &[&str]) -> Result<(), OperatorRefusal> {
         match self.iter().find(|(name, _)| !known.contains(name)) {
             Some((name, _)) => {
-                let name = name.escape_debug();
-                let known = known.join(", ");
-                Err(OperatorRefusal::BadParameter {
-                    why: format!("there is no parameter \"{name}\" here; there are {known}"),
-                })
+                let (name, known) = (name.escape_debug(), known.join(", "));
+                let why = format!("there is no parameter \"{name}\" here; there are {known}");
+                Err(OperatorRefusal::BadParameter { why })
             }
             None => Ok(()),
         }
     }
 
-    /// With its question mark, as it came; empty if there is none.
+    /// With its question mark; empty if there is none.
     pub(super) fn suffix(&self) -> String {
-        if self.raw.is_empty() { String::new() } else { format!("?{}", self.raw) }
+        Self::written(self.iter())
     }
 
     /// The same query with another value of `name`.
     pub(super) fn with(&self, name: &str, value: &str) -> String {
-        let others = self.iter().filter(|(known, _)| *known != name);
-        let pairs = others.chain([(name, value)]).map(|(name, value)| format!("{}={}", encode(name), encode(value)));
-        format!("?{}", pairs.collect::<Vec<_>>().join("&"))
+        Self::written(self.iter().filter(|(known, _)| *known != name).chain([(name, value)]))
+    }
+
+    fn written<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+        let pairs: Vec<_> = pairs.map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
+        if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
     }
 }
 
-/// A name or value as it stands in a query.
+/// A name or value as it is written in a query.
 pub(super) fn encode(text: &str) -> String {
-    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
-}
-
-fn decode(text: &str) -> Result<String, OperatorRefusal> {
-    let spaced = text.replace('+', " ");
-    let decoded = percent_decode_str(&spaced).decode_utf8().map(std::borrow::Cow::into_owned);
-    decoded.map_err(|_| OperatorRefusal::BadParameter {
-        why: "the query is not UTF-8: encode it as %XX of UTF-8".to_owned(),
-    })
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_query_is_decoded_as_forms_encode_it() {
-        let query = PageQuery::parse(Some("caller=a+b%26c&operation=&verbose")).unwrap();
+    async fn parse(query: &str) -> Result<PageQuery, OperatorRefusal> {
+        let mut parts = http::Request::get(format!("/?{query}")).body(()).unwrap().into_parts().0;
+        PageQuery::from_request_parts(&mut parts, &()).await
+    }
+
+    #[tokio::test]
+    async fn a_query_is_decoded_as_forms_encode_it() {
+        let query = parse("caller=a+b%26c&operation=&verbose").await.unwrap();
         assert_eq!(query.iter().collect::<Vec<_>>(), [("caller", "a b&c")]);
         assert!(query.has("verbose") && !query.has("verb"));
-        assert_eq!(query.with("after", "7"), "?caller=a%20b%26c&after=7");
-        assert!(PageQuery::parse(Some("a=%ff")).is_err());
+        assert_eq!(
+            (query.suffix(), query.with("after", "7")),
+            ("?caller=a%20b%26c".into(), "?caller=a%20b%26c&after=7".into())
+        );
+        let bad = parse("caller=%ff").await;
+        assert!(matches!(bad, Err(OperatorRefusal::BadParameter { why }) if why.starts_with("caller: not UTF-8")));
         assert!(query.only(&["caller"]).is_ok() && query.only(&["method"]).is_err());
     }
 }

@@ -1,13 +1,12 @@
-//! What this door refuses, each with words that say what to do.
+//! What this door refuses, with words that say what to do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Response, StatusCode, header};
-use serde_json::json;
+use axum::response::{Extension, IntoResponse, Response};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
 
-use super::html;
-use super::render::{PageBody, bytes};
-use super::routes::PageFormat;
 use crate::audit::{BadFilter, ProofError, QueryError};
 use crate::gateway::refusal::seconds;
 
@@ -62,32 +61,39 @@ impl From<ProofError> for OperatorRefusal {
     }
 }
 
+/// A handler's or layer's answer names the refusal; `render_refusal` writes it in the form that the request asks for.
+impl IntoResponse for OperatorRefusal {
+    fn into_response(self) -> Response {
+        (self.status(), Extension(Arc::new(self))).into_response()
+    }
+}
+
 impl OperatorRefusal {
     /// Status, the last part of its `type`, title.
     const fn row(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::UnknownHost => (StatusCode::MISDIRECTED_REQUEST, "unknown-host", "Unknown host"),
             Self::ForeignOrigin => (StatusCode::FORBIDDEN, "foreign-origin", "Foreign origin"),
-            Self::NoKey => (StatusCode::UNAUTHORIZED, "no-key", "No operator key"),
+            Self::NoKey => (StatusCode::UNAUTHORIZED, "no-key", "Operator key missing"),
             Self::WrongKey => (StatusCode::UNAUTHORIZED, "wrong-key", "Wrong operator key"),
-            Self::TwoCredentials => (StatusCode::BAD_REQUEST, "two-credentials", "Two credentials"),
+            Self::TwoCredentials => (StatusCode::BAD_REQUEST, "two-credentials", "More than one Authorization header"),
             Self::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "too-many-failures", "Too many wrong keys"),
             Self::NoPage => (StatusCode::NOT_FOUND, "no-page", "No such page"),
             Self::NoDoubt => (StatusCode::NOT_FOUND, "no-doubt", "No such write in doubt"),
-            Self::NoMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "no-method", "No such method"),
-            Self::BadParameter { .. } => (StatusCode::BAD_REQUEST, "bad-parameter", "A parameter has no meaning"),
-            Self::BadBody { .. } => (StatusCode::BAD_REQUEST, "bad-body", "The body has no meaning"),
-            Self::NotJson => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "The body is announced as no JSON"),
-            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The body is too large"),
-            Self::BodySlow => (StatusCode::REQUEST_TIMEOUT, "body-slow", "The body came too slowly"),
+            Self::NoMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "no-method", "Method not allowed"),
+            Self::BadParameter { .. } => (StatusCode::BAD_REQUEST, "bad-parameter", "Invalid parameter"),
+            Self::BadBody { .. } => (StatusCode::BAD_REQUEST, "bad-body", "Invalid body"),
+            Self::NotJson => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "Content-Type must be JSON"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large"),
+            Self::BodySlow => (StatusCode::REQUEST_TIMEOUT, "body-slow", "Body too slow"),
             Self::TooManyFollowers => (StatusCode::SERVICE_UNAVAILABLE, "too-many-followers", "Too many followers"),
-            Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "no-room", "Too many large answers are under way"),
-            Self::CannotRecord => (StatusCode::SERVICE_UNAVAILABLE, "cannot-record", "The log has no room"),
+            Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "no-room", "Too many large answers under way"),
+            Self::CannotRecord => (StatusCode::SERVICE_UNAVAILABLE, "cannot-record", "The log cannot record this"),
             Self::Query(QueryError::TooLong) => {
                 (StatusCode::GATEWAY_TIMEOUT, "query-too-long", "The query took too long")
             }
             Self::Query(QueryError::Busy) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "query-busy", "Other queries are running")
+                (StatusCode::SERVICE_UNAVAILABLE, "query-busy", "Too many queries are running")
             }
             Self::Query(QueryError::DiskSlow) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "disk-slow", "The log's disk does not answer")
@@ -97,40 +103,75 @@ impl OperatorRefusal {
             }
             Self::NoRecord { .. } => (StatusCode::NOT_FOUND, "no-record", "No such record"),
             Self::LogAltered => (StatusCode::INTERNAL_SERVER_ERROR, "log-altered", "The log was altered"),
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "A fault of makegate's own"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
         }
     }
 
-    fn detail(&self) -> String {
+    pub(super) const fn status(&self) -> StatusCode {
+        self.row().0
+    }
+
+    pub(super) const fn title(&self) -> &'static str {
+        self.row().2
+    }
+
+    pub(super) fn detail(&self) -> String {
         match self {
             Self::UnknownHost => {
-                "This door answers to its own addresses, to localhost, and to the names in operator.names: add this one there.".to_owned()
+                "This door answers to its own addresses, to localhost and to the names in operator.names; add this name there."
+                    .to_owned()
             }
-            Self::ForeignOrigin => "A page of another origin sent this: use this door's own pages, or no browser.".to_owned(),
+            Self::ForeignOrigin => {
+                "A page of another origin sent this request. Use this door's own pages, or send it without a browser.".to_owned()
+            }
             Self::NoKey | Self::WrongKey => {
                 "Send the operator key as `Authorization: Bearer KEY`, or as the password of Basic with any name.".to_owned()
             }
             Self::TwoCredentials => "Send one Authorization header.".to_owned(),
             Self::TooManyFailures { retry_after } => {
-                format!("Your address has shown too many wrong keys: wait {} s.", seconds(*retry_after))
+                format!("Too many wrong keys came from your address. Try again in {} s.", seconds(*retry_after))
             }
-            Self::NoPage => {
-                "There are /, /audit, /callers, /quota, /cache, /config, /doubts, /explain, /audit/head and /audit/proof (each also with .json and .csv), /audit/follow, /openapi.json, /livez, /readyz and /metrics.".to_owned()
-            }
-            Self::NoDoubt => "No write in doubt has this request id; /doubts lists them.".to_owned(),
+            Self::NoPage => "There is no page at this path. The menu of / leads to all of them; each is also there with .json and .csv.".to_owned(),
+            Self::NoDoubt => "No write in doubt has this request id. /doubts lists them.".to_owned(),
             Self::NoMethod { allowed } => format!("This path takes {allowed}."),
             Self::BadParameter { why } | Self::BadBody { why } => format!("{why}."),
             Self::NotJson => "Send `Content-Type: application/json`.".to_owned(),
             Self::BodyTooLarge => format!("A body has at most {BODY_BYTES_MAX} bytes."),
-            Self::BodySlow => "The body did not arrive in time: send it again.".to_owned(),
-            Self::TooManyFollowers => "As many follow the log as may: end one, or read /audit.".to_owned(),
-            Self::NoRoom => "Other large answers have not been taken yet: ask for less with limit, or try again.".to_owned(),
-            Self::CannotRecord => "Nothing was done, because it could not be recorded: see /readyz?verbose.".to_owned(),
+            Self::BodySlow => "The body did not arrive in time. Send it again.".to_owned(),
+            Self::TooManyFollowers => "No more clients can follow the log. End one, or read /audit.".to_owned(),
+            Self::NoRoom => "Other large answers are still being read. Ask for less with `limit`, or try again.".to_owned(),
+            Self::CannotRecord => "Nothing was done, because it could not be recorded. /readyz?verbose says why.".to_owned(),
             Self::NoRecord { newest } => capital(&format!("{}.", ProofError::NoRecord { newest: *newest })),
             Self::LogAltered => capital(&format!("{}.", ProofError::Altered)),
             Self::Query(error) => capital(&format!("{error}.")),
-            Self::Internal => "It failed in a way that the process log explains.".to_owned(),
+            Self::Internal => "The process log says what went wrong.".to_owned(),
         }
+    }
+
+    /// The problem document (RFC 9457).
+    pub(super) fn problem(&self) -> Value {
+        let (status, kind, title) = self.row();
+        json!({
+            "type": format!("urn:makegate:operator:{kind}"),
+            "title": title,
+            "status": status.as_u16(),
+            "detail": self.detail(),
+        })
+    }
+
+    /// What its answer says in headers.
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if self.status() == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"makegate\", Bearer"));
+        }
+        if let Self::NoMethod { allowed } = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+        }
+        if let Some(after) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(after)));
+        }
+        headers
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -142,32 +183,6 @@ impl OperatorRefusal {
             Self::Query(QueryError::Busy | QueryError::DiskSlow) | Self::TooManyFollowers | Self::NoRoom
         );
         passes.then_some(Duration::from_secs(1))
-    }
-
-    /// The answer: a problem document (RFC 9457), for people a page.
-    pub(super) fn response(&self, form: PageFormat) -> Response<PageBody> {
-        let (status, kind, title) = self.row();
-        let detail = self.detail();
-        let mut response = match form {
-            PageFormat::Html => bytes("text/html; charset=utf-8", html::problem(status, title, &detail).into_string()),
-            PageFormat::Json | PageFormat::Csv => {
-                let r#type = format!("urn:makegate:operator:{kind}");
-                let problem = json!({"type": r#type, "title": title, "status": status.as_u16(), "detail": detail});
-                bytes("application/problem+json", problem.to_string())
-            }
-        };
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        if status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"makegate\", Bearer"));
-        }
-        if let Self::NoMethod { allowed } = self {
-            headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
-        }
-        if let Some(after) = self.retry_after() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(after)));
-        }
-        response
     }
 }
 

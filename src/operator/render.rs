@@ -1,39 +1,30 @@
-//! The one place where what is shown becomes an answer: JSON, CSV or HTML.
+//! How a page or a refusal becomes an answer: JSON, CSV or HTML.
 
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{HeaderValue, Response, header};
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full};
+use axum::body::Body;
+use axum::extract::{FromRequestParts, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderMap, header};
 use maud::Markup;
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::html;
+use super::html::{self, Menu};
 use super::query::PageQuery;
 use super::refusal::OperatorRefusal;
-use super::routes::PageFormat;
-use crate::audit::csv_cell;
-use crate::door::BusyGuard;
+use super::table::PageTable;
 
-/// An answer's body.
-pub(super) type PageBody = UnsyncBoxBody<Bytes, Infallible>;
-
-/// What a page shows: its JSON is how it serializes.
+/// What a page shows. Its JSON is how it serializes.
 pub(super) trait Page: Serialize {
     /// Its heading.
     const TITLE: &str;
-    /// Its bare path.
-    const PATH: &str;
 
     /// Its rows.
     fn table(&self) -> PageTable;
 
-    /// What people see.
+    /// What people see under the heading.
     fn html(&self) -> Markup;
 
     /// The rows for spreadsheets.
@@ -42,103 +33,104 @@ pub(super) trait Page: Serialize {
     }
 }
 
-/// The answer that shows this page.
-pub(super) fn page<P: Page>(page: &P, form: PageFormat, query: &PageQuery) -> Response<PageBody> {
-    match form {
-        PageFormat::Json => match serde_json::to_vec(page) {
-            Ok(json) => bytes("application/json", json),
-            Err(_) => OperatorRefusal::Internal.response(form),
-        },
-        PageFormat::Csv => bytes("text/csv; charset=utf-8; header=present", page.csv()),
-        PageFormat::Html => bytes("text/html; charset=utf-8", html::page(page, query).into_string()),
-    }
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PageFormat {
+    Json,
+    Csv,
+    Html,
 }
 
-/// An answer whose body is this text.
-pub(super) fn text(kind: &'static str, text: impl Into<String>) -> Response<PageBody> {
-    bytes(kind, text.into())
-}
-
-/// An answer whose body is these bytes.
-pub(super) fn bytes(kind: &'static str, bytes: impl Into<Bytes>) -> Response<PageBody> {
-    with_body(kind, Full::new(bytes.into()).boxed_unsync())
-}
-
-/// An answer with this body.
-pub(super) fn with_body(kind: &'static str, body: PageBody) -> Response<PageBody> {
-    let mut response = Response::new(body);
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
-}
-
-/// Rows under named columns.
-pub(super) struct PageTable {
-    pub(super) columns: &'static [&'static str],
-    pub(super) rows: Vec<Vec<String>>,
-}
-
-impl PageTable {
-    /// RFC 4180, in which no cell is a formula.
-    pub(super) fn csv(&self) -> String {
-        let mut csv = self.columns.join(",") + "\r\n";
-        for row in &self.rows {
-            let cells: Vec<_> = row.iter().map(|cell| csv_cell(cell)).collect();
-            csv.push_str(&cells.join(","));
-            csv.push_str("\r\n");
+impl PageFormat {
+    /// The path's suffix decides; without one, a client that accepts HTML gets it, and any other JSON.
+    fn of(path: &str, headers: &HeaderMap) -> Self {
+        match Self::of_suffix(path) {
+            Some(format) => format,
+            None if accepts_html(headers) => Self::Html,
+            None => Self::Json,
         }
-        csv
+    }
+
+    fn of_suffix(path: &str) -> Option<Self> {
+        match path.rsplit_once('.')?.1 {
+            "json" => Some(Self::Json),
+            "csv" => Some(Self::Csv),
+            _ => None,
+        }
     }
 }
 
-/// What does not apply is an empty cell.
-pub(super) fn cell<T: ToString>(value: Option<T>) -> String {
-    value.map(|value| value.to_string()).unwrap_or_default()
+fn accepts_html(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut ranges = values.flat_map(|value| value.split(','));
+    ranges.any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let html = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("text/html"));
+        html && !parts.any(|part| matches!(part, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
+    })
 }
 
-/// A body, and with it its connection's busy mark and the room that it takes: until its last byte is written, which is long after
-/// hyper has taken it out of here.
-pub(super) struct GuardedBody {
-    body: PageBody,
-    _busy: BusyGuard,
-    room: Option<OwnedSemaphorePermit>,
+/// How a request wants its page.
+pub(super) struct PageView {
+    pub(super) format: PageFormat,
+    pub(super) query: PageQuery,
+    path: String,
+    menu: Menu,
 }
 
-impl GuardedBody {
-    pub(super) fn new(body: PageBody, busy: BusyGuard, room: Option<OwnedSemaphorePermit>) -> Self {
-        Self { body, _busy: busy, room }
+impl<S: Sync> FromRequestParts<S> for PageView {
+    type Rejection = OperatorRefusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, OperatorRefusal> {
+        Ok(Self {
+            format: PageFormat::of(parts.uri.path(), &parts.headers),
+            query: PageQuery::from_request_parts(parts, state).await?,
+            path: parts.uri.path().to_owned(),
+            menu: parts.extensions.get().cloned().unwrap_or_default(),
+        })
     }
 }
 
-/// Bytes with the room that they take.
-struct ReservedBytes(Bytes, #[expect(dead_code, reason = "held until the bytes are gone")] OwnedSemaphorePermit);
+impl PageView {
+    /// The answer that shows this page.
+    pub(super) fn show<P: Page>(&self, page: &P) -> Response {
+        match self.format {
+            PageFormat::Json => match serde_json::to_vec(page) {
+                Ok(json) => typed("application/json", json),
+                Err(_) => OperatorRefusal::Internal.into_response(),
+            },
+            PageFormat::Csv => typed("text/csv; charset=utf-8; header=present", page.csv()),
+            PageFormat::Html => {
+                let whole = html::page(&self.menu, P::TITLE, &self.path, &self.query.suffix(), &page.html());
+                typed("text/html; charset=utf-8", whole.into_string())
+            }
+        }
+    }
 
-impl AsRef<[u8]> for ReservedBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
+    /// Does the path end in `.json` or `.csv`?
+    pub(super) fn has_suffix(&self) -> bool {
+        PageFormat::of_suffix(&self.path).is_some()
     }
 }
 
-impl Body for GuardedBody {
-    type Data = Bytes;
-    type Error = Infallible;
+/// An answer of this media type.
+pub(super) fn typed(media_type: &'static str, body: impl Into<Body>) -> Response {
+    ([(header::CONTENT_TYPE, media_type)], body.into()).into_response()
+}
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        // Whatever takes room is in one piece.
-        let hold = |bytes| match self.room.take() {
-            Some(room) => Bytes::from_owner(ReservedBytes(bytes, room)),
-            None => bytes,
-        };
-        polled.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(hold))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+/// Writes the refusal that came from further inside: a page for people, a problem document (RFC 9457) for everybody else.
+pub(super) async fn render_refusal(State(menu): State<Menu>, request: Request, next: Next) -> Response {
+    let format = PageFormat::of(request.uri().path(), request.headers());
+    let response = next.run(request).await;
+    let Some(refusal) = response.extensions().get::<Arc<OperatorRefusal>>() else { return response };
+    let document = match format {
+        PageFormat::Html => {
+            let whole = html::problem(&menu, refusal.status(), refusal.title(), &refusal.detail());
+            typed("text/html; charset=utf-8", whole.into_string())
+        }
+        PageFormat::Json | PageFormat::Csv => typed("application/problem+json", refusal.problem().to_string()),
+    };
+    (refusal.status(), refusal.headers(), document).into_response()
 }
 
 #[cfg(test)]
@@ -146,8 +138,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cells_of_a_table_are_quoted_and_no_formulas() {
-        let rows = vec![vec!["=1+1".to_owned(), "a,b".to_owned()], vec![cell(None::<u8>), cell(Some(7))]];
-        assert_eq!(PageTable { columns: &["one", "two"], rows }.csv(), "one,two\r\n'=1+1,\"a,b\"\r\n,7\r\n");
+    fn a_suffix_wins_over_accept_and_a_bare_path_is_json_unless_html_is_accepted() {
+        let of = |path, accept: &str| {
+            PageFormat::of(path, &HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]))
+        };
+        assert_eq!(of("/quota", "text/html,application/xhtml+xml,*/*;q=0.8"), PageFormat::Html);
+        assert_eq!(of("/quota", "*/*"), PageFormat::Json);
+        assert_eq!(of("/quota", "text/html;q=0, application/json"), PageFormat::Json);
+        assert_eq!(of("/quota.json", "text/html"), PageFormat::Json);
+        assert_eq!(of("/quota.csv", "text/html"), PageFormat::Csv);
+        assert_eq!(PageFormat::of("/quota", &HeaderMap::new()), PageFormat::Json);
     }
 }

@@ -1,4 +1,4 @@
-//! What the door shows, and what it is guarded by.
+//! What the door shows, and its key.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,14 +17,14 @@ use crate::gateway::Gateway;
 use crate::hash;
 use crate::reconcile::Reconciler;
 
-/// Followers of the log at once.
+/// The most followers of the log at a time.
 const FOLLOWERS_MAX: usize = 16;
-/// All large answers under way have at most so many KiB together. What a reader does not take is held for it in memory.
+/// The most KiB of all large answers under way: they are in memory until their readers take them.
 const LARGE_KIB_MAX: usize = 64 << 10;
-/// What is no larger needs no room of that: the probes' and scrapers' answers, and what people read.
+/// The most KiB of an answer that needs none of that room: probes, scrapers, and what people read.
 const SMALL_KIB: u64 = 64;
 
-/// The configuration as it is shown, and how the last attempt to load it ended.
+/// The configuration in force, and how the last reload ended.
 #[derive(Clone, Debug)]
 pub(super) struct ConfigInForce {
     pub(super) origins: Arc<Origins>,
@@ -32,7 +32,7 @@ pub(super) struct ConfigInForce {
     pub(super) error: Option<Arc<str>>,
 }
 
-/// The operator key's hash, and the word that another has taken its place.
+/// The operator key's hash. `replaced` is cancelled when another key takes its place.
 struct OperatorKey {
     hash: [u8; 32],
     replaced: CancellationToken,
@@ -50,7 +50,7 @@ pub struct OperatorState {
     pub(super) reconciler: Arc<Reconciler>,
     pub(super) file: Option<PathBuf>,
     pub(super) started: Timestamp,
-    pub(super) failures: WrongKeys,
+    pub(super) wrong_keys: WrongKeys,
     pub(super) followers: Arc<Semaphore>,
     pub(super) large: Arc<Semaphore>,
     key: ArcSwap<OperatorKey>,
@@ -59,13 +59,14 @@ pub struct OperatorState {
 }
 
 impl OperatorState {
-    /// The state of a door that opens to `key`, over a gateway and the reconciler of its doubts. `origins`: of the configuration in force, read from `file` if there is one.
+    /// The state of a door that opens to `key`, over a gateway and the reconciler of its doubts. `origins` are those of the configuration in
+    /// force, read from `file` if there is one.
     #[must_use]
     pub fn new(reconciler: Arc<Reconciler>, key: &SecretString, file: Option<PathBuf>, origins: Origins) -> Arc<Self> {
         let gateway = reconciler.gateway().clone();
         let started = gateway.clock.wall();
         Arc::new(Self {
-            failures: WrongKeys::new(gateway.clock.clone()),
+            wrong_keys: WrongKeys::new(gateway.clock.clone()),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             large: Arc::new(Semaphore::new(LARGE_KIB_MAX)),
             key: ArcSwap::from_pointee(OperatorKey::new(key)),
@@ -78,7 +79,7 @@ impl OperatorState {
         })
     }
 
-    /// This operator key from now on. What is under way with another one ends.
+    /// Replaces the operator key. Followers that came with another one are ended.
     pub fn set_key(&self, key: &SecretString) {
         let key = OperatorKey::new(key);
         if key.hash != self.key.load().hash {
@@ -86,10 +87,10 @@ impl OperatorState {
         }
     }
 
-    /// Room for an answer of so many bytes, for as long as it is under way.
+    /// Room for an answer of `bytes` while it is under way; `None` if it is small and needs none.
     ///
     /// # Errors
-    /// Those under way have it all.
+    /// [`OperatorRefusal::NoRoom`]: the answers under way leave too little.
     pub(super) fn room(&self, bytes: u64) -> Result<Option<OwnedSemaphorePermit>, OperatorRefusal> {
         let kib = bytes.div_ceil(1024);
         if kib <= SMALL_KIB {
@@ -99,12 +100,12 @@ impl OperatorState {
         self.large.clone().try_acquire_many_owned(kib).map(Some).map_err(|_| OperatorRefusal::NoRoom)
     }
 
-    /// Resolves when another key has taken the place of the present one.
+    /// Is cancelled when another key takes the place of the present one.
     pub(super) fn key_replaced(&self) -> CancellationToken {
         self.key.load().replaced.clone()
     }
 
-    /// A reload has ended: with this configuration in force, or with this error and the old one.
+    /// Takes note of a reload: a new configuration is in force, or there was an error and the old one stays.
     pub fn reloaded(&self, result: Result<Origins, String>) {
         let before = self.in_force();
         let loaded = self.gateway.clock.wall();
@@ -115,7 +116,7 @@ impl OperatorState {
         self.in_force.store(Arc::new(after));
     }
 
-    /// Counts the connections of this door too. The operator door is there by itself.
+    /// Shows the connections of this door too. The operator door adds itself.
     pub fn show_door(&self, name: &'static str, door: OpenDoor) {
         self.doors.lock().unwrap_or_else(PoisonError::into_inner).push((name, door));
     }
@@ -124,13 +125,13 @@ impl OperatorState {
         self.in_force.load_full()
     }
 
-    /// Connections now, by door.
+    /// The number of connections now, by door.
     pub(super) fn connections(&self) -> Vec<(&'static str, usize)> {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         doors.iter().map(|(name, door)| (*name, door.connections())).collect()
     }
 
-    /// Is this the key? Takes a time that does not depend on it.
+    /// Is this the key? The comparison takes the same time whatever the key is.
     pub(super) fn opens_to(&self, key: &[u8]) -> bool {
         hash::constant_time_eq(&hash::sha256(key), &self.key.load().hash)
     }

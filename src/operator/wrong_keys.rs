@@ -1,4 +1,4 @@
-//! Wrong keys, counted by who showed them: whoever guesses is told to wait.
+//! Wrong keys, counted by peer: whoever guesses has to wait.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,16 +8,15 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 
-/// Wrong keys of one peer in one [`WINDOW`].
+/// The most wrong keys of one peer in one [`WINDOW`].
 const FAILURES_MAX: u32 = 30;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Peers that are counted apart; the others share one count with those of Unix sockets.
+/// Peers with a count of their own. All others share one, also with the peers on Unix sockets.
 const PEERS_MAX: usize = 1024;
 
-/// A peer's window: when it began, and the failures in it.
+/// When a peer's window began, and its wrong keys since.
 type FailureWindow = (Instant, u32);
 
-/// The counts.
 pub(super) struct WrongKeys {
     clock: Clock,
     windows: Mutex<HashMap<Option<IpAddr>, FailureWindow>>,
@@ -29,12 +28,12 @@ impl WrongKeys {
         Self { clock, windows: Mutex::default(), total: AtomicU64::new(0) }
     }
 
-    /// All wrong keys since the start.
+    /// Wrong keys since the start.
     pub(super) fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Has this peer shown too many wrong keys? Then how long it is to wait.
+    /// How long this peer has to wait, if it has sent too many wrong keys.
     pub(super) fn blocked(&self, peer: Option<IpAddr>) -> Option<Duration> {
         let now = self.clock.now();
         let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +42,6 @@ impl WrongKeys {
         (count >= FAILURES_MAX && !left.is_zero()).then_some(left)
     }
 
-    /// Counts a wrong key.
     pub(super) fn add(&self, peer: Option<IpAddr>) {
         self.total.fetch_add(1, Ordering::Relaxed);
         let now = self.clock.now();
@@ -60,7 +58,7 @@ impl WrongKeys {
     }
 }
 
-/// The name that a peer is counted under: of IPv6 its /64, which is one customer's.
+/// The address that a peer is counted under. An IPv6 network of 64 bits counts as one peer, because one customer has all of it.
 fn counted_as(windows: &HashMap<Option<IpAddr>, FailureWindow>, peer: Option<IpAddr>) -> Option<IpAddr> {
     let peer = peer.map(|ip| match ip {
         IpAddr::V4(_) => ip,

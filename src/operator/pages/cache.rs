@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
+use axum::extract::State;
+use axum::response::Response;
 use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
-use super::super::render::{Page, PageTable};
+use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
+use super::super::table::PageTable;
 
-/// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct CachePage {
+struct CachePage {
     entries: u64,
     bytes: u64,
     capacity_bytes: u64,
@@ -27,21 +29,20 @@ struct TagRow {
 }
 
 /// What is in memory now.
-pub(crate) fn cache(state: &OperatorState) -> CachePage {
+pub(crate) async fn cache(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
     let (size, tags) = state.gateway.cache.census();
-    CachePage {
+    view.show(&CachePage {
         entries: size.entries,
         bytes: size.bytes,
         capacity_bytes: size.capacity_bytes,
         hits: size.hits,
         misses: size.misses,
         tags: tags.into_iter().map(|(tag, entries)| TagRow { tag, entries }).collect(),
-    }
+    })
 }
 
 impl Page for CachePage {
     const TITLE: &str = "Cache";
-    const PATH: &str = "/cache";
 
     fn table(&self) -> PageTable {
         let row = |tag: &TagRow| vec![tag.tag.to_string(), tag.entries.to_string()];

@@ -5,21 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::extract::State;
+use axum::response::Response;
 use jiff::Timestamp;
 use maud::Markup;
 use serde::Serialize;
 
 use super::super::html;
-use super::super::render::{Page, PageTable, cell};
+use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
+use super::super::table::{PageTable, cell};
 use crate::callers::AnswerSource;
 use crate::config::{Grants, Rate, Scope};
 use crate::gateway::admit::policy::Caller;
 use crate::ids::KeyId;
 
-/// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct CallersPage {
+struct CallersPage {
     callers: Vec<CallerRow>,
 }
 
@@ -43,7 +45,7 @@ pub(crate) struct CallerRow {
     operations: BTreeMap<Arc<str>, AnswerCounts>,
 }
 
-/// Counts by the words of [`AnswerSource`]; what is nothing is left out.
+/// Counts by the words of [`AnswerSource`], without those that are 0.
 pub(crate) type AnswerCounts = BTreeMap<&'static str, u64>;
 
 #[derive(Debug, Serialize)]
@@ -53,15 +55,13 @@ struct CallerKeyRow {
 }
 
 /// All callers of the configuration in force.
-pub(crate) fn callers(state: &OperatorState) -> CallersPage {
-    let policy = state.gateway.policy();
-    CallersPage { callers: policy.members.iter().map(|member| caller(member.as_ref())).collect() }
+pub(crate) async fn callers(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
+    view.show(&CallersPage { callers: caller_rows(&state) })
 }
 
-impl CallersPage {
-    pub(crate) fn into_list(self) -> Vec<CallerRow> {
-        self.callers
-    }
+/// The same, for other pages.
+pub(crate) fn caller_rows(state: &OperatorState) -> Vec<CallerRow> {
+    state.gateway.policy().members.iter().map(|member| caller(member.as_ref())).collect()
 }
 
 fn caller(member: &Caller) -> CallerRow {
@@ -114,7 +114,6 @@ fn rate(rate: Rate) -> String {
 
 impl Page for CallersPage {
     const TITLE: &str = "Callers";
-    const PATH: &str = "/callers";
 
     fn table(&self) -> PageTable {
         let columns = &[

@@ -2,19 +2,22 @@
 
 use std::sync::Arc;
 
+use axum::extract::State;
+use axum::response::Response;
 use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
-use super::super::render::{Page, PageTable};
+use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
+use super::super::table::PageTable;
 use crate::config::ShownSetting;
 use crate::ids::escape_invisible;
 
-/// The page. It holds no secret: the configuration holds none.
+/// It shows no secrets, because the configuration has none.
 #[derive(Debug, Serialize)]
-pub(crate) struct ConfigPage {
+struct ConfigPage {
     file: Option<String>,
     settings: Vec<ShownSetting>,
     reload: LastReload,
@@ -27,18 +30,17 @@ struct LastReload {
 }
 
 /// The configuration in force.
-pub(crate) fn config(state: &OperatorState) -> ConfigPage {
+pub(crate) async fn config(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
     let in_force = state.in_force();
-    ConfigPage {
+    view.show(&ConfigPage {
         file: state.file.as_ref().map(|file| file.display().to_string()),
         settings: in_force.origins.shown(),
         reload: LastReload { time: in_force.loaded, error: in_force.error.clone() },
-    }
+    })
 }
 
 impl Page for ConfigPage {
     const TITLE: &str = "Configuration";
-    const PATH: &str = "/config";
 
     fn table(&self) -> PageTable {
         let row = |setting: &ShownSetting| vec![setting.key.clone(), setting.value.clone(), setting.origin.clone()];

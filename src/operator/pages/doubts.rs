@@ -1,20 +1,22 @@
-//! `/doubts`: writes whose effect on the upstream nobody knows.
+//! `/doubts`: writes that may or may not have taken effect.
 
 use std::sync::Arc;
 
+use axum::extract::State;
+use axum::response::Response;
 use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
-use super::super::render::{Page, PageTable, cell};
+use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
+use super::super::table::{PageTable, cell};
 use crate::audit::Doubt;
 use crate::reconcile::DoubtProgress;
 
-/// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct DoubtsPage {
+struct DoubtsPage {
     doubts: Vec<DoubtRow>,
 }
 
@@ -32,7 +34,7 @@ struct DoubtRow {
 }
 
 /// All writes in doubt, the oldest first.
-pub(crate) fn doubts(state: &OperatorState) -> DoubtsPage {
+pub(crate) async fn doubts(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
     let policy = state.gateway.policy();
     let of = |doubt: Doubt| {
         let DoubtProgress { looks, why } = state.reconciler.progress(&policy, &doubt);
@@ -48,12 +50,11 @@ pub(crate) fn doubts(state: &OperatorState) -> DoubtsPage {
             why: why.as_str(),
         }
     };
-    DoubtsPage { doubts: state.gateway.log.doubts().list().into_iter().map(of).collect() }
+    view.show(&DoubtsPage { doubts: state.gateway.log.doubts().list().into_iter().map(of).collect() })
 }
 
 impl Page for DoubtsPage {
     const TITLE: &str = "Writes in doubt";
-    const PATH: &str = "/doubts";
 
     fn table(&self) -> PageTable {
         let row = |doubt: &DoubtRow| {

@@ -1,23 +1,25 @@
 //! `/explain`: what the gateway would do with a request, and why. Spends nothing.
 
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
 use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
 use super::super::query::PageQuery;
 use super::super::refusal::OperatorRefusal;
-use super::super::render::{Page, PageTable};
-use super::super::routes::PageFormat;
+use super::super::render::{Page, PageFormat, PageView};
 use super::super::state::OperatorState;
+use super::super::table::PageTable;
 use crate::gateway::explain::{self, Explanation};
 
-/// The parameters.
 const PARAMETERS: [&str; 3] = ["caller", "method", "target"];
 
-/// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct ExplainPage {
-    /// `None`: nothing was asked yet.
+struct ExplainPage {
+    /// `None`: the form is still empty.
     #[serde(flatten)]
     explanation: Option<Explanation>,
     #[serde(skip)]
@@ -27,30 +29,29 @@ pub(crate) struct ExplainPage {
 /// Explains what the query asks for.
 ///
 /// # Errors
-/// A parameter that is missing or not known; people get the form instead.
-pub(crate) fn explain(
-    state: &OperatorState,
-    form: PageFormat,
-    query: &PageQuery,
-) -> Result<ExplainPage, OperatorRefusal> {
+/// A parameter is unknown or missing. People get the form instead of the latter.
+pub(crate) async fn explain(
+    State(state): State<Arc<OperatorState>>,
+    view: PageView,
+) -> Result<Response, OperatorRefusal> {
+    let query = &view.query;
     query.only(&PARAMETERS)?;
     let [caller, method, target] = PARAMETERS.map(|name| query.get(name));
     let explanation = match (caller, method.or(Some("GET")), target) {
         (Some(caller), Some(method), Some(target)) => {
             Some(explain::explain(&state.gateway.policy(), Some(&state.gateway), caller, method, target))
         }
-        _ if form == PageFormat::Html => None,
+        _ if view.format == PageFormat::Html => None,
         _ => {
             let why = "write ?caller=NAME&method=GET&target=/api/v2/…, with the target percent-encoded";
             return Err(OperatorRefusal::BadParameter { why: why.to_owned() });
         }
     };
-    Ok(ExplainPage { explanation, asked: query.clone() })
+    Ok(view.show(&ExplainPage { explanation, asked: query.clone() }))
 }
 
 impl Page for ExplainPage {
     const TITLE: &str = "Explain";
-    const PATH: &str = "/explain";
 
     fn table(&self) -> PageTable {
         let steps = self.explanation.iter().flat_map(|explanation| &explanation.steps);

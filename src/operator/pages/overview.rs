@@ -1,20 +1,24 @@
 //! `/`: the state of things at a glance.
 
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
 use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::render::{Page, PageTable, cell};
+use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
+use super::super::table::{PageTable, cell};
 use super::super::{health, html};
-use super::callers::{AnswerCounts, CallerRow, callers};
+use super::callers::{AnswerCounts, CallerRow, caller_rows};
 use super::quota::{BucketRow, buckets};
 use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
 use crate::upstream::BreakerStatus;
 
-/// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct OverviewPage {
+struct OverviewPage {
     version: &'static str,
     started: Timestamp,
     ready: bool,
@@ -24,7 +28,7 @@ pub(crate) struct OverviewPage {
     requests: u64,
     answers: AnswerCounts,
     under_way: u64,
-    /// Of reads that looked in memory; `None`: none did.
+    /// Of the reads that looked in memory; `None` if none did.
     hit_ratio: Option<f64>,
     latency: Latency,
     quota_wait: Latency,
@@ -34,7 +38,7 @@ pub(crate) struct OverviewPage {
     callers: Vec<CallerRow>,
 }
 
-/// Upper bounds, in microseconds, under which so many percent stay. `None`: no sample, or beyond a minute.
+/// Percentiles, as the upper bounds of their buckets. `None`: no sample, or more than a minute.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Latency {
     samples: u64,
@@ -52,18 +56,18 @@ struct LogState {
 }
 
 /// The state of things now.
-pub(crate) fn overview(state: &OperatorState) -> OverviewPage {
+pub(crate) async fn overview(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
     let gateway = &state.gateway;
-    let (size, counts, callers) = (gateway.cache.size(), gateway.log.counts(), callers(state).into_list());
+    let (size, counts, callers) = (gateway.cache.size(), gateway.log.counts(), caller_rows(&state));
     let mut answers = AnswerCounts::new();
     for (source, count) in callers.iter().flat_map(|caller| &caller.answers) {
         *answers.entry(source).or_default() += count;
     }
     let looked = size.hits + size.misses;
-    OverviewPage {
+    view.show(&OverviewPage {
         version: env!("CARGO_PKG_VERSION"),
         started: state.started,
-        ready: health::is_ready(state),
+        ready: health::is_ready(&state),
         draining: gateway.draining(),
         upstream: match gateway.upstream().breaker().status() {
             BreakerStatus::Closed => "closed",
@@ -85,7 +89,7 @@ pub(crate) fn overview(state: &OperatorState) -> OverviewPage {
         },
         quota: buckets(&gateway.quota),
         callers,
-    }
+    })
 }
 
 fn latency(durations: &DurationHistogram) -> Latency {
@@ -116,7 +120,6 @@ fn spoken(bound_us: Option<u64>) -> String {
 
 impl Page for OverviewPage {
     const TITLE: &str = "Overview";
-    const PATH: &str = "/";
 
     fn table(&self) -> PageTable {
         let own = [

@@ -1,21 +1,24 @@
-//! `/audit/head` and `/audit/proof`: what an auditor takes away, so that nobody can change the log unnoticed.
+//! `/audit/head` and `/audit/proof`: what an auditor keeps, so that nobody can change the log unnoticed.
 
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
 use http::{HeaderMap, header};
 use maud::{Markup, html};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::super::html;
-use super::super::query::PageQuery;
 use super::super::refusal::OperatorRefusal;
-use super::super::render::{Page, PageTable};
-use super::super::routes::PageFormat;
+use super::super::render::{Page, PageFormat, PageView, typed};
 use super::super::state::OperatorState;
+use super::super::table::PageTable;
 use crate::audit::{ConsistencyProof, InclusionProof};
 
 /// The newest signed head.
 #[derive(Debug, Serialize)]
-pub(crate) struct HeadPage {
+struct HeadPage {
     /// The signed note (C2SP `tlog-checkpoint`).
     head: String,
     origin: String,
@@ -23,29 +26,25 @@ pub(crate) struct HeadPage {
     key: String,
 }
 
-/// A head over everything that was recorded before.
-pub(crate) async fn head(state: &OperatorState) -> HeadPage {
+/// A head over everything that was recorded before. Without a suffix or an `Accept` for another form it is the bare note, which other
+/// tools read.
+pub(crate) async fn head(State(state): State<Arc<OperatorState>>, view: PageView, headers: HeaderMap) -> Response {
     let log = &state.gateway.log;
     let head = log.head().await;
-    HeadPage {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if view.format == PageFormat::Json && !view.has_suffix() && !accept.contains("json") {
+        return typed("text/plain; charset=utf-8", head.to_string());
+    }
+    view.show(&HeadPage {
         head: head.to_string(),
         origin: head.origin().to_owned(),
         size: head.size,
         key: log.head_key().to_string(),
-    }
-}
-
-impl HeadPage {
-    /// The note as it is, for whoever asks for no other form: other tools read it.
-    pub(crate) fn note(&self, form: PageFormat, path: &str, headers: &HeaderMap) -> Option<String> {
-        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        (form == PageFormat::Json && path == Self::PATH && !accept.contains("json")).then(|| self.head.clone())
-    }
+    })
 }
 
 impl Page for HeadPage {
     const TITLE: &str = "Signed head";
-    const PATH: &str = "/audit/head";
 
     fn table(&self) -> PageTable {
         let row = vec![self.size.to_string(), self.origin.clone(), self.key.clone(), self.head.clone()];
@@ -66,35 +65,39 @@ impl Page for HeadPage {
 /// A proof, of one record or of growth.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub(crate) enum ProofPage {
+enum ProofPage {
     Inclusion(Box<InclusionProof>),
     Growth(ConsistencyProof),
 }
 
-/// `?seq=`: that this record is in the log. `?from=`: that the log of so many records grew into the present one.
+/// `?seq=N`: proves that record N is in the log. `?from=N`: proves that the log of N records grew into the present one.
 ///
 /// # Errors
-/// No such record; neither parameter, or both.
-pub(crate) async fn proof(state: &OperatorState, query: &PageQuery) -> Result<ProofPage, OperatorRefusal> {
+/// There is no such record; neither parameter is given, or both are.
+pub(crate) async fn proof(
+    State(state): State<Arc<OperatorState>>,
+    view: PageView,
+) -> Result<Response, OperatorRefusal> {
+    let query = &view.query;
     query.only(&["seq", "from"])?;
     let number = |name: &str, text: &str| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         let why = || format!("{name} is a number: {name}=1, say");
         text.parse::<u64>().ok().filter(|_| digits).ok_or_else(|| OperatorRefusal::BadParameter { why: why() })
     };
-    match (query.get("seq"), query.get("from")) {
-        (Some(seq), None) => Ok(ProofPage::Inclusion(Box::new(state.gateway.log.prove(number("seq", seq)?).await?))),
-        (None, Some(from)) => Ok(ProofPage::Growth(state.gateway.log.prove_consistency(number("from", from)?).await?)),
+    let page = match (query.get("seq"), query.get("from")) {
+        (Some(seq), None) => ProofPage::Inclusion(Box::new(state.gateway.log.prove(number("seq", seq)?).await?)),
+        (None, Some(from)) => ProofPage::Growth(state.gateway.log.prove_consistency(number("from", from)?).await?),
         (None, None) | (Some(_), Some(_)) => {
             let why = "write seq=N for the record N, or from=N for the growth from N records to now".to_owned();
-            Err(OperatorRefusal::BadParameter { why })
+            return Err(OperatorRefusal::BadParameter { why });
         }
-    }
+    };
+    Ok(view.show(&page))
 }
 
 impl Page for ProofPage {
     const TITLE: &str = "Proof";
-    const PATH: &str = "/audit/proof";
 
     fn table(&self) -> PageTable {
         let members: Map<String, Value> =

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
+use axum::extract::State;
+use axum::response::Response;
 use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
-use super::super::render::{Page, PageTable, cell};
+use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
+use super::super::table::{PageTable, cell};
 
-/// The page.
 #[derive(Debug, Serialize)]
-pub(crate) struct QuotaPage {
+struct QuotaPage {
     buckets: Vec<BucketRow>,
 }
 
@@ -24,7 +26,7 @@ pub(crate) struct BucketRow {
     used: u32,
     pub(crate) remaining: u32,
     pub(crate) waiting: u64,
-    /// Free slots that whoever has had most cannot have now.
+    /// Free slots that the caller who has had most does not get now.
     kept: u32,
     /// The upstream's own 429 closed it for so long.
     pub(crate) closed_for_ms: Option<u64>,
@@ -40,7 +42,7 @@ pub(crate) struct SpenderRow {
     spent: u64,
     /// Its requests that wait now.
     waiting: u64,
-    /// How often since the start it got no turn.
+    /// How many of its requests got no slot since the start.
     pub(crate) refused: u64,
     /// Its attempts since the start.
     pub(crate) sent: u64,
@@ -50,7 +52,7 @@ pub(crate) struct SpenderRow {
     waited_us: u64,
 }
 
-/// All buckets now. The one place that knows how the quota shows itself.
+/// All buckets now, also for other pages and metrics.
 pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<BucketRow> {
     let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let spender = |view: crate::quota::SpenderView| SpenderRow {
@@ -77,8 +79,8 @@ pub(crate) fn buckets(quota: &crate::quota::Quota) -> Vec<BucketRow> {
 }
 
 /// Every bucket, and who spent of it.
-pub(crate) fn quota(state: &OperatorState) -> QuotaPage {
-    QuotaPage { buckets: buckets(&state.gateway.quota) }
+pub(crate) async fn quota(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
+    view.show(&QuotaPage { buckets: buckets(&state.gateway.quota) })
 }
 
 impl BucketRow {
@@ -122,7 +124,6 @@ impl BucketRow {
 
 impl Page for QuotaPage {
     const TITLE: &str = "Quota";
-    const PATH: &str = "/quota";
 
     fn table(&self) -> PageTable {
         let columns = &[

@@ -1,25 +1,24 @@
 //! Settling a write in doubt by hand: the operator has looked, and says what became of it.
 
-use std::net::IpAddr;
+use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, State};
+use axum::response::Response;
 use bytes::Bytes;
-use http::Response;
-use http::request::Parts;
-use http_body::Body;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::body::read;
-use super::refusal::OperatorRefusal;
-use super::render::{PageBody, text};
-use super::routes::DOUBT;
-use super::state::OperatorState;
+use super::super::refusal::OperatorRefusal;
+use super::super::render::typed;
+use super::super::state::OperatorState;
+use super::body::InTime;
 use crate::audit::Peer;
+use crate::door::PeerConnection;
 use crate::ids::RequestId;
 use crate::reconcile::settle::{self, NotSettled, Settlement};
 
 const EXPECTED: &str = "write {\"as\": \"done\" or \"not-done\", \"note\": \"how you know\"}";
-/// No note is longer.
 const NOTE_BYTES_MAX: usize = 4096;
 
 /// What became of the write.
@@ -38,23 +37,18 @@ struct SettleRequest {
     note: String,
 }
 
-/// `POST /doubts/REQUEST`: the doubt is over when its settlement is on disk; equal writes are held no more.
+/// `POST /doubts/REQUEST`: ends the doubt once its settlement is on disk. From then on equal writes pass again.
 ///
 /// # Errors
-/// No such doubt; a body that says nothing of the kind; a log that cannot record it.
-pub(super) async fn settle<B>(
-    state: &OperatorState,
-    peer: Option<IpAddr>,
-    head: &Parts,
-    body: B,
-) -> Result<Response<PageBody>, OperatorRefusal>
-where
-    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
-{
-    let request = head.uri.path().strip_prefix(DOUBT).and_then(|id| RequestId::parse(id.as_bytes()));
-    let request = request.ok_or(OperatorRefusal::NoDoubt)?;
+/// No such doubt; a body of another shape; a log that cannot record it.
+pub(in crate::operator) async fn settle(
+    State(state): State<Arc<OperatorState>>,
+    Extension(peer): Extension<PeerConnection>,
+    request: Result<Path<String>, PathRejection>,
+    InTime(body): InTime<Bytes>,
+) -> Result<Response, OperatorRefusal> {
+    let request = request.ok().and_then(|Path(id)| RequestId::parse(id.as_bytes())).ok_or(OperatorRefusal::NoDoubt)?;
     let intent = state.gateway.log.doubts().named(&request).ok_or(OperatorRefusal::NoDoubt)?;
-    let body = read(body).await?;
     let asked: SettleRequest = serde_json::from_slice(&body)
         .map_err(|error| OperatorRefusal::BadBody { why: format!("{error}: {EXPECTED}") })?;
     if asked.note.len() > NOTE_BYTES_MAX {
@@ -62,7 +56,7 @@ where
     }
     let verdict = Settlement {
         done: matches!(asked.r#as, SettledAs::Done),
-        peer: Some(Peer::of(peer)),
+        peer: Some(Peer::of(peer.address)),
         detail: (!asked.note.is_empty()).then(|| asked.note.into()),
         upstream_status: None,
     };
@@ -70,5 +64,5 @@ where
         NotSettled::NoDoubt => OperatorRefusal::NoDoubt,
         NotSettled::CannotRecord => OperatorRefusal::CannotRecord,
     })?;
-    Ok(text("application/json", json!({"request": request.as_str(), "as": asked.r#as}).to_string()))
+    Ok(typed("application/json", json!({"request": request.as_str(), "as": asked.r#as}).to_string()))
 }

@@ -1,24 +1,21 @@
-//! The log as operators read it: pages of records, and new ones as they come.
+//! `/audit`: records of the log, newest first, as the query filters them.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::stream;
-use http::Response;
-use http_body::Frame;
-use http_body_util::{BodyExt as _, StreamBody};
+use axum::extract::State;
+use axum::response::Response;
 use maud::{Markup, html};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::html;
-use super::query::PageQuery;
-use super::refusal::OperatorRefusal;
-use super::render::{self, Page, PageBody, PageTable, with_body};
-use super::routes::PageFormat;
-use super::state::OperatorState;
-use crate::audit::{self, Answer, Filter, FollowEvent, Kind, csv, csv_header};
+use super::super::html;
+use super::super::query::PageQuery;
+use super::super::refusal::OperatorRefusal;
+use super::super::render::{Page, PageView};
+use super::super::state::OperatorState;
+use super::super::table::PageTable;
+use crate::audit::{Answer, Filter, Kind, RecordPage, csv, csv_header};
 
 /// What people see of a record at a glance; the rest is in JSON and CSV.
 const COLUMNS: [&str; 12] = [
@@ -38,9 +35,8 @@ const COLUMNS: [&str; 12] = [
 /// What the note is made of.
 const NOTE: [&str; 6] = ["refusal", "outcome", "event", "count", "codes", "detail"];
 
-/// `/audit`: records, newest first.
 #[derive(Debug, Serialize)]
-pub(super) struct RecordsPage {
+struct RecordsPage {
     records: Vec<Box<RawValue>>,
     next: Option<u64>,
     #[serde(skip)]
@@ -56,33 +52,30 @@ struct FormChoices {
     operations: Vec<Arc<str>>,
 }
 
-/// The page that the query asks for, in this form; everything recorded before it is in it.
+/// The records that the query asks for, among all that were recorded before.
 ///
 /// # Errors
-/// A parameter that is no filter; a query that has no answer.
-pub(super) async fn page(
-    state: &OperatorState,
-    form: PageFormat,
-    query: &PageQuery,
-) -> Result<Response<PageBody>, OperatorRefusal> {
-    let filter = Filter::parse(query.iter(), state.gateway.clock.wall())?;
+/// A parameter is not a filter; the query finds no end.
+pub(crate) async fn audit(
+    State(state): State<Arc<OperatorState>>,
+    view: PageView,
+) -> Result<Response, OperatorRefusal> {
+    let filter = Filter::parse(view.query.iter(), state.gateway.clock.wall())?;
     let policy = state.gateway.policy();
     let choices = FormChoices {
         callers: policy.members.iter().map(|member| member.config.name.clone()).collect(),
         operations: policy.catalogue().rows().iter().map(|row| row.id.clone()).collect(),
     };
     state.gateway.log.flush().await;
-    let asked = query.clone();
-    let show = move |found: audit::RecordPage| {
-        let records = RecordsPage { records: found.records, next: found.next, asked, choices };
-        render::page(&records, form, &records.asked)
+    let show = move |found: RecordPage| {
+        let asked = view.query.clone();
+        view.show(&RecordsPage { records: found.records, next: found.next, asked, choices })
     };
     Ok(state.gateway.log.query_as(filter, show).await?)
 }
 
 impl Page for RecordsPage {
     const TITLE: &str = "Audit";
-    const PATH: &str = "/audit";
 
     fn table(&self) -> PageTable {
         let row = |line: &RawValue| {
@@ -172,29 +165,4 @@ fn shown(value: Option<&Value>) -> String {
         Some(Value::String(text)) => text.clone(),
         Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => other.to_string(),
     }
-}
-
-/// `/audit/follow`: new records as JSON lines until the client leaves, the operator key is replaced or shutdown begins. Records that came faster than
-/// they were taken are counted in a line of their own: `{"missed": n}`.
-///
-/// # Errors
-/// A parameter that is no filter; too many followers.
-pub(super) fn follow(state: &OperatorState, query: &PageQuery) -> Result<Response<PageBody>, OperatorRefusal> {
-    let filter = Filter::parse(query.iter(), state.gateway.clock.wall())?;
-    let turn = state.followers.clone().try_acquire_owned().map_err(|_| OperatorRefusal::TooManyFollowers)?;
-    let start = (state.gateway.log.follow(filter), [state.gateway.tasks.stopping(), state.key_replaced()], turn);
-    let lines = stream::unfold(start, |(mut follow, ends, turn)| async move {
-        let [stopping, replaced] = &ends;
-        let next = tokio::select! {
-            next = follow.next() => next,
-            () = stopping.cancelled() => None,
-            () = replaced.cancelled() => None,
-        };
-        let line = match next? {
-            FollowEvent::Line(line) => format!("{}\n", line.trim_end()),
-            FollowEvent::Missed(missed) => format!("{{\"missed\":{missed}}}\n"),
-        };
-        Some((Ok(Frame::data(Bytes::from(line))), (follow, ends, turn)))
-    });
-    Ok(with_body("application/x-ndjson", StreamBody::new(lines).boxed_unsync()))
 }

@@ -1,11 +1,13 @@
-//! Who may come in: requests for a host that is ours, from no foreign page, with the key.
+//! Who may come in: requests for a host that is ours, not from another site's page, with the operator key.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use axum::extract::{Extension, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, header};
 use secrecy::zeroize::Zeroizing;
@@ -13,21 +15,51 @@ use secrecy::zeroize::Zeroizing;
 use super::refusal::OperatorRefusal;
 use super::state::OperatorState;
 use crate::config::{Listen, OperatorConfig};
+use crate::door::PeerConnection;
 
-/// The host that the request is for, if it is one of ours. What a page of another name makes a browser send here (DNS
-/// rebinding) is not.
+/// Refuses requests for an unknown host, and those that another site's page sends.
+pub(super) async fn check_host_and_origin(
+    State(state): State<Arc<OperatorState>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, OperatorRefusal> {
+    let authority = host(&request, &state.gateway.policy().config.operator)?;
+    check_origin(&request, &authority)?;
+    Ok(next.run(request).await)
+}
+
+/// Refuses requests without the key. A request with it passes, whatever else came from its address before: nobody can lock operators
+/// out by guessing.
+pub(super) async fn check_key(
+    State(state): State<Arc<OperatorState>>,
+    Extension(peer): Extension<PeerConnection>,
+    request: Request,
+    next: Next,
+) -> Result<Response, OperatorRefusal> {
+    let key = key(request.headers())?;
+    if state.opens_to(&key) {
+        return Ok(next.run(request).await);
+    }
+    if let Some(retry_after) = state.wrong_keys.blocked(peer.address) {
+        return Err(OperatorRefusal::TooManyFailures { retry_after });
+    }
+    state.wrong_keys.add(peer.address);
+    Err(OperatorRefusal::WrongKey)
+}
+
+/// The host that the request is for, if it is one of ours. The host of a page that makes a browser send here by DNS rebinding is not.
 ///
 /// # Errors
 /// [`OperatorRefusal::UnknownHost`]; also when there is none, or two.
-pub(super) fn host(head: &Parts, operator: &OperatorConfig) -> Result<Authority, OperatorRefusal> {
-    let mut fields = head.headers.get_all(header::HOST).iter();
+fn host<B>(request: &http::Request<B>, operator: &OperatorConfig) -> Result<Authority, OperatorRefusal> {
+    let mut fields = request.headers().get_all(header::HOST).iter();
     let (field, second) = (fields.next(), fields.next());
-    let named = head.uri.authority().cloned();
+    let named = request.uri().authority().cloned();
     let authority = named.or_else(|| Authority::try_from(field?.as_bytes()).ok());
     authority.filter(|authority| second.is_none() && is_ours(authority, operator)).ok_or(OperatorRefusal::UnknownHost)
 }
 
-/// The port does not count: nobody else answers at ours, and forwarded ports differ.
+/// Any port will do: nobody else answers at ours, and forwarded ports differ.
 fn is_ours(authority: &Authority, operator: &OperatorConfig) -> bool {
     let host = authority.host();
     let whole = authority.as_str() == host || authority.port_u16().is_some();
@@ -47,7 +79,7 @@ fn is_ours(authority: &Authority, operator: &OperatorConfig) -> bool {
     }
 }
 
-/// A door that listens on every address is addressed by any: an address, unlike a name, cannot be made to point elsewhere.
+/// A door that listens on every address may be addressed by any: an address, unlike a name, cannot be made to point elsewhere.
 fn listens(listen: &Listen, ip: IpAddr) -> bool {
     match listen {
         Listen::Tcp(own) => own.ip().is_unspecified() || own.ip().to_canonical() == ip.to_canonical(),
@@ -55,16 +87,12 @@ fn listens(listen: &Listen, ip: IpAddr) -> bool {
     }
 }
 
-/// Refuses what another site's page sends.
-///
-/// # Errors
-/// [`OperatorRefusal::ForeignOrigin`].
-pub(super) fn origin(head: &Parts, authority: &Authority) -> Result<(), OperatorRefusal> {
+fn check_origin<B>(request: &http::Request<B>, authority: &Authority) -> Result<(), OperatorRefusal> {
     let own = |origin: &HeaderValue| origin.to_str().is_ok_and(|origin| is_same(origin, authority));
-    let site = head.headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
-    let reads = matches!(head.method, Method::GET | Method::HEAD);
+    let site = request.headers().get("sec-fetch-site").map(HeaderValue::as_bytes);
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let crosses = !reads && site.is_some_and(|site| !matches!(site, b"same-origin" | b"none"));
-    let ours = head.headers.get_all(header::ORIGIN).iter().all(own);
+    let ours = request.headers().get_all(header::ORIGIN).iter().all(own);
     if ours && !crosses { Ok(()) } else { Err(OperatorRefusal::ForeignOrigin) }
 }
 
@@ -79,34 +107,17 @@ fn is_same(origin: &str, authority: &Authority) -> bool {
     origin.host().eq_ignore_ascii_case(authority.host()) && port_of(&origin) == port_of(authority)
 }
 
-/// Refuses who does not have the key. Who has it comes in, whatever else was shown from its address before: nobody can lock
-/// operators out by guessing.
-///
-/// # Errors
-/// No key, a wrong one, two, or too many wrong ones.
-pub(super) fn key(
-    state: &Arc<OperatorState>,
-    peer: Option<IpAddr>,
-    headers: &HeaderMap,
-) -> Result<(), OperatorRefusal> {
+/// The key of the one `Authorization` header: of `Bearer KEY`, or of `Basic` as the password of any name.
+fn key(headers: &HeaderMap) -> Result<Zeroizing<Vec<u8>>, OperatorRefusal> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
     let field = fields.next().ok_or(OperatorRefusal::NoKey)?;
     if fields.next().is_some() {
         return Err(OperatorRefusal::TwoCredentials);
     }
-    let key = shown(field).ok_or(OperatorRefusal::NoKey)?;
-    if state.opens_to(&key) {
-        return Ok(());
-    }
-    if let Some(retry_after) = state.failures.blocked(peer) {
-        return Err(OperatorRefusal::TooManyFailures { retry_after });
-    }
-    state.failures.add(peer);
-    Err(OperatorRefusal::WrongKey)
+    key_of(field).ok_or(OperatorRefusal::NoKey)
 }
 
-/// The key of `Bearer KEY`, or of `Basic` as the password of any name.
-fn shown(field: &HeaderValue) -> Option<Zeroizing<Vec<u8>>> {
+fn key_of(field: &HeaderValue) -> Option<Zeroizing<Vec<u8>>> {
     let (scheme, credential) = field.to_str().ok()?.split_once(' ')?;
     let credential = credential.trim();
     if scheme.eq_ignore_ascii_case("bearer") {
@@ -130,16 +141,16 @@ mod tests {
         OperatorConfig { listen, key: SecretSource::Env("KEY".into()), hosts: vec!["makegate.internal".into()] }
     }
 
-    fn head(method: &str, headers: &[(&str, &str)]) -> Parts {
+    fn request(method: &str, headers: &[(&str, &str)]) -> http::Request<()> {
         let build = http::Request::builder().method(method).uri("/");
         let build = headers.iter().fold(build, |build, (name, value)| build.header(*name, *value));
-        build.body(()).unwrap().into_parts().0
+        build.body(()).unwrap()
     }
 
     #[test]
     fn only_hosts_of_its_own_are_answered() {
         let operator = operator("10.1.2.3:8081");
-        let known = |host| super::host(&head("GET", &[("host", host)]), &operator).is_ok();
+        let known = |host| super::host(&request("GET", &[("host", host)]), &operator).is_ok();
         for host in [
             "localhost",
             "LOCALHOST:9",
@@ -163,14 +174,14 @@ mod tests {
         ] {
             assert!(!known(host), "{host}");
         }
-        assert!(super::host(&head("GET", &[]), &operator).is_err());
-        assert!(super::host(&head("GET", &[("host", "localhost"), ("host", "localhost")]), &operator).is_err());
+        assert!(super::host(&request("GET", &[]), &operator).is_err());
+        assert!(super::host(&request("GET", &[("host", "localhost"), ("host", "localhost")]), &operator).is_err());
     }
 
     #[test]
     fn a_door_on_every_address_is_addressed_by_any_but_by_no_unknown_name() {
         let operator = operator("0.0.0.0:8081");
-        let known = |host| super::host(&head("GET", &[("host", host)]), &operator).is_ok();
+        let known = |host| super::host(&request("GET", &[("host", host)]), &operator).is_ok();
         assert!(known("192.168.7.7:8081"));
         assert!(!known("evil.example"));
     }
@@ -178,7 +189,7 @@ mod tests {
     #[test]
     fn another_pages_origin_is_foreign() {
         let own = |method, headers: &[(&str, &str)]| {
-            origin(&head(method, headers), &"localhost:8081".parse().unwrap()).is_ok()
+            check_origin(&request(method, headers), &"localhost:8081".parse().unwrap()).is_ok()
         };
         assert!(own("POST", &[]));
         assert!(own("POST", &[("origin", "http://localhost:8081"), ("sec-fetch-site", "same-origin")]));
@@ -195,7 +206,7 @@ mod tests {
 
     #[test]
     fn the_key_is_shown_as_bearer_or_as_the_password() {
-        let key = |value| shown(&HeaderValue::from_static(value)).map(|key| key.to_vec());
+        let key = |value| key_of(&HeaderValue::from_static(value)).map(|key| key.to_vec());
         assert_eq!(key("Bearer s:ecret").unwrap(), b"s:ecret");
         assert_eq!(key("bearer secret").unwrap(), b"secret");
         assert_eq!(key("Basic YW55Om15OmtleQ==").unwrap(), b"my:key");

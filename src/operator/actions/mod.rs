@@ -1,0 +1,10 @@
+//! What operators do through this door.
+
+mod body;
+mod purge;
+mod rotate_key;
+mod settle;
+
+pub(super) use purge::purge;
+pub(super) use rotate_key::rotate_key;
+pub(super) use settle::settle;

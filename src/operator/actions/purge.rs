@@ -1,0 +1,132 @@
+//! Purging the cache by hand.
+
+use std::sync::Arc;
+
+use axum::extract::{Extension, Form, FromRequest, Request, State};
+use axum::response::{IntoResponse as _, Redirect, Response};
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::super::query::{PageQuery, encode};
+use super::super::refusal::OperatorRefusal;
+use super::super::render::typed;
+use super::super::state::OperatorState;
+use super::body::InTime;
+use crate::audit::{Peer, Record};
+use crate::door::PeerConnection;
+
+const TAG_BYTES_MAX: usize = 256;
+const EXPECTED: &str = "write {\"tag\": \"org:11\"} or {\"all\": true}";
+
+/// What a request asks to be purged.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::operator) struct PurgeRequest {
+    tag: Option<String>,
+    all: Option<bool>,
+    /// It came from the form of the cache's page.
+    #[serde(skip)]
+    is_form: bool,
+}
+
+impl<S: Send + Sync> FromRequest<S> for PurgeRequest {
+    type Rejection = OperatorRefusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, OperatorRefusal> {
+        match &*media_type(request.headers()) {
+            "application/x-www-form-urlencoded" => {
+                let InTime(Form(form)) = InTime::<Form<PageQuery>>::from_request(request, state).await?;
+                let form = form.in_utf8()?;
+                let all = form.get("all").map(|all| all == "true");
+                Ok(Self { tag: form.get("tag").map(str::to_owned), all, is_form: true })
+            }
+            "application/json" => {
+                let InTime(body) = InTime::<Bytes>::from_request(request, state).await?;
+                // serde_json names line, column and fields, which are the operator's own.
+                let bad = |error| OperatorRefusal::BadBody { why: format!("{EXPECTED}: {error}") };
+                serde_json::from_slice(&body).map_err(bad)
+            }
+            _ => Err(OperatorRefusal::NotJson),
+        }
+    }
+}
+
+/// A body without `Content-Type` is taken for JSON.
+fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
+    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+impl PurgeRequest {
+    /// The tag, or `None` for everything.
+    fn tag(self) -> Result<Option<String>, OperatorRefusal> {
+        match (self.tag, self.all) {
+            (None, Some(true)) => Ok(None),
+            (Some(tag), None | Some(false)) if !tag.is_empty() && tag.len() <= TAG_BYTES_MAX => Ok(Some(tag)),
+            (Some(_), _) | (None, Some(false) | None) => Err(OperatorRefusal::BadBody { why: EXPECTED.to_owned() }),
+        }
+    }
+}
+
+/// `POST /cache/purge`: drops entries and says how many. Leaves an `event` record. A form is answered with the cache's page.
+///
+/// # Errors
+/// A body of another shape; a log without room for the record.
+pub(in crate::operator) async fn purge(
+    State(state): State<Arc<OperatorState>>,
+    Extension(peer): Extension<PeerConnection>,
+    asked: PurgeRequest,
+) -> Result<Response, OperatorRefusal> {
+    let is_form = asked.is_form;
+    let tag = asked.tag()?;
+    let room = state.gateway.log.reserve().ok_or(OperatorRefusal::CannotRecord)?;
+    let purged = match &tag {
+        Some(tag) => state.gateway.cache.purge(tag),
+        None => state.gateway.cache.purge_all(),
+    };
+    let named = tag.as_deref().map_or_else(|| "everything".to_owned(), |tag| format!("the tag {tag}"));
+    let event =
+        Record::event(state.gateway.clock.wall(), "purge", format!("an operator purged {named}: {purged} entries"));
+    room.fill(Record { peer: Some(Peer::of(peer.address)), ..event });
+    Ok(if is_form {
+        Redirect::to(&format!("/cache?purged={purged}&of={}", encode(&named))).into_response()
+    } else {
+        typed("application/json", json!({"purged": purged}).to_string())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn of(kind: &str, body: &'static str) -> Result<Option<String>, OperatorRefusal> {
+        let request = Request::post("/").header("content-type", kind).body(body.into()).unwrap();
+        PurgeRequest::from_request(request, &()).await?.tag()
+    }
+
+    #[tokio::test]
+    async fn a_purge_is_of_one_tag_or_of_everything() {
+        let json = "application/json; charset=utf-8";
+        assert_eq!(of(json, r#"{"tag": "org:11"}"#).await.unwrap(), Some("org:11".to_owned()));
+        assert_eq!(of(json, r#"{"all": true}"#).await.unwrap(), None);
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"{"all": false}"#,
+            r#"{"tag": ""}"#,
+            r#"{"tag": "a", "all": true}"#,
+            r#"{"tags": ["a"]}"#,
+            r#"{"all": true, "is_form": true}"#,
+        ] {
+            let refused = of(json, bad).await;
+            assert!(matches!(refused, Err(OperatorRefusal::BadBody { why }) if why.starts_with(EXPECTED)), "{bad}");
+        }
+        let form = "application/x-www-form-urlencoded";
+        assert_eq!(of(form, "tag=org%3A11").await.unwrap(), Some("org:11".to_owned()));
+        assert_eq!(of(form, "all=true&tag=").await.unwrap(), None);
+        assert!(matches!(of(form, "tag=%ff").await, Err(OperatorRefusal::BadParameter { .. })));
+    }
+}

@@ -1,0 +1,136 @@
+//! Which handler answers which path, and what every request passes on its way there.
+
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::handler::Handler;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{self, MethodRouter};
+use axum::{Extension, Router};
+use http::{HeaderName, HeaderValue, header};
+use tower::ServiceBuilder;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::set_header::response::SetMultipleResponseHeadersLayer;
+
+use super::html::Menu;
+use super::refusal::{BODY_BYTES_MAX, OperatorRefusal};
+use super::render::{render_refusal, typed};
+use super::state::OperatorState;
+use super::{actions, auth, guarded_body, health, metrics, pages};
+use crate::ids::RequestId;
+
+type OperatorRoute = MethodRouter<Arc<OperatorState>>;
+
+/// Every page: its path, its name in the menu if it is there, and its handler. The same with `.json` and `.csv` after the path.
+fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 10] {
+    [
+        ("/", Some("Overview"), get(pages::overview)),
+        ("/audit", Some("Audit"), get(pages::audit)),
+        ("/audit/head", None, get(pages::head)),
+        ("/audit/proof", None, get(pages::proof)),
+        ("/callers", Some("Callers"), get(pages::callers)),
+        ("/quota", Some("Quota"), get(pages::quota)),
+        ("/cache", Some("Cache"), get(pages::cache)),
+        ("/doubts", Some("In doubt"), get(pages::doubts)),
+        ("/explain", Some("Explain"), get(pages::explain)),
+        ("/config", Some("Configuration"), get(pages::config)),
+    ]
+}
+
+/// The whole door.
+pub(super) fn router(state: Arc<OperatorState>) -> Router {
+    let key = middleware::from_fn_with_state(state.clone(), auth::check_key);
+    within_layers(with_key().layer(key).merge(open()), state)
+}
+
+/// What every request passes, from the outside in.
+pub(super) fn within_layers(routes: Router<Arc<OperatorState>>, state: Arc<OperatorState>) -> Router {
+    let menu: Menu = pages().iter().filter_map(|(path, name, _)| Some((*path, (*name)?))).collect();
+    let layers = ServiceBuilder::new()
+        .layer(middleware::from_fn_with_state(state.clone(), name_request))
+        .layer(response_headers())
+        .layer(middleware::from_fn_with_state(menu.clone(), render_refusal))
+        .layer(middleware::from_fn_with_state(state.clone(), guarded_body::guard_body))
+        .layer(CatchPanicLayer::custom(|_| OperatorRefusal::Internal.into_response()))
+        .layer(middleware::from_fn_with_state(state.clone(), auth::check_host_and_origin))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(Extension(menu));
+    routes.layer(layers).with_state(state)
+}
+
+/// The paths for probes and scrapers, which are open without a key.
+fn open() -> Router<Arc<OperatorState>> {
+    Router::new()
+        .route("/livez", get(health::livez))
+        .route("/healthz", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(metrics::metrics))
+}
+
+/// All other paths, also those that lead nowhere: without the key nobody learns which do.
+fn with_key() -> Router<Arc<OperatorState>> {
+    let others = Router::new()
+        .route("/style.css", get(style))
+        .route("/openapi.json", get(openapi))
+        .route("/audit/follow", get(pages::follow))
+        .route("/audit/rotate", post(actions::rotate_key))
+        .route("/cache/purge", post(actions::purge))
+        .route("/doubts/{request}", post(actions::settle))
+        .fallback(async || OperatorRefusal::NoPage);
+    let named = pages()
+        .into_iter()
+        .flat_map(|(path, _, page)| ["", ".json", ".csv"].map(|suffix| (format!("{path}{suffix}"), page.clone())));
+    named.fold(others, |router, (path, page)| router.route(&path, page))
+}
+
+fn get<H: Handler<T, Arc<OperatorState>>, T: 'static>(handler: H) -> OperatorRoute {
+    any_else("GET, HEAD").get(handler)
+}
+
+fn post<H: Handler<T, Arc<OperatorState>>, T: 'static>(handler: H) -> OperatorRoute {
+    any_else("POST").post(handler)
+}
+
+/// Refuses all methods that are not added to it. axum's own `Allow` would tell whoever has no key that a path is there.
+fn any_else(allowed: &'static str) -> OperatorRoute {
+    routing::any(async move || OperatorRefusal::NoMethod { allowed })
+}
+
+async fn style() -> Response {
+    typed("text/css; charset=utf-8", include_str!("style.css"))
+}
+
+async fn openapi(State(state): State<Arc<OperatorState>>) -> Response {
+    typed("application/json", state.gateway.policy().openapi())
+}
+
+/// Names the answer by the request's own `X-Request-Id` if that is short and plain, else by a new one.
+async fn name_request(State(state): State<Arc<OperatorState>>, request: Request, next: Next) -> Response {
+    const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+    let own = request.headers().get(REQUEST_ID).and_then(|id| RequestId::parse(id.as_bytes()));
+    let id = own.unwrap_or_else(|| RequestId::new(&state.gateway.clock));
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// What every answer carries. `same-origin`, because a browser that sends no referrer sends `Origin: null`.
+fn response_headers() -> SetMultipleResponseHeadersLayer<Response> {
+    let headers = [
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        ),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (header::VARY, "accept, authorization"),
+    ];
+    let with_value = |(name, value)| (name, HeaderValue::from_static(value)).into();
+    SetMultipleResponseHeadersLayer::overriding(headers.map(with_value).into())
+}

@@ -1,6 +1,6 @@
-//! `makegate audit`: reads the log, of a running gateway or of its files.
+//! `makegate audit`: reads the log of a running gateway, or from its files.
 
-#![expect(clippy::disallowed_methods, reason = "a command waits for its files")]
+#![expect(clippy::disallowed_methods, reason = "a command may block on its files")]
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -22,15 +22,15 @@ use super::verify::{HeadCommand, VerifyCommand};
 use crate::audit::{self, FileFollower, Filter};
 use crate::clock::Clock;
 
-/// How often files are looked at for new records.
+/// How often to look for new records in the files.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// Records that are asked of a running gateway at a time.
+/// Records per request to a running gateway.
 const PAGE: usize = 1000;
 
-/// Reads the log, and verifies it.
+/// Reads and verifies the audit log.
 ///
-/// It says who did what, when, with what outcome. Records come from the log's files (--config) or from a running makegate (--url). A table shows what matters most; json
-/// (one object a line) and csv show all.
+/// The log says who did what, when and with what outcome. Records come from the log's files (--config) or from a
+/// running makegate (--url). A table shows the most important fields; json (one object per line) and csv show all.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -54,7 +54,7 @@ enum AuditSubcommand {
 
 /// Shows records, newest first.
 ///
-/// Where there are more, the last line on stderr says how to get the next.
+/// If there are more, the last line on stderr says how to get the next ones.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -68,18 +68,18 @@ struct QueryCommand {
     wanted: FilterOptions,
     #[command(flatten)]
     span: TimeRange,
-    /// At most so many (1 to 10000).
+    /// Maximum number of records (1 to 10000).
     #[arg(long, value_name = "N", default_value = "100")]
     limit: String,
-    /// Only those before the record with this number.
+    /// Only records before the one with this number.
     #[arg(long, value_name = "SEQ")]
     after: Option<String>,
-    /// table, json (one object a line) or csv.
+    /// table, json (one object per line) or csv.
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }
 
-/// Shows new records as they come, until it is stopped.
+/// Shows new records as they come, until interrupted.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -90,7 +90,7 @@ struct FollowCommand {
     place: SourceOptions,
     #[command(flatten)]
     wanted: FilterOptions,
-    /// table, json (one object a line) or csv.
+    /// table, json (one object per line) or csv.
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }
@@ -108,55 +108,52 @@ struct ExportCommand {
     wanted: FilterOptions,
     #[command(flatten)]
     span: TimeRange,
-    /// json (one object a line), csv or table.
+    /// json (one object per line), csv or table.
     #[arg(short = 'o', long, value_enum, default_value = "json", hide_possible_values = true)]
     format: Format,
-    /// Into this file instead of stdout.
+    /// Write to this file instead of stdout.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
-/// Which records.
 #[derive(Debug, Args)]
 struct FilterOptions {
-    /// Of this caller.
+    /// Only records of this caller.
     #[arg(long, value_name = "NAME")]
     caller: Option<String>,
-    /// Of this operation (organizations.get).
+    /// Only records of this operation, such as organizations.get.
     #[arg(long, value_name = "ID")]
     operation: Option<String>,
-    /// Of this organization.
+    /// Only records of this organization.
     #[arg(long, value_name = "ID")]
     organization: Option<String>,
-    /// With this status: 404, or 4xx.
+    /// Only records with this status: 404, or 4xx.
     #[arg(long)]
     status: Option<String>,
-    /// With this answer: hit, stale, miss, forwarded, replayed or refused.
+    /// Only records with this answer: hit, stale, miss, forwarded, replayed or refused.
     #[arg(long)]
     answer: Option<String>,
-    /// Of this kind: request, intent, outcome, settlement, event or refusals.
+    /// Only records of this kind: request, intent, outcome, settlement, event or refusals.
     #[arg(long)]
     kind: Option<String>,
-    /// Of the write whose intent has this number: its outcome and its settlement.
+    /// Only the outcome and settlement of the write whose intent has this number.
     #[arg(long, value_name = "SEQ")]
     intent: Option<String>,
-    /// Of the request with this id (the answer's X-Request-Id).
+    /// Only records of the request with this id (X-Request-Id in the answer).
     #[arg(long, value_name = "ID")]
     request: Option<String>,
 }
 
-/// From when to when.
 #[derive(Debug, Args)]
 struct TimeRange {
-    /// Not before: 2026-07-01T12:00:00Z, 2026-07-01, or how long ago (15m, 1h, 7d).
+    /// Only records at or after this time: 2026-07-01T12:00:00Z, 2026-07-01, or how long ago (15m, 1h, 7d).
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Before, in the same forms.
+    /// Only records before this time, in the same formats.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
 }
 
-/// Names and values of filters, as given.
 type FilterPairs<'a> = Vec<(&'static str, &'a str)>;
 
 impl FilterOptions {
@@ -221,7 +218,7 @@ impl QueryCommand {
         page.records.iter().try_for_each(|record| records.print(record.get()))?;
         records.end()?;
         if let Some(next) = page.next {
-            writeln!(io::stderr(), "There are more: --after {next}")?;
+            writeln!(io::stderr(), "There are more records: --after {next}")?;
         }
         Ok(())
     }
@@ -283,7 +280,8 @@ fn export_files(dir: &Path, filter: &Filter, records: &mut RecordPrinter) -> Res
     }
 }
 
-/// A running gateway gives pages, newest first: once through them to learn where each begins, then backwards to print.
+/// A running gateway serves pages, newest first. One pass learns where each page begins; a second one prints them in
+/// reverse.
 async fn export_running(
     client: &OperatorClient,
     pairs: &FilterPairs<'_>,
@@ -308,7 +306,7 @@ async fn export_running(
     Ok(())
 }
 
-/// The number of the newest record that is wanted; what comes during the export is not part of it.
+/// The number of the newest matching record; the export leaves out records that arrive later.
 async fn newest(client: &OperatorClient, pairs: &FilterPairs<'_>) -> Result<u64, CommandFailure> {
     #[derive(Deserialize)]
     struct Numbered {
@@ -318,10 +316,10 @@ async fn newest(client: &OperatorClient, pairs: &FilterPairs<'_>) -> Result<u64,
     pairs.push(("limit", "1"));
     let newest = page(client, &pairs).await?.records.into_iter().next();
     let Some(newest) = newest else { return Ok(0) };
-    serde_json::from_str(newest.get()).map(|Numbered { seq }| seq).map_err(|_| client.failed("a record has no number"))
+    serde_json::from_str(newest.get()).map(|Numbered { seq }| seq).map_err(|_| client.failed("a record has no seq"))
 }
 
-/// A page as `/audit.json` gives it.
+/// A page of `/audit.json`.
 #[derive(Deserialize)]
 struct AuditPage {
     records: Vec<Box<RawValue>>,
@@ -330,7 +328,8 @@ struct AuditPage {
 
 async fn page(client: &OperatorClient, pairs: &FilterPairs<'_>) -> Result<AuditPage, CommandFailure> {
     let text = client.text(&target("/audit.json", pairs)).await?;
-    serde_json::from_str(&text).map_err(|error| client.failed(&format!("the answer is not a page of records: {error}")))
+    serde_json::from_str(&text)
+        .map_err(|error| client.failed(&format!("the response is not a page of records: {error}")))
 }
 
 fn target(path: &str, pairs: &FilterPairs<'_>) -> String {
@@ -339,5 +338,5 @@ fn target(path: &str, pairs: &FilterPairs<'_>) -> String {
 }
 
 fn unreadable(dir: &Path, error: &dyn std::fmt::Display) -> CommandFailure {
-    CommandFailure::failed(format!("{}: {error}; is that the folder of audit.dir, and may you read it?", dir.display()))
+    CommandFailure::failed(format!("{}: {error}; is that the folder in audit.dir, and can you read it?", dir.display()))
 }

@@ -1,4 +1,4 @@
-//! `makegate check`: every mistake in the configuration at once; and what other commands read the configuration by.
+//! `makegate check`: reports every mistake in the configuration. Also loads the configuration for other commands.
 
 use std::io::{self, Write as _};
 use std::ops::Range;
@@ -19,10 +19,10 @@ use crate::process_log::{self, EACH, LogFormat};
 use crate::upstream::{Token, Upstream};
 use crate::watched_files::Snapshot;
 
-/// Says everything that is wrong with a configuration.
+/// Checks a configuration and reports every mistake at once.
 ///
-/// And what to write instead. Exit code 0: it can be used (warnings do not count); 2: it cannot. Nothing is changed, and nothing but the file read,
-/// unless --online.
+/// Each mistake comes with its place and what to write instead. Exit code 0: the configuration is valid (warnings do
+/// not count); 2: it is not. The command changes nothing, and reads nothing but the file unless --online is given.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,10 +32,10 @@ Examples:
 pub(super) struct CheckCommand {
     #[command(flatten)]
     config: ConfigFile,
-    /// How mistakes are printed: text, or json (one object a line).
+    /// Output format: text, or json (one object per line).
     #[arg(long, value_enum, default_value = "text", hide_possible_values = true)]
     format: Printed,
-    /// Try it here and now: the secrets, the certificates, and a connection to Make (over which nothing is sent).
+    /// Also check the secrets, the certificates and the connection to Make (without sending anything over it).
     #[arg(long)]
     online: bool,
 }
@@ -67,19 +67,18 @@ impl CheckCommand {
     }
 }
 
-/// Says on stderr how it went.
 fn summary(file: &Path, mistakes: &[Diagnostic]) -> Result<(), CommandFailure> {
     let count = |severity| mistakes.iter().filter(|mistake| mistake.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-    let verdict = if errors == 0 { "it can be used" } else { "it cannot be used" };
+    let verdict = if errors == 0 { "valid" } else { "not valid" };
     writeln!(io::stderr(), "{}: {verdict}; errors: {errors}, warnings: {warnings}", file.display())?;
     if errors == 0 { Ok(()) } else { Err(CommandFailure::told(USAGE)) }
 }
 
-/// No place in any text.
+/// A span outside of any text.
 const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
 
-/// What fails on this machine now. Its place is the file as a whole: nothing in it need be wrong.
+/// Failures on this machine right now. They are reported for the whole file, whose text may well be right.
 async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
     let clock = Clock::system();
     let mut failures = Vec::new();
@@ -106,20 +105,21 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
         Err(error) => failed("upstream", error.to_string()),
         Ok(upstream) => {
             if let Err(why) = upstream.reach(config.upstream.connect).await {
-                failed(&format!("{} cannot be reached", config.upstream.url.authority), why.text.into());
+                failed(&format!("cannot reach {}", config.upstream.url.authority), why.text.into());
             }
         }
     }
     failures
 }
 
-/// The configuration for a command that needs one; every mistake is told on stderr, in the form of the process log if there is one.
+/// Loads the configuration for another command and prints every mistake to stderr, in the process log's format if it
+/// has begun.
 pub(super) fn configuration(file: &Path, color: bool) -> Result<LoadedConfig, CommandFailure> {
     config::read(file).map_err(|failure| {
         for mistake in &failure.mistakes {
             let text = || format!("{}\n\n", mistake.render(&failure.file, &failure.text, color));
             match process_log::form() {
-                // With nobody at stderr, the exit code says it alone.
+                // If stderr is closed, the exit code still reports the failure.
                 None => drop(io::stderr().write_all(text().as_bytes())),
                 Some(LogFormat::Text { .. }) => process_log::print(text()),
                 Some(LogFormat::Json) => tell(&failure.file, mistake),
@@ -129,7 +129,7 @@ pub(super) fn configuration(file: &Path, color: bool) -> Result<LoadedConfig, Co
     })
 }
 
-/// Tells the process log of a mistake.
+/// Writes a mistake to the process log.
 pub(super) fn tell(file: &Path, mistake: &Diagnostic) {
     let place = format!("{}:{}:{}", file.display(), mistake.line, mistake.column);
     let help = mistake.help.as_deref();

@@ -1,4 +1,4 @@
-//! A small HTTP client for the operator door of a running makegate: one connection a request, no redirects.
+//! A small HTTP client for the operator door of a running makegate: one connection per request, no redirects.
 
 use std::io;
 use std::path::PathBuf;
@@ -24,12 +24,12 @@ use tokio_rustls::TlsConnector;
 use super::failure::CommandFailure;
 use crate::tasks::Tasks;
 
-/// From nothing to the head of the answer.
+/// Longest wait from connecting to the response head.
 const HEAD_WAIT: Duration = Duration::from_secs(15);
-/// A whole answer.
+/// Longest wait for a whole response body.
 const BODY_WAIT: Duration = Duration::from_mins(1);
 const BODY_BYTES_MAX: usize = 256 << 20;
-/// One line of a stream.
+/// Longest line of a streamed response.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
 /// The operator door of a running makegate.
@@ -46,7 +46,7 @@ enum OperatorAddress {
 }
 
 impl OperatorClient {
-    /// For `http://HOST:PORT`, `https://HOST:PORT` (the system's authorities) or `unix:PATH`.
+    /// A client for `http://HOST:PORT`, `https://HOST:PORT` (with the system's root certificates) or `unix:PATH`.
     pub(super) fn new(url: &str, key: Option<SecretString>) -> Result<Self, CommandFailure> {
         let (place, authority) = match url.strip_prefix("unix:") {
             Some(path) => (OperatorAddress::Unix(path.into()), "localhost".to_owned()),
@@ -56,12 +56,11 @@ impl OperatorClient {
         Ok(Self { url: url.to_owned(), place, host, key })
     }
 
-    /// The status and the whole body.
     pub(super) async fn get(&self, target: &str) -> Result<(StatusCode, Bytes), CommandFailure> {
         self.ask(Method::GET, target, Bytes::new()).await
     }
 
-    /// Sends this JSON; the body of a good answer.
+    /// Posts this JSON and returns the body of a successful response.
     pub(super) async fn post(&self, target: &str, json: String) -> Result<String, CommandFailure> {
         let (status, body) = self.ask(Method::POST, target, json.into()).await?;
         self.good(status, body)
@@ -71,11 +70,11 @@ impl OperatorClient {
         let answer = self.send(method, target, body).await?;
         let status = answer.status();
         let body = timeout(BODY_WAIT, Limited::new(answer.into_body(), BODY_BYTES_MAX).collect()).await;
-        let body = body.map_err(|_late| self.failed("the answer takes too long"))?;
+        let body = body.map_err(|_late| self.failed("the response took too long"))?;
         Ok((status, body.map_err(|error| self.failed(&error.to_string()))?.to_bytes()))
     }
 
-    /// The body of a good answer.
+    /// The body of a successful response, as text.
     pub(super) async fn text(&self, target: &str) -> Result<String, CommandFailure> {
         let (status, body) = self.get(target).await?;
         self.good(status, body)
@@ -85,10 +84,10 @@ impl OperatorClient {
         if !status.is_success() {
             return Err(self.refused(status, &body));
         }
-        String::from_utf8(body.into()).map_err(|_| self.failed("the answer is not text"))
+        String::from_utf8(body.into()).map_err(|_| self.failed("the response is not text"))
     }
 
-    /// Every line of a stream, as it comes, until the stream ends.
+    /// Passes on every line of a streamed response as it comes, until the stream ends.
     pub(super) async fn lines(
         &self,
         target: &str,
@@ -112,7 +111,7 @@ impl OperatorClient {
                 }
             }
             if rest.len() > LINE_BYTES_MAX {
-                return Err(self.failed("a line of the answer is too long"));
+                return Err(self.failed("a line of the response is too long"));
             }
         }
         Ok(())
@@ -136,7 +135,7 @@ impl OperatorClient {
         }
         let request = request.body(Full::new(body)).map_err(CommandFailure::failed)?;
         let answer = timeout(HEAD_WAIT, self.exchange(request)).await;
-        answer.map_err(|_late| self.failed("no answer in 15 s"))?.map_err(|error| self.failed(&error.to_string()))
+        answer.map_err(|_late| self.failed("no response within 15 s"))?.map_err(|error| self.failed(&error.to_string()))
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> io::Result<Response<Incoming>> {
@@ -152,7 +151,6 @@ impl OperatorClient {
         }
     }
 
-    /// The address that it was made for.
     pub(super) fn url(&self) -> &str {
         &self.url
     }
@@ -161,10 +159,10 @@ impl OperatorClient {
         CommandFailure::failed(format!("{}: {why}; is makegate running, and is that its operator door?", self.url))
     }
 
-    /// What a refusal says, in its own words where it has some.
+    /// Turns a refusal into a failure, with the refusal's own text if it has one.
     fn refused(&self, status: StatusCode, body: &[u8]) -> CommandFailure {
         if status == StatusCode::UNAUTHORIZED {
-            let help = "give it by MAKEGATE_OPERATOR_KEY or --key-file FILE";
+            let help = "set MAKEGATE_OPERATOR_KEY or give --key-file FILE";
             return CommandFailure::failed(format!("{}: the operator key is missing or wrong; {help}", self.url));
         }
         let problem: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -175,11 +173,11 @@ impl OperatorClient {
 
 fn not_a_door(url: &str) -> CommandFailure {
     CommandFailure::usage(format!(
-        "--url {url}: no such address; write http://127.0.0.1:8081, https://HOST or unix:PATH"
+        "--url {url} is not a valid address; use http://127.0.0.1:8081, https://HOST or unix:PATH"
     ))
 }
 
-/// Where an http or https URL without a path points, and its authority.
+/// The address and authority of an http or https URL, which must have no path.
 fn place(url: &str) -> Result<(OperatorAddress, String), CommandFailure> {
     let uri: Uri = url.parse().map_err(|_| not_a_door(url))?;
     let tls = match uri.scheme() {
@@ -190,7 +188,7 @@ fn place(url: &str) -> Result<(OperatorAddress, String), CommandFailure> {
     let authority =
         uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(|| not_a_door(url))?;
     if uri.path() != "/" || uri.query().is_some() {
-        return Err(CommandFailure::usage(format!("--url {url}: leave out what follows the port")));
+        return Err(CommandFailure::usage(format!("--url {url}: remove everything after the port")));
     }
     let host = authority.host().trim_matches(['[', ']']).to_owned();
     let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });

@@ -1,4 +1,4 @@
-//! `makegate completions` and `makegate man`: made from the very arguments.
+//! `makegate completions` and `makegate man`, generated from the argument definitions.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use super::Cli;
 use super::failure::CommandFailure;
 
-/// Prints the completion script of a shell.
+/// Prints a shell completion script.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -30,14 +30,14 @@ impl CompletionsCommand {
     }
 }
 
-/// Prints the manual page, or writes one for every command.
+/// Prints the man page, or writes one per command to a folder.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   makegate man | man -l -
   makegate man --dir /usr/local/share/man/man1")]
 pub(super) struct ManCommand {
-    /// Writes the pages of all commands into this folder instead.
+    /// Write one man page per command to this folder instead.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -47,7 +47,7 @@ impl ManCommand {
         match &self.dir {
             None => Ok(clap_mangen::Man::new(Cli::command()).render(&mut io::stdout().lock())?),
             Some(dir) => clap_mangen::generate_to(Cli::command(), dir)
-                .map_err(|error| CommandFailure::failed(format!("cannot write into {}: {error}", dir.display()))),
+                .map_err(|error| CommandFailure::failed(format!("cannot write to {}: {error}", dir.display()))),
         }
     }
 }

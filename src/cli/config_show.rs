@@ -1,4 +1,4 @@
-//! `makegate config show`: what is in force, and from where.
+//! `makegate config show`: prints the configuration in force and where each setting comes from.
 
 use std::io;
 
@@ -24,9 +24,9 @@ enum ConfigSubcommand {
     Show(ShowCommand),
 }
 
-/// Shows every setting in force.
+/// Shows every setting in force, with its value and origin.
 ///
-/// With its value and where it comes from: a line of the file, or a default. It shows no secret: the file holds none.
+/// The origin is a line of the file, or a default. No secrets are shown; the file holds none.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -35,7 +35,7 @@ Examples:
 struct ShowCommand {
     #[command(flatten)]
     config: ConfigFile,
-    /// table, json (one object a line) or csv.
+    /// table, json (one object per line) or csv.
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }

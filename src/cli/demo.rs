@@ -1,6 +1,6 @@
-//! `makegate demo`: the sandbox, the gateway and the operator door in one process, with callers to try.
+//! `makegate demo`: runs the sandbox, the gateway and the operator door in one process, with sample callers.
 
-#![expect(clippy::disallowed_methods, reason = "a command waits for its files")]
+#![expect(clippy::disallowed_methods, reason = "a command may block on its files")]
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -20,9 +20,10 @@ use crate::config::{self, LoadedConfig};
 use crate::sandbox::{Sandbox, SandboxSettings};
 use crate::service::Service;
 
-/// Runs everything in one process, to try it.
+/// Runs everything in one process, to try it out.
 ///
-/// That is a simulated Make, the gateway, the operator door, and three callers with keys. There is nothing to configure; data is in a temporary folder that goes when the demo ends (Ctrl-C).
+/// Starts a simulated Make, the gateway and the operator door, with three callers and their keys. Needs no
+/// configuration; its data lives in a temporary folder that is deleted when the demo ends (Ctrl-C).
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -30,15 +31,14 @@ Examples:
   makegate demo --port 9080
   makegate demo --json --port 0 | head -1 | jq .callers")]
 pub(super) struct DemoCommand {
-    /// Print one line of JSON first: the addresses, the operator key, the callers and their keys.
+    /// First print one line of JSON with the addresses, the operator key, and the callers with their keys.
     #[arg(long)]
     json: bool,
-    /// The first of three ports: gateway, operator door, simulated Make. 0: any that are free.
+    /// First of three consecutive ports: gateway, operator door, simulated Make. 0: any free ports.
     #[arg(long, value_name = "N", default_value_t = 8080)]
     port: u16,
 }
 
-/// A caller of the demo.
 struct DemoCaller {
     name: &'static str,
     grants: &'static [&'static str],
@@ -63,7 +63,7 @@ impl DemoCommand {
         let private = fs::Permissions::from_mode(0o700);
         let folder = tempfile::Builder::new().prefix("makegate-demo-").permissions(private).tempdir();
         let folder =
-            folder.map_err(|error| CommandFailure::failed(format!("there is no temporary folder: {error}")))?;
+            folder.map_err(|error| CommandFailure::failed(format!("cannot create a temporary folder: {error}")))?;
         let [gateway, operator, make] = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let settings = SandboxSettings::default();
         let token = settings.token.clone();
@@ -80,29 +80,31 @@ impl DemoCommand {
         signals.next().await;
         let ended = serve::end(service, &mut signals).await;
         sandbox.stop().await;
-        folder.close().map_err(|error| CommandFailure::failed(format!("the temporary folder stays: {error}")))?;
+        folder
+            .close()
+            .map_err(|error| CommandFailure::failed(format!("cannot delete the temporary folder: {error}")))?;
         ended
     }
 }
 
-/// Three ports that are free at the moment; 0 stands for any.
+/// Three ports that are free right now; 0 means any.
 fn ports(first: u16) -> Result<[u16; 3], CommandFailure> {
     let ports = match (first, first.checked_add(2)) {
         (0, _) => [0; 3],
         (_, Some(last)) => [first, last - 1, last],
-        (_, None) => return Err(CommandFailure::usage("--port: three ports are needed; write 65533 or less")),
+        (_, None) => return Err(CommandFailure::usage("--port: the demo needs three ports; use 65533 or less")),
     };
     for port in ports {
         TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| {
             CommandFailure::failed(format!(
-                "port {port} cannot be had ({error}); choose three others, say --port 9080, or --port 0"
+                "cannot listen on port {port} ({error}); choose other ports, for example --port 9080, or --port 0 for any"
             ))
         })?;
     }
     Ok(ports)
 }
 
-/// One who may do all, one who reads two organizations, and one whose rate is soon spent.
+/// One caller may do everything, one reads two organizations, and one quickly exceeds its rate.
 fn guests() -> Result<[DemoCaller; 3], CommandFailure> {
     let (all, reader) = (&["*"], &["organizations:read", "usage:read"]);
     let guest = |name, grants, organizations, rate, burst| {
@@ -141,7 +143,6 @@ fn configure(
     config::read(&file).map_err(CommandFailure::failed)
 }
 
-/// Where everything is.
 struct DemoAddresses {
     gateway: String,
     operator: String,
@@ -154,7 +155,7 @@ impl DemoAddresses {
             addresses
                 .first()
                 .map(|address| format!("http://{address}"))
-                .ok_or_else(|| CommandFailure::failed("no door is open"))
+                .ok_or_else(|| CommandFailure::failed("the service listens on no TCP port"))
         };
         let (gateway, operator) = (first(service.gateway_addresses())?, first(service.operator_addresses())?);
         Ok(Self { gateway, operator, sandbox: format!("http://{}", sandbox.address()) })
@@ -180,18 +181,18 @@ impl DemoAddresses {
         let curl = |guest: &DemoCaller| format!("curl -i -H 'Authorization: Token {}'", guest.key);
         format!(
             "\
-makegate demo: the gateway is {gateway}, the simulated Make {sandbox}. Ctrl-C ends it.
+makegate demo: the gateway is at {gateway}, the simulated Make at {sandbox}. Press Ctrl-C to stop.
 
-A hit: asked twice, Make answers once (Cache-Status says so).
+A cache hit: two requests, but only one reaches Make (see Cache-Status).
   {} '{organization}/11#[1-2]'
 
-A 403: {} sees organizations 11 and 12 alone.
+A 403: {} may see only organizations 11 and 12.
   {} {organization}/13
 
-A 429: {} may send two requests at once.
+A 429: {} may send only two requests at once.
   {} '{organization}#[1-3]'
 
-The operators' page: {operator}/ (any user name; the password is the operator key)
+The operator page: {operator}/ (any user name; the password is the operator key)
   {operator_key}
 ",
             curl(all),

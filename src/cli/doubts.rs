@@ -1,4 +1,4 @@
-//! `makegate doubts`: writes whose effect on Make nobody knows, listed and settled.
+//! `makegate doubts`: lists and settles writes whose effect on Make is unknown.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -15,13 +15,14 @@ use super::source::{DataSource, SourceOptions};
 use crate::audit::{self, Doubt};
 use crate::ids::RequestId;
 
-/// The columns; of the files' own writes the last two are not known.
+/// Table columns; the last two are unknown for writes read from files.
 const COLUMNS: [&str; 8] = ["request", "time", "caller", "operation", "organization", "path", "looks", "why"];
 
 /// Lists and settles writes in doubt.
 ///
-/// A write is in doubt while nobody knows whether Make carried it out: the connection ended, or time ran out, after it had been sent. Equal
-/// writes of its caller are held until it is settled. Some are settled by makegate itself, which looks what became of them.
+/// A write is in doubt while nobody knows whether Make carried it out: it was sent, and then the connection broke or
+/// time ran out. Equal writes of the same caller are held until it is settled. makegate settles some doubts itself, by
+/// checking what became of the write.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -40,7 +41,8 @@ enum DoubtsSubcommand {
 
 /// Lists the writes in doubt, oldest first.
 ///
-/// With --config: those of the running makegate, if its operator door answers; else those of the log's files. Which it was is said on stderr.
+/// With --config, asks the running makegate if its operator door responds, and otherwise reads the log's files. stderr
+/// says which.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -49,14 +51,15 @@ Examples:
 struct ListCommand {
     #[command(flatten)]
     place: SourceOptions,
-    /// table, json (one object a line) or csv.
+    /// table, json (one object per line) or csv.
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }
 
-/// Settles a write in doubt, once you have looked in Make what became of it.
+/// Settles a write in doubt, once you have checked in Make what became of it.
 ///
-/// The running makegate records it and holds equal writes no more. With --config, its operator door and key are those that stand there.
+/// The running makegate records the settlement and stops holding equal writes. With --config, the operator door and key
+/// come from the configuration.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -68,7 +71,7 @@ struct SettleCommand {
     /// What became of it: done or not-done.
     #[arg(long = "as", value_enum, value_name = "WHAT", hide_possible_values = true)]
     what: SettleAs,
-    /// How you know; it stands in the record.
+    /// How you know; goes into the record.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     note: String,
     #[command(flatten)]
@@ -79,7 +82,7 @@ struct SettleCommand {
 enum SettleAs {
     /// Make carried it out.
     Done,
-    /// Make did not.
+    /// Make did not carry it out.
     NotDone,
 }
 
@@ -101,7 +104,7 @@ impl DoubtsCommand {
     }
 }
 
-/// A page as `/doubts.json` gives it.
+/// A page of `/doubts.json`.
 #[derive(Deserialize)]
 struct DoubtsAnswer {
     doubts: Vec<Map<String, Value>>,
@@ -113,7 +116,7 @@ impl ListCommand {
             DataSource::Running(client) => process::block_on(running(&client))?,
             DataSource::Files(read) => match process::block_on(self.place.door(&read.config))? {
                 Some(client) => {
-                    writeln!(io::stderr(), "of the makegate that runs at {}", client.url())?;
+                    writeln!(io::stderr(), "From the makegate running at {}:", client.url())?;
                     process::block_on(running(&client))?
                 }
                 None => files(&read.config.audit.dir)?,
@@ -138,14 +141,15 @@ impl ListCommand {
 async fn running(client: &OperatorClient) -> Result<Vec<Map<String, Value>>, CommandFailure> {
     let text = client.text("/doubts.json").await?;
     let page = serde_json::from_str::<DoubtsAnswer>(&text);
-    page.map(|page| page.doubts).map_err(|error| client.failed(&format!("the answer is not a list of doubts: {error}")))
+    page.map(|page| page.doubts)
+        .map_err(|error| client.failed(&format!("the response is not a list of doubts: {error}")))
 }
 
 fn files(dir: &Path) -> Result<Vec<Map<String, Value>>, CommandFailure> {
-    let help = "is that the folder of audit.dir, and may you read it?";
+    let help = "is that the folder in audit.dir, and can you read it?";
     let doubts = audit::doubts_in(dir).map_err(|error| CommandFailure::failed(format!("{error}; {help}")))?;
-    let told = "makegate does not answer, so these are of the log's files: all writes without a known end";
-    writeln!(io::stderr(), "{told} ({})", dir.display())?;
+    let told = "No running makegate responds; from the log's files, all writes without a known outcome";
+    writeln!(io::stderr(), "{told} ({}):", dir.display())?;
     let members = |doubt: Doubt| {
         let members = json!({
             "intent": doubt.intent,
@@ -173,14 +177,14 @@ impl SettleCommand {
     fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let Some(request) = RequestId::parse(self.request.as_bytes()) else {
             return Err(CommandFailure::usage(
-                "REQUEST is not a request id; `makegate doubts list` shows those of the writes in doubt",
+                "REQUEST is not a valid request id; `makegate doubts list` shows the ids of writes in doubt",
             ));
         };
         let client = match self.place.source(color)? {
             DataSource::Running(client) => client,
             DataSource::Files(read) => process::block_on(self.place.door(&read.config))?.ok_or_else(|| {
-                let help = "it is the one that settles: start it, or say where it is by --url";
-                CommandFailure::failed(format!("no makegate answers at operator.listen; {help}"))
+                let help = "only a running makegate can settle: start it, or give its address with --url";
+                CommandFailure::failed(format!("no makegate responds at operator.listen; {help}"))
             })?,
         };
         let body = json!({"as": self.what.as_str(), "note": self.note}).to_string();

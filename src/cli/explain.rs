@@ -1,4 +1,4 @@
-//! `makegate explain`: what the gateway would do with a request and why.
+//! `makegate explain`: shows what the gateway would do with a request and why.
 
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -18,8 +18,8 @@ use crate::ids::escape_invisible;
 
 /// Explains what the gateway would do with a request.
 ///
-/// Step by step, spending nothing. With --config, the configuration alone decides; with --url, also what a running makegate has in memory and how much
-/// quota is left. Exit code 0 whatever the verdict is.
+/// Shows each step and spends nothing. With --config, only the configuration decides; with --url, the explanation also
+/// covers what a running makegate has in its cache and how much quota is left. The exit code is 0 whatever the verdict.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -35,7 +35,7 @@ pub(super) struct ExplainCommand {
     target: String,
     #[command(flatten)]
     place: SourceOptions,
-    /// table, json or csv (the steps).
+    /// table, json, or csv (only the steps).
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }
@@ -64,7 +64,7 @@ impl ExplainCommand {
         self.print(&text)
     }
 
-    /// By the configuration alone.
+    /// Explains from the configuration alone.
     fn by(&self, config: Config) -> Result<String, CommandFailure> {
         let policy = Policy::new(config, &Callers::new(Clock::system()));
         let explanation = explain::explain(&policy, None, &self.caller, &self.method, &self.target);
@@ -79,7 +79,7 @@ impl ExplainCommand {
     }
 
     fn print(&self, text: &str) -> Result<(), CommandFailure> {
-        let unknown = |error| CommandFailure::failed(format!("that is not an explanation: {error}"));
+        let unknown = |error| CommandFailure::failed(format!("the response is not an explanation: {error}"));
         if self.format == Format::Json {
             let compact: Value = serde_json::from_str(text).map_err(unknown)?;
             return Ok(output::line(&compact.to_string())?);

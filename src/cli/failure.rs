@@ -1,19 +1,17 @@
-//! How a command ends that is not done: its exit code, and what is said of it on stderr.
+//! How a command fails: its exit code, and the message on stderr.
 
 use std::fmt;
 use std::io;
 
-/// The command failed.
+/// Exit code: the command failed.
 pub(super) const FAILED: u8 = 1;
-/// The command was not understood, or the configuration is none.
+/// Exit code: the usage or the configuration is wrong.
 pub(super) const USAGE: u8 = 2;
 
-/// Why a command ends early.
 #[derive(Debug)]
 pub(super) struct CommandFailure {
-    /// The exit code.
     pub(super) code: u8,
-    /// What is still to be said; `None`: all has been said.
+    /// The message still to be printed; `None` if everything has been printed already.
     pub(super) message: Option<String>,
 }
 
@@ -31,7 +29,7 @@ impl CommandFailure {
     }
 }
 
-/// Of writing the output. A reader that has seen enough (`| head`) is no failure.
+/// An error in writing the output. It is no failure if the reader has seen enough (`| head`).
 impl From<io::Error> for CommandFailure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

@@ -1,4 +1,4 @@
-//! `makegate healthcheck`: is a running makegate ready? For images that have no other HTTP client.
+//! `makegate healthcheck`: checks readiness, for container images that have no other HTTP client.
 
 use clap::Args;
 use http::StatusCode;
@@ -8,16 +8,16 @@ use super::failure::CommandFailure;
 use super::process;
 use crate::ids::escape_invisible;
 
-/// Asks a running makegate whether it is ready.
+/// Checks whether a running makegate is ready.
 ///
-/// Exit code 0: it is; 1: it is not, or cannot be reached.
+/// Exit code 0: it is ready; 1: it is not ready, or cannot be reached.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   makegate healthcheck
   makegate healthcheck --url http://127.0.0.1:9081")]
 pub(super) struct HealthcheckCommand {
-    /// Its operator door.
+    /// The operator door to ask.
     #[arg(
         long,
         value_name = "URL",

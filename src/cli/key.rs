@@ -1,4 +1,4 @@
-//! `makegate key new`: mints a caller's key.
+//! `makegate key new`: creates a key for a caller.
 
 use std::io::{self, Write as _};
 
@@ -9,7 +9,7 @@ use super::output;
 use crate::config;
 use crate::hash;
 
-/// Mints callers' keys.
+/// Creates keys for callers.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -24,10 +24,11 @@ enum KeySubcommand {
     New(NewKeyCommand),
 }
 
-/// Mints a key for a caller.
+/// Creates a key for a caller.
 ///
-/// It is printed this once, with the line for the configuration. The first line of stdout is the key, the second the line for its caller in the file. Only the key's hash is ever stored. The
-/// key has the form of a UUID (version 4), which Make's own clients demand.
+/// The first line on stdout is the key, which is shown only this once; the second is the line for the caller's table in
+/// the configuration. makegate stores only the key's hash. The key has the form of a UUID (version 4), because Make's
+/// own clients insist on it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -54,9 +55,9 @@ impl NewKeyCommand {
         })?;
         let key = mint()?;
         let mut words = io::stderr();
-        writeln!(words, "The key of {caller}. It is shown this once; give it to the tool:")?;
+        writeln!(words, "Key for {caller}. Give it to the tool; it will not be shown again:")?;
         output::line(&key)?;
-        writeln!(words, "The line for its [[caller]] in the configuration, where an older key may stay beside it:")?;
+        writeln!(words, "Line for its [[caller]] table in the configuration (you can keep an older key in the list):")?;
         output::line(&format!("keys = [\"{}\"]", entry(&key)))?;
         Ok(())
     }
@@ -68,7 +69,7 @@ pub(super) fn mint() -> Result<String, CommandFailure> {
     Ok(uuid::Builder::from_random_bytes(random).into_uuid().to_string())
 }
 
-/// What the configuration holds of a key.
+/// What the configuration stores for a key: its hash.
 pub(super) fn entry(key: &str) -> String {
     format!("sha256:{}", hash::hex(&hash::sha256(key.as_bytes())))
 }

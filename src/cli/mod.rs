@@ -1,6 +1,6 @@
-//! The command line: its words, its exit codes, and one `match` that runs the command.
+//! The command line: arguments, exit codes, and the `match` that runs the command.
 //!
-//! Data goes to stdout, words to stderr. Each command has its module, where its arguments and help stand too.
+//! Data goes to stdout, messages to stderr. Each command has its own module, which also holds its arguments and help.
 
 mod audit;
 mod check;
@@ -33,12 +33,12 @@ use process::ColorChoice;
 
 /// A sidecar between a company's internal tools and the Make.com Organizations API.
 ///
-/// Tools call it with a key of their own. It decides what they may do, answers what it can from memory, spends the one
-/// shared Make token and its quota on the rest, and records who did what.
+/// Each tool calls it with its own key. makegate decides what the tool may do, answers from its cache when it can,
+/// spends the one shared Make token and its quota on everything else, and records who did what.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES, after_long_help = format!("{LONG}\n\n{EXAMPLES}"))]
 struct Cli {
-    /// Colours: auto (on a terminal, unless NO_COLOR is set), always or never.
+    /// Color output: auto (on a terminal, unless NO_COLOR is set), always or never.
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
     #[arg(display_order = 900)]
     color: ColorChoice,
@@ -48,24 +48,24 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  makegate demo                             try it: nothing to configure
-  makegate key new --caller dashboard       a key for a tool
-  makegate check --config makegate.toml     what is wrong with the configuration
-  makegate serve --config makegate.toml     the service";
+  makegate demo                             try it, no configuration needed
+  makegate key new --caller dashboard       create a key for a tool
+  makegate check --config makegate.toml     find mistakes in the configuration
+  makegate serve --config makegate.toml     run the service";
 
 const LONG: &str = "\
 Exit codes:
-  0  done
-  1  failed
-  2  usage or configuration
+  0  success
+  1  failure
+  2  usage or configuration error
 
 Environment:
-  MAKEGATE_CONFIG             the configuration, where --config is not given
+  MAKEGATE_CONFIG             the configuration file, if --config is not given
   MAKEGATE_LOG                level and filters of the process log: info, debug, makegate=debug,info
-  MAKEGATE_OPERATOR_URL       the operator door of a running makegate, where --url is not given
-  MAKEGATE_OPERATOR_KEY       its key, or
-  MAKEGATE_OPERATOR_KEY_FILE  the file that holds it
-  NO_COLOR                    no colours";
+  MAKEGATE_OPERATOR_URL       the operator door of a running makegate, if --url is not given
+  MAKEGATE_OPERATOR_KEY       the operator key
+  MAKEGATE_OPERATOR_KEY_FILE  a file that holds the operator key
+  NO_COLOR                    disables colors";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -83,7 +83,6 @@ enum Command {
     Man(completions::ManCommand),
 }
 
-/// The option that names the configuration file.
 #[derive(Debug, Args)]
 struct ConfigFile {
     /// The configuration file.
@@ -91,7 +90,7 @@ struct ConfigFile {
     path: PathBuf,
 }
 
-/// Runs the command that the process was started with.
+/// Parses the command line and runs the command.
 #[must_use]
 pub fn run() -> ExitCode {
     let Cli { color, command } = Cli::parse();
@@ -101,7 +100,7 @@ pub fn run() -> ExitCode {
             if let Some(message) = message
                 && !process_log::fatal(&message, code)
             {
-                // With nobody at stderr, the exit code says it alone.
+                // If stderr is closed, the exit code still reports the failure.
                 let _told = writeln!(std::io::stderr(), "error: {message}");
             }
             ExitCode::from(code)

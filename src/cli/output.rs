@@ -1,4 +1,4 @@
-//! What goes to stdout: tables for people, a JSON object a line, or CSV.
+//! Output on stdout: tables for people, one JSON object per line, or CSV.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -11,25 +11,23 @@ use crate::audit::csv_cell;
 use crate::ids::escape_invisible;
 use crate::process_log::NonBlockingWriter;
 
-/// How a result is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// Columns for people.
+    /// Aligned columns for people.
     Table,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// Comma-separated values with a header (RFC 4180).
     Csv,
 }
 
-/// Prints a line.
 pub(super) fn line(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
     out.flush()
 }
 
-/// Stdout of a service: it serves on when nobody reads what it says.
+/// Stdout of a service, which keeps running even if nobody reads its output.
 pub(super) struct ServiceOutput(NonBlockingWriter);
 
 impl ServiceOutput {
@@ -37,13 +35,12 @@ impl ServiceOutput {
         Self(NonBlockingWriter::begin("stdout", io::stdout(), |_, _| {}))
     }
 
-    /// Prints a line.
     pub(super) fn line(&self, text: &str) {
         self.0.put(format!("{text}\n"));
     }
 }
 
-/// Prints rows of texts under these columns.
+/// Prints rows under these columns.
 pub(super) fn rows<const N: usize>(format: Format, columns: [&str; N], rows: &[[&str; N]]) -> io::Result<()> {
     let text = match format {
         Format::Table => table(columns, rows),

@@ -1,4 +1,4 @@
-//! The process: its log, its signals, its runtime, and no trace of its memory on disk.
+//! Process-wide setup: the log, signals, the runtime, and no core dumps.
 
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
@@ -18,19 +18,17 @@ use crate::process_log::{self, LogFormat};
 /// The variable that sets the process log's level and filters.
 const LOG: &str = "MAKEGATE_LOG";
 
-/// Whether there are colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum ColorChoice {
     /// On a terminal, unless `NO_COLOR` is set.
     Auto,
-    /// Yes.
+    /// Even if the stream is not a terminal.
     Always,
-    /// No.
     Never,
 }
 
 impl ColorChoice {
-    /// Are there colours on this stream?
+    /// Whether to color output on this stream.
     pub(super) fn colors(self, stream: &impl io::IsTerminal) -> bool {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
         match self {
@@ -41,24 +39,26 @@ impl ColorChoice {
     }
 }
 
-/// Nothing of this process's memory, where the token is, goes into a core dump, and no other process may look at it.
+/// Disables core dumps and ptrace access, because the process holds the token in memory.
 pub(super) fn no_core_dumps() -> Result<(), CommandFailure> {
-    let failed = |error: rustix::io::Errno| CommandFailure::failed(format!("cannot forbid core dumps: {error}"));
+    let failed = |error: rustix::io::Errno| CommandFailure::failed(format!("cannot disable core dumps: {error}"));
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(failed)?;
     #[cfg(target_os = "linux")]
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).map_err(failed)?;
     Ok(())
 }
 
-/// Takes all file descriptors that the system grants: each connection is one, and many systems give 1,024 unless asked.
+/// Raises the limit of file descriptors to the hard limit: each connection needs one, and many systems start with
+/// 1,024.
 pub(super) fn all_descriptors() {
     let granted = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: granted.maximum, ..granted }) {
-        tracing::debug!(%error, "the limit of file descriptors stays");
+        tracing::debug!(%error, "cannot raise the limit of file descriptors");
     }
 }
 
-/// Begins the process log on stderr: text on a terminal, else JSON. `level`: makegate's, unless `MAKEGATE_LOG` says otherwise.
+/// Starts the process log on stderr, as text on a terminal, otherwise as JSON. `level` applies to makegate's own lines
+/// unless `MAKEGATE_LOG` is set.
 pub(super) fn log(level: &str, color: ColorChoice) -> Result<(), CommandFailure> {
     let given = std::env::var(LOG).unwrap_or_default();
     let (targets, wrong) = match filters(if given.is_empty() { level } else { &given }) {
@@ -72,12 +72,12 @@ pub(super) fn log(level: &str, color: ColorChoice) -> Result<(), CommandFailure>
     tracing_subscriber::registry().with(events).with(targets).try_init().map_err(CommandFailure::failed)?;
     wrong.map_or(Ok(()), |error| {
         Err(CommandFailure::usage(format!(
-            "{LOG}: {error}; write error, warn, info or debug, or filters as makegate=debug,info"
+            "{LOG}: {error}; use error, warn, info or debug, or filters such as makegate=debug,info"
         )))
     })
 }
 
-/// Levels: a word alone is makegate's, and libraries tell only errors; filters (`makegate=debug,info`) say all of it.
+/// A bare level applies to makegate, and libraries log only errors; filters (`makegate=debug,info`) apply as written.
 fn filters(text: &str) -> Result<Targets, String> {
     if let Ok(level) = text.trim().parse::<LevelFilter>() {
         return Ok(Targets::new().with_default(level.min(LevelFilter::ERROR)).with_target("makegate", level));
@@ -90,21 +90,22 @@ fn filters(text: &str) -> Result<Targets, String> {
     text.parse::<Targets>().map_err(|error| error.to_string())
 }
 
-/// What somebody tells the process.
+/// What a signal asks the process to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ProcessSignal {
-    /// SIGTERM, SIGINT: come to an end.
+    /// SIGTERM, SIGINT: shut down.
     End,
-    /// SIGHUP: read the configuration again.
+    /// SIGHUP: reload the configuration.
     Reload,
 }
 
-/// A file may not grow further (a limit of the process): a failed write like any other, unless it kills.
+/// SIGXFSZ: a file would exceed the process's size limit. Caught, it makes the write fail like any other; uncaught, it
+/// kills the process.
 const XFSZ: SignalKind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
-/// A second signal that comes so soon after the first is the same one, told twice: `timeout` signals the process, then its group.
+/// A second signal this soon after the first counts as the same one: `timeout` signals the process, then its group.
 const ONE_SIGNAL: Duration = Duration::from_secs(1);
 
-/// The signals, from the moment of listening on: none is lost, none kills.
+/// The signals that the process handles; from `listen` on none is lost and none kills it.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -113,9 +114,10 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn listen() -> Result<Self, CommandFailure> {
-        let listen =
-            |kind| signal(kind).map_err(|error| CommandFailure::failed(format!("cannot take signals: {error}")));
-        // What is listened for once does not kill any more.
+        let listen = |kind| {
+            signal(kind).map_err(|error| CommandFailure::failed(format!("cannot install signal handlers: {error}")))
+        };
+        // Once registered, a signal no longer kills the process, even after the stream is dropped.
         for ignored in [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::pipe(), XFSZ] {
             drop(listen(ignored)?);
         }
@@ -126,7 +128,6 @@ impl Signals {
         })
     }
 
-    /// The next one.
     pub(super) async fn next(&mut self) -> ProcessSignal {
         tokio::select! {
             _ = self.terminate.recv() => ProcessSignal::End,
@@ -135,12 +136,12 @@ impl Signals {
         }
     }
 
-    /// The next one that ends the process.
+    /// Waits for SIGTERM or SIGINT.
     pub(super) async fn end(&mut self) {
         while self.next().await != ProcessSignal::End {}
     }
 
-    /// After one that ended the process: a further one, of somebody who does not want to wait.
+    /// After a first signal to shut down, waits for a second one from somebody who does not want to wait.
     pub(super) async fn insist(&mut self) {
         let same = async {
             loop {
@@ -157,13 +158,13 @@ pub(super) fn serve<T>(work: impl Future<Output = Result<T, CommandFailure>>) ->
     run(&mut Builder::new_multi_thread(), work)
 }
 
-/// Runs what one thread is enough for.
+/// Runs a short task on one thread.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, CommandFailure>>) -> Result<T, CommandFailure> {
     run(&mut Builder::new_current_thread(), work)
 }
 
 fn run<T>(builder: &mut Builder, work: impl Future<Output = Result<T, CommandFailure>>) -> Result<T, CommandFailure> {
-    /// What is left has to do with files, and they had their time.
+    /// How long to wait for remaining blocking file operations, which had their time already.
     const LEFT_BEHIND: Duration = Duration::from_millis(100);
     let runtime: Runtime = builder.enable_all().build().map_err(CommandFailure::failed)?;
     let done = runtime.block_on(work);

@@ -1,6 +1,6 @@
-//! Records of the log on stdout or in a file: each printed as it comes.
+//! Prints records of the log to stdout or a file, one at a time.
 
-#![expect(clippy::disallowed_methods, reason = "a command waits for its files")]
+#![expect(clippy::disallowed_methods, reason = "a command may block on its files")]
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -13,7 +13,7 @@ use super::output::Format;
 use crate::audit::{csv, csv_header};
 use crate::ids::escape_invisible;
 
-/// The columns of a table, and how wide they are at least; what else a record has, JSON and CSV show.
+/// Table columns with their minimum widths. JSON and CSV show all other fields.
 const COLUMNS: [(&str, usize); 11] = [
     ("seq", 7),
     ("time", 27),
@@ -28,7 +28,6 @@ const COLUMNS: [(&str, usize); 11] = [
     ("request", 0),
 ];
 
-/// Prints records.
 pub(super) struct RecordPrinter {
     format: Format,
     out: Box<dyn Write>,
@@ -36,12 +35,12 @@ pub(super) struct RecordPrinter {
 }
 
 impl RecordPrinter {
-    /// On stdout, each line at once.
+    /// Prints to stdout and flushes every line.
     pub(super) fn on_stdout(format: Format) -> io::Result<Self> {
         Self::begin(format, Box::new(io::LineWriter::new(io::stdout())), None)
     }
 
-    /// On stdout or in a file, many lines at once.
+    /// Prints to stdout or a file, buffered.
     pub(super) fn in_bulk(format: Format, path: Option<&Path>) -> Result<Self, CommandFailure> {
         let Some(path) = path else {
             return Ok(Self::begin(format, Box::new(BufWriter::new(io::stdout())), None)?);
@@ -61,7 +60,7 @@ impl RecordPrinter {
         Ok(Self { format, out, file })
     }
 
-    /// Prints the record of this line.
+    /// Prints one record, given as its line in the log.
     pub(super) fn print(&mut self, line: &str) -> io::Result<()> {
         match self.format {
             Format::Json => writeln!(self.out, "{line}"),
@@ -73,7 +72,7 @@ impl RecordPrinter {
         }
     }
 
-    /// All that was printed is where it belongs; in a file, durably.
+    /// Flushes the output, and syncs a file to disk.
     pub(super) fn end(mut self) -> io::Result<()> {
         self.out.flush()?;
         self.file.map_or(Ok(()), |file| file.sync_all())
@@ -97,7 +96,7 @@ fn cell(record: &Map<String, Value>, column: &str) -> String {
         "caller" if record.contains_key("count") => {
             ["caller", "peer"].map(text).into_iter().find(|found| !found.is_empty()).unwrap_or_default()
         }
-        // What became of it: a request has an answer, a write an outcome, an event its name; refusals are counted.
+        // A write has an outcome, a request an answer, an event a name, and `refusals` a count.
         "result" => ["outcome", "answer", "event", "count"]
             .map(text)
             .into_iter()

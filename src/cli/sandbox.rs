@@ -1,4 +1,4 @@
-//! `makegate sandbox`: the simulated Make API alone.
+//! `makegate sandbox`: runs only the simulated Make API.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,9 +13,10 @@ use crate::clock::Clock;
 use crate::config;
 use crate::sandbox::{MinuteWindow, Sandbox as Simulated, SandboxSettings};
 
-/// Runs a simulated Make API alone.
+/// Runs only the simulated Make API.
 ///
-/// It has all 25 operations on organizations, with state, token check and quota. It begins with five organizations, 11 to 15. Faults can be armed, and what arrived be listed, under /sandbox/.
+/// It has all 25 operations on organizations, keeps state, checks the token and enforces quota. It starts with five
+/// organizations, 11 to 15. Under /sandbox/ you can inject faults and list the requests it received.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -23,25 +24,25 @@ Examples:
   makegate sandbox --listen 127.0.0.1:8082 --api-limit 10 --lag 2s
   curl -H 'Authorization: Token sandbox-token' http://127.0.0.1:8082/api/v2/organizations")]
 pub(super) struct SandboxCommand {
-    /// Where it listens; port 0: any free one.
+    /// Address to listen on; port 0: any free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8082")]
     listen: SocketAddr,
-    /// The token that it takes.
+    /// The token that clients must send.
     #[arg(long, default_value = "sandbox-token")]
     token: String,
-    /// Requests per organization and minute.
+    /// Quota per organization, in requests per minute.
     #[arg(long, value_name = "N", default_value_t = 240)]
     api_limit: u32,
-    /// Requests per minute that belong to no organization.
+    /// Quota for requests without an organization, in requests per minute.
     #[arg(long, value_name = "N", default_value_t = 240)]
     account_limit: u32,
-    /// How long reads after a write still show what was before it.
+    /// How long reads still return the old state after a write.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
     lag: Duration,
-    /// How the quota's minute is counted: fixed (one minute after the other) or sliding (the last 60 s).
+    /// How to count the quota's minute: fixed (one minute after another) or sliding (the last 60 s).
     #[arg(long, value_enum, default_value = "fixed", hide_possible_values = true)]
     window: QuotaOption,
-    /// Answer over quota with JSON; Make's own answer is plain text.
+    /// Send JSON when over quota, instead of plain text as Make does.
     #[arg(long)]
     json_429: bool,
 }
@@ -89,5 +90,5 @@ impl SandboxCommand {
 }
 
 fn listen_failure(address: SocketAddr, error: &io::Error) -> CommandFailure {
-    CommandFailure::failed(format!("cannot listen on {address}: {error}; choose another with --listen"))
+    CommandFailure::failed(format!("cannot listen on {address}: {error}; choose another address with --listen"))
 }

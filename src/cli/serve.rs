@@ -1,4 +1,4 @@
-//! `makegate serve`: the service, from its configuration to its orderly end.
+//! `makegate serve`: runs the service until a signal stops it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,15 +16,16 @@ use crate::service::Service;
 
 /// Runs the service.
 ///
-/// SIGTERM and SIGINT end it in order: not ready, finish what is under way within `limits.drain`, flush the log, exit 0;
-/// a second one ends it at once (within 1 s it is the same one). SIGHUP reads the configuration, the secrets and the certificates again; so does a
-/// change of their contents, within 5 s. The process log goes to stderr: text on a terminal, else a JSON object a line.
+/// SIGTERM and SIGINT shut it down gracefully: it reports not ready, finishes work in progress within `limits.drain`,
+/// flushes the log and exits with 0. A second signal stops it at once (unless it comes within 1 s of the first). SIGHUP
+/// reloads the configuration, secrets and certificates; changes to their contents are also picked up within 5 s. The
+/// process log goes to stderr: text on a terminal, otherwise one JSON object per line.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   makegate serve --config /etc/makegate/makegate.toml
   MAKEGATE_LOG=debug makegate serve --config makegate.toml
-  kill -HUP $(pidof makegate)               put a changed configuration in force")]
+  kill -HUP $(pidof makegate)               reload the configuration")]
 pub(super) struct ServeCommand {
     #[command(flatten)]
     config: ConfigFile,
@@ -49,9 +50,9 @@ async fn serve(read: LoadedConfig) -> Result<(), CommandFailure> {
     let (gateway, operator) = (service.gateway_addresses(), service.operator_addresses());
     let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (gateway, operator) = (texts(gateway), texts(operator));
-    tracing::info!(target: EACH, version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, "makegate serves");
+    tracing::info!(target: EACH, version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, "makegate started");
     while signals.next().await == ProcessSignal::Reload {
-        // A file system that hangs must not keep the next signal waiting.
+        // In the background: a hanging file system must not delay the next signal.
         service.begin_reload();
     }
     end(service, &mut signals).await
@@ -62,16 +63,16 @@ pub(super) async fn start(read: LoadedConfig) -> Result<Service, CommandFailure>
     started.map_err(|error| CommandFailure { code: error.exit_code(), message: Some(error.to_string()) })
 }
 
-/// Shuts down in order; a second signal ends it at once.
+/// Shuts down gracefully; a second signal stops the service at once.
 pub(super) async fn end(service: Service, signals: &mut Signals) -> Result<(), CommandFailure> {
-    tracing::info!(target: EACH, "makegate ends: what is under way is finished");
+    tracing::info!(target: EACH, "makegate is shutting down: finishing work in progress");
     tokio::select! {
         finished = service.shut_down() => {
             if !finished {
-                tracing::warn!(target: EACH, "not everything was finished in limits.drain");
+                tracing::warn!(target: EACH, "limits.drain ran out before all work was finished");
             }
             Ok(())
         }
-        () = signals.insist() => Err(CommandFailure::failed("a second signal: ended before everything was finished")),
+        () = signals.insist() => Err(CommandFailure::failed("stopped by a second signal before all work was finished")),
     }
 }

@@ -1,4 +1,4 @@
-//! `--config FILE` or `--url URL`: whether a command looks at files, or asks a running makegate.
+//! `--config FILE` or `--url URL`: whether a command reads files or asks a running makegate.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,28 +19,26 @@ const URL: &str = "MAKEGATE_OPERATOR_URL";
 const KEY: &str = "MAKEGATE_OPERATOR_KEY";
 const KEY_FILE: &str = "MAKEGATE_OPERATOR_KEY_FILE";
 
-/// The options that say where to look.
 #[derive(Debug, Args)]
 pub(super) struct SourceOptions {
-    /// Read the files of this configuration [env: MAKEGATE_CONFIG].
+    /// Read the files that this configuration names [env: MAKEGATE_CONFIG].
     #[arg(long, value_name = "FILE", conflicts_with = "url")]
     config: Option<PathBuf>,
-    /// Ask the running makegate whose operator door this is [env: MAKEGATE_OPERATOR_URL].
+    /// Ask the running makegate with this operator door [env: MAKEGATE_OPERATOR_URL].
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// The file with the operator key [env: MAKEGATE_OPERATOR_KEY_FILE; the key: MAKEGATE_OPERATOR_KEY].
+    /// A file with the operator key [env: MAKEGATE_OPERATOR_KEY_FILE, or the key itself in MAKEGATE_OPERATOR_KEY].
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
 }
 
-/// Where to look.
 pub(super) enum DataSource {
     Files(Box<LoadedConfig>),
     Running(OperatorClient),
 }
 
 impl SourceOptions {
-    /// Options come first; of the environment, a running makegate.
+    /// Options take precedence over the environment, and there a running makegate over files.
     pub(super) fn source(&self, color: ColorChoice) -> Result<DataSource, CommandFailure> {
         let files = |path: &Path| {
             check::configuration(path, color.colors(&io::stderr())).map(|read| DataSource::Files(Box::new(read)))
@@ -54,12 +52,14 @@ impl SourceOptions {
         }
         match variable(CONFIG) {
             Some(path) => files(Path::new(&path)),
-            None => Err(CommandFailure::usage("give --config FILE for its files, or --url URL for a running makegate")),
+            None => {
+                Err(CommandFailure::usage("give --config FILE to read files, or --url URL to ask a running makegate"))
+            }
         }
     }
 
-    /// The running makegate of this configuration: the first of its operator's addresses that answers; else `None`. The
-    /// key is the configuration's, unless one is given.
+    /// The running makegate of this configuration: the first operator address that responds, or `None`. Uses the key
+    /// from the configuration unless an option gives one.
     pub(super) async fn door(&self, config: &Config) -> Result<Option<OperatorClient>, CommandFailure> {
         let operator = &config.operator;
         for url in operator.listen.iter().map(url_of) {
@@ -82,7 +82,7 @@ impl SourceOptions {
     }
 }
 
-/// How a door that listens here is reached from this machine.
+/// The URL that reaches this listener from this machine.
 fn url_of(listen: &Listen) -> String {
     match listen {
         Listen::Unix(path) => format!("unix:{}", path.display()),
@@ -98,7 +98,7 @@ fn url_of(listen: &Listen) -> String {
     }
 }
 
-/// An environment variable that is set to something.
+/// An environment variable, unless it is unset or empty.
 pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

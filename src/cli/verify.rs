@@ -1,6 +1,6 @@
-//! `makegate audit verify` and `makegate audit head`: is the log what was recorded, and what shows it later.
+//! `makegate audit verify` and `makegate audit head`: verifies the log, and exports the head that proves it later.
 
-#![expect(clippy::disallowed_methods, reason = "a command waits for its files")]
+#![expect(clippy::disallowed_methods, reason = "a command may block on its files")]
 
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -16,11 +16,12 @@ use super::source::{DataSource, SourceOptions};
 use crate::audit::{self, AuditorInput, Head, Verifier, VerifyReport};
 use crate::ids::escape_invisible;
 
-/// Verifies that the log is what was recorded: nothing altered, removed, added or moved.
+/// Verifies that no record was altered, removed, added or moved.
 ///
-/// DIR is the folder of audit.dir, or a copy of it; a gateway may be running. The folder's own signed head covers all but the newest records.
-/// Whoever can write there can forge it together with its key, or put back an old copy: a head that was exported (`makegate audit head`) and
-/// kept elsewhere shows that too. Exit code 1: the log was altered, or cannot be read.
+/// DIR is the folder in audit.dir, or a copy of it; a gateway may be running. The folder's own signed head covers all
+/// but the newest records. Anyone who can write to the folder can forge the head together with its key, or restore an
+/// old copy; a head that you exported (`makegate audit head`) and keep elsewhere detects that too. Exit code 1: the log
+/// was altered, or cannot be read.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -31,10 +32,10 @@ pub(super) struct VerifyCommand {
     /// The log's folder.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// An exported head that the log must fit: the note, or the JSON of /audit/head.json. May be given several times.
+    /// An exported head that the log must match: the note, or the JSON of /audit/head.json. Can be repeated.
     #[arg(long = "head", value_name = "FILE")]
     heads: Vec<PathBuf>,
-    /// A public key to trust, and those that it introduced, instead of the folder's first. May be given several times.
+    /// A public key to trust, with the keys it introduced, instead of the folder's first key. Can be repeated.
     #[arg(long = "key", value_name = "FILE")]
     keys: Vec<PathBuf>,
     /// text or json.
@@ -46,7 +47,7 @@ pub(super) struct VerifyCommand {
 enum VerifyFormat {
     /// For people.
     Text,
-    /// One object.
+    /// One JSON object.
     Json,
 }
 
@@ -67,7 +68,7 @@ impl VerifyCommand {
     }
 }
 
-/// A line on the terminal that says how far it is.
+/// A progress line on the terminal.
 struct ProgressLine {
     is_shown: bool,
     percent: Option<u64>,
@@ -99,13 +100,14 @@ fn read(file: &Path) -> Result<String, CommandFailure> {
     fs::read_to_string(file).map_err(|error| CommandFailure::usage(format!("{}: {error}", file.display())))
 }
 
-/// The heads of a file: notes one after the other, or the JSON of the operators' door.
+/// Reads the heads from a file: notes one after the other, or the JSON of the operator door.
 fn heads_of(file: &Path) -> Result<Vec<(String, Head)>, CommandFailure> {
     let text = read(file)?;
     let note = serde_json::from_str(&text).map_or(text, |ServedHead { head }| head);
     let heads = audit::heads(&note).filter(|heads| !heads.is_empty());
     let wrong = || {
-        let form = "it is what `makegate audit head` prints: a name, a size, a hash, an empty line and a signature";
+        let form =
+            "expected the output of `makegate audit head`: a name, a size, a hash, an empty line and a signature";
         CommandFailure::usage(format!("{} is not a signed head; {form}", file.display()))
     };
     let name = file.display().to_string();
@@ -117,20 +119,22 @@ fn keys_of(file: &Path) -> Result<Vec<Verifier>, CommandFailure> {
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     let keys: Option<Vec<Verifier>> = lines.map(|line| Verifier::parse(line.trim())).collect();
     keys.filter(|keys| !keys.is_empty()).ok_or_else(|| {
-        let form = "it is what head.pub holds: NAME+ID+BASE64";
-        CommandFailure::usage(format!("{} is not a public key of signed heads; {form}", file.display()))
+        let form = "expected the content of head.pub: NAME+ID+BASE64";
+        CommandFailure::usage(format!("{} is not a public key for signed heads; {form}", file.display()))
     })
 }
 
-/// The report for people: what is wrong, what is worth knowing, what is proven.
+/// The report as text: problems, then notes, then what is proven.
 fn text(report: &VerifyReport) -> String {
     let mut lines: Vec<String> = report.problems.iter().map(|problem| escape_invisible(&problem.to_string())).collect();
     if report.further_problems > 0 {
-        lines.push(format!("and {} problems more", report.further_problems));
+        lines.push(format!("and {} more problems", report.further_problems));
     }
     lines.extend(report.notes.iter().map(|note| format!("note: {}", escape_invisible(note))));
     let VerifyReport { records, oldest, segments, proven, unproven, in_doubt, under_way, .. } = report;
-    lines.push(format!("{segments} segments, the records {oldest} to {records}; open writes: {under_way} under way, {in_doubt} in doubt"));
+    lines.push(format!(
+        "{segments} segments, records {oldest} to {records}; open writes: {under_way} in progress, {in_doubt} in doubt"
+    ));
     let until = report.proven_time.map(|time| format!(", of {time:.6},")).unwrap_or_default();
     let heads = if report.heads == 1 {
         "a signed head proves".to_owned()
@@ -138,9 +142,9 @@ fn text(report: &VerifyReport) -> String {
         format!("{} signed heads prove", report.heads)
     };
     lines.push(match (report.heads, unproven) {
-        (0, _) => "no signed head proves any of it".to_owned(),
+        (0, _) => "no signed head covers any of it".to_owned(),
         (_, 0) => format!("{heads} all of it"),
-        (_, _) => format!("{heads} it up to record {proven}{until} and nothing the {unproven} records after that"),
+        (_, _) => format!("{heads} it up to record {proven}{until} but not the {unproven} records after that"),
     });
     lines.extend(report.keys.iter().map(|key| format!("key: {}", escape_invisible(key))));
     let verdict = if report.problems.is_empty() {
@@ -152,10 +156,10 @@ fn text(report: &VerifyReport) -> String {
     lines.join("\n")
 }
 
-/// Prints a signed head: what shows later that nothing was taken out of the log.
+/// Prints a signed head, which later proves that nothing was removed from the log.
 ///
-/// Keep it where nobody who can write the log can: in another system, a mail, a ticket. A running makegate (--url) signs everything recorded
-/// so far; from the files (--config) it is the newest head that was stored.
+/// Keep it where nobody who can write to the log can change it: in another system, an e-mail, a ticket. A running
+/// makegate (--url) signs everything recorded so far; with --config, you get the newest stored head.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -172,12 +176,12 @@ impl HeadCommand {
             DataSource::Running(client) => {
                 let text = process::block_on(client.text("/audit/head.json"))?;
                 let served: ServedHead =
-                    serde_json::from_str(&text).map_err(|_| client.failed("the answer is not a signed head"))?;
+                    serde_json::from_str(&text).map_err(|_| client.failed("the response is not a signed head"))?;
                 served.head
             }
             DataSource::Files(read) => {
                 let dir = &read.config.audit.dir;
-                let none = || CommandFailure::failed(format!("{}: no signed head is stored there", dir.display()));
+                let none = || CommandFailure::failed(format!("{}: no signed head stored there", dir.display()));
                 audit::stored_head(dir).ok_or_else(none)?.to_string()
             }
         };

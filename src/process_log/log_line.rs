@@ -160,7 +160,7 @@ mod tests {
         };
         let told: Value = serde_json::from_str(&line.clone().json()).unwrap();
         let expected = json!({
-            "ts": "1970-01-01T00:00:00.000000Z", "level": "info", "msg": "makegate serves",
+            "ts": "1970-01-01T00:00:00.000000Z", "level": "info", "msg": "makegate started",
             "gateway": ["127.0.0.1:8080", "[::1]:8080"], "size": 122, "is": true, "note": note,
         });
         assert_eq!(told, expected);

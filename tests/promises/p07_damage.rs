@@ -124,7 +124,7 @@ impl Case {
 
     /// How often it has said that its doors are open.
     fn served(&self) -> usize {
-        self.home.process_log().matches("makegate serves").count()
+        self.home.process_log().matches("makegate started").count()
     }
 
     /// The key's write and the equal of the one in doubt are not carried out; other writes are, or are refused; reads are answered.

@@ -79,7 +79,7 @@ fn every_command_explains_itself_and_ends_with_examples() {
         assert!(short.ends_with(end.unwrap()), "{command:?}: {short}");
     }
     let long = stdout(0, &run(repository(), &["--help"]));
-    assert!(long.contains("Exit codes:\n  0  done\n  1  failed\n  2  usage or configuration\n"), "{long}");
+    assert!(long.contains("Exit codes:\n  0  success\n  1  failure\n  2  usage or configuration error\n"), "{long}");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn usage_is_2_and_the_version_is_told() {
     let told = stderr(2, &run(repository(), &["audit", "query", "--config", "x", "--status", "abc"]));
     assert_eq!(told, "error: --status: \"abc\" has no meaning here; write a status as 404, or 4xx\n");
     let told = stderr(2, &run(repository(), &["healthcheck", "--url", "localhost"]));
-    assert!(told.contains("write http://127.0.0.1:8081"), "{told}");
+    assert!(told.contains("use http://127.0.0.1:8081"), "{told}");
 }
 
 const MISTAKEN: &str = r#"[operator]
@@ -108,21 +108,21 @@ keys = ["sha256:0000000000000000000000000000000000000000000000000000000000000000
 grants = ["organisations:read"]
 "#;
 
-const TOLD: &str = r#"error: "127.0.0.1" is not an address to listen on
+const TOLD: &str = r#"error: "127.0.0.1" is not a valid listen address
  --> makegate.toml:3:10
   |
 3 | listen = "127.0.0.1"
   |          ^^^^^^^^^^^
   |
-  = help: write "127.0.0.1:8080": with its port
+  = help: write "127.0.0.1:8080", with a port
 
-warning: the file "nowhere" is not there
+warning: the file "nowhere" is missing
  --> makegate.toml:6:14
   |
 6 | token_file = "nowhere"
   |              ^^^^^^^^^
   |
-  = help: put the secret there before makegate starts
+  = help: provide the secret before you start makegate
 
 error: unknown key "deadlin" in upstream
  --> makegate.toml:7:1
@@ -132,7 +132,7 @@ error: unknown key "deadlin" in upstream
   |
   = help: did you mean "deadline"?
 
-error: no operation asks for the grant "organisations:read"
+error: no operation requires the grant "organisations:read"
   --> makegate.toml:12:11
    |
 12 | grants = ["organisations:read"]
@@ -148,7 +148,7 @@ fn check_tells_all_mistakes_at_once_with_place_and_help() {
     fs::write(folder.path().join("makegate.toml"), MISTAKEN).unwrap();
     let checked = run(folder.path(), &["check", "--config", "makegate.toml"]);
     assert_eq!(stdout(2, &checked), TOLD);
-    assert_eq!(stderr(2, &checked), "makegate.toml: it cannot be used; errors: 3, warnings: 1\n");
+    assert_eq!(stderr(2, &checked), "makegate.toml: not valid; errors: 3, warnings: 1\n");
 
     let checked = run(folder.path(), &["check", "--config", "makegate.toml", "--format", "json"]);
     let lines: Vec<Value> = stdout(2, &checked).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -177,15 +177,15 @@ fn check_fails_for_a_missing_secret_only_online() {
     let text = "operator.key_file = \"o\"\nupstream = { url = \"http://127.0.0.1:1\", token_file = \"t\" }\n";
     fs::write(folder.path().join("makegate.toml"), text).unwrap();
     let check = |more: &[&str]| run(folder.path(), &[&["check", "--config", "makegate.toml"], more].concat());
-    assert_eq!(stderr(0, &check(&[])), "makegate.toml: it can be used; errors: 0, warnings: 3\n");
+    assert_eq!(stderr(0, &check(&[])), "makegate.toml: valid; errors: 0, warnings: 3\n");
     let told = stdout(2, &check(&["--online"]));
-    assert!(told.contains("error: the operator key: the file \"o\" is not there"), "{told}");
-    assert!(told.contains("error: the Make token: the file \"t\" is not there"), "{told}");
+    assert!(told.contains("error: the operator key: the file \"o\" does not exist"), "{told}");
+    assert!(told.contains("error: the Make token: the file \"t\" does not exist"), "{told}");
 
     fs::write(folder.path().join("o"), "operator-key").unwrap();
     fs::write(folder.path().join("t"), "a-token-of-make").unwrap();
     let told = stdout(2, &check(&["--online"]));
-    assert!(told.contains("error: 127.0.0.1:1 cannot be reached: "), "{told}");
+    assert!(told.contains("error: cannot reach 127.0.0.1:1: "), "{told}");
     assert!(!told.contains("operator key"), "{told}");
 }
 
@@ -222,7 +222,7 @@ fn a_new_key_is_a_uuid_and_its_entry_the_hash_of_it() {
     assert_eq!((uuid.get_version_num(), uuid.get_variant(), key.len()), (4, uuid::Variant::RFC4122, 36));
     assert_eq!(entry, format!("keys = [\"sha256:{}\"]", hash::hex(&hash::sha256(key.as_bytes()))));
     assert!(!stderr(0, &output).contains(key));
-    assert!(stderr(2, &run(repository(), &["key", "new", "--caller", "a b"])).contains("is not a caller's name"));
+    assert!(stderr(2, &run(repository(), &["key", "new", "--caller", "a b"])).contains("is not a valid caller name"));
 }
 
 #[test]

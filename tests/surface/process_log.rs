@@ -87,7 +87,7 @@ async fn an_outage_of_the_upstream_is_told_once_and_so_is_its_end() {
     scene.sandbox = sandbox_at(&address).await;
     scene.until_answered(VARIABLES).await;
     let lines = scene.lines(process).await;
-    for words in ["the upstream cannot be reached", "the upstream can be reached again"] {
+    for words in ["the upstream is unreachable", "the upstream is reachable again"] {
         once(&lines, words);
     }
     for words in ["the breaker is open", "the breaker is closed"] {
@@ -224,7 +224,7 @@ async fn who_insists_ends_it_at_once() {
     let end = async {
         until(|| !scene.sandbox.received_of("GET", ORG).is_empty()).await;
         process.signal(Signal::TERM);
-        until(|| scene.home.process_log().contains("makegate ends")).await;
+        until(|| scene.home.process_log().contains("makegate is shutting down")).await;
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         process.signal(Signal::TERM);
         process.ended(AT_MOST).await

@@ -36,7 +36,7 @@ async fn doubts_are_listed_and_settled_at_the_running_gateway() {
     let folder = world.dir.path();
     let listed = run(folder, &["doubts", "list", "--config", config]);
     let url = format!("http://{}", world.service.operator_addresses()[0]);
-    assert_eq!(stderr(0, &listed), format!("of the makegate that runs at {url}\n"));
+    assert_eq!(stderr(0, &listed), format!("From the makegate running at {url}:\n"));
     let table = stdout(0, &listed);
     assert!(table.starts_with("REQUEST ") && table.lines().count() == 2, "{table}");
     assert!(table.contains(&id) && table.contains("payments.create"), "{table}");
@@ -72,9 +72,9 @@ async fn without_an_answer_they_are_read_from_the_files_whoever_holds_the_log() 
     let listed = run(folder, &list);
     let doubt: Value = serde_json::from_str(stdout(0, &listed).trim_end()).unwrap();
     assert_eq!((&doubt["request"], &doubt["operation"]), (&id.as_str().into(), &"payments.create".into()));
-    assert!(stderr(0, &listed).starts_with("makegate does not answer, so these are of the log's files"), "{listed:?}");
+    assert!(stderr(0, &listed).starts_with("No running makegate responds; from the log's files"), "{listed:?}");
     let told = stderr(1, &run(folder, &["doubts", "settle", &id, "--as", "done", "--config", config]));
-    assert!(told.contains("no makegate answers at operator.listen"), "{told}");
+    assert!(told.contains("no makegate responds at operator.listen"), "{told}");
     let World { service, sandbox: _sandbox, dir, .. } = world;
     assert!(service.shut_down().await);
     assert!(stdout(0, &run(dir.path(), &list)).contains(&id));

@@ -119,7 +119,7 @@ fn the_demo_says_what_to_do_when_its_ports_are_taken() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().min(65_533).to_string();
     let told = stderr(1, &run(Path::new("."), &["demo", "--port", &port]));
-    assert!(told.contains("cannot be had") && told.contains("--port"), "{told}");
+    assert!(told.contains("cannot listen on port") && told.contains("--port"), "{told}");
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn the_service_logs_json_reads_again_on_hangup_and_ends_in_order() {
             return line;
         }
     };
-    let serves = until("makegate serves");
+    let serves = until("makegate started");
     assert!(serves["gateway"][0].as_str().unwrap().starts_with("127.0.0.1:"), "{serves}");
     serving.signal(Signal::HUP);
     until("the configuration was reloaded");
@@ -217,7 +217,7 @@ fn the_service_logs_json_reads_again_on_hangup_and_ends_in_order() {
     serving.signal(Signal::HUP);
     assert_eq!(until("the configuration was not reloaded")["level"], "error");
     serving.signal(Signal::INT);
-    until("makegate ends");
+    until("makegate is shutting down");
     assert_eq!(serving.child.wait().unwrap().code(), Some(0));
 }
 
@@ -231,7 +231,7 @@ fn the_service_takes_all_descriptors_that_it_may_have() {
         shell.args(["-c", &script]).arg(made.get_program()).current_dir(folder.path());
         let mut serving = shell.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(serving.stderr.take().unwrap()).lines().map(Result::unwrap);
-        let told: Vec<String> = log.by_ref().take_while(|line| !line.contains("makegate serves")).collect();
+        let told: Vec<String> = log.by_ref().take_while(|line| !line.contains("makegate started")).collect();
         kill_process(Pid::from_child(&serving), Signal::TERM).unwrap();
         assert_eq!(serving.wait().unwrap().code(), Some(0));
         let line = told.iter().find(|line| line.contains("fewer file descriptors"));
@@ -249,7 +249,10 @@ fn the_service_does_not_start_without_its_secrets() {
     let last: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
     assert_eq!((&last["level"], &last["exit_code"]), (&"error".into(), &2.into()), "{told}");
     let message = last["msg"].as_str().unwrap();
-    assert!(message.ends_with("is not there, nor is its name in $CREDENTIALS_DIRECTORY: create it"), "{message}");
+    assert!(
+        message.ends_with("does not exist, and $CREDENTIALS_DIRECTORY has no file of that name: create it"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -262,7 +265,7 @@ fn a_level_that_is_none_is_told_instead_of_logging_nothing() {
     ] {
         let mut command = command(folder.path(), &["serve", "--config", "makegate.toml"]);
         let told = stderr(2, &command.env("MAKEGATE_LOG", filters).output().unwrap());
-        assert!(told.contains(wrong) && told.contains("filters as makegate=debug,info"), "{filters}: {told}");
+        assert!(told.contains(wrong) && told.contains("filters such as makegate=debug,info"), "{filters}: {told}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! `[[caller]]`: who may come, and the checks over all of them.
+//! Reads `[[caller]]` and checks the callers against each other.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use super::{CallerConfig, Grants, Rate, Scope};
 use crate::ids::KeyHash;
 use crate::toml_reader::{FLAG, InvalidValue, Table, TomlForm, ValueKind, nearest, quoted};
 
-/// What the callers are checked against: each other, and what there is to grant.
+/// What every caller is checked against: the other callers, and the grants that exist.
 pub(super) struct CallerChecks {
-    /// Every grant that some operation asks for.
+    /// Every grant that some operation requires.
     grants: BTreeSet<Arc<str>>,
-    /// Are there client certificates? Then a caller needs no key.
+    /// Whether client certificates are configured; if so, a caller needs no key.
     certificates: bool,
     names: HashSet<Arc<str>>,
     keys: HashMap<KeyHash, Arc<str>>,
@@ -29,8 +29,8 @@ impl CallerChecks {
         if !name.is_empty() && !self.names.insert(name.clone()) {
             t.wrong(
                 t.place_of("name"),
-                format!("there is a caller {} already", quoted(&name)),
-                "give this one another name",
+                format!("a caller named {} already exists", quoted(&name)),
+                "choose another name",
             );
         }
         let rate = t.value("rate", "600/min", RATE);
@@ -48,20 +48,24 @@ impl CallerChecks {
     fn keys(&mut self, t: &Table<'_>, caller: &Arc<str>) -> Vec<KeyHash> {
         let given = t.list("keys", KEY);
         if given.is_none() && t.has("keys") {
-            // It may be a key, not even in a list.
+            // Not even a list: the value may be a key.
             t.hide(t.place_of("keys"));
         }
         let keys = given.unwrap_or_default();
         for key in &keys {
             if let Some(owner) = self.keys.insert(key.value, caller.clone()) {
                 let whose =
-                    if owner == *caller { "this caller's".to_owned() } else { format!("caller {}'s", quoted(&owner)) };
-                t.wrong(key.place.clone(), format!("this key is {whose} already"), "give each caller keys of its own");
+                    if owner == *caller { "this caller".to_owned() } else { format!("caller {}", quoted(&owner)) };
+                t.wrong(
+                    key.place.clone(),
+                    format!("this key already belongs to {whose}"),
+                    "give each caller its own keys",
+                );
             }
         }
         if !t.has("keys") && !self.certificates {
-            let help = "run `makegate key new --caller NAME` and add the line that it prints";
-            t.missing("keys is missing: nobody could be known as this caller", help);
+            let help = "run `makegate key new --caller NAME` and add the line it prints";
+            t.missing("keys is missing: nobody could authenticate as this caller", help);
         }
         keys.into_iter().map(|key| key.value).collect()
     }
@@ -69,20 +73,27 @@ impl CallerChecks {
     fn grants(&self, t: &Table<'_>) -> Grants {
         let Some(given) = t.list("grants", GRANT) else {
             if !t.has("grants") {
-                t.missing("grants is missing", "add grants = [\"organizations:read\"], say; [\"*\"] is all");
+                t.missing(
+                    "grants is missing",
+                    "add for example grants = [\"organizations:read\"]; [\"*\"] grants everything",
+                );
             }
             return Grants::Some(Vec::new());
         };
         if t.is_empty_list("grants") {
-            t.warn(t.place_of("grants"), "a caller without grants may do nothing", "add what it needs; [\"*\"] is all");
+            t.warn(
+                t.place_of("grants"),
+                "a caller without grants cannot do anything",
+                "add the grants it needs; [\"*\"] grants everything",
+            );
         }
         for grant in given.iter().filter(|grant| &*grant.value != "*" && !self.grants.contains(&grant.value)) {
             let known = || self.grants.iter().map(|grant| &**grant);
             let help = match nearest(&grant.value, known()) {
                 Some(near) => format!("did you mean \"{near}\"?"),
-                None => format!("the grants are *, {}", known().collect::<Vec<_>>().join(", ")),
+                None => format!("valid grants: *, {}", known().collect::<Vec<_>>().join(", ")),
             };
-            t.wrong(grant.place.clone(), format!("no operation asks for the grant {}", quoted(&grant.value)), help);
+            t.wrong(grant.place.clone(), format!("no operation requires the grant {}", quoted(&grant.value)), help);
         }
         if given.iter().any(|grant| &*grant.value == "*") {
             return Grants::All;
@@ -92,7 +103,7 @@ impl CallerChecks {
     }
 }
 
-/// Which grant there is, the catalogue knows.
+/// Any text; the catalogue decides which grants exist.
 const GRANT: ValueKind<Arc<str>> = ValueKind {
     form: TomlForm::Text,
     what: "a grant",
@@ -110,12 +121,12 @@ fn organizations(t: &Table<'_>) -> Scope {
     let mut ids = BTreeSet::new();
     for id in &given {
         if !ids.insert(id.value) {
-            t.wrong(id.place.clone(), format!("{} is given twice", id.value), "leave one out");
+            t.wrong(id.place.clone(), format!("{} appears twice", id.value), "remove one");
         }
     }
     if t.is_empty_list("organizations") {
-        let help = "name the organizations, or leave the key out for all of them";
-        t.wrong(t.place_of("organizations"), "no organization at all", help);
+        let help = "list the organizations, or leave the key out to allow all";
+        t.wrong(t.place_of("organizations"), "organizations is empty", help);
     }
     Scope::Only(ids.into_iter().collect())
 }
@@ -130,7 +141,7 @@ fn burst(t: &Table<'_>, rate: Rate) -> u32 {
 
 const BURST: ValueKind<u32> = ValueKind {
     form: TomlForm::Integer,
-    what: "a whole number",
+    what: "an integer",
     example: "60",
     parse: |text| match text.parse() {
         Ok(0) | Err(_) => Err(InvalidValue::new(format!("{text} is out of range"), "write 1 to 4294967295")),

@@ -1,6 +1,6 @@
-//! What no single key can know: settings that contradict each other, classes that nothing uses, files that are not there.
+//! Checks across settings: contradictions, classes that nothing uses, files that do not exist.
 
-#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `watched-files`")]
+#![expect(clippy::disallowed_methods, reason = "runs at startup and on the `watched-files` thread")]
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,16 +16,16 @@ pub(super) fn check(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
     doors(root, config);
     files(root, config);
     if config.callers.is_empty() && !root.has("caller") {
-        let help = "add a [[caller]]; `makegate key new --caller NAME` mints its key";
-        root.warn_missing("there is no caller: every request will be refused", help);
+        let help = "add a [[caller]]; `makegate key new --caller NAME` creates its key";
+        root.warn_missing("no caller is configured: every request will be refused", help);
     }
 }
 
-/// Values that nothing could work with.
+/// Values outside their usable range.
 fn bounds(root: &Table<'_>, config: &Config) {
     let limits = &config.limits;
     let bounds = [
-        ("head_bytes", limits.head_bytes >= 8 << 10, "write \"8KiB\" or more: HTTP needs as much"),
+        ("head_bytes", limits.head_bytes >= 8 << 10, "write \"8KiB\" or more: HTTP needs that much"),
         ("head_bytes", limits.head_bytes <= 1 << 20, "write \"1MiB\" or less"),
         ("target_bytes", limits.target_bytes <= 65_534, "write \"65534B\" or less"),
         ("stored_bytes", limits.stored_bytes <= 1 << 30, "write \"1GiB\" or less"),
@@ -39,21 +39,25 @@ fn bounds(root: &Table<'_>, config: &Config) {
         (
             "segment",
             config.audit.segment_bytes >= config.audit.record_bytes as u64,
-            "a segment holds a record at least",
+            "a segment must be able to hold a record",
         ),
         (
             "retention_bytes",
             config.audit.retention_bytes >= 2 * config.audit.segment_bytes,
-            "write twice `segment` or more: a segment goes as a whole",
+            "write at least twice `segment`: segments are deleted whole",
         ),
-        ("buffer_bytes", config.audit.buffer_bytes >= config.audit.record_bytes, "the buffer holds a record at least"),
+        (
+            "buffer_bytes",
+            config.audit.buffer_bytes >= config.audit.record_bytes,
+            "the buffer must be able to hold a record",
+        ),
     ];
     for (key, _, help) in record_fits.into_iter().filter(|(_, holds, _)| !holds) {
         root.wrong(root.place_at(&["audit", key]), format!("{key} is too small"), help);
     }
 }
 
-/// Pairs of settings of which the first makes no sense above the second.
+/// Pairs of settings where the first must not exceed the second.
 fn order(root: &Table<'_>, config: &Config) {
     let (upstream, limits) = (&config.upstream, &config.limits);
     let times = [
@@ -76,10 +80,10 @@ fn order(root: &Table<'_>, config: &Config) {
     }
     let sizes = [
         ("in_flight_per_caller", limits.in_flight_per_caller, "in_flight", limits.in_flight),
-        // Each of them holds the place of its record.
+        // Each of these requests reserves a place for its record.
         ("joined", limits.joined, "half of audit.buffer_records", config.audit.buffer_records / 2),
         ("stored_bytes", limits.stored_bytes, "answer_bytes", limits.answer_bytes),
-        // A caller alone has no more of them than that: the rest is kept for whoever comes.
+        // A single caller gets no more than that; the rest is reserved for others.
         ("body_bytes", limits.body_bytes, "seven eighths of bodies_bytes", limits.bodies_bytes / 8 * 7),
         ("answer_bytes", limits.answer_bytes, "seven eighths of answers_bytes", limits.answers_bytes / 8 * 7),
     ];
@@ -88,7 +92,7 @@ fn order(root: &Table<'_>, config: &Config) {
     }
 }
 
-/// Lifetimes that no operation asks for.
+/// Lifetimes that no operation uses.
 fn classes(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
     let rows = config.catalogue.rows();
     let named = added.iter().filter_map(|row| row.class.as_deref());
@@ -97,43 +101,38 @@ fn classes(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
     for class in given.filter(|class| !used.contains(&&***class)) {
         let place = root.place_at(&["cache", "lifetime", class]);
         if let Some(row) = config.catalogue.row(class) {
-            let help = "leave it out: only reads are stored, and none with secrets or expiring links in it";
-            root.wrong(place, format!("the answers of {} are never stored", row.id), help);
+            let help = "leave it out: only reads are cached, and none with secrets or expiring links";
+            root.wrong(place, format!("answers to {} are never cached", row.id), help);
             continue;
         }
         let stored = rows.iter().filter(|row| row.may_cache).map(|row| &*row.id);
         let help = match nearest(class, used.iter().copied().chain(stored)) {
             Some(near) => format!("did you mean \"{near}\"?"),
-            None => "name it in an [[operation]] as cache, or write an operation's id".to_owned(),
+            None => "set it as cache in an [[operation]], or write an operation's id".to_owned(),
         };
-        root.warn(place, format!("no operation is of the class {}", quoted(class)), help);
+        root.warn(place, format!("no operation uses the class {}", quoted(class)), help);
     }
 }
 
-/// Where both doors listen.
 fn doors(root: &Table<'_>, config: &Config) {
     for listen in config.operator.listen.iter().filter(|listen| config.gateway.listen.contains(listen)) {
         if !matches!(listen, Listen::Tcp(address) if address.port() == 0) {
             let place = root.place_at(&["operator", "listen"]);
-            root.wrong(place, "the gateway listens at this address", "give the operator door an address of its own");
+            root.wrong(place, "the gateway already listens on this address", "give the operator door another address");
         }
     }
     let open = |listen: &Listen| matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
     if config.gateway.tls.is_none() && config.gateway.listen.iter().any(open) {
-        let help = "add tls = { cert = \"…\", key = \"…\" } unless something before it ends TLS";
-        root.warn(root.place_at(&["gateway", "listen"]), "keys travel in the clear to this address", help);
+        let help = "add tls = { cert = \"…\", key = \"…\" } unless a proxy in front terminates TLS";
+        root.warn(root.place_at(&["gateway", "listen"]), "callers send their keys to this address unencrypted", help);
     }
     if config.operator.listen.iter().any(open) {
-        let help = "keep it on 127.0.0.1 or a Unix socket, or behind something that ends TLS";
-        root.warn(
-            root.place_at(&["operator", "listen"]),
-            "the operator key travels in the clear to this address",
-            help,
-        );
+        let help = "use 127.0.0.1 or a Unix socket, or a proxy in front that terminates TLS";
+        root.warn(root.place_at(&["operator", "listen"]), "operators send their key to this address unencrypted", help);
     }
 }
 
-/// Files that are not there (yet): a warning, since `check` may run on another machine.
+/// Missing files are only a warning, because `check` may run on another machine.
 fn files(root: &Table<'_>, config: &Config) {
     let secrets = [
         ("operator", "key_file", "key_env", &config.operator.key),
@@ -145,8 +144,8 @@ fn files(root: &Table<'_>, config: &Config) {
             SecretSource::Env(_) => env,
         };
         if root.holds(&[section, key]) && !secret::exists(source) {
-            let what = format!("{} is not there", secret::described(source));
-            root.warn(root.place_at(&[section, key]), what, "put the secret there before makegate starts");
+            let what = format!("{} is missing", secret::described(source));
+            root.warn(root.place_at(&[section, key]), what, "provide the secret before you start makegate");
         }
     }
     let tls = config.gateway.tls.as_ref();
@@ -158,8 +157,8 @@ fn files(root: &Table<'_>, config: &Config) {
     ];
     for (path, file) in files {
         if let Some(file) = file.filter(|file| !file.exists()) {
-            let what = format!("the file {file:?} is not there");
-            root.warn(root.place_at(path), what, "put it there before makegate starts");
+            let what = format!("the file {file:?} is missing");
+            root.warn(root.place_at(path), what, "create it before you start makegate");
         }
     }
 }

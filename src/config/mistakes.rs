@@ -1,4 +1,4 @@
-//! What is said about each mistake.
+//! Tests: the message for each mistake.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -28,10 +28,10 @@ fn told(text: &str) -> String {
 fn warnings(text: &str) -> Vec<String> {
     let read = parse(text, Path::new("m.toml")).unwrap_or_else(|failure| panic!("{failure}"));
     let warnings = read.warnings.into_iter().map(|warning| format!("{}: {}", warning.line, warning.message));
-    warnings.filter(|warning| !warning.ends_with("is not there")).collect()
+    warnings.filter(|warning| !warning.ends_with("is missing")).collect()
 }
 
-/// Asserts that `setting`, in this section of a file that is right otherwise, is the one mistake, and what is said of it.
+/// Asserts that `setting`, in this section of an otherwise valid file, is the only mistake, and what its message is.
 fn assert_told(section: &str, setting: &str, expected: &str) {
     let text = match section {
         "operator" => format!("[operator]\nkey_env = \"K\"\n{setting}\n[upstream]\ntoken_env = \"T\"\n"),
@@ -48,7 +48,7 @@ fn assert_told(section: &str, setting: &str, expected: &str) {
 const SETTINGS: &[(&str, &str, &str)] = &[
     ("cache", "capacity = \"64MB\"", "\"64MB\" is not a size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
     ("cache", "capacity = \"64 MiB\"", "\"64 MiB\" is not a size; write \"64MiB\" (the units are B, KiB, MiB, GiB)"),
-    ("cache", "capacity = 64", "capacity is a size, not a number; write capacity = \"64MiB\""),
+    ("cache", "capacity = 64", "capacity must be a size, not an integer; write capacity = \"64MiB\""),
     ("cache", "capacity = \"0B\"", "\"0B\" is too small; write at least \"1B\""),
     ("cache", "capacity = \"99999999999GiB\"", "\"99999999999GiB\" is too large; write a smaller size"),
     ("cache", "capactiy = \"1MiB\"", "unknown key \"capactiy\" in cache; did you mean \"capacity\"?"),
@@ -56,40 +56,40 @@ const SETTINGS: &[(&str, &str, &str)] = &[
     ("cache", "doubt = \"0s\"", "\"0s\" is too short; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
     ("cache", "doubt = \"soon\"", "\"soon\" is not a duration; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
     ("cache", "doubt = \"90\"", "\"90\" has no unit; write \"90s\" for seconds"),
-    ("cache", "doubt = \"-1s\"", "\"-1s\" is below zero; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
+    ("cache", "doubt = \"-1s\"", "\"-1s\" is negative; write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\""),
     ("cache", "doubt = \"1mo\"", "\"1mo\" has no fixed length; write it in days, such as \"365d\""),
-    ("cache", "doubt = \"9999w\"", "\"9999w\" is too long; write 100 years at most"),
-    ("upstream", "quota = \"60/s\"", "\"60/s\" is not a quota; write \"auto\", or what Make allows an organization per minute: \"240/min\""),
-    ("upstream", "token = \"abc\"", "unknown key \"token\" in upstream; a secret never stands in this file; say where it is, with token_file or token_env"),
-    ("upstream", "token_file = \"x\"", "both token_file and token_env are given; leave one out"),
-    ("upstream", "url = \"eu1.make.com\"", "\"eu1.make.com\" does not begin with https://; write your zone's URL alone, such as \"https://eu1.make.com\""),
-    ("upstream", "url = \"http://eu1.make.com\"", "http is for this machine alone; write \"https://eu1.make.com\": the token must not travel in the clear"),
-    ("upstream", "url = \"https://eu1.make.com/api/v2\"", "\"https://eu1.make.com/api/v2\" has a path: makegate adds it; write your zone's URL alone, such as \"https://eu1.make.com\""),
-    ("upstream", "url = \"https://me:pw@eu1.make.com\"", "the URL holds a user; leave it out: the token goes into token_file or token_env"),
+    ("cache", "doubt = \"9999w\"", "\"9999w\" is too long; write at most 100 years"),
+    ("upstream", "quota = \"60/s\"", "\"60/s\" is not a quota; write \"auto\", or Make's limit per organization and minute: \"240/min\""),
+    ("upstream", "token = \"abc\"", "unknown key \"token\" in upstream; this file must not contain secrets; use token_file or token_env"),
+    ("upstream", "token_file = \"x\"", "both token_file and token_env are set; remove one"),
+    ("upstream", "url = \"eu1.make.com\"", "\"eu1.make.com\" does not begin with https://; write only your zone's URL, such as \"https://eu1.make.com\""),
+    ("upstream", "url = \"http://eu1.make.com\"", "http is allowed only for this machine; write \"https://eu1.make.com\": the token must not be sent unencrypted"),
+    ("upstream", "url = \"https://eu1.make.com/api/v2\"", "\"https://eu1.make.com/api/v2\" has a path, which makegate adds itself; write only your zone's URL, such as \"https://eu1.make.com\""),
+    ("upstream", "url = \"https://me:pw@eu1.make.com\"", "the URL contains a user; remove it: the token belongs in token_file or token_env"),
     ("upstream", "connections = 0", "0 is out of range; write 1 to 1000000000"),
-    ("upstream", "connections = 1.5", "connections is a whole number, not a fraction; write connections = 10"),
+    ("upstream", "connections = 1.5", "connections must be an integer, not a float; write connections = 10"),
     ("operator", "listen = []", "listen is empty; write listen = \"127.0.0.1:8080\", or leave it out"),
-    ("operator", "listen = \"127.0.0.1:8080\"", "the gateway listens at this address; give the operator door an address of its own"),
-    ("operator", "listen = \"8081\"", "\"8081\" is not an address to listen on; write \"127.0.0.1:8081\" for this machine only, \"0.0.0.0:8081\" for all its addresses"),
-    ("operator", "listen = \"::1\"", "\"::1\" is not an address to listen on; write \"[::1]:8080\": with its port"),
-    ("operator", "listen = [\"[::1]:1\", \"[::1]:1\"]", "this address is given twice; leave one out"),
-    ("operator", "names = [\"https://x\"]", "\"https://x\" is not a host name; write the name alone, without scheme or port: \"makegate.internal\""),
-    ("audit", "retention_bytes = \"100MiB\"", "retention_bytes is too small; write twice `segment` or more: a segment goes as a whole"),
-    ("limits", "head_bytes = \"4KiB\"", "head_bytes is out of range; write \"8KiB\" or more: HTTP needs as much"),
+    ("operator", "listen = \"127.0.0.1:8080\"", "the gateway already listens on this address; give the operator door another address"),
+    ("operator", "listen = \"8081\"", "\"8081\" is not a valid listen address; write \"127.0.0.1:8081\" for this machine only, \"0.0.0.0:8081\" for all addresses"),
+    ("operator", "listen = \"::1\"", "\"::1\" is not a valid listen address; write \"[::1]:8080\", with a port"),
+    ("operator", "listen = [\"[::1]:1\", \"[::1]:1\"]", "this address appears twice; remove one"),
+    ("operator", "names = [\"https://x\"]", "\"https://x\" is not a host name; write only the name, without scheme or port: \"makegate.internal\""),
+    ("audit", "retention_bytes = \"100MiB\"", "retention_bytes is too small; write at least twice `segment`: segments are deleted whole"),
+    ("limits", "head_bytes = \"4KiB\"", "head_bytes is out of range; write \"8KiB\" or more: HTTP needs that much"),
     ("limits", "retry_percent = 101", "retry_percent is out of range; write 100 or less"),
-    ("limits", "retry_floor = -1", "-1 is below 0; write 0 or more"),
+    ("limits", "retry_floor = -1", "-1 is negative; write 0 or more"),
     ("gateway.tls", "cert = \"c\"", "key is missing in gateway.tls; add key = \"/run/secrets/make\""),
     ("caller", "rate = \"10\"", "\"10\" is not a rate; write a number and /s, /min or /h: \"600/min\""),
-    ("caller", "rate = \"0/min\"", "\"0/min\" allows no request; write 1 or more"),
-    ("caller", "rate = \"2000000000/s\"", "\"2000000000/s\" is too fast; write at most 1000000000/s: one request a nanosecond"),
+    ("caller", "rate = \"0/min\"", "\"0/min\" allows no requests; write 1 or more"),
+    ("caller", "rate = \"2000000000/s\"", "\"2000000000/s\" is too fast; write at most 1000000000/s: one request per nanosecond"),
     ("caller", "burst = 0", "0 is out of range; write 1 to 4294967295"),
-    ("caller", "organizations = []", "no organization at all; name the organizations, or leave the key out for all of them"),
-    ("caller", "organizations = [11, 11]", "11 is given twice; leave one out"),
-    ("caller", "organizations = [0]", "0 is not an organization's id; write the whole number, such as 11"),
-    ("caller", "organizations = [\"11\"]", "each of organizations is an organization's id, not a text; write 11"),
-    ("caller", "may_refresh = \"no\"", "may_refresh is true or false, not a text; write may_refresh = true"),
-    ("cache.lifetime", "organizations.get = \"1m\"", "organizations is a duration, not a table; an operation's id stands in quotes: \"organizations.list\" = \"5m\", say"),
-    ("cache.lifetime", "\"payments.list\" = \"1m\"", "the answers of payments.list are never stored; leave it out: only reads are stored, and none with secrets or expiring links in it"),
+    ("caller", "organizations = []", "organizations is empty; list the organizations, or leave the key out to allow all"),
+    ("caller", "organizations = [11, 11]", "11 appears twice; remove one"),
+    ("caller", "organizations = [0]", "0 is not an organization id; write an integer, such as 11"),
+    ("caller", "organizations = [\"11\"]", "each of organizations must be an organization id, not a string; write 11"),
+    ("caller", "may_refresh = \"no\"", "may_refresh must be true or false, not a string; write may_refresh = true"),
+    ("cache.lifetime", "organizations.get = \"1m\"", "organizations must be a duration, not a table; put operation ids in quotes, for example \"organizations.list\" = \"5m\""),
+    ("cache.lifetime", "\"payments.list\" = \"1m\"", "answers to payments.list are never cached; leave it out: only reads are cached, and none with secrets or expiring links"),
 ];
 
 #[test]
@@ -106,11 +106,11 @@ const ID: &str = "id = \"users.x\"";
 #[rustfmt::skip]
 const ROWS: &[(&[&str], &str)] = &[
     (&["id = \"users\"", GET], "\"users\" is not an id; write two or more names of a-z, 0-9 and -, with dots between: \"users.me\""),
-    (&["id = \"organizations.get\"", GET], "the id \"organizations.get\" is taken by GET /api/v2/organizations/{organizationId}; that is a built-in row, which cannot be replaced: give this one an id and a path of its own"),
+    (&["id = \"organizations.get\"", GET], "the id \"organizations.get\" is taken by GET /api/v2/organizations/{organizationId}; built-in rows cannot be replaced: give this row its own id and path"),
     (&[ID, "method = \"get\"\npath = \"/x\"\ngrant = \"a:read\""], "\"get\" is not a method; did you mean \"GET\"?"),
     (&[ID, "method = \"GET\"\npath = \"x\"\ngrant = \"a:read\""], "a path begins with `/`: write \"/x\"; -"),
     (&[ID, "method = \"GET\"\npath = \"/x\"\ngrant = \"a\""], "\"a\" is not a grant; write a name of a-z, 0-9 and -, then :read or :write: \"users:read\""),
-    (&[ID, "method = \"GET\"\npath = \"/api/v2/organizations\"\ngrant = \"a:read\""], "GET /api/v2/organizations is already the row \"organizations.list\"; that is a built-in row, which cannot be replaced: give this one an id and a path of its own"),
+    (&[ID, "method = \"GET\"\npath = \"/api/v2/organizations\"\ngrant = \"a:read\""], "GET /api/v2/organizations is already the row \"organizations.list\"; built-in rows cannot be replaced: give this row its own id and path"),
     (&[ID, GET, "cache = \"usages\""], "the class \"usages\" has no lifetime; did you mean \"usage\"?"),
     (&[ID, GET, "retry = \"once\""], "a GET is always safe to send again; write retry = \"safe\", or leave it out"),
     (&[ID, GET, "body = \"any\""], "a GET takes no body; write body = \"none\", or leave it out"),
@@ -178,16 +178,16 @@ path = "/api/v2/users/me"
 grant = "users:read"
 "#;
     let expected = "\
-1: this makegate does not read version 2; write version = 1
+1: this makegate does not support version 2; write version = 1
 3: unknown key \"lisen\" in gateway; did you mean \"listen\"?
 7: \"15\" has no unit; write \"15s\" for seconds
 8: this key has no value; write key = value
 10: \"64MB\" is not a size; write \"64MiB\" (the units are B, KiB, MiB, GiB)
-11: this text has no end; close it with \"
+11: this string has no end; close it with \"
 14: this is not the SHA-256 of a key; write what `makegate key new` prints: sha256: and 64 hex digits
-15: no operation asks for the grant \"organization:read\"; did you mean \"organizations:read\"?
-17: there is a caller \"a\" already; give this one another name
-19: no operation asks for the grant \"users:raed\"; did you mean \"users:read\"?
+15: no operation requires the grant \"organization:read\"; did you mean \"organizations:read\"?
+17: a caller named \"a\" already exists; choose another name
+19: no operation requires the grant \"users:raed\"; did you mean \"users:read\"?
 22: \"GETT\" is not a method; did you mean \"GET\"?
 ";
     assert_eq!(told(text), expected);
@@ -202,8 +202,8 @@ fn what_must_be_there_is_asked_for() {
     assert_eq!(told(""), expected);
     let expected = "\
 5: name is missing in caller.1; add name = \"finance-dashboard\"
-5: keys is missing: nobody could be known as this caller; run `makegate key new --caller NAME` and add the line that it prints
-5: grants is missing; add grants = [\"organizations:read\"], say; [\"*\"] is all
+5: keys is missing: nobody could authenticate as this caller; run `makegate key new --caller NAME` and add the line it prints
+5: grants is missing; add for example grants = [\"organizations:read\"]; [\"*\"] grants everything
 ";
     assert_eq!(told(&format!("{LEAST}[[caller]]\n")), expected);
     let certificates = "[gateway]\ntls = { cert = \"c\", key = \"k\", client_ca = \"a\" }\n[[caller]]\nname = \"a\"\ngrants = [\"*\"]\n";
@@ -217,8 +217,8 @@ fn a_key_belongs_to_one_caller() {
         "{LEAST}{CALLER}[[caller]]\nname = \"b\"\ngrants = [\"*\"]\nkeys = [\"{key}\", \"{key}\"]\n[[caller]]\nname = \"c\"\ngrants = [\"*\"]\nkeys = [\"{key}\"]\n"
     );
     let expected = "\
-12: this key is this caller's already; give each caller keys of its own
-16: this key is caller \"b\"'s already; give each caller keys of its own
+12: this key already belongs to this caller; give each caller its own keys
+16: this key already belongs to caller \"b\"; give each caller its own keys
 ";
     assert_eq!(told(&text), expected);
 }
@@ -252,7 +252,7 @@ fn no_secret_is_ever_shown() {
 #[test]
 fn what_is_hardly_meant_is_warned_of() {
     let with = |text: &str| warnings(&format!("{LEAST}{text}\n{CALLER}"));
-    assert_eq!(warnings(LEAST), ["1: there is no caller: every request will be refused"]);
+    assert_eq!(warnings(LEAST), ["1: no caller is configured: every request will be refused"]);
     assert_eq!(with("attempt = \"20s\""), ["5: attempt is longer than deadline"]);
     assert_eq!(
         with("deadline = \"4s\""),
@@ -263,11 +263,11 @@ fn what_is_hardly_meant_is_warned_of() {
         with("[limits]\nanswers_bytes = \"64MiB\""),
         ["5: answer_bytes is more than seven eighths of answers_bytes"]
     );
-    assert_eq!(with("[cache.lifetime]\nusages = \"1m\""), ["6: no operation is of the class \"usages\""]);
-    assert_eq!(with("[gateway]\nlisten = \"0.0.0.0:80\""), ["6: keys travel in the clear to this address"]);
+    assert_eq!(with("[cache.lifetime]\nusages = \"1m\""), ["6: no operation uses the class \"usages\""]);
+    assert_eq!(with("[gateway]\nlisten = \"0.0.0.0:80\""), ["6: callers send their keys to this address unencrypted"]);
     let users =
         "[[operation]]\nid = \"users.me\"\nmethod = \"GET\"\npath = \"/me\"\ngrant = \"users:read\"\ncache = \"users\"";
-    assert_eq!(with(users), ["10: the class \"users\" has no lifetime: its answers are not stored"]);
+    assert_eq!(with(users), ["10: the class \"users\" has no lifetime: its answers are not cached"]);
     let post = "[[operation]]\nid = \"a.b\"\nmethod = \"POST\"\npath = \"/a\"\ngrant = \"a:write\"\ninvalidates = []";
     assert_eq!(with(post), ["10: a write that names no tag invalidates everything"]);
 }

@@ -1,4 +1,5 @@
-//! What is configured, checked: the types that the rest of makegate reads. `read` makes them from a file, with every mistake at once.
+//! The checked configuration: the types that the rest of makegate reads. `read` builds them from a file and reports
+//! every mistake at once.
 
 mod callers;
 mod checks;
@@ -25,28 +26,28 @@ pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};
 pub use report::report;
 
-/// A caller's name as `[[caller]]` takes it, for what is written outside the file.
+/// Parses a caller's name as `[[caller]]` does, for names given outside the file.
 ///
 /// # Errors
-/// It is none: what to write instead.
+/// The name is invalid; the error says what to write instead.
 pub fn caller_name(text: &str) -> Result<Arc<str>, InvalidValue> {
     (units::CALLER.parse)(text)
 }
 
-/// A time as the file takes it (`"0s"` too), for what is written outside the file.
+/// Parses a duration as the file does (including `"0s"`), for durations given outside the file.
 ///
 /// # Errors
-/// It is none: what to write instead.
+/// The duration is invalid; the error says what to write instead.
 pub fn duration(text: &str) -> Result<Duration, InvalidValue> {
     (units::DURATION_OR_OFF.parse)(text)
 }
 
-/// A whole configuration. Relative paths have been made relative to its file.
+/// A complete configuration. Relative paths have been resolved against the file's folder.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `[gateway]`: the callers' door.
+    /// `[gateway]`: the door for callers.
     pub gateway: GatewayConfig,
-    /// `[operator]`: the operators' door.
+    /// `[operator]`: the door for operators.
     pub operator: OperatorConfig,
     /// `[upstream]`: Make.
     pub upstream: UpstreamConfig,
@@ -58,11 +59,11 @@ pub struct Config {
     pub limits: Limits,
     /// `[[caller]]`, in the file's order.
     pub callers: Vec<CallerConfig>,
-    /// The built-in rows and those of `[[operation]]`.
+    /// The built-in rows and the `[[operation]]` rows.
     pub catalogue: Arc<Catalogue>,
 }
 
-/// Where a door listens.
+/// An address that a door listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
     /// An address and port.
@@ -78,14 +79,14 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// Authorities whose client certificates identify callers.
+    /// Certificate authorities whose client certificates identify callers.
     pub client_ca: Option<PathBuf>,
 }
 
-/// Where a secret comes from. Never the configuration file itself.
+/// Where a secret comes from; never the configuration file itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
-    /// A file; a name that is not there is also looked for in `$CREDENTIALS_DIRECTORY`.
+    /// A file; if it does not exist, a file of that name in `$CREDENTIALS_DIRECTORY`.
     File(PathBuf),
     /// An environment variable.
     Env(String),
@@ -94,20 +95,20 @@ pub enum SecretSource {
 /// `[gateway]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayConfig {
-    /// Where it listens.
+    /// The addresses to listen on.
     pub listen: Vec<Listen>,
-    /// With it, HTTP/1.1 and HTTP/2 over TLS; without, plain HTTP/1.1.
+    /// If set, the door serves HTTP/1.1 and HTTP/2 over TLS; otherwise plain HTTP/1.1.
     pub tls: Option<TlsFiles>,
 }
 
 /// `[operator]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorConfig {
-    /// Where it listens.
+    /// The addresses to listen on.
     pub listen: Vec<Listen>,
     /// The operator key.
     pub key: SecretSource,
-    /// Further names under which the door may be addressed (`Host`), beside its own addresses and `localhost`.
+    /// Further accepted `Host` names, besides the door's own addresses and `localhost`.
     pub hosts: Vec<String>,
 }
 
@@ -117,72 +118,73 @@ pub enum QuotaSetting {
     /// Learned from each organization's `license.apiLimit`; 60 a minute until then.
     #[default]
     Auto,
-    /// So many a minute for every bucket.
+    /// This many requests per minute for every bucket.
     PerMinute(u32),
 }
 
-/// The upstream's base URL, taken apart.
+/// The upstream's base URL, parsed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseUrl {
-    /// https? (http is for loopback only.)
+    /// Whether the scheme is https; http is allowed only for loopback.
     pub tls: bool,
     /// Host name or address, without brackets.
     pub host: String,
-    /// Port.
+    /// The port.
     pub port: u16,
-    /// `host` or `host:port` as the `Host` header carries it.
+    /// `host` or `host:port`, as sent in the `Host` header.
     pub authority: String,
 }
 
 /// `[upstream]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
-    /// Where it is.
+    /// The base URL.
     pub url: BaseUrl,
     /// The shared Make token.
     pub token: SecretSource,
-    /// Its quota.
+    /// The quota per organization and minute.
     pub quota: QuotaSetting,
-    /// No answer to a read comes later, counted from the moment the request was read whole.
+    /// Latest answer to a read, counted from when the request was read whole.
     pub deadline: Duration,
-    /// The same for writes.
+    /// Latest answer to a write, counted the same way.
     pub write_deadline: Duration,
-    /// Time-out of one attempt of a read.
+    /// Timeout of one attempt of a read.
     pub attempt: Duration,
-    /// Time-out of one attempt of a write.
+    /// Timeout of one attempt of a write.
     pub write_attempt: Duration,
-    /// Time-out of connect and TLS handshake.
+    /// Timeout of the connect and TLS handshake.
     pub connect: Duration,
     /// Longest wait for quota.
     pub quota_wait: Duration,
-    /// Most connections at once.
+    /// Maximum number of connections.
     pub connections: usize,
-    /// An idle connection is closed after this.
+    /// How long an idle connection stays open.
     pub idle: Duration,
-    /// Are writes in doubt settled by looking, with spare quota?
+    /// Whether writes in doubt are settled by looking at what became of them, with spare quota.
     pub look: bool,
-    /// Authorities to trust instead of the system's.
+    /// Certificate authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
 }
 
 /// `[cache]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
-    /// Bound on what all entries weigh.
+    /// Limit on the total size of all entries.
     pub capacity_bytes: u64,
-    /// How long after its lifetime an entry may answer while the upstream fails.
+    /// How long an entry may still be served after its lifetime while the upstream fails.
     pub stale_if_error: Duration,
-    /// After a write, what it touches lives no longer than this (Make lags).
+    /// Maximum lifetime of what a write touches, right after the write (Make lags).
     pub settle: Duration,
-    /// How long after a write in doubt it may still take effect.
+    /// How long a write in doubt may still take effect.
     pub doubt: Duration,
     /// How long a 404 is remembered.
     pub negative: Duration,
-    /// `no-cache` is content with an entry this young.
+    /// `no-cache` still accepts an entry this young.
     pub refresh_floor: Duration,
-    /// Are entries that are still asked for fetched anew before they are stale, with quota that nobody wants?
+    /// Whether entries in use are refreshed before they go stale, with spare quota.
     pub refresh_ahead: bool,
-    /// `[cache.lifetime]`: lifetime by class, or by the id of an operation, which is then a class of its own. Zero: not stored.
+    /// `[cache.lifetime]`: lifetime by class, or by operation id, which makes the operation its own class. Zero: not
+    /// cached.
     pub lifetime: BTreeMap<Arc<str>, Duration>,
 }
 
@@ -191,97 +193,97 @@ pub struct CacheConfig {
 pub struct AuditConfig {
     /// The log's folder.
     pub dir: PathBuf,
-    /// Sealed segments older than this go.
+    /// Sealed segments older than this are deleted.
     pub retention: Duration,
-    /// So do the oldest while all together are larger than this.
+    /// The oldest sealed segments are also deleted while the log is larger than this.
     pub retention_bytes: u64,
-    /// A segment is sealed at this size.
+    /// Size at which a segment is sealed.
     pub segment_bytes: u64,
-    /// While there are new records, a signed head is stored so often.
+    /// How often a signed head is stored while new records come in.
     pub head: Duration,
-    /// Records that may wait for the disk.
+    /// Maximum number of records waiting for the disk.
     pub buffer_records: usize,
-    /// Bytes that those may be.
+    /// Maximum size of the records waiting for the disk.
     pub buffer_bytes: usize,
-    /// A longer record is cut at its longest field.
+    /// Maximum size of a record; a longer one is cut at its longest field.
     pub record_bytes: usize,
-    /// The longest that a write waits for the disk before it is refused (700 ms: its caller knows within a
-    /// second, though it may have waited a quarter of one for the quota's journal before).
+    /// How long a write waits for the disk before it is refused. With the default of 700 ms the caller knows within a
+    /// second, even after waiting 250 ms for the quota journal.
     pub disk_wait: Duration,
 }
 
-/// `[limits]`; `docs/decisions/limits.md` says where the defaults come from.
+/// `[limits]`; `docs/decisions/limits.md` explains the defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections of one door at once (1,024).
+    /// Open connections per door (1,024).
     pub connections: usize,
-    /// From accept to the end of the TLS handshake (5 s).
+    /// Time from accept to the end of the TLS handshake (5 s).
     pub handshake: Duration,
-    /// From there to the first byte of a request (5 s).
+    /// Time from there to the first byte of a request (5 s).
     pub first_byte: Duration,
-    /// From the first byte of a head to its end (10 s).
+    /// Time from the first byte of a request head to its end (10 s).
     pub head: Duration,
-    /// A head's size (32 KiB).
+    /// Size of a request head (32 KiB).
     pub head_bytes: usize,
-    /// A head's fields (64).
+    /// Header fields in a request head (64).
     pub head_fields: usize,
-    /// The request target's size (8,000 B).
+    /// Size of the request target (8,000 B).
     pub target_bytes: usize,
-    /// A request body's size (1 MiB).
+    /// Size of a request body (1 MiB).
     pub body_bytes: usize,
-    /// What all request bodies under way may hold together, shared by the callers (64 MiB).
+    /// Total size of all request bodies in memory, shared by the callers (64 MiB).
     pub bodies_bytes: usize,
-    /// Longest silence within a body (10 s).
+    /// Longest pause within a request body (10 s).
     pub body_gap: Duration,
-    /// A whole body (30 s).
+    /// Time for a whole request body (30 s).
     pub body: Duration,
-    /// An idle connection is closed after this (60 s).
+    /// Time until an idle connection is closed (60 s).
     pub idle: Duration,
-    /// A connection is closed gracefully at this age (1 h).
+    /// Age at which a connection is closed gracefully (1 h).
     pub age: Duration,
-    /// It is dropped as it is when so much more has passed (2 min).
+    /// Time after that until it is dropped (2 min).
     pub age_grace: Duration,
-    /// A caller that takes none of its answer for so long is cut off (30 s).
+    /// Time until a caller that does not read its answer is cut off (30 s).
     pub write_stall: Duration,
-    /// Requests under way at once, shared by the callers (512).
+    /// Requests in progress, shared by the callers (512).
     pub in_flight: usize,
-    /// The most of one caller (64).
+    /// Requests in progress of one caller (64).
     pub in_flight_per_caller: usize,
-    /// Requests that only wait for the fetch of another one, shared by the callers (8192).
+    /// Requests that only wait for another request's fetch, shared by the callers (8192).
     pub joined: usize,
-    /// Streams of one HTTP/2 connection (64).
+    /// Concurrent streams of one HTTP/2 connection (64).
     pub h2_streams: u32,
-    /// Requests of one caller that wait for one bucket's quota (50).
+    /// Requests of one caller that wait for quota of one bucket (50).
     pub quota_queue: usize,
-    /// The largest answer of the upstream that is kept in the cache (4 MiB).
+    /// Size of the largest answer that is cached (4 MiB).
     pub stored_bytes: usize,
-    /// The largest answer of the upstream at all (64 MiB).
+    /// Size of the largest answer accepted from the upstream (64 MiB).
     pub answer_bytes: usize,
-    /// What all answers under way may hold together, shared by the callers (128 MiB).
+    /// Total size of all answers in transit, shared by the callers (128 MiB).
     pub answers_bytes: usize,
-    /// Attempts of a `safe` or `idempotent` request (3).
+    /// Attempts per `safe` or `idempotent` request (3).
     pub attempts: u32,
-    /// Attempts of a `once` write (2).
+    /// Attempts per `once` write (2).
     pub attempts_once: u32,
-    /// Re-sent attempts, as a share of all attempts of the last 60 s, in percent (10)...
+    /// Retries as a percentage of all attempts in the last 60 s (10)...
     pub retry_percent: u32,
-    /// ...and at least so many per 10 s (2).
+    /// ...but at least this many retries per 10 s (2).
     pub retry_floor: u32,
-    /// Requests in a row that fail to reach the upstream before the breaker opens (5; 0: never).
+    /// Consecutive failures to reach the upstream before the breaker opens (5; 0: never).
     pub breaker_failures: u32,
-    /// How long it stays open at first (5 s), doubling...
+    /// How long the breaker stays open at first (5 s), doubling...
     pub breaker_open: Duration,
     /// ...up to this (60 s).
     pub breaker_open_max: Duration,
-    /// Idempotency keys that are known at once (100,000), shared by the callers: beyond its share a caller's new keys are refused.
+    /// Idempotency keys remembered at once (100,000), shared by the callers; beyond its share a caller's new keys are refused.
     pub idempotency_keys: u64,
-    /// How long they are kept (24 h); none goes earlier.
+    /// How long idempotency keys are remembered (24 h), without exception.
     pub idempotency_age: Duration,
-    /// The largest first answer that is kept, in bytes (64 KiB).
+    /// Size of the largest first answer that is kept (64 KiB).
     pub idempotency_answer_bytes: usize,
-    /// What all kept first answers may weigh, in bytes (256 MiB).
+    /// Total size of all first answers that are kept (256 MiB).
     pub idempotency_bytes: u64,
-    /// After SIGTERM, what is under way has so long to finish (25 s).
+    /// Time to finish work in progress after SIGTERM (25 s).
     pub drain: Duration,
 }
 
@@ -290,12 +292,12 @@ pub struct Limits {
 pub enum Grants {
     /// `*`.
     All,
-    /// These, sorted.
+    /// Only these, sorted.
     Some(Vec<Arc<str>>),
 }
 
 impl Grants {
-    /// Is this grant among them?
+    /// Whether this grant is included.
     #[must_use]
     pub fn cover(&self, grant: &str) -> bool {
         match self {
@@ -308,20 +310,20 @@ impl Grants {
 /// Which organizations a caller may touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All, and what belongs to none.
+    /// All organizations, and operations without one.
     All,
-    /// These, sorted.
+    /// Only these, sorted.
     Only(Vec<u64>),
 }
 
 impl Scope {
-    /// Is nothing left out?
+    /// Whether the scope includes everything.
     #[must_use]
     pub const fn is_all(&self) -> bool {
         matches!(self, Self::All)
     }
 
-    /// Is this organization among them?
+    /// Whether the scope includes this organization.
     #[must_use]
     pub fn covers(&self, organization: u64) -> bool {
         match self {
@@ -331,30 +333,30 @@ impl Scope {
     }
 }
 
-/// A number of requests in a time (`"600/min"`).
+/// A number of requests per period (`"600/min"`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rate {
-    /// So many...
+    /// Number of requests.
     pub requests: u32,
-    /// ...in this.
+    /// Period.
     pub per: Duration,
 }
 
 /// `[[caller]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallerConfig {
-    /// Its name.
+    /// The caller's name.
     pub name: Arc<str>,
-    /// The SHA-256 of each of its keys.
+    /// SHA-256 of each of the caller's keys.
     pub keys: Vec<KeyHash>,
-    /// What it may do.
+    /// What the caller may do.
     pub grants: Grants,
-    /// On which organizations.
+    /// The organizations that the caller may touch.
     pub organizations: Scope,
-    /// How often (600 a minute).
+    /// Sustained request rate (600 per minute).
     pub rate: Rate,
-    /// How many of those at once (a tenth of the rate).
+    /// Requests allowed at once (a tenth of a minute's rate).
     pub burst: u32,
-    /// May it make the gateway fetch what it has in memory (`Cache-Control: no-cache`)? (yes)
+    /// Whether `Cache-Control: no-cache` from the caller bypasses the cache (yes).
     pub may_refresh: bool,
 }

@@ -1,4 +1,4 @@
-//! From a file to a [`Config`], or to every mistake in it at once.
+//! Reads a file into a [`Config`], or reports every mistake in it at once.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,38 +17,38 @@ use crate::toml_reader::{
 };
 use crate::watched_files::Snapshot;
 
-/// A configuration, and what there is to say about it.
+/// A configuration, with its warnings and origins.
 #[derive(Debug)]
 pub struct LoadedConfig {
-    /// What is configured.
+    /// The configuration.
     pub config: Config,
-    /// What is allowed but hardly meant.
+    /// Settings that are valid but probably not intended.
     pub warnings: Vec<Diagnostic>,
     /// Where each setting comes from.
     pub origins: Origins,
-    /// The files that were read for it. What else it names is to be read from here, too.
+    /// The files read for it. Read the other files that it names from here too.
     pub files: Snapshot,
 }
 
-/// The settings in force and where they come from. What is shown of them is made when somebody asks: with many callers there are
-/// hundreds of thousands.
+/// The settings in force and their origins. They are rendered only on request: with many callers there are hundreds of
+/// thousands.
 #[derive(Clone, Debug, Default)]
 pub struct Origins {
-    /// The file that they were read from.
+    /// The configuration file.
     pub file: PathBuf,
-    /// The file's text, with what may be a secret blotted out.
+    /// The file's text, with possible secrets blotted out.
     pub text: String,
     settings: Vec<Setting>,
 }
 
-/// Why a file is no configuration.
+/// Why a file is not a valid configuration.
 #[derive(Clone, Debug)]
 pub struct ConfigError {
-    /// The file.
+    /// The configuration file.
     pub file: PathBuf,
-    /// Its text, with what may be a secret blotted out; empty when it could not be read.
+    /// The file's text, with possible secrets blotted out; empty if the file could not be read.
     pub text: String,
-    /// Every error and warning, in the order of the text.
+    /// Every error and warning, in file order.
     pub mistakes: Vec<Diagnostic>,
 }
 
@@ -62,20 +62,20 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// No configuration is larger; more is the wrong file.
+/// Size limit; anything larger is the wrong file.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Reads a configuration file.
 ///
 /// # Errors
-/// Everything that is wrong with it, or that it cannot be read.
+/// Every mistake in the file, or why it cannot be read.
 pub fn read(path: &Path) -> Result<LoadedConfig, ConfigError> {
     let files = Snapshot::new();
     let read = read_in(&files, path)?;
     Ok(LoadedConfig { files, ..read })
 }
 
-/// The same from files that are being looked at; they stay with the caller.
+/// As [`read`], from a snapshot of files, which stays with the caller.
 ///
 /// # Errors
 /// As [`read`].
@@ -95,14 +95,14 @@ fn text_of(files: &Snapshot, path: &Path) -> Result<String, String> {
     let bytes = files.read(path, FILE_BYTES_MAX).map_err(|error| error.to_string())?;
     match str::from_utf8(&bytes) {
         Ok(text) => Ok(text.to_owned()),
-        Err(error) => Err(format!("it is not UTF-8 from byte {} on", error.valid_up_to())),
+        Err(error) => Err(format!("invalid UTF-8 at byte {}", error.valid_up_to())),
     }
 }
 
-/// Reads a configuration from a text that is said to stand in `file`: relative paths are relative to that.
+/// Parses a configuration from `text`. Relative paths are resolved against the folder of `file`.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// Every mistake in the text.
 pub fn parse(text: &str, file: &Path) -> Result<LoadedConfig, ConfigError> {
     let base = file.parent().unwrap_or(Path::new(""));
     let (config, findings) = toml_reader::walk(text, |root| document(root, base));
@@ -143,11 +143,11 @@ const VERSION: ValueKind<()> = ValueKind {
     example: "1",
     parse: |text| match text {
         "1" => Ok(()),
-        other => Err(InvalidValue::new(format!("this makegate does not read version {other}"), "write version = 1")),
+        other => Err(InvalidValue::new(format!("this makegate does not support version {other}"), "write version = 1")),
     },
 };
 
-/// The built-in rows and those of the file. An operation whose id is among the lifetimes is a class of its own.
+/// The built-in rows and those of the file. An operation whose id is listed under the lifetimes becomes its own class.
 fn catalogue(root: &Table<'_>, added: &[ParsedRow], lifetimes: &BTreeMap<Arc<str>, Duration>) -> Catalogue {
     let built_in = Catalogue::built_in();
     let mut operations: Vec<Operation> = built_in.rows().iter().map(|row| (**row).clone()).collect();
@@ -162,9 +162,9 @@ fn catalogue(root: &Table<'_>, added: &[ParsedRow], lifetimes: &BTreeMap<Arc<str
             let place = index.checked_sub(built_in.rows().len()).and_then(|index| places.get(index));
             let is_built_in = operations.get(index).is_some_and(|row| clashes(&built_in, row));
             let help = if is_built_in {
-                "that is a built-in row, which cannot be replaced: give this one an id and a path of its own"
+                "built-in rows cannot be replaced: give this row its own id and path"
             } else {
-                "give this one an id and a path of its own"
+                "give this row its own id and path"
             };
             root.wrong(place.cloned().unwrap_or_default(), why, help);
         }
@@ -188,13 +188,13 @@ fn check_classes(root: &Table<'_>, added: &[ParsedRow], lifetimes: &BTreeMap<Arc
             Some(near) => root.wrong(place, what, format!("did you mean \"{near}\"?")),
             None => {
                 let help = format!("add {class} = \"5m\" to [cache.lifetime], or leave cache out");
-                root.warn(place, what + ": its answers are not stored", help);
+                root.warn(place, what + ": its answers are not cached", help);
             }
         }
     }
 }
 
-/// Reads that are named by the rows of the file, whatever their order.
+/// Checks the reads that rows of the file name in `look`, whatever their order.
 fn check_looks(root: &Table<'_>, added: &[ParsedRow], catalogue: &Catalogue) {
     for row in added {
         let look = row.operation.as_ref().and_then(|write| Some((write, write.look.as_ref()?)));
@@ -209,16 +209,16 @@ fn check_looks(root: &Table<'_>, added: &[ParsedRow], catalogue: &Catalogue) {
 /// One setting in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ShownSetting {
-    /// Its name with its table's (`cache.capacity`, `caller.finance.rate`).
+    /// The key with its table (`cache.capacity`, `caller.finance.rate`).
     pub key: String,
-    /// Its value as written; of a secret: where it is.
+    /// The value as written; for a secret, its source.
     pub value: String,
     /// `FILE:LINE`, or `default`.
     pub origin: String,
 }
 
 impl Origins {
-    /// Every setting in force and where it comes from, section by section. Holds no secret: the file holds none.
+    /// Every setting in force with its origin, section by section. Contains no secrets, because the file holds none.
     #[must_use]
     pub fn shown(&self) -> Vec<ShownSetting> {
         let lines: Vec<usize> = self.text.match_indices('\n').map(|(newline, _)| newline).collect();
@@ -240,7 +240,7 @@ impl Origins {
     }
 }
 
-/// A plain text without its quotes; a list that goes over several lines on one.
+/// Removes the quotes of a plain string, and joins the lines of a list.
 fn on_one_line(value: &str) -> String {
     let unquoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
     match unquoted.filter(|text| !text.contains(['"', '\\'])) {

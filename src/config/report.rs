@@ -1,9 +1,9 @@
-//! What `makegate check` says.
+//! The report about a configuration, for people or programs.
 
 use super::{ConfigError, Diagnostic, LoadedConfig, Severity};
 
-/// Every mistake of a configuration, then one line that sums up. With `json`: one object a mistake and line, and nothing
-/// else (`{"severity", "file", "line", "column", "message", "help"}`).
+/// Renders every mistake, then a summary line. With `json`, prints one object per mistake and nothing else
+/// (`{"severity", "file", "line", "column", "message", "help"}`).
 #[must_use]
 pub fn report(read: &Result<LoadedConfig, ConfigError>, json: bool, color: bool) -> String {
     let (file, text, mistakes) = match read {

@@ -1,4 +1,4 @@
-//! `config/makegate.toml` is complete, says the defaults, and survives whatever is done to it.
+//! Tests that `config/makegate.toml` is complete and states the defaults, and that no edit of it breaks the reader.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::catalogue::rows;
 const SAMPLE: &str = include_str!("../../config/makegate.toml");
 const FILE: &str = "/etc/makegate/makegate.toml";
 
-/// The least that a file must say.
+/// The shortest valid configuration.
 const LEAST: &str =
     "[operator]\nkey_file = \"/run/secrets/operator\"\n[upstream]\ntoken_file = \"/run/secrets/make\"\n";
 
@@ -22,7 +22,7 @@ fn rows_of(config: &Config) -> Vec<crate::catalogue::Operation> {
     config.catalogue.rows().iter().map(|row| (**row).clone()).collect()
 }
 
-/// The sample with its commented keys and tables made real.
+/// The sample with its commented-out keys and tables enabled.
 fn uncommented() -> String {
     let real = |line: &str| {
         let rest = line.strip_prefix("# ")?;
@@ -53,7 +53,7 @@ fn the_sample_leaves_no_key_out() {
     for section in ["gateway", "operator", "upstream", "cache", "audit", "limits", "[caller]", "[operation]"] {
         let failure = parse(&format!("[{section}]\nzzzzzzzz = 1\n"), Path::new(FILE)).unwrap_err();
         let help = failure.mistakes.iter().find(|m| m.message.contains("zzzzzzzz")).and_then(|m| m.help.clone());
-        let keys = help.unwrap().strip_prefix("the keys here are ").unwrap().to_owned();
+        let keys = help.unwrap().strip_prefix("valid keys: ").unwrap().to_owned();
         for key in keys.split(", ").filter(|key| !key.ends_with("_env")) {
             let (text, key) = match section {
                 "[operation]" => (rows::BUILT_IN, format!("{key} ")),
@@ -69,7 +69,8 @@ fn the_sample_leaves_no_key_out() {
 #[test]
 fn the_sample_is_accepted_with_warnings_about_files_and_callers_alone() {
     for warning in read(SAMPLE).warnings {
-        let expected = warning.message.ends_with(" is not there") || warning.message.starts_with("there is no caller");
+        let expected =
+            warning.message.ends_with(" is missing") || warning.message.starts_with("no caller is configured");
         assert!(expected, "{warning:?}");
     }
 }
@@ -78,7 +79,7 @@ fn the_sample_is_accepted_with_warnings_about_files_and_callers_alone() {
 fn the_samples_comments_are_configuration_too() {
     let read = read(&uncommented());
     let config = &read.config;
-    assert!(read.warnings.iter().all(|warning| warning.message.ends_with(" is not there")), "{:?}", read.warnings);
+    assert!(read.warnings.iter().all(|warning| warning.message.ends_with(" is missing")), "{:?}", read.warnings);
     let caller = config.callers.first().unwrap();
     assert_eq!(&*caller.name, "finance-dashboard");
     assert_eq!(caller.grants, Grants::Some(vec!["organizations:read".into(), "usage:read".into()]));
@@ -106,7 +107,7 @@ fn every_setting_tells_where_it_comes_from() {
     assert_eq!(of("caller.a.grants"), ("[\"*\"]".into(), format!("{FILE}:11")));
 }
 
-/// One thing done to a text: where, how much is taken out, what is put in.
+/// One edit of a text: position, number of bytes removed, inserted text.
 fn change() -> impl Strategy<Value = (prop::sample::Index, usize, String)> {
     const PIECES: &[&str] = &[
         "",

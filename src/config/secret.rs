@@ -1,6 +1,6 @@
-//! Secrets: read from where the configuration says, never from the configuration itself.
+//! Reads secrets from the sources that the configuration names.
 
-#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `watched-files`")]
+#![expect(clippy::disallowed_methods, reason = "runs at startup and on the `watched-files` thread")]
 
 use std::ffi::OsString;
 use std::io;
@@ -13,21 +13,21 @@ use secrecy::zeroize::Zeroizing;
 use super::SecretSource;
 use crate::watched_files::{FileContents, Snapshot};
 
-/// No secret is longer; more is the wrong file.
+/// Size limit of a secret; anything larger is the wrong file.
 const SECRET_BYTES_MAX: u64 = 8 * 1024;
 
-/// Where systemd puts what `LoadCredential=` names.
+/// The folder where systemd puts the files of `LoadCredential=`.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-/// The secret that `source` holds: printable ASCII without spaces. One newline at its end is no part of it.
+/// Reads the secret from `source`: printable ASCII without spaces. One trailing newline is ignored.
 ///
 /// # Errors
-/// A sentence that names the source and says what to do. It never holds any of the secret.
+/// A sentence that names the source and what to do, without any part of the secret.
 pub fn secret(source: &SecretSource) -> Result<SecretString, String> {
     secret_in(&Snapshot::new(), source)
 }
 
-/// The same, read from `files`.
+/// As [`secret`], read from `files`.
 ///
 /// # Errors
 /// As [`secret`].
@@ -35,7 +35,7 @@ pub fn secret_in(files: &Snapshot, source: &SecretSource) -> Result<SecretString
     secret_of(files, source, |name| std::env::var_os(name))
 }
 
-/// Is there something at `source`? (Not whether it is fit to be a secret.)
+/// Whether the source exists, regardless of whether it holds a valid secret.
 #[must_use]
 pub fn exists(source: &SecretSource) -> bool {
     let variable = |name: &str| std::env::var_os(name);
@@ -45,7 +45,7 @@ pub fn exists(source: &SecretSource) -> bool {
     }
 }
 
-/// How messages name the source.
+/// The source as messages name it.
 #[must_use]
 pub fn described(source: &SecretSource) -> String {
     match source {
@@ -62,28 +62,29 @@ fn secret_of(
     let bytes = match source {
         SecretSource::File(path) => read(files, path, variable).map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
-                format!("{} is not there, nor is its name in ${CREDENTIALS}: create it", described(source))
+                format!("{} does not exist, and ${CREDENTIALS} has no file of that name: create it", described(source))
             } else {
                 format!("cannot read {}: {error}", described(source))
             }
         })?,
         SecretSource::Env(name) => match variable(name) {
             Some(value) => Arc::new(Zeroizing::new(value.into_encoded_bytes())),
-            None => return Err(format!("{} is not set: set it", described(source))),
+            None => return Err(format!("{} is not set", described(source))),
         },
     };
     let text = str::from_utf8(&bytes).map(|text| text.strip_suffix('\n').unwrap_or(text));
     let text = text.map(|text| text.strip_suffix('\r').unwrap_or(text));
     match text {
-        Ok("") => Err(format!("{} is empty: write the secret into it", described(source))),
+        Ok("") => Err(format!("{} is empty: write the secret to it", described(source))),
         Ok(text) if text.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(SecretString::from(text)),
-        Ok(_) | Err(_) => {
-            Err(format!("{} holds more than one secret: write it alone, without spaces or quotes", described(source)))
-        }
+        Ok(_) | Err(_) => Err(format!(
+            "{} is not one plain secret: write only the secret, without spaces or quotes",
+            described(source)
+        )),
     }
 }
 
-/// The file itself, or the credential of its name.
+/// Reads the file, or the systemd credential of its name.
 fn read(files: &Snapshot, path: &Path, variable: impl Fn(&str) -> Option<OsString>) -> io::Result<FileContents> {
     let own = files.read(path, SECRET_BYTES_MAX);
     match (&own, credential(path, variable)) {

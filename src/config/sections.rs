@@ -1,4 +1,4 @@
-//! The sections of the file. Each function is the one list of its section's keys, their defaults and what they take.
+//! The sections of the file. Each function lists its section's keys with their defaults and types.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -63,13 +63,13 @@ pub(super) fn cache(t: &Table<'_>) -> CacheConfig {
     }
 }
 
-/// The classes that the built-in rows name, and whatever else is named here.
+/// The classes of the built-in rows, and any others named here.
 fn lifetime(t: &Table<'_>) -> BTreeMap<Arc<str>, Duration> {
     let mut lifetimes = BTreeMap::new();
     for item in t.items() {
         if item.is_table() {
-            let help = format!("an operation's id stands in quotes: \"{}.list\" = \"5m\", say", item.key());
-            item.wrong(item.key_place(), format!("{} is a duration, not a table", item.key()), help);
+            let help = format!("put operation ids in quotes, for example \"{}.list\" = \"5m\"", item.key());
+            item.wrong(item.key_place(), format!("{} must be a duration, not a table", item.key()), help);
         } else if let Some(lifetime) = item.scalar(DURATION_OR_OFF) {
             lifetimes.insert(Arc::from(item.key()), lifetime);
         }
@@ -136,14 +136,14 @@ pub(super) fn limits(t: &Table<'_>) -> Limits {
     }
 }
 
-/// A number of things, at least one. Its top is what every counter in the process can hold.
+/// A count from 1 up to a maximum that every counter in the process can hold.
 fn count<T: TryFrom<u64>>() -> ValueKind<T> {
     const MAX: u64 = 1_000_000_000;
     let parse = |text: &str| {
         let given = text.parse::<u64>().ok().filter(|n| (1..=MAX).contains(n)).and_then(|n| T::try_from(n).ok());
         given.ok_or_else(|| InvalidValue::new(format!("{text} is out of range"), "write 1 to 1000000000"))
     };
-    ValueKind { form: TomlForm::Integer, what: "a whole number", example: "10", parse }
+    ValueKind { form: TomlForm::Integer, what: "an integer", example: "10", parse }
 }
 
 fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
@@ -154,7 +154,7 @@ fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
             Listen::Tcp(address) => Listen::Tcp(address),
         };
         if seen.contains(&value) {
-            t.wrong(place, "this address is given twice", "leave one out");
+            t.wrong(place, "this address appears twice", "remove one");
         } else {
             seen.push(value);
         }
@@ -162,7 +162,7 @@ fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
     seen
 }
 
-/// A secret's source: exactly one of `file` and `env`.
+/// The source of a secret: exactly one of `file` and `env`.
 fn source(t: &Table<'_>, file: &'static str, env: &'static str, example: &str, base: &Path) -> SecretSource {
     let (path, variable) = (t.optional(file, SECRET_FILE), t.optional(env, VARIABLE));
     if !t.has(file) && !t.has(env) {
@@ -170,7 +170,7 @@ fn source(t: &Table<'_>, file: &'static str, env: &'static str, example: &str, b
         t.missing(format!("neither {file} nor {env} says where the secret is"), help);
     }
     if t.has(file) && t.has(env) {
-        t.wrong(t.place_of(env), format!("both {file} and {env} are given"), "leave one out");
+        t.wrong(t.place_of(env), format!("both {file} and {env} are set"), "remove one");
     }
     match (path, variable) {
         (Some(path), _) => SecretSource::File(base.join(path)),

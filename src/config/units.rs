@@ -1,4 +1,4 @@
-//! What values of the configuration look like: durations, sizes, rates, addresses, URLs, each with its own advice.
+//! Parsers for durations, sizes, rates, addresses and URLs, each with advice on what to write instead.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ use super::{BaseUrl, Listen, QuotaSetting, Rate};
 use crate::ids::KeyHash;
 use crate::toml_reader::{InvalidValue, TomlForm, ValueKind, quoted};
 
-/// No time that is configured is longer.
+/// The longest duration accepted.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
-/// A time longer than none.
+/// A duration above zero.
 pub(super) const DURATION: ValueKind<Duration> =
     ValueKind { form: TomlForm::Text, what: "a duration", example: "\"5m\"", parse: |text| duration(text, false) };
 
-/// A time, or `0s` for "off".
+/// A duration, or `0s` for "off".
 pub(super) const DURATION_OR_OFF: ValueKind<Duration> =
     ValueKind { form: TomlForm::Text, what: "a duration", example: "\"5m\"", parse: |text| duration(text, true) };
 
@@ -39,16 +39,16 @@ fn duration(text: &str, may_be_off: bool) -> Result<Duration, InvalidValue> {
         ));
     };
     match Duration::try_from(signed) {
-        Err(_) => Err(InvalidValue::new(format!("{} is below zero", quoted(text)), advice)),
+        Err(_) => Err(InvalidValue::new(format!("{} is negative", quoted(text)), advice)),
         Ok(Duration::ZERO) if !may_be_off => Err(InvalidValue::new(format!("{} is too short", quoted(text)), advice)),
         Ok(long) if long > DURATION_MAX => {
-            Err(InvalidValue::new(format!("{} is too long", quoted(text)), "write 100 years at most"))
+            Err(InvalidValue::new(format!("{} is too long", quoted(text)), "write at most 100 years"))
         }
         Ok(duration) => Ok(duration),
     }
 }
 
-/// A number of bytes above 0.
+/// A size in bytes, above 0.
 pub(super) const fn size<T: TryFrom<u64>>() -> ValueKind<T> {
     ValueKind { form: TomlForm::Text, what: "a size", example: "\"64MiB\"", parse: bytes }
 }
@@ -87,7 +87,7 @@ fn size_advice(digits: &str, unit: &str) -> String {
     }
 }
 
-/// Requests in a time.
+/// A request rate.
 pub(super) const RATE: ValueKind<Rate> =
     ValueKind { form: TomlForm::Text, what: "a rate", example: "\"600/min\"", parse: rate };
 
@@ -103,27 +103,27 @@ fn rate(text: &str) -> Result<Rate, InvalidValue> {
         _ => return Err(wrong()),
     };
     let requests = match number.parse::<u64>().map(u32::try_from) {
-        Ok(Ok(0)) => return Err(InvalidValue::new(format!("{} allows no request", quoted(text)), "write 1 or more")),
+        Ok(Ok(0)) => return Err(InvalidValue::new(format!("{} allows no requests", quoted(text)), "write 1 or more")),
         Ok(Ok(requests)) => requests,
         Ok(Err(_)) => {
-            return Err(InvalidValue::new(format!("{} is too fast", quoted(text)), "write 4294967295 at most"));
+            return Err(InvalidValue::new(format!("{} is too fast", quoted(text)), "write at most 4294967295"));
         }
         Err(_) => return Err(wrong()),
     };
     if per.as_nanos() < u128::from(requests) {
-        let help = "write at most 1000000000/s: one request a nanosecond";
+        let help = "write at most 1000000000/s: one request per nanosecond";
         return Err(InvalidValue::new(format!("{} is too fast", quoted(text)), help));
     }
     Ok(Rate { requests, per })
 }
 
-/// What a caller may send at once unless it is said: a tenth of a minute's requests, at least one.
+/// The default burst: a tenth of a minute's requests, at least one.
 pub(super) fn default_burst(rate: Rate) -> u32 {
     let per_minute = u128::from(rate.requests) * Duration::from_mins(1).as_nanos() / rate.per.as_nanos().max(1);
     u32::try_from(per_minute / 10).unwrap_or(u32::MAX).max(1)
 }
 
-/// `auto`, or requests a minute.
+/// `auto`, or requests per minute.
 pub(super) const QUOTA: ValueKind<QuotaSetting> = ValueKind {
     form: TomlForm::Text,
     what: "a quota",
@@ -134,25 +134,24 @@ pub(super) const QUOTA: ValueKind<QuotaSetting> = ValueKind {
             Ok(Rate { requests, per }) if per == Duration::from_mins(1) => Ok(QuotaSetting::PerMinute(requests)),
             Ok(_) | Err(_) => Err(InvalidValue::new(
                 format!("{} is not a quota", quoted(text)),
-                "write \"auto\", or what Make allows an organization per minute: \"240/min\"",
+                "write \"auto\", or Make's limit per organization and minute: \"240/min\"",
             )),
         },
     },
 };
 
-/// An address to listen on.
 pub(super) const LISTEN: ValueKind<Listen> =
     ValueKind { form: TomlForm::Text, what: "an address", example: "\"127.0.0.1:8080\"", parse: listen };
 
-/// A Unix socket's path has to fit `sockaddr_un`.
+/// The path of a Unix socket must fit into `sockaddr_un`.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 fn listen(text: &str) -> Result<Listen, InvalidValue> {
     if let Some(path) = text.strip_prefix("unix:") {
         return match path.len() {
-            0 => Err(InvalidValue::new("unix: names no socket", "write \"unix:/run/makegate.sock\"")),
+            0 => Err(InvalidValue::new("unix: has no path", "write \"unix:/run/makegate.sock\"")),
             1..=SOCKET_PATH_BYTES_MAX => Ok(Listen::Unix(PathBuf::from(path))),
-            _ => Err(InvalidValue::new("this path is too long for a socket", "write one of at most 107 bytes")),
+            _ => Err(InvalidValue::new("this path is too long for a Unix socket", "write a path of at most 107 bytes")),
         };
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
@@ -160,27 +159,26 @@ fn listen(text: &str) -> Result<Listen, InvalidValue> {
     }
     let port = text.rsplit_once(':').map_or(text, |(_, port)| port);
     let help = match text.rsplit_once(':') {
-        _ if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) => format!("write \"[{text}]:8080\": with its port"),
-        _ if text.parse::<IpAddr>().is_ok() => format!("write \"{text}:8080\": with its port"),
+        _ if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) => format!("write \"[{text}]:8080\", with a port"),
+        _ if text.parse::<IpAddr>().is_ok() => format!("write \"{text}:8080\", with a port"),
         _ if text.starts_with('/') => format!("write \"unix:{text}\" for a socket"),
         None | Some(("" | "localhost", _)) if port.parse::<u16>().is_ok() => {
-            format!("write \"127.0.0.1:{port}\" for this machine only, \"0.0.0.0:{port}\" for all its addresses")
+            format!("write \"127.0.0.1:{port}\" for this machine only, \"0.0.0.0:{port}\" for all addresses")
         }
         None | Some(_) => "write an IP address and a port, or unix: and a path: \"127.0.0.1:8080\"".to_owned(),
     };
-    Err(InvalidValue::new(format!("{} is not an address to listen on", quoted(text)), help))
+    Err(InvalidValue::new(format!("{} is not a valid listen address", quoted(text)), help))
 }
 
-/// The upstream's base URL.
 pub(super) const URL: ValueKind<BaseUrl> =
     ValueKind { form: TomlForm::Text, what: "a URL", example: "\"https://eu1.make.com\"", parse: url };
 
 fn url(text: &str) -> Result<BaseUrl, InvalidValue> {
-    let example = "write your zone's URL alone, such as \"https://eu1.make.com\"";
+    let example = "write only your zone's URL, such as \"https://eu1.make.com\"";
     let wrong = |why: &str| InvalidValue::new(format!("{} {why}", quoted(text)), example);
     if text.contains('@') {
-        let help = "leave it out: the token goes into token_file or token_env";
-        return Err(InvalidValue::new("the URL holds a user", help).secret());
+        let help = "remove it: the token belongs in token_file or token_env";
+        return Err(InvalidValue::new("the URL contains a user", help).secret());
     }
     let uri: http::Uri = text.parse().map_err(|_| wrong("is not a URL"))?;
     let tls = match uri.scheme_str() {
@@ -189,24 +187,24 @@ fn url(text: &str) -> Result<BaseUrl, InvalidValue> {
         Some(_) | None => return Err(wrong("does not begin with https://")),
     };
     let (Some(authority), Some(host)) = (uri.authority(), uri.host().filter(|host| !host.is_empty())) else {
-        return Err(wrong("names no host"));
+        return Err(wrong("has no host"));
     };
     if uri.path() != "/" || uri.query().is_some() || text.contains('#') {
-        return Err(wrong("has a path: makegate adds it"));
+        return Err(wrong("has a path, which makegate adds itself"));
     }
     let usual = if tls { 443 } else { 80 };
     let port = match authority.as_str().strip_prefix(host).unwrap_or_default().strip_prefix(':') {
         None => usual,
-        // http::Uri takes a port that is none for no port.
+        // http::Uri treats an invalid port like a missing one.
         Some(port) => {
-            port.parse().ok().filter(|port| *port != 0).ok_or_else(|| wrong("has no port from 1 to 65535"))?
+            port.parse().ok().filter(|port| *port != 0).ok_or_else(|| wrong("does not have a port from 1 to 65535"))?
         }
     };
     let host = host.to_ascii_lowercase();
     let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     if !tls && !is_loopback(&bare) {
-        let help = format!("write \"https://{}\": the token must not travel in the clear", authority.as_str());
-        return Err(InvalidValue::new("http is for this machine alone", help));
+        let help = format!("write \"https://{}\": the token must not be sent unencrypted", authority.as_str());
+        return Err(InvalidValue::new("http is allowed only for this machine", help));
     }
     let authority = if port == usual { host } else { format!("{host}:{port}") };
     Ok(BaseUrl { tls, host: bare, port, authority })
@@ -216,7 +214,6 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// A file or folder.
 pub(super) const PATH: ValueKind<PathBuf> = ValueKind {
     form: TomlForm::Text,
     what: "a path",
@@ -230,12 +227,11 @@ pub(super) const PATH: ValueKind<PathBuf> = ValueKind {
     },
 };
 
-/// A file that holds a secret.
 pub(super) const SECRET_FILE: ValueKind<PathBuf> = ValueKind {
     parse: |text| match uuid::Uuid::try_parse(text) {
         Ok(_) => Err(InvalidValue::new(
             "this looks like the secret itself",
-            "write it into a file that others cannot read, and that file's path here: \"/run/secrets/make\"",
+            "write it to a file that others cannot read, and write that file's path here: \"/run/secrets/make\"",
         )
         .secret()),
         Err(_) => (PATH.parse)(text),
@@ -243,7 +239,6 @@ pub(super) const SECRET_FILE: ValueKind<PathBuf> = ValueKind {
     ..PATH
 };
 
-/// The name of an environment variable.
 pub(super) const VARIABLE: ValueKind<String> = ValueKind {
     form: TomlForm::Text,
     what: "the name of an environment variable",
@@ -254,7 +249,7 @@ pub(super) const VARIABLE: ValueKind<String> = ValueKind {
         match plain && !like_a_secret && text.starts_with(|c: char| !c.is_ascii_digit()) {
             true => Ok(text.to_owned()),
             false => Err(InvalidValue::new(
-                "this is not a name of an environment variable",
+                "this is not a valid name for an environment variable",
                 "write the variable's name, not its value: letters, digits and _, such as \"MAKE_API_TOKEN\"",
             )
             .secret()),
@@ -262,7 +257,6 @@ pub(super) const VARIABLE: ValueKind<String> = ValueKind {
     },
 };
 
-/// A name for the `Host` header.
 pub(super) const HOST: ValueKind<String> = ValueKind {
     form: TomlForm::Text,
     what: "a host name",
@@ -273,13 +267,12 @@ pub(super) const HOST: ValueKind<String> = ValueKind {
             true => Ok(text.to_ascii_lowercase()),
             false => Err(InvalidValue::new(
                 format!("{} is not a host name", quoted(text)),
-                "write the name alone, without scheme or port: \"makegate.internal\"",
+                "write only the name, without scheme or port: \"makegate.internal\"",
             )),
         }
     },
 };
 
-/// A caller's name.
 pub(super) const CALLER: ValueKind<Arc<str>> = ValueKind {
     form: TomlForm::Text,
     what: "a name",
@@ -289,41 +282,39 @@ pub(super) const CALLER: ValueKind<Arc<str>> = ValueKind {
         match plain && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.len() <= 64 {
             true => Ok(Arc::from(text)),
             false => Err(InvalidValue::new(
-                format!("{} is not a caller's name", quoted(text)),
-                "write 1 to 64 letters, digits, dots, dashes and _, a letter or digit first: \"finance-dashboard\"",
+                format!("{} is not a valid caller name", quoted(text)),
+                "write 1 to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit: \"finance-dashboard\"",
             )),
         }
     },
 };
 
-/// The SHA-256 of a key.
 pub(super) const KEY: ValueKind<KeyHash> = ValueKind {
     form: TomlForm::Text,
     what: "the SHA-256 of a key",
     example: "\"sha256:…\"",
     parse: |text| {
-        // Never quoted: it may be the key itself.
+        // Never quote the value: it may be the key itself.
         let help = "write what `makegate key new` prints: sha256: and 64 hex digits";
         match text.strip_prefix("sha256:").map(crate::hash::unhex32) {
             Some(Some(hash)) => Ok(hash),
             Some(None) => Err(InvalidValue::new("this is not the SHA-256 of a key", help).secret()),
             None => Err(InvalidValue::new(
-                "a key itself must never stand here, only its SHA-256",
-                "run `makegate key new --caller NAME` and write the sha256: line that it prints; if this was a key, it is spent",
+                "write only the SHA-256 of a key here, never the key itself",
+                "run `makegate key new --caller NAME` and write the sha256: line it prints; if this was a real key, stop using it",
             )
             .secret()),
         }
     },
 };
 
-/// An organization's id.
 pub(super) const ORGANIZATION: ValueKind<u64> = ValueKind {
     form: TomlForm::Integer,
-    what: "an organization's id",
+    what: "an organization id",
     example: "11",
     parse: |text| match text.parse() {
         Ok(0) | Err(_) => {
-            Err(InvalidValue::new(format!("{text} is not an organization's id"), "write the whole number, such as 11"))
+            Err(InvalidValue::new(format!("{text} is not an organization id"), "write an integer, such as 11"))
         }
         Ok(id) => Ok(id),
     },

@@ -167,14 +167,14 @@ impl<'t> Diagnostics<'t> {
             let is_source = |key: &&str| looks_secret(key) && (key.ends_with("_file") || key.ends_with("_env"));
             let sources = known.iter().copied().filter(is_source).collect::<Vec<_>>().join(" or ");
             let help = match (nearest(&key, known.iter().copied()), homes.get(&*key)) {
-                _ if sections.contains(&*key) => format!("write [{key}] on a line of its own, its keys below"),
+                _ if sections.contains(&*key) => format!("write [{key}] on its own line, with its keys below"),
                 (Some(near), _) => format!("did you mean \"{near}\"?"),
                 (None, _) if looks_secret(&key) && !sources.is_empty() => {
-                    format!("a secret never stands in this file; say where it is, with {sources}")
+                    format!("this file must not contain secrets; use {sources}")
                 }
-                (None, Some(&"")) => format!("{key} stands at the top, before the first [section]"),
+                (None, Some(&"")) => format!("{key} belongs at the top, before the first [section]"),
                 (None, Some(home)) => format!("{key} belongs under [{home}]"),
-                (None, None) => format!("the keys here are {}", known.join(", ")),
+                (None, None) => format!("valid keys: {}", known.join(", ")),
             };
             let where_ = if path.is_empty() { "at the top".to_owned() } else { format!("in {path}") };
             self.note(Severity::Error, place, format!("unknown key {} {where_}", quoted(&key)), Some(help));
@@ -191,13 +191,13 @@ fn looks_secret(key: &str) -> bool {
 /// The parser's messages, where ours say more about what to do.
 fn in_our_words(message: &str) -> (String, Option<String>) {
     let ours = [
-        ("duplicate key", "this name is given twice", "keep one; several callers are several [[caller]]"),
-        ("invalid basic string, expected `\"`", "this text has no end", "close it with \""),
-        ("invalid literal string, expected `'`", "this text has no end", "close it with '"),
+        ("duplicate key", "this key appears twice", "keep one; for several callers, write several [[caller]] tables"),
+        ("invalid basic string, expected `\"`", "this string has no end", "close it with \""),
+        ("invalid literal string, expected `'`", "this string has no end", "close it with '"),
         (
             "string values must be quoted",
-            "there is no value here, or a text without quotes",
-            "write a text in \"quotes\"",
+            "the value is missing, or is a string without quotes",
+            "put strings in \"quotes\"",
         ),
         ("key with no value", "this key has no value", "write key = value"),
         ("missing comma between", "a comma is missing, or a list or { } before this is not closed", "add , or ] or }"),

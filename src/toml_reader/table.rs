@@ -222,12 +222,12 @@ impl<'d> Table<'d> {
     pub fn tables<T>(&self, key: &'static str, name: &str, mut read: impl FnMut(&Table<'d>) -> T) -> Vec<T> {
         let Some(item) = self.item(key) else { return Vec::new() };
         let DeValue::Array(elements) = item.value.get_ref() else {
-            self.wrong(item.place(), format!("{key} is a list of tables"), format!("write [[{key}]]"));
+            self.wrong(item.place(), format!("{key} must be a list of tables"), format!("write [[{key}]]"));
             return Vec::new();
         };
         let mut read_element = |(index, element): (usize, &'d Spanned<DeValue<'d>>)| {
             let DeValue::Table(entries) = element.get_ref() else {
-                self.wrong(element.span(), format!("{key} is a list of tables"), format!("write [[{key}]]"));
+                self.wrong(element.span(), format!("{key} must be a list of tables"), format!("write [[{key}]]"));
                 return None;
             };
             let named = entries.get(name).and_then(|value| value.get_ref().as_str());
@@ -289,7 +289,7 @@ impl<'d> TableItem<'d> {
     pub fn list<T>(&self, kind: ValueKind<T>) -> Option<Vec<WithSpan<T>>> {
         self.set();
         let DeValue::Array(elements) = self.value.get_ref() else {
-            let message = format!("{} is a list, not {}", self.key, described(self.value.get_ref()));
+            let message = format!("{} must be a list, not {}", self.key, described(self.value.get_ref()));
             self.wrong(self.place(), message, format!("write {} = [{}]", self.key, kind.example));
             return None;
         };
@@ -318,8 +318,8 @@ impl<'d> TableItem<'d> {
     fn entries(&self) -> Option<&'d DeTable<'d>> {
         let entries = self.value.get_ref().as_table();
         if entries.is_none() {
-            let message = format!("{} is a table, not {}", self.key, described(self.value.get_ref()));
-            self.wrong(self.place(), message, format!("write [{}] on a line of its own, its keys below", self.key));
+            let message = format!("{} must be a table, not {}", self.key, described(self.value.get_ref()));
+            self.wrong(self.place(), message, format!("write [{}] on its own line, with its keys below", self.key));
         }
         entries
     }
@@ -348,16 +348,16 @@ impl<'d> TableItem<'d> {
     fn wrong_form<T>(&self, found: &DeValue<'_>, kind: &ValueKind<T>, alone: bool) -> InvalidValue {
         let what = if alone { self.key.to_string() } else { format!("each of {}", self.key) };
         let write = if alone { format!("{} = {}", self.key, kind.example) } else { kind.example.to_owned() };
-        InvalidValue::new(format!("{what} is {}, not {}", kind.what, described(found)), format!("write {write}"))
+        InvalidValue::new(format!("{what} must be {}, not {}", kind.what, described(found)), format!("write {write}"))
     }
 }
 
 fn described(value: &DeValue<'_>) -> &'static str {
     match value {
-        DeValue::String(_) => "a text",
-        DeValue::Integer(_) => "a number",
-        DeValue::Float(_) => "a fraction",
-        DeValue::Boolean(_) => "true or false",
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "an integer",
+        DeValue::Float(_) => "a float",
+        DeValue::Boolean(_) => "a boolean",
         DeValue::Datetime(_) => "a date",
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",

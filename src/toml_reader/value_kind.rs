@@ -66,10 +66,10 @@ impl From<String> for InvalidValue {
 /// Any text that is not empty.
 pub const TEXT: ValueKind<String> = ValueKind {
     form: TomlForm::Text,
-    what: "a text",
+    what: "a string",
     example: "\"…\"",
     parse: |text| match text {
-        "" => Err("this is empty".to_owned().into()),
+        "" => Err("this must not be empty".to_owned().into()),
         _ => Ok(text.to_owned()),
     },
 };
@@ -81,12 +81,12 @@ pub const FLAG: ValueKind<bool> =
 /// A whole number from 0 to what the type holds.
 #[must_use]
 pub const fn number<T: TryFrom<u64>>() -> ValueKind<T> {
-    ValueKind { form: TomlForm::Integer, what: "a whole number", example: "10", parse: whole }
+    ValueKind { form: TomlForm::Integer, what: "an integer", example: "10", parse: whole }
 }
 
 fn whole<T: TryFrom<u64>>(text: &str) -> Result<T, InvalidValue> {
     if text.starts_with('-') {
-        return Err(InvalidValue::new(format!("{text} is below 0"), "write 0 or more"));
+        return Err(InvalidValue::new(format!("{text} is negative"), "write 0 or more"));
     }
     let number = text.parse::<u64>().ok().and_then(|n| T::try_from(n).ok());
     number.ok_or_else(|| InvalidValue::new(format!("{text} is too large"), "write a smaller number"))

@@ -1,4 +1,4 @@
-//! One send, and what its end proves.
+//! Sends one attempt and classifies how it ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,56 +18,58 @@ use crate::fair_semaphore::FairPermit;
 use crate::process_log::STATE;
 use crate::shares::HeldShare;
 
-/// What the upstream is told about who asks. Never the caller's own: an edge in front of Make refuses some of those.
+/// The User-Agent sent upstream. Never the caller's own, because an edge in front of Make refuses some of those.
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("makegate/", env!("CARGO_PKG_VERSION")));
 
-/// How far an attempt has come: what a time-out proves.
+/// How far an attempt has come, which decides what a timeout proves.
 enum AttemptProgress {
     /// A connection is being opened.
     Connecting,
     /// The request may have been written.
     Handed,
-    /// The answer's head is here.
+    /// The response head has arrived.
     Head(StatusCode),
 }
 
 impl AttemptProgress {
     fn timed_out(self) -> Ending {
         match self {
-            Self::Connecting => {
-                Ending::NotSent(AttemptError::new(ProxyError::ConnectionTimeout, "the time was up while connecting"))
-            }
+            Self::Connecting => Ending::NotSent(AttemptError::new(
+                ProxyError::ConnectionTimeout,
+                "the attempt timed out while connecting",
+            )),
             Self::Handed => Ending::TimedOut(AttemptError::new(ProxyError::HttpResponseTimeout, "no answer in time")),
             Self::Head(status) => {
                 let why =
-                    AttemptError::new(ProxyError::HttpResponseTimeout, "the answer's body did not come whole in time");
+                    AttemptError::new(ProxyError::HttpResponseTimeout, "the response body was not complete in time");
                 Ending::Cut { status, why }
             }
         }
     }
 }
 
-/// The right to one of the connections, until dropped.
-#[must_use = "dropping it gives the connection to the next"]
+/// The right to use one of the connections, until dropped.
+#[must_use = "dropping it passes the connection on to the next request"]
 #[derive(Debug)]
 pub struct ConnectionPermit(FairPermit);
 
 impl Upstream {
-    /// Waits for the right to a connection, at most for `patience`: fairly among callers, of whom each leaves some to others.
-    /// `caller`: on whose behalf, and whose retry budget grows by it; `None`: the gateway's own. `None` is the answer where
-    /// none became free in time.
+    /// Waits up to `patience` for the right to use a connection. Connections are shared fairly among callers, who each
+    /// leave some for the others. `caller` is the caller to charge, whose retry budget grows by this attempt; `None`
+    /// stands for the gateway itself. Returns `None` if no connection became free in time.
     pub async fn connection(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<ConnectionPermit> {
         let turn = self.pool.turn(caller, patience).await?;
         caller.into_iter().for_each(|caller| self.budget.attempted(caller));
         Some(ConnectionPermit(turn))
     }
 
-    /// One attempt: never follows a redirect, never sends again what may have been sent.
+    /// Makes one attempt. Never follows a redirect, and never resends what may already have been sent.
     ///
-    /// `time`: for all of it (connecting has its own, smaller time-out besides). `fresh`: on a connection that was never
-    /// idle, for `once` writes: an idle one may be closed under the request, which would put the write in doubt.
+    /// `time` limits the whole attempt (connecting also has its own, shorter timeout). `fresh` demands a connection
+    /// that was never idle, for `once` writes: the upstream may close an idle one just as the request goes out, which
+    /// would put the write in doubt.
     ///
-    /// Dropping the future closes the connection; what was handed over may still take effect.
+    /// Dropping the future closes the connection; a request already handed over may still take effect.
     pub async fn attempt(
         &self,
         connection: ConnectionPermit,
@@ -82,14 +84,16 @@ impl Upstream {
         }
     }
 
-    /// Opens a connection and closes it again, sending nothing: do name, TCP and TLS work? `time`: for all of it.
+    /// Checks that name resolution, TCP and TLS work: opens a connection and closes it without sending anything. `time`
+    /// limits all of it.
     ///
     /// # Errors
-    /// [`AttemptError`] they do not, or that there was no connection to try with.
+    ///
+    /// [`AttemptError`] if one of them fails, or if no connection became free.
     pub async fn reach(&self, time: Duration) -> Result<(), AttemptError> {
         let busy = || AttemptError::new(ProxyError::ConnectionLimitReached, "no connection became free in time");
         let _connection = self.connection(None, time).await.ok_or_else(busy)?;
-        let late = |_| AttemptError::new(ProxyError::ConnectionTimeout, "no connection in time");
+        let late = |_| AttemptError::new(ProxyError::ConnectionTimeout, "timed out while connecting");
         timeout(time, self.pool.connect()).await.map_err(late)?.map(drop)
     }
 
@@ -121,7 +125,7 @@ impl Upstream {
         }
     }
 
-    /// Notices when the upstream begins to refuse the token, and when it takes it again.
+    /// Notices when the upstream starts to reject the token, and when it accepts it again.
     fn heard_of_token(&self, sent: &HeldToken, status: StatusCode) {
         if sent.generation != self.token_generation() {
             return;
@@ -138,10 +142,12 @@ impl Upstream {
         }
     }
 
-    /// The request as it goes upstream. The token goes in here only, last, over whatever was there.
+    /// Builds the request as it goes upstream. Only here, and last, is the token added, replacing any header already
+    /// there.
     fn request(&self, outgoing: &Outgoing, token: &Token) -> Result<Request<Full<Bytes>>, AttemptError> {
-        let target = PathAndQuery::try_from(outgoing.target.as_str())
-            .map_err(|_| AttemptError::new(ProxyError::ProxyInternalError, "the rendered target is not a path"))?;
+        let target = PathAndQuery::try_from(outgoing.target.as_str()).map_err(|_| {
+            AttemptError::new(ProxyError::ProxyInternalError, "the rendered target is not a valid path")
+        })?;
         let mut request = Request::new(Full::new(outgoing.body.clone()));
         *request.method_mut() = outgoing.method.clone();
         *request.uri_mut() = Uri::from(target);
@@ -159,7 +165,7 @@ impl Upstream {
         Ok(request)
     }
 
-    /// Hands the request over, on an idle connection if it may; when that one hands it back unsent, on a new one.
+    /// Sends the request on an idle connection if allowed, and on a new one if the idle one hands it back unsent.
     async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -189,7 +195,7 @@ impl Upstream {
         }
     }
 
-    /// Reads the answer whole and looks for the token in it; only then may the connection be used again.
+    /// Reads the whole response and searches it for the token; only then is the connection reused.
     async fn receive(
         &self,
         response: Response<Incoming>,
@@ -203,7 +209,7 @@ impl Upstream {
         if head.status.is_informational() {
             return Ending::Lost(AttemptError::new(
                 ProxyError::HttpProtocolError,
-                "the upstream switched protocols unasked",
+                "the upstream switched protocols without being asked",
             ));
         }
         let two_lengths =
@@ -228,17 +234,17 @@ impl Upstream {
 }
 
 fn flooded() -> Ending {
-    Ending::Lost(AttemptError::new(ProxyError::HttpProtocolError, "interim answers came without end"))
+    Ending::Lost(AttemptError::new(ProxyError::HttpProtocolError, "the upstream sent too many interim responses"))
 }
 
-/// What the end of a connection proves once a request was handed over to it: nothing.
+/// Classifies the end of a connection after a request was handed over: it proves nothing about the effect.
 fn failed(error: &hyper::Error) -> Ending {
     if error.is_parse_too_large() {
-        let why = AttemptError::new(ProxyError::HttpResponseHeaderSectionSize, "the answer's head is too large");
+        let why = AttemptError::new(ProxyError::HttpResponseHeaderSectionSize, "the response head is too large");
         return Ending::Unusable { status: None, why };
     }
     if error.is_parse() {
-        return Ending::Lost(AttemptError::new(ProxyError::HttpProtocolError, "what came is not an HTTP/1.1 answer"));
+        return Ending::Lost(AttemptError::new(ProxyError::HttpProtocolError, "the response is not valid HTTP/1.1"));
     }
     Ending::Lost(AttemptError::new(ProxyError::ConnectionTerminated, "the connection ended without an answer"))
 }

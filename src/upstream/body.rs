@@ -1,4 +1,4 @@
-//! An answer's body: read whole, bounded by itself and together with all others under way.
+//! Response bodies: read whole, with a limit per body and a limit for all of them together.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use hyper::body::{Body as _, Incoming};
 use super::ending::{AttemptError, Ending, ProxyError};
 use crate::shares::{CountedBytes, HeldShare, ShareHolder, Shortage, amount};
 
-/// Reserved before anything is sent: a small answer never has to be given up for want of memory.
+/// Reserved before anything is sent, so that a small response never has to be dropped for lack of memory.
 const RESERVED_BYTES: usize = 64 * 1024;
 
-/// A whole body. Its memory counts against its caller's share of `limits.answers_bytes` until it is dropped.
+/// A complete body. Its memory counts against its caller's share of `limits.answers_bytes` until it is dropped.
 pub struct UpstreamBody {
     bytes: Bytes,
     _room: Option<HeldShare>,
 }
 
 impl UpstreamBody {
-    /// Its bytes. A clone of them is no longer counted: it belongs to whoever counts it next (the cache, say).
+    /// The bytes. A clone is no longer counted; whoever keeps it (such as the cache) must count it.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// Its bytes, counted until the last clone of them is dropped: what goes to a caller, however slow.
+    /// The bytes, counted until the last clone is dropped; for sending to a caller, however slow.
     #[must_use]
     pub fn into_counted(self) -> Bytes {
         Bytes::from_owner(self)
@@ -54,9 +54,9 @@ impl fmt::Debug for UpstreamBody {
     }
 }
 
-/// How much memory an answer takes.
+/// Accounts for the memory of responses.
 pub(super) struct BodyMemory {
-    /// The largest single answer, in bytes.
+    /// Size limit of a single response, in bytes.
     answer_bytes: usize,
 }
 
@@ -65,17 +65,17 @@ impl BodyMemory {
         Self { answer_bytes }
     }
 
-    /// Room for a small answer, taken before anything is sent.
+    /// Reserves room for a small response before anything is sent.
     ///
-    /// Errors: whose share is used up. Nobody waits for room: two answers that wait for each other's would both wait until
-    /// their time is up.
+    /// Errors: the share that is used up. Nobody waits for room, because two responses waiting for each other's would
+    /// both time out.
     pub(super) fn reserve(&self, holder: &Arc<ShareHolder>) -> Result<HeldShare, Shortage> {
         holder.take(amount(RESERVED_BYTES.min(self.answer_bytes)))
     }
 
-    /// Reads `body` whole into `room`.
+    /// Reads all of `body` into `room`.
     ///
-    /// Errors: [`BodyError`], where it cannot be had whole or cannot go on.
+    /// Errors: [`BodyError`] if it is incomplete or cannot be passed on.
     pub(super) async fn read(
         &self,
         headers: &HeaderMap,
@@ -83,7 +83,7 @@ impl BodyMemory {
         room: HeldShare,
     ) -> Result<UpstreamBody, BodyError> {
         if headers.contains_key(header::TRANSFER_ENCODING) && !is_chunked_alone(headers) {
-            let text = "the answer has a transfer coding beside chunked";
+            let text = "the response has a transfer coding other than chunked";
             return Err(BodyError::Unusable(AttemptError::new(ProxyError::HttpResponseTransferCoding, text)));
         }
         let mut whole = CountedBytes::new(room);
@@ -92,7 +92,7 @@ impl BodyMemory {
             let cut = |_| {
                 BodyError::Cut(AttemptError::new(ProxyError::HttpResponseIncomplete, "the body ended before its end"))
             };
-            // Trailers say nothing that goes on.
+            // Trailers are not passed on.
             let Ok(data) = frame.map_err(cut)?.into_data() else { continue };
             self.make_room(&mut whole, amount(data.len()))?;
             whole.extend(&data);
@@ -105,29 +105,29 @@ impl BodyMemory {
         Ok(UpstreamBody { bytes: Bytes::from(bytes), _room: Some(room) })
     }
 
-    /// Makes room in `whole` for `more` bytes.
+    /// Makes room for `more` bytes in `whole`.
     fn make_room(&self, whole: &mut CountedBytes, more: u64) -> Result<(), BodyError> {
         let needed = usize::try_from(more).ok().and_then(|more| whole.len().checked_add(more));
         let Some(needed) = needed.filter(|needed| *needed <= self.answer_bytes) else {
-            let text = "the answer is larger than limits.answer_bytes";
+            let text = "the response is larger than limits.answer_bytes";
             return Err(BodyError::Unusable(AttemptError::new(ProxyError::HttpResponseBodySize, text)));
         };
         whole.make_room(needed, needed, self.answer_bytes).map_err(BodyError::NoRoom)
     }
 }
 
-/// Why a body that began did not become an answer's.
+/// Why a body could not be used.
 pub(super) enum BodyError {
-    /// It did not come whole.
+    /// It was cut short.
     Cut(AttemptError),
-    /// It came, but cannot go on.
+    /// It arrived but cannot be passed on.
     Unusable(AttemptError),
     /// There is no memory left for it.
     NoRoom(Shortage),
 }
 
 impl BodyError {
-    /// The ending of the attempt whose answer had this status.
+    /// The ending of an attempt whose response had this status.
     pub(super) fn ending(self, status: StatusCode) -> Ending {
         match self {
             Self::Cut(why) => Ending::Cut { status, why },
@@ -137,14 +137,14 @@ impl BodyError {
     }
 }
 
-/// Is the transfer coding chunked and nothing else? hyper takes off the last coding only.
+/// Whether chunked is the only transfer coding. hyper removes only the last coding.
 fn is_chunked_alone(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let alone = codings.next().is_some_and(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
     alone && codings.next().is_none()
 }
 
-/// An encoded body could hide the token, and is for nobody who asked for identity.
+/// An encoded body could hide the token, and callers who asked for identity cannot use it.
 fn is_encoded(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
     codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))

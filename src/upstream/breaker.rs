@@ -1,7 +1,7 @@
-//! The breaker: what cannot be had is refused at once instead of after its time.
+//! The circuit breaker refuses requests that would only time out.
 //!
-//! That the upstream cannot be reached (name, TCP, TLS) is known from anybody's requests and holds for all. That it does not
-//! answer is known of one operation of one organization only, and holds for that: others may be answered well.
+//! Any request can show that the upstream is unreachable (name, TCP, TLS), and that holds for all of them. A missing
+//! response says something only about that operation on that organization; others may still be answered.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,9 +13,9 @@ use crate::clock::Clock;
 use crate::config::Limits;
 use crate::process_log::STATE;
 
-/// What a refused request is told when a probe is due or under way: its end is not known.
+/// `Retry-After` while a probe is due or in progress, whose end is unknown.
 const PROBE_GUESS: Duration = Duration::from_secs(1);
-/// So many operations of organizations that do not answer are known at once; for a further one the oldest goes.
+/// Maximum number of unresponsive operations to remember; beyond it the oldest is dropped.
 const SILENT_MAX: usize = 4_096;
 
 /// One operation of one organization.
@@ -27,31 +27,31 @@ pub struct BreakerKey {
     pub organization: Option<u64>,
 }
 
-/// What does not go upstream for a while.
+/// What is refused for a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BreakerScope {
-    /// Anything: the upstream could not be reached.
+    /// Everything: the upstream is unreachable.
     All,
-    /// This: it was not answered in time.
+    /// One operation on one organization, which got no response in time.
     Part(BreakerKey),
 }
 
-/// What a request's last attempt tells.
+/// What a request's last attempt says about the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerReport {
-    /// The upstream answered, or ended the connection that the request went out on.
+    /// The upstream responded, or closed the connection that the request was sent on.
     Reached,
-    /// The upstream took the request and did not answer in time.
+    /// The upstream took the request and did not respond in time.
     Silent,
-    /// There was a connection to the upstream, on which nothing was asked.
+    /// A connection was open, but no request was sent on it.
     Connected,
-    /// There was no connection to the upstream.
+    /// No connection could be opened.
     Unreachable,
-    /// The attempt ended for a reason of this side's own.
+    /// The attempt ended because of makegate's own limits.
     Nothing,
 }
 
-/// Counts failures in a row, for everything and for each [`BreakerKey`].
+/// Counts consecutive failures, overall and per [`BreakerKey`].
 pub struct Breaker {
     clock: Clock,
     failures: u32,
@@ -62,7 +62,7 @@ pub struct Breaker {
 
 struct BreakerState {
     all: Circuit,
-    /// Those parts that were not answered lately.
+    /// Operations that recently got no response.
     silent: HashMap<BreakerKey, SilentOperation>,
 }
 
@@ -77,18 +77,18 @@ enum Circuit {
     Open { until: Instant, span: Duration, probing: bool },
 }
 
-/// What the breaker is doing, for metrics and readiness.
+/// The state of the breaker, for metrics and readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerStatus {
-    /// Everything passes.
+    /// Requests pass.
     Closed,
-    /// Everything is refused.
+    /// All requests are refused.
     Open,
-    /// The next `safe` request finds out, or one is doing so.
+    /// The next `safe` request probes the upstream, or one is doing so now.
     Probing,
 }
 
-/// A request's right to go upstream. Reported back to the breaker; dropped, it counts as nothing.
+/// The right to send a request upstream. Report its result to the breaker; a dropped permit counts for nothing.
 pub struct BreakerPermit {
     state: Arc<Mutex<BreakerState>>,
     part: BreakerKey,
@@ -96,12 +96,12 @@ pub struct BreakerPermit {
     probes_part: bool,
 }
 
-/// The breaker refuses.
+/// The breaker refuses a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BreakerOpen {
-    /// What is refused.
+    /// What the breaker refuses.
     pub what: BreakerScope,
-    /// When to come again.
+    /// When to retry.
     pub retry_after: Duration,
 }
 
@@ -117,11 +117,13 @@ impl Breaker {
         }
     }
 
-    /// May a request of this class go upstream?
+    /// Decides whether a request of this class may go upstream.
     ///
     /// # Errors
-    /// [`BreakerOpen`]: not now. When the time of what is open is over, one request finds out how it is. Whether the upstream can be
-    /// reached only a `safe` one may find out, since a write could end in doubt; whether a write is answered only a write can.
+    ///
+    /// [`BreakerOpen`] if it may not. Once the open period is over, one request probes. Only a `safe` request may probe
+    /// whether the upstream is reachable, since a write could end in doubt; only a write can probe whether a write gets
+    /// a response.
     pub fn permit(&self, class: RetryClass, part: &BreakerKey) -> Result<BreakerPermit, BreakerOpen> {
         let mut state = self.state();
         let (probes_all, probes_part) = self.admits(&state, class, part)?;
@@ -134,15 +136,16 @@ impl Breaker {
         Ok(BreakerPermit { state: self.state.clone(), part: part.clone(), probes_all, probes_part })
     }
 
-    /// What [`Breaker::permit`] would say, without taking the right to probe.
+    /// What [`Breaker::permit`] would return, without taking the right to probe.
     ///
     /// # Errors
-    /// As there.
+    ///
+    /// As for [`Breaker::permit`].
     pub fn would_permit(&self, class: RetryClass, part: &BreakerKey) -> Result<(), BreakerOpen> {
         self.admits(&self.state(), class, part).map(drop)
     }
 
-    /// How a request that had `pass` ended.
+    /// Reports how the request with this permit ended.
     pub fn report(&self, mut pass: BreakerPermit, told: BreakerReport) {
         let (all, part) = match told {
             BreakerReport::Nothing => return,
@@ -155,9 +158,9 @@ impl Breaker {
         let probed = std::mem::take(&mut pass.probes_all);
         match self.turn(&mut state.all, all, probed) {
             Some(true) => {
-                tracing::error!(target: STATE, "the breaker is open: requests are refused until the upstream can be reached");
+                tracing::error!(target: STATE, "the breaker is open: requests are refused until the upstream is reachable");
             }
-            Some(false) => tracing::info!(target: STATE, "the breaker is closed: requests go upstream again"),
+            Some(false) => tracing::info!(target: STATE, "the breaker is closed: requests are sent upstream again"),
             None => {}
         }
         if let Some(answered) = part {
@@ -182,10 +185,10 @@ impl Breaker {
         silent.since = now;
         match self.turn(&mut silent.circuit, answered, probed) {
             Some(true) => {
-                tracing::warn!(target: STATE, %part, "the breaker is open for one operation: the upstream does not answer it");
+                tracing::warn!(target: STATE, %part, "the breaker is open for one operation: the upstream does not respond to it");
             }
             Some(false) => {
-                tracing::info!(target: STATE, %part, "the breaker is closed for one operation: the upstream answers it again")
+                tracing::info!(target: STATE, %part, "the breaker is closed for one operation: the upstream responds to it again")
             }
             None => {}
         }
@@ -194,7 +197,7 @@ impl Breaker {
         }
     }
 
-    /// What a request's end does to a circuit: `Some(true)` if that opened it, `Some(false)` if it closed it.
+    /// Updates a circuit when a request ends: `Some(true)` if it opened, `Some(false)` if it closed.
     fn turn(&self, circuit: &mut Circuit, good: bool, probed: bool) -> Option<bool> {
         let before = circuit.is_open();
         *circuit = match *circuit {
@@ -205,14 +208,14 @@ impl Breaker {
             Circuit::Closed { .. } => self.opened(self.open),
             Circuit::Open { .. } if probed && good => Circuit::Closed { failed: 0 },
             Circuit::Open { span, .. } if probed => self.opened(span.saturating_mul(2).min(self.open_max)),
-            // It began before the circuit opened: old news.
+            // The request began before the circuit opened and says nothing about now.
             open @ Circuit::Open { .. } => open,
         };
         let after = circuit.is_open();
         (before != after).then_some(after)
     }
 
-    /// May such a request pass, and is it the probe of everything, and of its part?
+    /// Decides whether a request may pass, and whether it probes everything or its own operation.
     fn admits(&self, state: &BreakerState, class: RetryClass, part: &BreakerKey) -> Result<(bool, bool), BreakerOpen> {
         let now = self.clock.now();
         let all = state.all.admits(now, class == RetryClass::Safe);
@@ -223,7 +226,7 @@ impl Breaker {
         Ok((all, one))
     }
 
-    /// What it is doing to everything.
+    /// The state of the breaker for all requests.
     #[must_use]
     pub fn status(&self) -> BreakerStatus {
         match self.state().all {
@@ -233,7 +236,7 @@ impl Breaker {
         }
     }
 
-    /// How many operations of organizations are refused, or probed, because they were not answered.
+    /// The number of operations that are refused or probed because they got no response.
     #[must_use]
     pub fn silent(&self) -> usize {
         self.state().silent.values().filter(|silent| silent.circuit.is_open()).count()
@@ -249,7 +252,7 @@ impl Breaker {
 }
 
 impl Circuit {
-    /// May a request pass, and would it be the one that finds out? Else when to come again.
+    /// Whether a request may pass and would be the probe; otherwise when to retry.
     fn admits(&self, now: Instant, may_probe: bool) -> Result<bool, Duration> {
         match *self {
             Self::Closed { .. } => Ok(false),
@@ -326,7 +329,7 @@ mod tests {
         breaker.permit(class, part).map(|pass| breaker.report(pass, told))
     }
 
-    /// Opened by five requests in a row that did not arrive.
+    /// A breaker opened by five consecutive requests that did not arrive.
     fn opened(clock: &Clock) -> Breaker {
         let breaker = breaker(clock);
         for number in 1..=5 {
@@ -336,7 +339,8 @@ mod tests {
         breaker
     }
 
-    /// For how long it opened; a movable clock runs on with the machine's, so what is left of that is no round number.
+    /// How long the breaker opened for. A movable clock also runs with the machine's, so the remaining time is not a
+    /// round number.
     fn open_for(breaker: &Breaker) -> Duration {
         let open = breaker.would_permit(RetryClass::Safe, &part(11)).unwrap_err();
         let state = breaker.state();
@@ -424,17 +428,17 @@ mod tests {
             breaker.permit(RetryClass::Safe, &other).is_ok() && breaker.permit(RetryClass::Once, &part(12)).is_ok()
         );
         assert_eq!((breaker.status(), breaker.silent()), (BreakerStatus::Closed, 1));
-        // A write is found out about by a write: nothing else tells.
+        // Only a write probes whether writes get a response.
         clock.advance(Duration::from_secs(5));
         let probe = breaker.permit(RetryClass::Once, &part(11)).ok().unwrap();
         assert!(breaker.permit(RetryClass::Once, &part(11)).is_err());
-        breaker.report(probe, BreakerReport::Unreachable); // that tells nothing of it
+        breaker.report(probe, BreakerReport::Unreachable); // says nothing about this operation
         let probe = breaker.permit(RetryClass::Once, &part(11)).ok().unwrap();
         breaker.report(probe, BreakerReport::Reached);
         assert_eq!((breaker.silent(), breaker.state().silent.len()), (0, 0), "what is well is not remembered");
     }
 
-    /// A time-out proves that there was a connection: it is no step towards refusing everything.
+    /// A timeout proves that there was a connection, so it is no step toward refusing everything.
     #[test]
     fn silence_of_many_operations_never_refuses_everything() {
         let breaker = breaker(&Clock::movable());

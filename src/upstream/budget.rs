@@ -1,6 +1,7 @@
-//! The retry budget: when much fails, sending more makes it worse. Re-sent attempts stay a small share of all of them.
+//! The retry budget keeps retries a small share of all attempts, because sending more makes an outage worse.
 //!
-//! Each caller has its own: who fails all the time cannot spend what another's requests have earned.
+//! Each caller has its own budget, so that a caller who keeps failing cannot spend what other callers' requests have
+//! earned.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,19 +10,19 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 use crate::config::Limits;
 
-/// A caller may re-send a part of its attempts in this time...
+/// A caller may retry a percentage of its attempts within this time...
 const WINDOW: Duration = Duration::from_secs(60);
-/// ...and its share of the floor in this time, but at least one.
+/// ...plus its share of the floor within this time, but at least one.
 const FLOOR_WINDOW: Duration = Duration::from_secs(10);
-/// Attempts are counted together in slices this long.
+/// Attempts are counted in slices of this length.
 const SLICE: Duration = Duration::from_secs(1);
 
-/// Counts attempts, and says whether one may be sent again.
+/// Counts attempts and decides whether one may be retried.
 pub(super) struct RetryBudget {
     clock: Clock,
     percent: u64,
     floor: u64,
-    /// Those with attempts within [`WINDOW`].
+    /// Callers with attempts within [`WINDOW`].
     callers: Mutex<HashMap<Arc<str>, CallerBudget>>,
 }
 
@@ -41,7 +42,7 @@ impl RetryBudget {
         Self { clock, percent, floor, callers: Mutex::default() }
     }
 
-    /// Counts an attempt, first or re-sent.
+    /// Counts an attempt, whether first or retry.
     pub(super) fn attempted(&self, caller: &Arc<str>) {
         let now = self.clock.now();
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,7 +55,7 @@ impl RetryBudget {
         }
     }
 
-    /// Takes the right to send once again. `false`: too much of this caller's is being sent again already.
+    /// Takes the right to retry once. `false` if too many of this caller's attempts are retries already.
     pub(super) fn take(&self, caller: &Arc<str>) -> bool {
         let now = self.clock.now();
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,7 +77,7 @@ impl RetryBudget {
 }
 
 impl CallerBudget {
-    /// The slice of `now`; what is over is dropped.
+    /// The slice of `now`; drops slices that are too old.
     fn at(&mut self, now: Instant) -> &mut BudgetSlice {
         while self.0.front().is_some_and(|slice| now.saturating_duration_since(slice.began) >= WINDOW) {
             self.0.pop_front();
@@ -143,7 +144,7 @@ mod tests {
         }
         assert_eq!(taken(&budget, "greedy", 1_000), 10, "a tenth of its own");
         assert_eq!(taken(&budget, "polite", 1_000), 10);
-        // The floor is shared by those who are active, and nobody's share is nothing.
+        // The active callers share the floor, and each gets at least one.
         clock.advance(Duration::from_secs(61));
         for caller in ["a", "b", "c"] {
             budget.attempted(&name(caller));

@@ -1,4 +1,5 @@
-//! Opens connections: name, TCP, TLS, HTTP/1.1. Until a connection is open, nothing of a request has left this process.
+//! Opens connections: name resolution, TCP, TLS, HTTP/1.1. Until a connection is open, no part of a request has left
+//! this process.
 
 use std::fmt;
 use std::io;
@@ -28,14 +29,14 @@ use crate::config::UpstreamConfig as Settings;
 use crate::tasks::Tasks;
 use crate::watched_files::Snapshot;
 
-/// No file of authorities is larger; more is the wrong file.
+/// Size limit of a CA file; anything larger is the wrong file.
 const PEM_BYTES_MAX: u64 = 4 << 20;
-/// The largest head of an answer, in bytes (`docs/decisions/limits.md`).
+/// Size limit of a response head, in bytes (`docs/decisions/limits.md`).
 pub(super) const HEAD_BYTES_MAX: usize = 32 * 1024;
-/// A further address is tried while the one before is still silent after this (RFC 8305, section 5).
+/// How long to wait for one address before trying the next in parallel (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Why there can be no connection to the upstream as it is configured.
+/// Why the configured upstream can never be reached.
 #[derive(Debug)]
 pub enum SetupError {
     /// The system has no certificate authorities.
@@ -52,8 +53,8 @@ impl fmt::Display for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoAuthorities => f.write_str(
-                "the system has no certificate authorities to check the upstream by; \
-                 install its package ca-certificates, or set upstream.ca_file to a PEM file",
+                "the system has no certificate authorities to verify the upstream with; \
+                 install the package ca-certificates, or set upstream.ca_file to a PEM file",
             ),
             Self::CaFile(path, cause) => {
                 write!(
@@ -63,9 +64,9 @@ impl fmt::Display for SetupError {
                 )
             }
             Self::Host(host) => {
-                write!(f, "upstream.url: {host} is not a host; write a name (eu1.make.com) or an address")
+                write!(f, "upstream.url: {host} is not a valid host; write a name (eu1.make.com) or an address")
             }
-            Self::Tls(cause) => write!(f, "TLS cannot be set up: {cause}"),
+            Self::Tls(cause) => write!(f, "cannot set up TLS: {cause}"),
         }
     }
 }
@@ -77,9 +78,9 @@ pub(super) struct Connector {
     host: String,
     port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
-    /// For name, TCP and TLS together.
+    /// Time limit for name resolution, TCP and TLS together.
     limit: Duration,
-    /// The connections' own tasks. Nobody waits for them: a connection dies with its [`PooledConnection`].
+    /// The connections' tasks. Nobody waits for them: a connection dies with its [`PooledConnection`].
     tasks: Tasks,
 }
 
@@ -95,9 +96,9 @@ impl Connector {
         Ok(Self { host, port: settings.url.port, tls, limit: settings.connect, tasks: Tasks::new() })
     }
 
-    /// A connection that is ready for its first request.
+    /// Opens a connection that is ready for its first request.
     pub(super) async fn connect(&self) -> Result<PooledConnection, AttemptError> {
-        let late = |_| AttemptError::new(ProxyError::ConnectionTimeout, "connect and handshake took too long");
+        let late = |_| AttemptError::new(ProxyError::ConnectionTimeout, "connecting and the handshake took too long");
         timeout(self.limit, self.open()).await.map_err(late)?
     }
 
@@ -130,16 +131,16 @@ impl Connector {
         let (sender, connection) =
             handshake.await.map_err(|error| AttemptError::because(ProxyError::HttpProtocolError, &error))?;
         let driver = self.tasks.spawn(async move {
-            // How it ended is told to whoever waits for an answer on it.
+            // Whoever waits for a response on the connection learns how it ended.
             let _told_elsewhere = connection.await;
         });
         Ok(PooledConnection::new(sender, driver.abort_handle(), allowance))
     }
 }
 
-/// The first of these addresses that accepts, tried one after the other without waiting long for a silent one.
+/// Connects to the first address that accepts, trying the next one soon if an address stays silent.
 async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no addresses");
     let mut rest = addresses.into_iter();
     let mut racing = FuturesUnordered::new();
     loop {
@@ -181,7 +182,7 @@ fn tls_failure(error: &io::Error) -> AttemptError {
     AttemptError::because(kind, error)
 }
 
-/// HTTP/1.1 by ALPN, server name sent, no early data, no key log, no provider taken from the process.
+/// HTTP/1.1 via ALPN, with SNI, without early data or key log, and with an explicit crypto provider.
 fn client_config(ca_file: Option<&Path>, files: &Snapshot) -> Result<ClientConfig, SetupError> {
     let roots = match ca_file {
         Some(path) => roots_of(path, files)?,
@@ -196,7 +197,7 @@ fn client_config(ca_file: Option<&Path>, files: &Snapshot) -> Result<ClientConfi
 
 fn system_roots() -> Result<RootCertStore, SetupError> {
     let mut roots = RootCertStore::empty();
-    // Single broken certificates are common in system stores; none at all is a mistake to tell of.
+    // A few broken certificates are common in system stores; finding none at all is an error worth reporting.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() { Err(SetupError::NoAuthorities) } else { Ok(roots) }
 }
@@ -209,5 +210,5 @@ fn roots_of(path: &Path, files: &Snapshot) -> Result<RootCertStore, SetupError> 
         let certificate = certificate.map_err(|error| failed(&error))?;
         roots.add(certificate).map_err(|error| failed(&error))?;
     }
-    if roots.is_empty() { Err(failed(&"no certificate in it")) } else { Ok(roots) }
+    if roots.is_empty() { Err(failed(&"it contains no certificate")) } else { Ok(roots) }
 }

@@ -1,4 +1,4 @@
-//! How an attempt ended, and what that proves about its effect (`docs/decisions/retries.md`).
+//! How an attempt ended and what that proves about its effect (`docs/decisions/retries.md`).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,47 +10,50 @@ use super::body::UpstreamBody;
 use super::breaker::BreakerReport;
 use crate::shares::Shortage;
 
-/// How one attempt ended.
+/// How an attempt ended.
 #[derive(Debug)]
 pub enum Ending {
-    /// A whole answer, whatever its status (redirects too: none is followed).
+    /// A complete response with any status, including redirects, which are never followed.
     Answered(UpstreamAnswer),
-    /// Provably not processed: no byte of the request left this process (DNS, TCP, TLS, no free connection, handed back).
+    /// Provably not processed: no byte of the request left this process (DNS, TCP, TLS, no free connection, handed back
+    /// unsent).
     NotSent(AttemptError),
-    /// The head came, the body did not come whole. A 2xx: the effect is done, the answer lost.
+    /// The head arrived but the body was cut short. With a 2xx the effect is done and the answer lost.
     Cut {
-        /// Its status.
+        /// Status of the response.
         status: StatusCode,
-        /// What cut it.
+        /// What cut it short.
         why: AttemptError,
     },
-    /// The connection ended without an answer after the request was handed over: its effect is unknown.
+    /// The connection closed without a response after the request was handed over: its effect is unknown.
     Lost(AttemptError),
-    /// The time was up after the request was handed over: its effect is unknown.
+    /// The attempt timed out after the request was handed over: its effect is unknown.
     TimedOut(AttemptError),
-    /// The answer holds the token: none of its bytes may go on.
+    /// The response contains the token: none of its bytes may be passed on.
     Leaked {
-        /// Its status.
+        /// Status of the response.
         status: StatusCode,
     },
-    /// An answer that cannot be passed on: head or body beyond the limits, or encoded though nobody asked for it.
+    /// A response that cannot be passed on: its head or body is too large, or it is encoded although nobody asked for
+    /// that.
     Unusable {
-        /// Its status; `None`: the head itself could not be read.
+        /// Status of the response; `None` if the head could not be read.
         status: Option<StatusCode>,
         /// What is wrong with it.
         why: AttemptError,
     },
-    /// No memory for the answer: its caller has its share of it, or the others have all (`limits.answers_bytes`).
+    /// No memory for the response: its caller has used up its share, or the others have taken everything
+    /// (`limits.answers_bytes`).
     NoRoom {
-        /// The status of the answer that was given up; `None`: noticed before anything was sent.
+        /// Status of the response that was dropped; `None` if this was noticed before anything was sent.
         status: Option<StatusCode>,
-        /// Whose share is used up.
+        /// The share that is used up.
         short: Shortage,
     },
 }
 
 impl Ending {
-    /// The status that the upstream answered with, if its head came.
+    /// The upstream's status, if its response head arrived.
     #[must_use]
     pub fn status(&self) -> Option<StatusCode> {
         match self {
@@ -61,7 +64,7 @@ impl Ending {
         }
     }
 
-    /// What went wrong, where there is more to say than the variant does.
+    /// What went wrong, if there is more to say than the variant does.
     #[must_use]
     pub fn error(&self) -> Option<&AttemptError> {
         match self {
@@ -71,7 +74,7 @@ impl Ending {
         }
     }
 
-    /// What it tells the breaker.
+    /// What the ending reports to the breaker.
     #[must_use]
     pub fn breaker_report(&self) -> BreakerReport {
         match self {
@@ -86,7 +89,7 @@ impl Ending {
         }
     }
 
-    /// Its name in metrics and the process log.
+    /// The name used in metrics and the process log.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -102,32 +105,32 @@ impl Ending {
     }
 }
 
-/// A whole answer of the upstream, untouched: hop-by-hop fields are still in it.
+/// A complete response from the upstream, unmodified, with hop-by-hop fields.
 #[derive(Debug)]
 pub struct UpstreamAnswer {
-    /// Its status.
+    /// Status.
     pub status: StatusCode,
-    /// Its header fields.
+    /// Header fields.
     pub headers: HeaderMap,
-    /// Its body.
+    /// Body.
     pub body: UpstreamBody,
-    /// From hand-over to head: the `response_delay` of RFC 9111, section 4.2.3.
+    /// Time from sending the request to the response head: the `response_delay` of RFC 9111, section 4.2.3.
     pub delay: Duration,
-    /// Was its end marked (`Content-Length`, chunked, no body)? Else the connection's end was taken for its end
-    /// (RFC 9112, section 8): fit to be passed on, not to be stored.
+    /// Whether the body's end was marked (`Content-Length`, chunked, no body). If not, the end of the connection marks
+    /// it (RFC 9112, section 8); such a response may be passed on but not stored.
     pub framed: bool,
 }
 
-/// What went wrong, in words that hold neither token nor URL.
+/// What went wrong; contains neither token nor URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptError {
-    /// The error type for `Proxy-Status`.
+    /// Error type for `Proxy-Status`.
     pub error: ProxyError,
-    /// A few words for people.
+    /// A short message for people.
     pub text: Cow<'static, str>,
 }
 
-/// The longest text of an [`AttemptError`], in bytes: a certificate with a thousand names must not fill a record.
+/// Size limit of the text, in bytes: a certificate with a thousand names must not fill a record.
 const TEXT_BYTES_MAX: usize = 200;
 
 impl AttemptError {
@@ -141,13 +144,13 @@ impl AttemptError {
         Self { error, text: Cow::Owned(text) }
     }
 
-    /// What it tells the breaker, where it is why nothing was sent.
+    /// What the error reports to the breaker when it is the reason why nothing was sent.
     #[must_use]
     pub fn told(&self) -> BreakerReport {
         if self.is_local() { BreakerReport::Nothing } else { BreakerReport::Unreachable }
     }
 
-    /// Is it this side's own doing (a bound of ours), not the upstream's?
+    /// Whether makegate's own limits caused the error, not the upstream.
     pub(super) fn is_local(&self) -> bool {
         matches!(self.error, ProxyError::ConnectionLimitReached | ProxyError::ProxyInternalError)
     }
@@ -162,46 +165,46 @@ impl fmt::Display for AttemptError {
 /// The error types of RFC 9209, section 2.3, that an attempt can end with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProxyError {
-    /// The name could not be resolved.
+    /// Name resolution failed.
     DnsError,
     /// No route to the address.
     DestinationIpUnroutable,
-    /// The address could not be reached for another reason.
+    /// The address is unreachable for another reason.
     DestinationUnavailable,
     /// The connection was refused.
     ConnectionRefused,
-    /// Connect and handshake took too long.
+    /// Connecting and the handshake took too long.
     ConnectionTimeout,
-    /// The connection ended before a complete answer.
+    /// The connection closed before a complete response.
     ConnectionTerminated,
     /// No connection became free in time.
     ConnectionLimitReached,
-    /// The upstream's certificate was not accepted.
+    /// The upstream's certificate was rejected.
     TlsCertificateError,
     /// The upstream ended the handshake with an alert.
     TlsAlertReceived,
-    /// The handshake failed otherwise.
+    /// The handshake failed in another way.
     TlsProtocolError,
-    /// The answer's body ended early.
+    /// The response body was cut short.
     HttpResponseIncomplete,
-    /// The answer's head is too large.
+    /// The response head is too large.
     HttpResponseHeaderSectionSize,
-    /// The answer's body is too large.
+    /// The response body is too large.
     HttpResponseBodySize,
-    /// The answer has a transfer coding other than chunked.
+    /// The response has a transfer coding other than chunked.
     HttpResponseTransferCoding,
-    /// The answer is encoded though identity was asked for.
+    /// The response is encoded although identity was requested.
     HttpResponseContentCoding,
-    /// The answer took too long.
+    /// The response took too long.
     HttpResponseTimeout,
-    /// What came is not HTTP/1.1.
+    /// The response is not valid HTTP/1.1.
     HttpProtocolError,
-    /// The request could not be made from what the gateway rendered.
+    /// The request that the gateway rendered is not valid.
     ProxyInternalError,
 }
 
 impl ProxyError {
-    /// Its token in `Proxy-Status` (`error=connection_refused`).
+    /// The `Proxy-Status` error value (`error=connection_refused`).
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

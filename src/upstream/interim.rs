@@ -1,5 +1,5 @@
-//! What may come before an answer's head. hyper passes over interim answers (1xx) one after the other for as long as they come,
-//! without ever leaving the thread to others: a flood of them must end where the bytes come in.
+//! Limits what may precede a response head. hyper skips interim responses (1xx) one after another without ever yielding
+//! the thread, so a flood of them must be stopped where bytes are read.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -12,14 +12,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connect::HEAD_BYTES_MAX;
 
-/// The largest head, and as much of interim answers before it.
+/// The largest head, plus the same amount for interim responses before it.
 const BEFORE_HEAD_BYTES: usize = 2 * HEAD_BYTES_MAX;
 const UNBOUNDED: usize = usize::MAX;
 
-/// How much one connection may still read. Bounded only between a request and its answer's head.
+/// How many bytes a connection may still read. Limited only between a request and its response head.
 pub(super) struct Allowance {
     left: AtomicUsize,
-    /// Nothing is left, and more was to be read.
+    /// The allowance ran out and there was more to read.
     spent: AtomicBool,
     reader: AtomicWaker,
     waiter: AtomicWaker,
@@ -35,14 +35,14 @@ impl Allowance {
         })
     }
 
-    /// Waits for an answer's head. `None`: too much came before it, and nothing more is read.
+    /// Waits for a response head. `None` if too much came before it; nothing more is read then.
     pub(super) async fn head<F: Future>(&self, head: F) -> Option<F::Output> {
         self.spent.store(false, Ordering::Relaxed);
         self.left.store(BEFORE_HEAD_BYTES, Ordering::Release);
         let mut head = pin!(head);
         let came = std::future::poll_fn(|cx| {
             self.waiter.register(cx.waker());
-            // Before the head is looked for: a body that is read already comes after it.
+            // Checked before polling for the head, because any body bytes read with it come after the head.
             let spent = self.spent.load(Ordering::Acquire);
             match head.as_mut().poll(cx) {
                 Poll::Ready(head) => Poll::Ready(Some(head)),
@@ -56,7 +56,7 @@ impl Allowance {
         Some(came)
     }
 
-    /// May more be read? If not, the reader is woken when it may.
+    /// Whether more may be read; if not, the reader is woken when it may.
     fn allows(&self, cx: &Context<'_>) -> bool {
         if self.left.load(Ordering::Acquire) > 0 {
             return true;
@@ -76,7 +76,7 @@ impl Allowance {
     }
 }
 
-/// A connection that reads what it is allowed to.
+/// A connection whose reads are limited by an [`Allowance`].
 pub(super) struct Allowed<T> {
     pub(super) wire: T,
     pub(super) allowance: Arc<Allowance>,

@@ -1,8 +1,8 @@
-//! The upstream: Make's API, one attempt at a time. The token goes in here and nowhere else.
+//! The upstream: Make's API, one attempt at a time. The token is added here and nowhere else.
 //!
-//! The loop over attempts is the gateway's, since each attempt takes a turn of the quota; what it asks is here:
-//! [`Breaker`] says whether to begin at all, [`Upstream::connection`] when it is a caller's turn, [`Upstream::attempt`] sends
-//! once, [`Upstream::next`] says whether it may go again, [`effect`] what a write's attempts did.
+//! The loop over attempts lives in the gateway, because each attempt needs a quota slot. It uses: [`Breaker`] to decide
+//! whether to begin at all, [`Upstream::connection`] to wait for a caller's turn, [`Upstream::attempt`] to send once,
+//! [`Upstream::next`] to decide whether to retry, and [`effect`] to tell what a write's attempts did.
 
 mod attempt;
 mod body;
@@ -46,20 +46,20 @@ pub use token::{InvalidToken, Token};
 /// What goes upstream on behalf of a caller.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
-    /// The method.
+    /// Method.
     pub method: Method,
     /// Path and query, rendered from the template.
     pub target: String,
-    /// The caller's header fields that may go on. `Host`, `Authorization`, `User-Agent`, `Accept-Encoding` and
-    /// `Content-Length` are set here, over whatever is in it.
+    /// The caller's header fields that may be forwarded. `Host`, `Authorization`, `User-Agent`, `Accept-Encoding` and
+    /// `Content-Length` are set here and replace any given ones.
     pub headers: HeaderMap,
-    /// The whole body.
+    /// The complete body.
     pub body: Bytes,
-    /// Whose share of the answers' memory the answer takes.
+    /// Whose share of response memory the answer counts against.
     pub answers: Arc<ShareHolder>,
 }
 
-/// The one upstream: its connections, its token, its budgets.
+/// The upstream, with its connections, token and budgets.
 pub struct Upstream {
     host: HeaderValue,
     token: ArcSwap<HeldToken>,
@@ -78,10 +78,11 @@ struct HeldToken {
 }
 
 impl Upstream {
-    /// The upstream as configured; `files` has its authorities. Opens no connection yet.
+    /// Sets up the configured upstream; `files` holds its CA file. Opens no connection yet.
     ///
     /// # Errors
-    /// [`SetupError`]: no connection could ever be made; says what to change.
+    ///
+    /// [`SetupError`] if no connection could ever be made; it says what to change.
     pub fn new(
         settings: &config::UpstreamConfig,
         limits: &config::Limits,
@@ -104,8 +105,7 @@ impl Upstream {
         })
     }
 
-    /// Another token from now on; attempts under way keep theirs. The same token again changes nothing.
-    /// `true`: it was another.
+    /// Uses this token from now on; attempts in progress keep theirs. Returns whether the token changed.
     pub fn set_token(&self, token: Token) -> bool {
         let held = self.token.load();
         if held.token == token {
@@ -115,22 +115,22 @@ impl Upstream {
         true
     }
 
-    /// Grows with every change of the token: a 401 to an attempt that began at another generation may go again.
+    /// Grows with every token change: an attempt that began with an earlier generation may be retried after a 401.
     #[must_use]
     pub fn token_generation(&self) -> u64 {
         self.token.load().generation
     }
 
-    /// Does the upstream refuse the token?
+    /// Whether the upstream rejects the token.
     #[must_use]
     pub fn refuses_token(&self) -> bool {
         self.token_refused.is_ongoing()
     }
 
-    /// May a request go again after this attempt, and when? Takes from the caller's retry budget what it allows.
+    /// Decides whether and when to retry after this attempt. A retry is charged to the caller's retry budget.
     #[must_use]
     pub fn next(&self, caller: &Arc<str>, attempted: &EndedAttempt<'_>) -> RetryDecision {
-        // Without chance the pause is the longest: nobody is hurt by that.
+        // If there is no randomness, use the longest pause, which is harmless.
         let dice = || hash::random::<8>().map_or(u64::MAX, u64::from_ne_bytes);
         match retry::decide(attempted, &self.limits, self.clock.wall(), dice) {
             RetryDecision::Again { .. } if !self.budget.take(caller) => RetryDecision::Stop,
@@ -138,19 +138,19 @@ impl Upstream {
         }
     }
 
-    /// Are most connections free?
+    /// Whether most connections are free.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.pool.is_quiet()
     }
 
-    /// How many connections are in use, and how many requests wait for one.
+    /// The number of connections in use and of requests waiting for one.
     #[must_use]
     pub fn load(&self) -> (usize, usize) {
         self.pool.load()
     }
 
-    /// Whether requests may begin at all.
+    /// The breaker, which decides whether requests may begin at all.
     #[must_use]
     pub fn breaker(&self) -> &Breaker {
         &self.breaker

@@ -1,4 +1,4 @@
-//! The connections: so many at once, used one request at a time, kept a while for the next.
+//! The connection pool: bounded, one request at a time per connection, idle ones kept for a while.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -19,25 +19,26 @@ use crate::fair_semaphore::{FairPermit, FairSemaphore};
 use crate::process_log::{FaultState, STATE};
 use crate::tasks::Tasks;
 
-/// A connection whose answer came whole has so long to be ready again; one that is not had not read its request.
+/// How long a connection may take to become ready again after a complete response; if it does not, the upstream had not
+/// read the whole request.
 const READY_WITHIN: Duration = Duration::from_secs(1);
 
-/// An open connection. Dropped, it is closed at once, whatever is under way on it.
+/// An open connection. Dropping it closes it at once, even in the middle of a request.
 pub(super) struct PooledConnection {
     sender: SendRequest<Full<Bytes>>,
     driver: AbortHandle,
     allowance: Arc<Allowance>,
 }
 
-/// What came of handing a request over.
+/// The result of handing a request over.
 pub(super) enum SendOutcome {
-    /// The head of its answer.
+    /// The response head arrived.
     Head(Response<Incoming>),
-    /// Not a byte of it was written: here it is again.
+    /// No byte was written; the request is returned.
     Back(Request<Full<Bytes>>),
-    /// It may have been written.
+    /// The request may have been written.
     Failed(hyper::Error),
-    /// It was written, and interim answers came without end.
+    /// The request was written, and the upstream sent too many interim responses.
     Flooded,
 }
 
@@ -46,7 +47,7 @@ impl PooledConnection {
         Self { sender, driver, allowance }
     }
 
-    /// Hands `request` over and waits for the head of its answer.
+    /// Sends `request` and waits for the response head.
     pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> SendOutcome {
         match self.allowance.head(self.sender.try_send_request(request)).await {
             None => SendOutcome::Flooded,
@@ -65,29 +66,29 @@ impl Drop for PooledConnection {
     }
 }
 
-/// In whose name the gateway connects on its own behalf: no caller can have it.
+/// The name under which the gateway opens connections for itself; no caller can have it.
 const MAKEGATE: &str = "(makegate)";
 
-/// All connections to the upstream. Turns and idle connections together are never more than the bound.
+/// All connections to the upstream. Turns and idle connections together never exceed the limit.
 pub(super) struct Pool {
     connector: Connector,
     clock: Clock,
     idle_max: Duration,
-    /// The right to use a connection: fair among callers, who leave some to those who come back.
+    /// Turns to use a connection: fair among callers, who leave some for those who come back.
     turns: FairSemaphore,
     most: usize,
     own_name: Arc<str>,
     idle: Mutex<IdleConnection>,
-    /// No connection can be opened.
+    /// Set while no connection can be opened.
     unreachable: FaultState,
     tasks: Tasks,
 }
 
 #[derive(Default)]
 struct IdleConnection {
-    /// Longest idle first.
+    /// Ordered by idle time, longest first.
     lines: Vec<(PooledConnection, Instant)>,
-    /// Is a task under way that closes what has been idle too long?
+    /// Whether a task is running that closes connections idle for too long.
     swept: bool,
 }
 
@@ -107,58 +108,58 @@ impl Pool {
         }
     }
 
-    /// Waits for the right to use a connection, in a caller's name or in the gateway's own. `None`: it did not come within
-    /// `patience`. How many of a caller's requests wait is bounded by how many are under way.
+    /// Waits for the right to use a connection, for a caller or for the gateway itself. `None` if it did not come
+    /// within `patience`. The number of a caller's waiting requests is bounded by its requests in progress.
     pub(super) async fn turn(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<FairPermit> {
         timeout(patience, self.turns.acquire(caller.unwrap_or(&self.own_name))).await.ok()
     }
 
-    /// Are more than half of the turns free?
+    /// Whether more than half of the turns are free.
     pub(super) fn is_quiet(&self) -> bool {
         self.turns.free() * 2 > self.most
     }
 
-    /// Connections in use, and requests that wait for one.
+    /// The number of connections in use and of requests waiting for one.
     pub(super) fn load(&self) -> (usize, usize) {
         (self.most.saturating_sub(self.turns.free()), self.turns.waiting())
     }
 
-    /// The connection that has been idle shortest, if there is one that is open.
+    /// Takes the open connection that has been idle the shortest, if there is one.
     pub(super) fn reuse(&self) -> Option<PooledConnection> {
         let mut idle = self.idle();
         idle.drop_useless(self.clock.now(), self.idle_max);
         idle.lines.pop().map(|(connection, _)| connection)
     }
 
-    /// A connection that was never idle. To be called with a turn.
+    /// Opens a new connection. The caller must hold a turn.
     pub(super) async fn connect(&self) -> Result<PooledConnection, AttemptError> {
         self.make_way();
-        // Rare, and larger than all the rest of an attempt.
+        // Boxed: it is rare, and its future is larger than the rest of an attempt.
         let dialled = Box::pin(self.connector.connect()).await;
         let now = self.clock.now();
         match &dialled {
             Ok(_) => {
                 if let Some(lasted) = self.unreachable.ends(now) {
-                    tracing::info!(target: STATE, after_s = lasted.as_secs(), "the upstream can be reached again");
+                    tracing::info!(target: STATE, after_s = lasted.as_secs(), "the upstream is reachable again");
                 }
             }
             Err(why) if why.is_local() => {}
             Err(why) => {
                 if self.unreachable.begins(now) {
-                    tracing::error!(target: STATE, %why, "the upstream cannot be reached");
+                    tracing::error!(target: STATE, %why, "the upstream is unreachable");
                 }
             }
         }
         dialled
     }
 
-    /// Keeps `connection`, whose answer was read whole, for the next request.
+    /// Keeps `connection`, whose response was read completely, for the next request.
     pub(super) fn keep(self: &Arc<Self>, connection: PooledConnection, turn: FairPermit) {
         if connection.sender.is_ready() {
             self.store(connection);
             return;
         }
-        // The connection's task is still about to notice that the answer has ended.
+        // The connection's task may not have noticed yet that the response ended.
         let pool = self.clone();
         let mut connection = connection;
         self.tasks.spawn(async move {
@@ -177,14 +178,14 @@ impl Pool {
         }
     }
 
-    /// Closes idle connections for which a new one leaves no place.
+    /// Closes idle connections to make way for a new one.
     fn make_way(&self) {
         let mut idle = self.idle();
         let surplus = idle.lines.len().saturating_sub(self.turns.free());
         idle.lines.drain(..surplus);
     }
 
-    /// Have all connections ended within `limit`?
+    /// Whether all connections end within `limit`.
     #[cfg(test)]
     pub(super) async fn closed(&self, limit: Duration) -> bool {
         self.connector.closed(limit).await
@@ -207,9 +208,9 @@ impl IdleConnection {
     }
 }
 
-/// Closes what has been idle too long, until nothing is idle.
+/// Closes connections that were idle for too long, until none is idle.
 async fn sweep(pool: Weak<Pool>, idle_max: Duration) {
-    // A quarter late at most, and never a busy loop.
+    // At most a quarter of the time late, and never a busy loop.
     let pause = (idle_max / 4).max(Duration::from_millis(50));
     loop {
         sleep(pause).await;

@@ -1,4 +1,5 @@
-//! May an attempt be sent again, and what does its ending prove? The table of `docs/decisions/retries.md`, as pure functions.
+//! Decides whether to retry an attempt and what its ending proves: the table of `docs/decisions/retries.md`, as pure
+//! functions.
 
 use std::time::Duration;
 
@@ -9,42 +10,42 @@ use super::ending::Ending;
 use crate::catalogue::RetryClass;
 use crate::config::Limits;
 
-/// The first pause is at most this, each further one at most twice the one before...
+/// Upper bound of the first pause; it doubles with each retry...
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
-/// ...and none longer than this.
+/// ...up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// What is known when an attempt has ended.
+/// What is known about an attempt that has ended.
 #[derive(Debug)]
 pub struct EndedAttempt<'a> {
     /// The operation's retry class.
     pub class: RetryClass,
-    /// This was the so-manieth attempt, from 1.
+    /// Attempt number, starting at 1.
     pub number: u32,
     /// How it ended.
     pub ending: &'a Ending,
-    /// Has the token changed since it began?
+    /// Whether the token has changed since the attempt began.
     pub token_changed: bool,
     /// Time left until the deadline.
     pub left: Duration,
 }
 
-/// What comes next.
+/// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryDecision {
-    /// Another attempt.
+    /// Make another attempt.
     Again {
-        /// Not earlier than after this pause.
+        /// Wait at least this long first.
         pause: Duration,
     },
-    /// This ending is the last.
+    /// Make no further attempt.
     Stop,
 }
 
-/// What a write's attempts did upstream: its outcome, before anybody records it.
+/// What a write's attempts did upstream: its outcome before it is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteEffect {
-    /// It took effect (though its answer may be lost).
+    /// It took effect, though its answer may be lost.
     Done,
     /// The upstream refused it: no effect.
     Rejected,
@@ -54,7 +55,7 @@ pub enum WriteEffect {
     InDoubt,
 }
 
-/// May it go again? `dice`: gives a random number, for the pause; `now`: for a `Retry-After` that is a date.
+/// Decides whether to retry. `dice` returns a random number for the pause; `now` is needed for a `Retry-After` date.
 pub(super) fn decide(
     attempted: &EndedAttempt<'_>,
     limits: &Limits,
@@ -82,7 +83,8 @@ pub(super) fn decide(
     }
 }
 
-/// What the attempts of a write did, by how the last one ended. `ambiguous_before`: was an earlier one [`ambiguous`]?
+/// What a write's attempts did, judging by the last ending. `ambiguous_before`: whether an earlier attempt was
+/// [`ambiguous`].
 #[must_use]
 pub fn effect(class: RetryClass, ambiguous_before: bool, last: &Ending) -> WriteEffect {
     let unless_ambiguous = |effect| if ambiguous_before { WriteEffect::InDoubt } else { effect };
@@ -91,7 +93,7 @@ pub fn effect(class: RetryClass, ambiguous_before: bool, last: &Ending) -> Write
         RetryRow::Unsent => unless_ambiguous(WriteEffect::NotSent),
         RetryRow::TooMany | RetryRow::TokenRefused | RetryRow::Rejected => unless_ambiguous(WriteEffect::Rejected),
         RetryRow::Missing => match class {
-            // The earlier attempt deleted it: what was wanted is so.
+            // An earlier attempt deleted it, so the goal is reached.
             RetryClass::Idempotent if ambiguous_before => WriteEffect::Done,
             RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once => unless_ambiguous(WriteEffect::Rejected),
         },
@@ -101,13 +103,14 @@ pub fn effect(class: RetryClass, ambiguous_before: bool, last: &Ending) -> Write
     }
 }
 
-/// Is the effect of the attempt that ended so unknown?
+/// Whether this ending leaves the effect unknown.
 #[must_use]
 pub fn ambiguous(ending: &Ending) -> bool {
     effect(RetryClass::Once, false, ending) == WriteEffect::InDoubt
 }
 
-/// What `Retry-After` asks for: seconds, or a date (RFC 9110, section 10.2.3). A date that is over: no time.
+/// The pause that `Retry-After` asks for, given in seconds or as a date (RFC 9110, section 10.2.3). A past date means
+/// no pause.
 #[must_use]
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
@@ -118,7 +121,7 @@ pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO))
 }
 
-/// The rows of the table. The two of HTTP/2 are missing: upstream connections speak HTTP/1.1 only.
+/// The rows of the table. The two HTTP/2 rows are missing because upstream connections speak only HTTP/1.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RetryRow {
     /// DNS, TCP, TLS, handed back.
@@ -169,7 +172,7 @@ fn status_row(status: StatusCode) -> RetryRow {
         429 => RetryRow::TooMany,
         408 | 502 | 503 | 504 => RetryRow::Unsure,
         400..=499 => RetryRow::Rejected,
-        // What no status should be tells nothing.
+        // A status outside the valid range proves nothing.
         0..=199 | 500..=u16::MAX => RetryRow::Failed,
     }
 }
@@ -183,7 +186,8 @@ enum RetryPlan {
 
 fn plan(ending: &Ending, class: RetryClass) -> RetryPlan {
     match ending {
-        // The same answer would come again. And who has no room for it is told so at once, and costs nobody a repetition.
+        // The same response would come again. A caller without room for it is refused at once, and nobody pays for a
+        // retry.
         Ending::Leaked { .. } | Ending::Unusable { .. } | Ending::NoRoom { .. } => return RetryPlan::Stop,
         Ending::NotSent(_) | Ending::Lost(_) => {}
         Ending::TimedOut(_) | Ending::Cut { .. } | Ending::Answered(_) => {}
@@ -194,7 +198,7 @@ fn plan(ending: &Ending, class: RetryClass) -> RetryPlan {
             RetryPlan::Backoff
         }
         (RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure, RetryClass::Once) => RetryPlan::Stop,
-        // Without a word on when, it is the quota's turn: the pacer closes the bucket.
+        // Without `Retry-After`, the quota pacer takes over and closes the bucket.
         (RetryRow::TooMany, RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once) => RetryPlan::WhenTold,
         (RetryRow::TokenRefused, RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once) => {
             RetryPlan::IfTokenChanged
@@ -219,7 +223,7 @@ fn told(ending: &Ending, now: Timestamp) -> Option<Duration> {
     }
 }
 
-/// Full jitter: anything from nothing to the bound, so that callers who failed together do not come again together.
+/// Full jitter: a random pause from zero to the bound, so that callers who failed together do not retry together.
 fn backoff(number: u32, dice: u64) -> Duration {
     let doublings = number.saturating_sub(1).min(16);
     let bound = PAUSE_FIRST.saturating_mul(1 << doublings).min(PAUSE_MAX);
@@ -263,7 +267,7 @@ mod tests {
         matches!(decide(attempted, &limits(), NOW, || u64::MAX), RetryDecision::Again { .. })
     }
 
-    /// The table of `docs/decisions/retries.md`: ending; sent again if safe, idempotent, once; recorded for an idempotent
+    /// The table of `docs/decisions/retries.md`: ending; retried if safe, idempotent, once; effect for an idempotent
     /// write, first and after an ambiguous attempt.
     #[test]
     fn the_table_row_by_row() {

@@ -1,4 +1,4 @@
-//! The one shared Make token: kept out of every text, put into one header, looked for in every answer.
+//! The one shared Make token: hidden from all output, added to one header, searched for in every response.
 
 use std::fmt;
 
@@ -9,18 +9,18 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::hash;
 
-/// The shortest token that can be looked for in answers without finding it in every one of them.
+/// Minimum length: a shorter token would be found in every response by chance.
 const TOKEN_BYTES_MIN: usize = 8;
-/// The longest token: with its header it must fit into any server's head.
+/// Maximum length: with its header name it must fit into any server's header limit.
 const TOKEN_BYTES_MAX: usize = 4096;
-/// What RFC 3986, section 2.3, leaves as it is.
+/// All characters except those that RFC 3986, section 2.3, leaves unescaped.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The token, ready for use. `Debug` shows nothing of it.
+/// The token, ready for use. `Debug` reveals nothing.
 pub struct Token {
     secret: SecretString,
     header: HeaderValue,
-    /// The token as an answer could hold it: as it is, percent-encoded, JSON-escaped, in base64.
+    /// The token in every form that a response could contain: plain, percent-encoded, JSON-escaped, base64.
     forms: Vec<Finder<'static>>,
     /// The same for header names, which have no upper case.
     name_form: Finder<'static>,
@@ -29,25 +29,25 @@ pub struct Token {
 /// Why a text cannot be the token. Says what to write instead, and nothing of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidToken {
-    /// Nothing but white space.
+    /// Only white space.
     Empty,
     /// Fewer than 8 bytes.
     Short,
     /// More than 4,096 bytes.
     Long,
-    /// A character that no token has.
+    /// An invalid character.
     Character,
 }
 
 impl fmt::Display for InvalidToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Empty => "the token is empty; write the Make API token alone",
-            Self::Short => "the token has fewer than 8 characters; write the whole Make API token",
-            Self::Long => "the token has more than 4096 characters; write the Make API token alone",
+            Self::Empty => "the token is empty; provide the Make API token",
+            Self::Short => "the token has fewer than 8 characters; provide the whole Make API token",
+            Self::Long => "the token has more than 4096 characters; provide only the Make API token",
             Self::Character => {
-                "the token has a character other than letters, digits and -._~+/=; \
-                 write the Make API token alone, without the word Token, quotes or a second line"
+                "the token contains characters other than letters, digits and -._~+/=; \
+                 provide only the Make API token, without the word Token, quotes or a second line"
             }
         })
     }
@@ -56,10 +56,11 @@ impl fmt::Display for InvalidToken {
 impl std::error::Error for InvalidToken {}
 
 impl Token {
-    /// The token in `secret`; white space around it (a file's last newline) does not count.
+    /// Parses the token in `secret`; surrounding white space (such as a trailing newline) is ignored.
     ///
     /// # Errors
-    /// [`InvalidToken`]: it cannot be one.
+    ///
+    /// [`InvalidToken`] if it cannot be a token.
     pub fn new(secret: &SecretString) -> Result<Self, InvalidToken> {
         let text = secret.expose_secret().trim_ascii();
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b);
@@ -85,7 +86,7 @@ impl Token {
         self.header.clone()
     }
 
-    /// Do this head and body hold the token, in any form that is looked for?
+    /// Whether the headers or the body contain the token in any of its forms.
     pub(super) fn is_in(&self, headers: &HeaderMap, body: &[u8]) -> bool {
         self.in_text(body)
             || headers.iter().any(|(name, value)| {
@@ -111,7 +112,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Every form of the token that is looked for, each once.
+/// Every form of the token to search for, without duplicates.
 fn forms(token: &str) -> Vec<Vec<u8>> {
     let percent = utf8_percent_encode(token, RESERVED).to_string();
     let mut forms = vec![
@@ -143,7 +144,7 @@ fn forms(token: &str) -> Vec<Vec<u8>> {
     forms
 }
 
-/// The text with JSON's `\u00xx` escapes of ASCII undone: a reader of JSON sees what they spell.
+/// Decodes JSON's `\u00xx` escapes of ASCII, as a JSON parser would.
 fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -162,7 +163,7 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// The base64 characters that depend on the token alone when `shift` bytes (modulo 3) of other text stand before it.
+/// The base64 characters that depend only on the token when `shift` bytes (modulo 3) of other text precede it.
 fn base64_core(token: &[u8], shift: usize) -> Vec<u8> {
     let text: Vec<u8> = std::iter::repeat_n(0, shift).chain(token.iter().copied()).collect();
     let byte = |at: usize| u16::from(text.get(at).copied().unwrap_or(0));

@@ -1,4 +1,4 @@
-//! What goes upstream, and the bounds of what comes back.
+//! What is sent upstream, and the limits on what comes back.
 
 use http::HeaderValue;
 

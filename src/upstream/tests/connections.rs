@@ -1,4 +1,4 @@
-//! Connections: TLS, reuse, bounds.
+//! Connections: TLS, reuse, limits.
 
 use std::io::Write as _;
 
@@ -10,7 +10,7 @@ use crate::upstream::interim::Allowance;
 use crate::upstream::pool::PooledConnection;
 use hostile::tls_identity;
 
-/// An https upstream at this origin that trusts this authority.
+/// An https upstream at this origin, trusting this certificate authority.
 fn https(origin: &Origin, authority: &str, connect: Duration) -> Arc<Upstream> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(authority.as_bytes()).unwrap();
@@ -21,7 +21,7 @@ fn https(origin: &Origin, authority: &str, connect: Duration) -> Arc<Upstream> {
     })
 }
 
-/// Only what is under test closes connections.
+/// Turns off idle timeouts, so that only the code under test closes connections.
 fn never_idle_too_long(settings: &mut config::UpstreamConfig, _: &mut Limits) {
     settings.idle = Duration::from_secs(3600);
 }
@@ -65,7 +65,7 @@ async fn what_ends_within_the_handshake_was_not_sent() {
         let ending = https(&origin, &authority, LONG).once(&get(), LONG, true).await;
         let (name, status, error) = shape(&ending);
         assert_eq!((name, status), ("not-sent", None), "{script:?}");
-        // A reset, or an end, may come before the handshake has begun.
+        // A reset or an end may arrive before the handshake begins.
         let is_early =
             error == Some(ProxyError::ConnectionTerminated) && !matches!(script.as_slice(), [Step::Write(_), ..]);
         assert!(is_early || error == Some(ProxyError::TlsProtocolError), "{script:?}: {error:?}");
@@ -98,7 +98,7 @@ fn a_ca_file_without_certificates_is_refused_with_words() {
     assert!(new(&settings).unwrap().to_string().contains("/nowhere/ca.pem"));
     let empty = tempfile::NamedTempFile::new().unwrap();
     settings.ca_file = Some(empty.path().to_owned());
-    assert!(new(&settings).unwrap().to_string().contains("no certificate in it"));
+    assert!(new(&settings).unwrap().to_string().contains("it contains no certificate"));
     settings.url.host = "not a host".to_owned();
     assert!(matches!(new(&settings), Some(SetupError::Host(_))));
 }
@@ -137,13 +137,13 @@ async fn a_closed_connection_does_not_hide_an_open_one() {
     until("the second is kept", || upstream.pool.idle_count() == 2).await;
     gate.open();
     until("the origin closed the second", || origin.open() == 1).await;
-    // Its task has to run to notice.
+    // Its task must run before it can notice.
     tokio::time::sleep(Duration::from_millis(50)).await;
     answered(upstream.once(&get(), LONG, false).await);
     assert_eq!((origin.received()[2].connection, origin.connections()), (0, 2));
 }
 
-/// On this one thread the dead connection's task has not run yet when the request is handed over to it.
+/// On a single thread the dead connection's task has not run yet when the request is handed to it.
 #[tokio::test(flavor = "current_thread")]
 async fn what_an_idle_connection_hands_back_goes_out_on_a_fresh_one() {
     let origin = Origin::start(vec![serving(1)]);

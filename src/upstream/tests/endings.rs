@@ -1,4 +1,4 @@
-//! Each kind of ending, and that nothing ends as an answer that is not whole.
+//! Tests of each kind of ending, and that an incomplete response never counts as a response.
 
 use super::*;
 
@@ -15,7 +15,7 @@ async fn nobody_listens() {
 
 #[tokio::test]
 async fn a_name_that_is_none() {
-    // Too long for the name system: refused before anybody is asked.
+    // Too long for DNS: rejected before any query.
     let host = "x".repeat(300);
     let upstream =
         Upstream::new(&settings(&host, 80), &limits(), token(TOKEN), Clock::system(), &Snapshot::new()).unwrap();
@@ -52,7 +52,7 @@ async fn a_reset_at_once_is_never_an_answer_nor_sent_again() {
 async fn silence_after_the_request() {
     let origin = Origin::start(vec![vec![Step::Read, Step::Hang]]);
     let upstream = upstream(&origin);
-    // Time enough to be sent.
+    // Enough time to be sent.
     let ending = upstream.once(&get(), Duration::from_secs(3), false).await;
     assert_eq!(shape(&ending), ("timed-out", None, Some(ProxyError::HttpResponseTimeout)));
     assert_eq!(ending.breaker_report(), BreakerReport::Silent);
@@ -74,7 +74,7 @@ async fn a_cut_at_any_byte_is_never_an_answer() {
         [(&sized[..], Step::Close), (sized, Step::Reset), (chunked, Step::Close), (chunked, Step::Reset)]
     {
         let head = whole.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
-        // Each byte alone on the wire, then the end: a connection for every length.
+        // Sends byte by byte and cuts after each length, with a new connection every time.
         let pause = Step::Sleep(Duration::from_millis(5));
         let script = |length| answering(&whole[..length], &[pause.clone(), end.clone()]);
         let origin = Origin::start((0..=whole.len()).map(script).collect());

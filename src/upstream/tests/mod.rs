@@ -1,4 +1,4 @@
-//! The upstream against an origin that misbehaves on purpose.
+//! Tests of the upstream against an origin that misbehaves on purpose.
 
 mod answers;
 mod connections;
@@ -23,11 +23,11 @@ use crate::watched_files::Snapshot;
 use hostile::{Gate, Origin, Script, Step, repeated};
 
 const TOKEN: &str = "3f2a91c4-77de-4b0a-9a51-0c6d1e8b2f47";
-/// A small whole answer.
+/// A small complete response.
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
-/// Long enough for anything that happens at all.
+/// Long enough for anything that does happen.
 const LONG: Duration = Duration::from_secs(60);
-/// Long enough for what has happened already; short enough to wait for.
+/// Long enough for what should already have happened; short enough to wait for.
 const SHORT: Duration = Duration::from_millis(300);
 
 fn token(text: &str) -> Token {

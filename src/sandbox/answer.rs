@@ -1,15 +1,15 @@
-//! What the sandbox answers: JSON, Make's errors in Make's shapes, and the plain text of its 429.
+//! The sandbox's answers: JSON, Make's errors in Make's shapes, and its plain-text 429.
 
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-/// Make's words for a 429. Source: Make's "Rate limiting" page; plain text as measured on the live API.
+/// Make's text for a 429, from its "Rate limiting" page; plain text as measured on the live API.
 const QUOTA_TEXT: &str = "Requests limit for organization exceeded, please try again later.";
 
 const JSON: &str = "application/json; charset=utf-8";
 
-/// One whole answer, before faults change how it is delivered.
+/// A complete answer, before faults change how it is sent.
 #[derive(Clone, Debug)]
 pub(super) struct SandboxAnswer {
     pub(super) status: StatusCode,
@@ -26,7 +26,7 @@ impl SandboxAnswer {
         Self { status, headers: vec![("content-type".to_owned(), content_type.to_owned())], body: Bytes::from(body) }
     }
 
-    /// Make's 429: plain text, or JSON where the settings ask for it. No `Retry-After`: Make documents none.
+    /// Make's 429: plain text, or JSON if the settings say so. No `Retry-After`, because Make documents none.
     pub(super) fn over_quota(as_json: bool) -> Self {
         let status = StatusCode::TOO_MANY_REQUESTS;
         if as_json {
@@ -35,12 +35,12 @@ impl SandboxAnswer {
         Self::text(status, "text/plain; charset=utf-8", QUOTA_TEXT.to_owned())
     }
 
-    /// What Make's edge says to a body above 2.1 MB: one field, no code.
+    /// The answer of Make's edge to a body above 2.1 MB: one field, no code.
     pub(super) fn too_large() -> Self {
         Self::json(StatusCode::PAYLOAD_TOO_LARGE, &json!({ "detail": "request entity too large" }))
     }
 
-    /// A body in Make's error shape for any status, for faults that name none.
+    /// A body in Make's error shape for any status, for faults that define none.
     pub(super) fn shaped(status: StatusCode) -> Self {
         let reason = status.canonical_reason().unwrap_or("Error");
         let code = format!("SC{}", status.as_u16());
@@ -53,15 +53,15 @@ impl SandboxAnswer {
 pub(super) enum MakeError {
     /// 401: no token, another token, or a scheme that is neither `Token` nor `Bearer`.
     NotLoggedIn,
-    /// 400 `SC400` with one suberror for each fault of the request.
+    /// 400 `SC400` with one suberror per mistake in the request.
     Invalid(Vec<String>),
-    /// 403 `IM002`: the token may not do this, such as deleting what lives in another zone.
+    /// 403 `IM002`: the token may not do this, such as delete something in another zone.
     Denied(&'static str),
     /// 404: absent, hidden, or not part of the plan.
     NotFound(String),
     /// 406 `IM004`: `confirmed=true` is missing.
     Unconfirmed(&'static str),
-    /// 400 `IM011`: a collection is at the sandbox's bound.
+    /// 400 `IM011`: a collection has reached the sandbox's limit.
     Full(&'static str),
 }
 
@@ -98,7 +98,7 @@ impl MakeError {
             }
             Self::Full(what) => shaped(
                 StatusCode::BAD_REQUEST,
-                &format!("The sandbox holds no more {what}."),
+                &format!("The sandbox cannot hold more {what}."),
                 "Limit exceeded",
                 "IM011",
             ),

@@ -1,4 +1,4 @@
-//! `/sandbox/…`: the sandbox's own interface over HTTP, beside Make's paths and without a token.
+//! `/sandbox/…`: the sandbox's own HTTP interface, next to Make's paths and without a token.
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::exchange::{ReceivedRequest, SandboxCore};
 use super::faults::Fault;
 use super::query::ListQuery;
 
-/// How many requests the list gives at a time.
+/// Default number of requests per page of the list.
 const LISTED_DEFAULT: usize = 1_000;
 const LISTED_MAX: usize = 100_000;
 
@@ -32,7 +32,7 @@ pub(super) fn answer(core: &SandboxCore, request: &ReceivedRequest) -> SandboxAn
             core.reset();
             Ok(json!({ "reset": true }))
         }
-        (method, path) => Err((StatusCode::NOT_FOUND, format!("There is no {method} {path}: see GET /sandbox."))),
+        (method, path) => Err((StatusCode::NOT_FOUND, format!("{method} {path} does not exist: see GET /sandbox."))),
     };
     match answered {
         Ok(body) => SandboxAnswer::json(StatusCode::OK, &body),
@@ -40,7 +40,7 @@ pub(super) fn answer(core: &SandboxCore, request: &ReceivedRequest) -> SandboxAn
     }
 }
 
-/// A body for `POST /sandbox/faults` that works as it stands.
+/// A valid body for `POST /sandbox/faults`.
 fn example() -> Value {
     json!({ "method": "GET", "path": "/api/v2/organizations/*", "times": 1, "kind": { "latency": { "ms": 500 } } })
 }
@@ -52,17 +52,17 @@ fn what_it_is(core: &SandboxCore) -> Value {
         "what": "A simulated Make.com Organizations API. Make's paths are below /api/v2/organizations and need the token.",
         "organizations": ids,
         "endpoints": {
-            "GET /sandbox/received?after=NUMBER&limit=N": "what was received, oldest first",
-            "GET /sandbox/invitations": "pending invitations with their hashes, which Make sends by e-mail",
+            "GET /sandbox/received?after=NUMBER&limit=N": "the received requests, oldest first",
+            "GET /sandbox/invitations": "pending invitations with their hashes, which Make sends only by e-mail",
             "GET /sandbox/faults": "the armed faults, with how often they still apply",
             "POST /sandbox/faults": "arm a fault, see fault",
-            "DELETE /sandbox/faults": "clear all faults; what hangs ends",
-            "POST /sandbox/reset": "state, token, quota, faults and list as at the start",
+            "DELETE /sandbox/faults": "clear all faults and end hanging requests",
+            "POST /sandbox/reset": "reset state, token, quota, faults and the list",
         },
         "fault": {
             "example": example(),
             "method": "a method, or * (the default)",
-            "path": "without query; * is one segment, ** at the end any rest",
+            "path": "without query; * matches one segment, ** at the end matches any rest",
             "times": "how many requests it applies to (default 1); null: until cleared",
             "kind": [
                 { "latency": { "ms": 500 } },
@@ -81,12 +81,13 @@ fn what_it_is(core: &SandboxCore) -> Value {
 
 fn received(core: &SandboxCore, query: &str) -> Result<Value, (StatusCode, String)> {
     let query = ListQuery::parse(query);
-    let number =
-        |name: &str| {
-            query.get(name).map(str::parse::<u64>).transpose().map_err(|_| {
-                (StatusCode::BAD_REQUEST, format!("{name} must be a whole number, like ?after=99&limit=10."))
-            })
-        };
+    let number = |name: &str| {
+        query
+            .get(name)
+            .map(str::parse::<u64>)
+            .transpose()
+            .map_err(|_| (StatusCode::BAD_REQUEST, format!("{name} must be an integer, as in ?after=99&limit=10.")))
+    };
     let after = number("after")?;
     let limit = number("limit")?.map_or(LISTED_DEFAULT, |limit| usize::try_from(limit).unwrap_or(LISTED_MAX));
     Ok(json!({ "received": core.lock().log.after(after, limit.min(LISTED_MAX)) }))
@@ -100,9 +101,9 @@ fn invitations(core: &SandboxCore) -> Value {
 
 fn arm(core: &SandboxCore, body: &[u8]) -> Result<Value, (StatusCode, String)> {
     let fault: Fault = serde_json::from_slice(body).map_err(|error| {
-        (StatusCode::BAD_REQUEST, format!("This is not a fault: {error}. Write one like the example."))
+        (StatusCode::BAD_REQUEST, format!("This is not a valid fault: {error}. Write it like the example."))
     })?;
-    fault.check().map_err(|why| (StatusCode::BAD_REQUEST, format!("This is not a fault: {why}.")))?;
+    fault.check().map_err(|why| (StatusCode::BAD_REQUEST, format!("This is not a valid fault: {why}.")))?;
     let mut inner = core.lock();
     inner.faults.arm(fault);
     Ok(json!({ "faults": inner.faults.armed() }))

@@ -1,4 +1,4 @@
-//! Sockets and HTTP: takes connections, reads requests whole, delivers answers as faults would have them.
+//! Sockets and HTTP: accepts connections, reads complete requests, and sends answers as faults demand.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -24,20 +24,20 @@ use super::control;
 use super::exchange::{Delivery, ReceivedRequest, SandboxCore};
 use super::wire::{Orders, Wire};
 
-/// The most connections at a time; further ones wait in the listener's queue.
+/// Maximum number of connections; further ones wait in the listener's queue.
 const CONNECTIONS_MAX: usize = 1_024;
-/// The longest body that Make takes (it refused some of 2.1 MB).
+/// The longest body that Make accepts (it refused some of 2.1 MB).
 const BODY_BYTES_MAX: usize = 2_100_000;
-/// How much of a longer body is read off the wire before the answer, so that the client can read that.
+/// How much of a longer body is read before answering, so that the client gets to read the answer.
 const DISCARD_BYTES_MAX: usize = 32 << 20;
-/// For a head, from the moment the connection is idle; and for a body.
+/// Time to read a head, from when the connection is idle, and to read a body.
 const READ_TIME_MAX: Duration = Duration::from_secs(60);
-/// For a fault that hangs.
+/// How long a hanging fault lasts.
 const HANG_TIME_MAX: Duration = Duration::from_secs(600);
-/// After a failed accept (out of descriptors, say).
+/// Pause after a failed accept, such as when out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Takes connections until the sandbox stops.
+/// Accepts connections until the sandbox stops.
 pub(super) async fn listen(core: Arc<SandboxCore>, listener: TcpListener) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut number = 0;
@@ -55,16 +55,15 @@ pub(super) async fn listen(core: Arc<SandboxCore>, listener: TcpListener) {
     }
 }
 
-/// One connection's life.
 async fn serve(core: Arc<SandboxCore>, stream: TcpStream, number: u64) {
-    // Answers are small and written at once: waiting for acknowledgements would only add latency. It works without.
+    // Answers are small and written at once, so waiting for acknowledgements would only add latency. Optional.
     let _works_without = stream.set_nodelay(true);
     let orders = Orders::default();
     let wire = Wire::new(stream, orders.clone());
     let service = service_fn(move |request| respond(Arc::clone(&core), orders.clone(), number, request));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(READ_TIME_MAX);
-    // An error is a client that went away, or a fault that did its work.
+    // An error means that the client went away, or that a fault did its work.
     let _either_way_over = http.serve_connection(TokioIo::new(wire), service).await;
 }
 
@@ -74,7 +73,7 @@ struct Silence;
 
 impl fmt::Display for Silence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no answer, as a fault demands or for want of a whole request")
+        f.write_str("no answer, because of a fault or an incomplete request")
     }
 }
 
@@ -90,7 +89,7 @@ async fn respond(
     if control::is_control(&request.path) {
         return Ok(response(control::answer(&core, &request), usize::MAX, Duration::ZERO));
     }
-    // On its own task: a client that goes away stops nothing that the sandbox has begun.
+    // In its own task: a client that goes away stops nothing that the sandbox has begun.
     let exchange = core.tasks.spawn(Arc::clone(&core).exchange(request));
     let (answer, delivery) = exchange.await.map_err(|_| Silence)?;
     match delivery {
@@ -106,7 +105,7 @@ async fn respond(
             Err(Silence)
         }
         Delivery::Hang(mut released) => {
-            // Over by release, by time, or by the client's going, which drops this future.
+            // Ends by release, by timeout, or when the client leaves, which drops this future.
             let _over = tokio::time::timeout(HANG_TIME_MAX, released.changed()).await;
             Err(Silence)
         }
@@ -126,7 +125,7 @@ async fn read(request: http::Request<Incoming>, connection: u64) -> Result<Recei
     })
 }
 
-/// The whole body; `None` if it is longer than Make takes.
+/// Reads the whole body; `None` if it is longer than Make accepts.
 async fn read_body(mut body: Incoming) -> Result<Option<Bytes>, Silence> {
     let (mut whole, mut length) = (BytesMut::new(), 0_usize);
     while length <= DISCARD_BYTES_MAX {
@@ -144,7 +143,7 @@ fn response(answer: SandboxAnswer, piece: usize, every: Duration) -> Response<Pa
     let mut response = Response::new(Paced { rest: answer.body, piece, every, pause: None });
     *response.status_mut() = answer.status;
     for (name, value) in answer.headers {
-        // Faults are checked when they come as JSON; from Rust, what is no header is left out.
+        // Faults that arrive as JSON are checked; from Rust code, invalid headers are left out.
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             response.headers_mut().append(name, value);
         }
@@ -152,7 +151,7 @@ fn response(answer: SandboxAnswer, piece: usize, every: Duration) -> Response<Pa
     response
 }
 
-/// A body that goes out in pieces with a pause before each; one piece without pause in the ordinary case.
+/// A body that is sent in pieces with a pause before each; normally one piece without a pause.
 struct Paced {
     rest: Bytes,
     piece: usize,

@@ -1,4 +1,4 @@
-//! One request from its arrival to what is answered and how: list, fault, token, quota, operation.
+//! Handles one request: log, fault, token, quota, operation, answer.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,46 +20,46 @@ use crate::clock::Clock;
 use crate::hash;
 use crate::tasks::Tasks;
 
-/// A request that was read whole.
+/// A request that was read completely.
 #[derive(Debug)]
 pub(super) struct ReceivedRequest {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) query: String,
     pub(super) headers: HeaderMap,
-    /// `None`: longer than Make takes.
+    /// `None` if longer than Make accepts.
     pub(super) body: Option<Bytes>,
     pub(super) connection: u64,
 }
 
-/// How an answer goes out.
+/// How an answer is sent.
 #[derive(Debug)]
 pub(super) enum Delivery {
     Whole,
-    /// Pieces of so many bytes, each after so long.
+    /// In pieces of this size, with this pause before each.
     Drip(usize, Duration),
-    /// The head, and so many bytes of the body.
+    /// The head and this many bytes of the body.
     Cut(usize),
-    /// FIN without an answer.
+    /// Close (FIN) without an answer.
     Close,
-    /// RST without an answer.
+    /// Reset (RST) without an answer.
     Reset,
     /// No answer until the receiver's value changes.
     Hang(watch::Receiver<()>),
 }
 
-/// Everything that the sandbox's connections and its handle share.
+/// State shared by the sandbox's connections and its handle.
 #[derive(Debug)]
 pub(super) struct SandboxCore {
     pub(super) settings: SandboxSettings,
     pub(super) clock: Clock,
     pub(super) tasks: Tasks,
-    /// Changes when what hangs is to end.
+    /// Changes when hanging requests should end.
     pub(super) released: watch::Sender<()>,
     inner: Mutex<CoreState>,
 }
 
-/// What is behind the one lock, which is held for moments only.
+/// State behind the one lock, which is held only briefly.
 #[derive(Debug)]
 pub(super) struct CoreState {
     pub(super) token: String,
@@ -93,7 +93,7 @@ impl SandboxCore {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Back to the seed: state, token, quota, faults, list.
+    /// Resets state, token, quota, faults and request log to the seed.
     pub(super) fn reset(&self) {
         *self.lock() = CoreState::new(&self.settings, &self.clock);
         self.released.send_replace(());
@@ -104,14 +104,14 @@ impl SandboxCore {
         self.released.send_replace(());
     }
 
-    /// The whole of a request. Runs to its end whether or not the client stays, as behind Make's own edge.
+    /// Handles a request. Runs to completion whether or not the client stays, as behind Make's own edge.
     pub(super) async fn exchange(self: Arc<Self>, request: ReceivedRequest) -> (SandboxAnswer, Delivery) {
         let mut released = self.released.subscribe();
         let (number, fault) = self.arrive(&request);
         match fault {
             None => (self.handle(&request, number), Delivery::Whole),
             Some(FaultKind::Latency { ms }) => {
-                // Its end is as good as the time's.
+                // A closed channel ends the wait just like the timeout.
                 let _over = tokio::time::timeout(Duration::from_millis(ms), released.changed()).await;
                 (self.handle(&request, number), Delivery::Whole)
             }
@@ -161,7 +161,7 @@ impl SandboxCore {
         answer
     }
 
-    /// Handles the request if it is to have an effect, and forgets the answer.
+    /// Handles the request if it should have an effect, and discards the answer.
     fn stay_silent(&self, request: &ReceivedRequest, number: u64, effect: bool) -> SandboxAnswer {
         if effect {
             self.handle(request, number);
@@ -172,7 +172,8 @@ impl SandboxCore {
         SandboxAnswer::shaped(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    /// A fault's own answer. Token and quota come first: it is Make's application that fails, not its edge.
+    /// Sends a fault's answer. Token and quota are checked first, because the fault is in Make's application, not its
+    /// edge.
     fn answer_instead(&self, request: &ReceivedRequest, number: u64, fault: &FaultKind) -> SandboxAnswer {
         let mut inner = self.lock();
         let (answer, effect) = match self.admit(&mut inner, request, number) {
@@ -186,7 +187,7 @@ impl SandboxCore {
         answer
     }
 
-    /// Size, token, quota: what comes before any operation.
+    /// Checks size, token and quota before any operation.
     fn admit(&self, inner: &mut CoreState, request: &ReceivedRequest, number: u64) -> Result<(), SandboxAnswer> {
         if request.body.is_none() {
             return Err(SandboxAnswer::too_large());
@@ -205,7 +206,7 @@ impl SandboxCore {
         admitted.then_some(()).ok_or_else(|| SandboxAnswer::over_quota(self.settings.json_429))
     }
 
-    /// Does the operation; says also whether it was a write that took effect.
+    /// Runs the operation; also returns whether it was a write that took effect.
     fn operate(&self, inner: &mut CoreState, request: &ReceivedRequest) -> (SandboxAnswer, bool) {
         let content_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let call = OperationCall {
@@ -255,7 +256,7 @@ fn token_seen(headers: &HeaderMap, token: &str) -> TokenSeen {
     }
 }
 
-/// The answer that a fault spells out; Make's error shape where it spells none.
+/// The answer that a fault defines, or one in Make's error shape if it defines none.
 fn scripted(fault: &FaultKind, request: &HeaderMap) -> SandboxAnswer {
     let FaultKind::Answer { status, body, content_type, headers, .. } = fault else {
         return SandboxAnswer::shaped(StatusCode::INTERNAL_SERVER_ERROR);

@@ -1,12 +1,12 @@
-//! Faults on request: what goes wrong, for which requests, and how often.
+//! Faults on request: what goes wrong, for which requests and how often.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The most faults that are armed at once; the oldest go.
+/// Maximum number of armed faults; the oldest are dropped.
 const ARMED_MAX: usize = 1_000;
-/// The longest time in a fault.
+/// The longest time in a fault, in milliseconds.
 const MS_MAX: u64 = 600_000;
 /// In the body and headers of an [`FaultKind::Answer`]: replaced by the request's `Authorization` value.
 pub(super) const ECHO: &str = "{authorization}";
@@ -19,9 +19,9 @@ pub struct Fault {
     /// The method, or `*` (the default) for all.
     #[serde(default = "any")]
     pub method: String,
-    /// The path without query; `*` is one whole segment, `**` at the end is any rest.
+    /// The path without query; `*` matches one whole segment, `**` at the end matches any rest.
     pub path: String,
-    /// How many requests it applies to (default 1); `None` (`null`): all until it is cleared.
+    /// How many requests it applies to (default 1); `None` (`null`): all, until cleared.
     #[serde(default = "once")]
     pub times: Option<u32>,
     /// What goes wrong.
@@ -37,23 +37,24 @@ const fn once() -> Option<u32> {
     Some(1)
 }
 
-/// What goes wrong. `effect`: whether the request is handled first, so that a write takes effect.
+/// What goes wrong. `effect`: whether to handle the request first, so that a write takes effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FaultKind {
-    /// Waits before handling, no longer than until faults are cleared; then all is well, also when the client has gone meanwhile.
+    /// Waits before handling, at most until faults are cleared; then handles the request normally, even if the client
+    /// has gone.
     Latency {
         /// Milliseconds.
         ms: u64,
     },
-    /// Answers this. `{authorization}` in the body or a header's value becomes what the request sent as that header.
+    /// Sends this answer. `{authorization}` in the body or a header value is replaced by the request's `Authorization`.
     Answer {
         /// 200 to 599.
         status: u16,
-        /// The body; left out: Make's error shape for the status.
+        /// The body; default: Make's error shape for the status.
         #[serde(default)]
         body: Option<String>,
-        /// Left out: JSON.
+        /// Content type; default: JSON.
         #[serde(default)]
         content_type: Option<String>,
         /// Further headers, such as `retry-after` or `location`.
@@ -75,19 +76,19 @@ pub enum FaultKind {
         #[serde(default)]
         effect: bool,
     },
-    /// Handles the request, sends the head and this many bytes of the body (always fewer than promised), and closes.
+    /// Handles the request, sends the head and this many bytes of the body (always fewer than announced), and closes.
     Cut {
-        /// Bytes of the body that are sent.
+        /// Bytes of the body to send.
         after_bytes: usize,
     },
     /// Handles the request and sends the body slowly, piece by piece.
     Drip {
-        /// Bytes of one piece.
+        /// Bytes per piece.
         bytes: usize,
         /// Milliseconds before each piece.
         every_ms: u64,
     },
-    /// Never answers: until the client goes, faults are cleared, or ten minutes are over.
+    /// Never answers, until the client leaves, faults are cleared, or ten minutes are over.
     Hang {
         /// Handles the request first.
         #[serde(default)]
@@ -114,10 +115,11 @@ impl Fault {
         Self { times: Some(times), ..self }
     }
 
-    /// What is wrong with this fault, if anything, and what to write instead.
+    /// Checks the fault.
     ///
     /// # Errors
-    /// One sentence for the first thing that is wrong.
+    ///
+    /// One sentence for the first mistake, saying what to write instead.
     pub fn check(&self) -> Result<(), String> {
         if !self.path.starts_with('/') {
             return Err(format!("path {:?} must begin with a slash, like /api/v2/organizations/*/usage", self.path));
@@ -130,7 +132,7 @@ impl Fault {
 }
 
 impl FaultKind {
-    /// An answer with this status in Make's error shape, instead of handling.
+    /// An answer with this status in Make's error shape, without handling the request.
     #[must_use]
     pub const fn status(status: u16) -> Self {
         Self::Answer { status, body: None, content_type: None, headers: BTreeMap::new(), effect: false }
@@ -166,13 +168,13 @@ impl FaultKind {
         self
     }
 
-    /// A redirect elsewhere, instead of handling.
+    /// A redirect elsewhere, without handling the request.
     #[must_use]
     pub fn redirect(location: &str) -> Self {
         Self::status(302).with_header("location", location)
     }
 
-    /// An answer that gives the request's `Authorization` back in its body and in a header.
+    /// An answer that echoes the request's `Authorization` in its body and in a header.
     #[must_use]
     pub fn echo_token(status: u16) -> Self {
         Self::status(status).with_header("x-echo", ECHO).with_body(&format!("{{\"you\":\"{ECHO}\"}}"))
@@ -181,7 +183,7 @@ impl FaultKind {
     fn check(&self) -> Result<(), String> {
         match self {
             Self::Latency { ms } | Self::Drip { every_ms: ms, .. } if *ms > MS_MAX => {
-                Err(format!("times in faults are at most {MS_MAX} milliseconds"))
+                Err(format!("times in faults must be at most {MS_MAX} milliseconds"))
             }
             Self::Drip { bytes: 0, .. } => Err("drip.bytes must be 1 or more".to_owned()),
             Self::Answer { status, .. } if !(200..=599).contains(status) => {
@@ -201,7 +203,9 @@ impl FaultKind {
 fn check_header((name, value): (&String, &String)) -> Result<(), String> {
     let valid =
         http::HeaderName::try_from(name.as_str()).is_ok() && http::HeaderValue::try_from(value.as_str()).is_ok();
-    valid.then_some(()).ok_or_else(|| format!("{name:?}: {value:?} is not a header: write a plain name and one line"))
+    valid
+        .then_some(())
+        .ok_or_else(|| format!("{name:?}: {value:?} is not a valid header: write a plain name and a single line"))
 }
 
 /// A method and a path, each with wildcards.
@@ -249,12 +253,12 @@ impl Faults {
         self.0.clear();
     }
 
-    /// Those that are armed, `times` being what is left of them.
+    /// The armed faults; `times` is how often they still apply.
     pub(super) fn armed(&self) -> &[Fault] {
         &self.0
     }
 
-    /// The fault for this request, counted down.
+    /// The fault for this request; counts it down.
     pub(super) fn strike(&mut self, method: &str, path: &str) -> Option<FaultKind> {
         let place = self.0.iter().position(|fault| Pattern::new(&fault.method, &fault.path).matches(method, path))?;
         let fault = self.0.get_mut(place)?;

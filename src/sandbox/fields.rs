@@ -1,10 +1,10 @@
-//! Reading a request's JSON body field by field, noting everything that is wrong with it for Make's suberrors.
+//! Reads a request's JSON body field by field and collects every mistake for Make's suberrors.
 
 use serde_json::{Map, Value};
 
 use super::answer::MakeError;
 
-/// The object in a request's body, and what was found wrong so far.
+/// The object in a request's body, and the mistakes found so far.
 #[derive(Debug)]
 pub(super) struct BodyFields<'a> {
     object: &'a Map<String, Value>,
@@ -16,25 +16,25 @@ impl<'a> BodyFields<'a> {
         Self { object, errors: Vec::new() }
     }
 
-    /// A field that must be there: text that is not empty.
+    /// A required field: text that is not empty.
     pub(super) fn text(&mut self, name: &str) -> Option<&'a str> {
         self.required(name)?;
         self.optional_text(name)
     }
 
-    /// A field that must be there: a whole number, 0 or more.
+    /// A required field: an integer, 0 or more.
     pub(super) fn number(&mut self, name: &str) -> Option<u64> {
         self.required(name)?;
         self.optional_number(name)
     }
 
-    /// A field that must be there: true or false.
+    /// A required field: true or false.
     pub(super) fn flag(&mut self, name: &str) -> Option<bool> {
         self.required(name)?;
         self.optional_flag(name)
     }
 
-    /// A field that must be there, of any type.
+    /// A required field of any type.
     pub(super) fn value(&mut self, name: &str) -> Option<&'a Value> {
         self.required(name)
     }
@@ -79,12 +79,12 @@ impl<'a> BodyFields<'a> {
         self.errors.push(format!("Invalid value of parameter '{name}': write {write}."));
     }
 
-    /// Ends the reading: an error if anything was wrong.
+    /// Finishes; an error if anything was wrong.
     pub(super) fn done(self) -> Result<(), MakeError> {
         if self.errors.is_empty() { Ok(()) } else { Err(MakeError::Invalid(self.errors)) }
     }
 
-    /// The refusal, for where a required field is known to be missing.
+    /// The error, for when a required field is known to be missing.
     pub(super) fn refused(self) -> MakeError {
         MakeError::Invalid(self.errors)
     }
@@ -97,7 +97,7 @@ impl<'a> BodyFields<'a> {
         value
     }
 
-    /// `null` is as good as left out for an optional field.
+    /// For an optional field, `null` means the same as leaving it out.
     fn typed<T>(&mut self, name: &str, write: &str, read: impl FnOnce(&'a Value) -> Option<T>) -> Option<T> {
         let value = self.object.get(name).filter(|value| !value.is_null())?;
         let read = read(value);

@@ -1,8 +1,8 @@
-//! The simulated Make Organizations API: stateful over all 25 operations, with Make's token check, quota and errors,
-//! faults on request, and a list of what it received.
+//! The simulated Make Organizations API: all 25 operations with state, Make's token check, quota and errors, faults on
+//! request, and a list of the requests it received.
 //!
-//! It reads Make's document by itself and never the catalogue: tests compare two readings. What the document leaves
-//! open follows the survey of live answers.
+//! It is based on Make's document alone and never on the catalogue, so that tests compare two independent readings.
+//! Where the document is silent, it follows observed live answers.
 
 mod answer;
 mod control;
@@ -36,25 +36,25 @@ pub use quota::{MinuteWindow, SandboxBucket};
 pub use received::{Received, TokenSeen};
 pub use seed::{Seed, SeedPlan};
 
-/// How long [`Sandbox::stop`] waits for what is under way.
+/// How long [`Sandbox::stop`] waits for requests in progress.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// What a sandbox is to be like.
+/// Settings of a sandbox.
 #[derive(Clone, Debug)]
 pub struct SandboxSettings {
-    /// The token that it takes.
+    /// The token that requests must carry.
     pub token: String,
-    /// Requests per organization and minute, and `license.apiLimit`, where a seed sets no other.
+    /// Requests per organization and minute, and `license.apiLimit`, unless a seed sets its own.
     pub api_limit: u32,
     /// Requests per minute on paths without an organization.
     pub account_limit: u32,
-    /// How long after a write reads without `wait=true` still show the state before it.
+    /// How long reads without `wait=true` still show the old state after a write.
     pub lag: Duration,
-    /// How the quota's minute is counted.
+    /// How to count the quota's minute.
     pub window: MinuteWindow,
-    /// Whether the 429 is JSON; Make's own is plain text.
+    /// Whether the 429 is JSON instead of plain text as from Make.
     pub json_429: bool,
-    /// The organizations it starts with.
+    /// The initial organizations.
     pub seed_organizations: Vec<Seed>,
 }
 
@@ -72,7 +72,7 @@ impl Default for SandboxSettings {
     }
 }
 
-/// A running sandbox. Clones are handles of the same one; it serves until it is stopped, whoever drops its handles.
+/// A running sandbox. Clones are handles to the same one; it runs until stopped, even if all handles are dropped.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
     core: Arc<SandboxCore>,
@@ -80,7 +80,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Binds (port 0: any free one) and serves in the background.
+    /// Binds the address (port 0: any free port) and serves in the background.
     ///
     /// # Errors
     /// The address cannot be bound.
@@ -92,7 +92,7 @@ impl Sandbox {
         Ok(Self { core, address })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
@@ -103,30 +103,30 @@ impl Sandbox {
         self.core.lock().faults.arm(fault);
     }
 
-    /// Clears all faults; what hangs ends.
+    /// Clears all faults and ends hanging requests.
     pub fn clear_faults(&self) {
         self.core.clear_faults();
     }
 
-    /// What arrived, oldest first: the newest 100,000 requests at most.
+    /// The received requests, oldest first: at most the newest 100,000.
     #[must_use]
     pub fn received(&self) -> Vec<Received> {
         self.core.lock().log.all()
     }
 
-    /// What arrived with this method (`*`: any) and path (wildcards as in [`Fault`]).
+    /// The received requests with this method (`*`: any) and path (wildcards as in [`Fault`]).
     #[must_use]
     pub fn received_of(&self, method: &str, path: &str) -> Vec<Received> {
         self.core.lock().log.of(&Pattern::new(method, path)).cloned().collect()
     }
 
-    /// How many writes with this method and path took effect.
+    /// The number of writes with this method and path that took effect.
     #[must_use]
     pub fn effects(&self, method: &str, path: &str) -> usize {
         self.core.lock().log.of(&Pattern::new(method, path)).filter(|received| received.effect).count()
     }
 
-    /// An organization's detail as it is now, past any lag and without a request; `None`: it does not exist.
+    /// An organization's current detail, regardless of any lag and without a request; `None` if it does not exist.
     #[must_use]
     pub fn organization(&self, id: u64) -> Option<Value> {
         let api_limit = self.core.settings.api_limit;
@@ -134,24 +134,25 @@ impl Sandbox {
         inner.state.organization(id, View::Current).ok().map(|org| operations::detail(org, api_limit))
     }
 
-    /// The hash of the pending invitation of this e-mail address, which Make would send there.
+    /// The hash of the pending invitation for this e-mail address, where Make would send it.
     #[must_use]
     pub fn invitation(&self, email: &str) -> Option<String> {
         let inner = self.core.lock();
         inner.state.invitations().find(|(_, invitation)| invitation.user.email == email).map(|(hash, _)| hash.clone())
     }
 
-    /// Takes another token from now on (until a reset), as after a rotation at Make.
+    /// Requires another token from now on (until a reset), as after a rotation at Make.
     pub fn set_token(&self, token: &str) {
         token.clone_into(&mut self.core.lock().token);
     }
 
-    /// Gives an organization another quota and `license.apiLimit`, as a change of plan does. Not a write: no lag.
+    /// Gives an organization another quota and `license.apiLimit`, as a change of plan does. Not a write, so without
+    /// lag.
     pub fn set_api_limit(&self, organization: u64, limit: u32) {
         self.core.lock().state.set_api_limit(organization, limit);
     }
 
-    /// Everything back to the start: state, token, quota, faults, list.
+    /// Resets everything: state, token, quota, faults, list.
     pub fn reset(&self) {
         self.core.reset();
     }
@@ -160,7 +161,7 @@ impl Sandbox {
     pub async fn stop(&self) {
         self.core.tasks.stop();
         self.core.released.send_replace(());
-        // What sleeps in a fault may be left behind: nobody waits for its answer any more.
+        // Requests sleeping in a fault may be left behind; nobody waits for their answers any more.
         let _drained = self.core.tasks.drained(STOP_TIME_MAX).await;
     }
 }

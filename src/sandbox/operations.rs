@@ -1,4 +1,4 @@
-//! All 25 operations: one table from method and path to what is done, as Make's document lists them.
+//! All 25 operations: one table that maps method and path to the operation, as Make's document lists them.
 
 mod billing;
 mod invitations;
@@ -24,16 +24,16 @@ const ROOT: &str = "/api/v2/organizations";
 pub(super) struct OperationCall<'a> {
     pub(super) query: ListQuery,
     pub(super) body: &'a [u8],
-    /// Whether the request says that its body is JSON; Make reads no other.
+    /// Whether the request declares its body as JSON; Make reads nothing else.
     pub(super) is_json: bool,
     pub(super) now: Instant,
     pub(super) wall: Timestamp,
-    /// `license.apiLimit` of organizations that have none of their own.
+    /// `license.apiLimit` of organizations without their own.
     pub(super) api_limit: u32,
 }
 
 impl OperationCall<'_> {
-    /// What a read sees: the zone's view, or the truth with `wait=true`.
+    /// The state a read sees: the zone's, or the current one with `wait=true`.
     fn view(&self) -> View {
         if self.query.flag("wait") { View::Current } else { View::Zone(self.now) }
     }
@@ -43,13 +43,13 @@ impl OperationCall<'_> {
             return Err(MakeError::invalid("Missing request body: send a JSON object."));
         }
         if !self.is_json {
-            return Err(MakeError::invalid("The body is read only with the header content-type: application/json."));
+            return Err(MakeError::invalid("The body needs the header content-type: application/json."));
         }
         serde_json::from_slice(self.body)
             .map_err(|error| MakeError::invalid(format!("The body is not a JSON object: {error}.")))
     }
 
-    /// Make's way of writing a time: UTC with milliseconds.
+    /// A time as Make writes it: UTC with milliseconds.
     fn stamp(&self) -> String {
         stamp(self.wall)
     }
@@ -63,12 +63,12 @@ fn ok() -> Value {
     json!({ "ok": 1 })
 }
 
-/// The bucket that a path is counted against: an organization's, or the account's (`None`).
+/// The bucket that a path counts against: an organization's, or the account's (`None`).
 pub(super) fn organization_of(path: &str) -> Option<u64> {
     segments(path)?.first().and_then(|segment| id(segment).ok())
 }
 
-/// Finds the operation and does it.
+/// Finds and runs the operation.
 pub(super) fn run(
     state: &mut MakeState,
     method: &str,
@@ -106,7 +106,7 @@ pub(super) fn run(
     }
 }
 
-/// An organization's whole detail as it is now, whatever the zone still shows: for tests that compare.
+/// An organization's current detail, regardless of any lag, for tests that compare.
 pub(super) fn detail(organization: &MakeOrganization, api_limit: u32) -> Value {
     organizations::detail(organization, api_limit)
 }
@@ -123,7 +123,7 @@ fn segments(path: &str) -> Option<Vec<&str>> {
     }
 }
 
-/// Reads an id as JavaScript servers do: `011` is 11. What a gateway lets through is judged by the laxer reading.
+/// Parses an id as JavaScript servers do: `011` is 11. What the gateway lets through is judged by this laxer reading.
 fn id(segment: &str) -> Result<u64, MakeError> {
     let digits = segment.bytes().all(|b| b.is_ascii_digit());
     segment.parse().ok().filter(|_| digits).ok_or_else(|| MakeError::NotFound(format!("Organization {segment}")))

@@ -1,4 +1,4 @@
-//! The query string as Make's servers read it: brackets escaped or bare, `cols[]=a` and `cols=a` alike.
+//! The query string as Make's servers parse it: brackets escaped or not, `cols[]=a` and `cols=a` alike.
 
 use std::cmp::Ordering;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::MakeError;
 
-/// Make's default and greatest page.
+/// Make's default and maximum page size.
 const PAGE_MAX: usize = 10_000;
 
 /// The decoded pairs of a query, in order.
@@ -35,7 +35,7 @@ impl ListQuery {
         self.get(name) == Some("true")
     }
 
-    /// The columns asked for; `None`: the default ones. `*` stays in the list for the caller to see.
+    /// The requested columns; `None`: the default ones. `*` stays in the list for the caller to handle.
     fn columns(&self) -> Option<Vec<&str>> {
         let is_column = |key: &str| {
             key.strip_prefix("cols").is_some_and(|rest| {
@@ -55,7 +55,7 @@ impl ListQuery {
         (!asked.is_empty()).then_some(asked)
     }
 
-    /// Keeps the columns asked for (`*`: all; none asked: `default`) of an object, in the object's order.
+    /// Keeps only the requested columns of an object (`*`: all; none requested: `default`), in the object's order.
     pub(super) fn project(&self, whole: Value, default: Option<&[&str]>) -> Value {
         let asked = self.columns();
         let keep = match (&asked, default) {
@@ -72,7 +72,7 @@ impl ListQuery {
         }
     }
 
-    /// Reads `pg[…]`: sort column and direction (the defaults are the operation's), page and offset.
+    /// Parses `pg[…]`: sort column and direction (with the operation's defaults), page size and offset.
     pub(super) fn page(&self, sort_by: &str, descending: bool, sortable: &[&str]) -> Result<MakePage, MakeError> {
         let mut errors = Vec::new();
         let mut number = |name: &str, default: usize| match self.get(name) {
@@ -105,7 +105,7 @@ impl ListQuery {
     }
 }
 
-/// One page of a collection, as asked for.
+/// The requested page of a collection.
 #[derive(Debug)]
 pub(super) struct MakePage {
     sort_by: String,
@@ -115,7 +115,7 @@ pub(super) struct MakePage {
 }
 
 impl MakePage {
-    /// Sorts by the page's column (equal values keep the order they came in) and cuts the page out.
+    /// Sorts by the page's column (stable) and cuts out the page.
     pub(super) fn cut(&self, mut rows: Vec<Value>) -> Vec<Value> {
         rows.sort_by(|a, b| {
             let order = compare(a.get(&self.sort_by), b.get(&self.sort_by));
@@ -124,7 +124,7 @@ impl MakePage {
         rows.into_iter().skip(self.offset).take(self.limit).collect()
     }
 
-    /// The echo that Make sends with the page.
+    /// The page parameters that Make echoes with the page.
     pub(super) fn echo(&self) -> Value {
         json!({
             "sortBy": self.sort_by,

@@ -1,22 +1,21 @@
-//! Make's quota: so many requests per organization and minute, and a bucket for paths without an organization.
+//! Make's quota: a number of requests per organization and minute, and a bucket for paths without an organization.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
-/// The length of the window.
 const WINDOW: Duration = Duration::from_secs(60);
-/// The most buckets that are kept; requests for more organizations within one minute are refused.
+/// Maximum number of buckets; requests for more organizations within one minute are refused.
 const BUCKETS_MAX: usize = 10_000;
 
-/// How the minute is counted; Make does not say.
+/// How the minute is counted; Make does not document it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MinuteWindow {
-    /// Minutes that follow each other from the sandbox's start (or last reset) on, each with the whole quota.
+    /// Consecutive minutes, starting when the sandbox starts or is reset, each with the full quota.
     #[default]
     Fixed,
-    /// The 60 seconds that end now.
+    /// The last 60 seconds.
     Sliding,
 }
 
@@ -52,7 +51,7 @@ impl SandboxQuota {
         Self { window, start, spent: HashMap::new() }
     }
 
-    /// Counts one request; `false`: the bucket is spent. A request that is refused here is not counted.
+    /// Counts one request; `false` if the bucket is exhausted. A refused request is not counted.
     pub(super) fn take(&mut self, bucket: SandboxBucket, limit: u32, now: Instant) -> bool {
         let counts = self.counting(now);
         if self.spent.len() >= BUCKETS_MAX && !self.spent.contains_key(&bucket) {
@@ -72,7 +71,7 @@ impl SandboxQuota {
         free
     }
 
-    /// Tells which earlier requests count at `now`.
+    /// A predicate for which earlier requests still count at `now`.
     fn counting(&self, now: Instant) -> impl Fn(Instant) -> bool + use<> {
         let whole_minutes = now.saturating_duration_since(self.start).as_secs() / WINDOW.as_secs();
         let begin = self.start + Duration::from_secs(whole_minutes * WINDOW.as_secs());

@@ -1,4 +1,4 @@
-//! What the sandbox received, in order: for tests that count attempts, and for people who want to see them.
+//! The requests the sandbox received, in order: for tests that count attempts and for people who want to see them.
 
 use std::collections::VecDeque;
 
@@ -7,15 +7,15 @@ use serde::Serialize;
 use super::faults::Pattern;
 use super::quota::SandboxBucket;
 
-/// The most requests that are kept, and the most bytes of them; the oldest go.
+/// Maximum number and total size of the requests kept; the oldest are dropped.
 const REQUESTS_MAX: usize = 100_000;
 const BYTES_MAX: usize = 64 << 20;
-/// How much of a body is kept.
+/// How much of a body is kept, in bytes.
 const BODY_BYTES_MAX: usize = 16 << 10;
-/// What stands where the token was sent.
+/// Replaces the token in what is kept.
 const TOKEN_SHOWN: &str = "[token]";
 
-/// What a request carried as its `Authorization`; the value itself is never kept.
+/// What a request sent as `Authorization`; the value itself is never kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenSeen {
@@ -27,20 +27,20 @@ pub enum TokenSeen {
     Missing,
 }
 
-/// One request that arrived whole.
+/// A request that arrived completely.
 #[derive(Clone, Debug, Serialize)]
 pub struct Received {
-    /// Counts from 0 in the order of arrival; a reset starts again.
+    /// Number in order of arrival, from 0; a reset starts over.
     pub number: u64,
     /// Wall time of arrival in milliseconds since 1970.
     pub time_ms: i64,
-    /// The connection it came on; they count from 1.
+    /// Number of its connection, from 1.
     pub connection: u64,
     /// As sent.
     pub method: String,
     /// As sent, without the query.
     pub path: String,
-    /// As sent, without the question mark; empty when there is none.
+    /// As sent, without the question mark; empty if there is none.
     pub query: String,
     /// All but `authorization`, names in lower case, in the order sent.
     pub headers: Vec<(String, String)>,
@@ -48,9 +48,9 @@ pub struct Received {
     pub token: TokenSeen,
     /// The first 16 KiB of the body.
     pub body: String,
-    /// What was answered; `None`: nothing (yet).
+    /// Status of the answer; `None` if there is none (yet).
     pub status: Option<u16>,
-    /// What it was counted against; `None`: not counted (wrong token, or a fault came first).
+    /// The bucket it counted against; `None` if not counted (wrong token, or a fault came first).
     pub bucket: Option<SandboxBucket>,
     /// Whether it was a write that took effect.
     pub effect: bool,
@@ -63,7 +63,7 @@ impl Received {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// Takes the token out of everything that is kept, wherever it was sent, and cuts the body.
+    /// Removes the token from everything that is kept, wherever it was sent, and truncates the body.
     pub(super) fn without(mut self, token: &str) -> Self {
         let hide = |text: &mut String| {
             if !token.is_empty() && text.contains(token) {
@@ -95,7 +95,7 @@ pub(super) struct ReceivedLog {
 }
 
 impl ReceivedLog {
-    /// Adds a request under the next number, which is returned.
+    /// Adds a request and returns its number.
     pub(super) fn add(&mut self, received: Received) -> u64 {
         let number = self.next;
         self.next += 1;

@@ -1,11 +1,11 @@
-//! What a sandbox starts with: a few organizations that differ in what callers of Make meet.
+//! The initial organizations of a sandbox, chosen to show how Make's organizations differ.
 
 use super::state::{App, FeatureControl, MakeOrganization, Subscription, Team};
 
-/// The zone that the sandbox stands for.
+/// The zone that the sandbox simulates.
 pub(super) const ZONE: &str = "eu1.make.com";
 
-/// Make's plans, as far as the sandbox tells them apart.
+/// Make's plans, as far as the sandbox distinguishes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeedPlan {
     /// No price and no custom variables: their operations answer 404.
@@ -14,7 +14,7 @@ pub enum SeedPlan {
     Core,
     /// The first plan with custom variables.
     Pro,
-    /// What most companies have.
+    /// The plan of most companies.
     Teams,
     /// The largest plan.
     Enterprise,
@@ -43,7 +43,7 @@ impl SeedPlan {
         }
     }
 
-    /// As Make's document writes prices: text with two decimals.
+    /// The price as Make's document writes it: text with two decimals.
     pub(super) const fn price(self) -> &'static str {
         match self {
             Self::Free => "0.00",
@@ -72,20 +72,20 @@ impl SeedPlan {
     }
 }
 
-/// One organization that is there from the start (and again after a reset).
+/// An organization that exists from the start and after a reset.
 #[derive(Clone, Debug)]
 pub struct Seed {
-    /// Its id, as in `/api/v2/organizations/ID`.
+    /// Id, as in `/api/v2/organizations/ID`.
     pub id: u64,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its plan.
+    /// Plan.
     pub plan: SeedPlan,
-    /// Active scenarios: with any, deleting it demands `confirmed=true`.
+    /// Number of active scenarios; with any, deleting it requires `confirmed=true`.
     pub active_scenarios: u64,
-    /// Its own quota and `license.apiLimit`; `None`: the settings' `api_limit`.
+    /// Its own quota and `license.apiLimit`; `None`: `api_limit` from the settings.
     pub api_limit: Option<u32>,
-    /// The zone it lives in, when not the sandbox's own (`eu1.make.com`): then it has no `license`, `serviceName` or
+    /// The zone it lives in, if not the sandbox's own (`eu1.make.com`). It then has no `license`, `serviceName` or
     /// `isPaused`, and cannot be deleted here.
     pub other_zone: Option<String>,
 }
@@ -131,7 +131,7 @@ impl Seed {
     }
 }
 
-/// The feature controls of every organization. Source: the example in Make's document.
+/// The feature controls of every organization, from the example in Make's document.
 pub(super) fn feature_controls() -> Vec<FeatureControl> {
     vec![
         FeatureControl {

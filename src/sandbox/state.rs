@@ -1,4 +1,4 @@
-//! What the sandbox knows: its organizations, as they are and as a lagging zone still shows them, and invitations.
+//! The sandbox's state: its organizations (current, and as a lagging zone still shows them) and invitations.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -9,30 +9,30 @@ use serde_json::Value;
 use super::answer::MakeError;
 use super::seed::{Seed, SeedPlan, ZONE, feature_controls};
 
-/// The most organizations, deleted ones not counted.
+/// Maximum number of organizations, not counting deleted ones.
 const ORGANIZATIONS_MAX: usize = 10_000;
-/// The most pending invitations.
+/// Maximum number of pending invitations.
 const INVITATIONS_MAX: usize = 10_000;
-/// The most writes to one organization that a lagging zone remembers; past it the zone catches up early.
+/// Maximum number of writes to one organization that a lagging zone remembers; beyond it the zone catches up early.
 const LAG_WRITES_MAX: usize = 1_000;
-/// The most entries of one organization's payments and of one variable's history; the oldest go.
+/// Maximum number of payments per organization and of history entries per variable; the oldest are dropped.
 const HISTORY_MAX: usize = 1_000;
-/// The most custom variables of one organization.
+/// Maximum number of custom variables per organization.
 pub(super) const VARIABLES_MAX: usize = 1_000;
 
-/// The hash of the invitation that every sandbox starts with. Source: the example in Make's document.
+/// The hash of the invitation that every sandbox starts with, from the example in Make's document.
 const SEED_INVITATION: &str = "bf1effe1-bc9d-4ab3-9414-9c3b66175305";
 
-/// A moment, and how much of the truth is seen at it.
+/// Which state a request sees.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum View {
-    /// What writes work on, and what `wait=true` waits for.
+    /// The current state, which writes modify and `wait=true` waits for.
     Current,
-    /// What the zone shows at that time: writes younger than the lag are not seen yet.
+    /// The state the zone shows at this time, without writes younger than the lag.
     Zone(Instant),
 }
 
-/// A value, and the older values that the zone still shows, each until its time.
+/// A value, and the older values that the zone still shows until their time is over.
 #[derive(Clone, Debug)]
 struct Lagging<T> {
     current: T,
@@ -44,7 +44,7 @@ impl<T> Lagging<T> {
         Self { current, before: VecDeque::new() }
     }
 
-    /// The oldest value whose time has not come, else the current one.
+    /// The oldest value that is still shown, or the current one.
     fn seen(&self, view: View) -> &T {
         match view {
             View::Current => &self.current,
@@ -109,7 +109,7 @@ impl MakeState {
             .ok_or_else(|| MakeError::NotFound(format!("Organization {id}")))
     }
 
-    /// Adds an organization.
+    /// Adds an organization, unless there are too many.
     pub(super) fn add(&mut self, organization: MakeOrganization, now: Instant) -> Result<(), MakeError> {
         if self.organizations(View::Current).count() >= ORGANIZATIONS_MAX {
             return Err(MakeError::Full("organizations"));
@@ -120,7 +120,7 @@ impl MakeState {
         Ok(())
     }
 
-    /// Changes an organization: all of `edit` or, when it refuses, nothing.
+    /// Applies `edit` to an organization completely, or not at all if it fails.
     pub(super) fn change<T>(
         &mut self,
         id: u64,
@@ -159,24 +159,24 @@ impl MakeState {
         self.invitations.get(hash).ok_or_else(|| MakeError::not_found("The invitation"))
     }
 
-    /// Takes an invitation; a second time it is not found.
+    /// Removes an invitation; a second attempt does not find it.
     pub(super) fn accept(&mut self, hash: &str) -> Result<Invitation, MakeError> {
         self.invitations.remove(hash).ok_or_else(|| MakeError::not_found("The invitation"))
     }
 
-    /// The pending invitations with their hashes, which Make sends by e-mail only.
+    /// The pending invitations with their hashes, which Make sends only by e-mail.
     pub(super) fn invitations(&self) -> impl Iterator<Item = (&String, &Invitation)> {
         self.invitations.iter()
     }
 
-    /// Gives an organization its own quota, at once.
+    /// Gives an organization its own quota immediately.
     pub(super) fn set_api_limit(&mut self, id: u64, limit: u32) {
         if let Some(slot) = self.organizations.get_mut(&id) {
             slot.current.iter_mut().for_each(|org| Arc::make_mut(org).api_limit = Some(limit));
         }
     }
 
-    /// The quota of an organization: its own, else `default`.
+    /// The organization's own quota, or `default`.
     pub(super) fn api_limit(&self, id: u64, default: u32) -> u32 {
         self.organization(id, View::Current).ok().and_then(|org| org.api_limit).unwrap_or(default)
     }
@@ -193,7 +193,7 @@ pub(super) struct MakeOrganization {
     pub(super) api_limit: Option<u32>,
     pub(super) scenarios: u64,
     pub(super) active_scenarios: u64,
-    /// Operations used since the last reset, and bought beside the plan.
+    /// Operations used since the last reset, and those bought in addition to the plan.
     pub(super) operations: u64,
     pub(super) operations_extra: u64,
     pub(super) teams: Vec<Team>,
@@ -207,7 +207,7 @@ pub(super) struct MakeOrganization {
 }
 
 impl MakeOrganization {
-    /// An organization as one is right after it was created: Teams plan without a subscription's dates, one team.
+    /// A newly created organization: Teams plan without subscription dates, one team.
     pub(super) fn new(id: u64, name: &str) -> Self {
         Self {
             id,

@@ -1,4 +1,4 @@
-//! The connection below HTTP, and the orders that faults give it: cut the answer's body short, or reset.
+//! The connection below HTTP, which faults can order to cut a response body short or to reset.
 
 use std::io;
 use std::pin::Pin;
@@ -8,10 +8,10 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// What ends an HTTP head.
+/// The end of an HTTP head.
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// What the rest of a connection's life is to be. One request is under way at a time, so one order is enough.
+/// What a connection is to do. Only one request is in progress at a time, so one order is enough.
 #[derive(Debug, Default)]
 enum WireOrder {
     #[default]
@@ -22,7 +22,7 @@ enum WireOrder {
     Reset,
 }
 
-/// The handle that a request's handling gives orders through.
+/// The handle through which a request's handler gives orders.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Orders(Arc<Mutex<WireOrder>>);
 
@@ -39,7 +39,7 @@ impl Orders {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = order;
     }
 
-    /// How many of these bytes may go out now.
+    /// How many of these bytes may be sent now.
     fn allowed(&self, bytes: &[u8]) -> usize {
         match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             WireOrder::Serve => bytes.len(),
@@ -51,7 +51,7 @@ impl Orders {
         }
     }
 
-    /// Notes what did go out.
+    /// Records what was sent.
     fn sent(&self, bytes: &[u8]) {
         if let WireOrder::Cut { head_seen, body_left } = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             let (head, seen) = head_bytes(*head_seen, bytes);
@@ -95,7 +95,7 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         if self.orders.is_reset() {
-            // With a linger time of zero the close that follows sends RST. Should it fail, the close sends FIN.
+            // With a linger time of zero, the following close sends RST. If setting it fails, the close sends FIN.
             let _as_good_as_closed = self.stream.set_zero_linger();
         }
     }
@@ -133,7 +133,7 @@ impl AsyncWrite for Wire {
 mod tests {
     use super::*;
 
-    /// What goes out of a head and a body in pieces of `piece` bytes with a cut after two bytes of the body.
+    /// What is sent of a head and a body, written in pieces of `piece` bytes, with a cut after two bytes of the body.
     fn cut(piece: usize) -> Vec<u8> {
         let orders = Orders::default();
         orders.cut_after(2);

@@ -1,4 +1,5 @@
-//! Payments and the subscription. What they buy shows: in the plan's license, in extra operations, in the next reads.
+//! Payments and the subscription. What they buy becomes visible in the plan's license, in extra operations and in later
+//! reads.
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
@@ -9,10 +10,10 @@ use crate::sandbox::fields::BodyFields;
 use crate::sandbox::seed::SeedPlan;
 use crate::sandbox::state::{MakeState, Subscription, View};
 
-/// What one unit of a single payment buys, and what it costs in whole dollars.
+/// What one unit of a single payment buys.
 const EXTRA_OPERATIONS: u64 = 10_000;
 const EXTRA_PRICE: u64 = 9;
-/// The most units of one payment.
+/// Maximum number of units per payment.
 const QUANTITY_MAX: u64 = 10_000;
 
 const SORTABLE: [&str; 5] = ["id", "created", "invoice_number", "amount_total", "status_name"];
@@ -32,7 +33,7 @@ pub(super) fn pay(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> R
     let mut fields = BodyFields::new(&object);
     let (price, quantity) = (fields.number("priceId"), fields.number("quantity"));
     if quantity.is_some_and(|quantity| !(1..=QUANTITY_MAX).contains(&quantity)) {
-        fields.wrong("quantity", "a whole number from 1 to 10000");
+        fields.wrong("quantity", "an integer from 1 to 10000");
     }
     check_payment(&mut fields);
     let (Some(_), Some(quantity)) = (price, quantity) else { return Err(fields.refused()) };
@@ -68,7 +69,7 @@ pub(super) fn subscription(state: &MakeState, call: &OperationCall<'_>, id: u64)
     Ok(json!({ "product": product }))
 }
 
-/// `POST /organizations/{organizationId}/subscription`: a new subscription in place of the one there is.
+/// `POST /organizations/{organizationId}/subscription`: replaces the current subscription.
 pub(super) fn subscribe(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
     let object = call.object()?;

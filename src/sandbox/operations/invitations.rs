@@ -1,4 +1,4 @@
-//! Inviting somebody, reading an invitation by its hash, accepting it.
+//! Inviting someone, reading an invitation by its hash, accepting it.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::sandbox::answer::MakeError;
 use crate::sandbox::fields::BodyFields;
 use crate::sandbox::state::{Invitation, MakeState, MakeUser, View};
 
-/// The user whose token the sandbox takes.
+/// The user that the sandbox's token belongs to.
 pub(super) const OWNER: u64 = 3;
 
 /// `POST /organizations/{organizationId}/invite`. The hash goes out by e-mail, never in the answer.
@@ -59,7 +59,7 @@ pub(super) fn accept(state: &mut MakeState, call: &OperationCall<'_>) -> Result<
     Ok(json!({ "user": user_of(&invitation), "userOrganizationRole": role_of(&invitation, Value::Null) }))
 }
 
-/// The same hash for the same user in every run, so that golden files hold; UUID-shaped like Make's.
+/// The same hash for the same user in every run, so that golden files stay valid; UUID-shaped like Make's.
 fn hash_of(user: u64) -> String {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..] = hash::sha256(format!("invitation {user}").as_bytes());
     uuid::Builder::from_random_bytes([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]).into_uuid().to_string()

@@ -1,4 +1,4 @@
-//! Organizations themselves: list, create, detail, update, delete, and their apps.
+//! Organizations: list, create, detail, update, delete, and their apps.
 
 use serde_json::{Map, Value, json};
 
@@ -8,7 +8,7 @@ use crate::sandbox::fields::BodyFields;
 use crate::sandbox::seed::SeedPlan;
 use crate::sandbox::state::{MakeOrganization, MakeState, Subscription, Team, View};
 
-/// What the live list shows when no columns are asked for.
+/// The columns that the live list shows by default.
 const COLUMNS: [&str; 4] = ["id", "name", "timezoneId", "zone"];
 
 const SORTABLE: [&str; 8] = ["id", "name", "countryId", "timezoneId", "zone", "serviceName", "isPaused", "productName"];
@@ -51,7 +51,7 @@ pub(super) fn get(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Resul
     Ok(json!({ "organization": detail(organization, call.api_limit) }))
 }
 
-/// `PATCH /organizations/{organizationId}`: what the body leaves out stays as it is.
+/// `PATCH /organizations/{organizationId}`: fields missing from the body stay unchanged.
 pub(super) fn update(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
     let object = call.object()?;
@@ -159,7 +159,7 @@ pub(super) fn detail(org: &MakeOrganization, api_limit: u32) -> Value {
     detail
 }
 
-/// What a create answers with.
+/// The answer to a create.
 fn created(org: &MakeOrganization, api_limit: u32) -> Value {
     json!({
         "id": org.id,
@@ -174,7 +174,7 @@ fn created(org: &MakeOrganization, api_limit: u32) -> Value {
     })
 }
 
-/// What an update answers with: `license.apps` is text here and a list everywhere else, as in Make's document.
+/// The answer to an update: `license.apps` is text here and a list everywhere else, as in Make's document.
 fn updated(org: &MakeOrganization, api_limit: u32) -> Value {
     let mut license = license(org, api_limit);
     if let Some(apps) = license.get_mut("apps") {

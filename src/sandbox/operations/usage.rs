@@ -11,7 +11,7 @@ use crate::sandbox::fields::BodyFields;
 use crate::sandbox::state::{FeatureControl, MakeState, View};
 
 const DAYS: i64 = 30;
-/// The timezone of the user whose token the sandbox takes: Make's example, Prague.
+/// The timezone of the user that the sandbox's token belongs to: Make's example, Prague.
 const OWNER_TIMEZONE: u64 = 113;
 
 /// `GET /organizations/{organizationId}/usage`: oldest day first, today last.
@@ -81,7 +81,7 @@ fn offset_hours(timezone_id: u64) -> i8 {
     i8::try_from(timezone_id % 25).unwrap_or(12) - 12
 }
 
-/// The same number for the same day in every run; days cut at another hour add up differently.
+/// The same number for the same day in every run; days in another timezone add up differently.
 fn operations_of(id: u64, date: &str, hours: i8) -> u64 {
     let [a, b, ..] = hash::sha256(format!("{id} {date} {hours}").as_bytes());
     u64::from(u16::from_be_bytes([a, b]) % 900) + 9

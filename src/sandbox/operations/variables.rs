@@ -1,4 +1,4 @@
-//! Organization variables: system ones for every plan, custom ones with a history where the plan has them.
+//! Organization variables: system variables for every plan, and custom ones with a history if the plan includes them.
 
 use std::collections::VecDeque;
 
@@ -43,7 +43,7 @@ pub(super) fn create(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -
     state.change(id, call.now, |org| {
         custom(org)?;
         if org.variables.contains_key(name) || ["organizationId", "organizationName"].contains(&name) {
-            return Err(MakeError::invalid(format!("The variable '{name}' exists already.")));
+            return Err(MakeError::invalid(format!("The variable '{name}' already exists.")));
         }
         if org.variables.len() >= VARIABLES_MAX {
             return Err(MakeError::Full("variables of one organization"));
@@ -104,7 +104,7 @@ fn find<'a>(state: &'a MakeState, view: View, id: u64, name: &str) -> Result<&'a
     organization.variables.get(name).ok_or_else(|| missing(name))
 }
 
-/// Without the feature Make answers 404, whatever the request.
+/// Without the feature, Make answers 404 to any request.
 fn custom(organization: &MakeOrganization) -> Result<(), MakeError> {
     let has = organization.plan().custom_variables();
     has.then_some(()).ok_or_else(|| MakeError::not_found("The custom variables feature of this plan"))
@@ -125,12 +125,12 @@ fn read_type(fields: &mut BodyFields<'_>) -> Option<u64> {
 
 fn check_type(fields: &mut BodyFields<'_>, type_id: u64, value: &Value) {
     let (fits, write) = match type_id {
-        1 => (value.is_number(), "a number, as typeId 1 says"),
-        2 => (value.is_string(), "text, as typeId 2 says"),
-        3 => (value.is_boolean(), "true or false, as typeId 3 says"),
+        1 => (value.is_number(), "a number, as typeId 1 requires"),
+        2 => (value.is_string(), "text, as typeId 2 requires"),
+        3 => (value.is_boolean(), "true or false, as typeId 3 requires"),
         _ => (
             value.as_str().is_some_and(|text| text.parse::<Timestamp>().is_ok()),
-            "a date like 1998-03-06T12:31:00.000Z, as typeId 4 says",
+            "a date like 1998-03-06T12:31:00.000Z, as typeId 4 requires",
         ),
     };
     if !fits {

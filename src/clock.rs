@@ -1,6 +1,7 @@
-//! The one source of time. Everything that waits, expires or stamps asks a [`Clock`], so that a test can move it.
+//! The only source of time. Everything that waits, expires or takes timestamps asks a [`Clock`], so that tests can move
+//! it.
 
-#![expect(clippy::disallowed_methods, reason = "this is the module that the ban points to")]
+#![expect(clippy::disallowed_methods, reason = "this is the one module that may ask the system for the time")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -8,23 +9,23 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
-/// How often a wait looks at a movable clock.
+/// How often a wait checks a movable clock.
 const MOVABLE_NAP: Duration = Duration::from_millis(5);
 
 /// Monotonic and wall time. Cheap to clone; clones of a movable clock move together.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    /// What a test has done to this clock.
+    /// How far a test has moved this clock.
     moved: Option<Arc<ClockOffset>>,
-    /// Where a clock that stands still stands.
+    /// Fixed time of a frozen clock.
     still: Option<(Instant, Timestamp)>,
 }
 
-/// By how many milliseconds a test has moved a clock from the machine's.
+/// Offset from the machine's clock, in milliseconds.
 #[derive(Debug, Default)]
 struct ClockOffset {
     ahead: AtomicU64,
-    /// Wall time alone, beside that.
+    /// Additional offset of wall time only.
     wall: AtomicI64,
 }
 
@@ -35,26 +36,26 @@ impl Clock {
         Self::default()
     }
 
-    /// A clock that runs with the machine's and can be moved ahead by [`Clock::advance`].
+    /// A clock that runs with the machine's and can be moved forward with [`Clock::advance`].
     #[must_use]
     pub fn movable() -> Self {
         Self { moved: Some(Arc::default()), still: None }
     }
 
-    /// A clock that stands still unless it is moved by [`Clock::advance`]: what tests compare to the second.
+    /// A frozen clock that moves only with [`Clock::advance`], for tests that compare exact times.
     #[must_use]
     pub fn still() -> Self {
         Self { moved: Some(Arc::default()), still: Some((Instant::now(), Timestamp::now())) }
     }
 
-    /// Moves a movable clock (and all its clones) ahead; does nothing to the system's.
+    /// Moves a movable clock and all its clones forward; does nothing to the system clock.
     pub fn advance(&self, by: Duration) {
         if let Some(moved) = &self.moved {
             moved.ahead.fetch_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
         }
     }
 
-    /// Sets the wall time of a movable clock (and all its clones) on or back, as somebody who sets the machine's does.
+    /// Shifts the wall time of a movable clock and all its clones, as if somebody had reset the machine's clock.
     pub fn step(&self, by: SignedDuration) {
         if let Some(moved) = &self.moved {
             moved.wall.fetch_add(i64::try_from(by.as_millis()).unwrap_or(0), Ordering::SeqCst);
@@ -65,7 +66,7 @@ impl Clock {
         self.moved.as_ref().map_or(Duration::ZERO, |moved| Duration::from_millis(moved.ahead.load(Ordering::SeqCst)))
     }
 
-    /// Monotonic time: for deadlines, ages and pacing.
+    /// Monotonic time, for deadlines, ages and pacing.
     #[must_use]
     pub fn now(&self) -> Instant {
         if self.moved.is_none() {
@@ -74,7 +75,7 @@ impl Clock {
         self.still.map_or_else(Instant::now, |(now, _)| now) + self.ahead()
     }
 
-    /// Waits until this clock shows `moment`. A movable clock is looked at again and again, because a test may move it.
+    /// Waits until this clock reaches `moment`. A movable clock is polled, because a test may move it.
     pub async fn sleep_until(&self, moment: Instant) {
         loop {
             let left = moment.saturating_duration_since(self.now());
@@ -85,7 +86,7 @@ impl Clock {
         }
     }
 
-    /// Wall time: for records and headers, never for arithmetic that decides anything.
+    /// Wall time, for records and headers; never for decisions.
     #[must_use]
     pub fn wall(&self) -> Timestamp {
         let Some(moved) = &self.moved else { return Timestamp::now() };
@@ -93,7 +94,7 @@ impl Clock {
         self.still.map_or_else(Timestamp::now, |(_, now)| now) + self.ahead() + stepped
     }
 
-    /// Wall time in milliseconds since 1970, for what must outlive the process.
+    /// Wall time in milliseconds since 1970, for data that outlives the process.
     #[must_use]
     pub fn wall_ms(&self) -> i64 {
         self.wall().as_millisecond()

@@ -1,4 +1,4 @@
-//! SHA-256 and HMAC, from aws-lc (the library that rustls links anyway), and random bytes, from the system.
+//! SHA-256 and HMAC from aws-lc, which rustls links anyway, and random bytes from the system.
 
 use aws_lc_rs::{digest, hmac};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -11,7 +11,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
-/// SHA-256 of the parts one after the other, without joining them first.
+/// SHA-256 of the concatenated parts, without joining them first.
 #[must_use]
 pub fn sha256_parts(parts: &[&[u8]]) -> [u8; 32] {
     let mut context = digest::Context::new(&digest::SHA256);
@@ -23,7 +23,7 @@ pub fn sha256_parts(parts: &[&[u8]]) -> [u8; 32] {
     out
 }
 
-/// HMAC-SHA-256 of the parts one after the other under `key`.
+/// HMAC-SHA-256 of the concatenated parts under `key`.
 #[must_use]
 pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
@@ -38,9 +38,9 @@ pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
 /// Random bytes from the system's generator.
 ///
 /// # Errors
-/// The system gives no randomness: nothing that needs it may go on.
+/// The system provides no randomness; nothing that needs it can continue.
 pub fn random<const N: usize>() -> Result<[u8; N], std::io::Error> {
-    // Not from aws-lc: its generator takes 50 ms to begin.
+    // Not from aws-lc, whose generator takes 50 ms to initialize.
     let mut out = [0; N];
     let mut filled = 0;
     while let Some(rest) = out.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -49,11 +49,11 @@ pub fn random<const N: usize>() -> Result<[u8; N], std::io::Error> {
     Ok(out)
 }
 
-/// Lets TLS's own generator of random numbers begin on a thread of its own: that takes 50 ms, and would else be waited for by
-/// the first handshake.
+/// Initializes TLS's random number generator on a separate thread. That takes 50 ms, which the first handshake would
+/// otherwise wait for.
 pub fn warm_tls() {
     let begun = std::thread::Builder::new().name("warm-tls".to_owned()).spawn(|| {
-        // If it fails, so does the handshake, and says so.
+        // If this fails, the handshake fails too and reports it.
         let _unused = aws_lc_rs::rand::fill(&mut [0]);
     });
     if let Err(error) = begun {
@@ -61,7 +61,7 @@ pub fn warm_tls() {
     }
 }
 
-/// Lower-case hexadecimal.
+/// Lowercase hexadecimal.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
@@ -69,14 +69,14 @@ pub fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// The digits of [`hex`], one by one.
+/// The digits of [`hex`] as an iterator.
 pub fn hex_digits(bytes: &[u8]) -> impl Iterator<Item = u8> {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";
     let halves = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     halves.map(|half| DIGITS.get(usize::from(half)).copied().unwrap_or(b'0'))
 }
 
-/// The bytes that 64 hexadecimal digits (either case) spell; `None` for anything else.
+/// Parses 64 hexadecimal digits (either case); `None` for anything else.
 #[must_use]
 pub fn unhex32(text: &str) -> Option<[u8; 32]> {
     let digits = text.as_bytes();
@@ -92,7 +92,7 @@ pub fn unhex32(text: &str) -> Option<[u8; 32]> {
     Some(out)
 }
 
-/// Whether two byte strings are equal, in a time that does not depend on where they differ.
+/// Compares two byte strings in constant time.
 #[must_use]
 pub fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
     aws_lc_rs::constant_time::verify_slices_are_equal(a, b).is_ok()

@@ -1,4 +1,4 @@
-//! The small words that every part speaks: request ids, key ids.
+//! Ids that all parts share: request ids, key ids, fingerprints.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -8,22 +8,22 @@ use jiff::Timestamp;
 use crate::clock::Clock;
 use crate::hash;
 
-/// The longest request id that is taken from a caller.
+/// The longest request id accepted from a caller.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// A request's id: the caller's own where it is short and plain, else a time-ordered UUID (version 7). Kept inline.
+/// A request id: the caller's own if it is short and plain, otherwise a time-ordered UUID (version 7). Stored inline.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequestId {
     len: u8,
     text: [u8; REQUEST_ID_BYTES_MAX],
 }
 
-/// Random bytes of an id beside its time.
+/// Number of random bytes in an id, besides its time.
 const RANDOM_BYTES: usize = 10;
-/// Random bytes that a thread fetches at once: the system is called once for so many ids, and not for each.
+/// Number of random bytes that a thread fetches at once, to save a system call per id.
 const STORE_BYTES: usize = 200 * RANDOM_BYTES;
 
-/// Random bytes in store, from the system's generator: from the ids that somebody was told, nobody can tell the next.
+/// A pool of random bytes from the system's generator, so that nobody can predict the next id from earlier ones.
 struct RandomPool {
     bytes: [u8; STORE_BYTES],
     left: usize,
@@ -48,8 +48,8 @@ impl RandomPool {
         self.left = STORE_BYTES;
     }
 
-    /// Without the system's randomness ids are still unique in the process: the store's address tells threads apart. And they
-    /// are no easier to guess than the ones before.
+    /// Fallback without system randomness: ids are still unique within the process, because the pool's address
+    /// distinguishes threads, and no easier to guess than the previous ones.
     fn stretched(&self) -> [u8; STORE_BYTES] {
         let (mut bytes, address) = ([0; STORE_BYTES], std::ptr::from_ref(self) as u64);
         for (at, part) in bytes.chunks_mut(32).enumerate() {
@@ -61,13 +61,13 @@ impl RandomPool {
 }
 
 impl RequestId {
-    /// A new id: unique, ordered by time to the millisecond, and not to be guessed.
+    /// A new id: unique, ordered by time to the millisecond, and unpredictable.
     #[must_use]
     pub fn new(clock: &Clock) -> Self {
         Self::at(clock.wall())
     }
 
-    /// The same where the time is known.
+    /// As [`RequestId::new`], for a known time.
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
         let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
@@ -81,7 +81,7 @@ impl RequestId {
         Self { len: u8::try_from(len).unwrap_or(0), text }
     }
 
-    /// A caller's own id, if it is short and plain: 1 to 64 letters, digits, `.`, `_`, `-`.
+    /// Parses a caller's own id if it is short and plain: 1 to 64 letters, digits, `.`, `_`, `-`.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
@@ -112,15 +112,15 @@ impl fmt::Debug for RequestId {
     }
 }
 
-/// A key's SHA-256: all that is ever stored of a key.
+/// The SHA-256 of a key, which is all that is ever stored of it.
 pub type KeyHash = [u8; 32];
 
-/// How records name a key: the first 8 hex digits of its hash.
+/// The name of a key in records: the first 8 hex digits of its hash.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyId([u8; 4]);
 
 impl KeyId {
-    /// The name of the key with this hash.
+    /// The id of the key with this hash.
     #[must_use]
     pub fn of(hash: &KeyHash) -> Self {
         let [a, b, c, d, ..] = *hash;
@@ -140,12 +140,12 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// A keyed hash that tells equal things apart from others (writes, idempotency keys, values) and nothing about them.
+/// A keyed hash that identifies equal values (writes, idempotency keys, values) and reveals nothing about them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
-    /// HMAC-SHA-256 of the parts, each preceded by its length, cut to 16 bytes.
+    /// HMAC-SHA-256 of the parts, each preceded by its length, truncated to 16 bytes.
     pub(crate) fn of(key: &[u8], parts: &[&[u8]]) -> Self {
         let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_be_bytes()).collect();
         let framed: Vec<&[u8]> =
@@ -154,19 +154,19 @@ impl Fingerprint {
         Self(whole.to_be_bytes())
     }
 
-    /// The fingerprint that these bytes are.
+    /// Wraps the bytes of a fingerprint.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes.
+    /// The raw bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// The fingerprint that 32 hex digits spell.
+    /// Parses a fingerprint from 32 hex digits.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
@@ -192,7 +192,7 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// The digits of a number, written to the end of `digits`, which has room for all of them.
+/// Writes the digits of a number to the end of `digits`, which has room for any number.
 #[must_use]
 pub fn write_decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
     let mut length = 0;
@@ -207,7 +207,8 @@ pub fn write_decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
     digits.get(digits.len() - length..).unwrap_or_default()
 }
 
-/// The text with every character shown that would act on the text around it: controls, and marks that turn its direction.
+/// Escapes every character that would affect the text around it: control characters and marks that change its
+/// direction.
 #[must_use]
 pub fn escape_invisible(text: &str) -> String {
     let acts = |c: char| {
@@ -229,12 +230,12 @@ mod tests {
     use super::*;
 
     fn random_bits(id: &RequestId) -> u128 {
-        // Without the time, the version and the variant.
+        // The id without time, version and variant.
         uuid::Uuid::try_parse(id.as_str()).unwrap().as_u128() & 0x0fff_3fff_ffff_ffff_ffff
     }
 
-    /// Of a generator that is not a cryptographic one, the next id is a function of the last: this one's, that the gateway once had,
-    /// tells its state by one id.
+    /// With a non-cryptographic generator, the next id is a function of the last one. The gateway's former generator
+    /// revealed its state with a single id.
     #[test]
     fn one_id_does_not_tell_the_next() {
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -252,7 +253,7 @@ mod tests {
         assert_eq!(unmix(mix(4711)), 4711);
         let (told, next) = (RequestId::at(Timestamp::UNIX_EPOCH), RequestId::at(Timestamp::UNIX_EPOCH));
         let told = u64::try_from(random_bits(&told) >> 16).unwrap();
-        // Six of its bits are the id's version and variant.
+        // Six of its bits hold the id's version and variant.
         for hidden in 0..64_u64 {
             let output = told | (hidden >> 2) << 60 | (hidden & 3) << 46;
             let guessed = mix(unmix(output).wrapping_add(STEP.wrapping_mul(2)));

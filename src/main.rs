@@ -1,4 +1,4 @@
-//! makegate's one binary: [`makegate::cli`] is all of it.
+//! The makegate binary; everything is in [`makegate::cli`].
 
 use std::process::ExitCode;
 

@@ -1,9 +1,9 @@
-//! Files of makegate's own, in a folder where others may have put something under their names.
+//! Files that belong to makegate, in a folder where others may have placed something under their names.
 //!
-//! Nothing is written through a link, to a device or a pipe, or, as root, to a file that is neither root's nor that of the folder's
-//! owner: whoever could put it there would choose what makegate overwrites.
+//! makegate never writes through a link, or to a device or pipe, or, as root, to a file that belongs neither to root
+//! nor to the folder's owner. Otherwise whoever placed it there would choose what makegate overwrites.
 
-#![expect(clippy::disallowed_methods, reason = "whoever calls this is a thread that owns files")]
+#![expect(clippy::disallowed_methods, reason = "called only by threads that own files")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
@@ -13,17 +13,19 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// Opens a file to write to it, or makes it (readable for its owner alone) where the options say so. They must not truncate: what is
-/// refused is left as it is.
+/// Opens a file for writing, or creates it (readable only by its owner) if the options say so. The options must not
+/// truncate: a refused file stays unchanged.
 ///
 /// # Errors
-/// Those of the system, and that it is not makegate's own file.
+/// System errors, or that the file is not makegate's own.
 pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let opened = options.mode(0o600).custom_flags(flags).open(path);
     let file = opened.map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::LOOP) => refused("it is a link, and makegate writes through none: put the file itself there"),
-        Some(Errno::NXIO) => refused("it is a pipe or a socket, and not a file"),
+        Some(Errno::LOOP) => {
+            refused("it is a link, and makegate does not write through links: put the file itself there")
+        }
+        Some(Errno::NXIO) => refused("it is a pipe or a socket, not a file"),
         _ => error,
     })?;
     let about = file.metadata()?;
@@ -32,19 +34,22 @@ pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if rustix::process::geteuid().is_root() && about.uid() != 0 && about.uid() != fs::metadata(folder)?.uid() {
-        return Err(refused("it belongs to another user than its folder: chown it, or take it away"));
+        return Err(refused("it belongs to a different user than its folder: chown it, or remove it"));
     }
     Ok(file)
 }
 
-/// Opens a file to read it. What is no file is refused, for a pipe may be waited for without end.
+/// Opens a file for reading. Anything but a regular file is refused, since reading a pipe could block forever.
 ///
 /// # Errors
-/// Those of the system, or of kind `InvalidData`: something else has the name.
+/// System errors, or kind `InvalidData` if the name belongs to something other than a file.
 pub fn open_to_read(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
     let no_file = || {
-        io::Error::new(io::ErrorKind::InvalidData, "it is not a file: put the file back, or move away what is there")
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is not a file: restore the file, or move whatever is there out of the way",
+        )
     };
     let file =
         file.map_err(|error| if Errno::from_io_error(&error) == Some(Errno::NXIO) { no_file() } else { error })?;
@@ -61,10 +66,10 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Nothing has this name any more. A folder that somebody put there is not makegate's to delete: it is moved aside.
+/// Removes whatever has this name. A folder that somebody put there is not makegate's to delete, so it is moved aside.
 ///
 /// # Errors
-/// Those of the system.
+/// System errors.
 pub fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(about) if about.is_dir() => move_aside(path),
@@ -74,10 +79,10 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives it the first name `NAME.damaged`, `NAME.damaged-2`, … that is free.
+/// Renames it to the first of `NAME.damaged`, `NAME.damaged-2`, … that is free.
 ///
 /// # Errors
-/// Those of the system.
+/// System errors.
 pub fn move_aside(path: &Path) -> io::Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".damaged");
@@ -93,10 +98,10 @@ pub fn move_aside(path: &Path) -> io::Result<()> {
     fs::rename(path, free)
 }
 
-/// Gives a file a new name. A folder that has that name is moved aside.
+/// Renames a file. A folder that already has the new name is moved aside.
 ///
 /// # Errors
-/// Those of the system.
+/// System errors.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     if fs::symlink_metadata(to).is_ok_and(|about| about.is_dir()) {
         move_aside(to)?;
@@ -145,7 +150,7 @@ mod tests {
             return;
         }
         chown(at("own"), Some(4711), None).unwrap();
-        assert!(write("own").unwrap_err().to_string().contains("another user"));
+        assert!(write("own").unwrap_err().to_string().contains("a different user"));
         chown(dir.path(), Some(4711), None).unwrap();
         write("own").unwrap();
     }

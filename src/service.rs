@@ -1,4 +1,5 @@
-//! A running makegate: the engines wired together, both doors open, configuration and secrets followed, an orderly end.
+//! A running makegate: wires up the engines, opens both doors, watches configuration and secrets, and shuts down
+//! gracefully.
 
 mod reload;
 
@@ -28,24 +29,24 @@ use crate::upstream::Upstream;
 
 use reload::Watch;
 
-/// File descriptors that connections leave to the rest: the log, its index, the listeners, what is read while running.
+/// File descriptors reserved for everything but connections: the log, its index, the listeners, files read at run time.
 const FURTHER_FILES: usize = 64;
-/// Where descriptors are few, operators have one of so many that are left for connections.
+/// If descriptors are scarce, operators get one in this many of those left for connections.
 const OPERATORS_PART: usize = 8;
-/// With fewer connections there is nothing to serve.
+/// Minimum number of connections to start with.
 const CONNECTIONS_MIN: usize = 16;
-/// How often the cache forgets, and the quota counts what the cache saved.
+/// How often the cache drops expired entries and the quota counts what the cache saved.
 const CHORES: Duration = Duration::from_secs(1);
-/// How often the door's certificate is looked at.
+/// How often the gateway door's certificate is checked.
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// How long connections have to end that were cut, and the operators' door to close.
+/// How long connections that were cut, and the operator door, have to close.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// The end comes so long after the drain time at the latest, whatever a disk does.
+/// The process ends at most this long after the drain time, whatever a disk does.
 const END: Duration = Duration::from_millis(700);
-/// After the drain began, doors stay open so long: whoever balances load sees `not ready` first.
+/// How long the doors stay open after the drain begins, so that load balancers see `not ready` first.
 const NOT_READY_FIRST: Duration = Duration::from_millis(200);
 
-/// Why the service did not start.
+/// Why the service failed to start.
 #[derive(Debug)]
 pub struct StartError {
     what: String,
@@ -61,7 +62,7 @@ impl StartError {
         Self { what: what.to_string(), configuration: false }
     }
 
-    /// 2: the configuration or a secret is to be mended; 1: anything else.
+    /// 2 if the configuration or a secret must be fixed, otherwise 1.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         if self.configuration { 2 } else { 1 }
@@ -87,16 +88,16 @@ struct ServiceInner {
     gateway: Arc<Gateway>,
     reconciler: Arc<Reconciler>,
     operator_state: Arc<OperatorState>,
-    /// The operators' door has tasks of its own: it says `not ready` until the gateway's are done.
+    /// The operator door has its own tasks: it reports `not ready` until the gateway's tasks are done.
     desk_tasks: Tasks,
     file: PathBuf,
-    /// What the gateway door shows of itself.
+    /// The certificate that the gateway door presents.
     certificate: Option<Certificate>,
     watch: Watch,
 }
 
 impl Service {
-    /// Reads the secrets, opens the log, binds both doors and begins to serve.
+    /// Reads the secrets, opens the log, binds both doors and starts to serve.
     ///
     /// # Errors
     /// [`StartError`]: what is wrong and what to do.
@@ -117,7 +118,7 @@ impl Service {
         let (tasks, desk_tasks) = (Tasks::new(), Tasks::new());
         let [callers, operators] =
             connections(&config)?.map(|connections| Limits { connections, ..config.limits.clone() });
-        // The operators' door first: whoever finds the gateway's open can ask at the other whether it is ready.
+        // The operator door opens first, so that whoever finds the gateway open can ask there whether it is ready.
         let operator_door =
             Door::bind(&config.operator.listen, None, &operators, &clock, &desk_tasks).map_err(StartError::failed)?;
         let gateway_door = Door::bind(&config.gateway.listen, certificate, &callers, &clock, &tasks);
@@ -155,31 +156,31 @@ impl Service {
         Ok(Self { inner, gateway_door, operator_door })
     }
 
-    /// Where callers come in.
+    /// The addresses for callers.
     #[must_use]
     pub fn gateway_addresses(&self) -> &[SocketAddr] {
         self.gateway_door.addresses()
     }
 
-    /// Where operators come in.
+    /// The addresses for operators.
     #[must_use]
     pub fn operator_addresses(&self) -> &[SocketAddr] {
         self.operator_door.addresses()
     }
 
-    /// The gate, for tests and the demo.
+    /// The gateway, for tests and the demo.
     #[must_use]
     pub fn gateway(&self) -> &Arc<Gateway> {
         &self.inner.gateway
     }
 
-    /// What looks after the writes in doubt, for tests.
+    /// The reconciler of writes in doubt, for tests.
     #[must_use]
     pub fn reconciler(&self) -> &Arc<Reconciler> {
         &self.inner.reconciler
     }
 
-    /// Puts the configuration file's and the secrets' present contents in force: all of it or nothing.
+    /// Applies the current contents of the configuration file and the secrets: all of it or nothing.
     ///
     /// # Errors
     /// Why nothing changed.
@@ -187,13 +188,14 @@ impl Service {
         self.inner.reload().await
     }
 
-    /// The same, while the service goes on with everything else; how it ended is told in both logs.
+    /// Reloads in the background; both logs report the result.
     pub fn begin_reload(&self) {
         let inner = self.inner.clone();
         self.inner.gateway.tasks.spawn_until_stop(async move { drop(inner.reload().await) });
     }
 
-    /// Not ready, then closed; what is under way has the drain time to finish. `true`: all of it did.
+    /// Reports not ready, closes the doors and gives work in progress the drain time to finish. `true` if all of it
+    /// did.
     pub async fn shut_down(self) -> bool {
         let gateway = &self.inner.gateway;
         let limit = gateway.policy().limits().drain;
@@ -204,7 +206,7 @@ impl Service {
         self.gateway_door.close();
         gateway.tasks.stop();
         let finished = gateway.tasks.drained(limit - not_ready).await;
-        // Whoever is cut off now leaves a record all the same; a write without an outcome is in doubt at the next start.
+        // Requests cut off now still leave a record; a write without an outcome is in doubt at the next start.
         self.gateway_door.cut();
         gateway.tasks.drained(LAST_WORDS).await;
         self.operator_door.close();
@@ -214,8 +216,8 @@ impl Service {
         finished
     }
 
-    /// Brings everything to the disk, as far as the disk lets it until `end`. The log, which holds the most, has half of the time for
-    /// itself.
+    /// Syncs everything to disk, as far as the disk allows until `end`. The log, which has the most to write, gets half
+    /// of the time for itself.
     async fn close_files(&self, end: Instant) {
         let gateway = &self.inner.gateway;
         let left = || end.saturating_duration_since(gateway.clock.now());
@@ -223,22 +225,19 @@ impl Service {
         let (slots, answers) = tokio::join!(gateway.quota.end(within), timeout(within, gateway.idempotency.close()));
         if !slots || answers.is_err() {
             tracing::error!(
-                "the disk takes too long: makegate ends although not all of quota.slots and answers.sqlite is on it"
+                "the disk is too slow: makegate exits before quota.slots and answers.sqlite are completely written"
             );
         }
         gateway.refusal_tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), true);
         if timeout(left(), gateway.log.close()).await.is_err() {
             let records = gateway.log.backlog();
-            tracing::error!(
-                records,
-                "the disk takes too long: makegate ends although not all of the audit log is on it"
-            );
+            tracing::error!(records, "the disk is too slow: makegate exits before the audit log is completely written");
         }
     }
 }
 
 impl ServiceInner {
-    /// The small work that recurs while the service runs.
+    /// Periodic housekeeping.
     fn look_after(self: Arc<Self>) {
         let gateway = self.gateway.clone();
         self.gateway.tasks.spawn_until_stop(async move {
@@ -264,8 +263,8 @@ impl ServiceInner {
     }
 }
 
-/// How many connections the two doors may have, callers' and operators'. Fewer than are configured where the system grants too
-/// few file descriptors: the log and the way upstream need theirs whatever callers do.
+/// The number of connections for the gateway door and the operator door. Fewer than configured if the system grants too
+/// few file descriptors: the log and the upstream need theirs whatever callers do.
 fn connections(config: &Config) -> Result<[usize; 2], StartError> {
     let wanted = config.limits.connections;
     let kept = config.upstream.connections.saturating_add(FURTHER_FILES);
@@ -277,12 +276,12 @@ fn connections(config: &Config) -> Result<[usize; 2], StartError> {
     let free = granted.saturating_sub(kept);
     if free < CONNECTIONS_MIN {
         let least = kept.saturating_add(CONNECTIONS_MIN);
-        let what = format!("the system grants {granted} file descriptors, and at least {least} are needed: {help}");
+        let what = format!("the system grants {granted} file descriptors, but makegate needs at least {least}: {help}");
         return Err(StartError::failed(what));
     }
     let operators = wanted.min(free / OPERATORS_PART);
     let callers = wanted.min(free - operators);
-    let what = "the system grants fewer file descriptors than may be needed: the doors take fewer connections";
+    let what = "the system grants too few file descriptors for all connections: the doors accept fewer";
     tracing::warn!(granted, kept, callers, operators, help, "{what}");
     Ok([callers, operators])
 }

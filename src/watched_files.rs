@@ -1,9 +1,9 @@
-//! The files that the service reads while it runs: its configuration, its secrets, its certificates.
+//! The files that the service reads while it runs: its configuration, secrets and certificates.
 //!
-//! A [`Snapshot`] reads each file once, so that a configuration, a key and a certificate that belong together are judged together.
-//! A [`FileThread`] does the reading: a file system that hangs holds up that thread and nobody else.
+//! A [`Snapshot`] reads each file once, so that a configuration, a key and a certificate that belong together are
+//! checked together. A [`FileThread`] does the reading, so that a hanging file system blocks only that thread.
 
-#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `watched-files`")]
+#![expect(clippy::disallowed_methods, reason = "runs at startup and on the `watched-files` thread")]
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,13 +21,13 @@ use tokio::sync::oneshot;
 
 use crate::hash;
 
-/// A file's bytes. They are wiped when the last holder lets go: some are secrets.
+/// The contents of a file, wiped when the last holder drops them, since some are secrets.
 pub type FileContents = Arc<Zeroizing<Vec<u8>>>;
 
-/// Which file is being read right now, so that one that hangs can be named.
+/// The file being read right now, so that a hanging one can be named.
 type FileBeingRead = Arc<Mutex<Option<PathBuf>>>;
 
-/// Files as they were when each was first asked for.
+/// Files as they were when each was first read.
 #[derive(Default)]
 pub struct Snapshot {
     files: Mutex<BTreeMap<PathBuf, SeenFile>>,
@@ -49,16 +49,16 @@ impl SeenFile {
 }
 
 impl Snapshot {
-    /// Nothing has been read yet.
+    /// An empty snapshot.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The contents of this file: a regular file of at most `bytes_max` bytes. Asked for again, the answer is the same.
+    /// The contents of a regular file of at most `bytes_max` bytes. Reading it again returns the same.
     ///
     /// # Errors
-    /// It cannot be read, is larger, or is a pipe, a device or a folder.
+    /// The file cannot be read, is larger, or is a pipe, a device or a folder.
     pub fn read(&self, path: &Path, bytes_max: u64) -> io::Result<FileContents> {
         let known = self.files().get(path).cloned();
         let seen = known.unwrap_or_else(|| {
@@ -71,7 +71,7 @@ impl Snapshot {
         seen.contents.map_err(|(kind, why)| io::Error::new(kind, why))
     }
 
-    /// What was read, as hashes: enough to see that something changed, with no secret in it.
+    /// Hashes of what was read: enough to notice a change, without any secret.
     #[must_use]
     pub fn hashes(&self) -> FileHashes {
         FileHashes(self.files().iter().map(|(path, seen)| (path.clone(), seen.hashed)).collect())
@@ -88,7 +88,7 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// The hashes of some files, and of those that could not be read why.
+/// The hashes of some files, and for unreadable ones the reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileHashes(BTreeMap<PathBuf, FileHash>);
 
@@ -99,11 +99,11 @@ struct FileHash {
 }
 
 impl FileHashes {
-    /// The same files as they are in `now`.
+    /// Hashes of the same files as they are in `now`.
     #[must_use]
     pub fn again(&self, now: &Snapshot) -> Self {
         for (path, hashed) in &self.0 {
-            // A file that cannot be read is remembered as such.
+            // An unreadable file is remembered as such.
             let _seen = now.read(path, hashed.bytes_max);
         }
         let mut hashes = now.hashes();
@@ -111,7 +111,7 @@ impl FileHashes {
         hashes
     }
 
-    /// The hash of this file's contents, if it could be read.
+    /// The hash of this file's contents, if it was readable.
     #[must_use]
     pub fn of(&self, path: &Path) -> Option<[u8; 32]> {
         self.0.get(path)?.contents.ok()
@@ -119,7 +119,7 @@ impl FileHashes {
 }
 
 fn read(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
-    // Asked before it is opened: opening a device can have effects of its own.
+    // Checked before opening, because opening a device can have side effects.
     regular(&fs::metadata(path)?)?;
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
@@ -129,7 +129,7 @@ fn read(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     if about.len() > bytes_max {
         return Err(too_large());
     }
-    // All of the room at once: a secret's bytes are not left behind where a vector grew.
+    // Allocated at once, so that no bytes of a secret are left behind when a vector grows.
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(about.len() + 1).unwrap_or(0)));
     file.take(bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max { Err(too_large()) } else { Ok(bytes) }
@@ -149,14 +149,14 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 type FileJob = Box<dyn FnOnce() + Send>;
 
-/// A thread that reads files for tasks, which wait for it no longer than they want.
+/// A thread that reads files for tasks, which wait only as long as they choose.
 #[derive(Debug)]
 pub struct FileThread {
     jobs: SyncSender<FileJob>,
     reading: FileBeingRead,
 }
 
-/// Files that could not be read in time. Nothing is known of their contents.
+/// Files could not be read in time, so their contents are unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileReadHangs {
     waited: Duration,
@@ -176,12 +176,12 @@ impl fmt::Display for FileReadHangs {
 impl std::error::Error for FileReadHangs {}
 
 impl FileThread {
-    /// Starts the thread. It ends with this handle, once it has read what it is reading.
+    /// Starts the thread. It ends with this handle, after the read in progress.
     ///
     /// # Errors
-    /// The system has no thread to give.
+    /// The system cannot create a thread.
     pub fn start() -> io::Result<Self> {
-        // One may wait while another is being read; whoever comes then is told at once.
+        // One job may wait while another is running; any further one is refused at once.
         let (jobs, taken): (SyncSender<FileJob>, Receiver<FileJob>) = sync_channel(1);
         std::thread::Builder::new().name("watched-files".to_owned()).spawn(move || {
             for job in taken {
@@ -191,10 +191,10 @@ impl FileThread {
         Ok(Self { jobs, reading: FileBeingRead::default() })
     }
 
-    /// Runs `job` with a new snapshot on the thread, and waits for it at most `within`.
+    /// Runs `job` with a new snapshot on the thread, and waits at most `within` for it.
     ///
     /// # Errors
-    /// [`FileReadHangs`]: it takes longer, or an earlier one still does. What comes of it later is dropped.
+    /// [`FileReadHangs`] if it takes longer, or an earlier one still runs. A late result is dropped.
     pub async fn run<T: Send + 'static>(
         &self,
         within: Duration,

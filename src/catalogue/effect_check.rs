@@ -1,4 +1,4 @@
-//! Which read tells whether a write in doubt took effect, and what its answer proves.
+//! Defines which read shows whether a write in doubt took effect, and what its answer proves.
 
 use std::sync::Arc;
 
@@ -8,33 +8,35 @@ use super::rows::ID;
 use super::{BodyKind, Catalogue, PathTemplate, TagTemplate};
 use crate::toml_reader::{InvalidValue, Table, TableItem, TomlForm, ValueKind, no_such, quoted};
 
-/// Where to look after a write in doubt, and what proves what.
+/// Where to look after a write in doubt, and how to interpret the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EffectCheck {
-    /// The id of the read.
+    /// Id of the read operation.
     pub read: Arc<str>,
-    /// Where in its answer: a JSON pointer (RFC 6901) to an object, or to an array of objects.
+    /// JSON pointer (RFC 6901) into the answer, to an object or an array of objects.
     pub at: Arc<str>,
-    /// What is proved by what is there.
+    /// What the answer proves.
     pub proves: Proves,
-    /// Which of the objects is meant: members and their values, from the write's path. None: any of them.
+    /// Selects the object: members and their values, from the write's path. Empty: any object.
     pub member: Vec<(Arc<str>, TagTemplate)>,
 }
 
-/// What an answer proves.
+/// How an answer proves the effect of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proves {
-    /// An object with every member that the write's body asked for: the write is done. A difference proves nothing: another
-    /// may have written since.
+    /// An object that has every member the write's body set proves that the write is done. A difference proves nothing,
+    /// because someone else may have written since.
     Fields,
-    /// 404: the write is done. The object after the doubt window: it is not, for ids are never given twice.
+    /// A 404 proves that the write is done. If the object is still there after the doubt window, the write is not done,
+    /// because ids are never reused.
     Gone,
-    /// An array without the object: the write is done. Its presence proves nothing: another may have created it since.
+    /// An array without the object proves that the write is done. Its presence proves nothing, because someone else may
+    /// have created it since.
     Absent,
 }
 
 impl Proves {
-    /// The word in rows.
+    /// The value as written in rows.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -46,10 +48,10 @@ impl Proves {
 }
 
 impl EffectCheck {
-    /// Can `write` be looked at in this way?
+    /// Checks that this look is possible for `write`.
     ///
     /// # Errors
-    /// The catalogue has no such read: what is wrong, and what to write instead.
+    /// What is wrong and what to write instead, if the catalogue has no suitable read.
     pub fn check(&self, write: &PathTemplate, catalogue: &Catalogue) -> Result<(), (String, String)> {
         let Some(read) = catalogue.row(&self.read) else {
             let reads = catalogue.rows().iter().filter(|row| !row.is_write() && within(&row.path, write));
@@ -58,18 +60,18 @@ impl EffectCheck {
             return Err((message, help.unwrap_or_default()));
         };
         if read.is_write() {
-            let message = format!("{} is a {}, and a look changes nothing", self.read, read.method);
+            let message = format!("{} is a {}, but a look must be a read", self.read, read.method);
             return Err((message, "name a GET".to_owned()));
         }
         if within(&read.path, write) {
             return Ok(());
         }
-        let message = format!("{} has parameters that are not in the write's path: {}", self.read, read.path);
-        Err((message, "name a GET whose path parameters the write has too".to_owned()))
+        let message = format!("{} has path parameters that the write lacks: {}", self.read, read.path);
+        Err((message, "name a GET that uses only path parameters of the write".to_owned()))
     }
 }
 
-/// Has `outer` all parameters of `inner`?
+/// Whether `outer` has all parameters of `inner`.
 fn within(inner: &PathTemplate, outer: &PathTemplate) -> bool {
     inner.parameters().all(|name| outer.parameters().any(|known| known == name))
 }
@@ -86,7 +88,7 @@ fn named(item: &TableItem<'_>) -> Option<(Arc<str>, TagTemplate)> {
     Some((Arc::from(item.key()), item.scalar(VALUE)?))
 }
 
-/// What does not fit the rest of the row.
+/// Reports what does not fit the rest of the row.
 pub(super) fn check_row(table: &Table<'_>, look: &EffectCheck, method: &Method, path: &PathTemplate, body: BodyKind) {
     let wrong = |key: &str, message: String, help: &str| table.wrong(table.place_at(&["look", key]), message, help);
     if *method == Method::GET {
@@ -95,13 +97,13 @@ pub(super) fn check_row(table: &Table<'_>, look: &EffectCheck, method: &Method, 
     if look.proves == Proves::Fields && body == BodyKind::None {
         wrong(
             "proves",
-            "this write has no body whose fields could be found again".to_owned(),
+            "this write has no body whose fields a look could compare".to_owned(),
             "write \"gone\" or \"absent\"",
         );
     }
     if look.proves == Proves::Absent && look.member.is_empty() {
-        let help = "add member = { name = \"{variableName}\" }, say";
-        wrong("proves", "absent needs to know which object is meant".to_owned(), help);
+        let help = "add for example member = { name = \"{variableName}\" }";
+        wrong("proves", "absent needs a member that identifies the object".to_owned(), help);
     }
     for (name, value) in &look.member {
         for unknown in value.parameters().filter(|parameter| !path.parameters().any(|known| known == *parameter)) {
@@ -141,12 +143,12 @@ const PROVES: ValueKind<Proves> = ValueKind {
 
 const VALUE: ValueKind<TagTemplate> = ValueKind {
     form: TomlForm::Text,
-    what: "a path parameter or a text",
+    what: "a path parameter or a string",
     example: "\"{variableName}\"",
     parse: |text| match TagTemplate::parse(text) {
         Ok(template) if !template.needs_answer() => Ok(template),
         Ok(_) | Err(_) => Err(InvalidValue::new(
-            format!("{} is not a value", quoted(text)),
+            format!("{} is not a valid value", quoted(text)),
             "write a path parameter, such as \"{variableName}\"",
         )),
     },

@@ -1,5 +1,5 @@
-//! The catalogue: every operation that the gateway knows, as data. Routing, policy, cache, retry, `OpenAPI` and explain
-//! are all read from its rows; what is in no row is refused.
+//! The catalogue: every operation that the gateway knows, as data. Routing, policy, cache, retries, `OpenAPI` and
+//! explain all read its rows; an operation without a row is refused.
 
 mod effect_check;
 pub mod openapi;
@@ -18,136 +18,140 @@ pub use effect_check::{EffectCheck, Proves};
 pub use route::{MatchedOperation, NoMatch};
 pub use template::{PathSegment, PathTemplate, TagPart, TagTemplate};
 
-/// How a query parameter counts towards the cache key (`docs/decisions/cache-keys.md`). A parameter in no row bypasses the cache.
+/// How a query parameter affects the cache key (`docs/decisions/cache-keys.md`). A parameter that is in no row bypasses
+/// the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParameterKind {
-    /// May be given several times; order and repetition do not matter (`cols[]`).
+    /// May appear several times; order and repetition do not matter (`cols[]`).
     Set,
-    /// One value, any text.
+    /// One value: any text.
     Scalar,
-    /// One value, a plain decimal.
+    /// One value: a plain decimal.
     Number,
-    /// One value, `true` or `false`; `false` is the default unless the row says otherwise.
+    /// One value: `true` or `false`; the default is `false` unless the row says otherwise.
     Flag,
-    /// One value, `true` or `false`; `true` asks the upstream to be up to date and is never answered from memory (`wait`).
+    /// One value: `true` or `false`; `true` asks the upstream to be up to date and is never answered from the cache
+    /// (`wait`).
     Refresh,
 }
 
-/// One query parameter that the key knows.
+/// A query parameter that is part of the cache key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {
-    /// Its name, decoded (`cols[]`).
+    /// Decoded name (`cols[]`).
     pub name: Arc<str>,
-    /// How it counts.
+    /// How it affects the cache key.
     pub kind: ParameterKind,
-    /// The value that is the same as leaving it out, if the upstream documents one.
+    /// The value that means the same as leaving it out, if the upstream documents one.
     pub default: Option<Arc<str>>,
 }
 
-/// May a write be sent again after an attempt whose effect is unknown? (`docs/decisions/retries.md`)
+/// Whether a request may be retried after an attempt whose effect is unknown (`docs/decisions/retries.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RetryClass {
-    /// A read: may always be sent again.
+    /// A read: may always be retried.
     Safe,
     /// A write whose repetition changes nothing (absolute values, deletions).
     Idempotent,
-    /// Sent again only when provably not processed.
+    /// Retried only if provably not processed.
     Once,
 }
 
-/// What body an operation takes.
+/// The body that an operation takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyKind {
-    /// None; one that is sent all the same is refused unless empty.
+    /// No body; a body that is not empty is refused.
     None,
     /// A JSON object.
     Object,
-    /// Anything, or nothing.
+    /// Any body, or none.
     Any,
 }
 
 /// Who decides how long an answer is fresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// The class's lifetime alone.
+    /// Only the lifetime of the class.
     Configured,
-    /// The smaller of the class's lifetime and what the upstream's headers say; silence: not stored.
+    /// The smaller of the class's lifetime and what the upstream's headers allow; without such headers the answer is
+    /// not cached.
     Upstream,
 }
 
 /// Whose quota an attempt is counted against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BucketKind {
-    /// That of the organization in the path.
+    /// The quota of the organization in the path.
     Organization,
-    /// The account's: operations without an organization.
+    /// The account's quota, for operations without an organization.
     Account,
 }
 
-/// One row: method and path template, and everything that the gateway knows of the operation.
+/// One row: a method, a path template and everything the gateway knows about the operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
-    /// Its name in grants, records, metrics (`organizations.get`).
+    /// Name in records, metrics and messages (`organizations.get`).
     pub id: Arc<str>,
-    /// Its method. HEAD is answered as the GET.
+    /// Method. HEAD is answered as GET.
     pub method: Method,
-    /// Its path (`/api/v2/organizations/{organizationId}`).
+    /// Path (`/api/v2/organizations/{organizationId}`).
     pub path: PathTemplate,
     /// The grant that a caller needs (`organizations:read`).
     pub grant: Arc<str>,
-    /// The lifetime class of its answers; `None`: not stored.
+    /// Lifetime class of its answers; `None`: not cached.
     pub cache: Option<Arc<str>>,
-    /// Can `[cache.lifetime]` give it a lifetime of its own? (Not writes, nor answers with secrets or links that expire.)
+    /// Whether `[cache.lifetime]` can give it its own lifetime. Not so for writes, or for answers with secrets or
+    /// expiring links.
     pub may_cache: bool,
-    /// The query parameters that the key knows.
+    /// Query parameters that are part of the cache key.
     pub query: Vec<Parameter>,
-    /// What its stored answers can be invalidated by.
+    /// Tags that invalidate its cached answers.
     pub tags: Vec<TagTemplate>,
-    /// What its success (or doubt) invalidates. Empty for a write: everything.
+    /// Tags that its success (or doubt) invalidates. Empty for a write: everything.
     pub invalidates: Vec<TagTemplate>,
-    /// May it be sent again?
+    /// Retry class.
     pub retry: RetryClass,
-    /// The body that it takes.
+    /// The body it takes.
     pub body: BodyKind,
-    /// The query parameters and body fields that the log may hold.
+    /// Query parameters and body fields that the log may contain.
     pub record: Vec<Arc<str>>,
     /// Who decides how long an answer is fresh.
     pub freshness: Freshness,
-    /// Whose quota it spends.
+    /// The quota it spends.
     pub quota: BucketKind,
-    /// Without an organization in its path: open to callers that are scoped to some organizations all the same?
+    /// For a path without an organization: whether callers scoped to some organizations may use it.
     pub scoped: bool,
-    /// The array of organizations in its answer that a scoped caller sees narrowed (`organizations`).
+    /// The array of organizations in its answer that is filtered for scoped callers (`organizations`).
     pub narrow: Option<Arc<str>>,
-    /// The member of its answer (an organization, or an array of them) whose `license.apiLimit` teaches the quota.
+    /// The member of its answer (an organization or an array of them) whose `license.apiLimit` tells the quota.
     pub limits: Option<Arc<str>>,
-    /// Of a write: where a look tells whether it took effect.
+    /// For a write: how to look up whether it took effect.
     pub look: Option<EffectCheck>,
-    /// One sentence for people: the docs table and the `OpenAPI` document.
+    /// One sentence for the docs table and the `OpenAPI` document.
     pub summary: Arc<str>,
 }
 
 impl Operation {
-    /// Does it change something upstream? (Everything but GET.)
+    /// Whether it changes something upstream (every method but GET).
     #[must_use]
     pub fn is_write(&self) -> bool {
         self.method != Method::GET
     }
 
-    /// Can a read prove its effect by the fields that its body asked for?
+    /// Whether a read can prove its effect by the fields that its body set.
     #[must_use]
     pub fn is_proved_by_fields(&self) -> bool {
         self.look.as_ref().is_some_and(|look| look.proves == Proves::Fields)
     }
 
-    /// Does its path name an organization?
+    /// Whether its path contains an organization.
     #[must_use]
     pub fn has_organization(&self) -> bool {
         self.path.has_organization()
     }
 }
 
-/// All rows, and the router made from them. Immutable; a reload makes a new one.
+/// All rows, and the router built from them. Immutable; a reload builds a new one.
 #[derive(Debug, Default)]
 pub struct Catalogue {
     rows: Vec<Arc<Operation>>,
@@ -155,10 +159,10 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// The catalogue of these rows (in their order).
+    /// Builds the catalogue from these rows, in order.
     ///
     /// # Errors
-    /// Rows that contradict each other: one sentence a contradiction, with the index of the row that is to blame.
+    /// Rows that contradict each other: one sentence per contradiction, with the index of the offending row.
     pub fn new(rows: Vec<Operation>) -> Result<Self, Vec<(usize, String)>> {
         let rows: Vec<_> = rows.into_iter().map(Arc::new).collect();
         let router = route::Router::new(&rows)?;
@@ -177,16 +181,16 @@ impl Catalogue {
         self.rows.iter().find(|row| &*row.id == id)
     }
 
-    /// Every grant that some row asks for, sorted.
+    /// Every grant that some row requires, sorted.
     #[must_use]
     pub fn grants(&self) -> BTreeSet<Arc<str>> {
         self.rows.iter().map(|row| row.grant.clone()).collect()
     }
 
-    /// Which operation is `method` on this canonical, decoded path? (step 4: classify)
+    /// Finds the operation for `method` on this canonical, decoded path (step 4: classify).
     ///
     /// # Errors
-    /// [`NoMatch`]: no row has this path, or none with this method.
+    /// [`NoMatch`] if no row has this path, or none with this method.
     pub fn classify<'p>(&self, method: &Method, path: &'p str) -> Result<MatchedOperation<'_, 'p>, NoMatch> {
         self.router.classify(&self.rows, method, path)
     }

@@ -1,10 +1,10 @@
-//! The `OpenAPI` 3.1 document of the gateway's door: what callers can ask, read from the rows.
+//! The `OpenAPI` 3.1 document of the gateway door, built from the catalogue's rows.
 
 use serde_json::{Map, Value, json};
 
 use super::{BodyKind, BucketKind, Catalogue, Operation, Parameter, ParameterKind, RetryClass};
 
-/// The document.
+/// Builds the document from the catalogue.
 #[must_use]
 pub fn openapi(catalogue: &Catalogue) -> Value {
     let mut paths = Map::new();
@@ -19,7 +19,7 @@ pub fn openapi(catalogue: &Catalogue) -> Value {
         "info": {
             "title": "makegate",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "The Make.com Organizations API through makegate: paths, bodies and answers are Make's own; keys are the gateway's.",
+            "description": "The Make.com Organizations API through makegate: paths, bodies and answers are Make's; keys are the gateway's.",
         },
         "servers": [{"url": "/"}],
         "security": [{"token": []}, {"bearer": []}],
@@ -30,7 +30,7 @@ pub fn openapi(catalogue: &Catalogue) -> Value {
                     "type": "apiKey",
                     "in": "header",
                     "name": "Authorization",
-                    "description": "`Token KEY`, as Make's own clients write it",
+                    "description": "`Token KEY`, as Make's own clients send it",
                 },
                 "bearer": {"type": "http", "scheme": "bearer"},
             },
@@ -48,7 +48,7 @@ fn operation(row: &Operation) -> Value {
         "tags": [tag],
         "parameters": parameters(row),
         "responses": {
-            "2XX": {"description": "Make's answer, untouched", "headers": headers(row)},
+            "2XX": {"description": "Make's answer, unchanged", "headers": headers(row)},
             "default": {"$ref": "#/components/responses/refusal"},
         },
         "x-makegate": makegate(row),
@@ -66,7 +66,7 @@ fn operation(row: &Operation) -> Value {
     operation
 }
 
-/// What only the gateway knows of an operation.
+/// What the gateway adds to an operation.
 fn makegate(row: &Operation) -> Value {
     json!({
         "grant": row.grant,
@@ -97,7 +97,7 @@ fn parameters(row: &Operation) -> Vec<Value> {
     let key = json!({
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "The same key and request: the first answer again, and nothing sent twice",
+        "description": "A repeated request with the same key gets the first answer again, and nothing is sent twice",
         "schema": {"type": "string"},
     });
     in_path.chain(row.query.iter().map(in_query)).chain(row.is_write().then_some(key)).collect()
@@ -111,7 +111,7 @@ fn in_query(parameter: &Parameter) -> Value {
         ParameterKind::Flag | ParameterKind::Refresh => json!({"type": "boolean"}),
     };
     if let (Some(default), Some(members)) = (&parameter.default, schema.as_object_mut()) {
-        // A default is a value of its schema: 0 and false are no strings.
+        // A default must match its schema: 0 and false are not strings.
         let text = || Value::from(&**default);
         let value = match parameter.kind {
             ParameterKind::Set | ParameterKind::Scalar => text(),
@@ -127,16 +127,19 @@ fn in_query(parameter: &Parameter) -> Value {
 fn headers(row: &Operation) -> Value {
     let text = |description: &str| json!({"description": description, "schema": {"type": "string"}});
     let mut headers = json!({
-        "X-Request-Id": text("Names the request in the gateway's records"),
-        "RateLimit": text("What is left of the caller's rate"),
+        "X-Request-Id": text("Identifies the request in the gateway's records"),
+        "RateLimit": text("How much of the caller's rate is left"),
         "RateLimit-Policy": text("The caller's rate"),
     });
     if let Some(members) = headers.as_object_mut() {
         if row.is_write() {
             members.insert("Makegate-Outcome".to_owned(), text("done, rejected, not-sent or in-doubt"));
-            members.insert("Idempotent-Replayed".to_owned(), text("true: the first answer to this Idempotency-Key"));
+            members.insert(
+                "Idempotent-Replayed".to_owned(),
+                text("true if this is the first answer to this Idempotency-Key, sent again"),
+            );
         } else {
-            members.insert("Cache-Status".to_owned(), text("Whether memory answered (RFC 9211)"));
+            members.insert("Cache-Status".to_owned(), text("Whether the cache answered (RFC 9211)"));
             members.insert("ETag".to_owned(), text("For If-None-Match"));
         }
     }
@@ -145,7 +148,7 @@ fn headers(row: &Operation) -> Value {
 
 fn refusal() -> Value {
     json!({
-        "description": "A refusal of the gateway (`application/problem+json`), or Make's own error, untouched",
+        "description": "A refusal of the gateway (`application/problem+json`), or Make's own error, unchanged",
         "headers": {"X-Request-Id": {"schema": {"type": "string"}}},
         "content": {
             "application/problem+json": {"schema": {"$ref": "#/components/schemas/problem"}},
@@ -154,7 +157,7 @@ fn refusal() -> Value {
     })
 }
 
-/// RFC 9457, with what Make's clients read.
+/// An RFC 9457 problem, plus the fields that Make's clients read.
 fn problem() -> Value {
     let text = json!({"type": "string"});
     json!({

@@ -1,5 +1,5 @@
-//! Classify (step 4): from method and decoded path to a row. A literal segment beats a parameter
-//! (`/organizations/invitation` is no organization); an organization is a plain decimal or nothing.
+//! Classify (step 4): finds the row for a method and a decoded path. A literal segment takes precedence over a
+//! parameter (`/organizations/invitation` is not an organization), and an organization id must be a plain decimal.
 
 use std::sync::Arc;
 
@@ -8,15 +8,15 @@ use http::Method;
 use super::Operation;
 use super::template::{ORGANIZATION, PathSegment};
 
-/// The most segments that a path may have.
+/// Maximum number of path segments.
 const SEGMENTS_MAX: usize = 32;
 
-/// The row that a request belongs to, and what its path said.
+/// The row for a request, and the values in its path.
 #[derive(Clone, Debug)]
 pub struct MatchedOperation<'c, 'p> {
     /// The row.
     pub operation: &'c Arc<Operation>,
-    /// Its index in the catalogue.
+    /// The row's index in the catalogue.
     pub index: usize,
     /// The organization in the path.
     pub organization: Option<u64>,
@@ -24,7 +24,7 @@ pub struct MatchedOperation<'c, 'p> {
 }
 
 impl<'c, 'p> MatchedOperation<'c, 'p> {
-    /// The path's parameters by name, decoded, in the template's order.
+    /// The decoded path parameters by name, in template order.
     pub fn parameters(&self) -> impl Iterator<Item = (&'c str, &'p str)> {
         self.operation.path.parameters().zip(self.values.iter().map(|(_, value)| value))
     }
@@ -35,7 +35,7 @@ impl<'c, 'p> MatchedOperation<'c, 'p> {
 pub enum NoMatch {
     /// No row has this path: 404.
     Path,
-    /// Rows have this path, with these methods: 405, and they are its `Allow`.
+    /// Rows have this path, but only with these methods: 405, with these as its `Allow`.
     Method(Vec<Method>),
 }
 
@@ -58,7 +58,10 @@ impl Router {
         let mut wrong = Vec::new();
         for (index, row) in rows.iter().enumerate() {
             if let Some(earlier) = rows.iter().take(index).find(|r| r.id == row.id) {
-                wrong.push((index, format!("the id \"{}\" is taken by {} {}", row.id, earlier.method, earlier.path)));
+                wrong.push((
+                    index,
+                    format!("the id \"{}\" is already used by {} {}", row.id, earlier.method, earlier.path),
+                ));
             }
             if let Err(why) = router.add(rows, index, row) {
                 wrong.push((index, why));
@@ -69,20 +72,20 @@ impl Router {
 
     fn add(&mut self, rows: &[Arc<Operation>], index: usize, row: &Operation) -> Result<(), String> {
         if row.path.segments().len() > SEGMENTS_MAX {
-            return Err(format!("a path has at most {SEGMENTS_MAX} segments"));
+            return Err(format!("a path can have at most {SEGMENTS_MAX} segments"));
         }
         let known = self.routes.iter_mut().find(|route| route.segments == row.path.segments());
         if let Some(route) = known {
             let twin = route.rows.iter().filter_map(|i| rows.get(*i)).find(|r| r.method == row.method);
             if let Some(twin) = twin {
-                return Err(format!("{} {} is already the row \"{}\"", row.method, row.path, twin.id));
+                return Err(format!("{} {} is already defined by the row \"{}\"", row.method, row.path, twin.id));
             }
             route.rows.push(index);
             return Ok(());
         }
         self.tree
             .insert(row.path.as_str(), self.routes.len())
-            .map_err(|conflict| format!("{} cannot be told from another row's path: {conflict}", row.path))?;
+            .map_err(|conflict| format!("{} conflicts with another row's path: {conflict}", row.path))?;
         self.routes.push(PathRoutes { segments: row.path.segments().to_vec(), rows: vec![index] });
         Ok(())
     }
@@ -120,7 +123,7 @@ fn allowed(rows: &[Arc<Operation>], of_route: &[usize]) -> Vec<Method> {
     methods
 }
 
-/// An id as Make writes it: decimal, no sign, no leading zero. Anything else could be read two ways.
+/// Parses an id as Make writes it: decimal, no sign, no leading zeros. Anything else would be ambiguous.
 fn plain_decimal(text: &str) -> Option<u64> {
     let plain = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     if plain { text.parse().ok() } else { None }

@@ -1,4 +1,4 @@
-//! One `[[operation]]` table becomes one row, checked. The built-in rows are `config/operations.toml`.
+//! Reads each `[[operation]]` table into a checked row. The built-in rows are `config/operations.toml`.
 
 use std::sync::Arc;
 
@@ -12,26 +12,26 @@ use crate::toml_reader::{
     self, FLAG, InvalidValue, TEXT, Table, TableItem, TextSpan, TomlForm, ValueKind, WithSpan, no_such, quoted,
 };
 
-/// The built-in rows as they are written.
+/// The text of the built-in rows.
 pub const BUILT_IN: &str = include_str!("../../config/operations.toml");
 
-/// What no row may record: a secret, or where somebody lives.
+/// Fields that no row may record, because they are secrets or addresses.
 const NEVER_RECORDED: [&str; 4] = ["hash", "couponCode", "email", "customer"];
 
-/// A row and where its parts stand, for the checks that need more than the row.
+/// A row and the positions of its parts, for checks that need more than the row.
 #[derive(Clone, Debug)]
 pub struct ParsedRow {
-    /// The row; `None`: it has a mistake that leaves none.
+    /// The row, unless a mistake made it unusable.
     pub operation: Option<Operation>,
-    /// Its grant, if that is right.
+    /// The grant, if valid.
     pub grant: Option<Arc<str>>,
-    /// The class that it names, if any.
+    /// The lifetime class it names, if any.
     pub class: Option<Arc<str>>,
-    /// The table's heading.
+    /// Position of the table's heading.
     pub place: TextSpan,
-    /// The value of `cache`; left out: the heading.
+    /// Position of `cache`, or of the heading if it is missing.
     pub cache_place: TextSpan,
-    /// The value of `look.read`; left out: the heading.
+    /// Position of `look.read`, or of the heading if it is missing.
     pub look_place: TextSpan,
 }
 
@@ -40,12 +40,12 @@ impl Catalogue {
     #[must_use]
     pub fn built_in() -> Self {
         let (rows, _) = toml_reader::walk(BUILT_IN, read);
-        // A test holds that the built-in rows have no mistake.
+        // A test ensures that the built-in rows have no mistakes.
         Self::new(rows.into_iter().filter_map(|row| row.operation).collect()).unwrap_or_default()
     }
 }
 
-/// Reads the rows of a document, noting every mistake.
+/// Reads the rows of a document and reports every mistake.
 pub fn read(document: &Table<'_>) -> Vec<ParsedRow> {
     document.tables("operation", "id", row)
 }
@@ -128,7 +128,7 @@ fn default_retry(method: &Method) -> RetryClass {
     }
 }
 
-/// An organization's answers go with it.
+/// Answers of an organization are also tagged with the organization.
 fn all_tags(path: &PathTemplate, given: Vec<WithSpan<TagTemplate>>) -> Vec<TagTemplate> {
     let organization = path.has_organization().then(|| TagTemplate::parse("org:{organizationId}").ok()).flatten();
     let mut tags: Vec<_> = organization.into_iter().collect();
@@ -140,7 +140,7 @@ fn all_tags(path: &PathTemplate, given: Vec<WithSpan<TagTemplate>>) -> Vec<TagTe
     tags
 }
 
-/// Of a write: its organization and the list; without an organization nothing, which means everything.
+/// The default for a write: its organization and the list. Without an organization: nothing, which means everything.
 fn default_invalidates(method: &Method, path: &PathTemplate) -> Vec<TagTemplate> {
     if *method == Method::GET || !path.has_organization() {
         return Vec::new();
@@ -157,7 +157,7 @@ fn check_method(
 ) {
     let is_read = *method == Method::GET;
     if !is_read && cache.is_some() {
-        table.wrong(table.place_of("cache"), format!("the answer to a {method} is never stored"), "leave cache out");
+        table.wrong(table.place_of("cache"), format!("the answer to a {method} is never cached"), "leave cache out");
     }
     if is_read && retry.is_some_and(|retry| retry != RetryClass::Safe) {
         table.wrong(
@@ -167,7 +167,7 @@ fn check_method(
         );
     }
     if !is_read && retry == Some(RetryClass::Safe) {
-        let help = "write \"idempotent\" if sending it twice changes nothing more, else \"once\"";
+        let help = "write \"idempotent\" if sending it twice has no further effect, otherwise \"once\"";
         table.wrong(table.place_of("retry"), format!("a {method} is a write, and no write is safe"), help);
     }
     if is_read && body.is_some_and(|body| body != BodyKind::None) {
@@ -184,19 +184,19 @@ fn check_tags(
 ) {
     let is_read = *method == Method::GET;
     if !is_read && !tags.is_empty() {
-        let help = "write the tags that it makes obsolete in invalidates";
-        table.wrong(table.place_of("tags"), format!("the answer to a {method} is never stored"), help);
+        let help = "list the tags that it makes obsolete in invalidates";
+        table.wrong(table.place_of("tags"), format!("the answer to a {method} is never cached"), help);
     }
     if is_read && invalidates.is_some_and(|tags| !tags.is_empty()) {
-        table.wrong(table.place_of("invalidates"), "a GET changes nothing", "leave invalidates out");
+        table.wrong(table.place_of("invalidates"), "a GET invalidates nothing", "leave invalidates out");
     }
     if !is_read && invalidates.is_some_and(<[_]>::is_empty) {
-        let help = "leave it out for the organization and the list, or name the tags that it makes obsolete";
-        table.warn(table.place_of("invalidates"), "a write that names no tag invalidates everything", help);
+        let help = "leave it out to invalidate the organization and the list, or list the tags that it makes obsolete";
+        table.warn(table.place_of("invalidates"), "a write without tags invalidates everything", help);
     }
     for tag in tags.iter().filter(|tag| tag.value.needs_answer()) {
-        let help = "what is in the answer can only be used in invalidates";
-        table.wrong(tag.place.clone(), format!("{} looks into the answer", quoted(tag.value.as_str())), help);
+        let help = "values from the answer can be used only in invalidates";
+        table.wrong(tag.place.clone(), format!("{} refers to the answer", quoted(tag.value.as_str())), help);
     }
     for tag in tags.iter().chain(invalidates.unwrap_or_default()) {
         for name in tag.value.parameters().filter(|name| !path.parameters().any(|known| known == *name)) {
@@ -222,11 +222,11 @@ fn check_organization(
         table.wrong(table.place_of("quota"), "the path has no {organizationId}", help);
     }
     if scoped && path.has_organization() {
-        let help = "leave it out: the path says which organization is touched, and the caller's scope decides";
+        let help = "leave it out: the caller's scope decides about the organization in the path";
         table.wrong(table.place_of("scoped"), "scoped is for paths without {organizationId}", help);
     }
     if narrow.is_some() && (*method != Method::GET || path.has_organization() || !scoped) {
-        let help = "use it for a GET without {organizationId} in its path, beside scoped = true";
+        let help = "use it with scoped = true, for a GET without {organizationId} in its path";
         table.wrong(table.place_of("narrow"), "there is nothing to narrow here", help);
     }
 }
@@ -255,19 +255,19 @@ fn check_default(kind: ParameterKind, default: &str) -> Result<(), (String, &'st
     match kind {
         ParameterKind::Set => Err(("a set has no default".to_owned(), "leave default out")),
         ParameterKind::Refresh if default != "false" => {
-            Err((format!("{given} cannot be the default of a refresh"), "leave default out: it is \"false\""))
+            Err((format!("a refresh cannot have the default {given}"), "leave default out: it is \"false\""))
         }
         ParameterKind::Flag if default != "true" && default != "false" => {
             Err((format!("{given} is not a flag"), "write default = \"true\" or \"false\""))
         }
         ParameterKind::Number if !default.bytes().all(|b| b.is_ascii_digit()) || default.is_empty() => {
-            Err((format!("{given} is not a plain decimal"), "write default = \"0\", say"))
+            Err((format!("{given} is not a plain decimal"), "write for example default = \"0\""))
         }
         ParameterKind::Scalar | ParameterKind::Number | ParameterKind::Flag | ParameterKind::Refresh => Ok(()),
     }
 }
 
-/// The word for a GET whose answers hold secrets or links that expire: no lifetime can be configured for it.
+/// Marks a GET whose answers contain secrets or expiring links: no lifetime can be configured for it.
 const NEVER: &str = "never";
 
 pub(super) const ID: ValueKind<Arc<str>> = ValueKind {
@@ -279,8 +279,8 @@ pub(super) const ID: ValueKind<Arc<str>> = ValueKind {
         match text.split('.').all(part_ok) && text.contains('.') {
             true => Ok(Arc::from(text)),
             false => Err(InvalidValue::new(
-                format!("{} is not an id", quoted(text)),
-                "write two or more names of a-z, 0-9 and -, with dots between: \"users.me\"",
+                format!("{} is not a valid id", quoted(text)),
+                "write two or more names of a-z, 0-9 and -, separated by dots: \"users.me\"",
             )),
         }
     },
@@ -300,7 +300,7 @@ const METHOD: ValueKind<Method> = ValueKind {
         "PUT" => Ok(Method::PUT),
         "PATCH" => Ok(Method::PATCH),
         "DELETE" => Ok(Method::DELETE),
-        "HEAD" => Err(InvalidValue::new("HEAD has no rows", "write \"GET\": HEAD is answered as its GET")),
+        "HEAD" => Err(InvalidValue::new("HEAD needs no row", "write \"GET\": HEAD is answered as its GET")),
         other => Err(no_such(other, "method", &["GET", "POST", "PUT", "PATCH", "DELETE"])),
     },
 };
@@ -319,20 +319,22 @@ const GRANT: ValueKind<Arc<str>> = ValueKind {
     parse: |text| match text.split_once(':') {
         Some((group, "read" | "write")) if is_name(group) => Ok(Arc::from(text)),
         Some(_) | None => Err(InvalidValue::new(
-            format!("{} is not a grant", quoted(text)),
+            format!("{} is not a valid grant", quoted(text)),
             "write a name of a-z, 0-9 and -, then :read or :write: \"users:read\"",
         )),
     },
 };
 
-/// The name of a lifetime class.
+/// A lifetime class.
 pub const CLASS: ValueKind<Arc<str>> = ValueKind {
     form: TomlForm::Text,
     what: "a class",
     example: "\"organizations\"",
     parse: |text| match is_name(text) {
         true => Ok(Arc::from(text)),
-        false => Err(InvalidValue::new(format!("{} is not a class", quoted(text)), "write a name of a-z, 0-9 and -")),
+        false => {
+            Err(InvalidValue::new(format!("{} is not a valid class", quoted(text)), "write a name of a-z, 0-9 and -"))
+        }
     },
 };
 
@@ -405,7 +407,7 @@ const PARAMETER: ValueKind<ParameterKind> = ValueKind {
 
 /// A default may be empty.
 const DEFAULT: ValueKind<String> =
-    ValueKind { form: TomlForm::Text, what: "a text", example: "\"name\"", parse: |text| Ok(text.to_owned()) };
+    ValueKind { form: TomlForm::Text, what: "a string", example: "\"name\"", parse: |text| Ok(text.to_owned()) };
 
 const RECORDED: ValueKind<Arc<str>> = ValueKind {
     form: TomlForm::Text,
@@ -426,6 +428,6 @@ const MEMBER: ValueKind<Arc<str>> = ValueKind {
     example: "\"organizations\"",
     parse: |text| match text.is_empty() {
         false => Ok(Arc::from(text)),
-        true => Err(InvalidValue::new("this is empty", "write the member's name, such as \"organizations\"")),
+        true => Err(InvalidValue::new("this must not be empty", "write the member's name, such as \"organizations\"")),
     },
 };

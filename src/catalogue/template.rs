@@ -1,16 +1,16 @@
-//! Path and tag templates: text with `{names}` in it, parsed once when the catalogue is made.
+//! Path and tag templates: text with `{names}`, parsed once when the catalogue is built.
 
 use std::fmt;
 
-/// The name of the path parameter that is the organization.
+/// The name of the path parameter for the organization.
 pub(super) const ORGANIZATION: &str = "organizationId";
 
 /// One segment of a path template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathSegment {
-    /// Itself.
+    /// Literal text.
     Literal(String),
-    /// `{organizationId}` (a plain decimal), or `{name}`: any one segment.
+    /// `{organizationId}` (a plain decimal) or `{name}` (any single segment).
     Parameter(String),
 }
 
@@ -28,7 +28,7 @@ impl PathTemplate {
     /// A sentence that says what is wrong and what to write instead.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some(rest) = text.strip_prefix('/') else {
-            return Err(format!("a path begins with `/`: write \"/{text}\""));
+            return Err(format!("a path must begin with `/`: write \"/{text}\""));
         };
         let mut segments: Vec<PathSegment> = Vec::new();
         for part in rest.split('/') {
@@ -36,7 +36,7 @@ impl PathTemplate {
             if let PathSegment::Parameter(name) = &segment
                 && segments.contains(&segment)
             {
-                return Err(format!("{{{name}}} stands in the path twice: give one of them another name"));
+                return Err(format!("{{{name}}} appears in the path twice: rename one of them"));
             }
             segments.push(segment);
         }
@@ -50,15 +50,15 @@ impl PathTemplate {
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~');
         if part.is_empty() || part == "." || part == ".." {
-            return Err("a path has no empty, `.` or `..` segments".to_owned());
+            return Err("a path must not have empty, `.` or `..` segments".to_owned());
         }
         match part.strip_prefix('{').and_then(|p| p.strip_suffix('}')) {
             Some(name) if name_like(name) => Ok(PathSegment::Parameter(name.to_owned())),
-            Some(name) => {
-                Err(format!("`{{{name}}}` is not a parameter: a name is letters, digits and `_`, as in {{teamId}}"))
-            }
+            Some(name) => Err(format!(
+                "`{{{name}}}` is not a valid parameter: names consist of letters, digits and `_`, as in {{teamId}}"
+            )),
             None if part.chars().all(plain) => Ok(PathSegment::Literal(part.to_owned())),
-            None => Err(format!("`{part}`: a segment is plain text or a whole {{name}}")),
+            None => Err(format!("`{part}`: a segment must be either plain text or a single {{name}}")),
         }
     }
 
@@ -68,13 +68,13 @@ impl PathTemplate {
         &self.text
     }
 
-    /// Its segments in order.
+    /// The segments in order.
     #[must_use]
     pub fn segments(&self) -> &[PathSegment] {
         &self.segments
     }
 
-    /// The names of its parameters in order.
+    /// The parameter names in order.
     pub fn parameters(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
             PathSegment::Parameter(name) => Some(name.as_str()),
@@ -82,7 +82,7 @@ impl PathTemplate {
         })
     }
 
-    /// Does it name an organization?
+    /// Whether it contains an organization.
     #[must_use]
     pub fn has_organization(&self) -> bool {
         self.parameters().any(|name| name == ORGANIZATION)
@@ -98,11 +98,11 @@ impl fmt::Display for PathTemplate {
 /// One part of a tag template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TagPart {
-    /// Itself.
+    /// Literal text.
     Literal(String),
     /// `{name}`: the path parameter of that name.
     Parameter(String),
-    /// `{/a/b}`: what this JSON pointer (RFC 6901) finds in the answer; only in `invalidates`.
+    /// `{/a/b}`: the value at this JSON pointer (RFC 6901) in the answer; only in `invalidates`.
     Answer(String),
 }
 
@@ -120,7 +120,7 @@ impl TagTemplate {
     /// A sentence that says what is wrong and what to write instead.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
-            return Err("a tag is printable ASCII without spaces, such as \"org:{organizationId}\"".to_owned());
+            return Err("a tag must be printable ASCII without spaces, such as \"org:{organizationId}\"".to_owned());
         }
         let mut parts = Vec::new();
         let mut rest = text;
@@ -147,7 +147,7 @@ impl TagTemplate {
         &self.text
     }
 
-    /// The path parameters that it names.
+    /// The path parameters it uses.
     pub fn parameters(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {
             TagPart::Parameter(name) => Some(name.as_str()),
@@ -155,13 +155,13 @@ impl TagTemplate {
         })
     }
 
-    /// Does it look into the answer?
+    /// Whether it needs a value from the answer.
     #[must_use]
     pub fn needs_answer(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, TagPart::Answer(_)))
     }
 
-    /// The tag, with each part's value from `value`; `None` when one has none (an answer without that member).
+    /// Renders the tag with values from `value`; `None` if a value is missing (such as a member that the answer lacks).
     pub fn render(&self, mut value: impl FnMut(&TagPart) -> Option<String>) -> Option<String> {
         let mut tag = String::with_capacity(self.text.len() + 8);
         for part in &self.parts {

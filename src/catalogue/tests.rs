@@ -1,11 +1,11 @@
-//! The built-in rows against the design, spelled out.
+//! Tests the built-in rows against the design, spelled out.
 
 use http::Method;
 
 use super::{BodyKind, BucketKind, Catalogue, NoMatch, ParameterKind, Proves, RetryClass, rows};
 use crate::toml_reader;
 
-/// Id, method, the path below `/api/v2/organizations`, grant, class, retry class, and what a write invalidates.
+/// Id, method, path below `/api/v2/organizations`, grant, class, retry class, and what a write invalidates.
 type Row =
     (&'static str, &'static str, &'static str, &'static str, Option<&'static str>, RetryClass, &'static [&'static str]);
 

@@ -105,41 +105,41 @@ const ID: &str = "id = \"users.x\"";
 
 #[rustfmt::skip]
 const ROWS: &[(&[&str], &str)] = &[
-    (&["id = \"users\"", GET], "\"users\" is not an id; write two or more names of a-z, 0-9 and -, with dots between: \"users.me\""),
-    (&["id = \"organizations.get\"", GET], "the id \"organizations.get\" is taken by GET /api/v2/organizations/{organizationId}; built-in rows cannot be replaced: give this row its own id and path"),
+    (&["id = \"users\"", GET], "\"users\" is not a valid id; write two or more names of a-z, 0-9 and -, separated by dots: \"users.me\""),
+    (&["id = \"organizations.get\"", GET], "the id \"organizations.get\" is already used by GET /api/v2/organizations/{organizationId}; built-in rows cannot be replaced: give this row its own id and path"),
     (&[ID, "method = \"get\"\npath = \"/x\"\ngrant = \"a:read\""], "\"get\" is not a method; did you mean \"GET\"?"),
-    (&[ID, "method = \"GET\"\npath = \"x\"\ngrant = \"a:read\""], "a path begins with `/`: write \"/x\"; -"),
-    (&[ID, "method = \"GET\"\npath = \"/x\"\ngrant = \"a\""], "\"a\" is not a grant; write a name of a-z, 0-9 and -, then :read or :write: \"users:read\""),
-    (&[ID, "method = \"GET\"\npath = \"/api/v2/organizations\"\ngrant = \"a:read\""], "GET /api/v2/organizations is already the row \"organizations.list\"; built-in rows cannot be replaced: give this row its own id and path"),
+    (&[ID, "method = \"GET\"\npath = \"x\"\ngrant = \"a:read\""], "a path must begin with `/`: write \"/x\"; -"),
+    (&[ID, "method = \"GET\"\npath = \"/x\"\ngrant = \"a\""], "\"a\" is not a valid grant; write a name of a-z, 0-9 and -, then :read or :write: \"users:read\""),
+    (&[ID, "method = \"GET\"\npath = \"/api/v2/organizations\"\ngrant = \"a:read\""], "GET /api/v2/organizations is already defined by the row \"organizations.list\"; built-in rows cannot be replaced: give this row its own id and path"),
     (&[ID, GET, "cache = \"usages\""], "the class \"usages\" has no lifetime; did you mean \"usage\"?"),
     (&[ID, GET, "retry = \"once\""], "a GET is always safe to send again; write retry = \"safe\", or leave it out"),
     (&[ID, GET, "body = \"any\""], "a GET takes no body; write body = \"none\", or leave it out"),
-    (&[ID, GET, "invalidates = [\"x\"]"], "a GET changes nothing; leave invalidates out"),
+    (&[ID, GET, "invalidates = [\"x\"]"], "a GET invalidates nothing; leave invalidates out"),
     (&[ID, GET, "tags = [\"u:{user}\"]"], "{user} is not in the path; the path has {userId}"),
-    (&[ID, GET, "tags = [\"u:{/id}\"]"], "\"u:{/id}\" looks into the answer; what is in the answer can only be used in invalidates"),
+    (&[ID, GET, "tags = [\"u:{/id}\"]"], "\"u:{/id}\" refers to the answer; values from the answer can be used only in invalidates"),
     (&[ID, GET, "quota = \"organization\""], "the path has no {organizationId}; write quota = \"account\", or leave it out"),
-    (&[ID, GET, "narrow = \"users\""], "there is nothing to narrow here; use it for a GET without {organizationId} in its path, beside scoped = true"),
+    (&[ID, GET, "narrow = \"users\""], "there is nothing to narrow here; use it with scoped = true, for a GET without {organizationId} in its path"),
     (&[ID, GET, "record = [\"email\"]"], "email is never recorded; leave it out: it may hold a secret or personal data"),
     (&[ID, GET, "query = { a = \"sets\" }"], "\"sets\" is not a kind of parameter; did you mean \"set\"?"),
     (&[ID, GET, "query = { a = { kind = \"set\", default = \"x\" } }"], "a set has no default; leave default out"),
-    (&[ID, GET, "query = { a = { kind = \"number\", default = \"x\" } }"], "\"x\" is not a plain decimal; write default = \"0\", say"),
+    (&[ID, GET, "query = { a = { kind = \"number\", default = \"x\" } }"], "\"x\" is not a plain decimal; write for example default = \"0\""),
     (&[ID, GET, "query = { a = { kind = \"flag\", default = \"1\" } }"], "\"1\" is not a flag; write default = \"true\" or \"false\""),
-    (&[ID, GET, "query = { a = { kind = \"refresh\", default = \"true\" } }"], "\"true\" cannot be the default of a refresh; leave default out: it is \"false\""),
+    (&[ID, GET, "query = { a = { kind = \"refresh\", default = \"true\" } }"], "a refresh cannot have the default \"true\"; leave default out: it is \"false\""),
     (&[ID, GET, "freshness = \"upstraem\""], "\"upstraem\" is not a freshness; did you mean \"upstream\"?"),
-    (&[ID, POST, "retry = \"safe\""], "a POST is a write, and no write is safe; write \"idempotent\" if sending it twice changes nothing more, else \"once\""),
-    (&[ID, POST, "cache = \"usage\""], "the answer to a POST is never stored; leave cache out"),
-    (&[ID, POST, "tags = [\"x\"]"], "the answer to a POST is never stored; write the tags that it makes obsolete in invalidates"),
-    (&[ID, POST, "scoped = true"], "scoped is for paths without {organizationId}; leave it out: the path says which organization is touched, and the caller's scope decides"),
+    (&[ID, POST, "retry = \"safe\""], "a POST is a write, and no write is safe; write \"idempotent\" if sending it twice has no further effect, otherwise \"once\""),
+    (&[ID, POST, "cache = \"usage\""], "the answer to a POST is never cached; leave cache out"),
+    (&[ID, POST, "tags = [\"x\"]"], "the answer to a POST is never cached; list the tags that it makes obsolete in invalidates"),
+    (&[ID, POST, "scoped = true"], "scoped is for paths without {organizationId}; leave it out: the caller's scope decides about the organization in the path"),
     (&[ID, GET, "look = { read = \"organizations.list\", at = \"\", proves = \"gone\" }"], "a GET is never in doubt; leave look out"),
     (&[ID, POST, "look = { read = \"organizations.gett\", at = \"\", proves = \"gone\" }"], "\"organizations.gett\" is not a GET operation; did you mean \"organizations.get\"?"),
-    (&[ID, POST, "look = { read = \"organizations.update\", at = \"\", proves = \"gone\" }"], "organizations.update is a PATCH, and a look changes nothing; name a GET"),
-    (&[ID, POST, "look = { read = \"variables.history\", at = \"\", proves = \"gone\" }"], "variables.history has parameters that are not in the write's path: /api/v2/organizations/{organizationId}/variables/{variableName}/history; name a GET whose path parameters the write has too"),
+    (&[ID, POST, "look = { read = \"organizations.update\", at = \"\", proves = \"gone\" }"], "organizations.update is a PATCH, but a look must be a read; name a GET"),
+    (&[ID, POST, "look = { read = \"variables.history\", at = \"\", proves = \"gone\" }"], "variables.history has path parameters that the write lacks: /api/v2/organizations/{organizationId}/variables/{variableName}/history; name a GET that uses only path parameters of the write"),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"organization\", proves = \"gone\" }"], "\"organization\" is not a JSON pointer; write \"/organization\""),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"field\" }"], "\"field\" is not a kind of proof; did you mean \"fields\"?"),
-    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"absent\" }"], "absent needs to know which object is meant; add member = { name = \"{variableName}\" }, say"),
-    (&[ID, POST, "body = \"none\"\nlook = { read = \"organizations.get\", at = \"\", proves = \"fields\" }"], "this write has no body whose fields could be found again; write \"gone\" or \"absent\""),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"absent\" }"], "absent needs a member that identifies the object; add for example member = { name = \"{variableName}\" }"),
+    (&[ID, POST, "body = \"none\"\nlook = { read = \"organizations.get\", at = \"\", proves = \"fields\" }"], "this write has no body whose fields a look could compare; write \"gone\" or \"absent\""),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"gone\", member = { id = \"{x}\" } }"], "{x} is not in the path; the path has {organizationId}"),
-    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"gone\", member = { id = \"{/x}\" } }"], "\"{/x}\" is not a value; write a path parameter, such as \"{variableName}\""),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"gone\", member = { id = \"{/x}\" } }"], "\"{/x}\" is not a valid value; write a path parameter, such as \"{variableName}\""),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", prove = \"gone\", proves = \"gone\" }"], "unknown key \"prove\" in operation.users.x.look; did you mean \"proves\"?"),
 ];
 
@@ -269,5 +269,5 @@ fn what_is_hardly_meant_is_warned_of() {
         "[[operation]]\nid = \"users.me\"\nmethod = \"GET\"\npath = \"/me\"\ngrant = \"users:read\"\ncache = \"users\"";
     assert_eq!(with(users), ["10: the class \"users\" has no lifetime: its answers are not cached"]);
     let post = "[[operation]]\nid = \"a.b\"\nmethod = \"POST\"\npath = \"/a\"\ngrant = \"a:write\"\ninvalidates = []";
-    assert_eq!(with(post), ["10: a write that names no tag invalidates everything"]);
+    assert_eq!(with(post), ["10: a write without tags invalidates everything"]);
 }

@@ -129,7 +129,7 @@ mod tests {
         let why = secret_of(&Snapshot::new(), &SecretSource::File("/nowhere/other".into()), credentials).unwrap_err();
         assert_eq!(
             why,
-            "the file \"/nowhere/other\" is not there, nor is its name in $CREDENTIALS_DIRECTORY: create it"
+            "the file \"/nowhere/other\" does not exist, and $CREDENTIALS_DIRECTORY has no file of that name: create it"
         );
     }
 

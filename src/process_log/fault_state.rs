@@ -1,14 +1,15 @@
-//! Something that goes wrong for a while: when it began, and when it ended.
+//! Tracks a fault that lasts for a while: when it began and when it ended.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A trouble that is there or not. Those who notice it say so each time; it begins once and ends once.
+/// A fault that is ongoing or not. Everybody who notices it may report it; only the first report begins it, and only
+/// the first report after it ends it.
 #[derive(Debug, Default)]
 pub struct FaultState(Mutex<Option<Instant>>);
 
 impl FaultState {
-    /// It is there. `true`: it begins now.
+    /// Reports the fault. `true` if it begins now.
     pub fn begins(&self, now: Instant) -> bool {
         let mut since = self.since();
         let begins = since.is_none();
@@ -16,12 +17,12 @@ impl FaultState {
         begins
     }
 
-    /// It is not there (any more). `Some`: it ends now, and lasted so long.
+    /// Reports that the fault is absent. Returns how long it lasted if it ends now.
     pub fn ends(&self, now: Instant) -> Option<Duration> {
         self.since().take().map(|since| now.saturating_duration_since(since))
     }
 
-    /// Is it there?
+    /// Whether the fault is ongoing.
     #[must_use]
     pub fn is_ongoing(&self) -> bool {
         self.since().is_some()

@@ -9,12 +9,12 @@ use tracing::{Event, Level};
 
 use crate::ids::escape_invisible;
 
-/// The longest text in a line, in bytes.
+/// Size limit of a text in a line, in bytes.
 const TEXT_BYTES_MAX: usize = 8 * 1024;
-/// Fields whose values are lists of texts: their Debug form is JSON.
+/// Fields whose values are lists of strings: their Debug form is JSON.
 const LISTS: [&str; 2] = ["gateway", "operator"];
 
-/// An event, ready to be told.
+/// An event, ready to be written.
 #[derive(Clone, Debug)]
 pub(super) struct LogLine {
     pub(super) time: Timestamp,
@@ -28,7 +28,7 @@ impl LogLine {
         Self { time, level, message, fields: Vec::new() }
     }
 
-    /// What an event says; whose it is, where it is a library's.
+    /// The line for an event; names the library if it comes from one.
     pub(super) fn of(event: &Event<'_>, time: Timestamp) -> Self {
         let about = event.metadata();
         let mut line = Self::new(time, *about.level(), String::new());
@@ -44,7 +44,7 @@ impl LogLine {
         self
     }
 
-    /// The same line for so many events, of which it shows the last.
+    /// The same line, standing for this many events, of which it shows the last.
     pub(super) fn standing_for(self, events: u64) -> Self {
         self.with("repeated", events)
     }
@@ -59,7 +59,7 @@ impl LogLine {
         format!("{}\n", Value::Object(object))
     }
 
-    /// The same for people.
+    /// The line as text for people.
     pub(super) fn text(&self, has_colors: bool) -> String {
         let (dim, color, plain) = match (has_colors, self.level) {
             (false, _) => ("", "", ""),
@@ -142,7 +142,7 @@ mod tests {
         }
     }
 
-    /// What these events become.
+    /// The lines that these events become.
     fn lines(tell: impl FnOnce()) -> Vec<LogLine> {
         let seen = Arc::new(Mutex::new(Vec::new()));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(Seen(seen.clone())), tell);
@@ -154,7 +154,7 @@ mod tests {
         let note = "makegate/abc\n122\nroot=\n\n\u{2014} makegate/abc sig\n";
         let [line] = &lines(|| {
             let (gateway, help) = (vec!["127.0.0.1:8080", "[::1]:8080"], None::<&str>);
-            tracing::info!(?gateway, help, size = 122_u64, is = true, note = %note, "makegate {}", "serves");
+            tracing::info!(?gateway, help, size = 122_u64, is = true, note = %note, "makegate {}", "started");
         })[..] else {
             panic!("one line")
         };

@@ -1,8 +1,8 @@
-//! The process log: what makegate says of itself to whoever runs it, on stderr. A reader who is slow, stuck or gone costs lines,
-//! which are counted, and never a wait.
+//! The process log: what makegate reports about itself on stderr. A reader that is slow, stuck or gone loses lines,
+//! which are counted, and never makes makegate wait.
 //!
-//! Events are `tracing`'s. Ordinary ones are told once a minute and kind, with a count of those in between; the target of the
-//! others says how often: [`STATE`], [`EACH`].
+//! Events come from `tracing`. Ordinary ones are logged once per minute and kind, with a count of the repeats; the
+//! targets [`STATE`] and [`EACH`] mark events that are logged more often.
 
 mod fault_state;
 mod log_line;
@@ -26,25 +26,25 @@ use repeats::Repeats;
 pub use fault_state::FaultState;
 pub use non_blocking::NonBlockingWriter;
 
-/// Target of an event that says that the state of something has changed: told at once, but only so often a minute.
+/// Target of an event that reports a change of state: logged at once, up to a limit per minute.
 pub const STATE: &str = "makegate::state";
-/// Target of an event of which each one counts. Whoever sends it sees to it that there is a bound.
+/// Target of an event that is always logged. The sender must bound how often it happens.
 pub const EACH: &str = "makegate::each";
 
-/// Changes of one state that are told in a minute.
+/// Changes of one state logged per minute.
 const STATES_MAX: u32 = 10;
-/// How long the process waits at its end for its last lines to be taken.
+/// How long the process waits at exit for its last lines to be read.
 const LAST_LINES: Duration = Duration::from_millis(200);
 
-/// How lines are written.
+/// The format of the process log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people at a terminal.
     Text {
-        /// With colours.
+        /// Whether to use colors.
         has_colors: bool,
     },
-    /// For programs: a JSON object a line.
+    /// For programs: one JSON object per line.
     Json,
 }
 
@@ -63,13 +63,13 @@ struct ProcessLog {
     clock: Clock,
     repeats: Mutex<Repeats<Identifier>>,
     device: NonBlockingWriter,
-    /// The last word was said: whatever a thread still tells is dropped.
+    /// The final line was written; anything that threads log after it is dropped.
     has_ended: AtomicBool,
 }
 
 static LOG: OnceLock<ProcessLog> = OnceLock::new();
 
-/// Begins the process log on stderr. What becomes part of `tracing`'s subscriber tells its events; a panic is told, too.
+/// Starts the process log on stderr. The returned layer logs `tracing` events; panics are logged too.
 pub fn begin(form: LogFormat, clock: Clock) -> ProcessLogLayer {
     LOG.get_or_init(|| {
         let mut told = 0;
@@ -78,7 +78,7 @@ pub fn begin(form: LogFormat, clock: Clock) -> ProcessLogLayer {
             log.tell_due(false);
             let dropped = device.dropped();
             if is_well && dropped > told {
-                let line = log.line(Level::WARN, "nobody took some lines of the process log: they were dropped");
+                let line = log.line(Level::WARN, "log lines were dropped because nobody read them");
                 log.put(line.with("dropped", dropped - told));
                 told = dropped;
             }
@@ -88,12 +88,12 @@ pub fn begin(form: LogFormat, clock: Clock) -> ProcessLogLayer {
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
         let why = panic.payload_as_str().unwrap_or_default();
-        tracing::error!(target: STATE, at, "a fault of makegate's own: {why}");
+        tracing::error!(target: STATE, at, "internal error in makegate: {why}");
     }));
     ProcessLogLayer(())
 }
 
-/// The last word of a command that fails. `false`: there is no process log, so it was not told.
+/// Logs the final line of a failing command. `false` if there is no process log to write it to.
 #[must_use]
 pub fn fatal(message: &str, exit_code: u8) -> bool {
     let Some(log) = LOG.get() else { return false };
@@ -106,26 +106,26 @@ pub fn fatal(message: &str, exit_code: u8) -> bool {
     true
 }
 
-/// The form of the process log, if there is one.
+/// The format of the process log, if it has begun.
 #[must_use]
 pub fn form() -> Option<LogFormat> {
     LOG.get().map(|log| log.form)
 }
 
-/// Puts text for people between the lines of the process log, as it is.
+/// Writes text for people between the lines of the process log, unchanged.
 pub fn print(text: String) {
     if let Some(log) = LOG.get() {
         log.device.put(text);
     }
 }
 
-/// How many lines were dropped because nobody took them.
+/// The number of lines dropped because nobody read them.
 #[must_use]
 pub fn dropped() -> u64 {
     LOG.get().map_or(0, |log| log.device.dropped())
 }
 
-/// The process ends: what was repeated is told, and the last lines have a moment to be taken.
+/// Ends the process log: logs pending repeats and gives the last lines a moment to be read.
 pub fn end() {
     if let Some(log) = LOG.get() {
         log.tell_due(true);
@@ -153,7 +153,7 @@ impl ProcessLog {
         let line = LogLine::of(event, self.clock.wall());
         let most = match about.target() {
             STATE => STATES_MAX,
-            // Who asks for more than `info` wants all of it.
+            // Levels below `info` are logged without counting repeats: whoever enables them wants everything.
             _ if *about.level() > Level::INFO => return self.put(line),
             EACH => return self.put(line),
             _ => 1,
@@ -172,7 +172,7 @@ impl ProcessLog {
     }
 }
 
-/// Tells `tracing`'s events to the process log.
+/// Writes `tracing` events to the process log.
 #[derive(Debug)]
 pub struct ProcessLogLayer(());
 

@@ -1,6 +1,6 @@
-//! A stream that somebody may read, slowly, or not at all: whoever writes to it never waits for its reader.
+//! A writer that never waits for whoever reads the stream.
 
-#![expect(clippy::disallowed_methods, reason = "at the very end of the process, and for so long only")]
+#![expect(clippy::disallowed_methods, reason = "blocks only at the very end of the process, and for a bounded time")]
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-/// How much may wait for the reader, in bytes.
+/// How much text may wait for the reader, in bytes.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
-/// How often the thread looks around while there is nothing to write.
+/// How often the thread wakes while there is nothing to write.
 const TICK: Duration = Duration::from_secs(1);
-/// How long to wait when the stream is full and somebody else has made it non-blocking.
+/// How long to wait when the stream is full and another process made it non-blocking.
 const FULL_NAP: Duration = Duration::from_millis(10);
 
-/// A stream with a thread of its own that writes to it. Text that finds no room or cannot be written is dropped and counted.
+/// A stream with its own writer thread. Text that does not fit or cannot be written is dropped and counted.
 #[derive(Clone, Debug, Default)]
 pub struct NonBlockingWriter(Arc<WriterShared>);
 
@@ -37,7 +37,8 @@ struct WaitingText {
 }
 
 impl NonBlockingWriter {
-    /// Starts the thread. Between texts, and every second, it calls `meanwhile` and says whether the last write succeeded.
+    /// Starts the thread. Between texts, and every second, it calls `meanwhile`, passing whether the last write
+    /// succeeded.
     #[must_use]
     pub fn begin(
         name: &str,
@@ -48,7 +49,7 @@ impl NonBlockingWriter {
         let writer = device.clone();
         let started = thread::Builder::new().name(name.to_owned()).spawn(move || writer.run(stream, meanwhile));
         if started.is_err() {
-            // Without its thread the device fills up and drops the rest: no reason not to start.
+            // Without the thread the queue fills up and the rest is dropped; that is no reason not to start.
             device.count_dropped();
         }
         device
@@ -73,7 +74,7 @@ impl NonBlockingWriter {
         drop(self.0.changed.wait_timeout_while(self.waiting(), limit, is_busy));
     }
 
-    /// How many texts were dropped.
+    /// The number of texts dropped.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
@@ -103,7 +104,7 @@ impl NonBlockingWriter {
         }
     }
 
-    /// The next text, if one comes within a [`TICK`].
+    /// The next text, if one arrives within a [`TICK`].
     fn take(&self) -> Option<String> {
         let is_empty = |waiting: &mut WaitingText| waiting.texts.is_empty();
         let taken = self.0.changed.wait_timeout_while(self.waiting(), TICK, is_empty);
@@ -115,15 +116,15 @@ impl NonBlockingWriter {
     }
 }
 
-/// The stream. It is written to directly: a thread that is stuck here holds no lock of the standard library's.
+/// The stream, written to directly, so that a stuck thread holds no lock of the standard library.
 struct OutputStream<S> {
     stream: S,
-    /// Did the last write stop in the middle of a line?
+    /// Whether the last write stopped in the middle of a line.
     is_mid_line: bool,
 }
 
 impl<S: AsFd> OutputStream<S> {
-    /// `false`: not all of it was written.
+    /// Returns `false` if not everything was written.
     fn write(&mut self, text: &str) -> bool {
         if self.is_mid_line && !self.write_all(b"\n") {
             return false;

@@ -1,4 +1,4 @@
-//! Each kind of event is told once a minute; how often it was repeated is told when the minute is over.
+//! Logs each kind of event once a minute, and its repeats as one line when the minute is over.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use super::log_line::LogLine;
 
-/// How long a kind of event is quiet after it was told.
+/// How long a kind of event stays quiet after it was logged.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// The kinds of event that were told lately. A kind is a place in the code, so there is a bound to them.
+/// The kinds of event logged recently. A kind is a place in the code, so their number is bounded.
 #[derive(Debug)]
 pub(super) struct Repeats<K> {
     kinds: HashMap<K, RepeatedKind>,
-    /// How many events there were: the order of those that come at the same moment.
+    /// Number of events so far; orders those that come at the same moment.
     events: u64,
 }
 
@@ -25,16 +25,16 @@ impl<K> Default for Repeats<K> {
 
 #[derive(Debug)]
 struct RepeatedKind {
-    /// When its first line of this minute was told.
+    /// When its first line of this minute was logged.
     since: Instant,
     told: u32,
-    /// How many events were not told, and the last one of them with its place among all.
+    /// The number of suppressed events, and the last one with its position among all events.
     untold: u64,
     last: Option<(u64, LogLine)>,
 }
 
 impl<K: Eq + Hash> Repeats<K> {
-    /// Gives the line back if it is to be told now: one of the first `most` of its kind in a minute.
+    /// Returns the line if it should be logged now: if it is one of the first `most` of its kind in a minute.
     pub(super) fn admit(&mut self, kind: K, line: LogLine, most: u32, now: Instant) -> Option<LogLine> {
         self.events += 1;
         let kind = self.kinds.entry(kind).or_insert(RepeatedKind { since: now, told: 0, untold: 0, last: None });
@@ -51,7 +51,7 @@ impl<K: Eq + Hash> Repeats<K> {
         None
     }
 
-    /// The lines that stand for events not told so far, of kinds whose minute is over; `all`: of all kinds.
+    /// The lines for suppressed events of kinds whose minute is over, or of all kinds if `all`.
     pub(super) fn due(&mut self, now: Instant, all: bool) -> Vec<LogLine> {
         let mut due = Vec::new();
         self.kinds.retain(|_, kind| {
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
 
-    /// Repeats on a clock that stands still, and what they told.
+    /// Repeats on a frozen clock, and what they logged.
     struct Told {
         clock: Clock,
         repeats: Repeats<&'static str>,

@@ -118,7 +118,6 @@ impl Fault {
     /// Checks the fault.
     ///
     /// # Errors
-    ///
     /// One sentence for the first mistake, saying what to write instead.
     pub fn check(&self) -> Result<(), String> {
         if !self.path.starts_with('/') {

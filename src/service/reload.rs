@@ -1,8 +1,8 @@
-//! Reloads: at SIGHUP, and when the contents of the configuration or of a file that it names have changed.
+//! Reloads at SIGHUP, and when the contents of the configuration or of a file it names have changed.
 //!
-//! All files are read by a thread of their own and judged together; then everything is put in force, or nothing is.
+//! A separate thread reads all files, and they are checked together; then everything takes effect, or nothing does.
 
-#![expect(clippy::disallowed_methods, reason = "a policy is built off the runtime's threads; no file is touched")]
+#![expect(clippy::disallowed_methods, reason = "a policy is built on a blocking thread; no file is touched")]
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,29 +21,29 @@ use crate::process_log::{FaultState, STATE};
 use crate::upstream::{Token, Upstream};
 use crate::watched_files::{FileHashes, FileReadHangs, FileThread, Snapshot};
 
-/// How often the contents of the files are compared with those that were judged last. With [`SETTLED`] that makes at most 5 s.
+/// How often the files are compared with the contents checked last. Together with [`SETTLED`] that makes at most 5 s.
 const LOOK: Duration = Duration::from_secs(4);
-/// A file that changed is believed when it is still the same after this: somebody may be writing it.
+/// A changed file must stay the same for this long before it counts: somebody may still be writing it.
 const SETTLED: Duration = Duration::from_secs(1);
-/// So often in a row a file may be found still changing until the next look.
+/// How many times in a row a file may still be changing before the next look.
 const STILL_CHANGING: usize = 3;
-/// The longest that a look at the files may take.
+/// Time limit for reading the files.
 const READ_WITHIN: Duration = Duration::from_secs(5);
 
-/// What the service knows of the files that it follows.
+/// What the service knows about the files it watches.
 pub(super) struct Watch {
     thread: FileThread,
-    /// The contents that were judged last, whether they were put in force or refused: a bad file is told once.
+    /// The contents checked last, whether they took effect or not, so that a bad file is reported once.
     judged: Mutex<FileHashes>,
-    /// The contents that are in force.
+    /// The contents in force.
     in_force: Mutex<FileHashes>,
-    /// The files could not be read in time, and that was told.
+    /// Set while the files cannot be read in time.
     hangs: FaultState,
     one_at_a_time: tokio::sync::Mutex<()>,
 }
 
 impl Watch {
-    /// `files`: what is in force was made from them.
+    /// `files` are the ones that the current configuration was built from.
     pub(super) fn new(files: &Snapshot) -> std::io::Result<Self> {
         Ok(Self {
             thread: FileThread::start()?,
@@ -55,7 +55,7 @@ impl Watch {
     }
 }
 
-/// What is put in force, all of it read and checked.
+/// A new configuration, completely read and checked.
 struct Prepared {
     read: LoadedConfig,
     operator_key: SecretString,
@@ -63,28 +63,28 @@ struct Prepared {
     upstream: NextConfig,
 }
 
-/// The way to Make after a reload.
+/// The upstream after a reload.
 enum NextConfig {
-    /// The one in use, with this token.
+    /// The current one, with this token.
     Same(Box<Token>),
     Another(Arc<Upstream>),
 }
 
-/// One judgement of all files.
+/// The result of checking all files.
 struct Judged {
     hashes: FileHashes,
     prepared: Result<Prepared, String>,
 }
 
 impl ServiceInner {
-    /// Puts the present contents of all files in force, or tells why it does not.
+    /// Applies the current contents of all files, or reports why it cannot.
     pub(super) async fn reload(self: &Arc<Self>) -> Result<(), String> {
         let _one_at_a_time = self.watch.one_at_a_time.lock().await;
         let judged = self.judge().await;
         self.conclude(judged).await
     }
 
-    /// Reloads whenever the contents have changed.
+    /// Reloads whenever file contents change.
     pub(super) async fn follow_files(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -96,7 +96,7 @@ impl ServiceInner {
         }
     }
 
-    /// One look. What changed is put in force once two judgements in a row were of the same contents.
+    /// Looks at the files once. Changes take effect once two consecutive checks saw the same contents.
     async fn look(self: &Arc<Self>) -> Result<(), FileReadHangs> {
         let known = lock(&self.watch.judged).clone();
         let before = known.clone();
@@ -110,7 +110,7 @@ impl ServiceInner {
             tokio::time::sleep(SETTLED).await;
             let _one_at_a_time = self.watch.one_at_a_time.lock().await;
             if *lock(&self.watch.judged) != known {
-                return Ok(()); // somebody asked for a reload meanwhile
+                return Ok(()); // a reload was requested in the meantime
             }
             let second = self.judge().await?;
             if second.hashes == first {
@@ -142,10 +142,10 @@ impl ServiceInner {
         };
         let result = match result {
             Ok(prepared) => {
-                // With very many callers that is work for longer than others on this thread should wait.
+                // With very many callers this takes longer than other tasks on this thread should wait.
                 let inner = self.clone();
                 let put = tokio::task::spawn_blocking(move || inner.put_in_force(prepared)).await;
-                put.map_err(|_panicked| "it could not be put in force: that is a fault of makegate's own".to_owned())
+                put.map_err(|_panicked| "it could not be applied because of an internal error in makegate".to_owned())
             }
             Err(why) => Err(why),
         };
@@ -194,7 +194,8 @@ impl ServiceInner {
     }
 }
 
-/// Reads and checks everything; changes nothing. `before`: the policy in force, and the files that it was made from.
+/// Reads and checks everything without changing anything. `before`: the policy in force and the files it was built
+/// from.
 fn prepare(files: &Snapshot, file: &Path, before: (&Policy, &FileHashes), clock: Clock) -> Result<Prepared, String> {
     let (policy, in_force) = before;
     let read = config::read_in(files, file).map_err(|failure| failure.to_string())?;
@@ -217,12 +218,12 @@ fn prepare(files: &Snapshot, file: &Path, before: (&Policy, &FileHashes), clock:
     Ok(Prepared { read, operator_key, certificate, upstream })
 }
 
-/// The token at `source`.
+/// Reads the token from `source`.
 pub(super) fn token(files: &Snapshot, source: &SecretSource) -> Result<Token, String> {
     Token::new(&secret_in(files, source)?).map_err(|error| error.to_string())
 }
 
-/// What cannot change while the service runs.
+/// Rejects changes to settings that are fixed while the service runs.
 fn fixed(before: &Config, after: &Config) -> Result<(), String> {
     let same = [
         ("gateway.listen", before.gateway.listen == after.gateway.listen),
@@ -235,7 +236,7 @@ fn fixed(before: &Config, after: &Config) -> Result<(), String> {
     if changed.is_empty() {
         return Ok(());
     }
-    Err(format!("{} cannot change while makegate runs: restart it, or set the old value again", changed.join(", ")))
+    Err(format!("{} cannot change while makegate is running: restart it, or restore the old value", changed.join(", ")))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

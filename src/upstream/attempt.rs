@@ -88,7 +88,6 @@ impl Upstream {
     /// limits all of it.
     ///
     /// # Errors
-    ///
     /// [`AttemptError`] if one of them fails, or if no connection became free.
     pub async fn reach(&self, time: Duration) -> Result<(), AttemptError> {
         let busy = || AttemptError::new(ProxyError::ConnectionLimitReached, "no connection became free in time");

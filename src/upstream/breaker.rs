@@ -120,7 +120,6 @@ impl Breaker {
     /// Decides whether a request of this class may go upstream.
     ///
     /// # Errors
-    ///
     /// [`BreakerOpen`] if it may not. Once the open period is over, one request probes. Only a `safe` request may probe
     /// whether the upstream is reachable, since a write could end in doubt; only a write can probe whether a write gets
     /// a response.
@@ -139,7 +138,6 @@ impl Breaker {
     /// What [`Breaker::permit`] would return, without taking the right to probe.
     ///
     /// # Errors
-    ///
     /// As for [`Breaker::permit`].
     pub fn would_permit(&self, class: RetryClass, part: &BreakerKey) -> Result<(), BreakerOpen> {
         self.admits(&self.state(), class, part).map(drop)

@@ -81,7 +81,6 @@ impl Upstream {
     /// Sets up the configured upstream; `files` holds its CA file. Opens no connection yet.
     ///
     /// # Errors
-    ///
     /// [`SetupError`] if no connection could ever be made; it says what to change.
     pub fn new(
         settings: &config::UpstreamConfig,

@@ -59,7 +59,6 @@ impl Token {
     /// Parses the token in `secret`; surrounding white space (such as a trailing newline) is ignored.
     ///
     /// # Errors
-    ///
     /// [`InvalidToken`] if it cannot be a token.
     pub fn new(secret: &SecretString) -> Result<Self, InvalidToken> {
         let text = secret.expose_secret().trim_ascii();

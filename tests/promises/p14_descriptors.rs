@@ -16,7 +16,7 @@ async fn a_flood_of_connections_leaves_the_log_its_descriptors() {
     let home = Home::new(&Plan::default(), &format!("http://{}", sandbox.address()));
     let _process = home.serve_with("ulimit -n 144").await;
     let told = std::fs::read_to_string(home.path().join("log")).unwrap();
-    assert!(told.contains("fewer file descriptors") && told.contains("\"granted\":144"), "{told}");
+    assert!(told.contains("too few file descriptors") && told.contains("\"granted\":144"), "{told}");
     let mut flood = Vec::new();
     for _ in 0..300 {
         flood.extend(TcpStream::connect(home.gateway).await);
@@ -42,5 +42,5 @@ async fn a_flood_of_connections_leaves_the_log_its_descriptors() {
 async fn where_there_are_too_few_it_does_not_start_and_says_so() {
     let home = Home::new(&Plan::default(), "http://127.0.0.1:9");
     let told = home.fails_with("ulimit -n 64");
-    assert!(told.contains("the system grants 64 file descriptors, and at least 98 are needed"), "{told}");
+    assert!(told.contains("the system grants 64 file descriptors, but makegate needs at least 98"), "{told}");
 }

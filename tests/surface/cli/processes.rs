@@ -234,7 +234,7 @@ fn the_service_takes_all_descriptors_that_it_may_have() {
         let told: Vec<String> = log.by_ref().take_while(|line| !line.contains("makegate started")).collect();
         kill_process(Pid::from_child(&serving), Signal::TERM).unwrap();
         assert_eq!(serving.wait().unwrap().code(), Some(0));
-        let line = told.iter().find(|line| line.contains("fewer file descriptors"));
+        let line = told.iter().find(|line| line.contains("too few file descriptors"));
         assert_eq!(line.is_some(), warned, "{told:?}");
         assert!(line.is_none_or(|line| line.contains(&format!("\"granted\":{hard}"))), "{line:?}");
     }

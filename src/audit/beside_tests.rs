@@ -1,8 +1,10 @@
-//! Promise 7 while somebody writes: the writer's steps are filmed, and then the log is verified beside them, and in copies.
+//! Promise 7 during writing: the writer's steps are filmed, and the log is then verified, in place and as copies,
+//! while these steps are replayed.
 //!
-//! The film is what the folder holds before and after each operation of the disk. Between two pictures files change one after the
-//! other, and what is appended comes in parts. A verifier runs on a folder that goes on by some of these steps whenever it is about to
-//! read. A copy lists the folder at one moment and has each file of the list as it is at a later one. None of them may be accused.
+//! The film has the folder's content before and after each disk operation. Between two pictures files change one
+//! after the other, and appended data arrives in parts. One test runs a verifier on a folder that advances by some of
+//! these steps before each read. The other copies the folder: it lists the files at one moment and takes each as it
+//! is at some later moment. No log may be reported as tampered with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -16,7 +18,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::config;
 
-/// What a folder holds.
+/// A folder's files and their content.
 type Folder = BTreeMap<String, Vec<u8>>;
 
 /// A disk that takes a picture of the folder before and after each operation.
@@ -34,7 +36,7 @@ impl Camera {
             let is_of_the_log = name.ends_with("jsonl")
                 || name.ends_with("leaves")
                 || ["keys", "head", "head.pub", "closed"].contains(&&*name);
-            // What is gone between was deleted by the writer, which waits for this picture, or replaced.
+            // A file that disappears here was deleted or replaced by the writer, which waits for this picture.
             if let Some(bytes) = fs::read(self.dir.join(&name)).ok().filter(|_| is_of_the_log) {
                 picture.insert(name, bytes);
             }
@@ -64,10 +66,10 @@ impl Disk for Camera {
     }
 }
 
-/// A file has these bytes from here on, or is no more.
+/// From this step on a file has these bytes, or is gone.
 type Step = (String, Option<Vec<u8>>);
 
-/// The steps from one picture to the next: the writer's order, and what is appended to a segment in parts.
+/// The steps from one picture to the next, in the writer's order; what is appended to a segment comes in parts.
 fn steps(before: &Folder, after: &Folder, random: &mut Random) -> Vec<Step> {
     let rank = |name: &str, is_gone: bool| match name {
         "keys" => 4,
@@ -86,7 +88,7 @@ fn steps(before: &Folder, after: &Folder, random: &mut Random) -> Vec<Step> {
         if let Some(new) = new.filter(|new| name.ends_with("jsonl") && new.starts_with(old)) {
             let mut cuts: BTreeSet<usize> =
                 (0..3).map(|_| old.len() + random.below(new.len() - old.len() + 1)).collect();
-            // The end of a line without its newline, and with it.
+            // The end of a line, once without its newline and once with it.
             let newline = old.len() + new[old.len()..].iter().position(|byte| *byte == b'\n').unwrap_or(0);
             cuts.extend([newline, newline + 1].into_iter().filter(|cut| (old.len()..new.len()).contains(cut)));
             steps.extend(cuts.into_iter().map(|cut| (name.clone(), Some(new[..cut].to_vec()))));
@@ -96,7 +98,7 @@ fn steps(before: &Folder, after: &Folder, random: &mut Random) -> Vec<Step> {
     steps
 }
 
-/// Numbers that a seed repeats (xorshift).
+/// Reproducible random numbers (xorshift).
 struct Random(u64);
 
 impl Random {
@@ -108,14 +110,15 @@ impl Random {
     }
 }
 
-/// The film: every state of the folder, and how each came from the one before.
+/// Every state of the folder, and the steps from each to the next.
 struct Film {
     states: Vec<Folder>,
     steps: Vec<Step>,
 }
 
 impl Film {
-    /// Writes side by side, doubts, segments that are full and that retention takes, two rotations of the key, a stop and a start.
+    /// Films concurrent writes, doubts, segments that fill up and are deleted by retention, two key rotations, a stop
+    /// and a start.
     async fn take() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings = config::AuditConfig { segment_bytes: 2000, retention_bytes: 14_000, ..settings(&dir) };
@@ -164,7 +167,7 @@ impl Film {
         Self { states, steps: all }
     }
 
-    /// The first state with a record in it.
+    /// The index of the first state with a record in it.
     fn begin(&self) -> usize {
         self.states
             .iter()
@@ -174,7 +177,7 @@ impl Film {
 }
 
 fn lay_out(folder: &Folder) -> tempfile::TempDir {
-    // In memory, where there is such a place: these are thousands of folders.
+    // Uses memory where possible, because there are thousands of folders.
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     folder.iter().for_each(|(name, bytes)| fs::write(dir.path().join(name), bytes).unwrap());
     dir
@@ -200,8 +203,8 @@ async fn a_verifier_beside_a_writer_accuses_nobody() {
         for round in 0..6 {
             let dir = lay_out(&film.states[from]);
             let steps: Vec<Step> = film.steps[from..].to_vec();
-            // Some at once before one of the reads, or a few before each.
-            // Half of them while it reads keys and heads, which comes first.
+            // All steps at once before one of the reads, or a few before each. Half the rounds do it while keys and
+            // heads are read, which comes first.
             let (burst, at) = (1 + random.below(40), random.below([60, 8][round % 2]));
             let mut own = Random(random.0);
             let (path, mut done, mut reads) = (dir.path().to_owned(), 0, 0);
@@ -221,7 +224,7 @@ async fn a_verifier_beside_a_writer_accuses_nobody() {
                 for (name, bytes) in steps.iter().skip(done).take(count) {
                     match bytes {
                         Some(bytes) => {
-                            // The file stays the same one while it grows.
+                            // Keep the same file while it grows.
                             let path = path.join(name);
                             if name.ends_with("jsonl") || name.ends_with("leaves") {
                                 fs::write(path, bytes).unwrap();
@@ -257,7 +260,7 @@ async fn a_copy_that_is_made_while_somebody_writes_accuses_nobody() {
                 1 => names.reverse(),
                 _ => names.sort_by_key(|_| random.below(1000)),
             }
-            // One file after the other.
+            // The files are copied one after the other.
             let mut times: Vec<usize> = names.iter().map(|_| listed + random.below(longest)).collect();
             times.sort_unstable();
             let last = times.last().map_or(listed, |last| *last);
@@ -267,7 +270,8 @@ async fn a_copy_that_is_made_while_somebody_writes_accuses_nobody() {
             for (name, time) in names.iter().zip(times) {
                 match film.states[time].get(*name) {
                     Some(bytes) => drop(copy.insert((*name).clone(), bytes.clone())),
-                    // It went before it was copied: its going was told before the copy began, or that took too long.
+                    // Deleted before it was copied: either the deletion was announced before the copy began, or
+                    // copying took too long.
                     None => is_slow |= name.ends_with("jsonl") && !is_told(&film.states[listed], name),
                 }
             }
@@ -281,12 +285,12 @@ async fn a_copy_that_is_made_while_somebody_writes_accuses_nobody() {
         }
     }
     println!(
-        "{runs} copies; {slow} took longer than a segment stays after its end was told; {rotated} met a rotation of the key"
+        "{runs} copies; {slow} took longer than a segment stays after its deletion is announced; {rotated} overlapped a key rotation"
     );
     assert!(slow * 5 < runs && rotated > 50);
 }
 
-/// Does the folder say that the retention is going to take this segment, or has?
+/// Whether the folder's records announce that retention deletes this segment.
 fn is_told(folder: &Folder, name: &str) -> bool {
     let first: u64 = name.split('.').next().unwrap().parse().unwrap();
     let lines =

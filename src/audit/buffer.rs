@@ -1,7 +1,7 @@
-//! What stands between requests and the disk: a bounded buffer that the writer swaps out.
+//! The bounded buffer between requests and the disk, which the writer swaps out.
 //!
-//! Filling it costs a push under a lock. The first record wakes the writer, which then gathers some more; those that somebody
-//! waits for make it come at once, and so does a buffer that fills up faster than that.
+//! Adding a record costs a push under a lock. The first record wakes the writer, which then gathers more for a
+//! moment. It comes at once for records that someone waits for, or if the buffer fills up sooner.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,24 +15,24 @@ use super::request_ids::HeldRequestId;
 use crate::config;
 use crate::shares::HeldShare;
 
-/// The writer comes before its time for so many records, however large the buffer is.
+/// With this many records the writer comes early, however large the buffer is.
 const MANY: usize = 512;
-/// How long records that nobody waits for are gathered: short, so that requests on the writer's core do not wait for a large batch.
+/// How long records that nobody waits for are gathered. It is short, so that requests on the writer's core do not
+/// wait for a large batch.
 const GATHER: Duration = Duration::from_millis(25);
 
-/// Refusals of whoever is not known, or too fast, have this part of the buffer.
+/// Divisor that gives the part of the buffer for refusals of unidentified and rate-limited callers.
 const REFUSALS_PART: usize = 8;
 
-/// What a record occupies: it is given back when the record is on disk.
+/// What a record occupies until it is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BufferCharge {
     pub(crate) records: usize,
     pub(crate) bytes: usize,
-    /// It is a refusal's, which may have only a part of the buffer.
+    /// Whether this is a refusal, which may only use a part of the buffer.
     pub(crate) refusal: bool,
 }
 
-/// What is occupied.
 #[derive(Debug, Default)]
 struct BufferUsage {
     records: AtomicUsize,
@@ -51,39 +51,39 @@ impl BufferUsage {
     }
 }
 
-/// Tells who waits for a record its sequence number, or why it has none.
+/// Tells whoever waits for a record its sequence number, or why it has none.
 pub(crate) type Ack = oneshot::Sender<Result<u64, CannotRecord>>;
 
-/// A record in the buffer, boxed by who made it: it is large, and moved often.
+/// A record in the buffer. Its maker boxes it because it is large and moves often.
 #[derive(Debug)]
 pub(crate) struct PendingRecord {
     pub(crate) record: Box<Record>,
     pub(crate) charge: BufferCharge,
-    /// The same against the share of its caller, if it has one.
+    /// The charge against its caller's share, if it has one.
     pub(crate) _share: Option<HeldShare>,
     pub(crate) ack: Option<Ack>,
-    /// A write's id is not free before its record is on disk, or refused.
+    /// Keeps a write's id taken until its record is on disk or refused.
     pub(crate) name: Option<HeldRequestId>,
 }
 
 impl PendingRecord {
-    /// A record of the log's own, which no request has taken room for.
+    /// A record of the log itself, for which no request has reserved room.
     pub(crate) fn own(record: Record) -> Self {
         Self { record: Box::new(record), charge: BufferCharge::default(), _share: None, ack: None, name: None }
     }
 }
 
-/// What the writer is to do when it has emptied the buffer.
+/// What the writer does after emptying the buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum WriterStage {
-    /// Come again.
+    /// Continue.
     #[default]
     Running,
-    /// Say that this is a clean stop, and end.
+    /// Record a clean stop, then end.
     Closing,
-    /// End: nobody holds the log any more.
+    /// End, because nobody holds the log any more.
     Abandoned,
-    /// It has ended: nothing is taken any more.
+    /// The writer has ended and nothing more is accepted.
     Ended,
 }
 
@@ -96,7 +96,6 @@ struct RecordQueue {
     stage: WriterStage,
 }
 
-/// The buffer.
 #[derive(Debug)]
 pub(crate) struct RecordBuffer {
     records_max: usize,
@@ -123,7 +122,7 @@ impl RecordBuffer {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes room, if there is so much.
+    /// Takes room, if available.
     pub(crate) fn take(&self, charge: BufferCharge) -> bool {
         let (records, bytes) = self.held.take_anyway(charge);
         let fits = records <= self.records_max && bytes <= self.bytes_max;
@@ -133,13 +132,12 @@ impl RecordBuffer {
         fits
     }
 
-    /// What this counts for against a caller's share, of [`config::AuditConfig::buffer_bytes`]: its bytes, or a record's part of
-    /// them where that is more.
+    /// What this charge counts for against a caller's share of [`config::AuditConfig::buffer_bytes`]: its bytes, or a
+    /// record's part of them if that is more.
     pub(crate) fn share_of(&self, charge: BufferCharge) -> u64 {
         u64::try_from(charge.bytes.max(self.bytes_max / self.records_max.max(1))).unwrap_or(u64::MAX)
     }
 
-    /// Is there no room left?
     pub(crate) fn is_full(&self) -> bool {
         let (records, bytes) = (self.held.records.load(Ordering::Relaxed), self.held.bytes.load(Ordering::Relaxed));
         records >= self.records_max || bytes >= self.bytes_max
@@ -150,7 +148,7 @@ impl RecordBuffer {
         self.held.take_anyway(charge);
     }
 
-    /// Makes of room that was taken a refusal's, if refusals have not got their part of the buffer yet.
+    /// Converts taken room to a refusal's, unless refusals have used up their part of the buffer.
     pub(crate) fn is_refusals(&self, charge: BufferCharge) -> bool {
         let (records, bytes) = self.refusals.take_anyway(charge);
         let fits = records <= (self.records_max / REFUSALS_PART).max(1) && bytes <= self.bytes_max / REFUSALS_PART;
@@ -160,7 +158,6 @@ impl RecordBuffer {
         fits
     }
 
-    /// Gives room back.
     pub(crate) fn release(&self, charge: BufferCharge) {
         self.held.release(charge);
         if charge.refusal {
@@ -168,17 +165,17 @@ impl RecordBuffer {
         }
     }
 
-    /// Records that room is held for.
+    /// Number of records that room is held for.
     pub(crate) fn held(&self) -> usize {
         self.held.records.load(Ordering::Relaxed)
     }
 
-    /// What refusals weigh that are not on disk yet: more than their lines will.
+    /// Size in the buffer of refusals that are not on disk yet, which is more than their lines will have.
     pub(crate) fn refusal_bytes(&self) -> u64 {
         u64::try_from(self.refusals.bytes.load(Ordering::Relaxed)).unwrap_or(u64::MAX)
     }
 
-    /// Puts a record in; `urgent`: somebody waits for it. Given back: the writer has ended.
+    /// Adds a record; `urgent` means that someone waits for it. Returns it if the writer has ended.
     #[must_use]
     pub(crate) fn push(&self, entry: PendingRecord, urgent: bool) -> Option<PendingRecord> {
         let weight = entry.charge.bytes;
@@ -197,12 +194,12 @@ impl RecordBuffer {
         None
     }
 
-    /// Is so much waiting that the writer should come before its time?
+    /// Whether enough is waiting for the writer to come early.
     fn is_filling(&self, queue: &RecordQueue) -> bool {
         queue.entries.len() >= (self.records_max / 4).clamp(1, MANY) || queue.bytes >= self.bytes_max / 4
     }
 
-    /// Makes the writer come now; how many records have ever been put in.
+    /// Makes the writer come now. Returns the number of records ever added.
     pub(crate) fn hurry(&self) -> u64 {
         let mut queue = self.queue();
         queue.urgent = true;
@@ -210,7 +207,7 @@ impl RecordBuffer {
         queue.pushed
     }
 
-    /// Tells the writer to end. A stop that was asked for is not undone.
+    /// Tells the writer to end. Does not override a stop that was already requested.
     pub(crate) fn end(&self, stage: WriterStage) {
         let mut queue = self.queue();
         if queue.stage == WriterStage::Running || stage == WriterStage::Ended {
@@ -219,7 +216,7 @@ impl RecordBuffer {
         self.wake.notify_one();
     }
 
-    /// Takes nothing any more; the writer's last look. What is there is for the writer to settle.
+    /// Stops accepting records and hands over what is left for the writer to settle.
     pub(crate) fn seal(&self, into: &mut Vec<PendingRecord>) {
         let mut queue = self.queue();
         queue.stage = WriterStage::Ended;
@@ -230,8 +227,8 @@ impl RecordBuffer {
         self.queue().stage
     }
 
-    /// The writer's turn: waits for a first record, at most `longest`, and gathers; then swaps everything into `into` (which is
-    /// empty). `patient`: nothing ends the wait, only an end.
+    /// The writer's turn: waits up to `longest` for a first record, gathers more, and swaps everything into `into`
+    /// (which must be empty). With `patient`, only the end of the log cuts the wait short.
     pub(crate) fn swap(&self, into: &mut Vec<PendingRecord>, longest: Duration, patient: bool) -> WriterStage {
         let wait = |queue, longest, goes_on: &dyn Fn(&RecordQueue) -> bool| {
             let waited = self.wake.wait_timeout_while(queue, longest, |queue: &mut RecordQueue| {

@@ -1,8 +1,9 @@
-//! Promise 5, the disk's part, point by point: what the log asks of the disk is recorded, and the machine is stopped before
-//! and after each of these operations, in every way that a disk may leave what was not synced.
+//! Promise 5, the disk's part, point by point: every disk operation of the log is recorded, and the machine is
+//! stopped before and after each of them, with every state that a disk may leave unsynced data in.
 //!
-//! Not among these ways: later blocks of an unsynced tail that are there while earlier ones are not. No file system that
-//! orders data before sizes does that, and the log rather keeps such a tail, and tells, than cut what may have been acknowledged.
+//! One state is left out: later blocks of an unsynced tail surviving while earlier ones do not. No file system that
+//! orders data before sizes does that, and the log would rather keep such a tail and report it than cut what may have
+//! been acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -26,9 +27,9 @@ struct Recorder {
 #[derive(Debug, Default)]
 struct Trace {
     failing_syncs: u32,
-    /// Every file that ever had a segment's name, the newest last.
+    /// Every file that ever had a segment's name, newest last.
     files: BTreeMap<u64, Vec<Written>>,
-    /// Of a segment's file: its first record, and which of its files.
+    /// A segment file's first sequence number and its index among the files of that name.
     places: HashMap<u64, (u64, usize)>,
     acknowledged: Vec<Acknowledged>,
     points: Vec<Point>,
@@ -39,7 +40,7 @@ struct Trace {
 struct Written {
     bytes: Vec<u8>,
     durable: usize,
-    /// A sync of it failed: what is durable of it is not known to anybody any more.
+    /// A sync failed, so nobody knows what is durable any more.
     is_unknown: bool,
 }
 
@@ -71,13 +72,13 @@ impl Recorder {
         self.state.lock().unwrap().acknowledged.push(Acknowledged { seq, request: request.to_owned(), is_intent });
     }
 
-    /// The number of this write's intent.
+    /// The sequence number of this write's intent.
     fn intent_of(&self, request: &str) -> u64 {
         let trace = self.state.lock().unwrap();
         trace.acknowledged.iter().find(|one| one.is_intent && one.request == request).unwrap().seq
     }
 
-    /// Does this to the file, between two points.
+    /// Performs an operation on the file, recording a point before and after it.
     fn between<T>(&self, operation: impl FnOnce(&mut Trace) -> io::Result<T>) -> io::Result<T> {
         let mut trace = self.state.lock().unwrap();
         trace.note(&self.dir);
@@ -130,7 +131,7 @@ impl Disk for Recorder {
 
     fn sync(&self, file: &File) -> io::Result<()> {
         self.between(|trace| {
-            assert!(!trace.file(file).is_unknown, "never a second sync after one that failed");
+            assert!(!trace.file(file).is_unknown, "a file was synced again after a failed sync");
             if trace.failing_syncs > 0 {
                 trace.failing_syncs -= 1;
                 trace.file(file).is_unknown = true;
@@ -144,7 +145,8 @@ impl Disk for Recorder {
 }
 
 impl Written {
-    /// All that a disk may have of it after the power went: what is durable, then a part of the rest, or nothing in its place.
+    /// Everything that may be left of the file after a power loss: what is durable, then part of the rest, or zeros
+    /// in its place.
     fn left(&self) -> BTreeSet<Vec<u8>> {
         let (durable, all) = (self.durable, self.bytes.len());
         let tail = &self.bytes[durable..];
@@ -163,7 +165,8 @@ impl Written {
 }
 
 impl Point {
-    /// All that the segments may be: each that is not durable in its own ways, beside the others as they are.
+    /// All states that the segments may be in: each file that is not fully durable in all its variants, next to the
+    /// others unchanged.
     fn states(&self) -> Vec<BTreeMap<u64, Vec<u8>>> {
         let newest: BTreeMap<u64, Vec<u8>> = self
             .segments
@@ -187,7 +190,7 @@ impl Point {
         states
     }
 
-    /// Makes the folder that this state leaves; leaf hashes were never synced, so any of them may be cut or missing.
+    /// Creates the folder for this state. Leaf hashes are never synced, so any of them may be cut or missing.
     fn lay_out(&self, state: &BTreeMap<u64, Vec<u8>>, turn: usize, dir: &Path) {
         fs::create_dir(dir).unwrap();
         for (first, bytes) in state {
@@ -205,8 +208,8 @@ impl Point {
     }
 }
 
-/// Goes through what a log meets in its life: writes side by side, doubts and their settlement, an exchange of the key,
-/// segments that are full, syncs that fail, a stop and a start.
+/// Takes a log through what happens in its life: concurrent writes, doubts and their settlement, a key rotation, full
+/// segments, failed syncs, a stop and a start.
 async fn live(settings: &config::AuditConfig, disk: &Arc<Recorder>) {
     let intent = async |log: &AuditLog, request: &str| {
         let seq = log.commit(record(Kind::Intent, request)).await.unwrap();
@@ -248,7 +251,7 @@ async fn live(settings: &config::AuditConfig, disk: &Arc<Recorder>) {
     log.flush().await;
 }
 
-/// The records of an untouched log, without what lies after the last one of a segment: void lines, and torn ones.
+/// The records of an untouched log, without what follows the last valid one in each segment (void or torn lines).
 fn records(dir: &Path) -> Vec<serde_json::Value> {
     assert_untouched(dir);
     let segments = segment::list(dir).unwrap();
@@ -262,7 +265,7 @@ fn records(dir: &Path) -> Vec<serde_json::Value> {
     records
 }
 
-/// Opens what is left, goes on with it, and looks whether anything was lost.
+/// Opens what is left, continues it, and checks that nothing was lost.
 async fn check(settings: &config::AuditConfig, acknowledged: &[Acknowledged]) {
     if !segment::list(&settings.dir).unwrap().is_empty() {
         assert_untouched(&settings.dir);
@@ -279,7 +282,7 @@ async fn check(settings: &config::AuditConfig, acknowledged: &[Acknowledged]) {
     assert_gapless(&lines);
     for one in acknowledged {
         let line = &lines[usize::try_from(one.seq - 1).unwrap()];
-        assert_eq!(line["request"], one.request.as_str(), "what was acknowledged is what stands there");
+        assert_eq!(line["request"], one.request.as_str(), "the acknowledged record is in its place");
         let in_doubt = recovered.doubts.iter().any(|doubt| doubt.request.as_str() == one.request);
         let is_ended = |line: &serde_json::Value| {
             line["request"] == one.request.as_str() && line["outcome"].as_str().is_some_and(|how| how != "in-doubt")
@@ -298,11 +301,14 @@ async fn a_crash_at_any_point_loses_nothing_that_was_acknowledged_and_forgets_no
     live(&settings, &disk).await;
     let trace = std::mem::take(&mut *disk.state.lock().unwrap());
     let files: Vec<_> = trace.files.iter().map(|(first, files)| (first, files.len())).collect();
-    assert!(files.len() > 3 && files.iter().any(|(_, count)| *count > 1), "sealed, and begun twice: {files:?}");
+    assert!(
+        files.len() > 3 && files.iter().any(|(_, count)| *count > 1),
+        "segments were sealed, and one was begun twice: {files:?}"
+    );
     let mut states = 0;
     for (at, point) in trace.points.iter().enumerate() {
         for (turn, state) in point.states().iter().enumerate() {
-            // In memory, where there is such a place: these are many folders.
+            // Uses memory where possible, because there are many folders.
             let after = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
             let settings = config::AuditConfig { dir: after.path().join("audit"), ..settings.clone() };
             point.lay_out(state, at + turn, &settings.dir);
@@ -314,7 +320,7 @@ async fn a_crash_at_any_point_loses_nothing_that_was_acknowledged_and_forgets_no
     println!("{} points, {states} states", trace.points.len());
 }
 
-/// Says where the test was when it failed.
+/// Prints where the test was when it failed.
 struct Place(String);
 
 impl Drop for Place {

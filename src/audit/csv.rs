@@ -1,4 +1,4 @@
-//! Records as CSV (RFC 4180), for spreadsheets, in which no cell is a formula.
+//! Records as CSV (RFC 4180) for spreadsheets, escaped so that no cell is a formula.
 
 use serde_json::{Map, Value};
 
@@ -40,13 +40,13 @@ pub const COLUMNS: [&str; 34] = [
     "last",
 ];
 
-/// The first row, without its line end.
+/// The header row, without its line ending.
 #[must_use]
 pub fn csv_header() -> String {
     COLUMNS.join(",")
 }
 
-/// The row of a record's line, without its line end. What is no record is an empty row.
+/// The row for a record's line, without its line ending. A line that is not a record gives an empty row.
 #[must_use]
 pub fn csv(line: &str) -> String {
     let record: Map<String, Value> = serde_json::from_str(line).unwrap_or_default();
@@ -62,7 +62,7 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// A text as one cell: quoted where it must be, and with an apostrophe before what a spreadsheet would take for a formula.
+/// One cell: quoted where necessary, and prefixed with an apostrophe where a spreadsheet would see a formula.
 #[must_use]
 pub fn csv_cell(text: &str) -> String {
     let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);

@@ -1,9 +1,6 @@
-//! The folder that the log lives in, and the few operations of the disk that can fail under it.
+//! The log's folder, and the few disk operations that can fail under the log.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "whoever calls this is at the start, in a command, or a thread that owns files"
-)]
+#![expect(clippy::disallowed_methods, reason = "called at startup, by commands, and by threads that own files")]
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -16,12 +13,12 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::private_files;
 
-/// What the log asks of the disk. The methods do what their names say; a test's disk fails them on demand.
+/// The disk operations that the log uses. Tests make them fail on demand.
 pub trait Disk: Send + Sync + fmt::Debug {
-    /// Makes a file that is not there yet, readable for its owner alone, to append to.
+    /// Creates a new file for appending that only its owner can read.
     ///
     /// # Errors
-    /// Those of the system.
+    /// The system's error.
     fn create(&self, path: &Path) -> io::Result<File> {
         private_files::open(OpenOptions::new().append(true).create_new(true), path)
     }
@@ -29,15 +26,15 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Appends all bytes.
     ///
     /// # Errors
-    /// Those of the system; some of the bytes may have been written.
+    /// The system's error; some of the bytes may have been written.
     fn write(&self, mut file: &File, bytes: &[u8]) -> io::Result<()> {
         file.write_all(bytes)
     }
 
-    /// Gives the file this much space.
+    /// Preallocates this much space for the file.
     ///
     /// # Errors
-    /// Those of the system; the disk may be full.
+    /// The system's error; the disk may be full.
     fn allocate(&self, file: &File, bytes: u64) -> io::Result<()> {
         Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?)
     }
@@ -45,39 +42,40 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Makes what was written durable (fdatasync).
     ///
     /// # Errors
-    /// Those of the system; then nobody knows what of it is durable.
+    /// The system's error; any part of what was written may or may not be durable.
     fn sync(&self, file: &File) -> io::Result<()> {
         file.sync_data()
     }
 }
 
-/// The machine's disk.
+/// The real disk.
 #[derive(Debug)]
 pub struct MachineDisk;
 
 impl Disk for MachineDisk {}
 
-/// Runs `work`, which may wait for a disk, on a thread that nothing else needs. If it takes longer than `within`, it goes on by
-/// itself; what it holds, a permit that bounds how many do so, it gives back when it is done.
+/// Runs `work`, which may block on a disk, on a blocking thread. After `within` the caller stops waiting, but the
+/// work goes on and releases what it holds (such as a permit that bounds the number of stuck threads) when it
+/// finishes.
 ///
 /// # Errors
-/// It takes longer, or panicked.
+/// The work took too long or panicked.
 pub(crate) async fn off_thread<T: Send + 'static>(
     within: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
     match tokio::time::timeout(within, tokio::task::spawn_blocking(work)).await {
         Ok(done) => done.map_err(io::Error::other),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the disk takes too long")),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the disk is taking too long")),
     }
 }
 
-/// Makes names in the folder durable.
+/// Makes the folder's entries durable.
 pub(crate) fn sync_folder(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// What tells two files of the same name apart.
+/// Tells apart two files of the same name.
 pub(crate) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
@@ -85,23 +83,23 @@ pub(crate) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
 /// Why the log cannot be opened.
 #[derive(Debug)]
 pub enum OpenError {
-    /// The system refuses something.
+    /// A system call failed.
     Io {
         /// What was attempted, as a clause (`cannot read the segment`).
         doing: &'static str,
-        /// On what.
+        /// The file or folder it concerned.
         path: PathBuf,
-        /// Its words.
+        /// The system's error.
         error: io::Error,
     },
-    /// Everybody may write in the folder.
+    /// The folder is world-writable.
     Exposed {
         /// The folder.
         path: PathBuf,
         /// Its mode.
         mode: u32,
     },
-    /// Another process has the folder.
+    /// Another process has locked the folder.
     Locked {
         /// The folder.
         path: PathBuf,
@@ -115,21 +113,21 @@ pub enum OpenError {
     Newer {
         /// The segment.
         path: PathBuf,
-        /// Its format.
+        /// Its log format.
         format: u32,
     },
-    /// The key of signed heads is damaged.
+    /// The key that signs heads is damaged.
     HeadKey {
         /// Its file.
         path: PathBuf,
     },
-    /// The key of the fingerprints is damaged, missing, or another one.
+    /// The fingerprint key is damaged, missing, or not the one the log was written with.
     FingerprintKey {
         /// Its file.
         path: PathBuf,
-        /// What is wrong with it, as a clause after its name.
+        /// What is wrong with it, as a clause that follows the file's name.
         why: &'static str,
-        /// The file by which an operator lets the log go on all the same.
+        /// The file that an operator creates to let the log continue anyway.
         may_forget: PathBuf,
     },
 }
@@ -140,36 +138,33 @@ impl fmt::Display for OpenError {
             Self::Io { doing, path, error } => write!(f, "{doing} {}: {error}", path.display()),
             Self::Exposed { path, mode } => {
                 let path = path.display();
-                write!(
-                    f,
-                    "everybody may write in the audit folder {path} (mode {mode:03o}): take that away, chmod o-w {path}"
-                )
+                write!(f, "the audit folder {path} is world-writable (mode {mode:03o}): run chmod o-w {path}")
             }
             Self::Locked { path } => write!(
                 f,
-                "another makegate has the audit folder {}: stop it, or give this one a folder of its own ([audit] dir)",
+                "another makegate is using the audit folder {}: stop it, or give this one its own folder ([audit] dir)",
                 path.display()
             ),
             Self::Network { path } => write!(
                 f,
-                "the audit folder {} is on a network file system, which cannot promise that a record is stored: use a local disk",
+                "the audit folder {} is on a network file system, which cannot guarantee that a record is stored: use a local disk",
                 path.display()
             ),
             Self::Newer { path, format } => write!(
                 f,
-                "{} was written by a newer makegate (log format {format}; this one knows {}): use that version",
+                "{} was written by a newer makegate (log format {format}; this version reads up to {}): use that version",
                 path.display(),
                 super::segment::FORMAT
             ),
             Self::HeadKey { path } => write!(
                 f,
-                "{} is damaged: restore it, or delete it and the log's heads are signed by a new key that the old one does not vouch for",
+                "{} is damaged: restore it, or delete it to have the log's heads signed by a new key, which the old one does not vouch for",
                 path.display()
             ),
             Self::FingerprintKey { path, why, may_forget } => write!(
                 f,
-                "{} {why}: restore it; without it no Idempotency-Key from before is known, nor a write that equals one in doubt, so that \
-                 such a write may be done twice; to go on all the same, create the empty file {}",
+                "{} {why}: restore it; without it, earlier Idempotency-Keys and writes equal to one in doubt are not recognized, so \
+                 such a write may be carried out twice; to start anyway, create the empty file {}",
                 path.display(),
                 may_forget.display()
             ),
@@ -191,24 +186,24 @@ impl std::error::Error for OpenError {
     }
 }
 
-/// Turns an error of the system into one that says what was attempted on what.
+/// Turns a system error into one that says what was attempted and on which path.
 pub(crate) fn while_doing(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |error| OpenError::Io { doing, path: path.to_owned(), error }
 }
 
-/// The folder, made (0700) if need be, checked, and locked for as long as the file that is returned lives.
+/// Creates the folder (0700) if needed, checks it, and locks it for as long as the returned file lives.
 pub(crate) fn occupy(dir: &Path) -> Result<File, OpenError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(while_doing("cannot make the audit folder", dir))?;
+    made.map_err(while_doing("cannot create the audit folder", dir))?;
     let mode = fs::metadata(dir).map_err(while_doing("cannot read the audit folder", dir))?.mode() & 0o777;
     if mode & 0o002 != 0 {
         return Err(OpenError::Exposed { path: dir.to_owned(), mode });
     }
     if mode & 0o020 != 0 {
-        // Kubernetes makes it so where a pod has an `fsGroup`.
+        // Kubernetes sets this mode when a pod has an `fsGroup`.
         tracing::warn!(
             folder = %dir.display(),
-            "the group of the audit folder may write in it (mode {mode:03o}), and so alter the log: nobody else should be in that group"
+            "the audit folder is group-writable (mode {mode:03o}), so its group can alter the log: makegate should be the group's only member"
         );
     }
     refuse_network(dir)?;
@@ -225,7 +220,7 @@ pub(crate) fn occupy(dir: &Path) -> Result<File, OpenError> {
 #[cfg(target_os = "linux")]
 fn refuse_network(dir: &Path) -> Result<(), OpenError> {
     let kind = rustix::fs::statfs(dir).map(|about| about.f_type);
-    match kind.map_err(|error| while_doing("cannot read the file system of", dir)(error.into()))? {
+    match kind.map_err(|error| while_doing("cannot determine the file system of", dir)(error.into()))? {
         rustix::fs::NFS_SUPER_MAGIC => Err(OpenError::Network { path: dir.to_owned() }),
         _ => Ok(()),
     }
@@ -236,7 +231,7 @@ fn refuse_network(_: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The file holds these bytes, durably, or what it held before: they are written under another name first.
+/// Atomically and durably replaces the file's content by writing a temporary file first.
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(".draft");
@@ -249,7 +244,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_folder)
 }
 
-/// Somebody is about to read of a log that may be written to at the same time: here a test goes on with the writing.
+/// Called before a log that may be written at the same time is read. Tests hook in here to continue the writing.
 #[inline]
 pub(crate) fn about_to_read() {
     #[cfg(test)]
@@ -258,7 +253,7 @@ pub(crate) fn about_to_read() {
 
 #[cfg(test)]
 thread_local! {
-    /// What happens beside whoever reads on this thread.
+    /// What happens at the same time as the reading on this thread.
     pub(super) static BESIDE: std::cell::RefCell<Option<Box<dyn FnMut()>>> = const { std::cell::RefCell::new(None) };
 }
 
@@ -273,7 +268,7 @@ mod tests {
         let lock = occupy(&dir).unwrap();
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
         let words = occupy(&dir).unwrap_err().to_string();
-        assert!(words.contains("another makegate has the audit folder"), "{words}");
+        assert!(words.contains("another makegate is using the audit folder"), "{words}");
         drop(lock);
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o2770)).unwrap();
         drop(occupy(&dir).unwrap());

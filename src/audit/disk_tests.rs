@@ -1,4 +1,4 @@
-//! A disk that fails, fills up, hangs and loses power.
+//! The log on a disk that fails, fills up, hangs or loses power.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -14,7 +14,7 @@ use super::recover::recover;
 use super::*;
 use crate::clock::Clock;
 
-/// Fails on demand, and knows what a loss of power would leave.
+/// A disk that fails on demand and knows what would survive a power loss.
 #[derive(Debug, Default)]
 struct Faulty {
     state: Mutex<State>,
@@ -25,10 +25,10 @@ struct Faulty {
 struct State {
     failing_syncs: u32,
     failing: Option<i32>,
-    /// There is no space for the reserve.
+    /// Refuses space for the reserve.
     has_no_reserve: bool,
     hangs: bool,
-    /// By inode: durable bytes, all bytes.
+    /// By inode: durable bytes, and all bytes.
     files: HashMap<u64, (u64, u64)>,
 }
 
@@ -41,7 +41,7 @@ impl Faulty {
         self.released.notify_all();
     }
 
-    /// What a loss of power now leaves of the segments: what is durable, and a part of what is not.
+    /// Copies what would be left of the segments if the power failed now: everything durable, and a part of the rest.
     fn lose_power(&self, from: &Path, to: &Path, random: &mut impl FnMut(u64) -> u64) {
         let state = self.state.lock().unwrap();
         for first in segment::list(from).unwrap() {
@@ -63,7 +63,7 @@ pub(super) fn inode(file: &File) -> u64 {
 impl Disk for Faulty {
     fn create(&self, path: &Path) -> io::Result<File> {
         let file = MachineDisk.create(path)?;
-        // Inodes are used again.
+        // Inodes are reused.
         self.set(|state| assert!(state.files.insert(inode(&file), (0, 0)).is_none_or(|(durable, all)| durable <= all)));
         Ok(file)
     }
@@ -123,7 +123,7 @@ async fn a_failed_sync_moves_the_batch_into_a_new_segment_and_nobody_notices() {
     assert!(log.writable());
     log.close().await;
     let segments = segment::list(&settings.dir).unwrap();
-    assert_eq!(segments, [1, seq - 1], "the batch and a segment's first record");
+    assert_eq!(segments, [1, seq - 1], "the batch, after a new segment's first record");
     let lines = lines(&settings);
     assert_gapless(&lines);
     assert_eq!(count(&lines, "kind", "outcome"), 1);
@@ -142,14 +142,14 @@ async fn while_the_disk_fails_writes_are_refused_and_nothing_else_is_lost() {
     assert_eq!(log.commit(record(Kind::Intent, "w3")).await, Err(CannotRecord::Failed));
     log.reserve().unwrap().fill(record(Kind::Request, "read"));
     drop(log.commit(outcome("under-way", under_way, Outcome::InDoubt)));
-    assert!(log.doubts().contains(under_way), "before it is on disk");
+    assert!(log.doubts().contains(under_way), "listed before it is on disk");
     let ended = log.commit(outcome("other", other, Outcome::Done));
     let waiting = tokio::time::timeout(Duration::from_millis(50), ended).await;
-    assert!(waiting.is_err(), "an outcome waits");
-    assert!(log.names().take(id("other")).is_none(), "and its id is taken as long");
+    assert!(waiting.is_err(), "an outcome waits for the disk");
+    assert!(log.names().take(id("other")).is_none(), "its id stays taken meanwhile");
     disk.set(|state| state.failing = None);
     until("writable again", || log.writable()).await;
-    assert!(log.names().take(id("w2")).is_some(), "what was refused has no id");
+    assert!(log.names().take(id("w2")).is_some(), "a refused write holds no id");
     let intent = log.commit(record(Kind::Intent, "w4")).await.unwrap();
     log.commit(outcome("w4", intent, Outcome::Done)).await.unwrap();
     log.close().await;
@@ -192,12 +192,12 @@ async fn a_full_disk_still_takes_outcomes_into_the_reserve() {
     assert_eq!(fs::metadata(&reserve).unwrap().len(), settings.segment_bytes);
     disk.set(|state| state.failing = Some(ENOSPC));
     assert_eq!(log.commit(record(Kind::Intent, "w2")).await, Err(CannotRecord::Failed));
-    until("the reserve is freed", || !reserve.exists()).await;
-    // The space that was freed is there again, but none for a new reserve.
+    until("the reserve freed", || !reserve.exists()).await;
+    // The freed space is available again, but not enough for a new reserve.
     disk.set(|state| (state.failing, state.has_no_reserve) = (None, true));
     log.reserve().unwrap().fill(record(Kind::Request, "read"));
     log.commit(outcome("under-way", intent, Outcome::Done)).await.unwrap();
-    assert!(!log.writable(), "what is freed is for outcomes alone");
+    assert!(!log.writable(), "the freed space is only for outcomes");
     assert_eq!(count(&lines(&settings), "request", "read"), 0);
     disk.set(|state| state.has_no_reserve = false);
     until("writable again", || log.writable()).await;
@@ -227,8 +227,8 @@ async fn a_deleted_segment_is_noticed_and_a_new_one_begun() {
     assert_eq!((recovered.doubts.len(), recovered.clean), (0, true));
 }
 
-/// Promise 5, the disk's part: whatever was acknowledged before the power went is there after it, and each intent is
-/// settled or in doubt.
+/// Promise 5, the disk's part: everything acknowledged before a power loss is still there after it, and each intent
+/// is settled or in doubt.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_loss_of_power_takes_nothing_that_was_acknowledged() {
     for seed in 0..40_u64 {
@@ -270,7 +270,7 @@ async fn a_loss_of_power_takes_nothing_that_was_acknowledged() {
             let ended = *ended || before.iter().any(|(_, other, ended)| other == request && *ended);
             let in_doubt = recovered.doubts.iter().any(|doubt| doubt.request.as_str() == request);
             assert!(!(ended && in_doubt), "seed {seed}: {request} has an outcome");
-            assert!(ended || in_doubt || is_settled(after.path(), request), "seed {seed}: {request} is forgotten");
+            assert!(ended || in_doubt || is_settled(after.path(), request), "seed {seed}: {request} was forgotten");
         }
     }
 }
@@ -279,7 +279,8 @@ fn config(dir: &tempfile::TempDir) -> crate::config::AuditConfig {
     crate::config::AuditConfig { segment_bytes: 4000, ..settings(dir) }
 }
 
-/// Writes one after the other, each with its outcome; notes what was acknowledged: number, request, is it the outcome?
+/// Commits writes one after the other, each with its outcome, and notes what was acknowledged: sequence number,
+/// request, and whether it is the outcome.
 async fn write_on(log: Arc<AuditLog>, writer: usize, acknowledged: Arc<Mutex<Vec<(u64, String, bool)>>>) {
     for n in 0..30 {
         let request = format!("w{writer}-{n}");
@@ -292,7 +293,7 @@ async fn write_on(log: Arc<AuditLog>, writer: usize, acknowledged: Arc<Mutex<Vec
     }
 }
 
-/// Its outcome reached the disk, but not the writer before the power went.
+/// The outcome reached the disk, but the power failed before the writer learned that.
 fn is_settled(dir: &Path, request: &str) -> bool {
     let texts =
         segment::list(dir).unwrap().into_iter().map(|first| fs::read_to_string(segment::path(dir, first)).unwrap());

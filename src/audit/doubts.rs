@@ -1,4 +1,4 @@
-//! Writes that are open: under way (an intent and no outcome yet), or in doubt (nobody knows whether they took effect).
+//! Open writes: under way (an intent without an outcome) or in doubt (nobody knows whether they took effect).
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -13,36 +13,36 @@ use super::request_ids::{HeldRequestId, RequestIds};
 use crate::ids::{Fingerprint, RequestId};
 use crate::process_log::EACH;
 
-/// Unsettled doubts beyond which no write is accepted: operators settle them first.
+/// Maximum number of unsettled doubts. Beyond it no write is accepted until operators have settled some.
 pub const DOUBTS_MAX: usize = 10_000;
 
-/// What is known of a write whose effect is not.
+/// A write in doubt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doubt {
-    /// The number of its intent: by it everything else knows this write.
+    /// Sequence number of its intent, which identifies the write everywhere.
     pub intent: u64,
-    /// The request's id: its name for people.
+    /// The request id, which is the write's name for people.
     pub request: RequestId,
-    /// When it was intended.
+    /// When its intent was recorded.
     pub time: Timestamp,
-    /// Who asked for it.
+    /// The caller's name.
     pub caller: Arc<str>,
-    /// What it is.
+    /// The operation's id.
     pub operation: Arc<str>,
     /// The organization in its path.
     pub organization: Option<u64>,
     /// Its canonical path.
     pub path: Arc<str>,
-    /// What an equal write would have too.
+    /// The fingerprint that an equal write would share.
     pub fingerprint: Option<Fingerprint>,
     /// The keyed hash of its idempotency key.
     pub idempotency: Option<Fingerprint>,
-    /// By what a look at the upstream knows its effect again.
+    /// Hashes by which its effect can be recognized upstream.
     pub marks: Option<FieldHashes>,
 }
 
 impl Doubt {
-    /// The doubt that the intent with this number would leave.
+    /// The doubt that this intent would become.
     pub(crate) fn of(intent: u64, record: &Record) -> Option<Self> {
         let text = |value: &Option<Arc<str>>| value.clone().unwrap_or_default();
         Some(Self {
@@ -59,7 +59,7 @@ impl Doubt {
         })
     }
 
-    /// Tells the process log that the write is in doubt.
+    /// Logs that the write is in doubt.
     pub(super) fn tell(&self, why: &str) {
         let Self { request, caller, operation, organization, path, .. } = self;
         tracing::warn!(target: EACH, %request, caller = &**caller, operation = &**operation, organization, path = &**path, "{why}");
@@ -70,12 +70,12 @@ impl Doubt {
     }
 }
 
-/// The time as records spell it, to the microsecond: a doubt is the same whether it was read or remembered.
+/// Truncated to microseconds as in records, so that a doubt is the same whether read or remembered.
 pub(crate) fn in_micros(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }
 
-/// The open writes of the running gateway, as its requests see them. Each has its request's id for itself.
+/// The running gateway's open writes, as requests see them. Each holds its request id exclusively.
 #[derive(Debug, Default)]
 pub struct Doubts {
     names: Arc<RequestIds>,
@@ -83,21 +83,21 @@ pub struct Doubts {
     added: Notify,
 }
 
-/// A write, and its hold on its request's id.
+/// A write that holds its request id.
 #[derive(Debug)]
 struct HeldDoubt {
     doubt: Doubt,
     _name: HeldRequestId,
 }
 
-/// All by the numbers of their intents: nobody can choose those.
+/// All open writes by the sequence numbers of their intents, which nobody can choose.
 #[derive(Debug, Default)]
 struct DoubtTable {
     under_way: HashMap<u64, HeldDoubt>,
     in_doubt: BTreeMap<u64, HeldDoubt>,
-    /// Those in doubt by their own fingerprints and those of their idempotency keys: several may have the same.
+    /// Writes in doubt by their fingerprint and that of their idempotency key; several may share one.
     by_fingerprint: HashMap<Fingerprint, Vec<u64>>,
-    /// Those in doubt that somebody is settling.
+    /// Writes in doubt that someone is settling.
     claimed: HashSet<u64>,
 }
 
@@ -124,7 +124,7 @@ impl DoubtTable {
         Some(doubt)
     }
 
-    /// The first of those in doubt that have this fingerprint and are what is looked for.
+    /// The first write in doubt that has this fingerprint and is `wanted`.
     fn find(&self, fingerprint: Fingerprint, wanted: impl Fn(&Doubt) -> bool) -> Option<RequestId> {
         let same = self.by_fingerprint.get(&fingerprint)?;
         let mut doubts = same.iter().filter_map(|intent| self.in_doubt.get(intent)).map(|held| &held.doubt);
@@ -132,7 +132,7 @@ impl DoubtTable {
     }
 }
 
-/// The right to settle a write in doubt, which nobody else has. Dropped, it is given back.
+/// The exclusive right to settle a write in doubt, given back when dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct SettlementClaim<'d> {
@@ -142,13 +142,13 @@ pub struct SettlementClaim<'d> {
 }
 
 impl SettlementClaim<'_> {
-    /// The write.
+    /// The write in doubt.
     #[must_use]
     pub fn doubt(&self) -> &Doubt {
         &self.doubt
     }
 
-    /// The settlement will be on disk sooner or later: until then nobody may settle the write again.
+    /// Keeps the claim, because the settlement will be on disk sooner or later: nobody may settle the write again.
     pub fn keep(mut self) {
         self.is_kept = true;
     }
@@ -167,7 +167,7 @@ impl Doubts {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The request ids that are taken.
+    /// The request ids in use.
     #[must_use]
     pub const fn names(&self) -> &Arc<RequestIds> {
         &self.names
@@ -189,46 +189,46 @@ impl Doubts {
         self.added.notified().await;
     }
 
-    /// All writes in doubt, the oldest first.
+    /// All writes in doubt, oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<Doubt> {
         self.open().in_doubt.values().map(|held| held.doubt.clone()).collect()
     }
 
-    /// How many writes are in doubt.
+    /// Number of writes in doubt.
     #[must_use]
     pub fn count(&self) -> usize {
         self.open().in_doubt.len()
     }
 
-    /// Is the write with this intent in doubt?
+    /// Whether the write with this intent is in doubt.
     #[must_use]
     pub fn contains(&self, intent: u64) -> bool {
         self.open().in_doubt.contains_key(&intent)
     }
 
-    /// The intent of the write in doubt that people call by this id. (Of a log from before ids were taken, several may have it:
-    /// then the oldest.)
+    /// The intent of the write in doubt with this request id. (In a log from before ids were reserved several may
+    /// share it; then it is the oldest.)
     #[must_use]
     pub fn named(&self, request: &RequestId) -> Option<u64> {
         let open = self.open();
         open.in_doubt.values().find(|held| held.doubt.request == *request).map(|held| held.doubt.intent)
     }
 
-    /// The write in doubt that holds an equal write of the same caller, if there is one.
+    /// The write in doubt that blocks an equal write of the same caller, if any.
     #[must_use]
     pub fn held(&self, caller: &str, fingerprint: Fingerprint) -> Option<RequestId> {
         self.open().find(fingerprint, |doubt| doubt.fingerprint == Some(fingerprint) && &*doubt.caller == caller)
     }
 
-    /// The write in doubt that came with this idempotency key, if there is one.
+    /// The write in doubt that came with this idempotency key, if any.
     #[must_use]
     pub fn keyed(&self, key: Fingerprint) -> Option<RequestId> {
         self.open().find(key, |doubt| doubt.idempotency == Some(key))
     }
 
-    /// The right to settle the write with this intent; it stays in doubt until its settlement is on disk. `None`: it is not in
-    /// doubt, or somebody is settling it.
+    /// Claims the right to settle the write with this intent. It stays in doubt until the settlement is on disk.
+    /// Returns `None` if it is not in doubt or someone is already settling it.
     #[must_use]
     pub fn claim(&self, intent: u64) -> Option<SettlementClaim<'_>> {
         let mut open = self.open();
@@ -240,14 +240,14 @@ impl Doubts {
         })
     }
 
-    /// Takes a settled write out. `None`: it was not in doubt.
+    /// Removes a settled write. Returns `None` if it was not in doubt.
     pub fn remove(&self, intent: u64) -> Option<Doubt> {
         let mut open = self.open();
         open.claimed.remove(&intent);
         open.remove(intent)
     }
 
-    /// This intent is on disk: its write is under way.
+    /// The intent is on disk, so its write is under way.
     pub(crate) fn begin(&self, intent: u64, record: &Record) {
         if let Some(write) = Doubt::of(intent, record) {
             let held = self.held_by_id(write);
@@ -255,8 +255,8 @@ impl Doubts {
         }
     }
 
-    /// An outcome is about to be recorded: its write is no longer under way.
-    /// `true`: it was (and room is kept for its outcome).
+    /// An outcome is about to be recorded, so its write is no longer under way. Returns true if it was (which means
+    /// that room is reserved for the outcome).
     pub(crate) fn end(&self, outcome: &Record) -> bool {
         let mut open = self.open();
         let Some(write) = outcome.intent.and_then(|intent| open.under_way.remove(&intent)) else { return false };
@@ -287,7 +287,7 @@ mod tests {
         Record { intent: Some(intent), outcome: Some(outcome), ..record(Kind::Outcome, request) }
     }
 
-    /// A write in doubt.
+    /// Adds a write in doubt.
     fn doubt(doubts: &Doubts, intent: u64, record: &Record) {
         doubts.begin(intent, record);
         assert!(doubts.end(&Record { intent: Some(intent), outcome: Some(Outcome::InDoubt), ..record.clone() }));
@@ -298,14 +298,14 @@ mod tests {
         let doubts = Doubts::default();
         let equal = Fingerprint::of(b"key", &[b"pay"]);
         doubts.begin(7, &record(Kind::Intent, "w1"));
-        assert_eq!(doubts.held("billing", equal), None, "under way is not in doubt");
+        assert_eq!(doubts.held("billing", equal), None, "a write under way is not in doubt");
         assert!(doubts.end(&outcome(7, "w1", Outcome::InDoubt)));
         let id = RequestId::parse(b"w1").unwrap();
         assert_eq!(doubts.held("billing", equal), Some(id));
         assert_eq!(doubts.held("finance", equal), None);
         assert_eq!(doubts.remove(7).map(|doubt| doubt.request), Some(id));
         assert_eq!((doubts.held("billing", equal), doubts.count()), (None, 0));
-        assert!(doubts.open().by_fingerprint.is_empty(), "nothing is left of it");
+        assert!(doubts.open().by_fingerprint.is_empty(), "a settled write leaves nothing behind");
     }
 
     #[test]
@@ -317,7 +317,11 @@ mod tests {
         doubt(&doubts, 2, &Record { idempotency: Some(key), ..record(Kind::Intent, "w2") });
         let [first, second] = [b"w1", b"w2"].map(|id| RequestId::parse(id).unwrap());
         assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (Some(first), Some(second)));
-        assert_eq!((doubts.held("billing", key), doubts.keyed(equal)), (None, None), "each for its own");
+        assert_eq!(
+            (doubts.held("billing", key), doubts.keyed(equal)),
+            (None, None),
+            "the fingerprints of keys and writes are looked up separately"
+        );
         doubts.remove(1);
         assert_eq!(doubts.held("billing", equal), Some(second));
         doubts.remove(2);
@@ -327,16 +331,16 @@ mod tests {
     #[test]
     fn one_at_a_time_may_settle_a_write_and_the_right_to_it_is_given_back() {
         let doubts = Doubts::default();
-        assert!(doubts.claim(1).is_none(), "it is not in doubt");
+        assert!(doubts.claim(1).is_none(), "the write is not in doubt");
         doubt(&doubts, 1, &record(Kind::Intent, "w1"));
         let claim = doubts.claim(1).unwrap();
-        assert!(doubts.claim(1).is_none() && doubts.contains(1), "claimed, and in doubt all the same");
+        assert!(doubts.claim(1).is_none() && doubts.contains(1), "claimed, but still in doubt");
         drop(claim);
         doubts.claim(1).unwrap().keep();
         assert!(doubts.claim(1).is_none(), "kept");
         doubts.remove(1);
         doubt(&doubts, 2, &record(Kind::Intent, "w1"));
-        assert!(doubts.claim(2).is_some(), "another write of the same id");
+        assert!(doubts.claim(2).is_some(), "another write with the same id");
     }
 
     #[test]
@@ -347,7 +351,7 @@ mod tests {
         assert!(doubts.names().take(id).is_none());
         assert!(doubts.end(&outcome(1, "w1", Outcome::Done)));
         assert!(doubts.names().take(id).is_some());
-        assert!(!doubts.end(&outcome(1, "w1", Outcome::Done)), "only once");
+        assert!(!doubts.end(&outcome(1, "w1", Outcome::Done)), "a write ends only once");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! By what a later look at the upstream knows a write's effect again: a keyed hash for each member that the write asked for.
-//! The values themselves may be personal or secret, and never stand in the log.
+//! Keyed hashes of the fields that a write asked for, used later to recognize the write's effect upstream. The values
+//! themselves may be personal or secret, so they are never logged.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::record_line::write_text;
 use crate::ids::Fingerprint;
 
-/// The most members: a write of more cannot be known again.
+/// Maximum number of fields; a write with more cannot be recognized.
 const MEMBERS_MAX: usize = 16;
-/// The longest name of a member, in bytes.
+/// Maximum length of a field name, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The members that a write asked for, each with the keyed hash of its value ([`super::AuditLog::fingerprint`]).
+/// The fields that a write asked for, each with the keyed hash of its value ([`super::AuditLog::fingerprint`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldHashes(Arc<BTreeMap<Box<str>, Fingerprint>>);
 
 impl FieldHashes {
-    /// `None`: there are none, too many, or one has too long a name.
+    /// Returns `None` if there are no fields, too many, or one whose name is too long.
     #[must_use]
     pub fn new(members: impl IntoIterator<Item = (Box<str>, Fingerprint)>) -> Option<Self> {
         let mut marks = BTreeMap::new();
@@ -33,17 +33,17 @@ impl FieldHashes {
         (!marks.is_empty()).then(|| Self(Arc::new(marks)))
     }
 
-    /// The members and their marks.
+    /// The field names and their hashes.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Fingerprint)> {
         self.0.iter().map(|(name, mark)| (&**name, *mark))
     }
 
-    /// Bytes that it holds on to.
+    /// Bytes of memory it occupies.
     pub(crate) fn weight(&self) -> usize {
         self.0.keys().map(|name| name.len() + 2 * size_of::<Box<str>>() + size_of::<Fingerprint>()).sum()
     }
 
-    /// As a JSON object.
+    /// Writes it as a JSON object.
     pub(crate) fn render(&self, out: &mut Vec<u8>) {
         let mut separator = b'{';
         for (name, mark) in self.iter() {
@@ -68,7 +68,7 @@ impl<'de> Deserialize<'de> for FieldHashes {
         let members = BTreeMap::<Box<str>, String>::deserialize(deserializer)?;
         let marks = members.into_iter().map(|(name, mark)| Fingerprint::parse(&mark).map(|mark| (name, mark)));
         let marks = marks.collect::<Option<Vec<_>>>().and_then(Self::new);
-        marks.ok_or_else(|| D::Error::custom("these are no marks"))
+        marks.ok_or_else(|| D::Error::custom("these are not field hashes"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which records somebody wants to see: the parameters of `/audit` and the options of `makegate audit`.
+//! Filters that select records: the parameters of `/audit` and the options of `makegate audit`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use super::record::{Answer, Kind};
 use super::stored_record::StoredRecord;
 use crate::ids::RequestId;
 
-/// Records on one page when nothing else is asked for.
+/// Default number of records per page.
 pub const LIMIT_DEFAULT: usize = 100;
-/// Records on one page at most.
+/// Maximum number of records per page.
 pub const LIMIT_MAX: usize = 10_000;
 
-/// The names of the parameters.
+/// Names of the filter parameters.
 pub const FILTERS: [&str; 12] = [
     "caller",
     "operation",
@@ -33,7 +33,7 @@ pub const FILTERS: [&str; 12] = [
     "after",
 ];
 
-/// A status, or a hundred of them.
+/// A status code or a class of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusFilter {
     /// `404`.
@@ -43,7 +43,7 @@ pub enum StatusFilter {
 }
 
 impl StatusFilter {
-    /// The smallest and the largest status that it means.
+    /// The lowest and highest status it covers.
     pub(crate) const fn range(self) -> (u16, u16) {
         match self {
             Self::Exact(status) => (status, status),
@@ -63,32 +63,32 @@ impl StatusFilter {
     }
 }
 
-/// What a record must be to be shown. The default shows all.
+/// The conditions that a record must meet. The default matches all records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// Of this caller.
+    /// Caller's name.
     pub caller: Option<Arc<str>>,
-    /// Of this operation.
+    /// Operation id.
     pub operation: Option<Arc<str>>,
-    /// Of this organization.
+    /// Organization id.
     pub organization: Option<u64>,
-    /// With this status.
+    /// Status or status class.
     pub status: Option<StatusFilter>,
-    /// With this answer.
+    /// Where the answer came from.
     pub answer: Option<Answer>,
-    /// Of this kind.
+    /// Kind of record.
     pub kind: Option<Kind>,
-    /// Of the write whose intent has this number: its outcome and its settlement.
+    /// Sequence number of a write's intent; matches its outcome and settlement.
     pub intent: Option<u64>,
-    /// With this request id.
+    /// Request id.
     pub request: Option<RequestId>,
-    /// Not before.
+    /// Earliest time, inclusive.
     pub since: Option<Timestamp>,
-    /// Before.
+    /// Latest time, exclusive.
     pub until: Option<Timestamp>,
-    /// Records on one page.
+    /// Maximum number of records per page.
     pub limit: usize,
-    /// Only records older than the one with this number: the `next` of the page before.
+    /// Only records older than this sequence number: the previous page's `next`.
     pub after: Option<u64>,
 }
 
@@ -111,7 +111,7 @@ impl Default for Filter {
     }
 }
 
-/// A parameter that is no filter, with what to write instead.
+/// An invalid parameter, with what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadFilter {
     /// The parameter.
@@ -129,10 +129,10 @@ impl fmt::Display for BadFilter {
 impl std::error::Error for BadFilter {}
 
 impl Filter {
-    /// Reads decoded names and values. `now` is what relative times are relative to.
+    /// Parses decoded names and values. Relative times count back from `now`.
     ///
     /// # Errors
-    /// The first parameter that is unknown, given twice, or has no meaning.
+    /// The first parameter that is unknown, repeated or invalid.
     pub fn parse<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>, now: Timestamp) -> Result<Self, BadFilter> {
         let mut filter = Self::default();
         let mut given = Vec::new();
@@ -150,17 +150,18 @@ impl Filter {
     fn set(&mut self, name: &str, value: &str, now: Timestamp) -> Result<(), String> {
         match name {
             "caller" => self.caller = Some(name_of(value, "a caller's name")?),
-            "operation" => self.operation = Some(name_of(value, "an operation, as organizations.get")?),
-            "organization" => self.organization = Some(number(value, "an organization's id, as 11")?),
+            "operation" => self.operation = Some(name_of(value, "an operation such as organizations.get")?),
+            "organization" => self.organization = Some(number(value, "an organization's id such as 11")?),
             "status" => {
-                self.status = Some(StatusFilter::parse(value).ok_or_else(|| write(value, "a status as 404, or 4xx"))?)
+                self.status =
+                    Some(StatusFilter::parse(value).ok_or_else(|| write(value, "a status such as 404, or 4xx"))?)
             }
             "answer" => self.answer = Some(word(value, Answer::parse(value), Answer::ALL, Answer::as_str)?),
             "kind" => self.kind = Some(word(value, Kind::parse(value), Kind::ALL, Kind::as_str)?),
-            "intent" => self.intent = Some(number(value, "the seq of a write's intent, as 42")?),
+            "intent" => self.intent = Some(number(value, "the seq of a write's intent, such as 42")?),
             "request" => {
                 let id = RequestId::parse(value.as_bytes());
-                self.request = Some(id.ok_or_else(|| write(value, "a request id, as the answer's X-Request-Id"))?);
+                self.request = Some(id.ok_or_else(|| write(value, "a request id as in the answer's X-Request-Id"))?);
             }
             "since" => self.since = Some(time(value, now)?),
             "until" => self.until = Some(time(value, now)?),
@@ -170,21 +171,21 @@ impl Filter {
                 let limit = usize::try_from(limit).ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
                 self.limit = limit.ok_or_else(|| write(value, expected))?;
             }
-            "after" => self.after = Some(number(value, "the next of the page before")?),
+            "after" => self.after = Some(number(value, "the previous page's next")?),
             _ => return Err(unknown(name)),
         }
         Ok(())
     }
 
-    /// What the line of every record that matches holds, where one text is sure to: the request's id or the caller's name.
+    /// Text that the line of every matching record is sure to contain: the request's id or the caller's name.
     pub(crate) fn needle(&self) -> Option<Finder<'static>> {
         let text = self.request.as_ref().map(RequestId::as_str).or(self.caller.as_deref())?;
-        // Plain text is spelled in one way; another program may escape anything else as it likes.
+        // Plain text has only one spelling in JSON; another writer may escape anything else as it likes.
         let plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\' | b'/'));
         plain.then(|| Finder::new(&format!("\"{text}\"")).into_owned())
     }
 
-    /// Is this stored record wanted? (`limit` and `after` do not count.)
+    /// Whether this stored record matches. Ignores `limit` and `after`.
     pub(crate) fn matches(&self, record: &StoredRecord<'_>) -> bool {
         let is = |wanted: Option<&str>, text: Option<&str>| wanted.is_none_or(|wanted| text == Some(wanted));
         let in_range = |range: (u16, u16)| record.status.is_some_and(|status| (range.0..=range.1).contains(&status));
@@ -202,14 +203,14 @@ impl Filter {
 }
 
 fn write(value: &str, expected: &str) -> String {
-    format!("\"{}\" has no meaning here; write {expected}", value.escape_debug())
+    format!("\"{}\" is not valid here; write {expected}", value.escape_debug())
 }
 
 fn unknown(name: &str) -> String {
     let nearest = FILTERS.iter().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
     match nearest {
         Some((0..=2, known)) => format!("no such filter; did you mean {known}?"),
-        Some(_) | None => format!("no such filter; there are {}", FILTERS.join(", ")),
+        Some(_) | None => format!("no such filter; the filters are {}", FILTERS.join(", ")),
     }
 }
 
@@ -227,9 +228,9 @@ fn word<T: Copy>(value: &str, parsed: Option<T>, all: &[T], word: fn(T) -> &'sta
     parsed.ok_or_else(|| write(value, &format!("one of {}", words())))
 }
 
-/// RFC 3339, a date (its beginning in UTC), or how long ago.
+/// Accepts RFC 3339, a date (midnight UTC), or how long ago.
 fn time(value: &str, now: Timestamp) -> Result<Timestamp, String> {
-    let expected = "a time as 2026-07-01T12:00:00Z, a date as 2026-07-01, or how long ago as 15m, 1h or 7d";
+    let expected = "a time such as 2026-07-01T12:00:00Z, a date such as 2026-07-01, or an age such as 15m, 1h or 7d";
     let parsed = ago(value)
         .and_then(|ago| now.checked_sub(ago).ok())
         .or_else(|| value.parse().ok())
@@ -269,7 +270,7 @@ mod tests {
         assert_eq!(since("90m").unwrap(), "2026-07-08T10:30:00Z");
         assert_eq!(since("7d ago").unwrap(), "2026-07-01T12:00:00Z");
         for bad in ["yesterday", "", "h", "-1h", "1y", "99999999999999999w"] {
-            assert!(since(bad).unwrap_err().contains("how long ago as 15m, 1h or 7d"), "{bad}");
+            assert!(since(bad).unwrap_err().contains("an age such as 15m, 1h or 7d"), "{bad}");
         }
     }
 
@@ -279,7 +280,7 @@ mod tests {
         assert_eq!(status("404"), Ok(StatusFilter::Exact(404)));
         assert_eq!(status("4xx"), Ok(StatusFilter::Class(4)));
         for bad in ["40", "0xx", "44xx", "xx", "+40", "604", "4XX"] {
-            assert!(status(bad).unwrap_err().contains("write a status as 404, or 4xx"), "{bad}");
+            assert!(status(bad).unwrap_err().contains("write a status such as 404, or 4xx"), "{bad}");
         }
     }
 
@@ -287,10 +288,10 @@ mod tests {
     fn mistakes_say_what_to_write() {
         let message = |name, value| parse(&[(name, value)]).unwrap_err();
         assert_eq!(message("calller", "x"), "calller: no such filter; did you mean caller?");
-        assert!(message("colour", "x").starts_with("colour: no such filter; there are caller, operation"));
+        assert!(message("colour", "x").starts_with("colour: no such filter; the filters are caller, operation"));
         assert_eq!(
             message("kind", "write"),
-            "kind: \"write\" has no meaning here; write one of request, intent, outcome, settlement, event, refusals"
+            "kind: \"write\" is not valid here; write one of request, intent, outcome, settlement, event, refusals"
         );
         assert!(
             message("limit", "0").contains("from 1 to 10000") && message("limit", "10001").contains("from 1 to 10000")

@@ -1,8 +1,8 @@
-//! The key of the fingerprints, `fingerprint.key`. With another key no write and no idempotency key of before is known again, and what
-//! was done or is in doubt could be done a second time. So each segment names the key that the log is written with, and a start
-//! with another one, or with none, is refused until an operator says that it is to go on.
+//! The fingerprint key, `fingerprint.key`. With a different key, no earlier write or idempotency key is recognized,
+//! so a write that was carried out or is in doubt could be carried out again. Each segment therefore names the key it
+//! was written with, and makegate refuses to start with a different key or none until an operator allows it.
 
-#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `audit-key`")]
+#![expect(clippy::disallowed_methods, reason = "at startup, and by the thread `audit-key`")]
 
 use std::fmt;
 use std::fs;
@@ -20,14 +20,13 @@ use crate::clock::Clock;
 use crate::hash;
 use crate::private_files;
 
-/// Bytes of a key.
 const KEY_BYTES: usize = 32;
-/// What is wrong with a key whose file is gone.
-const MISSING: &str = "is not there";
-/// How often the file is compared with the key that is in use.
+/// What is wrong with a key file that does not exist.
+const MISSING: &str = "is missing";
+/// How often the file is compared with the key in use.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The key, and how segments name it.
+/// The key, and the name by which segments refer to it.
 #[derive(Clone)]
 pub(crate) struct FingerprintKey {
     pub(crate) bytes: [u8; KEY_BYTES],
@@ -35,7 +34,7 @@ pub(crate) struct FingerprintKey {
 }
 
 impl fmt::Debug for FingerprintKey {
-    /// Without the key itself.
+    /// Hides the key itself.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("FingerprintKey").field(&self.name).finish()
     }
@@ -48,21 +47,20 @@ impl FingerprintKey {
     }
 }
 
-/// Where it is.
 fn path(dir: &Path) -> PathBuf {
     dir.join("fingerprint.key")
 }
 
-/// The empty file by which an operator says that what was before is to be forgotten.
+/// The empty file by which an operator allows earlier keys and writes to be forgotten.
 fn forget_path(dir: &Path) -> PathBuf {
     dir.join("fingerprint.key.forget")
 }
 
-/// What the file holds; `Err`: what is wrong with it, in words.
+/// Reads the key file. The inner error says what is wrong with the file.
 fn read(path: &Path) -> io::Result<Result<[u8; KEY_BYTES], &'static str>> {
     let file = match private_files::open_to_read(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(Err("is not a file")),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(Err("is not a regular file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(MISSING)),
         Err(error) => return Err(error),
     };
@@ -71,8 +69,9 @@ fn read(path: &Path) -> io::Result<Result<[u8; KEY_BYTES], &'static str>> {
     Ok(bytes.try_into().map_err(|_| "is damaged (it should hold 32 bytes)"))
 }
 
-/// The key of this log; a new one for a new log. If an operator says so, or the log is older than the naming of keys, the log goes on with the key that is there or, if that is
-/// none, with a new one; an event tells it: fingerprints by another key equal nothing.
+/// The log's key; a new log gets a new one. If an operator allows it, or the log is from a version that did not name
+/// its key, the log continues with the existing key, or with a new one if there is none. An event records this,
+/// because fingerprints made with different keys never match.
 pub(crate) fn open(
     dir: &Path,
     clock: &Clock,
@@ -93,7 +92,7 @@ pub(crate) fn open(
     let key = match (found, why) {
         (Ok(key), None) => key,
         (Err(MISSING), _) if is_new => make(&path)?,
-        // A log of a makegate that named no key: nothing tells that it ever had one here.
+        // A log from a version that did not name its key: nothing shows that it ever had one here.
         (found, Some(why)) if may_forget.is_file() || (known.is_none() && why == MISSING) => {
             let key = match found {
                 Ok(key) => key,
@@ -103,7 +102,7 @@ pub(crate) fn open(
                 fs::remove_file(&may_forget).map_err(while_doing("cannot remove", &may_forget))?;
             }
             let detail = format!(
-                "fingerprint.key {why}, and the log goes on without it: idempotency keys and equal writes from before are not known"
+                "fingerprint.key {why}; the log continues without it and does not recognize earlier idempotency keys and equal writes"
             );
             tracing::warn!("{detail}");
             event = Some(Record::event(clock.wall(), "fingerprint-key", detail));
@@ -113,7 +112,7 @@ pub(crate) fn open(
             return Err(OpenError::FingerprintKey { path, why: why.unwrap_or("is damaged"), may_forget });
         }
     };
-    // A segment names the key by which its records are told apart.
+    // All fingerprints in a segment are made with the key that it names, so another key needs a new segment.
     start.resume.take_if(|(_, opening)| opening.fingerprint_key.as_ref() != Some(&key.name));
     Ok((key, event))
 }
@@ -127,7 +126,8 @@ fn write(path: &Path, bytes: &[u8; KEY_BYTES]) -> io::Result<()> {
     disk::replace(path, bytes, 0o600)
 }
 
-/// While the log is open, the file is what it was: whoever deletes or damages it is told, and it is written again.
+/// Watches the key file while the log is open: if someone deletes or damages it, this is recorded and the file is
+/// rewritten.
 pub(crate) fn guard(log: &Arc<AuditLog>, key: FingerprintKey) -> Result<(), OpenError> {
     let (watched, path) = (Arc::downgrade(log), path(log.dir()));
     let thread = std::thread::Builder::new().name("audit-key".to_owned());
@@ -148,8 +148,8 @@ fn watch(log: &Weak<AuditLog>, path: &Path, key: &FingerprintKey) {
             continue;
         }
         let detail = match write(path, &key.bytes) {
-            Ok(()) => "fingerprint.key was deleted or damaged while makegate ran, and was written again".to_owned(),
-            Err(error) => format!("fingerprint.key was deleted or damaged, and cannot be written again: {error}"),
+            Ok(()) => "fingerprint.key was deleted or damaged while makegate was running, and was rewritten".to_owned(),
+            Err(error) => format!("fingerprint.key was deleted or damaged, and cannot be rewritten: {error}"),
         };
         if !is_told {
             tracing::error!("{detail}");
@@ -181,7 +181,7 @@ mod tests {
         };
         let opened = open(dir, &Clock::system(), &mut start, &Recovered { records, ..Recovered::default() });
         if let Ok((key, _)) = &opened {
-            assert_eq!(start.resume.is_some(), known == Some(&*key.name), "another key begins another segment");
+            assert_eq!(start.resume.is_some(), known == Some(&*key.name), "a different key starts a new segment");
         }
         opened
     }
@@ -191,14 +191,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (key, _) = open_in(dir.path(), None, 0).unwrap();
         assert_eq!(open_in(dir.path(), Some(&key.name), 9).unwrap().0.bytes, key.bytes);
-        assert_eq!(open_in(dir.path(), None, 9).unwrap().0.bytes, key.bytes, "of a log that does not name its key");
+        assert_eq!(open_in(dir.path(), None, 9).unwrap().0.bytes, key.bytes, "a log that does not name its key");
         let file = path(dir.path());
         type Damage = fn(&Path);
         let ways: [(&str, Damage); 4] = [
             ("damaged", |file| fs::write(file, "short").unwrap()),
             ("not the key", |file| fs::write(file, [7; 32]).unwrap()),
-            ("not there", |file| fs::remove_file(file).unwrap()),
-            ("not a file", |file| fs::create_dir(file).unwrap()),
+            ("is missing", |file| fs::remove_file(file).unwrap()),
+            ("not a regular file", |file| fs::create_dir(file).unwrap()),
         ];
         for (words, damage) in ways {
             damage(&file);
@@ -207,7 +207,7 @@ mod tests {
         }
         fs::remove_dir(&file).unwrap();
         let (_, event) = open_in(dir.path(), None, 9).unwrap();
-        assert!(event.is_some(), "an old log names no key: it goes on, and says what it forgets");
+        assert!(event.is_some(), "an old log names no key: it continues and records what it forgets");
         fs::write(forget_path(dir.path()), "").unwrap();
         let (other, event) = open_in(dir.path(), Some(&key.name), 9).unwrap();
         assert!(other.bytes != key.bytes && event.is_some());

@@ -1,4 +1,4 @@
-//! New records as they come: of the running gateway, or from its files.
+//! Follows new records, from the running gateway or from its files.
 
 #![expect(clippy::disallowed_methods, reason = "only commands follow files")]
 
@@ -16,16 +16,16 @@ use super::log::AuditLog;
 use super::segment;
 use super::stored_record::StoredRecord;
 
-/// What a follower is told.
+/// What a follower receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FollowEvent {
     /// A record's line.
     Line(Arc<str>),
-    /// So many records (wanted or not) came faster than they were taken, and are passed over.
+    /// This many records, matching or not, were skipped because the follower was too slow.
     Missed(u64),
 }
 
-/// Follows the running log. Filters count, their times, limits and cursors do not.
+/// Follows the running log. Applies all filters except times, limit and cursor.
 #[derive(Debug)]
 pub struct Follower {
     lines: broadcast::Receiver<Arc<str>>,
@@ -34,7 +34,7 @@ pub struct Follower {
 }
 
 impl AuditLog {
-    /// New records from now on.
+    /// Follows new records from now on.
     #[must_use]
     pub fn follow(&self, filter: Filter) -> Follower {
         let filter = unbounded(filter);
@@ -47,7 +47,7 @@ fn unbounded(filter: Filter) -> Filter {
 }
 
 impl Follower {
-    /// The next that is wanted. `None`: the log has ended. Cancel-safe.
+    /// The next matching record. Returns `None` once the log has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<FollowEvent> {
         loop {
             let received = tokio::select! {
@@ -65,7 +65,7 @@ impl Follower {
         }
     }
 
-    /// What came before the end.
+    /// Drains what was sent before the log ended.
     fn rest(&mut self) -> Option<FollowEvent> {
         while let Ok(line) = self.lines.try_recv() {
             if self.wants(&line) {
@@ -80,7 +80,7 @@ impl Follower {
     }
 }
 
-/// Follows a log's files, whether its gateway runs or not.
+/// Follows a log's files, whether or not its gateway is running.
 #[derive(Debug)]
 pub struct FileFollower {
     tail: ForwardReader,
@@ -89,7 +89,7 @@ pub struct FileFollower {
 }
 
 impl FileFollower {
-    /// New records from now on.
+    /// Follows new records from now on.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -99,7 +99,7 @@ impl FileFollower {
         Ok(Self { tail: ForwardReader::at(dir, newest, length), line: Vec::new(), filter: unbounded(filter) })
     }
 
-    /// The next record that is wanted; `None`: there is none yet, look again in a moment.
+    /// The next matching record, or `None` if there is none yet; poll again later.
     ///
     /// # Errors
     /// The files cannot be read.

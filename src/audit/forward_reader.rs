@@ -1,4 +1,4 @@
-//! The log's lines, oldest first, read from the files as they grow.
+//! Reads the log's lines from the growing files, oldest first.
 
 #![expect(clippy::disallowed_methods, reason = "by threads that own files, by `disk::wait`, and by commands")]
 
@@ -9,41 +9,40 @@ use std::path::{Path, PathBuf};
 use super::segment;
 use crate::private_files;
 
-/// Where a line is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LinePosition {
     /// The first sequence number of its segment.
     pub(crate) segment: u64,
-    /// Where in it the line begins.
+    /// Offset of the line in its segment, in bytes.
     pub(crate) offset: u64,
-    /// Its bytes, without the newline.
+    /// Length in bytes, without the newline.
     pub(crate) length: u64,
 }
 
-/// Reads on from some place.
+/// Reads forward from a given position.
 #[derive(Debug)]
 pub(crate) struct ForwardReader {
     dir: PathBuf,
     segment: u64,
     offset: u64,
     reader: Option<BufReader<File>>,
-    /// A newer segment is there, so that this one has been read once more since it could last grow.
+    /// A newer segment exists, and this one was read once more after it could last grow.
     last_look: bool,
 }
 
 impl ForwardReader {
-    /// From this offset of this segment; segment 0 is before all.
+    /// Starts at this offset of this segment; segment 0 comes before all others.
     pub(crate) fn at(dir: &Path, segment: u64, offset: u64) -> Self {
         Self { dir: dir.to_owned(), segment, offset, reader: None, last_look: false }
     }
 
-    /// Where it reads on.
+    /// The position of the next read.
     pub(crate) const fn position(&self) -> (u64, u64) {
         (self.segment, self.offset)
     }
 
-    /// The next whole line, without its newline, and its place. `None`: there is none yet.
-    /// `end`: the segment and length up to which the log is durable; without it, all that is there is read.
+    /// The next complete line, without its newline, and its position. Returns `None` if there is none yet. Reads up
+    /// to `end` (the segment and length up to which the log is durable), or everything if that is `None`.
     pub(crate) fn next(&mut self, line: &mut Vec<u8>, end: Option<(u64, u64)>) -> io::Result<Option<LinePosition>> {
         loop {
             if end.is_some_and(|end| self.position() >= end) {
@@ -78,7 +77,7 @@ impl ForwardReader {
         Ok(Some(place))
     }
 
-    /// `None`: there is no such segment (any more).
+    /// Returns `None` if the segment does not exist (any more).
     fn open(&self) -> io::Result<Option<BufReader<File>>> {
         match private_files::open_to_read(&segment::path(&self.dir, self.segment)) {
             Ok(mut file) => {

@@ -1,13 +1,15 @@
-//! The index: one row a block of records in `index.sqlite`, and in which blocks each term is; made from the segments by a thread
-//! of its own. It never holds the log back, and whatever is wrong with it, it is deleted and made again.
+//! The index in `index.sqlite`: one row per block of records, and the blocks that contain each term. A separate
+//! thread builds it from the segments. It never delays the log, and if anything is wrong with it, it is deleted and
+//! rebuilt.
 //!
-//! Its journal is the one that SQLite rolls back. A write-ahead log would be faster, but its shared memory is a mapped file, and a
-//! process that reads mapped memory after the file was cut is killed by SIGBUS. Each commit syncs twice, so commits are few.
+//! It uses SQLite's rollback journal. A write-ahead log would be faster, but its shared memory is a mapped file, and
+//! a process that reads mapped memory after the file was truncated is killed by SIGBUS. Each commit syncs twice, so
+//! commits are rare.
 //!
-//! A row a record would cost several times what the record itself does. A block is found by its terms and times, and then read:
-//! what lies in it is for the filter to say, so that a term too many does no harm.
+//! A row per record would cost several times as much as the record itself. A query finds blocks by term and time,
+//! reads them, and applies the filter to their records, so an extra term does no harm.
 
-#![expect(clippy::disallowed_methods, reason = "this is the thread `audit-index`")]
+#![expect(clippy::disallowed_methods, reason = "only the thread `audit-index` runs this")]
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,32 +30,34 @@ use super::segment;
 use super::stored_record::StoredRecord;
 use crate::private_files;
 
-/// How far the index may be behind: queries read what it lacks from the segments.
+/// How far the index may lag. Queries read the newest records from the segments.
 const TICK: Duration = Duration::from_millis(200);
-/// Records in one block: what a query reads at once, and what it reads anyway because no block has it yet.
+/// Records per block: how many a query reads at once, and roughly how many it reads that no block covers yet.
 const BLOCK: usize = 256;
-/// Blocks that are stored by one transaction...
+/// Maximum number of blocks stored in one transaction.
 const BLOCKS_MAX: usize = 32;
-/// ...or as many as there are after this time.
+/// Maximum time between two transactions when fewer blocks are waiting.
 const STORE: Duration = Duration::from_secs(2);
-/// Lines that are read before somebody looks whether the log has ended.
+/// Lines to read between checks whether the log has ended.
 const CHUNK: usize = BLOCKS_MAX * BLOCK;
-/// The longest that the index waits for who reads it.
+/// How long the index waits for its readers' locks.
 const BUSY: Duration = Duration::from_secs(5);
-/// The shortest and the longest wait after a second error in a row.
+/// Shortest and longest wait after repeated errors.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// At the end of the log, the index gets so long to catch up; the next start does the rest.
+/// How long the index may take to catch up when the log ends. The next start does the rest.
 const CLOSE: Duration = Duration::from_secs(2);
-/// The thread yields to whatever answers requests.
+/// Niceness of the thread, so that it yields to threads that serve requests.
 const NICE: i32 = 10;
 
-/// The version of the tables.
+/// Version of the table layout.
 pub(crate) const VERSION: i64 = 4;
 
-/// `blocks`: records by the first's number, where their lines are, between which times (in microseconds) they are, and their
-/// terms, sorted. `has`: the same by term, [`part`] after part. `position`: up to where the blocks go.
+/// `blocks`: for each block, the number of its first record, where its lines are, the times they span (in
+/// microseconds), and their terms, sorted. `has`: blocks by term, grouped by [`part`]. `position`: how far the blocks
+/// reach.
 ///
-/// `has` may name blocks that are no more (retention, void numbers), or that have the term no more: what counts is `blocks`.
+/// `has` may name blocks that are gone (retention, void numbers) or no longer contain the term; `blocks` is
+/// authoritative.
 const TABLES: &str = "
     BEGIN;
     CREATE TABLE blocks (
@@ -67,23 +71,20 @@ const TABLES: &str = "
     COMMIT;
 ";
 
-/// Parts are so many records (as a power of two).
+/// Records per part, as a power of two.
 const PART_BITS: u32 = 16;
 
-/// The part of `has` where a block is that begins with this record. With many callers each term is another place in the table:
-/// these are one part's places, few enough to be written together, and to be forgotten together.
+/// The part of `has` for a block that begins with this record. With many callers, each term is at a different place
+/// in the table; within one part these places are few enough to be written, and deleted, together.
 pub(crate) const fn part(first: i64) -> i64 {
     first >> PART_BITS
 }
 
-/// What can go wrong with the index.
 #[derive(Debug)]
 pub(crate) enum IndexError {
-    /// With its database.
     Sql(rusqlite::Error),
-    /// With the segments.
     Io(io::Error),
-    /// It is not of this log.
+    /// It belongs to another log.
     Foreign(&'static str),
 }
 
@@ -110,7 +111,7 @@ impl From<io::Error> for IndexError {
 }
 
 impl IndexError {
-    /// Is the index as good as before, so that waiting is enough?
+    /// Whether the index itself is intact, so that retrying later is enough.
     fn passes(&self) -> bool {
         match self {
             Self::Sql(error) => matches!(
@@ -123,23 +124,22 @@ impl IndexError {
     }
 }
 
-/// Where the index of a log's folder is.
 pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join("index.sqlite")
 }
 
-/// The index thread: follows the log to its end.
+/// The index thread's body: follows the log until it ends.
 pub(super) fn follow(shared: &LogShared) {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-        tracing::debug!(%error, "the audit index keeps its priority");
+        tracing::debug!(%error, "cannot lower the audit index thread's priority");
     }
     let _first = shared.index.set(thread::current());
     let mut backoff = Duration::ZERO;
     while let Err(error) =
         IndexWriter::open(&shared.dir, shared.clock.now()).and_then(|mut index| index.run(shared, &mut backoff))
     {
-        tracing::warn!(%error, "the audit index fails; it is made again from the log");
+        tracing::warn!(%error, "the audit index failed; it will be rebuilt from the log");
         if !error.passes() {
             remove(&shared.dir);
         }
@@ -154,7 +154,7 @@ fn has_ended(shared: &LogShared) -> bool {
     *shared.ended.borrow() > 0
 }
 
-/// Waits; `true`: the log ended meanwhile.
+/// Waits; returns true if the log ended meanwhile.
 fn waits_in_vain(shared: &LogShared, wait: Duration) -> bool {
     let ticks = wait.div_duration_f64(TICK).ceil();
     let mut waited = 0.0;
@@ -170,14 +170,15 @@ fn remove(dir: &Path) {
         let mut name = path(dir).into_os_string();
         name.push(suffix);
         if let Err(error) = private_files::remove(Path::new(&name)) {
-            tracing::warn!(%error, "a file of the audit index cannot be removed");
+            tracing::warn!(%error, "cannot remove a file of the audit index");
         }
     }
 }
 
-/// May SQLite open this file? Not if it would follow a link, or map memory: the index of an earlier makegate has a write-ahead log.
+/// Whether SQLite may open this file. It may not if it would follow a symlink or map memory: older versions' indexes
+/// use a write-ahead log.
 pub(crate) fn is_safe(path: &Path) -> io::Result<bool> {
-    /// Where the header of the file says how it is written, and what it says if that is by a write-ahead log.
+    /// Offset of the file format version in the SQLite header, and its value for a write-ahead log.
     const VERSION_AT: u64 = 18;
     const WAL: u8 = 2;
     if !fs::symlink_metadata(path)?.is_file() {
@@ -188,33 +189,33 @@ pub(crate) fn is_safe(path: &Path) -> io::Result<bool> {
     Ok(read == 0 || version != [WAL])
 }
 
-/// Records that follow each other in one segment.
+/// Consecutive records in one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IndexBlock {
-    /// Its first record.
+    /// Sequence number of the first record.
     pub(crate) first: u64,
-    /// Its last; what follows in its lines is void: those numbers were given again.
+    /// Sequence number of the last valid record. Later records in its lines are void because their numbers were
+    /// reassigned.
     pub(crate) last: u64,
-    /// Where its lines are.
     pub(crate) place: LinePosition,
     terms: Vec<u8>,
 }
 
 impl IndexBlock {
-    /// A row's `first, last, segment, offset, length, terms`.
+    /// From a row with the columns `first, last, segment, offset, length, terms`.
     pub(crate) fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
         let number = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
         let place = LinePosition { segment: number(2)?, offset: number(3)?, length: number(4)? };
         Ok(Self { first: number(0)?, last: number(1)?, place, terms: row.get(5)? })
     }
 
-    /// Has some record this term?
+    /// Whether any of its records has this term.
     pub(crate) fn has(&self, term: Term) -> bool {
         let (all, _) = self.terms.as_chunks::<8>();
         all.binary_search_by_key(&term, |bytes| Term::from_be_bytes(*bytes)).is_ok()
     }
 
-    /// Its lines; `None`: they are not there (any more).
+    /// Reads its lines. Returns `None` if they are gone.
     pub(crate) fn read(&self, dir: &Path) -> io::Result<Option<Vec<u8>>> {
         let file = match private_files::open_to_read(&segment::path(dir, self.place.segment)) {
             Ok(file) => file,
@@ -230,7 +231,7 @@ impl IndexBlock {
     }
 }
 
-/// A block that grows.
+/// A block under construction.
 #[derive(Debug)]
 struct BlockBuilder {
     first: u64,
@@ -287,23 +288,23 @@ impl BlockBuilder {
 
 struct IndexWriter {
     path: PathBuf,
-    /// The file that is open.
+    /// Identity of the open file.
     identity: (u64, u64),
     connection: Connection,
     tail: ForwardReader,
-    /// What is not in a whole block yet.
+    /// The current, incomplete block.
     growing: Option<BlockBuilder>,
-    /// Whole blocks that no row has yet, the oldest first.
+    /// Complete blocks that are not stored yet, oldest first.
     whole: Vec<BlockBuilder>,
     /// When blocks were last stored.
     stored: Instant,
     segment: u64,
-    /// The newest record of all blocks, stored or not.
+    /// The newest record in any block, stored or not.
     seq: u64,
 }
 
 impl IndexWriter {
-    /// The index as it is, or an empty one.
+    /// Opens the existing index or creates an empty one.
     fn open(dir: &Path, now: Instant) -> Result<Self, IndexError> {
         let path = path(dir);
         match private_files::open(OpenOptions::new().write(true).create_new(true), &path) {
@@ -311,7 +312,7 @@ impl IndexWriter {
             Ok(_) | Err(_) => {}
         }
         if !is_safe(&path)? {
-            return Err(IndexError::Foreign("it is not a file, or of an earlier makegate"));
+            return Err(IndexError::Foreign("it is not a regular file, or an earlier makegate made it"));
         }
         let identity = disk::identity(&fs::symlink_metadata(&path)?);
         let connection = Connection::open(&path)?;
@@ -325,13 +326,13 @@ impl IndexWriter {
         }
         let (segment, offset, seq) = position(&connection)?;
         if seq > 0 && !is_of_this_log(&connection, dir, seq)? {
-            return Err(IndexError::Foreign("it does not fit the segments"));
+            return Err(IndexError::Foreign("it does not match the segments"));
         }
         let tail = ForwardReader::at(dir, segment, offset);
         Ok(Self { path, identity, connection, tail, growing: None, whole: Vec::new(), stored: now, segment, seq })
     }
 
-    /// Follows the log until it has ended.
+    /// Follows the log until it ends.
     fn run(&mut self, shared: &LogShared, backoff: &mut Duration) -> Result<(), IndexError> {
         let mut there = Vec::new();
         loop {
@@ -353,7 +354,7 @@ impl IndexWriter {
         }
     }
 
-    /// Is the file that is open still the one with its name? Who reads the index opens it by its name.
+    /// Checks that the open file is still the one at its path, because readers open the index by path.
     fn look_after_file(&self) -> Result<(), IndexError> {
         match fs::symlink_metadata(&self.path) {
             Ok(about) if disk::identity(&about) == self.identity => Ok(()),
@@ -361,7 +362,7 @@ impl IndexWriter {
         }
     }
 
-    /// Takes in some lines; `true`: there are more.
+    /// Reads some lines; returns true if there are more.
     fn catch_up(&mut self, synced: DurablePosition, now: Instant) -> Result<bool, IndexError> {
         let (mut line, mut count) = (Vec::new(), 0);
         while count < CHUNK {
@@ -384,7 +385,6 @@ impl IndexWriter {
         Ok(count == CHUNK)
     }
 
-    /// The block that grows is whole.
     fn end_block(&mut self) {
         if let Some(block) = self.growing.take() {
             self.seq = block.last;
@@ -392,7 +392,7 @@ impl IndexWriter {
         }
     }
 
-    /// A segment begins: what earlier ones say of its numbers is void.
+    /// Starts a segment, which makes records with its numbers in earlier segments void.
     fn begin_segment(&mut self, segment: u64, now: Instant) -> Result<(), IndexError> {
         self.end_block();
         self.segment = segment;
@@ -406,7 +406,8 @@ impl IndexWriter {
         Ok(())
     }
 
-    /// Stores the whole blocks, and their terms in the order of the table: with many callers each insertion would find another page.
+    /// Stores the complete blocks. Terms are sorted in table order: otherwise, with many callers, each insertion
+    /// would touch a different page.
     fn store(&mut self, now: Instant) -> Result<(), IndexError> {
         self.stored = now;
         if self.whole.is_empty() {
@@ -426,8 +427,8 @@ impl IndexWriter {
         Ok(())
     }
 
-    /// Forgets the segments that retention has taken: not always the oldest, for one with an open write stays. `there`: those that
-    /// were there before.
+    /// Forgets the segments that retention has deleted. These are not always the oldest, because a segment with an
+    /// open write is kept. `there` holds the segments that existed at the last call.
     fn forget_deleted(&mut self, dir: &Path, there: &mut Vec<u64>) -> Result<(), IndexError> {
         let now = segment::list(dir)?;
         if now == *there {
@@ -454,7 +455,7 @@ impl IndexWriter {
     }
 }
 
-/// Deletes the blocks of one segment, and the parts of `has` that have no blocks any more.
+/// Deletes the blocks of one segment, and the parts of `has` that have no blocks left.
 fn forget(transaction: &Transaction<'_>, segment: i64, next: i64) -> rusqlite::Result<()> {
     transaction.prepare_cached("DELETE FROM blocks WHERE first >= ?1 AND first < ?2")?.execute([segment, next])?;
     transaction.prepare_cached("DELETE FROM segments WHERE segment = ?1")?.execute([segment])?;
@@ -466,14 +467,14 @@ fn forget(transaction: &Transaction<'_>, segment: i64, next: i64) -> rusqlite::R
     Ok(())
 }
 
-/// What is said of these numbers and all later ones is void.
+/// Voids everything indexed under this number or a higher one.
 fn make_void(transaction: &Transaction<'_>, segment: u64) -> rusqlite::Result<()> {
     transaction.execute("DELETE FROM blocks WHERE first >= ?1", [segment.cast_signed()])?;
     let sql = "UPDATE blocks SET last = ?1 - 1 WHERE first = (SELECT max(first) FROM blocks) AND last >= ?1";
     transaction.execute(sql, [segment.cast_signed()]).map(drop)
 }
 
-/// How far an index is: segment, offset, and the newest record.
+/// How far the index reaches: segment, offset and newest record.
 pub(crate) fn position(connection: &Connection) -> rusqlite::Result<(u64, u64, u64)> {
     connection.query_row("SELECT segment, offset, seq FROM position", [], |row| {
         let number = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
@@ -481,7 +482,7 @@ pub(crate) fn position(connection: &Connection) -> rusqlite::Result<(u64, u64, u
     })
 }
 
-/// Is the newest record of the index where the index says?
+/// Whether the index's newest record is in the log where the index says.
 fn is_of_this_log(connection: &Connection, dir: &Path, seq: u64) -> Result<bool, IndexError> {
     let sql = "SELECT first, last, segment, offset, length, terms FROM blocks ORDER BY first DESC LIMIT 1";
     let Some(block) = connection.query_row(sql, [], IndexBlock::of).optional()? else { return Ok(false) };

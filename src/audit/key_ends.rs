@@ -1,6 +1,6 @@
-//! What the log knows of idempotency keys: whose writes took effect. The store of answers is filled up from it.
+//! Outcomes of writes with idempotency keys, read from the log to rebuild the idempotency store.
 
-#![expect(clippy::disallowed_methods, reason = "by the thread `answers`")]
+#![expect(clippy::disallowed_methods, reason = "called by the thread `answers`")]
 
 use std::collections::HashMap;
 use std::io;
@@ -22,30 +22,32 @@ use crate::private_files;
 /// How a write with an idempotency key ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyEnd {
-    /// The keyed hash of the key.
+    /// Keyed hash of the key.
     pub key: Fingerprint,
-    /// The keyed hash of the write.
+    /// Keyed hash of the write.
     pub write: Fingerprint,
     /// The write's request.
     pub request: RequestId,
-    /// Who asked for it.
+    /// The caller's name.
     pub caller: Arc<str>,
     /// When it ended.
     pub time: Timestamp,
-    /// It took effect. Else somebody found out that it did not, after it was in doubt.
+    /// Whether it took effect. If not, it was in doubt and later found not to have taken effect.
     pub done: bool,
 }
 
 impl AuditLog {
-    /// How many records are durable, and the tree's root over them: what tells this log at this moment from any other.
+    /// The number of durable records and the root of the tree over them, which together identify this log at this
+    /// moment.
     #[must_use]
     pub fn mark(&self) -> (u64, Hash) {
         let tree = self.shared.durable.lock().unwrap_or_else(PoisonError::into_inner);
         (tree.size(), tree.root())
     }
 
-    /// Hands over how the writes with idempotency keys ended, in order: of the records after `mark` if this log is the one that had
-    /// that root at that size, else of all segments that go on after `oldest`. `true`: it is the one. It reads files, and blocks.
+    /// Passes the ends of all writes with idempotency keys to `each`, in order. Covers the records after `mark` if
+    /// this log had that root at that size, otherwise all segments that extend past `oldest`. Returns whether the
+    /// mark matched. Reads files and blocks.
     ///
     /// # Errors
     /// The segments cannot be read.
@@ -65,7 +67,7 @@ impl AuditLog {
     }
 }
 
-/// The segments of a folder, the oldest first.
+/// A folder's segments, oldest first.
 struct SegmentList<'d> {
     dir: &'d Path,
     firsts: Vec<u64>,
@@ -76,7 +78,7 @@ impl<'d> SegmentList<'d> {
         Ok(Self { dir, firsts: segment::list(dir)? })
     }
 
-    /// What its first record says; `None`: it is damaged, or retention has taken it meanwhile.
+    /// The segment's opening. Returns `None` if it is damaged or retention has deleted it.
     fn opening(&self, first: u64) -> Option<SegmentOpening> {
         readable_opening(self.dir, first)
     }
@@ -86,7 +88,7 @@ impl<'d> SegmentList<'d> {
         self.firsts.partition_point(|first| *first <= size.saturating_add(1)).saturating_sub(1)
     }
 
-    /// The root of the tree over the first `size` records; `None`: that cannot be known.
+    /// The root of the tree over the first `size` records. Returns `None` if it cannot be determined.
     fn root_at(&self, size: u64) -> io::Result<Option<Hash>> {
         let at = self.after(size);
         let Some((first, opening)) = self.firsts.get(at).and_then(|first| Some((*first, self.opening(*first)?))) else {
@@ -107,7 +109,7 @@ impl<'d> SegmentList<'d> {
 
     fn read(&self, mark: Option<u64>, oldest: Timestamp, each: &mut dyn FnMut(KeyEnd)) -> io::Result<()> {
         let mut begin = mark.map_or(0, |size| self.after(size));
-        // The newest segment that began before all that counts, from the newest on.
+        // The newest segment that began before everything that counts, searching backward.
         let newer = self.firsts.get(begin..).unwrap_or_default().iter().rev();
         let aged = newer.take_while(|first| self.opening(**first).is_none_or(|opening| opening.time >= oldest)).count();
         begin = begin.max(self.firsts.len().saturating_sub(aged + 1));
@@ -128,8 +130,8 @@ impl<'d> SegmentList<'d> {
         Ok(())
     }
 
-    /// Hands over the records of a segment up to `end`, where the next one begins, as long as `go_on` says so. What cannot be read is
-    /// passed over.
+    /// Passes a segment's records up to `end`, where the next segment begins, to `go_on` until it returns false.
+    /// Skips what it cannot read.
     fn lines(&self, first: u64, end: Option<u64>, go_on: &mut dyn FnMut(u64, &[u8]) -> bool) -> io::Result<()> {
         let file = match private_files::open_to_read(&segment::path(self.dir, first)) {
             Ok(file) => file,
@@ -150,28 +152,28 @@ impl<'d> SegmentList<'d> {
     }
 }
 
-/// The number that every record begins with.
+/// The sequence number that every record begins with.
 fn seq_of(line: &[u8]) -> Option<u64> {
     let digits = line.strip_prefix(b"{\"seq\":")?.split(|byte| *byte == b',').next()?;
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// The word of a record's kind, which stands before everything that a caller can choose.
+/// Whether the line is of kind `request`, judged by text that precedes anything a caller can choose.
 fn is_request(line: &[u8]) -> bool {
     const KIND: &[u8] = b"\"kind\":\"";
     let kind = memmem::find(line, KIND).and_then(|at| line.get(at + KIND.len()..));
     kind.is_some_and(|kind| kind.starts_with(b"request\""))
 }
 
-/// The writes with idempotency keys that have not ended, by the numbers of their intents.
+/// The open writes that have idempotency keys, by the sequence numbers of their intents.
 #[derive(Default)]
 struct OpenKeyedWrites {
     writes: HashMap<u64, KeyEnd>,
-    /// By request, the newest: outcomes of old logs name nothing else.
+    /// The newest write of each request id. Outcomes in old logs carry nothing else to find it by.
     by_request: HashMap<RequestId, u64>,
 }
 
-/// What is looked at of a record.
+/// The fields used here.
 #[derive(Deserialize)]
 struct KeyedLine<'l> {
     seq: u64,
@@ -186,7 +188,7 @@ struct KeyedLine<'l> {
 }
 
 impl OpenKeyedWrites {
-    /// A segment begins, and tells what is open. It knows better than what was read before.
+    /// Starts a segment. Its list of open writes overrides what was read before.
     fn begin(&mut self, opening: &SegmentOpening) {
         *self = Self::default();
         for write in opening.open.list() {
@@ -206,7 +208,7 @@ impl OpenKeyedWrites {
         self.writes.insert(seq, write);
     }
 
-    /// Goes on by this record: the end of a write with a key, if it is one that says something of the key.
+    /// Applies this record. Returns the end of a write with a key, if the record tells anything about the key.
     fn apply(&mut self, line: &[u8]) -> Option<KeyEnd> {
         if is_request(line) {
             return None;
@@ -215,7 +217,8 @@ impl OpenKeyedWrites {
         let request = RequestId::parse(line.request?.as_bytes())?;
         let kind = Kind::parse(line.kind)?;
         if kind == Kind::Intent {
-            // One without a key that has the same request is another write: what is told of it is not told of this one.
+            // A keyless intent with the same request id is another write, whose outcome must not be attributed to
+            // this one.
             self.by_request.remove(&request);
             let (key, write) = (line.idempotency?, line.fingerprint?);
             let (key, write) = (Fingerprint::parse(&key)?, Fingerprint::parse(&write)?);

@@ -1,4 +1,5 @@
-//! The log as requests hold it: room taken when one arrives, records filled in lazily, writes waited for.
+//! The log as requests see it: room is reserved when a request arrives, records are filled in lazily, and only writes
+//! wait.
 
 use std::fmt;
 use std::fs::File;
@@ -29,27 +30,27 @@ use crate::clock::Clock;
 use crate::config;
 use crate::ids::Fingerprint;
 
-/// Intents and settlements that wait for the disk at once.
+/// Maximum number of intents and settlements waiting for the disk.
 const WAITING_MAX: usize = 512;
-/// Lines that a follower may lag behind.
+/// How many lines a follower may lag behind.
 const FOLLOW_LAG: usize = 1024;
-/// Queries at once.
+/// Maximum number of concurrent queries.
 pub(crate) const QUERIES_MAX: usize = 2;
 
-/// Why a record cannot be made durable.
+/// Why a record could not be made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CannotRecord {
-    /// The buffer is full, too many wait, or too many writes are in doubt. Nothing is recorded of it.
+    /// The buffer is full, too many writes are waiting, or too many are in doubt. Nothing is recorded.
     Full,
-    /// The disk fails. Nothing is recorded of it.
+    /// The disk is failing. Nothing is recorded.
     Failed,
-    /// The disk is slow. The record is kept and written when it can be, an intent with the outcome `not-sent` after it:
-    /// the write must not go upstream, and nothing else is to be recorded of it.
+    /// The disk is slow. The record is kept and written when possible, and an intent is followed by the outcome
+    /// `not-sent`. The write must not go upstream, and nothing else may be recorded for it.
     Slow,
 }
 
 impl CannotRecord {
-    /// Does the log record this write by itself all the same, as not sent?
+    /// Whether the log itself will record this write as not sent.
     #[must_use]
     pub const fn is_recorded(self) -> bool {
         matches!(self, Self::Slow)
@@ -59,46 +60,46 @@ impl CannotRecord {
 impl fmt::Display for CannotRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Full => "the audit log has no room for a further write",
-            Self::Failed => "the audit log cannot be written at the moment",
-            Self::Slow => "the audit log's disk takes too long",
+            Self::Full => "the audit log has no room for another write",
+            Self::Failed => "the audit log cannot be written right now",
+            Self::Slow => "the audit log's disk is too slow",
         })
     }
 }
 
 impl std::error::Error for CannotRecord {}
 
-/// How far the log is durable: all that readers of the running log may look at.
+/// How far the log is durable. Readers of a running log may look no further.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DurablePosition {
-    /// The segment that is written to.
+    /// The segment being written.
     pub(crate) segment: u64,
-    /// Its durable length.
+    /// The length of its durable part, in bytes.
     pub(crate) length: u64,
     /// The newest durable record.
     pub(crate) seq: u64,
-    /// One more than how many buffered records have been dealt with; 0 until the start's own are.
+    /// One more than the number of buffered records dealt with; 0 until the log's own start records are.
     pub(crate) dealt_with: u64,
 }
 
-/// What the log counts, for metrics.
+/// Counters for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogCounts {
-    /// Records on disk since the start.
+    /// Records written to disk since the start.
     pub records: u64,
-    /// Their bytes.
+    /// Size of these records, in bytes.
     pub bytes: u64,
-    /// Calls of fdatasync.
+    /// Number of fdatasync calls.
     pub syncs: u64,
-    /// Writes to disk and calls of fdatasync that failed.
+    /// Failed writes and fdatasync calls.
     pub failures: u64,
-    /// Requests that got no record because the log had no room or no disk.
+    /// Requests turned away because the log had no room or no disk.
     pub refused: u64,
-    /// Writes in doubt.
+    /// Number of writes in doubt.
     pub doubts: u64,
 }
 
-/// What the log's handle and its threads share.
+/// State shared by the log's handle and its threads.
 #[derive(Debug)]
 pub(crate) struct LogShared {
     pub(crate) clock: Clock,
@@ -111,20 +112,20 @@ pub(crate) struct LogShared {
     pub(crate) durable: Mutex<Tree>,
     pub(crate) heads: Heads,
     pub(crate) key: FingerprintKey,
-    /// The disk fails: no write is accepted.
+    /// The disk is failing, so no write is accepted.
     pub(crate) failed: AtomicBool,
-    /// Somebody waited in vain for a batch that is still under way: no write is accepted.
+    /// A caller gave up waiting for a batch that is still being written, so no write is accepted.
     pub(crate) stuck: AtomicBool,
-    /// A segment was damaged while it was written to.
+    /// A segment was damaged while it was being written.
     pub(crate) has_lost: AtomicBool,
-    /// What the refusals that are on disk leave of their share of the log's bytes.
+    /// How many more bytes of refusals the log may take.
     pub(crate) refusals_left: AtomicU64,
     pub(crate) synced: watch::Sender<DurablePosition>,
     pub(crate) lines: broadcast::Sender<Arc<str>>,
     pub(crate) ended: watch::Sender<u8>,
-    /// The index's thread, which is woken when the writer has ended.
+    /// The index thread, woken when the writer has ended.
     pub(crate) index: OnceLock<Thread>,
-    /// Threads that have let go of the folder.
+    /// Number of threads that have released the folder.
     pub(crate) left: watch::Sender<u8>,
     pub(crate) records: AtomicU64,
     pub(crate) bytes: AtomicU64,
@@ -173,8 +174,8 @@ impl LogShared {
         why
     }
 
-    /// Room for a record that is about to be queued. An intent takes room for its outcome too; that an outcome of a write
-    /// under way can be buffered is certain.
+    /// Takes room for a record about to be queued. An intent also takes room for its outcome, so the outcome of a
+    /// write under way can always be buffered.
     fn charge(&self, record: &Record) -> Result<BufferCharge, CannotRecord> {
         let own = BufferCharge { records: 1, bytes: record.weight(), refusal: false };
         let taken = match record.kind {
@@ -195,7 +196,7 @@ impl LogShared {
         if taken { Ok(own) } else { Err(CannotRecord::Full) }
     }
 
-    /// Queues a record that somebody waits for.
+    /// Queues a record whose caller waits for it.
     fn enqueue(&self, mut record: Record) -> Result<oneshot::Receiver<Result<u64, CannotRecord>>, CannotRecord> {
         if record.kind != Kind::Outcome && !self.writable() {
             return Err(CannotRecord::Failed);
@@ -216,7 +217,7 @@ impl LogShared {
         }
     }
 
-    /// An entry that will never be written: its room is free again.
+    /// Releases the room of an entry that will never be written.
     pub(crate) fn give_back(&self, entry: &PendingRecord) {
         self.buffer.release(entry.charge);
         if entry.record.kind == Kind::Intent {
@@ -232,8 +233,8 @@ impl LogShared {
         match tokio::time::timeout(wait, &mut acked).await {
             Ok(answer) => answer.unwrap_or(Err(CannotRecord::Failed)),
             Err(_too_long) => {
-                // Stuck first: whoever answers from here on clears it. Then closed: an answer has come by now or never
-                // will, so that the writer knows whether it was heard.
+                // Set `stuck` first, because any acknowledgment from now on clears it. Then close the channel: the
+                // answer is there by now or never will be, so the writer knows whether it was received.
                 self.stuck.store(true, Ordering::SeqCst);
                 acked.close();
                 let Ok(answer) = acked.try_recv() else { return Err(CannotRecord::Slow) };
@@ -244,19 +245,19 @@ impl LogShared {
     }
 }
 
-/// The room that an intent keeps for its outcome.
+/// The room that an intent reserves for its outcome.
 pub(crate) const fn outcome_charge(record_bytes: usize) -> BufferCharge {
     BufferCharge { records: 1, bytes: record_bytes, refusal: false }
 }
 
-/// Cuts what a caller made too long before it takes memory.
+/// Truncates overlong text from callers before it takes up memory.
 pub(super) fn bound(record: &mut Record, record_bytes: usize) {
     if record.text_bytes() > record_bytes {
         record_line::fit(record, record_bytes);
     }
 }
 
-/// One of few that wait; counts itself out when dropped.
+/// Counts one waiting write until dropped.
 struct WaitingWriter(Arc<LogShared>);
 
 impl WaitingWriter {
@@ -273,22 +274,22 @@ impl Drop for WaitingWriter {
     }
 }
 
-/// The log: journal of writes and audit of requests at once.
+/// The log: journal of writes and audit trail of requests in one.
 pub struct AuditLog {
     pub(crate) shared: Arc<LogShared>,
     pub(crate) queries: Arc<Semaphore>,
 }
 
 impl AuditLog {
-    /// Opens the log of this folder, finds what an earlier run left, and starts the writer and the index.
+    /// Opens the log in this folder, recovers what an earlier run left, and starts the writer and the index.
     ///
     /// # Errors
-    /// [`OpenError`]: the folder cannot be used; its words say what to do.
+    /// [`OpenError`] says why the folder cannot be used and what to do.
     pub fn open(settings: &config::AuditConfig, clock: Clock) -> Result<(Arc<Self>, Recovered), OpenError> {
         Self::open_on(settings, clock, Arc::new(MachineDisk))
     }
 
-    /// The same on a disk of one's own.
+    /// Like [`AuditLog::open`], on the given disk.
     ///
     /// # Errors
     /// As [`AuditLog::open`].
@@ -330,7 +331,8 @@ impl AuditLog {
         Ok((log, recovered))
     }
 
-    /// Room for one record, taken when a request arrives. `None`: the buffer is full, the request must be refused.
+    /// Reserves room for one record when a request arrives. Returns `None` if the buffer is full; the request must
+    /// then be refused.
     #[must_use]
     pub fn reserve(self: &Arc<Self>) -> Option<RecordRoom> {
         let charge = outcome_charge(self.shared.record_bytes);
@@ -341,13 +343,13 @@ impl AuditLog {
         None
     }
 
-    /// Records durably; the record's sequence number. The record is queued by the call itself, before the first poll.
-    /// An outcome and a settlement name their intent's number.
+    /// Records durably and returns the sequence number. The record is queued by the call itself, before the first
+    /// poll. Outcomes and settlements must name their intent's sequence number.
     ///
-    /// An intent (or a settlement) waits at most [`config::AuditConfig::disk_wait`] and is refused at once while the disk fails; dropping the
-    /// future of an intent leaves a write that is recorded as not sent. An outcome waits as long as it takes; dropping
-    /// its future changes nothing, it is written when the disk is back. A write in doubt is in [`AuditLog::doubts`] from the
-    /// call on.
+    /// An intent or a settlement waits at most [`config::AuditConfig::disk_wait`], and is refused at once while the
+    /// disk is failing. Dropping an intent's future leaves a write that is recorded as not sent. An outcome waits as
+    /// long as it takes, and dropping its future changes nothing: it is written when the disk is back. A write in
+    /// doubt is listed in [`AuditLog::doubts`] as soon as this is called.
     ///
     /// # Errors
     /// [`CannotRecord`].
@@ -367,38 +369,39 @@ impl AuditLog {
         }
     }
 
-    /// Would a write be accepted now?
+    /// Whether writes are currently accepted.
     #[must_use]
     pub fn writable(&self) -> bool {
         self.shared.writable()
     }
 
-    /// Did somebody damage a segment since the start, while it was written to?
+    /// Whether a segment was damaged since the start while it was being written.
     #[must_use]
     pub fn has_lost(&self) -> bool {
         self.shared.has_lost.load(Ordering::Relaxed)
     }
 
-    /// May refusals of whoever is not known, or too fast, have a record each? Only while those in the log, and those on their
-    /// way there, are less than their share of its bytes: they must not push others out.
+    /// Whether refusals of unidentified or rate-limited callers may still have a record each. They may while those in
+    /// the log and on their way to it stay within their share of its bytes, so that they never push out other
+    /// records.
     #[must_use]
     pub fn refusals_fit(&self) -> bool {
         self.shared.buffer.refusal_bytes() < self.shared.refusals_left.load(Ordering::Relaxed)
     }
 
-    /// Is there room for a further record?
+    /// Whether there is room for another record.
     #[must_use]
     pub fn has_room(&self) -> bool {
         !self.shared.buffer.is_full()
     }
 
-    /// Records that are not on disk yet, or that room is kept for.
+    /// Number of records that are not on disk yet or that have reserved room.
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.shared.buffer.held()
     }
 
-    /// What it has done since the start.
+    /// Counters since the start.
     #[must_use]
     pub fn counts(&self) -> LogCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -412,7 +415,7 @@ impl AuditLog {
         }
     }
 
-    /// The request ids that are taken.
+    /// The request ids in use.
     #[must_use]
     pub fn names(&self) -> &Arc<RequestIds> {
         self.shared.doubts.names()
@@ -424,7 +427,7 @@ impl AuditLog {
         &self.shared.doubts
     }
 
-    /// What makes two writes equal: caller, operation, canonical target, body.
+    /// The keyed hash that identifies equal writes by caller, operation, canonical target and body.
     #[must_use]
     pub fn fingerprint(&self, parts: &[&[u8]]) -> Fingerprint {
         Fingerprint::of(&self.shared.key.bytes, parts)
@@ -436,7 +439,7 @@ impl AuditLog {
         &self.shared.dir
     }
 
-    /// Waits until everything recorded so far is on disk, where queries see it; at most twice `disk_wait`.
+    /// Waits until everything recorded so far is on disk and visible to queries, but at most twice `disk_wait`.
     pub async fn flush(&self) {
         let pushed = self.shared.buffer.hurry();
         let mut synced = self.shared.synced.subscribe();
@@ -444,18 +447,18 @@ impl AuditLog {
             tokio::time::timeout(2 * self.shared.disk_wait, synced.wait_for(|synced| synced.dealt_with > pushed)).await;
     }
 
-    /// The clean end: everything is on disk, the event `stop` too, and in the index, however long that takes. Nothing is
-    /// recorded any more.
+    /// Shuts down cleanly: waits, however long it takes, until everything including the event `stop` is on disk and
+    /// indexed. Nothing can be recorded afterwards.
     pub async fn close(&self) {
         self.shared.buffer.end(WriterStage::Closing);
         let mut left = self.shared.left.subscribe();
-        // An error would be that nobody can tell any more.
+        // This cannot fail while `self` holds the sender.
         let _left = left.wait_for(|threads| *threads >= 2).await;
     }
 }
 
 impl fmt::Debug for AuditLog {
-    /// Without the fingerprints' key.
+    /// Hides the fingerprint key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Log").field("shared", &self.shared).finish_non_exhaustive()
     }

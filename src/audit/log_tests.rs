@@ -26,7 +26,7 @@ pub(super) fn settings(dir: &TempDir) -> config::AuditConfig {
     }
 }
 
-/// Opens, waiting until the run before has let go of the folder.
+/// Opens the log once the previous run has released the folder.
 pub(super) async fn open(settings: &config::AuditConfig, clock: &Clock) -> (Arc<AuditLog>, Recovered) {
     open_on(settings, clock, Arc::new(MachineDisk)).await
 }
@@ -42,7 +42,7 @@ pub(super) async fn open_on(
             other => return other.unwrap(),
         }
     }
-    panic!("the folder stays locked");
+    panic!("the folder is still locked");
 }
 
 pub(super) fn id(text: &str) -> RequestId {
@@ -65,19 +65,19 @@ pub(super) fn outcome(request: &str, intent: u64, outcome: Outcome) -> Record {
     Record { intent: Some(intent), outcome: Some(outcome), ..record(Kind::Outcome, request) }
 }
 
-/// Nobody altered this log, whatever it went through: nothing may say so (promise 7).
+/// Nobody altered this log, whatever happened to it, so nothing may claim otherwise (promise 7).
 pub(super) fn assert_untouched(dir: &std::path::Path) {
     let report = verify(dir, &AuditorInput::default(), &mut |_, _| {}).unwrap();
     assert!(report.problems.is_empty(), "{report:#?}");
 }
 
-/// Every line of every segment, each checked to be JSON.
+/// Every line of every segment, parsed, after checking that the log verifies.
 pub(super) fn lines(settings: &config::AuditConfig) -> Vec<serde_json::Value> {
     assert_untouched(&settings.dir);
     lines_of(settings)
 }
 
-/// The same of a log that somebody altered.
+/// The same for a log that was altered.
 pub(super) fn lines_of(settings: &config::AuditConfig) -> Vec<serde_json::Value> {
     let segments = segment::list(&settings.dir).unwrap();
     let texts = segments.iter().map(|first| std::fs::read_to_string(segment::path(&settings.dir, *first)).unwrap());
@@ -131,7 +131,7 @@ async fn a_full_buffer_turns_requests_away_and_room_comes_back() {
     assert_eq!(log.counts().refused, 2);
     drop(rooms);
     let intent = log.commit(record(Kind::Intent, "w2")).await.unwrap();
-    assert_eq!(log.backlog(), 1, "room is kept for the outcome");
+    assert_eq!(log.backlog(), 1, "room is reserved for the outcome");
     let rooms: Vec<_> = (0..3).map(|_| log.reserve().unwrap()).collect();
     assert!(log.reserve().is_none());
     log.commit(outcome("w2", intent, Outcome::Done)).await.unwrap();
@@ -164,7 +164,7 @@ async fn an_intent_whose_caller_gave_up_is_recorded_as_not_sent() {
     assert_eq!(count(&lines, "kind", "intent"), 1);
     assert_eq!(count(&lines, "outcome", "not-sent"), 1);
     assert_eq!(log.backlog(), 0);
-    assert_eq!(log.names().count(), 0, "its id is free");
+    assert_eq!(log.names().count(), 0, "its id is free again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,10 +188,10 @@ async fn open_writes_of_an_earlier_run_are_in_doubt_until_they_are_settled() {
     assert!(!recovered.clean);
     assert_eq!(recovered.doubts.len(), 2);
     assert_eq!(recovered.new_doubts.iter().map(|doubt| doubt.request).collect::<Vec<_>>(), [id("under-way")]);
-    assert_eq!(log.fingerprint(&[b"billing", b"pay"]), fingerprint, "the key outlives the process");
+    assert_eq!(log.fingerprint(&[b"billing", b"pay"]), fingerprint, "the key survives a restart");
     assert!(log.doubts().held("billing", fingerprint).is_some());
     for request in ["doubt", "under-way"] {
-        assert!(log.names().take(id(request)).is_none(), "an id of a write in doubt is taken, after a restart too");
+        assert!(log.names().take(id(request)).is_none(), "a write in doubt keeps its id, even after a restart");
     }
     let settled =
         Record { intent: Some(intents[1]), outcome: Some(Outcome::Done), ..record(Kind::Settlement, "doubt") };
@@ -202,7 +202,7 @@ async fn open_writes_of_an_earlier_run_are_in_doubt_until_they_are_settled() {
 
     let (log, recovered) = open(&settings, &clock).await;
     assert!(recovered.clean);
-    assert_eq!(recovered.new_doubts, [], "known already");
+    assert_eq!(recovered.new_doubts, [], "already known");
     let doubts: Vec<_> = log.doubts().list().into_iter().map(|doubt| (doubt.request, doubt.fingerprint)).collect();
     assert_eq!(doubts, [(id("under-way"), Some(fingerprint))]);
     let lines = lines(&settings);
@@ -229,7 +229,7 @@ async fn segments_are_sealed_and_each_begins_with_the_tree_before_it() {
             if at == 0 {
                 let opening = segment::SegmentOpening::parse(line.as_bytes(), first).unwrap();
                 assert_eq!(opening.tree, tree);
-                assert_eq!(opening.open.list().len(), usize::from(first > 1), "the open write is named");
+                assert_eq!(opening.open.list().len(), usize::from(first > 1), "the open write is listed");
             }
             tree.push(leaf(line.as_bytes()));
         }
@@ -254,7 +254,7 @@ async fn retention_takes_old_segments_but_none_with_an_open_write() {
         log.commit(now(Kind::Event, &format!("new{n}"))).await.unwrap();
     }
     log.flush().await;
-    // What is past its time stays for a while after that was told; then all of it goes.
+    // Expired segments stay for a while after being announced; then all of them are deleted.
     let is_done = || {
         let left = lines(&settings);
         let told = left.iter().find(|line| line["event"] == "retention").map(|line| line["fields"]["last"].as_u64());
@@ -280,7 +280,8 @@ async fn retention_takes_old_segments_but_none_with_an_open_write() {
     assert_eq!(recovered.quarantined, Vec::<std::path::PathBuf>::new());
 }
 
-/// By size too, whatever their age; a write in doubt keeps its segment, and the log is provable all the time.
+/// Retention by size, whatever the records' age. A write in doubt keeps its segment, and the log stays provable
+/// throughout.
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_takes_the_oldest_segments_of_a_log_that_is_too_large() {
     let dir = tempfile::tempdir().unwrap();
@@ -304,7 +305,7 @@ async fn retention_takes_the_oldest_segments_of_a_log_that_is_too_large() {
         log.commit(record(Kind::Event, &format!("new{n}"))).await.unwrap();
     }
     log.close().await;
-    // What it may be, a segment that goes with the next sweep, and the one that the open write keeps.
+    // The limit, plus a segment that the next sweep deletes, plus the one that the open write keeps.
     assert!((8000..10_000 + 3 * 2500).contains(&size()), "{} bytes", size());
     let left = lines(&settings);
     let counts = ["old0", "open", "new50", "new199"].map(|request| count(&left, "request", request));

@@ -1,8 +1,10 @@
-//! The log: one append-only file of records that is the journal of writes and the audit of requests at once.
+//! The log: one append-only file of records that serves both as the journal of writes and as the audit trail of
+//! requests.
 //!
-//! [`AuditLog`] is what requests hold; a thread of its own writes the segments, another makes the index from them.
-//! Everything that reads ([`AuditLog::query`], [`query_files`], [`export`], [`Follower`]) reads the segments, so that it works beside a running
-//! gateway and without one.
+//! Requests hold an [`AuditLog`]. One thread writes the segments, another builds the index from them. Everything that
+//! reads
+//! ([`AuditLog::query`], [`query_files`], [`export`], [`Follower`]) reads the segments, so it works with or without a
+//! running gateway.
 
 #[cfg(test)]
 mod beside_tests;

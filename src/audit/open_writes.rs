@@ -1,5 +1,5 @@
-//! Open writes as the log's own lines tell of them. Every segment begins with those that are open at its beginning, so that
-//! a start reads one segment, however old the oldest doubt is.
+//! Open writes, reconstructed from the log's own lines. Every segment begins with the list of writes open at that
+//! point, so startup reads only one segment, however old the oldest doubt is.
 
 use std::collections::BTreeMap;
 
@@ -12,23 +12,22 @@ use super::record::{Kind, Outcome, Record};
 use super::stored_record::StoredRecord;
 use crate::ids::{Fingerprint, RequestId};
 
-/// The event that says that a start found this write without an outcome.
+/// The event recorded when a start finds a write without an outcome.
 pub(crate) const RECOVERED: &str = "recovered";
 
-/// One open write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OpenWrite {
     pub(crate) in_doubt: bool,
     pub(crate) doubt: Doubt,
 }
 
-/// All open writes up to some record, by the numbers of their intents.
+/// All open writes up to some record, by the sequence numbers of their intents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OpenWrites {
     writes: BTreeMap<u64, OpenWrite>,
 }
 
-/// What a record does to a write.
+/// What a record changes about a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WriteStep {
     Begin,
@@ -56,10 +55,11 @@ impl OpenWrites {
         self.writes.values().collect()
     }
 
-    /// The open write that a record of this kind is about: the one whose intent it names.
+    /// The open write that a record is about: the one whose intent it names.
     ///
-    /// A record of an earlier makegate names none, only its request. Then it is the newest that was in the right state, and else the
-    /// newest: of that time a log may hold several open writes of one request, as callers chose the ids.
+    /// Records from older versions name no intent, only a request id. For those this is the newest write in the
+    /// matching state, or else the newest of all: those logs may hold several open writes with the same id, because
+    /// callers chose the ids.
     pub(crate) fn of(&self, intent: Option<u64>, request: &RequestId, settles: bool) -> Option<&OpenWrite> {
         let Some(intent) = intent else {
             let mut of_request = self.writes.values().rev().filter(|write| write.doubt.request == *request);
@@ -69,7 +69,7 @@ impl OpenWrites {
         self.writes.get(&intent)
     }
 
-    /// Goes on by a record that was just stored.
+    /// Applies a record that was just stored.
     pub(crate) fn apply(&mut self, seq: u64, record: &Record) {
         let outcome = record.outcome.map(Outcome::as_str);
         if let Some((step, request)) = WriteStep::of(Some(record.kind), outcome, record.event).zip(record.request) {
@@ -77,7 +77,7 @@ impl OpenWrites {
         }
     }
 
-    /// Goes on by a record that was read from a file.
+    /// Applies a record that was read from a file.
     pub(crate) fn apply_seen(&mut self, seen: &StoredRecord<'_>) {
         let step = WriteStep::of(Kind::parse(&seen.kind), seen.outcome.as_deref(), seen.event.as_deref());
         if let Some((step, request)) = step.zip(seen.request_id()) {
@@ -105,12 +105,12 @@ impl OpenWrites {
         }
     }
 
-    /// The form in a segment's first record.
+    /// In the form used in a segment's first record.
     pub(crate) fn to_stored(&self) -> Vec<StoredOpenWrite> {
         self.writes.values().map(StoredOpenWrite::of).collect()
     }
 
-    /// `None`: that is not what a segment's first record says.
+    /// Returns `None` if this cannot be a segment's list of open writes.
     pub(crate) fn from_stored(stored: Vec<StoredOpenWrite>) -> Option<Self> {
         let writes = stored.into_iter().map(|one| one.into_open().map(|write| (write.doubt.intent, write)));
         writes.collect::<Option<BTreeMap<_, _>>>().map(|writes| Self { writes })
@@ -132,7 +132,7 @@ fn doubt_of(request: RequestId, seen: &StoredRecord<'_>) -> Doubt {
     }
 }
 
-/// One member of `open` in a segment's first record.
+/// One element of `open` in a segment's first record.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct StoredOpenWrite {
     seq: u64,

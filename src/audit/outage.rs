@@ -1,4 +1,4 @@
-//! The time in which the log cannot be written: what is refused, what is tried, and what is said of it afterwards.
+//! Outages of the log's disk: what is refused, when the disk is tried again, and what is recorded afterwards.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -9,21 +9,21 @@ use super::record::{Kind, Record};
 use super::writer::LogWriter;
 use crate::process_log::STATE;
 
-/// The disk fails.
+/// The disk is failing.
 #[derive(Debug)]
 pub(super) struct Outage {
     since: Instant,
     cause: String,
     refused_before: u64,
-    /// The disk is full, and what the reserve has freed is for outcomes of writes under way alone.
+    /// The disk is full, and the space freed by the reserve is only for outcomes of writes under way.
     pub(super) tight: bool,
 }
 
 impl LogWriter {
-    /// Two tries failed: from here on writes are refused at once, and every second the disk is tried again.
+    /// Starts an outage after two failed attempts: writes are refused at once, and the disk is tried every second.
     pub(super) fn fail(&mut self, error: &io::Error) {
         let (now, cause, tight) = (self.shared.clock.now(), error.to_string(), self.reserve.is_freed());
-        tracing::error!(target: STATE, %error, "the audit log cannot be written: writes are refused until it can");
+        tracing::error!(target: STATE, %error, "the audit log cannot be written; refusing writes until it can be");
         self.shared.failed.store(true, Ordering::SeqCst);
         let refused_before = self.shared.refused.load(Ordering::Relaxed);
         self.outage = Some(Outage { since: now, cause, refused_before, tight });
@@ -33,7 +33,7 @@ impl LogWriter {
         }
     }
 
-    /// Tries the disk with the record that tells of the outage; `true`: it is over.
+    /// Tries to write the record of the outage; returns true if the outage is over.
     pub(super) fn try_again(&mut self) -> bool {
         self.refuse_waiting();
         if self.reserve.is_freed() && !self.reserve.restore(&*self.disk) {
@@ -61,7 +61,7 @@ impl LogWriter {
         }
     }
 
-    /// Outcomes of writes under way go into the room that the reserve has freed, as long as there is some.
+    /// Writes outcomes of writes under way into the space freed by the reserve, while there is some left.
     fn write_owed(&mut self) {
         while self.pending.iter().any(|entry| entry.record.kind == Kind::Outcome) {
             if self.write_batch().is_err() {

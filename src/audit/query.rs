@@ -1,6 +1,7 @@
-//! Reading the log: pages of records, newest first, and all of them, oldest first. Beside a running gateway or without one.
+//! Reads the log, with or without a running gateway: pages of records, newest first, or all of them, oldest first.
 //!
-//! The index tells which blocks of the segments to read; what it lacks, or all when there is no index, is read backwards.
+//! The index tells which blocks of the segments to read. What it lacks, or everything if there is no index, is read
+//! backward.
 
 #![expect(clippy::disallowed_methods, reason = "by `disk::wait`, and by commands")]
 
@@ -28,32 +29,33 @@ use super::segment;
 use super::stored_record::StoredRecord;
 use crate::clock::Clock;
 
-/// A query of the running gateway ends after this.
+/// Maximum duration of a query of the running gateway.
 const QUERY_MAX: Duration = Duration::from_secs(5);
-/// It looks at the clock between two reads: one that takes longer than this more hangs.
+/// The query checks the clock between two reads. If a single read exceeds the maximum by more than this, the disk
+/// hangs.
 const DISK_MAX: Duration = Duration::from_secs(1);
-/// The longest wait for the index while it is written to; after that the segments are read without it.
+/// How long to wait for the index while it is being written. After that the segments are read without it.
 const BUSY: Duration = Duration::from_millis(500);
-/// Steps of `SQLite` between two looks at the clock.
+/// SQLite steps between checks of the clock.
 const STEPS: i32 = 10_000;
 
-/// Some records, newest first.
+/// A page of records, newest first.
 #[derive(Clone, Debug, Default)]
 pub struct RecordPage {
-    /// Their lines, as they are stored.
+    /// The records' lines, as stored.
     pub records: Vec<Box<RawValue>>,
     /// The `after` of the next page, if there is one.
     pub next: Option<u64>,
 }
 
-/// Why a query has no answer.
+/// Why a query failed.
 #[derive(Debug)]
 pub enum QueryError {
     /// It took too long.
     TooLong,
-    /// Too many others are running.
+    /// Too many other queries are running.
     Busy,
-    /// The disk gives no answer.
+    /// The disk does not answer.
     DiskSlow,
     /// The segments cannot be read.
     Io(io::Error),
@@ -63,11 +65,11 @@ impl fmt::Display for QueryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong => {
-                f.write_str("the query took longer than 5 s: narrow it by since and until, by caller, or by request")
+                f.write_str("the query took longer than 5 s: narrow it with since and until, caller, or request")
             }
-            Self::Busy => f.write_str("other queries are running: try again when they are done"),
-            Self::DiskSlow => f.write_str("the log's disk does not answer in time: try again when it does"),
-            Self::Io(error) => write!(f, "the log cannot be read: {error}"),
+            Self::Busy => f.write_str("too many queries are running: try again later"),
+            Self::DiskSlow => f.write_str("the log's disk is not responding: try again later"),
+            Self::Io(error) => write!(f, "cannot read the log: {error}"),
         }
     }
 }
@@ -81,7 +83,7 @@ impl From<io::Error> for QueryError {
 }
 
 impl AuditLog {
-    /// One page of what the filter wants. What was recorded before [`AuditLog::flush`] is in it.
+    /// Queries one page. It includes everything recorded before an [`AuditLog::flush`].
     ///
     /// # Errors
     /// [`QueryError`].
@@ -89,8 +91,8 @@ impl AuditLog {
         self.query_as(filter, |page| page).await
     }
 
-    /// The same as what `show` makes of it. That is made where the query runs, beside the threads that answer callers: a page may have
-    /// thousands of records.
+    /// Like [`AuditLog::query`], but returns what `show` makes of the page. `show` runs where the query runs, away
+    /// from the threads that serve callers, because a page may have thousands of records.
     ///
     /// # Errors
     /// [`QueryError`].
@@ -109,17 +111,17 @@ impl AuditLog {
         found.await?
     }
 
-    /// One of few turns to read the files.
+    /// Waits for one of a few permits to read the files.
     ///
     /// # Errors
-    /// [`QueryError::Busy`]: none came in time.
+    /// [`QueryError::Busy`] if none was available in time.
     pub(super) async fn query_turn(&self) -> Result<OwnedSemaphorePermit, QueryError> {
         let turn = tokio::time::timeout(QUERY_MAX, self.queries.clone().acquire_owned()).await;
         turn.ok().and_then(Result::ok).ok_or(QueryError::Busy)
     }
 }
 
-/// The same from a log's folder, of a gateway that may be running or not, for as long as it takes.
+/// Queries one page from a log's folder, whether or not a gateway is running, without a time limit.
 ///
 /// # Errors
 /// [`QueryError::Io`].
@@ -127,7 +129,7 @@ pub fn query_files(dir: &Path, filter: &Filter) -> Result<RecordPage, QueryError
     page(dir, filter, None)
 }
 
-/// When a query is to end.
+/// When a query must end.
 #[derive(Clone)]
 struct QueryDeadline {
     clock: Clock,
@@ -163,23 +165,23 @@ fn page(dir: &Path, filter: &Filter, deadline: Option<&QueryDeadline>) -> Result
     Ok(page_of(search.lines, filter.limit))
 }
 
-/// A page under way.
+/// A page under construction.
 struct PageSearch<'q> {
     dir: &'q Path,
     filter: &'q Filter,
     deadline: Option<&'q QueryDeadline>,
-    /// What is left is below this number.
+    /// Only records below this number are still to be read.
     below: u64,
     wanted: usize,
-    /// What every line that is wanted holds: most lines of a block are told apart by it before they are parsed.
+    /// Text that every matching line contains; it rules out most lines of a block before they are parsed.
     needle: Option<Finder<'static>>,
     lines: Vec<Vec<u8>>,
 }
 
 enum IndexFails {
-    /// What it says cannot be had: the segments know all the same.
+    /// The index cannot be read, but the segments can be read without it.
     Index,
-    /// The log itself cannot be read, or there is no time left.
+    /// The log itself cannot be read, or time is up.
     Log(QueryError),
 }
 
@@ -198,7 +200,7 @@ impl PageSearch<'_> {
         if self.deadline.is_some_and(QueryDeadline::is_over) { Err(QueryError::TooLong) } else { Ok(()) }
     }
 
-    /// Reads backwards what is above `floor`.
+    /// Reads backward through everything above `floor`.
     fn scan(&mut self, floor: u64) -> Result<(), QueryError> {
         if self.below.saturating_sub(1) <= floor {
             return Ok(());
@@ -243,13 +245,13 @@ impl PageSearch<'_> {
         index.find(wanted.first().copied(), range, Some(since..=until), &mut |block| self.block(&block, &wanted))
     }
 
-    /// Reads a block, newest record first; `true`: there may be more wanted.
+    /// Reads a block, newest record first; returns true if more may be wanted.
     fn block(&mut self, block: &IndexBlock, wanted: &[Term]) -> Result<bool, IndexFails> {
         self.in_time().map_err(IndexFails::Log)?;
         if self.is_done() || !wanted.iter().all(|term| block.has(*term)) {
             return Ok(!self.is_done());
         }
-        // What is not there any more has been taken by retention.
+        // Missing blocks have been deleted by retention.
         let lines = block.read(self.dir).map_err(|error| IndexFails::Log(error.into()))?.unwrap_or_default();
         let may_match = |line: &&[u8]| self.needle.as_ref().is_none_or(|needle| needle.find(line).is_some());
         for line in lines.rsplit(|byte| *byte == b'\n').filter(may_match) {
@@ -276,14 +278,14 @@ fn page_of(lines: Vec<Vec<u8>>, limit: usize) -> RecordPage {
     RecordPage { records: shown.iter().filter_map(raw).collect(), next: last.filter(|_| more) }
 }
 
-/// The index, for reading.
+/// A reader of the index.
 struct IndexReader {
     connection: Connection,
     seq: u64,
 }
 
 impl IndexReader {
-    /// `None`: there is no index that can be used.
+    /// Returns `None` if there is no usable index.
     fn open(dir: &Path, deadline: Option<&QueryDeadline>) -> Option<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let path = index::path(dir);
@@ -299,8 +301,8 @@ impl IndexReader {
         StoredRecord::parse(&newest).filter(|newest| newest.seq >= seq).map(|_| Self { connection, seq })
     }
 
-    /// Hands the blocks of this range to `take`, newest first, until it returns `false`: those that have the term, and
-    /// records between these times (in microseconds).
+    /// Passes the blocks in this range that have the term, or records between these times (in microseconds), to
+    /// `take`, newest first, until it returns false.
     fn find(
         &self,
         term: Option<Term>,
@@ -329,7 +331,7 @@ impl IndexReader {
         Ok(())
     }
 
-    /// The parts of `has` that blocks of this range can be in.
+    /// The parts of `has` that can hold blocks of this range.
     fn parts(&self, (from, below): (i64, i64)) -> rusqlite::Result<RangeInclusive<i64>> {
         let sql = "SELECT (SELECT min(first) FROM blocks), (SELECT max(first) FROM blocks)";
         let edges = self.connection.query_row(sql, (), |row| Ok(row.get(0).ok().zip(row.get(1).ok())))?;
@@ -337,8 +339,8 @@ impl IndexReader {
         Ok(index::part(first.max(from))..=index::part(last.min(below)))
     }
 
-    /// Between which records those of the wanted times are. Times are in no order (clocks are set, and a record is as
-    /// old as its request), but each segment's oldest and newest are known.
+    /// The range of records that can have matching times. Times are not ordered (clocks are set, and a record carries
+    /// its request's time), but each segment's oldest and newest times are known.
     fn range(&self, filter: &Filter) -> rusqlite::Result<(i64, i64)> {
         let from = "SELECT min(segment) FROM segments WHERE newest >= ?1";
         let to = "SELECT min(segment) FROM segments WHERE segment > coalesce(
@@ -351,7 +353,7 @@ impl IndexReader {
         Ok((edge(from, filter.since)?.unwrap_or(nothing), edge(to, filter.until)?.unwrap_or(i64::MAX)))
     }
 
-    /// The segments that have no record of the wanted times, of those that it knows whole.
+    /// The completely indexed segments that have no record of the requested times.
     fn outside(&self, filter: &Filter) -> rusqlite::Result<BTreeSet<u64>> {
         let (reading, _, _) = index::position(&self.connection)?;
         let since = filter.since.map_or(i64::MIN, Timestamp::as_microsecond);
@@ -367,10 +369,10 @@ fn clamp(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Hands every record of the folder that the filter wants to `sink`, oldest first; its limit and cursor do not count.
+/// Passes every matching record in the folder to `sink`, oldest first, ignoring limit and cursor.
 ///
 /// # Errors
-/// Those of the segments, and those of the sink, which end it.
+/// The first error from the segments or the sink, which ends the export.
 pub fn export(dir: &Path, filter: &Filter, sink: &mut dyn FnMut(&str) -> io::Result<()>) -> io::Result<()> {
     let outside = IndexReader::open(dir, None).and_then(|index| index.outside(filter).ok()).unwrap_or_default();
     let mut tail = ForwardReader::at(dir, 0, 0);

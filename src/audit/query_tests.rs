@@ -1,4 +1,4 @@
-//! Queries against a naive reading of the same records.
+//! Compares queries with a naive reading of the same records.
 
 use std::fs;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::config;
 
-/// Numbers that a seed repeats (xorshift).
+/// Reproducible random numbers (xorshift).
 struct Random(u64);
 
 impl Random {
@@ -30,10 +30,10 @@ const CALLERS: [&str; 3] = ["billing", "finance-dashboard", "a \"quoted\"\u{85} 
 const OPERATIONS: [&str; 3] = ["organizations.get", "payments.create", "usage"];
 const STATUSES: [&str; 5] = ["200", "304", "404", "429", "503"];
 
-/// As the gateway makes them, but of another time than its record.
+/// An id as the gateway generates it, but for a different time than its record's.
 const FAR_ID: &str = "0197c9a0-0000-7000-8000-0123456789ab";
 
-/// As the gateway makes them, of the time of the record with this number.
+/// An id as the gateway generates it, for the time of the record with this number.
 fn near_id(n: u64) -> String {
     let ms = record(Kind::Request, "r").time.as_millisecond().cast_unsigned() + n * 60_000;
     format!("{:08x}-{:04x}-7000-8000-{n:012x}", ms >> 16, ms & 0xffff)
@@ -95,7 +95,7 @@ fn some_filter(random: &mut Random) -> Vec<(&'static str, String)> {
     pairs
 }
 
-/// The documentation's words, without an index and without the filter's own code.
+/// Filters as documented, without an index and without the filter's own code.
 fn naive(lines: &[serde_json::Value], pairs: &[(&str, String)]) -> (Vec<u64>, bool) {
     let get = |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
     let time = |text: &str| if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
@@ -126,7 +126,7 @@ async fn indexed(settings: &config::AuditConfig, at_least: u64) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("the index does not follow");
+    panic!("the index does not catch up");
 }
 
 fn index_seq(settings: &config::AuditConfig) -> u64 {
@@ -151,7 +151,7 @@ async fn queries_find_what_a_naive_reading_finds_with_half_an_index_a_whole_one_
     let mut all = lines(&settings);
     for round in 0..900 {
         if round == 300 {
-            // The newest records wait for their block to be full.
+            // The newest records are not indexed until their block is full.
             indexed(&settings, segment::list(&settings.dir).unwrap().last().unwrap() - 1).await;
         }
         if round == 600 {
@@ -173,11 +173,11 @@ async fn queries_find_what_a_naive_reading_finds_with_half_an_index_a_whole_one_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_rare_is_found_in_all_parts_of_the_index_and_parts_go_with_their_records() {
-    const RECORDS: u64 = 160_000; // three parts of 65,536
+    const RECORDS: u64 = 160_000; // three parts of 65,536 records
     let dir = tempfile::tempdir().unwrap();
     let settings = config::AuditConfig { segment_bytes: 4 << 20, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;
-    // Its segment stays.
+    // Its segment is kept.
     let open_write = log.commit(record(Kind::Intent, "w")).await.unwrap();
     for n in 0..RECORDS {
         let caller = if n % 10_000 == 0 { "rare" } else { "frequent" };
@@ -198,7 +198,7 @@ async fn what_is_rare_is_found_in_all_parts_of_the_index_and_parts_go_with_their
     };
     let all = naive();
     assert_eq!((all.len(), rare(None, 100)), (16, all.clone()));
-    // Pages end and begin within a part and at its edge.
+    // Pages that end and begin within a part and at its edge.
     for (at, seq) in all.iter().enumerate() {
         assert_eq!(rare(Some(*seq), 3), all[at + 1..].iter().copied().take(3).collect::<Vec<_>>());
     }
@@ -217,12 +217,14 @@ async fn what_is_rare_is_found_in_all_parts_of_the_index_and_parts_go_with_their
             tokio::time::sleep(Duration::from_millis(10)).await
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("the second part goes, the others stay");
+    tokio::time::timeout(Duration::from_secs(60), gone)
+        .await
+        .expect("the second part is deleted and the others are kept");
     let there = || segment::list(&settings.dir).unwrap();
     assert!(there()[0] < open_write && there()[1] > 2 << 16, "{:?}", there());
     let known = || numbers("SELECT DISTINCT segment FROM blocks ORDER BY segment");
     let forgotten = async {
-        // Segments go one after the other, and what the index knows of each a little later.
+        // Segments are deleted one by one, and the index forgets each a little later.
         while known().iter().any(|segment| !there().contains(segment)) || rare(None, 100) != naive() {
             tokio::time::sleep(Duration::from_millis(10)).await
         }
@@ -248,11 +250,11 @@ async fn the_index_is_made_again_when_it_is_missing_damaged_or_of_another_log() 
         }
         log.flush().await;
         assert_eq!(log.query(one.clone()).await.unwrap().records.len(), damage + 1);
-        assert!(!settings.dir.join("index.sqlite-shm").exists(), "nothing is mapped that somebody could cut");
+        assert!(!settings.dir.join("index.sqlite-shm").exists(), "no mapped file that could be truncated");
         log.close().await;
         drop(log);
         last = lines(&settings).len() as u64;
-        assert_eq!(index_seq(&settings), last, "caught up at the end, after damage {damage}");
+        assert_eq!(index_seq(&settings), last, "caught up by the end, after damage {damage}");
         match damage {
             0 => fs::remove_file(&path).unwrap(),
             1 => fs::write(&path, "this is not a database").unwrap(),

@@ -1,4 +1,4 @@
-//! One record: what is known of a request at one moment. Building one copies and counts, it formats nothing.
+//! A record: what is known about a request at one moment. Building one only copies and counts; it formats nothing.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::field_hashes::FieldHashes;
 use crate::ids::{Fingerprint, KeyId, RequestId};
 
-/// A closed set of words: the enum, its words, and the way back.
+/// Defines an enum with a fixed set of words, and the conversions both ways.
 macro_rules! word_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$doc])*
@@ -19,16 +19,16 @@ macro_rules! word_enum {
         pub enum $name { $($(#[$variant_doc])* $variant,)* }
 
         impl $name {
-            /// All of them, in the order of the documentation.
+            /// All values, in the order of the documentation.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// The word in records and filters.
+            /// The word used in records and filters.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),* }
             }
 
-            /// What this word means, if anything.
+            /// Parses a word; returns `None` if it is unknown.
             #[must_use]
             pub fn parse(word: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|one| one.as_str() == word)
@@ -40,17 +40,17 @@ macro_rules! word_enum {
 word_enum! {
     /// What a record is about.
     Kind {
-        /// A request that changed nothing upstream: a read, or a refusal.
+        /// A request that changed nothing upstream: a read or a refusal.
         Request = "request",
-        /// A write is about to go upstream.
+        /// A write about to go upstream.
         Intent = "intent",
         /// How that write ended.
         Outcome = "outcome",
-        /// A write in doubt was settled: by an operator, or by a look at the upstream.
+        /// A write in doubt was settled, by an operator or by reading the upstream.
         Settlement = "settlement",
-        /// Something about the gateway itself; `event` says what.
+        /// Something about the gateway itself; `event` names it.
         Event = "event",
-        /// Refusals of one peer or caller that are only counted.
+        /// Refusals of one peer or caller that are counted instead of recorded one by one.
         Refusals = "refusals",
     }
 }
@@ -58,17 +58,17 @@ word_enum! {
 word_enum! {
     /// Where an answer came from.
     Answer {
-        /// From memory, fresh.
+        /// From the cache, fresh.
         Hit = "hit",
-        /// From memory, past its lifetime.
+        /// From the cache, past its lifetime.
         Stale = "stale",
-        /// From upstream, and kept.
+        /// From upstream, and stored in the cache.
         Miss = "miss",
-        /// From upstream, of a class that is not kept; every write.
+        /// From upstream, of a class that is not stored; also every write.
         Forwarded = "forwarded",
         /// The first answer to the same idempotency key.
         Replayed = "replayed",
-        /// The gateway's own.
+        /// From the gateway itself.
         Refused = "refused",
     }
 }
@@ -76,30 +76,30 @@ word_enum! {
 word_enum! {
     /// How a write ended.
     Outcome {
-        /// The upstream did it.
+        /// The upstream carried it out.
         Done = "done",
         /// The upstream refused it.
         Rejected = "rejected",
         /// It never went upstream, or was provably not processed.
         NotSent = "not-sent",
-        /// Nobody knows.
+        /// Its effect is unknown.
         InDoubt = "in-doubt",
     }
 }
 
-/// Who was at the other end of the connection.
+/// The other end of the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// An address.
     Ip(IpAddr),
-    /// A Unix socket, in words (`unix`, `unix:uid=1000`).
+    /// A Unix socket, as text (`unix`, `unix:uid=1000`).
     Unix(Arc<str>),
-    /// Several addresses, in words (`2001:db8::/64`, `others`).
+    /// Several addresses, as text (`2001:db8::/64`, `others`).
     Several(Box<str>),
 }
 
 impl Peer {
-    /// Who has this address; without one, somebody at a Unix socket.
+    /// The peer at this address, or at a Unix socket if there is none.
     #[must_use]
     pub fn of(address: Option<IpAddr>) -> Self {
         address.map_or_else(|| Self::Unix("unix".into()), Self::Ip)
@@ -116,23 +116,23 @@ impl fmt::Display for Peer {
     }
 }
 
-/// The refusal of a caller that is over its own rate.
+/// Refusal code for a caller over its own rate.
 pub const OVER_RATE: &str = "MG141";
 
-/// Refusals that are only counted.
+/// Refusals that were counted instead of recorded one by one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CountedRefusals {
-    /// How many.
+    /// Number of refusals.
     pub count: u64,
-    /// How many of each code.
+    /// Number of refusals by code.
     pub codes: Vec<(&'static str, u64)>,
-    /// When the first of them arrived.
+    /// When the first one arrived.
     pub first: Timestamp,
-    /// When the last of them arrived.
+    /// When the last one arrived.
     pub last: Timestamp,
 }
 
-/// The same of a record that is read: both must count alike.
+/// The counterpart of [`Record::is_refusal`] for a stored record; both must agree.
 pub(crate) fn is_refusal(kind: Kind, is_known: bool, refusal: Option<&str>) -> bool {
     match kind {
         Kind::Refusals => true,
@@ -141,23 +141,23 @@ pub(crate) fn is_refusal(kind: Kind, is_known: bool, refusal: Option<&str>) -> b
     }
 }
 
-/// One line of the log before it has its number. What does not apply is `None` and is left out of the line.
+/// One line of the log before it is numbered. A field that does not apply is `None` and is left out of the line.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// When.
+    /// When it happened.
     pub time: Timestamp,
     /// What it is about.
     pub kind: Kind,
-    /// Of outcomes, settlements and the event `recovered`: the number of the write's intent. It ties them; a request's id only names
-    /// the write, and may have been another's before.
+    /// On outcomes, settlements and the event `recovered`: the sequence number of the write's intent. This links
+    /// them; a request id only labels the write and may have been used before.
     pub intent: Option<u64>,
-    /// The request's id. Intents, outcomes and settlements have one.
+    /// The request id. Intents, outcomes and settlements always have one.
     pub request: Option<RequestId>,
     /// The caller's name.
     pub caller: Option<Arc<str>>,
-    /// The key that it showed.
+    /// The key that the caller used.
     pub key: Option<KeyId>,
-    /// Where it called from.
+    /// Where the request came from.
     pub peer: Option<Peer>,
     /// The catalogue row's id.
     pub operation: Option<Arc<str>>,
@@ -167,11 +167,11 @@ pub struct Record {
     pub method: Option<Method>,
     /// The canonical path, without query.
     pub path: Option<Arc<str>>,
-    /// A JSON object of the query parameters that the row allows to be recorded; see [`super::object`].
+    /// The query parameters that the catalogue row allows to be recorded, as a JSON object; see [`super::object`].
     pub query: Option<Box<RawValue>>,
-    /// The same of a write's body fields.
+    /// The body fields of a write that the row allows to be recorded, as a JSON object.
     pub fields: Option<Box<RawValue>>,
-    /// The status that the caller got.
+    /// The status sent to the caller.
     pub status: Option<u16>,
     /// Where the answer came from.
     pub answer: Option<Answer>,
@@ -179,36 +179,36 @@ pub struct Record {
     pub refusal: Option<&'static str>,
     /// The request whose fetch filled the entry that answered.
     pub filled_by: Option<RequestId>,
-    /// Requests sent upstream on behalf of this one.
+    /// Number of requests sent upstream for this one.
     pub attempts: Option<u32>,
-    /// The last of the upstream's statuses.
+    /// The last status from upstream.
     pub upstream_status: Option<u16>,
     /// How the write ended.
     pub outcome: Option<Outcome>,
-    /// Microseconds of waiting for quota.
+    /// Time spent waiting for quota, in microseconds.
     pub quota_wait_us: Option<u64>,
-    /// Microseconds from the moment the request was read whole to the answer.
+    /// Time from when the request was read whole to its answer, in microseconds.
     pub duration_us: Option<u64>,
-    /// Bytes of the answer's body.
+    /// Size of the answer's body, in bytes.
     pub bytes: Option<u64>,
     /// W3C traceparent.
     pub trace: Option<Box<str>>,
-    /// An event's name.
+    /// The event's name.
     pub event: Option<&'static str>,
-    /// An event, or the note of a settlement, in words.
+    /// An event's description or a settlement's note.
     pub detail: Option<Box<str>>,
-    /// Of intents: what makes two writes equal.
+    /// On intents: the fingerprint that equal writes share.
     pub fingerprint: Option<Fingerprint>,
-    /// Of intents: the idempotency key that the caller gave, as a keyed hash.
+    /// On intents: the caller's idempotency key, as a keyed hash.
     pub idempotency: Option<Fingerprint>,
-    /// Of intents: by what a look at the upstream knows the write's effect again.
+    /// On intents: hashes by which the write's effect can be recognized upstream.
     pub marks: Option<FieldHashes>,
-    /// Of [`Kind::Refusals`]: what was counted.
+    /// On [`Kind::Refusals`]: what was counted.
     pub counted: Option<Box<CountedRefusals>>,
 }
 
 impl Record {
-    /// A record of this kind and time, nothing else known yet.
+    /// A record of this kind and time, with nothing else set.
     #[must_use]
     pub const fn new(kind: Kind, time: Timestamp) -> Self {
         Self {
@@ -245,18 +245,18 @@ impl Record {
         }
     }
 
-    /// Something about the gateway itself: a reload, an outage.
+    /// An event of the gateway itself, such as a reload or an outage.
     #[must_use]
     pub fn event(time: Timestamp, event: &'static str, detail: impl Into<Box<str>>) -> Self {
         Self { event: Some(event), detail: Some(detail.into()), ..Self::new(Kind::Event, time) }
     }
 
-    /// Is it of those refusals that whoever is not known, or too fast, can have without end?
+    /// Whether this is a refusal that unidentified or rate-limited callers can cause without limit.
     pub(crate) fn is_refusal(&self) -> bool {
         is_refusal(self.kind, self.caller.is_some(), self.refusal)
     }
 
-    /// Bytes of the texts that this record holds on to and that a caller can make long.
+    /// Total length of the texts in this record whose length a caller controls, in bytes.
     pub(crate) fn text_bytes(&self) -> usize {
         let raw = |value: &Option<Box<RawValue>>| value.as_ref().map_or(0, |value| value.get().len());
         let text = |value: Option<&str>| value.map_or(0, str::len);
@@ -267,7 +267,7 @@ impl Record {
             + text(self.trace.as_deref())
     }
 
-    /// What it weighs in the buffer.
+    /// What the record counts for in the buffer, in bytes.
     pub(crate) fn weight(&self) -> usize {
         size_of::<Self>() + self.text_bytes() + self.marks.as_ref().map_or(0, FieldHashes::weight)
     }

@@ -1,4 +1,5 @@
-//! A record as its line: JSON whose strings can neither break the line nor play tricks on a terminal, bounded in length.
+//! Renders a record as its line: JSON of bounded length whose strings can neither break the line nor manipulate a
+//! terminal.
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -13,13 +14,13 @@ use serde_json::{Map, Value};
 use super::record::{CountedRefusals, Peer, Record};
 use crate::ids::{RequestId, write_decimal};
 
-/// What cutting adds to a text at most (`…[12345 bytes cut]`).
+/// Maximum length that truncation adds to a text (`…[12345 bytes cut]`).
 const MARK_BYTES: usize = 32;
-/// Cuts before the texts are dropped altogether: only an object of very many members needs more.
+/// Maximum number of truncations before all texts are dropped; only an object with very many members needs more.
 const CUTS_MAX: usize = 64;
 
-/// Appends the record's line, without a newline, to `out`. It is at most `max` bytes (a KiB is always granted):
-/// a longer one is cut at its longest text, visibly, and stays valid JSON.
+/// Appends the record's line, without a newline, to `out`. It is at most `max` bytes (at least a KiB is always
+/// allowed): a longer one has its longest texts visibly truncated and stays valid JSON.
 pub(crate) fn render(record: &Record, seq: u64, max: usize, out: &mut Vec<u8>) {
     let start = out.len();
     write(record, seq, out);
@@ -31,7 +32,7 @@ pub(crate) fn render(record: &Record, seq: u64, max: usize, out: &mut Vec<u8>) {
     }
 }
 
-/// Cuts the longest texts of a record until its line is at most `max` bytes.
+/// Truncates the longest texts of a record until its line is at most `max` bytes long.
 pub(crate) fn fit(record: &mut Record, max: usize) {
     let mut line = Vec::new();
     for _ in 0..CUTS_MAX {
@@ -65,7 +66,7 @@ fn cut_longest(record: &mut Record, excess: usize) {
     }
 }
 
-/// `text`, cut visibly where it has more bytes than these.
+/// `text`, visibly truncated if it exceeds `bytes_max`.
 pub fn at_most(text: &str, bytes_max: usize) -> Arc<str> {
     match text.len().checked_sub(bytes_max) {
         None | Some(0) => text.into(),
@@ -73,14 +74,15 @@ pub fn at_most(text: &str, bytes_max: usize) -> Arc<str> {
     }
 }
 
-/// `text` shorter by at least `excess` bytes where it has so many, and the mark.
+/// Shortens `text` by at least `excess` bytes if it is that long, and appends the mark.
 fn cut_text(text: &str, excess: usize) -> String {
     let keep = text.floor_char_boundary(text.len().saturating_sub(excess.saturating_add(MARK_BYTES)));
     let kept = text.get(..keep).unwrap_or_default();
     format!("{kept}…[{} bytes cut]", text.len() - kept.len())
 }
 
-/// The object with its longest member cut; what is no object, or has nothing long, becomes a mark as a whole.
+/// Truncates the object's longest member. What is not an object, or has nothing long in it, is replaced by a mark as
+/// a whole.
 fn cut_object(object: &RawValue, excess: usize) -> Box<RawValue> {
     let whole = || Value::from(cut_text(object.get(), object.get().len()));
     let mut members: Map<String, Value> = serde_json::from_str(object.get()).unwrap_or_default();
@@ -95,7 +97,7 @@ fn cut_object(object: &RawValue, excess: usize) -> Box<RawValue> {
     raw(&Value::Object(members))
 }
 
-/// A JSON object of these names and values: for `query` and `fields`.
+/// A JSON object with these members, for `query` and `fields`.
 #[must_use]
 pub fn object(members: &Map<String, Value>) -> Box<RawValue> {
     raw(&Value::Object(members.clone()))
@@ -107,7 +109,7 @@ fn raw(value: &Value) -> Box<RawValue> {
     String::from_utf8(out).ok().and_then(|text| RawValue::from_string(text).ok()).unwrap_or_default()
 }
 
-/// One object under way: `{"a":1` so far.
+/// Writes one object; so far `{"a":1`.
 struct ObjectWriter<'o> {
     out: &'o mut Vec<u8>,
     separator: u8,
@@ -129,7 +131,7 @@ impl ObjectWriter<'_> {
         }
     }
 
-    /// A text that is plain: ids, words.
+    /// For text that needs no escaping: ids and words.
     fn word(&mut self, name: &str, value: Option<&str>) {
         if let Some(value) = value {
             self.name(name);
@@ -139,7 +141,7 @@ impl ObjectWriter<'_> {
         }
     }
 
-    /// A value whose text is plain: hashes, addresses.
+    /// For values whose text needs no escaping: hashes and addresses.
     fn plain(&mut self, name: &str, value: Option<impl Display>) {
         if let Some(value) = value {
             self.name(name);
@@ -165,7 +167,7 @@ impl ObjectWriter<'_> {
         self.out.push(b'"');
     }
 
-    /// To the microsecond, in UTC.
+    /// In UTC with microseconds.
     fn time(&mut self, name: &str, value: Timestamp) {
         self.name(name);
         self.out.push(b'"');
@@ -246,14 +248,14 @@ fn write_number(number: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(write_decimal(number, &mut [0; 20]));
 }
 
-/// A second since 1970, and its text without the zone. Most records are of the second of the one before.
+/// Seconds since 1970, with their text without the zone. Most records fall in the same second as the one before.
 type CachedSecond = (i64, [u8; 19]);
 
 thread_local! {
     static SECOND: Cell<Option<CachedSecond>> = const { Cell::new(None) };
 }
 
-/// What `{:.6}` writes, for a fraction of what that costs.
+/// Writes what `{:.6}` would, at a fraction of the cost.
 fn write_time(time: Timestamp, out: &mut Vec<u8>) {
     let (second, micros) = (time.as_microsecond().div_euclid(1_000_000), time.as_microsecond().rem_euclid(1_000_000));
     let known = SECOND.get().filter(|(of, _)| *of == second).or_else(|| {
@@ -265,18 +267,18 @@ fn write_time(time: Timestamp, out: &mut Vec<u8>) {
     match known {
         Some((_, text)) => {
             out.extend_from_slice(&text);
-            // With a one before it, so that all six digits are written; the point takes its place.
+            // A leading one makes all six digits appear; the point then replaces it.
             let point = out.len();
             write_number(1_000_000 + micros.unsigned_abs(), out);
             out.iter_mut().skip(point).take(1).for_each(|one| *one = b'.');
             out.push(b'Z');
         }
-        // Years before our era have a sign, and six digits.
+        // Negative years have a sign and six digits.
         None => drop(write!(out, "{time:.6}")),
     }
 }
 
-/// Any JSON, with the strings of [`render`].
+/// Writes any JSON, with its strings escaped as in [`render`].
 pub(crate) fn write_value(value: &Value, out: &mut Vec<u8>) {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => {
@@ -329,7 +331,8 @@ fn write_char(c: char, out: &mut Vec<u8>) {
     }
 }
 
-/// Line separators, and what turns the direction of text: a log that people read must not be repainted by callers.
+/// Line separators and characters that change text direction: callers must not be able to change how the log looks to
+/// its readers.
 const fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
@@ -404,7 +407,7 @@ mod tests {
         let fingerprint = Fingerprint::of(b"key", &[]).to_string();
         assert_eq!(line(&full(), 8192), golden.replace("FINGERPRINT", &fingerprint));
         let names: Vec<_> = serde_json::from_str::<Map<String, Value>>(golden).unwrap().keys().cloned().collect();
-        assert_eq!(names, crate::audit::COLUMNS, "the columns of CSV are the fields");
+        assert_eq!(names, crate::audit::COLUMNS, "the CSV columns are the fields");
     }
 
     #[test]

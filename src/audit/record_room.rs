@@ -1,4 +1,4 @@
-//! Room for a record that is going to be made: whoever has it can record without waiting and without failing.
+//! Reserved room for a future record: its holder can record without waiting and without failing.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::log::{AuditLog, bound};
 use super::record::Record;
 use crate::shares::{HeldShare, ShareHolder, Shortage};
 
-/// Room in the buffer for one record. Dropped unused, it is free again.
+/// Buffer room for one record, released when dropped unused.
 #[derive(Debug)]
 #[must_use]
 pub struct RecordRoom {
@@ -17,22 +17,21 @@ pub struct RecordRoom {
 }
 
 impl RecordRoom {
-    /// This much of the buffer, which was taken.
     pub(super) const fn of(log: Arc<AuditLog>, charge: BufferCharge) -> Self {
         Self { log, charge, share: None }
     }
 
-    /// From now on, until its record is on disk, it counts against the share of this caller: whoever makes records faster than
-    /// the disk takes them leaves room for the others.
+    /// From now on, until its record is on disk, the room counts against this caller's share, so a caller who makes
+    /// records faster than the disk takes them still leaves room for the others.
     ///
     /// # Errors
-    /// The share is used up.
+    /// The caller's share is used up.
     pub fn count_for(&mut self, holder: &Arc<ShareHolder>) -> Result<(), Shortage> {
         self.share = Some(holder.take(self.log.shared.buffer.share_of(self.charge))?);
         Ok(())
     }
 
-    /// Records lazily: never blocks, never fails; on disk within a second while there is a disk.
+    /// Records lazily: never blocks, never fails. The record is on disk within a second if the disk works.
     pub fn fill(self, record: impl Into<Box<Record>>) {
         let mut record = record.into();
         bound(&mut record, self.log.shared.record_bytes);
@@ -40,10 +39,10 @@ impl RecordRoom {
         self.put(record, BufferCharge { records: 1, bytes, refusal: false });
     }
 
-    /// Records the refusal of whoever is not known, or too fast.
+    /// Records a refusal of an unidentified caller or of one over its rate.
     ///
     /// # Errors
-    /// The record: refusals have got their part of the buffer.
+    /// Returns the record if refusals have used up their part of the buffer.
     pub fn fill_refusal(self, mut record: Box<Record>) -> Result<(), Box<Record>> {
         bound(&mut record, self.log.shared.record_bytes);
         let charge = BufferCharge { records: 1, bytes: record.weight().min(self.charge.bytes), refusal: true };

@@ -1,11 +1,12 @@
-//! What an earlier run left, found at the start: where the log goes on, what is damaged, which writes nobody settled.
+//! Recovers what an earlier run left: where the log continues, what is damaged, and which writes have no outcome.
 //!
-//! The newest segment that begins well says everything about all earlier ones. It and what follows it is read whole. A torn
-//! tail of the last segment (bytes that end in no record, with no record after them) was acknowledged to nobody and is cut.
-//! Damage with records after it is left as it is and never written to again; the log goes on in a new segment after the
-//! last number that can be read, and each record that cannot counts in the tree as an empty line.
+//! The newest segment with a readable opening tells everything about all earlier ones. That segment and the ones
+//! after it are read completely. A torn tail of the last segment (bytes that end in no record, with no record after
+//! them) was acknowledged to nobody and is cut off. Damage with records after it is left as it is and never written
+//! to again. The log then continues in a new segment after the last readable number, and each unreadable record
+//! counts in the tree as an empty line.
 
-#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `audit-writer`")]
+#![expect(clippy::disallowed_methods, reason = "at startup, and by the thread `audit-writer`")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read};
@@ -21,53 +22,53 @@ use super::stored_record::StoredRecord;
 use super::tree::{self, Hash, Tree};
 use crate::private_files;
 
-/// Records that may be missing in one spot; a number further on is damage itself.
+/// Maximum number of records missing in one place. A sequence number further ahead is itself taken as damage.
 const MISSING_MAX: u64 = 10_000_000;
 
-/// The event that says that the log ended cleanly.
+/// The event recorded when the log is closed cleanly.
 pub(crate) const STOP: &str = "stop";
 
-/// What a start found.
+/// What was found at startup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// The writes in doubt, the oldest first.
+    /// The writes in doubt, oldest first.
     pub doubts: Vec<Doubt>,
-    /// Those of them that the run before left under way.
+    /// Those that the previous run left under way.
     pub new_doubts: Vec<Doubt>,
-    /// Bytes of a torn tail that were cut off.
+    /// Number of bytes cut off as a torn tail.
     pub cut_bytes: u64,
-    /// Segments that are damaged in the middle, and kept as they are.
+    /// Segments that are damaged in the middle and left as they are.
     pub quarantined: Vec<PathBuf>,
-    /// Records that cannot be read in them.
+    /// Number of unreadable records in these segments.
     pub missing: u64,
-    /// The run before ended cleanly (or there was none).
+    /// Whether the previous run ended cleanly, or there was none.
     pub clean: bool,
-    /// Records that the log has had.
+    /// Number of records ever in the log.
     pub records: u64,
 }
 
-/// From where the writer goes on.
+/// Where the writer continues.
 #[derive(Debug, Default)]
 pub(crate) struct ResumePoint {
     /// The tree over all records.
     pub(crate) tree: Tree,
     /// The writes that are open.
     pub(crate) open: OpenWrites,
-    /// For the retention.
+    /// What retention needs to know after a restart.
     pub(crate) kept: RetentionState,
-    /// The last segment and its opening, if it can be gone on with.
+    /// The last segment and its opening, if it can be continued.
     pub(crate) resume: Option<(u64, SegmentOpening)>,
-    /// The name of the fingerprints' key, as the newest segment that can be read has it.
+    /// The fingerprint key's name, from the newest readable segment.
     pub(crate) fingerprint_key: Option<String>,
     /// The last segment.
     pub(crate) last: Option<u64>,
-    /// Its leaves.
+    /// Leaf hashes of the last segment.
     pub(crate) leaves: Vec<Hash>,
-    /// The root of as many records as the newest signed head covers, if they were read.
+    /// The root over as many records as the newest signed head covers, if they were read.
     pub(crate) root_at_head: Option<Hash>,
 }
 
-/// Reads what is there, and cuts a torn tail.
+/// Reads the log, and cuts off a torn tail.
 pub(crate) fn recover(dir: &Path) -> Result<(ResumePoint, Recovered), OpenError> {
     let mut segments = segment::list(dir).map_err(while_doing("cannot read the audit folder", dir))?;
     let signed = heads::stored(dir).map(|head| head.size);
@@ -108,11 +109,11 @@ pub(crate) fn recover(dir: &Path) -> Result<(ResumePoint, Recovered), OpenError>
     ))
 }
 
-/// The writes that are open by the files alone, the oldest first: in doubt, or under way in a makegate that runs. Changes
-/// nothing, and needs no lock.
+/// The writes that are open according to the files alone, oldest first: in doubt, or under way in a running makegate.
+/// Changes nothing and needs no lock.
 ///
 /// # Errors
-/// [`OpenError`]: the folder cannot be read, or was written by a newer makegate.
+/// [`OpenError`] if the folder cannot be read or was written by a newer makegate.
 pub fn doubts_in(dir: &Path) -> Result<Vec<Doubt>, OpenError> {
     let segments = segment::list(dir).map_err(while_doing("cannot read the audit folder", dir))?;
     let mut scan = RecoveryScan::default();
@@ -126,7 +127,7 @@ pub fn doubts_in(dir: &Path) -> Result<Vec<Doubt>, OpenError> {
     Ok(scan.open.list().into_iter().map(|write| write.doubt.clone()).collect())
 }
 
-/// Puts aside last segments in which there is no record at all: nothing in them was ever acknowledged.
+/// Puts aside segments at the end that contain no record at all: nothing in them was ever acknowledged.
 fn drop_stillborn(dir: &Path, segments: &mut Vec<u64>, scan: &mut RecoveryScan) -> Result<(), OpenError> {
     while let Some(first) = segments.last().copied() {
         let path = segment::path(dir, first);
@@ -142,7 +143,7 @@ fn drop_stillborn(dir: &Path, segments: &mut Vec<u64>, scan: &mut RecoveryScan) 
     Ok(())
 }
 
-/// Out of the log's way, but not out of the world: it may have been more than the beginning of a segment once.
+/// Renames instead of deleting, because the file may once have been more than the beginning of a segment.
 pub(crate) fn put_aside(path: &Path, size: u64) -> io::Result<()> {
     if size == 0 { fs::remove_file(path) } else { fs::rename(path, path.with_extension("jsonl.torn")) }
 }
@@ -163,12 +164,13 @@ fn plausible(seq: u64, expected: u64) -> bool {
     seq >= expected && !is_far(seq, expected)
 }
 
-/// So far on that the number itself is damaged: whoever believed it would go through all the records between.
+/// Whether the number is so far ahead that it must be damaged itself; believing it would mean going through all
+/// records between.
 pub(crate) const fn is_far(seq: u64, expected: u64) -> bool {
     seq.saturating_sub(expected) > MISSING_MAX
 }
 
-/// The index of the newest segment that begins well; of the oldest one when none does.
+/// The index of the newest segment with a readable opening, or of the oldest segment if none has one.
 fn newest_with_opening(dir: &Path, segments: &[u64], scan: &mut RecoveryScan) -> Result<usize, OpenError> {
     for (at, first) in segments.iter().enumerate().rev() {
         if let Some(opening) = read_opening(dir, *first)? {
@@ -183,12 +185,12 @@ fn newest_with_opening(dir: &Path, segments: &[u64], scan: &mut RecoveryScan) ->
     Ok(0)
 }
 
-/// What the first record of this segment says; `None`: it cannot be read, or has gone meanwhile.
+/// The segment's opening. Returns `None` if it cannot be read or has been deleted.
 pub(crate) fn readable_opening(dir: &Path, first: u64) -> Option<SegmentOpening> {
     read_opening(dir, first).ok().flatten()
 }
 
-/// What the segment's first record says; `None`: it is damaged.
+/// The segment's opening. Returns `None` if it is damaged.
 pub(crate) fn read_opening(dir: &Path, first: u64) -> Result<Option<SegmentOpening>, OpenError> {
     let path = segment::path(dir, first);
     let read = || -> io::Result<Vec<u8>> {
@@ -235,7 +237,7 @@ impl RecoveryScan {
         if damage.inside || short {
             self.quarantined.push(path);
         } else if let (Some(torn), None) = (damage.torn, end) {
-            self.cut_bytes += cut(&path, torn).map_err(while_doing("cannot cut the torn tail of", &path))?;
+            self.cut_bytes += cut(&path, torn).map_err(while_doing("cannot cut off the torn tail of", &path))?;
         }
         if let Some(end) = end.filter(|_| short) {
             self.skip_to(end);
@@ -265,7 +267,7 @@ impl RecoveryScan {
         Ok(damage)
     }
 
-    /// The records before this one cannot be read.
+    /// Counts the records before this one as unreadable.
     fn skip_to(&mut self, seq: u64) {
         while self.tree.size() + 1 < seq {
             self.push(tree::leaf(b""));
@@ -289,13 +291,13 @@ impl RecoveryScan {
 /// What is wrong with a segment.
 #[derive(Debug, Default)]
 struct SegmentDamage {
-    /// From here on there is no record.
+    /// There is no record from this offset on.
     torn: Option<u64>,
-    /// Before a record there is something that is none, or a record is missing.
+    /// Something before a record is not a record, or a record is missing.
     inside: bool,
 }
 
-/// Cuts the file to this length; how many bytes that were.
+/// Truncates the file to this length and returns the number of bytes cut off.
 fn cut(path: &Path, length: u64) -> io::Result<u64> {
     let file = private_files::open(OpenOptions::new().write(true), path)?;
     let before = file.metadata()?.len();
@@ -304,8 +306,8 @@ fn cut(path: &Path, length: u64) -> io::Result<u64> {
     Ok(before.saturating_sub(length))
 }
 
-/// A file's lines with their places. A line without its newline is the last one: a writer may be about to complete it, and whoever
-/// read on would take its second half for a line.
+/// A file's lines with their positions. A line without a newline is the last one: a writer may be about to complete
+/// it, and reading on would return its second half as a line.
 pub(crate) struct LineReader {
     reader: BufReader<GrowingFile>,
     offset: u64,
@@ -313,7 +315,7 @@ pub(crate) struct LineReader {
     has_ended: bool,
 }
 
-/// A file that a writer may add to between two reads.
+/// A file that a writer may append to between two reads.
 struct GrowingFile(File);
 
 impl Read for GrowingFile {
@@ -323,7 +325,7 @@ impl Read for GrowingFile {
     }
 }
 
-/// Where a line is, and whether it ends in a newline.
+/// A line's position, and whether it ends in a newline.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FileLine {
     pub(crate) offset: u64,
@@ -353,7 +355,7 @@ impl LineReader {
         Ok(Some(place))
     }
 
-    /// The line, without its newline.
+    /// The line without its newline.
     pub(crate) fn text(&self) -> &[u8] {
         &self.text
     }

@@ -1,4 +1,4 @@
-//! Damaged files, and what a start makes of them.
+//! Damaged files, and what startup does with them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::config;
 
-/// A log of one segment with an open write in it, uncleanly ended; the last record is an intent.
+/// A log with one segment and an open write, ended uncleanly; the last record is an intent.
 async fn some_log(dir: &TempDir) -> (config::AuditConfig, PathBuf) {
     let settings = settings(dir);
     let (log, _) = open(&settings, &Clock::system()).await;
@@ -22,14 +22,14 @@ async fn some_log(dir: &TempDir) -> (config::AuditConfig, PathBuf) {
     log.commit(record(Kind::Intent, "last")).await.unwrap();
     drop(log);
     let path = segment::path(&settings.dir, 1);
-    // The writer has ended when the folder can be locked.
+    // The writer has ended once the folder can be locked.
     while disk::occupy(&settings.dir).is_err() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
     (settings, path)
 }
 
-/// The same files elsewhere.
+/// Copies the files to another folder.
 fn copy(settings: &config::AuditConfig, bytes: &[u8]) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = segment::path(dir.path(), 1);
@@ -77,7 +77,7 @@ async fn damage_in_the_middle_is_kept_and_the_log_goes_on_after_the_last_record(
     let (settings, path) = some_log(&dir).await;
     let whole = fs::read(&path).unwrap();
     let records = whole.iter().filter(|b| **b == b'\n').count() as u64;
-    // The fifth record is the outcome of w1: without it, nobody knows any more.
+    // The fifth record is the outcome of w1, so without it the outcome is unknown.
     let mut damaged = whole.clone();
     let fourth = whole.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(3).unwrap().0;
     damaged[fourth + 1..fourth + 20].fill(b'X');
@@ -165,7 +165,7 @@ async fn a_later_segment_makes_the_tail_before_it_void() {
     .unwrap();
     assert_gapless(&exported);
     assert_eq!(by_index, exported.len());
-    // Void it stays, whatever becomes of the record that took its number.
+    // It stays void, whatever becomes of the record that took its number.
     let path = segment::path(&settings.dir, next);
     fs::write(&path, fs::read_to_string(&path).unwrap().replacen('{', "!", 1)).unwrap();
     fs::remove_file(index::path(&settings.dir)).unwrap();
@@ -198,5 +198,5 @@ async fn a_newer_log_is_refused_in_words() {
     let text = fs::read_to_string(&path).unwrap().replacen("\"format\":1", "\"format\":2", 1);
     fs::write(&path, text).unwrap();
     let words = AuditLog::open(&settings, Clock::system()).unwrap_err().to_string();
-    assert!(words.contains("written by a newer makegate (log format 2; this one knows 1)"), "{words}");
+    assert!(words.contains("written by a newer makegate (log format 2; this version reads up to 1)"), "{words}");
 }

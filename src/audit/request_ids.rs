@@ -1,5 +1,5 @@
-//! Request ids that are taken: a request has its id for itself while it is under way, and a write until it is on disk how it ended.
-//! So an id names one request at any moment, whoever chose it.
+//! Request ids in use: a request holds its id exclusively while it is under way, and a write until its outcome is on
+//! disk. So at any moment an id names only one request, whoever chose it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,17 +9,17 @@ use jiff::Timestamp;
 
 use crate::ids::RequestId;
 
-/// Locks that the ids are spread over.
+/// Number of locks that the ids are spread over.
 const SHARDS: usize = 16;
 
-/// The ids that are taken, and by how many holders.
+/// The ids in use, with their number of holders.
 #[derive(Debug, Default)]
 pub struct RequestIds {
     shards: [Mutex<HashMap<RequestId, u32>>; SHARDS],
 }
 
 impl RequestIds {
-    /// Takes this id; `None`: somebody has it.
+    /// Takes this id. Returns `None` if it is already in use.
     #[must_use]
     pub fn take(self: &Arc<Self>, id: RequestId) -> Option<HeldRequestId> {
         match self.shard(&id).entry(id) {
@@ -31,7 +31,7 @@ impl RequestIds {
         }
     }
 
-    /// Makes a new id and takes it.
+    /// Generates a new id and takes it.
     pub fn make(self: &Arc<Self>, now: Timestamp) -> HeldRequestId {
         loop {
             if let Some(name) = self.take(RequestId::at(now)) {
@@ -40,7 +40,7 @@ impl RequestIds {
         }
     }
 
-    /// One more holder of this id, whether somebody has it already or not.
+    /// Adds a holder of this id, whether or not it has others.
     pub(crate) fn hold(self: &Arc<Self>, id: RequestId) -> HeldRequestId {
         *self.shard(&id).entry(id).or_insert(0) += 1;
         HeldRequestId { id, names: Some(self.clone()) }
@@ -58,29 +58,29 @@ impl RequestIds {
     fn shard(&self, id: &RequestId) -> MutexGuard<'_, HashMap<RequestId, u32>> {
         let [first, rest @ ..] = &self.shards;
         let at = id.as_str().bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
-        // Of shard 0 there is no other way to say that it is always there.
+        // Shard 0 is apart because, unlike `get`, `first` cannot fail.
         let shard = (at % SHARDS).checked_sub(1).and_then(|at| rest.get(at)).unwrap_or(first);
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many ids are taken.
+    /// Number of ids in use.
     #[cfg(test)]
     pub(crate) fn count(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
     }
 }
 
-/// A request's id. Dropped by its last holder, it is free again.
+/// A held request id, which is free again once its last holder drops it.
 #[derive(Debug)]
 #[must_use]
 pub struct HeldRequestId {
     id: RequestId,
-    /// `None`: nobody can ask for it.
+    /// `None` for an id that nobody can know and ask for.
     names: Option<Arc<RequestIds>>,
 }
 
 impl HeldRequestId {
-    /// A new id that nobody learns while its request is under way: it cannot be guessed, and need not be taken.
+    /// A new id that is not revealed while its request is under way. It cannot be guessed, so it is not registered.
     pub fn untold(now: Timestamp) -> Self {
         Self { id: RequestId::at(now), names: None }
     }
@@ -91,7 +91,7 @@ impl HeldRequestId {
         &self.id
     }
 
-    /// One more holder.
+    /// Adds another holder.
     pub fn share(&self) -> Self {
         match &self.names {
             Some(names) => names.hold(self.id),

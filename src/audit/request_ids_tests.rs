@@ -1,4 +1,4 @@
-//! Promise 4: whatever ids the callers choose, repeat and reuse, each write has the end that is its own.
+//! Promise 4: whatever ids callers choose, repeat or reuse, each write gets its own outcome.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,10 +9,10 @@ use super::*;
 use crate::clock::Clock;
 use crate::ids::RequestId;
 
-/// What the ids of writes begin with whose callers do not wait for their intents.
+/// Prefix of the ids of writes whose callers do not wait for their intents.
 const GIVEN_UP: &str = "given-up-";
 
-/// A generator of reproducible numbers.
+/// Reproducible random numbers.
 struct Random(u64);
 
 impl Random {
@@ -26,31 +26,31 @@ impl Random {
     }
 }
 
-/// What the log should know.
+/// What the log is expected to know.
 #[derive(Default)]
 struct Model {
     under_way: BTreeMap<u64, RequestId>,
     in_doubt: BTreeMap<u64, RequestId>,
-    /// Intents by how they ended first.
+    /// Intents by their first outcome.
     ended: BTreeMap<u64, Outcome>,
-    /// Those of the ids' holders that are under way.
+    /// Holders of the ids of writes under way.
     names: BTreeMap<u64, HeldRequestId>,
 }
 
 impl Model {
     fn check(&self, log: &AuditLog, place: &str) {
         let mut listed: BTreeMap<_, _> = log.doubts().list().into_iter().map(|one| (one.intent, one.request)).collect();
-        // The log ends these by itself, unless its own end comes first: then they are in doubt, rightly.
+        // The log ends these itself, unless their own outcome comes first; then they are rightly in doubt.
         listed.retain(|_, request| !request.as_str().starts_with(GIVEN_UP));
         assert_eq!(listed, self.in_doubt, "{place}");
         for request in self.in_doubt.values().chain(self.under_way.values()) {
-            assert!(log.names().take(*request).is_none(), "{place}: {request} is free while its write is open");
+            assert!(log.names().take(*request).is_none(), "{place}: {request} is not taken although its write is open");
         }
     }
 }
 
-/// One life of a log. `takes`: as the gateway does, an id is asked for before it is used; else any number of open writes have
-/// the same one, and only their numbers tell them apart.
+/// One life of a log. With `takes`, an id is taken before use, as the gateway does. Without it, several open writes
+/// may share an id and only their sequence numbers distinguish them.
 async fn live(seed: u64, takes: bool) -> usize {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let dir = tempfile::tempdir().unwrap();
@@ -112,12 +112,16 @@ async fn live(seed: u64, takes: bool) -> usize {
     log.close().await;
     check(&lines(&settings), &model, seed);
     if takes {
-        assert_eq!(fold(&settings, true), fold(&settings, false), "seed {seed}: read as an earlier makegate wrote it");
+        assert_eq!(
+            fold(&settings, true),
+            fold(&settings, false),
+            "seed {seed}: read as if an earlier makegate had written it"
+        );
     }
     refused
 }
 
-/// The open writes that a reader finds; `by_request`: as if no record named its intent.
+/// The open writes that a reader finds. With `by_request`, as if no record named its intent.
 fn fold(settings: &crate::config::AuditConfig, by_request: bool) -> OpenWrites {
     let mut open = OpenWrites::default();
     for first in segment::list(&settings.dir).unwrap() {
@@ -132,7 +136,7 @@ fn fold(settings: &crate::config::AuditConfig, by_request: bool) -> OpenWrites {
     open
 }
 
-/// Every write has the one end that it was given.
+/// Checks that every write has exactly the outcome that it was given.
 fn check(lines: &[serde_json::Value], model: &Model, seed: u64) {
     assert_gapless(lines);
     let mut ended = BTreeSet::new();
@@ -141,7 +145,7 @@ fn check(lines: &[serde_json::Value], model: &Model, seed: u64) {
         let begun = &lines[usize::try_from(intent - 1).unwrap()];
         assert_eq!((&begun["kind"], &begun["request"]), (&"intent".into(), &line["request"]), "seed {seed}: {line}");
         if line["kind"] == "outcome" {
-            assert!(ended.insert(intent), "seed {seed}: {line} is a second one");
+            assert!(ended.insert(intent), "seed {seed}: {line} is a second outcome");
             let how = model.ended.get(&intent).copied().unwrap_or(Outcome::NotSent);
             assert_eq!(line["outcome"], how.as_str(), "seed {seed}: {line}");
         }
@@ -153,10 +157,11 @@ fn check(lines: &[serde_json::Value], model: &Model, seed: u64) {
 async fn a_write_has_its_own_end_whatever_ids_callers_choose() {
     let lives = (1..=24).map(|seed| crate::tasks::Tasks::new().spawn(live(seed, seed % 2 == 0)));
     let refused: usize = futures_util::future::join_all(lives).await.into_iter().map(Result::unwrap).sum();
-    assert!(refused > 20, "only {refused} ids were taken when somebody asked for them: the test proves little");
+    assert!(refused > 20, "only {refused} requested ids were already taken, so the test proves little");
 }
 
-/// Ids came to be taken later than some logs: what is read of two open writes with the same id may be either, but never neither.
+/// Older logs were written before ids were reserved. Of two open writes with the same id, either may be read as open,
+/// but never neither.
 #[test]
 fn of_an_earlier_log_no_write_is_forgotten_for_another_of_its_name() {
     let line = |seq: u64, kind: &str, outcome: &str| {

@@ -1,11 +1,14 @@
-//! Which sealed segments go: those whose last record is older than the retention, and the oldest of more bytes than may be
-//! kept; never one that holds an open write. Refusals that anybody can have without end do not count among these bytes: they
-//! have a share for themselves, and when they have come to it, no more are written than counts.
-//! Events say which records go, and are on disk before they do: what is missing without one was taken. They stand right after a
-//! segment's opening and tell all that ever went, so that those before may go too. What is past its time stays for a while after it
-//! was told: a copy of the log that was begun before has the records, and one that is begun later has the event.
+//! Decides which sealed segments are deleted: those whose newest record is older than the retention, and the oldest
+//! ones when the log exceeds its size limit, but never one that holds an open write. Refusals that anybody can cause
+//! without limit do not count toward that size. They have their own share, and once it is used up they are only
+//! counted.
+//!
+//! Events announce deleted records and are on disk before the deletion, so records missing without such an event were
+//! removed by someone else. The events directly follow a segment's opening and list everything ever deleted, so
+//! segments with earlier such events may be deleted too. An expired segment stays for a while after it was announced:
+//! a copy of the log begun before the announcement still has the records, and one begun later has the event.
 
-#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `audit-writer`")]
+#![expect(clippy::disallowed_methods, reason = "at startup, and by the thread `audit-writer`")]
 
 use std::fs;
 use std::io;
@@ -29,21 +32,23 @@ use super::trusted_time::TrustedTime;
 use crate::config;
 use crate::private_files;
 
-/// How often it is looked.
+/// Time between sweeps.
 const SWEEP: Duration = Duration::from_secs(3600);
-/// A segment is sealed at this age at the latest...
+/// Maximum age at which a segment is sealed.
 const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// ...or at this part of the retention, so that records go soon after their time.
+/// Fraction of the retention after which a segment is sealed if that is earlier, so that records are deleted soon
+/// after they expire.
 const AGE_SHARE: u32 = 8;
-/// How long a segment that is past its time stays after that was told. Where there is no room for it, it goes at once.
+/// How long an expired segment stays after its deletion is announced. If there is no room for it, it is deleted at
+/// once.
 const STAYS: Duration = Duration::from_secs(600);
-/// The event that says which records went.
+/// The event that announces deleted records.
 const RETENTION: &str = "retention";
 
-/// The first and the last of records that follow each other.
+/// First and last sequence number of a range of records.
 pub(super) type SeqRange = (u64, u64);
 
-/// A segment that goes.
+/// A segment to be deleted.
 #[derive(Debug)]
 struct ExpiredSegment {
     records: SeqRange,
@@ -51,7 +56,7 @@ struct ExpiredSegment {
     stays: Duration,
 }
 
-/// A segment of which it was told that it goes.
+/// A segment whose deletion was announced.
 #[derive(Debug)]
 struct AnnouncedDeletion {
     first: u64,
@@ -65,7 +70,7 @@ pub(super) struct Retention {
     kept: RetentionState,
     belief: TrustedTime,
     swept: Option<Instant>,
-    /// All that went; `None`: not read yet.
+    /// All records ever deleted. `None` if not read yet.
     gone: Option<Vec<SeqRange>>,
     doomed: Vec<AnnouncedDeletion>,
 }
@@ -77,12 +82,12 @@ impl Retention {
         Self { keep, keep_bytes, kept, belief, swept: None, gone: None, doomed: Vec::new() }
     }
 
-    /// To be called often: whether the clock can be believed shows in how it goes.
+    /// Must be called often: only by observing the clock over time can its steps be detected.
     pub(super) fn observe(&mut self, now: (Instant, Timestamp)) {
         self.belief.observe(now);
     }
 
-    /// What a segment's opening is to say.
+    /// What a segment's opening stores for retention.
     pub(super) fn kept(&self) -> RetentionState {
         RetentionState { believed: Some(self.belief.believed()), ..self.kept }
     }
@@ -91,29 +96,29 @@ impl Retention {
         self.kept.refusal_bytes += bytes;
     }
 
-    /// What the refusals in the log leave of their share.
+    /// How many more bytes of refusals the log may take.
     pub(super) const fn refusals_left(&self) -> u64 {
         refusals_share(self.keep_bytes).saturating_sub(self.kept.refusals_in_log())
     }
 
-    /// Has a segment been written to for so long that it is to be sealed? One that begins in the future shows a clock that was
-    /// wrong, and is old as well.
+    /// Whether a segment has been written for so long that it must be sealed. A segment that begins in the future
+    /// shows that the clock was wrong, and is sealed too.
     pub(super) fn is_aged(&self, begun: Timestamp, now: Timestamp) -> bool {
         now.duration_since(begun).unsigned_abs() >= AGE_MAX.min(self.keep / AGE_SHARE)
     }
 
-    /// Once an hour; whenever a segment is sealed it is swept all the same.
+    /// True once an hour. A sweep also happens whenever a segment is sealed.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP)
     }
 
-    /// Finds what is old. If there is something, the events that say what is gone then, one for records that follow each
-    /// other: they are to stand first in a new segment. When they are on disk, [`Retention::delete`] may follow.
+    /// Finds expired segments. Returns the events that announce the deletions, one per contiguous range; they must be
+    /// the first records of a new segment. Once they are on disk, [`Retention::delete`] may be called.
     pub(super) fn sweep(&mut self, dir: &Path, open: &OpenWrites, now: (Instant, Timestamp)) -> Vec<Record> {
         self.observe(now);
         self.swept = Some(now.0);
         self.find(dir, open, now.0).unwrap_or_else(|error| {
-            tracing::warn!(%error, "old segments of the audit log could not be sought");
+            tracing::warn!(%error, "cannot look for expired segments of the audit log");
             Vec::new()
         })
     }
@@ -129,7 +134,7 @@ impl Retention {
         };
         self.doomed.extend(old.iter().map(|old| AnnouncedDeletion { first: old.records.0, at: now + old.stays }));
         for ExpiredSegment { records, refusal_bytes, .. } in &old {
-            // One that was told to be gone and is there all the same was counted when that was told.
+            // A segment that was announced but still exists was already counted.
             if !gone.iter().any(|range| (range.0..=range.1).contains(&records.0)) {
                 self.kept.refusal_bytes_gone += refusal_bytes;
             }
@@ -140,21 +145,21 @@ impl Retention {
         Ok(events)
     }
 
-    /// Deletes what was found, and told on disk, when its time has come.
+    /// Deletes announced segments whose waiting time is over.
     pub(super) fn delete(&mut self, dir: &Path, now: Instant) {
         for AnnouncedDeletion { first, .. } in self.doomed.extract_if(.., |doomed| doomed.at <= now) {
             let gone = fs::remove_file(segment::path(dir, first));
             if let Err(error) = gone.and_then(|()| fs::remove_file(leaves::path(dir, first))) {
-                tracing::warn!(%error, first, "an old segment of the audit log could not be deleted");
+                tracing::warn!(%error, first, "cannot delete an expired segment of the audit log");
             }
         }
     }
 
-    /// From the oldest on, up to the first that may stay, and never the newest.
+    /// Expired segments, from the oldest up to the first that may stay, and never the newest.
     fn old(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<ExpiredSegment>> {
         let segments = segment::list(dir)?;
         let open: Vec<u64> = open.list().into_iter().map(|write| write.doubt.intent).collect();
-        // One that has gone meanwhile has no size.
+        // A segment deleted meanwhile has no size.
         let size = |first: u64| fs::metadata(segment::path(dir, first)).map_or(0, |about| about.len());
         let all: u64 = segments.iter().map(|first| size(*first)).sum();
         let mut bytes = all.saturating_sub(self.kept.refusals_in_log());
@@ -190,18 +195,18 @@ impl Retention {
 /// A segment's newest record, as far as it can be read.
 struct NewestRecord {
     seq: Option<u64>,
-    /// No record of the segment is younger.
+    /// No record in the segment is newer than this.
     time: Option<Timestamp>,
 }
 
-/// When segments were written. The log's times are a clock's, which may have been wrong: what is said to be of the future, or
-/// cannot be read, is at most as young as the next opening that can be believed; what is said to be long past is at least as
-/// young as what was believed when its segment began.
+/// Determines when segments were written. The log's times come from a clock that may have been wrong. A time that is
+/// in the future or unreadable is replaced by that of the next credible opening; a time far in the past is raised to
+/// the time trusted when its segment began.
 struct SegmentTimes<'d> {
     dir: &'d Path,
     segments: &'d [u64],
     now: Timestamp,
-    /// The last such opening that was sought.
+    /// The last result of [`Self::opened_after`].
     after: Option<(u64, Option<Timestamp>)>,
 }
 
@@ -218,7 +223,7 @@ impl SegmentTimes<'_> {
         Ok(NewestRecord { seq, time: believable.map(|time| begun.map_or(time, |begun| time.max(begun))) })
     }
 
-    /// When the first later segment was begun whose opening can be read and is not of the future.
+    /// When the first later segment began whose opening is readable and not in the future.
     fn opened_after(&mut self, first: u64) -> Option<Timestamp> {
         if let Some((_, time)) = self.after.filter(|(found, _)| *found > first) {
             return time;
@@ -231,7 +236,7 @@ impl SegmentTimes<'_> {
     }
 }
 
-/// Bytes of refusals in the segment before `next`. What both openings say is enough where no other segment was between them.
+/// Bytes of refusals in the segment before `next`. The two openings tell, unless a segment between them is gone.
 fn refusal_bytes(dir: &Path, (first, next): SeqRange, newest: Option<u64>) -> io::Result<u64> {
     let Some(before) = readable_opening(dir, first) else { return Ok(0) };
     if newest == Some(next - 1)
@@ -248,7 +253,7 @@ fn refusal_bytes(dir: &Path, (first, next): SeqRange, newest: Option<u64>) -> io
     Ok(bytes)
 }
 
-/// All that is gone, by the newest segment that begins with such events.
+/// All announced deletions, from the newest segment that begins with such events.
 fn told(dir: &Path) -> io::Result<Vec<SeqRange>> {
     for first in segment::list(dir)?.into_iter().rev() {
         let mut lines = LineReader::new(private_files::open_to_read(&segment::path(dir, first))?);
@@ -265,7 +270,7 @@ fn told(dir: &Path) -> io::Result<Vec<SeqRange>> {
     Ok(Vec::new())
 }
 
-/// Ranges that overlap or follow each other are one.
+/// Merges ranges that overlap or adjoin.
 fn merged(mut ranges: Vec<SeqRange>) -> Vec<SeqRange> {
     ranges.sort_unstable();
     let mut merged: Vec<SeqRange> = Vec::new();
@@ -278,7 +283,7 @@ fn merged(mut ranges: Vec<SeqRange>) -> Vec<SeqRange> {
     merged
 }
 
-/// The records that this one says to be gone; `None`: it is no such event.
+/// The records that this event announces as deleted. Returns `None` if it is not such an event.
 pub(super) fn gone(seen: &StoredRecord<'_>) -> Option<SeqRange> {
     #[derive(Deserialize)]
     struct Gone {

@@ -1,33 +1,33 @@
-//! What retention must know over a restart: each segment's opening says it.
+//! What retention must know after a restart; each segment's opening stores it.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The part of `retention_bytes` that refusals of whoever is not known, or too fast, have for themselves. The rest is for all
-/// other records, however many of those there are.
+/// Divisor of `retention_bytes` that gives the part reserved for refusals of unidentified and rate-limited callers.
+/// Other records use the rest, however many there are.
 const REFUSALS_PART: u64 = 8;
 
-/// The share of `retention_bytes` that is the refusals'.
+/// The part of `retention_bytes` that refusals may use.
 pub(super) const fn refusals_share(retention_bytes: u64) -> u64 {
     retention_bytes / REFUSALS_PART
 }
 
-/// What an opening says for retention; a segment of an earlier makegate says nothing.
+/// What an opening stores for retention; segments from older versions lack it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RetentionState {
-    /// Bytes of refusals that were ever written.
+    /// Bytes of refusals ever written.
     #[serde(default)]
     pub(crate) refusal_bytes: u64,
-    /// Those of them that retention has taken.
+    /// Bytes of refusals that retention has deleted.
     #[serde(default)]
     pub(crate) refusal_bytes_gone: u64,
-    /// Which time it was as far as the clock was believed.
+    /// The trusted time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) believed: Option<Timestamp>,
 }
 
 impl RetentionState {
-    /// Bytes of refusals that are in the log.
+    /// Bytes of refusals still in the log.
     pub(super) const fn refusals_in_log(&self) -> u64 {
         self.refusal_bytes.saturating_sub(self.refusal_bytes_gone)
     }

@@ -1,4 +1,4 @@
-//! What retention takes, and what it must not, on real files.
+//! What retention deletes, and what it must not delete, on real files.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::config;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A refusal of somebody who is not known.
+/// A refusal of an unidentified caller.
 fn refusal(request: &str) -> Box<Record> {
     Box::new(Record { caller: None, refusal: Some("MG111"), ..record(Kind::Request, request) })
 }
@@ -23,7 +23,7 @@ fn is_refusal(line: &Value) -> bool {
     line["kind"] == "refusals" || (line["kind"] == "request" && line["caller"].is_null())
 }
 
-/// Bytes of the log's files: of refusals, and of all else.
+/// Bytes in the log's files: of refusals, and of everything else.
 fn bytes(settings: &config::AuditConfig) -> (u64, u64) {
     let (mut refusals, mut others) = (0, 0);
     for first in segment::list(&settings.dir).unwrap() {
@@ -36,18 +36,18 @@ fn bytes(settings: &config::AuditConfig) -> (u64, u64) {
     (refusals, others)
 }
 
-/// Refuses until the log takes no more of it; how many it took.
+/// Records refusals until the log takes no more; returns how many it took.
 async fn flood(log: &Arc<AuditLog>) -> usize {
     for n in 0..3_000 {
         if !log.refusals_fit() {
-            log.flush().await; // what is on its way weighs more than it will on disk
+            log.flush().await; // records in the buffer count for more than they will on disk
             if !log.refusals_fit() {
                 return n;
             }
         }
         log.reserve().unwrap().fill_refusal(refusal(&format!("x{n}"))).unwrap();
     }
-    panic!("there is no end of it");
+    panic!("the log never stops taking refusals");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +62,7 @@ async fn refusals_have_a_share_of_the_log_and_push_nothing_else_out() {
     let mut written = 0;
     for round in 0..4 {
         let (log, _) = open(&settings, &Clock::system()).await;
-        // As many writes as there is room for beside any number of refusals.
+        // As many writes as fit beside any number of refusals.
         while bytes(&settings).1 < (settings.retention_bytes - share - 4096) * (round + 1) / 4 {
             write(&log, written).await;
             written += 1;
@@ -73,17 +73,17 @@ async fn refusals_have_a_share_of_the_log_and_push_nothing_else_out() {
         let (refusals, _) = bytes(&settings);
         assert!((share..share + 512).contains(&refusals), "{refusals} of {share}");
         let (start, _) = recover(&settings.dir).unwrap();
-        assert_eq!(start.kept.refusals_in_log(), refusals, "after round {round} the account is wrong");
+        assert_eq!(start.kept.refusals_in_log(), refusals, "wrong account after round {round}");
         let lines = lines(&settings);
         assert_eq!(count(&lines, "event", "retention"), 0);
         assert_eq!((count(&lines, "kind", "intent"), count(&lines, "kind", "outcome")), (written, written));
     }
-    // More than there is room for: the oldest go, and with them refusals, so that there is room for others.
+    // More than fits: the oldest segments are deleted together with their refusals, which makes room for new ones.
     let (log, _) = open(&settings, &Clock::system()).await;
     for n in 0..800 {
         write(&log, written + n).await;
     }
-    assert!(flood(&log).await > 0, "what retention took of refusals is free again");
+    assert!(flood(&log).await > 0, "deleted refusals make room for new ones");
     log.close().await;
     drop(log);
     let (refusals, others) = bytes(&settings);
@@ -92,7 +92,7 @@ async fn refusals_have_a_share_of_the_log_and_push_nothing_else_out() {
     assert_eq!(count(&lines(&settings), "request", "w0"), 0);
 }
 
-/// Refusals that wait for the disk wait in their part of the buffer: the rest is for others.
+/// Refusals waiting for the disk use only their part of the buffer and leave the rest to others.
 #[test]
 fn refusals_have_a_part_of_the_buffer() {
     let dir = tempfile::tempdir().unwrap();
@@ -103,15 +103,15 @@ fn refusals_have_a_part_of_the_buffer() {
         let (mine, other) =
             (buffer::BufferCharge { records: 1, bytes: 500, refusal: true }, buffer::BufferCharge::default());
         let taken = (0..80).filter(|_| buffer.is_refusals(mine)).count();
-        assert_eq!(taken, 10, "an eighth");
+        assert_eq!(taken, 10, "refusals get an eighth");
         let other = buffer::BufferCharge { records: 1, bytes: 500, ..other };
-        assert!((0..80).all(|_| buffer.take(other)), "all of it is there for others");
+        assert!((0..80).all(|_| buffer.take(other)), "others may use all of it");
         buffer.release(mine);
-        assert!(buffer.is_refusals(mine) && !buffer.is_refusals(mine), "room comes back");
+        assert!(buffer.is_refusals(mine) && !buffer.is_refusals(mine), "released room can be used again");
     }
 }
 
-/// A segment that stays for an open write keeps its refusals when those after it have gone.
+/// A segment kept for an open write keeps its refusals, even when later segments have been deleted.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_account_of_refusals_is_right_with_segments_missing_between() {
     let dir = tempfile::tempdir().unwrap();
@@ -137,7 +137,7 @@ async fn the_account_of_refusals_is_right_with_segments_missing_between() {
     assert_eq!(recover(&settings.dir).unwrap().0.kept.refusals_in_log(), refusals);
 }
 
-/// Two years of a wrong clock: one segment an hour, over a restart too, until somebody notices.
+/// The clock is wrong by two years: one segment is deleted per hour, across a restart too, until somebody notices.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_steps_past_the_retention_does_not_empty_the_log() {
     let dir = tempfile::tempdir().unwrap();
@@ -149,7 +149,7 @@ async fn a_clock_that_steps_past_the_retention_does_not_empty_the_log() {
     };
     let gone = async || {
         let (first, mut last) = (segment::list(&settings.dir).unwrap()[0], 0);
-        // What a sweep found stays for a while.
+        // A segment stays for a while after a sweep found it.
         for round in 0..40 {
             if round == 20 {
                 assert_eq!(segment::list(&settings.dir).unwrap()[0], first);
@@ -173,21 +173,21 @@ async fn a_clock_that_steps_past_the_retention_does_not_empty_the_log() {
     for hour in 1..=3 {
         clock.advance(HOUR + Duration::from_secs(1));
         let segments = segment::list(&settings.dir).unwrap();
-        assert_eq!(gone().await, segments[1], "one in hour {hour}");
+        assert_eq!(gone().await, segments[1], "one segment in hour {hour}");
         oldest = segments[1];
     }
     log.close().await;
     drop(log);
     (log, _) = open(&settings, &clock).await;
-    assert_eq!(gone().await, oldest, "a start is not a hour");
-    // The clock is right again: what was written meanwhile is said to be of the future, and nothing is old.
+    assert_eq!(gone().await, oldest, "a restart does not count as an hour");
+    // The clock is right again: records written meanwhile carry future times, and nothing is old.
     clock.step(-years);
     clock.advance(HOUR * 2);
     for n in 100..120 {
         write(&log, n).await;
     }
     assert_eq!(gone().await, oldest);
-    // And in their time all go, those of the future too.
+    // In due time all are deleted, including those with future times.
     clock.advance(settings.retention + HOUR * 48);
     write(&log, 120).await;
     for _ in 0..400 {
@@ -201,7 +201,7 @@ async fn a_clock_that_steps_past_the_retention_does_not_empty_the_log() {
     assert_eq!((count(&left, "request", "e99"), count(&left, "request", "e120")), (0, 1));
 }
 
-/// Segments may go between listing and reading.
+/// Segments may be deleted between listing and reading.
 fn lines_if_whole(settings: &config::AuditConfig) -> Vec<Value> {
     let segments = segment::list(&settings.dir).unwrap();
     let texts = segments.iter().filter_map(|first| std::fs::read_to_string(segment::path(&settings.dir, *first)).ok());

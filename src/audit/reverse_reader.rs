@@ -1,4 +1,4 @@
-//! The log's lines, newest first, read from the files in blocks.
+//! Reads the log's lines from the files in blocks, newest first.
 
 #![expect(clippy::disallowed_methods, reason = "by `disk::wait`, and by commands")]
 
@@ -13,32 +13,32 @@ use crate::private_files;
 
 const BLOCK: u64 = 256 << 10;
 
-/// Reads backwards through the segments. What is no record is passed over, and what a later segment makes void.
+/// Reads backward through the segments. Skips what is not a record and what a later segment makes void.
 #[derive(Debug)]
 pub(crate) struct ReverseReader {
     dir: PathBuf,
-    /// Those not begun yet, the newest last.
+    /// Segments not begun yet, newest last.
     segments: Vec<u64>,
-    /// Only records below this number.
+    /// Only records below this number are returned.
     below: u64,
-    /// The segment that is read, or was last.
+    /// The segment that is being read, or was read last.
     segment: u64,
     file: Option<File>,
-    /// Where in the file `block` begins.
+    /// Offset of `block` in the file.
     start: u64,
-    /// Read and not handed out yet.
+    /// Bytes read but not returned yet.
     block: Vec<u8>,
 }
 
 impl ReverseReader {
-    /// From the newest record below this number on.
+    /// Starts with the newest record below this number.
     pub(crate) fn below(dir: &Path, below: u64) -> io::Result<Self> {
         let mut segments = segment::list(dir)?;
         segments.retain(|first| *first < below);
         Ok(Self { dir: dir.to_owned(), segments, below, segment: u64::MAX, file: None, start: 0, block: Vec::new() })
     }
 
-    /// The newest of those that are left.
+    /// The newest remaining record.
     pub(crate) fn newest(&mut self) -> io::Result<Option<Vec<u8>>> {
         while let Some(line) = self.line()? {
             if let Some(seen) = StoredRecord::parse(&line).filter(|seen| seen.seq < self.below) {
@@ -49,7 +49,7 @@ impl ReverseReader {
         Ok(None)
     }
 
-    /// The line before, of whatever kind.
+    /// The preceding line, of whatever kind.
     fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some(newline) = memchr::memrchr(b'\n', &self.block) {
@@ -67,7 +67,7 @@ impl ReverseReader {
         }
     }
 
-    /// Opens the next segment. What follows its last newline is no whole line and is dropped.
+    /// Opens the next segment. What follows its last newline is not a complete line and is dropped.
     fn begin_segment(&mut self) -> io::Result<bool> {
         let Some(first) = self.segments.pop() else { return Ok(false) };
         self.below = self.below.min(self.segment);

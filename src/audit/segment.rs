@@ -1,11 +1,11 @@
-//! The log's files: `NNNNNNNNNNNNNNNNNNNN.jsonl`, named by the first sequence number in them, one record a line.
+//! The log's files: `NNNNNNNNNNNNNNNNNNNN.jsonl`, named after their first sequence number, one record per line.
 //!
-//! The first record of each is the event `segment`: the tree over all earlier records and the writes that are open. So
-//! a segment can be read, proven and gone on from when all earlier ones have been deleted.
+//! The first record of each file is the event `segment`, which holds the tree over all earlier records and the open
+//! writes. A segment can therefore be read, proven and continued after all earlier ones have been deleted.
 //!
-//! A later segment's name decides: a record whose number is not below it is void where it stands in an earlier segment.
-//! That happens when the disk failed under a batch: its records were acknowledged to nobody and are written again, with
-//! these numbers, in a segment of their own, even if the broken file could not be cut back.
+//! A later segment's name takes precedence: records in an earlier segment with that number or a higher one are void.
+//! This happens when the disk fails during a batch: its records were acknowledged to nobody, so they are written
+//! again, with the same numbers, to a new segment, even if the broken file could not be truncated.
 
 #![expect(clippy::disallowed_methods, reason = "by threads that own files, by `disk::wait`, and by commands")]
 
@@ -23,13 +23,12 @@ use super::retention_state::RetentionState;
 use super::tree::Tree;
 use crate::hash;
 
-/// The version of the format that this makegate writes and the newest that it reads.
+/// The log format that this version writes, and the newest it reads.
 pub(crate) const FORMAT: u32 = 1;
 
 const DIGITS: usize = 20;
 const SUFFIX: &str = ".jsonl";
 
-/// Where the segment that begins with this sequence number is.
 pub(crate) fn path(dir: &Path, first: u64) -> PathBuf {
     dir.join(format!("{first:020}{SUFFIX}"))
 }
@@ -48,32 +47,29 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<u64>> {
     Ok(all)
 }
 
-/// The segment that follows this one.
 pub(crate) fn after(dir: &Path, segment: u64) -> io::Result<Option<u64>> {
     Ok(list(dir)?.into_iter().find(|first| *first > segment))
 }
 
-/// What a segment's first record says.
+/// What a segment's first record holds.
 #[derive(Clone, Debug)]
 pub(crate) struct SegmentOpening {
     /// The tree over all records before this segment.
     pub(crate) tree: Tree,
-    /// The writes that are open before this segment.
+    /// The writes that were open when this segment began.
     pub(crate) open: OpenWrites,
-    /// When the segment was begun.
     pub(crate) time: Timestamp,
-    /// For the retention.
+    /// What retention needs to know after a restart.
     pub(crate) kept: RetentionState,
-    /// The name of the fingerprints' key. Segments of an old makegate have none.
+    /// Identifies the fingerprint key. Segments from older versions have none.
     pub(crate) fingerprint_key: Option<String>,
 }
 
-/// Why a line is no [`SegmentOpening`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum BadOpening {
-    /// It is damaged, or another record.
+    /// The line is damaged, or is some other record.
     Damaged,
-    /// A newer makegate wrote it, in this format.
+    /// Written by a newer makegate in this format.
     Newer(u32),
 }
 
@@ -93,7 +89,7 @@ struct StoredOpening {
     kept: RetentionState,
 }
 
-/// The part that no format will change.
+/// The part that every format shares.
 #[derive(Deserialize)]
 struct OpeningVersion {
     event: String,
@@ -101,7 +97,7 @@ struct OpeningVersion {
 }
 
 impl SegmentOpening {
-    /// Its line, without the newline. Its sequence number is the tree's size plus one.
+    /// The line, without its newline. Its sequence number is the tree's size plus one.
     pub(crate) fn render(&self) -> Vec<u8> {
         let stored = StoredOpening {
             seq: self.tree.size() + 1,
@@ -120,7 +116,7 @@ impl SegmentOpening {
         line
     }
 
-    /// Reads the first line of the segment that begins with `first`.
+    /// Parses the first line of the segment that begins with `first`.
     pub(crate) fn parse(line: &[u8], first: u64) -> Result<Self, BadOpening> {
         let version: OpeningVersion = serde_json::from_slice(line).map_err(|_| BadOpening::Damaged)?;
         if version.event == "segment" && version.format > FORMAT {

@@ -1,6 +1,7 @@
-//! A file that only occupies space: when the disk is full it is freed, so that writes under way get their outcomes recorded.
+//! A file that only occupies space. When the disk is full it is freed, so that outcomes of writes under way can still
+//! be recorded.
 
-#![expect(clippy::disallowed_methods, reason = "only the thread `audit-writer` has the reserve")]
+#![expect(clippy::disallowed_methods, reason = "only the thread `audit-writer` uses the reserve")]
 
 use std::fs::{self, File};
 use std::io;
@@ -9,14 +10,13 @@ use std::path::{Path, PathBuf};
 use super::disk::Disk;
 use crate::private_files;
 
-/// The most that it occupies.
+/// Maximum size of the reserve.
 const RESERVE_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Debug, PartialEq, Eq)]
 enum ReserveState {
-    /// Not there, and the disk does not give it.
+    /// Not on disk, because there is no space for it.
     Missing,
-    /// There.
     Held,
     /// Freed when the disk was full.
     Freed,
@@ -34,13 +34,13 @@ impl SpaceReserve {
         Self { path: dir.join("reserve"), bytes: segment_bytes.min(RESERVE_BYTES_MAX), state: ReserveState::Missing }
     }
 
-    /// Occupies the space, if there is so much; `true`: it does.
+    /// Occupies the space if it is available; returns true if it did.
     pub(super) fn restore(&mut self, disk: &dyn Disk) -> bool {
         if self.state != ReserveState::Held {
             match self.occupy(disk) {
                 Ok(()) => self.state = ReserveState::Held,
                 Err(error) => {
-                    tracing::debug!(%error, "there is no space for the audit log's reserve");
+                    tracing::debug!(%error, "no space for the audit log's reserve");
                     let _it_may_not_be_there = fs::remove_file(&self.path);
                 }
             }
@@ -56,7 +56,7 @@ impl SpaceReserve {
         disk.allocate(&file, self.bytes)
     }
 
-    /// Frees the space if this error says that the disk is full; `true`: it did.
+    /// Frees the space if the error says that the disk is full; returns true if it did.
     pub(super) fn free_for(&mut self, error: &io::Error) -> bool {
         let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         let freed = full && self.state == ReserveState::Held && fs::remove_file(&self.path).is_ok();

@@ -1,4 +1,4 @@
-//! What a line of the log says, as far as the log itself needs to know when it reads its own files.
+//! The parts of a log line that the log itself needs when it reads its own files.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::field_hashes::FieldHashes;
 use super::record::{Kind, is_refusal};
 use crate::ids::RequestId;
 
-/// A stored record's fields that recovery, the index and filters look at.
+/// The fields of a stored record used by recovery, the index and filters.
 #[derive(Debug, Deserialize)]
 pub(crate) struct StoredRecord<'l> {
     pub(crate) seq: u64,
@@ -49,24 +49,23 @@ pub(crate) struct StoredRecord<'l> {
 }
 
 impl<'l> StoredRecord<'l> {
-    /// `None`: this line is no record.
+    /// Returns `None` if the line is not a record.
     pub(crate) fn parse(line: &'l [u8]) -> Option<Self> {
         serde_json::from_slice(line).ok()
     }
 
-    /// Its request's id.
     pub(crate) fn request_id(&self) -> Option<RequestId> {
         self.request.as_ref().and_then(|id| RequestId::parse(id.as_bytes()))
     }
 
-    /// As [`super::record::Record::is_refusal`].
+    /// Like [`super::record::Record::is_refusal`].
     pub(crate) fn is_refusal(&self) -> bool {
         let kind = Kind::parse(&self.kind);
         kind.is_some_and(|kind| is_refusal(kind, self.caller.is_some(), self.refusal.as_deref()))
     }
 }
 
-/// A text of a line, borrowed unless it holds escapes. (In an `Option` serde copies a `Cow`, borrowed or not.)
+/// Text borrowed from a line unless it contains escapes. (Inside an `Option`, serde always copies a `Cow`.)
 #[derive(Debug)]
 pub(crate) struct BorrowedText<'l>(Cow<'l, str>);
 
@@ -90,7 +89,7 @@ impl<'de> Visitor<'de> for Borrowing {
     type Value = Cow<'de, str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text")
+        f.write_str("a string")
     }
 
     fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {

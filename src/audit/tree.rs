@@ -2,10 +2,10 @@
 
 use crate::hash;
 
-/// A node's or leaf's hash.
+/// Hash of a node or leaf.
 pub type Hash = [u8; 32];
 
-/// The hash of a record's line (without its newline) as a leaf: SHA-256(0x00 ‖ line).
+/// The leaf hash of a record's line (without its newline): SHA-256(0x00 ‖ line).
 #[must_use]
 pub fn leaf(line: &[u8]) -> Hash {
     hash::sha256_parts(&[&[0], line])
@@ -15,7 +15,7 @@ pub(crate) fn node(left: &Hash, right: &Hash) -> Hash {
     hash::sha256_parts(&[&[1], left, right])
 }
 
-/// A tree of `size` leaves: one hash for every bit that is set in the size, the largest subtree first.
+/// A tree of `size` leaves: one hash for every bit set in the size, largest subtree first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree {
     size: u64,
@@ -23,14 +23,15 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// The tree that a segment's first record describes; `None`: these hashes cannot be of so many leaves.
+    /// Rebuilds the tree that a segment's first record describes. Returns `None` if the number of hashes does not fit
+    /// the size.
     #[must_use]
     pub fn from_parts(size: u64, frontier: Vec<Hash>) -> Option<Self> {
         let subtrees = usize::try_from(size.count_ones()).ok()?;
         (frontier.len() == subtrees).then_some(Self { size, frontier })
     }
 
-    /// A tree of so many leaves that nobody can read any more: each counts as the empty line.
+    /// A tree of `size` leaves that can no longer be read; each counts as an empty line.
     #[must_use]
     pub fn of_unreadable(size: u64) -> Self {
         let mut subtrees = Vec::new();
@@ -45,13 +46,13 @@ impl Tree {
         Self { size, frontier: subtrees }
     }
 
-    /// How many leaves.
+    /// Number of leaves.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// The roots of the perfect subtrees, the largest first.
+    /// The roots of the perfect subtrees, largest first.
     #[must_use]
     pub fn frontier(&self) -> &[Hash] {
         &self.frontier
@@ -69,7 +70,7 @@ impl Tree {
         self.size += 1;
     }
 
-    /// The root hash (of no leaves: SHA-256 of nothing).
+    /// The root hash (for no leaves, SHA-256 of the empty string).
     #[must_use]
     pub fn root(&self) -> Hash {
         let mut subtrees = self.frontier.iter().rev();
@@ -82,7 +83,7 @@ impl Tree {
 mod tests {
     use super::*;
 
-    /// RFC 9162, 2.1.1, to the letter.
+    /// RFC 9162, section 2.1.1, taken literally.
     fn naive_root(leaves: &[Vec<u8>]) -> Hash {
         match leaves {
             [] => hash::sha256(b""),
@@ -118,7 +119,7 @@ mod tests {
 
     #[test]
     fn known_answer() {
-        // RFC 9162's hashes of the empty tree and of one empty leaf.
+        // RFC 9162's hashes of the empty tree and of a single empty leaf.
         assert_eq!(
             hash::hex(&Tree::default().root()),
             "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

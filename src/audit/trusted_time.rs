@@ -1,14 +1,16 @@
-//! Which time it is, as far as retention believes it. What is deleted for its age never comes back, and a wall clock may be
-//! wrong by years: a step of it is believed only when it has gone on in time with the monotonic clock for as long as it stepped.
-//! Until then what is old by its word alone goes one segment an hour, so that there is time to notice.
+//! The time that retention trusts. What is deleted for its age never comes back, and a wall clock can be wrong by
+//! years. A clock step is trusted only after the clock has then kept pace with the monotonic clock for as long as the
+//! step itself. Until then, segments that only the untrusted clock calls old are deleted one per hour, which leaves
+//! time to notice.
 
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Between two segments that are old by the word of a clock that is not believed.
+/// Minimum time between two deletions on the word of an untrusted clock.
 const UNSURE: Duration = Duration::from_secs(3600);
-/// What the two clocks may differ by between two looks, and the part of the time between: more is a step.
+/// How far the two clocks may drift apart between two observations, both in absolute terms and as a fraction of the
+/// time passed; anything more is a step.
 const TOLERANCE: Duration = Duration::from_secs(1);
 const DRIFT_PART: u32 = 10;
 
@@ -17,20 +19,19 @@ pub(super) struct TrustedTime {
     believed: Timestamp,
     wall: Timestamp,
     looked: Instant,
-    /// How long the clocks have agreed.
     agreed: Duration,
-    /// When something was last taken on the word of a clock that was not believed. A restart counts as such a moment.
+    /// When a segment was last deleted on the word of an untrusted clock. A restart counts as such a deletion.
     unsure: Instant,
 }
 
 impl TrustedTime {
-    /// A start goes on from what the run before believed: how long ago that was, only the wall clock says.
+    /// Continues from the time that the previous run trusted. Only the wall clock says how long ago that was.
     pub(super) fn new(believed: Option<Timestamp>, (now, wall): (Instant, Timestamp)) -> Self {
         let believed = believed.unwrap_or(wall);
         Self { believed, wall, looked: now, agreed: Duration::ZERO, unsure: now }
     }
 
-    /// To be called often: a step of the clock is seen when it is small beside what has passed since the last look.
+    /// Must be called often: a step can only be detected if it is large compared with the time since the last call.
     pub(super) fn observe(&mut self, (now, wall): (Instant, Timestamp)) {
         let passed = now.saturating_duration_since(self.looked);
         let stepped = wall.duration_since(later(self.wall, passed)).unsigned_abs() > TOLERANCE + passed / DRIFT_PART;
@@ -49,7 +50,7 @@ impl TrustedTime {
         self.wall
     }
 
-    /// May a segment go whose newest record is of this time, when records are kept so long?
+    /// Whether a segment whose newest record has this time may be deleted, given how long records are kept.
     pub(super) fn may_delete(&mut self, time: Timestamp, keep: Duration) -> bool {
         let is_old = |now: Timestamp| now.duration_since(time) >= SignedDuration::try_from(keep).unwrap_or_default();
         if is_old(self.believed.min(self.wall)) {
@@ -76,17 +77,17 @@ mod tests {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
     const KEEP: Duration = Duration::from_secs(400 * 24 * 3600);
 
-    /// A gateway that seals a segment each day, and a clock that can be wrong.
+    /// A gateway that seals a segment every day, with a wall clock that can be wrong.
     struct Run {
         belief: TrustedTime,
         now: Instant,
-        /// The time as it is.
+        /// The true time.
         truth: Timestamp,
-        /// By how much the wall clock is wrong.
+        /// The wall clock's error.
         off: SignedDuration,
-        /// The segments' newest times, by the wall clock, and by the truth.
+        /// Each segment's newest time, by the wall clock and in truth.
         segments: Vec<(Timestamp, Timestamp)>,
-        /// How old by the truth those were that went.
+        /// The true age of each deleted segment when it was deleted.
         went: Vec<Duration>,
     }
 
@@ -101,7 +102,7 @@ mod tests {
             self.truth + self.off
         }
 
-        /// So long; a look each `step`, a sweep each hour.
+        /// Lets this much time pass, observing the clock every `step` and sweeping every hour.
         fn pass(&mut self, time: Duration, step: Duration) {
             let mut passed = Duration::ZERO;
             while passed < time {
@@ -131,7 +132,7 @@ mod tests {
             self.belief.observe((self.now, self.wall()));
         }
 
-        /// Down for so long; the next start knows what the last opening said.
+        /// Stops for this long; the next start knows what the last opening recorded.
         fn restart(&mut self, down: Duration) {
             let believed = self.belief.believed();
             (self.now, self.truth) = (self.now + Duration::from_secs(1), self.truth + down);
@@ -157,7 +158,7 @@ mod tests {
         run.pass(KEEP, HOUR);
         run.step(years(2));
         run.sweep();
-        assert_eq!(run.went.len(), 1, "what is old by now, and nothing else");
+        assert_eq!(run.went.len(), 1, "only what is old by now");
         run.pass(10 * HOUR, Duration::from_secs(900));
         assert_eq!(run.went.len(), 11);
         run.step(-years(2));
@@ -190,7 +191,7 @@ mod tests {
         assert_eq!(run.went, Vec::<Duration>::new());
         run.step(years(30));
         run.pass(DAY, HOUR);
-        assert_eq!(run.went.len(), 40, "and what became old meanwhile goes when the clock is right again");
+        assert_eq!(run.went.len(), 40, "what became old meanwhile is deleted once the clock is right again");
     }
 
     #[test]
@@ -222,7 +223,7 @@ mod tests {
             run.sweep();
             run.pass(HOUR / 2, HOUR / 4);
         }
-        assert_eq!(run.went, Vec::<Duration>::new(), "a start is not a hour");
+        assert_eq!(run.went, Vec::<Duration>::new(), "a restart does not count as an hour");
         run.pass(10 * HOUR, HOUR);
         assert_eq!(run.went.len(), 10);
     }

@@ -1,9 +1,10 @@
-//! The one thread that writes the log. A batch is what arrived during the last fdatasync; only writes wait for it.
+//! The only thread that writes the log. A batch is whatever arrived during the last fdatasync; only writes wait for
+//! it.
 //!
-//! A batch that fails is acknowledged to nobody: the segment that it was for is cut back to what was acknowledged and
-//! never synced again, and the batch is rendered again, with the same numbers, into a new segment.
+//! A failed batch is acknowledged to nobody. Its segment is truncated to what was acknowledged and never synced
+//! again, and the batch is rendered again, with the same numbers, into a new segment.
 
-#![expect(clippy::disallowed_methods, reason = "this is the thread `audit-writer`")]
+#![expect(clippy::disallowed_methods, reason = "only the thread `audit-writer` runs this")]
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -33,39 +34,39 @@ use crate::config;
 use crate::private_files;
 use crate::process_log::STATE;
 
-/// How often it looks, when nothing comes, whether a head or the retention is due.
+/// When idle, how often to check whether a head or a retention sweep is due.
 const IDLE: Duration = Duration::from_millis(250);
 /// How often a failed disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// Records in one batch.
+/// Maximum number of records in a batch.
 const BATCH_MAX: usize = 4096;
 
-/// The segment that is written to.
+/// The segment being written.
 #[derive(Debug)]
 pub(super) struct ActiveSegment {
     pub(super) first: u64,
     path: PathBuf,
     file: File,
     identity: (u64, u64),
-    /// What was acknowledged of it, in bytes.
+    /// Length that was acknowledged, in bytes.
     length: u64,
     begun: Timestamp,
-    /// What its leaf hashes are appended to, as long as that works.
+    /// File for its leaf hashes. `None` once writing it has failed.
     leaves: Option<File>,
 }
 
 impl ActiveSegment {
-    /// A file that lacks some is of no use, and not added to.
+    /// A file with hashes missing is useless, so it is not continued.
     fn add_leaves(&mut self, leaves: &[Hash]) {
         let added = self.leaves.as_mut().map(|file| file.write_all(leaves.as_flattened()));
         if let Some(Err(error)) = added {
-            tracing::warn!(%error, "leaf hashes of the audit log could not be written");
+            tracing::warn!(%error, "cannot write leaf hashes of the audit log");
             self.leaves = None;
         }
     }
 }
 
-/// What a batch became: all that changes when it is on disk.
+/// The changes to make once a batch is on disk.
 struct StoredBatch {
     tree: Tree,
     first: u64,
@@ -73,7 +74,6 @@ struct StoredBatch {
     refusal_bytes: u64,
 }
 
-/// The writer thread's own.
 #[derive(Debug)]
 pub(super) struct LogWriter {
     pub(super) shared: Arc<LogShared>,
@@ -84,14 +84,14 @@ pub(super) struct LogWriter {
     pub(super) active: Option<ActiveSegment>,
     pub(super) pending: VecDeque<PendingRecord>,
     rendered: Vec<u8>,
-    /// The leaf hashes of what was rendered.
+    /// The leaf hashes of the rendered records.
     leaves: Vec<Hash>,
-    /// A segment was sealed since the last head.
+    /// Whether a segment was sealed since the last head.
     sealed: bool,
     pub(super) outage: Option<Outage>,
     pub(super) reserve: SpaceReserve,
     retention: Retention,
-    /// Records that came through the buffer, and one for those of the start.
+    /// Number of records taken from the buffer, plus one for the start's own records.
     taken: u64,
 }
 
@@ -107,7 +107,7 @@ impl LogWriter {
         if let (Some(last), []) = (start.last, &*recovered.quarantined)
             && let Err(error) = leaves::mend(&shared.dir, last, &start.leaves, recovered.clean)
         {
-            tracing::warn!(%error, "the leaf hashes of the audit log's last segment could not be written");
+            tracing::warn!(%error, "cannot write the leaf hashes of the audit log's last segment");
         }
         let retention = Retention::new(settings, start.kept, (now, shared.clock.wall()));
         shared.refusals_left.store(retention.refusals_left(), Ordering::Relaxed);
@@ -131,7 +131,7 @@ impl LogWriter {
         writer
     }
 
-    /// Goes on with the last segment after a clean stop. If it cannot be opened, a new one is as good.
+    /// Continues the last segment after a clean stop. If it cannot be opened, a new one does as well.
     fn resume(&mut self, resume: Option<(u64, SegmentOpening)>) {
         let Some((first, opening)) = resume else { return };
         let path = segment::path(&self.shared.dir, first);
@@ -145,7 +145,7 @@ impl LogWriter {
         }
     }
 
-    /// Writes until the end that [`WriterStage`] tells.
+    /// Writes until [`WriterStage`] says to end.
     pub(super) fn run(mut self) {
         self.reserve.restore(&*self.disk);
         self.round();
@@ -163,7 +163,7 @@ impl LogWriter {
                 self.sweep();
             }
             if self.pending.is_empty() {
-                self.look_after_active(); // a batch does so by itself
+                self.look_after_active(); // a batch checks this itself
             }
             self.round();
             self.tell_flushed();
@@ -176,24 +176,27 @@ impl LogWriter {
         self.end(taken);
     }
 
-    /// The last round: nothing is taken any more, and who still waits is told.
+    /// The last round: nothing more is accepted, and everyone still waiting is answered.
     fn end(mut self, mut last: Vec<PendingRecord>) {
         let closing = self.shared.buffer.stage() == WriterStage::Closing;
         self.shared.buffer.seal(&mut last);
         self.pending.extend(last);
         if closing {
-            let stop = Record::event(self.shared.clock.wall(), STOP, "the gateway stops; everything is recorded");
+            let stop = Record::event(self.shared.clock.wall(), STOP, "the gateway stops; everything has been recorded");
             self.pending.push_back(PendingRecord::own(stop));
         }
         self.round();
         self.after_round(true);
         self.shared.heads.settle();
         if !self.pending.is_empty() {
-            tracing::error!(records = self.pending.len(), "records are lost: the audit log's disk fails at the end");
+            tracing::error!(
+                records = self.pending.len(),
+                "records are lost: the audit log's disk failed during shutdown"
+            );
         } else if closing
             && let Err(error) = closing_head::close(&self.shared.dir, &self.shared.heads.closing(&self.tree))
         {
-            tracing::warn!(%error, "the head that the audit log is closed with could not be stored");
+            tracing::warn!(%error, "cannot store the audit log's closing head");
         }
         self.pending.iter().for_each(|entry| self.shared.give_back(entry));
         self.shared.ended.send_modify(|threads| *threads += 1);
@@ -202,14 +205,14 @@ impl LogWriter {
         }
     }
 
-    /// Writes what is pending, if the disk lets it.
+    /// Writes what is pending, if the disk works.
     fn round(&mut self) {
         if self.outage.is_some() && !self.try_again() {
             return;
         }
         while !self.pending.is_empty() {
             if let Err(first) = self.write_batch() {
-                // One bad file is no bad disk: once more, in a new segment.
+                // One bad file is not a bad disk, so try once more in a new segment.
                 let again = if self.reserve.free_for(&first) { Err(first) } else { self.write_batch() };
                 if let Err(error) = again {
                     return self.fail(&error);
@@ -218,7 +221,7 @@ impl LogWriter {
         }
     }
 
-    /// When everything is on disk: what retention found goes, and the head is signed that is due.
+    /// When everything is on disk, deletes expired segments and signs a head if one is due.
     fn after_round(&mut self, head_is_due: bool) {
         if self.pending.is_empty() && self.outage.is_none() {
             self.retention.delete(&self.shared.dir, self.shared.clock.now());
@@ -227,14 +230,14 @@ impl LogWriter {
         }
     }
 
-    /// Everything that came through the buffer is on disk, or refused.
+    /// Everything that came through the buffer is on disk or was refused.
     fn tell_flushed(&self) {
         if self.pending.is_empty() {
             self.shared.synced.send_modify(|synced| synced.dealt_with = self.taken);
         }
     }
 
-    /// Writes one batch of what is pending; after an error it is pending again.
+    /// Writes one batch of the pending records. On failure they become pending again.
     pub(super) fn write_batch(&mut self) -> io::Result<()> {
         self.look_after_active();
         self.seal_if_full();
@@ -249,7 +252,7 @@ impl LogWriter {
             }
             Err(error) => {
                 self.shared.failures.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(%error, "the audit log could not be written");
+                tracing::warn!(%error, "cannot write the audit log");
                 batch.into_iter().rev().for_each(|entry| self.pending.push_front(entry));
                 self.abandon_active();
                 Err(error)
@@ -257,7 +260,7 @@ impl LogWriter {
         }
     }
 
-    /// The next batch. While only freed reserve is left, that is outcomes alone.
+    /// The next batch. While only the freed reserve is left, it consists of outcomes only.
     fn choose(&mut self) -> Vec<PendingRecord> {
         let tight = self.outage.as_ref().is_some_and(|outage| outage.tight);
         if !tight {
@@ -313,7 +316,7 @@ impl LogWriter {
         self.end_line(0, tree);
     }
 
-    /// What was rendered from `start` on is a line.
+    /// Ends a line: what was rendered from `start` on.
     fn end_line(&mut self, start: usize, tree: &mut Tree) {
         let leaf = tree::leaf(self.rendered.get(start..).unwrap_or_default());
         tree.push(leaf);
@@ -321,7 +324,7 @@ impl LogWriter {
         self.rendered.push(b'\n');
     }
 
-    /// The batch is on disk: everybody may know.
+    /// The batch is on disk, so everyone may know.
     fn acknowledge(&mut self, batch: Vec<PendingRecord>, stored: StoredBatch) {
         let records = stored.tree.size() - self.tree.size();
         self.shared.records.fetch_add(records, Ordering::Relaxed);
@@ -342,11 +345,11 @@ impl LogWriter {
         self.publish();
     }
 
-    /// Tells who waits for this record. An intent that nobody waits for any more was never sent: that is its outcome.
+    /// Answers whoever waits for this record. An intent whose caller gave up was never sent, and gets that outcome.
     fn answer(&mut self, mut entry: PendingRecord, seq: u64) {
         self.shared.buffer.release(entry.charge);
         if entry.record.kind != Kind::Intent {
-            // Its write has ended on disk: whoever hears of that may use the id again.
+            // Its write has ended on disk: whoever learns that may use the id again.
             entry.name = None;
         }
         match (entry.record.kind, entry.record.intent) {
@@ -363,7 +366,7 @@ impl LogWriter {
         }
     }
 
-    /// Lets the index and followers see what is durable.
+    /// Publishes what is durable to the index and followers.
     fn publish(&self) {
         let Some(active) = &self.active else { return };
         self.shared.durable.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.tree);
@@ -379,7 +382,7 @@ impl LogWriter {
         }
     }
 
-    /// Refuses whoever waits and can be refused; outcomes and lazy records stay.
+    /// Refuses those who wait and may be refused. Outcomes and lazy records stay.
     pub(super) fn refuse_waiting(&mut self) {
         let mut kept = VecDeque::new();
         for mut entry in std::mem::take(&mut self.pending) {
@@ -395,8 +398,9 @@ impl LogWriter {
         self.shared.stuck.store(false, Ordering::SeqCst);
     }
 
-    /// Is the file that is open still the one with its name, and as long as it was left? Somebody may have deleted, replaced or cut
-    /// it. What it held is lost, but what is written from here on is in a segment that begins with all that is open.
+    /// Checks that the open file is still the one at its path and as long as it was left, because someone may have
+    /// deleted, replaced or truncated it. What it held is lost, but writing continues in a segment that begins with
+    /// everything that is open.
     fn look_after_active(&mut self) {
         let Some(active) = &self.active else { return };
         let what = match fs::symlink_metadata(&active.path) {
@@ -404,17 +408,18 @@ impl LogWriter {
             Ok(about) if about.len() < active.length => "cut",
             Ok(_) => return,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => "deleted",
-            Err(_) => return, // the disk fails, and says so by itself
+            Err(_) => return, // the disk is failing, which is reported elsewhere
         };
         let (first, last) = (active.first, self.tree.size());
-        let detail = format!("the segment with the records {first} to {last} was {what} while it was written to");
-        tracing::error!(target: STATE, first, last, "{detail}; the log goes on in another, and `makegate audit verify` tells what is lost");
+        let detail = format!("the segment with the records {first} to {last} was {what} while it was being written");
+        tracing::error!(target: STATE, first, last, "{detail}; the log continues in a new one; run `makegate audit verify` to see what was lost");
         self.shared.has_lost.store(true, Ordering::Relaxed);
         self.active = None;
         self.pending.push_front(PendingRecord::own(Record::event(self.shared.clock.wall(), "segment-lost", detail)));
     }
 
-    /// Seals the active segment when it is large, or so old that retention could not take its records in time.
+    /// Seals the active segment when it is full, or so old that retention could otherwise not delete its records in
+    /// time.
     fn seal_if_full(&mut self) {
         let now = self.shared.clock.wall();
         let full =
@@ -425,17 +430,18 @@ impl LogWriter {
         }
     }
 
-    /// The active segment is not to be synced again: it is cut back to what was acknowledged, as far as that goes.
+    /// Makes sure that the active segment is not synced again, and truncates it to what was acknowledged, if
+    /// possible.
     fn abandon_active(&mut self) {
         let Some(active) = self.active.take() else { return };
         let put_right =
             if active.length == 0 { fs::remove_file(&active.path) } else { active.file.set_len(active.length) };
         if let Err(error) = put_right {
-            tracing::warn!(%error, segment = %active.path.display(), "a segment could not be cut back; its tail is void");
+            tracing::warn!(%error, segment = %active.path.display(), "cannot truncate a segment; its tail is void");
         }
     }
 
-    /// Takes old segments away, and space for the reserve if there was none.
+    /// Deletes old segments, and restores the reserve if it was missing.
     fn sweep(&mut self) {
         if self.outage.is_some() {
             return;
@@ -444,7 +450,7 @@ impl LogWriter {
         let now = (self.shared.clock.now(), self.shared.clock.wall());
         let events = self.retention.sweep(&self.shared.dir, &self.open, now);
         if !events.is_empty() {
-            // They stand first in a new segment.
+            // They must be the first records of a new segment.
             (self.active, self.sealed) = (None, true);
             events.into_iter().rev().for_each(|event| self.pending.push_front(PendingRecord::own(event)));
         }
@@ -454,7 +460,7 @@ impl LogWriter {
 fn begin_segment(shared: &LogShared, disk: &dyn Disk, first: u64) -> io::Result<ActiveSegment> {
     let path = segment::path(&shared.dir, first);
     let file = match disk.create(&path) {
-        // What has this name was acknowledged to nobody, or its number would not be the next.
+        // A file with this name was acknowledged to nobody, or its number would not be the next.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             recover::put_aside(&path, fs::metadata(&path)?.len())?;
             disk.create(&path)?
@@ -464,7 +470,7 @@ fn begin_segment(shared: &LogShared, disk: &dyn Disk, first: u64) -> io::Result<
     let identity = disk::identity(&file.metadata()?);
     let leaves = leaves::create(&shared.dir, first);
     if let Err(error) = &leaves {
-        tracing::warn!(%error, "a segment of the audit log goes without its leaf hashes");
+        tracing::warn!(%error, "a segment of the audit log has no leaf hashes");
     }
     Ok(ActiveSegment { first, path, file, identity, length: 0, begun: shared.clock.wall(), leaves: leaves.ok() })
 }

@@ -64,7 +64,7 @@ async fn a_head_of_another_log_is_found() {
     let brought = AuditorInput { heads: vec![("foreign".to_owned(), foreign)], keys: Vec::new() };
     let report = verify(&audit, &brought, &mut |_, _| {}).unwrap();
     assert!(
-        report.problems.iter().any(|problem| problem.detail.contains("signed by no key of this log")),
+        report.problems.iter().any(|problem| problem.detail.contains("not signed by any key of this log")),
         "{report:#?}"
     );
     fs::copy(other.dir.path().join("audit/head"), audit.join("head")).unwrap();

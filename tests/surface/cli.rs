@@ -89,7 +89,7 @@ fn usage_is_2_and_the_version_is_told() {
         assert!(!stderr(2, &run(repository(), wrong)).is_empty(), "{wrong:?}");
     }
     let told = stderr(2, &run(repository(), &["audit", "query", "--config", "x", "--status", "abc"]));
-    assert_eq!(told, "error: --status: \"abc\" has no meaning here; write a status as 404, or 4xx\n");
+    assert_eq!(told, "error: --status: \"abc\" is not valid here; write a status such as 404, or 4xx\n");
     let told = stderr(2, &run(repository(), &["healthcheck", "--url", "localhost"]));
     assert!(told.contains("use http://127.0.0.1:8081"), "{told}");
 }

@@ -1,4 +1,5 @@
-//! The file of the newest signed head. A thread of its own writes it, so that neither the log nor whoever asks for a head waits.
+//! The file of the newest signed head. A separate thread writes it, so that neither the log nor anyone who asks for a
+//! head waits.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::super::disk::replace;
 
-/// Where heads are handed in. With it the thread ends.
+/// Where heads are submitted. Dropping it ends the thread.
 #[derive(Debug)]
 pub(super) struct HeadFile {
     shared: Arc<HeadFileShared>,
@@ -20,19 +21,19 @@ struct HeadFileShared {
 
 #[derive(Debug, Default)]
 struct HeadFileState {
-    /// What is to be written next; an older one that was not yet begun is of no use.
+    /// The next head to write. A newer head replaces one that the thread has not begun to write.
     next: Option<NextHead>,
     is_writing: bool,
-    /// Records that the stored head covers; `None`: this run has stored none that counts.
+    /// Number of records that the stored head covers. `None` if this run has stored none that counts.
     stored: Option<u64>,
     is_over: bool,
 }
 
 #[derive(Debug)]
 struct NextHead {
-    /// Records that it covers.
+    /// Number of records that it covers.
     size: u64,
-    /// What the file is to hold.
+    /// The file's new content.
     text: String,
 }
 
@@ -40,7 +41,7 @@ impl HeadFile {
     /// Starts the thread.
     ///
     /// # Errors
-    /// The system has no thread to give.
+    /// The system cannot start a thread.
     pub(super) fn start(path: PathBuf) -> io::Result<Self> {
         let shared = Arc::new(HeadFileShared::default());
         let file = Self { shared: shared.clone() };
@@ -48,22 +49,22 @@ impl HeadFile {
         Ok(file)
     }
 
-    /// Hands in a head that covers `size` records. `text`: what the file is to hold.
+    /// Submits a head that covers `size` records. `text` is the file's new content.
     pub(super) fn store(&self, size: u64, text: String) {
         self.shared.change(|state| state.next = Some(NextHead { size, text }));
     }
 
-    /// How many records the stored head covers; `None`: this run has stored none that counts.
+    /// Number of records that the stored head covers. `None` if this run has stored none that counts.
     pub(super) fn stored(&self) -> Option<u64> {
         self.shared.state().stored
     }
 
-    /// The stored head does not count: the next one is due at once.
+    /// Makes the stored head not count, so that the next one is due at once.
     pub(super) fn discount(&self) {
         self.shared.change(|state| state.stored = None);
     }
 
-    /// Waits until everything that was handed in is stored, or could not be.
+    /// Waits until everything submitted has been stored or has failed.
     pub(super) fn settle(&self) {
         let is_busy = |state: &mut HeadFileState| state.next.is_some() || state.is_writing;
         drop(self.shared.changed.wait_while(self.shared.state(), is_busy));
@@ -96,7 +97,7 @@ impl HeadFileShared {
             drop(state);
             let written = replace(&path, head.text.as_bytes(), 0o600);
             if let Err(error) = &written {
-                tracing::warn!(%error, "the audit log's head could not be stored");
+                tracing::warn!(%error, "cannot store the audit log's head");
             }
             self.change(|state| {
                 state.is_writing = false;

@@ -1,10 +1,11 @@
-//! The log's signed heads: the key that signs them, and the newest one.
+//! The log's signed heads: the signing key and the newest head.
 //!
-//! Files: `head`, the newest head (`head.refuted`: one that a start found wrong); `head.key`, the private key, and `head.pub`, its public half; `keys`, one head for each key
-//! that there was, which introduces the key and is signed by the one before (the first by itself). Once there was more than one key, the introductions stand before the newest
-//! head as well: a copy of the folder may have `keys` from before a rotation and `head` from after it.
+//! Files: `head`, the newest head (`head.refuted`: one that startup found wrong); `head.key`, the private key, and
+//! `head.pub`, its public half; `keys`, one head for each key ever used, which introduces the key and is signed by
+//! the previous one (the first by itself). Once there is more than one key, the introductions also precede the newest
+//! head: a copy of the folder may have `keys` from before a rotation and `head` from after it.
 
-#![expect(clippy::disallowed_methods, reason = "at the start, and by `disk::wait` when a key is rotated")]
+#![expect(clippy::disallowed_methods, reason = "at startup, and by `disk::wait` when a key is rotated")]
 
 use std::fs;
 use std::io;
@@ -21,11 +22,11 @@ use crate::hash;
 use crate::private_files;
 use crate::process_log::EACH;
 
-/// After so many records a head is due whatever the time...
+/// Number of new records after which a head is due regardless of time.
 const RECORDS: u64 = 10_000;
-/// ...but never sooner than this after the last.
+/// Minimum time between two heads.
 const PAUSE: Duration = Duration::from_secs(1);
-/// While nothing is recorded the last head is told again so often.
+/// How often the last head is logged again while nothing is recorded.
 const IDLE: Duration = Duration::from_secs(3600);
 
 const HEAD: &str = "head";
@@ -35,33 +36,32 @@ const NEXT_SECRET: &str = "head.key.new";
 const PUBLIC: &str = "head.pub";
 const KEYS: &str = "keys";
 
-/// Where the newest head is.
 pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join(HEAD)
 }
 
-/// Where the keys are introduced.
+/// The file that introduces the keys.
 pub(crate) fn keys_path(dir: &Path) -> PathBuf {
     dir.join(KEYS)
 }
 
-/// Where a head is that a start found wrong.
+/// The file of a head that startup found wrong.
 pub(crate) fn refuted_path(dir: &Path) -> PathBuf {
     dir.join(REFUTED)
 }
 
-/// Where the key is that signs, its public half.
+/// The file of the public half of the signing key.
 pub(crate) fn public_path(dir: &Path) -> PathBuf {
     dir.join(PUBLIC)
 }
 
-/// The newest head that is stored in this folder; `None`: there is none that can be read.
+/// The newest head stored in this folder. Returns `None` if there is none that can be read.
 #[must_use]
 pub fn stored(dir: &Path) -> Option<Head> {
     read_optional(&path(dir)).ok().flatten().and_then(|text| note::heads(&text)?.pop())
 }
 
-/// What signs, and what it signed last. No lock is held while the disk is waited for.
+/// The signing key and the last head it signed. No lock is held while waiting for the disk.
 #[derive(Debug)]
 pub(crate) struct Heads {
     dir: PathBuf,
@@ -74,30 +74,30 @@ pub(crate) struct Heads {
 struct HeadsState {
     signer: Signer,
     newest: Head,
-    /// The introductions of all keys, in the form of the file `keys`; empty while the first key signs.
+    /// The introductions of all keys, in the format of the file `keys`; empty while the first key signs.
     introductions: String,
-    /// When the last head was handed to the file, or told.
+    /// When the last head was submitted to the file or logged.
     told: Option<Instant>,
-    /// Another key is being introduced: until it signs, nothing is signed.
+    /// A new key is being introduced, and nothing is signed until it signs.
     is_rotating: bool,
 }
 
-/// What opening found worth an event.
+/// What opening found that deserves an event.
 #[derive(Debug, Default)]
 pub(crate) struct HeadsOpened {
-    /// A key was made.
+    /// A new key was created.
     pub(crate) made: bool,
-    /// There was one before, which is gone and did not introduce it.
+    /// An earlier key is gone and did not introduce the new one.
     pub(crate) lost: bool,
-    /// The log is not what its newest head says.
+    /// How the log differs from its newest head.
     pub(crate) mismatch: Option<String>,
 }
 
 impl Heads {
-    /// Takes the folder's key, or makes the first one, and compares the newest head with what `start` found.
+    /// Reads the folder's key, or creates the first one, and compares the newest head with what `start` found.
     ///
     /// # Errors
-    /// The key is damaged, or cannot be made.
+    /// The key is damaged or cannot be created.
     pub(crate) fn open(dir: &Path, every: Duration, start: &ResumePoint) -> Result<(Self, HeadsOpened), OpenError> {
         let mut opened = HeadsOpened::default();
         let had_keys = keys_path(dir).exists();
@@ -107,23 +107,23 @@ impl Heads {
             }
             Ok(None) => {
                 (opened.made, opened.lost) = (true, had_keys);
-                make(dir, &start.tree).map_err(while_doing("cannot make a key for signed heads in", dir))?
+                make(dir, &start.tree).map_err(while_doing("cannot create the key that signs heads in", dir))?
             }
-            Err(error) => return Err(while_doing("cannot read the key of signed heads", &dir.join(SECRET))(error)),
+            Err(error) => return Err(while_doing("cannot read the key that signs heads", &dir.join(SECRET))(error)),
         };
         opened.mismatch = had_keys.then(|| mismatch(dir, start)).flatten();
         if opened.mismatch.is_some() && path(dir).exists() {
-            // It is evidence; the log goes on under a head that fits what there is.
+            // Keep it as evidence; the log continues under a head that matches what is there.
             let kept = fs::rename(path(dir), dir.join(REFUTED));
             kept.map_err(while_doing("cannot keep the refuted head in", dir))?;
         }
         let public = format!("{}\n", signer.verifier());
         if read_optional(&dir.join(PUBLIC)).ok().flatten().as_ref() != Some(&public) {
             let written = replace(&dir.join(PUBLIC), public.as_bytes(), 0o644);
-            written.map_err(while_doing("cannot write the public key of signed heads in", dir))?;
+            written.map_err(while_doing("cannot write the public key for signed heads in", dir))?;
         }
         let newest = signer.sign(&start.tree, None);
-        let introductions = introductions(dir).map_err(while_doing("cannot read the keys of signed heads in", dir))?;
+        let introductions = introductions(dir).map_err(while_doing("cannot read the keys for signed heads in", dir))?;
         let introductions = to_text(if introductions.len() > 1 { &introductions } else { &[] });
         let heads = Self {
             dir: dir.to_owned(),
@@ -138,17 +138,17 @@ impl Heads {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The public key that signs.
+    /// The public half of the signing key.
     pub(crate) fn verifier(&self) -> Verifier {
         self.state().signer.verifier().clone()
     }
 
-    /// The newest head; a new one if the log has grown (and no key is just being introduced).
+    /// The newest head, newly signed if the log has grown (unless a new key is being introduced).
     pub(crate) fn sign(&self, durable: &Tree) -> Head {
         self.state().sign(durable)
     }
 
-    /// Has the newest head stored and tells it to the process log when it is time. `now_due`: a segment was sealed, or the log ends.
+    /// Submits and logs the newest head when it is due. `now_due` means that a segment was sealed or the log ends.
     pub(crate) fn keep(&self, durable: &Tree, now: Instant, now_due: bool) {
         let mut state = self.state();
         let since = state.told.map_or(Duration::MAX, |told| now.saturating_duration_since(told));
@@ -163,27 +163,28 @@ impl Heads {
         self.file.store(head.size, format!("{}{head}", state.introductions));
     }
 
-    /// What the file `closed` holds: the head of all records, after the introductions of its key.
+    /// The content of the file `closed`: the head over all records, preceded by the introductions of its key.
     pub(crate) fn closing(&self, durable: &Tree) -> String {
         let mut state = self.state();
         let head = state.sign(durable);
         format!("{}{head}", state.introductions)
     }
 
-    /// Waits until the head that was due last is stored, or could not be: for who gives the folder away.
+    /// Waits until the last submitted head has been stored or has failed. Needed before the folder is released.
     pub(crate) fn settle(&self) {
         self.file.settle();
     }
 
-    /// From now on another key signs, introduced by the one before, which is then gone. `durable`: the tree at that moment.
+    /// Replaces the signing key. The old key introduces the new one and is then erased. `durable` returns the tree at
+    /// that moment.
     ///
     /// # Errors
-    /// Those of the system; then the old key goes on. Or another rotation is under way.
+    /// A system error, in which case the old key stays in use, or another rotation is under way.
     pub(crate) fn rotate(&self, durable: impl FnOnce() -> Tree) -> io::Result<Verifier> {
         let (next, durable, introduction, secret) = {
             let mut state = self.state();
             if state.is_rotating {
-                return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another key is just being introduced"));
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another key rotation is under way"));
             }
             let next = new_signer(state.signer.verifier().name())?;
             let durable = durable();
@@ -207,8 +208,8 @@ impl Heads {
         Ok(verifier)
     }
 
-    /// Gives back what `keys` holds then. `secret`: of the key that signs. Where the exchange before this one could not put it in its
-    /// place, that is done first: a start must not find an older one there.
+    /// Returns the new content of `keys`. `secret` is the current signing key; if the previous rotation could not put
+    /// it in place, that is done first, because startup must not find an older key there.
     fn introduce(&self, secret: &str, next: &Signer, introduction: &Head) -> io::Result<String> {
         let place = self.dir.join(SECRET);
         if read_optional(&place)?.is_none_or(|held| held.trim_end() != secret) {
@@ -218,7 +219,7 @@ impl Heads {
         keys.push_str(&introduction.to_string());
         replace(&self.dir.join(NEXT_SECRET), format!("{}\n", next.to_secret()).as_bytes(), 0o600)?;
         let replaced = replace(&keys_path(&self.dir), keys.as_bytes(), 0o644);
-        // The file may be in place, and only what makes that last have failed. Then the key is introduced: the one before must
+        // The file may be in place although making it durable failed. The key is then introduced, so the old one must
         // sign nothing more.
         let is_there = || read_optional(&keys_path(&self.dir)).ok().flatten().is_some_and(|held| held == keys);
         replaced.or_else(|error| if is_there() { Ok(()) } else { Err(error) })?;
@@ -251,7 +252,7 @@ fn introductions(dir: &Path) -> io::Result<Vec<Head>> {
     Ok(read_optional(&keys_path(dir))?.and_then(|text| note::heads(&text)).unwrap_or_default())
 }
 
-/// A rotation that was cut off: a key that was introduced takes over, any other is dropped.
+/// Completes an interrupted rotation: a key that was introduced takes over; any other is dropped.
 fn finish_rotation(dir: &Path) -> io::Result<()> {
     let draft = dir.join(NEXT_SECRET);
     let Some(secret) = read_optional(&draft)? else { return Ok(()) };
@@ -261,10 +262,10 @@ fn finish_rotation(dir: &Path) -> io::Result<()> {
 }
 
 fn new_signer(name: &str) -> io::Result<Signer> {
-    Signer::new(name, hash::random()?).ok_or_else(|| io::Error::other("no key can be made"))
+    Signer::new(name, hash::random()?).ok_or_else(|| io::Error::other("cannot create a key"))
 }
 
-/// A key that introduces itself: the first one, or one after a loss, which nobody vouches for.
+/// Creates a key that introduces itself: the first one, or one after a loss, which nobody vouches for.
 fn make(dir: &Path, tree: &Tree) -> io::Result<Signer> {
     let earlier = introductions(dir)?;
     let name = match earlier.first() {
@@ -274,10 +275,10 @@ fn make(dir: &Path, tree: &Tree) -> io::Result<Signer> {
     let signer = new_signer(&name)?;
     let introduction = signer.sign(&Tree::default(), Some(signer.verifier()));
     let keys: String = earlier.iter().chain([&introduction]).map(ToString::to_string).collect();
-    // The key first: a start that is cut off before it is introduced makes another.
+    // Write the key first: if startup is interrupted before the key is introduced, the next one makes another.
     replace(&dir.join(NEXT_SECRET), format!("{}\n", signer.to_secret()).as_bytes(), 0o600)?;
     if earlier.is_empty() {
-        // Where keys are there is a head, at any moment.
+        // Where there are keys there must be a head at any moment.
         replace(&path(dir), signer.sign(tree, None).to_string().as_bytes(), 0o600)?;
     }
     replace(&keys_path(dir), keys.as_bytes(), 0o644)?;
@@ -285,22 +286,22 @@ fn make(dir: &Path, tree: &Tree) -> io::Result<Signer> {
     Ok(signer)
 }
 
-/// What the newest head says that the log's records do not.
+/// How the log's records contradict its newest head.
 fn mismatch(dir: &Path, start: &ResumePoint) -> Option<String> {
     if !path(dir).exists() {
-        return Some("the newest signed head is not there".to_owned());
+        return Some("the newest signed head is missing".to_owned());
     }
     let Some(head) = stored(dir) else { return Some("the newest signed head is damaged".to_owned()) };
     let keys = introductions(dir).unwrap_or_default();
     let signed = keys.iter().filter_map(|one| one.next.as_ref()).any(|key| head.is_signed_by(key));
     let size = head.size;
     match start.root_at_head {
-        _ if !signed => Some(format!("the newest signed head ({size} records) is signed by a foreign key")),
+        _ if !signed => Some(format!("the newest signed head ({size} records) is signed by an unknown key")),
         _ if start.tree.size() < size => {
-            Some(format!("the newest signed head is of {size} records, and there are {}", start.tree.size()))
+            Some(format!("the newest signed head covers {size} records, but there are {}", start.tree.size()))
         }
         Some(root) if root != head.root => {
-            Some(format!("the first {size} records are not those of the newest signed head"))
+            Some(format!("the first {size} records do not match the newest signed head"))
         }
         Some(_) | None => None,
     }
@@ -367,8 +368,8 @@ mod tests {
         heads.keep(&tree(6), now + Duration::from_secs(119), false);
         assert_eq!(size(), 6);
         assert!(stored(dir.path()).unwrap().is_signed_by(&heads.verifier()));
-        assert_eq!(heads.sign(&tree(7)).size, 7, "a newer one is signed for who asks");
-        assert_eq!(heads.sign(&tree(6)).size, 7, "and no older one after it");
+        assert_eq!(heads.sign(&tree(7)).size, 7, "a newer one is signed on request");
+        assert_eq!(heads.sign(&tree(6)).size, 7, "but no older one after it");
     }
 
     #[test]
@@ -398,7 +399,7 @@ mod tests {
         assert_eq!(open(dir.path(), &start(5)).0.verifier(), new, "it was introduced");
         let other = new_signer("makegate/other").unwrap();
         fs::write(dir.path().join(NEXT_SECRET), other.to_secret()).unwrap();
-        assert_eq!(open(dir.path(), &start(5)).0.verifier(), new, "nobody introduced it");
+        assert_eq!(open(dir.path(), &start(5)).0.verifier(), new, "it was not introduced");
         assert!(!dir.path().join(NEXT_SECRET).exists());
     }
 
@@ -417,12 +418,12 @@ mod tests {
         };
         assert_eq!(told(&ResumePoint { root_at_head: Some(tree(5).root()), ..start(6) }), "");
         let other = ResumePoint { root_at_head: Some(tree(4).root()), ..start(6) };
-        assert!(told(&other).contains("not those of the newest signed head"));
-        assert!(told(&start(4)).contains("there are 4"));
+        assert!(told(&other).contains("do not match the newest signed head"));
+        assert!(told(&start(4)).contains("but there are 4"));
         fs::write(path(dir.path()), "head").unwrap();
         assert!(told(&start(5)).contains("damaged"));
         assert!(dir.path().join(REFUTED).exists());
         fs::remove_file(path(dir.path())).unwrap();
-        assert!(told(&start(5)).contains("not there"));
+        assert!(told(&start(5)).contains("missing"));
     }
 }

@@ -1,9 +1,9 @@
-//! The leaf hashes of a segment's records, in a file beside it. They are derived, and never synced by themselves; when a head
-//! does not fit the log, they tell which record is not what it was.
+//! The leaf hashes of a segment's records, in a file beside it. They are derived and never synced on their own. When
+//! a head does not match the log, they show which record was changed.
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "the start and the thread `audit-writer` write them, `disk::wait` and commands read them"
+    reason = "startup and the thread `audit-writer` write them, `disk::wait` and commands read them"
 )]
 
 use std::fs::File;
@@ -15,28 +15,26 @@ use super::super::tree::{self, Hash};
 use super::super::{disk, segment};
 use crate::private_files;
 
-/// Bytes of one.
 const HASH_BYTES: usize = size_of::<Hash>();
 
-/// Where the leaf hashes of the segment that begins with `first` are.
 pub(crate) fn path(dir: &Path, first: u64) -> PathBuf {
     segment::path(dir, first).with_extension("leaves")
 }
 
-/// The file of a new segment, to append to.
+/// Creates a new segment's file for appending.
 pub(crate) fn create(dir: &Path, first: u64) -> io::Result<File> {
     let path = path(dir, first);
     private_files::remove(&path)?;
     private_files::open(File::options().append(true).create_new(true), &path)
 }
 
-/// The file of a segment that is gone on with, to append to.
+/// Opens a continued segment's file for appending.
 pub(crate) fn resume(dir: &Path, first: u64) -> io::Result<File> {
     private_files::open(File::options().append(true), &path(dir, first))
 }
 
-/// Brings the file to what the records say: after a crash, as nobody knows how much of it was kept, and where an older
-/// makegate made none. After a clean stop what is there is evidence and stays.
+/// Rewrites the file from the records after a crash, when nobody knows how much of it was kept, or if an older
+/// version made none. After a clean stop the file is evidence and is left alone.
 pub(crate) fn mend(dir: &Path, first: u64, leaves: &[Hash], clean: bool) -> io::Result<()> {
     let stored = private_files::read(&path(dir, first)).unwrap_or_default();
     let bytes = leaves.as_flattened();
@@ -46,7 +44,7 @@ pub(crate) fn mend(dir: &Path, first: u64, leaves: &[Hash], clean: bool) -> io::
     create(dir, first)?.write_all(bytes)
 }
 
-/// `count` leaf hashes from the record `from` on, of the segment that begins with `first`.
+/// Reads `count` leaf hashes, starting with record `from`, of the segment that begins with `first`.
 pub(crate) fn read(dir: &Path, first: u64, from: u64, count: u64) -> io::Result<Vec<Hash>> {
     let length = usize::try_from(count).map_err(io::Error::other)?;
     let mut leaves = vec![Hash::default(); length];
@@ -58,7 +56,7 @@ pub(crate) fn read(dir: &Path, first: u64, from: u64, count: u64) -> io::Result<
     }
 }
 
-/// The same from the records themselves.
+/// Computes them from the records themselves.
 fn of_lines(dir: &Path, first: u64, from: u64, count: usize) -> io::Result<Vec<Hash>> {
     let lines =
         BufReader::with_capacity(256 << 10, private_files::open_to_read(&segment::path(dir, first))?).split(b'\n');
@@ -76,7 +74,7 @@ pub(crate) struct StoredLeaves {
 }
 
 impl StoredLeaves {
-    /// All that are there of the segment that begins with `first`; none, where there is no file.
+    /// Loads all hashes of the segment that begins with `first`; none if there is no file.
     pub(crate) fn load(dir: &Path, first: u64) -> io::Result<Self> {
         disk::about_to_read();
         let bytes = match private_files::read(&path(dir, first)) {
@@ -88,13 +86,13 @@ impl StoredLeaves {
         Ok(Self { first, leaves: leaves.to_vec() })
     }
 
-    /// The leaf hash of this record. A hole that a loss of power left in the file is none.
+    /// The leaf hash of this record. A hole that a power loss left in the file counts as none.
     pub(crate) fn get(&self, seq: u64) -> Option<Hash> {
         let at = usize::try_from(seq.checked_sub(self.first)?).ok()?;
         self.leaves.get(at).copied().filter(|leaf| *leaf != Hash::default())
     }
 
-    /// The last record that has one.
+    /// The last record that has a hash.
     pub(crate) fn last(&self) -> Option<u64> {
         (self.first..).zip(&self.leaves).filter(|(_, leaf)| **leaf != Hash::default()).last().map(|(seq, _)| seq)
     }

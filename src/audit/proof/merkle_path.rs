@@ -1,6 +1,6 @@
-//! Proofs (RFC 9162, sections 2.1.3 and 2.1.4): that a record is in the tree of a head, and that one head's tree grew into
-//! another's. Segments say the tree before them, so a proof reads the leaves of a few segments, whatever the log's size;
-//! what retention took away stays provable as a whole.
+//! Proofs (RFC 9162, sections 2.1.3 and 2.1.4) that a record is in a head's tree, and that one head's tree grew into
+//! another's. Segments store the tree before them, so a proof reads the leaves of only a few segments, whatever the
+//! log's size, and what retention deleted stays provable as a whole.
 
 use std::io;
 use std::path::Path;
@@ -10,20 +10,20 @@ use super::super::segment;
 use super::super::tree::{Hash, Tree, node};
 use super::leaves;
 
-/// Leaves from `begin` up to `end`, counted from 0.
+/// Leaves from `begin` up to, but not including, `end`, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeafRange {
     begin: u64,
     end: u64,
 }
 
-/// The largest power of two below the number of leaves: where RFC 9162 splits.
+/// The largest power of two below the number of leaves, where RFC 9162 splits.
 fn split(span: LeafRange) -> u64 {
     let leaves = span.end - span.begin;
     span.begin + (1 << (u64::BITS - 1 - (leaves - 1).leading_zeros()))
 }
 
-/// The subtrees whose roots prove the leaf `index` of a tree of `size`, in the order of the RFC's `PATH`.
+/// The subtrees whose roots prove that leaf `index` is in a tree of `size`, in the order of the RFC's `PATH`.
 pub(crate) fn inclusion(index: u64, size: u64) -> Vec<LeafRange> {
     let mut whole = LeafRange { begin: 0, end: size };
     let mut spans = Vec::new();
@@ -38,7 +38,8 @@ pub(crate) fn inclusion(index: u64, size: u64) -> Vec<LeafRange> {
     spans
 }
 
-/// The subtrees whose roots prove that the tree of `from` leaves grew into that of `to`, in the order of the RFC's `PROOF`.
+/// The subtrees whose roots prove that the tree of `from` leaves grew into that of `to`, in the order of the RFC's
+/// `PROOF`.
 pub(crate) fn consistency(from: u64, to: u64) -> Vec<LeafRange> {
     let mut whole = LeafRange { begin: 0, end: to };
     let mut spans = Vec::new();
@@ -62,7 +63,8 @@ pub(crate) fn consistency(from: u64, to: u64) -> Vec<LeafRange> {
     spans
 }
 
-/// The root that an inclusion proof leads to (RFC 9162, section 2.1.3.2); `None`: it is no proof of this shape.
+/// The root that an inclusion proof leads to (RFC 9162, section 2.1.3.2). Returns `None` if the proof has the wrong
+/// shape.
 pub(crate) fn root_of(leaf: Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash> {
     let (mut at, mut last) = (index, size.checked_sub(1)?);
     let mut root = leaf;
@@ -83,10 +85,10 @@ pub(crate) fn root_of(leaf: Hash, index: u64, size: u64, path: &[Hash]) -> Optio
     (last == 0).then_some(root)
 }
 
-/// The log's folder as a source of subtrees.
+/// Reads subtrees from the log's folder.
 pub(crate) struct SubtreeReader<'d> {
     dir: &'d Path,
-    /// The segments and what each says of the tree before it.
+    /// The segments, each with the tree before it as its opening states it.
     segments: Vec<(u64, Option<Tree>)>,
 }
 
@@ -104,12 +106,13 @@ impl<'d> SubtreeReader<'d> {
     /// The roots of all these subtrees.
     ///
     /// # Errors
-    /// A segment cannot be read, or is gone.
+    /// A segment is gone or cannot be read.
     pub(crate) fn roots(&self, spans: &[LeafRange]) -> io::Result<Vec<Hash>> {
         spans.iter().map(|span| self.root(*span)).collect()
     }
 
-    /// Begins with what a segment says of the span's leaves before it, and adds the leaves from there on.
+    /// Starts from what a segment's opening states about the span's earlier leaves, and adds the leaves from there
+    /// on.
     fn root(&self, span: LeafRange) -> io::Result<Hash> {
         let trees = self.segments.iter().rev().filter_map(|(_, tree)| tree.as_ref());
         let known = trees.filter_map(|tree| part(tree, span)).max_by_key(Tree::size);
@@ -127,7 +130,7 @@ impl<'d> SubtreeReader<'d> {
     }
 }
 
-/// The tree over the span's leaves that a whole tree knows, if its perfect subtrees make it up.
+/// The tree over the span's leaves, if it consists of perfect subtrees of `whole`.
 fn part(whole: &Tree, span: LeafRange) -> Option<Tree> {
     let end = span.end.min(whole.size());
     let (mut at, mut subtrees) = (0_u64, Vec::new());
@@ -162,7 +165,7 @@ mod tests {
         spans.iter().map(|span| root(within(leaves, span.begin, span.end))).collect()
     }
 
-    /// RFC 9162, section 2.1.4.2, to the letter.
+    /// RFC 9162, section 2.1.4.2, taken literally.
     fn grew(from: u64, to: u64, first: Hash, second: Hash, path: &[Hash]) -> bool {
         if from == to {
             return path.is_empty() && first == second;

@@ -1,4 +1,5 @@
-//! What makes the log provable: signed heads over its tree, and proofs that lead from a record, or an earlier head, to a head.
+//! Makes the log provable: signed heads over its tree, and proofs that lead from a record or an earlier head to a
+//! head.
 
 pub(super) mod closing_head;
 mod head_file;
@@ -28,25 +29,25 @@ use super::query::QueryError;
 use super::tree::{self, Hash, Tree};
 use note::{Head, Verifier};
 
-/// The longest that somebody waits for another head key, and...
+/// Maximum time to wait for a key rotation.
 const ROTATION_MAX: Duration = Duration::from_secs(5);
-/// ...for the hashes of a proof.
+/// Maximum time to wait for the hashes of a proof.
 const PROOF_MAX: Duration = Duration::from_secs(30);
 
-/// That a record is in the log (RFC 9162, section 2.1.3). Hashes are base64, as in heads.
+/// Proves that a record is in the log (RFC 9162, section 2.1.3). Hashes are base64, as in heads.
 #[derive(Debug, Serialize)]
 pub struct InclusionProof {
-    /// The record's number.
+    /// The record's sequence number.
     pub seq: u64,
-    /// Its place in the tree: one less.
+    /// Its index in the tree, which is one less.
     pub leaf_index: u64,
-    /// The hash of its line.
+    /// Leaf hash of the record's line.
     pub leaf_hash: String,
-    /// Records that the head covers.
+    /// Number of records that the head covers.
     pub tree_size: u64,
     /// The head's root hash.
     pub root_hash: String,
-    /// The hashes that lead from the leaf to the root.
+    /// The hashes on the path from the leaf to the root.
     pub audit_path: Vec<String>,
     /// The head, as a signed note.
     pub head: String,
@@ -56,34 +57,34 @@ pub struct InclusionProof {
     pub record: Box<RawValue>,
 }
 
-/// That an earlier log grew into the present one (RFC 9162, section 2.1.4). Hashes are base64, as in heads.
+/// Proves that an earlier log grew into the current one (RFC 9162, section 2.1.4). Hashes are base64, as in heads.
 #[derive(Debug, Serialize)]
 pub struct ConsistencyProof {
-    /// Records of the earlier head.
+    /// Number of records that the earlier head covers.
     pub from: u64,
-    /// Records of the present head.
+    /// Number of records that the current head covers.
     pub tree_size: u64,
-    /// The present head's root hash.
+    /// The current head's root hash.
     pub root_hash: String,
-    /// The hashes that lead from both.
+    /// The hashes that lead to both roots.
     pub consistency_path: Vec<String>,
-    /// The present head, as a signed note.
+    /// The current head, as a signed note.
     pub head: String,
     /// The key that signed it.
     pub key: String,
 }
 
-/// Why there is no proof.
+/// Why a proof failed.
 #[derive(Debug)]
 pub enum ProofError {
-    /// There is no such record, or it is past the retention; the log has so many.
+    /// There is no such record, or it is past the retention.
     NoRecord {
-        /// The newest record's number.
+        /// The newest record's sequence number.
         newest: u64,
     },
-    /// The files do not lead to the signed root: the log was altered.
+    /// The files do not lead to the signed root, so the log was altered.
     Altered,
-    /// The log cannot be read at the moment.
+    /// The log cannot be read right now.
     Query(QueryError),
 }
 
@@ -91,10 +92,10 @@ impl fmt::Display for ProofError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoRecord { newest } => {
-                write!(f, "no record has this number, or it is past the retention; the newest is {newest}")
+                write!(f, "no such record, or it is past the retention; the newest is {newest}")
             }
             Self::Altered => {
-                f.write_str("the log's files do not lead to its signed root: `makegate audit verify` says where")
+                f.write_str("the log's files do not lead to its signed root: run `makegate audit verify` to see where")
             }
             Self::Query(error) => error.fmt(f),
         }
@@ -122,22 +123,22 @@ impl LogShared {
 }
 
 impl AuditLog {
-    /// A signed head over everything that was recorded before the call.
+    /// A signed head over everything recorded before the call.
     pub async fn head(&self) -> Head {
         self.flush().await;
         self.shared.heads.sign(&self.shared.durable())
     }
 
-    /// The key that signs heads now.
+    /// The current signing key.
     #[must_use]
     pub fn head_key(&self) -> Verifier {
         self.shared.heads.verifier()
     }
 
-    /// From now on another key signs, introduced by the present one, which is then erased; an event records it.
+    /// Replaces the signing key. The current key introduces the new one and is then erased; an event records it.
     ///
     /// # Errors
-    /// Those of the system; then the present key goes on.
+    /// A system error; the current key then stays in use.
     pub async fn rotate_head_key(&self) -> io::Result<Verifier> {
         self.flush().await;
         let shared = self.shared.clone();
@@ -146,7 +147,7 @@ impl AuditLog {
         Ok(key)
     }
 
-    /// Proves that the record with this number is in the log.
+    /// Proves that the record with this sequence number is in the log.
     ///
     /// # Errors
     /// [`ProofError`].
@@ -177,7 +178,7 @@ impl AuditLog {
         })
     }
 
-    /// Proves that the log of `from` records grew into the present one.
+    /// Proves that the log of `from` records grew into the current one.
     ///
     /// # Errors
     /// [`ProofError`].

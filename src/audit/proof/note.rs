@@ -1,6 +1,8 @@
-//! Signed notes, and the Ed25519 keys that sign them: the text form of C2SP `signed-note`, and of `tlog-checkpoint` for heads.
+//! Signed notes and the Ed25519 keys that sign them, in the text forms C2SP `signed-note` and, for heads,
+//! `tlog-checkpoint`.
 //!
-//! A note is a text of lines, an empty line, and one line for each signature: `— NAME BASE64(4 bytes of key id ‖ signature)`.
+//! A note is a text of lines, an empty line, and one line per signature: `— NAME BASE64(4 bytes of key id ‖
+//! signature)`.
 
 use std::fmt;
 
@@ -11,16 +13,16 @@ use base64::engine::general_purpose::STANDARD;
 use super::super::tree::{Hash, Tree};
 use crate::hash;
 
-/// C2SP's number for Ed25519.
+/// C2SP's type number for Ed25519.
 const ED25519_TYPE: u8 = 1;
-/// What stands before a signature.
+/// Precedes a signature.
 const SIGNED_BY: &str = "\u{2014} ";
-/// What stands before a key that a head introduces.
+/// Precedes a key that a head introduces.
 const NEXT_KEY: &str = "key ";
-/// What stands before a signer's own text.
+/// Precedes a private key.
 const SIGNER: &str = "PRIVATE+KEY+";
 
-/// A public key and its name, in C2SP's form `NAME+ID+BASE64(0x01 ‖ key)`.
+/// A public key with its name, in C2SP's form `NAME+ID+BASE64(0x01 ‖ key)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verifier {
     name: String,
@@ -28,7 +30,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// The key that this text spells; `None`: none.
+    /// Parses a key; returns `None` if the text is not one.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, '+');
@@ -38,7 +40,7 @@ impl Verifier {
         (plain && hash::hex(&verifier.id()) == id).then_some(verifier)
     }
 
-    /// What the log calls itself: the first line of its heads.
+    /// The log's name, which is the first line of its heads.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -62,7 +64,7 @@ impl fmt::Display for Verifier {
     }
 }
 
-/// 32 bytes after the number of Ed25519.
+/// Decodes 32 bytes that follow the type number of Ed25519.
 fn typed(text: &str) -> Option<[u8; 32]> {
     let bytes = STANDARD.decode(text).ok()?;
     let (kind, key) = bytes.split_first()?;
@@ -77,14 +79,14 @@ pub(crate) struct Signer {
 }
 
 impl Signer {
-    /// A key made of this seed.
+    /// Creates the key with this seed.
     pub(crate) fn new(name: &str, seed: [u8; 32]) -> Option<Self> {
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed).ok()?;
         let public = pair.public_key().as_ref().try_into().ok()?;
         Some(Self { verifier: Verifier { name: name.to_owned(), public }, seed, pair })
     }
 
-    /// The key that this text spells; `None`: none.
+    /// Parses a key; returns `None` if the text is not one.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.strip_prefix(SIGNER)?.splitn(3, '+');
         let (name, id, seed) = (parts.next()?, parts.next()?, parts.next()?);
@@ -92,18 +94,17 @@ impl Signer {
         (hash::hex(&signer.verifier.id()) == id).then_some(signer)
     }
 
-    /// The text that [`Signer::parse`] reads: a secret.
+    /// The secret text form that [`Signer::parse`] reads.
     pub(crate) fn to_secret(&self) -> String {
         let seed: Vec<u8> = std::iter::once(ED25519_TYPE).chain(self.seed).collect();
         format!("{SIGNER}{}+{}+{}", self.verifier.name, hash::hex(&self.verifier.id()), STANDARD.encode(seed))
     }
 
-    /// Its public half.
     pub(crate) fn verifier(&self) -> &Verifier {
         &self.verifier
     }
 
-    /// A head over this tree, signed. `next`: the key that signs from now on, introduced by this one.
+    /// A signed head over this tree. `next` is a key that this one introduces and that signs from now on.
     pub(crate) fn sign(&self, tree: &Tree, next: Option<&Verifier>) -> Head {
         let mut text = format!("{}\n{}\n{}\n", self.verifier.name, tree.size(), STANDARD.encode(tree.root()));
         if let Some(next) = next {
@@ -118,7 +119,7 @@ impl Signer {
 }
 
 impl fmt::Debug for Signer {
-    /// Without the private half.
+    /// Hides the private half.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Signer").field("verifier", &self.verifier).finish_non_exhaustive()
     }
@@ -134,18 +135,18 @@ struct NoteSignature {
 /// A signed statement of the log's size and root hash (C2SP `tlog-checkpoint`). Its `Display` is the note.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Records that it covers.
+    /// Number of records that it covers.
     pub size: u64,
     /// The root hash of the tree over them.
     pub root: Hash,
-    /// The key that signs from here on, if this head introduces one.
+    /// The key that signs from now on, if this head introduces one.
     pub next: Option<Verifier>,
     text: String,
     signatures: Vec<NoteSignature>,
 }
 
 impl Head {
-    /// The head that a note says; `None`: it is none. No signature is checked yet.
+    /// Parses a note; returns `None` if it is not a head. Does not check any signature.
     #[must_use]
     pub fn parse(note: &str) -> Option<Self> {
         let (body, signatures) = note.split_once("\n\n")?;
@@ -167,13 +168,13 @@ impl Head {
         })
     }
 
-    /// What the log calls itself.
+    /// The log's name.
     #[must_use]
     pub fn origin(&self) -> &str {
         self.text.lines().next().unwrap_or_default()
     }
 
-    /// Has this key signed it?
+    /// Whether this key signed it.
     #[must_use]
     pub fn is_signed_by(&self, key: &Verifier) -> bool {
         let own = |one: &&NoteSignature| one.id == key.id() && one.name == key.name;
@@ -199,7 +200,7 @@ impl fmt::Display for Head {
     }
 }
 
-/// The heads of a file that holds several, one after the other, each ended by its signatures.
+/// Parses a file of several consecutive heads, each ending with its signatures.
 #[must_use]
 pub fn heads(text: &str) -> Option<Vec<Head>> {
     let mut all = Vec::new();

@@ -23,7 +23,8 @@ async fn fill(log: &Arc<AuditLog>, clock: &Clock, records: usize) {
     }
 }
 
-/// A proof that does not lead to the signed root is an error, so that there is one says all.
+/// Returns the records that can be proven. A proof that does not lead to the signed root is an error, so having one
+/// is enough.
 async fn provable(log: &AuditLog) -> Vec<u64> {
     let mut proven = Vec::new();
     for seq in 1..=log.head().await.size {
@@ -64,7 +65,7 @@ async fn what_retention_left_stays_provable() {
     fill(&log, &clock, 30).await;
     tokio::time::timeout(Duration::from_secs(20), async {
         while segment::list(&settings.dir).unwrap().first() == Some(&1) {
-            clock.advance(Duration::from_secs(60)); // what is past its time stays for a while
+            clock.advance(Duration::from_secs(60)); // expired segments stay for a while
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
@@ -96,7 +97,7 @@ async fn an_altered_record_has_no_proof() {
     fill(&log, &Clock::system(), 9).await;
     let path = segment::path(&settings.dir, 1);
     let altered = fs::read_to_string(&path).unwrap().replacen("\"e1\"", "\"e7\"", 1);
-    // At once: the index reads it as well, and one that saw half of it would know of no such record.
+    // Replace the file at once: the index reads it too, and if it saw half of it, it would not know the record.
     fs::write(dir.path().join("altered"), altered).unwrap();
     fs::rename(dir.path().join("altered"), &path).unwrap();
     let seq = (1..9).find(|seq| fs::read_to_string(&path).unwrap().lines().nth(*seq).unwrap().contains("\"e7\""));
@@ -111,7 +112,7 @@ async fn leaf_hashes_are_made_whole_after_a_crash() {
     fill(&log, &Clock::system(), 9).await;
     drop(log);
     let path = leaves::path(&settings.dir, 1);
-    // The folder can be locked when the writer has ended.
+    // The folder can be locked once the writer has ended.
     while super::super::disk::occupy(&settings.dir).is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -122,7 +123,7 @@ async fn leaf_hashes_are_made_whole_after_a_crash() {
     assert_eq!(fs::read(&path).unwrap(), whole);
 }
 
-/// Intents against outcomes: what no gateway records is told, with the record.
+/// Intents against outcomes: records that no gateway would write are reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_whose_records_do_not_fit_is_told() {
     let dir = tempfile::tempdir().unwrap();

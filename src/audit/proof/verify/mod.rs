@@ -1,8 +1,9 @@
-//! Is the log what was recorded? One pass over its files, in the order of the records: every line, every number, the tree
-//! that each segment begins with, every signed head, and each write's intent and end.
+//! Checks whether the log is what was recorded. One pass over its files, in record order, checks every line, every
+//! sequence number, the tree that each segment begins with, every signed head, and each write's intent and outcome.
 //!
-//! It reads what others may have forged, and trusts nothing but signatures: what a key signed fits the records, or there is a
-//! problem, said with the record that is wrong as far as the files tell. It changes nothing, and may run beside a gateway.
+//! It reads files that others may have forged, and trusts only signatures: either the records match what a key
+//! signed, or there is a problem, reported with the record at fault as far as the files show it. It changes nothing,
+//! and may run beside a gateway.
 
 #![expect(clippy::disallowed_methods, reason = "only commands verify")]
 
@@ -24,34 +25,34 @@ use super::super::{recover, segment};
 use super::note::{Head, Verifier};
 use pass::SegmentPass;
 
-/// Keys and heads that do not fit each other are looked at again after this.
+/// How long to wait before keys and heads that do not match each other are read again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How often a log is looked at that changes meanwhile.
+/// Maximum number of attempts to read a log that keeps changing.
 const LOOKS_MAX: u32 = 5;
-/// Problems that are told; more are counted.
+/// Maximum number of problems reported; more are only counted.
 const TOLD_MAX: usize = 200;
 
-/// What an auditor brings: nothing of it is in the log's folder.
+/// What an auditor supplies from outside the log's folder.
 #[derive(Clone, Debug, Default)]
 pub struct AuditorInput {
-    /// Heads that were exported, and where each comes from.
+    /// Exported heads, each with its source.
     pub heads: Vec<(String, Head)>,
-    /// The only keys to be trusted, and whatever keys they introduced; none: the first key of the folder is.
+    /// The only keys to trust, along with any that they introduced. If empty, the folder's first key is trusted.
     pub keys: Vec<Verifier>,
 }
 
 /// Something that an untouched log does not have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyProblem {
-    /// Of what kind: `altered`, `unreadable`, `missing`, `misplaced`, `cut`, `head`, `key`, `write`, `event`.
+    /// One of `altered`, `unreadable`, `missing`, `misplaced`, `cut`, `head`, `key`, `write`, `event`.
     pub what: Cow<'static, str>,
-    /// The file.
+    /// The file concerned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The (first) record.
+    /// The (first) record concerned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
-    /// In words.
+    /// A description.
     pub detail: String,
 }
 
@@ -64,57 +65,57 @@ impl fmt::Display for VerifyProblem {
     }
 }
 
-/// What was found.
+/// The result of verifying a log.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct VerifyReport {
     /// `ok` or `tampered`.
     pub result: Cow<'static, str>,
-    /// The newest record's number.
+    /// The newest record's sequence number.
     pub records: u64,
-    /// The oldest record that is still there; the ones before are past the retention.
+    /// The oldest record still there; earlier ones are past the retention.
     pub oldest: u64,
-    /// Segments.
+    /// Number of segments.
     pub segments: usize,
-    /// Their bytes.
+    /// Size of the segments, in bytes.
     pub bytes: u64,
-    /// Up to this record a signed head proves the log.
+    /// The last record covered by a signed head.
     pub proven: u64,
     /// That record's time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proven_time: Option<Timestamp>,
-    /// Records after it: nothing proves that there were not more of them.
+    /// Number of records after it. Nothing proves that there were not more of them.
     pub unproven: u64,
-    /// Heads that fit.
+    /// Number of heads that match.
     pub heads: usize,
     /// The keys that were trusted.
     pub keys: Vec<String>,
-    /// Writes whose effect nobody knows.
+    /// Number of writes in doubt.
     pub in_doubt: usize,
-    /// Writes without an outcome: under way, or in doubt at the next start.
+    /// Number of writes without an outcome: under way, or in doubt after the next start.
     pub under_way: usize,
     /// What is wrong.
     pub problems: Vec<VerifyProblem>,
-    /// Problems beyond those.
+    /// Number of problems found beyond those.
     pub further_problems: u64,
-    /// What is worth knowing, and right.
+    /// Observations that are not problems.
     pub notes: Vec<String>,
 }
 
-/// Why nothing could be verified.
+/// Why a log could not be verified at all.
 #[derive(Debug)]
 pub enum VerifyError {
     /// The folder holds no log.
     NoLog,
-    /// A newer makegate wrote it; or it cannot be read.
+    /// The folder cannot be read, or a newer makegate wrote the log.
     Open(OpenError),
-    /// It cannot be read.
+    /// A file cannot be read.
     Io(io::Error),
 }
 
 impl fmt::Display for VerifyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoLog => f.write_str("no segment of a log is there (00000000000000000001.jsonl, say)"),
+            Self::NoLog => f.write_str("there is no log segment (such as 00000000000000000001.jsonl)"),
             Self::Open(error) => error.fmt(f),
             Self::Io(error) => error.fmt(f),
         }
@@ -168,10 +169,11 @@ impl VerifyFindings {
     }
 }
 
-/// Verifies the log of this folder. `progress` hears how many bytes have been read of how many.
+/// Verifies the log in this folder. `progress` receives the number of bytes read so far and the total.
 ///
 /// # Errors
-/// [`VerifyError`]: there is no log, or it cannot be read. A log that was altered is no error, but a [`VerifyReport`] with problems.
+/// [`VerifyError`]: there is no log, or it cannot be read. An altered log is not an error but a [`VerifyReport`] with
+/// problems.
 pub fn verify(
     dir: &Path,
     brought: &AuditorInput,
@@ -187,17 +189,17 @@ pub fn verify(
     }
 }
 
-/// One look at all files; `true`: what is wrong may be that they changed meanwhile.
+/// Reads all files once; returns true if problems may be due to the files changing meanwhile.
 fn look(
     dir: &Path,
     brought: &AuditorInput,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(VerifyReport, bool), VerifyError> {
     let mut findings = VerifyFindings::default();
-    // Heads first: one that is signed while the segments are read may cover more than was read.
+    // Read the heads first: one signed while the segments are read may cover more than was read.
     let mut trust = trust::gather(dir, brought, &mut findings)?;
     if !findings.is_clean() {
-        // A gateway that starts, or exchanges its key, replaces these files one after the other.
+        // A gateway that starts or rotates its key replaces these files one after the other.
         std::thread::sleep(LOOK_AGAIN);
         findings = VerifyFindings::default();
         trust = trust::gather(dir, brought, &mut findings)?;
@@ -205,9 +207,9 @@ fn look(
     let segments = segment::list(dir)?;
     let Some(newest) = segments.last() else { return Err(VerifyError::NoLog) };
     match recover::read_opening(dir, *newest) {
-        // A makegate that starts puts aside a last segment in which there is no record.
+        // A starting makegate puts aside a last segment that contains no record.
         Err(OpenError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
-        read => drop(read?), // a newer makegate's log is refused
+        read => drop(read?), // refuses a newer makegate's log
     }
     let sizes =
         segments.iter().map(|first| std::fs::metadata(segment::path(dir, *first)).map_or(0, |about| about.len()));

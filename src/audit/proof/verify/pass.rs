@@ -1,5 +1,5 @@
-//! The pass over the segments: every line in the order of the records, the tree that they make, and where it must be what
-//! somebody said before: at each segment's first record, and at each signed head.
+//! The pass over the segments: reads every line in record order, builds the tree, and compares it with each segment's
+//! opening and each signed head.
 
 #![expect(clippy::disallowed_methods, reason = "only commands verify")]
 
@@ -22,12 +22,12 @@ use super::trust::{ClaimedHead, TrustChain};
 use super::{VerifyFindings, writes};
 use crate::private_files;
 
-/// How often progress is told, in bytes.
+/// How often progress is reported, in bytes.
 const TELL_BYTES: u64 = 4 << 20;
-/// Records that are told one by one when the tree does not fit; more are summed up.
+/// Maximum number of records reported one by one when the tree does not match; more are summed up.
 const SUSPECTS_MAX: usize = 1000;
 
-/// What the pass found beside problems.
+/// What the pass found besides problems.
 #[derive(Debug, Default)]
 pub(super) struct PassSummary {
     pub(super) records: u64,
@@ -37,54 +37,53 @@ pub(super) struct PassSummary {
     pub(super) heads: usize,
     pub(super) in_doubt: usize,
     pub(super) under_way: usize,
-    /// A segment went while the log was read, and nothing that was read says why.
+    /// A segment disappeared while the log was read, and nothing that was read explains it.
     pub(super) has_changed: bool,
 }
 
-/// The pass.
 pub(super) struct SegmentPass<'a> {
     dir: &'a Path,
     findings: &'a mut VerifyFindings,
-    /// Heads to come, the smallest first.
+    /// Heads not yet compared, smallest first.
     heads: VecDeque<ClaimedHead>,
-    /// The log was closed: nothing can be missing because it was copied while somebody wrote.
+    /// The log was closed, so missing records cannot be due to copying during writing.
     is_closed: bool,
-    /// The tree that the lines make.
+    /// The tree over the lines.
     tree: Tree,
-    /// The tree that the leaf hashes beside the segments make, from the first that is not its line's.
+    /// The tree over the stored leaf hashes, from the first one that does not match its line.
     by_leaves: Option<Tree>,
-    /// Records whose line is not what its leaf hash says, since the last head that fitted.
+    /// Records whose line does not match its leaf hash, since the last matching head.
     suspects: Vec<(u64, String)>,
-    /// The first record since the last opening, and the last head, that fitted.
+    /// The first record since the last matching opening, and since the last matching head.
     since: (u64, u64),
-    /// A head did not fit: neither will those after it.
+    /// A head did not match, so later ones will not either.
     is_refuted: bool,
     open: OpenWrites,
-    /// Whole segments that are not there.
+    /// Ranges of records whose segments are missing.
     gaps: Vec<SeqRange>,
-    /// A segment was there when the folder was listed, and then was not.
+    /// A segment that was listed was gone when it was read.
     has_vanished: bool,
-    /// Records that an event of the retention says to be deleted, or to be deleted soon.
+    /// Records that a retention event announces as deleted or about to be.
     deleted: Vec<SeqRange>,
-    /// Records are missing, or cannot be read: what they said of writes is not known.
+    /// Records are missing or unreadable, so what they said about writes is unknown.
     is_torn: bool,
     time: Option<Timestamp>,
     passed: PassSummary,
 }
 
-/// Lines in a row that are no record.
+/// Consecutive lines that are not records.
 #[derive(Debug)]
 struct BadLines {
     offset: u64,
     count: u64,
-    /// A line that was being written when the machine stopped: without its end, or with holes.
+    /// A line that was being written when the machine stopped: it has no end, or has holes.
     is_torn: bool,
 }
 
-/// One segment while it is read.
+/// A segment being read.
 struct SegmentReading {
     first: u64,
-    /// Where the next one begins.
+    /// Where the next segment begins.
     end: Option<u64>,
     file: String,
     leaves: StoredLeaves,
@@ -116,13 +115,13 @@ impl<'a> SegmentPass<'a> {
         pass
     }
 
-    /// The number that comes next.
+    /// The next sequence number.
     pub(super) const fn next(&self) -> u64 {
         self.tree.size() + 1
     }
 
-    /// Reads the segments before this one that the list of the folder lacks: those that are made while it is listed need not be in
-    /// it, though later ones are.
+    /// Reads the segments before this one that are missing from the listing: one created during the listing may be
+    /// missing from it although later ones are not.
     pub(super) fn unlisted(&mut self, first: u64, read: &mut dyn FnMut(u64)) -> io::Result<()> {
         while self.passed.oldest > 0 && self.next() < first && segment::path(self.dir, self.next()).is_file() {
             let before = self.next();
@@ -138,7 +137,7 @@ impl<'a> SegmentPass<'a> {
     pub(super) fn segment(&mut self, first: u64, end: Option<u64>, read: &mut dyn FnMut(u64)) -> io::Result<()> {
         let path = segment::path(self.dir, first);
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // The leaf hashes first: a running gateway writes them after the lines, so that every one has its line.
+        // Load the leaf hashes first: a running gateway writes them after the lines, so every hash read has its line.
         let leaves = StoredLeaves::load(self.dir, first)?;
         disk::about_to_read();
         let lines = match private_files::open_to_read(&path) {
@@ -189,7 +188,7 @@ impl<'a> SegmentPass<'a> {
         Ok(())
     }
 
-    /// What a segment's first record says must be what the records before it are.
+    /// Checks that a segment's opening agrees with the records before it.
     fn opening(&mut self, segment: &SegmentReading, line: &[u8]) {
         let opening = SegmentOpening::parse(line, segment.first).ok();
         let is_gap = self.next() < segment.first;
@@ -200,9 +199,9 @@ impl<'a> SegmentPass<'a> {
             if is_gap {
                 self.jump(Tree::of_unreadable(segment.first - 1), OpenWrites::default());
             }
-            // A line that is no record at all is told by who reads the lines.
+            // A line that is not a record at all is reported by the line reader.
             if StoredRecord::parse(line).is_some_and(|seen| seen.seq == segment.first) {
-                let words = format!("record {} is not the opening that a segment begins with", segment.first);
+                let words = format!("record {} is not a segment's opening", segment.first);
                 self.findings.problem("altered", Some(&segment.file), Some(segment.first), words);
             }
             return;
@@ -214,7 +213,8 @@ impl<'a> SegmentPass<'a> {
         }
     }
 
-    /// The records before this are gone with their segments: what the opening says of them counts. A later head proves it.
+    /// The records before this are gone with their segments, so the opening is taken at its word. A later head proves
+    /// it.
     fn jump(&mut self, tree: Tree, open: OpenWrites) {
         (self.tree, self.open) = (tree, open);
         self.by_leaves = None;
@@ -224,7 +224,7 @@ impl<'a> SegmentPass<'a> {
             skipped.push(claimed.head.size);
         }
         if let Some(newest) = skipped.last() {
-            let words = "cannot be compared any more: records that they cover are past the retention";
+            let words = "can no longer be compared: they cover records that are past the retention";
             self.findings.note(format!("{} heads of up to {newest} records {words}", skipped.len()));
         }
         self.compare_heads();
@@ -235,11 +235,11 @@ impl<'a> SegmentPass<'a> {
         let fits = self.tree.root() == root;
         if !fits && !self.admit(root) {
             if segment.leaves.get(segment.first).is_some_and(|leaf| leaf != own) {
-                return; // it is the opening that was altered, and is told so as any record
+                return; // the opening itself was altered, which is reported like any other record
             }
             let (from, to) = (self.since.0, segment.first - 1);
             let words = format!(
-                "of the records {from} to {to} at least one is not what it was when record {} was written",
+                "at least one of the records {from} to {to} has changed since record {} was written",
                 segment.first
             );
             self.findings.problem("altered", Some(&segment.file), Some(from), words);
@@ -249,13 +249,13 @@ impl<'a> SegmentPass<'a> {
         self.since.0 = segment.first;
         if fits && !self.is_torn && opening.open != self.open {
             let words =
-                format!("the open writes that record {} names are not those of the records before", segment.first);
+                format!("the open writes that record {} lists do not match the records before it", segment.first);
             self.findings.problem("altered", Some(&segment.file), Some(segment.first), words);
         }
         self.open = opening.open;
     }
 
-    /// One line that is a record.
+    /// Handles one line that is a record.
     fn record(&mut self, segment: &mut SegmentReading, seen: &StoredRecord<'_>, line: &[u8]) {
         if segment.end.is_some_and(|end| seen.seq >= end) {
             segment.void += 1;
@@ -266,19 +266,19 @@ impl<'a> SegmentPass<'a> {
         let stored = segment.leaves.get(seen.seq);
         let is_renumbered = seen.seq != next && stored.is_some_and(|stored| stored != leaf);
         if is_renumbered {
-            self.told(segment, "altered", next, format!("record {next} was altered: it says that it is {}", seen.seq));
+            self.told(segment, "altered", next, format!("record {next} was altered: it claims to be {}", seen.seq));
         } else if seen.seq < next {
             self.told(
                 segment,
                 "misplaced",
                 seen.seq,
-                format!("record {} stands here again, after record {}", seen.seq, next - 1),
+                format!("record {} appears again after record {}", seen.seq, next - 1),
             );
             return;
         } else if seen.seq > next {
             self.missing(segment, seen.seq - 1);
         } else if let Some(bad) = segment.bad.take() {
-            let words = format!("{} lines before record {next}, at byte {}, are no records", bad.count, bad.offset);
+            let words = format!("{} lines before record {next}, at byte {}, are not records", bad.count, bad.offset);
             self.told(segment, "unreadable", next, words);
         }
         let at = self.next();
@@ -289,7 +289,7 @@ impl<'a> SegmentPass<'a> {
         self.push(leaf, segment.leaves.get(at));
     }
 
-    /// What the record says beside its hash.
+    /// Checks the record's content.
     fn look(&mut self, segment: &SegmentReading, seen: &StoredRecord<'_>) {
         self.time = Some(seen.time);
         if self.passed.oldest == 0 {
@@ -300,7 +300,7 @@ impl<'a> SegmentPass<'a> {
         }
         self.deleted.extend(retention::gone(seen));
         if seen.event.as_deref() == Some(HEAD_MISMATCH) {
-            let words = format!("record {} says that a start found the log altered", seen.seq);
+            let words = format!("record {} says that makegate found the log altered at startup", seen.seq);
             self.told(segment, "event", seen.seq, words);
         }
     }
@@ -309,7 +309,7 @@ impl<'a> SegmentPass<'a> {
         self.findings.problem(what, Some(&segment.file), Some(seq), words);
     }
 
-    /// The line is not what its leaf hash says: one of the two was altered, and what fits later says which.
+    /// The line does not match its leaf hash, so one of the two was altered; the next match tells which.
     fn suspect(&mut self, seq: u64, file: &str) {
         if self.by_leaves.is_none() {
             self.by_leaves = Some(self.tree.clone());
@@ -319,10 +319,10 @@ impl<'a> SegmentPass<'a> {
         }
     }
 
-    /// The records up to `last` are not here.
+    /// Handles records up to `last` that are missing here.
     fn missing(&mut self, segment: &mut SegmentReading, last: u64) {
         let next = self.next();
-        let range = if next == last { format!("record {next}") } else { format!("the records {next} to {last}") };
+        let range = if next == last { format!("record {next}") } else { format!("records {next} to {last}") };
         match segment.bad.take() {
             Some(bad) => {
                 let words = format!("{range} cannot be read, at byte {}", bad.offset);
@@ -359,13 +359,13 @@ impl<'a> SegmentPass<'a> {
             } else if !self.admit(root) && !self.is_refuted {
                 self.is_refuted = true;
                 let from = self.since.1;
-                let words = format!("of the records {from} to {size} at least one is not what this head covers");
+                let words = format!("at least one of the records {from} to {size} is not what this head covers");
                 self.findings.problem("head", Some(&claimed.name), Some(from), words);
             }
         }
     }
 
-    /// The leaf hashes lead to this root, which the lines do not: then the lines were altered, and it is known which.
+    /// If the leaf hashes lead to this root and the lines do not, the lines were altered, and it is known which.
     fn admit(&mut self, root: Hash) -> bool {
         let Some(by_leaves) = self.by_leaves.take_if(|tree| tree.root() == root) else { return false };
         self.tree = by_leaves;
@@ -379,23 +379,24 @@ impl<'a> SegmentPass<'a> {
         }
     }
 
-    /// A head says that the lines are right: then their leaf hashes are not.
+    /// A head proves the lines right, so the leaf hashes are wrong.
     fn leaves_are_wrong(&mut self) {
         self.by_leaves = None;
         if let Some((seq, file)) = std::mem::take(&mut self.suspects).into_iter().next() {
             let words =
-                "beside its segment is not that of its line, which a signed head proves: leaf hashes are derived";
+                "does not match its line, but a signed head proves the line right (leaf hashes are only derived)";
             self.findings.note(format!("{file}: the leaf hash of record {seq} {words}"));
         }
     }
 
-    /// What stands at the end of a segment, or should.
+    /// Handles what is at the end of a segment, or is missing there.
     fn end_segment(&mut self, mut segment: SegmentReading) {
         if segment.void > 0 {
             let SegmentReading { file, void, .. } = &segment;
-            self.findings.note(format!("{file}: its last {void} lines are void: their numbers were given again"));
+            self.findings
+                .note(format!("{file}: its last {void} lines are void, because their numbers were reassigned"));
         }
-        // The leaf hashes of a log that was written to may have been copied after its records.
+        // If the log was being written, its leaf hashes may have been copied after its records.
         let counts = self.is_closed || segment.end.is_some();
         let last = segment.leaves.last().filter(|_| counts).unwrap_or(0);
         let last = last.min(segment.end.map_or(u64::MAX, |end| end - 1));
@@ -413,19 +414,18 @@ impl<'a> SegmentPass<'a> {
 
     fn note_torn(&mut self, segment: &SegmentReading) {
         let offset = segment.bad.as_ref().map_or(0, |bad| bad.offset);
-        let words = "it ends in what is not a record yet, or never became one: it was acknowledged to nobody";
+        let words = "there is no complete record; it was never acknowledged";
         self.findings.note(format!("{}: from byte {offset} on {words}", segment.file));
     }
 
-    /// After the last segment.
+    /// Finishes after the last segment.
     pub(super) fn finish(mut self) -> PassSummary {
         self.tell_suspects();
         let mut has_changed = false;
         for (first, last) in std::mem::take(&mut self.gaps) {
             if !self.deleted.iter().any(|(begin, end)| *begin <= first && last <= *end) {
-                let words = format!(
-                    "the records {first} to {last} are missing, and no event says that the retention took them"
-                );
+                let words =
+                    format!("records {first} to {last} are missing, and no event says that retention deleted them");
                 self.findings.problem("missing", None, Some(first), words);
                 has_changed = self.has_vanished;
             }
@@ -437,20 +437,20 @@ impl<'a> SegmentPass<'a> {
         PassSummary { records, in_doubt, under_way, has_changed, ..self.passed }
     }
 
-    /// Heads that cover more records than there are.
+    /// Checks the heads that cover more records than there are.
     fn end_of_heads(&mut self, records: u64) {
         let from = records + 1;
         let is_cut = |claimed: &&ClaimedHead| self.is_closed || !claimed.is_own;
         if let Some(claimed) = self.heads.iter().rfind(is_cut) {
             let to = claimed.head.size;
             let words =
-                format!("the records {from} to {to}, which this head covers, are missing: the log's tail was cut off");
+                format!("records {from} to {to}, which this head covers, are missing: the log's tail was cut off");
             self.findings.problem("cut", Some(&claimed.name), Some(from), words);
         } else if let Some(claimed) = self.heads.back() {
             let (name, to) = (&claimed.name, claimed.head.size);
             self.findings.note(format!(
-                "{name}: the records {from} to {to}, which this head covers, are not here: makegate had not closed the log when \
-                 it was copied, or killed; if records were cut off, only a head that was exported tells"
+                "{name}: records {from} to {to}, which this head covers, are not here: makegate had not closed the log when \
+                 it was copied, or was killed; only an exported head can tell whether records were cut off"
             ));
         }
     }

@@ -1,4 +1,4 @@
-//! Whose word counts: the chain of keys that introduced each other, and the heads that they signed.
+//! Establishes trust: the chain of keys that introduced each other, and the heads that they signed.
 
 #![expect(clippy::disallowed_methods, reason = "only commands verify")]
 
@@ -11,40 +11,40 @@ use super::super::{closing_head, heads};
 use super::{AuditorInput, VerifyFindings};
 use crate::private_files;
 
-/// A key that is trusted.
 #[derive(Debug)]
 pub(super) struct TrustedKey {
     pub(super) verifier: Verifier,
-    /// Records at its rotation: it was erased then, so that it signs nothing larger.
+    /// Number of records at its rotation, when it was erased; it cannot have signed anything larger.
     until: Option<u64>,
 }
 
-/// A head that a trusted key signed, not yet compared with the records.
+/// A head signed by a trusted key, not yet compared with the records.
 #[derive(Debug)]
 pub(super) struct ClaimedHead {
-    /// Where it is.
+    /// Where it comes from.
     pub(super) name: String,
     pub(super) head: Head,
-    /// It is in the log's folder: of a log that was copied while makegate wrote, it may have been copied after the records.
+    /// It is in the log's folder. If the log was copied during writing, it may have been copied after the records.
     pub(super) is_own: bool,
 }
 
-/// Keys and heads.
+/// Trusted keys and their heads.
 #[derive(Debug, Default)]
 pub(super) struct TrustChain {
     pub(super) keys: Vec<TrustedKey>,
-    /// The smallest first.
+    /// Smallest first.
     pub(super) heads: Vec<ClaimedHead>,
-    /// The folder says that makegate closed the log, so that it has all records of every head in it.
+    /// The folder shows that makegate closed the log, so it has all records of every head in it.
     pub(super) is_closed: bool,
 }
 
-/// Reads the folder's keys and heads, and adds what was brought.
+/// Reads the folder's keys and heads, and adds what the auditor brought.
 pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFindings) -> io::Result<TrustChain> {
     let mut trust = TrustChain::default();
     trust.keys.extend(brought.keys.iter().map(|key| TrustedKey { verifier: key.clone(), until: None }));
-    // A key is introduced before it signs anything. So what it signed is read first: however the gateway goes on beside this,
-    // the chain that is read after it knows the key. In a copy `keys` may be older: then the introductions before the head go on.
+    // A key is introduced before it signs anything, so read the head before the chain: the chain then knows its key,
+    // whatever a running gateway does meanwhile. In a copy `keys` may be older; then the introductions before the
+    // head extend it.
     let head = read(&heads::path(dir))?.map(|text| SignedFile::parse(&text));
     let closed = read(&closing_head::path(dir))?.map(|text| SignedFile::parse(&text));
     let public = read(&heads::public_path(dir))?;
@@ -66,7 +66,7 @@ pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFi
     trust.closed(closed, findings);
     trust.public(public, findings);
     if read(&heads::refuted_path(dir))?.is_some() {
-        let words = "a start found that the log is not what this head says: it was altered while makegate did not run";
+        let words = "at startup the log did not match this head: it was altered while makegate was not running";
         findings.problem("head", Some("head.refuted"), None, words);
     }
     for (name, head) in &brought.heads {
@@ -74,7 +74,7 @@ pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFi
     }
     if trust.heads.is_empty() && findings.is_clean() {
         findings
-            .note("there is no signed head: nothing shows whether records were cut off the end, or all were made anew");
+            .note("there is no signed head, so nothing shows whether records were cut off the end or the whole log was replaced");
     }
     trust.heads.sort_by_key(|claimed| claimed.head.size);
     Ok(trust)
@@ -84,7 +84,7 @@ pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFi
 #[derive(Debug)]
 struct SignedFile {
     introductions: Vec<Head>,
-    /// `None`: the file is damaged.
+    /// `None` if the file is damaged.
     head: Option<Head>,
 }
 
@@ -97,17 +97,13 @@ impl SignedFile {
 }
 
 impl TrustChain {
-    /// The first key is taken at its word unless keys were brought; each further one is introduced by the one before.
+    /// The first key is trusted unless the auditor brought keys; each later one must be introduced by a key before
+    /// it.
     fn follow(&mut self, chain: &[Head], pinned: bool, findings: &mut VerifyFindings) {
         let mut is_known = false;
         for (at, head) in chain.iter().enumerate() {
             let Some(next) = &head.next else {
-                findings.problem(
-                    "key",
-                    Some("keys"),
-                    None,
-                    format!("the head {} in the chain introduces no key", at + 1),
-                );
+                findings.problem("key", Some("keys"), None, format!("head {} in the chain introduces no key", at + 1));
                 continue;
             };
             let known = self.keys.iter().any(|key| key.verifier == *next);
@@ -117,11 +113,11 @@ impl TrustChain {
                 Some(old) if old.verifier != *next => old.until = Some(head.size),
                 Some(_) => {}
                 None if known || (at == 0 && is_own && !pinned) => {}
-                // Of a log's keys before the first that is trusted nothing can be said.
+                // Nothing can be said about a log's keys before the first trusted one.
                 None if pinned && !is_known => continue,
                 None => {
-                    let why = if is_own { "introduces itself" } else { "is introduced by none of the keys before it" };
-                    let words = format!("the key {next} {why}; if you know it to be right, give it with --key");
+                    let why = if is_own { "introduces itself" } else { "was not introduced by any earlier key" };
+                    let words = format!("key {next} {why}; if you know it is right, pass it with --key");
                     findings.problem("key", Some("keys"), None, words);
                     continue;
                 }
@@ -141,18 +137,23 @@ impl TrustChain {
             Some(SignedFile { head: Some(head), .. }) => self.claim("head", head, true, findings),
             Some(_) => findings.problem("head", Some("head"), None, "the newest signed head is damaged"),
             None if has_keys => {
-                findings.problem("head", Some("head"), None, "the newest signed head is not there, though keys are");
+                findings.problem(
+                    "head",
+                    Some("head"),
+                    None,
+                    "the newest signed head is missing, although there are keys",
+                );
             }
             None => {}
         }
     }
 
-    /// A log that was closed has a head of its last record. Its folder says so only until makegate opens it again.
+    /// A closed log has a head over its last record. Its folder shows this only until makegate opens the log again.
     fn closed(&mut self, file: Option<SignedFile>, findings: &mut VerifyFindings) {
         let Some(file) = file else { return };
         let newest = self.heads.iter().map(|claimed| claimed.head.size).max().unwrap_or(0);
         let Some(head) = file.head else {
-            findings.problem("head", Some("closed"), None, "the head that the log was closed with is damaged");
+            findings.problem("head", Some("closed"), None, "the log's closing head is damaged");
             return;
         };
         if head.size >= newest {
@@ -161,31 +162,32 @@ impl TrustChain {
         }
     }
 
-    /// The public key beside the log is one of it; the one before, where a rotation was cut off. Nothing rests on this file: one that
-    /// bears the log's name and was not introduced may have been copied after a rotation, and all else before it.
+    /// The public key beside the log must be one of the log's keys (the previous one after an interrupted rotation).
+    /// Nothing depends on this file: one that has the log's name but was not introduced may have been copied after a
+    /// rotation, and everything else before it.
     fn public(&self, public: Option<String>, findings: &mut VerifyFindings) {
         let Some(text) = public else { return };
         match Verifier::parse(text.trim_end()) {
             Some(key) if self.keys.iter().any(|one| one.verifier == key) => {}
             Some(key) if self.keys.iter().any(|one| one.verifier.name() == key.name()) => findings.note(
-                "no key of this log introduces the one in head.pub. If the key was rotated while this copy was made, copy the folder again. \
-                 Otherwise somebody put it there: don't trust it",
+                "no key of this log introduced the one in head.pub. If the key was rotated while this copy was made, copy the folder again. \
+                 Otherwise someone else put it there: don't trust it",
             ),
             _ => findings.problem("key", Some("head.pub"), None, "this is not a key of this log"),
         }
     }
 
-    /// A head counts when a trusted key signed it in its time.
+    /// Accepts a head if a key trusted at that size signed it.
     fn claim(&mut self, name: &str, head: Head, is_own: bool, findings: &mut VerifyFindings) {
         let size = head.size;
         match self.keys.iter().find(|key| head.is_signed_by(&key.verifier)) {
             Some(TrustedKey { until: Some(until), .. }) if size > *until => {
-                let words = format!("its key was erased at record {until}, but it is of {size} records: it is forged");
+                let words = format!("its key was erased at record {until}, but it covers {size} records: it is forged");
                 findings.problem("head", Some(name), None, words);
             }
             Some(_) => self.heads.push(ClaimedHead { name: name.to_owned(), head, is_own }),
             None => {
-                let words = format!("the head of {size} records is signed by no key of this log");
+                let words = format!("the head of {size} records is not signed by any key of this log");
                 findings.problem("head", Some(name), None, words);
             }
         }
@@ -196,7 +198,7 @@ fn read(path: &Path) -> io::Result<Option<String>> {
     disk::about_to_read();
     match private_files::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        // It is told as a damaged one.
+        // Reported as a damaged file.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(String::new())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -1,14 +1,14 @@
-//! Intents against what became of them.
+//! Matches intents with their outcomes.
 
 use super::super::super::open_writes::OpenWrites;
 use super::super::super::record::Kind;
 use super::super::super::stored_record::StoredRecord;
 
-/// Goes on by a record; what is wrong with it as a part of a write's life.
+/// Applies a record to the open writes. Returns what is wrong with it, if anything.
 pub(super) fn apply(open: &mut OpenWrites, seen: &StoredRecord<'_>) -> Option<&'static str> {
     let wrong = match (Kind::parse(&seen.kind), seen.request_id()) {
-        (None, _) => Some("a record of a kind that there is not"),
-        (Some(Kind::Intent | Kind::Outcome | Kind::Settlement), None) => Some("a write without a request"),
+        (None, _) => Some("of an unknown kind"),
+        (Some(Kind::Intent | Kind::Outcome | Kind::Settlement), None) => Some("a write without a request id"),
         (Some(kind @ (Kind::Outcome | Kind::Settlement)), Some(request)) => {
             let settles = kind == Kind::Settlement;
             match open.of(seen.intent, &request, settles) {
@@ -22,12 +22,13 @@ pub(super) fn apply(open: &mut OpenWrites, seen: &StoredRecord<'_>) -> Option<&'
     wrong
 }
 
-/// What is wrong with an outcome or a settlement of a write that is in doubt, under way, or not open.
+/// What is wrong with an outcome or settlement, given whether its write is in doubt, under way (not in doubt) or not
+/// open.
 const fn misplaced(in_doubt: Option<bool>, settles: bool) -> Option<&'static str> {
     match (in_doubt, settles) {
         (None, false) => Some("an outcome without an intent"),
-        (Some(true), false) => Some("a second outcome of a write in doubt"),
-        (None | Some(false), true) => Some("a settlement of a write that is not in doubt"),
+        (Some(true), false) => Some("a second outcome for a write in doubt"),
+        (None | Some(false), true) => Some("a settlement for a write that is not in doubt"),
         (Some(false), false) | (Some(true), true) => None,
     }
 }

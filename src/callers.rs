@@ -1,4 +1,4 @@
-//! The callers' state that outlives reloads: each one's rate, its part of what callers share, and counters.
+//! Caller state that outlives reloads: each caller's rate, its part of what callers share, and counters.
 
 mod shared_kinds;
 
@@ -22,29 +22,29 @@ use crate::shares::{HeldShare, ShareHolder, SharedLimit, Shortage};
 
 pub use shared_kinds::{PerKind, SharedKind};
 
-/// Where an answer came from, as it is counted.
+/// Where an answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum AnswerSource {
-    /// From memory, fresh.
+    /// From the cache, fresh.
     Hit,
-    /// From memory, past its lifetime.
+    /// From the cache, past its lifetime.
     Stale,
-    /// From upstream, of a class that is kept.
+    /// From upstream, of a class that is stored.
     Miss,
-    /// From upstream, of a class that is not kept; every write.
+    /// From upstream, of a class that is not stored; also every write.
     Forwarded,
-    /// The first answer again.
+    /// A replay of the first answer.
     Replayed,
-    /// The gateway's own.
+    /// From the gateway itself.
     Refused,
 }
 
 impl AnswerSource {
-    /// All of them.
+    /// All sources.
     pub const ALL: [Self; 6] = [Self::Hit, Self::Stale, Self::Miss, Self::Forwarded, Self::Replayed, Self::Refused];
 
-    /// Its name in metrics and records.
+    /// The name in metrics and records.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -58,25 +58,25 @@ impl AnswerSource {
     }
 }
 
-/// What is left of a rate.
+/// What is left of a caller's rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remaining {
-    /// What can be sent at once now.
+    /// Number of requests that can be sent at once now.
     pub left: u32,
-    /// When that is the whole burst again.
+    /// Time until the whole burst is available again.
     pub whole_in: Duration,
 }
 
-/// Over the rate.
+/// The caller is over its rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverRate {
-    /// When the next request is within it.
+    /// How long to wait for the next request.
     pub retry_after: Duration,
-    /// What is left: nothing.
+    /// What is left, which is nothing.
     pub remaining: Remaining,
 }
 
-/// governor's view of our clock.
+/// Adapts our clock to governor.
 #[derive(Clone, Debug)]
 struct LimiterClock {
     clock: Clock,
@@ -93,15 +93,14 @@ impl governor::clock::Clock for LimiterClock {
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, LimiterClock, StateInformationMiddleware>;
 
-/// The longest time that a burst may take to be whole again (73 years).
+/// Maximum time that a burst may take to become whole again (73 years).
 const BURST_NANOS_MAX: u64 = u64::MAX / 8;
 
-/// A rate and its limiter.
 #[derive(Debug)]
 struct CallerRate {
     rate: config::Rate,
     burst: NonZeroU32,
-    /// What is configured; `burst` may be less.
+    /// As configured; the effective burst may be smaller.
     configured_burst: u32,
     interval: Duration,
     ticks: LimiterClock,
@@ -111,7 +110,8 @@ struct CallerRate {
 impl CallerRate {
     fn new(config: &config::CallerConfig, clock: &Clock) -> Self {
         let burst = NonZeroU32::new(config.burst).unwrap_or(NonZeroU32::MIN);
-        // Rounded up: never more than the rate. The burst is cut where governor's nanoseconds would overflow.
+        // Rounded up, so that the rate is never exceeded. The burst is limited where governor's nanoseconds would
+        // overflow.
         let nanos = config.rate.per.as_nanos().div_ceil(u128::from(config.rate.requests.max(1)));
         let nanos = u64::try_from(nanos).unwrap_or(u64::MAX).clamp(1, BURST_NANOS_MAX);
         let burst = burst.min(u32::try_from(BURST_NANOS_MAX / nanos).ok().and_then(NonZeroU32::new).unwrap_or(burst));
@@ -143,14 +143,13 @@ impl CallerRate {
     }
 }
 
-/// What one operation's requests came to, and after it the next operation's: a list that only grows, by those operations that
-/// the caller uses.
+/// A list of counters, one per operation that the caller uses. It only grows.
 #[derive(Debug, Default)]
 struct OperationCounts(OnceLock<Box<OperationCount>>);
 
 #[derive(Debug)]
 struct OperationCount {
-    /// The operation's id: its place in the catalogue is another after a reload. `None`: not classified.
+    /// The operation's id, because its place in the catalogue can change with a reload. `None` if not classified.
     operation: Option<Arc<str>>,
     by_source: [AtomicU64; AnswerSource::ALL.len()],
     next: OperationCounts,
@@ -158,7 +157,7 @@ struct OperationCount {
 
 impl OperationCounts {
     fn of(&self, operation: Option<&Arc<str>>) -> &OperationCount {
-        // The very same text, as long as there was no reload.
+        // Ids are the same allocation until a reload.
         let same = |count: &&OperationCount| match (&count.operation, operation) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
             (one, other) => one.is_none() && other.is_none(),
@@ -194,19 +193,19 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 /// One caller's state.
 #[derive(Debug)]
 pub struct CallerState {
-    /// Its name.
+    /// The caller's name.
     pub name: Arc<str>,
-    /// What no other state of a caller has had in this process.
+    /// An id that no other caller state in this process has ever had.
     pub id: NonZeroU64,
     pace: ArcSwap<CallerRate>,
-    /// What it holds of what callers share.
+    /// What the caller holds of what callers share.
     pub holds: PerKind<Arc<ShareHolder>>,
-    /// Made as requests come: a silent caller costs little.
+    /// Created on demand, so that a silent caller costs little.
     counts: OperationCounts,
     used: Mutex<HashMap<KeyId, LastUsed>>,
 }
 
-/// When a key was last used, in Unix milliseconds; 0: never.
+/// When a key was last used, in Unix milliseconds; 0 means never.
 pub type LastUsed = Arc<AtomicI64>;
 
 impl CallerState {
@@ -221,42 +220,42 @@ impl CallerState {
         }
     }
 
-    /// Takes one request of the rate.
+    /// Counts one request against the rate.
     ///
     /// # Errors
-    /// [`OverRate`]: over the rate.
+    /// [`OverRate`].
     pub fn admit(&self) -> Result<Remaining, OverRate> {
         self.pace.load().admit()
     }
 
-    /// Counts a request in until the guard is dropped; `most` may be under way.
+    /// Counts a request as under way until the guard is dropped. At most `most` may be.
     ///
     /// # Errors
-    /// Too many of this caller's are, or it has its share of them.
+    /// The caller has too many requests under way, or has used up its share.
     pub fn enter(&self, most: usize) -> Result<HeldShare, Shortage> {
         self.holds.requests.take_up_to(1, u64::try_from(most).unwrap_or(u64::MAX))
     }
 
-    /// Requests under way.
+    /// Number of requests under way.
     #[must_use]
     pub fn under_way(&self) -> u64 {
         self.holds.requests.held()
     }
 
-    /// Where the last use of this key is noted.
+    /// Where the last use of this key is stored.
     #[must_use]
     pub fn last_used(&self, key: KeyId) -> LastUsed {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
     }
 
-    /// Counts an answer. `operation`: its id, if it came to that.
+    /// Counts an answer. `operation` is its id, if the request was classified.
     pub fn count(&self, operation: Option<&Arc<str>>, source: AnswerSource) {
         if let Some(counter) = self.counts.of(operation).by_source.get(source as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Answers by operation (`None`: not classified) and source, without those that are nothing.
+    /// Non-zero answer counts by operation (`None` if not classified) and source.
     #[must_use]
     pub fn counts(&self) -> Vec<(Option<Arc<str>>, AnswerSource, u64)> {
         let counters = self.counts.iter().flat_map(|count| {
@@ -267,31 +266,32 @@ impl CallerState {
     }
 }
 
-/// All callers' state, by name.
+/// The state of all callers, by name.
 #[derive(Debug)]
 pub struct Callers {
-    /// What they share.
+    /// The limits that callers share.
     pub shared: PerKind<Arc<SharedLimit>>,
-    /// What the gateway itself holds of it, for nobody.
+    /// The gateway's own holders, which belong to no caller.
     pub own: PerKind<Arc<ShareHolder>>,
     clock: Clock,
     states: Mutex<HashMap<Arc<str>, Arc<CallerState>>>,
 }
 
 impl Callers {
-    /// Nobody yet, and nothing limited.
+    /// Starts with no callers and no limits.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         let shared = PerKind::unlimited();
         Self { own: shared.holders(), shared, clock, states: Mutex::default() }
     }
 
-    /// Limits what they share.
+    /// Sets the limits that callers share.
     pub fn limit(&self, limits: &config::Limits) {
         self.shared.limit(limits);
     }
 
-    /// The state of this caller. A caller whose rate stays keeps its limiter: a new one has a full burst.
+    /// The caller's state, created if necessary. If the rate is unchanged the caller keeps its limiter, because a new
+    /// one would have a full burst.
     #[must_use]
     pub fn get_or_make(&self, config: &config::CallerConfig) -> Arc<CallerState> {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
@@ -304,7 +304,7 @@ impl Callers {
         state.clone()
     }
 
-    /// Forgets callers that are configured no more.
+    /// Forgets callers that are no longer configured.
     pub fn retain(&self, stays: impl Fn(&str) -> bool) {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| stays(name));
     }
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_exact_while_it_fills_up_again() {
+    fn the_remaining_burst_is_exact_while_it_refills() {
         let clock = Clock::still();
         let state = Callers::new(clock.clone()).get_or_make(&caller(6, 5));
         for left in (0..5).rev() {
@@ -353,7 +353,7 @@ mod tests {
         }
         let fast = state.admit().unwrap_err();
         assert_eq!(fast.remaining.whole_in - fast.retry_after, Duration::from_secs(40));
-        // Three of 10 s have passed: one is taken, two are left.
+        // Three intervals of 10 s have passed: one request is taken, two are left.
         clock.advance(Duration::from_secs(30));
         assert_eq!(state.admit().unwrap().left, 2);
         clock.advance(Duration::from_secs(3_600));
@@ -361,20 +361,20 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_again_when_told_is_admitted() {
+    fn a_caller_that_retries_when_told_to_is_admitted() {
         let clock = Clock::still();
         let state = Callers::new(clock.clone()).get_or_make(&caller(7, 1));
         for _ in 0..20 {
             assert!(state.admit().is_ok());
             let retry_after = state.admit().unwrap_err().retry_after;
             assert!(retry_after <= Duration::from_secs(60).div_f64(7.0) + Duration::from_nanos(1), "{retry_after:?}");
-            // A movable clock moves by milliseconds.
+            // A movable clock moves in milliseconds.
             clock.advance(retry_after + Duration::from_millis(1));
         }
     }
 
     #[test]
-    fn a_rate_that_is_slow_beyond_all_measure_overflows_nothing() {
+    fn an_extremely_slow_rate_overflows_nothing() {
         let mut config = caller(1, u32::MAX);
         config.rate.per = Duration::from_secs(86_400 * 365);
         let callers = Callers::new(Clock::still());
@@ -382,7 +382,7 @@ mod tests {
         assert!(state.admit().is_ok() && state.admit().is_ok());
         assert!(
             Arc::ptr_eq(&state.pace.load(), &callers.get_or_make(&config).pace.load()),
-            "the same terms, the same limiter"
+            "the same rate keeps the same limiter"
         );
     }
 

@@ -1,13 +1,13 @@
-//! Shares: one limited thing (bytes, requests, connections), several holders, and nobody who can take all of it.
+//! Shares: several holders use one limited thing (bytes, requests, connections), and nobody can take all of it.
 //!
-//! What is free, anybody may take; but a part of it is always kept for whoever has less. A holder within its share
-//! (limit ÷ (holders + 1)) leaves as much as it holds itself, up to a sixteenth of the limit; beyond its share it leaves an
-//! eighth, or a whole share where that is less. So a lone holder gets seven eighths, whoever comes then finds room at once,
-//! and of all that is given back those below their share are served first. While nobody is beyond its share, everybody is
-//! given its share: the holders' shares together leave one share free.
+//! Anyone may take what is free, but a part is always kept for those who have less. A holder within its share (limit
+//! ÷ (holders + 1)) must leave free as much as it holds itself, up to a sixteenth of the limit. Beyond its share it
+//! must leave an eighth of the limit, or a whole share if that is less. So a lone holder gets seven eighths, whoever
+//! comes next finds room at once, and whatever is given back goes first to those below their share. While nobody
+//! exceeds its share, everyone gets its share, because all shares together leave one share free.
 //!
-//! Nobody waits and nothing is locked: taking and giving back are two additions, one to the holder's count and one to the
-//! common one.
+//! Nobody waits and nothing is locked: taking and giving back are two additions, one to the holder's count and one to
+//! the common count.
 
 mod bytes;
 
@@ -16,36 +16,36 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use bytes::{CountedBytes, amount};
 
-/// The common word holds the amount taken in its lower bits...
+/// The common word holds the amount taken in its lower bits.
 const AMOUNT_BITS: u32 = 44;
 const AMOUNT_MASK: u64 = (1 << AMOUNT_BITS) - 1;
-/// ...and above them how many holders hold something. For a moment that may be less than nothing: a holder's last amount may be
-/// counted out before its first was counted in.
+/// Above these bits is the number of holders that hold something. It may briefly be negative, because a holder's last
+/// amount may be subtracted before its first was added.
 const ONE_HOLDER: u64 = 1 << AMOUNT_BITS;
 
-/// What part of the limit holders beyond their share leave free.
+/// Divisor of the limit that gives the part which holders beyond their share must leave free.
 const RESERVE: u64 = 8;
 
-/// A limited thing that holders share.
+/// A limit that several holders share.
 #[derive(Debug)]
 pub struct SharedLimit {
     limit: AtomicU64,
     word: AtomicU64,
 }
 
-/// Why an amount is not given.
+/// Why an amount was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shortage {
-    /// The holder would have more than any one may have, however much is free.
+    /// The holder would exceed the maximum for one holder, however much is free.
     Most,
-    /// The holder would be beyond its share, and what is free is kept for others.
+    /// The holder would exceed its share, and what is free is kept for others.
     Share,
-    /// The others hold it.
+    /// Others hold it all.
     All,
 }
 
 impl SharedLimit {
-    /// So much in all.
+    /// Creates a limit of this size.
     #[must_use]
     pub fn new(limit: u64) -> Arc<Self> {
         let shared = Self { limit: AtomicU64::new(0), word: AtomicU64::new(0) };
@@ -53,30 +53,30 @@ impl SharedLimit {
         Arc::new(shared)
     }
 
-    /// Another limit from now on. What is held beyond it stays with its holders.
+    /// Changes the limit. Amounts held beyond a lower limit stay with their holders.
     pub fn set_limit(&self, limit: u64) {
         self.limit.store(limit.min(AMOUNT_MASK), Ordering::Relaxed);
     }
 
-    /// So much there is in all.
+    /// The total that can be held.
     #[must_use]
     pub fn limit(&self) -> u64 {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// So much is taken.
+    /// The amount currently held.
     #[must_use]
     pub fn taken(&self) -> u64 {
         self.word.load(Ordering::Relaxed) & AMOUNT_MASK
     }
 
-    /// A further holder, of nothing yet.
+    /// Adds a holder, which holds nothing yet.
     #[must_use]
     pub fn holder(self: &Arc<Self>) -> Arc<ShareHolder> {
         Arc::new(ShareHolder { shared: self.clone(), held: AtomicU64::new(0), refused: AtomicU64::new(0) })
     }
 
-    /// May a holder who then has `after` take `more`, while the common word is `word`?
+    /// Whether a holder may take `more` and then hold `after`, given the common word.
     fn judge(&self, word: u64, more: u64, after: u64) -> Result<(), Shortage> {
         let limit = self.limit();
         let holders = u64::try_from(word.cast_signed() >> AMOUNT_BITS).unwrap_or(0);
@@ -90,7 +90,7 @@ impl SharedLimit {
     }
 }
 
-/// One that takes of it.
+/// A holder of parts of a shared limit.
 #[derive(Debug)]
 pub struct ShareHolder {
     shared: Arc<SharedLimit>,
@@ -99,24 +99,24 @@ pub struct ShareHolder {
 }
 
 impl ShareHolder {
-    /// Takes so much, or nothing.
+    /// Takes this amount, or nothing.
     ///
     /// # Errors
-    /// Whose share is used up.
+    /// Says whose share is used up.
     pub fn take(self: &Arc<Self>, amount: u64) -> Result<HeldShare, Shortage> {
         self.take_up_to(amount, u64::MAX)
     }
 
-    /// The same of a holder who may have no more than `most`.
+    /// Like [`ShareHolder::take`], for a holder that may hold at most `most`.
     ///
     /// # Errors
-    /// Whose share is used up.
+    /// Says whose share is used up.
     pub fn take_up_to(self: &Arc<Self>, amount: u64, most: u64) -> Result<HeldShare, Shortage> {
         self.admit(amount, most)?;
         Ok(HeldShare { holder: self.clone(), amount })
     }
 
-    /// So much it holds.
+    /// The amount it holds.
     #[must_use]
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
@@ -136,7 +136,7 @@ impl ShareHolder {
         if more > AMOUNT_MASK {
             return Err(self.refuse(Shortage::All));
         }
-        // Counted before it is judged, so that two who take at the same time for the same holder know of one another.
+        // Count first and judge afterwards, so that concurrent takes for the same holder see each other.
         let before = self.held.fetch_add(more, Ordering::Relaxed);
         let (after, entering) = (before + more, if before == 0 { ONE_HOLDER } else { 0 });
         let mut short = Shortage::Most;
@@ -169,7 +169,7 @@ impl ShareHolder {
     }
 }
 
-/// What was taken; given back when dropped.
+/// A held amount, given back when dropped.
 #[derive(Debug)]
 pub struct HeldShare {
     holder: Arc<ShareHolder>,
@@ -177,23 +177,23 @@ pub struct HeldShare {
 }
 
 impl HeldShare {
-    /// So much.
+    /// The amount held.
     #[must_use]
     pub fn amount(&self) -> u64 {
         self.amount
     }
 
-    /// Takes what is missing to `amount`, or nothing.
+    /// Grows to `amount`, or not at all.
     ///
     /// # Errors
-    /// Whose share is used up.
+    /// Says whose share is used up.
     pub fn grow(&mut self, amount: u64) -> Result<(), Shortage> {
         self.holder.admit(amount.saturating_sub(self.amount), u64::MAX)?;
         self.amount = self.amount.max(amount);
         Ok(())
     }
 
-    /// Gives back what is more than `amount`.
+    /// Gives back what exceeds `amount`.
     pub fn shrink(&mut self, amount: u64) {
         self.holder.give_back(self.amount.saturating_sub(amount));
         self.amount = self.amount.min(amount);

@@ -247,7 +247,7 @@ async fn a_verifier_beside_a_writer_accuses_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_that_is_made_while_somebody_writes_accuses_nobody() {
+async fn a_copy_made_during_writing_accuses_nobody() {
     let film = Film::take().await;
     let mut random = Random(0x5eed_0008);
     let (mut runs, mut slow, mut rotated) = (0, 0, 0);

@@ -112,7 +112,7 @@ pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_sync_moves_the_batch_into_a_new_segment_and_nobody_notices() {
+async fn a_failed_sync_moves_the_batch_into_a_new_segment_unnoticed() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, disk) = (settings(&dir), Arc::new(Faulty::default()));
     let (log, _) = open_on(&settings, &Clock::system(), disk.clone()).await;
@@ -130,7 +130,7 @@ async fn a_failed_sync_moves_the_batch_into_a_new_segment_and_nobody_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_disk_fails_writes_are_refused_and_nothing_else_is_lost() {
+async fn while_the_disk_fails_writes_are_refused_and_nothing_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, disk) = (settings(&dir), Arc::new(Faulty::default()));
     let (log, _) = open_on(&settings, &Clock::system(), disk.clone()).await;
@@ -209,7 +209,7 @@ async fn a_full_disk_still_takes_outcomes_into_the_reserve() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_segment_is_noticed_and_a_new_one_begun() {
+async fn a_deleted_segment_is_noticed_and_a_new_one_is_begun() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, clock) = (settings(&dir), Clock::movable());
     let (log, _) = open_on(&settings, &clock, Arc::new(MachineDisk)).await;
@@ -230,7 +230,7 @@ async fn a_deleted_segment_is_noticed_and_a_new_one_begun() {
 /// Promise 5, the disk's part: everything acknowledged before a power loss is still there after it, and each intent
 /// is settled or in doubt.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loss_of_power_takes_nothing_that_was_acknowledged() {
+async fn a_power_loss_loses_nothing_that_was_acknowledged() {
     for seed in 0..40_u64 {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut random = move |below: u64| {

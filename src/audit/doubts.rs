@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equal_writes_in_doubt_the_next_one_holds_when_the_first_is_settled() {
+    fn when_the_first_of_equal_writes_in_doubt_is_settled_the_next_one_holds() {
         let doubts = Doubts::default();
         let equal = Fingerprint::of(b"key", &[b"pay"]);
         let key = Fingerprint::of(b"key", &[b"idempotency"]);
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_may_settle_a_write_and_the_right_to_it_is_given_back() {
+    fn only_one_may_settle_a_write_at_a_time_and_the_claim_is_given_back() {
         let doubts = Doubts::default();
         assert!(doubts.claim(1).is_none(), "the write is not in doubt");
         doubt(&doubts, 1, &record(Kind::Intent, "w1"));
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_settled_outcome_leaves_no_doubt_and_its_id_is_free() {
+    fn a_settled_outcome_leaves_no_doubt_and_frees_its_id() {
         let doubts = Doubts::default();
         let id = RequestId::parse(b"w1").unwrap();
         doubts.begin(1, &record(Kind::Intent, "w1"));
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_ends_its_own_and_no_other_of_the_same_name() {
+    fn a_write_ends_itself_and_no_other_with_the_same_id() {
         let doubts = Doubts::default();
         let id = RequestId::parse(b"w1").unwrap();
         let [pay, other] = [b"pay", b"two"].map(|write| Fingerprint::of(b"key", &[write]));

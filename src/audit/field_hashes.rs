@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_read_back_what_they_wrote_and_are_bounded() {
+    fn field_hashes_read_back_what_they_wrote_and_are_bounded() {
         let mark = Fingerprint::of(b"key", &[b"value"]);
         let marks = FieldHashes::new([("name".into(), mark), ("a \"b\"".into(), mark)]).unwrap();
         let mut text = Vec::new();

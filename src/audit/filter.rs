@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_say_what_to_write() {
+    fn errors_say_what_to_write() {
         let message = |name, value| parse(&[(name, value)]).unwrap_err();
         assert_eq!(message("calller", "x"), "calller: no such filter; did you mean caller?");
         assert!(message("colour", "x").starts_with("colour: no such filter; the filters are caller, operation"));

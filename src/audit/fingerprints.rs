@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_made_for_a_new_log_and_never_replaced_unasked() {
+    fn a_key_is_created_for_a_new_log_and_never_replaced_unasked() {
         let dir = tempfile::tempdir().unwrap();
         let (key, _) = open_in(dir.path(), None, 0).unwrap();
         assert_eq!(open_in(dir.path(), Some(&key.name), 9).unwrap().0.bytes, key.bytes);

@@ -238,7 +238,7 @@ async fn segments_are_sealed_and_each_begins_with_the_tree_before_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn retention_takes_old_segments_but_none_with_an_open_write() {
+async fn retention_deletes_old_segments_but_none_with_an_open_write() {
     let dir = tempfile::tempdir().unwrap();
     let day = Duration::from_secs(24 * 3600);
     let settings = config::AuditConfig { segment_bytes: 1000, retention: 30 * day, ..settings(&dir) };
@@ -283,7 +283,7 @@ async fn retention_takes_old_segments_but_none_with_an_open_write() {
 /// Retention by size, whatever the records' age. A write in doubt keeps its segment, and the log stays provable
 /// throughout.
 #[tokio::test(flavor = "multi_thread")]
-async fn retention_takes_the_oldest_segments_of_a_log_that_is_too_large() {
+async fn retention_deletes_the_oldest_segments_of_a_log_that_is_too_large() {
     let dir = tempfile::tempdir().unwrap();
     let settings = config::AuditConfig { segment_bytes: 2000, retention_bytes: 10_000, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;

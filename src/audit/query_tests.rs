@@ -135,7 +135,7 @@ fn index_seq(settings: &config::AuditConfig) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn queries_find_what_a_naive_reading_finds_with_half_an_index_a_whole_one_and_none() {
+async fn queries_agree_with_a_naive_reading_with_half_an_index_a_complete_one_and_none() {
     let seed = 0x5eed_0001;
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
@@ -172,7 +172,7 @@ async fn queries_find_what_a_naive_reading_finds_with_half_an_index_a_whole_one_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_rare_is_found_in_all_parts_of_the_index_and_parts_go_with_their_records() {
+async fn rare_records_are_found_in_all_parts_of_the_index_and_parts_go_with_their_records() {
     const RECORDS: u64 = 160_000; // three parts of 65,536 records
     let dir = tempfile::tempdir().unwrap();
     let settings = config::AuditConfig { segment_bytes: 4 << 20, ..settings(&dir) };
@@ -236,7 +236,7 @@ async fn what_is_rare_is_found_in_all_parts_of_the_index_and_parts_go_with_their
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_index_is_made_again_when_it_is_missing_damaged_or_of_another_log() {
+async fn the_index_is_rebuilt_when_it_is_missing_damaged_or_of_another_log() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&dir);
     let path = index::path(&settings.dir);
@@ -320,7 +320,7 @@ async fn export_streams_all_in_order_and_followers_see_new_records() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_follower_is_told_what_it_missed() {
+async fn a_slow_follower_is_told_how_much_it_missed() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&dir);
     let (log, _) = open(&settings, &Clock::system()).await;

@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_apply_is_left_out() {
+    fn fields_that_do_not_apply_are_left_out() {
         let bare = Record::new(Kind::Request, jiff::Timestamp::UNIX_EPOCH);
         assert_eq!(line(&bare, 8192), r#"{"seq":42,"time":"1970-01-01T00:00:00.000000Z","kind":"request"}"#);
     }

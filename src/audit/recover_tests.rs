@@ -72,7 +72,7 @@ async fn zeros_and_garbage_at_the_end_are_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damage_in_the_middle_is_kept_and_the_log_goes_on_after_the_last_record() {
+async fn damage_in_the_middle_is_kept_and_the_log_continues_after_the_last_record() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, path) = some_log(&dir).await;
     let whole = fs::read(&path).unwrap();
@@ -133,7 +133,7 @@ async fn a_segment_that_never_got_a_record_is_put_aside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_later_segment_makes_the_tail_before_it_void() {
+async fn a_later_segment_voids_the_tail_before_it() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, path) = some_log(&dir).await;
     let whole = fs::read(&path).unwrap();
@@ -173,7 +173,7 @@ async fn a_later_segment_makes_the_tail_before_it_void() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_void_is_no_doubt_even_if_the_later_segment_begins_damaged() {
+async fn a_void_intent_is_not_in_doubt_even_if_the_later_segment_begins_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, path) = some_log(&dir).await;
     let next = recover(&settings.dir).unwrap().0.tree.size() + 1;
@@ -192,7 +192,7 @@ async fn what_is_void_is_no_doubt_even_if_the_later_segment_begins_damaged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_newer_log_is_refused_in_words() {
+async fn a_newer_log_is_refused_with_an_explanation() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, path) = some_log(&dir).await;
     let text = fs::read_to_string(&path).unwrap().replacen("\"format\":1", "\"format\":2", 1);

@@ -163,7 +163,7 @@ async fn a_write_has_its_own_end_whatever_ids_callers_choose() {
 /// Older logs were written before ids were reserved. Of two open writes with the same id, either may be read as open,
 /// but never neither.
 #[test]
-fn of_an_earlier_log_no_write_is_forgotten_for_another_of_its_name() {
+fn in_an_earlier_log_no_write_is_forgotten_for_another_with_its_id() {
     let line = |seq: u64, kind: &str, outcome: &str| {
         let time = "2026-07-01T12:00:00Z";
         format!(r#"{{"seq":{seq},"time":"{time}","kind":"{kind}","request":"job-1","outcome":"{outcome}"}}"#)

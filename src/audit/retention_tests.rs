@@ -51,7 +51,7 @@ async fn flood(log: &Arc<AuditLog>) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_have_a_share_of_the_log_and_push_nothing_else_out() {
+async fn refusals_have_a_share_of_the_log_and_push_out_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let settings = config::AuditConfig { segment_bytes: 4096, retention_bytes: 128 << 10, ..settings(&dir) };
     let share = settings.retention_bytes / 8;
@@ -94,7 +94,7 @@ async fn refusals_have_a_share_of_the_log_and_push_nothing_else_out() {
 
 /// Refusals waiting for the disk use only their part of the buffer and leave the rest to others.
 #[test]
-fn refusals_have_a_part_of_the_buffer() {
+fn refusals_get_only_a_part_of_the_buffer() {
     let dir = tempfile::tempdir().unwrap();
     let by_count = config::AuditConfig { buffer_records: 80, ..settings(&dir) };
     let by_bytes = config::AuditConfig { buffer_bytes: 80 * 500, ..settings(&dir) };
@@ -113,7 +113,7 @@ fn refusals_have_a_part_of_the_buffer() {
 
 /// A segment kept for an open write keeps its refusals, even when later segments have been deleted.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_account_of_refusals_is_right_with_segments_missing_between() {
+async fn the_count_of_refusals_is_right_when_segments_in_between_are_missing() {
     let dir = tempfile::tempdir().unwrap();
     let settings = config::AuditConfig { segment_bytes: 4096, retention_bytes: 64 << 10, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;

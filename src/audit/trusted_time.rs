@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn in_the_ordinary_course_each_segment_goes_at_its_age() {
+    fn normally_each_segment_is_deleted_at_its_age() {
         let mut run = Run::new();
         run.pass(2 * YEAR, HOUR);
         assert_eq!(run.went.len(), 730 - 400);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_ahead_takes_one_segment_an_hour_and_none_once_it_is_mended() {
+    fn a_step_ahead_deletes_one_segment_an_hour_and_none_once_it_is_fixed() {
         let mut run = Run::new();
         run.pass(KEEP, HOUR);
         run.step(years(2));
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_believed_after_its_own_length_and_not_before() {
+    fn a_step_is_trusted_after_its_own_length_and_not_before() {
         let mut run = Run::new();
         run.pass(100 * DAY, HOUR);
         run.step(SignedDuration::from_hours(24 * 10));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_back_takes_nothing() {
+    fn a_step_back_deletes_nothing() {
         let mut run = Run::new();
         run.pass(399 * DAY, HOUR);
         run.step(-years(30));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn many_small_steps_are_steps_and_a_slow_drift_is_none() {
+    fn many_small_steps_are_steps_but_a_slow_drift_is_not() {
         let mut run = Run::new();
         run.pass(KEEP, HOUR);
         for _ in 0..48 {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_over_a_restart_takes_one_segment_an_hour() {
+    fn a_step_across_a_restart_deletes_one_segment_an_hour() {
         let mut run = Run::new();
         run.pass(KEEP - DAY, HOUR);
         for _ in 0..5 {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_long_pause_all_that_is_old_goes_in_hours_and_then_in_time() {
+    fn after_a_long_pause_old_segments_are_deleted_hourly_and_then_on_time() {
         let mut run = Run::new();
         run.pass(KEEP, HOUR);
         run.went.clear();

@@ -1,16 +1,16 @@
-//! `Cache-Control` as RFC 9111 section 5.2 has it: a list of directives, some with a value, read tolerantly.
+//! Tolerant parsing of `Cache-Control` (RFC 9111, section 5.2): a list of directives, some with a value.
 
 use std::time::Duration;
 
 use http::header::{AsHeaderName, HeaderMap};
 
-/// The largest number of seconds that is told from more (RFC 9111 section 1.2.2).
+/// Largest number of seconds told apart from larger ones (RFC 9111, section 1.2.2).
 const SECONDS_MAX: u64 = 1 << 31;
 
-/// Calls `each` with the name and value (quotes taken off) of every directive of all lines of a field, in order.
+/// Calls `each` with the name and unquoted value of every directive in all lines of a field, in order.
 pub(super) fn for_each(headers: &HeaderMap, field: impl AsHeaderName, mut each: impl FnMut(&str, Option<&str>)) {
     for line in headers.get_all(field) {
-        // Bytes beyond ASCII can only stand in values of directives that nobody here knows.
+        // Bytes beyond ASCII can only occur in values of directives that are unknown here.
         let line = String::from_utf8_lossy(line.as_bytes());
         for directive in split(&line) {
             match directive.split_once('=') {
@@ -22,7 +22,7 @@ pub(super) fn for_each(headers: &HeaderMap, field: impl AsHeaderName, mut each: 
     }
 }
 
-/// The members of a comma-separated list; a comma within quotes separates nothing.
+/// Splits a comma-separated list; commas within quotes do not separate.
 fn split(line: &str) -> impl Iterator<Item = &str> {
     let (mut quoted, mut escaped) = (false, false);
     line.split(move |c| {
@@ -40,7 +40,7 @@ fn unquoted(value: &str) -> &str {
     value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value)
 }
 
-/// A number of seconds; what is too large counts as very long. `None`: it is no such number.
+/// Parses a number of seconds; one that is too large counts as very long. Returns `None` if it is not a number.
 pub(super) fn seconds(value: &str) -> Option<Duration> {
     if value.is_empty() || !value.bytes().all(|b| b.is_ascii_digit()) {
         return None;

@@ -1,13 +1,13 @@
-//! Fences: what stops a read that began before a write was settled from filling the cache after it.
+//! Fences stop a read that began before a write was settled from filling the cache after it.
 //!
-//! One counter orders everything. A fetch's [`FetchStamp`] is the counter before its request leaves; settling a write raises
-//! the fences of its tags to a new value of the counter before its answer is sent. What was born below one of its
-//! fences may carry a body from before the write and is not used: at every lookup and at every join. Storing never
-//! has to win a race, there is no index from tags to entries, and a check is a few atomic loads.
+//! One counter orders everything. A fetch's [`FetchStamp`] is the counter's value before its request leaves. Settling
+//! a write raises the fences of its tags to a new value of the counter before its answer is sent. A body whose stamp
+//! is below one of its fences may predate the write and is not used; this is checked at every lookup and every join.
+//! So storing never has to win a race, there is no index from tags to entries, and a check is a few atomic loads.
 //!
-//! Ordering: births load the counter before their request leaves, raises go through read-modify-writes (globally
-//! visible when they return) before the answer leaves, checks load after the reader's request came in. All are `SeqCst`,
-//! so they agree on one order with the sockets between them.
+//! Ordering: stamps load the counter before their request leaves, raises use read-modify-writes (globally visible
+//! when they return) before the answer leaves, and checks load after the reader's request came in. All are `SeqCst`,
+//! so they agree on one order with the sockets in between.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -16,26 +16,26 @@ use std::time::{Duration, Instant};
 
 use super::lock;
 
-/// The most tags that are known at once. Past it all tagged entries are given up, never a fence.
+/// Maximum number of known tags. Beyond it all tagged entries are given up, but never a fence.
 const TAGS_MAX: usize = 100_000;
-/// Fewer tags than this are never swept.
+/// With fewer tags than this, nothing is swept.
 const SWEEP_MIN: usize = 1_024;
-/// The most open windows that one fence tells apart; past it windows that end closely together become one.
+/// Maximum number of open windows that one fence tells apart. Beyond it, windows that end close together are merged.
 const ENDS_MAX: usize = 64;
-/// The generation of a fence that the map has given up: nothing behind it is ever usable again.
+/// The generation of a fence that the map has given up: nothing behind it ever becomes usable again.
 const ORPHANED: u64 = u64::MAX;
 
-/// Why fences are raised, and so how long what is born afterwards may live.
+/// Why fences are raised, which determines how long a body born afterwards may live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalidation {
-    /// An operator's purge, a new token: what is born afterwards is good.
+    /// An operator's purge, or a new token: whatever is born afterwards is good.
     Purge,
-    /// A write took effect: the upstream may lag behind it for `settle`.
+    /// A write took effect. The upstream may lag behind it by `settle`.
     Settled {
         /// `[cache] settle`.
         settle: Duration,
     },
-    /// A write may still take effect during `doubt`, and the upstream lag behind that.
+    /// A write may still take effect during `doubt`, and the upstream may lag behind that.
     InDoubt {
         /// `[cache] settle`.
         settle: Duration,
@@ -45,7 +45,7 @@ pub enum Invalidation {
 }
 
 impl Invalidation {
-    /// The instants at which what was born since the raise must go.
+    /// When bodies born since the raise expire.
     fn ends(self, now: Instant) -> Vec<Instant> {
         let lengths = match self {
             Self::Purge => vec![],
@@ -56,13 +56,12 @@ impl Invalidation {
     }
 }
 
-/// One tag's fence.
 #[derive(Debug)]
 pub(super) struct Fence {
     tag: Arc<str>,
-    /// The counter at its last raise; 0: never raised.
+    /// The counter at its last raise; 0 if never raised.
     generation: AtomicU64,
-    /// Ends of the windows that may still be open, ascending.
+    /// Ends of windows that may still be open, ascending.
     ends: Mutex<Vec<Instant>>,
 }
 
@@ -78,25 +77,26 @@ impl Fence {
         ends.sort_unstable();
         ends.dedup();
         while ends.len() > ENDS_MAX {
-            // An end between two close ones goes: the later stands for it, so a window may grow by a gap; none is lost.
+            // Drop an end between two close ones. The later end replaces it, so a window may grow by a gap, but none
+            // is lost.
             let gaps = ends.iter().zip(ends.iter().skip(2)).map(|(before, after)| *after - *before);
             let Some((before, _)) = gaps.enumerate().min_by_key(|(_, gap)| *gap) else { break };
             ends.remove(before + 1);
         }
     }
 
-    /// The end of the window that closes first of those open at `at`: every window must be honoured, so the first does.
+    /// The earliest end of the windows open at `at`. Every window must be honoured, so the first to close decides.
     fn first_end_after(&self, at: Instant) -> Option<Instant> {
         lock(&self.ends).iter().copied().find(|end| *end > at)
     }
 }
 
-/// The fences of an entry or a fetch: that of everything, then those of its tags.
+/// The fences of an entry or a fetch: first the global one, then those of its tags.
 #[derive(Clone, Debug)]
 pub struct FenceSet(Arc<[Arc<Fence>]>);
 
 impl FenceSet {
-    /// The tags, without that of everything.
+    /// The tags, without the global fence.
     pub(super) fn tags(&self) -> impl Iterator<Item = &Arc<str>> {
         self.0.iter().skip(1).map(|fence| &fence.tag)
     }
@@ -106,7 +106,7 @@ impl FenceSet {
     }
 }
 
-/// When a fetch's request left, on both clocks, and what can make its body unusable.
+/// When a fetch's request left, by both the counter and the clock, with the fences that can make its body unusable.
 #[derive(Clone, Debug)]
 pub struct FetchStamp {
     generation: u64,
@@ -116,19 +116,19 @@ pub struct FetchStamp {
 }
 
 impl FetchStamp {
-    /// When the request left (not later).
+    /// The time when the request left, or earlier.
     #[must_use]
     pub fn at(&self) -> Instant {
         self.at
     }
 
-    /// The end of the window that it was born in: from then on it is unusable.
+    /// The end of the window it was born in, from which on it is unusable.
     #[must_use]
     pub fn until(&self) -> Option<Instant> {
         self.until
     }
 
-    /// May a reader who arrives now be given this body? (promise 3)
+    /// Whether a reader who arrives now may get this body (promise 3).
     #[must_use]
     pub fn usable(&self, now: Instant) -> bool {
         self.until.is_none_or(|end| now < end) && self.unfenced()
@@ -147,7 +147,7 @@ impl FetchStamp {
 #[derive(Debug)]
 pub(super) struct Fences {
     counter: AtomicU64,
-    /// Every entry and shared fetch stands behind it.
+    /// The global fence, behind which every entry and shared fetch stands.
     everything: Arc<Fence>,
     /// Held for the whole of a raise, so that no window is opened on a fence that the map is giving up.
     tags: Mutex<FenceTable>,
@@ -170,7 +170,7 @@ impl Fences {
         Self { counter: AtomicU64::new(0), everything: Fence::new(""), tags: Mutex::new(tags) }
     }
 
-    /// The fences of an answer that carries these tags.
+    /// The fences of an answer with these tags.
     pub(super) fn fence_set<S: AsRef<str>>(&self, tags: &[S], now: Instant) -> FenceSet {
         let mut known = lock(&self.tags);
         self.make_room(&mut known, tags.len(), now);
@@ -178,15 +178,17 @@ impl Fences {
         FenceSet(everything.chain(tags.iter().map(|tag| known.fence(tag.as_ref()))).collect())
     }
 
-    /// Stamps a fetch, before its request leaves. `now` must have been read before this call.
+    /// Stamps a fetch before its request leaves. `now` must have been read before this call.
     pub(super) fn stamp(&self, fence_set: &FenceSet, now: Instant) -> FetchStamp {
-        // The counter first: a raise opens its windows before it moves the counter, so a stamp above it sees them.
+        // Load the counter first: a raise opens its windows before it moves the counter, so a stamp above it sees
+        // them.
         let generation = self.counter.load(SeqCst);
         let until = fence_set.0.iter().filter_map(|fence| fence.first_end_after(now)).min();
         FetchStamp { generation, at: now, until, fence_set: fence_set.clone() }
     }
 
-    /// Raises the fences of `tags` (none: that of everything). When it returns, what was born before is dead.
+    /// Raises the fences of `tags`, or the global one if there are none. When it returns, whatever was born before is
+    /// unusable.
     pub(super) fn raise<S: AsRef<str>>(&self, tags: &[S], after: Invalidation, now: Instant) {
         let mut known = lock(&self.tags);
         let raised: Vec<_> = if tags.is_empty() {
@@ -203,13 +205,13 @@ impl Fences {
         }
     }
 
-    /// Lets go of fences that nothing stands behind and whose windows are over. When that is not enough, gives up all:
-    /// what stands behind them dies, and the fence of everything takes over their open windows.
+    /// Drops fences with nothing behind them and no open windows. If that is not enough, gives up all of them: what
+    /// is behind them becomes unusable, and the global fence takes over their open windows.
     fn make_room(&self, known: &mut FenceTable, more: usize, now: Instant) {
         if known.fences.len() + more <= known.sweep_at {
             return;
         }
-        // Clones are made under this lock only, so a count of one cannot grow meanwhile.
+        // Clones are made only under this lock, so a count of one cannot grow meanwhile.
         known.fences.retain(|_, fence| Arc::strong_count(fence) > 1 || fence.first_end_after(now).is_some());
         if known.fences.len() + more > known.tags_max / 8 * 7 {
             for (_, fence) in known.fences.drain() {
@@ -279,7 +281,7 @@ mod tests {
         assert_eq!(fences.stamp(&fence_set, seconds(t0, 10)).until(), None);
     }
 
-    /// A lagging body must not live on because a later write, or a doubt, opened a longer window.
+    /// A lagging body must not survive because a later write or a doubt opened a longer window.
     #[test]
     fn each_of_several_windows_is_honoured() {
         let (fences, t0) = (Fences::new(), Clock::system().now());
@@ -305,7 +307,7 @@ mod tests {
         }
         assert!(lock(&fence_set.0[1].ends).len() <= ENDS_MAX);
         for step in 0..1_999 {
-            // Every 10 ms from 10 s on, a window ends.
+            // From 10 s on, a window ends every 10 ms.
             let at = t0 + Duration::from_millis(10 * step);
             let exact = (t0 + SETTLE).max(at + Duration::from_millis(10));
             let until = fences.stamp(&fence_set, at).until().unwrap();
@@ -331,7 +333,8 @@ mod tests {
         assert!(fences.stamp(&held, t0).usable(t0));
     }
 
-    /// Too many held tags: what was held dies, also what was not born yet; open windows stay open; nothing is unfenced.
+    /// With too many held tags, what was held becomes unusable, including fetches not stamped yet; open windows stay
+    /// open, and nothing is unfenced.
     #[test]
     fn past_the_bound_entries_are_given_up_not_fences() {
         let (fences, t0) = (Fences::with_tags_max(64), Clock::system().now());
@@ -341,7 +344,7 @@ mod tests {
         let crowd: Vec<_> = (0..100).map(|n| fences.fence_set(&[format!("held {n}")], t0)).collect();
         assert!(lock(&fences.tags).fences.len() <= 64);
         assert!(!born.usable(t0));
-        assert!(!fences.stamp(&early, t0).usable(t0), "its tag's next raise would not reach this fence");
+        assert!(!fences.stamp(&early, t0).usable(t0), "the next raise of its tag would not reach this fence");
         let last = fences.stamp(crowd.last().unwrap(), t0);
         assert!(last.usable(t0));
         assert_eq!(last.until(), Some(t0 + SETTLE), "the window of `other` has moved to everything");

@@ -1,4 +1,4 @@
-//! What a caller's `Cache-Control` asks for, and whether an entry will do (RFC 9111 sections 4.2 and 5.2.1;
+//! What a caller's `Cache-Control` asks for, and whether an entry satisfies it (RFC 9111, sections 4.2 and 5.2.1;
 //! `docs/decisions/lifetimes.md`). Pure: no clock, no map.
 
 use std::time::{Duration, Instant};
@@ -10,26 +10,26 @@ use super::directives;
 use super::entry::Entry;
 use super::status::ForwardReason;
 
-/// What a request's `Cache-Control` asks for. Without directives, nothing.
+/// A request's `Cache-Control` directives. The default has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestDirectives {
-    /// Not from memory.
+    /// Must not be answered from the cache.
     pub no_cache: bool,
-    /// Nothing of this is to be stored; it is forwarded by itself.
+    /// Nothing may be stored, and the request is forwarded on its own.
     pub no_store: bool,
-    /// Only from memory.
+    /// Must be answered from the cache.
     pub only_if_cached: bool,
-    /// Not older than this.
+    /// Maximum age of the answer.
     pub max_age: Option<Duration>,
-    /// Still fresh for so long.
+    /// How much longer the answer must be fresh.
     pub min_fresh: Option<Duration>,
-    /// Stale will do: by so much at most, [`Duration::MAX`] for any.
+    /// How stale the answer may be; [`Duration::MAX`] for any.
     pub max_stale: Option<Duration>,
 }
 
 impl RequestDirectives {
-    /// What these request headers ask for. Unknown directives are ignored; a value that cannot be read counts as the
-    /// strictest, and so does the strictest of several.
+    /// Parses the directives of these request headers. Ignores unknown directives. An unreadable value counts as the
+    /// strictest, and of several values the strictest counts.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
         let mut request_directives = Self::default();
@@ -59,8 +59,8 @@ impl RequestDirectives {
         request_directives
     }
 
-    /// The oldest fetch under way that will do for a caller who came at `now`: one whose entry, had it been stored by
-    /// now, would do. `None`: any usable one.
+    /// The earliest start of a fetch under way that would satisfy a caller who came at `now`; its entry, had it been
+    /// stored by now, would do. `None` means that any usable fetch will do.
     #[must_use]
     pub fn oldest_acceptable_fetch(&self, refresh_policy: &RefreshPolicy, now: Instant) -> Option<Instant> {
         if !refresh_policy.may_refresh {
@@ -71,25 +71,24 @@ impl RequestDirectives {
     }
 }
 
-/// How far a caller's directives count: refreshing spends the quota of all.
+/// How far a caller's directives are honoured, because refreshing spends everybody's quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RefreshPolicy {
-    /// `[cache] refresh_floor`: `no-cache` is content with an entry this young.
+    /// `[cache] refresh_floor`: an entry this young satisfies `no-cache`.
     pub refresh_floor: Duration,
-    /// The caller's `may_refresh`: without it, no directive makes the gateway fetch what it has in memory.
+    /// The caller's `may_refresh`. Without it, no directive makes the gateway fetch what the cache holds.
     pub may_refresh: bool,
 }
 
-/// Will an entry do?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EntryVerdict {
-    /// It answers.
+    /// The entry answers the request.
     Hit,
-    /// The upstream is to be asked; when that fails, the entry may answer unless the caller has ruled it out.
+    /// The upstream must be asked. If that fails, the entry may answer unless the caller ruled it out.
     Fetch { why: ForwardReason, fallback: bool },
 }
 
-/// Judges an entry that is usable as far as its fences go.
+/// Judges an entry that its fences allow.
 pub(super) fn judge(
     entry: &Entry,
     request_directives: &RequestDirectives,

@@ -1,7 +1,7 @@
-//! The cache: entries by canonical target, guarded by fences; and fetches that many readers share.
+//! The cache: entries by canonical target, guarded by fences, and fetches shared by several readers.
 //!
-//! It stores, judges and joins. What a key is, which tags it carries, who may see it and what is sent upstream is the
-//! gateway's business; a lookup comes after authorization, and no caller is part of a key.
+//! It stores, judges and joins. The gateway decides what a key is, which tags it carries, who may see it and what is
+//! sent upstream. Lookups come after authorization, and the caller is not part of any key.
 
 mod directives;
 mod entry;
@@ -30,42 +30,42 @@ use crate::config;
 use fence::Fences;
 use freshness::EntryVerdict;
 
-/// An entry heavier than this part of the capacity is not stored: it would push out too many.
+/// An entry heavier than this fraction of the capacity is not stored, because it would push out too many others.
 const CAPACITY_SHARE: u64 = 16;
-/// So many bytes of the capacity for one place in the table that the cache begins with, and the most of those: a table that grows
-/// keeps requests waiting for a fraction of a millisecond.
+/// Bytes of capacity per initial slot of the table. The table starts large because growing it delays requests for a
+/// fraction of a millisecond.
 const PLACE_BYTES: u64 = 4096;
 const PLACES_MAX: u64 = 1 << 18;
-/// Nothing is kept longer, whatever its lifetime.
+/// Nothing is kept longer than this, whatever its lifetime.
 const KEPT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// What the cache says to a read.
+/// The result of a lookup.
 #[derive(Clone, Debug)]
 pub enum Lookup {
-    /// This entry answers. Its [`Entry::ttl`] is negative when it is stale and the caller is content with that.
+    /// This entry answers. Its [`Entry::ttl`] is negative if it is stale and the caller accepts that.
     Hit(Arc<Entry>),
-    /// The upstream is to be asked.
+    /// The upstream must be asked.
     Fetch {
         /// Why.
         why: ForwardReason,
-        /// If that fails, this entry may answer: while [`Entry::usable`] still says so.
+        /// An entry that may answer if the upstream fails, while [`Entry::usable`] still returns true.
         fallback: Option<Arc<Entry>>,
         /// Only a shared fetch begun at this instant or later will do.
         since: Option<Instant>,
     },
-    /// The upstream is to be asked for this caller alone, and nothing stored (`no-store`).
+    /// The upstream must be asked for this caller alone, and nothing is stored (`no-store`).
     Bypass,
-    /// The caller wants an answer from memory only, and there is none (`only-if-cached`).
+    /// The caller only accepts an answer from the cache, which has none (`only-if-cached`).
     NotHeld,
 }
 
-/// All entries, their fences and what they did.
+/// All entries, their fences and counters.
 #[derive(Debug)]
 pub struct Cache {
     clock: Clock,
     fences: Arc<Fences>,
     entries: moka::sync::Cache<Arc<str>, Arc<Entry>>,
-    /// Held while an entry is put in place, so that an older one never replaces a younger.
+    /// Held while an entry is inserted, so that an older entry never replaces a newer one.
     storing: Mutex<()>,
     capacity_bytes: u64,
     body_bytes_max: usize,
@@ -74,7 +74,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty cache of this capacity. Bodies above `stored_bytes` (`[limits]`) are not stored.
+    /// Creates an empty cache with this capacity. Bodies larger than `stored_bytes` (`[limits]`) are not stored.
     #[must_use]
     pub fn new(config: &config::CacheConfig, stored_bytes: usize, clock: Clock) -> Self {
         let places = (config.capacity_bytes / PLACE_BYTES).min(PLACES_MAX);
@@ -96,13 +96,13 @@ impl Cache {
         }
     }
 
-    /// Counts what was found.
+    /// Counts the result of a lookup.
     pub fn count(&self, found: &Lookup) {
         let counted = if matches!(found, Lookup::Hit(_)) { &self.hits } else { &self.misses };
         counted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Looks an answer up for a reader who arrives now (step 8: recall).
+    /// Looks up an answer for a reader who arrives now (step 8 of a request's life).
     #[must_use]
     pub fn lookup(
         &self,
@@ -137,14 +137,14 @@ impl Cache {
         self.fences.fence_set(tags, self.clock.now())
     }
 
-    /// A handle for a fetch that nobody can join, but whose answer is stored.
+    /// A handle for a fetch that nobody can join but whose answer is stored.
     #[must_use]
     pub fn fetch_handle(&self, fence_set: FenceSet) -> FetchHandle {
         FetchHandle::unshared(self.fences.clone(), self.clock.clone(), fence_set)
     }
 
-    /// Stores an answer. `None`: it is too large, fenced already, past its time, older than what is there, or a 404
-    /// within a window after a write.
+    /// Stores an answer. Returns `None` if it is too large, already fenced, expired, older than the present entry, or
+    /// a 404 within a window after a write.
     pub fn store(&self, new_entry: NewEntry) -> Option<Arc<Entry>> {
         let now = self.clock.now();
         let unsure = new_entry.status == StatusCode::NOT_FOUND && new_entry.stamp.until().is_some();
@@ -156,7 +156,7 @@ impl Cache {
         self.put(key, &entry, now).then_some(entry)
     }
 
-    /// Puts an entry in place, unless it is too large, dead, or older than what is there.
+    /// Inserts an entry, unless it is too large, unusable, or older than the present one.
     fn put(&self, key: Arc<str>, entry: &Arc<Entry>, now: Instant) -> bool {
         if u64::from(entry.weight()) > self.capacity_bytes / CAPACITY_SHARE || !entry.usable(now) {
             return false;
@@ -170,18 +170,18 @@ impl Cache {
         true
     }
 
-    /// Raises the fences of `tags`; without any, that of everything. To be called when a write is settled, before its
-    /// answer is sent: from its return on, what was fetched before is neither found nor joined.
+    /// Raises the fences of `tags`, or the global one if there are none. Must be called when a write is settled,
+    /// before its answer is sent: once it returns, nothing fetched before is found or joined.
     pub fn raise<S: AsRef<str>>(&self, tags: &[S], after: Invalidation) {
         self.fences.raise(tags, after, self.clock.now());
     }
 
-    /// Drops what carries this tag and says how many entries that were.
+    /// Drops the entries with this tag and returns their number.
     pub fn purge(&self, tag: &str) -> usize {
         self.purge_where(&[tag], |entry| entry.stamp().fence_set().tags().any(|held| **held == *tag))
     }
 
-    /// Drops everything (a purge, a new token, another upstream) and says how many entries that were.
+    /// Drops everything (after a purge, or for a new token or upstream) and returns the number of entries.
     pub fn purge_all(&self) -> usize {
         self.purge_where::<&str>(&[], |_| true)
     }
@@ -197,12 +197,13 @@ impl Cache {
         live
     }
 
-    /// Lets the map evict and forget. To be called each second: it does so by itself only while it is used.
+    /// Lets the map evict and expire entries. Must be called every second, because the map otherwise does this only
+    /// when used.
     pub fn maintain(&self) {
         self.entries.run_pending_tasks();
     }
 
-    /// Entries and bytes, about, and hits and misses: cheap, for metrics.
+    /// Approximate entries and bytes, with hits and misses. Cheap; for metrics.
     #[must_use]
     pub fn size(&self) -> CacheSize {
         CacheSize {
@@ -214,7 +215,7 @@ impl Cache {
         }
     }
 
-    /// The same, exactly, of the usable entries; with the tags that they carry, sorted. Walks them all: for operators.
+    /// The exact numbers for usable entries, with their tags, sorted. Walks all entries; for operators.
     #[must_use]
     pub fn census(&self) -> (CacheSize, Vec<(Arc<str>, usize)>) {
         let now = self.clock.now();
@@ -233,23 +234,23 @@ impl Cache {
     }
 }
 
-/// How full the cache is, and what it did.
+/// How full the cache is, and its hits and misses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSize {
-    /// Entries held.
+    /// Number of entries.
     pub entries: u64,
-    /// What they weigh.
+    /// Weight of the entries, in bytes.
     pub bytes: u64,
-    /// What they may weigh.
+    /// Maximum weight, in bytes.
     pub capacity_bytes: u64,
-    /// Reads that were answered from memory.
+    /// Reads answered from the cache.
     pub hits: u64,
-    /// Reads that were not.
+    /// Reads not answered from the cache.
     pub misses: u64,
 }
 
-/// When the map may forget an entry. Its clock is its own, so this only bounds memory: the entry itself says whether it
-/// is usable.
+/// When the map may drop an entry. The map uses its own clock, so this only bounds memory; the entry itself decides
+/// whether it is usable.
 struct EntryExpiry {
     clock: Clock,
 }
@@ -276,7 +277,7 @@ impl moka::Expiry<Arc<str>, Arc<Entry>> for EntryExpiry {
     }
 }
 
-/// Locks; what a panic has left behind under these locks is whole (no step between two that belong together panics).
+/// Locks, ignoring poison: no code under these locks can panic between two related changes.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
-//! Shared fetches: callers who ask for the same at the same time share one fetch.
+//! Shared fetches: callers who ask for the same thing at the same time share one fetch.
 //!
-//! Each runs in a task of its own. Callers wait with their own deadlines; when all have left before its request was
-//! sent, it is cancelled; once sent, it finishes and fills the cache, whoever is left. Joining is checked against the
-//! fences like a lookup: a reader who arrives after a write's answer never gets a body from before it.
+//! Each fetch runs in its own task, and callers wait with their own deadlines. If all have left before its request
+//! was sent, it is cancelled; once sent, it finishes and fills the cache whoever is left. Joining is checked against
+//! the fences like a lookup: a reader who arrives after a write's answer never gets a body from before the write.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -20,36 +20,37 @@ use super::{Cache, lock};
 use crate::clock::Clock;
 use crate::tasks::Tasks;
 
-/// The most shared fetches under way at once.
+/// Maximum number of shared fetches under way.
 const SHARED_FETCHES_MAX: usize = 4_096;
 
-/// Which shared fetches a caller may join: reads of one group only join each other.
+/// Which shared fetches a caller may join: reads only join others in their own group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JoinGroup {
-    /// Those of other ordinary reads.
+    /// Ordinary reads.
     Normal,
-    /// Those of other reads with `wait=true`: the upstream makes those wait until it is up to date.
+    /// Reads with `wait=true`, for which the upstream waits until it is up to date.
     Wait,
 }
 
-/// A caller who asks for a shared fetch, and which of those under way will do.
+/// A caller's request to share a fetch, with its conditions.
 #[derive(Clone, Copy, Debug)]
 pub struct JoinRequest<'a> {
-    /// In whose name it waits for its turns, if a new one begins.
+    /// The caller whose quota turns a new fetch would wait for.
     pub caller: &'a Arc<str>,
     /// Which shared fetches it may join.
     pub group: JoinGroup,
-    /// As [`oldest_acceptable_fetch`](super::RequestDirectives::oldest_acceptable_fetch) says; for [`JoinGroup::Wait`], now.
+    /// The earliest acceptable start, from
+    /// [`oldest_acceptable_fetch`](super::RequestDirectives::oldest_acceptable_fetch); for [`JoinGroup::Wait`], now.
     pub since: Option<Instant>,
-    /// It can go at once: it does not wait for one that still waits for its turn.
+    /// The caller could go at once, so it does not join a fetch that is still waiting for its turn.
     pub ready: bool,
 }
 
-/// What the task that fetches holds: it says when its request leaves.
+/// Held by the fetching task, which uses it to say when its request leaves.
 #[derive(Clone, Debug)]
 pub struct FetchHandle(Arc<FetchState>);
 
-/// What a shared fetch, its handle and its waiters know of one another, whatever the answer is.
+/// The state shared by a fetch, its handle and its waiters, whatever the type of the answer.
 #[derive(Debug)]
 struct FetchState {
     fences: Arc<Fences>,
@@ -57,19 +58,20 @@ struct FetchState {
     fence_set: FenceSet,
     stamp: OnceLock<FetchStamp>,
     waiters: AtomicUsize,
-    /// Told when the last waiter has left.
+    /// Notified when the last waiter has left.
     deserted: Notify,
 }
 
 impl FetchHandle {
-    /// A handle for a fetch that nobody can join, but whose answer is stored.
+    /// A handle for a fetch that nobody can join but whose answer is stored.
     pub(super) fn unshared(fences: Arc<Fences>, clock: Clock, fence_set: FenceSet) -> Self {
         let (stamp, waiters) = (OnceLock::new(), AtomicUsize::new(0));
         Self(Arc::new(FetchState { fences, clock, fence_set, stamp, waiters, deserted: Notify::new() }))
     }
 
-    /// To be called right before the first attempt's request leaves, when nothing is waited for any more. From here on
-    /// the shared fetch finishes whoever leaves, and readers are judged by this stamp; further calls (retries) give the same.
+    /// Must be called right before the first attempt's request leaves, once there is nothing left to wait for. From
+    /// here on the fetch finishes whoever leaves, and readers are judged by this stamp. Further calls (retries)
+    /// return the same stamp.
     #[must_use]
     pub fn mark_sent(&self) -> FetchStamp {
         self.0.stamp.get_or_init(|| self.0.fences.stamp(&self.0.fence_set, self.0.clock.now())).clone()
@@ -77,7 +79,7 @@ impl FetchHandle {
 }
 
 impl FetchState {
-    /// May a reader who arrives now wait for this one? One that has not been sent yet will see all that was settled by now.
+    /// Whether a reader who arrives now may wait for this fetch. One not sent yet will see everything settled by now.
     fn joinable(&self, join_request: &JoinRequest<'_>, now: Instant) -> bool {
         match self.stamp.get() {
             None => !join_request.ready,
@@ -86,16 +88,16 @@ impl FetchState {
     }
 }
 
-/// One fetch under way: its state, and the answer that it will bring.
+/// A fetch under way: its state, and its future answer.
 #[derive(Debug)]
 struct SharedFetch<T> {
-    /// In whose name it waits for its turns.
+    /// The caller whose turns it waits for.
     caller: Arc<str>,
     state: Arc<FetchState>,
     outcome: Shared<oneshot::Receiver<T>>,
 }
 
-/// All shared fetches. `T` is what waiters share.
+/// All shared fetches. Waiters share a `T`.
 #[derive(Debug)]
 pub struct SharedFetches<T> {
     table: Arc<Mutex<FetchTable<T>>>,
@@ -105,10 +107,10 @@ pub struct SharedFetches<T> {
 
 #[derive(Debug)]
 struct FetchTable<T> {
-    /// The newest shared fetch for each key, by group.
+    /// The newest ordinary shared fetch for each key.
     normal: HashMap<Arc<str>, SharedFetch<T>>,
     wait: HashMap<Arc<str>, SharedFetch<T>>,
-    /// All that are under way, those that were replaced included.
+    /// Number of fetches under way, including those that were replaced in the maps.
     under_way: usize,
 }
 
@@ -122,17 +124,17 @@ impl<T> FetchTable<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> SharedFetches<T> {
-    /// No shared fetch yet; those to come are judged by this cache's fences.
+    /// Creates an empty set, whose fetches are judged by this cache's fences.
     #[must_use]
     pub fn new(cache: &Cache) -> Self {
         let table = FetchTable { normal: HashMap::new(), wait: HashMap::new(), under_way: 0 };
         Self { table: Arc::new(Mutex::new(table)), fences: cache.fences.clone(), clock: cache.clock.clone() }
     }
 
-    /// Joins a usable shared fetch for this key, or begins one with `fetch`. `None`: too many are under way; go alone or refuse. How many
-    /// may join is the caller's to bound.
+    /// Joins a usable shared fetch for this key, or starts one with `fetch`. Returns `None` if too many are under
+    /// way; the caller must then fetch alone or refuse. The caller must bound how many join.
     ///
-    /// `fetch` must call [`FetchHandle::mark_sent`] before its request leaves, and store what it brings before it ends.
+    /// `fetch` must call [`FetchHandle::mark_sent`] before its request leaves, and store its answer before it ends.
     pub fn join_or_start<F, Fut>(
         &self,
         tasks: &Tasks,
@@ -164,27 +166,28 @@ impl<T: Clone + Send + Sync + 'static> SharedFetches<T> {
         table.under_way += 1;
         drop(table);
         let under_way = RunningFetch { table: self.table.clone(), key: key.clone(), group, state };
-        // The task is tracked; nobody needs its handle. Boxed: the runtime moves a task about, and this one is large.
+        // The task is tracked, so nobody needs its handle. It is boxed because it is large and the runtime moves
+        // tasks.
         drop(tasks.spawn(Box::pin(under_way.run(fetch, bring))));
         Some(waiter)
     }
 
-    /// How many wait for the newest shared fetches, those included that the shared fetches were begun for.
+    /// Number of waiters of the newest shared fetches, including those who started them.
     #[must_use]
     pub fn waiting(&self) -> usize {
         let table = lock(&self.table);
         table.normal.values().chain(table.wait.values()).map(|shared| shared.state.waiters.load(SeqCst)).sum()
     }
 
-    /// How many shared fetches are under way.
+    /// Number of shared fetches under way.
     #[must_use]
     pub fn under_way(&self) -> usize {
         lock(&self.table).under_way
     }
 }
 
-/// What the task of a shared fetch owns. However it ends (brought in, deserted, panicked, torn down), the shared fetch leaves the map
-/// before its waiters hear of it: who asks again begins anew.
+/// Owned by the task of a shared fetch. However the task ends (done, deserted, panicked, torn down), the fetch leaves
+/// the map before its waiters are told, so that whoever asks again starts a new one.
 struct RunningFetch<T> {
     table: Arc<Mutex<FetchTable<T>>>,
     key: Arc<str>,
@@ -207,12 +210,12 @@ impl<T> RunningFetch<T> {
             }
         };
         drop(self);
-        // Nobody may be left to hear it.
+        // There may be nobody left to receive it.
         drop(bring.send(outcome));
     }
 
-    /// Takes the shared fetch off the map if it may be cancelled: nobody waits and nothing was sent. Joins happen under the
-    /// same lock, so nobody can join what is being cancelled.
+    /// Removes the fetch from the map if it may be cancelled, that is, if nobody waits and nothing was sent. Joins
+    /// happen under the same lock, so nobody can join a fetch that is being cancelled.
     fn abandon(&self) -> bool {
         let mut table = lock(&self.table);
         let deserted = self.state.waiters.load(SeqCst) == 0 && self.state.stamp.get().is_none();
@@ -238,11 +241,11 @@ impl<T> Drop for RunningFetch<T> {
     }
 }
 
-/// The shared fetch ended without an outcome: its fetch panicked, or the process is going down.
+/// The shared fetch ended without an answer: it panicked, or the process is shutting down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FetchLost;
 
-/// One caller's wait for a shared fetch. Dropping it is leaving.
+/// A caller's wait for a shared fetch. Dropping it leaves the fetch.
 #[must_use = "dropping it leaves the shared fetch"]
 #[derive(Debug)]
 pub struct FetchWaiter<T> {
@@ -261,14 +264,15 @@ impl<T: Clone> FetchWaiter<T> {
 }
 
 impl<T> FetchWaiter<T> {
-    /// Is this another request's fetch? Then a failure that is only that request's own (its rate, its turn at the
-    /// quota) is no reason to fail: ask once more.
+    /// Whether this is another request's fetch. If so, a failure that is specific to that request (its rate, its
+    /// quota turn) does not apply to this one, which should ask again.
     #[must_use]
     pub fn collapsed(&self) -> bool {
         self.collapsed
     }
 
-    /// Does it wait for its turn in another caller's name? That may be long, and this caller's own turn may come sooner.
+    /// Whether the fetch is queued in another caller's name. That may take long, and this caller's own turn may come
+    /// sooner.
     #[must_use]
     pub fn is_queued_for_another(&self, caller: &str) -> bool {
         self.collapsed && self.state.stamp.get().is_none() && *self.caller != *caller

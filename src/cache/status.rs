@@ -1,26 +1,26 @@
-//! `Cache-Status` (RFC 9211): what the cache did for one answer.
+//! `Cache-Status` (RFC 9211): what the cache did for an answer.
 
 use std::fmt;
 
 use http::StatusCode;
 
-/// Why a request went to the upstream (RFC 9211 section 2.2).
+/// Why a request went upstream (RFC 9211, section 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ForwardReason {
-    /// The cache was not to be used: a class that is not stored, an unknown parameter, `no-store`.
+    /// The cache must not be used: a class that is not stored, an unknown parameter, or `no-store`.
     Bypass,
-    /// A write.
+    /// The request is a write.
     Method,
-    /// No usable entry.
+    /// There was no usable entry.
     Miss,
     /// The entry was stale.
     Stale,
-    /// The entry was fresh, but not what the request's directives asked for.
+    /// The entry was fresh, but did not satisfy the request's directives.
     Request,
 }
 
 impl ForwardReason {
-    /// As the header has it.
+    /// The header's token.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -33,24 +33,24 @@ impl ForwardReason {
     }
 }
 
-/// One member of `Cache-Status`; its `Display` is the header's value. `hit` and `fwd` exclude each other.
+/// A member of `Cache-Status`. Its `Display` is the header's value. `hit` and `fwd` exclude each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheStatus {
-    /// Answered from memory without asking the upstream.
+    /// Answered from the cache without asking the upstream.
     Hit {
-        /// Freshness left, in seconds; negative when stale.
+        /// Remaining freshness in seconds; negative when stale.
         ttl: i64,
     },
-    /// The upstream was asked, or would have been. A stale entry that answers for an upstream that failed is this too,
+    /// The upstream was asked, or would have been. This includes a stale entry that answers for a failed upstream,
     /// with `why` stale.
     Forward {
         /// Why.
         why: ForwardReason,
-        /// What the upstream answered, if it did.
+        /// The upstream's status, if it answered.
         status: Option<StatusCode>,
-        /// Was the answer stored?
+        /// Whether the answer was stored.
         stored: bool,
-        /// Did it share another request's fetch?
+        /// Whether it shared another request's fetch.
         collapsed: bool,
     },
 }

@@ -1,4 +1,4 @@
-//! Which answers of the upstream are stored, and for how long (`docs/decisions/lifetimes.md`).
+//! Decides which upstream answers are stored and for how long (`docs/decisions/lifetimes.md`).
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use http::{HeaderValue, StatusCode};
 use super::directives;
 use crate::catalogue::Freshness;
 
-/// What the configuration says about the answers of an operation.
+/// The configuration for storing an operation's answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorePolicy {
-    /// Who decides how long an answer is fresh.
+    /// Whether the class or the upstream decides how long an answer is fresh.
     pub freshness: Freshness,
     /// The class's lifetime.
     pub lifetime: Duration,
@@ -21,20 +21,21 @@ pub struct StorePolicy {
     pub negative: Duration,
 }
 
-/// How long an answer may be used, from the moment at which it was made.
+/// How long an answer may be used, counted from when it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
-    /// It answers readers so long...
+    /// How long it is fresh.
     pub fresh: Duration,
-    /// ...and after that so much longer while the upstream fails.
+    /// How much longer it may be used while the upstream fails.
     pub stale: Duration,
-    /// How old it was when it came (`Age`).
+    /// Its age on arrival (`Age`).
     pub age: Duration,
-    /// The upstream said not to store it, and its operation's row did not ask.
+    /// The upstream said not to store it, but the operation's row does not follow the upstream.
     pub overruled: bool,
 }
 
-/// May this answer be stored, if its body came whole? `headers` are the upstream's own.
+/// How long this answer may be stored, if its body is complete. `headers` are the upstream's own. Returns `None` if
+/// it must not be stored.
 #[must_use]
 pub fn storable(status: StatusCode, headers: &HeaderMap, policy: &StorePolicy) -> Option<Lifetime> {
     let (lifetime, stale) = match status {
@@ -59,7 +60,7 @@ pub fn storable(status: StatusCode, headers: &HeaderMap, policy: &StorePolicy) -
     of_use.then_some(Lifetime { fresh, stale, age, overruled: response_directives.unstorable })
 }
 
-/// An HTML page of something in between is no answer of Make's; an encoded, partial or per-request one is not stored.
+/// Rejects an intermediary's HTML page, and encoded, partial or per-request answers.
 fn is_plain_json(headers: &HeaderMap) -> bool {
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();
     let json = types.next().is_some_and(is_json) && types.next().is_none();
@@ -77,7 +78,7 @@ fn is_json(content_type: &HeaderValue) -> bool {
     essence.eq_ignore_ascii_case(b"application/json") || suffix.is_some_and(|s| s.eq_ignore_ascii_case(b"+json"))
 }
 
-/// What the upstream says about storing its answer.
+/// The upstream's directives for storing its answer.
 #[derive(Debug, Default)]
 struct ResponseDirectives {
     unstorable: bool,
@@ -86,7 +87,7 @@ struct ResponseDirectives {
 }
 
 impl ResponseDirectives {
-    /// Invalid and contradictory values count as the shortest (RFC 9111 section 4.2.1).
+    /// Invalid and contradictory values count as the shortest (RFC 9111, section 4.2.1).
     fn of(headers: &HeaderMap) -> Self {
         let (mut response_directives, mut shared, mut max_age) = (Self::default(), None, None);
         directives::for_each(headers, header::CACHE_CONTROL, |name, value| {
@@ -96,7 +97,7 @@ impl ResponseDirectives {
             } else if is("must-revalidate") || is("proxy-revalidate") {
                 response_directives.never_stale = true;
             } else if is("s-maxage") {
-                // It means proxy-revalidate too (section 5.2.2.10).
+                // It implies proxy-revalidate (section 5.2.2.10).
                 response_directives.never_stale = true;
                 shared = shorter(shared, value);
             } else if is("max-age") {
@@ -113,7 +114,8 @@ fn shorter(known: Option<Duration>, value: Option<&str>) -> Option<Duration> {
     Some(known.map_or(value, |known| known.min(value)))
 }
 
-/// `Expires` - `Date`: both the upstream's, so that a skewed clock does not matter. Invalid is expired.
+/// `Expires` minus `Date`, both the upstream's, so that a skewed clock does not matter. An invalid value counts as
+/// expired.
 fn expires(headers: &HeaderMap) -> Option<Duration> {
     if !headers.contains_key(header::EXPIRES) {
         return None;
@@ -129,7 +131,7 @@ fn single(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
     lines.next().is_none().then_some(first)
 }
 
-/// The first member of `Age`; what is no number of seconds is ignored (RFC 9111 section 5.1).
+/// The first member of `Age`. Ignores anything but a number of seconds (RFC 9111, section 5.1).
 fn age(headers: &HeaderMap) -> Duration {
     let first = headers.get(header::AGE).and_then(|value| value.to_str().ok()).and_then(|v| v.split(',').next());
     first.and_then(|age| directives::seconds(age.trim())).unwrap_or_default()
@@ -148,7 +150,7 @@ mod tests {
     };
     const UPSTREAM: StorePolicy = StorePolicy { freshness: Freshness::Upstream, ..CONFIGURED };
 
-    /// Lines of a response head, `application/json` unless they say otherwise.
+    /// Response headers from lines, with `application/json` unless they say otherwise.
     fn headers(lines: &[&str]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for line in lines {
@@ -196,7 +198,7 @@ mod tests {
         assert!(!ok(&["content-type: application/json", "content-type: text/html"]));
         assert!(!ok(&["content-encoding: gzip"]) && !ok(&["vary: Accept", "vary: *"]) && !ok(&["vary: Accept, *"]));
         assert!(!ok(&["content-range: bytes 0-1/9"]));
-        assert_eq!(storable(StatusCode::OK, &HeaderMap::new(), &CONFIGURED), None, "no type at all");
+        assert_eq!(storable(StatusCode::OK, &HeaderMap::new(), &CONFIGURED), None, "no content type");
         for status in (100..600).filter(|s| *s != 200) {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(storable(status, &headers(&[]), &CONFIGURED), None, "{status}");
@@ -265,8 +267,8 @@ mod tests {
         let of = |line: &str| storable(StatusCode::OK, &headers(&[line]), &CONFIGURED).map(|l| l.age.as_secs());
         assert_eq!(of("age: 200"), Some(200));
         assert_eq!(of("age: 200, 7"), Some(200));
-        assert_eq!(of("age: 299999"), None, "past its time upon arrival");
-        assert_eq!(of("age: 1800"), Some(1800), "stale upon arrival, but of use when the upstream fails");
+        assert_eq!(of("age: 299999"), None, "expired on arrival");
+        assert_eq!(of("age: 1800"), Some(1800), "stale on arrival, but useful when the upstream fails");
         for invalid in ["-1", "abc", "7.5", ""] {
             assert_eq!(of(&format!("age: {invalid}")), Some(0), "{invalid}");
         }

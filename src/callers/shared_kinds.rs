@@ -1,4 +1,4 @@
-//! What callers share beside Make's quota, by kind.
+//! The kinds of things that callers share, apart from Make's quota.
 
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use crate::shares::{ShareHolder, SharedLimit};
 pub enum SharedKind {
     /// Requests under way (`limits.in_flight`).
     Requests,
-    /// Requests that wait for the fetch of another one (`limits.joined`).
+    /// Requests waiting for another request's fetch (`limits.joined`).
     Joined,
     /// Connections (`limits.connections`).
     Connections,
-    /// Bytes of requests' bodies (`limits.bodies_bytes`).
+    /// Bytes of request bodies (`limits.bodies_bytes`).
     Bodies,
     /// Bytes of answers under way (`limits.answers_bytes`).
     Answers,
@@ -23,7 +23,7 @@ pub enum SharedKind {
 }
 
 impl SharedKind {
-    /// Its name in metrics.
+    /// The name in metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -37,25 +37,25 @@ impl SharedKind {
     }
 }
 
-/// One of each kind.
+/// One value for each kind.
 #[derive(Debug)]
 pub struct PerKind<T> {
-    /// Of requests under way.
+    /// For requests under way.
     pub requests: T,
-    /// Of requests that wait for the fetch of another one.
+    /// For requests waiting for another request's fetch.
     pub joined: T,
-    /// Of connections.
+    /// For connections.
     pub connections: T,
-    /// Of the bytes of requests' bodies.
+    /// For bytes of request bodies.
     pub bodies: T,
-    /// Of the bytes of answers under way.
+    /// For bytes of answers under way.
     pub answers: T,
-    /// Of the bytes of the log's buffer.
+    /// For bytes in the log's buffer.
     pub records: T,
 }
 
 impl<T> PerKind<T> {
-    /// All of them.
+    /// All values with their kinds.
     pub fn iter(&self) -> impl Iterator<Item = (SharedKind, &T)> {
         let Self { requests, joined, connections, bodies, answers, records } = self;
         let counts =
@@ -66,13 +66,13 @@ impl<T> PerKind<T> {
 }
 
 impl PerKind<Arc<SharedLimit>> {
-    /// Without limits yet.
+    /// Without limits.
     pub(super) fn unlimited() -> Self {
         let new = || SharedLimit::new(u64::MAX);
         Self { requests: new(), joined: new(), connections: new(), bodies: new(), answers: new(), records: new() }
     }
 
-    /// All but connections and the log's buffer: there are as many of them as there were at the start.
+    /// Sets all limits but those of connections and the log's buffer, which are fixed at startup.
     pub(super) fn limit(&self, limits: &Limits) {
         let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
         self.requests.set_limit(amount(limits.in_flight));
@@ -81,7 +81,7 @@ impl PerKind<Arc<SharedLimit>> {
         self.answers.set_limit(amount(limits.answers_bytes));
     }
 
-    /// A holder of each.
+    /// Creates a holder of each.
     pub(super) fn holders(&self) -> PerKind<Arc<ShareHolder>> {
         PerKind {
             requests: self.requests.holder(),

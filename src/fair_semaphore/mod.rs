@@ -1,6 +1,7 @@
-//! What callers share and take turns at, so many at once: the connections to the upstream, the right to write to a resource.
+//! A bounded number of places that callers share and take turns at: connections to the upstream, or the right to
+//! write to a resource.
 //!
-//! The quota hands out something else, slots that come back by the clock and cannot be held, so it has rules of its own.
+//! The quota is different: its slots come back with time and cannot be held, so it has rules of its own.
 
 mod place_queue;
 #[cfg(test)]
@@ -13,29 +14,30 @@ use tokio::sync::oneshot;
 
 use place_queue::PlaceQueue;
 
-/// Places that callers share: whoever holds the fewest goes first, the requests of one caller in the order they came.
+/// Places that callers share. The caller holding the fewest goes first; each caller's own requests are served in
+/// order.
 ///
-/// A free place costs a lock and a counter. Cloning gives another handle to the same places.
+/// Taking a free place costs a lock and a counter. Clones share the same places.
 #[derive(Clone)]
 pub struct FairSemaphore(Arc<Mutex<PlaceQueue<oneshot::Sender<FairPermit>>>>);
 
-/// One place, until dropped.
+/// One place, held until dropped.
 #[derive(Debug)]
 pub struct FairPermit {
-    /// `None`: it was given back already.
+    /// `None` once the place was given back.
     fair: Option<FairSemaphore>,
     caller: Arc<str>,
 }
 
 impl FairSemaphore {
-    /// So many places (at least one), all free.
+    /// Creates this many places (at least one), all free.
     #[must_use]
     pub fn new(places: usize) -> Self {
         Self(Arc::new(Mutex::new(PlaceQueue::new(places))))
     }
 
-    /// Waits for a place. Dropping the future leaves the queue, or gives the place on to the next. How many wait is for those
-    /// to bound who ask.
+    /// Waits for a place. Dropping the future leaves the queue, or passes the place on. Callers of this function must
+    /// bound how many requests wait.
     pub async fn acquire(&self, caller: &Arc<str>) -> FairPermit {
         loop {
             let mut waiting = {
@@ -46,26 +48,26 @@ impl FairSemaphore {
                 let (wake, woken) = oneshot::channel();
                 QueuedWaiter { fair: self, caller, ticket: line.queue(caller, wake), woken }
             };
-            // Nobody drops the sender of a ticket that waits; if it were so, it would ask anew.
+            // The sender of a waiting ticket is never dropped; if it were, this would queue again.
             if let Ok(turn) = (&mut waiting.woken).await {
                 return turn;
             }
         }
     }
 
-    /// Places that nobody holds.
+    /// Number of free places.
     #[must_use]
     pub fn free(&self) -> usize {
         self.line().free()
     }
 
-    /// How many requests wait.
+    /// Number of waiting requests.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.line().waiting()
     }
 
-    /// Is this the only handle, with no turn under way?
+    /// Whether this is the only handle and no place is held.
     #[must_use]
     pub fn is_unused(&self) -> bool {
         Arc::strong_count(&self.0) == 1
@@ -75,15 +77,16 @@ impl FairSemaphore {
         FairPermit { fair: Some(self.clone()), caller }
     }
 
-    /// Gives this caller's place to those who wait.
+    /// Gives back this caller's place and passes it to those who wait.
     fn hand_on(&self, caller: &Arc<str>) {
         self.line().release(caller);
         loop {
-            // A statement of its own: the lock must not be held while a waiter is woken.
+            // A separate statement, because the lock must not be held while a waiter is woken.
             let next = self.line().next();
             let Some((caller, wake)) = next else { return };
             if let Err(mut turn) = wake.send(self.granted(caller)) {
-                // Its waiter has just gone. Given back here, since a drop would come back to this loop.
+                // The waiter has just gone. Give the place back here, because dropping the permit would re-enter this
+                // loop.
                 turn.fair = None;
                 self.line().release(&turn.caller);
             }
@@ -103,7 +106,7 @@ impl Drop for FairPermit {
     }
 }
 
-/// A request in the queue.
+/// A waiting request.
 struct QueuedWaiter<'a> {
     fair: &'a FairSemaphore,
     caller: &'a Arc<str>,
@@ -113,7 +116,7 @@ struct QueuedWaiter<'a> {
 
 impl Drop for QueuedWaiter<'_> {
     fn drop(&mut self) {
-        // A turn that was granted and not taken is in the receiver, and is given on when that is dropped.
+        // A place that was granted but not taken is in the receiver, and is passed on when that is dropped.
         self.fair.line().leave(self.caller, self.ticket);
     }
 }

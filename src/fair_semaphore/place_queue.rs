@@ -1,24 +1,25 @@
-//! Who goes next: a pure state machine, without time or tasks of its own.
+//! Decides who is next: a pure state machine, without time or tasks.
 //!
-//! Of those who wait, the caller that holds the fewest places goes first; among equals, the one whose round is due, then the
-//! one that has waited longest. A caller that holds places leaves some free for those who hold fewer, since what is held
-//! cannot be taken back: the last place goes only to somebody who has none.
+//! Of those who wait, the caller holding the fewest places goes first; among equals, the one whose round is due, then
+//! the one waiting longest. A caller that holds places must leave some free for those with fewer, because held places
+//! cannot be taken back: the last place only goes to a caller that has none.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// For each so many places that a caller holds, one stays free for others.
+/// For every this many places that a caller holds, one must stay free for others.
 const HELD_PER_FREE: usize = 8;
 
-/// The places, who holds them and who waits for one. `W` is what a waiting request is woken with.
+/// The places, their holders and the queue. `W` wakes a waiting request.
 #[derive(Debug)]
 pub(super) struct PlaceQueue<W> {
     places: usize,
     taken: usize,
     waiting: usize,
-    /// Those who hold or wait; while anybody waits also those who were served, so that nobody is new again by coming back.
+    /// Callers that hold or wait. While anyone waits, also callers served before, so that nobody counts as new by
+    /// coming back.
     callers: HashMap<Arc<str>, CallerPlaces<W>>,
-    /// In each round every caller that waits is served once.
+    /// In each round, every waiting caller is served once.
     round: u64,
     next_ticket: u64,
 }
@@ -26,9 +27,9 @@ pub(super) struct PlaceQueue<W> {
 #[derive(Debug)]
 struct CallerPlaces<W> {
     held: usize,
-    /// The first round in which it may be served again.
+    /// The first round in which the caller may be served again.
     due: u64,
-    /// First come, first served.
+    /// In order of arrival.
     tickets: VecDeque<(u64, W)>,
 }
 
@@ -37,7 +38,7 @@ impl<W> PlaceQueue<W> {
         Self { places: places.max(1), taken: 0, waiting: 0, callers: HashMap::new(), round: 0, next_ticket: 0 }
     }
 
-    /// Takes a place for this caller, if there is one for it now.
+    /// Takes a place for this caller if it may have one now.
     pub(super) fn take(&mut self, name: &Arc<str>) -> bool {
         let held = self.callers.get(name).map_or(0, |caller| caller.held);
         let may = may_take(held, self.free());
@@ -47,7 +48,7 @@ impl<W> PlaceQueue<W> {
         may
     }
 
-    /// Waits in this caller's name; the answer is the ticket to [`PlaceQueue::leave`] with.
+    /// Queues a request of this caller. Returns the ticket for [`PlaceQueue::leave`].
     pub(super) fn queue(&mut self, name: &Arc<str>, wake: W) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
@@ -56,7 +57,7 @@ impl<W> PlaceQueue<W> {
         ticket
     }
 
-    /// A ticket's holder has given up; if it was served meanwhile, nothing happens.
+    /// Removes a ticket from the queue; does nothing if it was served meanwhile.
     pub(super) fn leave(&mut self, name: &Arc<str>, ticket: u64) {
         let Some(caller) = self.callers.get_mut(name) else { return };
         let Some(place) = caller.tickets.iter().position(|(id, _)| *id == ticket) else { return };
@@ -65,7 +66,7 @@ impl<W> PlaceQueue<W> {
         self.forget(name);
     }
 
-    /// A place is free again. [`PlaceQueue::next`] is to be called after it until it says `None`.
+    /// Frees a place. Afterwards [`PlaceQueue::next`] must be called until it returns `None`.
     pub(super) fn release(&mut self, name: &Arc<str>) {
         self.taken = self.taken.saturating_sub(1);
         if let Some(caller) = self.callers.get_mut(name) {
@@ -74,7 +75,7 @@ impl<W> PlaceQueue<W> {
         self.forget(name);
     }
 
-    /// Gives a place to whoever is next, if there is one for it.
+    /// Gives a place to the next in the queue, if it may have one.
     pub(super) fn next(&mut self) -> Option<(Arc<str>, W)> {
         let free = self.free();
         if free == 0 || self.waiting == 0 {
@@ -93,12 +94,10 @@ impl<W> PlaceQueue<W> {
         Some((name, wake))
     }
 
-    /// Places that nobody holds.
     pub(super) fn free(&self) -> usize {
         self.places.saturating_sub(self.taken)
     }
 
-    /// How many wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
     }
@@ -118,7 +117,8 @@ impl<W> PlaceQueue<W> {
         self.callers.entry(name.clone()).or_insert(new)
     }
 
-    /// Forgets a caller that holds nothing and waits for nothing, unless it could overtake somebody by being new again.
+    /// Forgets a caller that holds nothing and waits for nothing, unless counting as new would let it overtake
+    /// someone.
     fn forget(&mut self, name: &Arc<str>) {
         if self.waiting == 0 {
             self.callers.retain(|_, caller| caller.held > 0);
@@ -132,7 +132,7 @@ impl<W> PlaceQueue<W> {
     }
 }
 
-/// May a caller that holds so many take one more of so many free ones?
+/// Whether a caller holding `held` places may take one more of `free` places.
 fn may_take(held: usize, free: usize) -> bool {
     free > held.div_ceil(HELD_PER_FREE)
 }

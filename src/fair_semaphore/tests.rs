@@ -1,4 +1,4 @@
-//! The queue against its rules: every move of a random history is judged by what is held and waited for.
+//! Checks the queue against its rules: every move of a random history is judged by what is held and waited for.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::tasks::Tasks;
 
-/// What happens next. Numbers are taken modulo what there is to choose from.
+/// The next move. Numbers are taken modulo the number of choices.
 #[derive(Clone, Debug)]
 enum Move {
     Ask(usize),
@@ -31,11 +31,11 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 struct Caller {
     held: usize,
     tickets: VecDeque<u64>,
-    /// How often each caller was served since the first of these tickets became the first.
+    /// How often each caller was served since the first of these tickets reached the front.
     passed_by: BTreeMap<usize, usize>,
 }
 
-/// The queue, and beside it what it should have done.
+/// The queue, next to a model of what it should have done.
 struct Model {
     line: PlaceQueue<()>,
     names: Vec<Arc<str>>,
@@ -54,7 +54,7 @@ impl Model {
         self.places - self.callers.iter().map(|caller| caller.held).sum::<usize>()
     }
 
-    /// One in eight, rounded up, stays free: nothing for whoever holds nothing.
+    /// One in eight, rounded up, stays free; a caller that holds nothing need not leave any.
     fn may(&self, caller: usize) -> bool {
         let held = self.callers[caller].held;
         self.free() * 8 >= held + 8 || (held == 0 && self.free() > 0)
@@ -88,10 +88,10 @@ impl Model {
     fn ask(&mut self, caller: usize) {
         let may = self.may(caller);
         let is_taken = self.line.take(&self.names[caller]);
-        assert_eq!(is_taken, may, "it took what is kept for others, or not what is free");
+        assert_eq!(is_taken, may, "it took a place kept for others, or did not take a free one");
         let state = &mut self.callers[caller];
         if is_taken {
-            assert!(state.tickets.is_empty(), "it overtook a request of its own");
+            assert!(state.tickets.is_empty(), "it overtook the caller's own earlier request");
             state.held += 1;
             self.served(caller);
         } else {
@@ -102,9 +102,9 @@ impl Model {
     fn serve(&mut self) {
         while let Some((name, ())) = self.line.next() {
             let caller = self.names.iter().position(|known| *known == name).unwrap();
-            assert!(self.may(caller), "it took what is kept for others");
+            assert!(self.may(caller), "it took a place kept for others");
             let fewest = self.callers.iter().filter(|other| !other.tickets.is_empty()).map(|other| other.held).min();
-            assert_eq!(Some(self.callers[caller].held), fewest, "one with fewer places waits");
+            assert_eq!(Some(self.callers[caller].held), fewest, "a caller with fewer places is still waiting");
             let state = &mut self.callers[caller];
             state.tickets.pop_front().unwrap();
             state.passed_by.clear();
@@ -131,14 +131,14 @@ impl Model {
         }
     }
 
-    /// Everybody who holds a place gives it back, until nobody waits.
+    /// All holders give back their places until nobody waits.
     fn drain(&mut self) {
         while self.callers.iter().any(|caller| caller.held > 0) {
             self.play(&Move::Release(0));
             self.check();
         }
         assert_eq!((self.line.free(), self.line.waiting()), (self.places, 0));
-        assert!(format!("{:?}", self.line).contains("callers: {}"), "nobody is remembered: {:?}", self.line);
+        assert!(format!("{:?}", self.line).contains("callers: {}"), "a caller is still remembered: {:?}", self.line);
     }
 }
 
@@ -146,7 +146,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
 
     #[test]
-    fn whoever_holds_fewest_goes_first_and_nobody_waits_beside_a_place(places in 1..24_usize, moves in moves()) {
+    fn the_caller_with_the_fewest_places_goes_first_and_nobody_waits_beside_a_free_place(places in 1..24_usize, moves in moves()) {
         let mut model = Model::new(places);
         for one in &moves {
             model.play(one);
@@ -156,7 +156,7 @@ proptest! {
     }
 }
 
-/// Does this caller have a place at once? Else it waits.
+/// Takes a place if possible, and queues otherwise; returns true if it got one at once.
 fn ask(line: &mut PlaceQueue<()>, name: &Arc<str>) -> bool {
     line.take(name) || {
         line.queue(name, ());
@@ -165,23 +165,23 @@ fn ask(line: &mut PlaceQueue<()>, name: &Arc<str>) -> bool {
 }
 
 #[test]
-fn one_caller_leaves_places_for_all_who_come() {
+fn one_caller_leaves_places_for_newcomers() {
     let mut line = PlaceQueue::new(18);
     let greedy: Arc<str> = "greedy".into();
     assert_eq!((0..64).filter(|_| ask(&mut line, &greedy)).count(), 16);
     for name in ["a", "b"] {
         assert!(ask(&mut line, &name.into()), "{name} comes back");
     }
-    // A third one waits, for one place only, whoever gives it back.
+    // A third caller waits for just one place, whoever gives it back.
     assert!(!ask(&mut line, &"c".into()));
     line.release(&greedy);
     assert_eq!(line.next().map(|(name, ())| name), Some("c".into()));
     assert_eq!(line.next(), None);
 }
 
-/// Of those who hold as many, each is served once a round: coming back makes nobody new.
+/// Among callers that hold equally many, each is served once per round: coming back does not make a caller new.
 #[test]
-fn turns_at_one_place_go_round() {
+fn callers_take_turns_at_one_place() {
     let mut line = PlaceQueue::new(1);
     let names: [Arc<str>; 3] = ["greedy".into(), "a".into(), "b".into()];
     for name in [0, 0, 0, 0, 0, 0, 0, 1, 2] {
@@ -192,7 +192,7 @@ fn turns_at_one_place_go_round() {
         line.release(&holder);
         let (name, ()) = line.next().unwrap();
         order.push_str(&name[..1]);
-        // The polite ones come back as soon as they were served.
+        // The polite ones come back as soon as they have been served.
         if name != names[0] {
             ask(&mut line, &name);
         }
@@ -201,9 +201,9 @@ fn turns_at_one_place_go_round() {
     assert_eq!(order, "abgabgabg");
 }
 
-/// Waiters that give up at any moment, also when their turn has just been handed to them, lose no place.
+/// Waiters that give up at any moment, even just after they were served, lose no place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_turn_whose_waiter_has_gone_is_given_on() {
+async fn a_place_whose_waiter_has_gone_is_passed_on() {
     let (fair, tasks, taken) = (FairSemaphore::new(3), Tasks::new(), Arc::new(AtomicUsize::new(0)));
     let handles: Vec<_> = (0..200_u64)
         .map(|number| {

@@ -1,7 +1,7 @@
-//! The answers on disk: one row a key, durable when a change returns. Only one connection has the file, so that nothing of it is mapped
-//! into memory that somebody else could cut.
+//! The stored answers: one row per key, durable when a change returns. A single connection has the file exclusively,
+//! so no part of it is mapped into memory that someone else could truncate.
 
-#![expect(clippy::disallowed_methods, reason = "only the thread `answers` has the store")]
+#![expect(clippy::disallowed_methods, reason = "only the thread `answers` uses the store")]
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -19,15 +19,15 @@ use super::{FirstAnswer, LogMark};
 use crate::ids::{Fingerprint, RequestId};
 use crate::private_files;
 
-/// The version of the tables.
+/// Version of the table layout.
 const VERSION: i64 = 2;
-/// The longest wait for somebody else who has the file.
+/// How long to wait while another process has the file.
 const BUSY: Duration = Duration::from_millis(250);
-/// Who kept rows that name no caller.
+/// The caller of rows that name none.
 const UNKNOWN: &str = "";
 
-/// `sum`: of the whole row, so that no bit of it flips unnoticed. `mark`: up to where in the log no key is missing, and how many rows
-/// there are.
+/// `sum` is a checksum over the whole row, so that no flipped bit goes unnoticed. `mark` holds the log position up to
+/// which no key is missing, and the number of rows.
 const TABLES: &str = "
     CREATE TABLE answers (
         key BLOB PRIMARY KEY, write BLOB NOT NULL, request TEXT NOT NULL, caller TEXT NOT NULL, time_ms INTEGER NOT NULL,
@@ -38,14 +38,14 @@ const TABLES: &str = "
 ";
 const ROWS: &str = "SELECT key, write, request, caller, time_ms, done, status, headers, body, sum FROM answers";
 
-/// Why there is no store.
+/// Why the store cannot be used.
 #[derive(Debug)]
 pub(super) enum DatabaseError {
-    /// A newer makegate wrote it: nothing is done to it.
+    /// A newer makegate wrote it. It is left alone.
     Newer,
-    /// It is damaged: it is moved away, and another one made.
+    /// It is damaged. It is moved away and replaced.
     Damaged(String),
-    /// It cannot be used now: later it is tried again.
+    /// It cannot be used now. It is tried again later.
     Passing(String),
 }
 
@@ -90,7 +90,6 @@ fn damaged(why: &str) -> DatabaseError {
     DatabaseError::Damaged(why.to_owned())
 }
 
-/// The file itself.
 pub(super) fn path(dir: &Path) -> PathBuf {
     dir.join("answers.sqlite")
 }
@@ -101,7 +100,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// What tells whether somebody else changed a file: which one it is, how long, and when it was written to last.
+/// Identity, length and modification time of a file, which tell whether someone else changed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileVersion {
     identity: (u64, u64),
@@ -109,7 +108,7 @@ struct FileVersion {
     written: (i64, i64),
 }
 
-/// The same of the file and of the one beside it that holds the newest changes.
+/// The same for the database file and the journal file that holds its newest changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct DatabaseVersion([Option<FileVersion>; 2]);
 
@@ -128,16 +127,16 @@ impl DatabaseVersion {
     }
 }
 
-/// What is in the file, as it was opened.
+/// The file's content when it was opened.
 #[derive(Debug, Default)]
 pub(super) struct DatabaseContents {
-    /// There was none before.
+    /// The file did not exist or was empty.
     pub(super) is_new: bool,
     pub(super) rows: Vec<KeyRowMeta>,
     pub(super) mark: Option<LogMark>,
 }
 
-/// The open file.
+/// The open database.
 #[derive(Debug)]
 pub(super) struct AnswerDatabase {
     path: PathBuf,
@@ -147,7 +146,7 @@ pub(super) struct AnswerDatabase {
 }
 
 impl AnswerDatabase {
-    /// Opens the file, makes it where there is none, and reads all of it.
+    /// Opens the file, creating it if it does not exist, and reads all of it.
     pub(super) fn open(path: &Path) -> Result<(Self, DatabaseContents), DatabaseError> {
         let is_new = look_at(path)?;
         private_files::open(OpenOptions::new().write(true).create(true), path).map_err(unless_unreadable)?;
@@ -158,7 +157,7 @@ impl AnswerDatabase {
             0 => {
                 let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
                 if tables > 0 {
-                    return Err(damaged("it holds other tables"));
+                    return Err(damaged("it contains unknown tables"));
                 }
                 let transaction = connection.transaction()?;
                 transaction.execute_batch(TABLES)?;
@@ -178,17 +177,18 @@ impl AnswerDatabase {
         Ok((Self { path: path.to_owned(), stamp: DatabaseVersion::of(path), connection, rows }, contents))
     }
 
-    /// Is the file still the one that was opened, and as it was left?
+    /// Checks that the file is still the one that was opened, as it was left.
     pub(super) fn check_unchanged(&self) -> Result<(), DatabaseError> {
         let now = DatabaseVersion::of(&self.path);
         if now == self.stamp {
             return Ok(());
         }
         let same = now.is_same_files(&self.stamp);
-        Err(damaged(if same { "somebody else wrote to it" } else { "it was deleted or replaced" }))
+        Err(damaged(if same { "another process wrote to it" } else { "it was deleted or replaced" }))
     }
 
-    /// Adds rows in place of their keys' earlier ones, and takes keys out. With the mark, if there is one.
+    /// Inserts rows, replacing earlier ones of the same keys, deletes `gone` keys, and stores the mark if there is
+    /// one.
     pub(super) fn change(
         &mut self,
         add: &[Arc<KeyRow>],
@@ -207,7 +207,7 @@ impl AnswerDatabase {
         })
     }
 
-    /// Forgets what is older.
+    /// Deletes rows older than this.
     pub(super) fn expire(&mut self, oldest_ms: i64) -> Result<(), DatabaseError> {
         self.transact(None, |transaction, rows| {
             let gone = transaction.execute("DELETE FROM answers WHERE time_ms < ?1", [oldest_ms])?;
@@ -215,7 +215,7 @@ impl AnswerDatabase {
         })
     }
 
-    /// One durable change; `change` says how many rows there are after it.
+    /// Makes one durable change. `change` returns the number of rows after it.
     fn transact(
         &mut self,
         mark: Option<LogMark>,
@@ -227,13 +227,13 @@ impl AnswerDatabase {
             set_mark(&transaction, mark, rows)?;
             transaction.commit().map(|()| rows)
         });
-        // What failed may have been written in part.
+        // A failed change may have been written in part.
         self.stamp = DatabaseVersion::of(&self.path);
         self.rows = changed?;
         Ok(())
     }
 
-    /// The answer of this key; `None`: there is none.
+    /// The stored answer to this key, or `None` if only its end is known.
     pub(super) fn answer(&self, key: &Fingerprint, first: &RequestId) -> Result<Option<FirstAnswer>, DatabaseError> {
         let mut find = self.connection.prepare_cached(&format!("{ROWS} WHERE key = ?1"))?;
         let row = find.query_row(params![key.as_bytes().as_slice()], row_of).optional()?;
@@ -259,8 +259,8 @@ impl AnswerDatabase {
     }
 }
 
-/// Puts another file in the place of a damaged one, with every row of `old` (or else of the damaged file) that is still whole.
-/// The damaged file is kept under another name, which is returned if it was there.
+/// Replaces a damaged file with a new one that has every row of `old` (or of the damaged file) that is still intact.
+/// Keeps the damaged file under another name, which is returned if there was one.
 pub(super) fn replace(path: &Path, old: Option<AnswerDatabase>, now_ms: i64) -> Result<Option<PathBuf>, DatabaseError> {
     let next = beside(path, ".new");
     for suffix in ["", "-wal", "-journal", "-shm"] {
@@ -275,7 +275,7 @@ pub(super) fn replace(path: &Path, old: Option<AnswerDatabase>, now_ms: i64) -> 
     if let Some(old) = &old {
         store.copy(old)?;
     }
-    // What is closed leaves no file beside it.
+    // Closing the database removes its journal file.
     drop(old);
     store.connection.close().map_err(|(_, error)| DatabaseError::from(error))?;
     let aside = beside(path, &format!(".damaged-{now_ms}"));
@@ -304,7 +304,7 @@ fn clear(path: &Path) -> io::Result<()> {
 }
 
 impl AnswerDatabase {
-    /// Copies every row that is whole, from both ends up to what cannot be read.
+    /// Copies every intact row, reading from both ends up to where the file is unreadable.
     fn copy(&mut self, old: &Connection) -> Result<(), DatabaseError> {
         for order in ["ASC", "DESC"] {
             let transaction = self.connection.transaction()?;
@@ -333,7 +333,7 @@ fn copy_rows(to: &Connection, old: &Connection, order: &str) -> Result<(), Datab
     Ok(())
 }
 
-/// `true`: there is no file.
+/// Checks what is at the path; returns true if there is no file.
 fn look_at(path: &Path) -> Result<bool, DatabaseError> {
     for suffix in ["-wal", "-journal"] {
         let about = fs::symlink_metadata(beside(path, suffix));
@@ -343,7 +343,7 @@ fn look_at(path: &Path) -> Result<bool, DatabaseError> {
     }
     match fs::symlink_metadata(path) {
         Ok(about) if about.is_file() => Ok(about.len() == 0),
-        Ok(about) => Err(damaged(if about.is_dir() { "it is a folder" } else { "it is not a regular file" })),
+        Ok(about) => Err(damaged(if about.is_dir() { "it is a directory" } else { "it is not a regular file" })),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error.into()),
     }
@@ -365,7 +365,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Reads everything there is, so that what is damaged is known at once.
+/// Reads everything, so that damage is found at once.
 fn read(connection: &Connection) -> Result<DatabaseContents, DatabaseError> {
     let sound: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if sound != "ok" {
@@ -384,7 +384,7 @@ fn read(connection: &Connection) -> Result<DatabaseContents, DatabaseError> {
     Ok(DatabaseContents { is_new: false, rows, mark })
 }
 
-/// The tables of version 1 knew no callers, sums and mark.
+/// Version 1 had no callers, checksums or mark.
 fn from_version_1(connection: &mut Connection) -> Result<(), DatabaseError> {
     let transaction = connection.transaction()?;
     transaction.execute_batch(
@@ -414,7 +414,7 @@ fn set_mark(transaction: &Transaction<'_>, mark: Option<LogMark>, rows: u64) -> 
     }
 }
 
-/// How many that were.
+/// Returns the number of deleted rows.
 fn delete(connection: &Connection, key: &Fingerprint) -> rusqlite::Result<u64> {
     let sql = "DELETE FROM answers WHERE key = ?1";
     let gone = connection.prepare_cached(sql)?.execute([key.as_bytes().as_slice()])?;

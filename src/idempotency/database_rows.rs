@@ -1,4 +1,4 @@
-//! A key's row, to the database and back.
+//! Converts a key's row to its database form and back.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -9,13 +9,13 @@ use super::{FirstAnswer, KeyedWrite, WriteEnd};
 use crate::hash;
 use crate::ids::{Fingerprint, RequestId};
 
-/// Bytes of an answer.
+/// Size of an answer in bytes.
 pub(super) fn weight(answer: &FirstAnswer) -> usize {
     let headers = answer.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
     headers + answer.body.len()
 }
 
-/// Adds the row unless its key has one.
+/// Inserts the row unless its key already has one.
 pub(super) fn insert(connection: &Connection, row: &KeyRow) -> rusqlite::Result<()> {
     let answer = row.ended.answer.as_ref();
     let sum = sum(row);
@@ -35,7 +35,7 @@ pub(super) fn insert(connection: &Connection, row: &KeyRow) -> rusqlite::Result<
     connection.prepare_cached(sql)?.execute(values).map(drop)
 }
 
-/// Enough of a hash over the whole row.
+/// A truncated hash over the whole row.
 fn sum(row: &KeyRow) -> [u8; 8] {
     let answer = row.ended.answer.as_ref();
     let (status, lines) = answer.map(|answer| (answer.status.as_u16(), head(&answer.headers))).unwrap_or_default();
@@ -57,16 +57,16 @@ fn sum(row: &KeyRow) -> [u8; 8] {
 
 fn wrong(at: usize, what: &str) -> rusqlite::Error {
     let kind = rusqlite::types::Type::Blob;
-    rusqlite::Error::FromSqlConversionFailure(at, kind, format!("{what} of an answer is damaged").into())
+    rusqlite::Error::FromSqlConversionFailure(at, kind, format!("{what} of a stored answer is damaged").into())
 }
 
-/// A row that is what was written.
+/// Reads a row and checks its sum.
 pub(super) fn row_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<KeyRow> {
     let read = unchecked(row)?;
     if row.get::<_, Vec<u8>>(9)? == sum(&read) { Ok(read) } else { Err(wrong(9, "the sum")) }
 }
 
-/// A row of version 1, which has no sum, or one that is not checked yet.
+/// Reads a row of version 1, which has no sum, or one whose sum is not checked yet.
 pub(super) fn unchecked(row: &rusqlite::Row<'_>) -> rusqlite::Result<KeyRow> {
     let hash = |at: usize, what: &str| {
         let bytes: Vec<u8> = row.get(at)?;
@@ -80,7 +80,7 @@ pub(super) fn unchecked(row: &rusqlite::Row<'_>) -> rusqlite::Result<KeyRow> {
         None => None,
         Some(status) => Some(FirstAnswer {
             status: StatusCode::from_u16(status).map_err(|_| wrong(6, "the status"))?,
-            headers: headers(&row.get::<_, Vec<u8>>(7)?).ok_or_else(|| wrong(7, "the head"))?,
+            headers: headers(&row.get::<_, Vec<u8>>(7)?).ok_or_else(|| wrong(7, "the headers"))?,
             body: Bytes::from(row.get::<_, Vec<u8>>(8)?),
         }),
     };
@@ -88,7 +88,7 @@ pub(super) fn unchecked(row: &rusqlite::Row<'_>) -> rusqlite::Result<KeyRow> {
     Ok(KeyRow { keyed, ended: WriteEnd { done: row.get(5)?, answer }, time_ms: row.get(4)? })
 }
 
-/// Header fields as lines, `name: value`; a value holds no line break (RFC 9110 section 5.5).
+/// Header fields as `name: value` lines. A value contains no line break (RFC 9110, section 5.5).
 fn head(headers: &HeaderMap) -> Vec<u8> {
     headers.iter().fold(Vec::new(), |mut lines, (name, value)| {
         lines.extend_from_slice(name.as_str().as_bytes());

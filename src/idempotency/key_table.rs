@@ -1,5 +1,5 @@
-//! Every key that is known, in memory: what a write is told of its key, and what room each caller's keys take. No answer is in here
-//! that is on disk.
+//! All known keys, in memory: what a write with a key is told, and how much room each caller's keys take. Holds no
+//! answer that is on disk.
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{HashMap, HashSet};
@@ -9,12 +9,12 @@ use std::time::Duration;
 use super::{EarlierUse, KeyedWrite, WriteEnd};
 use crate::ids::{Fingerprint, RequestId};
 
-/// What a row weighs beside its answer, in bytes.
+/// What a row counts for besides its answer, in bytes.
 pub(super) const ROW_BYTES: u64 = 192;
-/// At most this part of all bytes is for one answer, however large answers may be.
+/// Divisor of the total size that limits a single answer, however large answers may otherwise be.
 const ANSWER_PART: u64 = 8;
 
-/// How much is kept.
+/// How much is kept, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StoreBounds {
     pub(super) keys: u64,
@@ -24,18 +24,17 @@ pub(super) struct StoreBounds {
 }
 
 impl StoreBounds {
-    /// The largest answer that is kept.
+    /// Maximum size of a stored answer, in bytes.
     pub(super) fn answer_bytes(&self) -> u64 {
         self.answer_bytes.min(self.bytes / ANSWER_PART)
     }
 
-    /// What is older than this is forgotten.
+    /// Keys older than this are forgotten.
     pub(super) fn oldest_ms(&self, now_ms: i64) -> i64 {
         now_ms.saturating_sub(i64::try_from(self.age.as_millis()).unwrap_or(i64::MAX))
     }
 }
 
-/// One key's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KeyRow {
     pub(super) keyed: KeyedWrite,
@@ -59,7 +58,6 @@ impl KeyRow {
     }
 }
 
-/// A row without its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KeyRowMeta {
     pub(super) keyed: KeyedWrite,
@@ -80,11 +78,11 @@ struct KeyEntry {
 
 #[derive(Debug)]
 enum KeyState {
-    /// Its write is under way.
+    /// The write is under way.
     Running,
-    /// It has ended, and waits for the disk.
+    /// The write has ended, and its row is waiting for the disk.
     Waiting(Arc<KeyRow>),
-    /// It is on disk.
+    /// The row is on disk.
     Kept { time_ms: i64, done: bool, answered: bool },
 }
 
@@ -103,33 +101,32 @@ impl KeyEntry {
     }
 }
 
-/// What keys take.
+/// The room that a caller's keys take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct KeyRoom {
     keys: u64,
     bytes: u64,
 }
 
-/// What is known of a key.
+/// The result of looking up a key.
 #[derive(Debug)]
 pub(super) enum KeyLookup {
-    /// Nothing: it is claimed now.
+    /// The key was unknown and is now claimed.
     New,
-    /// Its write is known.
+    /// The key's write is known.
     Known(EarlierUse),
-    /// Its write has ended, and its answer is on disk.
+    /// The key's write has ended, and its answer is on disk.
     OnDisk { first: RequestId, done: bool },
-    /// Nothing, and there is no room for a further key of its caller.
+    /// The key is unknown, but its caller has no room for another key.
     NoRoom,
 }
 
-/// All keys.
 #[derive(Debug)]
 pub(super) struct KeyTable {
     bounds: StoreBounds,
     entries: HashMap<Fingerprint, KeyEntry>,
     held: HashMap<Arc<str>, KeyRoom>,
-    /// Those whose rows wait for the disk.
+    /// Keys whose rows are waiting for the disk.
     waiting: HashSet<Fingerprint>,
     running: usize,
 }
@@ -139,7 +136,8 @@ impl KeyTable {
         Self { bounds, entries: HashMap::new(), held: HashMap::new(), waiting: HashSet::new(), running: 0 }
     }
 
-    /// Claims the key, with room for its answer, or says what is known of it. `callers`: how many there are.
+    /// Claims the key together with room for its answer, or returns what is known of it. `callers` is the number of
+    /// callers that share the room.
     pub(super) fn claim(&mut self, keyed: &KeyedWrite, callers: usize, now_ms: i64) -> KeyLookup {
         self.forget_if_old(&keyed.key, now_ms);
         if let Some(entry) = self.entries.get(&keyed.key) {
@@ -169,8 +167,9 @@ impl KeyTable {
         }
     }
 
-    /// Half of the room is divided among all callers, and each one's part of it is its own whatever others do. The other half is for
-    /// whoever comes first, up to its share: all the room ÷ callers that hold some of it (two at least, if there are two).
+    /// Half of the room is divided among all callers, each of whom has its part whatever others do. The other half
+    /// goes to whoever comes first, up to its share: the total divided by the number of callers holding any of it (at
+    /// least two, if there are two).
     fn has_room(&self, caller: &str, bytes: u64, callers: usize) -> bool {
         let own = self.held.get(caller).copied();
         let active = count(self.held.len() + usize::from(own.is_none()));
@@ -191,19 +190,18 @@ impl KeyTable {
         fits(|held| held.keys, 1, self.bounds.keys) && fits(|held| held.bytes, bytes, self.bounds.bytes)
     }
 
-    /// The write with this key has ended.
     pub(super) fn end(&mut self, row: Arc<KeyRow>) {
         self.put(row.keyed.key, KeyEntry::new(&row.keyed, row.weight(), KeyState::Waiting(row.clone())));
     }
 
-    /// Adds how a key's write ended by what others know of it (the log, an operator), unless the same or something newer is known.
-    /// `true`: it was not.
+    /// Adds how a key's write ended according to someone else (the log or an operator), unless this or something
+    /// newer is known already. Returns true if it was added.
     pub(super) fn fill_in(&mut self, row: KeyRow) -> bool {
         let is_known = self.entries.get(&row.keyed.key).is_some_and(|entry| match &entry.state {
-            KeyState::Running => false, // whoever asks about a key in doubt claims it for a moment
+            KeyState::Running => false, // looking up a key in doubt claims it for a moment
             KeyState::Waiting(known) => known.keyed.request == row.keyed.request || known.time_ms >= row.time_ms,
             KeyState::Kept { time_ms, done, .. } => {
-                // What was rejected may have been asked once more.
+                // A rejected write may have been sent again.
                 let is_same = entry.request() == Some(row.keyed.request);
                 is_same || *time_ms >= row.time_ms && (*done || !row.ended.done)
             }
@@ -214,13 +212,13 @@ impl KeyTable {
         !is_known
     }
 
-    /// A row that was found on disk.
+    /// Adds a row that was found on disk.
     pub(super) fn put_kept(&mut self, meta: &KeyRowMeta) {
         let KeyRowMeta { time_ms, done, answered, .. } = *meta;
         self.put(meta.keyed.key, KeyEntry::new(&meta.keyed, meta.bytes, KeyState::Kept { time_ms, done, answered }));
     }
 
-    /// A claim ends with nothing to tell: the key is free, if it was not taken meanwhile.
+    /// Ends a claim that leaves nothing behind: the key is free, unless it was taken meanwhile.
     pub(super) fn free(&mut self, keyed: &KeyedWrite) {
         let is_running =
             |entry: &KeyEntry| matches!(entry.state, KeyState::Running) && entry.request() == Some(keyed.request);
@@ -229,7 +227,8 @@ impl KeyTable {
         }
     }
 
-    /// Forgets a key whose write did not take effect, unless another write has it by now. `true`: it was known.
+    /// Forgets a key whose write did not take effect, unless another write has taken it. Returns true if it was
+    /// known.
     pub(super) fn release(&mut self, key: &Fingerprint, request: &RequestId) -> bool {
         let is_its = self.entries.get(key).is_some_and(|entry| {
             entry.request().as_ref() == Some(request) && !matches!(entry.state, KeyState::Running)
@@ -240,7 +239,6 @@ impl KeyTable {
         is_its
     }
 
-    /// The rows that wait for the disk.
     pub(super) fn waiting(&self) -> Vec<Arc<KeyRow>> {
         let row = |key: &Fingerprint| match &self.entries.get(key)?.state {
             KeyState::Waiting(row) => Some(row.clone()),
@@ -249,13 +247,13 @@ impl KeyTable {
         self.waiting.iter().filter_map(row).collect()
     }
 
-    /// Does this row wait for the disk?
+    /// Whether this row is still waiting for the disk.
     pub(super) fn is_waiting(&self, row: &Arc<KeyRow>) -> bool {
         let state = self.entries.get(&row.keyed.key).map(|entry| &entry.state);
         matches!(state, Some(KeyState::Waiting(waiting)) if Arc::ptr_eq(waiting, row))
     }
 
-    /// These rows are on disk.
+    /// Marks these rows as being on disk.
     pub(super) fn stored(&mut self, rows: &[Arc<KeyRow>]) {
         for row in rows {
             if self.is_waiting(row) {
@@ -264,8 +262,8 @@ impl KeyTable {
         }
     }
 
-    /// What is on disk after the file was lost or mended, where memory knows all keys: what it lacks waits for the disk once more, without
-    /// its answer. The keys that are there and are not to be.
+    /// Compares memory, which knows all keys, with the file after it was lost or mended: rows missing from the file
+    /// wait for the disk again, without their answers. Returns the keys in the file that should not be there.
     pub(super) fn compare(&mut self, on_disk: &[KeyRowMeta]) -> Vec<Fingerprint> {
         let there: HashMap<Fingerprint, &KeyRowMeta> = on_disk.iter().map(|meta| (meta.keyed.key, meta)).collect();
         let mut lost = Vec::new();
@@ -293,7 +291,7 @@ impl KeyTable {
         there.keys().filter(is_foreign).copied().collect()
     }
 
-    /// Forgets what is too old; how much that was.
+    /// Forgets keys that are too old and returns how many.
     pub(super) fn expire(&mut self, now_ms: i64) -> usize {
         let oldest = self.bounds.oldest_ms(now_ms);
         let old: Vec<_> =
@@ -302,7 +300,7 @@ impl KeyTable {
         old.len()
     }
 
-    /// Keys whose writes have ended.
+    /// Number of keys whose writes have ended.
     pub(super) fn kept(&self) -> usize {
         self.entries.len() - self.running
     }
@@ -310,7 +308,7 @@ impl KeyTable {
     fn put(&mut self, key: Fingerprint, mut entry: KeyEntry) {
         self.remove(&key);
         if let Some((caller, _)) = self.held.get_key_value(&entry.caller) {
-            entry.caller = caller.clone(); // one text for all keys of a caller
+            entry.caller = caller.clone(); // one string for all keys of a caller
         }
         let held = self.held.entry(entry.caller.clone()).or_default();
         *held = KeyRoom { keys: held.keys + 1, bytes: held.bytes + entry.bytes };
@@ -349,7 +347,7 @@ mod tests {
         KeyTable::new(StoreBounds { keys, age, bytes: 1 << 40, answer_bytes: 100 })
     }
 
-    /// How many further keys this caller gets.
+    /// Number of further keys that this caller gets.
     fn fill(keys: &mut KeyTable, caller: &str, most: usize, callers: usize) -> usize {
         let claims = (0..most).take_while(|n| {
             let (name, text) = (caller.as_bytes(), format!("{n} of {}", keys.entries.len()));
@@ -364,17 +362,18 @@ mod tests {
     #[test]
     fn a_caller_below_its_share_finds_room_however_much_another_asks_for() {
         let mut alone = keys(100);
-        assert_eq!(fill(&mut alone, "a", 200, 1), 100, "nobody else is there");
+        assert_eq!(fill(&mut alone, "a", 200, 1), 100, "there is no other caller");
         let mut two = keys(100);
         assert_eq!((fill(&mut two, "a", 200, 2), fill(&mut two, "b", 200, 2)), (50, 50));
         assert_eq!(fill(&mut two, "a", 1, 2), 0, "past its share");
         let mut few = keys(1);
-        assert_eq!(fill(&mut few, "a", 2, 4), 1, "one is better than none");
+        assert_eq!(fill(&mut few, "a", 2, 4), 1, "the minimum is one key");
     }
 
-    /// Whoever comes in whatever order: everybody finds the part that is kept for it, and all together never more than there is.
+    /// In whatever order callers come, each finds the part reserved for it, and all together never take more than
+    /// there is.
     #[test]
-    fn the_part_that_is_kept_for_a_caller_is_there_whenever_it_comes() {
+    fn the_part_reserved_for_a_caller_is_there_whenever_it_comes() {
         let mut random = crate::hash::sha256(b"shares");
         for callers in 1..=9_usize {
             let (limit, mut keys) = (97, keys(97));
@@ -388,7 +387,10 @@ mod tests {
                 let caller = caller.to_string();
                 fill(&mut keys, &caller, kept, callers);
                 let held = keys.held.get(caller.as_str()).copied().unwrap_or_default();
-                assert!(held.keys >= kept as u64, "{callers} callers: {caller} has {held:?} of {kept}");
+                assert!(
+                    held.keys >= kept as u64,
+                    "{callers} callers: {caller} has {held:?}, below the reserved {kept}"
+                );
             }
             let all: u64 = keys.held.values().map(|held| held.keys).sum();
             assert!(all <= limit && all == keys.entries.len() as u64, "{callers} callers: {all}");
@@ -396,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_is_free_and_counted_once() {
+    fn room_given_back_is_free_and_counted_once() {
         let mut keys = keys(2);
         let id = |text: &str| RequestId::parse(text.as_bytes()).unwrap();
         let key = Fingerprint::of(b"key", &[b"k"]);

@@ -1,10 +1,12 @@
-//! First answers, by idempotency key: what a write that is sent again with its key is told (draft-ietf-httpapi-idempotency-key-header).
+//! First answers by idempotency key: what a write sent again with the same key is told
+//! (draft-ietf-httpapi-idempotency-key-header).
 //!
-//! A key is claimed before its write is forwarded; whoever comes with it meanwhile is told that it is running. The answer is on
-//! disk before the write's outcome is, so that no crash leaves a write done and its key unknown. All keys are in memory; the answers
-//! lie in `answers.sqlite`, readable by its owner alone, and a thread of its own keeps them there. The log is the truth about keys: what
-//! that file lacks, or all if it is lost, is found in the log again, and only answers are lost. What is in doubt is the log's to know.
-//! Only keyed hashes of keys and requests come here.
+//! A key is claimed before its write is forwarded, and whoever uses it meanwhile is told that the write is running.
+//! The answer is on disk before the write's outcome is, so no crash leaves a write done and its key unknown. All keys
+//! are in memory; the answers are in `answers.sqlite`, readable only by its owner and maintained by a separate
+//! thread. The log is the source of truth about keys: whatever that file lacks, even all of it, is restored from the
+//! log, and only the answers are lost. Writes in doubt are the log's concern. Only keyed hashes of keys and requests
+//! get here.
 
 mod database;
 mod database_rows;
@@ -30,9 +32,9 @@ use crate::ids::{Fingerprint, RequestId};
 use key_table::{KeyLookup, KeyRow, StoreBounds};
 use store_thread::{StoreHandle, StoreJob, StoreThread};
 
-/// The longest that a start waits until all keys are known; after that, writes with keys are refused until they are.
+/// How long a start waits until all keys are known. After that, writes with keys are refused until they are.
 const START_WAIT: Duration = Duration::from_secs(10);
-/// Tries to claim a key that turns out to be free.
+/// Maximum number of attempts to claim a key that turns out to be free.
 const CLAIMS_MAX: usize = 3;
 
 /// A write with an idempotency key.
@@ -42,112 +44,113 @@ pub struct KeyedWrite {
     pub key: Fingerprint,
     /// The keyed hash of the whole write.
     pub write: Fingerprint,
-    /// The request's id.
+    /// The request id.
     pub request: RequestId,
-    /// Whose it is.
+    /// The caller's name.
     pub caller: Arc<str>,
 }
 
-/// An answer as it was given.
+/// An answer as it was given to the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirstAnswer {
-    /// Its status.
+    /// The status.
     pub status: StatusCode,
-    /// Its headers, as far as they go on.
+    /// The headers that are passed on.
     pub headers: HeaderMap,
-    /// Its body.
+    /// The body.
     pub body: Bytes,
 }
 
 /// How a write with a key ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriteEnd {
-    /// Did it take effect? Else the upstream rejected it.
+    /// Whether it took effect. If not, the upstream rejected it.
     pub done: bool,
-    /// Its answer; `None`: it was lost, or larger than `limits.idempotency_answer_bytes`.
+    /// Its answer. `None` if it was lost, or larger than `limits.idempotency_answer_bytes`.
     pub answer: Option<FirstAnswer>,
 }
 
-/// What is known of a key.
+/// The result of claiming a key.
 #[derive(Debug)]
 pub enum KeyStatus {
-    /// Nothing: the write may go on, and nobody else with this key.
+    /// The key is new. Its write may go on, and no other write with this key.
     New(KeyClaim),
-    /// Its write came before.
+    /// The key was used before.
     Before(EarlierUse),
 }
 
-/// What is known of a key that came before.
+/// What is known of a key that was used before.
 #[derive(Debug, PartialEq, Eq)]
 pub enum EarlierUse {
-    /// A write with it is under way.
+    /// A write with this key is under way.
     Running {
-        /// Its request.
+        /// That write's request.
         first: RequestId,
     },
-    /// It was given with another request.
+    /// The key was used for a different request.
     Other {
-        /// That one.
+        /// The first request.
         first: RequestId,
     },
-    /// Its write has ended.
+    /// The write has ended.
     Ended {
         /// That write's request.
         first: RequestId,
-        /// How.
+        /// How it ended.
         ended: WriteEnd,
     },
 }
 
-/// Why no write with this key may go on.
+/// Why a write with this key may not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimRefused {
-    /// The caller's keys take the room that it may have, and none is free that others leave.
+    /// The caller's keys use up the room that it may have.
     NoRoom,
-    /// The answers cannot be read or written, so that nothing can be said of a key, or nothing kept.
+    /// The stored answers cannot be read or written, so a key can be neither looked up nor kept.
     Unavailable,
 }
 
-/// The answers cannot be read or written.
+/// The stored answers cannot be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct StoreUnavailable;
 
-/// How far a log is: its size, and the root hash over so many records.
+/// A position in a log: its size, and the root hash over that many records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogMark {
-    /// Records.
+    /// Number of records.
     pub size: u64,
-    /// The root over them.
+    /// The root over these records.
     pub root: [u8; 32],
 }
 
-/// How a keyed write ended, as the log tells it.
+/// How a keyed write ended, according to the log.
 #[derive(Clone, Debug)]
 pub struct LoggedEnd {
     /// The write.
     pub keyed: KeyedWrite,
-    /// It took effect; else somebody found out that it did not, after it was in doubt.
+    /// Whether it took effect. If not, it was in doubt and later found not to have taken effect.
     pub done: bool,
-    /// When, in milliseconds of wall time.
+    /// When it ended, in milliseconds of wall time.
     pub time_ms: i64,
 }
 
-/// What the answers need of the log. All of it may block.
+/// What the store needs from the log. All of it may block.
 pub trait KeyLog: Send + Sync + fmt::Debug {
-    /// How far it is on disk.
+    /// The position up to which the log is on disk.
     fn mark(&self) -> LogMark;
 
-    /// Hands over how the keyed writes ended after `after`, or after `oldest_ms` if this log was never at that mark. `true`: it was.
+    /// Passes the ends of keyed writes after `after` to `each`, or all since `oldest_ms` if this log was never at
+    /// that position. Returns whether it was.
     ///
     /// # Errors
-    /// It cannot be read, in words.
+    /// The log cannot be read; the text says why.
     fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> Result<bool, String>;
 
-    /// Records something about the answers.
+    /// Records an event about the stored answers.
     fn tell(&self, event: &'static str, detail: &str);
 }
 
-/// Why the answers cannot be opened.
+/// Why the store cannot be opened.
 #[derive(Debug)]
 pub struct StoreError {
     path: PathBuf,
@@ -159,8 +162,8 @@ impl fmt::Display for StoreError {
         let Self { path, why } = self;
         write!(
             f,
-            "cannot open the answers to idempotency keys in {}: {why}; use that version, or move the file away: the keys are then \
-             known from the log, without their answers",
+            "cannot open the stored answers to Idempotency-Keys in {}: {why}; use that version, or move the file away: the keys are then \
+             restored from the log, without their answers",
             path.display()
         )
     }
@@ -168,17 +171,18 @@ impl fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
-/// The answers that are kept, and the keys that are claimed.
+/// The stored answers and the claimed keys.
 #[derive(Debug)]
 pub struct IdempotencyStore {
     handle: Arc<StoreHandle>,
 }
 
 impl IdempotencyStore {
-    /// The answers that an earlier run kept in the log's folder, and the keys that the log knows besides. It waits for the disk.
+    /// Opens the answers that an earlier run stored in the log's folder, and adds keys that only the log knows. Waits
+    /// for the disk.
     ///
     /// # Errors
-    /// [`StoreError`]: its words say what to do.
+    /// [`StoreError`] says what to do.
     pub fn open(
         settings: &AuditConfig,
         limits: &Limits,
@@ -201,13 +205,13 @@ impl IdempotencyStore {
             Ok(Err(why)) => return Err(StoreError { path, why }),
             Ok(Ok(())) => {}
             Err(_) => tracing::error!(
-                "the answers to idempotency keys take long to be read: writes with a key are refused until they are"
+                "loading the stored answers to Idempotency-Keys takes long: writes with a key are refused until it is done"
             ),
         }
         Ok(Self { handle })
     }
 
-    /// Claims the key, or says what is known of it. `callers`: how many share the room.
+    /// Claims the key, or returns what is known of it. `callers` is the number of callers that share the room.
     ///
     /// # Errors
     /// [`ClaimRefused`].
@@ -231,62 +235,60 @@ impl IdempotencyStore {
                     if done || answer.is_some() {
                         return Ok(KeyStatus::Before(EarlierUse::Ended { first, ended: WriteEnd { done, answer } }));
                     }
-                    // What was rejected, and whose answer is lost, is free.
+                    // A rejected write whose answer is lost leaves its key free.
                 }
             }
         }
         Err(ClaimRefused::Unavailable)
     }
 
-    /// An operator, or a look, says that the write in doubt with this key took effect. When this returns, it is known; on disk it is
-    /// then too, or at the latest by the settlement in the log.
+    /// Records that the write in doubt with this key took effect, according to an operator or a look. The key is
+    /// known when this returns, and on disk then or at the latest with the settlement in the log.
     pub async fn settle_done(&self, keyed: KeyedWrite) {
         let row =
             KeyRow { keyed, ended: WriteEnd { done: true, answer: None }, time_ms: self.handle.shared.clock.wall_ms() };
         self.handle.shared.keys().fill_in(row);
         if self.handle.flush().await.is_err() {
-            tracing::error!(
-                "an idempotency key that was settled is not in answers.sqlite yet: it is known from the log"
-            );
+            tracing::error!("a settled Idempotency-Key is not in answers.sqlite yet; until then the log knows it");
         }
     }
 
-    /// The write with this key did not take effect: the key is free again.
+    /// Frees the key, because its write did not take effect.
     pub async fn settle_not_done(&self, key: Fingerprint, request: RequestId) {
         if self.handle.shared.keys().release(&key, &request) {
             let (reply, removed) = oneshot::channel();
             if self.handle.ask(StoreJob::Remove { key, reply }, removed).await.flatten().is_err() {
                 tracing::error!(
-                    "an idempotency key may be taken again after a restart, though its write did not take effect"
+                    "an Idempotency-Key could not be freed on disk: after a restart it may count as used, although its write did not take effect"
                 );
             }
         }
     }
 
-    /// What the thread does every second by itself, now.
+    /// Does the thread's once-a-second work now.
     #[cfg(test)]
     async fn maintain(&self) {
         let (reply, done) = oneshot::channel();
         self.handle.ask(StoreJob::Look { reply }, done).await.unwrap();
     }
 
-    /// The end: everything is on disk, however long that takes, and nothing is kept any more.
+    /// Shuts down: waits, however long it takes, until everything is on disk. Nothing is kept afterwards.
     pub async fn close(&self) {
         let (reply, closed) = oneshot::channel();
-        // Where nothing can be handed in, the thread has not kept up with what was.
+        // If the job cannot be submitted, the thread has fallen behind.
         if self.handle.send(StoreJob::Close { reply }).is_err() || closed.await.is_err() {
-            tracing::error!("the answers to idempotency keys did not come to their end in time");
+            tracing::error!("the store of answers to Idempotency-Keys did not finish in time");
         }
     }
 
-    /// Keys that are known.
+    /// Number of known keys.
     #[must_use]
     pub fn kept(&self) -> u64 {
         self.handle.shared.kept.load(Ordering::Relaxed)
     }
 }
 
-/// The right to a key. Dropped, the key is free again: its write left nothing behind, or is in doubt.
+/// The right to a key. Dropping it frees the key, because its write left nothing behind or is in doubt.
 #[derive(Debug)]
 #[must_use]
 pub struct KeyClaim {
@@ -296,20 +298,20 @@ pub struct KeyClaim {
 }
 
 impl KeyClaim {
-    /// The key's keyed hash.
+    /// The keyed hash of the key.
     #[must_use]
     pub const fn key(&self) -> Fingerprint {
         self.keyed.key
     }
 
-    /// Keeps how the write ended. When this returns it is on disk; or, while the disk fails, in memory until it is back,
-    /// and no further write with a key goes on.
+    /// Keeps how the write ended. When this returns it is on disk, or, while the disk is failing, in memory until the
+    /// disk is back; meanwhile no further write with a key may go on.
     pub async fn end(mut self, mut ended: WriteEnd) {
         let shared = self.handle.shared.clone();
         let most = usize::try_from(shared.bounds.answer_bytes()).unwrap_or(usize::MAX);
         ended.answer = ended.answer.filter(|answer| database_rows::weight(answer) <= most);
         if !ended.done && ended.answer.is_none() {
-            return; // nothing was done: it may be asked once more
+            return; // nothing was done, so the write may be sent again
         }
         self.ended = true;
         let row = KeyRow { keyed: self.keyed.clone(), ended, time_ms: shared.clock.wall_ms() };

@@ -1,6 +1,7 @@
-//! The one thread that has `answers.sqlite`: it stores, reads, looks whether the file is still what it was, and mends it.
+//! The only thread that uses `answers.sqlite`: it stores, reads, checks that nobody else changed the file, and mends
+//! it.
 
-#![expect(clippy::disallowed_methods, reason = "this is the thread `answers`")]
+#![expect(clippy::disallowed_methods, reason = "only the thread `answers` runs this")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,48 +18,48 @@ use super::{FirstAnswer, KeyLog, LogMark, StoreUnavailable, WriteEnd};
 use crate::clock::Clock;
 use crate::ids::{Fingerprint, RequestId};
 
-/// How often it looks at the file.
+/// How often the file is checked.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often it forgets what is too old.
+/// How often old keys are forgotten.
 const EXPIRE: Duration = Duration::from_secs(30);
-/// How old the mark may be while the log grows: so much of the log is read once more after a crash.
+/// Maximum age of the mark while the log grows, which bounds how much of the log is read again after a crash.
 const MARK: Duration = Duration::from_secs(60);
-/// The longest wait before the file is tried once more.
+/// Longest wait before the file is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// How often a start tries the file before it goes on without it, and how long it waits between.
+/// How often startup tries the file before it goes on without it, and how long it waits in between.
 const TRIES: u32 = 10;
 const TRY_AGAIN: Duration = Duration::from_millis(100);
-/// Jobs that wait.
+/// Maximum number of waiting jobs.
 const JOBS_MAX: usize = 4096;
 
-/// What is asked of the thread.
+/// Jobs for the thread.
 #[derive(Debug)]
 pub(super) enum StoreJob {
-    /// Stores everything that waits for the disk.
+    /// Store everything that is waiting for the disk.
     Flush { reply: oneshot::Sender<Result<(), StoreUnavailable>> },
-    /// Reads an answer.
+    /// Read an answer.
     Read { key: Fingerprint, first: RequestId, reply: oneshot::Sender<Result<Option<FirstAnswer>, StoreUnavailable>> },
-    /// Takes a key out.
+    /// Delete a key.
     Remove { key: Fingerprint, reply: oneshot::Sender<Result<(), StoreUnavailable>> },
-    /// The recurring work, at once.
+    /// Do the recurring work now.
     #[cfg(test)]
     Look { reply: oneshot::Sender<()> },
-    /// Lets every change fail, or none.
+    /// Make every change fail, or stop doing so.
     #[cfg(test)]
     QueryOnly { on: bool, reply: oneshot::Sender<()> },
-    /// The last job.
+    /// Finish; this is the last job.
     Close { reply: oneshot::Sender<()> },
 }
 
-/// What requests and the thread share.
+/// State shared by requests and the thread.
 #[derive(Debug)]
 pub(super) struct StoreShared {
     pub(super) clock: Clock,
     pub(super) bounds: StoreBounds,
     keys: Mutex<KeyTable>,
-    /// All keys are known, and what ends can be stored: writes with keys may go on.
+    /// All keys are known and ends can be stored, so writes with keys may go on.
     pub(super) ready: AtomicBool,
-    /// Keys that are known.
+    /// Number of known keys.
     pub(super) kept: AtomicU64,
 }
 
@@ -73,13 +74,13 @@ impl StoreShared {
     }
 }
 
-/// Where requests hand in jobs. With the last of it the thread ends.
+/// Submits jobs. The thread ends when the last handle is dropped.
 #[derive(Debug)]
 pub(super) struct StoreHandle {
     pub(super) shared: Arc<StoreShared>,
     jobs: SyncSender<StoreJob>,
-    /// The longest that anybody waits for the disk: a write whose answer is to be kept (it stays in memory until it is), one whose
-    /// key is known and whose answer is read, and whoever settles one.
+    /// How long anyone waits for the disk: a write whose answer is to be kept (it stays in memory until it is), one
+    /// whose stored answer is read, and a settlement.
     disk_wait: Duration,
 }
 
@@ -99,30 +100,29 @@ impl StoreHandle {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(StoreUnavailable),
             Err(_) => {
-                // Whoever comes next need not wait for as long to hear the same.
+                // Spare the next request the same wait.
                 self.shared.ready.store(false, Ordering::SeqCst);
                 Err(StoreUnavailable)
             }
         }
     }
 
-    /// Everything that waits for the disk is on it when this returns.
+    /// Returns when everything that was waiting for the disk is on it.
     pub(super) async fn flush(&self) -> Result<(), StoreUnavailable> {
         let (reply, flushed) = oneshot::channel();
         self.ask(StoreJob::Flush { reply }, flushed).await.flatten()
     }
 }
 
-/// The thread's own.
 #[derive(Debug)]
 pub(super) struct StoreThread {
     shared: Arc<StoreShared>,
     log: Arc<dyn KeyLog>,
     path: PathBuf,
     store: Option<AnswerDatabase>,
-    /// All keys are in memory: what the file says is of no interest any more.
+    /// All keys are in memory, so the file's content no longer matters.
     is_complete: bool,
-    /// What is wrong with the file, until it is mended: told once.
+    /// What is wrong with the file until it is mended, so that it is logged only once.
     trouble: Option<String>,
     retry: Duration,
     retry_at: Option<Instant>,
@@ -147,7 +147,7 @@ impl StoreThread {
         }
     }
 
-    /// Works until the last job. `opened` is told how the first try went.
+    /// Works until the last job. `opened` receives the result of the first attempt.
     pub(super) fn run(mut self, jobs: &Receiver<StoreJob>, opened: &Sender<Result<(), String>>) {
         for _ in 0..TRIES {
             match self.open() {
@@ -155,7 +155,7 @@ impl StoreThread {
                     let _nobody_waits = opened.send(Err(DatabaseError::Newer.to_string()));
                     return;
                 }
-                // Who had it before may be letting go of it just now.
+                // The previous process may be just releasing the file.
                 Err(DatabaseError::Passing(_)) => std::thread::sleep(TRY_AGAIN),
                 Err(DatabaseError::Damaged(_)) | Ok(()) => break,
             }
@@ -196,7 +196,6 @@ impl StoreThread {
         }
     }
 
-    /// The recurring work.
     fn maintain(&mut self) {
         let now = self.shared.clock.now();
         let _told = self.store_waiting(now.duration_since(self.marked.0) >= MARK);
@@ -217,9 +216,10 @@ impl StoreThread {
         self.shared.kept.store(u64::try_from(kept).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Stores everything that waits for the disk, in one transaction; with a new mark, even if nothing waits, where `mark_is_due`.
+    /// Stores everything that is waiting for the disk in one transaction. With `mark_is_due` it stores a new mark
+    /// even if nothing is waiting.
     fn store_waiting(&mut self, mark_is_due: bool) -> Result<(), StoreUnavailable> {
-        // The mark before the rows: whatever the log has by now is on disk, or waits here.
+        // Take the mark before the rows: whatever the log has by now is on disk or waiting here.
         let mark = self.log.mark();
         let mark_is_due = mark_is_due && mark.size != self.marked.1;
         let mut rows: Vec<Arc<KeyRow>> = Vec::new();
@@ -246,7 +246,7 @@ impl StoreThread {
                 answer = found;
                 Ok(())
             }
-            Err(DatabaseError::Damaged(_)) if was_mended => Ok(()), // what was damaged is lost
+            Err(DatabaseError::Damaged(_)) if was_mended => Ok(()), // the damaged answer is lost
             Err(trouble) => {
                 was_mended = true;
                 Err(trouble)
@@ -259,8 +259,8 @@ impl StoreThread {
         self.work(|store| store.change(&[], &[key], None))
     }
 
-    /// Works on the file if it is what it was; else, and if the work finds damage, it is mended first. What is lost then is no answer
-    /// any more: the work is done once more on what there is.
+    /// Runs `work` on the file if nobody changed it. Otherwise, or if the work finds damage, mends the file first and
+    /// repeats the work on what is left.
     fn work(
         &mut self,
         mut work: impl FnMut(&mut AnswerDatabase) -> Result<(), DatabaseError>,
@@ -289,7 +289,7 @@ impl StoreThread {
         Err(StoreUnavailable)
     }
 
-    /// Told once until it is over.
+    /// Logs a failure once until it is over.
     fn fail(&mut self, trouble: &DatabaseError) {
         self.shared.ready.store(false, Ordering::SeqCst);
         self.retry_at = Some(self.shared.clock.now() + self.retry);
@@ -298,13 +298,13 @@ impl StoreThread {
         if self.trouble.as_ref() != Some(&why) {
             tracing::error!(
                 %why, file = %self.path.display(),
-                "the answers to idempotency keys cannot be used: writes with a key are refused until they can be"
+                "the stored answers to Idempotency-Keys cannot be used; refusing writes with a key until they can be"
             );
             self.trouble = Some(why);
         }
     }
 
-    /// Opens the file, and mends it where that is needed. Then all keys are known that the log knows.
+    /// Opens the file and mends it if necessary. Afterwards all keys that the log knows are known.
     fn open(&mut self) -> Result<(), DatabaseError> {
         let opened = match AnswerDatabase::open(&self.path) {
             Err(DatabaseError::Damaged(why)) => return self.mend(&why),
@@ -318,7 +318,7 @@ impl StoreThread {
         match &opened {
             Ok(()) => {
                 if self.trouble.take().is_some() {
-                    tracing::info!("the answers to idempotency keys can be used again");
+                    tracing::info!("the stored answers to Idempotency-Keys can be used again");
                 }
                 (self.retry, self.retry_at) = (LOOK, None);
                 self.shared.ready.store(true, Ordering::SeqCst);
@@ -329,9 +329,9 @@ impl StoreThread {
         opened
     }
 
-    /// Makes another file from what is left of the damaged one, and from the log.
+    /// Builds a new file from what is left of the damaged one and from the log.
     fn mend(&mut self, why: &str) -> Result<(), DatabaseError> {
-        tracing::error!(%why, file = %self.path.display(), "the answers to idempotency keys are damaged: they are made anew");
+        tracing::error!(%why, file = %self.path.display(), "the stored answers to Idempotency-Keys are damaged; rebuilding them");
         let now_ms = self.shared.clock.wall_ms();
         let mended = database::replace(&self.path, self.store.take(), now_ms).and_then(|kept| {
             let (store, contents) = AnswerDatabase::open(&self.path)?;
@@ -340,17 +340,14 @@ impl StoreThread {
         });
         let mended = mended.map(|(kept, rows)| {
             let keys = self.shared.keys().kept();
-            let whole = if rows == keys {
-                "all of them".to_owned()
-            } else {
-                format!("{rows} of them with what was kept of them")
-            };
+            let whole =
+                if rows == keys { "all of them".to_owned() } else { format!("{rows} of them from the damaged file") };
             let kept = kept.map(|kept| {
                 forget_older(&kept);
-                format!("; the damaged file is {}", kept.file_name().unwrap_or_default().display())
+                format!("; the damaged file was kept as {}", kept.file_name().unwrap_or_default().display())
             });
             let detail = format!(
-                "answers.sqlite was damaged ({why}) and made anew: {keys} keys are known, {whole}{}",
+                "answers.sqlite was damaged ({why}) and rebuilt: {keys} keys are known, {whole}{}",
                 kept.unwrap_or_default()
             );
             tracing::warn!("{detail}");
@@ -359,7 +356,7 @@ impl StoreThread {
         self.opened(mended)
     }
 
-    /// The file as it is, and what it lacks: how many keys that were.
+    /// Takes over the opened file and adds what it lacks. Returns the number of keys added.
     fn take(&mut self, mut store: AnswerDatabase, contents: &DatabaseContents) -> Result<usize, DatabaseError> {
         let mark = self.log.mark();
         let mut foreign = Vec::new();
@@ -378,7 +375,7 @@ impl StoreThread {
         Ok(lacked)
     }
 
-    /// What the log knows of keys and the file does not.
+    /// Adds the keys that the log knows and the file does not.
     fn fill_in(&self, mark: Option<LogMark>, freed: &mut Vec<Fingerprint>) -> Result<usize, DatabaseError> {
         let oldest = self.shared.bounds.oldest_ms(self.shared.clock.wall_ms());
         let mut lacked = 0;
@@ -392,9 +389,9 @@ impl StoreThread {
                 freed.push(told.keyed.key);
             }
         });
-        let is_of_this_log = read.map_err(|why| DatabaseError::Passing(format!("the log cannot be read: {why}")))?;
+        let is_of_this_log = read.map_err(|why| DatabaseError::Passing(format!("cannot read the log: {why}")))?;
         if mark.is_some() && !is_of_this_log {
-            tracing::warn!("answers.sqlite is not of this log as it is now: all keys were looked up in the log");
+            tracing::warn!("answers.sqlite does not match this log: all keys were looked up in the log");
         }
         Ok(lacked)
     }
@@ -403,14 +400,14 @@ impl StoreThread {
         if lacked == 0 {
             return;
         }
-        let was = if contents.is_new { "was not there, or was empty" } else { "lacked keys" };
-        let detail = format!("answers.sqlite {was}: {lacked} keys are known again from the log, without their answers");
+        let was = if contents.is_new { "was missing or empty" } else { "lacked keys" };
+        let detail = format!("answers.sqlite {was}: {lacked} keys were restored from the log, without their answers");
         tracing::warn!("{detail}");
         self.log.tell("answers-mended", &detail);
     }
 }
 
-/// Of damaged files only the newest is kept.
+/// Deletes all kept damaged files except the newest.
 fn forget_older(newest: &Path) {
     let Some((dir, name)) = newest.parent().zip(newest.file_name().and_then(|name| name.to_str())) else { return };
     let prefix = name.trim_end_matches(|digit: char| digit.is_ascii_digit());

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A log that a test writes, one end a record.
+/// A log written by the test, with one end per record.
 #[derive(Debug, Default)]
 struct Script {
     ends: Mutex<Vec<LoggedEnd>>,
@@ -80,7 +80,7 @@ async fn keep(answers: &IdempotencyStore, key: &str, text: &str) {
     claim(answers, keyed(key, "write", key)).await.end(ended(text)).await;
 }
 
-/// The body that is kept of this key, if the key is known.
+/// The stored body of this key, if the key is known.
 async fn kept(answers: &IdempotencyStore, key: &str) -> Option<Option<String>> {
     match answers.claim(keyed(key, "write", "again"), 1).await.unwrap() {
         KeyStatus::New(_) => None,
@@ -125,7 +125,7 @@ impl Bed {
         database::path(self.dir.path())
     }
 
-    /// The file, as SQLite itself sees it, while no thread has it.
+    /// Runs SQL on the file with SQLite itself, while no thread uses it.
     fn sql(&self, sql: &str) {
         rusqlite::Connection::open(self.path()).unwrap().execute_batch(sql).unwrap();
     }
@@ -178,11 +178,11 @@ fn a_change_is_durable_when_it_returns() {
     let (store, _) = database::AnswerDatabase::open(&bed.path()).unwrap();
     assert_eq!(store.pragma_for_test("synchronous"), "2", "FULL: every commit is synced");
     assert_eq!(store.pragma_for_test("journal_mode"), "wal");
-    assert!(!bed.dir.path().join("answers.sqlite-shm").exists(), "nothing is mapped that somebody could cut");
+    assert!(!bed.dir.path().join("answers.sqlite-shm").exists(), "no mapped file that could be truncated");
 }
 
 #[tokio::test]
-async fn what_is_kept_is_bounded_and_never_goes_before_its_time() {
+async fn stored_answers_are_bounded_and_never_dropped_early() {
     let bed = Bed::new();
     let answers = bed.open(|limits| limits.idempotency_keys = 3);
     for key in ["a", "b", "c"] {
@@ -190,9 +190,9 @@ async fn what_is_kept_is_bounded_and_never_goes_before_its_time() {
     }
     let refused = answers.claim(keyed("d", "write", "d"), 1).await.unwrap_err();
     assert_eq!((refused, answers.kept()), (ClaimRefused::NoRoom, 3));
-    assert_eq!(kept(&answers, "a").await, Some(Some("a".to_owned())), "the oldest stays");
+    assert_eq!(kept(&answers, "a").await, Some(Some("a".to_owned())), "the oldest is still there");
     bed.clock.advance(Duration::from_secs(24 * 3600 + 1));
-    assert_eq!(kept(&answers, "a").await, None, "until its time is over");
+    assert_eq!(kept(&answers, "a").await, None, "its time is over");
     answers.maintain().await;
     keep(&answers, "d", "d").await;
     assert_eq!(answers.kept(), 1);
@@ -204,7 +204,7 @@ async fn what_is_kept_is_bounded_and_never_goes_before_its_time() {
 }
 
 #[tokio::test]
-async fn room_for_an_answer_is_taken_before_the_write_and_what_it_does_not_need_given_back() {
+async fn room_for_an_answer_is_taken_before_the_write_and_the_rest_given_back() {
     let bed = Bed::new();
     let answers = bed.open(|limits| limits.idempotency_bytes = 8192);
     let mut claims = Vec::new();
@@ -216,7 +216,7 @@ async fn room_for_an_answer_is_taken_before_the_write_and_what_it_does_not_need_
         claim.end(ended(&"x".repeat(900))).await;
     }
     keep(&answers, "one-more", "x").await;
-    assert_eq!(answers.kept(), 7, "all of them, with their answers");
+    assert_eq!(answers.kept(), 7, "all keys, with their answers");
     assert_eq!(kept(&answers, "5").await, Some(Some("x".repeat(900))));
 }
 
@@ -230,14 +230,18 @@ async fn a_settled_doubt_takes_its_key_or_frees_it_and_never_overwrites_an_answe
     answers.settle_done(keyed("l", "write", "l")).await;
     assert_eq!(kept(&answers, "l").await, Some(Some("given".to_owned())));
     answers.settle_not_done(keyed("l", "write", "l").key, id("other")).await;
-    assert_eq!(kept(&answers, "l").await, Some(Some("given".to_owned())), "another write of that key");
+    assert_eq!(
+        kept(&answers, "l").await,
+        Some(Some("given".to_owned())),
+        "settling another write does not affect the key"
+    );
     answers.settle_not_done(keyed("l", "write", "l").key, id("l")).await;
     assert_eq!(kept(&answers, "l").await, None);
     answers.close().await;
     assert_eq!(kept(&bed.open(|_| {}), "l").await, None);
 }
 
-/// While the disk fails, what was answered is known all the same, and no further write with a key goes on.
+/// While the disk is failing, a given answer is still known, and no further write with a key goes on.
 #[tokio::test]
 async fn an_answer_that_cannot_be_stored_is_not_forgotten() {
     let bed = Bed::new();
@@ -263,35 +267,36 @@ async fn an_answer_that_cannot_be_stored_is_not_forgotten() {
 }
 
 #[tokio::test]
-async fn what_the_file_lacks_is_found_in_the_log() {
+async fn keys_missing_from_the_file_are_found_in_the_log() {
     let bed = Bed::new();
     let now = bed.clock.wall_ms();
     let answers = bed.open(|_| {});
     keep(&answers, "r-a", "a").await;
     bed.log.add("early", true, now);
-    keep(&answers, "r-b", "b").await; // the mark is after `early`
+    keep(&answers, "r-b", "b").await; // the mark comes after `early`
     answers.close().await;
-    // Killed before its rows were stored; settled since; from long ago.
+    // Killed before its rows were stored; settled since; and one from long ago.
     bed.log.add("late", true, now);
     bed.log.add("old", true, now - 25 * 3_600_000);
     bed.log.ends.lock().unwrap().push(LoggedEnd { keyed: keyed("r-a", "write", "r-a"), done: false, time_ms: now });
     let answers = bed.open(|_| {});
     assert_eq!(kept(&answers, "late").await, Some(None));
-    assert_eq!(kept(&answers, "early").await, None, "before the mark: the file is believed");
+    assert_eq!(kept(&answers, "early").await, None, "before the mark the file is trusted");
     assert_eq!(kept(&answers, "old").await, None);
     assert_eq!(kept(&answers, "r-a").await, None, "settled as not done");
     assert_eq!(kept(&answers, "r-b").await, Some(Some("b".to_owned())));
     answers.close().await;
     assert_eq!(bed.log.events.lock().unwrap().len(), 1);
-    // Another log, or none of this log's records: everything is looked up.
+    // A different log, or none of this log's records: everything is looked up.
     bed.log.ends.lock().unwrap().remove(0);
     bed.log.add("early", true, now);
     assert_eq!(kept(&bed.open(|_| {}), "early").await, Some(None));
 }
 
-/// Each way of damage, before the start and beside the running store: keys are known, and answers where that can be.
+/// Every kind of damage, before the start and while the store is running: keys stay known, and so do answers where
+/// possible.
 #[tokio::test]
-async fn a_damaged_file_is_made_anew() {
+async fn a_damaged_file_is_rebuilt() {
     type Damage = (&'static str, fn(&Path));
     let damages: [Damage; 6] = [
         ("deleted", |path| std::fs::remove_file(path).unwrap()),
@@ -330,7 +335,7 @@ async fn a_damaged_file_is_made_anew() {
             }
             answers.maintain().await;
             let known = kept(&answers, "k").await;
-            assert!(known.is_some(), "{damage}, {running}: the key is forgotten");
+            assert!(known.is_some(), "{damage}, {running}: the key was forgotten");
             let events = bed.log.events.lock().unwrap().clone();
             assert!(events[0].contains("answers.sqlite") && events.len() == 1, "{damage}, {running}: {events:?}");
             keep(&answers, "l", "another").await;
@@ -340,15 +345,15 @@ async fn a_damaged_file_is_made_anew() {
             assert_eq!(kept(&answers, "l").await, Some(Some("another".to_owned())), "{damage}, {running}");
             assert_eq!(kept(&answers, "k").await, known, "{damage}, {running}");
             if damage == "deleted" && running {
-                assert_eq!(known, Some(Some("paid".to_owned())), "the open file had it");
+                assert_eq!(known, Some(Some("paid".to_owned())), "the open file still had it");
             }
         }
     }
 }
 
-/// Every bit of every page counts: a key whose row is flipped somewhere is known, and no other answer is told for its own.
+/// Flips a bit in every page: a key whose row is damaged is still known, and no key is given another key's answer.
 #[tokio::test]
-async fn no_flipped_bit_makes_a_key_free_or_an_answer_another() {
+async fn no_flipped_bit_frees_a_key_or_swaps_an_answer() {
     let bed = Bed::new();
     let answers = bed.open(|_| {});
     for key in ["k", "l", "m"] {
@@ -383,7 +388,7 @@ async fn no_flipped_bit_makes_a_key_free_or_an_answer_another() {
 }
 
 #[tokio::test]
-async fn answers_of_version_1_are_taken_over_and_those_of_a_newer_one_refused_with_words() {
+async fn answers_of_version_1_are_migrated_and_newer_ones_refused_with_an_explanation() {
     let bed = Bed::new();
     let answers = bed.open(|_| {});
     keep(&answers, "k", "paid").await;
@@ -402,7 +407,7 @@ async fn answers_of_version_1_are_taken_over_and_those_of_a_newer_one_refused_wi
     let answers = bed.open(|_| {});
     assert_eq!(kept(&answers, "k").await, Some(Some("paid".to_owned())));
     answers.close().await;
-    assert!(bed.log.events.lock().unwrap().is_empty(), "that is not a damage");
+    assert!(bed.log.events.lock().unwrap().is_empty(), "an old version is not damage");
     bed.sql("PRAGMA user_version = 3");
     let error = bed.try_open(|_| {}).unwrap_err().to_string();
     assert!(error.contains("a newer makegate") && error.contains("move the file away"), "{error}");

@@ -1,4 +1,4 @@
-//! One bucket among threads: its turns behind a short lock, those who wait for one, and who spent how much.
+//! A bucket shared by threads: its queue behind a short lock, those who wait, and how much each caller spent.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -15,7 +15,7 @@ use super::window::{Moment, SlotsDue};
 use super::{BucketId, BucketView, QuotaOutlook, QuotaRefused, SpenderView};
 use crate::clock::Clock;
 
-/// Pairs of bucket and caller of which it is known who spent how much; further ones are not counted.
+/// Maximum number of bucket and caller pairs whose spending is counted; further ones are not.
 const ACCOUNTS_MAX: usize = 100_000;
 
 /// What all buckets share.
@@ -25,27 +25,26 @@ pub(super) struct QuotaShared {
     /// Moment 0.
     pub(super) opened: Instant,
     pub(super) journal: Option<SlotJournal>,
-    /// Accounts of all buckets.
+    /// Number of accounts in all buckets.
     pub(super) accounts: AtomicUsize,
 }
 
-/// One bucket.
 #[derive(Debug)]
 pub(super) struct Bucket {
     id: BucketId,
     shared: Arc<QuotaShared>,
     queue: Mutex<FairQueue<oneshot::Sender<Slot>>>,
-    /// Held by the one of those who wait that watches the time for all of them.
+    /// Held by one of the waiting requests, which watches the time for all of them.
     duty: tokio::sync::Mutex<()>,
-    /// Tells that one that things have changed.
+    /// Notifies that request of changes.
     changed: Notify,
     accounts: RwLock<HashMap<Arc<str>, SpenderCounts>>,
-    /// The limit that was learned for it; 0: none.
+    /// The limit learned for this bucket; 0 if none.
     pub(super) learned: AtomicU32,
     touched: AtomicU64,
 }
 
-/// What a caller cost a bucket and spared it, since the start.
+/// What a caller spent and saved at a bucket since the start.
 #[derive(Debug, Default)]
 struct SpenderCounts {
     sent: AtomicU64,
@@ -54,19 +53,19 @@ struct SpenderCounts {
     refused: AtomicU64,
 }
 
-/// The right to send one attempt now, held while it runs. Dropping it says that the attempt has ended.
+/// The right to send one attempt now, held while it runs. Dropping it means that the attempt has ended.
 #[derive(Debug)]
 pub struct Slot {
     bucket: Arc<Bucket>,
     grant: SlotGrant,
     waited: Duration,
-    /// Its line in the journal.
+    /// The position of its journal line.
     line: JournalPosition,
-    /// Has it reached the one who waited for it, so that it may have been used?
+    /// Whether the slot reached its waiter, so that it may have been used.
     received: bool,
 }
 
-/// Somebody who waits. Dropping it leaves the queue.
+/// A waiting request. Dropping it leaves the queue.
 #[derive(Debug)]
 struct QueuedRequest {
     bucket: Arc<Bucket>,
@@ -80,7 +79,7 @@ impl QuotaShared {
         self.moment(self.clock.now())
     }
 
-    /// This time, in milliseconds since the opening.
+    /// Converts a time to milliseconds since the quota was opened.
     pub(super) fn moment(&self, time: Instant) -> Moment {
         u64::try_from(time.saturating_duration_since(self.opened).as_millis()).unwrap_or(Moment::MAX)
     }
@@ -104,7 +103,7 @@ impl Bucket {
         }
     }
 
-    /// Waits for the right to send one attempt of `caller`; see [`super::Quota::acquire`].
+    /// Waits for the right to send one attempt for `caller`; see [`super::Quota::acquire`].
     pub(super) async fn acquire(
         self: Arc<Self>,
         request: &SlotRequest<'_>,
@@ -148,7 +147,7 @@ impl Bucket {
         self.queue().foresee(self.shared.now(), request)
     }
 
-    /// The right to send one attempt that nobody waits for; see [`super::Quota::acquire_spare`].
+    /// Takes a slot that nobody else wants; see [`super::Quota::acquire_spare`].
     pub(super) async fn spare(self: &Arc<Self>) -> Option<Slot> {
         let now = self.shared.now();
         let grant = self.queue().spare(now)?;
@@ -156,7 +155,7 @@ impl Bucket {
         Some(self.sent(grant).written().await)
     }
 
-    /// Hands out the turns that are due, and says when to look again if nothing else happens.
+    /// Hands out the slots that are due, and returns when to call this again if nothing else happens.
     pub(super) fn pump(self: &Arc<Self>) -> Option<Moment> {
         let now = self.shared.now();
         let mut due = Vec::new();
@@ -168,13 +167,14 @@ impl Bucket {
             queue.next(now)
         };
         for (grant, tell) in due {
-            // One whose waiter has just left comes back, and drops here: as it was never received, it passes to the next.
+            // If the waiter has just left, the slot comes back and is dropped here. It was never received, so it
+            // passes to the next one.
             drop(tell.send(self.sent(grant)));
         }
         next
     }
 
-    /// Something changed that may let somebody through.
+    /// Makes a change that may let someone through.
     pub(super) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut FairQueue<oneshot::Sender<Slot>>) -> T) -> T {
         let (done, is_waited_for) = {
             let mut queue = self.queue();
@@ -187,7 +187,7 @@ impl Bucket {
         done
     }
 
-    /// The upstream refused an attempt.
+    /// Closes the bucket because the upstream answered 429.
     pub(super) fn close(self: &Arc<Self>, lasts: Duration) {
         let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
         let until = self.shared.now().saturating_add(lasts_ms);
@@ -195,7 +195,7 @@ impl Bucket {
         self.shared.note(|now| JournalLine::Closed(now.saturating_add_unsigned(lasts_ms), self.id));
     }
 
-    /// So many answers to `caller` cost nothing.
+    /// Counts answers to `caller` that cost nothing.
     pub(super) fn saved(&self, caller: &Arc<str>, count: u64) {
         self.touched.store(self.shared.now(), Ordering::Relaxed);
         self.account(caller, |account| account.saved.fetch_add(count, Ordering::Relaxed));
@@ -205,13 +205,13 @@ impl Bucket {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many slots are taken, and when it was last used; `None`: it is closed, or somebody waits for it.
+    /// Number of slots taken, and when the bucket was last used. Returns `None` if it is closed or has waiters.
     pub(super) fn dispensable(&self) -> Option<(u64, Moment)> {
         let used = self.queue().dispensable(self.shared.now())?;
         Some((used, self.touched.load(Ordering::Relaxed)))
     }
 
-    /// What operators see of it.
+    /// The operators' view.
     pub(super) fn view(&self) -> BucketView {
         let now = self.shared.now();
         let mut callers: HashMap<Arc<str>, SpenderView> = HashMap::new();
@@ -246,7 +246,7 @@ impl Bucket {
         }
     }
 
-    /// Whoever was to tell `caller` is gone.
+    /// The sender of the waiter's answer is gone.
     fn lost(&self, caller: &Arc<str>) -> QuotaRefused {
         let now = self.shared.now();
         QuotaRefused::TooLong(self.queue().outlook(now, caller, SlotsDue::At(now)))
@@ -259,7 +259,7 @@ impl Bucket {
         Slot { bucket: self.clone(), grant, waited: Duration::ZERO, line, received: false }
     }
 
-    /// Watches the time for all who wait, for as long as it is let.
+    /// Watches the time for all waiting requests until dropped.
     async fn watch(self: &Arc<Self>) -> Infallible {
         let _duty = self.duty.lock().await;
         loop {
@@ -295,7 +295,7 @@ impl Drop for Bucket {
 }
 
 impl Slot {
-    /// It has reached whom it is for, and the journal holds it: from here on it may be used.
+    /// Marks the slot as received and waits for the journal: from here on it may be used.
     async fn written(mut self) -> Self {
         if let Some(journal) = &self.bucket.shared.journal {
             journal.written(self.line).await;
@@ -304,13 +304,13 @@ impl Slot {
         self
     }
 
-    /// How long it was waited for.
+    /// How long the request waited for the slot.
     #[must_use]
     pub fn waited(&self) -> Duration {
         self.waited
     }
 
-    /// The attempt provably never left (no connection was made): the slot is free again at once.
+    /// Frees the slot at once, because the attempt provably never left (no connection was made).
     pub fn unsent(mut self) {
         self.received = false;
     }
@@ -347,12 +347,12 @@ impl QueuedRequest {
         }
         match self.leave() {
             Some(outlook) => Err(QuotaRefused::TooLong(outlook)),
-            // It was granted at this very moment, and is on its way.
+            // The slot was granted at this very moment and is on its way.
             None => (&mut self.told).await.map_err(|_| bucket.lost(&self.caller)),
         }
     }
 
-    /// Leaves the queue. `None`: it was not in it any more.
+    /// Leaves the queue. Returns `None` if the request was no longer in it.
     fn leave(&self) -> Option<QuotaOutlook> {
         let now = self.bucket.shared.now();
         self.bucket.change(|queue| queue.leave(now, &self.caller, self.ticket))

@@ -1,9 +1,11 @@
-//! Whose turn it is at one bucket: a pure state machine, told the time, that hands out the slots of a [`SlotWindow`] fairly.
+//! Whose turn it is at a bucket: a pure state machine that is passed the time and hands out the slots of a
+//! [`SlotWindow`] fairly.
 //!
-//! A caller's share is the limit divided by the callers of the last hold. Below it, counting a newcomer who may come at any
-//! moment, a caller takes any free slot. Above it, it takes what is left over: only when nobody below waits, and only so fast
-//! that everybody below, and the newcomer, still finds its share coming back evenly. So whoever floods ends up spread over the
-//! hold, and stays out of the way without leaving the unused share of others idle. `shares` has the arithmetic.
+//! A caller's share is the limit divided by the number of callers active within the last hold. Below its share,
+//! computed as if a newcomer had come, a caller takes any free slot. Above it, it takes what is left over, only when
+//! nobody below is waiting, and only so fast that everyone below and the newcomer still find their shares coming back
+//! evenly. So a flooding caller ends up spread over the hold, and stays out of the way without leaving the others'
+//! unused share idle. The arithmetic is in `shares`.
 
 mod shares;
 
@@ -16,33 +18,33 @@ use super::window::{HOLD_MS, Moment, ReturningSlots, SlotWindow, SlotsDue, Slots
 use super::{QuotaOutlook, QuotaRefused};
 use shares::{AGE_STEP_MS, ShareStanding};
 
-/// Who asks in vain is noted as active at most once in so many milliseconds.
+/// Minimum time between two notes that a caller is active although it gets nothing, in milliseconds.
 const MARK_MS: u64 = 1_000;
-/// Whose the spare slots are: no caller can have this name.
+/// The owner of spare slots; no caller can have this name.
 pub(super) const SPARE: &str = "(makegate)";
-/// Of the limit's slots, one in so many may be taken as spare ones within a hold, and at least one.
+/// Divisor of the limit that gives how many spare slots may be taken within a hold (at least one).
 const SPARE_DIVISOR: u64 = 30;
 
-/// The turns of one bucket. `W` is what a waiting caller is told with.
+/// The queue of one bucket. `W` wakes a waiting request.
 #[derive(Debug)]
 pub(super) struct FairQueue<W> {
     limit: u64,
-    /// How many configured callers may come at all.
+    /// Number of configured callers that can reach this bucket.
     eligible: usize,
-    /// The longest that a request waits.
+    /// Maximum time that a request waits, in milliseconds.
     wait_ms: u64,
     window: SlotWindow,
     gate: ThrottleGate,
     pace: SurplusPacer,
-    /// The active ones: who has slots in the window, waits, or asked within a hold.
+    /// The active callers: those with slots in the window, waiting requests, or requests within the last hold.
     callers: HashMap<Arc<str>, QueueCaller<W>>,
-    /// Callers with somebody waiting, the next one first.
+    /// Callers with waiting requests, next one first.
     order: VecDeque<Arc<str>>,
     next_ticket: u64,
     spare: SpareSlots,
 }
 
-/// The slots that were taken as spare ones: they are nobody's share, and who took them is no caller that others make room for.
+/// Slots taken as spare ones. They count against no share, and their taker is not a caller for whom others make room.
 #[derive(Debug)]
 struct SpareSlots {
     name: Arc<str>,
@@ -54,9 +56,9 @@ struct QueueCaller<W> {
     /// Its slots, under way and held.
     spent: u64,
     under_way: u64,
-    /// Its entries in the window.
+    /// Number of its entries in the window.
     entries: u64,
-    /// Active since then.
+    /// When it became active.
     since: Moment,
     /// When it was last noted as active although it got nothing.
     marked: Moment,
@@ -69,41 +71,39 @@ struct QueueTicket<W> {
     wake: W,
 }
 
-/// The right to send one attempt.
 #[derive(Clone, Debug)]
 pub(super) struct SlotGrant {
     pub(super) caller: Arc<str>,
     round: u32,
 }
 
-/// Who asks for a turn.
+/// A request for a slot.
 #[derive(Debug)]
 pub(super) struct SlotRequest<'a> {
     pub(super) caller: &'a Arc<str>,
-    /// How many configured callers may come at all.
+    /// Number of configured callers that can reach this bucket.
     pub(super) eligible: usize,
-    /// The longest that any request waits.
+    /// Maximum time that any request waits, in milliseconds.
     pub(super) wait_ms: u64,
-    /// A turn after this is of no use to this one.
+    /// When this request's slot becomes useless.
     pub(super) latest: Moment,
-    /// How many of its may wait.
+    /// Maximum number of this caller's waiting requests.
     pub(super) queue_max: usize,
 }
 
-/// The answer to [`FairQueue::ask`].
 #[derive(Debug)]
 pub(super) enum SlotAnswer {
-    /// Send.
+    /// The slot is granted.
     Granted(SlotGrant),
-    /// Wait; this is the ticket to [`FairQueue::leave`] with.
+    /// The request must wait; this is the ticket for [`FairQueue::leave`].
     Queued(u64),
-    /// The caller has as many waiting as it may.
+    /// The caller has too many requests waiting.
     Full(QuotaOutlook),
-    /// Nothing comes in time.
+    /// No slot comes in time.
     TooLong(QuotaOutlook),
 }
 
-/// What to do with a request, and when it would be due.
+/// What to do with a request, and when its slot would be due.
 #[derive(Clone, Copy, Debug)]
 enum QueueDecision {
     Send,
@@ -113,7 +113,7 @@ enum QueueDecision {
 }
 
 impl<W> FairQueue<W> {
-    /// Nothing taken, nobody waits.
+    /// Nothing is taken and nobody waits.
     pub(super) fn new(limit: u32) -> Self {
         Self {
             limit: limit.into(),
@@ -129,7 +129,7 @@ impl<W> FairQueue<W> {
         }
     }
 
-    /// A caller wants to send one attempt; `wake` makes what it is told with if it has to wait.
+    /// Asks for a slot. `wake` makes the waker if the request has to wait.
     pub(super) fn ask(&mut self, now: Moment, request: &SlotRequest<'_>, wake: impl FnOnce() -> W) -> SlotAnswer {
         let caller = request.caller;
         self.meet(now, request);
@@ -147,7 +147,7 @@ impl<W> FairQueue<W> {
         }
     }
 
-    /// What would become of a request now if nothing else happened. It takes nothing and makes nobody active.
+    /// Predicts what would happen to a request if nothing else happened. Takes nothing and makes nobody active.
     pub(super) fn foresee(&mut self, now: Moment, request: &SlotRequest<'_>) -> Result<QuotaOutlook, QuotaRefused> {
         let caller = request.caller;
         let is_new = self.meet(now, request);
@@ -168,7 +168,7 @@ impl<W> FairQueue<W> {
         foreseen
     }
 
-    /// Whoever asks is active from now on. `true`: it was not before.
+    /// Marks a requesting caller as active. Returns true if it was not active before.
     fn meet(&mut self, now: Moment, request: &SlotRequest<'_>) -> bool {
         self.expire(now);
         (self.eligible, self.wait_ms) = (request.eligible, request.wait_ms);
@@ -179,8 +179,8 @@ impl<W> FairQueue<W> {
         is_new
     }
 
-    /// A request waits for slots that are kept for others, whatever its pace says, because that changes with what the others do.
-    /// It is refused at once only where not even the slots that are kept would do.
+    /// A request waits for slots that are kept for others whatever its pace allows, because that changes with what
+    /// the others do. It is refused at once only if even the kept slots would not be enough.
     fn decide(&self, now: Moment, request: &SlotRequest<'_>) -> QueueDecision {
         let waiting = self.callers.get(request.caller).map_or(0, |state| state.waiting.len());
         let ahead = self.ahead_of(request.caller, waiting);
@@ -201,7 +201,8 @@ impl<W> FairQueue<W> {
         }
     }
 
-    /// A slot for what can wait for ever: only while nobody waits, more than half of the slots are free, and no 429 is near.
+    /// A slot for work that can wait forever: only while nobody waits, more than half of the slots are free, and
+    /// there was no recent 429.
     pub(super) fn spare(&mut self, now: Moment) -> Option<SlotGrant> {
         self.expire(now);
         let most = (self.limit / SPARE_DIVISOR).max(1);
@@ -228,7 +229,8 @@ impl<W> FairQueue<W> {
         id
     }
 
-    /// A ticket's holder has given up, or was granted (then nothing happens). Says when it could have been sent.
+    /// Takes a ticket out of the queue and returns when its request could have been sent. Does nothing if it was
+    /// already granted.
     pub(super) fn leave(&mut self, now: Moment, caller: &Arc<str>, ticket: u64) -> Option<QuotaOutlook> {
         self.expire(now);
         let state = self.callers.get_mut(caller)?;
@@ -242,7 +244,7 @@ impl<W> FairQueue<W> {
         Some(self.outlook(now, caller, due))
     }
 
-    /// The next turn that is due. Call it until it says `None` after everything that may free a slot.
+    /// Hands out the next due slot. Call it until it returns `None` after anything that may free a slot.
     pub(super) fn pump(&mut self, now: Moment) -> Option<(SlotGrant, W)> {
         self.expire(now);
         let place = self.front()?;
@@ -259,8 +261,8 @@ impl<W> FairQueue<W> {
         Some((self.send(now, &caller), ticket.wake))
     }
 
-    /// When [`FairQueue::pump`] is worth calling again if nothing else happens; `None`: nobody waits. What is due is known, but
-    /// whatever comes back before may change how everybody stands, and so does time ([`AGE_STEP_MS`]).
+    /// When [`FairQueue::pump`] must be called again if nothing else happens; `None` if nobody waits. The due time is
+    /// known, but slots that come back earlier may change each caller's standing, and so does time ([`AGE_STEP_MS`]).
     pub(super) fn next(&self, now: Moment) -> Option<Moment> {
         let caller = self.order.get(self.front()?)?;
         let changes = now + AGE_STEP_MS - now % AGE_STEP_MS;
@@ -282,7 +284,7 @@ impl<W> FairQueue<W> {
         self.gate.end(grant.round, self.limit);
     }
 
-    /// An attempt was never sent: its slot is free again.
+    /// An attempt was never sent, so its slot is free again.
     pub(super) fn unsend(&mut self, now: Moment, grant: &SlotGrant) {
         self.expire(now);
         self.window.unsend();
@@ -297,54 +299,52 @@ impl<W> FairQueue<W> {
         self.gate.unsend(grant.round);
     }
 
-    /// The upstream refused an attempt: nothing is sent before `until`.
+    /// The upstream answered 429, so nothing is sent before `until`.
     pub(super) fn close(&mut self, until: Moment) {
         self.gate.close(until);
     }
 
-    /// From now on the limit is this.
     pub(super) fn set_limit(&mut self, limit: u32) {
         self.limit = limit.into();
     }
 
-    /// Slots that are taken.
+    /// Number of slots taken.
     pub(super) fn used(&self) -> u64 {
         self.window.used()
     }
 
-    /// Attempts a minute.
+    /// Attempts per minute.
     pub(super) fn limit(&self) -> u32 {
         u32::try_from(self.limit).unwrap_or(u32::MAX)
     }
 
-    /// Does anybody wait?
     pub(super) fn is_waited_for(&self) -> bool {
         !self.order.is_empty()
     }
 
-    /// How many wait.
+    /// Number of waiting requests.
     pub(super) fn waiting(&self) -> usize {
         self.callers.values().map(|state| state.waiting.len()).sum()
     }
 
-    /// Who has taken how many slots, and how many of its requests wait.
+    /// Callers with the number of slots they have taken and of requests waiting.
     pub(super) fn spenders(&self) -> impl Iterator<Item = (&Arc<str>, u64, usize)> {
         let spare = (self.spare.spent > 0).then_some((&self.spare.name, self.spare.spent, 0));
         self.callers.iter().map(|(name, state)| (name, state.spent, state.waiting.len())).chain(spare)
     }
 
-    /// Until when the upstream's 429 keeps it closed.
+    /// Until when the upstream's 429 keeps the bucket closed.
     pub(super) fn closed_until(&self, now: Moment) -> Option<Moment> {
         self.gate.closed_until(now)
     }
 
-    /// How many slots are taken; `None`: it is closed, or somebody waits.
+    /// Number of slots taken. Returns `None` if the bucket is closed or has waiters.
     pub(super) fn dispensable(&mut self, now: Moment) -> Option<u64> {
         self.expire(now);
         (!self.is_waited_for() && self.closed_until(now).is_none()).then(|| self.window.used())
     }
 
-    /// Takes `count` slots that come back at `returns`: what a journal remembers.
+    /// Takes `count` slots that come back at `returns`, as remembered by the journal.
     pub(super) fn hold(&mut self, returns: Moment, caller: &Arc<str>, count: u64) {
         if **caller == *SPARE {
             self.spare.spent += count;
@@ -376,7 +376,7 @@ impl<W> FairQueue<W> {
         }
     }
 
-    /// Gives back what is due.
+    /// Takes back the slots that are due.
     pub(super) fn expire(&mut self, now: Moment) {
         while let Some(ReturningSlots { caller, count, .. }) = self.window.returned(now) {
             if *caller == *SPARE {
@@ -391,7 +391,7 @@ impl<W> FairQueue<W> {
         }
     }
 
-    /// Where in `order` the caller is whose turn is next: round robin below the share, above it whoever has spent least.
+    /// Index in `order` of the next caller: round robin below the share; above it, whoever has spent least.
     fn front(&self) -> Option<usize> {
         let ranked = self.order.iter().enumerate().map(|(place, name)| {
             let spent = self.spent(name);
@@ -401,7 +401,7 @@ impl<W> FairQueue<W> {
         ranked.min().map(|(_, _, place)| place)
     }
 
-    /// When `caller` may take one more slot after `ahead` others were taken.
+    /// When `caller` may take one more slot after `ahead` others are taken.
     fn due(&self, now: Moment, caller: &Arc<str>, ahead: u64) -> SlotsDue {
         let standing = self.standing(self.spent(caller));
         let (keep, left) = self.keep(now, standing);
@@ -418,7 +418,7 @@ impl<W> FairQueue<W> {
         }
     }
 
-    /// How many of those who wait go before one of `caller` that has `own` of its own before it.
+    /// Number of waiting requests that go before a request of `caller` with `own` of its own ahead of it.
     fn ahead_of(&self, caller: &Arc<str>, own: usize) -> u64 {
         let standing = self.standing(self.spent(caller));
         let others = self.order.iter().filter(|name| *name != caller).map(|name| {

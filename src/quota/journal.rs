@@ -1,13 +1,15 @@
-//! The slots on disk, so that a restart forgets none: `quota.slots`, a line of text for each send and each end.
+//! The slots on disk, so that a restart forgets none: `quota.slots`, a text file with one line per send and per end.
 //!
-//! A thread of its own has the file; requests hand it their lines and never touch the disk. An attempt waits until its line is
-//! written, for a moment: a disk that takes longer is not waited for, by nobody, until it has caught up. What ends an attempt
-//! goes with the next line. All is synced every second. So a killed process loses no slot (one whose end was not written counts
-//! as ended at the start after) unless its disk was hanging, and a machine that dies loses what was written since the last sync.
-//! How much that was cannot be known: if the file is from another boot of the machine (or from another machine) and was not
-//! closed properly, every bucket counts as full until a hold after the start. The same is noted after lines could not be written.
+//! A separate thread owns the file. Requests hand it their lines and never touch the disk. An attempt waits briefly
+//! until its line is written; if the disk takes longer, nobody waits for it until it has caught up. The end of an
+//! attempt is written with the next line. Everything is synced every second. So a killed process loses no slot unless
+//! its disk was hanging (an attempt whose end was not written counts as ended at the next start), and a machine that
+//! dies loses what was written since the last sync. How much that was cannot be known: if the file is from another
+//! boot of the machine (or another machine) and was not closed properly, every bucket counts as full until a hold
+//! after the start. The same is noted after lines could not be written.
 //!
-//! Times are wall times, the only ones that outlive a process. What seems to lie in the future (the clock was set back)
+//! Times are wall times, the only ones that survive a process. A time that seems to be in the future (the clock was
+//! set back) counts as now. If the clock is set forward while the gateway is down, it forgets slots too early.
 //! counts as now. A clock that is set forward while the gateway is down makes it forget slots too early.
 
 mod file;
@@ -26,30 +28,32 @@ use self::file::{FILE, SlotsFile};
 use super::journal_state::{JournalLine, JournalState};
 use crate::clock::Clock;
 
-/// Lines that can wait do so until they are this long together.
+/// How many bytes of lines may accumulate while none of them is urgent.
 const LAZY_BYTES_MAX: usize = 4096;
-/// Lines that the thread has not taken yet; further ones are lost, which is noted when the disk is back.
+/// Maximum bytes of lines that the thread has not taken yet. Further lines are lost, which is noted when the disk is
+/// back.
 const PENDING_BYTES_MAX: usize = 1 << 20;
-/// An attempt waits no longer for its line...
+/// How long an attempt waits for its line.
 const LONGEST: Duration = Duration::from_millis(250);
-/// ...but in tests, which a busy machine runs, as long as it takes.
+/// In tests, which run on busy machines, it waits as long as it takes.
 const PATIENCE: Duration = if cfg!(test) { Duration::MAX } else { LONGEST };
-/// How often what is written is synced.
+/// How often written lines are synced.
 const SYNC: Duration = Duration::from_secs(1);
 
-/// Where lines are handed in. Dropped, the thread ends, and what it has not written is lost, as if the process were killed.
+/// Submits lines. When it is dropped the thread ends, and what it has not written is lost, as if the process were
+/// killed.
 #[derive(Debug)]
 pub(super) struct SlotJournal {
     queue: Arc<JournalQueue>,
 }
 
-/// What requests and the thread share. No lock is held while the disk is waited for.
+/// State shared by requests and the thread. No lock is held while waiting for the disk.
 #[derive(Debug)]
 struct JournalQueue {
     pending: Mutex<PendingLines>,
     has_work: Condvar,
     progress: watch::Sender<JournalProgress>,
-    /// The disk is behind: no attempt waits for its line.
+    /// The disk is behind, so no attempt waits for its line.
     is_late: AtomicBool,
     failures: AtomicU64,
 }
@@ -57,13 +61,13 @@ struct JournalQueue {
 #[derive(Debug, Default)]
 struct PendingLines {
     lines: Vec<u8>,
-    /// How many bytes were ever handed in.
+    /// Total number of bytes ever submitted.
     end: u64,
-    /// Some of the lines cannot wait.
+    /// Some of the lines are urgent.
     is_urgent: bool,
     /// Lines were dropped.
     is_torn: bool,
-    /// How many syncs were asked for.
+    /// Number of syncs requested.
     syncs: u64,
     stage: JournalStage,
 }
@@ -72,31 +76,31 @@ struct PendingLines {
 enum JournalStage {
     #[default]
     Running,
-    /// All is written and synced, and then the thread ends.
+    /// Write and sync everything, then end.
     Closing,
-    /// The thread ends.
+    /// End at once.
     Abandoned,
 }
 
-/// How far the thread is.
+/// The thread's progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct JournalProgress {
-    /// So many bytes of what was handed in have been dealt with.
+    /// Number of submitted bytes that have been dealt with.
     written: u64,
-    /// So many of the syncs that were asked for are done.
+    /// Number of requested syncs that are done.
     syncs: u64,
     has_ended: bool,
 }
 
-/// How much was handed in when a line was: what an attempt waits for.
+/// The total number of bytes submitted including a given line, which its attempt waits for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct JournalPosition(u64);
 
 impl SlotJournal {
-    /// Opens the journal in `dir`, makes one if there is none, starts its thread, and says what it remembers.
+    /// Opens the journal in `dir`, or creates it, starts its thread, and returns what it remembers.
     ///
     /// # Errors
-    /// The folder cannot be read or written, or there is no thread.
+    /// The folder cannot be read or written, or the thread cannot be started.
     pub(super) fn open(dir: &Path, has_run: bool, clock: Clock) -> io::Result<(Self, JournalState)> {
         let (file, journal_state) = SlotsFile::open(dir, has_run, clock.clone())?;
         Ok((Self::start(file, clock)?, journal_state))
@@ -115,7 +119,6 @@ impl SlotJournal {
         Ok(Self { queue })
     }
 
-    /// Hands in a line.
     pub(super) fn add(&self, line: &JournalLine<'_>) -> JournalPosition {
         let mut pending = self.queue.pending();
         let before = pending.lines.len();
@@ -132,7 +135,7 @@ impl SlotJournal {
         JournalPosition(pending.end)
     }
 
-    /// Waits until what was handed in up to there is written, unless the disk takes too long.
+    /// Waits until everything up to this position is written, unless the disk takes too long.
     pub(super) async fn written(&self, place: JournalPosition) {
         let queue = &self.queue;
         if queue.progress.borrow().written >= place.0 || queue.is_late.load(Ordering::Relaxed) {
@@ -143,12 +146,13 @@ impl SlotJournal {
         if tokio::time::timeout(PATIENCE, written).await.is_err() && !queue.is_late.swap(true, Ordering::Relaxed) {
             queue.failures.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(
-                "the disk takes long: {FILE} is behind, and if makegate is killed now, it forgets what it sent"
+                "the disk is slow: {FILE} is behind, and if makegate is killed now, it forgets what it sent"
             );
         }
     }
 
-    /// Closes it properly: nothing is sent after this. `false`: it is not on disk within this time.
+    /// Closes the journal properly; nothing may be sent afterwards. Returns false if that is not on disk within this
+    /// time.
     pub(super) async fn close(&self, now_ms: i64, within: Duration) -> bool {
         self.add(&JournalLine::Shut(now_ms));
         self.queue.change(|pending| pending.stage = JournalStage::Closing);
@@ -156,12 +160,12 @@ impl SlotJournal {
         tokio::time::timeout(within, progress.wait_for(|progress| progress.has_ended)).await.is_ok()
     }
 
-    /// How often something could not be written, or not in time.
+    /// Number of times something could not be written at all or in time.
     pub(super) fn failures(&self) -> u64 {
         self.queue.failures.load(Ordering::Relaxed)
     }
 
-    /// Syncs now; when this returns it is done.
+    /// Syncs now and returns when done.
     #[cfg(test)]
     async fn sync(&self) {
         let wanted = {
@@ -195,7 +199,6 @@ impl JournalQueue {
     }
 }
 
-/// The thread's own.
 struct JournalThread {
     queue: Arc<JournalQueue>,
     file: SlotsFile,
@@ -233,7 +236,7 @@ impl JournalThread {
             .send_modify(|progress| *progress = JournalProgress { written: u64::MAX, syncs, has_ended: true });
     }
 
-    /// Takes what was handed in, once something of it cannot wait; or nothing, after a second: `true`.
+    /// Takes the submitted lines once one of them is urgent, or after a second, in which case it returns true.
     fn take(&self, syncs: u64) -> (PendingLines, bool) {
         let is_idle = |pending: &mut PendingLines| {
             !pending.is_urgent && pending.stage == JournalStage::Running && pending.syncs == syncs
@@ -253,7 +256,7 @@ impl JournalThread {
         }
     }
 
-    /// Everything that was handed in is written: attempts wait for their lines again.
+    /// Everything submitted is written, so attempts wait for their lines again.
     fn catch_up(&self) {
         if self.queue.is_late.load(Ordering::Relaxed) && !self.queue.pending().is_urgent {
             self.queue.is_late.store(false, Ordering::Relaxed);

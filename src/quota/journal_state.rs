@@ -1,4 +1,4 @@
-//! What the journal of slots says: its lines, and what they add up to.
+//! The content of the slot journal: its lines, and the state that they add up to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write as _};
@@ -9,28 +9,28 @@ use super::window::HOLD_MS;
 use super::{ACCOUNT, BUCKETS_MAX, BucketId, CLOSED_MAX};
 use crate::ids::write_decimal;
 
-/// The first word of the first line; the boot id follows.
+/// First word of the first line; the boot id follows.
 const HEADER: &str = "makegate-slots-1";
 const HOLD: i64 = HOLD_MS.cast_signed();
 /// Ends this close together are written as one line.
 const TICK_MS: i64 = 10;
 
-/// One line. Times are milliseconds since 1970.
+/// A line. Times are milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JournalLine<'a> {
     /// Attempts were sent.
     Sent(JournalStep<'a>),
-    /// Sent ones ended.
+    /// Attempts noted as sent have ended.
     Ended(JournalStep<'a>),
-    /// Sent ones were never sent after all.
+    /// Attempts noted as sent were never sent after all.
     Unsent(JournalStep<'a>),
-    /// Attempts ended; that they were sent is in no line any more.
+    /// Attempts ended whose sending is no longer in any line.
     Held(JournalStep<'a>),
-    /// When an organization's limit was learned, and what it is.
+    /// When an organization's limit was learned, and the limit.
     Learned(i64, u64, u32),
-    /// The upstream has closed a bucket until then.
+    /// The upstream closed a bucket until this time.
     Closed(i64, BucketId),
-    /// Every bucket counts as full until then.
+    /// Every bucket counts as full until this time.
     Full(i64),
     /// The journal was closed; only as the last line.
     Shut(i64),
@@ -46,7 +46,7 @@ pub(super) struct JournalStep<'a> {
 }
 
 impl<'a> JournalLine<'a> {
-    /// Adds its text, a line break at its end.
+    /// Appends its text and a line break.
     pub(super) fn append_to(&self, text: &mut Vec<u8>) {
         let _infallible = match *self {
             Self::Sent(sent) => sent.append_to(text, b"S "),
@@ -60,12 +60,12 @@ impl<'a> JournalLine<'a> {
         };
     }
 
-    /// Without it a slot counts for longer, never for less.
+    /// Without this line a slot counts for longer, never for less.
     pub(super) fn can_wait(&self) -> bool {
         matches!(self, Self::Ended(_) | Self::Unsent(_))
     }
 
-    /// `None`: torn or garbled.
+    /// Returns `None` if the line is torn or garbled.
     fn parse(text: &'a [u8]) -> Option<Self> {
         let (kind, rest) = str::from_utf8(text).ok()?.split_once(' ')?;
         Some(match kind {
@@ -94,7 +94,7 @@ impl<'a> JournalLine<'a> {
 }
 
 impl<'a> JournalStep<'a> {
-    /// For every attempt, twice: without the formatting machinery.
+    /// Called twice per attempt, so it avoids the formatting machinery.
     fn append_to(&self, text: &mut Vec<u8>, kind: &[u8]) -> io::Result<()> {
         let mut digits = [0; 20];
         text.extend_from_slice(kind);
@@ -122,7 +122,7 @@ impl<'a> JournalStep<'a> {
     }
 }
 
-/// Everything that the lines add up to.
+/// The state that all lines add up to.
 #[derive(Debug, Default)]
 pub(super) struct JournalState {
     pub(super) buckets: HashMap<BucketId, JournalBucket>,
@@ -130,19 +130,18 @@ pub(super) struct JournalState {
     pub(super) full_until: Option<i64>,
 }
 
-/// One bucket of it.
 #[derive(Debug, Default)]
 pub(super) struct JournalBucket {
-    /// When, and what.
+    /// When the limit was learned, and the limit.
     pub(super) learned: Option<(i64, u32)>,
     pub(super) closed_until: Option<i64>,
-    /// How many ended at which time, by caller.
+    /// Number of ended attempts by time of end and caller.
     pub(super) held: BTreeMap<(i64, Arc<str>), u64>,
     under_way: HashMap<Arc<str>, u64>,
 }
 
 impl JournalState {
-    /// Adds up a whole file, at `now`, on a machine of this boot.
+    /// Adds up a whole file, at time `now`, on a machine with this boot id.
     pub(super) fn read(file: &[u8], boot: &str, now: i64) -> Self {
         let mut lines = file.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         let header = lines.next().and_then(|line| str::from_utf8(line).ok()).and_then(|line| line.split_once(' '));
@@ -153,7 +152,7 @@ impl JournalState {
             shut = matches!(line, JournalLine::Shut(_));
             journal_state.add(line, now);
         }
-        // A last line without its end was cut: how much is missing nobody knows.
+        // A last line without its end was cut, so nobody knows how much is missing.
         let is_cut = file.last().is_some_and(|byte| *byte != b'\n');
         if is_cut || (!same_boot && !shut) {
             journal_state.doubt(now);
@@ -162,12 +161,12 @@ impl JournalState {
         journal_state
     }
 
-    /// Attempts that no line tells of may have been sent until now.
+    /// Attempts that no line mentions may have been sent until now.
     pub(super) fn doubt(&mut self, now: i64) {
         self.full_until = Some(now + HOLD);
     }
 
-    /// Whatever is under way counts as ended now: the process that sent it is gone.
+    /// Counts whatever is under way as ended now, because the process that sent it is gone.
     pub(super) fn end_all(&mut self, now: i64) {
         for bucket in self.buckets.values_mut() {
             for (caller, count) in bucket.under_way.drain() {
@@ -176,7 +175,7 @@ impl JournalState {
         }
     }
 
-    /// A file that says the same in few lines.
+    /// The shortest file with the same content.
     pub(super) fn text(&self, boot: &str, now: i64) -> Vec<u8> {
         let mut text = format!("{HEADER} {boot}\n").into_bytes();
         let mut put = |line: JournalLine<'_>| line.append_to(&mut text);
@@ -240,7 +239,7 @@ impl JournalState {
         }
     }
 
-    /// Drops what is over, and of the learned limits all but the newest.
+    /// Drops what is over, and all learned limits but the newest.
     fn forget(&mut self, now: i64) {
         self.full_until = self.full_until.filter(|until| *until > now);
         for bucket in self.buckets.values_mut() {
@@ -262,7 +261,7 @@ impl JournalState {
 }
 
 impl JournalBucket {
-    /// Takes what is remembered in `queue`, opened at `now`.
+    /// Adds the remembered slots to `queue`, which was opened at `now`.
     pub(super) fn put_into<W>(&self, queue: &mut FairQueue<W>, now: i64) {
         for ((ended, caller), count) in &self.held {
             let age = u64::try_from(now - ended).unwrap_or(0);

@@ -1,6 +1,8 @@
-//! The upstream's quota: per bucket an exact window over attempts, handed out fairly among callers (promise 9).
+//! The upstream's quota: an exact window over attempts per bucket, handed out fairly among callers (promise 9).
 //!
-//! `window` counts slots, `queue` decides whose turn it is; both are pure and told the time. `bucket` puts them among
+//! `window` counts slots and `fair_queue` decides whose turn it is; both are pure and are passed the time. `bucket`
+//! shares them among threads, and `journal` puts them on disk. The upstream's rules are Make's "Rate limiting": a
+//! number of requests per minute and organization.
 //! threads, `journal` on disk. The upstream's rules: Make's "Rate limiting", so many a minute and organization.
 
 mod bucket;
@@ -37,18 +39,18 @@ pub use outlook::{QuotaOutlook, WaitsFor};
 use savings::Savings;
 use window::{HOLD_MS, Moment};
 
-/// What an organization may have a minute until its limit is learned.
+/// An organization's attempts per minute until its limit is learned.
 const UNLEARNED_PER_MINUTE: u32 = 60;
-/// Buckets that are known at once. For a further one another goes, with what was learned.
+/// Maximum number of known buckets. Beyond it, another one is dropped together with what it learned.
 const BUCKETS_MAX: usize = 100_000;
-/// Of so many that were looked at longest ago the one goes that has sent least; of those that have sent as little, the one that
-/// was idle longest. Looking at all would stop every request for as long.
+/// To make room, this many of the least recently examined buckets are looked at, and the one that has sent least is
+/// dropped, or else the one idle longest. Looking at all of them would stall every request.
 const LOOKED_AT: usize = 4;
-/// In whose name slots are taken that a bucket may have spent before it was forgotten.
+/// Placeholder caller for slots that an evicted bucket may still hold.
 const FORGOTTEN: &str = "(forgotten)";
-/// How long a 429 without Retry-After closes a bucket...
+/// How long a 429 without Retry-After closes a bucket.
 const CLOSED: Duration = Duration::from_secs(60);
-/// ...and how long one with it at most: then one attempt asks again.
+/// How long any 429 closes a bucket at most; after that one attempt tests it.
 const CLOSED_MAX: Duration = Duration::from_secs(600);
 
 /// How the account's bucket is written.
@@ -57,71 +59,71 @@ const ACCOUNT: &str = "account";
 /// Whose quota an attempt spends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BucketId {
-    /// The account's: operations without an organization.
+    /// The account's, for operations without an organization.
     Account,
-    /// That of one organization.
+    /// One organization's.
     Organization(u64),
 }
 
-/// What is configured of the quota.
+/// The quota's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaSettings {
     /// `upstream.quota`.
     pub setting: QuotaSetting,
-    /// Requests of one caller that may wait for one bucket.
+    /// Maximum number of one caller's requests waiting at one bucket.
     pub queue_per_caller: usize,
-    /// The longest that a request waits (`upstream.quota_wait`).
+    /// Maximum time that a request waits (`upstream.quota_wait`).
     pub wait: Duration,
 }
 
-/// Why a request gets no turn.
+/// Why a request gets no slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuotaRefused {
-    /// As many of the caller's requests wait for this bucket as may.
+    /// Too many of the caller's requests are waiting for this bucket.
     QueueFull(QuotaOutlook),
-    /// None comes in time.
+    /// No slot comes in time.
     TooLong(QuotaOutlook),
 }
 
-/// What operators see of one bucket.
+/// The operators' view of one bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketView {
-    /// Whose it is; `None`: the account's.
+    /// The organization; `None` is the account.
     pub organization: Option<u64>,
-    /// Attempts a minute.
+    /// Attempts per minute.
     pub limit: u32,
-    /// Slots that are taken, by attempts under way or ended within the window.
+    /// Number of slots taken, by attempts under way or ended within the window.
     pub used: u32,
-    /// Requests that wait.
+    /// Number of waiting requests.
     pub waiting: usize,
-    /// Free slots that whoever has had most cannot have now: they are kept for callers that have had less, and for any that may
-    /// come.
+    /// Number of free slots that the caller with the most slots cannot have now. They are kept for callers that have
+    /// had less, and for newcomers.
     pub kept: u32,
-    /// The upstream's 429 keeps it closed so long.
+    /// How much longer the upstream's 429 keeps it closed.
     pub closed_for: Option<Duration>,
-    /// By name.
+    /// Callers by name.
     pub callers: Vec<SpenderView>,
 }
 
 /// One caller at one bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpenderView {
-    /// Its name.
+    /// The caller's name.
     pub name: Arc<str>,
-    /// What it gets of the window however much others ask for: the limit divided by the active callers, itself included.
-    /// `None`: the gateway itself, which takes only what nobody wants.
+    /// What it gets of the window however much others ask for: the limit divided by the number of active callers,
+    /// including itself. `None` for the gateway itself, which only takes what nobody wants.
     pub share: Option<u32>,
-    /// Its slots in the window now.
+    /// Number of its slots in the window now.
     pub spent: u64,
-    /// Its requests that wait now.
+    /// Number of its requests waiting now.
     pub waiting: usize,
-    /// How often since the start it got no turn.
+    /// How often it got no slot since the start.
     pub refused: u64,
-    /// Its attempts since the start that have ended.
+    /// Number of its attempts ended since the start.
     pub sent: u64,
-    /// Its answers since the start that cost no slot.
+    /// Number of its answers since the start that cost no slot.
     pub saved: u64,
-    /// How long those attempts waited for their turns, in microseconds.
+    /// How long those attempts waited for their slots, in microseconds.
     pub waited_us: u64,
 }
 
@@ -131,10 +133,10 @@ pub struct Quota {
     settings: RwLock<QuotaSettings>,
     buckets: RwLock<Buckets>,
     shared: Arc<QuotaShared>,
-    /// A bucket that is made before this (in milliseconds since the opening) counts as full until then.
+    /// A bucket created before this (in milliseconds since the quota was opened) counts as full until then.
     full_until: u64,
-    /// Buckets that were forgotten had taken so many slots each at most, which all come back by then (in milliseconds since
-    /// the opening).
+    /// The most slots that any evicted bucket had taken, and when they will all have come back (in milliseconds since
+    /// the quota was opened).
     forgotten: Mutex<(u64, u64)>,
     savings: Savings,
 }
@@ -142,12 +144,12 @@ pub struct Quota {
 #[derive(Debug, Default)]
 struct Buckets {
     by_id: HashMap<BucketId, Arc<Bucket>>,
-    /// All of them; first who was looked at longest ago, by who makes room.
+    /// All buckets, least recently examined first.
     order: VecDeque<BucketId>,
 }
 
 impl Buckets {
-    /// Drops one and says how many slots it had taken. `None`: each is about to be used.
+    /// Drops a bucket and returns how many slots it had taken. Returns `None` if all are in use.
     fn make_room(&mut self) -> Option<u64> {
         for _ in 0..self.order.len().div_ceil(LOOKED_AT) {
             let seen: Vec<_> = self.order.drain(..LOOKED_AT.min(self.order.len())).collect();
@@ -169,11 +171,12 @@ impl Buckets {
 }
 
 impl Quota {
-    /// The quota, with the slots and limits that the journal in a folder remembers (`None`: it keeps no journal). `true`: the
-    /// gateway has run with that folder before, so that it has a journal unless somebody took it away.
+    /// Opens the quota with the slots and limits that the journal in a folder remembers (without a folder it keeps no
+    /// journal). The flag says whether the gateway has run with that folder before, so that a missing journal was
+    /// removed by someone.
     ///
     /// # Errors
-    /// The journal cannot be read or made.
+    /// The journal cannot be read or created.
     pub fn open(settings: QuotaSettings, dir: Option<(&Path, bool)>, clock: Clock) -> io::Result<Self> {
         let (journal, journal_state) = match dir {
             Some((dir, has_run)) => {
@@ -210,10 +213,12 @@ impl Quota {
         known.put_into(&mut queue, wall_ms);
     }
 
-    /// Waits for the right to send one attempt, at most until `latest`. `eligible`: how many configured callers may reach this
-    /// bucket at all. Without anybody before it, and with a free slot, it does not wait. Dropping the future leaves the queue.
+    /// Waits for the right to send one attempt, at most until `latest`. `eligible` is the number of configured
+    /// callers that can reach this bucket. Does not wait if nobody is ahead and a slot is free. Dropping the future
+    /// leaves the queue.
     ///
     /// # Errors
+    /// [`QuotaRefused`], immediately if no slot can come in time or too many buckets are in use.
     /// [`QuotaRefused`], at once where no slot can come in time, or more buckets are in use than are kept.
     pub async fn acquire(
         &self,
@@ -226,11 +231,11 @@ impl Quota {
         self.bucket(bucket)?.acquire(&request, latest).await
     }
 
-    /// What [`Quota::acquire`] would say now, by the same rules: how long a request would wait if nothing else happened. It takes
-    /// no slot, and does not make the caller an active one.
+    /// Predicts, by the same rules, what [`Quota::acquire`] would say now: how long a request would wait if nothing
+    /// else happened. Takes no slot and does not make the caller active.
     ///
     /// # Errors
-    /// It would be refused, at once or after it has waited in vain.
+    /// The request would be refused, immediately or after waiting in vain.
     pub fn foresee(
         &self,
         bucket: BucketId,
@@ -254,14 +259,14 @@ impl Quota {
         }
     }
 
-    /// The right to send one attempt of the gateway's own, if it takes nothing from anybody: nobody waits for this bucket, more
-    /// than half of its slots are free, and few were taken in this way.
+    /// Takes a slot for an attempt of the gateway's own if nobody misses it: nobody is waiting for this bucket, more
+    /// than half of its slots are free, and few were taken this way.
     #[must_use]
     pub async fn acquire_spare(&self, bucket: BucketId) -> Option<Slot> {
         self.bucket(bucket).ok()?.spare().await
     }
 
-    /// The upstream says that this organization may have so many a minute. Counts from now on, unless the limit is configured.
+    /// Learns the organization's limit from the upstream. It applies at once, unless the limit is configured.
     pub fn learn_limit(&self, organization: u64, per_minute: u32) {
         if per_minute == 0 || self.settings().setting != QuotaSetting::Auto {
             return;
@@ -275,20 +280,20 @@ impl Quota {
         }
     }
 
-    /// The upstream answered 429: nothing is sent for `retry_after` (a minute if it did not say), and then gently.
+    /// The upstream answered 429: nothing is sent for `retry_after` (a minute if it did not say), and then the bucket
+    /// reopens gradually.
     pub fn close(&self, bucket: BucketId, retry_after: Option<Duration>) {
         if let Ok(bucket) = self.bucket(bucket) {
             bucket.close(retry_after.unwrap_or(CLOSED).min(CLOSED_MAX));
         }
     }
 
-    /// An answer that would have cost `caller` a slot came from memory.
-    /// Cheap: on every hit.
+    /// Counts an answer from the cache that would have cost `caller` a slot. Cheap, because it runs on every hit.
     pub fn saved(&self, bucket: BucketId, caller: &Arc<str>) {
         self.savings.add(bucket, caller);
     }
 
-    /// From now on this is configured.
+    /// Replaces the configuration.
     pub fn set_settings(&self, settings: QuotaSettings) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         let buckets: Vec<_> = self.all();
@@ -298,7 +303,7 @@ impl Quota {
         }
     }
 
-    /// What operators see, the account's first.
+    /// The operators' view of all buckets, the account's first.
     #[must_use]
     pub fn buckets(&self) -> Vec<BucketView> {
         self.maintain();
@@ -307,14 +312,14 @@ impl Quota {
         views
     }
 
-    /// The same of one bucket, whether or not it is known yet.
+    /// The operators' view of one bucket, whether or not it is known yet.
     #[must_use]
     pub fn view(&self, bucket: BucketId) -> BucketView {
         let known = self.buckets.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&bucket).cloned();
         known.map_or_else(|| self.new_bucket(bucket).view(), |bucket| bucket.view())
     }
 
-    /// Brings what was saved to the buckets' accounts. To be called every second.
+    /// Adds savings to the buckets' accounts. Must be called every second.
     pub fn maintain(&self) {
         for (bucket, caller, count) in self.savings.take() {
             if let Ok(bucket) = self.bucket(bucket) {
@@ -323,8 +328,8 @@ impl Quota {
         }
     }
 
-    /// Closes the journal: nothing is sent after this, and so a reboot forgets nothing and doubts nothing. `false`: that is not on
-    /// disk `within` this time.
+    /// Closes the journal, so that even a reboot forgets and doubts nothing. Nothing may be sent afterwards. Returns
+    /// false if the journal is not on disk `within` this time.
     pub async fn end(&self, within: Duration) -> bool {
         match &self.shared.journal {
             Some(journal) => journal.close(self.shared.clock.wall_ms(), within).await,
@@ -332,7 +337,7 @@ impl Quota {
         }
     }
 
-    /// How often the journal could not be written, or not in time.
+    /// Number of times the journal could not be written at all or in time.
     #[must_use]
     pub fn journal_failures(&self) -> u64 {
         self.shared.journal.as_ref().map_or(0, SlotJournal::failures)
@@ -385,13 +390,14 @@ impl Quota {
         }
         let (count, until) = *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
         if until > self.shared.now() {
-            // It may be one of those, and must not have more than its limit: it begins with as much as any of them had spent.
+            // It may be one of the evicted buckets and must not exceed its limit, so it starts with as many slots as
+            // any of them had taken.
             bucket.queue().hold(until, &FORGOTTEN.into(), count);
         }
         bucket
     }
 
-    /// A bucket that had taken so many slots is gone.
+    /// Remembers that a bucket with this many slots taken was evicted.
     fn forget(&self, used: u64) {
         if used > 0 {
             let now = self.shared.now();
@@ -410,7 +416,7 @@ impl SpenderView {
 }
 
 impl BucketId {
-    /// What its `Display` wrote.
+    /// Parses what `Display` writes.
     fn parse(text: &str) -> Option<Self> {
         if text == ACCOUNT { Some(Self::Account) } else { text.parse().ok().map(Self::Organization) }
     }

@@ -1,4 +1,4 @@
-//! What a caller is told of its quota: where it stands, what it waits for, and how long.
+//! What a caller is told about its quota: where it stands, what it waits for, and how long.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,39 +6,39 @@ use std::time::Duration;
 use super::UNLEARNED_PER_MINUTE;
 use super::window::HOLD_MS;
 
-/// Where a caller stands at a bucket, and when it can send.
+/// A caller's standing at a bucket, and when it can send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaOutlook {
     /// What it waits for, if it has to wait.
     pub lack: WaitsFor,
-    /// In what time it can expect to send.
+    /// Time after which it can expect to send.
     pub after: Duration,
-    /// Attempts a minute of the bucket.
+    /// The bucket's attempts per minute.
     pub limit: u32,
-    /// Slots that are free.
+    /// Number of free slots.
     pub free: u32,
-    /// The caller's slots in the window.
+    /// Number of the caller's slots in the window.
     pub spent: u32,
-    /// The caller's share: the limit divided by the callers active in the window.
+    /// The caller's share: the limit divided by the number of callers active in the window.
     pub share: u32,
-    /// The caller's requests that wait.
+    /// Number of the caller's waiting requests.
     pub waiting: usize,
 }
 
 /// What a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitsFor {
-    /// A slot: all are taken.
+    /// A free slot; all are taken.
     Spent,
-    /// Its turn: slots are free, but kept for requests before it and for callers that have had less or may come.
+    /// Its turn: slots are free, but kept for requests ahead of it and for callers that have had less or may come.
     Kept,
-    /// The bucket: after the upstream's own 429, or a start that does not know what was sent before it, it is closed, or being
-    /// reopened gently.
+    /// The bucket, which is closed or still reopening after the upstream's own 429, or after a start that does not
+    /// know what was sent before it.
     Closed,
 }
 
 impl QuotaOutlook {
-    /// Where nothing is known of the bucket.
+    /// When nothing is known about the bucket.
     pub const UNKNOWN: Self = Self {
         lack: WaitsFor::Spent,
         after: Duration::from_millis(HOLD_MS),
@@ -50,17 +50,17 @@ impl QuotaOutlook {
     };
 }
 
-/// Where the caller stands, as a sentence that lacks its end: when more comes.
+/// The caller's standing as a sentence without its end, to which the caller of this adds when more slots come.
 impl fmt::Display for QuotaOutlook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { lack, limit, free, spent, share, waiting, .. } = self;
         match lack {
             WaitsFor::Closed => {
                 f.write_str("Nothing is sent for a while, because Make itself answered 429 for this quota, ")?;
-                f.write_str("or because what was sent before the start is not known")
+                f.write_str("or because makegate does not know what was sent before it started")
             }
             WaitsFor::Spent => {
-                write!(f, "Make's quota of {limit}/min is all taken; this caller has had {spent} (its share: {share})")
+                write!(f, "Make's quota of {limit}/min is used up; this caller has had {spent} (its share: {share})")
             }
             WaitsFor::Kept => {
                 write!(f, "Of Make's quota of {limit}/min, this caller has had {spent} (its share: {share}). ")?;

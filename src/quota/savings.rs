@@ -1,5 +1,5 @@
-//! What answers from memory saved: counted on every hit, so each thread counts on a page of its own, whose lock nobody else
-//! wants but for a moment once a second.
+//! Counts what answers from the cache saved. This runs on every hit, so each thread counts on its own page, whose
+//! lock nobody else takes except briefly once a second.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::BucketId;
 
-/// The most lines of one page between two readings; what does not fit is not counted.
+/// Maximum number of lines on one page between two readings; what does not fit is not counted.
 const LINES_MAX: usize = 100_000;
 
-/// Counts by bucket and caller; a caller is told by where its name is kept.
+/// Counts by bucket and caller. A caller is identified by the address of its name.
 type SavingsPage = Mutex<HashMap<(BucketId, usize), (Arc<str>, u64)>>;
 
 thread_local! {
-    /// This thread's page of each `Savings`, by its number.
+    /// This thread's page of each `Savings`, by the number of the latter.
     static PAGES: RefCell<Vec<(u64, Arc<SavingsPage>)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -55,7 +55,7 @@ impl Savings {
         page
     }
 
-    /// Everything since the last reading. Pages of threads that have ended go.
+    /// Takes everything counted since the last reading. Drops the pages of threads that have ended.
     pub(super) fn take(&self) -> Vec<(BucketId, Arc<str>, u64)> {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::new();

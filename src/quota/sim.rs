@@ -1,4 +1,4 @@
-//! The turns in virtual time: callers that flood, callers that are polite, an upstream that counts at the worst moment, and
+//! The queue in virtual time: flooding callers, polite callers, an upstream that counts at the worst moment, and
 //! processes that are killed.
 
 mod lone;
@@ -21,7 +21,7 @@ const QUEUE_MAX: usize = 50;
 const MINUTE: Moment = 60_000;
 const EVER: Moment = Moment::MAX;
 
-/// A small generator of reproducible numbers (SplitMix64).
+/// Reproducible random numbers (SplitMix64).
 struct Random(u64);
 
 impl Random {
@@ -33,7 +33,7 @@ impl Random {
     }
 }
 
-/// What a caller asks for in a span of time.
+/// What a caller asks for during a span of time.
 #[derive(Clone, Debug)]
 struct Load {
     caller: usize,
@@ -43,11 +43,11 @@ struct Load {
 
 #[derive(Clone, Copy, Debug)]
 enum Demand {
-    /// So many requests a minute, evenly.
+    /// This many requests per minute, evenly spaced.
     Even(u64),
-    /// So many a minute, at random moments.
+    /// This many per minute, at random moments.
     AtRandom(u64),
-    /// So many clients, each of which asks again as soon as it has its answer, or a second after it was refused.
+    /// This many clients, each of which asks again as soon as it has its answer, or a second after it was refused.
     Clients(usize),
 }
 
@@ -63,16 +63,16 @@ fn clients(caller: usize, clients: usize, span: Range<Moment>) -> Load {
     Load { caller, demand: Demand::Clients(clients), span }
 }
 
-/// 30 a second: more than most limits here, and quick.
+/// 30 requests a second, which exceeds most limits here and runs quickly.
 fn flood(caller: usize, span: Range<Moment>) -> Load {
     even(caller, 1_800, span)
 }
 
-/// One request's fate.
+/// What became of a request.
 struct Fate {
     caller: usize,
     answer: Moment,
-    /// Was it, with those that waited before it, within the caller's share?
+    /// Whether it, along with those waiting before it, was within the caller's share.
     within_share: bool,
     granted: Option<Moment>,
 }
@@ -83,26 +83,26 @@ struct Sim {
     latency_ms: u64,
     random: Random,
     queue: FairQueue<usize>,
-    /// When the process started that the turns are of: their moment 0.
+    /// When the queue's process started, which is its moment 0.
     started: Moment,
     wake: Option<Moment>,
     names: Vec<Arc<str>>,
-    /// By request: its caller, ticket and latest moment.
+    /// Caller, ticket and latest moment by request.
     waiting: HashMap<usize, (usize, u64, Moment)>,
-    /// Who was refused lately, and when.
+    /// Callers refused recently, and when.
     refused: Vec<(usize, Moment)>,
-    /// By end: attempts, with their places in `attempts`.
+    /// Attempts by end, with their indexes in `attempts`.
     ends: BTreeMap<Moment, Vec<(usize, SlotGrant)>>,
     fates: Vec<Fate>,
     /// Send and end of every attempt.
     attempts: Vec<(Moment, Moment)>,
-    /// Lines, if the process is killed now and then: once in so many steps.
+    /// The journal's lines, if the process is killed now and then: once in this many steps.
     journal: Option<(Vec<u8>, u64)>,
-    /// Lines that are not written yet.
+    /// Lines not written yet.
     pending: Vec<u8>,
-    /// A spare slot is asked for once in so many steps.
+    /// A spare slot is requested once in this many steps.
     spare_in_steps: Option<u64>,
-    /// How many were given.
+    /// Number of spare slots granted.
     spare: usize,
 }
 
@@ -129,7 +129,7 @@ impl Sim {
         }
     }
 
-    /// The same, with a gateway that would look all the time.
+    /// The same, with a gateway that asks for spare slots all the time.
     fn looking(mut self) -> Self {
         self.spare_in_steps = Some(5);
         self
@@ -269,7 +269,7 @@ impl Sim {
         }
     }
 
-    /// The process is killed, with all that waits and is under way, and a new one reads the journal.
+    /// Kills the process with everything waiting and under way; a new one reads the journal.
     fn restart(&mut self, now: Moment) {
         let (text, _) = self.journal.as_mut().unwrap();
         self.pending.clear();
@@ -287,7 +287,7 @@ impl Sim {
         }
     }
 
-    /// How much of the upstream's own limit was used.
+    /// How much of the upstream's own limit was used, in percent.
     fn used_percent(&self, span: Range<Moment>) -> u64 {
         let sent = self.attempts.iter().filter(|(sent, _)| span.contains(sent)).count() as u64;
         sent * MINUTE * 100 / (u64::from(self.limit) * (span.end - span.start))
@@ -305,14 +305,14 @@ impl Sim {
         self.answer(caller, span).filter(|fate| fate.granted.is_none()).count()
     }
 
-    /// Refused although within the share.
+    /// Number of requests refused although within the share.
     fn starved(&self, callers: Range<usize>, span: Range<Moment>) -> usize {
         let answer = callers.flat_map(|caller| self.answer(caller, span.clone()));
         answer.filter(|fate| fate.within_share && fate.granted.is_none()).count()
     }
 
-    /// However the upstream places its minute, and whenever between its send and its end it counts an attempt, it never counts
-    /// more than the limit: every minute that ends with a send is looked at.
+    /// Wherever the upstream's minute begins, and at whatever point between send and end it counts an attempt, it
+    /// never counts more than the limit. Checks every minute that ends with a send.
     fn assert_within_limit(&self) {
         let mut begin = 0;
         for (n, (sent, _)) in self.attempts.iter().enumerate() {
@@ -344,7 +344,7 @@ proptest! {
 #[test]
 fn polite_callers_are_served_beside_one_that_floods_a_thousand_a_second() {
     let mut loads = vec![even(0, 60_000, 0..EVER)];
-    // A share is 12 a minute; 9 are three quarters of it.
+    // A share is 12 a minute, and 9 are three quarters of it.
     loads.extend((1..5).map(|caller| even(caller, 9, 0..EVER)));
     let sim = Sim::new(60, 5, 300, 1).run(3 * MINUTE, &loads);
     sim.assert_within_limit();
@@ -364,7 +364,7 @@ fn nobody_within_its_share_is_refused_over_ten_minutes_of_flooding() {
         let starved = sim.starved(1..5, MINUTE..10 * MINUTE - QUOTA_WAIT_MS);
         assert_eq!(starved, 0, "limit {limit}, latency {latency}, seed {seed}");
         let used = sim.used_percent(MINUTE..10 * MINUTE);
-        assert!(used >= 90, "{used} % of {limit}, latency {latency}, seed {seed}");
+        assert!(used >= 90, "{used} % of {limit} used, latency {latency}, seed {seed}");
     }
 }
 
@@ -385,7 +385,7 @@ fn newcomers_are_served_from_their_first_request_after_ten_minutes_of_flooding()
             );
         }
         let used = sim.used_percent(MINUTE..10 * MINUTE);
-        assert!(used >= 90, "{used} % by the one that floods, seed {seed}");
+        assert!(used >= 90, "{used} % used by the one that floods, seed {seed}");
     }
 }
 
@@ -424,7 +424,8 @@ fn all_the_quiet_ones_may_want_their_shares_at_once_whenever_that_is() {
 
 #[test]
 fn looks_take_nothing_from_anybody() {
-    // Polite callers and one that floods, newcomers after a long flood, a surge of all the quiet ones: as without looks.
+    // The same as without looks: polite callers next to a flooding one, newcomers after a long flood, and a surge of
+    // all quiet callers.
     let mut loads = vec![even(0, 60_000, 0..EVER)];
     loads.extend((1..5).map(|caller| even(caller, 9, 0..EVER)));
     let sim = Sim::new(60, 5, 300, 1).looking().run(3 * MINUTE, &loads);
@@ -461,12 +462,12 @@ fn nothing_is_spare_while_somebody_waits() {
     let request =
         SlotRequest { caller: &flooding, eligible: 10, wait_ms: QUOTA_WAIT_MS, latest: 60_000, queue_max: 50 };
     while matches!(queue.ask(0, &request, || 0), SlotAnswer::Granted(_)) {}
-    assert!(queue.used() * 2 < 240 && queue.waiting() == 1, "it waits although more than half is free");
+    assert!(queue.used() * 2 < 240 && queue.waiting() == 1, "a request waits although more than half is free");
     assert!(queue.spare(0).is_none());
 }
 
 #[test]
-fn who_looks_is_no_caller_that_others_make_room_for() {
+fn spare_slots_make_no_caller_that_others_make_room_for() {
     let mut queue = FairQueue::new(60);
     let grant = queue.spare(0).unwrap();
     queue.end(10, &grant);
@@ -485,7 +486,7 @@ fn few_slots_are_spare_and_none_near_a_429() {
     assert!(queue.spenders().any(|(name, spent, _)| &**name == super::fair_queue::SPARE && spent == 2));
     grants.iter().for_each(|grant| queue.end(10, grant));
     assert!(queue.dispensable(61_000) != Some(0) && queue.spare(61_000).is_none());
-    assert!(queue.dispensable(61_010) == Some(0) && queue.spenders().count() == 0, "all back");
+    assert!(queue.dispensable(61_010) == Some(0) && queue.spenders().count() == 0, "all slots came back");
     queue.close(70_000);
-    assert!(queue.spare(69_999).is_none() && queue.spare(70_000).is_none(), "somebody else may be drawing on it");
+    assert!(queue.spare(69_999).is_none() && queue.spare(70_000).is_none(), "someone else may be using the quota");
 }

@@ -1,11 +1,12 @@
-//! What is taken above a share is taken evenly, so that it comes back evenly: whoever needs its share later finds it soon.
+//! Slots above a share are taken evenly, so that they come back evenly: a caller that needs its share later finds it
+//! soon.
 
 use super::window::{HOLD_MS, Moment};
 
-/// How far one may be ahead of an even pace.
+/// How far the taking may be ahead of an even pace.
 const AHEAD_NS: u64 = 1_000_000_000;
 
-/// The pace of those above their share, all together.
+/// The common pace of all callers above their share.
 #[derive(Debug, Default)]
 pub(super) struct SurplusPacer {
     /// When the next slot would be taken at an even pace, in nanoseconds.
@@ -13,13 +14,12 @@ pub(super) struct SurplusPacer {
 }
 
 impl SurplusPacer {
-    /// When one more may be taken after `ahead` others, at a pace of `per_hold` slots a hold.
+    /// When one more slot may be taken after `ahead` others, at a pace of `per_hold` slots per hold.
     pub(super) fn due(&self, now: Moment, ahead: u64, per_hold: u64) -> Moment {
         let next_ns = self.next_ns.saturating_add(ahead.saturating_mul(interval_ns(per_hold)));
         next_ns.saturating_sub(AHEAD_NS).div_ceil(1_000_000).max(now)
     }
 
-    /// One more is taken.
     pub(super) fn take(&mut self, now: Moment, per_hold: u64) {
         self.next_ns = self.next_ns.max(now * 1_000_000) + interval_ns(per_hold);
     }

@@ -1,4 +1,4 @@
-//! The quota among tasks: waiting, waking, leaving, closing.
+//! The quota with tasks: waiting, waking, leaving, closing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ impl World {
         self.quota.acquire(ORG, &self.caller, 1, self.clock.now() + WAIT).await
     }
 
-    /// A slot that is free now.
+    /// Takes a slot that is free now.
     fn take(&self) -> Slot {
         self.turn().now_or_never().expect("has to wait").expect("is refused")
     }
@@ -39,7 +39,7 @@ impl World {
         self.clock.advance(Duration::from_secs_f64(seconds));
     }
 
-    /// How many slots are taken, how many wait.
+    /// Number of slots taken and of requests waiting.
     fn used(&self) -> (u32, usize) {
         let view = self.quota.view(ORG);
         (view.used, view.waiting)
@@ -47,7 +47,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn what_cannot_come_in_time_is_refused_at_once_and_told_when() {
+async fn a_request_that_cannot_be_sent_in_time_is_refused_at_once_and_told_when_to_retry() {
     let world = World::new(QuotaSetting::PerMinute(2));
     drop((world.take(), world.take()));
     let refused = world.turn().now_or_never().expect("waits in vain").unwrap_err();
@@ -61,7 +61,7 @@ async fn what_cannot_come_in_time_is_refused_at_once_and_told_when() {
 }
 
 #[tokio::test]
-async fn who_waits_is_woken_when_a_slot_comes_back() {
+async fn a_waiting_request_is_woken_when_a_slot_comes_back() {
     let world = World::new(QuotaSetting::PerMinute(1));
     drop(world.take());
     world.advance(58.0);
@@ -75,7 +75,7 @@ async fn who_waits_is_woken_when_a_slot_comes_back() {
 }
 
 #[tokio::test]
-async fn what_was_never_sent_is_free_at_once() {
+async fn the_slot_of_an_unsent_attempt_is_free_at_once() {
     let world = World::new(QuotaSetting::PerMinute(2));
     drop(world.take());
     let never_sent = world.take();
@@ -105,14 +105,14 @@ async fn a_turn_that_nobody_receives_passes_to_the_next() {
 }
 
 #[tokio::test]
-async fn whoever_leaves_holds_nobody_up() {
+async fn a_request_that_leaves_delays_nobody() {
     let world = World::new(QuotaSetting::PerMinute(1));
     drop(world.take());
     world.advance(58.0);
     let mut first = Box::pin(world.turn());
     let mut second = Box::pin(world.turn());
     assert!(first.as_mut().now_or_never().is_none());
-    // Only one slot comes in time, and the first waits for it.
+    // Only one slot comes in time, and the first request waits for it.
     assert!(matches!(second.as_mut().now_or_never(), Some(Err(QuotaRefused::TooLong { .. }))));
     drop(first);
     assert_eq!(world.used(), (1, 0));
@@ -150,18 +150,18 @@ async fn after_a_429_it_is_closed_and_then_reopens_gently() {
     world.advance(30.0);
     let first = world.take();
     let mut second = Box::pin(world.turn());
-    assert!(second.as_mut().now_or_never().is_none(), "one attempt first");
+    assert!(second.as_mut().now_or_never().is_none(), "first one attempt");
     drop(first);
     let second = second.now_or_never().expect("then two").unwrap();
     let third = world.take();
     let mut fourth = Box::pin(world.turn());
-    assert!(fourth.as_mut().now_or_never().is_none(), "not more than two");
+    assert!(fourth.as_mut().now_or_never().is_none(), "no more than two");
     drop((second, third));
     fourth.now_or_never().expect("then four").unwrap();
 }
 
 #[tokio::test]
-async fn a_429_without_a_word_closes_for_a_minute_and_none_for_longer_than_ten() {
+async fn a_429_without_retry_after_closes_for_a_minute_and_none_closes_for_longer_than_ten() {
     let world = World::new(QuotaSetting::PerMinute(5));
     for (said, lasts) in [(None, 60), (Some(86_400), 600)] {
         world.quota.close(ORG, said.map(Duration::from_secs));
@@ -192,7 +192,7 @@ async fn a_learned_limit_counts_at_once_unless_one_is_configured() {
 }
 
 #[tokio::test]
-async fn a_raised_limit_lets_through_who_waits() {
+async fn a_raised_limit_lets_waiting_requests_through() {
     let world = World::new(QuotaSetting::PerMinute(1));
     drop(world.take());
     world.advance(58.0);
@@ -238,7 +238,7 @@ async fn operators_see_shares_and_who_waits_and_was_refused() {
     };
     assert_eq!(see(), (2, 4, 3, vec![(true, Some(6), 3, 1)]));
     let mut below = Box::pin(ask("b"));
-    assert!(below.as_mut().now_or_never().is_none(), "whoever waits first hands out the turns");
+    assert!(below.as_mut().now_or_never().is_none(), "whoever waits first hands out the slots");
     assert!(waiting[0].as_mut().now_or_never().is_none());
     drop(below.now_or_never().expect("has to wait, although it has had nothing").unwrap());
     assert_eq!(see(), (3, 3, 3, vec![(true, Some(3), 3, 1), (false, Some(3), 0, 0)]));
@@ -247,7 +247,7 @@ async fn operators_see_shares_and_who_waits_and_was_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tasks_that_crowd_lose_no_slot_and_no_wake_up() {
+async fn crowding_tasks_lose_no_slot_and_no_wake_up() {
     let world = Arc::new(World::new(QuotaSetting::PerMinute(40)));
     drop((0..40).map(|_| world.take()).collect::<Vec<_>>());
     world.advance(57.0);
@@ -259,7 +259,7 @@ async fn tasks_that_crowd_lose_no_slot_and_no_wake_up() {
                 let caller = format!("caller {}", n % 20).into();
                 let latest = world.clock.now() + Duration::from_secs(20);
                 let turn = world.quota.acquire(ORG, &caller, 1, latest);
-                // Every fourth gives up while it waits, just when slots come back or before.
+                // Every fourth gives up while waiting, just when slots come back or earlier.
                 if n % 4 == 0 {
                     tokio::time::timeout(Duration::from_millis(n), turn).await.is_ok_and(|slot| slot.is_ok())
                 } else {
@@ -278,7 +278,7 @@ async fn tasks_that_crowd_lose_no_slot_and_no_wake_up() {
     assert_eq!(world.used(), (through, 0));
 }
 
-/// Promise 9 where more organizations are asked for within a minute than there are buckets: none has more than its limit.
+/// Promise 9 when more organizations are used within a minute than there are buckets: none exceeds its limit.
 #[tokio::test]
 async fn a_bucket_that_had_to_be_forgotten_counts_what_it_may_have_spent() {
     let world = World::new(QuotaSetting::PerMinute(2));
@@ -287,10 +287,10 @@ async fn a_bucket_that_had_to_be_forgotten_counts_what_it_may_have_spent() {
         turn.now_or_never().expect("waits in vain").is_ok()
     };
     let all = u64::try_from(super::BUCKETS_MAX).unwrap() + 50;
-    assert!((1..=all).all(ask), "there is room for further ones");
+    assert!((1..=all).all(ask), "there is room for more");
     assert!(world.quota.all().len() <= super::BUCKETS_MAX);
     let gone = (1..=all).find(|id| world.quota.all().iter().all(|(known, _)| *known != BucketId::Organization(*id)));
-    let gone = gone.expect("somebody made room");
+    let gone = gone.expect("one was evicted");
     assert!(ask(gone) && !ask(gone), "one of its two slots was spent before");
     world.advance(61.1);
     assert!(ask(gone) && ask(gone) && !ask(gone));

@@ -1,17 +1,18 @@
-//! A bucket after an upstream 429: closed for a while, then reopened gently, for somebody else may be drawing on it.
+//! A bucket's gate after an upstream 429: closed for a while, then reopened gradually, because someone else may be
+//! using the quota.
 
 use super::window::{Moment, SlotsDue};
 
-/// Lets attempts through, or not. Open unless [`ThrottleGate::close`] was called.
+/// Decides whether attempts may go. Open unless [`ThrottleGate::close`] was called.
 #[derive(Debug, Default)]
 pub(super) struct ThrottleGate {
     closed_until: Moment,
-    /// How often it was closed: attempts from before the last time prove nothing.
+    /// How often it was closed. Attempts from before the last time prove nothing.
     round: u32,
     batch: Option<ReopenBatch>,
 }
 
-/// While reopening: so many attempts may go, and when all have ended without a 429, twice as many.
+/// While reopening: how many attempts may go now. When all have ended without a 429, it becomes twice as many.
 #[derive(Debug)]
 struct ReopenBatch {
     size: u64,
@@ -20,7 +21,7 @@ struct ReopenBatch {
 }
 
 impl ThrottleGate {
-    /// The upstream refused: nothing goes before `until` (or before what was said earlier), and then one attempt first.
+    /// Closes the gate after a 429 until `until` (or an earlier call's time if later); then one attempt goes first.
     pub(super) fn close(&mut self, until: Moment) {
         self.closed_until = self.closed_until.max(until);
         self.round = self.round.wrapping_add(1);
@@ -35,17 +36,17 @@ impl ThrottleGate {
         }
     }
 
-    /// Until when it is closed; `None`: it is not.
+    /// Until when it is closed; `None` if it is not.
     pub(super) fn closed_until(&self, now: Moment) -> Option<Moment> {
         (self.closed_until > now).then_some(self.closed_until)
     }
 
-    /// Is there nothing that holds attempts back, nor did a 429 a while ago?
+    /// Whether nothing holds attempts back, and no recent 429 did.
     pub(super) fn is_wide_open(&self, now: Moment) -> bool {
         self.batch.is_none() && self.closed_until <= now
     }
 
-    /// An attempt goes through. Returns the round that it belongs to.
+    /// Lets an attempt through and returns the round it belongs to.
     pub(super) fn send(&mut self) -> u32 {
         if let Some(batch) = &mut self.batch {
             batch.sent += 1;
@@ -60,7 +61,7 @@ impl ThrottleGate {
         }
     }
 
-    /// An attempt of `round` ended. From `limit` attempts at once on the gate is wide open.
+    /// An attempt of `round` ended. Once `limit` attempts may go at once, the gate is wide open.
     pub(super) fn end(&mut self, round: u32, limit: u64) {
         let Some(batch) = self.batch.as_mut().filter(|_| round == self.round) else { return };
         batch.ended += 1;

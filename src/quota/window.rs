@@ -1,7 +1,7 @@
-//! The slots of one bucket that are taken: exact, whatever the alignment of the upstream's own window.
+//! The slots taken in one bucket: an exact account, whatever the alignment of the upstream's own window.
 //!
-//! A slot is taken when an attempt is sent and comes back [`HOLD_MS`] after that attempt ended. The upstream counts the
-//! attempt at some moment between the two, so any two attempts in the same slot are counted more than a minute apart.
+//! A slot is taken when an attempt is sent and comes back [`HOLD_MS`] after the attempt ended. The upstream counts
+//! the attempt at some point in between, so it counts any two attempts in the same slot more than a minute apart.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,54 +9,51 @@ use std::sync::Arc;
 /// Milliseconds since the quota was opened.
 pub(super) type Moment = u64;
 
-/// How long after an attempt's end its slot stays taken: the upstream's minute and a second for clocks that differ.
+/// How long a slot stays taken after its attempt ended: the upstream's minute, plus a second for clock differences.
 pub(super) const HOLD_MS: u64 = 61_000;
 
-/// Ends are rounded up to this, so that a window is at most 6,100 entries a caller, whatever the limit.
+/// Ends are rounded up to this, so that a window has at most 6,100 entries per caller, whatever the limit.
 const TICK_MS: u64 = 10;
 
-/// How far back the ends of one tick are searched for one of the same caller to be added to.
+/// How many entries of the same tick are searched for one of the same caller to add to.
 const SAME_TICK_SEARCH: usize = 16;
 
 /// Slots of ended attempts that come back together.
 #[derive(Clone, Debug)]
 pub(super) struct ReturningSlots {
-    /// When they come back.
     pub(super) returns: Moment,
-    /// Whose they are.
     pub(super) caller: Arc<str>,
-    /// How many; 0: none, but the caller asked for one within the window.
+    /// Number of slots. 0 means that the caller only asked for one within the window.
     pub(super) count: u64,
 }
 
-/// What one who takes a slot has to leave to others: at the horizon `h` (milliseconds from now), together with what has come
-/// back by then, at least `min(reserve + per_hold / parts · h / HOLD_MS, most)`.
+/// What whoever takes a slot must leave to others: `h` milliseconds from now, together with what has come back by
+/// then, at least `min(reserve + per_hold / parts · h / HOLD_MS, most)`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SlotsToLeave {
-    /// Slots for whoever comes at once.
+    /// Slots for callers that come at once.
     pub(super) reserve: u64,
-    /// Over a whole hold, others may want `per_hold / parts` slots, evenly.
+    /// Over a whole hold, others may want `per_hold / parts` slots, evenly spread.
     pub(super) per_hold: u64,
     /// See `per_hold`; at least 1.
     pub(super) parts: u64,
-    /// They may be made to wait so long.
+    /// How long they may be made to wait.
     pub(super) patience_ms: u64,
-    /// More than this the others cannot want within a hold.
+    /// The most that the others can want within a hold.
     pub(super) most: u64,
 }
 
 /// When slots can be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SlotsDue {
-    /// At this moment (or at once, if it is not after now), unless somebody else takes them.
+    /// At this moment (now if it has passed), unless someone else takes them.
     At(Moment),
-    /// When an attempt that is under way has ended: too many are, to promise the others their share.
+    /// When an attempt under way has ended: too many are under way to promise the others their share.
     AfterAnEnd,
-    /// Not within a hold from now: attempts under way have all of them.
+    /// Not within a hold from now, because attempts under way have them all.
     Later,
 }
 
-/// The taken slots of one bucket.
 #[derive(Debug, Default)]
 pub(super) struct SlotWindow {
     under_way: u64,
@@ -66,28 +63,27 @@ pub(super) struct SlotWindow {
 }
 
 impl SlotWindow {
-    /// Slots that are taken.
+    /// Number of slots taken.
     pub(super) fn used(&self) -> u64 {
         self.under_way + self.held_count
     }
 
-    /// An attempt is sent.
     pub(super) fn send(&mut self) {
         self.under_way += 1;
     }
 
-    /// An attempt that was under way turns out never to have been sent.
+    /// An attempt under way turned out never to have been sent.
     pub(super) fn unsend(&mut self) {
         self.under_way = self.under_way.saturating_sub(1);
     }
 
-    /// An attempt that was under way has ended now. `true`: a further entry was made for it.
+    /// An attempt under way has ended now. Returns true if that added an entry.
     pub(super) fn end(&mut self, now: Moment, caller: &Arc<str>) -> bool {
         self.under_way = self.under_way.saturating_sub(1);
         self.hold(now.next_multiple_of(TICK_MS) + HOLD_MS, caller, 1)
     }
 
-    /// Holds `count` slots until `returns`. `true`: a further entry was made for them.
+    /// Holds `count` slots until `returns`. Returns true if that added an entry.
     pub(super) fn hold(&mut self, returns: Moment, caller: &Arc<str>, count: u64) -> bool {
         self.held_count += count;
         let at = self.held.partition_point(|held| held.returns <= returns);
@@ -116,11 +112,11 @@ impl SlotWindow {
         self.held.front().map(|held| held.returns)
     }
 
-    /// When can `take` slots be taken such that from then on there is enough of `keep`?
+    /// When `take` slots can be taken such that enough of `keep` is left from then on.
     pub(super) fn when(&self, now: Moment, limit: u64, take: u64, keep: &SlotsToLeave) -> SlotsDue {
         let wanted = self.used() + take;
         let least = keep.reserve.min(keep.most);
-        // `supply`: what is left after taking, `None` while that is less than nothing; `back`: what has come back by then.
+        // `supply` is what is left after taking (`None` while negative); `back` is what has come back by then.
         let (mut at, mut back) = (now, 0);
         for held in &self.held {
             match (limit + back).checked_sub(wanted) {
@@ -139,7 +135,7 @@ impl SlotWindow {
 }
 
 impl SlotsToLeave {
-    /// For how long `supply` slots are enough.
+    /// How long `supply` slots are enough.
     fn lasts_ms(&self, supply: u64) -> u64 {
         let Some(spare) = supply.checked_sub(self.reserve) else { return 0 };
         let lasts = u128::from(spare) * u128::from(self.parts) * u128::from(HOLD_MS);
@@ -191,7 +187,7 @@ mod tests {
         assert_eq!(window.when(0, 10, 11, &SlotsToLeave::default()), SlotsDue::Later);
         assert_eq!(window.when(0, 10, 1, &keep(4, 0)), SlotsDue::At(30_000));
         assert_eq!(window.when(0, 10, 1, &keep(5, 0)), SlotsDue::At(60_000));
-        // At 30 s four are left, one more than the reserve; at two a hold that lasts 30.5 s.
+        // At 30 s four slots are left, one more than the reserve; at two per hold that lasts 30.5 s.
         assert_eq!(window.when(0, 10, 1, &keep(3, 2)), SlotsDue::At(30_000));
         assert_eq!(window.when(0, 10, 1, &keep(3, 4)), SlotsDue::At(60_000 - 15_250));
     }

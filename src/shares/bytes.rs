@@ -1,8 +1,8 @@
-//! Bytes that are read from somewhere, and count for the memory that they take.
+//! Bytes read from elsewhere that count for the memory they take.
 
 use super::{HeldShare, Shortage};
 
-/// Bytes that grow as they come. Their memory counts against a holder's share until they are gone.
+/// A growing buffer whose memory counts against a holder's share until it is dropped.
 #[derive(Debug)]
 pub struct CountedBytes {
     bytes: Vec<u8>,
@@ -10,17 +10,17 @@ pub struct CountedBytes {
 }
 
 impl CountedBytes {
-    /// None yet. What `room` covers already is used first.
+    /// Creates an empty buffer. What `room` already covers is used first.
     #[must_use]
     pub fn new(room: HeldShare) -> Self {
         Self { bytes: Vec::new(), room }
     }
 
-    /// Becomes able to hold `length` bytes in all, better `expected`, but never more than `most`. It grows by doubling, so that a
-    /// long body is not copied for each of its pieces.
+    /// Makes room for `length` bytes in total, preferably `expected`, but never more than `most`. The buffer doubles,
+    /// so that a long body is not copied for every piece.
     ///
     /// # Errors
-    /// The holder's share is used up: it holds what it held.
+    /// The holder's share is used up; what it holds stays unchanged.
     pub fn make_room(&mut self, length: usize, expected: usize, most: usize) -> Result<(), Shortage> {
         if length <= self.bytes.capacity() {
             return Ok(());
@@ -31,24 +31,24 @@ impl CountedBytes {
         Ok(())
     }
 
-    /// Appends what room was made for.
+    /// Appends bytes for which room was made.
     pub fn extend(&mut self, more: &[u8]) {
         self.bytes.extend_from_slice(more);
     }
 
-    /// How many there are.
+    /// Number of bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Are there none?
+    /// Whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// The bytes and what they count for, neither more than it has to be.
+    /// The bytes and the share they count against, both trimmed to size.
     #[must_use]
     pub fn into_parts(mut self) -> (Vec<u8>, HeldShare) {
         self.bytes.shrink_to_fit();
@@ -63,7 +63,7 @@ impl AsRef<[u8]> for CountedBytes {
     }
 }
 
-/// So many bytes as an amount.
+/// A number of bytes as an amount.
 #[must_use]
 pub fn amount(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)

@@ -1,12 +1,12 @@
-//! What is promised of shares, over random interleavings. `MAKEGATE_SEEDS` is how many seeds are played, `MAKEGATE_SEED` the one
-//! to play again.
+//! The rules of shares, over random interleavings. `MAKEGATE_SEEDS` sets the number of seeds, `MAKEGATE_SEED` replays
+//! one.
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
 
 use super::*;
 
-/// A generator of reproducible numbers.
+/// Reproducible random numbers.
 struct Random(u64);
 
 impl Random {
@@ -29,7 +29,7 @@ fn seeds(usual: u64) -> RangeInclusive<u64> {
     number("MAKEGATE_SEED").map_or(1..=number("MAKEGATE_SEEDS").unwrap_or(usual), |seed| seed..=seed)
 }
 
-/// Takes `step` after `step` until it is refused.
+/// Takes `step` repeatedly until refused.
 fn fill(holder: &Arc<ShareHolder>, step: u64) -> (Vec<HeldShare>, Shortage) {
     let mut held = Vec::new();
     loop {
@@ -50,7 +50,7 @@ fn a_lone_holder_has_nearly_all_and_the_next_ones_find_room_at_once() {
         .map(|_| {
             let holder = shared.holder();
             let (held, short) = fill(&holder, 1);
-            assert_eq!(short, Shortage::All, "it has less than its share: the others hold it");
+            assert_eq!(short, Shortage::All, "it has less than its share because the others hold it");
             std::mem::forget(held);
             holder.held()
         })
@@ -62,12 +62,12 @@ fn a_lone_holder_has_nearly_all_and_the_next_ones_find_room_at_once() {
 }
 
 #[test]
-fn what_is_given_back_goes_to_those_below_their_share() {
+fn amounts_given_back_go_to_those_below_their_share() {
     let shared = SharedLimit::new(1200);
     let (greedy, late) = (shared.holder(), shared.holder());
     let (mut all, _) = fill(&greedy, 1);
     let mut lates = Vec::new();
-    // Both ask again for whatever is given back; the greedy one asks first.
+    // Both ask for whatever is given back; the greedy one asks first.
     for _ in 0..5_000 {
         all.pop();
         all.extend(greedy.take(1));
@@ -113,7 +113,7 @@ fn a_lower_limit_takes_nothing_back() {
     assert_eq!((held.amount(), shared.taken()), (20, 20));
 }
 
-/// What one holder of the model has.
+/// What one holder holds in the model.
 struct Part {
     holder: Arc<ShareHolder>,
     held: Vec<HeldShare>,
@@ -125,7 +125,7 @@ impl Part {
     }
 }
 
-/// Does what a random holder wants, and holds the answer against the promises.
+/// Lets a random holder act, and checks the answer against the rules.
 fn step(random: &mut Random, shared: &Arc<SharedLimit>, parts: &mut [Part]) {
     let (at, limit) = (random.index(parts.len()), shared.limit());
     let most = if random.below(4) == 0 { limit } else { limit / 20 + 1 };
@@ -160,7 +160,7 @@ fn step(random: &mut Random, shared: &Arc<SharedLimit>, parts: &mut [Part]) {
             assert!(beside.iter().any(|sum| *sum > share), "refused within its share, and nobody is beyond its own");
             assert!(free < more + reserve / 2, "refused within its share, though enough is free");
         }
-        Err(_) => assert!(free < more + reserve, "refused, though more is free than is kept"),
+        Err(_) => assert!(free < more + reserve, "refused, though more is free than is kept for others"),
     }
 }
 
@@ -183,7 +183,7 @@ fn every_answer_is_right_whatever_happened_before() {
     }
 }
 
-/// The same holder is used by several threads, too: the first and the last amount of one are counted in and out by different ones.
+/// Several threads also use the same holder, so its first and last amounts are counted by different threads.
 #[test]
 fn nothing_is_lost_between_threads_and_the_limit_holds_at_any_moment() {
     for seed in seeds(20) {

@@ -1,4 +1,4 @@
-//! The promises of the design, a file each: the real service on real sockets, against the sandbox or a hostile origin.
+//! The design's promises, one file each: the real service on real sockets, against the sandbox or a hostile origin.
 
 #![allow(clippy::disallowed_methods, reason = "a test may wait for files")]
 #![expect(

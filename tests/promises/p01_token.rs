@@ -13,7 +13,7 @@ async fn an_answer_that_holds_the_token_is_withheld() {
         let answer = world.get_with(ALL, ORG, &["cache-control: no-store"]).await.refused(502, "MG206");
         assert!(!answer.head.contains(TOKEN) && !answer.text().contains(TOKEN));
     }
-    // In a header alone, too.
+    // Also when only a header holds it.
     let fault = FaultKind::status(200).with_header("x-echo", "{authorization}").with_body("{}");
     world.sandbox.fault(Fault::once("*", ORG, fault));
     world.get_with(ALL, ORG, &["cache-control: no-store"]).await.refused(502, "MG206");
@@ -53,12 +53,12 @@ async fn the_token_is_in_no_record_answer_or_file() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap_or_default();
         assert!(!bytes.windows(TOKEN.len()).any(|w| w == TOKEN.as_bytes()));
     }
-    // What the upstream saw as the credential is the token, never the caller's key.
+    // Upstream sees the token as the credential, never the caller's key.
     assert!(world.sandbox.received().iter().all(|r| r.headers.iter().all(|(_, value)| !value.contains(ALL))));
 }
 
 #[tokio::test]
-async fn the_upstream_learns_no_header_that_the_caller_made_up() {
+async fn headers_that_the_caller_made_up_do_not_go_upstream() {
     let world = Plan::default().start().await;
     let headers = [
         "cookie: a=b",

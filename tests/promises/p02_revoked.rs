@@ -1,4 +1,4 @@
-//! Promise 2. Rights that are taken away act at once, also on requests that wait.
+//! Promise 2. Revoked rights take effect at once, even for waiting requests.
 
 use std::fs;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::support::{ALL, HELD, LIST, ORG, OTHER, Plan, READER, Reply, VARIABLES
 const FAST: &str = "rate = \"1000000/min\"\nburst = 100000\n";
 const VARIABLE: &str = r#"{"typeId":2,"name":"v","value":"x"}"#;
 
-/// What is taken away, as a change of the configuration's text, and how the caller is refused then.
+/// What is revoked, as a change to the configuration's text, and how the caller is then refused.
 const TAKEN: [(&str, &str, u16, &str); 3] = [
     ("sha256:KEY", "sha256:0000000000000000000000000000000000000000000000000000000000000000", 401, "MG112"),
     ("# its own\ngrants = [\"*\"]", "grants = [\"usage:read\"]", 403, "MG131"),
     ("organizations = [11]", "organizations = [12]", 403, "MG132"),
 ];
 
-/// A world with a caller `some`, all of whose rights can be taken away.
+/// A world with a caller `some`, all of whose rights can be revoked.
 async fn world(plan: Plan) -> World {
     plan.caller("some", &format!("# its own\ngrants = [\"*\"]\norganizations = [11]\n{FAST}")).start().await
 }
@@ -40,7 +40,7 @@ fn request(world: &World, method: &'static str, target: &'static str, body: &'st
 }
 
 #[tokio::test]
-async fn a_request_that_waits_for_quota_is_asked_again_before_it_is_sent() {
+async fn a_request_that_waited_for_quota_is_authorized_again_before_it_is_sent() {
     for taken in TAKEN {
         for (method, target, body) in [("GET", ORG, ""), ("POST", VARIABLES, VARIABLE)] {
             let plan = Plan::default().set(
@@ -48,7 +48,7 @@ async fn a_request_that_waits_for_quota_is_asked_again_before_it_is_sent() {
                 "quota = \"1/min\"\nquota_wait = \"90s\"\ndeadline = \"100s\"\nwrite_deadline = \"100s\"",
             );
             let world = world(plan).await;
-            // It holds the only slot until it is over, and that is a minute later by the world's clock.
+            // This request holds the only slot until a minute after it ends, by the world's clock.
             world.get(ALL, "/api/v2/organizations/11/usage").await.expect(200);
             let waits = request(&world, method, target, body);
             until(|| world.service.gateway().quota.view(BucketId::Organization(11)).waiting == 1).await;
@@ -61,7 +61,7 @@ async fn a_request_that_waits_for_quota_is_asked_again_before_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_write_that_waits_for_its_turn_is_asked_again_before_its_intent() {
+async fn a_write_that_waited_for_its_turn_is_authorized_again_before_its_intent() {
     let world = world(Plan::default()).await;
     world.sandbox.fault(Fault::once("PATCH", ORG, HELD));
     let (gateway, headers) = (world.gateway, with_key(ALL, &[]));
@@ -78,9 +78,9 @@ async fn a_write_that_waits_for_its_turn_is_asked_again_before_its_intent() {
     assert!(world.records().await.iter().all(|record| record["kind"] != "intent" || record["caller"] == "all"));
 }
 
-/// A write that waits for a connection has its intent already: it ends as not sent.
+/// A write waiting for a connection already has its intent, so it ends as not sent.
 #[tokio::test]
-async fn a_request_that_waits_for_a_connection_is_asked_again_before_it_is_sent() {
+async fn a_request_that_waited_for_a_connection_is_authorized_again_before_it_is_sent() {
     for taken in TAKEN {
         for (method, target, body) in [("GET", ORG, ""), ("POST", VARIABLES, VARIABLE)] {
             let world = world(Plan::default().set("upstream", "connections = 1")).await;
@@ -102,7 +102,7 @@ async fn a_request_that_waits_for_a_connection_is_asked_again_before_it_is_sent(
 }
 
 #[tokio::test]
-async fn an_answer_is_withheld_from_a_caller_whose_rights_went_while_it_was_fetched() {
+async fn an_answer_is_withheld_from_a_caller_whose_rights_were_revoked_while_it_was_fetched() {
     for taken in TAKEN {
         let world = world(Plan::default()).await;
         world.sandbox.fault(Fault::once("GET", ORG, HELD));
@@ -113,7 +113,7 @@ async fn an_answer_is_withheld_from_a_caller_whose_rights_went_while_it_was_fetc
         world.sandbox.clear_faults();
         read.await.unwrap().refused(taken.2, taken.3);
         let write = write.await.unwrap().refused(taken.2, taken.3);
-        // Its caller is not told what Make answered, but what became of it.
+        // The caller is not told what Make answered, only what became of the write.
         assert_eq!(write.header("makegate-outcome"), Some("done"), "{write:?}");
         let records = world.records().await;
         let outcome = records.iter().find(|record| record["kind"] == "outcome").unwrap();
@@ -125,7 +125,7 @@ async fn an_answer_is_withheld_from_a_caller_whose_rights_went_while_it_was_fetc
 }
 
 #[tokio::test]
-async fn a_list_that_was_narrowed_to_more_than_the_scope_is_withheld() {
+async fn a_list_narrowed_to_more_than_the_current_scope_is_withheld() {
     let world = World::start().await;
     world.sandbox.fault(Fault::once("GET", LIST, HELD));
     let (gateway, headers) = (world.gateway, with_key(READER, &[]));

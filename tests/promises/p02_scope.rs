@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::support::{ALL, LIST, ORG, READER, World};
 
 #[tokio::test]
-async fn a_cached_answer_reaches_only_who_may_have_it() {
+async fn a_cached_answer_reaches_only_callers_who_may_have_it() {
     let world = World::start().await;
     let first = world.get(ALL, "/api/v2/organizations/13").await.expect(200);
     let hit = world.get(ALL, "/api/v2/organizations/13").await.expect(200);
@@ -34,7 +34,7 @@ fn ids(list: &Value) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn a_scoped_list_shows_its_own_with_a_page_of_its_own() {
+async fn a_scoped_list_shows_only_its_organizations_with_their_own_paging() {
     let world = World::start().await;
     let whole = world.get(ALL, LIST).await.expect(200).json();
     assert!(ids(&whole).len() > 3);
@@ -46,14 +46,14 @@ async fn a_scoped_list_shows_its_own_with_a_page_of_its_own() {
     assert_eq!(page["pg"]["offset"], 1);
     let down = world.get(READER, &format!("{LIST}?pg%5BsortBy%5D=id&pg%5BsortDir%5D=desc")).await.expect(200).json();
     assert_eq!(ids(&down), [12, 11]);
-    // Columns without `id`: narrowed by it all the same, and it is taken out again.
+    // Columns without `id`: the list is still narrowed by it, and `id` is removed again.
     let names = world.get(READER, &format!("{LIST}?cols[]=name")).await.expect(200).json();
     assert_eq!(names["organizations"].as_array().unwrap().len(), 2);
     assert!(
         names["organizations"].as_array().unwrap().iter().all(|o| o.get("id").is_none() && o.get("name").is_some())
     );
     for answer in [own, page, down, names] {
-        assert!(!answer.to_string().contains("Cobalt"), "a foreign organization shows: {answer}");
+        assert!(!answer.to_string().contains("Cobalt"), "another organization is visible: {answer}");
     }
 }
 

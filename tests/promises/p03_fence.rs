@@ -13,7 +13,7 @@ fn name(answer: &crate::support::Reply) -> String {
 }
 
 #[tokio::test]
-async fn a_write_freshens_what_it_touches_and_nothing_else() {
+async fn a_write_invalidates_what_it_touches_and_nothing_else() {
     let world = World::start().await;
     for target in [ORG, OTHER, LIST] {
         world.get(ALL, target).await.expect(200);
@@ -24,7 +24,7 @@ async fn a_write_freshens_what_it_touches_and_nothing_else() {
     assert!(world.get(ALL, LIST).await.expect(200).text().contains("After"));
     assert!(world.get(READER, LIST).await.expect(200).text().contains("After"));
     let other = world.get(ALL, OTHER).await.expect(200);
-    assert!(other.header("cache-status").unwrap().contains("hit"), "another organization was forgotten");
+    assert!(other.header("cache-status").unwrap().contains("hit"), "another organization was dropped from the cache");
 }
 
 #[tokio::test]
@@ -32,7 +32,7 @@ async fn a_slow_read_that_began_before_the_write_fills_nothing_and_is_joined_by_
     let world = World::start().await;
     let before = name(&world.get(ALL, ORG).await.expect(200));
     world.service.gateway().cache.purge_all();
-    // The sandbox handles this read at once, and its answer dawdles.
+    // The sandbox handles this read at once, but its answer arrives slowly.
     world.sandbox.fault(Fault::once("GET", ORG, FaultKind::Drip { bytes: 20, every_ms: 25 }));
     let slow = world.get(ALL, ORG);
     let rest = async {
@@ -40,16 +40,16 @@ async fn a_slow_read_that_began_before_the_write_fills_nothing_and_is_joined_by_
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         world.patch(ALL, ORG, r#"{"name":"After"}"#).await.expect(200);
-        // The slow read is still under way: it may not be joined, and what it brings may not be found.
+        // The slow read is still under way: nobody may join it, and its result may not be used.
         assert_eq!(name(&world.get(ALL, ORG).await.expect(200)), "After");
     };
     let (slow, ()) = tokio::join!(slow, rest);
-    assert_eq!(name(&slow.expect(200)), before, "the slow read saw the write; the test proves nothing");
+    assert_eq!(name(&slow.expect(200)), before, "the slow read saw the write, so the test proves nothing");
     assert_eq!(name(&world.get(ALL, ORG).await.expect(200)), "After");
 }
 
 #[tokio::test]
-async fn after_a_write_what_it_touches_lives_no_longer_than_the_settle_time() {
+async fn after_a_write_entries_that_it_touches_live_no_longer_than_the_settle_time() {
     let world = Plan::default().sandbox(|s| s.lag = Duration::from_secs(3)).clock(Clock::still()).start().await;
     world.get(ALL, ORG).await.expect(200);
     world.patch(ALL, ORG, r#"{"name":"After"}"#).await.expect(200);
@@ -69,7 +69,7 @@ async fn a_write_in_doubt_invalidates_now_and_when_its_doubt_is_over() {
     let read = world.get(ALL, ORG).await.expect(200);
     assert!(read.header("cache-status").unwrap().contains("fwd=miss"), "{read:?}");
     assert_eq!(world.received("GET", ORG), 2);
-    // Born in doubt: it answers for a while, never beyond the doubt.
+    // Fetched while in doubt: it is used for a while, but never beyond the doubt.
     world.clock.advance(Duration::from_secs(125));
     let read = world.get(ALL, ORG).await.expect(200);
     assert!(read.header("cache-status").unwrap().contains("fwd="), "{read:?}");

@@ -1,6 +1,7 @@
-//! Promise 3, at random: tools write versions of the same things and read them in every way, while the upstream is slow, cuts,
-//! fails and answers after the effect, callers hang up, and time passes. Afterwards each read is held against the order in
-//! which the upstream carried the writes out: it may not be older than any write that was answered before it was sent.
+//! Promise 3, at random: tools write versions of the same things and read them in every way, while the upstream is
+//! slow, cuts connections, fails, and answers late, callers hang up, and time passes. Afterwards each read is
+//! compared with the order in which the upstream carried out the writes: it must not be older than any write that was
+//! answered before the read was sent.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ const STEPS: u64 = 30;
 const TASKS: u64 = 6;
 const ORGANIZATIONS: [u64; 3] = [11, 12, 13];
 
-/// What has versions: an organization's name, or the value of a variable of it.
+/// A thing that has versions: an organization's name, or the value of one of its variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Thing {
     Name(u64),
@@ -35,7 +36,7 @@ impl Thing {
     }
 }
 
-/// A write that was answered, in the order of a clock that ticks at every step of the test.
+/// A write that was answered, timed by a clock that ticks at every step of the test.
 #[derive(Clone, Debug)]
 struct Written {
     thing: Thing,
@@ -50,7 +51,7 @@ struct Seen {
     thing: Thing,
     version: String,
     sent: u64,
-    #[expect(dead_code, reason = "told when the test fails")]
+    #[expect(dead_code, reason = "printed when the test fails")]
     how: String,
 }
 
@@ -58,13 +59,14 @@ struct Seen {
 struct Tool {
     world: Arc<World>,
     ticks: Arc<AtomicU64>,
-    /// Time does not jump while requests are under way: a write whose time-out that would be could take effect after its answer.
+    /// Time does not jump while requests are under way: a write that timed out because of it could take effect after
+    /// its answer.
     jump: Arc<RwLock<()>>,
     random: Random,
     number: u64,
     written: Vec<Written>,
     seen: Vec<Seen>,
-    /// By target: the last entity tag, and what it stands for.
+    /// The last entity tag by target, with the body it stands for.
     tags: HashMap<String, (String, Value)>,
 }
 
@@ -98,7 +100,7 @@ impl Tool {
         };
         let key = *self.random.pick(&[ALL, TOO]);
         if self.random.below(6) == 0 {
-            // Nobody hears what becomes of it: it may be old for ever after.
+            // Nobody learns what becomes of it; it may take effect at any later time.
             let after = Duration::from_millis(self.random.below(4));
             return self.world.send_and_leave(key, "PATCH", &thing.path(), &body, after).await;
         }
@@ -106,13 +108,13 @@ impl Tool {
         let _no_jump = jump.read().await;
         let status = self.world.patch(key, &thing.path(), &body).await.status;
         if status == 504 && !order(&self.world, thing).contains_key(&version) {
-            // It may take effect after its answer, and is only then older than a read.
+            // It may take effect after its answer, and only then is it older than a read.
             return;
         }
         self.written.push(Written { thing, version, answered: self.tick(), status });
     }
 
-    /// Something goes wrong with one of the next requests.
+    /// Makes one of the next requests fail in some way.
     fn provoke(&mut self) {
         let thing = if self.random.below(3) == 0 { Thing::Variable } else { Thing::Name };
         let path = thing(*self.random.pick(&ORGANIZATIONS)).path();
@@ -212,14 +214,14 @@ async fn start() -> World {
         .await;
     for id in ORGANIZATIONS {
         let body = r#"{"name":"changing","typeId":2,"value":"first"}"#;
-        // At Make itself: an attempt of the gateway's may be too short.
+        // Asked at Make itself, because the gateway's own attempts may be too short.
         let token = format!("authorization: Token {TOKEN}\r\n");
         send(world.sandbox.address(), "POST", &format!("{LIST}/{id}/variables"), &token, body).await.expect(200);
     }
     world
 }
 
-/// The order in which the upstream carried out the writes of a thing.
+/// The order in which the upstream carried out the writes to a thing.
 fn order(world: &World, thing: Thing) -> HashMap<String, usize> {
     let member = if matches!(thing, Thing::Name(_)) { "name" } else { "value" };
     let effects = world.sandbox.received_of("PATCH", &thing.path()).into_iter().filter(|received| received.effect);
@@ -249,11 +251,11 @@ async fn play(seed: u64) -> (usize, usize) {
     let mut judged = 0;
     for one in &seen {
         let order = orders.entry(one.thing).or_insert_with(|| order(&world, one.thing));
-        // What stood there at the start is older than everything.
+        // What was there at the start is older than everything else.
         let place = order.get(&one.version).copied().unwrap_or(0);
         for write in written.iter().filter(|write| write.thing == one.thing && write.answered < one.sent) {
             judged += 1;
-            // A write without an effect (refused, or cut before it) has no place, and demands nothing.
+            // A write without an effect (refused, or cut off before it) has no place and demands nothing.
             let least = order.get(&write.version).copied().unwrap_or(0);
             assert!(place >= least, "MAKEGATE_SEED={seed}: {one:?} is older than {write:?}; order: {order:?}");
         }
@@ -269,5 +271,5 @@ async fn no_read_is_older_than_a_write_that_was_answered_before_it() {
         (judged, failed) = (judged + more, failed + not_done);
     }
     println!("{judged} pairs of write and read; {failed} writes were not answered 200");
-    assert!(judged > 100 && failed > 0, "that proves little");
+    assert!(judged > 100 && failed > 0, "too few to prove anything");
 }

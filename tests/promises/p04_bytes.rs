@@ -1,6 +1,7 @@
-//! Promise 4, byte by byte: the wire to the upstream is cut after every byte of the request and of the answer, in order and by
-//! a reset, for an operation of each retry class. What took effect is counted at the upstream, for each request by what only it
-//! says, and only when all that was let through has been read: an effect that comes late is still its own request's.
+//! Promise 4, byte by byte: the connection to the upstream is cut after every byte of the request and of the answer,
+//! by an orderly close and by a reset, for an operation of each retry class. Effects are counted at the upstream and
+//! attributed to requests by text unique to each, after everything that got through has been read: even a late effect
+//! belongs to its request.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -11,16 +12,16 @@ use crate::support::hostile::{Origin, Received, Step, repeated, tls_identity};
 use crate::support::relay::{At, Manner, Relay};
 use crate::support::{ALL, ORG, Plan, Reply, World, new_dir, until};
 
-/// A request that may be made again and again, each time as another one of the same length.
+/// A request that can be made repeatedly, each time as a different one of the same length.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     method: &'static str,
-    /// `N` stands for a number of five digits, here or in the body.
+    /// `N` stands for a five-digit number, here or in the body.
     path: &'static str,
     body: &'static str,
-    /// May it be sent again when nobody knows what the first attempt did?
+    /// Whether it may be sent again when nobody knows what the first attempt did.
     again: bool,
-    /// Is it sent again when only its answer was cut?
+    /// Whether it is sent again when only its answer was cut.
     again_for_the_answer: bool,
 }
 
@@ -41,15 +42,15 @@ const READ: Shape = Shape {
     again_for_the_answer: true,
 };
 
-/// What the upstream answers, always.
+/// The upstream's constant answer.
 const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n{\"ok\":1}";
 
-/// A gateway whose wire to an upstream of its own can be cut.
+/// A gateway whose connection to its own upstream can be cut.
 struct Bench {
     world: World,
     origin: Origin,
     relay: Relay,
-    /// The effects that each request must have had, by its number.
+    /// The number of effects that each request must have had, by the request's number.
     expected: HashMap<usize, RangeInclusive<usize>>,
 }
 
@@ -57,7 +58,7 @@ impl Bench {
     async fn new(is_tls: bool) -> Self {
         let scripts = vec![repeated(&[Step::Read, Step::write(ANSWER)], 1_000)];
         let dir = new_dir();
-        // Everything that may be sent again is, as often as the classes allow.
+        // Whatever may be sent again is, as often as its class allows.
         let limits = "breaker_failures = 0\nretry_percent = 100\nretry_floor = 1000000";
         let mut plan = Plan::default().set("upstream", "look = false").set("limits", limits);
         let origin = if is_tls {
@@ -79,7 +80,7 @@ impl Bench {
         self.world.send(ALL, shape.method, &path, &[], &body).await
     }
 
-    /// The bytes of this request, and of its answer up to the end of the head, and whole.
+    /// The lengths in bytes of this request, and of its answer up to the end of the head and in full.
     async fn lengths(&self, shape: Shape) -> (usize, usize, usize) {
         self.relay.arm(None);
         let reply = self.send(shape, 0).await.expect(200);
@@ -87,7 +88,7 @@ impl Bench {
         (request, answer - reply.body.len(), answer)
     }
 
-    /// Cuts there, and looks what came of it.
+    /// Cuts at this point and checks the result.
     async fn check(
         &mut self,
         shape: Shape,
@@ -120,7 +121,8 @@ impl Bench {
         assert_eq!(record["outcome"].as_str(), told, "{place}");
     }
 
-    /// Once the upstream has read all that was let through to it: what each request did there, by its number.
+    /// Returns what each request did at the upstream, by number, once the upstream has read everything that got
+    /// through to it.
     async fn effects(self) -> HashMap<usize, usize> {
         let Self { origin, relay, expected, .. } = self;
         relay.end();
@@ -144,12 +146,12 @@ impl Bench {
     }
 }
 
-/// Stands for the request with this number on the wire. All are of one length, so that all requests of a shape are.
+/// The name that stands for a request on the wire. All names have the same length, so all requests of a shape do too.
 fn name(number: usize) -> String {
     format!("{}", 10_000 + number)
 }
 
-/// Several gateways share the work: most of it is waiting.
+/// Several gateways share the work, because most of it is waiting.
 async fn cut_everywhere(shape: Shape) {
     let (request, head, answer) = Bench::new(false).await.lengths(shape).await;
     println!("{} {}: {request} bytes, answered by {answer}", shape.method, shape.path);
@@ -180,17 +182,17 @@ async fn a_cut_at_any_byte_of_a_read_is_not_noticed() {
     cut_everywhere(READ).await;
 }
 
-/// Over TLS the bytes of the handshake come first: whatever ends within it has sent nothing, and goes again.
+/// Over TLS the handshake's bytes come first: a connection cut during it has sent nothing, so the write goes again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_at_any_byte_of_tls_never_doubles_a_once_write() {
     let share = |is_request: bool, from: usize| async move {
         let mut bench = Bench::new(true).await;
-        // Later handshakes resume the first one's session: what goes there is longer, what comes back is shorter.
+        // Later handshakes resume the first session, so the client sends more bytes and receives fewer.
         let (first, later) = (bench.lengths(PAY).await, bench.lengths(PAY).await);
         let (there, back) = (first.0.max(later.0), first.2.max(later.2));
         let mut in_doubt = Vec::new();
         let places = (from..=if is_request { there } else { back }).step_by(2);
-        // Where the last byte is depends on whether a session was resumed.
+        // The position of the last byte depends on whether a session was resumed.
         let again = std::iter::repeat_n(there, if is_request { 10 } else { 0 });
         for (number, bytes) in places.chain(again).enumerate() {
             let (at, number) = (if is_request { At::Request(bytes) } else { At::Answer(bytes) }, number + 1);

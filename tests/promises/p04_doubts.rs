@@ -1,5 +1,5 @@
-//! Promise 4, and 5: a write in doubt is settled once, by an operator or by a look at what became of it, and nothing is sent
-//! a second time for that.
+//! Promise 4, and 5: a write in doubt is settled once, by an operator or by a look at its effect, and nothing is sent
+//! twice for that.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, TOO, VARIABLES, Worl
 const NO_STORE: &[&str] = &["cache-control: no-store"];
 const WINDOW: Duration = Duration::from_secs(2 * 60 + 11);
 
-/// A write, and the read that tells of it.
+/// A write, and the read that shows its effect.
 struct Case {
     operation: &'static str,
     method: &'static str,
@@ -58,7 +58,7 @@ impl Case {
     }
 }
 
-/// One attempt a request, and a variable that is there.
+/// One attempt per request, and an existing variable.
 fn plan() -> Plan {
     Plan::default().set("limits", "attempts = 1\nbreaker_failures = 0").clock(Clock::still())
 }
@@ -69,14 +69,14 @@ async fn prepared(plan: Plan) -> World {
     world
 }
 
-/// Puts the write in doubt; its request's id.
+/// Puts the write in doubt and returns its request id.
 async fn doubtful(world: &World, case: &Case, effect: bool) -> String {
     world.sandbox.fault(Fault::once(case.method, case.path(), FaultKind::Reset { effect }));
     let answer = world.send(ALL, case.method, case.target, &[], case.body).await.refused(502, "MG222");
     answer.header("x-request-id").unwrap().to_owned()
 }
 
-/// Somebody's request is answered.
+/// Has a request answered.
 async fn answered(world: &World) {
     world.get_with(TOO, LIST, NO_STORE).await.expect(200);
 }
@@ -85,7 +85,7 @@ fn doubt(world: &World, id: &str) -> Option<Doubt> {
     world.service.gateway().log.doubts().list().into_iter().find(|doubt| doubt.request.as_str() == id)
 }
 
-/// Waits until this holds; rounds of looking come all the while.
+/// Waits until this holds, while rounds of looks go on.
 async fn until(world: &World, what: &str, holds: impl Fn() -> bool) {
     for _ in 0..2_000 {
         if holds() {
@@ -94,13 +94,13 @@ async fn until(world: &World, what: &str, holds: impl Fn() -> bool) {
         world.clock.advance(Duration::from_millis(50));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("{what} does not come");
+    panic!("timed out waiting for {what}");
 }
 
-/// Waits until the doubt is open for this reason, after so many looks, and sees that rounds change nothing of that: they
-/// take 3 s of this clock.
+/// Waits until the doubt is open for this reason after this many looks, and checks that further rounds do not change
+/// that. Takes 3 s of this clock.
 async fn stays(world: &World, id: &str, looks: u32, why: DoubtReason) {
-    let doubtful = doubt(world, id).expect("it is in doubt");
+    let doubtful = doubt(world, id).expect("the write is in doubt");
     let now = || world.service.reconciler().progress(&world.service.gateway().policy(), &doubtful);
     let expected = DoubtProgress { looks, why };
     until(world, &format!("{why:?} after {looks} looks"), || now() == expected).await;
@@ -108,11 +108,11 @@ async fn stays(world: &World, id: &str, looks: u32, why: DoubtReason) {
         world.clock.advance(Duration::from_millis(50));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(doubt(world, id).is_some(), "settled, but nothing proves it");
+    assert!(doubt(world, id).is_some(), "settled without proof");
     assert_eq!(now(), expected);
 }
 
-/// Waits until it is settled; its settlement.
+/// Waits until it is settled and returns the settlement.
 async fn settled(world: &World, id: &str) -> Value {
     until(world, "the settlement", || doubt(world, id).is_none()).await;
     let records = world.records().await;
@@ -128,7 +128,7 @@ async fn operator(world: &World, method: &str, target: &str, body: &str) -> crat
 }
 
 #[tokio::test]
-async fn what_took_effect_is_found_and_settled_as_done() {
+async fn an_effect_is_found_and_settled_as_done() {
     for case in CASES {
         let world = prepared(plan()).await;
         let id = doubtful(&world, &case, true).await;
@@ -150,12 +150,12 @@ async fn what_took_effect_is_found_and_settled_as_done() {
             case.operation
         );
         let log = serde_json::to_string(&world.log().await).unwrap();
-        assert!(!log.contains("whispered"), "a value stands in the log: {log}");
+        assert!(!log.contains("whispered"), "a value was logged: {log}");
     }
 }
 
 #[tokio::test]
-async fn what_did_not_take_effect_stays_and_only_a_deleted_id_can_be_told() {
+async fn a_write_without_effect_stays_in_doubt_unless_it_deletes_an_id() {
     for case in CASES {
         let world = prepared(plan()).await;
         let id = doubtful(&world, &case, false).await;
@@ -169,7 +169,7 @@ async fn what_did_not_take_effect_stays_and_only_a_deleted_id_can_be_told() {
             world.delete(ALL, case.target).await.refused(409, "MG161");
             let settlement = settled(&world, &id).await;
             assert_eq!((&settlement["outcome"], &settlement["upstream_status"]), (&json!("rejected"), &json!(200)));
-            // Held no more.
+            // The hold is over.
             world.delete(ALL, case.target).await.expect(200);
             assert_eq!(world.received("DELETE", case.path()), 2);
             continue;
@@ -183,14 +183,14 @@ async fn what_did_not_take_effect_stays_and_only_a_deleted_id_can_be_told() {
 }
 
 #[tokio::test]
-async fn another_value_than_was_asked_for_proves_nothing() {
+async fn a_different_value_than_requested_proves_nothing() {
     let world = prepared(plan()).await;
     let id = doubtful(&world, &CASES[0], true).await;
     world.patch(TOO, ORG, r#"{"name":"Somebody else's"}"#).await.expect(200);
     let variable = doubtful(&world, &CASES[3], true).await;
     let theirs = r#"{"value":"theirs"}"#;
     world.patch(TOO, CASES[3].target, theirs).await.expect(200);
-    // Another variable has the value that was asked for: that is not the one.
+    // Another variable has the requested value, but it is not the one.
     world.post(TOO, VARIABLES, r#"{"name":"other","typeId":2,"value":"whispered"}"#).await.expect(200);
     world.clock.advance(Duration::from_secs(11));
     stays(&world, &id, 1, DoubtReason::Unproved).await;
@@ -198,7 +198,7 @@ async fn another_value_than_was_asked_for_proves_nothing() {
 }
 
 #[tokio::test]
-async fn nested_bodies_and_rows_without_a_look_are_the_operators() {
+async fn nested_bodies_and_rows_without_a_look_are_left_to_operators() {
     let world = prepared(plan()).await;
     let nested = Case { body: r#"{"name":"made","typeId":1,"value":[1]}"#, ..CASES[2] };
     let pay =
@@ -215,7 +215,7 @@ async fn nested_bodies_and_rows_without_a_look_are_the_operators() {
 }
 
 #[tokio::test]
-async fn nobody_looks_while_the_upstream_is_down() {
+async fn there_are_no_looks_while_the_upstream_is_down() {
     let world = prepared(plan()).await;
     let id = doubtful(&world, &CASES[0], true).await;
     world.sandbox.fault(Fault::always("*", "/**", FaultKind::Reset { effect: false }));
@@ -225,7 +225,7 @@ async fn nobody_looks_while_the_upstream_is_down() {
     world.clock.advance(WINDOW);
     stays(&world, &id, 0, DoubtReason::Unanswered).await;
     assert_eq!(world.received("GET", ORG), 0);
-    // 5xx is no answer either.
+    // A 5xx is not a usable answer either.
     world.sandbox.clear_faults();
     world.sandbox.fault(Fault::once("GET", OTHER, FaultKind::status(503)));
     world.get_with(TOO, OTHER, NO_STORE).await.expect(503);
@@ -236,7 +236,7 @@ async fn nobody_looks_while_the_upstream_is_down() {
 }
 
 #[tokio::test]
-async fn where_nobody_asks_the_look_itself_does_when_the_doubt_window_is_over() {
+async fn without_other_requests_the_look_itself_probes_once_the_doubt_window_is_over() {
     let world = prepared(plan()).await;
     let id = doubtful(&world, &CASES[0], true).await;
     world.clock.advance(Duration::from_secs(30));
@@ -246,7 +246,7 @@ async fn where_nobody_asks_the_look_itself_does_when_the_doubt_window_is_over() 
 }
 
 #[tokio::test]
-async fn nobody_looks_before_make_has_settled() {
+async fn there_are_no_looks_before_make_has_settled() {
     let world = prepared(plan()).await;
     let id = doubtful(&world, &CASES[0], true).await;
     answered(&world).await;
@@ -257,7 +257,7 @@ async fn nobody_looks_before_make_has_settled() {
 }
 
 #[tokio::test]
-async fn only_quota_that_nobody_needs_is_spent_on_looks() {
+async fn looks_only_spend_quota_that_nobody_needs() {
     let tight = plan().set("upstream", "quota = \"10/min\"\nquota_wait = \"300ms\"");
     let world = prepared(tight).await;
     let id = doubtful(&world, &CASES[0], true).await;
@@ -279,7 +279,7 @@ async fn only_quota_that_nobody_needs_is_spent_on_looks() {
 }
 
 #[tokio::test]
-async fn a_restart_forgets_nothing_that_a_look_needs() {
+async fn a_restart_keeps_everything_that_a_look_needs() {
     for number in [2, 3, 4] {
         let case = &CASES[number];
         let world = prepared(plan()).await;
@@ -305,7 +305,7 @@ async fn looking_can_be_switched_off_and_on() {
 }
 
 #[tokio::test]
-async fn after_a_settlement_nothing_read_before_is_found() {
+async fn after_a_settlement_earlier_reads_are_no_longer_cached() {
     let world = prepared(plan()).await;
     let id = doubtful(&world, &CASES[1], true).await;
     world.sandbox.fault(Fault::once("GET", OTHER, FaultKind::status(500)));
@@ -318,7 +318,7 @@ async fn after_a_settlement_nothing_read_before_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_settlements_at_the_same_moment_one_is_recorded() {
+async fn only_one_of_two_simultaneous_settlements_is_recorded() {
     let world = World::start().await;
     let pay =
         case("payments.create", "POST", "/api/v2/organizations/11/single-payment-create", r#"{"priceId":1}"#, ORG);
@@ -345,7 +345,7 @@ async fn a_settlement_that_cannot_be_recorded_can_be_made_again() {
     let (audit, aside) = (world.dir.path().join("audit"), world.dir.path().join("aside"));
     std::fs::rename(&audit, &aside).unwrap();
     std::fs::write(&audit, "no folder").unwrap();
-    // Noticed within a second or so, by writes.
+    // Writes notice it within a second or so.
     for number in 0..600 {
         if world.patch(ALL, ORG, &format!(r#"{{"name":"n{number}"}}"#)).await.status == 503 {
             break;
@@ -363,7 +363,7 @@ async fn a_settlement_that_cannot_be_recorded_can_be_made_again() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("it cannot be settled any more");
+    panic!("it can no longer be settled");
 }
 
 const TEAMS: &str = r#"
@@ -392,7 +392,7 @@ fn json_answer(status: &str, kind: &str, body: &str) -> [Step; 2] {
     [Step::Read, Step::write(text)]
 }
 
-/// A world whose origin cuts the first request and answers all others so.
+/// A world whose origin cuts the first request and gives this answer to all others.
 async fn cut_then(answer: [Step; 2]) -> (Origin, World) {
     let origin = Origin::start(vec![vec![Step::Read, Step::Reset], repeated(&answer, 20)]);
     let world = plan().tables(TEAMS).upstream(format!("http://{}", origin.address())).start().await;
@@ -405,7 +405,7 @@ async fn cut(world: &World, method: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn rows_of_ones_own_are_looked_at_too() {
+async fn custom_rows_are_looked_at_too() {
     let (origin, world) =
         cut_then(json_answer("200 OK", "application/json", r#"{"team":{"id":1,"name":"New","size":2}}"#)).await;
     let id = cut(&world, "PATCH", r#"{"name":"New","size":2.0}"#).await;
@@ -439,7 +439,7 @@ async fn a_404_that_is_not_makes_own_proves_nothing() {
 }
 
 #[tokio::test]
-async fn what_takes_effect_late_is_found_by_a_later_look() {
+async fn a_late_effect_is_found_by_a_later_look() {
     let once = |status: &str, body: &str| {
         let mut script = json_answer(status, "application/json\r\nconnection: close", body).to_vec();
         script.push(Step::Close);

@@ -1,5 +1,5 @@
-//! Promise 4, by the caller's word: a write that comes again with its `Idempotency-Key` is answered as the first time, and
-//! nothing is sent twice, whatever happened between.
+//! Promise 4, using `Idempotency-Key`: a write repeated with its key gets the first answer, and nothing is sent
+//! twice, whatever happened in between.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -29,7 +29,7 @@ async fn settle(world: &World, request: &str, how: &str) {
 }
 
 #[tokio::test]
-async fn the_first_answer_is_told_again_also_after_a_restart() {
+async fn the_first_answer_is_replayed_even_after_a_restart() {
     let world = World::start().await;
     let first = keyed(&world, ALL, "k-1", "POST", LIST, NEW).await.expect(200);
     assert_eq!(first.header("idempotent-replayed"), None);
@@ -78,7 +78,7 @@ async fn a_key_belongs_to_one_request_of_one_caller() {
 }
 
 #[tokio::test]
-async fn a_replay_is_for_who_may_write_at_that_moment() {
+async fn a_replay_is_only_for_callers_who_may_write_at_that_moment() {
     let lines = |grants: &str| format!("grants = [{grants}]\nrate = \"600/min\"");
     let world = Plan::default().caller("passing", &lines("\"*\"")).start().await;
     keyed(&world, "passing", "k", "POST", LIST, NEW).await.expect(200);
@@ -91,7 +91,7 @@ async fn a_replay_is_for_who_may_write_at_that_moment() {
 }
 
 #[tokio::test]
-async fn while_the_first_is_under_way_the_second_waits_its_turn_elsewhere() {
+async fn while_the_first_write_is_under_way_a_second_one_is_refused() {
     let world = World::start().await;
     world.sandbox.fault(Fault::once("POST", LIST, HELD));
     let first = keyed(&world, ALL, "k", "POST", LIST, NEW);
@@ -110,7 +110,7 @@ async fn while_the_first_is_under_way_the_second_waits_its_turn_elsewhere() {
 }
 
 #[tokio::test]
-async fn in_doubt_its_key_is_held_until_somebody_settles_it_and_a_new_key_overrides() {
+async fn the_key_of_a_write_in_doubt_is_held_until_it_is_settled_and_a_new_key_overrides() {
     let world = Plan::default().set("upstream", "look = false").start().await;
     let doubt = async |world: &World, key: &str, body: &str| {
         world.sandbox.fault(Fault::once("POST", LIST, FaultKind::Reset { effect: true }));
@@ -125,9 +125,9 @@ async fn in_doubt_its_key_is_held_until_somebody_settles_it_and_a_new_key_overri
     assert!(world.post(ALL, LIST, one).await.refused(409, "MG161").text().contains(&first));
     assert_eq!(world.received("POST", LIST), 2);
     keyed(&world, ALL, "k-3", "POST", LIST, one).await.expect(200);
-    // Done: its key never runs again. Not done: it does.
+    // Settled as done, the key never runs again. Settled as not done, it does.
     settle(&world, &first, "done").await;
-    // A crash may have left the second's answer without its outcome: who has looked knows better.
+    // A crash may have left the second answer without its outcome; someone who has looked knows better.
     let doubt = world.service.gateway().log.doubts().list().pop().unwrap();
     let (key, write) = (doubt.idempotency.unwrap(), doubt.fingerprint.unwrap());
     let second_key = KeyedWrite { key, write, request: doubt.request, caller: doubt.caller };
@@ -140,7 +140,7 @@ async fn in_doubt_its_key_is_held_until_somebody_settles_it_and_a_new_key_overri
 }
 
 #[tokio::test]
-async fn what_the_upstream_rejected_is_told_again_but_not_what_says_nothing_of_the_write() {
+async fn rejections_are_replayed_but_not_answers_that_say_nothing_about_the_write() {
     let world = World::start().await;
     world.sandbox.fault(Fault::once("POST", LIST, FaultKind::status(422)));
     let first = keyed(&world, ALL, "bad", "POST", LIST, NEW).await.expect(422);
@@ -174,7 +174,7 @@ async fn a_write_that_was_never_sent_leaves_its_key_free() {
 }
 
 #[tokio::test]
-async fn a_lost_or_large_answer_is_not_sent_again_for() {
+async fn a_write_is_not_sent_again_because_its_answer_is_lost_or_too_large() {
     let world = Plan::default().set("limits", "idempotency_answer_bytes = \"64B\"").start().await;
     keyed(&world, ALL, "large", "POST", LIST, NEW).await.expect(200);
     keyed(&world, ALL, "large", "POST", LIST, NEW).await.refused(409, "MG165");
@@ -185,7 +185,7 @@ async fn a_lost_or_large_answer_is_not_sent_again_for() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_none_is_refused_and_reads_need_none() {
+async fn an_invalid_key_is_refused_and_reads_ignore_keys() {
     let world = World::start().await;
     for bad in ["", "a b", "\"open", &"k".repeat(256)] {
         keyed(&world, ALL, bad, "POST", LIST, NEW).await.refused(400, "MG157");
@@ -196,23 +196,24 @@ async fn a_key_that_is_none_is_refused_and_reads_need_none() {
     keyed(&world, ALL, "a b", "GET", ORG, "").await.expect(200);
 }
 
-/// What a write that was under way when the gateway was killed turns out to be, when it is sent again with its key.
+/// What a write under way when the gateway was killed turns out to be when it is sent again with its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Found {
-    /// Its caller had the answer before the end, and has it again.
+    /// Its caller had received the answer, and gets it again.
     Answered,
-    /// Its caller had none; the answer was kept.
+    /// Its caller had not received the answer, but it was stored.
     Kept,
-    /// Nobody knows.
+    /// It is in doubt.
     InDoubt,
     /// It never went upstream, and goes now.
     Free,
 }
 
-/// Clients that send every write again with its key until they have an answer, against a gateway that is killed all the
-/// while: each write is done at most once, and whoever has an answer has the one. The gateway is killed until each case was seen.
+/// Clients repeat every write with its key until they have an answer, while the gateway is killed again and again.
+/// Each write is carried out at most once, and everyone who gets an answer gets the same one. Goes on until every
+/// case was seen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_at_any_moment_a_key_is_done_once_and_answered_alike() {
+async fn a_keyed_write_is_done_once_and_answered_alike_whenever_the_gateway_is_killed() {
     let seed = number("MAKEGATE_SEED").unwrap_or_else(|| u64::from(u32::from_ne_bytes(random::<4>().unwrap())));
     println!("MAKEGATE_SEED={seed}");
     let mut random = Random::new(seed);
@@ -260,10 +261,11 @@ async fn killed_at_any_moment_a_key_is_done_once_and_answered_alike() {
     assert!(cases.iter().all(|case| seen.contains_key(case)), "not every case was seen: {seen:?}");
 }
 
-/// What was answered; `None`: nothing.
+/// The answer received, if any.
 type Asked = Option<String>;
 
-/// Sends it again after the gateway's end. `answer`: what its caller had. What it is, and what is answered from now on.
+/// Sends the write again after the gateway's end. `answer` is what its caller had received. Returns which case it is
+/// and the answer from now on.
 async fn find(home: &Home, sandbox: &Sandbox, name: &str, answer: Asked) -> (Found, Asked) {
     let was_sent = sandbox.received_of("POST", VARIABLES).iter().any(|received| received.body.contains(&quoted(name)));
     let again = post(home.gateway, name).await.unwrap();
@@ -285,7 +287,7 @@ async fn find(home: &Home, sandbox: &Sandbox, name: &str, answer: Asked) -> (Fou
     (found, (again.status == 200).then(|| again.text().to_owned()))
 }
 
-/// Writes one after the other, each once more with its key; what was answered to each, until nothing is.
+/// Sends writes one after the other, each twice with its key, and returns the answers until none comes.
 async fn insist(gateway: std::net::SocketAddr, prefix: &str) -> Vec<(String, Asked)> {
     let mut asked = Vec::new();
     for number in 0..5_000 {
@@ -300,7 +302,7 @@ async fn insist(gateway: std::net::SocketAddr, prefix: &str) -> Vec<(String, Ask
     asked
 }
 
-/// A name as it stands in its write's body.
+/// The name as it appears in its write's body.
 fn quoted(name: &str) -> String {
     format!("\"{name}\"")
 }
@@ -311,7 +313,7 @@ async fn post(gateway: std::net::SocketAddr, name: &str) -> Option<Reply> {
     attempt(gateway, "POST", VARIABLES, &headers, &body).await
 }
 
-/// The log knows of keys as well: what is lost with the store of answers is answers.
+/// The log knows keys too, so losing the idempotency store loses only answers.
 #[tokio::test]
 async fn a_key_outlives_the_store_of_answers() {
     let world = Plan::default().set("upstream", "look = false").start().await;
@@ -348,7 +350,7 @@ async fn a_key_outlives_the_store_of_answers() {
 }
 
 #[tokio::test]
-async fn one_callers_keys_leave_room_for_anothers() {
+async fn one_callers_keys_leave_room_for_those_of_others() {
     let world = Plan::default().set("limits", "idempotency_keys = 8").start().await;
     let mut first = Vec::new();
     let refused = loop {
@@ -366,7 +368,7 @@ async fn one_callers_keys_leave_room_for_anothers() {
     let world = world.restart().await;
     for (n, first) in first.iter().enumerate() {
         let again = keyed(&world, ALL, &format!("k-{n}"), "POST", LIST, NEW).await.expect(200);
-        assert_eq!(again.body, first.body, "none was driven out");
+        assert_eq!(again.body, first.body, "none was evicted");
     }
     keyed(&world, ALL, "one-more", "POST", LIST, NEW).await.refused(503, "MG166");
 }

@@ -1,5 +1,5 @@
-//! Promise 4, at random: writes in doubt with and without an effect, others between them, a zone that lags, restarts. Whatever a
-//! look settles is what the sandbox knows to be true, and no write arrives twice.
+//! Promise 4, at random: writes in doubt with and without an effect, other writes in between, a lagging zone, and
+//! restarts. Whatever a look settles matches what the sandbox knows, and no write arrives twice.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::support::{ALL, LIST, Plan, TOO, World};
 
 const STEPS: u64 = 40;
 
-/// A write that no other is like: method, target, body.
+/// A unique write: method, target, body.
 type Write = (&'static str, String, String);
 
 fn write(random: &mut Random, step: u64) -> Write {
@@ -52,7 +52,7 @@ async fn start(seed: u64) -> World {
     world
 }
 
-/// Time passes, and rounds of looking with it.
+/// Lets time pass, and with it rounds of looks.
 async fn pass(world: &World, time: Duration) {
     world.clock.advance(time);
     for _ in 0..15 {
@@ -88,7 +88,7 @@ async fn play(seed: u64) -> (usize, usize, usize) {
     judge(&world, seed, &doubts).await
 }
 
-/// How many were settled as done, as not done, and how many stayed.
+/// The numbers of writes settled as done, settled as not done, and still open.
 async fn judge(world: &World, seed: u64, doubts: &HashMap<String, (Write, bool)>) -> (usize, usize, usize) {
     let settlements: Vec<_> = world.records().await.into_iter().filter(|one| one["kind"] == "settlement").collect();
     let mut settled: HashMap<&str, bool> = HashMap::new();
@@ -96,8 +96,8 @@ async fn judge(world: &World, seed: u64, doubts: &HashMap<String, (Write, bool)>
         let id = settlement["request"].as_str().unwrap();
         let (write, effect) = &doubts[id];
         let done = settlement["outcome"] == "done";
-        assert_eq!(done, *effect, "seed {seed}: {write:?} is settled wrongly: {settlement}");
-        assert!(settled.insert(id, done).is_none(), "seed {seed}: {write:?} is settled twice");
+        assert_eq!(done, *effect, "seed {seed}: {write:?} was settled wrongly: {settlement}");
+        assert!(settled.insert(id, done).is_none(), "seed {seed}: {write:?} was settled twice");
     }
     for (write @ (method, target, body), _) in doubts.values() {
         let received = world.sandbox.received_of(method, target.split('?').next().unwrap());
@@ -105,7 +105,7 @@ async fn judge(world: &World, seed: u64, doubts: &HashMap<String, (Write, bool)>
         assert_eq!(times, 1, "seed {seed}: {write:?} arrived {times} times");
     }
     let open = world.service.gateway().log.doubts().count();
-    assert_eq!(settled.len() + open, doubts.len(), "seed {seed}: a doubt is forgotten");
+    assert_eq!(settled.len() + open, doubts.len(), "seed {seed}: a doubt was forgotten");
     let done = settled.values().filter(|done| **done).count();
     (done, settled.len() - done, open)
 }
@@ -118,5 +118,5 @@ async fn whatever_a_look_settles_is_true() {
         println!("MAKEGATE_SEED={seed}: {done} done, {not_done} not done, {open} open");
         sum = (sum.0 + done, sum.1 + not_done, sum.2 + open);
     }
-    assert!(sum.0 >= 10 && sum.1 >= 2 && sum.2 >= 2, "{sum:?}: that proves little");
+    assert!(sum.0 >= 10 && sum.1 >= 2 && sum.2 >= 2, "{sum:?}: too few to prove anything");
 }

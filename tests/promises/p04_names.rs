@@ -1,5 +1,5 @@
-//! Promise 4: no request id that a caller chooses can hide, join or end another request's write. The real binary is killed while
-//! callers choose the same ids, repeat and reuse each other's, and take up those that the gateway made.
+//! Promise 4: no request id that a caller chooses can hide, join or end another request's write. The real binary is
+//! killed while callers choose equal ids, repeat and reuse each other's, and pick up generated ones.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -31,9 +31,9 @@ fn variable(name: &str) -> String {
     format!(r#"{{"typeId":2,"name":"{name}","value":"x"}}"#)
 }
 
-/// Everything about a write under way whose id others ask for: in memory, in the log, and after a restart.
+/// A write under way whose id others ask for: in memory, in the log, and after a restart.
 #[tokio::test]
-async fn the_id_of_a_write_that_is_open_is_nobody_elses() {
+async fn the_id_of_an_open_write_cannot_be_taken() {
     let world = Plan::default().set("upstream", "look = false").start().await;
     world.sandbox.fault(Fault::once("POST", VARIABLES, FaultKind::Hang { effect: true }));
     let first = world.send(ALL, "POST", VARIABLES, &[JOB], r#"{"typeId":2,"name":"first","value":"x"}"#);
@@ -62,9 +62,9 @@ async fn the_id_of_a_write_that_is_open_is_nobody_elses() {
     check(&world.log().await, &BTreeSet::new());
 }
 
-/// Who reads the log learns ids while their writes are under way.
+/// Readers of the log learn ids whose writes are still under way.
 #[tokio::test]
-async fn an_id_that_the_gateway_made_for_a_write_is_nobody_elses() {
+async fn an_id_generated_for_a_write_cannot_be_taken() {
     let world = World::start().await;
     world.sandbox.fault(Fault::once("POST", VARIABLES, FaultKind::Hang { effect: true }));
     let body = variable("first");
@@ -82,9 +82,9 @@ async fn an_id_that_the_gateway_made_for_a_write_is_nobody_elses() {
     assert_eq!(first.header("x-request-id"), Some(&*id));
 }
 
-/// Who repeats an idempotency key is told the id of the first write, although that one only waits for its turn.
+/// Repeating an idempotency key reveals the first write's id, even while that write is still waiting for its turn.
 #[tokio::test]
-async fn an_id_that_a_key_tells_is_nobody_elses() {
+async fn an_id_revealed_by_a_key_cannot_be_taken() {
     const KEY: &str = "idempotency-key: k-1";
     let world = World::start().await;
     world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::Hang { effect: true }));
@@ -93,7 +93,7 @@ async fn an_id_that_a_key_tells_is_nobody_elses() {
     let keyed = async {
         until(|| world.received("PATCH", ORG) == 1).await;
         let [one, two] = [(); 2].map(|()| Box::pin(world.send(ALL, "PATCH", ORG, &[KEY], &body)));
-        // One has the key and waits; the other one is answered, and told whose the key is.
+        // One has the key and waits; the other is answered and learns the first one's id.
         let (told, waits) = select(one, two).await.factor_first();
         let told = told.refused(409, "MG162");
         let own = told.header("x-request-id");
@@ -107,14 +107,14 @@ async fn an_id_that_a_key_tells_is_nobody_elses() {
     tokio::join!(earlier, keyed);
 }
 
-/// What the callers know and were told.
+/// What the callers know and were answered.
 #[derive(Default)]
 struct Told {
-    /// Ids that are worth asking for: chosen ones, and the gateway's own as answers told them, of this run and earlier ones.
+    /// Ids worth asking for: chosen ones, and generated ones from answers of this and earlier runs.
     ids: Vec<String>,
-    /// Of answered writes that had an intent: their name, the answer's id and the outcome.
+    /// Answered writes that had an intent: name, the answer's id, and outcome.
     ended: Vec<(String, String, String)>,
-    /// How many asked for an id and got it, or another.
+    /// How many requested ids were granted, and how many were replaced.
     asked: [usize; 2],
 }
 
@@ -125,7 +125,7 @@ impl Told {
     }
 }
 
-/// One caller of a run: it asks for ids that it knows, hangs up now and then, and goes when there is no gateway any more.
+/// A caller in one run: asks for ids that it knows, sometimes hangs up, and stops when the gateway is gone.
 struct Caller {
     gateway: SocketAddr,
     operator: SocketAddr,
@@ -152,7 +152,7 @@ impl Caller {
         }
     }
 
-    /// A request without a key: what it is told, it did not have before.
+    /// Makes requests without a key, whose answers reveal further ids.
     async fn unknown(&self, own: &str) -> bool {
         let with_own = format!("{own}\r\n");
         let Some(answer) = attempt(self.gateway, "GET", ORG, &with_own, "").await else { return false };
@@ -162,7 +162,7 @@ impl Caller {
         true
     }
 
-    /// An operator settles by an id: that of a write in doubt, or none.
+    /// An operator settles by an id, which may or may not be that of a write in doubt.
     async fn settle(&self, id: &str) -> bool {
         let key = format!("authorization: Bearer {OPERATOR}\r\n");
         let answer = attempt(self.operator, "POST", &format!("/doubts/{id}"), &key, r#"{"as":"done"}"#).await;
@@ -178,7 +178,7 @@ impl Caller {
             _ => None,
         };
         if let Some(kind) = kind {
-            // Whoever comes next has it.
+            // Whichever request comes next meets the fault.
             self.sandbox.fault(Fault::once("POST", VARIABLES, kind));
         }
         let name = format!("{}_{number}", self.name);
@@ -199,7 +199,7 @@ impl Caller {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_ids_callers_choose_each_write_is_sent_once_and_has_its_own_end() {
+async fn each_write_is_sent_once_and_has_its_own_outcome_whatever_ids_callers_choose() {
     let seed = number("MAKEGATE_SEED").unwrap_or_else(|| u64::from(u32::from_ne_bytes(random::<4>().unwrap())));
     println!("MAKEGATE_SEED={seed}");
     let mut random = Random::new(seed);
@@ -258,17 +258,17 @@ async fn whatever_ids_callers_choose_each_write_is_sent_once_and_has_its_own_end
     let [got, other] = told.asked;
     let recovered = records.iter().filter(|record| record["event"] == "recovered").count();
     println!(
-        "{} writes, {} in doubt, {recovered} recovered; {got} got the id that they chose, {other} another",
+        "{} writes, {} in doubt, {recovered} recovered; {got} got the id they chose, {other} another",
         intents.len(),
         doubts.len()
     );
     let ends: BTreeSet<&str> = records.iter().filter_map(|record| record["outcome"].as_str()).collect();
     assert!(ends.is_superset(&BTreeSet::from(["done", "rejected", "in-doubt"])), "not all ends: {ends:?}");
-    assert!(got > 20 && other > 20, "too few ids were asked for: the test proves little");
+    assert!(got > 20 && other > 20, "too few ids were requested, so the test proves little");
 }
 
-/// Goes through the log: each write's end is its own, and no two open writes have the same id. Those that are open at the end are
-/// the `doubts`. The intents by the names of their variables.
+/// Goes through the log: each write has its own end, no two open writes share an id, and the writes open at the end
+/// are the `doubts`. Returns the intents by the names of their variables.
 fn check(records: &[Value], doubts: &BTreeSet<u64>) -> HashMap<String, u64> {
     let (mut open, mut intents): (BTreeMap<u64, (&str, bool)>, _) = (BTreeMap::new(), HashMap::new());
     for (seq, record) in (1..).zip(records) {
@@ -286,20 +286,21 @@ fn check(records: &[Value], doubts: &BTreeSet<u64>) -> HashMap<String, u64> {
         }
         let intent = record["intent"].as_u64().unwrap_or_else(|| panic!("{record} names no intent"));
         let begun = &records[usize::try_from(intent - 1).unwrap()];
-        let (own, in_doubt) = open.remove(&intent).unwrap_or_else(|| panic!("{record} is of a write that has ended"));
-        assert_eq!((own, in_doubt), (request, kind == "settlement"), "{record} is not of {begun}");
-        // An intent that came too late is ended by the log itself, without its fields.
+        let (own, in_doubt) =
+            open.remove(&intent).unwrap_or_else(|| panic!("{record} belongs to a write that has ended"));
+        assert_eq!((own, in_doubt), (request, kind == "settlement"), "{record} does not belong to {begun}");
+        // The log itself ends an intent that came too late, without its fields.
         let same = record["fields"] == begun["fields"] || record["fields"].is_null();
-        assert!(same && begun["kind"] == "intent", "{record} is not of {begun}");
+        assert!(same && begun["kind"] == "intent", "{record} does not belong to {begun}");
         if is_recovered || record["outcome"] == "in-doubt" {
             open.insert(intent, (own, true));
         }
     }
-    assert_eq!(open.into_keys().collect::<BTreeSet<_>>(), *doubts, "what is open is in doubt, and nothing else");
+    assert_eq!(open.into_keys().collect::<BTreeSet<_>>(), *doubts, "exactly the open writes are in doubt");
     intents
 }
 
-/// What callers were told is what the log holds of their own writes.
+/// What callers were told matches what the log says about their own writes.
 fn compare(records: &[Value], intents: &HashMap<String, u64>, told: &Told) {
     for (name, id, outcome) in &told.ended {
         let intent = intents.get(name).unwrap_or_else(|| panic!("{name} has no intent"));

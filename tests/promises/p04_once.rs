@@ -1,5 +1,5 @@
-//! Promise 4. A `once` write is never sent twice unless the first attempt provably was not processed. While one is in doubt,
-//! an equal write of the same caller is held.
+//! Promise 4. A `once` write is never sent twice unless the first attempt provably was not processed. While one is in
+//! doubt, an equal write of the same caller is held.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn a_once_write_cut_after_its_effect_is_not_sent_again() {
     }
 }
 
-/// Distinct bodies: an equal one would be held.
+/// Makes bodies distinct, because an equal one would be held.
 fn rand_quantity() -> u32 {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -60,7 +60,7 @@ async fn a_once_write_answered_5xx_is_passed_on_in_doubt() {
 
 #[tokio::test]
 async fn a_once_write_that_provably_was_not_processed_is_sent_again() {
-    // The first connection is refused its request: closed before it is read... by an origin that nobody listens at yet.
+    // Nobody listens at the origin's address yet, so the first connection is refused and nothing was processed.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let world = Plan::default().upstream(format!("http://{port}")).start().await;
     let answer = world.post(ALL, &pay(), &payment(200)).await.refused(502, "MG201");
@@ -78,10 +78,10 @@ async fn an_equal_write_in_doubt_is_held_and_names_the_first() {
     let held = world.post(ALL, &pay(), &payment(200)).await.refused(409, "MG161");
     assert!(held.text().contains(first.header("x-request-id").unwrap()));
     assert_eq!(world.received("POST", &pay()), 1);
-    // Another body, and another caller, are other writes.
+    // A different body or a different caller makes a different write.
     world.post(ALL, &pay(), &payment(201)).await.expect(200);
     world.post(TOO, &pay(), &payment(200)).await.expect(200);
-    // A restart forgets no doubt; an operator who has looked ends it, and a restart forgets that as little.
+    // A restart forgets no doubt. An operator who has looked ends it, and a restart remembers that too.
     let world = world.restart().await;
     world.post(ALL, &pay(), &payment(200)).await.refused(409, "MG161");
     let doubt = format!("/doubts/{}", first.header("x-request-id").unwrap());
@@ -131,7 +131,7 @@ async fn a_cut_at_every_byte_of_the_answer_never_doubles_a_once_write() {
 #[tokio::test]
 async fn writes_to_one_resource_keep_their_order_over_their_attempts() {
     let world = World::start().await;
-    // The older one may go again after a second; the newer one comes meanwhile.
+    // The older one may go again after a second; the newer one comes in the meantime.
     world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::status(503).with_header("retry-after", "1")));
     let older = world.patch(ALL, ORG, r#"{"name":"Older"}"#);
     let newer = async {

@@ -1,5 +1,5 @@
-//! Promise 5, the hard way: the real binary is killed (SIGKILL) while it writes, again and again on the same folder, against
-//! a sandbox that counts effects.
+//! Promise 5, the hard way: the real binary is killed (SIGKILL) while it writes, repeatedly on the same folder,
+//! against a sandbox that counts effects.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::support::process::Home;
 use crate::support::random::{Random, number};
 use crate::support::{ALL, OPERATOR, Plan, VARIABLES, attempt, records_in, sandbox_at, send, until, with_key};
 
-/// Rounds; the nightly form sets more.
+/// Number of rounds; nightly runs set more.
 fn rounds() -> u64 {
     number("MAKEGATE_CRASHES").unwrap_or(30)
 }
@@ -42,7 +42,7 @@ async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
                 }
             });
         }
-        // After so many writes, however long they take here, and then at any moment.
+        // Kill after this many writes, however long they take here, and then at any moment.
         let enough = sandbox.effects("POST", VARIABLES) + 1 + usize::try_from(random.below(40)).unwrap();
         until(|| sandbox.effects("POST", VARIABLES) >= enough).await;
         tokio::time::sleep(Duration::from_micros(random.below(8_000))).await;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::{ALL, HELD, ORG, World, until};
 
-/// The log as it is on disk, without asking the service to flush.
+/// Reads the log on disk without asking the service to flush.
 fn on_disk(world: &World) -> Vec<Value> {
     let mut files: Vec<_> =
         std::fs::read_dir(world.dir.path().join("audit")).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -44,7 +44,7 @@ async fn an_intent_without_an_outcome_is_in_doubt_after_the_start() {
     let write = world.post(ALL, &target, "");
     let copied = async {
         until(|| world.received("POST", &target) == 1).await;
-        // The folder as a crash at this very moment leaves it.
+        // The folder as a crash at this very moment would leave it.
         let copy = tempfile::tempdir().unwrap();
         let audit = copy.path().join("audit");
         std::fs::create_dir(&audit).unwrap();

@@ -59,7 +59,7 @@ async fn a_caller_who_hangs_up_leaves_a_record_too() {
         while world.records().await.is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // What was asked for ends later than its caller, and leaves no record of its own.
+        // The fetch ends later than its caller, and leaves no record of its own.
         world.sandbox.clear_faults();
         until(|| world.service.gateway().under_way() == 0).await;
         let mut records = world.records().await;
@@ -74,7 +74,8 @@ async fn a_caller_who_hangs_up_leaves_a_record_too() {
     }
     let record = one_record(&world).await;
     assert!(record.get("status").is_none(), "nobody got a status: {record}");
-    // Over HTTP/1.1 a client that closes looks like one that has no further request and waits for its answer: it is answered.
+    // Over HTTP/1.1, a client that closes looks like one that has no further request and is waiting for its answer,
+    // so it is answered.
     let plain = World::start().await;
     plain.sandbox.fault(Fault::always("GET", ORG, HELD));
     plain.send_until(ALL, "GET", ORG, "", until(|| plain.received("GET", ORG) == 1)).await;
@@ -90,7 +91,7 @@ async fn when_the_log_cannot_be_written_writes_are_refused_and_reads_go_on() {
     let aside = world.dir.path().join("aside");
     std::fs::rename(&audit, &aside).unwrap();
     std::fs::write(&audit, "no folder").unwrap();
-    // The active segment is gone with its folder: noticed within a second or so.
+    // The active segment is gone with its folder, which is noticed within a second or so.
     let mut refused = None;
     for number in 0..600 {
         let answer = world.patch(ALL, ORG, &format!(r#"{{"name":"n{number}"}}"#)).await;

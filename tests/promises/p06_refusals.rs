@@ -1,5 +1,5 @@
-//! Promise 6, its exception: whoever is not known, or too fast, costs the log thirty records a minute and one with the count
-//! of the others; a caller who is known keeps every record.
+//! Promise 6, the exception: an unidentified or rate-limited client costs the log thirty records a minute and one
+//! with the count of the others. A known caller keeps every record.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,17 +14,17 @@ use tokio::net::TcpSocket;
 
 use crate::support::{ALL, ORG, Plan, VARIABLES, World, raw, records_in, with_key};
 
-/// Refusals of one peer or caller in a minute that have a record each.
+/// Refusals of one peer or caller per minute that get a record each.
 const RECORDED: usize = 30;
-/// Peers that are told apart.
+/// Number of peers told apart.
 const PEERS: usize = 1024;
 
-/// However long a test takes, it takes no minute.
+/// However long a test takes, the minute never ends.
 fn still() -> Plan {
     Plan::default().clock(Clock::still())
 }
 
-/// Sends these requests from this address, one after the other on one connection; the statuses of the answers.
+/// Sends these requests from this address over one connection and returns the statuses.
 async fn flood(from: Ipv4Addr, to: SocketAddr, requests: &[String]) -> Vec<u16> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((from, 0).into()).unwrap();
@@ -48,7 +48,7 @@ fn is_refused(record: &Value, by: &str, who: &str) -> bool {
     record[by] == who && record["answer"] == "refused" && (by == "caller" || record["caller"].is_null())
 }
 
-/// The one summary of a peer or caller.
+/// The only summary of a peer or caller.
 fn summary<'r>(records: &'r [Value], by: &str, who: &str) -> &'r Value {
     let all: Vec<_> = records.iter().filter(|record| record["kind"] == "refusals" && record[by] == who).collect();
     assert_eq!(all.len(), 1, "{who}: {all:?}");
@@ -64,7 +64,7 @@ fn assert_verified(audit: &Path) {
     assert!(report.problems.is_empty(), "{report:#?}");
 }
 
-/// Beside a caller who is known.
+/// Next to an identified caller.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_without_a_key_leaves_thirty_records_and_their_count() {
     let world = still().start().await;
@@ -97,7 +97,7 @@ async fn a_flood_without_a_key_leaves_thirty_records_and_their_count() {
     }
     let counted = summary(&records, "peer", "127.0.0.1");
     assert_eq!(counted["count"], 970, "{counted}");
-    // Of each kind 200 were sent, and six were among the first thirty.
+    // 200 of each kind were sent, and six of each are among the first thirty.
     assert_eq!(counted["codes"], json!({"MG101": 194, "MG111": 582, "MG112": 194}), "{counted}");
     for n in 0..40 {
         let of = |id: String| records.iter().filter(|record| record["request"] == id).count();
@@ -106,9 +106,9 @@ async fn a_flood_without_a_key_leaves_thirty_records_and_their_count() {
     assert_verified(&audit);
 }
 
-/// Each peer has its own thirty; beyond the peers that are told apart all others have thirty together.
+/// Each peer has its own thirty; beyond the peers told apart, all others share thirty.
 #[tokio::test(flavor = "multi_thread")]
-async fn many_peers_have_thirty_records_each_and_further_ones_thirty_together() {
+async fn each_peer_has_thirty_records_and_peers_past_the_bound_share_thirty() {
     let world = still().start().await;
     let peer = |n: usize| Ipv4Addr::new(127, 1, u8::try_from(n / 250).unwrap(), u8::try_from(n % 250 + 1).unwrap());
     let forty: Vec<String> = (0..40).map(|_| request("GET", ORG, "")).collect();
@@ -128,7 +128,8 @@ async fn many_peers_have_thirty_records_each_and_further_ones_thirty_together() 
     assert_eq!(summary(&records, "peer", "others")["count"], 50 - RECORDED);
 }
 
-/// Refusals have a share of the log's bytes; when it is spent they are only counted, and no write's record goes for them.
+/// Refusals have a share of the log's bytes. Once it is spent they are only counted, and no write's record is deleted
+/// for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_never_push_the_records_of_writes_out() {
     let small = "record_bytes = \"1KiB\"\nsegment = \"4KiB\"\nretention_bytes = \"64KiB\"";
@@ -150,7 +151,11 @@ async fn refusals_never_push_the_records_of_writes_out() {
         }
         let recorded = records.iter().filter(|record| record["answer"] == "refused").count();
         let counts = records.iter().filter_map(|record| record["count"].as_u64());
-        assert_eq!(recorded + usize::try_from(counts.sum::<u64>()).unwrap(), sent, "each is recorded or counted");
+        assert_eq!(
+            recorded + usize::try_from(counts.sum::<u64>()).unwrap(),
+            sent,
+            "each refusal is recorded or counted"
+        );
         let summaries = records.iter().filter(|record| record["kind"] == "refusals").count();
         assert!(summaries <= 20, "{summaries} summaries: all peers have one together when the share is spent");
         assert!(recorded <= 40, "{recorded} records are more than the refusals' share of 8 KiB");
@@ -180,7 +185,7 @@ async fn a_caller_over_its_rate_leaves_thirty_records_and_their_count() {
     assert!(counted["peer"].is_null(), "{counted}");
 }
 
-/// The count is in the log when the minute is over, although nobody comes any more; the next minute has its own.
+/// The count is in the log when the minute is over, even if nobody comes any more; the next minute has its own.
 #[tokio::test]
 async fn each_minute_has_a_record_of_its_own() {
     let world = still().start().await;
@@ -210,7 +215,7 @@ async fn counts(world: &World) -> BTreeMap<u64, u64> {
     records.map(|record| (record["seq"].as_u64().unwrap(), record["count"].as_u64().unwrap())).collect()
 }
 
-/// What no operation could have is 501, and takes no more room than any other method.
+/// A method that no operation could have gets 501, and takes no more room than any other.
 #[tokio::test]
 async fn methods_are_bounded() {
     let world = World::start().await;

@@ -1,7 +1,9 @@
-//! Promise 7, and with it 4 to 6, when a file of the data folder is damaged: each file, in each way, at the start and while makegate runs.
+//! Promise 7, and with it 4 to 6, when a file of the data folder is damaged: every file, in every way, before the
+//! start and while makegate runs.
 //!
-//! A start goes on or says which file it is and what to do. Nothing ends the process. A key's write is not carried out twice, a write
-//! in doubt holds its equal, each write has its intent and outcome in the log, and only who damaged the log is accused of it.
+//! makegate either starts or says which file is at fault and what to do. Nothing ends the process. A key's write is
+//! not carried out twice, a write in doubt holds its equal, each write has its intent and outcome in the log, and
+//! only whoever damaged the log is accused of it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,7 +20,7 @@ use crate::support::{ALL, LIST, ORG, Plan, READER, Reply, World, attempt, record
 
 const PAID: &str = r#"{"name":"paid","regionId":1,"timezoneId":1,"countryId":1}"#;
 const DOUBTFUL: &str = r#"{"name":"doubtful","regionId":1,"timezoneId":1,"countryId":1}"#;
-/// Cases at once.
+/// Number of concurrent cases.
 const LANES: usize = 12;
 
 const DAMAGES: [&str; 8] = ["deleted", "emptied", "cut", "flipped", "old", "folder", "pipe", "unreadable"];
@@ -32,7 +34,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// `false`: there is no such damage to this file.
+/// Returns false if this damage does not apply to this file.
 fn damage(path: &Path, how: &str, old: &Path) -> bool {
     let bytes = fs::read(path).unwrap_or_default();
     match how {
@@ -67,7 +69,7 @@ fn damage(path: &Path, how: &str, old: &Path) -> bool {
         }
         "unreadable" => {
             if rustix::process::geteuid().is_root() {
-                return false; // root reads everything
+                return false; // root can read everything
             }
             fs::set_permissions(path, fs::Permissions::from_mode(0o0)).unwrap();
         }
@@ -80,7 +82,7 @@ fn damage(path: &Path, how: &str, old: &Path) -> bool {
 struct Case {
     home: Home,
     name: String,
-    /// Files of the log itself and its heads: damage of these is found by `verify`.
+    /// Whether this is a file of the log or its heads, whose damage `verify` must find.
     is_evidence: bool,
 }
 
@@ -104,7 +106,7 @@ impl Case {
         reply.unwrap_or_else(|| panic!("{}: no answer: {}", self.name, self.home.process_log()))
     }
 
-    /// Starts; `None`: it does not, and says why.
+    /// Starts the gateway. Returns `None` if it refuses and says why.
     async fn start(&self) -> Option<Process> {
         let log = fs::File::options().create(true).append(true).open(self.home.path().join("log")).unwrap();
         let before = self.served();
@@ -119,20 +121,21 @@ impl Case {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("{}: it neither starts nor ends: {}", self.name, self.home.process_log());
+        panic!("{}: it neither starts nor exits: {}", self.name, self.home.process_log());
     }
 
-    /// How often it has said that its doors are open.
+    /// How often it has logged that its doors are open.
     fn served(&self) -> usize {
         self.home.process_log().matches("makegate started").count()
     }
 
-    /// The key's write and the equal of the one in doubt are not carried out; other writes are, or are refused; reads are answered.
+    /// The key's write and the equal of the write in doubt are not carried out, other writes are carried out or
+    /// refused, and reads are answered.
     async fn promises_hold(&self) {
         let name = &self.name;
         let again = self.send("POST", LIST, &["idempotency-key: paid"], PAID).await;
         let is_replayed = again.header("idempotent-replayed") == Some("true");
-        assert!(is_replayed || again.status >= 400, "{name}: the payment was made again: {again:?}");
+        assert!(is_replayed || again.status >= 400, "{name}: the payment was made twice: {again:?}");
         let equal = self.send("POST", LIST, &[], DOUBTFUL).await;
         assert!(
             equal.status == 409 || self.is_answered(&equal) && equal.status != 200,
@@ -144,7 +147,7 @@ impl Case {
         assert!(self.is_answered(&read), "{name}: {read:?}");
     }
 
-    /// Or refused: the log cannot be written, or what was sent before is not known.
+    /// Or refused, because the log cannot be written or because it is unknown what was sent before.
     fn is_answered(&self, reply: &Reply) -> bool {
         let is_unknown = self.name.starts_with("quota.slots") && reply.status == 429;
         is_unknown || matches!(reply.status, 200 | 503)
@@ -154,7 +157,7 @@ impl Case {
         assert_eq!(process.end(), Some(0), "{}: {}", self.name, self.home.process_log());
     }
 
-    /// A start finds everything, or names the file that keeps it from going on.
+    /// The start finds everything, or names the file that prevents it.
     async fn starts_or_says_why(&self, file: &str) {
         match self.start().await {
             None => {
@@ -166,12 +169,12 @@ impl Case {
                 self.end(process);
                 self.log_is_whole();
                 let is_lost = file == "head.key" && !self.name.contains(" old ");
-                assert!(!is_lost || self.home.process_log().contains(file), "{}: nobody is told", self.name);
+                assert!(!is_lost || self.home.process_log().contains(file), "{}: the loss is not reported", self.name);
             }
         }
     }
 
-    /// Every write of which the log has an intent has an outcome there; a log that nobody altered is not accused.
+    /// Every write with an intent in the log has an outcome there, and an unaltered log is not accused.
     fn log_is_whole(&self) {
         match verify(&self.audit(), &AuditorInput::default(), &mut |_, _| {}) {
             Ok(report) => {
@@ -184,7 +187,7 @@ impl Case {
     }
 }
 
-/// What a gateway left, and what it had left a while before.
+/// What a gateway left behind, and what it had left at an earlier time.
 struct Base {
     origin: World,
     dir: tempfile::TempDir,
@@ -280,7 +283,7 @@ impl Base {
 async fn no_file_of_the_data_folder_can_be_damaged_so_that_a_promise_breaks() {
     let base = Base::new().await;
     let files = base.files();
-    // All of them take minutes: `DAMAGE=all`, or a part of their names, as `DAMAGE="head.key cut"`.
+    // Running all cases takes minutes: set `DAMAGE=all`, or words from their names, as in `DAMAGE="head.key cut"`.
     let wanted = std::env::var("DAMAGE").ok();
     let mut cases = Vec::new();
     for (at, file) in files.iter().enumerate() {

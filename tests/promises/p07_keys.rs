@@ -1,4 +1,4 @@
-//! Promise 7, whose word counts: keys that introduce each other, and what each may sign.
+//! Promise 7, about whom to trust: keys that introduce each other, and what each may sign.
 
 use std::fs;
 
@@ -7,9 +7,9 @@ use makegate::audit::{AuditorInput, Verifier, verify};
 use super::p07_tampering::{assert_found, assert_untouched, some_traffic};
 use crate::support::{Plan, World, new_dir};
 
-/// Whoever can write in the folder but has not the old key makes a new one: nobody introduces it.
+/// Someone who can write to the folder but does not have the old key creates a new one, which no key introduces.
 #[tokio::test]
-async fn a_key_that_nobody_introduced_is_found_unless_the_auditor_knows_it() {
+async fn a_key_that_was_never_introduced_is_found_unless_the_auditor_knows_it() {
     let world = Plan::default().start().await;
     let before = some_traffic(&world, 0).await;
     let world = world.restart_after(|audit| fs::remove_file(audit.join("head.key")).unwrap()).await;
@@ -20,15 +20,15 @@ async fn a_key_that_nobody_introduced_is_found_unless_the_auditor_knows_it() {
     let new = Verifier::parse(fs::read_to_string(audit.join("head.pub")).unwrap().trim()).unwrap();
     let brought = AuditorInput { heads: Vec::new(), keys: vec![new.clone()] };
     assert_untouched(&verify(&audit, &brought, &mut |_, _| {}).unwrap());
-    // All of it made anew, keys too: what was exported is signed by another key.
+    // Everything is replaced, even the keys, but the exported head is signed by another key.
     fs::remove_file(audit.join("keys")).unwrap();
     let brought = AuditorInput { heads: vec![("exported".to_owned(), before)], keys: vec![new] };
     assert_found(&verify(&audit, &brought, &mut |_, _| {}).unwrap(), "made anew");
 }
 
-/// An old key was erased when the new one took over: who kept a copy of it can sign nothing that came later.
+/// An old key is erased when the new one takes over, so a copy of it can sign nothing that came later.
 #[tokio::test]
-async fn an_exchanged_key_signs_nothing_larger_than_the_log_was_then() {
+async fn a_rotated_key_signs_nothing_larger_than_the_log_was_then() {
     let world = Plan::default().start().await;
     some_traffic(&world, 0).await;
     let stolen = new_dir();
@@ -52,7 +52,7 @@ async fn an_exchanged_key_signs_nothing_larger_than_the_log_was_then() {
     assert!(report.problems.iter().any(|problem| problem.detail.contains("its key was erased")), "{report:#?}");
 }
 
-/// A head that no key of the log signed proves nothing, and is told.
+/// A head that no key of the log signed proves nothing, and is reported.
 #[tokio::test]
 async fn a_head_of_another_log_is_found() {
     let (world, other) = (Plan::default().start().await, Plan::default().start().await);
@@ -68,5 +68,8 @@ async fn a_head_of_another_log_is_found() {
         "{report:#?}"
     );
     fs::copy(other.dir.path().join("audit/head"), audit.join("head")).unwrap();
-    assert_found(&verify(&audit, &AuditorInput::default(), &mut |_, _| {}).unwrap(), "a foreign head in the folder");
+    assert_found(
+        &verify(&audit, &AuditorInput::default(), &mut |_, _| {}).unwrap(),
+        "another log's head in the folder",
+    );
 }

@@ -1,5 +1,5 @@
-//! Promise 7. Altering, removing or reordering records is detected by `audit verify`; a cut tail too, against any exported
-//! head. And an untouched log is never accused, whatever it went through.
+//! Promise 7. `audit verify` detects altered, removed and reordered records, and a cut tail against any exported
+//! head. An untouched log is never accused, whatever it went through.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,22 +14,23 @@ use tempfile::TempDir;
 use crate::support::process::Home;
 use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, READER, World, attempt, segments_in, send, with_key};
 
-/// A folder of a log as it was when the gateway ended, and what an auditor had exported before.
+/// A log's folder as it was when the gateway ended, and what an auditor had exported earlier.
 struct Evidence {
     dir: TempDir,
     files: BTreeMap<PathBuf, Vec<u8>>,
     exported: Head,
     early: Head,
-    /// The stored head, as it was when `early` was exported.
+    /// The stored head at the time when `early` was exported.
     early_file: Vec<u8>,
     records: u64,
 }
 
-/// A segment's file, and one of its lines.
+/// A line of a segment's file.
 type At = (PathBuf, usize);
 
 impl Evidence {
-    /// Reads, refusals, writes done, rejected and in doubt, a settlement, a key's rotation; several segments.
+    /// A log of several segments with reads, refusals, writes done, rejected and in doubt, a settlement, and a key
+    /// rotation.
     async fn new() -> Self {
         let plan = Plan::default().segment_bytes(6000).set("upstream", "look = false");
         let world = plan.start().await;
@@ -59,7 +60,7 @@ impl Evidence {
         self.files.keys().filter(|path| path.extension().is_some_and(|end| end == "jsonl")).cloned().collect()
     }
 
-    /// Where each record is, in their order.
+    /// The positions of all records, in order.
     fn places(&self) -> Vec<At> {
         let lines = |path: &PathBuf| self.files[path].iter().filter(|byte| **byte == b'\n').count();
         self.segments().iter().flat_map(|path| (0..lines(path)).map(|line| (path.clone(), line))).collect()
@@ -94,7 +95,7 @@ impl Evidence {
         self.files[path].split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect()
     }
 
-    /// Makes the log end after so many records, leaf hashes too: what somebody does who knows the format.
+    /// Ends the log after this many records, leaf hashes included, as someone who knows the format would.
     fn cut_after(&self, records: usize) {
         let mut left = records;
         for path in self.segments() {
@@ -113,7 +114,7 @@ impl Evidence {
     }
 }
 
-/// The head after it.
+/// Sends some traffic and returns the head after it.
 pub(crate) async fn some_traffic(world: &World, round: usize) -> Head {
     for n in 0..12 {
         world.get(READER, if n % 3 == 0 { ORG } else { OTHER }).await.expect(200);
@@ -145,11 +146,11 @@ pub(crate) fn assert_untouched(report: &VerifyReport) {
     assert!(report.problems.is_empty(), "{report:#?}");
 }
 
-/// Something is found, and it names this record or a range that begins with it.
+/// Something is found that names this record or a range beginning with it.
 #[track_caller]
 fn assert_names(report: &VerifyReport, seq: u64, what: &str) {
     let named = report.problems.iter().any(|problem| problem.seq == Some(seq));
-    assert!(named, "{what}: record {seq} is not named: {report:#?}");
+    assert!(named, "{what}: record {seq} was not named: {report:#?}");
 }
 
 #[track_caller]
@@ -158,11 +159,11 @@ pub(crate) fn assert_found(report: &VerifyReport, what: &str) {
 }
 
 #[tokio::test]
-async fn every_bit_of_a_record_that_is_flipped_is_found_in_its_record() {
+async fn every_flipped_bit_of_a_record_is_found_and_names_the_record() {
     let evidence = Evidence::new().await;
     assert_untouched(&evidence.report());
     let places = evidence.places();
-    // What comes first, in the middle and last, and an opening.
+    // A record at the beginning, in the middle and at the end, and an opening.
     let sample = [1, places.len() / 2, places.len() - 1];
     let second = evidence.segments()[1].clone();
     for (path, at) in sample.iter().map(|at| places[*at].clone()).chain([(second, 0)]) {
@@ -181,9 +182,9 @@ async fn every_bit_of_a_record_that_is_flipped_is_found_in_its_record() {
     assert_untouched(&evidence.report());
 }
 
-/// Without the leaf hashes it is not known which record it is, but that it is one of a few.
+/// Without the leaf hashes it is only known that it is one of a few records.
 #[tokio::test]
-async fn a_flipped_bit_is_found_in_every_record_without_leaf_hashes_too() {
+async fn a_flipped_bit_is_found_in_every_record_even_without_leaf_hashes() {
     let evidence = Evidence::new().await;
     evidence.without_leaves();
     assert_untouched(&evidence.report());
@@ -201,7 +202,7 @@ async fn a_flipped_bit_is_found_in_every_record_without_leaf_hashes_too() {
 }
 
 #[tokio::test]
-async fn every_record_that_is_dropped_moved_or_repeated_is_found() {
+async fn every_dropped_moved_or_repeated_record_is_found() {
     let evidence = Evidence::new().await;
     for leaves in [true, false] {
         if !leaves {
@@ -245,7 +246,7 @@ async fn every_cut_of_the_tail_is_found() {
         if records < exported {
             assert_names(&evidence.against(&evidence.exported), seq, "an exported head, and its own deleted");
         }
-        // Its own head and keys as they were long ago: only what was taken away shows it.
+        // Its own head and keys are replaced by old ones, so only an exported head shows the cut.
         fs::write(evidence.audit().join("head"), &evidence.early_file).unwrap();
         if records < exported {
             assert_names(&evidence.against(&evidence.exported), seq, "an exported head, and its own an old one");
@@ -275,7 +276,7 @@ async fn an_old_copy_put_back_is_found_against_an_exported_head() {
 }
 
 #[tokio::test]
-async fn a_segment_that_is_taken_away_or_replaced_is_found() {
+async fn a_removed_or_replaced_segment_is_found() {
     let evidence = Evidence::new().await;
     let segments = evidence.segments();
     for (at, path) in segments.iter().enumerate() {
@@ -299,7 +300,8 @@ async fn a_flipped_bit_in_heads_and_keys_is_found() {
     for name in ["head", "keys", "head.pub"] {
         let path = evidence.audit().join(name);
         let mut bytes = evidence.files[&path].clone();
-        // A step that is no multiple of the alphabet's period meets every kind of byte: each report that finds takes a second look.
+        // The step is coprime to the alphabet's period, so every kind of byte is covered. Not every byte is tried,
+        // because each report that finds a problem takes a second look.
         for byte in (0..bytes.len() - 1).step_by(5) {
             bytes[byte] ^= 1 << (byte % 8);
             fs::write(&path, &bytes).unwrap();
@@ -315,9 +317,9 @@ async fn a_flipped_bit_in_heads_and_keys_is_found() {
     assert_untouched(&evidence.report());
 }
 
-/// A number of nineteen digits: nobody goes through the records that it says are before it.
+/// A nineteen-digit number: nobody goes through all the records that it claims come before it.
 #[tokio::test]
-async fn a_record_that_claims_a_number_far_on_is_found() {
+async fn a_record_that_claims_a_far_too_large_number_is_found() {
     let evidence = Evidence::new().await;
     for (path, line) in evidence.places() {
         let mut lines = evidence.lines(&path);
@@ -332,7 +334,7 @@ async fn a_record_that_claims_a_number_far_on_is_found() {
 }
 
 #[tokio::test]
-async fn altered_leaf_hashes_are_told_and_accuse_no_record() {
+async fn altered_leaf_hashes_are_reported_and_accuse_no_record() {
     let evidence = Evidence::new().await;
     let path = evidence.segments()[1].with_extension("leaves");
     let mut bytes = evidence.files[&path].clone();
@@ -344,7 +346,7 @@ async fn altered_leaf_hashes_are_told_and_accuse_no_record() {
 }
 
 #[tokio::test]
-async fn a_start_on_an_altered_log_says_so_for_good() {
+async fn a_start_on_an_altered_log_is_recorded_for_good() {
     let world = Plan::default().start().await;
     some_traffic(&world, 0).await;
     let world = world
@@ -360,7 +362,7 @@ async fn a_start_on_an_altered_log_says_so_for_good() {
     assert!(world.log().await.iter().any(|record| record["event"] == "head-mismatch"));
 }
 
-/// While it is written to, after each kill, and after the retention took its beginning.
+/// While it is written to, after each kill, and after retention deleted its beginning.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_untouched_log_is_never_accused() {
     let plan = Plan::default().set("audit", "segment = \"64KiB\"").set("upstream", "look = false");
@@ -395,14 +397,14 @@ async fn an_untouched_log_is_never_accused() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         drop(process);
-        assert!(writer.await.unwrap() < usize::MAX, "it was killed while it wrote");
+        assert!(writer.await.unwrap() < usize::MAX, "the writer was killed while writing");
         assert_untouched(&verify(&audit, &AuditorInput::default(), &mut |_, _| {}).unwrap());
     }
     assert_untouched(&of_binary(&audit, &[]).1);
 }
 
 #[tokio::test]
-async fn what_the_retention_took_is_not_missed_and_what_somebody_took_is() {
+async fn records_deleted_by_retention_are_not_missed_but_removed_ones_are() {
     let plan = Plan::default().segment_bytes(4000).set("audit", "retention = \"30d\"").set("upstream", "look = false");
     let world = plan.start().await;
     some_traffic(&world, 0).await;
@@ -432,7 +434,7 @@ fn command(audit: &Path) -> Command {
     command
 }
 
-/// Exit code and report of the command.
+/// The command's exit code and report.
 fn of_binary(audit: &Path, options: &[&str]) -> (i32, VerifyReport) {
     let binary = command(audit).args(["-o", "json"]).args(options).output().unwrap();
     let report = serde_json::from_slice(&binary.stdout).unwrap_or_else(|error| panic!("{error}: {binary:?}"));
@@ -440,7 +442,7 @@ fn of_binary(audit: &Path, options: &[&str]) -> (i32, VerifyReport) {
 }
 
 #[tokio::test]
-async fn the_command_says_it_in_words_and_by_its_exit_code() {
+async fn the_command_reports_by_text_and_exit_code() {
     let evidence = Evidence::new().await;
     let audit = evidence.audit();
     let file = evidence.dir.path().join("exported.head");
@@ -460,5 +462,5 @@ async fn the_command_says_it_in_words_and_by_its_exit_code() {
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
     }
     let empty = tempfile::tempdir().unwrap();
-    assert_eq!(command(empty.path()).output().unwrap().status.code(), Some(1), "no log is not a proof");
+    assert_eq!(command(empty.path()).output().unwrap().status.code(), Some(1), "a missing log proves nothing");
 }

@@ -1,4 +1,4 @@
-//! Promise 8. Everything is bounded; past a bound the answer is a clear refusal.
+//! Promise 8. Everything is bounded, and past a bound the answer is a clear refusal.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::support::{ALL, HELD, ORG, Plan, TOO, raw, until, with_key};
 
 #[tokio::test]
-async fn a_target_a_head_and_a_body_beyond_their_bounds_are_refused() {
+async fn targets_heads_and_bodies_past_their_bounds_are_refused() {
     let world = Plan::default().set("limits", "body_bytes = \"1KiB\"").start().await;
     let long = format!("{ORG}?x={}", "a".repeat(8_000));
     world.get(ALL, &long).await.refused(414, "MG102");
@@ -26,7 +26,7 @@ async fn a_target_a_head_and_a_body_beyond_their_bounds_are_refused() {
 }
 
 #[tokio::test]
-async fn a_body_that_dawdles_is_refused() {
+async fn a_slow_body_is_refused() {
     let world = Plan::default().set("limits", "body_gap = \"100ms\"").start().await;
     let mut stream = TcpStream::connect(world.gateway).await.unwrap();
     let head = format!("PATCH {ORG} HTTP/1.1\r\nhost: x\r\n{}content-length: 10\r\n\r\n{{", with_key(ALL, &[]));
@@ -52,14 +52,14 @@ async fn silent_slow_and_idle_connections_are_closed() {
 }
 
 #[tokio::test]
-async fn at_the_connection_cap_the_longest_idle_give_way() {
+async fn at_the_connection_cap_the_longest_idle_connections_give_way() {
     let world = Plan::default().set("limits", "connections = 4\nfirst_byte = \"10m\"").start().await;
     let mut idle = Vec::new();
     for _ in 0..12 {
         idle.push(TcpStream::connect(world.gateway).await.unwrap());
     }
     world.get(ALL, ORG).await.expect(200);
-    // Of 13 at most 4 are left; a connection that is still open has nothing to read.
+    // At most 4 of 13 are left. A connection that is still open has nothing to read.
     until(|| {
         idle.retain(|stream| matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock));
         idle.len() <= 4
@@ -87,9 +87,9 @@ async fn requests_of_one_caller_under_way_are_bounded_and_others_are_served() {
     of_another.expect(200);
 }
 
-/// Who only waits for another request's fetch takes nothing that the bounds protect.
+/// A request that only waits for another request's fetch takes nothing that the bounds protect.
 #[tokio::test]
-async fn a_herd_that_waits_for_one_fetch_is_answered_whole() {
+async fn everyone_waiting_for_one_fetch_is_answered() {
     let world = Plan::default().set("limits", "in_flight_per_caller = 3\nin_flight = 4").start().await;
     world.sandbox.fault(Fault::once("GET", ORG, HELD));
     let herd = futures_util::future::join_all((0..200).map(|_| world.get(ALL, ORG)));
@@ -103,7 +103,7 @@ async fn a_herd_that_waits_for_one_fetch_is_answered_whole() {
 }
 
 #[tokio::test]
-async fn a_callers_rate_is_bounded_with_words() {
+async fn a_request_over_the_callers_rate_is_refused_with_an_explanation() {
     let slow = "grants = [\"*\"]\nrate = \"60/min\"\nburst = 2";
     let world = Plan::default().caller("slow", slow).clock(Clock::still()).start().await;
     let first = world.get("slow", ORG).await.expect(200);
@@ -118,7 +118,7 @@ async fn a_callers_rate_is_bounded_with_words() {
 }
 
 #[tokio::test]
-async fn an_answer_beyond_its_bound_is_not_passed_on() {
+async fn an_answer_that_is_too_large_is_not_passed_on() {
     let world = Plan::default().set("limits", "answer_bytes = \"64KiB\"\nstored_bytes = \"16KiB\"").start().await;
     let large = format!("{{\"x\":\"{}\"}}", "a".repeat(100 * 1024));
     world.sandbox.fault(Fault::once("GET", ORG, FaultKind::status(200).with_body(&large)));
@@ -126,7 +126,7 @@ async fn an_answer_beyond_its_bound_is_not_passed_on() {
     let medium = format!("{{\"x\":\"{}\"}}", "a".repeat(32 * 1024));
     world.sandbox.fault(Fault::once("GET", ORG, FaultKind::status(200).with_body(&medium)));
     assert_eq!(world.get(ALL, ORG).await.expect(200).text(), medium);
-    // Too large to be stored: the next read goes upstream.
+    // Too large to be stored, so the next read goes upstream.
     world.get(ALL, ORG).await.expect(200);
     assert_eq!(world.received("GET", ORG), 3);
 }

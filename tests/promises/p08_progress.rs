@@ -1,5 +1,5 @@
-//! Promise 8. Whoever takes nothing of an answer loses that answer; whoever takes it steadily may take as long as a connection
-//! lives.
+//! Promise 8. A client that does not read its answer loses it; one that reads steadily may take as long as its
+//! connection lives.
 
 use std::time::Duration;
 
@@ -17,13 +17,14 @@ const APPS: &str = "/api/v2/organizations/11/apps";
 const PAYMENTS: &str = "/api/v2/organizations/11/payments";
 const MIB: usize = 1 << 20;
 
-/// The next bytes of a body; `None`: it has ended. An error: its stream was reset, or the connection ended.
+/// The next bytes of a body, or `None` at its end. An error means that the stream was reset or the connection ended.
 async fn piece(body: &mut hyper::body::Incoming) -> Option<Result<Bytes, hyper::Error>> {
-    let frame = tokio::time::timeout(Duration::from_secs(60), body.frame()).await.expect("the answer stays untaken")?;
+    let frame =
+        tokio::time::timeout(Duration::from_secs(60), body.frame()).await.expect("the answer is never reset")?;
     Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
 }
 
-/// A connection to which the kernel gives little room, after a request for [`APPS`].
+/// A connection with a small kernel buffer, after a request for [`APPS`].
 async fn asked(world: &World) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(64 << 10).unwrap();
@@ -37,9 +38,9 @@ fn large(world: &World, bytes: usize) {
     world.sandbox.fault(Fault::always("GET", APPS, FaultKind::status(200).with_body(&body)));
 }
 
-/// Long before such answers are reset, their connections make room.
+/// Long before such answers are reset, their connections make room for others.
 #[tokio::test]
-async fn who_comes_does_not_wait_for_answers_that_nobody_takes() {
+async fn newcomers_do_not_wait_for_answers_that_nobody_reads() {
     let limits = "connections = 4\nwrite_stall = \"10m\"";
     let (world, roots) = tls::world(Plan::default().set("limits", limits), "", &[]).await;
     let mut held = Vec::new();
@@ -51,13 +52,13 @@ async fn who_comes_does_not_wait_for_answers_that_nobody_takes() {
     let key = format!("authorization: Token {TOO}");
     let lines = [&*key];
     let polite = tls::get(&world, &roots, None, ORG, &lines);
-    let polite = tokio::time::timeout(Duration::from_secs(30), polite).await.expect("it waits for ever");
+    let polite = tokio::time::timeout(Duration::from_secs(30), polite).await.expect("it waits forever");
     polite.expect("an answer").expect(200);
 }
 
-/// Refusals that nobody takes hold no connection, with a key or without, and keep nobody out meanwhile.
+/// Refusals that nobody reads, with a key or without, hold no connection and meanwhile keep nobody out.
 #[tokio::test]
-async fn answers_that_wait_for_a_window_of_nothing_hold_no_connection() {
+async fn answers_blocked_by_a_zero_window_hold_no_connection() {
     let limits = "connections = 8\nwrite_stall = \"3s\"\nidle = \"4s\"";
     let (world, roots) = tls::world(Plan::default().set("limits", limits), "", &[]).await;
     let mut held = Vec::new();
@@ -68,34 +69,34 @@ async fn answers_that_wait_for_a_window_of_nothing_hold_no_connection() {
         assert_eq!(response.status(), if n % 2 == 0 { 401 } else { 404 });
         held.push((sender, ended, response));
     }
-    // The door is full of them; who comes finds a place all the same.
+    // The door is full of them, but a newcomer still finds a place.
     let key = format!("authorization: Token {TOO}");
     let lines = [&*key];
     let polite = tls::get(&world, &roots, None, ORG, &lines);
-    let polite = tokio::time::timeout(Duration::from_secs(20), polite).await.expect("it waits for ever");
+    let polite = tokio::time::timeout(Duration::from_secs(20), polite).await.expect("it waits forever");
     polite.expect("an answer").expect(200);
     for (_sender, ended, _untaken) in &mut held {
-        tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the connection stays").unwrap();
+        tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the connection is still open").unwrap();
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_taken_is_reset_and_its_connection_serves_on() {
+async fn an_unread_answer_is_reset_and_its_connection_goes_on_serving() {
     let (world, roots) = tls::world(Plan::default().set("limits", "write_stall = \"500ms\""), "", &[]).await;
     large(&world, MIB);
     for window in [0, 1, 50_000] {
         let (mut sender, _ended) = h2(&world, &roots, window).await;
         let mut untaken = sender.send_request(h2_get(ALL, APPS)).await.unwrap().into_body();
-        // Nothing is read until the gateway has had enough.
+        // Read nothing until the gateway has had enough.
         until(|| world.service.gateway().callers.shared.answers.taken() == 0).await;
         let end = loop {
-            match piece(&mut untaken).await.expect("it ended as if it were whole") {
+            match piece(&mut untaken).await.expect("it ended as if it were complete") {
                 Ok(_) => {}
                 Err(error) => break error,
             }
         };
         assert!(!end.is_closed() && !end.is_canceled(), "the stream was reset, not the connection: {end:?}");
-        let response = sender.send_request(h2_get(ALL, "/nowhere")).await.expect("the connection serves on");
+        let response = sender.send_request(h2_get(ALL, "/nowhere")).await.expect("the connection still serves");
         assert_eq!(response.status(), 404);
     }
 }
@@ -136,16 +137,16 @@ async fn an_http_1_reader_that_stops_is_cut() {
     let world = Plan::default().set("limits", "write_stall = \"500ms\"").start().await;
     large(&world, 32 * MIB);
     let mut stream = asked(&world).await;
-    // It stops reading when there is something to read.
+    // Stop reading once there is something to read.
     stream.readable().await.unwrap();
     until(|| world.service.gateway().callers.shared.answers.taken() == 0).await;
     let mut all = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut all)).await;
-    assert!(read.is_ok(), "the connection stays: {}", String::from_utf8_lossy(&all[..all.len().min(600)]));
-    assert!(all.len() < 32 * MIB, "the whole answer was kept for somebody who did not take it");
+    assert!(read.is_ok(), "the connection is still open: {}", String::from_utf8_lossy(&all[..all.len().min(600)]));
+    assert!(all.len() < 32 * MIB, "the whole answer was kept for a client that did not read it");
 }
 
-/// Whatever progress it makes: a connection has an end.
+/// A connection has an end, whatever progress it makes.
 #[tokio::test]
 async fn no_connection_outlives_its_age_and_the_grace() {
     let limits = "age = \"3s\"\nage_grace = \"2s\"";
@@ -154,17 +155,17 @@ async fn no_connection_outlives_its_age_and_the_grace() {
     let (mut sender, ended) = h2(&world, &roots, 32 << 10).await;
     let mut body = sender.send_request(h2_get(ALL, APPS)).await.unwrap().into_body();
     let cut = async {
-        while piece(&mut body).await.expect("it ended as if it were whole").is_ok() {
+        while piece(&mut body).await.expect("it ended as if it were complete").is_ok() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), cut).await.expect("it lives on");
-    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the connection stays").unwrap();
+    tokio::time::timeout(Duration::from_secs(60), cut).await.expect("it is never cut");
+    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the connection is still open").unwrap();
 }
 
-/// RFC 9112 section 9.6: a client may say that it has no further request, and still wait for its answer.
+/// RFC 9112, section 9.6: a client may say that it has no further request and still wait for its answer.
 #[tokio::test]
-async fn a_client_that_has_said_all_it_wants_gets_its_answer() {
+async fn a_client_that_half_closes_gets_its_answer() {
     let world = World::start().await;
     world.sandbox.fault(Fault::always("*", ORG, FaultKind::Latency { ms: 300 }));
     let headers = with_key(ALL, &[]);
@@ -174,7 +175,7 @@ async fn a_client_that_has_said_all_it_wants_gets_its_answer() {
     half_closed(world.gateway, &patch).await.expect("an answer").expect(200);
 }
 
-/// How many wait for quota.
+/// Number of requests waiting for quota.
 async fn waiting(world: &World) -> u64 {
     let key = format!("authorization: Bearer {OPERATOR}\r\n");
     let page = send(world.service.operator_addresses()[0], "GET", "/quota.json", &key, "").await.expect(200).json();
@@ -191,12 +192,12 @@ async fn come_to_wait(world: &World, number: u64) {
     panic!("{} wait, not {number}", waiting(world).await);
 }
 
-/// Over HTTP/1.1 nothing is read while an answer is owed. Whoever is gone for sure is noticed nevertheless; whoever has only no
-/// further request keeps its place.
+/// Over HTTP/1.1 nothing is read while an answer is owed. A client that is certainly gone is still noticed; one that
+/// merely has no further request keeps its place.
 #[tokio::test]
-async fn whoever_is_gone_while_it_waits_gives_its_place_back() {
+async fn a_client_that_leaves_while_waiting_gives_its_place_back() {
     let patient = "quota = \"1/min\"\nquota_wait = \"5m\"\ndeadline = \"5m\"\nwrite_deadline = \"5m\"";
-    // What holds the quota holds it however long this takes.
+    // The request holding the quota holds it however long this takes.
     let plan = || Plan::default().set("upstream", patient).set("limits", "quota_queue = 1").clock(Clock::still());
     let world = plan().set("gateway", "listen = [\"127.0.0.1:0\", \"unix:door.sock\"]").start().await;
     let (over_tls, roots) = tls::world(plan(), "", &[]).await;
@@ -222,13 +223,13 @@ async fn whoever_is_gone_while_it_waits_gives_its_place_back() {
         come_to_wait(&over_tls, 1).await;
         reset(stream.into_inner().0);
         come_to_wait(&over_tls, 0).await;
-        // Said all that it wants, then gone after all.
+        // It has half-closed the connection, and later it is gone after all.
         let mut stream = TcpStream::connect(world.gateway).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
         come_to_wait(&world, 1).await;
         tokio::time::sleep(Duration::from_millis(700)).await;
-        assert_eq!(waiting(&world).await, 1, "it waits for its answer");
+        assert_eq!(waiting(&world).await, 1, "it is waiting for its answer");
         reset(stream);
         come_to_wait(&world, 0).await;
     }
@@ -237,14 +238,14 @@ async fn whoever_is_gone_while_it_waits_gives_its_place_back() {
     assert_eq!((records.len(), unanswered), (7, 6), "{records:?}");
 }
 
-/// Ends a connection with a reset.
+/// Closes a connection with a reset.
 fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// What has not become a request holds the end up no longer than its own limit.
+/// Input that has not become a request delays shutdown no longer than its own limit.
 #[tokio::test]
-async fn half_a_head_does_not_hold_the_end_up() {
+async fn half_a_head_does_not_delay_shutdown() {
     for sent in ["", "GET / HT"] {
         let limits = "drain = \"60s\"\nfirst_byte = \"500ms\"\nhead = \"500ms\"";
         let world = Plan::default().set("limits", limits).start().await;
@@ -256,9 +257,9 @@ async fn half_a_head_does_not_hold_the_end_up() {
     }
 }
 
-/// A connection between two requests ends over HTTP/2 when its client confirms that. This one has stopped reading.
+/// An HTTP/2 connection between two requests ends when its client confirms that. This client has stopped reading.
 #[tokio::test]
-async fn a_client_that_confirms_nothing_does_not_hold_the_end_up() {
+async fn a_client_that_confirms_nothing_does_not_delay_shutdown() {
     let plan = Plan::default().set("limits", "drain = \"60s\"");
     let (world, roots) = tls::world(plan, "", &[]).await;
     let mut stream = tls::connect(&world, &roots, &["h2"], None).await.unwrap();
@@ -275,7 +276,7 @@ async fn a_client_that_confirms_nothing_does_not_hold_the_end_up() {
     sent.extend(head);
     stream.write_all(&sent).await.unwrap();
     let (mut answer, mut received) = (vec![0; 4096], Vec::new());
-    // The answer's DATA or HEADERS with END_STREAM: of type 0 or 1, flag 1, stream 1.
+    // The answer's DATA or HEADERS frame with END_STREAM: type 0 or 1, flag 1, stream 1.
     let is_end =
         |frames: &[u8]| frames.windows(6).any(|six| six[0] <= 1 && six[1] & 1 == 1 && six[2..] == [0, 0, 0, 1]);
     while !is_end(&received) {
@@ -287,9 +288,9 @@ async fn a_client_that_confirms_nothing_does_not_hold_the_end_up() {
     assert_eq!(ended, Ok(true));
 }
 
-/// Connections that say nothing give way before those that have made requests and may make more, although these are more.
+/// Silent connections give way before those that have made requests and may make more, although the latter are more.
 #[tokio::test]
-async fn silent_connections_do_not_push_out_those_that_are_used() {
+async fn silent_connections_do_not_push_out_used_ones() {
     let world = Plan::default().set("limits", "connections = 6").start().await;
     let request = format!("GET {ORG} HTTP/1.1\r\nhost: x\r\n{}\r\n", with_key(ALL, &[]));
     let mut answer = vec![0; 64 << 10];
@@ -312,9 +313,9 @@ async fn silent_connections_do_not_push_out_those_that_are_used() {
     }
 }
 
-/// Of connections that are used, those of whoever has the most give way.
+/// Among used connections, those of the client with the most give way.
 #[tokio::test]
-async fn whoever_has_the_most_connections_gives_way() {
+async fn clients_with_the_most_connections_give_way() {
     let world = Plan::default().set("limits", "connections = 8").start().await;
     let mut answer = vec![0; 64 << 10];
     let idle = async |key: &str| {

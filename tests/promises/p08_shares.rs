@@ -1,4 +1,5 @@
-//! Promise 8. What callers share is shared fairly: whatever one of them takes and does not give back, the others are served.
+//! Promise 8. What callers share is shared fairly: whatever one of them takes and does not give back, the others are
+//! still served.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +17,13 @@ const APPS: &str = "/api/v2/organizations/11/apps";
 const KIB: usize = 1024;
 const HANG: FaultKind = FaultKind::Hang { effect: false };
 
-/// Make answers this path with so many bytes and a few more.
+/// Makes Make answer this path with a little more than this many bytes.
 fn large(world: &World, path: &str, bytes: usize) {
     let body = format!("{{\"x\":\"{}\"}}", "a".repeat(bytes));
     world.sandbox.fault(Fault::always("GET", path, FaultKind::status(200).with_body(&body)));
 }
 
-/// The organization at this path has a name of 700 KiB from now on.
+/// Gives the organization at this path a name of 700 KiB.
 async fn named(world: &World, roots: &Arc<RootCertStore>, path: &str) {
     let body = format!("{{\"name\":\"{}\"}}", "a".repeat(700 * KIB));
     let lines = format!("content-type: application/json\r\ncontent-length: {}\r\n{}", body.len(), with_key(TOO, &[]));
@@ -33,7 +34,7 @@ async fn named(world: &World, roots: &Arc<RootCertStore>, path: &str) {
     assert!(start.ends_with(b"200"), "{}", String::from_utf8_lossy(&start));
 }
 
-/// A few misses, and a few writes, of another caller.
+/// Another caller makes a few misses and a few writes.
 async fn others_are_served(world: &World) {
     for n in 0..10 {
         world.get_with(TOO, OTHER, &["cache-control: no-cache"]).await.expect(200);
@@ -47,7 +48,7 @@ async fn others_are_served(world: &World) {
 }
 
 #[tokio::test]
-async fn answers_that_one_caller_does_not_take_leave_room_for_the_others() {
+async fn answers_that_one_caller_does_not_accept_leave_room_for_the_others() {
     let plan = Plan::default().set("limits", "answer_bytes = \"4MiB\"\nanswers_bytes = \"8MiB\"");
     let (world, roots) = tls::world(plan, "", &[]).await;
     large(&world, APPS, 500 * KIB);
@@ -64,7 +65,7 @@ async fn answers_that_one_caller_does_not_take_leave_room_for_the_others() {
         std::mem::forget((sender, ended));
     }
     let answers = &world.service.gateway().callers.shared.answers;
-    assert!(given * 500 * KIB >= 6 << 20, "alone it is given only {given} answers");
+    assert!(given * 500 * KIB >= 6 << 20, "alone it got only {given} answers");
     assert!(answers.taken() <= 7 << 20, "{} bytes of 8 MiB", answers.taken());
     let lines = [format!("authorization: Token {TOO}")];
     for n in 0..10 {
@@ -81,7 +82,7 @@ async fn answers_that_one_caller_does_not_take_leave_room_for_the_others() {
     until(|| answers.taken() == 0).await;
 }
 
-/// The same with connections that nobody reads, and with writes of the others.
+/// The same with connections that nobody reads, and with writes by the others.
 #[tokio::test]
 async fn answers_that_one_caller_does_not_read_leave_room_for_the_others() {
     let limits = "answer_bytes = \"16MiB\"\nanswers_bytes = \"64MiB\"\nwrite_stall = \"10m\"";
@@ -104,9 +105,9 @@ async fn answers_that_one_caller_does_not_read_leave_room_for_the_others() {
     world.get(ALL, APPS).await.expect(200);
 }
 
-/// What is in memory is nobody's, but whoever does not take it keeps it from being forgotten.
+/// A cached answer belongs to nobody, but a caller who does not read it keeps it in memory.
 #[tokio::test]
-async fn answers_from_memory_that_one_caller_does_not_take_count_against_its_share() {
+async fn cached_answers_that_one_caller_does_not_read_count_against_its_share() {
     let plan = Plan::default().set("limits", "answer_bytes = \"4MiB\"\nanswers_bytes = \"8MiB\"");
     let (world, roots) = tls::world(plan, "", &[]).await;
     large(&world, ORG, 500 * KIB);
@@ -128,16 +129,17 @@ async fn answers_from_memory_that_one_caller_does_not_take_count_against_its_sha
     let reply = tls::get(&world, &roots, None, ORG, &[&*greedy]).await.expect("an answer");
     let etag = tls::get(&world, &roots, None, ORG, &[&*key]).await.unwrap().header("etag").unwrap().to_owned();
     reply.refused(503, "MG208");
-    // What needs no memory is given: a 304.
+    // A 304 needs no memory, so it is given.
     let unchanged = format!("if-none-match: {etag}");
     tls::get(&world, &roots, None, ORG, &[&*greedy, &*unchanged]).await.expect("an answer").expect(304);
     drop((held, sender));
     until(|| answers.taken() == 0).await;
 }
 
-/// Whoever waits for another caller's fetch holds its own share with what it does not take, not that caller's.
+/// A caller who joins another's fetch and does not read the answer holds it against its own share, not the other
+/// caller's.
 #[tokio::test]
-async fn who_joins_a_fetch_and_takes_nothing_takes_nothing_from_its_owner() {
+async fn joining_a_fetch_without_reading_it_takes_nothing_from_its_owner() {
     let plan =
         Plan::default().set("limits", "answer_bytes = \"4MiB\"\nanswers_bytes = \"8MiB\"\nstored_bytes = \"16KiB\"");
     let (world, roots) = tls::world(plan, "", &[]).await;
@@ -169,9 +171,9 @@ async fn who_joins_a_fetch_and_takes_nothing_takes_nothing_from_its_owner() {
     assert!(holds("all") > 4 * 700 * KIB as u64, "{} bytes", holds("all"));
 }
 
-/// Two who ask for the same share a fetch, not the refusal of whoever began it.
+/// Two callers who ask for the same thing share a fetch, but not the refusal of the caller who started it.
 #[tokio::test]
-async fn a_share_that_is_used_up_is_nobody_elses() {
+async fn a_used_up_share_is_not_held_against_callers_who_joined() {
     let plan = Plan::default().set("limits", "answer_bytes = \"4MiB\"\nanswers_bytes = \"8MiB\"");
     let (world, roots) = tls::world(plan, "", &[]).await;
     large(&world, APPS, 500 * KIB);
@@ -200,7 +202,7 @@ async fn a_share_that_is_used_up_is_nobody_elses() {
     second.expect("an answer").expect(200);
     assert_eq!(world.received("GET", OTHER), 2);
 
-    // Who asks anew, for itself, needs a place again.
+    // A caller that asks again, now for itself, needs a place again.
     let too_many = "answers_bytes = \"8MiB\"\nin_flight_per_caller = 1";
     let text = std::fs::read_to_string(world.file()).unwrap();
     std::fs::write(world.file(), text.replace("answers_bytes = \"8MiB\"", too_many)).unwrap();
@@ -226,9 +228,9 @@ async fn a_share_that_is_used_up_is_nobody_elses() {
     second.expect("an answer").refused(429, "MG142");
 }
 
-/// Whoever joins a fetch gives its place to others; yet it holds the place of its record in the log's buffer.
+/// A request that joins a fetch gives up its place to others, but keeps its record's place in the log's buffer.
 #[tokio::test]
-async fn requests_that_join_a_fetch_are_bounded_and_the_others_join_too() {
+async fn requests_that_join_a_fetch_are_bounded_and_other_callers_can_still_join() {
     let (world, roots) = tls::world(Plan::default().set("limits", "joined = 32"), "", &[]).await;
     world.sandbox.fault(Fault::once("GET", ORG, HELD));
     let gateway = world.service.gateway();
@@ -239,7 +241,7 @@ async fn requests_that_join_a_fetch_are_bounded_and_the_others_join_too() {
         async move { sender.send_request(h2_get(ALL, ORG)).await.unwrap().status().as_u16() }
     });
     let others = async {
-        // An eighth is kept.
+        // An eighth is kept free.
         until(|| (gateway.under_way(), shared.joined.taken()) == (1, 28)).await;
         let lines = [ALL, TOO].map(|key| format!("authorization: Token {key}"));
         let lines = [[&*lines[0]], [&*lines[1]]];
@@ -259,9 +261,9 @@ async fn requests_that_join_a_fetch_are_bounded_and_the_others_join_too() {
     until(|| shared.joined.taken() == 0).await;
 }
 
-/// A record has its place in the log's buffer from the moment that its request arrives.
+/// A record has its place in the log's buffer from the moment its request arrives.
 #[tokio::test]
-async fn records_that_one_caller_has_to_come_leave_room_in_the_logs_buffer_for_the_others() {
+async fn pending_records_of_one_caller_leave_room_in_the_logs_buffer_for_the_others() {
     let plan = Plan::default().set("audit", "buffer_bytes = \"256KiB\"").set("upstream", "connections = 64");
     let world = plan.start().await;
     world.sandbox.fault(Fault::always("GET", APPS, HANG));
@@ -269,7 +271,7 @@ async fn records_that_one_caller_has_to_come_leave_room_in_the_logs_buffer_for_t
     let records = &gateway.callers.shared.records;
     let hang = join_all((0..40).map(|_| world.get(ALL, APPS)));
     let beside = async {
-        // 8 KiB each, and an eighth is kept.
+        // 8 KiB each, and an eighth is kept free.
         until(|| gateway.under_way() == 28 && records.taken() == 224 * KIB as u64).await;
         world.get(ALL, ORG).await.refused(503, "MG183");
         for n in 0..10 {
@@ -285,7 +287,7 @@ async fn records_that_one_caller_has_to_come_leave_room_in_the_logs_buffer_for_t
     world.get(ALL, ORG).await.expect(200);
 }
 
-/// Bodies that come slowly, each within its bounds and together far beyond what there is.
+/// Slow bodies, each within its own bounds but together far beyond what there is.
 #[tokio::test]
 async fn slow_bodies_of_one_caller_are_bounded_together_and_the_others_write() {
     let limits = "body_bytes = \"256KiB\"\nbodies_bytes = \"2MiB\"";
@@ -319,9 +321,9 @@ async fn slow_bodies_of_one_caller_are_bounded_together_and_the_others_write() {
     world.patch(ALL, ORG, &body).await.expect(200);
 }
 
-/// A body is kept as long as its write: what hangs upstream counts too.
+/// A body is kept as long as its write, so a write that hangs upstream counts too.
 #[tokio::test]
-async fn bodies_of_writes_under_way_count_until_those_have_ended() {
+async fn bodies_of_writes_under_way_count_until_the_writes_end() {
     let world = Plan::default().set("limits", "body_bytes = \"256KiB\"\nbodies_bytes = \"1MiB\"").start().await;
     world.sandbox.fault(Fault::always("POST", "/api/v2/organizations/11/variables", HANG));
     let body = |n: usize| format!("{{\"name\":\"v{n}\",\"typeId\":1,\"value\":\"{}\"}}", "a".repeat(200 * KIB));
@@ -367,7 +369,7 @@ async fn requests_of_one_caller_leave_places_for_the_others() {
     until(|| world.service.gateway().under_way() == 0).await;
 }
 
-/// A connection that only waits costs its caller a place among the connections, however little its request costs.
+/// A waiting connection costs its caller a place among the connections, however cheap its request is.
 #[tokio::test]
 async fn busy_connections_of_one_caller_leave_room_for_those_of_others() {
     let world = Plan::default().set("limits", "connections = 32").start().await;
@@ -393,7 +395,7 @@ async fn busy_connections_of_one_caller_leave_room_for_those_of_others() {
     world.get(ALL, OTHER).await.expect(200);
 }
 
-/// Of a caller's own connections the one that has waited longest makes room for a new one: nothing is refused.
+/// Of a caller's own connections, the one that has waited longest makes room for a new one, and nothing is refused.
 #[tokio::test]
 async fn a_callers_idle_connections_make_room_for_its_new_ones() {
     let world = Plan::default().set("limits", "connections = 16").start().await;
@@ -413,9 +415,9 @@ async fn a_callers_idle_connections_make_room_for_its_new_ones() {
     until(|| connections.taken() == 0).await;
 }
 
-/// Nobody holds memory by a body whose request would be refused anyway: it is not read.
+/// Nobody can hold memory with a body whose request would be refused anyway, because it is not read.
 #[tokio::test]
-async fn bodies_of_those_who_may_not_are_not_read() {
+async fn bodies_of_unauthorized_requests_are_not_read() {
     let world = World::start().await;
     for (key, status) in [("nobodys-key", "401"), (READER, "403")] {
         let mut stream = TcpStream::connect(world.gateway).await.unwrap();
@@ -423,13 +425,13 @@ async fn bodies_of_those_who_may_not_are_not_read() {
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut start = [0; 12];
         let read = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut start)).await;
-        read.expect("its body is waited for").unwrap();
+        read.expect("the gateway waits for its body").unwrap();
         assert!(start.ends_with(status.as_bytes()), "{}", String::from_utf8_lossy(&start));
     }
 }
 
 #[tokio::test]
-async fn a_reload_limits_anew_what_is_shared() {
+async fn a_reload_changes_the_shared_limits() {
     let world = Plan::default().set("limits", "in_flight = 16").start().await;
     let shared = &world.service.gateway().callers.shared;
     assert_eq!((shared.requests.limit(), shared.bodies.limit()), (16, 64 << 20));

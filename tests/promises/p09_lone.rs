@@ -1,4 +1,4 @@
-//! Promise 9 for a caller who is alone: it gets the quota, it waits for its turn, and it is told the truth.
+//! Promise 9 for a lone caller: it gets the quota, waits for its turn, and is told the truth.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -14,23 +14,23 @@ use crate::support::{ALL, Plan, Reply, TOO, World};
 const APPS: &str = "/api/v2/organizations/11/apps";
 const QUOTA: u32 = 60;
 const QUOTA_WAIT: Duration = Duration::from_secs(5);
-/// By so much the clock is moved at a time.
+/// How far the clock is moved at a time.
 const STEP: Duration = Duration::from_millis(500);
-/// A slot is held for 61 s; here it is found free up to a step later, and so is the time at which its attempt ended.
+/// A slot is held for 61 s. Here it is found free up to a step later, and so is the end of its attempt.
 const WINDOW: Duration = Duration::from_millis(62_500);
 
-/// A request that was refused: how long it waited, and what it was told.
+/// A refused request: how long it waited, and what it was told.
 struct Refused {
     waited: Duration,
     reply: Reply,
 }
 
-/// So many clients of one caller, each of which asks again when it has its answer, or when it may after a refusal, over two
-/// windows of a clock that a test moves.
+/// Clients of one caller over two windows of a movable clock. Each asks again when it has its answer or, after a
+/// refusal, when it may.
 struct Crowd {
     world: World,
     clients: usize,
-    /// Clients that were refused and wait until they may come again.
+    /// Refused clients that are waiting until they may ask again.
     pausing: Cell<usize>,
     answered: RefCell<Vec<Instant>>,
     refused: RefCell<Vec<Refused>>,
@@ -67,11 +67,11 @@ impl Crowd {
         }
     }
 
-    /// Moves the clock whenever all clients wait, for a slot or until they may come again.
+    /// Moves the clock whenever all clients are waiting, for a slot or to ask again.
     async fn tick(&self, end: Instant) {
         while self.world.clock.now() < end {
             self.world.clock.advance(STEP);
-            // Whoever waits looks at a clock that can be moved every 5 ms.
+            // Waiters check a movable clock every 5 ms.
             tokio::time::sleep(Duration::from_millis(12)).await;
             for _ in 0..10_000 {
                 let waiting = self.world.service.gateway().quota.view(BucketId::Organization(11)).waiting;
@@ -110,12 +110,12 @@ async fn eight_clients_get_97_percent_and_wait_for_their_turns() {
     let mut while_slots_were_free = 0;
     for Refused { waited, reply } in refused.iter() {
         let detail = reply.clone().refused(429, "MG171").json()["detail"].as_str().unwrap().to_owned();
-        assert!(detail.contains("60/min, this caller has had") || detail.contains("60/min is all taken"), "{detail}");
+        assert!(detail.contains("60/min, this caller has had") || detail.contains("60/min is used up"), "{detail}");
         assert!(detail.contains("(its share: 60)"), "{detail}");
         let numbers = detail.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u32>().ok());
         if let [_limit, _spent, _share, free, others @ .., _wait] = numbers.collect::<Vec<_>>().as_slice() {
             while_slots_were_free += 1;
-            // Only one whose turn cannot come in time, whatever others leave to it, is refused before.
+            // A request is refused early only if its turn cannot come in time, whatever others leave to it.
             let is_in_vain = others.first().is_some_and(|waiting| waiting >= free);
             assert!(*waited >= QUOTA_WAIT || is_in_vain, "refused after {waited:?}: {detail}");
         }
@@ -129,8 +129,8 @@ async fn sixty_four_clients_get_97_percent() {
 }
 
 #[tokio::test]
-async fn explain_says_what_the_request_meets() {
-    // Without a wait, what is explained is what happens, slot for slot, for a lone caller and then for two.
+async fn explain_says_what_will_happen_to_the_request() {
+    // Without waiting, the explanation matches what happens, slot for slot, for a lone caller and then for two.
     let world =
         Plan::default().set("upstream", "quota = \"20/min\"\nquota_wait = \"0s\"").clock(Clock::still()).start().await;
     let mut verdicts = [0, 0];

@@ -10,7 +10,7 @@ use crate::support::{ALL, ORG, Plan, TOO};
 const NO_STORE: &[&str] = &["cache-control: no-store"];
 
 fn tight(quota: &str) -> Plan {
-    // No slot comes back while a test runs, however long that takes, and so nobody waits for one.
+    // However long the test takes, no slot comes back during it, so nobody waits for one.
     let plan =
         Plan::default().set("upstream", &format!("quota = \"{quota}\"\nquota_wait = \"0s\"")).clock(Clock::still());
     plan.sandbox(|s| {
@@ -20,7 +20,7 @@ fn tight(quota: &str) -> Plan {
 }
 
 #[tokio::test]
-async fn pacing_draws_no_429_and_says_when_to_come_again() {
+async fn pacing_draws_no_429_and_says_when_to_retry() {
     let world = tight("10/min").start().await;
     let mut refused = None;
     for _ in 0..30 {
@@ -35,12 +35,12 @@ async fn pacing_draws_no_429_and_says_when_to_come_again() {
     assert!(refused.header("ratelimit").unwrap().starts_with("\"quota\";r=0;t="), "{refused:?}");
     let received = world.sandbox.received_of("GET", ORG);
     assert!(received.len() <= 10 && received.iter().all(|r| r.status == Some(200)), "{}", received.len());
-    // Another organization has a quota of its own.
+    // Another organization has its own quota.
     world.get_with(ALL, "/api/v2/organizations/12", NO_STORE).await.expect(200);
 }
 
 #[tokio::test]
-async fn whoever_floods_leaves_the_others_their_share() {
+async fn a_flooding_caller_leaves_the_others_their_share() {
     let world = tight("10/min").start().await;
     for _ in 0..30 {
         world.get_with(ALL, ORG, NO_STORE).await;
@@ -92,7 +92,7 @@ async fn the_quota_is_learned_from_the_organization_itself() {
 }
 
 #[tokio::test]
-async fn an_upstream_429_closes_the_bucket_until_it_says() {
+async fn an_upstream_429_closes_the_bucket_for_as_long_as_it_says() {
     let world = Plan::default().set("upstream", "quota_wait = \"0s\"").clock(Clock::still()).start().await;
     let fault = FaultKind::status(429)
         .with_header("retry-after", "30")
@@ -116,7 +116,7 @@ async fn a_stored_answer_stands_in_when_there_is_no_quota() {
         world.get_with(TOO, ORG, NO_STORE).await;
     }
     world.clock.advance(Duration::from_secs(5 * 60 + 1));
-    // The window is over as well: spend it again.
+    // The window is over too, so spend it again.
     for _ in 0..20 {
         world.get_with(ALL, ORG, NO_STORE).await;
         world.get_with(TOO, ORG, NO_STORE).await;

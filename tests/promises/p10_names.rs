@@ -1,5 +1,5 @@
-//! Promise 10, over many reloads: what outlives one goes by name. Rows, callers, keys and secrets come, go and change places under
-//! load, and every answer, right, count, record and token stays with whom it belongs to.
+//! Promise 10, over many reloads: state that outlives a reload goes by name. Rows, callers, keys and secrets come, go
+//! and change places under load, and every answer, right, count, record and token stays with its owner.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -16,19 +16,19 @@ use serde_json::Value;
 use crate::support::random::{Random, seeds};
 use crate::support::{OPERATOR, Plan, Reply, TOKEN, World, send, with_key};
 
-/// Operations that may be added, beside the built-in ones.
+/// Operations that may be added to the built-in ones.
 const ROWS: [&str; 5] = ["teams", "scenarios", "users", "hooks", "devices"];
 const CALLERS: [&str; 4] = ["anna", "ben", "cleo", "dora"];
 const RELOADS: u64 = 25;
-/// Clients that never pause during a reload, and requests one after the other once it is over.
+/// The number of clients that never pause during a reload, and of sequential requests after it.
 const CLIENTS: u64 = 4;
 const AFTERWARDS: usize = 20;
 
-/// One configuration of the many.
+/// One of the many configurations.
 #[derive(Clone, Debug)]
 struct Wanted {
     rows: Vec<&'static str>,
-    /// Each with its keys and the grants that it has.
+    /// Each with its keys and grants.
     callers: Vec<(&'static str, Vec<String>, Vec<&'static str>)>,
 }
 
@@ -73,7 +73,7 @@ impl Wanted {
         text
     }
 
-    /// What a request for this row with this key is answered.
+    /// The expected status of a request for this row with this key.
     fn expected(&self, key: &str, row: &str) -> u16 {
         let Some((_, _, grants)) = self.callers.iter().find(|(_, keys, _)| keys.iter().any(|own| own == key)) else {
             return 401;
@@ -97,7 +97,7 @@ fn shuffle<T>(items: &mut [T], random: &mut Random) {
     }
 }
 
-/// Answers by caller and operation (empty: not classified).
+/// Number of answers by caller and operation (empty if not classified).
 type Counts = BTreeMap<(String, String), u64>;
 
 /// The operators' page of callers.
@@ -110,7 +110,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// What the page says of those that are configured now: their answers, and when each key was used last.
+/// What the page shows for the callers configured now: their answers, and when each key was last used.
 fn shown(page: &Value) -> (Counts, HashMap<String, Value>) {
     let (mut counts, mut used) = (Counts::new(), HashMap::new());
     for caller in page["callers"].as_array().unwrap() {
@@ -142,18 +142,18 @@ async fn ask(gateway: SocketAddr, random: &mut Random) -> Asked {
     let key = format!("{name}-{}", random.below(3));
     let reply = send(gateway, "GET", &format!("/api/v2/{row}/11"), &with_key(&key, &[]), "").await;
     if reply.status == 200 {
-        assert_eq!(reply.text(), answer(row), "it is another row's");
+        assert_eq!(reply.text(), answer(row), "this answer belongs to another row");
     }
     Asked { key, row, reply }
 }
 
-/// What the upstream says for a row.
+/// What the upstream answers for a row.
 fn answer(row: &str) -> String {
     format!("{{\"{row}\":1}}")
 }
 
-/// Puts it in force while clients ask on and on: each is answered as before or as after. Until it `has_token`, the upstream may refuse
-/// the one from before.
+/// Puts the configuration in force while clients keep asking: each gets the answer of before or after. Unless it
+/// already `has_token`, the upstream may refuse the previous one.
 async fn reload_under_load(world: &World, random: &mut Random, (before, after): (&Wanted, &Wanted), has_token: bool) {
     let over = Arc::new(AtomicBool::new(false));
     let clients = (0..CLIENTS).map(|_| {
@@ -161,7 +161,7 @@ async fn reload_under_load(world: &World, random: &mut Random, (before, after): 
         async move {
             let mut last = false;
             while !last {
-                // Once more when it is over.
+                // One more time when it is over.
                 last = over.load(Ordering::SeqCst);
                 let asked = ask(gateway, &mut random).await;
                 let allowed = [before, after].map(|wanted| wanted.expected(&asked.key, asked.row));
@@ -182,7 +182,7 @@ async fn reload_under_load(world: &World, random: &mut Random, (before, after): 
 }
 
 #[tokio::test]
-async fn what_outlives_a_reload_goes_by_name() {
+async fn state_that_outlives_a_reload_goes_by_name() {
     for seed in seeds(2) {
         println!("MAKEGATE_SEED={seed}");
         let mut random = Random::new(seed);
@@ -219,7 +219,8 @@ async fn what_outlives_a_reload_goes_by_name() {
                 let expected = wanted.expected(&asked.key, asked.row);
                 assert_eq!(asked.reply.status, expected, "reload {number}: {asked:?} in {wanted:?}");
             }
-            // What the records say, the page says. A caller that is not configured is forgotten, with what it did.
+            // The page agrees with the records. A caller that is no longer configured is forgotten along with its
+            // counts.
             counted.retain(|(caller, _), _| wanted.has_caller(caller));
             let records = world.records().await;
             let mut times: HashMap<String, Vec<i64>> = HashMap::new();
@@ -246,7 +247,7 @@ async fn what_outlives_a_reload_goes_by_name() {
     }
 }
 
-/// A time to the millisecond.
+/// Milliseconds since 1970.
 fn moment(time: &Value) -> i64 {
     text(time).parse::<jiff::Timestamp>().unwrap().as_millisecond()
 }

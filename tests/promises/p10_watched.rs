@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use crate::support::{ALL, ORG, Plan, TOKEN, World, tls};
 
-/// How long a change may take to be in force, with much room for a machine that is busy.
+/// How long a change may take to be in force, generously for a busy machine.
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
 
-/// Every file that is followed, by its name in the world's folder.
+/// All watched files, by their names in the world's folder.
 const FOLLOWED: [&str; 6] = ["makegate.toml", "token", "operator", "cert.pem", "key.pem", "callers.pem"];
 
 async fn secure_world() -> (World, std::sync::Arc<rustls::RootCertStore>) {
@@ -21,7 +21,7 @@ async fn secure_world() -> (World, std::sync::Arc<rustls::RootCertStore>) {
 }
 
 #[tokio::test]
-async fn a_followed_file_that_becomes_something_else_is_told_and_the_old_stays() {
+async fn a_watched_file_that_becomes_something_else_is_reported_and_the_old_content_stays() {
     let (world, roots) = secure_world().await;
     let token = format!("authorization: Token {ALL}");
     type Become = fn(&Path);
@@ -29,7 +29,7 @@ async fn a_followed_file_that_becomes_something_else_is_told_and_the_old_stays()
         ("a pipe", |path| mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR).unwrap(), "not a regular file"),
         ("a folder", |path| fs::create_dir(path).unwrap(), "not a regular file"),
         ("a device", |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap(), "not a regular file"),
-        // It has holes: no disk has to hold it.
+        // It is sparse, so no disk has to hold it.
         ("400 MiB", |path| File::create(path).unwrap().set_len(400 << 20).unwrap(), "larger than"),
     ];
     for name in FOLLOWED {
@@ -47,12 +47,12 @@ async fn a_followed_file_that_becomes_something_else_is_told_and_the_old_stays()
     }
 }
 
-/// The events of this kind, oldest first.
+/// The events with this name, oldest first.
 async fn events(world: &World, event: &str) -> Vec<Value> {
     world.log().await.into_iter().filter(|record| record["event"] == event).collect()
 }
 
-/// Waits for the event of this number.
+/// Waits for this many events and returns the last.
 async fn told(world: &World, event: &str, number: usize) -> String {
     let within = async {
         loop {
@@ -66,7 +66,7 @@ async fn told(world: &World, event: &str, number: usize) -> String {
 }
 
 #[tokio::test]
-async fn a_secret_that_was_missing_at_a_reload_is_taken_when_it_comes() {
+async fn a_secret_missing_at_a_reload_is_used_once_it_appears() {
     let world = World::start().await;
     let text = fs::read_to_string(world.file()).unwrap();
     fs::write(world.file(), text.replace("token_file = \"token\"", "token_file = \"later/token\"")).unwrap();
@@ -77,15 +77,16 @@ async fn a_secret_that_was_missing_at_a_reload_is_taken_when_it_comes() {
     fs::write(world.dir.path().join("later/token"), TOKEN).unwrap();
     told(&world, "reload", 1).await;
     world.get(ALL, ORG).await.expect(200);
-    assert_eq!(events(&world, "reload-failed").await.len(), 1, "it is told once");
+    assert_eq!(events(&world, "reload-failed").await.len(), 1, "it is reported once");
 }
 
-/// No configuration that is the same for so long is one that is being written; half a second less than what the gateway says.
+/// A configuration that stays unchanged this long is no longer being written. Half a second less than what the
+/// gateway says.
 const STILL: Duration = Duration::from_millis(500);
 
 #[tokio::test]
 async fn a_configuration_that_is_being_written_takes_effect_whole() {
-    // On a machine that stops whoever writes for longer than that it proves nothing.
+    // Proves nothing on a machine that keeps stopping the writer for longer than that.
     for _ in 0..20 {
         if let Some((reloads, failed)) = written_piece_by_piece().await {
             assert_eq!((reloads, failed), (1, 0), "a part of it took effect");
@@ -95,11 +96,11 @@ async fn a_configuration_that_is_being_written_takes_effect_whole() {
     println!("whoever writes was stopped again and again");
 }
 
-/// How many reloads there were, and how many that failed; `None`: whoever writes was stopped for too long.
+/// The numbers of reloads and of failed reloads. Returns `None` if the writer was stopped for too long.
 async fn written_piece_by_piece() -> Option<(usize, usize)> {
     let world = World::start().await;
     let text = fs::read_to_string(world.file()).unwrap();
-    // Each of these states is a configuration by itself: nothing but patience tells that it is not the last.
+    // Each of these states is a valid configuration: only patience shows that it is not the last.
     let mut written = text.replace("burst = 100000", "burst = 99999");
     fs::write(world.file(), &written).unwrap();
     let (mut last, mut longest) = (world.clock.now(), Duration::ZERO);
@@ -127,7 +128,7 @@ mod hanging {
     use crate::support::process::{Home, Process};
     use crate::support::{LIST, sandbox_at, send, until, with_key};
 
-    /// An answer that waits for no file is there within this, on a busy machine too.
+    /// An answer that waits for no file arrives within this time, even on a busy machine.
     const AT_ONCE: Duration = Duration::from_secs(20);
 
     async fn polite(home: &Home) {
@@ -152,7 +153,7 @@ mod hanging {
         assert_eq!(ended.map(|status| status.code()), Some(Some(0)), "SIGTERM waits for a file");
     }
 
-    /// A binary whose followed files are on a disk of ours, and its log on the machine's.
+    /// A binary whose watched files are on our own disk, and its log on the machine's.
     async fn start() -> Option<(makegate::sandbox::Sandbox, Home, Disk)> {
         let sandbox = sandbox_at("127.0.0.1:0").await;
         let plan = Plan::default().set("limits", "drain = \"1s\"");
@@ -172,7 +173,7 @@ mod hanging {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_followed_file_that_hangs_stops_nobody() {
+    async fn a_watched_file_that_hangs_stops_nobody() {
         for (operation, by_signal) in
             [(Operation::Look, true), (Operation::Open, true), (Operation::Read, true), (Operation::Look, false)]
         {
@@ -183,7 +184,7 @@ mod hanging {
                 disk.fault(Fault::of(name, operation, Effect::Hang));
             }
             if by_signal {
-                // A file that is the same is read from the kernel's memory, without a word to the disk.
+                // An unchanged file is read from the kernel's cache, without touching the disk.
                 fs::write(home.path().join("below/token"), format!("{TOKEN}\n\n")).unwrap();
                 fs::write(home.path().join("below/token"), format!("{TOKEN}\n")).unwrap();
                 kill_process(Pid::from_child(process.child()), Signal::HUP).unwrap();
@@ -201,7 +202,7 @@ mod hanging {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_hung_is_followed_again_when_it_is_back() {
+    async fn a_file_that_hung_is_watched_again_when_it_is_back() {
         let Some((sandbox, home, disk)) = start().await else { return };
         let mut process = home.serve().await;
         disk.fault(Fault::every("token", Effect::Hang));

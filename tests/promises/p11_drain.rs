@@ -8,7 +8,7 @@ use makegate::sandbox::{Fault, FaultKind};
 use crate::support::{ALL, HELD, ORG, Plan, World, until};
 
 #[tokio::test]
-async fn what_is_under_way_is_finished_and_recorded() {
+async fn requests_under_way_are_finished_and_recorded() {
     let world = World::start().await;
     world.sandbox.fault(Fault::always("*", ORG, HELD));
     let (gateway, tasks) = (world.gateway, makegate::tasks::Tasks::new());
@@ -24,7 +24,7 @@ async fn what_is_under_way_is_finished_and_recorded() {
     let crate::support::World { service, sandbox, dir, .. } = world;
     let operator = service.operator_addresses()[0];
     let asked = async {
-        // Until it says so.
+        // Wait until it says so.
         while crate::support::send(operator, "GET", "/readyz", "", "").await.status != 503 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -43,7 +43,7 @@ async fn what_is_under_way_is_finished_and_recorded() {
 }
 
 #[tokio::test]
-async fn what_is_not_finished_in_time_is_cut_off_and_recorded() {
+async fn requests_not_finished_in_time_are_cut_off_and_recorded() {
     let world = Plan::default().set("limits", "drain = \"300ms\"").start().await;
     world.sandbox.fault(Fault::always("GET", ORG, FaultKind::Hang { effect: false }));
     let (gateway, tasks) = (world.gateway, makegate::tasks::Tasks::new());
@@ -56,7 +56,7 @@ async fn what_is_not_finished_in_time_is_cut_off_and_recorded() {
     }
     let crate::support::World { service, dir, .. } = world;
     assert!(!service.shut_down().await);
-    // A slow disk is not waited for, and goes on.
+    // A slow disk is not waited for, and continues on its own.
     until(|| log(dir.path()).lines().last().unwrap().contains("\"event\":\"stop\"")).await;
     let lines = log(dir.path());
     let records: Vec<&str> = lines.lines().filter(|line| line.contains("\"kind\":\"request\"")).collect();

@@ -24,7 +24,7 @@ async fn a_write_whose_caller_hangs_up_is_settled_and_invalidates() {
 }
 
 #[tokio::test]
-async fn a_read_whose_leader_hangs_up_answers_the_others_with_one_fetch() {
+async fn a_read_whose_leader_hangs_up_still_answers_the_others_with_one_fetch() {
     let world = &World::start().await;
     world.sandbox.fault(Fault::once("GET", ORG, HELD));
     let waiting = |count| move || world.service.gateway().shared_fetches.waiting() == count;
@@ -43,7 +43,7 @@ async fn a_read_whose_leader_hangs_up_answers_the_others_with_one_fetch() {
 }
 
 #[tokio::test]
-async fn whenever_a_caller_hangs_up_its_write_has_an_outcome_or_never_was() {
+async fn whenever_a_caller_hangs_up_its_write_has_an_outcome_or_was_never_intended() {
     let world = World::start().await;
     for number in 0..120_u64 {
         let body = format!(r#"{{"typeId":2,"name":"v{number}","value":"x"}}"#);

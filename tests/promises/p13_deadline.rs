@@ -7,7 +7,7 @@ use makegate::sandbox::{Fault, FaultKind};
 use crate::support::hostile::{Origin, Step};
 use crate::support::{ALL, ORG, Plan};
 
-/// Deadlines of half a second; what comes after ten does not come because of them.
+/// Deadlines of half a second. Whatever takes over ten seconds is not due to them.
 fn short() -> Plan {
     Plan::default().set(
         "upstream",
@@ -23,7 +23,7 @@ fn now() -> Instant {
 }
 
 #[tokio::test]
-async fn an_upstream_that_hangs_anywhere_is_waited_for_no_longer() {
+async fn no_answer_is_late_wherever_the_upstream_hangs() {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n";
     let hangs = [
         vec![Step::Hang],
@@ -49,7 +49,7 @@ async fn an_upstream_that_hangs_anywhere_is_waited_for_no_longer() {
 
 #[tokio::test]
 async fn a_write_without_an_answer_in_time_is_504_in_doubt_and_listed() {
-    // Time enough to be sent.
+    // Long enough for the write to be sent.
     let world = Plan::default().set("upstream", "write_deadline = \"4s\"\nwrite_attempt = \"3s\"").start().await;
     let target = format!("{ORG}/subscription-free");
     world.sandbox.fault(Fault::once("POST", &target, FaultKind::Hang { effect: true }));

@@ -1,4 +1,4 @@
-//! Promise 14. Callers' connections take no file descriptor that the log or the way upstream needs.
+//! Promise 14. Callers' connections take no file descriptor that the log or upstream connections need.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn a_flood_of_connections_leaves_the_log_its_descriptors() {
         attempt(home.gateway, "PATCH", ORG, &with_key(ALL, &[]), &body).await
     };
     for n in 0..5 {
-        let reply = tokio::time::timeout(Duration::from_secs(20), write(n)).await.expect("it waits for ever");
+        let reply = tokio::time::timeout(Duration::from_secs(20), write(n)).await.expect("it waits forever");
         reply.expect("an answer").expect(200);
         for _ in 0..20 {
             flood.extend(TcpStream::connect(home.gateway).await);
@@ -39,7 +39,7 @@ async fn a_flood_of_connections_leaves_the_log_its_descriptors() {
 }
 
 #[tokio::test]
-async fn where_there_are_too_few_it_does_not_start_and_says_so() {
+async fn with_too_few_descriptors_it_refuses_to_start_and_says_so() {
     let home = Home::new(&Plan::default(), "http://127.0.0.1:9");
     let told = home.fails_with("ulimit -n 64");
     assert!(told.contains("the system grants 64 file descriptors, but makegate needs at least 98"), "{told}");

@@ -19,7 +19,7 @@ use crate::support::random::{Random, seeds};
 use crate::support::{ALL, OPERATOR, ORG, OTHER, Plan, Reply, TOO, VARIABLES, attempt, sandbox_at, with_key};
 
 #[test]
-fn the_disk_of_these_tests_does_as_told() {
+fn the_test_disk_does_as_told() {
     let dir = tempfile::tempdir().unwrap();
     let (below, at) = (dir.path().join("below"), dir.path().join("at"));
     fs::create_dir(&below).unwrap();
@@ -52,7 +52,7 @@ fn the_disk_of_these_tests_does_as_told() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(hangs.try_wait().unwrap().is_none());
-    // What hangs can be killed: no test leaves a process behind.
+    // A hanging process can be killed, so no test leaves one behind.
     hangs.kill().unwrap();
     hangs.wait().unwrap();
     let reading = std::thread::spawn({
@@ -68,7 +68,8 @@ fn the_disk_of_these_tests_does_as_told() {
     assert!(fs::read_dir(&at).unwrap().next().is_none(), "it is still mounted");
 }
 
-/// What the process has on its disk: the data folder and its files, what comes and goes beside them, and what is watched.
+/// What the process has on its disk: the data folder and its files, files that come and go next to them, and watched
+/// files.
 const FILES: [&str; 13] = [
     ".",
     "*.jsonl",
@@ -84,18 +85,18 @@ const FILES: [&str; 13] = [
     "operator",
     "*",
 ];
-/// A hit and `/livez` come within 100 ms, and a refusal of a write within a second, on a machine that does nothing else; on a busy
-/// one long before the disk does.
+/// On an idle machine, a hit and `/livez` take at most 100 ms and a write is refused within a second. On a busy one
+/// they are still far faster than the disk.
 const AT_ONCE: Duration = Duration::from_secs(15);
 const DRAIN: Duration = Duration::from_secs(1);
-/// How long the end may take besides: the second that is promised, and room for a machine that is busy.
+/// How much longer shutdown may take: the promised second, and room for a busy machine.
 const END: Duration = Duration::from_secs(14);
-/// How long a disk that is well again may go unnoticed.
+/// How long it may take to notice that a disk works again.
 const RECOVERY: Duration = Duration::from_secs(60);
-/// Processes at a time: they mostly wait.
+/// Number of concurrent processes, which mostly wait.
 const AT_A_TIME: usize = 13;
 
-/// A gateway all of whose files are on a disk that can fail.
+/// A gateway with all its files on a disk that can fail.
 struct Scene {
     disk: Disk,
     home: Home,
@@ -140,7 +141,7 @@ impl Scene {
         tokio::time::timeout(AT_ONCE, attempt(self.home.operator, method, target, &headers, "")).await.ok()?
     }
 
-    /// What waits for nothing: a hit, and whether the process lives.
+    /// What waits for nothing: a hit, and whether the process is alive.
     async fn polite(&self) {
         let hit = self.ask(TOO, "GET", OTHER, &[], "").await;
         assert_eq!(hit.status, 200, "{}", hit.text());
@@ -168,13 +169,13 @@ impl Scene {
         );
         assert_eq!(read.status, 200, "{}", read.text());
         for write in [write, keyed] {
-            // What the sandbox itself says to a name that is taken is none of the disk's.
+            // The sandbox's own answers for a name that is taken are not the disk's fault.
             assert!([200, 201, 400, 409, 422, 503].contains(&write.status), "{}", write.text());
         }
         self.polite().await;
     }
 
-    /// Once the disk is well again everything is.
+    /// Once the disk works again, everything works.
     async fn recovers(&self, number: usize) {
         let until = Clock::system().now() + RECOVERY;
         loop {
@@ -190,7 +191,7 @@ impl Scene {
         }
     }
 
-    /// The end comes in time, and the next start finds everything.
+    /// Shutdown is on time, and the next start finds everything.
     async fn ends(&self, mut process: Process) {
         process.signal(Signal::TERM);
         process.ended(DRAIN + END).await;
@@ -202,7 +203,7 @@ impl Scene {
     }
 }
 
-/// All that is done to one kind of file, in a process of its own. How many operations met a fault.
+/// Does everything to one kind of file, in its own process. Returns how many operations met a fault.
 async fn break_all(file: &str, upstream: &str, mut random: Random) -> Option<u64> {
     let scene = Scene::new(upstream)?;
     let fails = [Effect::Fail(Errno::IO), Effect::Fail(Errno::NOSPC)];
@@ -217,14 +218,14 @@ async fn break_all(file: &str, upstream: &str, mut random: Random) -> Option<u64
             number += 1;
             scene.touch(&process, number).await;
             if file.starts_with("fingerprint") {
-                // Nobody asks for it: it is looked at every second.
+                // Nobody asks for it; it is checked every second.
                 tokio::time::sleep(Duration::from_millis(1500)).await;
                 scene.polite().await;
             }
             let met = scene.disk.met() - before;
             scene.disk.heal();
             if met == 0 {
-                break; // nobody asks that of this file
+                break; // nobody does that to this file
             }
             scene.recovers(number).await;
         }
@@ -262,7 +263,7 @@ async fn only_writes_wait_for_a_disk_whichever_file_and_operation_hangs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_query_whose_disk_hangs_is_refused_as_one_to_try_again() {
+async fn a_query_whose_disk_hangs_is_refused_and_may_be_retried() {
     let sandbox: Sandbox = sandbox_at("127.0.0.1:0").await;
     let Some(scene) = Scene::new(&format!("http://{}", sandbox.address())) else { return };
     let process = scene.serve().await;
@@ -278,9 +279,10 @@ async fn a_query_whose_disk_hangs_is_refused_as_one_to_try_again() {
     scene.ends(process).await;
 }
 
-/// The names in the folder can't be made durable after `keys` was replaced: a start may find it as it was, or as it is now.
+/// The folder's entries cannot be made durable after `keys` was replaced, so a start may find the old or the new
+/// file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_whose_introduction_may_not_last_signs_a_log_that_verifies() {
+async fn a_key_whose_introduction_may_not_be_durable_signs_a_log_that_verifies() {
     let sandbox: Sandbox = sandbox_at("127.0.0.1:0").await;
     let Some(scene) = Scene::new(&format!("http://{}", sandbox.address())) else { return };
     let process = scene.serve().await;

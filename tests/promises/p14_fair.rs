@@ -1,8 +1,9 @@
-//! Promise 14, and the end of 8: nothing that one caller does stops the others. What callers share is shared fairly, beside
-//! whoever takes all of it that can be had: connections, turns at a resource, the breaker, what may be sent again, a fetch.
+//! Promise 14, and the end of 8: nothing that one caller does stops the others. What callers share is shared fairly,
+//! even next to one who takes everything it can: connections, turns at a resource, the breaker, the retry budget, a
+//! fetch.
 //!
-//! The greedy caller's requests end only when the test says so; so a polite one that is served at all was not kept waiting by
-//! them, however slow the machine is.
+//! The greedy caller's requests end only when the test says so. A polite caller that is served at all was therefore
+//! not kept waiting by them, however slow the machine is.
 
 use std::time::Duration;
 
@@ -18,10 +19,10 @@ const GREEDY: &str = ALL;
 const POLITE: &str = TOO;
 const PAYMENTS: &str = "/api/v2/organizations/11/payments";
 const HANG: FaultKind = FaultKind::Hang { effect: false };
-/// So much longer than anything here takes that whoever waits for its end would be refused instead.
+/// So much longer than anything here takes that whoever waited for its end would be refused instead.
 const SLOW: &str = "deadline = \"50s\"\nattempt = \"45s\"\nwrite_deadline = \"50s\"\nwrite_attempt = \"45s\"";
 
-/// A real gateway, the operator's pages of it, and an origin that answers when the test opens its gate.
+/// A real gateway with its operator pages, and an origin that answers when the test opens its gate.
 struct Slow {
     home: Home,
     origin: Origin,
@@ -29,7 +30,7 @@ struct Slow {
 }
 
 impl Slow {
-    /// The origin answers the first `held` connections only when `gate` opens, all others at once.
+    /// The origin answers the first `held` connections only when `gate` opens, and all others at once.
     async fn start(held: usize, gate: &Gate) -> Self {
         let answer = Step::write("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}");
         let held = (0..held).map(|_| vec![Step::Read, Step::Wait(gate.clone()), answer.clone(), Step::Close]);
@@ -45,13 +46,13 @@ impl Slow {
         send(self.home.gateway, "GET", target, &with_key(key, &["cache-control: no-store"]), "").await
     }
 
-    /// So many reads of the greedy caller at once, each of another organization.
+    /// Starts this many reads by the greedy caller at once, each for a different organization.
     async fn greedy(&self, count: u64) -> Vec<Reply> {
         let reads = (100..100 + count).map(|n| format!("/api/v2/organizations/{n}/payments"));
         join_all(reads.map(|target| async move { self.get(GREEDY, &target).await })).await
     }
 
-    /// What `/metrics` says.
+    /// A value from `/metrics`.
     async fn metric(&self, name: &str) -> u64 {
         let page = send(self.home.operator, "GET", "/metrics", "", "").await.expect(200);
         let line = page.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -69,9 +70,10 @@ impl Slow {
     }
 }
 
-/// 64 slow reads of one caller take 16 of 18 connections, and the rest of them waits; who comes back finds one, again and again.
+/// 64 slow reads by one caller take 16 of 18 connections, and the rest of them wait. A returning caller finds a
+/// connection again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_caller_with_slow_reads_leaves_connections_to_those_who_come_back() {
+async fn a_caller_with_slow_reads_leaves_connections_to_returning_callers() {
     let gate = Gate::default();
     let slow = Slow::start(16, &gate).await;
     let greedy = slow.greedy(64);
@@ -82,7 +84,7 @@ async fn a_caller_with_slow_reads_leaves_connections_to_those_who_come_back() {
             let target = format!("/api/v2/organizations/{}/payments", 11 + round % 3);
             slow.get(POLITE, &target).await.expect(200);
         }
-        // Several at once take turns at what is left.
+        // Several requests at once take turns at what is left.
         join_all((0..5).map(|_| slow.get(POLITE, PAYMENTS)))
             .await
             .into_iter()
@@ -96,7 +98,8 @@ async fn a_caller_with_slow_reads_leaves_connections_to_those_who_come_back() {
     slow.until_metric("makegate_upstream_connections", 0).await;
 }
 
-/// A caller who hangs up gives back nothing that is still used: by hanging up nobody has more under way than it may.
+/// A caller who hangs up gives back nothing that is still in use, so hanging up never lets anyone have more under way
+/// than allowed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hanging_up_makes_no_room_for_more() {
     let plan = Plan::default().set("upstream", SLOW).set("limits", "in_flight_per_caller = 2");
@@ -111,7 +114,7 @@ async fn hanging_up_makes_no_room_for_more() {
             () = until(|| world.received(method, path) == 1) => {}
         }
     }
-    // The record of a read is left by the one who asked; what it asked for is still under way.
+    // The requester leaves the read's record, but the fetch is still under way.
     while !world.records().await.iter().any(|record| record["kind"] == "request") {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -123,9 +126,10 @@ async fn hanging_up_makes_no_room_for_more() {
     until(|| world.service.gateway().under_way() == 0).await;
 }
 
-/// 60 writes of one caller to one resource; another's go after the one that is under way, and one in two from then on.
+/// 60 writes by one caller to one resource; another caller's writes go after the one under way, and from then on
+/// every second turn is theirs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn turns_at_one_resource_go_round_among_callers() {
+async fn callers_take_turns_at_one_resource() {
     let world = Plan::default().set("upstream", SLOW).start().await;
     world.sandbox.fault(Fault::once("PATCH", ORG, HANG));
     let body = |who: &str, n: usize| format!(r#"{{"name":"{who} {n}"}}"#);
@@ -144,7 +148,7 @@ async fn turns_at_one_resource_go_round_among_callers() {
     greedy.into_iter().chain(polite).for_each(|reply| drop(reply.expect(200)));
     let order: Vec<String> = world.sandbox.received_of("PATCH", ORG).into_iter().map(|write| write.body).collect();
     let places: Vec<_> = (0..order.len()).filter(|place| order[*place].contains("polite")).collect();
-    // The first was not answered and went twice.
+    // The first was not answered, so it went twice.
     assert_eq!((order.len(), places), (66, vec![2, 4, 6, 8, 10]));
 }
 
@@ -152,7 +156,7 @@ async fn patch(world: &World, key: &str, bodies: &[String]) -> Vec<Reply> {
     join_all(bodies.iter().map(|body| world.patch(key, ORG, body))).await
 }
 
-/// The same for a caller whose write is under way: nothing is overtaken within a caller.
+/// The same for a caller whose write is under way: a caller's own writes never overtake each other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_of_one_caller_to_one_resource_keep_the_order_they_came_in() {
     let world = World::start().await;
@@ -161,9 +165,9 @@ async fn writes_of_one_caller_to_one_resource_keep_the_order_they_came_in() {
     let mut writes = Vec::new();
     for (n, body) in bodies.iter().enumerate() {
         let mut write = Box::pin(world.patch(if n % 2 == 0 { GREEDY } else { POLITE }, ORG, body));
-        // It is in the queue before the next one comes.
+        // Wait until it is in the queue before sending the next one.
         let is_queued = || world.received("PATCH", ORG) == 1 && world.service.gateway().queued_writes() == n;
-        tokio::select! { reply = &mut write => panic!("it is answered: {reply:?}"), () = until(is_queued) => writes.push(write) }
+        tokio::select! { reply = &mut write => panic!("it was answered: {reply:?}"), () = until(is_queued) => writes.push(write) }
     }
     world.sandbox.clear_faults();
     join_all(writes).await.into_iter().for_each(|reply| drop(reply.expect(200)));
@@ -179,9 +183,9 @@ async fn writes_of_one_caller_to_one_resource_keep_the_order_they_came_in() {
     }
 }
 
-/// Time-outs of one operation of one organization stop just that; only a lost connection would stop all.
+/// Time-outs of one operation of one organization stop only that; only a lost connection would stop everything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reads_without_an_answer_stop_their_operation_of_their_organization_alone() {
+async fn unanswered_reads_stop_only_their_own_operation_and_organization() {
     let limits = "attempts = 1\nbreaker_open = \"60s\"";
     let world = Plan::default().set("upstream", "attempt = \"3s\"").set("limits", limits).start().await;
     world.sandbox.fault(Fault::always("GET", PAYMENTS, HANG));
@@ -202,7 +206,7 @@ async fn reads_without_an_answer_stop_their_operation_of_their_organization_alon
     let explain = format!("/explain.json?caller=all&method=GET&target={PAYMENTS}");
     let explained = send(operator, "GET", &explain, &key, "").await.expect(200).json();
     assert_eq!((explained["verdict"].as_str(), explained["code"].as_str()), (Some("refuse"), Some("MG209")));
-    // When its time is over one request finds out.
+    // When the pause is over, one request probes.
     world.sandbox.clear_faults();
     world.clock.advance(Duration::from_secs(60));
     world.get(GREEDY, PAYMENTS).await.expect(200);
@@ -210,9 +214,9 @@ async fn reads_without_an_answer_stop_their_operation_of_their_organization_alon
     assert!(ready.text().contains("[+] upstream: ok"), "{}", ready.text());
 }
 
-/// Whoever waited so long for its turn that hardly any time was left has found out nothing about the upstream.
+/// A request that waited for its turn until hardly any time was left has learned nothing about the upstream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wait_for_a_connection_opens_no_breaker_and_spends_no_repetitions() {
+async fn waiting_for_a_connection_opens_no_breaker_and_spends_no_retries() {
     let times = "connections = 1\nattempt = \"2s\"\ndeadline = \"2s\"";
     let world = Plan::default().set("upstream", times).start().await;
     world.sandbox.fault(Fault::always("GET", PAYMENTS, HANG));
@@ -246,7 +250,7 @@ async fn a_wait_for_a_connection_opens_no_breaker_and_spends_no_repetitions() {
 
 /// The same for attempts that had hardly any time: five in a row would open the breaker if they had had all of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn attempts_that_a_wait_cut_short_open_no_breaker() {
+async fn attempts_cut_short_by_waiting_open_no_breaker() {
     let times = "connections = 1\nattempt = \"20s\"\ndeadline = \"20s\"";
     let world = Plan::default().set("upstream", times).set("limits", "attempts = 1").start().await;
     let (gate, other) = (world.service.gateway(), "/api/v2/organizations/12/payments");
@@ -274,9 +278,9 @@ async fn attempts_that_a_wait_cut_short_open_no_breaker() {
     panic!("only {silent} attempts were cut short: the test proves nothing");
 }
 
-/// One caller's requests fail all the time; another's single failure is sent again all the same.
+/// One caller's requests fail all the time, but another's single failure is still retried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failing_caller_leaves_others_what_may_be_sent_again() {
+async fn a_failing_caller_leaves_others_their_retries() {
     let world = Plan::default().set("limits", "breaker_failures = 0").start().await;
     let failing = "/api/v2/organizations/11/apps";
     world.sandbox.fault(Fault::always("GET", failing, FaultKind::status(503)));
@@ -284,21 +288,21 @@ async fn a_failing_caller_leaves_others_what_may_be_sent_again() {
         world.get(GREEDY, failing).await.expect(503);
     }
     // Ten in a hundred, and a few every ten seconds; without a bound it would be 90.
-    assert!(world.received("GET", failing) < 60, "the budget bounds what is sent again");
+    assert!(world.received("GET", failing) < 60, "the retry budget is a bound");
     world.sandbox.fault(Fault::once("GET", PAYMENTS, FaultKind::status(503)));
     world.get(POLITE, PAYMENTS).await.expect(200);
     assert_eq!(world.received("GET", PAYMENTS), 2);
 }
 
-/// A read joins another caller's fetch; but not while that is queued behind all the other things that caller wants.
+/// A read joins another caller's fetch, but not while that fetch is queued behind everything else that caller wants.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fetch_that_is_queued_in_another_callers_name_is_not_waited_for() {
+async fn a_fetch_queued_in_another_callers_name_is_not_joined() {
     let gate = Gate::default();
     let slow = Slow::start(16, &gate).await;
     let greedy = slow.greedy(16);
     let rest = async {
         slow.until_metric("makegate_upstream_connections", 16).await;
-        // A cached class: both would share one fetch.
+        // A cached class, so both would share one fetch.
         let (to, queued, polite) = (slow.home.gateway, with_key(GREEDY, &[]), with_key(POLITE, &[]));
         let queued = Box::pin(send(to, "GET", ORG, &queued, ""));
         let polite = Box::pin(async {

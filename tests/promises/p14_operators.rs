@@ -1,5 +1,5 @@
-//! Promise 14. Nothing that a reader of the operators' door does stops the rest: what it does not take is bounded, what it asks for is
-//! made beside the threads that answer callers, and whoever leaves gives its place back.
+//! Promise 14. Nothing that a client of the operator door does stops the rest: pages it does not read are bounded,
+//! its pages are made away from the threads that answer callers, and a client that leaves gives back its place.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{ALL, OPERATOR, ORG, Plan, READER, Reply, World, send};
 
-/// Followers that the door takes.
+/// Maximum number of followers at the door.
 const FOLLOWERS: usize = 16;
 
 fn operator(world: &World) -> SocketAddr {
@@ -20,7 +20,7 @@ async fn page(world: &World, target: &str) -> Reply {
     send(operator(world), "GET", target, &format!("authorization: Bearer {OPERATOR}\r\n"), "").await
 }
 
-/// A client that asks for this, has read some of the head, and reads no more.
+/// A client that requests this, has read part of the head, and then stops reading.
 async fn asked(world: &World, target: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 << 10).unwrap();
@@ -32,7 +32,7 @@ async fn asked(world: &World, target: &str) -> TcpStream {
     stream
 }
 
-/// The status of a follower's answer, when its head has been read whole, and its connection.
+/// Whether a follower was accepted, and its connection, once the answer's head has been read.
 async fn follower(world: &World) -> (bool, TcpStream) {
     let mut stream = TcpStream::connect(operator(world)).await.unwrap();
     let head = format!(
@@ -46,7 +46,7 @@ async fn follower(world: &World) -> (bool, TcpStream) {
     (answer.starts_with(b"HTTP/1.1 200"), stream)
 }
 
-/// Nothing is written to a follower of nothing, so nothing tells that it left: it must be noticed all the same.
+/// Nothing is written to a follower of nothing, so no failed write shows that it left; it must be noticed anyway.
 #[tokio::test]
 async fn a_follower_that_hangs_up_gives_its_place_back() {
     let world = World::start().await;
@@ -64,20 +64,20 @@ async fn a_follower_that_hangs_up_gives_its_place_back() {
             assert!(taken.0, "round {round}: the place of follower {number} is not free");
             all.push(taken.1);
         }
-        assert!(!follower(&world).await.0, "there is a place too many");
+        assert!(!follower(&world).await.0, "there is one place too many");
     }
 }
 
 #[tokio::test]
-async fn pages_that_nobody_takes_are_bounded_together() {
+async fn pages_that_nobody_reads_are_bounded_together() {
     let world = Plan::default().set("limits", "connections = 512").start().await;
-    // The path of an operation is recorded whole, of a caller that is known.
+    // The path of a known caller's operation is recorded in full.
     let long = format!("{ORG}/variables/{}", "n".repeat(4_000));
     for _ in 0..3_000 {
         world.send(READER, "DELETE", &long, &[], "").await.expect(403);
     }
     let whole = page(&world, "/audit.json?limit=10000").await.expect(200).body.len();
-    assert!(whole > 8 << 20, "{whole} bytes prove little");
+    assert!(whole > 8 << 20, "{whole} bytes are too few to prove anything");
     let most = (64 << 20) / whole + 1;
     let mut untaken = Vec::new();
     for _ in 0..most {
@@ -86,7 +86,7 @@ async fn pages_that_nobody_takes_are_bounded_together() {
     let reply = page(&world, "/audit.json?limit=10000").await.expect(503);
     assert_eq!(reply.json()["type"], "urn:makegate:operator:no-room");
     assert!(reply.header("retry-after").is_some());
-    // What is small needs no room, and nobody else waits.
+    // Small answers need no room, and nobody else waits.
     for target in ["/livez", "/metrics", "/audit.json?limit=10", "/quota.json"] {
         page(&world, target).await.expect(200);
     }
@@ -98,5 +98,5 @@ async fn pages_that_nobody_takes_are_bounded_together() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("the room does not come back");
+    panic!("the room is never given back");
 }

@@ -1,5 +1,5 @@
-//! Promise 14. Nothing that a reader of output does stops the rest: the process log is dropped and counted when nobody takes it, and it
-//! tells what changes once.
+//! Promise 14. Nothing that a reader of output does stops the rest: process log lines are dropped and counted when
+//! nobody reads them, and each change is logged once.
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
@@ -21,10 +21,10 @@ use rustix::process::Signal;
 use crate::support::process::{Home, Process, free_addresses, is_open, own_ip};
 use crate::support::{ALL, ORG, OTHER, Plan, Reply, VARIABLES, attempt, records_in, sandbox_at, send, with_key};
 
-/// No answer of these tests waits for a reader, nor does the end; a busy machine may take a while.
+/// No answer in these tests waits for a reader, and neither does shutdown; a busy machine may take a while.
 const AT_ONCE: Duration = Duration::from_secs(20);
 
-/// What is wrong with whoever should read.
+/// What is wrong with the reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wrong {
     Closed,
@@ -34,7 +34,7 @@ enum Wrong {
     Gone,
 }
 
-/// From when on.
+/// When it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Start,
@@ -50,7 +50,7 @@ const READS_SLOWLY: u8 = 1;
 const STALLS: u8 = 2;
 const LEAVES: u8 = 3;
 
-/// A pipe and who reads it.
+/// A pipe and its reader.
 struct Pipe {
     writer: PipeWriter,
     manner: Arc<AtomicU8>,
@@ -88,7 +88,8 @@ impl Pipe {
         }
     }
 
-    /// Not a byte more goes in. (The open file is another than the child's, which stays one that blocks.)
+    /// Fills the pipe completely. (Its open file description is separate from the child's, which stays a blocking
+    /// one.)
     fn fill(&self) {
         let path = format!("/proc/self/fd/{}", self.writer.as_raw_fd());
         let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap();
@@ -115,13 +116,13 @@ fn read(mut pipe: PipeReader, manner: &AtomicU8) {
             STALLS => (0, 5),
             _ => return,
         };
-        // Nothing there is an error, too.
+        // Finding nothing is an error too.
         let _read = pipe.read(&mut buffer[..bytes]);
         thread::sleep(Duration::from_millis(pause));
     }
 }
 
-/// The outputs of a process: both are the same pipe, or the same file.
+/// A process's outputs: both are the same pipe or the same file.
 struct Outputs {
     wrong: Wrong,
     from: Phase,
@@ -134,7 +135,7 @@ impl Outputs {
         Self { wrong, from, pipe }
     }
 
-    /// Starts this command with them.
+    /// Starts this command with these outputs.
     fn start(&mut self, mut command: Command) -> Process {
         self.comes(Phase::Start);
         let file = || File::options().write(true).open("/dev/full").unwrap();
@@ -176,7 +177,7 @@ impl Scene {
         Self { home: Home::new(&plan, &format!("http://{}", sandbox.address())), sandbox }
     }
 
-    /// One request; its answer is there at once.
+    /// Makes one request, whose answer must arrive at once.
     async fn ask(&self, method: &str, target: &str, body: &str) -> Reply {
         let before = Clock::system().now();
         let reply = send(self.home.gateway, method, target, &with_key(ALL, &[]), body).await;
@@ -195,7 +196,7 @@ impl Scene {
         self.ask("GET", ORG, "").await.expect(200);
     }
 
-    /// Reads, writes, writes that Make refuses, refused callers.
+    /// Reads, writes, writes that Make refuses, and refused callers.
     async fn traffic(&self) {
         for number in 0..10 {
             self.polite().await;
@@ -219,7 +220,7 @@ impl Scene {
         }
     }
 
-    /// Make goes and comes back.
+    /// Make goes away and comes back.
     async fn outage(&mut self) {
         self.polite().await;
         let address = self.sandbox.address().to_string();
@@ -243,7 +244,7 @@ impl Scene {
         panic!("{key} gets no answer to {target}");
     }
 
-    /// A configuration that cannot be read, then one with a further caller.
+    /// A configuration that cannot be read, then one with another caller.
     async fn reload(&self, process: &Process) {
         let file = self.home.path().join("makegate.toml");
         let text = std::fs::read_to_string(&file).unwrap();
@@ -268,7 +269,7 @@ impl Scene {
         panic!("no {line}: {}", self.metrics().await);
     }
 
-    /// SIGTERM while a write is under way.
+    /// Sends SIGTERM while a write is under way.
     async fn drain(&self, process: &mut Process) {
         self.sandbox.fault(Fault::always("PATCH", ORG, FaultKind::Latency { ms: 300 }));
         let headers = with_key(ALL, &[]);
@@ -286,7 +287,7 @@ impl Scene {
         assert_eq!(code, Some(0));
     }
 
-    /// The log is whole, and no write is in doubt.
+    /// The log is intact, and no write is in doubt.
     fn audit(&self) {
         let audit = self.home.path().join("audit");
         let mut verify = Command::new(env!("CARGO_BIN_EXE_makegate"));
@@ -349,7 +350,7 @@ async fn a_reader_that_left_stops_nothing() {
 }
 
 #[tokio::test]
-async fn the_demo_and_the_sandbox_serve_whoever_reads_their_words() {
+async fn the_demo_and_the_sandbox_serve_whoever_reads_their_output() {
     let each = [Wrong::Closed, Wrong::Full, Wrong::Stalled, Wrong::Slow, Wrong::Gone];
     for wrong in each {
         told_to_nobody("demo", wrong).await;
@@ -360,7 +361,7 @@ async fn the_demo_and_the_sandbox_serve_whoever_reads_their_words() {
 async fn told_to_nobody(name: &str, wrong: Wrong) {
     println!("{name} {wrong:?}");
     let dir = tempfile::tempdir().unwrap();
-    // Three in a row, which nobody else takes in the meantime, more often than not.
+    // Three ports in a row, which usually nobody else takes in the meantime.
     for _ in 0..20 {
         let [address, _] = free_addresses(Ipv4Addr::LOCALHOST);
         let port = address.port().min(65_533).to_string();
@@ -382,7 +383,7 @@ async fn told_to_nobody(name: &str, wrong: Wrong) {
         if is_open {
             let (target, status) = if name == "demo" { (ORG, 401) } else { ("/sandbox", 200) };
             let Some(reply) = attempt(address, "GET", target, "", "").await else {
-                // It was somebody else who listened, and ours could not.
+                // Another process listened there, so ours could not.
                 println!("{name} ended with {:?}: another port", process.ended(Duration::from_secs(60)).await);
                 continue;
             };

@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_key_introduces_the_new_one_and_is_gone() {
+    fn an_old_key_introduces_the_new_one_and_is_erased() {
         let dir = tempfile::tempdir().unwrap();
         let (heads, _) = open(dir.path(), &start(3));
         let old = heads.verifier();
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_that_was_cut_off_is_finished_or_undone() {
+    fn an_interrupted_rotation_is_finished_or_undone() {
         let dir = tempfile::tempdir().unwrap();
         let (heads, _) = open(dir.path(), &start(3));
         let old = fs::read(dir.path().join(SECRET)).unwrap();
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_tells_when_the_log_is_not_what_was_signed() {
+    fn startup_reports_a_log_that_does_not_match_its_head() {
         let dir = tempfile::tempdir().unwrap();
         let (heads, _) = open(dir.path(), &start(5));
         heads.keep(&tree(5), Clock::system().now(), true);

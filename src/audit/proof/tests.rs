@@ -54,7 +54,7 @@ async fn every_record_is_provable_with_and_without_stored_leaf_hashes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_retention_left_stays_provable() {
+async fn what_retention_keeps_stays_provable() {
     let dir = tempfile::tempdir().unwrap();
     let settings = config::AuditConfig { retention: Duration::from_secs(30 * 24 * 3600), ..small(&dir) };
     let clock = Clock::movable();
@@ -105,7 +105,7 @@ async fn an_altered_record_has_no_proof() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaf_hashes_are_made_whole_after_a_crash() {
+async fn leaf_hashes_are_completed_after_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&dir);
     let (log, _) = open(&settings, &Clock::system()).await;
@@ -125,7 +125,7 @@ async fn leaf_hashes_are_made_whole_after_a_crash() {
 
 /// Intents against outcomes: records that no gateway would write are reported.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_records_do_not_fit_is_told() {
+async fn a_write_whose_records_do_not_match_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&dir);
     let (log, _) = open(&settings, &Clock::system()).await;

@@ -1,5 +1,5 @@
-//! All interleavings of one write and two reads (`docs/decisions/fences.md`), on the real fences, entries and shared fetches; and the
-//! same with mutants, which must fail.
+//! All interleavings of one write and two reads (`docs/decisions/fences.md`), on the real fences, entries and shared
+//! fetches, and the same with mutants, which must fail.
 
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
@@ -8,25 +8,24 @@ use super::*;
 use crate::tasks::Tasks;
 use futures_util::future::FutureExt;
 
-/// One step of the write.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Write {
-    /// The upstream takes it on.
+    /// The upstream applies it.
     Apply,
     /// The gateway raises the fence.
     Raise,
-    /// Its answer is sent.
+    /// The answer is sent.
     Answer,
 }
 
 /// How the gateway under test differs from the real one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mutant {
-    /// Not at all.
+    /// No difference.
     None,
-    /// Shared fetches are joined without a look at their fences.
+    /// Shared fetches are joined without checking their fences.
     UncheckedJoin,
-    /// Entries are found without a look at their fences: what was stored stays, unless it was fenced by then.
+    /// Entries are found without checking their fences: what was stored stays, unless it was fenced by then.
     UncheckedLookup,
 }
 
@@ -36,24 +35,23 @@ const READ_STEPS: usize = 4;
 /// What a fetch brought, as the oracle knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Body {
-    /// The write was in it.
+    /// The body includes the write.
     new: bool,
     /// Its request left after the fence was raised.
     late: bool,
 }
 
-/// A fetch and the oracle's hands on it.
+/// A fetch and the oracle's controls for it.
 struct Fetch {
     go: Option<oneshot::Sender<()>>,
     answer: Option<oneshot::Sender<Body>>,
     body: Body,
 }
 
-/// How a read gets its answer.
 enum Read {
     NotArrived,
     Has(Body),
-    /// It waits for a shared fetch: its own, or another's.
+    /// It waits for a shared fetch, its own or another's.
     Waits(FetchWaiter<Body>),
     /// A mutant's read takes what this fetch will bring.
     Takes(usize),
@@ -72,8 +70,9 @@ impl World {
         Self { shared_fetches: SharedFetches::new(&cache), cache: Arc::new(cache), tasks: Tasks::new(), clock }
     }
 
-    /// Plays one schedule (each number an actor's next step: 0 the write, 1 and 2 the reads) under a key of its own.
-    /// How many reads that arrived after the answer got a body (from before the raise, without the write)?
+    /// Plays one schedule (each number stands for an actor's next step: 0 the write, 1 and 2 the reads) under its own
+    /// key. Counts the reads that arrived after the write's answer and got a body (fetched before the raise, without
+    /// the write).
     async fn play(&self, number: usize, schedule: &[usize], write: &[Write], mutant: Mutant) -> (usize, usize) {
         let mut play = Play::new(self, number, mutant);
         let (mut written, mut stepped) = (0, [0; 2]);
@@ -93,7 +92,7 @@ impl World {
     }
 }
 
-/// One schedule's state.
+/// The state of one schedule.
 struct Play<'w> {
     world: &'w World,
     key: Arc<str>,
@@ -124,7 +123,7 @@ impl<'w> Play<'w> {
         }
     }
 
-    /// A read arrives; its fetch, if it has one, is sent, looked at by the upstream, answered.
+    /// A read arrives; its fetch, if it has one, is sent, handled by the upstream, and answered.
     async fn read(&mut self, read: usize, step: usize) {
         if step == 0 {
             self.reads[read] = (self.arrive(read), self.answered);
@@ -139,7 +138,7 @@ impl<'w> Play<'w> {
             2 => fetch.body.new = self.applied,
             _ => fetch.answer.take().unwrap().send(fetch.body).unwrap(),
         }
-        // The fetch runs until it waits again, and its waiters after it.
+        // The fetch runs until it waits again, and then its waiters.
         for _ in 0..3 {
             yield_now().await;
         }
@@ -190,7 +189,7 @@ impl<'w> Play<'w> {
             let body = match read {
                 Read::Has(body) => body,
                 Read::Takes(fetch) => self.fetches[fetch].as_ref().unwrap().body,
-                Read::Waits(waiter) => waiter.now_or_never().expect("all flights have ended").unwrap(),
+                Read::Waits(waiter) => waiter.now_or_never().expect("all fetches have ended").unwrap(),
                 Read::NotArrived => panic!("every read has arrived"),
             };
             early += usize::from(after_answer && !body.late);
@@ -200,7 +199,7 @@ impl<'w> Play<'w> {
     }
 }
 
-/// All orders of so many steps of each actor.
+/// All orders of the given numbers of steps per actor.
 fn schedules(left: &mut [usize], so_far: &mut Vec<usize>, all: &mut Vec<Vec<usize>>) {
     if left.iter().all(|n| *n == 0) {
         all.push(so_far.clone());
@@ -216,7 +215,7 @@ fn schedules(left: &mut [usize], so_far: &mut Vec<usize>, all: &mut Vec<Vec<usiz
     }
 }
 
-/// How many reads went wrong over all schedules.
+/// Number of wrong reads over all schedules.
 fn bad(write: &[Write], mutant: Mutant) -> (usize, usize) {
     let mut all = Vec::new();
     schedules(&mut [write.len(), READ_STEPS, READ_STEPS], &mut Vec::new(), &mut all);

@@ -1,4 +1,5 @@
-//! Tests of the cache as a whole: storing and finding here, shared fetches, all interleavings, seeded simulation beside.
+//! Tests of the cache as a whole: storing and finding here; shared fetches, all interleavings, and a seeded
+//! simulation in submodules.
 
 mod interleavings;
 mod shared_fetches;
@@ -67,7 +68,7 @@ fn request_directives(directives: &'static str) -> RequestDirectives {
     RequestDirectives::of(&headers)
 }
 
-/// What a read with these directives is told, in short.
+/// A short form of what a read with these directives is told.
 fn told(cache: &Cache, clock: &Clock, key: &str, directives: &'static str) -> String {
     told_on(cache, clock, key, directives, &REFRESH_POLICY)
 }
@@ -90,7 +91,7 @@ fn told_on(
     }
 }
 
-/// The clock runs with the machine's, so whole seconds are reached from half a second on.
+/// The clock moves along with the machine's, so whole seconds are approached from half a second above.
 fn pass(clock: &Clock, millis: u64) {
     clock.advance(Duration::from_millis(millis));
 }
@@ -123,7 +124,7 @@ fn age_counts_the_upstreams_age_the_delay_and_the_time_here() {
     assert_eq!(entry.age(clock.now()).as_secs(), 123);
     assert_eq!(entry.ttl(clock.now()), 176);
     pass(&clock, 177_000);
-    assert_eq!(entry.ttl(clock.now()), -1, "so little over is a whole second over");
+    assert_eq!(entry.ttl(clock.now()), -1, "slightly over counts as a whole second over");
 }
 
 #[test]
@@ -191,7 +192,7 @@ fn a_caller_who_may_not_refresh_gets_what_is_in_memory() {
 }
 
 #[test]
-fn a_wish_for_youth_binds_flights_as_it_binds_entries() {
+fn a_maximum_age_applies_to_shared_fetches_as_to_entries() {
     let now = Clock::system().now() + Duration::from_secs(1_000);
     let since = |directives| {
         request_directives(directives)
@@ -266,7 +267,7 @@ fn an_older_answer_does_not_replace_a_younger() {
 }
 
 #[test]
-fn too_large_is_not_stored() {
+fn an_answer_that_is_too_large_is_not_stored() {
     let clock = Clock::movable();
     let cache = cache_of(64 << 10, &clock);
     let store = |cache: &Cache, bytes: usize| {
@@ -348,7 +349,7 @@ fn threads_that_read_and_write_agree_on_what_is_old() {
     });
 }
 
-/// Bytes that say when their memory is let go.
+/// Bytes that note when their memory is freed.
 struct Lent(Vec<u8>, Arc<AtomicUsize>);
 
 impl AsRef<[u8]> for Lent {
@@ -376,7 +377,7 @@ fn an_entry_keeps_no_read_buffer_alive() {
     let stamp = cache.fetch_handle(cache.fence_set(&["a"])).mark_sent();
     let body = lent("{\"a\":1}").slice(..7);
     let entry = cache.store(NewEntry { headers, etag, ..new_entry("k", body, stamp) }).unwrap();
-    assert_eq!(freed.load(SeqCst), 5, "all five buffers are free");
+    assert_eq!(freed.load(SeqCst), 5, "all five buffers were freed");
     assert_eq!(entry.body, "{\"a\":1}");
     assert_eq!(entry.etag, "\"tag\"");
     assert_eq!(entry.headers.get_all("x-make-thing").iter().collect::<Vec<_>>(), ["one", "two"]);

@@ -1,4 +1,4 @@
-//! Shared fetches: who shares a fetch, and who stops it.
+//! Shared fetches: who shares a fetch, and who can stop it.
 
 use std::future::{Future, pending};
 
@@ -9,7 +9,7 @@ use tokio::task::yield_now;
 use super::*;
 use crate::tasks::Tasks;
 
-/// What counts the fetches of a test and lets them on, step by step.
+/// Counts a test's fetches and lets them advance step by step.
 #[derive(Clone)]
 struct Upstream {
     cache: Arc<Cache>,
@@ -28,7 +28,7 @@ impl Upstream {
         (Self { cache, steps, begun: counter(), sent: counter(), dropped: counter() }, shared_fetches, clock)
     }
 
-    /// Two steps (a turn at the quota, say), the request, two steps (attempts), stored.
+    /// Two steps (waiting for quota, say), the request, two steps (attempts), stored.
     fn fetch(
         &self,
         key: &'static str,
@@ -96,7 +96,7 @@ impl Upstream {
     }
 }
 
-/// Counts fetches that were dropped before their end.
+/// Counts fetches dropped before their end.
 struct Ended(Option<Arc<AtomicUsize>>);
 
 impl Ended {
@@ -113,7 +113,7 @@ impl Drop for Ended {
     }
 }
 
-/// Lets every task run until none can: on one thread, in a known number of turns.
+/// Runs all tasks until none can advance, on one thread, in a known number of turns.
 async fn settle() {
     for _ in 0..8 {
         yield_now().await;
@@ -140,7 +140,8 @@ async fn a_thousand_readers_of_one_missing_answer_are_one_fetch() {
     ended(&shared_fetches).await;
 }
 
-/// The leader's caller hangs up after each number of steps: one request, and who joined is answered.
+/// The leading caller hangs up after each possible number of steps: there is one request, and whoever joined is
+/// answered.
 #[tokio::test]
 async fn a_leader_who_leaves_takes_nobody_along() {
     for steps in 0..=4 {
@@ -157,9 +158,10 @@ async fn a_leader_who_leaves_takes_nobody_along() {
     }
 }
 
-/// All hang up after each number of steps: before the request has left, nothing is spent; after, it fills the cache.
+/// All callers hang up after each possible number of steps: before the request has left nothing is spent; afterwards
+/// it fills the cache.
 #[tokio::test]
-async fn a_deserted_flight_is_cancelled_until_it_is_sent() {
+async fn a_deserted_fetch_is_cancelled_unless_it_was_sent() {
     for steps in 0..=3 {
         let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
         let waiters = [upstream.join(&shared_fetches, &tasks, "k"), upstream.join(&shared_fetches, &tasks, "k")];
@@ -175,9 +177,9 @@ async fn a_deserted_flight_is_cancelled_until_it_is_sent() {
     }
 }
 
-/// Between the last waiter's leaving and the cancelling, somebody joins: the shared fetch goes on.
+/// Someone joins between the last waiter's leaving and the cancellation, so the shared fetch goes on.
 #[tokio::test]
-async fn whoever_joins_in_time_saves_a_deserted_flight() {
+async fn joining_in_time_saves_a_deserted_fetch() {
     let ((upstream, shared_fetches, _), tasks) = (Upstream::new(), Tasks::new());
     let first = upstream.join(&shared_fetches, &tasks, "k");
     settle().await;
@@ -189,9 +191,10 @@ async fn whoever_joins_in_time_saves_a_deserted_flight() {
     assert_eq!(upstream.counts(), (1, 1, 0));
 }
 
-/// Who has its turn does not wait for one who waits for its own, and is waited for by all who come later.
+/// A caller whose turn has come does not wait for a fetch that is still waiting for its own turn, and all later
+/// callers join it.
 #[tokio::test]
-async fn whoever_can_go_at_once_overtakes_a_flight_that_waits_for_its_turn() {
+async fn whoever_can_go_at_once_overtakes_a_fetch_that_waits_for_its_turn() {
     let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
     let (greedy, polite) = (Arc::from("greedy"), Arc::from("polite"));
     let join_request = |caller, ready| JoinRequest { caller, group: JoinGroup::Normal, since: None, ready };
@@ -203,9 +206,12 @@ async fn whoever_can_go_at_once_overtakes_a_flight_that_waits_for_its_turn() {
     assert!(!ready.collapsed() && !ready.is_queued_for_another("polite"));
     let later = join_as(join_request(&greedy, false));
     assert!(later.collapsed());
-    // The older waits longer, so it goes first: four steps end it, two send the other.
+    // The older fetch has waited longer, so it goes first: four steps end it, two send the other.
     upstream.let_go(6).await;
-    assert!(join_as(join_request(&greedy, true)).collapsed(), "what is sent already is as good for whoever is ready");
+    assert!(
+        join_as(join_request(&greedy, true)).collapsed(),
+        "a fetch that was sent is good enough for whoever is ready"
+    );
     assert!(!waiter.is_queued_for_another("polite"));
     upstream.let_go(2).await;
     let bodies = join_all([queued, waiter, ready, later]).await;
@@ -250,9 +256,10 @@ fn a_runtime_that_goes_down_is_an_error_not_a_hang() {
     assert_eq!(shared_fetches.under_way(), 0);
 }
 
-/// Promise 3. What was sent before a write was settled is not joined after it; and its end leaves the newer alone.
+/// Promise 3: what was sent before a write was settled is not joined afterwards, and its end does not affect the
+/// newer fetch.
 #[tokio::test]
-async fn a_fenced_flight_is_replaced_not_joined() {
+async fn a_fenced_fetch_is_replaced_not_joined() {
     let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
     let before = upstream.join(&shared_fetches, &tasks, "k");
     upstream.let_go(2).await;
@@ -260,11 +267,11 @@ async fn a_fenced_flight_is_replaced_not_joined() {
     let after = upstream.join(&shared_fetches, &tasks, "k");
     assert!(!after.collapsed());
     settle().await;
-    // The older waits longer, so it goes first: of three steps two are its last.
+    // The older fetch has waited longer, so it goes first: its last two steps are two of the three.
     upstream.let_go(3).await;
     assert_eq!(before.await.unwrap(), "k 1");
     assert_eq!(told(&upstream.cache, &clock, "k", ""), "miss");
-    assert!(upstream.join(&shared_fetches, &tasks, "k").collapsed(), "the newer is still there");
+    assert!(upstream.join(&shared_fetches, &tasks, "k").collapsed(), "the newer fetch is still there");
     upstream.let_go(3).await;
     assert_eq!(after.await.unwrap(), "k 2");
     assert_eq!(told(&upstream.cache, &clock, "k", ""), "hit 299");
@@ -272,9 +279,9 @@ async fn a_fenced_flight_is_replaced_not_joined() {
     ended(&shared_fetches).await;
 }
 
-/// What waits for quota while a write is settled will see the write: no second turn is spent.
+/// A fetch waiting for quota while a write is settled will see the write, so no second turn is spent.
 #[tokio::test]
-async fn a_flight_that_was_not_sent_yet_is_joined_across_a_fence() {
+async fn a_fetch_not_sent_yet_is_joined_across_a_fence() {
     let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
     let before = upstream.join(&shared_fetches, &tasks, "k");
     upstream.let_go(1).await;
@@ -283,11 +290,11 @@ async fn a_flight_that_was_not_sent_yet_is_joined_across_a_fence() {
     assert!(after.collapsed());
     upstream.let_go(3).await;
     assert_eq!((before.await.unwrap(), after.await.unwrap()), ("k 1".into(), "k 1".into()));
-    assert_eq!(told(&upstream.cache, &clock, "k", ""), "hit 9", "born in the window all the same");
+    assert_eq!(told(&upstream.cache, &clock, "k", ""), "hit 9", "still born in the window");
 }
 
 #[tokio::test]
-async fn a_flight_born_in_a_window_is_not_joined_after_it() {
+async fn a_fetch_born_in_a_window_is_not_joined_after_it() {
     let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
     upstream.cache.raise(&["a"], SETTLED);
     let _slow = upstream.join(&shared_fetches, &tasks, "k");
@@ -299,7 +306,7 @@ async fn a_flight_born_in_a_window_is_not_joined_after_it() {
 }
 
 #[tokio::test]
-async fn since_and_lane_choose_among_flights() {
+async fn since_and_group_choose_among_fetches() {
     let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
     let first = upstream.join(&shared_fetches, &tasks, "k");
     upstream.let_go(2).await;
@@ -321,7 +328,7 @@ async fn since_and_lane_choose_among_flights() {
     drop((first, refresh, waits));
 }
 
-/// Fifty at once who insist on what is new are one fetch; later ones are the next.
+/// Fifty callers who insist on new data at once share one fetch; later ones share the next.
 #[tokio::test]
 async fn parallel_refreshes_share_fetches() {
     let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
@@ -355,9 +362,9 @@ async fn fetches_under_way_are_bounded() {
     assert!(join("one more").is_some());
 }
 
-/// Joining from threads while others leave and shared fetches end: every waiter is answered, every shared fetch ends.
+/// Threads join while others leave and shared fetches end: every waiter is answered, and every shared fetch ends.
 #[test]
-fn threads_that_join_and_leave_lose_no_flight() {
+fn threads_that_join_and_leave_lose_no_fetch() {
     let (cache, _) = cache();
     let (shared_fetches, tasks) = (SharedFetches::<u64>::new(&cache), Tasks::new());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
@@ -393,9 +400,9 @@ fn threads_that_join_and_leave_lose_no_flight() {
     assert_eq!(shared_fetches.under_way(), 0);
 }
 
-/// A fetch alone, past the bound on shared fetches, is fenced like any other.
+/// A lone fetch, past the bound on shared fetches, is fenced like any other.
 #[test]
-fn a_leg_without_a_flight_has_one_birth() {
+fn an_unshared_fetch_keeps_its_first_stamp() {
     let (cache, clock) = cache();
     let handle = cache.fetch_handle(cache.fence_set(&["a"]));
     let stamp = handle.mark_sent();

@@ -1,6 +1,6 @@
-//! Readers and writers against an upstream that is slow, lags and loses answers, in virtual time, from a seed; an
-//! oracle that knows when what happened judges every answer. `MAKEGATE_SEEDS` is how many seeds are played (200), or
-//! `MAKEGATE_SEED` the one to play again.
+//! Readers and writers in virtual time against an upstream that is slow, lags and loses answers, from a seed. An
+//! oracle that knows what happened when judges every answer. `MAKEGATE_SEEDS` sets the number of seeds (200), and
+//! `MAKEGATE_SEED` replays one.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -19,25 +19,24 @@ const KEYS: [(&str, [&str; 2]); 4] = [
     ("12/detail", ["org:12", "org:12/detail"]),
     ("list", ["organizations", "organizations"]),
 ];
-/// What writes fence; one without tags fences everything.
+/// The tags that writes fence; a write without tags fences everything.
 const WRITES: [&[&str]; 5] = [&["org:11/usage"], &["org:11", "organizations"], &["org:12/detail"], &["org:12"], &[]];
 const WISHES: [&str; 7] = ["", "", "", "no-cache", "max-age=3", "max-stale=30", "min-fresh=2"];
-/// The writes of one run: a body says which it holds in one number.
+/// Maximum number of writes per run; a body shows in one number which of them it includes.
 const WRITES_MAX: usize = 40;
 const READS: usize = 120;
 const READ_SPAN_MS: u64 = 400_000;
 
-/// Deviations that the oracle must notice.
+/// Deviations that the oracle must detect.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mutant {
     None,
     /// The fence is raised when the write begins.
     FenceAtBegin,
-    /// No window is opened after it.
+    /// No window is opened after the write.
     NoWindow,
 }
 
-/// SplitMix64.
 struct Random(u64);
 
 impl Random {
@@ -60,13 +59,13 @@ impl Random {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     WriteBegins(usize),
-    /// The upstream takes it on; readers of the upstream see it `lag` later.
+    /// The upstream applies it; readers of the upstream see it `lag` later.
     WriteApplied(usize),
-    /// The gateway has its answer, or gives up on it: it raises the fences and answers.
+    /// The gateway gets the answer or gives up on it, raises the fences and answers.
     WriteSettled(usize),
     ReadArrives(usize),
     ReadLeaves(usize),
-    /// A fetch's turn has come: its request leaves.
+    /// A fetch's turn has come and its request leaves.
     FetchSent(usize),
     FetchSeen(usize),
     FetchAnswered(usize),
@@ -91,7 +90,7 @@ impl Write {
 #[derive(Clone, Copy, Debug)]
 struct Body {
     fetch: usize,
-    /// The writes that it shows, a bit each.
+    /// The writes that it includes, one bit each.
     shows: u64,
 }
 
@@ -172,7 +171,7 @@ impl Simulation {
         assert_eq!(
             (unanswered, self.shared_fetches.under_way()),
             (0, 0),
-            "all are answered or gone, no flight is left"
+            "all are answered or gone, and no fetch is left"
         );
         self.wrong
     }
@@ -191,7 +190,7 @@ impl Simulation {
             Event::ReadLeaves(n) => self.reads[n].waiter = None,
             Event::FetchSent(n) => {
                 self.fetches[n].sent = Some((self.clock.now(), self.number));
-                // A shared fetch that all have left is gone by now.
+                // If everyone has left a shared fetch, it is gone by now.
                 if self.fetches[n].go.take().unwrap().send(()).is_ok() {
                     self.after(0..=3_000, Event::FetchSeen(n));
                 }
@@ -240,7 +239,7 @@ impl Simulation {
         self.cache.raise(self.writes[n].tags, after);
     }
 
-    /// What the upstream shows of the writes that touch this key, a bit each.
+    /// The writes touching this key that the upstream shows, one bit each.
     fn shown(&self, key: usize) -> u64 {
         let now = self.clock.now();
         let visible = |write: &Write| write.touches(key) && write.applied.is_some_and(|at| at + write.lag <= now);
@@ -310,7 +309,7 @@ impl Simulation {
         waiter
     }
 
-    /// Hands the outcomes of shared fetches that have ended to the oracle.
+    /// Passes the outcomes of finished shared fetches to the oracle.
     fn collect(&mut self) {
         for n in 0..self.reads.len() {
             if let Some(outcome) = self.reads[n].waiter.as_mut().and_then(FutureExt::now_or_never) {

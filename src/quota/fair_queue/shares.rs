@@ -1,4 +1,4 @@
-//! How much each may have: shares, what is kept for others, and what a caller that has to wait is told.
+//! The arithmetic of shares: what each caller may have, what is kept for others, and what a waiting caller is told.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,31 +7,32 @@ use super::super::window::{HOLD_MS, Moment, SlotsDue, SlotsToLeave};
 use super::super::{QuotaOutlook, WaitsFor};
 use super::FairQueue;
 
-/// So many callers may come at any moment who have not been seen within a hold.
+/// Maximum number of newcomers (callers not seen within a hold) for whom slots are kept at any moment.
 const NEWCOMERS_MAX: usize = 2;
-/// Above its share a caller may take this much (numerator, denominator) of an even pace: what was left out is caught up with.
+/// Pace allowed above a share, relative to an even pace (numerator, denominator). It exceeds 1 so that missed slots
+/// are made up for.
 const PACE: (u64, u64) = (11, 10);
-/// Newcomers who come together get a slot each within this part (numerator, denominator) of the longest wait. So slots that come
-/// back evenly are enough for them, and none has to stay free beside a lone caller, unless the limit is so low that they come
-/// back further apart.
+/// Newcomers who arrive together get a slot each within this part (numerator, denominator) of the longest wait. Slots
+/// that come back evenly are then enough for them, and none has to stay free next to a lone caller, unless the limit
+/// is so low that slots come back further apart.
 const PATIENCE: (u64, u64) = (9, 10);
-/// What a caller uses is told from at least so long a time.
+/// Minimum time over which a caller's usage is measured.
 const AGE_MIN_MS: u64 = 5_000;
-/// That time is told in whole steps, so that it is known when it changes.
+/// That time is rounded down to steps, so that it is known when it changes.
 pub(super) const AGE_STEP_MS: u64 = 1_000;
-/// One in so many slots of the limit stays free for whoever comes at once...
+/// Divisor of the limit that gives the slots kept free for callers that come at once.
 const RESERVE_DIVISOR: u64 = 30;
-/// ...unless the limit is below this.
+/// Below this limit none are kept free.
 const RESERVE_LIMIT_MIN: u64 = 4;
-/// Beside a lone caller it is one in so many: it is promised 97 % of what 60 seconds allow, and a slot is held for 61.
+/// The divisor next to a lone caller, which is promised 97 % of what 60 seconds allow although a slot is held for 61.
 const LONE_RESERVE_DIVISOR: u64 = 100;
 
-/// How a caller stands to its share.
+/// A caller's standing relative to its share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ShareStanding {
     /// Below it, even if a newcomer came.
     Below,
-    /// Below it as long as none comes.
+    /// Below it as long as no newcomer comes.
     Fair,
     /// At or above it.
     Over,
@@ -42,14 +43,14 @@ impl<W> FairQueue<W> {
         self.callers.get(caller).map_or(0, |state| state.spent)
     }
 
-    /// The active callers, and that number with the newcomers who may come.
+    /// The number of active callers, and that number including the newcomers who may come.
     fn heads(&self) -> (u64, u64) {
         let active = self.callers.len().max(1);
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         (count(active), count(active + self.eligible.saturating_sub(active).min(NEWCOMERS_MAX)))
     }
 
-    /// Would one more request of this caller, after those that wait, be within its share of the window?
+    /// Whether one more request of this caller, after its waiting ones, would be within its share of the window.
     #[cfg(test)]
     pub(in super::super) fn within_share(&self, caller: &Arc<str>) -> bool {
         let known = self.callers.get(caller);
@@ -69,14 +70,15 @@ impl<W> FairQueue<W> {
         }
     }
 
-    /// What a caller that stands so has to leave to those who stand better, and how many slots a hold they leave to it.
+    /// What a caller with this standing must leave to those with a better one, and how many slots per hold they leave
+    /// to it.
     pub(super) fn keep(&self, now: Moment, standing: ShareStanding) -> (SlotsToLeave, u64) {
         if standing == ShareStanding::Below {
             return (SlotsToLeave::default(), self.limit);
         }
         let (active, heads) = self.heads();
-        // In slots times `heads`: each of the better ones may come to want twice what it uses, and one of them, or the
-        // newcomers, surprise with whole shares.
+        // In slots times `heads`: each caller with a better standing may want up to twice what it uses, and one of
+        // them, or the newcomers, may surprise with whole shares.
         let (mut want, mut surprise) = (0, (heads - active) * self.limit);
         let (mut spent, mut under_way) = (0, 0);
         for better in self.callers.values().filter(|state| self.standing(state.spent) < standing) {
@@ -102,13 +104,13 @@ impl<W> FairQueue<W> {
         (keep, left.max(1))
     }
 
-    /// The share of `caller`, which counts as active.
+    /// The share of `caller`, counting it as active.
     pub(in super::super) fn share(&self, caller: &Arc<str>) -> u32 {
         let active = self.callers.len() + usize::from(!self.callers.contains_key(caller));
         narrow(self.limit / u64::try_from(active).unwrap_or(u64::MAX).max(1))
     }
 
-    /// How many free slots whoever has had most cannot have now.
+    /// Number of free slots that the caller with the most slots cannot have now.
     pub(in super::super) fn kept(&self, now: Moment) -> u32 {
         let most = self.callers.values().map(|state| state.spent).max().unwrap_or(0);
         let (keep, _) = self.keep(now, self.standing(most));
@@ -124,7 +126,7 @@ impl<W> FairQueue<W> {
         narrow(free - takeable)
     }
 
-    /// What `caller` is told whose next one is `due`.
+    /// What `caller` is told if its next slot is `due`.
     pub(in super::super) fn outlook(&self, now: Moment, caller: &Arc<str>, due: SlotsDue) -> QuotaOutlook {
         let free = self.limit.saturating_sub(self.window.used());
         let lack = match free {
@@ -145,7 +147,7 @@ impl<W> FairQueue<W> {
     }
 }
 
-/// What those are told who wait for attempts under way to end: nobody knows when that is.
+/// What requests waiting for attempts under way to end are told, because nobody knows when that is.
 const AFTER_AN_END: Duration = Duration::from_secs(1);
 
 fn after(now: Moment, due: SlotsDue) -> Duration {

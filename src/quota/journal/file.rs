@@ -1,6 +1,6 @@
-//! `quota.slots`, as the journal's thread has it: nobody else touches the file.
+//! The file `quota.slots`, which only the journal's thread touches.
 
-#![expect(clippy::disallowed_methods, reason = "at the start, and by the thread `quota-journal`")]
+#![expect(clippy::disallowed_methods, reason = "at startup, and by the thread `quota-journal`")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -13,7 +13,7 @@ use crate::private_files;
 
 pub(super) const FILE: &str = "quota.slots";
 const FILE_NEXT: &str = "quota.slots.next";
-/// The file is written anew when it has grown by this, and to twice what is live.
+/// The file is rewritten when it has grown by this much and to twice its live size.
 const GROWTH_BYTES: u64 = 1 << 20;
 
 /// The open file.
@@ -24,17 +24,17 @@ pub(super) struct SlotsFile {
     boot: String,
     file: File,
     bytes: u64,
-    /// What `bytes` was when the file was last written anew.
+    /// The value of `bytes` when the file was last rewritten.
     bytes_live: u64,
     /// Something was written since the last sync.
     is_dirty: bool,
-    /// Lines are missing since the file was last written anew.
+    /// Lines have been missing since the file was last rewritten.
     is_torn: bool,
 }
 
 impl SlotsFile {
-    /// Opens the file in `dir`, makes one if there is none, and says what it remembers. Where the gateway `has_run` before, there
-    /// was one: whoever took it away, or emptied it, makes nobody forget what may have been sent.
+    /// Opens the file in `dir`, or creates it, and returns what it remembers. If the gateway `has_run` before there
+    /// was a file: removing or emptying it must not make makegate forget what may have been sent.
     pub(super) fn open(dir: &Path, has_run: bool, clock: Clock) -> io::Result<(Self, JournalState)> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let now = clock.wall_ms();
@@ -45,7 +45,7 @@ impl SlotsFile {
             Ok(bytes) => JournalState::read(&bytes, &boot, now),
             Err(error) if error.kind() == io::ErrorKind::NotFound && has_run => unknown(now, "is gone"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => JournalState::default(),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => unknown(now, "is not a file"),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => unknown(now, "is not a regular file"),
             Err(error) => return Err(named(error)),
         };
         journal_state.end_all(now);
@@ -56,13 +56,13 @@ impl SlotsFile {
         Ok((Self { dir, clock, boot, file, bytes, bytes_live, is_dirty: false, is_torn: false }, journal_state))
     }
 
-    /// Appends lines. What fails is not tried again: the file is torn until it is written anew.
+    /// Appends lines. A failed append is not repeated: the file stays torn until it is rewritten.
     pub(super) fn append(&mut self, mut lines: Vec<u8>) -> io::Result<()> {
         if lines.is_empty() {
             return Ok(());
         }
         if self.is_torn {
-            // The line before may lack its end.
+            // The previous line may lack its end.
             lines.insert(0, b'\n');
         }
         self.is_dirty = true;
@@ -78,12 +78,12 @@ impl SlotsFile {
         written
     }
 
-    /// Lines are missing: who reads the file is to doubt.
+    /// Notes that lines are missing, so that the file's reader must doubt it.
     pub(super) fn tear(&mut self) {
         self.is_torn = true;
     }
 
-    /// Brings all lines to the disk, and writes the file anew if it has grown, is torn, or was taken away.
+    /// Syncs all lines, and rewrites the file if it has grown, is torn, or was removed.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.is_dirty {
             self.file.sync_data().inspect_err(|_| self.is_torn = true)?;
@@ -96,7 +96,7 @@ impl SlotsFile {
         self.write_anew().inspect_err(|_| self.bytes_live = self.bytes)
     }
 
-    /// Writes a short file that says the same.
+    /// Rewrites the file in its shortest form.
     fn write_anew(&mut self) -> io::Result<()> {
         let now = self.clock.wall_ms();
         let mut journal_state = JournalState::read(&read_all(&self.file)?, &self.boot, now);
@@ -122,15 +122,15 @@ impl SlotsFile {
     }
 }
 
-/// What the journal says when there is none to be read.
+/// The state when there is no readable journal.
 fn unknown(now: i64, why: &str) -> JournalState {
-    tracing::warn!("{FILE} {why}: what was sent before is not known, and counts as sent until now");
+    tracing::warn!("{FILE} {why}: what was sent before is unknown, so every quota counts as used up until now");
     let mut unknown = JournalState::default();
     unknown.doubt(now);
     unknown
 }
 
-/// From now on the file with this text has the name; durably.
+/// Durably replaces the file with this text.
 fn put_in_place(dir: &Path, text: &[u8]) -> io::Result<File> {
     let next = dir.join(FILE_NEXT);
     private_files::remove(&next)?;

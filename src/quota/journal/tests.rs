@@ -1,4 +1,4 @@
-//! What a restart remembers, through the journal's own thread.
+//! What a restart remembers, tested with the real journal thread.
 
 use std::fs;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ fn used(quota: &Quota) -> u32 {
     quota.view(ORG).used
 }
 
-/// A write waits for its line here, and then for its intent: it is refused within a second all the same.
+/// A write waits for its line here and then for its intent, but is still refused within a second.
 #[test]
 fn both_waits_of_a_write_are_over_within_a_second() {
     let sample = include_str!("../../../config/makegate.toml");
@@ -206,7 +206,7 @@ fn a_file_that_has_grown_is_written_anew_and_says_the_same() {
     quota.learn_limit(11, 1_000_000);
     for _ in 0..30 {
         (0..1_000).for_each(|_| drop(world.take(&quota)));
-        // The thread has taken them: it keeps only so many for later.
+        // The thread has taken them; it keeps only a limited number for later.
         world.sync(&quota);
     }
     let under_way = world.take(&quota);

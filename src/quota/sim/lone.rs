@@ -1,4 +1,4 @@
-//! A lone caller: it gets what the upstream allows, and still leaves room for whoever comes.
+//! A lone caller gets what the upstream allows, and still leaves room for whoever comes.
 
 use super::super::window::HOLD_MS;
 use super::*;
@@ -22,19 +22,19 @@ fn a_lone_caller_that_always_asks_has_97_percent_of_every_window() {
     for limit in [30_u32, 60, 240] {
         for (seed, (eligible, clients_of_it, latency)) in (0..).zip(cases) {
             if limit > 60 && clients_of_it == 1 && latency > 50 {
-                continue; // One at a time cannot ask for so many.
+                continue; // one at a time cannot ask for so many
             }
             let what =
                 format!("limit {limit}, {eligible} eligible, {clients_of_it} clients, latency {latency}, seed {seed}");
             let sim = Sim::new(limit, eligible, latency, seed).run(5 * MINUTE, &[clients(0, clients_of_it, 0..EVER)]);
             sim.assert_within_limit();
-            // A slot comes back a hold after its attempt ended, so no window that holds all of them can be shorter.
+            // A slot comes back one hold after its attempt ended, so no window that holds them all can be shorter.
             let window = HOLD_MS + latency + STEP_MS;
             for begin in (0..5 * MINUTE / window).map(|n| n * window) {
                 let sent = sim.sent_in(begin..begin + window);
                 assert!(sent * 100 >= u64::from(limit) * 97, "{sent} in the window from {begin}: {what}");
             }
-            // Of what the upstream allows in 60 seconds, where its answers come quickly.
+            // Relative to what the upstream allows in 60 seconds, if its answers come quickly.
             let percent = sim.used_percent(0..5 * MINUTE);
             assert!(percent >= 97 || latency > 300, "{percent} %: {what}");
         }
@@ -48,7 +48,7 @@ fn beside_others_who_may_come_it_has_a_third_to_a_half_at_once_and_the_rest_even
     assert!((20..=30).contains(&at_once), "{at_once}");
     let sent: Vec<_> = sim.attempts.iter().map(|(sent, _)| *sent).collect();
     let pause = sent.windows(2).map(|two| two[1] - two[0]).max().unwrap();
-    assert!(pause <= 3_500, "nothing for {pause} ms");
+    assert!(pause <= 3_500, "no slot for {pause} ms");
 }
 
 #[test]
@@ -77,25 +77,27 @@ fn a_newcomer_finds_its_share_whenever_it_comes() {
 }
 
 #[test]
-fn free_slots_that_are_kept_are_waited_for_and_never_promised_at_once() {
+fn kept_free_slots_are_waited_for_and_never_promised_at_once() {
     let mut queue = FairQueue::new(60);
     let lone: Arc<str> = "lone".into();
     let request =
         SlotRequest { caller: &lone, eligible: 50, wait_ms: QUOTA_WAIT_MS, latest: QUOTA_WAIT_MS, queue_max: 50 };
     while matches!(queue.ask(0, &request, || 0), SlotAnswer::Granted(_)) {}
-    // One waits; all further ones do as well, as long as there is any slot for them.
+    // One request waits, and so do all further ones while there is any slot for them.
     let free = queue.kept(0);
     assert_eq!(u64::from(free), 60 - queue.used());
     for waiting in 1..free {
         assert!(matches!(queue.ask(0, &request, || 0), SlotAnswer::Queued(_)), "{waiting} wait, {free} are free");
     }
-    let SlotAnswer::TooLong(outlook) = queue.ask(0, &request, || 0) else { panic!("there is none left to wait for") };
+    let SlotAnswer::TooLong(outlook) = queue.ask(0, &request, || 0) else {
+        panic!("there is no slot left to wait for")
+    };
     assert_eq!((outlook.lack, outlook.free, outlook.waiting, outlook.share), (WaitsFor::Kept, free, free as usize, 60));
     assert!(outlook.after > Duration::from_secs(40), "it is the last of {free}: {outlook:?}");
 }
 
 #[test]
-fn whoever_comes_again_when_it_was_told_to_is_sent_at_once() {
+fn a_caller_that_retries_when_told_to_is_sent_at_once() {
     let mut queue = FairQueue::new(60);
     let lone: Arc<str> = "lone".into();
     let (mut now, mut refused) = (0, 0);
@@ -119,7 +121,7 @@ fn whoever_comes_again_when_it_was_told_to_is_sent_at_once() {
 }
 
 #[test]
-fn who_foresees_takes_nothing_and_becomes_no_caller() {
+fn foreseeing_takes_nothing_and_makes_nobody_active() {
     let mut queue = FairQueue::new(60);
     let [lone, curious]: [Arc<str>; 2] = ["lone".into(), "curious".into()];
     let request =

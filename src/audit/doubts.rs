@@ -184,7 +184,7 @@ impl Doubts {
         self.added.notify_one();
     }
 
-    /// Waits until a write is in doubt that was not when this was called last. For one task alone.
+    /// Waits until another write is in doubt since the last call. Only one task may call this.
     pub async fn added(&self) {
         self.added.notified().await;
     }

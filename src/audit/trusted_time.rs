@@ -9,8 +9,8 @@ use jiff::{SignedDuration, Timestamp};
 
 /// Minimum time between two deletions on the word of an untrusted clock.
 const UNSURE: Duration = Duration::from_secs(3600);
-/// How far the two clocks may drift apart between two observations, both in absolute terms and as a fraction of the
-/// time passed; anything more is a step.
+/// The clocks may drift apart by this much between two observations, plus a tenth of the time passed. Anything more is
+/// a step.
 const TOLERANCE: Duration = Duration::from_secs(1);
 const DRIFT_PART: u32 = 10;
 

@@ -35,7 +35,7 @@ pub enum JoinGroup {
 /// A caller's request to share a fetch, with its conditions.
 #[derive(Clone, Copy, Debug)]
 pub struct JoinRequest<'a> {
-    /// The caller whose quota turns a new fetch would wait for.
+    /// The caller on whose behalf a new fetch waits for its turns.
     pub caller: &'a Arc<str>,
     /// Which shared fetches it may join.
     pub group: JoinGroup,
@@ -91,7 +91,7 @@ impl FetchState {
 /// A fetch under way: its state, and its future answer.
 #[derive(Debug)]
 struct SharedFetch<T> {
-    /// The caller whose turns it waits for.
+    /// The caller on whose behalf it waits for its turns.
     caller: Arc<str>,
     state: Arc<FetchState>,
     outcome: Shared<oneshot::Receiver<T>>,

@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use makegate::audit::{Answer, AuditLog, AuditorInput, Filter, Kind, Peer, Record, verify};
+use makegate::audit::{AuditLog, AuditorInput, Filter, Kind, Peer, Record, verify};
 use makegate::clock::Clock;
 use makegate::config;
 use makegate::ids::{KeyId, RequestId};
+use makegate::vocabulary::Answer;
 use rusqlite::{Connection, OpenFlags};
 
 type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;

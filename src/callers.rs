@@ -20,43 +20,9 @@ use crate::config;
 use crate::ids::KeyId;
 use crate::shares::{HeldShare, ShareHolder, SharedLimit, Shortage};
 
+use crate::vocabulary::Answer;
+
 pub use shared_kinds::{PerKind, SharedKind};
-
-/// Where an answer came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum AnswerSource {
-    /// From the cache, fresh.
-    Hit,
-    /// From the cache, past its lifetime.
-    Stale,
-    /// From upstream, of a class that is stored.
-    Miss,
-    /// From upstream, of a class that is not stored; also every write.
-    Forwarded,
-    /// A replay of the first answer.
-    Replayed,
-    /// From the gateway itself.
-    Refused,
-}
-
-impl AnswerSource {
-    /// All sources.
-    pub const ALL: [Self; 6] = [Self::Hit, Self::Stale, Self::Miss, Self::Forwarded, Self::Replayed, Self::Refused];
-
-    /// The name in metrics and records.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Stale => "stale",
-            Self::Miss => "miss",
-            Self::Forwarded => "forwarded",
-            Self::Replayed => "replayed",
-            Self::Refused => "refused",
-        }
-    }
-}
 
 /// What is left of a caller's rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +117,7 @@ struct OperationCounts(OnceLock<Box<OperationCount>>);
 struct OperationCount {
     /// The operation's id, because its place in the catalogue can change with a reload. `None` if not classified.
     operation: Option<Arc<str>>,
-    by_source: [AtomicU64; AnswerSource::ALL.len()],
+    by_source: [AtomicU64; Answer::ALL.len()],
     next: OperationCounts,
 }
 
@@ -249,7 +215,7 @@ impl CallerState {
     }
 
     /// Counts an answer. `operation` is its id, if the request was classified.
-    pub fn count(&self, operation: Option<&Arc<str>>, source: AnswerSource) {
+    pub fn count(&self, operation: Option<&Arc<str>>, source: Answer) {
         if let Some(counter) = self.counts.of(operation).by_source.get(source as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
@@ -257,9 +223,9 @@ impl CallerState {
 
     /// Non-zero answer counts by operation (`None` if not classified) and source.
     #[must_use]
-    pub fn counts(&self) -> Vec<(Option<Arc<str>>, AnswerSource, u64)> {
+    pub fn counts(&self) -> Vec<(Option<Arc<str>>, Answer, u64)> {
         let counters = self.counts.iter().flat_map(|count| {
-            let sources = AnswerSource::ALL.into_iter().zip(&count.by_source);
+            let sources = Answer::ALL.iter().copied().zip(&count.by_source);
             sources.map(|(source, counter)| (count.operation.clone(), source, counter.load(Ordering::Relaxed)))
         });
         counters.filter(|(_, _, count)| *count > 0).collect()
@@ -413,9 +379,9 @@ mod tests {
         drop(first);
         assert!(state.enter(1).is_ok());
         let read: Arc<str> = "organizations.get".into();
-        state.count(Some(&read), AnswerSource::Hit);
-        state.count(None, AnswerSource::Refused);
-        state.count(Some(&"organizations.get".into()), AnswerSource::Hit);
-        assert_eq!(state.counts(), [(Some(read), AnswerSource::Hit, 2), (None, AnswerSource::Refused, 1)]);
+        state.count(Some(&read), Answer::Hit);
+        state.count(None, Answer::Refused);
+        state.count(Some(&"organizations.get".into()), Answer::Hit);
+        assert_eq!(state.counts(), [(Some(read), Answer::Hit, 2), (None, Answer::Refused, 1)]);
     }
 }

@@ -10,6 +10,7 @@ pub mod private_files;
 pub mod shares;
 pub mod tasks;
 pub mod toml_reader;
+pub mod vocabulary;
 pub mod watched_files;
 // Each of these uses some of the above.
 pub mod fair_semaphore;

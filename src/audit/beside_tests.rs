@@ -17,6 +17,7 @@ use super::log_tests::{open_on, outcome, record, settings};
 use super::*;
 use crate::clock::Clock;
 use crate::config;
+use crate::vocabulary::Outcome;
 
 /// A folder's files and their content.
 type Folder = BTreeMap<String, Vec<u8>>;

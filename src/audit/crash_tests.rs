@@ -16,6 +16,7 @@ use super::log_tests::{assert_gapless, assert_untouched, open, open_on, outcome,
 use super::*;
 use crate::clock::Clock;
 use crate::config;
+use crate::vocabulary::Outcome;
 
 /// Records every operation, and fails syncs on demand.
 #[derive(Debug)]

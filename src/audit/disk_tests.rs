@@ -13,6 +13,7 @@ use super::log_tests::{
 use super::recover::recover;
 use super::*;
 use crate::clock::Clock;
+use crate::vocabulary::Outcome;
 
 /// A disk that fails on demand and knows what would survive a power loss.
 #[derive(Debug, Default)]

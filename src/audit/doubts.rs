@@ -8,10 +8,11 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::field_hashes::FieldHashes;
-use super::record::{Outcome, Record};
+use super::record::Record;
 use super::request_ids::{HeldRequestId, RequestIds};
 use crate::ids::{Fingerprint, RequestId};
 use crate::process_log::EACH;
+use crate::vocabulary::Outcome;
 
 /// Maximum number of unsettled doubts. Beyond it no write is accepted until operators have settled some.
 pub const DOUBTS_MAX: usize = 10_000;

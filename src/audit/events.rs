@@ -6,8 +6,9 @@ use super::log::LogShared;
 use super::open_writes::RECOVERED;
 use super::proof::heads::HeadsOpened;
 use super::proof::note::Verifier;
-use super::record::{Answer, Kind, Outcome, Record};
+use super::record::{Kind, Record};
 use super::recover::Recovered;
+use crate::vocabulary::{Answer, Outcome};
 
 /// The event reporting that the log does not match its newest signed head.
 pub(crate) const HEAD_MISMATCH: &str = "head-mismatch";

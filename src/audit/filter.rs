@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use memchr::memmem::Finder;
 
-use super::record::{Answer, Kind};
+use super::record::Kind;
 use super::stored_record::StoredRecord;
 use crate::ids::RequestId;
+use crate::vocabulary::Answer;
 
 /// Default number of records per page.
 pub const LIMIT_DEFAULT: usize = 100;

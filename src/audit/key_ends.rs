@@ -12,12 +12,13 @@ use memchr::memmem;
 use serde::Deserialize;
 
 use super::log::AuditLog;
-use super::record::{Kind, Outcome};
+use super::record::Kind;
 use super::recover::{LineReader, readable_opening};
 use super::segment::{self, SegmentOpening};
 use super::tree::{self, Hash};
 use crate::ids::{Fingerprint, RequestId};
 use crate::private_files;
+use crate::vocabulary::Outcome;
 
 /// How a write with an idempotency key ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

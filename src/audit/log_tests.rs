@@ -10,6 +10,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::config;
 use crate::ids::RequestId;
+use crate::vocabulary::Outcome;
 
 /// Settings small enough for tests.
 pub(super) fn settings(dir: &TempDir) -> config::AuditConfig {

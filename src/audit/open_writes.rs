@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::doubts::{Doubt, in_micros};
 use super::field_hashes::FieldHashes;
-use super::record::{Kind, Outcome, Record};
+use super::record::{Kind, Record};
 use super::stored_record::StoredRecord;
 use crate::ids::{Fingerprint, RequestId};
+use crate::vocabulary::Outcome;
 
 /// The event recorded when a start finds a write without an outcome.
 pub(crate) const RECOVERED: &str = "recovered";

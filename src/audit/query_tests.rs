@@ -9,6 +9,7 @@ use super::log_tests::{id, lines, open, record, settings};
 use super::*;
 use crate::clock::Clock;
 use crate::config;
+use crate::vocabulary::Answer;
 
 /// Reproducible random numbers (xorshift).
 struct Random(u64);

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::record::{CountedRefusals, Peer, Record};
 use crate::ids::{RequestId, write_decimal};
+use crate::vocabulary::{Answer, Outcome};
 
 /// Maximum length that truncation adds to a text (`…[12345 bytes cut]`).
 const MARK_BYTES: usize = 32;
@@ -220,12 +221,12 @@ fn write(record: &Record, seq: u64, out: &mut Vec<u8>) {
     line.raw("query", record.query.as_deref());
     line.raw("fields", record.fields.as_deref());
     line.number("status", record.status);
-    line.word("answer", record.answer.map(super::Answer::as_str));
+    line.word("answer", record.answer.map(Answer::as_str));
     line.text("refusal", record.refusal);
     line.word("filled_by", record.filled_by.as_ref().map(RequestId::as_str));
     line.number("attempts", record.attempts);
     line.number("upstream_status", record.upstream_status);
-    line.word("outcome", record.outcome.map(super::Outcome::as_str));
+    line.word("outcome", record.outcome.map(Outcome::as_str));
     line.number("quota_wait_us", record.quota_wait_us);
     line.number("duration_us", record.duration_us);
     line.number("bytes", record.bytes);
@@ -342,8 +343,9 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::audit::{Answer, FieldHashes, Kind, Outcome, Peer};
+    use crate::audit::{FieldHashes, Kind, Peer};
     use crate::ids::{Fingerprint, KeyId, RequestId};
+    use crate::vocabulary::{Answer, Outcome};
 
     fn full() -> Record {
         let members = serde_json::from_str(r#"{"cols[]": ["id", "name"], "wait": "true"}"#).unwrap();

@@ -10,6 +10,7 @@ use super::recover::recover;
 use super::*;
 use crate::clock::Clock;
 use crate::config;
+use crate::vocabulary::Outcome;
 
 /// A log with one segment and an open write, ended uncleanly; the last record is an intent.
 async fn some_log(dir: &TempDir) -> (config::AuditConfig, PathBuf) {

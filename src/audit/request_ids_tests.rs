@@ -8,6 +8,7 @@ use super::stored_record::StoredRecord;
 use super::*;
 use crate::clock::Clock;
 use crate::ids::RequestId;
+use crate::vocabulary::Outcome;
 
 /// Prefix of the ids of writes whose callers do not wait for their intents.
 const GIVEN_UP: &str = "given-up-";

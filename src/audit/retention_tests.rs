@@ -11,6 +11,7 @@ use super::recover::recover;
 use super::*;
 use crate::clock::Clock;
 use crate::config;
+use crate::vocabulary::Outcome;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

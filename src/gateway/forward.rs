@@ -16,8 +16,9 @@ use crate::ids::RequestId;
 use crate::quota::{BucketId, QuotaOutlook, QuotaRefused, Slot};
 use crate::upstream::{
     AttemptError, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, ConnectionPermit, EndedAttempt, Ending,
-    ProxyError, RetryDecision, UpstreamAnswer, WriteEffect, ambiguous, effect, retry_after,
+    ProxyError, RetryDecision, UpstreamAnswer, ambiguous, effect, retry_after,
 };
+use crate::vocabulary::Outcome;
 
 /// Time kept for the answer after the last attempt.
 const ANSWERING: Duration = Duration::from_millis(20);
@@ -60,7 +61,7 @@ pub(crate) struct Forwarded {
     /// Was the effect of any attempt unknown? (A later one may have told.)
     pub(crate) ambiguous: bool,
     /// What the attempts of a write did.
-    pub(crate) effect: WriteEffect,
+    pub(crate) outcome: Outcome,
     /// How long quota was waited for, over all attempts.
     pub(crate) quota_wait: Duration,
 }
@@ -217,7 +218,7 @@ pub(crate) async fn forward(
         last = Some(ending);
     };
     let Ok(ending) = ending else {
-        return Forwarded { attempts, ambiguous: false, effect: WriteEffect::NotSent, quota_wait, ending };
+        return Forwarded { attempts, ambiguous: false, outcome: Outcome::NotSent, quota_wait, ending };
     };
     if let Some(pass) = permit.pass.take() {
         let told = if ending.breaker_report() == BreakerReport::Silent && !silent {
@@ -227,8 +228,8 @@ pub(crate) async fn forward(
         };
         upstream.breaker().report(pass, told);
     }
-    let effect = effect(request.row.retry, unsure, &ending);
-    Forwarded { attempts, ambiguous: unsure || ambiguous(&ending), effect, quota_wait, ending: Ok(ending) }
+    let outcome = effect(request.row.retry, unsure, &ending);
+    Forwarded { attempts, ambiguous: unsure || ambiguous(&ending), outcome, quota_wait, ending: Ok(ending) }
 }
 
 fn attempt_time(request: &AuthorizedRequest, gateway: &Gateway) -> Duration {
@@ -246,7 +247,7 @@ pub(crate) struct AttemptContext<'a> {
 
 /// What an attempt tells the quota and the meters.
 pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot: Option<Slot>, ending: &Ending) {
-    gateway.metrics.attempt(ending.name());
+    gateway.metrics.attempt(ending.kind());
     // A slot is held until its 429 has closed the bucket: what ends before counts as proof that the upstream takes more.
     let _held = match (ending, slot) {
         (Ending::NotSent(_) | Ending::NoRoom { status: None, .. }, Some(slot)) => {
@@ -333,16 +334,16 @@ pub(crate) fn read_answer(ending: Ending) -> Result<UpstreamAnswer, Refusal> {
 ///
 /// # Errors
 /// What the gateway answers instead.
-pub(crate) fn write_answer(ending: Ending, effect: WriteEffect) -> Result<UpstreamAnswer, Refusal> {
+pub(crate) fn write_answer(ending: Ending, effect: Outcome) -> Result<UpstreamAnswer, Refusal> {
     let lost = |why: AttemptError| match effect {
-        WriteEffect::InDoubt => Refusal::DoubtCut { why },
-        WriteEffect::Done => Refusal::AnswerLost { why },
-        WriteEffect::Rejected => Refusal::Cut { why },
-        WriteEffect::NotSent => Refusal::Unreachable { why },
+        Outcome::InDoubt => Refusal::DoubtCut { why },
+        Outcome::Done => Refusal::AnswerLost { why },
+        Outcome::Rejected => Refusal::Cut { why },
+        Outcome::NotSent => Refusal::Unreachable { why },
     };
     match ending {
         Ending::Answered(answered) => passable(answered),
-        Ending::TimedOut(why) if effect == WriteEffect::InDoubt => Err(Refusal::DoubtTimedOut { why }),
+        Ending::TimedOut(why) if effect == Outcome::InDoubt => Err(Refusal::DoubtTimedOut { why }),
         Ending::NotSent(why) | Ending::TimedOut(why) | Ending::Lost(why) | Ending::Cut { why, .. } => Err(lost(why)),
         Ending::Leaked { .. } => Err(Refusal::Leaked),
         Ending::Unusable { status: None, why } => Err(lost(why)),

@@ -3,12 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::upstream::EndingKind;
+
 /// Upper bounds of the duration buckets, in microseconds.
 pub const DURATION_BOUNDS_US: [u64; 12] =
     [100, 250, 1_000, 2_500, 10_000, 25_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000];
-
-/// How attempts end, in the order of [`GatewayMetrics::attempts`].
-pub const ENDINGS: [&str; 8] = ["answered", "not-sent", "cut", "lost", "timed-out", "leaked", "unusable", "no-room"];
 
 /// A histogram of durations: one relaxed addition a sample.
 #[derive(Debug, Default)]
@@ -41,8 +40,7 @@ impl DurationHistogram {
 /// The meters.
 #[derive(Debug, Default)]
 pub struct GatewayMetrics {
-    /// Attempts by ending, as [`ENDINGS`] names them.
-    pub attempts: [AtomicU64; ENDINGS.len()],
+    attempts: [AtomicU64; EndingKind::ALL.len()],
     /// Attempts that the upstream answered with anything but a failure of its own (5xx).
     pub answers: AtomicU64,
     /// Looks at what became of a write in doubt.
@@ -72,11 +70,15 @@ pub struct GatewayMetrics {
 }
 
 impl GatewayMetrics {
-    /// Counts an attempt's ending by its name.
-    pub fn attempt(&self, ending: &str) {
-        let place = ENDINGS.iter().position(|name| *name == ending);
-        if let Some(counter) = place.and_then(|place| self.attempts.get(place)) {
+    /// Counts an attempt.
+    pub fn attempt(&self, ending: EndingKind) {
+        if let Some(counter) = self.attempts.get(ending as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Attempts by how they ended.
+    pub fn attempts(&self) -> impl Iterator<Item = (EndingKind, u64)> {
+        EndingKind::ALL.iter().copied().zip(self.attempts.iter().map(|count| count.load(Ordering::Relaxed)))
     }
 }

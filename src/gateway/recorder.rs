@@ -17,11 +17,13 @@ use super::refusal_tally::RefusedParty;
 use super::request::is_read;
 use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, ResponseContext, ResponseParts, put_header};
 use super::state::Gateway;
-use crate::audit::{self, HeldRequestId, Kind, Outcome, Record, RecordRoom};
-use crate::callers::{AnswerSource, Remaining, SharedKind};
+use crate::audit::{self, HeldRequestId, Kind, Record, RecordRoom};
+use crate::callers::{Remaining, SharedKind};
 use crate::door::{BusyGuard, PeerConnection};
 use crate::ids::RequestId;
 use crate::shares::{HeldShare, ShareHolder};
+use crate::vocabulary::Answer;
+use crate::vocabulary::Outcome;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -193,7 +195,7 @@ impl RequestRecorder {
                 None
             }
         };
-        let how = reply.as_ref().map_or(audit::Answer::Refused, |reply| reply.how);
+        let how = reply.as_ref().map_or(Answer::Refused, |reply| reply.how);
         self.note(&parts, &reply, how, now);
         parts.response(self.name.id(), busy, room)
     }
@@ -247,7 +249,7 @@ impl RequestRecorder {
         }
     }
 
-    fn note(&mut self, parts: &ResponseParts, reply: &Result<Reply, Refusal>, how: audit::Answer, now: Instant) {
+    fn note(&mut self, parts: &ResponseParts, reply: &Result<Reply, Refusal>, how: Answer, now: Instant) {
         let taken = now.saturating_duration_since(self.began);
         self.gateway.metrics.requests.add(taken);
         self.count(how);
@@ -275,12 +277,12 @@ impl RequestRecorder {
         }
     }
 
-    fn count(&mut self, how: audit::Answer) {
+    fn count(&mut self, how: Answer) {
         self.counted = true;
         match &self.caller {
             Some(caller) => {
                 let operation = self.record.as_ref().and_then(|record| record.operation.as_ref());
-                caller.state.count(operation, source(how));
+                caller.state.count(operation, how);
             }
             None => drop(self.gateway.metrics.unidentified.fetch_add(1, Ordering::Relaxed)),
         }
@@ -317,17 +319,6 @@ fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
     }
     let all: Vec<&[u8]> = values.iter().map(HeaderValue::as_bytes).collect();
     HeaderValue::from_bytes(&all.join(&b',')).ok()
-}
-
-fn source(how: audit::Answer) -> AnswerSource {
-    match how {
-        audit::Answer::Hit => AnswerSource::Hit,
-        audit::Answer::Stale => AnswerSource::Stale,
-        audit::Answer::Miss => AnswerSource::Miss,
-        audit::Answer::Forwarded => AnswerSource::Forwarded,
-        audit::Answer::Replayed => AnswerSource::Replayed,
-        audit::Answer::Refused => AnswerSource::Refused,
-    }
 }
 
 /// What it took, into a record.

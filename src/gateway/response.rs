@@ -14,7 +14,6 @@ use jiff::Timestamp;
 
 use super::header_value::{self, HeaderValueWriter};
 use super::refusal::{Refusal, seconds};
-use crate::audit::{self, Outcome};
 use crate::cache::{CacheStatus, Entry};
 use crate::door::BusyGuard;
 use crate::hash;
@@ -22,6 +21,8 @@ use crate::ids::RequestId;
 use crate::shares::HeldShare;
 use crate::upstream::UpstreamAnswer;
 use crate::upstream::retry_after;
+use crate::vocabulary::Answer;
+use crate::vocabulary::Outcome;
 
 /// What of an upstream answer is kept with a stored body: what describes the body, nothing that describes one exchange.
 const STORED: [HeaderName; 5] =
@@ -158,7 +159,7 @@ pub struct FetchedAnswer {
 pub(crate) struct Reply {
     pub(crate) body: ReplyBody,
     pub(crate) cache: Option<CacheStatus>,
-    pub(crate) how: audit::Answer,
+    pub(crate) how: Answer,
     pub(crate) filled_by: Option<RequestId>,
     pub(crate) facts: ForwardFacts,
     /// May it be answered with 304?

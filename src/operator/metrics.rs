@@ -21,7 +21,7 @@ use super::render::typed;
 use super::state::OperatorState;
 use super::{health, process};
 use crate::callers::SharedKind;
-use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram, ENDINGS};
+use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
 use crate::process_log;
 use crate::shares::SharedLimit;
 use crate::upstream::BreakerStatus;
@@ -164,8 +164,7 @@ fn labelled(kind: SharedKind) -> Labels<1> {
 
 fn upstream(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let metrics = &state.gateway.metrics;
-    let attempts = ENDINGS.iter().zip(&metrics.attempts);
-    let attempts = attempts.map(|(ending, count)| ([("result", (*ending).to_owned())], count.load(Ordering::Relaxed)));
+    let attempts = metrics.attempts().map(|(ending, count)| ([("result", ending.as_str().to_owned())], count));
     writer.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
     let upstream = state.gateway.upstream();
     let (standing, silent) = (upstream.breaker().status(), upstream.breaker().silent());

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::audit::{CannotRecord, Doubt, Kind, Outcome, Peer, Record};
+use crate::audit::{CannotRecord, Doubt, Kind, Peer, Record};
 use crate::cache::Invalidation;
 use crate::gateway::Gateway;
 use crate::idempotency::KeyedWrite;
 use crate::process_log::EACH;
+use crate::vocabulary::Outcome;
 
 /// What became of a write, and who says so.
 #[derive(Clone, Debug)]

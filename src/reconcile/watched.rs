@@ -79,7 +79,7 @@ struct UpstreamHistory {
 impl UpstreamHistory {
     fn now(gateway: &Gateway) -> Self {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let attempts: u64 = gateway.metrics.attempts.iter().map(read).sum();
+        let attempts: u64 = gateway.metrics.attempts().map(|(_, count)| count).sum();
         Self { answers: read(&gateway.metrics.answers), asked: attempts.saturating_sub(read(&gateway.metrics.looks)) }
     }
 }

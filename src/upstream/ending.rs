@@ -9,6 +9,7 @@ use http::{HeaderMap, StatusCode};
 use super::body::UpstreamBody;
 use super::breaker::BreakerReport;
 use crate::shares::Shortage;
+use crate::vocabulary::word_enum;
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -89,19 +90,41 @@ impl Ending {
         }
     }
 
-    /// The name used in metrics and the process log.
+    /// Its kind, as metrics count it.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub const fn kind(&self) -> EndingKind {
         match self {
-            Self::Answered(_) => "answered",
-            Self::NotSent(_) => "not-sent",
-            Self::Cut { .. } => "cut",
-            Self::Lost(_) => "lost",
-            Self::TimedOut(_) => "timed-out",
-            Self::Leaked { .. } => "leaked",
-            Self::Unusable { .. } => "unusable",
-            Self::NoRoom { .. } => "no-room",
+            Self::Answered(_) => EndingKind::Answered,
+            Self::NotSent(_) => EndingKind::NotSent,
+            Self::Cut { .. } => EndingKind::Cut,
+            Self::Lost(_) => EndingKind::Lost,
+            Self::TimedOut(_) => EndingKind::TimedOut,
+            Self::Leaked { .. } => EndingKind::Leaked,
+            Self::Unusable { .. } => EndingKind::Unusable,
+            Self::NoRoom { .. } => EndingKind::NoRoom,
         }
+    }
+}
+
+word_enum! {
+    /// The kinds of [`Ending`].
+    EndingKind {
+        /// With a whole answer.
+        Answered = "answered",
+        /// Provably before the request was sent.
+        NotSent = "not-sent",
+        /// In the middle of the answer.
+        Cut = "cut",
+        /// Before any answer.
+        Lost = "lost",
+        /// With a time-out.
+        TimedOut = "timed-out",
+        /// With an answer that held the token.
+        Leaked = "leaked",
+        /// With an answer that cannot be passed on.
+        Unusable = "unusable",
+        /// Without memory for the answer.
+        NoRoom = "no-room",
     }
 }
 

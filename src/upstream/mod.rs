@@ -39,8 +39,8 @@ pub use attempt::ConnectionPermit;
 pub use body::UpstreamBody;
 pub use breaker::{Breaker, BreakerKey, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, BreakerStatus};
 pub use connect::SetupError;
-pub use ending::{AttemptError, Ending, ProxyError, UpstreamAnswer};
-pub use retry::{EndedAttempt, RetryDecision, WriteEffect, ambiguous, effect, retry_after};
+pub use ending::{AttemptError, Ending, EndingKind, ProxyError, UpstreamAnswer};
+pub use retry::{EndedAttempt, RetryDecision, ambiguous, effect, retry_after};
 pub use token::{InvalidToken, Token};
 
 /// What goes upstream on behalf of a caller.

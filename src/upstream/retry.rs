@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::ending::Ending;
 use crate::catalogue::RetryClass;
 use crate::config::Limits;
+use crate::vocabulary::Outcome;
 
 /// Upper bound of the first pause; it doubles with each retry...
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -42,19 +43,6 @@ pub enum RetryDecision {
     Stop,
 }
 
-/// What a write's attempts did upstream: its outcome before it is recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteEffect {
-    /// It took effect, though its answer may be lost.
-    Done,
-    /// The upstream refused it: no effect.
-    Rejected,
-    /// It never reached the upstream: no effect.
-    NotSent,
-    /// Unknown.
-    InDoubt,
-}
-
 /// Decides whether to retry. `dice` returns a random number for the pause; `now` is needed for a `Retry-After` date.
 pub(super) fn decide(
     attempted: &EndedAttempt<'_>,
@@ -86,19 +74,19 @@ pub(super) fn decide(
 /// What a write's attempts did, judging by the last ending. `ambiguous_before`: whether an earlier attempt was
 /// [`ambiguous`].
 #[must_use]
-pub fn effect(class: RetryClass, ambiguous_before: bool, last: &Ending) -> WriteEffect {
-    let unless_ambiguous = |effect| if ambiguous_before { WriteEffect::InDoubt } else { effect };
+pub fn effect(class: RetryClass, ambiguous_before: bool, last: &Ending) -> Outcome {
+    let unless_ambiguous = |effect| if ambiguous_before { Outcome::InDoubt } else { effect };
     match row(last) {
-        RetryRow::Done | RetryRow::DoneButCut => WriteEffect::Done,
-        RetryRow::Unsent => unless_ambiguous(WriteEffect::NotSent),
-        RetryRow::TooMany | RetryRow::TokenRefused | RetryRow::Rejected => unless_ambiguous(WriteEffect::Rejected),
+        RetryRow::Done | RetryRow::DoneButCut => Outcome::Done,
+        RetryRow::Unsent => unless_ambiguous(Outcome::NotSent),
+        RetryRow::TooMany | RetryRow::TokenRefused | RetryRow::Rejected => unless_ambiguous(Outcome::Rejected),
         RetryRow::Missing => match class {
             // An earlier attempt deleted it, so the goal is reached.
-            RetryClass::Idempotent if ambiguous_before => WriteEffect::Done,
-            RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once => unless_ambiguous(WriteEffect::Rejected),
+            RetryClass::Idempotent if ambiguous_before => Outcome::Done,
+            RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once => unless_ambiguous(Outcome::Rejected),
         },
         RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure | RetryRow::Failed | RetryRow::Redirected => {
-            WriteEffect::InDoubt
+            Outcome::InDoubt
         }
     }
 }
@@ -106,7 +94,7 @@ pub fn effect(class: RetryClass, ambiguous_before: bool, last: &Ending) -> Write
 /// Whether this ending leaves the effect unknown.
 #[must_use]
 pub fn ambiguous(ending: &Ending) -> bool {
-    effect(RetryClass::Once, false, ending) == WriteEffect::InDoubt
+    effect(RetryClass::Once, false, ending) == Outcome::InDoubt
 }
 
 /// The pause that `Retry-After` asks for, given in seconds or as a date (RFC 9110, section 10.2.3). A past date means
@@ -233,12 +221,12 @@ fn backoff(number: u32, dice: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::WriteEffect::{Done, InDoubt, NotSent, Rejected};
     use super::*;
     use crate::shares::Shortage;
     use crate::upstream::body::UpstreamBody;
     use crate::upstream::ending::{AttemptError, ProxyError, UpstreamAnswer};
     use crate::upstream::tests::limits;
+    use crate::vocabulary::Outcome::{Done, InDoubt, NotSent, Rejected};
     use http::HeaderValue;
 
     const NOW: Timestamp = Timestamp::constant(1_700_000_000, 0); // Tue, 14 Nov 2023 22:13:20 GMT

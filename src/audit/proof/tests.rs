@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::log_tests::{open, record, settings};
-use super::super::record::{Kind, Outcome, Record};
+use super::super::record::{Kind, Record};
 use super::super::segment;
 use super::verify::{AuditorInput, verify};
 use super::*;
 use crate::clock::Clock;
 use crate::config;
+use crate::vocabulary::Outcome;
 
 fn small(dir: &tempfile::TempDir) -> config::AuditConfig {
     config::AuditConfig { segment_bytes: 1000, ..settings(dir) }

@@ -9,7 +9,6 @@ use http::StatusCode;
 
 use super::list_scope::narrow;
 use super::lookup::FetchPlan;
-use crate::audit;
 use crate::cache::{CacheStatus, FetchHandle, FetchLost, FetchWaiter, JoinRequest, NewEntry, storable};
 use crate::callers::SharedKind;
 use crate::gateway::admit::steps;
@@ -27,6 +26,7 @@ use crate::gateway::state::Gateway;
 use crate::gateway::tags;
 use crate::shares::HeldShare;
 use crate::upstream::Ending;
+use crate::vocabulary::Answer;
 
 /// A fetch that is queued in another caller's name is waited for so long before an own turn is waited for as well.
 const QUEUED_FOR_ANOTHER: Duration = Duration::from_millis(50);
@@ -262,7 +262,7 @@ fn stale(plan: &FetchPlan, status: Option<StatusCode>, facts: ForwardFacts) -> R
     Ok(Reply {
         body: ReplyBody::Entry(entry),
         cache: Some(cache),
-        how: audit::Answer::Stale,
+        how: Answer::Stale,
         filled_by,
         facts,
         validated: true,
@@ -276,7 +276,7 @@ fn reply_of(request: &AuthorizedRequest, plan: &FetchPlan, fetched: FetchedAnswe
     Reply {
         body,
         cache: Some(cache),
-        how: if plan.together { audit::Answer::Miss } else { audit::Answer::Forwarded },
+        how: if plan.together { Answer::Miss } else { Answer::Forwarded },
         filled_by: (by != request.id).then_some(by),
         facts: if collapsed { ForwardFacts { attempts: 0, quota_wait: Duration::ZERO, ..facts } } else { facts },
         validated: request.row.cache.is_some(),

@@ -8,7 +8,6 @@ use http::HeaderMap;
 use http::header::IF_MATCH;
 
 use super::list_scope::{ListPage, narrow};
-use crate::audit;
 use crate::cache::{CacheStatus, Entry, ForwardReason, JoinGroup, Lookup, RefreshPolicy, RequestDirectives};
 use crate::catalogue::MatchedOperation;
 use crate::gateway::admit::policy::{Caller, Policy};
@@ -16,6 +15,7 @@ use crate::gateway::admit::target::{CacheKeyPlan, Target};
 use crate::gateway::refusal::Refusal;
 use crate::gateway::response::{ForwardFacts, Reply, ReplyBody};
 use crate::gateway::state::Gateway;
+use crate::vocabulary::Answer;
 
 /// What a read needs from the upstream.
 pub(crate) struct FetchPlan {
@@ -103,7 +103,7 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
     match found {
         Lookup::Hit(entry) => {
             let ttl = entry.ttl(now);
-            let how = if ttl < 0 { audit::Answer::Stale } else { audit::Answer::Hit };
+            let how = if ttl < 0 { Answer::Stale } else { Answer::Hit };
             let filled_by = Some(entry.filled_by);
             let cache = Some(CacheStatus::Hit { ttl });
             let ahead = (read.policy.config.cache.refresh_ahead && entry.goes_ahead(now))

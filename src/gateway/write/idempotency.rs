@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::audit::{self, Outcome};
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::AuthorizedRequest;
 use crate::gateway::response::{ForwardFacts, PassedAnswer, Reply, ReplyBody};
 use crate::gateway::state::Gateway;
 use crate::idempotency::{ClaimRefused, EarlierUse, FirstAnswer, KeyClaim, KeyStatus, KeyedWrite, WriteEnd};
 use crate::ids::{Fingerprint, RequestId};
+use crate::vocabulary::Answer;
+use crate::vocabulary::Outcome;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -120,7 +121,7 @@ fn replay(first: RequestId, ended: WriteEnd) -> Result<EarlierWrite, Refusal> {
     let reply = Reply {
         body: ReplyBody::Passed(Arc::new(PassedAnswer { status, headers, body, etag: None, is_counted: false })),
         cache: None,
-        how: audit::Answer::Replayed,
+        how: Answer::Replayed,
         filled_by: Some(first),
         facts: ForwardFacts::default(),
         validated: false,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use self::idempotency::{EarlierWrite, WriteIdentity, find_earlier_write};
-use crate::audit::{self, CannotRecord, HeldRequestId, Kind, Outcome, Record, RecordRoom};
+use crate::audit::{CannotRecord, HeldRequestId, Kind, Record, RecordRoom};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
 use crate::catalogue::RetryClass;
 use crate::gateway::forward::{ForwardPermit, Forwarded, forward, forward_permit, write_answer};
@@ -22,7 +22,9 @@ use crate::gateway::state::Gateway;
 use crate::gateway::tags;
 use crate::idempotency::KeyClaim;
 use crate::process_log::EACH;
-use crate::upstream::{AttemptError, Ending, ProxyError, WriteEffect};
+use crate::upstream::{AttemptError, Ending, ProxyError};
+use crate::vocabulary::Answer;
+use crate::vocabulary::Outcome;
 use order::WriteTurn;
 
 /// How long a caller waits for its write's outcome to be on disk. It is queued, and written when the disk is back.
@@ -112,13 +114,12 @@ async fn carry_out(
     drop(room); // the intent has room for its outcome
     let record = Some(Record { intent: Some(intent), ..record });
     let mut open = IntendedWrite { gateway: gateway.clone(), request: request.clone(), record, claim: identity.claim };
-    let Forwarded { ending, attempts, ambiguous, effect, quota_wait } =
+    let Forwarded { ending, attempts, ambiguous, outcome, quota_wait } =
         forward(&gateway, &request, permit, || {}).await;
     let upstream_status = ending.as_ref().ok().and_then(Ending::status);
-    let outcome = outcome(effect);
     let facts = ForwardFacts { attempts, upstream_status, quota_wait, outcome: Some(outcome) };
-    let answered = ending.and_then(|ending| write_answer(ending, effect));
-    if may_have_effect(effect, upstream_status) || ambiguous {
+    let answered = ending.and_then(|ending| write_answer(ending, outcome));
+    if may_have_effect(outcome, upstream_status) || ambiguous {
         let body = answered.as_ref().ok().map(|answered| answered.body.bytes().as_ref());
         fence(&gateway, &request, ambiguous, body);
     }
@@ -131,7 +132,7 @@ async fn carry_out(
             stored: false,
             collapsed: false,
         }),
-        how: audit::Answer::Forwarded,
+        how: Answer::Forwarded,
         filled_by: None,
         facts,
         validated: false,
@@ -157,22 +158,13 @@ async fn intend(
     gateway.log.commit(intent).await
 }
 
-fn outcome(effect: WriteEffect) -> Outcome {
-    match effect {
-        WriteEffect::Done => Outcome::Done,
-        WriteEffect::Rejected => Outcome::Rejected,
-        WriteEffect::NotSent => Outcome::NotSent,
-        WriteEffect::InDoubt => Outcome::InDoubt,
-    }
-}
-
 /// Only an answer that proves that nothing happened needs no fence (`docs/decisions/fences.md`).
-fn may_have_effect(effect: WriteEffect, status: Option<StatusCode>) -> bool {
+fn may_have_effect(outcome: Outcome, status: Option<StatusCode>) -> bool {
     let proves_none = |status: StatusCode| matches!(status.as_u16(), 400 | 401 | 403 | 405 | 406 | 415 | 422 | 429);
-    match effect {
-        WriteEffect::Done | WriteEffect::InDoubt => true,
-        WriteEffect::NotSent => false,
-        WriteEffect::Rejected => !status.is_some_and(proves_none),
+    match outcome {
+        Outcome::Done | Outcome::InDoubt => true,
+        Outcome::NotSent => false,
+        Outcome::Rejected => !status.is_some_and(proves_none),
     }
 }
 
@@ -190,7 +182,7 @@ fn fence(gateway: &Gateway, request: &AuthorizedRequest, ambiguous: bool, answer
 fn refused(record: &mut Record, request: &AuthorizedRequest, refusal: &Refusal) {
     let row = refusal.row();
     record.status = Some(row.status.as_u16());
-    record.answer = Some(audit::Answer::Refused);
+    record.answer = Some(Answer::Refused);
     record.refusal = Some(row.code);
     record.bytes = Some(refusal.problem(&request.id).len() as u64);
 }

@@ -15,7 +15,8 @@ use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::PageTable;
-use crate::audit::{Answer, Filter, Kind, RecordPage, csv, csv_header};
+use crate::audit::{Filter, Kind, RecordPage, csv, csv_header};
+use crate::vocabulary::Answer;
 
 /// What people see of a record at a glance; the rest is in JSON and CSV.
 const COLUMNS: [&str; 12] = [

@@ -15,10 +15,10 @@ use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
-use crate::callers::AnswerSource;
 use crate::config::{Grants, Rate, Scope};
 use crate::gateway::admit::policy::Caller;
 use crate::ids::KeyId;
+use crate::vocabulary::Answer;
 
 #[derive(Debug, Serialize)]
 struct CallersPage {
@@ -45,7 +45,7 @@ pub(crate) struct CallerRow {
     operations: BTreeMap<Arc<str>, AnswerCounts>,
 }
 
-/// Counts by the words of [`AnswerSource`], without those that are 0.
+/// Counts by the words of [`Answer`], without those that are 0.
 pub(crate) type AnswerCounts = BTreeMap<&'static str, u64>;
 
 #[derive(Debug, Serialize)]
@@ -87,7 +87,7 @@ fn caller(member: &Caller) -> CallerRow {
         may_refresh: config.may_refresh,
         keys: config.keys.iter().map(|hash| key(member, KeyId::of(hash))).collect(),
         requests: answers.values().sum(),
-        refused: answers.get(AnswerSource::Refused.as_str()).copied().unwrap_or(0),
+        refused: answers.get(Answer::Refused.as_str()).copied().unwrap_or(0),
         under_way: member.state.under_way(),
         answers,
         operations,

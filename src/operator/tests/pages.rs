@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::{CALLER_KEY, KEY, PAGES, TOKEN, World};
 use crate::audit::Doubt;
-use crate::callers::AnswerSource;
 use crate::ids::{Fingerprint, RequestId};
+use crate::vocabulary::Answer;
 use crate::{config, hash};
 
 #[tokio::test]
@@ -38,9 +38,9 @@ async fn callers_are_shown_with_what_they_did() {
     let policy = world.state.gateway.policy();
     let reader = policy.caller("reader").unwrap();
     let list = &policy.catalogue().row("organizations.list").unwrap().id;
-    reader.state.count(Some(list), AnswerSource::Hit);
-    reader.state.count(Some(list), AnswerSource::Hit);
-    reader.state.count(None, AnswerSource::Refused);
+    reader.state.count(Some(list), Answer::Hit);
+    reader.state.count(Some(list), Answer::Hit);
+    reader.state.count(None, Answer::Refused);
     let hash = hash::sha256(CALLER_KEY.as_bytes());
     let known = policy.caller_key(&hash).unwrap();
     known.last_used.store(1_750_000_000_000, std::sync::atomic::Ordering::Relaxed);

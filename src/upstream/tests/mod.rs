@@ -160,7 +160,7 @@ fn answered(ending: Ending) -> UpstreamAnswer {
 
 /// The ending's name, status and error, to compare with.
 fn shape(ending: &Ending) -> (&'static str, Option<u16>, Option<ProxyError>) {
-    (ending.name(), ending.status().map(|status| status.as_u16()), ending.error().map(|why| why.error))
+    (ending.kind().as_str(), ending.status().map(|status| status.as_u16()), ending.error().map(|why| why.error))
 }
 
 /// Waits until `done`; gives up long after any machine would have got there.

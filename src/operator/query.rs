@@ -9,6 +9,7 @@ use super::refusal::OperatorRefusal;
 
 /// The parameters in their order. What an empty form field sends counts as not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
 pub(super) struct PageQuery(Vec<(String, String)>);
 
 impl<S: Sync> FromRequestParts<S> for PageQuery {

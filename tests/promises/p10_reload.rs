@@ -8,7 +8,7 @@ use crate::support::hostile::{Origin, Step, repeated, tls_identity};
 use crate::support::{ALL, ORG, Plan, TOKEN, World, new_dir, tls};
 
 #[tokio::test]
-async fn a_bad_configuration_is_told_and_the_old_stays() {
+async fn a_bad_configuration_is_reported_and_the_old_one_stays() {
     let world = World::start().await;
     let good = fs::read_to_string(world.file()).unwrap();
     let bads = [
@@ -56,13 +56,13 @@ async fn a_new_token_is_used_and_a_bad_one_is_not() {
     world.get_with(ALL, ORG, &["cache-control: no-store"]).await.refused(502, "MG204");
     fs::write(&file, format!("{new}\n")).unwrap();
     world.reload().await;
-    // What the old token saw is forgotten.
+    // What the old token saw was dropped from the cache.
     let answer = world.get(ALL, ORG).await.expect(200);
     assert!(answer.header("cache-status").unwrap().contains("fwd=miss"), "{answer:?}");
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_shown_and_a_bad_one_is_not() {
+async fn a_new_certificate_is_served_and_a_bad_one_is_not() {
     let authority = tls::Authority::new();
     let files = [("callers.pem", &*authority.pem)];
     let (world, old) = tls::world(Plan::default(), ", client_ca = \"callers.pem\"", &files).await;
@@ -93,8 +93,8 @@ async fn a_new_certificate_is_shown_and_a_bad_one_is_not() {
     let new = tls::show(world.dir.path(), "cert.pem", "key.pem");
     world.reload().await;
     get(&new).await.unwrap().expect(200);
-    assert!(get(&old).await.is_none(), "the old certificate is shown still");
-    // Who was there before stays.
+    assert!(get(&old).await.is_none(), "the old certificate is still served");
+    // Existing connections stay.
     let request = format!("GET {ORG} HTTP/1.1\r\nhost: localhost\r\n{token}\r\n\r\n");
     stays.write_all(request.as_bytes()).await.unwrap();
     let mut answer = [0; 12];
@@ -103,7 +103,7 @@ async fn a_new_certificate_is_shown_and_a_bad_one_is_not() {
 }
 
 #[tokio::test]
-async fn new_authorities_are_believed_after_a_reload() {
+async fn new_authorities_are_trusted_after_a_reload() {
     let (before, after) = (tls::Authority::new(), tls::Authority::new());
     let files = [("callers.pem", &*before.pem)];
     let (world, roots) = tls::world(Plan::default(), ", client_ca = \"callers.pem\"", &files).await;
@@ -116,7 +116,7 @@ async fn new_authorities_are_believed_after_a_reload() {
 }
 
 #[tokio::test]
-async fn new_authorities_of_the_upstream_are_believed_and_bad_ones_change_nothing() {
+async fn new_upstream_authorities_are_trusted_and_bad_ones_change_nothing() {
     let (authority, identity) = tls_identity(&["127.0.0.1"]);
     let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
     let origin = Origin::start_tls(vec![repeated(&[Step::Read, Step::write(answer)], 9)], identity);
@@ -128,7 +128,7 @@ async fn new_authorities_of_the_upstream_are_believed_and_bad_ones_change_nothin
     let world = plan.start_in(dir).await;
     let get = async || world.get_with(ALL, ORG, &["cache-control: no-store"]).await;
     get().await.refused(502, "MG201");
-    // Refused together with a bad configuration, they are believed once that is mended.
+    // They are refused together with a bad configuration, and trusted once that is fixed.
     let good = fs::read_to_string(world.file()).unwrap();
     fs::write(&file, &authority).unwrap();
     fs::write(world.file(), "nonsense").unwrap();

@@ -1,8 +1,8 @@
-//! The connections of a door, so many at most: what each has been at, and since when.
+//! The connections of a door: at most a fixed number, each with what it is doing and since when.
 //!
-//! At the cap somebody gives way to who comes: first connections that never sent a request, then those that have none under way,
-//! of whoever has the most connections, the one that has waited longest. Whose a connection is: its last caller's, once one
-//! is known, else its peer's.
+//! At the limit, a new connection evicts an old one. Connections that never sent a request go first, then those with no request in
+//! progress. Among these, the owner with the most connections loses the one that has waited longest. A connection belongs to its last
+//! known caller, or to its peer's address until a caller is known.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -21,47 +21,46 @@ use crate::clock::Clock;
 use crate::config::Limits;
 use crate::shares::{HeldShare, ShareHolder, Shortage};
 
-/// How often a newcomer looks for somebody who has become idle.
+/// How often a new connection that waits for a slot looks for one to evict.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// A connection whose answers wait for its client, and for nothing else, may be asked to give way after this.
+/// A connection whose answers wait only for its client may be evicted after this long.
 const UNTAKEN_MS: u64 = 1_000;
-/// An idle connection that was told to leave has so long: over HTTP/2 it ends only when its client has confirmed that.
+/// How long an idle connection may take to leave: over HTTP/2 it ends only when its client has confirmed the GOAWAY.
 const LEAVE: Duration = Duration::from_secs(2);
 
-/// What a connection is at while it has no request under way.
+/// State of a connection with no request in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum IdlePhase {
-    /// Nothing came yet: not accepted, in the TLS handshake, or silent.
+    /// Nothing was received yet: not accepted, in the TLS handshake, or silent.
     Silent = 0,
-    /// A head has begun.
+    /// The first bytes of a head were received.
     Head = 1,
     /// Between two requests.
     Idle = 2,
 }
 
-/// What a connection is told.
+/// What a connection is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum ConnectionOrder {
     Stay = 0,
-    /// Finish what you are at and close.
+    /// Finish the requests in progress and close.
     Leave = 1,
-    /// You are dropped as you are.
+    /// Drop the connection now.
     Gone = 2,
 }
 
-/// How much of a connection its client has ended.
+/// Which directions of a connection its client has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ClientEnd {
     Nothing,
-    /// It sends nothing more: a client that waits for its answer looks like one that closed its TCP socket.
+    /// The client sends nothing more. One that still waits for its answer looks like one that closed its TCP socket.
     Half,
-    /// Nothing that is written to it arrives any more: it was reset, or a Unix socket was closed.
+    /// Nothing written to it arrives any more: the connection was reset, or a Unix socket was closed.
     Whole,
 }
 
-/// What one connection is at.
 #[derive(Debug)]
 pub(super) struct ConnectionState {
     epoch: Instant,
@@ -70,30 +69,30 @@ pub(super) struct ConnectionState {
     since_ms: AtomicU64,
     born_ms: AtomicU64,
     busy: AtomicU32,
-    /// Was it ever busy?
+    /// Has it ever had a request?
     served: AtomicBool,
-    /// Over HTTP/2: answers that wait for the client, of which nothing was taken since `untaken_ms`.
+    /// HTTP/2: number of answers that wait for the client, which has taken nothing of them since `untaken_ms`.
     untaken: AtomicU32,
     untaken_ms: AtomicU64,
-    /// Since when writing is stuck; 0: it is not.
+    /// When writing got stuck; 0 if it is not stuck.
     stuck_ms: AtomicU64,
-    /// The first sweep that found it told to leave; 0: none did.
+    /// When a sweep first saw that it was told to leave; 0 if none has.
     leaving_ms: AtomicU64,
     peer: Option<IpAddr>,
-    /// Whose the last request was whose caller became known; 0: there was none.
+    /// The last caller that was identified on it; 0 if none was.
     caller: AtomicU64,
-    /// What it takes of that caller's share of connections.
+    /// Its part of that caller's share of connections.
     place: Mutex<Option<HeldShare>>,
     connections: Weak<Connections>,
     word: AtomicU8,
-    /// Is somebody still there who waits for an answer? To be looked at.
+    /// Check whether the client still waits for the answer.
     doubted: AtomicBool,
-    /// The answer under way has no end of its own.
+    /// The answer in progress is a stream without end.
     endless: AtomicBool,
     driver: AtomicWaker,
 }
 
-/// A connection has a request under way, or an answer that was not taken yet.
+/// Marks a connection busy: it has a request in progress, or an answer that the client has not taken yet.
 #[derive(Debug)]
 pub struct BusyGuard {
     state: Arc<ConnectionState>,
@@ -101,11 +100,11 @@ pub struct BusyGuard {
 }
 
 impl BusyGuard {
-    /// The connection is this caller's from now on. Beyond its share, one of its others that waits for nothing but its client
-    /// gives way.
+    /// Assigns the connection to this caller. If the caller's share is used up, its longest-waiting connection that waits only for its
+    /// client is evicted.
     ///
     /// # Errors
-    /// None does: the connection is to end with this request's answer.
+    /// If there is none to evict: the connection closes after this request's answer.
     pub fn is_of(&self, caller: NonZeroU64, connections: &Arc<ShareHolder>) -> Result<(), Shortage> {
         let state = &self.state;
         if state.caller.load(Ordering::Relaxed) == caller.get() {
@@ -123,13 +122,14 @@ impl BusyGuard {
         Ok(())
     }
 
-    /// The answer has no end of its own: over HTTP/1.1 it ends when its client sends nothing more, or nobody would know that it left.
+    /// Marks the answer as a stream without end. Over HTTP/1.1 it ends when its client sends nothing more: nothing else would tell that
+    /// the client has left.
     pub fn is_endless(&self) {
         self.state.endless.store(true, Ordering::Relaxed);
     }
 }
 
-/// An HTTP/2 answer waits for its client.
+/// Counts an HTTP/2 answer that waits for its client.
 pub(super) struct UntakenAnswer(Arc<ConnectionState>);
 
 impl Drop for UntakenAnswer {
@@ -138,7 +138,7 @@ impl Drop for UntakenAnswer {
     }
 }
 
-/// Whose connections are counted together.
+/// Connections are counted per owner.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum ConnectionOwner {
     Caller(u64),
@@ -192,17 +192,17 @@ impl ConnectionState {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// The handshake is over; the silence counts anew.
+    /// The handshake is done; the wait for the first byte starts now.
     pub(super) fn shaken(&self, clock: &Clock) {
         self.enter(IdlePhase::Silent, clock);
     }
 
-    /// HTTP/2: bytes between requests are no head (pings, window updates).
+    /// HTTP/2: bytes between requests (pings, window updates) do not begin a head.
     pub(super) fn multiplexes(&self) {
         self.multiplexes.store(true, Ordering::Relaxed);
     }
 
-    /// Bytes came. Between requests, they begin a head.
+    /// Bytes were received. Between requests, they begin a head.
     pub(super) fn heard(&self, clock: &Clock) {
         let waiting =
             self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) != IdlePhase::Head as u8;
@@ -211,21 +211,21 @@ impl ConnectionState {
         }
     }
 
-    /// Something was written, or could not be (`stuck`).
+    /// A write succeeded, or could not proceed (`stuck`).
     pub(super) fn wrote(&self, stuck: bool, clock: &Clock) {
         let known = self.stuck_ms.load(Ordering::Relaxed);
         if stuck && known == 0 {
             self.stuck_ms.store(self.at(clock), Ordering::Relaxed);
         } else if !stuck && known != 0 {
             self.stuck_ms.store(0, Ordering::Relaxed);
-            // The end of an answer that left hyper's hands long ago: it is idle only from now on.
+            // hyper handed over the end of this answer long ago; only now is the connection idle.
             if self.busy.load(Ordering::Relaxed) == 0 {
                 self.since_ms.store(self.at(clock), Ordering::Relaxed);
             }
         }
     }
 
-    /// An answer waits for the client from now on, until this is dropped.
+    /// An answer waits for the client until the guard is dropped.
     pub(super) fn untaken(self: &Arc<Self>, clock: &Clock) -> UntakenAnswer {
         self.untaken_ms.store(self.at(clock), Ordering::Relaxed);
         self.untaken.fetch_add(1, Ordering::AcqRel);
@@ -249,13 +249,12 @@ impl ConnectionState {
         BusyGuard { state: self.clone(), clock: clock.clone() }
     }
 
-    /// Tells the connection; a harder word is never taken back.
+    /// A stronger order is never withdrawn.
     fn tell(&self, word: ConnectionOrder) {
         self.word.fetch_max(word as u8, Ordering::AcqRel);
         self.driver.wake();
     }
 
-    /// What it was told.
     fn told(&self) -> ConnectionOrder {
         match self.word.load(Ordering::Acquire) {
             word if word >= ConnectionOrder::Gone as u8 => ConnectionOrder::Gone,
@@ -264,28 +263,29 @@ impl ConnectionState {
         }
     }
 
-    /// What it was told; whoever drives the connection is woken when it is told more. One driver at a time.
+    /// Returns the current order, and wakes the task that drives the connection when a stronger one comes. One driver at a time.
     pub(super) fn listen(&self, cx: &Context<'_>) -> ConnectionOrder {
         self.driver.register(cx.waker());
         self.told()
     }
 
-    /// Resolves when the connection is to be dropped as it is.
+    /// Resolves when the connection must be dropped.
     pub(super) async fn gone(&self) {
         poll_fn(|cx| if self.listen(cx) == ConnectionOrder::Gone { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 
-    /// Is it to be looked whether somebody still waits for the answer? Says so once for each sweep.
+    /// Should the stream check whether the client still waits for the answer? True once per sweep.
     pub(super) fn is_doubted(&self) -> bool {
         self.doubted.load(Ordering::Relaxed) && self.doubted.swap(false, Ordering::Relaxed)
     }
 
-    /// How much of the connection its client has ended when nobody waits for the answer.
+    /// What the client must have closed before it counts as gone.
     pub(super) fn is_left_at(&self) -> ClientEnd {
         if self.endless.load(Ordering::Relaxed) { ClientEnd::Half } else { ClientEnd::Whole }
     }
 
-    /// Over HTTP/1.1 nothing is read while an answer is owed: somebody must ask whether it still is. HTTP/2 reads at all times.
+    /// Over HTTP/1.1 nothing is read while an answer is owed, so the stream must check whether the client is still there. HTTP/2 reads at
+    /// all times.
     fn doubt(&self) {
         if !self.multiplexes.load(Ordering::Relaxed) && self.busy.load(Ordering::Acquire) > 0 {
             self.doubted.store(true, Ordering::Relaxed);
@@ -293,12 +293,12 @@ impl ConnectionState {
         }
     }
 
-    /// Since when it has had no request under way; `None`: it has one.
+    /// When its last request ended; `None` if one is in progress.
     fn waiting_since(&self) -> Option<u64> {
         (self.busy.load(Ordering::Acquire) == 0).then(|| self.since_ms.load(Ordering::Relaxed))
     }
 
-    /// Since when nothing but its client was waited for; `None`: it has work under way.
+    /// Since when it has waited only for its client; `None` if it has work in progress.
     fn may_give_way(&self, now_ms: u64) -> Option<u64> {
         let stuck = self.stuck_ms.load(Ordering::Relaxed);
         let busy = self.busy.load(Ordering::Acquire);
@@ -324,7 +324,7 @@ impl ConnectionState {
             self.leaving_ms.store(now_ms, Ordering::Relaxed);
         }
         let phase = self.phase.load(Ordering::Relaxed);
-        // While the end of an answer is on its way, how long that takes is bounded by `write_stall`.
+        // While the end of an answer is still being written, `write_stall` bounds how long that takes.
         if let Some(since) = self.waiting_since().filter(|_| stuck == 0) {
             let (since, limit) = match (phase, self.leaving_ms.load(Ordering::Relaxed)) {
                 (p, _) if p == IdlePhase::Silent as u8 => (since, limits.first_byte),
@@ -333,7 +333,7 @@ impl ConnectionState {
                 (_, leaving) => (since.max(leaving), LEAVE.min(limits.idle)),
             };
             if over(since, limit) {
-                // An idle connection is told; a silent or slow one is dropped.
+                // An idle connection is told to leave; a silent or slow one is dropped.
                 let is_new = phase == IdlePhase::Idle as u8 && self.told() == ConnectionOrder::Stay;
                 self.tell(if is_new { ConnectionOrder::Leave } else { ConnectionOrder::Gone });
             }
@@ -344,20 +344,19 @@ impl ConnectionState {
     }
 }
 
-/// All connections of a door.
 pub(super) struct Connections {
     most: usize,
     epoch: Instant,
     clock: Clock,
     taken: Mutex<HashMap<u64, Arc<ConnectionState>>>,
-    /// Nobody is to stay.
+    /// New connections are told to leave, too.
     closing: AtomicBool,
     next: AtomicU64,
     freed: Notify,
     empty: Notify,
 }
 
-/// A connection's place among them; dropping it frees it.
+/// A connection's slot, freed on drop.
 pub(super) struct ConnectionSlot {
     id: u64,
     state: Arc<ConnectionState>,
@@ -408,7 +407,7 @@ impl Connections {
         u64::try_from(self.clock.now().saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Resolves when there is no connection left.
+    /// Resolves when no connection is left.
     pub(super) async fn emptied(&self) {
         loop {
             let mut emptied = std::pin::pin!(self.empty.notified());
@@ -420,8 +419,8 @@ impl Connections {
         }
     }
 
-    /// A place for a connection that was accepted. At the cap somebody gives way; while all are busy the newcomer waits, and so
-    /// does everybody behind it.
+    /// Returns a slot for an accepted connection. At the limit one is evicted; while all are busy, this connection waits, and so do those
+    /// behind it.
     pub(super) async fn take(self: &Arc<Self>, peer: Option<IpAddr>) -> ConnectionSlot {
         loop {
             let freed = self.freed.notified();
@@ -429,7 +428,7 @@ impl Connections {
                 return state;
             }
             self.give_way();
-            // Bounded, because a busy connection that becomes idle frees no place by itself.
+            // The timeout is needed because a busy connection that becomes idle frees no slot.
             let _elapsed_or_freed = tokio::time::timeout(LOOK_AGAIN, freed).await;
         }
     }
@@ -464,7 +463,7 @@ impl Connections {
         }
     }
 
-    /// Of this caller's connections that wait for nothing but their client, the one that has waited longest gives way; its place.
+    /// Evicts the caller's longest-waiting connection that waits only for its client, and returns its part of the share.
     fn give_way_of(&self, caller: NonZeroU64) -> Option<HeldShare> {
         let now_ms = self.now_ms();
         let taken = self.lock();
@@ -477,19 +476,18 @@ impl Connections {
         state.place().take()
     }
 
-    /// Drops all connections.
     pub(super) fn cut(&self) {
         self.lock().values().for_each(|state| state.tell(ConnectionOrder::Gone));
     }
 
-    /// Lets all connections, and whoever still comes, finish what they are at and close.
+    /// Tells all connections, and those still to come, to finish the requests in progress and close.
     pub(super) fn close(&self) {
         let taken = self.lock();
         self.closing.store(true, Ordering::Release);
         taken.values().for_each(|state| state.tell(ConnectionOrder::Leave));
     }
 
-    /// Closes who is silent, slow, idle, stuck or old beyond the limits, or gone.
+    /// Closes connections that are silent, slow, idle, stuck or too old, or whose client is gone.
     pub(super) fn sweep(&self, limits: &Limits) {
         let now_ms = self.now_ms();
         for state in self.lock().values() {

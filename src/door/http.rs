@@ -1,4 +1,4 @@
-//! hyper drives a connection, and its state says how long.
+//! hyper drives a connection until its state says to leave or to drop it.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -23,12 +23,12 @@ const H2_LOCAL_RESETS: usize = 64;
 const H2_PING_EVERY: Duration = Duration::from_secs(20);
 const H2_PING_WAIT: Duration = Duration::from_secs(10);
 
-/// What a door accepts, TLS or not.
+/// A socket that a door accepts, with or without TLS.
 pub(super) trait Socket: AsyncRead + AsyncWrite + ConnectionEnds + Unpin + Send + 'static {}
 
 impl<T> Socket for T where T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin + Send + 'static {}
 
-/// HTTP/1.1 until the connection ends.
+/// Serves HTTP/1.1 until the connection ends.
 pub(super) async fn http1<T: Socket, S: ConnectionService>(
     stream: WatchedStream<T>,
     state: &ConnectionState,
@@ -45,7 +45,7 @@ pub(super) async fn http1<T: Socket, S: ConnectionService>(
     drive(connection, state, |connection| connection.graceful_shutdown(), || false).await;
 }
 
-/// HTTP/2 until the connection ends. `streams`: runs the requests.
+/// Serves HTTP/2 until the connection ends. `streams` runs the requests.
 pub(super) async fn http2<T: Socket, S: ConnectionService>(
     stream: WatchedStream<T>,
     state: &ConnectionState,
@@ -69,8 +69,8 @@ pub(super) async fn http2<T: Socket, S: ConnectionService>(
     drive(connection, state, |connection| connection.graceful_shutdown(), || streams.run()).await;
 }
 
-/// Drives a connection to its end, told to leave or dropped as its state says. `more`: does what a poll left to be done, if there
-/// is something; then it is polled again.
+/// Polls a connection to its end, unless its state says to leave or to drop it. `more` does the work that a poll left, if any; then the
+/// connection is polled again.
 async fn drive<C>(connection: C, state: &ConnectionState, leave: impl FnOnce(Pin<&mut C>), more: impl Fn() -> bool)
 where
     C: Future<Output = Result<(), hyper::Error>>,

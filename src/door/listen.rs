@@ -1,4 +1,4 @@
-//! Sockets that a door listens on.
+//! Listening sockets.
 
 #![expect(clippy::disallowed_methods, reason = "sockets are made at the start and taken away at the end")]
 
@@ -14,25 +14,23 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::config::Listen;
 
-/// Connections that the kernel keeps until they are accepted.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
-/// Who may connect to a Unix socket: its owner and its group.
+/// The owner and the group may connect to a Unix socket.
 const SOCKET_MODE: u32 = 0o660;
 
-/// A bound socket.
 pub(super) enum Listener {
     Tcp(TcpListener),
     Unix { socket: UnixListener, _file: SocketFile },
 }
 
-/// An accepted connection.
 pub(super) enum Stream {
     Tcp(tokio::net::TcpStream),
     Unix(tokio::net::UnixStream),
 }
 
 impl Listener {
-    /// Binds one of `all`, the addresses of the same door.
+    /// Binds `listen`, one of the addresses `all` of this door.
     pub(super) fn bind(listen: &Listen, all: &[Listen]) -> Result<Self, Error> {
         let named = |what: &dyn std::fmt::Display| {
             let what = what.to_string();
@@ -69,7 +67,8 @@ impl Listener {
 fn tcp(address: SocketAddr, all: &[Listen]) -> Result<TcpListener, Error> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    // Alone, [::] takes IPv4 too where the system lets it; beside an IPv4 address of its port it must leave that to the other.
+    // On its own, [::] also takes IPv4 where the system allows it. If the door also has an IPv4 address on this port, [::] must leave
+    // IPv4 to that one.
     let is_ipv4_of_its_port =
         |other: &Listen| matches!(other, Listen::Tcp(other) if other.is_ipv4() && other.port() == address.port());
     if address.is_ipv6() && all.iter().any(is_ipv4_of_its_port) {
@@ -81,8 +80,8 @@ fn tcp(address: SocketAddr, all: &[Listen]) -> Result<TcpListener, Error> {
     TcpListener::from_std(socket.into())
 }
 
-/// Binds where nobody else can reach, sets the mode, and only then gives the socket its name: at no moment can more users
-/// connect than may. (The umask would do, but it is the whole process's.)
+/// Binds in a private folder, sets the mode, and only then renames the socket to its path, so that nobody but the owner and the group can
+/// ever connect. (A umask would also do, but it belongs to the whole process.)
 fn unix(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     remove_stale(path)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -91,7 +90,7 @@ fn unix(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     let socket = UnixListener::bind(&hidden)?;
     std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(SOCKET_MODE))?;
     match renameat_with(CWD, &hidden, CWD, path, RenameFlags::NOREPLACE) {
-        // Some file systems know no such rename.
+        // Some file systems do not support RENAME_NOREPLACE.
         Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(&hidden, path)?,
         renamed => renamed?,
     }
@@ -99,7 +98,7 @@ fn unix(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     Ok((socket, SocketFile { path: path.to_owned(), device: file.dev(), inode: file.ino() }))
 }
 
-/// Removes a socket that nobody answers at: it is left over from a process that was killed. Nothing else is ever removed.
+/// Removes a socket that nobody answers, left behind by a killed process. Removes nothing else.
 fn remove_stale(path: &Path) -> Result<(), Error> {
     let kind = match std::fs::symlink_metadata(path) {
         Ok(file) => file.file_type(),
@@ -107,7 +106,7 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
         Err(error) => return Err(error),
     };
     if !kind.is_socket() {
-        let what = "something that is not a socket has this name: move it away, or choose another name";
+        let what = "a file that is not a socket has this path: move it, or choose another path";
         return Err(Error::new(ErrorKind::AlreadyExists, what));
     }
     match std::os::unix::net::UnixStream::connect(path) {
@@ -117,7 +116,7 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// The name of a Unix socket, which is removed with it unless it has become another file's.
+/// The file of a Unix socket. Dropping it removes the file, unless another file has taken its path.
 pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
@@ -133,7 +132,7 @@ impl Drop for SocketFile {
             Err(error) => Err(error),
         };
         if let Err(error) = removed {
-            tracing::debug!(path = %self.path.display(), %error, "the socket file stays");
+            tracing::debug!(path = %self.path.display(), %error, "cannot remove the socket file");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Step 1, accept: sockets, TLS and the bounds on connections. Both doors are of this make.
+//! Step 1, accept: sockets, TLS and the limits on connections. Both doors are built from this.
 //!
-//! hyper speaks HTTP; who may stay is decided here, by [`connections`]: it keeps the state of every connection, and a sweep a few times a
-//! second closes those that are silent, slow, idle or old beyond their limit. That takes no timer per request.
+//! hyper speaks HTTP. [`connections`] decides which connections may stay: it keeps the state of each, and a sweep a few times a second
+//! closes those that are silent, slow, idle or old beyond their limit. This needs no timer per request.
 
 mod connections;
 mod http;
@@ -33,24 +33,24 @@ pub use connections::BusyGuard;
 pub use service::{ConnectionService, RequestBody};
 pub use tls::{Certificate, CertificateNames, CheckedCertificate};
 
-/// How often the connections are looked over.
+/// Time between two sweeps over the connections.
 const SWEEP: Duration = Duration::from_millis(250);
-/// After a failed accept (out of file descriptors, say) the door rests so long.
+/// Pause after a failed accept, for example when file descriptors have run out.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
-/// Who is at the other end of a connection.
+/// The peer of a connection.
 #[derive(Clone, Debug)]
 pub struct PeerConnection {
-    /// Its address; `None` over a Unix socket.
+    /// `None` for a Unix socket.
     pub address: Option<IpAddr>,
-    /// What its certificate calls it.
+    /// The names in its certificate.
     pub names: CertificateNames,
     state: Arc<ConnectionState>,
     clock: Clock,
 }
 
 impl PeerConnection {
-    /// A peer without a socket.
+    /// Creates a peer without a socket.
     #[must_use]
     pub fn detached(address: Option<IpAddr>, names: CertificateNames, clock: &Clock) -> Self {
         let connections = Arc::new(Connections::new(1, clock.clone()));
@@ -58,14 +58,14 @@ impl PeerConnection {
         Self { address, names, state, clock: clock.clone() }
     }
 
-    /// Marks the connection busy until the guard is dropped: with the answer's body, so that a slow reader counts as busy.
+    /// Marks the connection busy until the guard is dropped. Kept with the answer's body, so that a slow reader counts as busy.
     #[must_use]
     pub fn busy(&self) -> BusyGuard {
         self.state.busy(&self.clock)
     }
 }
 
-/// A bound door that nobody serves yet.
+/// A bound door that is not served yet.
 pub struct Door {
     listeners: Vec<Listener>,
     certificate: Option<Certificate>,
@@ -83,24 +83,24 @@ pub struct OpenDoor {
 }
 
 impl OpenDoor {
-    /// The TCP addresses that it listens on, ports resolved.
+    /// The TCP addresses that it listens on, with port 0 resolved.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Connections now.
+    /// Number of open connections.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.len()
     }
 
-    /// Drops every connection as it is.
+    /// Drops every connection immediately.
     pub fn cut(&self) {
         self.connections.cut();
     }
 
-    /// Takes no further connection and lets those that are there finish what they are at.
+    /// Accepts no more connections; those that are open finish their requests in progress.
     pub fn close(&self) {
         self.closing.cancel();
         self.connections.close();
@@ -108,10 +108,10 @@ impl OpenDoor {
 }
 
 impl Door {
-    /// Binds every address. TLS, where configured, is read first.
+    /// Binds every address.
     ///
     /// # Errors
-    /// An address that cannot be bound: says which and why.
+    /// If an address cannot be bound: says which and why.
     pub fn bind(
         listen: &[Listen],
         certificate: Option<CheckedCertificate>,
@@ -124,13 +124,13 @@ impl Door {
         Ok(Self { listeners, certificate, limits: limits.clone(), clock: clock.clone(), tasks: tasks.clone() })
     }
 
-    /// What it shows of itself; `None`: it speaks no TLS.
+    /// Its TLS certificate; `None` without TLS.
     #[must_use]
     pub fn certificate(&self) -> Option<&Certificate> {
         self.certificate.as_ref()
     }
 
-    /// Serves each connection from now on with the service that `make_service` makes for it.
+    /// Serves each new connection with the service that `make_service` returns for it.
     pub fn open<M, S>(self, make_service: M) -> OpenDoor
     where
         M: Fn(PeerConnection) -> S + Send + Sync + 'static,
@@ -151,13 +151,13 @@ impl Door {
         for listener in self.listeners {
             self.tasks.spawn(server.clone().accept(listener));
         }
-        // Not only until the end begins: a door that closes waits for nobody longer than the limits say.
+        // The sweep goes on after closing begins: a closing door also enforces the limits.
         self.tasks.spawn(async move { server.sweep().await });
         door
     }
 }
 
-/// What all connections of a door share.
+/// Shared by all connections of a door.
 struct Server<M> {
     make_service: M,
     certificate: Option<Certificate>,
@@ -195,7 +195,7 @@ where
                 Ok(accepted) => accepted,
                 Err(error) => {
                     if !std::mem::replace(&mut was_told, true) {
-                        tracing::warn!(%error, "cannot accept connections; it is tried again and again");
+                        tracing::warn!(%error, "cannot accept connections; retrying");
                     }
                     tokio::time::sleep(ACCEPT_REST).await;
                     continue;
@@ -223,7 +223,7 @@ where
         let peer = PeerConnection { address, names: None, state: state.state().clone(), clock: self.clock.clone() };
         match &self.certificate {
             None => self.http1(socket, peer).await,
-            // Boxed: a connection's task is as large as the largest that it may become.
+            // Boxed, because a task is as large as its largest variant.
             Some(certificate) => Box::pin(self.over_tls(certificate, socket, peer)).await,
         }
     }
@@ -238,7 +238,7 @@ where
         }
     }
 
-    /// The handshake. `None`: none in time, or the connection is cut.
+    /// Returns `None` if the handshake failed or took too long, or if the connection was dropped.
     async fn shake<T: Socket>(
         &self,
         certificate: &Certificate,

@@ -1,4 +1,4 @@
-//! What a door serves a connection with: a [`tower::Service`]. The bounds stand here, and nowhere else.
+//! The [`tower::Service`] that serves a connection. Its bounds are stated only here.
 
 use std::convert::Infallible;
 
@@ -8,12 +8,12 @@ use http_body::Body;
 use hyper::body::Incoming;
 use tower::{BoxError, Service};
 
-/// The body of a request: hyper's, or any other where there is no socket.
+/// The body of a request: hyper's, or any other in tests without a socket.
 pub trait RequestBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
 
 impl<B> RequestBody for B where B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
 
-/// Answers the requests of one connection. Over HTTP/2 a clone of it answers each of several at a time.
+/// Answers the requests of one connection. Over HTTP/2, clones of it answer several at the same time.
 pub trait ConnectionService:
     Service<Request<Incoming>, Response = Response<Self::AnswerBody>, Error = Infallible, Future: Send>
     + Clone

@@ -1,4 +1,4 @@
-//! HTTP/2 streams: how they are run, and the clock of an answer that its client does not take.
+//! HTTP/2 streams: runs them, and resets a stream whose client does not take its answer.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -14,11 +14,11 @@ use super::connections::{ConnectionState, UntakenAnswer};
 use crate::clock::Clock;
 use crate::tasks::Tasks;
 
-/// One HTTP/2 stream's run, from request to answer.
+/// The future of one HTTP/2 stream, from request to answer.
 type StreamRun = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Runs HTTP/2 streams: each once after all that came with it have been taken in, so that answers that are ready at once (hits) leave
-/// together; then as tracked tasks.
+/// Runs HTTP/2 streams. Each is polled once after everything received with it has been read, so that answers that are ready at once
+/// (hits) leave together. Those that are pending then become tracked tasks.
 #[derive(Clone)]
 pub(super) struct Streams {
     tasks: Tasks,
@@ -29,17 +29,17 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// `stall`: an answer of which nothing is taken for so long is reset.
+    /// An answer of which the client takes nothing for `stall` is reset.
     pub(super) fn new(tasks: &Tasks, state: &Arc<ConnectionState>, clock: &Clock, stall: Duration) -> Self {
         Self { tasks: tasks.clone(), state: state.clone(), clock: clock.clone(), stall, new: Arc::default() }
     }
 
-    /// Runs the new ones; `false`: there were none.
+    /// Polls the new streams once; returns false if there were none.
     pub(super) fn run(&self) -> bool {
         let new = std::mem::take(&mut *self.new.lock().unwrap_or_else(PoisonError::into_inner));
         let some = !new.is_empty();
         for mut stream in new {
-            // Whom this poll would wake does not matter: the task's own first poll comes after it.
+            // A noop waker will do: the task polls the stream again first thing.
             let (polled, noted) = noting(|| stream.as_mut().poll(&mut Context::from_waker(Waker::noop())));
             if polled.is_pending() {
                 let mut timed = TimedStream { stream, streams: self.clone(), waits: None };
@@ -61,30 +61,30 @@ where
     }
 }
 
-/// What one poll of a stream's run did with its answer.
+/// What one poll of a stream did with its answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum BodyProgress {
     /// Nothing.
     Nothing,
-    /// The head or a piece of the body was handed over: what follows waits for the client.
+    /// The head or a piece of the body was handed to hyper; the client must take it before the next.
     Handed,
-    /// The body has nothing to hand over yet: the client is not who is waited for.
+    /// The body has nothing to hand over yet: the stream does not wait for the client.
     Behind,
 }
 
 thread_local! {
-    /// hyper has the stream's run in its own hands: what its answer's body sees reaches [`TimedStream`] through the thread that polls
-    /// both. That costs an answer that is taken at once a store, and no allocation.
+    /// hyper owns the stream's future, so the answer's body reports to [`TimedStream`] through the thread that polls both. For an answer
+    /// that is taken at once this costs one store and no allocation.
     static NOTED: Cell<BodyProgress> = const { Cell::new(BodyProgress::Nothing) };
 }
 
-/// Polls a stream's run: what came of it, and what was noted meanwhile.
+/// Polls a stream; returns the result and the progress noted meanwhile.
 fn noting(poll: impl FnOnce() -> Poll<()>) -> (Poll<()>, BodyProgress) {
     NOTED.set(BodyProgress::Nothing);
     (poll(), NOTED.get())
 }
 
-/// An answer's body, whose progress is noted.
+/// A response body that notes its progress.
 pub(super) struct ProgressBody<B>(B);
 
 impl<B> ProgressBody<B> {
@@ -114,11 +114,12 @@ impl<B: Body + Unpin> Body for ProgressBody<B> {
     }
 }
 
-/// A stream's run that did not end at once. Dropped when its answer is not taken in time, which resets the stream.
+/// A stream that was pending after its first poll. It is dropped, which resets the stream, if the client does not take the answer in
+/// time.
 struct TimedStream {
     stream: StreamRun,
     streams: Streams,
-    /// There is something of the answer that the client has not taken; until when it may wait.
+    /// The deadline for the client to take what was handed over; `None` if it has taken everything.
     waits: Option<(Pin<Box<Sleep>>, UntakenAnswer)>,
 }
 

@@ -1,4 +1,4 @@
-//! TLS at a door: its certificate and key, which may change while it is open, and whom a caller's certificate names.
+//! TLS at a door: its certificate and key, which can be replaced while it is open, and the names in a caller's certificate.
 
 use std::fmt::Display;
 use std::io::{Error, ErrorKind};
@@ -20,31 +20,31 @@ use crate::config::TlsFiles;
 use crate::process_log::STATE;
 use crate::watched_files::{FileContents, Snapshot};
 
-/// No file of certificates is larger; more is the wrong file.
+/// Maximum size of a certificate file; a larger one is the wrong file.
 const PEM_BYTES_MAX: u64 = 4 << 20;
 
-/// What a certificate calls whom it belongs to. `None`: there is no certificate, which costs a request nothing.
+/// The names in a caller's certificate. `None` without a certificate, so that a request pays nothing for it.
 pub type CertificateNames = Option<Arc<[Box<str>]>>;
 
-/// What a door shows of itself, and which certificates of callers it believes. Clones change together.
+/// The door's own certificate, and the authorities that it trusts for callers' certificates. All clones are replaced together.
 #[derive(Clone)]
 pub struct Certificate(Arc<ArcSwap<CheckedCertificate>>);
 
-/// A certificate with its key and authorities, read and found good, and in force nowhere yet.
+/// A certificate with its key and authorities, read and checked but not in use yet.
 pub struct CheckedCertificate {
     config: Arc<ServerConfig>,
-    /// When the certificate expires; `None`: never.
+    /// When the certificate expires; `None` if never.
     end: Option<Timestamp>,
 }
 
-/// A certificate that expires within this is told to the process log.
+/// A certificate that expires sooner than this is logged.
 const CLOSE: SignedDuration = SignedDuration::from_hours(14 * 24);
 
 impl CheckedCertificate {
-    /// Reads the files.
+    /// Reads and checks the files.
     ///
     /// # Errors
-    /// One cannot be read or used, or the key is not the certificate's: says which and why.
+    /// If a file cannot be read or used, or the key does not match the certificate: says which and why.
     pub fn read(tls: &TlsFiles, files: &Snapshot) -> Result<Self, Error> {
         let chain = certificates(&tls.cert, files)?;
         let end = chain.first().and_then(end);
@@ -69,7 +69,7 @@ impl Certificate {
         Self(Arc::new(ArcSwap::from_pointee(checked)))
     }
 
-    /// Connections that come from now on see this one.
+    /// Connections from now on use this certificate. Logs a warning if it expires soon, or an error if it has expired.
     pub fn put(&self, checked: CheckedCertificate) {
         self.0.store(Arc::new(checked));
     }
@@ -79,7 +79,7 @@ impl Certificate {
         let Some(end) = self.0.load().end else { return };
         let left = end.duration_since(now);
         if left.is_negative() {
-            tracing::error!(target: STATE, %end, "the certificate of the gateway door has expired: callers do not accept it");
+            tracing::error!(target: STATE, %end, "the certificate of the gateway door has expired: callers reject it");
         } else if left < CLOSE {
             let days = left.as_hours() / 24;
             tracing::warn!(target: STATE, %end, days, "the certificate of the gateway door expires soon: replace its file");
@@ -91,9 +91,10 @@ impl Certificate {
     }
 }
 
-/// When a certificate expires. webpki says so of one that is looked at when it has.
+/// When a certificate expires. webpki reveals that only in its error for an expired certificate, so it is verified as of the last
+/// possible date.
 fn end(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
-    // RFC 5280, section 4.1.2.5: the end of a certificate that has none.
+    // RFC 5280, section 4.1.2.5: the expiry date of a certificate that never expires.
     const NEVER: Duration = Duration::from_secs(253_402_300_799);
     let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
     let (then, usage) = (UnixTime::since_unix_epoch(NEVER), KeyUsage::server_auth());
@@ -118,12 +119,12 @@ fn certificates(path: &Path, files: &Snapshot) -> Result<Vec<CertificateDer<'sta
     let all = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
     let all = all.map_err(|error| named(path, &error))?;
     if all.is_empty() {
-        return Err(named(path, &"no certificate in it: one begins with -----BEGIN CERTIFICATE-----"));
+        return Err(named(path, &"contains no certificate (-----BEGIN CERTIFICATE-----)"));
     }
     Ok(all)
 }
 
-/// Believes certificates of these authorities; a caller may show none and send a key.
+/// Trusts certificates issued by these authorities. A caller may also send a key instead of a certificate.
 fn authorities(
     path: &Path,
     files: &Snapshot,
@@ -137,8 +138,8 @@ fn authorities(
     verifier.build().map_err(|error| named(path, &error))
 }
 
-/// The callers that a verified certificate may name: its DNS names and URIs (RFC 5280, section 4.2.1.6). Not its common name, which an
-/// authority's name constraints don't bind.
+/// The caller names in a verified certificate: its DNS names and URIs (RFC 5280, section 4.2.1.6). The common name does not count,
+/// because an authority's name constraints do not apply to it.
 pub(super) fn names(chain: Option<&[CertificateDer<'_>]>) -> CertificateNames {
     let certificate = webpki::EndEntityCert::try_from(chain?.first()?).ok()?;
     Some(certificate.valid_dns_names().chain(certificate.valid_uri_names()).map(Box::from).collect())

@@ -1,4 +1,4 @@
-//! A socket that reports what it sees to the state of its connection: bytes that come, writing that is stuck, and that its client is gone.
+//! A socket that tells the state of its connection when bytes arrive, when writing is stuck and when the client is gone.
 
 use std::io;
 use std::pin::Pin;
@@ -13,10 +13,10 @@ use tokio_rustls::server::TlsStream;
 use super::connections::{ClientEnd, ConnectionState};
 use crate::clock::Clock;
 
-/// A head and a body that are together no larger are copied into one piece: the kernel takes that for less than two pieces.
+/// A head and a body of at most this size together are copied into one buffer: for the kernel that is cheaper than two.
 const TOGETHER_BYTES: usize = 2048;
 
-/// A connection that knows, without reading or writing, how much of it has ended.
+/// Tells, without reading or writing, which directions of a connection are closed.
 pub(super) trait ConnectionEnds {
     fn ended(&self) -> ClientEnd;
 }
@@ -33,7 +33,7 @@ impl ConnectionEnds for UnixStream {
     }
 }
 
-/// What the two halves say of themselves, if they say anything at once.
+/// Reads the readiness of both directions without waiting.
 fn ended(read: impl Future<Output = io::Result<Ready>>, write: impl Future<Output = io::Result<Ready>>) -> ClientEnd {
     if write.now_or_never().is_some_and(|ready| ready.is_ok_and(|ready| ready.is_write_closed())) {
         return ClientEnd::Whole;
@@ -60,8 +60,7 @@ impl<T> WatchedStream<T> {
         Self { stream, state, clock, in_pieces: true }
     }
 
-    /// Written to in one piece: h2 then copies small bodies into what it writes at once, where else each would be a write (and
-    /// a TLS record) of its own.
+    /// Writes from one buffer: h2 then copies small bodies into it, instead of one write (and one TLS record) for each.
     pub(super) fn in_one_piece(self) -> Self {
         Self { in_pieces: false, ..self }
     }
@@ -106,8 +105,8 @@ impl<T: AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
         self.in_pieces && self.stream.is_write_vectored()
     }
 
-    /// Called whenever its connection is polled, a request under way or not: the one place where hyper, which reads nothing while it
-    /// owes an answer, can be told that nobody waits for that.
+    /// hyper flushes whenever it polls the connection, with or without a request in progress. It reads nothing while it owes an answer,
+    /// so this is the only place to tell it that the client is gone.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.state.is_doubted() && self.stream.ended() >= self.state.is_left_at() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
@@ -122,7 +121,7 @@ impl<T: AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
     }
 }
 
-/// The pieces in one; `None`: they are too large.
+/// Copies the buffers into one; returns `None` if they are too large together.
 fn joined<'t>(bufs: &[io::IoSlice<'_>], together: &'t mut [u8; TOGETHER_BYTES]) -> Option<&'t [u8]> {
     let mut length = 0;
     for buf in bufs {

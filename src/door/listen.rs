@@ -1,6 +1,6 @@
 //! Listening sockets.
 
-#![expect(clippy::disallowed_methods, reason = "sockets are made at the start and taken away at the end")]
+#![expect(clippy::disallowed_methods, reason = "sockets are created at startup and removed at shutdown")]
 
 use std::io::{Error, ErrorKind};
 use std::net::{IpAddr, SocketAddr};

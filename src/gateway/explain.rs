@@ -1,4 +1,5 @@
-//! What the gateway would do with a request and why, step by step, spending nothing. The steps are those of [`super::life`].
+//! Explains step by step what the gateway would do with a request and why, without spending anything. The steps are those of
+//! [`super::life`].
 
 use http::{HeaderMap, Method, Uri};
 use serde::Serialize;
@@ -15,34 +16,34 @@ use crate::catalogue::{BodyKind, MatchedOperation, RetryClass};
 use crate::quota::{BucketId, QuotaOutlook};
 use crate::upstream::BreakerKey;
 
-/// One step's word.
+/// The result of one step.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExplainedStep {
-    /// Its name.
+    /// The step's name.
     pub step: &'static str,
-    /// `allow`, `refuse`, or what it would do.
+    /// `allow`, `refuse`, or what the step would do.
     pub verdict: &'static str,
-    /// Why, in a sentence.
+    /// The reason, in a sentence.
     pub why: String,
 }
 
-/// The whole decision.
+/// The decision and its reasons.
 #[derive(Clone, Debug, Serialize)]
 pub struct Explanation {
     /// `allow` or `refuse`.
     pub verdict: &'static str,
-    /// The status of the refusal; of an allowed request: `null`, the upstream decides.
+    /// The refusal's status; `None` for an allowed request, because the upstream decides.
     pub status: Option<u16>,
     /// The refusal's code.
     pub code: Option<&'static str>,
-    /// The steps up to the one that decides.
+    /// The steps up to the deciding one.
     pub steps: Vec<ExplainedStep>,
 }
 
-/// What is known about the state of a running gateway; without one, only the configuration speaks.
+/// The running gateway, if any; without one, only the configuration is consulted.
 pub type RunningGateway<'a> = Option<&'a Gateway>;
 
-/// Explains `METHOD target` of the caller named `caller_name`.
+/// Explains `METHOD target` for the caller named `caller_name`.
 #[must_use]
 pub fn explain(
     policy: &Policy,
@@ -89,7 +90,7 @@ fn decide(
         format!("upstream it is {}", redacted(row, &plan.target))
     })?;
     told.check("authorize", steps::authorize(caller, &matched), |()| {
-        format!("the caller has {} and its organizations cover it", row.grant)
+        format!("the caller has the grant {} and its organizations cover the request", row.grant)
     })?;
     told.say("admit", "allow", rate(caller));
     told.say(
@@ -104,18 +105,18 @@ fn decide(
     let headers = HeaderMap::new();
     let asked = ReadRequest { policy, caller, matched: &matched, target: &target, plan: &plan, headers: &headers };
     let memory = if row.is_write() {
-        told.say("recognise", "allow", "held only while an equal write of this caller is in doubt".to_owned());
+        told.say("recognise", "allow", "held only while an identical write of this caller is in doubt".to_owned());
         MemoryAnswer::Nothing
     } else {
         lookup(running, &asked, &mut told)
     };
     if memory == MemoryAnswer::Fresh {
-        return Ok(()); // it needs no quota
+        return Ok(()); // a fresh answer needs no quota
     }
     for (step, answer) in [("quota", quota(running, &asked)), ("forward", forward(running, &asked))] {
         match answer {
             Err(refusal) if memory == MemoryAnswer::Stale && refusal.row().stale_may_answer => {
-                told.say(step, "stale", format!("{} The stale answer would be sent instead.", refusal.detail()));
+                told.say(step, "stale", format!("{} A stale answer would be sent instead.", refusal.detail()));
                 return Ok(());
             }
             answer => drop(told.check(step, answer, Clone::clone)?),
@@ -124,7 +125,6 @@ fn decide(
     Ok(())
 }
 
-/// What memory has for a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MemoryAnswer {
     Fresh,
@@ -164,7 +164,7 @@ fn parse_uri(target: &str) -> Result<Uri, Refusal> {
         .ok_or_else(|| Refusal::Ambiguous { why: "the target is not a path: write /api/v2/…".to_owned() })
 }
 
-/// Query values that the log may not hold are not for a terminal either.
+/// Query values that may not be logged are not shown either.
 fn redacted(row: &crate::catalogue::Operation, target: &str) -> String {
     let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
     let shown = query.split('&').map(|pair| match pair.split_once('=') {
@@ -195,10 +195,10 @@ fn lookup(running: RunningGateway<'_>, asked: &ReadRequest<'_>, told: &mut StepL
     };
     let narrows = asked.matched.operation.narrow.is_some() && !asked.caller.config.organizations.is_all();
     if !asked.plan.keyed && !narrows {
-        return fetch("a parameter that the cache key does not know bypasses the cache".to_owned());
+        return fetch("it bypasses the cache: one of its parameters is not part of the cache key".to_owned());
     }
     if asked.plan.refresh {
-        return fetch("it asks for what the upstream has now".to_owned());
+        return fetch("a parameter asks for the upstream's current state".to_owned());
     }
     let kept = format!("answers are kept for {} s", storing.lifetime.as_secs());
     let Some(gateway) = running else { return fetch(kept) };
@@ -208,11 +208,11 @@ fn lookup(running: RunningGateway<'_>, asked: &ReadRequest<'_>, told: &mut StepL
     match entry_for(gateway, asked, &key, &RequestDirectives::default(), now) {
         Lookup::Hit(entry) => {
             let (age, ttl) = (entry.age(now).as_secs(), entry.ttl(now));
-            told.say("recall", "hit", format!("in memory, {age} s old, for {ttl} s more; it costs no quota"));
+            told.say("recall", "hit", format!("in memory, {age} s old, fresh for {ttl} s more; it costs no quota"));
             MemoryAnswer::Fresh
         }
         Lookup::Fetch { fallback: Some(_), .. } => {
-            told.say("recall", "fetch", format!("not in memory; a stale answer stands by; {kept}"));
+            told.say("recall", "fetch", format!("not in memory, but a stale answer is available; {kept}"));
             MemoryAnswer::Stale
         }
         Lookup::Fetch { fallback: None, .. } => fetch(format!("not in memory; {kept}")),
@@ -220,7 +220,7 @@ fn lookup(running: RunningGateway<'_>, asked: &ReadRequest<'_>, told: &mut StepL
     }
 }
 
-/// What the quota would say to the request now.
+/// What the quota would answer now.
 fn quota(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String, Refusal> {
     let ReadRequest { policy, caller, matched, .. } = asked;
     let bucket = bucket(matched);
@@ -238,11 +238,11 @@ fn quota(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String,
     let QuotaOutlook { after, limit, free, spent, share, .. } = outlook;
     let turn = if after.is_zero() { "it goes at once".to_owned() } else { format!("it waits {} s", seconds(after)) };
     Ok(format!(
-        "{spends}: {free} of {limit} attempts a minute are free, this caller has had {spent}, and its share is {share}; {turn}"
+        "{spends}: {free} of {limit} attempts a minute are free, this caller has used {spent}, and its share is {share}; {turn}"
     ))
 }
 
-/// What the breaker would say to the request now, and what becomes of one that fails.
+/// What the breaker would answer now, and whether a failed attempt would be retried.
 fn forward(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String, Refusal> {
     let MatchedOperation { operation, organization, .. } = *asked.matched;
     let part = BreakerKey { operation: operation.id.clone(), organization };
@@ -250,9 +250,9 @@ fn forward(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<Strin
         .map_or(Ok(()), |gateway| gateway.upstream().breaker().would_permit(operation.retry, &part))
         .map_err(breaker_refusal)?;
     Ok(match operation.retry {
-        RetryClass::Safe => "a read: sent again after any failure, within its deadline",
-        RetryClass::Idempotent => "sent again when its effect is unknown: repeating it changes nothing",
-        RetryClass::Once => "sent again only when it was provably not processed",
+        RetryClass::Safe => "a read: retried after any failure, within its deadline",
+        RetryClass::Idempotent => "retried even if its effect is unknown: repeating it changes nothing",
+        RetryClass::Once => "retried only if it provably was not processed",
     }
     .to_owned())
 }

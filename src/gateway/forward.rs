@@ -1,5 +1,5 @@
-//! Step 11, forward: attempts under one deadline, each with a slot of the quota, as long as the retry table and the budget
-//! let it go again. What the attempts prove is returned; who called is not known here.
+//! Step 11, forward: attempts under one deadline, each with its own quota slot, for as long as the retry table and the budget allow. The
+//! result says what the attempts prove.
 
 use std::time::Duration;
 
@@ -20,19 +20,18 @@ use crate::upstream::{
 };
 use crate::vocabulary::Outcome;
 
-/// Time kept for the answer after the last attempt.
+/// Time reserved for answering after the last attempt.
 const ANSWERING: Duration = Duration::from_millis(20);
 
-/// A request goes again only with this much time: a shorter attempt would find out nothing, and its end would hide how the one
-/// before it ended.
+/// Minimum time for a retry: a shorter attempt would find out nothing, and would hide how the previous one ended.
 const LEAST_AGAIN: Duration = Duration::from_millis(50);
 
-/// The right to go upstream: the breaker's pass, a slot of the quota and, where it was waited for already, a connection.
-/// Dropped before it goes, it has spent nothing.
+/// Permission to go upstream: from the breaker, with a quota slot and, if already acquired, a connection. Dropping it unused spends
+/// nothing.
 pub(crate) struct ForwardPermit {
     pass: Option<BreakerPermit>,
     slot: Option<Slot>,
-    /// How long the slot was waited for.
+    /// Time spent waiting for the slot.
     waited: Duration,
     connection: Option<ConnectionPermit>,
 }
@@ -51,25 +50,24 @@ impl Drop for ForwardPermit {
     }
 }
 
-/// What became of a forwarded request.
+/// The result of forwarding a request.
 #[derive(Debug)]
 pub(crate) struct Forwarded {
     /// How the last attempt ended, or why there was none.
     pub(crate) ending: Result<Ending, Refusal>,
-    /// How many attempts there were.
     pub(crate) attempts: u32,
-    /// Was the effect of any attempt unknown? (A later one may have told.)
+    /// Was the effect of any attempt unknown? (A later one may have clarified it.)
     pub(crate) ambiguous: bool,
-    /// What the attempts of a write did.
+    /// The effect of a write.
     pub(crate) outcome: Outcome,
-    /// How long quota was waited for, over all attempts.
+    /// Time spent waiting for quota, over all attempts.
     pub(crate) quota_wait: Duration,
 }
 
-/// Step 9, wait for quota: fairly among callers, for a bounded time; not at all while the breaker is open.
+/// Step 9, wait for quota: fairly among callers and for a limited time, but not at all while the breaker is open.
 ///
 /// # Errors
-/// The breaker is open, or no slot comes in time.
+/// If the breaker is open, or no slot becomes free in time.
 pub(crate) async fn forward_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<ForwardPermit, Refusal> {
     let pass = breaker_permit(gateway, request).await?;
     let permit = ForwardPermit::new(pass, quota_slot(gateway, request).await?);
@@ -77,10 +75,10 @@ pub(crate) async fn forward_permit(gateway: &Gateway, request: &AuthorizedReques
     Ok(permit)
 }
 
-/// The same with a connection: whoever has it can go at once.
+/// Like [`forward_permit`], but with a connection, so that its owner can send immediately.
 ///
 /// # Errors
-/// As above, or no connection becomes free in time.
+/// Additionally, if no connection becomes free in time.
 pub(crate) async fn forward_permit_with_connection(
     gateway: &Gateway,
     request: &AuthorizedRequest,
@@ -95,10 +93,11 @@ async fn connection(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Co
     connection.ok_or(Refusal::NoConnection)
 }
 
-/// The same without waiting, and only if it takes nothing from anybody; see [`Quota::acquire_spare`](crate::quota::Quota::acquire_spare).
+/// Like [`forward_permit`], but without waiting, and only if it takes nothing from others; see
+/// [`Quota::acquire_spare`](crate::quota::Quota::acquire_spare).
 ///
 /// # Errors
-/// There is none to spare: no reason for anybody else to fail.
+/// If there is none to spare. Other requests must not fail for that reason.
 pub(crate) async fn spare_forward_permit(
     gateway: &Gateway,
     request: &AuthorizedRequest,
@@ -111,8 +110,8 @@ pub(crate) async fn spare_forward_permit(
     Ok(ForwardPermit::new(pass, slot))
 }
 
-/// The breaker's word. Whether the upstream can be reached a read finds out; a write, which could end in doubt, lets a mere
-/// connection find out first.
+/// Asks the breaker. A read may test whether the upstream is reachable again; a write, which could end in doubt, tests it with a bare
+/// connection first.
 async fn breaker_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<BreakerPermit, Refusal> {
     let (upstream, part) = (gateway.upstream(), request.part());
     let breaker = upstream.breaker();
@@ -149,7 +148,6 @@ async fn quota_slot(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Sl
     }
 }
 
-/// What a caller is told for whom there is no turn.
 pub(crate) fn quota_refusal(refused: QuotaRefused) -> Refusal {
     match refused {
         QuotaRefused::QueueFull(outlook) => Refusal::QuotaQueueFull { outlook },
@@ -157,8 +155,8 @@ pub(crate) fn quota_refusal(refused: QuotaRefused) -> Refusal {
     }
 }
 
-/// Sends the call, again where that is safe, until it has an ending that stays. `begins` is called when nothing is waited for
-/// any more.
+/// Sends the request, and retries it where that is safe, until its ending is final. Calls `begins` when there is nothing left to wait
+/// for.
 pub(crate) async fn forward(
     gateway: &Gateway,
     request: &AuthorizedRequest,
@@ -175,7 +173,7 @@ pub(crate) async fn forward(
             Some(connection) => Ok(connection),
             None => connection(gateway, request).await,
         };
-        // What it may do is asked once more, now that nothing is waited for.
+        // Checks the caller's rights again, because they may have changed during the wait.
         let connection = match connected.and_then(|connection| request.still_allowed(gateway).map(|()| connection)) {
             Ok(connection) => connection,
             Err(refusal) => {
@@ -194,7 +192,7 @@ pub(crate) async fn forward(
         let generation = upstream.token_generation();
         let ending = upstream.attempt(connection, &request.outgoing, time, request.row.retry == RetryClass::Once).await;
         attempts += 1;
-        // One that was cut short by what was waited for before proves nothing about the upstream.
+        // An attempt cut short because of earlier waits proves nothing about the upstream.
         silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt() / 2;
         let about = AttemptContext { request: &request.id, row: &request.row, bucket: request.bucket };
         report_attempt(gateway, &about, slot.take(), &ending);
@@ -233,22 +231,22 @@ pub(crate) async fn forward(
 }
 
 fn attempt_time(request: &AuthorizedRequest, gateway: &Gateway) -> Duration {
-    // A little before the deadline, so that what is said is how the attempt ended.
+    // Ends a little before the deadline, so that the answer says how the attempt ended.
     let left = request.left(&gateway.clock);
     request.attempt().min(left.saturating_sub(ANSWERING.min(left / 10)))
 }
 
-/// On whose behalf an attempt was made, at what.
+/// What an attempt was made for.
 pub(crate) struct AttemptContext<'a> {
     pub(crate) request: &'a RequestId,
     pub(crate) row: &'a Operation,
     pub(crate) bucket: BucketId,
 }
 
-/// What an attempt tells the quota and the meters.
+/// Reports an attempt to the quota and the metrics.
 pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot: Option<Slot>, ending: &Ending) {
     gateway.metrics.attempt(ending.kind());
-    // A slot is held until its 429 has closed the bucket: what ends before counts as proof that the upstream takes more.
+    // The slot is held until its 429 has closed the bucket: a slot released earlier would count as proof that the upstream accepts more.
     let _held = match (ending, slot) {
         (Ending::NotSent(_) | Ending::NoRoom { status: None, .. }, Some(slot)) => {
             slot.unsent();
@@ -259,7 +257,7 @@ pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot
     let Ending::Answered(answered) = ending else {
         if matches!(ending, Ending::Leaked { .. }) {
             gateway.metrics.leaks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            tracing::error!(request = %about.request, operation = %about.row.id, "an answer held the token and was withheld");
+            tracing::error!(request = %about.request, operation = %about.row.id, "an answer contained the token and was withheld");
         }
         return;
     };
@@ -286,7 +284,7 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| memchr::memmem::find(value.as_bytes(), b"json").is_some())
 }
 
-/// `license.apiLimit` of the organizations in an answer is their quota.
+/// Learns the quota of the organizations in an answer from `license.apiLimit`.
 fn learn(gateway: &Gateway, row: &Operation, answered: &UpstreamAnswer) {
     #[derive(serde::Deserialize)]
     struct OrganizationBody {
@@ -314,10 +312,10 @@ fn learn(gateway: &Gateway, row: &Operation, answered: &UpstreamAnswer) {
     }
 }
 
-/// An answer that may be passed on.
+/// The answer to pass on for a read.
 ///
 /// # Errors
-/// What the gateway answers instead; of a read.
+/// The refusal to answer with instead.
 pub(crate) fn read_answer(ending: Ending) -> Result<UpstreamAnswer, Refusal> {
     match ending {
         Ending::Answered(answered) => passable(answered),
@@ -330,10 +328,10 @@ pub(crate) fn read_answer(ending: Ending) -> Result<UpstreamAnswer, Refusal> {
     }
 }
 
-/// The same of a write, whose effect decides what the caller is told.
+/// The answer to pass on for a write; its effect decides what the caller is told.
 ///
 /// # Errors
-/// What the gateway answers instead.
+/// The refusal to answer with instead.
 pub(crate) fn write_answer(ending: Ending, effect: Outcome) -> Result<UpstreamAnswer, Refusal> {
     let lost = |why: AttemptError| match effect {
         Outcome::InDoubt => Refusal::DoubtCut { why },

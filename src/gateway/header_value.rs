@@ -1,5 +1,5 @@
-//! Header values that are written for every answer: cut off one block, so that none is an allocation of its own, and without
-//! the formatting machinery, which would cost more than the rest of the answer.
+//! Header values that are written for every answer. They are cut from one block, so that none needs its own allocation, and avoid
+//! `std::fmt`, which would cost more than the rest of the answer.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -10,14 +10,14 @@ use http::HeaderValue;
 use crate::hash;
 use crate::ids::write_decimal;
 
-/// How much of a thread's ink is mixed at once, in bytes.
+/// Bytes that a thread's buffer grows by.
 const INK_BYTES: usize = 4096;
 
 thread_local! {
     static BLOCK: RefCell<BytesMut> = RefCell::default();
 }
 
-/// A value under way.
+/// Appends to a header value.
 pub(super) struct HeaderValueWriter<'i>(&'i mut BytesMut);
 
 impl HeaderValueWriter<'_> {
@@ -36,14 +36,14 @@ impl HeaderValueWriter<'_> {
         self
     }
 
-    /// Anything, for what it costs.
+    /// Appends anything, at the cost of `std::fmt`.
     pub(super) fn shown(self, value: impl std::fmt::Display) -> Self {
         let _infallible = write!(self.0, "{value}");
         self
     }
 }
 
-/// The value that this writes; `None`: it holds what no header may.
+/// The value that `write` writes; `None` if it is not a valid header value.
 pub(super) fn value(write: impl FnOnce(HeaderValueWriter<'_>) -> HeaderValueWriter<'_>) -> Option<HeaderValue> {
     BLOCK.with_borrow_mut(|block| {
         if block.capacity() < INK_BYTES / 16 {

@@ -1,4 +1,4 @@
-//! What the log tells the answers about idempotency keys.
+//! Gives the idempotency store access to the audit log.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use crate::audit::{AuditLog, Record};
 use crate::clock::Clock;
 use crate::idempotency::{KeyLog, KeyedWrite, LogMark, LoggedEnd};
 
-/// The log, as the answers see it.
+/// Adapts [`AuditLog`] to [`KeyLog`].
 pub struct KeyLogAdapter {
     log: Arc<AuditLog>,
     clock: Clock,
 }
 
 impl KeyLogAdapter {
-    /// Of this log.
+    /// Wraps `log`.
     #[must_use]
     pub const fn new(log: Arc<AuditLog>, clock: Clock) -> Self {
         Self { log, clock }

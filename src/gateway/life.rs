@@ -1,5 +1,5 @@
-//! The life of every request, top to bottom. [`answer`] owns the one answer and the one record; [`life`] is the list of
-//! steps in their order, each one call, each refusal a value.
+//! The life of every request, from top to bottom. [`answer`] owns the only answer and the only record. [`life`] is the list of steps in
+//! order; each is one call, and each refusal is a value.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -37,8 +37,8 @@ pub fn service<B: RequestBody>(
     })
 }
 
-/// Answers one request: whatever happens inside, there is one answer and one record. The record is begun by the call itself: a
-/// caller who hangs up before the first poll leaves one too.
+/// Answers one request: whatever happens inside, there is one answer and one record. The recorder starts before the first poll, so that a
+/// caller that hangs up before it leaves a record, too.
 fn answer<B: RequestBody>(
     gateway: Arc<Gateway>,
     peer: &PeerConnection,
@@ -48,7 +48,7 @@ fn answer<B: RequestBody>(
     let mut recorder = RequestRecorder::start(&gateway, peer, &request);
     let names = peer.names.clone();
     let (head, body) = request.into_parts();
-    // A block, not a function: a function's future would hold its arguments twice.
+    // A block, not a function: a function's future would store its arguments twice.
     async move {
         let policy = gateway.policy(); // one snapshot for the whole life
         let lived =
@@ -57,7 +57,7 @@ fn answer<B: RequestBody>(
             gateway.metrics.faults.fetch_add(1, Ordering::Relaxed);
             Err(Refusal::Internal)
         });
-        // An answer reaches only a caller whose rights cover it at this moment.
+        // A caller gets an answer only if its rights still cover it.
         let reply = match reply {
             Ok(reply) if !policy.is_in_force() => recorder.still_covered(&gateway.policy()).map(|()| reply),
             reply => reply,
@@ -69,7 +69,7 @@ fn answer<B: RequestBody>(
 /// Steps 2 to 12.
 ///
 /// # Errors
-/// Why the gateway answers by itself.
+/// The refusal, if the gateway answers itself.
 async fn life<B: RequestBody>(
     gateway: &Arc<Gateway>,
     policy: &Arc<Policy>,
@@ -129,12 +129,12 @@ async fn life<B: RequestBody>(
         policy: policy.clone(),
     };
     let upstream = &policy.config.upstream;
-    // 8 to 12; boxed, so that what only they need does not weigh on every hit
+    // 8 to 12; boxed, so that a hit does not pay for their state
     if !is_read(&head.method) {
         let call = call(&plan.target, upstream.write_deadline);
         return Box::pin(write(gateway, recorder, call, &head.headers)).await;
     }
-    // 8 recall: authorized first, no caller is part of the key
+    // 8 look up: authorized first, no caller is part of the key
     let headers = &head.headers;
     let asked = ReadRequest { policy, caller, matched: &matched, target: &target, plan: &plan, headers };
     match lookup(gateway, &asked, read)? {

@@ -1,4 +1,4 @@
-//! The whole life of requests, without a socket on the callers' side.
+//! The whole life of requests, without a socket on the caller's side.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -25,7 +25,7 @@ use crate::upstream::{Token, Upstream};
 use crate::watched_files::Snapshot;
 
 impl Gateway {
-    /// A gateway with this configuration, its engines real and its quota unrecorded.
+    /// A gateway with this configuration and real engines; its quota is not persisted.
     pub(crate) fn for_tests(mut config: Config, clock: &Clock) -> Arc<Self> {
         config.audit.disk_wait = Duration::from_secs(60);
         let (log, _) = AuditLog::open(&config.audit, clock.clone()).unwrap();
@@ -84,7 +84,7 @@ async fn a_request_needs_no_socket() {
     let unreachable = request("GET", "/api/v2/organizations/11").body(Full::<Bytes>::default()).unwrap();
     let (status, body) = answer(&gateway, &clock, unreachable).await;
     assert_eq!(status, StatusCode::BAD_GATEWAY, "{body}");
-    // Any body will do: one that comes in pieces, here.
+    // Any body type will do; this one arrives in pieces.
     let pieces =
         [r#"{"priceId":"#, r#""p1""#, "}"].map(|piece| Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(piece))));
     let write = request("POST", PAYMENT).body(StreamBody::new(futures_util::stream::iter(pieces))).unwrap();

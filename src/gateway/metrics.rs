@@ -1,4 +1,4 @@
-//! What is counted of requests beside the callers' own counters: attempts by how they ended, times, unrecorded requests.
+//! Metrics of requests that no caller's own counters cover: attempts by ending, durations, unrecorded requests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::upstream::EndingKind;
 pub const DURATION_BOUNDS_US: [u64; 12] =
     [100, 250, 1_000, 2_500, 10_000, 25_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000];
 
-/// A histogram of durations: one relaxed addition a sample.
+/// A histogram of durations. A sample costs two relaxed additions.
 #[derive(Debug, Default)]
 pub struct DurationHistogram {
     buckets: [AtomicU64; DURATION_BOUNDS_US.len() + 1],
@@ -27,7 +27,7 @@ impl DurationHistogram {
         self.sum_us.fetch_add(us, Ordering::Relaxed);
     }
 
-    /// Samples up to each bound and beyond the last (not cumulated), and their sum in microseconds.
+    /// Samples up to each bound and beyond the last (not cumulative), and their sum in microseconds.
     #[must_use]
     pub fn read(&self) -> (Vec<u64>, u64) {
         (
@@ -37,35 +37,36 @@ impl DurationHistogram {
     }
 }
 
-/// The meters.
+/// Counters and histograms of the gateway.
 #[derive(Debug, Default)]
 pub struct GatewayMetrics {
+    /// Attempts by ending, in the order of [`ENDINGS`].
     attempts: [AtomicU64; EndingKind::ALL.len()],
-    /// Attempts that the upstream answered with anything but a failure of its own (5xx).
+    /// Attempts that the upstream answered with anything but a 5xx.
     pub answers: AtomicU64,
-    /// Looks at what became of a write in doubt.
+    /// Reads that check what became of a write in doubt.
     pub looks: AtomicU64,
-    /// Doubts that those settled.
+    /// Doubts that those reads settled.
     pub settled_by_look: AtomicU64,
-    /// Requests from the moment they were read whole to their answer.
+    /// Time from reading the whole request to its answer.
     pub requests: DurationHistogram,
-    /// Waits for quota.
+    /// Time spent waiting for quota.
     pub quota_waits: DurationHistogram,
     /// Requests that were refused because the log had no room for their record.
     pub unrecorded: AtomicU64,
-    /// Answers to requests whose caller never became known.
+    /// Answers to requests whose caller was not identified.
     pub unidentified: AtomicU64,
-    /// Answers that held the token and were withheld.
+    /// Answers that were withheld because they contained the token.
     pub leaks: AtomicU64,
-    /// Answers 401 to the gateway's own token.
+    /// 401 answers to the gateway's own token.
     pub token_refused: AtomicU64,
-    /// Answers 403 that are not JSON: something before Make refused.
+    /// 403 answers that are not JSON: something in front of Make refused.
     pub edge_refused: AtomicU64,
-    /// Answers that were stored although the upstream said not to.
+    /// Answers that were stored although the upstream forbade it.
     pub overruled: AtomicU64,
     /// Fetches ahead of time (`cache.refresh_ahead`).
     pub ahead: AtomicU64,
-    /// Requests whose handling failed for a fault of makegate's own.
+    /// Requests that failed because of a fault in makegate.
     pub faults: AtomicU64,
 }
 

@@ -1,7 +1,7 @@
 //! The gateway: the life of every request.
 //!
-//! [`life`] is the list of steps. What a request needs to be let in is in [`admit`], what a read does then in [`read`], what a
-//! write does in [`write`]. [`Gateway`] is what all requests share.
+//! [`life`] is the list of steps. [`admit`] decides whether a request may proceed, [`read`] and [`write`] carry it out. [`Gateway`] is
+//! what all requests share.
 
 pub mod admit;
 pub mod explain;

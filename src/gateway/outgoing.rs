@@ -1,4 +1,4 @@
-//! What of a request goes upstream.
+//! The part of a request that goes upstream.
 
 use std::sync::Arc;
 
@@ -9,10 +9,9 @@ use crate::catalogue::Operation;
 use crate::shares::ShareHolder;
 use crate::upstream::Outgoing;
 
-/// What of a caller's headers goes on, beside the body's type: nothing that could change the answer of a stored operation.
+/// Headers that are forwarded in addition to the body's type: none that could change the answer of a stored operation.
 const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
 
-/// What goes upstream.
 pub(crate) fn outgoing(
     row: &Operation,
     target: String,
@@ -24,7 +23,7 @@ pub(crate) fn outgoing(
     Outgoing { method: row.method.clone(), target, headers, body, answers: answers.clone() }
 }
 
-/// The headers that go upstream with a call.
+/// The headers that go upstream with a request.
 pub(crate) fn outgoing_headers(headers: &HeaderMap, has_body: bool) -> HeaderMap {
     let mut out = HeaderMap::with_capacity(4);
     out.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
@@ -42,7 +41,7 @@ pub(crate) fn outgoing_headers(headers: &HeaderMap, has_body: bool) -> HeaderMap
     out
 }
 
-/// W3C trace context, version 00: `00-<32 hex>-<16 hex>-<2 hex>`, lower case.
+/// Checks for W3C trace context, version 00: `00-<32 hex>-<16 hex>-<2 hex>`, lower case.
 pub(crate) fn is_traceparent(text: &[u8]) -> bool {
     let hex = |b: &u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
     text.len() == 55

@@ -1,5 +1,5 @@
-//! The outer owner of every request: its id, its room in the log, its one answer and its one record. Dropped without an
-//! answer (the caller hung up), it still leaves the record.
+//! Owns a request's id, its room in the log, its only answer and its only record. Dropped without an answer (because the caller hung up),
+//! it still leaves the record.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,30 +30,30 @@ const RATE_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// What the record of a request holds of its path if its caller is not known, or no operation has that path.
+/// Maximum bytes of the path in the record of an unidentified caller or an unknown operation.
 const UNKNOWN_PATH_BYTES_MAX: usize = 256;
 
-/// One request's account.
+/// Records one request.
 pub(crate) struct RequestRecorder {
     gateway: Arc<Gateway>,
     name: HeldRequestId,
     began: Instant,
-    /// `None`: it has been left.
+    /// `None` once it was handed to the log.
     record: Option<Box<Record>>,
-    /// Room for the record; taken by a write's intent.
+    /// Room for the record; a write's intent takes it.
     pub(crate) room: Option<RecordRoom>,
     caller: Option<Arc<Caller>>,
     by: Option<CredentialId>,
     remaining: Option<Remaining>,
-    /// Its place among the requests under way.
+    /// Counts the request as under way.
     under_way: Option<HeldShare>,
-    /// Of a write, once it had an intent.
+    /// Only for a write with an intent.
     pub(crate) outcome: Option<Outcome>,
     is_read: bool,
     is_head: bool,
     if_none_match: Option<HeaderValue>,
     counted: bool,
-    /// It was refused for a reason that its caller can bring about as often as it likes.
+    /// Refused for a reason that the caller can cause as often as it likes.
     refused_at_will: bool,
     handed_over: bool,
 }
@@ -93,26 +93,26 @@ impl RequestRecorder {
         *self.name.id()
     }
 
-    /// The record, as far as it is known.
+    /// The record so far.
     pub(crate) fn record(&mut self) -> &mut Record {
         self.record.get_or_insert_with(|| Box::new(Record::new(Kind::Request, self.gateway.clock.wall())))
     }
 
-    /// Nobody is known who asks for this path, or it leads nowhere: the record holds no more of it than it must.
+    /// The caller is unidentified or the path unknown: the record stores only the beginning of the path.
     pub(crate) fn cut_path(&mut self, path: &str) {
         self.record().path = (!path.is_empty()).then(|| audit::at_most(path, UNKNOWN_PATH_BYTES_MAX));
     }
 
-    /// The room of the record counts against the caller's share of the log's buffer.
+    /// Counts the record's room against the caller's share of the log's buffer.
     ///
     /// # Errors
-    /// The share is used up.
+    /// If the share is used up.
     pub(crate) fn counts_for(&mut self, records: &Arc<ShareHolder>) -> Result<(), Refusal> {
         let counted = self.room.as_mut().map_or(Ok(()), |room| room.count_for(records));
         counted.map_err(|short| Refusal::Short { of: SharedKind::Records, short })
     }
 
-    /// The caller is known.
+    /// The caller was identified.
     pub(crate) fn identified(&mut self, credential: &Credential<'_>) {
         let (record, caller) = (self.record(), credential.caller());
         record.caller = Some(caller.config.name.clone());
@@ -124,10 +124,10 @@ impl RequestRecorder {
         self.caller = Some(caller.clone());
     }
 
-    /// The policy has changed since the request was let in: does it still cover the answer?
+    /// Checks the caller's rights under a policy that came into force after the request was authorized.
     ///
     /// # Errors
-    /// Why it does not.
+    /// If they no longer cover the answer.
     pub(crate) fn still_covered(&mut self, policy: &Policy) -> Result<(), Refusal> {
         let record = self.record();
         let (operation, organization) = (record.operation.clone(), record.organization);
@@ -139,30 +139,29 @@ impl RequestRecorder {
         }
     }
 
-    /// The operation is known.
+    /// The operation was found.
     pub(crate) fn classified(&mut self, operation: &Arc<str>, organization: Option<u64>) {
         let record = self.record();
         record.operation = Some(operation.clone());
         record.organization = organization;
     }
 
-    /// What is left of the caller's rate.
+    /// Notes what remains of the caller's rate.
     pub(crate) fn remaining(&mut self, remaining: Remaining) {
         self.remaining = Some(remaining);
     }
 
-    /// The caller was let in.
+    /// The request was admitted.
     pub(crate) fn admitted(&mut self, under_way: HeldShare) {
         self.under_way = Some(under_way);
     }
 
-    /// Hands its place to the task that does the work: a caller who hangs up frees nothing before the
-    /// work is done.
+    /// Hands the under-way count to the task that does the work, so that a caller that hangs up frees nothing before the work is done.
     pub(crate) fn hand_over_slot(&mut self) -> Option<HeldShare> {
         self.under_way.take()
     }
 
-    /// The request was read whole: its time counts from now. One without a body was so from the beginning.
+    /// The request was read completely. Its duration counts from now, or from the start if it has no body.
     pub(crate) fn read_whole(&mut self, had_body: bool) -> Instant {
         if had_body {
             self.began = self.gateway.clock.now();
@@ -170,14 +169,13 @@ impl RequestRecorder {
         self.began
     }
 
-    /// Hands the record over to a write's task, which leaves it whatever happens. The id is that task's as well.
+    /// Hands the record to a write's task, which always leaves it. The task also holds the request's id.
     pub(crate) fn hand_over(&mut self) -> (Record, Option<RecordRoom>, HeldRequestId) {
         self.handed_over = true;
         (self.record().clone(), self.room.take(), self.name.share())
     }
 
-    /// The one answer, and the one record unless a write's task records it.
-    /// The answer's headers take the place of the request's, in the same map.
+    /// Makes the answer, and leaves the record unless a write's task does. The answer's headers reuse the request's map.
     pub(crate) fn finish(
         mut self,
         mut reply: Result<Reply, Refusal>,
@@ -213,11 +211,11 @@ impl RequestRecorder {
         parts
     }
 
-    /// A large body that others have too (memory, who waits for the same fetch) counts against the share of each that reads it:
-    /// what one does not take would otherwise be everybody's.
+    /// A large body that is shared (a cache entry, or a shared fetch) counts against the share of each of its readers. Otherwise a body
+    /// that one caller is slow to read would burden everyone.
     ///
     /// # Errors
-    /// The caller has its share of answers.
+    /// If the caller's share of answers is used up.
     fn room_for(&self, reply: &Result<Reply, Refusal>, body: &Bytes) -> Result<Option<HeldShare>, Refusal> {
         let (Ok(reply), Some(caller), true) = (reply, &self.caller, body.len() > PIECE_BYTES) else { return Ok(None) };
         if reply.body.is_counted() {
@@ -269,7 +267,8 @@ impl RequestRecorder {
         }
     }
 
-    /// Whose refusal it is, if it is of those that whoever is refused can have without end.
+    /// Who is refused, if refusals like this could repeat without end; [`RefusalTally`](super::refusal_tally::RefusalTally) bounds their
+    /// records.
     fn bounded(&self, record: &Record) -> Option<RefusedParty> {
         match &self.caller {
             None => record.peer.clone().map(RefusedParty::Peer),
@@ -310,7 +309,7 @@ impl Drop for RequestRecorder {
     }
 }
 
-/// All field lines as one list (RFC 9110 section 5.3).
+/// Joins all field lines into one list (RFC 9110 section 5.3).
 fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
     let mut lines = values.iter();
     let (first, second) = (lines.next()?, lines.next());
@@ -321,7 +320,7 @@ fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&all.join(&b',')).ok()
 }
 
-/// What it took, into a record.
+/// Copies the facts into a record.
 pub(crate) fn fill(record: &mut Record, facts: &ForwardFacts) {
     record.attempts = (facts.attempts > 0).then_some(facts.attempts);
     record.upstream_status = facts.upstream_status.map(|status| status.as_u16());

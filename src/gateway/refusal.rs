@@ -1,4 +1,4 @@
-//! Every refusal: an answer that the gateway gives by itself. One value, one row, one answer, one record.
+//! Refusals: answers that the gateway gives itself. Each refusal is one value, one row of a table, one answer and one record.
 
 mod problem;
 mod samples;
@@ -15,73 +15,73 @@ use crate::quota::QuotaOutlook;
 use crate::shares::Shortage;
 use crate::upstream::{AttemptError, BreakerScope};
 
-/// Why the gateway answers by itself.
-#[expect(missing_docs, reason = "each variant's sentence says what its fields are")]
+/// A refusal, with what its texts and headers need.
+#[expect(missing_docs, reason = "each variant's comment explains its fields")]
 #[derive(Clone, Debug)]
 pub enum Refusal {
-    /// The target could be read two ways.
+    /// The target can be read in two ways.
     Ambiguous { why: String },
     /// The target is longer than `limits.target_bytes`.
     TargetTooLong { bytes_max: usize },
     /// A single-valued parameter of the operation is given twice.
     Repeated { parameter: String },
-    /// Two credentials, or one that is no text.
+    /// Two credentials, or one that is not text.
     TwoCredentials,
-    /// No credential, or not in a form that makegate knows.
+    /// No credential, or one in an unknown form.
     NoKey,
     /// A key that no caller has.
     UnknownKey,
     /// No operation of the catalogue has this path.
     NoOperation,
-    /// The path has operations, none with this method.
+    /// The path has operations, but none with this method.
     NoMethod { allowed: Vec<Method> },
     /// A method that no operation could have: longer than [`super::admit::steps::METHOD_BYTES_MAX`], CONNECT or TRACE.
     NotImplemented,
-    /// The caller lacks the grant.
+    /// The caller does not have the grant.
     NotGranted { grant: String },
     /// The organization is outside the caller's scope.
     OutOfScope { organization: u64 },
-    /// The operation is for callers of all organizations.
+    /// The operation is for callers with access to all organizations.
     Unscoped,
-    /// Over the caller's rate.
+    /// The caller exceeded its rate.
     TooFast { retry_after: Duration },
-    /// More requests of this caller under way than `limits.in_flight_per_caller`.
+    /// The caller has `limits.in_flight_per_caller` requests under way.
     TooMany { most: usize },
-    /// More requests under way than `limits.in_flight`.
+    /// All callers together have `limits.in_flight` requests under way.
     Busy,
     /// No connection to the upstream became free in time.
     NoConnection,
-    /// Earlier writes to the resource did not end in time.
+    /// Earlier writes to the resource did not finish in time.
     NoTurn,
-    /// The operation takes a JSON object and got something else.
+    /// The operation takes a JSON object, and the body is something else.
     NotAnObject { why: String },
-    /// The operation takes no body and got one.
+    /// The operation takes no body, but the request has one.
     UnwantedBody,
-    /// The body ended before its announced end.
+    /// The body ended early.
     BodyCut,
-    /// The body did not arrive in `limits.body` or with silences below `limits.body_gap`.
+    /// The body did not arrive within `limits.body`, or paused for longer than `limits.body_gap`.
     BodySlow,
     /// The body is larger than `limits.body_bytes`.
     BodyTooLarge { bytes_max: usize },
-    /// The body is announced as something else than JSON.
+    /// The body's `Content-Type` is not JSON.
     NotJson,
-    /// The `Idempotency-Key` is none.
+    /// The `Idempotency-Key` is invalid.
     BadKey,
-    /// An equal write of this caller is in doubt.
+    /// An identical write of this caller is in doubt.
     HeldInDoubt { first: RequestId },
     /// The write with this idempotency key is under way.
     KeyRunning { first: RequestId },
-    /// The idempotency key came with another request before.
+    /// The idempotency key was used for a different request.
     KeyReused { first: RequestId },
     /// The write with this idempotency key is in doubt.
     KeyInDoubt { first: RequestId },
-    /// The write with this idempotency key took effect, and its answer is not kept.
+    /// The write with this idempotency key took effect, but its answer was not kept.
     AnswerNotKept { first: RequestId },
-    /// The caller's idempotency keys take the room that it may have.
+    /// The caller's idempotency keys fill its share of the store.
     NoRoomForKey,
     /// The answers to idempotency keys cannot be read or written.
     AnswersUnavailable,
-    /// No quota within `upstream.quota_wait`.
+    /// No quota became free within `upstream.quota_wait`.
     NoQuota { outlook: QuotaOutlook },
     /// Too many requests of this caller wait for this quota.
     QuotaQueueFull { outlook: QuotaOutlook },
@@ -89,57 +89,57 @@ pub enum Refusal {
     CannotRecord,
     /// The log's buffer is full.
     LogFull,
-    /// `only-if-cached`, and nothing usable in memory.
+    /// `only-if-cached`, and the cache has no usable answer.
     NotCached,
     /// Provably nothing was sent: the upstream could not be reached.
     Unreachable { why: AttemptError },
-    /// A read got no answer in time.
+    /// A read was not answered in time.
     TimedOut { why: AttemptError },
-    /// A read's connection ended without a whole answer.
+    /// A read's connection ended before the complete answer.
     Cut { why: AttemptError },
-    /// The upstream refuses the gateway's token (its 401).
+    /// The upstream rejected the gateway's token (401).
     TokenRefused,
     /// The upstream answered with a redirect.
     Redirected { status: StatusCode },
-    /// The upstream's answer held the token.
+    /// The upstream's answer contained the token.
     Leaked,
-    /// The upstream's answer cannot be passed on: larger than the limits, encoded though nobody asked, no HTTP.
+    /// The upstream's answer cannot be passed on: too large, encoded without being asked to, or not HTTP.
     Unusable { why: AttemptError },
-    /// The caller has its share of what callers share, or the others have all of it.
+    /// The caller used its share of something that callers share, or the other callers use all of it.
     Short { of: SharedKind, short: Shortage },
-    /// The breaker is open: the upstream could not be reached lately, or did not answer this operation.
+    /// The breaker is open: the upstream could not be reached recently, or did not answer this operation.
     BreakerOpen { what: BreakerScope, retry_after: Duration },
-    /// A list that cannot be narrowed to the caller's organizations.
+    /// The list cannot be narrowed to the caller's organizations.
     NotNarrowable { why: &'static str },
-    /// A write may or may not have taken effect: no answer in time.
+    /// A write may or may not have taken effect: it was not answered in time.
     DoubtTimedOut { why: AttemptError },
-    /// A write may or may not have taken effect: the connection ended.
+    /// A write may or may not have taken effect: its connection ended.
     DoubtCut { why: AttemptError },
-    /// A write took effect, and its answer was lost.
+    /// A write took effect, but its answer was lost.
     AnswerLost { why: AttemptError },
-    /// The deadline is over.
+    /// The deadline has passed.
     Late,
-    /// A fault of makegate's own.
+    /// A fault in makegate itself.
     Internal,
 }
 
-/// What is the same for every refusal of a kind.
+/// What all refusals of one kind have in common.
 #[derive(Clone, Copy, Debug)]
 pub struct RefusalRow {
     /// HTTP status.
     pub status: StatusCode,
-    /// `MG…`, one per refusal.
+    /// Unique code, `MG…`.
     pub code: &'static str,
-    /// Short text.
+    /// Short text for humans.
     pub title: &'static str,
-    /// It is the failure of one request (its turn, its deadline), not of the upstream: a request that only joined its fetch fetches
-    /// for itself.
+    /// The failure concerns one request (its turn, its deadline), not the upstream: requests that joined its fetch then fetch for
+    /// themselves.
     pub is_own: bool,
-    /// A stored answer may stand in for it (`docs/decisions/stale-answers.md`): the upstream, or the way to it, fails.
+    /// A stale answer may be sent instead, because the upstream, or the way to it, fails (`docs/decisions/stale-answers.md`).
     pub stale_may_answer: bool,
-    /// When a retry makes sense, unless the refusal knows better.
+    /// When to retry, unless the refusal itself knows better.
     retry_after: Option<Duration>,
-    /// The error token of RFC 9209 where the gateway answers for the upstream, unless the refusal knows better.
+    /// Error token of RFC 9209 when the gateway answers for the upstream, unless the refusal itself knows better.
     proxy_error: Option<&'static str>,
 }
 
@@ -170,24 +170,26 @@ const fn row(status: StatusCode, code: &'static str, title: &'static str) -> Ref
 }
 
 impl Refusal {
-    /// The one place where refusals meet HTTP; no `_` arm. The README's table comes from here.
+    /// The only place that maps refusals to HTTP. It has no `_` arm, and the README's table is generated from it.
     #[must_use]
-    #[expect(clippy::too_many_lines, reason = "a table, one row a refusal")]
+    #[expect(clippy::too_many_lines, reason = "a table, one row per refusal")]
     pub const fn row(&self) -> RefusalRow {
         match self {
-            Self::Ambiguous { .. } => row(StatusCode::BAD_REQUEST, "MG101", "The target could be read two ways"),
+            Self::Ambiguous { .. } => row(StatusCode::BAD_REQUEST, "MG101", "The target is ambiguous"),
             Self::TargetTooLong { .. } => row(StatusCode::URI_TOO_LONG, "MG102", "The target is too long"),
             Self::Repeated { .. } => row(StatusCode::BAD_REQUEST, "MG103", "A single-valued parameter is given twice"),
-            Self::TwoCredentials => row(StatusCode::BAD_REQUEST, "MG104", "Two credentials"),
+            Self::TwoCredentials => row(StatusCode::BAD_REQUEST, "MG104", "More than one credential"),
             Self::NoKey => row(StatusCode::UNAUTHORIZED, "MG111", "No key"),
             Self::UnknownKey => row(StatusCode::UNAUTHORIZED, "MG112", "Unknown key").own(),
             Self::NoOperation => row(StatusCode::NOT_FOUND, "MG121", "No such operation").own(),
-            Self::NoMethod { .. } => row(StatusCode::METHOD_NOT_ALLOWED, "MG122", "No such method"),
+            Self::NoMethod { .. } => row(StatusCode::METHOD_NOT_ALLOWED, "MG122", "Method not allowed"),
             Self::NotImplemented => row(StatusCode::NOT_IMPLEMENTED, "MG123", "Not implemented"),
-            Self::NotGranted { .. } => row(StatusCode::FORBIDDEN, "MG131", "Grant missing").own(),
+            Self::NotGranted { .. } => row(StatusCode::FORBIDDEN, "MG131", "Missing grant").own(),
             Self::OutOfScope { .. } => row(StatusCode::FORBIDDEN, "MG132", "Organization out of scope").own(),
-            Self::Unscoped => row(StatusCode::FORBIDDEN, "MG133", "Only for callers of all organizations").own(),
-            Self::TooFast { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG141", "Over the caller's rate"),
+            Self::Unscoped => {
+                row(StatusCode::FORBIDDEN, "MG133", "Only for callers with access to all organizations").own()
+            }
+            Self::TooFast { .. } => row(StatusCode::TOO_MANY_REQUESTS, "MG141", "The caller's rate is exceeded"),
             Self::TooMany { .. } => {
                 row(StatusCode::TOO_MANY_REQUESTS, "MG142", "This caller has too many requests under way").soon()
             }
@@ -197,15 +199,17 @@ impl Refusal {
                 .stale()
                 .soon()
                 .proxy("connection_limit_reached"),
-            Self::NoTurn => row(StatusCode::SERVICE_UNAVAILABLE, "MG147", "Earlier writes did not end in time").soon(),
+            Self::NoTurn => {
+                row(StatusCode::SERVICE_UNAVAILABLE, "MG147", "Earlier writes did not finish in time").soon()
+            }
             Self::NotAnObject { .. } => row(StatusCode::BAD_REQUEST, "MG151", "The body is not a JSON object"),
             Self::UnwantedBody => row(StatusCode::BAD_REQUEST, "MG152", "The operation takes no body"),
             Self::BodyCut => row(StatusCode::BAD_REQUEST, "MG153", "The body is incomplete"),
-            Self::BodySlow => row(StatusCode::REQUEST_TIMEOUT, "MG154", "The body came too slowly"),
+            Self::BodySlow => row(StatusCode::REQUEST_TIMEOUT, "MG154", "The body arrived too slowly"),
             Self::BodyTooLarge { .. } => row(StatusCode::PAYLOAD_TOO_LARGE, "MG155", "The body is too large"),
             Self::NotJson => row(StatusCode::UNSUPPORTED_MEDIA_TYPE, "MG156", "Content-Type must be JSON"),
             Self::BadKey => row(StatusCode::BAD_REQUEST, "MG157", "Invalid Idempotency-Key"),
-            Self::HeldInDoubt { .. } => row(StatusCode::CONFLICT, "MG161", "An equal write is in doubt"),
+            Self::HeldInDoubt { .. } => row(StatusCode::CONFLICT, "MG161", "An identical write is in doubt"),
             Self::KeyRunning { .. } => {
                 row(StatusCode::CONFLICT, "MG162", "The write with this Idempotency-Key is under way")
             }
@@ -215,10 +219,8 @@ impl Refusal {
             Self::KeyInDoubt { .. } => {
                 row(StatusCode::CONFLICT, "MG164", "The write with this Idempotency-Key is in doubt")
             }
-            Self::AnswerNotKept { .. } => row(StatusCode::CONFLICT, "MG165", "Done, but the answer is not kept"),
-            Self::NoRoomForKey => {
-                row(StatusCode::SERVICE_UNAVAILABLE, "MG166", "No room for a further Idempotency-Key")
-            }
+            Self::AnswerNotKept { .. } => row(StatusCode::CONFLICT, "MG165", "Done, but the answer was not kept"),
+            Self::NoRoomForKey => row(StatusCode::SERVICE_UNAVAILABLE, "MG166", "No room for another Idempotency-Key"),
             Self::AnswersUnavailable => {
                 row(StatusCode::SERVICE_UNAVAILABLE, "MG167", "Idempotency-Keys cannot be looked up")
             }
@@ -230,20 +232,19 @@ impl Refusal {
                     .own()
                     .stale()
             }
-            Self::CannotRecord => row(StatusCode::SERVICE_UNAVAILABLE, "MG181", "Writes need a record"),
-            Self::LogFull => row(StatusCode::SERVICE_UNAVAILABLE, "MG182", "The log has no room"),
-            Self::NotCached => row(StatusCode::GATEWAY_TIMEOUT, "MG191", "Not in memory"),
+            Self::CannotRecord => row(StatusCode::SERVICE_UNAVAILABLE, "MG181", "The write cannot be recorded"),
+            Self::LogFull => row(StatusCode::SERVICE_UNAVAILABLE, "MG182", "The log's buffer is full"),
+            Self::NotCached => row(StatusCode::GATEWAY_TIMEOUT, "MG191", "Not in the cache"),
             Self::Unreachable { .. } => row(StatusCode::BAD_GATEWAY, "MG201", "The upstream cannot be reached").stale(),
             Self::TimedOut { .. } => {
                 row(StatusCode::GATEWAY_TIMEOUT, "MG202", "The upstream did not answer in time").stale()
             }
-            Self::Cut { .. } => row(StatusCode::BAD_GATEWAY, "MG203", "The upstream's answer was cut").stale(),
-            Self::TokenRefused => row(StatusCode::BAD_GATEWAY, "MG204", "The upstream refuses the gateway's token")
+            Self::Cut { .. } => row(StatusCode::BAD_GATEWAY, "MG203", "The upstream's answer was cut off").stale(),
+            Self::TokenRefused => row(StatusCode::BAD_GATEWAY, "MG204", "The upstream rejected the gateway's token")
                 .proxy("proxy_configuration_error"),
-            Self::Redirected { .. } => {
-                row(StatusCode::BAD_GATEWAY, "MG205", "The upstream redirects").proxy("http_protocol_error")
-            }
-            Self::Leaked => row(StatusCode::BAD_GATEWAY, "MG206", "The upstream's answer held the token")
+            Self::Redirected { .. } => row(StatusCode::BAD_GATEWAY, "MG205", "The upstream answered with a redirect")
+                .proxy("http_protocol_error"),
+            Self::Leaked => row(StatusCode::BAD_GATEWAY, "MG206", "The upstream's answer contained the token")
                 .proxy("http_protocol_error"),
             Self::Unusable { .. } => row(StatusCode::BAD_GATEWAY, "MG207", "The upstream's answer cannot be passed on"),
             Self::Short { of, .. } => shortage::row(*of),
@@ -256,9 +257,9 @@ impl Refusal {
                 row(StatusCode::BAD_GATEWAY, "MG210", "The list cannot be narrowed").proxy("http_protocol_error")
             }
             Self::DoubtTimedOut { .. } => row(StatusCode::GATEWAY_TIMEOUT, "MG221", "In doubt: no answer in time"),
-            Self::DoubtCut { .. } => row(StatusCode::BAD_GATEWAY, "MG222", "In doubt: the answer was cut"),
+            Self::DoubtCut { .. } => row(StatusCode::BAD_GATEWAY, "MG222", "In doubt: the answer was cut off"),
             Self::AnswerLost { .. } => row(StatusCode::BAD_GATEWAY, "MG223", "Done, but the answer was lost"),
-            Self::Late => row(StatusCode::GATEWAY_TIMEOUT, "MG231", "The deadline is over")
+            Self::Late => row(StatusCode::GATEWAY_TIMEOUT, "MG231", "The deadline has passed")
                 .own()
                 .stale()
                 .proxy("http_response_timeout"),
@@ -266,105 +267,105 @@ impl Refusal {
         }
     }
 
-    /// What happened this time and what to do about it: one or two sentences.
+    /// What happened and what to do about it, in one or two sentences.
     #[must_use]
-    #[expect(clippy::too_many_lines, reason = "a list of sentences, one a refusal")]
+    #[expect(clippy::too_many_lines, reason = "a list of sentences, one per refusal")]
     pub fn detail(&self) -> String {
         match self {
             Self::Ambiguous { why } => format!("{}.", capital(why)),
-            Self::TargetTooLong { bytes_max } => format!("A target has at most {bytes_max} bytes."),
+            Self::TargetTooLong { bytes_max } => format!("A target may have at most {bytes_max} bytes."),
             Self::Repeated { parameter } => format!("`{parameter}` takes one value: send it once."),
-            Self::TwoCredentials => "Send one Authorization header, or none beside a certificate that names the caller.".to_owned(),
+            Self::TwoCredentials => "Send one Authorization header, or none if your certificate names the caller.".to_owned(),
             Self::NoKey => {
                 "Send the caller's key as `Authorization: Token KEY` or `Authorization: Bearer KEY`.".to_owned()
             }
-            Self::UnknownKey => "No caller has this key; it is a key of the gateway, never Make's token.".to_owned(),
+            Self::UnknownKey => "No caller has this key. Send a key of the gateway, not Make's token.".to_owned(),
             Self::NoOperation => {
-                "No operation of the catalogue has this path; an operator adds one as [[operation]].".to_owned()
+                "No operation in the catalogue has this path; an operator can add one as [[operation]].".to_owned()
             }
             Self::NoMethod { allowed } => format!("This path accepts {}.", list(allowed)),
             Self::NotImplemented => {
-                "A method has at most 32 bytes, and CONNECT and TRACE are methods for proxies: use one that the operation takes.".to_owned()
+                "No operation uses this method: methods have at most 32 bytes, and CONNECT and TRACE are not supported.".to_owned()
             }
             Self::NotGranted { grant } => {
-                format!("The caller needs the grant `{grant}`; an operator adds it to the caller's `grants`.")
+                format!("The caller needs the grant `{grant}`; an operator can add it to the caller's `grants`.")
             }
             Self::OutOfScope { organization } => {
                 format!(
-                    "Organization {organization} is not among the caller's; an operator adds it to the caller's `organizations`."
+                    "The caller may not access organization {organization}; an operator can add it to the caller's `organizations`."
                 )
             }
             Self::Unscoped => {
-                "This operation belongs to no organization and is for callers without `organizations`.".to_owned()
+                "This operation does not belong to one organization: only callers without `organizations` may use it.".to_owned()
             }
-            Self::TooFast { retry_after } => format!("This caller is over its own rate: wait {} s.", seconds(*retry_after)),
+            Self::TooFast { retry_after } => format!("This caller exceeded its own rate: wait {} s.", seconds(*retry_after)),
             Self::TooMany { most } => {
-                format!("At most {most} requests of one caller may be under way at once: wait for some to end.")
+                format!("A caller may have at most {most} requests under way at once: wait for some to finish.")
             }
-            Self::Busy => "The gateway has as many requests under way as it allows: try again shortly.".to_owned(),
+            Self::Busy => "The gateway already has as many requests under way as it allows: try again shortly.".to_owned(),
             Self::NoConnection => {
-                "Requests before this one hold all connections to the upstream. Nothing was sent: try again shortly.".to_owned()
+                "Earlier requests are using all connections to the upstream. Nothing was sent: try again shortly.".to_owned()
             }
             Self::NoTurn => {
-                "Writes to one resource go one after the other, and earlier ones did not end in time. Nothing was sent: try again shortly."
+                "Writes to the same resource go one at a time, and earlier ones did not finish in time. Nothing was sent: try again shortly."
                     .to_owned()
             }
-            Self::NotAnObject { why } => format!("The operation takes a JSON object: {why}."),
+            Self::NotAnObject { why } => format!("This operation takes a JSON object: {why}."),
             Self::UnwantedBody => "This operation takes no body: send none.".to_owned(),
             Self::BodyCut => "The body ended early; nothing was forwarded.".to_owned(),
             Self::BodySlow => "The body did not arrive in time; nothing was forwarded.".to_owned(),
-            Self::BodyTooLarge { bytes_max } => format!("A body has at most {bytes_max} bytes; nothing was forwarded."),
+            Self::BodyTooLarge { bytes_max } => format!("A body may have at most {bytes_max} bytes; nothing was forwarded."),
             Self::NotJson => "Send `Content-Type: application/json`, and no Content-Encoding.".to_owned(),
             Self::BadKey => {
-                "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without quotes or backslashes in it."
+                "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without quotes or backslashes inside."
                     .to_owned()
             }
             Self::HeldInDoubt { first } => {
                 format!(
-                    "Your request {first} was the same and may have taken effect. Check whether it has; an operator settles it at /doubts. To have it done again anyway, send it with a new Idempotency-Key."
+                    "Your request {first} was identical and may have taken effect. Check whether it did; an operator can settle it at /doubts. To repeat the write anyway, send it with a new Idempotency-Key."
                 )
             }
             Self::KeyRunning { first } => {
-                format!("Your request {first} with this Idempotency-Key has not been answered yet: send it again shortly.")
+                format!("Your request {first} with this Idempotency-Key has not been answered yet: try again shortly.")
             }
             Self::KeyReused { first } => {
-                format!("Your request {first} with this Idempotency-Key was a different one: use a new Idempotency-Key for each write.")
+                format!("Your request {first} with this Idempotency-Key was different: use a new Idempotency-Key for each write.")
             }
             Self::KeyInDoubt { first } => {
                 format!(
-                    "Your request {first} with this Idempotency-Key may or may not have taken effect. Check whether it has; an operator settles it at /doubts."
+                    "Your request {first} with this Idempotency-Key may or may not have taken effect. Check whether it did; an operator can settle it at /doubts."
                 )
             }
             Self::AnswerNotKept { first } => {
-                format!("Your request {first} with this Idempotency-Key took effect; its answer is not kept. Do not send it again.")
+                format!("Your request {first} with this Idempotency-Key took effect, but its answer was not kept. Do not send it again.")
             }
             Self::NoRoomForKey => {
-                "This caller has used all the room that it may have for Idempotency-Keys, each of which is kept for `limits.idempotency_age`. Nothing was forwarded.".to_owned()
+                "This caller has used all of its room for Idempotency-Keys; each is kept for `limits.idempotency_age`. Nothing was forwarded.".to_owned()
             }
             Self::AnswersUnavailable => {
-                "The stored answers to Idempotency-Keys cannot be read or written at the moment, so makegate cannot tell whether this write was done before. Nothing was forwarded: try again shortly.".to_owned()
+                "The answers stored for Idempotency-Keys cannot be read or written right now, so makegate cannot tell whether this write was done before. Nothing was forwarded: try again shortly.".to_owned()
             }
             Self::NoQuota { outlook } => format!("{outlook}: wait {} s.", seconds(outlook.after)),
             Self::QuotaQueueFull { outlook } => {
                 let (waiting, wait) = (outlook.waiting, seconds(outlook.after));
-                format!("This caller already has as many requests waiting for this quota as it may ({waiting}). {outlook}: wait {wait} s.")
+                format!("This caller already has the maximum number of requests waiting for this quota ({waiting}). {outlook}: wait {wait} s.")
             }
             Self::CannotRecord => {
-                "The log cannot be written, and no write goes on without a record. Nothing was forwarded.".to_owned()
+                "The log cannot be written, and no write is forwarded without a record. Nothing was forwarded.".to_owned()
             }
             Self::LogFull => "The log cannot be written and its buffer is full. Nothing was forwarded.".to_owned(),
-            Self::NotCached => "Nothing usable is in memory, and only-if-cached forbids asking Make.".to_owned(),
+            Self::NotCached => "The cache has no usable answer, and only-if-cached forbids asking Make.".to_owned(),
             Self::Unreachable { why } => format!("Nothing was sent: {}.", why.text),
-            Self::TimedOut { why } | Self::Cut { why } => format!("{}; a read can be sent again.", capital(&why.text)),
+            Self::TimedOut { why } | Self::Cut { why } => format!("{}; a read is safe to send again.", capital(&why.text)),
             Self::TokenRefused => {
                 "Make answered 401 to the gateway's own token. Your key is fine; an operator must replace the token."
                     .to_owned()
             }
             Self::Redirected { status } => {
-                format!("The upstream answered {}; redirects are never followed.", status.as_u16())
+                format!("The upstream answered {}; the gateway does not follow redirects.", status.as_u16())
             }
             Self::Leaked => {
-                "The answer was withheld because it held the gateway's token; an operator should look.".to_owned()
+                "The answer was withheld because it contained the gateway's token; an operator should investigate.".to_owned()
             }
             Self::Unusable { why } => format!("{}.", capital(&why.text)),
             Self::Short { of, short } => shortage::detail(*of, *short).to_owned(),
@@ -385,19 +386,19 @@ impl Refusal {
             }
             Self::DoubtTimedOut { why } | Self::DoubtCut { why } => {
                 format!(
-                    "{}; the write may or may not have taken effect. Check whether it has before you send it again.",
+                    "{}; the write may or may not have taken effect. Check whether it did before you send it again.",
                     capital(&why.text)
                 )
             }
             Self::AnswerLost { why } => format!("The write took effect, but {}. Do not send it again.", why.text),
             Self::Late => "There was no answer before the deadline; nothing was changed upstream.".to_owned(),
-            Self::Internal => "makegate failed while it handled this request; its process log says how.".to_owned(),
+            Self::Internal => "makegate failed while handling this request; see its process log.".to_owned(),
         }
     }
 
-    /// When a retry makes sense, where that is known.
+    /// When to retry, if known.
     #[must_use]
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the row says it for the others")]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the row has it for the others")]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::TooFast { retry_after } | Self::BreakerOpen { retry_after, .. } => Some(*retry_after),
@@ -406,9 +407,9 @@ impl Refusal {
         }
     }
 
-    /// The error token of RFC 9209 where the gateway answers for the upstream.
+    /// Error token of RFC 9209 when the gateway answers for the upstream.
     #[must_use]
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the row says it for the others")]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the row has it for the others")]
     pub const fn proxy_error(&self) -> Option<&'static str> {
         match self {
             Self::Unreachable { why }
@@ -422,8 +423,8 @@ impl Refusal {
         }
     }
 
-    /// The headers that this refusal adds: `Retry-After`, `Allow`, `WWW-Authenticate`, `Proxy-Status`, `RateLimit` of the quota.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
+    /// Adds this refusal's headers: `Retry-After`, `Allow`, `WWW-Authenticate`, `Proxy-Status`, and the quota's `RateLimit`.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals add no header of their own")]
     pub fn add_headers(&self, headers: &mut HeaderMap) {
         let mut put = |name: &'static str, text: String| {
             if let Ok(value) = HeaderValue::try_from(text) {
@@ -452,7 +453,7 @@ impl Refusal {
     }
 }
 
-/// Whole seconds, rounded up, at least 1: what `Retry-After` carries (Make's SDK ignores dates and 0).
+/// Whole seconds for `Retry-After`, rounded up and at least 1 (Make's SDK ignores dates and 0).
 #[must_use]
 pub fn seconds(duration: Duration) -> u64 {
     (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)

@@ -1,5 +1,5 @@
-//! What refusals may cost the log. Of a peer's refusals before identification, and of a caller's for its own rate, the first
-//! thirty in a minute leave a record each; those that follow are counted, and leave one record when the minute is over.
+//! Limits the records that refusals may cause. Each minute, the first thirty refusals of a peer before identification, or of a caller
+//! over its rate, leave a record each. Further ones are counted, and the minute ends with one record for them.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,28 +12,28 @@ use jiff::Timestamp;
 
 use crate::audit::{AuditLog, CountedRefusals, Kind, Peer, Record, RecordRoom};
 
-/// Refusals of one peer or caller in a minute that leave a record of their own.
+/// Refusals of one peer or caller per minute that get a record of their own.
 pub const RECORDED_MAX: u32 = 30;
-/// That minute: it begins with the first refusal.
+/// The minute starts with the first refusal.
 const MINUTE: Duration = Duration::from_secs(60);
-/// Peers that are told apart; all others share one count. An attacker has more addresses than we have memory.
+/// Peers that are tracked separately; the rest share one count. An attacker has more addresses than we have memory.
 const PEERS_MAX: usize = 1024;
-/// The code of a caller who hung up before it could be refused.
+/// Code for a caller that hung up before it could be refused.
 const HUNG_UP: &str = "hung-up";
 
-/// Whose refusals they are.
+/// Who was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RefusedParty {
-    /// Nobody knows who; this is where it came from.
+    /// An unidentified peer.
     Peer(Peer),
-    /// A caller that is over its own rate.
+    /// A caller over its own rate.
     Caller(Arc<str>),
 }
 
-/// Peers that are counted together.
+/// Peers that share one count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum PeerGroup {
-    /// An IPv4 address, or the first of an IPv6 network of 64 bits: whoever has one address of that has them all.
+    /// An IPv4 address, or an IPv6 /64 network: whoever has one of its addresses has them all.
     Network(IpAddr),
     Unix,
     Others,
@@ -59,7 +59,7 @@ impl PeerGroup {
     }
 }
 
-/// One minute of one peer or caller.
+/// The refusals of one peer or caller in one minute.
 #[derive(Debug)]
 struct RefusalMinute {
     begun: Instant,
@@ -96,11 +96,11 @@ impl RefusalMinute {
 #[derive(Debug, Default)]
 struct TallyTable {
     peers: HashMap<PeerGroup, RefusalMinute>,
-    /// As many as are configured, at most.
+    /// At most the configured callers.
     callers: HashMap<Arc<str>, RefusalMinute>,
 }
 
-/// The counts of all peers and callers.
+/// Counts the refusals of all peers and callers.
 #[derive(Debug, Default)]
 pub struct RefusalTally {
     table: Mutex<TallyTable>,
@@ -108,7 +108,7 @@ pub struct RefusalTally {
 }
 
 impl RefusalTally {
-    /// Refusals that were counted instead of recorded.
+    /// Number of refusals that were counted instead of recorded.
     #[must_use]
     pub fn counted(&self) -> u64 {
         self.counted.load(Ordering::Relaxed)
@@ -118,7 +118,7 @@ impl RefusalTally {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves the record of a refusal, or counts it. `room`: what was taken for the record, if there was some.
+    /// Records or counts a refusal. `room` was reserved for its record, if possible.
     pub(super) fn leave(
         &self,
         log: &Arc<AuditLog>,
@@ -144,7 +144,7 @@ impl RefusalTally {
         }
     }
 
-    /// Leaves the records of the minutes that are over; at the end, of all.
+    /// Records the counts of minutes that are over, or of all at shutdown.
     pub(crate) fn settle(&self, log: &Arc<AuditLog>, (now, wall): (Instant, Timestamp), at_the_end: bool) {
         let mut table = self.table();
         let is_over = |minute: &RefusalMinute| at_the_end || minute.is_over(now);
@@ -153,7 +153,7 @@ impl RefusalTally {
     }
 }
 
-/// `true`: the record is in the log; `false`: it was counted.
+/// Returns true if the record is in the log, false if it was only counted.
 fn leave<K: Clone + Eq + Hash>(
     minutes: &mut HashMap<K, RefusalMinute>,
     key: K,
@@ -180,7 +180,7 @@ fn leave<K: Clone + Eq + Hash>(
     false
 }
 
-/// Leaves the record of what was counted; `false`: the log has no room for it, and it stays counted.
+/// Records the count. Returns false, and keeps the count, if the log has no room.
 fn close(minute: &mut RefusalMinute, log: &Arc<AuditLog>, record: impl FnOnce() -> Record) -> bool {
     if minute.counted.is_none() {
         return true;

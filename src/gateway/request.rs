@@ -1,5 +1,5 @@
-//! A call: a request that is known, permitted and read whole, as the steps that wait need it. Owned, so that a fetch or a
-//! write can outlive its caller.
+//! An authorized request that was read completely. The steps that wait own it, so that a fetch or a write can outlive the caller's
+//! connection.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,6 @@ use crate::ids::RequestId;
 use crate::quota::BucketId;
 use crate::upstream::{BreakerKey, Outgoing};
 
-/// The call.
 pub(crate) struct AuthorizedRequest {
     pub(crate) id: RequestId,
     pub(crate) policy: Arc<Policy>,
@@ -30,28 +29,28 @@ pub(crate) struct AuthorizedRequest {
     pub(crate) row: Arc<Operation>,
     pub(crate) index: usize,
     pub(crate) bucket: BucketId,
-    /// The organization in its path.
+    /// The organization in the path.
     pub(crate) organization: Option<u64>,
     pub(crate) parameters: Parameters,
-    /// The canonical path, as records have it.
+    /// The canonical path, as in records.
     pub(crate) path: Arc<str>,
     pub(crate) outgoing: Outgoing,
-    /// When the request was read whole.
+    /// When the request was read completely.
     pub(crate) read: Instant,
-    /// No answer comes later.
+    /// The answer is due by then.
     pub(crate) deadline: Instant,
 }
 
 impl AuthorizedRequest {
-    /// Time since the request was read whole.
+    /// Time since the request was read completely.
     pub(crate) fn age(&self, clock: &Clock) -> Duration {
         clock.now().saturating_duration_since(self.read)
     }
 
-    /// Rights that are taken away act at once: may the caller still have this done?
+    /// Checks the caller's rights again, because revoking them takes effect at once.
     ///
     /// # Errors
-    /// Why not.
+    /// The refusal, if they no longer cover the request.
     pub(crate) fn still_allowed(&self, gateway: &Gateway) -> Result<(), Refusal> {
         if self.policy.is_in_force() {
             return Ok(());
@@ -61,36 +60,35 @@ impl AuthorizedRequest {
         steps::still_allowed(&gateway.policy(), &rights)
     }
 
-    /// Time left until the deadline.
     pub(crate) fn left(&self, clock: &Clock) -> Duration {
         self.deadline.saturating_duration_since(clock.now())
     }
 
-    /// In whose name it waits.
+    /// Name of the caller that it queues under.
     pub(crate) fn caller(&self) -> &Arc<str> {
         &self.caller.config.name
     }
 
-    /// What the breaker knows it by.
+    /// Its key in the circuit breaker.
     pub(crate) fn part(&self) -> BreakerKey {
         BreakerKey { operation: self.row.id.clone(), organization: self.organization }
     }
 
-    /// The most time that one attempt gets.
+    /// Maximum time for one attempt.
     pub(crate) fn attempt(&self) -> Duration {
         let upstream = &self.policy.config.upstream;
         let most = if self.row.is_write() { upstream.write_attempt } else { upstream.attempt };
         most.min(self.deadline.saturating_duration_since(self.read))
     }
 
-    /// How long it may still wait for its turn at anything. An attempt that begins has an eighth of its time left at least:
-    /// with less, a write would only end in doubt.
+    /// How long it may still wait in queues. This leaves an attempt at least an eighth of its time: with less, a write would only end in
+    /// doubt.
     pub(crate) fn patience(&self, clock: &Clock) -> Duration {
         self.left(clock).saturating_sub(self.attempt() / 8)
     }
 }
 
-/// The query parameters that the row's allow-list lets the log hold, as an object.
+/// The query parameters that the operation allows to be logged, as an object.
 pub(crate) fn recorded_query(row: &Operation, target: &Target<'_>) -> Option<Box<RawValue>> {
     if target.query.is_empty() {
         return None;
@@ -107,7 +105,7 @@ pub(crate) fn recorded_query(row: &Operation, target: &Target<'_>) -> Option<Box
     (!members.is_empty()).then(|| audit::object(&members))
 }
 
-/// The same of the body's fields.
+/// The body's fields that the operation allows to be logged, as an object.
 pub(crate) fn recorded_fields(row: &Operation, body: &[u8]) -> Option<Box<RawValue>> {
     if row.record.is_empty() || body.is_empty() {
         return None;
@@ -118,7 +116,7 @@ pub(crate) fn recorded_fields(row: &Operation, body: &[u8]) -> Option<Box<RawVal
     (!members.is_empty()).then(|| audit::object(&members))
 }
 
-/// Is it a method whose answer may have a body from memory?
+/// Can the answer come from the cache?
 pub(crate) fn is_read(method: &Method) -> bool {
     method == Method::GET || method == Method::HEAD
 }

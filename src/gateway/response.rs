@@ -1,4 +1,5 @@
-//! Step 13, answer: one reply becomes one response. What may come from memory carries what its caller's own cache must know.
+//! Step 13, answer: turns a reply into a response. Answers that may come from the cache carry the headers that the caller's own cache
+//! needs.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -24,12 +25,12 @@ use crate::upstream::retry_after;
 use crate::vocabulary::Answer;
 use crate::vocabulary::Outcome;
 
-/// What of an upstream answer is kept with a stored body: what describes the body, nothing that describes one exchange.
+/// Headers of an upstream answer that are stored with its body: those that describe the body rather than one exchange.
 const STORED: [HeaderName; 5] =
     [header::CONTENT_TYPE, header::CONTENT_LANGUAGE, header::CONTENT_DISPOSITION, header::DATE, header::LAST_MODIFIED];
 
-/// What of an upstream answer never goes on: hop-by-hop fields (RFC 9110 section 7.6.1), cookies, the upstream's word on
-/// caching (promise 3), and what the gateway says itself.
+/// Headers of an upstream answer that are never passed on: hop-by-hop fields (RFC 9110 section 7.6.1), cookies, the upstream's caching
+/// directives (promise 3), and those that the gateway sets itself.
 const WITHHELD: [HeaderName; 16] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -49,46 +50,46 @@ const WITHHELD: [HeaderName; 16] = [
     header::CONTENT_LENGTH,
 ];
 
-/// What Make says in words: wait one minute.
+/// Default wait after a 429: Make's text says one minute.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
-/// The longest that the quota stays closed for an upstream's 429.
+/// Maximum time to wait after an upstream 429.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-/// What stands before the ttl of a fresh hit ([`CacheStatus`]).
+/// Start of the header value for a fresh hit ([`CacheStatus`]); the ttl follows.
 const HIT: &str = "makegate; hit; ttl=";
 const OUTCOME: HeaderName = HeaderName::from_static("makegate-outcome");
-/// A body is handed over in pieces no larger than this, so that it can be told from the next one being asked for that the client
-/// takes it.
+/// Maximum size of a piece of a body. A large body is sent in pieces, so that the request for the next piece shows that the client is
+/// reading.
 pub(crate) const PIECE_BYTES: usize = 32 * 1024;
-/// What a cached body may be answered with 304 carries on (RFC 9110 section 15.4.5).
+/// Stored headers that a 304 also carries (RFC 9110 section 15.4.5).
 const KEPT_ON_304: [HeaderName; 3] = [header::DATE, header::ETAG, header::VARY];
 
-/// What it took to get an answer.
+/// What happened upstream.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ForwardFacts {
     pub(crate) attempts: u32,
     pub(crate) upstream_status: Option<StatusCode>,
     pub(crate) quota_wait: Duration,
-    /// Of a write that had an intent.
+    /// Only for a write with an intent.
     pub(crate) outcome: Option<Outcome>,
 }
 
-/// An upstream answer as it goes on.
+/// An upstream answer, ready to pass on.
 #[derive(Debug)]
 pub(crate) struct PassedAnswer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) etag: Option<HeaderValue>,
-    /// Does the body count against its only reader's share of answers already?
+    /// Does the body already count against its only reader's share of answers?
     pub(crate) is_counted: bool,
 }
 
-/// An upstream answer as it goes on. One that several may wait for counts against the share of each that reads it, no longer
-/// against that of whoever began the fetch.
+/// Prepares an upstream answer to be passed on. A shared one counts against the share of each reader, no longer against that of the
+/// caller that started the fetch.
 pub(crate) fn passed_answer(answered: UpstreamAnswer, validated: bool, is_shared: bool) -> PassedAnswer {
     let UpstreamAnswer { status, headers, body, .. } = answered;
     let etag = (validated && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
@@ -96,19 +97,18 @@ pub(crate) fn passed_answer(answered: UpstreamAnswer, validated: bool, is_shared
     PassedAnswer { status, headers: passed_headers(&headers), body, etag, is_counted: !is_shared }
 }
 
-/// Where the body comes from.
+/// Where a body comes from.
 #[derive(Clone, Debug)]
 pub(crate) enum ReplyBody {
-    /// From memory.
+    /// The cache.
     Entry(Arc<Entry>),
-    /// From the upstream.
+    /// The upstream.
     Passed(Arc<PassedAnswer>),
-    /// Made here of one of these.
+    /// Made by the gateway from one of the above.
     Made { passed: Arc<PassedAnswer>, of: Option<Arc<Entry>> },
 }
 
 impl ReplyBody {
-    /// Status, headers, bytes.
     pub(crate) fn parts(&self) -> (StatusCode, &HeaderMap, &Bytes) {
         match self {
             Self::Entry(entry) => (entry.status, &entry.headers, &entry.body),
@@ -121,7 +121,7 @@ impl ReplyBody {
         status
     }
 
-    /// Does it count against its reader's share of answers?
+    /// Does it already count against its reader's share of answers?
     pub(crate) fn is_counted(&self) -> bool {
         match self {
             Self::Entry(_) => false,
@@ -136,7 +136,7 @@ impl ReplyBody {
         }
     }
 
-    /// The entry that it is or was made of.
+    /// The cache entry that it is, or was made from.
     pub(crate) fn entry(&self) -> Option<&Arc<Entry>> {
         match self {
             Self::Entry(entry) => Some(entry),
@@ -146,7 +146,7 @@ impl ReplyBody {
     }
 }
 
-/// What a fetch brings to everybody who waits for it.
+/// The result of a fetch, for every request that waits for it.
 #[derive(Clone)]
 pub struct FetchedAnswer {
     pub(crate) body: ReplyBody,
@@ -154,7 +154,7 @@ pub struct FetchedAnswer {
     pub(crate) facts: ForwardFacts,
 }
 
-/// A reply: everything that the answer and the record need.
+/// All that the answer and the record need.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) body: ReplyBody,
@@ -166,14 +166,14 @@ pub(crate) struct Reply {
     pub(crate) validated: bool,
 }
 
-/// A response in the making.
+/// A response under construction.
 pub(crate) struct ResponseParts {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-/// A request, as far as its answer depends on it.
+/// The parts of a request that its answer depends on.
 pub(crate) struct ResponseContext<'a> {
     pub(crate) if_none_match: Option<&'a HeaderValue>,
     pub(crate) is_read: bool,
@@ -181,7 +181,7 @@ pub(crate) struct ResponseContext<'a> {
 }
 
 impl Reply {
-    /// The response, without the headers that every answer has, in this empty map.
+    /// Writes the response into an empty map, without the headers that every answer has.
     pub(crate) fn response(&self, asked: &ResponseContext<'_>, mut headers: HeaderMap) -> ResponseParts {
         let (status, stored, body) = self.body.parts();
         let etag = self.body.etag();
@@ -215,14 +215,14 @@ impl Reply {
     }
 }
 
-/// Does `If-None-Match` name this entity tag (RFC 9110 section 13.1.2, weak comparison)?
+/// Does `If-None-Match` match this entity tag (RFC 9110 section 13.1.2, weak comparison)?
 fn none_match(etag: &HeaderValue, wanted: &HeaderValue) -> bool {
     let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
     let (Ok(etag), Ok(wanted)) = (etag.to_str(), wanted.to_str()) else { return false };
     wanted.trim() == "*" || wanted.split(',').any(|tag| opaque(tag) == opaque(etag))
 }
 
-/// The headers that are stored with a body.
+/// The headers to store with a body.
 pub(crate) fn stored_headers(headers: &HeaderMap) -> HeaderMap {
     let mut out = HeaderMap::with_capacity(STORED.len() + 3);
     for name in &STORED {
@@ -233,7 +233,7 @@ pub(crate) fn stored_headers(headers: &HeaderMap) -> HeaderMap {
     out
 }
 
-/// The headers of an upstream answer that go on.
+/// The headers of an upstream answer to pass on.
 pub(crate) fn passed_headers(headers: &HeaderMap) -> HeaderMap {
     let named: Vec<String> = headers
         .get_all(header::CONNECTION)
@@ -245,7 +245,7 @@ pub(crate) fn passed_headers(headers: &HeaderMap) -> HeaderMap {
     headers.iter().filter(|(name, _)| goes_on(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// The upstream's own strong entity tag, as the body is untouched; else one made of the body (RFC 9110 section 8.8.3).
+/// The upstream's own strong entity tag, because the body is unchanged, or else one computed from the body (RFC 9110 section 8.8.3).
 pub(crate) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
     let own = headers.get(header::ETAG).filter(|tag| {
         let text = tag.as_bytes();
@@ -259,13 +259,13 @@ pub(crate) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
 }
 
 impl ResponseParts {
-    /// Those of a refusal; `headers`: an empty map.
+    /// The response for a refusal; `headers` is an empty map.
     pub(crate) fn refused(refusal: &Refusal, id: &RequestId, mut headers: HeaderMap) -> Self {
         refusal.add_headers(&mut headers);
         Self { status: refusal.row().status, headers, body: Bytes::from(refusal.problem(id)) }
     }
 
-    /// The answer to HEAD: over HTTP/2 nobody else leaves the body out.
+    /// For HEAD. Over HTTP/2 nothing else drops the body.
     pub(crate) fn leave_out_body(&mut self) {
         if self.status != StatusCode::NOT_MODIFIED && self.status != StatusCode::NO_CONTENT {
             self.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
@@ -273,7 +273,7 @@ impl ResponseParts {
         self.body.clear();
     }
 
-    /// The response, with the header that every answer carries. `room`: the body's part of its reader's share of answers.
+    /// Completes the response with the request id. `room` is the body's part of its reader's share of answers.
     pub(crate) fn response(mut self, id: &RequestId, busy: BusyGuard, room: Option<HeldShare>) -> Response<AnswerBody> {
         put_header(&mut self.headers, &REQUEST_ID, |writer| writer.text(id.as_str()));
         let bytes = Some(self.body).filter(|body| !body.is_empty());
@@ -284,7 +284,7 @@ impl ResponseParts {
     }
 }
 
-/// What every write says of its effect, and what a write in doubt must not invite to.
+/// Adds `Makegate-Outcome`. Removes `Retry-After` from a write in doubt, which must not be retried blindly.
 pub(crate) fn say_outcome(headers: &mut HeaderMap, outcome: Outcome) {
     headers.insert(OUTCOME, HeaderValue::from_static(outcome.as_str()));
     if outcome == Outcome::InDoubt {
@@ -292,14 +292,12 @@ pub(crate) fn say_outcome(headers: &mut HeaderMap, outcome: Outcome) {
     }
 }
 
-/// `Retry-After` comes with every 429, in whole seconds, at least 1: the upstream's own word where it has one that a client
-/// can live with, a minute else.
+/// Sets `Retry-After` on a 429, in whole seconds and at least 1: the upstream's value if it is reasonable, else one minute.
 pub(crate) fn say_retry_after(headers: &mut HeaderMap, now: Timestamp) {
     let told = retry_after(headers, now).unwrap_or(RETRY_AFTER);
     headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(told.min(RETRY_AFTER_MAX))));
 }
 
-/// Writes a header's value.
 pub(crate) fn put_header(
     headers: &mut HeaderMap,
     name: &HeaderName,
@@ -310,7 +308,7 @@ pub(crate) fn put_header(
     }
 }
 
-/// An answer's body, and with it, until its last piece was handed over, its connection's busy mark and its part of its reader's share.
+/// The body of an answer. Until its last piece is handed over, it keeps the connection busy and holds its part of the reader's share.
 pub struct AnswerBody {
     bytes: Option<Bytes>,
     _busy: BusyGuard,

@@ -1,4 +1,4 @@
-//! What all requests share: the policy in force, the engines, and the little that is counted across requests.
+//! State that all requests share: the policy in force, the engines, and a few counters.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ use crate::quota::Quota;
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
 
-/// The most fetches that nobody waits for, at once.
+/// Maximum number of concurrent fetches that nobody waits for.
 const AHEAD_MAX: usize = 4;
 
-/// The engines that a gateway is made of.
+/// The parts that a gateway is built from.
 pub struct Engines {
-    /// The log.
+    /// The audit log.
     pub log: Arc<AuditLog>,
     /// First answers by idempotency key.
     pub idempotency: IdempotencyStore,
@@ -38,19 +38,19 @@ pub struct Engines {
     pub cache: Cache,
     /// The quota.
     pub quota: Quota,
-    /// The way to Make.
+    /// The connections to Make.
     pub upstream: Arc<Upstream>,
-    /// Time.
+    /// The source of time.
     pub clock: Clock,
-    /// Tasks.
+    /// Where background tasks run.
     pub tasks: Tasks,
 }
 
-/// What every request shares.
+/// State that all requests share.
 pub struct Gateway {
     policy: ArcSwap<Policy>,
     upstream: ArcSwap<Upstream>,
-    /// The log.
+    /// The audit log.
     pub log: Arc<AuditLog>,
     /// First answers by idempotency key.
     pub idempotency: IdempotencyStore,
@@ -62,22 +62,22 @@ pub struct Gateway {
     pub quota: Quota,
     /// The callers' state.
     pub callers: Callers,
-    /// Counters of everything that has no caller.
+    /// Counters of everything that belongs to no caller.
     pub metrics: GatewayMetrics,
-    /// What refusals are only counted.
+    /// Bounds the records of refusals.
     pub refusal_tally: RefusalTally,
-    /// Time.
+    /// The source of time.
     pub clock: Clock,
-    /// Tasks.
+    /// Where background tasks run.
     pub tasks: Tasks,
     pub(crate) write_order: WriteOrder,
-    /// Turns of fetches that nobody waits for.
+    /// Permits for fetches that nobody waits for.
     pub(crate) ahead: Arc<Semaphore>,
     draining: AtomicBool,
 }
 
 impl Gateway {
-    /// A gateway with `config` in force.
+    /// Makes a gateway with `config` in force.
     #[must_use]
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
         let Engines { log, idempotency: answers, cache, quota, upstream, clock, tasks } = engines;
@@ -102,20 +102,20 @@ impl Gateway {
         })
     }
 
-    /// The policy in force. A request takes one and keeps it.
+    /// The policy in force. A request takes it once and keeps it.
     #[must_use]
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.load_full()
     }
 
-    /// The upstream in use. An attempt takes one and keeps it.
+    /// The upstream in use. An attempt takes it once and keeps it.
     #[must_use]
     pub fn upstream(&self) -> Arc<Upstream> {
         self.upstream.load_full()
     }
 
-    /// Puts another configuration in force for all requests from now on; callers that stay keep their rate.
-    /// What was answered by another upstream, or under other rows, is forgotten.
+    /// Puts a new configuration in force for all requests from now on; remaining callers keep their rate. Purges the cache if the
+    /// upstream, the operations or the cache's settings changed.
     pub fn adopt(&self, config: Config, upstream: Option<Arc<Upstream>>) {
         let before = self.policy();
         let forget = upstream.is_some()
@@ -135,7 +135,7 @@ impl Gateway {
         }
     }
 
-    /// Takes up the doubts of an earlier run: what they touch may change until they are over.
+    /// Takes over the doubts of an earlier run: the resources they touch may change until they are settled.
     pub fn take_up(&self, doubts: &[Doubt]) {
         let policy = self.policy();
         let cache = &policy.config.cache;
@@ -144,7 +144,7 @@ impl Gateway {
         }
     }
 
-    /// What this write touches is fenced; everything, where its row is not known any more.
+    /// Fences what this write touches, or everything if its operation is unknown now.
     pub(crate) fn fence_doubt(&self, doubt: &Doubt, after: Invalidation) {
         let policy = self.policy();
         let row = policy.catalogue().row(&doubt.operation);
@@ -152,32 +152,31 @@ impl Gateway {
         self.cache.raise(&tags.unwrap_or_default(), after);
     }
 
-    /// From now on not ready: what comes is still answered, but nothing new should come.
+    /// Reports not ready from now on. Requests are still answered, but no new ones should come.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Is shutdown under way?
     #[must_use]
     pub fn draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Requests under way.
+    /// Number of requests under way.
     #[must_use]
     pub fn under_way(&self) -> u64 {
         self.callers.shared.requests.taken()
     }
 
-    /// Writes that wait until those before them to the same resource have ended.
+    /// Number of writes that wait for earlier writes to the same resource.
     #[must_use]
     pub fn queued_writes(&self) -> usize {
         self.write_order.waiting()
     }
 
-    /// The id of a request: the caller's own if it is plain and nobody has it, else a new one. A new one of a read is not taken,
-    /// so that a hit looks nothing up: nobody is told it before the answer. A write's is told while it is under way, by the log and
-    /// by its idempotency key.
+    /// Assigns a request's id: the caller's own if it is plain and unused, else a new one. A read's new id is not registered, so that a
+    /// hit needs no lookup: nobody learns it before the answer. A write's is registered, because the log and its idempotency key reveal
+    /// it while the write is under way.
     pub(crate) fn name(&self, own: Option<&[u8]>, is_read: bool, now: Timestamp) -> HeldRequestId {
         let names = self.log.names();
         let own = own.and_then(RequestId::parse).and_then(|id| names.take(id));

@@ -1,26 +1,25 @@
-//! The tags of a request: what its answer can be invalidated by, and what its success invalidates.
+//! Tags: what a request's answer can be invalidated by, and what its success invalidates.
 
 use serde_json::Value;
 
 use crate::catalogue::{MatchedOperation, Operation, PathSegment, TagPart, TagTemplate};
 
-/// A path's parameters by name, owned.
+/// A path's parameters as names and values.
 pub(crate) type Parameters = Vec<(String, String)>;
 
-/// The parameters of a matched path.
 #[must_use]
 pub(crate) fn parameters(matched: &MatchedOperation<'_, '_>) -> Parameters {
     matched.parameters().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The tags that an answer is stored under.
+/// The tags that an answer is stored with.
 #[must_use]
 pub(crate) fn stored(row: &Operation, parameters: &Parameters) -> Vec<String> {
     row.tags.iter().filter_map(|tag| render(tag, parameters, None)).collect()
 }
 
-/// The tags that a write invalidates; none: everything. An answer without the member that a tag looks for invalidates
-/// everything too, as it may have touched anything.
+/// The tags that a write invalidates; empty if everything. If the answer lacks the member that a tag needs, that is everything, too,
+/// because the write may have touched anything.
 #[must_use]
 pub(crate) fn invalidated(row: &Operation, parameters: &Parameters, answer: Option<&[u8]>) -> Vec<String> {
     let answer: Option<Value> = if row.invalidates.iter().any(TagTemplate::needs_answer) {
@@ -34,13 +33,13 @@ pub(crate) fn invalidated(row: &Operation, parameters: &Parameters, answer: Opti
     tags.unwrap_or_default()
 }
 
-/// The same for a write that only its path is known of.
+/// Like [`invalidated`], for a write of which only the path is known.
 #[must_use]
 pub(crate) fn of_path(row: &Operation, path: &str) -> Option<Vec<String>> {
     Some(invalidated(row, &parameters_in(row, path)?, None))
 }
 
-/// The parameters of a canonical path of this row; `None`: it is none.
+/// The parameters in a canonical path of this operation; `None` if it does not match.
 #[must_use]
 pub(crate) fn parameters_in(row: &Operation, path: &str) -> Option<Parameters> {
     let mut segments = path.strip_prefix('/')?.split('/');
@@ -56,7 +55,7 @@ pub(crate) fn parameters_in(row: &Operation, path: &str) -> Option<Parameters> {
     segments.next().is_none().then_some(parameters)
 }
 
-/// A template with the path's parameters in it.
+/// Fills the path's parameters into a template.
 #[must_use]
 pub(crate) fn rendered(template: &TagTemplate, parameters: &Parameters) -> Option<String> {
     render(template, parameters, None)

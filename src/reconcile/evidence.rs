@@ -1,4 +1,4 @@
-//! What a look at the upstream proves of a write in doubt.
+//! What an answer of the upstream proves about a write in doubt.
 
 use http::StatusCode;
 use serde_json::Value;
@@ -8,29 +8,28 @@ use crate::catalogue::{EffectCheck, Proves};
 use crate::gateway::tags::{self, Parameters};
 use crate::ids::Fingerprint;
 
-/// What an answer says about the write.
+/// What an answer proves about the write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Evidence {
-    /// It took effect, for this reason.
+    /// It took effect; the text says why.
     Done(&'static str),
-    /// It did not, for this reason.
+    /// It did not take effect; the text says why.
     NotDone(&'static str),
-    /// It may have or not.
     Nothing,
 }
 
-/// What is asked of an answer.
+/// What to look for in an answer.
 pub(super) struct EvidenceQuestion<'a> {
     pub(super) look: &'a EffectCheck,
     /// The parameters of the write's path.
     pub(super) parameters: &'a Parameters,
     pub(super) marks: Option<&'a FieldHashes>,
-    /// Did the look begin after the write could still take effect?
+    /// Did the look begin when the write could no longer take effect?
     pub(super) too_late: bool,
 }
 
 impl EvidenceQuestion<'_> {
-    /// What this answer proves. `body`: only if it is JSON, so that nothing but Make itself is believed.
+    /// What this answer proves. `body` is present only if it is JSON: only Make itself is trusted.
     pub(super) fn judge(&self, log: &AuditLog, status: StatusCode, body: Option<&Value>) -> Evidence {
         let Some(body) = body else { return Evidence::Nothing };
         if self.look.proves == Proves::Gone && status == StatusCode::NOT_FOUND {
@@ -47,9 +46,9 @@ impl EvidenceQuestion<'_> {
             Proves::Gone if self.too_late && meant.next().is_some() => {
                 Evidence::NotDone("after the doubt window, so it was not done")
             }
-            // Whether one is not there is known only where each says which one it is.
+            // Absence is proved only if every object in the list carries the members that identify it.
             Proves::Absent if found.is_array() && meant.next().is_none() && all_named(objects, &wanted) => {
-                Evidence::Done("and it is not there any more")
+                Evidence::Done("and it is no longer there")
             }
             Proves::Fields | Proves::Gone | Proves::Absent => Evidence::Nothing,
         }
@@ -76,7 +75,7 @@ fn all_named(objects: &[Value], wanted: &[(&str, String)]) -> bool {
     objects.iter().all(|object| wanted.iter().all(|(name, _)| object.get(name).and_then(text).is_some()))
 }
 
-/// A plain value as a path spells it.
+/// A scalar as a path would contain it.
 fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -105,7 +104,7 @@ mod tests {
         (AuditLog::open(&read.config.audit, Clock::system()).unwrap().0, dir)
     }
 
-    /// What this answer proves of this write of a built-in row, after the doubt window.
+    /// What this answer proves about a write of a built-in operation, after the doubt window.
     fn judged(operation: &str, path: &str, written: &Value, status: u16, answer: &Value) -> Evidence {
         let (log, _dir) = log();
         let catalogue = Catalogue::built_in();
@@ -146,7 +145,7 @@ mod tests {
         ] {
             assert!(!update(&written, &json!([there])), "{written} is not in {there}");
         }
-        // Each of two objects has half of it.
+        // Each of the two objects matches only half.
         let halves = json!([{"name": "a", "typeId": 2}, {"name": "b", "typeId": 1}]);
         let answer = json!({ "organizationVariables": halves });
         let made = json!({"name": "a", "typeId": 1});
@@ -163,7 +162,7 @@ mod tests {
             catalogue.row(operation).unwrap().is_proved_by_fields() && log.field_hashes(body.as_bytes()).is_some()
         };
         assert!(of("variables.create", 16) && !of("variables.create", 17) && !of("variables.create", 0));
-        assert!(!of("payments.create", 1), "nothing is kept of what no look can prove");
+        assert!(!of("payments.create", 1), "nothing is kept if no look can prove it");
     }
 
     #[test]
@@ -174,8 +173,8 @@ mod tests {
         };
         assert!(absent(200, json!([])) && absent(200, json!([{"name": "w"}])));
         assert!(!absent(200, json!([{"name": "v"}])) && !absent(404, json!([])));
-        assert!(!absent(200, json!({"name": "w"})), "no list");
-        assert!(!absent(200, json!([{"label": "v"}])) && !absent(200, json!(["v"])), "who that is nobody knows");
+        assert!(!absent(200, json!({"name": "w"})), "not a list");
+        assert!(!absent(200, json!([{"label": "v"}])) && !absent(200, json!(["v"])), "nothing identifies it");
     }
 
     #[test]

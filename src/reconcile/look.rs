@@ -1,4 +1,4 @@
-//! One look: the read that the catalogue names for a write in doubt, and what its answer settles.
+//! One look: sends the read that the catalogue names for a write in doubt, and settles what its answer proves.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,12 +21,11 @@ use crate::gateway::tags::{self, Parameters};
 use crate::quota::{BucketId, Slot};
 use crate::upstream::{BreakerKey, BreakerPermit, Ending, Outgoing, Upstream, UpstreamAnswer};
 
-/// A look that can be made.
+/// A look that can be sent.
 pub(super) struct LookPlan<'p> {
     policy: &'p Policy,
     doubt: &'p Doubt,
     check: &'p EffectCheck,
-    /// The parameters of the write's path.
     parameters: Parameters,
     read: &'p Operation,
     target: String,
@@ -34,7 +33,7 @@ pub(super) struct LookPlan<'p> {
     organization: Option<u64>,
 }
 
-/// The right to make a look: it takes no quota that anybody else wants.
+/// Permission to send a look. It takes no quota that anyone else wants.
 pub(super) struct LookPermit {
     upstream: Arc<Upstream>,
     breaker: BreakerPermit,
@@ -42,17 +41,17 @@ pub(super) struct LookPermit {
 }
 
 impl LookPermit {
-    /// Nothing was sent.
+    /// Returns the slot; nothing was sent.
     pub(super) fn give_back(self) {
         self.slot.unsent();
     }
 }
 
 impl<'p> LookPlan<'p> {
-    /// How to find out what became of this write.
+    /// Plans how to find out what became of this write.
     ///
     /// # Errors
-    /// Looking is off, or no look can prove anything of this write.
+    /// If looking is off, or no look can prove anything about this write.
     pub(super) fn of(policy: &'p Policy, doubt: &'p Doubt) -> Result<Self, DoubtReason> {
         if !policy.config.upstream.look {
             return Err(DoubtReason::Off);
@@ -72,10 +71,10 @@ impl<'p> LookPlan<'p> {
         Some(Self { policy, doubt, check, read, target, bucket, organization, parameters })
     }
 
-    /// What the look needs, if it is to be had without waiting.
+    /// Gets permission to send the look, without waiting.
     ///
     /// # Errors
-    /// The breaker is open, or somebody wants the quota.
+    /// If the breaker is open, or there is no spare quota.
     pub(super) async fn permit(&self, gateway: &Gateway) -> Result<LookPermit, DoubtReason> {
         let upstream = gateway.upstream();
         let key = BreakerKey { operation: self.read.id.clone(), organization: self.organization };
@@ -84,7 +83,8 @@ impl<'p> LookPlan<'p> {
         Ok(LookPermit { upstream, breaker, slot })
     }
 
-    /// Makes the look and settles what it proves; why the doubt stays, if it does. `too_late`: the write can no longer take effect.
+    /// Sends the look and settles what it proves. Returns why the doubt remains, if it does. `too_late`: the write can no longer take
+    /// effect.
     pub(super) async fn look(&self, gateway: &Arc<Gateway>, permit: LookPermit, too_late: bool) -> DoubtReason {
         let LookPermit { upstream, breaker, slot } = permit;
         let headers = outgoing_headers(&HeaderMap::new(), false);

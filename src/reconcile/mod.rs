@@ -1,7 +1,8 @@
-//! Settling writes in doubt by looking: where the catalogue names a read that can tell, that read is made with spare quota once
-//! Make answers again, and what its answer proves is settled. Nothing is ever sent a second time here; what is not proved stays.
+//! Settles writes in doubt by looking. Where the catalogue names a read that can tell, that read is sent with spare quota once Make
+//! answers again, and the doubt is settled if its answer proves something. No write is ever repeated here; what is not proved stays in
+//! doubt.
 //!
-//! This is a task of its own, and no request calls it. The log says which writes are in doubt.
+//! This is a task of its own; no request calls it. It learns from the log which writes are in doubt.
 
 mod evidence;
 mod look;
@@ -20,44 +21,44 @@ use watched::WatchedDoubt;
 
 pub use watched::DoubtReason;
 
-/// How often the doubts are gone through.
+/// Time between two rounds through the doubts.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// Watches the doubts of a gateway and looks what became of them.
+/// Watches a gateway's doubts and tries to settle them.
 pub struct Reconciler {
     gateway: Arc<Gateway>,
-    /// By the numbers of their intents.
+    /// Keyed by intent.
     watched: Mutex<HashMap<u64, WatchedDoubt>>,
 }
 
-/// How far a doubt is from being settled.
+/// What was tried to settle a doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DoubtProgress {
-    /// Looks so far.
+    /// Number of looks so far.
     pub looks: u32,
     /// Why it is still in doubt.
     pub why: DoubtReason,
 }
 
 impl Reconciler {
-    /// A reconciler that watches nothing yet.
+    /// Creates a reconciler that watches nothing yet.
     #[must_use]
     pub fn new(gateway: Arc<Gateway>) -> Arc<Self> {
         Arc::new(Self { gateway, watched: Mutex::default() })
     }
 
-    /// The gateway whose doubts they are.
+    /// The gateway that it works for.
     #[must_use]
     pub const fn gateway(&self) -> &Arc<Gateway> {
         &self.gateway
     }
 
-    /// Watches and looks for as long as the service runs.
+    /// Runs for as long as the service does.
     pub async fn run(self: Arc<Self>) {
         tokio::join!(self.watch(), self.look());
     }
 
-    /// How far this doubt is.
+    /// What was tried for this doubt.
     #[must_use]
     pub fn progress(&self, policy: &Policy, doubt: &Doubt) -> DoubtProgress {
         let watched = self.watched().get(&doubt.intent).copied();
@@ -69,7 +70,7 @@ impl Reconciler {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Each doubt is watched from the moment it arises, also during a look: what is heard of the upstream after that counts.
+    /// Watches each doubt from the moment it arises, even during a look, because what the upstream answers after that counts.
     async fn watch(&self) {
         loop {
             self.watch_all(&self.gateway.log.doubts().list());
@@ -87,7 +88,7 @@ impl Reconciler {
         }
     }
 
-    /// One look at a time.
+    /// Sends looks, one at a time.
     async fn look(&self) {
         let clock = &self.gateway.clock;
         loop {
@@ -103,10 +104,10 @@ impl Reconciler {
         }
     }
 
-    /// Looks at one doubt if that can be done now.
+    /// Looks at one doubt if that is possible now.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason, if it is not.
     async fn look_if_due(&self, policy: &Policy, doubt: &Doubt) -> Result<(), DoubtReason> {
         let plan = LookPlan::of(policy, doubt)?;
         let Some(watched) = self.watched().get(&doubt.intent).copied() else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! Settling a write in doubt: one way, whoever says what became of it.
+//! Settles a write in doubt. There is one way, for operators and for looks.
 
 use std::sync::Arc;
 
@@ -9,35 +9,32 @@ use crate::idempotency::KeyedWrite;
 use crate::process_log::EACH;
 use crate::vocabulary::Outcome;
 
-/// What became of a write, and who says so.
+/// The verdict on a write, and where it comes from.
 #[derive(Clone, Debug)]
 pub struct Settlement {
     /// Did it take effect?
     pub done: bool,
-    /// The operator, where one says so.
+    /// The operator, if one decided.
     pub peer: Option<Peer>,
-    /// How it is known.
+    /// The evidence.
     pub detail: Option<Box<str>>,
-    /// What the upstream answered, where it was looked at.
+    /// The upstream's answer to the look, if there was one.
     pub upstream_status: Option<u16>,
 }
 
 /// Why a write was not settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotSettled {
-    /// It is not in doubt, or somebody else is settling it.
+    /// It is not in doubt, or is being settled already.
     NoDoubt,
-    /// The settlement is not on disk.
+    /// The settlement could not be written to disk.
     CannotRecord,
 }
 
-/// Ends the doubt with this intent: when this returns, its settlement is on disk, equal writes are held no more, and nothing that was read
-/// before is found in memory.
-///
-/// # Errors
-/// [`NotSettled`].
+/// Settles the doubt with this intent. When it returns, the settlement is on disk, identical writes are no longer held, and the cache
+/// finds nothing that was read before.
 pub async fn settle(gateway: &Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
-    // In a task of its own: whoever hangs up, what was queued for the disk is not claimed a second time.
+    // In a task of its own: if the caller hangs up, a settlement that is queued for the disk must not be claimed again.
     let task = gateway.tasks.spawn(claimed(gateway.clone(), intent, verdict));
     task.await.unwrap_or(Err(NotSettled::CannotRecord))
 }
@@ -47,7 +44,7 @@ async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Res
     let doubt = claim.doubt().clone();
     let keyed = keyed(&doubt);
     if let Some(keyed) = keyed.clone().filter(|_| verdict.done) {
-        // Before the settlement: after it the doubt holds the key no more.
+        // Before the settlement, because after it the doubt no longer holds the key.
         gateway.idempotency.settle_done(keyed).await;
     }
     let by = if verdict.peer.is_some() { "operator" } else { "look" };
@@ -80,7 +77,7 @@ async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Res
     recorded.map(drop).map_err(|_cannot| NotSettled::CannotRecord)
 }
 
-/// The write with its idempotency key, where it came with one.
+/// The write with its idempotency key, if it has one.
 fn keyed(doubt: &Doubt) -> Option<KeyedWrite> {
     Some(KeyedWrite {
         key: doubt.idempotency?,

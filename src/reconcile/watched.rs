@@ -1,4 +1,4 @@
-//! What is known of a doubt that is watched: what had been heard of the upstream, and when the next look may be.
+//! State of a watched doubt: what the upstream had answered when it arose, and when the next look is due.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -6,38 +6,38 @@ use std::time::{Duration, Instant};
 use crate::config::CacheConfig;
 use crate::gateway::Gateway;
 
-/// The pause after the first look.
+/// Pause after the first look.
 const SECOND_LOOK: Duration = Duration::from_secs(30);
-/// Pauses after the look at the end of the doubt window; the last one stays.
+/// Pauses after the look at the end of the doubt window; the last one repeats.
 const PAUSES: [Duration; 3] = [Duration::from_mins(5), Duration::from_mins(15), Duration::from_hours(1)];
-/// After this no look will tell any more.
+/// When to give up looking.
 const LOOKED_MAX: Duration = Duration::from_hours(24);
 
 /// Why a doubt is still open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DoubtReason {
-    /// Its row says of no read that it tells, or its body cannot be known again.
+    /// The catalogue names no read that can prove it, or its body cannot be recognized.
     Unprovable,
     /// `upstream.look = false`.
     Off,
-    /// Make may lag behind: it is too early.
+    /// Too early: Make may lag behind.
     Early,
-    /// The upstream has not answered anybody since.
+    /// The upstream has answered nothing since.
     Unanswered,
-    /// There is no quota to spare.
+    /// No spare quota.
     NoQuota,
-    /// What is found out could not be recorded.
+    /// The log cannot be written, so a result could not be recorded.
     NoLog,
-    /// What was seen last proves nothing.
+    /// The last look proved nothing.
     Unproved,
-    /// The last look was not answered well.
+    /// The last look failed.
     Failed,
-    /// All looks were in vain.
+    /// No look proved anything.
     GivenUp,
 }
 
 impl DoubtReason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 9] = [
         Self::Unprovable,
         Self::Off,
@@ -50,7 +50,7 @@ impl DoubtReason {
         Self::GivenUp,
     ];
 
-    /// In words.
+    /// Text for operators.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -67,12 +67,11 @@ impl DoubtReason {
     }
 }
 
-/// What had been heard of the upstream at some moment.
+/// What the upstream had answered at some point in time.
 #[derive(Clone, Copy, Debug)]
 struct UpstreamHistory {
-    /// Good answers.
     answers: u64,
-    /// Attempts on behalf of callers.
+    /// Attempts made for callers.
     asked: u64,
 }
 
@@ -84,31 +83,30 @@ impl UpstreamHistory {
     }
 }
 
-/// A doubt that is watched.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WatchedDoubt {
     since: Instant,
     before: UpstreamHistory,
     pub(super) looks: u32,
-    /// When the next look may be.
+    /// When the next look is due.
     due: Instant,
     pub(super) why: DoubtReason,
 }
 
 impl WatchedDoubt {
-    /// From when on the write cannot take effect unseen any more.
+    /// From then on, the write can no longer take effect unseen.
     fn over(&self, cache: &CacheConfig) -> Instant {
         self.since + cache.doubt + cache.settle
     }
 
-    /// A doubt that is new.
+    /// Starts to watch a doubt.
     pub(super) fn begin(gateway: &Gateway, cache: &CacheConfig) -> Self {
         let since = gateway.clock.now();
         let before = UpstreamHistory::now(gateway);
         Self { since, before, looks: 0, due: since + cache.settle, why: DoubtReason::Early }
     }
 
-    /// Is it time for a look that may prove something? `true`: it is so late that the write can no longer take effect.
+    /// Is it time for a look that may prove something? Returns true if the write can no longer take effect.
     ///
     /// # Errors
     /// Why there is no look now.
@@ -124,13 +122,13 @@ impl WatchedDoubt {
             return Err(DoubtReason::NoLog);
         }
         let too_late = now >= self.over(cache);
-        // Has the upstream answered anybody since? Where nobody has asked until the doubt window is over, the look itself asks.
+        // Has the upstream answered anyone since? If nobody asked until the end of the doubt window, the look itself is the question.
         let history = UpstreamHistory::now(gateway);
         let answers_again = history.answers > self.before.answers || (too_late && history.asked == self.before.asked);
         if answers_again { Ok(too_late) } else { Err(DoubtReason::Unanswered) }
     }
 
-    /// A look has been made.
+    /// Notes a look and schedules the next one.
     pub(super) fn looked(&mut self, now: Instant, cache: &CacheConfig, why: DoubtReason) {
         self.looks += 1;
         self.why = why;

@@ -1,5 +1,5 @@
-//! Step 7: read the body, bounded and whole, before anything is spent on the request. Its memory counts against its caller's
-//! share of `limits.bodies_bytes` until the last that is made of it is gone.
+//! Step 7: read the whole body, within limits, before anything is spent on the request. Its memory counts against its caller's share of
+//! `limits.bodies_bytes` until the last reference to it is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,20 +17,19 @@ use crate::door::RequestBody;
 use crate::gateway::refusal::Refusal;
 use crate::shares::{CountedBytes, ShareHolder};
 
-/// How a body is read.
 pub(crate) struct BodyReader<'r> {
     pub(crate) row: &'r Operation,
     pub(crate) headers: &'r HeaderMap,
     pub(crate) limits: &'r Limits,
-    /// Whose share of the bodies' memory it takes.
+    /// The caller's share of memory for bodies.
     pub(crate) holder: &'r Arc<ShareHolder>,
 }
 
 impl BodyReader<'_> {
-    /// The body, if the operation takes one like it.
+    /// Reads the body and checks that the operation takes it.
     ///
     /// # Errors
-    /// Too large, too slow, cut, unwanted, not what the operation takes, or there is no memory for it.
+    /// If it is too large, too slow, cut off, unwanted or of the wrong type, or if there is no memory for it.
     pub(crate) async fn whole(self, body: impl RequestBody, clock: &Clock) -> Result<Bytes, Refusal> {
         let Self { row, headers, .. } = self;
         if body.is_end_stream() {
@@ -89,7 +88,7 @@ fn check(row: &Operation, headers: &HeaderMap, body: Bytes) -> Result<Bytes, Ref
     Ok(body)
 }
 
-/// JSON where an object is taken, and never encoded: `Content-Encoding` does not go upstream.
+/// The body must be JSON if the operation takes an object. It must not be encoded, because `Content-Encoding` is not forwarded.
 fn check_type(row: &Operation, headers: &HeaderMap) -> Result<(), Refusal> {
     let plain = headers.get(CONTENT_ENCODING).is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
     let json = |value: &HeaderValue| {
@@ -104,7 +103,7 @@ fn check_object(body: &[u8]) -> Result<(), Refusal> {
     let wrong = |why: String| Err(Refusal::NotAnObject { why });
     let Ok(text) = std::str::from_utf8(body) else { return wrong("it is not UTF-8".to_owned()) };
     match serde_json::from_str::<IgnoredAny>(text) {
-        // serde_json's message names line and column, never the text.
+        // serde_json's message contains line and column, but never the text.
         Err(error) => wrong(error.to_string()),
         Ok(_) if body.trim_ascii_start().first() != Some(&b'{') => {
             wrong("the body is JSON, but not an object".to_owned())

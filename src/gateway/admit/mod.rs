@@ -1,4 +1,4 @@
-//! Steps 2 to 7: what is asked for, by whom, whether it may, and the body.
+//! Steps 2 to 7: decide what is asked for, by whom and whether they may, and read the body.
 
 pub(crate) mod body;
 pub mod policy;

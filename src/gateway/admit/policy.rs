@@ -1,4 +1,5 @@
-//! What is in force: one immutable snapshot a request. A reload makes a new one; nothing is remembered per caller beside it.
+//! The configuration in force, as one immutable snapshot per request. A reload makes a new one. Nothing else is kept per caller, except
+//! for its state.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -16,28 +17,28 @@ use crate::config::{self, Config, Limits, Scope, TlsFiles};
 use crate::ids::{KeyHash, KeyId};
 use crate::quota::BucketId;
 
-/// A caller as this snapshot has it, with the state that outlives snapshots.
+/// A caller in this snapshot, with the state that outlives snapshots.
 #[derive(Debug)]
 pub struct Caller {
-    /// What is configured of it.
+    /// Its configuration.
     pub config: config::CallerConfig,
-    /// Its rate, its counters.
+    /// Its rate and counters.
     pub state: Arc<CallerState>,
-    /// `RateLimit-Policy` of its rate.
+    /// `RateLimit-Policy` header of its rate.
     pub rate_policy: HeaderValue,
     /// Which rows its grants cover, by index.
     rows: Arc<[bool]>,
 }
 
 impl Caller {
-    /// Do its grants cover the row with this index?
+    /// Do its grants cover the row at this index?
     #[must_use]
     pub fn may(&self, row: usize) -> bool {
         self.rows.get(row).copied().unwrap_or(false)
     }
 }
 
-/// What callers of the same terms share, so that it is in the processor's caches for all of them.
+/// Values that callers with equal settings share, so that they stay in the processor's caches.
 struct CallerProfile<'c> {
     catalogue: &'c Catalogue,
     policies: HashMap<config::Rate, HeaderValue>,
@@ -76,18 +77,18 @@ impl<'c> CallerProfile<'c> {
     }
 }
 
-/// A key that a caller has.
+/// A caller's key.
 #[derive(Clone, Debug)]
 pub struct CallerKey {
-    /// Whose it is.
+    /// Its owner.
     pub caller: Arc<Caller>,
-    /// How records name it.
+    /// Its id in records.
     pub key: KeyId,
-    /// Where its last use is noted.
+    /// When it was last used.
     pub last_used: LastUsed,
 }
 
-/// SHA-256 hashes are random already: their first bytes are hash enough.
+/// SHA-256 hashes are uniform already, so their first bytes serve as the hash.
 #[derive(Default)]
 pub struct FirstBytes(u64);
 
@@ -105,27 +106,27 @@ impl Hasher for FirstBytes {
     fn write_usize(&mut self, _: usize) {}
 }
 
-/// The snapshot.
+/// The configuration in force, prepared for requests.
 #[derive(Debug)]
 pub struct Policy {
-    /// All of the configuration.
+    /// The complete configuration.
     pub config: Config,
     /// All callers, in the configuration's order.
     pub members: Vec<Arc<Caller>>,
     keys: HashMap<KeyHash, CallerKey, BuildHasherDefault<FirstBytes>>,
-    /// By name, where certificates name callers.
+    /// Callers by name, if certificates may identify callers.
     names: HashMap<Arc<str>, Arc<Caller>>,
-    /// How long each row's answers are kept, by index; `None`: not stored.
+    /// How each row's answers are stored, by index; `None` if they are not.
     storing: Box<[Option<cache::StorePolicy>]>,
     unscoped: usize,
     scoped: HashMap<u64, usize>,
     openapi: OnceLock<Bytes>,
-    /// Another is in force.
+    /// A newer snapshot has replaced it.
     retired: AtomicBool,
 }
 
 impl Policy {
-    /// The snapshot of `config`; callers keep their state in `callers`.
+    /// Makes a snapshot of `config`; callers keep their state in `callers`.
     #[must_use]
     pub fn new(config: Config, callers: &Callers) -> Self {
         let (catalogue, mut alike) = (&config.catalogue, CallerProfile::new(&config.catalogue));
@@ -153,58 +154,58 @@ impl Policy {
         Self { members, keys, names, storing, unscoped, scoped, openapi, retired, config }
     }
 
-    /// The OpenAPI document of the gateway door, made when it is first asked for.
+    /// The OpenAPI document of the gateway door, generated on first use.
     pub fn openapi(&self) -> Bytes {
         self.openapi.get_or_init(|| openapi(self.catalogue()).to_string().into()).clone()
     }
 
-    /// Is this still the one that new requests are judged by? Cheap: asked for every answer.
+    /// Do new requests still use this snapshot? Cheap enough to ask for every answer.
     #[must_use]
     pub fn is_in_force(&self) -> bool {
         !self.retired.load(Ordering::Acquire)
     }
 
-    /// Another is in force from now on.
+    /// A newer snapshot is in force from now on.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
     }
 
-    /// All rows.
+    /// The operations of this configuration.
     #[must_use]
     pub fn catalogue(&self) -> &Catalogue {
         &self.config.catalogue
     }
 
-    /// Every bound.
+    /// The limits of this configuration.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.config.limits
     }
 
-    /// Who has the key with this hash?
+    /// Looks up a key by its hash.
     #[must_use]
     pub fn caller_key(&self, hash: &KeyHash) -> Option<&CallerKey> {
         self.keys.get(hash)
     }
 
-    /// Whom a certificate with these names belongs to: none, one, or several.
+    /// Callers that a certificate with these names identifies: none, one or several.
     pub fn certified<'p>(&'p self, names: &[Box<str>]) -> impl Iterator<Item = &'p Arc<Caller>> {
         names.iter().filter_map(|name| self.names.get(&**name))
     }
 
-    /// The caller of this name.
+    /// Looks up a caller by name.
     #[must_use]
     pub fn caller(&self, name: &str) -> Option<&Arc<Caller>> {
         self.members.iter().find(|caller| &*caller.config.name == name)
     }
 
-    /// How the answers of the row with this index are stored; `None`: they are not.
+    /// How answers of the row at this index are stored; `None` if they are not.
     #[must_use]
     pub fn store_policy(&self, row: usize) -> Option<&cache::StorePolicy> {
         self.storing.get(row)?.as_ref()
     }
 
-    /// How many callers may spend this bucket at all: what fairness is measured by.
+    /// Number of callers that may use this bucket; fair shares are computed from it.
     #[must_use]
     pub fn eligible(&self, bucket: BucketId) -> usize {
         match bucket {
@@ -220,13 +221,13 @@ fn storing(row: &Operation, cache: &config::CacheConfig) -> Option<cache::StoreP
     (!lifetime.is_zero()).then_some(cache::StorePolicy { freshness: row.freshness, lifetime, stale_if_error, negative })
 }
 
-/// Whose quota a request spends.
+/// The quota bucket that a request spends from.
 #[must_use]
 pub fn bucket(matched: &MatchedOperation<'_, '_>) -> BucketId {
     bucket_of(matched.operation, matched.organization)
 }
 
-/// The same of a row and the organization in its path.
+/// The quota bucket for a row and the organization in its path.
 #[must_use]
 pub fn bucket_of(row: &Operation, organization: Option<u64>) -> BucketId {
     match (row.quota, organization) {

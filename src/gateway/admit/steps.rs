@@ -1,4 +1,4 @@
-//! Steps 2 to 6: from a head to a caller who may. None of them waits, spends or allocates without need.
+//! Steps 2 to 6: from a request head to an admitted caller. None of them waits, spends quota, or allocates without need.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use crate::hash;
 use crate::ids::KeyHash;
 use crate::shares::{HeldShare, Shortage};
 
-/// No method that an operation can have is longer. Records hold no more of one.
+/// Maximum length of a method. No operation has a longer one, and records store no more of it.
 pub(crate) const METHOD_BYTES_MAX: usize = 32;
-/// No key is longer; hashing is cheap, hashing without bound is not.
+/// Maximum length of a key: hashing is cheap only if its input is bounded.
 const KEY_BYTES_MAX: usize = 512;
 
-/// Step 2: the target's one canonical form. CONNECT has none: its target is an authority, and step 4 refuses it.
+/// Step 2: the target's canonical form. CONNECT has none: its target is an authority, and step 4 refuses it.
 ///
 /// # Errors
-/// It is too long, or could be read two ways.
+/// If it is too long, or can be read in two ways.
 pub fn target<'u>(method: &Method, uri: &'u Uri, limits: &Limits) -> Result<Target<'u>, Refusal> {
     if method == Method::CONNECT {
         return Ok(Target { path: Cow::Borrowed(""), query: Vec::new() });
@@ -37,10 +37,10 @@ pub fn target<'u>(method: &Method, uri: &'u Uri, limits: &Limits) -> Result<Targ
     Target::parse(uri).map_err(|why| Refusal::Ambiguous { why })
 }
 
-/// Step 3: who calls? `names`: what the peer's certificate calls it.
+/// Step 3: identify the caller. `names` are those in the peer's certificate.
 ///
 /// # Errors
-/// No key and no caller's certificate, two of them, or a key that nobody has.
+/// If there is no credential, more than one, or an unknown key.
 pub fn identify<'p>(
     policy: &'p Policy,
     headers: &HeaderMap,
@@ -62,14 +62,14 @@ pub fn identify<'p>(
 /// How a caller was identified.
 #[derive(Debug)]
 pub enum Credential<'p> {
-    /// By this key, which has this hash.
+    /// By this key, with its hash.
     Key(&'p CallerKey, KeyHash),
     /// By a certificate with these names.
     Certificate(&'p Arc<Caller>, &'p CertificateNames),
 }
 
 impl Credential<'_> {
-    /// Who it is.
+    /// The caller that it identifies.
     #[must_use]
     pub fn caller(&self) -> &Arc<Caller> {
         match self {
@@ -78,7 +78,7 @@ impl Credential<'_> {
         }
     }
 
-    /// What to ask another policy by.
+    /// What identifies the caller in another policy.
     #[must_use]
     pub fn id(&self) -> CredentialId {
         match self {
@@ -88,7 +88,7 @@ impl Credential<'_> {
     }
 }
 
-/// What a caller was identified by, without what the policy made of it.
+/// A caller's credential, independent of any policy.
 #[derive(Clone, Debug)]
 pub enum CredentialId {
     /// The key with this hash.
@@ -97,12 +97,12 @@ pub enum CredentialId {
     Certificate(CertificateNames),
 }
 
-/// What a request was let in for. The policy may have changed since.
+/// What a request was authorized for. The policy may have changed since.
 #[derive(Clone, Copy, Debug)]
 pub struct Rights<'r> {
-    /// What its caller was identified by.
+    /// The caller's credential.
     pub by: &'r CredentialId,
-    /// Its caller, as it was then.
+    /// The caller as it was then.
     pub caller: &'r Caller,
     /// The operation's id.
     pub operation: &'r str,
@@ -110,10 +110,10 @@ pub struct Rights<'r> {
     pub organization: Option<u64>,
 }
 
-/// Steps 3 to 5 once more, by a policy that came into force after the request was let in.
+/// Repeats steps 3 to 5 under a policy that came into force after the request was authorized.
 ///
 /// # Errors
-/// The key is gone or another caller's, the operation is gone, or the grants or the scope do not cover it any more.
+/// If the key is gone or belongs to another caller, the operation is gone, or the grants or the scope no longer cover the request.
 pub fn still_allowed(policy: &Policy, rights: &Rights<'_>) -> Result<(), Refusal> {
     let (name, before) = (&rights.caller.config.name, &rights.caller.config.organizations);
     let caller = match rights.by {
@@ -125,7 +125,7 @@ pub fn still_allowed(policy: &Policy, rights: &Rights<'_>) -> Result<(), Refusal
     granted(caller.config.grants.cover(&row.grant), row)?;
     let scope = &caller.config.organizations;
     in_scope(scope, row, rights.organization)?;
-    // A list was narrowed to the organizations that the caller had then.
+    // A list was narrowed to the organizations that the caller could access then.
     match (before, row.narrow.is_some() && !scope.is_all()) {
         (Scope::All, true) => Err(Refusal::Unscoped),
         (Scope::Only(ids), true) => ids.iter().try_for_each(|id| in_scope(scope, row, Some(*id))),
@@ -152,10 +152,10 @@ fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
     Some((before, after.get(1..)?))
 }
 
-/// Step 4: which operation is it?
+/// Step 4: find the operation.
 ///
 /// # Errors
-/// None with this path, none with this method, or a method that none could have.
+/// If no operation has this path, or none on it has this method, or no operation can have such a method.
 pub fn classify<'c, 'p>(
     policy: &'c Policy,
     method: &Method,
@@ -170,10 +170,10 @@ pub fn classify<'c, 'p>(
     })
 }
 
-/// Step 2 again, now that the row is known: what the target's parameters mean to it.
+/// Step 2, part two: the meaning of the target's parameters, now that the operation is known.
 ///
 /// # Errors
-/// A single-valued parameter of the row is given twice.
+/// If a single-valued parameter of the operation is given twice.
 pub fn plan<'u>(
     target: &'u Target<'_>,
     row: &Operation,
@@ -182,16 +182,16 @@ pub fn plan<'u>(
     target.plan(row, matched).map_err(|parameter| Refusal::Repeated { parameter })
 }
 
-/// What a record holds of the method.
+/// The part of the method that a record stores.
 pub(crate) fn cut_method(method: &Method) -> Method {
     let cut = method.as_str().as_bytes().get(..METHOD_BYTES_MAX);
     cut.and_then(|cut| Method::from_bytes(cut).ok()).unwrap_or_else(|| method.clone())
 }
 
-/// Step 5: may the caller do this, here?
+/// Step 5: may the caller use this operation, here?
 ///
 /// # Errors
-/// Its grants or its scope do not cover it.
+/// If its grants or its scope do not cover it.
 pub fn authorize(caller: &Caller, matched: &MatchedOperation<'_, '_>) -> Result<(), Refusal> {
     granted(caller.may(matched.index), matched.operation)?;
     in_scope(&caller.config.organizations, matched.operation, matched.organization)
@@ -210,10 +210,10 @@ fn in_scope(scope: &Scope, row: &Operation, organization: Option<u64>) -> Result
     }
 }
 
-/// Step 6: is it within the caller's rate, and are few enough of its requests under way?
+/// Step 6: check the caller's rate and its number of requests under way.
 ///
 /// # Errors
-/// Too fast, or too many; with what is left of the rate for the headers.
+/// If either is exceeded. Includes what remains of the rate, for the headers.
 pub fn admit(caller: &Caller, limits: &Limits) -> Result<(HeldShare, Remaining), (Refusal, Option<Remaining>)> {
     let remaining = caller
         .state
@@ -223,10 +223,10 @@ pub fn admit(caller: &Caller, limits: &Limits) -> Result<(HeldShare, Remaining),
     Ok((under_way, remaining))
 }
 
-/// A place among the requests under way.
+/// Counts a request as under way.
 ///
 /// # Errors
-/// As many are under way as the caller, or all together, may have.
+/// If the caller, or all callers together, have reached the limit.
 pub fn place(caller: &Caller, limits: &Limits) -> Result<HeldShare, Refusal> {
     let most = limits.in_flight_per_caller;
     caller.state.enter(most).map_err(|short| match short {

@@ -1,4 +1,4 @@
-//! Step 2, target: one canonical form of path and query. What could be read two ways is refused, never repaired.
+//! Step 2, target: one canonical form of path and query. An ambiguous target is refused, never repaired.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -8,42 +8,42 @@ use percent_encoding::percent_decode_str;
 
 use crate::catalogue::{MatchedOperation, Operation, ParameterKind, PathSegment};
 
-/// The most values that a set (`cols[]`) may have and still be part of a cache key (`docs/decisions/cache-keys.md`).
+/// Maximum number of values in a set (`cols[]`) that can be part of a cache key (`docs/decisions/cache-keys.md`).
 const SET_VALUES_MAX: usize = 64;
 
-/// A request's target in its one canonical form.
+/// A request's target in canonical form.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target<'u> {
-    /// The path, decoded; its segments hold no `/`, so that it is as unambiguous as the segments are.
+    /// The path, decoded. No segment contains `/`, so splitting it is unambiguous.
     pub path: Cow<'u, str>,
-    /// The query's parameters in order, canonically escaped (not decoded: `+` and `%20` stay apart).
+    /// The query's parameters in order, escaped canonically but not decoded: `+` and `%20` stay different.
     pub query: Vec<QueryPair<'u>>,
 }
 
-/// One query parameter, canonically escaped.
+/// One query parameter, escaped canonically.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryPair<'u> {
-    /// Its name.
+    /// The parameter's name.
     pub name: Cow<'u, str>,
-    /// What follows the first `=`; `None`: no `=`.
+    /// What follows the first `=`; `None` without `=`.
     pub value: Option<Cow<'u, str>>,
 }
 
-/// What the target means to one row: the cache key, and what goes upstream.
+/// The target as its operation understands it: the cache key and what goes upstream.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CacheKeyPlan<'u> {
     /// Path and query as they go upstream.
     pub target: Cow<'u, str>,
-    /// The cache key, where it is not the target itself (equal keys lead to equal requests): a refresh is no part of it.
+    /// The cache key, if it differs from the target because a refresh is not part of it. Requests with equal keys are equal.
     refresh_key: Option<String>,
-    /// Is every parameter one that the row's key knows, in the form that it knows?
+    /// Does the operation's cache key cover every parameter, in the form given?
     pub keyed: bool,
-    /// Does a parameter (`wait=true`) demand what the upstream has now?
+    /// Does a parameter (`wait=true`) ask for the upstream's current state?
     pub refresh: bool,
 }
 
 impl CacheKeyPlan<'_> {
-    /// The cache key; of meaning only where `keyed`.
+    /// The cache key; valid only if `keyed`.
     #[must_use]
     pub fn key(&self) -> &str {
         self.refresh_key.as_deref().unwrap_or(&self.target)
@@ -51,10 +51,10 @@ impl CacheKeyPlan<'_> {
 }
 
 impl<'u> Target<'u> {
-    /// Parses what hyper took from the request line.
+    /// Parses the target that hyper read from the request line.
     ///
     /// # Errors
-    /// A sentence that says what could be read two ways and what to write instead.
+    /// A sentence that says what is ambiguous and what to write instead.
     pub fn parse(uri: &'u Uri) -> Result<Self, String> {
         let path = canonical_path(uri.path())?;
         let query = match uri.query() {
@@ -64,7 +64,7 @@ impl<'u> Target<'u> {
         Ok(Self { path, query })
     }
 
-    /// The value of a parameter, decoded (`+` is a space); of the first where there are several.
+    /// The first value of a parameter, decoded (`+` is a space).
     #[must_use]
     pub fn value(&self, name: &str) -> Option<String> {
         self.values(name).next()
@@ -75,10 +75,10 @@ impl<'u> Target<'u> {
         self.query.iter().filter(move |p| p.name == name).filter_map(|p| p.value.as_deref().map(decoded))
     }
 
-    /// What this target means to `row`.
+    /// Interprets this target for `row`.
     ///
     /// # Errors
-    /// The name of a single-valued parameter of the row that is given twice.
+    /// The name of a single-valued parameter that is given twice.
     pub fn plan(&'u self, row: &Operation, matched: &MatchedOperation<'_, '_>) -> Result<CacheKeyPlan<'u>, String> {
         for parameter in &row.query {
             let given = self.query.iter().filter(|pair| pair.name == *parameter.name).count();
@@ -105,8 +105,8 @@ impl<'u> Target<'u> {
         })
     }
 
-    /// The normal form of a query that the row's key knows whole: the row's order, defaults left out, sets sorted
-    /// (only what is provably equal is made equal). `None`: the answer cannot be stored.
+    /// The query's normal form for the cache key: in the row's order, without defaults, with sets sorted (only queries that are provably
+    /// equal become equal). Returns `None` if the answer cannot be stored.
     fn key_query(&self, row: &Operation, with_refresh: bool) -> Option<String> {
         let known = |pair: &QueryPair<'_>| row.query.iter().any(|parameter| pair.name == *parameter.name);
         if !self.query.iter().all(known) {
@@ -146,7 +146,7 @@ impl<'u> Target<'u> {
     }
 }
 
-/// A key's text must mean one thing: an empty or odd value is left to the upstream, unstored.
+/// A cache key must be unambiguous: a request with an empty or odd value goes upstream, and its answer is not stored.
 fn well_formed(kind: ParameterKind, value: &str) -> bool {
     match kind {
         ParameterKind::Set | ParameterKind::Scalar => !value.is_empty(),
@@ -160,7 +160,7 @@ fn well_formed(kind: ParameterKind, value: &str) -> bool {
     }
 }
 
-/// Appends `name=value` to a query under construction.
+/// Appends `name=value` to a query.
 pub(crate) fn push_pair(query: &mut String, name: &str, value: Option<&str>) {
     if !query.is_empty() {
         query.push('&');
@@ -176,12 +176,12 @@ fn joined<'u>(path: Cow<'u, str>, query: &str) -> Cow<'u, str> {
     if query.is_empty() { path } else { Cow::Owned(format!("{path}?{query}")) }
 }
 
-/// A query component's text, decoded as a form (`+` is a space). Bytes that are no UTF-8 become U+FFFD.
+/// Decodes a query component like a form (`+` is a space). Invalid UTF-8 becomes U+FFFD.
 pub(crate) fn decoded(text: impl AsRef<str>) -> String {
     percent_decode_str(&text.as_ref().replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
-/// The path that goes upstream: the template's literals, and each parameter's value encoded anew. Never a copy of what came.
+/// The path that goes upstream: the template's literals with each parameter's value encoded anew, never a copy of the request's path.
 fn render_path<'u>(path: &'u str, row: &Operation, matched: &MatchedOperation<'_, '_>) -> Cow<'u, str> {
     if path.bytes().all(is_plain_in_path) {
         return Cow::Borrowed(path); // template and encoding would spell it the same
@@ -190,7 +190,7 @@ fn render_path<'u>(path: &'u str, row: &Operation, matched: &MatchedOperation<'_
     Cow::Owned(path_with(row, |_| values.next().map_or("", |(_, value)| value)))
 }
 
-/// The path of `row` as it goes upstream, with these values of its parameters.
+/// The path of `row` for the upstream, with these parameter values.
 pub(crate) fn path_with<'v>(row: &Operation, mut value: impl FnMut(&str) -> &'v str) -> String {
     let mut out = String::with_capacity(row.path.as_str().len() + 16);
     for segment in row.path.segments() {
@@ -240,7 +240,7 @@ fn canonical_path(raw: &str) -> Result<Cow<'_, str>, String> {
     Ok(Cow::Owned(decoded.into_owned()))
 }
 
-/// Nearly every path: unreserved characters in segments that are neither empty nor begin with a dot. Others are looked at closely.
+/// Matches nearly every path: unreserved characters in segments that are neither empty nor begin with a dot. Others need a closer look.
 fn is_plainly_canonical(path: &str) -> bool {
     let mut before = b'/';
     let plain = path.bytes().skip(1).all(|byte| {
@@ -259,35 +259,35 @@ fn check_segment(segment: &str) -> Result<(), String> {
     while let Some(byte) = bytes.next() {
         let value = match byte {
             b'%' => escape(&mut bytes)?,
-            0x80.. => return Err("the path holds characters beyond ASCII: percent-encode them".to_owned()),
+            0x80.. => return Err("the path contains non-ASCII characters: percent-encode them".to_owned()),
             b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | b';' | 0..=0x20 | 0x7f => {
-                return Err(format!(
-                    "the path holds {:?}, which could be read two ways: leave it out",
-                    char::from(byte)
-                ));
+                return Err(format!("the path contains {:?}, which is ambiguous: leave it out", char::from(byte)));
             }
             other => other,
         };
         if byte == b'%' && matches!(value, b'/' | b'\\' | b'%' | b';' | 0..=0x1f | 0x7f) {
-            return Err(format!("the path holds an escaped {:?}, which could be read two ways", char::from(value)));
+            return Err(format!(
+                "the path contains an escaped {:?}, which is ambiguous: leave it out",
+                char::from(value)
+            ));
         }
         if escaped {
             text.push(value);
         }
     }
     match if escaped { text.as_slice() } else { segment.as_bytes() } {
-        b"" => Err("the path has an empty segment: write single slashes, and none at the end".to_owned()),
-        b"." | b".." => Err("the path has a dot segment: write the path that you mean".to_owned()),
+        b"" => Err("the path has an empty segment: use single slashes, and none at the end".to_owned()),
+        b"." | b".." => Err("the path has a `.` or `..` segment: write the path without it".to_owned()),
         _ => Ok(()),
     }
 }
 
-/// The byte that an escape spells; its two digits are taken from `bytes`.
+/// Decodes an escape, taking its two digits from `bytes`.
 fn escape(bytes: &mut impl Iterator<Item = u8>) -> Result<u8, String> {
     let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16)).and_then(|n| u8::try_from(n).ok());
     match (digit(), digit()) {
         (Some(high), Some(low)) => Ok(high << 4 | low),
-        _ => Err("a `%` without two hexadecimal digits: write %25 for the sign itself".to_owned()),
+        _ => Err("a `%` is not followed by two hexadecimal digits: write %25 for a literal `%`".to_owned()),
     }
 }
 
@@ -298,8 +298,8 @@ fn pair(part: &str) -> Result<QueryPair<'_>, String> {
     })
 }
 
-/// One name or value of the query in canonical escapes: those of unreserved characters and `[ ] $` are undone, hexadecimal
-/// digits are upper case, what must be escaped is.
+/// Escapes a name or value of the query canonically: unreserved characters and `[ ] $` are not escaped, whatever must be escaped is, with
+/// upper-case digits.
 fn component(raw: &str) -> Result<Cow<'_, str>, String> {
     let as_is = |b: u8| {
         b.is_ascii_graphic() && !matches!(b, b'%' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
@@ -312,10 +312,10 @@ fn component(raw: &str) -> Result<Cow<'_, str>, String> {
     while let Some(byte) = bytes.next() {
         match byte {
             b'%' => match escape(&mut bytes)? {
-                0 => return Err("the query holds NUL: leave it out".to_owned()),
+                0 => return Err("the query contains NUL: leave it out".to_owned()),
                 value => push_escaped(&mut out, value, is_unreserved(value) || matches!(value, b'[' | b']' | b'$')),
             },
-            0x80.. => return Err("the query holds characters beyond ASCII: percent-encode them".to_owned()),
+            0x80.. => return Err("the query contains non-ASCII characters: percent-encode them".to_owned()),
             other => push_escaped(&mut out, other, as_is(other)),
         }
     }

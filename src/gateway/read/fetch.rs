@@ -1,5 +1,5 @@
-//! Reads that memory does not answer: joined to a fetch of the same key where there is one, else forwarded; stored behind
-//! the fence; answered stale while the upstream fails.
+//! Reads that the cache does not answer. They join a fetch of the same key or are forwarded; answers are stored only if the fence allows;
+//! a stale answer stands in while the upstream fails.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,13 +28,13 @@ use crate::shares::HeldShare;
 use crate::upstream::Ending;
 use crate::vocabulary::Answer;
 
-/// A fetch that is queued in another caller's name is waited for so long before an own turn is waited for as well.
+/// How long to wait for a fetch queued under another caller's name before also waiting for a turn of one's own.
 const QUEUED_FOR_ANOTHER: Duration = Duration::from_millis(50);
 
 /// Steps 8 to 12 of a read that needs the upstream.
 ///
 /// # Errors
-/// Why there is no answer, and no stored one that may stand in.
+/// The refusal, if no stale answer can stand in.
 pub(crate) async fn fetch(
     gateway: &Arc<Gateway>,
     recorder: &mut RequestRecorder,
@@ -92,7 +92,7 @@ async fn fetch_or_join(
             return Err(Refusal::Busy);
         };
         let collapsed = waiter.collapsed();
-        // It has given its place among the requests under way to others; how many wait so has a bound of its own.
+        // While joined, a request is not counted as under way; `limits.joined` bounds how many can wait like this.
         let _joined = if collapsed { Some(joined(request)?) } else { None };
         match tokio::time::timeout(request.left(&gateway.clock), wait_for_fetch(gateway, request, waiter)).await {
             Err(_) => return Err(late),
@@ -103,7 +103,7 @@ async fn fetch_or_join(
                 }
                 return Ok((fetched, collapsed));
             }
-            // Another request's own failure is not this one's: once more, with a turn of its own.
+            // A failure that concerns only the other request: try once more, with a turn of one's own.
             Ok(FetchWait::Over(over)) if collapsed && !own_turn && concerns_its_owner(&over) => {
                 (own_turn, place) = (true, Some(steps::place(&request.caller, request.policy.limits())?));
             }
@@ -113,13 +113,13 @@ async fn fetch_or_join(
     }
 }
 
-/// The right to wait for the fetch of another request.
+/// Counts a request as joined to another request's fetch.
 fn joined(request: &AuthorizedRequest) -> Result<HeldShare, Refusal> {
     let joined = request.caller.state.holds.joined.take(1);
     joined.map_err(|short| Refusal::Short { of: SharedKind::Joined, short })
 }
 
-/// Did the fetch fail for a reason that is no reason for those who only joined it?
+/// Did the fetch fail for a reason that concerns only the request that started it?
 fn concerns_its_owner(over: &Result<Result<FetchedAnswer, Refusal>, FetchLost>) -> bool {
     match over {
         Ok(Ok(_)) => false,
@@ -128,23 +128,22 @@ fn concerns_its_owner(over: &Result<Result<FetchedAnswer, Refusal>, FetchLost>) 
     }
 }
 
-/// How a wait for a shared fetch ends.
 enum FetchWait {
-    /// With what it brings.
+    /// The shared fetch ended.
     Over(Result<Result<FetchedAnswer, Refusal>, FetchLost>),
-    /// With a turn of this request's own, while the shared fetch still waits for one in another caller's name.
+    /// This request got a turn of its own, while the shared fetch is still queued under another caller's name.
     Turn(Box<OwnTurn>),
 }
 
-/// What a request needs to fetch for itself.
+/// What a request needs to fetch on its own.
 struct OwnTurn {
     permit: ForwardPermit,
-    /// Among the requests under way.
+    /// Counts it as under way.
     place: HeldShare,
 }
 
-/// Waits for a shared fetch. One that is queued in the name of another caller, who may have many before it, is no reason to wait
-/// longer than for an own turn.
+/// Waits for a shared fetch. If the fetch is queued under another caller's name, where many requests may be ahead of it, this also waits
+/// for a turn of its own, and takes whichever comes first.
 async fn wait_for_fetch(
     gateway: &Gateway,
     request: &AuthorizedRequest,
@@ -169,8 +168,8 @@ async fn wait_for_fetch(
     }
 }
 
-/// Fetches anew what is still asked for, before it is stale. Nobody waits for this, and it takes nothing from anybody: it goes
-/// only with quota that nobody wants, while most connections are free, and few do so at once.
+/// Refreshes an entry that is still in demand before it becomes stale. Nobody waits for this fetch and it takes nothing from others: it
+/// uses only spare quota, runs only while most connections are free, and few run at once.
 pub(crate) fn fetch_ahead(gateway: &Arc<Gateway>, request: AuthorizedRequest, plan: &FetchPlan) {
     let Ok(turn) = gateway.ahead.clone().try_acquire_owned() else { return };
     let fence_set = gateway.cache.fence_set(&tags::stored(&request.row, &request.parameters));
@@ -187,12 +186,12 @@ pub(crate) fn fetch_ahead(gateway: &Arc<Gateway>, request: AuthorizedRequest, pl
     let join_request = JoinRequest { caller: &caller, group: plan.group, since: None, ready: false };
     let flown = gateway.shared_fetches.join_or_start(&gateway.tasks, &plan.key, fence_set, &join_request, fetch);
     if let Some(waiter) = flown.filter(|waiter| !waiter.collapsed()) {
-        // Somebody must wait, or the shared fetch is called off. What becomes of it matters to nobody.
+        // Someone must wait, or the shared fetch is cancelled. The result does not matter.
         gateway.tasks.spawn(async move { drop(waiter.await) });
     }
 }
 
-/// One fetch: steps 9, 11 and 12. With a handle its answer fills the cache.
+/// Steps 9, 11 and 12 of a fetch. With a handle, its answer is stored.
 async fn run_fetch(
     gateway: Arc<Gateway>,
     request: Arc<AuthorizedRequest>,
@@ -246,7 +245,7 @@ async fn forward_and_store(
     Ok(FetchedAnswer { body: stored.map_or_else(|| pass(answered), ReplyBody::Entry), by: request.id, facts })
 }
 
-/// Does the upstream fail with this answer (`docs/decisions/stale-answers.md`)?
+/// Does this answer count as a failure of the upstream (`docs/decisions/stale-answers.md`)?
 fn fails(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }

@@ -1,4 +1,4 @@
-//! JSON objects whose values keep the upstream's spelling.
+//! JSON objects whose values keep the upstream's exact text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,16 +8,15 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// A JSON object's members in their order, values as they are spelled.
+/// The members of a JSON object in order, each value as its original text.
 pub(crate) struct JsonMembers<'a>(pub(crate) Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl JsonMembers<'_> {
-    /// The value of a member.
     pub(crate) fn get(&self, name: &str) -> Option<&RawValue> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
     }
 
-    /// The object with each value spelled as this says; `None` leaves the member out.
+    /// Writes the object with the values that `spell` returns; `None` leaves a member out.
     pub(crate) fn spelled<'s>(&'s self, spell: impl Fn(&str, &'s RawValue) -> Option<Cow<'s, str>>) -> String {
         let mut out = String::from("{");
         for (name, value) in &self.0 {
@@ -33,7 +32,7 @@ impl JsonMembers<'_> {
         out
     }
 
-    /// The object of the members to keep.
+    /// Writes the object with only the members to keep.
     pub(crate) fn only(&self, keep: impl Fn(&str) -> bool) -> String {
         self.spelled(|name, value| keep(name).then(|| value.get().into()))
     }
@@ -59,7 +58,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for JsonMembers<'a> {
     }
 }
 
-/// A member's name, borrowed where it has no escapes.
+/// A member's name, borrowed if it contains no escapes.
 struct MemberName<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for MemberName<'de> {

@@ -1,5 +1,5 @@
-//! What a caller of some organizations sees of a list of organizations: the whole list is taken once (one entry for all
-//! scopes), then narrowed, sorted and paged here, so that pages are right for what the caller may see (`docs/decisions/scoped-lists.md`).
+//! Lists of organizations for callers that may access only some. The gateway fetches the complete list (one entry for all scopes), then
+//! filters, sorts and pages it, so that pages are right for each caller (`docs/decisions/scoped-lists.md`).
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use crate::gateway::admit::target::{QueryPair, Target, decoded, push_pair};
 use crate::gateway::refusal::Refusal;
 use crate::gateway::response::{PassedAnswer, Reply, ReplyBody, strong_etag};
 
-/// Make's own bound and default for a page of this list; a longer list cannot be taken whole at once.
+/// Make's maximum and default page size for this list; a longer list cannot be fetched in one piece.
 const WHOLE_LIMIT: usize = 10_000;
-/// Make's parameter that chooses columns.
+/// Make's parameter that selects columns.
 pub(crate) const COLUMNS: &str = "cols[]";
 
-/// The page that a caller asked for.
+/// The page that a caller asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ListPage {
-    /// Columns asked for by name; empty: the upstream's default.
+    /// Requested columns; empty for the upstream's default.
     columns: Vec<String>,
     sort_by: Option<String>,
     descending: bool,
@@ -32,7 +32,7 @@ pub(crate) struct ListPage {
 }
 
 impl ListPage {
-    /// What the target's `cols[]` and `pg[…]` ask for. Odd numbers fall back to the defaults, as a page must be cut somehow.
+    /// Reads `cols[]` and `pg[…]` from the target. Invalid numbers become the defaults.
     #[must_use]
     pub(crate) fn of(target: &Target<'_>) -> Self {
         let number = |name| target.value(name).and_then(|text| text.parse().ok());
@@ -45,7 +45,7 @@ impl ListPage {
         }
     }
 
-    /// The query of the whole list that holds what this page needs: the columns asked for, and those to narrow and sort by.
+    /// The query for the complete list with everything that this page needs: the requested columns, and those to filter and sort by.
     #[must_use]
     pub(crate) fn whole_query(&self) -> String {
         let mut columns: Vec<&str> = self.columns.iter().map(String::as_str).collect();
@@ -68,7 +68,7 @@ impl ListPage {
         query
     }
 
-    /// What the whole list is sorted by here; without a wish it keeps the upstream's order.
+    /// The column that the gateway sorts by; without one, the list keeps the upstream's order.
     fn sorted_here(&self) -> Option<&'static str> {
         match (self.sort_by.as_deref(), self.descending) {
             (Some("id"), _) => Some("id"),
@@ -77,24 +77,24 @@ impl ListPage {
         }
     }
 
-    /// Any other column the upstream sorts by: a list of default columns may not hold it, and whether there is such a
-    /// column only the upstream knows.
+    /// The column that the upstream sorts by: any other one, because the default columns may not include it, and only the upstream knows
+    /// whether it exists.
     fn sorted_upstream(&self) -> Option<&str> {
         self.sort_by.as_deref().filter(|by| !["id", "name"].contains(by))
     }
 
-    /// This page of `list` (the upstream's whole answer, whose array is its member `array`), for a caller of `scope`.
-    /// Every value keeps the upstream's spelling.
+    /// Cuts this page for a caller of `scope` out of `list` (the upstream's complete answer, with the array in its member `array`).
+    /// Values keep the upstream's exact text.
     ///
     /// # Errors
-    /// Why the list cannot be narrowed: then nothing of it may be shown.
+    /// The reason, if the list cannot be narrowed; then none of it may be shown.
     pub(crate) fn cut(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
         let whole: JsonMembers<'_> = serde_json::from_slice(list).map_err(|_| "it is not a JSON object")?;
         let rows = whole.get(array).ok_or("it has no array of organizations")?;
         let rows: Vec<JsonMembers<'_>> =
             serde_json::from_str(rows.get()).map_err(|_| "its organizations are not objects")?;
         if rows.len() >= WHOLE_LIMIT {
-            return Err("it is longer than can be taken at once");
+            return Err("it is too long to fetch in one piece");
         }
         let mut seen = Vec::new();
         for row in rows {
@@ -117,8 +117,8 @@ impl ListPage {
         Ok(self.render(&whole, array, &page))
     }
 
-    /// By name the list comes sorted already, as the upstream collates names: that order is kept (so that pages with and
-    /// without the wish fit together), unless it is none.
+    /// The upstream's list is sorted by name already, in its own collation. That order is kept, so that pages with and without `sortBy`
+    /// match, unless the list is not sorted after all.
     fn sort(&self, seen: &mut [JsonMembers<'_>]) {
         let column = match self.sort_by.as_deref() {
             None | Some("name") => "name",
@@ -133,7 +133,7 @@ impl ListPage {
         }
         if self.descending {
             seen.reverse();
-            // Equals keep their order, both ways.
+            // Equal rows keep their order in both directions.
             seen.chunk_by_mut(|a, b| value(a) == value(b)).for_each(<[_]>::reverse);
         }
     }
@@ -142,13 +142,13 @@ impl ListPage {
         let spelled = whole.spelled(|name, value| match name {
             _ if name == array => Some(format!("[{}]", page.join(",")).into()),
             "pg" => Some(self.echo(value).into()),
-            // Nothing else goes on: who knows of whom it speaks.
+            // Drop all other members: they may be about organizations that the caller may not see.
             _ => None,
         });
         spelled.into_bytes()
     }
 
-    /// The upstream's `pg` member with what was asked for. No count of what the caller may not see.
+    /// The upstream's `pg` member with the caller's values. It contains no count that includes organizations the caller may not see.
     fn echo(&self, whole: &RawValue) -> String {
         let Ok(whole) = serde_json::from_str::<JsonMembers<'_>>(whole.get()) else { return "{}".to_owned() };
         whole.spelled(|name, value| match name {
@@ -162,24 +162,22 @@ impl ListPage {
     }
 }
 
-/// `cols[]`, `cols` and `cols[0]`: Make reads them alike, and its clients write all three.
+/// Make treats `cols[]`, `cols` and `cols[0]` alike, and its clients use all three.
 fn is_columns(name: &str) -> bool {
     let index = |rest: &str| rest.strip_prefix('[')?.strip_suffix(']').map(|i| i.bytes().all(|b| b.is_ascii_digit()));
     name.strip_prefix("cols").is_some_and(|rest| rest.is_empty() || index(rest) == Some(true))
 }
 
-/// The column that a parameter names.
 fn named(pair: &QueryPair<'_>) -> Option<String> {
     pair.value.as_deref().filter(|column| !column.is_empty()).map(decoded)
 }
 
-/// Columns that the gateway may have asked for on its own account.
+/// Columns that the gateway may have added to the query.
 fn is_added(name: &str, page: &ListPage) -> bool {
     name == "id" || page.sorted_here() == Some(name)
 }
 
-/// What a value is sorted by: a number by its value, text without regard to case (then with), anything else as it is spelled, and
-/// what is missing last.
+/// Sorts numbers by value, text first without and then with regard to case, other values by their JSON text, and missing values last.
 #[derive(PartialEq, PartialOrd)]
 enum SortKey {
     Number { value: f64, spelled: String },
@@ -203,7 +201,7 @@ impl SortKey {
 }
 
 fn compare(a: Option<&RawValue>, b: Option<&RawValue>) -> Ordering {
-    // Any two can be compared: JSON has no NaN.
+    // All values are comparable, because JSON has no NaN.
     SortKey::of(a).partial_cmp(&SortKey::of(b)).unwrap_or(Ordering::Equal)
 }
 
@@ -211,10 +209,10 @@ fn escaped(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
-/// The caller's own page of a whole list.
+/// Narrows a complete list to the caller's page.
 ///
 /// # Errors
-/// The list cannot be narrowed.
+/// If the list cannot be narrowed.
 pub(crate) fn narrow(scope: &Scope, array: Option<&str>, page: &ListPage, mut reply: Reply) -> Result<Reply, Refusal> {
     let (status, headers, whole): (_, &HeaderMap, &Bytes) = reply.body.parts();
     if status != StatusCode::OK {

@@ -1,4 +1,4 @@
-//! Step 8, recall: what memory has for a read that is already authorized. No caller is part of the key.
+//! Step 8, look up: what the cache has for a read that is already authorized. No caller is part of the key.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,35 +17,33 @@ use crate::gateway::response::{ForwardFacts, Reply, ReplyBody};
 use crate::gateway::state::Gateway;
 use crate::vocabulary::Answer;
 
-/// What a read needs from the upstream.
+/// What a read must fetch from the upstream.
 pub(crate) struct FetchPlan {
-    /// The cache key, where it may be stored.
     pub(crate) key: Arc<str>,
-    /// What goes upstream.
+    /// Path and query that go upstream.
     pub(crate) target: String,
-    /// May it be shared with others and stored?
+    /// May it be shared with other requests and stored?
     pub(crate) together: bool,
     pub(crate) group: JoinGroup,
-    /// Only a fetch begun at this instant or later will do.
+    /// Only a fetch that starts at this instant or later is fresh enough.
     pub(crate) since: Option<Instant>,
     pub(crate) why: ForwardReason,
-    /// What may answer if the upstream fails.
+    /// A stale entry that may answer if the upstream fails.
     pub(crate) fallback: Option<Arc<Entry>>,
-    /// The caller's page of a list that is taken whole.
+    /// The caller's page of a list that is fetched completely.
     pub(crate) page: Option<ListPage>,
 }
 
-/// What memory says.
 pub(crate) enum LookupResult {
     Answer {
         reply: Reply,
-        /// What is worth being fetched meanwhile, without anybody waiting for it.
+        /// A refresh worth fetching now, although nobody waits for it.
         ahead: Option<Box<FetchPlan>>,
     },
     Fetch(FetchPlan),
 }
 
-/// A read as recall sees it.
+/// A read request, as the lookup needs it.
 pub(crate) struct ReadRequest<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) caller: &'a Caller,
@@ -55,10 +53,10 @@ pub(crate) struct ReadRequest<'a> {
     pub(crate) headers: &'a HeaderMap,
 }
 
-/// Looks the answer up. `now`: when the request was read whole.
+/// Looks up the answer. `now` is when the request was read completely.
 ///
 /// # Errors
-/// `only-if-cached` with nothing usable; a stored list that cannot be narrowed.
+/// If `only-if-cached` finds nothing usable, or a stored list cannot be narrowed.
 pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) -> Result<LookupResult, Refusal> {
     let scope = &read.caller.config.organizations;
     let array = read.matched.operation.narrow.as_deref();
@@ -130,7 +128,7 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
     }
 }
 
-/// What memory has under this key.
+/// Looks up the entry with this key.
 pub(crate) fn entry_for(
     gateway: &Gateway,
     read: &ReadRequest<'_>,
@@ -145,7 +143,7 @@ pub(crate) fn entry_for(
     gateway.cache.lookup(key, request_directives, &refresh_policy, now)
 }
 
-/// A narrowed list is taken whole: one entry for the callers of all scopes.
+/// The cache key and the upstream's target. A list that is narrowed is fetched completely: one entry for callers of all scopes.
 pub(crate) fn key_and_target<'a>(read: &'a ReadRequest<'_>, page: Option<&ListPage>) -> (Cow<'a, str>, Cow<'a, str>) {
     match page {
         Some(page) => {

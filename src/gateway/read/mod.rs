@@ -1,4 +1,4 @@
-//! Steps 8 to 12 of a read: from memory, or fetched and stored.
+//! Steps 8 to 12 of a read: answered from the cache, or fetched and stored.
 
 pub(crate) mod fetch;
 mod json_members;

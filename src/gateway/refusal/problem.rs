@@ -1,4 +1,4 @@
-//! A refusal's body.
+//! The problem document that is a refusal's body.
 
 use std::fmt::Write as _;
 
@@ -8,9 +8,9 @@ use super::{Refusal, RefusalRow};
 use crate::ids::RequestId;
 
 impl Refusal {
-    /// The problem document (RFC 9457) that Make's clients read too: string `message` and `detail`.
+    /// The problem document (RFC 9457). `message` and `detail` are strings, because Make's clients read those.
     #[must_use]
-    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have none of it")]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have no suberrors")]
     pub fn problem(&self, request: &RequestId) -> Vec<u8> {
         #[derive(Serialize)]
         struct ProblemDocument<'a> {
@@ -31,7 +31,7 @@ impl Refusal {
         let RefusalRow { status, code, title, .. } = self.row();
         let mut detail = self.detail();
         if matches!(self, Self::DoubtTimedOut { .. } | Self::DoubtCut { .. }) {
-            // Many clients show nothing but this text.
+            // Many clients show only this text.
             let _infallible = write!(detail, " It is listed at /doubts as {}.", request.as_str());
         }
         let suberrors = match self {

@@ -1,4 +1,4 @@
-//! One refusal of each kind, with the defaults' numbers: what the README's table is made of.
+//! A sample of each refusal, with the default limits. The README's table is generated from them.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::shares::Shortage;
 use crate::upstream::{AttemptError, BreakerScope, ProxyError};
 
 impl Refusal {
-    /// One of each kind, in the order of their codes.
+    /// One sample of each kind, sorted by code.
     #[must_use]
     pub fn samples() -> Vec<Self> {
         let mut samples = of_callers();
@@ -25,9 +25,7 @@ impl Refusal {
 
 fn of_callers() -> Vec<Refusal> {
     vec![
-        Refusal::Ambiguous {
-            why: "the path has an empty segment: write single slashes, and none at the end".to_owned(),
-        },
+        Refusal::Ambiguous { why: "the path has an empty segment: use single slashes, and none at the end".to_owned() },
         Refusal::TargetTooLong { bytes_max: 8000 },
         Refusal::Repeated { parameter: "pg[limit]".to_owned() },
         Refusal::TwoCredentials,

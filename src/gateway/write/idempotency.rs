@@ -1,4 +1,4 @@
-//! Step 8 of writes, recognise: one that came before with its `Idempotency-Key`, or whose equal is in doubt
+//! Step 8 of writes, check for an earlier one: a write sent before with this `Idempotency-Key`, or an identical one in doubt
 //! (draft-ietf-httpapi-idempotency-key-header).
 
 use std::sync::Arc;
@@ -16,31 +16,31 @@ use crate::vocabulary::Outcome;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-/// Characters of the longest key.
+/// Maximum length of a key.
 const KEY_MAX: usize = 255;
 
-/// What a write is by what came before it.
+/// How a write relates to earlier ones.
 pub(crate) enum EarlierWrite {
-    /// A new one, which may go on.
+    /// It is new and may proceed.
     New(WriteIdentity),
-    /// One that has ended: how, and its answer once more.
+    /// It ended before: its outcome, and its answer again.
     Replayed(Outcome, Reply),
 }
 
-/// By what a write is recognised.
+/// Identifies a write among later ones.
 #[derive(Debug)]
 pub(crate) struct WriteIdentity {
-    /// What an equal write would have too.
+    /// Equal for identical writes.
     pub(crate) write: Fingerprint,
-    /// The right to its idempotency key, where it came with one.
+    /// The claim to its idempotency key, if it has one.
     pub(crate) claim: Option<KeyClaim>,
 }
 
 impl WriteIdentity {
-    /// An equal write of the same caller that is in doubt holds this one, unless this one's key says that it is another.
+    /// Refuses the write if an identical one of the same caller is in doubt, unless its idempotency key marks it as a different one.
     ///
     /// # Errors
-    /// It is held.
+    /// If it is refused.
     pub(crate) fn held(&self, gateway: &Gateway, request: &AuthorizedRequest) -> Result<(), Refusal> {
         let equal = || gateway.log.doubts().held(&request.caller.config.name, self.write);
         match self.claim.is_none().then(equal).flatten() {
@@ -50,10 +50,10 @@ impl WriteIdentity {
     }
 }
 
-/// Recognises a write.
+/// Checks for an earlier write.
 ///
 /// # Errors
-/// Its key is none, taken by another request, under way or in doubt; or its equal is in doubt.
+/// If the key is invalid, in use by another request, under way or in doubt, or if an identical write is in doubt.
 pub(crate) async fn find_earlier_write(
     gateway: &Gateway,
     request: &AuthorizedRequest,
@@ -72,8 +72,9 @@ pub(crate) async fn find_earlier_write(
         Some(first) => Err(Refusal::KeyInDoubt { first }),
         None => Ok(()),
     };
-    // In doubt comes before anything that is kept: an answer whose outcome is not on disk says less than who looked. Asked before the
-    // claim, so that a doubt that is settled as done meanwhile is seen by it; and after, so that a write that fell into doubt is.
+    // A doubt takes precedence over a stored answer: an answer whose outcome is not on disk counts less than an operator's or a look's
+    // verdict. Check before the claim, so that the claim sees a doubt settled as done in between, and again afterwards, for a write that
+    // became doubtful in between.
     in_doubt()?;
     let keyed = KeyedWrite { key, write, request: request.id, caller: request.caller.config.name.clone() };
     let known =
@@ -92,7 +93,7 @@ pub(crate) async fn find_earlier_write(
     }
 }
 
-/// The key, the same whether it comes as a string of structured fields (RFC 9651, section 3.3.3) or bare, as most clients write it.
+/// The key, whether sent as a structured-field string (RFC 9651, section 3.3.3) or bare, as most clients send it.
 fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
     let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(value) = given.next() else { return Ok(None) };
@@ -113,7 +114,7 @@ fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
     if good { Ok(Some(inner)) } else { Err(Refusal::BadKey) }
 }
 
-/// The first answer again.
+/// Replays the first answer.
 fn replay(first: RequestId, ended: WriteEnd) -> Result<EarlierWrite, Refusal> {
     let outcome = if ended.done { Outcome::Done } else { Outcome::Rejected };
     let FirstAnswer { status, mut headers, body } = ended.answer.ok_or(Refusal::AnswerNotKept { first })?;
@@ -129,8 +130,8 @@ fn replay(first: RequestId, ended: WriteEnd) -> Result<EarlierWrite, Refusal> {
     Ok(EarlierWrite::Replayed(outcome, reply))
 }
 
-/// What is kept of a write that ended so; `None`: nothing, and its key is free again. An upstream that refuses for now (429),
-/// or refuses the gateway's token (401), says nothing about the write.
+/// What to keep of a write that ended; `None` frees its key. If the upstream refuses for now (429), or refuses the gateway's token (401),
+/// that says nothing about the write.
 pub(crate) fn result_to_keep(
     outcome: Outcome,
     reply: &Result<Reply, Refusal>,

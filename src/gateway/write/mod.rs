@@ -1,5 +1,5 @@
-//! Writes, steps 8 to 12: recognised, given quota, intended on disk, forwarded and settled. From the intent on a write runs
-//! in a task of its own: whoever hangs up, its outcome is recorded (promise 12).
+//! Steps 8 to 12 of a write: check for an earlier one, wait for quota, intend, forward, settle. From the intent on, a write runs in its
+//! own task, so that its outcome is recorded even if the caller hangs up (promise 12).
 
 mod idempotency;
 pub(crate) mod order;
@@ -27,16 +27,16 @@ use crate::vocabulary::Answer;
 use crate::vocabulary::Outcome;
 use order::WriteTurn;
 
-/// How long a caller waits for its write's outcome to be on disk. It is queued, and written when the disk is back.
+/// How long a caller waits for its write's outcome to reach the disk. If that takes longer, it is written once the disk is back.
 const OUTCOME_WAIT: Duration = Duration::from_secs(1);
 
-/// How a write ended: what its caller is told, and, if it had an intent, what was recorded of it.
+/// The answer to a write's caller and, if it had an intent, the recorded outcome.
 type EndedWrite = (Result<Reply, Refusal>, Option<Outcome>);
 
-/// A write from step 8 on. Once it had an intent, its outcome is in the account, and recorded by its own task.
+/// A write from step 8 on. Once it has an intent, its own task records the outcome, and the recorder knows it, too.
 ///
 /// # Errors
-/// Why the gateway answers by itself.
+/// The refusal, if the gateway answers itself.
 pub(crate) async fn write(
     gateway: &Arc<Gateway>,
     recorder: &mut RequestRecorder,
@@ -79,7 +79,7 @@ pub(crate) async fn write(
         }
         Err(_elapsed) => {
             recorder.outcome = Some(Outcome::InDoubt);
-            // The task goes on and records what comes of it; until then whatever the write touches may change.
+            // The task continues and records the outcome; until then, what the write touches may change.
             fence(gateway, &request, true, None);
             let why = AttemptError {
                 error: ProxyError::HttpResponseTimeout,
@@ -90,7 +90,7 @@ pub(crate) async fn write(
     }
 }
 
-/// Steps 10 to 12, in a task of their own: from here on a caller who hangs up changes nothing.
+/// Steps 10 to 12, in a task of their own: from here on it does not matter if the caller hangs up.
 async fn carry_out(
     gateway: Arc<Gateway>,
     request: Arc<AuthorizedRequest>,
@@ -141,7 +141,7 @@ async fn carry_out(
     (reply, Some(outcome))
 }
 
-/// Step 10: the intent is on disk before the first byte goes upstream; its number.
+/// Step 10, intend: puts the intent on disk before the first byte goes upstream. Returns its number.
 async fn intend(
     gateway: &Gateway,
     request: &AuthorizedRequest,
@@ -158,7 +158,7 @@ async fn intend(
     gateway.log.commit(intent).await
 }
 
-/// Only an answer that proves that nothing happened needs no fence (`docs/decisions/fences.md`).
+/// Skip the fence only if the answer proves that nothing changed (`docs/decisions/fences.md`).
 fn may_have_effect(outcome: Outcome, status: Option<StatusCode>) -> bool {
     let proves_none = |status: StatusCode| matches!(status.as_u16(), 400 | 401 | 403 | 405 | 406 | 415 | 422 | 429);
     match outcome {
@@ -168,7 +168,7 @@ fn may_have_effect(outcome: Outcome, status: Option<StatusCode>) -> bool {
     }
 }
 
-/// Step 12, invalidate: from here on nothing that was fetched before is found or joined (promise 3).
+/// Step 12, invalidate: from now on, no earlier fetch can be found or joined (promise 3).
 fn fence(gateway: &Gateway, request: &AuthorizedRequest, ambiguous: bool, answer: Option<&[u8]>) {
     let cache = &request.policy.config.cache;
     let after = if ambiguous {
@@ -187,17 +187,17 @@ fn refused(record: &mut Record, request: &AuthorizedRequest, refusal: &Refusal) 
     record.bytes = Some(refusal.problem(&request.id).len() as u64);
 }
 
-/// An intent without its outcome yet. Dropped so (a panic, a torn down process), the write is in doubt.
+/// An intent without an outcome. If it is dropped like that (a panic, a shutdown), the write is in doubt.
 struct IntendedWrite {
     gateway: Arc<Gateway>,
     request: Arc<AuthorizedRequest>,
     record: Option<Record>,
-    /// Its idempotency key's: held until the write has ended, or the log knows that it is in doubt.
+    /// The claim to its idempotency key, held until the write has ended or the log knows that it is in doubt.
     claim: Option<KeyClaim>,
 }
 
 impl IntendedWrite {
-    /// Records the outcome. Its caller hears of it when it is on disk; the answer to its idempotency key is there before.
+    /// Records the outcome. The answer for the idempotency key is stored first; the caller is told once the outcome is on disk.
     async fn settle(&mut self, outcome: Outcome, reply: &Result<Reply, Refusal>, facts: &ForwardFacts) {
         if let Some(ended) = idempotency::result_to_keep(outcome, reply, facts)
             && let Some(claim) = self.claim.take()
@@ -225,7 +225,7 @@ impl IntendedWrite {
                 tracing::error!(target: EACH, request = %self.request.id, %cannot, "an outcome could not be recorded: the write will be in doubt");
             }
             Err(_) => {
-                tracing::error!(request = %self.request.id, "an outcome waits for the log's disk; its caller does not")
+                tracing::error!(request = %self.request.id, "an outcome is still waiting for the log's disk; its caller is answered now")
             }
         }
     }
@@ -238,7 +238,7 @@ impl Drop for IntendedWrite {
         record.kind = Kind::Outcome;
         record.time = self.gateway.clock.wall();
         record.outcome = Some(Outcome::InDoubt);
-        // Queued by the call itself; nobody can wait here.
+        // The call queues the record; it cannot be awaited here.
         drop(self.gateway.log.commit(record));
     }
 }

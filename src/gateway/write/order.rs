@@ -1,5 +1,5 @@
-//! Writes to one resource go one after the other, over all their attempts: else a re-sent older PATCH could undo a newer one.
-//! One caller's go in the order they came; among callers turns go round.
+//! Writes to one resource run one at a time, including their retries: otherwise a retried older PATCH could undo a newer one. One
+//! caller's writes keep their order; callers take turns.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,13 +8,13 @@ use crate::fair_semaphore::{FairPermit, FairSemaphore};
 
 type Resources = Arc<Mutex<HashMap<Arc<str>, FairSemaphore>>>;
 
-/// The resources that are being written to.
+/// The resources with writes under way.
 #[derive(Default)]
 pub(crate) struct WriteOrder {
     resources: Resources,
 }
 
-/// The right to write to a resource, until dropped.
+/// The right to write to a resource; held until dropped.
 pub(crate) struct WriteTurn {
     resources: Resources,
     path: Arc<str>,
@@ -22,7 +22,7 @@ pub(crate) struct WriteTurn {
 }
 
 impl WriteOrder {
-    /// Waits for this caller's turn at this resource.
+    /// Waits for the caller's turn at a resource.
     pub(crate) async fn turn(&self, path: &Arc<str>, caller: &Arc<str>) -> WriteTurn {
         let mut held = WriteTurn { resources: self.resources.clone(), path: path.clone(), turn: None };
         let resource = {
@@ -33,7 +33,7 @@ impl WriteOrder {
         held
     }
 
-    /// How many wait for a turn.
+    /// Number of writes waiting for their turn.
     pub(crate) fn waiting(&self) -> usize {
         self.resources.lock().unwrap_or_else(PoisonError::into_inner).values().map(FairSemaphore::waiting).sum()
     }
@@ -43,7 +43,7 @@ impl Drop for WriteTurn {
     fn drop(&mut self) {
         self.turn = None;
         let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's own handle is the last one: nobody holds or awaits the turn.
+        // Only the map still refers to it: nobody holds or awaits a turn.
         if resources.get(&self.path).is_some_and(FairSemaphore::is_unused) {
             resources.remove(&self.path);
         }

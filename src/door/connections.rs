@@ -293,7 +293,7 @@ impl ConnectionState {
         }
     }
 
-    /// When its last request ended; `None` if one is in progress.
+    /// When its current idle phase began; `None` if a request is in progress.
     fn waiting_since(&self) -> Option<u64> {
         (self.busy.load(Ordering::Acquire) == 0).then(|| self.since_ms.load(Ordering::Relaxed))
     }

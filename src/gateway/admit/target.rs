@@ -184,7 +184,7 @@ pub(crate) fn decoded(text: impl AsRef<str>) -> String {
 /// The path that goes upstream: the template's literals with each parameter's value encoded anew, never a copy of the request's path.
 fn render_path<'u>(path: &'u str, row: &Operation, matched: &MatchedOperation<'_, '_>) -> Cow<'u, str> {
     if path.bytes().all(is_plain_in_path) {
-        return Cow::Borrowed(path); // template and encoding would spell it the same
+        return Cow::Borrowed(path); // rendering would not change it
     }
     let mut values = matched.parameters();
     Cow::Owned(path_with(row, |_| values.next().map_or("", |(_, value)| value)))

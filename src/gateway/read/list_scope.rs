@@ -123,7 +123,7 @@ impl ListPage {
         let column = match self.sort_by.as_deref() {
             None | Some("name") => "name",
             Some("id") => "id",
-            Some(_) => return, // the upstream did, both ways
+            Some(_) => return, // the upstream sorted it already
         };
         let value = |row: &JsonMembers<'_>| row.get(column).map(|value| value.get().to_owned());
         let ordered = |a: &JsonMembers<'_>, b: &JsonMembers<'_>| compare(a.get(column), b.get(column));

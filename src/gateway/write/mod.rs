@@ -58,8 +58,8 @@ pub(crate) async fn write(
         }
     };
     let order = tokio::time::timeout(request.patience(&gateway.clock), order).await.map_err(|_| Refusal::NoTurn)?;
-    let permit = forward_permit(gateway, &request).await?; // before the intent: a crash in the queue must not leave in doubt what was never sent
-    identity.held(gateway, &request)?; // an equal write may have ended in doubt meanwhile
+    let permit = forward_permit(gateway, &request).await?; // before the intent: a crash while queued must not leave an unsent write in doubt
+    identity.held(gateway, &request)?; // an identical write may have ended in doubt meanwhile
     recorder.record().fields = recorded_fields(&request.row, &request.outgoing.body);
     let request = Arc::new(request);
     let (account_for, place) = (recorder.hand_over(), recorder.hand_over_slot());

@@ -157,6 +157,7 @@ impl Gateway {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Has shutdown begun?
     #[must_use]
     pub fn draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)

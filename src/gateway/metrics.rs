@@ -40,7 +40,6 @@ impl DurationHistogram {
 /// Counters and histograms of the gateway.
 #[derive(Debug, Default)]
 pub struct GatewayMetrics {
-    /// Attempts by ending, in the order of [`ENDINGS`].
     attempts: [AtomicU64; EndingKind::ALL.len()],
     /// Attempts that the upstream answered with anything but a 5xx.
     pub answers: AtomicU64,

@@ -1,6 +1,7 @@
-//! What a fleet costs the upstream: `cargo bench --bench fleet`. Ten dashboards read the list of organizations and twenty of these
-//! every minute, for an hour (of a clock that is moved), from the sandbox with Make's quota of 60 a minute: by themselves, through
-//! makegate, and through makegate with what lowers the cost further. Every figure is what the sandbox received.
+//! How many upstream requests a fleet causes: `cargo bench --bench fleet`. For an hour (of a simulated clock), ten
+//! dashboards read the list of organizations and twenty organizations every minute from the sandbox, with Make's quota
+//! of 60 a minute: directly, through makegate, and through makegate with options that reduce the number further. Every
+//! figure is what the sandbox received.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark may wait for files")]
 
@@ -23,16 +24,16 @@ const DASHBOARDS: u64 = 10;
 const ORGANIZATIONS: std::ops::Range<u64> = 101..121;
 const MINUTES: u64 = 60;
 const TOKEN: &str = "fleet-token-0123456789";
-/// What dashboards show of the list: they differ.
+/// The columns that dashboards show differ.
 const COLUMNS: [&str; 3] = ["", "?cols[]=id&cols[]=name", "?cols[]=name"];
 
-/// How one hour went.
+/// The result of one hour.
 #[derive(Default)]
 struct Hour {
     reads: usize,
-    /// What came to the upstream.
+    /// Requests that reached the upstream.
     upstream: usize,
-    /// Reads that waited for it.
+    /// Reads that waited for the upstream.
     waited: usize,
     /// Answers other than 200.
     refused: usize,
@@ -113,7 +114,7 @@ async fn refresh(to: SocketAddr, key: &str, columns: &str, hour: &mut Hour) -> F
         hour.waited += usize::from(answer.contains("makegate; fwd="));
         hour.refused += usize::from(!answer.starts_with("HTTP/1.1 200"));
     }
-    // What is fetched ahead has the rest of the six seconds for it.
+    // Refreshes ahead of time get the rest of the six seconds.
     tokio::time::sleep(Duration::from_millis(10)).await;
     Ok(())
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a hit costs: benches/hits.sh [BINARY] [ROUNDS] [SECONDS]
-# One core for makegate, another for the client (wrk; h2load for HTTP/2, where it is there). Prints requests a second and makegate's
-# processor time a request, records included, and fails when a record is missing. Loopback only.
+# Measures the cost of a hit: benches/hits.sh [BINARY] [ROUNDS] [SECONDS]
+# One core for makegate, another for the client (wrk; h2load for HTTP/2, if installed). Prints requests per second and makegate's
+# CPU time per request including records, and fails if a record is missing. Loopback only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=${1:-target/release/makegate} rounds=${2:-3} seconds=${3:-4}

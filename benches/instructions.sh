@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Instructions of a hit, a miss and a write, records and index included: benches/instructions.sh [BINARY] [check]
-# Counted by callgrind with one connection: steady where times are not. With `check` it fails above the bounds below.
-# callgrind has no SHA extensions: where the processor has them, hashing takes less than counted here. Loopback only.
+# Counts instructions per hit, miss and write, including records and index: benches/instructions.sh [BINARY] [check]
+# Counted by callgrind with one connection, so results are stable, unlike times. With `check` it fails above the bounds below.
+# callgrind does not support SHA extensions: on CPUs that have them, hashing takes less than counted here. Loopback only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=target/release/makegate check=
@@ -12,7 +12,7 @@ binary=$(realpath "$binary") work=$(mktemp -d) pids=()
 tidy() { kill "${pids[@]}" 2> /dev/null || true; wait 2> /dev/null || true; rm -rf "$work"; }
 trap tidy EXIT
 
-# What is counted so often, and the most instructions that each may take.
+# The number of requests of each kind, and the maximum instructions of each.
 count=1000
 declare -A most=([hit]=80000 [miss]=190000 [write]=320000)
 

@@ -1,8 +1,8 @@
-//! The log, its index and its proof, without a gateway before it: `cargo bench --bench log [-- RECORDS]`, on the disk of `DISK`
-//! (a folder; else the target folder).
+//! Measures the log, its index and its proof without a gateway: `cargo bench --bench log [-- RECORDS]`, on the disk of
+//! `DISK` (a folder; by default the target folder).
 //!
-//! Records as a cached answer leaves them are filled in as fast as the log takes them. Then: when the index has them, how long a
-//! start takes on that log, how long queries take, and `verify`.
+//! Adds records of cached answers as fast as the log accepts them. Then measures how far behind the index is, how long
+//! startup with that log takes, how long queries take, and `verify`.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark may wait for files")]
 
@@ -23,11 +23,11 @@ use rusqlite::{Connection, OpenFlags};
 
 type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Callers that the records are of.
+/// Number of callers in the records.
 const CALLERS: u64 = 10;
-/// Records in a block of the index.
+/// Records per block of the index.
 const BLOCK: u64 = 256;
-/// One in so many records is of the caller who is asked for last: its records lie far apart.
+/// One in this many records belongs to the rare caller, whose records are far apart.
 const RARE: u64 = 100_000;
 
 fn main() -> Fallible<()> {
@@ -46,7 +46,7 @@ async fn run(dir: &Path, records: u64) -> Fallible<()> {
     let sample = fill(&log, &clock, records).await?;
     let (seconds, counts) = (sample.took.as_secs_f64(), log.counts());
     if counts.records < records {
-        return Err(format!("{records} records were filled in, {} are stored", counts.records).into());
+        return Err(format!("{records} records were added, but {} are stored", counts.records).into());
     }
     println!(
         "{records} records of {} bytes stored in {seconds:.2} s: {:.0}/s, {} fdatasyncs",
@@ -57,19 +57,19 @@ async fn run(dir: &Path, records: u64) -> Fallible<()> {
     let of_thread = |name: &str| cpu(name).map_or("unknown".to_owned(), |time| micros_each(time, records));
     let writer = of_thread("audit-writer");
     let began = clock.now();
-    // The newest records wait for their block to be full.
+    // The newest records wait until their block is full.
     while indexed(dir)? + BLOCK < records {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let behind = clock.now() - began;
     let rate = records as f64 / (sample.took + behind).as_secs_f64();
     println!("index: {:.2} s behind at the end, {rate:.0}/s beside the log", behind.as_secs_f64());
-    println!("CPU a record: writer {writer}, index {}", of_thread("audit-index"));
+    println!("CPU per record: writer {writer}, index {}", of_thread("audit-index"));
     log.close().await;
     drop(log);
     let began = clock.now();
     let (log, recovered) = AuditLog::open(&settings, clock.clone())?;
-    println!("start on it: {} (clean: {})", millis(clock.now() - began), recovered.clean);
+    println!("startup with it: {} (clean: {})", millis(clock.now() - began), recovered.clean);
     queries(&log, &clock, &sample).await?;
     let head = log.head().await;
     log.close().await;
@@ -105,14 +105,13 @@ fn settings(dir: &Path) -> config::AuditConfig {
     }
 }
 
-/// What was filled in.
 struct Sample {
     took: Duration,
-    /// A request from the middle.
+    /// A request from the middle of the log.
     request: RequestId,
 }
 
-/// Fills in records as fast as there is room for them.
+/// Adds records as fast as there is room for them.
 async fn fill(log: &Arc<AuditLog>, clock: &Clock, records: u64) -> Fallible<Sample> {
     let names =
         |count: u64, prefix: &str| (0..count).map(|n| Arc::from(format!("{prefix}{n}"))).collect::<Vec<Arc<str>>>();
@@ -168,7 +167,7 @@ async fn queries(log: &AuditLog, clock: &Clock, sample: &Sample) -> Fallible<()>
         ("a caller's last 100", caller("caller-3")),
         ("a rare caller's last 100", caller("rare")),
         ("a request by its id", Filter { request: Some(sample.request), ..Filter::default() }),
-        ("a scan for what is not there", Filter { answer: Some(Answer::Stale), ..Filter::default() }),
+        ("a scan for something absent", Filter { answer: Some(Answer::Stale), ..Filter::default() }),
     ] {
         let mut times = Vec::new();
         let mut found = 0;
@@ -183,7 +182,7 @@ async fn queries(log: &AuditLog, clock: &Clock, sample: &Sample) -> Fallible<()>
     Ok(())
 }
 
-/// What the thread of this name has computed (Linux).
+/// CPU time of the thread with this name (Linux).
 fn cpu(name: &str) -> Option<Duration> {
     let tasks = fs::read_dir("/proc/self/task").ok()?.filter_map(Result::ok).map(|task| task.path());
     let named =

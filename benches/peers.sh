@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# makegate beside nginx and haproxy, each on core 0 doing the same work (key, rate of a caller, cache, request id, a record of every
-# request), the client and a simulated Make on core 1: benches/peers.sh [BINARY] [ROUNDS] [SECONDS]
-# Prints the start, hits, misses, memory, and hits on one core and on two; KEEP=FOLDER keeps logs and configurations there. Needs nginx, haproxy, wrk and python3.
-# Loopback only. Compare within one run.
+# Compares makegate with nginx and haproxy: benches/peers.sh [BINARY] [ROUNDS] [SECONDS]
+# Each runs on core 0 and does the same work (key, caller's rate, cache, request id, a record of every request); the client and a
+# simulated Make run on core 1. Prints startup, hits, misses, memory, and hits on one and two cores; KEEP=FOLDER keeps logs and
+# configurations there. Needs nginx, haproxy, wrk and python3. Loopback only. Compare within one run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=${1:-target/release/makegate} rounds=${2:-5} seconds=${3:-5}

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Is memory flat under a mixed load? benches/soak.sh [BINARY] [MINUTES]
+# Checks that memory stays flat under a mixed load: benches/soak.sh [BINARY] [MINUTES]
 # Hits, misses, durable writes, refusals and idempotency keys over TLS, HTTP/2, connections that come and go or are cut off, an upstream
-# that fails at times, queries, reloads: everything that grows at first has small bounds here, so that they are reached within minutes.
-# Prints a line a minute; fails when the most memory of the last third is over that of the middle third by more than a twentieth, the
-# most of the log's folder by more than a tenth, or descriptors are left over.
+# that fails at times, queries, reloads: everything that grows at first has small limits here, which it reaches within minutes.
+# Prints one line per minute. Fails if peak memory in the last third exceeds that of the middle third by more than 5 %, or the peak size
+# of the log's folder by more than 10 %, or if descriptors leak.
 # Needs wrk, h2load, curl and openssl. Loopback only.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,7 +1,9 @@
-//! Durable writes a second, and what their intents add: `cargo bench --bench writes [-- ROUNDS SECONDS]`, on the disk of
-//! `DISK` (a folder; else the target folder). The origin answers at once, so what is seen is the log.
+//! Measures durable writes per second, and what their intents add: `cargo bench --bench writes [-- ROUNDS SECONDS]`, on
+//! the disk of `DISK` (a folder; by default the target folder). The origin answers at once, so the result shows the
+//! log.
 //!
-//! Beside it, in the same rounds: a loop that appends as many bytes as a record has and calls fdatasync, alone on that disk.
+//! In the same rounds, for comparison: a bare loop that appends as many bytes as a record has and calls fdatasync,
+//! alone on that disk.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark may wait for files")]
 
@@ -24,11 +26,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 use common::{Fallible, message};
 
-/// Callers that write at once.
+/// Numbers of concurrent writers.
 const CLIENTS: [usize; 3] = [1, 16, 64];
-/// Organizations that they write to in turn: so many that no two writes at once are to the same.
+/// Number of organizations that they write to in turn, enough that no two concurrent writes hit the same one.
 const ORGANIZATIONS: u64 = 10_000;
-/// Bytes that the lone loop appends: about a record.
+/// Bytes that the bare loop appends: about one record.
 const PROBE_BYTES: usize = 300;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 
@@ -94,7 +96,7 @@ fn report(lone: &mut [Run], runs: Vec<(usize, Run, Run)>) {
     let alone = median(lone.iter().map(Run::a_second).collect()).unwrap_or(0.0);
     let syncs = median(lone.iter().map(|run| run.at(99)).collect()).unwrap_or(0);
     println!("append of {PROBE_BYTES} bytes + fdatasync alone: {alone:.0}/s, p99 {syncs} µs");
-    println!("clients  writes/s  of the lone loop  p50 µs  p99 µs  added by the log: p50 µs  p99 µs");
+    println!("clients  writes/s  of the bare loop  p50 µs  p99 µs  added by the log: p50 µs  p99 µs");
     for clients in CLIENTS {
         let of = |value: &dyn Fn(&Run, &Run) -> f64| {
             let values =
@@ -114,7 +116,7 @@ fn report(lone: &mut [Run], runs: Vec<(usize, Run, Run)>) {
     }
 }
 
-/// The lone loop.
+/// The bare loop.
 fn probe(dir: &Path) -> Fallible<Run> {
     let clock = Clock::system();
     let mut file = File::create(dir.join("probe"))?;
@@ -134,8 +136,8 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// `clients` connections that each send the next request when the last one is answered: writes of organizations of
-/// their own, or reads that are always forwarded and differ in the log alone.
+/// Runs `clients` connections that each send the next request when the last one is answered: writes to different
+/// organizations, or reads that are always forwarded, which differ only in the log.
 async fn load(gateway: SocketAddr, clients: usize, time: Duration, writes: bool) -> Fallible<Run> {
     let clock = Clock::system();
     let began = clock.now();

@@ -1,4 +1,4 @@
-//! What several benchmarks need.
+//! Shared by several benchmarks.
 
 use std::error::Error;
 
@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 pub(crate) type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// One HTTP message with a Content-Length, read whole: its head. `None`: the peer hung up.
+/// Reads one whole HTTP message with a Content-Length and returns its head; `None` if the peer closed the connection.
 pub(crate) async fn message(stream: &mut TcpStream) -> Fallible<Option<String>> {
     let mut bytes = Vec::with_capacity(1024);
     loop {

@@ -1,4 +1,4 @@
-//! Documents: what tables say is what the code does. `UPDATE_GOLDEN=1` writes them anew.
+//! Documents: tables say what the code does. `UPDATE_GOLDEN=1` rewrites them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -62,7 +62,7 @@ fn the_readmes_configuration_is_one() {
 fn the_table_of_operations_is_the_catalogue() {
     let catalogue = Catalogue::built_in();
     let rows: Vec<String> = catalogue.rows().iter().map(|row| operation(row)).collect();
-    let head = "| operation | request | grant | body | in memory | sent again | invalidates | may be recorded | a look tells |\n\
+    let head = "| operation | request | grant | body | cached | retry | invalidates | may be recorded | look |\n\
                 | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
     golden::compare_between("docs/operations.md", "operations", &(head.to_owned() + &rows.join("\n")));
 }
@@ -142,12 +142,12 @@ fn the_auditors_script_accepts_a_log_and_finds_what_was_done_to_it() {
     let without = |text: &str, at: usize| {
         text.lines().enumerate().filter(|(line, _)| *line != at).map(|(_, line)| format!("{line}\n")).collect()
     };
-    assert!(check(&|_| {}, "it ends with record 122; up to 122 signed heads prove it"));
+    assert!(check(&|_| {}, "it ends with record 122; signed heads prove it up to record 122"));
     assert!(check(&|log| fs::remove_file(log.join("00000000000000000001.jsonl")).unwrap(), "begins with record 19"));
     let altered = |log: &Path| edit(log, middle, &|text| text.replacen("\"status\":200", "\"status\":201", 1));
-    assert!(!check(&altered, "record 70: a record before it is not what it was when this one was written"));
-    assert!(!check(&|log| edit(log, middle, &|text| without(text, 4)), "where record 57 should be"));
-    assert!(!check(&|log| fs::remove_file(log.join(middle)).unwrap(), "where record 53 should be"));
+    assert!(!check(&altered, "record 70: an earlier record has changed since this one was written"));
+    assert!(!check(&|log| edit(log, middle, &|text| without(text, 4)), "expected record 57"));
+    assert!(!check(&|log| fs::remove_file(log.join(middle)).unwrap(), "expected record 53"));
     assert!(!check(&|log| edit(log, last, &|text| without(text, 8)), "covers 122 records, but the log ends with 121"));
-    assert!(!check(&|log| edit(log, "head", &|text| text.replace("122", "121")), "signed by no key that is trusted"));
+    assert!(!check(&|log| edit(log, "head", &|text| text.replace("122", "121")), "not signed by a trusted key"));
 }

@@ -1,4 +1,4 @@
-//! One mistake of a file, and its two forms: for people (with the line) and for programs (a line of JSON).
+//! A mistake in a file, rendered for people (with the line) or for programs (one line of JSON).
 
 use std::path::Path;
 
@@ -7,17 +7,17 @@ use serde_json::json;
 
 use super::TextSpan;
 
-/// Does it keep the file from being used?
+/// Whether the mistake makes the file unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// Yes.
+    /// The file cannot be used.
     Error,
-    /// No, but it is hardly what was meant.
+    /// The file can be used, but is probably not what was meant.
     Warning,
 }
 
 impl Severity {
-    /// Its word.
+    /// The name of the severity.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -36,17 +36,17 @@ pub struct Diagnostic {
     pub line: usize,
     /// The column in characters, from 1.
     pub column: usize,
-    /// The bytes of the text that it is about.
+    /// The bytes of the text it refers to.
     pub span: TextSpan,
-    /// What is wrong. Holds no secret.
+    /// What is wrong; contains no secret.
     pub message: String,
     /// What to write instead.
     pub help: Option<String>,
 }
 
 impl Diagnostic {
-    /// As rustc would show it: the message, the place, the line, the help. `text` is the file's (blotted) text; without
-    /// it the line is left out.
+    /// Renders it as rustc would: message, position, line, help. `text` is the file's (blotted) text; without it the
+    /// line is left out.
     #[must_use]
     pub fn render(&self, file: &Path, text: &str, color: bool) -> String {
         let path = file.to_string_lossy();
@@ -71,7 +71,7 @@ impl Diagnostic {
         renderer.render(&[group])
     }
 
-    /// The line that the mistake begins on, and its place within that line.
+    /// The line where the mistake begins, and its position within that line.
     fn window<'t>(&self, text: &'t str) -> Option<(&'t str, TextSpan)> {
         if text.is_empty() {
             return None;
@@ -83,7 +83,8 @@ impl Diagnostic {
         Some((line, from..to))
     }
 
-    /// As one line of JSON: `{"severity", "file", "line", "column", "message", "help"}` (`help` may be null).
+    /// Renders it as one line of JSON: `{"severity", "file", "line", "column", "message", "help"}` (`help` may be
+    /// null).
     #[must_use]
     pub fn to_json(&self, file: &Path) -> String {
         json!({

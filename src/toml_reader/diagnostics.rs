@@ -1,4 +1,4 @@
-//! What a walk notes on its way: mistakes, settings, unknown keys, and what must not be shown.
+//! Collects what a walk finds: mistakes, settings, unknown keys, and what must not be shown.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use super::{Diagnostic, Severity, TextSpan, WalkResult, nearest, quoted};
 
-/// A setting that was asked for.
+/// A setting that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// The table (`cache`, `caller.finance`; empty: the root).
     pub path: Arc<str>,
-    /// Its name there.
+    /// The key in that table.
     pub key: Cow<'static, str>,
     /// Where its value comes from.
     pub written: SettingOrigin,
@@ -21,13 +21,13 @@ pub struct Setting {
 /// Where a setting's value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SettingOrigin {
-    /// It is left out, and this is its default.
+    /// The setting is left out; this is its default.
     Default(Cow<'static, str>),
-    /// It stands here.
+    /// The setting is at this position.
     At(TextSpan),
 }
 
-/// A key that nobody asked for.
+/// A key that was never asked for.
 struct UnknownKey {
     place: TextSpan,
     path: Arc<str>,
@@ -37,9 +37,9 @@ struct UnknownKey {
 
 pub(super) struct Diagnostics<'t> {
     text: &'t str,
-    /// Where each line begins.
+    /// The offset of each line.
     lines: Vec<usize>,
-    /// Lines with a syntax error: what else is found there may be its echo.
+    /// Lines with a syntax error; further mistakes on them may only be its consequences.
     broken: RefCell<BTreeSet<usize>>,
     mistakes: RefCell<Vec<Diagnostic>>,
     settings: RefCell<Vec<Setting>>,
@@ -63,7 +63,7 @@ impl<'t> Diagnostics<'t> {
 
     pub(super) fn syntax(&self, place: TextSpan, message: &str) {
         let (line, _) = self.line_column(place.start);
-        // One error a line: the parser's later ones are mostly echoes of the first.
+        // One error per line: the parser's later ones are mostly consequences of the first.
         if self.broken.borrow_mut().insert(line) {
             self.hide_broken_secret(line);
             let (message, help) = in_our_words(message);
@@ -71,7 +71,7 @@ impl<'t> Diagnostics<'t> {
         }
     }
 
-    /// What follows `=` on a broken line whose key sounds like a secret's.
+    /// Hides what follows `=` on a broken line if the key sounds like a secret's.
     fn hide_broken_secret(&self, line: usize) {
         let start = line.checked_sub(1).and_then(|index| self.lines.get(index)).copied().unwrap_or_default();
         let end = self.lines.get(line).copied().unwrap_or(self.text.len());
@@ -83,7 +83,7 @@ impl<'t> Diagnostics<'t> {
         }
     }
 
-    /// Does it stand on a line with a syntax error, or reach over one?
+    /// Whether the position touches a line with a syntax error.
     pub(super) fn is_broken(&self, place: &TextSpan) -> bool {
         let broken = self.broken.borrow();
         let (first, last) = (self.line_of(place.start), self.line_of(place.end));
@@ -96,7 +96,7 @@ impl<'t> Diagnostics<'t> {
         }
     }
 
-    /// Something is not there. Where a syntax error may have swallowed it, nothing is said.
+    /// Reports that something is missing, unless a syntax error may have swallowed it.
     pub(super) fn missing(&self, severity: Severity, place: TextSpan, message: String, help: String) {
         if self.broken.borrow().is_empty() {
             self.push(severity, place, message, Some(help));
@@ -134,7 +134,7 @@ impl<'t> Diagnostics<'t> {
         self.lines.partition_point(|start| *start <= offset)
     }
 
-    /// Line and column (in characters) of an offset, both from 1.
+    /// The line and column (in characters) of an offset, both starting at 1.
     fn line_column(&self, offset: usize) -> (usize, usize) {
         let line = self.line_of(offset);
         let start = self.lines.get(line.saturating_sub(1)).copied().unwrap_or(0);
@@ -150,7 +150,7 @@ impl<'t> Diagnostics<'t> {
         WalkResult { mistakes, settings: self.settings.into_inner(), text }
     }
 
-    /// Only now every table's keys are known, so that a key in the wrong table can be told where it belongs.
+    /// Runs last, when every table's keys are known, to say where a misplaced key belongs.
     fn report_unknown(&self) {
         let unknown = self.unknown.take();
         if unknown.is_empty() {
@@ -182,13 +182,13 @@ impl<'t> Diagnostics<'t> {
     }
 }
 
-/// May the value of an unknown key of this name be a secret?
+/// Whether an unknown key of this name may hold a secret.
 fn looks_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     ["key", "token", "secret", "password", "credential"].iter().any(|word| key.contains(word))
 }
 
-/// The parser's messages, where ours say more about what to do.
+/// Replaces the parser's messages where ours give better advice.
 fn in_our_words(message: &str) -> (String, Option<String>) {
     let ours = [
         ("duplicate key", "this key appears twice", "keep one; for several callers, write several [[caller]] tables"),
@@ -208,8 +208,8 @@ fn in_our_words(message: &str) -> (String, Option<String>) {
     }
 }
 
-/// `text` with these places, and whatever looks like a token or key (a UUID), blotted out: each character by another of
-/// the same length, so that places stay what they are.
+/// Blots out these positions, and everything that looks like a token or key (a UUID): each character is replaced by one
+/// of the same length, so that positions stay valid.
 fn blotted(text: &str, hidden: &[TextSpan]) -> String {
     let mut bytes = text.as_bytes().to_vec();
     for place in hidden.iter().chain(&uuids(text)) {
@@ -233,7 +233,7 @@ fn blot(character: char) -> char {
     }
 }
 
-/// Where UUIDs stand in the text: what Make's tokens and makegate's keys look like.
+/// The positions of UUIDs, the form of Make's tokens and makegate's keys.
 fn uuids(text: &str) -> Vec<TextSpan> {
     const LENGTH: usize = 36;
     let like = |at: usize, byte: u8| match at {

@@ -1,7 +1,8 @@
-//! A TOML document, walked with places: every value knows where it stands, every mistake is noted and none ends the walk.
+//! Reads a TOML document with positions: every value knows where it is in the text, and mistakes are collected without
+//! stopping.
 //!
-//! A table is read by a function that asks for its keys by name; what nobody asked for is an unknown key. So the
-//! reading code is the one list of a table's keys, their defaults and what they take.
+//! A table is read by a function that asks for its keys by name; any key that is never asked for is reported as
+//! unknown. So the reading code is the single list of a table's keys, their defaults and types.
 
 mod diagnostic;
 mod diagnostics;
@@ -20,30 +21,30 @@ use toml::de::DeTable;
 
 use diagnostics::Diagnostics;
 
-/// Where something stands: a range of bytes of the text.
+/// A position: a range of bytes of the text.
 pub type TextSpan = Range<usize>;
 
-/// What a walk found.
+/// The results of a walk.
 #[derive(Clone, Debug)]
 pub struct WalkResult {
-    /// Every mistake and warning, in the order of the text.
+    /// Every mistake and warning, in text order.
     pub mistakes: Vec<Diagnostic>,
-    /// Every setting that was asked for, in the order of asking.
+    /// Every setting that was read, in the order of reading.
     pub settings: Vec<Setting>,
-    /// The text with what may be a secret blotted out, length and lines kept: fit to be shown.
+    /// The text with possible secrets blotted out and positions unchanged: safe to show.
     pub text: String,
 }
 
 impl WalkResult {
-    /// Is there any mistake that is more than a warning?
+    /// Whether there is any error, not only warnings.
     #[must_use]
     pub fn failed(&self) -> bool {
         self.mistakes.iter().any(|mistake| mistake.severity == Severity::Error)
     }
 }
 
-/// Reads `text` as TOML with `read`, which is given the root table. It always comes back with both: what was read (where
-/// there was a mistake, with a default in its stead) and what was found.
+/// Parses `text` as TOML and passes the root table to `read`. Always returns both the value (with defaults in place of
+/// mistakes) and what was found.
 pub fn walk<T>(text: &str, read: impl FnOnce(&Table<'_>) -> T) -> (T, WalkResult) {
     let notes = Diagnostics::new(text);
     let (document, syntax) = DeTable::parse_recoverable(text);
@@ -68,7 +69,7 @@ fn read_noted<'d, T>(
 }
 
 fn note_syntax(notes: &Diagnostics<'_>, errors: &[toml::de::Error]) {
-    // An open list or inline table takes in the lines below it, each with an error of its own: only the first is one.
+    // An unclosed list or inline table swallows the lines below it, with an error for each: report only the first.
     let mut open = false;
     for error in errors {
         let of_open = OPEN.iter().any(|message| error.message().starts_with(message));
@@ -79,13 +80,13 @@ fn note_syntax(notes: &Diagnostics<'_>, errors: &[toml::de::Error]) {
     }
 }
 
-/// How the parser complains about what follows an open list or inline table.
+/// The parser's messages about what follows an unclosed list or inline table.
 const OPEN: [&str; 2] = ["missing comma between", "unexpected `=` in array"];
 
-/// How it complains about a line after which it makes nothing of the rest.
+/// The parser's message about a line after which it cannot parse the rest.
 const DEAD_END: &str = "key with no value";
 
-/// The text with the lines blanked that end the parser's reading, if there are any: the rest has mistakes to tell of, too.
+/// Blanks the lines that stop the parser, if there are any, so that mistakes after them are found too.
 fn without_dead_ends(text: &str, syntax: &[toml::de::Error]) -> Option<String> {
     let dead_ends = syntax.iter().filter(|error| error.message().starts_with(DEAD_END));
     let offsets: Vec<usize> = dead_ends.filter_map(|error| Some(error.span()?.start)).collect();
@@ -98,7 +99,7 @@ fn without_dead_ends(text: &str, syntax: &[toml::de::Error]) -> Option<String> {
     (!offsets.is_empty()).then(|| String::from_utf8(bytes).ok())?
 }
 
-/// A text of the file as messages quote it: escaped, and cut when long.
+/// Quotes a text from the file for a message: escaped, and truncated if long.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     const SHOWN_CHARS_MAX: usize = 60;
@@ -108,7 +109,7 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// The one of `known` that `given` most likely stands for, if any is near.
+/// The entry of `known` that `given` most likely means, if any is close.
 pub fn nearest<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let lower = given.to_ascii_lowercase();
     known
@@ -119,7 +120,7 @@ pub fn nearest<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> Opt
         .map(|(_, candidate)| candidate)
 }
 
-/// The word's mistake where only `known` words may stand: `what` is what they are, as in "not a method".
+/// The mistake of a word that is none of the `known` words. `what` names their kind, as in "not a method".
 #[must_use]
 pub fn no_such(given: &str, what: &str, known: &[&str]) -> InvalidValue {
     let help = match nearest(given, known.iter().copied()) {

@@ -10,12 +10,12 @@ use toml::de::{DeTable, DeValue};
 use super::diagnostics::Diagnostics;
 use super::{InvalidValue, Setting, SettingOrigin, Severity, TextSpan, TomlForm, ValueKind};
 
-/// A value and where it stands.
+/// A value and its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WithSpan<T> {
     /// The value.
     pub value: T,
-    /// Where it stands.
+    /// Its position.
     pub place: TextSpan,
 }
 
@@ -38,7 +38,7 @@ impl<'d> Table<'d> {
         Self { notes, path, place, entries, known: RefCell::default(), free: Cell::new(false) }
     }
 
-    /// Reads the table, then notes every key that was not asked for.
+    /// Reads the table, then reports every key that was not asked for.
     pub(super) fn read<T>(self, read: impl FnOnce(&Self) -> T) -> T {
         let value = read(&self);
         let known = self.known.take();
@@ -49,31 +49,31 @@ impl<'d> Table<'d> {
         value
     }
 
-    /// Where the table's heading stands (of one that is left out: where its parent's does).
+    /// The position of the table's heading, or of its parent's if the table is left out.
     #[must_use]
     pub fn place(&self) -> TextSpan {
         self.place.clone()
     }
 
-    /// Where the value of `key` stands; left out: the table's heading.
+    /// The position of the value of `key`, or of the table's heading if it is left out.
     #[must_use]
     pub fn place_of(&self, key: &str) -> TextSpan {
         self.entries.and_then(|entries| entries.get(key)).map_or_else(|| self.place(), Spanned::span)
     }
 
-    /// Where the value at this path of keys stands; left out: the nearest table around it that is there.
+    /// The position of the value at this path of keys, or of the nearest existing table around it.
     #[must_use]
     pub fn place_at(&self, path: &[&str]) -> TextSpan {
         self.descend(path).1
     }
 
-    /// Is there a value at this path of keys?
+    /// Whether there is a value at this path of keys.
     #[must_use]
     pub fn holds(&self, path: &[&str]) -> bool {
         self.descend(path).0 == path.len()
     }
 
-    /// How many of these keys there are, one below the other, and where the last of them stands.
+    /// How many of these nested keys exist, and the position of the last of them.
     fn descend(&self, path: &[&str]) -> (usize, TextSpan) {
         let (mut steps, mut place, mut entries) = (0, self.place(), self.entries);
         for key in path {
@@ -83,45 +83,45 @@ impl<'d> Table<'d> {
         (steps, place)
     }
 
-    /// Is `key` there?
+    /// Whether `key` exists.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
         self.entries.is_some_and(|entries| entries.contains_key(key))
     }
 
-    /// Is `key` a list without elements?
+    /// Whether `key` is an empty list.
     #[must_use]
     pub fn is_empty_list(&self, key: &str) -> bool {
         let value = self.entries.and_then(|entries| entries.get(key));
         value.and_then(|value| value.get_ref().as_array()).is_some_and(|elements| elements.is_empty())
     }
 
-    /// Notes a mistake.
+    /// Reports a mistake.
     pub fn wrong(&self, place: TextSpan, message: impl Into<String>, help: impl Into<String>) {
         self.notes.note(Severity::Error, place, message.into(), Some(help.into()));
     }
 
-    /// Notes a warning.
+    /// Reports a warning.
     pub fn warn(&self, place: TextSpan, message: impl Into<String>, help: impl Into<String>) {
         self.notes.note(Severity::Warning, place, message.into(), Some(help.into()));
     }
 
-    /// Notes that something is not there.
+    /// Reports that something is missing.
     pub fn missing(&self, message: impl Into<String>, help: impl Into<String>) {
         self.notes.missing(Severity::Error, self.place(), message.into(), help.into());
     }
 
-    /// Warns that something is not there.
+    /// Warns that something is missing.
     pub fn warn_missing(&self, message: impl Into<String>, help: impl Into<String>) {
         self.notes.missing(Severity::Warning, self.place(), message.into(), help.into());
     }
 
-    /// Keeps what stands here out of everything that is shown.
+    /// Hides this position from everything that is shown.
     pub fn hide(&self, place: TextSpan) {
         self.notes.hide(place);
     }
 
-    /// Notes the value of a setting that is left out and follows from others.
+    /// Records the value of a setting that is left out and derived from others.
     pub fn follows(&self, key: &'static str, value: String) {
         self.left_out(key, Cow::Owned(value));
     }
@@ -143,7 +143,7 @@ impl<'d> Table<'d> {
         })
     }
 
-    /// All items of a table whose keys are free.
+    /// All items of a table with arbitrary keys.
     #[must_use]
     pub fn items(&self) -> Vec<TableItem<'d>> {
         self.free.set(true);
@@ -157,7 +157,7 @@ impl<'d> Table<'d> {
         self.entries.into_iter().flat_map(DeTable::iter).map(item).collect()
     }
 
-    /// The value of `key`; left out (or wrong, which is noted): the default, written as in the file.
+    /// The value of `key`. If it is left out (or wrong, which is reported): the default, written as in the file.
     pub fn value<T: Default>(&self, key: &'static str, default: &'static str, kind: ValueKind<T>) -> T {
         let given = self.item(key);
         if given.is_none() {
@@ -166,12 +166,12 @@ impl<'d> Table<'d> {
         given.and_then(|item| item.scalar(kind)).or_else(|| (kind.parse)(default).ok()).unwrap_or_default()
     }
 
-    /// The value of `key`, if it is there and right.
+    /// The value of `key`, if it exists and is valid.
     pub fn optional<T>(&self, key: &'static str, kind: ValueKind<T>) -> Option<T> {
         self.item(key)?.scalar(kind)
     }
 
-    /// The value of `key`, which must be there.
+    /// The value of `key`, which is required.
     pub fn required<T>(&self, key: &'static str, kind: ValueKind<T>) -> Option<T> {
         let Some(item) = self.item(key) else {
             self.missing(format!("{key} is missing{}", self.inside()), format!("add {key} = {}", kind.example));
@@ -184,12 +184,12 @@ impl<'d> Table<'d> {
         if self.path.is_empty() { String::new() } else { format!(" in {}", self.path) }
     }
 
-    /// The array `key`, without the elements that are wrong.
+    /// The array `key`, without invalid elements.
     pub fn list<T>(&self, key: &'static str, kind: ValueKind<T>) -> Option<Vec<WithSpan<T>>> {
         self.item(key)?.list(kind)
     }
 
-    /// The value or array of values `key`; left out: the one default.
+    /// The value or array of values `key`; if left out, the single default.
     pub fn one_or_more<T>(&self, key: &'static str, default: &'static str, kind: ValueKind<T>) -> Vec<WithSpan<T>> {
         let Some(item) = self.item(key) else {
             self.left_out(key, Cow::Borrowed(default));
@@ -205,7 +205,7 @@ impl<'d> Table<'d> {
         item.scalar(kind).into_iter().map(|value| WithSpan { value, place: item.place() }).collect()
     }
 
-    /// The table `key`, read by `read`; left out, it is read as an empty one.
+    /// Reads the table `key` with `read`; if left out, as an empty table.
     pub fn table<T>(&self, key: &'static str, read: impl FnOnce(&Table<'d>) -> T) -> T {
         let item = self.item(key);
         let entries = item.as_ref().and_then(TableItem::entries);
@@ -213,12 +213,12 @@ impl<'d> Table<'d> {
         Table::new(self.notes, self.sub_path(key), place, entries).read(read)
     }
 
-    /// The table `key`, read by `read` if it is there.
+    /// Reads the table `key` with `read`, if it exists.
     pub fn optional_table<T>(&self, key: &'static str, read: impl FnOnce(&Table<'d>) -> T) -> Option<T> {
         self.has(key).then(|| self.table(key, read))
     }
 
-    /// The tables `[[key]]`, each read by `read`. Their paths end in the value of `name` where there is one.
+    /// Reads each table `[[key]]` with `read`. Its path ends in the value of `name` if there is one.
     pub fn tables<T>(&self, key: &'static str, name: &str, mut read: impl FnMut(&Table<'d>) -> T) -> Vec<T> {
         let Some(item) = self.item(key) else { return Vec::new() };
         let DeValue::Array(elements) = item.value.get_ref() else {
@@ -253,38 +253,38 @@ pub struct TableItem<'d> {
 }
 
 impl<'d> TableItem<'d> {
-    /// Its key.
+    /// The key.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Where the key stands.
+    /// The key's position.
     #[must_use]
     pub fn key_place(&self) -> TextSpan {
         self.key_place.clone()
     }
 
-    /// Where the value stands.
+    /// The value's position.
     #[must_use]
     pub fn place(&self) -> TextSpan {
         self.value.span()
     }
 
-    /// Is the value a table?
+    /// Whether the value is a table.
     #[must_use]
     pub fn is_table(&self) -> bool {
         self.value.get_ref().is_table()
     }
 
-    /// The value, if it is right.
+    /// The value, if it is valid.
     #[must_use]
     pub fn scalar<T>(&self, kind: ValueKind<T>) -> Option<T> {
         self.set();
         self.parse(self.value, kind, true)
     }
 
-    /// The array, without the elements that are wrong.
+    /// The array, without invalid elements.
     #[must_use]
     pub fn list<T>(&self, kind: ValueKind<T>) -> Option<Vec<WithSpan<T>>> {
         self.set();
@@ -299,13 +299,13 @@ impl<'d> TableItem<'d> {
         Some(elements.iter().filter_map(placed).collect())
     }
 
-    /// The table, read by `read`.
+    /// Reads the table with `read`.
     pub fn table<T>(&self, read: impl FnOnce(&Table<'d>) -> T) -> T {
         let path = Arc::from(format!("{}.{}", self.path, self.key));
         Table::new(self.notes, path, self.place(), self.entries()).read(read)
     }
 
-    /// Notes a mistake.
+    /// Reports a mistake.
     pub fn wrong(&self, place: TextSpan, message: impl Into<String>, help: impl Into<String>) {
         self.notes.note(Severity::Error, place, message.into(), Some(help.into()));
     }

@@ -1,6 +1,6 @@
-//! Kinds of values: the TOML form that one takes, and how its text is read.
+//! Kinds of values: the TOML form of each, and how to parse its text.
 
-/// What a TOML value is on the page.
+/// The form of a TOML value in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TomlForm {
     /// `"text"`.
@@ -11,7 +11,7 @@ pub enum TomlForm {
     Flag,
 }
 
-/// A kind of scalar values. Defaults are written as the same text and read by the same function.
+/// A kind of scalar values. Defaults are written as the same text and parsed by the same function.
 #[derive(Debug)]
 pub struct ValueKind<T> {
     /// The TOML form.
@@ -20,7 +20,7 @@ pub struct ValueKind<T> {
     pub what: &'static str,
     /// An example, as TOML: `"64MiB"`.
     pub example: &'static str,
-    /// Reads the text (of an integer: its decimal digits; of a flag: its word).
+    /// Parses the text (for an integer its decimal digits, for a flag its word).
     pub parse: fn(&str) -> Result<T, InvalidValue>,
 }
 
@@ -39,18 +39,18 @@ pub struct InvalidValue {
     pub message: String,
     /// What to write instead.
     pub help: Option<String>,
-    /// May the value be a secret, which must not be shown?
+    /// Whether the value may be a secret, which must not be shown.
     pub secret: bool,
 }
 
 impl InvalidValue {
-    /// Wrong, and what to write instead.
+    /// An invalid value, and what to write instead.
     #[must_use]
     pub fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
         Self { message: message.into(), help: Some(help.into()), secret: false }
     }
 
-    /// The same of a value that may be a secret: it is blotted out of what is shown.
+    /// Marks the value as a possible secret, to be blotted out of everything shown.
     #[must_use]
     pub fn secret(self) -> Self {
         Self { secret: true, ..self }
@@ -63,7 +63,7 @@ impl From<String> for InvalidValue {
     }
 }
 
-/// Any text that is not empty.
+/// A nonempty string.
 pub const TEXT: ValueKind<String> = ValueKind {
     form: TomlForm::Text,
     what: "a string",
@@ -78,7 +78,7 @@ pub const TEXT: ValueKind<String> = ValueKind {
 pub const FLAG: ValueKind<bool> =
     ValueKind { form: TomlForm::Flag, what: "true or false", example: "true", parse: |text| Ok(text == "true") };
 
-/// A whole number from 0 to what the type holds.
+/// An integer from 0 to the maximum of the type.
 #[must_use]
 pub const fn number<T: TryFrom<u64>>() -> ValueKind<T> {
     ValueKind { form: TomlForm::Integer, what: "an integer", example: "10", parse: whole }

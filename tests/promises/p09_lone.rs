@@ -176,7 +176,7 @@ async fn explain_says_how_long_it_would_wait_and_takes_nothing() {
     assert_eq!(told.verdict, "allow");
     let why = why(told);
     assert!(
-        why.contains(&format!("{} of 20 attempts a minute are free, this caller has had {sent}", 20 - sent)),
+        why.contains(&format!("{} of 20 attempts a minute are free, this caller has used {sent}", 20 - sent)),
         "{why}"
     );
     assert!(why.contains("; it waits ") && why.ends_with(" s"), "{why}");

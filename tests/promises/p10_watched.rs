@@ -71,7 +71,7 @@ async fn a_secret_missing_at_a_reload_is_used_once_it_appears() {
     let text = fs::read_to_string(world.file()).unwrap();
     fs::write(world.file(), text.replace("token_file = \"token\"", "token_file = \"later/token\"")).unwrap();
     let why = told(&world, "reload-failed", 1).await;
-    assert!(why.contains("later/token") && why.contains("not there"), "{why}");
+    assert!(why.contains("later/token") && why.contains("does not exist"), "{why}");
     world.get(ALL, ORG).await.expect(200);
     fs::create_dir(world.dir.path().join("later")).unwrap();
     fs::write(world.dir.path().join("later/token"), TOKEN).unwrap();

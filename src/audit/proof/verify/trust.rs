@@ -52,10 +52,9 @@ pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFi
     let has_keys = chain.is_some();
     match chain.map(|text| note::heads(&text)) {
         Some(Some(mut chain)) => {
-            for carried in [&head, &closed].into_iter().flatten().flat_map(|file| &file.introductions) {
-                if !chain.contains(carried) {
-                    chain.push(carried.clone());
-                }
+            for (name, file) in [("head", &head), ("closed", &closed)] {
+                let carried = file.iter().flat_map(|file| &file.introductions);
+                add_carried(&mut chain, carried, name, findings);
             }
             trust.follow(&chain, !brought.keys.is_empty(), findings);
         }
@@ -78,6 +77,25 @@ pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFi
     }
     trust.heads.sort_by_key(|claimed| claimed.head.size);
     Ok(trust)
+}
+
+/// Adds the introductions that stand before a head and go on where `keys` ends. Of a key that `keys` introduces there is one
+/// introduction: another one was altered.
+fn add_carried<'h>(
+    chain: &mut Vec<Head>,
+    carried: impl Iterator<Item = &'h Head>,
+    file: &str,
+    findings: &mut VerifyFindings,
+) {
+    for head in carried {
+        match chain.iter().find(|known| known.next == head.next) {
+            Some(known) if known == head => {}
+            None if head.next.is_some() => chain.push(head.clone()),
+            Some(_) | None => {
+                findings.problem("key", Some(file), None, "an introduction in this file was altered: keys has another one");
+            }
+        }
+    }
 }
 
 /// The files `head` and `closed`.

@@ -105,7 +105,7 @@ fn decide(
     let headers = HeaderMap::new();
     let asked = ReadRequest { policy, caller, matched: &matched, target: &target, plan: &plan, headers: &headers };
     let memory = if row.is_write() {
-        told.say("recognise", "allow", "held only while an identical write of this caller is in doubt".to_owned());
+        told.say("check", "allow", "held only while an identical write of this caller is in doubt".to_owned());
         MemoryAnswer::Nothing
     } else {
         lookup(running, &asked, &mut told)
@@ -187,7 +187,7 @@ fn rate(caller: &Caller) -> String {
 
 fn lookup(running: RunningGateway<'_>, asked: &ReadRequest<'_>, told: &mut StepList<'_>) -> MemoryAnswer {
     let mut fetch = |why: String| {
-        told.say("recall", "fetch", why);
+        told.say("look up", "fetch", why);
         MemoryAnswer::Nothing
     };
     let Some(storing) = asked.policy.store_policy(asked.matched.index) else {
@@ -208,11 +208,11 @@ fn lookup(running: RunningGateway<'_>, asked: &ReadRequest<'_>, told: &mut StepL
     match entry_for(gateway, asked, &key, &RequestDirectives::default(), now) {
         Lookup::Hit(entry) => {
             let (age, ttl) = (entry.age(now).as_secs(), entry.ttl(now));
-            told.say("recall", "hit", format!("in memory, {age} s old, fresh for {ttl} s more; it costs no quota"));
+            told.say("look up", "hit", format!("in memory, {age} s old, fresh for {ttl} s more; it costs no quota"));
             MemoryAnswer::Fresh
         }
         Lookup::Fetch { fallback: Some(_), .. } => {
-            told.say("recall", "fetch", format!("not in memory, but a stale answer is available; {kept}"));
+            told.say("look up", "fetch", format!("not in memory, but a stale answer is available; {kept}"));
             MemoryAnswer::Stale
         }
         Lookup::Fetch { fallback: None, .. } => fetch(format!("not in memory; {kept}")),

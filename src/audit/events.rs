@@ -2,12 +2,12 @@
 
 use jiff::Timestamp;
 
-use super::log::LogShared;
 use super::open_writes::RECOVERED;
 use super::proof::heads::HeadsOpened;
 use super::proof::note::Verifier;
 use super::record::{Kind, Record};
 use super::recover::Recovered;
+use super::shared::LogShared;
 use crate::vocabulary::{Answer, Outcome};
 
 /// The event reporting that the log does not match its newest signed head.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::record_line::write_text;
+use super::json_text::write_text;
 use crate::ids::Fingerprint;
 
 /// Maximum number of fields; a write with more cannot be recognized.

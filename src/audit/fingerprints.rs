@@ -8,12 +8,8 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
-use std::time::Duration;
 
-use super::buffer::WriterStage;
 use super::disk::{self, OpenError, while_doing};
-use super::log::AuditLog;
 use super::record::Record;
 use super::recover::{Recovered, ResumePoint};
 use crate::clock::Clock;
@@ -23,9 +19,6 @@ use crate::private_files;
 const KEY_BYTES: usize = 32;
 /// What is wrong with a key file that does not exist.
 const MISSING: &str = "is missing";
-/// How often the file is compared with the key in use.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// The key, and the name by which segments refer to it.
 #[derive(Clone)]
 pub(crate) struct FingerprintKey {
@@ -47,7 +40,7 @@ impl FingerprintKey {
     }
 }
 
-fn path(dir: &Path) -> PathBuf {
+pub(super) fn path(dir: &Path) -> PathBuf {
     dir.join("fingerprint.key")
 }
 
@@ -57,7 +50,7 @@ fn forget_path(dir: &Path) -> PathBuf {
 }
 
 /// Reads the key file. The inner error says what is wrong with the file.
-fn read(path: &Path) -> io::Result<Result<[u8; KEY_BYTES], &'static str>> {
+pub(super) fn read(path: &Path) -> io::Result<Result<[u8; KEY_BYTES], &'static str>> {
     let file = match private_files::open_to_read(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(Err("is not a regular file")),
@@ -122,43 +115,8 @@ fn make(path: &Path) -> Result<FingerprintKey, OpenError> {
     made.map_err(while_doing("cannot write", path))
 }
 
-fn write(path: &Path, bytes: &[u8; KEY_BYTES]) -> io::Result<()> {
+pub(super) fn write(path: &Path, bytes: &[u8; KEY_BYTES]) -> io::Result<()> {
     disk::replace(path, bytes, 0o600)
-}
-
-/// Watches the key file while the log is open: if someone deletes or damages it, this is recorded and the file is
-/// rewritten.
-pub(crate) fn guard(log: &Arc<AuditLog>, key: FingerprintKey) -> Result<(), OpenError> {
-    let (watched, path) = (Arc::downgrade(log), path(log.dir()));
-    let thread = std::thread::Builder::new().name("audit-key".to_owned());
-    let spawned = thread.spawn(move || watch(&watched, &path, &key));
-    spawned.map(drop).map_err(while_doing("cannot start a thread for", log.dir()))
-}
-
-fn watch(log: &Weak<AuditLog>, path: &Path, key: &FingerprintKey) {
-    let mut is_told = false;
-    loop {
-        std::thread::sleep(LOOK);
-        let Some(log) = log.upgrade() else { return };
-        if log.shared.buffer.stage() != WriterStage::Running {
-            return;
-        }
-        if matches!(read(path), Ok(Ok(bytes)) if bytes == key.bytes) {
-            is_told = false;
-            continue;
-        }
-        let detail = match write(path, &key.bytes) {
-            Ok(()) => "fingerprint.key was deleted or damaged while makegate was running, and was rewritten".to_owned(),
-            Err(error) => format!("fingerprint.key was deleted or damaged, and cannot be rewritten: {error}"),
-        };
-        if !is_told {
-            tracing::error!("{detail}");
-            if let Some(room) = log.reserve() {
-                room.fill(Record::event(log.shared.clock.wall(), "fingerprint-key", detail));
-            }
-        }
-        is_told = true;
-    }
 }
 
 #[cfg(test)]

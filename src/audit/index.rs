@@ -25,8 +25,8 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, Transaction, 
 use super::disk;
 use super::forward_reader::{ForwardReader, LinePosition};
 use super::index_terms::{self, Term};
-use super::log::{DurablePosition, LogShared};
 use super::segment;
+use super::shared::{DurablePosition, LogShared};
 use super::stored_record::StoredRecord;
 use crate::private_files;
 

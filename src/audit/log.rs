@@ -4,83 +4,33 @@
 use std::fmt;
 use std::fs::File;
 use std::future::Future;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::Thread;
-use std::time::Duration;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{Semaphore, broadcast, oneshot, watch};
+use tokio::sync::Semaphore;
 
-use super::buffer::{BufferCharge, PendingRecord, RecordBuffer, WriterStage};
+use super::buffer::{CannotRecord, WriterStage};
 use super::disk::{self, Disk, MachineDisk, OpenError};
-use super::doubts::{DOUBTS_MAX, Doubts};
+use super::doubts::Doubts;
 use super::events::start_events;
-use super::fingerprints::{self, FingerprintKey};
+use super::index;
 use super::proof::closing_head;
 use super::proof::heads::Heads;
 use super::record::{Kind, Record};
-use super::record_room::RecordRoom;
 use super::recover::{self, Recovered};
 use super::request_ids::RequestIds;
-use super::tree::Tree;
+use super::shared::LogShared;
 use super::writer::LogWriter;
-use super::{index, record_line};
+use super::{fingerprints, key_guard};
 use crate::clock::Clock;
 use crate::config;
 use crate::ids::Fingerprint;
 
 /// Maximum number of intents and settlements waiting for the disk.
 const WAITING_MAX: usize = 512;
-/// How many lines a follower may lag behind.
-const FOLLOW_LAG: usize = 1024;
 /// Maximum number of concurrent queries.
 pub(crate) const QUERIES_MAX: usize = 2;
-
-/// Why a record could not be made durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CannotRecord {
-    /// The buffer is full, too many writes are waiting, or too many are in doubt. Nothing is recorded.
-    Full,
-    /// The disk is failing. Nothing is recorded.
-    Failed,
-    /// The disk is slow. The record is kept and written when possible, and an intent is followed by the outcome
-    /// `not-sent`. The write must not go upstream, and nothing else may be recorded for it.
-    Slow,
-}
-
-impl CannotRecord {
-    /// Whether the log itself will record this write as not sent.
-    #[must_use]
-    pub const fn is_recorded(self) -> bool {
-        matches!(self, Self::Slow)
-    }
-}
-
-impl fmt::Display for CannotRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Full => "the audit log has no room for another write",
-            Self::Failed => "the audit log cannot be written right now",
-            Self::Slow => "the audit log's disk is too slow",
-        })
-    }
-}
-
-impl std::error::Error for CannotRecord {}
-
-/// How far the log is durable. Readers of a running log may look no further.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct DurablePosition {
-    /// The segment being written.
-    pub(crate) segment: u64,
-    /// The length of its durable part, in bytes.
-    pub(crate) length: u64,
-    /// The newest durable record.
-    pub(crate) seq: u64,
-    /// One more than the number of buffered records dealt with; 0 until the log's own start records are.
-    pub(crate) dealt_with: u64,
-}
 
 /// Counters for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,164 +47,6 @@ pub struct LogCounts {
     pub refused: u64,
     /// Number of writes in doubt.
     pub doubts: u64,
-}
-
-/// State shared by the log's handle and its threads.
-#[derive(Debug)]
-pub(crate) struct LogShared {
-    pub(crate) clock: Clock,
-    pub(crate) dir: PathBuf,
-    pub(crate) record_bytes: usize,
-    disk_wait: Duration,
-    pub(crate) buffer: RecordBuffer,
-    pub(crate) doubts: Doubts,
-    /// The tree over all durable records.
-    pub(crate) durable: Mutex<Tree>,
-    pub(crate) heads: Heads,
-    pub(crate) key: FingerprintKey,
-    /// The disk is failing, so no write is accepted.
-    pub(crate) failed: AtomicBool,
-    /// A caller gave up waiting for a batch that is still being written, so no write is accepted.
-    pub(crate) stuck: AtomicBool,
-    /// A segment was damaged while it was being written.
-    pub(crate) has_lost: AtomicBool,
-    /// How many more bytes of refusals the log may take.
-    pub(crate) refusals_left: AtomicU64,
-    pub(crate) synced: watch::Sender<DurablePosition>,
-    pub(crate) lines: broadcast::Sender<Arc<str>>,
-    pub(crate) ended: watch::Sender<u8>,
-    /// The index thread, woken when the writer has ended.
-    pub(crate) index: OnceLock<Thread>,
-    /// Number of threads that have released the folder.
-    pub(crate) left: watch::Sender<u8>,
-    pub(crate) records: AtomicU64,
-    pub(crate) bytes: AtomicU64,
-    pub(crate) syncs: AtomicU64,
-    pub(crate) failures: AtomicU64,
-    pub(crate) refused: AtomicU64,
-    waiting: AtomicUsize,
-}
-
-impl LogShared {
-    fn new(settings: &config::AuditConfig, clock: Clock, durable: Tree, heads: Heads, key: FingerprintKey) -> Self {
-        Self {
-            clock,
-            dir: settings.dir.clone(),
-            record_bytes: settings.record_bytes,
-            disk_wait: settings.disk_wait,
-            buffer: RecordBuffer::new(settings),
-            doubts: Doubts::default(),
-            durable: Mutex::new(durable),
-            heads,
-            key,
-            failed: AtomicBool::new(false),
-            stuck: AtomicBool::new(false),
-            has_lost: AtomicBool::new(false),
-            refusals_left: AtomicU64::new(u64::MAX),
-            synced: watch::Sender::default(),
-            lines: broadcast::Sender::new(FOLLOW_LAG),
-            ended: watch::Sender::default(),
-            index: OnceLock::new(),
-            left: watch::Sender::default(),
-            records: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            syncs: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            waiting: AtomicUsize::new(0),
-        }
-    }
-
-    fn writable(&self) -> bool {
-        !self.failed.load(Ordering::Relaxed) && !self.stuck.load(Ordering::Relaxed)
-    }
-
-    fn refuse(&self, why: CannotRecord) -> CannotRecord {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        why
-    }
-
-    /// Takes room for a record about to be queued. An intent also takes room for its outcome, so the outcome of a
-    /// write under way can always be buffered.
-    fn charge(&self, record: &Record) -> Result<BufferCharge, CannotRecord> {
-        let own = BufferCharge { records: 1, bytes: record.weight(), refusal: false };
-        let taken = match record.kind {
-            Kind::Outcome => {
-                if !self.doubts.end(record) {
-                    self.buffer.take_anyway(outcome_charge(self.record_bytes));
-                }
-                return Ok(outcome_charge(self.record_bytes));
-            }
-            Kind::Intent => {
-                let outcome = outcome_charge(self.record_bytes);
-                let (records, bytes) = (own.records + outcome.records, own.bytes + outcome.bytes);
-                let both = BufferCharge { records, bytes, refusal: false };
-                self.doubts.count() < DOUBTS_MAX && self.buffer.take(both)
-            }
-            Kind::Request | Kind::Settlement | Kind::Event | Kind::Refusals => self.buffer.take(own),
-        };
-        if taken { Ok(own) } else { Err(CannotRecord::Full) }
-    }
-
-    /// Queues a record whose caller waits for it.
-    fn enqueue(&self, mut record: Record) -> Result<oneshot::Receiver<Result<u64, CannotRecord>>, CannotRecord> {
-        if record.kind != Kind::Outcome && !self.writable() {
-            return Err(CannotRecord::Failed);
-        }
-        bound(&mut record, self.record_bytes);
-        let name = record.request.map(|id| self.doubts.names().hold(id));
-        let charge = self.charge(&record)?;
-        let (ack, acked) = oneshot::channel();
-        match self
-            .buffer
-            .push(PendingRecord { record: Box::new(record), charge, _share: None, ack: Some(ack), name }, true)
-        {
-            None => Ok(acked),
-            Some(entry) => {
-                self.give_back(&entry);
-                Err(CannotRecord::Failed)
-            }
-        }
-    }
-
-    /// Releases the room of an entry that will never be written.
-    pub(crate) fn give_back(&self, entry: &PendingRecord) {
-        self.buffer.release(entry.charge);
-        if entry.record.kind == Kind::Intent {
-            self.buffer.release(outcome_charge(self.record_bytes));
-        }
-    }
-
-    async fn acknowledged(
-        &self,
-        mut acked: oneshot::Receiver<Result<u64, CannotRecord>>,
-        wait: Duration,
-    ) -> Result<u64, CannotRecord> {
-        match tokio::time::timeout(wait, &mut acked).await {
-            Ok(answer) => answer.unwrap_or(Err(CannotRecord::Failed)),
-            Err(_too_long) => {
-                // Set `stuck` first, because any acknowledgment from now on clears it. Then close the channel: the
-                // answer is there by now or never will be, so the writer knows whether it was received.
-                self.stuck.store(true, Ordering::SeqCst);
-                acked.close();
-                let Ok(answer) = acked.try_recv() else { return Err(CannotRecord::Slow) };
-                self.stuck.store(false, Ordering::SeqCst);
-                answer
-            }
-        }
-    }
-}
-
-/// The room that an intent reserves for its outcome.
-pub(crate) const fn outcome_charge(record_bytes: usize) -> BufferCharge {
-    BufferCharge { records: 1, bytes: record_bytes, refusal: false }
-}
-
-/// Truncates overlong text from callers before it takes up memory.
-pub(super) fn bound(record: &mut Record, record_bytes: usize) {
-    if record.text_bytes() > record_bytes {
-        record_line::fit(record, record_bytes);
-    }
 }
 
 /// Counts one waiting write until dropped.
@@ -327,20 +119,8 @@ impl AuditLog {
             }
         })?;
         let log = Arc::new(Self { shared, queries: Arc::new(Semaphore::new(QUERIES_MAX)) });
-        fingerprints::guard(&log, key)?;
+        key_guard::guard(&log, key)?;
         Ok((log, recovered))
-    }
-
-    /// Reserves room for one record when a request arrives. Returns `None` if the buffer is full; the request must
-    /// then be refused.
-    #[must_use]
-    pub fn reserve(self: &Arc<Self>) -> Option<RecordRoom> {
-        let charge = outcome_charge(self.shared.record_bytes);
-        if self.shared.buffer.take(charge) {
-            return Some(RecordRoom::of(self.clone(), charge));
-        }
-        self.shared.refuse(CannotRecord::Full);
-        None
     }
 
     /// Records durably and returns the sequence number. The record is queued by the call itself, before the first

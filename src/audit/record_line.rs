@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::json_text::write_text;
 use super::record::{CountedRefusals, Peer, Record};
 use crate::ids::{RequestId, write_decimal};
 use crate::vocabulary::{Answer, Outcome};
@@ -311,38 +312,12 @@ pub(crate) fn write_value(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-pub(crate) fn write_text(text: &str, out: &mut Vec<u8>) {
-    out.push(b'"');
-    if text.bytes().all(|b| matches!(b, 0x20..=0x7e) && b != b'"' && b != b'\\') {
-        out.extend_from_slice(text.as_bytes());
-    } else {
-        text.chars().for_each(|c| write_char(c, out));
-    }
-    out.push(b'"');
-}
-
-fn write_char(c: char, out: &mut Vec<u8>) {
-    if matches!(c, '"' | '\\') {
-        out.push(b'\\');
-    }
-    if c.is_control() || is_invisible(c) {
-        let _infallible = write!(out, "\\u{:04x}", u32::from(c));
-    } else {
-        out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
-    }
-}
-
-/// Line separators and characters that change text direction: callers must not be able to change how the log looks to
-/// its readers.
-const fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
+    use crate::audit::json_text::is_invisible;
     use crate::audit::{FieldHashes, Kind, Peer};
     use crate::ids::{Fingerprint, KeyId, RequestId};
     use crate::vocabulary::{Answer, Outcome};

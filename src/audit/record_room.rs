@@ -2,10 +2,25 @@
 
 use std::sync::Arc;
 
-use super::buffer::{BufferCharge, PendingRecord};
-use super::log::{AuditLog, bound};
+use super::buffer::{BufferCharge, CannotRecord, PendingRecord};
+use super::log::AuditLog;
 use super::record::Record;
+use super::shared::{bound, outcome_charge};
 use crate::shares::{HeldShare, ShareHolder, Shortage};
+
+impl AuditLog {
+    /// Reserves room for one record when a request arrives. Returns `None` if the buffer is full; the request must
+    /// then be refused.
+    #[must_use]
+    pub fn reserve(self: &Arc<Self>) -> Option<RecordRoom> {
+        let charge = outcome_charge(self.shared.record_bytes);
+        if self.shared.buffer.take(charge) {
+            return Some(RecordRoom { log: self.clone(), charge, share: None });
+        }
+        self.shared.refuse(CannotRecord::Full);
+        None
+    }
+}
 
 /// Buffer room for one record, released when dropped unused.
 #[derive(Debug)]
@@ -17,10 +32,6 @@ pub struct RecordRoom {
 }
 
 impl RecordRoom {
-    pub(super) const fn of(log: Arc<AuditLog>, charge: BufferCharge) -> Self {
-        Self { log, charge, share: None }
-    }
-
     /// From now on, until its record is on disk, the room counts against this caller's share, so a caller who makes
     /// records faster than the disk takes them still leaves room for the others.
     ///

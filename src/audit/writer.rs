@@ -16,10 +16,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::buffer::{PendingRecord, WriterStage};
+use super::buffer::{CannotRecord, PendingRecord, WriterStage};
 use super::disk::{self, Disk};
 use super::events::not_sent;
-use super::log::{CannotRecord, LogShared, outcome_charge};
 use super::open_writes::OpenWrites;
 use super::outage::Outage;
 use super::proof::{closing_head, leaves};
@@ -28,6 +27,7 @@ use super::record_line;
 use super::recover::{self, Recovered, ResumePoint, STOP};
 use super::retention::Retention;
 use super::segment::{self, SegmentOpening};
+use super::shared::{LogShared, outcome_charge};
 use super::space_reserve::SpaceReserve;
 use super::tree::{self, Hash, Tree};
 use crate::config;

@@ -24,8 +24,9 @@ use serde_json::value::RawValue;
 use super::disk;
 use super::events::key_event;
 use super::filter::Filter;
-use super::log::{AuditLog, LogShared};
+use super::log::AuditLog;
 use super::query::QueryError;
+use super::shared::LogShared;
 use super::tree::{self, Hash, Tree};
 use note::{Head, Verifier};
 

@@ -18,8 +18,9 @@ use super::super::super::segment::{self, SegmentOpening};
 use super::super::super::stored_record::StoredRecord;
 use super::super::super::tree::{self, Hash, Tree};
 use super::super::leaves::StoredLeaves;
+use super::findings::VerifyFindings;
 use super::trust::{ClaimedHead, TrustChain};
-use super::{VerifyFindings, writes};
+use super::writes;
 use crate::private_files;
 
 /// How often progress is reported, in bytes.

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::super::super::disk;
 use super::super::note::{self, Head, Verifier};
 use super::super::{closing_head, heads};
-use super::{AuditorInput, VerifyFindings};
+use super::findings::{AuditorInput, VerifyFindings};
 use crate::private_files;
 
 #[derive(Debug)]
@@ -92,7 +92,12 @@ fn add_carried<'h>(
             Some(known) if known == head => {}
             None if head.next.is_some() => chain.push(head.clone()),
             Some(_) | None => {
-                findings.problem("key", Some(file), None, "an introduction in this file was altered: keys has another one");
+                findings.problem(
+                    "key",
+                    Some(file),
+                    None,
+                    "an introduction in this file was altered: keys has another one",
+                );
             }
         }
     }

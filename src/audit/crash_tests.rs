@@ -232,7 +232,9 @@ async fn live(settings: &config::AuditConfig, disk: &Arc<Recorder>) {
     log.rotate_head_key().await.unwrap();
     settle(&log, "w2").await;
     disk.fail_syncs(1);
-    tokio::join!(end(&log, "w3", Outcome::Rejected), intent(&log, "w5"));
+    end(&log, "w3", Outcome::Rejected).await;
+    until("writable again", || log.writable()).await;
+    intent(&log, "w5").await;
     disk.fail_syncs(2);
     log.commit(record(Kind::Intent, "refused")).await.unwrap_err();
     end(&log, "w4", Outcome::Done).await;

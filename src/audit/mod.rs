@@ -74,7 +74,7 @@ pub use proof::note::{Head, Verifier, heads};
 pub use proof::verify::{AuditorInput, VerifyError, VerifyProblem, VerifyReport, verify};
 pub use proof::{ConsistencyProof, InclusionProof, ProofError};
 pub use query::{QueryError, RecordPage, export, query_files};
-pub use record::{CountedRefusals, Kind, OVER_RATE, Peer, Record};
+pub use record::{CountedRefusals, Kind, Peer, Record};
 pub use record_line::{at_most, object};
 pub use record_room::RecordRoom;
 pub use recover::{Recovered, doubts_in};

@@ -59,9 +59,6 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Refusal code for a caller over its own rate.
-pub const OVER_RATE: &str = "MG141";
-
 /// Refusals that were counted instead of recorded one by one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CountedRefusals {
@@ -79,7 +76,7 @@ pub struct CountedRefusals {
 pub(crate) fn is_refusal(kind: Kind, is_known: bool, refusal: Option<&str>) -> bool {
     match kind {
         Kind::Refusals => true,
-        Kind::Request => !is_known || refusal == Some(OVER_RATE),
+        Kind::Request => !is_known || refusal.is_some(),
         Kind::Intent | Kind::Outcome | Kind::Settlement | Kind::Event => false,
     }
 }
@@ -194,7 +191,7 @@ impl Record {
         Self { event: Some(event), detail: Some(detail.into()), ..Self::new(Kind::Event, time) }
     }
 
-    /// Whether this is a refusal that unidentified or rate-limited callers can cause without limit.
+    /// Whether it counts against the refusals' share of the log's bytes: it changed nothing, and a caller can cause it without limit.
     pub(crate) fn is_refusal(&self) -> bool {
         is_refusal(self.kind, self.caller.is_some(), self.refusal)
     }

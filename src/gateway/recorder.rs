@@ -272,7 +272,11 @@ impl RequestRecorder {
     fn bounded(&self, record: &Record) -> Option<RefusedParty> {
         match &self.caller {
             None => record.peer.clone().map(RefusedParty::Peer),
-            Some(caller) => self.refused_at_will.then(|| RefusedParty::Caller(caller.config.name.clone())),
+            Some(caller) => {
+                // Once refusals have used up their share of the log, none may push the records of writes out.
+                let is_over = record.refusal.is_some() && !self.gateway.log.refusals_fit();
+                (self.refused_at_will || is_over).then(|| RefusedParty::Caller(caller.config.name.clone()))
+            }
         }
     }
 

@@ -201,13 +201,6 @@ fn caller_record(name: &Arc<str>, wall: Timestamp) -> Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::OVER_RATE;
-    use crate::gateway::refusal::Refusal;
-
-    #[test]
-    fn the_log_knows_the_refusal_of_a_rate_by_its_code() {
-        assert_eq!(Refusal::TooFast { retry_after: Duration::ZERO }.row().code, OVER_RATE);
-    }
 
     #[test]
     fn addresses_that_one_hand_has_are_one_peer() {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
-use crate::support::{ALL, ORG, Plan, VARIABLES, World, raw, records_in, with_key};
+use crate::support::{ALL, ORG, Plan, TOO, VARIABLES, World, raw, records_in, with_key};
 
 /// Refusals of one peer or caller per minute that get a record each.
 const RECORDED: usize = 30;
@@ -161,6 +161,31 @@ async fn refusals_never_push_the_records_of_writes_out() {
         assert!(recorded <= 40, "{recorded} records are more than the refusals' share of 8 KiB");
         assert_verified(&audit);
     }
+}
+
+/// Also those of a caller that is known and within its rate: past the share they are counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_of_a_known_caller_never_push_the_records_of_writes_out() {
+    let small = "record_bytes = \"1KiB\"\nsegment = \"4KiB\"\nretention_bytes = \"64KiB\"";
+    let world = still().set("audit", small).start().await;
+    let audit = world.dir.path().join("audit");
+    let writes: Vec<String> = (0..10).map(|n| write(&n.to_string())).collect();
+    assert_eq!(flood(Ipv4Addr::LOCALHOST, world.gateway, &writes).await, vec![200; 10]);
+    let nowhere: Vec<String> = (0..500).map(|_| request("GET", "/api/v2/nowhere", &with_key(TOO, &[]))).collect();
+    assert_eq!(flood(Ipv4Addr::LOCALHOST, world.gateway, &nowhere).await, vec![404; 500]);
+    let world = world.restart().await;
+    let records = records_in(&audit);
+    for n in 0..10 {
+        let id = format!("write-{n}");
+        assert_eq!(records.iter().filter(|record| record["request"] == id).count(), 2, "{id}");
+    }
+    let recorded = records.iter().filter(|record| record["answer"] == "refused").count();
+    let counted =
+        records.iter().filter(|record| record["caller"] == "too").filter_map(|record| record["count"].as_u64());
+    assert_eq!(recorded + usize::try_from(counted.sum::<u64>()).unwrap(), 500, "each is recorded or counted");
+    assert!(recorded <= 40, "{recorded} records are more than the refusals' share of 8 KiB");
+    assert_verified(&audit);
+    drop(world);
 }
 
 fn write(name: &str) -> String {

@@ -1,6 +1,6 @@
 //! The gateway: the life of every request.
 //!
-//! [`life`] is the list of steps. [`admit`] decides whether a request may proceed, [`read`] and [`write`] carry it out. [`Gateway`] is
+//! [`life`] is the list of steps. [`admit`] decides whether a request may proceed, [`read`] and [`mod@write`] carry it out. [`Gateway`] is
 //! what all requests share.
 
 pub mod admit;

@@ -47,10 +47,7 @@ impl RecordRoom {
         let mut record = record.into();
         bound(&mut record, self.log.shared.record_bytes);
         let bytes = record.weight().min(self.charge.bytes);
-        let as_refusal = BufferCharge { records: 1, bytes, refusal: true };
-        // Counted from here on, so that no more refusals are recorded than their share of the log allows.
-        let refusal = record.is_refusal() && self.log.shared.buffer.is_refusals(as_refusal);
-        self.put(record, BufferCharge { refusal, ..as_refusal });
+        self.put(record, BufferCharge { records: 1, bytes, refusal: false });
     }
 
     /// Records a refusal of an unidentified caller or of one over its rate.

@@ -171,8 +171,11 @@ async fn refusals_of_a_known_caller_never_push_the_records_of_writes_out() {
     let audit = world.dir.path().join("audit");
     let writes: Vec<String> = (0..10).map(|n| write(&n.to_string())).collect();
     assert_eq!(flood(Ipv4Addr::LOCALHOST, world.gateway, &writes).await, vec![200; 10]);
-    let nowhere: Vec<String> = (0..500).map(|_| request("GET", "/api/v2/nowhere", &with_key(TOO, &[]))).collect();
-    assert_eq!(flood(Ipv4Addr::LOCALHOST, world.gateway, &nowhere).await, vec![404; 500]);
+    let nowhere: Vec<String> = (0..50).map(|_| request("GET", "/api/v2/nowhere", &with_key(TOO, &[]))).collect();
+    for _ in 0..10 {
+        assert_eq!(flood(Ipv4Addr::LOCALHOST, world.gateway, &nowhere).await, vec![404; 50]);
+        world.service.gateway().log.flush().await;
+    }
     let world = world.restart().await;
     let records = records_in(&audit);
     for n in 0..10 {
@@ -183,7 +186,7 @@ async fn refusals_of_a_known_caller_never_push_the_records_of_writes_out() {
     let counted =
         records.iter().filter(|record| record["caller"] == "too").filter_map(|record| record["count"].as_u64());
     assert_eq!(recorded + usize::try_from(counted.sum::<u64>()).unwrap(), 500, "each is recorded or counted");
-    assert!(recorded <= 40, "{recorded} records are more than the refusals' share of 8 KiB");
+    assert!(recorded <= 100, "{recorded} records are more than the refusals' share of 8 KiB and what was on its way");
     assert_verified(&audit);
     drop(world);
 }

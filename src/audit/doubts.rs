@@ -196,6 +196,12 @@ impl Doubts {
         self.open().in_doubt.values().map(|held| held.doubt.clone()).collect()
     }
 
+    /// The intents of all writes in doubt.
+    #[must_use]
+    pub fn intents(&self) -> HashSet<u64> {
+        self.open().in_doubt.keys().copied().collect()
+    }
+
     /// Number of writes in doubt.
     #[must_use]
     pub fn count(&self) -> usize {

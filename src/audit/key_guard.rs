@@ -7,9 +7,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::buffer::WriterStage;
-use super::disk::{OpenError, while_doing};
+use super::disk::OpenError;
 use super::fingerprints::{self, FingerprintKey};
-use super::log::AuditLog;
+use super::log::{AuditLog, spawn};
 use super::record::Record;
 
 /// How often the file is compared with the key in use.
@@ -19,9 +19,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// rewritten.
 pub(crate) fn guard(log: &Arc<AuditLog>, key: FingerprintKey) -> Result<(), OpenError> {
     let (watched, path) = (Arc::downgrade(log), fingerprints::path(log.dir()));
-    let thread = std::thread::Builder::new().name("audit-key".to_owned());
-    let spawned = thread.spawn(move || watch(&watched, &path, &key));
-    spawned.map(drop).map_err(while_doing("cannot start a thread for", log.dir()))
+    spawn("audit-key", log.dir(), move || watch(&watched, &path, &key))
 }
 
 fn watch(log: &Weak<AuditLog>, path: &Path, key: &FingerprintKey) {

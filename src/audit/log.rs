@@ -250,7 +250,7 @@ impl Drop for AuditLog {
     }
 }
 
-fn spawn(name: &str, dir: &Path, work: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+pub(super) fn spawn(name: &str, dir: &Path, work: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
     thread.map(drop).map_err(disk::while_doing("cannot start a thread for", dir))
 }

@@ -22,8 +22,7 @@ use crate::callers::{Remaining, SharedKind};
 use crate::door::{BusyGuard, PeerConnection};
 use crate::ids::RequestId;
 use crate::shares::{HeldShare, ShareHolder};
-use crate::vocabulary::Answer;
-use crate::vocabulary::Outcome;
+use crate::vocabulary::{Answer, Outcome};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");

@@ -144,10 +144,6 @@ pub struct RefusalRow {
 }
 
 impl RefusalRow {
-    const fn new(status: StatusCode, code: &'static str, title: &'static str) -> Self {
-        Self { status, code, title, is_own: false, stale_may_answer: false, retry_after: None, proxy_error: None }
-    }
-
     const fn own(self) -> Self {
         Self { is_own: true, ..self }
     }
@@ -166,7 +162,7 @@ impl RefusalRow {
 }
 
 const fn row(status: StatusCode, code: &'static str, title: &'static str) -> RefusalRow {
-    RefusalRow::new(status, code, title)
+    RefusalRow { status, code, title, is_own: false, stale_may_answer: false, retry_after: None, proxy_error: None }
 }
 
 impl Refusal {
@@ -466,7 +462,9 @@ fn list(methods: &[Method]) -> String {
     })
 }
 
-fn capital(text: &str) -> String {
+/// The sentence with a capital letter first.
+#[must_use]
+pub fn capital(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }

@@ -22,8 +22,7 @@ use crate::ids::RequestId;
 use crate::shares::HeldShare;
 use crate::upstream::UpstreamAnswer;
 use crate::upstream::retry_after;
-use crate::vocabulary::Answer;
-use crate::vocabulary::Outcome;
+use crate::vocabulary::{Answer, Outcome};
 
 /// Headers of an upstream answer that are stored with its body: those that describe the body rather than one exchange.
 const STORED: [HeaderName; 5] =

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::audit::{BadFilter, ProofError, QueryError};
-use crate::gateway::refusal::seconds;
+use crate::gateway::refusal::{capital, seconds};
 
 /// The largest body that this door reads.
 pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -108,11 +108,13 @@ impl OperatorRefusal {
     }
 
     pub(super) const fn status(&self) -> StatusCode {
-        self.row().0
+        let (status, ..) = self.row();
+        status
     }
 
     pub(super) const fn title(&self) -> &'static str {
-        self.row().2
+        let (.., title) = self.row();
+        title
     }
 
     pub(super) fn detail(&self) -> String {
@@ -184,9 +186,4 @@ impl OperatorRefusal {
         );
         passes.then_some(Duration::from_secs(1))
     }
-}
-
-fn capital(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }

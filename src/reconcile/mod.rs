@@ -73,14 +73,14 @@ impl Reconciler {
     /// Watches each doubt from the moment it arises, even during a look, because what the upstream answers after that counts.
     async fn watch(&self) {
         loop {
-            self.watch_all(&self.gateway.log.doubts().list());
+            self.watch_all();
             self.gateway.log.doubts().added().await;
         }
     }
 
-    fn watch_all(&self, doubts: &[Doubt]) {
+    fn watch_all(&self) {
         let policy = self.gateway.policy();
-        let open: HashSet<u64> = doubts.iter().map(|doubt| doubt.intent).collect();
+        let open: HashSet<u64> = self.gateway.log.doubts().intents();
         let mut watched = self.watched();
         watched.retain(|intent, _| open.contains(intent));
         for intent in open {
@@ -93,9 +93,8 @@ impl Reconciler {
         let clock = &self.gateway.clock;
         loop {
             clock.sleep_until(clock.now() + ROUND).await;
-            let doubts = self.gateway.log.doubts().list();
-            self.watch_all(&doubts);
-            for doubt in doubts {
+            self.watch_all();
+            for doubt in self.gateway.log.doubts().list() {
                 let looked = self.look_if_due(&self.gateway.policy(), &doubt).await;
                 if let (Err(why), Some(watched)) = (looked, self.watched().get_mut(&doubt.intent)) {
                     watched.why = why;

@@ -116,7 +116,7 @@ impl WatchedDoubt {
             return Err(DoubtReason::GivenUp);
         }
         if now < self.due {
-            return Err(self.why);
+            return Err(if self.looks == 0 { DoubtReason::Early } else { self.why });
         }
         if !gateway.log.writable() {
             return Err(DoubtReason::NoLog);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::layout::first_level;
 use super::sources;
 
 /// The largest modules, each with the most files that may make up a circle: 1 is none.
@@ -79,17 +80,7 @@ fn used(file: &str, text: &str) -> Vec<String> {
 /// `a::{b, c::{self, d}}` as `a::b`, `a::c::self`, `a::c::d`.
 fn flattened(declaration: &str) -> Vec<String> {
     let Some((head, group)) = declaration.split_once('{') else { return vec![declaration.to_owned()] };
-    let group = group.strip_suffix('}').unwrap_or(group);
-    let (mut items, mut item, mut depth) = (Vec::new(), String::new(), 0);
-    for c in group.chars() {
-        depth += i32::from(c == '{') - i32::from(c == '}');
-        if c == ',' && depth == 0 {
-            items.push(std::mem::take(&mut item));
-        } else {
-            item.push(c);
-        }
-    }
-    items.push(item);
+    let items = first_level(group);
     items.iter().filter(|item| !item.is_empty()).flat_map(|item| flattened(&format!("{head}{item}"))).collect()
 }
 

@@ -66,18 +66,21 @@ fn named_modules(text: &str) -> Vec<String> {
     named
 }
 
-/// The items of a `{…}` group, without those of groups within.
-fn first_level(group: &str) -> Vec<String> {
+/// The items of a `{…}` group, those that are groups themselves whole.
+pub(super) fn first_level(group: &str) -> Vec<String> {
     let (mut items, mut item, mut depth) = (Vec::new(), String::new(), 0);
     for c in group.chars() {
         match c {
-            '{' => depth += 1,
             '}' if depth == 0 => break,
+            ',' if depth == 0 => {
+                items.push(std::mem::take(&mut item));
+                continue;
+            }
+            '{' => depth += 1,
             '}' => depth -= 1,
-            ',' if depth == 0 => items.push(std::mem::take(&mut item)),
-            other if depth == 0 => item.push(other),
             _ => {}
         }
+        item.push(c);
     }
     items.push(item);
     items

@@ -17,7 +17,7 @@ use super::super::disk::{OpenError, replace, while_doing};
 use super::super::recover::ResumePoint;
 use super::super::tree::Tree;
 use super::head_file::HeadFile;
-use super::note::{self, Head, Signer, Verifier};
+use super::note::{self, Head, IntroducedHead, Signer, Verifier};
 use crate::hash;
 use crate::private_files;
 use crate::process_log::EACH;
@@ -58,7 +58,7 @@ pub(crate) fn public_path(dir: &Path) -> PathBuf {
 /// The newest head stored in this folder. Returns `None` if there is none that can be read.
 #[must_use]
 pub fn stored(dir: &Path) -> Option<Head> {
-    read_optional(&path(dir)).ok().flatten().and_then(|text| note::heads(&text)?.pop())
+    read_optional(&path(dir)).ok().flatten().and_then(|text| IntroducedHead::parse(&text).head)
 }
 
 /// The signing key and the last head it signed. No lock is held while waiting for the disk.
@@ -124,7 +124,7 @@ impl Heads {
         }
         let newest = signer.sign(&start.tree, None);
         let introductions = introductions(dir).map_err(while_doing("cannot read the keys for signed heads in", dir))?;
-        let introductions = to_text(if introductions.len() > 1 { &introductions } else { &[] });
+        let introductions = if introductions.len() > 1 { to_text(&introductions) } else { String::new() };
         let heads = Self {
             dir: dir.to_owned(),
             every,
@@ -160,14 +160,14 @@ impl Heads {
         let head = state.sign(durable);
         state.told = Some(now);
         tracing::info!(target: EACH, size = head.size, note = %head, "the audit log's signed head");
-        self.file.store(head.size, format!("{}{head}", state.introductions));
+        self.file.store(head.size, IntroducedHead::render(&state.introductions, &head));
     }
 
     /// The content of the file `closed`: the head over all records, preceded by the introductions of its key.
     pub(crate) fn closing(&self, durable: &Tree) -> String {
         let mut state = self.state();
         let head = state.sign(durable);
-        format!("{}{head}", state.introductions)
+        IntroducedHead::render(&state.introductions, &head)
     }
 
     /// Waits until the last submitted head has been stored or has failed. Needed before the folder is released.
@@ -244,8 +244,8 @@ fn read_optional(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-fn to_text(introductions: &[Head]) -> String {
-    introductions.iter().map(ToString::to_string).collect()
+fn to_text<'h>(introductions: impl IntoIterator<Item = &'h Head>) -> String {
+    introductions.into_iter().map(ToString::to_string).collect()
 }
 
 fn introductions(dir: &Path) -> io::Result<Vec<Head>> {
@@ -274,7 +274,7 @@ fn make(dir: &Path, tree: &Tree) -> io::Result<Signer> {
     };
     let signer = new_signer(&name)?;
     let introduction = signer.sign(&Tree::default(), Some(signer.verifier()));
-    let keys: String = earlier.iter().chain([&introduction]).map(ToString::to_string).collect();
+    let keys = to_text(earlier.iter().chain([&introduction]));
     // Write the key first: if startup is interrupted before the key is introduced, the next one makes another.
     replace(&dir.join(NEXT_SECRET), format!("{}\n", signer.to_secret()).as_bytes(), 0o600)?;
     if earlier.is_empty() {

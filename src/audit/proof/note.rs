@@ -217,6 +217,28 @@ pub fn heads(text: &str) -> Option<Vec<Head>> {
     note.is_empty().then_some(all)
 }
 
+/// What the files `head` and `closed` hold: a head after the introductions of its key.
+#[derive(Debug)]
+pub(crate) struct IntroducedHead {
+    pub(crate) introductions: Vec<Head>,
+    /// `None` if the file is damaged.
+    pub(crate) head: Option<Head>,
+}
+
+impl IntroducedHead {
+    /// Parses what [`IntroducedHead::render`] wrote.
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut introductions = heads(text).unwrap_or_default();
+        let head = introductions.pop();
+        Self { introductions, head }
+    }
+
+    /// The text of such a file. `introductions` is text in the format of the file `keys`.
+    pub(crate) fn render(introductions: &str, head: &Head) -> String {
+        format!("{introductions}{head}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

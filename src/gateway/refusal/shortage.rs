@@ -15,7 +15,7 @@ pub(super) const fn row(of: SharedKind) -> RefusalRow {
         SharedKind::Answers => ("MG208", "No memory for more answers"),
         SharedKind::Records => ("MG183", "The caller's share of the log's buffer is used up"),
     };
-    let row = RefusalRow::new(StatusCode::SERVICE_UNAVAILABLE, code, title).own().soon();
+    let row = super::row(StatusCode::SERVICE_UNAVAILABLE, code, title).own().soon();
     if matches!(of, SharedKind::Answers) { row.stale() } else { row }
 }
 

@@ -11,8 +11,7 @@ use crate::gateway::response::{ForwardFacts, PassedAnswer, Reply, ReplyBody};
 use crate::gateway::state::Gateway;
 use crate::idempotency::{ClaimRefused, EarlierUse, FirstAnswer, KeyClaim, KeyStatus, KeyedWrite, WriteEnd};
 use crate::ids::{Fingerprint, RequestId};
-use crate::vocabulary::Answer;
-use crate::vocabulary::Outcome;
+use crate::vocabulary::{Answer, Outcome};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");

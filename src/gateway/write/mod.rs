@@ -23,8 +23,7 @@ use crate::gateway::tags;
 use crate::idempotency::KeyClaim;
 use crate::process_log::EACH;
 use crate::upstream::{AttemptError, Ending, ProxyError};
-use crate::vocabulary::Answer;
-use crate::vocabulary::Outcome;
+use crate::vocabulary::{Answer, Outcome};
 use order::WriteTurn;
 
 /// How long a caller waits for its write's outcome to reach the disk. If that takes longer, it is written once the disk is back.

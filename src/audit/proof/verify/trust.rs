@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::super::super::disk;
-use super::super::note::{self, Head, Verifier};
+use super::super::note::{self, Head, IntroducedHead, Verifier};
 use super::super::{closing_head, heads};
 use super::findings::{AuditorInput, VerifyFindings};
 use crate::private_files;
@@ -45,8 +45,8 @@ pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFi
     // A key is introduced before it signs anything, so read the head before the chain: the chain then knows its key,
     // whatever a running gateway does meanwhile. In a copy `keys` may be older; then the introductions before the
     // head extend it.
-    let head = read(&heads::path(dir))?.map(|text| SignedFile::parse(&text));
-    let closed = read(&closing_head::path(dir))?.map(|text| SignedFile::parse(&text));
+    let head = read(&heads::path(dir))?.map(|text| IntroducedHead::parse(&text));
+    let closed = read(&closing_head::path(dir))?.map(|text| IntroducedHead::parse(&text));
     let public = read(&heads::public_path(dir))?;
     let chain = read(&heads::keys_path(dir))?;
     let has_keys = chain.is_some();
@@ -103,22 +103,6 @@ fn add_carried<'h>(
     }
 }
 
-/// The files `head` and `closed`.
-#[derive(Debug)]
-struct SignedFile {
-    introductions: Vec<Head>,
-    /// `None` if the file is damaged.
-    head: Option<Head>,
-}
-
-impl SignedFile {
-    fn parse(text: &str) -> Self {
-        let mut introductions = note::heads(text).unwrap_or_default();
-        let head = introductions.pop();
-        Self { introductions, head }
-    }
-}
-
 impl TrustChain {
     /// The first key is trusted unless the auditor brought keys; each later one must be introduced by a key before
     /// it.
@@ -155,9 +139,9 @@ impl TrustChain {
         }
     }
 
-    fn own_head(&mut self, file: Option<SignedFile>, has_keys: bool, findings: &mut VerifyFindings) {
+    fn own_head(&mut self, file: Option<IntroducedHead>, has_keys: bool, findings: &mut VerifyFindings) {
         match file {
-            Some(SignedFile { head: Some(head), .. }) => self.claim("head", head, true, findings),
+            Some(IntroducedHead { head: Some(head), .. }) => self.claim("head", head, true, findings),
             Some(_) => findings.problem("head", Some("head"), None, "the newest signed head is damaged"),
             None if has_keys => {
                 findings.problem(
@@ -172,7 +156,7 @@ impl TrustChain {
     }
 
     /// A closed log has a head over its last record. Its folder shows this only until makegate opens the log again.
-    fn closed(&mut self, file: Option<SignedFile>, findings: &mut VerifyFindings) {
+    fn closed(&mut self, file: Option<IntroducedHead>, findings: &mut VerifyFindings) {
         let Some(file) = file else { return };
         let newest = self.heads.iter().map(|claimed| claimed.head.size).max().unwrap_or(0);
         let Some(head) = file.head else {

@@ -301,6 +301,9 @@ struct IndexWriter {
     segment: u64,
     /// The newest record in any block, stored or not.
     seq: u64,
+    /// The segments that existed when deleted ones were last forgotten; empty since blocks were stored. Blocks of a
+    /// segment may be stored after its deletion, and the newest one is only forgotten when the index knows the next.
+    there: Vec<u64>,
 }
 
 impl IndexWriter {
@@ -329,12 +332,22 @@ impl IndexWriter {
             return Err(IndexError::Foreign("it does not match the segments"));
         }
         let tail = ForwardReader::at(dir, segment, offset);
-        Ok(Self { path, identity, connection, tail, growing: None, whole: Vec::new(), stored: now, segment, seq })
+        Ok(Self {
+            path,
+            identity,
+            connection,
+            tail,
+            growing: None,
+            whole: Vec::new(),
+            stored: now,
+            segment,
+            seq,
+            there: Vec::new(),
+        })
     }
 
     /// Follows the log until it ends.
     fn run(&mut self, shared: &LogShared, backoff: &mut Duration) -> Result<(), IndexError> {
-        let mut there = Vec::new();
         loop {
             let ended = has_ended(shared);
             let synced = *shared.synced.borrow();
@@ -348,7 +361,7 @@ impl IndexWriter {
                 return self.store(shared.clock.now());
             }
             self.look_after_file()?;
-            self.forget_deleted(&shared.dir, &mut there)?;
+            self.forget_deleted(&shared.dir)?;
             *backoff = Duration::ZERO;
             thread::park_timeout(TICK);
         }
@@ -424,14 +437,15 @@ impl IndexWriter {
         }
         transaction.commit()?;
         self.whole.clear();
+        self.there.clear();
         Ok(())
     }
 
     /// Forgets the segments that retention has deleted. These are not always the oldest, because a segment with an
-    /// open write is kept. `there` holds the segments that existed at the last call.
-    fn forget_deleted(&mut self, dir: &Path, there: &mut Vec<u64>) -> Result<(), IndexError> {
+    /// open write is kept.
+    fn forget_deleted(&mut self, dir: &Path) -> Result<(), IndexError> {
         let now = segment::list(dir)?;
-        if now == *there {
+        if now == self.there {
             return Ok(());
         }
         let known: Vec<i64> = {
@@ -450,7 +464,7 @@ impl IndexWriter {
             }
             transaction.commit()?;
         }
-        *there = now;
+        self.there = now;
         Ok(())
     }
 }

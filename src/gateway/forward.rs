@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::refusal::Refusal;
 use super::request::AuthorizedRequest;
+use super::response::ForwardFacts;
 use super::state::Gateway;
 use crate::callers::SharedKind;
 use crate::catalogue::{Operation, RetryClass};
@@ -55,13 +56,11 @@ impl Drop for ForwardPermit {
 pub(crate) struct Forwarded {
     /// How the last attempt ended, or why there was none.
     pub(crate) ending: Result<Ending, Refusal>,
-    pub(crate) attempts: u32,
+    pub(crate) facts: ForwardFacts,
     /// Was the effect of any attempt unknown? (A later one may have clarified it.)
     pub(crate) ambiguous: bool,
     /// The effect of a write.
     pub(crate) outcome: Outcome,
-    /// Time spent waiting for quota, over all attempts.
-    pub(crate) quota_wait: Duration,
 }
 
 /// Step 9, wait for quota: fairly among callers and for a limited time, but not at all while the breaker is open.
@@ -165,8 +164,8 @@ pub(crate) async fn forward(
 ) -> Forwarded {
     let upstream = gateway.upstream();
     let (mut slot, mut ready, mut begins) = (permit.slot.take(), permit.connection.take(), Some(begins));
-    let mut quota_wait = permit.waited;
-    let (mut attempts, mut unsure, mut silent) = (0, false, false);
+    let mut facts = ForwardFacts { quota_wait: permit.waited, ..ForwardFacts::default() };
+    let (mut unsure, mut silent) = (false, false);
     let mut last = None;
     let ending = loop {
         let connected = match ready.take() {
@@ -191,14 +190,14 @@ pub(crate) async fn forward(
         begins.take().into_iter().for_each(|begins| begins());
         let generation = upstream.token_generation();
         let ending = upstream.attempt(connection, &request.outgoing, time, request.row.retry == RetryClass::Once).await;
-        attempts += 1;
+        facts.attempts += 1;
         // An attempt cut short because of earlier waits proves nothing about the upstream.
         silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt() / 2;
         let about = AttemptContext { request: &request.id, row: &request.row, bucket: request.bucket };
         report_attempt(gateway, &about, slot.take(), &ending);
         let attempted = EndedAttempt {
             class: request.row.retry,
-            number: attempts,
+            number: facts.attempts,
             ending: &ending,
             token_changed: upstream.token_generation() != generation,
             left: request.left(&gateway.clock),
@@ -207,7 +206,7 @@ pub(crate) async fn forward(
         tokio::time::sleep(pause).await;
         match quota_slot(gateway, request).await {
             Ok(next) => {
-                quota_wait += next.waited();
+                facts.quota_wait += next.waited();
                 slot = Some(next);
             }
             Err(_) => break Ok(ending),
@@ -216,8 +215,9 @@ pub(crate) async fn forward(
         last = Some(ending);
     };
     let Ok(ending) = ending else {
-        return Forwarded { attempts, ambiguous: false, outcome: Outcome::NotSent, quota_wait, ending };
+        return Forwarded { ending, facts, ambiguous: false, outcome: Outcome::NotSent };
     };
+    facts.upstream_status = ending.status();
     if let Some(pass) = permit.pass.take() {
         let told = if ending.breaker_report() == BreakerReport::Silent && !silent {
             BreakerReport::Nothing
@@ -227,7 +227,7 @@ pub(crate) async fn forward(
         upstream.breaker().report(pass, told);
     }
     let outcome = effect(request.row.retry, unsure, &ending);
-    Forwarded { attempts, ambiguous: unsure || ambiguous(&ending), outcome, quota_wait, ending: Ok(ending) }
+    Forwarded { facts, ambiguous: unsure || ambiguous(&ending), outcome, ending: Ok(ending) }
 }
 
 fn attempt_time(request: &AuthorizedRequest, gateway: &Gateway) -> Duration {

@@ -15,7 +15,7 @@ use super::outgoing::is_traceparent;
 use super::refusal::{Refusal, seconds};
 use super::refusal_tally::RefusedParty;
 use super::request::is_read;
-use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, ResponseContext, ResponseParts, put_header};
+use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, ResponseContext, put_header};
 use super::state::Gateway;
 use crate::audit::{self, HeldRequestId, Kind, Record, RecordRoom};
 use crate::callers::{Remaining, SharedKind};
@@ -183,31 +183,31 @@ impl RequestRecorder {
     ) -> Response<AnswerBody> {
         headers.clear();
         let now = self.gateway.clock.now();
-        let mut parts = self.parts(&reply, headers, now);
-        let room = match self.room_for(&reply, &parts.body) {
+        let mut response = self.response(&reply, headers, now);
+        let room = match self.room_for(&reply, response.body()) {
             Ok(room) => room,
             Err(refusal) => {
                 reply = Err(refusal);
-                parts = self.parts(&reply, HeaderMap::new(), now);
+                response = self.response(&reply, HeaderMap::new(), now);
                 None
             }
         };
         let how = reply.as_ref().map_or(Answer::Refused, |reply| reply.how);
-        self.note(&parts, &reply, how, now);
-        parts.response(self.name.id(), busy, room)
+        self.note(&response, &reply, how, now);
+        response::complete(response, self.name.id(), busy, room)
     }
 
-    fn parts(&self, reply: &Result<Reply, Refusal>, headers: HeaderMap, now: Instant) -> ResponseParts {
-        let asked = ResponseContext { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
-        let mut parts = match reply {
-            Ok(reply) => reply.response(&asked, headers),
-            Err(refusal) => ResponseParts::refused(refusal, self.name.id(), headers),
+    fn response(&self, reply: &Result<Reply, Refusal>, headers: HeaderMap, now: Instant) -> Response<Bytes> {
+        let context = ResponseContext { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
+        let mut response = match reply {
+            Ok(reply) => reply.response(&context, headers),
+            Err(refusal) => response::refused(refusal, self.name.id(), headers),
         };
-        self.add_headers(parts.status, &mut parts.headers, reply.is_err());
+        self.add_headers(response.status(), response.headers_mut(), reply.is_err());
         if self.is_head {
-            parts.leave_out_body();
+            response::leave_out_body(&mut response);
         }
-        parts
+        response
     }
 
     /// A large body that is shared (a cache entry, or a shared fetch) counts against the share of each of its readers. Otherwise a body
@@ -246,16 +246,16 @@ impl RequestRecorder {
         }
     }
 
-    fn note(&mut self, parts: &ResponseParts, reply: &Result<Reply, Refusal>, how: Answer, now: Instant) {
+    fn note(&mut self, response: &Response<Bytes>, reply: &Result<Reply, Refusal>, how: Answer, now: Instant) {
         let taken = now.saturating_duration_since(self.began);
         self.gateway.metrics.requests.add(taken);
         self.count(how);
         self.refused_at_will =
             matches!(reply, Err(Refusal::TooFast { .. } | Refusal::Short { of: SharedKind::Records, .. }));
         let record = self.record();
-        record.status = Some(parts.status.as_u16());
+        record.status = Some(response.status().as_u16());
         record.answer = Some(how);
-        record.bytes = Some(parts.body.len() as u64);
+        record.bytes = Some(response.body().len() as u64);
         record.duration_us = Some(micros(taken));
         match reply {
             Ok(reply) => {
@@ -327,7 +327,6 @@ fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
 pub(crate) fn fill(record: &mut Record, facts: &ForwardFacts) {
     record.attempts = (facts.attempts > 0).then_some(facts.attempts);
     record.upstream_status = facts.upstream_status.map(|status| status.as_u16());
-    record.outcome = facts.outcome;
     record.quota_wait_us = (facts.attempts > 0).then(|| micros(facts.quota_wait));
 }
 

@@ -72,8 +72,6 @@ pub(crate) struct ForwardFacts {
     pub(crate) attempts: u32,
     pub(crate) upstream_status: Option<StatusCode>,
     pub(crate) quota_wait: Duration,
-    /// Only for a write with an intent.
-    pub(crate) outcome: Option<Outcome>,
 }
 
 /// An upstream answer, ready to pass on.
@@ -145,31 +143,17 @@ impl ReplyBody {
     }
 }
 
-/// The result of a fetch, for every request that waits for it.
-#[derive(Clone)]
-pub struct FetchedAnswer {
-    pub(crate) body: ReplyBody,
-    pub(crate) by: RequestId,
-    pub(crate) facts: ForwardFacts,
-}
-
-/// All that the answer and the record need.
-#[derive(Debug)]
-pub(crate) struct Reply {
+/// All that the answer and the record need. A shared fetch hands each request that waits for it a copy.
+#[derive(Clone, Debug)]
+pub struct Reply {
     pub(crate) body: ReplyBody,
     pub(crate) cache: Option<CacheStatus>,
     pub(crate) how: Answer,
+    /// The request whose fetch this answer comes from, if it is another one.
     pub(crate) filled_by: Option<RequestId>,
     pub(crate) facts: ForwardFacts,
     /// May it be answered with 304?
     pub(crate) validated: bool,
-}
-
-/// A response under construction.
-pub(crate) struct ResponseParts {
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
 }
 
 /// The parts of a request that its answer depends on.
@@ -181,7 +165,7 @@ pub(crate) struct ResponseContext<'a> {
 
 impl Reply {
     /// Writes the response into an empty map, without the headers that every answer has.
-    pub(crate) fn response(&self, asked: &ResponseContext<'_>, mut headers: HeaderMap) -> ResponseParts {
+    pub(crate) fn response(&self, asked: &ResponseContext<'_>, mut headers: HeaderMap) -> Response<Bytes> {
         let (status, stored, body) = self.body.parts();
         let etag = self.body.etag();
         let matches = || etag.zip(asked.if_none_match).is_some_and(|(etag, wanted)| none_match(etag, wanted));
@@ -207,9 +191,9 @@ impl Reply {
             });
         }
         if is_bare {
-            ResponseParts { status: StatusCode::NOT_MODIFIED, headers, body: Bytes::new() }
+            response_of(StatusCode::NOT_MODIFIED, headers, Bytes::new())
         } else {
-            ResponseParts { status, headers, body: body.clone() }
+            response_of(status, headers, body.clone())
         }
     }
 }
@@ -257,30 +241,37 @@ pub(crate) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
     own.cloned().or_else(made).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
-impl ResponseParts {
-    /// The response for a refusal; `headers` is an empty map.
-    pub(crate) fn refused(refusal: &Refusal, id: &RequestId, mut headers: HeaderMap) -> Self {
-        refusal.add_headers(&mut headers);
-        Self { status: refusal.row().status, headers, body: Bytes::from(refusal.problem(id)) }
-    }
+fn response_of(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<Bytes> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
 
-    /// For HEAD. Over HTTP/2 nothing else drops the body.
-    pub(crate) fn leave_out_body(&mut self) {
-        if self.status != StatusCode::NOT_MODIFIED && self.status != StatusCode::NO_CONTENT {
-            self.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
-        }
-        self.body.clear();
-    }
+/// The response for a refusal; `headers` is an empty map.
+pub(crate) fn refused(refusal: &Refusal, id: &RequestId, mut headers: HeaderMap) -> Response<Bytes> {
+    refusal.add_headers(&mut headers);
+    response_of(refusal.row().status, headers, Bytes::from(refusal.problem(id)))
+}
 
-    /// Completes the response with the request id. `room` is the body's part of its reader's share of answers.
-    pub(crate) fn response(mut self, id: &RequestId, busy: BusyGuard, room: Option<HeldShare>) -> Response<AnswerBody> {
-        put_header(&mut self.headers, &REQUEST_ID, |writer| writer.text(id.as_str()));
-        let bytes = Some(self.body).filter(|body| !body.is_empty());
-        let mut response = Response::new(AnswerBody { bytes, _busy: busy, _room: room });
-        *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
-        response
+/// For HEAD. Over HTTP/2 nothing else drops the body.
+pub(crate) fn leave_out_body(response: &mut Response<Bytes>) {
+    if response.status() != StatusCode::NOT_MODIFIED && response.status() != StatusCode::NO_CONTENT {
+        let length = HeaderValue::from(response.body().len());
+        response.headers_mut().insert(header::CONTENT_LENGTH, length);
     }
+    response.body_mut().clear();
+}
+
+/// Completes the response with the request id. `room` is the body's part of its reader's share of answers.
+pub(crate) fn complete(
+    mut response: Response<Bytes>,
+    id: &RequestId,
+    busy: BusyGuard,
+    room: Option<HeldShare>,
+) -> Response<AnswerBody> {
+    put_header(response.headers_mut(), &REQUEST_ID, |writer| writer.text(id.as_str()));
+    response.map(|body| AnswerBody { bytes: Some(body).filter(|body| !body.is_empty()), _busy: busy, _room: room })
 }
 
 /// Adds `Makegate-Outcome`. Removes `Retry-After` from a write in doubt, which must not be retried blindly.

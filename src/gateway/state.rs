@@ -12,7 +12,7 @@ use super::admit::policy::Policy;
 use super::metrics::GatewayMetrics;
 use super::refusal::Refusal;
 use super::refusal_tally::RefusalTally;
-use super::response::FetchedAnswer;
+use super::response::Reply;
 use super::write::order::WriteOrder;
 use crate::audit::{AuditLog, Doubt, HeldRequestId};
 use crate::cache::{Cache, Invalidation, SharedFetches};
@@ -57,7 +57,7 @@ pub struct Gateway {
     /// The cache.
     pub cache: Cache,
     /// Fetches that reads share.
-    pub shared_fetches: SharedFetches<Result<FetchedAnswer, Refusal>>,
+    pub shared_fetches: SharedFetches<Result<Reply, Refusal>>,
     /// The quota.
     pub quota: Quota,
     /// The callers' state.

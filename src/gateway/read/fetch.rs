@@ -19,13 +19,10 @@ use crate::gateway::forward::{
 use crate::gateway::recorder::RequestRecorder;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::AuthorizedRequest;
-use crate::gateway::response::{
-    FetchedAnswer, ForwardFacts, Reply, ReplyBody, passed_answer, stored_headers, strong_etag,
-};
+use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer, stored_headers, strong_etag};
 use crate::gateway::state::Gateway;
 use crate::gateway::tags;
 use crate::shares::HeldShare;
-use crate::upstream::Ending;
 use crate::vocabulary::Answer;
 
 /// How long to wait for a fetch queued under another caller's name before also waiting for a turn of one's own.
@@ -44,10 +41,10 @@ pub(crate) async fn fetch(
     let request = Arc::new(request);
     let page = plan.page.clone();
     let reply = match fetch_or_join(gateway, recorder, &request, &plan).await {
-        Ok((fetched, _)) if fails(fetched.body.status()) && stale_will_do(gateway, &plan) => {
+        Ok(fetched) if fails(fetched.body.status()) && stale_will_do(gateway, &plan) => {
             stale(&plan, Some(fetched.body.status()), fetched.facts)
         }
-        Ok((fetched, collapsed)) => Ok(reply_of(&request, &plan, fetched, collapsed)),
+        Ok(fetched) => Ok(fetched),
         Err(refusal) if refusal.row().stale_may_answer && stale_will_do(gateway, &plan) => {
             stale(&plan, None, ForwardFacts::default())
         }
@@ -64,13 +61,13 @@ async fn fetch_or_join(
     recorder: &mut RequestRecorder,
     request: &Arc<AuthorizedRequest>,
     plan: &FetchPlan,
-) -> Result<(FetchedAnswer, bool), Refusal> {
+) -> Result<Reply, Refusal> {
     let late = Refusal::Late;
     if !plan.together {
         let alone =
             tokio::time::timeout(request.left(&gateway.clock), run_fetch(gateway.clone(), request.clone(), None, None))
                 .await;
-        return Ok((alone.map_err(|_| late)??, false));
+        return Ok(reply(request, plan, alone.map_err(|_| late)??, false));
     }
     let (mut own_turn, mut permit) = (false, None);
     let mut place = recorder.hand_over_slot();
@@ -101,7 +98,7 @@ async fn fetch_or_join(
                 if collapsed {
                     gateway.quota.saved(request.bucket, request.caller());
                 }
-                return Ok((fetched, collapsed));
+                return Ok(reply(request, plan, fetched, collapsed));
             }
             // A failure that concerns only the other request: try once more, with a turn of one's own.
             Ok(FetchWait::Over(over)) if collapsed && !own_turn && concerns_its_owner(&over) => {
@@ -120,7 +117,7 @@ fn joined(request: &AuthorizedRequest) -> Result<HeldShare, Refusal> {
 }
 
 /// Did the fetch fail for a reason that concerns only the request that started it?
-fn concerns_its_owner(over: &Result<Result<FetchedAnswer, Refusal>, FetchLost>) -> bool {
+fn concerns_its_owner(over: &Result<Result<Reply, Refusal>, FetchLost>) -> bool {
     match over {
         Ok(Ok(_)) => false,
         Ok(Err(refusal)) => refusal.row().is_own,
@@ -130,7 +127,7 @@ fn concerns_its_owner(over: &Result<Result<FetchedAnswer, Refusal>, FetchLost>) 
 
 enum FetchWait {
     /// The shared fetch ended.
-    Over(Result<Result<FetchedAnswer, Refusal>, FetchLost>),
+    Over(Result<Result<Reply, Refusal>, FetchLost>),
     /// This request got a turn of its own, while the shared fetch is still queued under another caller's name.
     Turn(Box<OwnTurn>),
 }
@@ -147,7 +144,7 @@ struct OwnTurn {
 async fn wait_for_fetch(
     gateway: &Gateway,
     request: &AuthorizedRequest,
-    mut waiter: FetchWaiter<Result<FetchedAnswer, Refusal>>,
+    mut waiter: FetchWaiter<Result<Reply, Refusal>>,
 ) -> FetchWait {
     if !waiter.collapsed() {
         return FetchWait::Over(waiter.await);
@@ -197,7 +194,7 @@ async fn run_fetch(
     request: Arc<AuthorizedRequest>,
     ready: Option<ForwardPermit>,
     fill: Option<(Arc<str>, FetchHandle)>,
-) -> Result<FetchedAnswer, Refusal> {
+) -> Result<Reply, Refusal> {
     let permit = match ready {
         Some(permit) => permit,
         None => forward_permit(&gateway, &request).await?,
@@ -211,17 +208,11 @@ async fn forward_and_store(
     request: Arc<AuthorizedRequest>,
     permit: ForwardPermit,
     fill: Option<(Arc<str>, FetchHandle)>,
-) -> Result<FetchedAnswer, Refusal> {
+) -> Result<Reply, Refusal> {
     let is_shared = fill.is_some();
     let begins = || fill.iter().for_each(|(_, handle)| drop(handle.mark_sent()));
-    let Forwarded { ending, attempts, quota_wait, .. } = forward(&gateway, &request, permit, begins).await;
+    let Forwarded { ending, facts, .. } = forward(&gateway, &request, permit, begins).await;
     let fill = fill.map(|(key, handle)| (key, handle.mark_sent()));
-    let facts = ForwardFacts {
-        attempts,
-        upstream_status: ending.as_ref().ok().and_then(Ending::status),
-        quota_wait,
-        outcome: None,
-    };
     let answered = read_answer(ending?)?;
     let stored = fill.and_then(|(key, stamp)| {
         let policy = request.policy.store_policy(request.index)?;
@@ -242,7 +233,14 @@ async fn forward_and_store(
         })
     });
     let pass = |answered| ReplyBody::Passed(Arc::new(passed_answer(answered, request.row.cache.is_some(), is_shared)));
-    Ok(FetchedAnswer { body: stored.map_or_else(|| pass(answered), ReplyBody::Entry), by: request.id, facts })
+    Ok(Reply {
+        body: stored.map_or_else(|| pass(answered), ReplyBody::Entry),
+        cache: None,
+        how: if is_shared { Answer::Miss } else { Answer::Forwarded },
+        filled_by: Some(request.id),
+        facts,
+        validated: request.row.cache.is_some(),
+    })
 }
 
 /// Does this answer count as a failure of the upstream (`docs/decisions/stale-answers.md`)?
@@ -268,16 +266,18 @@ fn stale(plan: &FetchPlan, status: Option<StatusCode>, facts: ForwardFacts) -> R
     })
 }
 
-fn reply_of(request: &AuthorizedRequest, plan: &FetchPlan, fetched: FetchedAnswer, collapsed: bool) -> Reply {
-    let FetchedAnswer { body, by, facts } = fetched;
-    let stored = body.entry().is_some() && !collapsed;
-    let cache = CacheStatus::Forward { why: plan.why, status: Some(body.status()), stored, collapsed };
+/// What a fetch means for this request: its own, or (`collapsed`) another's.
+fn reply(request: &AuthorizedRequest, plan: &FetchPlan, fetched: Reply, collapsed: bool) -> Reply {
+    let stored = fetched.body.entry().is_some() && !collapsed;
+    let status = Some(fetched.body.status());
     Reply {
-        body,
-        cache: Some(cache),
-        how: if plan.together { Answer::Miss } else { Answer::Forwarded },
-        filled_by: (by != request.id).then_some(by),
-        facts: if collapsed { ForwardFacts { attempts: 0, quota_wait: Duration::ZERO, ..facts } } else { facts },
-        validated: request.row.cache.is_some(),
+        cache: Some(CacheStatus::Forward { why: plan.why, status, stored, collapsed }),
+        filled_by: fetched.filled_by.filter(|by| *by != request.id),
+        facts: if collapsed {
+            ForwardFacts { upstream_status: fetched.facts.upstream_status, ..ForwardFacts::default() }
+        } else {
+            fetched.facts
+        },
+        ..fetched
     }
 }

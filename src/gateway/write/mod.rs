@@ -14,7 +14,7 @@ use crate::audit::{CannotRecord, HeldRequestId, Kind, Record, RecordRoom};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
 use crate::catalogue::RetryClass;
 use crate::gateway::forward::{ForwardPermit, Forwarded, forward, forward_permit, write_answer};
-use crate::gateway::recorder::RequestRecorder;
+use crate::gateway::recorder::{self, RequestRecorder};
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::{AuthorizedRequest, recorded_fields};
 use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer};
@@ -22,7 +22,7 @@ use crate::gateway::state::Gateway;
 use crate::gateway::tags;
 use crate::idempotency::KeyClaim;
 use crate::process_log::EACH;
-use crate::upstream::{AttemptError, Ending, ProxyError};
+use crate::upstream::{AttemptError, ProxyError};
 use crate::vocabulary::{Answer, Outcome};
 use order::WriteTurn;
 
@@ -113,12 +113,9 @@ async fn carry_out(
     drop(room); // the intent has room for its outcome
     let record = Some(Record { intent: Some(intent), ..record });
     let mut open = IntendedWrite { gateway: gateway.clone(), request: request.clone(), record, claim: identity.claim };
-    let Forwarded { ending, attempts, ambiguous, outcome, quota_wait } =
-        forward(&gateway, &request, permit, || {}).await;
-    let upstream_status = ending.as_ref().ok().and_then(Ending::status);
-    let facts = ForwardFacts { attempts, upstream_status, quota_wait, outcome: Some(outcome) };
+    let Forwarded { ending, facts, ambiguous, outcome } = forward(&gateway, &request, permit, || {}).await;
     let answered = ending.and_then(|ending| write_answer(ending, outcome));
-    if may_have_effect(outcome, upstream_status) || ambiguous {
+    if may_have_effect(outcome, facts.upstream_status) || ambiguous {
         let body = answered.as_ref().ok().map(|answered| answered.body.bytes().as_ref());
         fence(&gateway, &request, ambiguous, body);
     }
@@ -127,7 +124,7 @@ async fn carry_out(
         body: ReplyBody::Passed(Arc::new(passed_answer(answered, false, false))),
         cache: Some(CacheStatus::Forward {
             why: ForwardReason::Method,
-            status: upstream_status,
+            status: facts.upstream_status,
             stored: false,
             collapsed: false,
         }),
@@ -216,8 +213,9 @@ impl IntendedWrite {
             }
             Err(refusal) => refused(&mut record, &self.request, &refusal),
         }
-        crate::gateway::recorder::fill(&mut record, facts);
-        record.duration_us = Some(crate::gateway::recorder::micros(self.request.age(&self.gateway.clock)));
+        record.outcome = Some(outcome);
+        recorder::fill(&mut record, facts);
+        record.duration_us = Some(recorder::micros(self.request.age(&self.gateway.clock)));
         match tokio::time::timeout(OUTCOME_WAIT, self.gateway.log.commit(record)).await {
             Ok(Ok(_)) => {}
             Ok(Err(cannot)) => {

@@ -99,6 +99,9 @@ pub struct GatewayConfig {
     pub listen: Vec<Listen>,
     /// If set, the door serves HTTP/1.1 and HTTP/2 over TLS; otherwise plain HTTP/1.1.
     pub tls: Option<TlsFiles>,
+    /// The hosts that requests may name, besides the door's own addresses and `localhost`. If empty, any host will do for callers with
+    /// keys.
+    pub names: Vec<String>,
 }
 
 /// `[operator]`.
@@ -109,7 +112,7 @@ pub struct OperatorConfig {
     /// The operator key.
     pub key: SecretSource,
     /// Further accepted `Host` names, besides the door's own addresses and `localhost`.
-    pub hosts: Vec<String>,
+    pub names: Vec<String>,
 }
 
 /// The upstream's quota per organization and minute.

@@ -88,7 +88,7 @@ fn the_samples_comments_are_configuration_too() {
     assert_eq!(config.catalogue.row("users.me").unwrap().tags.len(), 1);
     assert_eq!(config.catalogue.row("variables.list").unwrap().cache.as_deref(), Some("variables.list"));
     assert_eq!(config.gateway.tls.as_ref().unwrap().cert, Path::new("/etc/makegate/cert.pem"));
-    assert_eq!(config.operator.hosts, ["makegate.internal"]);
+    assert_eq!(config.operator.names, ["makegate.internal"]);
 }
 
 #[test]

@@ -15,7 +15,12 @@ pub(super) fn gateway(t: &Table<'_>, base: &Path) -> GatewayConfig {
     GatewayConfig {
         listen: listen(t, "127.0.0.1:8080", base),
         tls: t.optional_table("tls", |t| tls(t, base)).flatten(),
+        names: names(t),
     }
+}
+
+fn names(t: &Table<'_>) -> Vec<String> {
+    t.list("names", HOST).unwrap_or_default().into_iter().map(|name| name.value).collect()
 }
 
 fn tls(t: &Table<'_>, base: &Path) -> Option<TlsFiles> {
@@ -28,7 +33,7 @@ pub(super) fn operator(t: &Table<'_>, base: &Path) -> OperatorConfig {
     OperatorConfig {
         listen: listen(t, "127.0.0.1:8081", base),
         key: source(t, "key_file", "key_env", "/run/secrets/operator", base),
-        hosts: t.list("names", HOST).unwrap_or_default().into_iter().map(|name| name.value).collect(),
+        names: names(t),
     }
 }
 

@@ -202,13 +202,15 @@ impl ConnectionState {
         self.multiplexes.store(true, Ordering::Relaxed);
     }
 
-    /// Bytes were received. Between requests, they begin a head.
-    pub(super) fn heard(&self, clock: &Clock) {
+    /// Bytes were received. Between requests, they begin a head; then it returns true.
+    pub(super) fn heard(&self, clock: &Clock) -> bool {
         let waiting =
             self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) != IdlePhase::Head as u8;
-        if waiting && !self.multiplexes.load(Ordering::Relaxed) {
+        let begins = waiting && !self.multiplexes.load(Ordering::Relaxed);
+        if begins {
             self.enter(IdlePhase::Head, clock);
         }
+        begins
     }
 
     /// A write succeeded, or could not proceed (`stuck`).

@@ -3,9 +3,11 @@
 //! hyper speaks HTTP. [`connections`] decides which connections may stay: it keeps the state of each, and a sweep a few times a second
 //! closes those that are silent, slow, idle or old beyond their limit. This needs no timer per request.
 
+mod authority;
 mod connections;
 mod http;
 mod listen;
+mod request_line;
 mod service;
 mod streams;
 mod tls;
@@ -29,7 +31,9 @@ use listen::{Listener, Stream};
 use streams::Streams;
 use watched_stream::WatchedStream;
 
+pub use authority::{BadAuthority, RequestAuthority};
 pub use connections::BusyGuard;
+pub use request_line::FRAGMENT;
 pub use service::{ConnectionService, RequestBody};
 pub use tls::{Certificate, CertificateNames, CheckedCertificate};
 

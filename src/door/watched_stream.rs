@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
 use super::connections::{ClientEnd, ConnectionState};
+use super::request_line::RequestLine;
 use crate::clock::Clock;
 
 /// A head and a body of at most this size together are copied into one buffer: for the kernel that is cheaper than two.
@@ -52,12 +53,13 @@ pub(super) struct WatchedStream<T> {
     stream: T,
     state: Arc<ConnectionState>,
     clock: Clock,
+    request_line: RequestLine,
     in_pieces: bool,
 }
 
 impl<T> WatchedStream<T> {
     pub(super) fn new(stream: T, state: Arc<ConnectionState>, clock: Clock) -> Self {
-        Self { stream, state, clock, in_pieces: true }
+        Self { stream, state, clock, request_line: RequestLine::default(), in_pieces: true }
     }
 
     /// Writes from one buffer: h2 then copies small bodies into it, instead of one write (and one TLS record) for each.
@@ -75,8 +77,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.state.heard(&self.clock);
+        if let Some(bytes) = buf.filled_mut().get_mut(before..).filter(|bytes| !bytes.is_empty()) {
+            let begins = self.state.heard(&self.clock);
+            self.request_line.mark_fragment(bytes, begins);
         }
         result
     }

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt as _;
+use futures_util::future::{Either, ready};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use tower::Service;
 
 use super::admit::policy::{Policy, bucket};
@@ -19,12 +20,13 @@ use super::read::lookup::{LookupResult, ReadRequest, lookup};
 use super::recorder::RequestRecorder;
 use super::refusal::Refusal;
 use super::request::{AuthorizedRequest, is_read, recorded_query};
-use super::response::{AnswerBody, Reply};
+use super::response::{self, AnswerBody, Reply};
 use super::state::Gateway;
 use super::tags;
 use super::write::write;
 use crate::callers::SharedKind;
 use crate::door::{BusyGuard, CertificateNames, PeerConnection, RequestBody};
+use crate::ids::RequestId;
 
 /// Answers the requests of one connection.
 pub fn service<B: RequestBody>(
@@ -32,9 +34,23 @@ pub fn service<B: RequestBody>(
     peer: PeerConnection,
 ) -> impl Service<Request<B>, Response = Response<AnswerBody>, Error = Infallible, Future: Send> + Clone + Send {
     tower::service_fn(move |request| {
-        let answer = answer(gateway.clone(), &peer, request);
+        let answer = match probe(&gateway, &peer, &request) {
+            Some(probed) => Either::Left(ready(probed)),
+            None => Either::Right(answer(gateway.clone(), &peer, request)),
+        };
         async { Ok(answer.await) }
     })
+}
+
+/// Answers a load balancer's `/livez` or `/readyz`, by status alone: it has no key, names any host and leaves no record.
+fn probe<B>(gateway: &Gateway, peer: &PeerConnection, request: &Request<B>) -> Option<Response<AnswerBody>> {
+    let status = match request.uri().path() {
+        "/livez" => StatusCode::OK,
+        "/readyz" if gateway.is_ready() => StatusCode::OK,
+        "/readyz" => StatusCode::SERVICE_UNAVAILABLE,
+        _ => return None,
+    };
+    is_read(request.method()).then(|| response::status_alone(status, &RequestId::new(&gateway.clock), peer.busy()))
 }
 
 /// Answers one request: whatever happens inside, there is one answer and one record. The recorder starts before the first poll, so that a
@@ -83,7 +99,9 @@ async fn life<B: RequestBody>(
     }
     // 2 target: one canonical form of path and query
     let target = steps::target(&head.method, &head.uri, policy.limits())?;
+    steps::no_key_in_query(policy, &head.headers, &target).inspect_err(|_| recorder.cut_path(&target.path))?;
     // 3 identify
+    steps::check_authority(policy, head, names).inspect_err(|_| recorder.cut_path(&target.path))?;
     let credential = steps::identify(policy, &head.headers, names).inspect_err(|_| recorder.cut_path(&target.path))?;
     let caller = credential.caller();
     recorder.identified(&credential);

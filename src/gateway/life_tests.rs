@@ -75,7 +75,7 @@ async fn a_request_needs_no_socket() {
     let gateway = Gateway::for_tests(config, &clock);
     let request = |method: &str, target: &str| {
         let request = Request::builder().method(method).uri(target).header("content-type", "application/json");
-        request.header("authorization", format!("Token {KEY}"))
+        request.header("host", "localhost").header("authorization", format!("Token {KEY}"))
     };
 
     let unknown = Request::get("/api/v2/organizations").body(Full::<Bytes>::default()).unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::catalogue::Operation;
+use crate::catalogue::{BodyKind, Operation};
 use crate::shares::ShareHolder;
 use crate::upstream::Outgoing;
 
@@ -19,17 +19,18 @@ pub(crate) fn outgoing(
     body: Bytes,
     answers: &Arc<ShareHolder>,
 ) -> Outgoing {
-    let headers = outgoing_headers(headers, !body.is_empty());
+    let headers = outgoing_headers(row.body, headers, !body.is_empty());
     Outgoing { method: row.method.clone(), target, headers, body, answers: answers.clone() }
 }
 
-/// The headers that go upstream with a request.
-pub(crate) fn outgoing_headers(headers: &HeaderMap, has_body: bool) -> HeaderMap {
+/// The headers that go upstream with a request. What was checked as JSON goes as JSON: with the caller's own `charset`, Make could read
+/// another text than the one that was checked and recorded.
+pub(crate) fn outgoing_headers(kind: BodyKind, headers: &HeaderMap, has_body: bool) -> HeaderMap {
     let mut out = HeaderMap::with_capacity(4);
     out.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
     if has_body {
-        let kind = headers.get(header::CONTENT_TYPE).cloned();
-        out.insert(header::CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/json")));
+        let own = headers.get(header::CONTENT_TYPE).filter(|_| kind == BodyKind::Any).cloned();
+        out.insert(header::CONTENT_TYPE, own.unwrap_or(HeaderValue::from_static("application/json")));
     }
     if headers.get(&TRACE_HEADERS[0]).is_some_and(|value| is_traceparent(value.as_bytes())) {
         for name in TRACE_HEADERS {

@@ -27,6 +27,10 @@ pub enum Refusal {
     Repeated { parameter: String },
     /// Two credentials, or one that is not text.
     TwoCredentials,
+    /// The request does not name exactly one host, or not one of this door.
+    BadAuthority { why: &'static str },
+    /// A key is in the query.
+    KeyInQuery,
     /// No credential, or one in an unknown form.
     NoKey,
     /// A key that no caller has.
@@ -175,6 +179,10 @@ impl Refusal {
             Self::TargetTooLong { .. } => row(StatusCode::URI_TOO_LONG, "MG102", "The target is too long"),
             Self::Repeated { .. } => row(StatusCode::BAD_REQUEST, "MG103", "A single-valued parameter is given twice"),
             Self::TwoCredentials => row(StatusCode::BAD_REQUEST, "MG104", "More than one credential"),
+            Self::BadAuthority { .. } => {
+                row(StatusCode::BAD_REQUEST, "MG105", "The host is missing, ambiguous or unknown")
+            }
+            Self::KeyInQuery => row(StatusCode::BAD_REQUEST, "MG106", "A key is in the query"),
             Self::NoKey => row(StatusCode::UNAUTHORIZED, "MG111", "No key"),
             Self::UnknownKey => row(StatusCode::UNAUTHORIZED, "MG112", "Unknown key").own(),
             Self::NoOperation => row(StatusCode::NOT_FOUND, "MG121", "No such operation").own(),
@@ -272,12 +280,17 @@ impl Refusal {
             Self::TargetTooLong { bytes_max } => format!("A target may have at most {bytes_max} bytes."),
             Self::Repeated { parameter } => format!("`{parameter}` takes one value: send it once."),
             Self::TwoCredentials => "Send one Authorization header, or none if your certificate names the caller.".to_owned(),
+            Self::BadAuthority { why } => format!("{why}."),
+            Self::KeyInQuery => {
+                "URLs are written to logs: send the key as `Authorization: Token KEY`, and replace this one.".to_owned()
+            }
             Self::NoKey => {
                 "Send the caller's key as `Authorization: Token KEY` or `Authorization: Bearer KEY`.".to_owned()
             }
             Self::UnknownKey => "No caller has this key. Send a key of the gateway, not Make's token.".to_owned(),
             Self::NoOperation => {
-                "No operation in the catalogue has this path; an operator can add one as [[operation]].".to_owned()
+                "No operation in the catalogue has this path: Make's begin with /api/v2/. An operator can add one as [[operation]]."
+                    .to_owned()
             }
             Self::NoMethod { allowed } => format!("This path accepts {}.", list(allowed)),
             Self::NotImplemented => {

@@ -28,25 +28,16 @@ use crate::vocabulary::{Answer, Outcome};
 const STORED: [HeaderName; 5] =
     [header::CONTENT_TYPE, header::CONTENT_LANGUAGE, header::CONTENT_DISPOSITION, header::DATE, header::LAST_MODIFIED];
 
-/// Headers of an upstream answer that are never passed on: hop-by-hop fields (RFC 9110 section 7.6.1), cookies, the upstream's caching
-/// directives (promise 3), and those that the gateway sets itself.
-const WITHHELD: [HeaderName; 16] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    HeaderName::from_static("proxy-authentication-info"),
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::SET_COOKIE,
-    HeaderName::from_static("set-cookie2"),
-    header::CACHE_CONTROL,
-    header::EXPIRES,
-    header::PRAGMA,
-    HeaderName::from_static("x-request-id"),
-    header::CONTENT_LENGTH,
+/// Headers of an upstream answer that are passed on when it is not stored. All others (caching, cookies, hop-by-hop fields, claims in the
+/// gateway's name) are between the upstream and the gateway.
+const PASSED: [HeaderName; 7] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_LANGUAGE,
+    header::CONTENT_DISPOSITION,
+    header::DATE,
+    header::LAST_MODIFIED,
+    header::LOCATION,
+    header::RETRY_AFTER,
 ];
 
 /// Default wait after a 429: Make's text says one minute.
@@ -91,7 +82,11 @@ pub(crate) fn passed_answer(answered: UpstreamAnswer, validated: bool, is_shared
     let UpstreamAnswer { status, headers, body, .. } = answered;
     let etag = (validated && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
     let body = if is_shared { body.bytes().clone() } else { body.into_counted() };
-    PassedAnswer { status, headers: passed_headers(&headers), body, etag, is_counted: !is_shared }
+    let mut headers = allowed_headers(&headers, &PASSED);
+    if !status.is_success() {
+        headers.remove(header::LOCATION); // it belongs to a created resource
+    }
+    PassedAnswer { status, headers, body, etag, is_counted: !is_shared }
 }
 
 /// Where a body comes from.
@@ -207,25 +202,17 @@ fn none_match(etag: &HeaderValue, wanted: &HeaderValue) -> bool {
 
 /// The headers to store with a body.
 pub(crate) fn stored_headers(headers: &HeaderMap) -> HeaderMap {
-    let mut out = HeaderMap::with_capacity(STORED.len() + 3);
-    for name in &STORED {
+    allowed_headers(headers, &STORED)
+}
+
+fn allowed_headers(headers: &HeaderMap, allowed: &[HeaderName]) -> HeaderMap {
+    let mut out = HeaderMap::with_capacity(allowed.len() + 3);
+    for name in allowed {
         if let Some(value) = headers.get(name) {
             out.insert(name, value.clone());
         }
     }
     out
-}
-
-/// The headers of an upstream answer to pass on.
-pub(crate) fn passed_headers(headers: &HeaderMap) -> HeaderMap {
-    let named: Vec<String> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(',').map(|name| name.trim().to_ascii_lowercase()))
-        .collect();
-    let goes_on = |name: &HeaderName| !WITHHELD.contains(name) && !named.iter().any(|hop| hop == name.as_str());
-    headers.iter().filter(|(name, _)| goes_on(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// The upstream's own strong entity tag, because the body is unchanged, or else one computed from the body (RFC 9110 section 8.8.3).
@@ -252,6 +239,12 @@ fn response_of(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<
 pub(crate) fn refused(refusal: &Refusal, id: &RequestId, mut headers: HeaderMap) -> Response<Bytes> {
     refusal.add_headers(&mut headers);
     response_of(refusal.row().status, headers, Bytes::from(refusal.problem(id)))
+}
+
+/// A response that consists of its status.
+pub(crate) fn status_alone(status: StatusCode, id: &RequestId, busy: BusyGuard) -> Response<AnswerBody> {
+    let headers = HeaderMap::from_iter([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))]);
+    complete(response_of(status, headers, Bytes::new()), id, busy, None)
 }
 
 /// For HEAD. Over HTTP/2 nothing else drops the body.

@@ -157,6 +157,12 @@ impl Gateway {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Should requests be sent here?
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.draining() && self.log.has_room()
+    }
+
     /// Has shutdown begun?
     #[must_use]
     pub fn draining(&self) -> bool {

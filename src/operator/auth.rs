@@ -1,6 +1,5 @@
 //! Who may come in: requests for a host that is ours, not from another site's page, with the operator key.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Extension, Request, State};
@@ -8,23 +7,31 @@ use axum::middleware::Next;
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, header};
 use secrecy::zeroize::Zeroizing;
 
 use super::refusal::OperatorRefusal;
 use super::state::OperatorState;
-use crate::config::{Listen, OperatorConfig};
-use crate::door::PeerConnection;
+use crate::config::OperatorConfig;
+use crate::door::{PeerConnection, RequestAuthority};
 
-/// Refuses requests for an unknown host, and those that another site's page sends.
-pub(super) async fn check_host_and_origin(
+/// Refuses what another site's page sends.
+pub(super) async fn check_origin(request: Request, next: Next) -> Result<Response, OperatorRefusal> {
+    if is_from_another_site(&request) {
+        return Err(OperatorRefusal::ForeignOrigin);
+    }
+    Ok(next.run(request).await)
+}
+
+/// Refuses requests for a host that is not ours: that of a page that makes a browser send here by DNS rebinding is not.
+pub(super) async fn check_host(
     State(state): State<Arc<OperatorState>>,
     request: Request,
     next: Next,
 ) -> Result<Response, OperatorRefusal> {
-    let authority = host(&request, &state.gateway.policy().config.operator)?;
-    check_origin(&request, &authority)?;
+    if !is_for_own_host(&request, &state.gateway.policy().config.operator) {
+        return Err(OperatorRefusal::UnknownHost);
+    }
     Ok(next.run(request).await)
 }
 
@@ -47,64 +54,31 @@ pub(super) async fn check_key(
     Err(OperatorRefusal::WrongKey)
 }
 
-/// The host that the request is for, if it is one of ours. The host of a page that makes a browser send here by DNS rebinding is not.
-///
-/// # Errors
-/// [`OperatorRefusal::UnknownHost`]; also when there is none, or two.
-fn host<B>(request: &http::Request<B>, operator: &OperatorConfig) -> Result<Authority, OperatorRefusal> {
-    let mut fields = request.headers().get_all(header::HOST).iter();
-    let (field, second) = (fields.next(), fields.next());
-    let named = request.uri().authority().cloned();
-    let authority = named.or_else(|| Authority::try_from(field?.as_bytes()).ok());
-    authority.filter(|authority| second.is_none() && is_ours(authority, operator)).ok_or(OperatorRefusal::UnknownHost)
+fn is_for_own_host<B>(request: &http::Request<B>, operator: &OperatorConfig) -> bool {
+    RequestAuthority::of(request.uri(), request.headers())
+        .is_ok_and(|authority| authority.is_of_door(&operator.listen, &operator.names))
 }
 
-/// Any port will do: nobody else answers at ours, and forwarded ports differ.
-fn is_ours(authority: &Authority, operator: &OperatorConfig) -> bool {
-    let host = authority.host();
-    let whole = authority.as_str() == host || authority.port_u16().is_some();
-    if !whole || authority.as_str().contains('@') {
-        return false;
-    }
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    match address.parse::<IpAddr>() {
-        Ok(ip) => ip.is_loopback() || operator.listen.iter().any(|listen| listens(listen, ip)),
-        Err(_) => {
-            let name = host.strip_suffix('.').unwrap_or(host);
-            ["localhost"]
-                .into_iter()
-                .chain(operator.hosts.iter().map(String::as_str))
-                .any(|own| own.eq_ignore_ascii_case(name))
-        }
-    }
-}
-
-/// A door that listens on every address may be addressed by any: an address, unlike a name, cannot be made to point elsewhere.
-fn listens(listen: &Listen, ip: IpAddr) -> bool {
-    match listen {
-        Listen::Tcp(own) => own.ip().is_unspecified() || own.ip().to_canonical() == ip.to_canonical(),
-        Listen::Unix(_) => false,
-    }
-}
-
-fn check_origin<B>(request: &http::Request<B>, authority: &Authority) -> Result<(), OperatorRefusal> {
-    let own = |origin: &HeaderValue| origin.to_str().is_ok_and(|origin| is_same(origin, authority));
+fn is_from_another_site<B>(request: &http::Request<B>) -> bool {
+    let authority = RequestAuthority::of(request.uri(), request.headers()).ok();
+    let is_own = |origin: &HeaderValue| {
+        origin.to_str().ok().zip(authority).is_some_and(|(origin, authority)| is_same(origin, authority))
+    };
     let site = request.headers().get("sec-fetch-site").map(HeaderValue::as_bytes);
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let crosses = !reads && site.is_some_and(|site| !matches!(site, b"same-origin" | b"none"));
-    let ours = request.headers().get_all(header::ORIGIN).iter().all(own);
-    if ours && !crosses { Ok(()) } else { Err(OperatorRefusal::ForeignOrigin) }
+    crosses || !request.headers().get_all(header::ORIGIN).iter().all(is_own)
 }
 
-fn is_same(origin: &str, authority: &Authority) -> bool {
+fn is_same(origin: &str, authority: RequestAuthority<'_>) -> bool {
     let (rest, port) = match (origin.strip_prefix("http://"), origin.strip_prefix("https://")) {
         (Some(rest), _) => (rest, 80),
         (None, Some(rest)) => (rest, 443),
         (None, None) => return false,
     };
-    let Ok(origin) = rest.parse::<Authority>() else { return false };
-    let port_of = |authority: &Authority| authority.port_u16().unwrap_or(port);
-    origin.host().eq_ignore_ascii_case(authority.host()) && port_of(&origin) == port_of(authority)
+    let Some(origin) = RequestAuthority::parse(rest) else { return false };
+    let port_of = |authority: RequestAuthority<'_>| authority.port.unwrap_or(port);
+    origin.host.eq_ignore_ascii_case(authority.host) && port_of(origin) == port_of(authority)
 }
 
 /// The key of the one `Authorization` header: of `Bearer KEY`, or of `Basic` as the password of any name.
@@ -134,11 +108,12 @@ fn key_of(field: &HeaderValue) -> Option<Zeroizing<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Listen;
     use crate::config::SecretSource;
 
     fn operator(listen: &str) -> OperatorConfig {
         let listen = vec![Listen::Tcp(listen.parse().unwrap())];
-        OperatorConfig { listen, key: SecretSource::Env("KEY".into()), hosts: vec!["makegate.internal".into()] }
+        OperatorConfig { listen, key: SecretSource::Env("KEY".into()), names: vec!["makegate.internal".into()] }
     }
 
     fn request(method: &str, headers: &[(&str, &str)]) -> http::Request<()> {
@@ -150,7 +125,7 @@ mod tests {
     #[test]
     fn only_hosts_of_its_own_are_answered() {
         let operator = operator("10.1.2.3:8081");
-        let known = |host| super::host(&request("GET", &[("host", host)]), &operator).is_ok();
+        let known = |host| is_for_own_host(&request("GET", &[("host", host)]), &operator);
         for host in [
             "localhost",
             "LOCALHOST:9",
@@ -174,14 +149,14 @@ mod tests {
         ] {
             assert!(!known(host), "{host}");
         }
-        assert!(super::host(&request("GET", &[]), &operator).is_err());
-        assert!(super::host(&request("GET", &[("host", "localhost"), ("host", "localhost")]), &operator).is_err());
+        assert!(!is_for_own_host(&request("GET", &[]), &operator));
+        assert!(!is_for_own_host(&request("GET", &[("host", "localhost"), ("host", "localhost")]), &operator));
     }
 
     #[test]
     fn a_door_on_every_address_is_addressed_by_any_but_by_no_unknown_name() {
         let operator = operator("0.0.0.0:8081");
-        let known = |host| super::host(&request("GET", &[("host", host)]), &operator).is_ok();
+        let known = |host| is_for_own_host(&request("GET", &[("host", host)]), &operator);
         assert!(known("192.168.7.7:8081"));
         assert!(!known("evil.example"));
     }
@@ -189,7 +164,7 @@ mod tests {
     #[test]
     fn another_pages_origin_is_foreign() {
         let own = |method, headers: &[(&str, &str)]| {
-            check_origin(&request(method, headers), &"localhost:8081".parse().unwrap()).is_ok()
+            !is_from_another_site(&request(method, &[headers, &[("host", "localhost:8081")]].concat()))
         };
         assert!(own("POST", &[]));
         assert!(own("POST", &[("origin", "http://localhost:8081"), ("sec-fetch-site", "same-origin")]));
@@ -201,7 +176,7 @@ mod tests {
             assert!(!own("GET", &[("origin", foreign)]), "{foreign}");
         }
         assert!(!own("POST", &[("sec-fetch-site", "same-site")]));
-        assert!(is_same("https://ops.example", &"ops.example:443".parse().unwrap()));
+        assert!(is_same("https://ops.example", RequestAuthority::parse("ops.example:443").unwrap()));
     }
 
     #[test]

@@ -18,13 +18,8 @@ enum CheckState {
     Ok,
     /// Worth a look; requests are answered all the same.
     Degraded(&'static str),
-    /// No reason to send requests here.
+    /// No reason to send requests here; see [`Gateway::is_ready`](crate::gateway::Gateway::is_ready).
     Failed(&'static str),
-}
-
-/// Should requests be sent here?
-pub(super) fn is_ready(state: &OperatorState) -> bool {
-    !checks(state).iter().any(|(_, state)| matches!(state, CheckState::Failed(_)))
 }
 
 /// `/livez`: an answer is all that it says.
@@ -35,7 +30,7 @@ pub(super) async fn livez() -> Response {
 /// `/readyz`: 200 while reads can be answered, else 503. It lists what is wrong; `?verbose` lists what is well, too.
 pub(super) async fn readyz(State(state): State<Arc<OperatorState>>, query: PageQuery) -> Response {
     let checks = checks(&state);
-    let ready = is_ready(&state);
+    let ready = state.gateway.is_ready();
     let mut words = String::new();
     for (name, state) in checks {
         let _infallible = match state {

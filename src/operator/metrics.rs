@@ -16,10 +16,10 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::pages::buckets;
+use super::process;
 use super::refusal::OperatorRefusal;
 use super::render::typed;
 use super::state::OperatorState;
-use super::{health, process};
 use crate::callers::SharedKind;
 use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
 use crate::process_log;
@@ -263,7 +263,7 @@ fn itself(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result 
     writer.gauge("makegate_config_last_reload_timestamp_seconds", help, seconds(in_force.loaded))?;
     let help = "Lines of the process log that were dropped, because nobody took them in time";
     writer.counter("makegate_log_lines_dropped", help, process_log::dropped())?;
-    writer.gauge("makegate_ready", "1: ready for requests", u64::from(health::is_ready(state)))?;
+    writer.gauge("makegate_ready", "1: ready for requests", u64::from(state.gateway.is_ready()))?;
     let mut build = writer.0.encode_descriptor("makegate_build", "What is running", None, MetricType::Info)?;
     build.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
 }

@@ -41,7 +41,8 @@ fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 10] {
 /// The whole door.
 pub(super) fn router(state: Arc<OperatorState>) -> Router {
     let key = middleware::from_fn_with_state(state.clone(), auth::check_key);
-    within_layers(with_key().layer(key).merge(open()), state)
+    let host = middleware::from_fn_with_state(state.clone(), auth::check_host);
+    within_layers(with_key().layer(key).layer(host).merge(open()), state)
 }
 
 /// What every request passes, from the outside in.
@@ -53,13 +54,13 @@ pub(super) fn within_layers(routes: Router<Arc<OperatorState>>, state: Arc<Opera
         .layer(middleware::from_fn_with_state(menu.clone(), render_refusal))
         .layer(middleware::from_fn_with_state(state.clone(), guarded_body::guard_body))
         .layer(CatchPanicLayer::custom(|_| OperatorRefusal::Internal.into_response()))
-        .layer(middleware::from_fn_with_state(state.clone(), auth::check_host_and_origin))
+        .layer(middleware::from_fn(auth::check_origin))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(Extension(menu));
     routes.layer(layers).with_state(state)
 }
 
-/// The paths for probes and scrapers, which are open without a key.
+/// The paths for probes and scrapers, which are open without a key and under any host: they know the door by its address.
 fn open() -> Router<Arc<OperatorState>> {
     Router::new()
         .route("/livez", get(health::livez))

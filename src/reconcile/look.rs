@@ -11,7 +11,7 @@ use super::evidence::{Evidence, EvidenceQuestion};
 use super::settle::{Settlement, settle};
 use super::watched::DoubtReason;
 use crate::audit::Doubt;
-use crate::catalogue::{EffectCheck, Operation, Proves, RetryClass};
+use crate::catalogue::{BodyKind, EffectCheck, Operation, Proves, RetryClass};
 use crate::gateway::Gateway;
 use crate::gateway::admit::policy::{Policy, bucket_of};
 use crate::gateway::admit::target::path_with;
@@ -87,7 +87,7 @@ impl<'p> LookPlan<'p> {
     /// effect.
     pub(super) async fn look(&self, gateway: &Arc<Gateway>, permit: LookPermit, too_late: bool) -> DoubtReason {
         let LookPermit { upstream, breaker, slot } = permit;
-        let headers = outgoing_headers(&HeaderMap::new(), false);
+        let headers = outgoing_headers(BodyKind::None, &HeaderMap::new(), false);
         let answers = gateway.callers.own.answers.clone();
         let outgoing =
             Outgoing { method: Method::GET, target: self.target.clone(), headers, body: Bytes::new(), answers };

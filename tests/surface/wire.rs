@@ -3,6 +3,7 @@
 mod bodies;
 mod connections;
 mod headers;
+mod hosts;
 mod memory;
 mod outcomes;
 mod tags;

@@ -17,6 +17,11 @@ use crate::door::RequestBody;
 use crate::gateway::refusal::Refusal;
 use crate::shares::{CountedBytes, ShareHolder};
 
+/// The byte order mark in UTF-8.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+/// Maximum depth of nested arrays and objects in a body.
+const DEPTH_MAX: usize = 128;
+
 pub(crate) struct BodyReader<'r> {
     pub(crate) row: &'r Operation,
     pub(crate) headers: &'r HeaderMap,
@@ -83,6 +88,8 @@ fn check(row: &Operation, headers: &HeaderMap, body: Bytes) -> Result<Bytes, Ref
         BodyKind::Object => {
             check_type(row, headers)?;
             check_object(&body)?;
+            // RFC 8259 section 8.1 lets a reader ignore a byte order mark, and forbids to send one.
+            return Ok(if body.starts_with(BOM) { body.slice(BOM.len()..) } else { body });
         }
     }
     Ok(body)
@@ -102,12 +109,30 @@ fn check_type(row: &Operation, headers: &HeaderMap) -> Result<(), Refusal> {
 fn check_object(body: &[u8]) -> Result<(), Refusal> {
     let wrong = |why: String| Err(Refusal::NotAnObject { why });
     let Ok(text) = std::str::from_utf8(body) else { return wrong("it is not UTF-8".to_owned()) };
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if is_too_deep(text) {
+        return wrong(format!("it is nested more than {DEPTH_MAX} deep"));
+    }
     match serde_json::from_str::<IgnoredAny>(text) {
         // serde_json's message contains line and column, but never the text.
         Err(error) => wrong(error.to_string()),
-        Ok(_) if body.trim_ascii_start().first() != Some(&b'{') => {
-            wrong("the body is JSON, but not an object".to_owned())
-        }
+        Ok(_) if !text.trim_ascii_start().starts_with('{') => wrong("the body is JSON, but not an object".to_owned()),
         Ok(_) => Ok(()),
     }
+}
+
+/// Whether arrays and objects are nested deeper than allowed. Brackets in strings do not count.
+fn is_too_deep(json: &str) -> bool {
+    let (mut depth, mut in_string, mut is_escaped) = (0_usize, false, false);
+    json.bytes().any(|byte| {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_string => is_escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => depth += 1,
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > DEPTH_MAX
+    })
 }

@@ -4,14 +4,15 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use http::request::Parts;
 use http::{Method, Uri};
 
 use super::policy::{Caller, CallerKey, Policy};
-use super::target::{CacheKeyPlan, Target};
+use super::target::{CacheKeyPlan, QueryPair, Target, decoded};
 use crate::callers::{Remaining, SharedKind};
 use crate::catalogue::{MatchedOperation, NoMatch, Operation};
 use crate::config::{Limits, Scope};
-use crate::door::CertificateNames;
+use crate::door::{BadAuthority, CertificateNames, RequestAuthority};
 use crate::gateway::refusal::Refusal;
 use crate::hash;
 use crate::ids::KeyHash;
@@ -21,6 +22,10 @@ use crate::shares::{HeldShare, Shortage};
 pub(crate) const METHOD_BYTES_MAX: usize = 32;
 /// Maximum length of a key: hashing is cheap only if its input is bounded.
 const KEY_BYTES_MAX: usize = 512;
+/// Query values shorter than this are not looked up as keys: hashing them all would burden every hit.
+const KEY_BYTES_MIN: usize = 16;
+/// Names of query parameters in which clients send keys.
+const KEY_PARAMETERS: [&str; 5] = ["token", "api_key", "apikey", "access_token", "auth_token"];
 
 /// Step 2: the target's canonical form. CONNECT has none: its target is an authority, and step 4 refuses it.
 ///
@@ -35,6 +40,47 @@ pub fn target<'u>(method: &Method, uri: &'u Uri, limits: &Limits) -> Result<Targ
         return Err(Refusal::TargetTooLong { bytes_max: limits.target_bytes });
     }
     Target::parse(uri).map_err(|why| Refusal::Ambiguous { why })
+}
+
+/// Step 2: a key must not be in the query, where every log on the way would keep it.
+///
+/// # Errors
+/// If a parameter is named like a key, or its value is the request's own key or that of another caller.
+pub fn no_key_in_query(policy: &Policy, headers: &HeaderMap, target: &Target<'_>) -> Result<(), Refusal> {
+    if target.query.is_empty() {
+        return Ok(());
+    }
+    let own = headers.get(AUTHORIZATION).and_then(|value| split_once(value.as_bytes(), b' '));
+    let own = own.map(|(_, key)| key.trim_ascii());
+    let is_key = |pair: &QueryPair<'_>| {
+        let raw = pair.value.as_deref().unwrap_or_default();
+        let value = if raw.contains(['%', '+']) { Cow::Owned(decoded(raw)) } else { Cow::Borrowed(raw) };
+        KEY_PARAMETERS.iter().any(|name| pair.name.eq_ignore_ascii_case(name))
+            || (!value.is_empty() && own == Some(value.as_bytes()))
+            || (value.len() >= KEY_BYTES_MIN && policy.caller_key(&hash::sha256(value.as_bytes())).is_some())
+    };
+    if target.query.iter().any(is_key) { Err(Refusal::KeyInQuery) } else { Ok(()) }
+}
+
+/// Step 3: the request is for this door. With a certificate, which a browser shows to whatever page asks, the host must be one of the
+/// door's even if the configuration names none.
+///
+/// # Errors
+/// If it does not name exactly one host, or names another one.
+pub fn check_authority(policy: &Policy, head: &Parts, names: &CertificateNames) -> Result<(), Refusal> {
+    let gateway = &policy.config.gateway;
+    let authority = RequestAuthority::of(&head.uri, &head.headers).map_err(|bad| match bad {
+        BadAuthority::Missing => "The request names no host: send one Host header",
+        BadAuthority::Double => "The request names two hosts: send one Host header, the same as in the target",
+        BadAuthority::Malformed => "The host is not a name or an address with an optional port",
+    });
+    let is_open = gateway.names.is_empty() && names.is_none();
+    match authority {
+        Ok(authority) if is_open || authority.is_of_door(&gateway.listen, &gateway.names) => Ok(()),
+        Ok(_) => Err("The host is not one of this door's; an operator can add it to gateway.names"),
+        Err(why) => Err(why),
+    }
+    .map_err(|why| Refusal::BadAuthority { why })
 }
 
 /// Step 3: identify the caller. `names` are those in the peer's certificate.

@@ -7,6 +7,7 @@ use http::Uri;
 use percent_encoding::percent_decode_str;
 
 use crate::catalogue::{MatchedOperation, Operation, ParameterKind, PathSegment};
+use crate::door::FRAGMENT;
 
 /// Maximum number of values in a set (`cols[]`) that can be part of a cache key (`docs/decisions/cache-keys.md`).
 const SET_VALUES_MAX: usize = 64;
@@ -227,7 +228,7 @@ fn canonical_path(raw: &str) -> Result<Cow<'_, str>, String> {
     let Some(rest) = raw.strip_prefix('/') else {
         return Err("the target is not a path: write /api/v2/…".to_owned());
     };
-    if is_plainly_canonical(raw) {
+    if is_plainly_canonical(raw) || rest.is_empty() {
         return Ok(Cow::Borrowed(raw));
     }
     for segment in rest.split('/') {
@@ -252,6 +253,10 @@ fn is_plainly_canonical(path: &str) -> bool {
     plain && before != b'/'
 }
 
+fn has_fragment(part: &str) -> String {
+    format!("the {part} contains `#` (write %23) or a bare `^` (write %5E)")
+}
+
 fn check_segment(segment: &str) -> Result<(), String> {
     let mut text = Vec::with_capacity(if segment.contains('%') { segment.len() } else { 0 });
     let mut bytes = segment.bytes();
@@ -260,7 +265,8 @@ fn check_segment(segment: &str) -> Result<(), String> {
         let value = match byte {
             b'%' => escape(&mut bytes)?,
             0x80.. => return Err("the path contains non-ASCII characters: percent-encode them".to_owned()),
-            b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | b';' | 0..=0x20 | 0x7f => {
+            FRAGMENT => return Err(has_fragment("path")),
+            b'"' | b'<' | b'>' | b'\\' | b'`' | b'{' | b'|' | b'}' | b';' | 0..=0x20 | 0x7f => {
                 return Err(format!("the path contains {:?}, which is ambiguous: leave it out", char::from(byte)));
             }
             other => other,
@@ -316,6 +322,7 @@ fn component(raw: &str) -> Result<Cow<'_, str>, String> {
                 value => push_escaped(&mut out, value, is_unreserved(value) || matches!(value, b'[' | b']' | b'$')),
             },
             0x80.. => return Err("the query contains non-ASCII characters: percent-encode them".to_owned()),
+            FRAGMENT => return Err(has_fragment("query")),
             other => push_escaped(&mut out, other, as_is(other)),
         }
     }

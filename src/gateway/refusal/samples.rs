@@ -29,6 +29,8 @@ fn of_callers() -> Vec<Refusal> {
         Refusal::TargetTooLong { bytes_max: 8000 },
         Refusal::Repeated { parameter: "pg[limit]".to_owned() },
         Refusal::TwoCredentials,
+        Refusal::BadAuthority { why: "The request names no host: send one Host header" },
+        Refusal::KeyInQuery,
         Refusal::NoKey,
         Refusal::UnknownKey,
         Refusal::NoOperation,

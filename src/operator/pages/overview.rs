@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
+use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
-use super::super::{health, html};
 use super::callers::{AnswerCounts, CallerRow, caller_rows};
 use super::quota::{BucketRow, buckets};
 use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
@@ -67,7 +67,7 @@ pub(crate) async fn overview(State(state): State<Arc<OperatorState>>, view: Page
     view.show(&OverviewPage {
         version: env!("CARGO_PKG_VERSION"),
         started: state.started,
-        ready: health::is_ready(&state),
+        ready: state.gateway.is_ready(),
         draining: gateway.draining(),
         upstream: match gateway.upstream().breaker().status() {
             BreakerStatus::Closed => "closed",

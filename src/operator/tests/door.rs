@@ -60,7 +60,7 @@ async fn unknown_hosts_and_foreign_pages_are_refused_everywhere() {
     let world = World::new();
     for target in ["/metrics", "/livez", "/quota"] {
         let rebound = world.with_key("GET", target, &[("host", "evil.example")], "").await;
-        assert_eq!((rebound.status, rebound.json()["status"].clone()), (421, json!(421)), "{target}");
+        assert_eq!(rebound.status, if target == "/quota" { 421 } else { 200 }, "{target}");
         let foreign = world.with_key("GET", target, &[("origin", "http://evil.example")], "").await;
         assert_eq!(foreign.status, 403, "{target}");
     }
@@ -186,7 +186,7 @@ const PATHS: [&str; 12] = [
     "/nothing",
 ];
 
-/// Host first, then origin, key, path, method: whoever lacks the key learns nothing about the rest. No answer lacks the headers.
+/// Origin and host first, then key, path, method: whoever lacks the key learns nothing about the rest. No answer lacks the headers.
 #[tokio::test]
 async fn checks_come_in_one_order_on_every_path_and_all_answers_have_the_headers() {
     let world = World::new();
@@ -196,7 +196,9 @@ async fn checks_come_in_one_order_on_every_path_and_all_answers_have_the_headers
         let is_open = matches!(path, "/livez" | "/readyz" | "/metrics");
         let method = if path == "/nothing" { (404, "no-page") } else { (405, "no-method") };
         let steps = [
-            (vec![host, origin], (421, "unknown-host")),
+            // A probe knows the door by whatever address it reaches it at.
+            (vec![host], if is_open { method } else { (421, "unknown-host") }),
+            (vec![host, origin], if is_open { method } else { (421, "unknown-host") }),
             (vec![origin], (403, "foreign-origin")),
             (vec![], if is_open { method } else { (401, "no-key") }),
             (vec![key], method),

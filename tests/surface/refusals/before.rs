@@ -21,6 +21,10 @@ async fn credentials() {
     let world = still().start().await;
     let twice = [&*format!("authorization: Token {ALL}"), &*format!("authorization: Bearer {ALL}")];
     compare("MG104", &send(world.gateway, "GET", LIST, &only("MG104", &twice), "").await.expect(400));
+    let id = only("MG105", &[]);
+    let bare = format!("GET {LIST} HTTP/1.1\r\n{id}connection: close\r\n\r\n");
+    compare("MG105", &raw(world.gateway, &bare).await.unwrap().expect(400));
+    provoke(&world, "MG106", ALL, ("GET", &format!("{LIST}?token={ALL}")), &[], "").await.expect(400);
     compare("MG111", &send(world.gateway, "GET", LIST, &only("MG111", &[]), "").await.expect(401));
     provoke(&world, "MG112", "unknown", ("GET", LIST), &[], "").await.expect(401);
     assert_eq!(world.sandbox.received().len(), 0);

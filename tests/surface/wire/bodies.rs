@@ -31,14 +31,14 @@ async fn what_is_left_of_a_narrowed_list_keeps_its_spelling_and_nothing_else_is_
 #[tokio::test]
 async fn bodies_of_callers_go_up_byte_by_byte() {
     let world = still().start().await;
-    for (kind, arrived) in [
-        ("application/json", "application/json"),
-        ("application/json; charset=utf-8", "application/json; charset=utf-8"),
-        ("application/merge-patch+json", "application/merge-patch+json"),
-    ] {
+    for kind in ["application/json", "application/json; charset=utf-7", "application/merge-patch+json"] {
         world.send(ALL, "PATCH", ORG, &[&format!("content-type: {kind}")], ODD).await.expect(200);
         let received = world.sandbox.received().pop().unwrap();
-        assert_eq!((&*received.body, received.header("content-type")), (ODD, Some(arrived)));
+        assert_eq!(
+            (&*received.body, received.header("content-type")),
+            (ODD, Some("application/json")),
+            "it goes as what was checked"
+        );
         assert_eq!(received.header("content-length"), Some(&*ODD.len().to_string()));
     }
     let bare = with_key(ALL, &["connection: close", &format!("content-length: {}", ODD.len())]);
@@ -50,7 +50,9 @@ async fn bodies_of_callers_go_up_byte_by_byte() {
 #[tokio::test]
 async fn an_operation_that_takes_an_object_takes_nothing_else() {
     let world = still().start().await;
-    for body in ["", "[]", "\"a\"", "1", "null", "{", "{\"a\":}", "{} {}", "{'a':1}", "\u{feff}{}"] {
+    for body in
+        ["", "[]", "\"a\"", "1", "null", "{", "{\"a\":}", "{} {}", "{'a':1}", "\u{feff}", "\u{feff}[]", &nested(129)]
+    {
         world.send(ALL, "PATCH", ORG, &["content-type: application/json"], body).await.refused(400, "MG151");
     }
     for kind in [
@@ -65,6 +67,16 @@ async fn an_operation_that_takes_an_object_takes_nothing_else() {
     world.send(ALL, "PATCH", ORG, &["content-encoding: gzip"], "{}").await.refused(415, "MG156");
     assert_eq!(world.sandbox.received().len(), 0);
     world.send(ALL, "PATCH", ORG, &["content-encoding: identity"], " {}\n").await.expect(200);
+    world.send(ALL, "PATCH", ORG, &[], "{\"name\": \"[[{\\\"[[\"}").await.expect(200);
+    world.send(ALL, "PATCH", ORG, &[], "\u{feff}{\"name\": \"a\"}").await.expect(200);
+    assert_eq!(world.sandbox.received().pop().unwrap().body, "{\"name\": \"a\"}", "without the byte order mark");
+    world.send(ALL, "PATCH", ORG, &[], &nested(128)).await.expect(400);
+    assert_eq!(world.sandbox.received().len(), 4, "it is Make's to refuse");
+}
+
+/// An object that is nested this deep.
+fn nested(depth: usize) -> String {
+    format!("{{\"name\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1))
 }
 
 /// What is said of a broken body names a place in it, never its text.

@@ -133,7 +133,7 @@ async fn nothing_of_the_callers_goes_upstream_but_body_type_and_trace() {
     assert_eq!((value("traceparent"), value("tracestate")), (trace, "a=b"));
     assert_eq!((value("accept"), value("accept-encoding")), ("application/json", "identity"));
     assert_eq!(value("user-agent"), concat!("makegate/", env!("CARGO_PKG_VERSION")));
-    assert_eq!(value("content-type"), "application/json; charset=utf-8");
+    assert_eq!(value("content-type"), "application/json", "without a charset that nobody checked");
     let records = world.records().await;
     assert!(records.iter().take(2).all(|record| record["trace"] == trace), "{records:?}");
 }
@@ -150,7 +150,7 @@ async fn a_traceparent_that_is_none_is_left_out() {
 }
 
 #[tokio::test]
-async fn cookies_and_hop_by_hop_headers_do_not_come_down() {
+async fn of_an_answers_headers_only_those_that_describe_it_come_down() {
     let world = still().start().await;
     let answer = [
         ("set-cookie", "session=1"),
@@ -161,7 +161,16 @@ async fn cookies_and_hop_by_hop_headers_do_not_come_down() {
         ("te", "trailers"),
         ("trailer", "x-end"),
         ("x-request-id", "make-1"),
-        ("x-make", "kept"),
+        ("x-make", "1"),
+        ("x-total-count", "9"),
+        ("alt-svc", "h3=\":443\""),
+        ("strict-transport-security", "max-age=1"),
+        ("nel", "{}"),
+        ("clear-site-data", "\"*\""),
+        ("idempotent-replayed", "true"),
+        ("proxy-status", "make; error=dns_error"),
+        ("makegate-outcome", "not-sent"),
+        ("location", "/elsewhere"),
         ("content-language", "en"),
         ("upgrade", "h2c"),
         ("retry-after", "7"),
@@ -170,13 +179,10 @@ async fn cookies_and_hop_by_hop_headers_do_not_come_down() {
     world.sandbox.fault(Fault::always("*", "/**", kind));
     for reply in [world.get(ALL, APPS).await, world.get(ALL, ORG).await, world.patch(ALL, ORG, "{}").await] {
         let reply = reply.expect(404);
-        for gone in ["set-cookie", "x-hop", "keep-alive", "proxy-authenticate", "te", "trailer", "upgrade"] {
-            assert_eq!(reply.header(gone), None, "{gone}");
+        for (name, value) in answer {
+            let passes = matches!(name, "content-language" | "retry-after");
+            assert_eq!(reply.header(name) == Some(value), passes, "{name}: {reply:?}");
         }
-        assert_ne!(reply.header("connection"), Some("x-hop, close"));
-        assert_ne!(header(&reply, "x-request-id"), "make-1");
-        assert_eq!((header(&reply, "x-make"), header(&reply, "content-language")), ("kept", "en"));
-        assert_eq!(header(&reply, "retry-after"), "7");
     }
 }
 

@@ -2,81 +2,52 @@
 //! requests.
 //!
 //! Requests hold an [`AuditLog`]. One thread writes the segments, another builds the index from them. Everything that
-//! reads
-//! ([`AuditLog::query`], [`query_files`], [`export`], [`Follower`]) reads the segments, so it works with or without a
-//! running gateway.
+//! reads ([`AuditLog::query`], [`query_files`], [`export`], [`Follower`]) reads the segments, so it works with or
+//! without a running gateway.
+//!
+//! | folder | responsible for |
+//! | --- | --- |
+//! | `record` | a record, its line, its row in CSV |
+//! | `open_writes` | the writes under way and in doubt, and the request ids in use |
+//! | `segment` | the log's files, how they are read, the tree over their records |
+//! | `log` | from a request to the disk: the buffer, the thread that writes |
+//! | `retention` | deleting old segments |
+//! | `recover` | what is found again at startup |
+//! | `fingerprints` | the key of all keyed hashes, and the hashes of a body's fields |
+//! | `index`, `query` | finding records by their fields; following new ones |
+//! | `proof` | signed heads, proofs for auditors, verification |
 
-#[cfg(test)]
-mod beside_tests;
-mod buffer;
-#[cfg(test)]
-mod crash_tests;
-mod csv;
-mod disk;
-#[cfg(test)]
-mod disk_tests;
-mod doubts;
-mod events;
-mod field_hashes;
-mod field_values;
-mod filter;
 mod fingerprints;
-mod follow;
-mod forward_reader;
 mod index;
-mod index_terms;
-mod json_text;
-mod key_ends;
-mod key_guard;
 mod log;
-#[cfg(test)]
-mod log_tests;
 mod open_writes;
-mod outage;
 mod proof;
 mod query;
-#[cfg(test)]
-mod query_tests;
 mod record;
-mod record_line;
-mod record_room;
 mod recover;
-#[cfg(test)]
-mod recover_tests;
-mod request_ids;
-#[cfg(test)]
-mod request_ids_tests;
 mod retention;
-mod retention_state;
-#[cfg(test)]
-mod retention_tests;
-mod reverse_reader;
 mod segment;
-mod shared;
-mod space_reserve;
-mod stored_record;
-mod tree;
-mod trusted_time;
-mod writer;
+#[cfg(test)]
+mod tests;
 
-pub use buffer::CannotRecord;
-pub use csv::{COLUMNS, csv, csv_cell, csv_header};
-pub use disk::{Disk, MachineDisk, OpenError};
-pub use doubts::{DOUBTS_MAX, Doubt, Doubts, SettlementClaim};
-pub use field_hashes::FieldHashes;
-pub use field_values::canonical_number;
-pub use filter::{BadFilter, FILTERS, Filter, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
-pub use follow::{FileFollower, FollowEvent, Follower};
-pub use key_ends::KeyEnd;
+pub use fingerprints::field_values::canonical_number;
+pub use log::buffer::CannotRecord;
+pub use log::record_room::RecordRoom;
 pub use log::{AuditLog, LogCounts};
+pub use open_writes::doubts::{DOUBTS_MAX, Doubt, Doubts, SettlementClaim};
+pub use open_writes::request_ids::{HeldRequestId, RequestIds};
 pub use proof::heads::stored as stored_head;
 pub use proof::note::{Head, Verifier, heads};
 pub use proof::verify::{AuditorInput, VerifyError, VerifyProblem, VerifyReport, verify};
 pub use proof::{ConsistencyProof, InclusionProof, ProofError};
+pub use query::filter::{BadFilter, FILTERS, Filter, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
+pub use query::follow::{FileFollower, FollowEvent, Follower};
 pub use query::{QueryError, RecordPage, export, query_files};
+pub use record::csv::{COLUMNS, csv, csv_cell, csv_header};
+pub use record::field_hashes::FieldHashes;
+pub use record::line::{at_most, object};
 pub use record::{CountedRefusals, Kind, Peer, Record};
-pub use record_line::{at_most, object};
-pub use record_room::RecordRoom;
+pub use recover::key_ends::KeyEnd;
 pub use recover::{Recovered, doubts_in};
-pub use request_ids::{HeldRequestId, RequestIds};
-pub use tree::{Hash, Tree, leaf};
+pub use segment::disk::{Disk, MachineDisk, OpenError};
+pub use segment::tree::{Hash, Tree, leaf};

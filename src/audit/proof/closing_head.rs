@@ -11,7 +11,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::super::disk;
+use crate::audit::segment::disk;
 use crate::private_files;
 
 pub(crate) fn path(dir: &Path) -> PathBuf {

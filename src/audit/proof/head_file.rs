@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::super::disk::replace;
+use crate::audit::segment::disk::replace;
 
 /// Where heads are submitted. Dropping it ends the thread.
 #[derive(Debug)]

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::super::disk::{OpenError, replace, while_doing};
-use super::super::recover::ResumePoint;
-use super::super::tree::Tree;
 use super::head_file::HeadFile;
 use super::note::{self, Head, IntroducedHead, Signer, Verifier};
+use crate::audit::recover::ResumePoint;
+use crate::audit::segment::disk::{OpenError, replace, while_doing};
+use crate::audit::segment::tree::Tree;
 use crate::hash;
 use crate::private_files;
 use crate::process_log::EACH;
@@ -309,8 +309,8 @@ fn mismatch(dir: &Path, start: &ResumePoint) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::tree::leaf;
     use super::*;
+    use crate::audit::segment::tree::leaf;
     use crate::clock::Clock;
 
     fn tree(size: u8) -> Tree {

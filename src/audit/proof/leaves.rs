@@ -11,8 +11,8 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::super::tree::{self, Hash};
-use super::super::{disk, segment};
+use crate::audit::segment::tree::{self, Hash};
+use crate::audit::segment::{self, disk};
 use crate::private_files;
 
 const HASH_BYTES: usize = size_of::<Hash>();

@@ -5,10 +5,10 @@
 use std::io;
 use std::path::Path;
 
-use super::super::recover::read_opening;
-use super::super::segment;
-use super::super::tree::{Hash, Tree, node};
 use super::leaves;
+use crate::audit::recover::read_opening;
+use crate::audit::segment;
+use crate::audit::segment::tree::{Hash, Tree, node};
 
 /// Leaves from `begin` up to, but not including, `end`, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,8 +148,8 @@ fn part(whole: &Tree, span: LeafRange) -> Option<Tree> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::tree::leaf;
     use super::*;
+    use crate::audit::segment::tree::leaf;
 
     fn root(leaves: &[Hash]) -> Hash {
         let mut tree = Tree::default();

@@ -21,13 +21,13 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::disk;
-use super::events::key_event;
-use super::filter::Filter;
-use super::log::AuditLog;
-use super::query::QueryError;
-use super::shared::LogShared;
-use super::tree::{self, Hash, Tree};
+use crate::audit::log::AuditLog;
+use crate::audit::log::events::key_event;
+use crate::audit::log::shared::LogShared;
+use crate::audit::query::QueryError;
+use crate::audit::query::filter::Filter;
+use crate::audit::segment::disk;
+use crate::audit::segment::tree::{self, Hash, Tree};
 use note::{Head, Verifier};
 
 /// Maximum time to wait for a key rotation.
@@ -215,5 +215,5 @@ impl AuditLog {
 }
 
 fn is_of(line: &RawValue, seq: u64) -> bool {
-    super::stored_record::StoredRecord::parse(line.get().as_bytes()).is_some_and(|seen| seen.seq == seq)
+    crate::audit::record::stored_record::StoredRecord::parse(line.get().as_bytes()).is_some_and(|seen| seen.seq == seq)
 }

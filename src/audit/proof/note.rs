@@ -10,7 +10,7 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublic
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::super::tree::{Hash, Tree};
+use crate::audit::segment::tree::{Hash, Tree};
 use crate::hash;
 
 /// C2SP's type number for Ed25519.
@@ -242,7 +242,7 @@ impl IntroducedHead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::tree::leaf;
+    use crate::audit::segment::tree::leaf;
 
     fn signer(seed: u8) -> Signer {
         Signer::new("makegate/0011aabb", [seed; 32]).unwrap()

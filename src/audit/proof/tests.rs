@@ -4,11 +4,11 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::log_tests::{open, record, settings};
-use super::super::record::{Kind, Record};
-use super::super::segment;
 use super::verify::{AuditorInput, verify};
 use super::*;
+use crate::audit::record::{Kind, Record};
+use crate::audit::segment;
+use crate::audit::tests::{open, record, settings};
 use crate::clock::Clock;
 use crate::config;
 use crate::vocabulary::Outcome;
@@ -114,7 +114,7 @@ async fn leaf_hashes_are_completed_after_a_crash() {
     drop(log);
     let path = leaves::path(&settings.dir, 1);
     // The folder can be locked once the writer has ended.
-    while super::super::disk::occupy(&settings.dir).is_err() {
+    while crate::audit::segment::disk::occupy(&settings.dir).is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let whole = fs::read(&path).unwrap();

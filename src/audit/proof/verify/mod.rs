@@ -17,8 +17,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::disk::OpenError;
-use super::super::{recover, segment};
+use crate::audit::segment::disk::OpenError;
+use crate::audit::{recover, segment};
 use findings::VerifyFindings;
 use pass::SegmentPass;
 

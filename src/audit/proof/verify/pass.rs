@@ -9,18 +9,18 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::super::super::disk;
-use super::super::super::events::HEAD_MISMATCH;
-use super::super::super::open_writes::OpenWrites;
-use super::super::super::recover::{self, LineReader};
-use super::super::super::retention::{self, SeqRange};
-use super::super::super::segment::{self, SegmentOpening};
-use super::super::super::stored_record::StoredRecord;
-use super::super::super::tree::{self, Hash, Tree};
 use super::super::leaves::StoredLeaves;
 use super::findings::VerifyFindings;
 use super::trust::{ClaimedHead, TrustChain};
 use super::writes;
+use crate::audit::log::events::HEAD_MISMATCH;
+use crate::audit::open_writes::OpenWrites;
+use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::recover;
+use crate::audit::retention::{self, SeqRange};
+use crate::audit::segment::line_reader::LineReader;
+use crate::audit::segment::tree::{self, Hash, Tree};
+use crate::audit::segment::{self, SegmentOpening, disk};
 use crate::private_files;
 
 /// How often progress is reported, in bytes.

@@ -5,10 +5,10 @@
 use std::io;
 use std::path::Path;
 
-use super::super::super::disk;
 use super::super::note::{self, Head, IntroducedHead, Verifier};
 use super::super::{closing_head, heads};
 use super::findings::{AuditorInput, VerifyFindings};
+use crate::audit::segment::disk;
 use crate::private_files;
 
 #[derive(Debug)]

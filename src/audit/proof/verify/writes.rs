@@ -1,8 +1,8 @@
 //! Matches intents with their outcomes.
 
-use super::super::super::open_writes::OpenWrites;
-use super::super::super::record::Kind;
-use super::super::super::stored_record::StoredRecord;
+use crate::audit::open_writes::OpenWrites;
+use crate::audit::record::Kind;
+use crate::audit::record::stored_record::StoredRecord;
 
 /// Applies a record to the open writes. Returns what is wrong with it, if anything.
 pub(super) fn apply(open: &mut OpenWrites, seen: &StoredRecord<'_>) -> Option<&'static str> {

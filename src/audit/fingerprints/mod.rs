@@ -1,0 +1,178 @@
+//! The fingerprint key, `fingerprint.key`. With a different key, no earlier write or idempotency key is recognized,
+//! so a write that was carried out or is in doubt could be carried out again. Each segment therefore names the key it
+//! was written with, and makegate refuses to start with a different key or none until an operator allows it.
+
+#![expect(clippy::disallowed_methods, reason = "at startup, and by the thread `audit-key`")]
+
+pub(super) mod field_values;
+pub(super) mod key_guard;
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use crate::audit::record::Record;
+use crate::audit::recover::{Recovered, ResumePoint};
+use crate::audit::segment::disk::{self, OpenError, while_doing};
+use crate::clock::Clock;
+use crate::hash;
+use crate::private_files;
+
+const KEY_BYTES: usize = 32;
+/// What is wrong with a key file that does not exist.
+const MISSING: &str = "is missing";
+/// The key, and the name by which segments refer to it.
+#[derive(Clone)]
+pub(crate) struct FingerprintKey {
+    pub(crate) bytes: [u8; KEY_BYTES],
+    pub(crate) name: String,
+}
+
+impl fmt::Debug for FingerprintKey {
+    /// Hides the key itself.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FingerprintKey").field(&self.name).finish()
+    }
+}
+
+impl FingerprintKey {
+    fn new(bytes: [u8; KEY_BYTES]) -> Self {
+        let digest = hash::sha256_parts(&[b"makegate fingerprint key", &bytes]);
+        Self { bytes, name: hash::hex(&digest).chars().take(16).collect() }
+    }
+}
+
+pub(super) fn path(dir: &Path) -> PathBuf {
+    dir.join("fingerprint.key")
+}
+
+/// The empty file by which an operator allows earlier keys and writes to be forgotten.
+fn forget_path(dir: &Path) -> PathBuf {
+    dir.join("fingerprint.key.forget")
+}
+
+/// Reads the key file. The inner error says what is wrong with the file.
+pub(super) fn read(path: &Path) -> io::Result<Result<[u8; KEY_BYTES], &'static str>> {
+    let file = match private_files::open_to_read(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(Err("is not a regular file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(MISSING)),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(KEY_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes.try_into().map_err(|_| "is damaged (it should hold 32 bytes)"))
+}
+
+/// The log's key; a new log gets a new one. If an operator allows it, or the log is from a version that did not name
+/// its key, the log continues with the existing key, or with a new one if there is none. An event records this,
+/// because fingerprints made with different keys never match.
+pub(crate) fn open(
+    dir: &Path,
+    clock: &Clock,
+    start: &mut ResumePoint,
+    recovered: &Recovered,
+) -> Result<(FingerprintKey, Option<Record>), OpenError> {
+    let path = path(dir);
+    let found = read(&path).map_err(while_doing("cannot read", &path))?.map(FingerprintKey::new);
+    let known = start.fingerprint_key.as_ref();
+    let is_new = recovered.records == 0;
+    let why = match &found {
+        Ok(key) if known.is_none_or(|known| *known == key.name) => None,
+        Ok(_) => Some("is not the key that this log was written with"),
+        Err(why) => Some(*why),
+    };
+    let may_forget = forget_path(dir);
+    let mut event = None;
+    let key = match (found, why) {
+        (Ok(key), None) => key,
+        (Err(MISSING), _) if is_new => make(&path)?,
+        // A log from a version that did not name its key: nothing shows that it ever had one here.
+        (found, Some(why)) if may_forget.is_file() || (known.is_none() && why == MISSING) => {
+            let key = match found {
+                Ok(key) => key,
+                Err(_) => make(&path)?,
+            };
+            if may_forget.is_file() {
+                fs::remove_file(&may_forget).map_err(while_doing("cannot remove", &may_forget))?;
+            }
+            let detail = format!(
+                "fingerprint.key {why}; the log continues without it and does not recognize earlier idempotency keys and equal writes"
+            );
+            tracing::warn!("{detail}");
+            event = Some(Record::event(clock.wall(), "fingerprint-key", detail));
+            key
+        }
+        (_, why) => {
+            return Err(OpenError::FingerprintKey { path, why: why.unwrap_or("is damaged"), may_forget });
+        }
+    };
+    // All fingerprints in a segment are made with the key that it names, so another key needs a new segment.
+    start.resume.take_if(|(_, opening)| opening.fingerprint_key.as_ref() != Some(&key.name));
+    Ok((key, event))
+}
+
+fn make(path: &Path) -> Result<FingerprintKey, OpenError> {
+    let made = hash::random().and_then(|bytes| write(path, &bytes).map(|()| FingerprintKey::new(bytes)));
+    made.map_err(while_doing("cannot write", path))
+}
+
+pub(super) fn write(path: &Path, bytes: &[u8; KEY_BYTES]) -> io::Result<()> {
+    disk::replace(path, bytes, 0o600)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::segment::SegmentOpening;
+
+    fn open_in(dir: &Path, known: Option<&str>, records: u64) -> Result<(FingerprintKey, Option<Record>), OpenError> {
+        let opening = SegmentOpening {
+            tree: crate::audit::Tree::default(),
+            open: Default::default(),
+            time: jiff::Timestamp::UNIX_EPOCH,
+            kept: Default::default(),
+            fingerprint_key: known.map(str::to_owned),
+        };
+        let mut start = ResumePoint {
+            fingerprint_key: known.map(str::to_owned),
+            resume: Some((1, opening)),
+            ..ResumePoint::default()
+        };
+        let opened = open(dir, &Clock::system(), &mut start, &Recovered { records, ..Recovered::default() });
+        if let Ok((key, _)) = &opened {
+            assert_eq!(start.resume.is_some(), known == Some(&*key.name), "a different key starts a new segment");
+        }
+        opened
+    }
+
+    #[test]
+    fn a_key_is_created_for_a_new_log_and_never_replaced_unasked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (key, _) = open_in(dir.path(), None, 0).unwrap();
+        assert_eq!(open_in(dir.path(), Some(&key.name), 9).unwrap().0.bytes, key.bytes);
+        assert_eq!(open_in(dir.path(), None, 9).unwrap().0.bytes, key.bytes, "a log that does not name its key");
+        let file = path(dir.path());
+        type Damage = fn(&Path);
+        let ways: [(&str, Damage); 4] = [
+            ("damaged", |file| fs::write(file, "short").unwrap()),
+            ("not the key", |file| fs::write(file, [7; 32]).unwrap()),
+            ("is missing", |file| fs::remove_file(file).unwrap()),
+            ("not a regular file", |file| fs::create_dir(file).unwrap()),
+        ];
+        for (words, damage) in ways {
+            damage(&file);
+            let error = open_in(dir.path(), Some(&key.name), 9).err().unwrap().to_string();
+            assert!(error.contains(words) && error.contains("fingerprint.key.forget"), "{error}");
+        }
+        fs::remove_dir(&file).unwrap();
+        let (_, event) = open_in(dir.path(), None, 9).unwrap();
+        assert!(event.is_some(), "an old log names no key: it continues and records what it forgets");
+        fs::write(forget_path(dir.path()), "").unwrap();
+        let (other, event) = open_in(dir.path(), Some(&key.name), 9).unwrap();
+        assert!(other.bytes != key.bytes && event.is_some());
+        assert!(open_in(dir.path(), Some(&key.name), 9).is_err(), "once");
+        assert_eq!(open_in(dir.path(), Some(&other.name), 9).unwrap().0.bytes, other.bytes);
+    }
+}

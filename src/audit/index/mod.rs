@@ -1,0 +1,414 @@
+//! The index in `index.sqlite`: one row per block of records, and the blocks that contain each term. A separate
+//! thread builds it from the segments. It never delays the log, and if anything is wrong with it, it is deleted and
+//! rebuilt.
+//!
+//! It uses SQLite's rollback journal. A write-ahead log would be faster, but its shared memory is a mapped file, and
+//! a process that reads mapped memory after the file was truncated is killed by SIGBUS. Each commit syncs twice, so
+//! commits are rare.
+//!
+//! A row per record would cost several times as much as the record itself. A query finds blocks by term and time,
+//! reads them, and applies the filter to their records, so an extra term does no harm.
+
+#![expect(clippy::disallowed_methods, reason = "only the thread `audit-index` runs this")]
+
+pub(super) mod block;
+pub(super) mod terms;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction};
+
+use self::block::{BlockBuilder, IndexBlock};
+use crate::audit::log::shared::{DurablePosition, LogShared};
+use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::segment::forward_reader::ForwardReader;
+use crate::audit::segment::{self, disk};
+use crate::private_files;
+
+/// How far the index may lag. Queries read the newest records from the segments.
+const TICK: Duration = Duration::from_millis(200);
+/// Records per block: how many a query reads at once, and roughly how many it reads that no block covers yet.
+const BLOCK: usize = 256;
+/// Maximum number of blocks stored in one transaction.
+const BLOCKS_MAX: usize = 32;
+/// Maximum time between two transactions when fewer blocks are waiting.
+const STORE: Duration = Duration::from_secs(2);
+/// Lines to read between checks whether the log has ended.
+const CHUNK: usize = BLOCKS_MAX * BLOCK;
+/// How long the index waits for its readers' locks.
+const BUSY: Duration = Duration::from_secs(5);
+/// Shortest and longest wait after repeated errors.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How long the index may take to catch up when the log ends. The next start does the rest.
+const CLOSE: Duration = Duration::from_secs(2);
+/// Niceness of the thread, so that it yields to threads that serve requests.
+const NICE: i32 = 10;
+
+/// Version of the table layout.
+pub(crate) const VERSION: i64 = 4;
+
+/// `blocks`: for each block, the number of its first record, where its lines are, the times they span (in
+/// microseconds), and their terms, sorted. `has`: blocks by term, grouped by [`part`]. `position`: how far the blocks
+/// reach.
+///
+/// `has` may name blocks that are gone (retention, void numbers) or no longer contain the term; `blocks` is
+/// authoritative.
+const TABLES: &str = "
+    BEGIN;
+    CREATE TABLE blocks (
+        first INTEGER PRIMARY KEY, last INTEGER NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
+        length INTEGER NOT NULL, oldest INTEGER NOT NULL, newest INTEGER NOT NULL, terms BLOB NOT NULL);
+    CREATE TABLE has (part INTEGER, term INTEGER, block INTEGER, PRIMARY KEY (part, term, block)) WITHOUT ROWID;
+    CREATE TABLE segments (segment INTEGER PRIMARY KEY, oldest INTEGER NOT NULL, newest INTEGER NOT NULL);
+    CREATE TABLE position (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, seq INTEGER);
+    INSERT INTO position VALUES (1, 0, 0, 0);
+    PRAGMA user_version = 4;
+    COMMIT;
+";
+
+/// Records per part, as a power of two.
+const PART_BITS: u32 = 16;
+
+/// The part of `has` for a block that begins with this record. With many callers, each term is at a different place
+/// in the table; within one part these places are few enough to be written, and deleted, together.
+pub(crate) const fn part(first: i64) -> i64 {
+    first >> PART_BITS
+}
+
+#[derive(Debug)]
+pub(crate) enum IndexError {
+    Sql(rusqlite::Error),
+    Io(io::Error),
+    /// It belongs to another log.
+    Foreign(&'static str),
+}
+
+impl fmt::Display for IndexError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sql(error) => error.fmt(f),
+            Self::Io(error) => error.fmt(f),
+            Self::Foreign(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for IndexError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<io::Error> for IndexError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl IndexError {
+    /// Whether the index itself is intact, so that retrying later is enough.
+    fn passes(&self) -> bool {
+        match self {
+            Self::Sql(error) => matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+            ),
+            Self::Io(_) => true,
+            Self::Foreign(_) => false,
+        }
+    }
+}
+
+pub(crate) fn path(dir: &Path) -> PathBuf {
+    dir.join("index.sqlite")
+}
+
+/// The index thread's body: follows the log until it ends.
+pub(super) fn follow(shared: &LogShared) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "cannot lower the audit index thread's priority");
+    }
+    let _first = shared.index.set(thread::current());
+    let mut backoff = Duration::ZERO;
+    while let Err(error) =
+        IndexWriter::open(&shared.dir, shared.clock.now()).and_then(|mut index| index.run(shared, &mut backoff))
+    {
+        tracing::warn!(%error, "the audit index failed; it will be rebuilt from the log");
+        if !error.passes() {
+            remove(&shared.dir);
+        }
+        if !backoff.is_zero() && waits_in_vain(shared, backoff) {
+            break;
+        }
+        backoff = (backoff * 2).clamp(BACKOFF.0, BACKOFF.1);
+    }
+}
+
+fn has_ended(shared: &LogShared) -> bool {
+    *shared.ended.borrow() > 0
+}
+
+/// Waits; returns true if the log ended meanwhile.
+fn waits_in_vain(shared: &LogShared, wait: Duration) -> bool {
+    let ticks = wait.div_duration_f64(TICK).ceil();
+    let mut waited = 0.0;
+    while waited < ticks && !has_ended(shared) {
+        thread::park_timeout(TICK);
+        waited += 1.0;
+    }
+    has_ended(shared)
+}
+
+fn remove(dir: &Path) {
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        let mut name = path(dir).into_os_string();
+        name.push(suffix);
+        if let Err(error) = private_files::remove(Path::new(&name)) {
+            tracing::warn!(%error, "cannot remove a file of the audit index");
+        }
+    }
+}
+
+/// Whether SQLite may open this file. It may not if it would follow a symlink or map memory: older versions' indexes
+/// use a write-ahead log.
+pub(crate) fn is_safe(path: &Path) -> io::Result<bool> {
+    /// Offset of the file format version in the SQLite header, and its value for a write-ahead log.
+    const VERSION_AT: u64 = 18;
+    const WAL: u8 = 2;
+    if !fs::symlink_metadata(path)?.is_file() {
+        return Ok(false);
+    }
+    let mut version = [0];
+    let read = private_files::open_to_read(path)?.read_at(&mut version, VERSION_AT)?;
+    Ok(read == 0 || version != [WAL])
+}
+
+struct IndexWriter {
+    path: PathBuf,
+    /// Identity of the open file.
+    identity: (u64, u64),
+    connection: Connection,
+    tail: ForwardReader,
+    /// The current, incomplete block.
+    growing: Option<BlockBuilder>,
+    /// Complete blocks that are not stored yet, oldest first.
+    whole: Vec<BlockBuilder>,
+    /// When blocks were last stored.
+    stored: Instant,
+    segment: u64,
+    /// The newest record in any block, stored or not.
+    seq: u64,
+    /// The segments that existed when deleted ones were last forgotten; empty since blocks were stored. Blocks of a
+    /// segment may be stored after its deletion, and the newest one is only forgotten when the index knows the next.
+    existing: Vec<u64>,
+}
+
+impl IndexWriter {
+    /// Opens the existing index or creates an empty one.
+    fn open(dir: &Path, now: Instant) -> Result<Self, IndexError> {
+        let path = path(dir);
+        match private_files::open(OpenOptions::new().write(true).create_new(true), &path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
+            Ok(_) | Err(_) => {}
+        }
+        if !is_safe(&path)? {
+            return Err(IndexError::Foreign("it is not a regular file, or an earlier makegate made it"));
+        }
+        let identity = disk::identity(&fs::symlink_metadata(&path)?);
+        let connection = Connection::open(&path)?;
+        connection.busy_timeout(BUSY)?;
+        connection.execute_batch("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = NORMAL;")?;
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        match version {
+            0 => connection.execute_batch(TABLES)?,
+            VERSION => {}
+            _ => return Err(IndexError::Foreign("another version made it")),
+        }
+        let (segment, offset, seq) = position(&connection)?;
+        if seq > 0 && !is_of_this_log(&connection, dir, seq)? {
+            return Err(IndexError::Foreign("it does not match the segments"));
+        }
+        let tail = ForwardReader::at(dir, segment, offset);
+        Ok(Self {
+            path,
+            identity,
+            connection,
+            tail,
+            growing: None,
+            whole: Vec::new(),
+            stored: now,
+            segment,
+            seq,
+            existing: Vec::new(),
+        })
+    }
+
+    /// Follows the log until it ends.
+    fn run(&mut self, shared: &LogShared, backoff: &mut Duration) -> Result<(), IndexError> {
+        loop {
+            let ended = has_ended(shared);
+            let synced = *shared.synced.borrow();
+            if synced.segment > 0 && self.seq > synced.seq {
+                return Err(IndexError::Foreign("it is ahead of the log"));
+            }
+            let until = ended.then(|| shared.clock.now() + CLOSE);
+            while self.catch_up(synced, shared.clock.now())? && until.is_none_or(|until| shared.clock.now() < until) {}
+            if ended {
+                self.end_block();
+                return self.store(shared.clock.now());
+            }
+            self.check_file()?;
+            self.forget_deleted(&shared.dir)?;
+            *backoff = Duration::ZERO;
+            thread::park_timeout(TICK);
+        }
+    }
+
+    /// Checks that the open file is still the one at its path, because readers open the index by path.
+    fn check_file(&self) -> Result<(), IndexError> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(about) if disk::identity(&about) == self.identity => Ok(()),
+            Ok(_) | Err(_) => Err(IndexError::Foreign("it was deleted or replaced")),
+        }
+    }
+
+    /// Reads some lines; returns true if there are more.
+    fn catch_up(&mut self, synced: DurablePosition, now: Instant) -> Result<bool, IndexError> {
+        let (mut line, mut count) = (Vec::new(), 0);
+        while count < CHUNK {
+            let Some(place) = self.tail.next(&mut line, Some((synced.segment, synced.length)))? else { break };
+            count += 1;
+            if place.segment != self.segment {
+                self.begin_segment(place.segment, now)?;
+            }
+            if let Some(record) = StoredRecord::parse(&line) {
+                let growing = self.growing.get_or_insert_with(|| BlockBuilder::new(&record, place));
+                growing.add(&record, place);
+                if growing.records == BLOCK {
+                    self.end_block();
+                }
+            }
+        }
+        if self.whole.len() >= BLOCKS_MAX || now.duration_since(self.stored) >= STORE {
+            self.store(now)?;
+        }
+        Ok(count == CHUNK)
+    }
+
+    fn end_block(&mut self) {
+        if let Some(block) = self.growing.take() {
+            self.seq = block.last;
+            self.whole.push(block);
+        }
+    }
+
+    /// Starts a segment, which makes records with its numbers in earlier segments void.
+    fn begin_segment(&mut self, segment: u64, now: Instant) -> Result<(), IndexError> {
+        self.end_block();
+        self.segment = segment;
+        if self.seq >= segment {
+            self.store(now)?;
+            let transaction = self.connection.transaction()?;
+            make_void(&transaction, segment)?;
+            transaction.commit()?;
+            self.seq = segment.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    /// Stores the complete blocks. Terms are sorted in table order: otherwise, with many callers, each insertion
+    /// would touch a different page.
+    fn store(&mut self, now: Instant) -> Result<(), IndexError> {
+        self.stored = now;
+        if self.whole.is_empty() {
+            return Ok(());
+        }
+        let (transaction, mut has) = (self.connection.transaction()?, Vec::new());
+        for block in &self.whole {
+            block.store(&transaction, &mut has)?;
+        }
+        has.sort_unstable();
+        {
+            let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO has VALUES (?1, ?2, ?3)")?;
+            has.into_iter().try_for_each(|(term, block)| insert.execute([part(block), term, block]).map(drop))?;
+        }
+        transaction.commit()?;
+        self.whole.clear();
+        self.existing.clear();
+        Ok(())
+    }
+
+    /// Forgets the segments that retention has deleted. These are not always the oldest, because a segment with an
+    /// open write is kept.
+    fn forget_deleted(&mut self, dir: &Path) -> Result<(), IndexError> {
+        let now = segment::list(dir)?;
+        if now == self.existing {
+            return Ok(());
+        }
+        let known: Vec<i64> = {
+            let mut known = self.connection.prepare_cached("SELECT segment FROM segments ORDER BY segment")?;
+            known.query_map((), |row| row.get(0))?.collect::<Result<_, _>>()?
+        };
+        let is_gone = |segment: i64| now.binary_search(&segment.cast_unsigned()).is_err();
+        if known.iter().any(|segment| is_gone(*segment)) {
+            let transaction = self.connection.transaction()?;
+            for pair in known.windows(2) {
+                if let [segment, next] = *pair
+                    && is_gone(segment)
+                {
+                    forget(&transaction, segment, next)?;
+                }
+            }
+            transaction.commit()?;
+        }
+        self.existing = now;
+        Ok(())
+    }
+}
+
+/// Deletes the blocks of one segment, and the parts of `has` that have no blocks left.
+fn forget(transaction: &Transaction<'_>, segment: i64, next: i64) -> rusqlite::Result<()> {
+    transaction.prepare_cached("DELETE FROM blocks WHERE first >= ?1 AND first < ?2")?.execute([segment, next])?;
+    transaction.prepare_cached("DELETE FROM segments WHERE segment = ?1")?.execute([segment])?;
+    for gone in part(segment)..=part(next - 1) {
+        let sql = "DELETE FROM has WHERE part = ?1
+            AND NOT EXISTS (SELECT 1 FROM blocks WHERE first >= ?2 AND first < ?3)";
+        transaction.prepare_cached(sql)?.execute([gone, gone << PART_BITS, (gone + 1) << PART_BITS])?;
+    }
+    Ok(())
+}
+
+/// Voids everything indexed under this number or a higher one.
+fn make_void(transaction: &Transaction<'_>, segment: u64) -> rusqlite::Result<()> {
+    transaction.execute("DELETE FROM blocks WHERE first >= ?1", [segment.cast_signed()])?;
+    let sql = "UPDATE blocks SET last = ?1 - 1 WHERE first = (SELECT max(first) FROM blocks) AND last >= ?1";
+    transaction.execute(sql, [segment.cast_signed()]).map(drop)
+}
+
+/// How far the index reaches: segment, offset and newest record.
+pub(crate) fn position(connection: &Connection) -> rusqlite::Result<(u64, u64, u64)> {
+    connection.query_row("SELECT segment, offset, seq FROM position", [], |row| {
+        let number = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
+        Ok((number(0)?, number(1)?, number(2)?))
+    })
+}
+
+/// Whether the index's newest record is in the log where the index says.
+fn is_of_this_log(connection: &Connection, dir: &Path, seq: u64) -> Result<bool, IndexError> {
+    let sql = "SELECT first, last, segment, offset, length, terms FROM blocks ORDER BY first DESC LIMIT 1";
+    let Some(block) = connection.query_row(sql, [], IndexBlock::of).optional()? else { return Ok(false) };
+    let lines = block.read(dir)?.unwrap_or_default();
+    let has = lines
+        .split(|byte| *byte == b'\n')
+        .any(|line| StoredRecord::parse(line).is_some_and(|record| record.seq == seq));
+    Ok(block.last == seq && has)
+}

@@ -1,0 +1,200 @@
+//! The state that the log's handle shares with its threads, and how a record gets into the buffer.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::Thread;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, oneshot, watch};
+
+use super::buffer::{BufferCharge, CannotRecord, PendingRecord, RecordBuffer};
+use crate::audit::fingerprints::FingerprintKey;
+use crate::audit::open_writes::doubts::{DOUBTS_MAX, Doubts};
+use crate::audit::proof::heads::Heads;
+use crate::audit::record::{Kind, Record, line};
+use crate::audit::segment::tree::Tree;
+use crate::clock::Clock;
+use crate::config;
+
+/// How many lines a follower may lag behind.
+const FOLLOW_LAG: usize = 1024;
+/// How far the log is durable. Readers of a running log may look no further.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DurablePosition {
+    /// The segment being written.
+    pub(crate) segment: u64,
+    /// The length of its durable part, in bytes.
+    pub(crate) length: u64,
+    /// The newest durable record.
+    pub(crate) seq: u64,
+    /// One more than the number of buffered records dealt with; 0 until the log's own start records are.
+    pub(crate) dealt_with: u64,
+}
+
+/// State shared by the log's handle and its threads.
+#[derive(Debug)]
+pub(crate) struct LogShared {
+    pub(crate) clock: Clock,
+    pub(crate) dir: PathBuf,
+    pub(crate) record_bytes: usize,
+    pub(crate) disk_wait: Duration,
+    pub(crate) buffer: RecordBuffer,
+    pub(crate) doubts: Doubts,
+    /// The tree over all durable records.
+    pub(crate) durable: Mutex<Tree>,
+    pub(crate) heads: Heads,
+    pub(crate) key: FingerprintKey,
+    /// The disk is failing, so no write is accepted.
+    pub(crate) failed: AtomicBool,
+    /// A caller gave up waiting for a batch that is still being written, so no write is accepted.
+    pub(crate) stuck: AtomicBool,
+    /// A segment was damaged while it was being written.
+    pub(crate) has_lost: AtomicBool,
+    /// How many more bytes of refusals the log may take.
+    pub(crate) refusals_left: AtomicU64,
+    pub(crate) synced: watch::Sender<DurablePosition>,
+    pub(crate) lines: broadcast::Sender<Arc<str>>,
+    pub(crate) ended: watch::Sender<u8>,
+    /// The index thread, woken when the writer has ended.
+    pub(crate) index: OnceLock<Thread>,
+    /// Number of threads that have released the folder.
+    pub(crate) left: watch::Sender<u8>,
+    pub(crate) records: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) waiting: AtomicUsize,
+}
+
+impl LogShared {
+    pub(crate) fn new(
+        settings: &config::AuditConfig,
+        clock: Clock,
+        durable: Tree,
+        heads: Heads,
+        key: FingerprintKey,
+    ) -> Self {
+        Self {
+            clock,
+            dir: settings.dir.clone(),
+            record_bytes: settings.record_bytes,
+            disk_wait: settings.disk_wait,
+            buffer: RecordBuffer::new(settings),
+            doubts: Doubts::default(),
+            durable: Mutex::new(durable),
+            heads,
+            key,
+            failed: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
+            has_lost: AtomicBool::new(false),
+            refusals_left: AtomicU64::new(u64::MAX),
+            synced: watch::Sender::default(),
+            lines: broadcast::Sender::new(FOLLOW_LAG),
+            ended: watch::Sender::default(),
+            index: OnceLock::new(),
+            left: watch::Sender::default(),
+            records: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn writable(&self) -> bool {
+        !self.failed.load(Ordering::Relaxed) && !self.stuck.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn refuse(&self, why: CannotRecord) -> CannotRecord {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        why
+    }
+
+    /// Takes room for a record about to be queued. An intent also takes room for its outcome, so the outcome of a
+    /// write under way can always be buffered.
+    fn charge(&self, record: &Record) -> Result<BufferCharge, CannotRecord> {
+        let own = BufferCharge { records: 1, bytes: record.weight(), refusal: false };
+        let taken = match record.kind {
+            Kind::Outcome => {
+                if !self.doubts.end(record) {
+                    self.buffer.take_anyway(outcome_charge(self.record_bytes));
+                }
+                return Ok(outcome_charge(self.record_bytes));
+            }
+            Kind::Intent => {
+                let outcome = outcome_charge(self.record_bytes);
+                let (records, bytes) = (own.records + outcome.records, own.bytes + outcome.bytes);
+                let both = BufferCharge { records, bytes, refusal: false };
+                self.doubts.count() < DOUBTS_MAX && self.buffer.take(both)
+            }
+            Kind::Request | Kind::Settlement | Kind::Event | Kind::Refusals => self.buffer.take(own),
+        };
+        if taken { Ok(own) } else { Err(CannotRecord::Full) }
+    }
+
+    /// Queues a record whose caller waits for it.
+    pub(crate) fn enqueue(
+        &self,
+        mut record: Record,
+    ) -> Result<oneshot::Receiver<Result<u64, CannotRecord>>, CannotRecord> {
+        if record.kind != Kind::Outcome && !self.writable() {
+            return Err(CannotRecord::Failed);
+        }
+        bound(&mut record, self.record_bytes);
+        let name = record.request.map(|id| self.doubts.names().hold(id));
+        let charge = self.charge(&record)?;
+        let (ack, acked) = oneshot::channel();
+        match self
+            .buffer
+            .push(PendingRecord { record: Box::new(record), charge, _share: None, ack: Some(ack), name }, true)
+        {
+            None => Ok(acked),
+            Some(entry) => {
+                self.give_back(&entry);
+                Err(CannotRecord::Failed)
+            }
+        }
+    }
+
+    /// Releases the room of an entry that will never be written.
+    pub(crate) fn give_back(&self, entry: &PendingRecord) {
+        self.buffer.release(entry.charge);
+        if entry.record.kind == Kind::Intent {
+            self.buffer.release(outcome_charge(self.record_bytes));
+        }
+    }
+
+    pub(crate) async fn acknowledged(
+        &self,
+        mut acked: oneshot::Receiver<Result<u64, CannotRecord>>,
+        wait: Duration,
+    ) -> Result<u64, CannotRecord> {
+        match tokio::time::timeout(wait, &mut acked).await {
+            Ok(answer) => answer.unwrap_or(Err(CannotRecord::Failed)),
+            Err(_too_long) => {
+                // Set `stuck` first, because any acknowledgment from now on clears it. Then close the channel: the
+                // answer is there by now or never will be, so the writer knows whether it was received.
+                self.stuck.store(true, Ordering::SeqCst);
+                acked.close();
+                let Ok(answer) = acked.try_recv() else { return Err(CannotRecord::Slow) };
+                self.stuck.store(false, Ordering::SeqCst);
+                answer
+            }
+        }
+    }
+}
+
+/// The room that an intent reserves for its outcome.
+pub(crate) const fn outcome_charge(record_bytes: usize) -> BufferCharge {
+    BufferCharge { records: 1, bytes: record_bytes, refusal: false }
+}
+
+/// Truncates overlong text from callers before it takes up memory.
+pub(crate) fn bound(record: &mut Record, record_bytes: usize) {
+    if record.text_bytes() > record_bytes {
+        line::fit(record, record_bytes);
+    }
+}

@@ -1,0 +1,382 @@
+//! Open writes: under way (an intent without an outcome) or in doubt (nobody knows whether they took effect).
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use super::request_ids::{HeldRequestId, RequestIds};
+use crate::audit::record::Record;
+use crate::audit::record::field_hashes::FieldHashes;
+use crate::ids::{Fingerprint, RequestId};
+use crate::process_log::EACH;
+use crate::vocabulary::Outcome;
+
+/// Maximum number of unsettled doubts. Beyond it no write is accepted until operators have settled some.
+pub const DOUBTS_MAX: usize = 10_000;
+
+/// A write in doubt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// Sequence number of its intent, which identifies the write everywhere.
+    pub intent: u64,
+    /// The request id, which is the write's name for people.
+    pub request: RequestId,
+    /// When its intent was recorded.
+    pub time: Timestamp,
+    /// The caller's name.
+    pub caller: Arc<str>,
+    /// The operation's id.
+    pub operation: Arc<str>,
+    /// The organization in its path.
+    pub organization: Option<u64>,
+    /// Its canonical path.
+    pub path: Arc<str>,
+    /// The fingerprint that an equal write would share.
+    pub fingerprint: Option<Fingerprint>,
+    /// The keyed hash of its idempotency key.
+    pub idempotency: Option<Fingerprint>,
+    /// Hashes by which its effect can be recognized upstream.
+    pub marks: Option<FieldHashes>,
+}
+
+impl Doubt {
+    /// The doubt that this intent would become.
+    pub(crate) fn of(intent: u64, record: &Record) -> Option<Self> {
+        let text = |value: &Option<Arc<str>>| value.clone().unwrap_or_default();
+        Some(Self {
+            intent,
+            request: record.request?,
+            time: in_micros(record.time),
+            caller: text(&record.caller),
+            operation: text(&record.operation),
+            organization: record.organization,
+            path: text(&record.path),
+            fingerprint: record.fingerprint,
+            idempotency: record.idempotency,
+            marks: record.marks.clone(),
+        })
+    }
+
+    /// Logs that the write is in doubt.
+    pub(crate) fn tell(&self, why: &str) {
+        let Self { request, caller, operation, organization, path, .. } = self;
+        tracing::warn!(target: EACH, %request, caller = &**caller, operation = &**operation, organization, path = &**path, "{why}");
+    }
+
+    fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> + use<> {
+        self.fingerprint.into_iter().chain(self.idempotency)
+    }
+}
+
+/// Truncated to microseconds as in records, so that a doubt is the same whether read or remembered.
+pub(crate) fn in_micros(time: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
+}
+
+/// The running gateway's open writes, as requests see them. Each holds its request id exclusively.
+#[derive(Debug, Default)]
+pub struct Doubts {
+    names: Arc<RequestIds>,
+    open: Mutex<DoubtTable>,
+    added: Notify,
+}
+
+/// A write that holds its request id.
+#[derive(Debug)]
+struct HeldDoubt {
+    doubt: Doubt,
+    _name: HeldRequestId,
+}
+
+/// All open writes by the sequence numbers of their intents, which nobody can choose.
+#[derive(Debug, Default)]
+struct DoubtTable {
+    under_way: HashMap<u64, HeldDoubt>,
+    in_doubt: BTreeMap<u64, HeldDoubt>,
+    /// Writes in doubt by their fingerprint and that of their idempotency key; several may share one.
+    by_fingerprint: HashMap<Fingerprint, Vec<u64>>,
+    /// Writes in doubt that someone is settling.
+    claimed: HashSet<u64>,
+}
+
+impl DoubtTable {
+    fn add(&mut self, held: HeldDoubt) {
+        let intent = held.doubt.intent;
+        self.remove(intent);
+        for fingerprint in held.doubt.fingerprints() {
+            self.by_fingerprint.entry(fingerprint).or_default().push(intent);
+        }
+        self.in_doubt.insert(intent, held);
+    }
+
+    fn remove(&mut self, intent: u64) -> Option<Doubt> {
+        let HeldDoubt { doubt, .. } = self.in_doubt.remove(&intent)?;
+        for fingerprint in doubt.fingerprints() {
+            if let Entry::Occupied(mut same) = self.by_fingerprint.entry(fingerprint) {
+                same.get_mut().retain(|one| *one != intent);
+                if same.get().is_empty() {
+                    same.remove();
+                }
+            }
+        }
+        Some(doubt)
+    }
+
+    /// The first write in doubt that has this fingerprint and is `wanted`.
+    fn find(&self, fingerprint: Fingerprint, wanted: impl Fn(&Doubt) -> bool) -> Option<RequestId> {
+        let same = self.by_fingerprint.get(&fingerprint)?;
+        let mut doubts = same.iter().filter_map(|intent| self.in_doubt.get(intent)).map(|held| &held.doubt);
+        doubts.find(|doubt| wanted(doubt)).map(|doubt| doubt.request)
+    }
+}
+
+/// The exclusive right to settle a write in doubt, given back when dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct SettlementClaim<'d> {
+    doubts: &'d Doubts,
+    doubt: Doubt,
+    is_kept: bool,
+}
+
+impl SettlementClaim<'_> {
+    /// The write in doubt.
+    #[must_use]
+    pub fn doubt(&self) -> &Doubt {
+        &self.doubt
+    }
+
+    /// Keeps the claim, because the settlement will be on disk sooner or later: nobody may settle the write again.
+    pub fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for SettlementClaim<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.doubts.open().claimed.remove(&self.doubt.intent);
+        }
+    }
+}
+
+impl Doubts {
+    fn open(&self) -> MutexGuard<'_, DoubtTable> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The request ids in use.
+    #[must_use]
+    pub const fn names(&self) -> &Arc<RequestIds> {
+        &self.names
+    }
+
+    fn held_by_id(&self, doubt: Doubt) -> HeldDoubt {
+        HeldDoubt { _name: self.names.hold(doubt.request), doubt }
+    }
+
+    /// Adds a write in doubt.
+    pub fn add(&self, doubt: Doubt) {
+        let held = self.held_by_id(doubt);
+        self.open().add(held);
+        self.added.notify_one();
+    }
+
+    /// Waits until another write is in doubt since the last call. Only one task may call this.
+    pub async fn added(&self) {
+        self.added.notified().await;
+    }
+
+    /// All writes in doubt, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Doubt> {
+        self.open().in_doubt.values().map(|held| held.doubt.clone()).collect()
+    }
+
+    /// The intents of all writes in doubt.
+    #[must_use]
+    pub fn intents(&self) -> HashSet<u64> {
+        self.open().in_doubt.keys().copied().collect()
+    }
+
+    /// Number of writes in doubt.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.open().in_doubt.len()
+    }
+
+    /// Whether the write with this intent is in doubt.
+    #[must_use]
+    pub fn contains(&self, intent: u64) -> bool {
+        self.open().in_doubt.contains_key(&intent)
+    }
+
+    /// The intent of the write in doubt with this request id. (In a log from before ids were reserved several may
+    /// share it; then it is the oldest.)
+    #[must_use]
+    pub fn named(&self, request: &RequestId) -> Option<u64> {
+        let open = self.open();
+        open.in_doubt.values().find(|held| held.doubt.request == *request).map(|held| held.doubt.intent)
+    }
+
+    /// The write in doubt that blocks an equal write of the same caller, if any.
+    #[must_use]
+    pub fn held(&self, caller: &str, fingerprint: Fingerprint) -> Option<RequestId> {
+        self.open().find(fingerprint, |doubt| doubt.fingerprint == Some(fingerprint) && &*doubt.caller == caller)
+    }
+
+    /// The write in doubt that came with this idempotency key, if any.
+    #[must_use]
+    pub fn keyed(&self, key: Fingerprint) -> Option<RequestId> {
+        self.open().find(key, |doubt| doubt.idempotency == Some(key))
+    }
+
+    /// Claims the right to settle the write with this intent. It stays in doubt until the settlement is on disk.
+    /// Returns `None` if it is not in doubt or someone is already settling it.
+    #[must_use]
+    pub fn claim(&self, intent: u64) -> Option<SettlementClaim<'_>> {
+        let mut open = self.open();
+        let doubt = open.in_doubt.get(&intent)?.doubt.clone();
+        open.claimed.insert(intent).then_some(doubt).map(|doubt| SettlementClaim {
+            doubts: self,
+            doubt,
+            is_kept: false,
+        })
+    }
+
+    /// Removes a settled write. Returns `None` if it was not in doubt.
+    pub fn remove(&self, intent: u64) -> Option<Doubt> {
+        let mut open = self.open();
+        open.claimed.remove(&intent);
+        open.remove(intent)
+    }
+
+    /// The intent is on disk, so its write is under way.
+    pub(crate) fn begin(&self, intent: u64, record: &Record) {
+        if let Some(write) = Doubt::of(intent, record) {
+            let held = self.held_by_id(write);
+            self.open().under_way.insert(intent, held);
+        }
+    }
+
+    /// An outcome is about to be recorded, so its write is no longer under way. Returns true if it was (which means
+    /// that room is reserved for the outcome).
+    pub(crate) fn end(&self, outcome: &Record) -> bool {
+        let mut open = self.open();
+        let Some(write) = outcome.intent.and_then(|intent| open.under_way.remove(&intent)) else { return false };
+        if outcome.outcome == Some(Outcome::InDoubt) {
+            write.doubt.tell("nobody knows whether a write took effect: it is in doubt");
+            open.add(write);
+            self.added.notify_one();
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::record::Kind;
+
+    fn record(kind: Kind, request: &str) -> Record {
+        Record {
+            request: RequestId::parse(request.as_bytes()),
+            caller: Some("billing".into()),
+            fingerprint: Some(Fingerprint::of(b"key", &[b"pay"])),
+            ..Record::new(kind, Timestamp::UNIX_EPOCH)
+        }
+    }
+
+    fn outcome(intent: u64, request: &str, outcome: Outcome) -> Record {
+        Record { intent: Some(intent), outcome: Some(outcome), ..record(Kind::Outcome, request) }
+    }
+
+    /// Adds a write in doubt.
+    fn doubt(doubts: &Doubts, intent: u64, record: &Record) {
+        doubts.begin(intent, record);
+        assert!(doubts.end(&Record { intent: Some(intent), outcome: Some(Outcome::InDoubt), ..record.clone() }));
+    }
+
+    #[test]
+    fn a_write_in_doubt_holds_equal_writes_of_its_caller_until_it_is_settled() {
+        let doubts = Doubts::default();
+        let equal = Fingerprint::of(b"key", &[b"pay"]);
+        doubts.begin(7, &record(Kind::Intent, "w1"));
+        assert_eq!(doubts.held("billing", equal), None, "a write under way is not in doubt");
+        assert!(doubts.end(&outcome(7, "w1", Outcome::InDoubt)));
+        let id = RequestId::parse(b"w1").unwrap();
+        assert_eq!(doubts.held("billing", equal), Some(id));
+        assert_eq!(doubts.held("finance", equal), None);
+        assert_eq!(doubts.remove(7).map(|doubt| doubt.request), Some(id));
+        assert_eq!((doubts.held("billing", equal), doubts.count()), (None, 0));
+        assert!(doubts.open().by_fingerprint.is_empty(), "a settled write leaves nothing behind");
+    }
+
+    #[test]
+    fn when_the_first_of_equal_writes_in_doubt_is_settled_the_next_one_holds() {
+        let doubts = Doubts::default();
+        let equal = Fingerprint::of(b"key", &[b"pay"]);
+        let key = Fingerprint::of(b"key", &[b"idempotency"]);
+        doubt(&doubts, 1, &record(Kind::Intent, "w1"));
+        doubt(&doubts, 2, &Record { idempotency: Some(key), ..record(Kind::Intent, "w2") });
+        let [first, second] = [b"w1", b"w2"].map(|id| RequestId::parse(id).unwrap());
+        assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (Some(first), Some(second)));
+        assert_eq!(
+            (doubts.held("billing", key), doubts.keyed(equal)),
+            (None, None),
+            "the fingerprints of keys and writes are looked up separately"
+        );
+        doubts.remove(1);
+        assert_eq!(doubts.held("billing", equal), Some(second));
+        doubts.remove(2);
+        assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (None, None));
+    }
+
+    #[test]
+    fn only_one_may_settle_a_write_at_a_time_and_the_claim_is_given_back() {
+        let doubts = Doubts::default();
+        assert!(doubts.claim(1).is_none(), "the write is not in doubt");
+        doubt(&doubts, 1, &record(Kind::Intent, "w1"));
+        let claim = doubts.claim(1).unwrap();
+        assert!(doubts.claim(1).is_none() && doubts.contains(1), "claimed, but still in doubt");
+        drop(claim);
+        doubts.claim(1).unwrap().keep();
+        assert!(doubts.claim(1).is_none(), "kept");
+        doubts.remove(1);
+        doubt(&doubts, 2, &record(Kind::Intent, "w1"));
+        assert!(doubts.claim(2).is_some(), "another write with the same id");
+    }
+
+    #[test]
+    fn a_settled_outcome_leaves_no_doubt_and_frees_its_id() {
+        let doubts = Doubts::default();
+        let id = RequestId::parse(b"w1").unwrap();
+        doubts.begin(1, &record(Kind::Intent, "w1"));
+        assert!(doubts.names().take(id).is_none());
+        assert!(doubts.end(&outcome(1, "w1", Outcome::Done)));
+        assert!(doubts.names().take(id).is_some());
+        assert!(!doubts.end(&outcome(1, "w1", Outcome::Done)), "a write ends only once");
+    }
+
+    #[test]
+    fn a_write_ends_itself_and_no_other_with_the_same_id() {
+        let doubts = Doubts::default();
+        let id = RequestId::parse(b"w1").unwrap();
+        let [pay, other] = [b"pay", b"two"].map(|write| Fingerprint::of(b"key", &[write]));
+        doubts.begin(1, &record(Kind::Intent, "w1"));
+        doubts.begin(2, &Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
+        assert!(doubts.end(&outcome(1, "w1", Outcome::InDoubt)));
+        assert!(doubts.end(&outcome(2, "w1", Outcome::Done)));
+        assert_eq!((doubts.held("billing", pay), doubts.held("billing", other)), (Some(id), None));
+        doubt(&doubts, 3, &Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
+        assert_eq!((doubts.named(&id), doubts.count()), (Some(1), 2));
+        doubts.remove(1);
+        assert_eq!((doubts.named(&id), doubts.held("billing", other)), (Some(3), Some(id)));
+        assert!(doubts.names().take(id).is_none(), "one of them is still in doubt");
+        doubts.remove(3);
+        assert!(doubts.names().take(id).is_some());
+    }
+}

@@ -1,0 +1,279 @@
+//! The log's folder, and the few disk operations that can fail under the log.
+
+#![expect(clippy::disallowed_methods, reason = "called at startup, by commands, and by threads that own files")]
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::private_files;
+
+/// The disk operations that the log uses. Tests make them fail on demand.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Creates a new file for appending that only its owner can read.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn create(&self, path: &Path) -> io::Result<File> {
+        private_files::open(OpenOptions::new().append(true).create_new(true), path)
+    }
+
+    /// Appends all bytes.
+    ///
+    /// # Errors
+    /// The system's error; some of the bytes may have been written.
+    fn write(&self, mut file: &File, bytes: &[u8]) -> io::Result<()> {
+        file.write_all(bytes)
+    }
+
+    /// Preallocates this much space for the file.
+    ///
+    /// # Errors
+    /// The system's error; the disk may be full.
+    fn allocate(&self, file: &File, bytes: u64) -> io::Result<()> {
+        Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?)
+    }
+
+    /// Makes what was written durable (fdatasync).
+    ///
+    /// # Errors
+    /// The system's error; any part of what was written may or may not be durable.
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+}
+
+/// The real disk.
+#[derive(Debug)]
+pub struct MachineDisk;
+
+impl Disk for MachineDisk {}
+
+/// Runs `work`, which may block on a disk, on a blocking thread. After `within` the caller stops waiting, but the
+/// work goes on and releases what it holds (such as a permit that bounds the number of stuck threads) when it
+/// finishes.
+///
+/// # Errors
+/// The work took too long or panicked.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    within: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    match tokio::time::timeout(within, tokio::task::spawn_blocking(work)).await {
+        Ok(done) => done.map_err(io::Error::other),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the disk is taking too long")),
+    }
+}
+
+/// Makes the folder's entries durable.
+pub(crate) fn sync_folder(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Tells apart two files of the same name.
+pub(crate) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Why the log cannot be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// A system call failed.
+    Io {
+        /// What was attempted, as a clause (`cannot read the segment`).
+        doing: &'static str,
+        /// The file or folder it concerned.
+        path: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// The folder is world-writable.
+    Exposed {
+        /// The folder.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Another process has locked the folder.
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder is on a network file system.
+    Network {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A newer makegate wrote this segment.
+    Newer {
+        /// The segment.
+        path: PathBuf,
+        /// Its log format.
+        format: u32,
+    },
+    /// The key that signs heads is damaged.
+    HeadKey {
+        /// Its file.
+        path: PathBuf,
+    },
+    /// The fingerprint key is damaged, missing, or not the one the log was written with.
+    FingerprintKey {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it, as a clause that follows the file's name.
+        why: &'static str,
+        /// The file that an operator creates to let the log continue anyway.
+        may_forget: PathBuf,
+    },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { doing, path, error } => write!(f, "{doing} {}: {error}", path.display()),
+            Self::Exposed { path, mode } => {
+                let path = path.display();
+                write!(f, "the audit folder {path} is world-writable (mode {mode:03o}): run chmod o-w {path}")
+            }
+            Self::Locked { path } => write!(
+                f,
+                "another makegate is using the audit folder {}: stop it, or give this one its own folder ([audit] dir)",
+                path.display()
+            ),
+            Self::Network { path } => write!(
+                f,
+                "the audit folder {} is on a network file system, which cannot guarantee that a record is stored: use a local disk",
+                path.display()
+            ),
+            Self::Newer { path, format } => write!(
+                f,
+                "{} was written by a newer makegate (log format {format}; this version reads up to {}): use that version",
+                path.display(),
+                crate::audit::segment::FORMAT
+            ),
+            Self::HeadKey { path } => write!(
+                f,
+                "{} is damaged: restore it, or delete it to have the log's heads signed by a new key, which the old one does not vouch for",
+                path.display()
+            ),
+            Self::FingerprintKey { path, why, may_forget } => write!(
+                f,
+                "{} {why}: restore it; without it, earlier Idempotency-Keys and writes equal to one in doubt are not recognized, so \
+                 such a write may be carried out twice; to start anyway, create the empty file {}",
+                path.display(),
+                may_forget.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { error, .. } => Some(error),
+            Self::Exposed { .. }
+            | Self::Locked { .. }
+            | Self::Network { .. }
+            | Self::Newer { .. }
+            | Self::HeadKey { .. }
+            | Self::FingerprintKey { .. } => None,
+        }
+    }
+}
+
+/// Turns a system error into one that says what was attempted and on which path.
+pub(crate) fn while_doing(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    move |error| OpenError::Io { doing, path: path.to_owned(), error }
+}
+
+/// Creates the folder (0700) if needed, checks it, and locks it for as long as the returned file lives.
+pub(crate) fn occupy(dir: &Path) -> Result<File, OpenError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(while_doing("cannot create the audit folder", dir))?;
+    let mode = fs::metadata(dir).map_err(while_doing("cannot read the audit folder", dir))?.mode() & 0o777;
+    if mode & 0o002 != 0 {
+        return Err(OpenError::Exposed { path: dir.to_owned(), mode });
+    }
+    if mode & 0o020 != 0 {
+        // Kubernetes sets this mode when a pod has an `fsGroup`.
+        tracing::warn!(
+            folder = %dir.display(),
+            "the audit folder is group-writable (mode {mode:03o}), so its group can alter the log: makegate should be the group's only member"
+        );
+    }
+    refuse_network(dir)?;
+    let path = dir.join("lock");
+    let lock = private_files::open(OpenOptions::new().write(true).create(true), &path);
+    let lock = lock.map_err(while_doing("cannot open the audit folder's lock", &path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(while_doing("cannot lock", &path)(error)),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn refuse_network(dir: &Path) -> Result<(), OpenError> {
+    let kind = rustix::fs::statfs(dir).map(|about| about.f_type);
+    match kind.map_err(|error| while_doing("cannot determine the file system of", dir)(error.into()))? {
+        rustix::fs::NFS_SUPER_MAGIC => Err(OpenError::Network { path: dir.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refuse_network(_: &Path) -> Result<(), OpenError> {
+    Ok(())
+}
+
+/// Atomically and durably replaces the file's content by writing a temporary file first.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".draft");
+    private_files::remove(Path::new(&draft))?;
+    let mut file = private_files::open(OpenOptions::new().write(true).create_new(true), Path::new(&draft))?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    private_files::rename(Path::new(&draft), path)?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Called before a log that may be written at the same time is read. Tests hook in here to continue the writing.
+#[inline]
+pub(crate) fn about_to_read() {
+    #[cfg(test)]
+    BESIDE.with_borrow_mut(|writer| writer.as_mut().map_or((), |writer| writer()));
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What happens at the same time as the reading on this thread.
+    pub(crate) static BESIDE: std::cell::RefCell<Option<Box<dyn FnMut()>>> = const { std::cell::RefCell::new(None) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_process_and_one_writer() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("deep/audit");
+        let lock = occupy(&dir).unwrap();
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+        let words = occupy(&dir).unwrap_err().to_string();
+        assert!(words.contains("another makegate is using the audit folder"), "{words}");
+        drop(lock);
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o2770)).unwrap();
+        drop(occupy(&dir).unwrap());
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o772)).unwrap();
+        let words = occupy(&dir).unwrap_err().to_string();
+        assert!(words.contains("chmod o-w"), "{words}");
+    }
+}

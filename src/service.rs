@@ -47,7 +47,8 @@ const END: Duration = Duration::from_millis(700);
 const NOT_READY_FIRST: Duration = Duration::from_millis(200);
 
 /// Why the service failed to start.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
 pub struct StartError {
     what: String,
     configuration: bool,
@@ -68,14 +69,6 @@ impl StartError {
         if self.configuration { 2 } else { 1 }
     }
 }
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)
-    }
-}
-
-impl std::error::Error for StartError {}
 
 /// The running service.
 pub struct Service {

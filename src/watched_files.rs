@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -157,23 +157,20 @@ pub struct FileThread {
 }
 
 /// Files could not be read in time, so their contents are unknown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileReadHangs {
-    waited: Duration,
-    path: Option<PathBuf>,
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FileReadHangs {
+    /// The read of this file does not return.
+    #[error("{path} could not be read within {} s: its file system hangs", .waited.as_secs_f64())]
+    OneFile {
+        /// The file.
+        path: PathBuf,
+        /// For how long.
+        waited: Duration,
+    },
+    /// All the files together took too long.
+    #[error("the configuration and the files that it names could not be read within {} s", .0.as_secs_f64())]
+    AllFiles(Duration),
 }
-
-impl fmt::Display for FileReadHangs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.waited.as_secs_f64();
-        match &self.path {
-            Some(path) => write!(f, "{} could not be read within {seconds} s: its file system hangs", path.display()),
-            None => write!(f, "the configuration and the files that it names could not be read within {seconds} s"),
-        }
-    }
-}
-
-impl std::error::Error for FileReadHangs {}
 
 impl FileThread {
     /// Starts the thread. It ends with this handle, after the read in progress.
@@ -207,15 +204,12 @@ impl FileThread {
                 let _nobody_waits_any_more = tell.send(job(snapshot));
             }
         });
-        let hangs = |waited| FileReadHangs { waited, path: lock(&self.reading).clone() };
-        match self.jobs.try_send(job) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(hangs(within)),
-        }
-        match tokio::time::timeout(within, told).await {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(_)) | Err(_) => Err(hangs(within)),
-        }
+        let hangs = || match lock(&self.reading).clone() {
+            Some(path) => FileReadHangs::OneFile { path, waited: within },
+            None => FileReadHangs::AllFiles(within),
+        };
+        self.jobs.try_send(job).map_err(|_busy| hangs())?;
+        tokio::time::timeout(within, told).await.ok().and_then(Result::ok).ok_or_else(hangs)
     }
 }
 

@@ -1,7 +1,6 @@
 //! Reads a file into a [`Config`], or reports every mistake in it at once.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +41,8 @@ pub struct Origins {
 }
 
 /// Why a file is not a valid configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}", self.errors())]
 pub struct ConfigError {
     /// The configuration file.
     pub file: PathBuf,
@@ -52,15 +52,14 @@ pub struct ConfigError {
     pub mistakes: Vec<Diagnostic>,
 }
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl ConfigError {
+    /// Every error with its place, one a line.
+    fn errors(&self) -> String {
         let errors = self.mistakes.iter().filter(|mistake| mistake.severity == Severity::Error);
         let places = errors.map(|m| format!("{}:{}:{}: {}", self.file.display(), m.line, m.column, m.message));
-        f.write_str(&places.collect::<Vec<_>>().join("\n"))
+        places.collect::<Vec<_>>().join("\n")
     }
 }
-
-impl std::error::Error for ConfigError {}
 
 /// Size limit; anything larger is the wrong file.
 const FILE_BYTES_MAX: u64 = 64 << 20;

@@ -3,7 +3,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "only the thread `answers` uses the store")]
 
-use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -39,23 +38,17 @@ const TABLES: &str = "
 const ROWS: &str = "SELECT key, write, request, caller, time_ms, done, status, headers, body, sum FROM answers";
 
 /// Why the store cannot be used.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum DatabaseError {
     /// A newer makegate wrote it. It is left alone.
+    #[error("a newer makegate wrote it")]
     Newer,
     /// It is damaged. It is moved away and replaced.
+    #[error("{0}")]
     Damaged(String),
     /// It cannot be used now. It is tried again later.
+    #[error("{0}")]
     Passing(String),
-}
-
-impl fmt::Display for DatabaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Newer => f.write_str("a newer makegate wrote it"),
-            Self::Damaged(why) | Self::Passing(why) => f.write_str(why),
-        }
-    }
 }
 
 impl From<rusqlite::Error> for DatabaseError {

@@ -151,25 +151,15 @@ pub trait KeyLog: Send + Sync + fmt::Debug {
 }
 
 /// Why the store cannot be opened.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot open the stored answers to Idempotency-Keys in {path}: {why}; use that version, or move the file away: the keys are then \
+     restored from the log, without their answers"
+)]
 pub struct StoreError {
     path: PathBuf,
     why: String,
 }
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, why } = self;
-        write!(
-            f,
-            "cannot open the stored answers to Idempotency-Keys in {}: {why}; use that version, or move the file away: the keys are then \
-             restored from the log, without their answers",
-            path.display()
-        )
-    }
-}
-
-impl std::error::Error for StoreError {}
 
 /// The stored answers and the claimed keys.
 #[derive(Debug)]

@@ -1,7 +1,6 @@
 //! Sockets and HTTP: accepts connections, reads complete requests, and sends answers as faults demand.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -68,16 +67,9 @@ async fn serve(core: Arc<SandboxCore>, stream: TcpStream, number: u64) {
 }
 
 /// No answer: hyper closes the connection without a status line.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("no answer, because of a fault or an incomplete request")]
 struct Silence;
-
-impl fmt::Display for Silence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no answer, because of a fault or an incomplete request")
-    }
-}
-
-impl std::error::Error for Silence {}
 
 async fn respond(
     core: Arc<SandboxCore>,

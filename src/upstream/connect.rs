@@ -37,41 +37,24 @@ pub(super) const HEAD_BYTES_MAX: usize = 32 * 1024;
 const STAGGER: Duration = Duration::from_millis(250);
 
 /// Why the configured upstream can never be reached.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// The system has no certificate authorities.
+    #[error(
+        "the system has no certificate authorities to verify the upstream with; \
+         install the package ca-certificates, or set upstream.ca_file to a PEM file"
+    )]
     NoAuthorities,
     /// `ca_file` cannot be read or holds no certificate.
+    #[error("upstream.ca_file {0}: {1}; write the path of a PEM file with certificates")]
     CaFile(PathBuf, String),
     /// The URL's host is neither a name nor an address.
+    #[error("upstream.url: {0} is not a valid host; write a name (eu1.make.com) or an address")]
     Host(String),
     /// TLS cannot be set up at all.
+    #[error("cannot set up TLS: {0}")]
     Tls(rustls::Error),
 }
-
-impl fmt::Display for SetupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoAuthorities => f.write_str(
-                "the system has no certificate authorities to verify the upstream with; \
-                 install the package ca-certificates, or set upstream.ca_file to a PEM file",
-            ),
-            Self::CaFile(path, cause) => {
-                write!(
-                    f,
-                    "upstream.ca_file {}: {cause}; write the path of a PEM file with certificates",
-                    path.display()
-                )
-            }
-            Self::Host(host) => {
-                write!(f, "upstream.url: {host} is not a valid host; write a name (eu1.make.com) or an address")
-            }
-            Self::Tls(cause) => write!(f, "cannot set up TLS: {cause}"),
-        }
-    }
-}
-
-impl std::error::Error for SetupError {}
 
 /// Opens connections to one upstream.
 pub(super) struct Connector {

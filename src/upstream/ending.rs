@@ -145,7 +145,8 @@ pub struct UpstreamAnswer {
 }
 
 /// What went wrong; contains neither token nor URL.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {text}", .error.as_str())]
 pub struct AttemptError {
     /// Error type for `Proxy-Status`.
     pub error: ProxyError,
@@ -176,12 +177,6 @@ impl AttemptError {
     /// Whether makegate's own limits caused the error, not the upstream.
     pub(super) fn is_local(&self) -> bool {
         matches!(self.error, ProxyError::ConnectionLimitReached | ProxyError::ProxyInternalError)
-    }
-}
-
-impl fmt::Display for AttemptError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.error.as_str(), self.text)
     }
 }
 

@@ -27,33 +27,24 @@ pub struct Token {
 }
 
 /// Why a text cannot be the token. Says what to write instead, and nothing of the text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidToken {
     /// Only white space.
+    #[error("the token is empty; provide the Make API token")]
     Empty,
     /// Fewer than 8 bytes.
+    #[error("the token has fewer than 8 characters; provide the whole Make API token")]
     Short,
     /// More than 4,096 bytes.
+    #[error("the token has more than 4096 characters; provide only the Make API token")]
     Long,
     /// An invalid character.
+    #[error(
+        "the token contains characters other than letters, digits and -._~+/=; \
+         provide only the Make API token, without the word Token, quotes or a second line"
+    )]
     Character,
 }
-
-impl fmt::Display for InvalidToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Empty => "the token is empty; provide the Make API token",
-            Self::Short => "the token has fewer than 8 characters; provide the whole Make API token",
-            Self::Long => "the token has more than 4096 characters; provide only the Make API token",
-            Self::Character => {
-                "the token contains characters other than letters, digits and -._~+/=; \
-                 provide only the Make API token, without the word Token, quotes or a second line"
-            }
-        })
-    }
-}
-
-impl std::error::Error for InvalidToken {}
 
 impl Token {
     /// Parses the token in `secret`; surrounding white space (such as a trailing newline) is ignored.

@@ -16,7 +16,6 @@ pub(super) mod terms;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -83,34 +82,15 @@ pub(crate) const fn part(first: i64) -> i64 {
     first >> PART_BITS
 }
 
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum IndexError {
-    Sql(rusqlite::Error),
-    Io(io::Error),
+    #[error(transparent)]
+    Sql(#[from] rusqlite::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
     /// It belongs to another log.
+    #[error("{0}")]
     Foreign(&'static str),
-}
-
-impl fmt::Display for IndexError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Sql(error) => error.fmt(f),
-            Self::Io(error) => error.fmt(f),
-            Self::Foreign(why) => f.write_str(why),
-        }
-    }
-}
-
-impl From<rusqlite::Error> for IndexError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sql(error)
-    }
-}
-
-impl From<io::Error> for IndexError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
 }
 
 impl IndexError {

@@ -3,7 +3,6 @@
 //! Adding a record costs a push under a lock. The first record wakes the writer, which then gathers more for a
 //! moment. It comes at once for records that someone waits for, or if the buffer fills up sooner.
 
-use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,14 +15,17 @@ use crate::config;
 use crate::shares::HeldShare;
 
 /// Why a record could not be made durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CannotRecord {
     /// The buffer is full, too many writes are waiting, or too many are in doubt. Nothing is recorded.
+    #[error("the audit log has no room for another write")]
     Full,
     /// The disk is failing. Nothing is recorded.
+    #[error("the audit log cannot be written right now")]
     Failed,
     /// The disk is slow. The record is kept and written when possible, and an intent is followed by the outcome
     /// `not-sent`. The write must not go upstream, and nothing else may be recorded for it.
+    #[error("the audit log's disk is too slow")]
     Slow,
 }
 
@@ -34,18 +36,6 @@ impl CannotRecord {
         matches!(self, Self::Slow)
     }
 }
-
-impl fmt::Display for CannotRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Full => "the audit log has no room for another write",
-            Self::Failed => "the audit log cannot be written right now",
-            Self::Slow => "the audit log's disk is too slow",
-        })
-    }
-}
-
-impl std::error::Error for CannotRecord {}
 
 /// With this many records the writer comes early, however large the buffer is.
 const MANY: usize = 512;

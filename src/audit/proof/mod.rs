@@ -11,7 +11,6 @@ pub(super) mod note;
 mod tests;
 pub(super) mod verify;
 
-use std::fmt;
 use std::io;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -76,39 +75,20 @@ pub struct ConsistencyProof {
 }
 
 /// Why a proof failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum ProofError {
     /// There is no such record, or it is past the retention.
+    #[error("no such record, or it is past the retention; the newest is {newest}")]
     NoRecord {
         /// The newest record's sequence number.
         newest: u64,
     },
     /// The files do not lead to the signed root, so the log was altered.
+    #[error("the log's files do not lead to its signed root: run `makegate audit verify` to see where")]
     Altered,
     /// The log cannot be read right now.
-    Query(QueryError),
-}
-
-impl fmt::Display for ProofError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoRecord { newest } => {
-                write!(f, "no such record, or it is past the retention; the newest is {newest}")
-            }
-            Self::Altered => {
-                f.write_str("the log's files do not lead to its signed root: run `makegate audit verify` to see where")
-            }
-            Self::Query(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for ProofError {}
-
-impl From<QueryError> for ProofError {
-    fn from(error: QueryError) -> Self {
-        Self::Query(error)
-    }
+    #[error(transparent)]
+    Query(#[from] QueryError),
 }
 
 impl From<io::Error> for ProofError {

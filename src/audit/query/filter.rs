@@ -1,6 +1,5 @@
 //! Filters that select records: the parameters of `/audit` and the options of `makegate audit`.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -113,21 +112,14 @@ impl Default for Filter {
 }
 
 /// An invalid parameter, with what to write instead.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: {message}")]
 pub struct BadFilter {
     /// The parameter.
     pub name: String,
     /// What is wrong with it and what to write.
     pub message: String,
 }
-
-impl fmt::Display for BadFilter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.message)
-    }
-}
-
-impl std::error::Error for BadFilter {}
 
 impl Filter {
     /// Parses decoded names and values. Relative times count back from `now`.

@@ -9,7 +9,6 @@ pub(super) mod filter;
 pub(super) mod follow;
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -51,32 +50,21 @@ pub struct RecordPage {
 }
 
 /// Why a query failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum QueryError {
     /// It took too long.
+    #[error("the query took longer than 5 s: narrow it with since and until, caller, or request")]
     TooLong,
     /// Too many other queries are running.
+    #[error("too many queries are running: try again later")]
     Busy,
     /// The disk does not answer.
+    #[error("the log's disk is not responding: try again later")]
     DiskSlow,
     /// The segments cannot be read.
+    #[error("cannot read the log: {0}")]
     Io(io::Error),
 }
-
-impl fmt::Display for QueryError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooLong => {
-                f.write_str("the query took longer than 5 s: narrow it with since and until, caller, or request")
-            }
-            Self::Busy => f.write_str("too many queries are running: try again later"),
-            Self::DiskSlow => f.write_str("the log's disk is not responding: try again later"),
-            Self::Io(error) => write!(f, "cannot read the log: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for QueryError {}
 
 impl From<io::Error> for QueryError {
     fn from(error: io::Error) -> Self {

@@ -81,18 +81,21 @@ pub(crate) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
 }
 
 /// Why the log cannot be opened.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A system call failed.
+    #[error("{doing} {path}: {error}")]
     Io {
         /// What was attempted, as a clause (`cannot read the segment`).
         doing: &'static str,
         /// The file or folder it concerned.
         path: PathBuf,
         /// The system's error.
+        #[source]
         error: io::Error,
     },
     /// The folder is world-writable.
+    #[error("the audit folder {path} is world-writable (mode {mode:03o}): run chmod o-w {path}")]
     Exposed {
         /// The folder.
         path: PathBuf,
@@ -100,16 +103,27 @@ pub enum OpenError {
         mode: u32,
     },
     /// Another process has locked the folder.
+    #[error(
+        "another makegate is using the audit folder {path}: stop it, or give this one its own folder ([audit] dir)"
+    )]
     Locked {
         /// The folder.
         path: PathBuf,
     },
     /// The folder is on a network file system.
+    #[error(
+        "the audit folder {path} is on a network file system, which cannot guarantee that a record is stored: use a \
+         local disk"
+    )]
     Network {
         /// The folder.
         path: PathBuf,
     },
     /// A newer makegate wrote this segment.
+    #[error(
+        "{path} was written by a newer makegate (log format {format}; this version reads up to {}): use that version",
+        super::segment::FORMAT
+    )]
     Newer {
         /// The segment.
         path: PathBuf,
@@ -117,11 +131,19 @@ pub enum OpenError {
         format: u32,
     },
     /// The key that signs heads is damaged.
+    #[error(
+        "{path} is damaged: restore it, or delete it to have the log's heads signed by a new key, which the old one \
+         does not vouch for"
+    )]
     HeadKey {
         /// Its file.
         path: PathBuf,
     },
     /// The fingerprint key is damaged, missing, or not the one the log was written with.
+    #[error(
+        "{path} {why}: restore it; without it, earlier Idempotency-Keys and writes equal to one in doubt are not \
+         recognized, so such a write may be carried out twice; to start anyway, create the empty file {may_forget}"
+    )]
     FingerprintKey {
         /// Its file.
         path: PathBuf,
@@ -130,60 +152,6 @@ pub enum OpenError {
         /// The file that an operator creates to let the log continue anyway.
         may_forget: PathBuf,
     },
-}
-
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io { doing, path, error } => write!(f, "{doing} {}: {error}", path.display()),
-            Self::Exposed { path, mode } => {
-                let path = path.display();
-                write!(f, "the audit folder {path} is world-writable (mode {mode:03o}): run chmod o-w {path}")
-            }
-            Self::Locked { path } => write!(
-                f,
-                "another makegate is using the audit folder {}: stop it, or give this one its own folder ([audit] dir)",
-                path.display()
-            ),
-            Self::Network { path } => write!(
-                f,
-                "the audit folder {} is on a network file system, which cannot guarantee that a record is stored: use a local disk",
-                path.display()
-            ),
-            Self::Newer { path, format } => write!(
-                f,
-                "{} was written by a newer makegate (log format {format}; this version reads up to {}): use that version",
-                path.display(),
-                crate::audit::segment::FORMAT
-            ),
-            Self::HeadKey { path } => write!(
-                f,
-                "{} is damaged: restore it, or delete it to have the log's heads signed by a new key, which the old one does not vouch for",
-                path.display()
-            ),
-            Self::FingerprintKey { path, why, may_forget } => write!(
-                f,
-                "{} {why}: restore it; without it, earlier Idempotency-Keys and writes equal to one in doubt are not recognized, so \
-                 such a write may be carried out twice; to start anyway, create the empty file {}",
-                path.display(),
-                may_forget.display()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for OpenError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Io { error, .. } => Some(error),
-            Self::Exposed { .. }
-            | Self::Locked { .. }
-            | Self::Network { .. }
-            | Self::Newer { .. }
-            | Self::HeadKey { .. }
-            | Self::FingerprintKey { .. } => None,
-        }
-    }
 }
 
 /// Turns a system error into one that says what was attempted and on which path.

@@ -12,7 +12,6 @@ mod pass;
 mod trust;
 mod writes;
 
-use std::fmt;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -30,38 +29,17 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const LOOKS_MAX: u32 = 5;
 
 /// Why a log could not be verified at all.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     /// The folder holds no log.
+    #[error("there is no log segment (such as 00000000000000000001.jsonl)")]
     NoLog,
     /// The folder cannot be read, or a newer makegate wrote the log.
-    Open(OpenError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// A file cannot be read.
-    Io(io::Error),
-}
-
-impl fmt::Display for VerifyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoLog => f.write_str("there is no log segment (such as 00000000000000000001.jsonl)"),
-            Self::Open(error) => error.fmt(f),
-            Self::Io(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for VerifyError {}
-
-impl From<io::Error> for VerifyError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<OpenError> for VerifyError {
-    fn from(error: OpenError) -> Self {
-        Self::Open(error)
-    }
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 /// Verifies the log in this folder. `progress` receives the number of bytes read so far and the total.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{ConfigError, Diagnostic, Severity, parse};
+use super::{ConfigError, Diagnostic, Severity, parse, read};
 
 const LEAST: &str = "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"T\"\n";
 const CALLER: &str = "[[caller]]\nname = \"a\"\nkeys = []\ngrants = [\"*\"]\n";
@@ -241,12 +241,23 @@ fn no_secret_is_ever_shown() {
         format!("{LEAST}# {secret}\nlisten = 5 # {secret}\n"),
     ];
     for text in slips {
-        let failed = parse(&text, Path::new("m.toml"));
-        for shown in [super::report(&failed, false, false), super::report(&failed, true, false), format!("{failed:?}")]
-        {
+        let failure = failure(&text);
+        let rendered = failure.mistakes.iter().map(|mistake| mistake.render(&failure.file, &failure.text, false));
+        let json = failure.mistakes.iter().map(|mistake| mistake.to_json(&failure.file));
+        for shown in rendered.chain(json).chain([format!("{failure:?}")]) {
             assert!(!shown.contains("s3cr3t") && !shown.contains(secret), "{shown}");
         }
     }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_mistake_too() {
+    let failure = read(Path::new("/nowhere/m.toml")).unwrap_err();
+    let expected = "\
+error: cannot read the configuration: No such file or directory (os error 2)
+--> /nowhere/m.toml
+ = help: give the configuration's path: --config FILE";
+    assert_eq!(failure.mistakes[0].render(&failure.file, &failure.text, false), expected);
 }
 
 #[test]

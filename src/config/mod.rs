@@ -6,7 +6,6 @@ mod checks;
 #[cfg(test)]
 mod mistakes;
 mod read;
-mod report;
 #[cfg(test)]
 mod sample;
 pub mod secret;
@@ -24,7 +23,6 @@ use crate::ids::KeyHash;
 
 pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};
-pub use report::report;
 
 /// Parses a caller's name as `[[caller]]` does, for names given outside the file.
 ///

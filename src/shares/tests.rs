@@ -4,25 +4,9 @@
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
 
+use fastrand::Rng;
+
 use super::*;
-
-/// Reproducible random numbers.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-
-    fn index(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length as u64)).unwrap()
-    }
-}
 
 fn seeds(usual: u64) -> RangeInclusive<u64> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
@@ -126,24 +110,23 @@ impl Part {
 }
 
 /// Lets a random holder act, and checks the answer against the rules.
-fn step(random: &mut Random, shared: &Arc<SharedLimit>, parts: &mut [Part]) {
-    let (at, limit) = (random.index(parts.len()), shared.limit());
-    let most = if random.below(4) == 0 { limit } else { limit / 20 + 1 };
-    let more = 1 + random.below(most);
+fn step(random: &mut Rng, shared: &Arc<SharedLimit>, parts: &mut [Part]) {
+    let (at, limit) = (random.usize(..parts.len()), shared.limit());
+    let most = if random.u64(..4) == 0 { limit } else { limit / 20 + 1 };
+    let more = 1 + random.u64(..most);
     let others = parts.iter().enumerate().filter(|(place, _)| *place != at);
     let beside: Vec<u64> = others.map(|(_, part)| part.sum()).filter(|sum| *sum > 0).collect();
     let share = limit / (beside.len() as u64 + 2);
     let part = &mut parts[at];
-    let (own, place) = (part.sum(), random.below(part.held.len() as u64 + 1));
-    let place = usize::try_from(place).unwrap();
+    let (own, place) = (part.sum(), random.usize(..=part.held.len()));
     let free = limit - beside.iter().sum::<u64>() - own;
-    let taken = match (random.below(5), part.held.get_mut(place)) {
+    let taken = match (random.u64(..5), part.held.get_mut(place)) {
         (0 | 1, Some(_)) => {
             part.held.swap_remove(place);
             return;
         }
         (2, Some(held)) => {
-            let less = random.below(held.amount() + 1);
+            let less = random.u64(..=held.amount());
             return held.shrink(less);
         }
         (3, Some(held)) => {
@@ -168,9 +151,9 @@ fn step(random: &mut Random, shared: &Arc<SharedLimit>, parts: &mut [Part]) {
 fn every_answer_is_right_whatever_happened_before() {
     for seed in seeds(300) {
         println!("MAKEGATE_SEED={seed}");
-        let mut random = Random::new(seed);
-        let shared = SharedLimit::new([1, 7, 64, 512, 1000, 1 << 27, AMOUNT_MASK][random.index(7)]);
-        let count = 1 + random.below(9);
+        let mut random = Rng::with_seed(seed);
+        let shared = SharedLimit::new([1, 7, 64, 512, 1000, 1 << 27, AMOUNT_MASK][random.usize(..7)]);
+        let count = 1 + random.u64(..9);
         let mut parts: Vec<Part> = (0..count).map(|_| Part { holder: shared.holder(), held: Vec::new() }).collect();
         for _ in 0..2_000 {
             step(&mut random, &shared, &mut parts);
@@ -193,12 +176,13 @@ fn nothing_is_lost_between_threads_and_the_limit_holds_at_any_moment() {
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for thread in 0..6 {
-                let (mut random, shared, holders, over) = (Random::new(seed * 31 + thread), &shared, &holders, &over);
+                let (mut random, shared, holders, over) =
+                    (Rng::with_seed(seed * 31 + thread), &shared, &holders, &over);
                 scope.spawn(move || {
                     let mut held = Vec::new();
                     for _ in 0..3_000 {
-                        match random.below(3) {
-                            0 => held.extend(holders[random.index(3)].take(1 + random.below(40))),
+                        match random.u64(..3) {
+                            0 => held.extend(holders[random.usize(..3)].take(1 + random.u64(..40))),
                             1 => drop(held.pop()),
                             _ => std::thread::yield_now(),
                         }

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use fastrand::Rng;
 use futures_util::future::join_all;
 use makegate::sandbox::{Fault, FaultKind};
 use serde_json::Value;
 use tokio::sync::RwLock;
 
-use crate::support::random::{Random, seeds};
+use crate::support::random::seeds;
 use crate::support::{ALL, LIST, Plan, READER, Reply, TOKEN, TOO, World, send};
 
 const STEPS: u64 = 30;
@@ -62,7 +63,7 @@ struct Tool {
     /// Time does not jump while requests are under way: a write that timed out because of it could take effect after
     /// its answer.
     jump: Arc<RwLock<()>>,
-    random: Random,
+    random: Rng,
     number: u64,
     written: Vec<Written>,
     seen: Vec<Seen>,
@@ -77,11 +78,11 @@ impl Tool {
 
     async fn play(mut self) -> Self {
         for step in 0..STEPS {
-            match self.random.below(10) {
+            match self.random.u64(..10) {
                 0..=2 => self.write(step).await,
                 3 => self.provoke(),
-                4 if self.random.below(4) == 0 => {
-                    let seconds = *self.random.pick(&[1, 11, 130, 310]);
+                4 if self.random.u64(..4) == 0 => {
+                    let seconds = self.random.choice([1, 11, 130, 310]).unwrap();
                     let _alone = self.jump.write().await;
                     self.world.clock.advance(Duration::from_secs(seconds));
                 }
@@ -92,16 +93,16 @@ impl Tool {
     }
 
     async fn write(&mut self, step: u64) {
-        let id = *self.random.pick(&ORGANIZATIONS);
+        let id = self.random.choice(ORGANIZATIONS).unwrap();
         let version = format!("v{}x{step}", self.number);
-        let (thing, body) = match self.random.below(3) {
+        let (thing, body) = match self.random.u64(..3) {
             0 => (Thing::Variable(id), format!(r#"{{"typeId":2,"value":"{version}"}}"#)),
             _ => (Thing::Name(id), format!(r#"{{"name":"{version}"}}"#)),
         };
-        let key = *self.random.pick(&[ALL, TOO]);
-        if self.random.below(6) == 0 {
+        let key = self.random.choice([ALL, TOO]).unwrap();
+        if self.random.u64(..6) == 0 {
             // Nobody learns what becomes of it; it may take effect at any later time.
-            let after = Duration::from_millis(self.random.below(4));
+            let after = Duration::from_millis(self.random.u64(..4));
             return self.world.send_and_leave(key, "PATCH", &thing.path(), &body, after).await;
         }
         let jump = self.jump.clone();
@@ -116,9 +117,9 @@ impl Tool {
 
     /// Makes one of the next requests fail in some way.
     fn provoke(&mut self) {
-        let thing = if self.random.below(3) == 0 { Thing::Variable } else { Thing::Name };
-        let path = thing(*self.random.pick(&ORGANIZATIONS)).path();
-        let effect = self.random.below(2) == 0;
+        let thing = if self.random.u64(..3) == 0 { Thing::Variable } else { Thing::Name };
+        let path = thing(self.random.choice(ORGANIZATIONS).unwrap()).path();
+        let effect = self.random.bool();
         let write = [
             FaultKind::Reset { effect },
             FaultKind::Close { effect },
@@ -138,26 +139,26 @@ impl Tool {
             FaultKind::status(503),
             FaultKind::Reset { effect: false },
         ];
-        let list = if self.random.below(2) == 0 { LIST.to_owned() } else { path.replace("/changing", "") };
-        let fault = match self.random.below(3) {
-            0 => Fault::once("PATCH", &path, self.random.pick(&write).clone()),
-            1 => Fault::once("GET", &list, self.random.pick(&read).clone()),
-            _ => Fault::once("GET", &path.replace("/changing", ""), self.random.pick(&read).clone()),
+        let list = if self.random.bool() { LIST.to_owned() } else { path.replace("/changing", "") };
+        let fault = match self.random.u64(..3) {
+            0 => Fault::once("PATCH", &path, self.random.choice(&write).unwrap().clone()),
+            1 => Fault::once("GET", &list, self.random.choice(&read).unwrap().clone()),
+            _ => Fault::once("GET", &path.replace("/changing", ""), self.random.choice(&read).unwrap().clone()),
         };
         self.world.sandbox.fault(fault);
     }
 
     async fn read(&mut self) {
-        let id = *self.random.pick(&ORGANIZATIONS);
-        let (key, target) = match self.random.below(6) {
+        let id = self.random.choice(ORGANIZATIONS).unwrap();
+        let (key, target) = match self.random.u64(..6) {
             0 => (ALL, LIST.to_owned()),
             1 => (READER, format!("{LIST}?pg[limit]=10")),
             2 => (READER, LIST.to_owned()),
             3 => (ALL, format!("{LIST}/{id}/variables")),
-            _ => (*self.random.pick(&[ALL, TOO]), format!("{LIST}/{id}")),
+            _ => (self.random.choice([ALL, TOO]).unwrap(), format!("{LIST}/{id}")),
         };
         let words = ["", "", "", "no-cache", "max-age=0", "max-stale=1000", "only-if-cached", "no-store", "max-age=3"];
-        let word = *self.random.pick(&words);
+        let word = *self.random.choice(&words).unwrap();
         let mut headers = Vec::new();
         if !word.is_empty() {
             headers.push(format!("cache-control: {word}"));
@@ -231,7 +232,7 @@ fn order(world: &World, thing: Thing) -> HashMap<String, usize> {
 
 async fn play(seed: u64) -> (usize, usize) {
     let world = Arc::new(start().await);
-    let (ticks, jump, mut random) = (Arc::new(AtomicU64::new(1)), Arc::default(), Random::new(seed));
+    let (ticks, jump, mut random) = (Arc::new(AtomicU64::new(1)), Arc::default(), Rng::with_seed(seed));
     let tools: Vec<Tool> = (0..TASKS)
         .map(|number| Tool {
             world: world.clone(),

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use fastrand::Rng;
 use makegate::hash::random;
 use makegate::idempotency::KeyedWrite;
 use makegate::sandbox::{Fault, FaultKind, Sandbox};
@@ -11,7 +12,7 @@ use makegate::tasks::Tasks;
 use serde_json::Value;
 
 use crate::support::process::Home;
-use crate::support::random::{Random, number};
+use crate::support::random::number;
 use crate::support::{
     ALL, HELD, LIST, OPERATOR, ORG, Plan, Reply, TOO, VARIABLES, World, attempt, sandbox_at, send, until, with_key,
 };
@@ -216,7 +217,7 @@ enum Found {
 async fn a_keyed_write_is_done_once_and_answered_alike_whenever_the_gateway_is_killed() {
     let seed = number("MAKEGATE_SEED").unwrap_or_else(|| u64::from(u32::from_ne_bytes(random::<4>().unwrap())));
     println!("MAKEGATE_SEED={seed}");
-    let mut random = Random::new(seed);
+    let mut random = Rng::with_seed(seed);
     let sandbox = sandbox_at("127.0.0.1:0").await;
     let plan = Plan::default().set("upstream", "quota = \"1000000/min\"\nlook = false");
     let home = Home::new(&plan, &format!("http://{}", sandbox.address()));
@@ -233,9 +234,9 @@ async fn a_keyed_write_is_done_once_and_answered_alike_whenever_the_gateway_is_k
         let clients: Vec<_> = (0..4)
             .map(|client| tasks.spawn(async move { insist(gateway, &format!("v_{round}_{client}")).await }))
             .collect();
-        let enough = before + 1 + usize::try_from(random.below(12)).unwrap();
+        let enough = before + 1 + random.usize(..12);
         until(|| sandbox.effects("POST", VARIABLES) >= enough).await;
-        tokio::time::sleep(Duration::from_micros(random.below(8_000))).await;
+        tokio::time::sleep(Duration::from_micros(random.u64(..8_000))).await;
         drop(process);
         let _process = home.serve().await;
         for client in clients {

@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use fastrand::Rng;
 use makegate::clock::Clock;
 use makegate::sandbox::{Fault, FaultKind, Seed};
 
-use crate::support::random::{Random, seeds};
+use crate::support::random::seeds;
 use crate::support::{ALL, LIST, Plan, TOO, World};
 
 const STEPS: u64 = 40;
@@ -15,9 +16,9 @@ const STEPS: u64 = 40;
 /// A unique write: method, target, body.
 type Write = (&'static str, String, String);
 
-fn write(random: &mut Random, step: u64) -> Write {
-    let organization = format!("{LIST}/{}", 100 + random.below(4));
-    match random.below(5) {
+fn write(random: &mut Rng, step: u64) -> Write {
+    let organization = format!("{LIST}/{}", 100 + random.u64(..4));
+    match random.u64(..5) {
         0 => ("PATCH", organization, format!(r#"{{"name":"name {step}"}}"#)),
         1 => (
             "POST",
@@ -62,22 +63,22 @@ async fn pass(world: &World, time: Duration) {
 }
 
 async fn play(seed: u64) -> (usize, usize, usize) {
-    let mut random = Random::new(seed);
+    let mut random = Rng::with_seed(seed);
     let mut world = start(seed).await;
     // By request id: the write, and whether it took effect.
     let mut doubts: HashMap<String, (Write, bool)> = HashMap::new();
     for step in 0..STEPS {
         let (method, target, body) = write(&mut random, step);
         let path = target.split('?').next().unwrap().to_owned();
-        let effect = random.below(2) == 0;
+        let effect = random.bool();
         world.sandbox.fault(Fault::once(method, &path, FaultKind::Reset { effect }));
         let answer = world.send(ALL, method, &target, &[], &body).await.refused(502, "MG222");
         doubts.insert(answer.header("x-request-id").unwrap().to_owned(), ((method, target, body), effect));
-        match random.below(6) {
-            0 => drop(world.patch(TOO, &format!("{LIST}/{}", 100 + random.below(4)), r#"{"name":"theirs"}"#).await),
+        match random.u64(..6) {
+            0 => drop(world.patch(TOO, &format!("{LIST}/{}", 100 + random.u64(..4)), r#"{"name":"theirs"}"#).await),
             1 | 2 => drop(world.get_with(TOO, LIST, &["cache-control: no-store"]).await.expect(200)),
-            3 => pass(&world, Duration::from_secs(random.below(60))).await,
-            4 if random.below(4) == 0 => world = world.restart().await,
+            3 => pass(&world, Duration::from_secs(random.u64(..60))).await,
+            4 if random.u64(..4) == 0 => world = world.restart().await,
             _ => {}
         }
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fastrand::Rng;
 use futures_util::future::select;
 use makegate::audit::{AuditorInput, verify};
 use makegate::hash::random;
@@ -15,7 +16,7 @@ use makegate::tasks::Tasks;
 use serde_json::Value;
 
 use crate::support::process::Home;
-use crate::support::random::{Random, number};
+use crate::support::random::number;
 use crate::support::{
     ALL, OPERATOR, ORG, Plan, VARIABLES, World, attempt, records_in, sandbox_at, send, until, with_key,
 };
@@ -119,9 +120,10 @@ struct Told {
 }
 
 impl Told {
-    fn id(&mut self, random: &mut Random) -> String {
+    fn id(&mut self, random: &mut Rng) -> String {
         let newest = self.ids.len().saturating_sub(12);
-        if random.below(2) == 0 { random.pick(&self.ids[..3]) } else { random.pick(&self.ids[newest..]) }.clone()
+        let ids = if random.bool() { &self.ids[..3] } else { &self.ids[newest..] };
+        random.choice(ids).unwrap().clone()
     }
 }
 
@@ -131,7 +133,7 @@ struct Caller {
     operator: SocketAddr,
     sandbox: Arc<Sandbox>,
     told: Arc<Mutex<Told>>,
-    random: Random,
+    random: Rng,
     name: String,
 }
 
@@ -140,7 +142,7 @@ impl Caller {
         for number in 0..60 {
             let id = self.told.lock().unwrap().id(&mut self.random);
             let own = format!("x-request-id: {id}");
-            let goes_on = match self.random.below(12) {
+            let goes_on = match self.random.u64(..12) {
                 0 => self.unknown(&own).await,
                 1 => attempt(self.gateway, "GET", ORG, &with_key(ALL, &[&own]), "").await.is_some(),
                 2 => self.settle(&id).await,
@@ -170,11 +172,11 @@ impl Caller {
     }
 
     async fn write(&mut self, id: &str, own: &str, number: u64) -> bool {
-        let kind = match self.random.below(8) {
-            0 => Some(FaultKind::Reset { effect: self.random.below(2) == 0 }),
+        let kind = match self.random.u64(..8) {
+            0 => Some(FaultKind::Reset { effect: self.random.bool() }),
             1 => Some(FaultKind::status(400)),
             2 => Some(FaultKind::status(500)),
-            3 | 4 => Some(FaultKind::Latency { ms: 5 + self.random.below(40) }),
+            3 | 4 => Some(FaultKind::Latency { ms: 5 + self.random.u64(..40) }),
             _ => None,
         };
         if let Some(kind) = kind {
@@ -184,7 +186,7 @@ impl Caller {
         let name = format!("{}_{number}", self.name);
         let (headers, body) = (with_key(ALL, &[own]), variable(&name));
         let write = attempt(self.gateway, "POST", VARIABLES, &headers, &body);
-        let patience = if self.random.below(4) == 0 { 3 + self.random.below(12) } else { 30_000 };
+        let patience = if self.random.u64(..4) == 0 { 3 + self.random.u64(..12) } else { 30_000 };
         let Ok(answer) = tokio::time::timeout(Duration::from_millis(patience), write).await else { return true };
         let Some(answer) = answer else { return false };
         let given = answer.header("x-request-id").unwrap().to_owned();
@@ -202,7 +204,7 @@ impl Caller {
 async fn each_write_is_sent_once_and_has_its_own_outcome_whatever_ids_callers_choose() {
     let seed = number("MAKEGATE_SEED").unwrap_or_else(|| u64::from(u32::from_ne_bytes(random::<4>().unwrap())));
     println!("MAKEGATE_SEED={seed}");
-    let mut random = Random::new(seed);
+    let mut random = Rng::with_seed(seed);
     let sandbox = sandbox_at("127.0.0.1:0").await;
     let sandbox = Arc::new(sandbox);
     let plan = Plan::default()
@@ -228,7 +230,7 @@ async fn each_write_is_sent_once_and_has_its_own_outcome_whatever_ids_callers_ch
             tasks.spawn(caller.run());
         }
         if round < 7 {
-            tokio::time::sleep(Duration::from_millis(50 + random.below(250))).await;
+            tokio::time::sleep(Duration::from_millis(50 + random.u64(..250))).await;
             drop(service);
             tasks.drained(Duration::from_secs(30)).await;
         } else {

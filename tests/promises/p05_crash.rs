@@ -4,13 +4,14 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use fastrand::Rng;
 use makegate::hash::random;
 use makegate::sandbox::Sandbox;
 use makegate::tasks::Tasks;
 use serde_json::Value;
 
 use crate::support::process::Home;
-use crate::support::random::{Random, number};
+use crate::support::random::number;
 use crate::support::{ALL, OPERATOR, Plan, VARIABLES, attempt, records_in, sandbox_at, send, until, with_key};
 
 /// Number of rounds; nightly runs set more.
@@ -22,7 +23,7 @@ fn rounds() -> u64 {
 async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
     let seed = number("MAKEGATE_SEED").unwrap_or_else(|| u64::from(u32::from_ne_bytes(random::<4>().unwrap())));
     println!("MAKEGATE_SEED={seed}");
-    let mut random = Random::new(seed);
+    let mut random = Rng::with_seed(seed);
     let sandbox = sandbox_at("127.0.0.1:0").await;
     let plan =
         Plan::default().set("upstream", "quota = \"1000000/min\"\nlook = false").set("audit", "segment = \"1MiB\"");
@@ -43,9 +44,9 @@ async fn killed_at_any_moment_no_write_is_forgotten_or_doubled() {
             });
         }
         // Kill after this many writes, however long they take here, and then at any moment.
-        let enough = sandbox.effects("POST", VARIABLES) + 1 + usize::try_from(random.below(40)).unwrap();
+        let enough = sandbox.effects("POST", VARIABLES) + 1 + random.usize(..40);
         until(|| sandbox.effects("POST", VARIABLES) >= enough).await;
-        tokio::time::sleep(Duration::from_micros(random.below(8_000))).await;
+        tokio::time::sleep(Duration::from_micros(random.u64(..8_000))).await;
         drop(service);
     }
     tasks.drained(Duration::from_secs(30)).await;

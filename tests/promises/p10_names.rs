@@ -8,12 +8,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use fastrand::Rng;
 use futures_util::future::join_all;
 use makegate::hash;
 use makegate::sandbox::{Fault, FaultKind};
 use serde_json::Value;
 
-use crate::support::random::{Random, seeds};
+use crate::support::random::seeds;
 use crate::support::{OPERATOR, Plan, Reply, TOKEN, World, send, with_key};
 
 /// Operations that may be added to the built-in ones.
@@ -33,19 +34,19 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn random(random: &mut Random) -> Self {
-        let mut rows: Vec<_> = ROWS.into_iter().filter(|_| random.below(3) > 0).collect();
-        shuffle(&mut rows, random);
+    fn random(random: &mut Rng) -> Self {
+        let mut rows: Vec<_> = ROWS.into_iter().filter(|_| random.u64(..3) > 0).collect();
+        random.shuffle(&mut rows);
         let mut callers = Vec::new();
         for name in CALLERS {
-            if random.below(5) == 0 {
+            if random.u64(..5) == 0 {
                 continue;
             }
-            let keys = (0..1 + random.below(2)).map(|_| format!("{name}-{}", random.below(3))).collect();
-            let grants = rows.iter().copied().filter(|_| random.below(3) > 0).collect();
+            let keys = (0..1 + random.u64(..2)).map(|_| format!("{name}-{}", random.u64(..3))).collect();
+            let grants = rows.iter().copied().filter(|_| random.u64(..3) > 0).collect();
             callers.push((name, keys, grants));
         }
-        shuffle(&mut callers, random);
+        random.shuffle(&mut callers);
         Self { rows, callers }
     }
 
@@ -90,13 +91,6 @@ impl Wanted {
     }
 }
 
-fn shuffle<T>(items: &mut [T], random: &mut Random) {
-    for last in (1..items.len()).rev() {
-        let other = usize::try_from(random.below(last as u64 + 1)).unwrap();
-        items.swap(last, other);
-    }
-}
-
 /// Number of answers by caller and operation (empty if not classified).
 type Counts = BTreeMap<(String, String), u64>;
 
@@ -137,9 +131,9 @@ struct Asked {
     reply: Reply,
 }
 
-async fn ask(gateway: SocketAddr, random: &mut Random) -> Asked {
-    let (name, row) = (*random.pick(&CALLERS), *random.pick(&ROWS));
-    let key = format!("{name}-{}", random.below(3));
+async fn ask(gateway: SocketAddr, random: &mut Rng) -> Asked {
+    let (name, row) = (random.choice(CALLERS).unwrap(), random.choice(ROWS).unwrap());
+    let key = format!("{name}-{}", random.u64(..3));
     let reply = send(gateway, "GET", &format!("/api/v2/{row}/11"), &with_key(&key, &[]), "").await;
     if reply.status == 200 {
         assert_eq!(reply.text(), answer(row), "this answer belongs to another row");
@@ -154,7 +148,7 @@ fn answer(row: &str) -> String {
 
 /// Puts the configuration in force while clients keep asking: each gets the answer of before or after. Unless it
 /// already `has_token`, the upstream may refuse the previous one.
-async fn reload_under_load(world: &World, random: &mut Random, (before, after): (&Wanted, &Wanted), has_token: bool) {
+async fn reload_under_load(world: &World, random: &mut Rng, (before, after): (&Wanted, &Wanted), has_token: bool) {
     let over = Arc::new(AtomicBool::new(false));
     let clients = (0..CLIENTS).map(|_| {
         let (mut random, over, gateway) = (random.fork(), over.clone(), world.gateway);
@@ -185,7 +179,7 @@ async fn reload_under_load(world: &World, random: &mut Random, (before, after): 
 async fn state_that_outlives_a_reload_goes_by_name() {
     for seed in seeds(2) {
         println!("MAKEGATE_SEED={seed}");
-        let mut random = Random::new(seed);
+        let mut random = Rng::with_seed(seed);
         let world = Plan::default().start().await;
         for row in ROWS {
             let own = FaultKind::Answer {
@@ -203,13 +197,13 @@ async fn state_that_outlives_a_reload_goes_by_name() {
         for number in 0..RELOADS {
             let wanted = Wanted::random(&mut random);
             fs::write(world.file(), format!("{base}{}", wanted.text())).unwrap();
-            let has_token = random.below(3) > 0;
+            let has_token = random.u64(..3) > 0;
             if !has_token {
                 let token = format!("{}{number:04}", &TOKEN[..TOKEN.len() - 4]);
                 world.sandbox.set_token(&token);
                 fs::write(world.dir.path().join("token"), &token).unwrap();
             }
-            if random.below(3) == 0 {
+            if random.u64(..3) == 0 {
                 operator = format!("{OPERATOR}-{number}");
                 fs::write(world.dir.path().join("operator"), &operator).unwrap();
             }

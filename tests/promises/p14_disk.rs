@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fastrand::Rng;
 use makegate::clock::Clock;
 use makegate::sandbox::Sandbox;
 use rustix::io::Errno;
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::support::disk::{Disk, Effect, Fault, Operation};
 use crate::support::process::{Home, Process, is_open};
-use crate::support::random::{Random, seeds};
+use crate::support::random::seeds;
 use crate::support::{ALL, OPERATOR, ORG, OTHER, Plan, Reply, TOO, VARIABLES, attempt, sandbox_at, with_key};
 
 #[test]
@@ -204,7 +205,7 @@ impl Scene {
 }
 
 /// Does everything to one kind of file, in its own process. Returns how many operations met a fault.
-async fn break_all(file: &str, upstream: &str, mut random: Random) -> Option<u64> {
+async fn break_all(file: &str, upstream: &str, mut random: Rng) -> Option<u64> {
     let scene = Scene::new(upstream)?;
     let fails = [Effect::Fail(Errno::IO), Effect::Fail(Errno::NOSPC)];
     let waits = [Effect::Delay(Duration::from_secs(60)), Effect::Hang];
@@ -212,7 +213,7 @@ async fn break_all(file: &str, upstream: &str, mut random: Random) -> Option<u64
     scene.recovers(0).await;
     let mut number = 0;
     for operation in Operation::ALL {
-        for effect in [*random.pick(&fails), *random.pick(&waits)] {
+        for effect in [*random.choice(&fails).unwrap(), *random.choice(&waits).unwrap()] {
             let before = scene.disk.met();
             scene.disk.fault(Fault::of(file, operation, effect));
             number += 1;
@@ -240,7 +241,7 @@ async fn break_all(file: &str, upstream: &str, mut random: Random) -> Option<u64
 async fn only_writes_wait_for_a_disk_whichever_file_and_operation_hangs() {
     let seed = seeds(1).last().unwrap();
     println!("MAKEGATE_SEED={seed}");
-    let mut random = Random::new(seed);
+    let mut random = Rng::with_seed(seed);
     let sandbox: Sandbox = sandbox_at("127.0.0.1:0").await;
     let upstream = format!("http://{}", sandbox.address());
     let turns = Arc::new(tokio::sync::Semaphore::new(AT_A_TIME));

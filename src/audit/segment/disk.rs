@@ -122,7 +122,7 @@ pub enum OpenError {
     /// A newer makegate wrote this segment.
     #[error(
         "{path} was written by a newer makegate (log format {format}; this version reads up to {}): use that version",
-        super::segment::FORMAT
+        crate::audit::segment::FORMAT
     )]
     Newer {
         /// The segment.

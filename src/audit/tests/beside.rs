@@ -12,6 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use fastrand::Rng;
+
 use super::*;
 use crate::audit::record::stored_record::StoredRecord;
 use crate::audit::retention::gone;
@@ -72,7 +74,7 @@ impl Disk for Camera {
 type Step = (String, Option<Vec<u8>>);
 
 /// The steps from one picture to the next, in the writer's order; what is appended to a segment comes in parts.
-fn steps(before: &Folder, after: &Folder, random: &mut Random) -> Vec<Step> {
+fn steps(before: &Folder, after: &Folder, random: &mut Rng) -> Vec<Step> {
     let rank = |name: &str, is_gone: bool| match name {
         "keys" => 4,
         "head" => 5,
@@ -89,7 +91,7 @@ fn steps(before: &Folder, after: &Folder, random: &mut Random) -> Vec<Step> {
         let (old, new) = (before.get(name).map_or(&[][..], Vec::as_slice), after.get(name));
         if let Some(new) = new.filter(|new| name.ends_with("jsonl") && new.starts_with(old)) {
             let mut cuts: BTreeSet<usize> =
-                (0..3).map(|_| old.len() + random.below(new.len() - old.len() + 1)).collect();
+                (0..3).map(|_| old.len() + random.usize(..=new.len() - old.len())).collect();
             // The end of a line, once without its newline and once with it.
             let newline = old.len() + new[old.len()..].iter().position(|byte| *byte == b'\n').unwrap_or(0);
             cuts.extend([newline, newline + 1].into_iter().filter(|cut| (old.len()..new.len()).contains(cut)));
@@ -98,18 +100,6 @@ fn steps(before: &Folder, after: &Folder, random: &mut Random) -> Vec<Step> {
         steps.push((name.clone(), new.cloned()));
     }
     steps
-}
-
-/// Reproducible random numbers (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % bound.max(1) as u64).unwrap()
-    }
 }
 
 /// Every state of the folder, and the steps from each to the next.
@@ -146,7 +136,7 @@ impl Film {
             log.close().await;
             camera.picture();
         }
-        let mut random = Random(0x5eed_0013);
+        let mut random = Rng::with_seed(0x5eed_0013);
         let pictures = std::mem::take(&mut *camera.pictures.lock().unwrap());
         let (mut states, mut all) = (vec![Folder::new()], Vec::new());
         for picture in pictures {
@@ -199,7 +189,7 @@ fn assert_untouched_in(dir: &Path, place: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verifier_beside_a_writer_accuses_nobody() {
     let film = Film::take().await;
-    let mut random = Random(0x5eed_0007);
+    let mut random = Rng::with_seed(0x5eed_0007);
     let mut runs = 0;
     for from in film.begin()..film.states.len() {
         for round in 0..6 {
@@ -207,8 +197,8 @@ async fn a_verifier_beside_a_writer_accuses_nobody() {
             let steps: Vec<Step> = film.steps[from..].to_vec();
             // All steps at once before one of the reads, or a few before each. Half the rounds do it while keys and
             // heads are read, which comes first.
-            let (burst, at) = (1 + random.below(40), random.below([60, 8][round % 2]));
-            let mut own = Random(random.0);
+            let (burst, at) = (1 + random.usize(..40), random.usize(..[60, 8][round % 2]));
+            let mut own = random.clone();
             let (path, mut done, mut reads) = (dir.path().to_owned(), 0, 0);
             BESIDE.set(Some(Box::new(move || {
                 let count = match round {
@@ -219,8 +209,8 @@ async fn a_verifier_beside_a_writer_accuses_nobody() {
                             0
                         }
                     }
-                    4 => own.below(2),
-                    _ => own.below(9).saturating_sub(6),
+                    4 => own.usize(..2),
+                    _ => own.usize(..9).saturating_sub(6),
                 };
                 reads += 1;
                 for (name, bytes) in steps.iter().skip(done).take(count) {
@@ -251,7 +241,7 @@ async fn a_verifier_beside_a_writer_accuses_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_made_during_writing_accuses_nobody() {
     let film = Film::take().await;
-    let mut random = Random(0x5eed_0008);
+    let mut random = Rng::with_seed(0x5eed_0008);
     let (mut runs, mut slow, mut rotated) = (0, 0, 0);
     for listed in film.begin()..film.states.len() {
         for round in 0..12 {
@@ -260,10 +250,10 @@ async fn a_copy_made_during_writing_accuses_nobody() {
             match round / 3 {
                 0 => {}
                 1 => names.reverse(),
-                _ => names.sort_by_key(|_| random.below(1000)),
+                _ => names.sort_by_key(|_| random.usize(..1000)),
             }
             // The files are copied one after the other.
-            let mut times: Vec<usize> = names.iter().map(|_| listed + random.below(longest)).collect();
+            let mut times: Vec<usize> = names.iter().map(|_| listed + random.usize(..longest)).collect();
             times.sort_unstable();
             let last = times.last().map_or(listed, |last| *last);
             rotated += usize::from(film.states[listed].get("keys") != film.states[last].get("keys"));

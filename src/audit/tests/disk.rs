@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use fastrand::Rng;
+
 use super::*;
 use crate::audit::recover::recover;
 use crate::clock::Clock;
@@ -40,14 +42,14 @@ impl Faulty {
     }
 
     /// Copies what would be left of the segments if the power failed now: everything durable, and a part of the rest.
-    fn lose_power(&self, from: &Path, to: &Path, random: &mut impl FnMut(u64) -> u64) {
+    fn lose_power(&self, from: &Path, to: &Path, random: &mut Rng) {
         let state = self.state.lock().unwrap();
         for first in segment::list(from).unwrap() {
             let path = segment::path(from, first);
             let bytes = fs::read(&path).unwrap();
             let durable = state.files.get(&inode(&File::open(&path).unwrap())).copied().unwrap_or_default().0;
-            let kept = durable + random(bytes.len() as u64 - durable + 1);
-            if kept > 0 || random(2) == 0 {
+            let kept = durable + random.u64(..=bytes.len() as u64 - durable);
+            if kept > 0 || random.bool() {
                 fs::write(segment::path(to, first), &bytes[..usize::try_from(kept).unwrap()]).unwrap();
             }
         }
@@ -230,13 +232,7 @@ async fn a_deleted_segment_is_noticed_and_a_new_one_is_begun() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_loss_loses_nothing_that_was_acknowledged() {
     for seed in 0..40_u64 {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut random = move |below: u64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % below
-        };
+        let mut random = Rng::with_seed(seed);
         let dir = tempfile::tempdir().unwrap();
         let settings = config(&dir);
         let disk = Arc::new(Faulty::default());
@@ -244,9 +240,9 @@ async fn a_power_loss_loses_nothing_that_was_acknowledged() {
         let acknowledged = Arc::new(Mutex::new(Vec::new()));
         let writers: Vec<_> = (0..4).map(|writer| write_on(log.clone(), writer, acknowledged.clone())).collect();
         let crash = async {
-            tokio::time::sleep(Duration::from_millis(5 + random(20))).await;
-            disk.set(|state| state.failing_syncs = u32::try_from(random(2)).unwrap());
-            tokio::time::sleep(Duration::from_millis(random(10))).await;
+            tokio::time::sleep(Duration::from_millis(5 + random.u64(..20))).await;
+            disk.set(|state| state.failing_syncs = random.u32(..2));
+            tokio::time::sleep(Duration::from_millis(random.u64(..10))).await;
             let before = acknowledged.lock().unwrap().clone();
             let after = tempfile::tempdir().unwrap();
             disk.lose_power(&settings.dir, after.path(), &mut random);

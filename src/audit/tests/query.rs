@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use fastrand::Rng;
 use rusqlite::Connection;
 
 use super::*;
@@ -10,22 +11,6 @@ use crate::audit::record::stored_record::StoredRecord;
 use crate::clock::Clock;
 use crate::config;
 use crate::vocabulary::Answer;
-
-/// Reproducible random numbers (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-
-    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
-        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
-    }
-}
 
 const CALLERS: [&str; 3] = ["billing", "finance-dashboard", "a \"quoted\"\u{85} one"];
 const OPERATIONS: [&str; 3] = ["organizations.get", "payments.create", "usage"];
@@ -40,8 +25,8 @@ fn near_id(n: u64) -> String {
     format!("{:08x}-{:04x}-7000-8000-{n:012x}", ms >> 16, ms & 0xffff)
 }
 
-fn some_record(random: &mut Random, n: u64) -> Record {
-    let request = match random.below(10) {
+fn some_record(random: &mut Rng, n: u64) -> Record {
+    let request = match random.u64(..10) {
         0 => FAR_ID.to_owned(),
         1 | 2 => near_id(n),
         _ => format!("r{}", n % 50),
@@ -49,49 +34,49 @@ fn some_record(random: &mut Random, n: u64) -> Record {
     let base = record(Kind::Request, &request);
     Record {
         time: base.time + Duration::from_secs(n * 60),
-        caller: Some(random.pick(&CALLERS).into()),
-        operation: Some(random.pick(&OPERATIONS).into()),
-        organization: Some(random.below(3) + 10).filter(|id| *id != 12),
-        status: random.pick(&STATUSES).parse().ok(),
-        answer: Answer::ALL.get(usize::try_from(random.below(6)).unwrap()).copied(),
-        kind: if random.below(5) == 0 { Kind::Event } else { Kind::Request },
-        intent: (random.below(3) == 0).then(|| random.below(n + 1)),
+        caller: Some(random.choice(CALLERS).unwrap().into()),
+        operation: Some(random.choice(OPERATIONS).unwrap().into()),
+        organization: Some(random.u64(..3) + 10).filter(|id| *id != 12),
+        status: random.choice(STATUSES).unwrap().parse().ok(),
+        answer: Answer::ALL.get(random.usize(..6)).copied(),
+        kind: if random.u64(..5) == 0 { Kind::Event } else { Kind::Request },
+        intent: (random.u64(..3) == 0).then(|| random.u64(..=n)),
         ..base
     }
 }
 
-fn some_filter(random: &mut Random) -> Vec<(&'static str, String)> {
+fn some_filter(random: &mut Rng) -> Vec<(&'static str, String)> {
     let mut pairs = Vec::new();
-    let mut maybe = |random: &mut Random, name, value: String| {
-        if random.below(4) == 0 {
+    let mut maybe = |random: &mut Rng, name, value: String| {
+        if random.u64(..4) == 0 {
             pairs.push((name, value));
         }
     };
-    let value = random.pick(&CALLERS).to_owned();
+    let value = random.choice(CALLERS).unwrap().to_owned();
     maybe(random, "caller", value);
-    let value = random.pick(&OPERATIONS).to_owned();
+    let value = random.choice(OPERATIONS).unwrap().to_owned();
     maybe(random, "operation", value);
     maybe(random, "organization", "11".to_owned());
-    let value = random.pick(&["404", "4xx", "5xx", "200"]).to_owned();
+    let value = random.choice(["404", "4xx", "5xx", "200"]).unwrap().to_owned();
     maybe(random, "status", value);
-    let value = random.pick(&["hit", "refused"]).to_owned();
+    let value = random.choice(["hit", "refused"]).unwrap().to_owned();
     maybe(random, "answer", value);
-    let value = random.pick(&["event", "request"]).to_owned();
+    let value = random.choice(["event", "request"]).unwrap().to_owned();
     maybe(random, "kind", value);
-    let value = random.below(40).to_string();
+    let value = random.u64(..40).to_string();
     maybe(random, "intent", value);
-    let value = match random.below(3) {
-        0 => near_id(random.below(150)),
-        _ => random.pick(&["r7", "r13", FAR_ID]).to_owned(),
+    let value = match random.u64(..3) {
+        0 => near_id(random.u64(..150)),
+        _ => random.choice(["r7", "r13", FAR_ID]).unwrap().to_owned(),
     };
     maybe(random, "request", value);
-    let value = random.pick(&["2026-07-01T13:00:00Z", "2026-07-01T15:30:00Z"]).to_owned();
+    let value = random.choice(["2026-07-01T13:00:00Z", "2026-07-01T15:30:00Z"]).unwrap().to_owned();
     maybe(random, "since", value);
-    let value = random.pick(&["2026-07-01T16:00:00Z", "2026-07-02"]).to_owned();
+    let value = random.choice(["2026-07-01T16:00:00Z", "2026-07-02"]).unwrap().to_owned();
     maybe(random, "until", value);
-    let value = random.pick(&["1", "7", "10000"]).to_owned();
+    let value = random.choice(["1", "7", "10000"]).unwrap().to_owned();
     maybe(random, "limit", value);
-    let value = random.pick(&["5", "250", "9999"]).to_owned();
+    let value = random.choice(["5", "250", "9999"]).unwrap().to_owned();
     maybe(random, "after", value);
     pairs
 }
@@ -138,7 +123,7 @@ fn index_seq(settings: &config::AuditConfig) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn queries_agree_with_a_naive_reading_with_half_an_index_a_complete_one_and_none() {
     let seed = 0x5eed_0001;
-    let mut random = Random(seed);
+    let mut random = Rng::with_seed(seed);
     let dir = tempfile::tempdir().unwrap();
     let settings = config::AuditConfig { segment_bytes: 20_000, ..settings(&dir) };
     let (log, _) = open(&settings, &Clock::system()).await;

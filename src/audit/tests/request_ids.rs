@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fastrand::Rng;
+
 use super::*;
 use crate::audit::open_writes::OpenWrites;
 use crate::audit::record::stored_record::StoredRecord;
@@ -11,20 +13,6 @@ use crate::vocabulary::Outcome;
 
 /// Prefix of the ids of writes whose callers do not wait for their intents.
 const GIVEN_UP: &str = "given-up-";
-
-/// Reproducible random numbers.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, below: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % below
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
-        (!from.is_empty()).then(|| from[self.below(from.len())])
-    }
-}
 
 /// What the log is expected to know.
 #[derive(Default)]
@@ -52,7 +40,7 @@ impl Model {
 /// One life of a log. With `takes`, an id is taken before use, as the gateway does. Without it, several open writes
 /// may share an id and only their sequence numbers distinguish them.
 async fn live(seed: u64, takes: bool) -> usize {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut random = Rng::with_seed(seed);
     let dir = tempfile::tempdir().unwrap();
     let settings = crate::config::AuditConfig { segment_bytes: 4000, ..settings(&dir) };
     let clock = Clock::system();
@@ -63,9 +51,9 @@ async fn live(seed: u64, takes: bool) -> usize {
     for step in 0..80 {
         let place = format!("seed {seed}, step {step}");
         let under_way: Vec<u64> = model.under_way.keys().copied().collect();
-        match random.below(10) {
+        match random.usize(..10) {
             0..=3 => {
-                let wanted = random.pick(&used).unwrap();
+                let wanted = *random.choice(&used).unwrap();
                 let name = match log.names().take(wanted) {
                     Some(name) => name,
                     None if takes => log.names().make(clock.wall()),
@@ -80,9 +68,9 @@ async fn live(seed: u64, takes: bool) -> usize {
             }
             4 => drop(log.commit(record(Kind::Intent, &format!("{GIVEN_UP}{step}")))),
             5..=7 => {
-                let Some(intent) = random.pick(&under_way) else { continue };
+                let Some(&intent) = random.choice(&under_way) else { continue };
                 let (request, _name) = (model.under_way.remove(&intent).unwrap(), model.names.remove(&intent));
-                let how = random.pick(Outcome::ALL).unwrap();
+                let how = *random.choice(Outcome::ALL).unwrap();
                 log.commit(outcome(request.as_str(), intent, how)).await.unwrap();
                 model.ended.insert(intent, how);
                 if how == Outcome::InDoubt {
@@ -91,14 +79,14 @@ async fn live(seed: u64, takes: bool) -> usize {
             }
             8 => {
                 let doubts: Vec<RequestId> = model.in_doubt.values().copied().collect();
-                let Some(request) = random.pick(&doubts) else { continue };
+                let Some(&request) = random.choice(&doubts) else { continue };
                 let intent = log.doubts().named(&request).unwrap();
                 assert_eq!(model.in_doubt.remove(&intent), Some(request), "{place}");
                 let settled = Record { kind: Kind::Settlement, ..outcome(request.as_str(), intent, Outcome::Done) };
                 log.commit(settled).await.unwrap();
             }
             _ => {
-                if random.below(2) == 0 {
+                if random.bool() {
                     log.close().await;
                 }
                 model.names.clear();

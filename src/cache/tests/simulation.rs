@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::RangeInclusive;
 
+use fastrand::Rng;
 use futures_util::future::FutureExt;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
@@ -35,25 +36,6 @@ enum Mutant {
     FenceAtBegin,
     /// No window is opened after the write.
     NoWindow,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn within(&mut self, range: RangeInclusive<u64>) -> u64 {
-        range.start() + self.next() % (range.end() - range.start() + 1)
-    }
-
-    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[usize::try_from(self.within(0..=all.len() as u64 - 1)).unwrap()]
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,7 +93,7 @@ struct Read {
 }
 
 struct Simulation {
-    random: Random,
+    random: Rng,
     mutant: Mutant,
     cache: Arc<Cache>,
     shared_fetches: SharedFetches<Body>,
@@ -128,15 +110,15 @@ struct Simulation {
 
 impl Simulation {
     fn new(seed: u64, mutant: Mutant) -> Self {
-        let (mut random, (cache, clock)) = (Random(seed), cache());
+        let (mut random, (cache, clock)) = (Rng::with_seed(seed), cache());
         let mut events = BinaryHeap::new();
-        let writes: Vec<_> = (0..random.within(5..=WRITES_MAX as u64)).map(|_| write(&mut random)).collect();
+        let writes: Vec<_> = (0..random.u64(5..=WRITES_MAX as u64)).map(|_| write(&mut random)).collect();
         for n in 0..writes.len() {
-            events.push(Reverse((random.within(0..=READ_SPAN_MS), Event::WriteBegins(n))));
+            events.push(Reverse((random.u64(0..=READ_SPAN_MS), Event::WriteBegins(n))));
         }
         let reads = (0..READS).map(|_| read(&mut random)).collect();
         for n in 0..READS {
-            events.push(Reverse((random.within(0..=READ_SPAN_MS), Event::ReadArrives(n))));
+            events.push(Reverse((random.u64(0..=READ_SPAN_MS), Event::ReadArrives(n))));
         }
         let (shared_fetches, cache) = (SharedFetches::new(&cache), Arc::new(cache));
         let (tasks, fetches, wrong) = (Tasks::new(), vec![], vec![]);
@@ -177,7 +159,7 @@ impl Simulation {
     }
 
     fn after(&mut self, ms: RangeInclusive<u64>, event: Event) {
-        let at = self.now_ms + self.random.within(ms);
+        let at = self.now_ms + self.random.u64(ms);
         self.events.push(Reverse((at, event)));
     }
 
@@ -213,11 +195,11 @@ impl Simulation {
         if self.writes[n].in_doubt {
             // Its answer never comes; it may take effect at any time until the doubt is over, or never.
             self.after(0..=10_000, Event::WriteSettled(n));
-            if self.random.within(0..=3) > 0 {
+            if self.random.u64(0..=3) > 0 {
                 self.after(0..=120_000, Event::WriteApplied(n));
             }
         } else {
-            let applied = self.random.within(0..=4_000);
+            let applied = self.random.u64(0..=4_000);
             self.after(applied..=applied, Event::WriteApplied(n));
             self.after(applied + 1..=applied + 4_000, Event::WriteSettled(n));
         }
@@ -261,7 +243,7 @@ impl Simulation {
         };
         let waiter = self.join(key, which);
         self.reads[n].waiter = Some(waiter);
-        if self.random.within(0..=9) == 0 {
+        if self.random.u64(0..=9) == 0 {
             self.after(0..=6_000, Event::ReadLeaves(n));
         }
     }
@@ -303,7 +285,7 @@ impl Simulation {
             let n = self.fetches.len();
             self.fetches.push(Fetch { key, go: Some(go), answer: Some(answer), sent: None, shows: 0 });
             // Some wait long for their turn.
-            let turn_ms = self.random.one_of(&[0, 10, 5_000]);
+            let turn_ms = self.random.choice([0, 10, 5_000]).unwrap();
             self.after(0..=turn_ms, Event::FetchSent(n));
         }
         waiter
@@ -340,16 +322,22 @@ impl Simulation {
     }
 }
 
-fn write(random: &mut Random) -> Write {
-    let lag = Duration::from_millis(random.one_of(&[0, 0, 2_000, 9_000]));
-    let in_doubt = random.within(0..=5) == 0;
-    Write { tags: random.one_of(&WRITES), in_doubt, lag, applied: None, settled: None }
+fn write(random: &mut Rng) -> Write {
+    let lag = Duration::from_millis(random.choice([0, 0, 2_000, 9_000]).unwrap());
+    let in_doubt = random.u64(0..=5) == 0;
+    Write { tags: random.choice(WRITES).unwrap(), in_doubt, lag, applied: None, settled: None }
 }
 
-fn read(random: &mut Random) -> Read {
-    let key = random.one_of(&[0, 1, 2, 3]);
-    let wait = random.within(0..=19) == 0;
-    Read { key, request_directives: request_directives(random.one_of(&WISHES)), wait, arrived: None, waiter: None }
+fn read(random: &mut Rng) -> Read {
+    let key = random.choice([0, 1, 2, 3]).unwrap();
+    let wait = random.u64(0..=19) == 0;
+    Read {
+        key,
+        request_directives: request_directives(random.choice(WISHES).unwrap()),
+        wait,
+        arrived: None,
+        waiter: None,
+    }
 }
 
 fn play(seed: u64, mutant: Mutant) -> Vec<String> {

@@ -6,7 +6,8 @@ use http::Method;
 
 use super::rows::ID;
 use super::{BodyKind, Catalogue, PathTemplate, TagTemplate};
-use crate::toml_reader::{InvalidValue, Table, TableItem, TomlForm, ValueKind, no_such, quoted};
+use crate::toml_reader::{InvalidValue, Table, TableItem, ValueKind, no_such, one_of};
+use crate::vocabulary::word_enum;
 
 /// Where to look after a write in doubt, and how to interpret the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,29 +22,18 @@ pub struct EffectCheck {
     pub member: Vec<(Arc<str>, TagTemplate)>,
 }
 
-/// How an answer proves the effect of a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proves {
-    /// An object that has every member the write's body set proves that the write is done. A difference proves nothing,
-    /// because someone else may have written since.
-    Fields,
-    /// A 404 proves that the write is done. If the object is still there after the doubt window, the write is not done,
-    /// because ids are never reused.
-    Gone,
-    /// An array without the object proves that the write is done. Its presence proves nothing, because someone else may
-    /// have created it since.
-    Absent,
-}
-
-impl Proves {
-    /// The value as written in rows.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Fields => "fields",
-            Self::Gone => "gone",
-            Self::Absent => "absent",
-        }
+word_enum! {
+    /// How an answer proves the effect of a write.
+    Proves {
+        /// An object that has every member the write's body set proves that the write is done. A difference proves nothing,
+        /// because someone else may have written since.
+        Fields = "fields",
+        /// A 404 proves that the write is done. If the object is still there after the doubt window, the write is not done,
+        /// because ids are never reused.
+        Gone = "gone",
+        /// An array without the object proves that the write is done. Its presence proves nothing, because someone else may
+        /// have created it since.
+        Absent = "absent",
     }
 }
 
@@ -118,38 +108,18 @@ pub(super) fn check_row(table: &Table<'_>, look: &EffectCheck, method: &Method, 
     }
 }
 
-const POINTER: ValueKind<Arc<str>> = ValueKind {
-    form: TomlForm::Text,
-    what: "a JSON pointer",
-    example: "\"/organization\"",
-    parse: |text| match text.is_empty() || text.starts_with('/') {
-        true => Ok(Arc::from(text)),
-        false => {
-            Err(InvalidValue::new(format!("{} is not a JSON pointer", quoted(text)), format!("write \"/{text}\"")))
-        }
-    },
-};
+const POINTER: ValueKind<Arc<str>> = ValueKind::text("a JSON pointer", "\"/organization\"", |text| {
+    let is_pointer = text.is_empty() || text.starts_with('/');
+    let wrong = || InvalidValue::quoting(text, "is not a JSON pointer", format!("write \"/{text}\""));
+    is_pointer.then(|| Arc::from(text)).ok_or_else(wrong)
+});
 
-const PROVES: ValueKind<Proves> = ValueKind {
-    form: TomlForm::Text,
-    what: "what the read proves",
-    example: "\"fields\"",
-    parse: |text| {
-        let all = [Proves::Fields, Proves::Gone, Proves::Absent];
-        let found = all.into_iter().find(|one| one.as_str() == text);
-        found.ok_or_else(|| no_such(text, "kind of proof", &all.map(Proves::as_str)))
-    },
-};
+const PROVES: ValueKind<Proves> = ValueKind::text("what the read proves", "\"fields\"", |text| {
+    one_of(text, "kind of proof", Proves::ALL, Proves::as_str)
+});
 
-const VALUE: ValueKind<TagTemplate> = ValueKind {
-    form: TomlForm::Text,
-    what: "a path parameter or a string",
-    example: "\"{variableName}\"",
-    parse: |text| match TagTemplate::parse(text) {
-        Ok(template) if !template.needs_answer() => Ok(template),
-        Ok(_) | Err(_) => Err(InvalidValue::new(
-            format!("{} is not a valid value", quoted(text)),
-            "write a path parameter, such as \"{variableName}\"",
-        )),
-    },
-};
+const VALUE: ValueKind<TagTemplate> = ValueKind::text("a path parameter or a string", "\"{variableName}\"", |text| {
+    let help = "write a path parameter, such as \"{variableName}\"";
+    let wrong = || InvalidValue::quoting(text, "is not a valid value", help);
+    TagTemplate::parse(text).ok().filter(|template| !template.needs_answer()).ok_or_else(wrong)
+});

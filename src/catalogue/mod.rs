@@ -14,25 +14,28 @@ use std::sync::Arc;
 
 use http::Method;
 
+use crate::vocabulary::word_enum;
+
 pub use effect_check::{EffectCheck, Proves};
 pub use route::{MatchedOperation, NoMatch};
 pub use template::{PathSegment, PathTemplate, TagPart, TagTemplate};
 
-/// How a query parameter affects the cache key (`docs/decisions/cache-keys.md`). A parameter that is in no row bypasses
-/// the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ParameterKind {
-    /// May appear several times; order and repetition do not matter (`cols[]`).
-    Set,
-    /// One value: any text.
-    Scalar,
-    /// One value: a plain decimal.
-    Number,
-    /// One value: `true` or `false`; the default is `false` unless the row says otherwise.
-    Flag,
-    /// One value: `true` or `false`; `true` asks the upstream to be up to date and is never answered from the cache
-    /// (`wait`).
-    Refresh,
+word_enum! {
+    /// How a query parameter affects the cache key (`docs/decisions/cache-keys.md`). A parameter that is in no row bypasses
+    /// the cache.
+    ParameterKind {
+        /// May appear several times; order and repetition do not matter (`cols[]`).
+        Set = "set",
+        /// One value: any text.
+        Scalar = "scalar",
+        /// One value: a plain decimal.
+        Number = "number",
+        /// One value: `true` or `false`; the default is `false` unless the row says otherwise.
+        Flag = "flag",
+        /// One value: `true` or `false`; `true` asks the upstream to be up to date and is never answered from the cache
+        /// (`wait`).
+        Refresh = "refresh",
+    }
 }
 
 /// A query parameter that is part of the cache key.
@@ -46,45 +49,49 @@ pub struct Parameter {
     pub default: Option<Arc<str>>,
 }
 
-/// Whether a request may be retried after an attempt whose effect is unknown (`docs/decisions/retries.md`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum RetryClass {
-    /// A read: may always be retried.
-    Safe,
-    /// A write whose repetition changes nothing (absolute values, deletions).
-    Idempotent,
-    /// Retried only if provably not processed.
-    Once,
+word_enum! {
+    /// Whether a request may be retried after an attempt whose effect is unknown (`docs/decisions/retries.md`).
+    RetryClass {
+        /// A read: may always be retried.
+        Safe = "safe",
+        /// A write whose repetition changes nothing (absolute values, deletions).
+        Idempotent = "idempotent",
+        /// Retried only if provably not processed.
+        Once = "once",
+    }
 }
 
-/// The body that an operation takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyKind {
-    /// No body; a body that is not empty is refused.
-    None,
-    /// A JSON object.
-    Object,
-    /// Any body, or none.
-    Any,
+word_enum! {
+    /// The body that an operation takes.
+    BodyKind {
+        /// No body; a body that is not empty is refused.
+        None = "none",
+        /// A JSON object.
+        Object = "object",
+        /// Any body, or none.
+        Any = "any",
+    }
 }
 
-/// Who decides how long an answer is fresh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
-    /// Only the lifetime of the class.
-    Configured,
-    /// The smaller of the class's lifetime and what the upstream's headers allow; without such headers the answer is
-    /// not cached.
-    Upstream,
+word_enum! {
+    /// Who decides how long an answer is fresh.
+    Freshness {
+        /// Only the lifetime of the class.
+        Configured = "configured",
+        /// The smaller of the class's lifetime and what the upstream's headers allow; without such headers the answer is
+        /// not cached.
+        Upstream = "upstream",
+    }
 }
 
-/// Whose quota an attempt is counted against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BucketKind {
-    /// The quota of the organization in the path.
-    Organization,
-    /// The account's quota, for operations without an organization.
-    Account,
+word_enum! {
+    /// Whose quota an attempt is counted against.
+    BucketKind {
+        /// The quota of the organization in the path.
+        Organization = "organization",
+        /// The account's quota, for operations without an organization.
+        Account = "account",
+    }
 }
 
 /// One row: a method, a path template and everything the gateway knows about the operation.

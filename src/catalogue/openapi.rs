@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{BodyKind, BucketKind, Catalogue, Operation, Parameter, ParameterKind, RetryClass};
+use super::{BodyKind, Catalogue, Operation, Parameter, ParameterKind};
 
 /// Builds the document from the catalogue.
 #[must_use]
@@ -71,15 +71,8 @@ fn makegate(row: &Operation) -> Value {
     json!({
         "grant": row.grant,
         "cache": row.cache,
-        "retry": match row.retry {
-            RetryClass::Safe => "safe",
-            RetryClass::Idempotent => "idempotent",
-            RetryClass::Once => "once",
-        },
-        "quota": match row.quota {
-            BucketKind::Organization => "organization",
-            BucketKind::Account => "account",
-        },
+        "retry": row.retry.as_str(),
+        "quota": row.quota.as_str(),
         "tags": row.tags.iter().map(|tag| tag.as_str()).collect::<Vec<_>>(),
         "invalidates": row.invalidates.iter().map(|tag| tag.as_str()).collect::<Vec<_>>(),
     })

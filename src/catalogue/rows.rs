@@ -9,7 +9,7 @@ use super::{
     TagTemplate, effect_check,
 };
 use crate::toml_reader::{
-    self, FLAG, InvalidValue, TEXT, Table, TableItem, TextSpan, TomlForm, ValueKind, WithSpan, no_such, quoted,
+    self, FLAG, InvalidValue, TEXT, Table, TableItem, TextSpan, ValueKind, WithSpan, no_such, one_of, quoted,
 };
 
 /// The text of the built-in rows.
@@ -270,164 +270,80 @@ fn check_default(kind: ParameterKind, default: &str) -> Result<(), (String, &'st
 /// Marks a GET whose answers contain secrets or expiring links: no lifetime can be configured for it.
 const NEVER: &str = "never";
 
-pub(super) const ID: ValueKind<Arc<str>> = ValueKind {
-    form: TomlForm::Text,
-    what: "an id",
-    example: "\"users.me\"",
-    parse: |text| {
-        let part_ok = |part: &str| is_name(part);
-        match text.split('.').all(part_ok) && text.contains('.') {
-            true => Ok(Arc::from(text)),
-            false => Err(InvalidValue::new(
-                format!("{} is not a valid id", quoted(text)),
-                "write two or more names of a-z, 0-9 and -, separated by dots: \"users.me\"",
-            )),
-        }
-    },
-};
+pub(super) const ID: ValueKind<Arc<str>> = ValueKind::text("an id", "\"users.me\"", |text| {
+    let is_id = text.contains('.') && text.split('.').all(is_name);
+    let help = "write two or more names of a-z, 0-9 and -, separated by dots: \"users.me\"";
+    is_id.then(|| Arc::from(text)).ok_or_else(|| InvalidValue::quoting(text, "is not a valid id", help))
+});
 
 fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-const METHOD: ValueKind<Method> = ValueKind {
-    form: TomlForm::Text,
-    what: "a method",
-    example: "\"GET\"",
-    parse: |text| match text {
-        "GET" => Ok(Method::GET),
-        "POST" => Ok(Method::POST),
-        "PUT" => Ok(Method::PUT),
-        "PATCH" => Ok(Method::PATCH),
-        "DELETE" => Ok(Method::DELETE),
-        "HEAD" => Err(InvalidValue::new("HEAD needs no row", "write \"GET\": HEAD is answered as its GET")),
-        other => Err(no_such(other, "method", &["GET", "POST", "PUT", "PATCH", "DELETE"])),
-    },
-};
+const METHOD: ValueKind<Method> = ValueKind::text("a method", "\"GET\"", |text| match text {
+    "GET" => Ok(Method::GET),
+    "POST" => Ok(Method::POST),
+    "PUT" => Ok(Method::PUT),
+    "PATCH" => Ok(Method::PATCH),
+    "DELETE" => Ok(Method::DELETE),
+    "HEAD" => Err(InvalidValue::new("HEAD needs no row", "write \"GET\": HEAD is answered as its GET")),
+    other => Err(no_such(other, "method", &["GET", "POST", "PUT", "PATCH", "DELETE"])),
+});
 
-const PATH: ValueKind<PathTemplate> = ValueKind {
-    form: TomlForm::Text,
-    what: "a path",
-    example: "\"/api/v2/users/me\"",
-    parse: |text| Ok(PathTemplate::parse(text)?),
-};
+const PATH: ValueKind<PathTemplate> =
+    ValueKind::text("a path", "\"/api/v2/users/me\"", |text| Ok(PathTemplate::parse(text)?));
 
-const GRANT: ValueKind<Arc<str>> = ValueKind {
-    form: TomlForm::Text,
-    what: "a grant",
-    example: "\"users:read\"",
-    parse: |text| match text.split_once(':') {
-        Some((group, "read" | "write")) if is_name(group) => Ok(Arc::from(text)),
-        Some(_) | None => Err(InvalidValue::new(
-            format!("{} is not a valid grant", quoted(text)),
-            "write a name of a-z, 0-9 and -, then :read or :write: \"users:read\"",
-        )),
-    },
-};
+const GRANT: ValueKind<Arc<str>> = ValueKind::text("a grant", "\"users:read\"", |text| match text.split_once(':') {
+    Some((group, "read" | "write")) if is_name(group) => Ok(Arc::from(text)),
+    Some(_) | None => {
+        let help = "write a name of a-z, 0-9 and -, then :read or :write: \"users:read\"";
+        Err(InvalidValue::quoting(text, "is not a valid grant", help))
+    }
+});
 
 /// A lifetime class.
-pub const CLASS: ValueKind<Arc<str>> = ValueKind {
-    form: TomlForm::Text,
-    what: "a class",
-    example: "\"organizations\"",
-    parse: |text| match is_name(text) {
-        true => Ok(Arc::from(text)),
-        false => {
-            Err(InvalidValue::new(format!("{} is not a valid class", quoted(text)), "write a name of a-z, 0-9 and -"))
-        }
-    },
-};
+const CLASS: ValueKind<Arc<str>> = ValueKind::text("a class", "\"organizations\"", |text| {
+    let wrong = || InvalidValue::quoting(text, "is not a valid class", "write a name of a-z, 0-9 and -");
+    is_name(text).then(|| Arc::from(text)).ok_or_else(wrong)
+});
 
-const TAG: ValueKind<TagTemplate> = ValueKind {
-    form: TomlForm::Text,
-    what: "a tag",
-    example: "\"org:{organizationId}/usage\"",
-    parse: |text| Ok(TagTemplate::parse(text)?),
-};
+const TAG: ValueKind<TagTemplate> =
+    ValueKind::text("a tag", "\"org:{organizationId}/usage\"", |text| Ok(TagTemplate::parse(text)?));
 
-const RETRY: ValueKind<RetryClass> = ValueKind {
-    form: TomlForm::Text,
-    what: "a retry class",
-    example: "\"once\"",
-    parse: |text| match text {
-        "safe" => Ok(RetryClass::Safe),
-        "idempotent" => Ok(RetryClass::Idempotent),
-        "once" => Ok(RetryClass::Once),
-        other => Err(no_such(other, "retry class", &["safe", "idempotent", "once"])),
-    },
-};
+const RETRY: ValueKind<RetryClass> = ValueKind::text("a retry class", "\"once\"", |text| {
+    one_of(text, "retry class", RetryClass::ALL, RetryClass::as_str)
+});
 
-const BODY: ValueKind<BodyKind> = ValueKind {
-    form: TomlForm::Text,
-    what: "a kind of body",
-    example: "\"object\"",
-    parse: |text| match text {
-        "none" => Ok(BodyKind::None),
-        "object" => Ok(BodyKind::Object),
-        "any" => Ok(BodyKind::Any),
-        other => Err(no_such(other, "kind of body", &["none", "object", "any"])),
-    },
-};
+const BODY: ValueKind<BodyKind> = ValueKind::text("a kind of body", "\"object\"", |text| {
+    one_of(text, "kind of body", BodyKind::ALL, BodyKind::as_str)
+});
 
-const FRESHNESS: ValueKind<Freshness> = ValueKind {
-    form: TomlForm::Text,
-    what: "\"configured\" or \"upstream\"",
-    example: "\"configured\"",
-    parse: |text| match text {
-        "configured" => Ok(Freshness::Configured),
-        "upstream" => Ok(Freshness::Upstream),
-        other => Err(no_such(other, "freshness", &["configured", "upstream"])),
-    },
-};
+const FRESHNESS: ValueKind<Freshness> = ValueKind::text("\"configured\" or \"upstream\"", "\"configured\"", |text| {
+    one_of(text, "freshness", Freshness::ALL, Freshness::as_str)
+});
 
-const QUOTA: ValueKind<BucketKind> = ValueKind {
-    form: TomlForm::Text,
-    what: "\"organization\" or \"account\"",
-    example: "\"account\"",
-    parse: |text| match text {
-        "organization" => Ok(BucketKind::Organization),
-        "account" => Ok(BucketKind::Account),
-        other => Err(no_such(other, "quota bucket", &["organization", "account"])),
-    },
-};
+const QUOTA: ValueKind<BucketKind> = ValueKind::text("\"organization\" or \"account\"", "\"account\"", |text| {
+    one_of(text, "quota bucket", BucketKind::ALL, BucketKind::as_str)
+});
 
-const PARAMETER: ValueKind<ParameterKind> = ValueKind {
-    form: TomlForm::Text,
-    what: "a kind of parameter",
-    example: "\"scalar\"",
-    parse: |text| match text {
-        "set" => Ok(ParameterKind::Set),
-        "scalar" => Ok(ParameterKind::Scalar),
-        "number" => Ok(ParameterKind::Number),
-        "flag" => Ok(ParameterKind::Flag),
-        "refresh" => Ok(ParameterKind::Refresh),
-        other => Err(no_such(other, "kind of parameter", &["set", "scalar", "number", "flag", "refresh"])),
-    },
-};
+const PARAMETER: ValueKind<ParameterKind> = ValueKind::text("a kind of parameter", "\"scalar\"", |text| {
+    one_of(text, "kind of parameter", ParameterKind::ALL, ParameterKind::as_str)
+});
 
 /// A default may be empty.
-const DEFAULT: ValueKind<String> =
-    ValueKind { form: TomlForm::Text, what: "a string", example: "\"name\"", parse: |text| Ok(text.to_owned()) };
+const DEFAULT: ValueKind<String> = ValueKind::text("a string", "\"name\"", |text| Ok(text.to_owned()));
 
-const RECORDED: ValueKind<Arc<str>> = ValueKind {
-    form: TomlForm::Text,
-    what: "the name of a parameter or field",
-    example: "\"name\"",
-    parse: |text| match NEVER_RECORDED.contains(&text) {
+const RECORDED: ValueKind<Arc<str>> =
+    ValueKind::text("the name of a parameter or field", "\"name\"", |text| match NEVER_RECORDED.contains(&text) {
         false => Ok(Arc::from(text)),
-        true => Err(InvalidValue::new(
-            format!("{text} is never recorded"),
-            "leave it out: it may hold a secret or personal data",
-        )),
-    },
-};
+        true => {
+            let help = "leave it out: it may hold a secret or personal data";
+            Err(InvalidValue::new(format!("{text} is never recorded"), help))
+        }
+    });
 
-const MEMBER: ValueKind<Arc<str>> = ValueKind {
-    form: TomlForm::Text,
-    what: "the name of a member of the answer",
-    example: "\"organizations\"",
-    parse: |text| match text.is_empty() {
-        false => Ok(Arc::from(text)),
-        true => Err(InvalidValue::new("this must not be empty", "write the member's name, such as \"organizations\"")),
-    },
-};
+const MEMBER: ValueKind<Arc<str>> =
+    ValueKind::text("the name of a member of the answer", "\"organizations\"", |text| match text {
+        "" => Err(InvalidValue::new("this must not be empty", "write the member's name, such as \"organizations\"")),
+        _ => Ok(Arc::from(text)),
+    });

@@ -3,10 +3,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::units::{CALLER, KEY, ORGANIZATION, RATE, default_burst};
+use super::units::{CALLER, KEY, ORGANIZATION, RATE, count, default_burst};
 use super::{CallerConfig, Grants, Rate, Scope};
 use crate::ids::KeyHash;
-use crate::toml_reader::{FLAG, InvalidValue, Table, TomlForm, ValueKind, nearest, quoted};
+use crate::toml_reader::{FLAG, Table, ValueKind, nearest, quoted};
 
 /// What every caller is checked against: the other callers, and the grants that exist.
 pub(super) struct CallerChecks {
@@ -104,12 +104,7 @@ impl CallerChecks {
 }
 
 /// Any text; the catalogue decides which grants exist.
-const GRANT: ValueKind<Arc<str>> = ValueKind {
-    form: TomlForm::Text,
-    what: "a grant",
-    example: "\"organizations:read\"",
-    parse: |text| Ok(Arc::from(text)),
-};
+const GRANT: ValueKind<Arc<str>> = ValueKind::text("a grant", "\"organizations:read\"", |text| Ok(Arc::from(text)));
 
 fn organizations(t: &Table<'_>) -> Scope {
     let Some(given) = t.list("organizations", ORGANIZATION) else {
@@ -139,12 +134,4 @@ fn burst(t: &Table<'_>, rate: Rate) -> u32 {
     t.optional("burst", BURST).unwrap_or(default)
 }
 
-const BURST: ValueKind<u32> = ValueKind {
-    form: TomlForm::Integer,
-    what: "an integer",
-    example: "60",
-    parse: |text| match text.parse() {
-        Ok(0) | Err(_) => Err(InvalidValue::new(format!("{text} is out of range"), "write 1 to 4294967295")),
-        Ok(burst) => Ok(burst),
-    },
-};
+const BURST: ValueKind<u32> = ValueKind { example: "60", ..count::<u32, 4_294_967_295>() };

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::units::{DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, URL, VARIABLE, size};
+use super::units::{self, DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, URL, VARIABLE, size};
 use super::{
     AuditConfig, CacheConfig, GatewayConfig, Limits, Listen, OperatorConfig, SecretSource, TlsFiles, UpstreamConfig,
 };
-use crate::toml_reader::{FLAG, InvalidValue, Table, TomlForm, ValueKind, WithSpan, number};
+use crate::toml_reader::{FLAG, Table, ValueKind, WithSpan, number};
 
 pub(super) fn gateway(t: &Table<'_>, base: &Path) -> GatewayConfig {
     GatewayConfig {
@@ -141,14 +141,9 @@ pub(super) fn limits(t: &Table<'_>) -> Limits {
     }
 }
 
-/// A count from 1 up to a maximum that every counter in the process can hold.
-fn count<T: TryFrom<u64>>() -> ValueKind<T> {
-    const MAX: u64 = 1_000_000_000;
-    let parse = |text: &str| {
-        let given = text.parse::<u64>().ok().filter(|n| (1..=MAX).contains(n)).and_then(|n| T::try_from(n).ok());
-        given.ok_or_else(|| InvalidValue::new(format!("{text} is out of range"), "write 1 to 1000000000"))
-    };
-    ValueKind { form: TomlForm::Integer, what: "an integer", example: "10", parse }
+/// A count that every counter in the process can hold.
+const fn count<T: TryFrom<u64>>() -> ValueKind<T> {
+    units::count::<T, 1_000_000_000>()
 }
 
 fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {

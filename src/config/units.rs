@@ -9,48 +9,39 @@ use jiff::{Span, SpanRelativeTo};
 
 use super::{BaseUrl, Listen, QuotaSetting, Rate};
 use crate::ids::KeyHash;
-use crate::toml_reader::{InvalidValue, TomlForm, ValueKind, quoted};
+use crate::toml_reader::{InvalidValue, TomlForm, ValueKind};
 
 /// The longest duration accepted.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 /// A duration above zero.
-pub(super) const DURATION: ValueKind<Duration> =
-    ValueKind { form: TomlForm::Text, what: "a duration", example: "\"5m\"", parse: |text| duration(text, false) };
+pub(super) const DURATION: ValueKind<Duration> = ValueKind::text("a duration", "\"5m\"", |text| duration(text, false));
 
 /// A duration, or `0s` for "off".
 pub(super) const DURATION_OR_OFF: ValueKind<Duration> =
-    ValueKind { form: TomlForm::Text, what: "a duration", example: "\"5m\"", parse: |text| duration(text, true) };
+    ValueKind::text("a duration", "\"5m\"", |text| duration(text, true));
 
 fn duration(text: &str, may_be_off: bool) -> Result<Duration, InvalidValue> {
-    let advice = "write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\"";
+    const ADVICE: &str = "write a number and ms, s, m, h, d or w: \"500ms\", \"1h30m\", \"400d\"";
+    let wrong = |why, help: &str| Err(InvalidValue::quoting(text, why, help));
     if let Ok(number) = text.parse::<u64>() {
-        return Err(InvalidValue::new(
-            format!("{} has no unit", quoted(text)),
-            format!("write \"{number}s\" for seconds"),
-        ));
+        return wrong("has no unit", &format!("write \"{number}s\" for seconds"));
     }
-    let span: Span =
-        text.parse().map_err(|_| InvalidValue::new(format!("{} is not a duration", quoted(text)), advice))?;
+    let Ok(span) = text.parse::<Span>() else { return wrong("is not a duration", ADVICE) };
     let Ok(signed) = span.to_duration(SpanRelativeTo::days_are_24_hours()) else {
-        return Err(InvalidValue::new(
-            format!("{} has no fixed length", quoted(text)),
-            "write it in days, such as \"365d\"",
-        ));
+        return wrong("has no fixed length", "write it in days, such as \"365d\"");
     };
     match Duration::try_from(signed) {
-        Err(_) => Err(InvalidValue::new(format!("{} is negative", quoted(text)), advice)),
-        Ok(Duration::ZERO) if !may_be_off => Err(InvalidValue::new(format!("{} is too short", quoted(text)), advice)),
-        Ok(long) if long > DURATION_MAX => {
-            Err(InvalidValue::new(format!("{} is too long", quoted(text)), "write at most 100 years"))
-        }
+        Err(_) => wrong("is negative", ADVICE),
+        Ok(Duration::ZERO) if !may_be_off => wrong("is too short", ADVICE),
+        Ok(long) if long > DURATION_MAX => wrong("is too long", "write at most 100 years"),
         Ok(duration) => Ok(duration),
     }
 }
 
 /// A size in bytes, above 0.
 pub(super) const fn size<T: TryFrom<u64>>() -> ValueKind<T> {
-    ValueKind { form: TomlForm::Text, what: "a size", example: "\"64MiB\"", parse: bytes }
+    ValueKind::text("a size", "\"64MiB\"", bytes)
 }
 
 const UNITS: [(&str, u64); 4] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
@@ -59,15 +50,13 @@ fn bytes<T: TryFrom<u64>>(text: &str) -> Result<T, InvalidValue> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let known = UNITS.iter().find(|(name, _)| *name == unit);
     let (Ok(number), Some((_, unit))) = (digits.parse::<u64>(), known) else {
-        return Err(InvalidValue::new(format!("{} is not a size", quoted(text)), size_advice(digits, unit)));
+        return Err(InvalidValue::quoting(text, "is not a size", size_advice(digits, unit)));
     };
     let size = number.checked_mul(*unit).and_then(|size| T::try_from(size).ok());
     match size {
-        Some(_) if number == 0 => {
-            Err(InvalidValue::new(format!("{} is too small", quoted(text)), "write at least \"1B\""))
-        }
+        Some(_) if number == 0 => Err(InvalidValue::quoting(text, "is too small", "write at least \"1B\"")),
         Some(size) => Ok(size),
-        None => Err(InvalidValue::new(format!("{} is too large", quoted(text)), "write a smaller size")),
+        None => Err(InvalidValue::quoting(text, "is too large", "write a smaller size")),
     }
 }
 
@@ -88,13 +77,11 @@ fn size_advice(digits: &str, unit: &str) -> String {
 }
 
 /// A request rate.
-pub(super) const RATE: ValueKind<Rate> =
-    ValueKind { form: TomlForm::Text, what: "a rate", example: "\"600/min\"", parse: rate };
+pub(super) const RATE: ValueKind<Rate> = ValueKind::text("a rate", "\"600/min\"", rate);
 
 fn rate(text: &str) -> Result<Rate, InvalidValue> {
-    let wrong = || {
-        InvalidValue::new(format!("{} is not a rate", quoted(text)), "write a number and /s, /min or /h: \"600/min\"")
-    };
+    let wrong = || InvalidValue::quoting(text, "is not a rate", "write a number and /s, /min or /h: \"600/min\"");
+    let too_fast = |help| InvalidValue::quoting(text, "is too fast", help);
     let (number, unit) = text.split_once('/').ok_or_else(wrong)?;
     let per = match unit {
         "s" => Duration::from_secs(1),
@@ -103,16 +90,13 @@ fn rate(text: &str) -> Result<Rate, InvalidValue> {
         _ => return Err(wrong()),
     };
     let requests = match number.parse::<u64>().map(u32::try_from) {
-        Ok(Ok(0)) => return Err(InvalidValue::new(format!("{} allows no requests", quoted(text)), "write 1 or more")),
+        Ok(Ok(0)) => return Err(InvalidValue::quoting(text, "allows no requests", "write 1 or more")),
         Ok(Ok(requests)) => requests,
-        Ok(Err(_)) => {
-            return Err(InvalidValue::new(format!("{} is too fast", quoted(text)), "write at most 4294967295"));
-        }
+        Ok(Err(_)) => return Err(too_fast("write at most 4294967295")),
         Err(_) => return Err(wrong()),
     };
     if per.as_nanos() < u128::from(requests) {
-        let help = "write at most 1000000000/s: one request per nanosecond";
-        return Err(InvalidValue::new(format!("{} is too fast", quoted(text)), help));
+        return Err(too_fast("write at most 1000000000/s: one request per nanosecond"));
     }
     Ok(Rate { requests, per })
 }
@@ -124,24 +108,16 @@ pub(super) fn default_burst(rate: Rate) -> u32 {
 }
 
 /// `auto`, or requests per minute.
-pub(super) const QUOTA: ValueKind<QuotaSetting> = ValueKind {
-    form: TomlForm::Text,
-    what: "a quota",
-    example: "\"auto\"",
-    parse: |text| match text {
-        "auto" => Ok(QuotaSetting::Auto),
-        _ => match rate(text) {
-            Ok(Rate { requests, per }) if per == Duration::from_mins(1) => Ok(QuotaSetting::PerMinute(requests)),
-            Ok(_) | Err(_) => Err(InvalidValue::new(
-                format!("{} is not a quota", quoted(text)),
-                "write \"auto\", or Make's limit per organization and minute: \"240/min\"",
-            )),
-        },
-    },
-};
+pub(super) const QUOTA: ValueKind<QuotaSetting> = ValueKind::text("a quota", "\"auto\"", |text| match rate(text) {
+    _ if text == "auto" => Ok(QuotaSetting::Auto),
+    Ok(Rate { requests, per }) if per == Duration::from_mins(1) => Ok(QuotaSetting::PerMinute(requests)),
+    Ok(_) | Err(_) => {
+        let help = "write \"auto\", or Make's limit per organization and minute: \"240/min\"";
+        Err(InvalidValue::quoting(text, "is not a quota", help))
+    }
+});
 
-pub(super) const LISTEN: ValueKind<Listen> =
-    ValueKind { form: TomlForm::Text, what: "an address", example: "\"127.0.0.1:8080\"", parse: listen };
+pub(super) const LISTEN: ValueKind<Listen> = ValueKind::text("an address", "\"127.0.0.1:8080\"", listen);
 
 /// The path of a Unix socket must fit into `sockaddr_un`.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -167,15 +143,14 @@ fn listen(text: &str) -> Result<Listen, InvalidValue> {
         }
         None | Some(_) => "write an IP address and a port, or unix: and a path: \"127.0.0.1:8080\"".to_owned(),
     };
-    Err(InvalidValue::new(format!("{} is not a valid listen address", quoted(text)), help))
+    Err(InvalidValue::quoting(text, "is not a valid listen address", help))
 }
 
-pub(super) const URL: ValueKind<BaseUrl> =
-    ValueKind { form: TomlForm::Text, what: "a URL", example: "\"https://eu1.make.com\"", parse: url };
+pub(super) const URL: ValueKind<BaseUrl> = ValueKind::text("a URL", "\"https://eu1.make.com\"", url);
 
 fn url(text: &str) -> Result<BaseUrl, InvalidValue> {
     let example = "write only your zone's URL, such as \"https://eu1.make.com\"";
-    let wrong = |why: &str| InvalidValue::new(format!("{} {why}", quoted(text)), example);
+    let wrong = |why: &str| InvalidValue::quoting(text, why, example);
     if text.contains('@') {
         let help = "remove it: the token belongs in token_file or token_env";
         return Err(InvalidValue::new("the URL contains a user", help).secret());
@@ -214,99 +189,76 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-pub(super) const PATH: ValueKind<PathBuf> = ValueKind {
-    form: TomlForm::Text,
-    what: "a path",
-    example: "\"/run/secrets/make\"",
-    parse: |text| match text.is_empty() || text.contains('\0') {
+pub(super) const PATH: ValueKind<PathBuf> =
+    ValueKind::text("a path", "\"/run/secrets/make\"", |text| match text.is_empty() || text.contains('\0') {
         false => Ok(PathBuf::from(text)),
-        true => Err(InvalidValue::new(
-            format!("{} is not a path", quoted(text)),
-            "write a path, such as \"/run/secrets/make\"",
-        )),
-    },
-};
+        true => Err(InvalidValue::quoting(text, "is not a path", "write a path, such as \"/run/secrets/make\"")),
+    });
 
 pub(super) const SECRET_FILE: ValueKind<PathBuf> = ValueKind {
     parse: |text| match uuid::Uuid::try_parse(text) {
-        Ok(_) => Err(InvalidValue::new(
-            "this looks like the secret itself",
-            "write it to a file that others cannot read, and write that file's path here: \"/run/secrets/make\"",
-        )
-        .secret()),
+        Ok(_) => {
+            let help =
+                "write it to a file that others cannot read, and write that file's path here: \"/run/secrets/make\"";
+            Err(InvalidValue::new("this looks like the secret itself", help).secret())
+        }
         Err(_) => (PATH.parse)(text),
     },
     ..PATH
 };
 
-pub(super) const VARIABLE: ValueKind<String> = ValueKind {
-    form: TomlForm::Text,
-    what: "the name of an environment variable",
-    example: "\"MAKE_API_TOKEN\"",
-    parse: |text| {
-        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        let like_a_secret = uuid::Uuid::try_parse(text).is_ok();
-        match plain && !like_a_secret && text.starts_with(|c: char| !c.is_ascii_digit()) {
-            true => Ok(text.to_owned()),
-            false => Err(InvalidValue::new(
-                "this is not a valid name for an environment variable",
-                "write the variable's name, not its value: letters, digits and _, such as \"MAKE_API_TOKEN\"",
-            )
-            .secret()),
-        }
-    },
-};
+/// Whether the text consists only of ASCII letters, digits and these marks.
+fn is_plain(text: &str, marks: &[u8]) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || marks.contains(&byte))
+}
 
-pub(super) const HOST: ValueKind<String> = ValueKind {
-    form: TomlForm::Text,
-    what: "a host name",
-    example: "\"makegate.internal\"",
-    parse: |text| {
-        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
-        match plain && text.bytes().any(|b| b.is_ascii_alphanumeric()) {
-            true => Ok(text.to_ascii_lowercase()),
-            false => Err(InvalidValue::new(
-                format!("{} is not a host name", quoted(text)),
-                "write only the name, without scheme or port: \"makegate.internal\"",
-            )),
-        }
-    },
-};
+pub(super) const VARIABLE: ValueKind<String> =
+    ValueKind::text("the name of an environment variable", "\"MAKE_API_TOKEN\"", |text| {
+        let is_name = is_plain(text, b"_") && text.starts_with(|c: char| !c.is_ascii_digit());
+        let is_valid = is_name && uuid::Uuid::try_parse(text).is_err();
+        let help = "write the variable's name, not its value: letters, digits and _, such as \"MAKE_API_TOKEN\"";
+        let wrong = || InvalidValue::new("this is not a valid name for an environment variable", help).secret();
+        is_valid.then(|| text.to_owned()).ok_or_else(wrong)
+    });
 
-pub(super) const CALLER: ValueKind<Arc<str>> = ValueKind {
-    form: TomlForm::Text,
-    what: "a name",
-    example: "\"finance-dashboard\"",
-    parse: |text| {
-        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
-        match plain && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.len() <= 64 {
-            true => Ok(Arc::from(text)),
-            false => Err(InvalidValue::new(
-                format!("{} is not a valid caller name", quoted(text)),
-                "write 1 to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit: \"finance-dashboard\"",
-            )),
-        }
-    },
-};
+pub(super) const HOST: ValueKind<String> = ValueKind::text("a host name", "\"makegate.internal\"", |text| {
+    let is_valid = is_plain(text, b"-.") && text.bytes().any(|byte| byte.is_ascii_alphanumeric());
+    let help = "write only the name, without scheme or port: \"makegate.internal\"";
+    let wrong = || InvalidValue::quoting(text, "is not a host name", help);
+    is_valid.then(|| text.to_ascii_lowercase()).ok_or_else(wrong)
+});
 
-pub(super) const KEY: ValueKind<KeyHash> = ValueKind {
-    form: TomlForm::Text,
-    what: "the SHA-256 of a key",
-    example: "\"sha256:…\"",
-    parse: |text| {
-        // Never quote the value: it may be the key itself.
-        let help = "write what `makegate key new` prints: sha256: and 64 hex digits";
-        match text.strip_prefix("sha256:").map(crate::hash::unhex32) {
-            Some(Some(hash)) => Ok(hash),
-            Some(None) => Err(InvalidValue::new("this is not the SHA-256 of a key", help).secret()),
-            None => Err(InvalidValue::new(
-                "write only the SHA-256 of a key here, never the key itself",
-                "run `makegate key new --caller NAME` and write the sha256: line it prints; if this was a real key, stop using it",
-            )
-            .secret()),
+pub(super) const CALLER: ValueKind<Arc<str>> = ValueKind::text("a name", "\"finance-dashboard\"", |text| {
+    let begins_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let is_valid = begins_well && is_plain(text, b"-._") && text.len() <= 64;
+    let help = "write 1 to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit: \"finance-dashboard\"";
+    let wrong = || InvalidValue::quoting(text, "is not a valid caller name", help);
+    is_valid.then(|| Arc::from(text)).ok_or_else(wrong)
+});
+
+pub(super) const KEY: ValueKind<KeyHash> = ValueKind::text("the SHA-256 of a key", "\"sha256:…\"", |text| {
+    // Never quote the value: it may be the key itself.
+    let wrong = |message, help| Err(InvalidValue::new(message, help).secret());
+    match text.strip_prefix("sha256:").map(crate::hash::unhex32) {
+        Some(Some(hash)) => Ok(hash),
+        Some(None) => {
+            wrong("this is not the SHA-256 of a key", "write what `makegate key new` prints: sha256: and 64 hex digits")
         }
-    },
-};
+        None => wrong(
+            "write only the SHA-256 of a key here, never the key itself",
+            "run `makegate key new --caller NAME` and write the sha256: line it prints; if this was a real key, stop using it",
+        ),
+    }
+});
+
+/// A count from 1 to `MAX`.
+pub(super) const fn count<T: TryFrom<u64>, const MAX: u64>() -> ValueKind<T> {
+    let parse = |text: &str| {
+        let given = text.parse::<u64>().ok().filter(|n| (1..=MAX).contains(n)).and_then(|n| T::try_from(n).ok());
+        given.ok_or_else(|| InvalidValue::new(format!("{text} is out of range"), format!("write 1 to {MAX}")))
+    };
+    ValueKind { form: TomlForm::Integer, what: "an integer", example: "10", parse }
+}
 
 pub(super) const ORGANIZATION: ValueKind<u64> = ValueKind {
     form: TomlForm::Integer,

@@ -128,5 +128,14 @@ pub fn no_such(given: &str, what: &str, known: &[&str]) -> InvalidValue {
         None => format!("write one of {}", known.join(", ")),
     };
     let article = if what.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
-    InvalidValue::new(format!("{} is not {article} {what}", quoted(given)), help)
+    InvalidValue::quoting(given, &format!("is not {article} {what}"), help)
+}
+
+/// The one of `all` whose word is `given`.
+///
+/// # Errors
+/// As [`no_such`].
+pub fn one_of<T: Copy>(given: &str, what: &str, all: &[T], word: fn(T) -> &'static str) -> Result<T, InvalidValue> {
+    let found = all.iter().copied().find(|one| word(*one) == given);
+    found.ok_or_else(|| no_such(given, what, &all.iter().copied().map(word).collect::<Vec<_>>()))
 }

@@ -1,5 +1,7 @@
 //! Kinds of values: the TOML form of each, and how to parse its text.
 
+use super::quoted;
+
 /// The form of a TOML value in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TomlForm {
@@ -22,6 +24,14 @@ pub struct ValueKind<T> {
     pub example: &'static str,
     /// Parses the text (for an integer its decimal digits, for a flag its word).
     pub parse: fn(&str) -> Result<T, InvalidValue>,
+}
+
+impl<T> ValueKind<T> {
+    /// A kind of strings.
+    #[must_use]
+    pub const fn text(what: &'static str, example: &'static str, parse: fn(&str) -> Result<T, InvalidValue>) -> Self {
+        Self { form: TomlForm::Text, what, example, parse }
+    }
 }
 
 impl<T> Clone for ValueKind<T> {
@@ -50,6 +60,12 @@ impl InvalidValue {
         Self { message: message.into(), help: Some(help.into()), secret: false }
     }
 
+    /// As [`InvalidValue::new`], for a message that begins with the value itself, which must not be a secret.
+    #[must_use]
+    pub fn quoting(value: &str, message: &str, help: impl Into<String>) -> Self {
+        Self::new(format!("{} {message}", quoted(value)), help)
+    }
+
     /// Marks the value as a possible secret, to be blotted out of everything shown.
     #[must_use]
     pub fn secret(self) -> Self {
@@ -64,15 +80,10 @@ impl From<String> for InvalidValue {
 }
 
 /// A nonempty string.
-pub const TEXT: ValueKind<String> = ValueKind {
-    form: TomlForm::Text,
-    what: "a string",
-    example: "\"…\"",
-    parse: |text| match text {
-        "" => Err("this must not be empty".to_owned().into()),
-        _ => Ok(text.to_owned()),
-    },
-};
+pub const TEXT: ValueKind<String> = ValueKind::text("a string", "\"…\"", |text| match text {
+    "" => Err("this must not be empty".to_owned().into()),
+    _ => Ok(text.to_owned()),
+});
 
 /// `true` or `false`.
 pub const FLAG: ValueKind<bool> =

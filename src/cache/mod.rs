@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use serde::Serialize;
 
 pub use entry::{Entry, NewEntry};
 pub use fence::{FenceSet, FetchStamp, Invalidation};
@@ -235,7 +236,7 @@ impl Cache {
 }
 
 /// How full the cache is, and its hits and misses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct CacheSize {
     /// Number of entries.
     pub entries: u64,

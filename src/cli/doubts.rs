@@ -14,6 +14,7 @@ use super::process::{self, ColorChoice};
 use super::source::{DataSource, SourceOptions};
 use crate::audit::{self, Doubt};
 use crate::ids::RequestId;
+use crate::operator::json_cell;
 
 /// Table columns; the last two are unknown for writes read from files.
 const COLUMNS: [&str; 8] = ["request", "time", "caller", "operation", "organization", "path", "looks", "why"];
@@ -132,7 +133,7 @@ impl ListCommand {
         if self.format == Format::Json {
             return Ok(doubts.iter().try_for_each(|doubt| output::line(&Value::Object(doubt.clone()).to_string()))?);
         }
-        let cells: Vec<_> = doubts.iter().map(|doubt| COLUMNS.map(|name| cell(doubt.get(name)))).collect();
+        let cells: Vec<_> = doubts.iter().map(|doubt| COLUMNS.map(|name| json_cell(doubt.get(name)))).collect();
         let rows: Vec<_> = cells.iter().map(|row| row.each_ref().map(String::as_str)).collect();
         Ok(output::rows(self.format, COLUMNS, &rows)?)
     }
@@ -163,14 +164,6 @@ fn files(dir: &Path) -> Result<Vec<Map<String, Value>>, CommandFailure> {
         members.as_object().cloned().unwrap_or_default()
     };
     Ok(doubts.into_iter().map(members).collect())
-}
-
-fn cell(value: Option<&Value>) -> String {
-    match value {
-        None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => text.clone(),
-        Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => other.to_string(),
-    }
 }
 
 impl SettleCommand {

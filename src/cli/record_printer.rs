@@ -12,6 +12,7 @@ use super::failure::CommandFailure;
 use super::output::Format;
 use crate::audit::{csv, csv_header};
 use crate::ids::escape_invisible;
+use crate::operator::json_cell;
 
 /// Table columns with their minimum widths. JSON and CSV show all other fields.
 const COLUMNS: [(&str, usize); 11] = [
@@ -85,23 +86,12 @@ fn row(cells: [String; COLUMNS.len()]) -> String {
 }
 
 fn cell(record: &Map<String, Value>, column: &str) -> String {
-    let text = |name: &str| match record.get(name) {
-        None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => escape_invisible(text),
-        Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => {
-            escape_invisible(&other.to_string())
-        }
-    };
+    let text = |name: &str| escape_invisible(&json_cell(record.get(name)));
+    let first_of = |names: &[&str]| names.iter().map(|name| text(name)).find(|found| !found.is_empty());
     match column {
-        "caller" if record.contains_key("count") => {
-            ["caller", "peer"].map(text).into_iter().find(|found| !found.is_empty()).unwrap_or_default()
-        }
+        "caller" if record.contains_key("count") => first_of(&["caller", "peer"]).unwrap_or_default(),
         // A write has an outcome, a request an answer, an event a name, and `refusals` a count.
-        "result" => ["outcome", "answer", "event", "count"]
-            .map(text)
-            .into_iter()
-            .find(|found| !found.is_empty())
-            .unwrap_or_default(),
+        "result" => first_of(&["outcome", "answer", "event", "count"]).unwrap_or_default(),
         "ms" => match record.get("duration_us").and_then(Value::as_u64) {
             Some(micros) => format!("{}.{:03}", micros / 1000, micros % 1000),
             None => String::new(),

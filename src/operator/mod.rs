@@ -29,6 +29,7 @@ use tower::ServiceBuilder;
 use crate::door::{Door, OpenDoor};
 
 pub use state::OperatorState;
+pub(crate) use table::json_cell;
 
 /// Serves `state` at a bound door from now on.
 pub fn open(door: Door, state: Arc<OperatorState>) -> OpenDoor {

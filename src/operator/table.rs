@@ -1,5 +1,8 @@
 //! The rows of a page, as HTML and CSV show them.
 
+use serde::Serialize;
+use serde_json::Value;
+
 use crate::audit::csv_cell;
 
 /// Rows under named columns.
@@ -9,6 +12,11 @@ pub(super) struct PageTable {
 }
 
 impl PageTable {
+    /// Of each row, the members that these columns name.
+    pub(super) fn of<T: Serialize>(columns: &'static [&'static str], rows: &[T]) -> Self {
+        Self { columns, rows: rows.iter().map(|row| members(row, columns)).collect() }
+    }
+
     /// As RFC 4180 has it; a spreadsheet takes no cell for a formula.
     pub(super) fn csv(&self) -> String {
         let mut csv = self.columns.join(",") + "\r\n";
@@ -18,6 +26,21 @@ impl PageTable {
             csv.push_str("\r\n");
         }
         csv
+    }
+}
+
+/// The members of these names, as cells.
+pub(super) fn members(row: &impl Serialize, names: &[&str]) -> Vec<String> {
+    let row = serde_json::to_value(row).unwrap_or_default();
+    names.iter().map(|name| json_cell(row.get(name))).collect()
+}
+
+/// A JSON value as a cell: text without its quotes, and nothing for null.
+pub(crate) fn json_cell(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => other.to_string(),
     }
 }
 

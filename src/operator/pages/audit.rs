@@ -14,7 +14,7 @@ use super::super::query::PageQuery;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
-use super::super::table::PageTable;
+use super::super::table::{PageTable, json_cell};
 use crate::audit::{Filter, Kind, RecordPage, csv, csv_header};
 use crate::vocabulary::Answer;
 
@@ -82,12 +82,12 @@ impl Page for RecordsPage {
         let row = |line: &RawValue| {
             let record: Map<String, Value> = serde_json::from_str(line.get()).unwrap_or_default();
             let note: Vec<_> =
-                NOTE.iter().filter_map(|name| record.get(*name)).map(|value| shown(Some(value))).collect();
+                NOTE.iter().filter_map(|name| record.get(*name)).map(|value| json_cell(Some(value))).collect();
             let is_counted = record.contains_key("count");
             let cell = |column: &&str| match *column {
                 "note" => note.join(": "),
-                "caller" if is_counted => shown(record.get("caller").or_else(|| record.get("peer"))),
-                column => shown(record.get(column)),
+                "caller" if is_counted => json_cell(record.get("caller").or_else(|| record.get("peer"))),
+                column => json_cell(record.get(column)),
             };
             COLUMNS.iter().map(cell).collect()
         };
@@ -117,9 +117,8 @@ impl Page for RecordsPage {
 
 impl RecordsPage {
     fn form(&self) -> Markup {
-        let words = |all: &[&'static str]| all.iter().map(|word| Arc::from(*word)).collect::<Vec<_>>();
-        let kinds = words(&Kind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
-        let answers = words(&Answer::ALL.iter().map(|answer| answer.as_str()).collect::<Vec<_>>());
+        let kinds: Vec<_> = Kind::ALL.iter().map(|kind| Arc::from(kind.as_str())).collect();
+        let answers: Vec<_> = Answer::ALL.iter().map(|answer| Arc::from(answer.as_str())).collect();
         html! {
             form method="get" action="/audit" {
                 (self.select("caller", &self.choices.callers))
@@ -157,13 +156,5 @@ impl RecordsPage {
     fn input(&self, name: &str, example: &str) -> Markup {
         let value = self.asked.get(name).unwrap_or_default();
         html! { label { (name) input name=(name) value=(value) placeholder=(example) size=(example.len().max(6)); } }
-    }
-}
-
-fn shown(value: Option<&Value>) -> String {
-    match value {
-        None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => text.clone(),
-        Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => other.to_string(),
     }
 }

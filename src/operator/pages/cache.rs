@@ -11,14 +11,12 @@ use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::PageTable;
+use crate::cache::CacheSize;
 
 #[derive(Debug, Serialize)]
 struct CachePage {
-    entries: u64,
-    bytes: u64,
-    capacity_bytes: u64,
-    hits: u64,
-    misses: u64,
+    #[serde(flatten)]
+    size: CacheSize,
     tags: Vec<TagRow>,
 }
 
@@ -31,33 +29,22 @@ struct TagRow {
 /// What is in memory now.
 pub(crate) async fn cache(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
     let (size, tags) = state.gateway.cache.census();
-    view.show(&CachePage {
-        entries: size.entries,
-        bytes: size.bytes,
-        capacity_bytes: size.capacity_bytes,
-        hits: size.hits,
-        misses: size.misses,
-        tags: tags.into_iter().map(|(tag, entries)| TagRow { tag, entries }).collect(),
-    })
+    view.show(&CachePage { size, tags: tags.into_iter().map(|(tag, entries)| TagRow { tag, entries }).collect() })
 }
 
 impl Page for CachePage {
     const TITLE: &str = "Cache";
 
     fn table(&self) -> PageTable {
-        let row = |tag: &TagRow| vec![tag.tag.to_string(), tag.entries.to_string()];
-        PageTable { columns: &["tag", "entries"], rows: self.tags.iter().map(row).collect() }
+        PageTable::of(&["tag", "entries"], &self.tags)
     }
 
     fn html(&self) -> Markup {
-        let figures = [
-            ("Entries", self.entries.to_string()),
-            ("Hits", self.hits.to_string()),
-            ("Misses", self.misses.to_string()),
-        ];
+        let CacheSize { entries, bytes, capacity_bytes, hits, misses } = self.size;
+        let figures = [("Entries", entries.to_string()), ("Hits", hits.to_string()), ("Misses", misses.to_string())];
         html! {
             (html::figures(&figures))
-            (html::gauge("Bytes", self.bytes, self.capacity_bytes, ""))
+            (html::gauge("Bytes", bytes, capacity_bytes, ""))
             h2 { "Tags" }
             form method="post" action="/cache/purge" {
                 label { "tag" input name="tag" placeholder="org:11" required; }

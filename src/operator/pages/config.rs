@@ -43,8 +43,7 @@ impl Page for ConfigPage {
     const TITLE: &str = "Configuration";
 
     fn table(&self) -> PageTable {
-        let row = |setting: &ShownSetting| vec![setting.key.clone(), setting.value.clone(), setting.origin.clone()];
-        PageTable { columns: &["key", "value", "origin"], rows: self.settings.iter().map(row).collect() }
+        PageTable::of(&["key", "value", "origin"], &self.settings)
     }
 
     fn html(&self) -> Markup {

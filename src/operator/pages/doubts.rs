@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
-use super::super::table::{PageTable, cell};
+use super::super::table::PageTable;
 use crate::audit::Doubt;
 use crate::reconcile::DoubtProgress;
 
@@ -57,20 +57,8 @@ impl Page for DoubtsPage {
     const TITLE: &str = "Writes in doubt";
 
     fn table(&self) -> PageTable {
-        let row = |doubt: &DoubtRow| {
-            vec![
-                doubt.request.clone(),
-                doubt.time.to_string(),
-                doubt.caller.to_string(),
-                doubt.operation.to_string(),
-                cell(doubt.organization),
-                doubt.path.to_string(),
-                doubt.looks.to_string(),
-                doubt.why.to_owned(),
-            ]
-        };
         let columns = &["request", "time", "caller", "operation", "organization", "path", "looks", "why"];
-        PageTable { columns, rows: self.doubts.iter().map(row).collect() }
+        PageTable::of(columns, &self.doubts)
     }
 
     fn html(&self) -> Markup {

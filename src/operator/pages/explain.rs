@@ -54,9 +54,8 @@ impl Page for ExplainPage {
     const TITLE: &str = "Explain";
 
     fn table(&self) -> PageTable {
-        let steps = self.explanation.iter().flat_map(|explanation| &explanation.steps);
-        let rows = steps.map(|step| vec![step.step.to_owned(), step.verdict.to_owned(), step.why.clone()]).collect();
-        PageTable { columns: &["step", "verdict", "why"], rows }
+        let steps = self.explanation.as_ref().map_or(&[][..], |explanation| &explanation.steps);
+        PageTable::of(&["step", "verdict", "why"], steps)
     }
 
     fn html(&self) -> Markup {

@@ -7,13 +7,12 @@ use axum::response::Response;
 use http::{HeaderMap, header};
 use maud::{Markup, html};
 use serde::Serialize;
-use serde_json::{Map, Value};
 
 use super::super::html;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageFormat, PageView, typed};
 use super::super::state::OperatorState;
-use super::super::table::PageTable;
+use super::super::table::{PageTable, json_cell};
 use crate::audit::{ConsistencyProof, InclusionProof};
 
 /// The newest signed head.
@@ -47,8 +46,7 @@ impl Page for HeadPage {
     const TITLE: &str = "Signed head";
 
     fn table(&self) -> PageTable {
-        let row = vec![self.size.to_string(), self.origin.clone(), self.key.clone(), self.head.clone()];
-        PageTable { columns: &["size", "origin", "key", "head"], rows: vec![row] }
+        PageTable::of(&["size", "origin", "key", "head"], std::slice::from_ref(self))
     }
 
     fn html(&self) -> Markup {
@@ -82,8 +80,8 @@ pub(crate) async fn proof(
     query.only(&["seq", "from"])?;
     let number = |name: &str, text: &str| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-        let why = || format!("{name} is a number: {name}=1, say");
-        text.parse::<u64>().ok().filter(|_| digits).ok_or_else(|| OperatorRefusal::BadParameter { why: why() })
+        let wrong = || OperatorRefusal::BadParameter { why: format!("{name} is a number: {name}=1, say") };
+        text.parse::<u64>().ok().filter(|_| digits).ok_or_else(wrong)
     };
     let page = match (query.get("seq"), query.get("from")) {
         (Some(seq), None) => ProofPage::Inclusion(Box::new(state.gateway.log.prove(number("seq", seq)?).await?)),
@@ -100,10 +98,9 @@ impl Page for ProofPage {
     const TITLE: &str = "Proof";
 
     fn table(&self) -> PageTable {
-        let members: Map<String, Value> =
-            serde_json::to_value(self).ok().and_then(|value| value.as_object().cloned()).unwrap_or_default();
-        let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let rows = members.into_iter().map(|(name, value)| vec![name, text(value)]).collect();
+        let proof = serde_json::to_value(self).unwrap_or_default();
+        let members = proof.as_object().into_iter().flatten();
+        let rows = members.map(|(name, value)| vec![name.clone(), json_cell(Some(value))]).collect();
         PageTable { columns: &["name", "value"], rows }
     }
 

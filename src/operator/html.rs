@@ -9,14 +9,7 @@ use super::table::PageTable;
 use crate::ids::escape_invisible;
 
 /// The pages of the menu in their order: path and name.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Menu(Arc<[(&'static str, &'static str)]>);
-
-impl FromIterator<(&'static str, &'static str)> for Menu {
-    fn from_iter<I: IntoIterator<Item = (&'static str, &'static str)>>(pages: I) -> Self {
-        Self(pages.into_iter().collect())
-    }
-}
+pub(super) type Menu = Arc<[(&'static str, &'static str)]>;
 
 /// A whole page. `query`: of its address, with the question mark.
 pub(super) fn page(menu: &Menu, title: &str, path: &str, query: &str, content: &Markup) -> Markup {
@@ -58,7 +51,7 @@ fn shell(menu: &Menu, title: &str, path: &str, body: &Markup) -> Markup {
                 header {
                     strong { "makegate" }
                     nav aria-label="Pages" {
-                        @for (place, name) in menu.0.iter() {
+                        @for (place, name) in menu.iter() {
                             a href=(place) aria-current=[(*place == path).then_some("page")] { (name) }
                         }
                     }

@@ -86,7 +86,7 @@ impl<S: Sync> FromRequestParts<S> for PageView {
             format: PageFormat::of(parts.uri.path(), &parts.headers),
             query: PageQuery::from_request_parts(parts, state).await?,
             path: parts.uri.path().to_owned(),
-            menu: parts.extensions.get().cloned().unwrap_or_default(),
+            menu: parts.extensions.get::<Menu>().cloned().unwrap_or_default(),
         })
     }
 }

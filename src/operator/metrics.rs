@@ -15,7 +15,6 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeG
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::pages::buckets;
 use super::process;
 use super::refusal::OperatorRefusal;
 use super::render::typed;
@@ -168,9 +167,8 @@ fn upstream(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
     writer.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
     let upstream = state.gateway.upstream();
     let (standing, silent) = (upstream.breaker().status(), upstream.breaker().silent());
-    let states =
-        [(BreakerStatus::Closed, "closed"), (BreakerStatus::Open, "open"), (BreakerStatus::Probing, "probing")];
-    let states = states.map(|(state, name)| ([("state", name.to_owned())], u64::from(state == standing)));
+    let states = BreakerStatus::ALL.iter();
+    let states = states.map(|state| ([("state", state.as_str().to_owned())], u64::from(*state == standing)));
     let help = "What the breaker does: 1 at its state (closed: requests go upstream)";
     writer.gauges("makegate_upstream_breaker", help, states)?;
     let help = "Operations of organizations that are not sent for a while, because the upstream did not answer them";
@@ -189,12 +187,12 @@ fn upstream(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
 }
 
 fn quota(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
-    let buckets = buckets(&state.gateway.quota);
+    let buckets = state.gateway.quota.buckets();
     if let Some(least) = buckets.iter().map(|bucket| bucket.remaining).min() {
         let help = "The fewest slots left in any bucket of the upstream's quota";
         writer.gauge("makegate_quota_remaining", help, least)?;
     }
-    let waiting = buckets.iter().map(|bucket| bucket.waiting).sum::<u64>();
+    let waiting = buckets.iter().map(|bucket| bucket.waiting as u64).sum::<u64>();
     writer.gauge("makegate_quota_waiting", "Requests that wait for quota", waiting)?;
     let mut ledger = BTreeMap::<&str, [u64; 3]>::new();
     for one in buckets.iter().flat_map(|bucket| &bucket.callers) {
@@ -212,7 +210,7 @@ fn quota(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     writer.counters("makegate_quota_saved", help, by_caller(|[_, saved, _]| *saved))?;
     let help = "Requests for a slot that were refused, by caller";
     writer.counters("makegate_quota_refused", help, by_caller(|[.., refused]| *refused))?;
-    let closed = buckets.iter().filter(|bucket| bucket.closed_for_ms.is_some()).count();
+    let closed = buckets.iter().filter(|bucket| bucket.closed_for.is_some()).count();
     writer.gauge("makegate_quota_closed", "Buckets that the upstream's own 429 has closed", closed)?;
     writer.durations("makegate_quota_wait", "Waits for quota", &state.gateway.metrics.quota_waits)
 }

@@ -232,13 +232,15 @@ impl Bucket {
         }
         let mut callers: Vec<_> = callers.into_values().collect();
         callers.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let (limit, used) = (queue.limit(), u32::try_from(queue.used()).unwrap_or(u32::MAX));
         BucketView {
             organization: match self.id {
                 BucketId::Account => None,
                 BucketId::Organization(id) => Some(id),
             },
-            limit: queue.limit(),
-            used: u32::try_from(queue.used()).unwrap_or(u32::MAX),
+            limit,
+            used,
+            remaining: limit.saturating_sub(used),
             waiting: queue.waiting(),
             kept: queue.kept(now),
             closed_for: queue.closed_until(now).map(|until| Duration::from_millis(until.saturating_sub(now))),

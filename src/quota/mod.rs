@@ -3,7 +3,6 @@
 //! `window` counts slots and `fair_queue` decides whose turn it is; both are pure and are passed the time. `bucket`
 //! shares them among threads, and `journal` puts them on disk. The upstream's rules are Make's "Rate limiting": a
 //! number of requests per minute and organization.
-//! threads, `journal` on disk. The upstream's rules: Make's "Rate limiting", so many a minute and organization.
 
 mod bucket;
 mod fair_queue;
@@ -26,6 +25,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
+
+use serde::{Serialize, Serializer};
 
 use crate::clock::Clock;
 use crate::config::QuotaSetting;
@@ -86,7 +87,7 @@ pub enum QuotaRefused {
 }
 
 /// The operators' view of one bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BucketView {
     /// The organization; `None` is the account.
     pub organization: Option<u64>,
@@ -94,19 +95,27 @@ pub struct BucketView {
     pub limit: u32,
     /// Number of slots taken, by attempts under way or ended within the window.
     pub used: u32,
+    /// Number of slots left.
+    pub remaining: u32,
     /// Number of waiting requests.
     pub waiting: usize,
     /// Number of free slots that the caller with the most slots cannot have now. They are kept for callers that have
     /// had less, and for newcomers.
     pub kept: u32,
     /// How much longer the upstream's 429 keeps it closed.
+    #[serde(rename = "closed_for_ms", serialize_with = "as_millis")]
     pub closed_for: Option<Duration>,
     /// Callers by name.
     pub callers: Vec<SpenderView>,
 }
 
+#[expect(clippy::ref_option, reason = "serde passes the field itself")]
+fn as_millis<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.as_millis()).serialize(serializer)
+}
+
 /// One caller at one bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SpenderView {
     /// The caller's name.
     pub name: Arc<str>,

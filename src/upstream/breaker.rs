@@ -12,6 +12,7 @@ use crate::catalogue::RetryClass;
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::process_log::STATE;
+use crate::vocabulary::word_enum;
 
 /// `Retry-After` while a probe is due or in progress, whose end is unknown.
 const PROBE_GUESS: Duration = Duration::from_secs(1);
@@ -77,15 +78,16 @@ enum Circuit {
     Open { until: Instant, span: Duration, probing: bool },
 }
 
-/// The state of the breaker, for metrics and readiness.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BreakerStatus {
-    /// Requests pass.
-    Closed,
-    /// All requests are refused.
-    Open,
-    /// The next `safe` request probes the upstream, or one is doing so now.
-    Probing,
+word_enum! {
+    /// The state of the breaker, for metrics and readiness.
+    BreakerStatus {
+        /// Requests pass.
+        Closed = "closed",
+        /// All requests are refused.
+        Open = "open",
+        /// The next `safe` request probes the upstream, or one is doing so now.
+        Probing = "probing",
+    }
 }
 
 /// The right to send a request upstream. Report its result to the breaker; a dropped permit counts for nothing.

@@ -20,4 +20,4 @@ pub(super) use explain::explain;
 pub(super) use follow::follow;
 pub(super) use overview::overview;
 pub(super) use proof::{head, proof};
-pub(super) use quota::{buckets, quota};
+pub(super) use quota::quota;

@@ -13,9 +13,9 @@ use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
 use super::callers::{AnswerCounts, CallerRow, caller_rows};
-use super::quota::{BucketRow, buckets};
+use super::quota::gauge;
 use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
-use crate::upstream::BreakerStatus;
+use crate::quota::BucketView;
 
 #[derive(Debug, Serialize)]
 struct OverviewPage {
@@ -34,7 +34,7 @@ struct OverviewPage {
     quota_wait: Latency,
     doubts: u64,
     log: LogState,
-    quota: Vec<BucketRow>,
+    quota: Vec<BucketView>,
     callers: Vec<CallerRow>,
 }
 
@@ -69,11 +69,7 @@ pub(crate) async fn overview(State(state): State<Arc<OperatorState>>, view: Page
         started: state.started,
         ready: state.gateway.is_ready(),
         draining: gateway.draining(),
-        upstream: match gateway.upstream().breaker().status() {
-            BreakerStatus::Closed => "closed",
-            BreakerStatus::Open => "open",
-            BreakerStatus::Probing => "probing",
-        },
+        upstream: gateway.upstream().breaker().status().as_str(),
         requests: answers.values().sum(),
         answers,
         under_way: gateway.under_way(),
@@ -87,7 +83,7 @@ pub(crate) async fn overview(State(state): State<Arc<OperatorState>>, view: Page
             backlog: gateway.log.backlog(),
             failures: counts.failures,
         },
-        quota: buckets(&gateway.quota),
+        quota: gateway.quota.buckets(),
         callers,
     })
 }
@@ -156,7 +152,7 @@ impl Page for OverviewPage {
             (html::figures(&figures))
             h2 { "Quota" }
             @if self.quota.is_empty() { p.empty { "No quota was spent yet: nothing has gone upstream." } }
-            @for bucket in &self.quota { (bucket.gauge()) }
+            @for bucket in &self.quota { (gauge(bucket)) }
             h2 { "Callers" }
             (html::table(&self.caller_table(), "There is no caller yet: see Callers."))
             p.quiet { "makegate " (self.version) ", running since " (format!("{:.0}", self.started)) "." }

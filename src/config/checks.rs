@@ -23,7 +23,7 @@ pub(super) fn check(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
 
 /// Values outside their usable range.
 fn bounds(root: &Table<'_>, config: &Config) {
-    let limits = &config.limits;
+    let (limits, audit) = (&config.limits, &config.audit);
     let bounds = [
         ("head_bytes", limits.head_bytes >= 8 << 10, "write \"8KiB\" or more: HTTP needs that much"),
         ("head_bytes", limits.head_bytes <= 1 << 20, "write \"1MiB\" or less"),
@@ -34,23 +34,12 @@ fn bounds(root: &Table<'_>, config: &Config) {
     for (key, _, help) in bounds.into_iter().filter(|(_, holds, _)| !holds) {
         root.wrong(root.place_at(&["limits", key]), format!("{key} is out of range"), help);
     }
+    let twice = "write at least twice `segment`: segments are deleted whole";
     let record_fits = [
-        ("record_bytes", config.audit.record_bytes >= 1 << 10, "write \"1KiB\" or more"),
-        (
-            "segment",
-            config.audit.segment_bytes >= config.audit.record_bytes as u64,
-            "a segment must be able to hold a record",
-        ),
-        (
-            "retention_bytes",
-            config.audit.retention_bytes >= 2 * config.audit.segment_bytes,
-            "write at least twice `segment`: segments are deleted whole",
-        ),
-        (
-            "buffer_bytes",
-            config.audit.buffer_bytes >= config.audit.record_bytes,
-            "the buffer must be able to hold a record",
-        ),
+        ("record_bytes", audit.record_bytes >= 1 << 10, "write \"1KiB\" or more"),
+        ("segment", audit.segment_bytes >= audit.record_bytes as u64, "a segment must be able to hold a record"),
+        ("retention_bytes", audit.retention_bytes >= 2 * audit.segment_bytes, twice),
+        ("buffer_bytes", audit.buffer_bytes >= audit.record_bytes, "the buffer must be able to hold a record"),
     ];
     for (key, _, help) in record_fits.into_iter().filter(|(_, holds, _)| !holds) {
         root.wrong(root.place_at(&["audit", key]), format!("{key} is too small"), help);
@@ -72,11 +61,8 @@ fn order(root: &Table<'_>, config: &Config) {
         (["limits", "breaker_open"], limits.breaker_open, "breaker_open_max", limits.breaker_open_max),
     ];
     for ([section, key], _, top, _) in times.into_iter().filter(|(_, value, _, top)| value > top) {
-        root.warn(
-            root.place_at(&[section, key]),
-            format!("{key} is longer than {top}"),
-            format!("write {top} or less"),
-        );
+        let place = root.place_at(&[section, key]);
+        root.warn(place, format!("{key} is longer than {top}"), format!("write {top} or less"));
     }
     let sizes = [
         ("in_flight_per_caller", limits.in_flight_per_caller, "in_flight", limits.in_flight),

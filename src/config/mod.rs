@@ -4,10 +4,10 @@
 mod callers;
 mod checks;
 #[cfg(test)]
-mod mistakes;
+mod mistakes_tests;
 mod read;
 #[cfg(test)]
-mod sample;
+mod sample_tests;
 pub mod secret;
 mod sections;
 mod units;

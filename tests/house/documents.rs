@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use makegate::catalogue::{BodyKind, Catalogue, Operation, RetryClass};
+use makegate::catalogue::{Catalogue, Operation};
 use makegate::gateway::refusal::Refusal;
 use makegate::reconcile::DoubtReason;
 
@@ -76,16 +76,7 @@ fn what_a_doubt_waits_for_is_explained() {
 }
 
 fn operation(row: &Operation) -> String {
-    let body = match row.body {
-        BodyKind::None => "none",
-        BodyKind::Object => "object",
-        BodyKind::Any => "any",
-    };
-    let retry = match row.retry {
-        RetryClass::Safe => "safe",
-        RetryClass::Idempotent => "idempotent",
-        RetryClass::Once => "once",
-    };
+    let (body, retry) = (row.body.as_str(), row.retry.as_str());
     let memory = match &row.cache {
         None if row.is_write() => String::new(),
         Some(class) => class.to_string(),

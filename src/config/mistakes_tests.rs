@@ -3,13 +3,29 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{ConfigError, Diagnostic, Severity, parse, read};
+use super::{ConfigError, Diagnostic, LoadedConfig, Severity, parse, read};
 
 const LEAST: &str = "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"T\"\n";
 const CALLER: &str = "[[caller]]\nname = \"a\"\nkeys = []\ngrants = [\"*\"]\n";
 
 fn failure(text: &str) -> ConfigError {
     parse(text, Path::new("m.toml")).expect_err(text)
+}
+
+fn each(read: &Result<LoadedConfig, ConfigError>, render: impl Fn(&Diagnostic, &Path, &str) -> String) -> String {
+    let (file, text, mistakes) = match read {
+        Ok(read) => (&read.origins.file, &read.origins.text, &read.warnings),
+        Err(failure) => (&failure.file, &failure.text, &failure.mistakes),
+    };
+    mistakes.iter().map(|mistake| render(mistake, file, text) + "\n").collect()
+}
+
+fn for_people(read: &Result<LoadedConfig, ConfigError>) -> String {
+    each(read, |mistake, file, text| mistake.render(file, text, false) + "\n")
+}
+
+fn for_programs(read: &Result<LoadedConfig, ConfigError>) -> String {
+    each(read, |mistake, file, _| mistake.to_json(file))
 }
 
 fn errors(text: &str) -> Vec<Diagnostic> {
@@ -241,23 +257,11 @@ fn no_secret_is_ever_shown() {
         format!("{LEAST}# {secret}\nlisten = 5 # {secret}\n"),
     ];
     for text in slips {
-        let failure = failure(&text);
-        let rendered = failure.mistakes.iter().map(|mistake| mistake.render(&failure.file, &failure.text, false));
-        let json = failure.mistakes.iter().map(|mistake| mistake.to_json(&failure.file));
-        for shown in rendered.chain(json).chain([format!("{failure:?}")]) {
+        let failed = parse(&text, Path::new("m.toml"));
+        for shown in [for_people(&failed), for_programs(&failed), format!("{failed:?}")] {
             assert!(!shown.contains("s3cr3t") && !shown.contains(secret), "{shown}");
         }
     }
-}
-
-#[test]
-fn a_file_that_cannot_be_read_is_a_mistake_too() {
-    let failure = read(Path::new("/nowhere/m.toml")).unwrap_err();
-    let expected = "\
-error: cannot read the configuration: No such file or directory (os error 2)
---> /nowhere/m.toml
- = help: give the configuration's path: --config FILE";
-    assert_eq!(failure.mistakes[0].render(&failure.file, &failure.text, false), expected);
 }
 
 #[test]
@@ -281,4 +285,43 @@ fn what_is_hardly_meant_is_warned_of() {
     assert_eq!(with(users), ["10: the class \"users\" has no lifetime: its answers are not cached"]);
     let post = "[[operation]]\nid = \"a.b\"\nmethod = \"POST\"\npath = \"/a\"\ngrant = \"a:write\"\ninvalidates = []";
     assert_eq!(with(post), ["10: a write without tags invalidates everything"]);
+}
+
+const TWO: &str = "[operator]\nkey_env = \"K\"\nlisen = \"x\"\n[upstream]\ntoken_env = \"T\"\nattempt = \"20s\"\n";
+
+#[test]
+fn for_people_every_mistake_has_its_line_and_what_to_write_instead() {
+    let told = for_people(&parse(TWO, Path::new("m.toml")));
+    let lisen = "\
+error: unknown key \"lisen\" in operator
+ --> m.toml:3:1
+  |
+3 | lisen = \"x\"
+  | ^^^^^
+  |
+  = help: did you mean \"listen\"?
+
+";
+    assert!(told.contains(lisen), "{told}");
+    assert_eq!((errors(TWO).len(), failure(TWO).mistakes.len()), (1, 5), "{told}");
+}
+
+#[test]
+fn for_programs_a_mistake_is_a_line_of_json() {
+    let told = for_programs(&parse(TWO, Path::new("m.toml")));
+    let lisen = "{\"severity\":\"error\",\"file\":\"m.toml\",\"line\":3,\"column\":1,\
+        \"message\":\"unknown key \\\"lisen\\\" in operator\",\"help\":\"did you mean \\\"listen\\\"?\"}";
+    assert!(told.lines().any(|line| line == lisen), "{told}");
+    assert!(told.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{told}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_mistake_too() {
+    let expected = "\
+error: cannot read the configuration: No such file or directory (os error 2)
+--> /nowhere/m.toml
+ = help: give the configuration's path: --config FILE
+
+";
+    assert_eq!(for_people(&read(Path::new("/nowhere/m.toml"))), expected);
 }

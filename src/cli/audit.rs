@@ -31,20 +31,14 @@ const PAGE: usize = 1000;
 ///
 /// The log says who did what, when and with what outcome. Records come from the log's files (--config) or from a
 /// running makegate (--url). A table shows the most important fields; json (one object per line) and csv show all.
-#[derive(Debug, Args)]
+#[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   makegate audit query --config makegate.toml --since 1h --status 4xx
   makegate audit follow --url http://127.0.0.1:8081 --caller dashboard
   makegate audit export --config makegate.toml --since 30d -o csv --output june.csv
   makegate audit verify audit/ --head 2026-06-30.head")]
-pub(super) struct AuditCommand {
-    #[command(subcommand)]
-    command: AuditSubcommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum AuditSubcommand {
+pub(super) enum AuditCommand {
     Query(QueryCommand),
     Follow(FollowCommand),
     Export(ExportCommand),
@@ -61,7 +55,7 @@ Examples:
   makegate audit query --config makegate.toml --kind outcome --since 7d
   makegate audit query --url http://127.0.0.1:8081 --request job-4711 -o json
   makegate audit query --config makegate.toml --organization 11 --limit 20 -o csv")]
-struct QueryCommand {
+pub(super) struct QueryCommand {
     #[command(flatten)]
     place: SourceOptions,
     #[command(flatten)]
@@ -85,7 +79,7 @@ struct QueryCommand {
 Examples:
   makegate audit follow --url http://127.0.0.1:8081
   makegate audit follow --config makegate.toml --answer refused -o json | jq .refusal")]
-struct FollowCommand {
+pub(super) struct FollowCommand {
     #[command(flatten)]
     place: SourceOptions,
     #[command(flatten)]
@@ -101,7 +95,7 @@ struct FollowCommand {
 Examples:
   makegate audit export --config makegate.toml > all.jsonl
   makegate audit export --config makegate.toml --since 30d -o csv --output june.csv")]
-struct ExportCommand {
+pub(super) struct ExportCommand {
     #[command(flatten)]
     place: SourceOptions,
     #[command(flatten)]
@@ -189,12 +183,12 @@ fn filter(pairs: &FilterPairs<'_>) -> Result<Filter, CommandFailure> {
 
 impl AuditCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
-        match &self.command {
-            AuditSubcommand::Query(query) => query.run(color),
-            AuditSubcommand::Follow(follow) => follow.run(color),
-            AuditSubcommand::Export(export) => export.run(color),
-            AuditSubcommand::Verify(verify) => verify.run(),
-            AuditSubcommand::Head(head) => head.run(color),
+        match self {
+            Self::Query(query) => query.run(color),
+            Self::Follow(follow) => follow.run(color),
+            Self::Export(export) => export.run(color),
+            Self::Verify(verify) => verify.run(),
+            Self::Head(head) => head.run(color),
         }
     }
 }

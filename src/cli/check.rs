@@ -4,11 +4,11 @@ use std::io::{self, Write as _};
 use std::ops::Range;
 use std::path::Path;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::ConfigFile;
 use super::failure::{CommandFailure, USAGE};
-use super::output;
+use super::output::{self, ReportFormat};
 use super::process::{self, ColorChoice};
 use crate::clock::Clock;
 use crate::config::secret::secret_in;
@@ -34,16 +34,10 @@ pub(super) struct CheckCommand {
     config: ConfigFile,
     /// Output format: text, or json (one object per line).
     #[arg(long, value_enum, default_value = "text", hide_possible_values = true)]
-    format: Printed,
+    format: ReportFormat,
     /// Also check the secrets, the certificates and the connection to Make (without sending anything over it).
     #[arg(long)]
     online: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Printed {
-    Text,
-    Json,
 }
 
 impl CheckCommand {
@@ -59,8 +53,8 @@ impl CheckCommand {
         };
         for mistake in &mistakes {
             output::line(&match self.format {
-                Printed::Text => mistake.render(file, &text, color.colors(&io::stdout())) + "\n",
-                Printed::Json => mistake.to_json(file),
+                ReportFormat::Text => mistake.render(file, &text, color.colors(&io::stdout())) + "\n",
+                ReportFormat::Json => mistake.to_json(file),
             })?;
         }
         summary(file, &mistakes)

@@ -10,17 +10,11 @@ use super::process::ColorChoice;
 use super::{ConfigFile, check};
 
 /// Shows the configuration that is in force.
-#[derive(Debug, Args)]
+#[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   makegate config show --config makegate.toml")]
-pub(super) struct ConfigCommand {
-    #[command(subcommand)]
-    command: ConfigSubcommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum ConfigSubcommand {
+pub(super) enum ConfigCommand {
     Show(ShowCommand),
 }
 
@@ -32,7 +26,7 @@ enum ConfigSubcommand {
 Examples:
   makegate config show --config makegate.toml
   makegate config show --config makegate.toml -o json | jq 'select(.origin != \"default\")'")]
-struct ShowCommand {
+pub(super) struct ShowCommand {
     #[command(flatten)]
     config: ConfigFile,
     /// table, json (one object per line) or csv.
@@ -42,7 +36,7 @@ struct ShowCommand {
 
 impl ConfigCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
-        let ConfigSubcommand::Show(ShowCommand { config, format }) = &self.command;
+        let Self::Show(ShowCommand { config, format }) = self;
         let shown = check::configuration(&config.path, color.colors(&io::stderr()))?.origins.shown();
         let rows: Vec<_> = shown.iter().map(|setting| [&*setting.key, &*setting.value, &*setting.origin]).collect();
         Ok(output::rows(*format, ["key", "value", "origin"], &rows)?)

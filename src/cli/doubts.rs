@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -24,18 +24,12 @@ const COLUMNS: [&str; 8] = ["request", "time", "caller", "operation", "organizat
 /// A write is in doubt while nobody knows whether Make carried it out: it was sent, and then the connection broke or
 /// time ran out. Equal writes of the same caller are held until it is settled. makegate settles some doubts itself, by
 /// checking what became of the write.
-#[derive(Debug, Args)]
+#[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   makegate doubts list --config makegate.toml
   makegate doubts settle 01jc-4711 --as not-done --config makegate.toml")]
-pub(super) struct DoubtsCommand {
-    #[command(subcommand)]
-    command: DoubtsSubcommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum DoubtsSubcommand {
+pub(super) enum DoubtsCommand {
     List(ListCommand),
     Settle(SettleCommand),
 }
@@ -49,7 +43,7 @@ enum DoubtsSubcommand {
 Examples:
   makegate doubts list --config makegate.toml
   makegate doubts list --url http://127.0.0.1:8081 -o json | jq -r .request")]
-struct ListCommand {
+pub(super) struct ListCommand {
     #[command(flatten)]
     place: SourceOptions,
     /// table, json (one object per line) or csv.
@@ -66,12 +60,12 @@ struct ListCommand {
 Examples:
   makegate doubts settle 01jc-4711 --as done --note 'the invoice is there' --config makegate.toml
   makegate doubts settle 01jc-4711 --as not-done --url http://127.0.0.1:8081")]
-struct SettleCommand {
+pub(super) struct SettleCommand {
     /// The write's request id, as `makegate doubts list` shows it.
     request: String,
     /// What became of it: done or not-done.
-    #[arg(long = "as", value_enum, value_name = "WHAT", hide_possible_values = true)]
-    what: SettleAs,
+    #[arg(long = "as", value_name = "WHAT", value_parser = ["done", "not-done"], hide_possible_values = true)]
+    what: String,
     /// How you know; goes into the record.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     note: String,
@@ -79,28 +73,11 @@ struct SettleCommand {
     place: SourceOptions,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum SettleAs {
-    /// Make carried it out.
-    Done,
-    /// Make did not carry it out.
-    NotDone,
-}
-
-impl SettleAs {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::NotDone => "not-done",
-        }
-    }
-}
-
 impl DoubtsCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
-        match &self.command {
-            DoubtsSubcommand::List(list) => list.run(color),
-            DoubtsSubcommand::Settle(settle) => settle.run(color),
+        match self {
+            Self::List(list) => list.run(color),
+            Self::Settle(settle) => settle.run(color),
         }
     }
 }
@@ -180,8 +157,8 @@ impl SettleCommand {
                 CommandFailure::failed(format!("no makegate responds at operator.listen; {help}"))
             })?,
         };
-        let body = json!({"as": self.what.as_str(), "note": self.note}).to_string();
+        let body = json!({"as": self.what, "note": self.note}).to_string();
         process::block_on(client.post(&format!("/doubts/{request}"), body))?;
-        Ok(output::line(&format!("{request} is settled as {}", self.what.as_str()))?)
+        Ok(output::line(&format!("{request} is settled as {}", self.what))?)
     }
 }

@@ -10,17 +10,11 @@ use crate::config;
 use crate::hash;
 
 /// Creates keys for callers.
-#[derive(Debug, Args)]
+#[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   makegate key new --caller dashboard")]
-pub(super) struct KeyCommand {
-    #[command(subcommand)]
-    command: KeySubcommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum KeySubcommand {
+pub(super) enum KeyCommand {
     New(NewKeyCommand),
 }
 
@@ -34,7 +28,7 @@ enum KeySubcommand {
 Examples:
   makegate key new --caller dashboard
   makegate key new --caller dashboard 2>/dev/null | head -1 > dashboard.key")]
-struct NewKeyCommand {
+pub(super) struct NewKeyCommand {
     /// The caller's name.
     #[arg(long, value_name = "NAME")]
     caller: String,
@@ -42,15 +36,8 @@ struct NewKeyCommand {
 
 impl KeyCommand {
     pub(super) fn run(&self) -> Result<(), CommandFailure> {
-        match &self.command {
-            KeySubcommand::New(new) => new.run(),
-        }
-    }
-}
-
-impl NewKeyCommand {
-    fn run(&self) -> Result<(), CommandFailure> {
-        let caller = config::caller_name(&self.caller).map_err(|wrong| {
+        let Self::New(NewKeyCommand { caller }) = self;
+        let caller = config::caller_name(caller).map_err(|wrong| {
             CommandFailure::usage(format!("--caller: {}; {}", wrong.message, wrong.help.unwrap_or_default()))
         })?;
         let key = mint()?;

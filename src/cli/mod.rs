@@ -73,11 +73,15 @@ enum Command {
     Demo(demo::DemoCommand),
     Check(check::CheckCommand),
     Sandbox(sandbox::SandboxCommand),
+    #[command(subcommand)]
     Key(key::KeyCommand),
     Explain(explain::ExplainCommand),
+    #[command(subcommand)]
     Audit(Box<audit::AuditCommand>),
+    #[command(subcommand)]
     Doubts(doubts::DoubtsCommand),
     Healthcheck(healthcheck::HealthcheckCommand),
+    #[command(subcommand)]
     Config(config_show::ConfigCommand),
     Completions(completions::CompletionsCommand),
     Man(completions::ManCommand),

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::failure::CommandFailure;
 use super::output::ServiceOutput;
@@ -41,16 +41,10 @@ pub(super) struct SandboxCommand {
     lag: Duration,
     /// How to count the quota's minute: fixed (one minute after another) or sliding (the last 60 s).
     #[arg(long, value_enum, default_value = "fixed", hide_possible_values = true)]
-    window: QuotaOption,
+    window: MinuteWindow,
     /// Send JSON when over quota, instead of plain text as Make does.
     #[arg(long)]
     json_429: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum QuotaOption {
-    Fixed,
-    Sliding,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -79,10 +73,7 @@ impl SandboxCommand {
             api_limit: self.api_limit,
             account_limit: self.account_limit,
             lag: self.lag,
-            window: match self.window {
-                QuotaOption::Fixed => MinuteWindow::Fixed,
-                QuotaOption::Sliding => MinuteWindow::Sliding,
-            },
+            window: self.window,
             json_429: self.json_429,
             ..SandboxSettings::default()
         }

@@ -43,12 +43,11 @@ impl SourceOptions {
         let files = |path: &Path| {
             check::configuration(path, color.colors(&io::stderr())).map(|read| DataSource::Files(Box::new(read)))
         };
-        let running = |url: &str| Ok(DataSource::Running(OperatorClient::new(url, self.key()?)?));
         if let Some(path) = &self.config {
             return files(path);
         }
         if let Some(url) = self.url.clone().or_else(|| variable(URL)) {
-            return running(&url);
+            return Ok(DataSource::Running(OperatorClient::new(&url, self.key()?)?));
         }
         match variable(CONFIG) {
             Some(path) => files(Path::new(&path)),

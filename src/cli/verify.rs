@@ -6,11 +6,11 @@ use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Deserialize;
 
 use super::failure::{CommandFailure, FAILED};
-use super::output;
+use super::output::{self, ReportFormat};
 use super::process::{self, ColorChoice};
 use super::source::{DataSource, SourceOptions};
 use crate::audit::{self, AuditorInput, Head, Verifier, VerifyReport};
@@ -40,15 +40,7 @@ pub(super) struct VerifyCommand {
     keys: Vec<PathBuf>,
     /// text or json.
     #[arg(short = 'o', long, value_enum, default_value = "text", hide_possible_values = true)]
-    format: VerifyFormat,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum VerifyFormat {
-    /// For people.
-    Text,
-    /// One JSON object.
-    Json,
+    format: ReportFormat,
 }
 
 impl VerifyCommand {
@@ -61,8 +53,8 @@ impl VerifyCommand {
         progress.wipe();
         let report = report.map_err(|error| CommandFailure::failed(format!("{}: {error}", self.dir.display())))?;
         output::line(&match self.format {
-            VerifyFormat::Json => serde_json::to_string(&report).map_err(CommandFailure::failed)?,
-            VerifyFormat::Text => text(&report),
+            ReportFormat::Json => serde_json::to_string(&report).map_err(CommandFailure::failed)?,
+            ReportFormat::Text => text(&report),
         })?;
         if report.problems.is_empty() { Ok(()) } else { Err(CommandFailure::told(FAILED)) }
     }

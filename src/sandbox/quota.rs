@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
 const WINDOW: Duration = Duration::from_secs(60);
@@ -10,7 +11,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 const BUCKETS_MAX: usize = 10_000;
 
 /// How the minute is counted; Make does not document it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum MinuteWindow {
     /// Consecutive minutes, starting when the sandbox starts or is reset, each with the full quota.
     #[default]

@@ -9,66 +9,50 @@ pub(super) const ZONE: &str = "eu1.make.com";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeedPlan {
     /// No price and no custom variables: their operations answer 404.
-    Free,
+    Free = 1,
     /// The smallest paid plan; no custom variables either.
-    Core,
+    Core = 2,
     /// The first plan with custom variables.
-    Pro,
+    Pro = 3,
     /// The plan of most companies.
-    Teams,
+    Teams = 4,
     /// The largest plan.
-    Enterprise,
+    Enterprise = 5,
 }
 
 impl SeedPlan {
+    const ALL: [Self; 5] = [Self::Free, Self::Core, Self::Pro, Self::Teams, Self::Enterprise];
+
     /// The plan that a `priceId` of a subscription buys.
-    pub(super) const fn of_price(id: u64) -> Option<Self> {
-        match id {
-            1 => Some(Self::Free),
-            2 => Some(Self::Core),
-            3 => Some(Self::Pro),
-            4 => Some(Self::Teams),
-            5 => Some(Self::Enterprise),
-            _ => None,
-        }
+    pub(super) fn of_price(id: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|plan| plan.price_id() == id)
     }
 
     pub(super) const fn price_id(self) -> u64 {
-        match self {
-            Self::Free => 1,
-            Self::Core => 2,
-            Self::Pro => 3,
-            Self::Teams => 4,
-            Self::Enterprise => 5,
-        }
+        self as u64
     }
 
-    /// The price as Make's document writes it: text with two decimals.
-    pub(super) const fn price(self) -> &'static str {
+    /// The name, and the price as Make's document writes it: text with two decimals.
+    const fn name_and_price(self) -> (&'static str, &'static str) {
         match self {
-            Self::Free => "0.00",
-            Self::Core => "10.59",
-            Self::Pro => "18.82",
-            Self::Teams => "34.12",
-            Self::Enterprise => "666.00",
+            Self::Free => ("FREE", "0.00"),
+            Self::Core => ("Core", "10.59"),
+            Self::Pro => ("Pro", "18.82"),
+            Self::Teams => ("Teams", "34.12"),
+            Self::Enterprise => ("Enterprise", "666.00"),
         }
     }
 
     pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Free => "FREE",
-            Self::Core => "Core",
-            Self::Pro => "Pro",
-            Self::Teams => "Teams",
-            Self::Enterprise => "Enterprise",
-        }
+        self.name_and_price().0
+    }
+
+    pub(super) const fn price(self) -> &'static str {
+        self.name_and_price().1
     }
 
     pub(super) const fn custom_variables(self) -> bool {
-        match self {
-            Self::Free | Self::Core => false,
-            Self::Pro | Self::Teams | Self::Enterprise => true,
-        }
+        !matches!(self, Self::Free | Self::Core)
     }
 }
 

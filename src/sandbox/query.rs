@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use percent_encoding::percent_decode_str;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::answer::MakeError;
 
@@ -56,7 +56,7 @@ impl ListQuery {
     }
 
     /// Keeps only the requested columns of an object (`*`: all; none requested: `default`), in the object's order.
-    pub(super) fn project(&self, whole: Value, default: Option<&[&str]>) -> Value {
+    pub(super) fn project(&self, mut whole: Value, default: Option<&[&str]>) -> Value {
         let asked = self.columns();
         let keep = match (&asked, default) {
             (Some(asked), _) if asked.contains(&"*") => return whole,
@@ -64,12 +64,10 @@ impl ListQuery {
             (None, Some(default)) => default,
             (None, None) => return whole,
         };
-        match whole {
-            Value::Object(fields) => Value::Object(
-                fields.into_iter().filter(|(name, _)| keep.contains(&name.as_str())).collect::<Map<_, _>>(),
-            ),
-            other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => other,
+        if let Some(members) = whole.as_object_mut() {
+            members.retain(|name, _| keep.contains(&name.as_str()));
         }
+        whole
     }
 
     /// Parses `pg[…]`: sort column and direction (with the operation's defaults), page size and offset.

@@ -30,7 +30,7 @@ impl SandboxAnswer {
     pub(super) fn over_quota(as_json: bool) -> Self {
         let status = StatusCode::TOO_MANY_REQUESTS;
         if as_json {
-            return Self::json(status, &json!({ "detail": QUOTA_TEXT, "message": QUOTA_TEXT, "code": "SC429" }));
+            return Self::error(status, QUOTA_TEXT, QUOTA_TEXT, "SC429");
         }
         Self::text(status, "text/plain; charset=utf-8", QUOTA_TEXT.to_owned())
     }
@@ -43,8 +43,11 @@ impl SandboxAnswer {
     /// A body in Make's error shape for any status, for faults that define none.
     pub(super) fn shaped(status: StatusCode) -> Self {
         let reason = status.canonical_reason().unwrap_or("Error");
-        let code = format!("SC{}", status.as_u16());
-        Self::json(status, &json!({ "detail": reason, "message": reason, "code": code }))
+        Self::error(status, reason, reason, &format!("SC{}", status.as_u16()))
+    }
+
+    fn error(status: StatusCode, detail: &str, message: &str, code: &str) -> Self {
+        Self::json(status, &json!({ "detail": detail, "message": message, "code": code }))
     }
 }
 
@@ -75,37 +78,30 @@ impl MakeError {
     }
 
     pub(super) fn answer(&self) -> SandboxAnswer {
-        match self {
-            Self::NotLoggedIn => SandboxAnswer::json(
-                StatusCode::UNAUTHORIZED,
-                &json!({ "message": "User is not logged in.", "code": "IM015" }),
-            ),
+        let (status, detail, message, code) = match self {
+            Self::NotLoggedIn => {
+                let body = json!({ "message": "User is not logged in.", "code": "IM015" });
+                return SandboxAnswer::json(StatusCode::UNAUTHORIZED, &body);
+            }
             Self::Invalid(errors) => {
                 let suberrors: Vec<Value> =
                     errors.iter().map(|error| json!({ "message": error, "name": "Error" })).collect();
                 let detail = format!("Validation failed for {} parameter(s).", errors.len());
-                SandboxAnswer::json(
-                    StatusCode::BAD_REQUEST,
-                    &json!({ "detail": detail, "message": "Bad Request", "code": "SC400", "suberrors": suberrors }),
-                )
+                let body =
+                    json!({ "detail": detail, "message": "Bad Request", "code": "SC400", "suberrors": suberrors });
+                return SandboxAnswer::json(StatusCode::BAD_REQUEST, &body);
             }
-            Self::Denied(why) => shaped(StatusCode::FORBIDDEN, why, "Permission denied", "IM002"),
-            Self::NotFound(what) => {
-                shaped(StatusCode::NOT_FOUND, &format!("{what} was not found."), "Not Found", "SC404")
-            }
+            Self::Denied(why) => (StatusCode::FORBIDDEN, (*why).to_owned(), "Permission denied", "IM002"),
+            Self::NotFound(what) => (StatusCode::NOT_FOUND, format!("{what} was not found."), "Not Found", "SC404"),
             Self::Unconfirmed(why) => {
-                shaped(StatusCode::NOT_ACCEPTABLE, why, "The action must be confirmed with confirmed=true.", "IM004")
+                let message = "The action must be confirmed with confirmed=true.";
+                (StatusCode::NOT_ACCEPTABLE, (*why).to_owned(), message, "IM004")
             }
-            Self::Full(what) => shaped(
-                StatusCode::BAD_REQUEST,
-                &format!("The sandbox cannot hold more {what}."),
-                "Limit exceeded",
-                "IM011",
-            ),
-        }
+            Self::Full(what) => {
+                let detail = format!("The sandbox cannot hold more {what}.");
+                (StatusCode::BAD_REQUEST, detail, "Limit exceeded", "IM011")
+            }
+        };
+        SandboxAnswer::error(status, &detail, message, code)
     }
-}
-
-fn shaped(status: StatusCode, detail: &str, message: &str, code: &str) -> SandboxAnswer {
-    SandboxAnswer::json(status, &json!({ "detail": detail, "message": message, "code": code }))
 }

@@ -1,22 +1,22 @@
 //! Sockets and HTTP: accepts connections, reads complete requests, and sends answers as faults demand.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Response};
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt as _;
+use futures_util::stream;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::Sleep;
 
 use super::answer::SandboxAnswer;
 use super::control;
@@ -76,20 +76,19 @@ async fn respond(
     orders: Orders,
     connection: u64,
     request: http::Request<Incoming>,
-) -> Result<Response<Paced>, Silence> {
+) -> Result<Response<SandboxBody>, Silence> {
     let request = read(request, connection).await?;
     if control::is_control(&request.path) {
-        return Ok(response(control::answer(&core, &request), usize::MAX, Duration::ZERO));
+        return Ok(whole(control::answer(&core, &request)));
     }
     // In its own task: a client that goes away stops nothing that the sandbox has begun.
     let exchange = core.tasks.spawn(Arc::clone(&core).exchange(request));
-    let (answer, delivery) = exchange.await.map_err(|_| Silence)?;
-    match delivery {
-        Delivery::Whole => Ok(response(answer, usize::MAX, Duration::ZERO)),
-        Delivery::Drip(bytes, every) => Ok(response(answer, bytes, every)),
-        Delivery::Cut(bytes) => {
+    match exchange.await.map_err(|_| Silence)? {
+        Delivery::Whole(answer) => Ok(whole(answer)),
+        Delivery::Drip(answer, piece, every) => Ok(dripping(answer, piece, every)),
+        Delivery::Cut(answer, bytes) => {
             orders.cut_after(bytes.min(answer.body.len().saturating_sub(1)));
-            Ok(response(answer, usize::MAX, Duration::ZERO))
+            Ok(whole(answer))
         }
         Delivery::Close => Err(Silence),
         Delivery::Reset => {
@@ -131,49 +130,38 @@ async fn read_body(mut body: Incoming) -> Result<Option<Bytes>, Silence> {
     Ok((length <= BODY_BYTES_MAX).then(|| whole.freeze()))
 }
 
-fn response(answer: SandboxAnswer, piece: usize, every: Duration) -> Response<Paced> {
-    let mut response = Response::new(Paced { rest: answer.body, piece, every, pause: None });
-    *response.status_mut() = answer.status;
-    for (name, value) in answer.headers {
+type SandboxBody = UnsyncBoxBody<Bytes, Infallible>;
+
+fn whole(answer: SandboxAnswer) -> Response<SandboxBody> {
+    let SandboxAnswer { status, headers, body } = answer;
+    response(status, headers, Full::new(body).boxed_unsync())
+}
+
+/// The answer in pieces, with a pause before each. Its length is announced as for any other.
+fn dripping(answer: SandboxAnswer, piece: usize, every: Duration) -> Response<SandboxBody> {
+    let SandboxAnswer { status, headers, body } = answer;
+    let length = HeaderValue::from(body.len());
+    let pieces = stream::unfold(body, move |mut rest| async move {
+        if rest.is_empty() {
+            return None;
+        }
+        tokio::time::sleep(every).await;
+        let piece = rest.split_to(piece.min(rest.len()));
+        Some((Ok(Frame::data(piece)), rest))
+    });
+    let mut response = response(status, headers, StreamBody::new(pieces).boxed_unsync());
+    response.headers_mut().insert(CONTENT_LENGTH, length);
+    response
+}
+
+fn response(status: StatusCode, headers: Vec<(String, String)>, body: SandboxBody) -> Response<SandboxBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    for (name, value) in headers {
         // Faults that arrive as JSON are checked; from Rust code, invalid headers are left out.
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             response.headers_mut().append(name, value);
         }
     }
     response
-}
-
-/// A body that is sent in pieces with a pause before each; normally one piece without a pause.
-struct Paced {
-    rest: Bytes,
-    piece: usize,
-    every: Duration,
-    pause: Option<Pin<Box<Sleep>>>,
-}
-
-impl Body for Paced {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.rest.is_empty() {
-            return Poll::Ready(None);
-        }
-        if !self.every.is_zero() {
-            let every = self.every;
-            ready!(self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(every))).as_mut().poll(cx));
-            self.pause = None;
-        }
-        let length = self.piece.min(self.rest.len());
-        let piece = self.rest.split_to(length);
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        u64::try_from(self.rest.len()).map_or_else(|_| SizeHint::default(), SizeHint::with_exact)
-    }
 }

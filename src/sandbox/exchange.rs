@@ -1,5 +1,6 @@
 //! Handles one request: log, fault, token, quota, operation, answer.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,14 +33,14 @@ pub(super) struct ReceivedRequest {
     pub(super) connection: u64,
 }
 
-/// How an answer is sent.
+/// What is sent, and how.
 #[derive(Debug)]
 pub(super) enum Delivery {
-    Whole,
+    Whole(SandboxAnswer),
     /// In pieces of this size, with this pause before each.
-    Drip(usize, Duration),
+    Drip(SandboxAnswer, usize, Duration),
     /// The head and this many bytes of the body.
-    Cut(usize),
+    Cut(SandboxAnswer, usize),
     /// Close (FIN) without an answer.
     Close,
     /// Reset (RST) without an answer.
@@ -105,26 +106,27 @@ impl SandboxCore {
     }
 
     /// Handles a request. Runs to completion whether or not the client stays, as behind Make's own edge.
-    pub(super) async fn exchange(self: Arc<Self>, request: ReceivedRequest) -> (SandboxAnswer, Delivery) {
+    pub(super) async fn exchange(self: Arc<Self>, request: ReceivedRequest) -> Delivery {
         let mut released = self.released.subscribe();
         let (number, fault) = self.arrive(&request);
         match fault {
-            None => (self.handle(&request, number), Delivery::Whole),
+            None => Delivery::Whole(self.handle(&request, number, None)),
             Some(FaultKind::Latency { ms }) => {
                 // A closed channel ends the wait just like the timeout.
                 let _over = tokio::time::timeout(Duration::from_millis(ms), released.changed()).await;
-                (self.handle(&request, number), Delivery::Whole)
+                Delivery::Whole(self.handle(&request, number, None))
             }
             Some(FaultKind::Drip { bytes, every_ms }) => {
-                let answer = self.handle(&request, number);
-                (answer, Delivery::Drip(bytes.max(1), Duration::from_millis(every_ms)))
+                let answer = self.handle(&request, number, None);
+                Delivery::Drip(answer, bytes.max(1), Duration::from_millis(every_ms))
             }
-            Some(FaultKind::Cut { after_bytes }) => (self.handle(&request, number), Delivery::Cut(after_bytes)),
-            Some(FaultKind::Reset { effect }) => (self.stay_silent(&request, number, effect), Delivery::Reset),
-            Some(FaultKind::Close { effect }) => (self.stay_silent(&request, number, effect), Delivery::Close),
-            Some(FaultKind::Hang { effect }) => (self.stay_silent(&request, number, effect), Delivery::Hang(released)),
-            Some(instead @ FaultKind::Answer { .. }) => {
-                (self.answer_instead(&request, number, &instead), Delivery::Whole)
+            Some(FaultKind::Cut { after_bytes }) => Delivery::Cut(self.handle(&request, number, None), after_bytes),
+            Some(FaultKind::Reset { effect }) => self.stay_silent(&request, number, effect, Delivery::Reset),
+            Some(FaultKind::Close { effect }) => self.stay_silent(&request, number, effect, Delivery::Close),
+            Some(FaultKind::Hang { effect }) => self.stay_silent(&request, number, effect, Delivery::Hang(released)),
+            Some(FaultKind::Answer { status, body, content_type, headers, effect }) => {
+                let answer = scripted(status, body, content_type, headers, &request.headers);
+                Delivery::Whole(self.handle(&request, number, Some((answer, effect))))
             }
         }
     }
@@ -151,40 +153,30 @@ impl SandboxCore {
         (number, inner.faults.strike(request.method.as_str(), &request.path))
     }
 
-    fn handle(&self, request: &ReceivedRequest, number: u64) -> SandboxAnswer {
+    /// Answers the request, or gives a fault's answer `instead`, after the effect if so told. Token and quota are checked
+    /// first in either case, because the fault is in Make's application, not its edge.
+    fn handle(&self, request: &ReceivedRequest, number: u64, instead: Option<(SandboxAnswer, bool)>) -> SandboxAnswer {
         let mut inner = self.lock();
-        let (answer, effect) = match self.admit(&mut inner, request, number) {
-            Ok(()) => self.operate(&mut inner, request),
-            Err(refusal) => (refusal, false),
+        let (answer, effect) = match (self.admit(&mut inner, request, number), instead) {
+            (Err(refusal), _) => (refusal, false),
+            (Ok(()), None) => self.operate(&mut inner, request),
+            (Ok(()), Some((answer, effect))) => (answer, effect && self.operate(&mut inner, request).1),
         };
-        note(&mut inner, number, Some(answer.status), effect);
+        if let Some(entry) = inner.log.entry(number) {
+            (entry.status, entry.effect) = (Some(answer.status.as_u16()), effect);
+        }
         answer
     }
 
     /// Handles the request if it should have an effect, and discards the answer.
-    fn stay_silent(&self, request: &ReceivedRequest, number: u64, effect: bool) -> SandboxAnswer {
+    fn stay_silent(&self, request: &ReceivedRequest, number: u64, effect: bool, silence: Delivery) -> Delivery {
         if effect {
-            self.handle(request, number);
+            self.handle(request, number, None);
             if let Some(entry) = self.lock().log.entry(number) {
                 entry.status = None;
             }
         }
-        SandboxAnswer::shaped(StatusCode::INTERNAL_SERVER_ERROR)
-    }
-
-    /// Sends a fault's answer. Token and quota are checked first, because the fault is in Make's application, not its
-    /// edge.
-    fn answer_instead(&self, request: &ReceivedRequest, number: u64, fault: &FaultKind) -> SandboxAnswer {
-        let mut inner = self.lock();
-        let (answer, effect) = match self.admit(&mut inner, request, number) {
-            Err(refusal) => (refusal, false),
-            Ok(()) => {
-                let after = matches!(fault, FaultKind::Answer { effect: true, .. });
-                (scripted(fault, &request.headers), after && self.operate(&mut inner, request).1)
-            }
-        };
-        note(&mut inner, number, Some(answer.status), effect);
-        answer
+        silence
     }
 
     /// Checks size, token and quota before any operation.
@@ -211,8 +203,10 @@ impl SandboxCore {
         let content_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let call = OperationCall {
             query: ListQuery::parse(&request.query),
-            body: request.body.as_deref().unwrap_or_default(),
-            is_json: content_type.to_ascii_lowercase().contains("json"),
+            body: operations::object(
+                request.body.as_deref().unwrap_or_default(),
+                content_type.to_ascii_lowercase().contains("json"),
+            ),
             now: self.clock.now(),
             wall: self.clock.wall(),
             api_limit: self.settings.api_limit,
@@ -222,13 +216,6 @@ impl SandboxCore {
             Ok(body) => (SandboxAnswer::json(StatusCode::OK, &body), method != "GET"),
             Err(refused) => (refused.answer(), false),
         }
-    }
-}
-
-fn note(inner: &mut CoreState, number: u64, status: Option<StatusCode>, effect: bool) {
-    if let Some(entry) = inner.log.entry(number) {
-        entry.status = status.map(|status| status.as_u16());
-        entry.effect = effect;
     }
 }
 
@@ -257,19 +244,22 @@ fn token_seen(headers: &HeaderMap, token: &str) -> TokenSeen {
 }
 
 /// The answer that a fault defines, or one in Make's error shape if it defines none.
-fn scripted(fault: &FaultKind, request: &HeaderMap) -> SandboxAnswer {
-    let FaultKind::Answer { status, body, content_type, headers, .. } = fault else {
-        return SandboxAnswer::shaped(StatusCode::INTERNAL_SERVER_ERROR);
-    };
-    let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+fn scripted(
+    status: u16,
+    body: Option<String>,
+    content_type: Option<String>,
+    headers: BTreeMap<String, String>,
+    request: &HeaderMap,
+) -> SandboxAnswer {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let sent = request.get(AUTHORIZATION).map(|value| String::from_utf8_lossy(value.as_bytes())).unwrap_or_default();
     let mut answer = SandboxAnswer::shaped(status);
     if let Some(body) = body {
         answer.body = Bytes::from(body.replace(ECHO, &sent));
     }
     if let Some(content_type) = content_type {
-        answer.headers = vec![(CONTENT_TYPE.to_string(), content_type.clone())];
+        answer.headers = vec![(CONTENT_TYPE.to_string(), content_type)];
     }
-    answer.headers.extend(headers.iter().map(|(name, value)| (name.clone(), value.replace(ECHO, &sent))));
+    answer.headers.extend(headers.into_iter().map(|(name, value)| (name, value.replace(ECHO, &sent))));
     answer
 }

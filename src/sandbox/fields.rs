@@ -81,12 +81,12 @@ impl<'a> BodyFields<'a> {
 
     /// Finishes; an error if anything was wrong.
     pub(super) fn done(self) -> Result<(), MakeError> {
-        if self.errors.is_empty() { Ok(()) } else { Err(MakeError::Invalid(self.errors)) }
+        self.all(Some(()))
     }
 
-    /// The error, for when a required field is known to be missing.
-    pub(super) fn refused(self) -> MakeError {
-        MakeError::Invalid(self.errors)
+    /// As [`Self::done`], with the required fields: `None` if one of them is missing.
+    pub(super) fn all<T>(self, required: Option<T>) -> Result<T, MakeError> {
+        required.filter(|_| self.errors.is_empty()).ok_or(MakeError::Invalid(self.errors))
     }
 
     fn required(&mut self, name: &str) -> Option<&'a Value> {

@@ -13,48 +13,50 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
 use super::answer::MakeError;
+use super::fields::BodyFields;
 use super::query::ListQuery;
-use super::state::{MakeOrganization, MakeState, View};
+use super::state::{MakeState, View};
+
+pub(super) use organizations::detail;
 
 /// The prefix of every path that the sandbox answers for Make.
 const ROOT: &str = "/api/v2/organizations";
 
 /// One request as the operations see it.
 #[derive(Debug)]
-pub(super) struct OperationCall<'a> {
+pub(super) struct OperationCall {
     pub(super) query: ListQuery,
-    pub(super) body: &'a [u8],
-    /// Whether the request declares its body as JSON; Make reads nothing else.
-    pub(super) is_json: bool,
+    /// The object in its body, or why there is none.
+    pub(super) body: Result<Map<String, Value>, MakeError>,
     pub(super) now: Instant,
     pub(super) wall: Timestamp,
     /// `license.apiLimit` of organizations without their own.
     pub(super) api_limit: u32,
 }
 
-impl OperationCall<'_> {
+impl OperationCall {
     /// The state a read sees: the zone's, or the current one with `wait=true`.
     fn view(&self) -> View {
         if self.query.flag("wait") { View::Current } else { View::Zone(self.now) }
     }
 
-    fn object(&self) -> Result<Map<String, Value>, MakeError> {
-        if self.body.is_empty() {
-            return Err(MakeError::invalid("Missing request body: send a JSON object."));
-        }
-        if !self.is_json {
-            return Err(MakeError::invalid("The body needs the header content-type: application/json."));
-        }
-        serde_json::from_slice(self.body)
-            .map_err(|error| MakeError::invalid(format!("The body is not a JSON object: {error}.")))
-    }
-
-    /// A time as Make writes it: UTC with milliseconds.
-    fn stamp(&self) -> String {
-        stamp(self.wall)
+    fn fields(&self) -> Result<BodyFields<'_>, MakeError> {
+        self.body.as_ref().map(BodyFields::new).map_err(MakeError::clone)
     }
 }
 
+/// The object in a body. Make reads only what the request declares as JSON.
+pub(super) fn object(body: &[u8], is_json: bool) -> Result<Map<String, Value>, MakeError> {
+    if body.is_empty() {
+        return Err(MakeError::invalid("Missing request body: send a JSON object."));
+    }
+    if !is_json {
+        return Err(MakeError::invalid("The body needs the header content-type: application/json."));
+    }
+    serde_json::from_slice(body).map_err(|error| MakeError::invalid(format!("The body is not a JSON object: {error}.")))
+}
+
+/// A time as Make writes it: UTC with milliseconds.
 fn stamp(time: Timestamp) -> String {
     format!("{time:.3}")
 }
@@ -69,12 +71,7 @@ pub(super) fn organization_of(path: &str) -> Option<u64> {
 }
 
 /// Finds and runs the operation.
-pub(super) fn run(
-    state: &mut MakeState,
-    method: &str,
-    path: &str,
-    call: &OperationCall<'_>,
-) -> Result<Value, MakeError> {
+pub(super) fn run(state: &mut MakeState, method: &str, path: &str, call: &OperationCall) -> Result<Value, MakeError> {
     let segments = segments(path).ok_or_else(|| MakeError::not_found("The path"))?;
     match (method, segments.as_slice()) {
         ("GET", []) => organizations::list(state, call),
@@ -104,11 +101,6 @@ pub(super) fn run(
         ("PATCH", [org, "feature-controls"]) => usage::switch(state, call, id(org)?),
         _ => Err(MakeError::NotFound(format!("{method} {path}"))),
     }
-}
-
-/// An organization's current detail, regardless of any lag, for tests that compare.
-pub(super) fn detail(organization: &MakeOrganization, api_limit: u32) -> Value {
-    organizations::detail(organization, api_limit)
 }
 
 /// The segments after [`ROOT`]; `None` for other paths and for a trailing slash, which Make refuses.

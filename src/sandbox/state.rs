@@ -239,7 +239,10 @@ impl MakeOrganization {
     }
 
     pub(super) fn pay(&mut self, payment: Value) {
-        push_bounded(&mut self.payments, Arc::new(payment));
+        self.payments.push_back(Arc::new(payment));
+        if self.payments.len() > HISTORY_MAX {
+            self.payments.pop_front();
+        }
     }
 }
 
@@ -312,13 +315,6 @@ pub(super) struct Invitation {
     pub(super) organization: u64,
     pub(super) user: MakeUser,
     pub(super) role: u64,
-}
-
-fn push_bounded<T>(list: &mut VecDeque<T>, item: T) {
-    list.push_back(item);
-    if list.len() > HISTORY_MAX {
-        list.pop_front();
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! reads.
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{OperationCall, ok, stamp};
 use crate::sandbox::answer::MakeError;
@@ -19,7 +19,7 @@ const QUANTITY_MAX: u64 = 10_000;
 const SORTABLE: [&str; 5] = ["id", "created", "invoice_number", "amount_total", "status_name"];
 
 /// `GET /organizations/{organizationId}/payments`, newest first.
-pub(super) fn payments(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn payments(state: &MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let page = call.query.page("created", true, &SORTABLE)?;
     let newest_first = organization.payments.iter().rev().map(|payment| Value::clone(payment)).collect();
@@ -27,17 +27,15 @@ pub(super) fn payments(state: &MakeState, call: &OperationCall<'_>, id: u64) -> 
 }
 
 /// `POST /organizations/{organizationId}/single-payment-create`
-pub(super) fn pay(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn pay(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
+    let mut fields = call.fields()?;
     let (price, quantity) = (fields.number("priceId"), fields.number("quantity"));
     if quantity.is_some_and(|quantity| !(1..=QUANTITY_MAX).contains(&quantity)) {
         fields.wrong("quantity", "an integer from 1 to 10000");
     }
     check_payment(&mut fields);
-    let (Some(_), Some(quantity)) = (price, quantity) else { return Err(fields.refused()) };
-    fields.done()?;
+    let (_, quantity) = fields.all(price.zip(quantity))?;
     let number = state.next_id();
     state.change(id, call.now, |org| {
         let amount = format!("{}.00", EXTRA_PRICE * quantity);
@@ -49,7 +47,7 @@ pub(super) fn pay(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> R
 }
 
 /// `GET /organizations/{organizationId}/subscription`
-pub(super) fn subscription(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn subscription(state: &MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let subscription = organization.subscription.as_ref().ok_or_else(no_subscription)?;
     let mut product = json!({
@@ -70,15 +68,13 @@ pub(super) fn subscription(state: &MakeState, call: &OperationCall<'_>, id: u64)
 }
 
 /// `POST /organizations/{organizationId}/subscription`: replaces the current subscription.
-pub(super) fn subscribe(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn subscribe(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
+    let mut fields = call.fields()?;
     let plan = read_plan(&mut fields);
     let coupon = fields.optional_text("couponCode").is_some();
     check_payment(&mut fields);
-    let Some(plan) = plan else { return Err(fields.refused()) };
-    fields.done()?;
+    let plan = fields.all(plan)?;
     let (session, new, number) = (state.next_id(), state.next_id(), state.next_id());
     state.change(id, call.now, |org| {
         let coupon_since_ms = coupon.then(|| call.wall.as_millisecond());
@@ -90,14 +86,12 @@ pub(super) fn subscribe(state: &mut MakeState, call: &OperationCall<'_>, id: u64
 }
 
 /// `PATCH /organizations/{organizationId}/subscription`
-pub(super) fn change(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn change(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
+    let mut fields = call.fields()?;
     let plan = read_plan(&mut fields);
     fields.customer();
-    let Some(plan) = plan else { return Err(fields.refused()) };
-    fields.done()?;
+    let plan = fields.all(plan)?;
     state.change(id, call.now, |org| {
         org.subscription.as_mut().ok_or_else(no_subscription)?.plan = plan;
         Ok(ok())
@@ -105,12 +99,12 @@ pub(super) fn change(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -
 }
 
 /// `DELETE /organizations/{organizationId}/subscription`; a second one finds none.
-pub(super) fn cancel(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn cancel(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     state.change(id, call.now, |org| org.subscription.take().map(|_| ok()).ok_or_else(no_subscription))
 }
 
 /// `POST /organizations/{organizationId}/subscription-free`, without a body.
-pub(super) fn subscribe_free(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn subscribe_free(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     let (customer, new) = (state.next_id(), state.next_id());
     state.change(id, call.now, |org| {
         org.subscription = Some(Subscription::new(SeedPlan::Free));
@@ -119,13 +113,12 @@ pub(super) fn subscribe_free(state: &mut MakeState, call: &OperationCall<'_>, id
 }
 
 /// `POST /organizations/{organizationId}/subscription/coupon-apply?couponCode=…`
-pub(super) fn apply_coupon(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn apply_coupon(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
     if call.query.get("couponCode").is_none_or(str::is_empty) {
         return Err(MakeError::invalid("Missing value of required parameter 'couponCode'."));
     }
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
+    let mut fields = call.fields()?;
     fields.customer();
     fields.done()?;
     state.change(id, call.now, |org| {
@@ -168,39 +161,34 @@ fn coupon(plan: SeedPlan, since_ms: i64) -> Value {
 }
 
 /// One entry of the payments, with links that carry a signature, as Make's do.
-fn invoice(call: &OperationCall<'_>, number: u64, amount: &str, plan: SeedPlan) -> Value {
+fn invoice(call: &OperationCall, number: u64, amount: &str, plan: SeedPlan) -> Value {
     let invoice = format!("6B52691A-{number:04}");
-    let method = json!({
-        "type": "card",
-        "card": {
-            "brand": "visa",
-            "last4": "4242",
-            "country": "US",
-            "network": "visa",
-            "exp_year": 2029,
-            "exp_month": 4,
-            "fingerprint": "pxynXFWHTejV4FMT",
+    json!({
+        "id": format!("in_{number:024}"),
+        "invoice_number": invoice,
+        "created": stamp(call.wall),
+        "type_name": "Invoice",
+        "status_name": "Pending",
+        "product_name": { "cs": plan.name(), "en": plan.name() },
+        "payment_method": {
+            "type": "card",
+            "card": {
+                "brand": "visa",
+                "last4": "4242",
+                "country": "US",
+                "network": "visa",
+                "exp_year": 2029,
+                "exp_month": 4,
+                "fingerprint": "pxynXFWHTejV4FMT",
+            },
         },
-    });
-    let fields = [
-        ("id", json!(format!("in_{number:024}"))),
-        ("invoice_number", json!(invoice)),
-        ("created", json!(call.stamp())),
-        ("type_name", json!("Invoice")),
-        ("status_name", json!("Pending")),
-        ("product_name", json!({ "cs": plan.name(), "en": plan.name() })),
-        ("payment_method", method),
-        ("amount_total", json!(amount)),
-        ("currency_code", json!("usd")),
-        (
-            "invoice_url",
-            json!(format!("https://invoices.example.com/{invoice}.pdf?X-Amz-Expires=600&X-Amz-Signature=8f16f7")),
-        ),
-        ("hosted_invoice_url", json!(format!("https://invoice.example.com/i/acct_1J0L/test_{number}"))),
-        ("period_from", json!(call.stamp())),
-        ("period_to", json!(stamp(later(call.wall, 30)))),
-    ];
-    Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
+        "amount_total": amount,
+        "currency_code": "usd",
+        "invoice_url": format!("https://invoices.example.com/{invoice}.pdf?X-Amz-Expires=600&X-Amz-Signature=8f16f7"),
+        "hosted_invoice_url": format!("https://invoice.example.com/i/acct_1J0L/test_{number}"),
+        "period_from": stamp(call.wall),
+        "period_to": stamp(later(call.wall, 30)),
+    })
 }
 
 fn later(time: Timestamp, days: i64) -> Timestamp {

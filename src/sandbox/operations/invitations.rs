@@ -5,25 +5,22 @@ use serde_json::{Value, json};
 use super::OperationCall;
 use crate::hash;
 use crate::sandbox::answer::MakeError;
-use crate::sandbox::fields::BodyFields;
 use crate::sandbox::state::{Invitation, MakeState, MakeUser, View};
 
 /// The user that the sandbox's token belongs to.
 pub(super) const OWNER: u64 = 3;
 
 /// `POST /organizations/{organizationId}/invite`. The hash goes out by e-mail, never in the answer.
-pub(super) fn invite(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn invite(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     let teams = state.organization(id, View::Current)?.teams.clone();
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
+    let mut fields = call.fields()?;
     let (role, email, name) = (fields.number("usersRoleId"), fields.text("email"), fields.text("name"));
     fields.optional_text("note");
     let wanted = fields.optional_numbers("teamsId").unwrap_or_default();
     if email.is_some_and(|email| !email.contains('@')) {
         fields.wrong("email", "an e-mail address");
     }
-    let (Some(role), Some(email), Some(name)) = (role, email, name) else { return Err(fields.refused()) };
-    fields.done()?;
+    let ((role, email), name) = fields.all(role.zip(email).zip(name))?;
     let user = MakeUser { id: state.next_id(), name: name.to_owned(), email: email.to_owned() };
     let invitation = Invitation { organization: id, user, role };
     let mut shown = role_of(&invitation, json!("pending"));
@@ -38,7 +35,7 @@ pub(super) fn invite(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -
 }
 
 /// `GET /organizations/invitation?hash=…`
-pub(super) fn get(state: &MakeState, call: &OperationCall<'_>) -> Result<Value, MakeError> {
+pub(super) fn get(state: &MakeState, call: &OperationCall) -> Result<Value, MakeError> {
     let hash = call.query.get("hash").filter(|hash| !hash.is_empty());
     let hash = hash.ok_or_else(|| MakeError::invalid("Missing value of required parameter 'hash'."))?;
     let invitation = state.invitation(hash)?;
@@ -51,18 +48,17 @@ pub(super) fn get(state: &MakeState, call: &OperationCall<'_>) -> Result<Value, 
 }
 
 /// `POST /organizations/accept-invitation`
-pub(super) fn accept(state: &mut MakeState, call: &OperationCall<'_>) -> Result<Value, MakeError> {
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
-    let Some(hash) = fields.text("hash") else { return Err(fields.refused()) };
-    let invitation = state.accept(hash)?;
+pub(super) fn accept(state: &mut MakeState, call: &OperationCall) -> Result<Value, MakeError> {
+    let mut fields = call.fields()?;
+    let hash = fields.text("hash");
+    let invitation = state.accept(fields.all(hash)?)?;
     Ok(json!({ "user": user_of(&invitation), "userOrganizationRole": role_of(&invitation, Value::Null) }))
 }
 
 /// The same hash for the same user in every run, so that golden files stay valid; UUID-shaped like Make's.
 fn hash_of(user: u64) -> String {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..] = hash::sha256(format!("invitation {user}").as_bytes());
-    uuid::Builder::from_random_bytes([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]).into_uuid().to_string()
+    let hash = hash::sha256(format!("invitation {user}").as_bytes());
+    uuid::Builder::from_random_bytes(hash.first_chunk().copied().unwrap_or_default()).into_uuid().to_string()
 }
 
 fn user_of(invitation: &Invitation) -> Value {

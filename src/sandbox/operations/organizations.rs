@@ -1,10 +1,9 @@
 //! Organizations: list, create, detail, update, delete, and their apps.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::OperationCall;
 use crate::sandbox::answer::MakeError;
-use crate::sandbox::fields::BodyFields;
 use crate::sandbox::seed::SeedPlan;
 use crate::sandbox::state::{MakeOrganization, MakeState, Subscription, Team, View};
 
@@ -13,23 +12,23 @@ const COLUMNS: [&str; 4] = ["id", "name", "timezoneId", "zone"];
 
 const SORTABLE: [&str; 8] = ["id", "name", "countryId", "timezoneId", "zone", "serviceName", "isPaused", "productName"];
 
+/// The apps of every license.
+const APPS: [&str; 2] = ["T2", "T3"];
+
 /// `GET /organizations`
-pub(super) fn list(state: &MakeState, call: &OperationCall<'_>) -> Result<Value, MakeError> {
+pub(super) fn list(state: &MakeState, call: &OperationCall) -> Result<Value, MakeError> {
     let page = call.query.page("name", false, &SORTABLE)?;
-    let rows = state.organizations(call.view()).map(|org| Value::Object(row(org, call.api_limit))).collect();
+    let rows = state.organizations(call.view()).map(|org| row(org, call.api_limit)).collect();
     let rows: Vec<Value> = page.cut(rows).into_iter().map(|row| call.query.project(row, Some(&COLUMNS))).collect();
     Ok(json!({ "organizations": rows, "pg": page.echo() }))
 }
 
 /// `POST /organizations`
-pub(super) fn create(state: &mut MakeState, call: &OperationCall<'_>) -> Result<Value, MakeError> {
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
+pub(super) fn create(state: &mut MakeState, call: &OperationCall) -> Result<Value, MakeError> {
+    let mut fields = call.fields()?;
     let (name, region) = (fields.text("name"), fields.number("regionId"));
     let (timezone, country) = (fields.number("timezoneId"), fields.number("countryId"));
-    let (Some(name), Some(_), Some(timezone_id), Some(country_id)) = (name, region, timezone, country) else {
-        return Err(fields.refused());
-    };
+    let ((name, _), (timezone_id, country_id)) = fields.all(name.zip(region).zip(timezone.zip(country)))?;
     let (id, team) = (state.next_id(), state.next_id());
     let organization = MakeOrganization {
         timezone_id,
@@ -46,16 +45,15 @@ pub(super) fn create(state: &mut MakeState, call: &OperationCall<'_>) -> Result<
 }
 
 /// `GET /organizations/{organizationId}`
-pub(super) fn get(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn get(state: &MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     Ok(json!({ "organization": detail(organization, call.api_limit) }))
 }
 
 /// `PATCH /organizations/{organizationId}`: fields missing from the body stay unchanged.
-pub(super) fn update(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn update(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
+    let mut fields = call.fields()?;
     let name = fields.optional_text("name").map(str::to_owned);
     let (timezone, country) = (fields.optional_number("timezoneId"), fields.optional_number("countryId"));
     fields.done()?;
@@ -68,7 +66,7 @@ pub(super) fn update(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -
 }
 
 /// `DELETE /organizations/{organizationId}`
-pub(super) fn delete(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn delete(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, View::Current)?;
     if !organization.is_here() {
         return Err(MakeError::Denied("Only organizations of this zone can be deleted here."));
@@ -81,7 +79,7 @@ pub(super) fn delete(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -
 }
 
 /// `GET /organizations/{organizationId}/apps`
-pub(super) fn apps(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn apps(state: &MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let installed = |app: &crate::sandbox::state::App| {
         json!({
@@ -95,37 +93,45 @@ pub(super) fn apps(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Resu
     Ok(json!({ "installedApps": organization.apps.iter().map(installed).collect::<Vec<_>>() }))
 }
 
-/// Every column of the list. `license`, `serviceName` and `isPaused` exist only in the organization's own zone.
-fn row(org: &MakeOrganization, api_limit: u32) -> Map<String, Value> {
-    let mut row = Map::new();
-    let mut put = |name: &str, value: Value| row.insert(name.to_owned(), value);
-    put("id", json!(org.id));
-    put("name", json!(org.name));
-    put("countryId", json!(org.country_id));
-    put("timezoneId", json!(org.timezone_id));
-    if org.is_here() {
-        put("license", license(org, api_limit));
+/// `license`, `serviceName` and `isPaused` exist only in the organization's own zone.
+fn as_in_its_zone(org: &MakeOrganization, mut shown: Value) -> Value {
+    if !org.is_here() {
+        leave_out(&mut shown, &["license", "serviceName", "isPaused"]);
     }
-    put("zone", json!(org.zone));
-    if org.is_here() {
-        put("serviceName", json!(service_name(org)));
+    shown
+}
+
+fn leave_out(object: &mut Value, names: &[&str]) {
+    if let Some(members) = object.as_object_mut() {
+        members.retain(|name, _| !names.contains(&name.as_str()));
     }
-    put("teams", teams(org));
-    if org.is_here() {
-        put("isPaused", json!(false));
-    }
-    put("externalId", Value::Null);
-    put("productName", json!(org.plan().name()));
-    put("tfaEnforced", json!(false));
-    put("privateSpaces", json!(false));
-    row
+}
+
+/// Every column of the list.
+fn row(org: &MakeOrganization, api_limit: u32) -> Value {
+    let row = json!({
+        "id": org.id,
+        "name": org.name,
+        "countryId": org.country_id,
+        "timezoneId": org.timezone_id,
+        "license": license(org, api_limit),
+        "zone": org.zone,
+        "serviceName": service_name(org),
+        "teams": teams(org),
+        "isPaused": false,
+        "externalId": null,
+        "productName": org.plan().name(),
+        "tfaEnforced": false,
+        "privateSpaces": false,
+    });
+    as_in_its_zone(org, row)
 }
 
 /// The detail, with its counters as text and its license's numbers beyond 2^31.
-pub(super) fn detail(org: &MakeOrganization, api_limit: u32) -> Value {
+pub(in crate::sandbox) fn detail(org: &MakeOrganization, api_limit: u32) -> Value {
     let controls: Vec<Value> =
         org.feature_controls.iter().map(|control| json!({ "id": control.id, "enabled": control.enabled })).collect();
-    let mut detail = json!({
+    let detail = json!({
         "id": org.id,
         "name": org.name,
         "serviceName": service_name(org),
@@ -153,10 +159,7 @@ pub(super) fn detail(org: &MakeOrganization, api_limit: u32) -> Value {
         "activeScenarios": org.active_scenarios,
         "featureControls": controls,
     });
-    if let Some(fields) = detail.as_object_mut().filter(|_| !org.is_here()) {
-        fields.retain(|name, _| !["license", "serviceName", "isPaused"].contains(&name.as_str()));
-    }
-    detail
+    as_in_its_zone(org, detail)
 }
 
 /// The answer to a create.
@@ -176,20 +179,17 @@ fn created(org: &MakeOrganization, api_limit: u32) -> Value {
 
 /// The answer to an update: `license.apps` is text here and a list everywhere else, as in Make's document.
 fn updated(org: &MakeOrganization, api_limit: u32) -> Value {
-    let mut license = license(org, api_limit);
-    if let Some(apps) = license.get_mut("apps") {
-        let names: Vec<&str> = apps.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        *apps = json!(names.join(","));
-    }
     let mut row = row(org, api_limit);
-    row.retain(|name, _| !["externalId", "tfaEnforced", "privateSpaces", "productName"].contains(&name.as_str()));
-    row.entry("license").and_modify(|shown| *shown = license);
-    Value::Object(row)
+    leave_out(&mut row, &["externalId", "tfaEnforced", "privateSpaces", "productName"]);
+    if let Some(apps) = row.pointer_mut("/license/apps") {
+        *apps = json!(APPS.join(","));
+    }
+    row
 }
 
 fn license(org: &MakeOrganization, api_limit: u32) -> Value {
     json!({
-        "apps": ["T2", "T3"],
+        "apps": APPS,
         "users": 50,
         "dslimit": 40,
         "fslimit": 2_147_483_648_u64,

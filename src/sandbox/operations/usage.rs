@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use super::OperationCall;
 use crate::hash;
 use crate::sandbox::answer::MakeError;
-use crate::sandbox::fields::BodyFields;
 use crate::sandbox::state::{FeatureControl, MakeState, View};
 
 const DAYS: i64 = 30;
@@ -15,7 +14,7 @@ const DAYS: i64 = 30;
 const OWNER_TIMEZONE: u64 = 113;
 
 /// `GET /organizations/{organizationId}/usage`: oldest day first, today last.
-pub(super) fn days(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn days(state: &MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let own = call.query.flag("organizationTimezone");
     let hours = offset_hours(if own { organization.timezone_id } else { OWNER_TIMEZONE });
@@ -35,7 +34,7 @@ pub(super) fn days(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Resu
 }
 
 /// `GET /organizations/{organizationId}/feature-controls`, by descending id.
-pub(super) fn feature_controls(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn feature_controls(state: &MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let wanted = call.query.get("featureControlName");
     let controls: Vec<Value> = organization
@@ -49,13 +48,11 @@ pub(super) fn feature_controls(state: &MakeState, call: &OperationCall<'_>, id: 
 }
 
 /// `PATCH /organizations/{organizationId}/feature-controls`
-pub(super) fn switch(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn switch(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
-    let (Some(control_id), Some(enabled)) = (fields.number("id"), fields.flag("enabled")) else {
-        return Err(fields.refused());
-    };
+    let mut fields = call.fields()?;
+    let (control_id, enabled) = (fields.number("id"), fields.flag("enabled"));
+    let (control_id, enabled) = fields.all(control_id.zip(enabled))?;
     state.change(id, call.now, |org| {
         let control = org.feature_controls.iter_mut().find(|control| control.id == control_id);
         control.ok_or_else(|| MakeError::NotFound(format!("Feature control {control_id}")))?.enabled = enabled;

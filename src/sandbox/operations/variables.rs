@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{OperationCall, ok};
+use super::{OperationCall, ok, stamp};
 use crate::sandbox::answer::MakeError;
 use crate::sandbox::fields::BodyFields;
 use crate::sandbox::state::{MakeOrganization, MakeState, VARIABLES_MAX, Variable, View};
@@ -13,7 +13,7 @@ use crate::sandbox::state::{MakeOrganization, MakeState, VARIABLES_MAX, Variable
 const AUTHOR: &str = "Jon Doe";
 
 /// `GET /organizations/{organizationId}/variables`: a list, as Make's clients decode it (the document shows one object).
-pub(super) fn list(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn list(state: &MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     let organization = state.organization(id, call.view())?;
     let mut rows = vec![
         json!({ "name": "organizationId", "typeId": 1, "value": id, "isSystem": true }),
@@ -26,10 +26,9 @@ pub(super) fn list(state: &MakeState, call: &OperationCall<'_>, id: u64) -> Resu
 }
 
 /// `POST /organizations/{organizationId}/variables`
-pub(super) fn create(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -> Result<Value, MakeError> {
+pub(super) fn create(state: &mut MakeState, call: &OperationCall, id: u64) -> Result<Value, MakeError> {
     state.organization(id, View::Current)?;
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
+    let mut fields = call.fields()?;
     let (name, type_id, value) = (fields.text("name"), read_type(&mut fields), fields.value("value"));
     if name.is_some_and(|name| !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'$' || b == b'_')) {
         fields.wrong("name", "letters, digits, $ and _ only");
@@ -37,8 +36,7 @@ pub(super) fn create(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -
     if let (Some(type_id), Some(value)) = (type_id, value) {
         check_type(&mut fields, type_id, value);
     }
-    let (Some(name), Some(type_id), Some(value)) = (name, type_id, value) else { return Err(fields.refused()) };
-    fields.done()?;
+    let ((name, type_id), value) = fields.all(name.zip(type_id).zip(value))?;
     let entry = state.next_id();
     state.change(id, call.now, |org| {
         custom(org)?;
@@ -58,10 +56,9 @@ pub(super) fn create(state: &mut MakeState, call: &OperationCall<'_>, id: u64) -
 }
 
 /// `PATCH /organizations/{organizationId}/variables/{variableName}`. Type and value are compared only when both are given.
-pub(super) fn update(state: &mut MakeState, call: &OperationCall<'_>, id: u64, name: &str) -> Result<Value, MakeError> {
+pub(super) fn update(state: &mut MakeState, call: &OperationCall, id: u64, name: &str) -> Result<Value, MakeError> {
     find(state, View::Current, id, name)?;
-    let object = call.object()?;
-    let mut fields = BodyFields::new(&object);
+    let mut fields = call.fields()?;
     let type_id = fields.optional_value("typeId").and_then(|_| read_type(&mut fields));
     let value = fields.optional_value("value");
     match (type_id, value) {
@@ -84,7 +81,7 @@ pub(super) fn update(state: &mut MakeState, call: &OperationCall<'_>, id: u64, n
 }
 
 /// `DELETE /organizations/{organizationId}/variables/{variableName}`: never without `confirmed=true`.
-pub(super) fn delete(state: &mut MakeState, call: &OperationCall<'_>, id: u64, name: &str) -> Result<Value, MakeError> {
+pub(super) fn delete(state: &mut MakeState, call: &OperationCall, id: u64, name: &str) -> Result<Value, MakeError> {
     find(state, View::Current, id, name)?;
     if !call.query.flag("confirmed") {
         return Err(MakeError::Unconfirmed("The variable may be in use."));
@@ -93,7 +90,7 @@ pub(super) fn delete(state: &mut MakeState, call: &OperationCall<'_>, id: u64, n
 }
 
 /// `GET /organizations/{organizationId}/variables/{variableName}/history`, newest first as the document says.
-pub(super) fn history(state: &MakeState, call: &OperationCall<'_>, id: u64, name: &str) -> Result<Value, MakeError> {
+pub(super) fn history(state: &MakeState, call: &OperationCall, id: u64, name: &str) -> Result<Value, MakeError> {
     let entries: Vec<&Value> = find(state, call.view(), id, name)?.history.iter().map(AsRef::as_ref).collect();
     Ok(json!({ "organizationVariableHistory": entries }))
 }
@@ -142,6 +139,6 @@ fn shown(name: &str, variable: &Variable) -> Value {
     json!({ "name": name, "typeId": variable.type_id, "value": variable.value, "isSystem": false })
 }
 
-fn change(call: &OperationCall<'_>, entry: u64, action: &str, diff: &Value) -> Value {
-    json!({ "id": entry, "diffObject": diff, "changed": call.stamp(), "action": action, "author": AUTHOR })
+fn change(call: &OperationCall, entry: u64, action: &str, diff: &Value) -> Value {
+    json!({ "id": entry, "diffObject": diff, "changed": stamp(call.wall), "action": action, "author": AUTHOR })
 }

@@ -78,7 +78,7 @@ async fn a_request_needs_no_socket() {
         request.header("host", "localhost").header("authorization", format!("Token {KEY}"))
     };
 
-    let unknown = Request::get("/api/v2/organizations").body(Full::<Bytes>::default()).unwrap();
+    let unknown = Request::get("http://localhost/api/v2/organizations").body(Full::<Bytes>::default()).unwrap();
     let (status, body) = answer(&gateway, &clock, unknown).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED, "{body}");
     let unreachable = request("GET", "/api/v2/organizations/11").body(Full::<Bytes>::default()).unwrap();

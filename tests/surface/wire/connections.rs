@@ -125,7 +125,7 @@ async fn both_families_may_have_the_same_port() {
 #[tokio::test]
 async fn a_target_in_absolute_form_is_its_path() {
     let world = still().start().await;
-    raw(world.gateway, &request(&format!("http://elsewhere.example{USAGE}"), "a", "close")).await.unwrap().expect(200);
+    raw(world.gateway, &request(&format!("http://localhost{USAGE}"), "a", "close")).await.unwrap().expect(200);
     assert_eq!(world.last_record().await["path"], USAGE);
     assert_eq!(world.sandbox.received()[0].header("host"), Some(&*world.sandbox.address().to_string()));
 }

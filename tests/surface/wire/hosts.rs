@@ -121,7 +121,7 @@ async fn probes_are_answered_by_status_alone_and_leave_no_record() {
         for method in ["GET", "HEAD"] {
             for path in ["/livez", "/readyz", "/readyz?verbose"] {
                 let reply = raw(world.gateway, &format!("{method} {path} {head}\r\n\r\n")).await.unwrap().expect(200);
-                assert_eq!((&*reply.body, header(&reply, "content-length")), (&b""[..], "0"), "{path}");
+                assert!(reply.body.is_empty() && reply.header("content-type").is_none(), "{path}: {reply:?}");
                 assert!(!header(&reply, "x-request-id").is_empty());
             }
         }

@@ -47,7 +47,7 @@ async fn what_could_be_read_two_ways_is_refused() {
         let code = if reply.body.is_empty() { String::new() } else { reply.code() };
         assert_eq!((reply.status, &*code), (400, "MG101"), "{rest}");
     }
-    for target in ["http://localhost", "*", "?a"] {
+    for target in ["*", "?a"] {
         let reply = send(world.gateway, "GET", target, &with_key(ALL, &[]), "").await;
         assert_eq!(reply.status, 400, "{target}");
     }
@@ -110,7 +110,7 @@ async fn what_is_in_no_row_is_refused() {
         "/api/v2/organizations/11/users",
         "/metrics",
         "/healthz",
-        "/livez",
+        "/",
         "/sandbox",
         "/doubts",
     ] {

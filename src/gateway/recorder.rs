@@ -323,11 +323,13 @@ fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&all.join(&b',')).ok()
 }
 
-/// Copies the facts into a record.
+/// Adds the facts to a record. A write with a precondition has those of its look before its own.
 pub(crate) fn fill(record: &mut Record, facts: &ForwardFacts) {
-    record.attempts = (facts.attempts > 0).then_some(facts.attempts);
     record.upstream_status = facts.upstream_status.map(|status| status.as_u16());
-    record.quota_wait_us = (facts.attempts > 0).then(|| micros(facts.quota_wait));
+    if facts.attempts > 0 {
+        record.attempts = Some(record.attempts.unwrap_or(0) + facts.attempts);
+        record.quota_wait_us = Some(record.quota_wait_us.unwrap_or(0) + micros(facts.quota_wait));
+    }
 }
 
 pub(crate) fn micros(duration: Duration) -> u64 {

@@ -1,5 +1,6 @@
 //! Refusals: answers that the gateway gives itself. Each refusal is one value, one row of a table, one answer and one record.
 
+mod headers;
 mod problem;
 mod samples;
 mod shortage;
@@ -7,7 +8,7 @@ mod shortage;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{Method, StatusCode};
 
 use crate::callers::SharedKind;
 use crate::ids::RequestId;
@@ -71,6 +72,12 @@ pub enum Refusal {
     NotJson,
     /// The `Idempotency-Key` is invalid.
     BadKey,
+    /// The write's precondition cannot be checked.
+    UncheckablePrecondition { why: &'static str },
+    /// The write's precondition does not hold.
+    PreconditionFailed { why: &'static str },
+    /// The resource could not be read to check the write's precondition.
+    UnreadResource { status: StatusCode },
     /// An identical write of this caller is in doubt.
     HeldInDoubt { first: RequestId },
     /// The write with this idempotency key is under way.
@@ -213,6 +220,13 @@ impl Refusal {
             Self::BodyTooLarge { .. } => row(StatusCode::PAYLOAD_TOO_LARGE, "MG155", "The body is too large"),
             Self::NotJson => row(StatusCode::UNSUPPORTED_MEDIA_TYPE, "MG156", "Content-Type must be JSON"),
             Self::BadKey => row(StatusCode::BAD_REQUEST, "MG157", "Invalid Idempotency-Key"),
+            Self::UncheckablePrecondition { .. } => {
+                row(StatusCode::BAD_REQUEST, "MG159", "The precondition cannot be checked")
+            }
+            Self::PreconditionFailed { .. } => row(StatusCode::PRECONDITION_FAILED, "MG168", "The precondition failed"),
+            Self::UnreadResource { .. } => {
+                row(StatusCode::BAD_GATEWAY, "MG211", "The resource could not be read").proxy("http_protocol_error")
+            }
             Self::HeldInDoubt { .. } => row(StatusCode::CONFLICT, "MG161", "An identical write is in doubt"),
             Self::KeyRunning { .. } => {
                 row(StatusCode::CONFLICT, "MG162", "The write with this Idempotency-Key is under way")
@@ -329,6 +343,14 @@ impl Refusal {
                 "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without quotes or backslashes inside."
                     .to_owned()
             }
+            Self::UncheckablePrecondition { why } => format!("{}. Nothing was sent.", capital(why)),
+            Self::PreconditionFailed { why } => format!("{}. The write was not sent.", capital(why)),
+            Self::UnreadResource { status } => {
+                format!(
+                    "Make answered {} when the gateway read the resource to check the precondition. The write was not sent.",
+                    status.as_u16()
+                )
+            }
             Self::HeldInDoubt { first } => {
                 format!(
                     "Your request {first} was identical and may have taken effect. Check whether it did; an operator can settle it at /doubts. To repeat the write anyway, send it with a new Idempotency-Key."
@@ -403,62 +425,6 @@ impl Refusal {
             Self::Late => "There was no answer before the deadline; nothing was changed upstream.".to_owned(),
             Self::Internal => "makegate failed while handling this request; see its process log.".to_owned(),
         }
-    }
-
-    /// When to retry, if known.
-    #[must_use]
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the row has it for the others")]
-    pub const fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::TooFast { retry_after } | Self::BreakerOpen { retry_after, .. } => Some(*retry_after),
-            Self::NoQuota { outlook } | Self::QuotaQueueFull { outlook } => Some(outlook.after),
-            known => known.row().retry_after,
-        }
-    }
-
-    /// Error token of RFC 9209 when the gateway answers for the upstream.
-    #[must_use]
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the row has it for the others")]
-    pub const fn proxy_error(&self) -> Option<&'static str> {
-        match self {
-            Self::Unreachable { why }
-            | Self::TimedOut { why }
-            | Self::Cut { why }
-            | Self::DoubtTimedOut { why }
-            | Self::DoubtCut { why }
-            | Self::Unusable { why }
-            | Self::AnswerLost { why } => Some(why.error.as_str()),
-            known => known.row().proxy_error,
-        }
-    }
-
-    /// Adds this refusal's headers: `Retry-After`, `Allow`, `WWW-Authenticate`, `Proxy-Status`, and the quota's `RateLimit`.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals add no header of their own")]
-    pub fn add_headers(&self, headers: &mut HeaderMap) {
-        let mut put = |name: &'static str, text: String| {
-            if let Ok(value) = HeaderValue::try_from(text) {
-                headers.insert(name, value);
-            }
-        };
-        if let Some(after) = self.retry_after() {
-            put("retry-after", seconds(after).to_string());
-        }
-        if let Some(error) = self.proxy_error() {
-            put("proxy-status", format!("makegate; error={error}"));
-        }
-        match self {
-            Self::NoMethod { allowed } => put("allow", list(allowed)),
-            Self::NoKey | Self::UnknownKey => {
-                put("www-authenticate", "Token realm=\"makegate\", Bearer realm=\"makegate\"".to_owned())
-            }
-            Self::NoQuota { outlook } | Self::QuotaQueueFull { outlook } => {
-                put("ratelimit-policy", format!("\"quota\";q={};w=60", outlook.limit));
-                put("ratelimit", format!("\"quota\";r=0;t={}", seconds(outlook.after)));
-            }
-            _ => {}
-        }
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
 }
 

@@ -6,6 +6,7 @@ mod headers;
 mod hosts;
 mod memory;
 mod outcomes;
+mod preconditions;
 mod tags;
 mod targets;
 mod tls;

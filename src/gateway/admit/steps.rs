@@ -68,6 +68,9 @@ pub fn no_key_in_query(policy: &Policy, headers: &HeaderMap, target: &Target<'_>
 /// # Errors
 /// If it does not name exactly one host, or names another one.
 pub fn check_authority(policy: &Policy, head: &Parts, names: &CertificateNames) -> Result<(), Refusal> {
+    if head.method == Method::CONNECT {
+        return Ok(()); // its target is an authority; step 4 refuses it
+    }
     let gateway = &policy.config.gateway;
     let authority = RequestAuthority::of(&head.uri, &head.headers).map_err(|bad| match bad {
         BadAuthority::Missing => "The request names no host: send one Host header",

@@ -3,6 +3,7 @@
 
 mod idempotency;
 pub(crate) mod order;
+mod precondition;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::process_log::EACH;
 use crate::upstream::{AttemptError, ProxyError};
 use crate::vocabulary::{Answer, Outcome};
 use order::WriteTurn;
+use precondition::Precondition;
 
 /// How long a caller waits for its write's outcome to reach the disk. If that takes longer, it is written once the disk is back.
 const OUTCOME_WAIT: Duration = Duration::from_secs(1);
@@ -49,14 +51,18 @@ pub(crate) async fn write(
             return Ok(reply);
         }
     };
+    let precondition = Precondition::of(headers)?;
     let order = async {
-        if request.row.retry == RetryClass::Idempotent {
+        if request.row.retry == RetryClass::Idempotent || precondition.is_some() {
             Some(gateway.write_order.turn(&request.path, request.caller()).await)
         } else {
             None
         }
     };
     let order = tokio::time::timeout(request.patience(&gateway.clock), order).await.map_err(|_| Refusal::NoTurn)?;
+    if let Some(precondition) = precondition {
+        Box::pin(precondition.check(gateway, recorder, &request)).await?;
+    }
     let permit = forward_permit(gateway, &request).await?; // before the intent: a crash while queued must not leave an unsent write in doubt
     identity.held(gateway, &request)?; // an identical write may have ended in doubt meanwhile
     recorder.record().fields = recorded_fields(&request.row, &request.outgoing.body);

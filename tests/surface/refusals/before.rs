@@ -44,6 +44,8 @@ async fn bodies() {
     let world = still().start().await;
     provoke(&world, "MG151", ALL, ("PATCH", ORG), &[], "[]").await.expect(400);
     provoke(&world, "MG152", ALL, ("DELETE", ORG), &[], "{}").await.expect(400);
+    let if_match = ["if-match: *"];
+    provoke(&world, "MG159", ALL, ("POST", &format!("{ORG}/invite")), &if_match, "{}").await.expect(400);
     provoke(&world, "MG155", ALL, ("PATCH", ORG), &["content-length: 1048577"], "").await.expect(413);
     provoke(&world, "MG156", ALL, ("PATCH", ORG), &["content-type: text/plain"], "{}").await.expect(415);
     assert_eq!(world.sandbox.received().len(), 0);

@@ -108,6 +108,15 @@ async fn there_is_no_memory_for_its_answer() {
 }
 
 #[tokio::test]
+async fn a_precondition_fails_or_cannot_be_looked_at() {
+    let world = still().start().await;
+    provoke(&world, "MG168", ALL, ("PATCH", ORG), &["if-match: \"old\""], "{}").await.expect(412);
+    world.sandbox.fault(Fault::once("GET", ORG, FaultKind::status(418)));
+    provoke(&world, "MG211", ALL, ("PATCH", ORG), &["if-match: *"], "{}").await.expect(502);
+    assert_eq!(world.received("PATCH", ORG), 0);
+}
+
+#[tokio::test]
 async fn its_list_cannot_be_narrowed() {
     let world = still().start().await;
     let nameless = FaultKind::status(200).with_body(r#"{"organizations": [{"name": "b"}]}"#);

@@ -133,13 +133,13 @@ async fn fill(log: &Arc<AuditLog>, clock: &Clock, records: u64) -> Fallible<Samp
         let pick = |from: &[Arc<str>]| from.get(usize::try_from(n).unwrap_or(0) % from.len()).cloned();
         room.fill(Record {
             request: Some(id),
-            caller: if n % RARE == 0 { Some(rare.clone()) } else { pick(&callers) },
+            caller: if n % RARE == 0 { Some(rare.clone().into()) } else { pick(&callers).map(Into::into) },
             key: Some(KeyId::of(&[7; 32])),
             peer: Some(Peer::of(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)))),
-            operation: Some(operation.clone()),
+            operation: Some(operation.clone().into()),
             organization: Some(n % 20),
             method: Some(Method::GET),
-            path: pick(&paths),
+            path: pick(&paths).map(Into::into),
             status: Some(200),
             answer: Some(Answer::Hit),
             filled_by: Some(id),

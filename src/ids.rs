@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::fmt;
 
 use jiff::Timestamp;
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::clock::Clock;
 use crate::hash;
@@ -192,6 +194,42 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
+/// Makes an id text in what is written with serde, and accepts only what it parses.
+macro_rules! serde_as_text {
+    ($($id:ident: $text:path, $parse:expr;)*) => {$(
+        impl Serialize for $id {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&$text(self))
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $id {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(IdVisitor($parse))
+            }
+        }
+    )*};
+}
+
+serde_as_text! {
+    RequestId: RequestId::as_str, |text| RequestId::parse(text.as_bytes());
+    Fingerprint: Fingerprint::to_string, Fingerprint::parse;
+}
+
+struct IdVisitor<T>(fn(&str) -> Option<T>);
+
+impl<T> Visitor<'_> for IdVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an id")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        (self.0)(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+}
+
 /// Writes the digits of a number to the end of `digits`, which has room for any number.
 #[must_use]
 pub fn write_decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
@@ -207,16 +245,19 @@ pub fn write_decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
     digits.get(digits.len() - length..).unwrap_or_default()
 }
 
-/// Escapes every character that would affect the text around it: control characters and marks that change its
-/// direction.
+/// Whether this character would affect the text around it: control characters, line separators and marks that change
+/// its direction. Callers must not be able to change how a text looks to its readers.
+#[must_use]
+pub fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+/// Escapes every character that is [invisible](is_invisible).
 #[must_use]
 pub fn escape_invisible(text: &str) -> String {
-    let acts = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-    };
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        if acts(c) {
+        if is_invisible(c) {
             shown.extend(c.escape_unicode())
         } else {
             shown.push(c)

@@ -106,7 +106,7 @@ async fn life<B: RequestBody>(
     let caller = credential.caller();
     recorder.identified(&credential);
     let path: Arc<str> = Arc::from(&*target.path);
-    recorder.record().path = (!path.is_empty()).then(|| path.clone());
+    recorder.record().path = (!path.is_empty()).then(|| path.clone().into());
     let (caller_id, holds) = (caller.state.id, &caller.state.holds);
     recorder.counts_for(&holds.records)?;
     busy.is_of(caller_id, &holds.connections).map_err(|short| Refusal::Short { of: SharedKind::Connections, short })?;

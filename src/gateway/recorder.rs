@@ -38,7 +38,7 @@ pub(crate) struct RequestRecorder {
     name: HeldRequestId,
     began: Instant,
     /// `None` once it was handed to the log.
-    record: Option<Box<Record>>,
+    record: Option<Box<Record<'static>>>,
     /// Room for the record; a write's intent takes it.
     pub(crate) room: Option<RecordRoom>,
     caller: Option<Arc<Caller>>,
@@ -93,13 +93,13 @@ impl RequestRecorder {
     }
 
     /// The record so far.
-    pub(crate) fn record(&mut self) -> &mut Record {
+    pub(crate) fn record(&mut self) -> &mut Record<'static> {
         self.record.get_or_insert_with(|| Box::new(Record::new(Kind::Request, self.gateway.clock.wall())))
     }
 
     /// The caller is unidentified or the path unknown: the record stores only the beginning of the path.
     pub(crate) fn cut_path(&mut self, path: &str) {
-        self.record().path = (!path.is_empty()).then(|| audit::at_most(path, UNKNOWN_PATH_BYTES_MAX));
+        self.record().path = (!path.is_empty()).then(|| audit::at_most(path, UNKNOWN_PATH_BYTES_MAX).into());
     }
 
     /// Counts the record's room against the caller's share of the log's buffer.
@@ -114,7 +114,7 @@ impl RequestRecorder {
     /// The caller was identified.
     pub(crate) fn identified(&mut self, credential: &Credential<'_>) {
         let (record, caller) = (self.record(), credential.caller());
-        record.caller = Some(caller.config.name.clone());
+        record.caller = Some(caller.config.name.clone().into());
         if let Credential::Key(key, _) = credential {
             record.key = Some(key.key);
             key.last_used.store(record.time.as_millisecond(), Ordering::Relaxed);
@@ -141,7 +141,7 @@ impl RequestRecorder {
     /// The operation was found.
     pub(crate) fn classified(&mut self, operation: &Arc<str>, organization: Option<u64>) {
         let record = self.record();
-        record.operation = Some(operation.clone());
+        record.operation = Some(operation.clone().into());
         record.organization = organization;
     }
 
@@ -169,7 +169,7 @@ impl RequestRecorder {
     }
 
     /// Hands the record to a write's task, which always leaves it. The task also holds the request's id.
-    pub(crate) fn hand_over(&mut self) -> (Record, Option<RecordRoom>, HeldRequestId) {
+    pub(crate) fn hand_over(&mut self) -> (Record<'static>, Option<RecordRoom>, HeldRequestId) {
         self.handed_over = true;
         (self.record().clone(), self.room.take(), self.name.share())
     }
@@ -262,13 +262,13 @@ impl RequestRecorder {
                 record.filled_by = reply.filled_by;
                 fill(record, &reply.facts);
             }
-            Err(refusal) => record.refusal = Some(refusal.row().code),
+            Err(refusal) => record.refusal = Some(refusal.row().code.into()),
         }
     }
 
     /// Who is refused, if refusals like this could repeat without end; [`RefusalTally`](super::refusal_tally::RefusalTally) bounds their
     /// records.
-    fn bounded(&self, record: &Record) -> Option<RefusedParty> {
+    fn bounded(&self, record: &Record<'_>) -> Option<RefusedParty> {
         match &self.caller {
             None => record.peer.clone().map(RefusedParty::Peer),
             Some(caller) => {
@@ -283,7 +283,7 @@ impl RequestRecorder {
         self.counted = true;
         match &self.caller {
             Some(caller) => {
-                let operation = self.record.as_ref().and_then(|record| record.operation.as_ref());
+                let operation = self.record.as_ref().and_then(|record| record.operation.as_ref()?.as_shared());
                 caller.state.count(operation, how);
             }
             None => drop(self.gateway.metrics.unidentified.fetch_add(1, Ordering::Relaxed)),
@@ -324,7 +324,7 @@ fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
 }
 
 /// Adds the facts to a record. A write with a precondition has those of its look before its own.
-pub(crate) fn fill(record: &mut Record, facts: &ForwardFacts) {
+pub(crate) fn fill(record: &mut Record<'static>, facts: &ForwardFacts) {
     record.upstream_status = facts.upstream_status.map(|status| status.as_u16());
     if facts.attempts > 0 {
         record.attempts = Some(record.attempts.unwrap_or(0) + facts.attempts);

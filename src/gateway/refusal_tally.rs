@@ -76,8 +76,8 @@ impl RefusalMinute {
         now.saturating_duration_since(self.begun) >= MINUTE
     }
 
-    fn count(&mut self, record: &Record) {
-        let (code, time) = (record.refusal.unwrap_or(HUNG_UP), record.time);
+    fn count(&mut self, record: &Record<'static>) {
+        let (code, time) = (record.refusal.clone().unwrap_or(HUNG_UP.into()), record.time);
         let counted = self.counted.get_or_insert_with(|| CountedRefusals {
             count: 0,
             codes: Vec::new(),
@@ -86,7 +86,7 @@ impl RefusalMinute {
         });
         counted.count += 1;
         (counted.first, counted.last) = (counted.first.min(time), counted.last.max(time));
-        match counted.codes.iter_mut().find(|(known, _)| *known == code) {
+        match counted.codes.iter_mut().find(|(known, _)| **known == *code) {
             Some((_, count)) => *count += 1,
             None => counted.codes.push((code, 1)),
         }
@@ -124,7 +124,7 @@ impl RefusalTally {
         log: &Arc<AuditLog>,
         who: RefusedParty,
         room: Option<RecordRoom>,
-        record: Box<Record>,
+        record: Box<Record<'static>>,
         now: Instant,
     ) {
         let (mut table, wall) = (self.table(), record.time);
@@ -158,9 +158,9 @@ fn leave<K: Clone + Eq + Hash>(
     minutes: &mut HashMap<K, RefusalMinute>,
     key: K,
     log: &Arc<AuditLog>,
-    (room, record): (Option<RecordRoom>, Box<Record>),
+    (room, record): (Option<RecordRoom>, Box<Record<'static>>),
     (now, wall): (Instant, Timestamp),
-    summary: fn(&K, Timestamp) -> Record,
+    summary: fn(&K, Timestamp) -> Record<'static>,
 ) -> bool {
     let minute = minutes.entry(key.clone()).or_insert_with(|| RefusalMinute::new(now));
     if minute.is_over(now) && close(minute, log, || summary(&key, wall)) {
@@ -181,7 +181,7 @@ fn leave<K: Clone + Eq + Hash>(
 }
 
 /// Records the count. Returns false, and keeps the count, if the log has no room.
-fn close(minute: &mut RefusalMinute, log: &Arc<AuditLog>, record: impl FnOnce() -> Record) -> bool {
+fn close(minute: &mut RefusalMinute, log: &Arc<AuditLog>, record: impl FnOnce() -> Record<'static>) -> bool {
     if minute.counted.is_none() {
         return true;
     }
@@ -190,12 +190,12 @@ fn close(minute: &mut RefusalMinute, log: &Arc<AuditLog>, record: impl FnOnce() 
     true
 }
 
-fn peer_record(place: &PeerGroup, wall: Timestamp) -> Record {
+fn peer_record(place: &PeerGroup, wall: Timestamp) -> Record<'static> {
     Record { peer: Some(place.peer()), ..Record::new(Kind::Refusals, wall) }
 }
 
-fn caller_record(name: &Arc<str>, wall: Timestamp) -> Record {
-    Record { caller: Some(name.clone()), ..Record::new(Kind::Refusals, wall) }
+fn caller_record(name: &Arc<str>, wall: Timestamp) -> Record<'static> {
+    Record { caller: Some(name.clone().into()), ..Record::new(Kind::Refusals, wall) }
 }
 
 #[cfg(test)]

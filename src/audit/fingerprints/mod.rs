@@ -73,7 +73,7 @@ pub(crate) fn open(
     clock: &Clock,
     start: &mut ResumePoint,
     recovered: &Recovered,
-) -> Result<(FingerprintKey, Option<Record>), OpenError> {
+) -> Result<(FingerprintKey, Option<Record<'static>>), OpenError> {
     let path = path(dir);
     let found = read(&path).map_err(while_doing("cannot read", &path))?.map(FingerprintKey::new);
     let known = start.fingerprint_key.as_ref();
@@ -127,7 +127,11 @@ mod tests {
     use super::*;
     use crate::audit::segment::SegmentOpening;
 
-    fn open_in(dir: &Path, known: Option<&str>, records: u64) -> Result<(FingerprintKey, Option<Record>), OpenError> {
+    fn open_in(
+        dir: &Path,
+        known: Option<&str>,
+        records: u64,
+    ) -> Result<(FingerprintKey, Option<Record<'static>>), OpenError> {
         let opening = SegmentOpening {
             tree: crate::audit::Tree::default(),
             open: Default::default(),

@@ -10,7 +10,7 @@ use std::path::Path;
 use rusqlite::{Row, Transaction, params};
 
 use super::terms::{self, Term};
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::audit::segment;
 use crate::audit::segment::forward_reader::LinePosition;
 use crate::private_files;
@@ -70,7 +70,7 @@ pub(crate) struct BlockBuilder {
 }
 
 impl BlockBuilder {
-    pub(crate) fn new(record: &StoredRecord<'_>, place: LinePosition) -> Self {
+    pub(crate) fn new(record: &Record<'_>, place: LinePosition) -> Self {
         let time = record.time.as_microsecond();
         let place = LinePosition { length: 0, ..place };
         Self {
@@ -84,7 +84,7 @@ impl BlockBuilder {
         }
     }
 
-    pub(crate) fn add(&mut self, record: &StoredRecord<'_>, place: LinePosition) {
+    pub(crate) fn add(&mut self, record: &Record<'_>, place: LinePosition) {
         let time = record.time.as_microsecond();
         self.last = self.last.max(record.seq);
         self.place.length = place.offset + place.length - self.place.offset;

@@ -27,7 +27,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction};
 
 use self::block::{BlockBuilder, IndexBlock};
 use crate::audit::log::shared::{DurablePosition, LogShared};
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::audit::segment::forward_reader::ForwardReader;
 use crate::audit::segment::{self, disk};
 use crate::private_files;
@@ -270,7 +270,7 @@ impl IndexWriter {
             if place.segment != self.segment {
                 self.begin_segment(place.segment, now)?;
             }
-            if let Some(record) = StoredRecord::parse(&line) {
+            if let Some(record) = Record::parse(&line) {
                 let growing = self.growing.get_or_insert_with(|| BlockBuilder::new(&record, place));
                 growing.add(&record, place);
                 if growing.records == BLOCK {
@@ -387,8 +387,7 @@ fn is_of_this_log(connection: &Connection, dir: &Path, seq: u64) -> Result<bool,
     let sql = "SELECT first, last, segment, offset, length, terms FROM blocks ORDER BY first DESC LIMIT 1";
     let Some(block) = connection.query_row(sql, [], IndexBlock::of).optional()? else { return Ok(false) };
     let lines = block.read(dir)?.unwrap_or_default();
-    let has = lines
-        .split(|byte| *byte == b'\n')
-        .any(|line| StoredRecord::parse(line).is_some_and(|record| record.seq == seq));
+    let has =
+        lines.split(|byte| *byte == b'\n').any(|line| Record::parse(line).is_some_and(|record| record.seq == seq));
     Ok(block.last == seq && has)
 }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use crate::audit::query::filter::{Filter, StatusFilter};
 use crate::audit::record::Kind;
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::ids::RequestId;
 use crate::vocabulary::Answer;
 
@@ -41,15 +41,15 @@ fn term(column: TermColumn, value: &[u8]) -> Term {
 }
 
 /// Adds all terms of this record.
-pub(crate) fn of(record: &StoredRecord<'_>, mut add: impl FnMut(Term)) {
+pub(crate) fn of(record: &Record<'_>, mut add: impl FnMut(Term)) {
     let mut text =
         |column, value: Option<&str>| value.into_iter().for_each(|value| add(term(column, value.as_bytes())));
     text(TermColumn::Caller, record.caller.as_deref());
     text(TermColumn::Operation, record.operation.as_deref());
-    text(TermColumn::Answer, record.answer.as_deref());
-    text(TermColumn::Kind, Some(&record.kind));
+    text(TermColumn::Answer, record.answer.map(Answer::as_str));
+    text(TermColumn::Kind, record.kind.map(Kind::as_str));
     let is_near = |id: &&str| made_ms(id).is_some_and(|ms| (ms - record.time.as_millisecond()).abs() <= NEAR_MS);
-    text(TermColumn::Request, record.request.as_deref().filter(|id| !is_near(id)));
+    text(TermColumn::Request, record.request.as_ref().map(RequestId::as_str).filter(|id| !is_near(id)));
     if let Some(intent) = record.intent {
         add(intent_term(intent));
     }

@@ -79,7 +79,7 @@ pub(crate) type Ack = oneshot::Sender<Result<u64, CannotRecord>>;
 /// A record in the buffer. Its maker boxes it because it is large and moves often.
 #[derive(Debug)]
 pub(crate) struct PendingRecord {
-    pub(crate) record: Box<Record>,
+    pub(crate) record: Box<Record<'static>>,
     pub(crate) charge: BufferCharge,
     /// The charge against its caller's share, if it has one.
     pub(crate) _share: Option<HeldShare>,
@@ -90,7 +90,7 @@ pub(crate) struct PendingRecord {
 
 impl PendingRecord {
     /// A record of the log itself, for which no request has reserved room.
-    pub(crate) fn own(record: Record) -> Self {
+    pub(crate) fn own(record: Record<'static>) -> Self {
         Self { record: Box::new(record), charge: BufferCharge::default(), _share: None, ack: None, name: None }
     }
 }

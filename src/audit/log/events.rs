@@ -14,12 +14,12 @@ use crate::vocabulary::{Answer, Outcome};
 pub(crate) const HEAD_MISMATCH: &str = "head-mismatch";
 
 /// Records that this key signs the log's heads from now on.
-pub(crate) fn key_event(now: Timestamp, key: &Verifier) -> Record {
+pub(crate) fn key_event(now: Timestamp, key: &Verifier) -> Record<'static> {
     Record::event(now, "head-key", format!("heads are signed by {key} from now on"))
 }
 
 /// The events recorded when the log opens.
-pub(crate) fn start_events(shared: &LogShared, recovered: &Recovered, opened: &HeadsOpened) -> Vec<Record> {
+pub(crate) fn start_events(shared: &LogShared, recovered: &Recovered, opened: &HeadsOpened) -> Vec<Record<'static>> {
     let now = shared.clock.wall();
     let manner = if recovered.clean { "after a clean stop" } else { "after an unclean stop" };
     let detail = format!("makegate {} starts {manner}", env!("CARGO_PKG_VERSION"));
@@ -56,21 +56,21 @@ pub(crate) fn start_events(shared: &LogShared, recovered: &Recovered, opened: &H
     events.extend(recovered.new_doubts.iter().map(|doubt| Record {
         intent: Some(doubt.intent),
         request: Some(doubt.request),
-        caller: Some(doubt.caller.clone()),
-        operation: Some(doubt.operation.clone()),
+        caller: Some(doubt.caller.clone().into()),
+        operation: Some(doubt.operation.clone().into()),
         organization: doubt.organization,
-        path: Some(doubt.path.clone()),
+        path: Some(doubt.path.clone().into()),
         ..Record::event(now, RECOVERED, "the gateway stopped before this write had an outcome: it is in doubt")
     }));
     events
 }
 
 /// The outcome for an intent that reached the disk too late to be acted on.
-pub(crate) fn not_sent(seq: u64, intent: Record, now: Timestamp) -> Record {
+pub(crate) fn not_sent(intent: Record<'static>, now: Timestamp) -> Record<'static> {
     Record {
-        intent: Some(seq),
+        intent: Some(intent.seq),
         time: now,
-        kind: Kind::Outcome,
+        kind: Some(Kind::Outcome),
         outcome: Some(Outcome::NotSent),
         answer: Some(Answer::Refused),
         status: Some(503),

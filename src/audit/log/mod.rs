@@ -141,9 +141,12 @@ impl AuditLog {
     ///
     /// # Errors
     /// [`CannotRecord`].
-    pub fn commit(&self, record: Record) -> impl Future<Output = Result<u64, CannotRecord>> + Send + 'static + use<> {
+    pub fn commit(
+        &self,
+        record: Record<'static>,
+    ) -> impl Future<Output = Result<u64, CannotRecord>> + Send + 'static + use<> {
         let shared = self.shared.clone();
-        let patient = record.kind == Kind::Outcome;
+        let patient = record.kind == Some(Kind::Outcome);
         let waiting = if patient { None } else { WaitingWriter::enter(&shared) };
         let full = waiting.is_none() && !patient;
         let queued = if full { Err(CannotRecord::Full) } else { shared.enqueue(record) };

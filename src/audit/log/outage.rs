@@ -63,7 +63,7 @@ impl LogWriter {
 
     /// Writes outcomes of writes under way into the space freed by the reserve, while there is some left.
     fn write_owed(&mut self) {
-        while self.pending.iter().any(|entry| entry.record.kind == Kind::Outcome) {
+        while self.pending.iter().any(|entry| entry.record.kind == Some(Kind::Outcome)) {
             if self.write_batch().is_err() {
                 if let Some(outage) = &mut self.outage {
                     outage.tight = false;

@@ -43,7 +43,7 @@ impl RecordRoom {
     }
 
     /// Records lazily: never blocks, never fails. The record is on disk within a second if the disk works.
-    pub fn fill(self, record: impl Into<Box<Record>>) {
+    pub fn fill(self, record: impl Into<Box<Record<'static>>>) {
         let mut record = record.into();
         bound(&mut record, self.log.shared.record_bytes);
         let bytes = record.weight().min(self.charge.bytes);
@@ -54,7 +54,7 @@ impl RecordRoom {
     ///
     /// # Errors
     /// Returns the record if refusals have used up their part of the buffer.
-    pub fn fill_refusal(self, mut record: Box<Record>) -> Result<(), Box<Record>> {
+    pub fn fill_refusal(self, mut record: Box<Record<'static>>) -> Result<(), Box<Record<'static>>> {
         bound(&mut record, self.log.shared.record_bytes);
         let charge = BufferCharge { records: 1, bytes: record.weight().min(self.charge.bytes), refusal: true };
         if !self.log.shared.buffer.is_refusals(charge) {
@@ -64,7 +64,7 @@ impl RecordRoom {
         Ok(())
     }
 
-    fn put(mut self, record: Box<Record>, charge: BufferCharge) {
+    fn put(mut self, record: Box<Record<'static>>, charge: BufferCharge) {
         let shared = &self.log.shared;
         shared.buffer.release(BufferCharge { records: 0, bytes: self.charge.bytes - charge.bytes, refusal: false });
         let mut share = self.share.take();

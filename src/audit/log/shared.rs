@@ -115,22 +115,22 @@ impl LogShared {
 
     /// Takes room for a record about to be queued. An intent also takes room for its outcome, so the outcome of a
     /// write under way can always be buffered.
-    fn charge(&self, record: &Record) -> Result<BufferCharge, CannotRecord> {
+    fn charge(&self, record: &Record<'_>) -> Result<BufferCharge, CannotRecord> {
         let own = BufferCharge { records: 1, bytes: record.weight(), refusal: false };
         let taken = match record.kind {
-            Kind::Outcome => {
+            Some(Kind::Outcome) => {
                 if !self.doubts.end(record) {
                     self.buffer.take_anyway(outcome_charge(self.record_bytes));
                 }
                 return Ok(outcome_charge(self.record_bytes));
             }
-            Kind::Intent => {
+            Some(Kind::Intent) => {
                 let outcome = outcome_charge(self.record_bytes);
                 let (records, bytes) = (own.records + outcome.records, own.bytes + outcome.bytes);
                 let both = BufferCharge { records, bytes, refusal: false };
                 self.doubts.count() < DOUBTS_MAX && self.buffer.take(both)
             }
-            Kind::Request | Kind::Settlement | Kind::Event | Kind::Refusals => self.buffer.take(own),
+            Some(Kind::Request | Kind::Settlement | Kind::Event | Kind::Refusals) | None => self.buffer.take(own),
         };
         if taken { Ok(own) } else { Err(CannotRecord::Full) }
     }
@@ -138,9 +138,9 @@ impl LogShared {
     /// Queues a record whose caller waits for it.
     pub(crate) fn enqueue(
         &self,
-        mut record: Record,
+        mut record: Record<'static>,
     ) -> Result<oneshot::Receiver<Result<u64, CannotRecord>>, CannotRecord> {
-        if record.kind != Kind::Outcome && !self.writable() {
+        if record.kind != Some(Kind::Outcome) && !self.writable() {
             return Err(CannotRecord::Failed);
         }
         bound(&mut record, self.record_bytes);
@@ -162,7 +162,7 @@ impl LogShared {
     /// Releases the room of an entry that will never be written.
     pub(crate) fn give_back(&self, entry: &PendingRecord) {
         self.buffer.release(entry.charge);
-        if entry.record.kind == Kind::Intent {
+        if entry.record.kind == Some(Kind::Intent) {
             self.buffer.release(outcome_charge(self.record_bytes));
         }
     }
@@ -193,7 +193,7 @@ pub(crate) const fn outcome_charge(record_bytes: usize) -> BufferCharge {
 }
 
 /// Truncates overlong text from callers before it takes up memory.
-pub(crate) fn bound(record: &mut Record, record_bytes: usize) {
+pub(crate) fn bound(record: &mut Record<'_>, record_bytes: usize) {
     if record.text_bytes() > record_bytes {
         line::fit(record, record_bytes);
     }

@@ -68,7 +68,6 @@ impl ActiveSegment {
 /// The changes to make once a batch is on disk.
 struct StoredBatch {
     tree: Tree,
-    first: u64,
     length: u64,
     refusal_bytes: u64,
 }
@@ -100,7 +99,7 @@ impl LogWriter {
         disk: Arc<dyn Disk>,
         settings: &config::AuditConfig,
         start: ResumePoint,
-        (recovered, events): (&Recovered, Vec<Record>),
+        (recovered, events): (&Recovered, Vec<Record<'static>>),
     ) -> Self {
         let now = shared.clock.now();
         if let (Some(last), []) = (start.last, &*recovered.quarantined)
@@ -240,11 +239,11 @@ impl LogWriter {
     pub(crate) fn write_batch(&mut self) -> io::Result<()> {
         self.check_active();
         self.seal_if_full();
-        let batch = self.choose();
+        let mut batch = self.choose();
         if batch.is_empty() {
             return Ok(());
         }
-        match self.store(&batch) {
+        match self.store(&mut batch) {
             Ok(stored) => {
                 self.acknowledge(batch, stored);
                 Ok(())
@@ -267,23 +266,25 @@ impl LogWriter {
             return self.pending.drain(..count).collect();
         }
         let all = std::mem::take(&mut self.pending);
-        let (owed, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|entry| entry.record.kind == Kind::Outcome);
+        let (owed, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|entry| entry.record.kind == Some(Kind::Outcome));
         self.pending = others.into();
         owed
     }
 
     /// Renders the batch, writes it and makes it durable.
-    fn store(&mut self, batch: &[PendingRecord]) -> io::Result<StoredBatch> {
+    fn store(&mut self, batch: &mut [PendingRecord]) -> io::Result<StoredBatch> {
         let mut tree = self.tree.clone();
         self.rendered.clear();
         self.leaves.clear();
         if self.active.is_none() {
             self.render_opening(&mut tree);
         }
-        let (first, mut refusal_bytes) = (tree.size() + 1, 0);
+        let mut refusal_bytes = 0;
         for entry in batch {
             let start = self.rendered.len();
-            line::render(&entry.record, tree.size() + 1, self.shared.record_bytes, &mut self.rendered);
+            entry.record.seq = tree.size() + 1;
+            line::render(&entry.record, self.shared.record_bytes, &mut self.rendered);
             self.end_line(start, &mut tree);
             if entry.record.is_refusal() {
                 refusal_bytes += u64::try_from(self.rendered.len() - start).unwrap_or(0);
@@ -300,7 +301,7 @@ impl LogWriter {
             disk::sync_folder(&self.shared.dir)?;
         }
         let length = u64::try_from(self.rendered.len()).unwrap_or(u64::MAX);
-        Ok(StoredBatch { tree, first, length, refusal_bytes })
+        Ok(StoredBatch { tree, length, refusal_bytes })
     }
 
     fn render_opening(&mut self, tree: &mut Tree) {
@@ -336,29 +337,29 @@ impl LogWriter {
             active.length += stored.length;
             active.add_leaves(&self.leaves);
         }
-        for (entry, seq) in batch.into_iter().zip(stored.first..) {
-            self.open.apply(seq, &entry.record);
-            self.answer(entry, seq);
+        for entry in batch {
+            self.open.apply(&entry.record);
+            self.answer(entry);
         }
         self.shared.stuck.store(false, Ordering::SeqCst);
         self.publish();
     }
 
     /// Answers whoever waits for this record. An intent whose caller gave up was never sent, and gets that outcome.
-    fn answer(&mut self, mut entry: PendingRecord, seq: u64) {
+    fn answer(&mut self, mut entry: PendingRecord) {
         self.shared.buffer.release(entry.charge);
-        if entry.record.kind != Kind::Intent {
+        if entry.record.kind != Some(Kind::Intent) {
             // Its write has ended on disk: whoever learns that may use the id again.
             entry.name = None;
         }
         match (entry.record.kind, entry.record.intent) {
-            (Kind::Intent, _) => self.shared.doubts.begin(seq, &entry.record),
-            (Kind::Settlement, Some(intent)) => drop(self.shared.doubts.remove(intent)),
-            (Kind::Request | Kind::Outcome | Kind::Settlement | Kind::Event | Kind::Refusals, _) => {}
+            (Some(Kind::Intent), _) => self.shared.doubts.begin(&entry.record),
+            (Some(Kind::Settlement), Some(intent)) => drop(self.shared.doubts.remove(intent)),
+            (Some(Kind::Request | Kind::Outcome | Kind::Settlement | Kind::Event | Kind::Refusals) | None, _) => {}
         }
-        let heard = entry.ack.is_some_and(|ack| ack.send(Ok(seq)).is_ok());
-        if entry.record.kind == Kind::Intent && !heard {
-            let record = Box::new(not_sent(seq, *entry.record, self.shared.clock.wall()));
+        let heard = entry.ack.is_some_and(|ack| ack.send(Ok(entry.record.seq)).is_ok());
+        if entry.record.kind == Some(Kind::Intent) && !heard {
+            let record = Box::new(not_sent(*entry.record, self.shared.clock.wall()));
             self.shared.doubts.end(&record);
             let charge = outcome_charge(self.shared.record_bytes);
             self.pending.push_back(PendingRecord { record, charge, _share: None, ack: None, name: entry.name });
@@ -385,7 +386,7 @@ impl LogWriter {
     pub(crate) fn refuse_waiting(&mut self) {
         let mut kept = VecDeque::new();
         for mut entry in std::mem::take(&mut self.pending) {
-            let refused = entry.record.kind != Kind::Outcome
+            let refused = entry.record.kind != Some(Kind::Outcome)
                 && entry.ack.take().is_some_and(|ack| ack.send(Err(CannotRecord::Failed)).is_ok());
             if refused {
                 self.shared.give_back(&entry);

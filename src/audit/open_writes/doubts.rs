@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::request_ids::{HeldRequestId, RequestIds};
 use crate::audit::record::Record;
 use crate::audit::record::field_hashes::FieldHashes;
+use crate::audit::record::text::Text;
 use crate::ids::{Fingerprint, RequestId};
 use crate::process_log::EACH;
 use crate::vocabulary::Outcome;
@@ -44,10 +45,10 @@ pub struct Doubt {
 
 impl Doubt {
     /// The doubt that this intent would become.
-    pub(crate) fn of(intent: u64, record: &Record) -> Option<Self> {
-        let text = |value: &Option<Arc<str>>| value.clone().unwrap_or_default();
+    pub(crate) fn of(record: &Record<'_>) -> Option<Self> {
+        let text = |value: &Option<Text<'_>>| value.as_ref().map(Text::shared).unwrap_or_default();
         Some(Self {
-            intent,
+            intent: record.seq,
             request: record.request?,
             time: in_micros(record.time),
             caller: text(&record.caller),
@@ -255,16 +256,16 @@ impl Doubts {
     }
 
     /// The intent is on disk, so its write is under way.
-    pub(crate) fn begin(&self, intent: u64, record: &Record) {
-        if let Some(write) = Doubt::of(intent, record) {
+    pub(crate) fn begin(&self, record: &Record<'_>) {
+        if let Some(write) = Doubt::of(record) {
             let held = self.held_by_id(write);
-            self.open().under_way.insert(intent, held);
+            self.open().under_way.insert(record.seq, held);
         }
     }
 
     /// An outcome is about to be recorded, so its write is no longer under way. Returns true if it was (which means
     /// that room is reserved for the outcome).
-    pub(crate) fn end(&self, outcome: &Record) -> bool {
+    pub(crate) fn end(&self, outcome: &Record<'_>) -> bool {
         let mut open = self.open();
         let Some(write) = outcome.intent.and_then(|intent| open.under_way.remove(&intent)) else { return false };
         if outcome.outcome == Some(Outcome::InDoubt) {
@@ -281,7 +282,7 @@ mod tests {
     use super::*;
     use crate::audit::record::Kind;
 
-    fn record(kind: Kind, request: &str) -> Record {
+    fn record(kind: Kind, request: &str) -> Record<'static> {
         Record {
             request: RequestId::parse(request.as_bytes()),
             caller: Some("billing".into()),
@@ -290,21 +291,25 @@ mod tests {
         }
     }
 
-    fn outcome(intent: u64, request: &str, outcome: Outcome) -> Record {
+    fn outcome(intent: u64, request: &str, outcome: Outcome) -> Record<'static> {
         Record { intent: Some(intent), outcome: Some(outcome), ..record(Kind::Outcome, request) }
     }
 
+    fn begin(doubts: &Doubts, intent: u64, record: Record<'_>) {
+        doubts.begin(&Record { seq: intent, ..record });
+    }
+
     /// Adds a write in doubt.
-    fn doubt(doubts: &Doubts, intent: u64, record: &Record) {
-        doubts.begin(intent, record);
-        assert!(doubts.end(&Record { intent: Some(intent), outcome: Some(Outcome::InDoubt), ..record.clone() }));
+    fn doubt(doubts: &Doubts, intent: u64, record: Record<'_>) {
+        begin(doubts, intent, record.clone());
+        assert!(doubts.end(&Record { intent: Some(intent), outcome: Some(Outcome::InDoubt), ..record }));
     }
 
     #[test]
     fn a_write_in_doubt_holds_equal_writes_of_its_caller_until_it_is_settled() {
         let doubts = Doubts::default();
         let equal = Fingerprint::of(b"key", &[b"pay"]);
-        doubts.begin(7, &record(Kind::Intent, "w1"));
+        begin(&doubts, 7, record(Kind::Intent, "w1"));
         assert_eq!(doubts.held("billing", equal), None, "a write under way is not in doubt");
         assert!(doubts.end(&outcome(7, "w1", Outcome::InDoubt)));
         let id = RequestId::parse(b"w1").unwrap();
@@ -320,8 +325,8 @@ mod tests {
         let doubts = Doubts::default();
         let equal = Fingerprint::of(b"key", &[b"pay"]);
         let key = Fingerprint::of(b"key", &[b"idempotency"]);
-        doubt(&doubts, 1, &record(Kind::Intent, "w1"));
-        doubt(&doubts, 2, &Record { idempotency: Some(key), ..record(Kind::Intent, "w2") });
+        doubt(&doubts, 1, record(Kind::Intent, "w1"));
+        doubt(&doubts, 2, Record { idempotency: Some(key), ..record(Kind::Intent, "w2") });
         let [first, second] = [b"w1", b"w2"].map(|id| RequestId::parse(id).unwrap());
         assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (Some(first), Some(second)));
         assert_eq!(
@@ -339,14 +344,14 @@ mod tests {
     fn only_one_may_settle_a_write_at_a_time_and_the_claim_is_given_back() {
         let doubts = Doubts::default();
         assert!(doubts.claim(1).is_none(), "the write is not in doubt");
-        doubt(&doubts, 1, &record(Kind::Intent, "w1"));
+        doubt(&doubts, 1, record(Kind::Intent, "w1"));
         let claim = doubts.claim(1).unwrap();
         assert!(doubts.claim(1).is_none() && doubts.contains(1), "claimed, but still in doubt");
         drop(claim);
         doubts.claim(1).unwrap().keep();
         assert!(doubts.claim(1).is_none(), "kept");
         doubts.remove(1);
-        doubt(&doubts, 2, &record(Kind::Intent, "w1"));
+        doubt(&doubts, 2, record(Kind::Intent, "w1"));
         assert!(doubts.claim(2).is_some(), "another write with the same id");
     }
 
@@ -354,7 +359,7 @@ mod tests {
     fn a_settled_outcome_leaves_no_doubt_and_frees_its_id() {
         let doubts = Doubts::default();
         let id = RequestId::parse(b"w1").unwrap();
-        doubts.begin(1, &record(Kind::Intent, "w1"));
+        begin(&doubts, 1, record(Kind::Intent, "w1"));
         assert!(doubts.names().take(id).is_none());
         assert!(doubts.end(&outcome(1, "w1", Outcome::Done)));
         assert!(doubts.names().take(id).is_some());
@@ -366,12 +371,12 @@ mod tests {
         let doubts = Doubts::default();
         let id = RequestId::parse(b"w1").unwrap();
         let [pay, other] = [b"pay", b"two"].map(|write| Fingerprint::of(b"key", &[write]));
-        doubts.begin(1, &record(Kind::Intent, "w1"));
-        doubts.begin(2, &Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
+        begin(&doubts, 1, record(Kind::Intent, "w1"));
+        begin(&doubts, 2, Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
         assert!(doubts.end(&outcome(1, "w1", Outcome::InDoubt)));
         assert!(doubts.end(&outcome(2, "w1", Outcome::Done)));
         assert_eq!((doubts.held("billing", pay), doubts.held("billing", other)), (Some(id), None));
-        doubt(&doubts, 3, &Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
+        doubt(&doubts, 3, Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
         assert_eq!((doubts.named(&id), doubts.count()), (Some(1), 2));
         doubts.remove(1);
         assert_eq!((doubts.named(&id), doubts.held("billing", other)), (Some(3), Some(id)));

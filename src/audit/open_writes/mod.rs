@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use self::doubts::{Doubt, in_micros};
 use crate::audit::record::field_hashes::FieldHashes;
-use crate::audit::record::stored_record::StoredRecord;
 use crate::audit::record::{Kind, Record};
 use crate::ids::{Fingerprint, RequestId};
 use crate::vocabulary::Outcome;
@@ -41,13 +40,13 @@ enum WriteStep {
 }
 
 impl WriteStep {
-    fn of(kind: Option<Kind>, outcome: Option<&str>, event: Option<&str>) -> Option<Self> {
-        match kind? {
+    fn of(record: &Record<'_>) -> Option<Self> {
+        match record.kind? {
             Kind::Intent => Some(Self::Begin),
-            Kind::Outcome if outcome == Some(Outcome::InDoubt.as_str()) => Some(Self::InDoubt),
+            Kind::Outcome if record.outcome == Some(Outcome::InDoubt) => Some(Self::InDoubt),
             Kind::Outcome => Some(Self::End),
             Kind::Settlement => Some(Self::Settle),
-            Kind::Event => (event == Some(RECOVERED)).then_some(Self::InDoubt),
+            Kind::Event => (record.event.as_deref() == Some(RECOVERED)).then_some(Self::InDoubt),
             Kind::Request | Kind::Refusals => None,
         }
     }
@@ -73,35 +72,16 @@ impl OpenWrites {
         self.writes.get(&intent)
     }
 
-    /// Applies a record that was just stored.
-    pub(crate) fn apply(&mut self, seq: u64, record: &Record) {
-        let outcome = record.outcome.map(Outcome::as_str);
-        if let Some((step, request)) = WriteStep::of(Some(record.kind), outcome, record.event).zip(record.request) {
-            self.step(step, (record.intent, request), || Doubt::of(seq, record));
-        }
-    }
-
-    /// Applies a record that was read from a file.
-    pub(crate) fn apply_seen(&mut self, seen: &StoredRecord<'_>) {
-        let step = WriteStep::of(Kind::parse(&seen.kind), seen.outcome.as_deref(), seen.event.as_deref());
-        if let Some((step, request)) = step.zip(seen.request_id()) {
-            self.step(step, (seen.intent, request), || Some(doubt_of(request, seen)));
-        }
-    }
-
-    fn step(
-        &mut self,
-        step: WriteStep,
-        (intent, request): (Option<u64>, RequestId),
-        doubt: impl Fn() -> Option<Doubt>,
-    ) {
+    /// Applies a record that was just stored, or read from a file.
+    pub(crate) fn apply(&mut self, record: &Record<'_>) {
+        let Some((step, request)) = WriteStep::of(record).zip(record.request) else { return };
         if step == WriteStep::Begin {
-            self.writes.extend(doubt().map(|doubt| (doubt.intent, OpenWrite { in_doubt: false, doubt })));
+            let begun = Doubt::of(record).map(|doubt| (doubt.intent, OpenWrite { in_doubt: false, doubt }));
+            self.writes.extend(begun);
             return;
         }
-        let Some(intent) = self.of(intent, &request, step == WriteStep::Settle).map(|write| write.doubt.intent) else {
-            return;
-        };
+        let write = self.of(record.intent, &request, step == WriteStep::Settle);
+        let Some(intent) = write.map(|write| write.doubt.intent) else { return };
         if step == WriteStep::InDoubt {
             self.writes.entry(intent).and_modify(|write| write.in_doubt = true);
         } else {
@@ -118,21 +98,6 @@ impl OpenWrites {
     pub(crate) fn from_stored(stored: Vec<StoredOpenWrite>) -> Option<Self> {
         let writes = stored.into_iter().map(|one| one.into_open().map(|write| (write.doubt.intent, write)));
         writes.collect::<Option<BTreeMap<_, _>>>().map(|writes| Self { writes })
-    }
-}
-
-fn doubt_of(request: RequestId, seen: &StoredRecord<'_>) -> Doubt {
-    Doubt {
-        intent: seen.seq,
-        request,
-        time: seen.time,
-        caller: seen.caller.as_deref().unwrap_or_default().into(),
-        operation: seen.operation.as_deref().unwrap_or_default().into(),
-        organization: seen.organization,
-        path: seen.path.as_deref().unwrap_or_default().into(),
-        fingerprint: seen.fingerprint.as_deref().and_then(Fingerprint::parse),
-        idempotency: seen.idempotency.as_deref().and_then(Fingerprint::parse),
-        marks: seen.marks.clone(),
     }
 }
 

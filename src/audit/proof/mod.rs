@@ -195,5 +195,5 @@ impl AuditLog {
 }
 
 fn is_of(line: &RawValue, seq: u64) -> bool {
-    crate::audit::record::stored_record::StoredRecord::parse(line.get().as_bytes()).is_some_and(|seen| seen.seq == seq)
+    crate::audit::record::Record::parse(line.get().as_bytes()).is_some_and(|seen| seen.seq == seq)
 }

@@ -8,7 +8,7 @@ use jiff::civil::Date;
 use memchr::memmem::Finder;
 
 use crate::audit::record::Kind;
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::ids::RequestId;
 use crate::vocabulary::Answer;
 
@@ -179,17 +179,17 @@ impl Filter {
     }
 
     /// Whether this stored record matches. Ignores `limit` and `after`.
-    pub(crate) fn matches(&self, record: &StoredRecord<'_>) -> bool {
+    pub(crate) fn matches(&self, record: &Record<'_>) -> bool {
         let is = |wanted: Option<&str>, text: Option<&str>| wanted.is_none_or(|wanted| text == Some(wanted));
         let in_range = |range: (u16, u16)| record.status.is_some_and(|status| (range.0..=range.1).contains(&status));
         is(self.caller.as_deref(), record.caller.as_deref())
             && is(self.operation.as_deref(), record.operation.as_deref())
             && self.organization.is_none_or(|wanted| record.organization == Some(wanted))
             && self.status.is_none_or(|wanted| in_range(wanted.range()))
-            && is(self.answer.map(Answer::as_str), record.answer.as_deref())
-            && is(self.kind.map(Kind::as_str), Some(&record.kind))
+            && self.answer.is_none_or(|wanted| record.answer == Some(wanted))
+            && self.kind.is_none_or(|wanted| record.kind == Some(wanted))
             && self.intent.is_none_or(|wanted| record.intent == Some(wanted))
-            && is(self.request.as_ref().map(RequestId::as_str), record.request.as_deref())
+            && self.request.is_none_or(|wanted| record.request == Some(wanted))
             && self.since.is_none_or(|since| record.time >= since)
             && self.until.is_none_or(|until| record.time < until)
     }

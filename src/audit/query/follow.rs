@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::filter::Filter;
 use crate::audit::log::AuditLog;
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::audit::segment;
 use crate::audit::segment::forward_reader::ForwardReader;
 
@@ -76,7 +76,7 @@ impl Follower {
     }
 
     fn wants(&self, line: &str) -> bool {
-        StoredRecord::parse(line.as_bytes()).is_some_and(|seen| self.filter.matches(&seen))
+        Record::parse(line.as_bytes()).is_some_and(|seen| self.filter.matches(&seen))
     }
 }
 
@@ -105,7 +105,7 @@ impl FileFollower {
     /// The files cannot be read.
     pub fn poll(&mut self) -> io::Result<Option<String>> {
         while self.tail.next(&mut self.line, None)?.is_some() {
-            if StoredRecord::parse(&self.line).is_some_and(|seen| self.filter.matches(&seen)) {
+            if Record::parse(&self.line).is_some_and(|seen| self.filter.matches(&seen)) {
                 return Ok(Some(String::from_utf8_lossy(&self.line).into_owned()));
             }
         }

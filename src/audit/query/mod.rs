@@ -24,7 +24,7 @@ use self::filter::Filter;
 use crate::audit::index::terms::{self, Term};
 use crate::audit::index::{self, block::IndexBlock};
 use crate::audit::log::AuditLog;
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::audit::segment::forward_reader::ForwardReader;
 use crate::audit::segment::reverse_reader::ReverseReader;
 use crate::audit::segment::{self, disk};
@@ -199,7 +199,7 @@ impl PageSearch<'_> {
         while !self.is_done() {
             self.in_time()?;
             let Some(line) = backwards.newest()? else { break };
-            let Some(seen) = StoredRecord::parse(&line) else { continue };
+            let Some(seen) = Record::parse(&line) else { continue };
             if seen.seq <= floor {
                 break;
             }
@@ -245,7 +245,7 @@ impl PageSearch<'_> {
         let lines = block.read(self.dir).map_err(|error| IndexFails::Log(error.into()))?.unwrap_or_default();
         let may_match = |line: &&[u8]| self.needle.as_ref().is_none_or(|needle| needle.find(line).is_some());
         for line in lines.rsplit(|byte| *byte == b'\n').filter(may_match) {
-            let seen = StoredRecord::parse(line).filter(|seen| seen.seq <= block.last && seen.seq < self.below);
+            let seen = Record::parse(line).filter(|seen| seen.seq <= block.last && seen.seq < self.below);
             let Some(seen) = seen else { continue };
             self.below = seen.seq;
             if self.filter.matches(&seen) {
@@ -263,7 +263,7 @@ impl PageSearch<'_> {
 fn page_of(lines: Vec<Vec<u8>>, limit: usize) -> RecordPage {
     let more = lines.len() > limit;
     let shown = lines.get(..limit).unwrap_or(&lines);
-    let last = shown.last().and_then(|line| StoredRecord::parse(line).map(|seen| seen.seq));
+    let last = shown.last().and_then(|line| Record::parse(line).map(|seen| seen.seq));
     let raw = |line: &Vec<u8>| RawValue::from_string(String::from_utf8_lossy(line).into_owned()).ok();
     RecordPage { records: shown.iter().filter_map(raw).collect(), next: last.filter(|_| more) }
 }
@@ -288,7 +288,7 @@ impl IndexReader {
         }
         let (_, _, seq) = index::position(&connection).ok().filter(|_| version == index::VERSION)?;
         let newest = ReverseReader::below(dir, u64::MAX).ok()?.newest().ok()??;
-        StoredRecord::parse(&newest).filter(|newest| newest.seq >= seq).map(|_| Self { connection, seq })
+        Record::parse(&newest).filter(|newest| newest.seq >= seq).map(|_| Self { connection, seq })
     }
 
     /// Passes the blocks in this range that have the term, or records between these times (in microseconds), to
@@ -376,7 +376,7 @@ pub fn export(dir: &Path, filter: &Filter, sink: &mut dyn FnMut(&str) -> io::Res
                 continue;
             }
         }
-        let seen = StoredRecord::parse(&line).filter(|seen| seen.seq < void_from);
+        let seen = Record::parse(&line).filter(|seen| seen.seq < void_from);
         if seen.is_some_and(|seen| filter.matches(&seen)) {
             sink(&String::from_utf8_lossy(&line))?;
         }

@@ -2,19 +2,22 @@
 
 pub(super) mod csv;
 pub(super) mod field_hashes;
-mod json_text;
+pub(super) mod formatter;
 pub(super) mod line;
-pub(super) mod stored_record;
+pub(super) mod text;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::Method;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use self::field_hashes::FieldHashes;
+use self::text::{Text, display, lenient};
 use crate::ids::{Fingerprint, KeyId, RequestId};
 use crate::vocabulary::{Answer, Outcome, word_enum};
 
@@ -66,155 +69,188 @@ impl fmt::Display for Peer {
 }
 
 /// Refusals that were counted instead of recorded one by one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize)]
 pub struct CountedRefusals {
     /// Number of refusals.
     pub count: u64,
     /// Number of refusals by code.
-    pub codes: Vec<(&'static str, u64)>,
+    #[serde(serialize_with = "text::map")]
+    pub codes: Vec<(Text<'static>, u64)>,
     /// When the first one arrived.
+    #[serde(serialize_with = "line::micros")]
     pub first: Timestamp,
     /// When the last one arrived.
+    #[serde(serialize_with = "line::micros")]
     pub last: Timestamp,
 }
 
-/// The counterpart of [`Record::is_refusal`] for a stored record; both must agree.
-pub(crate) fn is_refusal(kind: Kind, is_known: bool, refusal: Option<&str>) -> bool {
-    match kind {
-        Kind::Refusals => true,
-        Kind::Request => !is_known || refusal.is_some(),
-        Kind::Intent | Kind::Outcome | Kind::Settlement | Kind::Event => false,
-    }
-}
-
-/// One line of the log before it is numbered. A field that does not apply is `None` and is left out of the line.
-#[derive(Clone, Debug)]
-pub struct Record {
+/// A record: one line of the log. A field that does not apply is `None` and is left out of the line.
+///
+/// Reading a line takes only what the log itself needs, without copying. A word or an id that this version cannot
+/// parse counts as absent: another version's record is still a record.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Record<'l> {
+    /// Its sequence number; 0 until the log numbers it.
+    pub seq: u64,
     /// When it happened.
+    #[serde(serialize_with = "line::micros")]
     pub time: Timestamp,
-    /// What it is about.
-    pub kind: Kind,
+    /// What it is about. `None` if a newer makegate wrote it.
+    #[serde(deserialize_with = "lenient")]
+    pub kind: Option<Kind>,
     /// On outcomes, settlements and the event `recovered`: the sequence number of the write's intent. This links
     /// them; a request id only labels the write and may have been used before.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub intent: Option<u64>,
     /// The request id. Intents, outcomes and settlements always have one.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
     /// The caller's name.
-    pub caller: Option<Arc<str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Text<'l>>,
     /// The key that the caller used.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none", serialize_with = "display")]
     pub key: Option<KeyId>,
     /// Where the request came from.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none", serialize_with = "display")]
     pub peer: Option<Peer>,
     /// The catalogue row's id.
-    pub operation: Option<Arc<str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Text<'l>>,
     /// The organization in the path.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub organization: Option<u64>,
     /// The method.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none", serialize_with = "display")]
     pub method: Option<Method>,
     /// The canonical path, without query.
-    pub path: Option<Arc<str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub path: Option<Text<'l>>,
     /// The query parameters that the catalogue row allows to be recorded, as a JSON object; see [`super::object`].
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub query: Option<Box<RawValue>>,
     /// The body fields of a write that the row allows to be recorded, as a JSON object.
-    pub fields: Option<Box<RawValue>>,
+    #[serde(borrow, default, deserialize_with = "text::raw", skip_serializing_if = "Option::is_none")]
+    pub fields: Option<Cow<'l, RawValue>>,
     /// The status sent to the caller.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     /// Where the answer came from.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub answer: Option<Answer>,
     /// The refusal's code (`MG…`).
-    pub refusal: Option<&'static str>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Text<'l>>,
     /// The request whose fetch filled the entry that answered.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub filled_by: Option<RequestId>,
     /// Number of requests sent upstream for this one.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,
     /// The last status from upstream.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub upstream_status: Option<u16>,
     /// How the write ended.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
     /// Time spent waiting for quota, in microseconds.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub quota_wait_us: Option<u64>,
     /// Time from when the request was read whole to its answer, in microseconds.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub duration_us: Option<u64>,
     /// Size of the answer's body, in bytes.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
     /// W3C traceparent.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub trace: Option<Box<str>>,
     /// The event's name.
-    pub event: Option<&'static str>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub event: Option<Text<'l>>,
     /// An event's description or a settlement's note.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub detail: Option<Box<str>>,
     /// On intents: the fingerprint that equal writes share.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
     /// On intents: the caller's idempotency key, as a keyed hash.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub idempotency: Option<Fingerprint>,
     /// On intents: hashes by which the write's effect can be recognized upstream.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub marks: Option<FieldHashes>,
     /// On [`Kind::Refusals`]: what was counted.
+    #[serde(flatten, skip_deserializing)]
     pub counted: Option<Box<CountedRefusals>>,
 }
 
-impl Record {
+impl<'l> Record<'l> {
     /// A record of this kind and time, with nothing else set.
     #[must_use]
-    pub const fn new(kind: Kind, time: Timestamp) -> Self {
-        Self {
-            time,
-            kind,
-            intent: None,
-            request: None,
-            caller: None,
-            key: None,
-            peer: None,
-            operation: None,
-            organization: None,
-            method: None,
-            path: None,
-            query: None,
-            fields: None,
-            status: None,
-            answer: None,
-            refusal: None,
-            filled_by: None,
-            attempts: None,
-            upstream_status: None,
-            outcome: None,
-            quota_wait_us: None,
-            duration_us: None,
-            bytes: None,
-            trace: None,
-            event: None,
-            detail: None,
-            fingerprint: None,
-            idempotency: None,
-            marks: None,
-            counted: None,
-        }
+    pub fn new(kind: Kind, time: Timestamp) -> Self {
+        Self { time, kind: Some(kind), ..Self::default() }
+    }
+
+    /// Reads a line. Returns `None` if it is not a record.
+    pub(crate) fn parse(line: &'l [u8]) -> Option<Self> {
+        serde_json::from_slice(line).ok()
     }
 
     /// An event of the gateway itself, such as a reload or an outage.
     #[must_use]
     pub fn event(time: Timestamp, event: &'static str, detail: impl Into<Box<str>>) -> Self {
-        Self { event: Some(event), detail: Some(detail.into()), ..Self::new(Kind::Event, time) }
+        Self { event: Some(event.into()), detail: Some(detail.into()), ..Self::new(Kind::Event, time) }
     }
 
     /// Whether it counts against the refusals' share of the log's bytes: it changed nothing, and a caller can cause it without limit.
     pub(crate) fn is_refusal(&self) -> bool {
-        is_refusal(self.kind, self.caller.is_some(), self.refusal)
+        match self.kind {
+            Some(Kind::Refusals) => true,
+            Some(Kind::Request) => self.caller.is_none() || self.refusal.is_some(),
+            Some(Kind::Intent | Kind::Outcome | Kind::Settlement | Kind::Event) | None => false,
+        }
     }
 
-    /// Total length of the texts in this record whose length a caller controls, in bytes.
-    pub(crate) fn text_bytes(&self) -> usize {
-        let raw = |value: &Option<Box<RawValue>>| value.as_ref().map_or(0, |value| value.get().len());
+    /// Lengths of the texts in this record whose length a caller controls, in bytes: of `query`, `fields`, `path`,
+    /// `detail` and `trace`.
+    pub(crate) fn text_sizes(&self) -> [usize; 5] {
+        let raw = |value: Option<&RawValue>| value.map_or(0, |value| value.get().len());
         let text = |value: Option<&str>| value.map_or(0, str::len);
-        raw(&self.query)
-            + raw(&self.fields)
-            + text(self.path.as_deref())
-            + text(self.detail.as_deref())
-            + text(self.trace.as_deref())
+        [
+            raw(self.query.as_deref()),
+            raw(self.fields.as_deref()),
+            text(self.path.as_deref()),
+            text(self.detail.as_deref()),
+            text(self.trace.as_deref()),
+        ]
+    }
+
+    /// Total length of these texts.
+    pub(crate) fn text_bytes(&self) -> usize {
+        self.text_sizes().iter().sum()
     }
 
     /// What the record counts for in the buffer, in bytes.
     pub(crate) fn weight(&self) -> usize {
         size_of::<Self>() + self.text_bytes() + self.marks.as_ref().map_or(0, FieldHashes::weight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_another_version_is_still_a_record() {
+        let line = br#"{"seq":7,"time":"2026-07-01T12:00:00Z","kind":"dream","request":"a b","caller":"x\ny","key":5,"peer":{},
+            "method":"?","status":null,"answer":"guessed","refusal":"MG999","outcome":"lost","fingerprint":"12","trace":[],"codes":7,"new":1}"#;
+        let record = Record::parse(line).unwrap();
+        assert_eq!((record.seq, record.caller.as_deref(), record.refusal.as_deref()), (7, Some("x\ny"), Some("MG999")));
+        assert_eq!((record.kind, record.request, record.answer, record.outcome), (None, None, None, None));
+        assert_eq!((record.status, record.fingerprint), (None, None));
+        for no_record in ["", "{}", "{\"seq\":7,\"time\":\"2026-07-01T12:00:00Z\"}", "{\"seq\":7,\"kind\":\"event\"}"] {
+            assert!(Record::parse(no_record.as_bytes()).is_none(), "{no_record}");
+        }
     }
 }

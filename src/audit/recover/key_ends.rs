@@ -9,11 +9,11 @@ use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp;
 use memchr::memmem;
-use serde::Deserialize;
 
 use super::readable_opening;
 use crate::audit::log::AuditLog;
-use crate::audit::record::Kind;
+use crate::audit::record::text::Text;
+use crate::audit::record::{Kind, Record};
 use crate::audit::segment::line_reader::LineReader;
 use crate::audit::segment::tree::{self, Hash};
 use crate::audit::segment::{self, SegmentOpening};
@@ -175,20 +175,6 @@ struct OpenKeyedWrites {
     by_request: HashMap<RequestId, u64>,
 }
 
-/// The fields used here.
-#[derive(Deserialize)]
-struct KeyedLine<'l> {
-    seq: u64,
-    time: Timestamp,
-    kind: &'l str,
-    intent: Option<u64>,
-    request: Option<String>,
-    caller: Option<String>,
-    outcome: Option<String>,
-    fingerprint: Option<String>,
-    idempotency: Option<String>,
-}
-
 impl OpenKeyedWrites {
     /// Starts a segment. Its list of open writes overrides what was read before.
     fn begin(&mut self, opening: &SegmentOpening) {
@@ -215,29 +201,27 @@ impl OpenKeyedWrites {
         if is_request(line) {
             return None;
         }
-        let line: KeyedLine<'_> = serde_json::from_slice(line).ok()?;
-        let request = RequestId::parse(line.request?.as_bytes())?;
-        let kind = Kind::parse(line.kind)?;
+        let record = Record::parse(line)?;
+        let (kind, request) = record.kind.zip(record.request)?;
         if kind == Kind::Intent {
             // A keyless intent with the same request id is another write, whose outcome must not be attributed to
             // this one.
             self.by_request.remove(&request);
-            let (key, write) = (line.idempotency?, line.fingerprint?);
-            let (key, write) = (Fingerprint::parse(&key)?, Fingerprint::parse(&write)?);
-            let caller = line.caller.unwrap_or_default().into();
-            self.add(line.seq, KeyEnd { key, write, request, caller, time: line.time, done: false });
+            let (key, write) = record.idempotency.zip(record.fingerprint)?;
+            let caller = record.caller.as_ref().map(Text::shared).unwrap_or_default();
+            self.add(record.seq, KeyEnd { key, write, request, caller, time: record.time, done: false });
             return None;
         }
-        let outcome = line.outcome.as_deref().and_then(Outcome::parse)?;
+        let outcome = record.outcome?;
         if !matches!(kind, Kind::Outcome | Kind::Settlement) || outcome == Outcome::InDoubt {
             return None;
         }
-        let intent = line.intent.or_else(|| self.by_request.get(&request).copied())?;
+        let intent = record.intent.or_else(|| self.by_request.get(&request).copied())?;
         let write = self.writes.remove(&intent)?;
         if self.by_request.get(&write.request) == Some(&intent) {
             self.by_request.remove(&write.request);
         }
         let done = outcome == Outcome::Done;
-        (done || kind == Kind::Settlement).then_some(KeyEnd { time: line.time, done, ..write })
+        (done || kind == Kind::Settlement).then_some(KeyEnd { time: record.time, done, ..write })
     }
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::audit::open_writes::OpenWrites;
 use crate::audit::open_writes::doubts::Doubt;
 use crate::audit::proof::heads;
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::audit::retention::state::RetentionState;
 use crate::audit::segment::disk::{OpenError, while_doing};
 use crate::audit::segment::line_reader::LineReader;
@@ -156,7 +156,7 @@ fn probe(path: &Path, first: u64) -> io::Result<(u64, bool)> {
     let size = file.metadata()?.len();
     let mut lines = LineReader::new(file);
     while let Some(line) = lines.next()? {
-        if line.complete && StoredRecord::parse(lines.text()).is_some_and(|seen| plausible(seen.seq, first)) {
+        if line.complete && Record::parse(lines.text()).is_some_and(|seen| plausible(seen.seq, first)) {
             return Ok((size, true));
         }
     }
@@ -253,7 +253,7 @@ impl RecoveryScan {
         let mut damage = SegmentDamage::default();
         while let Some(line) = lines.next()? {
             let expected = self.tree.size() + 1;
-            let seen = StoredRecord::parse(lines.text()).filter(|seen| line.complete && plausible(seen.seq, expected));
+            let seen = Record::parse(lines.text()).filter(|seen| line.complete && plausible(seen.seq, expected));
             let Some(seen) = seen.filter(|seen| end.is_none_or(|end| seen.seq < end)) else {
                 damage.torn.get_or_insert(line.offset);
                 continue;
@@ -261,7 +261,7 @@ impl RecoveryScan {
             damage.inside |= damage.torn.take().is_some() || seen.seq != expected;
             self.skip_to(seen.seq);
             self.push(tree::leaf(lines.text()));
-            self.open.apply_seen(&seen);
+            self.open.apply(&seen);
             if seen.is_refusal() {
                 self.kept.refusal_bytes += u64::try_from(lines.text().len() + 1).unwrap_or(0);
             }

@@ -13,6 +13,7 @@
 pub(super) mod state;
 mod trusted_time;
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -26,7 +27,6 @@ use self::state::{RetentionState, refusals_share};
 use self::trusted_time::TrustedTime;
 use crate::audit::open_writes::OpenWrites;
 use crate::audit::proof::leaves;
-use crate::audit::record::stored_record::StoredRecord;
 use crate::audit::record::{Record, line};
 use crate::audit::recover::readable_opening;
 use crate::audit::segment;
@@ -117,7 +117,7 @@ impl Retention {
 
     /// Finds expired segments. Returns the events that announce the deletions, one per contiguous range; they must be
     /// the first records of a new segment. Once they are on disk, [`Retention::delete`] may be called.
-    pub(super) fn sweep(&mut self, dir: &Path, open: &OpenWrites, now: (Instant, Timestamp)) -> Vec<Record> {
+    pub(super) fn sweep(&mut self, dir: &Path, open: &OpenWrites, now: (Instant, Timestamp)) -> Vec<Record<'static>> {
         self.observe(now);
         self.swept = Some(now.0);
         self.find(dir, open, now.0).unwrap_or_else(|error| {
@@ -126,7 +126,7 @@ impl Retention {
         })
     }
 
-    fn find(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<Record>> {
+    fn find(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<Record<'static>>> {
         let old = self.old(dir, open, now)?;
         if old.is_empty() {
             return Ok(Vec::new());
@@ -216,7 +216,7 @@ struct SegmentTimes<'d> {
 impl SegmentTimes<'_> {
     fn newest(&mut self, first: u64, next: u64) -> io::Result<NewestRecord> {
         let line = ReverseReader::below(self.dir, next)?.newest()?;
-        let seen = line.as_deref().and_then(StoredRecord::parse).filter(|seen| seen.seq >= first);
+        let seen = line.as_deref().and_then(Record::parse).filter(|seen| seen.seq >= first);
         let (seq, told) = (seen.as_ref().map(|seen| seen.seq), seen.map(|seen| seen.time));
         let believable = match told.filter(|time| *time <= self.now) {
             Some(time) => Some(time),
@@ -249,7 +249,7 @@ fn refusal_bytes(dir: &Path, (first, next): SeqRange, newest: Option<u64>) -> io
     }
     let (mut lines, mut bytes) = (LineReader::new(private_files::open_to_read(&segment::path(dir, first))?), 0);
     while lines.next()?.is_some() {
-        if StoredRecord::parse(lines.text()).is_some_and(|seen| seen.is_refusal()) {
+        if Record::parse(lines.text()).is_some_and(|seen| seen.is_refusal()) {
             bytes += u64::try_from(lines.text().len() + 1).unwrap_or(0);
         }
     }
@@ -263,7 +263,7 @@ fn told(dir: &Path) -> io::Result<Vec<SeqRange>> {
         lines.next()?; // the opening
         let mut ranges = Vec::new();
         while lines.next()?.is_some() {
-            let Some(range) = StoredRecord::parse(lines.text()).and_then(|seen| gone(&seen)) else { break };
+            let Some(range) = Record::parse(lines.text()).and_then(|seen| gone(&seen)) else { break };
             ranges.push(range);
         }
         if !ranges.is_empty() {
@@ -287,19 +287,19 @@ fn merged(mut ranges: Vec<SeqRange>) -> Vec<SeqRange> {
 }
 
 /// The records that this event announces as deleted. Returns `None` if it is not such an event.
-pub(super) fn gone(seen: &StoredRecord<'_>) -> Option<SeqRange> {
+pub(super) fn gone(seen: &Record<'_>) -> Option<SeqRange> {
     #[derive(Deserialize)]
     struct Gone {
         first: u64,
         last: u64,
     }
-    let fields = seen.fields.filter(|_| seen.event.as_deref() == Some(RETENTION))?;
+    let fields = seen.fields.as_deref().filter(|_| seen.event.as_deref() == Some(RETENTION))?;
     let Gone { first, last } = serde_json::from_str(fields.get()).ok()?;
     Some((first, last))
 }
 
-fn event(wall: Timestamp, (first, last): SeqRange) -> Record {
+fn event(wall: Timestamp, (first, last): SeqRange) -> Record<'static> {
     let detail = format!("past the retention, deleted: the records {first} to {last}");
     let fields = line::object(&Map::from_iter([("first".into(), first.into()), ("last".into(), last.into())]));
-    Record { fields: Some(fields), ..Record::event(wall, RETENTION, detail) }
+    Record { fields: Some(Cow::Owned(fields)), ..Record::event(wall, RETENTION, detail) }
 }

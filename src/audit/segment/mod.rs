@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use self::tree::Tree;
 use crate::audit::open_writes::{OpenWrites, StoredOpenWrite};
-use crate::audit::record::line;
+use crate::audit::record::formatter::write_json;
 use crate::audit::retention::state::RetentionState;
 use crate::hash;
 
@@ -117,7 +117,7 @@ impl SegmentOpening {
             kept: self.kept,
         };
         let mut line = Vec::new();
-        line::write_value(&serde_json::to_value(&stored).unwrap_or_default(), &mut line);
+        write_json(&stored, &mut line);
         line
     }
 
@@ -155,7 +155,7 @@ mod tests {
         let mut open = OpenWrites::default();
         let time: Timestamp = "2026-07-01T12:00:00.000001Z".parse().unwrap();
         let request = RequestId::parse(b"w-1");
-        open.apply(3, &Record { request, organization: Some(11), ..Record::new(Kind::Intent, time) });
+        open.apply(&Record { seq: 3, request, organization: Some(11), ..Record::new(Kind::Intent, time) });
         let kept = RetentionState { refusal_bytes: 700, refusal_bytes_gone: 300, believed: Some(time) };
         let fingerprint_key = Some("abc".to_owned());
         let line = SegmentOpening { tree: tree.clone(), open: open.clone(), time, kept, fingerprint_key }.render();

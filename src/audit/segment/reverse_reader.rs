@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::audit::segment;
 use crate::private_files;
 
@@ -41,7 +41,7 @@ impl ReverseReader {
     /// The newest remaining record.
     pub(crate) fn newest(&mut self) -> io::Result<Option<Vec<u8>>> {
         while let Some(line) = self.line()? {
-            if let Some(seen) = StoredRecord::parse(&line).filter(|seen| seen.seq < self.below) {
+            if let Some(seen) = Record::parse(&line).filter(|seen| seen.seq < self.below) {
                 self.below = seen.seq;
                 return Ok(Some(line));
             }

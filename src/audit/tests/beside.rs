@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use fastrand::Rng;
 
 use super::*;
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::audit::retention::gone;
 use crate::audit::segment::disk::BESIDE;
 use crate::clock::Clock;
@@ -126,7 +126,7 @@ impl Film {
                 let how = if n % 5 == 0 { Outcome::InDoubt } else { Outcome::Done };
                 log.commit(outcome(&request, intent, how)).await.unwrap();
                 if n % 5 == 0 {
-                    let settled = Record { kind: Kind::Settlement, ..outcome(&request, intent, Outcome::Done) };
+                    let settled = Record { kind: Some(Kind::Settlement), ..outcome(&request, intent, Outcome::Done) };
                     log.commit(settled).await.unwrap();
                 }
                 if run == 1 && [4, 9].contains(&n) {
@@ -287,6 +287,6 @@ fn is_told(folder: &Folder, name: &str) -> bool {
     let first: u64 = name.split('.').next().unwrap().parse().unwrap();
     let lines =
         folder.iter().filter(|(name, _)| name.ends_with("jsonl")).flat_map(|(_, bytes)| bytes.split(|b| *b == b'\n'));
-    let mut deleted = lines.filter_map(StoredRecord::parse).filter_map(|seen| gone(&seen));
+    let mut deleted = lines.filter_map(Record::parse).filter_map(|seen| gone(&seen));
     deleted.any(|(begin, end)| (begin..=end).contains(&first))
 }

@@ -220,7 +220,8 @@ async fn live(settings: &config::AuditConfig, disk: &Arc<Recorder>) {
         disk.acknowledged(seq, request, how == Outcome::InDoubt);
     };
     let settle = async |log: &AuditLog, request: &str| {
-        let settled = Record { kind: Kind::Settlement, ..outcome(request, disk.intent_of(request), Outcome::Done) };
+        let settled =
+            Record { kind: Some(Kind::Settlement), ..outcome(request, disk.intent_of(request), Outcome::Done) };
         disk.acknowledged(log.commit(settled).await.unwrap(), request, false);
     };
     let (log, _) = open_on(settings, &Clock::system(), disk.clone()).await;

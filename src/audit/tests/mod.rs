@@ -55,7 +55,7 @@ fn id(text: &str) -> RequestId {
     RequestId::parse(text.as_bytes()).unwrap()
 }
 
-pub(in crate::audit) fn record(kind: Kind, request: &str) -> Record {
+pub(in crate::audit) fn record(kind: Kind, request: &str) -> Record<'static> {
     let time: Timestamp = "2026-07-01T12:00:00Z".parse().unwrap();
     Record {
         request: Some(id(request)),
@@ -67,7 +67,7 @@ pub(in crate::audit) fn record(kind: Kind, request: &str) -> Record {
     }
 }
 
-fn outcome(request: &str, intent: u64, outcome: Outcome) -> Record {
+fn outcome(request: &str, intent: u64, outcome: Outcome) -> Record<'static> {
     Record { intent: Some(intent), outcome: Some(outcome), ..record(Kind::Outcome, request) }
 }
 

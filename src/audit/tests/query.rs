@@ -7,7 +7,7 @@ use fastrand::Rng;
 use rusqlite::Connection;
 
 use super::*;
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::clock::Clock;
 use crate::config;
 use crate::vocabulary::Answer;
@@ -25,7 +25,7 @@ fn near_id(n: u64) -> String {
     format!("{:08x}-{:04x}-7000-8000-{n:012x}", ms >> 16, ms & 0xffff)
 }
 
-fn some_record(random: &mut Rng, n: u64) -> Record {
+fn some_record(random: &mut Rng, n: u64) -> Record<'static> {
     let request = match random.u64(..10) {
         0 => FAR_ID.to_owned(),
         1 | 2 => near_id(n),
@@ -39,7 +39,7 @@ fn some_record(random: &mut Rng, n: u64) -> Record {
         organization: Some(random.u64(..3) + 10).filter(|id| *id != 12),
         status: random.choice(STATUSES).unwrap().parse().ok(),
         answer: Answer::ALL.get(random.usize(..6)).copied(),
-        kind: if random.u64(..5) == 0 { Kind::Event } else { Kind::Request },
+        kind: Some(if random.u64(..5) == 0 { Kind::Event } else { Kind::Request }),
         intent: (random.u64(..3) == 0).then(|| random.u64(..=n)),
         ..base
     }
@@ -102,7 +102,7 @@ fn naive(lines: &[serde_json::Value], pairs: &[(&str, String)]) -> (Vec<u64>, bo
 }
 
 fn seqs(page: &RecordPage) -> Vec<u64> {
-    page.records.iter().map(|line| StoredRecord::parse(line.get().as_bytes()).unwrap().seq).collect()
+    page.records.iter().map(|line| Record::parse(line.get().as_bytes()).unwrap().seq).collect()
 }
 
 async fn indexed(settings: &config::AuditConfig, at_least: u64) {
@@ -293,7 +293,7 @@ async fn export_streams_all_in_order_and_followers_see_new_records() {
         Ok(())
     })
     .unwrap();
-    let requests: Vec<_> = exported.iter().map(|line| StoredRecord::parse(line.as_bytes()).unwrap().seq).collect();
+    let requests: Vec<_> = exported.iter().map(|line| Record::parse(line.as_bytes()).unwrap().seq).collect();
     assert_eq!(requests.len(), 100);
     assert!(requests.is_sorted());
     for line in exported {

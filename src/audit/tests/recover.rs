@@ -140,7 +140,7 @@ async fn a_later_segment_voids_the_tail_before_it() {
     let (start, _) = recover(&settings.dir).unwrap();
     let (void, next) = (record(Kind::Intent, "void"), start.tree.size() + 1);
     let mut tail = Vec::new();
-    record::line::render(&void, next, 8192, &mut tail);
+    record::line::render(&Record { seq: next, ..void }, 8192, &mut tail);
     tail.push(b'\n');
     let opening = segment::SegmentOpening {
         tree: start.tree,
@@ -179,7 +179,7 @@ async fn a_void_intent_is_not_in_doubt_even_if_the_later_segment_begins_damaged(
     let next = recover(&settings.dir).unwrap().0.tree.size() + 1;
     let line = |kind, request, seq| {
         let mut line = Vec::new();
-        record::line::render(&record(kind, request), seq, 8192, &mut line);
+        record::line::render(&Record { seq, ..record(kind, request) }, 8192, &mut line);
         [line.as_slice(), b"\n"].concat()
     };
     let whole = fs::read(&path).unwrap();

@@ -6,7 +6,7 @@ use fastrand::Rng;
 
 use super::*;
 use crate::audit::open_writes::OpenWrites;
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::clock::Clock;
 use crate::ids::RequestId;
 use crate::vocabulary::Outcome;
@@ -82,7 +82,8 @@ async fn live(seed: u64, takes: bool) -> usize {
                 let Some(&request) = random.choice(&doubts) else { continue };
                 let intent = log.doubts().named(&request).unwrap();
                 assert_eq!(model.in_doubt.remove(&intent), Some(request), "{place}");
-                let settled = Record { kind: Kind::Settlement, ..outcome(request.as_str(), intent, Outcome::Done) };
+                let settled =
+                    Record { kind: Some(Kind::Settlement), ..outcome(request.as_str(), intent, Outcome::Done) };
                 log.commit(settled).await.unwrap();
             }
             _ => {
@@ -114,11 +115,11 @@ fn fold(settings: &crate::config::AuditConfig, by_request: bool) -> OpenWrites {
     let mut open = OpenWrites::default();
     for first in segment::list(&settings.dir).unwrap() {
         for line in std::fs::read(segment::path(&settings.dir, first)).unwrap().split(|byte| *byte == b'\n') {
-            let Some(mut seen) = StoredRecord::parse(line) else { continue };
+            let Some(mut seen) = Record::parse(line) else { continue };
             if by_request {
                 seen.intent = None;
             }
-            open.apply_seen(&seen);
+            open.apply(&seen);
         }
     }
     open
@@ -160,7 +161,7 @@ fn in_an_earlier_log_no_write_is_forgotten_for_another_with_its_id() {
         let mut open = OpenWrites::default();
         for (seq, (kind, outcome)) in (1..).zip(lines) {
             let line = line(seq, kind, outcome);
-            open.apply_seen(&StoredRecord::parse(line.as_bytes()).unwrap());
+            open.apply(&Record::parse(line.as_bytes()).unwrap());
         }
         open.list().into_iter().map(|write| (write.doubt.intent, write.in_doubt)).collect()
     };

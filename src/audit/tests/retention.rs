@@ -16,8 +16,8 @@ use crate::vocabulary::Outcome;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A refusal of an unidentified caller.
-fn refusal(request: &str) -> Box<Record> {
-    Box::new(Record { caller: None, refusal: Some("MG111"), ..record(Kind::Request, request) })
+fn refusal(request: &str) -> Box<Record<'static>> {
+    Box::new(Record { caller: None, refusal: Some("MG111".into()), ..record(Kind::Request, request) })
 }
 
 fn is_refusal(line: &Value) -> bool {

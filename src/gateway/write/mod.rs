@@ -5,6 +5,7 @@ mod idempotency;
 pub(crate) mod order;
 mod precondition;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,7 +66,7 @@ pub(crate) async fn write(
     }
     let permit = forward_permit(gateway, &request).await?; // before the intent: a crash while queued must not leave an unsent write in doubt
     identity.held(gateway, &request)?; // an identical write may have ended in doubt meanwhile
-    recorder.record().fields = recorded_fields(&request.row, &request.outgoing.body);
+    recorder.record().fields = recorded_fields(&request.row, &request.outgoing.body).map(Cow::Owned);
     let request = Arc::new(request);
     let (account_for, place) = (recorder.hand_over(), recorder.hand_over_slot());
     let task = carry_out(gateway.clone(), request.clone(), account_for, identity, permit, order);
@@ -99,7 +100,7 @@ pub(crate) async fn write(
 async fn carry_out(
     gateway: Arc<Gateway>,
     request: Arc<AuthorizedRequest>,
-    (record, room, _name): (Record, Option<RecordRoom>, HeldRequestId),
+    (record, room, _name): (Record<'static>, Option<RecordRoom>, HeldRequestId),
     identity: WriteIdentity,
     permit: ForwardPermit,
     order: Option<WriteTurn>,
@@ -147,11 +148,11 @@ async fn carry_out(
 async fn intend(
     gateway: &Gateway,
     request: &AuthorizedRequest,
-    record: &Record,
+    record: &Record<'static>,
     identity: &WriteIdentity,
 ) -> Result<u64, CannotRecord> {
     let mut intent = record.clone();
-    intent.kind = Kind::Intent;
+    intent.kind = Some(Kind::Intent);
     intent.time = gateway.clock.wall();
     intent.fingerprint = Some(identity.write);
     intent.idempotency = identity.claim.as_ref().map(KeyClaim::key);
@@ -181,11 +182,11 @@ fn fence(gateway: &Gateway, request: &AuthorizedRequest, ambiguous: bool, answer
     gateway.cache.raise(&tags::invalidated(&request.row, &request.parameters, answer), after);
 }
 
-fn refused(record: &mut Record, request: &AuthorizedRequest, refusal: &Refusal) {
+fn refused(record: &mut Record<'_>, request: &AuthorizedRequest, refusal: &Refusal) {
     let row = refusal.row();
     record.status = Some(row.status.as_u16());
     record.answer = Some(Answer::Refused);
-    record.refusal = Some(row.code);
+    record.refusal = Some(row.code.into());
     record.bytes = Some(refusal.problem(&request.id).len() as u64);
 }
 
@@ -193,7 +194,7 @@ fn refused(record: &mut Record, request: &AuthorizedRequest, refusal: &Refusal) 
 struct IntendedWrite {
     gateway: Arc<Gateway>,
     request: Arc<AuthorizedRequest>,
-    record: Option<Record>,
+    record: Option<Record<'static>>,
     /// The claim to its idempotency key, held until the write has ended or the log knows that it is in doubt.
     claim: Option<KeyClaim>,
 }
@@ -207,7 +208,7 @@ impl IntendedWrite {
             claim.end(ended).await;
         }
         let Some(mut record) = self.record.take() else { return };
-        record.kind = Kind::Outcome;
+        record.kind = Some(Kind::Outcome);
         record.time = self.gateway.clock.wall();
         let told = reply.as_ref().map_err(Refusal::clone);
         match told.and_then(|reply| self.request.still_allowed(&self.gateway).map(|()| reply)) {
@@ -238,7 +239,7 @@ impl Drop for IntendedWrite {
     fn drop(&mut self) {
         let Some(mut record) = self.record.take() else { return };
         fence(&self.gateway, &self.request, true, None);
-        record.kind = Kind::Outcome;
+        record.kind = Some(Kind::Outcome);
         record.time = self.gateway.clock.wall();
         record.outcome = Some(Outcome::InDoubt);
         // The call queues the record; it cannot be awaited here.

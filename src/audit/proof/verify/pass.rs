@@ -15,7 +15,7 @@ use super::trust::{ClaimedHead, TrustChain};
 use super::writes;
 use crate::audit::log::events::HEAD_MISMATCH;
 use crate::audit::open_writes::OpenWrites;
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 use crate::audit::recover;
 use crate::audit::retention::{self, SeqRange};
 use crate::audit::segment::line_reader::LineReader;
@@ -172,7 +172,7 @@ impl<'a> SegmentPass<'a> {
             if std::mem::take(&mut is_first) {
                 self.opening(segment, line);
             }
-            match StoredRecord::parse(line).filter(|seen| place.complete && !recover::is_far(seen.seq, self.next())) {
+            match Record::parse(line).filter(|seen| place.complete && !recover::is_far(seen.seq, self.next())) {
                 Some(seen) => self.record(segment, &seen, line),
                 None => {
                     let is_torn = !place.complete || line.contains(&0);
@@ -201,7 +201,7 @@ impl<'a> SegmentPass<'a> {
                 self.jump(Tree::of_unreadable(segment.first - 1), OpenWrites::default());
             }
             // A line that is not a record at all is reported by the line reader.
-            if StoredRecord::parse(line).is_some_and(|seen| seen.seq == segment.first) {
+            if Record::parse(line).is_some_and(|seen| seen.seq == segment.first) {
                 let words = format!("record {} is not a segment's opening", segment.first);
                 self.findings.problem("altered", Some(&segment.file), Some(segment.first), words);
             }
@@ -257,7 +257,7 @@ impl<'a> SegmentPass<'a> {
     }
 
     /// Handles one line that is a record.
-    fn record(&mut self, segment: &mut SegmentReading, seen: &StoredRecord<'_>, line: &[u8]) {
+    fn record(&mut self, segment: &mut SegmentReading, seen: &Record<'_>, line: &[u8]) {
         if segment.end.is_some_and(|end| seen.seq >= end) {
             segment.void += 1;
             return;
@@ -291,7 +291,7 @@ impl<'a> SegmentPass<'a> {
     }
 
     /// Checks the record's content.
-    fn look(&mut self, segment: &SegmentReading, seen: &StoredRecord<'_>) {
+    fn look(&mut self, segment: &SegmentReading, seen: &Record<'_>) {
         self.time = Some(seen.time);
         if self.passed.oldest == 0 {
             self.passed.oldest = seen.seq;

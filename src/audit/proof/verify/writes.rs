@@ -2,11 +2,11 @@
 
 use crate::audit::open_writes::OpenWrites;
 use crate::audit::record::Kind;
-use crate::audit::record::stored_record::StoredRecord;
+use crate::audit::record::Record;
 
 /// Applies a record to the open writes. Returns what is wrong with it, if anything.
-pub(super) fn apply(open: &mut OpenWrites, seen: &StoredRecord<'_>) -> Option<&'static str> {
-    let wrong = match (Kind::parse(&seen.kind), seen.request_id()) {
+pub(super) fn apply(open: &mut OpenWrites, seen: &Record<'_>) -> Option<&'static str> {
+    let wrong = match (seen.kind, seen.request) {
         (None, _) => Some("of an unknown kind"),
         (Some(Kind::Intent | Kind::Outcome | Kind::Settlement), None) => Some("a write without a request id"),
         (Some(kind @ (Kind::Outcome | Kind::Settlement)), Some(request)) => {
@@ -18,7 +18,7 @@ pub(super) fn apply(open: &mut OpenWrites, seen: &StoredRecord<'_>) -> Option<&'
         }
         (Some(Kind::Intent | Kind::Request | Kind::Event | Kind::Refusals), _) => None,
     };
-    open.apply_seen(seen);
+    open.apply(seen);
     wrong
 }
 

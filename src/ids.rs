@@ -152,8 +152,7 @@ impl Fingerprint {
         let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_be_bytes()).collect();
         let framed: Vec<&[u8]> =
             lengths.iter().zip(parts).flat_map(|(length, part)| [length.as_slice(), part]).collect();
-        let whole = u128::from_be_bytes(first_half(hash::hmac_sha256(key, &framed)));
-        Self(whole.to_be_bytes())
+        Self(hash::hmac_sha256(key, &framed).first_chunk().copied().unwrap_or_default())
     }
 
     /// Wraps the bytes of a fingerprint.
@@ -174,12 +173,6 @@ impl Fingerprint {
         let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
         digits.then(|| u128::from_str_radix(text, 16).ok().map(|whole| Self(whole.to_be_bytes())))?
     }
-}
-
-fn first_half(hash: [u8; 32]) -> [u8; 16] {
-    let mut half = [0; 16];
-    half.iter_mut().zip(hash).for_each(|(to, from)| *to = from);
-    half
 }
 
 impl fmt::Display for Fingerprint {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::Method;
 
 use super::Operation;
-use super::template::{ORGANIZATION, PathSegment};
+use super::template::ORGANIZATION;
 
 /// Maximum number of path segments.
 const SEGMENTS_MAX: usize = 32;
@@ -39,22 +39,13 @@ pub enum NoMatch {
     Method(Vec<Method>),
 }
 
-/// One distinct path of the catalogue and the rows that share it.
-#[derive(Debug)]
-struct PathRoutes {
-    segments: Vec<PathSegment>,
-    rows: Vec<usize>,
-}
-
+/// Leads from a path to the rows that have it.
 #[derive(Debug, Default)]
-pub(super) struct Router {
-    tree: matchit::Router<usize>,
-    routes: Vec<PathRoutes>,
-}
+pub(super) struct Router(matchit::Router<Vec<usize>>);
 
 impl Router {
     pub(super) fn new(rows: &[Arc<Operation>]) -> Result<Self, Vec<(usize, String)>> {
-        let mut router = Self { tree: matchit::Router::new(), routes: Vec::new() };
+        let mut router = Self::default();
         let mut wrong = Vec::new();
         for (index, row) in rows.iter().enumerate() {
             if let Some(earlier) = rows.iter().take(index).find(|r| r.id == row.id) {
@@ -74,20 +65,17 @@ impl Router {
         if row.path.segments().len() > SEGMENTS_MAX {
             return Err(format!("a path can have at most {SEGMENTS_MAX} segments"));
         }
-        let known = self.routes.iter_mut().find(|route| route.segments == row.path.segments());
-        if let Some(route) = known {
-            let twin = route.rows.iter().filter_map(|i| rows.get(*i)).find(|r| r.method == row.method);
-            if let Some(twin) = twin {
-                return Err(format!("{} {} is already defined by the row \"{}\"", row.method, row.path, twin.id));
-            }
-            route.rows.push(index);
+        let of_path = || rows.iter().enumerate().filter(|(_, other)| other.path == row.path);
+        let earlier = || of_path().take_while(|(place, _)| *place < index);
+        if let Some((_, twin)) = earlier().find(|(_, other)| other.method == row.method) {
+            return Err(format!("{} {} is already defined by the row \"{}\"", row.method, row.path, twin.id));
+        }
+        // The first row of a path leads to all of them.
+        if earlier().next().is_some() {
             return Ok(());
         }
-        self.tree
-            .insert(row.path.as_str(), self.routes.len())
-            .map_err(|conflict| format!("{} conflicts with another row's path: {conflict}", row.path))?;
-        self.routes.push(PathRoutes { segments: row.path.segments().to_vec(), rows: vec![index] });
-        Ok(())
+        let inserted = self.0.insert(row.path.as_str(), of_path().map(|(place, _)| place).collect());
+        inserted.map_err(|conflict| format!("{} conflicts with another row's path: {conflict}", row.path))
     }
 
     pub(super) fn classify<'c, 'p>(
@@ -96,11 +84,11 @@ impl Router {
         method: &Method,
         path: &'p str,
     ) -> Result<MatchedOperation<'c, 'p>, NoMatch> {
-        let found = self.tree.at(path).map_err(|_| NoMatch::Path)?;
-        let route = self.routes.get(*found.value).ok_or(NoMatch::Path)?;
+        let found = self.0.at(path).map_err(|_| NoMatch::Path)?;
         let sought = if method == Method::HEAD { &Method::GET } else { method };
-        let Some(index) = route.rows.iter().copied().find(|i| rows.get(*i).is_some_and(|r| r.method == *sought)) else {
-            return Err(NoMatch::Method(allowed(rows, &route.rows)));
+        let Some(index) = found.value.iter().copied().find(|i| rows.get(*i).is_some_and(|r| r.method == *sought))
+        else {
+            return Err(NoMatch::Method(allowed(rows, found.value)));
         };
         let operation = rows.get(index).ok_or(NoMatch::Path)?;
         let mut matched = MatchedOperation { operation, index, organization: None, values: found.params };

@@ -42,28 +42,27 @@ impl EffectCheck {
     ///
     /// # Errors
     /// What is wrong and what to write instead, if the catalogue has no suitable read.
-    pub fn check(&self, write: &PathTemplate, catalogue: &Catalogue) -> Result<(), (String, String)> {
+    pub fn check(&self, write: &PathTemplate, catalogue: &Catalogue) -> Result<(), InvalidValue> {
         let Some(read) = catalogue.row(&self.read) else {
             let reads = catalogue.rows().iter().filter(|row| !row.is_write() && within(&row.path, write));
             let ids: Vec<&str> = reads.map(|row| &*row.id).collect();
-            let InvalidValue { message, help, .. } = no_such(&self.read, "GET operation", &ids);
-            return Err((message, help.unwrap_or_default()));
+            return Err(no_such(&self.read, "GET operation", &ids));
         };
         if read.is_write() {
             let message = format!("{} is a {}, but a look must be a read", self.read, read.method);
-            return Err((message, "name a GET".to_owned()));
+            return Err(InvalidValue::new(message, "name a GET"));
         }
         if within(&read.path, write) {
             return Ok(());
         }
         let message = format!("{} has path parameters that the write lacks: {}", self.read, read.path);
-        Err((message, "name a GET that uses only path parameters of the write".to_owned()))
+        Err(InvalidValue::new(message, "name a GET that uses only path parameters of the write"))
     }
 }
 
 /// Whether `outer` has all parameters of `inner`.
 fn within(inner: &PathTemplate, outer: &PathTemplate) -> bool {
-    inner.parameters().all(|name| outer.parameters().any(|known| known == name))
+    inner.parameters().all(|name| outer.has(name))
 }
 
 /// Reads the table `look`.
@@ -80,30 +79,20 @@ fn named(item: &TableItem<'_>) -> Option<(Arc<str>, TagTemplate)> {
 
 /// Reports what does not fit the rest of the row.
 pub(super) fn check_row(table: &Table<'_>, look: &EffectCheck, method: &Method, path: &PathTemplate, body: BodyKind) {
-    let wrong = |key: &str, message: String, help: &str| table.wrong(table.place_at(&["look", key]), message, help);
+    let wrong = |key: &str, message: &str, help: &str| table.wrong_at(&["look", key], message, help);
     if *method == Method::GET {
-        wrong("read", "a GET is never in doubt".to_owned(), "leave look out");
+        wrong("read", "a GET is never in doubt", "leave look out");
     }
     if look.proves == Proves::Fields && body == BodyKind::None {
-        wrong(
-            "proves",
-            "this write has no body whose fields a look could compare".to_owned(),
-            "write \"gone\" or \"absent\"",
-        );
+        wrong("proves", "this write has no body whose fields a look could compare", "write \"gone\" or \"absent\"");
     }
     if look.proves == Proves::Absent && look.member.is_empty() {
         let help = "add for example member = { name = \"{variableName}\" }";
-        wrong("proves", "absent needs a member that identifies the object".to_owned(), help);
+        wrong("proves", "absent needs a member that identifies the object", help);
     }
     for (name, value) in &look.member {
-        for unknown in value.parameters().filter(|parameter| !path.parameters().any(|known| known == *parameter)) {
-            let known: Vec<String> = path.parameters().map(|name| format!("{{{name}}}")).collect();
-            let help = if known.is_empty() {
-                "the path has no parameters".to_owned()
-            } else {
-                format!("the path has {}", known.join(", "))
-            };
-            table.wrong(table.place_at(&["look", "member", name]), format!("{{{unknown}}} is not in the path"), help);
+        for wrong in path.lacking(value) {
+            table.invalid(table.place_at(&["look", "member", name]), wrong);
         }
     }
 }

@@ -58,7 +58,7 @@ fn row(table: &Table<'_>) -> ParsedRow {
         grant,
         class: cache.filter(|class| &**class != NEVER),
         place: table.place(),
-        cache_place: table.place_of("cache"),
+        cache_place: table.place_at(&["cache"]),
         look_place: table.place_at(&["look", "read"]),
     }
 }
@@ -157,21 +157,17 @@ fn check_method(
 ) {
     let is_read = *method == Method::GET;
     if !is_read && cache.is_some() {
-        table.wrong(table.place_of("cache"), format!("the answer to a {method} is never cached"), "leave cache out");
+        table.wrong_at(&["cache"], format!("the answer to a {method} is never cached"), "leave cache out");
     }
     if is_read && retry.is_some_and(|retry| retry != RetryClass::Safe) {
-        table.wrong(
-            table.place_of("retry"),
-            "a GET is always safe to send again",
-            "write retry = \"safe\", or leave it out",
-        );
+        table.wrong_at(&["retry"], "a GET is always safe to send again", "write retry = \"safe\", or leave it out");
     }
     if !is_read && retry == Some(RetryClass::Safe) {
         let help = "write \"idempotent\" if sending it twice has no further effect, otherwise \"once\"";
-        table.wrong(table.place_of("retry"), format!("a {method} is a write, and no write is safe"), help);
+        table.wrong_at(&["retry"], format!("a {method} is a write, and no write is safe"), help);
     }
     if is_read && body.is_some_and(|body| body != BodyKind::None) {
-        table.wrong(table.place_of("body"), "a GET takes no body", "write body = \"none\", or leave it out");
+        table.wrong_at(&["body"], "a GET takes no body", "write body = \"none\", or leave it out");
     }
 }
 
@@ -185,27 +181,21 @@ fn check_tags(
     let is_read = *method == Method::GET;
     if !is_read && !tags.is_empty() {
         let help = "list the tags that it makes obsolete in invalidates";
-        table.wrong(table.place_of("tags"), format!("the answer to a {method} is never cached"), help);
+        table.wrong_at(&["tags"], format!("the answer to a {method} is never cached"), help);
     }
     if is_read && invalidates.is_some_and(|tags| !tags.is_empty()) {
-        table.wrong(table.place_of("invalidates"), "a GET invalidates nothing", "leave invalidates out");
+        table.wrong_at(&["invalidates"], "a GET invalidates nothing", "leave invalidates out");
     }
     if !is_read && invalidates.is_some_and(<[_]>::is_empty) {
         let help = "leave it out to invalidate the organization and the list, or list the tags that it makes obsolete";
-        table.warn(table.place_of("invalidates"), "a write without tags invalidates everything", help);
+        table.warn_at(&["invalidates"], "a write without tags invalidates everything", help);
     }
     for tag in tags.iter().filter(|tag| tag.value.needs_answer()) {
         let help = "values from the answer can be used only in invalidates";
         table.wrong(tag.place.clone(), format!("{} refers to the answer", quoted(tag.value.as_str())), help);
     }
     for tag in tags.iter().chain(invalidates.unwrap_or_default()) {
-        for name in tag.value.parameters().filter(|name| !path.parameters().any(|known| known == *name)) {
-            let help = match path.parameters().map(|name| format!("{{{name}}}")).collect::<Vec<_>>() {
-                none if none.is_empty() => "this path has no parameters: write a tag without { }".to_owned(),
-                known => format!("the path has {}", known.join(", ")),
-            };
-            table.wrong(tag.place.clone(), format!("{{{name}}} is not in the path"), help);
-        }
+        path.lacking(&tag.value).for_each(|wrong| table.invalid(tag.place.clone(), wrong));
     }
 }
 
@@ -219,15 +209,15 @@ fn check_organization(
 ) {
     if quota == Some(BucketKind::Organization) && !path.has_organization() {
         let help = "write quota = \"account\", or leave it out";
-        table.wrong(table.place_of("quota"), "the path has no {organizationId}", help);
+        table.wrong_at(&["quota"], "the path has no {organizationId}", help);
     }
     if scoped && path.has_organization() {
         let help = "leave it out: the caller's scope decides about the organization in the path";
-        table.wrong(table.place_of("scoped"), "scoped is for paths without {organizationId}", help);
+        table.wrong_at(&["scoped"], "scoped is for paths without {organizationId}", help);
     }
     if narrow.is_some() && (*method != Method::GET || path.has_organization() || !scoped) {
         let help = "use it with scoped = true, for a GET without {organizationId} in its path";
-        table.wrong(table.place_of("narrow"), "there is nothing to narrow here", help);
+        table.wrong_at(&["narrow"], "there is nothing to narrow here", help);
     }
 }
 
@@ -239,9 +229,9 @@ fn parameter(item: &TableItem<'_>) -> Option<Parameter> {
     };
     let kind = kind?;
     if let Some(default) = &default
-        && let Err((message, help)) = check_default(kind, default)
+        && let Err(wrong) = check_default(kind, default)
     {
-        item.wrong(item.place(), message, help);
+        item.invalid(wrong);
     }
     let default = match kind {
         ParameterKind::Flag | ParameterKind::Refresh => Some(default.unwrap_or_else(|| "false".to_owned())),
@@ -250,18 +240,19 @@ fn parameter(item: &TableItem<'_>) -> Option<Parameter> {
     Some(Parameter { name: Arc::from(item.key()), kind, default: default.map(Arc::from) })
 }
 
-fn check_default(kind: ParameterKind, default: &str) -> Result<(), (String, &'static str)> {
-    let given = quoted(default);
+fn check_default(kind: ParameterKind, default: &str) -> Result<(), InvalidValue> {
+    let wrong = |message: &str, help: &str| Err(InvalidValue::quoting(default, message, help));
     match kind {
-        ParameterKind::Set => Err(("a set has no default".to_owned(), "leave default out")),
+        ParameterKind::Set => Err(InvalidValue::new("a set has no default", "leave default out")),
         ParameterKind::Refresh if default != "false" => {
-            Err((format!("a refresh cannot have the default {given}"), "leave default out: it is \"false\""))
+            let message = format!("a refresh cannot have the default {}", quoted(default));
+            Err(InvalidValue::new(message, "leave default out: it is \"false\""))
         }
         ParameterKind::Flag if default != "true" && default != "false" => {
-            Err((format!("{given} is not a flag"), "write default = \"true\" or \"false\""))
+            wrong("is not a flag", "write default = \"true\" or \"false\"")
         }
         ParameterKind::Number if !default.bytes().all(|b| b.is_ascii_digit()) || default.is_empty() => {
-            Err((format!("{given} is not a plain decimal"), "write for example default = \"0\""))
+            wrong("is not a plain decimal", "write for example default = \"0\"")
         }
         ParameterKind::Scalar | ParameterKind::Number | ParameterKind::Flag | ParameterKind::Refresh => Ok(()),
     }

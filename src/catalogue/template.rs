@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::toml_reader::InvalidValue;
+
 /// The name of the path parameter for the organization.
 pub(super) const ORGANIZATION: &str = "organizationId";
 
@@ -82,10 +84,25 @@ impl PathTemplate {
         })
     }
 
+    /// Whether it has this parameter.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.parameters().any(|known| known == name)
+    }
+
     /// Whether it contains an organization.
     #[must_use]
     pub fn has_organization(&self) -> bool {
-        self.parameters().any(|name| name == ORGANIZATION)
+        self.has(ORGANIZATION)
+    }
+
+    /// The mistake of each parameter of `tag` that the path lacks.
+    pub(super) fn lacking(&self, tag: &TagTemplate) -> impl Iterator<Item = InvalidValue> {
+        let known: Vec<String> = self.parameters().map(|name| format!("{{{name}}}")).collect();
+        let known = if known.is_empty() { "no parameters".to_owned() } else { known.join(", ") };
+        let unknown = tag.parameters().filter(|name| !self.has(name));
+        unknown.map(move |name| {
+            InvalidValue::new(format!("{{{name}}} is not in the path"), format!("the path has {known}"))
+        })
     }
 }
 

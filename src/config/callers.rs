@@ -27,11 +27,7 @@ impl CallerChecks {
     pub(super) fn read(&mut self, t: &Table<'_>) -> CallerConfig {
         let name = t.required("name", CALLER).unwrap_or_default();
         if !name.is_empty() && !self.names.insert(name.clone()) {
-            t.wrong(
-                t.place_of("name"),
-                format!("a caller named {} already exists", quoted(&name)),
-                "choose another name",
-            );
+            t.wrong_at(&["name"], format!("a caller named {} already exists", quoted(&name)), "choose another name");
         }
         let rate = t.value("rate", "600/min", RATE);
         CallerConfig {
@@ -49,7 +45,7 @@ impl CallerChecks {
         let given = t.list("keys", KEY);
         if given.is_none() && t.has("keys") {
             // Not even a list: the value may be a key.
-            t.hide(t.place_of("keys"));
+            t.hide(t.place_at(&["keys"]));
         }
         let keys = given.unwrap_or_default();
         for key in &keys {
@@ -81,8 +77,8 @@ impl CallerChecks {
             return Grants::Some(Vec::new());
         };
         if t.is_empty_list("grants") {
-            t.warn(
-                t.place_of("grants"),
+            t.warn_at(
+                &["grants"],
                 "a caller without grants cannot do anything",
                 "add the grants it needs; [\"*\"] grants everything",
             );
@@ -121,7 +117,7 @@ fn organizations(t: &Table<'_>) -> Scope {
     }
     if t.is_empty_list("organizations") {
         let help = "list the organizations, or leave the key out to allow all";
-        t.wrong(t.place_of("organizations"), "organizations is empty", help);
+        t.wrong_at(&["organizations"], "organizations is empty", help);
     }
     Scope::Only(ids.into_iter().collect())
 }

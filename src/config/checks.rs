@@ -32,7 +32,7 @@ fn bounds(root: &Table<'_>, config: &Config) {
         ("retry_percent", limits.retry_percent <= 100, "write 100 or less"),
     ];
     for (key, _, help) in bounds.into_iter().filter(|(_, holds, _)| !holds) {
-        root.wrong(root.place_at(&["limits", key]), format!("{key} is out of range"), help);
+        root.wrong_at(&["limits", key], format!("{key} is out of range"), help);
     }
     let twice = "write at least twice `segment`: segments are deleted whole";
     let record_fits = [
@@ -42,7 +42,7 @@ fn bounds(root: &Table<'_>, config: &Config) {
         ("buffer_bytes", audit.buffer_bytes >= audit.record_bytes, "the buffer must be able to hold a record"),
     ];
     for (key, _, help) in record_fits.into_iter().filter(|(_, holds, _)| !holds) {
-        root.wrong(root.place_at(&["audit", key]), format!("{key} is too small"), help);
+        root.wrong_at(&["audit", key], format!("{key} is too small"), help);
     }
 }
 
@@ -61,8 +61,7 @@ fn order(root: &Table<'_>, config: &Config) {
         (["limits", "breaker_open"], limits.breaker_open, "breaker_open_max", limits.breaker_open_max),
     ];
     for ([section, key], _, top, _) in times.into_iter().filter(|(_, value, _, top)| value > top) {
-        let place = root.place_at(&[section, key]);
-        root.warn(place, format!("{key} is longer than {top}"), format!("write {top} or less"));
+        root.warn_at(&[section, key], format!("{key} is longer than {top}"), format!("write {top} or less"));
     }
     let sizes = [
         ("in_flight_per_caller", limits.in_flight_per_caller, "in_flight", limits.in_flight),
@@ -74,7 +73,7 @@ fn order(root: &Table<'_>, config: &Config) {
         ("answer_bytes", limits.answer_bytes, "seven eighths of answers_bytes", limits.answers_bytes / 8 * 7),
     ];
     for (key, _, top, _) in sizes.into_iter().filter(|(_, value, _, top)| value > top) {
-        root.warn(root.place_at(&["limits", key]), format!("{key} is more than {top}"), format!("write {top} or less"));
+        root.warn_at(&["limits", key], format!("{key} is more than {top}"), format!("write {top} or less"));
     }
 }
 
@@ -85,10 +84,10 @@ fn classes(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
     let used: Vec<&str> = rows.iter().filter_map(|row| row.cache.as_deref()).chain(named).collect();
     let given = config.cache.lifetime.keys().filter(|class| root.holds(&["cache", "lifetime", class]));
     for class in given.filter(|class| !used.contains(&&***class)) {
-        let place = root.place_at(&["cache", "lifetime", class]);
+        let place = ["cache", "lifetime", class];
         if let Some(row) = config.catalogue.row(class) {
             let help = "leave it out: only reads are cached, and none with secrets or expiring links";
-            root.wrong(place, format!("answers to {} are never cached", row.id), help);
+            root.wrong_at(&place, format!("answers to {} are never cached", row.id), help);
             continue;
         }
         let stored = rows.iter().filter(|row| row.may_cache).map(|row| &*row.id);
@@ -96,7 +95,7 @@ fn classes(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
             Some(near) => format!("did you mean \"{near}\"?"),
             None => "set it as cache in an [[operation]], or write an operation's id".to_owned(),
         };
-        root.warn(place, format!("no operation uses the class {}", quoted(class)), help);
+        root.warn_at(&place, format!("no operation uses the class {}", quoted(class)), help);
     }
 }
 
@@ -110,11 +109,11 @@ fn doors(root: &Table<'_>, config: &Config) {
     let open = |listen: &Listen| matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
     if config.gateway.tls.is_none() && config.gateway.listen.iter().any(open) {
         let help = "add tls = { cert = \"…\", key = \"…\" } unless a proxy in front terminates TLS";
-        root.warn(root.place_at(&["gateway", "listen"]), "callers send their keys to this address unencrypted", help);
+        root.warn_at(&["gateway", "listen"], "callers send their keys to this address unencrypted", help);
     }
     if config.operator.listen.iter().any(open) {
         let help = "use 127.0.0.1 or a Unix socket, or a proxy in front that terminates TLS";
-        root.warn(root.place_at(&["operator", "listen"]), "operators send their key to this address unencrypted", help);
+        root.warn_at(&["operator", "listen"], "operators send their key to this address unencrypted", help);
     }
 }
 
@@ -131,7 +130,7 @@ fn files(root: &Table<'_>, config: &Config) {
         };
         if root.holds(&[section, key]) && !secret::exists(source) {
             let what = format!("{} is missing", secret::described(source));
-            root.warn(root.place_at(&[section, key]), what, "provide the secret before you start makegate");
+            root.warn_at(&[section, key], what, "provide the secret before you start makegate");
         }
     }
     let tls = config.gateway.tls.as_ref();
@@ -144,7 +143,7 @@ fn files(root: &Table<'_>, config: &Config) {
     for (path, file) in files {
         if let Some(file) = file.filter(|file| !file.exists()) {
             let what = format!("the file {file:?} is missing");
-            root.warn(root.place_at(path), what, "create it before you start makegate");
+            root.warn_at(path, what, "create it before you start makegate");
         }
     }
 }

@@ -198,9 +198,9 @@ fn check_looks(root: &Table<'_>, added: &[ParsedRow], catalogue: &Catalogue) {
     for row in added {
         let look = row.operation.as_ref().and_then(|write| Some((write, write.look.as_ref()?)));
         if let Some((write, look)) = look
-            && let Err((message, help)) = look.check(&write.path, catalogue)
+            && let Err(wrong) = look.check(&write.path, catalogue)
         {
-            root.wrong(row.look_place.clone(), message, help);
+            root.invalid(row.look_place.clone(), wrong);
         }
     }
 }
@@ -221,19 +221,17 @@ impl Origins {
     #[must_use]
     pub fn shown(&self) -> Vec<ShownSetting> {
         let lines: Vec<usize> = self.text.match_indices('\n').map(|(newline, _)| newline).collect();
-        let show = |Setting { path, key, written }: &Setting| ShownSetting {
-            key: if path.is_empty() { key.to_string() } else { format!("{path}.{key}") },
-            value: match written {
-                SettingOrigin::Default(value) => value.to_string(),
-                SettingOrigin::At(place) => on_one_line(self.text.get(place.clone()).unwrap_or_default()),
-            },
-            origin: match written {
-                SettingOrigin::Default(_) => "default".to_owned(),
+        let show = |Setting { path, key, written }: &Setting| {
+            let key = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+            let (value, origin) = match written {
+                SettingOrigin::Default(value) => (value.to_string(), "default".to_owned()),
                 SettingOrigin::At(place) => {
                     let line = lines.partition_point(|newline| *newline < place.start) + 1;
-                    format!("{}:{line}", self.file.display())
+                    let text = self.text.get(place.clone()).unwrap_or_default();
+                    (on_one_line(text), format!("{}:{line}", self.file.display()))
                 }
-            },
+            };
+            ShownSetting { key, value, origin }
         };
         self.settings.iter().map(show).collect()
     }

@@ -170,7 +170,7 @@ fn source(t: &Table<'_>, file: &'static str, env: &'static str, example: &str, b
         t.missing(format!("neither {file} nor {env} says where the secret is"), help);
     }
     if t.has(file) && t.has(env) {
-        t.wrong(t.place_of(env), format!("both {file} and {env} are set"), "remove one");
+        t.wrong_at(&[env], format!("both {file} and {env} are set"), "remove one");
     }
     match (path, variable) {
         (Some(path), _) => SecretSource::File(base.join(path)),

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Diagnostic, Severity, TextSpan, WalkResult, nearest, quoted};
+use super::{Diagnostic, InvalidValue, Severity, TextSpan, WalkResult, nearest, quoted};
 
 /// A setting that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +94,13 @@ impl<'t> Diagnostics<'t> {
         if !self.is_broken(&place) {
             self.push(severity, place, message, help);
         }
+    }
+
+    pub(super) fn invalid(&self, place: TextSpan, InvalidValue { message, help, secret }: InvalidValue) {
+        if secret {
+            self.hide(place.clone());
+        }
+        self.note(Severity::Error, place, message, help);
     }
 
     /// Reports that something is missing, unless a syntax error may have swallowed it.

@@ -15,6 +15,7 @@ pub use table::{Table, TableItem, WithSpan};
 pub use value_kind::{FLAG, InvalidValue, TEXT, TomlForm, ValueKind, number};
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::DeTable;
@@ -65,7 +66,7 @@ fn read_noted<'d, T>(
     read: impl FnOnce(&Table<'d>) -> T,
 ) -> T {
     note_syntax(notes, syntax);
-    Table::root(notes, document.get_ref()).read(read)
+    Table::new(notes, Arc::from(""), 0..0, Some(document.get_ref())).read(read)
 }
 
 fn note_syntax(notes: &Diagnostics<'_>, errors: &[toml::de::Error]) {

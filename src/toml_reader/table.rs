@@ -30,11 +30,12 @@ pub struct Table<'d> {
 }
 
 impl<'d> Table<'d> {
-    pub(super) fn root(notes: &'d Diagnostics<'d>, entries: &'d DeTable<'d>) -> Self {
-        Self::new(notes, Arc::from(""), 0..0, Some(entries))
-    }
-
-    fn new(notes: &'d Diagnostics<'d>, path: Arc<str>, place: TextSpan, entries: Option<&'d DeTable<'d>>) -> Self {
+    pub(super) fn new(
+        notes: &'d Diagnostics<'d>,
+        path: Arc<str>,
+        place: TextSpan,
+        entries: Option<&'d DeTable<'d>>,
+    ) -> Self {
         Self { notes, path, place, entries, known: RefCell::default(), free: Cell::new(false) }
     }
 
@@ -53,12 +54,6 @@ impl<'d> Table<'d> {
     #[must_use]
     pub fn place(&self) -> TextSpan {
         self.place.clone()
-    }
-
-    /// The position of the value of `key`, or of the table's heading if it is left out.
-    #[must_use]
-    pub fn place_of(&self, key: &str) -> TextSpan {
-        self.entries.and_then(|entries| entries.get(key)).map_or_else(|| self.place(), Spanned::span)
     }
 
     /// The position of the value at this path of keys, or of the nearest existing table around it.
@@ -98,12 +93,27 @@ impl<'d> Table<'d> {
 
     /// Reports a mistake.
     pub fn wrong(&self, place: TextSpan, message: impl Into<String>, help: impl Into<String>) {
-        self.notes.note(Severity::Error, place, message.into(), Some(help.into()));
+        self.invalid(place, InvalidValue::new(message, help));
+    }
+
+    /// Reports a mistake in the value at this path of keys.
+    pub fn wrong_at(&self, path: &[&str], message: impl Into<String>, help: impl Into<String>) {
+        self.wrong(self.place_at(path), message, help);
+    }
+
+    /// Reports an invalid value.
+    pub fn invalid(&self, place: TextSpan, wrong: InvalidValue) {
+        self.notes.invalid(place, wrong);
     }
 
     /// Reports a warning.
     pub fn warn(&self, place: TextSpan, message: impl Into<String>, help: impl Into<String>) {
         self.notes.note(Severity::Warning, place, message.into(), Some(help.into()));
+    }
+
+    /// Reports a warning about the value at this path of keys.
+    pub fn warn_at(&self, path: &[&str], message: impl Into<String>, help: impl Into<String>) {
+        self.warn(self.place_at(path), message, help);
     }
 
     /// Reports that something is missing.
@@ -134,27 +144,19 @@ impl<'d> Table<'d> {
     fn item(&self, key: &'static str) -> Option<TableItem<'d>> {
         self.known.borrow_mut().push(key);
         let (name, value) = self.entries?.get_key_value(key)?;
-        Some(TableItem {
-            notes: self.notes,
-            path: self.path.clone(),
-            key: Cow::Borrowed(key),
-            key_place: name.span(),
-            value,
-        })
+        Some(self.named(Cow::Borrowed(key), name.span(), value))
+    }
+
+    fn named(&self, key: Cow<'static, str>, key_place: TextSpan, value: &'d Spanned<DeValue<'d>>) -> TableItem<'d> {
+        TableItem { notes: self.notes, path: self.path.clone(), key, key_place, value }
     }
 
     /// All items of a table with arbitrary keys.
     #[must_use]
     pub fn items(&self) -> Vec<TableItem<'d>> {
         self.free.set(true);
-        let item = |(name, value): (&'d Spanned<Cow<'d, str>>, &'d Spanned<DeValue<'d>>)| TableItem {
-            notes: self.notes,
-            path: self.path.clone(),
-            key: Cow::Owned(name.get_ref().to_string()),
-            key_place: name.span(),
-            value,
-        };
-        self.entries.into_iter().flat_map(DeTable::iter).map(item).collect()
+        let entries = self.entries.into_iter().flat_map(DeTable::iter);
+        entries.map(|(name, value)| self.named(name.get_ref().to_string().into(), name.span(), value)).collect()
     }
 
     /// The value of `key`. If it is left out (or wrong, which is reported): the default, written as in the file.
@@ -307,7 +309,12 @@ impl<'d> TableItem<'d> {
 
     /// Reports a mistake.
     pub fn wrong(&self, place: TextSpan, message: impl Into<String>, help: impl Into<String>) {
-        self.notes.note(Severity::Error, place, message.into(), Some(help.into()));
+        self.notes.invalid(place, InvalidValue::new(message, help));
+    }
+
+    /// Reports that the value is invalid.
+    pub fn invalid(&self, wrong: InvalidValue) {
+        self.notes.invalid(self.place(), wrong);
     }
 
     fn set(&self) {
@@ -336,13 +343,7 @@ impl<'d> TableItem<'d> {
             (TomlForm::Flag, DeValue::Boolean(flag)) => (kind.parse)(if *flag { "true" } else { "false" }),
             (TomlForm::Text | TomlForm::Integer | TomlForm::Flag, other) => Err(self.wrong_form(other, &kind, alone)),
         };
-        let note = |InvalidValue { message, help, secret }| {
-            if secret {
-                self.notes.hide(value.span());
-            }
-            self.notes.note(Severity::Error, value.span(), message, help);
-        };
-        found.map_err(note).ok()
+        found.map_err(|wrong| self.notes.invalid(value.span(), wrong)).ok()
     }
 
     fn wrong_form<T>(&self, found: &DeValue<'_>, kind: &ValueKind<T>, alone: bool) -> InvalidValue {

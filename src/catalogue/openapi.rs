@@ -118,25 +118,23 @@ fn in_query(parameter: &Parameter) -> Value {
 }
 
 fn headers(row: &Operation) -> Value {
-    let text = |description: &str| json!({"description": description, "schema": {"type": "string"}});
-    let mut headers = json!({
-        "X-Request-Id": text("Identifies the request in the gateway's records"),
-        "RateLimit": text("How much of the caller's rate is left"),
-        "RateLimit-Policy": text("The caller's rate"),
-    });
-    if let Some(members) = headers.as_object_mut() {
-        if row.is_write() {
-            members.insert("Makegate-Outcome".to_owned(), text("done, rejected, not-sent or in-doubt"));
-            members.insert(
-                "Idempotent-Replayed".to_owned(),
-                text("true if this is the first answer to this Idempotency-Key, sent again"),
-            );
-        } else {
-            members.insert("Cache-Status".to_owned(), text("Whether the cache answered (RFC 9211)"));
-            members.insert("ETag".to_owned(), text("For If-None-Match"));
-        }
-    }
-    headers
+    let of_all = [
+        ("X-Request-Id", "Identifies the request in the gateway's records"),
+        ("RateLimit", "How much of the caller's rate is left"),
+        ("RateLimit-Policy", "The caller's rate"),
+    ];
+    let own = if row.is_write() {
+        [
+            ("Makegate-Outcome", "done, rejected, not-sent or in-doubt"),
+            ("Idempotent-Replayed", "true if this is the first answer to this Idempotency-Key, sent again"),
+        ]
+    } else {
+        [("Cache-Status", "Whether the cache answered (RFC 9211)"), ("ETag", "For If-None-Match")]
+    };
+    let text = |(name, description): (&str, &str)| {
+        (name.to_owned(), json!({"description": description, "schema": {"type": "string"}}))
+    };
+    Value::Object(of_all.into_iter().chain(own).map(text).collect())
 }
 
 fn refusal() -> Value {

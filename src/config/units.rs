@@ -1,5 +1,6 @@
 //! Parsers for durations, sizes, rates, addresses and URLs, each with advice on what to write instead.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,16 +80,21 @@ fn size_advice(digits: &str, unit: &str) -> String {
 /// A request rate.
 pub(super) const RATE: ValueKind<Rate> = ValueKind::text("a rate", "\"600/min\"", rate);
 
+const PERIODS: [(&str, Duration); 3] =
+    [("s", Duration::from_secs(1)), ("min", Duration::from_mins(1)), ("h", Duration::from_hours(1))];
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = PERIODS.iter().find(|(_, per)| *per == self.per).map_or("h", |(name, _)| name);
+        write!(f, "{}/{unit}", self.requests)
+    }
+}
+
 fn rate(text: &str) -> Result<Rate, InvalidValue> {
     let wrong = || InvalidValue::quoting(text, "is not a rate", "write a number and /s, /min or /h: \"600/min\"");
     let too_fast = |help| InvalidValue::quoting(text, "is too fast", help);
     let (number, unit) = text.split_once('/').ok_or_else(wrong)?;
-    let per = match unit {
-        "s" => Duration::from_secs(1),
-        "min" => Duration::from_mins(1),
-        "h" => Duration::from_hours(1),
-        _ => return Err(wrong()),
-    };
+    let (_, per) = PERIODS.into_iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
     let requests = match number.parse::<u64>().map(u32::try_from) {
         Ok(Ok(0)) => return Err(InvalidValue::quoting(text, "allows no requests", "write 1 or more")),
         Ok(Ok(requests)) => requests,
@@ -340,6 +346,11 @@ mod tests {
         for bad in bad {
             assert!(of(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_rate_is_shown_as_it_is_written() {
+        assert_eq!(["5/s", "600/min", "7/h"].map(|text| rate(text).unwrap().to_string()), ["5/s", "600/min", "7/h"]);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -15,7 +14,7 @@ use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
-use crate::config::{Grants, Rate, Scope};
+use crate::config::{Grants, Scope};
 use crate::gateway::admit::policy::Caller;
 use crate::ids::KeyId;
 use crate::vocabulary::Answer;
@@ -82,7 +81,7 @@ fn caller(member: &Caller) -> CallerRow {
             Scope::All => None,
             Scope::Only(ids) => Some(ids.clone()),
         },
-        rate: rate(config.rate),
+        rate: config.rate.to_string(),
         burst: config.burst,
         may_refresh: config.may_refresh,
         keys: config.keys.iter().map(|hash| key(member, KeyId::of(hash))).collect(),
@@ -98,18 +97,6 @@ fn key(member: &Caller, key: KeyId) -> CallerKeyRow {
     let used_ms = member.state.last_used(key).load(Ordering::Relaxed);
     let last_used = Timestamp::from_millisecond(used_ms).ok().filter(|_| used_ms > 0);
     CallerKeyRow { key: key.to_string(), last_used }
-}
-
-/// As the configuration writes it.
-fn rate(rate: Rate) -> String {
-    const SECOND: Duration = Duration::from_secs(1);
-    const MINUTE: Duration = Duration::from_secs(60);
-    let unit = match rate.per {
-        SECOND => "s",
-        MINUTE => "min",
-        _ => "h",
-    };
-    format!("{}/{unit}", rate.requests)
 }
 
 impl Page for CallersPage {
@@ -150,16 +137,5 @@ impl Page for CallersPage {
     fn html(&self) -> Markup {
         let hint = "There is no caller: make a key with `makegate key new --caller NAME` and add what it prints to the configuration.";
         html::table(&self.table(), hint)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_is_shown_as_it_is_written() {
-        let of = |requests, seconds| rate(Rate { requests, per: Duration::from_secs(seconds) });
-        assert_eq!([of(5, 1), of(600, 60), of(7, 3600)], ["5/s", "600/min", "7/h"]);
     }
 }

@@ -109,12 +109,6 @@ impl Fault {
         Self { times: None, ..Self::once(method, path, kind) }
     }
 
-    /// The same fault for this many requests.
-    #[must_use]
-    pub fn times(self, times: u32) -> Self {
-        Self { times: Some(times), ..self }
-    }
-
     /// Checks the fault.
     ///
     /// # Errors
@@ -288,7 +282,7 @@ mod tests {
     #[test]
     fn a_fault_strikes_as_often_as_it_says() {
         let mut faults = Faults::default();
-        faults.arm(Fault::once("GET", "/a", FaultKind::status(500)).times(2));
+        faults.arm(Fault { times: Some(2), ..Fault::once("GET", "/a", FaultKind::status(500)) });
         faults.arm(Fault::always("*", "/**", FaultKind::Latency { ms: 1 }));
         let struck = [(); 3].map(|()| faults.strike("GET", "/a").unwrap());
         assert_eq!(struck, [FaultKind::status(500), FaultKind::status(500), FaultKind::Latency { ms: 1 }]);

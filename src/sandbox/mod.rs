@@ -111,7 +111,7 @@ impl Sandbox {
     /// The received requests, oldest first: at most the newest 100,000.
     #[must_use]
     pub fn received(&self) -> Vec<Received> {
-        self.core.lock().log.all()
+        self.core.lock().log.after(None, usize::MAX)
     }
 
     /// The received requests with this method (`*`: any) and path (wildcards as in [`Fault`]).

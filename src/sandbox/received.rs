@@ -114,10 +114,6 @@ impl ReceivedLog {
         self.entries.get_mut(usize::try_from(number.checked_sub(first)?).ok()?)
     }
 
-    pub(super) fn all(&self) -> Vec<Received> {
-        self.entries.iter().cloned().collect()
-    }
-
     /// Up to `limit` entries after number `after`, oldest first.
     pub(super) fn after(&self, after: Option<u64>, limit: usize) -> Vec<Received> {
         let wanted = |entry: &&Received| after.is_none_or(|after| entry.number > after);

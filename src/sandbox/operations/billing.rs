@@ -4,11 +4,10 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::{OperationCall, ok, stamp};
-use crate::sandbox::answer::MakeError;
+use super::{MakeError, MakeState, OperationCall, View, ok, stamp};
 use crate::sandbox::fields::BodyFields;
 use crate::sandbox::seed::SeedPlan;
-use crate::sandbox::state::{MakeState, Subscription, View};
+use crate::sandbox::state::Subscription;
 
 /// What one unit of a single payment buys.
 const EXTRA_OPERATIONS: u64 = 10_000;

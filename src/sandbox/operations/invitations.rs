@@ -2,10 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::OperationCall;
+use super::{MakeError, MakeState, OperationCall, View};
 use crate::hash;
-use crate::sandbox::answer::MakeError;
-use crate::sandbox::state::{Invitation, MakeState, MakeUser, View};
+use crate::sandbox::state::{Invitation, MakeUser};
 
 /// The user that the sandbox's token belongs to.
 pub(super) const OWNER: u64 = 3;

@@ -2,10 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::OperationCall;
-use crate::sandbox::answer::MakeError;
+use super::{MakeError, MakeState, OperationCall, View};
 use crate::sandbox::seed::SeedPlan;
-use crate::sandbox::state::{MakeOrganization, MakeState, Subscription, Team, View};
+use crate::sandbox::state::{MakeOrganization, Subscription, Team};
 
 /// The columns that the live list shows by default.
 const COLUMNS: [&str; 4] = ["id", "name", "timezoneId", "zone"];

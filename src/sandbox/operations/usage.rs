@@ -4,10 +4,9 @@ use jiff::ToSpan as _;
 use jiff::tz::Offset;
 use serde_json::{Value, json};
 
-use super::OperationCall;
+use super::{MakeError, MakeState, OperationCall, View};
 use crate::hash;
-use crate::sandbox::answer::MakeError;
-use crate::sandbox::state::{FeatureControl, MakeState, View};
+use crate::sandbox::state::FeatureControl;
 
 const DAYS: i64 = 30;
 /// The timezone of the user that the sandbox's token belongs to: Make's example, Prague.

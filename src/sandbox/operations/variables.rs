@@ -5,10 +5,9 @@ use std::collections::VecDeque;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{OperationCall, ok, stamp};
-use crate::sandbox::answer::MakeError;
+use super::{MakeError, MakeState, OperationCall, View, ok, stamp};
 use crate::sandbox::fields::BodyFields;
-use crate::sandbox::state::{MakeOrganization, MakeState, VARIABLES_MAX, Variable, View};
+use crate::sandbox::state::{MakeOrganization, VARIABLES_MAX, Variable};
 
 const AUTHOR: &str = "Jon Doe";
 

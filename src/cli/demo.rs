@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::json;
 
 use super::failure::CommandFailure;
@@ -39,13 +40,16 @@ pub(super) struct DemoCommand {
     port: u16,
 }
 
+#[derive(Serialize)]
 struct DemoCaller {
     name: &'static str,
+    key: String,
     grants: &'static [&'static str],
     organizations: Option<&'static [u64]>,
+    #[serde(skip)]
     rate: &'static str,
+    #[serde(skip)]
     burst: u32,
-    key: String,
 }
 
 impl DemoCommand {
@@ -162,15 +166,12 @@ impl DemoAddresses {
     }
 
     fn json(&self, guests: &[DemoCaller], operator_key: &str) -> String {
-        let callers = guests.iter().map(|DemoCaller { name, key, grants, organizations, .. }| {
-            json!({ "name": name, "key": key, "grants": grants, "organizations": organizations })
-        });
         json!({
             "gateway": self.gateway,
             "operator": self.operator,
             "sandbox": self.sandbox,
             "operator_key": operator_key,
-            "callers": callers.collect::<Vec<_>>(),
+            "callers": guests,
         })
         .to_string()
     }

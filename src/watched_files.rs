@@ -60,12 +60,12 @@ impl Snapshot {
     /// # Errors
     /// The file cannot be read, is larger, or is a pipe, a device or a folder.
     pub fn read(&self, path: &Path, bytes_max: u64) -> io::Result<FileContents> {
-        let known = self.files().get(path).cloned();
+        let known = lock(&self.files).get(path).cloned();
         let seen = known.unwrap_or_else(|| {
             *lock(&self.reading) = Some(path.to_owned());
             let seen = SeenFile::new(path, bytes_max);
             *lock(&self.reading) = None;
-            self.files().insert(path.to_owned(), seen.clone());
+            lock(&self.files).insert(path.to_owned(), seen.clone());
             seen
         });
         seen.contents.map_err(|(kind, why)| io::Error::new(kind, why))
@@ -74,17 +74,13 @@ impl Snapshot {
     /// Hashes of what was read: enough to notice a change, without any secret.
     #[must_use]
     pub fn hashes(&self) -> FileHashes {
-        FileHashes(self.files().iter().map(|(path, seen)| (path.clone(), seen.hashed)).collect())
-    }
-
-    fn files(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, SeenFile>> {
-        lock(&self.files)
+        FileHashes(lock(&self.files).iter().map(|(path, seen)| (path.clone(), seen.hashed)).collect())
     }
 }
 
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.files().keys()).finish()
+        f.debug_set().entries(lock(&self.files).keys()).finish()
     }
 }
 

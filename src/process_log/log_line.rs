@@ -44,11 +44,6 @@ impl LogLine {
         self
     }
 
-    /// The same line, standing for this many events, of which it shows the last.
-    pub(super) fn standing_for(self, events: u64) -> Self {
-        self.with("repeated", events)
-    }
-
     /// One JSON object: `ts`, `level`, `msg`, then the event's own fields.
     pub(super) fn json(self) -> String {
         let mut object = Map::new();

@@ -59,7 +59,7 @@ impl<K: Eq + Hash> Repeats<K> {
                 return true;
             }
             let Some((place, last)) = kind.last.take() else { return false };
-            due.push((place, last.standing_for(kind.untold)));
+            due.push((place, last.with("repeated", kind.untold)));
             *kind = RepeatedKind { since: now, told: 1, untold: 0, last: None };
             true
         });

@@ -12,7 +12,6 @@ pub mod secret;
 mod sections;
 mod units;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use crate::ids::KeyHash;
 
 pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};
+pub use sections::{AuditConfig, CacheConfig, Limits, UpstreamConfig};
 
 /// Parses a caller's name as `[[caller]]` does, for names given outside the file.
 ///
@@ -134,158 +134,6 @@ pub struct BaseUrl {
     pub port: u16,
     /// `host` or `host:port`, as sent in the `Host` header.
     pub authority: String,
-}
-
-/// `[upstream]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamConfig {
-    /// The base URL.
-    pub url: BaseUrl,
-    /// The shared Make token.
-    pub token: SecretSource,
-    /// The quota per organization and minute.
-    pub quota: QuotaSetting,
-    /// Latest answer to a read, counted from when the request was read whole.
-    pub deadline: Duration,
-    /// Latest answer to a write, counted the same way.
-    pub write_deadline: Duration,
-    /// Timeout of one attempt of a read.
-    pub attempt: Duration,
-    /// Timeout of one attempt of a write.
-    pub write_attempt: Duration,
-    /// Timeout of the connect and TLS handshake.
-    pub connect: Duration,
-    /// Longest wait for quota.
-    pub quota_wait: Duration,
-    /// Maximum number of connections.
-    pub connections: usize,
-    /// How long an idle connection stays open.
-    pub idle: Duration,
-    /// Whether writes in doubt are settled by looking at what became of them, with spare quota.
-    pub look: bool,
-    /// Certificate authorities to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
-}
-
-/// `[cache]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheConfig {
-    /// Limit on the total size of all entries.
-    pub capacity_bytes: u64,
-    /// How long an entry may still be served after its lifetime while the upstream fails.
-    pub stale_if_error: Duration,
-    /// Maximum lifetime of what a write touches, right after the write (Make lags).
-    pub settle: Duration,
-    /// How long a write in doubt may still take effect.
-    pub doubt: Duration,
-    /// How long a 404 is remembered.
-    pub negative: Duration,
-    /// `no-cache` still accepts an entry this young.
-    pub refresh_floor: Duration,
-    /// Whether entries in use are refreshed before they go stale, with spare quota.
-    pub refresh_ahead: bool,
-    /// `[cache.lifetime]`: lifetime by class, or by operation id, which makes the operation its own class. Zero: not
-    /// cached.
-    pub lifetime: BTreeMap<Arc<str>, Duration>,
-}
-
-/// `[audit]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AuditConfig {
-    /// The log's folder.
-    pub dir: PathBuf,
-    /// Sealed segments older than this are deleted.
-    pub retention: Duration,
-    /// The oldest sealed segments are also deleted while the log is larger than this.
-    pub retention_bytes: u64,
-    /// Size at which a segment is sealed.
-    pub segment_bytes: u64,
-    /// How often a signed head is stored while new records come in.
-    pub head: Duration,
-    /// Maximum number of records waiting for the disk.
-    pub buffer_records: usize,
-    /// Maximum size of the records waiting for the disk.
-    pub buffer_bytes: usize,
-    /// Maximum size of a record; a longer one is cut at its longest field.
-    pub record_bytes: usize,
-    /// How long a write waits for the disk before it is refused. With the default of 700 ms the caller knows within a
-    /// second, even after waiting 250 ms for the quota journal.
-    pub disk_wait: Duration,
-}
-
-/// `[limits]`; `docs/decisions/limits.md` explains the defaults.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Open connections per door (1,024).
-    pub connections: usize,
-    /// Time from accept to the end of the TLS handshake (5 s).
-    pub handshake: Duration,
-    /// Time from there to the first byte of a request (5 s).
-    pub first_byte: Duration,
-    /// Time from the first byte of a request head to its end (10 s).
-    pub head: Duration,
-    /// Size of a request head (32 KiB).
-    pub head_bytes: usize,
-    /// Header fields in a request head (64).
-    pub head_fields: usize,
-    /// Size of the request target (8,000 B).
-    pub target_bytes: usize,
-    /// Size of a request body (1 MiB).
-    pub body_bytes: usize,
-    /// Total size of all request bodies in memory, shared by the callers (64 MiB).
-    pub bodies_bytes: usize,
-    /// Longest pause within a request body (10 s).
-    pub body_gap: Duration,
-    /// Time for a whole request body (30 s).
-    pub body: Duration,
-    /// Time until an idle connection is closed (60 s).
-    pub idle: Duration,
-    /// Age at which a connection is closed gracefully (1 h).
-    pub age: Duration,
-    /// Time after that until it is dropped (2 min).
-    pub age_grace: Duration,
-    /// Time until a caller that does not read its answer is cut off (30 s).
-    pub write_stall: Duration,
-    /// Requests in progress, shared by the callers (512).
-    pub in_flight: usize,
-    /// Requests in progress of one caller (64).
-    pub in_flight_per_caller: usize,
-    /// Requests that only wait for another request's fetch, shared by the callers (8192).
-    pub joined: usize,
-    /// Concurrent streams of one HTTP/2 connection (64).
-    pub h2_streams: u32,
-    /// Requests of one caller that wait for quota of one bucket (50).
-    pub quota_queue: usize,
-    /// Size of the largest answer that is cached (4 MiB).
-    pub stored_bytes: usize,
-    /// Size of the largest answer accepted from the upstream (64 MiB).
-    pub answer_bytes: usize,
-    /// Total size of all answers in transit, shared by the callers (128 MiB).
-    pub answers_bytes: usize,
-    /// Attempts per `safe` or `idempotent` request (3).
-    pub attempts: u32,
-    /// Attempts per `once` write (2).
-    pub attempts_once: u32,
-    /// Retries as a percentage of all attempts in the last 60 s (10)...
-    pub retry_percent: u32,
-    /// ...but at least this many retries per 10 s (2).
-    pub retry_floor: u32,
-    /// Consecutive failures to reach the upstream before the breaker opens (5; 0: never).
-    pub breaker_failures: u32,
-    /// How long the breaker stays open at first (5 s), doubling...
-    pub breaker_open: Duration,
-    /// ...up to this (60 s).
-    pub breaker_open_max: Duration,
-    /// Idempotency keys remembered at once (100,000), shared by the callers; beyond its share a caller's new keys are refused.
-    pub idempotency_keys: u64,
-    /// How long idempotency keys are remembered (24 h), without exception.
-    pub idempotency_age: Duration,
-    /// Size of the largest first answer that is kept (64 KiB).
-    pub idempotency_answer_bytes: usize,
-    /// Total size of all first answers that are kept (256 MiB).
-    pub idempotency_bytes: u64,
-    /// Time to finish work in progress after SIGTERM (25 s).
-    pub drain: Duration,
 }
 
 /// What a caller may do.

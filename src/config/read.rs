@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::callers::CallerChecks;
-use super::{Config, checks, sections};
+use super::{AuditConfig, CacheConfig, Config, Limits, UpstreamConfig, checks, sections};
 use crate::catalogue::rows::{self, ParsedRow};
 use crate::catalogue::{Catalogue, Operation};
 use crate::toml_reader::{
@@ -118,10 +118,10 @@ fn document(root: &Table<'_>, base: &Path) -> Config {
     root.optional("version", VERSION);
     let gateway = root.table("gateway", |t| sections::gateway(t, base));
     let operator = root.table("operator", |t| sections::operator(t, base));
-    let upstream = root.table("upstream", |t| sections::upstream(t, base));
-    let cache = root.table("cache", sections::cache);
-    let audit = root.table("audit", |t| sections::audit(t, base));
-    let limits = root.table("limits", sections::limits);
+    let upstream = root.table("upstream", |t| UpstreamConfig::read(t, base));
+    let cache = root.table("cache", |t| CacheConfig::read(t, base));
+    let audit = root.table("audit", |t| AuditConfig::read(t, base));
+    let limits = root.table("limits", |t| Limits::read(t, base));
     let added = rows::read(root);
     check_classes(root, &added, &cache.lifetime);
     let catalogue = Arc::new(catalogue(root, &added, &cache.lifetime));

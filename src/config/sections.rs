@@ -1,4 +1,4 @@
-//! The sections of the file. Each function lists its section's keys with their defaults and types.
+//! The sections of the file: each setting with its type, its key, its default and its kind.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::units::{self, DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, URL, VARIABLE, size};
-use super::{
-    AuditConfig, CacheConfig, GatewayConfig, Limits, Listen, OperatorConfig, SecretSource, TlsFiles, UpstreamConfig,
-};
+use super::{BaseUrl, GatewayConfig, Listen, OperatorConfig, QuotaSetting, SecretSource, TlsFiles};
 use crate::toml_reader::{FLAG, Table, ValueKind, WithSpan, number};
+
+/// A section of the file: its type, and `read`, which asks for each key with its default and kind. So no setting is
+/// listed twice.
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident($table:ident, $base:ident) {
+        $($(#[$field_doc:meta])* $field:ident: $type:ty = $read:expr;)*
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
+
+        impl $name {
+            pub(super) fn read($table: &Table<'_>, $base: &Path) -> Self {
+                Self { $($field: $read,)* }
+            }
+        }
+    };
+}
 
 pub(super) fn gateway(t: &Table<'_>, base: &Path) -> GatewayConfig {
     GatewayConfig {
@@ -37,34 +53,58 @@ pub(super) fn operator(t: &Table<'_>, base: &Path) -> OperatorConfig {
     }
 }
 
-pub(super) fn upstream(t: &Table<'_>, base: &Path) -> UpstreamConfig {
-    UpstreamConfig {
-        url: t.value("url", "https://eu1.make.com", URL),
-        token: source(t, "token_file", "token_env", "/run/secrets/make", base),
-        quota: t.value("quota", "auto", QUOTA),
-        deadline: t.value("deadline", "15s", DURATION),
-        write_deadline: t.value("write_deadline", "40s", DURATION),
-        attempt: t.value("attempt", "10s", DURATION),
-        write_attempt: t.value("write_attempt", "30s", DURATION),
-        connect: t.value("connect", "3s", DURATION),
-        quota_wait: t.value("quota_wait", "5s", DURATION_OR_OFF),
-        connections: t.value("connections", "18", count()),
-        idle: t.value("idle", "15s", DURATION),
-        look: t.value("look", "true", FLAG),
-        ca_file: t.optional("ca_file", PATH).map(|path| base.join(path)),
+section! {
+    /// `[upstream]`.
+    UpstreamConfig(t, base) {
+        /// The base URL.
+        url: BaseUrl = t.value("url", "https://eu1.make.com", URL);
+        /// The shared Make token.
+        token: SecretSource = source(t, "token_file", "token_env", "/run/secrets/make", base);
+        /// The quota per organization and minute.
+        quota: QuotaSetting = t.value("quota", "auto", QUOTA);
+        /// Latest answer to a read, counted from when the request was read whole.
+        deadline: Duration = t.value("deadline", "15s", DURATION);
+        /// Latest answer to a write, counted the same way.
+        write_deadline: Duration = t.value("write_deadline", "40s", DURATION);
+        /// Timeout of one attempt of a read.
+        attempt: Duration = t.value("attempt", "10s", DURATION);
+        /// Timeout of one attempt of a write.
+        write_attempt: Duration = t.value("write_attempt", "30s", DURATION);
+        /// Timeout of the connect and TLS handshake.
+        connect: Duration = t.value("connect", "3s", DURATION);
+        /// Longest wait for quota.
+        quota_wait: Duration = t.value("quota_wait", "5s", DURATION_OR_OFF);
+        /// Maximum number of connections.
+        connections: usize = t.value("connections", "18", count());
+        /// How long an idle connection stays open.
+        idle: Duration = t.value("idle", "15s", DURATION);
+        /// Whether writes in doubt are settled by looking at what became of them, with spare quota.
+        look: bool = t.value("look", "true", FLAG);
+        /// Certificate authorities to trust instead of the system's.
+        ca_file: Option<PathBuf> = t.optional("ca_file", PATH).map(|path| base.join(path));
     }
 }
 
-pub(super) fn cache(t: &Table<'_>) -> CacheConfig {
-    CacheConfig {
-        capacity_bytes: t.value("capacity", "64MiB", size()),
-        stale_if_error: t.value("stale_if_error", "1h", DURATION_OR_OFF),
-        settle: t.value("settle", "10s", DURATION_OR_OFF),
-        doubt: t.value("doubt", "2m", DURATION),
-        negative: t.value("negative", "0s", DURATION_OR_OFF),
-        refresh_floor: t.value("refresh_floor", "1s", DURATION_OR_OFF),
-        refresh_ahead: t.value("refresh_ahead", "false", FLAG),
-        lifetime: t.table("lifetime", lifetime),
+section! {
+    /// `[cache]`.
+    CacheConfig(t, _base) {
+        /// Limit on the total size of all entries.
+        capacity_bytes: u64 = t.value("capacity", "64MiB", size());
+        /// How long an entry may still be served after its lifetime while the upstream fails.
+        stale_if_error: Duration = t.value("stale_if_error", "1h", DURATION_OR_OFF);
+        /// Maximum lifetime of what a write touches, right after the write (Make lags).
+        settle: Duration = t.value("settle", "10s", DURATION_OR_OFF);
+        /// How long a write in doubt may still take effect.
+        doubt: Duration = t.value("doubt", "2m", DURATION);
+        /// How long a 404 is remembered.
+        negative: Duration = t.value("negative", "0s", DURATION_OR_OFF);
+        /// `no-cache` still accepts an entry this young.
+        refresh_floor: Duration = t.value("refresh_floor", "1s", DURATION_OR_OFF);
+        /// Whether entries in use are refreshed before they go stale, with spare quota.
+        refresh_ahead: bool = t.value("refresh_ahead", "false", FLAG);
+        /// `[cache.lifetime]`: lifetime by class, or by operation id, which makes the operation its own class. Zero: not
+        /// cached.
+        lifetime: BTreeMap<Arc<str>, Duration> = t.table("lifetime", lifetime);
     }
 }
 
@@ -87,57 +127,104 @@ fn lifetime(t: &Table<'_>) -> BTreeMap<Arc<str>, Duration> {
     lifetimes
 }
 
-pub(super) fn audit(t: &Table<'_>, base: &Path) -> AuditConfig {
-    AuditConfig {
-        dir: base.join(t.value("dir", "audit/", PATH)),
-        retention: t.value("retention", "400d", DURATION),
-        retention_bytes: t.value("retention_bytes", "1024GiB", size()),
-        segment_bytes: t.value("segment", "64MiB", size()),
-        head: t.value("head", "60s", DURATION),
-        buffer_records: t.value("buffer_records", "50000", count()),
-        buffer_bytes: t.value("buffer_bytes", "32MiB", size()),
-        record_bytes: t.value("record_bytes", "8KiB", size()),
-        disk_wait: t.value("disk_wait", "700ms", DURATION),
+section! {
+    /// `[audit]`.
+    AuditConfig(t, base) {
+        /// The log's folder.
+        dir: PathBuf = base.join(t.value("dir", "audit/", PATH));
+        /// Sealed segments older than this are deleted.
+        retention: Duration = t.value("retention", "400d", DURATION);
+        /// The oldest sealed segments are also deleted while the log is larger than this.
+        retention_bytes: u64 = t.value("retention_bytes", "1024GiB", size());
+        /// Size at which a segment is sealed.
+        segment_bytes: u64 = t.value("segment", "64MiB", size());
+        /// How often a signed head is stored while new records come in.
+        head: Duration = t.value("head", "60s", DURATION);
+        /// Maximum number of records waiting for the disk.
+        buffer_records: usize = t.value("buffer_records", "50000", count());
+        /// Maximum size of the records waiting for the disk.
+        buffer_bytes: usize = t.value("buffer_bytes", "32MiB", size());
+        /// Maximum size of a record; a longer one is cut at its longest field.
+        record_bytes: usize = t.value("record_bytes", "8KiB", size());
+        /// How long a write waits for the disk before it is refused. With the default of 700 ms the caller knows within a
+        /// second, even after waiting 250 ms for the quota journal.
+        disk_wait: Duration = t.value("disk_wait", "700ms", DURATION);
     }
 }
 
-pub(super) fn limits(t: &Table<'_>) -> Limits {
-    Limits {
-        connections: t.value("connections", "1024", count()),
-        handshake: t.value("handshake", "5s", DURATION),
-        first_byte: t.value("first_byte", "5s", DURATION),
-        head: t.value("head", "10s", DURATION),
-        head_bytes: t.value("head_bytes", "32KiB", size()),
-        head_fields: t.value("head_fields", "64", count()),
-        target_bytes: t.value("target_bytes", "8000B", size()),
-        body_bytes: t.value("body_bytes", "1MiB", size()),
-        bodies_bytes: t.value("bodies_bytes", "64MiB", size()),
-        body_gap: t.value("body_gap", "10s", DURATION),
-        body: t.value("body", "30s", DURATION),
-        idle: t.value("idle", "60s", DURATION),
-        age: t.value("age", "1h", DURATION),
-        age_grace: t.value("age_grace", "2m", DURATION),
-        write_stall: t.value("write_stall", "30s", DURATION),
-        in_flight: t.value("in_flight", "512", count()),
-        in_flight_per_caller: t.value("in_flight_per_caller", "64", count()),
-        joined: t.value("joined", "8192", count()),
-        h2_streams: t.value("h2_streams", "64", count()),
-        quota_queue: t.value("quota_queue", "50", count()),
-        stored_bytes: t.value("stored_bytes", "4MiB", size()),
-        answer_bytes: t.value("answer_bytes", "64MiB", size()),
-        answers_bytes: t.value("answers_bytes", "128MiB", size()),
-        attempts: t.value("attempts", "3", count()),
-        attempts_once: t.value("attempts_once", "2", count()),
-        retry_percent: t.value("retry_percent", "10", number()),
-        retry_floor: t.value("retry_floor", "2", number()),
-        breaker_failures: t.value("breaker_failures", "5", number()),
-        breaker_open: t.value("breaker_open", "5s", DURATION),
-        breaker_open_max: t.value("breaker_open_max", "60s", DURATION),
-        idempotency_keys: t.value("idempotency_keys", "100000", count()),
-        idempotency_age: t.value("idempotency_age", "24h", DURATION),
-        idempotency_answer_bytes: t.value("idempotency_answer_bytes", "64KiB", size()),
-        idempotency_bytes: t.value("idempotency_bytes", "256MiB", size()),
-        drain: t.value("drain", "25s", DURATION),
+section! {
+    /// `[limits]`; `docs/decisions/limits.md` explains the defaults.
+    Limits(t, _base) {
+        /// Open connections per door.
+        connections: usize = t.value("connections", "1024", count());
+        /// Time from accept to the end of the TLS handshake.
+        handshake: Duration = t.value("handshake", "5s", DURATION);
+        /// Time from there to the first byte of a request.
+        first_byte: Duration = t.value("first_byte", "5s", DURATION);
+        /// Time from the first byte of a request head to its end.
+        head: Duration = t.value("head", "10s", DURATION);
+        /// Size of a request head.
+        head_bytes: usize = t.value("head_bytes", "32KiB", size());
+        /// Header fields in a request head.
+        head_fields: usize = t.value("head_fields", "64", count());
+        /// Size of the request target.
+        target_bytes: usize = t.value("target_bytes", "8000B", size());
+        /// Size of a request body.
+        body_bytes: usize = t.value("body_bytes", "1MiB", size());
+        /// Total size of all request bodies in memory, shared by the callers.
+        bodies_bytes: usize = t.value("bodies_bytes", "64MiB", size());
+        /// Longest pause within a request body.
+        body_gap: Duration = t.value("body_gap", "10s", DURATION);
+        /// Time for a whole request body.
+        body: Duration = t.value("body", "30s", DURATION);
+        /// Time until an idle connection is closed.
+        idle: Duration = t.value("idle", "60s", DURATION);
+        /// Age at which a connection is closed gracefully.
+        age: Duration = t.value("age", "1h", DURATION);
+        /// Time after that until it is dropped.
+        age_grace: Duration = t.value("age_grace", "2m", DURATION);
+        /// Time until a caller that does not read its answer is cut off.
+        write_stall: Duration = t.value("write_stall", "30s", DURATION);
+        /// Requests in progress, shared by the callers.
+        in_flight: usize = t.value("in_flight", "512", count());
+        /// Requests in progress of one caller.
+        in_flight_per_caller: usize = t.value("in_flight_per_caller", "64", count());
+        /// Requests that only wait for another request's fetch, shared by the callers.
+        joined: usize = t.value("joined", "8192", count());
+        /// Concurrent streams of one HTTP/2 connection.
+        h2_streams: u32 = t.value("h2_streams", "64", count());
+        /// Requests of one caller that wait for quota of one bucket.
+        quota_queue: usize = t.value("quota_queue", "50", count());
+        /// Size of the largest answer that is cached.
+        stored_bytes: usize = t.value("stored_bytes", "4MiB", size());
+        /// Size of the largest answer accepted from the upstream.
+        answer_bytes: usize = t.value("answer_bytes", "64MiB", size());
+        /// Total size of all answers in transit, shared by the callers.
+        answers_bytes: usize = t.value("answers_bytes", "128MiB", size());
+        /// Attempts per `safe` or `idempotent` request.
+        attempts: u32 = t.value("attempts", "3", count());
+        /// Attempts per `once` write.
+        attempts_once: u32 = t.value("attempts_once", "2", count());
+        /// Retries as a percentage of all attempts in the last 60 s...
+        retry_percent: u32 = t.value("retry_percent", "10", number());
+        /// ...but at least this many retries per 10 s.
+        retry_floor: u32 = t.value("retry_floor", "2", number());
+        /// Consecutive failures to reach the upstream before the breaker opens (0: never).
+        breaker_failures: u32 = t.value("breaker_failures", "5", number());
+        /// How long the breaker stays open at first, doubling...
+        breaker_open: Duration = t.value("breaker_open", "5s", DURATION);
+        /// ...up to this.
+        breaker_open_max: Duration = t.value("breaker_open_max", "60s", DURATION);
+        /// Idempotency keys remembered at once, shared by the callers; beyond its share a caller's new keys are refused.
+        idempotency_keys: u64 = t.value("idempotency_keys", "100000", count());
+        /// How long idempotency keys are remembered, without exception.
+        idempotency_age: Duration = t.value("idempotency_age", "24h", DURATION);
+        /// Size of the largest first answer that is kept.
+        idempotency_answer_bytes: usize = t.value("idempotency_answer_bytes", "64KiB", size());
+        /// Total size of all first answers that are kept.
+        idempotency_bytes: u64 = t.value("idempotency_bytes", "256MiB", size());
+        /// Time to finish work in progress after SIGTERM.
+        drain: Duration = t.value("drain", "25s", DURATION);
     }
 }
 

@@ -5,7 +5,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::failure::CommandFailure;
+use super::failure::{CommandFailure, REFUSED};
 use super::output::{self, Format};
 use super::process::{self, ColorChoice};
 use super::source::{DataSource, SourceOptions};
@@ -19,7 +19,8 @@ use crate::ids::escape_invisible;
 /// Explains what the gateway would do with a request.
 ///
 /// Shows each step and spends nothing. With --config, only the configuration decides; with --url, the explanation also
-/// covers what a running makegate has in its cache and how much quota is left. The exit code is 0 whatever the verdict.
+/// covers what a running makegate has in its cache and how much quota is left. The exit code is 0 if the request would be
+/// allowed, and 3 if it would be refused.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -80,11 +81,13 @@ impl ExplainCommand {
 
     fn print(&self, text: &str) -> Result<(), CommandFailure> {
         let unknown = |error| CommandFailure::failed(format!("the response is not an explanation: {error}"));
+        let ExplainAnswer { verdict, status, code, steps } = serde_json::from_str(text).map_err(unknown)?;
+        let ended = if verdict == "refuse" { Err(CommandFailure::told(REFUSED)) } else { Ok(()) };
         if self.format == Format::Json {
             let compact: Value = serde_json::from_str(text).map_err(unknown)?;
-            return Ok(output::line(&compact.to_string())?);
+            output::line(&compact.to_string())?;
+            return ended;
         }
-        let ExplainAnswer { verdict, status, code, steps } = serde_json::from_str(text).map_err(unknown)?;
         let rows: Vec<_> = steps.iter().map(|step| [&*step.step, &*step.verdict, &*step.why]).collect();
         output::rows(self.format, ["step", "verdict", "why"], &rows)?;
         if self.format == Format::Table {
@@ -95,6 +98,6 @@ impl ExplainCommand {
             output::line("")?;
             output::line(&escape_invisible(&format!("verdict: {verdict}{with}")))?;
         }
-        Ok(())
+        ended
     }
 }

@@ -7,6 +7,8 @@ use std::io;
 pub(super) const FAILED: u8 = 1;
 /// Exit code: the usage or the configuration is wrong.
 pub(super) const USAGE: u8 = 2;
+/// Exit code: `explain` says that the request would be refused.
+pub(super) const REFUSED: u8 = 3;
 
 #[derive(Debug)]
 pub(super) struct CommandFailure {

@@ -3,6 +3,7 @@
 //! Data goes to stdout, messages to stderr. Each command has its own module, which also holds its arguments and help.
 
 mod audit;
+mod cert;
 mod check;
 mod client;
 mod completions;
@@ -58,6 +59,7 @@ Exit codes:
   0  success
   1  failure
   2  usage or configuration error
+  3  explain: the request would be refused
 
 Environment:
   MAKEGATE_CONFIG             the configuration file, if --config is not given
@@ -75,6 +77,8 @@ enum Command {
     Sandbox(sandbox::SandboxCommand),
     #[command(subcommand)]
     Key(key::KeyCommand),
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
     Explain(explain::ExplainCommand),
     #[command(subcommand)]
     Audit(Box<audit::AuditCommand>),
@@ -121,6 +125,7 @@ fn dispatch(command: &Command, color: ColorChoice) -> Result<(), CommandFailure>
         Command::Check(check) => check.run(color),
         Command::Sandbox(sandbox) => sandbox.run(color),
         Command::Key(key) => key.run(),
+        Command::Cert(cert) => cert.run(),
         Command::Explain(explain) => explain.run(color),
         Command::Audit(audit) => audit.run(color),
         Command::Doubts(doubts) => doubts.run(color),

@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,7 +30,7 @@ pub(super) trait Socket: AsyncRead + AsyncWrite + ConnectionEnds + Unpin + Send 
 impl<T> Socket for T where T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin + Send + 'static {}
 
 /// Serves HTTP/1.1 until the connection ends.
-pub(super) async fn http1<T: Socket, S: ConnectionService>(
+pub(super) async fn http1<T: Socket, S: ConnectionService<Incoming>>(
     stream: WatchedStream<T>,
     state: &ConnectionState,
     limits: &Limits,
@@ -46,7 +47,7 @@ pub(super) async fn http1<T: Socket, S: ConnectionService>(
 }
 
 /// Serves HTTP/2 until the connection ends. `streams` runs the requests.
-pub(super) async fn http2<T: Socket, S: ConnectionService>(
+pub(super) async fn http2<T: Socket, S: ConnectionService<Incoming>>(
     stream: WatchedStream<T>,
     state: &ConnectionState,
     limits: &Limits,

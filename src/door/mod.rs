@@ -6,6 +6,7 @@
 mod authority;
 mod connections;
 mod http;
+mod lingering;
 mod listen;
 mod request_line;
 mod service;
@@ -27,12 +28,14 @@ use crate::clock::Clock;
 use crate::config::{Limits, Listen};
 use crate::tasks::Tasks;
 use connections::{ConnectionState, Connections};
+use lingering::{Linger, lingering};
 use listen::{Listener, Stream};
 use streams::Streams;
 use watched_stream::WatchedStream;
 
 pub use authority::{BadAuthority, RequestAuthority};
 pub use connections::BusyGuard;
+pub use lingering::IncomingBody;
 pub use request_line::FRAGMENT;
 pub use service::{ConnectionService, RequestBody};
 pub use tls::{Certificate, CertificateNames, CheckedCertificate};
@@ -146,7 +149,7 @@ impl Door {
         let server = Arc::new(Server {
             make_service,
             certificate: self.certificate,
-            limits: self.limits,
+            limits: Arc::new(self.limits),
             clock: self.clock,
             connections,
             closing: door.closing.clone(),
@@ -165,7 +168,7 @@ impl Door {
 struct Server<M> {
     make_service: M,
     certificate: Option<Certificate>,
-    limits: Limits,
+    limits: Arc<Limits>,
     clock: Clock,
     connections: Arc<Connections>,
     closing: CancellationToken,
@@ -262,13 +265,24 @@ where
     async fn http1<T: Socket>(&self, socket: T, peer: PeerConnection) {
         let state = peer.state.clone();
         let stream = WatchedStream::new(socket, state.clone(), self.clock.clone());
-        http::http1(stream, &state, &self.limits, (self.make_service)(peer)).await;
+        let service = lingering((self.make_service)(peer), self.linger(&state), true);
+        http::http1(stream, &state, &self.limits, service).await;
     }
 
     async fn http2<T: Socket>(&self, socket: T, peer: PeerConnection) {
         let state = peer.state.clone();
         let stream = WatchedStream::new(socket, state.clone(), self.clock.clone()).in_one_piece();
         let streams = Streams::new(&self.tasks, &state, &self.clock, self.limits.write_stall);
-        http::http2(stream, &state, &self.limits, streams, (self.make_service)(peer)).await;
+        let service = lingering((self.make_service)(peer), self.linger(&state), false);
+        http::http2(stream, &state, &self.limits, streams, service).await;
+    }
+
+    fn linger(&self, state: &Arc<ConnectionState>) -> Linger {
+        Linger {
+            limits: self.limits.clone(),
+            state: state.clone(),
+            clock: self.clock.clone(),
+            tasks: self.tasks.clone(),
+        }
     }
 }

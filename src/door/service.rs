@@ -5,8 +5,9 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use tower::{BoxError, Service};
+
+use super::lingering::IncomingBody;
 
 /// The body of a request: hyper's, or any other in tests without a socket.
 pub trait RequestBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
@@ -14,19 +15,16 @@ pub trait RequestBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin 
 impl<B> RequestBody for B where B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
 
 /// Answers the requests of one connection. Over HTTP/2, clones of it answer several at the same time.
-pub trait ConnectionService:
-    Service<Request<Incoming>, Response = Response<Self::AnswerBody>, Error = Infallible, Future: Send>
-    + Clone
-    + Send
-    + 'static
+pub trait ConnectionService<R = IncomingBody>:
+    Service<Request<R>, Response = Response<Self::AnswerBody>, Error = Infallible, Future: Send> + Clone + Send + 'static
 {
     /// The body of its answers.
     type AnswerBody: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static;
 }
 
-impl<S, B> ConnectionService for S
+impl<S, R, B> ConnectionService<R> for S
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    S: Service<Request<R>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
     type AnswerBody = B;

@@ -4,10 +4,18 @@ mod doubts;
 mod processes;
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use makegate::hash;
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde_json::Value;
 
 /// The binary with these arguments, in this folder, without what the tester's environment says to makegate.
@@ -44,7 +52,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-const COMMANDS: [&[&str]; 20] = [
+const COMMANDS: [&[&str]; 23] = [
     &["doubts"],
     &["doubts", "list"],
     &["doubts", "settle"],
@@ -54,6 +62,9 @@ const COMMANDS: [&[&str]; 20] = [
     &["check"],
     &["sandbox"],
     &["key", "new"],
+    &["key", "hash"],
+    &["cert"],
+    &["cert", "new"],
     &["explain"],
     &["audit"],
     &["audit", "query"],
@@ -214,15 +225,64 @@ fn embedded(yaml: &str, line: &str) -> String {
 }
 
 #[test]
-fn a_new_key_is_a_uuid_and_its_entry_the_hash_of_it() {
+fn a_new_key_is_a_uuid_and_its_callers_table_has_the_hash_of_it() {
     let output = run(repository(), &["key", "new", "--caller", "dashboard"]);
     let told = stdout(0, &output);
-    let [key, entry] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+    let (key, table) = told.split_once('\n').unwrap();
     let uuid = uuid::Uuid::parse_str(key).unwrap();
     assert_eq!((uuid.get_version_num(), uuid.get_variant(), key.len()), (4, uuid::Variant::RFC4122, 36));
-    assert_eq!(entry, format!("keys = [\"sha256:{}\"]", hash::hex(&hash::sha256(key.as_bytes()))));
-    assert!(!stderr(0, &output).contains(key));
+    let entry = format!("sha256:{}", hash::hex(&hash::sha256(key.as_bytes())));
+    assert!(!stderr(0, &output).contains(key) && !table.contains(key), "{table}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let least = "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"T\"\n";
+    fs::write(file.path(), format!("{least}{table}")).unwrap();
+    stdout(0, &run(repository(), &["check", "--config", file.path().to_str().unwrap()]));
+    assert!(table.contains(&format!("[[caller]]\nname = \"dashboard\"\nkeys = [\"{entry}\"]\n")), "{table}");
+
+    let made: Value =
+        serde_json::from_str(&stdout(0, &run(repository(), &["key", "new", "--caller", "a", "-o", "json"]))).unwrap();
+    let hashed = stdout(0, &run(repository(), &["key", "hash", made["key"].as_str().unwrap()]));
+    assert_eq!((&made["caller"], made["hash"].as_str().unwrap()), (&"a".into(), hashed.trim()));
+    let mut typed =
+        command(repository(), &["key", "hash"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    writeln!(typed.stdin.take().unwrap(), "{key}").unwrap();
+    assert_eq!(stdout(0, &typed.wait_with_output().unwrap()).trim(), entry);
+    assert!(stderr(2, &run(repository(), &["key", "hash", "a b"])).contains("this is not a key"));
     assert!(stderr(2, &run(repository(), &["key", "new", "--caller", "a b"])).contains("is not a valid caller name"));
+}
+
+/// rustls takes the pair for the gateway's and verifies it by the authority, for each name.
+#[test]
+fn a_new_certificate_is_trusted_by_who_trusts_its_authority() {
+    let folder = tempfile::tempdir().unwrap();
+    let new = ["cert", "new", "--dir", "tls", "--name", "gate.internal"];
+    let told = stdout(0, &run(folder.path(), &new));
+    let file = |name: &str| folder.path().join("tls").join(name);
+    for expected in
+        ["NODE_EXTRA_CA_CERTS=", "REQUESTS_CA_BUNDLE=", "SSL_CERT_FILE=", "curl --cacert ", "tls = { cert = "]
+    {
+        assert!(told.contains(expected), "{told}");
+    }
+    let cert = CertificateDer::from_pem_file(file("cert.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(file("key.pem")).unwrap();
+    rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(vec![cert.clone()], key).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(file("ca.pem")).unwrap()).unwrap();
+    let verifier = WebPkiServerVerifier::builder(Arc::new(roots)).build().unwrap();
+    let verify = |name: &str| {
+        verifier.verify_server_cert(&cert, &[], &ServerName::try_from(name).unwrap(), &[], UnixTime::now())
+    };
+    for name in ["localhost", "127.0.0.1", "::1", "gate.internal"] {
+        verify(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    assert!(verify("evil.example").is_err());
+    for (name, mode) in [("ca.key", 0o600), ("key.pem", 0o600), ("ca.pem", 0o644)] {
+        assert_eq!(fs::metadata(file(name)).unwrap().permissions().mode() & 0o777, mode, "{name}");
+    }
+    let before = fs::read(file("key.pem")).unwrap();
+    assert!(stderr(1, &run(folder.path(), &new)).contains("already has a ca.pem"));
+    assert_eq!(fs::read(file("key.pem")).unwrap(), before);
+    assert!(stderr(2, &run(folder.path(), &["cert", "new", "--dir", "x", "--name", "a b\u{e4}"])).contains("--name: "));
 }
 
 #[test]
@@ -239,10 +299,13 @@ fn settings_are_shown_with_their_origin() {
 }
 
 #[test]
-fn a_decision_is_explained_and_is_no_failure() {
+fn a_decision_is_explained_and_a_refusal_is_its_exit_code() {
     let explain = |method, target, format| {
         let place = ["explain", "--config", "deploy/makegate.toml", "--caller", "dashboard"];
-        stdout(0, &run(repository(), &[&place[..], &[method, target, "-o", format]].concat()))
+        stdout(
+            if method == "GET" { 0 } else { 3 },
+            &run(repository(), &[&place[..], &[method, target, "-o", format]].concat()),
+        )
     };
     let allowed = explain("GET", "/api/v2/organizations/11", "table");
     assert!(allowed.starts_with("STEP ") && allowed.ends_with("\n\nverdict: allow\n"), "{allowed}");

@@ -64,6 +64,8 @@ pub(super) fn limits() -> Limits {
         body_bytes: 1 << 20,
         bodies_bytes: 64 << 20,
         body_gap: Duration::from_secs(10),
+        linger: Duration::from_secs(2),
+        linger_bytes: 16 << 20,
         body: Duration::from_secs(30),
         idle: Duration::from_secs(60),
         age: Duration::from_secs(3600),

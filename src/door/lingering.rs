@@ -1,0 +1,124 @@
+//! What is left of a request's body when the answer is ready. A client that is still sending would lose the answer: over HTTP/1.1 the
+//! kernel resets a connection that is closed with unread bytes, over HTTP/2 the stream is reset. So the rest is read and thrown away,
+//! within bounds; where it may be more than that, `Connection: close` is announced.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::runtime::Handle;
+
+use super::connections::ConnectionState;
+use super::service::ConnectionService;
+use crate::clock::Clock;
+use crate::config::Limits;
+use crate::tasks::Tasks;
+
+/// What it takes to throw the rest of a body away.
+#[derive(Clone)]
+pub(super) struct Linger {
+    pub(super) limits: Arc<Limits>,
+    pub(super) state: Arc<ConnectionState>,
+    pub(super) clock: Clock,
+    pub(super) tasks: Tasks,
+}
+
+/// Answers as `service` does. `announces`: over HTTP/1.1 the connection ends with a body that is not read to its end.
+pub(super) fn lingering<S: ConnectionService>(
+    mut service: S,
+    linger: Linger,
+    announces: bool,
+) -> impl ConnectionService<Incoming, AnswerBody = S::AnswerBody> {
+    tower::service_fn(move |request: Request<Incoming>| {
+        let (head, body) = request.into_parts();
+        let rest = (!body.is_end_stream()).then(|| {
+            let asks_first = head.headers.contains_key(header::EXPECT);
+            BodyRest { linger: linger.clone(), asks_first, is_cut: Arc::default() }
+        });
+        let is_cut = rest.as_ref().filter(|_| announces).map(|rest| rest.is_cut.clone());
+        let answer = service.call(Request::from_parts(head, IncomingBody { inner: Some(body), rest }));
+        async move {
+            let mut response = answer.await?;
+            if is_cut.is_some_and(|is_cut| is_cut.load(Ordering::Acquire)) {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
+        }
+    })
+}
+
+/// The body of a request. If it is dropped before its end, the rest is read and thrown away.
+pub struct IncomingBody {
+    /// `None` once it is dropped.
+    inner: Option<Incoming>,
+    /// `None` if the request has no body.
+    rest: Option<BodyRest>,
+}
+
+struct BodyRest {
+    linger: Linger,
+    /// The client sends the body only if it is asked to (`Expect: 100-continue`); hyper asks when the body is first polled.
+    asks_first: bool,
+    /// The rest may be more than is thrown away.
+    is_cut: Arc<AtomicBool>,
+}
+
+impl Body for IncomingBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.rest.iter_mut().for_each(|rest| rest.asks_first = false);
+        match &mut self.inner {
+            Some(inner) => Pin::new(inner).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.as_ref().map_or_else(SizeHint::default, Body::size_hint)
+    }
+}
+
+impl Drop for IncomingBody {
+    fn drop(&mut self) {
+        let (Some(inner), Some(rest)) = (self.inner.take(), self.rest.take()) else { return };
+        if inner.is_end_stream() {
+            return;
+        }
+        let BodyRest { linger, asks_first, is_cut } = rest;
+        let bytes_max = linger.limits.linger_bytes as u64;
+        let fits = inner.size_hint().upper().is_some_and(|bytes| bytes <= bytes_max);
+        is_cut.store(asks_first || !fits, Ordering::Release);
+        if !asks_first && Handle::try_current().is_ok() {
+            // Busy, so that what arrives is not taken for the beginning of the next request.
+            let busy = linger.state.busy(&linger.clock);
+            drop(linger.tasks.clone().spawn(async move {
+                throw_away(inner, &linger.limits).await;
+                drop(busy);
+            }));
+        }
+    }
+}
+
+async fn throw_away(mut body: Incoming, limits: &Limits) {
+    let mut left = limits.linger_bytes;
+    let all = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            let Some(less) = left.checked_sub(bytes) else { break };
+            left = less;
+        }
+    };
+    let _elapsed = tokio::time::timeout(limits.linger, all).await;
+}

@@ -352,10 +352,8 @@ impl LogWriter {
             // Its write has ended on disk: whoever learns that may use the id again.
             entry.name = None;
         }
-        match (entry.record.kind, entry.record.intent) {
-            (Some(Kind::Intent), _) => self.shared.doubts.begin(&entry.record),
-            (Some(Kind::Settlement), Some(intent)) => drop(self.shared.doubts.remove(intent)),
-            (Some(Kind::Request | Kind::Outcome | Kind::Settlement | Kind::Event | Kind::Refusals) | None, _) => {}
+        if matches!(entry.record.kind, Some(Kind::Intent | Kind::Settlement)) {
+            self.shared.doubts.apply(&entry.record);
         }
         let heard = entry.ack.is_some_and(|ack| ack.send(Ok(entry.record.seq)).is_ok());
         if entry.record.kind == Some(Kind::Intent) && !heard {

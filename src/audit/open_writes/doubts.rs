@@ -1,45 +1,52 @@
 //! Open writes: under way (an intent without an outcome) or in doubt (nobody knows whether they took effect).
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::Notify;
 
 use super::request_ids::{HeldRequestId, RequestIds};
+use super::{OpenWrite, OpenWrites, WriteChange};
 use crate::audit::record::Record;
 use crate::audit::record::field_hashes::FieldHashes;
-use crate::audit::record::text::Text;
+use crate::audit::record::text::{Text, lenient};
 use crate::ids::{Fingerprint, RequestId};
 use crate::process_log::EACH;
-use crate::vocabulary::Outcome;
 
 /// Maximum number of unsettled doubts. Beyond it no write is accepted until operators have settled some.
 pub const DOUBTS_MAX: usize = 10_000;
 
 /// A write in doubt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doubt {
     /// Sequence number of its intent, which identifies the write everywhere.
+    #[serde(rename = "seq")]
     pub intent: u64,
     /// The request id, which is the write's name for people.
     pub request: RequestId,
     /// When its intent was recorded.
+    #[serde(deserialize_with = "read_in_micros")]
     pub time: Timestamp,
     /// The caller's name.
     pub caller: Arc<str>,
     /// The operation's id.
     pub operation: Arc<str>,
     /// The organization in its path.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub organization: Option<u64>,
     /// Its canonical path.
     pub path: Arc<str>,
     /// The fingerprint that an equal write would share.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
     /// The keyed hash of its idempotency key.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub idempotency: Option<Fingerprint>,
     /// Hashes by which its effect can be recognized upstream.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub marks: Option<FieldHashes>,
 }
 
@@ -73,8 +80,12 @@ impl Doubt {
 }
 
 /// Truncated to microseconds as in records, so that a doubt is the same whether read or remembered.
-pub(crate) fn in_micros(time: Timestamp) -> Timestamp {
+fn in_micros(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
+}
+
+fn read_in_micros<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    Timestamp::deserialize(deserializer).map(in_micros)
 }
 
 /// The running gateway's open writes, as requests see them. Each holds its request id exclusively.
@@ -85,18 +96,12 @@ pub struct Doubts {
     added: Notify,
 }
 
-/// A write that holds its request id.
-#[derive(Debug)]
-struct HeldDoubt {
-    doubt: Doubt,
-    _name: HeldRequestId,
-}
-
-/// All open writes by the sequence numbers of their intents, which nobody can choose.
+/// What requests ask of the open writes.
 #[derive(Debug, Default)]
 struct DoubtTable {
-    under_way: HashMap<u64, HeldDoubt>,
-    in_doubt: BTreeMap<u64, HeldDoubt>,
+    writes: OpenWrites,
+    /// The request id of each open write.
+    held: HashMap<u64, HeldRequestId>,
     /// Writes in doubt by their fingerprint and that of their idempotency key; several may share one.
     by_fingerprint: HashMap<Fingerprint, Vec<u64>>,
     /// Writes in doubt that someone is settling.
@@ -104,33 +109,31 @@ struct DoubtTable {
 }
 
 impl DoubtTable {
-    fn add(&mut self, held: HeldDoubt) {
-        let intent = held.doubt.intent;
-        self.remove(intent);
-        for fingerprint in held.doubt.fingerprints() {
-            self.by_fingerprint.entry(fingerprint).or_default().push(intent);
-        }
-        self.in_doubt.insert(intent, held);
-    }
-
-    fn remove(&mut self, intent: u64) -> Option<Doubt> {
-        let HeldDoubt { doubt, .. } = self.in_doubt.remove(&intent)?;
-        for fingerprint in doubt.fingerprints() {
-            if let Entry::Occupied(mut same) = self.by_fingerprint.entry(fingerprint) {
-                same.get_mut().retain(|one| *one != intent);
-                if same.get().is_empty() {
-                    same.remove();
-                }
-            }
-        }
-        Some(doubt)
+    fn doubt(&self, intent: u64) -> Option<&Doubt> {
+        self.writes.get(intent).filter(|write| write.in_doubt).map(|write| &write.doubt)
     }
 
     /// The first write in doubt that has this fingerprint and is `wanted`.
     fn find(&self, fingerprint: Fingerprint, wanted: impl Fn(&Doubt) -> bool) -> Option<RequestId> {
-        let same = self.by_fingerprint.get(&fingerprint)?;
-        let mut doubts = same.iter().filter_map(|intent| self.in_doubt.get(intent)).map(|held| &held.doubt);
+        let mut doubts = self.by_fingerprint.get(&fingerprint)?.iter().filter_map(|intent| self.doubt(*intent));
         doubts.find(|doubt| wanted(doubt)).map(|doubt| doubt.request)
+    }
+}
+
+fn index(by_fingerprint: &mut HashMap<Fingerprint, Vec<u64>>, doubt: &Doubt) {
+    for fingerprint in doubt.fingerprints() {
+        by_fingerprint.entry(fingerprint).or_default().push(doubt.intent);
+    }
+}
+
+fn forget(by_fingerprint: &mut HashMap<Fingerprint, Vec<u64>>, doubt: &Doubt) {
+    for fingerprint in doubt.fingerprints() {
+        if let Entry::Occupied(mut same) = by_fingerprint.entry(fingerprint) {
+            same.get_mut().retain(|one| *one != doubt.intent);
+            if same.get().is_empty() {
+                same.remove();
+            }
+        }
     }
 }
 
@@ -175,14 +178,13 @@ impl Doubts {
         &self.names
     }
 
-    fn held_by_id(&self, doubt: Doubt) -> HeldDoubt {
-        HeldDoubt { _name: self.names.hold(doubt.request), doubt }
-    }
-
     /// Adds a write in doubt.
     pub fn add(&self, doubt: Doubt) {
-        let held = self.held_by_id(doubt);
-        self.open().add(held);
+        let held = self.names.hold(doubt.request);
+        let mut table = self.open();
+        table.held.insert(doubt.intent, held);
+        index(&mut table.by_fingerprint, &doubt);
+        table.writes.insert(OpenWrite { in_doubt: true, doubt });
         self.added.notify_one();
     }
 
@@ -194,33 +196,32 @@ impl Doubts {
     /// All writes in doubt, oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<Doubt> {
-        self.open().in_doubt.values().map(|held| held.doubt.clone()).collect()
+        self.open().writes.doubts().cloned().collect()
     }
 
     /// The intents of all writes in doubt.
     #[must_use]
     pub fn intents(&self) -> HashSet<u64> {
-        self.open().in_doubt.keys().copied().collect()
+        self.open().writes.doubts().map(|doubt| doubt.intent).collect()
     }
 
     /// Number of writes in doubt.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.open().in_doubt.len()
+        self.open().writes.in_doubt()
     }
 
     /// Whether the write with this intent is in doubt.
     #[must_use]
     pub fn contains(&self, intent: u64) -> bool {
-        self.open().in_doubt.contains_key(&intent)
+        self.open().doubt(intent).is_some()
     }
 
     /// The intent of the write in doubt with this request id. (In a log from before ids were reserved several may
     /// share it; then it is the oldest.)
     #[must_use]
     pub fn named(&self, request: &RequestId) -> Option<u64> {
-        let open = self.open();
-        open.in_doubt.values().find(|held| held.doubt.request == *request).map(|held| held.doubt.intent)
+        self.open().writes.doubts().find(|doubt| doubt.request == *request).map(|doubt| doubt.intent)
     }
 
     /// The write in doubt that blocks an equal write of the same caller, if any.
@@ -240,7 +241,7 @@ impl Doubts {
     #[must_use]
     pub fn claim(&self, intent: u64) -> Option<SettlementClaim<'_>> {
         let mut open = self.open();
-        let doubt = open.in_doubt.get(&intent)?.doubt.clone();
+        let doubt = open.doubt(intent)?.clone();
         open.claimed.insert(intent).then_some(doubt).map(|doubt| SettlementClaim {
             doubts: self,
             doubt,
@@ -248,32 +249,33 @@ impl Doubts {
         })
     }
 
-    /// Removes a settled write. Returns `None` if it was not in doubt.
-    pub fn remove(&self, intent: u64) -> Option<Doubt> {
-        let mut open = self.open();
-        open.claimed.remove(&intent);
-        open.remove(intent)
-    }
-
-    /// The intent is on disk, so its write is under way.
-    pub(crate) fn begin(&self, record: &Record<'_>) {
-        if let Some(write) = Doubt::of(record) {
-            let held = self.held_by_id(write);
-            self.open().under_way.insert(record.seq, held);
+    /// Applies a record: an intent or a settlement that is on disk, an outcome that is about to be recorded. Returns
+    /// whether it changed anything.
+    pub(crate) fn apply(&self, record: &Record<'_>) -> bool {
+        let mut table = self.open();
+        let DoubtTable { writes, held, by_fingerprint, claimed } = &mut *table;
+        match writes.apply(record) {
+            None => return false,
+            Some(WriteChange::Begun(write)) => drop(held.insert(write.intent, self.names.hold(write.request))),
+            Some(WriteChange::InDoubt(doubt)) => {
+                doubt.tell("nobody knows whether a write took effect: it is in doubt");
+                index(by_fingerprint, doubt);
+                self.added.notify_one();
+            }
+            Some(WriteChange::Closed(write)) => {
+                forget(by_fingerprint, &write);
+                held.remove(&write.intent);
+                claimed.remove(&write.intent);
+            }
         }
+        true
     }
 
     /// An outcome is about to be recorded, so its write is no longer under way. Returns true if it was (which means
     /// that room is reserved for the outcome).
     pub(crate) fn end(&self, outcome: &Record<'_>) -> bool {
-        let mut open = self.open();
-        let Some(write) = outcome.intent.and_then(|intent| open.under_way.remove(&intent)) else { return false };
-        if outcome.outcome == Some(Outcome::InDoubt) {
-            write.doubt.tell("nobody knows whether a write took effect: it is in doubt");
-            open.add(write);
-            self.added.notify_one();
-        }
-        true
+        let is_under_way = |intent| self.open().writes.get(intent).is_some_and(|write| !write.in_doubt);
+        outcome.intent.is_some_and(is_under_way) && self.apply(outcome)
     }
 }
 
@@ -281,6 +283,7 @@ impl Doubts {
 mod tests {
     use super::*;
     use crate::audit::record::Kind;
+    use crate::vocabulary::Outcome;
 
     fn record(kind: Kind, request: &str) -> Record<'static> {
         Record {
@@ -296,13 +299,22 @@ mod tests {
     }
 
     fn begin(doubts: &Doubts, intent: u64, record: Record<'_>) {
-        doubts.begin(&Record { seq: intent, ..record });
+        assert!(doubts.apply(&Record { seq: intent, ..record }));
+    }
+
+    fn settle(doubts: &Doubts, intent: u64) -> bool {
+        doubts.apply(&Record { intent: Some(intent), ..record(Kind::Settlement, "settled") })
     }
 
     /// Adds a write in doubt.
     fn doubt(doubts: &Doubts, intent: u64, record: Record<'_>) {
         begin(doubts, intent, record.clone());
-        assert!(doubts.end(&Record { intent: Some(intent), outcome: Some(Outcome::InDoubt), ..record }));
+        assert!(doubts.end(&Record {
+            intent: Some(intent),
+            outcome: Some(Outcome::InDoubt),
+            kind: Some(Kind::Outcome),
+            ..record
+        }));
     }
 
     #[test]
@@ -315,7 +327,8 @@ mod tests {
         let id = RequestId::parse(b"w1").unwrap();
         assert_eq!(doubts.held("billing", equal), Some(id));
         assert_eq!(doubts.held("finance", equal), None);
-        assert_eq!(doubts.remove(7).map(|doubt| doubt.request), Some(id));
+        assert!(settle(&doubts, 7));
+        assert!(!settle(&doubts, 7));
         assert_eq!((doubts.held("billing", equal), doubts.count()), (None, 0));
         assert!(doubts.open().by_fingerprint.is_empty(), "a settled write leaves nothing behind");
     }
@@ -334,9 +347,9 @@ mod tests {
             (None, None),
             "the fingerprints of keys and writes are looked up separately"
         );
-        doubts.remove(1);
+        settle(&doubts, 1);
         assert_eq!(doubts.held("billing", equal), Some(second));
-        doubts.remove(2);
+        settle(&doubts, 2);
         assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (None, None));
     }
 
@@ -350,7 +363,7 @@ mod tests {
         drop(claim);
         doubts.claim(1).unwrap().keep();
         assert!(doubts.claim(1).is_none(), "kept");
-        doubts.remove(1);
+        settle(&doubts, 1);
         doubt(&doubts, 2, record(Kind::Intent, "w1"));
         assert!(doubts.claim(2).is_some(), "another write with the same id");
     }
@@ -378,10 +391,10 @@ mod tests {
         assert_eq!((doubts.held("billing", pay), doubts.held("billing", other)), (Some(id), None));
         doubt(&doubts, 3, Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
         assert_eq!((doubts.named(&id), doubts.count()), (Some(1), 2));
-        doubts.remove(1);
+        settle(&doubts, 1);
         assert_eq!((doubts.named(&id), doubts.held("billing", other)), (Some(3), Some(id)));
         assert!(doubts.names().take(id).is_none(), "one of them is still in doubt");
-        doubts.remove(3);
+        settle(&doubts, 3);
         assert!(doubts.names().take(id).is_some());
     }
 }

@@ -6,21 +6,21 @@ pub(super) mod request_ids;
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use self::doubts::{Doubt, in_micros};
-use crate::audit::record::field_hashes::FieldHashes;
+use self::doubts::Doubt;
 use crate::audit::record::{Kind, Record};
-use crate::ids::{Fingerprint, RequestId};
+use crate::ids::RequestId;
 use crate::vocabulary::Outcome;
 
 /// The event recorded when a start finds a write without an outcome.
 pub(crate) const RECOVERED: &str = "recovered";
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A write without an end, as a segment's first record lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OpenWrite {
     pub(crate) in_doubt: bool,
+    #[serde(flatten)]
     pub(crate) doubt: Doubt,
 }
 
@@ -28,6 +28,8 @@ pub(crate) struct OpenWrite {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OpenWrites {
     writes: BTreeMap<u64, OpenWrite>,
+    /// How many of them are in doubt.
+    in_doubt: usize,
 }
 
 /// What a record changes about a write.
@@ -52,10 +54,42 @@ impl WriteStep {
     }
 }
 
+/// What a record has changed.
+pub(crate) enum WriteChange<'w> {
+    Begun(&'w Doubt),
+    InDoubt(&'w Doubt),
+    Closed(Doubt),
+}
+
 impl OpenWrites {
     /// In the order of their intents.
-    pub(crate) fn list(&self) -> Vec<&OpenWrite> {
-        self.writes.values().collect()
+    pub(crate) fn list(&self) -> impl Iterator<Item = &OpenWrite> {
+        self.writes.values()
+    }
+
+    /// Those in doubt.
+    pub(crate) fn doubts(&self) -> impl Iterator<Item = &Doubt> {
+        self.list().filter(|write| write.in_doubt).map(|write| &write.doubt)
+    }
+
+    /// Number of writes in doubt.
+    pub(crate) const fn in_doubt(&self) -> usize {
+        self.in_doubt
+    }
+
+    /// Number of writes under way.
+    pub(crate) fn under_way(&self) -> usize {
+        self.writes.len() - self.in_doubt
+    }
+
+    pub(crate) fn get(&self, intent: u64) -> Option<&OpenWrite> {
+        self.writes.get(&intent)
+    }
+
+    pub(crate) fn insert(&mut self, write: OpenWrite) {
+        self.in_doubt += usize::from(write.in_doubt);
+        let before = self.writes.insert(write.doubt.intent, write);
+        self.in_doubt -= usize::from(before.is_some_and(|write| write.in_doubt));
     }
 
     /// The open write that a record is about: the one whose intent it names.
@@ -69,89 +103,34 @@ impl OpenWrites {
             let first = of_request.clone().next()?;
             return of_request.find(|write| write.in_doubt == settles).or(Some(first));
         };
-        self.writes.get(&intent)
+        self.get(intent)
     }
 
-    /// Applies a record that was just stored, or read from a file.
-    pub(crate) fn apply(&mut self, record: &Record<'_>) {
-        let Some((step, request)) = WriteStep::of(record).zip(record.request) else { return };
+    /// Applies a record. Returns what changed, if anything.
+    pub(crate) fn apply(&mut self, record: &Record<'_>) -> Option<WriteChange<'_>> {
+        let (step, request) = WriteStep::of(record).zip(record.request)?;
         if step == WriteStep::Begin {
-            let begun = Doubt::of(record).map(|doubt| (doubt.intent, OpenWrite { in_doubt: false, doubt }));
-            self.writes.extend(begun);
-            return;
+            self.insert(OpenWrite { in_doubt: false, doubt: Doubt::of(record)? });
+            return self.get(record.seq).map(|write| WriteChange::Begun(&write.doubt));
         }
-        let write = self.of(record.intent, &request, step == WriteStep::Settle);
-        let Some(intent) = write.map(|write| write.doubt.intent) else { return };
+        let intent = self.of(record.intent, &request, step == WriteStep::Settle)?.doubt.intent;
         if step == WriteStep::InDoubt {
-            self.writes.entry(intent).and_modify(|write| write.in_doubt = true);
-        } else {
-            self.writes.remove(&intent);
+            let write = self.writes.get_mut(&intent)?;
+            let is_new = !std::mem::replace(&mut write.in_doubt, true);
+            self.in_doubt += usize::from(is_new);
+            return is_new.then_some(WriteChange::InDoubt(&write.doubt));
         }
-    }
-
-    /// In the form used in a segment's first record.
-    pub(crate) fn to_stored(&self) -> Vec<StoredOpenWrite> {
-        self.writes.values().map(StoredOpenWrite::of).collect()
-    }
-
-    /// Returns `None` if this cannot be a segment's list of open writes.
-    pub(crate) fn from_stored(stored: Vec<StoredOpenWrite>) -> Option<Self> {
-        let writes = stored.into_iter().map(|one| one.into_open().map(|write| (write.doubt.intent, write)));
-        writes.collect::<Option<BTreeMap<_, _>>>().map(|writes| Self { writes })
+        let write = self.writes.remove(&intent)?;
+        self.in_doubt -= usize::from(write.in_doubt);
+        Some(WriteChange::Closed(write.doubt))
     }
 }
 
-/// One element of `open` in a segment's first record.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct StoredOpenWrite {
-    seq: u64,
-    in_doubt: bool,
-    request: String,
-    time: Timestamp,
-    caller: String,
-    operation: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    organization: Option<u64>,
-    path: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    fingerprint: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    idempotency: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    marks: Option<FieldHashes>,
-}
-
-impl StoredOpenWrite {
-    fn of(write: &OpenWrite) -> Self {
-        let doubt = &write.doubt;
-        Self {
-            seq: doubt.intent,
-            in_doubt: write.in_doubt,
-            request: doubt.request.to_string(),
-            time: doubt.time,
-            caller: doubt.caller.to_string(),
-            operation: doubt.operation.to_string(),
-            organization: doubt.organization,
-            path: doubt.path.to_string(),
-            fingerprint: doubt.fingerprint.map(|fingerprint| fingerprint.to_string()),
-            idempotency: doubt.idempotency.map(|idempotency| idempotency.to_string()),
-            marks: doubt.marks.clone(),
-        }
-    }
-
-    fn into_open(self) -> Option<OpenWrite> {
-        let doubt = Doubt {
-            intent: self.seq,
-            request: RequestId::parse(self.request.as_bytes())?,
-            time: in_micros(self.time),
-            caller: self.caller.into(),
-            operation: self.operation.into(),
-            organization: self.organization,
-            path: self.path.into(),
-            fingerprint: self.fingerprint.as_deref().and_then(Fingerprint::parse),
-            idempotency: self.idempotency.as_deref().and_then(Fingerprint::parse),
-            marks: self.marks,
-        };
-        Some(OpenWrite { in_doubt: self.in_doubt, doubt })
+impl FromIterator<OpenWrite> for OpenWrites {
+    fn from_iter<W: IntoIterator<Item = OpenWrite>>(writes: W) -> Self {
+        writes.into_iter().fold(Self::default(), |mut open, write| {
+            open.insert(write);
+            open
+        })
     }
 }

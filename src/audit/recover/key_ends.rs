@@ -2,7 +2,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "called by the thread `answers`")]
 
-use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -12,7 +11,8 @@ use memchr::memmem;
 
 use super::readable_opening;
 use crate::audit::log::AuditLog;
-use crate::audit::record::text::Text;
+use crate::audit::open_writes::doubts::Doubt;
+use crate::audit::open_writes::{OpenWrites, WriteChange};
 use crate::audit::record::{Kind, Record};
 use crate::audit::segment::line_reader::LineReader;
 use crate::audit::segment::tree::{self, Hash};
@@ -116,13 +116,14 @@ impl<'d> SegmentList<'d> {
         let aged = newer.take_while(|first| self.opening(**first).is_none_or(|opening| opening.time >= oldest)).count();
         begin = begin.max(self.firsts.len().saturating_sub(aged + 1));
         let Some(firsts) = self.firsts.get(begin..) else { return Ok(()) };
-        let mut open = OpenKeyedWrites::default();
+        let mut open = OpenWrites::default();
         for (at, first) in firsts.iter().enumerate() {
             if let Some(opening) = self.opening(*first) {
-                open.begin(&opening);
+                // Its list of open writes overrides what was read before.
+                open = opening.open;
             }
             self.lines(*first, firsts.get(at + 1).copied(), &mut |seq, line| {
-                let end = open.apply(line);
+                let end = apply(&mut open, line);
                 if let Some(end) = end.filter(|end| mark.is_none_or(|mark| seq > mark) && end.time >= oldest) {
                     each(end);
                 }
@@ -167,61 +168,18 @@ fn is_request(line: &[u8]) -> bool {
     kind.is_some_and(|kind| kind.starts_with(b"request\""))
 }
 
-/// The open writes that have idempotency keys, by the sequence numbers of their intents.
-#[derive(Default)]
-struct OpenKeyedWrites {
-    writes: HashMap<u64, KeyEnd>,
-    /// The newest write of each request id. Outcomes in old logs carry nothing else to find it by.
-    by_request: HashMap<RequestId, u64>,
-}
-
-impl OpenKeyedWrites {
-    /// Starts a segment. Its list of open writes overrides what was read before.
-    fn begin(&mut self, opening: &SegmentOpening) {
-        *self = Self::default();
-        for write in opening.open.list() {
-            let doubt = &write.doubt;
-            if let Some((key, fingerprint)) = doubt.idempotency.zip(doubt.fingerprint) {
-                let (caller, time) = (doubt.caller.clone(), doubt.time);
-                self.add(
-                    doubt.intent,
-                    KeyEnd { key, write: fingerprint, request: doubt.request, caller, time, done: false },
-                );
-            }
-        }
+/// Applies a record. Returns the end of a write with a key, if the record tells anything about the key.
+fn apply(open: &mut OpenWrites, line: &[u8]) -> Option<KeyEnd> {
+    if is_request(line) {
+        return None;
     }
-
-    fn add(&mut self, seq: u64, write: KeyEnd) {
-        self.by_request.insert(write.request, seq);
-        self.writes.insert(seq, write);
-    }
-
-    /// Applies this record. Returns the end of a write with a key, if the record tells anything about the key.
-    fn apply(&mut self, line: &[u8]) -> Option<KeyEnd> {
-        if is_request(line) {
-            return None;
-        }
-        let record = Record::parse(line)?;
-        let (kind, request) = record.kind.zip(record.request)?;
-        if kind == Kind::Intent {
-            // A keyless intent with the same request id is another write, whose outcome must not be attributed to
-            // this one.
-            self.by_request.remove(&request);
-            let (key, write) = record.idempotency.zip(record.fingerprint)?;
-            let caller = record.caller.as_ref().map(Text::shared).unwrap_or_default();
-            self.add(record.seq, KeyEnd { key, write, request, caller, time: record.time, done: false });
-            return None;
-        }
-        let outcome = record.outcome?;
-        if !matches!(kind, Kind::Outcome | Kind::Settlement) || outcome == Outcome::InDoubt {
-            return None;
-        }
-        let intent = record.intent.or_else(|| self.by_request.get(&request).copied())?;
-        let write = self.writes.remove(&intent)?;
-        if self.by_request.get(&write.request) == Some(&intent) {
-            self.by_request.remove(&write.request);
-        }
-        let done = outcome == Outcome::Done;
-        (done || kind == Kind::Settlement).then_some(KeyEnd { time: record.time, done, ..write })
-    }
+    let record = Record::parse(line)?;
+    let Some(WriteChange::Closed(write)) = open.apply(&record) else { return None };
+    let done = match record.outcome? {
+        Outcome::Done => true,
+        Outcome::Rejected | Outcome::NotSent if record.kind == Some(Kind::Settlement) => false,
+        Outcome::Rejected | Outcome::NotSent | Outcome::InDoubt => return None,
+    };
+    let Doubt { idempotency, fingerprint, request, caller, .. } = write;
+    Some(KeyEnd { key: idempotency?, write: fingerprint?, request, caller, time: record.time, done })
 }

@@ -83,10 +83,10 @@ pub(crate) fn recover(dir: &Path) -> Result<(ResumePoint, Recovered), OpenError>
         scan.read_segment(dir, *first, segments.get(at + 1).copied())?;
     }
     let clean = scan.clean && scan.cut_bytes == 0 && scan.quarantined.is_empty();
-    let new_doubts = scan.open.list().into_iter().filter(|write| !write.in_doubt).map(|write| write.doubt.clone());
+    let new_doubts = scan.open.list().filter(|write| !write.in_doubt).map(|write| write.doubt.clone());
     let recovered = Recovered {
         new_doubts: new_doubts.collect(),
-        doubts: scan.open.list().into_iter().map(|write| write.doubt.clone()).collect(),
+        doubts: scan.open.list().map(|write| write.doubt.clone()).collect(),
         cut_bytes: scan.cut_bytes,
         quarantined: scan.quarantined,
         missing: scan.missing,
@@ -127,7 +127,7 @@ pub fn doubts_in(dir: &Path) -> Result<Vec<Doubt>, OpenError> {
         scan.read_lines(&path, end).map_err(while_doing("cannot read the segment", &path))?;
         scan.skip_to(end.unwrap_or(0));
     }
-    Ok(scan.open.list().into_iter().map(|write| write.doubt.clone()).collect())
+    Ok(scan.open.list().map(|write| write.doubt.clone()).collect())
 }
 
 /// Puts aside segments at the end that contain no record at all: nothing in them was ever acknowledged.

@@ -161,7 +161,7 @@ impl Retention {
     /// Expired segments, from the oldest up to the first that may stay, and never the newest.
     fn old(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<ExpiredSegment>> {
         let segments = segment::list(dir)?;
-        let open: Vec<u64> = open.list().into_iter().map(|write| write.doubt.intent).collect();
+        let open: Vec<u64> = open.list().map(|write| write.doubt.intent).collect();
         // A segment deleted meanwhile has no size.
         let size = |first: u64| fs::metadata(segment::path(dir, first)).map_or(0, |about| about.len());
         let all: u64 = segments.iter().map(|first| size(*first)).sum();

@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use self::tree::Tree;
-use crate::audit::open_writes::{OpenWrites, StoredOpenWrite};
+use crate::audit::open_writes::{OpenWrite, OpenWrites};
 use crate::audit::record::formatter::write_json;
 use crate::audit::retention::state::RetentionState;
 use crate::hash;
@@ -89,7 +89,7 @@ struct StoredOpening {
     frontier: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fingerprint_key: Option<String>,
-    open: Vec<StoredOpenWrite>,
+    open: Vec<OpenWrite>,
     #[serde(flatten)]
     kept: RetentionState,
 }
@@ -113,7 +113,7 @@ impl SegmentOpening {
             tree_size: self.tree.size(),
             frontier: self.tree.frontier().iter().map(|subtree| hash::hex(subtree)).collect(),
             fingerprint_key: self.fingerprint_key.clone(),
-            open: self.open.to_stored(),
+            open: self.open.list().cloned().collect(),
             kept: self.kept,
         };
         let mut line = Vec::new();
@@ -136,7 +136,7 @@ impl SegmentOpening {
         let tree = Tree::from_parts(stored.tree_size, frontier)?;
         let fits = stored.event == "segment" && stored.seq == first && tree.size().checked_add(1) == Some(first);
         let time = stored.time.parse().ok().filter(|_| fits)?;
-        let open = OpenWrites::from_stored(stored.open)?;
+        let open = stored.open.into_iter().collect();
         Some(Self { tree, open, time, kept: stored.kept, fingerprint_key: stored.fingerprint_key })
     }
 }

@@ -138,7 +138,7 @@ async fn segments_are_sealed_and_each_begins_with_the_tree_before_it() {
             if at == 0 {
                 let opening = segment::SegmentOpening::parse(line.as_bytes(), first).unwrap();
                 assert_eq!(opening.tree, tree);
-                assert_eq!(opening.open.list().len(), usize::from(first > 1), "the open write is listed");
+                assert_eq!(opening.open.list().count(), usize::from(first > 1), "the open write is listed");
             }
             tree.push(leaf(line.as_bytes()));
         }

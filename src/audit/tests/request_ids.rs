@@ -163,7 +163,7 @@ fn in_an_earlier_log_no_write_is_forgotten_for_another_with_its_id() {
             let line = line(seq, kind, outcome);
             open.apply(&Record::parse(line.as_bytes()).unwrap());
         }
-        open.list().into_iter().map(|write| (write.doubt.intent, write.in_doubt)).collect()
+        open.list().map(|write| (write.doubt.intent, write.in_doubt)).collect()
     };
     let two = [("intent", ""), ("intent", "")];
     let after = |ends: &[(&'static str, &'static str)]| open_after(&[two.as_slice(), ends].concat());

@@ -433,8 +433,7 @@ impl<'a> SegmentPass<'a> {
         }
         let records = self.tree.size();
         self.end_of_heads(records);
-        let in_doubt = self.open.list().into_iter().filter(|write| write.in_doubt).count();
-        let under_way = self.open.list().len() - in_doubt;
+        let (in_doubt, under_way) = (self.open.in_doubt(), self.open.under_way());
         PassSummary { records, in_doubt, under_way, has_changed, ..self.passed }
     }
 

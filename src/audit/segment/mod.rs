@@ -168,6 +168,22 @@ mod tests {
     }
 
     #[test]
+    fn open_writes_are_listed_as_every_version_lists_them() {
+        let hash = "0123456789abcdef0123456789abcdef";
+        let line = format!(
+            r#"{{"seq":1,"time":"2026-07-01T12:00:00.000000Z","kind":"event","event":"segment","format":1,"tree_size":0,"frontier":[],"open":[{{"seq":3,"in_doubt":true,"request":"w-1","time":"2026-07-01T12:00:00.000001Z","caller":"billing","operation":"payments.create","organization":11,"path":"/p","fingerprint":"{hash}","idempotency":"?","marks":{{"name":"{hash}"}}}},{{"seq":4,"in_doubt":false,"request":"w-2","time":"2026-07-01T12:00:00Z","caller":"","operation":"","path":""}}],"refusal_bytes":0,"refusal_bytes_gone":0}}"#
+        );
+        let opening = SegmentOpening::parse(line.as_bytes(), 1).unwrap();
+        assert_eq!((opening.open.in_doubt(), opening.open.under_way()), (1, 1));
+        let [written, mut read] = [&*opening.render(), line.as_bytes()]
+            .map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap());
+        read["open"][0].as_object_mut().unwrap().remove("idempotency"); // no hash
+        assert_eq!(written, read);
+        let odd = line.replace("w-1", "w 1");
+        assert_eq!(SegmentOpening::parse(odd.as_bytes(), 1).unwrap_err(), BadOpening::Damaged);
+    }
+
+    #[test]
     fn only_whole_names_are_segments() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["00000000000000000012.jsonl", "00000000000000000001.jsonl", "1.jsonl", "index.sqlite", "lock"] {

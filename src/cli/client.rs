@@ -1,28 +1,27 @@
 //! A small HTTP client for the operator door of a running makegate: one connection per request, no redirects.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::Scheme;
+use futures_util::TryFutureExt as _;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::client::legacy::{Client, ResponseFuture};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
+use tower::service_fn;
 
 use super::failure::CommandFailure;
-use crate::tasks::Tasks;
 
 /// Longest wait from connecting to the response head.
 const HEAD_WAIT: Duration = Duration::from_secs(15);
@@ -35,25 +34,27 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 /// The operator door of a running makegate.
 pub(super) struct OperatorClient {
     url: String,
-    place: OperatorAddress,
-    host: HeaderValue,
+    /// What a request's target is appended to.
+    base: String,
+    sender: Sender,
     key: Option<SecretString>,
 }
 
-enum OperatorAddress {
-    Tcp { host: String, port: u16, tls: Option<(TlsConnector, ServerName<'static>)> },
-    Unix(PathBuf),
-}
+/// Opens a connection and sends a request over it.
+type Sender = Box<dyn Fn(Request<Full<Bytes>>) -> ResponseFuture>;
 
 impl OperatorClient {
     /// A client for `http://HOST:PORT`, `https://HOST:PORT` (with the system's root certificates) or `unix:PATH`.
     pub(super) fn new(url: &str, key: Option<SecretString>) -> Result<Self, CommandFailure> {
-        let (place, authority) = match url.strip_prefix("unix:") {
-            Some(path) => (OperatorAddress::Unix(path.into()), "localhost".to_owned()),
-            None => place(url)?,
+        let (base, sender) = match url.strip_prefix("unix:") {
+            Some(path) => {
+                let path = PathBuf::from(path);
+                let connect = move |_: Uri| Box::pin(UnixStream::connect(path.clone()).map_ok(TokioIo::new));
+                ("http://localhost".to_owned(), sender(service_fn(connect)))
+            }
+            None => over_tcp(url)?,
         };
-        let host = HeaderValue::try_from(authority).map_err(|_| not_a_door(url))?;
-        Ok(Self { url: url.to_owned(), place, host, key })
+        Ok(Self { url: url.to_owned(), base, sender, key })
     }
 
     pub(super) async fn get(&self, target: &str) -> Result<(StatusCode, Bytes), CommandFailure> {
@@ -120,8 +121,7 @@ impl OperatorClient {
     async fn send(&self, method: Method, target: &str, body: Bytes) -> Result<Response<Incoming>, CommandFailure> {
         let mut request = Request::builder()
             .method(method)
-            .uri(target)
-            .header(header::HOST, &self.host)
+            .uri(format!("{}{target}", self.base))
             .header(header::ACCEPT, "application/json")
             .header(header::USER_AGENT, concat!("makegate/", env!("CARGO_PKG_VERSION")));
         if let Some(key) = &self.key {
@@ -134,21 +134,8 @@ impl OperatorClient {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         let request = request.body(Full::new(body)).map_err(CommandFailure::failed)?;
-        let answer = timeout(HEAD_WAIT, self.exchange(request)).await;
-        answer.map_err(|_late| self.failed("no response within 15 s"))?.map_err(|error| self.failed(&error.to_string()))
-    }
-
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> io::Result<Response<Incoming>> {
-        match &self.place {
-            OperatorAddress::Unix(path) => speak(UnixStream::connect(path).await?, request).await,
-            OperatorAddress::Tcp { host, port, tls } => {
-                let tcp = TcpStream::connect((host.as_str(), *port)).await?;
-                match tls {
-                    None => speak(tcp, request).await,
-                    Some((connector, name)) => speak(connector.connect(name.clone(), tcp).await?, request).await,
-                }
-            }
-        }
+        let answer = timeout(HEAD_WAIT, (self.sender)(request)).await;
+        answer.map_err(|_late| self.failed("no response within 15 s"))?.map_err(|error| self.failed(&cause(&error)))
     }
 
     pub(super) fn url(&self) -> &str {
@@ -177,44 +164,42 @@ fn not_a_door(url: &str) -> CommandFailure {
     ))
 }
 
-/// The address and authority of an http or https URL, which must have no path.
-fn place(url: &str) -> Result<(OperatorAddress, String), CommandFailure> {
+/// The base URL and sender for an http or https URL, which must have no path.
+fn over_tcp(url: &str) -> Result<(String, Sender), CommandFailure> {
     let uri: Uri = url.parse().map_err(|_| not_a_door(url))?;
-    let tls = match uri.scheme() {
-        Some(scheme) if *scheme == Scheme::HTTP => false,
-        Some(scheme) if *scheme == Scheme::HTTPS => true,
-        Some(_) | None => return Err(not_a_door(url)),
+    let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(not_a_door(url));
     };
-    let authority =
-        uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(|| not_a_door(url))?;
+    if authority.as_str().contains('@') {
+        return Err(not_a_door(url));
+    }
     if uri.path() != "/" || uri.query().is_some() {
         return Err(CommandFailure::usage(format!("--url {url}: remove everything after the port")));
     }
-    let host = authority.host().trim_matches(['[', ']']).to_owned();
-    let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    let tls = if tls {
-        let name = ServerName::try_from(host.clone()).map_err(|_| not_a_door(url))?;
-        Some((connector()?, name))
+    let sender = if scheme == "https" {
+        ServerName::try_from(authority.host().trim_matches(['[', ']'])).map_err(|_| not_a_door(url))?;
+        let roots = HttpsConnectorBuilder::new().with_native_roots().map_err(|_no_roots| {
+            let why =
+                "the system has no certificate authorities to verify it with; install the package ca-certificates";
+            CommandFailure::failed(format!("{url}: {why}"))
+        })?;
+        sender(roots.https_only().enable_http1().build())
     } else {
-        None
+        sender(HttpConnector::new())
     };
-    Ok((OperatorAddress::Tcp { host, port, tls }, authority.as_str().to_owned()))
+    Ok((format!("{scheme}://{authority}"), sender))
 }
 
-fn connector() -> Result<TlsConnector, CommandFailure> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = config.map_err(CommandFailure::failed)?.with_root_certificates(roots).with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
+/// Connections are not kept: each request runs on a runtime of its own, which its connection does not outlive.
+fn sender(connector: impl Connect + Clone + Send + Sync + 'static) -> Sender {
+    let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+    Box::new(move |request| client.request(request))
 }
 
-async fn speak<T>(wire: T, request: Request<Full<Bytes>>) -> io::Result<Response<Incoming>>
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = http1::handshake(TokioIo::new(wire)).await.map_err(io::Error::other)?;
-    Tasks::new().spawn(connection);
-    sender.send_request(request).await.map_err(io::Error::other)
+/// What happened, according to the innermost error; the outer ones only say in which layer.
+fn cause(mut error: &(dyn Error + 'static)) -> String {
+    while let Some(inner) = error.source() {
+        error = inner;
+    }
+    error.to_string()
 }

@@ -25,9 +25,11 @@ use crate::operator::{self, OperatorState};
 use crate::quota::{self, Quota};
 use crate::reconcile::Reconciler;
 use crate::tasks::Tasks;
-use crate::upstream::Upstream;
+use crate::upstream::{Token, Upstream};
 
 use reload::Watch;
+
+pub use reload::ReloadError;
 
 /// File descriptors reserved for everything but connections: the log, its index, the listeners, files read at run time.
 const FURTHER_FILES: usize = 64;
@@ -100,7 +102,7 @@ impl Service {
         if config.upstream.url.tls || config.gateway.tls.is_some() {
             hash::warm_tls();
         }
-        let token = reload::token(&files, &config.upstream.token).map_err(StartError::configuration)?;
+        let token = Token::read(&files, &config.upstream.token).map_err(StartError::configuration)?;
         let operator_key = secret_in(&files, &config.operator.key).map_err(StartError::configuration)?;
         let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &files)
             .map_err(StartError::configuration)?;
@@ -177,7 +179,7 @@ impl Service {
     ///
     /// # Errors
     /// Why nothing changed.
-    pub async fn reload(&self) -> Result<(), String> {
+    pub async fn reload(&self) -> Result<(), ReloadError> {
         self.inner.reload().await
     }
 

@@ -17,7 +17,7 @@ use http::Method;
 use crate::vocabulary::word_enum;
 
 pub use effect_check::{EffectCheck, Proves};
-pub use route::{MatchedOperation, NoMatch};
+pub use route::{MatchedOperation, NoMatch, RowConflict};
 pub use template::{PathSegment, PathTemplate, TagPart, TagTemplate};
 
 word_enum! {
@@ -169,8 +169,8 @@ impl Catalogue {
     /// Builds the catalogue from these rows, in order.
     ///
     /// # Errors
-    /// Rows that contradict each other: one sentence per contradiction, with the index of the offending row.
-    pub fn new(rows: Vec<Operation>) -> Result<Self, Vec<(usize, String)>> {
+    /// Each row that conflicts with an earlier one, by its index.
+    pub fn new(rows: Vec<Operation>) -> Result<Self, Vec<(usize, RowConflict)>> {
         let rows: Vec<_> = rows.into_iter().map(Arc::new).collect();
         let router = route::Router::new(&rows)?;
         Ok(Self { rows, router })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::Method;
 
 use super::Operation;
-use super::template::ORGANIZATION;
+use super::template::{ORGANIZATION, PathTemplate};
 
 /// Maximum number of path segments.
 const SEGMENTS_MAX: usize = 32;
@@ -39,20 +39,34 @@ pub enum NoMatch {
     Method(Vec<Method>),
 }
 
+/// Why a row cannot stand beside the ones before it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RowConflict {
+    /// An earlier row, this one, has the same id.
+    #[error("the id \"{}\" is already used by {} {}", .0.id, .0.method, .0.path)]
+    Id(Arc<Operation>),
+    /// An earlier row, this one, has the same method and path.
+    #[error("{} {} is already defined by the row \"{}\"", .0.method, .0.path, .0.id)]
+    Request(Arc<Operation>),
+    /// The path cannot be told apart from another row's.
+    #[error("{0} conflicts with another row's path: {1}")]
+    Path(PathTemplate, matchit::InsertError),
+    /// The path is too long.
+    #[error("a path can have at most {SEGMENTS_MAX} segments")]
+    Segments,
+}
+
 /// Leads from a path to the rows that have it.
 #[derive(Debug, Default)]
 pub(super) struct Router(matchit::Router<Vec<usize>>);
 
 impl Router {
-    pub(super) fn new(rows: &[Arc<Operation>]) -> Result<Self, Vec<(usize, String)>> {
+    pub(super) fn new(rows: &[Arc<Operation>]) -> Result<Self, Vec<(usize, RowConflict)>> {
         let mut router = Self::default();
         let mut wrong = Vec::new();
         for (index, row) in rows.iter().enumerate() {
             if let Some(earlier) = rows.iter().take(index).find(|r| r.id == row.id) {
-                wrong.push((
-                    index,
-                    format!("the id \"{}\" is already used by {} {}", row.id, earlier.method, earlier.path),
-                ));
+                wrong.push((index, RowConflict::Id(earlier.clone())));
             }
             if let Err(why) = router.add(rows, index, row) {
                 wrong.push((index, why));
@@ -61,21 +75,21 @@ impl Router {
         if wrong.is_empty() { Ok(router) } else { Err(wrong) }
     }
 
-    fn add(&mut self, rows: &[Arc<Operation>], index: usize, row: &Operation) -> Result<(), String> {
+    fn add(&mut self, rows: &[Arc<Operation>], index: usize, row: &Operation) -> Result<(), RowConflict> {
         if row.path.segments().len() > SEGMENTS_MAX {
-            return Err(format!("a path can have at most {SEGMENTS_MAX} segments"));
+            return Err(RowConflict::Segments);
         }
         let of_path = || rows.iter().enumerate().filter(|(_, other)| other.path == row.path);
         let earlier = || of_path().take_while(|(place, _)| *place < index);
         if let Some((_, twin)) = earlier().find(|(_, other)| other.method == row.method) {
-            return Err(format!("{} {} is already defined by the row \"{}\"", row.method, row.path, twin.id));
+            return Err(RowConflict::Request(twin.clone()));
         }
         // The first row of a path leads to all of them.
         if earlier().next().is_some() {
             return Ok(());
         }
         let inserted = self.0.insert(row.path.as_str(), of_path().map(|(place, _)| place).collect());
-        inserted.map_err(|conflict| format!("{} conflicts with another row's path: {conflict}", row.path))
+        inserted.map_err(|conflict| RowConflict::Path(row.path.clone(), conflict))
     }
 
     pub(super) fn classify<'c, 'p>(

@@ -282,7 +282,7 @@ const METHOD: ValueKind<Method> = ValueKind::text("a method", "\"GET\"", |text| 
 });
 
 const PATH: ValueKind<PathTemplate> =
-    ValueKind::text("a path", "\"/api/v2/users/me\"", |text| Ok(PathTemplate::parse(text)?));
+    ValueKind::text("a path", "\"/api/v2/users/me\"", PathTemplate::parse);
 
 const GRANT: ValueKind<Arc<str>> = ValueKind::text("a grant", "\"users:read\"", |text| match text.split_once(':') {
     Some((group, "read" | "write")) if is_name(group) => Ok(Arc::from(text)),
@@ -299,7 +299,7 @@ const CLASS: ValueKind<Arc<str>> = ValueKind::text("a class", "\"organizations\"
 });
 
 const TAG: ValueKind<TagTemplate> =
-    ValueKind::text("a tag", "\"org:{organizationId}/usage\"", |text| Ok(TagTemplate::parse(text)?));
+    ValueKind::text("a tag", "\"org:{organizationId}/usage\"", TagTemplate::parse);
 
 const RETRY: ValueKind<RetryClass> = ValueKind::text("a retry class", "\"once\"", |text| {
     one_of(text, "retry class", RetryClass::ALL, RetryClass::as_str)

@@ -28,9 +28,9 @@ impl PathTemplate {
     ///
     /// # Errors
     /// A sentence that says what is wrong and what to write instead.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, InvalidValue> {
         let Some(rest) = text.strip_prefix('/') else {
-            return Err(format!("a path must begin with `/`: write \"/{text}\""));
+            return Err(format!("a path must begin with `/`: write \"/{text}\"").into());
         };
         let mut segments: Vec<PathSegment> = Vec::new();
         for part in rest.split('/') {
@@ -38,29 +38,30 @@ impl PathTemplate {
             if let PathSegment::Parameter(name) = &segment
                 && segments.contains(&segment)
             {
-                return Err(format!("{{{name}}} appears in the path twice: rename one of them"));
+                return Err(format!("{{{name}}} appears in the path twice: rename one of them").into());
             }
             segments.push(segment);
         }
         Ok(Self { text: text.to_owned(), segments })
     }
 
-    fn segment(part: &str) -> Result<PathSegment, String> {
+    fn segment(part: &str) -> Result<PathSegment, InvalidValue> {
         let name_like = |name: &str| {
             name.starts_with(|c: char| c.is_ascii_alphabetic())
                 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~');
         if part.is_empty() || part == "." || part == ".." {
-            return Err("a path must not have empty, `.` or `..` segments".to_owned());
+            return Err("a path must not have empty, `.` or `..` segments".to_owned().into());
         }
         match part.strip_prefix('{').and_then(|p| p.strip_suffix('}')) {
             Some(name) if name_like(name) => Ok(PathSegment::Parameter(name.to_owned())),
             Some(name) => Err(format!(
                 "`{{{name}}}` is not a valid parameter: names consist of letters, digits and `_`, as in {{teamId}}"
-            )),
+            )
+            .into()),
             None if part.chars().all(plain) => Ok(PathSegment::Literal(part.to_owned())),
-            None => Err(format!("`{part}`: a segment must be either plain text or a single {{name}}")),
+            None => Err(format!("`{part}`: a segment must be either plain text or a single {{name}}").into()),
         }
     }
 
@@ -135,15 +136,17 @@ impl TagTemplate {
     ///
     /// # Errors
     /// A sentence that says what is wrong and what to write instead.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, InvalidValue> {
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
-            return Err("a tag must be printable ASCII without spaces, such as \"org:{organizationId}\"".to_owned());
+            return Err("a tag must be printable ASCII without spaces, such as \"org:{organizationId}\""
+                .to_owned()
+                .into());
         }
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
             let Some((name, after)) = after.split_once('}') else {
-                return Err(format!("`{{` without `}}` in \"{text}\""));
+                return Err(format!("`{{` without `}}` in \"{text}\"").into());
             };
             if !before.is_empty() {
                 parts.push(TagPart::Literal(before.to_owned()));

@@ -1,5 +1,6 @@
 //! `makegate check`: reports every mistake in the configuration. Also loads the configuration for other commands.
 
+use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::ops::Range;
 use std::path::Path;
@@ -76,30 +77,28 @@ const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
 async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
     let clock = Clock::system();
     let mut failures = Vec::new();
-    let mut failed = |what: &str, why: String| {
+    let mut failed = |what: &str, why: &dyn Display| {
         let message = format!("{what}: {why}");
         failures.push(Diagnostic { severity: Severity::Error, line: 1, column: 1, span: NOWHERE, message, help: None });
     };
     if let Err(why) = secret_in(files, &config.operator.key) {
-        failed("the operator key", why);
+        failed("the operator key", &why);
     }
     if let Some(Err(error)) = config.gateway.tls.as_ref().map(|tls| CheckedCertificate::read(tls, files)) {
-        failed("gateway.tls", error.to_string());
+        failed("gateway.tls", &error);
     }
-    let token =
-        secret_in(files, &config.upstream.token).and_then(|secret| Token::new(&secret).map_err(|bad| bad.to_string()));
-    let token = match token {
+    let token = match Token::read(files, &config.upstream.token) {
         Ok(token) => token,
         Err(why) => {
-            failed("the Make token", why);
+            failed("the Make token", &why);
             return failures;
         }
     };
     match Upstream::new(&config.upstream, &config.limits, token, clock, files) {
-        Err(error) => failed("upstream", error.to_string()),
+        Err(error) => failed("upstream", &error),
         Ok(upstream) => {
             if let Err(why) = upstream.reach(config.upstream.connect).await {
-                failed(&format!("cannot reach {}", config.upstream.url.authority), why.text.into());
+                failed(&format!("cannot reach {}", config.upstream.url.authority), &why.text);
             }
         }
     }

@@ -63,9 +63,8 @@ impl KeyCommand {
 
 impl NewKeyCommand {
     fn run(&self) -> Result<(), CommandFailure> {
-        let caller = config::caller_name(&self.caller).map_err(|wrong| {
-            CommandFailure::usage(format!("--caller: {}; {}", wrong.message, wrong.help.unwrap_or_default()))
-        })?;
+        let caller = config::caller_name(&self.caller);
+        let caller = caller.map_err(|wrong| CommandFailure::usage(format!("--caller: {wrong}")))?;
         let key = mint()?;
         let entry = entry(&key);
         if self.format == ReportFormat::Json {

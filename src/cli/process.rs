@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -78,16 +78,24 @@ pub(super) fn log(level: &str, color: ColorChoice) -> Result<(), CommandFailure>
 }
 
 /// A bare level applies to makegate, and libraries log only errors; filters (`makegate=debug,info`) apply as written.
-fn filters(text: &str) -> Result<Targets, String> {
+fn filters(text: &str) -> Result<Targets, InvalidFilter> {
     if let Ok(level) = text.trim().parse::<LevelFilter>() {
         return Ok(Targets::new().with_default(level.min(LevelFilter::ERROR)).with_target("makegate", level));
     }
     if let Some(word) =
         text.split(',').map(str::trim).find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err())
     {
-        return Err(format!("`{word}` is not a level"));
+        return Err(InvalidFilter::Level(word.to_owned()));
     }
-    text.parse::<Targets>().map_err(|error| error.to_string())
+    Ok(text.parse()?)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum InvalidFilter {
+    #[error("`{0}` is not a level")]
+    Level(String),
+    #[error(transparent)]
+    Other(#[from] ParseError),
 }
 
 /// What a signal asks the process to do.

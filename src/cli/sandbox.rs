@@ -37,7 +37,7 @@ pub(super) struct SandboxCommand {
     #[arg(long, value_name = "N", default_value_t = 240)]
     account_limit: u32,
     /// How long reads still return the old state after a write.
-    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = config::duration)]
     lag: Duration,
     /// How to count the quota's minute: fixed (one minute after another) or sliding (the last 60 s).
     #[arg(long, value_enum, default_value = "fixed", hide_possible_values = true)]
@@ -47,8 +47,6 @@ pub(super) struct SandboxCommand {
     json_429: bool,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    config::duration(text).map_err(|wrong| format!("{}; {}", wrong.message, wrong.help.unwrap_or_default()))
 }
 
 impl SandboxCommand {

@@ -129,8 +129,7 @@ fn files(root: &Table<'_>, config: &Config) {
             SecretSource::Env(_) => env,
         };
         if root.holds(&[section, key]) && !secret::exists(source) {
-            let what = format!("{} is missing", secret::described(source));
-            root.warn_at(&[section, key], what, "provide the secret before you start makegate");
+            root.warn_at(&[section, key], format!("{source} is missing"), "provide the secret before you start makegate");
         }
     }
     let tls = config.gateway.tls.as_ref();

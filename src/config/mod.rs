@@ -12,6 +12,7 @@ pub mod secret;
 mod sections;
 mod units;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,6 +89,15 @@ pub enum SecretSource {
     File(PathBuf),
     /// An environment variable.
     Env(String),
+}
+
+impl fmt::Display for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "the file {path:?}"),
+            Self::Env(name) => write!(f, "the environment variable {name}"),
+        }
+    }
 }
 
 /// `[gateway]`.

@@ -1,6 +1,7 @@
 //! Reads a file into a [`Config`], or reports every mistake in it at once.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,12 +91,10 @@ pub fn read_in(files: &Snapshot, path: &Path) -> Result<LoadedConfig, ConfigErro
     }
 }
 
-fn text_of(files: &Snapshot, path: &Path) -> Result<String, String> {
-    let bytes = files.read(path, FILE_BYTES_MAX).map_err(|error| error.to_string())?;
-    match str::from_utf8(&bytes) {
-        Ok(text) => Ok(text.to_owned()),
-        Err(error) => Err(format!("invalid UTF-8 at byte {}", error.valid_up_to())),
-    }
+fn text_of(files: &Snapshot, path: &Path) -> io::Result<String> {
+    let bytes = files.read(path, FILE_BYTES_MAX)?;
+    let text = str::from_utf8(&bytes);
+    Ok(text.map_err(|error| io::Error::other(format!("invalid UTF-8 at byte {}", error.valid_up_to())))?.to_owned())
 }
 
 /// Parses a configuration from `text`. Relative paths are resolved against the folder of `file`.
@@ -156,8 +155,8 @@ fn catalogue(root: &Table<'_>, added: &[ParsedRow], lifetimes: &BTreeMap<Arc<str
     for operation in operations.iter_mut().filter(|row| row.may_cache && lifetimes.contains_key(&row.id)) {
         operation.cache = Some(operation.id.clone());
     }
-    Catalogue::new(operations.clone()).unwrap_or_else(|contradictions| {
-        for (index, why) in contradictions {
+    Catalogue::new(operations.clone()).unwrap_or_else(|conflicts| {
+        for (index, conflict) in conflicts {
             let place = index.checked_sub(built_in.rows().len()).and_then(|index| places.get(index));
             let is_built_in = operations.get(index).is_some_and(|row| clashes(&built_in, row));
             let help = if is_built_in {
@@ -165,7 +164,7 @@ fn catalogue(root: &Table<'_>, added: &[ParsedRow], lifetimes: &BTreeMap<Arc<str
             } else {
                 "give this row its own id and path"
             };
-            root.wrong(place.cloned().unwrap_or_default(), why, help);
+            root.wrong(place.cloned().unwrap_or_default(), conflict.to_string(), help);
         }
         operations.truncate(built_in.rows().len());
         Catalogue::new(operations).unwrap_or_default()

@@ -22,8 +22,8 @@ const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Reads the secret from `source`: printable ASCII without spaces. One trailing newline is ignored.
 ///
 /// # Errors
-/// A sentence that names the source and what to do, without any part of the secret.
-pub fn secret(source: &SecretSource) -> Result<SecretString, String> {
+/// [`SecretError`].
+pub fn secret(source: &SecretSource) -> Result<SecretString, SecretError> {
     secret_in(&Snapshot::new(), source)
 }
 
@@ -31,7 +31,7 @@ pub fn secret(source: &SecretSource) -> Result<SecretString, String> {
 ///
 /// # Errors
 /// As [`secret`].
-pub fn secret_in(files: &Snapshot, source: &SecretSource) -> Result<SecretString, String> {
+pub fn secret_in(files: &Snapshot, source: &SecretSource) -> Result<SecretString, SecretError> {
     secret_of(files, source, |name| std::env::var_os(name))
 }
 
@@ -45,42 +45,47 @@ pub fn exists(source: &SecretSource) -> bool {
     }
 }
 
-/// The source as messages name it.
-#[must_use]
-pub fn described(source: &SecretSource) -> String {
-    match source {
-        SecretSource::File(path) => format!("the file {path:?}"),
-        SecretSource::Env(name) => format!("the environment variable {name}"),
-    }
+/// Why there is no secret: names the source and says what to do, without any part of the secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// There is no such file, nor a credential of its name.
+    #[error("{0} does not exist, and ${CREDENTIALS} has no file of that name: create it")]
+    NoFile(SecretSource),
+    /// The file cannot be read.
+    #[error("cannot read {0}: {1}")]
+    Unreadable(SecretSource, io::Error),
+    /// There is no such environment variable.
+    #[error("{0} is not set")]
+    NotSet(SecretSource),
+    /// Nothing is in it.
+    #[error("{0} is empty: write the secret to it")]
+    Empty(SecretSource),
+    /// More than a secret is in it.
+    #[error("{0} is not one plain secret: write only the secret, without spaces or quotes")]
+    NotPlain(SecretSource),
 }
 
 fn secret_of(
     files: &Snapshot,
     source: &SecretSource,
     variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<SecretString, String> {
+) -> Result<SecretString, SecretError> {
     let bytes = match source {
-        SecretSource::File(path) => read(files, path, variable).map_err(|error| {
-            if error.kind() == io::ErrorKind::NotFound {
-                format!("{} does not exist, and ${CREDENTIALS} has no file of that name: create it", described(source))
-            } else {
-                format!("cannot read {}: {error}", described(source))
-            }
-        })?,
+        SecretSource::File(path) => match read(files, path, variable) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(SecretError::NoFile(source.clone())),
+            read => read.map_err(|error| SecretError::Unreadable(source.clone(), error))?,
+        },
         SecretSource::Env(name) => match variable(name) {
             Some(value) => Arc::new(Zeroizing::new(value.into_encoded_bytes())),
-            None => return Err(format!("{} is not set", described(source))),
+            None => return Err(SecretError::NotSet(source.clone())),
         },
     };
     let text = str::from_utf8(&bytes).map(|text| text.strip_suffix('\n').unwrap_or(text));
     let text = text.map(|text| text.strip_suffix('\r').unwrap_or(text));
     match text {
-        Ok("") => Err(format!("{} is empty: write the secret to it", described(source))),
+        Ok("") => Err(SecretError::Empty(source.clone())),
         Ok(text) if text.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(SecretString::from(text)),
-        Ok(_) | Err(_) => Err(format!(
-            "{} is not one plain secret: write only the secret, without spaces or quotes",
-            described(source)
-        )),
+        Ok(_) | Err(_) => Err(SecretError::NotPlain(source.clone())),
     }
 }
 
@@ -111,11 +116,14 @@ mod tests {
         assert_eq!(of("abc-1\n").unwrap().expose_secret(), "abc-1");
         assert_eq!(of("abc\r\n").unwrap().expose_secret(), "abc");
         for bad in ["", "\n", "a b", "a\n\n", "a\nb\n", "ä", "\u{7f}", " a"] {
-            let why = of(bad).unwrap_err();
+            let why = of(bad).unwrap_err().to_string();
             assert!(why.starts_with("the environment variable X"), "{why}");
         }
         assert!(
-            secret_of(&Snapshot::new(), &SecretSource::Env("X".into()), |_| None).unwrap_err().contains("is not set")
+            secret_of(&Snapshot::new(), &SecretSource::Env("X".into()), |_| None)
+                .unwrap_err()
+                .to_string()
+                .contains("is not set")
         );
     }
 
@@ -128,14 +136,16 @@ mod tests {
         assert_eq!(found.expose_secret(), "from-systemd");
         let why = secret_of(&Snapshot::new(), &SecretSource::File("/nowhere/other".into()), credentials).unwrap_err();
         assert_eq!(
-            why,
+            why.to_string(),
             "the file \"/nowhere/other\" does not exist, and $CREDENTIALS_DIRECTORY has no file of that name: create it"
         );
     }
 
     #[test]
     fn a_large_file_or_a_device_is_no_secret() {
-        let why = |path: &str| secret_of(&Snapshot::new(), &SecretSource::File(path.into()), |_| None).unwrap_err();
+        let why = |path: &str| {
+            secret_of(&Snapshot::new(), &SecretSource::File(path.into()), |_| None).unwrap_err().to_string()
+        };
         assert_eq!(why("/dev/zero"), "cannot read the file \"/dev/zero\": it is not a regular file");
         let large = tempfile::NamedTempFile::new().unwrap();
         large.as_file().set_len(SECRET_BYTES_MAX + 1).unwrap();

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::admit::policy::{Caller, Policy, bucket};
 use super::admit::steps;
+use super::admit::target::Ambiguity;
 use super::forward::{breaker_refusal, quota_refusal};
 use super::read::list_scope;
 use super::read::lookup::{ReadRequest, entry_for, key_and_target};
@@ -159,9 +160,7 @@ impl StepList<'_> {
 
 fn parse_uri(target: &str) -> Result<Uri, Refusal> {
     let path = target.starts_with('/');
-    path.then(|| target.parse().ok())
-        .flatten()
-        .ok_or_else(|| Refusal::Ambiguous { why: "the target is not a path: write /api/v2/…".to_owned() })
+    path.then(|| target.parse().ok()).flatten().ok_or(Refusal::Ambiguous { why: Ambiguity::NotAPath })
 }
 
 /// Query values that may not be logged are not shown either.

@@ -1,6 +1,7 @@
 //! Gives the idempotency store access to the audit log.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -35,14 +36,13 @@ impl KeyLog for KeyLogAdapter {
         LogMark { size, root }
     }
 
-    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> Result<bool, String> {
+    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> io::Result<bool> {
         let oldest = Timestamp::from_millisecond(oldest_ms).unwrap_or(Timestamp::MIN);
         let mark = after.map(|mark| (mark.size, mark.root));
-        let read = self.log.key_ends(mark, oldest, &mut |end| {
+        self.log.key_ends(mark, oldest, &mut |end| {
             let keyed = KeyedWrite { key: end.key, write: end.write, request: end.request, caller: end.caller };
             each(LoggedEnd { keyed, done: end.done, time_ms: end.time.as_millisecond() });
-        });
-        read.map_err(|error| error.to_string())
+        })
     }
 
     fn tell(&self, event: &'static str, detail: &str) {

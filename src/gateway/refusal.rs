@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 
+use super::admit::target::Ambiguity;
 use crate::callers::SharedKind;
 use crate::ids::RequestId;
 use crate::quota::QuotaOutlook;
@@ -21,7 +22,7 @@ use crate::upstream::{AttemptError, BreakerScope};
 #[derive(Clone, Debug)]
 pub enum Refusal {
     /// The target can be read in two ways.
-    Ambiguous { why: String },
+    Ambiguous { why: Ambiguity },
     /// The target is longer than `limits.target_bytes`.
     TargetTooLong { bytes_max: usize },
     /// A single-valued parameter of the operation is given twice.
@@ -290,7 +291,7 @@ impl Refusal {
     #[expect(clippy::too_many_lines, reason = "a list of sentences, one per refusal")]
     pub fn detail(&self) -> String {
         match self {
-            Self::Ambiguous { why } => format!("{}.", capital(why)),
+            Self::Ambiguous { why } => format!("{}.", capital(&why.to_string())),
             Self::TargetTooLong { bytes_max } => format!("A target may have at most {bytes_max} bytes."),
             Self::Repeated { parameter } => format!("`{parameter}` takes one value: send it once."),
             Self::TwoCredentials => "Send one Authorization header, or none if your certificate names the caller.".to_owned(),

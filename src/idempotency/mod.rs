@@ -16,6 +16,7 @@ mod store_thread;
 mod tests;
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -143,8 +144,8 @@ pub trait KeyLog: Send + Sync + fmt::Debug {
     /// that position. Returns whether it was.
     ///
     /// # Errors
-    /// The log cannot be read; the text says why.
-    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> Result<bool, String>;
+    /// The log cannot be read.
+    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> io::Result<bool>;
 
     /// Records an event about the stored answers.
     fn tell(&self, event: &'static str, detail: &str);
@@ -158,7 +159,7 @@ pub trait KeyLog: Send + Sync + fmt::Debug {
 )]
 pub struct StoreError {
     path: PathBuf,
-    why: String,
+    why: database::DatabaseError,
 }
 
 /// The stored answers and the claimed keys.
@@ -190,7 +191,7 @@ impl IdempotencyStore {
         let (opened, first_try) = mpsc::channel();
         let thread = StoreThread::new(handle.shared.clone(), log, path.clone());
         let spawned = std::thread::Builder::new().name("answers".to_owned()).spawn(move || thread.run(&jobs, &opened));
-        spawned.map_err(|error| StoreError { path: path.clone(), why: error.to_string() })?;
+        spawned.map_err(|error| StoreError { path: path.clone(), why: error.into() })?;
         match first_try.recv_timeout(START_WAIT) {
             Ok(Err(why)) => return Err(StoreError { path, why }),
             Ok(Ok(())) => {}

@@ -148,11 +148,11 @@ impl StoreThread {
     }
 
     /// Works until the last job. `opened` receives the result of the first attempt.
-    pub(super) fn run(mut self, jobs: &Receiver<StoreJob>, opened: &Sender<Result<(), String>>) {
+    pub(super) fn run(mut self, jobs: &Receiver<StoreJob>, opened: &Sender<Result<(), DatabaseError>>) {
         for _ in 0..TRIES {
             match self.open() {
                 Err(DatabaseError::Newer) => {
-                    let _nobody_waits = opened.send(Err(DatabaseError::Newer.to_string()));
+                    let _nobody_waits = opened.send(Err(DatabaseError::Newer));
                     return;
                 }
                 // The previous process may be just releasing the file.

@@ -31,7 +31,7 @@ impl KeyLog for Script {
         LogMark { size: ends.len() as u64, root: root(&ends) }
     }
 
-    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> Result<bool, String> {
+    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> io::Result<bool> {
         let ends = self.ends.lock().unwrap();
         let size = after.and_then(|mark| {
             let size = usize::try_from(mark.size).unwrap();

@@ -4,6 +4,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a policy is built on a blocking thread; no file is touched")]
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,12 +14,12 @@ use secrecy::SecretString;
 use super::{ServiceInner, quota_settings};
 use crate::audit::Record;
 use crate::clock::Clock;
-use crate::config::secret::secret_in;
-use crate::config::{self, Config, LoadedConfig, SecretSource};
+use crate::config::secret::{SecretError, secret_in};
+use crate::config::{self, Config, ConfigError, LoadedConfig};
 use crate::door::CheckedCertificate;
 use crate::gateway::admit::policy::Policy;
 use crate::process_log::{FaultState, STATE};
-use crate::upstream::{Token, Upstream};
+use crate::upstream::{InvalidToken, SetupError, Token, Upstream};
 use crate::watched_files::{FileHashes, FileReadHangs, FileThread, Snapshot};
 
 /// How often the files are compared with the contents checked last. Together with [`SETTLED`] that makes at most 5 s.
@@ -73,12 +74,41 @@ enum NextConfig {
 /// The result of checking all files.
 struct Judged {
     hashes: FileHashes,
-    prepared: Result<Prepared, String>,
+    prepared: Result<Prepared, ReloadError>,
+}
+
+/// Why the old configuration stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The configuration is not valid.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The token cannot be used.
+    #[error(transparent)]
+    Token(#[from] InvalidToken),
+    /// The operator key cannot be used.
+    #[error(transparent)]
+    OperatorKey(#[from] SecretError),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Certificate(io::Error),
+    /// The upstream can never be reached.
+    #[error(transparent)]
+    Upstream(#[from] SetupError),
+    /// The files cannot be read in time.
+    #[error(transparent)]
+    Hangs(#[from] FileReadHangs),
+    /// These settings are fixed while the service runs.
+    #[error("{0} cannot change while makegate is running: restart it, or restore the old value")]
+    Fixed(String),
+    /// Applying it panicked.
+    #[error("it could not be applied because of an internal error in makegate")]
+    Panicked,
 }
 
 impl ServiceInner {
     /// Applies the current contents of all files, or reports why it cannot.
-    pub(super) async fn reload(self: &Arc<Self>) -> Result<(), String> {
+    pub(super) async fn reload(self: &Arc<Self>) -> Result<(), ReloadError> {
         let _one_at_a_time = self.watch.one_at_a_time.lock().await;
         let judged = self.judge().await;
         self.conclude(judged).await
@@ -132,26 +162,20 @@ impl ServiceInner {
         self.watch.thread.run(READ_WITHIN, judge).await
     }
 
-    async fn conclude(self: &Arc<Self>, judged: Result<Judged, FileReadHangs>) -> Result<(), String> {
-        let result = match judged {
-            Ok(Judged { hashes, prepared }) => {
-                *lock(&self.watch.judged) = hashes.clone();
-                prepared.inspect(|_| *lock(&self.watch.in_force) = hashes)
-            }
-            Err(hangs) => Err(hangs.to_string()),
-        };
-        let result = match result {
-            Ok(prepared) => {
-                // With very many callers this takes longer than other tasks on this thread should wait.
-                let inner = self.clone();
-                let put = tokio::task::spawn_blocking(move || inner.put_in_force(prepared)).await;
-                put.map_err(|_panicked| "it could not be applied because of an internal error in makegate".to_owned())
-            }
-            Err(why) => Err(why),
-        };
-        self.tell(&result);
-        self.operator_state.reloaded(result.clone());
-        result.map(drop)
+    async fn conclude(self: &Arc<Self>, judged: Result<Judged, FileReadHangs>) -> Result<(), ReloadError> {
+        let result = self.apply(judged).await;
+        self.tell(result)
+    }
+
+    async fn apply(self: &Arc<Self>, judged: Result<Judged, FileReadHangs>) -> Result<config::Origins, ReloadError> {
+        let Judged { hashes, prepared } = judged?;
+        *lock(&self.watch.judged) = hashes.clone();
+        let prepared = prepared?;
+        *lock(&self.watch.in_force) = hashes;
+        // With very many callers this takes longer than other tasks on this thread should wait.
+        let inner = self.clone();
+        let put = tokio::task::spawn_blocking(move || inner.put_in_force(prepared)).await;
+        put.map_err(|_panicked| ReloadError::Panicked)
     }
 
     fn put_in_force(&self, prepared: Prepared) -> config::Origins {
@@ -176,55 +200,60 @@ impl ServiceInner {
         read.origins
     }
 
-    fn tell(&self, result: &Result<config::Origins, String>) {
+    /// Tells both logs and the operators.
+    fn tell(&self, result: Result<config::Origins, ReloadError>) -> Result<(), ReloadError> {
         let file = self.file.display();
-        let (event, detail) = match result {
+        let (event, detail) = match &result {
             Ok(_) => {
                 tracing::info!(target: STATE, %file, "the configuration was reloaded");
-                ("reload", "the configuration was reloaded")
+                ("reload", "the configuration was reloaded".to_owned())
             }
             Err(why) => {
                 tracing::error!(target: STATE, %file, %why, "the configuration was not reloaded: the old one stays in force");
-                ("reload-failed", why.as_str())
+                ("reload-failed", why.to_string())
             }
         };
         if let Some(room) = self.gateway.log.reserve() {
-            room.fill(Record::event(self.gateway.clock.wall(), event, detail));
+            room.fill(Record::event(self.gateway.clock.wall(), event, &*detail));
         }
+        let (origins, done) = result.map_or_else(|why| (Err(detail), Err(why)), |origins| (Ok(origins), Ok(())));
+        self.operator_state.reloaded(origins);
+        done
     }
 }
 
 /// Reads and checks everything without changing anything. `before`: the policy in force and the files it was built
 /// from.
-fn prepare(files: &Snapshot, file: &Path, before: (&Policy, &FileHashes), clock: Clock) -> Result<Prepared, String> {
+fn prepare(
+    files: &Snapshot,
+    file: &Path,
+    before: (&Policy, &FileHashes),
+    clock: Clock,
+) -> Result<Prepared, ReloadError> {
     let (policy, in_force) = before;
-    let read = config::read_in(files, file).map_err(|failure| failure.to_string())?;
+    let read = config::read_in(files, file)?;
     let config = &read.config;
-    let token = token(files, &config.upstream.token)?;
+    let token = Token::read(files, &config.upstream.token)?;
     let operator_key = secret_in(files, &config.operator.key)?;
     fixed(&policy.config, config)?;
     let tls = config.gateway.tls.as_ref();
-    let certificate = tls.map(|tls| CheckedCertificate::read(tls, files)).transpose().map_err(|why| why.to_string())?;
+    let certificate =
+        tls.map(|tls| CheckedCertificate::read(tls, files)).transpose().map_err(ReloadError::Certificate)?;
     let other_authorities = |path: &Path| files.hashes().of(path) != in_force.of(path);
     let is_another = policy.config.upstream != config.upstream
         || policy.config.limits != config.limits
         || config.upstream.ca_file.as_deref().is_some_and(other_authorities);
     let upstream = if is_another {
         let upstream = Upstream::new(&config.upstream, &config.limits, token, clock, files);
-        NextConfig::Another(Arc::new(upstream.map_err(|error| error.to_string())?))
+        NextConfig::Another(Arc::new(upstream?))
     } else {
         NextConfig::Same(Box::new(token))
     };
     Ok(Prepared { read, operator_key, certificate, upstream })
 }
 
-/// Reads the token from `source`.
-pub(super) fn token(files: &Snapshot, source: &SecretSource) -> Result<Token, String> {
-    Token::new(&secret_in(files, source)?).map_err(|error| error.to_string())
-}
-
 /// Rejects changes to settings that are fixed while the service runs.
-fn fixed(before: &Config, after: &Config) -> Result<(), String> {
+fn fixed(before: &Config, after: &Config) -> Result<(), ReloadError> {
     let same = [
         ("gateway.listen", before.gateway.listen == after.gateway.listen),
         ("gateway.tls", before.gateway.tls.is_some() == after.gateway.tls.is_some()),
@@ -236,7 +265,7 @@ fn fixed(before: &Config, after: &Config) -> Result<(), String> {
     if changed.is_empty() {
         return Ok(());
     }
-    Err(format!("{} cannot change while makegate is running: restart it, or restore the old value", changed.join(", ")))
+    Err(ReloadError::Fixed(changed.join(", ")))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

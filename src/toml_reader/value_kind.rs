@@ -43,7 +43,8 @@ impl<T> Clone for ValueKind<T> {
 impl<T> Copy for ValueKind<T> {}
 
 /// What is wrong with a value, and what to write instead.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}{}", .help.as_ref().map(|help| format!("; {help}")).unwrap_or_default())]
 pub struct InvalidValue {
     /// What is wrong.
     pub message: String,

@@ -7,7 +7,10 @@ use memchr::memmem::Finder;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::config::SecretSource;
+use crate::config::secret::{SecretError, secret_in};
 use crate::hash;
+use crate::watched_files::Snapshot;
 
 /// Minimum length: a shorter token would be found in every response by chance.
 const TOKEN_BYTES_MIN: usize = 8;
@@ -27,8 +30,11 @@ pub struct Token {
 }
 
 /// Why a text cannot be the token. Says what to write instead, and nothing of the text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum InvalidToken {
+    /// There is no text.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// Only white space.
     #[error("the token is empty; provide the Make API token")]
     Empty,
@@ -47,6 +53,14 @@ pub enum InvalidToken {
 }
 
 impl Token {
+    /// Reads the token from `source`.
+    ///
+    /// # Errors
+    /// [`InvalidToken`] if it cannot be read, or cannot be a token.
+    pub fn read(files: &Snapshot, source: &SecretSource) -> Result<Self, InvalidToken> {
+        Self::new(&secret_in(files, source)?)
+    }
+
     /// Parses the token in `secret`; surrounding white space (such as a trailing newline) is ignored.
     ///
     /// # Errors
@@ -192,7 +206,8 @@ mod tests {
             ("tökentöken", InvalidToken::Character),
             (&"x".repeat(4097), InvalidToken::Long),
         ] {
-            assert_eq!(Token::new(&SecretString::from(text)).unwrap_err(), bad, "{text}");
+            let why = Token::new(&SecretString::from(text)).unwrap_err();
+            assert_eq!(why.to_string(), bad.to_string(), "{text}");
         }
         assert_eq!(token("3f2a91c4-77de\n"), token("3f2a91c4-77de"));
         assert_ne!(token("3f2a91c4-77de"), token("3f2a91c4-77df"));

@@ -21,7 +21,7 @@ async fn a_bad_configuration_is_reported_and_the_old_one_stays() {
     ];
     for bad in bads {
         fs::write(world.file(), &bad).unwrap();
-        let why = world.service.reload().await.unwrap_err();
+        let why = world.service.reload().await.unwrap_err().to_string();
         assert!(!why.is_empty());
         world.get(ALL, ORG).await.expect(200);
     }
@@ -48,7 +48,7 @@ async fn a_new_token_is_used_and_a_bad_one_is_not() {
     let file = world.dir.path().join("token");
     for bad in ["", "two words", "line\nbreak"] {
         fs::write(&file, bad).unwrap();
-        world.service.reload().await.unwrap_err();
+        world.service.reload().await.unwrap_err().to_string();
         world.get_with(ALL, ORG, &["cache-control: no-store"]).await.expect(200);
     }
     let new = TOKEN.replace('9', "8");
@@ -82,7 +82,7 @@ async fn a_new_certificate_is_served_and_a_bad_one_is_not() {
     ];
     for (name, bad) in bads {
         fs::write(file(name), bad).unwrap();
-        let why = world.service.reload().await.unwrap_err();
+        let why = world.service.reload().await.unwrap_err().to_string();
         assert!(why.contains(name) || (name == "key.pem" && why.contains("cert.pem")), "{name}: {why}");
         get(&old).await.unwrap().expect(200);
         fs::write(file("cert.pem"), &cert).unwrap();
@@ -132,14 +132,14 @@ async fn new_upstream_authorities_are_trusted_and_bad_ones_change_nothing() {
     let good = fs::read_to_string(world.file()).unwrap();
     fs::write(&file, &authority).unwrap();
     fs::write(world.file(), "nonsense").unwrap();
-    world.service.reload().await.unwrap_err();
+    world.service.reload().await.unwrap_err().to_string();
     get().await.refused(502, "MG201");
     fs::write(world.file(), good).unwrap();
     world.reload().await;
     get().await.expect(200);
     for bad in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         fs::write(&file, bad).unwrap();
-        let why = world.service.reload().await.unwrap_err();
+        let why = world.service.reload().await.unwrap_err().to_string();
         assert!(why.contains("ca.pem"), "{why}");
         get().await.expect(200);
     }

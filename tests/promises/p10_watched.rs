@@ -37,7 +37,7 @@ async fn a_watched_file_that_becomes_something_else_is_reported_and_the_old_cont
         fs::rename(&path, &aside).unwrap();
         for (kind, make, expected) in kinds {
             make(&path);
-            let why = world.service.reload().await.unwrap_err();
+            let why = world.service.reload().await.unwrap_err().to_string();
             assert!(why.contains(expected) && why.contains(name) || name == "makegate.toml", "{name}, {kind}: {why}");
             tls::get(&world, &roots, None, ORG, &[&token]).await.unwrap().expect(200);
             fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).unwrap();

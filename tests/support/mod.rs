@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use makegate::clock::Clock;
 use makegate::sandbox::{FaultKind, Sandbox, SandboxSettings};
-use makegate::service::Service;
+use makegate::service::{ReloadError, Service};
 use makegate::{config, hash};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -283,7 +283,7 @@ impl World {
     pub(crate) async fn reload(&self) {
         for _ in 0..300 {
             match self.service.reload().await {
-                Err(why) if why.contains("could not be read within") => {
+                Err(ReloadError::Hangs(_)) => {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 done => return done.unwrap(),

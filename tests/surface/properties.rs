@@ -80,7 +80,7 @@ proptest! {
             if let Some(uri) = uri(text)
                 && let Err(why) = Target::parse(&uri)
             {
-                prop_assert!(why.len() > 10, "{}", why);
+                prop_assert!(why.to_string().len() > 10, "{}", why);
             }
         }
     }

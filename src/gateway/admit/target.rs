@@ -21,6 +21,34 @@ pub struct Target<'u> {
     pub query: Vec<QueryPair<'u>>,
 }
 
+/// Why a target can be read in more than one way, and what to write instead.
+#[expect(missing_docs, reason = "each variant's sentence explains it")]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Ambiguity {
+    #[error("the target is not a path: write /api/v2/…")]
+    NotAPath,
+    #[error("the path's escapes are not UTF-8")]
+    NotUtf8,
+    #[error("the path contains non-ASCII characters: percent-encode them")]
+    PathNotAscii,
+    #[error("the path contains {0:?}, which is ambiguous: leave it out")]
+    Character(char),
+    #[error("the path contains an escaped {0:?}, which is ambiguous: leave it out")]
+    Escaped(char),
+    #[error("the path has an empty segment: use single slashes, and none at the end")]
+    EmptySegment,
+    #[error("the path has a `.` or `..` segment: write the path without it")]
+    DotSegment,
+    #[error("the {0} contains `#` (write %23) or a bare `^` (write %5E)")]
+    Fragment(&'static str),
+    #[error("a `%` is not followed by two hexadecimal digits: write %25 for a literal `%`")]
+    Percent,
+    #[error("the query contains NUL: leave it out")]
+    QueryNul,
+    #[error("the query contains non-ASCII characters: percent-encode them")]
+    QueryNotAscii,
+}
+
 /// One query parameter, escaped canonically.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryPair<'u> {
@@ -55,8 +83,8 @@ impl<'u> Target<'u> {
     /// Parses the target that hyper read from the request line.
     ///
     /// # Errors
-    /// A sentence that says what is ambiguous and what to write instead.
-    pub fn parse(uri: &'u Uri) -> Result<Self, String> {
+    /// What is ambiguous.
+    pub fn parse(uri: &'u Uri) -> Result<Self, Ambiguity> {
         let path = canonical_path(uri.path())?;
         let query = match uri.query() {
             None => Vec::new(),
@@ -224,9 +252,9 @@ fn push_escaped(out: &mut String, byte: u8, plain: bool) {
     }
 }
 
-fn canonical_path(raw: &str) -> Result<Cow<'_, str>, String> {
+fn canonical_path(raw: &str) -> Result<Cow<'_, str>, Ambiguity> {
     let Some(rest) = raw.strip_prefix('/') else {
-        return Err("the target is not a path: write /api/v2/…".to_owned());
+        return Err(Ambiguity::NotAPath);
     };
     if is_plainly_canonical(raw) || rest.is_empty() {
         return Ok(Cow::Borrowed(raw));
@@ -237,7 +265,7 @@ fn canonical_path(raw: &str) -> Result<Cow<'_, str>, String> {
     if !raw.contains('%') {
         return Ok(Cow::Borrowed(raw));
     }
-    let decoded = percent_decode_str(raw).decode_utf8().map_err(|_| "the path's escapes are not UTF-8".to_owned())?;
+    let decoded = percent_decode_str(raw).decode_utf8().map_err(|_| Ambiguity::NotUtf8)?;
     Ok(Cow::Owned(decoded.into_owned()))
 }
 
@@ -253,51 +281,44 @@ fn is_plainly_canonical(path: &str) -> bool {
     plain && before != b'/'
 }
 
-fn has_fragment(part: &str) -> String {
-    format!("the {part} contains `#` (write %23) or a bare `^` (write %5E)")
-}
-
-fn check_segment(segment: &str) -> Result<(), String> {
+fn check_segment(segment: &str) -> Result<(), Ambiguity> {
     let mut text = Vec::with_capacity(if segment.contains('%') { segment.len() } else { 0 });
     let mut bytes = segment.bytes();
     let escaped = segment.contains('%');
     while let Some(byte) = bytes.next() {
         let value = match byte {
             b'%' => escape(&mut bytes)?,
-            0x80.. => return Err("the path contains non-ASCII characters: percent-encode them".to_owned()),
-            FRAGMENT => return Err(has_fragment("path")),
+            0x80.. => return Err(Ambiguity::PathNotAscii),
+            FRAGMENT => return Err(Ambiguity::Fragment("path")),
             b'"' | b'<' | b'>' | b'\\' | b'`' | b'{' | b'|' | b'}' | b';' | 0..=0x20 | 0x7f => {
-                return Err(format!("the path contains {:?}, which is ambiguous: leave it out", char::from(byte)));
+                return Err(Ambiguity::Character(byte.into()));
             }
             other => other,
         };
         if byte == b'%' && matches!(value, b'/' | b'\\' | b'%' | b';' | 0..=0x1f | 0x7f) {
-            return Err(format!(
-                "the path contains an escaped {:?}, which is ambiguous: leave it out",
-                char::from(value)
-            ));
+            return Err(Ambiguity::Escaped(value.into()));
         }
         if escaped {
             text.push(value);
         }
     }
     match if escaped { text.as_slice() } else { segment.as_bytes() } {
-        b"" => Err("the path has an empty segment: use single slashes, and none at the end".to_owned()),
-        b"." | b".." => Err("the path has a `.` or `..` segment: write the path without it".to_owned()),
+        b"" => Err(Ambiguity::EmptySegment),
+        b"." | b".." => Err(Ambiguity::DotSegment),
         _ => Ok(()),
     }
 }
 
 /// Decodes an escape, taking its two digits from `bytes`.
-fn escape(bytes: &mut impl Iterator<Item = u8>) -> Result<u8, String> {
+fn escape(bytes: &mut impl Iterator<Item = u8>) -> Result<u8, Ambiguity> {
     let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16)).and_then(|n| u8::try_from(n).ok());
     match (digit(), digit()) {
         (Some(high), Some(low)) => Ok(high << 4 | low),
-        _ => Err("a `%` is not followed by two hexadecimal digits: write %25 for a literal `%`".to_owned()),
+        _ => Err(Ambiguity::Percent),
     }
 }
 
-fn pair(part: &str) -> Result<QueryPair<'_>, String> {
+fn pair(part: &str) -> Result<QueryPair<'_>, Ambiguity> {
     Ok(match part.split_once('=') {
         Some((name, value)) => QueryPair { name: component(name)?, value: Some(component(value)?) },
         None => QueryPair { name: component(part)?, value: None },
@@ -306,7 +327,7 @@ fn pair(part: &str) -> Result<QueryPair<'_>, String> {
 
 /// Escapes a name or value of the query canonically: unreserved characters and `[ ] $` are not escaped, whatever must be escaped is, with
 /// upper-case digits.
-fn component(raw: &str) -> Result<Cow<'_, str>, String> {
+fn component(raw: &str) -> Result<Cow<'_, str>, Ambiguity> {
     let as_is = |b: u8| {
         b.is_ascii_graphic() && !matches!(b, b'%' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
     };
@@ -318,11 +339,11 @@ fn component(raw: &str) -> Result<Cow<'_, str>, String> {
     while let Some(byte) = bytes.next() {
         match byte {
             b'%' => match escape(&mut bytes)? {
-                0 => return Err("the query contains NUL: leave it out".to_owned()),
+                0 => return Err(Ambiguity::QueryNul),
                 value => push_escaped(&mut out, value, is_unreserved(value) || matches!(value, b'[' | b']' | b'$')),
             },
-            0x80.. => return Err("the query contains non-ASCII characters: percent-encode them".to_owned()),
-            FRAGMENT => return Err(has_fragment("query")),
+            0x80.. => return Err(Ambiguity::QueryNotAscii),
+            FRAGMENT => return Err(Ambiguity::Fragment("query")),
             other => push_escaped(&mut out, other, as_is(other)),
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 
+use super::super::admit::target::Ambiguity;
 use super::Refusal;
 use crate::callers::SharedKind;
 use crate::clock::Clock;
@@ -25,7 +26,7 @@ impl Refusal {
 
 fn of_callers() -> Vec<Refusal> {
     vec![
-        Refusal::Ambiguous { why: "the path has an empty segment: use single slashes, and none at the end".to_owned() },
+        Refusal::Ambiguous { why: Ambiguity::EmptySegment },
         Refusal::TargetTooLong { bytes_max: 8000 },
         Refusal::Repeated { parameter: "pg[limit]".to_owned() },
         Refusal::TwoCredentials,

@@ -281,8 +281,7 @@ const METHOD: ValueKind<Method> = ValueKind::text("a method", "\"GET\"", |text| 
     other => Err(no_such(other, "method", &["GET", "POST", "PUT", "PATCH", "DELETE"])),
 });
 
-const PATH: ValueKind<PathTemplate> =
-    ValueKind::text("a path", "\"/api/v2/users/me\"", PathTemplate::parse);
+const PATH: ValueKind<PathTemplate> = ValueKind::text("a path", "\"/api/v2/users/me\"", PathTemplate::parse);
 
 const GRANT: ValueKind<Arc<str>> = ValueKind::text("a grant", "\"users:read\"", |text| match text.split_once(':') {
     Some((group, "read" | "write")) if is_name(group) => Ok(Arc::from(text)),
@@ -298,8 +297,7 @@ const CLASS: ValueKind<Arc<str>> = ValueKind::text("a class", "\"organizations\"
     is_name(text).then(|| Arc::from(text)).ok_or_else(wrong)
 });
 
-const TAG: ValueKind<TagTemplate> =
-    ValueKind::text("a tag", "\"org:{organizationId}/usage\"", TagTemplate::parse);
+const TAG: ValueKind<TagTemplate> = ValueKind::text("a tag", "\"org:{organizationId}/usage\"", TagTemplate::parse);
 
 const RETRY: ValueKind<RetryClass> = ValueKind::text("a retry class", "\"once\"", |text| {
     one_of(text, "retry class", RetryClass::ALL, RetryClass::as_str)

@@ -47,8 +47,6 @@ pub(super) struct SandboxCommand {
     json_429: bool,
 }
 
-}
-
 impl SandboxCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         process::log("info", color)?;

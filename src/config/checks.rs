@@ -129,7 +129,11 @@ fn files(root: &Table<'_>, config: &Config) {
             SecretSource::Env(_) => env,
         };
         if root.holds(&[section, key]) && !secret::exists(source) {
-            root.warn_at(&[section, key], format!("{source} is missing"), "provide the secret before you start makegate");
+            root.warn_at(
+                &[section, key],
+                format!("{source} is missing"),
+                "provide the secret before you start makegate",
+            );
         }
     }
     let tls = config.gateway.tls.as_ref();

@@ -30,7 +30,7 @@ pub(super) struct Linger {
 }
 
 /// Answers as `service` does. `announces`: over HTTP/1.1 the connection ends with a body that is not read to its end.
-pub(super) fn lingering<S: ConnectionService>(
+pub(super) fn lingering<S: ConnectionService<IncomingBody>>(
     mut service: S,
     linger: Linger,
     announces: bool,

@@ -141,7 +141,7 @@ impl Door {
     pub fn open<M, S>(self, make_service: M) -> OpenDoor
     where
         M: Fn(PeerConnection) -> S + Send + Sync + 'static,
-        S: ConnectionService,
+        S: ConnectionService<IncomingBody>,
     {
         let addresses = self.listeners.iter().filter_map(Listener::address).collect();
         let connections = Arc::new(Connections::new(self.limits.connections, self.clock.clone()));
@@ -178,7 +178,7 @@ struct Server<M> {
 impl<M, S> Server<M>
 where
     M: Fn(PeerConnection) -> S + Send + Sync + 'static,
-    S: ConnectionService,
+    S: ConnectionService<IncomingBody>,
 {
     async fn sweep(&self) {
         let emptied = async {

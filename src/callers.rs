@@ -89,7 +89,7 @@ impl CallerRate {
         Self { rate: config.rate, burst, configured_burst: config.burst, interval, ticks, limiter }
     }
 
-    fn is(&self, config: &config::CallerConfig) -> bool {
+    fn has_settings(&self, config: &config::CallerConfig) -> bool {
         self.rate == config.rate && self.configured_burst == config.burst
     }
 
@@ -163,9 +163,9 @@ pub struct CallerState {
     pub name: Arc<str>,
     /// An id that no other caller state in this process has ever had.
     pub id: NonZeroU64,
-    pace: ArcSwap<CallerRate>,
+    rate: ArcSwap<CallerRate>,
     /// What the caller holds of what callers share.
-    pub holds: PerKind<Arc<ShareHolder>>,
+    pub share_holders: PerKind<Arc<ShareHolder>>,
     /// Created on demand, so that a silent caller costs little.
     counts: OperationCounts,
     used: Mutex<HashMap<KeyId, LastUsed>>,
@@ -175,12 +175,12 @@ pub struct CallerState {
 pub type LastUsed = Arc<AtomicI64>;
 
 impl CallerState {
-    fn new(config: &config::CallerConfig, holds: PerKind<Arc<ShareHolder>>, clock: &Clock) -> Self {
+    fn new(config: &config::CallerConfig, share_holders: PerKind<Arc<ShareHolder>>, clock: &Clock) -> Self {
         Self {
             name: config.name.clone(),
             id: NonZeroU64::MIN.saturating_add(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
-            pace: ArcSwap::from_pointee(CallerRate::new(config, clock)),
-            holds,
+            rate: ArcSwap::from_pointee(CallerRate::new(config, clock)),
+            share_holders,
             counts: OperationCounts::default(),
             used: Mutex::default(),
         }
@@ -191,21 +191,21 @@ impl CallerState {
     /// # Errors
     /// [`OverRate`].
     pub fn admit(&self) -> Result<Remaining, OverRate> {
-        self.pace.load().admit()
+        self.rate.load().admit()
     }
 
     /// Counts a request as under way until the guard is dropped. At most `most` may be.
     ///
     /// # Errors
     /// The caller has too many requests under way, or has used up its share.
-    pub fn enter(&self, most: usize) -> Result<HeldShare, Shortage> {
-        self.holds.requests.take_up_to(1, u64::try_from(most).unwrap_or(u64::MAX))
+    pub fn count_under_way(&self, most: usize) -> Result<HeldShare, Shortage> {
+        self.share_holders.requests.take_up_to(1, u64::try_from(most).unwrap_or(u64::MAX))
     }
 
     /// Number of requests under way.
     #[must_use]
     pub fn under_way(&self) -> u64 {
-        self.holds.requests.held()
+        self.share_holders.requests.held()
     }
 
     /// Where the last use of this key is stored.
@@ -252,8 +252,8 @@ impl Callers {
     }
 
     /// Sets the limits that callers share.
-    pub fn limit(&self, limits: &config::Limits) {
-        self.shared.limit(limits);
+    pub fn set_limits(&self, limits: &config::Limits) {
+        self.shared.set_limits(limits);
     }
 
     /// The caller's state, created if necessary. If the rate is unchanged the caller keeps its limiter, because a new
@@ -264,8 +264,8 @@ impl Callers {
         let state = states
             .entry(config.name.clone())
             .or_insert_with(|| Arc::new(CallerState::new(config, self.shared.holders(), &self.clock)));
-        if !state.pace.load().is(config) {
-            state.pace.store(Arc::new(CallerRate::new(config, &self.clock)));
+        if !state.rate.load().has_settings(config) {
+            state.rate.store(Arc::new(CallerRate::new(config, &self.clock)));
         }
         state.clone()
     }
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_at_once_and_the_rest_at_the_rate() {
-        let clock = Clock::still();
+        let clock = Clock::frozen();
         let callers = Callers::new(clock.clone());
         let state = callers.get_or_make(&caller(60, 3));
         let lefts: Vec<u32> = (0..3).map(|_| state.admit().unwrap().left).collect();
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn the_remaining_burst_is_exact_while_it_refills() {
-        let clock = Clock::still();
+        let clock = Clock::frozen();
         let state = Callers::new(clock.clone()).get_or_make(&caller(6, 5));
         for left in (0..5).rev() {
             let remaining = state.admit().unwrap();
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_caller_that_retries_when_told_to_is_admitted() {
-        let clock = Clock::still();
+        let clock = Clock::frozen();
         let state = Callers::new(clock.clone()).get_or_make(&caller(7, 1));
         for _ in 0..20 {
             assert!(state.admit().is_ok());
@@ -343,18 +343,18 @@ mod tests {
     fn an_extremely_slow_rate_overflows_nothing() {
         let mut config = caller(1, u32::MAX);
         config.rate.per = Duration::from_secs(86_400 * 365);
-        let callers = Callers::new(Clock::still());
+        let callers = Callers::new(Clock::frozen());
         let state = callers.get_or_make(&config);
         assert!(state.admit().is_ok() && state.admit().is_ok());
         assert!(
-            Arc::ptr_eq(&state.pace.load(), &callers.get_or_make(&config).pace.load()),
+            Arc::ptr_eq(&state.rate.load(), &callers.get_or_make(&config).rate.load()),
             "the same rate keeps the same limiter"
         );
     }
 
     #[test]
     fn a_reload_keeps_the_limiter_unless_the_rate_changes() {
-        let callers = Callers::new(Clock::still());
+        let callers = Callers::new(Clock::frozen());
         let state = callers.get_or_make(&caller(60, 1));
         assert!(state.admit().is_ok());
         assert!(callers.get_or_make(&caller(60, 1)).admit().is_err());
@@ -364,20 +364,20 @@ mod tests {
 
     #[test]
     fn a_huge_rate_is_a_rate() {
-        let callers = Callers::new(Clock::still());
+        let callers = Callers::new(Clock::frozen());
         let state = callers.get_or_make(&caller(1_000_000_000, 1_000_000_000));
         assert!((0..1000).all(|_| state.admit().is_ok()));
     }
 
     #[test]
     fn requests_under_way_are_bounded_and_counted() {
-        let callers = Callers::new(Clock::still());
+        let callers = Callers::new(Clock::frozen());
         let state = callers.get_or_make(&caller(60, 1));
-        let first = state.enter(1);
+        let first = state.count_under_way(1);
         assert!(first.is_ok());
-        assert_eq!(state.enter(1).unwrap_err(), Shortage::Most);
+        assert_eq!(state.count_under_way(1).unwrap_err(), Shortage::HolderMax);
         drop(first);
-        assert!(state.enter(1).is_ok());
+        assert!(state.count_under_way(1).is_ok());
         let read: Arc<str> = "organizations.get".into();
         state.count(Some(&read), Answer::Hit);
         state.count(None, Answer::Refused);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 
 /// How often a wait checks a movable clock.
-const MOVABLE_NAP: Duration = Duration::from_millis(5);
+const MOVABLE_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Monotonic and wall time. Cheap to clone; clones of a movable clock move together.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +18,7 @@ pub struct Clock {
     /// How far a test has moved this clock.
     moved: Option<Arc<ClockOffset>>,
     /// Fixed time of a frozen clock.
-    still: Option<(Instant, Timestamp)>,
+    frozen: Option<(Instant, Timestamp)>,
 }
 
 /// Offset from the machine's clock, in milliseconds.
@@ -39,13 +39,13 @@ impl Clock {
     /// A clock that runs with the machine's and can be moved forward with [`Clock::advance`].
     #[must_use]
     pub fn movable() -> Self {
-        Self { moved: Some(Arc::default()), still: None }
+        Self { moved: Some(Arc::default()), frozen: None }
     }
 
     /// A frozen clock that moves only with [`Clock::advance`], for tests that compare exact times.
     #[must_use]
-    pub fn still() -> Self {
-        Self { moved: Some(Arc::default()), still: Some((Instant::now(), Timestamp::now())) }
+    pub fn frozen() -> Self {
+        Self { moved: Some(Arc::default()), frozen: Some((Instant::now(), Timestamp::now())) }
     }
 
     /// Moves a movable clock and all its clones forward; does nothing to the system clock.
@@ -72,7 +72,7 @@ impl Clock {
         if self.moved.is_none() {
             return Instant::now();
         }
-        self.still.map_or_else(Instant::now, |(now, _)| now) + self.ahead()
+        self.frozen.map_or_else(Instant::now, |(now, _)| now) + self.ahead()
     }
 
     /// Waits until this clock reaches `moment`. A movable clock is polled, because a test may move it.
@@ -82,7 +82,7 @@ impl Clock {
             if left.is_zero() {
                 return;
             }
-            tokio::time::sleep(if self.moved.is_some() { left.min(MOVABLE_NAP) } else { left }).await;
+            tokio::time::sleep(if self.moved.is_some() { left.min(MOVABLE_POLL_INTERVAL) } else { left }).await;
         }
     }
 
@@ -91,7 +91,7 @@ impl Clock {
     pub fn wall(&self) -> Timestamp {
         let Some(moved) = &self.moved else { return Timestamp::now() };
         let stepped = SignedDuration::from_millis(moved.wall.load(Ordering::SeqCst));
-        self.still.map_or_else(Timestamp::now, |(_, now)| now) + self.ahead() + stepped
+        self.frozen.map_or_else(Timestamp::now, |(_, now)| now) + self.ahead() + stepped
     }
 
     /// Wall time in milliseconds since 1970, for data that outlives the process.

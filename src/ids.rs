@@ -23,16 +23,16 @@ pub struct RequestId {
 /// Number of random bytes in an id, besides its time.
 const RANDOM_BYTES: usize = 10;
 /// Number of random bytes that a thread fetches at once, to save a system call per id.
-const STORE_BYTES: usize = 200 * RANDOM_BYTES;
+const POOL_BYTES: usize = 200 * RANDOM_BYTES;
 
 /// A pool of random bytes from the system's generator, so that nobody can predict the next id from earlier ones.
 struct RandomPool {
-    bytes: [u8; STORE_BYTES],
+    bytes: [u8; POOL_BYTES],
     left: usize,
 }
 
 thread_local! {
-    static STORE: RefCell<RandomPool> = const { RefCell::new(RandomPool { bytes: [0; STORE_BYTES], left: 0 }) };
+    static POOL: RefCell<RandomPool> = const { RefCell::new(RandomPool { bytes: [0; POOL_BYTES], left: 0 }) };
 }
 
 impl RandomPool {
@@ -46,14 +46,14 @@ impl RandomPool {
     }
 
     fn fill(&mut self) {
-        self.bytes = hash::random().unwrap_or_else(|_no_randomness| self.stretched());
-        self.left = STORE_BYTES;
+        self.bytes = hash::random().unwrap_or_else(|_no_randomness| self.fallback_bytes());
+        self.left = POOL_BYTES;
     }
 
     /// Fallback without system randomness: ids are still unique within the process, because the pool's address
     /// distinguishes threads, and no easier to guess than the previous ones.
-    fn stretched(&self) -> [u8; STORE_BYTES] {
-        let (mut bytes, address) = ([0; STORE_BYTES], std::ptr::from_ref(self) as u64);
+    fn fallback_bytes(&self) -> [u8; POOL_BYTES] {
+        let (mut bytes, address) = ([0; POOL_BYTES], std::ptr::from_ref(self) as u64);
         for (at, part) in bytes.chunks_mut(32).enumerate() {
             let hashed = hash::sha256_parts(&[&self.bytes, &address.to_be_bytes(), &at.to_be_bytes()]);
             part.iter_mut().zip(hashed).for_each(|(to, from)| *to = from);
@@ -73,7 +73,7 @@ impl RequestId {
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
         let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
-        let random = STORE.with_borrow_mut(RandomPool::take);
+        let random = POOL.with_borrow_mut(RandomPool::take);
         let mut text = [0; REQUEST_ID_BYTES_MAX];
         let len = uuid::Builder::from_unix_timestamp_millis(millis, &random)
             .into_uuid()
@@ -310,10 +310,10 @@ mod tests {
 
     #[test]
     fn without_randomness_ids_are_still_unique() {
-        let mut store = RandomPool { bytes: [7; STORE_BYTES], left: 0 };
+        let mut store = RandomPool { bytes: [7; POOL_BYTES], left: 0 };
         let mut seen = std::collections::HashSet::new();
         for _ in 0..10 {
-            store.bytes = store.stretched();
+            store.bytes = store.fallback_bytes();
             seen.extend(store.bytes.chunks(RANDOM_BYTES).map(<[u8]>::to_vec));
         }
         assert_eq!(seen.len(), 2_000);

@@ -32,21 +32,21 @@ use reload::Watch;
 pub use reload::ReloadError;
 
 /// File descriptors reserved for everything but connections: the log, its index, the listeners, files read at run time.
-const FURTHER_FILES: usize = 64;
+const OTHER_FILES: usize = 64;
 /// If descriptors are scarce, operators get one in this many of those left for connections.
-const OPERATORS_PART: usize = 8;
+const OPERATORS_DIVISOR: usize = 8;
 /// Minimum number of connections to start with.
 const CONNECTIONS_MIN: usize = 16;
 /// How often the cache drops expired entries and the quota counts what the cache saved.
-const CHORES: Duration = Duration::from_secs(1);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the gateway door's certificate is checked.
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How long connections that were cut, and the operator door, have to close.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const CLOSE_TIME_MAX: Duration = Duration::from_millis(200);
 /// The process ends at most this long after the drain time, whatever a disk does.
-const END: Duration = Duration::from_millis(700);
+const EXIT_DELAY_MAX: Duration = Duration::from_millis(700);
 /// How long the doors stay open after the drain begins, so that load balancers see `not ready` first.
-const NOT_READY_FIRST: Duration = Duration::from_millis(200);
+const NOT_READY_TIME: Duration = Duration::from_millis(200);
 
 /// Why the service failed to start.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +84,7 @@ struct ServiceInner {
     reconciler: Arc<Reconciler>,
     operator_state: Arc<OperatorState>,
     /// The operator door has its own tasks: it reports `not ready` until the gateway's tasks are done.
-    desk_tasks: Tasks,
+    operator_tasks: Tasks,
     file: PathBuf,
     /// The certificate that the gateway door presents.
     certificate: Option<Certificate>,
@@ -110,12 +110,12 @@ impl Service {
         let certificate =
             tls.map(|tls| CheckedCertificate::read(tls, &files)).transpose().map_err(StartError::configuration)?;
         let watch = Watch::new(&files).map_err(StartError::failed)?;
-        let (tasks, desk_tasks) = (Tasks::new(), Tasks::new());
+        let (tasks, operator_tasks) = (Tasks::new(), Tasks::new());
         let [callers, operators] =
             connections(&config)?.map(|connections| Limits { connections, ..config.limits.clone() });
         // The operator door opens first, so that whoever finds the gateway open can ask there whether it is ready.
-        let operator_door =
-            Door::bind(&config.operator.listen, None, &operators, &clock, &desk_tasks).map_err(StartError::failed)?;
+        let operator_door = Door::bind(&config.operator.listen, None, &operators, &clock, &operator_tasks)
+            .map_err(StartError::failed)?;
         let gateway_door = Door::bind(&config.gateway.listen, certificate, &callers, &clock, &tasks);
         let gateway_door = gateway_door.map_err(StartError::failed)?;
         let (log, recovered) = AuditLog::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
@@ -132,22 +132,22 @@ impl Service {
         let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
         gateway.callers.shared.connections.set_limit(amount(callers.connections));
         gateway.callers.shared.records.set_limit(amount(buffer_bytes));
-        gateway.take_up(&recovered.doubts);
+        gateway.fence_doubts(&recovered.doubts);
         let reconciler = Reconciler::new(gateway.clone());
         let operator_state = OperatorState::new(reconciler.clone(), &operator_key, Some(file.clone()), origins);
         let inner = Arc::new(ServiceInner {
             gateway: gateway.clone(),
             reconciler,
             operator_state: operator_state.clone(),
-            desk_tasks,
+            operator_tasks,
             file,
             certificate: gateway_door.certificate().cloned(),
             watch,
         });
         let gateway_door = gateway_door.open(move |peer| life::service(gateway.clone(), peer));
-        operator_state.show_door("gateway", gateway_door.clone());
+        operator_state.register_door("gateway", gateway_door.clone());
         let operator_door = operator::open(operator_door, operator_state);
-        inner.clone().look_after();
+        inner.clone().start_background_tasks();
         Ok(Self { inner, gateway_door, operator_door })
     }
 
@@ -194,19 +194,19 @@ impl Service {
     pub async fn shut_down(self) -> bool {
         let gateway = &self.inner.gateway;
         let limit = gateway.policy().limits().drain;
-        let end = gateway.clock.now() + limit + END;
+        let end = gateway.clock.now() + limit + EXIT_DELAY_MAX;
         gateway.drain();
-        let not_ready = NOT_READY_FIRST.min(limit);
+        let not_ready = NOT_READY_TIME.min(limit);
         tokio::time::sleep(not_ready).await;
         self.gateway_door.close();
         gateway.tasks.stop();
         let finished = gateway.tasks.drained(limit - not_ready).await;
         // Requests cut off now still leave a record; a write without an outcome is in doubt at the next start.
-        self.gateway_door.cut();
-        gateway.tasks.drained(LAST_WORDS).await;
+        self.gateway_door.drop_connections();
+        gateway.tasks.drained(CLOSE_TIME_MAX).await;
         self.operator_door.close();
-        self.inner.desk_tasks.stop();
-        self.inner.desk_tasks.drained(LAST_WORDS).await;
+        self.inner.operator_tasks.stop();
+        self.inner.operator_tasks.drained(CLOSE_TIME_MAX).await;
         self.close_files(end).await;
         finished
     }
@@ -223,7 +223,7 @@ impl Service {
                 "the disk is too slow: makegate exits before quota.slots and answers.sqlite are completely written"
             );
         }
-        gateway.refusal_tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), true);
+        gateway.refusal_tally.record_counts(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), true);
         if timeout(left(), gateway.log.close()).await.is_err() {
             let records = gateway.log.backlog();
             tracing::error!(records, "the disk is too slow: makegate exits before the audit log is completely written");
@@ -233,14 +233,14 @@ impl Service {
 
 impl ServiceInner {
     /// Periodic housekeeping.
-    fn look_after(self: Arc<Self>) {
+    fn start_background_tasks(self: Arc<Self>) {
         let gateway = self.gateway.clone();
         self.gateway.tasks.spawn_until_stop(async move {
             loop {
-                tokio::time::sleep(CHORES).await;
+                tokio::time::sleep(MAINTENANCE_INTERVAL).await;
                 gateway.cache.maintain();
                 gateway.quota.maintain();
-                gateway.refusal_tally.settle(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), false);
+                gateway.refusal_tally.record_counts(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), false);
             }
         });
         self.gateway.tasks.spawn_until_stop(self.reconciler.clone().run());
@@ -248,8 +248,8 @@ impl ServiceInner {
             let clock = self.gateway.clock.clone();
             self.gateway.tasks.spawn_until_stop(async move {
                 loop {
-                    certificate.tell_end(clock.wall());
-                    clock.sleep_until(clock.now() + DAY).await;
+                    certificate.log_expiry(clock.wall());
+                    clock.sleep_until(clock.now() + CERTIFICATE_CHECK_INTERVAL).await;
                 }
             });
         }
@@ -262,7 +262,7 @@ impl ServiceInner {
 /// few file descriptors: the log and the upstream need theirs whatever callers do.
 fn connections(config: &Config) -> Result<[usize; 2], StartError> {
     let wanted = config.limits.connections;
-    let kept = config.upstream.connections.saturating_add(FURTHER_FILES);
+    let kept = config.upstream.connections.saturating_add(OTHER_FILES);
     let granted = getrlimit(Resource::Nofile).current.and_then(|granted| usize::try_from(granted).ok());
     let Some(granted) = granted.filter(|granted| *granted < wanted.saturating_mul(2).saturating_add(kept)) else {
         return Ok([wanted; 2]);
@@ -274,7 +274,7 @@ fn connections(config: &Config) -> Result<[usize; 2], StartError> {
         let what = format!("the system grants {granted} file descriptors, but makegate needs at least {least}: {help}");
         return Err(StartError::failed(what));
     }
-    let operators = wanted.min(free / OPERATORS_PART);
+    let operators = wanted.min(free / OPERATORS_DIVISOR);
     let callers = wanted.min(free - operators);
     let what = "the system grants too few file descriptors for all connections: the doors accept fewer";
     tracing::warn!(granted, kept, callers, operators, help, "{what}");

@@ -37,7 +37,7 @@ pub struct SharedLimit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shortage {
     /// The holder would exceed the maximum for one holder, however much is free.
-    Most,
+    HolderMax,
     /// The holder would exceed its share, and what is free is kept for others.
     Share,
     /// Others hold it all.
@@ -77,7 +77,7 @@ impl SharedLimit {
     }
 
     /// Whether a holder may take `more` and then hold `after`, given the common word.
-    fn judge(&self, word: u64, more: u64, after: u64) -> Result<(), Shortage> {
+    fn check(&self, word: u64, more: u64, after: u64) -> Result<(), Shortage> {
         let limit = self.limit();
         let holders = u64::try_from(word.cast_signed() >> AMOUNT_BITS).unwrap_or(0);
         let share = (limit / (holders + 1)).max(1);
@@ -139,11 +139,11 @@ impl ShareHolder {
         // Count first and judge afterwards, so that concurrent takes for the same holder see each other.
         let before = self.held.fetch_add(more, Ordering::Relaxed);
         let (after, entering) = (before + more, if before == 0 { ONE_HOLDER } else { 0 });
-        let mut short = Shortage::Most;
+        let mut short = Shortage::HolderMax;
         let taken = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
             let word = word.wrapping_add(entering);
-            let judged = if after > most { Err(Shortage::Most) } else { self.shared.judge(word, more, after) };
-            judged.map(|()| word + more).map_err(|why| short = why).ok()
+            let checked = if after > most { Err(Shortage::HolderMax) } else { self.shared.check(word, more, after) };
+            checked.map(|()| word + more).map_err(|why| short = why).ok()
         });
         if taken.is_ok() {
             return Ok(());

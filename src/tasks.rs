@@ -44,7 +44,7 @@ impl Tasks {
 
     /// A token that is cancelled when shutdown begins.
     #[must_use]
-    pub fn stopping(&self) -> CancellationToken {
+    pub fn stop_token(&self) -> CancellationToken {
         self.stop.clone()
     }
 

@@ -97,7 +97,7 @@ struct FileHash {
 impl FileHashes {
     /// Hashes of the same files as they are in `now`.
     #[must_use]
-    pub fn again(&self, now: &Snapshot) -> Self {
+    pub fn rehash(&self, now: &Snapshot) -> Self {
         for (path, hashed) in &self.0 {
             // An unreadable file is remembered as such.
             let _seen = now.read(path, hashed.bytes_max);
@@ -116,11 +116,11 @@ impl FileHashes {
 
 fn read(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     // Checked before opening, because opening a device can have side effects.
-    regular(&fs::metadata(path)?)?;
+    require_regular(&fs::metadata(path)?)?;
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     let about = file.metadata()?;
-    regular(&about)?;
+    require_regular(&about)?;
     let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {bytes_max} bytes"));
     if about.len() > bytes_max {
         return Err(too_large());
@@ -131,7 +131,7 @@ fn read(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     if bytes.len() as u64 > bytes_max { Err(too_large()) } else { Ok(bytes) }
 }
 
-fn regular(about: &fs::Metadata) -> io::Result<()> {
+fn require_regular(about: &fs::Metadata) -> io::Result<()> {
     if about.is_file() {
         return Ok(());
     }
@@ -193,11 +193,11 @@ impl FileThread {
         within: Duration,
         job: impl FnOnce(Snapshot) -> T + Send + 'static,
     ) -> Result<T, FileReadHangs> {
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let snapshot = Snapshot { reading: self.reading.clone(), ..Snapshot::default() };
         let job = Box::new(move || {
-            if !tell.is_closed() {
-                let _nobody_waits_any_more = tell.send(job(snapshot));
+            if !sender.is_closed() {
+                let _nobody_waits_any_more = sender.send(job(snapshot));
             }
         });
         let hangs = || match lock(&self.reading).clone() {
@@ -205,7 +205,7 @@ impl FileThread {
             None => FileReadHangs::AllFiles(within),
         };
         self.jobs.try_send(job).map_err(|_busy| hangs())?;
-        tokio::time::timeout(within, told).await.ok().and_then(Result::ok).ok_or_else(hangs)
+        tokio::time::timeout(within, receiver).await.ok().and_then(Result::ok).ok_or_else(hangs)
     }
 }
 
@@ -240,7 +240,7 @@ mod tests {
         fs::write(&one, "b").unwrap();
         assert_eq!(**files.read(&one, 10).unwrap(), b"a");
         let hashes = files.hashes();
-        let look = || hashes.again(&Snapshot::new());
+        let look = || hashes.rehash(&Snapshot::new());
         assert_ne!(hashes, look());
         fs::write(&one, "a").unwrap();
         assert_eq!(hashes, look());

@@ -45,7 +45,7 @@ pub use query::follow::{FileFollower, FollowEvent, Follower};
 pub use query::{QueryError, RecordPage, export, query_files};
 pub use record::csv::{COLUMNS, csv, csv_cell, csv_header};
 pub use record::field_hashes::FieldHashes;
-pub use record::line::{at_most, object};
+pub use record::line::{object, truncate};
 pub use record::text::Text;
 pub use record::{CountedRefusals, Kind, Peer, Record};
 pub use recover::key_ends::KeyEnd;

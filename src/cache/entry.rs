@@ -18,7 +18,7 @@ const OVERHEAD_BYTES: usize = 200;
 const FIELD_BYTES: usize = 112;
 /// Divisor of an entry's freshness that gives its last part, in which a request shows that the entry will still be
 /// wanted afterwards.
-const AHEAD_DIVISOR: u32 = 5;
+const REFRESH_AHEAD_DIVISOR: u32 = 5;
 
 /// An answer to be stored.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub struct NewEntry {
     pub stamp: FetchStamp,
 }
 
-/// A stored answer. Immutable, and usable only while [`Entry::usable`] returns true.
+/// A stored answer. Immutable, and usable only while [`Entry::is_usable`] returns true.
 #[derive(Debug)]
 pub struct Entry {
     /// 200, or 404.
@@ -65,7 +65,7 @@ pub struct Entry {
     stale_for: Duration,
     weight: u32,
     /// Whether someone has already undertaken to refresh this entry before it is stale.
-    ahead: AtomicBool,
+    is_refresh_claimed: AtomicBool,
 }
 
 impl Entry {
@@ -85,7 +85,7 @@ impl Entry {
             fresh_for: until.map_or(lifetime.fresh, |end| lifetime.fresh.min(end)),
             stale_for: lifetime.stale,
             weight: 0,
-            ahead: AtomicBool::new(false),
+            is_refresh_claimed: AtomicBool::new(false),
             stamp,
         };
         entry.weight = entry.weigh(key.len());
@@ -140,9 +140,9 @@ impl Entry {
     /// Whether it should be refreshed already, because it was requested in the last fifth of its freshness. Returns
     /// true only once, to the caller that must do it.
     #[must_use]
-    pub fn goes_ahead(&self, now: Instant) -> bool {
-        let late = self.freshness(now).is_ok_and(|left| left < self.fresh_for / AHEAD_DIVISOR);
-        late && !self.ahead.swap(true, Ordering::Relaxed)
+    pub fn claim_refresh_ahead(&self, now: Instant) -> bool {
+        let late = self.freshness(now).is_ok_and(|left| left < self.fresh_for / REFRESH_AHEAD_DIVISOR);
+        late && !self.is_refresh_claimed.swap(true, Ordering::Relaxed)
     }
 
     /// Remaining freshness in whole seconds, for `Cache-Status` (RFC 9211, section 2.5); negative once stale.
@@ -157,8 +157,8 @@ impl Entry {
     /// Whether a reader who arrives now may get it at all, either fresh or because the upstream fails. Ask again
     /// before sending an answer that has waited.
     #[must_use]
-    pub fn usable(&self, now: Instant) -> bool {
-        self.left(now).is_some() && self.stamp.usable(now)
+    pub fn is_usable(&self, now: Instant) -> bool {
+        self.left(now).is_some() && self.stamp.is_usable(now)
     }
 
     /// How much longer it can be of any use.

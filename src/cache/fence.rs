@@ -21,7 +21,7 @@ const TAGS_MAX: usize = 100_000;
 /// With fewer tags than this, nothing is swept.
 const SWEEP_MIN: usize = 1_024;
 /// Maximum number of open windows that one fence tells apart. Beyond it, windows that end close together are merged.
-const ENDS_MAX: usize = 64;
+const WINDOWS_MAX: usize = 64;
 /// The generation of a fence that the map has given up: nothing behind it ever becomes usable again.
 const ORPHANED: u64 = u64::MAX;
 
@@ -76,7 +76,7 @@ impl Fence {
         ends.retain(|end| *end > now);
         ends.sort_unstable();
         ends.dedup();
-        while ends.len() > ENDS_MAX {
+        while ends.len() > WINDOWS_MAX {
             // Drop an end between two close ones. The later end replaces it, so a window may grow by a gap, but none
             // is lost.
             let gaps = ends.iter().zip(ends.iter().skip(2)).map(|(before, after)| *after - *before);
@@ -130,11 +130,11 @@ impl FetchStamp {
 
     /// Whether a reader who arrives now may get this body (promise 3).
     #[must_use]
-    pub fn usable(&self, now: Instant) -> bool {
-        self.until.is_none_or(|end| now < end) && self.unfenced()
+    pub fn is_usable(&self, now: Instant) -> bool {
+        self.until.is_none_or(|end| now < end) && self.is_unfenced()
     }
 
-    fn unfenced(&self) -> bool {
+    fn is_unfenced(&self) -> bool {
         self.fence_set.0.iter().all(|fence| self.generation >= fence.generation.load(SeqCst))
     }
 
@@ -148,7 +148,7 @@ impl FetchStamp {
 pub(super) struct Fences {
     counter: AtomicU64,
     /// The global fence, behind which every entry and shared fetch stands.
-    everything: Arc<Fence>,
+    global: Arc<Fence>,
     /// Held for the whole of a raise, so that no window is opened on a fence that the map is giving up.
     tags: Mutex<FenceTable>,
 }
@@ -167,14 +167,14 @@ impl Fences {
 
     fn with_tags_max(tags_max: usize) -> Self {
         let tags = FenceTable { fences: HashMap::new(), tags_max, sweep_at: SWEEP_MIN.min(tags_max) };
-        Self { counter: AtomicU64::new(0), everything: Fence::new(""), tags: Mutex::new(tags) }
+        Self { counter: AtomicU64::new(0), global: Fence::new(""), tags: Mutex::new(tags) }
     }
 
     /// The fences of an answer with these tags.
     pub(super) fn fence_set<S: AsRef<str>>(&self, tags: &[S], now: Instant) -> FenceSet {
         let mut known = lock(&self.tags);
         self.make_room(&mut known, tags.len(), now);
-        let everything = std::iter::once(self.everything.clone());
+        let everything = std::iter::once(self.global.clone());
         FenceSet(everything.chain(tags.iter().map(|tag| known.fence(tag.as_ref()))).collect())
     }
 
@@ -192,7 +192,7 @@ impl Fences {
     pub(super) fn raise<S: AsRef<str>>(&self, tags: &[S], after: Invalidation, now: Instant) {
         let mut known = lock(&self.tags);
         let raised: Vec<_> = if tags.is_empty() {
-            vec![self.everything.clone()]
+            vec![self.global.clone()]
         } else {
             self.make_room(&mut known, tags.len(), now);
             tags.iter().map(|tag| known.fence(tag.as_ref())).collect()
@@ -215,7 +215,7 @@ impl Fences {
         known.fences.retain(|_, fence| Arc::strong_count(fence) > 1 || fence.first_end_after(now).is_some());
         if known.fences.len() + more > known.tags_max / 8 * 7 {
             for (_, fence) in known.fences.drain() {
-                self.everything.open_windows(&lock(&fence.ends), now);
+                self.global.open_windows(&lock(&fence.ends), now);
                 fence.generation.store(ORPHANED, SeqCst);
             }
         }
@@ -254,11 +254,11 @@ mod tests {
         let usage = fences.stamp(&fences.fence_set(&["org:11", "org:11/usage"], t0), t0);
         let detail = fences.stamp(&fences.fence_set(&["org:11", "org:11/detail"], t0), t0);
         fences.raise(&["org:11/usage"], Invalidation::Purge, t0);
-        assert!(!usage.usable(t0) && detail.usable(t0));
+        assert!(!usage.is_usable(t0) && detail.is_usable(t0));
         let usage = fences.stamp(usage.fence_set(), t0);
-        assert!(usage.usable(t0));
+        assert!(usage.is_usable(t0));
         fences.raise(&["org:11"], Invalidation::Purge, t0);
-        assert!(!usage.usable(t0) && !detail.usable(t0));
+        assert!(!usage.is_usable(t0) && !detail.is_usable(t0));
     }
 
     #[test]
@@ -267,7 +267,7 @@ mod tests {
         let stamps: Vec<_> =
             [vec![], vec!["a"], vec!["b"]].iter().map(|tags| fences.stamp(&fences.fence_set(tags, t0), t0)).collect();
         fences.raise::<&str>(&[], SETTLED, t0);
-        assert!(stamps.iter().all(|stamp| !stamp.usable(t0)));
+        assert!(stamps.iter().all(|stamp| !stamp.is_usable(t0)));
         assert_eq!(fences.stamp(stamps[1].fence_set(), t0).until(), Some(t0 + SETTLE));
     }
 
@@ -277,7 +277,7 @@ mod tests {
         let fence_set = fences.fence_set(&["a", "b"], t0);
         fences.raise(&["a"], SETTLED, t0);
         let inside = fences.stamp(&fence_set, seconds(t0, 9));
-        assert!(inside.usable(seconds(t0, 9)) && !inside.usable(seconds(t0, 10)));
+        assert!(inside.is_usable(seconds(t0, 9)) && !inside.is_usable(seconds(t0, 10)));
         assert_eq!(fences.stamp(&fence_set, seconds(t0, 10)).until(), None);
     }
 
@@ -305,7 +305,7 @@ mod tests {
         for step in 0..1_000 {
             fences.raise(&["a"], SETTLED, t0 + Duration::from_millis(10 * step));
         }
-        assert!(lock(&fence_set.0[1].ends).len() <= ENDS_MAX);
+        assert!(lock(&fence_set.0[1].ends).len() <= WINDOWS_MAX);
         for step in 0..1_999 {
             // From 10 s on, a window ends every 10 ms.
             let at = t0 + Duration::from_millis(10 * step);
@@ -330,7 +330,7 @@ mod tests {
             fences.fence_set(&[format!("passing {n}")], seconds(t0, 10));
         }
         assert!(known("held") && !known("window"));
-        assert!(fences.stamp(&held, t0).usable(t0));
+        assert!(fences.stamp(&held, t0).is_usable(t0));
     }
 
     /// With too many held tags, what was held becomes unusable, including fetches not stamped yet; open windows stay
@@ -343,10 +343,10 @@ mod tests {
         fences.raise(&["other"], SETTLED, t0);
         let crowd: Vec<_> = (0..100).map(|n| fences.fence_set(&[format!("held {n}")], t0)).collect();
         assert!(lock(&fences.tags).fences.len() <= 64);
-        assert!(!born.usable(t0));
-        assert!(!fences.stamp(&early, t0).usable(t0), "the next raise of its tag would not reach this fence");
+        assert!(!born.is_usable(t0));
+        assert!(!fences.stamp(&early, t0).is_usable(t0), "the next raise of its tag would not reach this fence");
         let last = fences.stamp(crowd.last().unwrap(), t0);
-        assert!(last.usable(t0));
+        assert!(last.is_usable(t0));
         assert_eq!(last.until(), Some(t0 + SETTLE), "the window of `other` has moved to everything");
     }
 }

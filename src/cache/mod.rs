@@ -49,7 +49,7 @@ pub enum Lookup {
     Fetch {
         /// Why.
         why: ForwardReason,
-        /// An entry that may answer if the upstream fails, while [`Entry::usable`] still returns true.
+        /// An entry that may answer if the upstream fails, while [`Entry::is_usable`] still returns true.
         fallback: Option<Arc<Entry>>,
         /// Only a shared fetch begun at this instant or later will do.
         since: Option<Instant>,
@@ -115,7 +115,7 @@ impl Cache {
         if request_directives.no_store && refresh_policy.may_refresh {
             return if request_directives.only_if_cached { Lookup::NotHeld } else { Lookup::Bypass };
         }
-        let held = self.entries.get(key).filter(|entry| entry.usable(now));
+        let held = self.entries.get(key).filter(|entry| entry.is_usable(now));
         let (why, fallback) = match held {
             None => (ForwardReason::Miss, None),
             Some(entry) => match freshness::judge(&entry, request_directives, refresh_policy, now) {
@@ -159,12 +159,12 @@ impl Cache {
 
     /// Inserts an entry, unless it is too large, unusable, or older than the present one.
     fn put(&self, key: Arc<str>, entry: &Arc<Entry>, now: Instant) -> bool {
-        if u64::from(entry.weight()) > self.capacity_bytes / CAPACITY_SHARE || !entry.usable(now) {
+        if u64::from(entry.weight()) > self.capacity_bytes / CAPACITY_SHARE || !entry.is_usable(now) {
             return false;
         }
         let _one_at_a_time = lock(&self.storing);
         let held = self.entries.get(&*key);
-        if held.is_some_and(|held| held.stamp().at() > entry.stamp().at() && held.usable(now)) {
+        if held.is_some_and(|held| held.stamp().at() > entry.stamp().at() && held.is_usable(now)) {
             return false;
         }
         self.entries.insert(key, entry.clone());
@@ -190,7 +190,7 @@ impl Cache {
     fn purge_where<S: AsRef<str>>(&self, tags: &[S], carries: impl Fn(&Entry) -> bool) -> usize {
         let now = self.clock.now();
         let carrying: Vec<_> = self.entries.iter().filter(|(_, entry)| carries(entry)).collect();
-        let live = carrying.iter().filter(|(_, entry)| entry.usable(now)).count();
+        let live = carrying.iter().filter(|(_, entry)| entry.is_usable(now)).count();
         self.raise(tags, Invalidation::Purge);
         for (key, _) in carrying {
             self.entries.invalidate(&**key);
@@ -218,11 +218,11 @@ impl Cache {
 
     /// The exact numbers for usable entries, with their tags, sorted. Walks all entries; for operators.
     #[must_use]
-    pub fn census(&self) -> (CacheSize, Vec<(Arc<str>, usize)>) {
+    pub fn count_by_tag(&self) -> (CacheSize, Vec<(Arc<str>, usize)>) {
         let now = self.clock.now();
         let (mut size, mut tags) =
             (CacheSize { entries: 0, bytes: 0, ..self.size() }, HashMap::<Arc<str>, usize>::new());
-        for (_, entry) in self.entries.iter().filter(|(_, entry)| entry.usable(now)) {
+        for (_, entry) in self.entries.iter().filter(|(_, entry)| entry.is_usable(now)) {
             size.entries += 1;
             size.bytes += u64::from(entry.weight());
             for tag in entry.stamp().fence_set().tags() {

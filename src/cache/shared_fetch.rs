@@ -80,10 +80,10 @@ impl FetchHandle {
 
 impl FetchState {
     /// Whether a reader who arrives now may wait for this fetch. One not sent yet will see everything settled by now.
-    fn joinable(&self, join_request: &JoinRequest<'_>, now: Instant) -> bool {
+    fn is_joinable(&self, join_request: &JoinRequest<'_>, now: Instant) -> bool {
         match self.stamp.get() {
             None => !join_request.ready,
-            Some(stamp) => stamp.usable(now) && join_request.since.is_none_or(|since| stamp.at() >= since),
+            Some(stamp) => stamp.is_usable(now) && join_request.since.is_none_or(|since| stamp.at() >= since),
         }
     }
 }
@@ -94,7 +94,7 @@ struct SharedFetch<T> {
     /// The caller on whose behalf it waits for its turns.
     caller: Arc<str>,
     state: Arc<FetchState>,
-    outcome: Shared<oneshot::Receiver<T>>,
+    result: Shared<oneshot::Receiver<T>>,
 }
 
 /// All shared fetches. Waiters share a `T`.
@@ -150,17 +150,17 @@ impl<T: Clone + Send + Sync + 'static> SharedFetches<T> {
         let (now, group) = (self.clock.now(), join_request.group);
         let mut table = lock(&self.table);
         if let Some(shared) = table.group(group).get(&**key)
-            && shared.state.joinable(join_request, now)
+            && shared.state.is_joinable(join_request, now)
         {
             return Some(FetchWaiter::new(shared, true));
         }
         if table.under_way >= SHARED_FETCHES_MAX {
             return None;
         }
-        let (bring, outcome) = oneshot::channel();
+        let (sender, result) = oneshot::channel();
         let FetchHandle(state) = FetchHandle::unshared(self.fences.clone(), self.clock.clone(), fence_set);
         let caller = join_request.caller.clone();
-        let shared = SharedFetch { caller, state: state.clone(), outcome: outcome.shared() };
+        let shared = SharedFetch { caller, state: state.clone(), result: result.shared() };
         let waiter = FetchWaiter::new(&shared, false);
         table.group(group).insert(key.clone(), shared);
         table.under_way += 1;
@@ -168,7 +168,7 @@ impl<T: Clone + Send + Sync + 'static> SharedFetches<T> {
         let under_way = RunningFetch { table: self.table.clone(), key: key.clone(), group, state };
         // The task is tracked, so nobody needs its handle. It is boxed because it is large and the runtime moves
         // tasks.
-        drop(tasks.spawn(Box::pin(under_way.run(fetch, bring))));
+        drop(tasks.spawn(Box::pin(under_way.run(fetch, sender))));
         Some(waiter)
     }
 
@@ -196,22 +196,22 @@ struct RunningFetch<T> {
 }
 
 impl<T> RunningFetch<T> {
-    async fn run<F, Fut>(self, fetch: F, bring: oneshot::Sender<T>)
+    async fn run<F, Fut>(self, fetch: F, sender: oneshot::Sender<T>)
     where
         F: FnOnce(FetchHandle) -> Fut,
         Fut: Future<Output = T>,
     {
         let mut fetch = pin!(fetch(FetchHandle(self.state.clone())));
-        let outcome = loop {
+        let result = loop {
             tokio::select! {
                 biased;
-                outcome = &mut fetch => break outcome,
+                result = &mut fetch => break result,
                 () = self.state.deserted.notified() => if self.abandon() { return },
             }
         };
         drop(self);
         // There may be nobody left to receive it.
-        drop(bring.send(outcome));
+        drop(sender.send(result));
     }
 
     /// Removes the fetch from the map if it may be cancelled, that is, if nobody waits and nothing was sent. Joins
@@ -249,7 +249,7 @@ pub struct FetchLost;
 #[must_use = "dropping it leaves the shared fetch"]
 #[derive(Debug)]
 pub struct FetchWaiter<T> {
-    outcome: Shared<oneshot::Receiver<T>>,
+    result: Shared<oneshot::Receiver<T>>,
     caller: Arc<str>,
     state: Arc<FetchState>,
     collapsed: bool,
@@ -258,8 +258,8 @@ pub struct FetchWaiter<T> {
 impl<T: Clone> FetchWaiter<T> {
     fn new(shared: &SharedFetch<T>, collapsed: bool) -> Self {
         shared.state.waiters.fetch_add(1, SeqCst);
-        let (outcome, caller, state) = (shared.outcome.clone(), shared.caller.clone(), shared.state.clone());
-        Self { outcome, caller, state, collapsed }
+        let (result, caller, state) = (shared.result.clone(), shared.caller.clone(), shared.state.clone());
+        Self { result, caller, state, collapsed }
     }
 }
 
@@ -283,7 +283,7 @@ impl<T: Clone> Future for FetchWaiter<T> {
     type Output = Result<T, FetchLost>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.outcome).poll(context).map(|outcome| outcome.map_err(|_| FetchLost))
+        Pin::new(&mut self.result).poll(context).map(|result| result.map_err(|_| FetchLost))
     }
 }
 

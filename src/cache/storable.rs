@@ -56,8 +56,8 @@ pub fn storable(status: StatusCode, headers: &HeaderMap, policy: &StorePolicy) -
         ),
     };
     let age = age(headers);
-    let of_use = !fresh.is_zero() && age < fresh.saturating_add(stale);
-    of_use.then_some(Lifetime { fresh, stale, age, overruled: response_directives.unstorable })
+    let is_usable = !fresh.is_zero() && age < fresh.saturating_add(stale);
+    is_usable.then_some(Lifetime { fresh, stale, age, overruled: response_directives.unstorable })
 }
 
 /// Rejects an intermediary's HTML page, and encoded, partial or per-request answers.

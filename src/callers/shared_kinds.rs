@@ -73,7 +73,7 @@ impl PerKind<Arc<SharedLimit>> {
     }
 
     /// Sets all limits but those of connections and the log's buffer, which are fixed at startup.
-    pub(super) fn limit(&self, limits: &Limits) {
+    pub(super) fn set_limits(&self, limits: &Limits) {
         let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
         self.requests.set_limit(amount(limits.in_flight));
         self.joined.set_limit(amount(limits.joined));

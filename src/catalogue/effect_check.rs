@@ -6,7 +6,7 @@ use http::Method;
 
 use super::rows::ID;
 use super::{BodyKind, Catalogue, PathTemplate, TagTemplate};
-use crate::toml_reader::{InvalidValue, Table, TableItem, ValueKind, no_such, one_of};
+use crate::toml_reader::{InvalidValue, Table, TableItem, ValueKind, one_of, unknown_word};
 use crate::vocabulary::word_enum;
 
 /// Where to look after a write in doubt, and how to interpret the answer.
@@ -46,7 +46,7 @@ impl EffectCheck {
         let Some(read) = catalogue.row(&self.read) else {
             let reads = catalogue.rows().iter().filter(|row| !row.is_write() && within(&row.path, write));
             let ids: Vec<&str> = reads.map(|row| &*row.id).collect();
-            return Err(no_such(&self.read, "GET operation", &ids));
+            return Err(unknown_word(&self.read, "GET operation", &ids));
         };
         if read.is_write() {
             let message = format!("{} is a {}, but a look must be a read", self.read, read.method);
@@ -92,7 +92,7 @@ pub(super) fn check_row(table: &Table<'_>, look: &EffectCheck, method: &Method, 
     }
     for (name, value) in &look.member {
         for wrong in path.lacking(value) {
-            table.invalid(table.place_at(&["look", "member", name]), wrong);
+            table.invalid(table.span_at(&["look", "member", name]), wrong);
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{
     TagTemplate, effect_check,
 };
 use crate::toml_reader::{
-    self, FLAG, InvalidValue, TEXT, Table, TableItem, TextSpan, ValueKind, WithSpan, no_such, one_of, quoted,
+    self, FLAG, InvalidValue, TEXT, Table, TableItem, TextSpan, ValueKind, WithSpan, one_of, quoted, unknown_word,
 };
 
 /// The text of the built-in rows.
@@ -58,8 +58,8 @@ fn row(table: &Table<'_>) -> ParsedRow {
         grant,
         class: cache.filter(|class| &**class != NEVER),
         place: table.place(),
-        cache_place: table.place_at(&["cache"]),
-        look_place: table.place_at(&["look", "read"]),
+        cache_place: table.span_at(&["cache"]),
+        look_place: table.span_at(&["look", "read"]),
     }
 }
 
@@ -278,7 +278,7 @@ const METHOD: ValueKind<Method> = ValueKind::text("a method", "\"GET\"", |text| 
     "PATCH" => Ok(Method::PATCH),
     "DELETE" => Ok(Method::DELETE),
     "HEAD" => Err(InvalidValue::new("HEAD needs no row", "write \"GET\": HEAD is answered as its GET")),
-    other => Err(no_such(other, "method", &["GET", "POST", "PUT", "PATCH", "DELETE"])),
+    other => Err(unknown_word(other, "method", &["GET", "POST", "PUT", "PATCH", "DELETE"])),
 });
 
 const PATH: ValueKind<PathTemplate> = ValueKind::text("a path", "\"/api/v2/users/me\"", PathTemplate::parse);

@@ -57,7 +57,7 @@ Examples:
   makegate audit query --config makegate.toml --organization 11 --limit 20 -o csv")]
 pub(super) struct QueryCommand {
     #[command(flatten)]
-    place: SourceOptions,
+    source_options: SourceOptions,
     #[command(flatten)]
     wanted: FilterOptions,
     #[command(flatten)]
@@ -81,7 +81,7 @@ Examples:
   makegate audit follow --config makegate.toml --answer refused -o json | jq .refusal")]
 pub(super) struct FollowCommand {
     #[command(flatten)]
-    place: SourceOptions,
+    source_options: SourceOptions,
     #[command(flatten)]
     wanted: FilterOptions,
     /// table, json (one object per line) or csv.
@@ -97,7 +97,7 @@ Examples:
   makegate audit export --config makegate.toml --since 30d -o csv --output june.csv")]
 pub(super) struct ExportCommand {
     #[command(flatten)]
-    place: SourceOptions,
+    source_options: SourceOptions,
     #[command(flatten)]
     wanted: FilterOptions,
     #[command(flatten)]
@@ -153,7 +153,7 @@ type FilterPairs<'a> = Vec<(&'static str, &'a str)>;
 impl FilterOptions {
     fn pairs(&self) -> FilterPairs<'_> {
         let Self { caller, operation, organization, status, answer, kind, intent, request } = self;
-        given([
+        present_options([
             ("caller", caller),
             ("operation", operation),
             ("organization", organization),
@@ -168,11 +168,11 @@ impl FilterOptions {
 
 impl TimeRange {
     fn pairs(&self) -> FilterPairs<'_> {
-        given([("since", &self.since), ("until", &self.until)])
+        present_options([("since", &self.since), ("until", &self.until)])
     }
 }
 
-fn given<'a, const N: usize>(options: [(&'static str, &'a Option<String>); N]) -> FilterPairs<'a> {
+fn present_options<'a, const N: usize>(options: [(&'static str, &'a Option<String>); N]) -> FilterPairs<'a> {
     options.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))).collect()
 }
 
@@ -200,7 +200,7 @@ impl QueryCommand {
         pairs.push(("limit", &self.limit));
         pairs.extend(self.after.as_deref().map(|after| ("after", after)));
         let filter = filter(&pairs)?;
-        let page = match self.place.source(color)? {
+        let page = match self.source_options.source(color)? {
             DataSource::Files(read) => {
                 let dir = &read.config.audit.dir;
                 let page = audit::query_files(dir, &filter).map_err(|error| unreadable(dir, &error))?;
@@ -222,7 +222,7 @@ impl FollowCommand {
     fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let pairs = self.wanted.pairs();
         let filter = filter(&pairs)?;
-        match self.place.source(color)? {
+        match self.source_options.source(color)? {
             DataSource::Files(read) => {
                 let dir = &read.config.audit.dir;
                 let mut follow = FileFollower::open(dir, filter).map_err(|error| unreadable(dir, &error))?;
@@ -248,7 +248,7 @@ impl ExportCommand {
         let mut pairs = self.wanted.pairs();
         pairs.extend(self.span.pairs());
         let filter = filter(&pairs)?;
-        let source = self.place.source(color)?;
+        let source = self.source_options.source(color)?;
         let mut records = RecordPrinter::in_bulk(self.format, self.output.as_deref())?;
         match source {
             DataSource::Files(read) => export_files(&read.config.audit.dir, &filter, &mut records)?,

@@ -16,7 +16,7 @@ use crate::config::secret::secret_in;
 use crate::config::{self, LoadedConfig};
 use crate::config::{Config, Diagnostic, Severity};
 use crate::door::CheckedCertificate;
-use crate::process_log::{self, EACH, LogFormat};
+use crate::process_log::{self, ALWAYS, LogFormat};
 use crate::upstream::{Token, Upstream};
 use crate::watched_files::Snapshot;
 
@@ -67,11 +67,11 @@ fn summary(file: &Path, mistakes: &[Diagnostic]) -> Result<(), CommandFailure> {
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let verdict = if errors == 0 { "valid" } else { "not valid" };
     writeln!(io::stderr(), "{}: {verdict}; errors: {errors}, warnings: {warnings}", file.display())?;
-    if errors == 0 { Ok(()) } else { Err(CommandFailure::told(USAGE)) }
+    if errors == 0 { Ok(()) } else { Err(CommandFailure::reported(USAGE)) }
 }
 
 /// A span outside of any text.
-const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
+const NO_SPAN: Range<usize> = usize::MAX..usize::MAX;
 
 /// Failures on this machine right now. They are reported for the whole file, whose text may well be right.
 async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
@@ -79,7 +79,7 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
     let mut failures = Vec::new();
     let mut failed = |what: &str, why: &dyn Display| {
         let message = format!("{what}: {why}");
-        failures.push(Diagnostic { severity: Severity::Error, line: 1, column: 1, span: NOWHERE, message, help: None });
+        failures.push(Diagnostic { severity: Severity::Error, line: 1, column: 1, span: NO_SPAN, message, help: None });
     };
     if let Err(why) = secret_in(files, &config.operator.key) {
         failed("the operator key", &why);
@@ -97,7 +97,7 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
     match Upstream::new(&config.upstream, &config.limits, token, clock, files) {
         Err(error) => failed("upstream", &error),
         Ok(upstream) => {
-            if let Err(why) = upstream.reach(config.upstream.connect).await {
+            if let Err(why) = upstream.check_connection(config.upstream.connect).await {
                 failed(&format!("cannot reach {}", config.upstream.url.authority), &why.text);
             }
         }
@@ -111,23 +111,23 @@ pub(super) fn configuration(file: &Path, color: bool) -> Result<LoadedConfig, Co
     config::read(file).map_err(|failure| {
         for mistake in &failure.mistakes {
             let text = || format!("{}\n\n", mistake.render(&failure.file, &failure.text, color));
-            match process_log::form() {
+            match process_log::format() {
                 // If stderr is closed, the exit code still reports the failure.
                 None => drop(io::stderr().write_all(text().as_bytes())),
                 Some(LogFormat::Text { .. }) => process_log::print(text()),
-                Some(LogFormat::Json) => tell(&failure.file, mistake),
+                Some(LogFormat::Json) => log_mistake(&failure.file, mistake),
             }
         }
-        CommandFailure::told(USAGE)
+        CommandFailure::reported(USAGE)
     })
 }
 
 /// Writes a mistake to the process log.
-pub(super) fn tell(file: &Path, mistake: &Diagnostic) {
+pub(super) fn log_mistake(file: &Path, mistake: &Diagnostic) {
     let place = format!("{}:{}:{}", file.display(), mistake.line, mistake.column);
     let help = mistake.help.as_deref();
     match mistake.severity {
-        Severity::Error => tracing::error!(target: EACH, place, help, "{}", mistake.message),
-        Severity::Warning => tracing::warn!(target: EACH, place, help, "{}", mistake.message),
+        Severity::Error => tracing::error!(target: ALWAYS, place, help, "{}", mistake.message),
+        Severity::Warning => tracing::warn!(target: ALWAYS, place, help, "{}", mistake.message),
     }
 }

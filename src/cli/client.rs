@@ -64,7 +64,7 @@ impl OperatorClient {
     /// Posts this JSON and returns the body of a successful response.
     pub(super) async fn post(&self, target: &str, json: String) -> Result<String, CommandFailure> {
         let (status, body) = self.ask(Method::POST, target, json.into()).await?;
-        self.good(status, body)
+        self.success_text(status, body)
     }
 
     async fn ask(&self, method: Method, target: &str, body: Bytes) -> Result<(StatusCode, Bytes), CommandFailure> {
@@ -78,10 +78,10 @@ impl OperatorClient {
     /// The body of a successful response, as text.
     pub(super) async fn text(&self, target: &str) -> Result<String, CommandFailure> {
         let (status, body) = self.get(target).await?;
-        self.good(status, body)
+        self.success_text(status, body)
     }
 
-    fn good(&self, status: StatusCode, body: Bytes) -> Result<String, CommandFailure> {
+    fn success_text(&self, status: StatusCode, body: Bytes) -> Result<String, CommandFailure> {
         if !status.is_success() {
             return Err(self.refused(status, &body));
         }

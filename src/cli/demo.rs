@@ -54,7 +54,7 @@ struct DemoCaller {
 
 impl DemoCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
-        process::no_core_dumps()?;
+        process::disable_core_dumps()?;
         process::log("warn", color)?;
         let ports = ports(self.port)?;
         process::serve(self.serve(ports))
@@ -62,8 +62,8 @@ impl DemoCommand {
 
     async fn serve(&self, ports: [u16; 3]) -> Result<(), CommandFailure> {
         let mut signals = Signals::listen()?;
-        let guests = guests()?;
-        let operator_key = key::mint()?;
+        let callers = callers()?;
+        let operator_key = key::generate()?;
         let private = fs::Permissions::from_mode(0o700);
         let folder = tempfile::Builder::new().prefix("makegate-demo-").permissions(private).tempdir();
         let folder =
@@ -73,14 +73,14 @@ impl DemoCommand {
         let token = settings.token.clone();
         let sandbox = Sandbox::start(make, settings, Clock::system()).await.map_err(CommandFailure::failed)?;
         let doors = [gateway, operator, sandbox.address()];
-        let read = configure(folder.path(), doors, &guests, (&token, &operator_key))?;
+        let read = configure(folder.path(), doors, &callers, (&token, &operator_key))?;
         let service = serve::start(read).await?;
-        let place = DemoAddresses::of(&service, &sandbox)?;
+        let addresses = DemoAddresses::of(&service, &sandbox)?;
         let stdout = ServiceOutput::begin();
         if self.json {
-            stdout.line(&place.json(&guests, &operator_key));
+            stdout.line(&addresses.json(&callers, &operator_key));
         }
-        stdout.line(&place.words(&guests, &operator_key));
+        stdout.line(&addresses.text(&callers, &operator_key));
         signals.next().await;
         let ended = serve::end(service, &mut signals).await;
         sandbox.stop().await;
@@ -109,15 +109,15 @@ fn ports(first: u16) -> Result<[u16; 3], CommandFailure> {
 }
 
 /// One caller may do everything, one reads two organizations, and one quickly exceeds its rate.
-fn guests() -> Result<[DemoCaller; 3], CommandFailure> {
+fn callers() -> Result<[DemoCaller; 3], CommandFailure> {
     let (all, reader) = (&["*"], &["organizations:read", "usage:read"]);
-    let guest = |name, grants, organizations, rate, burst| {
-        key::mint().map(|key| DemoCaller { name, grants, organizations, rate, burst, key })
+    let caller = |name, grants, organizations, rate, burst| {
+        key::generate().map(|key| DemoCaller { name, grants, organizations, rate, burst, key })
     };
     Ok([
-        guest("provisioning", all, None, "600/min", 60)?,
-        guest("dashboard", reader, Some(&[11, 12]), "600/min", 60)?,
-        guest("nightly-report", reader, None, "6/min", 2)?,
+        caller("provisioning", all, None, "600/min", 60)?,
+        caller("dashboard", reader, Some(&[11, 12]), "600/min", 60)?,
+        caller("nightly-report", reader, None, "6/min", 2)?,
     ])
 }
 
@@ -125,14 +125,14 @@ fn guests() -> Result<[DemoCaller; 3], CommandFailure> {
 fn configure(
     folder: &Path,
     [gateway, operator, make]: [SocketAddr; 3],
-    guests: &[DemoCaller],
+    callers: &[DemoCaller],
     (token, operator_key): (&str, &str),
 ) -> Result<LoadedConfig, CommandFailure> {
     let mut text = format!(
         "gateway.listen = \"{gateway}\"\noperator = {{ listen = \"{operator}\", key_file = \"operator.key\" }}\n\
          upstream = {{ url = \"http://{make}\", token_file = \"make.token\" }}\nlimits.drain = \"2s\"\n"
     );
-    for DemoCaller { name, grants, organizations, rate, burst, key } in guests {
+    for DemoCaller { name, grants, organizations, rate, burst, key } in callers {
         let entry = key::entry(key);
         let organizations = organizations.map_or_else(String::new, |ids| format!("organizations = {ids:?}\n"));
         text += &format!(
@@ -165,21 +165,21 @@ impl DemoAddresses {
         Ok(Self { gateway, operator, sandbox: format!("http://{}", sandbox.address()) })
     }
 
-    fn json(&self, guests: &[DemoCaller], operator_key: &str) -> String {
+    fn json(&self, callers: &[DemoCaller], operator_key: &str) -> String {
         json!({
             "gateway": self.gateway,
             "operator": self.operator,
             "sandbox": self.sandbox,
             "operator_key": operator_key,
-            "callers": guests,
+            "callers": callers,
         })
         .to_string()
     }
 
-    fn words(&self, [all, reader, slow]: &[DemoCaller; 3], operator_key: &str) -> String {
+    fn text(&self, [all, reader, slow]: &[DemoCaller; 3], operator_key: &str) -> String {
         let Self { gateway, operator, sandbox } = self;
         let organization = format!("{gateway}/api/v2/organizations");
-        let curl = |guest: &DemoCaller| format!("curl -i -H 'Authorization: Token {}'", guest.key);
+        let curl = |caller: &DemoCaller| format!("curl -i -H 'Authorization: Token {}'", caller.key);
         format!(
             "\
 makegate demo: the gateway is at {gateway}, the simulated Make at {sandbox}. Press Ctrl-C to stop.

@@ -45,7 +45,7 @@ Examples:
   makegate doubts list --url http://127.0.0.1:8081 -o json | jq -r .request")]
 pub(super) struct ListCommand {
     #[command(flatten)]
-    place: SourceOptions,
+    source_options: SourceOptions,
     /// table, json (one object per line) or csv.
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
@@ -70,7 +70,7 @@ pub(super) struct SettleCommand {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     note: String,
     #[command(flatten)]
-    place: SourceOptions,
+    source_options: SourceOptions,
 }
 
 impl DoubtsCommand {
@@ -90,9 +90,9 @@ struct DoubtsAnswer {
 
 impl ListCommand {
     fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
-        let doubts = match self.place.source(color)? {
+        let doubts = match self.source_options.source(color)? {
             DataSource::Running(client) => process::block_on(running(&client))?,
-            DataSource::Files(read) => match process::block_on(self.place.door(&read.config))? {
+            DataSource::Files(read) => match process::block_on(self.source_options.door(&read.config))? {
                 Some(client) => {
                     writeln!(io::stderr(), "From the makegate running at {}:", client.url())?;
                     process::block_on(running(&client))?
@@ -150,9 +150,9 @@ impl SettleCommand {
                 "REQUEST is not a valid request id; `makegate doubts list` shows the ids of writes in doubt",
             ));
         };
-        let client = match self.place.source(color)? {
+        let client = match self.source_options.source(color)? {
             DataSource::Running(client) => client,
-            DataSource::Files(read) => process::block_on(self.place.door(&read.config))?.ok_or_else(|| {
+            DataSource::Files(read) => process::block_on(self.source_options.door(&read.config))?.ok_or_else(|| {
                 let help = "only a running makegate can settle: start it, or give its address with --url";
                 CommandFailure::failed(format!("no makegate responds at operator.listen; {help}"))
             })?,

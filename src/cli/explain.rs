@@ -35,7 +35,7 @@ pub(super) struct ExplainCommand {
     /// The request's path, with its query.
     target: String,
     #[command(flatten)]
-    place: SourceOptions,
+    source_options: SourceOptions,
     /// table, json, or csv (only the steps).
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
@@ -58,21 +58,21 @@ struct ExplainAnswerStep {
 
 impl ExplainCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
-        let text = match self.place.source(color)? {
-            DataSource::Files(read) => self.by(read.config)?,
-            DataSource::Running(client) => process::block_on(client.text(&self.at()))?,
+        let text = match self.source_options.source(color)? {
+            DataSource::Files(read) => self.explain_offline(read.config)?,
+            DataSource::Running(client) => process::block_on(client.text(&self.page_target()))?,
         };
         self.print(&text)
     }
 
     /// Explains from the configuration alone.
-    fn by(&self, config: Config) -> Result<String, CommandFailure> {
+    fn explain_offline(&self, config: Config) -> Result<String, CommandFailure> {
         let policy = Policy::new(config, &Callers::new(Clock::system()));
         let explanation = explain::explain(&policy, None, &self.caller, &self.method, &self.target);
         serde_json::to_string(&explanation).map_err(CommandFailure::failed)
     }
 
-    fn at(&self) -> String {
+    fn page_target(&self) -> String {
         let encoded =
             [&self.caller, &self.method, &self.target].map(|text| utf8_percent_encode(text, NON_ALPHANUMERIC));
         let [caller, method, target] = encoded;
@@ -82,7 +82,7 @@ impl ExplainCommand {
     fn print(&self, text: &str) -> Result<(), CommandFailure> {
         let unknown = |error| CommandFailure::failed(format!("the response is not an explanation: {error}"));
         let ExplainAnswer { verdict, status, code, steps } = serde_json::from_str(text).map_err(unknown)?;
-        let ended = if verdict == "refuse" { Err(CommandFailure::told(REFUSED)) } else { Ok(()) };
+        let ended = if verdict == "refuse" { Err(CommandFailure::reported(REFUSED)) } else { Ok(()) };
         if self.format == Format::Json {
             let compact: Value = serde_json::from_str(text).map_err(unknown)?;
             output::line(&compact.to_string())?;

@@ -26,7 +26,7 @@ impl CommandFailure {
         Self { code: USAGE, message: Some(message.to_string()) }
     }
 
-    pub(super) const fn told(code: u8) -> Self {
+    pub(super) const fn reported(code: u8) -> Self {
         Self { code, message: None }
     }
 }
@@ -35,7 +35,7 @@ impl CommandFailure {
 impl From<io::Error> for CommandFailure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            return Self::told(0);
+            return Self::reported(0);
         }
         Self::failed(format!("cannot write the output: {error}"))
     }

@@ -65,7 +65,7 @@ impl NewKeyCommand {
     fn run(&self) -> Result<(), CommandFailure> {
         let caller = config::caller_name(&self.caller);
         let caller = caller.map_err(|wrong| CommandFailure::usage(format!("--caller: {wrong}")))?;
-        let key = mint()?;
+        let key = generate()?;
         let entry = entry(&key);
         if self.format == ReportFormat::Json {
             return Ok(output::line(&json!({ "caller": *caller, "key": key, "hash": entry }).to_string())?);
@@ -103,7 +103,7 @@ impl HashKeyCommand {
 }
 
 /// A new key: 122 random bits in the form of a UUID, version 4.
-pub(super) fn mint() -> Result<String, CommandFailure> {
+pub(super) fn generate() -> Result<String, CommandFailure> {
     let random = hash::random().map_err(CommandFailure::failed)?;
     Ok(uuid::Builder::from_random_bytes(random).into_uuid().to_string())
 }

@@ -40,7 +40,7 @@ impl ColorChoice {
 }
 
 /// Disables core dumps and ptrace access, because the process holds the token in memory.
-pub(super) fn no_core_dumps() -> Result<(), CommandFailure> {
+pub(super) fn disable_core_dumps() -> Result<(), CommandFailure> {
     let failed = |error: rustix::io::Errno| CommandFailure::failed(format!("cannot disable core dumps: {error}"));
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(failed)?;
     #[cfg(target_os = "linux")]
@@ -50,7 +50,7 @@ pub(super) fn no_core_dumps() -> Result<(), CommandFailure> {
 
 /// Raises the limit of file descriptors to the hard limit: each connection needs one, and many systems start with
 /// 1,024.
-pub(super) fn all_descriptors() {
+pub(super) fn raise_descriptor_limit() {
     let granted = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: granted.maximum, ..granted }) {
         tracing::debug!(%error, "cannot raise the limit of file descriptors");
@@ -111,7 +111,7 @@ pub(super) enum ProcessSignal {
 /// kills the process.
 const XFSZ: SignalKind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
 /// A second signal this soon after the first counts as the same one: `timeout` signals the process, then its group.
-const ONE_SIGNAL: Duration = Duration::from_secs(1);
+const SAME_SIGNAL_WINDOW: Duration = Duration::from_secs(1);
 
 /// The signals that the process handles; from `listen` on none is lost and none kills it.
 pub(super) struct Signals {
@@ -150,13 +150,13 @@ impl Signals {
     }
 
     /// After a first signal to shut down, waits for a second one from somebody who does not want to wait.
-    pub(super) async fn insist(&mut self) {
+    pub(super) async fn second_signal(&mut self) {
         let same = async {
             loop {
                 self.next().await;
             }
         };
-        let _over: Result<(), _> = tokio::time::timeout(ONE_SIGNAL, same).await;
+        let _over: Result<(), _> = tokio::time::timeout(SAME_SIGNAL_WINDOW, same).await;
         self.end().await;
     }
 }
@@ -173,9 +173,9 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T, CommandFailure>>)
 
 fn run<T>(builder: &mut Builder, work: impl Future<Output = Result<T, CommandFailure>>) -> Result<T, CommandFailure> {
     /// How long to wait for remaining blocking file operations, which had their time already.
-    const LEFT_BEHIND: Duration = Duration::from_millis(100);
+    const SHUTDOWN_WAIT: Duration = Duration::from_millis(100);
     let runtime: Runtime = builder.enable_all().build().map_err(CommandFailure::failed)?;
     let done = runtime.block_on(work);
-    runtime.shutdown_timeout(LEFT_BEHIND);
+    runtime.shutdown_timeout(SHUTDOWN_WAIT);
     done
 }

@@ -11,7 +11,7 @@ use super::failure::CommandFailure;
 use super::process::{self, ColorChoice, ProcessSignal, Signals};
 use crate::clock::Clock;
 use crate::config::LoadedConfig;
-use crate::process_log::EACH;
+use crate::process_log::ALWAYS;
 use crate::service::Service;
 
 /// Runs the service.
@@ -33,13 +33,13 @@ pub(super) struct ServeCommand {
 
 impl ServeCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
-        process::no_core_dumps()?;
+        process::disable_core_dumps()?;
         process::log("info", color)?;
         let read = check::configuration(&self.config.path, color.colors(&io::stderr()))?;
         for warning in &read.warnings {
-            check::tell(&read.origins.file, warning);
+            check::log_mistake(&read.origins.file, warning);
         }
-        process::all_descriptors();
+        process::raise_descriptor_limit();
         process::serve(serve(read))
     }
 }
@@ -50,7 +50,7 @@ async fn serve(read: LoadedConfig) -> Result<(), CommandFailure> {
     let (gateway, operator) = (service.gateway_addresses(), service.operator_addresses());
     let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (gateway, operator) = (texts(gateway), texts(operator));
-    tracing::info!(target: EACH, version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, "makegate started");
+    tracing::info!(target: ALWAYS, version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, "makegate started");
     while signals.next().await == ProcessSignal::Reload {
         // In the background: a hanging file system must not delay the next signal.
         service.begin_reload();
@@ -65,14 +65,14 @@ pub(super) async fn start(read: LoadedConfig) -> Result<Service, CommandFailure>
 
 /// Shuts down gracefully; a second signal stops the service at once.
 pub(super) async fn end(service: Service, signals: &mut Signals) -> Result<(), CommandFailure> {
-    tracing::info!(target: EACH, "makegate is shutting down: finishing work in progress");
+    tracing::info!(target: ALWAYS, "makegate is shutting down: finishing work in progress");
     tokio::select! {
         finished = service.shut_down() => {
             if !finished {
-                tracing::warn!(target: EACH, "limits.drain ran out before all work was finished");
+                tracing::warn!(target: ALWAYS, "limits.drain ran out before all work was finished");
             }
             Ok(())
         }
-        () = signals.insist() => Err(CommandFailure::failed("stopped by a second signal before all work was finished")),
+        () = signals.second_signal() => Err(CommandFailure::failed("stopped by a second signal before all work was finished")),
     }
 }

@@ -49,14 +49,14 @@ impl VerifyCommand {
         let keys = self.keys.iter().map(|file| keys_of(file)).collect::<Result<Vec<_>, _>>()?;
         let brought = AuditorInput { heads: heads.concat(), keys: keys.concat() };
         let mut progress = ProgressLine { is_shown: io::stderr().is_terminal(), percent: None };
-        let report = audit::verify(&self.dir, &brought, &mut |read, all| progress.tell(read, all));
+        let report = audit::verify(&self.dir, &brought, &mut |read, all| progress.show(read, all));
         progress.wipe();
         let report = report.map_err(|error| CommandFailure::failed(format!("{}: {error}", self.dir.display())))?;
         output::line(&match self.format {
             ReportFormat::Json => serde_json::to_string(&report).map_err(CommandFailure::failed)?,
             ReportFormat::Text => text(&report),
         })?;
-        if report.problems.is_empty() { Ok(()) } else { Err(CommandFailure::told(FAILED)) }
+        if report.problems.is_empty() { Ok(()) } else { Err(CommandFailure::reported(FAILED)) }
     }
 }
 
@@ -67,7 +67,7 @@ struct ProgressLine {
 }
 
 impl ProgressLine {
-    fn tell(&mut self, read: u64, all: u64) {
+    fn show(&mut self, read: u64, all: u64) {
         let percent = read.saturating_mul(100) / all.max(1);
         if self.is_shown && self.percent != Some(percent) {
             self.percent = Some(percent);
@@ -159,12 +159,12 @@ Examples:
   makegate audit head --config makegate.toml")]
 pub(super) struct HeadCommand {
     #[command(flatten)]
-    place: SourceOptions,
+    source_options: SourceOptions,
 }
 
 impl HeadCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
-        let note = match self.place.source(color)? {
+        let note = match self.source_options.source(color)? {
             DataSource::Running(client) => {
                 let text = process::block_on(client.text("/audit/head.json"))?;
                 let served: ServedHead =

@@ -45,7 +45,7 @@ impl CallerChecks {
         let given = t.list("keys", KEY);
         if given.is_none() && t.has("keys") {
             // Not even a list: the value may be a key.
-            t.hide(t.place_at(&["keys"]));
+            t.hide(t.span_at(&["keys"]));
         }
         let keys = given.unwrap_or_default();
         for key in &keys {
@@ -105,7 +105,7 @@ const GRANT: ValueKind<Arc<str>> = ValueKind::text("a grant", "\"organizations:r
 fn organizations(t: &Table<'_>) -> Scope {
     let Some(given) = t.list("organizations", ORGANIZATION) else {
         if !t.has("organizations") {
-            t.follows("organizations", "all".to_owned());
+            t.record_derived("organizations", "all".to_owned());
         }
         return Scope::All;
     };
@@ -125,7 +125,7 @@ fn organizations(t: &Table<'_>) -> Scope {
 fn burst(t: &Table<'_>, rate: Rate) -> u32 {
     let default = default_burst(rate);
     if !t.has("burst") {
-        t.follows("burst", default.to_string());
+        t.record_derived("burst", default.to_string());
     }
     t.optional("burst", BURST).unwrap_or(default)
 }

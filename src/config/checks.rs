@@ -82,7 +82,7 @@ fn classes(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
     let rows = config.catalogue.rows();
     let named = added.iter().filter_map(|row| row.class.as_deref());
     let used: Vec<&str> = rows.iter().filter_map(|row| row.cache.as_deref()).chain(named).collect();
-    let given = config.cache.lifetime.keys().filter(|class| root.holds(&["cache", "lifetime", class]));
+    let given = config.cache.lifetime.keys().filter(|class| root.has_path(&["cache", "lifetime", class]));
     for class in given.filter(|class| !used.contains(&&***class)) {
         let place = ["cache", "lifetime", class];
         if let Some(row) = config.catalogue.row(class) {
@@ -102,7 +102,7 @@ fn classes(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
 fn doors(root: &Table<'_>, config: &Config) {
     for listen in config.operator.listen.iter().filter(|listen| config.gateway.listen.contains(listen)) {
         if !matches!(listen, Listen::Tcp(address) if address.port() == 0) {
-            let place = root.place_at(&["operator", "listen"]);
+            let place = root.span_at(&["operator", "listen"]);
             root.wrong(place, "the gateway already listens on this address", "give the operator door another address");
         }
     }
@@ -128,7 +128,7 @@ fn files(root: &Table<'_>, config: &Config) {
             SecretSource::File(_) => file,
             SecretSource::Env(_) => env,
         };
-        if root.holds(&[section, key]) && !secret::exists(source) {
+        if root.has_path(&[section, key]) && !secret::exists(source) {
             root.warn_at(
                 &[section, key],
                 format!("{source} is missing"),

@@ -22,11 +22,11 @@ use crate::config::Limits;
 use crate::shares::{HeldShare, ShareHolder, Shortage};
 
 /// How often a new connection that waits for a slot looks for one to evict.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const EVICTION_RETRY: Duration = Duration::from_millis(50);
 /// A connection whose answers wait only for its client may be evicted after this long.
 const UNTAKEN_MS: u64 = 1_000;
 /// How long an idle connection may take to leave: over HTTP/2 it ends only when its client has confirmed the GOAWAY.
-const LEAVE: Duration = Duration::from_secs(2);
+const GRACEFUL_CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// State of a connection with no request in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,21 +44,21 @@ enum IdlePhase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum ConnectionOrder {
-    Stay = 0,
+    KeepOpen = 0,
     /// Finish the requests in progress and close.
-    Leave = 1,
+    Close = 1,
     /// Drop the connection now.
-    Gone = 2,
+    Drop = 2,
 }
 
 /// Which directions of a connection its client has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ClientEnd {
-    Nothing,
+    Open,
     /// The client sends nothing more. One that still waits for its answer looks like one that closed its TCP socket.
-    Half,
+    HalfClosed,
     /// Nothing written to it arrives any more: the connection was reset, or a Unix socket was closed.
-    Whole,
+    Closed,
 }
 
 #[derive(Debug)]
@@ -67,7 +67,7 @@ pub(super) struct ConnectionState {
     multiplexes: AtomicBool,
     phase: AtomicU8,
     since_ms: AtomicU64,
-    born_ms: AtomicU64,
+    began_ms: AtomicU64,
     busy: AtomicU32,
     /// Has it ever had a request?
     served: AtomicBool,
@@ -82,11 +82,11 @@ pub(super) struct ConnectionState {
     /// The last caller that was identified on it; 0 if none was.
     caller: AtomicU64,
     /// Its part of that caller's share of connections.
-    place: Mutex<Option<HeldShare>>,
+    share: Mutex<Option<HeldShare>>,
     connections: Weak<Connections>,
-    word: AtomicU8,
+    order: AtomicU8,
     /// Check whether the client still waits for the answer.
-    doubted: AtomicBool,
+    client_check_due: AtomicBool,
     /// The answer in progress is a stream without end.
     endless: AtomicBool,
     driver: AtomicWaker,
@@ -105,26 +105,26 @@ impl BusyGuard {
     ///
     /// # Errors
     /// If there is none to evict: the connection closes after this request's answer.
-    pub fn is_of(&self, caller: NonZeroU64, connections: &Arc<ShareHolder>) -> Result<(), Shortage> {
+    pub fn assign_to(&self, caller: NonZeroU64, connections: &Arc<ShareHolder>) -> Result<(), Shortage> {
         let state = &self.state;
         if state.caller.load(Ordering::Relaxed) == caller.get() {
             return Ok(());
         }
-        let given = connections.take(1).or_else(|short| {
-            let given = state.connections.upgrade().and_then(|connections| connections.give_way_of(caller));
-            given.ok_or_else(|| {
-                state.tell(ConnectionOrder::Leave);
+        let share = connections.take(1).or_else(|short| {
+            let share = state.connections.upgrade().and_then(|connections| connections.evict_one_of(caller));
+            share.ok_or_else(|| {
+                state.give_order(ConnectionOrder::Close);
                 short
             })
         });
-        *state.place() = Some(given?);
+        *state.share() = Some(share?);
         state.caller.store(caller.get(), Ordering::Relaxed);
         Ok(())
     }
 
     /// Marks the answer as a stream without end. Over HTTP/1.1 it ends when its client sends nothing more: nothing else would tell that
     /// the client has left.
-    pub fn is_endless(&self) {
+    pub fn mark_endless(&self) {
         self.state.endless.store(true, Ordering::Relaxed);
     }
 }
@@ -162,7 +162,7 @@ impl ConnectionState {
             multiplexes: AtomicBool::new(false),
             phase: AtomicU8::new(IdlePhase::Silent as u8),
             since_ms: AtomicU64::new(0),
-            born_ms: AtomicU64::new(0),
+            began_ms: AtomicU64::new(0),
             busy: AtomicU32::new(0),
             served: AtomicBool::new(false),
             untaken: AtomicU32::new(0),
@@ -171,15 +171,15 @@ impl ConnectionState {
             leaving_ms: AtomicU64::new(0),
             peer,
             caller: AtomicU64::new(0),
-            place: Mutex::default(),
+            share: Mutex::default(),
             connections: Arc::downgrade(connections),
-            word: AtomicU8::new(ConnectionOrder::Stay as u8),
-            doubted: AtomicBool::new(false),
+            order: AtomicU8::new(ConnectionOrder::KeepOpen as u8),
+            client_check_due: AtomicBool::new(false),
             endless: AtomicBool::new(false),
             driver: AtomicWaker::new(),
         };
         state.enter(IdlePhase::Silent, clock);
-        state.born_ms.store(state.at(clock), Ordering::Relaxed);
+        state.began_ms.store(state.at(clock), Ordering::Relaxed);
         state
     }
 
@@ -193,17 +193,17 @@ impl ConnectionState {
     }
 
     /// The handshake is done; the wait for the first byte starts now.
-    pub(super) fn shaken(&self, clock: &Clock) {
+    pub(super) fn on_handshake_done(&self, clock: &Clock) {
         self.enter(IdlePhase::Silent, clock);
     }
 
     /// HTTP/2: bytes between requests (pings, window updates) do not begin a head.
-    pub(super) fn multiplexes(&self) {
+    pub(super) fn mark_multiplexed(&self) {
         self.multiplexes.store(true, Ordering::Relaxed);
     }
 
     /// Bytes were received. Between requests, they begin a head; then it returns true.
-    pub(super) fn heard(&self, clock: &Clock) -> bool {
+    pub(super) fn on_read(&self, clock: &Clock) -> bool {
         let waiting =
             self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) != IdlePhase::Head as u8;
         let begins = waiting && !self.multiplexes.load(Ordering::Relaxed);
@@ -214,7 +214,7 @@ impl ConnectionState {
     }
 
     /// A write succeeded, or could not proceed (`stuck`).
-    pub(super) fn wrote(&self, stuck: bool, clock: &Clock) {
+    pub(super) fn on_write(&self, stuck: bool, clock: &Clock) {
         let known = self.stuck_ms.load(Ordering::Relaxed);
         if stuck && known == 0 {
             self.stuck_ms.store(self.at(clock), Ordering::Relaxed);
@@ -234,11 +234,11 @@ impl ConnectionState {
         UntakenAnswer(self.clone())
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<HeldShare>> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    fn share(&self) -> MutexGuard<'_, Option<HeldShare>> {
+        self.share.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn user(&self) -> ConnectionOwner {
+    fn owner(&self) -> ConnectionOwner {
         match self.caller.load(Ordering::Relaxed) {
             0 => ConnectionOwner::Peer(self.peer),
             caller => ConnectionOwner::Caller(caller),
@@ -252,45 +252,45 @@ impl ConnectionState {
     }
 
     /// A stronger order is never withdrawn.
-    fn tell(&self, word: ConnectionOrder) {
-        self.word.fetch_max(word as u8, Ordering::AcqRel);
+    fn give_order(&self, order: ConnectionOrder) {
+        self.order.fetch_max(order as u8, Ordering::AcqRel);
         self.driver.wake();
     }
 
-    fn told(&self) -> ConnectionOrder {
-        match self.word.load(Ordering::Acquire) {
-            word if word >= ConnectionOrder::Gone as u8 => ConnectionOrder::Gone,
-            word if word == ConnectionOrder::Leave as u8 => ConnectionOrder::Leave,
-            _ => ConnectionOrder::Stay,
+    fn current_order(&self) -> ConnectionOrder {
+        match self.order.load(Ordering::Acquire) {
+            order if order >= ConnectionOrder::Drop as u8 => ConnectionOrder::Drop,
+            order if order == ConnectionOrder::Close as u8 => ConnectionOrder::Close,
+            _ => ConnectionOrder::KeepOpen,
         }
     }
 
     /// Returns the current order, and wakes the task that drives the connection when a stronger one comes. One driver at a time.
-    pub(super) fn listen(&self, cx: &Context<'_>) -> ConnectionOrder {
+    pub(super) fn poll_order(&self, cx: &Context<'_>) -> ConnectionOrder {
         self.driver.register(cx.waker());
-        self.told()
+        self.current_order()
     }
 
     /// Resolves when the connection must be dropped.
-    pub(super) async fn gone(&self) {
-        poll_fn(|cx| if self.listen(cx) == ConnectionOrder::Gone { Poll::Ready(()) } else { Poll::Pending }).await;
+    pub(super) async fn drop_ordered(&self) {
+        poll_fn(|cx| if self.poll_order(cx) == ConnectionOrder::Drop { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 
     /// Should the stream check whether the client still waits for the answer? True once per sweep.
-    pub(super) fn is_doubted(&self) -> bool {
-        self.doubted.load(Ordering::Relaxed) && self.doubted.swap(false, Ordering::Relaxed)
+    pub(super) fn take_client_check(&self) -> bool {
+        self.client_check_due.load(Ordering::Relaxed) && self.client_check_due.swap(false, Ordering::Relaxed)
     }
 
     /// What the client must have closed before it counts as gone.
-    pub(super) fn is_left_at(&self) -> ClientEnd {
-        if self.endless.load(Ordering::Relaxed) { ClientEnd::Half } else { ClientEnd::Whole }
+    pub(super) fn client_gone_at(&self) -> ClientEnd {
+        if self.endless.load(Ordering::Relaxed) { ClientEnd::HalfClosed } else { ClientEnd::Closed }
     }
 
     /// Over HTTP/1.1 nothing is read while an answer is owed, so the stream must check whether the client is still there. HTTP/2 reads at
     /// all times.
-    fn doubt(&self) {
+    fn request_client_check(&self) {
         if !self.multiplexes.load(Ordering::Relaxed) && self.busy.load(Ordering::Acquire) > 0 {
-            self.doubted.store(true, Ordering::Relaxed);
+            self.client_check_due.store(true, Ordering::Relaxed);
             self.driver.wake();
         }
     }
@@ -301,7 +301,7 @@ impl ConnectionState {
     }
 
     /// Since when it has waited only for its client; `None` if it has work in progress.
-    fn may_give_way(&self, now_ms: u64) -> Option<u64> {
+    fn evictable_since(&self, now_ms: u64) -> Option<u64> {
         let stuck = self.stuck_ms.load(Ordering::Relaxed);
         let busy = self.busy.load(Ordering::Acquire);
         let waits = match busy {
@@ -313,16 +313,16 @@ impl ConnectionState {
         (now_ms.saturating_sub(waits) > UNTAKEN_MS).then_some(waits)
     }
 
-    fn judge(&self, now_ms: u64, limits: &Limits) {
+    fn enforce_limits(&self, now_ms: u64, limits: &Limits) {
         let over = |since: u64, limit: Duration| {
             now_ms.saturating_sub(since) > u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
         };
-        let born = self.born_ms.load(Ordering::Relaxed);
+        let began = self.began_ms.load(Ordering::Relaxed);
         let stuck = self.stuck_ms.load(Ordering::Relaxed);
-        if (stuck != 0 && over(stuck, limits.write_stall)) || over(born, limits.age.saturating_add(limits.age_grace)) {
-            return self.tell(ConnectionOrder::Gone);
+        if (stuck != 0 && over(stuck, limits.write_stall)) || over(began, limits.age.saturating_add(limits.age_grace)) {
+            return self.give_order(ConnectionOrder::Drop);
         }
-        if self.told() == ConnectionOrder::Leave && self.leaving_ms.load(Ordering::Relaxed) == 0 {
+        if self.current_order() == ConnectionOrder::Close && self.leaving_ms.load(Ordering::Relaxed) == 0 {
             self.leaving_ms.store(now_ms, Ordering::Relaxed);
         }
         let phase = self.phase.load(Ordering::Relaxed);
@@ -332,16 +332,16 @@ impl ConnectionState {
                 (p, _) if p == IdlePhase::Silent as u8 => (since, limits.first_byte),
                 (p, _) if p == IdlePhase::Head as u8 => (since, limits.head),
                 (_, 0) => (since, limits.idle),
-                (_, leaving) => (since.max(leaving), LEAVE.min(limits.idle)),
+                (_, leaving) => (since.max(leaving), GRACEFUL_CLOSE_MAX.min(limits.idle)),
             };
             if over(since, limit) {
                 // An idle connection is told to leave; a silent or slow one is dropped.
-                let is_new = phase == IdlePhase::Idle as u8 && self.told() == ConnectionOrder::Stay;
-                self.tell(if is_new { ConnectionOrder::Leave } else { ConnectionOrder::Gone });
+                let is_new = phase == IdlePhase::Idle as u8 && self.current_order() == ConnectionOrder::KeepOpen;
+                self.give_order(if is_new { ConnectionOrder::Close } else { ConnectionOrder::Drop });
             }
         }
-        if over(born, limits.age) {
-            self.tell(ConnectionOrder::Leave);
+        if over(began, limits.age) {
+            self.give_order(ConnectionOrder::Close);
         }
     }
 }
@@ -373,7 +373,7 @@ impl ConnectionSlot {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        *self.state.place() = None;
+        *self.state.share() = None;
         let mut taken = self.connections.lock();
         taken.remove(&self.id);
         self.connections.freed.notify_one();
@@ -429,9 +429,9 @@ impl Connections {
             if let Some(state) = self.try_take(peer) {
                 return state;
             }
-            self.give_way();
+            self.evict_one();
             // The timeout is needed because a busy connection that becomes idle frees no slot.
-            let _elapsed_or_freed = tokio::time::timeout(LOOK_AGAIN, freed).await;
+            let _elapsed_or_freed = tokio::time::timeout(EVICTION_RETRY, freed).await;
         }
     }
 
@@ -443,58 +443,58 @@ impl Connections {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(ConnectionState::new(self, peer));
         if self.closing.load(Ordering::Acquire) {
-            state.tell(ConnectionOrder::Leave);
+            state.give_order(ConnectionOrder::Close);
         }
         taken.insert(id, state.clone());
         Some(ConnectionSlot { id, state, connections: self.clone() })
     }
 
-    fn give_way(&self) {
+    fn evict_one(&self) {
         let now_ms = self.now_ms();
         let taken = self.lock();
-        let staying = || taken.values().filter(|state| state.told() != ConnectionOrder::Gone);
+        let staying = || taken.values().filter(|state| state.current_order() != ConnectionOrder::Drop);
         let mut held = HashMap::<ConnectionOwner, usize>::new();
-        staying().for_each(|state| *held.entry(state.user()).or_default() += 1);
+        staying().for_each(|state| *held.entry(state.owner()).or_default() += 1);
         let rank = |state: &Arc<ConnectionState>, since| {
             let is_new = !state.served.load(Ordering::Relaxed);
-            (is_new, held.get(&state.user()).copied(), Reverse(since))
+            (is_new, held.get(&state.owner()).copied(), Reverse(since))
         };
-        let ranked = staying().filter_map(|state| Some((rank(state, state.may_give_way(now_ms)?), state)));
+        let ranked = staying().filter_map(|state| Some((rank(state, state.evictable_since(now_ms)?), state)));
         if let Some((_, state)) = ranked.max_by_key(|(rank, _)| *rank) {
-            state.tell(ConnectionOrder::Gone);
+            state.give_order(ConnectionOrder::Drop);
         }
     }
 
     /// Evicts the caller's longest-waiting connection that waits only for its client, and returns its part of the share.
-    fn give_way_of(&self, caller: NonZeroU64) -> Option<HeldShare> {
+    fn evict_one_of(&self, caller: NonZeroU64) -> Option<HeldShare> {
         let now_ms = self.now_ms();
         let taken = self.lock();
         let own = taken.values().filter(|state| {
-            state.user() == ConnectionOwner::Caller(caller.get()) && state.told() != ConnectionOrder::Gone
+            state.owner() == ConnectionOwner::Caller(caller.get()) && state.current_order() != ConnectionOrder::Drop
         });
-        let waiting = own.filter_map(|state| Some((state.may_give_way(now_ms)?, state)));
+        let waiting = own.filter_map(|state| Some((state.evictable_since(now_ms)?, state)));
         let (_, state) = waiting.min_by_key(|(since, _)| *since)?;
-        state.tell(ConnectionOrder::Gone);
-        state.place().take()
+        state.give_order(ConnectionOrder::Drop);
+        state.share().take()
     }
 
-    pub(super) fn cut(&self) {
-        self.lock().values().for_each(|state| state.tell(ConnectionOrder::Gone));
+    pub(super) fn drop_all(&self) {
+        self.lock().values().for_each(|state| state.give_order(ConnectionOrder::Drop));
     }
 
     /// Tells all connections, and those still to come, to finish the requests in progress and close.
     pub(super) fn close(&self) {
         let taken = self.lock();
         self.closing.store(true, Ordering::Release);
-        taken.values().for_each(|state| state.tell(ConnectionOrder::Leave));
+        taken.values().for_each(|state| state.give_order(ConnectionOrder::Close));
     }
 
     /// Closes connections that are silent, slow, idle, stuck or too old, or whose client is gone.
     pub(super) fn sweep(&self, limits: &Limits) {
         let now_ms = self.now_ms();
         for state in self.lock().values() {
-            state.judge(now_ms, limits);
-            state.doubt();
+            state.enforce_limits(now_ms, limits);
+            state.request_client_check();
         }
     }
 }

@@ -54,7 +54,7 @@ pub(super) async fn http2<T: Socket, S: ConnectionService<Incoming>>(
     streams: Streams,
     service: S,
 ) {
-    state.multiplexes();
+    state.mark_multiplexed();
     let service = service.map_response(|response| response.map(ProgressBody::new));
     let connection = hyper::server::conn::http2::Builder::new(streams.clone())
         .max_concurrent_streams(limits.h2_streams)
@@ -78,10 +78,10 @@ where
 {
     let (mut connection, mut leave) = (pin!(connection), Some(leave));
     let ended = poll_fn(|cx| {
-        match state.listen(cx) {
-            ConnectionOrder::Stay => {}
-            ConnectionOrder::Leave => leave.take().into_iter().for_each(|leave| leave(connection.as_mut())),
-            ConnectionOrder::Gone => return Poll::Ready(Ok(())),
+        match state.poll_order(cx) {
+            ConnectionOrder::KeepOpen => {}
+            ConnectionOrder::Close => leave.take().into_iter().for_each(|leave| leave(connection.as_mut())),
+            ConnectionOrder::Drop => return Poll::Ready(Ok(())),
         }
         loop {
             let polled = connection.as_mut().poll(cx);

@@ -43,7 +43,7 @@ pub use tls::{Certificate, CertificateNames, CheckedCertificate};
 /// Time between two sweeps over the connections.
 const SWEEP: Duration = Duration::from_millis(250);
 /// Pause after a failed accept, for example when file descriptors have run out.
-const ACCEPT_REST: Duration = Duration::from_millis(50);
+const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The peer of a connection.
 #[derive(Clone, Debug)]
@@ -103,8 +103,8 @@ impl OpenDoor {
     }
 
     /// Drops every connection immediately.
-    pub fn cut(&self) {
-        self.connections.cut();
+    pub fn drop_connections(&self) {
+        self.connections.drop_all();
     }
 
     /// Accepts no more connections; those that are open finish their requests in progress.
@@ -192,7 +192,7 @@ where
     }
 
     async fn accept(self: Arc<Self>, listener: Listener) {
-        let mut was_told = false;
+        let mut is_logged = false;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -201,27 +201,27 @@ where
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    if !std::mem::replace(&mut was_told, true) {
+                    if !std::mem::replace(&mut is_logged, true) {
                         tracing::warn!(%error, "cannot accept connections; retrying");
                     }
-                    tokio::time::sleep(ACCEPT_REST).await;
+                    tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
                     continue;
                 }
             };
-            was_told = false;
+            is_logged = false;
             let state = tokio::select! {
                 state = self.connections.take(address) => state,
                 () = self.closing.cancelled() => return,
             };
             let server = self.clone();
             match stream {
-                Stream::Tcp(socket) => drop(self.tasks.spawn(server.connection(socket, state, address))),
-                Stream::Unix(socket) => drop(self.tasks.spawn(server.connection(socket, state, address))),
+                Stream::Tcp(socket) => drop(self.tasks.spawn(server.serve_connection(socket, state, address))),
+                Stream::Unix(socket) => drop(self.tasks.spawn(server.serve_connection(socket, state, address))),
             }
         }
     }
 
-    async fn connection<T: Socket>(
+    async fn serve_connection<T: Socket>(
         self: Arc<Self>,
         socket: T,
         state: connections::ConnectionSlot,
@@ -231,13 +231,13 @@ where
         match &self.certificate {
             None => self.http1(socket, peer).await,
             // Boxed, because a task is as large as its largest variant.
-            Some(certificate) => Box::pin(self.over_tls(certificate, socket, peer)).await,
+            Some(certificate) => Box::pin(self.serve_tls(certificate, socket, peer)).await,
         }
     }
 
-    async fn over_tls<T: Socket>(&self, certificate: &Certificate, socket: T, mut peer: PeerConnection) {
-        let Some(stream) = self.shake(certificate, socket, &peer).await else { return };
-        peer.names = tls::names(stream.get_ref().1.peer_certificates());
+    async fn serve_tls<T: Socket>(&self, certificate: &Certificate, socket: T, mut peer: PeerConnection) {
+        let Some(stream) = self.tls_handshake(certificate, socket, &peer).await else { return };
+        peer.names = tls::certificate_names(stream.get_ref().1.peer_certificates());
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
             Box::pin(self.http2(stream, peer)).await;
         } else {
@@ -246,19 +246,19 @@ where
     }
 
     /// Returns `None` if the handshake failed or took too long, or if the connection was dropped.
-    async fn shake<T: Socket>(
+    async fn tls_handshake<T: Socket>(
         &self,
         certificate: &Certificate,
         socket: T,
         peer: &PeerConnection,
     ) -> Option<Box<TlsStream<T>>> {
-        let shaking = Box::pin(tokio::time::timeout(self.limits.handshake, certificate.acceptor().accept(socket)));
-        let shaken = tokio::select! {
-            shaken = shaking => shaken,
-            () = peer.state.gone() => return None,
+        let handshake = Box::pin(tokio::time::timeout(self.limits.handshake, certificate.acceptor().accept(socket)));
+        let accepted = tokio::select! {
+            accepted = handshake => accepted,
+            () = peer.state.drop_ordered() => return None,
         };
-        let stream = shaken.ok()?.ok()?;
-        peer.state.shaken(&self.clock);
+        let stream = accepted.ok()?.ok()?;
+        peer.state.on_handshake_done(&self.clock);
         Some(Box::new(stream))
     }
 
@@ -271,7 +271,7 @@ where
 
     async fn http2<T: Socket>(&self, socket: T, peer: PeerConnection) {
         let state = peer.state.clone();
-        let stream = WatchedStream::new(socket, state.clone(), self.clock.clone()).in_one_piece();
+        let stream = WatchedStream::new(socket, state.clone(), self.clock.clone()).without_vectored_writes();
         let streams = Streams::new(&self.tasks, &state, &self.clock, self.limits.write_stall);
         let service = lingering((self.make_service)(peer), self.linger(&state), false);
         http::http2(stream, &state, &self.limits, streams, service).await;

@@ -40,10 +40,11 @@ impl Streams {
         let some = !new.is_empty();
         for mut stream in new {
             // A noop waker will do: the task polls the stream again first thing.
-            let (polled, noted) = noting(|| stream.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+            let (polled, progress) =
+                poll_with_progress(|| stream.as_mut().poll(&mut Context::from_waker(Waker::noop())));
             if polled.is_pending() {
-                let mut timed = TimedStream { stream, streams: self.clone(), waits: None };
-                timed.note(noted);
+                let mut timed = TimedStream { stream, streams: self.clone(), take_deadline: None };
+                timed.on_progress(progress);
                 drop(self.tasks.spawn(timed));
             }
         }
@@ -67,21 +68,21 @@ enum BodyProgress {
     /// Nothing.
     Nothing,
     /// The head or a piece of the body was handed to hyper; the client must take it before the next.
-    Handed,
+    HandedOver,
     /// The body has nothing to hand over yet: the stream does not wait for the client.
-    Behind,
+    NotReady,
 }
 
 thread_local! {
     /// hyper owns the stream's future, so the answer's body reports to [`TimedStream`] through the thread that polls both. For an answer
     /// that is taken at once this costs one store and no allocation.
-    static NOTED: Cell<BodyProgress> = const { Cell::new(BodyProgress::Nothing) };
+    static PROGRESS: Cell<BodyProgress> = const { Cell::new(BodyProgress::Nothing) };
 }
 
 /// Polls a stream; returns the result and the progress noted meanwhile.
-fn noting(poll: impl FnOnce() -> Poll<()>) -> (Poll<()>, BodyProgress) {
-    NOTED.set(BodyProgress::Nothing);
-    (poll(), NOTED.get())
+fn poll_with_progress(poll: impl FnOnce() -> Poll<()>) -> (Poll<()>, BodyProgress) {
+    PROGRESS.set(BodyProgress::Nothing);
+    (poll(), PROGRESS.get())
 }
 
 /// A response body that notes its progress.
@@ -89,7 +90,7 @@ pub(super) struct ProgressBody<B>(B);
 
 impl<B> ProgressBody<B> {
     pub(super) fn new(body: B) -> Self {
-        NOTED.set(BodyProgress::Handed);
+        PROGRESS.set(BodyProgress::HandedOver);
         Self(body)
     }
 }
@@ -99,9 +100,9 @@ impl<B: Body + Unpin> Body for ProgressBody<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        NOTED.set(BodyProgress::Behind);
+        PROGRESS.set(BodyProgress::NotReady);
         let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
-        NOTED.set(BodyProgress::Handed);
+        PROGRESS.set(BodyProgress::HandedOver);
         Poll::Ready(frame)
     }
 
@@ -120,25 +121,25 @@ struct TimedStream {
     stream: StreamRun,
     streams: Streams,
     /// The deadline for the client to take what was handed over; `None` if it has taken everything.
-    waits: Option<(Pin<Box<Sleep>>, UntakenAnswer)>,
+    take_deadline: Option<(Pin<Box<Sleep>>, UntakenAnswer)>,
 }
 
 impl TimedStream {
-    fn note(&mut self, noted: BodyProgress) {
-        match noted {
+    fn on_progress(&mut self, progress: BodyProgress) {
+        match progress {
             BodyProgress::Nothing => {}
-            BodyProgress::Handed => {
+            BodyProgress::HandedOver => {
                 let Streams { state, clock, stall, .. } = &self.streams;
                 let untaken = state.untaken(clock);
-                match &mut self.waits {
+                match &mut self.take_deadline {
                     Some((until, before)) => {
                         until.as_mut().reset(tokio::time::sleep(*stall).deadline());
                         *before = untaken;
                     }
-                    None => self.waits = Some((Box::pin(tokio::time::sleep(*stall)), untaken)),
+                    None => self.take_deadline = Some((Box::pin(tokio::time::sleep(*stall)), untaken)),
                 }
             }
-            BodyProgress::Behind => self.waits = None,
+            BodyProgress::NotReady => self.take_deadline = None,
         }
     }
 }
@@ -147,12 +148,12 @@ impl Future for TimedStream {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let (polled, noted) = noting(|| self.stream.as_mut().poll(cx));
-        self.note(noted);
+        let (polled, progress) = poll_with_progress(|| self.stream.as_mut().poll(cx));
+        self.on_progress(progress);
         if polled.is_ready() {
             return polled;
         }
-        match &mut self.waits {
+        match &mut self.take_deadline {
             Some((until, _)) => until.as_mut().poll(cx),
             None => Poll::Pending,
         }

@@ -38,7 +38,7 @@ pub struct CheckedCertificate {
 }
 
 /// A certificate that expires sooner than this is logged.
-const CLOSE: SignedDuration = SignedDuration::from_hours(14 * 24);
+const EXPIRY_WARNING: SignedDuration = SignedDuration::from_hours(14 * 24);
 
 impl CheckedCertificate {
     /// Reads and checks the files.
@@ -49,7 +49,7 @@ impl CheckedCertificate {
         let chain = certificates(&tls.cert, files)?;
         let end = chain.first().and_then(end);
         let key = PrivateKeyDer::from_pem_slice(&contents(&tls.key, files)?);
-        let key = key.map_err(|error| named(&tls.key, &error))?;
+        let key = key.map_err(|error| file_error(&tls.key, &error))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -58,7 +58,7 @@ impl CheckedCertificate {
             None => config.with_no_client_auth(),
             Some(path) => config.with_client_cert_verifier(authorities(path, files, provider)?),
         };
-        let mut config = config.with_single_cert(chain, key).map_err(|error| named(&tls.cert, &error))?;
+        let mut config = config.with_single_cert(chain, key).map_err(|error| file_error(&tls.cert, &error))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Self { config: Arc::new(config), end })
     }
@@ -70,17 +70,17 @@ impl Certificate {
     }
 
     /// Connections from now on use this certificate. Logs a warning if it expires soon, or an error if it has expired.
-    pub fn put(&self, checked: CheckedCertificate) {
+    pub fn replace(&self, checked: CheckedCertificate) {
         self.0.store(Arc::new(checked));
     }
 
     /// Tells the process log if it expires soon, or has.
-    pub fn tell_end(&self, now: Timestamp) {
+    pub fn log_expiry(&self, now: Timestamp) {
         let Some(end) = self.0.load().end else { return };
         let left = end.duration_since(now);
         if left.is_negative() {
             tracing::error!(target: STATE, %end, "the certificate of the gateway door has expired: callers reject it");
-        } else if left < CLOSE {
+        } else if left < EXPIRY_WARNING {
             let days = left.as_hours() / 24;
             tracing::warn!(target: STATE, %end, days, "the certificate of the gateway door expires soon: replace its file");
         }
@@ -106,20 +106,20 @@ fn end(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
     }
 }
 
-fn named(path: &Path, why: &dyn Display) -> Error {
+fn file_error(path: &Path, why: &dyn Display) -> Error {
     Error::new(ErrorKind::InvalidData, format!("{}: {why}", path.display()))
 }
 
 fn contents(path: &Path, files: &Snapshot) -> Result<FileContents, Error> {
-    files.read(path, PEM_BYTES_MAX).map_err(|error| named(path, &error))
+    files.read(path, PEM_BYTES_MAX).map_err(|error| file_error(path, &error))
 }
 
 fn certificates(path: &Path, files: &Snapshot) -> Result<Vec<CertificateDer<'static>>, Error> {
     let pem = contents(path, files)?;
     let all = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    let all = all.map_err(|error| named(path, &error))?;
+    let all = all.map_err(|error| file_error(path, &error))?;
     if all.is_empty() {
-        return Err(named(path, &"contains no certificate (-----BEGIN CERTIFICATE-----)"));
+        return Err(file_error(path, &"contains no certificate (-----BEGIN CERTIFICATE-----)"));
     }
     Ok(all)
 }
@@ -132,15 +132,15 @@ fn authorities(
 ) -> Result<Arc<dyn ClientCertVerifier>, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path, files)? {
-        roots.add(certificate).map_err(|error| named(path, &error))?;
+        roots.add(certificate).map_err(|error| file_error(path, &error))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
-    verifier.build().map_err(|error| named(path, &error))
+    verifier.build().map_err(|error| file_error(path, &error))
 }
 
 /// The caller names in a verified certificate: its DNS names and URIs (RFC 5280, section 4.2.1.6). The common name does not count,
 /// because an authority's name constraints do not apply to it.
-pub(super) fn names(chain: Option<&[CertificateDer<'_>]>) -> CertificateNames {
+pub(super) fn certificate_names(chain: Option<&[CertificateDer<'_>]>) -> CertificateNames {
     let certificate = webpki::EndEntityCert::try_from(chain?.first()?).ok()?;
     Some(certificate.valid_dns_names().chain(certificate.valid_uri_names()).map(Box::from).collect())
 }

@@ -15,37 +15,40 @@ use super::request_line::RequestLine;
 use crate::clock::Clock;
 
 /// A head and a body of at most this size together are copied into one buffer: for the kernel that is cheaper than two.
-const TOGETHER_BYTES: usize = 2048;
+const COALESCED_BYTES_MAX: usize = 2048;
 
 /// Tells, without reading or writing, which directions of a connection are closed.
 pub(super) trait ConnectionEnds {
-    fn ended(&self) -> ClientEnd;
+    fn client_end(&self) -> ClientEnd;
 }
 
 impl ConnectionEnds for TcpStream {
-    fn ended(&self) -> ClientEnd {
-        ended(self.ready(Interest::READABLE), self.ready(Interest::WRITABLE))
+    fn client_end(&self) -> ClientEnd {
+        client_end(self.ready(Interest::READABLE), self.ready(Interest::WRITABLE))
     }
 }
 
 impl ConnectionEnds for UnixStream {
-    fn ended(&self) -> ClientEnd {
-        ended(self.ready(Interest::READABLE), self.ready(Interest::WRITABLE))
+    fn client_end(&self) -> ClientEnd {
+        client_end(self.ready(Interest::READABLE), self.ready(Interest::WRITABLE))
     }
 }
 
 /// Reads the readiness of both directions without waiting.
-fn ended(read: impl Future<Output = io::Result<Ready>>, write: impl Future<Output = io::Result<Ready>>) -> ClientEnd {
+fn client_end(
+    read: impl Future<Output = io::Result<Ready>>,
+    write: impl Future<Output = io::Result<Ready>>,
+) -> ClientEnd {
     if write.now_or_never().is_some_and(|ready| ready.is_ok_and(|ready| ready.is_write_closed())) {
-        return ClientEnd::Whole;
+        return ClientEnd::Closed;
     }
     let half = read.now_or_never().is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()));
-    if half { ClientEnd::Half } else { ClientEnd::Nothing }
+    if half { ClientEnd::HalfClosed } else { ClientEnd::Open }
 }
 
 impl<T: ConnectionEnds> ConnectionEnds for Box<TlsStream<T>> {
-    fn ended(&self) -> ClientEnd {
-        self.get_ref().0.ended()
+    fn client_end(&self) -> ClientEnd {
+        self.get_ref().0.client_end()
     }
 }
 
@@ -54,21 +57,21 @@ pub(super) struct WatchedStream<T> {
     state: Arc<ConnectionState>,
     clock: Clock,
     request_line: RequestLine,
-    in_pieces: bool,
+    is_vectored: bool,
 }
 
 impl<T> WatchedStream<T> {
     pub(super) fn new(stream: T, state: Arc<ConnectionState>, clock: Clock) -> Self {
-        Self { stream, state, clock, request_line: RequestLine::default(), in_pieces: true }
+        Self { stream, state, clock, request_line: RequestLine::default(), is_vectored: true }
     }
 
     /// Writes from one buffer: h2 then copies small bodies into it, instead of one write (and one TLS record) for each.
-    pub(super) fn in_one_piece(self) -> Self {
-        Self { in_pieces: false, ..self }
+    pub(super) fn without_vectored_writes(self) -> Self {
+        Self { is_vectored: false, ..self }
     }
 
-    fn wrote<R>(&self, result: Poll<R>) -> Poll<R> {
-        self.state.wrote(result.is_pending(), &self.clock);
+    fn note_write<R>(&self, result: Poll<R>) -> Poll<R> {
+        self.state.on_write(result.is_pending(), &self.clock);
         result
     }
 }
@@ -78,7 +81,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         if let Some(bytes) = buf.filled_mut().get_mut(before..).filter(|bytes| !bytes.is_empty()) {
-            let begins = self.state.heard(&self.clock);
+            let begins = self.state.on_read(&self.clock);
             self.request_line.mark_fragment(bytes, begins);
         }
         result
@@ -88,7 +91,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
 impl<T: AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.wrote(result)
+        self.note_write(result)
     }
 
     fn poll_write_vectored(
@@ -96,40 +99,40 @@ impl<T: AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut together = [0; TOGETHER_BYTES];
-        let result = match joined(bufs, &mut together) {
+        let mut buffer = [0; COALESCED_BYTES_MAX];
+        let result = match coalesce(bufs, &mut buffer) {
             Some(bytes) => Pin::new(&mut self.stream).poll_write(cx, bytes),
             None => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
         };
-        self.wrote(result)
+        self.note_write(result)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.in_pieces && self.stream.is_write_vectored()
+        self.is_vectored && self.stream.is_write_vectored()
     }
 
     /// hyper flushes whenever it polls the connection, with or without a request in progress. It reads nothing while it owes an answer,
     /// so this is the only place to tell it that the client is gone.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.state.is_doubted() && self.stream.ended() >= self.state.is_left_at() {
+        if self.state.take_client_check() && self.stream.client_end() >= self.state.client_gone_at() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let result = Pin::new(&mut self.stream).poll_flush(cx);
-        self.wrote(result)
+        self.note_write(result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.wrote(result)
+        self.note_write(result)
     }
 }
 
 /// Copies the buffers into one; returns `None` if they are too large together.
-fn joined<'t>(bufs: &[io::IoSlice<'_>], together: &'t mut [u8; TOGETHER_BYTES]) -> Option<&'t [u8]> {
+fn coalesce<'t>(bufs: &[io::IoSlice<'_>], buffer: &'t mut [u8; COALESCED_BYTES_MAX]) -> Option<&'t [u8]> {
     let mut length = 0;
     for buf in bufs {
-        together.get_mut(length..length + buf.len())?.copy_from_slice(buf);
+        buffer.get_mut(length..length + buf.len())?.copy_from_slice(buf);
         length += buf.len();
     }
-    together.get(..length)
+    buffer.get(..length)
 }

@@ -25,7 +25,7 @@ pub struct FairSemaphore(Arc<Mutex<PlaceQueue<oneshot::Sender<FairPermit>>>>);
 #[derive(Debug)]
 pub struct FairPermit {
     /// `None` once the place was given back.
-    fair: Option<FairSemaphore>,
+    semaphore: Option<FairSemaphore>,
     caller: Arc<str>,
 }
 
@@ -41,15 +41,15 @@ impl FairSemaphore {
     pub async fn acquire(&self, caller: &Arc<str>) -> FairPermit {
         loop {
             let mut waiting = {
-                let mut line = self.line();
-                if line.take(caller) {
+                let mut queue = self.queue();
+                if queue.take(caller) {
                     return self.granted(caller.clone());
                 }
-                let (wake, woken) = oneshot::channel();
-                QueuedWaiter { fair: self, caller, ticket: line.queue(caller, wake), woken }
+                let (wake, permit) = oneshot::channel();
+                QueuedWaiter { semaphore: self, caller, ticket: queue.queue(caller, wake), permit }
             };
             // The sender of a waiting ticket is never dropped; if it were, this would queue again.
-            if let Ok(turn) = (&mut waiting.woken).await {
+            if let Ok(turn) = (&mut waiting.permit).await {
                 return turn;
             }
         }
@@ -58,13 +58,13 @@ impl FairSemaphore {
     /// Number of free places.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.line().free()
+        self.queue().free()
     }
 
     /// Number of waiting requests.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.line().waiting()
+        self.queue().waiting()
     }
 
     /// Whether this is the only handle and no place is held.
@@ -74,56 +74,56 @@ impl FairSemaphore {
     }
 
     fn granted(&self, caller: Arc<str>) -> FairPermit {
-        FairPermit { fair: Some(self.clone()), caller }
+        FairPermit { semaphore: Some(self.clone()), caller }
     }
 
     /// Gives back this caller's place and passes it to those who wait.
-    fn hand_on(&self, caller: &Arc<str>) {
-        self.line().release(caller);
+    fn release(&self, caller: &Arc<str>) {
+        self.queue().release(caller);
         loop {
             // A separate statement, because the lock must not be held while a waiter is woken.
-            let next = self.line().next();
+            let next = self.queue().next();
             let Some((caller, wake)) = next else { return };
             if let Err(mut turn) = wake.send(self.granted(caller)) {
                 // The waiter has just gone. Give the place back here, because dropping the permit would re-enter this
                 // loop.
-                turn.fair = None;
-                self.line().release(&turn.caller);
+                turn.semaphore = None;
+                self.queue().release(&turn.caller);
             }
         }
     }
 
-    fn line(&self) -> MutexGuard<'_, PlaceQueue<oneshot::Sender<FairPermit>>> {
+    fn queue(&self) -> MutexGuard<'_, PlaceQueue<oneshot::Sender<FairPermit>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for FairPermit {
     fn drop(&mut self) {
-        if let Some(fair) = self.fair.take() {
-            fair.hand_on(&self.caller);
+        if let Some(semaphore) = self.semaphore.take() {
+            semaphore.release(&self.caller);
         }
     }
 }
 
 /// A waiting request.
 struct QueuedWaiter<'a> {
-    fair: &'a FairSemaphore,
+    semaphore: &'a FairSemaphore,
     caller: &'a Arc<str>,
     ticket: u64,
-    woken: oneshot::Receiver<FairPermit>,
+    permit: oneshot::Receiver<FairPermit>,
 }
 
 impl Drop for QueuedWaiter<'_> {
     fn drop(&mut self) {
         // A place that was granted but not taken is in the receiver, and is passed on when that is dropped.
-        self.fair.line().leave(self.caller, self.ticket);
+        self.semaphore.queue().leave(self.caller, self.ticket);
     }
 }
 
 impl fmt::Debug for FairSemaphore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = self.line();
-        f.debug_struct("Fair").field("free", &line.free()).field("waiting", &line.waiting()).finish()
+        let queue = self.queue();
+        f.debug_struct("Fair").field("free", &queue.free()).field("waiting", &queue.waiting()).finish()
     }
 }

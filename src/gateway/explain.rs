@@ -72,29 +72,29 @@ fn decide(
     target: &str,
     out: &mut Vec<ExplainedStep>,
 ) -> Result<(), Refusal> {
-    let mut told = StepList(out);
-    let uri: Uri = told.check("target", parse_uri(target), |_| "it is a path".to_owned())?;
+    let mut step_list = StepList(out);
+    let uri: Uri = step_list.check("target", parse_uri(target), |_| "it is a path".to_owned())?;
     let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).unwrap_or_default();
-    let target = told.check("target", steps::target(&method, &uri, policy.limits()), |target| {
+    let target = step_list.check("target", steps::target(&method, &uri, policy.limits()), |target| {
         format!("its canonical path is {}", target.path)
     })?;
     let caller = policy.caller(caller_name).ok_or(Refusal::UnknownKey);
-    let caller = told.check("identify", caller, |caller| {
+    let caller = step_list.check("identify", caller, |caller| {
         format!("{} is a caller with {} key(s)", caller_name, caller.config.keys.len())
     })?;
     let matched = steps::classify(policy, &method, &target);
-    let matched = told.check("classify", matched, |m| {
+    let matched = step_list.check("classify", matched, |m| {
         format!("it is {} ({} {})", m.operation.id, m.operation.method, m.operation.path)
     })?;
     let row = matched.operation;
-    let plan = told.check("target", steps::plan(&target, row, &matched), |plan| {
+    let plan = step_list.check("target", steps::plan(&target, row, &matched), |plan| {
         format!("upstream it is {}", redacted(row, &plan.target))
     })?;
-    told.check("authorize", steps::authorize(caller, &matched), |()| {
+    step_list.check("authorize", steps::authorize(caller, &matched), |()| {
         format!("the caller has the grant {} and its organizations cover the request", row.grant)
     })?;
-    told.say("admit", "allow", rate(caller));
-    told.say(
+    step_list.add("admit", "allow", rate(caller));
+    step_list.add(
         "body",
         "allow",
         match row.body {
@@ -104,23 +104,24 @@ fn decide(
         },
     );
     let headers = HeaderMap::new();
-    let asked = ReadRequest { policy, caller, matched: &matched, target: &target, plan: &plan, headers: &headers };
+    let read_request =
+        ReadRequest { policy, caller, matched: &matched, target: &target, plan: &plan, headers: &headers };
     let memory = if row.is_write() {
-        told.say("check", "allow", "held only while an identical write of this caller is in doubt".to_owned());
+        step_list.add("check", "allow", "held only while an identical write of this caller is in doubt".to_owned());
         MemoryAnswer::Nothing
     } else {
-        lookup(running, &asked, &mut told)
+        lookup(running, &read_request, &mut step_list)
     };
     if memory == MemoryAnswer::Fresh {
         return Ok(()); // a fresh answer needs no quota
     }
-    for (step, answer) in [("quota", quota(running, &asked)), ("forward", forward(running, &asked))] {
+    for (step, answer) in [("quota", quota(running, &read_request)), ("forward", forward(running, &read_request))] {
         match answer {
             Err(refusal) if memory == MemoryAnswer::Stale && refusal.row().stale_may_answer => {
-                told.say(step, "stale", format!("{} A stale answer would be sent instead.", refusal.detail()));
+                step_list.add(step, "stale", format!("{} A stale answer would be sent instead.", refusal.detail()));
                 return Ok(());
             }
-            answer => drop(told.check(step, answer, Clone::clone)?),
+            answer => drop(step_list.check(step, answer, Clone::clone)?),
         }
     }
     Ok(())
@@ -136,7 +137,7 @@ enum MemoryAnswer {
 struct StepList<'o>(&'o mut Vec<ExplainedStep>);
 
 impl StepList<'_> {
-    fn say(&mut self, step: &'static str, verdict: &'static str, why: String) {
+    fn add(&mut self, step: &'static str, verdict: &'static str, why: String) {
         self.0.push(ExplainedStep { step, verdict, why });
     }
 
@@ -147,8 +148,8 @@ impl StepList<'_> {
         why: impl FnOnce(&T) -> String,
     ) -> Result<T, Refusal> {
         match &result {
-            Ok(value) => self.say(step, "allow", why(value)),
-            Err(refusal) => self.say(
+            Ok(value) => self.add(step, "allow", why(value)),
+            Err(refusal) => self.add(
                 step,
                 "refuse",
                 format!("{} ({}): {}", refusal.row().title, refusal.row().code, refusal.detail()),
@@ -184,34 +185,38 @@ fn rate(caller: &Caller) -> String {
     )
 }
 
-fn lookup(running: RunningGateway<'_>, asked: &ReadRequest<'_>, told: &mut StepList<'_>) -> MemoryAnswer {
+fn lookup(running: RunningGateway<'_>, read_request: &ReadRequest<'_>, step_list: &mut StepList<'_>) -> MemoryAnswer {
     let mut fetch = |why: String| {
-        told.say("look up", "fetch", why);
+        step_list.add("look up", "fetch", why);
         MemoryAnswer::Nothing
     };
-    let Some(storing) = asked.policy.store_policy(asked.matched.index) else {
+    let Some(storing) = read_request.policy.store_policy(read_request.matched.index) else {
         return fetch("answers of this operation are not stored".to_owned());
     };
-    let narrows = asked.matched.operation.narrow.is_some() && !asked.caller.config.organizations.is_all();
-    if !asked.plan.keyed && !narrows {
+    let narrows = read_request.matched.operation.narrow.is_some() && !read_request.caller.config.organizations.is_all();
+    if !read_request.plan.keyed && !narrows {
         return fetch("it bypasses the cache: one of its parameters is not part of the cache key".to_owned());
     }
-    if asked.plan.refresh {
+    if read_request.plan.refresh {
         return fetch("a parameter asks for the upstream's current state".to_owned());
     }
     let kept = format!("answers are kept for {} s", storing.lifetime.as_secs());
     let Some(gateway) = running else { return fetch(kept) };
-    let page = narrows.then(|| list_scope::ListPage::of(asked.target));
-    let (key, _) = key_and_target(asked, page.as_ref());
+    let page = narrows.then(|| list_scope::ListPage::of(read_request.target));
+    let (key, _) = key_and_target(read_request, page.as_ref());
     let now = gateway.clock.now();
-    match entry_for(gateway, asked, &key, &RequestDirectives::default(), now) {
+    match entry_for(gateway, read_request, &key, &RequestDirectives::default(), now) {
         Lookup::Hit(entry) => {
             let (age, ttl) = (entry.age(now).as_secs(), entry.ttl(now));
-            told.say("look up", "hit", format!("in memory, {age} s old, fresh for {ttl} s more; it costs no quota"));
+            step_list.add(
+                "look up",
+                "hit",
+                format!("in memory, {age} s old, fresh for {ttl} s more; it costs no quota"),
+            );
             MemoryAnswer::Fresh
         }
         Lookup::Fetch { fallback: Some(_), .. } => {
-            told.say("look up", "fetch", format!("not in memory, but a stale answer is available; {kept}"));
+            step_list.add("look up", "fetch", format!("not in memory, but a stale answer is available; {kept}"));
             MemoryAnswer::Stale
         }
         Lookup::Fetch { fallback: None, .. } => fetch(format!("not in memory; {kept}")),
@@ -220,8 +225,8 @@ fn lookup(running: RunningGateway<'_>, asked: &ReadRequest<'_>, told: &mut StepL
 }
 
 /// What the quota would answer now.
-fn quota(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String, Refusal> {
-    let ReadRequest { policy, caller, matched, .. } = asked;
+fn quota(running: RunningGateway<'_>, read_request: &ReadRequest<'_>) -> Result<String, Refusal> {
+    let ReadRequest { policy, caller, matched, .. } = read_request;
     let bucket = bucket(matched);
     let whose = match bucket {
         BucketId::Account => "the account's".to_owned(),
@@ -242,8 +247,8 @@ fn quota(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String,
 }
 
 /// What the breaker would answer now, and whether a failed attempt would be retried.
-fn forward(running: RunningGateway<'_>, asked: &ReadRequest<'_>) -> Result<String, Refusal> {
-    let MatchedOperation { operation, organization, .. } = *asked.matched;
+fn forward(running: RunningGateway<'_>, read_request: &ReadRequest<'_>) -> Result<String, Refusal> {
+    let MatchedOperation { operation, organization, .. } = *read_request.matched;
     let part = BreakerKey { operation: operation.id.clone(), organization };
     running
         .map_or(Ok(()), |gateway| gateway.upstream().breaker().would_permit(operation.retry, &part))

@@ -22,15 +22,15 @@ use crate::upstream::{
 use crate::vocabulary::Outcome;
 
 /// Time reserved for answering after the last attempt.
-const ANSWERING: Duration = Duration::from_millis(20);
+const ANSWER_RESERVE: Duration = Duration::from_millis(20);
 
 /// Minimum time for a retry: a shorter attempt would find out nothing, and would hide how the previous one ended.
-const LEAST_AGAIN: Duration = Duration::from_millis(50);
+const RETRY_TIME_MIN: Duration = Duration::from_millis(50);
 
 /// Permission to go upstream: from the breaker, with a quota slot and, if already acquired, a connection. Dropping it unused spends
 /// nothing.
 pub(crate) struct ForwardPermit {
-    pass: Option<BreakerPermit>,
+    breaker_permit: Option<BreakerPermit>,
     slot: Option<Slot>,
     /// Time spent waiting for the slot.
     waited: Duration,
@@ -38,15 +38,15 @@ pub(crate) struct ForwardPermit {
 }
 
 impl ForwardPermit {
-    fn new(pass: BreakerPermit, slot: Slot) -> Self {
-        Self { pass: Some(pass), waited: slot.waited(), slot: Some(slot), connection: None }
+    fn new(breaker_permit: BreakerPermit, slot: Slot) -> Self {
+        Self { breaker_permit: Some(breaker_permit), waited: slot.waited(), slot: Some(slot), connection: None }
     }
 }
 
 impl Drop for ForwardPermit {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            slot.unsent();
+            slot.release_unsent();
         }
     }
 }
@@ -68,8 +68,8 @@ pub(crate) struct Forwarded {
 /// # Errors
 /// If the breaker is open, or no slot becomes free in time.
 pub(crate) async fn forward_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<ForwardPermit, Refusal> {
-    let pass = breaker_permit(gateway, request).await?;
-    let permit = ForwardPermit::new(pass, quota_slot(gateway, request).await?);
+    let breaker_permit = breaker_permit(gateway, request).await?;
+    let permit = ForwardPermit::new(breaker_permit, quota_slot(gateway, request).await?);
     gateway.metrics.quota_waits.add(permit.waited);
     Ok(permit)
 }
@@ -83,12 +83,13 @@ pub(crate) async fn forward_permit_with_connection(
     request: &AuthorizedRequest,
 ) -> Result<ForwardPermit, Refusal> {
     let mut permit = forward_permit(gateway, request).await?;
-    permit.connection = Some(connection(gateway, request).await?);
+    permit.connection = Some(acquire_connection(gateway, request).await?);
     Ok(permit)
 }
 
-async fn connection(gateway: &Gateway, request: &AuthorizedRequest) -> Result<ConnectionPermit, Refusal> {
-    let connection = gateway.upstream().connection(Some(request.caller()), request.patience(&gateway.clock)).await;
+async fn acquire_connection(gateway: &Gateway, request: &AuthorizedRequest) -> Result<ConnectionPermit, Refusal> {
+    let connection =
+        gateway.upstream().acquire_connection(Some(request.caller()), request.patience(&gateway.clock)).await;
     connection.ok_or(Refusal::NoConnection)
 }
 
@@ -103,27 +104,27 @@ pub(crate) async fn spare_forward_permit(
 ) -> Result<ForwardPermit, Refusal> {
     let upstream = gateway.upstream();
     let none = || Refusal::NoQuota { outlook: QuotaOutlook::UNKNOWN };
-    let pass = upstream.breaker().permit(RetryClass::Safe, &request.part()).map_err(|_open| none())?;
+    let breaker_permit = upstream.breaker().permit(RetryClass::Safe, &request.breaker_key()).map_err(|_open| none())?;
     let slot =
         if upstream.is_quiet() { gateway.quota.acquire_spare(request.bucket).await } else { None }.ok_or_else(none)?;
-    Ok(ForwardPermit::new(pass, slot))
+    Ok(ForwardPermit::new(breaker_permit, slot))
 }
 
 /// Asks the breaker. A read may test whether the upstream is reachable again; a write, which could end in doubt, tests it with a bare
 /// connection first.
 async fn breaker_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<BreakerPermit, Refusal> {
-    let (upstream, part) = (gateway.upstream(), request.part());
+    let (upstream, part) = (gateway.upstream(), request.breaker_key());
     let breaker = upstream.breaker();
     let open = match breaker.permit(request.row.retry, &part) {
-        Ok(pass) => return Ok(pass),
+        Ok(breaker_permit) => return Ok(breaker_permit),
         Err(open) => open,
     };
     if open.what == BreakerScope::All
         && request.row.retry != RetryClass::Safe
         && let Ok(probe) = breaker.permit(RetryClass::Safe, &part)
     {
-        let reached = upstream.reach(request.policy.config.upstream.connect).await;
-        breaker.report(probe, reached.map_or_else(|why| why.told(), |()| BreakerReport::Connected));
+        let reached = upstream.check_connection(request.policy.config.upstream.connect).await;
+        breaker.report(probe, reached.map_or_else(|why| why.breaker_report(), |()| BreakerReport::Connected));
         return breaker.permit(request.row.retry, &part).map_err(breaker_refusal);
     }
     Err(breaker_refusal(open))
@@ -138,10 +139,10 @@ async fn quota_slot(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Sl
     let eligible = request.policy.eligible(request.bucket);
     let turn = gateway.quota.acquire(request.bucket, request.caller(), eligible, latest).await;
     let slot = turn.map_err(quota_refusal)?;
-    match request.still_allowed(gateway) {
+    match request.recheck_rights(gateway) {
         Ok(()) => Ok(slot),
         Err(refusal) => {
-            slot.unsent();
+            slot.release_unsent();
             Err(refusal)
         }
     }
@@ -154,45 +155,45 @@ pub(crate) fn quota_refusal(refused: QuotaRefused) -> Refusal {
     }
 }
 
-/// Sends the request, and retries it where that is safe, until its ending is final. Calls `begins` when there is nothing left to wait
+/// Sends the request, and retries it where that is safe, until its ending is final. Calls `on_start` when there is nothing left to wait
 /// for.
 pub(crate) async fn forward(
     gateway: &Gateway,
     request: &AuthorizedRequest,
     mut permit: ForwardPermit,
-    begins: impl FnOnce(),
+    on_start: impl FnOnce(),
 ) -> Forwarded {
     let upstream = gateway.upstream();
-    let (mut slot, mut ready, mut begins) = (permit.slot.take(), permit.connection.take(), Some(begins));
+    let (mut slot, mut ready, mut on_start) = (permit.slot.take(), permit.connection.take(), Some(on_start));
     let mut facts = ForwardFacts { quota_wait: permit.waited, ..ForwardFacts::default() };
     let (mut unsure, mut silent) = (false, false);
     let mut last = None;
     let ending = loop {
         let connected = match ready.take() {
             Some(connection) => Ok(connection),
-            None => connection(gateway, request).await,
+            None => acquire_connection(gateway, request).await,
         };
         // Checks the caller's rights again, because they may have changed during the wait.
-        let connection = match connected.and_then(|connection| request.still_allowed(gateway).map(|()| connection)) {
+        let connection = match connected.and_then(|connection| request.recheck_rights(gateway).map(|()| connection)) {
             Ok(connection) => connection,
             Err(refusal) => {
-                slot.take().into_iter().for_each(Slot::unsent);
+                slot.take().into_iter().for_each(Slot::release_unsent);
                 break last.ok_or(refusal);
             }
         };
         let time = attempt_time(request, gateway);
-        if time < LEAST_AGAIN
+        if time < RETRY_TIME_MIN
             && let Some(last) = last
         {
-            slot.take().into_iter().for_each(Slot::unsent);
+            slot.take().into_iter().for_each(Slot::release_unsent);
             break Ok(last);
         }
-        begins.take().into_iter().for_each(|begins| begins());
+        on_start.take().into_iter().for_each(|on_start| on_start());
         let generation = upstream.token_generation();
         let ending = upstream.attempt(connection, &request.outgoing, time, request.row.retry == RetryClass::Once).await;
         facts.attempts += 1;
         // An attempt cut short because of earlier waits proves nothing about the upstream.
-        silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt() / 2;
+        silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt_time_max() / 2;
         let about = AttemptContext { request: &request.id, row: &request.row, bucket: request.bucket };
         report_attempt(gateway, &about, slot.take(), &ending);
         let attempted = EndedAttempt {
@@ -200,9 +201,11 @@ pub(crate) async fn forward(
             number: facts.attempts,
             ending: &ending,
             token_changed: upstream.token_generation() != generation,
-            left: request.left(&gateway.clock),
+            left: request.time_left(&gateway.clock),
         };
-        let RetryDecision::Again { pause } = upstream.next(request.caller(), &attempted) else { break Ok(ending) };
+        let RetryDecision::Retry { pause } = upstream.decide_retry(request.caller(), &attempted) else {
+            break Ok(ending);
+        };
         tokio::time::sleep(pause).await;
         match quota_slot(gateway, request).await {
             Ok(next) => {
@@ -218,13 +221,13 @@ pub(crate) async fn forward(
         return Forwarded { ending, facts, ambiguous: false, outcome: Outcome::NotSent };
     };
     facts.upstream_status = ending.status();
-    if let Some(pass) = permit.pass.take() {
-        let told = if ending.breaker_report() == BreakerReport::Silent && !silent {
+    if let Some(breaker_permit) = permit.breaker_permit.take() {
+        let report = if ending.breaker_report() == BreakerReport::Silent && !silent {
             BreakerReport::Nothing
         } else {
             ending.breaker_report()
         };
-        upstream.breaker().report(pass, told);
+        upstream.breaker().report(breaker_permit, report);
     }
     let outcome = effect(request.row.retry, unsure, &ending);
     Forwarded { facts, ambiguous: unsure || ambiguous(&ending), outcome, ending: Ok(ending) }
@@ -232,8 +235,8 @@ pub(crate) async fn forward(
 
 fn attempt_time(request: &AuthorizedRequest, gateway: &Gateway) -> Duration {
     // Ends a little before the deadline, so that the answer says how the attempt ended.
-    let left = request.left(&gateway.clock);
-    request.attempt().min(left.saturating_sub(ANSWERING.min(left / 10)))
+    let left = request.time_left(&gateway.clock);
+    request.attempt_time_max().min(left.saturating_sub(ANSWER_RESERVE.min(left / 10)))
 }
 
 /// What an attempt was made for.
@@ -249,7 +252,7 @@ pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot
     // The slot is held until its 429 has closed the bucket: a slot released earlier would count as proof that the upstream accepts more.
     let _held = match (ending, slot) {
         (Ending::NotSent(_) | Ending::NoRoom { status: None, .. }, Some(slot)) => {
-            slot.unsent();
+            slot.release_unsent();
             None
         }
         (_, slot) => slot,

@@ -11,7 +11,7 @@ use crate::hash;
 use crate::ids::write_decimal;
 
 /// Bytes that a thread's buffer grows by.
-const INK_BYTES: usize = 4096;
+const GROWTH_BYTES: usize = 4096;
 
 thread_local! {
     static BLOCK: RefCell<BytesMut> = RefCell::default();
@@ -37,7 +37,7 @@ impl HeaderValueWriter<'_> {
     }
 
     /// Appends anything, at the cost of `std::fmt`.
-    pub(super) fn shown(self, value: impl std::fmt::Display) -> Self {
+    pub(super) fn display(self, value: impl std::fmt::Display) -> Self {
         let _infallible = write!(self.0, "{value}");
         self
     }
@@ -46,8 +46,8 @@ impl HeaderValueWriter<'_> {
 /// The value that `write` writes; `None` if it is not a valid header value.
 pub(super) fn value(write: impl FnOnce(HeaderValueWriter<'_>) -> HeaderValueWriter<'_>) -> Option<HeaderValue> {
     BLOCK.with_borrow_mut(|block| {
-        if block.capacity() < INK_BYTES / 16 {
-            block.reserve(INK_BYTES);
+        if block.capacity() < GROWTH_BYTES / 16 {
+            block.reserve(GROWTH_BYTES);
         }
         write(HeaderValueWriter(block));
         HeaderValue::from_maybe_shared(block.split().freeze()).ok()

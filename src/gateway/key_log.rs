@@ -36,7 +36,12 @@ impl KeyLog for KeyLogAdapter {
         LogMark { size, root }
     }
 
-    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> io::Result<bool> {
+    fn for_each_end(
+        &self,
+        after: Option<LogMark>,
+        oldest_ms: i64,
+        each: &mut dyn FnMut(LoggedEnd),
+    ) -> io::Result<bool> {
         let oldest = Timestamp::from_millisecond(oldest_ms).unwrap_or(Timestamp::MIN);
         let mark = after.map(|mark| (mark.size, mark.root));
         self.log.key_ends(mark, oldest, &mut |end| {
@@ -45,7 +50,7 @@ impl KeyLog for KeyLogAdapter {
         })
     }
 
-    fn tell(&self, event: &'static str, detail: &str) {
+    fn record_event(&self, event: &'static str, detail: &str) {
         if let Some(room) = self.log.reserve() {
             room.fill(Record::event(self.clock.wall(), event, detail));
         }

@@ -75,7 +75,7 @@ fn answer<B: RequestBody>(
         });
         // A caller gets an answer only if its rights still cover it.
         let reply = match reply {
-            Ok(reply) if !policy.is_in_force() => recorder.still_covered(&gateway.policy()).map(|()| reply),
+            Ok(reply) if !policy.is_in_force() => recorder.recheck_rights(&gateway.policy()).map(|()| reply),
             reply => reply,
         };
         recorder.finish(reply, head.headers, busy) // 13
@@ -107,9 +107,10 @@ async fn life<B: RequestBody>(
     recorder.identified(&credential);
     let path: Arc<str> = Arc::from(&*target.path);
     recorder.record().path = (!path.is_empty()).then(|| path.clone().into());
-    let (caller_id, holds) = (caller.state.id, &caller.state.holds);
-    recorder.counts_for(&holds.records)?;
-    busy.is_of(caller_id, &holds.connections).map_err(|short| Refusal::Short { of: SharedKind::Connections, short })?;
+    let (caller_id, share_holders) = (caller.state.id, &caller.state.share_holders);
+    recorder.charge_to(&share_holders.records)?;
+    busy.assign_to(caller_id, &share_holders.connections)
+        .map_err(|short| Refusal::Short { of: SharedKind::Connections, short })?;
     // 4 classify
     let matched = steps::classify(policy, &head.method, &target).inspect_err(|_| recorder.cut_path(&target.path))?;
     let row = matched.operation;
@@ -127,8 +128,9 @@ async fn life<B: RequestBody>(
     recorder.admitted(under_way);
     // 7 read the body
     let has_body = !body.is_end_stream();
-    let incoming = body::BodyReader { row, headers: &head.headers, limits: policy.limits(), holder: &holds.bodies };
-    let body = incoming.whole(body, &gateway.clock).await?;
+    let incoming =
+        body::BodyReader { row, headers: &head.headers, limits: policy.limits(), holder: &share_holders.bodies };
+    let body = incoming.read_and_check(body, &gateway.clock).await?;
     let read = recorder.read_whole(has_body);
     let id = recorder.id();
     let call = |goes: &str, within| AuthorizedRequest {
@@ -141,7 +143,7 @@ async fn life<B: RequestBody>(
         organization: matched.organization,
         parameters: tags::parameters(&matched),
         path,
-        outgoing: outgoing(row, goes.to_owned(), &head.headers, body, &holds.answers),
+        outgoing: outgoing(row, goes.to_owned(), &head.headers, body, &share_holders.answers),
         read,
         deadline: read + within,
         policy: policy.clone(),
@@ -154,10 +156,10 @@ async fn life<B: RequestBody>(
     }
     // 8 look up: authorized first, no caller is part of the key
     let headers = &head.headers;
-    let asked = ReadRequest { policy, caller, matched: &matched, target: &target, plan: &plan, headers };
-    match lookup(gateway, &asked, read)? {
+    let read_request = ReadRequest { policy, caller, matched: &matched, target: &target, plan: &plan, headers };
+    match lookup(gateway, &read_request, read)? {
         LookupResult::Answer { reply, ahead } => {
-            gateway.quota.saved(bucket(&matched), &caller.config.name);
+            gateway.quota.count_saved(bucket(&matched), &caller.config.name);
             if let Some(fetch_plan) = ahead {
                 fetch_ahead(gateway, call(&fetch_plan.target, upstream.deadline), &fetch_plan);
             }

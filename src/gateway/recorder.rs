@@ -35,7 +35,7 @@ const UNKNOWN_PATH_BYTES_MAX: usize = 256;
 /// Records one request.
 pub(crate) struct RequestRecorder {
     gateway: Arc<Gateway>,
-    name: HeldRequestId,
+    held_id: HeldRequestId,
     began: Instant,
     /// `None` once it was handed to the log.
     record: Option<Box<Record<'static>>>,
@@ -53,7 +53,7 @@ pub(crate) struct RequestRecorder {
     if_none_match: Option<HeaderValue>,
     counted: bool,
     /// Refused for a reason that the caller can cause as often as it likes.
-    refused_at_will: bool,
+    is_repeatable_refusal: bool,
     handed_over: bool,
 }
 
@@ -62,16 +62,16 @@ impl RequestRecorder {
         let headers = request.headers();
         let time = gateway.clock.wall();
         let is_read = is_read(request.method());
-        let name = gateway.name(headers.get(REQUEST_ID).map(HeaderValue::as_bytes), is_read, time);
+        let held_id = gateway.assign_request_id(headers.get(REQUEST_ID).map(HeaderValue::as_bytes), is_read, time);
         let mut record = Box::new(Record::new(Kind::Request, time));
-        record.request = Some(*name.id());
+        record.request = Some(*held_id.id());
         record.peer = Some(audit::Peer::of(peer.address));
         record.method = Some(steps::cut_method(request.method()));
-        record.trace = traced(headers);
+        record.trace = valid_traceparent(headers);
         Self {
             room: gateway.log.reserve(),
             gateway: gateway.clone(),
-            name,
+            held_id,
             began: gateway.clock.now(),
             record: Some(record),
             caller: None,
@@ -83,13 +83,13 @@ impl RequestRecorder {
             is_head: request.method() == Method::HEAD,
             if_none_match: joined(headers.get_all(header::IF_NONE_MATCH)),
             counted: false,
-            refused_at_will: false,
+            is_repeatable_refusal: false,
             handed_over: false,
         }
     }
 
     pub(crate) fn id(&self) -> RequestId {
-        *self.name.id()
+        *self.held_id.id()
     }
 
     /// The record so far.
@@ -99,15 +99,15 @@ impl RequestRecorder {
 
     /// The caller is unidentified or the path unknown: the record stores only the beginning of the path.
     pub(crate) fn cut_path(&mut self, path: &str) {
-        self.record().path = (!path.is_empty()).then(|| audit::at_most(path, UNKNOWN_PATH_BYTES_MAX).into());
+        self.record().path = (!path.is_empty()).then(|| audit::truncate(path, UNKNOWN_PATH_BYTES_MAX).into());
     }
 
     /// Counts the record's room against the caller's share of the log's buffer.
     ///
     /// # Errors
     /// If the share is used up.
-    pub(crate) fn counts_for(&mut self, records: &Arc<ShareHolder>) -> Result<(), Refusal> {
-        let counted = self.room.as_mut().map_or(Ok(()), |room| room.count_for(records));
+    pub(crate) fn charge_to(&mut self, records: &Arc<ShareHolder>) -> Result<(), Refusal> {
+        let counted = self.room.as_mut().map_or(Ok(()), |room| room.charge_to(records));
         counted.map_err(|short| Refusal::Short { of: SharedKind::Records, short })
     }
 
@@ -127,12 +127,12 @@ impl RequestRecorder {
     ///
     /// # Errors
     /// If they no longer cover the answer.
-    pub(crate) fn still_covered(&mut self, policy: &Policy) -> Result<(), Refusal> {
+    pub(crate) fn recheck_rights(&mut self, policy: &Policy) -> Result<(), Refusal> {
         let record = self.record();
         let (operation, organization) = (record.operation.clone(), record.organization);
         match (&self.by, &self.caller, operation) {
             (Some(by), Some(caller), Some(operation)) => {
-                steps::still_allowed(policy, &Rights { by, caller, operation: &operation, organization })
+                steps::recheck_rights(policy, &Rights { by, caller, operation: &operation, organization })
             }
             _ => Ok(()),
         }
@@ -156,7 +156,7 @@ impl RequestRecorder {
     }
 
     /// Hands the under-way count to the task that does the work, so that a caller that hangs up frees nothing before the work is done.
-    pub(crate) fn hand_over_slot(&mut self) -> Option<HeldShare> {
+    pub(crate) fn hand_over_share(&mut self) -> Option<HeldShare> {
         self.under_way.take()
     }
 
@@ -171,7 +171,7 @@ impl RequestRecorder {
     /// Hands the record to a write's task, which always leaves it. The task also holds the request's id.
     pub(crate) fn hand_over(&mut self) -> (Record<'static>, Option<RecordRoom>, HeldRequestId) {
         self.handed_over = true;
-        (self.record().clone(), self.room.take(), self.name.share())
+        (self.record().clone(), self.room.take(), self.held_id.add_holder())
     }
 
     /// Makes the answer, and leaves the record unless a write's task does. The answer's headers reuse the request's map.
@@ -192,16 +192,16 @@ impl RequestRecorder {
                 None
             }
         };
-        let how = reply.as_ref().map_or(Answer::Refused, |reply| reply.how);
-        self.note(&response, &reply, how, now);
-        response::complete(response, self.name.id(), busy, room)
+        let answer = reply.as_ref().map_or(Answer::Refused, |reply| reply.answer);
+        self.note(&response, &reply, answer, now);
+        response::complete(response, self.held_id.id(), busy, room)
     }
 
     fn response(&self, reply: &Result<Reply, Refusal>, headers: HeaderMap, now: Instant) -> Response<Bytes> {
         let context = ResponseContext { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
         let mut response = match reply {
             Ok(reply) => reply.response(&context, headers),
-            Err(refusal) => response::refused(refusal, self.name.id(), headers),
+            Err(refusal) => response::refused(refusal, self.held_id.id(), headers),
         };
         self.add_headers(response.status(), response.headers_mut(), reply.is_err());
         if self.is_head {
@@ -221,7 +221,7 @@ impl RequestRecorder {
             return Ok(None);
         }
         let amount = u64::try_from(body.len()).unwrap_or(u64::MAX);
-        let room = caller.state.holds.answers.take(amount);
+        let room = caller.state.share_holders.answers.take(amount);
         room.map(Some).map_err(|short| Refusal::Short { of: SharedKind::Answers, short })
     }
 
@@ -239,28 +239,28 @@ impl RequestRecorder {
             });
         }
         if let Some(outcome) = self.outcome {
-            response::say_outcome(headers, outcome);
+            response::set_outcome(headers, outcome);
         }
         if status == StatusCode::TOO_MANY_REQUESTS && self.outcome != Some(Outcome::InDoubt) {
-            response::say_retry_after(headers, self.gateway.clock.wall());
+            response::set_retry_after(headers, self.gateway.clock.wall());
         }
     }
 
-    fn note(&mut self, response: &Response<Bytes>, reply: &Result<Reply, Refusal>, how: Answer, now: Instant) {
+    fn note(&mut self, response: &Response<Bytes>, reply: &Result<Reply, Refusal>, answer: Answer, now: Instant) {
         let taken = now.saturating_duration_since(self.began);
         self.gateway.metrics.requests.add(taken);
-        self.count(how);
-        self.refused_at_will =
+        self.count(answer);
+        self.is_repeatable_refusal =
             matches!(reply, Err(Refusal::TooFast { .. } | Refusal::Short { of: SharedKind::Records, .. }));
         let record = self.record();
         record.status = Some(response.status().as_u16());
-        record.answer = Some(how);
+        record.answer = Some(answer);
         record.bytes = Some(response.body().len() as u64);
         record.duration_us = Some(micros(taken));
         match reply {
             Ok(reply) => {
                 record.filled_by = reply.filled_by;
-                fill(record, &reply.facts);
+                fill_facts(record, &reply.facts);
             }
             Err(refusal) => record.refusal = Some(refusal.row().code.into()),
         }
@@ -268,23 +268,23 @@ impl RequestRecorder {
 
     /// Who is refused, if refusals like this could repeat without end; [`RefusalTally`](super::refusal_tally::RefusalTally) bounds their
     /// records.
-    fn bounded(&self, record: &Record<'_>) -> Option<RefusedParty> {
+    fn tallied_party(&self, record: &Record<'_>) -> Option<RefusedParty> {
         match &self.caller {
             None => record.peer.clone().map(RefusedParty::Peer),
             Some(caller) => {
                 // Once refusals have used up their share of the log, none may push the records of writes out.
                 let is_over = record.refusal.is_some() && !self.gateway.log.refusals_fit();
-                (self.refused_at_will || is_over).then(|| RefusedParty::Caller(caller.config.name.clone()))
+                (self.is_repeatable_refusal || is_over).then(|| RefusedParty::Caller(caller.config.name.clone()))
             }
         }
     }
 
-    fn count(&mut self, how: Answer) {
+    fn count(&mut self, answer: Answer) {
         self.counted = true;
         match &self.caller {
             Some(caller) => {
                 let operation = self.record.as_ref().and_then(|record| record.operation.as_ref()?.as_shared());
-                caller.state.count(operation, how);
+                caller.state.count(operation, answer);
             }
             None => drop(self.gateway.metrics.unidentified.fetch_add(1, Ordering::Relaxed)),
         }
@@ -302,9 +302,9 @@ impl Drop for RequestRecorder {
         if room.is_none() {
             self.gateway.metrics.unrecorded.fetch_add(1, Ordering::Relaxed);
         }
-        match (self.bounded(&record), room) {
+        match (self.tallied_party(&record), room) {
             (Some(who), room) => {
-                self.gateway.refusal_tally.leave(&self.gateway.log, who, room, record, self.gateway.clock.now())
+                self.gateway.refusal_tally.tally(&self.gateway.log, who, room, record, self.gateway.clock.now())
             }
             (None, Some(room)) => room.fill(record),
             (None, None) => {}
@@ -324,7 +324,7 @@ fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
 }
 
 /// Adds the facts to a record. A write with a precondition has those of its look before its own.
-pub(crate) fn fill(record: &mut Record<'static>, facts: &ForwardFacts) {
+pub(crate) fn fill_facts(record: &mut Record<'static>, facts: &ForwardFacts) {
     record.upstream_status = facts.upstream_status.map(|status| status.as_u16());
     if facts.attempts > 0 {
         record.attempts = Some(record.attempts.unwrap_or(0) + facts.attempts);
@@ -336,7 +336,7 @@ pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn traced(headers: &HeaderMap) -> Option<Box<str>> {
+fn valid_traceparent(headers: &HeaderMap) -> Option<Box<str>> {
     let value = headers.get(TRACEPARENT)?;
     is_traceparent(value.as_bytes()).then(|| value.to_str().ok().map(Into::into)).flatten()
 }

@@ -119,7 +119,7 @@ impl RefusalTally {
     }
 
     /// Records or counts a refusal. `room` was reserved for its record, if possible.
-    pub(super) fn leave(
+    pub(super) fn tally(
         &self,
         log: &Arc<AuditLog>,
         who: RefusedParty,
@@ -130,13 +130,13 @@ impl RefusalTally {
         let (mut table, wall) = (self.table(), record.time);
         let left = match who {
             RefusedParty::Caller(name) => {
-                leave(&mut table.callers, name, log, (room, record), (now, wall), caller_record)
+                tally(&mut table.callers, name, log, (room, record), (now, wall), caller_record)
             }
             RefusedParty::Peer(peer) => {
                 let place = PeerGroup::of(&peer);
                 let is_full = table.peers.len() >= PEERS_MAX && !table.peers.contains_key(&place);
                 let place = if is_full || !log.refusals_fit() { PeerGroup::Others } else { place };
-                leave(&mut table.peers, place, log, (room, record), (now, wall), peer_record)
+                tally(&mut table.peers, place, log, (room, record), (now, wall), peer_record)
             }
         };
         if !left {
@@ -145,16 +145,20 @@ impl RefusalTally {
     }
 
     /// Records the counts of minutes that are over, or of all at shutdown.
-    pub(crate) fn settle(&self, log: &Arc<AuditLog>, (now, wall): (Instant, Timestamp), at_the_end: bool) {
+    pub(crate) fn record_counts(&self, log: &Arc<AuditLog>, (now, wall): (Instant, Timestamp), at_the_end: bool) {
         let mut table = self.table();
         let is_over = |minute: &RefusalMinute| at_the_end || minute.is_over(now);
-        table.peers.retain(|place, minute| !(is_over(minute) && close(minute, log, || peer_record(place, wall))));
-        table.callers.retain(|name, minute| !(is_over(minute) && close(minute, log, || caller_record(name, wall))));
+        table
+            .peers
+            .retain(|place, minute| !(is_over(minute) && record_minute(minute, log, || peer_record(place, wall))));
+        table
+            .callers
+            .retain(|name, minute| !(is_over(minute) && record_minute(minute, log, || caller_record(name, wall))));
     }
 }
 
 /// Returns true if the record is in the log, false if it was only counted.
-fn leave<K: Clone + Eq + Hash>(
+fn tally<K: Clone + Eq + Hash>(
     minutes: &mut HashMap<K, RefusalMinute>,
     key: K,
     log: &Arc<AuditLog>,
@@ -163,7 +167,7 @@ fn leave<K: Clone + Eq + Hash>(
     summary: fn(&K, Timestamp) -> Record<'static>,
 ) -> bool {
     let minute = minutes.entry(key.clone()).or_insert_with(|| RefusalMinute::new(now));
-    if minute.is_over(now) && close(minute, log, || summary(&key, wall)) {
+    if minute.is_over(now) && record_minute(minute, log, || summary(&key, wall)) {
         *minute = RefusalMinute::new(now);
     }
     let record = match room {
@@ -181,7 +185,7 @@ fn leave<K: Clone + Eq + Hash>(
 }
 
 /// Records the count. Returns false, and keeps the count, if the log has no room.
-fn close(minute: &mut RefusalMinute, log: &Arc<AuditLog>, record: impl FnOnce() -> Record<'static>) -> bool {
+fn record_minute(minute: &mut RefusalMinute, log: &Arc<AuditLog>, record: impl FnOnce() -> Record<'static>) -> bool {
     if minute.counted.is_none() {
         return true;
     }

@@ -51,16 +51,16 @@ impl AuthorizedRequest {
     ///
     /// # Errors
     /// The refusal, if they no longer cover the request.
-    pub(crate) fn still_allowed(&self, gateway: &Gateway) -> Result<(), Refusal> {
+    pub(crate) fn recheck_rights(&self, gateway: &Gateway) -> Result<(), Refusal> {
         if self.policy.is_in_force() {
             return Ok(());
         }
         let Self { by, caller, row, organization, .. } = self;
         let rights = Rights { by, caller, operation: &row.id, organization: *organization };
-        steps::still_allowed(&gateway.policy(), &rights)
+        steps::recheck_rights(&gateway.policy(), &rights)
     }
 
-    pub(crate) fn left(&self, clock: &Clock) -> Duration {
+    pub(crate) fn time_left(&self, clock: &Clock) -> Duration {
         self.deadline.saturating_duration_since(clock.now())
     }
 
@@ -70,12 +70,12 @@ impl AuthorizedRequest {
     }
 
     /// Its key in the circuit breaker.
-    pub(crate) fn part(&self) -> BreakerKey {
+    pub(crate) fn breaker_key(&self) -> BreakerKey {
         BreakerKey { operation: self.row.id.clone(), organization: self.organization }
     }
 
     /// Maximum time for one attempt.
-    pub(crate) fn attempt(&self) -> Duration {
+    pub(crate) fn attempt_time_max(&self) -> Duration {
         let upstream = &self.policy.config.upstream;
         let most = if self.row.is_write() { upstream.write_attempt } else { upstream.attempt };
         most.min(self.deadline.saturating_duration_since(self.read))
@@ -84,7 +84,7 @@ impl AuthorizedRequest {
     /// How long it may still wait in queues. This leaves an attempt at least an eighth of its time: with less, a write would only end in
     /// doubt.
     pub(crate) fn patience(&self, clock: &Clock) -> Duration {
-        self.left(clock).saturating_sub(self.attempt() / 8)
+        self.time_left(clock).saturating_sub(self.attempt_time_max() / 8)
     }
 }
 

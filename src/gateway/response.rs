@@ -78,9 +78,9 @@ pub(crate) struct PassedAnswer {
 
 /// Prepares an upstream answer to be passed on. A shared one counts against the share of each reader, no longer against that of the
 /// caller that started the fetch.
-pub(crate) fn passed_answer(answered: UpstreamAnswer, validated: bool, is_shared: bool) -> PassedAnswer {
+pub(crate) fn passed_answer(answered: UpstreamAnswer, may_be_not_modified: bool, is_shared: bool) -> PassedAnswer {
     let UpstreamAnswer { status, headers, body, .. } = answered;
-    let etag = (validated && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
+    let etag = (may_be_not_modified && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
     let body = if is_shared { body.bytes().clone() } else { body.into_counted() };
     let mut headers = allowed_headers(&headers, &PASSED);
     if !status.is_success() {
@@ -143,12 +143,12 @@ impl ReplyBody {
 pub struct Reply {
     pub(crate) body: ReplyBody,
     pub(crate) cache: Option<CacheStatus>,
-    pub(crate) how: Answer,
+    pub(crate) answer: Answer,
     /// The request whose fetch this answer comes from, if it is another one.
     pub(crate) filled_by: Option<RequestId>,
     pub(crate) facts: ForwardFacts,
     /// May it be answered with 304?
-    pub(crate) validated: bool,
+    pub(crate) may_be_not_modified: bool,
 }
 
 /// The parts of a request that its answer depends on.
@@ -160,32 +160,32 @@ pub(crate) struct ResponseContext<'a> {
 
 impl Reply {
     /// Writes the response into an empty map, without the headers that every answer has.
-    pub(crate) fn response(&self, asked: &ResponseContext<'_>, mut headers: HeaderMap) -> Response<Bytes> {
+    pub(crate) fn response(&self, context: &ResponseContext<'_>, mut headers: HeaderMap) -> Response<Bytes> {
         let (status, stored, body) = self.body.parts();
         let etag = self.body.etag();
-        let matches = || etag.zip(asked.if_none_match).is_some_and(|(etag, wanted)| none_match(etag, wanted));
-        let is_bare = self.validated && status == StatusCode::OK && matches();
+        let matches = || etag.zip(context.if_none_match).is_some_and(|(etag, wanted)| matches_etag(etag, wanted));
+        let is_not_modified = self.may_be_not_modified && status == StatusCode::OK && matches();
         for (name, value) in stored {
-            if !is_bare || !STORED.contains(name) || KEPT_ON_304.contains(name) {
+            if !is_not_modified || !STORED.contains(name) || KEPT_ON_304.contains(name) {
                 headers.append(name, value.clone());
             }
         }
         if let Some(etag) = etag {
             headers.insert(header::ETAG, etag.clone());
         }
-        if asked.is_read {
+        if context.is_read {
             headers.insert(header::CACHE_CONTROL, PRIVATE);
         }
         if let Some(entry) = self.body.entry() {
-            put_header(&mut headers, &header::AGE, |writer| writer.number(entry.age(asked.now).as_secs()));
+            put_header(&mut headers, &header::AGE, |writer| writer.number(entry.age(context.now).as_secs()));
         }
         if let Some(cache) = self.cache {
             put_header(&mut headers, &CACHE_STATUS, |writer| match cache {
                 CacheStatus::Hit { ttl: ttl @ 0.. } => writer.text(HIT).number(ttl.unsigned_abs()),
-                CacheStatus::Hit { .. } | CacheStatus::Forward { .. } => writer.shown(cache),
+                CacheStatus::Hit { .. } | CacheStatus::Forward { .. } => writer.display(cache),
             });
         }
-        if is_bare {
+        if is_not_modified {
             response_of(StatusCode::NOT_MODIFIED, headers, Bytes::new())
         } else {
             response_of(status, headers, body.clone())
@@ -194,7 +194,7 @@ impl Reply {
 }
 
 /// Does `If-None-Match` match this entity tag (RFC 9110 section 13.1.2, weak comparison)?
-fn none_match(etag: &HeaderValue, wanted: &HeaderValue) -> bool {
+fn matches_etag(etag: &HeaderValue, wanted: &HeaderValue) -> bool {
     let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
     let (Ok(etag), Ok(wanted)) = (etag.to_str(), wanted.to_str()) else { return false };
     wanted.trim() == "*" || wanted.split(',').any(|tag| opaque(tag) == opaque(etag))
@@ -268,7 +268,7 @@ pub(crate) fn complete(
 }
 
 /// Adds `Makegate-Outcome`. Removes `Retry-After` from a write in doubt, which must not be retried blindly.
-pub(crate) fn say_outcome(headers: &mut HeaderMap, outcome: Outcome) {
+pub(crate) fn set_outcome(headers: &mut HeaderMap, outcome: Outcome) {
     headers.insert(OUTCOME, HeaderValue::from_static(outcome.as_str()));
     if outcome == Outcome::InDoubt {
         headers.remove(header::RETRY_AFTER);
@@ -276,9 +276,9 @@ pub(crate) fn say_outcome(headers: &mut HeaderMap, outcome: Outcome) {
 }
 
 /// Sets `Retry-After` on a 429, in whole seconds and at least 1: the upstream's value if it is reasonable, else one minute.
-pub(crate) fn say_retry_after(headers: &mut HeaderMap, now: Timestamp) {
-    let told = retry_after(headers, now).unwrap_or(RETRY_AFTER);
-    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(told.min(RETRY_AFTER_MAX))));
+pub(crate) fn set_retry_after(headers: &mut HeaderMap, now: Timestamp) {
+    let wait = retry_after(headers, now).unwrap_or(RETRY_AFTER);
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(wait.min(RETRY_AFTER_MAX))));
 }
 
 pub(crate) fn put_header(

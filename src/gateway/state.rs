@@ -26,7 +26,7 @@ use crate::tasks::Tasks;
 use crate::upstream::Upstream;
 
 /// Maximum number of concurrent fetches that nobody waits for.
-const AHEAD_MAX: usize = 4;
+const REFRESH_AHEAD_MAX: usize = 4;
 
 /// The parts that a gateway is built from.
 pub struct Engines {
@@ -72,7 +72,7 @@ pub struct Gateway {
     pub tasks: Tasks,
     pub(crate) write_order: WriteOrder,
     /// Permits for fetches that nobody waits for.
-    pub(crate) ahead: Arc<Semaphore>,
+    pub(crate) refresh_permits: Arc<Semaphore>,
     draining: AtomicBool,
 }
 
@@ -82,7 +82,7 @@ impl Gateway {
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
         let Engines { log, idempotency: answers, cache, quota, upstream, clock, tasks } = engines;
         let callers = Callers::new(clock.clone());
-        callers.limit(&config.limits);
+        callers.set_limits(&config.limits);
         Arc::new(Self {
             policy: ArcSwap::from_pointee(Policy::new(config, &callers)),
             upstream: ArcSwap::new(upstream),
@@ -97,7 +97,7 @@ impl Gateway {
             clock,
             tasks,
             write_order: WriteOrder::default(),
-            ahead: Arc::new(Semaphore::new(AHEAD_MAX)),
+            refresh_permits: Arc::new(Semaphore::new(REFRESH_AHEAD_MAX)),
             draining: AtomicBool::new(false),
         })
     }
@@ -116,16 +116,16 @@ impl Gateway {
 
     /// Puts a new configuration in force for all requests from now on; remaining callers keep their rate. Purges the cache if the
     /// upstream, the operations or the cache's settings changed.
-    pub fn adopt(&self, config: Config, upstream: Option<Arc<Upstream>>) {
+    pub fn apply_config(&self, config: Config, upstream: Option<Arc<Upstream>>) {
         let before = self.policy();
         let forget = upstream.is_some()
             || before.config.catalogue.rows() != config.catalogue.rows()
             || before.config.cache != config.cache;
-        self.callers.limit(&config.limits);
+        self.callers.set_limits(&config.limits);
         self.policy.store(Arc::new(Policy::new(config, &self.callers)));
         before.retire();
         let policy = self.policy();
-        let names: HashSet<&str> = policy.members.iter().map(|caller| &*caller.config.name).collect();
+        let names: HashSet<&str> = policy.callers.iter().map(|caller| &*caller.config.name).collect();
         self.callers.retain(|name| names.contains(name));
         if let Some(upstream) = upstream {
             self.upstream.store(upstream);
@@ -136,7 +136,7 @@ impl Gateway {
     }
 
     /// Takes over the doubts of an earlier run: the resources they touch may change until they are settled.
-    pub fn take_up(&self, doubts: &[Doubt]) {
+    pub fn fence_doubts(&self, doubts: &[Doubt]) {
         let policy = self.policy();
         let cache = &policy.config.cache;
         for doubt in doubts {
@@ -160,12 +160,12 @@ impl Gateway {
     /// Should requests be sent here?
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.draining() && self.log.has_room()
+        !self.is_draining() && self.log.has_room()
     }
 
     /// Has shutdown begun?
     #[must_use]
-    pub fn draining(&self) -> bool {
+    pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
@@ -184,9 +184,9 @@ impl Gateway {
     /// Assigns a request's id: the caller's own if it is plain and unused, else a new one. A read's new id is not registered, so that a
     /// hit needs no lookup: nobody learns it before the answer. A write's is registered, because the log and its idempotency key reveal
     /// it while the write is under way.
-    pub(crate) fn name(&self, own: Option<&[u8]>, is_read: bool, now: Timestamp) -> HeldRequestId {
-        let names = self.log.names();
+    pub(crate) fn assign_request_id(&self, own: Option<&[u8]>, is_read: bool, now: Timestamp) -> HeldRequestId {
+        let names = self.log.request_ids();
         let own = own.and_then(RequestId::parse).and_then(|id| names.take(id));
-        own.unwrap_or_else(|| if is_read { HeldRequestId::untold(now) } else { names.make(now) })
+        own.unwrap_or_else(|| if is_read { HeldRequestId::unregistered(now) } else { names.make(now) })
     }
 }

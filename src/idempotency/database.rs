@@ -48,7 +48,7 @@ pub(super) enum DatabaseError {
     Damaged(String),
     /// It cannot be used now. It is tried again later.
     #[error("{0}")]
-    Passing(String),
+    Transient(String),
 }
 
 impl From<rusqlite::Error> for DatabaseError {
@@ -69,13 +69,13 @@ impl From<rusqlite::Error> for DatabaseError {
             );
             passing && failure.extended_code != SHORT_READ
         });
-        if passes { Self::Passing(why) } else { Self::Damaged(why) }
+        if passes { Self::Transient(why) } else { Self::Damaged(why) }
     }
 }
 
 impl From<io::Error> for DatabaseError {
     fn from(error: io::Error) -> Self {
-        Self::Passing(error.to_string())
+        Self::Transient(error.to_string())
     }
 }
 
@@ -141,9 +141,9 @@ pub(super) struct AnswerDatabase {
 impl AnswerDatabase {
     /// Opens the file, creating it if it does not exist, and reads all of it.
     pub(super) fn open(path: &Path) -> Result<(Self, DatabaseContents), DatabaseError> {
-        let is_new = look_at(path)?;
-        private_files::open(OpenOptions::new().write(true).create(true), path).map_err(unless_unreadable)?;
-        private_files::open_to_read(path).map_err(unless_unreadable)?;
+        let is_new = check_path(path)?;
+        private_files::open(OpenOptions::new().write(true).create(true), path).map_err(open_error)?;
+        private_files::open_to_read(path).map_err(open_error)?;
         let mut connection = connect(path)?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let is_new = match version {
@@ -261,7 +261,7 @@ pub(super) fn replace(path: &Path, old: Option<AnswerDatabase>, now_ms: i64) -> 
     }
     let old = match old {
         Some(store) => Some(store.connection),
-        None if look_at(path).is_ok_and(|is_new| !is_new) => connect(path).ok(),
+        None if check_path(path).is_ok_and(|is_new| !is_new) => connect(path).ok(),
         None => None,
     };
     let (mut store, _) = AnswerDatabase::open(&next)?;
@@ -305,7 +305,7 @@ impl AnswerDatabase {
             transaction.commit()?;
             match read {
                 Ok(()) => break,
-                Err(DatabaseError::Passing(why)) => return Err(DatabaseError::Passing(why)),
+                Err(DatabaseError::Transient(why)) => return Err(DatabaseError::Transient(why)),
                 Err(DatabaseError::Newer | DatabaseError::Damaged(_)) => {}
             }
         }
@@ -327,7 +327,7 @@ fn copy_rows(to: &Connection, old: &Connection, order: &str) -> Result<(), Datab
 }
 
 /// Checks what is at the path; returns true if there is no file.
-fn look_at(path: &Path) -> Result<bool, DatabaseError> {
+fn check_path(path: &Path) -> Result<bool, DatabaseError> {
     for suffix in ["-wal", "-journal"] {
         let about = fs::symlink_metadata(beside(path, suffix));
         if about.is_ok_and(|about| !about.is_file()) {
@@ -342,7 +342,7 @@ fn look_at(path: &Path) -> Result<bool, DatabaseError> {
     }
 }
 
-fn unless_unreadable(error: io::Error) -> DatabaseError {
+fn open_error(error: io::Error) -> DatabaseError {
     if error.kind() == io::ErrorKind::PermissionDenied {
         return damaged("it cannot be read: permission denied");
     }

@@ -196,7 +196,7 @@ impl KeyTable {
 
     /// Adds how a key's write ended according to someone else (the log or an operator), unless this or something
     /// newer is known already. Returns true if it was added.
-    pub(super) fn fill_in(&mut self, row: KeyRow) -> bool {
+    pub(super) fn add_end(&mut self, row: KeyRow) -> bool {
         let is_known = self.entries.get(&row.keyed.key).is_some_and(|entry| match &entry.state {
             KeyState::Running => false, // looking up a key in doubt claims it for a moment
             KeyState::Waiting(known) => known.keyed.request == row.keyed.request || known.time_ms >= row.time_ms,
@@ -219,7 +219,7 @@ impl KeyTable {
     }
 
     /// Ends a claim that leaves nothing behind: the key is free, unless it was taken meanwhile.
-    pub(super) fn free(&mut self, keyed: &KeyedWrite) {
+    pub(super) fn release_claim(&mut self, keyed: &KeyedWrite) {
         let is_running =
             |entry: &KeyEntry| matches!(entry.state, KeyState::Running) && entry.request() == Some(keyed.request);
         if self.entries.get(&keyed.key).is_some_and(is_running) {
@@ -229,14 +229,14 @@ impl KeyTable {
 
     /// Forgets a key whose write did not take effect, unless another write has taken it. Returns true if it was
     /// known.
-    pub(super) fn release(&mut self, key: &Fingerprint, request: &RequestId) -> bool {
-        let is_its = self.entries.get(key).is_some_and(|entry| {
+    pub(super) fn forget_not_done(&mut self, key: &Fingerprint, request: &RequestId) -> bool {
+        let is_match = self.entries.get(key).is_some_and(|entry| {
             entry.request().as_ref() == Some(request) && !matches!(entry.state, KeyState::Running)
         });
-        if is_its {
+        if is_match {
             self.remove(key);
         }
-        is_its
+        is_match
     }
 
     pub(super) fn waiting(&self) -> Vec<Arc<KeyRow>> {
@@ -254,7 +254,7 @@ impl KeyTable {
     }
 
     /// Marks these rows as being on disk.
-    pub(super) fn stored(&mut self, rows: &[Arc<KeyRow>]) {
+    pub(super) fn mark_stored(&mut self, rows: &[Arc<KeyRow>]) {
         for row in rows {
             if self.is_waiting(row) {
                 self.put_kept(&row.meta());
@@ -264,13 +264,13 @@ impl KeyTable {
 
     /// Compares memory, which knows all keys, with the file after it was lost or mended: rows missing from the file
     /// wait for the disk again, without their answers. Returns the keys in the file that should not be there.
-    pub(super) fn compare(&mut self, on_disk: &[KeyRowMeta]) -> Vec<Fingerprint> {
-        let there: HashMap<Fingerprint, &KeyRowMeta> = on_disk.iter().map(|meta| (meta.keyed.key, meta)).collect();
+    pub(super) fn compare_with_file(&mut self, on_disk: &[KeyRowMeta]) -> Vec<Fingerprint> {
+        let in_file: HashMap<Fingerprint, &KeyRowMeta> = on_disk.iter().map(|meta| (meta.keyed.key, meta)).collect();
         let mut lost = Vec::new();
         for (key, entry) in &mut self.entries {
             let KeyState::Kept { time_ms, done, answered } = &mut entry.state else { continue };
             let same =
-                there.get(key).filter(|meta| meta.keyed.request.as_str() == &*entry.request && meta.done == *done);
+                in_file.get(key).filter(|meta| meta.keyed.request.as_str() == &*entry.request && meta.done == *done);
             match same {
                 Some(meta) => *answered = meta.answered,
                 None => lost.push((*key, *time_ms, *done)),
@@ -288,7 +288,7 @@ impl KeyTable {
             }
         }
         let is_foreign = |key: &&Fingerprint| !self.entries.contains_key(*key);
-        there.keys().filter(is_foreign).copied().collect()
+        in_file.keys().filter(is_foreign).copied().collect()
     }
 
     /// Forgets keys that are too old and returns how many.
@@ -404,15 +404,15 @@ mod tests {
         let key = Fingerprint::of(b"key", &[b"k"]);
         let keyed = |request| KeyedWrite { key, write: key, request: id(request), caller: "a".into() };
         assert!(matches!(keys.claim(&keyed("r-1"), 1, 0), KeyLookup::New));
-        keys.free(&keyed("r-2"));
+        keys.release_claim(&keyed("r-2"));
         assert!(matches!(keys.claim(&keyed("r-2"), 1, 0), KeyLookup::Known(EarlierUse::Running { .. })));
-        keys.free(&keyed("r-1"));
+        keys.release_claim(&keyed("r-1"));
         assert_eq!((keys.entries.len(), keys.held.len(), keys.running), (0, 0, 0));
         assert!(matches!(keys.claim(&keyed("r-2"), 1, 0), KeyLookup::New));
         let row = KeyRow { keyed: keyed("r-2"), ended: WriteEnd { done: true, answer: None }, time_ms: 0 };
         keys.end(Arc::new(row));
         let rows = keys.waiting();
-        keys.stored(&rows);
+        keys.mark_stored(&rows);
         assert_eq!((rows.len(), keys.waiting().len(), keys.kept(), keys.running), (1, 0, 1, 0));
         assert_eq!(keys.held.values().copied().collect::<Vec<_>>(), [KeyRoom { keys: 1, bytes: ROW_BYTES }]);
         assert_eq!((keys.expire(3_600_001), keys.held.len(), keys.entries.len()), (1, 0, 0));

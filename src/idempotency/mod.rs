@@ -145,10 +145,11 @@ pub trait KeyLog: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// The log cannot be read.
-    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> io::Result<bool>;
+    fn for_each_end(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd))
+    -> io::Result<bool>;
 
     /// Records an event about the stored answers.
-    fn tell(&self, event: &'static str, detail: &str);
+    fn record_event(&self, event: &'static str, detail: &str);
 }
 
 /// Why the store cannot be opened.
@@ -238,7 +239,7 @@ impl IdempotencyStore {
     pub async fn settle_done(&self, keyed: KeyedWrite) {
         let row =
             KeyRow { keyed, ended: WriteEnd { done: true, answer: None }, time_ms: self.handle.shared.clock.wall_ms() };
-        self.handle.shared.keys().fill_in(row);
+        self.handle.shared.keys().add_end(row);
         if self.handle.flush().await.is_err() {
             tracing::error!("a settled Idempotency-Key is not in answers.sqlite yet; until then the log knows it");
         }
@@ -246,7 +247,7 @@ impl IdempotencyStore {
 
     /// Frees the key, because its write did not take effect.
     pub async fn settle_not_done(&self, key: Fingerprint, request: RequestId) {
-        if self.handle.shared.keys().release(&key, &request) {
+        if self.handle.shared.keys().forget_not_done(&key, &request) {
             let (reply, removed) = oneshot::channel();
             if self.handle.ask(StoreJob::Remove { key, reply }, removed).await.flatten().is_err() {
                 tracing::error!(
@@ -260,7 +261,7 @@ impl IdempotencyStore {
     #[cfg(test)]
     async fn maintain(&self) {
         let (reply, done) = oneshot::channel();
-        self.handle.ask(StoreJob::Look { reply }, done).await.unwrap();
+        self.handle.ask(StoreJob::Maintain { reply }, done).await.unwrap();
     }
 
     /// Shuts down: waits, however long it takes, until everything is on disk. Nothing is kept afterwards.
@@ -316,7 +317,7 @@ impl KeyClaim {
 impl Drop for KeyClaim {
     fn drop(&mut self) {
         if !self.ended {
-            self.handle.shared.keys().free(&self.keyed);
+            self.handle.shared.keys().release_claim(&self.keyed);
         }
     }
 }

@@ -19,16 +19,16 @@ use crate::clock::Clock;
 use crate::ids::{Fingerprint, RequestId};
 
 /// How often the file is checked.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often old keys are forgotten.
 const EXPIRE: Duration = Duration::from_secs(30);
 /// Maximum age of the mark while the log grows, which bounds how much of the log is read again after a crash.
-const MARK: Duration = Duration::from_secs(60);
+const MARK_AGE_MAX: Duration = Duration::from_secs(60);
 /// Longest wait before the file is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How often startup tries the file before it goes on without it, and how long it waits in between.
 const TRIES: u32 = 10;
-const TRY_AGAIN: Duration = Duration::from_millis(100);
+const OPEN_RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Maximum number of waiting jobs.
 const JOBS_MAX: usize = 4096;
 
@@ -43,7 +43,7 @@ pub(super) enum StoreJob {
     Remove { key: Fingerprint, reply: oneshot::Sender<Result<(), StoreUnavailable>> },
     /// Do the recurring work now.
     #[cfg(test)]
-    Look { reply: oneshot::Sender<()> },
+    Maintain { reply: oneshot::Sender<()> },
     /// Make every change fail, or stop doing so.
     #[cfg(test)]
     QueryOnly { on: bool, reply: oneshot::Sender<()> },
@@ -140,7 +140,7 @@ impl StoreThread {
             store: None,
             is_complete: false,
             trouble: None,
-            retry: LOOK,
+            retry: CHECK_INTERVAL,
             retry_at: None,
             expired: None,
             marked: (now, 0),
@@ -156,13 +156,13 @@ impl StoreThread {
                     return;
                 }
                 // The previous process may be just releasing the file.
-                Err(DatabaseError::Passing(_)) => std::thread::sleep(TRY_AGAIN),
+                Err(DatabaseError::Transient(_)) => std::thread::sleep(OPEN_RETRY_PAUSE),
                 Err(DatabaseError::Damaged(_)) | Ok(()) => break,
             }
         }
         let _nobody_waits = opened.send(Ok(()));
         loop {
-            match jobs.recv_timeout(LOOK) {
+            match jobs.recv_timeout(CHECK_INTERVAL) {
                 Ok(StoreJob::Flush { reply }) => {
                     let _nobody_waits = reply.send(self.store_waiting(false));
                 }
@@ -173,7 +173,7 @@ impl StoreThread {
                     let _nobody_waits = reply.send(self.remove(key));
                 }
                 #[cfg(test)]
-                Ok(StoreJob::Look { reply }) => {
+                Ok(StoreJob::Maintain { reply }) => {
                     (self.retry_at, self.expired) = (None, None);
                     self.maintain();
                     let _nobody_waits = reply.send(());
@@ -185,7 +185,7 @@ impl StoreThread {
                     let _nobody_waits = reply.send(());
                 }
                 Ok(StoreJob::Close { reply }) => {
-                    let _told = self.store_waiting(true);
+                    let _reported = self.store_waiting(true);
                     self.store = None;
                     let _nobody_waits = reply.send(());
                     return;
@@ -198,14 +198,14 @@ impl StoreThread {
 
     fn maintain(&mut self) {
         let now = self.shared.clock.now();
-        let _told = self.store_waiting(now.duration_since(self.marked.0) >= MARK);
+        let _reported = self.store_waiting(now.duration_since(self.marked.0) >= MARK_AGE_MAX);
         if self.expired.is_none_or(|expired| now.duration_since(expired) >= EXPIRE) {
             self.expired = Some(now);
             let wall = self.shared.clock.wall_ms();
             let gone = self.shared.keys().expire(wall);
             let oldest = self.shared.bounds.oldest_ms(wall);
             if gone > 0 {
-                let _told = self.work(|store| store.expire(oldest));
+                let _reported = self.with_database(|store| store.expire(oldest));
             }
         }
         self.count();
@@ -224,14 +224,14 @@ impl StoreThread {
         let mark_is_due = mark_is_due && mark.size != self.marked.1;
         let mut rows: Vec<Arc<KeyRow>> = Vec::new();
         let shared = self.shared.clone();
-        let stored = self.work(|store| {
+        let stored = self.with_database(|store| {
             rows = shared.keys().waiting();
             if rows.is_empty() && !mark_is_due { Ok(()) } else { store.change(&rows, &[], Some(mark)) }
         });
         if stored.is_ok() {
             if mark_is_due || !rows.is_empty() {
                 self.marked = (self.shared.clock.now(), mark.size);
-                self.shared.keys().stored(&rows);
+                self.shared.keys().mark_stored(&rows);
             }
             self.shared.ready.store(true, Ordering::SeqCst);
         }
@@ -240,15 +240,15 @@ impl StoreThread {
     }
 
     fn read(&mut self, key: &Fingerprint, first: &RequestId) -> Result<Option<FirstAnswer>, StoreUnavailable> {
-        let (mut answer, mut was_mended) = (None, false);
-        let read = self.work(|store| match store.answer(key, first) {
+        let (mut answer, mut was_rebuilt) = (None, false);
+        let read = self.with_database(|store| match store.answer(key, first) {
             Ok(found) => {
                 answer = found;
                 Ok(())
             }
-            Err(DatabaseError::Damaged(_)) if was_mended => Ok(()), // the damaged answer is lost
+            Err(DatabaseError::Damaged(_)) if was_rebuilt => Ok(()), // the damaged answer is lost
             Err(trouble) => {
-                was_mended = true;
+                was_rebuilt = true;
                 Err(trouble)
             }
         });
@@ -256,12 +256,12 @@ impl StoreThread {
     }
 
     fn remove(&mut self, key: Fingerprint) -> Result<(), StoreUnavailable> {
-        self.work(|store| store.change(&[], &[key], None))
+        self.with_database(|store| store.change(&[], &[key], None))
     }
 
     /// Runs `work` on the file if nobody changed it. Otherwise, or if the work finds damage, mends the file first and
     /// repeats the work on what is left.
-    fn work(
+    fn with_database(
         &mut self,
         mut work: impl FnMut(&mut AnswerDatabase) -> Result<(), DatabaseError>,
     ) -> Result<(), StoreUnavailable> {
@@ -275,7 +275,7 @@ impl StoreThread {
             match store.check_unchanged().and_then(|()| work(store)) {
                 Ok(()) => return Ok(()),
                 Err(DatabaseError::Damaged(why)) if !last => {
-                    if self.mend(&why).is_err() {
+                    if self.rebuild(&why).is_err() {
                         break;
                     }
                 }
@@ -307,20 +307,22 @@ impl StoreThread {
     /// Opens the file and mends it if necessary. Afterwards all keys that the log knows are known.
     fn open(&mut self) -> Result<(), DatabaseError> {
         let opened = match AnswerDatabase::open(&self.path) {
-            Err(DatabaseError::Damaged(why)) => return self.mend(&why),
-            Ok((store, contents)) => self.take(store, &contents).map(|lacked| self.tell_lacked(&contents, lacked)),
+            Err(DatabaseError::Damaged(why)) => return self.rebuild(&why),
+            Ok((store, contents)) => {
+                self.take_over(store, &contents).map(|restored| self.report_restored(&contents, restored))
+            }
             Err(trouble) => Err(trouble),
         };
-        self.opened(opened)
+        self.finish_open(opened)
     }
 
-    fn opened(&mut self, opened: Result<(), DatabaseError>) -> Result<(), DatabaseError> {
+    fn finish_open(&mut self, opened: Result<(), DatabaseError>) -> Result<(), DatabaseError> {
         match &opened {
             Ok(()) => {
                 if self.trouble.take().is_some() {
                     tracing::info!("the stored answers to Idempotency-Keys can be used again");
                 }
-                (self.retry, self.retry_at) = (LOOK, None);
+                (self.retry, self.retry_at) = (CHECK_INTERVAL, None);
                 self.shared.ready.store(true, Ordering::SeqCst);
             }
             Err(trouble) => self.fail(trouble),
@@ -330,20 +332,20 @@ impl StoreThread {
     }
 
     /// Builds a new file from what is left of the damaged one and from the log.
-    fn mend(&mut self, why: &str) -> Result<(), DatabaseError> {
+    fn rebuild(&mut self, why: &str) -> Result<(), DatabaseError> {
         tracing::error!(%why, file = %self.path.display(), "the stored answers to Idempotency-Keys are damaged; rebuilding them");
         let now_ms = self.shared.clock.wall_ms();
-        let mended = database::replace(&self.path, self.store.take(), now_ms).and_then(|kept| {
+        let rebuilt = database::replace(&self.path, self.store.take(), now_ms).and_then(|kept| {
             let (store, contents) = AnswerDatabase::open(&self.path)?;
-            self.take(store, &contents)?;
+            self.take_over(store, &contents)?;
             Ok((kept, contents.rows.len()))
         });
-        let mended = mended.map(|(kept, rows)| {
+        let rebuilt = rebuilt.map(|(kept, rows)| {
             let keys = self.shared.keys().kept();
             let whole =
                 if rows == keys { "all of them".to_owned() } else { format!("{rows} of them from the damaged file") };
             let kept = kept.map(|kept| {
-                forget_older(&kept);
+                delete_older(&kept);
                 format!("; the damaged file was kept as {}", kept.file_name().unwrap_or_default().display())
             });
             let detail = format!(
@@ -351,64 +353,67 @@ impl StoreThread {
                 kept.unwrap_or_default()
             );
             tracing::warn!("{detail}");
-            self.log.tell("answers-mended", &detail);
+            self.log.record_event("answers-mended", &detail);
         });
-        self.opened(mended)
+        self.finish_open(rebuilt)
     }
 
     /// Takes over the opened file and adds what it lacks. Returns the number of keys added.
-    fn take(&mut self, mut store: AnswerDatabase, contents: &DatabaseContents) -> Result<usize, DatabaseError> {
+    fn take_over(&mut self, mut store: AnswerDatabase, contents: &DatabaseContents) -> Result<usize, DatabaseError> {
         let mark = self.log.mark();
         let mut foreign = Vec::new();
-        let mut lacked = 0;
+        let mut restored = 0;
         if self.is_complete {
-            foreign = self.shared.keys().compare(&contents.rows);
+            foreign = self.shared.keys().compare_with_file(&contents.rows);
         } else {
             contents.rows.iter().for_each(|meta| self.shared.keys().put_kept(meta));
-            lacked = self.fill_in(contents.mark, &mut foreign)?;
+            restored = self.add_ends_from_log(contents.mark, &mut foreign)?;
         }
         let rows = self.shared.keys().waiting();
         store.change(&rows, &foreign, Some(mark))?;
-        self.shared.keys().stored(&rows);
+        self.shared.keys().mark_stored(&rows);
         self.marked = (self.shared.clock.now(), mark.size);
         (self.store, self.is_complete) = (Some(store), true);
-        Ok(lacked)
+        Ok(restored)
     }
 
     /// Adds the keys that the log knows and the file does not.
-    fn fill_in(&self, mark: Option<LogMark>, freed: &mut Vec<Fingerprint>) -> Result<usize, DatabaseError> {
+    fn add_ends_from_log(&self, mark: Option<LogMark>, freed: &mut Vec<Fingerprint>) -> Result<usize, DatabaseError> {
         let oldest = self.shared.bounds.oldest_ms(self.shared.clock.wall_ms());
-        let mut lacked = 0;
-        let read = self.log.ends(mark, oldest, &mut |told| {
+        let mut restored = 0;
+        let read = self.log.for_each_end(mark, oldest, &mut |logged| {
             let mut keys = self.shared.keys();
-            if told.done {
-                let row =
-                    KeyRow { keyed: told.keyed, ended: WriteEnd { done: true, answer: None }, time_ms: told.time_ms };
-                lacked += usize::from(keys.fill_in(row));
-            } else if keys.release(&told.keyed.key, &told.keyed.request) {
-                freed.push(told.keyed.key);
+            if logged.done {
+                let row = KeyRow {
+                    keyed: logged.keyed,
+                    ended: WriteEnd { done: true, answer: None },
+                    time_ms: logged.time_ms,
+                };
+                restored += usize::from(keys.add_end(row));
+            } else if keys.forget_not_done(&logged.keyed.key, &logged.keyed.request) {
+                freed.push(logged.keyed.key);
             }
         });
-        let is_of_this_log = read.map_err(|why| DatabaseError::Passing(format!("cannot read the log: {why}")))?;
+        let is_of_this_log = read.map_err(|why| DatabaseError::Transient(format!("cannot read the log: {why}")))?;
         if mark.is_some() && !is_of_this_log {
             tracing::warn!("answers.sqlite does not match this log: all keys were looked up in the log");
         }
-        Ok(lacked)
+        Ok(restored)
     }
 
-    fn tell_lacked(&self, contents: &DatabaseContents, lacked: usize) {
-        if lacked == 0 {
+    fn report_restored(&self, contents: &DatabaseContents, restored: usize) {
+        if restored == 0 {
             return;
         }
         let was = if contents.is_new { "was missing or empty" } else { "lacked keys" };
-        let detail = format!("answers.sqlite {was}: {lacked} keys were restored from the log, without their answers");
+        let detail = format!("answers.sqlite {was}: {restored} keys were restored from the log, without their answers");
         tracing::warn!("{detail}");
-        self.log.tell("answers-mended", &detail);
+        self.log.record_event("answers-mended", &detail);
     }
 }
 
 /// Deletes all kept damaged files except the newest.
-fn forget_older(newest: &Path) {
+fn delete_older(newest: &Path) {
     let Some((dir, name)) = newest.parent().zip(newest.file_name().and_then(|name| name.to_str())) else { return };
     let prefix = name.trim_end_matches(|digit: char| digit.is_ascii_digit());
     let Ok(entries) = fs::read_dir(dir) else { return };

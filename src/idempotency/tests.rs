@@ -31,7 +31,12 @@ impl KeyLog for Script {
         LogMark { size: ends.len() as u64, root: root(&ends) }
     }
 
-    fn ends(&self, after: Option<LogMark>, oldest_ms: i64, each: &mut dyn FnMut(LoggedEnd)) -> io::Result<bool> {
+    fn for_each_end(
+        &self,
+        after: Option<LogMark>,
+        oldest_ms: i64,
+        each: &mut dyn FnMut(LoggedEnd),
+    ) -> io::Result<bool> {
         let ends = self.ends.lock().unwrap();
         let size = after.and_then(|mark| {
             let size = usize::try_from(mark.size).unwrap();
@@ -41,7 +46,7 @@ impl KeyLog for Script {
         Ok(size.is_some())
     }
 
-    fn tell(&self, _: &'static str, detail: &str) {
+    fn record_event(&self, _: &'static str, detail: &str) {
         self.events.lock().unwrap().push(detail.to_owned());
     }
 }

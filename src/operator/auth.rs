@@ -44,10 +44,10 @@ pub(super) async fn check_key(
     next: Next,
 ) -> Result<Response, OperatorRefusal> {
     let key = key(request.headers())?;
-    if state.opens_to(&key) {
+    if state.is_key(&key) {
         return Ok(next.run(request).await);
     }
-    if let Some(retry_after) = state.wrong_keys.blocked(peer.address) {
+    if let Some(retry_after) = state.wrong_keys.blocked_for(peer.address) {
         return Err(OperatorRefusal::TooManyFailures { retry_after });
     }
     state.wrong_keys.add(peer.address);

@@ -26,7 +26,7 @@ pub(super) async fn guard_body(
     let busy = peer.busy();
     let response = next.run(request).await;
     // An answer without an exact size is made while it is sent.
-    let room = state.room(response.body().size_hint().exact().unwrap_or(0))?;
+    let room = state.reserve_answer(response.body().size_hint().exact().unwrap_or(0))?;
     Ok(response.map(|body| Body::new(GuardedBody { body, _busy: busy, room })))
 }
 

@@ -64,9 +64,9 @@ fn checks(state: &OperatorState) -> [(&'static str, CheckState); 5] {
         (false, true) => CheckState::Degraded("it cannot be written, and writes are refused; see the process log"),
         (_, false) => CheckState::Failed("it cannot be written, and its buffer is full; see the process log"),
     };
-    let draining = if gateway.draining() { CheckState::Failed("it is shutting down") } else { CheckState::Ok };
+    let draining = if gateway.is_draining() { CheckState::Failed("it is shutting down") } else { CheckState::Ok };
     let upstream = gateway.upstream();
-    let upstream = match (upstream.breaker().status(), upstream.breaker().silent()) {
+    let upstream = match (upstream.breaker().status(), upstream.breaker().silent_operations()) {
         (BreakerStatus::Closed, 0) => CheckState::Ok,
         (BreakerStatus::Closed, _) => {
             CheckState::Degraded("Make has not answered some operations lately; see the process log")

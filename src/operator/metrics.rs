@@ -118,9 +118,9 @@ fn requests(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
         let operation = operation.map_or_else(String::new, |id| id.to_string());
         [("caller", caller.to_owned()), ("operation", operation), ("outcome", outcome.to_owned())]
     };
-    let known = policy.members.iter().flat_map(|member| {
-        let name = member.config.name.clone();
-        let counts = member.state.counts().into_iter();
+    let known = policy.callers.iter().flat_map(|caller| {
+        let name = caller.config.name.clone();
+        let counts = caller.state.counts().into_iter();
         counts.map(move |(operation, source, count)| (name.clone(), operation, source, count))
     });
     let known = known.map(|(name, operation, source, count)| (labels(&name, operation, source.as_str()), count));
@@ -146,11 +146,11 @@ fn shares(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result 
         by_kind(SharedLimit::taken),
     )?;
     writer.gauges("makegate_shared_limit", "The shared limit itself, by kind", by_kind(SharedLimit::limit))?;
-    let refused = policy.members.iter().flat_map(|member| {
-        let holds = member.state.holds.iter().filter(|(_, holder)| holder.refused() > 0);
-        holds.map(|(kind, holder)| {
+    let refused = policy.callers.iter().flat_map(|caller| {
+        let share_holders = caller.state.share_holders.iter().filter(|(_, holder)| holder.refused() > 0);
+        share_holders.map(|(kind, holder)| {
             let [kind] = labelled(kind);
-            ([("caller", member.config.name.to_string()), kind], holder.refused())
+            ([("caller", caller.config.name.to_string()), kind], holder.refused())
         })
     });
     let help = "Requests that found their caller's share taken, or nothing free of it, by caller and kind";
@@ -166,7 +166,7 @@ fn upstream(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
     let attempts = metrics.attempts().map(|(ending, count)| ([("result", ending.as_str().to_owned())], count));
     writer.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
     let upstream = state.gateway.upstream();
-    let (standing, silent) = (upstream.breaker().status(), upstream.breaker().silent());
+    let (standing, silent) = (upstream.breaker().status(), upstream.breaker().silent_operations());
     let states = BreakerStatus::ALL.iter();
     let states = states.map(|state| ([("state", state.as_str().to_owned())], u64::from(*state == standing)));
     let help = "What the breaker does: 1 at its state (closed: requests go upstream)";

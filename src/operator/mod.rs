@@ -35,6 +35,6 @@ pub(crate) use table::json_cell;
 pub fn open(door: Door, state: Arc<OperatorState>) -> OpenDoor {
     let router = router::router(state.clone());
     let open = door.open(move |peer| ServiceBuilder::new().layer(Extension(peer)).service(router.clone()));
-    state.show_door("operator", open.clone());
+    state.register_door("operator", open.clone());
     open
 }

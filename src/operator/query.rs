@@ -17,7 +17,7 @@ impl<S: Sync> FromRequestParts<S> for PageQuery {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, OperatorRefusal> {
         let query = Query::<Self>::try_from_uri(&parts.uri);
-        query.map_err(|error| OperatorRefusal::BadParameter { why: error.body_text() })?.0.in_utf8()
+        query.map_err(|error| OperatorRefusal::BadParameter { why: error.body_text() })?.0.require_utf8()
     }
 }
 
@@ -26,7 +26,7 @@ impl PageQuery {
     ///
     /// # Errors
     /// [`OperatorRefusal::BadParameter`].
-    pub(super) fn in_utf8(self) -> Result<Self, OperatorRefusal> {
+    pub(super) fn require_utf8(self) -> Result<Self, OperatorRefusal> {
         let is_bad = |text: &str| text.contains(char::REPLACEMENT_CHARACTER);
         match self.0.iter().find(|(name, value)| is_bad(name) || is_bad(value)) {
             Some((name, _)) => {
@@ -55,7 +55,7 @@ impl PageQuery {
     ///
     /// # Errors
     /// [`OperatorRefusal::BadParameter`].
-    pub(super) fn only(&self, known: &[&str]) -> Result<(), OperatorRefusal> {
+    pub(super) fn allow_only(&self, known: &[&str]) -> Result<(), OperatorRefusal> {
         match self.iter().find(|(name, _)| !known.contains(name)) {
             Some((name, _)) => {
                 let (name, known) = (name.escape_debug(), known.join(", "));
@@ -68,15 +68,15 @@ impl PageQuery {
 
     /// With its question mark; empty if there is none.
     pub(super) fn suffix(&self) -> String {
-        Self::written(self.iter())
+        Self::render(self.iter())
     }
 
     /// The same query with another value of `name`.
     pub(super) fn with(&self, name: &str, value: &str) -> String {
-        Self::written(self.iter().filter(|(known, _)| *known != name).chain([(name, value)]))
+        Self::render(self.iter().filter(|(known, _)| *known != name).chain([(name, value)]))
     }
 
-    fn written<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    fn render<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
         let pairs: Vec<_> = pairs.map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
         if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
     }
@@ -107,6 +107,6 @@ mod tests {
         );
         let bad = parse("caller=%ff").await;
         assert!(matches!(bad, Err(OperatorRefusal::BadParameter { why }) if why.starts_with("caller: not UTF-8")));
-        assert!(query.only(&["caller"]).is_ok() && query.only(&["method"]).is_err());
+        assert!(query.allow_only(&["caller"]).is_ok() && query.allow_only(&["method"]).is_err());
     }
 }

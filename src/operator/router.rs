@@ -49,7 +49,7 @@ pub(super) fn router(state: Arc<OperatorState>) -> Router {
 pub(super) fn within_layers(routes: Router<Arc<OperatorState>>, state: Arc<OperatorState>) -> Router {
     let menu: Menu = pages().iter().filter_map(|(path, name, _)| Some((*path, (*name)?))).collect();
     let layers = ServiceBuilder::new()
-        .layer(middleware::from_fn_with_state(state.clone(), name_request))
+        .layer(middleware::from_fn_with_state(state.clone(), set_request_id))
         .layer(response_headers())
         .layer(middleware::from_fn_with_state(menu.clone(), render_refusal))
         .layer(middleware::from_fn_with_state(state.clone(), guarded_body::guard_body))
@@ -86,15 +86,15 @@ fn with_key() -> Router<Arc<OperatorState>> {
 }
 
 fn get<H: Handler<T, Arc<OperatorState>>, T: 'static>(handler: H) -> OperatorRoute {
-    any_else("GET, HEAD").get(handler)
+    method_not_allowed("GET, HEAD").get(handler)
 }
 
 fn post<H: Handler<T, Arc<OperatorState>>, T: 'static>(handler: H) -> OperatorRoute {
-    any_else("POST").post(handler)
+    method_not_allowed("POST").post(handler)
 }
 
 /// Refuses all methods that are not added to it. axum's own `Allow` would tell whoever has no key that a path is there.
-fn any_else(allowed: &'static str) -> OperatorRoute {
+fn method_not_allowed(allowed: &'static str) -> OperatorRoute {
     routing::any(async move || OperatorRefusal::NoMethod { allowed })
 }
 
@@ -107,7 +107,7 @@ async fn openapi(State(state): State<Arc<OperatorState>>) -> Response {
 }
 
 /// Names the answer by the request's own `X-Request-Id` if that is short and plain, else by a new one.
-async fn name_request(State(state): State<Arc<OperatorState>>, request: Request, next: Next) -> Response {
+async fn set_request_id(State(state): State<Arc<OperatorState>>, request: Request, next: Next) -> Response {
     const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
     let own = request.headers().get(REQUEST_ID).and_then(|id| RequestId::parse(id.as_bytes()));
     let id = own.unwrap_or_else(|| RequestId::new(&state.gateway.clock));

@@ -91,7 +91,7 @@ impl OperatorState {
     ///
     /// # Errors
     /// [`OperatorRefusal::NoRoom`]: the answers under way leave too little.
-    pub(super) fn room(&self, bytes: u64) -> Result<Option<OwnedSemaphorePermit>, OperatorRefusal> {
+    pub(super) fn reserve_answer(&self, bytes: u64) -> Result<Option<OwnedSemaphorePermit>, OperatorRefusal> {
         let kib = bytes.div_ceil(1024);
         if kib <= SMALL_KIB {
             return Ok(None);
@@ -106,7 +106,7 @@ impl OperatorState {
     }
 
     /// Takes note of a reload: a new configuration is in force, or there was an error and the old one stays.
-    pub fn reloaded(&self, result: Result<Origins, String>) {
+    pub fn note_reload(&self, result: Result<Origins, String>) {
         let before = self.in_force();
         let loaded = self.gateway.clock.wall();
         let after = match result {
@@ -117,7 +117,7 @@ impl OperatorState {
     }
 
     /// Shows the connections of this door too. The operator door adds itself.
-    pub fn show_door(&self, name: &'static str, door: OpenDoor) {
+    pub fn register_door(&self, name: &'static str, door: OpenDoor) {
         self.doors.lock().unwrap_or_else(PoisonError::into_inner).push((name, door));
     }
 
@@ -132,7 +132,7 @@ impl OperatorState {
     }
 
     /// Is this the key? The comparison takes the same time whatever the key is.
-    pub(super) fn opens_to(&self, key: &[u8]) -> bool {
+    pub(super) fn is_key(&self, key: &[u8]) -> bool {
         hash::constant_time_eq(&hash::sha256(key), &self.key.load().hash)
     }
 }

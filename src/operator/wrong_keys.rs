@@ -34,10 +34,10 @@ impl WrongKeys {
     }
 
     /// How long this peer has to wait, if it has sent too many wrong keys.
-    pub(super) fn blocked(&self, peer: Option<IpAddr>) -> Option<Duration> {
+    pub(super) fn blocked_for(&self, peer: Option<IpAddr>) -> Option<Duration> {
         let now = self.clock.now();
         let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let (began, count) = windows.get(&counted_as(&windows, peer)).copied()?;
+        let (began, count) = windows.get(&counted_address(&windows, peer)).copied()?;
         let left = WINDOW.saturating_sub(now.saturating_duration_since(began));
         (count >= FAILURES_MAX && !left.is_zero()).then_some(left)
     }
@@ -49,7 +49,7 @@ impl WrongKeys {
         if windows.len() >= PEERS_MAX {
             windows.retain(|_, (began, _)| now.saturating_duration_since(*began) < WINDOW);
         }
-        let peer = counted_as(&windows, peer);
+        let peer = counted_address(&windows, peer);
         let window = windows.entry(peer).or_insert((now, 0));
         if now.saturating_duration_since(window.0) >= WINDOW {
             *window = (now, 0);
@@ -59,7 +59,7 @@ impl WrongKeys {
 }
 
 /// The address that a peer is counted under. An IPv6 network of 64 bits counts as one peer, because one customer has all of it.
-fn counted_as(windows: &HashMap<Option<IpAddr>, FailureWindow>, peer: Option<IpAddr>) -> Option<IpAddr> {
+fn counted_address(windows: &HashMap<Option<IpAddr>, FailureWindow>, peer: Option<IpAddr>) -> Option<IpAddr> {
     let peer = peer.map(|ip| match ip {
         IpAddr::V4(_) => ip,
         IpAddr::V6(six) => IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() >> 64 << 64)),
@@ -77,13 +77,13 @@ mod tests {
         let failures = WrongKeys::new(clock.clone());
         let (one, other) = (Some("10.0.0.1".parse().unwrap()), Some("10.0.0.2".parse().unwrap()));
         for _ in 0..30 {
-            assert_eq!(failures.blocked(one), None);
+            assert_eq!(failures.blocked_for(one), None);
             failures.add(one);
         }
-        assert!(failures.blocked(one).unwrap() <= WINDOW);
-        assert_eq!((failures.blocked(other), failures.blocked(None), failures.total()), (None, None, 30));
+        assert!(failures.blocked_for(one).unwrap() <= WINDOW);
+        assert_eq!((failures.blocked_for(other), failures.blocked_for(None), failures.total()), (None, None, 30));
         clock.advance(WINDOW);
-        assert_eq!(failures.blocked(one), None);
+        assert_eq!(failures.blocked_for(one), None);
     }
 
     #[test]
@@ -93,9 +93,9 @@ mod tests {
             failures.add(Some(IpAddr::V4(peer.into())));
         }
         assert!(failures.windows.lock().unwrap().len() <= PEERS_MAX + 1);
-        assert!(failures.blocked(Some("99.9.9.9".parse().unwrap())).is_some(), "the rest shares one count");
+        assert!(failures.blocked_for(Some("99.9.9.9".parse().unwrap())).is_some(), "the rest shares one count");
         let failures = WrongKeys::new(Clock::movable());
         (0..30u128).for_each(|host| failures.add(Some(IpAddr::V6(Ipv6Addr::from_bits(0x2001_0db8 << 96 | host)))));
-        assert!(failures.blocked(Some("2001:db8::ffff:1".parse().unwrap())).is_some());
+        assert!(failures.blocked_for(Some("2001:db8::ffff:1".parse().unwrap())).is_some());
     }
 }

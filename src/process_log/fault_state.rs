@@ -10,7 +10,7 @@ pub struct FaultState(Mutex<Option<Instant>>);
 
 impl FaultState {
     /// Reports the fault. `true` if it begins now.
-    pub fn begins(&self, now: Instant) -> bool {
+    pub fn begin(&self, now: Instant) -> bool {
         let mut since = self.since();
         let begins = since.is_none();
         since.get_or_insert(now);
@@ -18,7 +18,7 @@ impl FaultState {
     }
 
     /// Reports that the fault is absent. Returns how long it lasted if it ends now.
-    pub fn ends(&self, now: Instant) -> Option<Duration> {
+    pub fn end(&self, now: Instant) -> Option<Duration> {
         self.since().take().map(|since| now.saturating_duration_since(since))
     }
 

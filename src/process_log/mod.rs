@@ -2,7 +2,7 @@
 //! which are counted, and never makes makegate wait.
 //!
 //! Events come from `tracing`. Ordinary ones are logged once per minute and kind, with a count of the repeats; the
-//! targets [`STATE`] and [`EACH`] mark events that are logged more often.
+//! targets [`STATE`] and [`ALWAYS`] mark events that are logged more often.
 
 mod fault_state;
 mod log_line;
@@ -29,12 +29,12 @@ pub use non_blocking::NonBlockingWriter;
 /// Target of an event that reports a change of state: logged at once, up to a limit per minute.
 pub const STATE: &str = "makegate::state";
 /// Target of an event that is always logged. The sender must bound how often it happens.
-pub const EACH: &str = "makegate::each";
+pub const ALWAYS: &str = "makegate::each";
 
 /// Changes of one state logged per minute.
 const STATES_MAX: u32 = 10;
 /// How long the process waits at exit for its last lines to be read.
-const LAST_LINES: Duration = Duration::from_millis(200);
+const FLUSH_TIME_MAX: Duration = Duration::from_millis(200);
 
 /// The format of the process log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +59,10 @@ impl LogFormat {
 
 #[derive(Debug)]
 struct ProcessLog {
-    form: LogFormat,
+    format: LogFormat,
     clock: Clock,
     repeats: Mutex<Repeats<Identifier>>,
-    device: NonBlockingWriter,
+    writer: NonBlockingWriter,
     /// The final line was written; anything that threads log after it is dropped.
     has_ended: AtomicBool,
 }
@@ -70,20 +70,20 @@ struct ProcessLog {
 static LOG: OnceLock<ProcessLog> = OnceLock::new();
 
 /// Starts the process log on stderr. The returned layer logs `tracing` events; panics are logged too.
-pub fn begin(form: LogFormat, clock: Clock) -> ProcessLogLayer {
+pub fn begin(format: LogFormat, clock: Clock) -> ProcessLogLayer {
     LOG.get_or_init(|| {
-        let mut told = 0;
-        let device = NonBlockingWriter::begin("process-log", std::io::stderr(), move |device, is_well| {
+        let mut reported = 0;
+        let writer = NonBlockingWriter::begin("process-log", std::io::stderr(), move |writer, is_well| {
             let Some(log) = LOG.get() else { return };
-            log.tell_due(false);
-            let dropped = device.dropped();
-            if is_well && dropped > told {
+            log.log_due_repeats(false);
+            let dropped = writer.dropped();
+            if is_well && dropped > reported {
                 let line = log.line(Level::WARN, "log lines were dropped because nobody read them");
-                log.put(line.with("dropped", dropped - told));
-                told = dropped;
+                log.put(line.with("dropped", dropped - reported));
+                reported = dropped;
             }
         });
-        ProcessLog { form, clock, repeats: Mutex::default(), device, has_ended: false.into() }
+        ProcessLog { format, clock, repeats: Mutex::default(), writer, has_ended: false.into() }
     });
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -97,39 +97,39 @@ pub fn begin(form: LogFormat, clock: Clock) -> ProcessLogLayer {
 #[must_use]
 pub fn fatal(message: &str, exit_code: u8) -> bool {
     let Some(log) = LOG.get() else { return false };
-    log.tell_due(true);
+    log.log_due_repeats(true);
     log.has_ended.store(true, Ordering::SeqCst);
-    log.device.put(match log.form {
+    log.writer.put(match log.format {
         LogFormat::Text { .. } => format!("error: {message}\n"),
-        form @ LogFormat::Json => form.write(log.line(Level::ERROR, message).with("exit_code", exit_code)),
+        format @ LogFormat::Json => format.write(log.line(Level::ERROR, message).with("exit_code", exit_code)),
     });
     true
 }
 
 /// The format of the process log, if it has begun.
 #[must_use]
-pub fn form() -> Option<LogFormat> {
-    LOG.get().map(|log| log.form)
+pub fn format() -> Option<LogFormat> {
+    LOG.get().map(|log| log.format)
 }
 
 /// Writes text for people between the lines of the process log, unchanged.
 pub fn print(text: String) {
     if let Some(log) = LOG.get() {
-        log.device.put(text);
+        log.writer.put(text);
     }
 }
 
 /// The number of lines dropped because nobody read them.
 #[must_use]
 pub fn dropped() -> u64 {
-    LOG.get().map_or(0, |log| log.device.dropped())
+    LOG.get().map_or(0, |log| log.writer.dropped())
 }
 
 /// Ends the process log: logs pending repeats and gives the last lines a moment to be read.
 pub fn end() {
     if let Some(log) = LOG.get() {
-        log.tell_due(true);
-        log.device.flush(LAST_LINES);
+        log.log_due_repeats(true);
+        log.writer.flush(FLUSH_TIME_MAX);
     }
 }
 
@@ -140,7 +140,7 @@ impl ProcessLog {
 
     fn put(&self, line: LogLine) {
         if !self.has_ended.load(Ordering::Relaxed) {
-            self.device.put(self.form.write(line));
+            self.writer.put(self.format.write(line));
         }
     }
 
@@ -148,14 +148,14 @@ impl ProcessLog {
         self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, event: &Event<'_>) {
+    fn log_event(&self, event: &Event<'_>) {
         let about = event.metadata();
         let line = LogLine::of(event, self.clock.wall());
         let most = match about.target() {
             STATE => STATES_MAX,
             // Levels below `info` are logged without counting repeats: whoever enables them wants everything.
             _ if *about.level() > Level::INFO => return self.put(line),
-            EACH => return self.put(line),
+            ALWAYS => return self.put(line),
             _ => 1,
         };
         let admitted = self.repeats().admit(about.callsite(), line, most, self.clock.now());
@@ -164,7 +164,7 @@ impl ProcessLog {
         }
     }
 
-    fn tell_due(&self, all: bool) {
+    fn log_due_repeats(&self, all: bool) {
         let due = self.repeats().due(self.clock.now(), all);
         for line in due {
             self.put(line);
@@ -179,7 +179,7 @@ pub struct ProcessLogLayer(());
 impl<S: Subscriber> Layer<S> for ProcessLogLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if let Some(log) = LOG.get() {
-            log.tell(event);
+            log.log_event(event);
         }
     }
 }

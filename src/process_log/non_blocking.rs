@@ -16,7 +16,7 @@ const WAITING_BYTES_MAX: usize = 1024 * 1024;
 /// How often the thread wakes while there is nothing to write.
 const TICK: Duration = Duration::from_secs(1);
 /// How long to wait when the stream is full and another process made it non-blocking.
-const FULL_NAP: Duration = Duration::from_millis(10);
+const FULL_RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// A stream with its own writer thread. Text that does not fit or cannot be written is dropped and counted.
 #[derive(Clone, Debug, Default)]
@@ -142,7 +142,7 @@ impl<S: AsFd> OutputStream<S> {
                     bytes = rest;
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => thread::sleep(FULL_NAP),
+                Err(Errno::AGAIN) => thread::sleep(FULL_RETRY_PAUSE),
                 Err(_) => return false,
             }
         }

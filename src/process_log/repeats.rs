@@ -27,9 +27,9 @@ impl<K> Default for Repeats<K> {
 struct RepeatedKind {
     /// When its first line of this minute was logged.
     since: Instant,
-    told: u32,
+    logged: u32,
     /// The number of suppressed events, and the last one with its position among all events.
-    untold: u64,
+    suppressed: u64,
     last: Option<(u64, LogLine)>,
 }
 
@@ -37,16 +37,16 @@ impl<K: Eq + Hash> Repeats<K> {
     /// Returns the line if it should be logged now: if it is one of the first `most` of its kind in a minute.
     pub(super) fn admit(&mut self, kind: K, line: LogLine, most: u32, now: Instant) -> Option<LogLine> {
         self.events += 1;
-        let kind = self.kinds.entry(kind).or_insert(RepeatedKind { since: now, told: 0, untold: 0, last: None });
+        let kind = self.kinds.entry(kind).or_insert(RepeatedKind { since: now, logged: 0, suppressed: 0, last: None });
         let is_over = now.saturating_duration_since(kind.since) >= QUIET;
-        if kind.untold == 0 && (is_over || kind.told < most) {
+        if kind.suppressed == 0 && (is_over || kind.logged < most) {
             if is_over {
-                (kind.since, kind.told) = (now, 0);
+                (kind.since, kind.logged) = (now, 0);
             }
-            kind.told += 1;
+            kind.logged += 1;
             return Some(line);
         }
-        kind.untold += 1;
+        kind.suppressed += 1;
         kind.last = Some((self.events, line));
         None
     }
@@ -59,8 +59,8 @@ impl<K: Eq + Hash> Repeats<K> {
                 return true;
             }
             let Some((place, last)) = kind.last.take() else { return false };
-            due.push((place, last.with("repeated", kind.untold)));
-            *kind = RepeatedKind { since: now, told: 1, untold: 0, last: None };
+            due.push((place, last.with("repeated", kind.suppressed)));
+            *kind = RepeatedKind { since: now, logged: 1, suppressed: 0, last: None };
             true
         });
         due.sort_by_key(|(place, _)| *place);
@@ -105,7 +105,7 @@ mod tests {
     }
 
     fn told() -> Told {
-        Told { clock: Clock::still(), repeats: Repeats::default(), lines: Vec::new() }
+        Told { clock: Clock::frozen(), repeats: Repeats::default(), lines: Vec::new() }
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(super) struct Bucket {
     shared: Arc<QuotaShared>,
     queue: Mutex<FairQueue<oneshot::Sender<Slot>>>,
     /// Held by one of the waiting requests, which watches the time for all of them.
-    duty: tokio::sync::Mutex<()>,
+    timekeeper: tokio::sync::Mutex<()>,
     /// Notifies that request of changes.
     changed: Notify,
     accounts: RwLock<HashMap<Arc<str>, SpenderCounts>>,
@@ -71,7 +71,7 @@ struct QueuedRequest {
     bucket: Arc<Bucket>,
     caller: Arc<str>,
     ticket: u64,
-    told: oneshot::Receiver<Slot>,
+    granted: oneshot::Receiver<Slot>,
 }
 
 impl QuotaShared {
@@ -84,7 +84,7 @@ impl QuotaShared {
         u64::try_from(time.saturating_duration_since(self.opened).as_millis()).unwrap_or(Moment::MAX)
     }
 
-    fn note<'a>(&self, line: impl FnOnce(i64) -> JournalLine<'a>) -> JournalPosition {
+    fn add_line<'a>(&self, line: impl FnOnce(i64) -> JournalLine<'a>) -> JournalPosition {
         self.journal.as_ref().map(|journal| journal.add(&line(self.clock.wall_ms()))).unwrap_or_default()
     }
 }
@@ -95,7 +95,7 @@ impl Bucket {
             id,
             shared,
             queue: Mutex::new(FairQueue::new(limit)),
-            duty: tokio::sync::Mutex::default(),
+            timekeeper: tokio::sync::Mutex::default(),
             changed: Notify::new(),
             accounts: RwLock::default(),
             learned: 0.into(),
@@ -113,10 +113,10 @@ impl Bucket {
         match self.clone().wait(request, latest).await {
             Ok(mut slot) => {
                 slot.waited = self.shared.clock.now().saturating_duration_since(began);
-                Ok(slot.written().await)
+                Ok(slot.wait_written().await)
             }
             Err(refused) => {
-                self.account(request.caller, |account| account.refused.fetch_add(1, Ordering::Relaxed));
+                self.with_account(request.caller, |account| account.refused.fetch_add(1, Ordering::Relaxed));
                 Err(refused)
             }
         }
@@ -125,17 +125,19 @@ impl Bucket {
     async fn wait(self: Arc<Self>, request: &SlotRequest<'_>, latest: Instant) -> Result<Slot, QuotaRefused> {
         let now = self.shared.now();
         self.touched.store(now, Ordering::Relaxed);
-        let mut told = None;
+        let mut granted = None;
         let answer = self.queue().ask(now, request, || {
-            let (tell, hear) = oneshot::channel();
-            told = Some(hear);
-            tell
+            let (sender, receiver) = oneshot::channel();
+            granted = Some(receiver);
+            sender
         });
         match answer {
-            SlotAnswer::Granted(grant) => Ok(self.sent(grant)),
+            SlotAnswer::Granted(grant) => Ok(self.issue_slot(grant)),
             SlotAnswer::Queued(ticket) => {
-                let told = told.ok_or_else(|| self.lost(request.caller))?;
-                QueuedRequest { bucket: self.clone(), caller: request.caller.clone(), ticket, told }.slot(latest).await
+                let granted = granted.ok_or_else(|| self.lost(request.caller))?;
+                QueuedRequest { bucket: self.clone(), caller: request.caller.clone(), ticket, granted }
+                    .slot(latest)
+                    .await
             }
             SlotAnswer::Full(outlook) => Err(QuotaRefused::QueueFull(outlook)),
             SlotAnswer::TooLong(outlook) => Err(QuotaRefused::TooLong(outlook)),
@@ -148,11 +150,11 @@ impl Bucket {
     }
 
     /// Takes a slot that nobody else wants; see [`super::Quota::acquire_spare`].
-    pub(super) async fn spare(self: &Arc<Self>) -> Option<Slot> {
+    pub(super) async fn acquire_spare(self: &Arc<Self>) -> Option<Slot> {
         let now = self.shared.now();
-        let grant = self.queue().spare(now)?;
+        let grant = self.queue().take_spare(now)?;
         self.touched.store(now, Ordering::Relaxed);
-        Some(self.sent(grant).written().await)
+        Some(self.issue_slot(grant).wait_written().await)
     }
 
     /// Hands out the slots that are due, and returns when to call this again if nothing else happens.
@@ -164,12 +166,12 @@ impl Bucket {
             while let Some(turn) = queue.pump(now) {
                 due.push(turn);
             }
-            queue.next(now)
+            queue.next_wake(now)
         };
-        for (grant, tell) in due {
+        for (grant, sender) in due {
             // If the waiter has just left, the slot comes back and is dropped here. It was never received, so it
             // passes to the next one.
-            drop(tell.send(self.sent(grant)));
+            drop(sender.send(self.issue_slot(grant)));
         }
         next
     }
@@ -192,13 +194,13 @@ impl Bucket {
         let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
         let until = self.shared.now().saturating_add(lasts_ms);
         self.change(|queue| queue.close(until));
-        self.shared.note(|now| JournalLine::Closed(now.saturating_add_unsigned(lasts_ms), self.id));
+        self.shared.add_line(|now| JournalLine::Closed(now.saturating_add_unsigned(lasts_ms), self.id));
     }
 
     /// Counts answers to `caller` that cost nothing.
-    pub(super) fn saved(&self, caller: &Arc<str>, count: u64) {
+    pub(super) fn count_saved(&self, caller: &Arc<str>, count: u64) {
         self.touched.store(self.shared.now(), Ordering::Relaxed);
-        self.account(caller, |account| account.saved.fetch_add(count, Ordering::Relaxed));
+        self.with_account(caller, |account| account.saved.fetch_add(count, Ordering::Relaxed));
     }
 
     pub(super) fn queue(&self) -> MutexGuard<'_, FairQueue<oneshot::Sender<Slot>>> {
@@ -206,8 +208,8 @@ impl Bucket {
     }
 
     /// Number of slots taken, and when the bucket was last used. Returns `None` if it is closed or has waiters.
-    pub(super) fn dispensable(&self) -> Option<(u64, Moment)> {
-        let used = self.queue().dispensable(self.shared.now())?;
+    pub(super) fn evictable(&self) -> Option<(u64, Moment)> {
+        let used = self.queue().evictable(self.shared.now())?;
         Some((used, self.touched.load(Ordering::Relaxed)))
     }
 
@@ -254,16 +256,16 @@ impl Bucket {
         QuotaRefused::TooLong(self.queue().outlook(now, caller, SlotsDue::At(now)))
     }
 
-    fn sent(self: &Arc<Self>, grant: SlotGrant) -> Slot {
+    fn issue_slot(self: &Arc<Self>, grant: SlotGrant) -> Slot {
         let line = self
             .shared
-            .note(|at| JournalLine::Sent(JournalStep { at, bucket: self.id, count: 1, caller: &grant.caller }));
+            .add_line(|at| JournalLine::Sent(JournalStep { at, bucket: self.id, count: 1, caller: &grant.caller }));
         Slot { bucket: self.clone(), grant, waited: Duration::ZERO, line, received: false }
     }
 
     /// Watches the time for all waiting requests until dropped.
     async fn watch(self: &Arc<Self>) -> Infallible {
-        let _duty = self.duty.lock().await;
+        let _timekeeper = self.timekeeper.lock().await;
         loop {
             match self.pump() {
                 Some(next) => {
@@ -275,7 +277,7 @@ impl Bucket {
         }
     }
 
-    fn account(&self, caller: &Arc<str>, count: impl Fn(&SpenderCounts) -> u64) {
+    fn with_account(&self, caller: &Arc<str>, count: impl Fn(&SpenderCounts) -> u64) {
         if let Some(account) = self.accounts.read().unwrap_or_else(PoisonError::into_inner).get(caller) {
             count(account);
             return;
@@ -298,9 +300,9 @@ impl Drop for Bucket {
 
 impl Slot {
     /// Marks the slot as received and waits for the journal: from here on it may be used.
-    async fn written(mut self) -> Self {
+    async fn wait_written(mut self) -> Self {
         if let Some(journal) = &self.bucket.shared.journal {
-            journal.written(self.line).await;
+            journal.wait_written(self.line).await;
         }
         self.received = true;
         self
@@ -313,7 +315,7 @@ impl Slot {
     }
 
     /// Frees the slot at once, because the attempt provably never left (no connection was made).
-    pub fn unsent(mut self) {
+    pub fn release_unsent(mut self) {
         self.received = false;
     }
 }
@@ -323,14 +325,14 @@ impl Drop for Slot {
         let (bucket, grant, now) = (&self.bucket, &self.grant, self.bucket.shared.now());
         let step = |at| JournalStep { at, bucket: bucket.id, count: 1, caller: &grant.caller };
         if !self.received {
-            bucket.shared.note(|at| JournalLine::Unsent(step(at)));
+            bucket.shared.add_line(|at| JournalLine::Unsent(step(at)));
             bucket.change(|queue| queue.unsend(now, grant));
             return;
         }
         bucket.change(|queue| queue.end(now, grant));
-        bucket.shared.note(|at| JournalLine::Ended(step(at)));
+        bucket.shared.add_line(|at| JournalLine::Ended(step(at)));
         let waited_us = u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX);
-        bucket.account(&grant.caller, |account| {
+        bucket.with_account(&grant.caller, |account| {
             account.waited_us.fetch_add(waited_us, Ordering::Relaxed);
             account.sent.fetch_add(1, Ordering::Relaxed)
         });
@@ -343,14 +345,14 @@ impl QueuedRequest {
         bucket.changed.notify_one();
         tokio::select! {
             biased;
-            told = &mut self.told => return told.map_err(|_| bucket.lost(&self.caller)),
+            granted = &mut self.granted => return granted.map_err(|_| bucket.lost(&self.caller)),
             never = bucket.watch() => match never {},
             () = bucket.shared.clock.sleep_until(latest) => {}
         }
         match self.leave() {
             Some(outlook) => Err(QuotaRefused::TooLong(outlook)),
             // The slot was granted at this very moment and is on its way.
-            None => (&mut self.told).await.map_err(|_| bucket.lost(&self.caller)),
+            None => (&mut self.granted).await.map_err(|_| bucket.lost(&self.caller)),
         }
     }
 

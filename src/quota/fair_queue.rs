@@ -19,7 +19,7 @@ use super::{QuotaOutlook, QuotaRefused};
 use shares::{AGE_STEP_MS, ShareStanding};
 
 /// Minimum time between two notes that a caller is active although it gets nothing, in milliseconds.
-const MARK_MS: u64 = 1_000;
+const ACTIVE_NOTE_MS_MIN: u64 = 1_000;
 /// The owner of spare slots; no caller can have this name.
 pub(super) const SPARE: &str = "(makegate)";
 /// Divisor of the limit that gives how many spare slots may be taken within a hold (at least one).
@@ -61,7 +61,7 @@ struct QueueCaller<W> {
     /// When it became active.
     since: Moment,
     /// When it was last noted as active although it got nothing.
-    marked: Moment,
+    active_noted_at: Moment,
     waiting: VecDeque<QueueTicket<W>>,
 }
 
@@ -132,16 +132,16 @@ impl<W> FairQueue<W> {
     /// Asks for a slot. `wake` makes the waker if the request has to wait.
     pub(super) fn ask(&mut self, now: Moment, request: &SlotRequest<'_>, wake: impl FnOnce() -> W) -> SlotAnswer {
         let caller = request.caller;
-        self.meet(now, request);
+        self.activate(now, request);
         match self.decide(now, request) {
             QueueDecision::Send => SlotAnswer::Granted(self.send(now, caller)),
             QueueDecision::Queue(_) => SlotAnswer::Queued(self.queue(caller, wake())),
             QueueDecision::Full(due) => {
-                self.mark(now, caller);
+                self.note_active(now, caller);
                 SlotAnswer::Full(self.outlook(now, caller, due))
             }
             QueueDecision::TooLong(due) => {
-                self.mark(now, caller);
+                self.note_active(now, caller);
                 SlotAnswer::TooLong(self.outlook(now, caller, due))
             }
         }
@@ -150,7 +150,7 @@ impl<W> FairQueue<W> {
     /// Predicts what would happen to a request if nothing else happened. Takes nothing and makes nobody active.
     pub(super) fn foresee(&mut self, now: Moment, request: &SlotRequest<'_>) -> Result<QuotaOutlook, QuotaRefused> {
         let caller = request.caller;
-        let is_new = self.meet(now, request);
+        let is_new = self.activate(now, request);
         let decision = self.decide(now, request);
         let outlook = |due| self.outlook(now, caller, due);
         let foreseen = match decision {
@@ -169,7 +169,7 @@ impl<W> FairQueue<W> {
     }
 
     /// Marks a requesting caller as active. Returns true if it was not active before.
-    fn meet(&mut self, now: Moment, request: &SlotRequest<'_>) -> bool {
+    fn activate(&mut self, now: Moment, request: &SlotRequest<'_>) -> bool {
         self.expire(now);
         (self.eligible, self.wait_ms) = (request.eligible, request.wait_ms);
         let is_new = !self.callers.contains_key(request.caller);
@@ -191,7 +191,7 @@ impl<W> FairQueue<W> {
         if waiting >= request.queue_max {
             return QueueDecision::Full(due);
         }
-        let earliest = self.window.when(now, self.limit, ahead + 1, &SlotsToLeave::default());
+        let earliest = self.window.available_at(now, self.limit, ahead + 1, &SlotsToLeave::default());
         let is_in_vain =
             |due: &SlotsDue| *due == SlotsDue::Later || matches!(due, SlotsDue::At(moment) if *moment > request.latest);
         match [earliest, self.gate.opens(now)].into_iter().find(is_in_vain) {
@@ -203,7 +203,7 @@ impl<W> FairQueue<W> {
 
     /// A slot for work that can wait forever: only while nobody waits, more than half of the slots are free, and
     /// there was no recent 429.
-    pub(super) fn spare(&mut self, now: Moment) -> Option<SlotGrant> {
+    pub(super) fn take_spare(&mut self, now: Moment) -> Option<SlotGrant> {
         self.expire(now);
         let most = (self.limit / SPARE_DIVISOR).max(1);
         let is_spare = self.order.is_empty()
@@ -239,7 +239,7 @@ impl<W> FairQueue<W> {
         if state.waiting.is_empty() {
             self.order.retain(|name| name != caller);
         }
-        self.mark(now, caller);
+        self.note_active(now, caller);
         let due = self.due(now, caller, self.ahead_of(caller, place));
         Some(self.outlook(now, caller, due))
     }
@@ -247,7 +247,7 @@ impl<W> FairQueue<W> {
     /// Hands out the next due slot. Call it until it returns `None` after anything that may free a slot.
     pub(super) fn pump(&mut self, now: Moment) -> Option<(SlotGrant, W)> {
         self.expire(now);
-        let place = self.front()?;
+        let place = self.next_in_order()?;
         let caller = self.order.get(place)?.clone();
         if self.due(now, &caller, 0) != SlotsDue::At(now) {
             return None;
@@ -263,8 +263,8 @@ impl<W> FairQueue<W> {
 
     /// When [`FairQueue::pump`] must be called again if nothing else happens; `None` if nobody waits. The due time is
     /// known, but slots that come back earlier may change each caller's standing, and so does time ([`AGE_STEP_MS`]).
-    pub(super) fn next(&self, now: Moment) -> Option<Moment> {
-        let caller = self.order.get(self.front()?)?;
+    pub(super) fn next_wake(&self, now: Moment) -> Option<Moment> {
+        let caller = self.order.get(self.next_in_order()?)?;
         let changes = now + AGE_STEP_MS - now % AGE_STEP_MS;
         let changes = self.window.next_return().map_or(changes, |returns| returns.min(changes));
         match self.due(now, caller, 0) {
@@ -295,7 +295,7 @@ impl<W> FairQueue<W> {
             state.under_way = state.under_way.saturating_sub(1);
             state.spent = state.spent.saturating_sub(1);
         }
-        self.mark(now, &grant.caller);
+        self.note_active(now, &grant.caller);
         self.gate.unsend(grant.round);
     }
 
@@ -339,7 +339,7 @@ impl<W> FairQueue<W> {
     }
 
     /// Number of slots taken. Returns `None` if the bucket is closed or has waiters.
-    pub(super) fn dispensable(&mut self, now: Moment) -> Option<u64> {
+    pub(super) fn evictable(&mut self, now: Moment) -> Option<u64> {
         self.expire(now);
         (!self.is_waited_for() && self.closed_until(now).is_none()).then(|| self.window.used())
     }
@@ -359,7 +359,7 @@ impl<W> FairQueue<W> {
     fn send(&mut self, now: Moment, caller: &Arc<str>) -> SlotGrant {
         let standing = self.standing(self.spent(caller));
         if standing == ShareStanding::Over {
-            self.pace.take(now, self.keep(now, standing).1);
+            self.pace.take(now, self.slots_to_leave(now, standing).1);
         }
         let state = self.callers.entry(caller.clone()).or_default();
         state.spent += 1;
@@ -368,10 +368,10 @@ impl<W> FairQueue<W> {
         SlotGrant { caller: caller.clone(), round: self.gate.send() }
     }
 
-    fn mark(&mut self, now: Moment, caller: &Arc<str>) {
+    fn note_active(&mut self, now: Moment, caller: &Arc<str>) {
         let Some(state) = self.callers.get_mut(caller) else { return };
-        if state.entries == 0 || now >= state.marked + MARK_MS {
-            state.marked = now;
+        if state.entries == 0 || now >= state.active_noted_at + ACTIVE_NOTE_MS_MIN {
+            state.active_noted_at = now;
             state.entries += u64::from(self.window.hold(now + HOLD_MS, caller, 0));
         }
     }
@@ -392,7 +392,7 @@ impl<W> FairQueue<W> {
     }
 
     /// Index in `order` of the next caller: round robin below the share; above it, whoever has spent least.
-    fn front(&self) -> Option<usize> {
+    fn next_in_order(&self) -> Option<usize> {
         let ranked = self.order.iter().enumerate().map(|(place, name)| {
             let spent = self.spent(name);
             let standing = self.standing(spent);
@@ -404,7 +404,7 @@ impl<W> FairQueue<W> {
     /// When `caller` may take one more slot after `ahead` others are taken.
     fn due(&self, now: Moment, caller: &Arc<str>, ahead: u64) -> SlotsDue {
         let standing = self.standing(self.spent(caller));
-        let (keep, left) = self.keep(now, standing);
+        let (keep, left) = self.slots_to_leave(now, standing);
         let mut opens = match self.gate.opens(now) {
             SlotsDue::At(moment) => moment,
             closed @ (SlotsDue::AfterAnEnd | SlotsDue::Later) => return closed,
@@ -412,7 +412,7 @@ impl<W> FairQueue<W> {
         if standing == ShareStanding::Over {
             opens = opens.max(self.pace.due(now, ahead, left));
         }
-        match self.window.when(now, self.limit, ahead + 1, &keep) {
+        match self.window.available_at(now, self.limit, ahead + 1, &keep) {
             SlotsDue::At(moment) => SlotsDue::At(moment.max(opens)),
             never @ (SlotsDue::AfterAnEnd | SlotsDue::Later) => never,
         }
@@ -435,6 +435,6 @@ impl<W> FairQueue<W> {
 
 impl<W> Default for QueueCaller<W> {
     fn default() -> Self {
-        Self { spent: 0, under_way: 0, entries: 0, since: 0, marked: 0, waiting: VecDeque::new() }
+        Self { spent: 0, under_way: 0, entries: 0, since: 0, active_noted_at: 0, waiting: VecDeque::new() }
     }
 }

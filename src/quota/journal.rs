@@ -34,9 +34,9 @@ const LAZY_BYTES_MAX: usize = 4096;
 /// back.
 const PENDING_BYTES_MAX: usize = 1 << 20;
 /// How long an attempt waits for its line.
-const LONGEST: Duration = Duration::from_millis(250);
+const WRITE_WAIT_MAX: Duration = Duration::from_millis(250);
 /// In tests, which run on busy machines, it waits as long as it takes.
-const PATIENCE: Duration = if cfg!(test) { Duration::MAX } else { LONGEST };
+const WRITE_WAIT: Duration = if cfg!(test) { Duration::MAX } else { WRITE_WAIT_MAX };
 /// How often written lines are synced.
 const SYNC: Duration = Duration::from_secs(1);
 
@@ -136,14 +136,14 @@ impl SlotJournal {
     }
 
     /// Waits until everything up to this position is written, unless the disk takes too long.
-    pub(super) async fn written(&self, place: JournalPosition) {
+    pub(super) async fn wait_written(&self, place: JournalPosition) {
         let queue = &self.queue;
         if queue.progress.borrow().written >= place.0 || queue.is_late.load(Ordering::Relaxed) {
             return;
         }
         let mut progress = queue.progress.subscribe();
         let written = progress.wait_for(|progress| progress.written >= place.0);
-        if tokio::time::timeout(PATIENCE, written).await.is_err() && !queue.is_late.swap(true, Ordering::Relaxed) {
+        if tokio::time::timeout(WRITE_WAIT, written).await.is_err() && !queue.is_late.swap(true, Ordering::Relaxed) {
             queue.failures.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(
                 "the disk is slow: {FILE} is behind, and if makegate is killed now, it forgets what it sent"
@@ -214,15 +214,15 @@ impl JournalThread {
                 break;
             }
             if taken.is_torn {
-                self.file.tear();
+                self.file.mark_torn();
             }
             let appended = self.file.append(taken.lines);
-            self.tell("written", appended);
+            self.report_failure("written", appended);
             self.queue.progress.send_modify(|progress| progress.written = taken.end);
             let is_due = is_idle || taken.syncs > syncs || self.clock.now() >= synced_at + SYNC;
             if is_due || taken.stage == JournalStage::Closing {
                 let done = self.file.sync();
-                self.tell("synced", done);
+                self.report_failure("synced", done);
                 (synced_at, syncs) = (self.clock.now(), taken.syncs);
                 self.queue.progress.send_modify(|progress| progress.syncs = syncs);
             }
@@ -249,7 +249,7 @@ impl JournalThread {
         (PendingLines { lines, end, is_urgent, is_torn, syncs, stage }, waited.timed_out())
     }
 
-    fn tell(&self, what: &str, done: io::Result<()>) {
+    fn report_failure(&self, what: &str, done: io::Result<()>) {
         if let Err(error) = done {
             self.queue.failures.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%error, "{FILE}, the journal of quota slots, cannot be {what}: a restart may doubt what was sent");

@@ -155,14 +155,14 @@ impl JournalState {
         // A last line without its end was cut, so nobody knows how much is missing.
         let is_cut = file.last().is_some_and(|byte| *byte != b'\n');
         if is_cut || (!same_boot && !shut) {
-            journal_state.doubt(now);
+            journal_state.assume_full(now);
         }
         journal_state.forget(now);
         journal_state
     }
 
     /// Attempts that no line mentions may have been sent until now.
-    pub(super) fn doubt(&mut self, now: i64) {
+    pub(super) fn assume_full(&mut self, now: i64) {
         self.full_until = Some(now + HOLD);
     }
 
@@ -201,10 +201,10 @@ impl JournalState {
 
     fn add(&mut self, line: JournalLine<'_>, now: i64) {
         match line {
-            JournalLine::Sent(sent) => self.under_way(sent, u64::saturating_add),
-            JournalLine::Unsent(unsent) => self.under_way(unsent, u64::saturating_sub),
+            JournalLine::Sent(sent) => self.change_under_way(sent, u64::saturating_add),
+            JournalLine::Unsent(unsent) => self.change_under_way(unsent, u64::saturating_sub),
             JournalLine::Ended(ended) => {
-                self.under_way(ended, u64::saturating_sub);
+                self.change_under_way(ended, u64::saturating_sub);
                 self.hold(ended, now);
             }
             JournalLine::Held(held) => self.hold(held, now),
@@ -218,7 +218,7 @@ impl JournalState {
         }
     }
 
-    fn under_way(
+    fn change_under_way(
         &mut self,
         JournalStep { bucket, count, caller, .. }: JournalStep<'_>,
         change: impl FnOnce(u64, u64) -> u64,
@@ -262,7 +262,7 @@ impl JournalState {
 
 impl JournalBucket {
     /// Adds the remembered slots to `queue`, which was opened at `now`.
-    pub(super) fn put_into<W>(&self, queue: &mut FairQueue<W>, now: i64) {
+    pub(super) fn restore_into<W>(&self, queue: &mut FairQueue<W>, now: i64) {
         for ((ended, caller), count) in &self.held {
             let age = u64::try_from(now - ended).unwrap_or(0);
             queue.hold(HOLD_MS.saturating_sub(age), caller, *count);

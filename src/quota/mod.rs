@@ -46,11 +46,11 @@ const UNLEARNED_PER_MINUTE: u32 = 60;
 const BUCKETS_MAX: usize = 100_000;
 /// To make room, this many of the least recently examined buckets are looked at, and the one that has sent least is
 /// dropped, or else the one idle longest. Looking at all of them would stall every request.
-const LOOKED_AT: usize = 4;
+const EVICTION_CANDIDATES: usize = 4;
 /// Placeholder caller for slots that an evicted bucket may still hold.
 const FORGOTTEN: &str = "(forgotten)";
 /// How long a 429 without Retry-After closes a bucket.
-const CLOSED: Duration = Duration::from_secs(60);
+const CLOSED_DEFAULT: Duration = Duration::from_secs(60);
 /// How long any 429 closes a bucket at most; after that one attempt tests it.
 const CLOSED_MAX: Duration = Duration::from_secs(600);
 
@@ -160,9 +160,9 @@ struct Buckets {
 impl Buckets {
     /// Drops a bucket and returns how many slots it had taken. Returns `None` if all are in use.
     fn make_room(&mut self) -> Option<u64> {
-        for _ in 0..self.order.len().div_ceil(LOOKED_AT) {
-            let seen: Vec<_> = self.order.drain(..LOOKED_AT.min(self.order.len())).collect();
-            let mut seen: Vec<_> = seen.into_iter().map(|id| (self.dispensable(&id), id)).collect();
+        for _ in 0..self.order.len().div_ceil(EVICTION_CANDIDATES) {
+            let seen: Vec<_> = self.order.drain(..EVICTION_CANDIDATES.min(self.order.len())).collect();
+            let mut seen: Vec<_> = seen.into_iter().map(|id| (self.evictable(&id), id)).collect();
             let least = seen.iter().enumerate().filter_map(|(place, (cost, _))| Some(((*cost)?, place))).min();
             let gone = least.map(|((cost, _), place)| (cost, seen.remove(place).1));
             self.order.extend(seen.into_iter().map(|(_, id)| id));
@@ -174,8 +174,8 @@ impl Buckets {
         None
     }
 
-    fn dispensable(&self, id: &BucketId) -> Option<(u64, Moment)> {
-        self.by_id.get(id).filter(|bucket| Arc::strong_count(bucket) == 1)?.dispensable()
+    fn evictable(&self, id: &BucketId) -> Option<(u64, Moment)> {
+        self.by_id.get(id).filter(|bucket| Arc::strong_count(bucket) == 1)?.evictable()
     }
 }
 
@@ -206,12 +206,12 @@ impl Quota {
             savings: Savings::new(),
         };
         for (id, known) in journal_state.buckets {
-            quota.remember(id, &known, wall_ms);
+            quota.restore(id, &known, wall_ms);
         }
         Ok(quota)
     }
 
-    fn remember(&self, id: BucketId, known: &journal_state::JournalBucket, wall_ms: i64) {
+    fn restore(&self, id: BucketId, known: &journal_state::JournalBucket, wall_ms: i64) {
         let Ok(bucket) = self.bucket(id) else { return };
         if let Some((_, limit)) = known.learned {
             bucket.learned.store(limit, Ordering::Relaxed);
@@ -219,7 +219,7 @@ impl Quota {
         let limit = self.limit(id, &bucket);
         let mut queue = bucket.queue();
         queue.set_limit(limit);
-        known.put_into(&mut queue, wall_ms);
+        known.restore_into(&mut queue, wall_ms);
     }
 
     /// Waits for the right to send one attempt, at most until `latest`. `eligible` is the number of configured
@@ -272,7 +272,7 @@ impl Quota {
     /// than half of its slots are free, and few were taken this way.
     #[must_use]
     pub async fn acquire_spare(&self, bucket: BucketId) -> Option<Slot> {
-        self.bucket(bucket).ok()?.spare().await
+        self.bucket(bucket).ok()?.acquire_spare().await
     }
 
     /// Learns the organization's limit from the upstream. It applies at once, unless the limit is configured.
@@ -293,12 +293,12 @@ impl Quota {
     /// reopens gradually.
     pub fn close(&self, bucket: BucketId, retry_after: Option<Duration>) {
         if let Ok(bucket) = self.bucket(bucket) {
-            bucket.close(retry_after.unwrap_or(CLOSED).min(CLOSED_MAX));
+            bucket.close(retry_after.unwrap_or(CLOSED_DEFAULT).min(CLOSED_MAX));
         }
     }
 
     /// Counts an answer from the cache that would have cost `caller` a slot. Cheap, because it runs on every hit.
-    pub fn saved(&self, bucket: BucketId, caller: &Arc<str>) {
+    pub fn count_saved(&self, bucket: BucketId, caller: &Arc<str>) {
         self.savings.add(bucket, caller);
     }
 
@@ -332,7 +332,7 @@ impl Quota {
     pub fn maintain(&self) {
         for (bucket, caller, count) in self.savings.take() {
             if let Ok(bucket) = self.bucket(bucket) {
-                bucket.saved(&caller, count);
+                bucket.count_saved(&caller, count);
             }
         }
     }
@@ -382,7 +382,7 @@ impl Quota {
         }
         if buckets.by_id.len() >= BUCKETS_MAX {
             let used = buckets.make_room().ok_or(QuotaRefused::TooLong(QuotaOutlook::UNKNOWN))?;
-            self.forget(used);
+            self.remember_evicted(used);
         }
         let bucket = Arc::new(self.new_bucket(id));
         buckets.order.push_back(id);
@@ -407,7 +407,7 @@ impl Quota {
     }
 
     /// Remembers that a bucket with this many slots taken was evicted.
-    fn forget(&self, used: u64) {
+    fn remember_evicted(&self, used: u64) {
         if used > 0 {
             let now = self.shared.now();
             let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,7 +10,7 @@ use super::window::HOLD_MS;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaOutlook {
     /// What it waits for, if it has to wait.
-    pub lack: WaitsFor,
+    pub waits_for: WaitsFor,
     /// Time after which it can expect to send.
     pub after: Duration,
     /// The bucket's attempts per minute.
@@ -40,7 +40,7 @@ pub enum WaitsFor {
 impl QuotaOutlook {
     /// When nothing is known about the bucket.
     pub const UNKNOWN: Self = Self {
-        lack: WaitsFor::Spent,
+        waits_for: WaitsFor::Spent,
         after: Duration::from_millis(HOLD_MS),
         limit: UNLEARNED_PER_MINUTE,
         free: 0,
@@ -53,8 +53,8 @@ impl QuotaOutlook {
 /// The caller's standing as a sentence without its end, to which the caller of this adds when more slots come.
 impl fmt::Display for QuotaOutlook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { lack, limit, free, spent, share, waiting, .. } = self;
-        match lack {
+        let Self { waits_for, limit, free, spent, share, waiting, .. } = self;
+        match waits_for {
             WaitsFor::Closed => {
                 f.write_str("Nothing is sent for a while, because Make itself answered 429 for this quota, ")?;
                 f.write_str("or because makegate does not know what was sent before it started")

@@ -210,7 +210,7 @@ impl Sim {
 
     fn ask_for_spare(&mut self, now: Moment) {
         let waiting = self.queue.waiting();
-        if let Some(grant) = self.queue.spare(now - self.started) {
+        if let Some(grant) = self.queue.take_spare(now - self.started) {
             assert_eq!(waiting, 0, "a spare slot while somebody waits at {now}");
             self.spare += 1;
             self.note(now, &grant.caller, JournalLine::Sent);
@@ -225,7 +225,7 @@ impl Sim {
             self.waiting.remove(&id);
             self.sent(now, id, grant);
         }
-        self.wake = self.queue.next(now - self.started);
+        self.wake = self.queue.next_wake(now - self.started);
     }
 
     fn sent(&mut self, now: Moment, id: usize, grant: SlotGrant) {
@@ -266,7 +266,7 @@ impl Sim {
         *text = journal_state.text("boot", now as i64);
         self.queue = FairQueue::new(self.limit);
         if let Some(bucket) = journal_state.buckets.get(&BucketId::Account) {
-            bucket.put_into(&mut self.queue, now as i64);
+            bucket.restore_into(&mut self.queue, now as i64);
         }
         (self.started, self.wake) = (now, None);
         self.waiting.clear();
@@ -451,13 +451,13 @@ fn nothing_is_spare_while_somebody_waits() {
         SlotRequest { caller: &flooding, eligible: 10, wait_ms: QUOTA_WAIT_MS, latest: 60_000, queue_max: 50 };
     while matches!(queue.ask(0, &request, || 0), SlotAnswer::Granted(_)) {}
     assert!(queue.used() * 2 < 240 && queue.waiting() == 1, "a request waits although more than half is free");
-    assert!(queue.spare(0).is_none());
+    assert!(queue.take_spare(0).is_none());
 }
 
 #[test]
 fn spare_slots_make_no_caller_that_others_make_room_for() {
     let mut queue = FairQueue::new(60);
-    let grant = queue.spare(0).unwrap();
+    let grant = queue.take_spare(0).unwrap();
     queue.end(10, &grant);
     let lone: Arc<str> = "lone".into();
     let request = SlotRequest { caller: &lone, eligible: 1, wait_ms: QUOTA_WAIT_MS, latest: 0, queue_max: 50 };
@@ -469,12 +469,15 @@ fn spare_slots_make_no_caller_that_others_make_room_for() {
 #[test]
 fn few_slots_are_spare_and_none_near_a_429() {
     let mut queue = FairQueue::<usize>::new(60);
-    let grants: Vec<_> = std::iter::from_fn(|| queue.spare(0)).collect();
+    let grants: Vec<_> = std::iter::from_fn(|| queue.take_spare(0)).collect();
     assert_eq!((grants.len(), queue.used()), (2, 2));
     assert!(queue.spenders().any(|(name, spent, _)| &**name == super::fair_queue::SPARE && spent == 2));
     grants.iter().for_each(|grant| queue.end(10, grant));
-    assert!(queue.dispensable(61_000) != Some(0) && queue.spare(61_000).is_none());
-    assert!(queue.dispensable(61_010) == Some(0) && queue.spenders().count() == 0, "all slots came back");
+    assert!(queue.evictable(61_000) != Some(0) && queue.take_spare(61_000).is_none());
+    assert!(queue.evictable(61_010) == Some(0) && queue.spenders().count() == 0, "all slots came back");
     queue.close(70_000);
-    assert!(queue.spare(69_999).is_none() && queue.spare(70_000).is_none(), "someone else may be using the quota");
+    assert!(
+        queue.take_spare(69_999).is_none() && queue.take_spare(70_000).is_none(),
+        "someone else may be using the quota"
+    );
 }

@@ -20,7 +20,7 @@ struct World {
 
 impl World {
     fn new(setting: QuotaSetting) -> Self {
-        let clock = Clock::still();
+        let clock = Clock::frozen();
         let quota =
             Quota::open(QuotaSettings { setting, queue_per_caller: 3, wait: WAIT }, None, clock.clone()).unwrap();
         Self { quota, clock, caller: "a".into() }
@@ -51,7 +51,7 @@ async fn a_request_that_cannot_be_sent_in_time_is_refused_at_once_and_told_when_
     let world = World::new(QuotaSetting::PerMinute(2));
     drop((world.take(), world.take()));
     let refused = world.turn().now_or_never().expect("waits in vain").unwrap_err();
-    let QuotaRefused::TooLong(QuotaOutlook { after: retry_after, limit: 2, lack: WaitsFor::Spent, .. }) = refused
+    let QuotaRefused::TooLong(QuotaOutlook { after: retry_after, limit: 2, waits_for: WaitsFor::Spent, .. }) = refused
     else {
         panic!("{refused:?}")
     };
@@ -82,7 +82,7 @@ async fn the_slot_of_an_unsent_attempt_is_free_at_once() {
     world.advance(58.0);
     let mut turn = Box::pin(world.turn());
     assert!(turn.as_mut().now_or_never().is_none());
-    never_sent.unsent();
+    never_sent.release_unsent();
     turn.now_or_never().expect("not woken").unwrap();
 }
 
@@ -96,7 +96,7 @@ async fn a_turn_that_nobody_receives_passes_to_the_next() {
     let mut second = Box::pin(world.turn());
     assert!(first.as_mut().now_or_never().is_none());
     assert!(second.as_mut().now_or_never().is_none());
-    never_sent.unsent();
+    never_sent.release_unsent();
     assert_eq!(world.used(), (3, 1), "the first has its turn, unreceived");
     drop(first);
     let slot = second.now_or_never().expect("the turn was lost").unwrap();
@@ -207,8 +207,8 @@ async fn operators_see_who_spent_and_who_saved() {
     let world = World::new(QuotaSetting::PerMinute(60));
     drop(world.take());
     let under_way = world.take();
-    world.quota.saved(ORG, &world.caller);
-    world.quota.saved(ORG, &"b".into());
+    world.quota.count_saved(ORG, &world.caller);
+    world.quota.count_saved(ORG, &"b".into());
     let views = world.quota.buckets();
     assert_eq!(views.len(), 1);
     assert_eq!((views[0].organization, views[0].limit, views[0].used, views[0].waiting), (Some(11), 60, 2, 0));

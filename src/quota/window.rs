@@ -113,7 +113,7 @@ impl SlotWindow {
     }
 
     /// When `take` slots can be taken such that enough of `keep` is left from then on.
-    pub(super) fn when(&self, now: Moment, limit: u64, take: u64, keep: &SlotsToLeave) -> SlotsDue {
+    pub(super) fn available_at(&self, now: Moment, limit: u64, take: u64, keep: &SlotsToLeave) -> SlotsDue {
         let wanted = self.used() + take;
         let least = keep.reserve.min(keep.most);
         // `supply` is what is left after taking (`None` while negative); `back` is what has come back by then.
@@ -182,14 +182,14 @@ mod tests {
         window.hold(60_000, &caller, 5);
         let keep =
             |reserve, per_hold| SlotsToLeave { reserve, per_hold, parts: 1, patience_ms: 0, most: reserve + per_hold };
-        assert_eq!(window.when(0, 10, 1, &SlotsToLeave::default()), SlotsDue::At(30_000));
-        assert_eq!(window.when(0, 10, 6, &SlotsToLeave::default()), SlotsDue::At(60_000));
-        assert_eq!(window.when(0, 10, 11, &SlotsToLeave::default()), SlotsDue::Later);
-        assert_eq!(window.when(0, 10, 1, &keep(4, 0)), SlotsDue::At(30_000));
-        assert_eq!(window.when(0, 10, 1, &keep(5, 0)), SlotsDue::At(60_000));
+        assert_eq!(window.available_at(0, 10, 1, &SlotsToLeave::default()), SlotsDue::At(30_000));
+        assert_eq!(window.available_at(0, 10, 6, &SlotsToLeave::default()), SlotsDue::At(60_000));
+        assert_eq!(window.available_at(0, 10, 11, &SlotsToLeave::default()), SlotsDue::Later);
+        assert_eq!(window.available_at(0, 10, 1, &keep(4, 0)), SlotsDue::At(30_000));
+        assert_eq!(window.available_at(0, 10, 1, &keep(5, 0)), SlotsDue::At(60_000));
         // At 30 s four slots are left, one more than the reserve; at two per hold that lasts 30.5 s.
-        assert_eq!(window.when(0, 10, 1, &keep(3, 2)), SlotsDue::At(30_000));
-        assert_eq!(window.when(0, 10, 1, &keep(3, 4)), SlotsDue::At(60_000 - 15_250));
+        assert_eq!(window.available_at(0, 10, 1, &keep(3, 2)), SlotsDue::At(30_000));
+        assert_eq!(window.available_at(0, 10, 1, &keep(3, 4)), SlotsDue::At(60_000 - 15_250));
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
         window.send();
         window.send();
         let keep = SlotsToLeave { reserve: 0, per_hold: 9, parts: 1, patience_ms: 0, most: 9 };
-        assert_eq!(window.when(0, 10, 1, &keep), SlotsDue::AfterAnEnd);
-        assert_eq!(window.when(0, 2, 1, &SlotsToLeave::default()), SlotsDue::Later);
+        assert_eq!(window.available_at(0, 10, 1, &keep), SlotsDue::AfterAnEnd);
+        assert_eq!(window.available_at(0, 2, 1, &SlotsToLeave::default()), SlotsDue::Later);
     }
 }

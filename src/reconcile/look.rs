@@ -43,7 +43,7 @@ pub(super) struct LookPermit {
 impl LookPermit {
     /// Returns the slot; nothing was sent.
     pub(super) fn give_back(self) {
-        self.slot.unsent();
+        self.slot.release_unsent();
     }
 }
 
@@ -92,8 +92,8 @@ impl<'p> LookPlan<'p> {
         let outgoing =
             Outgoing { method: Method::GET, target: self.target.clone(), headers, body: Bytes::new(), answers };
         let time = self.policy.config.upstream.attempt;
-        let Some(connection) = upstream.connection(None, time).await else {
-            slot.unsent();
+        let Some(connection) = upstream.acquire_connection(None, time).await else {
+            slot.release_unsent();
             return DoubtReason::Failed;
         };
         let ending = upstream.attempt(connection, &outgoing, time, false).await;

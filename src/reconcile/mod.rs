@@ -113,13 +113,13 @@ impl Reconciler {
         let cache = &policy.config.cache;
         let too_late = watched.may_look(&self.gateway, cache)?;
         let permit = plan.permit(&self.gateway).await?;
-        if self.gateway.draining() || !self.gateway.log.doubts().contains(doubt.intent) {
+        if self.gateway.is_draining() || !self.gateway.log.doubts().contains(doubt.intent) {
             permit.give_back();
             return Ok(());
         }
         let why = plan.look(&self.gateway, permit, too_late).await;
         if let Some(watched) = self.watched().get_mut(&doubt.intent) {
-            watched.looked(self.gateway.clock.now(), cache, why);
+            watched.note_look(self.gateway.clock.now(), cache, why);
         }
         Ok(())
     }

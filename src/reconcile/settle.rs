@@ -6,7 +6,7 @@ use crate::audit::{CannotRecord, Doubt, Kind, Peer, Record};
 use crate::cache::Invalidation;
 use crate::gateway::Gateway;
 use crate::idempotency::KeyedWrite;
-use crate::process_log::EACH;
+use crate::process_log::ALWAYS;
 use crate::vocabulary::Outcome;
 
 /// The verdict on a write, and where it comes from.
@@ -35,14 +35,14 @@ pub enum NotSettled {
 /// finds nothing that was read before.
 pub async fn settle(gateway: &Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
     // In a task of its own: if the caller hangs up, a settlement that is queued for the disk must not be claimed again.
-    let task = gateway.tasks.spawn(claimed(gateway.clone(), intent, verdict));
+    let task = gateway.tasks.spawn(claim_and_settle(gateway.clone(), intent, verdict));
     task.await.unwrap_or(Err(NotSettled::CannotRecord))
 }
 
-async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
+async fn claim_and_settle(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
     let claim = gateway.log.doubts().claim(intent).ok_or(NotSettled::NoDoubt)?;
     let doubt = claim.doubt().clone();
-    let keyed = keyed(&doubt);
+    let keyed = keyed_write(&doubt);
     if let Some(keyed) = keyed.clone().filter(|_| verdict.done) {
         // Before the settlement, because after it the doubt no longer holds the key.
         gateway.idempotency.settle_done(keyed).await;
@@ -65,7 +65,7 @@ async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Res
     let is_late = recorded.is_err_and(CannotRecord::is_recorded);
     if recorded.is_ok() || is_late {
         let (caller, operation, done) = (&*doubt.caller, &*doubt.operation, verdict.done);
-        tracing::info!(target: EACH, request = %doubt.request, caller, operation, done, by, "a write in doubt was settled");
+        tracing::info!(target: ALWAYS, request = %doubt.request, caller, operation, done, by, "a write in doubt was settled");
         gateway.fence_doubt(&doubt, Invalidation::Settled { settle: gateway.policy().config.cache.settle });
         if let Some(keyed) = keyed.filter(|_| !verdict.done) {
             gateway.idempotency.settle_not_done(keyed.key, keyed.request).await;
@@ -78,7 +78,7 @@ async fn claimed(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Res
 }
 
 /// The write with its idempotency key, if it has one.
-fn keyed(doubt: &Doubt) -> Option<KeyedWrite> {
+fn keyed_write(doubt: &Doubt) -> Option<KeyedWrite> {
     Some(KeyedWrite {
         key: doubt.idempotency?,
         write: doubt.fingerprint?,

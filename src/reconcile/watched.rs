@@ -72,14 +72,17 @@ impl DoubtReason {
 struct UpstreamHistory {
     answers: u64,
     /// Attempts made for callers.
-    asked: u64,
+    attempts: u64,
 }
 
 impl UpstreamHistory {
     fn now(gateway: &Gateway) -> Self {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let attempts: u64 = gateway.metrics.attempts().map(|(_, count)| count).sum();
-        Self { answers: read(&gateway.metrics.answers), asked: attempts.saturating_sub(read(&gateway.metrics.looks)) }
+        Self {
+            answers: read(&gateway.metrics.answers),
+            attempts: attempts.saturating_sub(read(&gateway.metrics.looks)),
+        }
     }
 }
 
@@ -95,7 +98,7 @@ pub(super) struct WatchedDoubt {
 
 impl WatchedDoubt {
     /// From then on, the write can no longer take effect unseen.
-    fn over(&self, cache: &CacheConfig) -> Instant {
+    fn window_end(&self, cache: &CacheConfig) -> Instant {
         self.since + cache.doubt + cache.settle
     }
 
@@ -121,20 +124,21 @@ impl WatchedDoubt {
         if !gateway.log.writable() {
             return Err(DoubtReason::NoLog);
         }
-        let too_late = now >= self.over(cache);
+        let too_late = now >= self.window_end(cache);
         // Has the upstream answered anyone since? If nobody asked until the end of the doubt window, the look itself is the question.
         let history = UpstreamHistory::now(gateway);
-        let answers_again = history.answers > self.before.answers || (too_late && history.asked == self.before.asked);
+        let answers_again =
+            history.answers > self.before.answers || (too_late && history.attempts == self.before.attempts);
         if answers_again { Ok(too_late) } else { Err(DoubtReason::Unanswered) }
     }
 
     /// Notes a look and schedules the next one.
-    pub(super) fn looked(&mut self, now: Instant, cache: &CacheConfig, why: DoubtReason) {
+    pub(super) fn note_look(&mut self, now: Instant, cache: &CacheConfig, why: DoubtReason) {
         self.looks += 1;
         self.why = why;
         self.due = match self.looks {
             1 => now + SECOND_LOOK,
-            2 => self.over(cache).max(now + SECOND_LOOK),
+            2 => self.window_end(cache).max(now + SECOND_LOOK),
             later => {
                 let place = usize::try_from(later - 3).unwrap_or(usize::MAX).min(PAUSES.len() - 1);
                 now + PAUSES.get(place).copied().unwrap_or(LOOKED_MAX)
@@ -156,12 +160,12 @@ mod tests {
         let read =
             config::parse("operator.key_env = \"K\"\nupstream.token_env = \"T\"\n", Path::new("m.toml")).unwrap();
         let (cache, since) = (read.config.cache, Clock::system().now());
-        let before = UpstreamHistory { answers: 0, asked: 0 };
+        let before = UpstreamHistory { answers: 0, attempts: 0 };
         let mut watched = WatchedDoubt { since, before, looks: 0, due: since + cache.settle, why: DoubtReason::Early };
         let mut seconds = Vec::new();
         for _ in 0..8 {
             seconds.push((watched.due - since).as_secs());
-            watched.looked(watched.due, &cache, DoubtReason::Unproved);
+            watched.note_look(watched.due, &cache, DoubtReason::Unproved);
         }
         assert_eq!(seconds, [10, 40, 130, 430, 1_330, 4_930, 8_530, 12_130]);
     }

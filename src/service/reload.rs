@@ -22,14 +22,14 @@ use crate::process_log::{FaultState, STATE};
 use crate::upstream::{InvalidToken, SetupError, Token, Upstream};
 use crate::watched_files::{FileHashes, FileReadHangs, FileThread, Snapshot};
 
-/// How often the files are compared with the contents checked last. Together with [`SETTLED`] that makes at most 5 s.
-const LOOK: Duration = Duration::from_secs(4);
+/// How often the files are compared with the contents checked last. Together with [`STABLE_TIME`] that makes at most 5 s.
+const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 /// A changed file must stay the same for this long before it counts: somebody may still be writing it.
-const SETTLED: Duration = Duration::from_secs(1);
+const STABLE_TIME: Duration = Duration::from_secs(1);
 /// How many times in a row a file may still be changing before the next look.
-const STILL_CHANGING: usize = 3;
+const STABILITY_CHECKS_MAX: usize = 3;
 /// Time limit for reading the files.
-const READ_WITHIN: Duration = Duration::from_secs(5);
+const READ_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What the service knows about the files it watches.
 pub(super) struct Watch {
@@ -110,41 +110,41 @@ impl ServiceInner {
     /// Applies the current contents of all files, or reports why it cannot.
     pub(super) async fn reload(self: &Arc<Self>) -> Result<(), ReloadError> {
         let _one_at_a_time = self.watch.one_at_a_time.lock().await;
-        let judged = self.judge().await;
+        let judged = self.read_and_check().await;
         self.conclude(judged).await
     }
 
     /// Reloads whenever file contents change.
     pub(super) async fn follow_files(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(LOOK).await;
-            if let Err(hangs) = self.look().await
-                && self.watch.hangs.begins(self.gateway.clock.now())
+            tokio::time::sleep(CHECK_INTERVAL).await;
+            if let Err(hangs) = self.check_files().await
+                && self.watch.hangs.begin(self.gateway.clock.now())
             {
-                let _told = self.conclude(Err(hangs)).await;
+                let _reported = self.conclude(Err(hangs)).await;
             }
         }
     }
 
     /// Looks at the files once. Changes take effect once two consecutive checks saw the same contents.
-    async fn look(self: &Arc<Self>) -> Result<(), FileReadHangs> {
+    async fn check_files(self: &Arc<Self>) -> Result<(), FileReadHangs> {
         let known = lock(&self.watch.judged).clone();
         let before = known.clone();
-        let now = self.watch.thread.run(READ_WITHIN, move |files| before.again(&files)).await?;
-        self.watch.hangs.ends(self.gateway.clock.now());
+        let now = self.watch.thread.run(READ_TIME_MAX, move |files| before.rehash(&files)).await?;
+        self.watch.hangs.end(self.gateway.clock.now());
         if now == known {
             return Ok(());
         }
-        let mut first = self.judge().await?.hashes;
-        for _ in 0..STILL_CHANGING {
-            tokio::time::sleep(SETTLED).await;
+        let mut first = self.read_and_check().await?.hashes;
+        for _ in 0..STABILITY_CHECKS_MAX {
+            tokio::time::sleep(STABLE_TIME).await;
             let _one_at_a_time = self.watch.one_at_a_time.lock().await;
             if *lock(&self.watch.judged) != known {
                 return Ok(()); // a reload was requested in the meantime
             }
-            let second = self.judge().await?;
+            let second = self.read_and_check().await?;
             if second.hashes == first {
-                let _told = self.conclude(Ok(second)).await;
+                let _reported = self.conclude(Ok(second)).await;
                 return Ok(());
             }
             first = second.hashes;
@@ -152,19 +152,20 @@ impl ServiceInner {
         Ok(())
     }
 
-    async fn judge(&self) -> Result<Judged, FileReadHangs> {
+    async fn read_and_check(&self) -> Result<Judged, FileReadHangs> {
         let (file, clock) = (self.file.clone(), self.gateway.clock.clone());
         let (policy, in_force) = (self.gateway.policy(), lock(&self.watch.in_force).clone());
         let judge = move |files: Snapshot| {
             let prepared = prepare(&files, &file, (&policy, &in_force), clock);
             Judged { hashes: files.hashes(), prepared }
         };
-        self.watch.thread.run(READ_WITHIN, judge).await
+        self.watch.thread.run(READ_TIME_MAX, judge).await
     }
 
+    /// Puts in force what was read, if it is good, and reports the result.
     async fn conclude(self: &Arc<Self>, judged: Result<Judged, FileReadHangs>) -> Result<(), ReloadError> {
         let result = self.apply(judged).await;
-        self.tell(result)
+        self.report(result)
     }
 
     async fn apply(self: &Arc<Self>, judged: Result<Judged, FileReadHangs>) -> Result<config::Origins, ReloadError> {
@@ -174,8 +175,8 @@ impl ServiceInner {
         *lock(&self.watch.in_force) = hashes;
         // With very many callers this takes longer than other tasks on this thread should wait.
         let inner = self.clone();
-        let put = tokio::task::spawn_blocking(move || inner.put_in_force(prepared)).await;
-        put.map_err(|_panicked| ReloadError::Panicked)
+        let applied = tokio::task::spawn_blocking(move || inner.put_in_force(prepared)).await;
+        applied.map_err(|_panicked| ReloadError::Panicked)
     }
 
     fn put_in_force(&self, prepared: Prepared) -> config::Origins {
@@ -190,18 +191,18 @@ impl ServiceInner {
                 None
             }
         };
-        if let Some((shown, checked)) = self.certificate.as_ref().zip(certificate) {
-            shown.put(checked);
-            shown.tell_end(gateway.clock.wall());
+        if let Some((certificate, checked)) = self.certificate.as_ref().zip(certificate) {
+            certificate.replace(checked);
+            certificate.log_expiry(gateway.clock.wall());
         }
         gateway.quota.set_settings(quota_settings(&read.config));
-        gateway.adopt(read.config, upstream);
+        gateway.apply_config(read.config, upstream);
         self.operator_state.set_key(&operator_key);
         read.origins
     }
 
     /// Tells both logs and the operators.
-    fn tell(&self, result: Result<config::Origins, ReloadError>) -> Result<(), ReloadError> {
+    fn report(&self, result: Result<config::Origins, ReloadError>) -> Result<(), ReloadError> {
         let file = self.file.display();
         let (event, detail) = match &result {
             Ok(_) => {
@@ -217,7 +218,7 @@ impl ServiceInner {
             room.fill(Record::event(self.gateway.clock.wall(), event, &*detail));
         }
         let (origins, done) = result.map_or_else(|why| (Err(detail), Err(why)), |origins| (Ok(origins), Ok(())));
-        self.operator_state.reloaded(origins);
+        self.operator_state.note_reload(origins);
         done
     }
 }
@@ -235,7 +236,7 @@ fn prepare(
     let config = &read.config;
     let token = Token::read(files, &config.upstream.token)?;
     let operator_key = secret_in(files, &config.operator.key)?;
-    fixed(&policy.config, config)?;
+    check_fixed(&policy.config, config)?;
     let tls = config.gateway.tls.as_ref();
     let certificate =
         tls.map(|tls| CheckedCertificate::read(tls, files)).transpose().map_err(ReloadError::Certificate)?;
@@ -253,7 +254,7 @@ fn prepare(
 }
 
 /// Rejects changes to settings that are fixed while the service runs.
-fn fixed(before: &Config, after: &Config) -> Result<(), ReloadError> {
+fn check_fixed(before: &Config, after: &Config) -> Result<(), ReloadError> {
     let same = [
         ("gateway.listen", before.gateway.listen == after.gateway.listen),
         ("gateway.tls", before.gateway.tls.is_some() == after.gateway.tls.is_some()),

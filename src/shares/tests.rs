@@ -66,7 +66,7 @@ fn no_holder_has_more_than_one_may_have() {
     let shared = SharedLimit::new(100);
     let holder = shared.holder();
     let first = holder.take_up_to(1, 1).unwrap();
-    assert_eq!(holder.take_up_to(1, 1).unwrap_err(), Shortage::Most);
+    assert_eq!(holder.take_up_to(1, 1).unwrap_err(), Shortage::HolderMax);
     assert_eq!((shared.taken(), holder.refused()), (1, 1));
     drop(first);
     assert!(holder.take_up_to(1, 1).is_ok());

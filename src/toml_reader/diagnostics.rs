@@ -66,7 +66,7 @@ impl<'t> Diagnostics<'t> {
         // One error per line: the parser's later ones are mostly consequences of the first.
         if self.broken.borrow_mut().insert(line) {
             self.hide_broken_secret(line);
-            let (message, help) = in_our_words(message);
+            let (message, help) = rephrase(message);
             self.push(Severity::Error, place, message, help);
         }
     }
@@ -153,7 +153,7 @@ impl<'t> Diagnostics<'t> {
         self.report_unknown();
         let mut mistakes = self.mistakes.into_inner();
         mistakes.sort_by_key(|mistake| (mistake.span.start, mistake.severity));
-        let text = blotted(self.text, &self.hidden.into_inner());
+        let text = masked(self.text, &self.hidden.into_inner());
         WalkResult { mistakes, settings: self.settings.into_inner(), text }
     }
 
@@ -196,7 +196,7 @@ fn looks_secret(key: &str) -> bool {
 }
 
 /// Replaces the parser's messages where ours give better advice.
-fn in_our_words(message: &str) -> (String, Option<String>) {
+fn rephrase(message: &str) -> (String, Option<String>) {
     let ours = [
         ("duplicate key", "this key appears twice", "keep one; for several callers, write several [[caller]] tables"),
         ("invalid basic string, expected `\"`", "this string has no end", "close it with \""),
@@ -217,20 +217,20 @@ fn in_our_words(message: &str) -> (String, Option<String>) {
 
 /// Blots out these positions, and everything that looks like a token or key (a UUID): each character is replaced by one
 /// of the same length, so that positions stay valid.
-fn blotted(text: &str, hidden: &[TextSpan]) -> String {
+fn masked(text: &str, hidden: &[TextSpan]) -> String {
     let mut bytes = text.as_bytes().to_vec();
     for place in hidden.iter().chain(&uuids(text)) {
         for (index, character) in text.get(place.clone()).unwrap_or_default().char_indices() {
             let start = place.start + index;
             if let Some(within) = bytes.get_mut(start..start + character.len_utf8()) {
-                blot(character).encode_utf8(within);
+                mask(character).encode_utf8(within);
             }
         }
     }
     String::from_utf8(bytes).unwrap_or_default()
 }
 
-fn blot(character: char) -> char {
+fn mask(character: char) -> char {
     match (character, character.len_utf8()) {
         ('\n', _) => '\n',
         (_, 1) => '*',

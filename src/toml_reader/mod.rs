@@ -49,17 +49,17 @@ impl WalkResult {
 pub fn walk<T>(text: &str, read: impl FnOnce(&Table<'_>) -> T) -> (T, WalkResult) {
     let notes = Diagnostics::new(text);
     let (document, syntax) = DeTable::parse_recoverable(text);
-    match without_dead_ends(text, &syntax) {
-        None => (read_noted(&notes, &document, &syntax, read), notes.finish()),
+    match without_unparsable_lines(text, &syntax) {
+        None => (read_document(&notes, &document, &syntax, read), notes.finish()),
         Some(open) => {
             note_syntax(&notes, &syntax);
             let (document, syntax) = DeTable::parse_recoverable(&open);
-            (read_noted(&notes, &document, &syntax, read), notes.finish())
+            (read_document(&notes, &document, &syntax, read), notes.finish())
         }
     }
 }
 
-fn read_noted<'d, T>(
+fn read_document<'d, T>(
     notes: &'d Diagnostics<'d>,
     document: &'d Spanned<DeTable<'d>>,
     syntax: &[toml::de::Error],
@@ -85,12 +85,12 @@ fn note_syntax(notes: &Diagnostics<'_>, errors: &[toml::de::Error]) {
 const OPEN: [&str; 2] = ["missing comma between", "unexpected `=` in array"];
 
 /// The parser's message about a line after which it cannot parse the rest.
-const DEAD_END: &str = "key with no value";
+const UNPARSABLE_LINE: &str = "key with no value";
 
 /// Blanks the lines that stop the parser, if there are any, so that mistakes after them are found too.
-fn without_dead_ends(text: &str, syntax: &[toml::de::Error]) -> Option<String> {
-    let dead_ends = syntax.iter().filter(|error| error.message().starts_with(DEAD_END));
-    let offsets: Vec<usize> = dead_ends.filter_map(|error| Some(error.span()?.start)).collect();
+fn without_unparsable_lines(text: &str, syntax: &[toml::de::Error]) -> Option<String> {
+    let unparsable_lines = syntax.iter().filter(|error| error.message().starts_with(UNPARSABLE_LINE));
+    let offsets: Vec<usize> = unparsable_lines.filter_map(|error| Some(error.span()?.start)).collect();
     let mut bytes = text.as_bytes().to_vec();
     for offset in &offsets {
         let start = text.get(..*offset)?.rfind('\n').map_or(0, |newline| newline + 1);
@@ -123,7 +123,7 @@ pub fn nearest<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> Opt
 
 /// The mistake of a word that is none of the `known` words. `what` names their kind, as in "not a method".
 #[must_use]
-pub fn no_such(given: &str, what: &str, known: &[&str]) -> InvalidValue {
+pub fn unknown_word(given: &str, what: &str, known: &[&str]) -> InvalidValue {
     let help = match nearest(given, known.iter().copied()) {
         Some(near) => format!("did you mean \"{near}\"?"),
         None => format!("write one of {}", known.join(", ")),
@@ -135,8 +135,8 @@ pub fn no_such(given: &str, what: &str, known: &[&str]) -> InvalidValue {
 /// The one of `all` whose word is `given`.
 ///
 /// # Errors
-/// As [`no_such`].
+/// As [`unknown_word`].
 pub fn one_of<T: Copy>(given: &str, what: &str, all: &[T], word: fn(T) -> &'static str) -> Result<T, InvalidValue> {
     let found = all.iter().copied().find(|one| word(*one) == given);
-    found.ok_or_else(|| no_such(given, what, &all.iter().copied().map(word).collect::<Vec<_>>()))
+    found.ok_or_else(|| unknown_word(given, what, &all.iter().copied().map(word).collect::<Vec<_>>()))
 }

@@ -26,7 +26,7 @@ pub struct Table<'d> {
     place: TextSpan,
     entries: Option<&'d DeTable<'d>>,
     known: RefCell<Vec<&'static str>>,
-    free: Cell<bool>,
+    has_any_keys: Cell<bool>,
 }
 
 impl<'d> Table<'d> {
@@ -36,14 +36,14 @@ impl<'d> Table<'d> {
         place: TextSpan,
         entries: Option<&'d DeTable<'d>>,
     ) -> Self {
-        Self { notes, path, place, entries, known: RefCell::default(), free: Cell::new(false) }
+        Self { notes, path, place, entries, known: RefCell::default(), has_any_keys: Cell::new(false) }
     }
 
     /// Reads the table, then reports every key that was not asked for.
     pub(super) fn read<T>(self, read: impl FnOnce(&Self) -> T) -> T {
         let value = read(&self);
         let known = self.known.take();
-        let entries = self.entries.into_iter().flat_map(DeTable::iter).filter(|_| !self.free.get());
+        let entries = self.entries.into_iter().flat_map(DeTable::iter).filter(|_| !self.has_any_keys.get());
         for (key, value) in entries.filter(|(key, _)| !known.contains(&key.get_ref().as_ref())) {
             self.notes.unknown(key.span(), &self.path, key.get_ref(), value.span(), known.clone());
         }
@@ -58,13 +58,13 @@ impl<'d> Table<'d> {
 
     /// The position of the value at this path of keys, or of the nearest existing table around it.
     #[must_use]
-    pub fn place_at(&self, path: &[&str]) -> TextSpan {
+    pub fn span_at(&self, path: &[&str]) -> TextSpan {
         self.descend(path).1
     }
 
     /// Whether there is a value at this path of keys.
     #[must_use]
-    pub fn holds(&self, path: &[&str]) -> bool {
+    pub fn has_path(&self, path: &[&str]) -> bool {
         self.descend(path).0 == path.len()
     }
 
@@ -98,7 +98,7 @@ impl<'d> Table<'d> {
 
     /// Reports a mistake in the value at this path of keys.
     pub fn wrong_at(&self, path: &[&str], message: impl Into<String>, help: impl Into<String>) {
-        self.wrong(self.place_at(path), message, help);
+        self.wrong(self.span_at(path), message, help);
     }
 
     /// Reports an invalid value.
@@ -113,7 +113,7 @@ impl<'d> Table<'d> {
 
     /// Reports a warning about the value at this path of keys.
     pub fn warn_at(&self, path: &[&str], message: impl Into<String>, help: impl Into<String>) {
-        self.warn(self.place_at(path), message, help);
+        self.warn(self.span_at(path), message, help);
     }
 
     /// Reports that something is missing.
@@ -132,7 +132,7 @@ impl<'d> Table<'d> {
     }
 
     /// Records the value of a setting that is left out and derived from others.
-    pub fn follows(&self, key: &'static str, value: String) {
+    pub fn record_derived(&self, key: &'static str, value: String) {
         self.left_out(key, Cow::Owned(value));
     }
 
@@ -154,7 +154,7 @@ impl<'d> Table<'d> {
     /// All items of a table with arbitrary keys.
     #[must_use]
     pub fn items(&self) -> Vec<TableItem<'d>> {
-        self.free.set(true);
+        self.has_any_keys.set(true);
         let entries = self.entries.into_iter().flat_map(DeTable::iter);
         entries.map(|(name, value)| self.named(name.get_ref().to_string().into(), name.span(), value)).collect()
     }

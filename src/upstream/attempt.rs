@@ -26,7 +26,7 @@ enum AttemptProgress {
     /// A connection is being opened.
     Connecting,
     /// The request may have been written.
-    Handed,
+    HandedOver,
     /// The response head has arrived.
     Head(StatusCode),
 }
@@ -38,7 +38,9 @@ impl AttemptProgress {
                 ProxyError::ConnectionTimeout,
                 "the attempt timed out while connecting",
             )),
-            Self::Handed => Ending::TimedOut(AttemptError::new(ProxyError::HttpResponseTimeout, "no answer in time")),
+            Self::HandedOver => {
+                Ending::TimedOut(AttemptError::new(ProxyError::HttpResponseTimeout, "no answer in time"))
+            }
             Self::Head(status) => {
                 let why =
                     AttemptError::new(ProxyError::HttpResponseTimeout, "the response body was not complete in time");
@@ -57,7 +59,7 @@ impl Upstream {
     /// Waits up to `patience` for the right to use a connection. Connections are shared fairly among callers, who each
     /// leave some for the others. `caller` is the caller to charge, whose retry budget grows by this attempt; `None`
     /// stands for the gateway itself. Returns `None` if no connection became free in time.
-    pub async fn connection(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<ConnectionPermit> {
+    pub async fn acquire_connection(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<ConnectionPermit> {
         let turn = self.pool.turn(caller, patience).await?;
         caller.into_iter().for_each(|caller| self.budget.attempted(caller));
         Some(ConnectionPermit(turn))
@@ -78,7 +80,7 @@ impl Upstream {
         fresh: bool,
     ) -> Ending {
         let mut progress = AttemptProgress::Connecting;
-        match timeout(time, self.go(connection, outgoing, fresh, &mut progress)).await {
+        match timeout(time, self.exchange(connection, outgoing, fresh, &mut progress)).await {
             Ok(ending) => ending,
             Err(_) => progress.timed_out(),
         }
@@ -89,14 +91,14 @@ impl Upstream {
     ///
     /// # Errors
     /// [`AttemptError`] if one of them fails, or if no connection became free.
-    pub async fn reach(&self, time: Duration) -> Result<(), AttemptError> {
+    pub async fn check_connection(&self, time: Duration) -> Result<(), AttemptError> {
         let busy = || AttemptError::new(ProxyError::ConnectionLimitReached, "no connection became free in time");
-        let _connection = self.connection(None, time).await.ok_or_else(busy)?;
+        let _connection = self.acquire_connection(None, time).await.ok_or_else(busy)?;
         let late = |_| AttemptError::new(ProxyError::ConnectionTimeout, "timed out while connecting");
         timeout(time, self.pool.connect()).await.map_err(late)?.map(drop)
     }
 
-    async fn go(
+    async fn exchange(
         &self,
         ConnectionPermit(turn): ConnectionPermit,
         outgoing: &Outgoing,
@@ -117,7 +119,7 @@ impl Upstream {
             Ok((connection, response)) => {
                 let delay = self.clock.now().duration_since(began);
                 *progress = AttemptProgress::Head(response.status());
-                self.heard_of_token(&held, response.status());
+                self.note_token_status(&held, response.status());
                 self.receive(response, delay, &held, room, connection, turn).await
             }
             Err(ending) => ending,
@@ -125,17 +127,17 @@ impl Upstream {
     }
 
     /// Notices when the upstream starts to reject the token, and when it accepts it again.
-    fn heard_of_token(&self, sent: &HeldToken, status: StatusCode) {
+    fn note_token_status(&self, sent: &HeldToken, status: StatusCode) {
         if sent.generation != self.token_generation() {
             return;
         }
         let now = self.clock.now();
         if status == StatusCode::UNAUTHORIZED {
-            if self.token_refused.begins(now) {
+            if self.token_refused.begin(now) {
                 tracing::error!(target: STATE, "the upstream refuses the gateway's token: replace it");
             }
         } else if status.is_success()
-            && let Some(lasted) = self.token_refused.ends(now)
+            && let Some(lasted) = self.token_refused.end(now)
         {
             tracing::info!(target: STATE, after_s = lasted.as_secs(), "the upstream accepts the gateway's token again");
         }
@@ -172,22 +174,22 @@ impl Upstream {
         progress: &mut AttemptProgress,
     ) -> Result<(PooledConnection, Response<Incoming>), Ending> {
         if !fresh && let Some(mut connection) = self.pool.reuse() {
-            *progress = AttemptProgress::Handed;
+            *progress = AttemptProgress::HandedOver;
             match connection.send(request).await {
                 SendOutcome::Head(response) => return Ok((connection, response)),
                 SendOutcome::Failed(error) => return Err(failed(&error)),
-                SendOutcome::Flooded => return Err(flooded()),
-                SendOutcome::Back(back) => request = back,
+                SendOutcome::TooManyInterim => return Err(too_many_interim()),
+                SendOutcome::Unsent(back) => request = back,
             }
             *progress = AttemptProgress::Connecting;
         }
         let mut connection = self.pool.connect().await.map_err(Ending::NotSent)?;
-        *progress = AttemptProgress::Handed;
+        *progress = AttemptProgress::HandedOver;
         match connection.send(request).await {
             SendOutcome::Head(response) => Ok((connection, response)),
             SendOutcome::Failed(error) => Err(failed(&error)),
-            SendOutcome::Flooded => Err(flooded()),
-            SendOutcome::Back(_) => {
+            SendOutcome::TooManyInterim => Err(too_many_interim()),
+            SendOutcome::Unsent(_) => {
                 let text = "the upstream closed the connection before the request was sent";
                 Err(Ending::NotSent(AttemptError::new(ProxyError::ConnectionTerminated, text)))
             }
@@ -232,7 +234,7 @@ impl Upstream {
     }
 }
 
-fn flooded() -> Ending {
+fn too_many_interim() -> Ending {
     Ending::Lost(AttemptError::new(ProxyError::HttpProtocolError, "the upstream sent too many interim responses"))
 }
 

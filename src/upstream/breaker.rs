@@ -15,9 +15,9 @@ use crate::process_log::STATE;
 use crate::vocabulary::word_enum;
 
 /// `Retry-After` while a probe is due or in progress, whose end is unknown.
-const PROBE_GUESS: Duration = Duration::from_secs(1);
+const PROBE_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Maximum number of unresponsive operations to remember; beyond it the oldest is dropped.
-const SILENT_MAX: usize = 4_096;
+const SILENT_OPERATIONS_MAX: usize = 4_096;
 
 /// One operation of one organization.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -146,8 +146,8 @@ impl Breaker {
     }
 
     /// Reports how the request with this permit ended.
-    pub fn report(&self, mut pass: BreakerPermit, told: BreakerReport) {
-        let (all, part) = match told {
+    pub fn report(&self, mut permit: BreakerPermit, report: BreakerReport) {
+        let (all, part) = match report {
             BreakerReport::Nothing => return,
             BreakerReport::Unreachable => (false, None),
             BreakerReport::Connected => (true, None),
@@ -155,8 +155,8 @@ impl Breaker {
             BreakerReport::Silent => (true, Some(false)),
         };
         let mut state = self.state();
-        let probed = std::mem::take(&mut pass.probes_all);
-        match self.turn(&mut state.all, all, probed) {
+        let probed = std::mem::take(&mut permit.probes_all);
+        match self.update_circuit(&mut state.all, all, probed) {
             Some(true) => {
                 tracing::error!(target: STATE, "the breaker is open: requests are refused until the upstream is reachable");
             }
@@ -164,17 +164,17 @@ impl Breaker {
             None => {}
         }
         if let Some(answered) = part {
-            let probed = std::mem::take(&mut pass.probes_part);
-            self.turn_part(&mut state, &pass.part, answered, probed);
+            let probed = std::mem::take(&mut permit.probes_part);
+            self.update_part(&mut state, &permit.part, answered, probed);
         }
     }
 
-    fn turn_part(&self, state: &mut BreakerState, part: &BreakerKey, answered: bool, probed: bool) {
+    fn update_part(&self, state: &mut BreakerState, part: &BreakerKey, answered: bool, probed: bool) {
         if !state.silent.contains_key(part) {
             if answered || self.failures == 0 {
                 return;
             }
-            if state.silent.len() >= SILENT_MAX {
+            if state.silent.len() >= SILENT_OPERATIONS_MAX {
                 let oldest = state.silent.iter().min_by_key(|(_, silent)| silent.since).map(|(part, _)| part.clone());
                 oldest.and_then(|oldest| state.silent.remove(&oldest));
             }
@@ -183,7 +183,7 @@ impl Breaker {
         let fresh = || SilentOperation { circuit: Circuit::Closed { failed: 0 }, since: now };
         let silent = state.silent.entry(part.clone()).or_insert_with(fresh);
         silent.since = now;
-        match self.turn(&mut silent.circuit, answered, probed) {
+        match self.update_circuit(&mut silent.circuit, answered, probed) {
             Some(true) => {
                 tracing::warn!(target: STATE, %part, "the breaker is open for one operation: the upstream does not respond to it");
             }
@@ -198,16 +198,16 @@ impl Breaker {
     }
 
     /// Updates a circuit when a request ends: `Some(true)` if it opened, `Some(false)` if it closed.
-    fn turn(&self, circuit: &mut Circuit, good: bool, probed: bool) -> Option<bool> {
+    fn update_circuit(&self, circuit: &mut Circuit, good: bool, probed: bool) -> Option<bool> {
         let before = circuit.is_open();
         *circuit = match *circuit {
             Circuit::Closed { .. } if good => Circuit::Closed { failed: 0 },
             Circuit::Closed { failed } if self.failures == 0 || failed + 1 < self.failures => {
                 Circuit::Closed { failed: failed.saturating_add(1).min(self.failures) }
             }
-            Circuit::Closed { .. } => self.opened(self.open),
+            Circuit::Closed { .. } => self.open_circuit(self.open),
             Circuit::Open { .. } if probed && good => Circuit::Closed { failed: 0 },
-            Circuit::Open { span, .. } if probed => self.opened(span.saturating_mul(2).min(self.open_max)),
+            Circuit::Open { span, .. } if probed => self.open_circuit(span.saturating_mul(2).min(self.open_max)),
             // The request began before the circuit opened and says nothing about now.
             open @ Circuit::Open { .. } => open,
         };
@@ -238,11 +238,11 @@ impl Breaker {
 
     /// The number of operations that are refused or probed because they got no response.
     #[must_use]
-    pub fn silent(&self) -> usize {
+    pub fn silent_operations(&self) -> usize {
         self.state().silent.values().filter(|silent| silent.circuit.is_open()).count()
     }
 
-    fn opened(&self, span: Duration) -> Circuit {
+    fn open_circuit(&self, span: Duration) -> Circuit {
         Circuit::Open { until: self.clock.now() + span, span, probing: false }
     }
 
@@ -257,7 +257,7 @@ impl Circuit {
         match *self {
             Self::Closed { .. } => Ok(false),
             Self::Open { until, .. } if now < until => Err(until - now),
-            Self::Open { probing, .. } if probing || !may_probe => Err(PROBE_GUESS),
+            Self::Open { probing, .. } if probing || !may_probe => Err(PROBE_RETRY_AFTER),
             Self::Open { .. } => Ok(true),
         }
     }
@@ -316,17 +316,17 @@ mod tests {
         BreakerKey { operation: "organizations.get".into(), organization: Some(organization) }
     }
 
-    fn request(breaker: &Breaker, class: RetryClass, told: BreakerReport) -> Result<(), BreakerOpen> {
-        request_of(breaker, class, &part(11), told)
+    fn request(breaker: &Breaker, class: RetryClass, report: BreakerReport) -> Result<(), BreakerOpen> {
+        request_of(breaker, class, &part(11), report)
     }
 
     fn request_of(
         breaker: &Breaker,
         class: RetryClass,
         part: &BreakerKey,
-        told: BreakerReport,
+        report: BreakerReport,
     ) -> Result<(), BreakerOpen> {
-        breaker.permit(class, part).map(|pass| breaker.report(pass, told))
+        breaker.permit(class, part).map(|permit| breaker.report(permit, report))
     }
 
     /// A breaker opened by five consecutive requests that did not arrive.
@@ -384,7 +384,7 @@ mod tests {
         }
         let probe = breaker.permit(RetryClass::Safe, &part(11)).ok().unwrap();
         let open = breaker.permit(RetryClass::Safe, &part(12)).err().unwrap();
-        assert_eq!(open, BreakerOpen { what: BreakerScope::All, retry_after: PROBE_GUESS });
+        assert_eq!(open, BreakerOpen { what: BreakerScope::All, retry_after: PROBE_RETRY_AFTER });
         drop(probe);
         let probe = breaker.permit(RetryClass::Safe, &part(11)).ok().unwrap();
         breaker.report(probe, BreakerReport::Reached);
@@ -427,7 +427,7 @@ mod tests {
         assert!(
             breaker.permit(RetryClass::Safe, &other).is_ok() && breaker.permit(RetryClass::Once, &part(12)).is_ok()
         );
-        assert_eq!((breaker.status(), breaker.silent()), (BreakerStatus::Closed, 1));
+        assert_eq!((breaker.status(), breaker.silent_operations()), (BreakerStatus::Closed, 1));
         // Only a write probes whether writes get a response.
         clock.advance(Duration::from_secs(5));
         let probe = breaker.permit(RetryClass::Once, &part(11)).ok().unwrap();
@@ -435,19 +435,23 @@ mod tests {
         breaker.report(probe, BreakerReport::Unreachable); // says nothing about this operation
         let probe = breaker.permit(RetryClass::Once, &part(11)).ok().unwrap();
         breaker.report(probe, BreakerReport::Reached);
-        assert_eq!((breaker.silent(), breaker.state().silent.len()), (0, 0), "what is well is not remembered");
+        assert_eq!(
+            (breaker.silent_operations(), breaker.state().silent.len()),
+            (0, 0),
+            "what is well is not remembered"
+        );
     }
 
     /// A timeout proves that there was a connection, so it is no step toward refusing everything.
     #[test]
     fn silence_of_many_operations_never_refuses_everything() {
         let breaker = breaker(&Clock::movable());
-        for organization in 0..u64::try_from(SILENT_MAX).unwrap() + 100 {
+        for organization in 0..u64::try_from(SILENT_OPERATIONS_MAX).unwrap() + 100 {
             request_of(&breaker, RetryClass::Safe, &part(organization), BreakerReport::Silent).unwrap();
         }
         assert_eq!(breaker.status(), BreakerStatus::Closed);
         let state = breaker.state();
-        assert_eq!(state.silent.len(), SILENT_MAX);
+        assert_eq!(state.silent.len(), SILENT_OPERATIONS_MAX);
         assert!(!state.silent.contains_key(&part(0)) && state.silent.contains_key(&part(200)), "the oldest have gone");
     }
 

@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_tenth_of_the_attempts_of_a_minute_may_go_again() {
-        let clock = Clock::still();
+        let clock = Clock::frozen();
         let budget = budget(&clock);
         for _ in 0..50 {
             budget.attempted(&name("a"));
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_floor_of_two_in_ten_seconds_holds_however_few_attempts_there_are() {
-        let clock = Clock::still();
+        let clock = Clock::frozen();
         let budget = budget(&clock);
         for _ in 0..5 {
             assert_eq!(taken(&budget, "a", 10), 2);
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn who_fails_all_the_time_spends_nobody_elses() {
-        let clock = Clock::still();
+        let clock = Clock::frozen();
         let budget = budget(&clock);
         for _ in 0..100 {
             budget.attempted(&name("greedy"));
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn it_holds_one_slice_a_second_and_none_older_than_a_minute() {
-        let clock = Clock::still();
+        let clock = Clock::frozen();
         let budget = budget(&clock);
         for number in 0..10_000 {
             budget.attempted(&name("a"));

@@ -34,7 +34,7 @@ const PEM_BYTES_MAX: u64 = 4 << 20;
 /// Size limit of a response head, in bytes (`docs/decisions/limits.md`).
 pub(super) const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// How long to wait for one address before trying the next in parallel (RFC 8305, section 5).
-const STAGGER: Duration = Duration::from_millis(250);
+const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Why the configured upstream can never be reached.
 #[derive(Debug, thiserror::Error)]
@@ -92,19 +92,19 @@ impl Connector {
 
     async fn open(&self) -> Result<PooledConnection, AttemptError> {
         let addresses = lookup_host((self.host.as_str(), self.port)).await;
-        let addresses = addresses.map_err(|error| AttemptError::because(ProxyError::DnsError, &error))?;
+        let addresses = addresses.map_err(|error| AttemptError::with_cause(ProxyError::DnsError, &error))?;
         let tcp = race(addresses.collect()).await.map_err(|error| tcp_failure(&error))?;
         tcp.set_nodelay(true).map_err(|error| tcp_failure(&error))?;
         match &self.tls {
-            None => self.speak(tcp).await,
+            None => self.http_handshake(tcp).await,
             Some((connector, name)) => {
                 let tls = connector.connect(name.clone(), tcp).await.map_err(|error| tls_failure(&error))?;
-                self.speak(tls).await
+                self.http_handshake(tls).await
             }
         }
     }
 
-    async fn speak<T>(&self, wire: T) -> Result<PooledConnection, AttemptError>
+    async fn http_handshake<T>(&self, wire: T) -> Result<PooledConnection, AttemptError>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -112,7 +112,7 @@ impl Connector {
         let wire = TokioIo::new(Allowed { wire, allowance: allowance.clone() });
         let handshake = http1::Builder::new().max_header_size(HEAD_BYTES_MAX).handshake::<_, Full<Bytes>>(wire);
         let (sender, connection) =
-            handshake.await.map_err(|error| AttemptError::because(ProxyError::HttpProtocolError, &error))?;
+            handshake.await.map_err(|error| AttemptError::with_cause(ProxyError::HttpProtocolError, &error))?;
         let driver = self.tasks.spawn(async move {
             // Whoever waits for a response on the connection learns how it ended.
             let _told_elsewhere = connection.await;
@@ -134,7 +134,7 @@ async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
                 Some(Err(error)) => failure = error,
                 None => return Err(failure),
             },
-            () = sleep(STAGGER), if rest.len() > 0 => {}
+            () = sleep(CONNECTION_ATTEMPT_DELAY), if rest.len() > 0 => {}
         }
     }
 }
@@ -150,7 +150,7 @@ fn tcp_failure(error: &io::Error) -> AttemptError {
         (NotFound, ProxyError::DnsError),
     ];
     let found = known.into_iter().find(|(kind, _)| *kind == error.kind());
-    AttemptError::because(found.map_or(ProxyError::DestinationUnavailable, |(_, meaning)| meaning), error)
+    AttemptError::with_cause(found.map_or(ProxyError::DestinationUnavailable, |(_, meaning)| meaning), error)
 }
 
 fn tls_failure(error: &io::Error) -> AttemptError {
@@ -162,7 +162,7 @@ fn tls_failure(error: &io::Error) -> AttemptError {
         Some(rustls::Error::AlertReceived(_)) => ProxyError::TlsAlertReceived,
         Some(_) | None => ProxyError::TlsProtocolError,
     };
-    AttemptError::because(kind, error)
+    AttemptError::with_cause(kind, error)
 }
 
 /// HTTP/1.1 via ALPN, with SNI, without early data or key log, and with an explicit crypto provider.

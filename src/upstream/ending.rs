@@ -79,7 +79,7 @@ impl Ending {
     #[must_use]
     pub fn breaker_report(&self) -> BreakerReport {
         match self {
-            Self::NotSent(why) => why.told(),
+            Self::NotSent(why) => why.breaker_report(),
             Self::NoRoom { status: None, .. } => BreakerReport::Nothing,
             Self::TimedOut(_) => BreakerReport::Silent,
             Self::Cut { why, .. } if why.error == ProxyError::HttpResponseTimeout => BreakerReport::Silent,
@@ -162,7 +162,7 @@ impl AttemptError {
         Self { error, text: Cow::Borrowed(text) }
     }
 
-    pub(super) fn because(error: ProxyError, cause: &dyn fmt::Display) -> Self {
+    pub(super) fn with_cause(error: ProxyError, cause: &dyn fmt::Display) -> Self {
         let mut text = cause.to_string();
         text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
         Self { error, text: Cow::Owned(text) }
@@ -170,7 +170,7 @@ impl AttemptError {
 
     /// What the error reports to the breaker when it is the reason why nothing was sent.
     #[must_use]
-    pub fn told(&self) -> BreakerReport {
+    pub fn breaker_report(&self) -> BreakerReport {
         if self.is_local() { BreakerReport::Nothing } else { BreakerReport::Unreachable }
     }
 

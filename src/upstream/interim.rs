@@ -20,7 +20,7 @@ const UNBOUNDED: usize = usize::MAX;
 pub(super) struct Allowance {
     left: AtomicUsize,
     /// The allowance ran out and there was more to read.
-    spent: AtomicBool,
+    is_exhausted: AtomicBool,
     reader: AtomicWaker,
     waiter: AtomicWaker,
 }
@@ -29,24 +29,24 @@ impl Allowance {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             left: UNBOUNDED.into(),
-            spent: false.into(),
+            is_exhausted: false.into(),
             reader: AtomicWaker::new(),
             waiter: AtomicWaker::new(),
         })
     }
 
     /// Waits for a response head. `None` if too much came before it; nothing more is read then.
-    pub(super) async fn head<F: Future>(&self, head: F) -> Option<F::Output> {
-        self.spent.store(false, Ordering::Relaxed);
+    pub(super) async fn limit_until_head<F: Future>(&self, head: F) -> Option<F::Output> {
+        self.is_exhausted.store(false, Ordering::Relaxed);
         self.left.store(BEFORE_HEAD_BYTES, Ordering::Release);
         let mut head = pin!(head);
         let came = std::future::poll_fn(|cx| {
             self.waiter.register(cx.waker());
             // Checked before polling for the head, because any body bytes read with it come after the head.
-            let spent = self.spent.load(Ordering::Acquire);
+            let is_exhausted = self.is_exhausted.load(Ordering::Acquire);
             match head.as_mut().poll(cx) {
                 Poll::Ready(head) => Poll::Ready(Some(head)),
-                Poll::Pending if spent => Poll::Ready(None),
+                Poll::Pending if is_exhausted => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             }
         });
@@ -57,7 +57,7 @@ impl Allowance {
     }
 
     /// Whether more may be read; if not, the reader is woken when it may.
-    fn allows(&self, cx: &Context<'_>) -> bool {
+    fn may_read(&self, cx: &Context<'_>) -> bool {
         if self.left.load(Ordering::Acquire) > 0 {
             return true;
         }
@@ -65,12 +65,12 @@ impl Allowance {
         if self.left.load(Ordering::Acquire) > 0 {
             return true;
         }
-        self.spent.store(true, Ordering::Release);
+        self.is_exhausted.store(true, Ordering::Release);
         self.waiter.wake();
         false
     }
 
-    fn read(&self, bytes: usize) {
+    fn consume(&self, bytes: usize) {
         let less = |left| (left != UNBOUNDED).then(|| usize::saturating_sub(left, bytes));
         let _unbounded = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
     }
@@ -84,12 +84,12 @@ pub(super) struct Allowed<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Allowed<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.allowance.allows(cx) {
+        if !self.allowance.may_read(cx) {
             return Poll::Pending;
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.wire).poll_read(cx, buf);
-        self.allowance.read(buf.filled().len() - before);
+        self.allowance.consume(buf.filled().len() - before);
         polled
     }
 }

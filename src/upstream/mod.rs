@@ -2,7 +2,7 @@
 //!
 //! The loop over attempts lives in the gateway, because each attempt needs a quota slot. It uses: [`Breaker`] to decide
 //! whether to begin at all, [`Upstream::connection`] to wait for a caller's turn, [`Upstream::attempt`] to send once,
-//! [`Upstream::next`] to decide whether to retry, and [`effect`] to tell what a write's attempts did.
+//! [`Upstream::decide_retry`] to decide whether to retry, and [`effect`] to tell what a write's attempts did.
 
 mod attempt;
 mod body;
@@ -128,12 +128,12 @@ impl Upstream {
 
     /// Decides whether and when to retry after this attempt. A retry is charged to the caller's retry budget.
     #[must_use]
-    pub fn next(&self, caller: &Arc<str>, attempted: &EndedAttempt<'_>) -> RetryDecision {
+    pub fn decide_retry(&self, caller: &Arc<str>, attempted: &EndedAttempt<'_>) -> RetryDecision {
         // If there is no randomness, use the longest pause, which is harmless.
-        let dice = || hash::random::<8>().map_or(u64::MAX, u64::from_ne_bytes);
-        match retry::decide(attempted, &self.limits, self.clock.wall(), dice) {
-            RetryDecision::Again { .. } if !self.budget.take(caller) => RetryDecision::Stop,
-            next @ (RetryDecision::Again { .. } | RetryDecision::Stop) => next,
+        let random = || hash::random::<8>().map_or(u64::MAX, u64::from_ne_bytes);
+        match retry::decide(attempted, &self.limits, self.clock.wall(), random) {
+            RetryDecision::Retry { .. } if !self.budget.take(caller) => RetryDecision::Stop,
+            next @ (RetryDecision::Retry { .. } | RetryDecision::Stop) => next,
         }
     }
 

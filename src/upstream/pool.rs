@@ -35,11 +35,11 @@ pub(super) enum SendOutcome {
     /// The response head arrived.
     Head(Response<Incoming>),
     /// No byte was written; the request is returned.
-    Back(Request<Full<Bytes>>),
+    Unsent(Request<Full<Bytes>>),
     /// The request may have been written.
     Failed(hyper::Error),
     /// The request was written, and the upstream sent too many interim responses.
-    Flooded,
+    TooManyInterim,
 }
 
 impl PooledConnection {
@@ -49,11 +49,11 @@ impl PooledConnection {
 
     /// Sends `request` and waits for the response head.
     pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> SendOutcome {
-        match self.allowance.head(self.sender.try_send_request(request)).await {
-            None => SendOutcome::Flooded,
+        match self.allowance.limit_until_head(self.sender.try_send_request(request)).await {
+            None => SendOutcome::TooManyInterim,
             Some(Ok(response)) => SendOutcome::Head(response),
             Some(Err(mut error)) => match error.take_message() {
-                Some(request) => SendOutcome::Back(request),
+                Some(request) => SendOutcome::Unsent(request),
                 None => SendOutcome::Failed(error.into_error()),
             },
         }
@@ -67,7 +67,7 @@ impl Drop for PooledConnection {
 }
 
 /// The name under which the gateway opens connections for itself; no caller can have it.
-const MAKEGATE: &str = "(makegate)";
+const OWN_CALLER: &str = "(makegate)";
 
 /// All connections to the upstream. Turns and idle connections together never exceed the limit.
 pub(super) struct Pool {
@@ -76,7 +76,7 @@ pub(super) struct Pool {
     idle_max: Duration,
     /// Turns to use a connection: fair among callers, who leave some for those who come back.
     turns: FairSemaphore,
-    most: usize,
+    connections_max: usize,
     own_name: Arc<str>,
     idle: Mutex<IdleConnection>,
     /// Set while no connection can be opened.
@@ -87,21 +87,21 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct IdleConnection {
     /// Ordered by idle time, longest first.
-    lines: Vec<(PooledConnection, Instant)>,
+    connections: Vec<(PooledConnection, Instant)>,
     /// Whether a task is running that closes connections idle for too long.
-    swept: bool,
+    is_sweeping: bool,
 }
 
 impl Pool {
     pub(super) fn new(connector: Connector, connections: usize, idle_max: Duration, clock: Clock) -> Self {
-        let most = connections.max(1);
+        let connections_max = connections.max(1);
         Self {
             connector,
             clock,
             idle_max,
-            turns: FairSemaphore::new(most),
-            most,
-            own_name: MAKEGATE.into(),
+            turns: FairSemaphore::new(connections_max),
+            connections_max,
+            own_name: OWN_CALLER.into(),
             idle: Mutex::default(),
             unreachable: FaultState::default(),
             tasks: Tasks::new(),
@@ -116,36 +116,36 @@ impl Pool {
 
     /// Whether more than half of the turns are free.
     pub(super) fn is_quiet(&self) -> bool {
-        self.turns.free() * 2 > self.most
+        self.turns.free() * 2 > self.connections_max
     }
 
     /// The number of connections in use and of requests waiting for one.
     pub(super) fn load(&self) -> (usize, usize) {
-        (self.most.saturating_sub(self.turns.free()), self.turns.waiting())
+        (self.connections_max.saturating_sub(self.turns.free()), self.turns.waiting())
     }
 
     /// Takes the open connection that has been idle the shortest, if there is one.
     pub(super) fn reuse(&self) -> Option<PooledConnection> {
         let mut idle = self.idle();
-        idle.drop_useless(self.clock.now(), self.idle_max);
-        idle.lines.pop().map(|(connection, _)| connection)
+        idle.drop_unusable(self.clock.now(), self.idle_max);
+        idle.connections.pop().map(|(connection, _)| connection)
     }
 
     /// Opens a new connection. The caller must hold a turn.
     pub(super) async fn connect(&self) -> Result<PooledConnection, AttemptError> {
-        self.make_way();
+        self.close_surplus_idle();
         // Boxed: it is rare, and its future is larger than the rest of an attempt.
         let dialled = Box::pin(self.connector.connect()).await;
         let now = self.clock.now();
         match &dialled {
             Ok(_) => {
-                if let Some(lasted) = self.unreachable.ends(now) {
+                if let Some(lasted) = self.unreachable.end(now) {
                     tracing::info!(target: STATE, after_s = lasted.as_secs(), "the upstream is reachable again");
                 }
             }
             Err(why) if why.is_local() => {}
             Err(why) => {
-                if self.unreachable.begins(now) {
+                if self.unreachable.begin(now) {
                     tracing::error!(target: STATE, %why, "the upstream is unreachable");
                 }
             }
@@ -172,17 +172,17 @@ impl Pool {
 
     pub(super) fn store(self: &Arc<Self>, connection: PooledConnection) {
         let mut idle = self.idle();
-        idle.lines.push((connection, self.clock.now()));
-        if !std::mem::replace(&mut idle.swept, true) {
+        idle.connections.push((connection, self.clock.now()));
+        if !std::mem::replace(&mut idle.is_sweeping, true) {
             self.tasks.spawn(sweep(Arc::downgrade(self), self.idle_max));
         }
     }
 
     /// Closes idle connections to make way for a new one.
-    fn make_way(&self) {
+    fn close_surplus_idle(&self) {
         let mut idle = self.idle();
-        let surplus = idle.lines.len().saturating_sub(self.turns.free());
-        idle.lines.drain(..surplus);
+        let surplus = idle.connections.len().saturating_sub(self.turns.free());
+        idle.connections.drain(..surplus);
     }
 
     /// Whether all connections end within `limit`.
@@ -193,7 +193,7 @@ impl Pool {
 
     #[cfg(test)]
     pub(super) fn idle_count(&self) -> usize {
-        self.idle().lines.len()
+        self.idle().connections.len()
     }
 
     fn idle(&self) -> MutexGuard<'_, IdleConnection> {
@@ -202,8 +202,8 @@ impl Pool {
 }
 
 impl IdleConnection {
-    fn drop_useless(&mut self, now: Instant, idle_max: Duration) {
-        self.lines
+    fn drop_unusable(&mut self, now: Instant, idle_max: Duration) {
+        self.connections
             .retain(|(connection, since)| !connection.sender.is_closed() && now.duration_since(*since) < idle_max);
     }
 }
@@ -216,9 +216,9 @@ async fn sweep(pool: Weak<Pool>, idle_max: Duration) {
         sleep(pause).await;
         let Some(pool) = pool.upgrade() else { return };
         let mut idle = pool.idle();
-        idle.drop_useless(pool.clock.now(), idle_max);
-        if idle.lines.is_empty() {
-            idle.swept = false;
+        idle.drop_unusable(pool.clock.now(), idle_max);
+        if idle.connections.is_empty() {
+            idle.is_sweeping = false;
             return;
         }
     }

@@ -35,7 +35,7 @@ pub struct EndedAttempt<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryDecision {
     /// Make another attempt.
-    Again {
+    Retry {
         /// Wait at least this long first.
         pause: Duration,
     },
@@ -43,12 +43,12 @@ pub enum RetryDecision {
     Stop,
 }
 
-/// Decides whether to retry. `dice` returns a random number for the pause; `now` is needed for a `Retry-After` date.
+/// Decides whether to retry. `random` returns a random number for the pause; `now` is needed for a `Retry-After` date.
 pub(super) fn decide(
     attempted: &EndedAttempt<'_>,
     limits: &Limits,
     now: Timestamp,
-    dice: impl FnOnce() -> u64,
+    random: impl FnOnce() -> u64,
 ) -> RetryDecision {
     let most = match attempted.class {
         RetryClass::Safe | RetryClass::Idempotent => limits.attempts,
@@ -57,16 +57,16 @@ pub(super) fn decide(
     if attempted.number >= most {
         return RetryDecision::Stop;
     }
-    let told = told(attempted.ending, now);
-    let backoff = || backoff(attempted.number, dice());
+    let requested_pause = requested_pause(attempted.ending, now);
+    let backoff = || backoff(attempted.number, random());
     let pause = match plan(attempted.ending, attempted.class) {
         RetryPlan::Stop => None,
-        RetryPlan::Backoff => Some(told.unwrap_or(Duration::ZERO).max(backoff())),
-        RetryPlan::WhenTold => told,
+        RetryPlan::Backoff => Some(requested_pause.unwrap_or(Duration::ZERO).max(backoff())),
+        RetryPlan::AsRequested => requested_pause,
         RetryPlan::IfTokenChanged => attempted.token_changed.then_some(Duration::ZERO),
     };
     match pause.filter(|pause| *pause < attempted.left) {
-        Some(pause) => RetryDecision::Again { pause },
+        Some(pause) => RetryDecision::Retry { pause },
         None => RetryDecision::Stop,
     }
 }
@@ -168,7 +168,7 @@ fn status_row(status: StatusCode) -> RetryRow {
 enum RetryPlan {
     Stop,
     Backoff,
-    WhenTold,
+    AsRequested,
     IfTokenChanged,
 }
 
@@ -187,7 +187,7 @@ fn plan(ending: &Ending, class: RetryClass) -> RetryPlan {
         }
         (RetryRow::Lost | RetryRow::TimedOut | RetryRow::Unsure, RetryClass::Once) => RetryPlan::Stop,
         // Without `Retry-After`, the quota pacer takes over and closes the bucket.
-        (RetryRow::TooMany, RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once) => RetryPlan::WhenTold,
+        (RetryRow::TooMany, RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once) => RetryPlan::AsRequested,
         (RetryRow::TokenRefused, RetryClass::Safe | RetryClass::Idempotent | RetryClass::Once) => {
             RetryPlan::IfTokenChanged
         }
@@ -203,7 +203,7 @@ fn plan(ending: &Ending, class: RetryClass) -> RetryPlan {
     }
 }
 
-fn told(ending: &Ending, now: Timestamp) -> Option<Duration> {
+fn requested_pause(ending: &Ending, now: Timestamp) -> Option<Duration> {
     match ending {
         Ending::Answered(answered) => retry_after(&answered.headers, now),
         Ending::NotSent(_) | Ending::Cut { .. } | Ending::Lost(_) | Ending::TimedOut(_) => None,
@@ -212,10 +212,10 @@ fn told(ending: &Ending, now: Timestamp) -> Option<Duration> {
 }
 
 /// Full jitter: a random pause from zero to the bound, so that callers who failed together do not retry together.
-fn backoff(number: u32, dice: u64) -> Duration {
+fn backoff(number: u32, random: u64) -> Duration {
     let doublings = number.saturating_sub(1).min(16);
     let bound = PAUSE_FIRST.saturating_mul(1 << doublings).min(PAUSE_MAX);
-    let nanos = (bound.as_nanos() * u128::from(dice)) >> 64;
+    let nanos = (bound.as_nanos() * u128::from(random)) >> 64;
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
 
@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn again(attempted: &EndedAttempt<'_>) -> bool {
-        matches!(decide(attempted, &limits(), NOW, || u64::MAX), RetryDecision::Again { .. })
+        matches!(decide(attempted, &limits(), NOW, || u64::MAX), RetryDecision::Retry { .. })
     }
 
     /// The table of `docs/decisions/retries.md`: ending; retried if safe, idempotent, once; effect for an idempotent
@@ -329,16 +329,17 @@ mod tests {
     fn pauses_are_jittered_doubled_bounded_and_fit_before_the_deadline() {
         let unsent = Ending::NotSent(why());
         let limits = Limits { attempts: 100, ..limits() };
-        let pause = |number, dice| match decide(&attempted(RetryClass::Safe, number, &unsent), &limits, NOW, || dice) {
-            RetryDecision::Again { pause } => pause.as_millis(),
-            RetryDecision::Stop => panic!("attempt {number} stops"),
-        };
+        let pause =
+            |number, random| match decide(&attempted(RetryClass::Safe, number, &unsent), &limits, NOW, || random) {
+                RetryDecision::Retry { pause } => pause.as_millis(),
+                RetryDecision::Stop => panic!("attempt {number} stops"),
+            };
         assert_eq!([1, 2, 3, 4, 5, 6, 99].map(|n| pause(n, u64::MAX)), [99, 199, 399, 799, 1599, 1999, 1999]);
         assert_eq!([1, 2, 3].map(|n| pause(n, u64::MAX / 2)), [49, 99, 199]);
         assert_eq!(pause(9, 0), 0);
         let late = EndedAttempt { left: Duration::from_millis(99), ..attempted(RetryClass::Safe, 1, &unsent) };
         assert_eq!(decide(&late, &limits, NOW, || u64::MAX), RetryDecision::Stop);
-        assert_eq!(decide(&late, &limits, NOW, || 0), RetryDecision::Again { pause: Duration::ZERO });
+        assert_eq!(decide(&late, &limits, NOW, || 0), RetryDecision::Retry { pause: Duration::ZERO });
     }
 
     #[test]
@@ -347,7 +348,7 @@ mod tests {
             let ending = answer(code, Some(text));
             let next = decide(&attempted(RetryClass::Safe, 1, &ending), &limits(), NOW, || u64::MAX);
             assert!(
-                matches!(next, RetryDecision::Again { pause } if pause.as_millis() == millis),
+                matches!(next, RetryDecision::Retry { pause } if pause.as_millis() == millis),
                 "{code} {text}: {next:?}"
             );
         }

@@ -50,7 +50,7 @@ async fn a_slow_read_that_began_before_the_write_fills_nothing_and_is_joined_by_
 
 #[tokio::test]
 async fn after_a_write_entries_that_it_touches_live_no_longer_than_the_settle_time() {
-    let world = Plan::default().sandbox(|s| s.lag = Duration::from_secs(3)).clock(Clock::still()).start().await;
+    let world = Plan::default().sandbox(|s| s.lag = Duration::from_secs(3)).clock(Clock::frozen()).start().await;
     world.get(ALL, ORG).await.expect(200);
     world.patch(ALL, ORG, r#"{"name":"After"}"#).await.expect(200);
     // The zone lags: this body is old, and nobody can tell.

@@ -60,7 +60,7 @@ impl Case {
 
 /// One attempt per request, and an existing variable.
 fn plan() -> Plan {
-    Plan::default().set("limits", "attempts = 1\nbreaker_failures = 0").clock(Clock::still())
+    Plan::default().set("limits", "attempts = 1\nbreaker_failures = 0").clock(Clock::frozen())
 }
 
 async fn prepared(plan: Plan) -> World {

@@ -39,7 +39,7 @@ async fn start(seed: u64) -> World {
             sandbox.seed_organizations = seeds;
             sandbox.lag = Duration::from_secs(seed % 3 * 4);
         })
-        .clock(Clock::still())
+        .clock(Clock::frozen())
         .start()
         .await;
     for organization in 100..104 {

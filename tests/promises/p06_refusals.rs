@@ -21,7 +21,7 @@ const PEERS: usize = 1024;
 
 /// However long a test takes, the minute never ends.
 fn still() -> Plan {
-    Plan::default().clock(Clock::still())
+    Plan::default().clock(Clock::frozen())
 }
 
 /// Sends these requests from this address over one connection and returns the statuses.

@@ -105,7 +105,7 @@ async fn everyone_waiting_for_one_fetch_is_answered() {
 #[tokio::test]
 async fn a_request_over_the_callers_rate_is_refused_with_an_explanation() {
     let slow = "grants = [\"*\"]\nrate = \"60/min\"\nburst = 2";
-    let world = Plan::default().caller("slow", slow).clock(Clock::still()).start().await;
+    let world = Plan::default().caller("slow", slow).clock(Clock::frozen()).start().await;
     let first = world.get("slow", ORG).await.expect(200);
     assert_eq!(first.header("ratelimit-policy"), Some("\"caller\";q=60;w=60"));
     assert_eq!(first.header("ratelimit"), Some("\"caller\";r=1;t=1"));

@@ -198,7 +198,7 @@ async fn come_to_wait(world: &World, number: u64) {
 async fn a_client_that_leaves_while_waiting_gives_its_place_back() {
     let patient = "quota = \"1/min\"\nquota_wait = \"5m\"\ndeadline = \"5m\"\nwrite_deadline = \"5m\"";
     // The request holding the quota holds it however long this takes.
-    let plan = || Plan::default().set("upstream", patient).set("limits", "quota_queue = 1").clock(Clock::still());
+    let plan = || Plan::default().set("upstream", patient).set("limits", "quota_queue = 1").clock(Clock::frozen());
     let world = plan().set("gateway", "listen = [\"127.0.0.1:0\", \"unix:door.sock\"]").start().await;
     let (over_tls, roots) = tls::world(plan(), "", &[]).await;
     let headers = with_key(ALL, &[]);

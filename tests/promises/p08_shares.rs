@@ -166,7 +166,7 @@ async fn joining_a_fetch_without_reading_it_takes_nothing_from_its_owner() {
     }
     assert_eq!(world.received("GET", ORG), 4, "they did not join");
     let policy = world.service.gateway().policy();
-    let holds = |caller: &str| policy.caller(caller).unwrap().state.holds.answers.held();
+    let holds = |caller: &str| policy.caller(caller).unwrap().state.share_holders.answers.held();
     until(|| holds("too") == 0).await;
     assert!(holds("all") > 4 * 700 * KIB as u64, "{} bytes", holds("all"));
 }

@@ -40,7 +40,7 @@ impl Crowd {
     async fn run(clients: usize) -> Self {
         let upstream = format!("quota = \"{QUOTA}/min\"\nquota_wait = \"{}s\"", QUOTA_WAIT.as_secs());
         let make = |settings: &mut makegate::sandbox::SandboxSettings| settings.api_limit = QUOTA;
-        let world = Plan::default().set("upstream", &upstream).sandbox(make).clock(Clock::still()).start().await;
+        let world = Plan::default().set("upstream", &upstream).sandbox(make).clock(Clock::frozen()).start().await;
         let (pausing, answered, refused) = Default::default();
         let crowd = Self { world, clients, pausing, answered, refused };
         let end = crowd.world.clock.now() + WINDOW * 2;
@@ -132,7 +132,7 @@ async fn sixty_four_clients_get_97_percent() {
 async fn explain_says_what_will_happen_to_the_request() {
     // Without waiting, the explanation matches what happens, slot for slot, for a lone caller and then for two.
     let world =
-        Plan::default().set("upstream", "quota = \"20/min\"\nquota_wait = \"0s\"").clock(Clock::still()).start().await;
+        Plan::default().set("upstream", "quota = \"20/min\"\nquota_wait = \"0s\"").clock(Clock::frozen()).start().await;
     let mut verdicts = [0, 0];
     for round in 0..120 {
         world.clock.advance(Duration::from_secs(1));
@@ -160,7 +160,7 @@ async fn explain_says_what_will_happen_to_the_request() {
 #[tokio::test]
 async fn explain_says_how_long_it_would_wait_and_takes_nothing() {
     let upstream = "quota = \"20/min\"\nquota_wait = \"10s\"";
-    let world = Plan::default().set("upstream", upstream).clock(Clock::still()).start().await;
+    let world = Plan::default().set("upstream", upstream).clock(Clock::frozen()).start().await;
     let gateway = world.service.gateway();
     let told = || explain(&gateway.policy(), Some(gateway), "all", "GET", APPS);
     let why = |told: makegate::gateway::explain::Explanation| {

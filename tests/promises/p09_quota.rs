@@ -12,7 +12,7 @@ const NO_STORE: &[&str] = &["cache-control: no-store"];
 fn tight(quota: &str) -> Plan {
     // However long the test takes, no slot comes back during it, so nobody waits for one.
     let plan =
-        Plan::default().set("upstream", &format!("quota = \"{quota}\"\nquota_wait = \"0s\"")).clock(Clock::still());
+        Plan::default().set("upstream", &format!("quota = \"{quota}\"\nquota_wait = \"0s\"")).clock(Clock::frozen());
     plan.sandbox(|s| {
         s.api_limit = 10;
         s.account_limit = 10;
@@ -75,7 +75,7 @@ async fn a_restart_forgets_no_slot() {
 async fn the_quota_is_learned_from_the_organization_itself() {
     let world = Plan::default()
         .set("upstream", "quota = \"auto\"\nquota_wait = \"0s\"")
-        .clock(Clock::still())
+        .clock(Clock::frozen())
         .sandbox(|s| {
             s.api_limit = 5;
             for seed in &mut s.seed_organizations {
@@ -93,7 +93,7 @@ async fn the_quota_is_learned_from_the_organization_itself() {
 
 #[tokio::test]
 async fn an_upstream_429_closes_the_bucket_for_as_long_as_it_says() {
-    let world = Plan::default().set("upstream", "quota_wait = \"0s\"").clock(Clock::still()).start().await;
+    let world = Plan::default().set("upstream", "quota_wait = \"0s\"").clock(Clock::frozen()).start().await;
     let fault = FaultKind::status(429)
         .with_header("retry-after", "30")
         .with_body("Requests limit for organization exceeded, please try again later.");

@@ -163,7 +163,7 @@ async fn each_keeps_to_the_callers_organizations() {
 
 /// Time stands still: two sandboxes write the same times into their answers.
 fn still() -> Plan {
-    Plan::default().clock(Clock::still())
+    Plan::default().clock(Clock::frozen())
 }
 
 async fn ask(world: &World, key: &str, case: &Case, id: &str) -> Reply {

@@ -198,7 +198,7 @@ fn what_goes_upstream_means_what_was_asked_and_equal_keys_mean_the_same() {
         account_limit: u32::MAX,
         ..SandboxSettings::default()
     };
-    let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::still());
+    let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::frozen());
     let sandbox = runtime.block_on(sandbox).unwrap();
     let answers: Mutex<HashMap<String, (String, String)>> = Mutex::default();
     let property = |text: String| {
@@ -315,7 +315,7 @@ fn narrowed_lists_are_pages_of_what_the_caller_may_see() {
 async fn narrowing_world() -> World {
     let mut seeds = Seed::demo();
     seeds.extend([Seed::new(16, "Acme Operations"), Seed::new(17, "Zeta"), Seed::new(18, "Fjord")]);
-    let mut plan = Plan::default().clock(Clock::still()).sandbox(|settings| settings.seed_organizations = seeds);
+    let mut plan = Plan::default().clock(Clock::frozen()).sandbox(|settings| settings.seed_organizations = seeds);
     for (index, scope) in SCOPES.iter().enumerate() {
         let lines = format!("grants = [\"*\"]\norganizations = {scope:?}\nrate = \"1000000/min\"\nburst = 100000");
         plan = plan.caller(&format!("scope-{index}"), &lines);

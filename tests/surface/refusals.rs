@@ -18,7 +18,7 @@ use crate::support::{Plan, Reply, World, golden, with_key};
 const LEFT_OUT: [&str; 4] = ["date", "content-length", "connection", "x-request-id"];
 
 fn still() -> Plan {
-    Plan::default().clock(Clock::still())
+    Plan::default().clock(Clock::frozen())
 }
 
 /// The request id by which a provoked refusal is known.

@@ -58,7 +58,7 @@ impl World {
     }
 
     async fn with(settings: SandboxSettings) -> Self {
-        let clock = Clock::still();
+        let clock = Clock::frozen();
         let sandbox = Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, clock.clone()).await.unwrap();
         Self { sandbox, clock }
     }

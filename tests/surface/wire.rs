@@ -19,7 +19,7 @@ const USAGE: &str = "/api/v2/organizations/11/usage";
 const APPS: &str = "/api/v2/organizations/11/apps";
 
 fn still() -> Plan {
-    Plan::default().clock(Clock::still())
+    Plan::default().clock(Clock::frozen())
 }
 
 /// A header that has to be there.

@@ -14,7 +14,7 @@ use crate::audit::record::Record;
 use crate::audit::segment::disk::OpenError;
 
 /// How often the file is compared with the key in use.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Watches the key file while the log is open: if someone deletes or damages it, this is recorded and the file is
 /// rewritten.
@@ -26,7 +26,7 @@ pub(crate) fn guard(log: &Arc<AuditLog>, key: FingerprintKey) -> Result<(), Open
 fn watch(log: &Weak<AuditLog>, path: &Path, key: &FingerprintKey) {
     let mut is_told = false;
     loop {
-        std::thread::sleep(LOOK);
+        std::thread::sleep(CHECK_INTERVAL);
         let Some(log) = log.upgrade() else { return };
         if log.shared.buffer.stage() != WriterStage::Running {
             return;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::audit::record::Record;
 use crate::audit::recover::{Recovered, ResumePoint};
-use crate::audit::segment::disk::{self, OpenError, while_doing};
+use crate::audit::segment::disk::{self, OpenError, with_context};
 use crate::clock::Clock;
 use crate::hash;
 use crate::private_files;
@@ -75,7 +75,7 @@ pub(crate) fn open(
     recovered: &Recovered,
 ) -> Result<(FingerprintKey, Option<Record<'static>>), OpenError> {
     let path = path(dir);
-    let found = read(&path).map_err(while_doing("cannot read", &path))?.map(FingerprintKey::new);
+    let found = read(&path).map_err(with_context("cannot read", &path))?.map(FingerprintKey::new);
     let known = start.fingerprint_key.as_ref();
     let is_new = recovered.records == 0;
     let why = match &found {
@@ -95,7 +95,7 @@ pub(crate) fn open(
                 Err(_) => make(&path)?,
             };
             if may_forget.is_file() {
-                fs::remove_file(&may_forget).map_err(while_doing("cannot remove", &may_forget))?;
+                fs::remove_file(&may_forget).map_err(with_context("cannot remove", &may_forget))?;
             }
             let detail = format!(
                 "fingerprint.key {why}; the log continues without it and does not recognize earlier idempotency keys and equal writes"
@@ -115,7 +115,7 @@ pub(crate) fn open(
 
 fn make(path: &Path) -> Result<FingerprintKey, OpenError> {
     let made = hash::random().and_then(|bytes| write(path, &bytes).map(|()| FingerprintKey::new(bytes)));
-    made.map_err(while_doing("cannot write", path))
+    made.map_err(with_context("cannot write", path))
 }
 
 pub(super) fn write(path: &Path, bytes: &[u8; KEY_BYTES]) -> io::Result<()> {

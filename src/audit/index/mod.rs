@@ -95,7 +95,7 @@ pub(crate) enum IndexError {
 
 impl IndexError {
     /// Whether the index itself is intact, so that retrying later is enough.
-    fn passes(&self) -> bool {
+    fn is_transient(&self) -> bool {
         match self {
             Self::Sql(error) => matches!(
                 error.sqlite_error_code(),
@@ -123,10 +123,10 @@ pub(super) fn follow(shared: &LogShared) {
         IndexWriter::open(&shared.dir, shared.clock.now()).and_then(|mut index| index.run(shared, &mut backoff))
     {
         tracing::warn!(%error, "the audit index failed; it will be rebuilt from the log");
-        if !error.passes() {
+        if !error.is_transient() {
             remove(&shared.dir);
         }
-        if !backoff.is_zero() && waits_in_vain(shared, backoff) {
+        if !backoff.is_zero() && ended_while_waiting(shared, backoff) {
             break;
         }
         backoff = (backoff * 2).clamp(BACKOFF.0, BACKOFF.1);
@@ -138,7 +138,7 @@ fn has_ended(shared: &LogShared) -> bool {
 }
 
 /// Waits; returns true if the log ended meanwhile.
-fn waits_in_vain(shared: &LogShared, wait: Duration) -> bool {
+fn ended_while_waiting(shared: &LogShared, wait: Duration) -> bool {
     let ticks = wait.div_duration_f64(TICK).ceil();
     let mut waited = 0.0;
     while waited < ticks && !has_ended(shared) {

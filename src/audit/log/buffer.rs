@@ -38,13 +38,13 @@ impl CannotRecord {
 }
 
 /// With this many records the writer comes early, however large the buffer is.
-const MANY: usize = 512;
+const EARLY_BATCH_RECORDS: usize = 512;
 /// How long records that nobody waits for are gathered. It is short, so that requests on the writer's core do not
 /// wait for a large batch.
 const GATHER: Duration = Duration::from_millis(25);
 
 /// Divisor that gives the part of the buffer for refusals of unidentified and rate-limited callers.
-const REFUSALS_PART: usize = 8;
+const REFUSALS_DIVISOR: usize = 8;
 
 /// What a record occupies until it is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ struct BufferUsage {
 }
 
 impl BufferUsage {
-    fn take_anyway(&self, charge: BufferCharge) -> (usize, usize) {
+    fn force_take(&self, charge: BufferCharge) -> (usize, usize) {
         let records = self.records.fetch_add(charge.records, Ordering::Relaxed) + charge.records;
         (records, self.bytes.fetch_add(charge.bytes, Ordering::Relaxed) + charge.bytes)
     }
@@ -146,7 +146,7 @@ impl RecordBuffer {
 
     /// Takes room, if available.
     pub(crate) fn take(&self, charge: BufferCharge) -> bool {
-        let (records, bytes) = self.held.take_anyway(charge);
+        let (records, bytes) = self.held.force_take(charge);
         let fits = records <= self.records_max && bytes <= self.bytes_max;
         if !fits {
             self.held.release(charge);
@@ -166,14 +166,15 @@ impl RecordBuffer {
     }
 
     /// Takes room that was promised: an outcome is never turned away.
-    pub(crate) fn take_anyway(&self, charge: BufferCharge) {
-        self.held.take_anyway(charge);
+    pub(crate) fn force_take(&self, charge: BufferCharge) {
+        self.held.force_take(charge);
     }
 
     /// Converts taken room to a refusal's, unless refusals have used up their part of the buffer.
-    pub(crate) fn is_refusals(&self, charge: BufferCharge) -> bool {
-        let (records, bytes) = self.refusals.take_anyway(charge);
-        let fits = records <= (self.records_max / REFUSALS_PART).max(1) && bytes <= self.bytes_max / REFUSALS_PART;
+    pub(crate) fn convert_to_refusal(&self, charge: BufferCharge) -> bool {
+        let (records, bytes) = self.refusals.force_take(charge);
+        let fits =
+            records <= (self.records_max / REFUSALS_DIVISOR).max(1) && bytes <= self.bytes_max / REFUSALS_DIVISOR;
         if !fits {
             self.refusals.release(charge);
         }
@@ -205,24 +206,24 @@ impl RecordBuffer {
         if queue.stage == WriterStage::Ended {
             return Some(entry);
         }
-        let (was_empty, was_filling) = (queue.entries.is_empty(), self.is_filling(&queue));
+        let (was_empty, was_filling) = (queue.entries.is_empty(), self.is_batch_ready(&queue));
         queue.entries.push(entry);
         queue.bytes += weight;
         queue.pushed += 1;
         queue.urgent |= urgent;
-        if urgent || was_empty || (!was_filling && self.is_filling(&queue)) {
+        if urgent || was_empty || (!was_filling && self.is_batch_ready(&queue)) {
             self.wake.notify_one();
         }
         None
     }
 
     /// Whether enough is waiting for the writer to come early.
-    fn is_filling(&self, queue: &RecordQueue) -> bool {
-        queue.entries.len() >= (self.records_max / 4).clamp(1, MANY) || queue.bytes >= self.bytes_max / 4
+    fn is_batch_ready(&self, queue: &RecordQueue) -> bool {
+        queue.entries.len() >= (self.records_max / 4).clamp(1, EARLY_BATCH_RECORDS) || queue.bytes >= self.bytes_max / 4
     }
 
     /// Makes the writer come now. Returns the number of records ever added.
-    pub(crate) fn hurry(&self) -> u64 {
+    pub(crate) fn wake_writer(&self) -> u64 {
         let mut queue = self.queue();
         queue.urgent = true;
         self.wake.notify_one();
@@ -230,7 +231,7 @@ impl RecordBuffer {
     }
 
     /// Tells the writer to end. Does not override a stop that was already requested.
-    pub(crate) fn end(&self, stage: WriterStage) {
+    pub(crate) fn request_stage(&self, stage: WriterStage) {
         let mut queue = self.queue();
         if queue.stage == WriterStage::Running || stage == WriterStage::Ended {
             queue.stage = stage;
@@ -251,7 +252,7 @@ impl RecordBuffer {
 
     /// The writer's turn: waits up to `longest` for a first record, gathers more, and swaps everything into `into`
     /// (which must be empty). With `patient`, only the end of the log cuts the wait short.
-    pub(crate) fn swap(&self, into: &mut Vec<PendingRecord>, longest: Duration, patient: bool) -> WriterStage {
+    pub(crate) fn take_batch(&self, into: &mut Vec<PendingRecord>, longest: Duration, patient: bool) -> WriterStage {
         let wait = |queue, longest, goes_on: &dyn Fn(&RecordQueue) -> bool| {
             let waited = self.wake.wait_timeout_while(queue, longest, |queue: &mut RecordQueue| {
                 queue.stage == WriterStage::Running && (patient || (!queue.urgent && goes_on(queue)))
@@ -260,7 +261,7 @@ impl RecordBuffer {
         };
         let mut queue = wait(self.queue(), longest, &|queue| queue.entries.is_empty());
         if !patient && !queue.entries.is_empty() {
-            queue = wait(queue, GATHER, &|queue| !self.is_filling(queue));
+            queue = wait(queue, GATHER, &|queue| !self.is_batch_ready(queue));
         }
         std::mem::swap(&mut queue.entries, into);
         queue.bytes = 0;

@@ -51,7 +51,7 @@ pub(crate) fn start_events(shared: &LogShared, recovered: &Recovered, opened: &H
         tracing::warn!(writes = recovered.doubts.len(), "writes are in doubt; list them with makegate doubts list");
     }
     for doubt in &recovered.new_doubts {
-        doubt.tell("makegate stopped before this write had an outcome: it is in doubt");
+        doubt.log_in_doubt("makegate stopped before this write had an outcome: it is in doubt");
     }
     events.extend(recovered.new_doubts.iter().map(|doubt| Record {
         intent: Some(doubt.intent),

@@ -99,23 +99,23 @@ impl AuditLog {
         disk: Arc<dyn Disk>,
     ) -> Result<(Arc<Self>, Recovered), OpenError> {
         let dir = &settings.dir;
-        let lock: Arc<File> = disk::occupy(dir)?.into();
+        let lock: Arc<File> = disk::lock_folder(dir)?.into();
         let (mut start, recovered) = recover::recover(dir)?;
-        let (key, told) = fingerprints::open(dir, &clock, &mut start, &recovered)?;
+        let (key, event) = fingerprints::open(dir, &clock, &mut start, &recovered)?;
         let (heads, opened) = Heads::open(dir, settings.head, &start)?;
         let shared = Arc::new(LogShared::new(settings, clock, start.tree.clone(), heads, key.clone()));
         recovered.doubts.iter().for_each(|doubt| shared.doubts.add(doubt.clone()));
         shared.synced.send_modify(|synced| synced.seq = start.tree.size());
         let mut events = start_events(&shared, &recovered, &opened);
-        events.extend(told);
-        closing_head::open(dir).map_err(disk::while_doing("cannot open the log that was closed in", dir))?;
+        events.extend(event);
+        closing_head::open(dir).map_err(disk::with_context("cannot open the log that was closed in", dir))?;
         let writer = LogWriter::new(shared.clone(), disk, settings, start, (&recovered, events));
         spawn("audit-writer", dir, {
             let (lock, shared) = (lock.clone(), shared.clone());
             move || {
                 writer.run();
                 drop(lock);
-                shared.left.send_modify(|threads| *threads += 1);
+                shared.released.send_modify(|threads| *threads += 1);
             }
         })?;
         spawn("audit-index", dir, {
@@ -123,7 +123,7 @@ impl AuditLog {
             move || {
                 index::follow(&shared);
                 drop(lock);
-                shared.left.send_modify(|threads| *threads += 1);
+                shared.released.send_modify(|threads| *threads += 1);
             }
         })?;
         let log = Arc::new(Self { shared, queries: Arc::new(Semaphore::new(QUERIES_MAX)) });
@@ -208,8 +208,8 @@ impl AuditLog {
 
     /// The request ids in use.
     #[must_use]
-    pub fn names(&self) -> &Arc<RequestIds> {
-        self.shared.doubts.names()
+    pub fn request_ids(&self) -> &Arc<RequestIds> {
+        self.shared.doubts.request_ids()
     }
 
     /// The writes in doubt.
@@ -232,7 +232,7 @@ impl AuditLog {
 
     /// Waits until everything recorded so far is on disk and visible to queries, but at most twice `disk_wait`.
     pub async fn flush(&self) {
-        let pushed = self.shared.buffer.hurry();
+        let pushed = self.shared.buffer.wake_writer();
         let mut synced = self.shared.synced.subscribe();
         let _in_vain =
             tokio::time::timeout(2 * self.shared.disk_wait, synced.wait_for(|synced| synced.dealt_with > pushed)).await;
@@ -241,8 +241,8 @@ impl AuditLog {
     /// Shuts down cleanly: waits, however long it takes, until everything including the event `stop` is on disk and
     /// indexed. Nothing can be recorded afterwards.
     pub async fn close(&self) {
-        self.shared.buffer.end(WriterStage::Closing);
-        let mut left = self.shared.left.subscribe();
+        self.shared.buffer.request_stage(WriterStage::Closing);
+        let mut left = self.shared.released.subscribe();
         // This cannot fail while `self` holds the sender.
         let _left = left.wait_for(|threads| *threads >= 2).await;
     }
@@ -257,11 +257,11 @@ impl fmt::Debug for AuditLog {
 
 impl Drop for AuditLog {
     fn drop(&mut self) {
-        self.shared.buffer.end(WriterStage::Abandoned);
+        self.shared.buffer.request_stage(WriterStage::Abandoned);
     }
 }
 
 pub(super) fn spawn(name: &str, dir: &Path, work: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
-    thread.map(drop).map_err(disk::while_doing("cannot start a thread for", dir))
+    thread.map(drop).map_err(disk::with_context("cannot start a thread for", dir))
 }

@@ -16,32 +16,32 @@ pub(crate) struct Outage {
     cause: String,
     refused_before: u64,
     /// The disk is full, and the space freed by the reserve is only for outcomes of writes under way.
-    pub(crate) tight: bool,
+    pub(crate) is_disk_full: bool,
 }
 
 impl LogWriter {
     /// Starts an outage after two failed attempts: writes are refused at once, and the disk is tried every second.
     pub(crate) fn fail(&mut self, error: &io::Error) {
-        let (now, cause, tight) = (self.shared.clock.now(), error.to_string(), self.reserve.is_freed());
+        let (now, cause, is_disk_full) = (self.shared.clock.now(), error.to_string(), self.reserve.is_freed());
         tracing::error!(target: STATE, %error, "the audit log cannot be written; refusing writes until it can be");
         self.shared.failed.store(true, Ordering::SeqCst);
         let refused_before = self.shared.refused.load(Ordering::Relaxed);
-        self.outage = Some(Outage { since: now, cause, refused_before, tight });
+        self.outage = Some(Outage { since: now, cause, refused_before, is_disk_full });
         self.refuse_waiting();
-        if tight {
-            self.write_owed();
+        if is_disk_full {
+            self.write_outcomes();
         }
     }
 
     /// Tries to write the record of the outage; returns true if the outage is over.
-    pub(crate) fn try_again(&mut self) -> bool {
+    pub(crate) fn retry_disk(&mut self) -> bool {
         self.refuse_waiting();
         if self.reserve.is_freed() && !self.reserve.restore(&*self.disk) {
-            self.write_owed();
+            self.write_outcomes();
             return false;
         }
         let Some(outage) = &mut self.outage else { return true };
-        outage.tight = false;
+        outage.is_disk_full = false;
         let seconds = self.shared.clock.now().duration_since(outage.since).as_secs_f64();
         let refused = self.shared.refused.load(Ordering::Relaxed) - outage.refused_before;
         let detail = format!("not writable for {seconds:.1} s ({}); requests refused: {refused}", outage.cause);
@@ -62,11 +62,11 @@ impl LogWriter {
     }
 
     /// Writes outcomes of writes under way into the space freed by the reserve, while there is some left.
-    fn write_owed(&mut self) {
+    fn write_outcomes(&mut self) {
         while self.pending.iter().any(|entry| entry.record.kind == Some(Kind::Outcome)) {
             if self.write_batch().is_err() {
                 if let Some(outage) = &mut self.outage {
-                    outage.tight = false;
+                    outage.is_disk_full = false;
                 }
                 return;
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::AuditLog;
 use super::buffer::{BufferCharge, CannotRecord, PendingRecord};
-use super::shared::{bound, outcome_charge};
+use super::shared::{outcome_charge, truncate_texts};
 use crate::audit::record::Record;
 use crate::shares::{HeldShare, ShareHolder, Shortage};
 
@@ -37,7 +37,7 @@ impl RecordRoom {
     ///
     /// # Errors
     /// The caller's share is used up.
-    pub fn count_for(&mut self, holder: &Arc<ShareHolder>) -> Result<(), Shortage> {
+    pub fn charge_to(&mut self, holder: &Arc<ShareHolder>) -> Result<(), Shortage> {
         self.share = Some(holder.take(self.log.shared.buffer.share_of(self.charge))?);
         Ok(())
     }
@@ -45,7 +45,7 @@ impl RecordRoom {
     /// Records lazily: never blocks, never fails. The record is on disk within a second if the disk works.
     pub fn fill(self, record: impl Into<Box<Record<'static>>>) {
         let mut record = record.into();
-        bound(&mut record, self.log.shared.record_bytes);
+        truncate_texts(&mut record, self.log.shared.record_bytes);
         let bytes = record.weight().min(self.charge.bytes);
         self.put(record, BufferCharge { records: 1, bytes, refusal: false });
     }
@@ -55,9 +55,9 @@ impl RecordRoom {
     /// # Errors
     /// Returns the record if refusals have used up their part of the buffer.
     pub fn fill_refusal(self, mut record: Box<Record<'static>>) -> Result<(), Box<Record<'static>>> {
-        bound(&mut record, self.log.shared.record_bytes);
+        truncate_texts(&mut record, self.log.shared.record_bytes);
         let charge = BufferCharge { records: 1, bytes: record.weight().min(self.charge.bytes), refusal: true };
-        if !self.log.shared.buffer.is_refusals(charge) {
+        if !self.log.shared.buffer.convert_to_refusal(charge) {
             return Err(record);
         }
         self.put(record, charge);

@@ -59,7 +59,7 @@ pub(crate) struct LogShared {
     /// The index thread, woken when the writer has ended.
     pub(crate) index: OnceLock<Thread>,
     /// Number of threads that have released the folder.
-    pub(crate) left: watch::Sender<u8>,
+    pub(crate) released: watch::Sender<u8>,
     pub(crate) records: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) syncs: AtomicU64,
@@ -94,7 +94,7 @@ impl LogShared {
             lines: broadcast::Sender::new(FOLLOW_LAG),
             ended: watch::Sender::default(),
             index: OnceLock::new(),
-            left: watch::Sender::default(),
+            released: watch::Sender::default(),
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
@@ -120,7 +120,7 @@ impl LogShared {
         let taken = match record.kind {
             Some(Kind::Outcome) => {
                 if !self.doubts.end(record) {
-                    self.buffer.take_anyway(outcome_charge(self.record_bytes));
+                    self.buffer.force_take(outcome_charge(self.record_bytes));
                 }
                 return Ok(outcome_charge(self.record_bytes));
             }
@@ -143,8 +143,8 @@ impl LogShared {
         if record.kind != Some(Kind::Outcome) && !self.writable() {
             return Err(CannotRecord::Failed);
         }
-        bound(&mut record, self.record_bytes);
-        let name = record.request.map(|id| self.doubts.names().hold(id));
+        truncate_texts(&mut record, self.record_bytes);
+        let name = record.request.map(|id| self.doubts.request_ids().hold(id));
         let charge = self.charge(&record)?;
         let (ack, acked) = oneshot::channel();
         match self
@@ -193,8 +193,8 @@ pub(crate) const fn outcome_charge(record_bytes: usize) -> BufferCharge {
 }
 
 /// Truncates overlong text from callers before it takes up memory.
-pub(crate) fn bound(record: &mut Record<'_>, record_bytes: usize) {
+pub(crate) fn truncate_texts(record: &mut Record<'_>, record_bytes: usize) {
     if record.text_bytes() > record_bytes {
-        line::fit(record, record_bytes);
+        line::truncate_to_fit(record, record_bytes);
     }
 }

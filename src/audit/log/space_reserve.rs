@@ -37,7 +37,7 @@ impl SpaceReserve {
     /// Occupies the space if it is available; returns true if it did.
     pub(crate) fn restore(&mut self, disk: &dyn Disk) -> bool {
         if self.state != ReserveState::Held {
-            match self.occupy(disk) {
+            match self.allocate(disk) {
                 Ok(()) => self.state = ReserveState::Held,
                 Err(error) => {
                     tracing::debug!(%error, "no space for the audit log's reserve");
@@ -48,7 +48,7 @@ impl SpaceReserve {
         self.state == ReserveState::Held
     }
 
-    fn occupy(&self, disk: &dyn Disk) -> io::Result<()> {
+    fn allocate(&self, disk: &dyn Disk) -> io::Result<()> {
         if fs::symlink_metadata(&self.path).is_ok_and(|about| !about.is_file()) {
             private_files::remove(&self.path)?;
         }

@@ -146,14 +146,14 @@ impl LogWriter {
     /// Writes until [`WriterStage`] says to end.
     pub(crate) fn run(mut self) {
         self.reserve.restore(&*self.disk);
-        self.round();
-        self.tell_flushed();
-        self.after_round(true);
+        self.write_pending();
+        self.notify_flushed();
+        self.after_write(true);
         let mut taken = Vec::new();
         loop {
-            let patient = self.outage.as_ref().is_some_and(|outage| !outage.tight);
+            let patient = self.outage.as_ref().is_some_and(|outage| !outage.is_disk_full);
             let longest = if self.outage.is_some() { RETRY } else { IDLE };
-            let stage = self.shared.buffer.swap(&mut taken, longest, patient);
+            let stage = self.shared.buffer.take_batch(&mut taken, longest, patient);
             self.taken += u64::try_from(taken.len()).unwrap_or(0);
             self.pending.extend(taken.drain(..));
             self.retention.observe((self.shared.clock.now(), self.shared.clock.wall()));
@@ -163,9 +163,9 @@ impl LogWriter {
             if self.pending.is_empty() {
                 self.check_active(); // a batch checks this itself
             }
-            self.round();
-            self.tell_flushed();
-            self.after_round(false);
+            self.write_pending();
+            self.notify_flushed();
+            self.after_write(false);
             match stage {
                 WriterStage::Running => {}
                 WriterStage::Closing | WriterStage::Abandoned | WriterStage::Ended => break,
@@ -183,9 +183,9 @@ impl LogWriter {
             let stop = Record::event(self.shared.clock.wall(), STOP, "the gateway stops; everything has been recorded");
             self.pending.push_back(PendingRecord::own(stop));
         }
-        self.round();
-        self.after_round(true);
-        self.shared.heads.settle();
+        self.write_pending();
+        self.after_write(true);
+        self.shared.heads.flush();
         if !self.pending.is_empty() {
             tracing::error!(
                 records = self.pending.len(),
@@ -204,8 +204,8 @@ impl LogWriter {
     }
 
     /// Writes what is pending, if the disk works.
-    fn round(&mut self) {
-        if self.outage.is_some() && !self.try_again() {
+    fn write_pending(&mut self) {
+        if self.outage.is_some() && !self.retry_disk() {
             return;
         }
         while !self.pending.is_empty() {
@@ -220,16 +220,16 @@ impl LogWriter {
     }
 
     /// When everything is on disk, deletes expired segments and signs a head if one is due.
-    fn after_round(&mut self, head_is_due: bool) {
+    fn after_write(&mut self, head_is_due: bool) {
         if self.pending.is_empty() && self.outage.is_none() {
             self.retention.delete(&self.shared.dir, self.shared.clock.now());
             let due = head_is_due || std::mem::take(&mut self.sealed);
-            self.shared.heads.keep(&self.tree, self.shared.clock.now(), due);
+            self.shared.heads.store_if_due(&self.tree, self.shared.clock.now(), due);
         }
     }
 
     /// Everything that came through the buffer is on disk or was refused.
-    fn tell_flushed(&self) {
+    fn notify_flushed(&self) {
         if self.pending.is_empty() {
             self.shared.synced.send_modify(|synced| synced.dealt_with = self.taken);
         }
@@ -239,7 +239,7 @@ impl LogWriter {
     pub(crate) fn write_batch(&mut self) -> io::Result<()> {
         self.check_active();
         self.seal_if_full();
-        let mut batch = self.choose();
+        let mut batch = self.next_batch();
         if batch.is_empty() {
             return Ok(());
         }
@@ -259,17 +259,17 @@ impl LogWriter {
     }
 
     /// The next batch. While only the freed reserve is left, it consists of outcomes only.
-    fn choose(&mut self) -> Vec<PendingRecord> {
-        let tight = self.outage.as_ref().is_some_and(|outage| outage.tight);
-        if !tight {
+    fn next_batch(&mut self) -> Vec<PendingRecord> {
+        let is_disk_full = self.outage.as_ref().is_some_and(|outage| outage.is_disk_full);
+        if !is_disk_full {
             let count = self.pending.len().min(BATCH_MAX);
             return self.pending.drain(..count).collect();
         }
         let all = std::mem::take(&mut self.pending);
-        let (owed, others): (Vec<_>, Vec<_>) =
+        let (outcomes, others): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|entry| entry.record.kind == Some(Kind::Outcome));
         self.pending = others.into();
-        owed
+        outcomes
     }
 
     /// Renders the batch, writes it and makes it durable.
@@ -355,8 +355,8 @@ impl LogWriter {
         if matches!(entry.record.kind, Some(Kind::Intent | Kind::Settlement)) {
             self.shared.doubts.apply(&entry.record);
         }
-        let heard = entry.ack.is_some_and(|ack| ack.send(Ok(entry.record.seq)).is_ok());
-        if entry.record.kind == Some(Kind::Intent) && !heard {
+        let was_received = entry.ack.is_some_and(|ack| ack.send(Ok(entry.record.seq)).is_ok());
+        if entry.record.kind == Some(Kind::Intent) && !was_received {
             let record = Box::new(not_sent(*entry.record, self.shared.clock.wall()));
             self.shared.doubts.end(&record);
             let charge = outcome_charge(self.shared.record_bytes);
@@ -432,9 +432,9 @@ impl LogWriter {
     /// possible.
     fn abandon_active(&mut self) {
         let Some(active) = self.active.take() else { return };
-        let put_right =
+        let truncated =
             if active.length == 0 { fs::remove_file(&active.path) } else { active.file.set_len(active.length) };
-        if let Err(error) = put_right {
+        if let Err(error) = truncated {
             tracing::warn!(%error, segment = %active.path.display(), "cannot truncate a segment; its tail is void");
         }
     }
@@ -460,7 +460,7 @@ fn begin_segment(shared: &LogShared, disk: &dyn Disk, first: u64) -> io::Result<
     let file = match disk.create(&path) {
         // A file with this name was acknowledged to nobody, or its number would not be the next.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            recover::put_aside(&path, fs::metadata(&path)?.len())?;
+            recover::set_aside(&path, fs::metadata(&path)?.len())?;
             disk.create(&path)?
         }
         created => created?,

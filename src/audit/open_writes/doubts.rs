@@ -14,7 +14,7 @@ use crate::audit::record::Record;
 use crate::audit::record::field_hashes::FieldHashes;
 use crate::audit::record::text::{Text, lenient};
 use crate::ids::{Fingerprint, RequestId};
-use crate::process_log::EACH;
+use crate::process_log::ALWAYS;
 
 /// Maximum number of unsettled doubts. Beyond it no write is accepted until operators have settled some.
 pub const DOUBTS_MAX: usize = 10_000;
@@ -69,9 +69,9 @@ impl Doubt {
     }
 
     /// Logs that the write is in doubt.
-    pub(crate) fn tell(&self, why: &str) {
+    pub(crate) fn log_in_doubt(&self, why: &str) {
         let Self { request, caller, operation, organization, path, .. } = self;
-        tracing::warn!(target: EACH, %request, caller = &**caller, operation = &**operation, organization, path = &**path, "{why}");
+        tracing::warn!(target: ALWAYS, %request, caller = &**caller, operation = &**operation, organization, path = &**path, "{why}");
     }
 
     fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> + use<> {
@@ -91,7 +91,7 @@ fn read_in_micros<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestam
 /// The running gateway's open writes, as requests see them. Each holds its request id exclusively.
 #[derive(Debug, Default)]
 pub struct Doubts {
-    names: Arc<RequestIds>,
+    request_ids: Arc<RequestIds>,
     open: Mutex<DoubtTable>,
     added: Notify,
 }
@@ -174,13 +174,13 @@ impl Doubts {
 
     /// The request ids in use.
     #[must_use]
-    pub const fn names(&self) -> &Arc<RequestIds> {
-        &self.names
+    pub const fn request_ids(&self) -> &Arc<RequestIds> {
+        &self.request_ids
     }
 
     /// Adds a write in doubt.
     pub fn add(&self, doubt: Doubt) {
-        let held = self.names.hold(doubt.request);
+        let held = self.request_ids.hold(doubt.request);
         let mut table = self.open();
         table.held.insert(doubt.intent, held);
         index(&mut table.by_fingerprint, &doubt);
@@ -220,19 +220,19 @@ impl Doubts {
     /// The intent of the write in doubt with this request id. (In a log from before ids were reserved several may
     /// share it; then it is the oldest.)
     #[must_use]
-    pub fn named(&self, request: &RequestId) -> Option<u64> {
+    pub fn find_by_request(&self, request: &RequestId) -> Option<u64> {
         self.open().writes.doubts().find(|doubt| doubt.request == *request).map(|doubt| doubt.intent)
     }
 
     /// The write in doubt that blocks an equal write of the same caller, if any.
     #[must_use]
-    pub fn held(&self, caller: &str, fingerprint: Fingerprint) -> Option<RequestId> {
+    pub fn find_equal(&self, caller: &str, fingerprint: Fingerprint) -> Option<RequestId> {
         self.open().find(fingerprint, |doubt| doubt.fingerprint == Some(fingerprint) && &*doubt.caller == caller)
     }
 
     /// The write in doubt that came with this idempotency key, if any.
     #[must_use]
-    pub fn keyed(&self, key: Fingerprint) -> Option<RequestId> {
+    pub fn find_by_key(&self, key: Fingerprint) -> Option<RequestId> {
         self.open().find(key, |doubt| doubt.idempotency == Some(key))
     }
 
@@ -256,9 +256,9 @@ impl Doubts {
         let DoubtTable { writes, held, by_fingerprint, claimed } = &mut *table;
         match writes.apply(record) {
             None => return false,
-            Some(WriteChange::Begun(write)) => drop(held.insert(write.intent, self.names.hold(write.request))),
+            Some(WriteChange::Begun(write)) => drop(held.insert(write.intent, self.request_ids.hold(write.request))),
             Some(WriteChange::InDoubt(doubt)) => {
-                doubt.tell("nobody knows whether a write took effect: it is in doubt");
+                doubt.log_in_doubt("nobody knows whether a write took effect: it is in doubt");
                 index(by_fingerprint, doubt);
                 self.added.notify_one();
             }
@@ -322,14 +322,14 @@ mod tests {
         let doubts = Doubts::default();
         let equal = Fingerprint::of(b"key", &[b"pay"]);
         begin(&doubts, 7, record(Kind::Intent, "w1"));
-        assert_eq!(doubts.held("billing", equal), None, "a write under way is not in doubt");
+        assert_eq!(doubts.find_equal("billing", equal), None, "a write under way is not in doubt");
         assert!(doubts.end(&outcome(7, "w1", Outcome::InDoubt)));
         let id = RequestId::parse(b"w1").unwrap();
-        assert_eq!(doubts.held("billing", equal), Some(id));
-        assert_eq!(doubts.held("finance", equal), None);
+        assert_eq!(doubts.find_equal("billing", equal), Some(id));
+        assert_eq!(doubts.find_equal("finance", equal), None);
         assert!(settle(&doubts, 7));
         assert!(!settle(&doubts, 7));
-        assert_eq!((doubts.held("billing", equal), doubts.count()), (None, 0));
+        assert_eq!((doubts.find_equal("billing", equal), doubts.count()), (None, 0));
         assert!(doubts.open().by_fingerprint.is_empty(), "a settled write leaves nothing behind");
     }
 
@@ -341,16 +341,16 @@ mod tests {
         doubt(&doubts, 1, record(Kind::Intent, "w1"));
         doubt(&doubts, 2, Record { idempotency: Some(key), ..record(Kind::Intent, "w2") });
         let [first, second] = [b"w1", b"w2"].map(|id| RequestId::parse(id).unwrap());
-        assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (Some(first), Some(second)));
+        assert_eq!((doubts.find_equal("billing", equal), doubts.find_by_key(key)), (Some(first), Some(second)));
         assert_eq!(
-            (doubts.held("billing", key), doubts.keyed(equal)),
+            (doubts.find_equal("billing", key), doubts.find_by_key(equal)),
             (None, None),
             "the fingerprints of keys and writes are looked up separately"
         );
         settle(&doubts, 1);
-        assert_eq!(doubts.held("billing", equal), Some(second));
+        assert_eq!(doubts.find_equal("billing", equal), Some(second));
         settle(&doubts, 2);
-        assert_eq!((doubts.held("billing", equal), doubts.keyed(key)), (None, None));
+        assert_eq!((doubts.find_equal("billing", equal), doubts.find_by_key(key)), (None, None));
     }
 
     #[test]
@@ -373,9 +373,9 @@ mod tests {
         let doubts = Doubts::default();
         let id = RequestId::parse(b"w1").unwrap();
         begin(&doubts, 1, record(Kind::Intent, "w1"));
-        assert!(doubts.names().take(id).is_none());
+        assert!(doubts.request_ids().take(id).is_none());
         assert!(doubts.end(&outcome(1, "w1", Outcome::Done)));
-        assert!(doubts.names().take(id).is_some());
+        assert!(doubts.request_ids().take(id).is_some());
         assert!(!doubts.end(&outcome(1, "w1", Outcome::Done)), "a write ends only once");
     }
 
@@ -388,13 +388,13 @@ mod tests {
         begin(&doubts, 2, Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
         assert!(doubts.end(&outcome(1, "w1", Outcome::InDoubt)));
         assert!(doubts.end(&outcome(2, "w1", Outcome::Done)));
-        assert_eq!((doubts.held("billing", pay), doubts.held("billing", other)), (Some(id), None));
+        assert_eq!((doubts.find_equal("billing", pay), doubts.find_equal("billing", other)), (Some(id), None));
         doubt(&doubts, 3, Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
-        assert_eq!((doubts.named(&id), doubts.count()), (Some(1), 2));
+        assert_eq!((doubts.find_by_request(&id), doubts.count()), (Some(1), 2));
         settle(&doubts, 1);
-        assert_eq!((doubts.named(&id), doubts.held("billing", other)), (Some(3), Some(id)));
-        assert!(doubts.names().take(id).is_none(), "one of them is still in doubt");
+        assert_eq!((doubts.find_by_request(&id), doubts.find_equal("billing", other)), (Some(3), Some(id)));
+        assert!(doubts.request_ids().take(id).is_none(), "one of them is still in doubt");
         settle(&doubts, 3);
-        assert!(doubts.names().take(id).is_some());
+        assert!(doubts.request_ids().take(id).is_some());
     }
 }

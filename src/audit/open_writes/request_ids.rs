@@ -26,7 +26,7 @@ impl RequestIds {
             Entry::Occupied(_) => None,
             Entry::Vacant(free) => {
                 free.insert(1);
-                Some(HeldRequestId { id, names: Some(self.clone()) })
+                Some(HeldRequestId { id, request_ids: Some(self.clone()) })
             }
         }
     }
@@ -43,7 +43,7 @@ impl RequestIds {
     /// Adds a holder of this id, whether or not it has others.
     pub(crate) fn hold(self: &Arc<Self>, id: RequestId) -> HeldRequestId {
         *self.shard(&id).entry(id).or_insert(0) += 1;
-        HeldRequestId { id, names: Some(self.clone()) }
+        HeldRequestId { id, request_ids: Some(self.clone()) }
     }
 
     fn release(&self, id: RequestId) {
@@ -76,13 +76,13 @@ impl RequestIds {
 pub struct HeldRequestId {
     id: RequestId,
     /// `None` for an id that nobody can know and ask for.
-    names: Option<Arc<RequestIds>>,
+    request_ids: Option<Arc<RequestIds>>,
 }
 
 impl HeldRequestId {
     /// A new id that is not revealed while its request is under way. It cannot be guessed, so it is not registered.
-    pub fn untold(now: Timestamp) -> Self {
-        Self { id: RequestId::at(now), names: None }
+    pub fn unregistered(now: Timestamp) -> Self {
+        Self { id: RequestId::at(now), request_ids: None }
     }
 
     /// The id.
@@ -92,18 +92,18 @@ impl HeldRequestId {
     }
 
     /// Adds another holder.
-    pub fn share(&self) -> Self {
-        match &self.names {
-            Some(names) => names.hold(self.id),
-            None => Self { id: self.id, names: None },
+    pub fn add_holder(&self) -> Self {
+        match &self.request_ids {
+            Some(request_ids) => request_ids.hold(self.id),
+            None => Self { id: self.id, request_ids: None },
         }
     }
 }
 
 impl Drop for HeldRequestId {
     fn drop(&mut self) {
-        if let Some(names) = &self.names {
-            names.release(self.id);
+        if let Some(request_ids) = &self.request_ids {
+            request_ids.release(self.id);
         }
     }
 }
@@ -118,7 +118,7 @@ mod tests {
         let id = RequestId::parse(b"job-1").unwrap();
         let first = names.take(id).unwrap();
         assert!(names.take(id).is_none());
-        let second = first.share();
+        let second = first.add_holder();
         drop(first);
         assert!(names.take(id).is_none(), "the second still has it");
         drop(second);

@@ -60,12 +60,12 @@ impl HeadFile {
     }
 
     /// Makes the stored head not count, so that the next one is due at once.
-    pub(super) fn discount(&self) {
+    pub(super) fn forget_stored(&self) {
         self.shared.change(|state| state.stored = None);
     }
 
     /// Waits until everything submitted has been stored or has failed.
-    pub(super) fn settle(&self) {
+    pub(super) fn flush(&self) {
         let is_busy = |state: &mut HeadFileState| state.next.is_some() || state.is_writing;
         drop(self.shared.changed.wait_while(self.shared.state(), is_busy));
     }

@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use super::head_file::HeadFile;
 use super::note::{self, Head, IntroducedHead, Signer, Verifier};
 use crate::audit::recover::ResumePoint;
-use crate::audit::segment::disk::{OpenError, replace, while_doing};
+use crate::audit::segment::disk::{OpenError, replace, with_context};
 use crate::audit::segment::tree::Tree;
 use crate::hash;
 use crate::private_files;
-use crate::process_log::EACH;
+use crate::process_log::ALWAYS;
 
 /// Number of new records after which a head is due regardless of time.
 const RECORDS: u64 = 10_000;
@@ -77,7 +77,7 @@ struct HeadsState {
     /// The introductions of all keys, in the format of the file `keys`; empty while the first key signs.
     introductions: String,
     /// When the last head was submitted to the file or logged.
-    told: Option<Instant>,
+    submitted: Option<Instant>,
     /// A new key is being introduced, and nothing is signed until it signs.
     is_rotating: bool,
 }
@@ -107,29 +107,30 @@ impl Heads {
             }
             Ok(None) => {
                 (opened.made, opened.lost) = (true, had_keys);
-                make(dir, &start.tree).map_err(while_doing("cannot create the key that signs heads in", dir))?
+                make(dir, &start.tree).map_err(with_context("cannot create the key that signs heads in", dir))?
             }
-            Err(error) => return Err(while_doing("cannot read the key that signs heads", &dir.join(SECRET))(error)),
+            Err(error) => return Err(with_context("cannot read the key that signs heads", &dir.join(SECRET))(error)),
         };
         opened.mismatch = had_keys.then(|| mismatch(dir, start)).flatten();
         if opened.mismatch.is_some() && path(dir).exists() {
             // Keep it as evidence; the log continues under a head that matches what is there.
             let kept = fs::rename(path(dir), dir.join(REFUTED));
-            kept.map_err(while_doing("cannot keep the refuted head in", dir))?;
+            kept.map_err(with_context("cannot keep the refuted head in", dir))?;
         }
         let public = format!("{}\n", signer.verifier());
         if read_optional(&dir.join(PUBLIC)).ok().flatten().as_ref() != Some(&public) {
             let written = replace(&dir.join(PUBLIC), public.as_bytes(), 0o644);
-            written.map_err(while_doing("cannot write the public key for signed heads in", dir))?;
+            written.map_err(with_context("cannot write the public key for signed heads in", dir))?;
         }
         let newest = signer.sign(&start.tree, None);
-        let introductions = introductions(dir).map_err(while_doing("cannot read the keys for signed heads in", dir))?;
+        let introductions =
+            introductions(dir).map_err(with_context("cannot read the keys for signed heads in", dir))?;
         let introductions = if introductions.len() > 1 { to_text(&introductions) } else { String::new() };
         let heads = Self {
             dir: dir.to_owned(),
             every,
-            state: Mutex::new(HeadsState { signer, newest, introductions, told: None, is_rotating: false }),
-            file: HeadFile::start(path(dir)).map_err(while_doing("cannot start a thread for", dir))?,
+            state: Mutex::new(HeadsState { signer, newest, introductions, submitted: None, is_rotating: false }),
+            file: HeadFile::start(path(dir)).map_err(with_context("cannot start a thread for", dir))?,
         };
         Ok((heads, opened))
     }
@@ -149,17 +150,17 @@ impl Heads {
     }
 
     /// Submits and logs the newest head when it is due. `now_due` means that a segment was sealed or the log ends.
-    pub(crate) fn keep(&self, durable: &Tree, now: Instant, now_due: bool) {
+    pub(crate) fn store_if_due(&self, durable: &Tree, now: Instant, now_due: bool) {
         let mut state = self.state();
-        let since = state.told.map_or(Duration::MAX, |told| now.saturating_duration_since(told));
+        let since = state.submitted.map_or(Duration::MAX, |submitted| now.saturating_duration_since(submitted));
         let grown = self.file.stored().map_or(RECORDS, |stored| durable.size().saturating_sub(stored));
         let due = grown > 0 && (now_due || since >= self.every || (grown >= RECORDS && since >= PAUSE));
         if state.is_rotating || (!due && since < IDLE) {
             return;
         }
         let head = state.sign(durable);
-        state.told = Some(now);
-        tracing::info!(target: EACH, size = head.size, note = %head, "the audit log's signed head");
+        state.submitted = Some(now);
+        tracing::info!(target: ALWAYS, size = head.size, note = %head, "the audit log's signed head");
         self.file.store(head.size, IntroducedHead::render(&state.introductions, &head));
     }
 
@@ -171,8 +172,8 @@ impl Heads {
     }
 
     /// Waits until the last submitted head has been stored or has failed. Needed before the folder is released.
-    pub(crate) fn settle(&self) {
-        self.file.settle();
+    pub(crate) fn flush(&self) {
+        self.file.flush();
     }
 
     /// Replaces the signing key. The old key introduces the new one and is then erased. `durable` returns the tree at
@@ -200,9 +201,9 @@ impl Heads {
             state.introductions = introduced?;
             // From here on the new key signs, whatever fails.
             state.newest = next.sign(&durable, None);
-            (state.signer, state.told) = (next, None);
+            (state.signer, state.submitted) = (next, None);
         }
-        self.file.discount();
+        self.file.forget_stored();
         fs::rename(self.dir.join(NEXT_SECRET), self.dir.join(SECRET))?;
         replace(&self.dir.join(PUBLIC), format!("{verifier}\n").as_bytes(), 0o644)?;
         Ok(verifier)
@@ -355,17 +356,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (heads, _) = open(dir.path(), &start(3));
         let now = Clock::system().now();
-        heads.keep(&tree(3), now, false);
+        heads.store_if_due(&tree(3), now, false);
         let size = || {
-            heads.settle();
+            heads.flush();
             stored(dir.path()).unwrap().size
         };
         assert_eq!(size(), 3, "at the start");
-        heads.keep(&tree(4), now + Duration::from_secs(59), false);
+        heads.store_if_due(&tree(4), now + Duration::from_secs(59), false);
         assert_eq!(size(), 3);
-        heads.keep(&tree(5), now + Duration::from_secs(59), true);
+        heads.store_if_due(&tree(5), now + Duration::from_secs(59), true);
         assert_eq!(size(), 5);
-        heads.keep(&tree(6), now + Duration::from_secs(119), false);
+        heads.store_if_due(&tree(6), now + Duration::from_secs(119), false);
         assert_eq!(size(), 6);
         assert!(stored(dir.path()).unwrap().is_signed_by(&heads.verifier()));
         assert_eq!(heads.sign(&tree(7)).size, 7, "a newer one is signed on request");
@@ -407,8 +408,8 @@ mod tests {
     fn startup_reports_a_log_that_does_not_match_its_head() {
         let dir = tempfile::tempdir().unwrap();
         let (heads, _) = open(dir.path(), &start(5));
-        heads.keep(&tree(5), Clock::system().now(), true);
-        heads.settle();
+        heads.store_if_due(&tree(5), Clock::system().now(), true);
+        heads.flush();
         let note = fs::read(path(dir.path())).unwrap();
         let told = |start: &ResumePoint| {
             let told = open(dir.path(), start).1.mismatch.unwrap_or_default();

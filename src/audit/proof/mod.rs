@@ -123,7 +123,7 @@ impl AuditLog {
     pub async fn rotate_head_key(&self) -> io::Result<Verifier> {
         self.flush().await;
         let shared = self.shared.clone();
-        let key = disk::off_thread(ROTATION_MAX, move || shared.heads.rotate(|| shared.durable())).await??;
+        let key = disk::run_blocking(ROTATION_MAX, move || shared.heads.rotate(|| shared.durable())).await??;
         self.commit(key_event(self.shared.clock.wall(), &key)).await.map_err(io::Error::other)?;
         Ok(key)
     }
@@ -186,7 +186,7 @@ impl AuditLog {
     ) -> Result<Vec<Hash>, ProofError> {
         let turn = self.query_turn().await?;
         let dir = self.dir().to_owned();
-        let roots = disk::off_thread(PROOF_MAX, move || {
+        let roots = disk::run_blocking(PROOF_MAX, move || {
             let _turn = turn;
             merkle_path::SubtreeReader::open(&dir)?.roots(&spans())
         });

@@ -114,7 +114,7 @@ async fn leaf_hashes_are_completed_after_a_crash() {
     drop(log);
     let path = leaves::path(&settings.dir, 1);
     // The folder can be locked once the writer has ended.
-    while crate::audit::segment::disk::occupy(&settings.dir).is_err() {
+    while crate::audit::segment::disk::lock_folder(&settings.dir).is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let whole = fs::read(&path).unwrap();

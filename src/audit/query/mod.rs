@@ -94,7 +94,7 @@ impl AuditLog {
         let turn = self.query_turn().await?;
         let (dir, clock) = (self.dir().to_owned(), self.shared.clock.clone());
         let end = clock.now() + QUERY_MAX;
-        let found = disk::off_thread(QUERY_MAX + DISK_MAX, move || {
+        let found = disk::run_blocking(QUERY_MAX + DISK_MAX, move || {
             let _turn = turn;
             page(&dir, &filter, Some(&QueryDeadline { clock, end })).map(show)
         });
@@ -186,7 +186,7 @@ impl PageSearch<'_> {
         self.lines.len() >= self.wanted
     }
 
-    fn in_time(&self) -> Result<(), QueryError> {
+    fn check_deadline(&self) -> Result<(), QueryError> {
         if self.deadline.is_some_and(QueryDeadline::is_over) { Err(QueryError::TooLong) } else { Ok(()) }
     }
 
@@ -197,7 +197,7 @@ impl PageSearch<'_> {
         }
         let mut backwards = ReverseReader::below(self.dir, self.below)?;
         while !self.is_done() {
-            self.in_time()?;
+            self.check_deadline()?;
             let Some(line) = backwards.newest()? else { break };
             let Some(seen) = Record::parse(&line) else { continue };
             if seen.seq <= floor {
@@ -237,7 +237,7 @@ impl PageSearch<'_> {
 
     /// Reads a block, newest record first; returns true if more may be wanted.
     fn block(&mut self, block: &IndexBlock, wanted: &[Term]) -> Result<bool, IndexFails> {
-        self.in_time().map_err(IndexFails::Log)?;
+        self.check_deadline().map_err(IndexFails::Log)?;
         if self.is_done() || !wanted.iter().all(|term| block.has(*term)) {
             return Ok(!self.is_done());
         }

@@ -26,14 +26,14 @@ pub(crate) fn render(record: &Record<'_>, max: usize, out: &mut Vec<u8>) {
     write_json(record, out);
     if out.len() - start > max {
         let mut cut = record.clone();
-        fit(&mut cut, max);
+        truncate_to_fit(&mut cut, max);
         out.truncate(start);
         write_json(&Record { seq: record.seq, ..cut }, out);
     }
 }
 
 /// Truncates the longest texts of a record until its line is at most `max` bytes long, whatever its number is.
-pub(crate) fn fit(record: &mut Record<'_>, max: usize) {
+pub(crate) fn truncate_to_fit(record: &mut Record<'_>, max: usize) {
     let mut line = Vec::new();
     record.seq = u64::MAX;
     for _ in 0..CUTS_MAX {
@@ -60,7 +60,7 @@ fn cut_longest(record: &mut Record<'_>, excess: usize) {
 }
 
 /// `text`, visibly truncated if it exceeds `bytes_max`.
-pub fn at_most(text: &str, bytes_max: usize) -> Arc<str> {
+pub fn truncate(text: &str, bytes_max: usize) -> Arc<str> {
     match text.len().checked_sub(bytes_max) {
         None | Some(0) => text.into(),
         Some(excess) => cut_text(text, excess).into(),

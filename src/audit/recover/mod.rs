@@ -19,7 +19,7 @@ use crate::audit::open_writes::doubts::Doubt;
 use crate::audit::proof::heads;
 use crate::audit::record::Record;
 use crate::audit::retention::state::RetentionState;
-use crate::audit::segment::disk::{OpenError, while_doing};
+use crate::audit::segment::disk::{OpenError, with_context};
 use crate::audit::segment::line_reader::LineReader;
 use crate::audit::segment::tree::{self, Hash, Tree};
 use crate::audit::segment::{self, BadOpening, SegmentOpening};
@@ -73,12 +73,12 @@ pub(crate) struct ResumePoint {
 
 /// Reads the log, and cuts off a torn tail.
 pub(crate) fn recover(dir: &Path) -> Result<(ResumePoint, Recovered), OpenError> {
-    let mut segments = segment::list(dir).map_err(while_doing("cannot read the audit folder", dir))?;
+    let mut segments = segment::list(dir).map_err(with_context("cannot read the audit folder", dir))?;
     let signed = heads::stored(dir).map(|head| head.size);
     let mut scan = RecoveryScan { clean: true, signed, ..RecoveryScan::default() };
-    drop_stillborn(dir, &mut segments, &mut scan)?;
+    set_aside_empty_segments(dir, &mut segments, &mut scan)?;
     let begin = newest_with_opening(dir, &segments, &mut scan)?;
-    scan.look_at_size();
+    scan.note_root_at_head();
     for (at, first) in segments.iter().enumerate().skip(begin) {
         scan.read_segment(dir, *first, segments.get(at + 1).copied())?;
     }
@@ -118,28 +118,28 @@ pub(crate) fn recover(dir: &Path) -> Result<(ResumePoint, Recovered), OpenError>
 /// # Errors
 /// [`OpenError`] if the folder cannot be read or was written by a newer makegate.
 pub fn doubts_in(dir: &Path) -> Result<Vec<Doubt>, OpenError> {
-    let segments = segment::list(dir).map_err(while_doing("cannot read the audit folder", dir))?;
+    let segments = segment::list(dir).map_err(with_context("cannot read the audit folder", dir))?;
     let mut scan = RecoveryScan::default();
     let begin = newest_with_opening(dir, &segments, &mut scan)?;
     for (at, first) in segments.iter().enumerate().skip(begin) {
         let path = segment::path(dir, *first);
         let end = segments.get(at + 1).copied();
-        scan.read_lines(&path, end).map_err(while_doing("cannot read the segment", &path))?;
+        scan.read_lines(&path, end).map_err(with_context("cannot read the segment", &path))?;
         scan.skip_to(end.unwrap_or(0));
     }
     Ok(scan.open.list().map(|write| write.doubt.clone()).collect())
 }
 
 /// Puts aside segments at the end that contain no record at all: nothing in them was ever acknowledged.
-fn drop_stillborn(dir: &Path, segments: &mut Vec<u64>, scan: &mut RecoveryScan) -> Result<(), OpenError> {
+fn set_aside_empty_segments(dir: &Path, segments: &mut Vec<u64>, scan: &mut RecoveryScan) -> Result<(), OpenError> {
     while let Some(first) = segments.last().copied() {
         let path = segment::path(dir, first);
-        let doing = while_doing("cannot read the segment", &path);
+        let doing = with_context("cannot read the segment", &path);
         let (size, has_records) = probe(&path, first).map_err(doing)?;
         if has_records {
             return Ok(());
         }
-        put_aside(&path, size).map_err(while_doing("cannot put aside the empty segment", &path))?;
+        set_aside(&path, size).map_err(with_context("cannot put aside the empty segment", &path))?;
         scan.cut_bytes += size;
         segments.pop();
     }
@@ -147,7 +147,7 @@ fn drop_stillborn(dir: &Path, segments: &mut Vec<u64>, scan: &mut RecoveryScan) 
 }
 
 /// Renames instead of deleting, because the file may once have been more than the beginning of a segment.
-pub(crate) fn put_aside(path: &Path, size: u64) -> io::Result<()> {
+pub(crate) fn set_aside(path: &Path, size: u64) -> io::Result<()> {
     if size == 0 { fs::remove_file(path) } else { fs::rename(path, path.with_extension("jsonl.torn")) }
 }
 
@@ -156,14 +156,14 @@ fn probe(path: &Path, first: u64) -> io::Result<(u64, bool)> {
     let size = file.metadata()?.len();
     let mut lines = LineReader::new(file);
     while let Some(line) = lines.next()? {
-        if line.complete && Record::parse(lines.text()).is_some_and(|seen| plausible(seen.seq, first)) {
+        if line.complete && Record::parse(lines.text()).is_some_and(|seen| is_plausible(seen.seq, first)) {
             return Ok((size, true));
         }
     }
     Ok((size, false))
 }
 
-fn plausible(seq: u64, expected: u64) -> bool {
+fn is_plausible(seq: u64, expected: u64) -> bool {
     seq >= expected && !is_far(seq, expected)
 }
 
@@ -201,7 +201,7 @@ pub(crate) fn read_opening(dir: &Path, first: u64) -> Result<Option<SegmentOpeni
         lines.next()?;
         Ok(lines.text().to_owned())
     };
-    let line = read().map_err(while_doing("cannot read the segment", &path))?;
+    let line = read().map_err(with_context("cannot read the segment", &path))?;
     match SegmentOpening::parse(&line, first) {
         Ok(opening) => Ok(Some(opening)),
         Err(BadOpening::Damaged) => Ok(None),
@@ -235,12 +235,12 @@ impl RecoveryScan {
             self.fingerprint_key = Some(name);
         }
         self.leaves.clear();
-        let damage = self.read_lines(&path, end).map_err(while_doing("cannot read the segment", &path))?;
+        let damage = self.read_lines(&path, end).map_err(with_context("cannot read the segment", &path))?;
         let short = end.is_some_and(|end| self.tree.size() + 1 < end);
         if damage.inside || short {
             self.quarantined.push(path);
         } else if let (Some(torn), None) = (damage.torn, end) {
-            self.cut_bytes += cut(&path, torn).map_err(while_doing("cannot cut off the torn tail of", &path))?;
+            self.cut_bytes += cut(&path, torn).map_err(with_context("cannot cut off the torn tail of", &path))?;
         }
         if let Some(end) = end.filter(|_| short) {
             self.skip_to(end);
@@ -253,7 +253,7 @@ impl RecoveryScan {
         let mut damage = SegmentDamage::default();
         while let Some(line) = lines.next()? {
             let expected = self.tree.size() + 1;
-            let seen = Record::parse(lines.text()).filter(|seen| line.complete && plausible(seen.seq, expected));
+            let seen = Record::parse(lines.text()).filter(|seen| line.complete && is_plausible(seen.seq, expected));
             let Some(seen) = seen.filter(|seen| end.is_none_or(|end| seen.seq < end)) else {
                 damage.torn.get_or_insert(line.offset);
                 continue;
@@ -281,10 +281,10 @@ impl RecoveryScan {
     fn push(&mut self, leaf: Hash) {
         self.tree.push(leaf);
         self.leaves.push(leaf);
-        self.look_at_size();
+        self.note_root_at_head();
     }
 
-    fn look_at_size(&mut self) {
+    fn note_root_at_head(&mut self) {
         if self.signed == Some(self.tree.size()) {
             self.root_at_head = Some(self.tree.root());
         }

@@ -38,13 +38,13 @@ use crate::private_files;
 /// Time between sweeps.
 const SWEEP: Duration = Duration::from_secs(3600);
 /// Maximum age at which a segment is sealed.
-const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+const SEAL_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Fraction of the retention after which a segment is sealed if that is earlier, so that records are deleted soon
 /// after they expire.
-const AGE_SHARE: u32 = 8;
+const SEAL_AGE_DIVISOR: u32 = 8;
 /// How long an expired segment stays after its deletion is announced. If there is no room for it, it is deleted at
 /// once.
-const STAYS: Duration = Duration::from_secs(600);
+const DELETION_DELAY: Duration = Duration::from_secs(600);
 /// The event that announces deleted records.
 const RETENTION: &str = "retention";
 
@@ -71,28 +71,28 @@ pub(super) struct Retention {
     keep: Duration,
     keep_bytes: u64,
     kept: RetentionState,
-    belief: TrustedTime,
+    trusted_time: TrustedTime,
     swept: Option<Instant>,
     /// All records ever deleted. `None` if not read yet.
-    gone: Option<Vec<SeqRange>>,
-    doomed: Vec<AnnouncedDeletion>,
+    deleted: Option<Vec<SeqRange>>,
+    announced: Vec<AnnouncedDeletion>,
 }
 
 impl Retention {
     pub(super) fn new(settings: &config::AuditConfig, kept: RetentionState, now: (Instant, Timestamp)) -> Self {
         let (keep, keep_bytes) = (settings.retention, settings.retention_bytes);
-        let belief = TrustedTime::new(kept.believed, now);
-        Self { keep, keep_bytes, kept, belief, swept: None, gone: None, doomed: Vec::new() }
+        let trusted_time = TrustedTime::new(kept.believed, now);
+        Self { keep, keep_bytes, kept, trusted_time, swept: None, deleted: None, announced: Vec::new() }
     }
 
     /// Must be called often: only by observing the clock over time can its steps be detected.
     pub(super) fn observe(&mut self, now: (Instant, Timestamp)) {
-        self.belief.observe(now);
+        self.trusted_time.observe(now);
     }
 
     /// What a segment's opening stores for retention.
     pub(super) fn kept(&self) -> RetentionState {
-        RetentionState { believed: Some(self.belief.believed()), ..self.kept }
+        RetentionState { believed: Some(self.trusted_time.believed()), ..self.kept }
     }
 
     pub(super) const fn wrote_refusals(&mut self, bytes: u64) {
@@ -107,7 +107,7 @@ impl Retention {
     /// Whether a segment has been written for so long that it must be sealed. A segment that begins in the future
     /// shows that the clock was wrong, and is sealed too.
     pub(super) fn is_aged(&self, begun: Timestamp, now: Timestamp) -> bool {
-        now.duration_since(begun).unsigned_abs() >= AGE_MAX.min(self.keep / AGE_SHARE)
+        now.duration_since(begun).unsigned_abs() >= SEAL_AGE_MAX.min(self.keep / SEAL_AGE_DIVISOR)
     }
 
     /// True once an hour. A sweep also happens whenever a segment is sealed.
@@ -127,15 +127,15 @@ impl Retention {
     }
 
     fn find(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<Record<'static>>> {
-        let old = self.old(dir, open, now)?;
+        let old = self.expired_segments(dir, open, now)?;
         if old.is_empty() {
             return Ok(Vec::new());
         }
-        let gone = match self.gone.take() {
+        let gone = match self.deleted.take() {
             Some(gone) => gone,
-            None => told(dir)?,
+            None => announced_deletions(dir)?,
         };
-        self.doomed.extend(old.iter().map(|old| AnnouncedDeletion { first: old.records.0, at: now + old.stays }));
+        self.announced.extend(old.iter().map(|old| AnnouncedDeletion { first: old.records.0, at: now + old.stays }));
         for ExpiredSegment { records, refusal_bytes, .. } in &old {
             // A segment that was announced but still exists was already counted.
             if !gone.iter().any(|range| (range.0..=range.1).contains(&records.0)) {
@@ -143,14 +143,14 @@ impl Retention {
             }
         }
         let gone = merged(gone.into_iter().chain(old.into_iter().map(|old| old.records)).collect());
-        let events = gone.iter().map(|range| event(self.belief.wall(), *range)).collect();
-        self.gone = Some(gone);
+        let events = gone.iter().map(|range| event(self.trusted_time.wall(), *range)).collect();
+        self.deleted = Some(gone);
         Ok(events)
     }
 
     /// Deletes announced segments whose waiting time is over.
     pub(super) fn delete(&mut self, dir: &Path, now: Instant) {
-        for AnnouncedDeletion { first, .. } in self.doomed.extract_if(.., |doomed| doomed.at <= now) {
+        for AnnouncedDeletion { first, .. } in self.announced.extract_if(.., |announced| announced.at <= now) {
             let gone = fs::remove_file(segment::path(dir, first));
             if let Err(error) = gone.and_then(|()| fs::remove_file(leaves::path(dir, first))) {
                 tracing::warn!(%error, first, "cannot delete an expired segment of the audit log");
@@ -159,7 +159,7 @@ impl Retention {
     }
 
     /// Expired segments, from the oldest up to the first that may stay, and never the newest.
-    fn old(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<ExpiredSegment>> {
+    fn expired_segments(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<ExpiredSegment>> {
         let segments = segment::list(dir)?;
         let open: Vec<u64> = open.list().map(|write| write.doubt.intent).collect();
         // A segment deleted meanwhile has no size.
@@ -168,25 +168,25 @@ impl Retention {
         let mut bytes = all.saturating_sub(self.kept.refusals_in_log());
         let keep_bytes = self.keep_bytes - refusals_share(self.keep_bytes);
         let mut old = Vec::new();
-        let mut times = SegmentTimes { dir, segments: &segments, now: self.belief.wall(), after: None };
+        let mut times = SegmentTimes { dir, segments: &segments, now: self.trusted_time.wall(), after: None };
         for pair in segments.windows(2) {
             let [first, next] = *pair else { break };
             if open.iter().any(|seq| (first..next).contains(seq)) {
                 continue;
             }
-            if let Some(doomed) = self.doomed.iter_mut().find(|doomed| doomed.first == first) {
+            if let Some(announced) = self.announced.iter_mut().find(|announced| announced.first == first) {
                 if bytes > keep_bytes {
-                    doomed.at = now;
+                    announced.at = now;
                 }
                 bytes = bytes.saturating_sub(size(first));
                 continue;
             }
             let newest = times.newest(first, next)?;
-            let is_old = newest.time.is_some_and(|time| self.belief.may_delete(time, self.keep));
+            let is_old = newest.time.is_some_and(|time| self.trusted_time.may_delete(time, self.keep));
             if !is_old && bytes <= keep_bytes {
                 break;
             }
-            let stays = if bytes > keep_bytes { Duration::ZERO } else { STAYS };
+            let stays = if bytes > keep_bytes { Duration::ZERO } else { DELETION_DELAY };
             let refusal_bytes = refusal_bytes(dir, (first, next), newest.seq)?;
             bytes = bytes.saturating_sub(size(first).saturating_sub(refusal_bytes));
             old.push(ExpiredSegment { records: (first, next - 1), refusal_bytes, stays });
@@ -217,8 +217,8 @@ impl SegmentTimes<'_> {
     fn newest(&mut self, first: u64, next: u64) -> io::Result<NewestRecord> {
         let line = ReverseReader::below(self.dir, next)?.newest()?;
         let seen = line.as_deref().and_then(Record::parse).filter(|seen| seen.seq >= first);
-        let (seq, told) = (seen.as_ref().map(|seen| seen.seq), seen.map(|seen| seen.time));
-        let believable = match told.filter(|time| *time <= self.now) {
+        let (seq, recorded) = (seen.as_ref().map(|seen| seen.seq), seen.map(|seen| seen.time));
+        let believable = match recorded.filter(|time| *time <= self.now) {
             Some(time) => Some(time),
             None => self.opened_after(first),
         };
@@ -257,13 +257,13 @@ fn refusal_bytes(dir: &Path, (first, next): SeqRange, newest: Option<u64>) -> io
 }
 
 /// All announced deletions, from the newest segment that begins with such events.
-fn told(dir: &Path) -> io::Result<Vec<SeqRange>> {
+fn announced_deletions(dir: &Path) -> io::Result<Vec<SeqRange>> {
     for first in segment::list(dir)?.into_iter().rev() {
         let mut lines = LineReader::new(private_files::open_to_read(&segment::path(dir, first))?);
         lines.next()?; // the opening
         let mut ranges = Vec::new();
         while lines.next()?.is_some() {
-            let Some(range) = Record::parse(lines.text()).and_then(|seen| gone(&seen)) else { break };
+            let Some(range) = Record::parse(lines.text()).and_then(|seen| announced_range(&seen)) else { break };
             ranges.push(range);
         }
         if !ranges.is_empty() {
@@ -287,7 +287,7 @@ fn merged(mut ranges: Vec<SeqRange>) -> Vec<SeqRange> {
 }
 
 /// The records that this event announces as deleted. Returns `None` if it is not such an event.
-pub(super) fn gone(seen: &Record<'_>) -> Option<SeqRange> {
+pub(super) fn announced_range(seen: &Record<'_>) -> Option<SeqRange> {
     #[derive(Deserialize)]
     struct Gone {
         first: u64,

@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 
 /// Divisor of `retention_bytes` that gives the part reserved for refusals of unidentified and rate-limited callers.
 /// Other records use the rest, however many there are.
-const REFUSALS_PART: u64 = 8;
+const REFUSALS_DIVISOR: u64 = 8;
 
 /// The part of `retention_bytes` that refusals may use.
 pub(crate) const fn refusals_share(retention_bytes: u64) -> u64 {
-    retention_bytes / REFUSALS_PART
+    retention_bytes / REFUSALS_DIVISOR
 }
 
 /// What an opening stores for retention; segments from older versions lack it.

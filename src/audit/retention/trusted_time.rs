@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 
 /// Minimum time between two deletions on the word of an untrusted clock.
-const UNSURE: Duration = Duration::from_secs(3600);
+const UNTRUSTED_DELETION_INTERVAL: Duration = Duration::from_secs(3600);
 /// The clocks may drift apart by this much between two observations, plus a tenth of the time passed. Anything more is
 /// a step.
 const TOLERANCE: Duration = Duration::from_secs(1);
@@ -18,25 +18,25 @@ const DRIFT_PART: u32 = 10;
 pub(crate) struct TrustedTime {
     believed: Timestamp,
     wall: Timestamp,
-    looked: Instant,
+    observed: Instant,
     agreed: Duration,
     /// When a segment was last deleted on the word of an untrusted clock. A restart counts as such a deletion.
-    unsure: Instant,
+    untrusted_deletion: Instant,
 }
 
 impl TrustedTime {
     /// Continues from the time that the previous run trusted. Only the wall clock says how long ago that was.
     pub(crate) fn new(believed: Option<Timestamp>, (now, wall): (Instant, Timestamp)) -> Self {
         let believed = believed.unwrap_or(wall);
-        Self { believed, wall, looked: now, agreed: Duration::ZERO, unsure: now }
+        Self { believed, wall, observed: now, agreed: Duration::ZERO, untrusted_deletion: now }
     }
 
     /// Must be called often: a step can only be detected if it is large compared with the time since the last call.
     pub(crate) fn observe(&mut self, (now, wall): (Instant, Timestamp)) {
-        let passed = now.saturating_duration_since(self.looked);
+        let passed = now.saturating_duration_since(self.observed);
         let stepped = wall.duration_since(later(self.wall, passed)).unsigned_abs() > TOLERANCE + passed / DRIFT_PART;
         self.agreed = if stepped { Duration::ZERO } else { self.agreed + passed };
-        (self.believed, self.wall, self.looked) = (later(self.believed, passed), wall, now);
+        (self.believed, self.wall, self.observed) = (later(self.believed, passed), wall, now);
         if wall.duration_since(self.believed).unsigned_abs() <= self.agreed {
             self.believed = wall;
         }
@@ -56,11 +56,12 @@ impl TrustedTime {
         if is_old(self.believed.min(self.wall)) {
             return true;
         }
-        let lets_go = is_old(self.wall) && self.looked.saturating_duration_since(self.unsure) >= UNSURE;
-        if lets_go {
-            self.unsure = self.looked;
+        let may_delete_one = is_old(self.wall)
+            && self.observed.saturating_duration_since(self.untrusted_deletion) >= UNTRUSTED_DELETION_INTERVAL;
+        if may_delete_one {
+            self.untrusted_deletion = self.observed;
         }
-        lets_go
+        may_delete_one
     }
 }
 
@@ -79,7 +80,7 @@ mod tests {
 
     /// A gateway that seals a segment every day, with a wall clock that can be wrong.
     struct Run {
-        belief: TrustedTime,
+        trusted_time: TrustedTime,
         now: Instant,
         /// The true time.
         truth: Timestamp,
@@ -95,7 +96,7 @@ mod tests {
         fn new() -> Self {
             let (now, truth) = (crate::clock::Clock::system().now(), "2026-01-01T00:00:00Z".parse().unwrap());
             let off = SignedDuration::ZERO;
-            Self { belief: TrustedTime::new(None, (now, truth)), now, truth, off, segments: vec![], went: vec![] }
+            Self { trusted_time: TrustedTime::new(None, (now, truth)), now, truth, off, segments: vec![], went: vec![] }
         }
 
         fn wall(&self) -> Timestamp {
@@ -108,7 +109,7 @@ mod tests {
             while passed < time {
                 passed += step;
                 (self.now, self.truth) = (self.now + step, self.truth + step);
-                self.belief.observe((self.now, self.wall()));
+                self.trusted_time.observe((self.now, self.wall()));
                 if passed.as_secs().is_multiple_of(DAY.as_secs()) {
                     self.segments.push((self.wall(), self.truth));
                 }
@@ -120,7 +121,7 @@ mod tests {
 
         fn sweep(&mut self) {
             while let Some((newest, truth)) = self.segments.first().copied()
-                && self.belief.may_delete(newest, KEEP)
+                && self.trusted_time.may_delete(newest, KEEP)
             {
                 self.segments.remove(0);
                 self.went.push(self.truth.duration_since(truth).unsigned_abs());
@@ -129,14 +130,14 @@ mod tests {
 
         fn step(&mut self, by: SignedDuration) {
             self.off += by;
-            self.belief.observe((self.now, self.wall()));
+            self.trusted_time.observe((self.now, self.wall()));
         }
 
         /// Stops for this long; the next start knows what the last opening recorded.
         fn restart(&mut self, down: Duration) {
-            let believed = self.belief.believed();
+            let believed = self.trusted_time.believed();
             (self.now, self.truth) = (self.now + Duration::from_secs(1), self.truth + down);
-            self.belief = TrustedTime::new(Some(believed), (self.now, self.wall()));
+            self.trusted_time = TrustedTime::new(Some(believed), (self.now, self.wall()));
         }
     }
 
@@ -173,13 +174,13 @@ mod tests {
         run.step(SignedDuration::from_hours(24 * 10));
         for (hours, agrees) in [(1, false), (238, false), (2, true)] {
             run.pass(HOUR * hours, HOUR);
-            assert_eq!(run.belief.believed() == run.wall(), agrees, "{hours}");
+            assert_eq!(run.trusted_time.believed() == run.wall(), agrees, "{hours}");
         }
         run.step(SignedDuration::from_hours(-24 * 10));
         run.pass(9 * DAY, HOUR);
-        assert_ne!(run.belief.believed(), run.wall());
+        assert_ne!(run.trusted_time.believed(), run.wall());
         run.pass(2 * DAY, HOUR);
-        assert_eq!(run.belief.believed(), run.truth);
+        assert_eq!(run.trusted_time.believed(), run.truth);
     }
 
     #[test]
@@ -207,7 +208,7 @@ mod tests {
         for _ in 0..500 {
             run.off += SignedDuration::from_secs(20);
             run.pass(DAY, HOUR);
-            assert_eq!(run.belief.believed(), run.wall());
+            assert_eq!(run.trusted_time.believed(), run.wall());
         }
         assert!(run.went.len() >= 100, "{}", run.went.len());
     }
@@ -219,7 +220,7 @@ mod tests {
         for _ in 0..5 {
             run.restart(Duration::from_secs(10));
             run.off = years(2);
-            run.belief = TrustedTime::new(Some(run.belief.believed()), (run.now, run.wall()));
+            run.trusted_time = TrustedTime::new(Some(run.trusted_time.believed()), (run.now, run.wall()));
             run.sweep();
             run.pass(HOUR / 2, HOUR / 4);
         }

@@ -60,7 +60,7 @@ impl Disk for MachineDisk {}
 ///
 /// # Errors
 /// The work took too long or panicked.
-pub(crate) async fn off_thread<T: Send + 'static>(
+pub(crate) async fn run_blocking<T: Send + 'static>(
     within: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
@@ -155,15 +155,15 @@ pub enum OpenError {
 }
 
 /// Turns a system error into one that says what was attempted and on which path.
-pub(crate) fn while_doing(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(crate) fn with_context(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |error| OpenError::Io { doing, path: path.to_owned(), error }
 }
 
 /// Creates the folder (0700) if needed, checks it, and locks it for as long as the returned file lives.
-pub(crate) fn occupy(dir: &Path) -> Result<File, OpenError> {
+pub(crate) fn lock_folder(dir: &Path) -> Result<File, OpenError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(while_doing("cannot create the audit folder", dir))?;
-    let mode = fs::metadata(dir).map_err(while_doing("cannot read the audit folder", dir))?.mode() & 0o777;
+    made.map_err(with_context("cannot create the audit folder", dir))?;
+    let mode = fs::metadata(dir).map_err(with_context("cannot read the audit folder", dir))?.mode() & 0o777;
     if mode & 0o002 != 0 {
         return Err(OpenError::Exposed { path: dir.to_owned(), mode });
     }
@@ -177,18 +177,18 @@ pub(crate) fn occupy(dir: &Path) -> Result<File, OpenError> {
     refuse_network(dir)?;
     let path = dir.join("lock");
     let lock = private_files::open(OpenOptions::new().write(true).create(true), &path);
-    let lock = lock.map_err(while_doing("cannot open the audit folder's lock", &path))?;
+    let lock = lock.map_err(with_context("cannot open the audit folder's lock", &path))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(while_doing("cannot lock", &path)(error)),
+        Err(TryLockError::Error(error)) => Err(with_context("cannot lock", &path)(error)),
     }
 }
 
 #[cfg(target_os = "linux")]
 fn refuse_network(dir: &Path) -> Result<(), OpenError> {
     let kind = rustix::fs::statfs(dir).map(|about| about.f_type);
-    match kind.map_err(|error| while_doing("cannot determine the file system of", dir)(error.into()))? {
+    match kind.map_err(|error| with_context("cannot determine the file system of", dir)(error.into()))? {
         rustix::fs::NFS_SUPER_MAGIC => Err(OpenError::Network { path: dir.to_owned() }),
         _ => Ok(()),
     }
@@ -216,13 +216,13 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 #[inline]
 pub(crate) fn about_to_read() {
     #[cfg(test)]
-    BESIDE.with_borrow_mut(|writer| writer.as_mut().map_or((), |writer| writer()));
+    ABOUT_TO_READ.with_borrow_mut(|writer| writer.as_mut().map_or((), |writer| writer()));
 }
 
 #[cfg(test)]
 thread_local! {
     /// What happens at the same time as the reading on this thread.
-    pub(crate) static BESIDE: std::cell::RefCell<Option<Box<dyn FnMut()>>> = const { std::cell::RefCell::new(None) };
+    pub(crate) static ABOUT_TO_READ: std::cell::RefCell<Option<Box<dyn FnMut()>>> = const { std::cell::RefCell::new(None) };
 }
 
 #[cfg(test)]
@@ -233,15 +233,15 @@ mod tests {
     fn a_folder_has_one_process_and_one_writer() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("deep/audit");
-        let lock = occupy(&dir).unwrap();
+        let lock = lock_folder(&dir).unwrap();
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
-        let words = occupy(&dir).unwrap_err().to_string();
+        let words = lock_folder(&dir).unwrap_err().to_string();
         assert!(words.contains("another makegate is using the audit folder"), "{words}");
         drop(lock);
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o2770)).unwrap();
-        drop(occupy(&dir).unwrap());
+        drop(lock_folder(&dir).unwrap());
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o772)).unwrap();
-        let words = occupy(&dir).unwrap_err().to_string();
+        let words = lock_folder(&dir).unwrap_err().to_string();
         assert!(words.contains("chmod o-w"), "{words}");
     }
 }

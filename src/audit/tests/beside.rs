@@ -16,8 +16,8 @@ use fastrand::Rng;
 
 use super::*;
 use crate::audit::record::Record;
-use crate::audit::retention::gone;
-use crate::audit::segment::disk::BESIDE;
+use crate::audit::retention::announced_range;
+use crate::audit::segment::disk::ABOUT_TO_READ;
 use crate::clock::Clock;
 use crate::config;
 use crate::vocabulary::Outcome;
@@ -200,7 +200,7 @@ async fn a_verifier_beside_a_writer_accuses_nobody() {
             let (burst, at) = (1 + random.usize(..40), random.usize(..[60, 8][round % 2]));
             let mut own = random.clone();
             let (path, mut done, mut reads) = (dir.path().to_owned(), 0, 0);
-            BESIDE.set(Some(Box::new(move || {
+            ABOUT_TO_READ.set(Some(Box::new(move || {
                 let count = match round {
                     0..4 => {
                         if reads == at {
@@ -231,7 +231,7 @@ async fn a_verifier_beside_a_writer_accuses_nobody() {
                 done += count;
             })));
             assert_untouched_in(dir.path(), &format!("from state {from}, round {round}, {burst} steps at read {at}"));
-            BESIDE.set(None);
+            ABOUT_TO_READ.set(None);
             runs += 1;
         }
     }
@@ -287,6 +287,6 @@ fn is_told(folder: &Folder, name: &str) -> bool {
     let first: u64 = name.split('.').next().unwrap().parse().unwrap();
     let lines =
         folder.iter().filter(|(name, _)| name.ends_with("jsonl")).flat_map(|(_, bytes)| bytes.split(|b| *b == b'\n'));
-    let mut deleted = lines.filter_map(Record::parse).filter_map(|seen| gone(&seen));
+    let mut deleted = lines.filter_map(Record::parse).filter_map(|seen| announced_range(&seen));
     deleted.any(|(begin, end)| (begin..=end).contains(&first))
 }

@@ -146,10 +146,10 @@ async fn while_the_disk_fails_writes_are_refused_and_nothing_is_lost() {
     let ended = log.commit(outcome("other", other, Outcome::Done));
     let waiting = tokio::time::timeout(Duration::from_millis(50), ended).await;
     assert!(waiting.is_err(), "an outcome waits for the disk");
-    assert!(log.names().take(id("other")).is_none(), "its id stays taken meanwhile");
+    assert!(log.request_ids().take(id("other")).is_none(), "its id stays taken meanwhile");
     disk.set(|state| state.failing = None);
     until("writable again", || log.writable()).await;
-    assert!(log.names().take(id("w2")).is_some(), "a refused write holds no id");
+    assert!(log.request_ids().take(id("w2")).is_some(), "a refused write holds no id");
     let intent = log.commit(record(Kind::Intent, "w4")).await.unwrap();
     log.commit(outcome("w4", intent, Outcome::Done)).await.unwrap();
     log.close().await;

@@ -73,7 +73,7 @@ async fn an_intent_whose_caller_gave_up_is_recorded_as_not_sent() {
     assert_eq!(count(&lines, "kind", "intent"), 1);
     assert_eq!(count(&lines, "outcome", "not-sent"), 1);
     assert_eq!(log.backlog(), 0);
-    assert_eq!(log.names().count(), 0, "its id is free again");
+    assert_eq!(log.request_ids().count(), 0, "its id is free again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +90,7 @@ async fn open_writes_of_an_earlier_run_are_in_doubt_until_they_are_settled() {
     }
     log.commit(outcome("done", intents[0], Outcome::Done)).await.unwrap();
     log.commit(outcome("doubt", intents[1], Outcome::InDoubt)).await.unwrap();
-    assert_eq!(log.doubts().held("billing", fingerprint), Some(id("doubt")));
+    assert_eq!(log.doubts().find_equal("billing", fingerprint), Some(id("doubt")));
     drop(log);
 
     let (log, recovered) = open(&settings, &clock).await;
@@ -98,14 +98,14 @@ async fn open_writes_of_an_earlier_run_are_in_doubt_until_they_are_settled() {
     assert_eq!(recovered.doubts.len(), 2);
     assert_eq!(recovered.new_doubts.iter().map(|doubt| doubt.request).collect::<Vec<_>>(), [id("under-way")]);
     assert_eq!(log.fingerprint(&[b"billing", b"pay"]), fingerprint, "the key survives a restart");
-    assert!(log.doubts().held("billing", fingerprint).is_some());
+    assert!(log.doubts().find_equal("billing", fingerprint).is_some());
     for request in ["doubt", "under-way"] {
-        assert!(log.names().take(id(request)).is_none(), "a write in doubt keeps its id, even after a restart");
+        assert!(log.request_ids().take(id(request)).is_none(), "a write in doubt keeps its id, even after a restart");
     }
     let settled =
         Record { intent: Some(intents[1]), outcome: Some(Outcome::Done), ..record(Kind::Settlement, "doubt") };
     log.commit(settled).await.unwrap();
-    assert!(!log.doubts().contains(intents[1]) && log.names().take(id("doubt")).is_some());
+    assert!(!log.doubts().contains(intents[1]) && log.request_ids().take(id("doubt")).is_some());
     log.close().await;
     drop(log);
 

@@ -23,7 +23,7 @@ async fn some_log(dir: &TempDir) -> (config::AuditConfig, PathBuf) {
     drop(log);
     let path = segment::path(&settings.dir, 1);
     // The writer has ended once the folder can be locked.
-    while segment::disk::occupy(&settings.dir).is_err() {
+    while segment::disk::lock_folder(&settings.dir).is_err() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
     (settings, path)

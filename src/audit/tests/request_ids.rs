@@ -32,7 +32,10 @@ impl Model {
         listed.retain(|_, request| !request.as_str().starts_with(GIVEN_UP));
         assert_eq!(listed, self.in_doubt, "{place}");
         for request in self.in_doubt.values().chain(self.under_way.values()) {
-            assert!(log.names().take(*request).is_none(), "{place}: {request} is not taken although its write is open");
+            assert!(
+                log.request_ids().take(*request).is_none(),
+                "{place}: {request} is not taken although its write is open"
+            );
         }
     }
 }
@@ -54,10 +57,10 @@ async fn live(seed: u64, takes: bool) -> usize {
         match random.usize(..10) {
             0..=3 => {
                 let wanted = *random.choice(&used).unwrap();
-                let name = match log.names().take(wanted) {
+                let name = match log.request_ids().take(wanted) {
                     Some(name) => name,
-                    None if takes => log.names().make(clock.wall()),
-                    None => log.names().hold(wanted),
+                    None if takes => log.request_ids().make(clock.wall()),
+                    None => log.request_ids().hold(wanted),
                 };
                 refused += usize::from(*name.id() != wanted);
                 used.push(*name.id());
@@ -80,7 +83,7 @@ async fn live(seed: u64, takes: bool) -> usize {
             8 => {
                 let doubts: Vec<RequestId> = model.in_doubt.values().copied().collect();
                 let Some(&request) = random.choice(&doubts) else { continue };
-                let intent = log.doubts().named(&request).unwrap();
+                let intent = log.doubts().find_by_request(&request).unwrap();
                 assert_eq!(model.in_doubt.remove(&intent), Some(request), "{place}");
                 let settled =
                     Record { kind: Some(Kind::Settlement), ..outcome(request.as_str(), intent, Outcome::Done) };

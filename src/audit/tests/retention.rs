@@ -103,12 +103,12 @@ fn refusals_get_only_a_part_of_the_buffer() {
         let buffer = buffer::RecordBuffer::new(&settings);
         let (mine, other) =
             (buffer::BufferCharge { records: 1, bytes: 500, refusal: true }, buffer::BufferCharge::default());
-        let taken = (0..80).filter(|_| buffer.is_refusals(mine)).count();
+        let taken = (0..80).filter(|_| buffer.convert_to_refusal(mine)).count();
         assert_eq!(taken, 10, "refusals get an eighth");
         let other = buffer::BufferCharge { records: 1, bytes: 500, ..other };
         assert!((0..80).all(|_| buffer.take(other)), "others may use all of it");
         buffer.release(mine);
-        assert!(buffer.is_refusals(mine) && !buffer.is_refusals(mine), "released room can be used again");
+        assert!(buffer.convert_to_refusal(mine) && !buffer.convert_to_refusal(mine), "released room can be used again");
     }
 }
 

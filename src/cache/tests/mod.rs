@@ -289,7 +289,7 @@ fn a_crowd_of_entries_stays_within_the_capacity() {
         cache.store(new_entry(&format!("k{n}"), vec![b'1'; 1_000].into(), stamp));
     }
     cache.maintain();
-    let (size, tags) = cache.census();
+    let (size, tags) = cache.count_by_tag();
     assert!(size.bytes <= size.capacity_bytes && size.entries > 100, "{size:?}");
     assert_eq!(tags.len() as u64, size.entries);
     assert_eq!(cache.size().bytes, size.bytes);
@@ -303,7 +303,7 @@ fn a_purge_counts_and_drops_what_carries_the_tag() {
     }
     fill(&cache, "usage", &["org:11"]).unwrap();
     fill(&cache, "untagged", &[]).unwrap();
-    let (size, tags) = cache.census();
+    let (size, tags) = cache.count_by_tag();
     assert_eq!(size.entries, 4);
     let tags: Vec<_> = tags.iter().map(|(tag, count)| (&**tag, *count)).collect();
     assert_eq!(tags, [("org:11", 2), ("org:12", 1), ("organizations", 2)]);
@@ -316,7 +316,7 @@ fn a_purge_counts_and_drops_what_carries_the_tag() {
     assert_eq!(told(&cache, &clock, "11", ""), "hit 299", "a purge opens no window");
     assert_eq!(cache.purge_all(), 3);
     assert_eq!(told(&cache, &clock, "untagged", ""), "miss");
-    assert_eq!(cache.census().0.entries, 0);
+    assert_eq!(cache.count_by_tag().0.entries, 0);
 }
 
 /// Promise 3 between real threads: whoever comes after the answer to write n finds nothing older than n.

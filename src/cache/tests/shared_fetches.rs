@@ -409,7 +409,7 @@ fn an_unshared_fetch_keeps_its_first_stamp() {
     cache.raise(&["a"], Invalidation::Purge);
     pass(&clock, 5);
     assert_eq!(handle.mark_sent().at(), stamp.at(), "a retry keeps it");
-    assert!(!handle.mark_sent().usable(clock.now()));
+    assert!(!handle.mark_sent().is_usable(clock.now()));
     assert!(cache.store(new_entry("k", Bytes::new(), handle.mark_sent())).is_none());
 }
 

@@ -35,7 +35,7 @@ impl BodyReader<'_> {
     ///
     /// # Errors
     /// If it is too large, too slow, cut off, unwanted or of the wrong type, or if there is no memory for it.
-    pub(crate) async fn whole(self, body: impl RequestBody, clock: &Clock) -> Result<Bytes, Refusal> {
+    pub(crate) async fn read_and_check(self, body: impl RequestBody, clock: &Clock) -> Result<Bytes, Refusal> {
         let Self { row, headers, .. } = self;
         if body.is_end_stream() {
             return check(row, headers, Bytes::new());

@@ -33,7 +33,7 @@ pub struct Caller {
 impl Caller {
     /// Do its grants cover the row at this index?
     #[must_use]
-    pub fn may(&self, row: usize) -> bool {
+    pub fn may_use(&self, row: usize) -> bool {
         self.rows.get(row).copied().unwrap_or(false)
     }
 }
@@ -112,14 +112,14 @@ pub struct Policy {
     /// The complete configuration.
     pub config: Config,
     /// All callers, in the configuration's order.
-    pub members: Vec<Arc<Caller>>,
+    pub callers: Vec<Arc<Caller>>,
     keys: HashMap<KeyHash, CallerKey, BuildHasherDefault<FirstBytes>>,
     /// Callers by name, if certificates may identify callers.
     names: HashMap<Arc<str>, Arc<Caller>>,
     /// How each row's answers are stored, by index; `None` if they are not.
-    storing: Box<[Option<cache::StorePolicy>]>,
-    unscoped: usize,
-    scoped: HashMap<u64, usize>,
+    store_policies: Box<[Option<cache::StorePolicy>]>,
+    unscoped_callers: usize,
+    callers_by_organization: HashMap<u64, usize>,
     openapi: OnceLock<Bytes>,
     /// A newer snapshot has replaced it.
     retired: AtomicBool,
@@ -129,29 +129,40 @@ impl Policy {
     /// Makes a snapshot of `config`; callers keep their state in `callers`.
     #[must_use]
     pub fn new(config: Config, callers: &Callers) -> Self {
-        let (catalogue, mut alike) = (&config.catalogue, CallerProfile::new(&config.catalogue));
-        let members: Vec<_> = config.callers.iter().map(|caller| Arc::new(alike.caller(caller, callers))).collect();
-        let mut keys = HashMap::with_capacity_and_hasher(members.len(), BuildHasherDefault::default());
-        let (mut unscoped, mut scoped) = (0, HashMap::new());
-        for caller in &members {
+        let (catalogue, mut profiles) = (&config.catalogue, CallerProfile::new(&config.catalogue));
+        let all_callers: Vec<_> =
+            config.callers.iter().map(|caller| Arc::new(profiles.caller(caller, callers))).collect();
+        let mut keys = HashMap::with_capacity_and_hasher(all_callers.len(), BuildHasherDefault::default());
+        let (mut unscoped_callers, mut callers_by_organization) = (0, HashMap::new());
+        for caller in &all_callers {
             for hash in &caller.config.keys {
                 let key = KeyId::of(hash);
                 keys.insert(*hash, CallerKey { caller: caller.clone(), key, last_used: caller.state.last_used(key) });
             }
             match &caller.config.organizations {
-                Scope::All => unscoped += 1,
-                Scope::Only(ids) => ids.iter().for_each(|id| *scoped.entry(*id).or_default() += 1),
+                Scope::All => unscoped_callers += 1,
+                Scope::Only(ids) => ids.iter().for_each(|id| *callers_by_organization.entry(*id).or_default() += 1),
             }
         }
         let names = match &config.gateway.tls {
             Some(TlsFiles { client_ca: Some(_), .. }) => {
-                members.iter().map(|caller| (caller.config.name.clone(), caller.clone())).collect()
+                all_callers.iter().map(|caller| (caller.config.name.clone(), caller.clone())).collect()
             }
             Some(_) | None => HashMap::new(),
         };
-        let storing = catalogue.rows().iter().map(|row| storing(row, &config.cache)).collect();
+        let store_policies = catalogue.rows().iter().map(|row| store_policy_of(row, &config.cache)).collect();
         let (openapi, retired) = (OnceLock::new(), AtomicBool::new(false));
-        Self { members, keys, names, storing, unscoped, scoped, openapi, retired, config }
+        Self {
+            callers: all_callers,
+            keys,
+            names,
+            store_policies,
+            unscoped_callers,
+            callers_by_organization,
+            openapi,
+            retired,
+            config,
+        }
     }
 
     /// The OpenAPI document of the gateway door, generated on first use.
@@ -196,26 +207,28 @@ impl Policy {
     /// Looks up a caller by name.
     #[must_use]
     pub fn caller(&self, name: &str) -> Option<&Arc<Caller>> {
-        self.members.iter().find(|caller| &*caller.config.name == name)
+        self.callers.iter().find(|caller| &*caller.config.name == name)
     }
 
     /// How answers of the row at this index are stored; `None` if they are not.
     #[must_use]
     pub fn store_policy(&self, row: usize) -> Option<&cache::StorePolicy> {
-        self.storing.get(row)?.as_ref()
+        self.store_policies.get(row)?.as_ref()
     }
 
     /// Number of callers that may use this bucket; fair shares are computed from it.
     #[must_use]
     pub fn eligible(&self, bucket: BucketId) -> usize {
         match bucket {
-            BucketId::Account => self.members.len(),
-            BucketId::Organization(id) => self.unscoped + self.scoped.get(&id).copied().unwrap_or(0),
+            BucketId::Account => self.callers.len(),
+            BucketId::Organization(id) => {
+                self.unscoped_callers + self.callers_by_organization.get(&id).copied().unwrap_or(0)
+            }
         }
     }
 }
 
-fn storing(row: &Operation, cache: &config::CacheConfig) -> Option<cache::StorePolicy> {
+fn store_policy_of(row: &Operation, cache: &config::CacheConfig) -> Option<cache::StorePolicy> {
     let lifetime = *cache.lifetime.get(row.cache.as_deref()?)?;
     let (stale_if_error, negative) = (cache.stale_if_error, cache.negative);
     (!lifetime.is_zero()).then_some(cache::StorePolicy { freshness: row.freshness, lifetime, stale_if_error, negative })

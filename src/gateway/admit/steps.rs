@@ -104,7 +104,7 @@ pub fn identify<'p>(
     }
     match (credential, certified_as) {
         (None, Some(caller)) => Ok(Credential::Certificate(caller, names)),
-        (credential, _) => of_key(policy, credential.ok_or(Refusal::NoKey)?),
+        (credential, _) => identify_by_key(policy, credential.ok_or(Refusal::NoKey)?),
     }
 }
 
@@ -163,7 +163,7 @@ pub struct Rights<'r> {
 ///
 /// # Errors
 /// If the key is gone or belongs to another caller, the operation is gone, or the grants or the scope no longer cover the request.
-pub fn still_allowed(policy: &Policy, rights: &Rights<'_>) -> Result<(), Refusal> {
+pub fn recheck_rights(policy: &Policy, rights: &Rights<'_>) -> Result<(), Refusal> {
     let (name, before) = (&rights.caller.config.name, &rights.caller.config.organizations);
     let caller = match rights.by {
         CredentialId::Key(hash) => policy.caller_key(hash).map(|known| &known.caller),
@@ -171,18 +171,18 @@ pub fn still_allowed(policy: &Policy, rights: &Rights<'_>) -> Result<(), Refusal
     };
     let caller = caller.filter(|caller| caller.config.name == *name).ok_or(Refusal::UnknownKey)?;
     let row = policy.catalogue().row(rights.operation).ok_or(Refusal::NoOperation)?;
-    granted(caller.config.grants.cover(&row.grant), row)?;
+    check_grant(caller.config.grants.cover(&row.grant), row)?;
     let scope = &caller.config.organizations;
-    in_scope(scope, row, rights.organization)?;
+    check_scope(scope, row, rights.organization)?;
     // A list was narrowed to the organizations that the caller could access then.
     match (before, row.narrow.is_some() && !scope.is_all()) {
         (Scope::All, true) => Err(Refusal::Unscoped),
-        (Scope::Only(ids), true) => ids.iter().try_for_each(|id| in_scope(scope, row, Some(*id))),
+        (Scope::Only(ids), true) => ids.iter().try_for_each(|id| check_scope(scope, row, Some(*id))),
         (_, false) => Ok(()),
     }
 }
 
-fn of_key<'p>(policy: &'p Policy, credential: &HeaderValue) -> Result<Credential<'p>, Refusal> {
+fn identify_by_key<'p>(policy: &'p Policy, credential: &HeaderValue) -> Result<Credential<'p>, Refusal> {
     let (scheme, key) = split_once(credential.as_bytes(), b' ').ok_or(Refusal::NoKey)?;
     let key = key.trim_ascii();
     if !(scheme.eq_ignore_ascii_case(b"token") || scheme.eq_ignore_ascii_case(b"bearer")) || key.is_empty() {
@@ -242,15 +242,15 @@ pub(crate) fn cut_method(method: &Method) -> Method {
 /// # Errors
 /// If its grants or its scope do not cover it.
 pub fn authorize(caller: &Caller, matched: &MatchedOperation<'_, '_>) -> Result<(), Refusal> {
-    granted(caller.may(matched.index), matched.operation)?;
-    in_scope(&caller.config.organizations, matched.operation, matched.organization)
+    check_grant(caller.may_use(matched.index), matched.operation)?;
+    check_scope(&caller.config.organizations, matched.operation, matched.organization)
 }
 
-fn granted(is_granted: bool, row: &Operation) -> Result<(), Refusal> {
+fn check_grant(is_granted: bool, row: &Operation) -> Result<(), Refusal> {
     if is_granted { Ok(()) } else { Err(Refusal::NotGranted { grant: row.grant.to_string() }) }
 }
 
-fn in_scope(scope: &Scope, row: &Operation, organization: Option<u64>) -> Result<(), Refusal> {
+fn check_scope(scope: &Scope, row: &Operation, organization: Option<u64>) -> Result<(), Refusal> {
     match organization {
         Some(organization) if scope.covers(organization) => Ok(()),
         Some(organization) => Err(Refusal::OutOfScope { organization }),
@@ -268,7 +268,7 @@ pub fn admit(caller: &Caller, limits: &Limits) -> Result<(HeldShare, Remaining),
         .state
         .admit()
         .map_err(|fast| (Refusal::TooFast { retry_after: fast.retry_after }, Some(fast.remaining)))?;
-    let under_way = place(caller, limits).map_err(|refusal| (refusal, Some(remaining)))?;
+    let under_way = count_under_way(caller, limits).map_err(|refusal| (refusal, Some(remaining)))?;
     Ok((under_way, remaining))
 }
 
@@ -276,10 +276,10 @@ pub fn admit(caller: &Caller, limits: &Limits) -> Result<(HeldShare, Remaining),
 ///
 /// # Errors
 /// If the caller, or all callers together, have reached the limit.
-pub fn place(caller: &Caller, limits: &Limits) -> Result<HeldShare, Refusal> {
+pub fn count_under_way(caller: &Caller, limits: &Limits) -> Result<HeldShare, Refusal> {
     let most = limits.in_flight_per_caller;
-    caller.state.enter(most).map_err(|short| match short {
-        Shortage::Most => Refusal::TooMany { most },
+    caller.state.count_under_way(most).map_err(|short| match short {
+        Shortage::HolderMax => Refusal::TooMany { most },
         Shortage::Share => Refusal::Short { of: SharedKind::Requests, short },
         Shortage::All => Refusal::Busy,
     })

@@ -287,7 +287,7 @@ fn check_segment(segment: &str) -> Result<(), Ambiguity> {
     let escaped = segment.contains('%');
     while let Some(byte) = bytes.next() {
         let value = match byte {
-            b'%' => escape(&mut bytes)?,
+            b'%' => decode_escape(&mut bytes)?,
             0x80.. => return Err(Ambiguity::PathNotAscii),
             FRAGMENT => return Err(Ambiguity::Fragment("path")),
             b'"' | b'<' | b'>' | b'\\' | b'`' | b'{' | b'|' | b'}' | b';' | 0..=0x20 | 0x7f => {
@@ -310,7 +310,7 @@ fn check_segment(segment: &str) -> Result<(), Ambiguity> {
 }
 
 /// Decodes an escape, taking its two digits from `bytes`.
-fn escape(bytes: &mut impl Iterator<Item = u8>) -> Result<u8, Ambiguity> {
+fn decode_escape(bytes: &mut impl Iterator<Item = u8>) -> Result<u8, Ambiguity> {
     let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16)).and_then(|n| u8::try_from(n).ok());
     match (digit(), digit()) {
         (Some(high), Some(low)) => Ok(high << 4 | low),
@@ -338,7 +338,7 @@ fn component(raw: &str) -> Result<Cow<'_, str>, Ambiguity> {
     let mut bytes = raw.bytes();
     while let Some(byte) = bytes.next() {
         match byte {
-            b'%' => match escape(&mut bytes)? {
+            b'%' => match decode_escape(&mut bytes)? {
                 0 => return Err(Ambiguity::QueryNul),
                 value => push_escaped(&mut out, value, is_unreserved(value) || matches!(value, b'[' | b']' | b'$')),
             },

@@ -26,7 +26,7 @@ use crate::shares::HeldShare;
 use crate::vocabulary::Answer;
 
 /// How long to wait for a fetch queued under another caller's name before also waiting for a turn of one's own.
-const QUEUED_FOR_ANOTHER: Duration = Duration::from_millis(50);
+const OWN_TURN_DELAY: Duration = Duration::from_millis(50);
 
 /// Steps 8 to 12 of a read that needs the upstream.
 ///
@@ -41,12 +41,12 @@ pub(crate) async fn fetch(
     let request = Arc::new(request);
     let page = plan.page.clone();
     let reply = match fetch_or_join(gateway, recorder, &request, &plan).await {
-        Ok(fetched) if fails(fetched.body.status()) && stale_will_do(gateway, &plan) => {
-            stale(&plan, Some(fetched.body.status()), fetched.facts)
+        Ok(fetched) if is_failure(fetched.body.status()) && may_serve_stale(gateway, &plan) => {
+            stale_reply(&plan, Some(fetched.body.status()), fetched.facts)
         }
         Ok(fetched) => Ok(fetched),
-        Err(refusal) if refusal.row().stale_may_answer && stale_will_do(gateway, &plan) => {
-            stale(&plan, None, ForwardFacts::default())
+        Err(refusal) if refusal.row().stale_may_answer && may_serve_stale(gateway, &plan) => {
+            stale_reply(&plan, None, ForwardFacts::default())
         }
         Err(refusal) => Err(refusal),
     }?;
@@ -63,23 +63,25 @@ async fn fetch_or_join(
     plan: &FetchPlan,
 ) -> Result<Reply, Refusal> {
     let late = Refusal::Late;
-    if !plan.together {
-        let alone =
-            tokio::time::timeout(request.left(&gateway.clock), run_fetch(gateway.clone(), request.clone(), None, None))
-                .await;
+    if !plan.may_share {
+        let alone = tokio::time::timeout(
+            request.time_left(&gateway.clock),
+            run_fetch(gateway.clone(), request.clone(), None, None),
+        )
+        .await;
         return Ok(reply(request, plan, alone.map_err(|_| late)??, false));
     }
     let (mut own_turn, mut permit) = (false, None);
-    let mut place = recorder.hand_over_slot();
+    let mut under_way = recorder.hand_over_share();
     loop {
         let fence_set = gateway.cache.fence_set(&tags::stored(&request.row, &request.parameters));
         let join_request =
             JoinRequest { caller: request.caller(), group: plan.group, since: plan.since, ready: permit.is_some() };
         let fetch = {
             let (gateway, request, key) = (gateway.clone(), request.clone(), plan.key.clone());
-            let (permit, place) = (permit.take(), place.take());
+            let (permit, under_way) = (permit.take(), under_way.take());
             move |handle| async move {
-                let _place = place;
+                let _under_way = under_way;
                 run_fetch(gateway, request, permit, Some((key, handle))).await
             }
         };
@@ -90,35 +92,35 @@ async fn fetch_or_join(
         };
         let collapsed = waiter.collapsed();
         // While joined, a request is not counted as under way; `limits.joined` bounds how many can wait like this.
-        let _joined = if collapsed { Some(joined(request)?) } else { None };
-        match tokio::time::timeout(request.left(&gateway.clock), wait_for_fetch(gateway, request, waiter)).await {
+        let _joined = if collapsed { Some(count_joined(request)?) } else { None };
+        match tokio::time::timeout(request.time_left(&gateway.clock), wait_for_fetch(gateway, request, waiter)).await {
             Err(_) => return Err(late),
-            Ok(FetchWait::Turn(own)) => (permit, place) = (Some(own.permit), Some(own.place)),
-            Ok(FetchWait::Over(Ok(Ok(fetched)))) => {
+            Ok(FetchWait::Turn(own)) => (permit, under_way) = (Some(own.permit), Some(own.under_way)),
+            Ok(FetchWait::Ended(Ok(Ok(fetched)))) => {
                 if collapsed {
-                    gateway.quota.saved(request.bucket, request.caller());
+                    gateway.quota.count_saved(request.bucket, request.caller());
                 }
                 return Ok(reply(request, plan, fetched, collapsed));
             }
             // A failure that concerns only the other request: try once more, with a turn of one's own.
-            Ok(FetchWait::Over(over)) if collapsed && !own_turn && concerns_its_owner(&over) => {
-                (own_turn, place) = (true, Some(steps::place(&request.caller, request.policy.limits())?));
+            Ok(FetchWait::Ended(result)) if collapsed && !own_turn && is_owners_failure(&result) => {
+                (own_turn, under_way) = (true, Some(steps::count_under_way(&request.caller, request.policy.limits())?));
             }
-            Ok(FetchWait::Over(Ok(Err(refusal)))) => return Err(refusal),
-            Ok(FetchWait::Over(Err(FetchLost))) => return Err(Refusal::Internal),
+            Ok(FetchWait::Ended(Ok(Err(refusal)))) => return Err(refusal),
+            Ok(FetchWait::Ended(Err(FetchLost))) => return Err(Refusal::Internal),
         }
     }
 }
 
 /// Counts a request as joined to another request's fetch.
-fn joined(request: &AuthorizedRequest) -> Result<HeldShare, Refusal> {
-    let joined = request.caller.state.holds.joined.take(1);
+fn count_joined(request: &AuthorizedRequest) -> Result<HeldShare, Refusal> {
+    let joined = request.caller.state.share_holders.joined.take(1);
     joined.map_err(|short| Refusal::Short { of: SharedKind::Joined, short })
 }
 
 /// Did the fetch fail for a reason that concerns only the request that started it?
-fn concerns_its_owner(over: &Result<Result<Reply, Refusal>, FetchLost>) -> bool {
-    match over {
+fn is_owners_failure(result: &Result<Result<Reply, Refusal>, FetchLost>) -> bool {
+    match result {
         Ok(Ok(_)) => false,
         Ok(Err(refusal)) => refusal.row().is_own,
         Err(FetchLost) => true,
@@ -127,7 +129,7 @@ fn concerns_its_owner(over: &Result<Result<Reply, Refusal>, FetchLost>) -> bool 
 
 enum FetchWait {
     /// The shared fetch ended.
-    Over(Result<Result<Reply, Refusal>, FetchLost>),
+    Ended(Result<Result<Reply, Refusal>, FetchLost>),
     /// This request got a turn of its own, while the shared fetch is still queued under another caller's name.
     Turn(Box<OwnTurn>),
 }
@@ -136,7 +138,7 @@ enum FetchWait {
 struct OwnTurn {
     permit: ForwardPermit,
     /// Counts it as under way.
-    place: HeldShare,
+    under_way: HeldShare,
 }
 
 /// Waits for a shared fetch. If the fetch is queued under another caller's name, where many requests may be ahead of it, this also waits
@@ -147,20 +149,20 @@ async fn wait_for_fetch(
     mut waiter: FetchWaiter<Result<Reply, Refusal>>,
 ) -> FetchWait {
     if !waiter.collapsed() {
-        return FetchWait::Over(waiter.await);
+        return FetchWait::Ended(waiter.await);
     }
-    if let Ok(over) = tokio::time::timeout(QUEUED_FOR_ANOTHER, &mut waiter).await {
-        return FetchWait::Over(over);
+    if let Ok(result) = tokio::time::timeout(OWN_TURN_DELAY, &mut waiter).await {
+        return FetchWait::Ended(result);
     }
     if !waiter.is_queued_for_another(request.caller()) {
-        return FetchWait::Over(waiter.await);
+        return FetchWait::Ended(waiter.await);
     }
     let own_turn = async {
-        let place = steps::place(&request.caller, request.policy.limits()).ok()?;
-        Some(OwnTurn { permit: forward_permit_with_connection(gateway, request).await.ok()?, place })
+        let under_way = steps::count_under_way(&request.caller, request.policy.limits()).ok()?;
+        Some(OwnTurn { permit: forward_permit_with_connection(gateway, request).await.ok()?, under_way })
     };
     tokio::select! {
-        over = &mut waiter => FetchWait::Over(over),
+        result = &mut waiter => FetchWait::Ended(result),
         Some(own) = own_turn => FetchWait::Turn(Box::new(own)),
     }
 }
@@ -168,7 +170,7 @@ async fn wait_for_fetch(
 /// Refreshes an entry that is still in demand before it becomes stale. Nobody waits for this fetch and it takes nothing from others: it
 /// uses only spare quota, runs only while most connections are free, and few run at once.
 pub(crate) fn fetch_ahead(gateway: &Arc<Gateway>, request: AuthorizedRequest, plan: &FetchPlan) {
-    let Ok(turn) = gateway.ahead.clone().try_acquire_owned() else { return };
+    let Ok(turn) = gateway.refresh_permits.clone().try_acquire_owned() else { return };
     let fence_set = gateway.cache.fence_set(&tags::stored(&request.row, &request.parameters));
     let caller = request.caller().clone();
     let fetch = {
@@ -181,8 +183,8 @@ pub(crate) fn fetch_ahead(gateway: &Arc<Gateway>, request: AuthorizedRequest, pl
         }
     };
     let join_request = JoinRequest { caller: &caller, group: plan.group, since: None, ready: false };
-    let flown = gateway.shared_fetches.join_or_start(&gateway.tasks, &plan.key, fence_set, &join_request, fetch);
-    if let Some(waiter) = flown.filter(|waiter| !waiter.collapsed()) {
+    let joined = gateway.shared_fetches.join_or_start(&gateway.tasks, &plan.key, fence_set, &join_request, fetch);
+    if let Some(waiter) = joined.filter(|waiter| !waiter.collapsed()) {
         // Someone must wait, or the shared fetch is cancelled. The result does not matter.
         gateway.tasks.spawn(async move { drop(waiter.await) });
     }
@@ -210,8 +212,8 @@ async fn forward_and_store(
     fill: Option<(Arc<str>, FetchHandle)>,
 ) -> Result<Reply, Refusal> {
     let is_shared = fill.is_some();
-    let begins = || fill.iter().for_each(|(_, handle)| drop(handle.mark_sent()));
-    let Forwarded { ending, facts, .. } = forward(&gateway, &request, permit, begins).await;
+    let on_start = || fill.iter().for_each(|(_, handle)| drop(handle.mark_sent()));
+    let Forwarded { ending, facts, .. } = forward(&gateway, &request, permit, on_start).await;
     let fill = fill.map(|(key, handle)| (key, handle.mark_sent()));
     let answered = read_answer(ending?)?;
     let stored = fill.and_then(|(key, stamp)| {
@@ -236,33 +238,33 @@ async fn forward_and_store(
     Ok(Reply {
         body: stored.map_or_else(|| pass(answered), ReplyBody::Entry),
         cache: None,
-        how: if is_shared { Answer::Miss } else { Answer::Forwarded },
+        answer: if is_shared { Answer::Miss } else { Answer::Forwarded },
         filled_by: Some(request.id),
         facts,
-        validated: request.row.cache.is_some(),
+        may_be_not_modified: request.row.cache.is_some(),
     })
 }
 
 /// Does this answer count as a failure of the upstream (`docs/decisions/stale-answers.md`)?
-fn fails(status: StatusCode) -> bool {
+fn is_failure(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-fn stale_will_do(gateway: &Gateway, plan: &FetchPlan) -> bool {
-    plan.fallback.as_ref().is_some_and(|entry| entry.usable(gateway.clock.now()))
+fn may_serve_stale(gateway: &Gateway, plan: &FetchPlan) -> bool {
+    plan.fallback.as_ref().is_some_and(|entry| entry.is_usable(gateway.clock.now()))
 }
 
-fn stale(plan: &FetchPlan, status: Option<StatusCode>, facts: ForwardFacts) -> Result<Reply, Refusal> {
+fn stale_reply(plan: &FetchPlan, status: Option<StatusCode>, facts: ForwardFacts) -> Result<Reply, Refusal> {
     let entry = plan.fallback.clone().ok_or(Refusal::Internal)?;
     let cache = CacheStatus::Forward { why: plan.why, status, stored: false, collapsed: false };
     let filled_by = Some(entry.filled_by);
     Ok(Reply {
         body: ReplyBody::Entry(entry),
         cache: Some(cache),
-        how: Answer::Stale,
+        answer: Answer::Stale,
         filled_by,
         facts,
-        validated: true,
+        may_be_not_modified: true,
     })
 }
 

@@ -17,7 +17,7 @@ impl JsonMembers<'_> {
     }
 
     /// Writes the object with the values that `spell` returns; `None` leaves a member out.
-    pub(crate) fn spelled<'s>(&'s self, spell: impl Fn(&str, &'s RawValue) -> Option<Cow<'s, str>>) -> String {
+    pub(crate) fn render_with<'s>(&'s self, spell: impl Fn(&str, &'s RawValue) -> Option<Cow<'s, str>>) -> String {
         let mut out = String::from("{");
         for (name, value) in &self.0 {
             let Some(value) = spell(name, value) else { continue };
@@ -33,8 +33,8 @@ impl JsonMembers<'_> {
     }
 
     /// Writes the object with only the members to keep.
-    pub(crate) fn only(&self, keep: impl Fn(&str) -> bool) -> String {
-        self.spelled(|name, value| keep(name).then(|| value.get().into()))
+    pub(crate) fn render_only(&self, keep: impl Fn(&str) -> bool) -> String {
+        self.render_with(|name, value| keep(name).then(|| value.get().into()))
     }
 }
 

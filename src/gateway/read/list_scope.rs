@@ -51,7 +51,7 @@ impl ListPage {
         let mut columns: Vec<&str> = self.columns.iter().map(String::as_str).collect();
         if !columns.is_empty() && !columns.contains(&"*") {
             columns.push("id");
-            columns.extend(self.sorted_here());
+            columns.extend(self.gateway_sort_column());
         }
         columns.sort_unstable();
         columns.dedup();
@@ -61,7 +61,7 @@ impl ListPage {
             push_pair(&mut query, COLUMNS, Some(if column == "*" { "*" } else { &escaped }));
         }
         push_pair(&mut query, "pg[limit]", Some(&WHOLE_LIMIT.to_string()));
-        if let Some(by) = self.sorted_upstream() {
+        if let Some(by) = self.upstream_sort_column() {
             push_pair(&mut query, "pg[sortBy]", Some(&escaped(by)));
             push_pair(&mut query, "pg[sortDir]", self.descending.then_some("desc").or(Some("asc")));
         }
@@ -69,7 +69,7 @@ impl ListPage {
     }
 
     /// The column that the gateway sorts by; without one, the list keeps the upstream's order.
-    fn sorted_here(&self) -> Option<&'static str> {
+    fn gateway_sort_column(&self) -> Option<&'static str> {
         match (self.sort_by.as_deref(), self.descending) {
             (Some("id"), _) => Some("id"),
             (Some("name"), _) | (None, true) => Some("name"),
@@ -79,7 +79,7 @@ impl ListPage {
 
     /// The column that the upstream sorts by: any other one, because the default columns may not include it, and only the upstream knows
     /// whether it exists.
-    fn sorted_upstream(&self) -> Option<&str> {
+    fn upstream_sort_column(&self) -> Option<&str> {
         self.sort_by.as_deref().filter(|by| !["id", "name"].contains(by))
     }
 
@@ -88,7 +88,7 @@ impl ListPage {
     ///
     /// # Errors
     /// The reason, if the list cannot be narrowed; then none of it may be shown.
-    pub(crate) fn cut(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
+    pub(crate) fn cut_page(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
         let whole: JsonMembers<'_> = serde_json::from_slice(list).map_err(|_| "it is not a JSON object")?;
         let rows = whole.get(array).ok_or("it has no array of organizations")?;
         let rows: Vec<JsonMembers<'_>> =
@@ -112,7 +112,7 @@ impl ListPage {
             .iter()
             .skip(self.offset)
             .take(self.limit)
-            .map(|row| row.only(|name| !is_added(name, self) || !strip(name)))
+            .map(|row| row.render_only(|name| !is_added(name, self) || !strip(name)))
             .collect();
         Ok(self.render(&whole, array, &page))
     }
@@ -139,9 +139,9 @@ impl ListPage {
     }
 
     fn render(&self, whole: &JsonMembers<'_>, array: &str, page: &[String]) -> Vec<u8> {
-        let spelled = whole.spelled(|name, value| match name {
+        let spelled = whole.render_with(|name, value| match name {
             _ if name == array => Some(format!("[{}]", page.join(",")).into()),
-            "pg" => Some(self.echo(value).into()),
+            "pg" => Some(self.page_member(value).into()),
             // Drop all other members: they may be about organizations that the caller may not see.
             _ => None,
         });
@@ -149,9 +149,9 @@ impl ListPage {
     }
 
     /// The upstream's `pg` member with the caller's values. It contains no count that includes organizations the caller may not see.
-    fn echo(&self, whole: &RawValue) -> String {
+    fn page_member(&self, whole: &RawValue) -> String {
         let Ok(whole) = serde_json::from_str::<JsonMembers<'_>>(whole.get()) else { return "{}".to_owned() };
-        whole.spelled(|name, value| match name {
+        whole.render_with(|name, value| match name {
             "sortBy" => Some(Value::from(self.sort_by.as_deref().unwrap_or("name")).to_string().into()),
             "sortDir" => Some(Value::from(if self.descending { "desc" } else { "asc" }).to_string().into()),
             "limit" => Some(self.limit.to_string().into()),
@@ -174,7 +174,7 @@ fn named(pair: &QueryPair<'_>) -> Option<String> {
 
 /// Columns that the gateway may have added to the query.
 fn is_added(name: &str, page: &ListPage) -> bool {
-    name == "id" || page.sorted_here() == Some(name)
+    name == "id" || page.gateway_sort_column() == Some(name)
 }
 
 /// Sorts numbers by value, text first without and then with regard to case, other values by their JSON text, and missing values last.
@@ -218,7 +218,7 @@ pub(crate) fn narrow(scope: &Scope, array: Option<&str>, page: &ListPage, mut re
     if status != StatusCode::OK {
         return Ok(reply);
     }
-    let body = page.cut(whole, array.unwrap_or_default(), scope).map_err(|why| Refusal::NotNarrowable { why })?;
+    let body = page.cut_page(whole, array.unwrap_or_default(), scope).map_err(|why| Refusal::NotNarrowable { why })?;
     let body = Bytes::from(body);
     let (headers, etag) = (headers.clone(), Some(strong_etag(&HeaderMap::new(), &body)));
     let age = reply.body.entry().cloned();
@@ -239,7 +239,7 @@ mod tests {
     const LIST: &str = r#"{"organizations":[{"id":5,"name":"b","license":{"operations":800000000000}},{"id":6,"name":"A"},{"id":7,"name":"c"}],"pg":{"sortBy":"name","sortDir":"asc","limit":10000,"offset":0,"totalCount":3}}"#;
 
     fn cut(query: &str, ids: &[u64]) -> String {
-        String::from_utf8(page(query).cut(LIST.as_bytes(), "organizations", &Scope::Only(ids.to_vec())).unwrap())
+        String::from_utf8(page(query).cut_page(LIST.as_bytes(), "organizations", &Scope::Only(ids.to_vec())).unwrap())
             .unwrap()
     }
 
@@ -284,6 +284,6 @@ mod tests {
     #[test]
     fn a_list_without_ids_shows_nothing() {
         let list = br#"{"organizations":[{"name":"b"}]}"#;
-        assert!(page("").cut(list, "organizations", &Scope::Only(vec![5])).is_err());
+        assert!(page("").cut_page(list, "organizations", &Scope::Only(vec![5])).is_err());
     }
 }

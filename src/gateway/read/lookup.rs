@@ -23,7 +23,7 @@ pub(crate) struct FetchPlan {
     /// Path and query that go upstream.
     pub(crate) target: String,
     /// May it be shared with other requests and stored?
-    pub(crate) together: bool,
+    pub(crate) may_share: bool,
     pub(crate) group: JoinGroup,
     /// Only a fetch that starts at this instant or later is fresh enough.
     pub(crate) since: Option<Instant>,
@@ -66,10 +66,10 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
     let stored = read.policy.store_policy(read.matched.index).is_some()
         && (read.plan.keyed || page.is_some())
         && !read.headers.contains_key(IF_MATCH);
-    let alone = |why, page| FetchPlan {
+    let unshared = |why, page| FetchPlan {
         key: Arc::from(&*key),
         target: target.clone().into_owned(),
-        together: false,
+        may_share: false,
         group: JoinGroup::Normal,
         since: None,
         why,
@@ -80,20 +80,20 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
         return if request_directives.only_if_cached {
             Err(Refusal::NotCached)
         } else {
-            Ok(LookupResult::Fetch(alone(ForwardReason::Bypass, page)))
+            Ok(LookupResult::Fetch(unshared(ForwardReason::Bypass, page)))
         };
     }
     if read.plan.refresh {
         let mut fetch_plan = FetchPlan {
-            together: true,
+            may_share: true,
             group: JoinGroup::Wait,
             since: Some(now),
-            ..alone(ForwardReason::Request, page)
+            ..unshared(ForwardReason::Request, page)
         };
         if request_directives.only_if_cached {
             return Err(Refusal::NotCached);
         }
-        fetch_plan.together = !request_directives.no_store;
+        fetch_plan.may_share = !request_directives.no_store;
         return Ok(LookupResult::Fetch(fetch_plan));
     }
     let found = entry_for(gateway, read, &key, &request_directives, now);
@@ -101,18 +101,18 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
     match found {
         Lookup::Hit(entry) => {
             let ttl = entry.ttl(now);
-            let how = if ttl < 0 { Answer::Stale } else { Answer::Hit };
+            let answer = if ttl < 0 { Answer::Stale } else { Answer::Hit };
             let filled_by = Some(entry.filled_by);
             let cache = Some(CacheStatus::Hit { ttl });
-            let ahead = (read.policy.config.cache.refresh_ahead && entry.goes_ahead(now))
-                .then(|| Box::new(FetchPlan { together: true, ..alone(ForwardReason::Request, None) }));
+            let ahead = (read.policy.config.cache.refresh_ahead && entry.claim_refresh_ahead(now))
+                .then(|| Box::new(FetchPlan { may_share: true, ..unshared(ForwardReason::Request, None) }));
             let reply = Reply {
                 body: ReplyBody::Entry(entry),
                 cache,
-                how,
+                answer,
                 filled_by,
                 facts: ForwardFacts::default(),
-                validated: true,
+                may_be_not_modified: true,
             };
             let reply = match &page {
                 Some(page) => narrow(scope, array, page, reply)?,
@@ -121,9 +121,9 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
             Ok(LookupResult::Answer { reply, ahead })
         }
         Lookup::Fetch { why, fallback, since } => {
-            Ok(LookupResult::Fetch(FetchPlan { together: true, since, fallback, ..alone(why, page) }))
+            Ok(LookupResult::Fetch(FetchPlan { may_share: true, since, fallback, ..unshared(why, page) }))
         }
-        Lookup::Bypass => Ok(LookupResult::Fetch(alone(ForwardReason::Bypass, page))),
+        Lookup::Bypass => Ok(LookupResult::Fetch(unshared(ForwardReason::Bypass, page))),
         Lookup::NotHeld => Err(Refusal::NotCached),
     }
 }

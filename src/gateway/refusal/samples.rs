@@ -46,7 +46,7 @@ fn of_callers() -> Vec<Refusal> {
 fn of_bounds() -> Vec<Refusal> {
     let retry_after = Duration::from_secs(5);
     let outlook = QuotaOutlook {
-        lack: WaitsFor::Kept,
+        waits_for: WaitsFor::Kept,
         after: retry_after,
         free: 25,
         spent: 35,

@@ -21,35 +21,35 @@ pub(super) const fn row(of: SharedKind) -> RefusalRow {
 
 pub(super) const fn detail(of: SharedKind, short: Shortage) -> &'static str {
     match (of, short) {
-        (SharedKind::Requests, Shortage::Most | Shortage::Share) => {
+        (SharedKind::Requests, Shortage::HolderMax | Shortage::Share) => {
             "This caller has used its share of `limits.in_flight`, and the rest is reserved for others: wait for some of its requests to finish."
         }
         (SharedKind::Requests, Shortage::All) => {
             "Other callers are using all of `limits.in_flight`: try again shortly."
         }
-        (SharedKind::Joined, Shortage::Most | Shortage::Share) => {
+        (SharedKind::Joined, Shortage::HolderMax | Shortage::Share) => {
             "This caller has used its share of `limits.joined`, with requests that wait for what others fetch, and the rest is reserved for others: wait for some of its requests to finish."
         }
         (SharedKind::Joined, Shortage::All) => "Other callers are using all of `limits.joined`: try again shortly.",
-        (SharedKind::Connections, Shortage::Most | Shortage::Share) => {
+        (SharedKind::Connections, Shortage::HolderMax | Shortage::Share) => {
             "This caller has used its share of `limits.connections`, each with a request under way, and the rest is reserved for others: send more requests over each connection, or wait for some to finish. This connection is closed."
         }
         (SharedKind::Connections, Shortage::All) => {
             "Other callers are using all of `limits.connections`: try again shortly. This connection is closed."
         }
-        (SharedKind::Bodies, Shortage::Most | Shortage::Share) => {
+        (SharedKind::Bodies, Shortage::HolderMax | Shortage::Share) => {
             "The bodies of this caller's requests use up its share of `limits.bodies_bytes`, and the rest is reserved for others: wait for some of its requests to finish. Nothing was forwarded."
         }
         (SharedKind::Bodies, Shortage::All) => {
             "The bodies of other callers' requests use all of `limits.bodies_bytes`: try again shortly. Nothing was forwarded."
         }
-        (SharedKind::Answers, Shortage::Most | Shortage::Share) => {
+        (SharedKind::Answers, Shortage::HolderMax | Shortage::Share) => {
             "The answers to this caller use up its share of `limits.answers_bytes`, and the rest is reserved for others: read the answers that are under way, or wait for some of its requests to finish."
         }
         (SharedKind::Answers, Shortage::All) => {
             "The answers to other callers use all of `limits.answers_bytes`: try again shortly."
         }
-        (SharedKind::Records, Shortage::Most | Shortage::Share) => {
+        (SharedKind::Records, Shortage::HolderMax | Shortage::Share) => {
             "Records of this caller's requests use up its share of `audit.buffer_bytes`, and the rest is reserved for others: wait until some of them are on disk."
         }
         (SharedKind::Records, Shortage::All) => {

@@ -40,8 +40,8 @@ impl WriteIdentity {
     ///
     /// # Errors
     /// If it is refused.
-    pub(crate) fn held(&self, gateway: &Gateway, request: &AuthorizedRequest) -> Result<(), Refusal> {
-        let equal = || gateway.log.doubts().held(&request.caller.config.name, self.write);
+    pub(crate) fn refuse_if_in_doubt(&self, gateway: &Gateway, request: &AuthorizedRequest) -> Result<(), Refusal> {
+        let equal = || gateway.log.doubts().find_equal(&request.caller.config.name, self.write);
         match self.claim.is_none().then(equal).flatten() {
             Some(first) => Err(Refusal::HeldInDoubt { first }),
             None => Ok(()),
@@ -64,10 +64,10 @@ pub(crate) async fn find_earlier_write(
     let write = gateway.log.fingerprint(&parts);
     let Some(key) = key(headers)? else {
         let identity = WriteIdentity { write, claim: None };
-        return identity.held(gateway, request).map(|()| EarlierWrite::New(identity));
+        return identity.refuse_if_in_doubt(gateway, request).map(|()| EarlierWrite::New(identity));
     };
     let key = gateway.log.fingerprint(&[b"idempotency", caller, key]);
-    let in_doubt = || match gateway.log.doubts().keyed(key) {
+    let in_doubt = || match gateway.log.doubts().find_by_key(key) {
         Some(first) => Err(Refusal::KeyInDoubt { first }),
         None => Ok(()),
     };
@@ -121,10 +121,10 @@ fn replay(first: RequestId, ended: WriteEnd) -> Result<EarlierWrite, Refusal> {
     let reply = Reply {
         body: ReplyBody::Passed(Arc::new(PassedAnswer { status, headers, body, etag: None, is_counted: false })),
         cache: None,
-        how: Answer::Replayed,
+        answer: Answer::Replayed,
         filled_by: Some(first),
         facts: ForwardFacts::default(),
-        validated: false,
+        may_be_not_modified: false,
     };
     Ok(EarlierWrite::Replayed(outcome, reply))
 }

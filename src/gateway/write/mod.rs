@@ -23,7 +23,7 @@ use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer};
 use crate::gateway::state::Gateway;
 use crate::gateway::tags;
 use crate::idempotency::KeyClaim;
-use crate::process_log::EACH;
+use crate::process_log::ALWAYS;
 use crate::upstream::{AttemptError, ProxyError};
 use crate::vocabulary::{Answer, Outcome};
 use order::WriteTurn;
@@ -65,16 +65,16 @@ pub(crate) async fn write(
         Box::pin(precondition.check(gateway, recorder, &request)).await?;
     }
     let permit = forward_permit(gateway, &request).await?; // before the intent: a crash while queued must not leave an unsent write in doubt
-    identity.held(gateway, &request)?; // an identical write may have ended in doubt meanwhile
+    identity.refuse_if_in_doubt(gateway, &request)?; // an identical write may have ended in doubt meanwhile
     recorder.record().fields = recorded_fields(&request.row, &request.outgoing.body).map(Cow::Owned);
     let request = Arc::new(request);
-    let (account_for, place) = (recorder.hand_over(), recorder.hand_over_slot());
-    let task = carry_out(gateway.clone(), request.clone(), account_for, identity, permit, order);
+    let (recording, under_way) = (recorder.hand_over(), recorder.hand_over_share());
+    let task = carry_out(gateway.clone(), request.clone(), recording, identity, permit, order);
     let task = gateway.tasks.spawn(async move {
-        let _place = place;
+        let _under_way = under_way;
         task.await
     });
-    match tokio::time::timeout(request.left(&gateway.clock), task).await {
+    match tokio::time::timeout(request.time_left(&gateway.clock), task).await {
         Ok(Ok((reply, outcome))) => {
             recorder.outcome = outcome;
             reply
@@ -100,7 +100,7 @@ pub(crate) async fn write(
 async fn carry_out(
     gateway: Arc<Gateway>,
     request: Arc<AuthorizedRequest>,
-    (record, room, _name): (Record<'static>, Option<RecordRoom>, HeldRequestId),
+    (record, room, _held_id): (Record<'static>, Option<RecordRoom>, HeldRequestId),
     identity: WriteIdentity,
     permit: ForwardPermit,
     order: Option<WriteTurn>,
@@ -111,7 +111,7 @@ async fn carry_out(
             let refusal = Refusal::CannotRecord;
             if let Some(room) = room.filter(|_| !cannot.is_recorded()) {
                 let mut record = record;
-                refused(&mut record, &request, &refusal);
+                fill_refusal(&mut record, &request, &refusal);
                 room.fill(record);
             }
             return (Err(refusal), None);
@@ -135,10 +135,10 @@ async fn carry_out(
             stored: false,
             collapsed: false,
         }),
-        how: Answer::Forwarded,
+        answer: Answer::Forwarded,
         filled_by: None,
         facts,
-        validated: false,
+        may_be_not_modified: false,
     });
     open.settle(outcome, &reply, &facts).await;
     (reply, Some(outcome))
@@ -182,7 +182,7 @@ fn fence(gateway: &Gateway, request: &AuthorizedRequest, ambiguous: bool, answer
     gateway.cache.raise(&tags::invalidated(&request.row, &request.parameters, answer), after);
 }
 
-fn refused(record: &mut Record<'_>, request: &AuthorizedRequest, refusal: &Refusal) {
+fn fill_refusal(record: &mut Record<'_>, request: &AuthorizedRequest, refusal: &Refusal) {
     let row = refusal.row();
     record.status = Some(row.status.as_u16());
     record.answer = Some(Answer::Refused);
@@ -210,23 +210,23 @@ impl IntendedWrite {
         let Some(mut record) = self.record.take() else { return };
         record.kind = Some(Kind::Outcome);
         record.time = self.gateway.clock.wall();
-        let told = reply.as_ref().map_err(Refusal::clone);
-        match told.and_then(|reply| self.request.still_allowed(&self.gateway).map(|()| reply)) {
+        let sent = reply.as_ref().map_err(Refusal::clone);
+        match sent.and_then(|reply| self.request.recheck_rights(&self.gateway).map(|()| reply)) {
             Ok(reply) => {
                 let (status, _, body) = reply.body.parts();
                 record.status = Some(status.as_u16());
-                record.answer = Some(reply.how);
+                record.answer = Some(reply.answer);
                 record.bytes = Some(body.len() as u64);
             }
-            Err(refusal) => refused(&mut record, &self.request, &refusal),
+            Err(refusal) => fill_refusal(&mut record, &self.request, &refusal),
         }
         record.outcome = Some(outcome);
-        recorder::fill(&mut record, facts);
+        recorder::fill_facts(&mut record, facts);
         record.duration_us = Some(recorder::micros(self.request.age(&self.gateway.clock)));
         match tokio::time::timeout(OUTCOME_WAIT, self.gateway.log.commit(record)).await {
             Ok(Ok(_)) => {}
             Ok(Err(cannot)) => {
-                tracing::error!(target: EACH, request = %self.request.id, %cannot, "an outcome could not be recorded: the write will be in doubt");
+                tracing::error!(target: ALWAYS, request = %self.request.id, %cannot, "an outcome could not be recorded: the write will be in doubt");
             }
             Err(_) => {
                 tracing::error!(request = %self.request.id, "an outcome is still waiting for the log's disk; its caller is answered now")

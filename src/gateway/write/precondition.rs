@@ -61,7 +61,7 @@ impl Precondition {
         let read = read_of(request, &read);
         let permit = forward_permit(gateway, &read).await?;
         let Forwarded { ending, facts, .. } = forward(gateway, &read, permit, || {}).await;
-        recorder::fill(recorder.record(), &facts);
+        recorder::fill_facts(recorder.record(), &facts);
         let answered = read_answer(ending?)?;
         match answered.status {
             StatusCode::OK => self.holds(&answered).map_err(|why| Refusal::PreconditionFailed { why }),

@@ -38,7 +38,7 @@ impl<S: Send + Sync> FromRequest<S> for PurgeRequest {
         match &*media_type(request.headers()) {
             "application/x-www-form-urlencoded" => {
                 let InTime(Form(form)) = InTime::<Form<PageQuery>>::from_request(request, state).await?;
-                let form = form.in_utf8()?;
+                let form = form.require_utf8()?;
                 let all = form.get("all").map(|all| all == "true");
                 Ok(Self { tag: form.get("tag").map(str::to_owned), all, is_form: true })
             }

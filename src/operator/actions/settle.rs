@@ -48,7 +48,7 @@ pub(in crate::operator) async fn settle(
     InTime(body): InTime<Bytes>,
 ) -> Result<Response, OperatorRefusal> {
     let request = request.ok().and_then(|Path(id)| RequestId::parse(id.as_bytes())).ok_or(OperatorRefusal::NoDoubt)?;
-    let intent = state.gateway.log.doubts().named(&request).ok_or(OperatorRefusal::NoDoubt)?;
+    let intent = state.gateway.log.doubts().find_by_request(&request).ok_or(OperatorRefusal::NoDoubt)?;
     let asked: SettleRequest = serde_json::from_slice(&body)
         .map_err(|error| OperatorRefusal::BadBody { why: format!("{error}: {EXPECTED}") })?;
     if asked.note.len() > NOTE_BYTES_MAX {

@@ -41,7 +41,7 @@ struct RecordsPage {
     records: Vec<Box<RawValue>>,
     next: Option<u64>,
     #[serde(skip)]
-    asked: PageQuery,
+    query: PageQuery,
     #[serde(skip)]
     choices: FormChoices,
 }
@@ -64,13 +64,13 @@ pub(crate) async fn audit(
     let filter = Filter::parse(view.query.iter(), state.gateway.clock.wall())?;
     let policy = state.gateway.policy();
     let choices = FormChoices {
-        callers: policy.members.iter().map(|member| member.config.name.clone()).collect(),
+        callers: policy.callers.iter().map(|caller| caller.config.name.clone()).collect(),
         operations: policy.catalogue().rows().iter().map(|row| row.id.clone()).collect(),
     };
     state.gateway.log.flush().await;
     let show = move |found: RecordPage| {
-        let asked = view.query.clone();
-        view.show(&RecordsPage { records: found.records, next: found.next, asked, choices })
+        let query = view.query.clone();
+        view.show(&RecordsPage { records: found.records, next: found.next, query, choices })
     };
     Ok(state.gateway.log.query_as(filter, show).await?)
 }
@@ -109,7 +109,7 @@ impl Page for RecordsPage {
             p.quiet { a href="/audit/head" { "The signed head" } " shows later that nothing was altered or taken out." }
             (html::table(&self.table(), "No record is like that. Take a filter away, or look further back."))
             @if let Some(next) = self.next {
-                p { a href={ "/audit" (self.asked.with("after", &next.to_string())) } { "Older records" } }
+                p { a href={ "/audit" (self.query.with("after", &next.to_string())) } { "Older records" } }
             }
         }
     }
@@ -138,7 +138,7 @@ impl RecordsPage {
     }
 
     fn select(&self, name: &str, choices: &[Arc<str>]) -> Markup {
-        let chosen = self.asked.get(name);
+        let chosen = self.query.get(name);
         html! {
             label {
                 (name)
@@ -154,7 +154,7 @@ impl RecordsPage {
     }
 
     fn input(&self, name: &str, example: &str) -> Markup {
-        let value = self.asked.get(name).unwrap_or_default();
+        let value = self.query.get(name).unwrap_or_default();
         html! { label { (name) input name=(name) value=(value) placeholder=(example) size=(example.len().max(6)); } }
     }
 }

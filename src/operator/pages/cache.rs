@@ -28,7 +28,7 @@ struct TagRow {
 
 /// What is in memory now.
 pub(crate) async fn cache(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
-    let (size, tags) = state.gateway.cache.census();
+    let (size, tags) = state.gateway.cache.count_by_tag();
     view.show(&CachePage { size, tags: tags.into_iter().map(|(tag, entries)| TagRow { tag, entries }).collect() })
 }
 

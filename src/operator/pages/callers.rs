@@ -60,13 +60,13 @@ pub(crate) async fn callers(State(state): State<Arc<OperatorState>>, view: PageV
 
 /// The same, for other pages.
 pub(crate) fn caller_rows(state: &OperatorState) -> Vec<CallerRow> {
-    state.gateway.policy().members.iter().map(|member| caller(member.as_ref())).collect()
+    state.gateway.policy().callers.iter().map(|caller| caller_row(caller.as_ref())).collect()
 }
 
-fn caller(member: &Caller) -> CallerRow {
-    let config = &member.config;
+fn caller_row(caller: &Caller) -> CallerRow {
+    let config = &caller.config;
     let (mut answers, mut operations) = (AnswerCounts::new(), BTreeMap::<Arc<str>, AnswerCounts>::new());
-    for (operation, source, count) in member.state.counts() {
+    for (operation, source, count) in caller.state.counts() {
         let id = operation.unwrap_or_else(|| Arc::from(""));
         *answers.entry(source.as_str()).or_default() += count;
         *operations.entry(id).or_default().entry(source.as_str()).or_default() += count;
@@ -84,17 +84,17 @@ fn caller(member: &Caller) -> CallerRow {
         rate: config.rate.to_string(),
         burst: config.burst,
         may_refresh: config.may_refresh,
-        keys: config.keys.iter().map(|hash| key(member, KeyId::of(hash))).collect(),
+        keys: config.keys.iter().map(|hash| key(caller, KeyId::of(hash))).collect(),
         requests: answers.values().sum(),
         refused: answers.get(Answer::Refused.as_str()).copied().unwrap_or(0),
-        under_way: member.state.under_way(),
+        under_way: caller.state.under_way(),
         answers,
         operations,
     }
 }
 
-fn key(member: &Caller, key: KeyId) -> CallerKeyRow {
-    let used_ms = member.state.last_used(key).load(Ordering::Relaxed);
+fn key(caller: &Caller, key: KeyId) -> CallerKeyRow {
+    let used_ms = caller.state.last_used(key).load(Ordering::Relaxed);
     let last_used = Timestamp::from_millisecond(used_ms).ok().filter(|_| used_ms > 0);
     CallerKeyRow { key: key.to_string(), last_used }
 }

@@ -23,7 +23,7 @@ struct ExplainPage {
     #[serde(flatten)]
     explanation: Option<Explanation>,
     #[serde(skip)]
-    asked: PageQuery,
+    query: PageQuery,
 }
 
 /// Explains what the query asks for.
@@ -35,7 +35,7 @@ pub(crate) async fn explain(
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
     let query = &view.query;
-    query.only(&PARAMETERS)?;
+    query.allow_only(&PARAMETERS)?;
     let [caller, method, target] = PARAMETERS.map(|name| query.get(name));
     let explanation = match (caller, method.or(Some("GET")), target) {
         (Some(caller), Some(method), Some(target)) => {
@@ -47,7 +47,7 @@ pub(crate) async fn explain(
             return Err(OperatorRefusal::BadParameter { why: why.to_owned() });
         }
     };
-    Ok(view.show(&ExplainPage { explanation, asked: query.clone() }))
+    Ok(view.show(&ExplainPage { explanation, query: query.clone() }))
 }
 
 impl Page for ExplainPage {
@@ -59,12 +59,12 @@ impl Page for ExplainPage {
     }
 
     fn html(&self) -> Markup {
-        let asked = |name: &str| self.asked.get(name).unwrap_or_default();
+        let parameter = |name: &str| self.query.get(name).unwrap_or_default();
         html! {
             form method="get" action="/explain" {
-                label { "caller" input name="caller" value=(asked("caller")) required; }
-                label { "method" input name="method" value=(asked("method")) placeholder="GET" size="8"; }
-                label { "target" input name="target" value=(asked("target")) placeholder="/api/v2/organizations" size="40" required; }
+                label { "caller" input name="caller" value=(parameter("caller")) required; }
+                label { "method" input name="method" value=(parameter("method")) placeholder="GET" size="8"; }
+                label { "target" input name="target" value=(parameter("target")) placeholder="/api/v2/organizations" size="40" required; }
                 button type="submit" { "Explain" }
             }
             @if let Some(explanation) = &self.explanation {

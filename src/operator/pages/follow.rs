@@ -27,8 +27,8 @@ pub(crate) async fn follow(
 ) -> Result<Response, OperatorRefusal> {
     let filter = Filter::parse(query.iter(), state.gateway.clock.wall())?;
     let turn = state.followers.clone().try_acquire_owned().map_err(|_| OperatorRefusal::TooManyFollowers)?;
-    peer.busy().is_endless();
-    let start = (state.gateway.log.follow(filter), [state.gateway.tasks.stopping(), state.key_replaced()], turn);
+    peer.busy().mark_endless();
+    let start = (state.gateway.log.follow(filter), [state.gateway.tasks.stop_token(), state.key_replaced()], turn);
     let lines = stream::unfold(start, |(mut follow, ends, turn)| async move {
         let [stopping, replaced] = &ends;
         let next = tokio::select! {

@@ -68,7 +68,7 @@ pub(crate) async fn overview(State(state): State<Arc<OperatorState>>, view: Page
         version: env!("CARGO_PKG_VERSION"),
         started: state.started,
         ready: state.gateway.is_ready(),
-        draining: gateway.draining(),
+        draining: gateway.is_draining(),
         upstream: gateway.upstream().breaker().status().as_str(),
         requests: answers.values().sum(),
         answers,
@@ -105,7 +105,7 @@ fn latency(durations: &DurationHistogram) -> Latency {
 }
 
 /// `≤ 2.5 ms`.
-fn spoken(bound_us: Option<u64>) -> String {
+fn latency_text(bound_us: Option<u64>) -> String {
     match bound_us {
         None => "–".to_owned(),
         Some(us) if us < 1000 => format!("≤ {us} µs"),
@@ -142,8 +142,8 @@ impl Page for OverviewPage {
         let figures = [
             ("Requests", self.requests.to_string()),
             ("Answered from memory", ratio),
-            ("Half are answered in", spoken(self.latency.p50_us)),
-            ("95 % in", spoken(self.latency.p95_us)),
+            ("Half are answered in", latency_text(self.latency.p50_us)),
+            ("95 % in", latency_text(self.latency.p95_us)),
             ("Under way", self.under_way.to_string()),
             ("In doubt", self.doubts.to_string()),
         ];
@@ -197,6 +197,6 @@ mod tests {
         (0..3).for_each(|_| durations.add(Duration::from_secs(100)));
         let told = latency(&durations);
         assert_eq!(told, Latency { samples: 100, p50_us: Some(100), p95_us: Some(100), p99_us: None });
-        assert_eq!(spoken(Some(2500)), "≤ 2.5 ms");
+        assert_eq!(latency_text(Some(2500)), "≤ 2.5 ms");
     }
 }

@@ -77,7 +77,7 @@ pub(crate) async fn proof(
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
     let query = &view.query;
-    query.only(&["seq", "from"])?;
+    query.allow_only(&["seq", "from"])?;
     let number = |name: &str, text: &str| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         let wrong = || OperatorRefusal::BadParameter { why: format!("{name} is a number: {name}=1, say") };

@@ -144,13 +144,13 @@ async fn a_failed_reload_is_told_and_the_old_configuration_stays() {
     assert_eq!((&before["file"], &before["reload"]["error"]), (&json!("/etc/makegate.toml"), &Value::Null));
     let rate = json!({"key": "caller.reader.rate", "value": "30/min", "origin": "/etc/makegate.toml:11"});
     assert!(before["settings"].as_array().unwrap().contains(&rate), "{before}");
-    world.state.reloaded(Err("makegate.toml:3:1: unknown key".to_owned()));
+    world.state.note_reload(Err("makegate.toml:3:1: unknown key".to_owned()));
     let after = world.get("/config.json").await.json();
     assert_eq!(after["reload"]["error"], "makegate.toml:3:1: unknown key");
     assert_eq!(after["settings"], before["settings"]);
     assert!(world.get("/metrics").await.body.contains("makegate_config_last_reload_successful 0\n"));
     assert_eq!(world.send("GET", "/readyz", &[], "").await.status, 200);
-    world.state.reloaded(Ok(config::Origins::default()));
+    world.state.note_reload(Ok(config::Origins::default()));
     assert_eq!(world.get("/config.json").await.json()["settings"], json!([]));
 }
 

@@ -44,7 +44,7 @@ impl<W> FairQueue<W> {
     }
 
     /// The number of active callers, and that number including the newcomers who may come.
-    fn heads(&self) -> (u64, u64) {
+    fn caller_counts(&self) -> (u64, u64) {
         let active = self.callers.len().max(1);
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         (count(active), count(active + self.eligible.saturating_sub(active).min(NEWCOMERS_MAX)))
@@ -60,8 +60,8 @@ impl<W> FairQueue<W> {
     }
 
     pub(super) fn standing(&self, spent: u64) -> ShareStanding {
-        let (active, heads) = self.heads();
-        if spent * heads < self.limit {
+        let (active, with_newcomers) = self.caller_counts();
+        if spent * with_newcomers < self.limit {
             ShareStanding::Below
         } else if active > 1 && spent * active < self.limit {
             ShareStanding::Fair
@@ -72,25 +72,25 @@ impl<W> FairQueue<W> {
 
     /// What a caller with this standing must leave to those with a better one, and how many slots per hold they leave
     /// to it.
-    pub(super) fn keep(&self, now: Moment, standing: ShareStanding) -> (SlotsToLeave, u64) {
+    pub(super) fn slots_to_leave(&self, now: Moment, standing: ShareStanding) -> (SlotsToLeave, u64) {
         if standing == ShareStanding::Below {
             return (SlotsToLeave::default(), self.limit);
         }
-        let (active, heads) = self.heads();
-        // In slots times `heads`: each caller with a better standing may want up to twice what it uses, and one of
+        let (active, with_newcomers) = self.caller_counts();
+        // In slots times `with_newcomers`: each caller with a better standing may want up to twice what it uses, and one of
         // them, or the newcomers, may surprise with whole shares.
-        let (mut want, mut surprise) = (0, (heads - active) * self.limit);
+        let (mut want, mut surprise) = (0, (with_newcomers - active) * self.limit);
         let (mut spent, mut under_way) = (0, 0);
         for better in self.callers.values().filter(|state| self.standing(state.spent) < standing) {
             let age = (now - now % AGE_STEP_MS).saturating_sub(better.since).clamp(AGE_MIN_MS, HOLD_MS);
-            let wants = (better.spent * 2 * HOLD_MS / age + 1).saturating_mul(heads).min(self.limit);
+            let wants = (better.spent * 2 * HOLD_MS / age + 1).saturating_mul(with_newcomers).min(self.limit);
             want += wants;
             surprise = surprise.max(self.limit - wants);
             spent += better.spent;
             under_way += better.under_way;
         }
         let per_hold = want + surprise;
-        let patience_ms = self.wait_ms * PATIENCE.0 / (PATIENCE.1 * (heads - active).max(1));
+        let patience_ms = self.wait_ms * PATIENCE.0 / (PATIENCE.1 * (with_newcomers - active).max(1));
         let (reserve, patience_ms) = match standing {
             ShareStanding::Below | ShareStanding::Fair => (0, patience_ms),
             ShareStanding::Over if self.eligible < 2 => (0, 0),
@@ -98,8 +98,8 @@ impl<W> FairQueue<W> {
             ShareStanding::Over if self.limit < RESERVE_LIMIT_MIN => (0, 0),
             ShareStanding::Over => ((self.limit / RESERVE_DIVISOR).max(1), 0),
         };
-        let most = (per_hold / heads).saturating_sub(under_way);
-        let keep = SlotsToLeave { reserve, per_hold, parts: heads, patience_ms, most };
+        let most = (per_hold / with_newcomers).saturating_sub(under_way);
+        let keep = SlotsToLeave { reserve, per_hold, parts: with_newcomers, patience_ms, most };
         let left = self.limit.saturating_sub(reserve + spent) * PACE.0 / PACE.1;
         (keep, left.max(1))
     }
@@ -107,40 +107,40 @@ impl<W> FairQueue<W> {
     /// The share of `caller`, counting it as active.
     pub(in super::super) fn share(&self, caller: &Arc<str>) -> u32 {
         let active = self.callers.len() + usize::from(!self.callers.contains_key(caller));
-        narrow(self.limit / u64::try_from(active).unwrap_or(u64::MAX).max(1))
+        to_u32(self.limit / u64::try_from(active).unwrap_or(u64::MAX).max(1))
     }
 
     /// Number of free slots that the caller with the most slots cannot have now.
     pub(in super::super) fn kept(&self, now: Moment) -> u32 {
         let most = self.callers.values().map(|state| state.spent).max().unwrap_or(0);
-        let (keep, _) = self.keep(now, self.standing(most));
+        let (keep, _) = self.slots_to_leave(now, self.standing(most));
         let free = self.limit.saturating_sub(self.window.used());
         let (mut takeable, mut too_many) = (0, free + 1);
         while takeable + 1 < too_many {
             let middle = takeable.midpoint(too_many);
-            match self.window.when(now, self.limit, middle, &keep) == SlotsDue::At(now) {
+            match self.window.available_at(now, self.limit, middle, &keep) == SlotsDue::At(now) {
                 true => takeable = middle,
                 false => too_many = middle,
             }
         }
-        narrow(free - takeable)
+        to_u32(free - takeable)
     }
 
     /// What `caller` is told if its next slot is `due`.
     pub(in super::super) fn outlook(&self, now: Moment, caller: &Arc<str>, due: SlotsDue) -> QuotaOutlook {
         let free = self.limit.saturating_sub(self.window.used());
-        let lack = match free {
+        let waits_for = match free {
             _ if !self.gate.is_wide_open(now) => WaitsFor::Closed,
             0 => WaitsFor::Spent,
             _ => WaitsFor::Kept,
         };
         let waiting = self.callers.get(caller).map_or(0, |state| state.waiting.len());
         QuotaOutlook {
-            lack,
-            after: after(now, due),
+            waits_for,
+            after: time_until(now, due),
             limit: self.limit(),
-            free: narrow(free),
-            spent: narrow(self.spent(caller)),
+            free: to_u32(free),
+            spent: to_u32(self.spent(caller)),
             share: self.share(caller),
             waiting,
         }
@@ -148,16 +148,16 @@ impl<W> FairQueue<W> {
 }
 
 /// What requests waiting for attempts under way to end are told, because nobody knows when that is.
-const AFTER_AN_END: Duration = Duration::from_secs(1);
+const UNKNOWN_END_WAIT: Duration = Duration::from_secs(1);
 
-fn after(now: Moment, due: SlotsDue) -> Duration {
+fn time_until(now: Moment, due: SlotsDue) -> Duration {
     match due {
         SlotsDue::At(moment) => Duration::from_millis(moment.saturating_sub(now)),
-        SlotsDue::AfterAnEnd => AFTER_AN_END,
+        SlotsDue::AfterAnEnd => UNKNOWN_END_WAIT,
         SlotsDue::Later => Duration::from_millis(HOLD_MS),
     }
 }
 
-fn narrow(slots: u64) -> u32 {
+fn to_u32(slots: u64) -> u32 {
     u32::try_from(slots).unwrap_or(u32::MAX)
 }

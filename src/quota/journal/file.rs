@@ -50,7 +50,7 @@ impl SlotsFile {
         };
         journal_state.end_all(now);
         let text = journal_state.text(&boot, now);
-        let file = put_in_place(dir, &text).map_err(named)?;
+        let file = replace_file(dir, &text).map_err(named)?;
         let bytes = length(&text);
         let (dir, bytes_live) = (dir.to_owned(), bytes);
         Ok((Self { dir, clock, boot, file, bytes, bytes_live, is_dirty: false, is_torn: false }, journal_state))
@@ -73,13 +73,13 @@ impl SlotsFile {
         };
         match &written {
             Ok(()) => self.bytes += length(&lines),
-            Err(_) => self.tear(),
+            Err(_) => self.mark_torn(),
         }
         written
     }
 
     /// Notes that lines are missing, so that the file's reader must doubt it.
-    pub(super) fn tear(&mut self) {
+    pub(super) fn mark_torn(&mut self) {
         self.is_torn = true;
     }
 
@@ -101,10 +101,10 @@ impl SlotsFile {
         let now = self.clock.wall_ms();
         let mut journal_state = JournalState::read(&read_all(&self.file)?, &self.boot, now);
         if self.is_torn {
-            journal_state.doubt(now);
+            journal_state.assume_full(now);
         }
         let text = journal_state.text(&self.boot, now);
-        self.file = put_in_place(&self.dir, &text)?;
+        self.file = replace_file(&self.dir, &text)?;
         self.bytes = length(&text);
         (self.bytes_live, self.is_dirty, self.is_torn) = (self.bytes, false, false);
         Ok(())
@@ -126,12 +126,12 @@ impl SlotsFile {
 fn unknown(now: i64, why: &str) -> JournalState {
     tracing::warn!("{FILE} {why}: what was sent before is unknown, so every quota counts as used up until now");
     let mut unknown = JournalState::default();
-    unknown.doubt(now);
+    unknown.assume_full(now);
     unknown
 }
 
 /// Durably replaces the file with this text.
-fn put_in_place(dir: &Path, text: &[u8]) -> io::Result<File> {
+fn replace_file(dir: &Path, text: &[u8]) -> io::Result<File> {
     let next = dir.join(FILE_NEXT);
     private_files::remove(&next)?;
     let mut file = private_files::open(OpenOptions::new().read(true).append(true).create_new(true), &next)?;

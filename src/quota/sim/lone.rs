@@ -92,7 +92,10 @@ fn kept_free_slots_are_waited_for_and_never_promised_at_once() {
     let SlotAnswer::TooLong(outlook) = queue.ask(0, &request, || 0) else {
         panic!("there is no slot left to wait for")
     };
-    assert_eq!((outlook.lack, outlook.free, outlook.waiting, outlook.share), (WaitsFor::Kept, free, free as usize, 60));
+    assert_eq!(
+        (outlook.waits_for, outlook.free, outlook.waiting, outlook.share),
+        (WaitsFor::Kept, free, free as usize, 60)
+    );
     assert!(outlook.after > Duration::from_secs(40), "it is the last of {free}: {outlook:?}");
 }
 

@@ -35,7 +35,7 @@ async fn tls_with_an_authority_of_ones_own() {
         assert_eq!(answered(upstream.once(&get(), LONG, false).await).body.bytes(), "{}");
     }
     assert_eq!((origin.received().len(), origin.connections()), (2, 1));
-    upstream.reach(LONG).await.unwrap();
+    upstream.check_connection(LONG).await.unwrap();
 }
 
 #[tokio::test]
@@ -202,7 +202,7 @@ async fn connections_are_bounded_everybody_gets_one_and_nobody_the_last() {
     });
     let attempts: Vec<_> = (0..20).map(|_| begin(&upstream)).collect();
     until("one leaves a connection to others", || upstream.load() == (2, 18)).await;
-    let of_another = upstream.connection(Some(&"another".into()), LONG).await.unwrap();
+    let of_another = upstream.acquire_connection(Some(&"another".into()), LONG).await.unwrap();
     assert_eq!(upstream.load(), (3, 18), "who has none takes it at once");
     drop(of_another);
     gate.open();
@@ -220,9 +220,9 @@ async fn who_gets_no_connection_in_time_has_sent_nothing() {
     let upstream = upstream_with(&origin, Clock::system(), |settings, _| settings.connections = 1);
     let holder = begin(&upstream);
     until("the request is there", || origin.received().len() == 1).await;
-    assert!(upstream.connection(None, SHORT).await.is_none());
-    let why = upstream.reach(SHORT).await.unwrap_err();
-    assert_eq!((why.error, why.told()), (ProxyError::ConnectionLimitReached, BreakerReport::Nothing));
+    assert!(upstream.acquire_connection(None, SHORT).await.is_none());
+    let why = upstream.check_connection(SHORT).await.unwrap_err();
+    assert_eq!((why.error, why.breaker_report()), (ProxyError::ConnectionLimitReached, BreakerReport::Nothing));
     holder.abort();
     until("an attempt given up closes its connection", || origin.open() == 0).await;
 }

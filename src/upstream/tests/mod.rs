@@ -142,7 +142,7 @@ async fn ending_of(script: Script) -> Ending {
 impl Upstream {
     /// An attempt on the gateway's own behalf, with so much time for each of the connection and the rest.
     async fn once(&self, outgoing: &Outgoing, time: Duration, fresh: bool) -> Ending {
-        let connection = self.connection(None, time).await.expect("a connection");
+        let connection = self.acquire_connection(None, time).await.expect("a connection");
         self.attempt(connection, outgoing, time, fresh).await
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::super::note::{Head, Verifier};
 
 /// Maximum number of problems reported; more are only counted.
-const TOLD_MAX: usize = 200;
+const PROBLEMS_MAX: usize = 200;
 
 /// What an auditor supplies from outside the log's folder.
 #[derive(Clone, Debug, Default)]
@@ -96,7 +96,7 @@ impl VerifyFindings {
         seq: Option<u64>,
         detail: impl Into<String>,
     ) {
-        if self.problems.len() < TOLD_MAX {
+        if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(VerifyProblem {
                 what: what.into(),
                 file: file.map(str::to_owned),
@@ -109,7 +109,7 @@ impl VerifyFindings {
     }
 
     pub(super) fn note(&mut self, note: impl Into<String>) {
-        if self.notes.len() < TOLD_MAX {
+        if self.notes.len() < PROBLEMS_MAX {
             self.notes.push(note.into());
         }
     }

@@ -24,9 +24,9 @@ use pass::SegmentPass;
 pub use findings::{AuditorInput, VerifyProblem, VerifyReport};
 
 /// How long to wait before keys and heads that do not match each other are read again.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const REREAD_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum number of attempts to read a log that keeps changing.
-const LOOKS_MAX: u32 = 5;
+const READS_MAX: u32 = 5;
 
 /// Why a log could not be verified at all.
 #[derive(Debug, thiserror::Error)]
@@ -49,33 +49,33 @@ pub enum VerifyError {
 /// problems.
 pub fn verify(
     dir: &Path,
-    brought: &AuditorInput,
+    auditor_input: &AuditorInput,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<VerifyReport, VerifyError> {
-    let mut looks = 1;
+    let mut reads = 1;
     loop {
-        let (report, has_changed) = look(dir, brought, progress)?;
-        if !has_changed || looks == LOOKS_MAX {
+        let (report, has_changed) = read_once(dir, auditor_input, progress)?;
+        if !has_changed || reads == READS_MAX {
             return Ok(report);
         }
-        looks += 1;
+        reads += 1;
     }
 }
 
 /// Reads all files once; returns true if problems may be due to the files changing meanwhile.
-fn look(
+fn read_once(
     dir: &Path,
-    brought: &AuditorInput,
+    auditor_input: &AuditorInput,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(VerifyReport, bool), VerifyError> {
     let mut findings = VerifyFindings::default();
     // Read the heads first: one signed while the segments are read may cover more than was read.
-    let mut trust = trust::gather(dir, brought, &mut findings)?;
+    let mut trust = trust::gather(dir, auditor_input, &mut findings)?;
     if !findings.is_clean() {
         // A gateway that starts or rotates its key replaces these files one after the other.
-        std::thread::sleep(LOOK_AGAIN);
+        std::thread::sleep(REREAD_PAUSE);
         findings = VerifyFindings::default();
-        trust = trust::gather(dir, brought, &mut findings)?;
+        trust = trust::gather(dir, auditor_input, &mut findings)?;
     }
     let segments = segment::list(dir)?;
     let Some(newest) = segments.last() else { return Err(VerifyError::NoLog) };
@@ -90,13 +90,13 @@ fn look(
     let keys = trust.keys.iter().map(|key| key.verifier.to_string()).collect();
     let mut pass = SegmentPass::new(dir, trust, &mut findings);
     let mut read = 0;
-    let mut tell = |more| {
+    let mut on_read = |more| {
         read += more;
         progress(read.min(bytes), bytes);
     };
     for (at, first) in segments.iter().enumerate() {
-        pass.unlisted(*first, &mut tell)?;
-        pass.segment(*first, segments.get(at + 1).copied(), &mut tell)?;
+        pass.unlisted(*first, &mut on_read)?;
+        pass.segment(*first, segments.get(at + 1).copied(), &mut on_read)?;
     }
     let passed = pass.finish();
     let VerifyFindings { problems, further, notes } = findings;

@@ -24,7 +24,7 @@ use crate::audit::segment::{self, SegmentOpening, disk};
 use crate::private_files;
 
 /// How often progress is reported, in bytes.
-const TELL_BYTES: u64 = 4 << 20;
+const PROGRESS_BYTES: u64 = 4 << 20;
 /// Maximum number of records reported one by one when the tree does not match; more are summed up.
 const SUSPECTS_MAX: usize = 1000;
 
@@ -166,7 +166,7 @@ impl<'a> SegmentPass<'a> {
         mut lines: LineReader,
         read: &mut dyn FnMut(u64),
     ) -> io::Result<()> {
-        let (mut is_first, mut told) = (true, 0);
+        let (mut is_first, mut reported) = (true, 0);
         while let Some(place) = lines.next()? {
             let line = lines.text();
             if std::mem::take(&mut is_first) {
@@ -181,9 +181,9 @@ impl<'a> SegmentPass<'a> {
                     bad.is_torn |= is_torn;
                 }
             }
-            if place.offset - told >= TELL_BYTES {
-                read(place.offset - told);
-                told = place.offset;
+            if place.offset - reported >= PROGRESS_BYTES {
+                read(place.offset - reported);
+                reported = place.offset;
             }
         }
         Ok(())
@@ -267,9 +267,9 @@ impl<'a> SegmentPass<'a> {
         let stored = segment.leaves.get(seen.seq);
         let is_renumbered = seen.seq != next && stored.is_some_and(|stored| stored != leaf);
         if is_renumbered {
-            self.told(segment, "altered", next, format!("record {next} was altered: it claims to be {}", seen.seq));
+            self.problem(segment, "altered", next, format!("record {next} was altered: it claims to be {}", seen.seq));
         } else if seen.seq < next {
-            self.told(
+            self.problem(
                 segment,
                 "misplaced",
                 seen.seq,
@@ -280,33 +280,33 @@ impl<'a> SegmentPass<'a> {
             self.missing(segment, seen.seq - 1);
         } else if let Some(bad) = segment.bad.take() {
             let words = format!("{} lines before record {next}, at byte {}, are not records", bad.count, bad.offset);
-            self.told(segment, "unreadable", next, words);
+            self.problem(segment, "unreadable", next, words);
         }
         let at = self.next();
         if !is_renumbered && segment.leaves.get(at).is_some_and(|stored| stored != leaf) {
             self.suspect(at, &segment.file);
         }
-        self.look(segment, seen);
+        self.check_content(segment, seen);
         self.push(leaf, segment.leaves.get(at));
     }
 
     /// Checks the record's content.
-    fn look(&mut self, segment: &SegmentReading, seen: &Record<'_>) {
+    fn check_content(&mut self, segment: &SegmentReading, seen: &Record<'_>) {
         self.time = Some(seen.time);
         if self.passed.oldest == 0 {
             self.passed.oldest = seen.seq;
         }
         if let Some(wrong) = writes::apply(&mut self.open, seen).filter(|_| !self.is_torn) {
-            self.told(segment, "write", seen.seq, format!("record {} is {wrong}", seen.seq));
+            self.problem(segment, "write", seen.seq, format!("record {} is {wrong}", seen.seq));
         }
-        self.deleted.extend(retention::gone(seen));
+        self.deleted.extend(retention::announced_range(seen));
         if seen.event.as_deref() == Some(HEAD_MISMATCH) {
             let words = format!("record {} says that makegate found the log altered at startup", seen.seq);
-            self.told(segment, "event", seen.seq, words);
+            self.problem(segment, "event", seen.seq, words);
         }
     }
 
-    fn told(&mut self, segment: &SegmentReading, what: &'static str, seq: u64, words: String) {
+    fn problem(&mut self, segment: &SegmentReading, what: &'static str, seq: u64, words: String) {
         self.findings.problem(what, Some(&segment.file), Some(seq), words);
     }
 
@@ -327,9 +327,9 @@ impl<'a> SegmentPass<'a> {
         match segment.bad.take() {
             Some(bad) => {
                 let words = format!("{range} cannot be read, at byte {}", bad.offset);
-                self.told(segment, "unreadable", next, words);
+                self.problem(segment, "unreadable", next, words);
             }
-            None => self.told(segment, "missing", next, format!("{range}: missing")),
+            None => self.problem(segment, "missing", next, format!("{range}: missing")),
         }
         self.is_torn = true;
         if self.by_leaves.is_none() {
@@ -370,11 +370,11 @@ impl<'a> SegmentPass<'a> {
     fn admit(&mut self, root: Hash) -> bool {
         let Some(by_leaves) = self.by_leaves.take_if(|tree| tree.root() == root) else { return false };
         self.tree = by_leaves;
-        self.tell_suspects();
+        self.report_suspects();
         true
     }
 
-    fn tell_suspects(&mut self) {
+    fn report_suspects(&mut self) {
         for (seq, file) in std::mem::take(&mut self.suspects) {
             self.findings.problem("altered", Some(&file), Some(seq), format!("record {seq} is not what was recorded"));
         }
@@ -421,7 +421,7 @@ impl<'a> SegmentPass<'a> {
 
     /// Finishes after the last segment.
     pub(super) fn finish(mut self) -> PassSummary {
-        self.tell_suspects();
+        self.report_suspects();
         let mut has_changed = false;
         for (first, last) in std::mem::take(&mut self.gaps) {
             if !self.deleted.iter().any(|(begin, end)| *begin <= first && last <= *end) {

@@ -39,9 +39,13 @@ pub(super) struct TrustChain {
 }
 
 /// Reads the folder's keys and heads, and adds what the auditor brought.
-pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFindings) -> io::Result<TrustChain> {
+pub(super) fn gather(
+    dir: &Path,
+    auditor_input: &AuditorInput,
+    findings: &mut VerifyFindings,
+) -> io::Result<TrustChain> {
     let mut trust = TrustChain::default();
-    trust.keys.extend(brought.keys.iter().map(|key| TrustedKey { verifier: key.clone(), until: None }));
+    trust.keys.extend(auditor_input.keys.iter().map(|key| TrustedKey { verifier: key.clone(), until: None }));
     // A key is introduced before it signs anything, so read the head before the chain: the chain then knows its key,
     // whatever a running gateway does meanwhile. In a copy `keys` may be older; then the introductions before the
     // head extend it.
@@ -56,7 +60,7 @@ pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFi
                 let carried = file.iter().flat_map(|file| &file.introductions);
                 add_carried(&mut chain, carried, name, findings);
             }
-            trust.follow(&chain, !brought.keys.is_empty(), findings);
+            trust.follow(&chain, !auditor_input.keys.is_empty(), findings);
         }
         Some(None) => findings.problem("key", Some("keys"), None, "the chain of keys is damaged"),
         None => {}
@@ -68,7 +72,7 @@ pub(super) fn gather(dir: &Path, brought: &AuditorInput, findings: &mut VerifyFi
         let words = "at startup the log did not match this head: it was altered while makegate was not running";
         findings.problem("head", Some("head.refuted"), None, words);
     }
-    for (name, head) in &brought.heads {
+    for (name, head) in &auditor_input.heads {
         trust.claim(name, head.clone(), false, findings);
     }
     if trust.heads.is_empty() && findings.is_clean() {

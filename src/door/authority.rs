@@ -76,17 +76,16 @@ impl<'r> RequestAuthority<'r> {
                 Listen::Unix(_) => false,
             })
         };
-        match address.parse::<IpAddr>() {
-            Ok(ip) => ip.is_loopback() || listens(ip),
-            Err(_) => {
-                let name = self.host.strip_suffix('.').unwrap_or(self.host);
-                ["localhost"]
-                    .into_iter()
-                    .chain(names.iter().map(String::as_str))
-                    .any(|own| own.eq_ignore_ascii_case(name))
-            }
+        if address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback() || listens(ip)) {
+            return true;
         }
+        let is_own = |own: &str| without_final_dot(own).eq_ignore_ascii_case(without_final_dot(self.host));
+        is_own("localhost") || names.iter().any(|name| is_own(name))
     }
+}
+
+fn without_final_dot(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 #[cfg(test)]

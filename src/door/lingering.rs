@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::config::Limits;
 use crate::tasks::Tasks;
 
-/// What it takes to throw the rest of a body away.
+/// What is needed to read the rest of a body and throw it away.
 #[derive(Clone)]
 pub(super) struct Linger {
     pub(super) limits: Arc<Limits>,
@@ -29,23 +29,24 @@ pub(super) struct Linger {
     pub(super) tasks: Tasks,
 }
 
-/// Answers as `service` does. `announces`: over HTTP/1.1 the connection ends with a body that is not read to its end.
+/// Answers as `service` does, and reads what a request's body still brings. Over HTTP/1.1 (`is_http1`) a connection ends with a body that
+/// is not read to its end, and its last answer says so.
 pub(super) fn lingering<S: ConnectionService<IncomingBody>>(
     mut service: S,
     linger: Linger,
-    announces: bool,
+    is_http1: bool,
 ) -> impl ConnectionService<Incoming, AnswerBody = S::AnswerBody> {
     tower::service_fn(move |request: Request<Incoming>| {
         let (head, body) = request.into_parts();
         let rest = (!body.is_end_stream()).then(|| {
-            let asks_first = head.headers.contains_key(header::EXPECT);
-            BodyRest { linger: linger.clone(), asks_first, is_cut: Arc::default() }
+            let expects_continue = head.headers.contains_key(header::EXPECT);
+            BodyRest { linger: linger.clone(), expects_continue, must_close: Arc::default() }
         });
-        let is_cut = rest.as_ref().filter(|_| announces).map(|rest| rest.is_cut.clone());
+        let must_close = rest.as_ref().filter(|_| is_http1).map(|rest| rest.must_close.clone());
         let answer = service.call(Request::from_parts(head, IncomingBody { inner: Some(body), rest }));
         async move {
             let mut response = answer.await?;
-            if is_cut.is_some_and(|is_cut| is_cut.load(Ordering::Acquire)) {
+            if must_close.is_some_and(|must_close| must_close.load(Ordering::Acquire)) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response)
@@ -64,9 +65,9 @@ pub struct IncomingBody {
 struct BodyRest {
     linger: Linger,
     /// The client sends the body only if it is asked to (`Expect: 100-continue`); hyper asks when the body is first polled.
-    asks_first: bool,
+    expects_continue: bool,
     /// The rest may be more than is thrown away.
-    is_cut: Arc<AtomicBool>,
+    must_close: Arc<AtomicBool>,
 }
 
 impl Body for IncomingBody {
@@ -74,11 +75,15 @@ impl Body for IncomingBody {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.rest.iter_mut().for_each(|rest| rest.asks_first = false);
-        match &mut self.inner {
+        self.rest.iter_mut().for_each(|rest| rest.expects_continue = false);
+        let polled = match &mut self.inner {
             Some(inner) => Pin::new(inner).poll_frame(cx),
             None => Poll::Ready(None),
+        };
+        if matches!(polled, Poll::Ready(None)) {
+            self.rest = None; // hyper does not say of a chunked body that it is over
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -96,11 +101,11 @@ impl Drop for IncomingBody {
         if inner.is_end_stream() {
             return;
         }
-        let BodyRest { linger, asks_first, is_cut } = rest;
+        let BodyRest { linger, expects_continue, must_close } = rest;
         let bytes_max = linger.limits.linger_bytes as u64;
         let fits = inner.size_hint().upper().is_some_and(|bytes| bytes <= bytes_max);
-        is_cut.store(asks_first || !fits, Ordering::Release);
-        if !asks_first && Handle::try_current().is_ok() {
+        must_close.store(expects_continue || !fits, Ordering::Release);
+        if !expects_continue && Handle::try_current().is_ok() {
             // Busy, so that what arrives is not taken for the beginning of the next request.
             let busy = linger.state.busy(&linger.clock);
             drop(linger.tasks.clone().spawn(async move {

@@ -280,7 +280,7 @@ pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot
     if !answered.status.is_server_error() {
         gateway.metrics.answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
-    learn(gateway, about.row, answered);
+    learn_quota(gateway, about.row, answered);
 }
 
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
@@ -288,7 +288,7 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Learns the quota of the organizations in an answer from `license.apiLimit`.
-fn learn(gateway: &Gateway, row: &Operation, answered: &UpstreamAnswer) {
+fn learn_quota(gateway: &Gateway, row: &Operation, answered: &UpstreamAnswer) {
     #[derive(serde::Deserialize)]
     struct OrganizationBody {
         id: u64,
@@ -299,13 +299,13 @@ fn learn(gateway: &Gateway, row: &Operation, answered: &UpstreamAnswer) {
         #[serde(rename = "apiLimit")]
         api_limit: Option<u32>,
     }
-    let Some(caller) = row.limits.as_deref().filter(|_| answered.status.is_success()) else { return };
+    let Some(member) = row.limits.as_deref().filter(|_| answered.status.is_success()) else { return };
     let body = answered.body.bytes();
     if memchr::memmem::find(body, b"\"apiLimit\"").is_none() {
         return;
     }
     let Ok(answer) = serde_json::from_slice::<std::collections::HashMap<&str, &RawValue>>(body) else { return };
-    let Some(found) = answer.get(caller).map(|raw| raw.get()) else { return };
+    let Some(found) = answer.get(member).map(|raw| raw.get()) else { return };
     let organizations: Vec<OrganizationBody> =
         serde_json::from_str(found).or_else(|_| serde_json::from_str(found).map(|one| vec![one])).unwrap_or_default();
     for organization in organizations {

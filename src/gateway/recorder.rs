@@ -241,7 +241,8 @@ impl RequestRecorder {
         if let Some(outcome) = self.outcome {
             response::set_outcome(headers, outcome);
         }
-        if status == StatusCode::TOO_MANY_REQUESTS && self.outcome != Some(Outcome::InDoubt) {
+        // The gateway's own refusals know when to come back.
+        if status == StatusCode::TOO_MANY_REQUESTS && !is_refused && self.outcome != Some(Outcome::InDoubt) {
             response::set_retry_after(headers, self.gateway.clock.wall());
         }
     }
@@ -323,13 +324,11 @@ fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&all.join(&b',')).ok()
 }
 
-/// Adds the facts to a record. A write with a precondition has those of its look before its own.
+/// Copies the facts into a record.
 pub(crate) fn fill_facts(record: &mut Record<'static>, facts: &ForwardFacts) {
+    record.attempts = (facts.attempts > 0).then_some(facts.attempts);
     record.upstream_status = facts.upstream_status.map(|status| status.as_u16());
-    if facts.attempts > 0 {
-        record.attempts = Some(record.attempts.unwrap_or(0) + facts.attempts);
-        record.quota_wait_us = Some(record.quota_wait_us.unwrap_or(0) + micros(facts.quota_wait));
-    }
+    record.quota_wait_us = (facts.attempts > 0).then(|| micros(facts.quota_wait));
 }
 
 pub(crate) fn micros(duration: Duration) -> u64 {

@@ -4,6 +4,7 @@ mod bodies;
 mod connections;
 mod headers;
 mod hosts;
+mod lingering;
 mod memory;
 mod outcomes;
 mod preconditions;

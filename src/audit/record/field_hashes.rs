@@ -14,7 +14,7 @@ const MEMBERS_MAX: usize = 16;
 /// Maximum length of a field name, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The fields that a write asked for, each with the keyed hash of its value ([`super::AuditLog::fingerprint`]).
+/// The fields that a write asked for, each with the keyed hash of its value ([`AuditLog::fingerprint`](crate::audit::AuditLog::fingerprint)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldHashes(Arc<BTreeMap<Box<str>, Fingerprint>>);
 

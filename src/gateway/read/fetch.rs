@@ -234,7 +234,7 @@ async fn forward_and_store(
             stamp,
         })
     });
-    let pass = |answered| ReplyBody::Passed(Arc::new(passed_answer(answered, request.row.cache.is_some(), is_shared)));
+    let pass = |answered| ReplyBody::Passed(Arc::new(passed_answer(answered, true, is_shared)));
     Ok(Reply {
         body: stored.map_or_else(|| pass(answered), ReplyBody::Entry),
         cache: None,

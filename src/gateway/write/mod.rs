@@ -9,12 +9,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 
 use self::idempotency::{EarlierWrite, WriteIdentity, find_earlier_write};
 use crate::audit::{CannotRecord, HeldRequestId, Kind, Record, RecordRoom};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
-use crate::catalogue::RetryClass;
 use crate::gateway::forward::{ForwardPermit, Forwarded, forward, forward_permit, write_answer};
 use crate::gateway::recorder::{self, RequestRecorder};
 use crate::gateway::refusal::Refusal;
@@ -54,7 +53,8 @@ pub(crate) async fn write(
     };
     let precondition = Precondition::of(headers)?;
     let order = async {
-        if request.row.retry == RetryClass::Idempotent || precondition.is_some() {
+        // Creates are independent of each other; whatever else names a resource waits for the writes to it.
+        if request.row.method != Method::POST || precondition.is_some() {
             Some(gateway.write_order.turn(&request.path, request.caller()).await)
         } else {
             None

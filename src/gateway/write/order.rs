@@ -1,4 +1,4 @@
-//! Writes to one resource run one at a time, including their retries: otherwise a retried older PATCH could undo a newer one. One
+//! Writes to one path (but creates) run one at a time, including their retries: otherwise a retried older PATCH could undo a newer one. One
 //! caller's writes keep their order; callers take turns.
 
 use std::collections::HashMap;

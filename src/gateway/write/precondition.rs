@@ -1,5 +1,6 @@
 //! Step 8 of writes, `If-Match` and `If-Unmodified-Since` (RFC 9110 section 13.1): the resource is read anew under its turn, so that no
-//! other tool's write through this gateway can come between the look and the write. A change that is made in Make itself can.
+//! other PATCH, PUT or DELETE of the same path comes between the look and the write. What is changed through another path, or in Make
+//! itself, can.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -10,6 +11,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::catalogue::MatchedOperation;
 use crate::gateway::admit::policy::bucket;
+use crate::gateway::admit::steps;
 use crate::gateway::forward::{Forwarded, forward, forward_permit, read_answer};
 use crate::gateway::outgoing::outgoing;
 use crate::gateway::recorder::{self, RequestRecorder};
@@ -58,13 +60,19 @@ impl Precondition {
         let why = "the catalogue has no read of this resource that it could be compared with";
         let read =
             read.filter(|read| read.operation.narrow.is_none()).ok_or(Refusal::UncheckablePrecondition { why })?;
+        // Whoever may not read the resource learns nothing of it by guessing.
+        steps::authorize(&request.caller, &read)?;
         let read = read_of(request, &read);
         let permit = forward_permit(gateway, &read).await?;
         let Forwarded { ending, facts, .. } = forward(gateway, &read, permit, || {}).await;
-        recorder::fill_facts(recorder.record(), &facts);
-        let answered = read_answer(ending?)?;
+        let checked = ending.and_then(read_answer).and_then(|answered| self.check_answer(&answered));
+        // The record of a refused write has what the look cost; that of a write that goes on has its own attempts.
+        checked.inspect_err(|_| recorder::fill_facts(recorder.record(), &facts))
+    }
+
+    fn check_answer(&self, answered: &UpstreamAnswer) -> Result<(), Refusal> {
         match answered.status {
-            StatusCode::OK => self.holds(&answered).map_err(|why| Refusal::PreconditionFailed { why }),
+            StatusCode::OK => self.holds(answered).map_err(|why| Refusal::PreconditionFailed { why }),
             StatusCode::NOT_FOUND => Err(Refusal::PreconditionFailed { why: "Make does not know this resource" }),
             status => Err(Refusal::UnreadResource { status }),
         }

@@ -147,7 +147,7 @@ fn the_log_reads_the_same_from_its_files_and_from_the_running_gateway() {
     assert!(table.starts_with("SEQ ") && table.ends_with(" the-last\n") && table.lines().count() == 2, "{table}");
 
     let refused = demo.ask(&["explain", "--caller", "dashboard", "GET", "/api/v2/organizations/13"]);
-    assert!(stdout(0, &refused).ends_with("verdict: refuse with 403 MG132\n"));
+    assert!(stdout(3, &refused).ends_with("verdict: refuse with 403 MG132\n"));
     fs::write(folder.join("wrong.key"), "not-the-key").unwrap();
     let wrong = folder.join("wrong.key");
     let refused = demo.ask(&["audit", "query", "--key-file", &wrong.to_string_lossy()]);

@@ -48,8 +48,8 @@ async fn a_request_names_exactly_one_host() {
 
 #[tokio::test]
 async fn a_door_with_names_answers_to_them_and_to_its_addresses_alone() {
-    let world = still().set("gateway", "names = [\"gate.internal\"]").start().await;
-    for own in ["gate.internal", "GATE.internal.:8080", "localhost:1", "127.0.0.1", "[::1]"] {
+    let world = still().set("gateway", "names = [\"gate.internal\", \"203.0.113.7\"]").start().await;
+    for own in ["203.0.113.7:80", "gate.internal", "GATE.internal.:8080", "localhost:1", "127.0.0.1", "[::1]"] {
         get(&world, ORG, &format!("host: {own}\r\n")).await.expect(200);
     }
     for foreign in ["evil.example", "gate.internal.evil.example", "10.1.2.3", "xn--gate.internal"] {
@@ -73,6 +73,14 @@ async fn a_fragment_is_refused_not_cut_off() {
         }
     }
     assert_eq!(world.sandbox.received().len(), 0);
+    // Also where requests come together.
+    let (two, one) = (with_key(ALL, &[]), with_key(ALL, &["connection: close"]));
+    let together = format!(
+        "GET {ORG}/apps HTTP/1.1\r\nhost: a\r\n{two}\r\nDELETE {ORG}/variables/prod#old HTTP/1.1\r\nhost: a\r\n{one}\r\n"
+    );
+    let answers = raw(world.gateway, &together).await.unwrap();
+    assert!(answers.status == 200 && answers.text().contains("MG101"), "{answers:?}");
+    assert_eq!(world.sandbox.received().len(), 1);
     // On a connection that goes on, too; a `#` elsewhere is nothing special.
     let key = with_key(ALL, &[]);
     let body = r##"{"name": "#1"}"##;

@@ -1,7 +1,7 @@
 //! The upstream: Make's API, one attempt at a time. The token is added here and nowhere else.
 //!
 //! The loop over attempts lives in the gateway, because each attempt needs a quota slot. It uses: [`Breaker`] to decide
-//! whether to begin at all, [`Upstream::connection`] to wait for a caller's turn, [`Upstream::attempt`] to send once,
+//! whether to begin at all, [`Upstream::acquire_connection`] to wait for a caller's turn, [`Upstream::attempt`] to send once,
 //! [`Upstream::decide_retry`] to decide whether to retry, and [`effect`] to tell what a write's attempts did.
 
 mod attempt;

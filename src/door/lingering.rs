@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::TryFutureExt as _;
 use http::{HeaderValue, Request, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
@@ -21,7 +22,6 @@ use crate::config::Limits;
 use crate::tasks::Tasks;
 
 /// What is needed to read the rest of a body and throw it away.
-#[derive(Clone)]
 pub(super) struct Linger {
     pub(super) limits: Arc<Limits>,
     pub(super) state: Arc<ConnectionState>,
@@ -36,6 +36,7 @@ pub(super) fn lingering<S: ConnectionService<IncomingBody>>(
     linger: Linger,
     is_http1: bool,
 ) -> impl ConnectionService<Incoming, AnswerBody = S::AnswerBody> {
+    let linger = Arc::new(linger); // hyper clones the service for each request
     tower::service_fn(move |request: Request<Incoming>| {
         let (head, body) = request.into_parts();
         let rest = (!body.is_end_stream()).then(|| {
@@ -44,13 +45,13 @@ pub(super) fn lingering<S: ConnectionService<IncomingBody>>(
         });
         let must_close = rest.as_ref().filter(|_| is_http1).map(|rest| rest.must_close.clone());
         let answer = service.call(Request::from_parts(head, IncomingBody { inner: Some(body), rest }));
-        async move {
-            let mut response = answer.await?;
+        // No async block: it would have room for the answer's future twice, and hyper moves it.
+        answer.map_ok(move |mut response| {
             if must_close.is_some_and(|must_close| must_close.load(Ordering::Acquire)) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok(response)
-        }
+            response
+        })
     })
 }
 
@@ -63,7 +64,7 @@ pub struct IncomingBody {
 }
 
 struct BodyRest {
-    linger: Linger,
+    linger: Arc<Linger>,
     /// The client sends the body only if it is asked to (`Expect: 100-continue`); hyper asks when the body is first polled.
     expects_continue: bool,
     /// The rest may be more than is thrown away.
@@ -108,8 +109,9 @@ impl Drop for IncomingBody {
         if !expects_continue && Handle::try_current().is_ok() {
             // Busy, so that what arrives is not taken for the beginning of the next request.
             let busy = linger.state.busy(&linger.clock);
-            drop(linger.tasks.clone().spawn(async move {
-                throw_away(inner, &linger.limits).await;
+            let limits = linger.limits.clone();
+            drop(linger.tasks.spawn(async move {
+                throw_away(inner, &limits).await;
                 drop(busy);
             }));
         }

@@ -121,7 +121,7 @@ pub struct Record<'l> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub organization: Option<u64>,
     /// The method.
-    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none", serialize_with = "display")]
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none", serialize_with = "text::method")]
     pub method: Option<Method>,
     /// The canonical path, without query.
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
@@ -194,7 +194,8 @@ impl<'l> Record<'l> {
 
     /// Reads a line. Returns `None` if it is not a record.
     pub(crate) fn parse(line: &'l [u8]) -> Option<Self> {
-        serde_json::from_slice(line).ok()
+        // Checked once as a whole: `from_slice` checks each text by itself.
+        serde_json::from_str(std::str::from_utf8(line).ok()?).ok()
     }
 
     /// An event of the gateway itself, such as a reload or an outage.

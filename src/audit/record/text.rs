@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use std::ops::Deref;
 use std::sync::Arc;
 
+use http::Method;
 use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeOwned, Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -111,6 +112,11 @@ where
 /// Reads JSON without copying it, which serde does not do inside an `Option`.
 pub(crate) fn raw<'de: 'l, 'l, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cow<'l, RawValue>>, D::Error> {
     Ok(Option::<&RawValue>::deserialize(deserializer)?.map(Cow::Borrowed))
+}
+
+/// Writes a method.
+pub(crate) fn method<S: Serializer>(method: &Option<Method>, serializer: S) -> Result<S::Ok, S::Error> {
+    method.as_ref().map(Method::as_str).serialize(serializer)
 }
 
 /// Writes what is shown as text.

@@ -119,7 +119,7 @@ impl LogShared {
         let own = BufferCharge { records: 1, bytes: record.weight(), refusal: false };
         let taken = match record.kind {
             Some(Kind::Outcome) => {
-                if !self.doubts.end(record) {
+                if !self.doubts.is_under_way(record.intent) {
                     self.buffer.force_take(outcome_charge(self.record_bytes));
                 }
                 return Ok(outcome_charge(self.record_bytes));
@@ -146,11 +146,16 @@ impl LogShared {
         truncate_texts(&mut record, self.record_bytes);
         let name = record.request.map(|id| self.doubts.request_ids().hold(id));
         let charge = self.charge(&record)?;
+        let outcome = (record.kind == Some(Kind::Outcome)).then(|| record.clone());
         let (ack, acked) = oneshot::channel();
-        match self
+        let refused = self
             .buffer
-            .push(PendingRecord { record: Box::new(record), charge, _share: None, ack: Some(ack), name }, true)
-        {
+            .push(PendingRecord { record: Box::new(record), charge, _share: None, ack: Some(ack), name }, true);
+        // Only now: whoever sees the doubt may settle it, and the settlement has to come behind the outcome.
+        if let Some(outcome) = outcome {
+            let _was_under_way = self.doubts.end(&outcome);
+        }
+        match refused {
             None => Ok(acked),
             Some(entry) => {
                 self.give_back(&entry);

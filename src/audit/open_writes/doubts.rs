@@ -271,11 +271,14 @@ impl Doubts {
         true
     }
 
-    /// An outcome is about to be recorded, so its write is no longer under way. Returns true if it was (which means
-    /// that room is reserved for the outcome).
+    /// Whether the write with this intent is under way, which means that room is reserved for its outcome.
+    pub(crate) fn is_under_way(&self, intent: Option<u64>) -> bool {
+        intent.is_some_and(|intent| self.open().writes.get(intent).is_some_and(|write| !write.in_doubt))
+    }
+
+    /// An outcome is on its way to the log, so its write is no longer under way. Returns true if it was.
     pub(crate) fn end(&self, outcome: &Record<'_>) -> bool {
-        let is_under_way = |intent| self.open().writes.get(intent).is_some_and(|write| !write.in_doubt);
-        outcome.intent.is_some_and(is_under_way) && self.apply(outcome)
+        self.is_under_way(outcome.intent) && self.apply(outcome)
     }
 }
 

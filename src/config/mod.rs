@@ -23,7 +23,7 @@ use crate::ids::KeyHash;
 
 pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};
-pub use sections::{AuditConfig, CacheConfig, Limits, UpstreamConfig};
+pub use sections::{AuditConfig, CacheConfig, GatewayConfig, Limits, OperatorConfig, UpstreamConfig};
 
 /// Parses a caller's name as `[[caller]]` does, for names given outside the file.
 ///
@@ -98,29 +98,6 @@ impl fmt::Display for SecretSource {
             Self::Env(name) => write!(f, "the environment variable {name}"),
         }
     }
-}
-
-/// `[gateway]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GatewayConfig {
-    /// The addresses to listen on.
-    pub listen: Vec<Listen>,
-    /// If set, the door serves HTTP/1.1 and HTTP/2 over TLS; otherwise plain HTTP/1.1.
-    pub tls: Option<TlsFiles>,
-    /// The hosts that requests may name, besides the door's own addresses and `localhost`. If empty, any host will do for callers with
-    /// keys.
-    pub names: Vec<String>,
-}
-
-/// `[operator]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OperatorConfig {
-    /// The addresses to listen on.
-    pub listen: Vec<Listen>,
-    /// The operator key.
-    pub key: SecretSource,
-    /// Further accepted `Host` names, besides the door's own addresses and `localhost`.
-    pub names: Vec<String>,
 }
 
 /// The upstream's quota per organization and minute.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::callers::CallerChecks;
-use super::{AuditConfig, CacheConfig, Config, Limits, UpstreamConfig, checks, sections};
+use super::{AuditConfig, CacheConfig, Config, GatewayConfig, Limits, OperatorConfig, UpstreamConfig, checks};
 use crate::catalogue::rows::{self, ParsedRow};
 use crate::catalogue::{Catalogue, Operation};
 use crate::toml_reader::{
@@ -115,8 +115,8 @@ pub fn parse(text: &str, file: &Path) -> Result<LoadedConfig, ConfigError> {
 
 fn document(root: &Table<'_>, base: &Path) -> Config {
     root.optional("version", VERSION);
-    let gateway = root.table("gateway", |t| sections::gateway(t, base));
-    let operator = root.table("operator", |t| sections::operator(t, base));
+    let gateway = root.table("gateway", |t| GatewayConfig::read(t, base));
+    let operator = root.table("operator", |t| OperatorConfig::read(t, base));
     let upstream = root.table("upstream", |t| UpstreamConfig::read(t, base));
     let cache = root.table("cache", |t| CacheConfig::read(t, base));
     let audit = root.table("audit", |t| AuditConfig::read(t, base));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::units::{self, DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, URL, VARIABLE, size};
-use super::{BaseUrl, GatewayConfig, Listen, OperatorConfig, QuotaSetting, SecretSource, TlsFiles};
+use super::{BaseUrl, Listen, QuotaSetting, SecretSource, TlsFiles};
 use crate::toml_reader::{FLAG, Table, ValueKind, WithSpan, number};
 
 /// A section of the file: its type, and `read`, which asks for each key with its default and kind. So no setting is
@@ -27,11 +27,28 @@ macro_rules! section {
     };
 }
 
-pub(super) fn gateway(t: &Table<'_>, base: &Path) -> GatewayConfig {
-    GatewayConfig {
-        listen: listen(t, "127.0.0.1:8080", base),
-        tls: t.optional_table("tls", |t| tls(t, base)).flatten(),
-        names: names(t),
+section! {
+    /// `[gateway]`.
+    GatewayConfig(t, base) {
+        /// The addresses to listen on.
+        listen: Vec<Listen> = listen(t, "127.0.0.1:8080", base);
+        /// If set, the door serves HTTP/1.1 and HTTP/2 over TLS; otherwise plain HTTP/1.1.
+        tls: Option<TlsFiles> = t.optional_table("tls", |t| tls(t, base)).flatten();
+        /// The hosts that requests may name, besides the door's own addresses and `localhost`. If empty, any host will
+        /// do for callers with keys.
+        names: Vec<String> = names(t);
+    }
+}
+
+section! {
+    /// `[operator]`.
+    OperatorConfig(t, base) {
+        /// The addresses to listen on.
+        listen: Vec<Listen> = listen(t, "127.0.0.1:8081", base);
+        /// The operator key.
+        key: SecretSource = source(t, "key_file", "key_env", "/run/secrets/operator", base);
+        /// Further accepted `Host` names, besides the door's own addresses and `localhost`.
+        names: Vec<String> = names(t);
     }
 }
 
@@ -43,14 +60,6 @@ fn tls(t: &Table<'_>, base: &Path) -> Option<TlsFiles> {
     let (cert, key) = (t.required("cert", PATH), t.required("key", PATH));
     let client_ca = t.optional("client_ca", PATH);
     Some(TlsFiles { cert: base.join(cert?), key: base.join(key?), client_ca: client_ca.map(|path| base.join(path)) })
-}
-
-pub(super) fn operator(t: &Table<'_>, base: &Path) -> OperatorConfig {
-    OperatorConfig {
-        listen: listen(t, "127.0.0.1:8081", base),
-        key: source(t, "key_file", "key_env", "/run/secrets/operator", base),
-        names: names(t),
-    }
 }
 
 section! {

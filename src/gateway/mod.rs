@@ -4,6 +4,7 @@
 //! what all requests share.
 
 pub mod admit;
+pub(crate) mod etag;
 pub mod explain;
 pub(crate) mod forward;
 mod header_value;

@@ -13,11 +13,11 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
 
+use super::etag::{lists_weakly, strong_etag};
 use super::header_value::{self, HeaderValueWriter};
 use super::refusal::{Refusal, seconds};
 use crate::cache::{CacheStatus, Entry};
 use crate::door::BusyGuard;
-use crate::hash;
 use crate::ids::RequestId;
 use crate::shares::HeldShare;
 use crate::upstream::UpstreamAnswer;
@@ -78,9 +78,9 @@ pub(crate) struct PassedAnswer {
 
 /// Prepares an upstream answer to be passed on. A shared one counts against the share of each reader, no longer against that of the
 /// caller that started the fetch.
-pub(crate) fn passed_answer(answered: UpstreamAnswer, may_be_not_modified: bool, is_shared: bool) -> PassedAnswer {
+pub(crate) fn passed_answer(answered: UpstreamAnswer, is_read: bool, is_shared: bool) -> PassedAnswer {
     let UpstreamAnswer { status, headers, body, .. } = answered;
-    let etag = (may_be_not_modified && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
+    let etag = (is_read && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
     let body = if is_shared { body.bytes().clone() } else { body.into_counted() };
     let mut headers = allowed_headers(&headers, &PASSED);
     if !status.is_success() {
@@ -163,7 +163,7 @@ impl Reply {
     pub(crate) fn response(&self, context: &ResponseContext<'_>, mut headers: HeaderMap) -> Response<Bytes> {
         let (status, stored, body) = self.body.parts();
         let etag = self.body.etag();
-        let matches = || etag.zip(context.if_none_match).is_some_and(|(etag, wanted)| matches_etag(etag, wanted));
+        let matches = || etag.zip(context.if_none_match).is_some_and(|(etag, wanted)| lists_weakly(wanted, etag));
         let is_not_modified = self.may_be_not_modified && status == StatusCode::OK && matches();
         for (name, value) in stored {
             if !is_not_modified || !STORED.contains(name) || KEPT_ON_304.contains(name) {
@@ -193,13 +193,6 @@ impl Reply {
     }
 }
 
-/// Does `If-None-Match` match this entity tag (RFC 9110 section 13.1.2, weak comparison)?
-fn matches_etag(etag: &HeaderValue, wanted: &HeaderValue) -> bool {
-    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
-    let (Ok(etag), Ok(wanted)) = (etag.to_str(), wanted.to_str()) else { return false };
-    wanted.trim() == "*" || wanted.split(',').any(|tag| opaque(tag) == opaque(etag))
-}
-
 /// The headers to store with a body.
 pub(crate) fn stored_headers(headers: &HeaderMap) -> HeaderMap {
     allowed_headers(headers, &STORED)
@@ -213,19 +206,6 @@ fn allowed_headers(headers: &HeaderMap, allowed: &[HeaderName]) -> HeaderMap {
         }
     }
     out
-}
-
-/// The upstream's own strong entity tag, because the body is unchanged, or else one computed from the body (RFC 9110 section 8.8.3).
-pub(crate) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
-    let own = headers.get(header::ETAG).filter(|tag| {
-        let text = tag.as_bytes();
-        text.len() >= 2 && text.first() == Some(&b'"') && text.last() == Some(&b'"')
-    });
-    let made = || {
-        let digest = hash::sha256(body);
-        header_value::value(|writer| writer.text("\"").hex(digest.get(..16).unwrap_or_default()).text("\""))
-    };
-    own.cloned().or_else(made).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 fn response_of(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<Bytes> {

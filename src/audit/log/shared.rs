@@ -146,14 +146,21 @@ impl LogShared {
         truncate_texts(&mut record, self.record_bytes);
         let name = record.request.map(|id| self.doubts.request_ids().hold(id));
         let charge = self.charge(&record)?;
-        let outcome = (record.kind == Some(Kind::Outcome)).then(|| record.clone());
+        // What ends its write, without the texts.
+        let (intent, request, outcome) = (record.intent, record.request, record.outcome);
+        let ending = (record.kind == Some(Kind::Outcome)).then(|| Record {
+            intent,
+            request,
+            outcome,
+            ..Record::new(Kind::Outcome, record.time)
+        });
         let (ack, acked) = oneshot::channel();
         let refused = self
             .buffer
             .push(PendingRecord { record: Box::new(record), charge, _share: None, ack: Some(ack), name }, true);
         // Only now: whoever sees the doubt may settle it, and the settlement has to come behind the outcome.
-        if let Some(outcome) = outcome {
-            let _was_under_way = self.doubts.end(&outcome);
+        if let Some(ending) = ending {
+            let _was_under_way = self.doubts.end(&ending);
         }
         match refused {
             None => Ok(acked),

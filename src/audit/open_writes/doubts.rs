@@ -109,6 +109,10 @@ struct DoubtTable {
 }
 
 impl DoubtTable {
+    fn is_under_way(&self, intent: Option<u64>) -> bool {
+        intent.and_then(|intent| self.writes.get(intent)).is_some_and(|write| !write.in_doubt)
+    }
+
     fn doubt(&self, intent: u64) -> Option<&Doubt> {
         self.writes.get(intent).filter(|write| write.in_doubt).map(|write| &write.doubt)
     }
@@ -252,8 +256,11 @@ impl Doubts {
     /// Applies a record: an intent or a settlement that is on disk, an outcome that is about to be recorded. Returns
     /// whether it changed anything.
     pub(crate) fn apply(&self, record: &Record<'_>) -> bool {
-        let mut table = self.open();
-        let DoubtTable { writes, held, by_fingerprint, claimed } = &mut *table;
+        self.apply_to(&mut self.open(), record)
+    }
+
+    fn apply_to(&self, table: &mut DoubtTable, record: &Record<'_>) -> bool {
+        let DoubtTable { writes, held, by_fingerprint, claimed } = table;
         match writes.apply(record) {
             None => return false,
             Some(WriteChange::Begun(write)) => drop(held.insert(write.intent, self.request_ids.hold(write.request))),
@@ -273,12 +280,13 @@ impl Doubts {
 
     /// Whether the write with this intent is under way, which means that room is reserved for its outcome.
     pub(crate) fn is_under_way(&self, intent: Option<u64>) -> bool {
-        intent.is_some_and(|intent| self.open().writes.get(intent).is_some_and(|write| !write.in_doubt))
+        self.open().is_under_way(intent)
     }
 
     /// An outcome is on its way to the log, so its write is no longer under way. Returns true if it was.
     pub(crate) fn end(&self, outcome: &Record<'_>) -> bool {
-        self.is_under_way(outcome.intent) && self.apply(outcome)
+        let mut table = self.open();
+        table.is_under_way(outcome.intent) && self.apply_to(&mut table, outcome)
     }
 }
 

@@ -50,8 +50,7 @@ pub fn no_key_in_query(policy: &Policy, headers: &HeaderMap, target: &Target<'_>
     if target.query.is_empty() {
         return Ok(());
     }
-    let own = headers.get(AUTHORIZATION).and_then(|value| split_once(value.as_bytes(), b' '));
-    let own = own.map(|(_, key)| key.trim_ascii());
+    let own = headers.get(AUTHORIZATION).and_then(scheme_and_key).map(|(_, key)| key);
     let is_key = |pair: &QueryPair<'_>| {
         let raw = pair.value.as_deref().unwrap_or_default();
         let value = if raw.contains(['%', '+']) { Cow::Owned(decoded(raw)) } else { Cow::Borrowed(raw) };
@@ -183,8 +182,7 @@ pub fn recheck_rights(policy: &Policy, rights: &Rights<'_>) -> Result<(), Refusa
 }
 
 fn identify_by_key<'p>(policy: &'p Policy, credential: &HeaderValue) -> Result<Credential<'p>, Refusal> {
-    let (scheme, key) = split_once(credential.as_bytes(), b' ').ok_or(Refusal::NoKey)?;
-    let key = key.trim_ascii();
+    let (scheme, key) = scheme_and_key(credential).ok_or(Refusal::NoKey)?;
     if !(scheme.eq_ignore_ascii_case(b"token") || scheme.eq_ignore_ascii_case(b"bearer")) || key.is_empty() {
         return Err(Refusal::NoKey);
     }
@@ -196,9 +194,10 @@ fn identify_by_key<'p>(policy: &'p Policy, credential: &HeaderValue) -> Result<C
     Ok(Credential::Key(known, hash))
 }
 
-fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
-    let (before, after) = bytes.split_at_checked(memchr::memchr(at, bytes)?)?;
-    Some((before, after.get(1..)?))
+fn scheme_and_key(credential: &HeaderValue) -> Option<(&[u8], &[u8])> {
+    let bytes = credential.as_bytes();
+    let (scheme, key) = bytes.split_at_checked(memchr::memchr(b' ', bytes)?)?;
+    Some((scheme, key.trim_ascii()))
 }
 
 /// Step 4: find the operation.

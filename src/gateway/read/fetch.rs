@@ -12,6 +12,7 @@ use super::lookup::FetchPlan;
 use crate::cache::{CacheStatus, FetchHandle, FetchLost, FetchWaiter, JoinRequest, NewEntry, storable};
 use crate::callers::SharedKind;
 use crate::gateway::admit::steps;
+use crate::gateway::etag::strong_etag;
 use crate::gateway::forward::{
     ForwardPermit, Forwarded, forward, forward_permit, forward_permit_with_connection, read_answer,
     spare_forward_permit,
@@ -19,7 +20,7 @@ use crate::gateway::forward::{
 use crate::gateway::recorder::RequestRecorder;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::AuthorizedRequest;
-use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer, stored_headers, strong_etag};
+use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer, stored_headers};
 use crate::gateway::state::Gateway;
 use crate::gateway::tags;
 use crate::shares::HeldShare;

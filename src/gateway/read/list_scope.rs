@@ -12,8 +12,9 @@ use serde_json::value::RawValue;
 use super::json_members::JsonMembers;
 use crate::config::Scope;
 use crate::gateway::admit::target::{QueryPair, Target, decoded, push_pair};
+use crate::gateway::etag::strong_etag;
 use crate::gateway::refusal::Refusal;
-use crate::gateway::response::{PassedAnswer, Reply, ReplyBody, strong_etag};
+use crate::gateway::response::{PassedAnswer, Reply, ReplyBody};
 
 /// Make's maximum and default page size for this list; a longer list cannot be fetched in one piece.
 const WHOLE_LIMIT: usize = 10_000;

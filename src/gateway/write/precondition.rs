@@ -12,12 +12,12 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use crate::catalogue::MatchedOperation;
 use crate::gateway::admit::policy::bucket;
 use crate::gateway::admit::steps;
+use crate::gateway::etag::{lists_strongly, strong_etag};
 use crate::gateway::forward::{Forwarded, forward, forward_permit, read_answer};
 use crate::gateway::outgoing::outgoing;
 use crate::gateway::recorder::{self, RequestRecorder};
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::AuthorizedRequest;
-use crate::gateway::response::strong_etag;
 use crate::gateway::state::Gateway;
 use crate::upstream::UpstreamAnswer;
 
@@ -40,9 +40,8 @@ impl Precondition {
             return Ok(Some(Self::Match(headers.get_all(IF_MATCH).iter().cloned().collect())));
         }
         let Some(date) = headers.get(IF_UNMODIFIED_SINCE) else { return Ok(None) };
-        let date = date.to_str().ok().and_then(|date| httpdate::parse_http_date(date).ok());
         let why = "If-Unmodified-Since is not an HTTP date";
-        date.map(|date| Some(Self::UnmodifiedSince(date))).ok_or(Refusal::UncheckablePrecondition { why })
+        http_date(date).map(|date| Some(Self::UnmodifiedSince(date))).ok_or(Refusal::UncheckablePrecondition { why })
     }
 
     /// Reads the resource and checks that the precondition holds.
@@ -82,25 +81,23 @@ impl Precondition {
         match self {
             Self::Match(wanted) => {
                 let etag = strong_etag(&answered.headers, answered.body.bytes());
-                let matches = wanted.iter().any(|list| matches(&etag, list));
-                if matches { Ok(()) } else { Err("the resource has changed: read it again") }
-            }
-            Self::UnmodifiedSince(date) => {
-                let modified = answered.headers.get(LAST_MODIFIED).and_then(|date| date.to_str().ok());
-                match modified.and_then(|date| httpdate::parse_http_date(date).ok()) {
-                    Some(modified) if modified <= *date => Ok(()),
-                    Some(_) => Err("the resource has changed: read it again"),
-                    None => Err("Make does not say when the resource was last changed: use If-Match with its ETag"),
+                if wanted.iter().any(|list| lists_strongly(list, &etag)) {
+                    Ok(())
+                } else {
+                    Err("the resource has changed: read it again")
                 }
             }
+            Self::UnmodifiedSince(date) => match answered.headers.get(LAST_MODIFIED).and_then(http_date) {
+                Some(modified) if modified <= *date => Ok(()),
+                Some(_) => Err("the resource has changed: read it again"),
+                None => Err("Make does not say when the resource was last changed: use If-Match with its ETag"),
+            },
         }
     }
 }
 
-/// Does this list contain the strong entity tag, or `*`?
-fn matches(etag: &HeaderValue, list: &HeaderValue) -> bool {
-    let (Ok(etag), Ok(list)) = (etag.to_str(), list.to_str()) else { return false };
-    list.trim() == "*" || list.split(',').any(|one| one.trim() == etag)
+fn http_date(value: &HeaderValue) -> Option<SystemTime> {
+    httpdate::parse_http_date(value.to_str().ok()?).ok()
 }
 
 /// The read of the resource that a write changes, on behalf of the same request.
@@ -122,17 +119,5 @@ fn read_of(request: &AuthorizedRequest, read: &MatchedOperation<'_, '_>) -> Auth
         outgoing: outgoing(row, path.to_owned(), &HeaderMap::new(), Bytes::new(), answers),
         read: request.read,
         deadline: request.deadline,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entity_tags_are_compared_strongly() {
-        let is = |list: &str| matches(&HeaderValue::from_static("\"a\""), &HeaderValue::from_str(list).unwrap());
-        assert!(is("\"a\"") && is("*") && is("\"b\", \"a\"") && is(" \"a\" "));
-        assert!(!is("W/\"a\"") && !is("\"b\"") && !is("a") && !is(""));
     }
 }

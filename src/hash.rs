@@ -23,11 +23,18 @@ pub fn sha256_parts(parts: &[&[u8]]) -> [u8; 32] {
     out
 }
 
-/// HMAC-SHA-256 of the concatenated parts under `key`.
+/// A key for [`hmac_sha256`]. To prepare one costs as much as to use it, so it is done once.
 #[must_use]
-pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
+pub fn hmac_key(bytes: &[u8]) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, bytes)
+}
+
+/// HMAC-SHA-256 of the parts, each preceded by its length (8 bytes, big-endian).
+#[must_use]
+pub fn hmac_sha256(key: &hmac::Key, parts: &[&[u8]]) -> [u8; 32] {
+    let mut context = hmac::Context::with_key(key);
     for part in parts {
+        context.update(&(part.len() as u64).to_be_bytes());
         context.update(part);
     }
     let mut out = [0; 32];

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 
+use aws_lc_rs::hmac;
 use jiff::Timestamp;
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -136,6 +137,12 @@ impl fmt::Display for KeyId {
     }
 }
 
+impl Serialize for KeyId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hash::hex(&self.0))
+    }
+}
+
 impl fmt::Debug for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -148,11 +155,8 @@ pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
     /// HMAC-SHA-256 of the parts, each preceded by its length, truncated to 16 bytes.
-    pub(crate) fn of(key: &[u8], parts: &[&[u8]]) -> Self {
-        let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_be_bytes()).collect();
-        let framed: Vec<&[u8]> =
-            lengths.iter().zip(parts).flat_map(|(length, part)| [length.as_slice(), part]).collect();
-        Self(hash::hmac_sha256(key, &framed).first_chunk().copied().unwrap_or_default())
+    pub(crate) fn of(key: &hmac::Key, parts: &[&[u8]]) -> Self {
+        Self(hash::hmac_sha256(key, parts).first_chunk().copied().unwrap_or_default())
     }
 
     /// Wraps the bytes of a fingerprint.
@@ -189,10 +193,10 @@ impl fmt::Debug for Fingerprint {
 
 /// Makes an id text in what is written with serde, and accepts only what it parses.
 macro_rules! serde_as_text {
-    ($($id:ident: $text:path, $parse:expr;)*) => {$(
+    ($($id:ident: $text:expr, $parse:expr;)*) => {$(
         impl Serialize for $id {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&$text(self))
+                serializer.serialize_str(&($text)(self))
             }
         }
 
@@ -206,7 +210,7 @@ macro_rules! serde_as_text {
 
 serde_as_text! {
     RequestId: RequestId::as_str, |text| RequestId::parse(text.as_bytes());
-    Fingerprint: Fingerprint::to_string, Fingerprint::parse;
+    Fingerprint: |fingerprint: &Fingerprint| hash::hex(&fingerprint.0), Fingerprint::parse;
 }
 
 struct IdVisitor<T>(fn(&str) -> Option<T>);
@@ -321,9 +325,9 @@ mod tests {
 
     #[test]
     fn parts_that_join_alike_have_different_fingerprints() {
-        let one = Fingerprint::of(b"key", &[b"ab", b"c"]);
-        assert_ne!(one, Fingerprint::of(b"key", &[b"a", b"bc"]));
-        assert_ne!(one, Fingerprint::of(b"other", &[b"ab", b"c"]));
+        let one = Fingerprint::of(&hash::hmac_key(b"key"), &[b"ab", b"c"]);
+        assert_ne!(one, Fingerprint::of(&hash::hmac_key(b"key"), &[b"a", b"bc"]));
+        assert_ne!(one, Fingerprint::of(&hash::hmac_key(b"other"), &[b"ab", b"c"]));
         assert_eq!(Fingerprint::parse(&one.to_string()), Some(one));
         assert_eq!(Fingerprint::parse("+123456789abcdef0123456789abcdef"), None);
     }

@@ -351,7 +351,7 @@ mod tests {
     fn fill(keys: &mut KeyTable, caller: &str, most: usize, callers: usize) -> usize {
         let claims = (0..most).take_while(|n| {
             let (name, text) = (caller.as_bytes(), format!("{n} of {}", keys.entries.len()));
-            let key = Fingerprint::of(b"key", &[name, text.as_bytes()]);
+            let key = Fingerprint::of(&crate::hash::hmac_key(b"key"), &[name, text.as_bytes()]);
             let request = RequestId::parse(b"r").unwrap();
             let keyed = KeyedWrite { key, write: key, request, caller: caller.into() };
             matches!(keys.claim(&keyed, callers, 0), KeyLookup::New)
@@ -401,7 +401,7 @@ mod tests {
     fn room_given_back_is_free_and_counted_once() {
         let mut keys = keys(2);
         let id = |text: &str| RequestId::parse(text.as_bytes()).unwrap();
-        let key = Fingerprint::of(b"key", &[b"k"]);
+        let key = Fingerprint::of(&crate::hash::hmac_key(b"key"), &[b"k"]);
         let keyed = |request| KeyedWrite { key, write: key, request: id(request), caller: "a".into() };
         assert!(matches!(keys.claim(&keyed("r-1"), 1, 0), KeyLookup::New));
         keys.release_claim(&keyed("r-2"));

@@ -60,7 +60,7 @@ fn settings(dir: &Path, change: impl FnOnce(&mut Limits)) -> (AuditConfig, Limit
 }
 
 fn keyed(key: &str, write: &str, request: &str) -> KeyedWrite {
-    let of = |text: &str| Fingerprint::of(b"secret", &[text.as_bytes()]);
+    let of = |text: &str| Fingerprint::of(&crate::hash::hmac_key(b"secret"), &[text.as_bytes()]);
     KeyedWrite {
         key: of(key),
         write: of(write),

@@ -12,6 +12,8 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::hmac;
+
 use crate::audit::record::Record;
 use crate::audit::recover::{Recovered, ResumePoint};
 use crate::audit::segment::disk::{self, OpenError, with_context};
@@ -26,6 +28,7 @@ const MISSING: &str = "is missing";
 #[derive(Clone)]
 pub(crate) struct FingerprintKey {
     pub(crate) bytes: [u8; KEY_BYTES],
+    pub(crate) hmac: hmac::Key,
     pub(crate) name: String,
 }
 
@@ -39,7 +42,7 @@ impl fmt::Debug for FingerprintKey {
 impl FingerprintKey {
     fn new(bytes: [u8; KEY_BYTES]) -> Self {
         let digest = hash::sha256_parts(&[b"makegate fingerprint key", &bytes]);
-        Self { bytes, name: hash::hex(&digest).chars().take(16).collect() }
+        Self { bytes, hmac: hash::hmac_key(&bytes), name: hash::hex(&digest).chars().take(16).collect() }
     }
 }
 

@@ -221,7 +221,7 @@ impl AuditLog {
     /// The keyed hash that identifies equal writes by caller, operation, canonical target and body.
     #[must_use]
     pub fn fingerprint(&self, parts: &[&[u8]]) -> Fingerprint {
-        Fingerprint::of(&self.shared.key.bytes, parts)
+        Fingerprint::of(&self.shared.key.hmac, parts)
     }
 
     /// The log's folder.

@@ -294,13 +294,14 @@ impl Doubts {
 mod tests {
     use super::*;
     use crate::audit::record::Kind;
+    use crate::hash;
     use crate::vocabulary::Outcome;
 
     fn record(kind: Kind, request: &str) -> Record<'static> {
         Record {
             request: RequestId::parse(request.as_bytes()),
             caller: Some("billing".into()),
-            fingerprint: Some(Fingerprint::of(b"key", &[b"pay"])),
+            fingerprint: Some(Fingerprint::of(&hash::hmac_key(b"key"), &[b"pay"])),
             ..Record::new(kind, Timestamp::UNIX_EPOCH)
         }
     }
@@ -331,7 +332,7 @@ mod tests {
     #[test]
     fn a_write_in_doubt_holds_equal_writes_of_its_caller_until_it_is_settled() {
         let doubts = Doubts::default();
-        let equal = Fingerprint::of(b"key", &[b"pay"]);
+        let equal = Fingerprint::of(&hash::hmac_key(b"key"), &[b"pay"]);
         begin(&doubts, 7, record(Kind::Intent, "w1"));
         assert_eq!(doubts.find_equal("billing", equal), None, "a write under way is not in doubt");
         assert!(doubts.end(&outcome(7, "w1", Outcome::InDoubt)));
@@ -347,8 +348,8 @@ mod tests {
     #[test]
     fn when_the_first_of_equal_writes_in_doubt_is_settled_the_next_one_holds() {
         let doubts = Doubts::default();
-        let equal = Fingerprint::of(b"key", &[b"pay"]);
-        let key = Fingerprint::of(b"key", &[b"idempotency"]);
+        let equal = Fingerprint::of(&hash::hmac_key(b"key"), &[b"pay"]);
+        let key = Fingerprint::of(&hash::hmac_key(b"key"), &[b"idempotency"]);
         doubt(&doubts, 1, record(Kind::Intent, "w1"));
         doubt(&doubts, 2, Record { idempotency: Some(key), ..record(Kind::Intent, "w2") });
         let [first, second] = [b"w1", b"w2"].map(|id| RequestId::parse(id).unwrap());
@@ -394,7 +395,7 @@ mod tests {
     fn a_write_ends_itself_and_no_other_with_the_same_id() {
         let doubts = Doubts::default();
         let id = RequestId::parse(b"w1").unwrap();
-        let [pay, other] = [b"pay", b"two"].map(|write| Fingerprint::of(b"key", &[write]));
+        let [pay, other] = [b"pay", b"two"].map(|write| Fingerprint::of(&hash::hmac_key(b"key"), &[write]));
         begin(&doubts, 1, record(Kind::Intent, "w1"));
         begin(&doubts, 2, Record { fingerprint: Some(other), ..record(Kind::Intent, "w1") });
         assert!(doubts.end(&outcome(1, "w1", Outcome::InDoubt)));

@@ -59,10 +59,11 @@ impl<'de> Deserialize<'de> for FieldHashes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hash;
 
     #[test]
     fn field_hashes_read_back_what_they_wrote_and_are_bounded() {
-        let mark = Fingerprint::of(b"key", &[b"value"]);
+        let mark = Fingerprint::of(&hash::hmac_key(b"key"), &[b"value"]);
         let marks = FieldHashes::new([("name".into(), mark), ("a \"b\"".into(), mark)]).unwrap();
         let text = serde_json::to_vec(&marks).unwrap();
         assert_eq!(serde_json::from_slice::<FieldHashes>(&text).unwrap(), marks);

@@ -7,12 +7,14 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::Serializer;
+use serde::de::Error as _;
+use serde::{Deserialize as _, Deserializer, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::Record;
 use super::formatter::write_json;
+use super::text::Text;
 
 /// Maximum length that truncation adds to a text (`…[12345 bytes cut]`).
 const MARK_BYTES: usize = 32;
@@ -107,14 +109,25 @@ thread_local! {
     static SECOND: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
 }
 
-/// Writes what `{:.6}` would (UTC with microseconds), at a fraction of the cost.
-pub(crate) fn micros<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    let (second, micros) = (time.as_microsecond().div_euclid(1_000_000), time.as_microsecond().rem_euclid(1_000_000));
+/// Calls `with` with the text of this second.
+fn with_second<R>(second: i64, with: impl FnOnce(&mut String) -> R) -> R {
     SECOND.with_borrow_mut(|(known, text)| {
         if *known != second {
             let whole = Timestamp::from_second(second).unwrap_or_default();
             (*known, *text) = (second, whole.to_string().trim_end_matches('Z').to_owned());
         }
+        with(text)
+    })
+}
+
+fn split(time: &Timestamp) -> (i64, i64) {
+    (time.as_microsecond().div_euclid(1_000_000), time.as_microsecond().rem_euclid(1_000_000))
+}
+
+/// Writes what `{:.6}` would (UTC with microseconds), at a fraction of the cost.
+pub(crate) fn micros<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    let (second, micros) = split(time);
+    with_second(second, |text| {
         let length = text.len();
         let _infallible = write!(text, ".{micros:06}Z");
         let written = serializer.serialize_str(text);
@@ -123,12 +136,24 @@ pub(crate) fn micros<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S
     })
 }
 
+/// Reads a time, and what [`micros`] wrote at a fraction of the cost.
+pub(crate) fn read_micros<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    let text = Text::deserialize(deserializer)?;
+    let known = SECOND.with_borrow(|(second, known)| {
+        let micros = text.strip_prefix(known.as_str())?.strip_prefix('.')?.strip_suffix('Z')?;
+        let plain = !known.is_empty() && micros.len() == 6 && micros.bytes().all(|b| b.is_ascii_digit());
+        plain.then(|| Timestamp::from_microsecond(second * 1_000_000 + micros.parse::<i64>().ok()?).ok())?
+    });
+    known.map_or_else(|| text.parse().inspect(|time| with_second(split(time).0, |_| ())).map_err(D::Error::custom), Ok)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
     use crate::audit::{CountedRefusals, FieldHashes, Kind, Peer};
+    use crate::hash;
     use crate::ids::{Fingerprint, KeyId, RequestId, is_invisible};
     use crate::vocabulary::{Answer, Outcome};
 
@@ -159,9 +184,9 @@ mod tests {
             trace: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
             event: Some("example".into()),
             detail: Some("says \"hi\"\n\u{1b}[31m\u{202e}\u{85}é".into()),
-            fingerprint: Some(Fingerprint::of(b"key", &[])),
-            idempotency: Some(Fingerprint::of(b"key", &[])),
-            marks: Some(FieldHashes::new([("name".into(), Fingerprint::of(b"key", &[]))]).unwrap()),
+            fingerprint: Some(Fingerprint::of(&hash::hmac_key(b"key"), &[])),
+            idempotency: Some(Fingerprint::of(&hash::hmac_key(b"key"), &[])),
+            marks: Some(FieldHashes::new([("name".into(), Fingerprint::of(&hash::hmac_key(b"key"), &[]))]).unwrap()),
             counted: Some(Box::new(CountedRefusals {
                 count: 3,
                 codes: vec![("MG111".into(), 2), ("MG112".into(), 1)],
@@ -191,7 +216,7 @@ mod tests {
             r#""detail":"says \"hi\"\u000a\u001b[31m\u202e\u0085é","fingerprint":"FINGERPRINT","idempotency":"FINGERPRINT","marks":{"name":"FINGERPRINT"},"#,
             r#""count":3,"codes":{"MG111":2,"MG112":1},"first":"2026-07-01T11:59:00.000000Z","last":"2026-07-01T11:59:59.250000Z"}"#,
         );
-        let fingerprint = Fingerprint::of(b"key", &[]).to_string();
+        let fingerprint = Fingerprint::of(&hash::hmac_key(b"key"), &[]).to_string();
         assert_eq!(line(&full(), 8192), golden.replace("FINGERPRINT", &fingerprint));
         let names: Vec<_> = serde_json::from_str::<Map<String, Value>>(golden).unwrap().keys().cloned().collect();
         assert_eq!(names, crate::audit::COLUMNS, "the CSV columns are the fields");
@@ -213,6 +238,18 @@ mod tests {
             let time = Timestamp::from_microsecond(micros).unwrap();
             let lines: Vec<_> = (0..2).map(|_| line(&Record::new(Kind::Request, time), 8192)).collect();
             assert!(lines.iter().all(|line| line.contains(&format!("\"time\":\"{time:.6}\""))), "{lines:?}");
+            let read = lines.iter().chain(&lines).map(|line| Record::parse(line.as_bytes()).unwrap().time);
+            assert!(read.into_iter().all(|read| read == time), "{lines:?}");
+        }
+        let of = |text: &str| {
+            let line = format!(r#"{{"seq":1,"time":"{text}","kind":"event"}}"#);
+            Record::parse(line.as_bytes()).map(|record| record.time)
+        };
+        for text in ["2026-07-01T12:00:00.5Z", "2026-07-01T12:00:00.123456Z", "2026-07-01T12:00:00.000001+02:00"] {
+            assert_eq!(of(text), text.parse().ok());
+        }
+        for text in [".123456Z", "2026-07-01T12:00:00.+12345Z", "2026-07-01T12:00:00.-12345Z", ""] {
+            assert!(of(text).is_none(), "{text}");
         }
     }
 

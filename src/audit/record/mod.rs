@@ -7,17 +7,18 @@ pub(super) mod line;
 pub(super) mod text;
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::Method;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use self::field_hashes::FieldHashes;
-use self::text::{Text, display, lenient};
+use self::text::{Text, lenient};
 use crate::ids::{Fingerprint, KeyId, RequestId};
 use crate::vocabulary::{Answer, Outcome, word_enum};
 
@@ -68,6 +69,26 @@ impl fmt::Display for Peer {
     }
 }
 
+thread_local! {
+    /// An address with its text. Most records are about the same address as the one before.
+    static ADDRESS: RefCell<(Option<IpAddr>, String)> = const { RefCell::new((None, String::new())) };
+}
+
+impl Serialize for Peer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Ip(ip) => ADDRESS.with_borrow_mut(|(known, text)| {
+                if *known != Some(*ip) {
+                    (*known, *text) = (Some(*ip), ip.to_string());
+                }
+                serializer.serialize_str(text)
+            }),
+            Self::Unix(text) => serializer.serialize_str(text),
+            Self::Several(text) => serializer.serialize_str(text),
+        }
+    }
+}
+
 /// Refusals that were counted instead of recorded one by one.
 #[derive(Clone, Debug, Serialize)]
 pub struct CountedRefusals {
@@ -93,7 +114,7 @@ pub struct Record<'l> {
     /// Its sequence number; 0 until the log numbers it.
     pub seq: u64,
     /// When it happened.
-    #[serde(serialize_with = "line::micros")]
+    #[serde(serialize_with = "line::micros", deserialize_with = "line::read_micros")]
     pub time: Timestamp,
     /// What it is about. `None` if a newer makegate wrote it.
     #[serde(deserialize_with = "lenient")]
@@ -109,10 +130,10 @@ pub struct Record<'l> {
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub caller: Option<Text<'l>>,
     /// The key that the caller used.
-    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none", serialize_with = "display")]
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyId>,
     /// Where the request came from.
-    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none", serialize_with = "display")]
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub peer: Option<Peer>,
     /// The catalogue row's id.
     #[serde(borrow, skip_serializing_if = "Option::is_none")]

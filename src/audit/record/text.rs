@@ -1,7 +1,7 @@
 //! A record's texts, and how its fields are written and read.
 
 use std::borrow::Cow;
-use std::fmt::{self, Display};
+use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -117,14 +117,6 @@ pub(crate) fn raw<'de: 'l, 'l, D: Deserializer<'de>>(deserializer: D) -> Result<
 /// Writes a method.
 pub(crate) fn method<S: Serializer>(method: &Option<Method>, serializer: S) -> Result<S::Ok, S::Error> {
     method.as_ref().map(Method::as_str).serialize(serializer)
-}
-
-/// Writes what is shown as text.
-pub(crate) fn display<S: Serializer>(value: &Option<impl Display>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(value) => serializer.serialize_str(&value.to_string()),
-        None => serializer.serialize_none(),
-    }
 }
 
 /// Writes pairs as an object.

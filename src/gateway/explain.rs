@@ -11,6 +11,7 @@ use super::forward::{breaker_refusal, quota_refusal};
 use super::read::list_scope;
 use super::read::lookup::{ReadRequest, entry_for, key_and_target};
 use super::refusal::{Refusal, seconds};
+use super::request::patience;
 use super::state::Gateway;
 use crate::cache::{Lookup, RequestDirectives};
 use crate::catalogue::{BodyKind, MatchedOperation, RetryClass};
@@ -236,8 +237,11 @@ fn quota(running: RunningGateway<'_>, read_request: &ReadRequest<'_>) -> Result<
     let spends = format!("it spends {whose} quota, shared by {eligible} caller(s)");
     let Some(gateway) = running else { return Ok(spends) };
     let upstream = &policy.config.upstream;
-    let deadline = if matched.operation.is_write() { upstream.write_deadline } else { upstream.deadline };
-    let latest = gateway.clock.now() + upstream.quota_wait.min(deadline);
+    let (deadline, attempt) = match matched.operation.is_write() {
+        true => (upstream.write_deadline, upstream.write_attempt),
+        false => (upstream.deadline, upstream.attempt),
+    };
+    let latest = gateway.clock.now() + upstream.quota_wait.min(patience(deadline, attempt.min(deadline)));
     let outlook = gateway.quota.foresee(bucket, &caller.config.name, eligible, latest).map_err(quota_refusal)?;
     let QuotaOutlook { after, limit, free, spent, share, .. } = outlook;
     let turn = if after.is_zero() { "it goes at once".to_owned() } else { format!("it waits {} s", seconds(after)) };

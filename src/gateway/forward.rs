@@ -135,7 +135,8 @@ pub(crate) fn breaker_refusal(open: BreakerOpen) -> Refusal {
 }
 
 async fn quota_slot(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Slot, Refusal> {
-    let latest = request.deadline.min(gateway.clock.now() + request.policy.config.upstream.quota_wait);
+    let wait = request.patience(&gateway.clock).min(request.policy.config.upstream.quota_wait);
+    let latest = gateway.clock.now() + wait;
     let eligible = request.policy.eligible(request.bucket);
     let turn = gateway.quota.acquire(request.bucket, request.caller(), eligible, latest).await;
     let slot = turn.map_err(quota_refusal)?;

@@ -81,11 +81,16 @@ impl AuthorizedRequest {
         most.min(self.deadline.saturating_duration_since(self.read))
     }
 
-    /// How long it may still wait in queues. This leaves an attempt at least an eighth of its time: with less, a write would only end in
-    /// doubt.
+    /// How long it may still wait in queues.
     pub(crate) fn patience(&self, clock: &Clock) -> Duration {
-        self.time_left(clock).saturating_sub(self.attempt_time_max() / 8)
+        patience(self.time_left(clock), self.attempt_time_max())
     }
+}
+
+/// How long a request with this much time left may wait in queues. This leaves an attempt at least an eighth of its time: with less, a
+/// write would only end in doubt.
+pub(crate) fn patience(left: Duration, attempt_max: Duration) -> Duration {
+    left.saturating_sub(attempt_max / 8)
 }
 
 /// The query parameters that the operation allows to be logged, as an object.

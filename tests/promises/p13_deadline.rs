@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use makegate::clock::Clock;
 use makegate::sandbox::{Fault, FaultKind};
 
 use crate::support::hostile::{Origin, Step};
@@ -57,4 +58,16 @@ async fn a_write_without_an_answer_in_time_is_504_in_doubt_and_listed() {
     assert_eq!(answer.header("makegate-outcome"), Some("in-doubt"));
     assert!(answer.header("retry-after").is_none());
     assert!(answer.header("proxy-status").unwrap().starts_with("makegate; error="), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_write_that_would_get_its_quota_too_late_to_be_answered_is_refused_unsent() {
+    // The only slot comes back after 61 s. Then one second would be left, of an attempt's sixteen.
+    let times = "quota = \"1/min\"\nquota_wait = \"90s\"\nwrite_deadline = \"62s\"\nwrite_attempt = \"16s\"";
+    let world = Plan::default().set("upstream", times).clock(Clock::frozen()).start().await;
+    world.get(ALL, ORG).await.expect(200);
+    let write = world.patch(ALL, ORG, "{\"name\":\"New\"}");
+    let refused = tokio::time::timeout(LATE, write).await.expect("it waits").refused(429, "MG171");
+    assert!(refused.header("retry-after").is_some() && refused.header("makegate-outcome").is_none(), "{refused:?}");
+    assert_eq!(world.received("PATCH", ORG), 0);
 }

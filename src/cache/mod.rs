@@ -157,6 +157,14 @@ impl Cache {
         self.put(key, &entry, now).then_some(entry)
     }
 
+    /// Drops this entry, because its body is of no use after all, unless another one has taken its place.
+    pub fn drop_entry(&self, key: &str, entry: &Arc<Entry>) {
+        let _one_at_a_time = lock(&self.storing);
+        if self.entries.get(key).is_some_and(|held| Arc::ptr_eq(&held, entry)) {
+            self.entries.invalidate(key);
+        }
+    }
+
     /// Inserts an entry, unless it is too large, unusable, or older than the present one.
     fn put(&self, key: Arc<str>, entry: &Arc<Entry>, now: Instant) -> bool {
         if u64::from(entry.weight()) > self.capacity_bytes / CAPACITY_SHARE || !entry.is_usable(now) {

@@ -130,6 +130,8 @@ pub struct Operation {
     pub scoped: bool,
     /// The array of organizations in its answer that is filtered for scoped callers (`organizations`).
     pub narrow: Option<Arc<str>>,
+    /// The array that every 200 of it has. An answer without it is passed on but not cached.
+    pub array: Option<Arc<str>>,
     /// The member of its answer (an organization or an array of them) whose `license.apiLimit` tells the quota.
     pub limits: Option<Arc<str>>,
     /// For a write: how to look up whether it took effect.

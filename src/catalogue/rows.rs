@@ -77,6 +77,7 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
     let quota = table.optional("quota", QUOTA);
     let scoped = table.optional("scoped", FLAG).unwrap_or(false);
     let narrow = table.optional("narrow", MEMBER);
+    let array = table.optional("array", MEMBER);
     let limits = table.optional("limits", MEMBER);
     let look = table.optional_table("look", effect_check::read).flatten();
     let summary = table.optional("summary", TEXT);
@@ -101,6 +102,7 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
         freshness,
         quota: quota.unwrap_or(if path.has_organization() { BucketKind::Organization } else { BucketKind::Account }),
         scoped,
+        array: array.or_else(|| narrow.clone()),
         narrow,
         limits,
         look,
@@ -165,6 +167,9 @@ fn check_method(
     if !is_read && retry == Some(RetryClass::Safe) {
         let help = "write \"idempotent\" if sending it twice has no further effect, otherwise \"once\"";
         table.wrong_at(&["retry"], format!("a {method} is a write, and no write is safe"), help);
+    }
+    if !is_read && table.has("array") {
+        table.wrong_at(&["array"], format!("the answer to a {method} is never cached"), "leave array out");
     }
     if is_read && body.is_some_and(|body| body != BodyKind::None) {
         table.wrong_at(&["body"], "a GET takes no body", "write body = \"none\", or leave it out");

@@ -59,10 +59,12 @@ pub struct GatewayMetrics {
     pub leaks: AtomicU64,
     /// 401 answers to the gateway's own token.
     pub token_refused: AtomicU64,
-    /// 403 answers that are not JSON: something in front of Make refused.
+    /// 403 answers that are not Make's own: something in front of Make refused.
     pub edge_refused: AtomicU64,
     /// Answers that were stored although the upstream forbade it.
     pub overruled: AtomicU64,
+    /// Answers that were not stored because their body cannot be an answer of the operation.
+    pub odd: AtomicU64,
     /// Fetches ahead of time (`cache.refresh_ahead`).
     pub ahead: AtomicU64,
     /// Requests that failed because of a fault in makegate.

@@ -201,7 +201,7 @@ impl RequestRecorder {
         let context = ResponseContext { if_none_match: self.if_none_match.as_ref(), is_read: self.is_read, now };
         let mut response = match reply {
             Ok(reply) => reply.response(&context, headers),
-            Err(refusal) => response::refused(refusal, self.held_id.id(), headers),
+            Err(refusal) => response::refused(refusal, self.held_id.id(), self.outcome, headers),
         };
         self.add_headers(response.status(), response.headers_mut(), reply.is_err());
         if self.is_head {

@@ -216,9 +216,14 @@ fn response_of(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<
 }
 
 /// The response for a refusal; `headers` is an empty map.
-pub(crate) fn refused(refusal: &Refusal, id: &RequestId, mut headers: HeaderMap) -> Response<Bytes> {
+pub(crate) fn refused(
+    refusal: &Refusal,
+    id: &RequestId,
+    outcome: Option<Outcome>,
+    mut headers: HeaderMap,
+) -> Response<Bytes> {
     refusal.add_headers(&mut headers);
-    response_of(refusal.row().status, headers, Bytes::from(refusal.problem(id)))
+    response_of(refusal.row().status, headers, Bytes::from(refusal.problem(id, outcome)))
 }
 
 /// A response that consists of its status.

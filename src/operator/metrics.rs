@@ -224,6 +224,8 @@ fn cache(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     writer.gauge("makegate_cache_capacity_bytes", "The most bytes of entries in memory", size.capacity_bytes)?;
     let help = "Answers that were stored although the upstream said not to";
     writer.count("makegate_cache_overruled", help, &state.gateway.metrics.overruled)?;
+    let help = "Answers of Make that cannot be answers of their operation: passed on, not stored";
+    writer.count("makegate_cache_odd_answers", help, &state.gateway.metrics.odd)?;
     writer.count("makegate_cache_refreshed_ahead", "Fetches of what was still fresh", &state.gateway.metrics.ahead)
 }
 

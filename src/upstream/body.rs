@@ -144,16 +144,30 @@ fn is_chunked_alone(headers: &HeaderMap) -> bool {
     alone && codings.next().is_none()
 }
 
-/// An encoded body could hide the token, and callers who asked for identity cannot use it.
+/// An encoded body could hide the token, and callers who asked for identity cannot use it. An empty list of codings is none.
 fn is_encoded(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
-    codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
+    let lists = headers.get_all(header::CONTENT_ENCODING).iter();
+    let mut codings = lists.flat_map(|list| list.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    codings.any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::shares::SharedLimit;
+
+    #[test]
+    fn an_empty_list_of_codings_is_none() {
+        let encoded = |value: &'static str| {
+            is_encoded(&HeaderMap::from_iter([(header::CONTENT_ENCODING, http::HeaderValue::from_static(value))]))
+        };
+        for plain in ["", " ", ",", "identity", "Identity", "identity, ", ", identity,identity"] {
+            assert!(!encoded(plain), "{plain:?}");
+        }
+        for coded in ["gzip", "identity, gzip", ",br", "x"] {
+            assert!(encoded(coded), "{coded:?}");
+        }
+    }
 
     #[test]
     fn counted_bytes_hold_their_room_until_the_last_clone_is_gone() {

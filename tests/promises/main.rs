@@ -14,12 +14,14 @@
 mod support;
 
 mod p01_token;
+mod p02_lists;
 mod p02_revoked;
 mod p02_scope;
 mod p03_fence;
 mod p03_history;
 mod p04_bytes;
 mod p04_doubts;
+mod p04_edges;
 mod p04_idempotency;
 mod p04_looks;
 mod p04_names;

@@ -6,6 +6,7 @@ mod headers;
 mod hosts;
 mod lingering;
 mod memory;
+mod odd_answers;
 mod outcomes;
 mod preconditions;
 mod tags;

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::list_scope::narrow;
+use super::answer_form::check_answer;
+use super::list_scope::{is_narrowable, narrow};
 use super::lookup::FetchPlan;
-use crate::cache::{CacheStatus, FetchHandle, FetchLost, FetchWaiter, JoinRequest, NewEntry, storable};
+use crate::cache::{
+    CacheStatus, Entry, FetchHandle, FetchLost, FetchStamp, FetchWaiter, JoinRequest, NewEntry, storable,
+};
 use crate::callers::SharedKind;
 use crate::gateway::admit::steps;
 use crate::gateway::etag::strong_etag;
@@ -24,6 +27,7 @@ use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer, st
 use crate::gateway::state::Gateway;
 use crate::gateway::tags;
 use crate::shares::HeldShare;
+use crate::upstream::UpstreamAnswer;
 use crate::vocabulary::Answer;
 
 /// How long to wait for a fetch queued under another caller's name before also waiting for a turn of one's own.
@@ -40,19 +44,24 @@ pub(crate) async fn fetch(
     plan: FetchPlan,
 ) -> Result<Reply, Refusal> {
     let request = Arc::new(request);
-    let page = plan.page.clone();
-    let reply = match fetch_or_join(gateway, recorder, &request, &plan).await {
-        Ok(fetched) if is_failure(fetched.body.status()) && may_serve_stale(gateway, &plan) => {
-            stale_reply(&plan, Some(fetched.body.status()), fetched.facts)
-        }
-        Ok(fetched) => Ok(fetched),
-        Err(refusal) if refusal.row().stale_may_answer && may_serve_stale(gateway, &plan) => {
-            stale_reply(&plan, None, ForwardFacts::default())
-        }
-        Err(refusal) => Err(refusal),
-    }?;
-    match page {
-        Some(page) => narrow(&request.caller.config.organizations, request.row.narrow.as_deref(), &page, reply),
+    let fetched = fetch_or_join(gateway, recorder, &request, &plan).await;
+    let has_failed = match &fetched {
+        Ok(fetched) => is_failure(fetched.body.status()),
+        Err(refusal) => refusal.row().stale_may_answer,
+    };
+    if has_failed
+        && let Some(stale) = stale_reply(gateway, &plan, fetched.as_ref().ok())
+        && let Ok(stale) = narrowed(&request, &plan, stale)
+    {
+        return Ok(stale);
+    }
+    narrowed(&request, &plan, fetched?)
+}
+
+/// What the caller may see of a reply.
+fn narrowed(request: &AuthorizedRequest, plan: &FetchPlan, reply: Reply) -> Result<Reply, Refusal> {
+    match &plan.page {
+        Some(page) => narrow(&request.caller.config.organizations, request.row.narrow.as_deref(), page, reply),
         None => Ok(reply),
     }
 }
@@ -79,11 +88,11 @@ async fn fetch_or_join(
         let join_request =
             JoinRequest { caller: request.caller(), group: plan.group, since: plan.since, ready: permit.is_some() };
         let fetch = {
-            let (gateway, request, key) = (gateway.clone(), request.clone(), plan.key.clone());
+            let (gateway, request, fill) = (gateway.clone(), request.clone(), FillPlan::of(plan));
             let (permit, under_way) = (permit.take(), under_way.take());
             move |handle| async move {
                 let _under_way = under_way;
-                run_fetch(gateway, request, permit, Some((key, handle))).await
+                run_fetch(gateway, request, permit, Some((fill, handle))).await
             }
         };
         let Some(waiter) =
@@ -175,12 +184,12 @@ pub(crate) fn fetch_ahead(gateway: &Arc<Gateway>, request: AuthorizedRequest, pl
     let fence_set = gateway.cache.fence_set(&tags::stored(&request.row, &request.parameters));
     let caller = request.caller().clone();
     let fetch = {
-        let (gateway, request, key) = (gateway.clone(), Arc::new(request), plan.key.clone());
+        let (gateway, request, fill) = (gateway.clone(), Arc::new(request), FillPlan::of(plan));
         move |handle| async move {
             let _turn = turn;
             let permit = spare_forward_permit(&gateway, &request).await?;
             gateway.metrics.ahead.fetch_add(1, Ordering::Relaxed);
-            forward_and_store(gateway, request, permit, Some((key, handle))).await
+            forward_and_store(gateway, request, permit, Some((fill, handle))).await
         }
     };
     let join_request = JoinRequest { caller: &caller, group: plan.group, since: None, ready: false };
@@ -191,12 +200,65 @@ pub(crate) fn fetch_ahead(gateway: &Arc<Gateway>, request: AuthorizedRequest, pl
     }
 }
 
+/// Where an answer is stored.
+struct FillPlan {
+    key: Arc<str>,
+    /// Is it a whole list, which callers of every scope are to be given their part of?
+    is_whole_list: bool,
+}
+
+impl FillPlan {
+    fn of(plan: &FetchPlan) -> Self {
+        Self { key: plan.key.clone(), is_whole_list: plan.page.is_some() }
+    }
+
+    /// Stores an answer, if its status and headers allow it and its body can be an answer of the operation.
+    fn store(
+        self,
+        gateway: &Gateway,
+        request: &AuthorizedRequest,
+        answered: &UpstreamAnswer,
+        stamp: FetchStamp,
+    ) -> Option<Arc<Entry>> {
+        let policy = request.policy.store_policy(request.index)?;
+        let lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;
+        if let Err(why) = self.check_body(request, answered) {
+            gateway.metrics.odd.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(operation = %request.row.id, why, "an answer of the upstream was passed on but not stored");
+            return None;
+        }
+        if lifetime.overruled {
+            gateway.metrics.overruled.fetch_add(1, Ordering::Relaxed);
+        }
+        gateway.cache.store(NewEntry {
+            key: self.key,
+            status: answered.status,
+            headers: stored_headers(&answered.headers),
+            etag: strong_etag(&answered.headers, answered.body.bytes()),
+            body: answered.body.bytes().clone(),
+            path: request.path.clone(),
+            filled_by: request.id,
+            lifetime,
+            stamp,
+        })
+    }
+
+    fn check_body(&self, request: &AuthorizedRequest, answered: &UpstreamAnswer) -> Result<(), &'static str> {
+        let (row, body) = (&request.row, answered.body.bytes());
+        match row.narrow.as_deref().filter(|_| self.is_whole_list && answered.status == StatusCode::OK) {
+            Some(array) if !is_narrowable(body, array) => Err("the list cannot be narrowed"),
+            Some(_) => Ok(()),
+            None => check_answer(row, answered.status, body),
+        }
+    }
+}
+
 /// Steps 9, 11 and 12 of a fetch. With a handle, its answer is stored.
 async fn run_fetch(
     gateway: Arc<Gateway>,
     request: Arc<AuthorizedRequest>,
     ready: Option<ForwardPermit>,
-    fill: Option<(Arc<str>, FetchHandle)>,
+    fill: Option<(FillPlan, FetchHandle)>,
 ) -> Result<Reply, Refusal> {
     let permit = match ready {
         Some(permit) => permit,
@@ -210,31 +272,14 @@ async fn forward_and_store(
     gateway: Arc<Gateway>,
     request: Arc<AuthorizedRequest>,
     permit: ForwardPermit,
-    fill: Option<(Arc<str>, FetchHandle)>,
+    fill: Option<(FillPlan, FetchHandle)>,
 ) -> Result<Reply, Refusal> {
     let is_shared = fill.is_some();
     let on_start = || fill.iter().for_each(|(_, handle)| drop(handle.mark_sent()));
     let Forwarded { ending, facts, .. } = forward(&gateway, &request, permit, on_start).await;
-    let fill = fill.map(|(key, handle)| (key, handle.mark_sent()));
+    let fill = fill.map(|(fill, handle)| (fill, handle.mark_sent()));
     let answered = read_answer(ending?)?;
-    let stored = fill.and_then(|(key, stamp)| {
-        let policy = request.policy.store_policy(request.index)?;
-        let lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;
-        if lifetime.overruled {
-            gateway.metrics.overruled.fetch_add(1, Ordering::Relaxed);
-        }
-        gateway.cache.store(NewEntry {
-            key,
-            status: answered.status,
-            headers: stored_headers(&answered.headers),
-            etag: strong_etag(&answered.headers, answered.body.bytes()),
-            body: answered.body.bytes().clone(),
-            path: request.path.clone(),
-            filled_by: request.id,
-            lifetime,
-            stamp,
-        })
-    });
+    let stored = fill.and_then(|(fill, stamp)| fill.store(&gateway, &request, &answered, stamp));
     let pass = |answered| ReplyBody::Passed(Arc::new(passed_answer(answered, true, is_shared)));
     Ok(Reply {
         body: stored.map_or_else(|| pass(answered), ReplyBody::Entry),
@@ -251,20 +296,16 @@ fn is_failure(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-fn may_serve_stale(gateway: &Gateway, plan: &FetchPlan) -> bool {
-    plan.fallback.as_ref().is_some_and(|entry| entry.is_usable(gateway.clock.now()))
-}
-
-fn stale_reply(plan: &FetchPlan, status: Option<StatusCode>, facts: ForwardFacts) -> Result<Reply, Refusal> {
-    let entry = plan.fallback.clone().ok_or(Refusal::Internal)?;
-    let cache = CacheStatus::Forward { why: plan.why, status, stored: false, collapsed: false };
-    let filled_by = Some(entry.filled_by);
-    Ok(Reply {
-        body: ReplyBody::Entry(entry),
-        cache: Some(cache),
+/// The stale answer that stands in for a failure, if there is one.
+fn stale_reply(gateway: &Gateway, plan: &FetchPlan, failed: Option<&Reply>) -> Option<Reply> {
+    let entry = plan.fallback.clone().filter(|entry| entry.is_usable(gateway.clock.now()))?;
+    let status = failed.map(|failed| failed.body.status());
+    Some(Reply {
+        cache: Some(CacheStatus::Forward { why: plan.why, status, stored: false, collapsed: false }),
         answer: Answer::Stale,
-        filled_by,
-        facts,
+        filled_by: Some(entry.filled_by),
+        body: ReplyBody::Entry(entry),
+        facts: failed.map(|failed| failed.facts).unwrap_or_default(),
         may_be_not_modified: true,
     })
 }

@@ -11,9 +11,26 @@ use serde_json::value::RawValue;
 /// The members of a JSON object in order, each value as its original text.
 pub(crate) struct JsonMembers<'a>(pub(crate) Vec<(Cow<'a, str>, &'a RawValue)>);
 
+/// Maximum number of members among which repeated names are looked for. Make's objects have about thirty.
+const COMPARED_MAX: usize = 128;
+
 impl JsonMembers<'_> {
     pub(crate) fn get(&self, name: &str) -> Option<&RawValue> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
+    }
+
+    /// The value of a member whose name occurs once, in whatever case: some readers ignore the case, and take the last one.
+    pub(crate) fn get_only(&self, name: &str) -> Option<&RawValue> {
+        let mut named = self.0.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
+        let (spelled, value) = named.next()?;
+        (named.next().is_none() && spelled == name).then_some(*value)
+    }
+
+    /// Could a reader take another member for one of these names than the gateway does?
+    pub(crate) fn may_repeat_names(&self) -> bool {
+        let names = self.0.iter().enumerate();
+        let is_seen = |at: usize, name: &str| self.0.iter().take(at).any(|(earlier, _)| earlier == name);
+        self.0.len() > COMPARED_MAX || names.into_iter().any(|(at, (name, _))| is_seen(at, name))
     }
 
     /// Writes the object with the values that `spell` returns; `None` leaves a member out.

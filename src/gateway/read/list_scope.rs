@@ -5,10 +5,11 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::answer_form::is_error_alone;
 use super::json_members::JsonMembers;
 use crate::config::Scope;
 use crate::gateway::admit::target::{QueryPair, Target, decoded, push_pair};
@@ -91,22 +92,9 @@ impl ListPage {
     /// The reason, if the list cannot be narrowed; then none of it may be shown.
     pub(crate) fn cut_page(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
         let whole: JsonMembers<'_> = serde_json::from_slice(list).map_err(|_| "it is not a JSON object")?;
-        let rows = whole.get(array).ok_or("it has no array of organizations")?;
-        let rows: Vec<JsonMembers<'_>> =
-            serde_json::from_str(rows.get()).map_err(|_| "its organizations are not objects")?;
-        if rows.len() >= WHOLE_LIMIT {
-            return Err("it is too long to fetch in one piece");
-        }
-        let mut seen = Vec::new();
-        for row in rows {
-            let id = row
-                .get("id")
-                .and_then(|id| serde_json::from_str::<u64>(id.get()).ok())
-                .ok_or("an organization has no id")?;
-            if scope.covers(id) {
-                seen.push(row);
-            }
-        }
+        let mut seen = organizations(&whole, array)?;
+        seen.retain(|(id, _)| scope.covers(*id));
+        let mut seen: Vec<_> = seen.into_iter().map(|(_, row)| row).collect();
         self.sort(&mut seen);
         let strip = |name: &str| !self.columns.is_empty() && !self.columns.iter().any(|c| c == name || c == "*");
         let page: Vec<String> = seen
@@ -157,10 +145,39 @@ impl ListPage {
             "sortDir" => Some(Value::from(if self.descending { "desc" } else { "asc" }).to_string().into()),
             "limit" => Some(self.limit.to_string().into()),
             "offset" => Some(self.offset.to_string().into()),
-            "returnTotalCount" => Some(value.get().into()),
+            "returnTotalCount" => serde_json::from_str::<bool>(value.get()).ok().map(|flag| flag.to_string().into()),
             _ => None,
         })
     }
+}
+
+/// Every organization of a list, with its id.
+///
+/// # Errors
+/// The reason, if it is not certain which organization each of them is.
+fn organizations<'a>(whole: &'a JsonMembers<'a>, array: &str) -> Result<Vec<(u64, JsonMembers<'a>)>, &'static str> {
+    if whole.may_repeat_names() {
+        return Err("it has a member twice");
+    }
+    let rows = whole.get_only(array).ok_or("it has no array of organizations")?;
+    let rows: Vec<JsonMembers<'_>> =
+        serde_json::from_str(rows.get()).map_err(|_| "its organizations are not objects")?;
+    if rows.len() >= WHOLE_LIMIT {
+        return Err("it is too long to fetch in one piece");
+    }
+    let with_id = |row: JsonMembers<'a>| {
+        if row.may_repeat_names() {
+            return Err("an organization has a member twice");
+        }
+        let id = row.get_only("id").and_then(|id| serde_json::from_str(id.get()).ok());
+        id.map(|id| (id, row)).ok_or("an organization has no id")
+    };
+    rows.into_iter().map(with_id).collect()
+}
+
+/// Can callers of every scope be given their part of this list?
+pub(crate) fn is_narrowable(list: &[u8], array: &str) -> bool {
+    serde_json::from_slice(list).is_ok_and(|whole| organizations(&whole, array).is_ok())
 }
 
 /// Make treats `cols[]`, `cols` and `cols[0]` alike, and its clients use all three.
@@ -210,19 +227,23 @@ fn escaped(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
-/// Narrows a complete list to the caller's page.
+/// Narrows a complete list to the caller's page. Whatever else the upstream answered passes only if it is an error and nothing else.
 ///
 /// # Errors
-/// If the list cannot be narrowed.
+/// If the answer could show an organization that the caller may not see.
 pub(crate) fn narrow(scope: &Scope, array: Option<&str>, page: &ListPage, mut reply: Reply) -> Result<Reply, Refusal> {
     let (status, headers, whole): (_, &HeaderMap, &Bytes) = reply.body.parts();
     if status != StatusCode::OK {
-        return Ok(reply);
+        let is_error = status.is_client_error() || status.is_server_error();
+        let why = "the answer is neither a list nor an error in Make's form";
+        return if is_error && is_error_alone(whole) { Ok(reply) } else { Err(Refusal::NotNarrowable { why }) };
     }
     let body = page.cut_page(whole, array.unwrap_or_default(), scope).map_err(|why| Refusal::NotNarrowable { why })?;
-    let body = Bytes::from(body);
-    let (headers, etag) = (headers.clone(), Some(strong_etag(&HeaderMap::new(), &body)));
-    let age = reply.body.entry().cloned();
+    let (body, age) = (Bytes::from(body), reply.body.entry().cloned());
+    // The other headers describe the whole list.
+    let date = headers.get(header::DATE).map(|date| (header::DATE, date.clone()));
+    let headers = date.into_iter().chain([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    let (headers, etag) = (headers.collect(), Some(strong_etag(&HeaderMap::new(), &body)));
     reply.body =
         ReplyBody::Made { passed: Arc::new(PassedAnswer { status, headers, body, etag, is_counted: false }), of: age };
     Ok(reply)
@@ -283,8 +304,36 @@ mod tests {
     }
 
     #[test]
-    fn a_list_without_ids_shows_nothing() {
-        let list = br#"{"organizations":[{"name":"b"}]}"#;
-        assert!(page("").cut_page(list, "organizations", &Scope::Only(vec![5])).is_err());
+    fn a_list_in_which_an_organization_could_be_another_shows_nothing() {
+        for items in [
+            r#"{"name":"b"}"#,
+            r#"{"id":"5"}"#,
+            r#"{"id":5.0}"#,
+            r#"{"id":5e0}"#,
+            r#"{"id":-5}"#,
+            r#"{"id":null}"#,
+            r#"{"id":[5]}"#,
+            r#"{"id":18446744073709551621}"#,
+            r#"{"id":5,"id":6}"#,
+            r#"{"id":5,"\u0069d":6}"#,
+            r#"{"id":5,"ID":6}"#,
+            r#"{"Id":5}"#,
+            r#"{"id":5,"name":"a","name":"b"}"#,
+            r#"[{"id":5}]"#,
+            "5",
+            "null",
+        ] {
+            let list = format!(r#"{{"organizations":[{{"id":5}},{items}],"pg":{{}}}}"#);
+            assert!(page("").cut_page(list.as_bytes(), "organizations", &Scope::Only(vec![5])).is_err(), "{items}");
+            assert!(!is_narrowable(list.as_bytes(), "organizations"), "{items}");
+        }
+        assert!(is_narrowable(br#"{"organizations":[{"\u0069d":5}]}"#, "organizations"));
+    }
+
+    #[test]
+    fn nothing_of_other_organizations_is_in_the_page_member() {
+        let list = br#"{"organizations":[],"pg":{"returnTotalCount":{"id":6},"totalCount":9,"limit":[6]}}"#;
+        let cut = page("").cut_page(list, "organizations", &Scope::Only(vec![5])).unwrap();
+        assert_eq!(cut, br#"{"organizations":[],"pg":{"limit":10000}}"#);
     }
 }

@@ -56,7 +56,7 @@ pub(crate) struct ReadRequest<'a> {
 /// Looks up the answer. `now` is when the request was read completely.
 ///
 /// # Errors
-/// If `only-if-cached` finds nothing usable, or a stored list cannot be narrowed.
+/// If `only-if-cached` finds nothing usable.
 pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) -> Result<LookupResult, Refusal> {
     let scope = &read.caller.config.organizations;
     let array = read.matched.operation.narrow.as_deref();
@@ -100,31 +100,38 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
     gateway.cache.count(&found);
     match found {
         Lookup::Hit(entry) => {
-            let ttl = entry.ttl(now);
-            let answer = if ttl < 0 { Answer::Stale } else { Answer::Hit };
-            let filled_by = Some(entry.filled_by);
-            let cache = Some(CacheStatus::Hit { ttl });
             let ahead = (read.policy.config.cache.refresh_ahead && entry.claim_refresh_ahead(now))
-                .then(|| Box::new(FetchPlan { may_share: true, ..unshared(ForwardReason::Request, None) }));
-            let reply = Reply {
-                body: ReplyBody::Entry(entry),
-                cache,
-                answer,
-                filled_by,
-                facts: ForwardFacts::default(),
-                may_be_not_modified: true,
-            };
-            let reply = match &page {
-                Some(page) => narrow(scope, array, page, reply)?,
-                None => reply,
-            };
-            Ok(LookupResult::Answer { reply, ahead })
+                .then(|| Box::new(FetchPlan { may_share: true, ..unshared(ForwardReason::Request, page.clone()) }));
+            let Some(page) = page else { return Ok(LookupResult::Answer { reply: hit(entry, now), ahead }) };
+            match narrow(scope, array, &page, hit(entry.clone(), now)) {
+                Ok(reply) => Ok(LookupResult::Answer { reply, ahead }),
+                Err(_) if request_directives.only_if_cached => Err(Refusal::NotCached),
+                // A caller without a scope had it stored. Asked for anew; if the new one is no better, that is refused, and not stored.
+                Err(_) => {
+                    gateway.cache.drop_entry(&key, &entry);
+                    let again = unshared(ForwardReason::Miss, Some(page));
+                    Ok(LookupResult::Fetch(FetchPlan { may_share: !request_directives.no_store, ..again }))
+                }
+            }
         }
         Lookup::Fetch { why, fallback, since } => {
             Ok(LookupResult::Fetch(FetchPlan { may_share: true, since, fallback, ..unshared(why, page) }))
         }
         Lookup::Bypass => Ok(LookupResult::Fetch(unshared(ForwardReason::Bypass, page))),
         Lookup::NotHeld => Err(Refusal::NotCached),
+    }
+}
+
+/// The answer from an entry.
+fn hit(entry: Arc<Entry>, now: Instant) -> Reply {
+    let ttl = entry.ttl(now);
+    Reply {
+        cache: Some(CacheStatus::Hit { ttl }),
+        answer: if ttl < 0 { Answer::Stale } else { Answer::Hit },
+        filled_by: Some(entry.filled_by),
+        body: ReplyBody::Entry(entry),
+        facts: ForwardFacts::default(),
+        may_be_not_modified: true,
     }
 }
 

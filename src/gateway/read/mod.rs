@@ -1,5 +1,6 @@
 //! Steps 8 to 12 of a read: answered from the cache, or fetched and stored.
 
+mod answer_form;
 pub(crate) mod fetch;
 mod json_members;
 pub(crate) mod list_scope;

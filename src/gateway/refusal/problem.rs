@@ -6,12 +6,14 @@ use serde::Serialize;
 
 use super::{Refusal, RefusalRow};
 use crate::ids::RequestId;
+use crate::vocabulary::Outcome;
 
 impl Refusal {
-    /// The problem document (RFC 9457). `message` and `detail` are strings, because Make's clients read those.
+    /// The problem document (RFC 9457). `message` and `detail` are strings, because Make's clients read those. `outcome`: of a write with an
+    /// intent.
     #[must_use]
     #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have no suberrors")]
-    pub fn problem(&self, request: &RequestId) -> Vec<u8> {
+    pub fn problem(&self, request: &RequestId, outcome: Option<Outcome>) -> Vec<u8> {
         #[derive(Serialize)]
         struct ProblemDocument<'a> {
             r#type: String,
@@ -30,9 +32,11 @@ impl Refusal {
         }
         let RefusalRow { status, code, title, .. } = self.row();
         let mut detail = self.detail();
-        if matches!(self, Self::DoubtTimedOut { .. } | Self::DoubtCut { .. }) {
+        if outcome == Some(Outcome::InDoubt) {
             // Many clients show only this text.
-            let _infallible = write!(detail, " It is listed at /doubts as {}.", request.as_str());
+            let says_so = matches!(self, Self::DoubtTimedOut { .. } | Self::DoubtCut { .. });
+            let write = if says_so { "It" } else { "The write may or may not have taken effect. It" };
+            let _infallible = write!(detail, " {write} is listed at /doubts as {}.", request.as_str());
         }
         let suberrors = match self {
             Self::NotAnObject { why } => vec![Suberror { message: why }],

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::gateway::forward::is_from_make;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::AuthorizedRequest;
 use crate::gateway::response::{ForwardFacts, PassedAnswer, Reply, ReplyBody};
@@ -129,8 +130,8 @@ fn replay(first: RequestId, ended: WriteEnd) -> Result<EarlierWrite, Refusal> {
     Ok(EarlierWrite::Replayed(outcome, reply))
 }
 
-/// What to keep of a write that ended; `None` frees its key. If the upstream refuses for now (429), or refuses the gateway's token (401),
-/// that says nothing about the write.
+/// What to keep of a write that ended; `None` frees its key. A rejection is kept only if it is Make's own word on this write: not one for
+/// now (429), not one of the gateway's token (401), and not one of something in front of Make, which has not seen the write.
 pub(crate) fn result_to_keep(
     outcome: Outcome,
     reply: &Result<Reply, Refusal>,
@@ -141,10 +142,12 @@ pub(crate) fn result_to_keep(
         let (status, headers, body) = reply.body.parts();
         FirstAnswer { status, headers: headers.clone(), body: body.clone() }
     });
-    match outcome {
-        Outcome::Done => Some(WriteEnd { done: true, answer }),
-        Outcome::Rejected if answer.is_some() && !for_now => Some(WriteEnd { done: false, answer }),
-        Outcome::Rejected | Outcome::NotSent | Outcome::InDoubt => None,
+    match (outcome, answer) {
+        (Outcome::Done, answer) => Some(WriteEnd { done: true, answer }),
+        (Outcome::Rejected, Some(answer)) if !for_now && is_from_make(&answer.headers, &answer.body) => {
+            Some(WriteEnd { done: false, answer: Some(answer) })
+        }
+        (Outcome::Rejected | Outcome::NotSent | Outcome::InDoubt, _) => None,
     }
 }
 

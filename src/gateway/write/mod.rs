@@ -111,7 +111,7 @@ async fn carry_out(
             let refusal = Refusal::CannotRecord;
             if let Some(room) = room.filter(|_| !cannot.is_recorded()) {
                 let mut record = record;
-                fill_refusal(&mut record, &request, &refusal);
+                fill_refusal(&mut record, &request, &refusal, None);
                 room.fill(record);
             }
             return (Err(refusal), None);
@@ -182,12 +182,12 @@ fn fence(gateway: &Gateway, request: &AuthorizedRequest, ambiguous: bool, answer
     gateway.cache.raise(&tags::invalidated(&request.row, &request.parameters, answer), after);
 }
 
-fn fill_refusal(record: &mut Record<'_>, request: &AuthorizedRequest, refusal: &Refusal) {
+fn fill_refusal(record: &mut Record<'_>, request: &AuthorizedRequest, refusal: &Refusal, outcome: Option<Outcome>) {
     let row = refusal.row();
     record.status = Some(row.status.as_u16());
     record.answer = Some(Answer::Refused);
     record.refusal = Some(row.code.into());
-    record.bytes = Some(refusal.problem(&request.id).len() as u64);
+    record.bytes = Some(refusal.problem(&request.id, outcome).len() as u64);
 }
 
 /// An intent without an outcome. If it is dropped like that (a panic, a shutdown), the write is in doubt.
@@ -218,7 +218,7 @@ impl IntendedWrite {
                 record.answer = Some(reply.answer);
                 record.bytes = Some(body.len() as u64);
             }
-            Err(refusal) => fill_refusal(&mut record, &self.request, &refusal),
+            Err(refusal) => fill_refusal(&mut record, &self.request, &refusal, Some(outcome)),
         }
         record.outcome = Some(outcome);
         recorder::fill_facts(&mut record, facts);

@@ -3,7 +3,7 @@
 use makegate::sandbox::{Fault, FaultKind};
 
 use super::{header, still};
-use crate::support::{ALL, LIST, ORG, World};
+use crate::support::{ALL, LIST, ORG, Reply, TOKEN, World};
 
 const INVITE: &str = "/api/v2/organizations/11/invite";
 const GUEST: &str = r#"{"usersRoleId": 12, "email": "tom@example.com", "name": "Tom"}"#;
@@ -65,4 +65,40 @@ async fn what_had_no_intent_has_no_outcome() {
 
 async fn kinds(world: &World) -> Vec<String> {
     world.records().await.iter().map(|record| record["kind"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Many clients show only `detail`: whatever refuses a write in doubt names it there.
+#[tokio::test]
+async fn every_refusal_of_a_write_in_doubt_names_its_request() {
+    let world = still().set("upstream", "write_attempt = \"1s\"").set("limits", "breaker_failures = 0").start().await;
+    let cases = [
+        FaultKind::Close { effect: true },
+        FaultKind::Reset { effect: false },
+        FaultKind::Hang { effect: true },
+        FaultKind::redirect("http://127.0.0.1:9/"),
+        FaultKind::echo_token(500),
+        FaultKind::status(503).with_body("x").with_header("content-encoding", "gzip"),
+    ];
+    for (number, kind) in cases.into_iter().enumerate() {
+        let (id, body) = (format!("named-{number}"), GUEST.replace("tom", &format!("tom{number}")));
+        world.sandbox.fault(Fault::once("POST", INVITE, kind.clone()));
+        let reply = world.send(ALL, "POST", INVITE, &[&format!("x-request-id: {id}")], &body).await;
+        names_its_doubt(&world, &reply, &id, &format!("{kind:?}")).await;
+    }
+    // A doubt of an earlier attempt, and then a word on the token, which says nothing about the write.
+    world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::Close { effect: true }));
+    world.sandbox.fault(Fault::once("PATCH", ORG, FaultKind::status(401)));
+    let reply = world.send(ALL, "PATCH", ORG, &["x-request-id: named-patch"], r#"{"name":"x"}"#).await;
+    names_its_doubt(&world, &reply, "named-patch", "401").await;
+    assert!(!format!("{reply:?}").contains(TOKEN));
+}
+
+async fn names_its_doubt(world: &World, reply: &Reply, id: &str, what: &str) {
+    assert_eq!(header(reply, "makegate-outcome"), "in-doubt", "{what}: {reply:?}");
+    let detail = reply.json()["detail"].as_str().unwrap().to_owned();
+    assert!(detail.ends_with(&format!("It is listed at /doubts as {id}.")), "{what}: {detail}");
+    let doubts = world.service.gateway().log.doubts().list();
+    assert!(doubts.iter().any(|doubt| doubt.request.as_str() == id), "{what}: {doubts:?}");
+    let record = world.last_record().await;
+    assert_eq!(record["bytes"], reply.body.len(), "{what}: {record}");
 }

@@ -228,7 +228,6 @@ impl Quota {
     ///
     /// # Errors
     /// [`QuotaRefused`], immediately if no slot can come in time or too many buckets are in use.
-    /// [`QuotaRefused`], at once where no slot can come in time, or more buckets are in use than are kept.
     pub async fn acquire(
         &self,
         bucket: BucketId,

@@ -1,6 +1,7 @@
-//! A running makegate: wires up the engines, opens both doors, watches configuration and secrets, and shuts down
+//! A running makegate: wires up the engines, opens the doors, watches configuration and secrets, and shuts down
 //! gracefully.
 
+mod doors;
 mod reload;
 
 use std::fmt;
@@ -9,15 +10,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, getrlimit};
 use tokio::time::timeout;
 
 use crate::audit::AuditLog;
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::secret::secret_in;
-use crate::config::{Config, Limits, LoadedConfig};
-use crate::door::{Certificate, CheckedCertificate, Door, OpenDoor};
+use crate::config::{Config, LoadedConfig};
+use crate::door::{Certificate, OpenDoor};
 use crate::gateway::{Engines, Gateway, KeyLogAdapter, life};
 use crate::hash;
 use crate::idempotency::IdempotencyStore;
@@ -27,19 +26,14 @@ use crate::reconcile::Reconciler;
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
 
+use doors::{BoundDoors, DoorCertificates};
 use reload::Watch;
 
 pub use reload::ReloadError;
 
-/// File descriptors reserved for everything but connections: the log, its index, the listeners, files read at run time.
-const OTHER_FILES: usize = 64;
-/// If descriptors are scarce, operators get one in this many of those left for connections.
-const OPERATORS_DIVISOR: usize = 8;
-/// Minimum number of connections to start with.
-const CONNECTIONS_MIN: usize = 16;
 /// How often the cache drops expired entries and the quota counts what the cache saved.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the gateway door's certificate is checked.
+/// How often the doors' certificates are checked.
 const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How long connections that were cut, and the operator door, have to close.
 const CLOSE_TIME_MAX: Duration = Duration::from_millis(200);
@@ -77,6 +71,7 @@ pub struct Service {
     inner: Arc<ServiceInner>,
     gateway_door: OpenDoor,
     operator_door: OpenDoor,
+    metrics_door: Option<OpenDoor>,
 }
 
 struct ServiceInner {
@@ -86,38 +81,29 @@ struct ServiceInner {
     /// The operator door has its own tasks: it reports `not ready` until the gateway's tasks are done.
     operator_tasks: Tasks,
     file: PathBuf,
-    /// The certificate that the gateway door presents.
-    certificate: Option<Certificate>,
+    certificates: DoorCertificates<Certificate>,
     watch: Watch,
 }
 
 impl Service {
-    /// Reads the secrets, opens the log, binds both doors and starts to serve.
+    /// Reads the secrets, opens the log, binds the doors and starts to serve.
     ///
     /// # Errors
     /// [`StartError`]: what is wrong and what to do.
     pub async fn start(read: LoadedConfig, clock: Clock) -> Result<Self, StartError> {
         let LoadedConfig { config, origins, files, .. } = read;
         let file = origins.file.clone();
-        if config.upstream.url.tls || config.gateway.tls.is_some() {
+        if config.upstream.url.tls || config.gateway.tls.is_some() || config.operator.tls.is_some() {
             hash::warm_tls();
         }
         let token = Token::read(&files, &config.upstream.token).map_err(StartError::configuration)?;
-        let operator_key = secret_in(&files, &config.operator.key).map_err(StartError::configuration)?;
+        let operators = config.operator.operators(&files).map_err(StartError::configuration)?;
         let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &files)
             .map_err(StartError::configuration)?;
-        let tls = config.gateway.tls.as_ref();
-        let certificate =
-            tls.map(|tls| CheckedCertificate::read(tls, &files)).transpose().map_err(StartError::configuration)?;
+        let certificates = DoorCertificates::read(&config, &files).map_err(StartError::configuration)?;
         let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, operator_tasks) = (Tasks::new(), Tasks::new());
-        let [callers, operators] =
-            connections(&config)?.map(|connections| Limits { connections, ..config.limits.clone() });
-        // The operator door opens first, so that whoever finds the gateway open can ask there whether it is ready.
-        let operator_door = Door::bind(&config.operator.listen, None, &operators, &clock, &operator_tasks)
-            .map_err(StartError::failed)?;
-        let gateway_door = Door::bind(&config.gateway.listen, certificate, &callers, &clock, &tasks);
-        let gateway_door = gateway_door.map_err(StartError::failed)?;
+        let doors = BoundDoors::bind(&config, certificates, &clock, [&tasks, &operator_tasks])?;
         let (log, recovered) = AuditLog::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
         let answers =
@@ -130,25 +116,26 @@ impl Service {
         let engines = Engines { log, idempotency: answers, cache, quota, upstream: Arc::new(upstream), clock, tasks };
         let gateway = Gateway::new(config, engines);
         let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
-        gateway.callers.shared.connections.set_limit(amount(callers.connections));
+        gateway.callers.shared.connections.set_limit(amount(doors.callers));
         gateway.callers.shared.records.set_limit(amount(buffer_bytes));
         gateway.fence_doubts(&recovered.doubts);
         let reconciler = Reconciler::new(gateway.clone());
-        let operator_state = OperatorState::new(reconciler.clone(), &operator_key, Some(file.clone()), origins);
+        let operator_state = OperatorState::new(reconciler.clone(), &operators, Some(file.clone()), origins);
         let inner = Arc::new(ServiceInner {
             gateway: gateway.clone(),
             reconciler,
             operator_state: operator_state.clone(),
             operator_tasks,
             file,
-            certificate: gateway_door.certificate().cloned(),
+            certificates: doors.certificates(),
             watch,
         });
-        let gateway_door = gateway_door.open(move |peer| life::service(gateway.clone(), peer));
+        let gateway_door = doors.gateway.open(move |peer| life::service(gateway.clone(), peer));
         operator_state.register_door("gateway", gateway_door.clone());
-        let operator_door = operator::open(operator_door, operator_state);
+        let metrics_door = doors.metrics.map(|door| operator::open_to_scrapers(door, operator_state.clone()));
+        let operator_door = operator::open(doors.operator, operator_state);
         inner.clone().start_background_tasks();
-        Ok(Self { inner, gateway_door, operator_door })
+        Ok(Self { inner, gateway_door, operator_door, metrics_door })
     }
 
     /// The addresses for callers.
@@ -161,6 +148,12 @@ impl Service {
     #[must_use]
     pub fn operator_addresses(&self) -> &[SocketAddr] {
         self.operator_door.addresses()
+    }
+
+    /// The addresses for scrapers; none unless the configuration has some.
+    #[must_use]
+    pub fn metrics_addresses(&self) -> &[SocketAddr] {
+        self.metrics_door.as_ref().map_or(&[], OpenDoor::addresses)
     }
 
     /// The gateway, for tests and the demo.
@@ -205,6 +198,7 @@ impl Service {
         self.gateway_door.drop_connections();
         gateway.tasks.drained(CLOSE_TIME_MAX).await;
         self.operator_door.close();
+        self.metrics_door.iter().for_each(OpenDoor::close);
         self.inner.operator_tasks.stop();
         self.inner.operator_tasks.drained(CLOSE_TIME_MAX).await;
         self.close_files(end).await;
@@ -244,41 +238,17 @@ impl ServiceInner {
             }
         });
         self.gateway.tasks.spawn_until_stop(self.reconciler.clone().run());
-        if let Some(certificate) = self.certificate.clone() {
-            let clock = self.gateway.clock.clone();
-            self.gateway.tasks.spawn_until_stop(async move {
-                loop {
-                    certificate.log_expiry(clock.wall());
-                    clock.sleep_until(clock.now() + CERTIFICATE_CHECK_INTERVAL).await;
-                }
-            });
-        }
+        let inner = self.clone();
+        self.gateway.tasks.spawn_until_stop(async move {
+            let clock = &inner.gateway.clock;
+            loop {
+                inner.certificates.log_expiry(clock);
+                clock.sleep_until(clock.now() + CERTIFICATE_CHECK_INTERVAL).await;
+            }
+        });
         let tasks = self.gateway.tasks.clone();
         tasks.spawn_until_stop(self.follow_files());
     }
-}
-
-/// The number of connections for the gateway door and the operator door. Fewer than configured if the system grants too
-/// few file descriptors: the log and the upstream need theirs whatever callers do.
-fn connections(config: &Config) -> Result<[usize; 2], StartError> {
-    let wanted = config.limits.connections;
-    let kept = config.upstream.connections.saturating_add(OTHER_FILES);
-    let granted = getrlimit(Resource::Nofile).current.and_then(|granted| usize::try_from(granted).ok());
-    let Some(granted) = granted.filter(|granted| *granted < wanted.saturating_mul(2).saturating_add(kept)) else {
-        return Ok([wanted; 2]);
-    };
-    let help = "raise the limit (LimitNOFILE, ulimit -n), or lower limits.connections";
-    let free = granted.saturating_sub(kept);
-    if free < CONNECTIONS_MIN {
-        let least = kept.saturating_add(CONNECTIONS_MIN);
-        let what = format!("the system grants {granted} file descriptors, but makegate needs at least {least}: {help}");
-        return Err(StartError::failed(what));
-    }
-    let operators = wanted.min(free / OPERATORS_DIVISOR);
-    let callers = wanted.min(free - operators);
-    let what = "the system grants too few file descriptors for all connections: the doors accept fewer";
-    tracing::warn!(granted, kept, callers, operators, help, "{what}");
-    Ok([callers, operators])
 }
 
 fn quota_settings(config: &Config) -> quota::QuotaSettings {

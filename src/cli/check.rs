@@ -12,7 +12,6 @@ use super::failure::{CommandFailure, USAGE};
 use super::output::{self, ReportFormat};
 use super::process::{self, ColorChoice};
 use crate::clock::Clock;
-use crate::config::secret::secret_in;
 use crate::config::{self, LoadedConfig};
 use crate::config::{Config, Diagnostic, Severity};
 use crate::door::CheckedCertificate;
@@ -81,11 +80,13 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
         let message = format!("{what}: {why}");
         failures.push(Diagnostic { severity: Severity::Error, line: 1, column: 1, span: NO_SPAN, message, help: None });
     };
-    if let Err(why) = secret_in(files, &config.operator.key) {
+    if let Err(why) = config.operator.operators(files) {
         failed("the operator key", &why);
     }
-    if let Some(Err(error)) = config.gateway.tls.as_ref().map(|tls| CheckedCertificate::read(tls, files)) {
-        failed("gateway.tls", &error);
+    for (name, tls) in [("gateway.tls", &config.gateway.tls), ("operator.tls", &config.operator.tls)] {
+        if let Some(Err(error)) = tls.as_ref().map(|tls| CheckedCertificate::read(tls, files)) {
+            failed(name, &error);
+        }
     }
     let token = match Token::read(files, &config.upstream.token) {
         Ok(token) => token,

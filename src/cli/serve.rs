@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use clap::Args;
+use tracing::field;
 
 use super::ConfigFile;
 use super::check;
@@ -50,7 +51,8 @@ async fn serve(read: LoadedConfig) -> Result<(), CommandFailure> {
     let (gateway, operator) = (service.gateway_addresses(), service.operator_addresses());
     let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (gateway, operator) = (texts(gateway), texts(operator));
-    tracing::info!(target: ALWAYS, version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, "makegate started");
+    let metrics = Some(texts(service.metrics_addresses())).filter(|listed| !listed.is_empty()).map(field::debug);
+    tracing::info!(target: ALWAYS, version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, metrics, "makegate started");
     while signals.next().await == ProcessSignal::Reload {
         // In the background: a hanging file system must not delay the next signal.
         service.begin_reload();

@@ -63,8 +63,12 @@ impl SourceOptions {
         let operator = &config.operator;
         for url in operator.listen.iter().map(url_of) {
             if OperatorClient::new(&url, None)?.get("/livez").await.is_ok() {
-                let key = self.key_file.clone().map_or_else(|| operator.key.clone(), config::SecretSource::File);
-                return Ok(Some(OperatorClient::new(&url, Some(secret(&key).map_err(CommandFailure::usage)?))?));
+                let source = self.key_file.clone().map(config::SecretSource::File).or_else(|| operator.key.clone());
+                let key = match source {
+                    Some(source) => Some(secret(&source).map_err(CommandFailure::usage)?),
+                    None => self.key()?,
+                };
+                return Ok(Some(OperatorClient::new(&url, key)?));
             }
         }
         Ok(None)

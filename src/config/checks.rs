@@ -100,10 +100,18 @@ fn classes(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
 }
 
 fn doors(root: &Table<'_>, config: &Config) {
-    for listen in config.operator.listen.iter().filter(|listen| config.gateway.listen.contains(listen)) {
-        if !matches!(listen, Listen::Tcp(address) if address.port() == 0) {
-            let place = root.span_at(&["operator", "listen"]);
-            root.wrong(place, "the gateway already listens on this address", "give the operator door another address");
+    let doors = [
+        ("gateway", "the gateway", &config.gateway.listen),
+        ("operator", "the operator door", &config.operator.listen),
+        ("metrics", "the door for scrapers", &config.metrics.listen),
+    ];
+    for (at, (section, door, listens)) in doors.iter().enumerate() {
+        let fixed = listens.iter().filter(|listen| !matches!(listen, Listen::Tcp(address) if address.port() == 0));
+        for listen in fixed {
+            if let Some((_, other, _)) = doors.iter().take(at).find(|(_, _, others)| others.contains(listen)) {
+                let message = format!("{other} already listens on this address");
+                root.wrong_at(&[section, "listen"], message, format!("give {door} another address"));
+            }
         }
     }
     let open = |listen: &Listen| matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
@@ -111,8 +119,8 @@ fn doors(root: &Table<'_>, config: &Config) {
         let help = "add tls = { cert = \"…\", key = \"…\" } unless a proxy in front terminates TLS";
         root.warn_at(&["gateway", "listen"], "callers send their keys to this address unencrypted", help);
     }
-    if config.operator.listen.iter().any(open) {
-        let help = "use 127.0.0.1 or a Unix socket, or a proxy in front that terminates TLS";
+    if config.operator.tls.is_none() && config.operator.listen.iter().any(open) {
+        let help = "add tls = { cert = \"…\", key = \"…\" }, or use 127.0.0.1 or a Unix socket";
         root.warn_at(&["operator", "listen"], "operators send their key to this address unencrypted", help);
     }
 }
@@ -120,10 +128,11 @@ fn doors(root: &Table<'_>, config: &Config) {
 /// Missing files are only a warning, because `check` may run on another machine.
 fn files(root: &Table<'_>, config: &Config) {
     let secrets = [
-        ("operator", "key_file", "key_env", &config.operator.key),
-        ("upstream", "token_file", "token_env", &config.upstream.token),
+        ("operator", "key_file", "key_env", config.operator.key.as_ref()),
+        ("upstream", "token_file", "token_env", Some(&config.upstream.token)),
     ];
     for (section, file, env, source) in secrets {
+        let Some(source) = source else { continue };
         let key = match source {
             SecretSource::File(_) => file,
             SecretSource::Env(_) => env,
@@ -136,17 +145,17 @@ fn files(root: &Table<'_>, config: &Config) {
             );
         }
     }
-    let tls = config.gateway.tls.as_ref();
-    let files: [(&[&str], Option<&Path>); 4] = [
-        (&["gateway", "tls", "cert"], tls.map(|tls| &*tls.cert)),
-        (&["gateway", "tls", "key"], tls.map(|tls| &*tls.key)),
-        (&["gateway", "tls", "client_ca"], tls.and_then(|tls| tls.client_ca.as_deref())),
-        (&["upstream", "ca_file"], config.upstream.ca_file.as_deref()),
-    ];
-    for (path, file) in files {
+    let missing = |path: &[&str], file: Option<&Path>| {
         if let Some(file) = file.filter(|file| !file.exists()) {
             let what = format!("the file {file:?} is missing");
             root.warn_at(path, what, "create it before you start makegate");
         }
+    };
+    for (section, tls) in [("gateway", &config.gateway.tls), ("operator", &config.operator.tls)] {
+        let Some(tls) = tls else { continue };
+        missing(&[section, "tls", "cert"], Some(&tls.cert));
+        missing(&[section, "tls", "key"], Some(&tls.key));
+        missing(&[section, "tls", "client_ca"], tls.client_ca.as_deref());
     }
+    missing(&["upstream", "ca_file"], config.upstream.ca_file.as_deref());
 }

@@ -5,6 +5,7 @@ mod callers;
 mod checks;
 #[cfg(test)]
 mod mistakes_tests;
+mod operator_keys;
 mod read;
 #[cfg(test)]
 mod sample_tests;
@@ -22,8 +23,9 @@ use crate::catalogue::Catalogue;
 use crate::ids::KeyHash;
 
 pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
+pub use operator_keys::{OperatorKey, Role};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};
-pub use sections::{AuditConfig, CacheConfig, GatewayConfig, Limits, OperatorConfig, UpstreamConfig};
+pub use sections::{AuditConfig, CacheConfig, GatewayConfig, Limits, MetricsConfig, OperatorConfig, UpstreamConfig};
 
 /// Parses a caller's name as `[[caller]]` does, for names given outside the file.
 ///
@@ -48,6 +50,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// `[operator]`: the door for operators.
     pub operator: OperatorConfig,
+    /// `[metrics]`: the door for scrapers.
+    pub metrics: MetricsConfig,
     /// `[upstream]`: Make.
     pub upstream: UpstreamConfig,
     /// `[cache]`.
@@ -78,8 +82,10 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// Certificate authorities whose client certificates identify callers.
+    /// Certificate authorities whose client certificates identify callers, or are demanded of operators.
     pub client_ca: Option<PathBuf>,
+    /// Whether the door demands a client certificate where there is a `client_ca`, in addition to a key.
+    pub requires_client: bool,
 }
 
 /// Where a secret comes from; never the configuration file itself.

@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::callers::CallerChecks;
-use super::{AuditConfig, CacheConfig, Config, GatewayConfig, Limits, OperatorConfig, UpstreamConfig, checks};
+use super::{
+    AuditConfig, CacheConfig, Config, GatewayConfig, Limits, MetricsConfig, OperatorConfig, UpstreamConfig, checks,
+};
 use crate::catalogue::rows::{self, ParsedRow};
 use crate::catalogue::{Catalogue, Operation};
 use crate::toml_reader::{
@@ -117,6 +119,7 @@ fn document(root: &Table<'_>, base: &Path) -> Config {
     root.optional("version", VERSION);
     let gateway = root.table("gateway", |t| GatewayConfig::read(t, base));
     let operator = root.table("operator", |t| OperatorConfig::read(t, base));
+    let metrics = root.table("metrics", |t| MetricsConfig::read(t, base));
     let upstream = root.table("upstream", |t| UpstreamConfig::read(t, base));
     let cache = root.table("cache", |t| CacheConfig::read(t, base));
     let audit = root.table("audit", |t| AuditConfig::read(t, base));
@@ -130,7 +133,7 @@ fn document(root: &Table<'_>, base: &Path) -> Config {
     let certificates = gateway.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     let mut callers = CallerChecks::new(grants, certificates);
     let callers = root.tables("caller", "name", |t| callers.read(t));
-    let config = Config { gateway, operator, upstream, cache, audit, limits, callers, catalogue };
+    let config = Config { gateway, operator, metrics, upstream, cache, audit, limits, callers, catalogue };
     checks::check(root, &config, &added);
     config
 }

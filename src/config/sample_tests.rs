@@ -4,7 +4,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{Config, Grants, LoadedConfig, Scope, Severity, parse};
+use super::{Config, Grants, Listen, LoadedConfig, Role, Scope, Severity, parse};
 use crate::catalogue::rows;
 
 const SAMPLE: &str = include_str!("../../config/makegate.toml");
@@ -38,6 +38,7 @@ fn the_sample_says_the_defaults() {
     let (sample, least) = (read(SAMPLE).config, read(LEAST).config);
     assert_eq!(sample.gateway, least.gateway);
     assert_eq!(sample.operator, least.operator);
+    assert_eq!(sample.metrics, least.metrics);
     assert_eq!(sample.upstream, least.upstream);
     assert_eq!(sample.cache, least.cache);
     assert_eq!(sample.audit, least.audit);
@@ -50,7 +51,8 @@ fn the_sample_says_the_defaults() {
 fn the_sample_leaves_no_key_out() {
     let defaults: Vec<_> = read(SAMPLE).origins.shown().into_iter().filter(|shown| shown.origin == "default").collect();
     assert_eq!(defaults, []);
-    for section in ["gateway", "operator", "upstream", "cache", "audit", "limits", "[caller]", "[operation]"] {
+    for section in ["gateway", "operator", "metrics", "upstream", "cache", "audit", "limits", "[caller]", "[operation]"]
+    {
         let failure = parse(&format!("[{section}]\nzzzzzzzz = 1\n"), Path::new(FILE)).unwrap_err();
         let help = failure.mistakes.iter().find(|m| m.message.contains("zzzzzzzz")).and_then(|m| m.help.clone());
         let keys = help.unwrap().strip_prefix("valid keys: ").unwrap().to_owned();
@@ -60,7 +62,10 @@ fn the_sample_leaves_no_key_out() {
                 _ => (SAMPLE, format!("{key} = ")),
             };
             let written = text.contains(&format!("\n{key}")) || text.contains(&format!("\n# {key}"));
-            let headed = text.contains(&format!("#   {key}")) || ["path ", "lifetime = "].contains(&&*key);
+            let tables = format!("[[{section}.{}]]", key.trim_end_matches(" = "));
+            let headed = text.contains(&tables)
+                || text.contains(&format!("#   {key}"))
+                || ["path ", "lifetime = "].contains(&&*key);
             assert!(written || headed, "[{section}] {key} is not in the sample");
         }
     }
@@ -89,6 +94,10 @@ fn the_samples_comments_are_configuration_too() {
     assert_eq!(config.catalogue.row("variables.list").unwrap().cache.as_deref(), Some("variables.list"));
     assert_eq!(config.gateway.tls.as_ref().unwrap().cert, Path::new("/etc/makegate/cert.pem"));
     assert_eq!(config.operator.names, ["makegate.internal"]);
+    assert!(config.operator.tls.as_ref().unwrap().requires_client);
+    let anna = config.operator.keys.first().unwrap();
+    assert_eq!((&*anna.name, anna.role), ("anna", Role::Read));
+    assert_eq!(config.metrics.listen, [Listen::Tcp("127.0.0.1:9464".parse().unwrap())]);
 }
 
 #[test]

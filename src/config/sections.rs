@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::operator_keys::{self, OperatorKey};
 use super::units::{self, DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, URL, VARIABLE, size};
 use super::{BaseUrl, Listen, QuotaSetting, SecretSource, TlsFiles};
 use crate::toml_reader::{FLAG, Table, ValueKind, WithSpan, number};
@@ -33,7 +34,7 @@ section! {
         /// The addresses to listen on.
         listen: Vec<Listen> = listen(t, "127.0.0.1:8080", base);
         /// If set, the door serves HTTP/1.1 and HTTP/2 over TLS; otherwise plain HTTP/1.1.
-        tls: Option<TlsFiles> = t.optional_table("tls", |t| tls(t, base)).flatten();
+        tls: Option<TlsFiles> = t.optional_table("tls", |t| tls(t, base, false)).flatten();
         /// The hosts that requests may name, besides the door's own addresses and `localhost`. If empty, any host will
         /// do for callers with keys.
         names: Vec<String> = names(t);
@@ -45,21 +46,47 @@ section! {
     OperatorConfig(t, base) {
         /// The addresses to listen on.
         listen: Vec<Listen> = listen(t, "127.0.0.1:8081", base);
-        /// The operator key.
-        key: SecretSource = source(t, "key_file", "key_env", "/run/secrets/operator", base);
+        /// If set, the door serves HTTP/1.1 and HTTP/2 over TLS; with `client_ca`, only to clients with a certificate.
+        tls: Option<TlsFiles> = t.optional_table("tls", |t| tls(t, base, true)).flatten();
+        /// Where the key of the operator without a name is; `None` if only `keys` has operators.
+        key: Option<SecretSource> = operator_key(t, base);
+        /// `[[operator.key]]`.
+        keys: Vec<OperatorKey> = operator_keys::read(t);
         /// Further accepted `Host` names, besides the door's own addresses and `localhost`.
         names: Vec<String> = names(t);
     }
+}
+
+section! {
+    /// `[metrics]`: a door of its own for scrapers and probes, which need no key.
+    MetricsConfig(t, base) {
+        /// The addresses to listen on; none: there is no such door.
+        listen: Vec<Listen> = match t.has("listen") {
+            true => listen(t, "127.0.0.1:9464", base),
+            false => t.optional("listen", LISTEN).into_iter().collect(),
+        };
+    }
+}
+
+/// The source of the key without a name, which may be left out where `[[operator.key]]` has operators.
+fn operator_key(t: &Table<'_>, base: &Path) -> Option<SecretSource> {
+    let (file, env) = ("key_file", "key_env");
+    if t.has("key") && !t.has(file) && !t.has(env) {
+        let left_out = (t.optional(file, SECRET_FILE), t.optional(env, VARIABLE));
+        return left_out.0.map(SecretSource::File);
+    }
+    Some(source(t, file, env, "/run/secrets/operator", base))
 }
 
 fn names(t: &Table<'_>) -> Vec<String> {
     t.list("names", HOST).unwrap_or_default().into_iter().map(|name| name.value).collect()
 }
 
-fn tls(t: &Table<'_>, base: &Path) -> Option<TlsFiles> {
+fn tls(t: &Table<'_>, base: &Path, requires_client: bool) -> Option<TlsFiles> {
     let (cert, key) = (t.required("cert", PATH), t.required("key", PATH));
     let client_ca = t.optional("client_ca", PATH);
-    Some(TlsFiles { cert: base.join(cert?), key: base.join(key?), client_ca: client_ca.map(|path| base.join(path)) })
+    let client_ca = client_ca.map(|path| base.join(path));
+    Some(TlsFiles { cert: base.join(cert?), key: base.join(key?), client_ca, requires_client })
 }
 
 section! {

@@ -234,13 +234,19 @@ pub(super) const HOST: ValueKind<String> = ValueKind::text("a host name", "\"mak
     is_valid.then(|| text.to_ascii_lowercase()).ok_or_else(wrong)
 });
 
-pub(super) const CALLER: ValueKind<Arc<str>> = ValueKind::text("a name", "\"finance-dashboard\"", |text| {
+pub(super) const CALLER: ValueKind<Arc<str>> =
+    ValueKind::text("a name", "\"finance-dashboard\"", |text| name(text, "is not a valid caller name"));
+
+/// An operator's name: of the same form as a caller's.
+pub(super) const OPERATOR: ValueKind<Arc<str>> =
+    ValueKind::text("a name", "\"anna\"", |text| name(text, "is not a valid operator name"));
+
+fn name(text: &str, wrong: &str) -> Result<Arc<str>, InvalidValue> {
     let begins_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
     let is_valid = begins_well && is_plain(text, b"-._") && text.len() <= 64;
     let help = "write 1 to 64 letters, digits, dots, dashes and underscores, starting with a letter or digit: \"finance-dashboard\"";
-    let wrong = || InvalidValue::quoting(text, "is not a valid caller name", help);
-    is_valid.then(|| Arc::from(text)).ok_or_else(wrong)
-});
+    is_valid.then(|| Arc::from(text)).ok_or_else(|| InvalidValue::quoting(text, wrong, help))
+}
 
 pub(super) const KEY: ValueKind<KeyHash> = ValueKind::text("the SHA-256 of a key", "\"sha256:…\"", |text| {
     // Never quote the value: it may be the key itself.

@@ -56,7 +56,7 @@ impl CheckedCertificate {
             .map_err(Error::other)?;
         let config = match &tls.client_ca {
             None => config.with_no_client_auth(),
-            Some(path) => config.with_client_cert_verifier(authorities(path, files, provider)?),
+            Some(path) => config.with_client_cert_verifier(authorities(tls, path, files, provider)?),
         };
         let mut config = config.with_single_cert(chain, key).map_err(|error| file_error(&tls.cert, &error))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -75,14 +75,14 @@ impl Certificate {
     }
 
     /// Tells the process log if it expires soon, or has.
-    pub fn log_expiry(&self, now: Timestamp) {
+    pub fn log_expiry(&self, door: &str, now: Timestamp) {
         let Some(end) = self.0.load().end else { return };
         let left = end.duration_since(now);
         if left.is_negative() {
-            tracing::error!(target: STATE, %end, "the certificate of the gateway door has expired: callers reject it");
+            tracing::error!(target: STATE, %end, "the certificate of the {door} door has expired: clients reject it");
         } else if left < EXPIRY_WARNING {
             let days = left.as_hours() / 24;
-            tracing::warn!(target: STATE, %end, days, "the certificate of the gateway door expires soon: replace its file");
+            tracing::warn!(target: STATE, %end, days, "the certificate of the {door} door expires soon: replace its file");
         }
     }
 
@@ -124,8 +124,9 @@ fn certificates(path: &Path, files: &Snapshot) -> Result<Vec<CertificateDer<'sta
     Ok(all)
 }
 
-/// Trusts certificates issued by these authorities. A caller may also send a key instead of a certificate.
+/// Trusts certificates issued by these authorities. Unless they are required, a client may also send a key instead of one.
 fn authorities(
+    tls: &TlsFiles,
     path: &Path,
     files: &Snapshot,
     provider: Arc<rustls::crypto::CryptoProvider>,
@@ -134,7 +135,8 @@ fn authorities(
     for certificate in certificates(path, files)? {
         roots.add(certificate).map_err(|error| file_error(path, &error))?;
     }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let verifier = if tls.requires_client { verifier } else { verifier.allow_unauthenticated() };
     verifier.build().map_err(|error| file_error(path, &error))
 }
 

@@ -1,4 +1,5 @@
-//! Who may come in: requests for a host that is ours, not from another site's page, with the operator key.
+//! Who may come in: requests for a host that is ours, not from another site's page, with an operator's key; and what the operator's
+//! role allows.
 
 use std::sync::Arc;
 
@@ -10,9 +11,11 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, Method, header};
 use secrecy::zeroize::Zeroizing;
 
+use super::operators::Operator;
 use super::refusal::OperatorRefusal;
 use super::state::OperatorState;
-use crate::config::OperatorConfig;
+use crate::audit::{Peer, Record};
+use crate::config::{OperatorConfig, Role};
 use crate::door::{PeerConnection, RequestAuthority};
 
 /// Refuses what another site's page sends.
@@ -35,23 +38,58 @@ pub(super) async fn check_host(
     Ok(next.run(request).await)
 }
 
-/// Refuses requests without the key. A request with it passes, whatever else came from its address before: nobody can lock operators
-/// out by guessing.
+/// Refuses requests without an operator's key, and says whose it is to what follows. A request with one passes, whatever else came from
+/// its address before: nobody can lock operators out by guessing.
 pub(super) async fn check_key(
     State(state): State<Arc<OperatorState>>,
     Extension(peer): Extension<PeerConnection>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, OperatorRefusal> {
     let key = key(request.headers())?;
-    if state.is_key(&key) {
+    if let Some(operator) = state.operators.find(&key) {
+        request.extensions_mut().insert(operator);
         return Ok(next.run(request).await);
     }
-    if let Some(retry_after) = state.wrong_keys.blocked_for(peer.address) {
-        return Err(OperatorRefusal::TooManyFailures { retry_after });
+    let Some(retry_after) = state.wrong_keys.blocked_for(peer.address) else {
+        state.wrong_keys.add(peer.address);
+        return Err(OperatorRefusal::WrongKey);
+    };
+    if state.wrong_keys.is_to_be_recorded(peer.address)
+        && let Some(room) = state.gateway.log.reserve()
+    {
+        let detail = "more than 30 wrong operator keys came from this peer within a minute";
+        let event = Record::event(state.gateway.clock.wall(), "wrong-keys", detail);
+        room.fill(Record { peer: Some(Peer::of(peer.address)), ..event });
     }
-    state.wrong_keys.add(peer.address);
-    Err(OperatorRefusal::WrongKey)
+    Err(OperatorRefusal::TooManyFailures { retry_after })
+}
+
+/// Refuses operators whose role does not allow to act.
+pub(super) async fn require_operate(
+    Extension(operator): Extension<Arc<Operator>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, OperatorRefusal> {
+    require(&operator, Role::Operate)?;
+    Ok(next.run(request).await)
+}
+
+/// Refuses operators who are not admins.
+pub(super) async fn require_admin(
+    Extension(operator): Extension<Arc<Operator>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, OperatorRefusal> {
+    require(&operator, Role::Admin)?;
+    Ok(next.run(request).await)
+}
+
+fn require(operator: &Operator, role: Role) -> Result<(), OperatorRefusal> {
+    if operator.role() >= role {
+        return Ok(());
+    }
+    Err(OperatorRefusal::RoleInsufficient { name: operator.name().clone(), role: operator.role(), required: role })
 }
 
 fn is_for_own_host<B>(request: &http::Request<B>, operator: &OperatorConfig) -> bool {
@@ -113,7 +151,8 @@ mod tests {
 
     fn operator(listen: &str) -> OperatorConfig {
         let listen = vec![Listen::Tcp(listen.parse().unwrap())];
-        OperatorConfig { listen, key: SecretSource::Env("KEY".into()), names: vec!["makegate.internal".into()] }
+        let key = Some(SecretSource::Env("KEY".into()));
+        OperatorConfig { listen, tls: None, key, keys: Vec::new(), names: vec!["makegate.internal".into()] }
     }
 
     fn request(method: &str, headers: &[(&str, &str)]) -> http::Request<()> {

@@ -9,6 +9,7 @@ mod guarded_body;
 mod health;
 mod html;
 mod metrics;
+mod operators;
 mod pages;
 mod process;
 mod query;
@@ -23,18 +24,26 @@ mod wrong_keys;
 
 use std::sync::Arc;
 
-use axum::Extension;
+use axum::{Extension, Router};
 use tower::ServiceBuilder;
 
 use crate::door::{Door, OpenDoor};
+
+/// Serves probes and scrapers at a bound door from now on: they need no key there, and see nothing else.
+pub fn open_to_scrapers(door: Door, state: Arc<OperatorState>) -> OpenDoor {
+    serve(door, "metrics", router::router_for_scrapers(state.clone()), &state)
+}
+
+fn serve(door: Door, name: &'static str, router: Router, state: &OperatorState) -> OpenDoor {
+    let open = door.open(move |peer| ServiceBuilder::new().layer(Extension(peer)).service(router.clone()));
+    state.register_door(name, open.clone());
+    open
+}
 
 pub use state::OperatorState;
 pub(crate) use table::json_cell;
 
 /// Serves `state` at a bound door from now on.
 pub fn open(door: Door, state: Arc<OperatorState>) -> OpenDoor {
-    let router = router::router(state.clone());
-    let open = door.open(move |peer| ServiceBuilder::new().layer(Extension(peer)).service(router.clone()));
-    state.register_door("operator", open.clone());
-    open
+    serve(door, "operator", router::router(state.clone()), &state)
 }

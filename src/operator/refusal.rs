@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::audit::{BadFilter, ProofError, QueryError};
+use crate::config::Role;
 use crate::gateway::refusal::{capital, seconds};
 
 /// The largest body that this door reads.
@@ -22,7 +23,9 @@ pub(super) enum OperatorRefusal {
     WrongKey,
     TwoCredentials,
     TooManyFailures { retry_after: Duration },
+    RoleInsufficient { name: Arc<str>, role: Role, required: Role },
     NoPage,
+    NotForScrapers,
     NoDoubt,
     NoMethod { allowed: &'static str },
     BadParameter { why: String },
@@ -78,6 +81,10 @@ impl OperatorRefusal {
             Self::WrongKey => (StatusCode::UNAUTHORIZED, "wrong-key", "Wrong operator key"),
             Self::TwoCredentials => (StatusCode::BAD_REQUEST, "two-credentials", "More than one Authorization header"),
             Self::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "too-many-failures", "Too many wrong keys"),
+            Self::RoleInsufficient { .. } => {
+                (StatusCode::FORBIDDEN, "role-insufficient", "The operator's role does not allow this")
+            }
+            Self::NotForScrapers => (StatusCode::NOT_FOUND, "no-page", "No such page"),
             Self::NoPage => (StatusCode::NOT_FOUND, "no-page", "No such page"),
             Self::NoDoubt => (StatusCode::NOT_FOUND, "no-doubt", "No such write in doubt"),
             Self::NoMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "no-method", "Method not allowed"),
@@ -127,12 +134,18 @@ impl OperatorRefusal {
                 "A page of another origin sent this request. Use this door's own pages, or send it without a browser.".to_owned()
             }
             Self::NoKey | Self::WrongKey => {
-                "Send the operator key as `Authorization: Bearer KEY`, or as the password of Basic with any name.".to_owned()
+                "Send an operator's key as `Authorization: Bearer KEY`, or as the password of Basic with any name.".to_owned()
             }
             Self::TwoCredentials => "Send one Authorization header.".to_owned(),
             Self::TooManyFailures { retry_after } => {
                 format!("Too many wrong keys came from your address. Try again in {} s.", seconds(*retry_after))
             }
+            Self::RoleInsufficient { name, role, required } => format!(
+                "Operator {name} has the role {}, but this takes {}. Roles are given under [[operator.key]] in the configuration.",
+                role.as_str(),
+                required.as_str()
+            ),
+            Self::NotForScrapers => "This door has /metrics, /livez and /readyz. Everything else is at the operator door.".to_owned(),
             Self::NoPage => "There is no page at this path. The menu of / leads to all of them; each is also there with .json and .csv.".to_owned(),
             Self::NoDoubt => "No write in doubt has this request id. /doubts lists them.".to_owned(),
             Self::NoMethod { allowed } => format!("This path takes {allowed}."),

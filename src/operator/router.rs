@@ -42,12 +42,20 @@ fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 10] {
 pub(super) fn router(state: Arc<OperatorState>) -> Router {
     let key = middleware::from_fn_with_state(state.clone(), auth::check_key);
     let host = middleware::from_fn_with_state(state.clone(), auth::check_host);
-    within_layers(with_key().layer(key).layer(host).merge(open()), state)
+    within_layers(with_key().layer(key).layer(host).merge(open()), menu(), state)
+}
+
+/// What the door for scrapers has.
+pub(super) fn router_for_scrapers(state: Arc<OperatorState>) -> Router {
+    within_layers(for_scrapers().fallback(async || OperatorRefusal::NotForScrapers), Menu::from([]), state)
+}
+
+fn menu() -> Menu {
+    pages().iter().filter_map(|(path, name, _)| Some((*path, (*name)?))).collect()
 }
 
 /// What every request passes, from the outside in.
-pub(super) fn within_layers(routes: Router<Arc<OperatorState>>, state: Arc<OperatorState>) -> Router {
-    let menu: Menu = pages().iter().filter_map(|(path, name, _)| Some((*path, (*name)?))).collect();
+pub(super) fn within_layers(routes: Router<Arc<OperatorState>>, menu: Menu, state: Arc<OperatorState>) -> Router {
     let layers = ServiceBuilder::new()
         .layer(middleware::from_fn_with_state(state.clone(), set_request_id))
         .layer(response_headers())
@@ -62,9 +70,12 @@ pub(super) fn within_layers(routes: Router<Arc<OperatorState>>, state: Arc<Opera
 
 /// The paths for probes and scrapers, which are open without a key and under any host: they know the door by its address.
 fn open() -> Router<Arc<OperatorState>> {
+    for_scrapers().route("/healthz", get(health::livez))
+}
+
+fn for_scrapers() -> Router<Arc<OperatorState>> {
     Router::new()
         .route("/livez", get(health::livez))
-        .route("/healthz", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(metrics::metrics))
 }
@@ -75,7 +86,7 @@ fn with_key() -> Router<Arc<OperatorState>> {
         .route("/style.css", get(style))
         .route("/openapi.json", get(openapi))
         .route("/audit/follow", get(pages::follow))
-        .route("/audit/rotate", post(actions::rotate_key))
+        .route("/audit/rotate", admin_post(actions::rotate_key))
         .route("/cache/purge", post(actions::purge))
         .route("/doubts/{request}", post(actions::settle))
         .fallback(async || OperatorRefusal::NoPage);
@@ -89,8 +100,14 @@ fn get<H: Handler<T, Arc<OperatorState>>, T: 'static>(handler: H) -> OperatorRou
     method_not_allowed("GET, HEAD").get(handler)
 }
 
+/// An action, which takes the role `operate`.
 fn post<H: Handler<T, Arc<OperatorState>>, T: 'static>(handler: H) -> OperatorRoute {
-    method_not_allowed("POST").post(handler)
+    method_not_allowed("POST").post(handler.layer(middleware::from_fn(auth::require_operate)))
+}
+
+/// An action, which takes the role `admin`.
+fn admin_post<H: Handler<T, Arc<OperatorState>>, T: 'static>(handler: H) -> OperatorRoute {
+    method_not_allowed("POST").post(handler.layer(middleware::from_fn(auth::require_admin)))
 }
 
 /// Refuses all methods that are not added to it. axum's own `Allow` would tell whoever has no key that a path is there.

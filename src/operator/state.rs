@@ -1,20 +1,19 @@
-//! What the door shows, and its key.
+//! What the door shows, and who may see it.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
 
+use super::operators::{Operator, Operators};
 use super::refusal::OperatorRefusal;
 use super::wrong_keys::WrongKeys;
-use crate::config::Origins;
-use crate::door::OpenDoor;
+use crate::audit::{Peer, Record};
+use crate::config::{OperatorKey, Origins};
+use crate::door::{OpenDoor, PeerConnection};
 use crate::gateway::Gateway;
-use crate::hash;
 use crate::reconcile::Reconciler;
 
 /// The most followers of the log at a time.
@@ -32,19 +31,7 @@ pub(super) struct ConfigInForce {
     pub(super) error: Option<Arc<str>>,
 }
 
-/// The operator key's hash. `replaced` is cancelled when another key takes its place.
-struct OperatorKey {
-    hash: [u8; 32],
-    replaced: CancellationToken,
-}
-
-impl OperatorKey {
-    fn new(key: &SecretString) -> Self {
-        Self { hash: hash::sha256(key.expose_secret().as_bytes()), replaced: CancellationToken::new() }
-    }
-}
-
-/// What the operator door works on: the gateway, the operator key, the configuration in force.
+/// What the operator door works on: the gateway, the operators, the configuration in force.
 pub struct OperatorState {
     pub(super) gateway: Arc<Gateway>,
     pub(super) reconciler: Arc<Reconciler>,
@@ -53,23 +40,28 @@ pub struct OperatorState {
     pub(super) wrong_keys: WrongKeys,
     pub(super) followers: Arc<Semaphore>,
     pub(super) large: Arc<Semaphore>,
-    key: ArcSwap<OperatorKey>,
+    pub(super) operators: Operators,
     in_force: ArcSwap<ConfigInForce>,
     doors: Mutex<Vec<(&'static str, OpenDoor)>>,
 }
 
 impl OperatorState {
-    /// The state of a door that opens to `key`, over a gateway and the reconciler of its doubts. `origins` are those of the configuration in
+    /// The state of a door that opens to these `operators`, over a gateway and the reconciler of its doubts. `origins` are those of the configuration in
     /// force, read from `file` if there is one.
     #[must_use]
-    pub fn new(reconciler: Arc<Reconciler>, key: &SecretString, file: Option<PathBuf>, origins: Origins) -> Arc<Self> {
+    pub fn new(
+        reconciler: Arc<Reconciler>,
+        operators: &[OperatorKey],
+        file: Option<PathBuf>,
+        origins: Origins,
+    ) -> Arc<Self> {
         let gateway = reconciler.gateway().clone();
         let started = gateway.clock.wall();
         Arc::new(Self {
             wrong_keys: WrongKeys::new(gateway.clock.clone()),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             large: Arc::new(Semaphore::new(LARGE_KIB_MAX)),
-            key: ArcSwap::from_pointee(OperatorKey::new(key)),
+            operators: Operators::new(operators),
             in_force: ArcSwap::from_pointee(ConfigInForce { origins: Arc::new(origins), loaded: started, error: None }),
             doors: Mutex::default(),
             reconciler,
@@ -79,11 +71,24 @@ impl OperatorState {
         })
     }
 
-    /// Replaces the operator key. Followers that came with another one are ended.
-    pub fn set_key(&self, key: &SecretString) {
-        let key = OperatorKey::new(key);
-        if key.hash != self.key.load().hash {
-            self.key.swap(Arc::new(key)).replaced.cancel();
+    /// Replaces the operators. What those who are gone still follow ends.
+    pub fn set_operators(&self, operators: &[OperatorKey]) {
+        self.operators.replace(operators);
+    }
+
+    /// The record of what an operator does. `what` follows the name in it: "purged everything".
+    pub(super) fn record(
+        &self,
+        operator: &Operator,
+        peer: &PeerConnection,
+        event: &'static str,
+        what: &str,
+    ) -> Record<'static> {
+        Record {
+            operator: Some(operator.name().clone().into()),
+            key: Some(operator.key_id()),
+            peer: Some(Peer::of(peer.address)),
+            ..Record::event(self.gateway.clock.wall(), event, format!("{} {what}", operator.name()))
         }
     }
 
@@ -98,11 +103,6 @@ impl OperatorState {
         }
         let kib = u32::try_from(kib.min(LARGE_KIB_MAX as u64)).unwrap_or(u32::MAX);
         self.large.clone().try_acquire_many_owned(kib).map(Some).map_err(|_| OperatorRefusal::NoRoom)
-    }
-
-    /// Is cancelled when another key takes the place of the present one.
-    pub(super) fn key_replaced(&self) -> CancellationToken {
-        self.key.load().replaced.clone()
     }
 
     /// Takes note of a reload: a new configuration is in force, or there was an error and the old one stays.
@@ -129,10 +129,5 @@ impl OperatorState {
     pub(super) fn connections(&self) -> Vec<(&'static str, usize)> {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         doors.iter().map(|(name, door)| (*name, door.connections())).collect()
-    }
-
-    /// Is this the key? The comparison takes the same time whatever the key is.
-    pub(super) fn is_key(&self, key: &[u8]) -> bool {
-        hash::constant_time_eq(&hash::sha256(key), &self.key.load().hash)
     }
 }

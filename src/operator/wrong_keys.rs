@@ -14,6 +14,9 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Peers with a count of their own. All others share one, also with the peers on Unix sockets.
 const PEERS_MAX: usize = 1024;
 
+/// The most windows in which a peer's failures are recorded at once: records of wrong keys must not push out other records.
+const RECORDED_MAX: usize = 30;
+
 /// When a peer's window began, and its wrong keys since.
 type FailureWindow = (Instant, u32);
 
@@ -40,6 +43,23 @@ impl WrongKeys {
         let (began, count) = windows.get(&counted_address(&windows, peer)).copied()?;
         let left = WINDOW.saturating_sub(now.saturating_duration_since(began));
         (count >= FAILURES_MAX && !left.is_zero()).then_some(left)
+    }
+
+    /// Whether this peer's wrong keys are to be recorded: once in its window, and only for so many peers.
+    pub(super) fn is_to_be_recorded(&self, peer: Option<IpAddr>) -> bool {
+        let now = self.clock.now();
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let peer = counted_address(&windows, peer);
+        if windows.get(&peer).is_none_or(|(_, count)| *count != FAILURES_MAX) {
+            return false;
+        }
+        let is_recorded =
+            |(began, count): &FailureWindow| *count > FAILURES_MAX && now.saturating_duration_since(*began) < WINDOW;
+        if windows.values().filter(|window| is_recorded(window)).count() >= RECORDED_MAX {
+            return false;
+        }
+        windows.entry(peer).and_modify(|(_, count)| *count += 1);
+        true
     }
 
     pub(super) fn add(&self, peer: Option<IpAddr>) {

@@ -12,7 +12,7 @@ use crate::ids::escape_invisible;
 /// Size limit of a text in a line, in bytes.
 const TEXT_BYTES_MAX: usize = 8 * 1024;
 /// Fields whose values are lists of strings: their Debug form is JSON.
-const LISTS: [&str; 2] = ["gateway", "operator"];
+const LISTS: [&str; 3] = ["gateway", "operator", "metrics"];
 
 /// An event, ready to be written.
 #[derive(Clone, Debug)]

@@ -122,6 +122,8 @@ impl<'p> LookPlan<'p> {
         };
         let status = answered.status.as_u16();
         let verdict = Settlement {
+            operator: None,
+            key: None,
             done,
             peer: None,
             detail: Some(format!("looked: GET {} answered {status}, {because}", self.target).into()),

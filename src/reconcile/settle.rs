@@ -6,6 +6,7 @@ use crate::audit::{CannotRecord, Doubt, Kind, Peer, Record};
 use crate::cache::Invalidation;
 use crate::gateway::Gateway;
 use crate::idempotency::KeyedWrite;
+use crate::ids::KeyId;
 use crate::process_log::ALWAYS;
 use crate::vocabulary::Outcome;
 
@@ -14,7 +15,11 @@ use crate::vocabulary::Outcome;
 pub struct Settlement {
     /// Did it take effect?
     pub done: bool,
-    /// The operator, if one decided.
+    /// The operator's name, if one decided.
+    pub operator: Option<Arc<str>>,
+    /// The operator's key.
+    pub key: Option<KeyId>,
+    /// Where the operator asked from.
     pub peer: Option<Peer>,
     /// The evidence.
     pub detail: Option<Box<str>>,
@@ -47,10 +52,12 @@ async fn claim_and_settle(gateway: Arc<Gateway>, intent: u64, verdict: Settlemen
         // Before the settlement, because after it the doubt no longer holds the key.
         gateway.idempotency.settle_done(keyed).await;
     }
-    let by = if verdict.peer.is_some() { "operator" } else { "look" };
+    let by = if verdict.operator.is_some() { "operator" } else { "look" };
     let record = Record {
         intent: Some(intent),
         request: Some(doubt.request),
+        operator: verdict.operator.map(Into::into),
+        key: verdict.key,
         peer: verdict.peer,
         caller: Some(doubt.caller.clone().into()),
         operation: Some(doubt.operation.clone().into()),

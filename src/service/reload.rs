@@ -9,13 +9,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use secrecy::SecretString;
-
+use super::doors::DoorCertificates;
 use super::{ServiceInner, quota_settings};
 use crate::audit::Record;
 use crate::clock::Clock;
-use crate::config::secret::{SecretError, secret_in};
-use crate::config::{self, Config, ConfigError, LoadedConfig};
+use crate::config::secret::SecretError;
+use crate::config::{self, Config, ConfigError, LoadedConfig, OperatorKey};
 use crate::door::CheckedCertificate;
 use crate::gateway::admit::policy::Policy;
 use crate::process_log::{FaultState, STATE};
@@ -59,8 +58,8 @@ impl Watch {
 /// A new configuration, completely read and checked.
 struct Prepared {
     read: LoadedConfig,
-    operator_key: SecretString,
-    certificate: Option<CheckedCertificate>,
+    operators: Vec<OperatorKey>,
+    certificates: DoorCertificates<CheckedCertificate>,
     upstream: NextConfig,
 }
 
@@ -180,7 +179,7 @@ impl ServiceInner {
     }
 
     fn put_in_force(&self, prepared: Prepared) -> config::Origins {
-        let Prepared { read, operator_key, certificate, upstream } = prepared;
+        let Prepared { read, operators, certificates, upstream } = prepared;
         let gateway = &self.gateway;
         let upstream = match upstream {
             NextConfig::Another(upstream) => Some(upstream),
@@ -191,13 +190,11 @@ impl ServiceInner {
                 None
             }
         };
-        if let Some((certificate, checked)) = self.certificate.as_ref().zip(certificate) {
-            certificate.replace(checked);
-            certificate.log_expiry(gateway.clock.wall());
-        }
+        self.certificates.replace(certificates);
+        self.certificates.log_expiry(&gateway.clock);
         gateway.quota.set_settings(quota_settings(&read.config));
         gateway.apply_config(read.config, upstream);
-        self.operator_state.set_key(&operator_key);
+        self.operator_state.set_operators(&operators);
         read.origins
     }
 
@@ -235,11 +232,9 @@ fn prepare(
     let read = config::read_in(files, file)?;
     let config = &read.config;
     let token = Token::read(files, &config.upstream.token)?;
-    let operator_key = secret_in(files, &config.operator.key)?;
+    let operators = config.operator.operators(files)?;
     check_fixed(&policy.config, config)?;
-    let tls = config.gateway.tls.as_ref();
-    let certificate =
-        tls.map(|tls| CheckedCertificate::read(tls, files)).transpose().map_err(ReloadError::Certificate)?;
+    let certificates = DoorCertificates::read(config, files).map_err(ReloadError::Certificate)?;
     let other_authorities = |path: &Path| files.hashes().of(path) != in_force.of(path);
     let is_another = policy.config.upstream != config.upstream
         || policy.config.limits != config.limits
@@ -250,7 +245,7 @@ fn prepare(
     } else {
         NextConfig::Same(Box::new(token))
     };
-    Ok(Prepared { read, operator_key, certificate, upstream })
+    Ok(Prepared { read, operators, certificates, upstream })
 }
 
 /// Rejects changes to settings that are fixed while the service runs.
@@ -258,6 +253,8 @@ fn check_fixed(before: &Config, after: &Config) -> Result<(), ReloadError> {
     let same = [
         ("gateway.listen", before.gateway.listen == after.gateway.listen),
         ("gateway.tls", before.gateway.tls.is_some() == after.gateway.tls.is_some()),
+        ("operator.tls", before.operator.tls.is_some() == after.operator.tls.is_some()),
+        ("metrics.listen", before.metrics.listen == after.metrics.listen),
         ("operator.listen", before.operator.listen == after.operator.listen),
         ("audit", before.audit == after.audit),
         ("cache.capacity", before.cache.capacity_bytes == after.cache.capacity_bytes),

@@ -127,10 +127,15 @@ impl<'t> Diagnostics<'t> {
         value: TextSpan,
         known: Vec<&'static str>,
     ) {
-        if looks_secret(key) {
-            self.hide(value);
-        }
+        self.hide_if_secret(key, &value);
         self.unknown.borrow_mut().push(UnknownKey { place, path: path.clone(), key: key.to_owned(), known });
+    }
+
+    /// Hides the value at this position if the key sounds like a secret's.
+    pub(super) fn hide_if_secret(&self, key: &str, value: &TextSpan) {
+        if looks_secret(key) {
+            self.hide(value.clone());
+        }
     }
 
     pub(super) fn hide(&self, place: TextSpan) {

@@ -224,20 +224,25 @@ impl<'d> Table<'d> {
     pub fn tables<T>(&self, key: &'static str, name: &str, mut read: impl FnMut(&Table<'d>) -> T) -> Vec<T> {
         let Some(item) = self.item(key) else { return Vec::new() };
         let DeValue::Array(elements) = item.value.get_ref() else {
-            self.wrong(item.place(), format!("{key} must be a list of tables"), format!("write [[{key}]]"));
+            self.not_tables(key, item.place());
             return Vec::new();
         };
         let mut read_element = |(index, element): (usize, &'d Spanned<DeValue<'d>>)| {
             let DeValue::Table(entries) = element.get_ref() else {
-                self.wrong(element.span(), format!("{key} must be a list of tables"), format!("write [[{key}]]"));
+                self.not_tables(key, element.span());
                 return None;
             };
             let named = entries.get(name).and_then(|value| value.get_ref().as_str());
             let last = named.map_or_else(|| (index + 1).to_string(), str::to_owned);
-            let path = Arc::from(format!("{key}.{last}"));
+            let path = Arc::from(format!("{}.{last}", self.sub_path(key)));
             Some(Table::new(self.notes, path, element.span(), Some(entries)).read(&mut read))
         };
         elements.iter().enumerate().filter_map(&mut read_element).collect()
+    }
+
+    fn not_tables(&self, key: &str, place: TextSpan) {
+        self.notes.hide_if_secret(key, &place);
+        self.wrong(place, format!("{key} must be a list of tables"), format!("write [[{}]]", self.sub_path(key)));
     }
 
     fn sub_path(&self, key: &str) -> Arc<str> {

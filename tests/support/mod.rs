@@ -427,7 +427,7 @@ pub(crate) async fn half_closed(to: SocketAddr, bytes: &str) -> Option<Reply> {
     exchange(stream, "").await
 }
 
-async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &str) -> Option<Reply> {
+pub(crate) async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &str) -> Option<Reply> {
     stream.write_all(bytes.as_bytes()).await.unwrap();
     let mut all = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut all)).await;

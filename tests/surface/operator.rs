@@ -14,6 +14,9 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 
 mod proofs;
+mod roles;
+mod scrapers;
+mod tls;
 
 const KEY: &str = "operator-key";
 const ORG: &str = "/api/v2/organizations/11";

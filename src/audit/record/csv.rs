@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// The columns: every field of a record, in the order of the documentation.
-pub const COLUMNS: [&str; 34] = [
+pub const COLUMNS: [&str; 35] = [
     "seq",
     "time",
     "kind",
@@ -11,6 +11,7 @@ pub const COLUMNS: [&str; 34] = [
     "request",
     "caller",
     "key",
+    "operator",
     "peer",
     "operation",
     "organization",
@@ -81,7 +82,7 @@ mod tests {
         let row = csv(line);
         assert_eq!(
             row,
-            r#"7,,,,,'=cmd|' /C calc'!A0,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,"say ""hi""
+            r#"7,,,,,'=cmd|' /C calc'!A0,,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,"say ""hi""
 there",,,,,,,"#
         );
         for text in ["+1", "-1", "@x", "\tx"] {

@@ -129,9 +129,12 @@ pub struct Record<'l> {
     /// The caller's name.
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub caller: Option<Text<'l>>,
-    /// The key that the caller used.
+    /// The key that the caller, or the operator, used.
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyId>,
+    /// The operator who did it, on events and settlements.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<Text<'l>>,
     /// Where the request came from.
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub peer: Option<Peer>,

@@ -9,12 +9,12 @@ use http::{HeaderMap, header};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::super::operators::Operator;
 use super::super::query::{PageQuery, encode};
 use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
 use super::super::state::OperatorState;
 use super::body::InTime;
-use crate::audit::{Peer, Record};
 use crate::door::PeerConnection;
 
 const TAG_BYTES_MAX: usize = 256;
@@ -77,6 +77,7 @@ impl PurgeRequest {
 pub(in crate::operator) async fn purge(
     State(state): State<Arc<OperatorState>>,
     Extension(peer): Extension<PeerConnection>,
+    Extension(operator): Extension<Arc<Operator>>,
     asked: PurgeRequest,
 ) -> Result<Response, OperatorRefusal> {
     let is_form = asked.is_form;
@@ -87,9 +88,7 @@ pub(in crate::operator) async fn purge(
         None => state.gateway.cache.purge_all(),
     };
     let named = tag.as_deref().map_or_else(|| "everything".to_owned(), |tag| format!("the tag {tag}"));
-    let event =
-        Record::event(state.gateway.clock.wall(), "purge", format!("an operator purged {named}: {purged} entries"));
-    room.fill(Record { peer: Some(Peer::of(peer.address)), ..event });
+    room.fill(state.record(&operator, &peer, "purge", &format!("purged {named}: {purged} entries")));
     Ok(if is_form {
         Redirect::to(&format!("/cache?purged={purged}&of={}", encode(&named))).into_response()
     } else {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::super::operators::Operator;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
 use super::super::state::OperatorState;
@@ -44,6 +45,7 @@ struct SettleRequest {
 pub(in crate::operator) async fn settle(
     State(state): State<Arc<OperatorState>>,
     Extension(peer): Extension<PeerConnection>,
+    Extension(operator): Extension<Arc<Operator>>,
     request: Result<Path<String>, PathRejection>,
     InTime(body): InTime<Bytes>,
 ) -> Result<Response, OperatorRefusal> {
@@ -56,6 +58,8 @@ pub(in crate::operator) async fn settle(
     }
     let verdict = Settlement {
         done: matches!(asked.r#as, SettledAs::Done),
+        operator: Some(operator.name().clone()),
+        key: Some(operator.key_id()),
         peer: Some(Peer::of(peer.address)),
         detail: (!asked.note.is_empty()).then(|| asked.note.into()),
         upstream_status: None,

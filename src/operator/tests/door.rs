@@ -13,10 +13,11 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::super::html::Menu;
 use super::super::open;
 use super::super::router::within_layers;
 use super::{KEY, PAGES, World};
-use crate::config;
+use crate::config::{self, OperatorKey};
 use crate::door::Door;
 
 #[tokio::test]
@@ -40,7 +41,7 @@ async fn probes_and_scrapes_need_no_key_and_everything_else_does() {
 #[tokio::test]
 async fn a_new_key_replaces_the_old_and_guessing_is_slow() {
     let world = World::new();
-    world.state.set_key(&SecretString::from("another-key"));
+    world.state.set_operators(&[OperatorKey::admin(&SecretString::from("another-key"))]);
     assert_eq!(world.get("/quota").await.json()["type"], "urn:makegate:operator:wrong-key");
     for _ in 1..30 {
         assert_eq!(world.get("/quota").await.status, 401);
@@ -243,7 +244,7 @@ async fn a_panic_is_answered_with_all_the_headers() {
     }
     let world = World::new();
     let routes = Router::new().route("/fails", get(fails));
-    let world = World { router: within_layers(routes, world.state.clone()), ..world };
+    let world = World { router: within_layers(routes, Menu::from([]), world.state.clone()), ..world };
     let reply = world.send("GET", "/fails", &[], "").await;
     assert_eq!((reply.status, &reply.json()["type"]), (500, &json!("urn:makegate:operator:internal")));
     assert!(!reply.header("content-security-policy").is_empty() && !reply.header("x-request-id").is_empty());

@@ -23,6 +23,7 @@ use super::{OperatorState, router};
 use crate::audit::{Kind, Record};
 use crate::cache::{Lifetime, NewEntry};
 use crate::clock::Clock;
+use crate::config::OperatorKey;
 use crate::door::PeerConnection;
 use crate::gateway::Gateway;
 use crate::ids::RequestId;
@@ -88,7 +89,7 @@ impl World {
         let gateway = Gateway::for_tests(read.config, &clock);
         let state = OperatorState::new(
             Reconciler::new(gateway),
-            &SecretString::from(KEY),
+            &[OperatorKey::admin(&SecretString::from(KEY))],
             Some(read.origins.file.clone()),
             read.origins,
         );

@@ -74,7 +74,7 @@ async fn a_purge_says_how_much_it_took_and_leaves_a_record() {
     let records = world.get("/audit.json?kind=event").await.json();
     let purges: Vec<_> = records["records"].as_array().unwrap().iter().filter(|one| one["event"] == "purge").collect();
     assert_eq!((purges.len(), &purges[1]["peer"]), (2, &json!("127.0.0.1")));
-    assert_eq!(purges[1]["detail"], "an operator purged the tag org:11: 1 entries");
+    assert_eq!(purges[1]["detail"], "operator purged the tag org:11: 1 entries");
 }
 
 #[tokio::test]

@@ -242,22 +242,54 @@ pub fn write_decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
     digits.get(digits.len() - length..).unwrap_or_default()
 }
 
-/// Whether this character would affect the text around it: control characters, line separators and marks that change
-/// its direction. Callers must not be able to change how a text looks to its readers.
+/// Whether this character would affect the text around it, or hide in it: control characters, line separators, marks
+/// that change its direction, and what Unicode lets a program not show at all (`Default_Ignorable_Code_Point`, with
+/// zero-width and tag characters). Callers must not be able to change how a text looks to its readers.
 #[must_use]
 pub fn is_invisible(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+        || matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// Escapes every character that is [invisible](is_invisible).
 #[must_use]
 pub fn escape_invisible(text: &str) -> String {
+    escape(text, |shown, c| shown.extend(c.escape_unicode()))
+}
+
+/// The same, but keeps the ends of lines, and tabs.
+#[must_use]
+pub fn escape_invisible_in_lines(text: &str) -> String {
+    escape(text, |shown, c| match c {
+        '\n' | '\r' | '\t' => shown.push(c),
+        _ => shown.extend(c.escape_unicode()),
+    })
+}
+
+/// The same as JSON writes it. Between its strings JSON has no such characters except the ends of lines, and tabs.
+#[must_use]
+pub fn escape_invisible_in_json(json: &str) -> String {
+    escape(json, |shown, c| match c {
+        '\n' | '\r' | '\t' => shown.push(c),
+        _ => json_escapes(c, shown),
+    })
+}
+
+/// Writes this character as JSON's `\uXXXX`, twice if it takes two.
+pub(crate) fn json_escapes(c: char, out: &mut impl fmt::Write) {
+    for unit in c.encode_utf16(&mut [0; 2]) {
+        let _full = write!(out, "\\u{unit:04x}");
+    }
+}
+
+fn escape(text: &str, replace: impl Fn(&mut String, char)) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        if is_invisible(c) {
-            shown.extend(c.escape_unicode())
-        } else {
-            shown.push(c)
+        match is_invisible(c) {
+            true => replace(&mut shown, c),
+            false => shown.push(c),
         }
         shown
     })
@@ -330,5 +362,17 @@ mod tests {
         assert_ne!(one, Fingerprint::of(&hash::hmac_key(b"other"), &[b"ab", b"c"]));
         assert_eq!(Fingerprint::parse(&one.to_string()), Some(one));
         assert_eq!(Fingerprint::parse("+123456789abcdef0123456789abcdef"), None);
+    }
+
+    #[test]
+    fn what_hides_is_escaped_in_texts_lines_and_json() {
+        // A terminal's escape, C1, a zero-width space, an override of the direction, a tag, a filler, a variation selector.
+        let hidden = "a\u{1b}\u{9b}\u{200b}\u{202e}\u{e0041}\u{3164}\u{fe0f}\u{ad}\tb\n\u{e9}\u{4e2d}";
+        let shown = "a\\u{1b}\\u{9b}\\u{200b}\\u{202e}\\u{e0041}\\u{3164}\\u{fe0f}\\u{ad}";
+        assert_eq!(escape_invisible(hidden), format!("{shown}\\u{{9}}b\\u{{a}}\u{e9}\u{4e2d}"));
+        assert_eq!(escape_invisible_in_lines(hidden), format!("{shown}\tb\n\u{e9}\u{4e2d}"));
+        let json = escape_invisible_in_json(&serde_json::to_string(hidden).unwrap());
+        assert!(!json.chars().any(is_invisible), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), hidden);
     }
 }

@@ -1,6 +1,7 @@
 //! A running makegate: wires up the engines, opens the doors, watches configuration and secrets, and shuts down
 //! gracefully.
 
+mod config_changes;
 mod doors;
 mod reload;
 

@@ -300,14 +300,14 @@ async fn export_running(
     Ok(())
 }
 
-/// The number of the newest matching record; the export leaves out records that arrive later.
+/// The number of the newest matching record. Also says that this is an export, which the gateway records; the export leaves out records that arrive later.
 async fn newest(client: &OperatorClient, pairs: &FilterPairs<'_>) -> Result<u64, CommandFailure> {
     #[derive(Deserialize)]
     struct Numbered {
         seq: u64,
     }
     let mut pairs = pairs.clone();
-    pairs.push(("limit", "1"));
+    pairs.extend([("limit", "1"), ("export", "true")]);
     let newest = page(client, &pairs).await?.records.into_iter().next();
     let Some(newest) = newest else { return Ok(0) };
     serde_json::from_str(newest.get()).map(|Numbered { seq }| seq).map_err(|_| client.failed("a record has no seq"))

@@ -52,10 +52,12 @@ impl CheckCommand {
             Err(failure) => (failure.mistakes, failure.text),
         };
         for mistake in &mistakes {
-            output::line(&match self.format {
-                ReportFormat::Text => mistake.render(file, &text, color.colors(&io::stdout())) + "\n",
-                ReportFormat::Json => mistake.to_json(file),
-            })?;
+            match self.format {
+                ReportFormat::Text => {
+                    output::styled(&(mistake.render(file, &text, color.colors(&io::stdout())) + "\n"))
+                }
+                ReportFormat::Json => output::json(&mistake.to_json(file)),
+            }?;
         }
         summary(file, &mistakes)
     }

@@ -108,7 +108,7 @@ impl ListCommand {
             writeln!(io::stderr(), "No write is in doubt.")?;
         }
         if self.format == Format::Json {
-            return Ok(doubts.iter().try_for_each(|doubt| output::line(&Value::Object(doubt.clone()).to_string()))?);
+            return Ok(doubts.iter().try_for_each(|doubt| output::json(&Value::Object(doubt.clone()).to_string()))?);
         }
         let cells: Vec<_> = doubts.iter().map(|doubt| COLUMNS.map(|name| json_cell(doubt.get(name)))).collect();
         let rows: Vec<_> = cells.iter().map(|row| row.each_ref().map(String::as_str)).collect();

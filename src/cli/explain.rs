@@ -14,7 +14,6 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::gateway::admit::policy::Policy;
 use crate::gateway::explain;
-use crate::ids::escape_invisible;
 
 /// Explains what the gateway would do with a request.
 ///
@@ -85,7 +84,7 @@ impl ExplainCommand {
         let ended = if verdict == "refuse" { Err(CommandFailure::reported(REFUSED)) } else { Ok(()) };
         if self.format == Format::Json {
             let compact: Value = serde_json::from_str(text).map_err(unknown)?;
-            output::line(&compact.to_string())?;
+            output::json(&compact.to_string())?;
             return ended;
         }
         let rows: Vec<_> = steps.iter().map(|step| [&*step.step, &*step.verdict, &*step.why]).collect();
@@ -96,7 +95,7 @@ impl ExplainCommand {
                 _ => String::new(),
             };
             output::line("")?;
-            output::line(&escape_invisible(&format!("verdict: {verdict}{with}")))?;
+            output::line(&format!("verdict: {verdict}{with}"))?;
         }
         ended
     }

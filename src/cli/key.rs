@@ -68,7 +68,7 @@ impl NewKeyCommand {
         let key = generate()?;
         let entry = entry(&key);
         if self.format == ReportFormat::Json {
-            return Ok(output::line(&json!({ "caller": *caller, "key": key, "hash": entry }).to_string())?);
+            return Ok(output::json(&json!({ "caller": *caller, "key": key, "hash": entry }).to_string())?);
         }
         let mut words = io::stderr();
         writeln!(words, "Key for {caller}. Give it to the tool; it will not be shown again:")?;

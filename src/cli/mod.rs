@@ -28,6 +28,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::ids::escape_invisible_in_lines;
 use crate::process_log;
 use failure::CommandFailure;
 use process::ColorChoice;
@@ -109,7 +110,7 @@ pub fn run() -> ExitCode {
                 && !process_log::fatal(&message, code)
             {
                 // If stderr is closed, the exit code still reports the failure.
-                let _told = writeln!(std::io::stderr(), "error: {message}");
+                let _told = writeln!(std::io::stderr(), "error: {}", escape_invisible_in_lines(&message));
             }
             ExitCode::from(code)
         }

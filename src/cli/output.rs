@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use serde_json::{Map, Value};
 
 use crate::audit::csv_cell;
-use crate::ids::escape_invisible;
+use crate::ids::{escape_invisible, escape_invisible_in_json, escape_invisible_in_lines};
 use crate::process_log::NonBlockingWriter;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,7 +30,18 @@ pub(super) enum ReportFormat {
     Json,
 }
 
+/// Prints a line for people.
 pub(super) fn line(text: &str) -> io::Result<()> {
+    styled(&escape_invisible_in_lines(text))
+}
+
+/// Prints a line of JSON.
+pub(super) fn json(text: &str) -> io::Result<()> {
+    styled(&escape_invisible_in_json(text))
+}
+
+/// Prints a line that has colors, and in which everything hidden is escaped already.
+pub(super) fn styled(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
     out.flush()
@@ -55,7 +66,8 @@ pub(super) fn rows<const N: usize>(format: Format, columns: [&str; N], rows: &[[
         Format::Table => table(columns, rows),
         Format::Json => rows.iter().fold(String::new(), |mut text, row| {
             let members = columns.iter().zip(row).map(|(name, value)| ((*name).to_owned(), Value::from(*value)));
-            let _infallible = writeln!(text, "{}", Value::Object(members.collect::<Map<_, _>>()));
+            let object = Value::Object(members.collect::<Map<_, _>>()).to_string();
+            let _infallible = writeln!(text, "{}", escape_invisible_in_json(&object));
             text
         }),
         Format::Csv => rows.iter().fold(columns.join(",") + "\n", |mut text, row| {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::failure::CommandFailure;
 use super::output::Format;
 use crate::audit::{csv, csv_header};
-use crate::ids::escape_invisible;
+use crate::ids::{escape_invisible, escape_invisible_in_json};
 use crate::operator::json_cell;
 
 /// Table columns with their minimum widths. JSON and CSV show all other fields.
@@ -64,7 +64,7 @@ impl RecordPrinter {
     /// Prints one record, given as its line in the log.
     pub(super) fn print(&mut self, line: &str) -> io::Result<()> {
         match self.format {
-            Format::Json => writeln!(self.out, "{line}"),
+            Format::Json => writeln!(self.out, "{}", escape_invisible_in_json(line)),
             Format::Csv => writeln!(self.out, "{}", csv(line)),
             Format::Table => {
                 let record: Map<String, Value> = serde_json::from_str(line).unwrap_or_default();

@@ -54,6 +54,10 @@ impl Operators {
         operators.get(found).cloned()
     }
 
+    pub(super) fn keys(&self) -> Vec<OperatorKey> {
+        self.0.load().iter().map(|operator| operator.key.clone()).collect()
+    }
+
     /// Replaces all of them. What an operator who is gone, or has another role now, still follows ends.
     pub(super) fn replace(&self, keys: &[OperatorKey]) {
         let before = self.0.load_full();

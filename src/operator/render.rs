@@ -15,6 +15,7 @@ use super::html::{self, Menu};
 use super::query::PageQuery;
 use super::refusal::OperatorRefusal;
 use super::table::PageTable;
+use crate::ids::escape_invisible_in_lines;
 
 /// What a page shows. Its JSON is how it serializes.
 pub(super) trait Page: Serialize {
@@ -102,7 +103,7 @@ impl PageView {
             PageFormat::Csv => typed("text/csv; charset=utf-8; header=present", page.csv()),
             PageFormat::Html => {
                 let whole = html::page(&self.menu, P::TITLE, &self.path, &self.query.suffix(), &page.html());
-                typed("text/html; charset=utf-8", whole.into_string())
+                html_document(whole)
             }
         }
     }
@@ -118,6 +119,11 @@ pub(super) fn typed(media_type: &'static str, body: impl Into<Body>) -> Response
     ([(header::CONTENT_TYPE, media_type)], body.into()).into_response()
 }
 
+/// A page for people. Whatever would change how its text looks, wherever it came from, is escaped.
+fn html_document(whole: Markup) -> Response {
+    typed("text/html; charset=utf-8", escape_invisible_in_lines(&whole.into_string()))
+}
+
 /// Writes the refusal that came from further inside: a page for people, a problem document (RFC 9457) for everybody else.
 pub(super) async fn render_refusal(State(menu): State<Menu>, request: Request, next: Next) -> Response {
     let format = PageFormat::of(request.uri().path(), request.headers());
@@ -126,7 +132,7 @@ pub(super) async fn render_refusal(State(menu): State<Menu>, request: Request, n
     let document = match format {
         PageFormat::Html => {
             let whole = html::problem(&menu, refusal.status(), refusal.title(), &refusal.detail());
-            typed("text/html; charset=utf-8", whole.into_string())
+            html_document(whole)
         }
         PageFormat::Json | PageFormat::Csv => typed("application/problem+json", refusal.problem().to_string()),
     };

@@ -1,7 +1,9 @@
 //! What the door shows, and who may see it.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -16,6 +18,8 @@ use crate::door::{OpenDoor, PeerConnection};
 use crate::gateway::Gateway;
 use crate::reconcile::Reconciler;
 
+/// How often tables that one operator takes are recorded.
+const EXPORTS_INTERVAL: Duration = Duration::from_secs(60);
 /// The most followers of the log at a time.
 const FOLLOWERS_MAX: usize = 16;
 /// The most KiB of all large answers under way: they are in memory until their readers take them.
@@ -42,6 +46,8 @@ pub struct OperatorState {
     pub(super) large: Arc<Semaphore>,
     pub(super) operators: Operators,
     in_force: ArcSwap<ConfigInForce>,
+    /// When each operator's last table of records was recorded as an export.
+    tables: Mutex<HashMap<Arc<str>, Instant>>,
     doors: Mutex<Vec<(&'static str, OpenDoor)>>,
 }
 
@@ -63,6 +69,7 @@ impl OperatorState {
             large: Arc::new(Semaphore::new(LARGE_KIB_MAX)),
             operators: Operators::new(operators),
             in_force: ArcSwap::from_pointee(ConfigInForce { origins: Arc::new(origins), loaded: started, error: None }),
+            tables: Mutex::default(),
             doors: Mutex::default(),
             reconciler,
             gateway,
@@ -71,9 +78,34 @@ impl OperatorState {
         })
     }
 
+    /// The operators in force.
+    #[must_use]
+    pub fn operators(&self) -> Vec<OperatorKey> {
+        self.operators.keys()
+    }
+
     /// Replaces the operators. What those who are gone still follow ends.
     pub fn set_operators(&self, operators: &[OperatorKey]) {
         self.operators.replace(operators);
+    }
+
+    /// Takes note that an operator takes records out of the log. Best effort: whoever looks for what is wrong with the log must be able to
+    /// read it. Tables are recorded once a minute, because a script may ask for them again and again.
+    pub(super) fn note_export(&self, operator: &Operator, peer: &PeerConnection, query: &str, is_table: bool) {
+        let now = self.gateway.clock.now();
+        if is_table {
+            let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = tables.get(operator.name()).copied();
+            if last.is_some_and(|last| now.saturating_duration_since(last) < EXPORTS_INTERVAL) {
+                return;
+            }
+            tables.insert(operator.name().clone(), now);
+        }
+        if let Some(room) = self.gateway.log.reserve() {
+            let what =
+                if query.is_empty() { "exported the log".to_owned() } else { format!("exported the log: {query}") };
+            room.fill(self.record(operator, peer, "export", &what));
+        }
     }
 
     /// The record of what an operator does. `what` follows the name in it: "purged everything".

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 
-use crate::ids::escape_invisible;
+use crate::ids::{escape_invisible, escape_invisible_in_json};
 
 /// Size limit of a text in a line, in bytes.
 const TEXT_BYTES_MAX: usize = 8 * 1024;
@@ -51,7 +51,7 @@ impl LogLine {
         object.insert("level".to_owned(), self.level.as_str().to_ascii_lowercase().into());
         object.insert("msg".to_owned(), self.message.into());
         object.extend(self.fields.into_iter().map(|(name, value)| (name.to_owned(), value)));
-        format!("{}\n", Value::Object(object))
+        format!("{}\n", escape_invisible_in_json(&Value::Object(object).to_string()))
     }
 
     /// The line as text for people.
@@ -172,6 +172,10 @@ mod tests {
         assert_eq!(told[0].text(false), text);
         assert!(told[0].text(true).contains("\x1b[33m WARN\x1b[0m"));
         let line: Value = serde_json::from_str(&told[1].clone().json()).unwrap();
+        let hidden = lines(|| tracing::info!(name = "a\u{202e}\u{9b}\u{e0041}b", "told"));
+        let json = hidden[0].clone().json();
+        assert!(json.contains(r#""name":"a\u202e\u009b\udb40\udc41b""#), "{json}");
+        assert!(hidden[0].text(false).ends_with(" told name=a\\u{202e}\\u{9b}\\u{e0041}b\n"));
         assert_eq!(line["library"], "h2::proto");
         assert_eq!(line["long"].as_str().unwrap().len(), TEXT_BYTES_MAX + "\u{2026}".len());
     }

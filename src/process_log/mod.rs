@@ -19,6 +19,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use crate::clock::Clock;
+use crate::ids::escape_invisible_in_lines;
 
 use log_line::LogLine;
 use repeats::Repeats;
@@ -100,7 +101,7 @@ pub fn fatal(message: &str, exit_code: u8) -> bool {
     log.log_due_repeats(true);
     log.has_ended.store(true, Ordering::SeqCst);
     log.writer.put(match log.format {
-        LogFormat::Text { .. } => format!("error: {message}\n"),
+        LogFormat::Text { .. } => format!("error: {}\n", escape_invisible_in_lines(message)),
         format @ LogFormat::Json => format.write(log.line(Level::ERROR, message).with("exit_code", exit_code)),
     });
     true

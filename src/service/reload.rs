@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::config_changes::changes;
 use super::doors::DoorCertificates;
 use super::{ServiceInner, quota_settings};
 use crate::audit::Record;
@@ -17,6 +18,7 @@ use crate::config::secret::SecretError;
 use crate::config::{self, Config, ConfigError, LoadedConfig, OperatorKey};
 use crate::door::CheckedCertificate;
 use crate::gateway::admit::policy::Policy;
+use crate::hash;
 use crate::process_log::{FaultState, STATE};
 use crate::upstream::{InvalidToken, SetupError, Token, Upstream};
 use crate::watched_files::{FileHashes, FileReadHangs, FileThread, Snapshot};
@@ -68,6 +70,13 @@ enum NextConfig {
     /// The current one, with this token.
     Same(Box<Token>),
     Another(Arc<Upstream>),
+}
+
+/// What a reload put in force.
+struct Applied {
+    origins: config::Origins,
+    /// The configuration's hash, and what changed.
+    words: String,
 }
 
 /// The result of checking all files.
@@ -167,25 +176,31 @@ impl ServiceInner {
         self.report(result)
     }
 
-    async fn apply(self: &Arc<Self>, judged: Result<Judged, FileReadHangs>) -> Result<config::Origins, ReloadError> {
+    async fn apply(self: &Arc<Self>, judged: Result<Judged, FileReadHangs>) -> Result<Applied, ReloadError> {
         let Judged { hashes, prepared } = judged?;
         *lock(&self.watch.judged) = hashes.clone();
         let prepared = prepared?;
+        let hash = hashes.of(&self.file).unwrap_or_default();
         *lock(&self.watch.in_force) = hashes;
         // With very many callers this takes longer than other tasks on this thread should wait.
         let inner = self.clone();
         let applied = tokio::task::spawn_blocking(move || inner.put_in_force(prepared)).await;
-        applied.map_err(|_panicked| ReloadError::Panicked)
+        let (origins, changes) = applied.map_err(|_panicked| ReloadError::Panicked)?;
+        Ok(Applied { origins, words: format!("sha256:{}; {changes}", hash::hex(&hash)) })
     }
 
-    fn put_in_force(&self, prepared: Prepared) -> config::Origins {
+    /// What is in force now, and what changed, in words.
+    fn put_in_force(&self, prepared: Prepared) -> (config::Origins, String) {
         let Prepared { read, operators, certificates, upstream } = prepared;
         let gateway = &self.gateway;
+        let before = (gateway.policy(), self.operator_state.operators());
+        let mut changes = changes((&before.0.config, &before.1), (&read.config, &operators));
         let upstream = match upstream {
             NextConfig::Another(upstream) => Some(upstream),
             NextConfig::Same(token) => {
                 if gateway.upstream().set_token(*token) {
                     gateway.cache.purge_all();
+                    changes.push_str("; the Make token was replaced");
                 }
                 None
             }
@@ -195,16 +210,16 @@ impl ServiceInner {
         gateway.quota.set_settings(quota_settings(&read.config));
         gateway.apply_config(read.config, upstream);
         self.operator_state.set_operators(&operators);
-        read.origins
+        (read.origins, changes)
     }
 
     /// Tells both logs and the operators.
-    fn report(&self, result: Result<config::Origins, ReloadError>) -> Result<(), ReloadError> {
+    fn report(&self, result: Result<Applied, ReloadError>) -> Result<(), ReloadError> {
         let file = self.file.display();
         let (event, detail) = match &result {
-            Ok(_) => {
+            Ok(Applied { words, .. }) => {
                 tracing::info!(target: STATE, %file, "the configuration was reloaded");
-                ("reload", "the configuration was reloaded".to_owned())
+                ("reload", format!("the configuration was reloaded: {words}"))
             }
             Err(why) => {
                 tracing::error!(target: STATE, %file, %why, "the configuration was not reloaded: the old one stays in force");
@@ -214,7 +229,8 @@ impl ServiceInner {
         if let Some(room) = self.gateway.log.reserve() {
             room.fill(Record::event(self.gateway.clock.wall(), event, &*detail));
         }
-        let (origins, done) = result.map_or_else(|why| (Err(detail), Err(why)), |origins| (Ok(origins), Ok(())));
+        let (origins, done) =
+            result.map_or_else(|why| (Err(detail), Err(why)), |applied| (Ok(applied.origins), Ok(())));
         self.operator_state.note_reload(origins);
         done
     }

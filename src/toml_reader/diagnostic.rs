@@ -6,6 +6,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet}
 use serde_json::json;
 
 use super::TextSpan;
+use crate::ids::{escape_invisible, escape_invisible_in_lines};
 
 /// Whether the mistake makes the file unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,12 +50,12 @@ impl Diagnostic {
     /// line is left out.
     #[must_use]
     pub fn render(&self, file: &Path, text: &str, color: bool) -> String {
-        let path = file.to_string_lossy();
+        let path = escape_invisible(&file.to_string_lossy());
         let level = match self.severity {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        let title = level.primary_title(&*self.message);
+        let title = level.primary_title(escape_invisible_in_lines(&self.message));
         let mut group: Group<'_> = match self.window(text) {
             Some((lines, span)) => title.element(
                 Snippet::source(lines)
@@ -65,14 +66,14 @@ impl Diagnostic {
             None => title.element(Origin::path(&*path)),
         };
         if let Some(help) = &self.help {
-            group = group.element(Level::HELP.message(annotate_snippets::normalize_untrusted_str(help)));
+            group = group.element(Level::HELP.message(escape_invisible_in_lines(help)));
         }
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         renderer.render(&[group])
     }
 
     /// The line where the mistake begins, and its position within that line.
-    fn window<'t>(&self, text: &'t str) -> Option<(&'t str, TextSpan)> {
+    fn window(&self, text: &str) -> Option<(String, TextSpan)> {
         if text.is_empty() {
             return None;
         }
@@ -80,7 +81,8 @@ impl Diagnostic {
         let line = text.get(start..)?.lines().next().unwrap_or_default();
         let from = (self.span.start - start).min(line.len());
         let to = self.span.end.saturating_sub(start).clamp(from, line.len());
-        Some((line, from..to))
+        let shown = |end: usize| line.get(..end).map(escape_invisible_in_lines);
+        Some((shown(line.len())?, shown(from)?.len()..shown(to)?.len()))
     }
 
     /// Renders it as one line of JSON: `{"severity", "file", "line", "column", "message", "help"}` (`help` may be

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::ids::escape_invisible_in_lines;
+
 /// The columns: every field of a record, in the order of the documentation.
 pub const COLUMNS: [&str; 35] = [
     "seq",
@@ -63,11 +65,12 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// One cell: quoted where necessary, and prefixed with an apostrophe where a spreadsheet would see a formula.
+/// One cell: quoted where necessary, prefixed with an apostrophe where a spreadsheet would see a formula, and with nothing hidden in it.
 #[must_use]
 pub fn csv_cell(text: &str) -> String {
+    let text = escape_invisible_in_lines(text);
     let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
-    let text = if formula { format!("'{text}") } else { text.to_owned() };
+    let text = if formula { format!("'{text}") } else { text };
     if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
 
@@ -89,6 +92,7 @@ there",,,,,,,"#
             assert_eq!(csv_cell(text), format!("'{text}"));
         }
         assert_eq!(csv_cell("plain - text"), "plain - text");
+        assert_eq!(csv_cell("\u{202e}=1\u{e0041}"), "\\u{202e}=1\\u{e0041}");
         assert_eq!(csv_header().split(',').count(), csv("{}").split(',').count());
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
-use crate::ids::is_invisible;
+use crate::ids::{is_invisible, json_escapes};
 
 /// Appends this value as JSON.
 pub(crate) fn write_json(value: &impl Serialize, out: &mut Vec<u8>) {
@@ -28,7 +28,11 @@ struct LineFormatter;
 impl Formatter for LineFormatter {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
         fragment.chars().try_for_each(|c| match is_invisible(c) {
-            true => write!(out, "\\u{:04x}", u32::from(c)),
+            true => {
+                let mut escaped = String::new();
+                json_escapes(c, &mut escaped);
+                out.write_all(escaped.as_bytes())
+            }
             false => out.write_all(c.encode_utf8(&mut [0; 4]).as_bytes()),
         })
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::Response;
 use maud::{Markup, html};
 use serde::Serialize;
@@ -10,13 +10,18 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::super::html;
+use super::super::operators::Operator;
 use super::super::query::PageQuery;
 use super::super::refusal::OperatorRefusal;
-use super::super::render::{Page, PageView};
+use super::super::render::{Page, PageFormat, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
 use crate::audit::{Filter, Kind, RecordPage, csv, csv_header};
+use crate::door::PeerConnection;
 use crate::vocabulary::Answer;
+
+/// The parameter by which a client says that it takes the records out, which is recorded.
+const EXPORT: &str = "export";
 
 /// What people see of a record at a glance; the rest is in JSON and CSV.
 const COLUMNS: [&str; 12] = [
@@ -59,9 +64,17 @@ struct FormChoices {
 /// A parameter is not a filter; the query finds no end.
 pub(crate) async fn audit(
     State(state): State<Arc<OperatorState>>,
+    Extension(peer): Extension<PeerConnection>,
+    Extension(operator): Extension<Arc<Operator>>,
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
-    let filter = Filter::parse(view.query.iter(), state.gateway.clock.wall())?;
+    let filters = || view.query.iter().filter(|(name, _)| *name != EXPORT);
+    let filter = Filter::parse(filters(), state.gateway.clock.wall())?;
+    let is_table = view.format == PageFormat::Csv;
+    if is_table || view.query.has(EXPORT) {
+        let asked: Vec<_> = filters().map(|(name, value)| format!("{name}={value}")).collect();
+        state.note_export(&operator, &peer, &asked.join(" "), is_table);
+    }
     let policy = state.gateway.policy();
     let choices = FormChoices {
         callers: policy.callers.iter().map(|caller| caller.config.name.clone()).collect(),

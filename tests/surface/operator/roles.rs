@@ -113,3 +113,50 @@ async fn a_key_that_is_taken_away_opens_nothing_and_ends_what_it_follows() {
     }
     ask(&world, "ben-key", "POST", PURGE.0, PURGE.1).await.expect(200);
 }
+
+#[tokio::test]
+async fn exports_are_recorded_with_their_filters_and_looking_is_not() {
+    let world = Plan::default().tables(&operators(&[("anna", "read")])).start().await;
+    world.get(ALL, ORG).await.expect(200);
+    for page in ["/audit", "/audit.json?limit=1000", "/audit.json?caller=all"] {
+        ask(&world, "anna-key", "GET", page, "").await.expect(200);
+    }
+    assert_eq!(events(&world, "export").await.len(), 0);
+    ask(&world, "anna-key", "GET", "/audit.json?caller=all&limit=1&export=true", "").await.expect(200);
+    // A table is one, however often a script takes it.
+    for _ in 0..3 {
+        ask(&world, "anna-key", "GET", "/audit.csv?since=30d", "").await.expect(200);
+    }
+    let told = events(&world, "export").await;
+    let details: Vec<_> = told.iter().map(|record| record["detail"].as_str().unwrap()).collect();
+    assert_eq!(details, ["anna exported the log: caller=all limit=1", "anna exported the log: since=30d"]);
+    assert!(told.iter().all(|record| record["operator"] == "anna"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_reload_leaves_the_hash_and_what_changed_in_rights_and_keys() {
+    let world = Plan::default().tables(&operators(&[("anna", "read")])).start().await;
+    let text = std::fs::read_to_string(world.file()).unwrap();
+    let changed = text
+        .replace(
+            "grants = [\"organizations:read\", \"usage:read\"]\norganizations = [11, 12]",
+            "grants = [\"usage:read\"]\norganizations = [11]",
+        )
+        .replace("role = \"read\"", "role = \"operate\"");
+    assert_ne!(text, changed);
+    std::fs::write(world.file(), &changed).unwrap();
+    std::fs::write(world.dir.path().join("operator"), "another-operator-key-of-this-test").unwrap();
+    world.reload().await;
+    let told = events(&world, "reload").await;
+    let hash = hash::hex(&hash::sha256(changed.as_bytes()));
+    let [before, after] = [OPERATOR, "another-operator-key-of-this-test"]
+        .map(|key| hash::hex(&hash::sha256(key.as_bytes()))[..8].to_owned());
+    let expected = format!(
+        "the configuration was reloaded: sha256:{hash}; caller reader: -grant organizations:read, -organization 12; \
+         operator anna: +role operate, -role read; operator operator: +key {after}, -key {before}"
+    );
+    assert_eq!(told.last().unwrap()["detail"], expected);
+    world.reload().await;
+    let told = events(&world, "reload").await;
+    assert!(told.last().unwrap()["detail"].as_str().unwrap().ends_with("keys are as before"), "{told:?}");
+}

@@ -131,7 +131,9 @@ impl Service {
             certificates: doors.certificates(),
             watch,
         });
-        let gateway_door = doors.gateway.open(move |peer| life::service(gateway.clone(), peer));
+        let of_unread = gateway.clone();
+        let unread = Box::new(move |why| life::answer_unread(&of_unread, why));
+        let gateway_door = doors.gateway.open(move |peer| life::service(gateway.clone(), peer), unread);
         operator_state.register_door("gateway", gateway_door.clone());
         let metrics_door = doors.metrics.map(|door| operator::open_to_scrapers(door, operator_state.clone()));
         let operator_door = operator::open(doors.operator, operator_state);

@@ -29,6 +29,10 @@ fn bounds(root: &Table<'_>, config: &Config) {
         ("head_bytes", limits.head_bytes <= 1 << 20, "write \"1MiB\" or less"),
         ("target_bytes", limits.target_bytes <= 65_534, "write \"65534B\" or less"),
         ("stored_bytes", limits.stored_bytes <= 1 << 30, "write \"1GiB\" or less"),
+        // RFC 9113 sections 6.5.2 and 6.9.1.
+        ("h2_frame_bytes", (1 << 14..1 << 24).contains(&limits.h2_frame_bytes), "write \"16KiB\" to \"16777215B\""),
+        ("h2_window_bytes", limits.h2_window_bytes < 1 << 31, "write less than \"2GiB\""),
+        ("h2_connection_window_bytes", limits.h2_connection_window_bytes < 1 << 31, "write less than \"2GiB\""),
         ("retry_percent", limits.retry_percent <= 100, "write 100 or less"),
     ];
     for (key, _, help) in bounds.into_iter().filter(|(_, holds, _)| !holds) {

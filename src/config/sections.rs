@@ -233,6 +233,24 @@ section! {
         joined: usize = t.value("joined", "8192", count());
         /// Concurrent streams of one HTTP/2 connection.
         h2_streams: u32 = t.value("h2_streams", "64", count());
+        /// Bytes of a request body that an HTTP/2 client may send ahead on one stream...
+        h2_window_bytes: u32 = t.value("h2_window_bytes", "64KiB", size());
+        /// ...and on all streams of a connection together.
+        h2_connection_window_bytes: u32 = t.value("h2_connection_window_bytes", "256KiB", size());
+        /// Size of the largest HTTP/2 frame that is accepted.
+        h2_frame_bytes: u32 = t.value("h2_frame_bytes", "16KiB", size());
+        /// Size of the table that compresses the heads of an HTTP/2 connection.
+        h2_header_table_bytes: u32 = t.value("h2_header_table_bytes", "4KiB", size());
+        /// Bytes of an answer that wait on one HTTP/2 stream for the client.
+        h2_send_bytes: usize = t.value("h2_send_bytes", "400KiB", size());
+        /// HTTP/2 streams that a client has reset and the gateway has not taken up yet; beyond, the connection ends.
+        h2_pending_resets: usize = t.value("h2_pending_resets", "20", count());
+        /// HTTP/2 streams that the gateway has reset because the client broke a rule; beyond, the connection ends.
+        h2_local_resets: usize = t.value("h2_local_resets", "64", count());
+        /// How often an HTTP/2 client is asked whether it is still there...
+        h2_ping: Duration = t.value("h2_ping", "20s", DURATION);
+        /// ...and how long it has to answer.
+        h2_ping_wait: Duration = t.value("h2_ping_wait", "10s", DURATION);
         /// Requests of one caller that wait for quota of one bucket.
         quota_queue: usize = t.value("quota_queue", "50", count());
         /// Size of the largest answer that is cached.

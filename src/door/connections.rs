@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
+use super::order::{ClientEnd, ConnectionOrder};
+use super::unread::{UnreadKind, UnreadRequests};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::shares::{HeldShare, ShareHolder, Shortage};
@@ -38,27 +40,6 @@ enum IdlePhase {
     Head = 1,
     /// Between two requests.
     Idle = 2,
-}
-
-/// What a connection is told to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(super) enum ConnectionOrder {
-    KeepOpen = 0,
-    /// Finish the requests in progress and close.
-    Close = 1,
-    /// Drop the connection now.
-    Drop = 2,
-}
-
-/// Which directions of a connection its client has closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum ClientEnd {
-    Open,
-    /// The client sends nothing more. One that still waits for its answer looks like one that closed its TCP socket.
-    HalfClosed,
-    /// Nothing written to it arrives any more: the connection was reset, or a Unix socket was closed.
-    Closed,
 }
 
 #[derive(Debug)]
@@ -197,6 +178,11 @@ impl ConnectionState {
         self.enter(IdlePhase::Silent, clock);
     }
 
+    /// Is a request's head being read?
+    pub(super) fn is_within_head(&self) -> bool {
+        self.busy.load(Ordering::Acquire) == 0 && self.phase.load(Ordering::Relaxed) == IdlePhase::Head as u8
+    }
+
     /// HTTP/2: bytes between requests (pings, window updates) do not begin a head.
     pub(super) fn mark_multiplexed(&self) {
         self.multiplexes.store(true, Ordering::Relaxed);
@@ -313,28 +299,31 @@ impl ConnectionState {
         (now_ms.saturating_sub(waits) > UNTAKEN_MS).then_some(waits)
     }
 
-    fn enforce_limits(&self, now_ms: u64, limits: &Limits) {
+    /// Returns why a connection without a whole request is dropped.
+    fn enforce_limits(&self, now_ms: u64, limits: &Limits) -> Option<UnreadKind> {
         let over = |since: u64, limit: Duration| {
             now_ms.saturating_sub(since) > u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
         };
         let began = self.began_ms.load(Ordering::Relaxed);
         let stuck = self.stuck_ms.load(Ordering::Relaxed);
         if (stuck != 0 && over(stuck, limits.write_stall)) || over(began, limits.age.saturating_add(limits.age_grace)) {
-            return self.give_order(ConnectionOrder::Drop);
+            self.give_order(ConnectionOrder::Drop);
+            return None;
         }
         if self.current_order() == ConnectionOrder::Close && self.leaving_ms.load(Ordering::Relaxed) == 0 {
             self.leaving_ms.store(now_ms, Ordering::Relaxed);
         }
-        let phase = self.phase.load(Ordering::Relaxed);
+        let (phase, mut unread) = (self.phase.load(Ordering::Relaxed), None);
         // While the end of an answer is still being written, `write_stall` bounds how long that takes.
         if let Some(since) = self.waiting_since().filter(|_| stuck == 0) {
-            let (since, limit) = match (phase, self.leaving_ms.load(Ordering::Relaxed)) {
-                (p, _) if p == IdlePhase::Silent as u8 => (since, limits.first_byte),
-                (p, _) if p == IdlePhase::Head as u8 => (since, limits.head),
-                (_, 0) => (since, limits.idle),
-                (_, leaving) => (since.max(leaving), GRACEFUL_CLOSE_MAX.min(limits.idle)),
+            let (since, limit, kind) = match (phase, self.leaving_ms.load(Ordering::Relaxed)) {
+                (p, _) if p == IdlePhase::Silent as u8 => (since, limits.first_byte, Some(UnreadKind::Silent)),
+                (p, _) if p == IdlePhase::Head as u8 => (since, limits.head, Some(UnreadKind::Slow)),
+                (_, 0) => (since, limits.idle, None),
+                (_, leaving) => (since.max(leaving), GRACEFUL_CLOSE_MAX.min(limits.idle), None),
             };
             if over(since, limit) {
+                unread = kind.filter(|_| self.current_order() != ConnectionOrder::Drop);
                 // An idle connection is told to leave; a silent or slow one is dropped.
                 let is_new = phase == IdlePhase::Idle as u8 && self.current_order() == ConnectionOrder::KeepOpen;
                 self.give_order(if is_new { ConnectionOrder::Close } else { ConnectionOrder::Drop });
@@ -343,6 +332,7 @@ impl ConnectionState {
         if over(began, limits.age) {
             self.give_order(ConnectionOrder::Close);
         }
+        unread
     }
 }
 
@@ -490,10 +480,10 @@ impl Connections {
     }
 
     /// Closes connections that are silent, slow, idle, stuck or too old, or whose client is gone.
-    pub(super) fn sweep(&self, limits: &Limits) {
+    pub(super) fn sweep(&self, limits: &Limits, unread: &UnreadRequests) {
         let now_ms = self.now_ms();
         for state in self.lock().values() {
-            state.enforce_limits(now_ms, limits);
+            state.enforce_limits(now_ms, limits).into_iter().for_each(|kind| unread.count(kind));
             state.request_client_check();
         }
     }

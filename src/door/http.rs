@@ -3,26 +3,29 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::Poll;
-use std::time::Duration;
 
+use http::Version;
+use http::request::Parts;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::ServiceExt as _;
 
-use super::connections::{ConnectionOrder, ConnectionState};
+use super::connections::ConnectionState;
+use super::order::ConnectionOrder;
 use super::service::ConnectionService;
 use super::streams::{ProgressBody, Streams};
+use super::unread::UnreadRequests;
 use super::watched_stream::{ConnectionEnds, WatchedStream};
 use crate::config::Limits;
 
-const H2_WINDOW_BYTES: u32 = 64 * 1024;
-const H2_HEADER_LIST_BYTES: u32 = 16 * 1024;
-const H2_PENDING_RESETS: usize = 20;
-const H2_LOCAL_RESETS: usize = 64;
-const H2_PING_EVERY: Duration = Duration::from_secs(20);
-const H2_PING_WAIT: Duration = Duration::from_secs(10);
+/// h2 reads header lists up to this many times `limits.head_bytes`. What is larger it answers with a bare 431; what is smaller, but too
+/// large, reaches the service and gets a whole answer.
+const H2_HEAD_FACTOR: usize = 2;
+
+/// hyper reads up to this many fields, unless it is told another number; then it prepares memory for them with every request.
+const H1_FIELDS_MAX: usize = 100;
 
 /// A socket that a door accepts, with or without TLS.
 pub(super) trait Socket: AsyncRead + AsyncWrite + ConnectionEnds + Unpin + Send + 'static {}
@@ -34,16 +37,24 @@ pub(super) async fn http1<T: Socket, S: ConnectionService<Incoming>>(
     stream: WatchedStream<T>,
     state: &ConnectionState,
     limits: &Limits,
+    unread: &UnreadRequests,
     service: S,
 ) {
-    let connection = hyper::server::conn::http1::Builder::new()
+    let mut http1 = hyper::server::conn::http1::Builder::new();
+    if limits.head_fields > H1_FIELDS_MAX {
+        http1.max_headers(limits.head_fields);
+    }
+    let connection = http1
         .max_buf_size(limits.head_bytes)
         .max_header_size(limits.head_bytes)
-        .max_headers(limits.head_fields)
         .header_read_timeout(None)
         .half_close(true)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    drive(connection, state, |connection| connection.graceful_shutdown(), || false).await;
+    if let Err(error) = drive(connection, state, |connection| connection.graceful_shutdown(), || false).await
+        && state.is_within_head()
+    {
+        unread.on_http1_end(&error);
+    }
 }
 
 /// Serves HTTP/2 until the connection ends. `streams` runs the requests.
@@ -51,6 +62,7 @@ pub(super) async fn http2<T: Socket, S: ConnectionService<Incoming>>(
     stream: WatchedStream<T>,
     state: &ConnectionState,
     limits: &Limits,
+    unread: &UnreadRequests,
     streams: Streams,
     service: S,
 ) {
@@ -58,21 +70,30 @@ pub(super) async fn http2<T: Socket, S: ConnectionService<Incoming>>(
     let service = service.map_response(|response| response.map(ProgressBody::new));
     let connection = hyper::server::conn::http2::Builder::new(streams.clone())
         .max_concurrent_streams(limits.h2_streams)
-        .max_header_list_size(H2_HEADER_LIST_BYTES)
-        .initial_stream_window_size(H2_WINDOW_BYTES)
-        .initial_connection_window_size(H2_WINDOW_BYTES * 4)
-        .max_pending_accept_reset_streams(H2_PENDING_RESETS)
-        .max_local_error_reset_streams(H2_LOCAL_RESETS)
+        .max_header_list_size(u32::try_from(limits.head_bytes * H2_HEAD_FACTOR).unwrap_or(u32::MAX))
+        .header_table_size(limits.h2_header_table_bytes)
+        .max_frame_size(limits.h2_frame_bytes)
+        .initial_stream_window_size(limits.h2_window_bytes)
+        .initial_connection_window_size(limits.h2_connection_window_bytes)
+        .max_send_buf_size(limits.h2_send_bytes)
+        .max_pending_accept_reset_streams(limits.h2_pending_resets)
+        .max_local_error_reset_streams(limits.h2_local_resets)
         .timer(TokioTimer::new())
-        .keep_alive_interval(H2_PING_EVERY)
-        .keep_alive_timeout(H2_PING_WAIT)
+        .keep_alive_interval(limits.h2_ping)
+        .keep_alive_timeout(limits.h2_ping_wait)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    drive(connection, state, |connection| connection.graceful_shutdown(), || streams.run()).await;
+    let ended = drive(connection, state, |connection| connection.graceful_shutdown(), || streams.run()).await;
+    ended.unwrap_or_else(|error| unread.on_http2_end(&error));
 }
 
 /// Polls a connection to its end, unless its state says to leave or to drop it. `more` does the work that a poll left, if any; then the
 /// connection is polled again.
-async fn drive<C>(connection: C, state: &ConnectionState, leave: impl FnOnce(Pin<&mut C>), more: impl Fn() -> bool)
+async fn drive<C>(
+    connection: C,
+    state: &ConnectionState,
+    leave: impl FnOnce(Pin<&mut C>),
+    more: impl Fn() -> bool,
+) -> Result<(), hyper::Error>
 where
     C: Future<Output = Result<(), hyper::Error>>,
 {
@@ -90,7 +111,16 @@ where
             }
         }
     });
-    if let Err(error) = ended.await {
-        tracing::debug!(%error, "a connection ended early");
+    ended.await.inspect_err(|error| tracing::debug!(%error, "a connection ended early"))
+}
+
+/// Does the head of a request exceed `limits.head_fields` or, over HTTP/2, `limits.head_bytes`? Over HTTP/1.1 hyper has counted the bytes.
+#[must_use]
+pub fn is_head_too_large(head: &Parts, limits: &Limits) -> bool {
+    if head.version != Version::HTTP_2 || head.headers.len() > limits.head_fields {
+        return head.headers.len() > limits.head_fields;
     }
+    let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    fields + target > limits.head_bytes
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::TryFutureExt as _;
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -47,7 +47,9 @@ pub(super) fn lingering<S: ConnectionService<IncomingBody>>(
         let answer = service.call(Request::from_parts(head, IncomingBody { inner: Some(body), rest }));
         // No async block: it would have room for the answer's future twice, and hyper moves it.
         answer.map_ok(move |mut response| {
-            if must_close.is_some_and(|must_close| must_close.load(Ordering::Acquire)) {
+            // What follows a method that is not implemented (CONNECT) may be no request.
+            let is_unknown = is_http1 && response.status() == StatusCode::NOT_IMPLEMENTED;
+            if is_unknown || must_close.is_some_and(|must_close| must_close.load(Ordering::Acquire)) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             response

@@ -8,10 +8,12 @@ mod connections;
 mod http;
 mod lingering;
 mod listen;
+mod order;
 mod request_line;
 mod service;
 mod streams;
 mod tls;
+mod unread;
 mod watched_stream;
 
 use std::io::Error;
@@ -31,14 +33,17 @@ use connections::{ConnectionState, Connections};
 use lingering::{Linger, lingering};
 use listen::{Listener, Stream};
 use streams::Streams;
+use unread::{UnreadRequests, UnreadWriter};
 use watched_stream::WatchedStream;
 
 pub use authority::{BadAuthority, RequestAuthority};
 pub use connections::BusyGuard;
+pub use http::is_head_too_large;
 pub use lingering::IncomingBody;
 pub use request_line::FRAGMENT;
 pub use service::{ConnectionService, RequestBody};
 pub use tls::{Certificate, CertificateNames, CheckedCertificate};
+pub use unread::{AnswerUnread, UnreadKind, Unreadable};
 
 /// Time between two sweeps over the connections.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -87,6 +92,7 @@ pub struct OpenDoor {
     addresses: Vec<SocketAddr>,
     closing: CancellationToken,
     connections: Arc<Connections>,
+    unread: Arc<UnreadRequests>,
 }
 
 impl OpenDoor {
@@ -100,6 +106,11 @@ impl OpenDoor {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.len()
+    }
+
+    /// Requests that never reached the service, by kind.
+    pub fn unread_requests(&self) -> impl Iterator<Item = (UnreadKind, u64)> {
+        self.unread.counts()
     }
 
     /// Drops every connection immediately.
@@ -137,21 +148,25 @@ impl Door {
         self.certificate.as_ref()
     }
 
-    /// Serves each new connection with the service that `make_service` returns for it.
-    pub fn open<M, S>(self, make_service: M) -> OpenDoor
+    /// Serves each new connection with the service that `make_service` returns for it. `answer_unread` makes the answers to requests that
+    /// cannot be read.
+    pub fn open<M, S>(self, make_service: M, answer_unread: Box<AnswerUnread>) -> OpenDoor
     where
         M: Fn(PeerConnection) -> S + Send + Sync + 'static,
         S: ConnectionService<IncomingBody>,
     {
         let addresses = self.listeners.iter().filter_map(Listener::address).collect();
         let connections = Arc::new(Connections::new(self.limits.connections, self.clock.clone()));
-        let door = OpenDoor { addresses, closing: CancellationToken::new(), connections: connections.clone() };
+        let unread = Arc::new(UnreadRequests::new(answer_unread));
+        let closing = CancellationToken::new();
+        let door = OpenDoor { addresses, closing, connections: connections.clone(), unread: unread.clone() };
         let server = Arc::new(Server {
             make_service,
             certificate: self.certificate,
             limits: Arc::new(self.limits),
             clock: self.clock,
             connections,
+            unread,
             closing: door.closing.clone(),
             tasks: self.tasks.clone(),
         });
@@ -171,6 +186,7 @@ struct Server<M> {
     limits: Arc<Limits>,
     clock: Clock,
     connections: Arc<Connections>,
+    unread: Arc<UnreadRequests>,
     closing: CancellationToken,
     tasks: Tasks,
 }
@@ -187,7 +203,7 @@ where
         };
         let mut emptied = pin!(emptied);
         while tokio::time::timeout(SWEEP, &mut emptied).await.is_err() {
-            self.connections.sweep(&self.limits);
+            self.connections.sweep(&self.limits, &self.unread);
         }
     }
 
@@ -264,9 +280,10 @@ where
 
     async fn http1<T: Socket>(&self, socket: T, peer: PeerConnection) {
         let state = peer.state.clone();
-        let stream = WatchedStream::new(socket, state.clone(), self.clock.clone());
+        let unread = UnreadWriter::new(self.unread.clone(), self.limits.clone());
+        let stream = WatchedStream::new(socket, state.clone(), self.clock.clone()).with_unread(unread);
         let service = lingering((self.make_service)(peer), self.linger(&state), true);
-        http::http1(stream, &state, &self.limits, service).await;
+        http::http1(stream, &state, &self.limits, &self.unread, service).await;
     }
 
     async fn http2<T: Socket>(&self, socket: T, peer: PeerConnection) {
@@ -274,7 +291,7 @@ where
         let stream = WatchedStream::new(socket, state.clone(), self.clock.clone()).without_vectored_writes();
         let streams = Streams::new(&self.tasks, &state, &self.clock, self.limits.write_stall);
         let service = lingering((self.make_service)(peer), self.linger(&state), false);
-        http::http2(stream, &state, &self.limits, streams, service).await;
+        http::http2(stream, &state, &self.limits, &self.unread, streams, service).await;
     }
 
     fn linger(&self, state: &Arc<ConnectionState>) -> Linger {

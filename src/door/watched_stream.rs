@@ -10,8 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
-use super::connections::{ClientEnd, ConnectionState};
+use super::connections::ConnectionState;
+use super::order::ClientEnd;
 use super::request_line::RequestLine;
+use super::unread::UnreadWriter;
 use crate::clock::Clock;
 
 /// A head and a body of at most this size together are copied into one buffer: for the kernel that is cheaper than two.
@@ -58,11 +60,17 @@ pub(super) struct WatchedStream<T> {
     clock: Clock,
     request_line: RequestLine,
     is_vectored: bool,
+    /// HTTP/1.1: gives hyper's own answers a body.
+    unread: Option<UnreadWriter>,
 }
 
 impl<T> WatchedStream<T> {
     pub(super) fn new(stream: T, state: Arc<ConnectionState>, clock: Clock) -> Self {
-        Self { stream, state, clock, request_line: RequestLine::default(), is_vectored: true }
+        Self { stream, state, clock, request_line: RequestLine::default(), is_vectored: true, unread: None }
+    }
+
+    pub(super) fn with_unread(self, unread: UnreadWriter) -> Self {
+        Self { unread: Some(unread), ..self }
     }
 
     /// Writes from one buffer: h2 then copies small bodies into it, instead of one write (and one TLS record) for each.
@@ -88,9 +96,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
     }
 }
 
-impl<T: AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
+impl<T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let this = &mut *self;
+        // Only while hyper reads a head does it answer by itself. An upstream's body may look like its answer.
+        let unread = this.unread.as_mut().filter(|_| this.state.is_within_head());
+        let result = unread.and_then(|unread| unread.poll_write(&mut this.stream, cx, buf));
+        let result = result.unwrap_or_else(|| Pin::new(&mut this.stream).poll_write(cx, buf));
         self.note_write(result)
     }
 
@@ -100,10 +112,10 @@ impl<T: AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut buffer = [0; COALESCED_BYTES_MAX];
-        let result = match coalesce(bufs, &mut buffer) {
-            Some(bytes) => Pin::new(&mut self.stream).poll_write(cx, bytes),
-            None => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
-        };
+        if let Some(bytes) = coalesce(bufs, &mut buffer) {
+            return self.poll_write(cx, bytes);
+        }
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.note_write(result)
     }
 
@@ -123,7 +135,12 @@ impl<T: AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.note_write(result)
+        let result = self.note_write(result);
+        let this = &mut *self;
+        if let (Poll::Ready(Ok(())), Some(unread)) = (&result, &mut this.unread) {
+            return unread.poll_linger(&mut this.stream, cx).map(Ok);
+        }
+        result
     }
 }
 

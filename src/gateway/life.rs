@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, ready};
 use http::request::Parts;
@@ -25,7 +26,7 @@ use super::state::Gateway;
 use super::tags;
 use super::write::write;
 use crate::callers::SharedKind;
-use crate::door::{BusyGuard, CertificateNames, PeerConnection, RequestBody};
+use crate::door::{BusyGuard, CertificateNames, PeerConnection, RequestBody, Unreadable};
 use crate::ids::RequestId;
 
 /// Answers the requests of one connection.
@@ -51,6 +52,17 @@ fn probe<B>(gateway: &Gateway, peer: &PeerConnection, request: &Request<B>) -> O
         _ => return None,
     };
     is_read(request.method()).then(|| response::status_alone(status, &RequestId::new(&gateway.clock), peer.busy()))
+}
+
+/// Answers a request that could not be read. Nothing is known of it, so it leaves no record; the door counts it.
+pub fn answer_unread(gateway: &Gateway, why: Unreadable) -> Response<Bytes> {
+    let policy = gateway.policy();
+    let refusal = match why {
+        Unreadable::HeadTooLarge => steps::head_too_large(policy.limits()),
+        Unreadable::TargetTooLong => Refusal::TargetTooLong { bytes_max: policy.limits().target_bytes },
+        Unreadable::NotHttp => Refusal::NotHttp,
+    };
+    response::unrecorded(&refusal, &RequestId::new(&gateway.clock))
 }
 
 /// Answers one request: whatever happens inside, there is one answer and one record. The recorder starts before the first poll, so that a
@@ -94,9 +106,8 @@ async fn life<B: RequestBody>(
     body: B,
     (names, busy): (&CertificateNames, &BusyGuard),
 ) -> Result<Reply, Refusal> {
-    if recorder.room.is_none() {
-        return Err(Refusal::LogFull);
-    }
+    recorder.room.as_ref().ok_or(Refusal::LogFull)?;
+    steps::check_head(head, policy.limits())?;
     // 2 target: one canonical form of path and query
     let target = steps::target(&head.method, &head.uri, policy.limits())?;
     steps::no_key_in_query(policy, &head.headers, &target).inspect_err(|_| recorder.cut_path(&target.path))?;

@@ -33,6 +33,10 @@ pub enum Refusal {
     BadAuthority { why: &'static str },
     /// A key is in the query.
     KeyInQuery,
+    /// What arrived is not an HTTP request.
+    NotHttp,
+    /// The head is larger than `limits.head_bytes`, or has more fields than `limits.head_fields`.
+    HeadTooLarge { bytes_max: usize, fields_max: usize },
     /// No credential, or one in an unknown form.
     NoKey,
     /// A key that no caller has.
@@ -191,6 +195,10 @@ impl Refusal {
                 row(StatusCode::BAD_REQUEST, "MG105", "The host is missing, ambiguous or unknown")
             }
             Self::KeyInQuery => row(StatusCode::BAD_REQUEST, "MG106", "A key is in the query"),
+            Self::NotHttp => row(StatusCode::BAD_REQUEST, "MG107", "Not an HTTP request"),
+            Self::HeadTooLarge { .. } => {
+                row(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "MG108", "The request's head is too large")
+            }
             Self::NoKey => row(StatusCode::UNAUTHORIZED, "MG111", "No key"),
             Self::UnknownKey => row(StatusCode::UNAUTHORIZED, "MG112", "Unknown key").own(),
             Self::NoOperation => row(StatusCode::NOT_FOUND, "MG121", "No such operation").own(),
@@ -298,6 +306,10 @@ impl Refusal {
             Self::BadAuthority { why } => format!("{why}."),
             Self::KeyInQuery => {
                 "URLs are written to logs: send the key as `Authorization: Token KEY`, and replace this one.".to_owned()
+            }
+            Self::NotHttp => "What arrived cannot be read as a request in HTTP/1.1; the connection ends.".to_owned(),
+            Self::HeadTooLarge { bytes_max, fields_max } => {
+                format!("A request's head has at most {bytes_max} bytes and {fields_max} fields.")
             }
             Self::NoKey => {
                 "Send the caller's key as `Authorization: Token KEY` or `Authorization: Bearer KEY`.".to_owned()

@@ -226,6 +226,13 @@ pub(crate) fn refused(
     response_of(refusal.row().status, headers, Bytes::from(refusal.problem(id, outcome)))
 }
 
+/// A refusal with its own request id, for a request that has no recorder.
+pub(crate) fn unrecorded(refusal: &Refusal, id: &RequestId) -> Response<Bytes> {
+    let mut response = refused(refusal, id, None, HeaderMap::new());
+    put_header(response.headers_mut(), &REQUEST_ID, |writer| writer.text(id.as_str()));
+    response
+}
+
 /// A response that consists of its status.
 pub(crate) fn status_alone(status: StatusCode, id: &RequestId, busy: BusyGuard) -> Response<AnswerBody> {
     let headers = HeaderMap::from_iter([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))]);

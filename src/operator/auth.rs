@@ -16,7 +16,24 @@ use super::refusal::OperatorRefusal;
 use super::state::OperatorState;
 use crate::audit::{Peer, Record};
 use crate::config::{OperatorConfig, Role};
-use crate::door::{PeerConnection, RequestAuthority};
+use crate::door::{self, PeerConnection, RequestAuthority};
+use crate::gateway::admit::steps;
+
+/// Refuses methods that no path could have, and heads that are too large over HTTP/2.
+pub(super) async fn check_head(
+    State(state): State<Arc<OperatorState>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, OperatorRefusal> {
+    let (head, body) = request.into_parts();
+    if door::is_head_too_large(&head, state.gateway.policy().limits()) {
+        return Err(OperatorRefusal::HeadTooLarge);
+    }
+    if !steps::is_implemented(&head.method) {
+        return Err(OperatorRefusal::NotImplemented);
+    }
+    Ok(next.run(Request::from_parts(head, body)).await)
+}
 
 /// Refuses what another site's page sends.
 pub(super) async fn check_origin(request: Request, next: Next) -> Result<Response, OperatorRefusal> {

@@ -132,6 +132,10 @@ fn requests(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
     writer.gauge("makegate_requests_under_way", "Requests under way", gateway.under_way())?;
     let connections = state.connections().into_iter().map(|(door, count)| ([("door", door.to_owned())], count));
     writer.gauges("makegate_connections", "Connections, by door", connections)?;
+    let unread = state.unread_requests().into_iter();
+    let unread = unread.map(|(door, kind, n)| ([("door", door.to_owned()), ("kind", kind.as_str().to_owned())], n));
+    let help = "Requests that could not be read or did not arrive, by door and kind; they leave no record";
+    writer.counters("makegate_unread_requests", help, unread)?;
     writer.count("makegate_faults", "Requests that failed for a fault of makegate's own", &metrics.faults)?;
     writer.counter("makegate_operator_key_failures", "Wrong operator keys", state.wrong_keys.total())
 }

@@ -28,6 +28,7 @@ use axum::{Extension, Router};
 use tower::ServiceBuilder;
 
 use crate::door::{Door, OpenDoor};
+use crate::ids::RequestId;
 
 /// Serves probes and scrapers at a bound door from now on: they need no key there, and see nothing else.
 pub fn open_to_scrapers(door: Door, state: Arc<OperatorState>) -> OpenDoor {
@@ -35,7 +36,9 @@ pub fn open_to_scrapers(door: Door, state: Arc<OperatorState>) -> OpenDoor {
 }
 
 fn serve(door: Door, name: &'static str, router: Router, state: &OperatorState) -> OpenDoor {
-    let open = door.open(move |peer| ServiceBuilder::new().layer(Extension(peer)).service(router.clone()));
+    let clock = state.gateway.clock.clone();
+    let unread = Box::new(move |why| refusal::answer_unread(why, &RequestId::new(&clock)));
+    let open = door.open(move |peer| ServiceBuilder::new().layer(Extension(peer)).service(router.clone()), unread);
     state.register_door(name, open.clone());
     open
 }

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::{Extension, IntoResponse, Response};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::audit::{BadFilter, ProofError, QueryError};
 use crate::config::Role;
+use crate::door::Unreadable;
 use crate::gateway::refusal::{capital, seconds};
+use crate::ids::RequestId;
 
 /// The largest body that this door reads.
 pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -28,6 +31,10 @@ pub(super) enum OperatorRefusal {
     NotForScrapers,
     NoDoubt,
     NoMethod { allowed: &'static str },
+    NotImplemented,
+    NotHttp,
+    HeadTooLarge,
+    TargetTooLong,
     BadParameter { why: String },
     BadBody { why: String },
     NotJson,
@@ -88,6 +95,12 @@ impl OperatorRefusal {
             Self::NoPage => (StatusCode::NOT_FOUND, "no-page", "No such page"),
             Self::NoDoubt => (StatusCode::NOT_FOUND, "no-doubt", "No such write in doubt"),
             Self::NoMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "no-method", "Method not allowed"),
+            Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not-implemented", "Not implemented"),
+            Self::NotHttp => (StatusCode::BAD_REQUEST, "not-http", "Not an HTTP request"),
+            Self::HeadTooLarge => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "The request's head is too large")
+            }
+            Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "target-too-long", "The target is too long"),
             Self::BadParameter { .. } => (StatusCode::BAD_REQUEST, "bad-parameter", "Invalid parameter"),
             Self::BadBody { .. } => (StatusCode::BAD_REQUEST, "bad-body", "Invalid body"),
             Self::NotJson => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "Content-Type must be JSON"),
@@ -149,6 +162,10 @@ impl OperatorRefusal {
             Self::NoPage => "There is no page at this path. The menu of / leads to all of them; each is also there with .json and .csv.".to_owned(),
             Self::NoDoubt => "No write in doubt has this request id. /doubts lists them.".to_owned(),
             Self::NoMethod { allowed } => format!("This path takes {allowed}."),
+            Self::NotImplemented => "No path takes this method.".to_owned(),
+            Self::NotHttp => "What arrived cannot be read as a request in HTTP/1.1; the connection ends.".to_owned(),
+            Self::HeadTooLarge => "limits.head_bytes and limits.head_fields say how large a head may be.".to_owned(),
+            Self::TargetTooLong => "Ask for less in the query.".to_owned(),
             Self::BadParameter { why } | Self::BadBody { why } => format!("{why}."),
             Self::NotJson => "Send `Content-Type: application/json`.".to_owned(),
             Self::BodyTooLarge => format!("A body has at most {BODY_BYTES_MAX} bytes."),
@@ -199,4 +216,21 @@ impl OperatorRefusal {
         );
         passes.then_some(Duration::from_secs(1))
     }
+}
+
+/// The answer to a request that could not be read.
+pub(super) fn answer_unread(why: Unreadable, id: &RequestId) -> http::Response<Bytes> {
+    let refusal = match why {
+        Unreadable::HeadTooLarge => OperatorRefusal::HeadTooLarge,
+        Unreadable::TargetTooLong => OperatorRefusal::TargetTooLong,
+        Unreadable::NotHttp => OperatorRefusal::NotHttp,
+    };
+    let mut response = http::Response::new(Bytes::from(refusal.problem().to_string()));
+    *response.status_mut() = refusal.status();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    HeaderValue::from_str(id.as_str()).into_iter().for_each(|id| drop(headers.insert("x-request-id", id)));
+    response
 }

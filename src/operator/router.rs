@@ -62,6 +62,7 @@ pub(super) fn within_layers(routes: Router<Arc<OperatorState>>, menu: Menu, stat
         .layer(middleware::from_fn_with_state(menu.clone(), render_refusal))
         .layer(middleware::from_fn_with_state(state.clone(), guarded_body::guard_body))
         .layer(CatchPanicLayer::custom(|_| OperatorRefusal::Internal.into_response()))
+        .layer(middleware::from_fn_with_state(state.clone(), auth::check_head))
         .layer(middleware::from_fn(auth::check_origin))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(Extension(menu));

@@ -12,6 +12,7 @@ mod layout;
 mod names;
 mod promises;
 mod references;
+mod security;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -25,7 +25,7 @@ fn bullet(line: &str) -> Option<(&str, Vec<&str>)> {
 }
 
 /// Is there a test with this name in the text of a file?
-fn has_test(text: &str, name: &str) -> bool {
+pub(super) fn has_test(text: &str, name: &str) -> bool {
     text.split_once(&format!("fn {name}(")).is_some_and(|(before, _)| {
         before
             .lines()

@@ -12,6 +12,7 @@ mod preconditions;
 mod tags;
 mod targets;
 mod tls;
+mod unread;
 
 use makegate::clock::Clock;
 

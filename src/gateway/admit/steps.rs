@@ -12,7 +12,7 @@ use super::target::{CacheKeyPlan, QueryPair, Target, decoded};
 use crate::callers::{Remaining, SharedKind};
 use crate::catalogue::{MatchedOperation, NoMatch, Operation};
 use crate::config::{Limits, Scope};
-use crate::door::{BadAuthority, CertificateNames, RequestAuthority};
+use crate::door::{self, BadAuthority, CertificateNames, RequestAuthority};
 use crate::gateway::refusal::Refusal;
 use crate::hash;
 use crate::ids::KeyHash;
@@ -26,6 +26,19 @@ const KEY_BYTES_MAX: usize = 512;
 const KEY_BYTES_MIN: usize = 16;
 /// Names of query parameters in which clients send keys.
 const KEY_PARAMETERS: [&str; 5] = ["token", "api_key", "apikey", "access_token", "auth_token"];
+
+/// Step 1: the head keeps within its limits over HTTP/2 too.
+///
+/// # Errors
+/// If it is too large.
+pub fn check_head(head: &Parts, limits: &Limits) -> Result<(), Refusal> {
+    if door::is_head_too_large(head, limits) { Err(head_too_large(limits)) } else { Ok(()) }
+}
+
+/// The refusal of a head that exceeds these limits.
+pub(crate) const fn head_too_large(limits: &Limits) -> Refusal {
+    Refusal::HeadTooLarge { bytes_max: limits.head_bytes, fields_max: limits.head_fields }
+}
 
 /// Step 2: the target's canonical form. CONNECT has none: its target is an authority, and step 4 refuses it.
 ///
@@ -200,6 +213,11 @@ fn scheme_and_key(credential: &HeaderValue) -> Option<(&[u8], &[u8])> {
     Some((scheme, key.trim_ascii()))
 }
 
+/// Could any operation have this method?
+pub(crate) fn is_implemented(method: &Method) -> bool {
+    method.as_str().len() <= METHOD_BYTES_MAX && !matches!(*method, Method::CONNECT | Method::TRACE)
+}
+
 /// Step 4: find the operation.
 ///
 /// # Errors
@@ -209,7 +227,7 @@ pub fn classify<'c, 'p>(
     method: &Method,
     target: &'p Target<'_>,
 ) -> Result<MatchedOperation<'c, 'p>, Refusal> {
-    if method.as_str().len() > METHOD_BYTES_MAX || matches!(*method, Method::CONNECT | Method::TRACE) {
+    if !is_implemented(method) {
         return Err(Refusal::NotImplemented);
     }
     policy.catalogue().classify(method, &target.path).map_err(|miss| match miss {

@@ -32,6 +32,8 @@ fn of_callers() -> Vec<Refusal> {
         Refusal::TwoCredentials,
         Refusal::BadAuthority { why: "The request names no host: send one Host header" },
         Refusal::KeyInQuery,
+        Refusal::NotHttp,
+        Refusal::HeadTooLarge { bytes_max: 32 << 10, fields_max: 64 },
         Refusal::NoKey,
         Refusal::UnknownKey,
         Refusal::NoOperation,

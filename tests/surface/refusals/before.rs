@@ -1,6 +1,6 @@
 //! Refusals of steps 2 to 8: before anything is spent.
 
-use super::{compare, keyed, only, provoke, still};
+use super::{compare, id_of, keyed, only, provoke, still};
 use crate::support::{ALL, LIST, ORG, READER, half_closed, raw, send};
 
 #[tokio::test]
@@ -13,6 +13,15 @@ async fn targets() {
     provoke(&world, "MG121", ALL, ("GET", "/api/v2/scenarios"), &[], "").await.expect(404);
     provoke(&world, "MG122", ALL, ("PUT", ORG), &[], "{}").await.expect(405);
     provoke(&world, "MG123", ALL, ("TRACE", ORG), &[], "").await.expect(501);
+    // These cannot be read, so their id is always the gateway's own, and they leave no record.
+    let large = format!("GET {LIST} HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(40_000));
+    for (code, text) in [("MG107", "nonsense\r\n\r\n"), ("MG108", &large)] {
+        let mut reply = raw(world.gateway, text).await.unwrap();
+        let (own, told) = (reply.header("x-request-id").unwrap().to_owned(), id_of(code));
+        reply.head = reply.head.replace(&own, &told);
+        reply.body = reply.text().replace(&own, &told).into_bytes();
+        compare(code, &reply);
+    }
     assert_eq!(world.sandbox.received().len(), 0);
 }
 

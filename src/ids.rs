@@ -129,17 +129,24 @@ impl KeyId {
         let [a, b, c, d, ..] = *hash;
         Self([a, b, c, d])
     }
+
+    /// Parses 8 hex digits.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        digits.then(|| u32::from_str_radix(text, 16).ok().map(|whole| Self(whole.to_be_bytes())))?
+    }
+
+    /// The raw bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 4] {
+        &self.0
+    }
 }
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hash::hex(&self.0))
-    }
-}
-
-impl Serialize for KeyId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&hash::hex(&self.0))
     }
 }
 
@@ -209,6 +216,7 @@ macro_rules! serde_as_text {
 }
 
 serde_as_text! {
+    KeyId: |id: &KeyId| hash::hex(&id.0), KeyId::parse;
     RequestId: RequestId::as_str, |text| RequestId::parse(text.as_bytes());
     Fingerprint: |fingerprint: &Fingerprint| hash::hex(&fingerprint.0), Fingerprint::parse;
 }

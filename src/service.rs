@@ -18,7 +18,8 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, LoadedConfig};
 use crate::door::{Certificate, OpenDoor};
-use crate::gateway::{Engines, Gateway, KeyLogAdapter, life};
+use crate::gateway::key_expiry::log_key_expiry;
+use crate::gateway::{Engines, Gateway, KeyLogAdapter, life, recall_last_uses};
 use crate::hash;
 use crate::idempotency::IdempotencyStore;
 use crate::operator::{self, OperatorState};
@@ -34,8 +35,8 @@ pub use reload::ReloadError;
 
 /// How often the cache drops expired entries and the quota counts what the cache saved.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the doors' certificates are checked.
-const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// How often the doors' certificates and the callers' keys are checked for whether they expire soon.
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How long connections that were cut, and the operator door, have to close.
 const CLOSE_TIME_MAX: Duration = Duration::from_millis(200);
 /// The process ends at most this long after the drain time, whatever a disk does.
@@ -229,6 +230,13 @@ impl Service {
 }
 
 impl ServiceInner {
+    /// Tells the process log which credentials expire soon.
+    fn log_expiry(&self) {
+        let now = self.gateway.clock.wall();
+        self.certificates.log_expiry(now);
+        log_key_expiry(&self.gateway.policy(), now);
+    }
+
     /// Periodic housekeeping.
     fn start_background_tasks(self: Arc<Self>) {
         let gateway = self.gateway.clone();
@@ -241,12 +249,12 @@ impl ServiceInner {
             }
         });
         self.gateway.tasks.spawn_until_stop(self.reconciler.clone().run());
-        let inner = self.clone();
+        self.gateway.tasks.spawn_until_stop(recall_last_uses(self.gateway.clone()));
+        let (inner, clock) = (self.clone(), self.gateway.clock.clone());
         self.gateway.tasks.spawn_until_stop(async move {
-            let clock = &inner.gateway.clock;
             loop {
-                inner.certificates.log_expiry(clock);
-                clock.sleep_until(clock.now() + CERTIFICATE_CHECK_INTERVAL).await;
+                inner.log_expiry();
+                clock.sleep_until(clock.now() + EXPIRY_CHECK_INTERVAL).await;
             }
         });
         let tasks = self.gateway.tasks.clone();

@@ -59,3 +59,15 @@ word_enum! {
         InDoubt = "in-doubt",
     }
 }
+
+word_enum! {
+    /// What a caller was identified by, if not by a key.
+    CredentialKind {
+        /// A signed token of a platform.
+        Token = "token",
+        /// A client certificate.
+        Certificate = "certificate",
+        /// The user id of the process at the other end of a Unix socket.
+        Peer = "peer",
+    }
+}

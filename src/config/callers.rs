@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::units::{CALLER, KEY, ORGANIZATION, RATE, count, default_burst};
-use super::{CallerConfig, Grants, Rate, Scope};
+use super::network::NETWORK;
+use super::units::{CALLER, EXPIRY, KEY, NOTE, ORGANIZATION, RATE, UID, count, default_burst};
+use super::{CallerConfig, Grants, KeyConfig, Rate, Scope};
 use crate::ids::KeyHash;
 use crate::toml_reader::{FLAG, Table, ValueKind, nearest, quoted};
 
@@ -16,11 +17,12 @@ pub(super) struct CallerChecks {
     certificates: bool,
     names: HashSet<Arc<str>>,
     keys: HashMap<KeyHash, Arc<str>>,
+    uids: HashMap<u32, Arc<str>>,
 }
 
 impl CallerChecks {
     pub(super) fn new(grants: BTreeSet<Arc<str>>, certificates: bool) -> Self {
-        Self { grants, certificates, names: HashSet::new(), keys: HashMap::new() }
+        Self { grants, certificates, names: HashSet::new(), keys: HashMap::new(), uids: HashMap::new() }
     }
 
     /// Reads one `[[caller]]`.
@@ -31,6 +33,7 @@ impl CallerChecks {
         }
         let rate = t.value("rate", "600/min", RATE);
         CallerConfig {
+            uids: self.uids(t, &name),
             keys: self.keys(t, &name),
             grants: self.grants(t),
             organizations: organizations(t),
@@ -41,15 +44,15 @@ impl CallerChecks {
         }
     }
 
-    fn keys(&mut self, t: &Table<'_>, caller: &Arc<str>) -> Vec<KeyHash> {
-        let given = t.list("keys", KEY);
+    fn keys(&mut self, t: &Table<'_>, caller: &Arc<str>) -> Vec<KeyConfig> {
+        let given = t.list_or_tables("keys", KEY_ALONE, key_table);
         if given.is_none() && t.has("keys") {
             // Not even a list: the value may be a key.
             t.hide(t.span_at(&["keys"]));
         }
         let keys = given.unwrap_or_default();
         for key in &keys {
-            if let Some(owner) = self.keys.insert(key.value, caller.clone()) {
+            if let Some(owner) = self.keys.insert(key.value.hash, caller.clone()) {
                 let whose =
                     if owner == *caller { "this caller".to_owned() } else { format!("caller {}", quoted(&owner)) };
                 t.wrong(
@@ -59,11 +62,22 @@ impl CallerChecks {
                 );
             }
         }
-        if !t.has("keys") && !self.certificates {
+        if !t.has("keys") && !t.has("uids") && !self.certificates {
             let help = "run `makegate key new --caller NAME` and add the line it prints";
             t.missing("keys is missing: nobody could authenticate as this caller", help);
         }
         keys.into_iter().map(|key| key.value).collect()
+    }
+
+    fn uids(&mut self, t: &Table<'_>, caller: &Arc<str>) -> Vec<u32> {
+        let given = t.list("uids", UID).unwrap_or_default();
+        for uid in &given {
+            if let Some(owner) = self.uids.insert(uid.value, caller.clone()) {
+                let what = format!("the user id {} already identifies caller {}", uid.value, quoted(&owner));
+                t.wrong(uid.place.clone(), what, "give each caller its own user");
+            }
+        }
+        given.into_iter().map(|uid| uid.value).collect()
     }
 
     fn grants(&self, t: &Table<'_>) -> Grants {
@@ -97,6 +111,24 @@ impl CallerChecks {
         let sorted: BTreeSet<_> = given.into_iter().map(|grant| grant.value).collect();
         Grants::Some(sorted.into_iter().collect())
     }
+}
+
+/// A key without further terms.
+const KEY_ALONE: ValueKind<KeyConfig> = ValueKind::text(KEY.what, KEY.example, |text| {
+    (KEY.parse)(text).map(|hash| KeyConfig { hash, expires: None, from: Vec::new(), note: None })
+});
+
+/// `{ hash, expires, from, note }`.
+fn key_table(t: &Table<'_>) -> Option<KeyConfig> {
+    let hash = t.required("hash", KEY);
+    let (expires, note) = (t.optional("expires", EXPIRY), t.optional("note", NOTE));
+    let from = t.list("from", NETWORK);
+    if t.is_empty_list("from") {
+        let help = "list addresses and networks, such as \"10.0.0.0/8\", or leave it out to allow all";
+        t.wrong_at(&["from"], "from is empty: this key could be used from nowhere", help);
+    }
+    let from = from.unwrap_or_default().into_iter().map(|network| network.value).collect();
+    Some(KeyConfig { hash: hash?, expires, from, note })
 }
 
 /// Any text; the catalogue decides which grants exist.

@@ -118,6 +118,11 @@ fn doors(root: &Table<'_>, config: &Config) {
             }
         }
     }
+    let has_socket = config.gateway.listen.iter().any(|listen| matches!(listen, Listen::Unix(_)));
+    if !has_socket && config.callers.iter().any(|caller| !caller.uids.is_empty()) {
+        let help = "add \"unix:/run/makegate.sock\" to it, or remove uids";
+        root.warn_at(&["gateway", "listen"], "callers have uids, but the gateway listens on no Unix socket", help);
+    }
     let open = |listen: &Listen| matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
     if config.gateway.tls.is_none() && config.gateway.listen.iter().any(open) {
         let help = "add tls = { cert = \"…\", key = \"…\" } unless a proxy in front terminates TLS";
@@ -160,6 +165,7 @@ fn files(root: &Table<'_>, config: &Config) {
         missing(&[section, "tls", "cert"], Some(&tls.cert));
         missing(&[section, "tls", "key"], Some(&tls.key));
         missing(&[section, "tls", "client_ca"], tls.client_ca.as_deref());
+        tls.crl.iter().for_each(|list| missing(&[section, "tls", "crl"], Some(list)));
     }
     missing(&["upstream", "ca_file"], config.upstream.ca_file.as_deref());
 }

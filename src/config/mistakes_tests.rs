@@ -98,6 +98,12 @@ const SETTINGS: &[(&str, &str, &str)] = &[
     ("limits", "retry_percent = 101", "retry_percent is out of range; write 100 or less"),
     ("limits", "retry_floor = -1", "-1 is negative; write 0 or more"),
     ("gateway.tls", "cert = \"c\"", "key is missing in gateway.tls; add key = \"/run/secrets/make\""),
+    ("gateway.tls", "cert = \"c\"\nkey = \"k\"\ncrl = [\"l\"]", "crl is set, but client_ca is not; add client_ca, or leave crl out: without client_ca no client certificate is accepted"),
+    ("gateway.socket", "mode = \"888\"", "\"888\" is not the mode of a socket; write three octal digits: \"660\" (owner and group) or \"666\" (everybody)"),
+    ("gateway.socket", "mode = 660", "mode must be a mode in quotes, not an integer; write mode = \"660\""),
+    ("gateway.socket", "group = \"a b\"", "\"a b\" is not the name of a user or group; write its name or its number"),
+    ("caller", "uids = [-1]", "-1 is not a user id; write a number, as `id -u` prints it"),
+    ("caller", "uids = [5, 5]", "the user id 5 already identifies caller \"a\"; give each caller its own user"),
     ("caller", "rate = \"10\"", "\"10\" is not a rate; write a number and /s, /min or /h: \"600/min\""),
     ("caller", "rate = \"0/min\"", "\"0/min\" allows no requests; write 1 or more"),
     ("caller", "rate = \"2000000000/s\"", "\"2000000000/s\" is too fast; write at most 1000000000/s: one request per nanosecond"),
@@ -242,6 +248,42 @@ fn a_key_belongs_to_one_caller() {
     assert_eq!(told(&text), expected);
 }
 
+/// What is wrong with a key's table, and what its message is.
+#[rustfmt::skip]
+const KEYS: &[(&str, &str)] = &[
+    ("expires = \"soon\"", "\"soon\" is not a date; write the last day, such as \"2027-01-31\", or a time with its zone, such as \"2027-01-31T18:00:00Z\""),
+    ("expires = \"2027-02-30\"", "\"2027-02-30\" is not a date; write the last day, such as \"2027-01-31\", or a time with its zone, such as \"2027-01-31T18:00:00Z\""),
+    ("expires = \"2027-01-31T18:00:00\"", "\"2027-01-31T18:00:00\" is not a date; write the last day, such as \"2027-01-31\", or a time with its zone, such as \"2027-01-31T18:00:00Z\""),
+    ("expires = 2027-01-31", "expires must be a date in quotes, not a date; write expires = \"2027-01-31\""),
+    ("from = []", "from is empty: this key could be used from nowhere; list addresses and networks, such as \"10.0.0.0/8\", or leave it out to allow all"),
+    ("from = [\"10.0.0.1/8\"]", "\"10.0.0.1/8\" is an address inside of a network; write \"10.0.0.0/8\" for the network, or the address without /8"),
+    ("from = \"10.0.0.0/8\"", "from must be a list, not a string; write from = [\"10.0.0.0/8\"]"),
+    ("note = \"\"", "this note is empty, too long or has control characters; write 1 to 200 characters"),
+    ("expire = \"2027-01-31\"", "unknown key \"expire\" in caller.b.keys; did you mean \"expires\"?"),
+];
+
+#[test]
+fn each_mistake_in_a_key_is_told_with_what_to_write_instead() {
+    let with = |key: &str| format!("{LEAST}{CALLER}[[caller]]\nname = \"b\"\ngrants = [\"*\"]\nkeys = [{key}]\n");
+    let hash = format!("hash = \"sha256:{}\"", "0a".repeat(32));
+    for (terms, expected) in KEYS {
+        assert_eq!(told(&with(&format!("{{ {hash}, {terms} }}"))), format!("12: {expected}\n"), "{terms}");
+    }
+    let missing = "12: hash is missing in caller.b.keys; add hash = \"sha256:…\"\n";
+    assert_eq!(told(&with("{ note = \"n\" }")), missing);
+    let twice = format!("{{ {hash} }}, \"sha256:{}\"", "0a".repeat(32));
+    assert_eq!(told(&with(&twice)), "12: this key already belongs to this caller; give each caller its own keys\n");
+}
+
+#[test]
+fn a_key_whose_last_day_is_given_is_good_for_all_of_it() {
+    let key = format!("{{ hash = \"sha256:{}\", expires = \"2027-01-31\" }}", "0a".repeat(32));
+    let text = format!("{LEAST}[[caller]]\nname = \"b\"\ngrants = [\"*\"]\nkeys = [{key}]\n");
+    let config = parse(&text, Path::new("m.toml")).unwrap().config;
+    let expires = config.callers[0].keys[0].expires.clone().unwrap();
+    assert_eq!((expires.at.to_string(), &*expires.written), ("2027-02-01T00:00:00Z".to_owned(), "2027-01-31"));
+}
+
 #[test]
 fn no_secret_is_ever_shown() {
     let secret = "4cb9b7ee-1cb5-4b6e-8bd8-3b1f0dffd1a7";
@@ -252,6 +294,9 @@ fn no_secret_is_ever_shown() {
         format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkeys = [\"sha256:s3cr3t\"]\n"),
         format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkeys = [\"s3cr3t]\n"),
         format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkey = \"s3cr3t\"\n"),
+        format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkeys = [{{ hash = \"s3cr3t\", note = \"n\" }}]\n"),
+        format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkeys = [{{ key = \"s3cr3t\" }}]\n"),
+        format!("{LEAST}[[caller]]\nname = \"a\"\ngrants = []\nkeys = {{ hash = \"s3cr3t\" }}\n"),
         "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"s3cr3t!\"\n".to_owned(),
         "[operator]\nkey_env = \"K\"\n[upstream]\ntoken_env = \"4cb9b7ee-1cb5-4b6e-8bd8-3b1f0dffd1a7\"\n".to_owned(),
         format!("[operator]\nkey_env = \"K\"\n[upstream]\ntoken_file = \"{secret}\"\n"),

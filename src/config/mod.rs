@@ -5,6 +5,7 @@ mod callers;
 mod checks;
 #[cfg(test)]
 mod mistakes_tests;
+mod network;
 mod operator_keys;
 mod read;
 #[cfg(test)]
@@ -19,10 +20,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::catalogue::Catalogue;
 use crate::ids::KeyHash;
 
 pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
+pub use network::Network;
 pub use operator_keys::{OperatorKey, Role};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};
 pub use sections::{AuditConfig, CacheConfig, GatewayConfig, Limits, MetricsConfig, OperatorConfig, UpstreamConfig};
@@ -75,7 +79,24 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
-/// `tls = { cert, key, client_ca }` of a door: PEM files.
+/// `socket = { mode, owner, group }`: who may connect to the Unix sockets of a door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// The mode (660: the owner and the group).
+    pub mode: u32,
+    /// The owner, as a name or number; left out: whom makegate runs as.
+    pub owner: Option<String>,
+    /// The group, as a name or number; left out: that of the process.
+    pub group: Option<String>,
+}
+
+impl Default for SocketAccess {
+    fn default() -> Self {
+        Self { mode: 0o660, owner: None, group: None }
+    }
+}
+
+/// `tls = { cert, key, client_ca, crl }` of a door: PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// The certificate chain.
@@ -86,6 +107,8 @@ pub struct TlsFiles {
     pub client_ca: Option<PathBuf>,
     /// Whether the door demands a client certificate where there is a `client_ca`, in addition to a key.
     pub requires_client: bool,
+    /// Lists of the client certificates that were revoked.
+    pub crl: Vec<PathBuf>,
 }
 
 /// Where a secret comes from; never the configuration file itself.
@@ -189,8 +212,10 @@ pub struct Rate {
 pub struct CallerConfig {
     /// The caller's name.
     pub name: Arc<str>,
-    /// SHA-256 of each of the caller's keys.
-    pub keys: Vec<KeyHash>,
+    /// The caller's keys.
+    pub keys: Vec<KeyConfig>,
+    /// The user ids that identify the caller over a Unix socket.
+    pub uids: Vec<u32>,
     /// What the caller may do.
     pub grants: Grants,
     /// The organizations that the caller may touch.
@@ -201,4 +226,26 @@ pub struct CallerConfig {
     pub burst: u32,
     /// Whether `Cache-Control: no-cache` from the caller bypasses the cache (yes).
     pub may_refresh: bool,
+}
+
+/// One of a caller's `keys`: a hash, or a table with one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyConfig {
+    /// SHA-256 of the key.
+    pub hash: KeyHash,
+    /// When the key expires; `None`: never.
+    pub expires: Option<Expiry>,
+    /// The networks from which the key may be used; empty: from anywhere.
+    pub from: Vec<Network>,
+    /// What the key is for, for operators.
+    pub note: Option<Arc<str>>,
+}
+
+/// When something expires.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// The first moment at which it has.
+    pub at: Timestamp,
+    /// As the file says it: the last day, or that moment.
+    pub written: Arc<str>,
 }

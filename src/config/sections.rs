@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::operator_keys::{self, OperatorKey};
-use super::units::{self, DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, URL, VARIABLE, size};
-use super::{BaseUrl, Listen, QuotaSetting, SecretSource, TlsFiles};
+use super::units::{
+    self, ACCOUNT, DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, SOCKET_MODE, URL, VARIABLE, size,
+};
+use super::{BaseUrl, Listen, QuotaSetting, SecretSource, SocketAccess, TlsFiles};
 use crate::toml_reader::{FLAG, Table, ValueKind, WithSpan, number};
 
 /// A section of the file: its type, and `read`, which asks for each key with its default and kind. So no setting is
@@ -38,6 +40,8 @@ section! {
         /// The hosts that requests may name, besides the door's own addresses and `localhost`. If empty, any host will
         /// do for callers with keys.
         names: Vec<String> = names(t);
+        /// Who may connect to its Unix sockets.
+        socket: SocketAccess = t.optional_table("socket", socket_access).unwrap_or_default();
     }
 }
 
@@ -84,9 +88,18 @@ fn names(t: &Table<'_>) -> Vec<String> {
 
 fn tls(t: &Table<'_>, base: &Path, requires_client: bool) -> Option<TlsFiles> {
     let (cert, key) = (t.required("cert", PATH), t.required("key", PATH));
-    let client_ca = t.optional("client_ca", PATH);
-    let client_ca = client_ca.map(|path| base.join(path));
-    Some(TlsFiles { cert: base.join(cert?), key: base.join(key?), client_ca, requires_client })
+    let client_ca = t.optional("client_ca", PATH).map(|path| base.join(path));
+    let crl = t.list("crl", PATH).unwrap_or_default().into_iter().map(|path| base.join(path.value)).collect();
+    if t.has("crl") && !t.has("client_ca") {
+        let help = "add client_ca, or leave crl out: without client_ca no client certificate is accepted";
+        t.wrong_at(&["crl"], "crl is set, but client_ca is not", help);
+    }
+    Some(TlsFiles { cert: base.join(cert?), key: base.join(key?), client_ca, crl, requires_client })
+}
+
+fn socket_access(t: &Table<'_>) -> SocketAccess {
+    let mode = t.optional("mode", SOCKET_MODE).unwrap_or(SocketAccess::default().mode);
+    SocketAccess { mode, owner: t.optional("owner", ACCOUNT), group: t.optional("group", ACCOUNT) }
 }
 
 section! {

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use jiff::{Span, SpanRelativeTo};
 
-use super::{BaseUrl, Listen, QuotaSetting, Rate};
-use crate::ids::KeyHash;
+use super::{BaseUrl, Expiry, Listen, QuotaSetting, Rate};
+use crate::ids::{KeyHash, is_invisible};
 use crate::toml_reader::{InvalidValue, TomlForm, ValueKind};
 
 /// The longest duration accepted.
@@ -261,6 +263,56 @@ pub(super) const KEY: ValueKind<KeyHash> = ValueKind::text("the SHA-256 of a key
             "run `makegate key new --caller NAME` and write the sha256: line it prints; if this was a real key, stop using it",
         ),
     }
+});
+
+/// The mode of a Unix socket, in octal digits.
+pub(super) const SOCKET_MODE: ValueKind<u32> = ValueKind::text("a mode in quotes", "\"660\"", |text| {
+    const MODE_DIGITS_MAX: usize = 4;
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    let is_octal = text.len() <= MODE_DIGITS_MAX && text.bytes().all(|byte| byte.is_ascii_digit());
+    let help = "write three octal digits: \"660\" (owner and group) or \"666\" (everybody)";
+    mode.filter(|_| is_octal).ok_or_else(|| InvalidValue::quoting(text, "is not the mode of a socket", help))
+});
+
+/// A user or group, as a name or a number.
+pub(super) const ACCOUNT: ValueKind<String> = ValueKind::text("a user or group", "\"makegate\"", |text| {
+    let is_valid = !text.is_empty() && is_plain(text, b"-._$@");
+    let wrong = || InvalidValue::quoting(text, "is not the name of a user or group", "write its name or its number");
+    is_valid.then(|| text.to_owned()).ok_or_else(wrong)
+});
+
+/// A user id.
+pub(super) const UID: ValueKind<u32> = ValueKind {
+    form: TomlForm::Integer,
+    what: "a user id",
+    example: "1000",
+    parse: |text| {
+        // The last one means "nobody in particular" (chown).
+        let uid = text.parse().ok().filter(|uid| *uid != u32::MAX);
+        uid.ok_or_else(|| InvalidValue::new(format!("{text} is not a user id"), "write a number, as `id -u` prints it"))
+    },
+};
+
+/// The first moment at which something has expired. A date without a time includes that whole day (UTC).
+pub(super) const EXPIRY: ValueKind<Expiry> = ValueKind::text("a date in quotes", "\"2027-01-31\"", |text| {
+    const DATE_BYTES: usize = 10;
+    let end_of_day = |date: Date| TimeZone::UTC.to_timestamp(date.tomorrow().ok()?.at(0, 0, 0, 0)).ok();
+    let expiry = match text.len() {
+        DATE_BYTES => text.parse().ok().and_then(end_of_day),
+        _ => text.parse().ok(),
+    };
+    let help = "write the last day, such as \"2027-01-31\", or a time with its zone, such as \"2027-01-31T18:00:00Z\"";
+    let expiry = expiry.map(|at| Expiry { at, written: text.into() });
+    expiry.ok_or_else(|| InvalidValue::quoting(text, "is not a date", help))
+});
+
+/// A remark for operators.
+pub(super) const NOTE: ValueKind<Arc<str>> = ValueKind::text("a note", "\"for CI\"", |text| {
+    const NOTE_CHARS_MAX: usize = 200;
+    let is_valid = (1..=NOTE_CHARS_MAX).contains(&text.chars().count()) && !text.chars().any(is_invisible);
+    let wrong =
+        || InvalidValue::new("this note is empty, too long or has control characters", "write 1 to 200 characters");
+    is_valid.then(|| Arc::from(text)).ok_or_else(wrong)
 });
 
 /// A count from 1 to `MAX`.

@@ -238,7 +238,7 @@ impl ConnectionState {
     }
 
     /// A stronger order is never withdrawn.
-    fn give_order(&self, order: ConnectionOrder) {
+    pub(super) fn give_order(&self, order: ConnectionOrder) {
         self.order.fetch_max(order as u8, Ordering::AcqRel);
         self.driver.wake();
     }

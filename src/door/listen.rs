@@ -12,12 +12,11 @@ use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::config::Listen;
+use super::accounts;
+use crate::config::{Listen, SocketAccess};
 
 /// Connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
-/// The owner and the group may connect to a Unix socket.
-const SOCKET_MODE: u32 = 0o660;
 
 pub(super) enum Listener {
     Tcp(TcpListener),
@@ -31,7 +30,7 @@ pub(super) enum Stream {
 
 impl Listener {
     /// Binds `listen`, one of the addresses `all` of this door.
-    pub(super) fn bind(listen: &Listen, all: &[Listen]) -> Result<Self, Error> {
+    pub(super) fn bind(listen: &Listen, all: &[Listen], access: &SocketAccess) -> Result<Self, Error> {
         let named = |what: &dyn std::fmt::Display| {
             let what = what.to_string();
             move |error: Error| Error::new(error.kind(), format!("cannot listen on {what}: {error}"))
@@ -39,7 +38,7 @@ impl Listener {
         match listen {
             Listen::Tcp(address) => tcp(*address, all).map(Self::Tcp).map_err(named(address)),
             Listen::Unix(path) => {
-                let bound = unix(path).map_err(named(&path.display()));
+                let bound = unix(path, access).map_err(named(&path.display()));
                 bound.map(|(socket, _file)| Self::Unix { socket, _file })
             }
         }
@@ -80,15 +79,18 @@ fn tcp(address: SocketAddr, all: &[Listen]) -> Result<TcpListener, Error> {
     TcpListener::from_std(socket.into())
 }
 
-/// Binds in a private folder, sets the mode, and only then renames the socket to its path, so that nobody but the owner and the group can
-/// ever connect. (A umask would also do, but it belongs to the whole process.)
-fn unix(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+/// Binds in a private folder, sets owner, group and mode, and only then renames the socket to its path, so that nobody else can ever
+/// connect. (A umask would also do, but it belongs to the whole process.)
+fn unix(path: &Path, access: &SocketAccess) -> Result<(UnixListener, SocketFile), Error> {
     remove_stale(path)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let private = tempfile::Builder::new().prefix(".").rand_bytes(6).tempdir_in(folder)?;
     let hidden = private.path().join("s");
     let socket = UnixListener::bind(&hidden)?;
-    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    let owner = access.owner.as_deref().map(accounts::user).transpose()?;
+    let group = access.group.as_deref().map(accounts::group).transpose()?;
+    std::os::unix::fs::chown(&hidden, owner, group)?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(access.mode))?;
     match renameat_with(CWD, &hidden, CWD, path, RenameFlags::NOREPLACE) {
         // Some file systems do not support RENAME_NOREPLACE.
         Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(&hidden, path)?,

@@ -3,8 +3,11 @@
 //! hyper speaks HTTP. [`connections`] decides which connections may stay: it keeps the state of each, and a sweep a few times a second
 //! closes those that are silent, slow, idle or old beyond their limit. This needs no timer per request.
 
+mod accounts;
 mod authority;
+mod client_certificate;
 mod connections;
+mod handshake;
 mod http;
 mod lingering;
 mod listen;
@@ -14,6 +17,7 @@ mod service;
 mod streams;
 mod tls;
 mod unread;
+mod validity;
 mod watched_stream;
 
 use std::io::Error;
@@ -27,9 +31,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::http::Socket;
 use crate::clock::Clock;
-use crate::config::{Limits, Listen};
+use crate::config::{Limits, Listen, SocketAccess};
 use crate::tasks::Tasks;
+use client_certificate::CertifiedConnection;
 use connections::{ConnectionState, Connections};
+use handshake::HandshakeFailures;
 use lingering::{Linger, lingering};
 use listen::{Listener, Stream};
 use streams::Streams;
@@ -37,12 +43,14 @@ use unread::{UnreadRequests, UnreadWriter};
 use watched_stream::WatchedStream;
 
 pub use authority::{BadAuthority, RequestAuthority};
+pub use client_certificate::ClientCertificate;
 pub use connections::BusyGuard;
+pub use handshake::HandshakeFailure;
 pub use http::is_head_too_large;
 pub use lingering::IncomingBody;
 pub use request_line::FRAGMENT;
 pub use service::{ConnectionService, RequestBody};
-pub use tls::{Certificate, CertificateNames, CheckedCertificate};
+pub use tls::{Certificate, CheckedCertificate};
 pub use unread::{AnswerUnread, UnreadKind, Unreadable};
 
 /// Time between two sweeps over the connections.
@@ -55,19 +63,38 @@ const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(50);
 pub struct PeerConnection {
     /// `None` for a Unix socket.
     pub address: Option<IpAddr>,
-    /// The names in its certificate.
-    pub names: CertificateNames,
+    /// The user id of the process at the other end of a Unix socket.
+    pub uid: Option<u32>,
+    /// Its verified certificate.
+    pub certificate: Option<Arc<ClientCertificate>>,
     state: Arc<ConnectionState>,
     clock: Clock,
+}
+
+/// What a connection tells about its peer. A request keeps it.
+#[derive(Clone, Debug, Default)]
+pub struct PeerIdentity {
+    /// `None` for a Unix socket.
+    pub address: Option<IpAddr>,
+    /// The user id of the process at the other end of a Unix socket.
+    pub uid: Option<u32>,
+    /// Its verified certificate.
+    pub certificate: Option<Arc<ClientCertificate>>,
 }
 
 impl PeerConnection {
     /// Creates a peer without a socket.
     #[must_use]
-    pub fn detached(address: Option<IpAddr>, names: CertificateNames, clock: &Clock) -> Self {
+    pub fn detached(address: Option<IpAddr>, certificate: Option<Arc<ClientCertificate>>, clock: &Clock) -> Self {
         let connections = Arc::new(Connections::new(1, clock.clone()));
         let state = Arc::new(ConnectionState::new(&connections, address));
-        Self { address, names, state, clock: clock.clone() }
+        Self { address, uid: None, certificate, state, clock: clock.clone() }
+    }
+
+    /// What the connection tells about the peer.
+    #[must_use]
+    pub fn identity(&self) -> PeerIdentity {
+        PeerIdentity { address: self.address, uid: self.uid, certificate: self.certificate.clone() }
     }
 
     /// Marks the connection busy until the guard is dropped. Kept with the answer's body, so that a slow reader counts as busy.
@@ -93,6 +120,8 @@ pub struct OpenDoor {
     closing: CancellationToken,
     connections: Arc<Connections>,
     unread: Arc<UnreadRequests>,
+    /// `None` without TLS.
+    handshake_failures: Option<Arc<HandshakeFailures>>,
 }
 
 impl OpenDoor {
@@ -111,6 +140,12 @@ impl OpenDoor {
     /// Requests that never reached the service, by kind.
     pub fn unread_requests(&self) -> impl Iterator<Item = (UnreadKind, u64)> {
         self.unread.counts()
+    }
+
+    /// Number of failed TLS handshakes by reason.
+    #[must_use]
+    pub fn handshake_failures(&self) -> Vec<(HandshakeFailure, u64)> {
+        self.handshake_failures.iter().flat_map(|failures| failures.counts()).collect()
     }
 
     /// Drops every connection immediately.
@@ -137,8 +172,23 @@ impl Door {
         clock: &Clock,
         tasks: &Tasks,
     ) -> Result<Self, Error> {
+        Self::bind_with(listen, &SocketAccess::default(), certificate, limits, clock, tasks)
+    }
+
+    /// Binds every address. `access` is that of Unix sockets.
+    ///
+    /// # Errors
+    /// If an address cannot be bound: says which and why.
+    pub fn bind_with(
+        listen: &[Listen],
+        access: &SocketAccess,
+        certificate: Option<CheckedCertificate>,
+        limits: &Limits,
+        clock: &Clock,
+        tasks: &Tasks,
+    ) -> Result<Self, Error> {
         let certificate = certificate.map(Certificate::new);
-        let listeners = listen.iter().map(|one| Listener::bind(one, listen)).collect::<Result<_, _>>()?;
+        let listeners = listen.iter().map(|one| Listener::bind(one, listen, access)).collect::<Result<_, _>>()?;
         Ok(Self { listeners, certificate, limits: limits.clone(), clock: clock.clone(), tasks: tasks.clone() })
     }
 
@@ -158,8 +208,14 @@ impl Door {
         let addresses = self.listeners.iter().filter_map(Listener::address).collect();
         let connections = Arc::new(Connections::new(self.limits.connections, self.clock.clone()));
         let unread = Arc::new(UnreadRequests::new(answer_unread));
-        let closing = CancellationToken::new();
-        let door = OpenDoor { addresses, closing, connections: connections.clone(), unread: unread.clone() };
+        let handshake_failures = Arc::<HandshakeFailures>::default();
+        let door = OpenDoor {
+            addresses,
+            closing: CancellationToken::new(),
+            connections: connections.clone(),
+            unread: unread.clone(),
+            handshake_failures: self.certificate.is_some().then(|| handshake_failures.clone()),
+        };
         let server = Arc::new(Server {
             make_service,
             certificate: self.certificate,
@@ -168,6 +224,7 @@ impl Door {
             connections,
             unread,
             closing: door.closing.clone(),
+            handshake_failures,
             tasks: self.tasks.clone(),
         });
         for listener in self.listeners {
@@ -188,6 +245,7 @@ struct Server<M> {
     connections: Arc<Connections>,
     unread: Arc<UnreadRequests>,
     closing: CancellationToken,
+    handshake_failures: Arc<HandshakeFailures>,
     tasks: Tasks,
 }
 
@@ -204,6 +262,9 @@ where
         let mut emptied = pin!(emptied);
         while tokio::time::timeout(SWEEP, &mut emptied).await.is_err() {
             self.connections.sweep(&self.limits, &self.unread);
+            if let Some(certificate) = &self.certificate {
+                certificate.drop_expired(self.clock.wall());
+            }
         }
     }
 
@@ -231,8 +292,11 @@ where
             };
             let server = self.clone();
             match stream {
-                Stream::Tcp(socket) => drop(self.tasks.spawn(server.serve_connection(socket, state, address))),
-                Stream::Unix(socket) => drop(self.tasks.spawn(server.serve_connection(socket, state, address))),
+                Stream::Tcp(socket) => drop(self.tasks.spawn(server.serve_connection(socket, state, (address, None)))),
+                Stream::Unix(socket) => {
+                    let uid = socket.peer_cred().ok().map(|process| process.uid());
+                    drop(self.tasks.spawn(server.serve_connection(socket, state, (address, uid))));
+                }
             }
         }
     }
@@ -240,10 +304,11 @@ where
     async fn serve_connection<T: Socket>(
         self: Arc<Self>,
         socket: T,
-        state: connections::ConnectionSlot,
-        address: Option<IpAddr>,
+        slot: connections::ConnectionSlot,
+        (address, uid): (Option<IpAddr>, Option<u32>),
     ) {
-        let peer = PeerConnection { address, names: None, state: state.state().clone(), clock: self.clock.clone() };
+        let (state, clock) = (slot.state().clone(), self.clock.clone());
+        let peer = PeerConnection { address, uid, certificate: None, state, clock };
         match &self.certificate {
             None => self.http1(socket, peer).await,
             // Boxed, because a task is as large as its largest variant.
@@ -252,8 +317,7 @@ where
     }
 
     async fn serve_tls<T: Socket>(&self, certificate: &Certificate, socket: T, mut peer: PeerConnection) {
-        let Some(stream) = self.tls_handshake(certificate, socket, &peer).await else { return };
-        peer.names = tls::certificate_names(stream.get_ref().1.peer_certificates());
+        let Some((stream, _certified)) = self.tls_handshake(certificate, socket, &mut peer).await else { return };
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
             Box::pin(self.http2(stream, peer)).await;
         } else {
@@ -266,16 +330,38 @@ where
         &self,
         certificate: &Certificate,
         socket: T,
-        peer: &PeerConnection,
-    ) -> Option<Box<TlsStream<T>>> {
-        let handshake = Box::pin(tokio::time::timeout(self.limits.handshake, certificate.acceptor().accept(socket)));
+        peer: &mut PeerConnection,
+    ) -> Option<(Box<TlsStream<T>>, Option<CertifiedConnection>)> {
+        let used = certificate.current();
+        let handshake = Box::pin(tokio::time::timeout(self.limits.handshake, used.acceptor().accept(socket)));
         let accepted = tokio::select! {
             accepted = handshake => accepted,
             () = peer.state.drop_ordered() => return None,
         };
-        let stream = accepted.ok()?.ok()?;
+        let accepted = match accepted {
+            Ok(accepted) => accepted.map_err(|error| HandshakeFailure::of(&error)),
+            Err(_elapsed) => Err(HandshakeFailure::TimedOut),
+        };
+        let certified = accepted.and_then(|stream| {
+            let shown =
+                certificate.certify(stream.get_ref().1.peer_certificates(), &used, (&peer.state, self.clock.wall()))?;
+            Ok((stream, shown))
+        });
+        let (stream, shown) = certified.map_err(|why| self.note_failed_handshake(why, peer.address)).ok()?;
         peer.state.on_handshake_done(&self.clock);
-        Some(Box::new(stream))
+        let (shown, guard) = shown.unzip();
+        peer.certificate = shown;
+        Some((Box::new(stream), guard))
+    }
+
+    fn note_failed_handshake(&self, why: HandshakeFailure, peer: Option<IpAddr>) {
+        self.handshake_failures.add(why);
+        let (reason, peer) = (why.as_str(), peer.map_or_else(|| "unix".to_owned(), |address| address.to_string()));
+        if why.is_ordinary() {
+            tracing::debug!(reason, peer, "a TLS handshake failed");
+        } else {
+            tracing::warn!(reason, peer, "a TLS handshake failed");
+        }
     }
 
     async fn http1<T: Socket>(&self, socket: T, peer: PeerConnection) {

@@ -1,21 +1,23 @@
-//! TLS at a door: its certificate and key, which can be replaced while it is open, and the names in a caller's certificate.
+//! TLS at a door: its certificate and key, and whose certificates it accepts. All of it can be replaced while the door is open.
 
 use std::fmt::Display;
 use std::io::{Error, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
-use webpki::KeyUsage;
 
+use super::client_certificate::{CertifiedConnection, CertifiedConnections, ClientCertificate};
+use super::connections::ConnectionState;
+use super::handshake::HandshakeFailure;
+use super::validity::end;
 use crate::config::TlsFiles;
 use crate::process_log::STATE;
 use crate::watched_files::{FileContents, Snapshot};
@@ -23,16 +25,18 @@ use crate::watched_files::{FileContents, Snapshot};
 /// Maximum size of a certificate file; a larger one is the wrong file.
 const PEM_BYTES_MAX: u64 = 4 << 20;
 
-/// The names in a caller's certificate. `None` without a certificate, so that a request pays nothing for it.
-pub type CertificateNames = Option<Arc<[Box<str>]>>;
-
 /// The door's own certificate, and the authorities that it trusts for callers' certificates. All clones are replaced together.
 #[derive(Clone)]
-pub struct Certificate(Arc<ArcSwap<CheckedCertificate>>);
+pub struct Certificate {
+    current: Arc<ArcSwap<CheckedCertificate>>,
+    certified: Arc<CertifiedConnections>,
+}
 
 /// A certificate with its key and authorities, read and checked but not in use yet.
 pub struct CheckedCertificate {
     config: Arc<ServerConfig>,
+    /// Decides whose certificates are accepted; `None`: nobody's.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
     /// When the certificate expires; `None` if never.
     end: Option<Timestamp>,
 }
@@ -54,29 +58,64 @@ impl CheckedCertificate {
         let config = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(Error::other)?;
-        let config = match &tls.client_ca {
+        let verifier = tls.client_ca.as_ref().map(|path| authorities(tls, path, files, provider)).transpose()?;
+        let config = match verifier.clone() {
             None => config.with_no_client_auth(),
-            Some(path) => config.with_client_cert_verifier(authorities(tls, path, files, provider)?),
+            Some(verifier) => config.with_client_cert_verifier(verifier),
         };
         let mut config = config.with_single_cert(chain, key).map_err(|error| file_error(&tls.cert, &error))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self { config: Arc::new(config), end })
+        Ok(Self { config: Arc::new(config), verifier, end })
     }
 }
 
 impl Certificate {
     pub(super) fn new(checked: CheckedCertificate) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(checked)))
+        Self { current: Arc::new(ArcSwap::from_pointee(checked)), certified: Arc::default() }
     }
 
-    /// Connections from now on use this certificate. Logs a warning if it expires soon, or an error if it has expired.
-    pub fn replace(&self, checked: CheckedCertificate) {
-        self.0.store(Arc::new(checked));
+    /// Connections from now on use this certificate. Those whose callers' certificates are not accepted any more are dropped. Verifies
+    /// all of these, which takes a while.
+    pub fn replace(&self, checked: CheckedCertificate, now: Timestamp) {
+        let checked = Arc::new(checked);
+        self.current.store(checked.clone());
+        self.certified.verify_again(checked.verifier.as_deref(), now);
+    }
+
+    /// Drops the connections whose callers' certificates have expired.
+    pub(super) fn drop_expired(&self, now: Timestamp) {
+        self.certified.drop_expired(now);
+    }
+
+    /// What a handshake uses.
+    pub(super) fn current(&self) -> Arc<CheckedCertificate> {
+        self.current.load_full()
+    }
+
+    /// The caller's certificate from a handshake that used `used`, and the guard that keeps its connection among those that are verified
+    /// again.
+    ///
+    /// # Errors
+    /// If it is not accepted any more.
+    pub(super) fn certify(
+        &self,
+        chain: Option<&[CertificateDer<'_>]>,
+        used: &Arc<CheckedCertificate>,
+        (state, now): (&Arc<ConnectionState>, Timestamp),
+    ) -> Result<Option<(Arc<ClientCertificate>, CertifiedConnection)>, HandshakeFailure> {
+        let Some(certificate) = chain.and_then(ClientCertificate::of).map(Arc::new) else { return Ok(None) };
+        let guard = self.certified.add(state, &certificate);
+        // Replaced during the handshake: its connections were verified again before this one was among them.
+        let current = self.current();
+        if !Arc::ptr_eq(&current, used) && !certificate.is_trusted_by(current.verifier.as_deref(), now) {
+            return Err(HandshakeFailure::CertificateInvalid);
+        }
+        Ok(Some((certificate, guard)))
     }
 
     /// Tells the process log if it expires soon, or has.
     pub fn log_expiry(&self, door: &str, now: Timestamp) {
-        let Some(end) = self.0.load().end else { return };
+        let Some(end) = self.current.load().end else { return };
         let left = end.duration_since(now);
         if left.is_negative() {
             tracing::error!(target: STATE, %end, "the certificate of the {door} door has expired: clients reject it");
@@ -85,24 +124,11 @@ impl Certificate {
             tracing::warn!(target: STATE, %end, days, "the certificate of the {door} door expires soon: replace its file");
         }
     }
-
-    pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.0.load().config.clone())
-    }
 }
 
-/// When a certificate expires. webpki reveals that only in its error for an expired certificate, so it is verified as of the last
-/// possible date.
-fn end(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
-    // RFC 5280, section 4.1.2.5: the expiry date of a certificate that never expires.
-    const NEVER: Duration = Duration::from_secs(253_402_300_799);
-    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
-    let (then, usage) = (UnixTime::since_unix_epoch(NEVER), KeyUsage::server_auth());
-    match certificate.verify_for_usage(&[], &[], &[], then, usage, None, None) {
-        Err(webpki::Error::CertExpired { not_after, .. }) => {
-            i64::try_from(not_after.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok())
-        }
-        Ok(_) | Err(_) => None,
+impl CheckedCertificate {
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.config.clone())
     }
 }
 
@@ -124,7 +150,8 @@ fn certificates(path: &Path, files: &Snapshot) -> Result<Vec<CertificateDer<'sta
     Ok(all)
 }
 
-/// Trusts certificates issued by these authorities. Unless they are required, a client may also send a key instead of one.
+/// Trusts certificates issued by these authorities, unless one of the lists revokes them. Unless they are required, a client may also send a
+/// key instead of one.
 fn authorities(
     tls: &TlsFiles,
     path: &Path,
@@ -135,14 +162,31 @@ fn authorities(
     for certificate in certificates(path, files)? {
         roots.add(certificate).map_err(|error| file_error(path, &error))?;
     }
+    let lists: Vec<_> = tls.crl.iter().map(|path| revocation_list(path, files)).collect::<Result<Vec<_>, _>>()?;
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     let verifier = if tls.requires_client { verifier } else { verifier.allow_unauthenticated() };
-    verifier.build().map_err(|error| file_error(path, &error))
+    let verifier = verifier
+        .with_crls(lists.into_iter().flatten())
+        // An authority without a list revokes nothing.
+        .allow_unknown_revocation_status();
+    verifier.build().map_err(|error| match tls.crl.first() {
+        Some(list) if matches!(error, VerifierBuilderError::InvalidCrl(_)) => file_error(list, &error),
+        Some(_) | None => file_error(path, &error),
+    })
 }
 
-/// The caller names in a verified certificate: its DNS names and URIs (RFC 5280, section 4.2.1.6). The common name does not count,
-/// because an authority's name constraints do not apply to it.
-pub(super) fn certificate_names(chain: Option<&[CertificateDer<'_>]>) -> CertificateNames {
-    let certificate = webpki::EndEntityCert::try_from(chain?.first()?).ok()?;
-    Some(certificate.valid_dns_names().chain(certificate.valid_uri_names()).map(Box::from).collect())
+/// The certificate revocation lists in this file: PEM, or one in DER.
+fn revocation_list(path: &Path, files: &Snapshot) -> Result<Vec<CertificateRevocationListDer<'static>>, Error> {
+    /// The first byte of every list in DER, and of none in PEM.
+    const DER_SEQUENCE: u8 = 0x30;
+    let bytes = contents(path, files)?;
+    if bytes.first() == Some(&DER_SEQUENCE) {
+        return Ok(vec![CertificateRevocationListDer::from(bytes.to_vec())]);
+    }
+    let lists = CertificateRevocationListDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
+    let lists = lists.map_err(|error| file_error(path, &error))?;
+    if lists.is_empty() {
+        return Err(file_error(path, &"contains no revocation list (-----BEGIN X509 CRL-----)"));
+    }
+    Ok(lists)
 }

@@ -14,7 +14,7 @@ use http::{Request, Response, StatusCode};
 use tower::Service;
 
 use super::admit::policy::{Policy, bucket};
-use super::admit::{body, steps};
+use super::admit::{body, identify, steps};
 use super::outgoing::outgoing;
 use super::read::fetch::{fetch, fetch_ahead};
 use super::read::lookup::{LookupResult, ReadRequest, lookup};
@@ -26,7 +26,7 @@ use super::state::Gateway;
 use super::tags;
 use super::write::write;
 use crate::callers::SharedKind;
-use crate::door::{BusyGuard, CertificateNames, PeerConnection, RequestBody, Unreadable};
+use crate::door::{BusyGuard, PeerConnection, PeerIdentity, RequestBody, Unreadable};
 use crate::ids::RequestId;
 
 /// Answers the requests of one connection.
@@ -74,20 +74,22 @@ fn answer<B: RequestBody>(
 ) -> impl Future<Output = Response<AnswerBody>> + Send + use<B> {
     let busy = peer.busy(); // 1: the door has accepted it
     let mut recorder = RequestRecorder::start(&gateway, peer, &request);
-    let names = peer.names.clone();
+    let peer = peer.identity();
     let (head, body) = request.into_parts();
     // A block, not a function: a function's future would store its arguments twice.
     async move {
         let policy = gateway.policy(); // one snapshot for the whole life
         let lived =
-            AssertUnwindSafe(life(&gateway, &policy, &mut recorder, &head, body, (&names, &busy))).catch_unwind().await;
+            AssertUnwindSafe(life(&gateway, &policy, &mut recorder, &head, body, (&peer, &busy))).catch_unwind().await;
         let reply = lived.unwrap_or_else(|_| {
             gateway.metrics.faults.fetch_add(1, Ordering::Relaxed);
             Err(Refusal::Internal)
         });
         // A caller gets an answer only if its rights still cover it.
         let reply = match reply {
-            Ok(reply) if !policy.is_in_force() => recorder.recheck_rights(&gateway.policy()).map(|()| reply),
+            Ok(reply) if !policy.is_in_force() || recorder.may_have_ended() => {
+                recorder.recheck_rights(&gateway.policy()).map(|()| reply)
+            }
             reply => reply,
         };
         recorder.finish(reply, head.headers, busy) // 13
@@ -104,7 +106,7 @@ async fn life<B: RequestBody>(
     recorder: &mut RequestRecorder,
     head: &Parts,
     body: B,
-    (names, busy): (&CertificateNames, &BusyGuard),
+    (peer, busy): (&PeerIdentity, &BusyGuard),
 ) -> Result<Reply, Refusal> {
     recorder.room.as_ref().ok_or(Refusal::LogFull)?;
     steps::check_head(head, policy.limits())?;
@@ -112,10 +114,10 @@ async fn life<B: RequestBody>(
     let target = steps::target(&head.method, &head.uri, policy.limits())?;
     steps::no_key_in_query(policy, &head.headers, &target).inspect_err(|_| recorder.cut_path(&target.path))?;
     // 3 identify
-    steps::check_authority(policy, head, names).inspect_err(|_| recorder.cut_path(&target.path))?;
-    let credential = steps::identify(policy, &head.headers, names).inspect_err(|_| recorder.cut_path(&target.path))?;
+    let credential = identify::identify(policy, head, peer, &gateway.clock)
+        .inspect_err(|refusal| recorder.unidentified(refusal, &target.path))?;
     let caller = credential.caller();
-    recorder.identified(&credential);
+    recorder.identified(&credential, peer);
     let path: Arc<str> = Arc::from(&*target.path);
     recorder.record().path = (!path.is_empty()).then(|| path.clone().into());
     let (caller_id, share_holders) = (caller.state.id, &caller.state.share_holders);
@@ -147,7 +149,7 @@ async fn life<B: RequestBody>(
     let call = |goes: &str, within| AuthorizedRequest {
         id,
         caller: caller.clone(),
-        by: credential.id(),
+        by: credential.id(peer),
         row: row.clone(),
         index: matched.index,
         bucket: bucket(&matched),

@@ -8,7 +8,9 @@ pub(crate) mod etag;
 pub mod explain;
 pub(crate) mod forward;
 mod header_value;
+pub mod key_expiry;
 mod key_log;
+mod last_uses;
 pub mod life;
 #[cfg(test)]
 mod life_tests;
@@ -25,5 +27,6 @@ pub(crate) mod tags;
 mod write;
 
 pub use key_log::KeyLogAdapter;
+pub use last_uses::recall_last_uses;
 pub use response::AnswerBody;
 pub use state::{Engines, Gateway};

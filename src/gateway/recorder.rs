@@ -9,8 +9,9 @@ use bytes::Bytes;
 use http::header::{self, GetAll, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
+use super::admit::identify::{Credential, CredentialId};
 use super::admit::policy::{Caller, Policy};
-use super::admit::steps::{self, Credential, CredentialId, Rights};
+use super::admit::steps::{self, Rights};
 use super::outgoing::is_traceparent;
 use super::refusal::{Refusal, seconds};
 use super::refusal_tally::RefusedParty;
@@ -19,7 +20,7 @@ use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, Respon
 use super::state::Gateway;
 use crate::audit::{self, HeldRequestId, Kind, Record, RecordRoom};
 use crate::callers::{Remaining, SharedKind};
-use crate::door::{BusyGuard, PeerConnection};
+use crate::door::{BusyGuard, PeerConnection, PeerIdentity};
 use crate::ids::RequestId;
 use crate::shares::{HeldShare, ShareHolder};
 use crate::vocabulary::{Answer, Outcome};
@@ -65,7 +66,7 @@ impl RequestRecorder {
         let held_id = gateway.assign_request_id(headers.get(REQUEST_ID).map(HeaderValue::as_bytes), is_read, time);
         let mut record = Box::new(Record::new(Kind::Request, time));
         record.request = Some(*held_id.id());
-        record.peer = Some(audit::Peer::of(peer.address));
+        record.peer = Some(peer.address.map_or(audit::Peer::Unix(peer.uid), audit::Peer::Ip));
         record.method = Some(steps::cut_method(request.method()));
         record.trace = valid_traceparent(headers);
         Self {
@@ -102,6 +103,14 @@ impl RequestRecorder {
         self.record().path = (!path.is_empty()).then(|| audit::truncate(path, UNKNOWN_PATH_BYTES_MAX).into());
     }
 
+    /// The caller was not identified. If its key is known, the record names it.
+    pub(crate) fn unidentified(&mut self, refusal: &Refusal, path: &str) {
+        self.cut_path(path);
+        if let Refusal::Credential { why } = refusal {
+            self.record().key = why.key();
+        }
+    }
+
     /// Counts the record's room against the caller's share of the log's buffer.
     ///
     /// # Errors
@@ -112,18 +121,24 @@ impl RequestRecorder {
     }
 
     /// The caller was identified.
-    pub(crate) fn identified(&mut self, credential: &Credential<'_>) {
+    pub(crate) fn identified(&mut self, credential: &Credential<'_>, peer: &PeerIdentity) {
         let (record, caller) = (self.record(), credential.caller());
         record.caller = Some(caller.config.name.clone().into());
         if let Credential::Key(key, _) = credential {
             record.key = Some(key.key);
             key.last_used.store(record.time.as_millisecond(), Ordering::Relaxed);
         }
-        self.by = Some(credential.id());
+        record.credential = credential.kind();
+        self.by = Some(credential.id(peer));
         self.caller = Some(caller.clone());
     }
 
-    /// Checks the caller's rights under a policy that came into force after the request was authorized.
+    /// Whether the caller's credential may have ended since it was checked.
+    pub(crate) fn may_have_ended(&self) -> bool {
+        self.by.as_ref().is_some_and(CredentialId::ends_by_itself)
+    }
+
+    /// Checks the caller's rights under the policy in force, after the request was authorized.
     ///
     /// # Errors
     /// If they no longer cover the answer.
@@ -132,7 +147,8 @@ impl RequestRecorder {
         let (operation, organization) = (record.operation.clone(), record.organization);
         match (&self.by, &self.caller, operation) {
             (Some(by), Some(caller), Some(operation)) => {
-                steps::recheck_rights(policy, &Rights { by, caller, operation: &operation, organization })
+                let rights = Rights { by, caller, operation: &operation, organization };
+                steps::recheck_rights(policy, &rights, &self.gateway.clock)
             }
             _ => Ok(()),
         }

@@ -1,5 +1,6 @@
 //! Refusals: answers that the gateway gives itself. Each refusal is one value, one row of a table, one answer and one record.
 
+mod credential;
 mod headers;
 mod problem;
 mod samples;
@@ -16,6 +17,8 @@ use crate::ids::RequestId;
 use crate::quota::QuotaOutlook;
 use crate::shares::Shortage;
 use crate::upstream::{AttemptError, BreakerScope};
+
+pub use credential::CredentialFault;
 
 /// A refusal, with what its texts and headers need.
 #[expect(missing_docs, reason = "each variant's comment explains its fields")]
@@ -41,6 +44,8 @@ pub enum Refusal {
     NoKey,
     /// A key that no caller has.
     UnknownKey,
+    /// A credential that is known, but does not identify its caller.
+    Credential { why: CredentialFault },
     /// No operation of the catalogue has this path.
     NoOperation,
     /// The path has operations, but none with this method.
@@ -181,6 +186,12 @@ const fn row(status: StatusCode, code: &'static str, title: &'static str) -> Ref
     RefusalRow { status, code, title, is_own: false, stale_may_answer: false, retry_after: None, proxy_error: None }
 }
 
+impl From<CredentialFault> for Refusal {
+    fn from(why: CredentialFault) -> Self {
+        Self::Credential { why }
+    }
+}
+
 impl Refusal {
     /// The only place that maps refusals to HTTP. It has no `_` arm, and the README's table is generated from it.
     #[must_use]
@@ -201,6 +212,7 @@ impl Refusal {
             }
             Self::NoKey => row(StatusCode::UNAUTHORIZED, "MG111", "No key"),
             Self::UnknownKey => row(StatusCode::UNAUTHORIZED, "MG112", "Unknown key").own(),
+            Self::Credential { why } => why.row(),
             Self::NoOperation => row(StatusCode::NOT_FOUND, "MG121", "No such operation").own(),
             Self::NoMethod { .. } => row(StatusCode::METHOD_NOT_ALLOWED, "MG122", "Method not allowed"),
             Self::NotImplemented => row(StatusCode::NOT_IMPLEMENTED, "MG123", "Not implemented"),
@@ -315,6 +327,7 @@ impl Refusal {
                 "Send the caller's key as `Authorization: Token KEY` or `Authorization: Bearer KEY`.".to_owned()
             }
             Self::UnknownKey => "No caller has this key. Send a key of the gateway, not Make's token.".to_owned(),
+            Self::Credential { why } => why.detail(),
             Self::NoOperation => {
                 "No operation in the catalogue has this path: Make's begin with /api/v2/. An operator can add one as [[operation]]."
                     .to_owned()

@@ -35,7 +35,8 @@ pub(super) enum RefusedParty {
 enum PeerGroup {
     /// An IPv4 address, or an IPv6 /64 network: whoever has one of its addresses has them all.
     Network(IpAddr),
-    Unix,
+    /// The processes of one user.
+    Unix(Option<u32>),
     Others,
 }
 
@@ -44,7 +45,7 @@ impl PeerGroup {
         match peer {
             Peer::Ip(IpAddr::V6(address)) => Self::Network(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()),
             Peer::Ip(address @ IpAddr::V4(_)) => Self::Network(*address),
-            Peer::Unix(_) => Self::Unix,
+            Peer::Unix(uid) => Self::Unix(*uid),
             Peer::Several(_) => Self::Others,
         }
     }
@@ -53,7 +54,7 @@ impl PeerGroup {
         match self {
             Self::Network(address @ IpAddr::V4(_)) => Peer::Ip(address),
             Self::Network(address @ IpAddr::V6(_)) => Peer::Several(format!("{address}/64").into()),
-            Self::Unix => Peer::of(None),
+            Self::Unix(uid) => Peer::Unix(uid),
             Self::Others => Peer::Several("others".into()),
         }
     }
@@ -214,6 +215,7 @@ mod tests {
         assert_ne!(place("192.0.2.1"), place("192.0.2.2"));
         assert_eq!(place("2001:db8:0:1::5").peer().to_string(), "2001:db8:0:1::/64");
         assert_eq!(place("192.0.2.1").peer(), Peer::Ip("192.0.2.1".parse().unwrap()));
-        assert_eq!(PeerGroup::of(&Peer::of(None)).peer(), Peer::of(None));
+        assert_eq!(PeerGroup::of(&Peer::Unix(Some(1000))).peer(), Peer::Unix(Some(1000)));
+        assert_ne!(PeerGroup::of(&Peer::Unix(Some(1000))), PeerGroup::of(&Peer::Unix(None)));
     }
 }

@@ -8,8 +8,9 @@ use http::Method;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::admit::identify::CredentialId;
 use super::admit::policy::{Caller, Policy};
-use super::admit::steps::{self, CredentialId, Rights};
+use super::admit::steps::{self, Rights};
 use super::admit::target::Target;
 use super::refusal::Refusal;
 use super::state::Gateway;
@@ -47,17 +48,17 @@ impl AuthorizedRequest {
         clock.now().saturating_duration_since(self.read)
     }
 
-    /// Checks the caller's rights again, because revoking them takes effect at once.
+    /// Checks the caller's rights again, because they end at once when they are revoked or their credential expires.
     ///
     /// # Errors
     /// The refusal, if they no longer cover the request.
     pub(crate) fn recheck_rights(&self, gateway: &Gateway) -> Result<(), Refusal> {
-        if self.policy.is_in_force() {
+        if self.policy.is_in_force() && !self.by.ends_by_itself() {
             return Ok(());
         }
         let Self { by, caller, row, organization, .. } = self;
         let rights = Rights { by, caller, operation: &row.id, organization: *organization };
-        steps::recheck_rights(&gateway.policy(), &rights)
+        steps::recheck_rights(&gateway.policy(), &rights, &gateway.clock)
     }
 
     pub(crate) fn time_left(&self, clock: &Clock) -> Duration {

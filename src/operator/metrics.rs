@@ -21,6 +21,7 @@ use super::render::typed;
 use super::state::OperatorState;
 use crate::callers::SharedKind;
 use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
+use crate::ids::KeyId;
 use crate::process_log;
 use crate::shares::SharedLimit;
 use crate::upstream::BreakerStatus;
@@ -49,6 +50,7 @@ impl Collector for MetricsScrape {
         let mut writer = MetricsWriter(encoder);
         let state = &self.0;
         requests(&mut writer, state)?;
+        credentials(&mut writer, state)?;
         shares(&mut writer, state)?;
         upstream(&mut writer, state)?;
         quota(&mut writer, state)?;
@@ -138,6 +140,22 @@ fn requests(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
     writer.counters("makegate_unread_requests", help, unread)?;
     writer.count("makegate_faults", "Requests that failed for a fault of makegate's own", &metrics.faults)?;
     writer.counter("makegate_operator_key_failures", "Wrong operator keys", state.wrong_keys.total())
+}
+
+/// Keys that expire, and TLS handshakes that failed.
+fn credentials(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
+    let policy = state.gateway.policy();
+    let keys = policy.callers.iter().flat_map(|caller| caller.config.keys.iter().map(move |key| (caller, key)));
+    let ends = keys.filter_map(|(caller, key)| {
+        let (caller, id) = (caller.config.name.to_string(), KeyId::of(&key.hash).to_string());
+        Some(([("caller", caller), ("key", id)], seconds(key.expires.as_ref()?.at)))
+    });
+    writer.gauges("makegate_key_expires_timestamp_seconds", "When a caller's key expires, if ever", ends)?;
+    let failures = state.handshake_failures().into_iter().flat_map(|(door, counts)| {
+        let labels = move |reason: &str| [("door", door.to_owned()), ("reason", reason.to_owned())];
+        counts.into_iter().map(move |(why, count)| (labels(why.as_str()), count))
+    });
+    writer.counters("makegate_tls_handshake_failures", "TLS handshakes that failed, by door and reason", failures)
 }
 
 /// What callers share beside Make's quota.

@@ -14,7 +14,7 @@ use super::refusal::OperatorRefusal;
 use super::wrong_keys::WrongKeys;
 use crate::audit::{Peer, Record};
 use crate::config::{OperatorKey, Origins};
-use crate::door::{OpenDoor, PeerConnection, UnreadKind};
+use crate::door::{HandshakeFailure, OpenDoor, PeerConnection, UnreadKind};
 use crate::gateway::Gateway;
 use crate::reconcile::Reconciler;
 
@@ -167,5 +167,11 @@ impl OperatorState {
     pub(super) fn unread_requests(&self) -> Vec<(&'static str, UnreadKind, u64)> {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         doors.iter().flat_map(|(name, door)| door.unread_requests().map(|(kind, n)| (*name, kind, n))).collect()
+    }
+
+    /// The failed TLS handshakes so far, by door and reason.
+    pub(super) fn handshake_failures(&self) -> Vec<(&'static str, Vec<(HandshakeFailure, u64)>)> {
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        doors.iter().map(|(name, door)| (*name, door.handshake_failures())).collect()
     }
 }

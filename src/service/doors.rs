@@ -2,6 +2,7 @@
 
 use std::io;
 
+use jiff::Timestamp;
 use rustix::process::{Resource, getrlimit};
 
 use super::StartError;
@@ -36,18 +37,18 @@ impl DoorCertificates<CheckedCertificate> {
 
 impl DoorCertificates<Certificate> {
     /// Connections from now on use these. A door without a certificate stays without one.
-    pub(super) fn replace(&self, checked: DoorCertificates<CheckedCertificate>) {
+    pub(super) fn replace(&self, checked: DoorCertificates<CheckedCertificate>, now: Timestamp) {
         let pairs = [(&self.gateway, checked.gateway), (&self.operator, checked.operator)];
         for (certificate, checked) in pairs.into_iter().filter_map(|(old, new)| Some((old.as_ref()?, new?))) {
-            certificate.replace(checked);
+            certificate.replace(checked, now);
         }
     }
 
     /// Tells the process log which of them expire soon, or have expired.
-    pub(super) fn log_expiry(&self, clock: &Clock) {
+    pub(super) fn log_expiry(&self, now: Timestamp) {
         let named = [("gateway", &self.gateway), ("operator", &self.operator)];
         for (door, certificate) in named.into_iter().filter_map(|(door, own)| Some((door, own.as_ref()?))) {
-            certificate.log_expiry(door, clock.wall());
+            certificate.log_expiry(door, now);
         }
     }
 }
@@ -75,7 +76,8 @@ impl BoundDoors {
         let operator = &config.operator.listen;
         let operator = Door::bind(operator, certificates.operator, &limits(operators), clock, operator_tasks);
         let operator = operator.map_err(StartError::failed)?;
-        let gateway = Door::bind(&config.gateway.listen, certificates.gateway, &limits(callers), clock, tasks);
+        let (listen, access) = (&config.gateway.listen, &config.gateway.socket);
+        let gateway = Door::bind_with(listen, access, certificates.gateway, &limits(callers), clock, tasks);
         let gateway = gateway.map_err(StartError::failed)?;
         let listen = &config.metrics.listen;
         let metrics = (!listen.is_empty())

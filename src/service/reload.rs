@@ -205,10 +205,10 @@ impl ServiceInner {
                 None
             }
         };
-        self.certificates.replace(certificates);
-        self.certificates.log_expiry(&gateway.clock);
+        self.certificates.replace(certificates, gateway.clock.wall());
         gateway.quota.set_settings(quota_settings(&read.config));
         gateway.apply_config(read.config, upstream);
+        self.log_expiry();
         self.operator_state.set_operators(&operators);
         (read.origins, changes)
     }
@@ -268,6 +268,7 @@ fn prepare(
 fn check_fixed(before: &Config, after: &Config) -> Result<(), ReloadError> {
     let same = [
         ("gateway.listen", before.gateway.listen == after.gateway.listen),
+        ("gateway.socket", before.gateway.socket == after.gateway.socket),
         ("gateway.tls", before.gateway.tls.is_some() == after.gateway.tls.is_some()),
         ("operator.tls", before.operator.tls.is_some() == after.operator.tls.is_some()),
         ("metrics.listen", before.metrics.listen == after.metrics.listen),

@@ -25,6 +25,8 @@ pub struct Table<'d> {
     path: Arc<str>,
     place: TextSpan,
     entries: Option<&'d DeTable<'d>>,
+    /// Whether it is an element of a list, which is shown as one setting.
+    is_element: bool,
     known: RefCell<Vec<&'static str>>,
     has_any_keys: Cell<bool>,
 }
@@ -36,7 +38,8 @@ impl<'d> Table<'d> {
         place: TextSpan,
         entries: Option<&'d DeTable<'d>>,
     ) -> Self {
-        Self { notes, path, place, entries, known: RefCell::default(), has_any_keys: Cell::new(false) }
+        let (known, has_any_keys) = (RefCell::default(), Cell::new(false));
+        Self { notes, path, place, entries, is_element: false, known, has_any_keys }
     }
 
     /// Reads the table, then reports every key that was not asked for.
@@ -148,7 +151,7 @@ impl<'d> Table<'d> {
     }
 
     fn named(&self, key: Cow<'static, str>, key_place: TextSpan, value: &'d Spanned<DeValue<'d>>) -> TableItem<'d> {
-        TableItem { notes: self.notes, path: self.path.clone(), key, key_place, value }
+        TableItem { notes: self.notes, path: self.path.clone(), is_element: self.is_element, key, key_place, value }
     }
 
     /// All items of a table with arbitrary keys.
@@ -189,6 +192,28 @@ impl<'d> Table<'d> {
     /// The array `key`, without invalid elements.
     pub fn list<T>(&self, key: &'static str, kind: ValueKind<T>) -> Option<Vec<WithSpan<T>>> {
         self.item(key)?.list(kind)
+    }
+
+    /// The array `key`, whose elements are values of `kind` or tables for `read`, without invalid elements.
+    pub fn list_or_tables<T>(
+        &self,
+        key: &'static str,
+        kind: ValueKind<T>,
+        mut read: impl FnMut(&Table<'d>) -> Option<T>,
+    ) -> Option<Vec<WithSpan<T>>> {
+        let item = self.item(key)?;
+        item.set();
+        let mut read_element = |element: &'d Spanned<DeValue<'d>>| {
+            let value = match element.get_ref().as_table() {
+                Some(entries) => {
+                    let table = Table::new(self.notes, self.sub_path(key), element.span(), Some(entries));
+                    Table { is_element: true, ..table }.read(&mut read)
+                }
+                None => item.parse(element, kind, false),
+            };
+            value.map(|value| WithSpan { value, place: element.span() })
+        };
+        Some(item.elements(kind)?.iter().filter_map(&mut read_element).collect())
     }
 
     /// The value or array of values `key`; if left out, the single default.
@@ -234,7 +259,7 @@ impl<'d> Table<'d> {
             };
             let named = entries.get(name).and_then(|value| value.get_ref().as_str());
             let last = named.map_or_else(|| (index + 1).to_string(), str::to_owned);
-            let path = Arc::from(format!("{}.{last}", self.sub_path(key)));
+            let path = Arc::from(self.sub_path(&format!("{key}.{last}")));
             Some(Table::new(self.notes, path, element.span(), Some(entries)).read(&mut read))
         };
         elements.iter().enumerate().filter_map(&mut read_element).collect()
@@ -254,6 +279,7 @@ impl<'d> Table<'d> {
 pub struct TableItem<'d> {
     notes: &'d Diagnostics<'d>,
     path: Arc<str>,
+    is_element: bool,
     key: Cow<'static, str>,
     key_place: TextSpan,
     value: &'d Spanned<DeValue<'d>>,
@@ -295,15 +321,20 @@ impl<'d> TableItem<'d> {
     #[must_use]
     pub fn list<T>(&self, kind: ValueKind<T>) -> Option<Vec<WithSpan<T>>> {
         self.set();
+        let elements = self.elements(kind)?;
+        let placed = |element: &'d Spanned<DeValue<'d>>| {
+            self.parse(element, kind, false).map(|value| WithSpan { value, place: element.span() })
+        };
+        Some(elements.iter().filter_map(placed).collect())
+    }
+
+    fn elements<T>(&self, kind: ValueKind<T>) -> Option<&'d [Spanned<DeValue<'d>>]> {
         let DeValue::Array(elements) = self.value.get_ref() else {
             let message = format!("{} must be a list, not {}", self.key, described(self.value.get_ref()));
             self.wrong(self.place(), message, format!("write {} = [{}]", self.key, kind.example));
             return None;
         };
-        let placed = |element: &'d Spanned<DeValue<'d>>| {
-            self.parse(element, kind, false).map(|value| WithSpan { value, place: element.span() })
-        };
-        Some(elements.iter().filter_map(placed).collect())
+        Some(elements)
     }
 
     /// Reads the table with `read`.
@@ -323,6 +354,9 @@ impl<'d> TableItem<'d> {
     }
 
     fn set(&self) {
+        if self.is_element {
+            return;
+        }
         let written = SettingOrigin::At(self.place());
         self.notes.setting(Setting { path: self.path.clone(), key: self.key.clone(), written });
     }

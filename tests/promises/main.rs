@@ -14,6 +14,7 @@
 mod support;
 
 mod p01_token;
+mod p02_expiry;
 mod p02_lists;
 mod p02_revoked;
 mod p02_scope;

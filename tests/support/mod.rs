@@ -126,6 +126,11 @@ impl Plan {
         self
     }
 
+    /// The wall time of its clock.
+    pub(crate) fn now(&self) -> jiff::Timestamp {
+        self.clock.wall()
+    }
+
     pub(crate) fn text(&self, url: &str) -> String {
         let lines = |section: &str| -> String {
             self.sections.iter().filter(|(name, _)| *name == section).map(|(_, lines)| format!("{lines}\n")).collect()

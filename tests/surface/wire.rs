@@ -1,6 +1,7 @@
 //! What goes over the wire, byte by byte: headers of answers, headers that go upstream, targets, bodies, TLS.
 
 mod bodies;
+mod certificates;
 mod connections;
 mod headers;
 mod hosts;
@@ -12,6 +13,7 @@ mod preconditions;
 mod tags;
 mod targets;
 mod tls;
+mod unix;
 mod unread;
 
 use makegate::clock::Clock;

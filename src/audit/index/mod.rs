@@ -52,7 +52,7 @@ const CLOSE: Duration = Duration::from_secs(2);
 const NICE: i32 = 10;
 
 /// Version of the table layout.
-pub(crate) const VERSION: i64 = 4;
+pub(crate) const VERSION: i64 = 5;
 
 /// `blocks`: for each block, the number of its first record, where its lines are, the times they span (in
 /// microseconds), and their terms, sorted. `has`: blocks by term, grouped by [`part`]. `position`: how far the blocks
@@ -69,7 +69,7 @@ const TABLES: &str = "
     CREATE TABLE segments (segment INTEGER PRIMARY KEY, oldest INTEGER NOT NULL, newest INTEGER NOT NULL);
     CREATE TABLE position (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, seq INTEGER);
     INSERT INTO position VALUES (1, 0, 0, 0);
-    PRAGMA user_version = 4;
+    PRAGMA user_version = 5;
     COMMIT;
 ";
 

@@ -27,6 +27,7 @@ enum TermColumn {
     Answer,
     Kind,
     Intent,
+    Key,
 }
 
 pub(crate) type Term = i64;
@@ -50,6 +51,9 @@ pub(crate) fn of(record: &Record<'_>, mut add: impl FnMut(Term)) {
     text(TermColumn::Kind, record.kind.map(Kind::as_str));
     let is_near = |id: &&str| made_ms(id).is_some_and(|ms| (ms - record.time.as_millisecond()).abs() <= NEAR_MS);
     text(TermColumn::Request, record.request.as_ref().map(RequestId::as_str).filter(|id| !is_near(id)));
+    if let Some(key) = record.key {
+        add(term(TermColumn::Key, key.as_bytes()));
+    }
     if let Some(intent) = record.intent {
         add(intent_term(intent));
     }
@@ -68,6 +72,7 @@ pub(crate) fn wanted(filter: &Filter) -> Vec<Term> {
     let organization = filter.organization.map(|id| term(TermColumn::Organization, &id.to_be_bytes()));
     let terms = [
         filter.intent.map(intent_term),
+        filter.key.map(|key| term(TermColumn::Key, key.as_bytes())),
         text(TermColumn::Caller, filter.caller.as_deref()),
         organization,
         text(TermColumn::Operation, filter.operation.as_deref()),

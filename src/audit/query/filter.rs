@@ -9,7 +9,7 @@ use memchr::memmem::Finder;
 
 use crate::audit::record::Kind;
 use crate::audit::record::Record;
-use crate::ids::RequestId;
+use crate::ids::{KeyId, RequestId};
 use crate::vocabulary::Answer;
 
 /// Default number of records per page.
@@ -18,8 +18,9 @@ pub const LIMIT_DEFAULT: usize = 100;
 pub const LIMIT_MAX: usize = 10_000;
 
 /// Names of the filter parameters.
-pub const FILTERS: [&str; 12] = [
+pub const FILTERS: [&str; 13] = [
     "caller",
+    "key",
     "operation",
     "organization",
     "status",
@@ -68,6 +69,8 @@ impl StatusFilter {
 pub struct Filter {
     /// Caller's name.
     pub caller: Option<Arc<str>>,
+    /// The caller's key.
+    pub key: Option<KeyId>,
     /// Operation id.
     pub operation: Option<Arc<str>>,
     /// Organization id.
@@ -96,6 +99,7 @@ impl Default for Filter {
     fn default() -> Self {
         Self {
             caller: None,
+            key: None,
             operation: None,
             organization: None,
             status: None,
@@ -143,6 +147,10 @@ impl Filter {
     fn set(&mut self, name: &str, value: &str, now: Timestamp) -> Result<(), String> {
         match name {
             "caller" => self.caller = Some(name_of(value, "a caller's name")?),
+            "key" => {
+                let expected = "a key as in records: the first 8 hex digits of its hash";
+                self.key = Some(KeyId::parse(value).ok_or_else(|| write(value, expected))?);
+            }
             "operation" => self.operation = Some(name_of(value, "an operation such as organizations.get")?),
             "organization" => self.organization = Some(number(value, "an organization's id such as 11")?),
             "status" => {
@@ -183,6 +191,7 @@ impl Filter {
         let is = |wanted: Option<&str>, text: Option<&str>| wanted.is_none_or(|wanted| text == Some(wanted));
         let in_range = |range: (u16, u16)| record.status.is_some_and(|status| (range.0..=range.1).contains(&status));
         is(self.caller.as_deref(), record.caller.as_deref())
+            && self.key.is_none_or(|wanted| record.key == Some(wanted))
             && is(self.operation.as_deref(), record.operation.as_deref())
             && self.organization.is_none_or(|wanted| record.organization == Some(wanted))
             && self.status.is_none_or(|wanted| in_range(wanted.range()))
@@ -281,7 +290,7 @@ mod tests {
     fn errors_say_what_to_write() {
         let message = |name, value| parse(&[(name, value)]).unwrap_err();
         assert_eq!(message("calller", "x"), "calller: no such filter; did you mean caller?");
-        assert!(message("colour", "x").starts_with("colour: no such filter; the filters are caller, operation"));
+        assert!(message("colour", "x").starts_with("colour: no such filter; the filters are caller, key, operation"));
         assert_eq!(
             message("kind", "write"),
             "kind: \"write\" is not valid here; write one of request, intent, outcome, settlement, event, refusals"

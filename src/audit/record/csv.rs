@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::ids::escape_invisible_in_lines;
 
 /// The columns: every field of a record, in the order of the documentation.
-pub const COLUMNS: [&str; 35] = [
+pub const COLUMNS: [&str; 36] = [
     "seq",
     "time",
     "kind",
@@ -13,6 +13,7 @@ pub const COLUMNS: [&str; 35] = [
     "request",
     "caller",
     "key",
+    "credential",
     "operator",
     "peer",
     "operation",

@@ -155,7 +155,7 @@ mod tests {
     use crate::audit::{CountedRefusals, FieldHashes, Kind, Peer};
     use crate::hash;
     use crate::ids::{Fingerprint, KeyId, RequestId, is_invisible};
-    use crate::vocabulary::{Answer, Outcome};
+    use crate::vocabulary::{Answer, CredentialKind, Outcome};
 
     fn full() -> Record<'static> {
         let members = serde_json::from_str(r#"{"cols[]": ["id", "name"], "wait": "true"}"#).unwrap();
@@ -164,6 +164,7 @@ mod tests {
             request: RequestId::parse(b"0197c9a0-req"),
             caller: Some("billing".into()),
             key: Some(KeyId::of(&[0xab; 32])),
+            credential: Some(CredentialKind::Token),
             operator: Some("anna".into()),
             peer: Some(Peer::Ip(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 4)))),
             operation: Some("payments.create".into()),
@@ -208,7 +209,7 @@ mod tests {
     fn the_line_of_a_record_with_everything() {
         let golden = concat!(
             r#"{"seq":42,"time":"2026-07-01T12:00:00.500000Z","kind":"outcome","intent":41,"request":"0197c9a0-req","#,
-            r#""caller":"billing","key":"abababab","operator":"anna","peer":"203.0.113.4","operation":"payments.create","#,
+            r#""caller":"billing","key":"abababab","credential":"token","operator":"anna","peer":"203.0.113.4","operation":"payments.create","#,
             r#""organization":11,"method":"POST","path":"/api/v2/organizations/11/payments","#,
             r#""query":{"cols[]":["id","name"],"wait":"true"},"fields":{"price":3},"status":200,"#,
             r#""answer":"forwarded","refusal":"MG401","filled_by":"r0","attempts":2,"upstream_status":201,"#,

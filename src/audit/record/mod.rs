@@ -10,7 +10,6 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use http::Method;
 use jiff::Timestamp;
@@ -20,7 +19,7 @@ use serde_json::value::RawValue;
 use self::field_hashes::FieldHashes;
 use self::text::{Text, lenient};
 use crate::ids::{Fingerprint, KeyId, RequestId};
-use crate::vocabulary::{Answer, Outcome, word_enum};
+use crate::vocabulary::{Answer, CredentialKind, Outcome, word_enum};
 
 word_enum! {
     /// What a record is about.
@@ -45,8 +44,8 @@ word_enum! {
 pub enum Peer {
     /// An address.
     Ip(IpAddr),
-    /// A Unix socket, as text (`unix`, `unix:uid=1000`).
-    Unix(Arc<str>),
+    /// A Unix socket, with the user id of its process if known (`unix`, `unix:uid=1000`).
+    Unix(Option<u32>),
     /// Several addresses, as text (`2001:db8::/64`, `others`).
     Several(Box<str>),
 }
@@ -55,7 +54,7 @@ impl Peer {
     /// The peer at this address, or at a Unix socket if there is none.
     #[must_use]
     pub fn of(address: Option<IpAddr>) -> Self {
-        address.map_or_else(|| Self::Unix("unix".into()), Self::Ip)
+        address.map_or(Self::Unix(None), Self::Ip)
     }
 }
 
@@ -63,7 +62,8 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(ip) => ip.fmt(f),
-            Self::Unix(words) => f.write_str(words),
+            Self::Unix(None) => f.write_str("unix"),
+            Self::Unix(Some(uid)) => write!(f, "unix:uid={uid}"),
             Self::Several(words) => f.write_str(words),
         }
     }
@@ -83,8 +83,8 @@ impl Serialize for Peer {
                 }
                 serializer.serialize_str(text)
             }),
-            Self::Unix(text) => serializer.serialize_str(text),
             Self::Several(text) => serializer.serialize_str(text),
+            Self::Unix(_) => serializer.collect_str(self),
         }
     }
 }
@@ -129,9 +129,12 @@ pub struct Record<'l> {
     /// The caller's name.
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub caller: Option<Text<'l>>,
-    /// The key that the caller, or the operator, used.
-    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    /// The key that the caller or the operator used, or the beginning of the hash of the caller's token.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyId>,
+    /// What identified the caller, if not a key.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<CredentialKind>,
     /// The operator who did it, on events and settlements.
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub operator: Option<Text<'l>>,
@@ -268,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_line_of_another_version_is_still_a_record() {
-        let line = br#"{"seq":7,"time":"2026-07-01T12:00:00Z","kind":"dream","request":"a b","caller":"x\ny","key":5,"peer":{},
+        let line = br#"{"seq":7,"time":"2026-07-01T12:00:00Z","kind":"dream","request":"a b","caller":"x\ny","key":"5","peer":{},
             "method":"?","status":null,"answer":"guessed","refusal":"MG999","outcome":"lost","fingerprint":"12","trace":[],"codes":7,"new":1}"#;
         let record = Record::parse(line).unwrap();
         assert_eq!((record.seq, record.caller.as_deref(), record.refusal.as_deref()), (7, Some("x\ny"), Some("MG999")));

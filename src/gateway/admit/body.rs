@@ -98,12 +98,15 @@ fn check(row: &Operation, headers: &HeaderMap, body: Bytes) -> Result<Bytes, Ref
 /// The body must be JSON if the operation takes an object. It must not be encoded, because `Content-Encoding` is not forwarded.
 fn check_type(row: &Operation, headers: &HeaderMap) -> Result<(), Refusal> {
     let plain = headers.get(CONTENT_ENCODING).is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
-    let json = |value: &HeaderValue| {
-        let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        kind == "application/json" || kind.ends_with("+json")
-    };
-    let fits = row.body == BodyKind::Any || headers.get(CONTENT_TYPE).is_none_or(json);
+    let fits = row.body == BodyKind::Any || headers.get(CONTENT_TYPE).is_none_or(is_json);
     if plain && fits { Ok(()) } else { Err(Refusal::NotJson) }
+}
+
+/// Whether this `Content-Type` is JSON.
+pub(super) fn is_json(content_type: &HeaderValue) -> bool {
+    let kind =
+        content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind == "application/json" || kind.ends_with("+json")
 }
 
 fn check_object(body: &[u8]) -> Result<(), Refusal> {

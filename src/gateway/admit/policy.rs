@@ -3,17 +3,21 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::HeaderValue;
+use jiff::Timestamp;
 
 use crate::cache;
 use crate::callers::{CallerState, Callers, LastUsed};
 use crate::catalogue::openapi::openapi;
 use crate::catalogue::{BucketKind, Catalogue, MatchedOperation, Operation};
-use crate::config::{self, Config, Limits, Scope, TlsFiles};
+use crate::clock::Clock;
+use crate::config::{self, Config, KeyConfig, Limits, Network, Scope, TlsFiles};
+use crate::gateway::refusal::CredentialFault;
 use crate::ids::{KeyHash, KeyId};
 use crate::quota::BucketId;
 
@@ -86,6 +90,48 @@ pub struct CallerKey {
     pub key: KeyId,
     /// When it was last used.
     pub last_used: LastUsed,
+    /// When and from where it may be used; `None`: always and from anywhere.
+    terms: Option<Arc<KeyTerms>>,
+}
+
+#[derive(Debug)]
+struct KeyTerms {
+    expires: Option<Timestamp>,
+    from: Vec<Network>,
+}
+
+impl CallerKey {
+    fn new(caller: &Arc<Caller>, config: &KeyConfig) -> Self {
+        let key = KeyId::of(&config.hash);
+        let KeyConfig { expires, from, .. } = config;
+        let has_terms = expires.is_some() || !from.is_empty();
+        let terms = has_terms
+            .then(|| Arc::new(KeyTerms { expires: expires.as_ref().map(|expiry| expiry.at), from: from.clone() }));
+        Self { caller: caller.clone(), key, last_used: caller.state.last_used(key), terms }
+    }
+
+    /// When it expires, if ever.
+    #[must_use]
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.terms.as_ref()?.expires
+    }
+
+    /// Checks that it may be used now, and from this peer (`None`: a Unix socket).
+    ///
+    /// # Errors
+    /// If it may not. From elsewhere nobody learns whether it has expired.
+    pub fn check(&self, address: Option<IpAddr>, clock: &Clock) -> Result<(), CredentialFault> {
+        let (Some(terms), key) = (&self.terms, self.key) else { return Ok(()) };
+        if !terms.from.is_empty()
+            && !address.is_some_and(|address| terms.from.iter().any(|from| from.contains(address)))
+        {
+            return Err(CredentialFault::KeyFromElsewhere { key });
+        }
+        match terms.expires.filter(|expires| *expires <= clock.wall()) {
+            Some(since) => Err(CredentialFault::KeyExpired { key, since }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// SHA-256 hashes are uniform already, so their first bytes serve as the hash.
@@ -114,6 +160,8 @@ pub struct Policy {
     /// All callers, in the configuration's order.
     pub callers: Vec<Arc<Caller>>,
     keys: HashMap<KeyHash, CallerKey, BuildHasherDefault<FirstBytes>>,
+    /// Callers by the user ids that identify them over a Unix socket.
+    uids: HashMap<u32, Arc<Caller>>,
     /// Callers by name, if certificates may identify callers.
     names: HashMap<Arc<str>, Arc<Caller>>,
     /// How each row's answers are stored, by index; `None` if they are not.
@@ -133,12 +181,11 @@ impl Policy {
         let all_callers: Vec<_> =
             config.callers.iter().map(|caller| Arc::new(profiles.caller(caller, callers))).collect();
         let mut keys = HashMap::with_capacity_and_hasher(all_callers.len(), BuildHasherDefault::default());
+        let mut uids = HashMap::new();
         let (mut unscoped_callers, mut callers_by_organization) = (0, HashMap::new());
         for caller in &all_callers {
-            for hash in &caller.config.keys {
-                let key = KeyId::of(hash);
-                keys.insert(*hash, CallerKey { caller: caller.clone(), key, last_used: caller.state.last_used(key) });
-            }
+            keys.extend(caller.config.keys.iter().map(|key| (key.hash, CallerKey::new(caller, key))));
+            uids.extend(caller.config.uids.iter().map(|uid| (*uid, caller.clone())));
             match &caller.config.organizations {
                 Scope::All => unscoped_callers += 1,
                 Scope::Only(ids) => ids.iter().for_each(|id| *callers_by_organization.entry(*id).or_default() += 1),
@@ -155,6 +202,7 @@ impl Policy {
         Self {
             callers: all_callers,
             keys,
+            uids,
             names,
             store_policies,
             unscoped_callers,
@@ -202,6 +250,12 @@ impl Policy {
     /// Callers that a certificate with these names identifies: none, one or several.
     pub fn certified<'p>(&'p self, names: &[Box<str>]) -> impl Iterator<Item = &'p Arc<Caller>> {
         names.iter().filter_map(|name| self.names.get(&**name))
+    }
+
+    /// Looks up the caller that this user id identifies.
+    #[must_use]
+    pub fn caller_of_uid(&self, uid: u32) -> Option<&Arc<Caller>> {
+        self.uids.get(&uid)
     }
 
     /// Looks up a caller by name.

@@ -1,27 +1,25 @@
 //! Steps 2 to 6: from a request head to an admitted caller. None of them waits, spends quota, or allocates without need.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderMap};
 use http::request::Parts;
 use http::{Method, Uri};
 
-use super::policy::{Caller, CallerKey, Policy};
+use super::identify::{CredentialId, scheme_and_key};
+use super::policy::{Caller, Policy};
 use super::target::{CacheKeyPlan, QueryPair, Target, decoded};
 use crate::callers::{Remaining, SharedKind};
 use crate::catalogue::{MatchedOperation, NoMatch, Operation};
+use crate::clock::Clock;
 use crate::config::{Limits, Scope};
-use crate::door::{self, BadAuthority, CertificateNames, RequestAuthority};
+use crate::door;
 use crate::gateway::refusal::Refusal;
 use crate::hash;
-use crate::ids::KeyHash;
 use crate::shares::{HeldShare, Shortage};
 
 /// Maximum length of a method. No operation has a longer one, and records store no more of it.
 pub(crate) const METHOD_BYTES_MAX: usize = 32;
-/// Maximum length of a key: hashing is cheap only if its input is bounded.
-const KEY_BYTES_MAX: usize = 512;
 /// Query values shorter than this are not looked up as keys: hashing them all would burden every hit.
 const KEY_BYTES_MIN: usize = 16;
 /// Names of query parameters in which clients send keys.
@@ -74,90 +72,6 @@ pub fn no_key_in_query(policy: &Policy, headers: &HeaderMap, target: &Target<'_>
     if target.query.iter().any(is_key) { Err(Refusal::KeyInQuery) } else { Ok(()) }
 }
 
-/// Step 3: the request is for this door. With a certificate, which a browser shows to whatever page asks, the host must be one of the
-/// door's even if the configuration names none.
-///
-/// # Errors
-/// If it does not name exactly one host, or names another one.
-pub fn check_authority(policy: &Policy, head: &Parts, names: &CertificateNames) -> Result<(), Refusal> {
-    if head.method == Method::CONNECT {
-        return Ok(()); // its target is an authority; step 4 refuses it
-    }
-    let gateway = &policy.config.gateway;
-    let authority = RequestAuthority::of(&head.uri, &head.headers).map_err(|bad| match bad {
-        BadAuthority::Missing => "The request names no host: send one Host header",
-        BadAuthority::Double => "The request names two hosts: send one Host header, the same as in the target",
-        BadAuthority::Malformed => "The host is not a name or an address with an optional port",
-    });
-    let is_open = gateway.names.is_empty() && names.is_none();
-    match authority {
-        Ok(authority) if is_open || authority.is_of_door(&gateway.listen, &gateway.names) => Ok(()),
-        Ok(_) => Err("The host is not one of this door's; an operator can add it to gateway.names"),
-        Err(why) => Err(why),
-    }
-    .map_err(|why| Refusal::BadAuthority { why })
-}
-
-/// Step 3: identify the caller. `names` are those in the peer's certificate.
-///
-/// # Errors
-/// If there is no credential, more than one, or an unknown key.
-pub fn identify<'p>(
-    policy: &'p Policy,
-    headers: &HeaderMap,
-    names: &'p CertificateNames,
-) -> Result<Credential<'p>, Refusal> {
-    let mut given = headers.get_all(AUTHORIZATION).iter();
-    let mut certified = policy.certified(names.as_deref().unwrap_or_default());
-    let (credential, certified_as) = (given.next(), certified.next());
-    let is_another = |caller| certified_as.is_some_and(|first| !Arc::ptr_eq(first, caller));
-    if given.next().is_some() || (credential.is_some() && certified_as.is_some()) || certified.any(is_another) {
-        return Err(Refusal::TwoCredentials);
-    }
-    match (credential, certified_as) {
-        (None, Some(caller)) => Ok(Credential::Certificate(caller, names)),
-        (credential, _) => identify_by_key(policy, credential.ok_or(Refusal::NoKey)?),
-    }
-}
-
-/// How a caller was identified.
-#[derive(Debug)]
-pub enum Credential<'p> {
-    /// By this key, with its hash.
-    Key(&'p CallerKey, KeyHash),
-    /// By a certificate with these names.
-    Certificate(&'p Arc<Caller>, &'p CertificateNames),
-}
-
-impl Credential<'_> {
-    /// The caller that it identifies.
-    #[must_use]
-    pub fn caller(&self) -> &Arc<Caller> {
-        match self {
-            Self::Key(known, _) => &known.caller,
-            Self::Certificate(caller, _) => caller,
-        }
-    }
-
-    /// What identifies the caller in another policy.
-    #[must_use]
-    pub fn id(&self) -> CredentialId {
-        match self {
-            Self::Key(_, hash) => CredentialId::Key(*hash),
-            Self::Certificate(_, names) => CredentialId::Certificate((*names).clone()),
-        }
-    }
-}
-
-/// A caller's credential, independent of any policy.
-#[derive(Clone, Debug)]
-pub enum CredentialId {
-    /// The key with this hash.
-    Key(KeyHash),
-    /// A certificate with these names.
-    Certificate(CertificateNames),
-}
-
 /// What a request was authorized for. The policy may have changed since.
 #[derive(Clone, Copy, Debug)]
 pub struct Rights<'r> {
@@ -171,17 +85,18 @@ pub struct Rights<'r> {
     pub organization: Option<u64>,
 }
 
-/// Repeats steps 3 to 5 under a policy that came into force after the request was authorized.
+/// Repeats steps 3 to 5 after the request was authorized: under a policy that came into force since, or because the credential may have
+/// ended.
 ///
 /// # Errors
-/// If the key is gone or belongs to another caller, the operation is gone, or the grants or the scope no longer cover the request.
-pub fn recheck_rights(policy: &Policy, rights: &Rights<'_>) -> Result<(), Refusal> {
+/// If the credential is gone, has ended or belongs to another caller, the operation is gone, or the grants or the scope no longer cover
+/// the request.
+pub fn recheck_rights(policy: &Policy, rights: &Rights<'_>, clock: &Clock) -> Result<(), Refusal> {
     let (name, before) = (&rights.caller.config.name, &rights.caller.config.organizations);
-    let caller = match rights.by {
-        CredentialId::Key(hash) => policy.caller_key(hash).map(|known| &known.caller),
-        CredentialId::Certificate(names) => policy.certified(names.as_deref().unwrap_or_default()).next(),
-    };
-    let caller = caller.filter(|caller| caller.config.name == *name).ok_or(Refusal::UnknownKey)?;
+    let caller = rights.by.caller(policy, clock)?;
+    if caller.config.name != *name {
+        return Err(Refusal::UnknownKey);
+    }
     let row = policy.catalogue().row(rights.operation).ok_or(Refusal::NoOperation)?;
     check_grant(caller.config.grants.cover(&row.grant), row)?;
     let scope = &caller.config.organizations;
@@ -192,25 +107,6 @@ pub fn recheck_rights(policy: &Policy, rights: &Rights<'_>) -> Result<(), Refusa
         (Scope::Only(ids), true) => ids.iter().try_for_each(|id| check_scope(scope, row, Some(*id))),
         (_, false) => Ok(()),
     }
-}
-
-fn identify_by_key<'p>(policy: &'p Policy, credential: &HeaderValue) -> Result<Credential<'p>, Refusal> {
-    let (scheme, key) = scheme_and_key(credential).ok_or(Refusal::NoKey)?;
-    if !(scheme.eq_ignore_ascii_case(b"token") || scheme.eq_ignore_ascii_case(b"bearer")) || key.is_empty() {
-        return Err(Refusal::NoKey);
-    }
-    if key.len() > KEY_BYTES_MAX {
-        return Err(Refusal::UnknownKey);
-    }
-    let hash = hash::sha256(key);
-    let known = policy.caller_key(&hash).ok_or(Refusal::UnknownKey)?;
-    Ok(Credential::Key(known, hash))
-}
-
-fn scheme_and_key(credential: &HeaderValue) -> Option<(&[u8], &[u8])> {
-    let bytes = credential.as_bytes();
-    let (scheme, key) = bytes.split_at_checked(memchr::memchr(b' ', bytes)?)?;
-    Some((scheme, key.trim_ascii()))
 }
 
 /// Could any operation have this method?

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{Refusal, list, seconds};
 
@@ -48,11 +48,11 @@ impl Refusal {
         if let Some(error) = self.proxy_error() {
             put("proxy-status", format!("makegate; error={error}"));
         }
+        if self.row().status == StatusCode::UNAUTHORIZED {
+            put("www-authenticate", "Token realm=\"makegate\", Bearer realm=\"makegate\"".to_owned());
+        }
         match self {
             Self::NoMethod { allowed } => put("allow", list(allowed)),
-            Self::NoKey | Self::UnknownKey => {
-                put("www-authenticate", "Token realm=\"makegate\", Bearer realm=\"makegate\"".to_owned())
-            }
             Self::NoQuota { outlook } | Self::QuotaQueueFull { outlook } => {
                 put("ratelimit-policy", format!("\"quota\";q={};w=60", outlook.limit));
                 put("ratelimit", format!("\"quota\";r=0;t={}", seconds(outlook.after)));

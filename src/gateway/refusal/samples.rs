@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use jiff::Timestamp;
 
 use super::super::admit::target::Ambiguity;
-use super::Refusal;
+use super::{CredentialFault, Refusal};
 use crate::callers::SharedKind;
 use crate::clock::Clock;
-use crate::ids::RequestId;
+use crate::ids::{KeyId, RequestId};
 use crate::quota::{QuotaOutlook, WaitsFor};
 use crate::shares::Shortage;
 use crate::upstream::{AttemptError, BreakerScope, ProxyError};
@@ -25,6 +26,7 @@ impl Refusal {
 }
 
 fn of_callers() -> Vec<Refusal> {
+    let key = KeyId::of(&[0; 32]);
     vec![
         Refusal::Ambiguous { why: Ambiguity::EmptySegment },
         Refusal::TargetTooLong { bytes_max: 8000 },
@@ -36,12 +38,16 @@ fn of_callers() -> Vec<Refusal> {
         Refusal::HeadTooLarge { bytes_max: 32 << 10, fields_max: 64 },
         Refusal::NoKey,
         Refusal::UnknownKey,
+        CredentialFault::KeyExpired { key, since: Timestamp::constant(1_801_440_000, 0) }.into(),
+        CredentialFault::KeyFromElsewhere { key }.into(),
+        CredentialFault::CertificateOfNobody { names: [Box::from("tool.internal")].into() }.into(),
         Refusal::NoOperation,
         Refusal::NoMethod { allowed: vec![Method::GET, Method::HEAD, Method::POST] },
         Refusal::NotImplemented,
         Refusal::NotGranted { grant: "usage:read".to_owned() },
         Refusal::OutOfScope { organization: 11 },
         Refusal::Unscoped,
+        CredentialFault::ForeignPage { why: "`Origin` must be this door's own" }.into(),
     ]
 }
 

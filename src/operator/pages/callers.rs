@@ -14,8 +14,9 @@ use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
-use crate::config::{Grants, Scope};
+use crate::config::{Grants, KeyConfig, Scope};
 use crate::gateway::admit::policy::Caller;
+use crate::gateway::key_expiry::KeyExpiry;
 use crate::ids::KeyId;
 use crate::vocabulary::Answer;
 
@@ -34,7 +35,8 @@ pub(crate) struct CallerRow {
     pub(crate) rate: String,
     burst: u32,
     may_refresh: bool,
-    keys: Vec<CallerKeyRow>,
+    pub(crate) keys: Vec<CallerKeyRow>,
+    uids: Vec<u32>,
     pub(crate) requests: u64,
     pub(crate) refused: u64,
     under_way: u64,
@@ -47,9 +49,17 @@ pub(crate) struct CallerRow {
 /// Counts by the words of [`Answer`], without those that are 0.
 pub(crate) type AnswerCounts = BTreeMap<&'static str, u64>;
 
+/// One of a caller's keys.
 #[derive(Debug, Serialize)]
-struct CallerKeyRow {
+pub(crate) struct CallerKeyRow {
     key: String,
+    /// The last day or moment, as configured.
+    expires: Option<Arc<str>>,
+    /// Where it may be used from; empty: from anywhere.
+    from: Vec<String>,
+    note: Option<Arc<str>>,
+    /// `expires soon` (within 14 days) or `expired`.
+    pub(crate) warning: Option<&'static str>,
     last_used: Option<Timestamp>,
 }
 
@@ -60,10 +70,11 @@ pub(crate) async fn callers(State(state): State<Arc<OperatorState>>, view: PageV
 
 /// The same, for other pages.
 pub(crate) fn caller_rows(state: &OperatorState) -> Vec<CallerRow> {
-    state.gateway.policy().callers.iter().map(|caller| caller_row(caller.as_ref())).collect()
+    let now = state.gateway.clock.wall();
+    state.gateway.policy().callers.iter().map(|caller| caller_row(caller.as_ref(), now)).collect()
 }
 
-fn caller_row(caller: &Caller) -> CallerRow {
+fn caller_row(caller: &Caller, now: Timestamp) -> CallerRow {
     let config = &caller.config;
     let (mut answers, mut operations) = (AnswerCounts::new(), BTreeMap::<Arc<str>, AnswerCounts>::new());
     for (operation, source, count) in caller.state.counts() {
@@ -84,7 +95,8 @@ fn caller_row(caller: &Caller) -> CallerRow {
         rate: config.rate.to_string(),
         burst: config.burst,
         may_refresh: config.may_refresh,
-        keys: config.keys.iter().map(|hash| key(caller, KeyId::of(hash))).collect(),
+        keys: config.keys.iter().map(|key| key_row(caller, key, now)).collect(),
+        uids: config.uids.clone(),
         requests: answers.values().sum(),
         refused: answers.get(Answer::Refused.as_str()).copied().unwrap_or(0),
         under_way: caller.state.under_way(),
@@ -93,10 +105,26 @@ fn caller_row(caller: &Caller) -> CallerRow {
     }
 }
 
-fn key(caller: &Caller, key: KeyId) -> CallerKeyRow {
+fn key_row(caller: &Caller, config: &KeyConfig, now: Timestamp) -> CallerKeyRow {
+    let key = KeyId::of(&config.hash);
     let used_ms = caller.state.last_used(key).load(Ordering::Relaxed);
-    let last_used = Timestamp::from_millisecond(used_ms).ok().filter(|_| used_ms > 0);
-    CallerKeyRow { key: key.to_string(), last_used }
+    CallerKeyRow {
+        key: key.to_string(),
+        expires: config.expires.as_ref().map(|expiry| expiry.written.clone()),
+        from: config.from.iter().map(ToString::to_string).collect(),
+        note: config.note.clone(),
+        warning: KeyExpiry::of(config, now).map(KeyExpiry::as_str),
+        last_used: Timestamp::from_millisecond(used_ms).ok().filter(|_| used_ms > 0),
+    }
+}
+
+impl CallerKeyRow {
+    fn text(&self) -> String {
+        let note = self.note.iter().map(|note| note.to_string());
+        let end = self.expires.iter().map(|at| format!("{} {at}", self.warning.unwrap_or("expires")));
+        let about: Vec<String> = note.chain(end).collect();
+        if about.is_empty() { self.key.clone() } else { format!("{} ({})", self.key, about.join("; ")) }
+    }
 }
 
 impl Page for CallersPage {
@@ -117,14 +145,14 @@ impl Page for CallersPage {
         ];
         let row = |caller: &CallerRow| {
             let ids = |ids: &Vec<u64>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
-            let keys: Vec<&str> = caller.keys.iter().map(|key| &*key.key).collect();
+            let keys: Vec<String> = caller.keys.iter().map(CallerKeyRow::text).collect();
             vec![
                 caller.name.to_string(),
                 caller.grants.join(" "),
                 caller.organizations.as_ref().map_or_else(|| "all".to_owned(), ids),
                 caller.rate.clone(),
                 caller.burst.to_string(),
-                keys.join(" "),
+                keys.join(", "),
                 cell(caller.keys.iter().filter_map(|key| key.last_used).max()),
                 caller.requests.to_string(),
                 caller.refused.to_string(),

@@ -166,6 +166,9 @@ impl OverviewPage {
             @if !self.ready { p.warn { "Not ready: see " a href="/readyz?verbose" { "readiness" } "." } }
             @if self.upstream != "closed" { p.warn { "Make could not be reached lately; reads are answered from memory where they may be." } }
             @if !self.log.writable { p.warn { "The log cannot be written: writes are refused." } }
+            @if self.callers.iter().flat_map(|caller| &caller.keys).any(|key| key.warning.is_some()) {
+                p.warn { "Some callers' keys expire soon or have expired: " a href="/callers" { "replace them" } "." }
+            }
             @if self.doubts > 0 { p.warn { "Some writes are in doubt: " a href="/doubts" { "look at them" } "." } }
         }
     }

@@ -1,6 +1,7 @@
 //! Refusals of steps 2 to 8: before anything is spent.
 
 use super::{compare, id_of, keyed, only, provoke, still};
+use crate::support::tls::{self, Authority};
 use crate::support::{ALL, LIST, ORG, READER, half_closed, raw, send};
 
 #[tokio::test]
@@ -36,6 +37,41 @@ async fn credentials() {
     provoke(&world, "MG106", ALL, ("GET", &format!("{LIST}?token={ALL}")), &[], "").await.expect(400);
     compare("MG111", &send(world.gateway, "GET", LIST, &only("MG111", &[]), "").await.expect(401));
     provoke(&world, "MG112", "unknown", ("GET", LIST), &[], "").await.expect(401);
+    assert_eq!(world.sandbox.received().len(), 0);
+}
+
+/// A caller `NAME` whose only key, `key-NAME`, has these terms.
+fn with_terms(name: &str, terms: &str) -> String {
+    let hash = makegate::hash::hex(&makegate::hash::sha256(format!("key-{name}").as_bytes()));
+    format!("[[caller]]\nname = \"{name}\"\nkeys = [{{ hash = \"sha256:{hash}\", {terms} }}]\ngrants = [\"*\"]\n")
+}
+
+#[tokio::test]
+async fn keys_with_terms() {
+    let callers = with_terms("past", "expires = \"2026-01-31\"")
+        + &with_terms("elsewhere", "expires = \"2026-01-31\", from = [\"192.0.2.0/24\"]");
+    let world = still().tables(&callers).start().await;
+    provoke(&world, "MG113", "key-past", ("GET", LIST), &[], "").await.expect(401);
+    provoke(&world, "MG114", "key-elsewhere", ("GET", LIST), &[], "").await.expect(401);
+    for (record, name) in world.records().await.iter().zip(["key-past", "key-elsewhere"]) {
+        let key = makegate::hash::hex(&makegate::hash::sha256(name.as_bytes()));
+        assert_eq!(record["key"], key[..8], "{record}");
+        assert!(record.get("caller").is_none(), "{record}");
+    }
+    assert_eq!(world.sandbox.received().len(), 0);
+}
+
+#[tokio::test]
+async fn certificates() {
+    let authority = Authority::new();
+    let files = [("callers.pem", &*authority.pem)];
+    let (world, roots) = tls::world(still(), ", client_ca = \"callers.pem\"", &files).await;
+    let id = |code: &str| format!("x-request-id: golden-{code}");
+    let nobody = authority.identity("all", &["tool.internal"]);
+    compare("MG118", &tls::get(&world, &roots, Some(&nobody), LIST, &[&id("MG118")]).await.unwrap().expect(401));
+    let all = authority.identity("", &["all"]);
+    let foreign = [&*id("MG134"), "origin: https://evil.example"];
+    compare("MG134", &tls::get(&world, &roots, Some(&all), LIST, &foreign).await.unwrap().expect(403));
     assert_eq!(world.sandbox.received().len(), 0);
 }
 

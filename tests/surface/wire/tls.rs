@@ -12,7 +12,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{USAGE, still};
 use crate::support::tls::{self, Authority};
-use crate::support::{ALL, LIST, ORG, OTHER, READER, World};
+use crate::support::{ALL, LIST, ORG, World};
 
 async fn door() -> (World, Arc<RootCertStore>) {
     tls::world(still(), "", &[]).await
@@ -81,40 +81,6 @@ async fn plain_http_is_not_served_there() {
     let text = format!("GET {LIST} HTTP/1.1\r\nhost: a\r\nauthorization: Token {ALL}\r\n\r\n");
     assert!(crate::support::raw(world.gateway, &text).await.is_none());
     assert_eq!(world.sandbox.received().len(), 0);
-}
-
-#[tokio::test]
-async fn a_certificate_names_its_caller() {
-    let (authority, other) = (Authority::new(), Authority::new());
-    let files = [("callers.pem", &*authority.pem)];
-    let (world, roots) = tls::world(still(), ", client_ca = \"callers.pem\"", &files).await;
-    let get = async |identity: &tls::Identity, target, headers: &[&str]| {
-        tls::get(&world, &roots, Some(identity), target, headers).await
-    };
-    // By a DNS name, whatever its common name is, and with that caller's scope alone.
-    for identity in [authority.identity("all", &["reader"]), authority.identity("a tool", &["tool.internal", "reader"])]
-    {
-        get(&identity, ORG, &[]).await.unwrap().expect(200);
-        get(&identity, "/api/v2/organizations/13", &[]).await.unwrap().refused(403, "MG132");
-    }
-    for record in world.log().await.iter().filter(|record| record["kind"] == "request") {
-        assert_eq!(record["caller"], "reader", "{record}");
-        assert!(record.get("key").is_none(), "{record}");
-    }
-    // Two credentials: a certificate and a key, even of one caller; a certificate that names two.
-    let token = format!("authorization: Token {READER}");
-    let reader = authority.identity("a tool", &["reader"]);
-    get(&reader, ORG, &[&token]).await.unwrap().refused(400, "MG104");
-    get(&authority.identity("a tool", &["reader", "all"]), ORG, &[]).await.unwrap().refused(400, "MG104");
-    // One that names nobody is no credential: a key is needed. Its common name does not count.
-    let nobody = authority.identity("reader", &["nowhere.internal"]);
-    get(&authority.identity("reader", &[]), ORG, &[]).await.unwrap().refused(401, "MG111");
-    get(&nobody, ORG, &[]).await.unwrap().refused(401, "MG111");
-    get(&nobody, ORG, &[&token]).await.unwrap().expect(200);
-    tls::get(&world, &roots, None, OTHER, &[&token]).await.unwrap().expect(200);
-    tls::get(&world, &roots, None, OTHER, &[]).await.unwrap().refused(401, "MG111");
-    // Who is believed by another authority does not come in, not even with a key.
-    assert!(get(&other.identity("a tool", &["reader"]), ORG, &[&token]).await.is_none());
 }
 
 #[tokio::test]

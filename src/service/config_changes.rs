@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
-use crate::config::{CallerConfig, Config, Grants, OperatorKey, Scope};
+use crate::config::{CallerConfig, Config, Grants, KeyConfig, OperatorKey, Scope};
 use crate::ids::KeyId;
 
 /// What is written of the changes, in bytes; the rest is counted.
@@ -34,7 +34,8 @@ fn named<'c>(kind: &str, each: impl Iterator<Item = (&'c str, Rights)>) -> BTree
 }
 
 fn rights(caller: &CallerConfig) -> Rights {
-    let mut rights: Rights = caller.keys.iter().map(|hash| ("key", KeyId::of(hash).to_string())).collect();
+    let mut rights: Rights = caller.keys.iter().map(|key| ("key", key_in_words(key))).collect();
+    rights.extend(caller.uids.iter().map(|uid| ("user id", uid.to_string())));
     match &caller.grants {
         Grants::All => drop(rights.insert(("grant", "*".to_owned()))),
         Grants::Some(grants) => rights.extend(grants.iter().map(|grant| ("grant", grant.to_string()))),
@@ -44,6 +45,13 @@ fn rights(caller: &CallerConfig) -> Rights {
         Scope::Only(ids) => rights.extend(ids.iter().map(|id| ("organization", id.to_string()))),
     }
     rights
+}
+
+/// Its id, and when and from where it may be used.
+fn key_in_words(key: &KeyConfig) -> String {
+    let expires = key.expires.iter().map(|expiry| format!(" until {}", expiry.written));
+    let from = key.from.iter().map(|network| format!(" from {network}"));
+    expires.chain(from).fold(KeyId::of(&key.hash).to_string(), |words, terms| words + &terms)
 }
 
 fn role(operator: &OperatorKey) -> Rights {
@@ -115,6 +123,11 @@ mod tests {
             -organization all; caller b removed; caller c added: +grant *, +key 44444444, +organization 9; \
             operator anna: +role admin, -role read";
         assert_eq!(told, expected);
+        let table =
+            format!("{{ hash = \"sha256:{}\", expires = \"2027-01-31\", from = [\"10.0.0.0/8\"] }}", "11".repeat(32));
+        let terms = caller("a", "11", "grants = [\"*\"]").replace(&format!("\"sha256:{}\"", "11".repeat(32)), &table);
+        let told = changes((&config(&caller("a", "11", "grants = [\"*\"]")), &[]), (&config(&terms), &[]));
+        assert_eq!(told, "caller a: +key 11111111 until 2027-01-31 from 10.0.0.0/8, -key 11111111");
         assert_eq!(changes((&old, &[]), (&old, &[])), "callers, grants, scopes and keys are as before");
     }
 

@@ -31,7 +31,7 @@ impl CommandFailure {
     }
 }
 
-/// An error in writing the output. It is no failure if the reader has seen enough (`| head`).
+/// An error in writing records. It is no failure if the reader has seen enough (`| head`).
 impl From<io::Error> for CommandFailure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

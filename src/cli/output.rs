@@ -42,9 +42,16 @@ pub(super) fn json(text: &str) -> io::Result<()> {
 
 /// Prints a line that has colors, and in which everything hidden is escaped already.
 pub(super) fn styled(text: &str) -> io::Result<()> {
+    print(&format!("{text}\n"))
+}
+
+/// Prints text. If the reader has seen enough (`| head`), the rest is dropped: the command goes on, and its exit code still tells its result.
+fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
-    out.flush()
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
+    }
 }
 
 /// Stdout of a service, which keeps running even if nobody reads its output.
@@ -75,9 +82,7 @@ pub(super) fn rows<const N: usize>(format: Format, columns: [&str; N], rows: &[[
             text
         }),
     };
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    print(&text)
 }
 
 fn table<const N: usize>(columns: [&str; N], rows: &[[&str; N]]) -> String {

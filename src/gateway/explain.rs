@@ -75,7 +75,7 @@ fn decide(
 ) -> Result<(), Refusal> {
     let mut step_list = StepList(out);
     let uri: Uri = step_list.check("target", parse_uri(target), |_| "it is a path".to_owned())?;
-    let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).unwrap_or_default();
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| Refusal::NotHttp)?;
     let target = step_list.check("target", steps::target(&method, &uri, policy.limits()), |target| {
         format!("its canonical path is {}", target.path)
     })?;

@@ -112,7 +112,7 @@ async fn life<B: RequestBody>(
     steps::check_head(head, policy.limits())?;
     // 2 target: one canonical form of path and query
     let target = steps::target(&head.method, &head.uri, policy.limits())?;
-    steps::no_key_in_query(policy, &head.headers, &target).inspect_err(|_| recorder.cut_path(&target.path))?;
+    steps::no_key_in_target(policy, &head.headers, &target)?;
     // 3 identify
     let credential = identify::identify(policy, head, peer, &gateway.clock)
         .inspect_err(|refusal| recorder.unidentified(refusal, &target.path))?;

@@ -63,7 +63,8 @@ impl RequestRecorder {
         let headers = request.headers();
         let time = gateway.clock.wall();
         let is_read = is_read(request.method());
-        let held_id = gateway.assign_request_id(headers.get(REQUEST_ID).map(HeaderValue::as_bytes), is_read, time);
+        let own_id = headers.get(REQUEST_ID).map(HeaderValue::as_bytes).filter(|id| !steps::has_own_key(headers, id));
+        let held_id = gateway.assign_request_id(own_id, is_read, time);
         let mut record = Box::new(Record::new(Kind::Request, time));
         record.request = Some(*held_id.id());
         record.peer = Some(peer.address.map_or(audit::Peer::Unix(peer.uid), audit::Peer::Ip));

@@ -34,8 +34,8 @@ pub enum Refusal {
     TwoCredentials,
     /// The request does not name exactly one host, or not one of this door.
     BadAuthority { why: &'static str },
-    /// A key is in the query.
-    KeyInQuery,
+    /// A key is in the path or the query.
+    KeyInTarget,
     /// What arrived is not an HTTP request.
     NotHttp,
     /// The head is larger than `limits.head_bytes`, or has more fields than `limits.head_fields`.
@@ -205,7 +205,7 @@ impl Refusal {
             Self::BadAuthority { .. } => {
                 row(StatusCode::BAD_REQUEST, "MG105", "The host is missing, ambiguous or unknown")
             }
-            Self::KeyInQuery => row(StatusCode::BAD_REQUEST, "MG106", "A key is in the query"),
+            Self::KeyInTarget => row(StatusCode::BAD_REQUEST, "MG106", "A key is in the target"),
             Self::NotHttp => row(StatusCode::BAD_REQUEST, "MG107", "Not an HTTP request"),
             Self::HeadTooLarge { .. } => {
                 row(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "MG108", "The request's head is too large")
@@ -316,7 +316,7 @@ impl Refusal {
             Self::Repeated { parameter } => format!("`{parameter}` takes one value: send it once."),
             Self::TwoCredentials => "Send one Authorization header, or none if your certificate names the caller.".to_owned(),
             Self::BadAuthority { why } => format!("{why}."),
-            Self::KeyInQuery => {
+            Self::KeyInTarget => {
                 "URLs are written to logs: send the key as `Authorization: Token KEY`, and replace this one.".to_owned()
             }
             Self::NotHttp => "What arrived cannot be read as a request in HTTP/1.1; the connection ends.".to_owned(),

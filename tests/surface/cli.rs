@@ -340,3 +340,35 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     let output = command(repository(), &arguments).stdout(writer).output().unwrap();
     assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
 }
+
+#[test]
+fn the_exit_code_tells_the_result_even_if_nobody_reads_the_output() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("bad.toml"), "[gateway]\nlisten = 1\n").unwrap();
+    let sample = repository().join("deploy/makegate.toml");
+    let explain = ["explain", "--config", sample.to_str().unwrap(), "--caller", "dashboard", "DELETE"];
+    for format in ["table", "json"] {
+        let refused = [&explain[..], &["/api/v2/organizations/11", "-o", format]].concat();
+        assert_eq!(without_readers(folder.path(), &refused), Some(3), "{format}");
+    }
+    for format in ["text", "json"] {
+        let check = ["check", "--config", "bad.toml", "--format", format];
+        assert_eq!(without_readers(folder.path(), &check), Some(2), "{format}");
+    }
+    let log = folder.path().join("log");
+    std::fs::create_dir(&log).unwrap();
+    for entry in std::fs::read_dir(repository().join("tests/golden/log-1")).unwrap() {
+        let (path, is_segment) = (entry.unwrap().path(), |text: &str| text.contains("\"PATCH\""));
+        let bytes = std::fs::read(&path).unwrap();
+        let altered = String::from_utf8(bytes.clone()).ok().filter(|text| is_segment(text));
+        let altered = altered.map_or(bytes, |text| text.replacen("\"PATCH\"", "\"PUT\"", 1).into());
+        std::fs::write(log.join(path.file_name().unwrap()), altered).unwrap();
+    }
+    assert_eq!(without_readers(folder.path(), &["audit", "verify", "log"]), Some(1));
+}
+
+/// The exit code of a command whose stdout and stderr nobody reads any more.
+fn without_readers(folder: &Path, arguments: &[&str]) -> Option<i32> {
+    let closed = || std::io::pipe().unwrap().1;
+    command(folder, arguments).stdout(closed()).stderr(closed()).status().unwrap().code()
+}

@@ -1,10 +1,12 @@
 //! Steps 2 to 6: from a request head to an admitted caller. None of them waits, spends quota, or allocates without need.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 
 use http::header::{AUTHORIZATION, HeaderMap};
 use http::request::Parts;
 use http::{Method, Uri};
+use memchr::memmem;
 
 use super::identify::{CredentialId, scheme_and_key};
 use super::policy::{Caller, Policy};
@@ -53,23 +55,43 @@ pub fn target<'u>(method: &Method, uri: &'u Uri, limits: &Limits) -> Result<Targ
     Target::parse(uri).map_err(|why| Refusal::Ambiguous { why })
 }
 
-/// Step 2: a key must not be in the query, where every log on the way would keep it.
+/// Step 2: a key must not be in the target, where every log on the way would keep it.
 ///
 /// # Errors
-/// If a parameter is named like a key, or its value is the request's own key or that of another caller.
-pub fn no_key_in_query(policy: &Policy, headers: &HeaderMap, target: &Target<'_>) -> Result<(), Refusal> {
-    if target.query.is_empty() {
-        return Ok(());
-    }
-    let own = headers.get(AUTHORIZATION).and_then(scheme_and_key).map(|(_, key)| key);
+/// If the request's own key is anywhere in the target, or a parameter is named like a key or has the key of another caller as its value.
+pub fn no_key_in_target(policy: &Policy, headers: &HeaderMap, target: &Target<'_>) -> Result<(), Refusal> {
+    let own = own_key(headers);
     let is_key = |pair: &QueryPair<'_>| {
-        let raw = pair.value.as_deref().unwrap_or_default();
-        let value = if raw.contains(['%', '+']) { Cow::Owned(decoded(raw)) } else { Cow::Borrowed(raw) };
+        let value = plain(pair.value.as_deref().unwrap_or_default());
         KEY_PARAMETERS.iter().any(|name| pair.name.eq_ignore_ascii_case(name))
-            || (!value.is_empty() && own == Some(value.as_bytes()))
+            || has_key(&value, own)
+            || has_key(&plain(&pair.name), own)
             || (value.len() >= KEY_BYTES_MIN && policy.caller_key(&hash::sha256(value.as_bytes())).is_some())
     };
-    if target.query.iter().any(is_key) { Err(Refusal::KeyInQuery) } else { Ok(()) }
+    let refused = has_key(&target.path, own) || target.query.iter().any(is_key);
+    if refused { Err(Refusal::KeyInTarget) } else { Ok(()) }
+}
+
+fn own_key(headers: &HeaderMap) -> Option<&[u8]> {
+    headers.get(AUTHORIZATION).and_then(scheme_and_key).map(|(_, key)| key).filter(|key| !key.is_empty())
+}
+
+/// Is this text the key, or does it contain it? A short key may be part of anything.
+fn has_key(text: &str, key: Option<&[u8]>) -> bool {
+    key.is_some_and(|key| match text.len().cmp(&key.len()) {
+        Ordering::Less => false,
+        Ordering::Equal => text.as_bytes() == key,
+        Ordering::Greater => key.len() >= KEY_BYTES_MIN && memmem::find(text.as_bytes(), key).is_some(),
+    })
+}
+
+fn plain(text: &str) -> Cow<'_, str> {
+    if text.contains(['%', '+']) { Cow::Owned(decoded(text)) } else { Cow::Borrowed(text) }
+}
+
+/// Does the id that a caller wants for its request contain its key? It would be in every log.
+pub(crate) fn has_own_key(headers: &HeaderMap, id: &[u8]) -> bool {
+    str::from_utf8(id).is_ok_and(|id| has_key(id, own_key(headers)))
 }
 
 /// What a request was authorized for. The policy may have changed since.

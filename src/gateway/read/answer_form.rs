@@ -8,7 +8,7 @@ use super::json_members::JsonMembers;
 use crate::catalogue::Operation;
 
 /// The members of Make's errors, of problem documents (RFC 9457), and of common gateways' errors.
-const ERROR_MEMBERS: [&str; 12] = [
+const ERROR_MEMBERS: [&str; 13] = [
     "code",
     "detail",
     "details",
@@ -16,6 +16,7 @@ const ERROR_MEMBERS: [&str; 12] = [
     "errors",
     "instance",
     "message",
+    "name",
     "status",
     "statusCode",
     "suberrors",
@@ -105,7 +106,7 @@ mod tests {
             "Requests limit for organization exceeded, please try again later.",
             "<html><h1>502 Bad Gateway</h1></html>",
             r#"{"message":"Access denied.","code":"SC403"}"#,
-            r#"{"detail":["a","b"],"message":"m","code":"IM005","suberrors":[{"message":"'cols[0]' is odd"}]}"#,
+            r#"{"detail":["a","b"],"message":"m","code":"IM005","suberrors":[{"message":"'cols[0]' is odd","name":"Error"}]}"#,
             r#"{"type":"about:blank","title":"t","status":503,"detail":null,"instance":"i"}"#,
         ] {
             assert!(is_error_alone(error.as_bytes()), "{error}");

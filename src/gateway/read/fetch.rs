@@ -287,7 +287,7 @@ async fn forward_and_store(
         answer: if is_shared { Answer::Miss } else { Answer::Forwarded },
         filled_by: Some(request.id),
         facts,
-        may_be_not_modified: request.row.cache.is_some(),
+        may_be_not_modified: true,
     })
 }
 

@@ -31,10 +31,12 @@ pub(crate) struct ListPage {
     descending: bool,
     offset: usize,
     limit: usize,
+    /// Parameters that the gateway does not understand, escaped: for the upstream, which may filter by them or refuse them.
+    others: String,
 }
 
 impl ListPage {
-    /// Reads `cols[]` and `pg[…]` from the target. Invalid numbers become the defaults.
+    /// Reads `cols[]` and `pg[…]` from the target.
     #[must_use]
     pub(crate) fn of(target: &Target<'_>) -> Self {
         let number = |name| target.value(name).and_then(|text| text.parse().ok());
@@ -44,7 +46,16 @@ impl ListPage {
             descending: target.value("pg[sortDir]").is_some_and(|dir| dir.eq_ignore_ascii_case("desc")),
             offset: number("pg[offset]").unwrap_or(0),
             limit: number("pg[limit]").unwrap_or(WHOLE_LIMIT).min(WHOLE_LIMIT),
+            others: target.query.iter().filter(|pair| !is_understood(pair)).fold(String::new(), |mut others, pair| {
+                push_pair(&mut others, &pair.name, pair.value.as_deref());
+                others
+            }),
         }
+    }
+
+    /// Does the gateway understand all parameters, so that the complete list may be one in the cache?
+    pub(crate) fn is_keyed(&self) -> bool {
+        self.others.is_empty()
     }
 
     /// The query for the complete list with everything that this page needs: the requested columns, and those to filter and sort by.
@@ -62,10 +73,15 @@ impl ListPage {
             let escaped = escaped(column);
             push_pair(&mut query, COLUMNS, Some(if column == "*" { "*" } else { &escaped }));
         }
-        push_pair(&mut query, "pg[limit]", Some(&WHOLE_LIMIT.to_string()));
+        if !self.others.contains("pg[limit]=") {
+            push_pair(&mut query, "pg[limit]", Some(&WHOLE_LIMIT.to_string()));
+        }
         if let Some(by) = self.upstream_sort_column() {
             push_pair(&mut query, "pg[sortBy]", Some(&escaped(by)));
             push_pair(&mut query, "pg[sortDir]", self.descending.then_some("desc").or(Some("asc")));
+        }
+        if !self.others.is_empty() {
+            push_pair(&mut query, &self.others, None);
         }
         query
     }
@@ -178,6 +194,16 @@ fn organizations<'a>(whole: &'a JsonMembers<'a>, array: &str) -> Result<Vec<(u64
 /// Can callers of every scope be given their part of this list?
 pub(crate) fn is_narrowable(list: &[u8], array: &str) -> bool {
     serde_json::from_slice(list).is_ok_and(|whole| organizations(&whole, array).is_ok())
+}
+
+/// Does the gateway do itself what this parameter asks for?
+fn is_understood(pair: &QueryPair<'_>) -> bool {
+    let value = pair.value.as_deref().map(decoded).unwrap_or_default();
+    match &*pair.name {
+        "pg[limit]" | "pg[offset]" => value.parse::<usize>().is_ok(),
+        "pg[sortDir]" => ["asc", "desc"].iter().any(|dir| value.eq_ignore_ascii_case(dir)),
+        name => name == "pg[sortBy]" || is_columns(name),
+    }
 }
 
 /// Make treats `cols[]`, `cols` and `cols[0]` alike, and its clients use all three.

@@ -64,7 +64,7 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
     let (key, target) = key_and_target(read, page.as_ref());
     let request_directives = RequestDirectives::of(read.headers);
     let stored = read.policy.store_policy(read.matched.index).is_some()
-        && (read.plan.keyed || page.is_some())
+        && page.as_ref().map_or(read.plan.keyed, ListPage::is_keyed)
         && !read.headers.contains_key(IF_MATCH);
     let unshared = |why, page| FetchPlan {
         key: Arc::from(&*key),

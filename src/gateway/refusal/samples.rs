@@ -33,7 +33,7 @@ fn of_callers() -> Vec<Refusal> {
         Refusal::Repeated { parameter: "pg[limit]".to_owned() },
         Refusal::TwoCredentials,
         Refusal::BadAuthority { why: "The request names no host: send one Host header" },
-        Refusal::KeyInQuery,
+        Refusal::KeyInTarget,
         Refusal::NotHttp,
         Refusal::HeadTooLarge { bytes_max: 32 << 10, fields_max: 64 },
         Refusal::NoKey,

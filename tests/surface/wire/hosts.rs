@@ -98,7 +98,7 @@ async fn a_fragment_is_refused_not_cut_off() {
 }
 
 #[tokio::test]
-async fn a_key_in_the_query_is_refused_and_kept_nowhere() {
+async fn a_key_in_the_target_is_refused_and_kept_nowhere() {
     const OTHER_KEY: &str = "the-key-of-another-caller";
     let world = still().caller(OTHER_KEY, "grants = [\"*\"]").start().await;
     for query in [
@@ -117,6 +117,20 @@ async fn a_key_in_the_query_is_refused_and_kept_nowhere() {
             record.contains("MG106") && !record.contains("secret-of-mine") && !record.contains(OTHER_KEY),
             "{record}"
         );
+    }
+    for target in [
+        format!("{LIST}?{OTHER_KEY}"),
+        format!("{LIST}?pg[sortBy]=x{OTHER_KEY}"),
+        format!("{LIST}?x{OTHER_KEY}y=1"),
+        format!("/api/v2/{OTHER_KEY}"),
+        format!("{ORG}/variables/{OTHER_KEY}/history"),
+    ] {
+        let headers = format!("authorization: Bearer {OTHER_KEY}\r\nx-request-id: {OTHER_KEY}\r\n");
+        let answered = send(world.gateway, "GET", &target, &headers, "").await;
+        assert!(answered.status == 400 && answered.code() == "MG106", "{target}: {answered:?}");
+        let record = world.last_record().await.to_string();
+        assert!(record.contains("MG106") && !record.contains(OTHER_KEY), "{record}");
+        assert_ne!(answered.header("x-request-id"), Some(OTHER_KEY));
     }
     assert_eq!(world.sandbox.received().len(), 0);
 }

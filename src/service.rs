@@ -266,6 +266,8 @@ fn quota_settings(config: &Config) -> quota::QuotaSettings {
     let upstream = &config.upstream;
     quota::QuotaSettings {
         setting: upstream.quota,
+        of_organizations: Arc::new(upstream.quotas.clone()),
+        learned_max: upstream.quota_max,
         queue_per_caller: config.limits.quota_queue,
         wait: upstream.quota_wait,
     }

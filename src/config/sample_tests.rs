@@ -1,10 +1,11 @@
 //! Tests that `config/makegate.toml` is complete and states the defaults, and that no edit of it breaks the reader.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{Config, Grants, Listen, LoadedConfig, Role, Scope, Severity, parse};
+use super::{Config, Grants, Listen, LoadedConfig, QuotaSetting, Role, Scope, Severity, parse};
 use crate::catalogue::rows;
 
 const SAMPLE: &str = include_str!("../../config/makegate.toml");
@@ -65,7 +66,7 @@ fn the_sample_leaves_no_key_out() {
             let tables = format!("[[{section}.{}]]", key.trim_end_matches(" = "));
             let headed = text.contains(&tables)
                 || text.contains(&format!("#   {key}"))
-                || ["path ", "lifetime = "].contains(&&*key);
+                || ["path ", "lifetime = ", "quotas = "].contains(&&*key);
             assert!(written || headed, "[{section}] {key} is not in the sample");
         }
     }
@@ -93,6 +94,7 @@ fn the_samples_comments_are_configuration_too() {
     assert_eq!(config.catalogue.row("users.me").unwrap().tags.len(), 1);
     assert_eq!(config.catalogue.row("variables.list").unwrap().cache.as_deref(), Some("variables.list"));
     assert_eq!(config.gateway.tls.as_ref().unwrap().cert, Path::new("/etc/makegate/cert.pem"));
+    assert_eq!(config.upstream.quotas, BTreeMap::from([(11, QuotaSetting::PerMinute(240))]));
     assert_eq!(config.operator.names, ["makegate.internal"]);
     assert!(config.operator.tls.as_ref().unwrap().requires_client);
     let anna = config.operator.keys.first().unwrap();

@@ -111,6 +111,10 @@ section! {
         token: SecretSource = source(t, "token_file", "token_env", "/run/secrets/make", base);
         /// The quota per organization and minute.
         quota: QuotaSetting = t.value("quota", "auto", QUOTA);
+        /// The largest `license.apiLimit` that is believed.
+        quota_max: u32 = t.value("quota_max", "10000", count());
+        /// `[upstream.quotas]`: quotas by organization, instead of `quota`.
+        quotas: BTreeMap<u64, QuotaSetting> = t.table("quotas", quotas);
         /// Latest answer to a read, counted from when the request was read whole.
         deadline: Duration = t.value("deadline", "15s", DURATION);
         /// Latest answer to a write, counted the same way.
@@ -132,6 +136,21 @@ section! {
         /// Certificate authorities to trust instead of the system's.
         ca_file: Option<PathBuf> = t.optional("ca_file", PATH).map(|path| base.join(path));
     }
+}
+
+/// Organizations with a quota of their own.
+fn quotas(t: &Table<'_>) -> BTreeMap<u64, QuotaSetting> {
+    let mut quotas = BTreeMap::new();
+    for item in t.items() {
+        match (units::ORGANIZATION.parse)(item.key()) {
+            Err(wrong) => item.wrong(item.key_place(), wrong.message, "write the id in quotes: \"11\" = \"240/min\""),
+            Ok(_) if item.is_table() => {
+                item.wrong(item.key_place(), "this must be a quota, not a table", "write \"240/min\"")
+            }
+            Ok(organization) => quotas.extend(item.scalar(QUOTA).map(|quota| (organization, quota))),
+        }
+    }
+    quotas
 }
 
 section! {

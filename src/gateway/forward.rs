@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{self, HeaderMap};
-use serde_json::value::RawValue;
 
+use super::learned_quota;
 use super::refusal::Refusal;
 use super::request::AuthorizedRequest;
 use super::response::ForwardFacts;
@@ -281,7 +281,7 @@ pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot
     if !answered.status.is_server_error() {
         gateway.metrics.answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
-    learn_quota(gateway, about.row, answered);
+    learned_quota::learn(gateway, about.row, about.bucket, answered);
 }
 
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
@@ -291,34 +291,6 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
 /// Is this error Make's own, which is a JSON object? Others come from something in front of Make.
 pub(crate) fn is_from_make(headers: &HeaderMap, body: &[u8]) -> bool {
     is_json(headers) && serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body).is_ok()
-}
-
-/// Learns the quota of the organizations in an answer from `license.apiLimit`.
-fn learn_quota(gateway: &Gateway, row: &Operation, answered: &UpstreamAnswer) {
-    #[derive(serde::Deserialize)]
-    struct OrganizationBody {
-        id: u64,
-        license: Option<License>,
-    }
-    #[derive(serde::Deserialize)]
-    struct License {
-        #[serde(rename = "apiLimit")]
-        api_limit: Option<u32>,
-    }
-    let Some(member) = row.limits.as_deref().filter(|_| answered.status.is_success()) else { return };
-    let body = answered.body.bytes();
-    if memchr::memmem::find(body, b"\"apiLimit\"").is_none() {
-        return;
-    }
-    let Ok(answer) = serde_json::from_slice::<std::collections::HashMap<&str, &RawValue>>(body) else { return };
-    let Some(found) = answer.get(member).map(|raw| raw.get()) else { return };
-    let organizations: Vec<OrganizationBody> =
-        serde_json::from_str(found).or_else(|_| serde_json::from_str(found).map(|one| vec![one])).unwrap_or_default();
-    for organization in organizations {
-        if let Some(limit) = organization.license.and_then(|license| license.api_limit).filter(|limit| *limit > 0) {
-            gateway.quota.learn_limit(organization.id, limit);
-        }
-    }
 }
 
 /// The answer to pass on for a read.

@@ -36,6 +36,7 @@ impl Gateway {
             setting: config.upstream.quota,
             queue_per_caller: config.limits.quota_queue,
             wait: config.upstream.quota_wait,
+            ..QuotaSettings::default()
         };
         let engines = Engines {
             idempotency: IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).unwrap(),

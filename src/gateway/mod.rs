@@ -11,6 +11,7 @@ mod header_value;
 pub mod key_expiry;
 mod key_log;
 mod last_uses;
+mod learned_quota;
 pub mod life;
 #[cfg(test)]
 mod life_tests;

@@ -42,8 +42,6 @@ const PASSED: [HeaderName; 7] = [
 
 /// Default wait after a 429: Make's text says one minute.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
-/// Maximum time to wait after an upstream 429.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -267,10 +265,10 @@ pub(crate) fn set_outcome(headers: &mut HeaderMap, outcome: Outcome) {
     }
 }
 
-/// Sets `Retry-After` on a 429, in whole seconds and at least 1: the upstream's value if it is reasonable, else one minute.
+/// Sets `Retry-After` on a 429, in whole seconds and at least 1: the upstream's value if it is one, else one minute.
 pub(crate) fn set_retry_after(headers: &mut HeaderMap, now: Timestamp) {
     let wait = retry_after(headers, now).unwrap_or(RETRY_AFTER);
-    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(wait.min(RETRY_AFTER_MAX))));
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(wait)));
 }
 
 pub(crate) fn put_header(

@@ -89,6 +89,7 @@ fn with_key() -> Router<Arc<OperatorState>> {
         .route("/audit/follow", get(pages::follow))
         .route("/audit/rotate", admin_post(actions::rotate_key))
         .route("/cache/purge", post(actions::purge))
+        .route("/quota/reopen", post(actions::reopen))
         .route("/doubts/{request}", post(actions::settle))
         .fallback(async || OperatorRefusal::NoPage);
     let named = pages()

@@ -11,8 +11,9 @@ use tokio::sync::{Notify, oneshot};
 use super::fair_queue::{FairQueue, SPARE, SlotAnswer, SlotGrant, SlotRequest};
 use super::journal::{JournalPosition, SlotJournal};
 use super::journal_state::{JournalLine, JournalStep};
+use super::throttle_gate::CloseReason;
 use super::window::{Moment, SlotsDue};
-use super::{BucketId, BucketView, QuotaOutlook, QuotaRefused, SpenderView};
+use super::{BucketId, BucketView, LimitSource, QuotaOutlook, QuotaRefused, SpenderView};
 use crate::clock::Clock;
 
 /// Maximum number of bucket and caller pairs whose spending is counted; further ones are not.
@@ -190,11 +191,19 @@ impl Bucket {
     }
 
     /// Closes the bucket because the upstream answered 429.
-    pub(super) fn close(self: &Arc<Self>, lasts: Duration) {
+    pub(super) fn close(self: &Arc<Self>, lasts: Duration, asked: Option<Duration>) {
         let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
-        let until = self.shared.now().saturating_add(lasts_ms);
-        self.change(|queue| queue.close(until));
+        let now = self.shared.now();
+        self.change(|queue| queue.close(now, now.saturating_add(lasts_ms), CloseReason::Throttled(asked)));
         self.shared.add_line(|now| JournalLine::Closed(now.saturating_add_unsigned(lasts_ms), self.id));
+    }
+
+    /// Opens the bucket before its time. Returns why it was closed.
+    pub(super) fn reopen(self: &Arc<Self>) -> Option<CloseReason> {
+        let now = self.shared.now();
+        let why = self.change(|queue| queue.reopen(now))?;
+        self.shared.add_line(|now| JournalLine::Closed(now, self.id));
+        Some(why)
     }
 
     /// Counts answers to `caller` that cost nothing.
@@ -214,7 +223,7 @@ impl Bucket {
     }
 
     /// The operators' view.
-    pub(super) fn view(&self) -> BucketView {
+    pub(super) fn view(&self, limit_from: LimitSource) -> BucketView {
         let now = self.shared.now();
         let mut callers: HashMap<Arc<str>, SpenderView> = HashMap::new();
         let mut queue = self.queue();
@@ -241,11 +250,13 @@ impl Bucket {
                 BucketId::Organization(id) => Some(id),
             },
             limit,
+            limit_from,
             used,
             remaining: limit.saturating_sub(used),
             waiting: queue.waiting(),
             kept: queue.kept(now),
             closed_for: queue.closed_until(now).map(|until| Duration::from_millis(until.saturating_sub(now))),
+            closed_because: queue.closed_why(now).map(|why| why.to_string()),
             callers,
         }
     }

@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::surplus_pacer::SurplusPacer;
-use super::throttle_gate::ThrottleGate;
+use super::throttle_gate::{CloseReason, ThrottleGate};
 use super::window::{HOLD_MS, Moment, ReturningSlots, SlotWindow, SlotsDue, SlotsToLeave};
 use super::{QuotaOutlook, QuotaRefused};
 use shares::{AGE_STEP_MS, ShareStanding};
@@ -213,7 +213,7 @@ impl<W> FairQueue<W> {
         is_spare.then(|| {
             self.spare.spent += 1;
             self.window.send();
-            SlotGrant { caller: self.spare.name.clone(), round: self.gate.send() }
+            SlotGrant { caller: self.spare.name.clone(), round: self.gate.send(now) }
         })
     }
 
@@ -281,7 +281,7 @@ impl<W> FairQueue<W> {
             state.under_way = state.under_way.saturating_sub(1);
             state.entries += u64::from(added);
         }
-        self.gate.end(grant.round, self.limit);
+        self.gate.end(now, grant.round, self.limit);
     }
 
     /// An attempt was never sent, so its slot is free again.
@@ -299,9 +299,19 @@ impl<W> FairQueue<W> {
         self.gate.unsend(grant.round);
     }
 
-    /// The upstream answered 429, so nothing is sent before `until`.
-    pub(super) fn close(&mut self, until: Moment) {
-        self.gate.close(until);
+    /// Nothing is sent before `until`, with the exceptions that the gate makes.
+    pub(super) fn close(&mut self, now: Moment, until: Moment, why: CloseReason) {
+        self.gate.close(now, until, why);
+    }
+
+    /// Opens the bucket before its time. Returns why it was closed.
+    pub(super) fn reopen(&mut self, now: Moment) -> Option<CloseReason> {
+        self.gate.reopen(now)
+    }
+
+    /// Why the bucket is closed, or not wide open yet.
+    pub(super) fn closed_why(&self, now: Moment) -> Option<CloseReason> {
+        self.gate.why(now)
     }
 
     pub(super) fn set_limit(&mut self, limit: u32) {
@@ -365,7 +375,7 @@ impl<W> FairQueue<W> {
         state.spent += 1;
         state.under_way += 1;
         self.window.send();
-        SlotGrant { caller: caller.clone(), round: self.gate.send() }
+        SlotGrant { caller: caller.clone(), round: self.gate.send(now) }
     }
 
     fn note_active(&mut self, now: Moment, caller: &Arc<str>) {

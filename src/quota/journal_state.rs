@@ -5,8 +5,9 @@ use std::io::{self, Write as _};
 use std::sync::Arc;
 
 use super::fair_queue::FairQueue;
+use super::throttle_gate::CloseReason;
 use super::window::HOLD_MS;
-use super::{ACCOUNT, BUCKETS_MAX, BucketId, CLOSED_MAX};
+use super::{ACCOUNT, BUCKETS_MAX, BucketId};
 use crate::ids::write_decimal;
 
 /// First word of the first line; the boot id follows.
@@ -268,8 +269,7 @@ impl JournalBucket {
             queue.hold(HOLD_MS.saturating_sub(age), caller, *count);
         }
         if let Some(until) = self.closed_until {
-            let longest = i64::try_from(CLOSED_MAX.as_millis()).unwrap_or(i64::MAX);
-            queue.close(u64::try_from((until - now).min(longest)).unwrap_or(0));
+            queue.close(0, u64::try_from(until - now).unwrap_or(0), CloseReason::ThrottledBefore);
         }
     }
 

@@ -10,6 +10,7 @@ mod journal;
 mod journal_state;
 mod outlook;
 mod savings;
+mod settings;
 #[cfg(test)]
 mod sim;
 mod surplus_pacer;
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 use serde::{Serialize, Serializer};
 
 use crate::clock::Clock;
-use crate::config::QuotaSetting;
+use crate::process_log::STATE;
 
 pub use bucket::Slot;
 use bucket::{Bucket, QuotaShared};
@@ -38,6 +39,8 @@ use journal::SlotJournal;
 use journal_state::{JournalLine, JournalState};
 pub use outlook::{QuotaOutlook, WaitsFor};
 use savings::Savings;
+pub use settings::{LimitSource, QuotaSettings};
+use throttle_gate::CloseReason;
 use window::{HOLD_MS, Moment};
 
 /// An organization's attempts per minute until its limit is learned.
@@ -66,17 +69,6 @@ pub enum BucketId {
     Organization(u64),
 }
 
-/// The quota's configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QuotaSettings {
-    /// `upstream.quota`.
-    pub setting: QuotaSetting,
-    /// Maximum number of one caller's requests waiting at one bucket.
-    pub queue_per_caller: usize,
-    /// Maximum time that a request waits (`upstream.quota_wait`).
-    pub wait: Duration,
-}
-
 /// Why a request gets no slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuotaRefused {
@@ -93,6 +85,8 @@ pub struct BucketView {
     pub organization: Option<u64>,
     /// Attempts per minute.
     pub limit: u32,
+    /// Where the limit comes from.
+    pub limit_from: LimitSource,
     /// Number of slots taken, by attempts under way or ended within the window.
     pub used: u32,
     /// Number of slots left.
@@ -105,6 +99,8 @@ pub struct BucketView {
     /// How much longer the upstream's 429 keeps it closed.
     #[serde(rename = "closed_for_ms", serialize_with = "as_millis")]
     pub closed_for: Option<Duration>,
+    /// Why it is closed, or still reopening gradually.
+    pub closed_because: Option<String>,
     /// Callers by name.
     pub callers: Vec<SpenderView>,
 }
@@ -274,17 +270,31 @@ impl Quota {
         self.bucket(bucket).ok()?.acquire_spare().await
     }
 
-    /// Learns the organization's limit from the upstream. It applies at once, unless the limit is configured.
-    pub fn learn_limit(&self, organization: u64, per_minute: u32) {
-        if per_minute == 0 || self.settings().setting != QuotaSetting::Auto {
+    /// Learns the organization's limit from the upstream. It applies at once, unless a limit is configured. One that no license has is
+    /// not believed.
+    pub fn learn_limit(&self, organization: u64, per_minute: u64) {
+        let id = BucketId::Organization(organization);
+        let settings = self.settings();
+        let known = u32::try_from(per_minute).ok().filter(|limit| (1..=settings.learned_max).contains(limit));
+        let Some(per_minute) = known else {
+            let most = settings.learned_max;
+            tracing::warn!(organization, said = per_minute, most, "an apiLimit of the upstream is not believed");
+            return;
+        };
+        if settings.limit(id, per_minute).1 == LimitSource::Configured {
             return;
         }
-        let Ok(bucket) = self.bucket(BucketId::Organization(organization)) else { return };
-        if bucket.learned.swap(per_minute, Ordering::Relaxed) != per_minute {
-            bucket.change(|queue| queue.set_limit(per_minute));
-            if let Some(journal) = &self.shared.journal {
-                journal.add(&JournalLine::Learned(self.shared.clock.wall_ms(), organization, per_minute));
-            }
+        let Ok(bucket) = self.bucket(id) else { return };
+        let before = bucket.learned.swap(per_minute, Ordering::Relaxed);
+        if before == per_minute {
+            return;
+        }
+        bucket.change(|queue| queue.set_limit(per_minute));
+        if before != 0 {
+            tracing::info!(target: STATE, organization, before, now = per_minute, "the quota of an organization has changed");
+        }
+        if let Some(journal) = &self.shared.journal {
+            journal.add(&JournalLine::Learned(self.shared.clock.wall_ms(), organization, per_minute));
         }
     }
 
@@ -292,8 +302,14 @@ impl Quota {
     /// reopens gradually.
     pub fn close(&self, bucket: BucketId, retry_after: Option<Duration>) {
         if let Ok(bucket) = self.bucket(bucket) {
-            bucket.close(retry_after.unwrap_or(CLOSED_DEFAULT).min(CLOSED_MAX));
+            bucket.close(retry_after.unwrap_or(CLOSED_DEFAULT).min(CLOSED_MAX), retry_after);
         }
+    }
+
+    /// Opens a bucket before its time. Returns why it was closed, if it was.
+    pub fn reopen(&self, bucket: BucketId) -> Option<String> {
+        let known = self.buckets.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&bucket).cloned();
+        known?.reopen().map(|why| why.to_string())
     }
 
     /// Counts an answer from the cache that would have cost `caller` a slot. Cheap, because it runs on every hit.
@@ -315,7 +331,7 @@ impl Quota {
     #[must_use]
     pub fn buckets(&self) -> Vec<BucketView> {
         self.maintain();
-        let mut views: Vec<_> = self.all().into_iter().map(|(_, bucket)| bucket.view()).collect();
+        let mut views: Vec<_> = self.all().into_iter().map(|(id, bucket)| self.view_of(id, &bucket)).collect();
         views.sort_unstable_by_key(|view| view.organization);
         views
     }
@@ -324,7 +340,11 @@ impl Quota {
     #[must_use]
     pub fn view(&self, bucket: BucketId) -> BucketView {
         let known = self.buckets.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&bucket).cloned();
-        known.map_or_else(|| self.new_bucket(bucket).view(), |bucket| bucket.view())
+        known.map_or_else(|| self.view_of(bucket, &self.new_bucket(bucket)), |known| self.view_of(bucket, &known))
+    }
+
+    fn view_of(&self, id: BucketId, bucket: &Bucket) -> BucketView {
+        bucket.view(self.settings().limit(id, bucket.learned.load(Ordering::Relaxed)).1)
     }
 
     /// Adds savings to the buckets' accounts. Must be called every second.
@@ -352,18 +372,11 @@ impl Quota {
     }
 
     fn settings(&self) -> QuotaSettings {
-        *self.settings.read().unwrap_or_else(PoisonError::into_inner)
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn limit(&self, id: BucketId, bucket: &Bucket) -> u32 {
-        match (self.settings().setting, id) {
-            (QuotaSetting::PerMinute(limit), _) => limit,
-            (QuotaSetting::Auto, BucketId::Account) => UNLEARNED_PER_MINUTE,
-            (QuotaSetting::Auto, BucketId::Organization(_)) => match bucket.learned.load(Ordering::Relaxed) {
-                0 => UNLEARNED_PER_MINUTE,
-                learned => learned,
-            },
-        }
+        self.settings().limit(id, bucket.learned.load(Ordering::Relaxed)).0
     }
 
     fn all(&self) -> Vec<(BucketId, Arc<Bucket>)> {
@@ -394,7 +407,7 @@ impl Quota {
         let limit = self.limit(id, &bucket);
         bucket.queue().set_limit(limit);
         if self.full_until > self.shared.now() {
-            bucket.queue().close(self.full_until);
+            bucket.queue().close(self.shared.now(), self.full_until, CloseReason::UnknownBefore);
         }
         let (count, until) = *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
         if until > self.shared.now() {

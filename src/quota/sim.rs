@@ -12,6 +12,7 @@ use proptest::prelude::*;
 
 use super::fair_queue::{FairQueue, SlotAnswer, SlotGrant, SlotRequest};
 use super::journal_state::{JournalLine, JournalState, JournalStep};
+use super::throttle_gate::CloseReason;
 use super::window::Moment;
 use super::{BucketId, QuotaRefused, WaitsFor};
 
@@ -482,7 +483,7 @@ fn few_slots_are_spare_and_none_near_a_429() {
     grants.iter().for_each(|grant| queue.end(10, grant));
     assert!(queue.evictable(61_000) != Some(0) && queue.take_spare(61_000).is_none());
     assert!(queue.evictable(61_010) == Some(0) && queue.spenders().count() == 0, "all slots came back");
-    queue.close(70_000);
+    queue.close(61_010, 70_000, CloseReason::Throttled(None));
     assert!(
         queue.take_spare(69_999).is_none() && queue.take_spare(70_000).is_none(),
         "someone else may be using the quota"

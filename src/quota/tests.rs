@@ -21,8 +21,12 @@ struct World {
 impl World {
     fn new(setting: QuotaSetting) -> Self {
         let clock = Clock::frozen();
-        let quota =
-            Quota::open(QuotaSettings { setting, queue_per_caller: 3, wait: WAIT }, None, clock.clone()).unwrap();
+        let quota = Quota::open(
+            QuotaSettings { setting, queue_per_caller: 3, wait: WAIT, ..QuotaSettings::default() },
+            None,
+            clock.clone(),
+        )
+        .unwrap();
         Self { quota, clock, caller: "a".into() }
     }
 
@@ -183,10 +187,20 @@ async fn a_learned_limit_counts_at_once_unless_one_is_configured() {
     world.quota.learn_limit(11, 240);
     world.take();
     drop(slots);
-    world.quota.set_settings(QuotaSettings { setting: QuotaSetting::PerMinute(7), queue_per_caller: 3, wait: WAIT });
+    world.quota.set_settings(QuotaSettings {
+        setting: QuotaSetting::PerMinute(7),
+        queue_per_caller: 3,
+        wait: WAIT,
+        ..QuotaSettings::default()
+    });
     world.quota.learn_limit(11, 500);
     assert_eq!(world.quota.view(ORG).limit, 7);
-    world.quota.set_settings(QuotaSettings { setting: QuotaSetting::Auto, queue_per_caller: 3, wait: WAIT });
+    world.quota.set_settings(QuotaSettings {
+        setting: QuotaSetting::Auto,
+        queue_per_caller: 3,
+        wait: WAIT,
+        ..QuotaSettings::default()
+    });
     assert_eq!(world.quota.view(ORG).limit, 240);
     assert_eq!(world.quota.view(BucketId::Account).limit, 60);
 }
@@ -198,7 +212,12 @@ async fn a_raised_limit_lets_waiting_requests_through() {
     world.advance(58.0);
     let mut turn = Box::pin(world.turn());
     assert!(turn.as_mut().now_or_never().is_none());
-    world.quota.set_settings(QuotaSettings { setting: QuotaSetting::PerMinute(2), queue_per_caller: 3, wait: WAIT });
+    world.quota.set_settings(QuotaSettings {
+        setting: QuotaSetting::PerMinute(2),
+        queue_per_caller: 3,
+        wait: WAIT,
+        ..QuotaSettings::default()
+    });
     turn.now_or_never().expect("not woken").unwrap();
 }
 

@@ -15,7 +15,7 @@ use super::{ServiceInner, quota_settings};
 use crate::audit::Record;
 use crate::clock::Clock;
 use crate::config::secret::SecretError;
-use crate::config::{self, Config, ConfigError, LoadedConfig, OperatorKey};
+use crate::config::{self, Config, ConfigError, LoadedConfig, OperatorKey, UpstreamConfig};
 use crate::door::CheckedCertificate;
 use crate::gateway::admit::policy::Policy;
 use crate::hash;
@@ -252,7 +252,10 @@ fn prepare(
     check_fixed(&policy.config, config)?;
     let certificates = DoorCertificates::read(config, files).map_err(ReloadError::Certificate)?;
     let other_authorities = |path: &Path| files.hashes().of(path) != in_force.of(path);
-    let is_another = policy.config.upstream != config.upstream
+    // Another quota needs no other upstream.
+    let UpstreamConfig { quota, quota_max, quotas, .. } = config.upstream.clone();
+    let before = UpstreamConfig { quota, quota_max, quotas, ..policy.config.upstream.clone() };
+    let is_another = before != config.upstream
         || policy.config.limits != config.limits
         || config.upstream.ca_file.as_deref().is_some_and(other_authorities);
     let upstream = if is_another {

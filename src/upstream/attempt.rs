@@ -222,9 +222,18 @@ impl Upstream {
             Ok(body) => body,
             Err(error) => return error.ending(head.status),
         };
-        let holds = |held: &HeldToken| held.token.is_in(&head.headers, body.as_ref());
-        let now = self.token.load();
-        if holds(sent) || (now.generation != sent.generation && holds(&now)) {
+        let mut searched = sent.generation;
+        let mut is_leaked = sent.token.is_in(&head.headers, body.as_ref()).await;
+        // The token may be replaced meanwhile, even during a search.
+        loop {
+            let now = self.token.load_full();
+            if is_leaked || now.generation == searched {
+                break;
+            }
+            searched = now.generation;
+            is_leaked = now.token.is_in(&head.headers, body.as_ref()).await;
+        }
+        if is_leaked {
             return Ending::Leaked { status: head.status };
         }
         if !two_lengths {

@@ -16,6 +16,7 @@ mod retry;
 #[cfg(test)]
 mod tests;
 mod token;
+mod token_search;
 
 use std::sync::Arc;
 

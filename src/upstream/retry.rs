@@ -1,7 +1,7 @@
 //! Decides whether to retry an attempt and what its ending proves: the table of `docs/decisions/retries.md`, as pure
 //! functions.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
@@ -97,16 +97,24 @@ pub fn ambiguous(ending: &Ending) -> bool {
     effect(RetryClass::Once, false, ending) == Outcome::InDoubt
 }
 
-/// The pause that `Retry-After` asks for, given in seconds or as a date (RFC 9110, section 10.2.3). A past date means
-/// no pause.
+/// Longest pause that `Retry-After` is believed.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
+/// Shortest: 0 and a past date would mean to send it again at once.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+
+/// The pause that `Retry-After` asks for, given in seconds or as a date in any of the three forms of HTTP (RFC 9110, section 5.6.7),
+/// between a second and ten minutes.
 #[must_use]
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-    }
-    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    Some(Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO))
+    let asked = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        let date = httpdate::parse_http_date(text).ok()?;
+        let now = Duration::from_millis(now.as_millisecond().try_into().unwrap_or(0));
+        date.duration_since(SystemTime::UNIX_EPOCH + now).unwrap_or_default()
+    };
+    Some(asked.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX))
 }
 
 /// The rows of the table. The two HTTP/2 rows are missing because upstream connections speak only HTTP/1.1.
@@ -344,7 +352,7 @@ mod tests {
 
     #[test]
     fn what_the_upstream_asks_for_is_waited() {
-        for (code, text, millis) in [(429, "3", 3000), (503, "3", 3000), (503, "0", 99), (429, "0", 0)] {
+        for (code, text, millis) in [(429, "3", 3000), (503, "3", 3000), (503, "0", 1000), (429, "0", 1000)] {
             let ending = answer(code, Some(text));
             let next = decide(&attempted(RetryClass::Safe, 1, &ending), &limits(), NOW, || u64::MAX);
             assert!(
@@ -357,15 +365,27 @@ mod tests {
     #[test]
     fn retry_after_is_seconds_or_a_date() {
         for (text, seconds) in [
-            ("0", Some(0)),
+            ("0", Some(1)),
             (" 120 ", Some(120)),
-            ("99999999999999999999", Some(u64::MAX)),
+            ("600", Some(600)),
+            ("601", Some(600)),
+            ("99999999999999999999", Some(600)),
             ("Tue, 14 Nov 2023 22:13:50 GMT", Some(30)),
-            ("Tue, 14 Nov 2023 22:13:00 GMT", Some(0)),
+            ("Tuesday, 14-Nov-23 22:13:50 GMT", Some(30)),
+            ("Tue Nov 14 22:13:50 2023", Some(30)),
+            ("Tue, 14 Nov 2023 22:13:00 GMT", Some(1)),
+            ("Tuesday, 14-Nov-23 22:13:20 GMT", Some(1)),
+            ("Thu Jan  1 00:00:00 1970", Some(1)),
+            ("Fri, 14 Nov 2053 22:13:00 GMT", Some(600)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(1)),
             ("", None),
             ("-1", None),
+            ("+1", None),
             ("1.5", None),
+            ("1e1", None),
+            ("1, 2", None),
             ("soon", None),
+            ("Tue, 32 Nov 2023 22:13:50 GMT", None),
         ] {
             let headers = HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_str(text).unwrap())]);
             assert_eq!(retry_after(&headers, NOW), seconds.map(Duration::from_secs), "{text:?}");

@@ -13,6 +13,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod p01_forms;
 mod p01_token;
 mod p02_expiry;
 mod p02_lists;
@@ -39,6 +40,7 @@ mod p08_progress;
 mod p08_shares;
 mod p09_lone;
 mod p09_quota;
+mod p09_unbelieved;
 mod p10_names;
 mod p10_reload;
 mod p10_watched;

@@ -156,8 +156,7 @@ async fn rejections_are_replayed_but_not_answers_that_say_nothing_about_the_writ
         assert_eq!(world.sandbox.effects("POST", LIST), 0);
         world.service.gateway().quota.set_settings(makegate::quota::QuotaSettings {
             setting: makegate::config::QuotaSetting::PerMinute(100_000),
-            queue_per_caller: 50,
-            wait: Duration::from_secs(5),
+            ..makegate::quota::QuotaSettings::default()
         });
         world.clock.advance(Duration::from_secs(601));
         keyed(&world, ALL, &key, "POST", LIST, NEW).await.expect(200);

@@ -2,6 +2,6 @@
 
 mod answer_form;
 pub(crate) mod fetch;
-mod json_members;
+pub(crate) mod json_members;
 pub(crate) mod list_scope;
 pub(crate) mod lookup;

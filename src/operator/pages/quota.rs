@@ -27,7 +27,10 @@ pub(crate) async fn quota(State(state): State<Arc<OperatorState>>, view: PageVie
 pub(crate) fn gauge(bucket: &BucketView) -> Markup {
     let spent = bucket.callers.iter().filter(|one| one.spent > 0).map(|one| format!("{} {}", one.name, one.spent));
     let waiting = (bucket.waiting > 0).then(|| format!("{} waiting", bucket.waiting));
-    let closed = bucket.closed_for.map(|time| format!("closed by Make for {} s", time.as_millis().div_ceil(1000)));
+    let lasts = bucket
+        .closed_for
+        .map_or_else(|| "reopening".to_owned(), |time| format!("closed for {} s", time.as_millis().div_ceil(1000)));
+    let closed = bucket.closed_because.as_ref().map(|why| format!("{lasts}: {why}"));
     let by: Vec<_> = spent.chain(waiting).chain(closed).collect();
     let name = bucket.organization.map_or_else(|| "the account".to_owned(), |id| format!("organization {id}"));
     html::gauge(&name, bucket.used.into(), bucket.limit.into(), &by.join(", "))
@@ -36,7 +39,11 @@ pub(crate) fn gauge(bucket: &BucketView) -> Markup {
 /// One row for each caller: the bucket's cells, then the caller's.
 fn rows(bucket: &BucketView) -> Vec<Vec<String>> {
     let whose = bucket.organization.map_or_else(|| "account".to_owned(), |id| id.to_string());
-    let own = [vec![whose], members(bucket, &["limit", "used", "waiting", "kept", "closed_for_ms"])].concat();
+    let own = [
+        vec![whose],
+        members(bucket, &["limit", "limit_from", "used", "waiting", "kept", "closed_for_ms", "closed_because"]),
+    ]
+    .concat();
     let row = |spender: Option<&SpenderView>| {
         let names = ["name", "share", "spent", "waiting", "refused", "sent", "saved", "waited_us"];
         [own.clone(), members(&spender, &names)].concat()
@@ -51,10 +58,12 @@ impl Page for QuotaPage {
         let columns = &[
             "organization",
             "limit",
+            "limit_from",
             "used",
             "waiting",
             "kept",
             "closed_for_ms",
+            "closed_because",
             "caller",
             "share",
             "spent",

@@ -172,7 +172,7 @@ async fn over_a_socket_head_has_no_body_and_the_door_counts_its_connections() {
 }
 
 /// Paths of every kind: open ones, pages in each form, files, actions, and one that leads nowhere.
-const PATHS: [&str; 12] = [
+const PATHS: [&str; 13] = [
     "/livez",
     "/readyz",
     "/metrics",
@@ -183,6 +183,7 @@ const PATHS: [&str; 12] = [
     "/audit/follow",
     "/audit/rotate",
     "/cache/purge",
+    "/quota/reopen",
     "/doubts/x",
     "/nothing",
 ];

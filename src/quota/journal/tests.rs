@@ -7,11 +7,12 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::QuotaSetting;
 use crate::quota::{BucketId, Quota, QuotaRefused, QuotaSettings, Slot};
 
-const SETTINGS: QuotaSettings =
-    QuotaSettings { setting: QuotaSetting::Auto, queue_per_caller: 3, wait: Duration::ZERO };
+fn settings() -> QuotaSettings {
+    QuotaSettings { queue_per_caller: 3, wait: Duration::ZERO, learned_max: 1_000_000, ..QuotaSettings::default() }
+}
+
 const ORG: BucketId = BucketId::Organization(11);
 
 struct World {
@@ -28,11 +29,11 @@ impl World {
     }
 
     fn open(&self) -> Quota {
-        Quota::open(SETTINGS, Some((self.dir.path(), self.has_run.replace(true))), self.clock.clone()).unwrap()
+        Quota::open(settings(), Some((self.dir.path(), self.has_run.replace(true))), self.clock.clone()).unwrap()
     }
 
     fn open_without_journal(&self) -> Quota {
-        Quota::open(SETTINGS, None, self.clock.clone()).unwrap()
+        Quota::open(settings(), None, self.clock.clone()).unwrap()
     }
 
     fn try_take(&self, quota: &Quota, bucket: BucketId) -> Result<Slot, QuotaRefused> {

@@ -39,6 +39,8 @@ fn settings(host: &str, port: u16) -> config::UpstreamConfig {
         url: BaseUrl { tls: false, host: host.to_owned(), port, authority: format!("{host}:{port}") },
         token: SecretSource::Env("TOKEN".to_owned()),
         quota: QuotaSetting::Auto,
+        quota_max: 10_000,
+        quotas: std::collections::BTreeMap::new(),
         deadline: Duration::from_secs(15),
         write_deadline: Duration::from_secs(40),
         attempt: Duration::from_secs(10),

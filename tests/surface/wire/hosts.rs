@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::{header, still};
-use crate::support::{ALL, LIST, ORG, Reply, World, raw, with_key};
+use crate::support::{ALL, LIST, ORG, Reply, World, raw, send, with_key};
 
 /// Sends a GET with these very header lines instead of `Host`.
 async fn get(world: &World, target: &str, lines: &str) -> Reply {

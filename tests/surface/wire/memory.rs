@@ -186,7 +186,7 @@ async fn conditions_on_several_lines_are_one_list_and_if_match_is_no_business_of
 #[tokio::test]
 async fn a_429_says_when_to_come_again_in_seconds_that_a_client_can_live_with() {
     for (told, said) in [("1.5", "60"), ("0", "1"), ("7", "7"), ("99999999", "600")] {
-        let world = still().start().await;
+        let world = still().set("limits", "attempts = 1").start().await;
         let fault = FaultKind::status(429).with_header("retry-after", told).with_body("Requests limit exceeded");
         world.sandbox.fault(Fault::always("GET", USAGE, fault));
         let reply = world.get_with(ALL, USAGE, &["cache-control: no-store"]).await.expect(429);

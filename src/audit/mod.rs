@@ -40,7 +40,7 @@ pub use proof::heads::stored as stored_head;
 pub use proof::note::{Head, Verifier, heads};
 pub use proof::verify::{AuditorInput, VerifyError, VerifyProblem, VerifyReport, verify};
 pub use proof::{ConsistencyProof, InclusionProof, ProofError};
-pub use query::filter::{BadFilter, FILTERS, Filter, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
+pub use query::filter::{BadFilter, FIELD_FILTERS, Filter, FilterName, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
 pub use query::follow::{FileFollower, FollowEvent, Follower};
 pub use query::{QueryError, RecordPage, export, query_files};
 pub use record::csv::{COLUMNS, csv, csv_cell, csv_header};

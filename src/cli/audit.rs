@@ -14,13 +14,14 @@ use serde_json::value::RawValue;
 
 use super::client::OperatorClient;
 use super::failure::CommandFailure;
+use super::filter_options::{FieldOptions, FilterPairs, TimeRange, filter};
 use super::output::Format;
 use super::process::{self, ColorChoice};
 use super::record_printer::RecordPrinter;
+use super::show::ShowCommand;
 use super::source::{DataSource, SourceOptions};
 use super::verify::{HeadCommand, VerifyCommand};
 use crate::audit::{self, FileFollower, Filter};
-use crate::clock::Clock;
 
 /// How often to look for new records in the files.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -35,11 +36,13 @@ const PAGE: usize = 1000;
 #[command(after_help = "\
 Examples:
   makegate audit query --config makegate.toml --since 1h --status 4xx
+  makegate audit show 0197c9a0-6b1e-7cc3-98c4-dc0c0c07398f --config makegate.toml
   makegate audit follow --url http://127.0.0.1:8081 --caller dashboard
   makegate audit export --config makegate.toml --since 30d -o csv --output june.csv
   makegate audit verify audit/ --head 2026-06-30.head")]
 pub(super) enum AuditCommand {
     Query(QueryCommand),
+    Show(ShowCommand),
     Follow(FollowCommand),
     Export(ExportCommand),
     Verify(VerifyCommand),
@@ -59,7 +62,7 @@ pub(super) struct QueryCommand {
     #[command(flatten)]
     source_options: SourceOptions,
     #[command(flatten)]
-    wanted: FilterOptions,
+    wanted: FieldOptions,
     #[command(flatten)]
     span: TimeRange,
     /// Maximum number of records (1 to 10000).
@@ -83,7 +86,7 @@ pub(super) struct FollowCommand {
     #[command(flatten)]
     source_options: SourceOptions,
     #[command(flatten)]
-    wanted: FilterOptions,
+    wanted: FieldOptions,
     /// table, json (one object per line) or csv.
     #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
@@ -99,7 +102,7 @@ pub(super) struct ExportCommand {
     #[command(flatten)]
     source_options: SourceOptions,
     #[command(flatten)]
-    wanted: FilterOptions,
+    wanted: FieldOptions,
     #[command(flatten)]
     span: TimeRange,
     /// json (one object per line), csv or table.
@@ -110,81 +113,11 @@ pub(super) struct ExportCommand {
     output: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
-struct FilterOptions {
-    /// Only records of this caller.
-    #[arg(long, value_name = "NAME")]
-    caller: Option<String>,
-    /// Only records of this operation, such as organizations.get.
-    #[arg(long, value_name = "ID")]
-    operation: Option<String>,
-    /// Only records of this organization.
-    #[arg(long, value_name = "ID")]
-    organization: Option<String>,
-    /// Only records with this status: 404, or 4xx.
-    #[arg(long)]
-    status: Option<String>,
-    /// Only records with this answer: hit, stale, miss, forwarded, replayed or refused.
-    #[arg(long)]
-    answer: Option<String>,
-    /// Only records of this kind: request, intent, outcome, settlement, event or refusals.
-    #[arg(long)]
-    kind: Option<String>,
-    /// Only the outcome and settlement of the write whose intent has this number.
-    #[arg(long, value_name = "SEQ")]
-    intent: Option<String>,
-    /// Only records of the request with this id (X-Request-Id in the answer).
-    #[arg(long, value_name = "ID")]
-    request: Option<String>,
-}
-
-#[derive(Debug, Args)]
-struct TimeRange {
-    /// Only records at or after this time: 2026-07-01T12:00:00Z, 2026-07-01, or how long ago (15m, 1h, 7d).
-    #[arg(long, value_name = "TIME")]
-    since: Option<String>,
-    /// Only records before this time, in the same formats.
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
-}
-
-type FilterPairs<'a> = Vec<(&'static str, &'a str)>;
-
-impl FilterOptions {
-    fn pairs(&self) -> FilterPairs<'_> {
-        let Self { caller, operation, organization, status, answer, kind, intent, request } = self;
-        present_options([
-            ("caller", caller),
-            ("operation", operation),
-            ("organization", organization),
-            ("status", status),
-            ("answer", answer),
-            ("kind", kind),
-            ("intent", intent),
-            ("request", request),
-        ])
-    }
-}
-
-impl TimeRange {
-    fn pairs(&self) -> FilterPairs<'_> {
-        present_options([("since", &self.since), ("until", &self.until)])
-    }
-}
-
-fn present_options<'a, const N: usize>(options: [(&'static str, &'a Option<String>); N]) -> FilterPairs<'a> {
-    options.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))).collect()
-}
-
-fn filter(pairs: &FilterPairs<'_>) -> Result<Filter, CommandFailure> {
-    let filter = Filter::parse(pairs.iter().copied(), Clock::system().wall());
-    filter.map_err(|bad| CommandFailure::usage(format!("--{bad}")))
-}
-
 impl AuditCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         match self {
             Self::Query(query) => query.run(color),
+            Self::Show(show) => show.run(color),
             Self::Follow(follow) => follow.run(color),
             Self::Export(export) => export.run(color),
             Self::Verify(verify) => verify.run(),
@@ -199,15 +132,8 @@ impl QueryCommand {
         pairs.extend(self.span.pairs());
         pairs.push(("limit", &self.limit));
         pairs.extend(self.after.as_deref().map(|after| ("after", after)));
-        let filter = filter(&pairs)?;
-        let page = match self.source_options.source(color)? {
-            DataSource::Files(read) => {
-                let dir = &read.config.audit.dir;
-                let page = audit::query_files(dir, &filter).map_err(|error| unreadable(dir, &error))?;
-                AuditPage { records: page.records, next: page.next }
-            }
-            DataSource::Running(client) => process::block_on(page(&client, &pairs))?,
-        };
+        filter(&pairs)?;
+        let page = page_of(&self.source_options.source(color)?, &pairs)?;
         let mut records = RecordPrinter::in_bulk(self.format, None)?;
         page.records.iter().try_for_each(|record| records.print(record.get()))?;
         records.end()?;
@@ -315,9 +241,21 @@ async fn newest(client: &OperatorClient, pairs: &FilterPairs<'_>) -> Result<u64,
 
 /// A page of `/audit.json`.
 #[derive(Deserialize)]
-struct AuditPage {
-    records: Vec<Box<RawValue>>,
+pub(super) struct AuditPage {
+    pub(super) records: Vec<Box<RawValue>>,
     next: Option<u64>,
+}
+
+/// A page of records, newest first, from wherever they are.
+pub(super) fn page_of(source: &DataSource, pairs: &FilterPairs<'_>) -> Result<AuditPage, CommandFailure> {
+    match source {
+        DataSource::Files(read) => {
+            let dir = &read.config.audit.dir;
+            let page = audit::query_files(dir, &filter(pairs)?).map_err(|error| unreadable(dir, &error))?;
+            Ok(AuditPage { records: page.records, next: page.next })
+        }
+        DataSource::Running(client) => process::block_on(page(client, pairs)),
+    }
 }
 
 async fn page(client: &OperatorClient, pairs: &FilterPairs<'_>) -> Result<AuditPage, CommandFailure> {

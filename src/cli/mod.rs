@@ -12,6 +12,7 @@ mod demo;
 mod doubts;
 mod explain;
 mod failure;
+mod filter_options;
 mod healthcheck;
 mod key;
 mod output;
@@ -19,6 +20,7 @@ mod process;
 mod record_printer;
 mod sandbox;
 mod serve;
+mod show;
 mod source;
 mod verify;
 

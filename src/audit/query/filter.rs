@@ -4,35 +4,71 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::civil::Date;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use memchr::memmem::Finder;
 
+use super::other_filter::OtherFilter;
 use crate::audit::record::Kind;
 use crate::audit::record::Record;
 use crate::ids::{KeyId, RequestId};
-use crate::vocabulary::Answer;
+use crate::vocabulary::{Answer, Outcome};
 
 /// Default number of records per page.
 pub const LIMIT_DEFAULT: usize = 100;
 /// Maximum number of records per page.
 pub const LIMIT_MAX: usize = 10_000;
 
-/// Names of the filter parameters.
-pub const FILTERS: [&str; 13] = [
-    "caller",
-    "key",
-    "operation",
-    "organization",
-    "status",
-    "answer",
-    "kind",
-    "intent",
-    "request",
-    "since",
-    "until",
-    "limit",
-    "after",
+/// A filter: its name, which is that of the field it is about, and what is written for it.
+#[derive(Clone, Copy, Debug)]
+pub struct FilterName {
+    /// The parameter's name.
+    pub name: &'static str,
+    /// What kind of value it takes, as the commands' help shows it.
+    pub value: &'static str,
+    /// What it selects, as the commands' help says it.
+    pub help: &'static str,
+}
+
+const fn filter(name: &'static str, value: &'static str, help: &'static str) -> FilterName {
+    FilterName { name, value, help }
+}
+
+/// Every filter by a field.
+pub const FIELD_FILTERS: [FilterName; 25] = [
+    filter("caller", "NAME", "Only records of this caller"),
+    filter("operation", "ID", "Only records of this operation, such as organizations.get"),
+    filter("organization", "ID", "Only records of this organization"),
+    filter("status", "STATUS", "Only records with this status: 404, or 4xx"),
+    filter("answer", "ANSWER", "Only records with this answer: hit, stale, miss, forwarded, replayed or refused"),
+    filter("kind", "KIND", "Only records of this kind: request, intent, outcome, settlement, event or refusals"),
+    filter("intent", "SEQ", "Only the outcome and settlement of the write whose intent has this number"),
+    filter("request", "ID", "Only records of the request with this id (X-Request-Id in the answer)"),
+    filter("seq", "SEQ", "Only the record with this number"),
+    filter("outcome", "OUTCOME", "Only writes that ended so: done, rejected, not-sent or in-doubt"),
+    filter("refusal", "CODE", "Only refusals with this code, such as MG131"),
+    filter("event", "NAME", "Only events of this name, such as reload"),
+    filter("operator", "NAME", "Only records of what this operator did"),
+    filter("key", "ID", "Only records of the key whose SHA-256 begins with these 8 hex digits"),
+    filter("peer", "ADDRESS", "Only records of requests that came from this address"),
+    filter("method", "METHOD", "Only records of requests with this method"),
+    filter("path", "PREFIX", "Only records of requests whose path begins so"),
+    filter("filled_by", "ID", "Only records of answers from the entry that this request's fetch filled"),
+    filter("attempts", "N", "Only records of requests that were sent upstream so many times"),
+    filter("upstream_status", "STATUS", "Only records with this last status of Make: 404, or 4xx"),
+    filter("trace", "ID", "Only records with this traceparent, or with this trace id in it"),
+    filter("min_duration", "TIME", "Only records of requests that took at least this long: 250ms, 2s"),
+    filter("duration_us", "N", "Only records of requests that took exactly so many microseconds"),
+    filter("quota_wait_us", "N", "Only records of requests that waited so many microseconds for quota"),
+    filter("bytes", "N", "Only records of answers whose body has so many bytes"),
 ];
+
+/// The filters that are not by a field's value.
+const OTHER_FILTERS: [&str; 4] = ["since", "until", "limit", "after"];
+
+fn names() -> impl Iterator<Item = &'static str> {
+    FIELD_FILTERS.iter().map(|filter| filter.name).chain(OTHER_FILTERS)
+}
 
 /// A status code or a class of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +88,7 @@ impl StatusFilter {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let digit =
             |c: char| c.to_digit(10).and_then(|digit| u16::try_from(digit).ok()).filter(|d| (1..=5).contains(d));
         if let Some(class) = text.strip_suffix("xx") {
@@ -85,6 +121,16 @@ pub struct Filter {
     pub intent: Option<u64>,
     /// Request id.
     pub request: Option<RequestId>,
+    /// Sequence number.
+    pub seq: Option<u64>,
+    /// How the write ended.
+    pub outcome: Option<Outcome>,
+    /// The refusal's code.
+    pub refusal: Option<Arc<str>>,
+    /// The event's name.
+    pub event: Option<Arc<str>>,
+    /// The conditions on fields that the log itself does not read.
+    pub others: Vec<OtherFilter>,
     /// Earliest time, inclusive.
     pub since: Option<Timestamp>,
     /// Latest time, exclusive.
@@ -107,6 +153,11 @@ impl Default for Filter {
             kind: None,
             intent: None,
             request: None,
+            seq: None,
+            outcome: None,
+            refusal: None,
+            event: None,
+            others: Vec::new(),
             since: None,
             until: None,
             limit: LIMIT_DEFAULT,
@@ -164,6 +215,10 @@ impl Filter {
                 let id = RequestId::parse(value.as_bytes());
                 self.request = Some(id.ok_or_else(|| write(value, "a request id as in the answer's X-Request-Id"))?);
             }
+            "seq" => self.seq = Some(number(value, "a record's number, such as 42")?),
+            "outcome" => self.outcome = Some(word(value, Outcome::parse(value), Outcome::ALL, Outcome::as_str)?),
+            "refusal" => self.refusal = Some(name_of(&value.to_ascii_uppercase(), "a refusal's code such as MG131")?),
+            "event" => self.event = Some(name_of(value, "an event's name such as reload")?),
             "since" => self.since = Some(time(value, now)?),
             "until" => self.until = Some(time(value, now)?),
             "limit" => {
@@ -173,21 +228,33 @@ impl Filter {
                 self.limit = limit.ok_or_else(|| write(value, expected))?;
             }
             "after" => self.after = Some(number(value, "the previous page's next")?),
-            _ => return Err(unknown(name)),
+            _ => self.others.push(OtherFilter::parse(name, value)?.ok_or_else(|| unknown(name))?),
         }
         Ok(())
     }
 
-    /// Text that the line of every matching record is sure to contain: the request's id or the caller's name.
+    /// Only records below this number can match.
+    pub(crate) fn below(&self) -> u64 {
+        let seq = self.seq.map_or(u64::MAX, |seq| seq.saturating_add(1));
+        self.after.unwrap_or(u64::MAX).min(seq)
+    }
+
+    /// Only records above this number can match.
+    pub(crate) fn floor(&self) -> u64 {
+        self.seq.map_or(0, |seq| seq.saturating_sub(1))
+    }
+
+    /// Text that the line of every matching record is sure to contain: the request's id, the caller's name, or another value.
     pub(crate) fn needle(&self) -> Option<Finder<'static>> {
-        let text = self.request.as_ref().map(RequestId::as_str).or(self.caller.as_deref())?;
+        let other = || self.others.iter().find_map(OtherFilter::text);
+        let text = self.request.as_ref().map(RequestId::as_str).or(self.caller.as_deref()).or_else(other)?;
         // Plain text has only one spelling in JSON; another writer may escape anything else as it likes.
         let plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\' | b'/'));
         plain.then(|| Finder::new(&format!("\"{text}\"")).into_owned())
     }
 
-    /// Whether this stored record matches. Ignores `limit` and `after`.
-    pub(crate) fn matches(&self, record: &Record<'_>) -> bool {
+    /// Whether this stored record, read from this line, matches. Ignores `limit` and `after`.
+    pub(crate) fn matches(&self, record: &Record<'_>, line: &[u8]) -> bool {
         let is = |wanted: Option<&str>, text: Option<&str>| wanted.is_none_or(|wanted| text == Some(wanted));
         let in_range = |range: (u16, u16)| record.status.is_some_and(|status| (range.0..=range.1).contains(&status));
         is(self.caller.as_deref(), record.caller.as_deref())
@@ -201,18 +268,23 @@ impl Filter {
             && self.request.is_none_or(|wanted| record.request == Some(wanted))
             && self.since.is_none_or(|since| record.time >= since)
             && self.until.is_none_or(|until| record.time < until)
+            && self.seq.is_none_or(|wanted| record.seq == wanted)
+            && self.outcome.is_none_or(|wanted| record.outcome == Some(wanted))
+            && is(self.refusal.as_deref(), record.refusal.as_deref())
+            && is(self.event.as_deref(), record.event.as_deref())
+            && OtherFilter::all_match(&self.others, line)
     }
 }
 
-fn write(value: &str, expected: &str) -> String {
+pub(super) fn write(value: &str, expected: &str) -> String {
     format!("\"{}\" is not valid here; write {expected}", value.escape_debug())
 }
 
 fn unknown(name: &str) -> String {
-    let nearest = FILTERS.iter().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
+    let nearest = names().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
     match nearest {
         Some((0..=2, known)) => format!("no such filter; did you mean {known}?"),
-        Some(_) | None => format!("no such filter; the filters are {}", FILTERS.join(", ")),
+        Some(_) | None => format!("no such filter; the filters are {}", names().collect::<Vec<_>>().join(", ")),
     }
 }
 
@@ -220,7 +292,7 @@ fn name_of(value: &str, expected: &str) -> Result<Arc<str>, String> {
     if value.is_empty() { Err(write(value, expected)) } else { Ok(value.into()) }
 }
 
-fn number(value: &str, expected: &str) -> Result<u64, String> {
+pub(super) fn number(value: &str, expected: &str) -> Result<u64, String> {
     let plain = value.bytes().all(|b| b.is_ascii_digit());
     value.parse().ok().filter(|_| plain).ok_or_else(|| write(value, expected))
 }
@@ -236,7 +308,7 @@ fn time(value: &str, now: Timestamp) -> Result<Timestamp, String> {
     let parsed = ago(value)
         .and_then(|ago| now.checked_sub(ago).ok())
         .or_else(|| value.parse().ok())
-        .or_else(|| value.parse::<Date>().ok().and_then(|date| format!("{date}T00:00:00Z").parse().ok()));
+        .or_else(|| Some(value.parse::<DateTime>().ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp()));
     parsed.ok_or_else(|| write(value, expected))
 }
 
@@ -269,6 +341,9 @@ mod tests {
         let since = |text| parse(&[("since", text)]).map(|filter| filter.since.unwrap().to_string());
         assert_eq!(since("2026-07-01T14:00:00+02:00").unwrap(), "2026-07-01T12:00:00Z");
         assert_eq!(since("2026-07-01").unwrap(), "2026-07-01T00:00:00Z");
+        for utc in ["2026-07-01T14:05:00", "2026-07-01T14:05", "2026-07-01 14:05:00"] {
+            assert_eq!(since(utc).unwrap(), "2026-07-01T14:05:00Z", "{utc}");
+        }
         assert_eq!(since("90m").unwrap(), "2026-07-08T10:30:00Z");
         assert_eq!(since("7d ago").unwrap(), "2026-07-01T12:00:00Z");
         for bad in ["yesterday", "", "h", "-1h", "1y", "99999999999999999w"] {
@@ -290,7 +365,7 @@ mod tests {
     fn errors_say_what_to_write() {
         let message = |name, value| parse(&[(name, value)]).unwrap_err();
         assert_eq!(message("calller", "x"), "calller: no such filter; did you mean caller?");
-        assert!(message("colour", "x").starts_with("colour: no such filter; the filters are caller, key, operation"));
+        assert!(message("colour", "x").starts_with("colour: no such filter; the filters are caller, operation"));
         assert_eq!(
             message("kind", "write"),
             "kind: \"write\" is not valid here; write one of request, intent, outcome, settlement, event, refusals"
@@ -300,6 +375,9 @@ mod tests {
         );
         assert!(message("organization", "+11").contains("an organization's id"));
         assert!(message("request", "a b").contains("X-Request-Id"));
+        assert!(message("key", "abc").contains("8 hex digits") && message("attempts", "x").contains("a whole number"));
+        assert!(message("min_duration", "5").contains("write \"5s\" for seconds"), "{}", message("min_duration", "5"));
+        assert!(message("path", "api").contains("a path that begins with /"));
         assert_eq!(parse(&[("caller", "a"), ("caller", "b")]).unwrap_err(), "caller: given twice; give it once");
     }
 }

@@ -76,7 +76,7 @@ impl Follower {
     }
 
     fn wants(&self, line: &str) -> bool {
-        Record::parse(line.as_bytes()).is_some_and(|seen| self.filter.matches(&seen))
+        Record::parse(line.as_bytes()).is_some_and(|seen| self.filter.matches(&seen, line.as_bytes()))
     }
 }
 
@@ -105,7 +105,7 @@ impl FileFollower {
     /// The files cannot be read.
     pub fn poll(&mut self) -> io::Result<Option<String>> {
         while self.tail.next(&mut self.line, None)?.is_some() {
-            if Record::parse(&self.line).is_some_and(|seen| self.filter.matches(&seen)) {
+            if Record::parse(&self.line).is_some_and(|seen| self.filter.matches(&seen, &self.line)) {
                 return Ok(Some(String::from_utf8_lossy(&self.line).into_owned()));
             }
         }

@@ -7,6 +7,7 @@
 
 pub(super) mod filter;
 pub(super) mod follow;
+mod other_filter;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -137,19 +138,19 @@ fn page(dir: &Path, filter: &Filter, deadline: Option<&QueryDeadline>) -> Result
         dir,
         filter,
         deadline,
-        below: filter.after.unwrap_or(u64::MAX),
+        below: filter.below(),
         wanted: filter.limit + 1,
         needle: filter.needle(),
         lines: Vec::new(),
     };
     let index = IndexReader::open(dir, deadline);
-    search.scan(index.as_ref().map_or(0, |index| index.seq))?;
+    search.scan(index.as_ref().map_or(0, |index| index.seq).max(filter.floor()))?;
     if let Some(index) = index.filter(|_| !search.is_done()) {
         match search.blocks(&index) {
             Ok(()) => {}
             Err(IndexFails::Log(error)) => return Err(error),
             Err(IndexFails::Index) if deadline.is_some_and(QueryDeadline::is_over) => return Err(QueryError::TooLong),
-            Err(IndexFails::Index) => search.scan(0)?,
+            Err(IndexFails::Index) => search.scan(filter.floor())?,
         }
     }
     Ok(page_of(search.lines, filter.limit))
@@ -203,7 +204,7 @@ impl PageSearch<'_> {
             if seen.seq <= floor {
                 break;
             }
-            if self.filter.matches(&seen) {
+            if self.filter.matches(&seen, &line) {
                 self.lines.push(line);
             }
         }
@@ -238,6 +239,9 @@ impl PageSearch<'_> {
     /// Reads a block, newest record first; returns true if more may be wanted.
     fn block(&mut self, block: &IndexBlock, wanted: &[Term]) -> Result<bool, IndexFails> {
         self.check_deadline().map_err(IndexFails::Log)?;
+        if block.last <= self.filter.floor() {
+            return Ok(false);
+        }
         if self.is_done() || !wanted.iter().all(|term| block.has(*term)) {
             return Ok(!self.is_done());
         }
@@ -248,7 +252,7 @@ impl PageSearch<'_> {
             let seen = Record::parse(line).filter(|seen| seen.seq <= block.last && seen.seq < self.below);
             let Some(seen) = seen else { continue };
             self.below = seen.seq;
-            if self.filter.matches(&seen) {
+            if self.filter.matches(&seen, line) {
                 self.lines.push(line.to_vec());
             }
             if self.is_done() {
@@ -377,7 +381,7 @@ pub fn export(dir: &Path, filter: &Filter, sink: &mut dyn FnMut(&str) -> io::Res
             }
         }
         let seen = Record::parse(&line).filter(|seen| seen.seq < void_from);
-        if seen.is_some_and(|seen| filter.matches(&seen)) {
+        if seen.is_some_and(|seen| filter.matches(&seen, &line)) {
             sink(&String::from_utf8_lossy(&line))?;
         }
     }

@@ -71,10 +71,10 @@ pub(crate) async fn audit(
     let filters = || view.query.iter().filter(|(name, _)| *name != EXPORT);
     let filter = Filter::parse(filters(), state.gateway.clock.wall())?;
     let is_table = view.format == PageFormat::Csv;
-    if is_table || view.query.has(EXPORT) {
-        let asked: Vec<_> = filters().map(|(name, value)| format!("{name}={value}")).collect();
-        state.note_export(&operator, &peer, &asked.join(" "), is_table);
-    }
+    let exported = (is_table || view.query.has(EXPORT)).then(|| {
+        let selecting = filters().filter(|(name, _)| !matches!(*name, "limit" | "after"));
+        selecting.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+    });
     let policy = state.gateway.policy();
     let choices = FormChoices {
         callers: policy.callers.iter().map(|caller| caller.config.name.clone()).collect(),
@@ -85,7 +85,11 @@ pub(crate) async fn audit(
         let query = view.query.clone();
         view.show(&RecordsPage { records: found.records, next: found.next, query, choices })
     };
-    Ok(state.gateway.log.query_as(filter, show).await?)
+    let answer = state.gateway.log.query_as(filter, show).await?;
+    if let Some(asked) = exported {
+        state.note_export(&operator, &peer, &asked, is_table);
+    }
+    Ok(answer)
 }
 
 impl Page for RecordsPage {

@@ -1,0 +1,89 @@
+//! `makegate audit show`: one request's records, whole.
+
+use clap::Args;
+use serde_json::{Map, Value};
+
+use super::audit::page_of;
+use super::failure::CommandFailure;
+use super::filter_options::FilterPairs;
+use super::output::{self, Format};
+use super::process::ColorChoice;
+use super::record_printer::RecordPrinter;
+use super::source::{DataSource, SourceOptions};
+use crate::audit::COLUMNS;
+use crate::ids::RequestId;
+use crate::operator::json_cell;
+
+/// Shows the records of one request with all their fields, oldest first.
+///
+/// REQUEST is the X-Request-Id of the answer; SEQ, the number of one of its records, will do, too.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  makegate audit show 0197c9a0-6b1e-7cc3-98c4-dc0c0c07398f --config makegate.toml
+  makegate audit show 4711 --url http://127.0.0.1:8081 -o json")]
+pub(super) struct ShowCommand {
+    /// The request's id, or the number of a record.
+    #[arg(value_name = "REQUEST|SEQ")]
+    wanted: String,
+    #[command(flatten)]
+    source_options: SourceOptions,
+    /// table (a field a line), json (one object per line) or csv.
+    #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
+    format: Format,
+}
+
+impl ShowCommand {
+    pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
+        if RequestId::parse(self.wanted.as_bytes()).is_none() {
+            return Err(CommandFailure::usage("give a request id, or the number of a record"));
+        }
+        let source = self.source_options.source(color)?;
+        let records = self.find(&source)?;
+        if records.is_empty() {
+            return Err(CommandFailure::failed(format!("no record has the request id or the number {}", self.wanted)));
+        }
+        if self.format != Format::Table {
+            let mut printer = RecordPrinter::in_bulk(self.format, None)?;
+            records.iter().try_for_each(|record| printer.print(record))?;
+            return Ok(printer.end()?);
+        }
+        let whole: Vec<_> = records.iter().map(|record| fields(record)).collect();
+        Ok(output::line(&whole.join("\n\n"))?)
+    }
+
+    /// The records, oldest first. An id may consist of digits, so it is looked for first.
+    fn find(&self, source: &DataSource) -> Result<Vec<String>, CommandFailure> {
+        let by_request = request(source, &self.wanted)?;
+        if !by_request.is_empty() || !self.wanted.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Ok(by_request);
+        }
+        let by_number = find(source, &vec![("seq", &*self.wanted)])?;
+        let record = by_number.first().map(|record| members(record)).unwrap_or_default();
+        match record.get("request").and_then(Value::as_str) {
+            Some(id) => request(source, id),
+            None => Ok(by_number),
+        }
+    }
+}
+
+fn request(source: &DataSource, id: &str) -> Result<Vec<String>, CommandFailure> {
+    find(source, &vec![("request", id)])
+}
+
+fn find(source: &DataSource, pairs: &FilterPairs<'_>) -> Result<Vec<String>, CommandFailure> {
+    let records = page_of(source, pairs)?.records;
+    Ok(records.iter().rev().map(|record| record.get().to_owned()).collect())
+}
+
+fn members(record: &str) -> Map<String, Value> {
+    serde_json::from_str(record).unwrap_or_default()
+}
+
+/// Every field that the record has, a line each.
+fn fields(record: &str) -> String {
+    let members = members(record);
+    let width = COLUMNS.iter().map(|name| name.len()).max().unwrap_or(0);
+    let line = |name: &&str| Some(format!("{name:width$}  {}", json_cell(Some(members.get(*name)?))));
+    COLUMNS.iter().filter_map(line).collect::<Vec<_>>().join("\n")
+}

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use clap::Args;
+use rustix::process::geteuid;
 
 use super::ConfigFile;
 use super::failure::{CommandFailure, USAGE};
@@ -22,7 +23,8 @@ use crate::watched_files::Snapshot;
 /// Checks a configuration and reports every mistake at once.
 ///
 /// Each mistake comes with its place and what to write instead. Exit code 0: the configuration is valid (warnings do
-/// not count); 2: it is not. The command changes nothing, and reads nothing but the file unless --online is given.
+/// not count); 2: it is not. The command changes nothing. Of the files that the configuration names it reads the secrets alone,
+/// to warn about weak ones, unless --online is given.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -43,7 +45,7 @@ pub(super) struct CheckCommand {
 impl CheckCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let file = &self.config.path;
-        let (mistakes, text) = match config::read(file) {
+        let (mistakes, text): (Vec<_>, _) = match config::read(file) {
             Ok(LoadedConfig { config, warnings, origins, files }) if self.online => {
                 let tried = process::block_on(async { Ok(online(&config, &files).await) })?;
                 (warnings.into_iter().chain(tried).collect(), origins.text)
@@ -51,6 +53,7 @@ impl CheckCommand {
             Ok(LoadedConfig { warnings, origins, .. }) => (warnings, origins.text),
             Err(failure) => (failure.mistakes, failure.text),
         };
+        let mistakes: Vec<_> = mistakes.into_iter().chain(root_warning()).collect();
         for mistake in &mistakes {
             match self.format {
                 ReportFormat::Text => {
@@ -74,6 +77,14 @@ fn summary(file: &Path, mistakes: &[Diagnostic]) -> Result<(), CommandFailure> {
 
 /// A span outside of any text.
 const NO_SPAN: Range<usize> = usize::MAX..usize::MAX;
+
+/// Warns if this process runs as root, as which `serve` should not run.
+pub(super) fn root_warning() -> Option<Diagnostic> {
+    let help = Some("run it as a user of its own: whoever takes it over then has no more than that user".to_owned());
+    let message = "makegate runs as root".to_owned();
+    let warning = Diagnostic { severity: Severity::Warning, line: 1, column: 1, span: NO_SPAN, message, help };
+    geteuid().is_root().then_some(warning)
+}
 
 /// Failures on this machine right now. They are reported for the whole file, whose text may well be right.
 async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {

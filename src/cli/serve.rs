@@ -37,7 +37,7 @@ impl ServeCommand {
         process::disable_core_dumps()?;
         process::log("info", color)?;
         let read = check::configuration(&self.config.path, color.colors(&io::stderr()))?;
-        for warning in &read.warnings {
+        for warning in read.warnings.iter().chain(&check::root_warning()) {
             check::log_mistake(&read.origins.file, warning);
         }
         process::raise_descriptor_limit();

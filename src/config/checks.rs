@@ -5,16 +5,18 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Listen, SecretSource, secret};
+use super::{Config, Listen, SecretSource, secret, secret_warnings};
 use crate::catalogue::rows::ParsedRow;
 use crate::toml_reader::{Table, nearest, quoted};
+use crate::watched_files::Snapshot;
 
-pub(super) fn check(root: &Table<'_>, config: &Config, added: &[ParsedRow]) {
+pub(super) fn check(root: &Table<'_>, config: &Config, added: &[ParsedRow], snapshot: &Snapshot) {
     bounds(root, config);
     order(root, config);
     classes(root, config, added);
     doors(root, config);
     files(root, config);
+    secret_warnings::check(root, config, snapshot);
     if config.callers.is_empty() && !root.has("caller") {
         let help = "add a [[caller]]; `makegate key new --caller NAME` creates its key";
         root.warn_missing("no caller is configured: every request will be refused", help);

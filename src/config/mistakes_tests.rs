@@ -373,3 +373,57 @@ error: cannot read the configuration: No such file or directory (os error 2)
 ";
     assert_eq!(for_people(&read(Path::new("/nowhere/m.toml"))), expected);
 }
+
+/// Secrets as they are copied from somewhere, and what must not be seen of each.
+const SECRETS: [(&str, &str); 8] = [
+    ("4cb9b7ee-1cb5-4b6e-8bd8-3b1f0dffd1a7", "3b1f0dffd1a7"),
+    ("Token 4cb9b7ee-1cb5-4b6e-8bd8-3b1f0dffd1a7", "3b1f0dffd1a7"),
+    ("Token s3cr3t-of-another-form", "s3cr3t"),
+    ("Bearer eyJhbGciOi.J9.s3cr3t", "s3cr3t"),
+    ("-----BEGIN PRIVATE KEY-----\\nMIIs3cr3t\\n-----END PRIVATE KEY-----", "s3cr3t"),
+    ("\"\"-----BEGIN PRIVATE KEY-----\nMIIs3cr3t==\n-----END PRIVATE KEY-----\n\"\"", "s3cr3t"),
+    ("-----BEGIN PRIVATE KEY-----\nMIIs3cr3t==\nMIIs3cr3t = 5\n-----END PRIVATE KEY-----\n", "s3cr3t"),
+    ("https://me:s3cr3t@eu1.make.com", "s3cr3t"),
+];
+
+/// Each of these secrets in place of each text of the sample: whether it is refused, warned about or taken, nobody sees it.
+#[test]
+fn a_secret_in_any_wrong_place_is_seen_nowhere() {
+    let sample = include_str!("../../config/makegate.toml");
+    let uncommented: String = sample
+        .lines()
+        .map(|line| {
+            line.strip_prefix("# ")
+                .filter(|rest| rest.contains(" = \"") || rest.starts_with("[[") || rest.contains(" = {"))
+                .unwrap_or(line)
+                .to_owned()
+                + "\n"
+        })
+        .collect();
+    let quotes: Vec<_> = uncommented.match_indices('"').map(|(at, _)| at).collect();
+    let texts: Vec<_> = quotes
+        .chunks_exact(2)
+        .filter(|pair| {
+            let line = uncommented[..pair[0]].rsplit('\n').next().unwrap();
+            !line.contains('#') && !uncommented[pair[0]..pair[1]].contains('\n')
+        })
+        .collect();
+    assert!(texts.len() > 80, "{}", texts.len());
+    for pair in texts {
+        for (secret, seen) in SECRETS {
+            let text = format!("{}\"{secret}\"{}", &uncommented[..pair[0]], &uncommented[pair[1] + 1..]);
+            let read = parse(&text, Path::new("m.toml"));
+            let shown = [
+                for_people(&read),
+                for_programs(&read),
+                match &read {
+                    Ok(read) => format!("{:?} {}", read.origins.shown(), read.origins.text),
+                    Err(failure) => format!("{failure} {failure:?}"),
+                },
+            ];
+            for shown in shown {
+                assert!(!shown.contains(seen), "{secret} in place of {}:\n{shown}", &uncommented[pair[0]..=pair[1]]);
+            }
+        }
+    }
+}

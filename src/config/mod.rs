@@ -11,6 +11,7 @@ mod read;
 #[cfg(test)]
 mod sample_tests;
 pub mod secret;
+mod secret_warnings;
 mod sections;
 mod units;
 

@@ -83,7 +83,7 @@ pub fn read(path: &Path) -> Result<LoadedConfig, ConfigError> {
 /// As [`read`].
 pub fn read_in(files: &Snapshot, path: &Path) -> Result<LoadedConfig, ConfigError> {
     match text_of(files, path) {
-        Ok(text) => parse(&text, path),
+        Ok(text) => parse_with(&text, path, files),
         Err(why) => {
             let help = Some("give the configuration's path: --config FILE".to_owned());
             let message = format!("cannot read the configuration: {why}");
@@ -104,8 +104,13 @@ fn text_of(files: &Snapshot, path: &Path) -> io::Result<String> {
 /// # Errors
 /// Every mistake in the text.
 pub fn parse(text: &str, file: &Path) -> Result<LoadedConfig, ConfigError> {
+    parse_with(text, file, &Snapshot::new())
+}
+
+/// As [`parse`]; the secrets are read from `files`, to warn about weak ones.
+fn parse_with(text: &str, file: &Path, files: &Snapshot) -> Result<LoadedConfig, ConfigError> {
     let base = file.parent().unwrap_or(Path::new(""));
-    let (config, findings) = toml_reader::walk(text, |root| document(root, base));
+    let (config, findings) = toml_reader::walk(text, |root| document(root, base, files));
     let failed = findings.failed();
     let toml_reader::WalkResult { mistakes, settings, text } = findings;
     let file = file.to_owned();
@@ -115,7 +120,7 @@ pub fn parse(text: &str, file: &Path) -> Result<LoadedConfig, ConfigError> {
     Ok(LoadedConfig { config, warnings: mistakes, origins: Origins { file, text, settings }, files: Snapshot::new() })
 }
 
-fn document(root: &Table<'_>, base: &Path) -> Config {
+fn document(root: &Table<'_>, base: &Path, files: &Snapshot) -> Config {
     root.optional("version", VERSION);
     let gateway = root.table("gateway", |t| GatewayConfig::read(t, base));
     let operator = root.table("operator", |t| OperatorConfig::read(t, base));
@@ -134,7 +139,7 @@ fn document(root: &Table<'_>, base: &Path) -> Config {
     let mut callers = CallerChecks::new(grants, certificates);
     let callers = root.tables("caller", "name", |t| callers.read(t));
     let config = Config { gateway, operator, metrics, upstream, cache, audit, limits, callers, catalogue };
-    checks::check(root, &config, &added);
+    checks::check(root, &config, &added, files);
     config
 }
 

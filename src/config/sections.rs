@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::operator_keys::{self, OperatorKey};
 use super::units::{
-    self, ACCOUNT, DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SECRET_FILE, SOCKET_MODE, URL, VARIABLE, size,
+    self, ACCOUNT, DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SOCKET_MODE, URL, VARIABLE, size,
 };
 use super::{BaseUrl, Listen, QuotaSetting, SecretSource, SocketAccess, TlsFiles};
 use crate::toml_reader::{FLAG, Table, ValueKind, WithSpan, number};
@@ -76,7 +76,7 @@ section! {
 fn operator_key(t: &Table<'_>, base: &Path) -> Option<SecretSource> {
     let (file, env) = ("key_file", "key_env");
     if t.has("key") && !t.has(file) && !t.has(env) {
-        let left_out = (t.optional(file, SECRET_FILE), t.optional(env, VARIABLE));
+        let left_out = (t.optional(file, PATH), t.optional(env, VARIABLE));
         return left_out.0.map(SecretSource::File);
     }
     Some(source(t, file, env, "/run/secrets/operator", base))
@@ -341,7 +341,7 @@ fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
 
 /// The source of a secret: exactly one of `file` and `env`.
 fn source(t: &Table<'_>, file: &'static str, env: &'static str, example: &str, base: &Path) -> SecretSource {
-    let (path, variable) = (t.optional(file, SECRET_FILE), t.optional(env, VARIABLE));
+    let (path, variable) = (t.optional(file, PATH), t.optional(env, VARIABLE));
     if !t.has(file) && !t.has(env) {
         let help = format!("add {file} = \"{example}\", or {env} = \"NAME\" for an environment variable");
         t.missing(format!("neither {file} nor {env} says where the secret is"), help);

@@ -12,7 +12,7 @@ use jiff::{Span, SpanRelativeTo};
 
 use super::{BaseUrl, Expiry, Listen, QuotaSetting, Rate};
 use crate::ids::{KeyHash, is_invisible};
-use crate::toml_reader::{InvalidValue, TomlForm, ValueKind};
+use crate::toml_reader::{InvalidValue, TomlForm, ValueKind, looks_like_a_secret};
 
 /// The longest duration accepted.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
@@ -197,23 +197,16 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-pub(super) const PATH: ValueKind<PathBuf> =
-    ValueKind::text("a path", "\"/run/secrets/make\"", |text| match text.is_empty() || text.contains('\0') {
+pub(super) const PATH: ValueKind<PathBuf> = ValueKind::text("a path", "\"/run/secrets/make\"", |text| {
+    if looks_like_a_secret(text) || text.contains('\n') {
+        let help = "write it to a file that others cannot read, and write that file's path here: \"/run/secrets/make\"";
+        return Err(InvalidValue::new("this looks like the secret itself", help).secret());
+    }
+    match text.is_empty() || text.contains('\0') {
         false => Ok(PathBuf::from(text)),
         true => Err(InvalidValue::quoting(text, "is not a path", "write a path, such as \"/run/secrets/make\"")),
-    });
-
-pub(super) const SECRET_FILE: ValueKind<PathBuf> = ValueKind {
-    parse: |text| match uuid::Uuid::try_parse(text) {
-        Ok(_) => {
-            let help =
-                "write it to a file that others cannot read, and write that file's path here: \"/run/secrets/make\"";
-            Err(InvalidValue::new("this looks like the secret itself", help).secret())
-        }
-        Err(_) => (PATH.parse)(text),
-    },
-    ..PATH
-};
+    }
+});
 
 /// Whether the text consists only of ASCII letters, digits and these marks.
 fn is_plain(text: &str, marks: &[u8]) -> bool {
@@ -223,7 +216,7 @@ fn is_plain(text: &str, marks: &[u8]) -> bool {
 pub(super) const VARIABLE: ValueKind<String> =
     ValueKind::text("the name of an environment variable", "\"MAKE_API_TOKEN\"", |text| {
         let is_name = is_plain(text, b"_") && text.starts_with(|c: char| !c.is_ascii_digit());
-        let is_valid = is_name && uuid::Uuid::try_parse(text).is_err();
+        let is_valid = is_name && !looks_like_a_secret(text);
         let help = "write the variable's name, not its value: letters, digits and _, such as \"MAKE_API_TOKEN\"";
         let wrong = || InvalidValue::new("this is not a valid name for an environment variable", help).secret();
         is_valid.then(|| text.to_owned()).ok_or_else(wrong)

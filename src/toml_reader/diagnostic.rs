@@ -6,7 +6,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet}
 use serde_json::json;
 
 use super::TextSpan;
-use crate::ids::{escape_invisible, escape_invisible_in_lines};
+use crate::ids::{escape_invisible, escape_invisible_in_lines, is_invisible};
 
 /// Whether the mistake makes the file unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +81,9 @@ impl Diagnostic {
         let line = text.get(start..)?.lines().next().unwrap_or_default();
         let from = (self.span.start - start).min(line.len());
         let to = self.span.end.saturating_sub(start).clamp(from, line.len());
-        let shown = |end: usize| line.get(..end).map(escape_invisible_in_lines);
+        // One character for one, so that columns stay what they are.
+        let visible = |c: char| if is_invisible(c) && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
+        let shown = |end: usize| line.get(..end).map(|line| line.chars().map(visible).collect::<String>());
         Some((shown(line.len())?, shown(from)?.len()..shown(to)?.len()))
     }
 

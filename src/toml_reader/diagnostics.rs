@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::masking::{hidden_words, mask, mask_secrets};
 use super::{Diagnostic, InvalidValue, Severity, TextSpan, WalkResult, nearest, quoted};
 
 /// A setting that was read.
@@ -112,6 +113,8 @@ impl<'t> Diagnostics<'t> {
 
     fn push(&self, severity: Severity, place: TextSpan, message: String, help: Option<String>) {
         let (line, column) = self.line_column(place.start);
+        // Messages quote values and names, and any of them may be a secret that was put in the wrong place.
+        let (message, help) = (mask_secrets(&message), help.as_deref().map(mask_secrets));
         self.mistakes.borrow_mut().push(Diagnostic { severity, line, column, span: place, message, help });
     }
 
@@ -158,7 +161,16 @@ impl<'t> Diagnostics<'t> {
         self.report_unknown();
         let mut mistakes = self.mistakes.into_inner();
         mistakes.sort_by_key(|mistake| (mistake.span.start, mistake.severity));
-        let text = masked(self.text, &self.hidden.into_inner());
+        let hidden = self.hidden.into_inner();
+        // Where a text has no end, the parser takes what is in it for keys and values, which messages quote.
+        for word in hidden_words(self.text, &hidden) {
+            let blot = "*".repeat(word.len());
+            for mistake in &mut mistakes {
+                mistake.message = mistake.message.replace(word, &blot);
+                mistake.help = mistake.help.as_deref().map(|help| help.replace(word, &blot));
+            }
+        }
+        let text = mask(self.text, &hidden);
         WalkResult { mistakes, settings: self.settings.into_inner(), text }
     }
 
@@ -218,46 +230,4 @@ fn rephrase(message: &str) -> (String, Option<String>) {
         Some((_, message, help)) => ((*message).to_owned(), Some((*help).to_owned())),
         None => (message.to_owned(), None),
     }
-}
-
-/// Blots out these positions, and everything that looks like a token or key (a UUID): each character is replaced by one
-/// of the same length, so that positions stay valid.
-fn masked(text: &str, hidden: &[TextSpan]) -> String {
-    let mut bytes = text.as_bytes().to_vec();
-    for place in hidden.iter().chain(&uuids(text)) {
-        for (index, character) in text.get(place.clone()).unwrap_or_default().char_indices() {
-            let start = place.start + index;
-            if let Some(within) = bytes.get_mut(start..start + character.len_utf8()) {
-                mask(character).encode_utf8(within);
-            }
-        }
-    }
-    String::from_utf8(bytes).unwrap_or_default()
-}
-
-fn mask(character: char) -> char {
-    match (character, character.len_utf8()) {
-        ('\n', _) => '\n',
-        (_, 1) => '*',
-        (_, 2) => '·',
-        (_, 3) => '•',
-        (_, _) => '𐄁',
-    }
-}
-
-/// The positions of UUIDs, the form of Make's tokens and makegate's keys.
-fn uuids(text: &str) -> Vec<TextSpan> {
-    const LENGTH: usize = 36;
-    let like = |at: usize, byte: u8| match at {
-        8 | 13 | 18 | 23 => byte == b'-',
-        _ => byte.is_ascii_hexdigit(),
-    };
-    let first_dashes = text.match_indices('-').filter_map(|(dash, _)| dash.checked_sub(8));
-    let places = first_dashes.map(|start| start..start + LENGTH);
-    places
-        .filter(|place| {
-            let candidate = text.as_bytes().get(place.clone());
-            candidate.is_some_and(|bytes| bytes.iter().enumerate().all(|(at, byte)| like(at, *byte)))
-        })
-        .collect()
 }

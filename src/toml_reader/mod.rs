@@ -6,11 +6,13 @@
 
 mod diagnostic;
 mod diagnostics;
+mod masking;
 mod table;
 mod value_kind;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use diagnostics::{Setting, SettingOrigin};
+pub use masking::{looks_like_a_secret, mask_secrets};
 pub use table::{Table, TableItem, WithSpan};
 pub use value_kind::{FLAG, InvalidValue, TEXT, TomlForm, ValueKind, number};
 
@@ -100,9 +102,10 @@ fn without_unparsable_lines(text: &str, syntax: &[toml::de::Error]) -> Option<St
     (!offsets.is_empty()).then(|| String::from_utf8(bytes).ok())?
 }
 
-/// Quotes a text from the file for a message: escaped, and truncated if long.
+/// Quotes a text from the file for a message: escaped, truncated if long, and without what looks like a secret.
 #[must_use]
 pub fn quoted(text: &str) -> String {
+    let text = &*mask_secrets(text);
     const SHOWN_CHARS_MAX: usize = 60;
     match text.char_indices().nth(SHOWN_CHARS_MAX) {
         Some((end, _)) => format!("{:?}", format!("{}…", text.get(..end).unwrap_or_default())),

@@ -331,6 +331,7 @@ impl<'d> TableItem<'d> {
     fn elements<T>(&self, kind: ValueKind<T>) -> Option<&'d [Spanned<DeValue<'d>>]> {
         let DeValue::Array(elements) = self.value.get_ref() else {
             let message = format!("{} must be a list, not {}", self.key, described(self.value.get_ref()));
+            self.notes.hide_if_secret(&self.key, &self.place());
             self.wrong(self.place(), message, format!("write {} = [{}]", self.key, kind.example));
             return None;
         };
@@ -365,6 +366,7 @@ impl<'d> TableItem<'d> {
         let entries = self.value.get_ref().as_table();
         if entries.is_none() {
             let message = format!("{} must be a table, not {}", self.key, described(self.value.get_ref()));
+            self.notes.hide_if_secret(&self.key, &self.place());
             self.wrong(self.place(), message, format!("write [{}] on its own line, with its keys below", self.key));
         }
         entries
@@ -382,7 +384,14 @@ impl<'d> TableItem<'d> {
             (TomlForm::Flag, DeValue::Boolean(flag)) => (kind.parse)(if *flag { "true" } else { "false" }),
             (TomlForm::Text | TomlForm::Integer | TomlForm::Flag, other) => Err(self.wrong_form(other, &kind, alone)),
         };
-        found.map_err(|wrong| self.notes.invalid(value.span(), wrong)).ok()
+        found
+            .map_err(|wrong| {
+                if kind.form == TomlForm::Text {
+                    self.notes.hide_if_secret(&self.key, &value.span());
+                }
+                self.notes.invalid(value.span(), wrong);
+            })
+            .ok()
     }
 
     fn wrong_form<T>(&self, found: &DeValue<'_>, kind: &ValueKind<T>, alone: bool) -> InvalidValue {

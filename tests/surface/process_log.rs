@@ -177,7 +177,7 @@ async fn pings_of_strangers_are_no_flood_of_lines() {
     };
     tokio::time::timeout(AT_MOST, async { tokio::join!(flood, answered) }).await.unwrap();
     let lines = scene.lines(process).await;
-    assert!(lines.len() < 10, "{} lines: {:#?}", lines.len(), lines.last());
+    assert!(lines.len() < 20, "{} lines: {:#?}", lines.len(), lines.last());
 }
 
 #[tokio::test]

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use memchr::memmem::Finder;
 
@@ -308,7 +307,7 @@ fn time(value: &str, now: Timestamp) -> Result<Timestamp, String> {
     let parsed = ago(value)
         .and_then(|ago| now.checked_sub(ago).ok())
         .or_else(|| value.parse().ok())
-        .or_else(|| Some(value.parse::<DateTime>().ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp()));
+        .or_else(|| TimeZone::UTC.to_timestamp(value.parse().ok()?).ok());
     parsed.ok_or_else(|| write(value, expected))
 }
 

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use http::header::{self, HeaderMap};
 
 use super::learned_quota;
 use super::refusal::Refusal;
@@ -273,7 +272,7 @@ pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot
         StatusCode::UNAUTHORIZED => {
             gateway.metrics.token_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
-        StatusCode::FORBIDDEN if !is_from_make(&answered.headers, answered.body.bytes()) => {
+        StatusCode::FORBIDDEN if !answered.is_from_make() => {
             gateway.metrics.edge_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         _ => {}
@@ -282,15 +281,6 @@ pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot
         gateway.metrics.answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
     learned_quota::learn(gateway, about.row, about.bucket, answered);
-}
-
-pub(crate) fn is_json(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|value| memchr::memmem::find(value.as_bytes(), b"json").is_some())
-}
-
-/// Is this error Make's own, which is a JSON object? Others come from something in front of Make.
-pub(crate) fn is_from_make(headers: &HeaderMap, body: &[u8]) -> bool {
-    is_json(headers) && serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body).is_ok()
 }
 
 /// The answer to pass on for a read.

@@ -32,7 +32,7 @@ impl EvidenceQuestion<'_> {
     /// What this answer proves. `body` is present only if it is JSON: only Make itself is trusted.
     pub(super) fn judge(&self, log: &AuditLog, status: StatusCode, body: Option<&Value>) -> Evidence {
         let Some(body) = body else { return Evidence::Nothing };
-        if self.look.proves == Proves::Gone && status == StatusCode::NOT_FOUND {
+        if self.look.proves == Proves::Gone && status == StatusCode::NOT_FOUND && body.is_object() {
             return Evidence::Done("so it is gone");
         }
         let (Some(found), true) = (body.pointer(&self.look.at), status.is_success()) else { return Evidence::Nothing };

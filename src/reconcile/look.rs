@@ -15,11 +15,11 @@ use crate::catalogue::{BodyKind, EffectCheck, Operation, Proves, RetryClass};
 use crate::gateway::Gateway;
 use crate::gateway::admit::policy::{Policy, bucket_of};
 use crate::gateway::admit::target::path_with;
-use crate::gateway::forward::{AttemptContext, is_json, report_attempt};
+use crate::gateway::forward::{AttemptContext, report_attempt};
 use crate::gateway::outgoing::outgoing_headers;
 use crate::gateway::tags::{self, Parameters};
 use crate::quota::{BucketId, Slot};
-use crate::upstream::{BreakerKey, BreakerPermit, Ending, Outgoing, Upstream, UpstreamAnswer};
+use crate::upstream::{BreakerKey, BreakerPermit, Ending, Outgoing, Upstream, UpstreamAnswer, is_json};
 
 /// A look that can be sent.
 pub(super) struct LookPlan<'p> {

@@ -38,7 +38,12 @@ impl UpstreamBody {
 impl UpstreamBody {
     /// An empty body that counts against nothing.
     pub(super) fn empty() -> Self {
-        Self { bytes: Bytes::new(), _room: None }
+        Self::of(b"")
+    }
+
+    /// A body that counts against nothing.
+    pub(super) fn of(bytes: &'static [u8]) -> Self {
+        Self { bytes: Bytes::from_static(bytes), _room: None }
     }
 }
 

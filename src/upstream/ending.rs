@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, header};
+use serde_json::{Map, Value};
 
 use super::body::UpstreamBody;
 use super::breaker::BreakerReport;
@@ -142,6 +143,27 @@ pub struct UpstreamAnswer {
     /// Whether the body's end was marked (`Content-Length`, chunked, no body). If not, the end of the connection marks
     /// it (RFC 9112, section 8); such a response may be passed on but not stored.
     pub framed: bool,
+}
+
+impl UpstreamAnswer {
+    /// Whether it is Make's own word, if it is an error; see [`is_from_make`].
+    #[must_use]
+    pub fn is_from_make(&self) -> bool {
+        is_from_make(&self.headers, self.body.bytes())
+    }
+}
+
+/// Whether an error with these headers and this body is Make's own, which is a JSON object. Others come from something in front of Make.
+#[must_use]
+pub fn is_from_make(headers: &HeaderMap, body: &[u8]) -> bool {
+    is_json(headers) && serde_json::from_slice::<Map<String, Value>>(body).is_ok()
+}
+
+/// Whether a body is said to be JSON.
+#[must_use]
+pub fn is_json(headers: &HeaderMap) -> bool {
+    let is_json = |value: &[u8]| memchr::memmem::find(&value.to_ascii_lowercase(), b"json").is_some();
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| is_json(value.as_bytes()))
 }
 
 /// What went wrong; contains neither token nor URL.

@@ -40,7 +40,7 @@ pub use attempt::ConnectionPermit;
 pub use body::UpstreamBody;
 pub use breaker::{Breaker, BreakerKey, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, BreakerStatus};
 pub use connect::SetupError;
-pub use ending::{AttemptError, Ending, EndingKind, ProxyError, UpstreamAnswer};
+pub use ending::{AttemptError, Ending, EndingKind, ProxyError, UpstreamAnswer, is_from_make, is_json};
 pub use retry::{EndedAttempt, RetryDecision, ambiguous, effect, retry_after};
 pub use token::{InvalidToken, Token};
 

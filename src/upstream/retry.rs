@@ -135,9 +135,9 @@ enum RetryRow {
     Redirected,
     /// 401.
     TokenRefused,
-    /// 404.
+    /// 404 in Make's own words.
     Missing,
-    /// Other 4xx.
+    /// Other 4xx, and a 404 of which nobody knows who said it.
     Rejected,
     /// 2xx whose body was cut.
     DoneButCut,
@@ -151,6 +151,9 @@ fn row(ending: &Ending) -> RetryRow {
         Ending::Lost(_) | Ending::Unusable { status: None, .. } => RetryRow::Lost,
         Ending::TimedOut(_) => RetryRow::TimedOut,
         Ending::Cut { status, .. } if status.is_success() => RetryRow::DoneButCut,
+        Ending::Answered(answered) if answered.status == StatusCode::NOT_FOUND && answered.is_from_make() => {
+            RetryRow::Missing
+        }
         Ending::Answered(answered) => status_row(answered.status),
         Ending::Cut { status, .. } | Ending::Leaked { status } => status_row(*status),
         Ending::Unusable { status: Some(status), .. } | Ending::NoRoom { status: Some(status), .. } => {
@@ -164,7 +167,6 @@ fn status_row(status: StatusCode) -> RetryRow {
         200..=299 => RetryRow::Done,
         300..=399 => RetryRow::Redirected,
         401 => RetryRow::TokenRefused,
-        404 => RetryRow::Missing,
         429 => RetryRow::TooMany,
         408 | 502 | 503 | 504 => RetryRow::Unsure,
         400..=499 => RetryRow::Rejected,
@@ -249,6 +251,12 @@ mod tests {
         StatusCode::from_u16(code).unwrap()
     }
 
+    fn missing(kind: &'static str, body: &'static [u8]) -> Ending {
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(kind))]);
+        let (status, body) = (StatusCode::NOT_FOUND, UpstreamBody::of(body));
+        Ending::Answered(UpstreamAnswer { status, headers, body, delay: Duration::ZERO, framed: true })
+    }
+
     fn answer(code: u16, retry_after: Option<&str>) -> Ending {
         let value = retry_after.map(|text| (header::RETRY_AFTER, HeaderValue::from_str(text).unwrap()));
         let (headers, body) = (value.into_iter().collect(), UpstreamBody::empty());
@@ -291,11 +299,14 @@ mod tests {
             ("401", answer(401, None), [no, no, no], Rejected, InDoubt),
             ("400", answer(400, None), [no, no, no], Rejected, InDoubt),
             ("403", answer(403, None), [no, no, no], Rejected, InDoubt),
-            ("404", answer(404, None), [no, no, no], Rejected, Done),
+            ("404", missing("application/json", b"{}"), [no, no, no], Rejected, Done),
+            ("404 of an edge", missing("text/html", b"{}"), [no, no, no], Rejected, InDoubt),
+            ("404 of another kind", missing("application/json", b"<html>"), [no, no, no], Rejected, InDoubt),
+            ("404 without a body", answer(404, None), [no, no, no], Rejected, InDoubt),
             ("200", answer(200, None), [no, no, no], Done, Done),
             ("204", answer(204, None), [no, no, no], Done, Done),
             ("2xx cut", cut(201), [yes, no, no], Done, Done),
-            ("404 cut", cut(404), [no, no, no], Rejected, Done),
+            ("404 cut", cut(404), [no, no, no], Rejected, InDoubt),
             ("503 cut", cut(503), [yes, yes, no], InDoubt, InDoubt),
             ("2xx leaked", Ending::Leaked { status: status(200) }, [no, no, no], Done, Done),
             ("503 leaked", Ending::Leaked { status: status(503) }, [no, no, no], InDoubt, InDoubt),
@@ -310,7 +321,8 @@ mod tests {
             assert_eq!(effect(RetryClass::Idempotent, true, &ending), after_ambiguous, "{name} after an ambiguous one");
             assert_eq!(ambiguous(&ending), first == InDoubt, "{name}");
         }
-        assert_eq!(effect(RetryClass::Once, true, &answer(404, None)), InDoubt, "what a create did, no 404 tells");
+        let missing = missing("application/json", b"{}");
+        assert_eq!(effect(RetryClass::Once, true, &missing), InDoubt, "what a create did, no 404 tells");
     }
 
     #[test]

@@ -106,3 +106,31 @@ async fn after_a_restart_a_key_that_an_edge_refused_is_free() {
     keyed(&world, "k", write).await.expect(200);
     assert_eq!(world.sandbox.effects("POST", LIST), 1);
 }
+
+/// A 404 after an attempt in doubt means that the deletion is done, but only if Make itself says so.
+#[tokio::test]
+async fn a_404_proves_a_deletion_only_in_makes_own_words() {
+    let world = Plan::default().set("upstream", "look = false").set("limits", "retry_floor = 100").start().await;
+    let cases = [
+        (JSON, "application/json", "done"),
+        (HTML, "text/html", "in-doubt"),
+        (HTML, "application/json", "in-doubt"),
+        ("404 page not found", "text/plain", "in-doubt"),
+        ("", "application/json", "in-doubt"),
+        ("null", "application/json", "in-doubt"),
+    ];
+    for (number, (body, kind, outcome)) in cases.into_iter().enumerate() {
+        let (key, write) = (format!("gone-{number}"), ("DELETE", "/api/v2/organizations/11/variables/prod", ""));
+        world.sandbox.fault(Fault::once("DELETE", write.1, FaultKind::Close { effect: false }));
+        let missing = with_type(FaultKind::status(404).with_body(body), kind);
+        world.sandbox.fault(Fault::once("DELETE", write.1, missing));
+        let first = keyed(&world, &key, write).await.expect(404);
+        assert_eq!((first.text(), first.header("makegate-outcome")), (body, Some(outcome)), "{kind}");
+        let again = keyed(&world, &key, write).await;
+        if outcome == "done" {
+            assert_eq!(again.expect(404).header("idempotent-replayed"), Some("true"));
+        } else {
+            again.refused(409, "MG164");
+        }
+    }
+}

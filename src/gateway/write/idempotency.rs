@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::gateway::forward::is_from_make;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::AuthorizedRequest;
 use crate::gateway::response::{ForwardFacts, PassedAnswer, Reply, ReplyBody};
 use crate::gateway::state::Gateway;
 use crate::idempotency::{ClaimRefused, EarlierUse, FirstAnswer, KeyClaim, KeyStatus, KeyedWrite, WriteEnd};
 use crate::ids::{Fingerprint, RequestId};
+use crate::upstream::is_from_make;
 use crate::vocabulary::{Answer, Outcome};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

@@ -72,7 +72,9 @@ impl Precondition {
     fn check_answer(&self, answered: &UpstreamAnswer) -> Result<(), Refusal> {
         match answered.status {
             StatusCode::OK => self.holds(answered).map_err(|why| Refusal::PreconditionFailed { why }),
-            StatusCode::NOT_FOUND => Err(Refusal::PreconditionFailed { why: "Make does not know this resource" }),
+            StatusCode::NOT_FOUND if answered.is_from_make() => {
+                Err(Refusal::PreconditionFailed { why: "Make does not know this resource" })
+            }
             status => Err(Refusal::UnreadResource { status }),
         }
     }

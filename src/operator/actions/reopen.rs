@@ -8,11 +8,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
+use super::super::operators::Operator;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
 use super::super::state::OperatorState;
 use super::body::InTime;
-use crate::audit::{Peer, Record};
+use crate::audit::Record;
 use crate::door::PeerConnection;
 use crate::quota::BucketId;
 
@@ -37,6 +38,7 @@ fn required<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D
 pub(in crate::operator) async fn reopen(
     State(state): State<Arc<OperatorState>>,
     Extension(peer): Extension<PeerConnection>,
+    Extension(operator): Extension<Arc<Operator>>,
     InTime(body): InTime<Bytes>,
 ) -> Result<Response, OperatorRefusal> {
     let bad = |error| OperatorRefusal::BadBody { why: format!("{EXPECTED}: {error}") };
@@ -46,12 +48,8 @@ pub(in crate::operator) async fn reopen(
     let why = state.gateway.quota.reopen(bucket);
     let named = organization.map_or_else(|| "the account".to_owned(), |id| format!("organization {id}"));
     let found = why.as_deref().map_or_else(|| "it was not closed".to_owned(), |why| format!("closed because {why}"));
-    let event = Record::event(
-        state.gateway.clock.wall(),
-        "reopen",
-        format!("an operator reopened the quota of {named}: {found}"),
-    );
-    room.fill(Record { peer: Some(Peer::of(peer.address)), organization, ..event });
+    let event = state.record(&operator, &peer, "reopen", &format!("reopened the quota of {named}: {found}"));
+    room.fill(Record { organization, ..event });
     let reopened = json!({"organization": organization, "reopened": why.is_some(), "closed_because": why});
     Ok(typed("application/json", reopened.to_string()))
 }

@@ -30,6 +30,7 @@ async fn events(world: &World, event: &str) -> Vec<Value> {
 }
 
 const PURGE: (&str, &str) = ("/cache/purge", r#"{"all": true}"#);
+const REOPEN: (&str, &str) = ("/quota/reopen", r#"{"organization": 11}"#);
 
 #[tokio::test]
 async fn each_role_may_do_what_it_says_and_its_name_is_in_the_record() {
@@ -43,6 +44,7 @@ async fn each_role_may_do_what_it_says_and_its_name_is_in_the_record() {
             ask(&world, key, "GET", page, "").await.expect(200);
         }
         ask(&world, key, "POST", PURGE.0, PURGE.1).await.expect(purge);
+        ask(&world, key, "POST", REOPEN.0, REOPEN.1).await.expect(purge);
         ask(&world, key, "POST", "/audit/rotate", "").await.expect(rotate);
         ask(&world, key, "POST", "/doubts/none", r#"{"as": "done"}"#).await.expect(settle);
         ask(&world, key, "GET", "/audit/rotate", "").await.expect(405);
@@ -56,6 +58,7 @@ async fn each_role_may_do_what_it_says_and_its_name_is_in_the_record() {
         events(&world, event).await.into_iter().map(|record| record["operator"].clone()).collect()
     };
     assert_eq!(names("purge").await, ["ben", "eve", "operator"]);
+    assert_eq!(names("reopen").await, ["ben", "eve", "operator"]);
     assert_eq!(names("rotate").await, ["eve", "operator"]);
     let purged = &events(&world, "purge").await[0];
     let id = &hash::hex(&hash::sha256(b"ben-key"))[..8];

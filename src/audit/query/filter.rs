@@ -34,7 +34,7 @@ const fn filter(name: &'static str, value: &'static str, help: &'static str) -> 
 }
 
 /// Every filter by a field.
-pub const FIELD_FILTERS: [FilterName; 25] = [
+pub const FIELD_FILTERS: [FilterName; 26] = [
     filter("caller", "NAME", "Only records of this caller"),
     filter("operation", "ID", "Only records of this operation, such as organizations.get"),
     filter("organization", "ID", "Only records of this organization"),
@@ -49,6 +49,11 @@ pub const FIELD_FILTERS: [FilterName; 25] = [
     filter("event", "NAME", "Only events of this name, such as reload"),
     filter("operator", "NAME", "Only records of what this operator did"),
     filter("key", "ID", "Only records of the key whose SHA-256 begins with these 8 hex digits"),
+    filter(
+        "credential",
+        "KIND",
+        "Only records of callers known by a credential of this kind: token, certificate or peer",
+    ),
     filter("peer", "ADDRESS", "Only records of requests that came from this address"),
     filter("method", "METHOD", "Only records of requests with this method"),
     filter("path", "PREFIX", "Only records of requests whose path begins so"),

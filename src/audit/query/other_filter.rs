@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::filter::{StatusFilter, number, write};
 use crate::config;
 use crate::ids::RequestId;
+use crate::vocabulary::CredentialKind;
 
 /// One condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,10 @@ impl OtherFilter {
             "method" => {
                 let is_valid = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_alphabetic());
                 ("method", text(is_valid, value.to_ascii_uppercase(), "a method such as GET")?)
+            }
+            "credential" => {
+                let expected = "one of token, certificate, peer";
+                ("credential", text(CredentialKind::parse(value).is_some(), value.to_owned(), expected)?)
             }
             "operator" => ("operator", text(!value.is_empty(), value.to_owned(), "an operator's name")?),
             "filled_by" => {

@@ -315,11 +315,14 @@ mod tests {
     fn the_whole_list_is_asked_for_with_what_narrowing_needs() {
         assert_eq!(page("").whole_query(), "pg[limit]=10000");
         assert_eq!(page("cols[]=name&pg[limit]=2&pg[offset]=4").whole_query(), "cols[]=id&cols[]=name&pg[limit]=10000");
+        let odd = page("zone=eu1&pg[limit]=abc&pg[sortDir]=down&x");
+        assert_eq!(odd.whole_query(), "zone=eu1&pg[limit]=abc&pg[sortDir]=down&x");
+        assert!(!odd.is_keyed() && page("pg[limit]=2&cols[]=id").is_keyed());
         assert_eq!(page("cols[]=*").whole_query(), "cols[]=*&pg[limit]=10000");
         assert_eq!(page("cols[]=&cols=").whole_query(), "pg[limit]=10000");
         assert_eq!(
             page("cols=b&cols[1]=a&cols1=c&cols[x]=d").whole_query(),
-            "cols[]=a&cols[]=b&cols[]=id&pg[limit]=10000"
+            "cols[]=a&cols[]=b&cols[]=id&pg[limit]=10000&cols1=c&cols[x]=d"
         );
         assert_eq!(
             page("cols[]=zone&pg[sortDir]=desc").whole_query(),

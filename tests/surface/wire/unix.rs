@@ -35,6 +35,12 @@ async fn a_peers_user_id_identifies_its_caller() {
     assert_eq!((&record["caller"], &record["credential"]), (&"by-uid".into(), &"peer".into()), "{record}");
     assert_eq!(record["peer"], format!("unix:uid={uid}"), "{record}");
     assert!(record.get("key").is_none(), "{record}");
+    let key = format!("authorization: Bearer {OPERATOR}\r\n");
+    let operator = world.service.operator_addresses()[0];
+    for (kind, count) in [("peer", 1), ("certificate", 0)] {
+        let page = send(operator, "GET", &format!("/audit.json?credential={kind}"), &key, "").await.expect(200);
+        assert_eq!(page.json()["records"].as_array().unwrap().len(), count, "{kind}");
+    }
     get(&world, "/api/v2/organizations/12", "").await.refused(403, "MG132");
     // Another credential goes before it.
     get(&world, "/api/v2/organizations/12", &format!("authorization: Token {READER}\r\n")).await.expect(200);

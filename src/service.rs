@@ -5,6 +5,7 @@ mod config_changes;
 mod doors;
 mod reload;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -152,6 +153,11 @@ impl Service {
     #[must_use]
     pub fn operator_addresses(&self) -> &[SocketAddr] {
         self.operator_door.addresses()
+    }
+
+    /// The process can read nowhere but in these folders: reloads that name files elsewhere are rejected with that reason.
+    pub fn note_readable(&self, folders: BTreeSet<PathBuf>) {
+        self.inner.watch.readable.get_or_init(|| folders);
     }
 
     /// The addresses for scrapers; none unless the configuration has some.

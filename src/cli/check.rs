@@ -14,7 +14,7 @@ use super::output::{self, ReportFormat};
 use super::process::{self, ColorChoice};
 use crate::clock::Clock;
 use crate::config::{self, LoadedConfig};
-use crate::config::{Config, Diagnostic, Severity};
+use crate::config::{Config, ConfigError, Diagnostic, Severity};
 use crate::door::CheckedCertificate;
 use crate::process_log::{self, ALWAYS, LogFormat};
 use crate::upstream::{Token, Upstream};
@@ -123,7 +123,12 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
 /// Loads the configuration for another command and prints every mistake to stderr, in the process log's format if it
 /// has begun.
 pub(super) fn configuration(file: &Path, color: bool) -> Result<LoadedConfig, CommandFailure> {
-    config::read(file).map_err(|failure| {
+    reported(config::read(file), color)
+}
+
+/// Prints every mistake of a configuration that was read.
+pub(super) fn reported(read: Result<LoadedConfig, ConfigError>, color: bool) -> Result<LoadedConfig, CommandFailure> {
+    read.map_err(|failure| {
         for mistake in &failure.mistakes {
             let text = || format!("{}\n\n", mistake.render(&failure.file, &failure.text, color));
             match process_log::format() {

@@ -8,6 +8,7 @@ mod check;
 mod client;
 mod completions;
 mod config_show;
+mod confine;
 mod demo;
 mod doubts;
 mod explain;

@@ -8,10 +8,11 @@ use tracing::field;
 
 use super::ConfigFile;
 use super::check;
+use super::confine::Confinement;
 use super::failure::CommandFailure;
 use super::process::{self, ColorChoice, ProcessSignal, Signals};
 use crate::clock::Clock;
-use crate::config::LoadedConfig;
+use crate::config::{self, LoadedConfig};
 use crate::process_log::ALWAYS;
 use crate::service::Service;
 
@@ -35,19 +36,24 @@ pub(super) struct ServeCommand {
 impl ServeCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         process::disable_core_dumps()?;
+        let read = config::read(&self.config.path);
+        // Before there is any other thread, even that of the log.
+        let confinement = read.as_ref().ok().map(Confinement::begin);
         process::log("info", color)?;
-        let read = check::configuration(&self.config.path, color.colors(&io::stderr()))?;
+        let read = check::reported(read, color.colors(&io::stderr()))?;
+        confinement.iter().for_each(Confinement::log);
         for warning in read.warnings.iter().chain(&check::root_warning()) {
             check::log_mistake(&read.origins.file, warning);
         }
         process::raise_descriptor_limit();
-        process::serve(serve(read))
+        process::serve(serve(read, confinement))
     }
 }
 
-async fn serve(read: LoadedConfig) -> Result<(), CommandFailure> {
+async fn serve(read: LoadedConfig, confinement: Option<Confinement>) -> Result<(), CommandFailure> {
     let mut signals = Signals::listen()?;
     let service = start(read).await?;
+    confinement.and_then(Confinement::into_readable).into_iter().for_each(|folders| service.note_readable(folders));
     let (gateway, operator) = (service.gateway_addresses(), service.operator_addresses());
     let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (gateway, operator) = (texts(gateway), texts(operator));

@@ -3,6 +3,7 @@
 
 mod callers;
 mod checks;
+mod folders;
 #[cfg(test)]
 mod mistakes_tests;
 mod network;
@@ -30,7 +31,9 @@ pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
 pub use network::Network;
 pub use operator_keys::{OperatorKey, Role};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};
-pub use sections::{AuditConfig, CacheConfig, GatewayConfig, Limits, MetricsConfig, OperatorConfig, UpstreamConfig};
+pub use sections::{
+    AuditConfig, CacheConfig, GatewayConfig, Limits, MetricsConfig, OperatorConfig, ProcessConfig, UpstreamConfig,
+};
 
 /// Parses a caller's name as `[[caller]]` does, for names given outside the file.
 ///
@@ -65,6 +68,8 @@ pub struct Config {
     pub audit: AuditConfig,
     /// `[limits]`: every bound that has no section of its own.
     pub limits: Limits,
+    /// `[process]`.
+    pub process: ProcessConfig,
     /// `[[caller]]`, in the file's order.
     pub callers: Vec<CallerConfig>,
     /// The built-in rows and the `[[operation]]` rows.

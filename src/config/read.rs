@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::callers::CallerChecks;
 use super::{
-    AuditConfig, CacheConfig, Config, GatewayConfig, Limits, MetricsConfig, OperatorConfig, UpstreamConfig, checks,
+    AuditConfig, CacheConfig, Config, GatewayConfig, Limits, MetricsConfig, OperatorConfig, ProcessConfig,
+    UpstreamConfig, checks,
 };
 use crate::catalogue::rows::{self, ParsedRow};
 use crate::catalogue::{Catalogue, Operation};
@@ -129,6 +130,7 @@ fn document(root: &Table<'_>, base: &Path, files: &Snapshot) -> Config {
     let cache = root.table("cache", |t| CacheConfig::read(t, base));
     let audit = root.table("audit", |t| AuditConfig::read(t, base));
     let limits = root.table("limits", |t| Limits::read(t, base));
+    let process = root.table("process", |t| ProcessConfig::read(t, base));
     let added = rows::read(root);
     check_classes(root, &added, &cache.lifetime);
     let catalogue = Arc::new(catalogue(root, &added, &cache.lifetime));
@@ -138,7 +140,7 @@ fn document(root: &Table<'_>, base: &Path, files: &Snapshot) -> Config {
     let certificates = gateway.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     let mut callers = CallerChecks::new(grants, certificates);
     let callers = root.tables("caller", "name", |t| callers.read(t));
-    let config = Config { gateway, operator, metrics, upstream, cache, audit, limits, callers, catalogue };
+    let config = Config { gateway, operator, metrics, upstream, cache, audit, limits, process, callers, catalogue };
     checks::check(root, &config, &added, files);
     config
 }

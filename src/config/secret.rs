@@ -45,6 +45,11 @@ pub fn exists(source: &SecretSource) -> bool {
     }
 }
 
+/// The folder of systemd's credentials, if there is one.
+pub(super) fn credentials() -> Option<PathBuf> {
+    std::env::var_os(CREDENTIALS).map(PathBuf::from)
+}
+
 /// Why there is no secret: names the source and says what to do, without any part of the secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {

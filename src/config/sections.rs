@@ -318,6 +318,14 @@ section! {
     }
 }
 
+section! {
+    /// `[process]`.
+    ProcessConfig(t, _base) {
+        /// Whether `serve` confines itself to the files that it needs.
+        confine: bool = t.value("confine", "true", FLAG);
+    }
+}
+
 /// A count that every counter in the process can hold.
 const fn count<T: TryFrom<u64>>() -> ValueKind<T> {
     units::count::<T, 1_000_000_000>()

@@ -4,9 +4,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "a policy is built on a blocking thread; no file is touched")]
 
+use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::config_changes::changes;
@@ -42,6 +43,8 @@ pub(super) struct Watch {
     /// Set while the files cannot be read in time.
     hangs: FaultState,
     one_at_a_time: tokio::sync::Mutex<()>,
+    /// The only folders that the process can read in, if it is confined.
+    pub(super) readable: OnceLock<BTreeSet<PathBuf>>,
 }
 
 impl Watch {
@@ -53,6 +56,7 @@ impl Watch {
             in_force: Mutex::new(files.hashes()),
             hangs: FaultState::default(),
             one_at_a_time: tokio::sync::Mutex::default(),
+            readable: OnceLock::new(),
         })
     }
 }
@@ -109,6 +113,11 @@ pub enum ReloadError {
     /// These settings are fixed while the service runs.
     #[error("{0} cannot change while makegate is running: restart it, or restore the old value")]
     Fixed(String),
+    /// The configuration names files where the process may not read.
+    #[error(
+        "it names files in {0}, and makegate has confined itself to the folders of its first configuration: restart it, or keep the files in those"
+    )]
+    Confined(String),
     /// Applying it panicked.
     #[error("it could not be applied because of an internal error in makegate")]
     Panicked,
@@ -163,8 +172,9 @@ impl ServiceInner {
     async fn read_and_check(&self) -> Result<Judged, FileReadHangs> {
         let (file, clock) = (self.file.clone(), self.gateway.clock.clone());
         let (policy, in_force) = (self.gateway.policy(), lock(&self.watch.in_force).clone());
+        let readable = self.watch.readable.get().cloned();
         let judge = move |files: Snapshot| {
-            let prepared = prepare(&files, &file, (&policy, &in_force), clock);
+            let prepared = prepare(&files, &file, (&policy, &in_force), readable.as_ref(), clock);
             Judged { hashes: files.hashes(), prepared }
         };
         self.watch.thread.run(READ_TIME_MAX, judge).await
@@ -242,10 +252,12 @@ fn prepare(
     files: &Snapshot,
     file: &Path,
     before: (&Policy, &FileHashes),
+    readable: Option<&BTreeSet<PathBuf>>,
     clock: Clock,
 ) -> Result<Prepared, ReloadError> {
     let (policy, in_force) = before;
     let read = config::read_in(files, file)?;
+    readable.map_or(Ok(()), |readable| check_readable(readable, &read))?;
     let config = &read.config;
     let token = Token::read(files, &config.upstream.token)?;
     let operators = config.operator.operators(files)?;
@@ -267,6 +279,15 @@ fn prepare(
     Ok(Prepared { read, operators, certificates, upstream })
 }
 
+/// Rejects a configuration with files where a confined process cannot read.
+fn check_readable(readable: &BTreeSet<PathBuf>, read: &LoadedConfig) -> Result<(), ReloadError> {
+    let is_within = |folder: &PathBuf| readable.iter().any(|one| folder.starts_with(one));
+    match read.folders().iter().find(|folder| !is_within(folder)) {
+        Some(folder) => Err(ReloadError::Confined(folder.display().to_string())),
+        None => Ok(()),
+    }
+}
+
 /// Rejects changes to settings that are fixed while the service runs.
 fn check_fixed(before: &Config, after: &Config) -> Result<(), ReloadError> {
     let same = [
@@ -277,6 +298,7 @@ fn check_fixed(before: &Config, after: &Config) -> Result<(), ReloadError> {
         ("metrics.listen", before.metrics.listen == after.metrics.listen),
         ("operator.listen", before.operator.listen == after.operator.listen),
         ("audit", before.audit == after.audit),
+        ("process", before.process == after.process),
         ("cache.capacity", before.cache.capacity_bytes == after.cache.capacity_bytes),
     ];
     let changed: Vec<&str> = same.iter().filter(|(_, same)| !same).map(|(name, _)| *name).collect();

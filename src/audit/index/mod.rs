@@ -206,7 +206,9 @@ impl IndexWriter {
         let identity = disk::identity(&fs::symlink_metadata(&path)?);
         let connection = Connection::open(&path)?;
         connection.busy_timeout(BUSY)?;
-        connection.execute_batch("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = NORMAL;")?;
+        connection.execute_batch(
+            "PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;",
+        )?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         match version {
             0 => connection.execute_batch(TABLES)?,

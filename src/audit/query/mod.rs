@@ -286,6 +286,8 @@ impl IndexReader {
         index::is_safe(&path).ok().filter(|is_safe| *is_safe)?;
         let mut connection = Connection::open_with_flags(path, flags).ok()?;
         connection.busy_timeout(BUSY).ok()?;
+        // Not in files: a confined process makes none outside of its folder.
+        connection.pragma_update(None, "temp_store", "MEMORY").ok()?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).ok()?;
         if let Some(deadline) = deadline.cloned() {
             connection.progress_handler(STEPS, Some(move || deadline.is_over())).ok()?;

@@ -1,0 +1,50 @@
+//! The folders that a configuration's files are in: the process may be confined to them.
+
+#![expect(clippy::disallowed_methods, reason = "runs at startup and on the `watched-files` thread")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::{Config, Listen, LoadedConfig, SecretSource, secret};
+
+impl LoadedConfig {
+    /// The folders of the configuration itself and of every file that it names, and of what a link leads to.
+    #[must_use]
+    pub fn folders(&self) -> BTreeSet<PathBuf> {
+        let Config { gateway, operator, upstream, .. } = &self.config;
+        let tls = gateway.tls.iter().chain(&operator.tls);
+        let tls = tls.flat_map(|tls| [Some(&*tls.cert), Some(&*tls.key), tls.client_ca.as_deref()]);
+        let secrets = [operator.key.as_ref(), Some(&upstream.token)].map(|source| match source {
+            Some(SecretSource::File(path)) => Some(&**path),
+            Some(SecretSource::Env(_)) | None => None,
+        });
+        let files = tls.chain(secrets).chain([Some(&*self.origins.file), upstream.ca_file.as_deref()]).flatten();
+        let real = |folder: PathBuf| folder.canonicalize().ok();
+        let behind = |file: &Path| Some(file.canonicalize().ok()?.parent()?.to_owned());
+        files
+            .flat_map(|file| [real(folder(file)), behind(file)])
+            // When systemd passes new credentials, it puts another folder in the place of this one.
+            .chain([secret::credentials().and_then(|own| real(folder(&own)))])
+            .flatten()
+            .collect()
+    }
+}
+
+impl Config {
+    /// The folders that makegate writes to: its data, and its sockets.
+    #[must_use]
+    pub fn written_folders(&self) -> BTreeSet<PathBuf> {
+        let doors = [&self.gateway.listen, &self.operator.listen, &self.metrics.listen];
+        let sockets = doors.into_iter().flatten().filter_map(|listen| match listen {
+            Listen::Unix(path) => Some(folder(path)),
+            Listen::Tcp(_) => None,
+        });
+        sockets.chain([self.audit.dir.clone()]).collect()
+    }
+}
+
+/// The folder that a file is in.
+fn folder(file: &Path) -> PathBuf {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new(".")).to_owned()
+}

@@ -12,13 +12,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::{Request, StatusCode, Uri};
+use http_body_util::Empty;
 use tokio::time::timeout;
+use tower::Service as _;
 
 use crate::audit::AuditLog;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, LoadedConfig};
-use crate::door::{Certificate, OpenDoor};
+use crate::door::{Certificate, OpenDoor, PeerConnection};
 use crate::gateway::key_expiry::log_key_expiry;
 use crate::gateway::{Engines, Gateway, KeyLogAdapter, life, recall_last_uses};
 use crate::hash;
@@ -32,6 +36,7 @@ use crate::upstream::{Token, Upstream};
 use doors::{BoundDoors, DoorCertificates};
 use reload::Watch;
 
+pub use doors::PassedSockets;
 pub use reload::ReloadError;
 
 /// How often the cache drops expired entries and the quota counts what the cache saved.
@@ -94,6 +99,14 @@ impl Service {
     /// # Errors
     /// [`StartError`]: what is wrong and what to do.
     pub async fn start(read: LoadedConfig, clock: Clock) -> Result<Self, StartError> {
+        Self::start_on(read, PassedSockets::default(), clock).await
+    }
+
+    /// As [`Self::start`], on sockets that were passed to this process.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_on(read: LoadedConfig, sockets: PassedSockets, clock: Clock) -> Result<Self, StartError> {
         let LoadedConfig { config, origins, files, .. } = read;
         let file = origins.file.clone();
         if config.upstream.url.tls || config.gateway.tls.is_some() || config.operator.tls.is_some() {
@@ -106,7 +119,7 @@ impl Service {
         let certificates = DoorCertificates::read(&config, &files).map_err(StartError::configuration)?;
         let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, operator_tasks) = (Tasks::new(), Tasks::new());
-        let doors = BoundDoors::bind(&config, certificates, &clock, [&tasks, &operator_tasks])?;
+        let doors = BoundDoors::bind(&config, sockets, certificates, &clock, [&tasks, &operator_tasks])?;
         let (log, recovered) = AuditLog::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
         let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
         let answers =
@@ -186,10 +199,26 @@ impl Service {
         self.inner.reload().await
     }
 
-    /// Reloads in the background; both logs report the result.
-    pub fn begin_reload(&self) {
+    /// Reloads in the background; both logs report the result, and then `then` is told.
+    pub fn begin_reload(&self, then: impl FnOnce(Result<(), ReloadError>) + Send + 'static) {
         let inner = self.inner.clone();
-        self.inner.gateway.tasks.spawn_until_stop(async move { drop(inner.reload().await) });
+        self.inner.gateway.tasks.spawn_until_stop(async move { then(inner.reload().await) });
+    }
+
+    /// Does the service answer? Asks the gateway as a load balancer would, but without a socket, which a flood might keep from it. What
+    /// does not answer here hangs: no task of it runs, or a lock is never given back.
+    pub async fn answers(&self) -> bool {
+        let gateway = self.inner.gateway.clone();
+        let asked = self.inner.operator_tasks.spawn(async move {
+            let peer = PeerConnection::detached(None, None, &gateway.clock);
+            let mut request = Request::new(Empty::<Bytes>::new());
+            *request.uri_mut() = Uri::from_static("/livez");
+            let answer = life::service(gateway, peer).call(request).await;
+            answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
+        });
+        // Counting takes each door's lock.
+        let _counts = [&self.gateway_door, &self.operator_door].map(OpenDoor::connections);
+        asked.await.unwrap_or(false)
     }
 
     /// Reports not ready, closes the doors and gives work in progress the drain time to finish. `true` if all of it

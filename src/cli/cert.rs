@@ -58,48 +58,52 @@ impl CertCommand {
 
 impl NewCertCommand {
     fn run(&self) -> Result<(), CommandFailure> {
-        let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into_iter().chain(self.names.iter().cloned());
-        let bad_name = |error| CommandFailure::usage(format!("--name: {error}; write a host name or an IP address"));
-        let mut server = CertificateParams::new(names.collect::<Vec<_>>()).map_err(bad_name)?;
-        let mut authority = CertificateParams::default();
-        describe(&mut authority, "makegate local authority", AUTHORITY_DAYS)?;
-        authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        describe(&mut server, "makegate", SERVER_DAYS)?;
-        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        server.use_authority_key_identifier_extension = true;
-
-        let (authority_key, server_key) = (key()?, key()?);
-        let authority_cert = authority.self_signed(&authority_key).map_err(CommandFailure::failed)?;
-        let issuer = Issuer::new(authority, &authority_key);
-        let server_cert = server.signed_by(&server_key, &issuer).map_err(CommandFailure::failed)?;
-        self.write(&[
-            ("ca.pem", 0o644, authority_cert.pem()),
-            ("ca.key", 0o600, authority_key.serialize_pem()),
-            ("cert.pem", 0o644, server_cert.pem()),
-            ("key.pem", 0o600, server_key.serialize_pem()),
-        ])?;
+        make(&self.dir, &self.names)?;
         let dir = fs::canonicalize(&self.dir).unwrap_or_else(|_| self.dir.clone());
         Ok(output::line(&instructions(&dir))?)
     }
+}
 
-    /// Writes all files, or none if one of them is there already.
-    fn write(&self, files: &[(&str, u32, String)]) -> Result<(), CommandFailure> {
-        let failed = |path: &Path, error| CommandFailure::failed(format!("cannot write {}: {error}", path.display()));
-        fs::create_dir_all(&self.dir).map_err(|error| failed(&self.dir, error))?;
-        if let Some((name, ..)) = files.iter().find(|(name, ..)| fs::symlink_metadata(self.dir.join(name)).is_ok()) {
-            let dir = self.dir.display();
-            return Err(CommandFailure::failed(format!(
-                "{dir} already has a {name}: remove it, or choose another folder"
-            )));
-        }
-        for (name, mode, text) in files {
-            let path = self.dir.join(name);
-            let file = OpenOptions::new().write(true).create_new(true).mode(*mode).open(&path);
-            file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| failed(&path, error))?;
-        }
-        Ok(())
+/// Makes a local authority and a certificate of it for this machine and these `names`, and writes both to the folder.
+pub(super) fn make(dir: &Path, names: &[String]) -> Result<(), CommandFailure> {
+    let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into_iter().chain(names.iter().cloned());
+    let bad_name = |error| CommandFailure::usage(format!("--name: {error}; write a host name or an IP address"));
+    let mut server = CertificateParams::new(names.collect::<Vec<_>>()).map_err(bad_name)?;
+    let mut authority = CertificateParams::default();
+    describe(&mut authority, "makegate local authority", AUTHORITY_DAYS)?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    describe(&mut server, "makegate", SERVER_DAYS)?;
+    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    server.use_authority_key_identifier_extension = true;
+
+    let (authority_key, server_key) = (key()?, key()?);
+    let authority_cert = authority.self_signed(&authority_key).map_err(CommandFailure::failed)?;
+    let issuer = Issuer::new(authority, &authority_key);
+    let server_cert = server.signed_by(&server_key, &issuer).map_err(CommandFailure::failed)?;
+    let files = [
+        ("ca.pem", 0o644, authority_cert.pem()),
+        ("ca.key", 0o600, authority_key.serialize_pem()),
+        ("cert.pem", 0o644, server_cert.pem()),
+        ("key.pem", 0o600, server_key.serialize_pem()),
+    ];
+    write(dir, &files)
+}
+
+/// Writes all files, or none if one of them is there already.
+fn write(dir: &Path, files: &[(&str, u32, String)]) -> Result<(), CommandFailure> {
+    let failed = |path: &Path, error| CommandFailure::failed(format!("cannot write {}: {error}", path.display()));
+    fs::create_dir_all(dir).map_err(|error| failed(dir, error))?;
+    if let Some((name, ..)) = files.iter().find(|(name, ..)| fs::symlink_metadata(dir.join(name)).is_ok()) {
+        let dir = dir.display();
+        return Err(CommandFailure::failed(format!("{dir} already has a {name}: remove it, or choose another folder")));
     }
+    for (name, mode, text) in files {
+        let path = dir.join(name);
+        let file = OpenOptions::new().write(true).create_new(true).mode(*mode).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| failed(&path, error))?;
+    }
+    Ok(())
 }
 
 fn key() -> Result<KeyPair, CommandFailure> {

@@ -5,12 +5,13 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
+use super::cert;
 use super::failure::CommandFailure;
 use super::key;
 use super::output::ServiceOutput;
@@ -30,6 +31,7 @@ use crate::service::Service;
 Examples:
   makegate demo
   makegate demo --port 9080
+  makegate demo --tls
   makegate demo --json --port 0 | head -1 | jq .callers")]
 pub(super) struct DemoCommand {
     /// First print one line of JSON with the addresses, the operator key, and the callers with their keys.
@@ -38,6 +40,9 @@ pub(super) struct DemoCommand {
     /// First of three consecutive ports: gateway, operator door, simulated Make. 0: any free ports.
     #[arg(long, value_name = "N", default_value_t = 8080)]
     port: u16,
+    /// Serve callers over TLS, with a certificate made for the occasion (see `makegate cert new`).
+    #[arg(long)]
+    tls: bool,
 }
 
 #[derive(Serialize)]
@@ -73,9 +78,11 @@ impl DemoCommand {
         let token = settings.token.clone();
         let sandbox = Sandbox::start(make, settings, Clock::system()).await.map_err(CommandFailure::failed)?;
         let doors = [gateway, operator, sandbox.address()];
-        let read = configure(folder.path(), doors, &callers, (&token, &operator_key))?;
+        let tls = self.tls.then(|| folder.path().join("tls"));
+        tls.as_deref().map_or(Ok(()), |dir| cert::make(dir, &[]))?;
+        let read = configure(folder.path(), doors, &callers, (&token, &operator_key), self.tls)?;
         let service = serve::start(read).await?;
-        let addresses = DemoAddresses::of(&service, &sandbox)?;
+        let addresses = DemoAddresses::of(&service, &sandbox, tls.map(|dir| dir.join("ca.pem")))?;
         let stdout = ServiceOutput::begin();
         if self.json {
             stdout.line(&addresses.json(&callers, &operator_key));
@@ -127,9 +134,11 @@ fn configure(
     [gateway, operator, make]: [SocketAddr; 3],
     callers: &[DemoCaller],
     (token, operator_key): (&str, &str),
+    has_tls: bool,
 ) -> Result<LoadedConfig, CommandFailure> {
+    let tls = if has_tls { "gateway.tls = { cert = \"tls/cert.pem\", key = \"tls/key.pem\" }\n" } else { "" };
     let mut text = format!(
-        "gateway.listen = \"{gateway}\"\noperator = {{ listen = \"{operator}\", key_file = \"operator.key\" }}\n\
+        "gateway.listen = \"{gateway}\"\n{tls}operator = {{ listen = \"{operator}\", key_file = \"operator.key\" }}\n\
          upstream = {{ url = \"http://{make}\", token_file = \"make.token\" }}\nlimits.drain = \"2s\"\n"
     );
     for DemoCaller { name, grants, organizations, rate, burst, key } in callers {
@@ -151,18 +160,21 @@ struct DemoAddresses {
     gateway: String,
     operator: String,
     sandbox: String,
+    /// The authority that callers have to trust, if the gateway speaks TLS.
+    ca_file: Option<PathBuf>,
 }
 
 impl DemoAddresses {
-    fn of(service: &Service, sandbox: &Sandbox) -> Result<Self, CommandFailure> {
-        let first = |addresses: &[SocketAddr]| {
+    fn of(service: &Service, sandbox: &Sandbox, ca_file: Option<PathBuf>) -> Result<Self, CommandFailure> {
+        let first = |scheme: &str, addresses: &[SocketAddr]| {
             addresses
                 .first()
-                .map(|address| format!("http://{address}"))
+                .map(|address| format!("{scheme}://{address}"))
                 .ok_or_else(|| CommandFailure::failed("the service listens on no TCP port"))
         };
-        let (gateway, operator) = (first(service.gateway_addresses())?, first(service.operator_addresses())?);
-        Ok(Self { gateway, operator, sandbox: format!("http://{}", sandbox.address()) })
+        let gateway = first(if ca_file.is_some() { "https" } else { "http" }, service.gateway_addresses())?;
+        let operator = first("http", service.operator_addresses())?;
+        Ok(Self { gateway, operator, sandbox: format!("http://{}", sandbox.address()), ca_file })
     }
 
     fn json(&self, callers: &[DemoCaller], operator_key: &str) -> String {
@@ -172,14 +184,16 @@ impl DemoAddresses {
             "sandbox": self.sandbox,
             "operator_key": operator_key,
             "callers": callers,
+            "ca_file": self.ca_file,
         })
         .to_string()
     }
 
     fn text(&self, [all, reader, slow]: &[DemoCaller; 3], operator_key: &str) -> String {
-        let Self { gateway, operator, sandbox } = self;
+        let Self { gateway, operator, sandbox, ca_file } = self;
+        let trust = ca_file.as_ref().map_or_else(String::new, |file| format!("--cacert {} ", file.display()));
         let organization = format!("{gateway}/api/v2/organizations");
-        let curl = |caller: &DemoCaller| format!("curl -i -H 'Authorization: Token {}'", caller.key);
+        let curl = |caller: &DemoCaller| format!("curl -i {trust}-H 'Authorization: Token {}'", caller.key);
         format!(
             "\
 makegate demo: the gateway is at {gateway}, the simulated Make at {sandbox}. Press Ctrl-C to stop.

@@ -21,6 +21,7 @@ mod process;
 mod record_printer;
 mod sandbox;
 mod serve;
+mod service_manager;
 mod show;
 mod source;
 mod verify;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use clap::Args;
 use tracing::field;
@@ -11,10 +12,11 @@ use super::check;
 use super::confine::Confinement;
 use super::failure::CommandFailure;
 use super::process::{self, ColorChoice, ProcessSignal, Signals};
+use super::service_manager::{self, ServiceManager};
 use crate::clock::Clock;
 use crate::config::{self, LoadedConfig};
 use crate::process_log::ALWAYS;
-use crate::service::Service;
+use crate::service::{PassedSockets, Service};
 
 /// Runs the service.
 ///
@@ -36,6 +38,7 @@ pub(super) struct ServeCommand {
 impl ServeCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         process::disable_core_dumps()?;
+        let sockets = service_manager::passed_sockets();
         let read = config::read(&self.config.path);
         // Before there is any other thread, even that of the log.
         let confinement = read.as_ref().ok().map(Confinement::begin);
@@ -46,29 +49,66 @@ impl ServeCommand {
             check::log_mistake(&read.origins.file, warning);
         }
         process::raise_descriptor_limit();
-        process::serve(serve(read, confinement))
+        process::serve(serve(read, sockets?, confinement))
     }
 }
 
-async fn serve(read: LoadedConfig, confinement: Option<Confinement>) -> Result<(), CommandFailure> {
+async fn serve(
+    read: LoadedConfig,
+    sockets: PassedSockets,
+    confinement: Option<Confinement>,
+) -> Result<(), CommandFailure> {
     let mut signals = Signals::listen()?;
-    let service = start(read).await?;
+    let service = start_on(read, sockets).await?;
     confinement.and_then(Confinement::into_readable).into_iter().for_each(|folders| service.note_readable(folders));
     let (gateway, operator) = (service.gateway_addresses(), service.operator_addresses());
     let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (gateway, operator) = (texts(gateway), texts(operator));
     let metrics = Some(texts(service.metrics_addresses())).filter(|listed| !listed.is_empty()).map(field::debug);
     tracing::info!(target: ALWAYS, version = env!("CARGO_PKG_VERSION"), ?gateway, ?operator, metrics, "makegate started");
-    while signals.next().await == ProcessSignal::Reload {
-        // In the background: a hanging file system must not delay the next signal.
-        service.begin_reload();
+    let manager = Arc::new(ServiceManager::from_environment());
+    manager.ready("serving");
+    loop {
+        tokio::select! {
+            () = say_that_it_serves(&manager, &service) => {}
+            signal = signals.next() => match signal {
+                // In the background: a hanging file system must not delay the next signal.
+                ProcessSignal::Reload => begin_reload(&service, &manager),
+                ProcessSignal::End => break,
+            }
+        }
     }
+    manager.stopping();
     end(service, &mut signals).await
 }
 
-pub(super) async fn start(read: LoadedConfig) -> Result<Service, CommandFailure> {
-    let started = Service::start(read, Clock::system()).await;
+fn begin_reload(service: &Service, manager: &Arc<ServiceManager>) {
+    manager.reloading();
+    let manager = manager.clone();
+    service.begin_reload(move |reloaded| match reloaded {
+        Ok(()) => manager.ready("serving"),
+        Err(why) => manager.ready(&format!("serving; the last reload failed: {why}")),
+    });
+}
+
+/// Waits until the service manager wants to hear again that the service answers, and tells it if it does.
+async fn say_that_it_serves(manager: &ServiceManager, service: &Service) {
+    match manager.watchdog() {
+        Some(time_max) => tokio::time::sleep(time_max / 3).await,
+        None => std::future::pending().await,
+    }
+    if service.answers().await {
+        manager.serves();
+    }
+}
+
+async fn start_on(read: LoadedConfig, sockets: PassedSockets) -> Result<Service, CommandFailure> {
+    let started = Service::start_on(read, sockets, Clock::system()).await;
     started.map_err(|error| CommandFailure { code: error.exit_code(), message: Some(error.to_string()) })
+}
+
+pub(super) async fn start(read: LoadedConfig) -> Result<Service, CommandFailure> {
+    start_on(read, PassedSockets::default()).await
 }
 
 /// Shuts down gracefully; a second signal stops the service at once.

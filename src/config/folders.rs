@@ -13,7 +13,10 @@ impl LoadedConfig {
     pub fn folders(&self) -> BTreeSet<PathBuf> {
         let Config { gateway, operator, upstream, .. } = &self.config;
         let tls = gateway.tls.iter().chain(&operator.tls);
-        let tls = tls.flat_map(|tls| [Some(&*tls.cert), Some(&*tls.key), tls.client_ca.as_deref()]);
+        let tls = tls.flat_map(|tls| {
+            let lists = tls.crl.iter().map(|file| Some(&**file));
+            [Some(&*tls.cert), Some(&*tls.key), tls.client_ca.as_deref()].into_iter().chain(lists)
+        });
         let secrets = [operator.key.as_ref(), Some(&upstream.token)].map(|source| match source {
             Some(SecretSource::File(path)) => Some(&**path),
             Some(SecretSource::Env(_)) | None => None,

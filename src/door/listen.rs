@@ -20,7 +20,16 @@ const BACKLOG: i32 = 1024;
 
 pub(super) enum Listener {
     Tcp(TcpListener),
-    Unix { socket: UnixListener, _file: SocketFile },
+    Unix { socket: UnixListener, _file: Option<SocketFile> },
+}
+
+/// A listening socket that somebody else bound, and whose file, if it has one, somebody else removes.
+#[derive(Debug)]
+pub enum PassedSocket {
+    /// A TCP socket.
+    Tcp(std::net::TcpListener),
+    /// A Unix socket.
+    Unix(std::os::unix::net::UnixListener),
 }
 
 pub(super) enum Stream {
@@ -39,7 +48,21 @@ impl Listener {
             Listen::Tcp(address) => tcp(*address, all).map(Self::Tcp).map_err(named(address)),
             Listen::Unix(path) => {
                 let bound = unix(path, access).map_err(named(&path.display()));
-                bound.map(|(socket, _file)| Self::Unix { socket, _file })
+                bound.map(|(socket, file)| Self::Unix { socket, _file: Some(file) })
+            }
+        }
+    }
+
+    /// Takes over a socket that was passed to this process.
+    pub(super) fn passed(socket: PassedSocket) -> Result<Self, Error> {
+        match socket {
+            PassedSocket::Tcp(socket) => {
+                socket.set_nonblocking(true)?;
+                TcpListener::from_std(socket).map(Self::Tcp)
+            }
+            PassedSocket::Unix(socket) => {
+                socket.set_nonblocking(true)?;
+                UnixListener::from_std(socket).map(|socket| Self::Unix { socket, _file: None })
             }
         }
     }

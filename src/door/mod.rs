@@ -48,6 +48,7 @@ pub use connections::BusyGuard;
 pub use handshake::HandshakeFailure;
 pub use http::is_head_too_large;
 pub use lingering::IncomingBody;
+pub use listen::PassedSocket;
 pub use request_line::FRAGMENT;
 pub use service::{ConnectionService, RequestBody};
 pub use tls::{Certificate, CheckedCertificate};
@@ -102,6 +103,17 @@ impl PeerConnection {
     pub fn busy(&self) -> BusyGuard {
         self.state.busy(&self.clock)
     }
+}
+
+/// What a door listens on.
+#[derive(Debug, Default)]
+pub struct DoorSockets<'l> {
+    /// The addresses.
+    pub listen: &'l [Listen],
+    /// Who may connect to those that are Unix sockets.
+    pub access: SocketAccess,
+    /// Sockets that were passed to this process, which take the place of the addresses.
+    pub passed: Vec<PassedSocket>,
 }
 
 /// A bound door that is not served yet.
@@ -161,34 +173,23 @@ impl OpenDoor {
 }
 
 impl Door {
-    /// Binds every address.
+    /// Binds every address, unless sockets were passed to this process for the door: then those are used instead.
     ///
     /// # Errors
     /// If an address cannot be bound: says which and why.
     pub fn bind(
-        listen: &[Listen],
+        sockets: DoorSockets<'_>,
         certificate: Option<CheckedCertificate>,
         limits: &Limits,
         clock: &Clock,
         tasks: &Tasks,
     ) -> Result<Self, Error> {
-        Self::bind_with(listen, &SocketAccess::default(), certificate, limits, clock, tasks)
-    }
-
-    /// Binds every address. `access` is that of Unix sockets.
-    ///
-    /// # Errors
-    /// If an address cannot be bound: says which and why.
-    pub fn bind_with(
-        listen: &[Listen],
-        access: &SocketAccess,
-        certificate: Option<CheckedCertificate>,
-        limits: &Limits,
-        clock: &Clock,
-        tasks: &Tasks,
-    ) -> Result<Self, Error> {
+        let DoorSockets { listen, access, passed } = sockets;
         let certificate = certificate.map(Certificate::new);
-        let listeners = listen.iter().map(|one| Listener::bind(one, listen, access)).collect::<Result<_, _>>()?;
+        let listeners = match passed.is_empty() {
+            true => listen.iter().map(|one| Listener::bind(one, listen, &access)).collect::<Result<_, _>>()?,
+            false => passed.into_iter().map(Listener::passed).collect::<Result<_, _>>()?,
+        };
         Ok(Self { listeners, certificate, limits: limits.clone(), clock: clock.clone(), tasks: tasks.clone() })
     }
 

@@ -8,7 +8,7 @@ use rustix::process::{Resource, getrlimit};
 use super::StartError;
 use crate::clock::Clock;
 use crate::config::{Config, Limits};
-use crate::door::{Certificate, CheckedCertificate, Door};
+use crate::door::{Certificate, CheckedCertificate, Door, DoorSockets, PassedSocket};
 use crate::tasks::Tasks;
 use crate::watched_files::Snapshot;
 
@@ -53,6 +53,15 @@ impl DoorCertificates<Certificate> {
     }
 }
 
+/// Listening sockets that were passed to this process (systemd's socket activation). A door without any binds its own.
+#[derive(Debug, Default)]
+pub struct PassedSockets {
+    /// For callers.
+    pub gateway: Vec<PassedSocket>,
+    /// For operators.
+    pub operator: Vec<PassedSocket>,
+}
+
 /// The doors, bound but not served yet.
 pub(super) struct BoundDoors {
     pub(super) gateway: Door,
@@ -67,21 +76,34 @@ impl BoundDoors {
     /// Binds all of them. The operator door comes first, so that whoever finds the gateway open can ask there whether it is ready.
     pub(super) fn bind(
         config: &Config,
+        sockets: PassedSockets,
         certificates: DoorCertificates<CheckedCertificate>,
         clock: &Clock,
         [tasks, operator_tasks]: [&Tasks; 2],
     ) -> Result<Self, StartError> {
         let [callers, operators] = connections(config)?;
         let limits = |connections| Limits { connections, ..config.limits.clone() };
-        let operator = &config.operator.listen;
+        let operator =
+            DoorSockets { listen: &config.operator.listen, passed: sockets.operator, ..DoorSockets::default() };
         let operator = Door::bind(operator, certificates.operator, &limits(operators), clock, operator_tasks);
         let operator = operator.map_err(StartError::failed)?;
-        let (listen, access) = (&config.gateway.listen, &config.gateway.socket);
-        let gateway = Door::bind_with(listen, access, certificates.gateway, &limits(callers), clock, tasks);
+        let gateway = DoorSockets {
+            listen: &config.gateway.listen,
+            access: config.gateway.socket.clone(),
+            passed: sockets.gateway,
+        };
+        let gateway = Door::bind(gateway, certificates.gateway, &limits(callers), clock, tasks);
         let gateway = gateway.map_err(StartError::failed)?;
         let listen = &config.metrics.listen;
-        let metrics = (!listen.is_empty())
-            .then(|| Door::bind(listen, None, &limits(operators.min(SCRAPERS_MAX)), clock, operator_tasks));
+        let metrics = (!listen.is_empty()).then(|| {
+            Door::bind(
+                DoorSockets { listen, ..DoorSockets::default() },
+                None,
+                &limits(operators.min(SCRAPERS_MAX)),
+                clock,
+                operator_tasks,
+            )
+        });
         Ok(Self { gateway, operator, metrics: metrics.transpose().map_err(StartError::failed)?, callers })
     }
 

@@ -259,7 +259,7 @@ impl<'d> Table<'d> {
             };
             let named = entries.get(name).and_then(|value| value.get_ref().as_str());
             let last = named.map_or_else(|| (index + 1).to_string(), str::to_owned);
-            let path = Arc::from(self.sub_path(&format!("{key}.{last}")));
+            let path = self.sub_path(&format!("{key}.{last}"));
             Some(Table::new(self.notes, path, element.span(), Some(entries)).read(&mut read))
         };
         elements.iter().enumerate().filter_map(&mut read_element).collect()

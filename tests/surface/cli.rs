@@ -3,6 +3,7 @@
 mod confined;
 mod doubts;
 mod processes;
+mod service_manager;
 
 use std::fs;
 use std::io::Write as _;

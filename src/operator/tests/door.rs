@@ -18,7 +18,7 @@ use super::super::open;
 use super::super::router::within_layers;
 use super::{KEY, PAGES, World};
 use crate::config::{self, OperatorKey};
-use crate::door::Door;
+use crate::door::{Door, DoorSockets};
 
 #[tokio::test]
 async fn probes_and_scrapes_need_no_key_and_everything_else_does() {
@@ -155,7 +155,14 @@ async fn over_a_socket_head_has_no_body_and_the_door_counts_its_connections() {
     let world = World::new();
     let policy = world.state.gateway.policy();
     let listen = [config::Listen::Tcp("127.0.0.1:0".parse().unwrap())];
-    let door = Door::bind(&listen, None, policy.limits(), &world.clock, &world.state.gateway.tasks).unwrap();
+    let door = Door::bind(
+        DoorSockets { listen: &listen, ..DoorSockets::default() },
+        None,
+        policy.limits(),
+        &world.clock,
+        &world.state.gateway.tasks,
+    )
+    .unwrap();
     let door = open(door, world.state.clone());
     let mut stream = tokio::net::TcpStream::connect(door.addresses()[0]).await.unwrap();
     let head =

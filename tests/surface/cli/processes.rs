@@ -115,6 +115,34 @@ fn the_demo_shows_a_hit_a_403_and_a_429_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn the_demo_speaks_tls_if_asked_and_says_whom_to_trust() {
+    let temporary = tempfile::tempdir().unwrap();
+    let arguments = ["demo", "--json", "--tls", "--port", "0"];
+    let mut running = Running::start(command(temporary.path(), &arguments).env("TMPDIR", temporary.path()));
+    let told: Value = serde_json::from_str(&running.line()).unwrap();
+    let text = |name: &str| told[name].as_str().unwrap_or_else(|| panic!("{name}: {told}"));
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = fs::read(text("ca_file")).unwrap();
+    let authority = <rustls::pki_types::CertificateDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(&pem);
+    roots.add(authority.unwrap()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let client = client.with_root_certificates(roots).with_no_client_auth();
+    let address = text("gateway").strip_prefix("https://").unwrap();
+    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+    let client = rustls::ClientConnection::new(std::sync::Arc::new(client), name).unwrap();
+    let mut stream = rustls::StreamOwned::new(client, TcpStream::connect(address).unwrap());
+    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let lines: String = (0..8).map(|_| running.line()).collect();
+    assert!(lines.contains(&format!("curl -i --cacert {} -H ", text("ca_file"))), "{lines}");
+    assert_eq!(running.end(Signal::TERM), (Some(0), String::new()));
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn the_demo_says_what_to_do_when_its_ports_are_taken() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().min(65_533).to_string();

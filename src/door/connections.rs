@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
-use super::order::{ClientEnd, ConnectionOrder};
+use super::order::{ClientEnd, ConnectionOrder, IdlePhase};
 use super::unread::{UnreadKind, UnreadRequests};
 use crate::clock::Clock;
 use crate::config::Limits;
@@ -30,18 +30,6 @@ const UNTAKEN_MS: u64 = 1_000;
 /// How long an idle connection may take to leave: over HTTP/2 it ends only when its client has confirmed the GOAWAY.
 const GRACEFUL_CLOSE_MAX: Duration = Duration::from_secs(2);
 
-/// State of a connection with no request in progress.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum IdlePhase {
-    /// Nothing was received yet: not accepted, in the TLS handshake, or silent.
-    Silent = 0,
-    /// The first bytes of a head were received.
-    Head = 1,
-    /// Between two requests.
-    Idle = 2,
-}
-
 #[derive(Debug)]
 pub(super) struct ConnectionState {
     epoch: Instant,
@@ -50,6 +38,8 @@ pub(super) struct ConnectionState {
     since_ms: AtomicU64,
     began_ms: AtomicU64,
     busy: AtomicU32,
+    /// HTTP/1.1: the service has a request, or its answer is not written yet.
+    answering: AtomicBool,
     /// Has it ever had a request?
     served: AtomicBool,
     /// HTTP/2: number of answers that wait for the client, which has taken nothing of them since `untaken_ms`.
@@ -145,6 +135,7 @@ impl ConnectionState {
             since_ms: AtomicU64::new(0),
             began_ms: AtomicU64::new(0),
             busy: AtomicU32::new(0),
+            answering: AtomicBool::new(false),
             served: AtomicBool::new(false),
             untaken: AtomicU32::new(0),
             untaken_ms: AtomicU64::new(0),
@@ -234,7 +225,19 @@ impl ConnectionState {
     pub(super) fn busy(self: &Arc<Self>, clock: &Clock) -> BusyGuard {
         self.busy.fetch_add(1, Ordering::AcqRel);
         self.served.store(true, Ordering::Relaxed);
+        self.answering.store(true, Ordering::Relaxed);
         BusyGuard { state: self.clone(), clock: clock.clone() }
+    }
+
+    /// HTTP/1.1: all that there was to write is written.
+    pub(super) fn on_flush(&self) {
+        if self.busy.load(Ordering::Acquire) == 0 {
+            self.answering.store(false, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_answering(&self) -> bool {
+        self.answering.load(Ordering::Relaxed)
     }
 
     /// A stronger order is never withdrawn.

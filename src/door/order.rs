@@ -1,4 +1,4 @@
-//! What a connection is told to do, and what its client has closed of it.
+//! What a connection is told to do, what its client has closed of it, and what it waits for.
 
 /// What a connection is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,4 +19,16 @@ pub(super) enum ClientEnd {
     HalfClosed,
     /// Nothing written to it arrives any more: the connection was reset, or a Unix socket was closed.
     Closed,
+}
+
+/// State of a connection with no request in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum IdlePhase {
+    /// Nothing was received yet: not accepted, in the TLS handshake, or silent.
+    Silent = 0,
+    /// The first bytes of a head were received.
+    Head = 1,
+    /// Between two requests.
+    Idle = 2,
 }

@@ -99,8 +99,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
 impl<T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        // Only while hyper reads a head does it answer by itself. An upstream's body may look like its answer.
-        let unread = this.unread.as_mut().filter(|_| this.state.is_within_head());
+        // hyper answers by itself only between two answers of the service, whose bodies may look like its own.
+        let unread = this.unread.as_mut().filter(|_| !this.state.is_answering());
         let result = unread.and_then(|unread| unread.poll_write(&mut this.stream, cx, buf));
         let result = result.unwrap_or_else(|| Pin::new(&mut this.stream).poll_write(cx, buf));
         self.note_write(result)
@@ -128,6 +128,9 @@ impl<T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedS
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.state.take_client_check() && self.stream.client_end() >= self.state.client_gone_at() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        if self.unread.is_some() {
+            self.state.on_flush(); // hyper has written all that it had
         }
         let result = Pin::new(&mut self.stream).poll_flush(cx);
         self.note_write(result)

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use super::stderr;
 use crate::support::process::{Home, Process};
-use crate::support::{ALL, OPERATOR, Plan, raw, send, with_key};
+use crate::support::{ALL, OPERATOR, Plan, raw, send, until, with_key};
 
 /// The next thing that the manager is told besides that the service still serves.
 fn next(told: &UnixDatagram) -> String {
@@ -64,6 +64,7 @@ async fn a_process_that_does_not_run_does_not_say_that_it_serves() {
     let told = UnixDatagram::bind(home.path().join("notify")).unwrap();
     let environment = format!("export NOTIFY_SOCKET={}/notify WATCHDOG_USEC=60000", home.path().display());
     let process = home.serve_with(&environment).await;
+    assert_eq!(next(&told), "READY=1\nSTATUS=serving");
     process.signal(Signal::STOP);
     tokio::time::sleep(Duration::from_millis(300)).await;
     told.set_nonblocking(true).unwrap();
@@ -110,7 +111,7 @@ async fn passed_sockets_are_the_doors() {
     let key = format!("authorization: Bearer {OPERATOR}\r\n");
     send(operator_at, "GET", "/callers.json", &key, "").await.expect(200);
     assert!(std::net::TcpStream::connect(home.gateway).is_err(), "it binds nothing itself");
-    assert!(home.process_log().contains(&at.to_string()), "{}", home.process_log());
+    until(|| home.process_log().contains(&at.to_string())).await;
     assert_eq!(process.end(), Some(0));
 
     // A Unix socket belongs to who made it: it stays when the process ends.

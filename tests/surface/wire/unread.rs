@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::still;
+use crate::support::hostile::{Origin, Step};
 use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, World, exchange, raw, send, tls, with_key};
 
 fn doors(world: &World) -> [SocketAddr; 2] {
@@ -38,7 +39,7 @@ async fn until_end(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]
 async fn what_http_refuses_has_a_problem_an_id_and_a_count_but_no_record() {
     let world = still().start().await;
     let large = format!("GET {LIST} HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(40_000));
-    let many = format!("GET {LIST} HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(64));
+    let many = format!("GET {LIST} HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(101));
     let cases = [
         ("BAD\r\n\r\n", 400, "MG107", "syntax"),
         ("GET /a b HTTP/1.1\r\n\r\n", 400, "MG107", "syntax"),
@@ -66,7 +67,27 @@ async fn what_http_refuses_has_a_problem_an_id_and_a_count_but_no_record() {
         }
     }
     assert_eq!(world.records().await.len(), 0);
+    // With fewer fields than hyper reads, but more than the limit, it is a request.
+    let many = vec!["x: y"; 64];
+    world.get_with(ALL, LIST, &many).await.refused(431, "MG108");
+    assert_eq!(world.last_record().await["refusal"], "MG108");
     assert_eq!(world.sandbox.received().len(), 0);
+}
+
+/// An answer that looks like hyper's own is passed on as it is, however it is cut into pieces.
+#[tokio::test]
+async fn a_body_that_looks_like_such_an_answer_is_passed_on() {
+    let own = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\
+               date: Sun, 29 Nov 2026 22:07:42 GMT\r\n\r\n";
+    for before in [0, 10, 32 << 10, 64 << 10] {
+        let body = "x".repeat(before) + own;
+        let head = format!("HTTP/1.1 500 Broken\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n", body.len());
+        let origin = Origin::start(vec![vec![Step::Read, Step::write(format!("{head}{body}"))]]);
+        let world = still().upstream(format!("http://{}", origin.address())).start().await;
+        let reply = world.get(ALL, ORG).await.expect(500);
+        assert!(reply.body == body.as_bytes(), "{before}: {}", String::from_utf8_lossy(&reply.body));
+        assert_eq!(unread(&world, "gateway", "syntax").await, 0);
+    }
 }
 
 /// What comes before on the same connection is answered first; so is a caller that goes on sending.

@@ -286,6 +286,7 @@ mod tests {
         CallerConfig {
             name: "a".into(),
             keys: vec![],
+            identities: vec![],
             uids: vec![],
             grants: Grants::All,
             organizations: Scope::All,

@@ -25,6 +25,7 @@ pub mod cache;
 pub mod callers;
 pub mod door;
 pub mod idempotency;
+pub mod issuers;
 pub mod quota;
 pub mod upstream;
 // Rank 4: the life of a request; and the simulated Make, which reads Make's document by itself (rank 0 alone).

@@ -7,6 +7,7 @@ mod reload;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,11 +28,13 @@ use crate::gateway::key_expiry::log_key_expiry;
 use crate::gateway::{Engines, Gateway, KeyLogAdapter, life, recall_last_uses};
 use crate::hash;
 use crate::idempotency::IdempotencyStore;
+use crate::issuers::Issuer;
 use crate::operator::{self, OperatorState};
 use crate::quota::{self, Quota};
 use crate::reconcile::Reconciler;
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
+use crate::watched_files::Snapshot;
 
 use doors::{BoundDoors, DoorCertificates};
 use reload::Watch;
@@ -117,6 +120,7 @@ impl Service {
         let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &files)
             .map_err(StartError::configuration)?;
         let certificates = DoorCertificates::read(&config, &files).map_err(StartError::configuration)?;
+        let issuers = read_issuers(&config, &files, &[]).map_err(StartError::configuration)?;
         let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, operator_tasks) = (Tasks::new(), Tasks::new());
         let doors = BoundDoors::bind(&config, sockets, certificates, &clock, [&tasks, &operator_tasks])?;
@@ -129,7 +133,8 @@ impl Service {
         let quota = quota.map_err(StartError::failed)?;
         let buffer_bytes = config.audit.buffer_bytes;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
-        let engines = Engines { log, idempotency: answers, cache, quota, upstream: Arc::new(upstream), clock, tasks };
+        let engines =
+            Engines { log, idempotency: answers, cache, quota, upstream: Arc::new(upstream), issuers, clock, tasks };
         let gateway = Gateway::new(config, engines);
         let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
         gateway.callers.shared.connections.set_limit(amount(doors.callers));
@@ -295,6 +300,11 @@ impl ServiceInner {
         let tasks = self.gateway.tasks.clone();
         tasks.spawn_until_stop(self.follow_files());
     }
+}
+
+/// Reads the issuers' keys, or prepares to fetch them; those of `before` are kept where they are the same.
+fn read_issuers(config: &Config, files: &Snapshot, before: &[Arc<Issuer>]) -> io::Result<Vec<Arc<Issuer>>> {
+    config.issuers.iter().map(|issuer| Issuer::read(issuer, files, before).map(Arc::new)).collect()
 }
 
 fn quota_settings(config: &Config) -> quota::QuotaSettings {

@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::config::{self, LoadedConfig};
 use crate::config::{Config, ConfigError, Diagnostic, Severity};
 use crate::door::CheckedCertificate;
+use crate::issuers::Issuer;
 use crate::process_log::{self, ALWAYS, LogFormat};
 use crate::upstream::{Token, Upstream};
 use crate::watched_files::Snapshot;
@@ -37,7 +38,7 @@ pub(super) struct CheckCommand {
     /// Output format: text, or json (one object per line).
     #[arg(long, value_enum, default_value = "text", hide_possible_values = true)]
     format: ReportFormat,
-    /// Also check the secrets, the certificates and the connection to Make (without sending anything over it).
+    /// Also check the secrets, the certificates, the keys of issuers and the connection to Make (without sending anything over it).
     #[arg(long)]
     online: bool,
 }
@@ -100,6 +101,15 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
     for (name, tls) in [("gateway.tls", &config.gateway.tls), ("operator.tls", &config.operator.tls)] {
         if let Some(Err(error)) = tls.as_ref().map(|tls| CheckedCertificate::read(tls, files)) {
             failed(name, &error);
+        }
+    }
+    for issuer in &config.issuers {
+        let checked = match Issuer::read(issuer, files, &[]) {
+            Ok(issuer) => issuer.check().await,
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(why) = checked {
+            failed(&format!("the keys of the issuer {}", issuer.name), &why);
         }
     }
     let token = match Token::read(files, &config.upstream.token) {

@@ -66,7 +66,7 @@ impl ExplainCommand {
 
     /// Explains from the configuration alone.
     fn explain_offline(&self, config: Config) -> Result<String, CommandFailure> {
-        let policy = Policy::new(config, &Callers::new(Clock::system()));
+        let policy = Policy::new(config, Vec::new(), &Callers::new(Clock::system()));
         let explanation = explain::explain(&policy, None, &self.caller, &self.method, &self.target);
         serde_json::to_string(&explanation).map_err(CommandFailure::failed)
     }

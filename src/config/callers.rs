@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::network::NETWORK;
-use super::units::{CALLER, EXPIRY, KEY, NOTE, ORGANIZATION, RATE, UID, count, default_burst};
-use super::{CallerConfig, Grants, KeyConfig, Rate, Scope};
+use super::units::{CALLER, CLAIM, EXPIRY, KEY, NOTE, ORGANIZATION, RATE, UID, count, default_burst};
+use super::{CallerConfig, Grants, IdentityConfig, IssuerConfig, KeyConfig, Rate, Scope};
 use crate::ids::KeyHash;
 use crate::toml_reader::{FLAG, Table, ValueKind, nearest, quoted};
 
@@ -15,14 +15,25 @@ pub(super) struct CallerChecks {
     grants: BTreeSet<Arc<str>>,
     /// Whether client certificates are configured; if so, a caller needs no key.
     certificates: bool,
+    /// The names of the issuers of tokens.
+    issuers: Vec<Arc<str>>,
     names: HashSet<Arc<str>>,
     keys: HashMap<KeyHash, Arc<str>>,
     uids: HashMap<u32, Arc<str>>,
+    identities: HashMap<IdentityConfig, Arc<str>>,
 }
 
 impl CallerChecks {
-    pub(super) fn new(grants: BTreeSet<Arc<str>>, certificates: bool) -> Self {
-        Self { grants, certificates, names: HashSet::new(), keys: HashMap::new(), uids: HashMap::new() }
+    pub(super) fn new(grants: BTreeSet<Arc<str>>, certificates: bool, issuers: &[IssuerConfig]) -> Self {
+        Self {
+            grants,
+            certificates,
+            issuers: issuers.iter().map(|issuer| issuer.name.clone()).collect(),
+            names: HashSet::new(),
+            keys: HashMap::new(),
+            uids: HashMap::new(),
+            identities: HashMap::new(),
+        }
     }
 
     /// Reads one `[[caller]]`.
@@ -33,6 +44,7 @@ impl CallerChecks {
         }
         let rate = t.value("rate", "600/min", RATE);
         CallerConfig {
+            identities: self.identities(t, &name),
             uids: self.uids(t, &name),
             keys: self.keys(t, &name),
             grants: self.grants(t),
@@ -62,11 +74,36 @@ impl CallerChecks {
                 );
             }
         }
-        if !t.has("keys") && !t.has("uids") && !self.certificates {
+        if !["keys", "uids", "identities"].iter().any(|key| t.has(key)) && !self.certificates {
             let help = "run `makegate key new --caller NAME` and add the line it prints";
             t.missing("keys is missing: nobody could authenticate as this caller", help);
         }
         keys.into_iter().map(|key| key.value).collect()
+    }
+
+    fn identities(&mut self, t: &Table<'_>, caller: &Arc<str>) -> Vec<IdentityConfig> {
+        let issuers = std::mem::take(&mut self.issuers);
+        let mut given = Vec::new();
+        let read = t.tables("identities", "issuer", |t| {
+            let (issuer, subject) = (t.required("issuer", CALLER)?, t.required("subject", CLAIM)?);
+            if !issuers.contains(&issuer) {
+                let help = match nearest(&issuer, issuers.iter().map(|known| &**known)) {
+                    Some(near) => format!("did you mean \"{near}\"?"),
+                    None => "add it as [[issuer]]".to_owned(),
+                };
+                t.wrong_at(&["issuer"], format!("no issuer is named {}", quoted(&issuer)), help);
+            }
+            let identity = IdentityConfig { issuer, subject };
+            if let Some(owner) = self.identities.insert(identity.clone(), caller.clone()) {
+                let what = format!("this subject already identifies caller {}", quoted(&owner));
+                t.wrong_at(&["subject"], what, "give each caller subjects of its own");
+            }
+            given.push(identity);
+            Some(())
+        });
+        drop(read);
+        self.issuers = issuers;
+        given
     }
 
     fn uids(&mut self, t: &Table<'_>, caller: &Arc<str>) -> Vec<u32> {

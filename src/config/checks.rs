@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Listen, SecretSource, secret, secret_warnings};
+use super::{Config, JwksSource, Listen, SecretSource, secret, secret_warnings};
 use crate::catalogue::rows::ParsedRow;
 use crate::toml_reader::{Table, nearest, quoted};
 use crate::watched_files::Snapshot;
@@ -170,4 +170,12 @@ fn files(root: &Table<'_>, config: &Config) {
         tls.crl.iter().for_each(|list| missing(&[section, "tls", "crl"], Some(list)));
     }
     missing(&["upstream", "ca_file"], config.upstream.ca_file.as_deref());
+    for issuer in &config.issuers {
+        let keys = match &issuer.keys {
+            JwksSource::File(path) => Some(&**path),
+            JwksSource::Url(_) => None,
+        };
+        missing(&["issuer"], keys);
+        missing(&["issuer"], issuer.ca_file.as_deref());
+    }
 }

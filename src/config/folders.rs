@@ -5,13 +5,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{Config, Listen, LoadedConfig, SecretSource, secret};
+use super::{Config, JwksSource, Listen, LoadedConfig, SecretSource, secret};
 
 impl LoadedConfig {
     /// The folders of the configuration itself and of every file that it names, and of what a link leads to.
     #[must_use]
     pub fn folders(&self) -> BTreeSet<PathBuf> {
-        let Config { gateway, operator, upstream, .. } = &self.config;
+        let Config { gateway, operator, upstream, issuers, .. } = &self.config;
         let tls = gateway.tls.iter().chain(&operator.tls);
         let tls = tls.flat_map(|tls| {
             let lists = tls.crl.iter().map(|file| Some(&**file));
@@ -21,7 +21,12 @@ impl LoadedConfig {
             Some(SecretSource::File(path)) => Some(&**path),
             Some(SecretSource::Env(_)) | None => None,
         });
-        let files = tls.chain(secrets).chain([Some(&*self.origins.file), upstream.ca_file.as_deref()]).flatten();
+        let keys = issuers.iter().flat_map(|issuer| match &issuer.keys {
+            JwksSource::File(path) => [Some(&**path), None],
+            JwksSource::Url(_) => [None, issuer.ca_file.as_deref()],
+        });
+        let files =
+            tls.chain(secrets).chain(keys).chain([Some(&*self.origins.file), upstream.ca_file.as_deref()]).flatten();
         let real = |folder: PathBuf| folder.canonicalize().ok();
         let behind = |file: &Path| Some(file.canonicalize().ok()?.parent()?.to_owned());
         files

@@ -4,6 +4,7 @@
 mod callers;
 mod checks;
 mod folders;
+mod issuers;
 #[cfg(test)]
 mod mistakes_tests;
 mod network;
@@ -28,6 +29,7 @@ use crate::catalogue::Catalogue;
 use crate::ids::KeyHash;
 
 pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
+pub use issuers::{IdentityConfig, IssuerConfig, JwksSource};
 pub use network::Network;
 pub use operator_keys::{OperatorKey, Role};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};
@@ -70,6 +72,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[process]`.
     pub process: ProcessConfig,
+    /// `[[issuer]]`, in the file's order.
+    pub issuers: Vec<IssuerConfig>,
     /// `[[caller]]`, in the file's order.
     pub callers: Vec<CallerConfig>,
     /// The built-in rows and the `[[operation]]` rows.
@@ -220,6 +224,8 @@ pub struct CallerConfig {
     pub name: Arc<str>,
     /// The caller's keys.
     pub keys: Vec<KeyConfig>,
+    /// The subjects of platforms' tokens that identify the caller.
+    pub identities: Vec<IdentityConfig>,
     /// The user ids that identify the caller over a Unix socket.
     pub uids: Vec<u32>,
     /// What the caller may do.

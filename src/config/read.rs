@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::callers::CallerChecks;
+use super::issuers;
 use super::{
     AuditConfig, CacheConfig, Config, GatewayConfig, Limits, MetricsConfig, OperatorConfig, ProcessConfig,
     UpstreamConfig, checks,
@@ -138,9 +139,11 @@ fn document(root: &Table<'_>, base: &Path, files: &Snapshot) -> Config {
     let mut grants = catalogue.grants();
     grants.extend(added.iter().filter_map(|row| row.grant.clone()));
     let certificates = gateway.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-    let mut callers = CallerChecks::new(grants, certificates);
+    let issuers = issuers::read(root, base);
+    let mut callers = CallerChecks::new(grants, certificates, &issuers);
     let callers = root.tables("caller", "name", |t| callers.read(t));
-    let config = Config { gateway, operator, metrics, upstream, cache, audit, limits, process, callers, catalogue };
+    let config =
+        Config { gateway, operator, metrics, upstream, cache, audit, limits, process, issuers, callers, catalogue };
     checks::check(root, &config, &added, files);
     config
 }

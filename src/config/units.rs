@@ -286,6 +286,34 @@ pub(super) const UID: ValueKind<u32> = ValueKind {
     },
 };
 
+/// A claim of a token, as the token has it.
+pub(super) const CLAIM: ValueKind<Arc<str>> = ValueKind::text("a claim", "\"makegate\"", |text| {
+    const CLAIM_BYTES_MAX: usize = 1000;
+    let is_valid = (1..=CLAIM_BYTES_MAX).contains(&text.len()) && !text.chars().any(is_invisible);
+    let wrong = || InvalidValue::quoting(text, "is not a claim", "write it as the platform's tokens have it");
+    is_valid.then(|| Arc::from(text)).ok_or_else(wrong)
+});
+
+/// Where an issuer's keys are.
+pub(super) const JWKS_URL: ValueKind<http::Uri> =
+    ValueKind::text("a URL", "\"https://issuer.example/jwks.json\"", |text| {
+        let wrong = |why: &str| InvalidValue::quoting(text, why, "write the platform's jwks_uri: \"https://…\"");
+        let uri: http::Uri = text.parse().map_err(|_| wrong("is not a URL"))?;
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| wrong("has no host"))?;
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(
+                InvalidValue::new("the URL contains a user", "remove it: public keys need no password").secret()
+            );
+        }
+        match uri.scheme_str() {
+            _ if text.contains('#') => Err(wrong("has a fragment")),
+            Some("https") => Ok(uri),
+            Some("http") if is_loopback(host.trim_matches(['[', ']'])) => Ok(uri),
+            Some("http") => Err(wrong("is not encrypted: anybody on the way could replace the keys")),
+            Some(_) | None => Err(wrong("does not begin with https://")),
+        }
+    });
+
 /// The first moment at which something has expired. A date without a time includes that whole day (UTC).
 pub(super) const EXPIRY: ValueKind<Expiry> = ValueKind::text("a date in quotes", "\"2027-01-31\"", |text| {
     const DATE_BYTES: usize = 10;

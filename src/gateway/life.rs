@@ -114,8 +114,8 @@ async fn life<B: RequestBody>(
     let target = steps::target(&head.method, &head.uri, policy.limits())?;
     steps::no_key_in_target(policy, &head.headers, &target)?;
     // 3 identify
-    let credential = identify::identify(policy, head, peer, &gateway.clock)
-        .inspect_err(|refusal| recorder.unidentified(refusal, &target.path))?;
+    let identified = identify::identify(gateway, policy, head, peer).await;
+    let credential = identified.inspect_err(|refusal| recorder.unidentified(refusal, &target.path))?;
     let caller = credential.caller();
     recorder.identified(&credential, peer);
     let path: Arc<str> = Arc::from(&*target.path);

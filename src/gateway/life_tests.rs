@@ -44,6 +44,7 @@ impl Gateway {
             cache: Cache::new(&config.cache, config.limits.stored_bytes, clock.clone()),
             quota: Quota::open(quota, None, clock.clone()).unwrap(),
             upstream: Arc::new(upstream),
+            issuers: Vec::new(),
             clock: clock.clone(),
             tasks: Tasks::new(),
         };

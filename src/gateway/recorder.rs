@@ -21,7 +21,7 @@ use super::state::Gateway;
 use crate::audit::{self, HeldRequestId, Kind, Record, RecordRoom};
 use crate::callers::{Remaining, SharedKind};
 use crate::door::{BusyGuard, PeerConnection, PeerIdentity};
-use crate::ids::RequestId;
+use crate::ids::{KeyId, RequestId};
 use crate::shares::{HeldShare, ShareHolder};
 use crate::vocabulary::{Answer, Outcome};
 
@@ -128,6 +128,9 @@ impl RequestRecorder {
         if let Credential::Key(key, _) = credential {
             record.key = Some(key.key);
             key.last_used.store(record.time.as_millisecond(), Ordering::Relaxed);
+        }
+        if let Credential::Token(_, token) = credential {
+            record.key = Some(KeyId::of(&token.hash));
         }
         record.credential = credential.kind();
         self.by = Some(credential.id(peer));

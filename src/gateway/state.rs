@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::idempotency::IdempotencyStore;
 use crate::ids::RequestId;
+use crate::issuers::{Issuer, VerifiedTokens};
 use crate::quota::Quota;
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
@@ -40,6 +41,8 @@ pub struct Engines {
     pub quota: Quota,
     /// The connections to Make.
     pub upstream: Arc<Upstream>,
+    /// The platforms whose tokens are accepted.
+    pub issuers: Vec<Arc<Issuer>>,
     /// The source of time.
     pub clock: Clock,
     /// Where background tasks run.
@@ -60,6 +63,8 @@ pub struct Gateway {
     pub shared_fetches: SharedFetches<Result<Reply, Refusal>>,
     /// The quota.
     pub quota: Quota,
+    /// Platforms' tokens that were verified.
+    pub verified_tokens: VerifiedTokens,
     /// The callers' state.
     pub callers: Callers,
     /// Counters of everything that belongs to no caller.
@@ -80,17 +85,19 @@ impl Gateway {
     /// Makes a gateway with `config` in force.
     #[must_use]
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
-        let Engines { log, idempotency: answers, cache, quota, upstream, clock, tasks } = engines;
+        let Engines { log, idempotency: answers, cache, quota, upstream, issuers, clock, tasks } = engines;
+        issuers.iter().for_each(|issuer| issuer.follow(&tasks, &clock));
         let callers = Callers::new(clock.clone());
         callers.set_limits(&config.limits);
         Arc::new(Self {
-            policy: ArcSwap::from_pointee(Policy::new(config, &callers)),
+            policy: ArcSwap::from_pointee(Policy::new(config, issuers, &callers)),
             upstream: ArcSwap::new(upstream),
             shared_fetches: SharedFetches::new(&cache),
             log,
             idempotency: answers,
             cache,
             quota,
+            verified_tokens: VerifiedTokens::default(),
             callers,
             metrics: GatewayMetrics::default(),
             refusal_tally: RefusalTally::default(),
@@ -116,13 +123,14 @@ impl Gateway {
 
     /// Puts a new configuration in force for all requests from now on; remaining callers keep their rate. Purges the cache if the
     /// upstream, the operations or the cache's settings changed.
-    pub fn apply_config(&self, config: Config, upstream: Option<Arc<Upstream>>) {
+    pub fn apply_config(&self, config: Config, issuers: Vec<Arc<Issuer>>, upstream: Option<Arc<Upstream>>) {
         let before = self.policy();
         let forget = upstream.is_some()
             || before.config.catalogue.rows() != config.catalogue.rows()
             || before.config.cache != config.cache;
         self.callers.set_limits(&config.limits);
-        self.policy.store(Arc::new(Policy::new(config, &self.callers)));
+        issuers.iter().for_each(|issuer| issuer.follow(&self.tasks, &self.clock));
+        self.policy.store(Arc::new(Policy::new(config, issuers, &self.callers)));
         before.retire();
         let policy = self.policy();
         let names: HashSet<&str> = policy.callers.iter().map(|caller| &*caller.config.name).collect();

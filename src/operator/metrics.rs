@@ -142,7 +142,7 @@ fn requests(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
     writer.counter("makegate_operator_key_failures", "Wrong operator keys", state.wrong_keys.total())
 }
 
-/// Keys that expire, and TLS handshakes that failed.
+/// Keys that expire, the keys of issuers, and TLS handshakes that failed.
 fn credentials(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let policy = state.gateway.policy();
     let keys = policy.callers.iter().flat_map(|caller| caller.config.keys.iter().map(move |key| (caller, key)));
@@ -151,6 +151,12 @@ fn credentials(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Re
         Some(([("caller", caller), ("key", id)], seconds(key.expires.as_ref()?.at)))
     });
     writer.gauges("makegate_key_expires_timestamp_seconds", "When a caller's key expires, if ever", ends)?;
+    let issuers = policy.issuers.iter().map(|issuer| ([("issuer", issuer.config().name.to_string())], issuer.counts()));
+    let issuers: Vec<_> = issuers.collect();
+    let keys = issuers.iter().map(|(issuer, (keys, _))| (issuer.clone(), *keys as u64));
+    writer.gauges("makegate_issuer_keys", "Public keys of an issuer of tokens", keys)?;
+    let failures = issuers.into_iter().map(|(issuer, (_, failures))| (issuer, failures));
+    writer.counters("makegate_issuer_fetch_failures", "Failed fetches of an issuer's public keys", failures)?;
     let failures = state.handshake_failures().into_iter().flat_map(|(door, counts)| {
         let labels = move |reason: &str| [("door", door.to_owned()), ("reason", reason.to_owned())];
         counts.into_iter().map(move |(why, count)| (labels(why.as_str()), count))

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::config_changes::changes;
 use super::doors::DoorCertificates;
-use super::{ServiceInner, quota_settings};
+use super::{ServiceInner, quota_settings, read_issuers};
 use crate::audit::Record;
 use crate::clock::Clock;
 use crate::config::secret::SecretError;
@@ -20,6 +20,7 @@ use crate::config::{self, Config, ConfigError, LoadedConfig, OperatorKey, Upstre
 use crate::door::CheckedCertificate;
 use crate::gateway::admit::policy::Policy;
 use crate::hash;
+use crate::issuers::Issuer;
 use crate::process_log::{FaultState, STATE};
 use crate::upstream::{InvalidToken, SetupError, Token, Upstream};
 use crate::watched_files::{FileHashes, FileReadHangs, FileThread, Snapshot};
@@ -66,6 +67,7 @@ struct Prepared {
     read: LoadedConfig,
     operators: Vec<OperatorKey>,
     certificates: DoorCertificates<CheckedCertificate>,
+    issuers: Vec<Arc<Issuer>>,
     upstream: NextConfig,
 }
 
@@ -104,6 +106,9 @@ pub enum ReloadError {
     /// The certificate cannot be used.
     #[error(transparent)]
     Certificate(io::Error),
+    /// The keys of an issuer cannot be used.
+    #[error(transparent)]
+    Issuer(io::Error),
     /// The upstream can never be reached.
     #[error(transparent)]
     Upstream(#[from] SetupError),
@@ -201,7 +206,7 @@ impl ServiceInner {
 
     /// What is in force now, and what changed, in words.
     fn put_in_force(&self, prepared: Prepared) -> (config::Origins, String) {
-        let Prepared { read, operators, certificates, upstream } = prepared;
+        let Prepared { read, operators, certificates, issuers, upstream } = prepared;
         let gateway = &self.gateway;
         let before = (gateway.policy(), self.operator_state.operators());
         let mut changes = changes((&before.0.config, &before.1), (&read.config, &operators));
@@ -217,7 +222,7 @@ impl ServiceInner {
         };
         self.certificates.replace(certificates, gateway.clock.wall());
         gateway.quota.set_settings(quota_settings(&read.config));
-        gateway.apply_config(read.config, upstream);
+        gateway.apply_config(read.config, issuers, upstream);
         self.log_expiry();
         self.operator_state.set_operators(&operators);
         (read.origins, changes)
@@ -263,6 +268,7 @@ fn prepare(
     let operators = config.operator.operators(files)?;
     check_fixed(&policy.config, config)?;
     let certificates = DoorCertificates::read(config, files).map_err(ReloadError::Certificate)?;
+    let issuers = read_issuers(config, files, &policy.issuers).map_err(ReloadError::Issuer)?;
     let other_authorities = |path: &Path| files.hashes().of(path) != in_force.of(path);
     // Another quota needs no other upstream.
     let UpstreamConfig { quota, quota_max, quotas, .. } = config.upstream.clone();
@@ -276,7 +282,7 @@ fn prepare(
     } else {
         NextConfig::Same(Box::new(token))
     };
-    Ok(Prepared { read, operators, certificates, upstream })
+    Ok(Prepared { read, operators, certificates, issuers, upstream })
 }
 
 /// Rejects a configuration with files where a confined process cannot read.

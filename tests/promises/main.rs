@@ -19,6 +19,7 @@ mod p02_expiry;
 mod p02_lists;
 mod p02_revoked;
 mod p02_scope;
+mod p02_tokens;
 mod p03_fence;
 mod p03_history;
 mod p04_bytes;

@@ -1,4 +1,4 @@
-//! Step 3: who calls. A caller is known by its key, by its certificate or, over a Unix socket, by its user id.
+//! Step 3: who calls. A caller is known by its key, by a platform's token, by its certificate or, over a Unix socket, by its user id.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,8 +13,10 @@ use super::policy::{Caller, CallerKey, Policy};
 use crate::clock::Clock;
 use crate::door::{BadAuthority, ClientCertificate, PeerIdentity, RequestAuthority};
 use crate::gateway::refusal::{CredentialFault, Refusal};
+use crate::gateway::state::Gateway;
 use crate::hash;
 use crate::ids::KeyHash;
+use crate::issuers::{TokenFault, VerifiedToken, is_token};
 use crate::vocabulary::CredentialKind;
 
 /// Maximum length of a key: hashing is cheap only if its input is bounded.
@@ -26,6 +28,8 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 pub enum Credential<'p> {
     /// By this key, with its hash.
     Key(&'p CallerKey, KeyHash),
+    /// By this token of a platform.
+    Token(&'p Arc<Caller>, Arc<VerifiedToken>),
     /// By this certificate.
     Certificate(&'p Arc<Caller>, &'p Arc<ClientCertificate>),
     /// By the user id of the process at the other end of a Unix socket.
@@ -38,7 +42,7 @@ impl Credential<'_> {
     pub fn caller(&self) -> &Arc<Caller> {
         match self {
             Self::Key(known, _) => &known.caller,
-            Self::Certificate(caller, _) | Self::Uid(caller, _) => caller,
+            Self::Token(caller, _) | Self::Certificate(caller, _) | Self::Uid(caller, _) => caller,
         }
     }
 
@@ -47,6 +51,7 @@ impl Credential<'_> {
     pub fn id(&self, peer: &PeerIdentity) -> CredentialId {
         let (proof, ends) = match self {
             Self::Key(known, hash) => (IdentityProof::Key(*hash), known.ends()),
+            Self::Token(_, token) => (IdentityProof::Token(token.clone()), Some(token.ends)),
             Self::Certificate(_, certificate) => (IdentityProof::Certificate((*certificate).clone()), None),
             Self::Uid(_, uid) => (IdentityProof::Uid(*uid), None),
         };
@@ -58,6 +63,7 @@ impl Credential<'_> {
     pub const fn kind(&self) -> Option<CredentialKind> {
         match self {
             Self::Key(..) => None,
+            Self::Token(..) => Some(CredentialKind::Token),
             Self::Certificate(..) => Some(CredentialKind::Certificate),
             Self::Uid(..) => Some(CredentialKind::Peer),
         }
@@ -76,6 +82,7 @@ pub struct CredentialId {
 #[derive(Clone, Debug)]
 enum IdentityProof {
     Key(KeyHash),
+    Token(Arc<VerifiedToken>),
     Certificate(Arc<ClientCertificate>),
     Uid(u32),
 }
@@ -98,6 +105,10 @@ impl CredentialId {
                 known.check(self.address, clock)?;
                 Ok(&known.caller)
             }
+            IdentityProof::Token(token) if token.ends <= clock.wall() => {
+                Err(CredentialFault::InvalidToken { why: TokenFault::Expired }.into())
+            }
+            IdentityProof::Token(token) => policy.caller_of_token(token).ok_or_else(|| token_of_nobody(token)),
             IdentityProof::Certificate(certificate) => {
                 policy.certified(certificate.names()).next().ok_or_else(|| of_nobody(certificate))
             }
@@ -106,15 +117,15 @@ impl CredentialId {
     }
 }
 
-/// Step 3: check that the request is for this door, and identify the caller.
+/// Step 3: check that the request is for this door, and identify the caller. Waits only for the keys of a token's issuer.
 ///
 /// # Errors
 /// If it is for another host, or if there is no credential, more than one, or one that identifies nobody.
-pub fn identify<'p>(
+pub async fn identify<'p>(
+    gateway: &Gateway,
     policy: &'p Policy,
     head: &Parts,
     peer: &'p PeerIdentity,
-    clock: &Clock,
 ) -> Result<Credential<'p>, Refusal> {
     check_authority(policy, head, peer)?;
     let mut given = head.headers.get_all(AUTHORIZATION).iter();
@@ -125,7 +136,12 @@ pub fn identify<'p>(
         return Err(Refusal::TwoCredentials);
     }
     match (credential, certified_as, &peer.certificate) {
-        (Some(credential), ..) => by_key(policy, credential, peer, clock),
+        (Some(credential), ..) => match by_key(policy, credential, peer, &gateway.clock) {
+            // Boxed, so that a request with a key does not pay for its state.
+            Ok(KeyOrToken::Token(token)) => Box::pin(by_token(gateway, policy, token)).await,
+            Ok(KeyOrToken::Key(known, hash)) => Ok(Credential::Key(known, hash)),
+            Err(refusal) => Err(refusal),
+        },
         (None, Some(caller), Some(certificate)) => {
             require_own_page(head)?;
             Ok(Credential::Certificate(caller, certificate))
@@ -162,23 +178,46 @@ fn of_nobody(certificate: &Arc<ClientCertificate>) -> Refusal {
     CredentialFault::CertificateOfNobody { names: certificate.shared_names() }.into()
 }
 
-fn by_key<'p>(
+/// What an `Authorization` header has.
+enum KeyOrToken<'p, 'h> {
+    Key(&'p CallerKey, KeyHash),
+    /// Something in the form of a token, while there are issuers.
+    Token(&'h [u8]),
+}
+
+fn by_key<'p, 'h>(
     policy: &'p Policy,
-    credential: &HeaderValue,
+    credential: &'h HeaderValue,
     peer: &PeerIdentity,
     clock: &Clock,
-) -> Result<Credential<'p>, Refusal> {
+) -> Result<KeyOrToken<'p, 'h>, Refusal> {
     let (scheme, key) = scheme_and_key(credential).ok_or(Refusal::NoKey)?;
     if !(scheme.eq_ignore_ascii_case(b"token") || scheme.eq_ignore_ascii_case(b"bearer")) || key.is_empty() {
         return Err(Refusal::NoKey);
     }
-    if key.len() > KEY_BYTES_MAX {
-        return Err(Refusal::UnknownKey);
+    let found = || {
+        let hash = (key.len() <= KEY_BYTES_MAX).then(|| hash::sha256(key))?;
+        Some((policy.caller_key(&hash)?, hash))
+    };
+    match found() {
+        Some((known, hash)) => {
+            known.check(peer.address, clock)?;
+            Ok(KeyOrToken::Key(known, hash))
+        }
+        None if !policy.issuers.is_empty() && is_token(key) => Ok(KeyOrToken::Token(key)),
+        None => Err(Refusal::UnknownKey),
     }
-    let hash = hash::sha256(key);
-    let known = policy.caller_key(&hash).ok_or(Refusal::UnknownKey)?;
-    known.check(peer.address, clock)?;
-    Ok(Credential::Key(known, hash))
+}
+
+async fn by_token<'p>(gateway: &Gateway, policy: &'p Policy, token: &[u8]) -> Result<Credential<'p>, Refusal> {
+    let verified = gateway.verified_tokens.verify(token, &policy.issuers, &gateway.clock).await;
+    let token = verified.map_err(CredentialFault::from)?;
+    let caller = policy.caller_of_token(&token).ok_or_else(|| token_of_nobody(&token))?;
+    Ok(Credential::Token(caller, token))
+}
+
+fn token_of_nobody(token: &Arc<VerifiedToken>) -> Refusal {
+    CredentialFault::TokenOfNobody { token: token.clone() }.into()
 }
 
 pub(super) fn scheme_and_key(credential: &HeaderValue) -> Option<(&[u8], &[u8])> {

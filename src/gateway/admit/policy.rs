@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config, KeyConfig, Limits, Network, Scope, TlsFiles};
 use crate::gateway::refusal::CredentialFault;
 use crate::ids::{KeyHash, KeyId};
+use crate::issuers::{Issuer, VerifiedToken};
 use crate::quota::BucketId;
 
 /// A caller in this snapshot, with the state that outlives snapshots.
@@ -160,6 +161,10 @@ pub struct Policy {
     /// All callers, in the configuration's order.
     pub callers: Vec<Arc<Caller>>,
     keys: HashMap<KeyHash, CallerKey, BuildHasherDefault<FirstBytes>>,
+    /// The platforms whose tokens are accepted.
+    pub issuers: Vec<Arc<Issuer>>,
+    /// Callers by issuer and subject of the tokens that identify them.
+    identities: HashMap<Arc<str>, HashMap<Arc<str>, Arc<Caller>>>,
     /// Callers by the user ids that identify them over a Unix socket.
     uids: HashMap<u32, Arc<Caller>>,
     /// Callers by name, if certificates may identify callers.
@@ -174,17 +179,21 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Makes a snapshot of `config`; callers keep their state in `callers`.
+    /// Makes a snapshot of `config`, whose issuers are `issuers`; callers keep their state in `callers`.
     #[must_use]
-    pub fn new(config: Config, callers: &Callers) -> Self {
+    pub fn new(config: Config, issuers: Vec<Arc<Issuer>>, callers: &Callers) -> Self {
         let (catalogue, mut profiles) = (&config.catalogue, CallerProfile::new(&config.catalogue));
         let all_callers: Vec<_> =
             config.callers.iter().map(|caller| Arc::new(profiles.caller(caller, callers))).collect();
         let mut keys = HashMap::with_capacity_and_hasher(all_callers.len(), BuildHasherDefault::default());
-        let mut uids = HashMap::new();
+        let (mut uids, mut identities) = (HashMap::new(), HashMap::<_, HashMap<_, _>>::new());
         let (mut unscoped_callers, mut callers_by_organization) = (0, HashMap::new());
         for caller in &all_callers {
             keys.extend(caller.config.keys.iter().map(|key| (key.hash, CallerKey::new(caller, key))));
+            for identity in &caller.config.identities {
+                let subjects = identities.entry(identity.issuer.clone()).or_default();
+                subjects.insert(identity.subject.clone(), caller.clone());
+            }
             uids.extend(caller.config.uids.iter().map(|uid| (*uid, caller.clone())));
             match &caller.config.organizations {
                 Scope::All => unscoped_callers += 1,
@@ -202,6 +211,8 @@ impl Policy {
         Self {
             callers: all_callers,
             keys,
+            issuers,
+            identities,
             uids,
             names,
             store_policies,
@@ -250,6 +261,13 @@ impl Policy {
     /// Callers that a certificate with these names identifies: none, one or several.
     pub fn certified<'p>(&'p self, names: &[Box<str>]) -> impl Iterator<Item = &'p Arc<Caller>> {
         names.iter().filter_map(|name| self.names.get(&**name))
+    }
+
+    /// Looks up the caller that a token identifies, if its issuer still stands by it.
+    #[must_use]
+    pub fn caller_of_token(&self, token: &VerifiedToken) -> Option<&Arc<Caller>> {
+        let issuer = self.issuers.iter().find(|issuer| issuer.config().name == token.issuer)?;
+        self.identities.get(&token.issuer)?.get(&*token.subject).filter(|_| issuer.stands_by(token))
     }
 
     /// Looks up the caller that this user id identifies.

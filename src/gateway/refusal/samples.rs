@@ -1,5 +1,6 @@
 //! A sample of each refusal, with the default limits. The README's table is generated from them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
@@ -10,6 +11,7 @@ use super::{CredentialFault, Refusal};
 use crate::callers::SharedKind;
 use crate::clock::Clock;
 use crate::ids::{KeyId, RequestId};
+use crate::issuers::{TokenFault, VerifiedToken};
 use crate::quota::{QuotaOutlook, WaitsFor};
 use crate::shares::Shortage;
 use crate::upstream::{AttemptError, BreakerScope, ProxyError};
@@ -40,7 +42,11 @@ fn of_callers() -> Vec<Refusal> {
         Refusal::UnknownKey,
         CredentialFault::KeyExpired { key, since: Timestamp::constant(1_801_440_000, 0) }.into(),
         CredentialFault::KeyFromElsewhere { key }.into(),
+        CredentialFault::UnknownIssuer.into(),
+        CredentialFault::InvalidToken { why: TokenFault::Signature }.into(),
+        CredentialFault::TokenOfNobody { token: Arc::new(VerifiedToken::sample()) }.into(),
         CredentialFault::CertificateOfNobody { names: [Box::from("tool.internal")].into() }.into(),
+        CredentialFault::NoIssuerKeys { issuer: "cluster".into() }.into(),
         Refusal::NoOperation,
         Refusal::NoMethod { allowed: vec![Method::GET, Method::HEAD, Method::POST] },
         Refusal::NotImplemented,

@@ -14,7 +14,7 @@ use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
-use crate::config::{Grants, KeyConfig, Scope};
+use crate::config::{Grants, IdentityConfig, KeyConfig, Scope};
 use crate::gateway::admit::policy::Caller;
 use crate::gateway::key_expiry::KeyExpiry;
 use crate::ids::KeyId;
@@ -36,6 +36,8 @@ pub(crate) struct CallerRow {
     burst: u32,
     may_refresh: bool,
     pub(crate) keys: Vec<CallerKeyRow>,
+    /// The tokens that identify it.
+    identities: Vec<CallerIdentity>,
     uids: Vec<u32>,
     pub(crate) requests: u64,
     pub(crate) refused: u64,
@@ -48,6 +50,19 @@ pub(crate) struct CallerRow {
 
 /// Counts by the words of [`Answer`], without those that are 0.
 pub(crate) type AnswerCounts = BTreeMap<&'static str, u64>;
+
+/// Whom a platform's token must be about.
+#[derive(Debug, Serialize)]
+struct CallerIdentity {
+    issuer: Arc<str>,
+    subject: Arc<str>,
+}
+
+impl CallerIdentity {
+    fn of(config: &IdentityConfig) -> Self {
+        Self { issuer: config.issuer.clone(), subject: config.subject.clone() }
+    }
+}
 
 /// One of a caller's keys.
 #[derive(Debug, Serialize)]
@@ -96,6 +111,7 @@ fn caller_row(caller: &Caller, now: Timestamp) -> CallerRow {
         burst: config.burst,
         may_refresh: config.may_refresh,
         keys: config.keys.iter().map(|key| key_row(caller, key, now)).collect(),
+        identities: config.identities.iter().map(CallerIdentity::of).collect(),
         uids: config.uids.clone(),
         requests: answers.values().sum(),
         refused: answers.get(Answer::Refused.as_str()).copied().unwrap_or(0),

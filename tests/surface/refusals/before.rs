@@ -1,8 +1,9 @@
 //! Refusals of steps 2 to 8: before anything is spent.
 
 use super::{compare, id_of, keyed, only, provoke, still};
+use crate::support::issuer::{Platform, claims};
 use crate::support::tls::{self, Authority};
-use crate::support::{ALL, LIST, ORG, READER, half_closed, raw, send};
+use crate::support::{ALL, LIST, ORG, READER, half_closed, new_dir, raw, send};
 
 #[tokio::test]
 async fn targets() {
@@ -58,6 +59,31 @@ async fn keys_with_terms() {
         assert_eq!(record["key"], key[..8], "{record}");
         assert!(record.get("caller").is_none(), "{record}");
     }
+    assert_eq!(world.sandbox.received().len(), 0);
+}
+
+#[tokio::test]
+async fn tokens() {
+    let platform = Platform::new("a");
+    let dir = new_dir();
+    std::fs::write(dir.path().join("jwks.json"), platform.jwks()).unwrap();
+    let issuer = |name: &str, keys: &str| {
+        format!("[[issuer]]\nname = \"{name}\"\nissuer = \"https://{name}.test\"\naudience = \"makegate\"\n{keys}\n")
+    };
+    let tables =
+        issuer("issuer", "jwks_file = \"jwks.json\"") + &issuer("absent", "jwks_url = \"http://127.0.0.1:1/jwks\"");
+    let plan = still().tables(&tables);
+    let now = plan.now().as_second();
+    let world = plan.start_in(dir).await;
+    let token = |seconds: i64, issuer: &str| {
+        let mut claims = claims(now, seconds);
+        claims["iss"] = format!("https://{issuer}.test").into();
+        platform.token("ES256", &claims)
+    };
+    provoke(&world, "MG115", &token(600, "nobody"), ("GET", LIST), &[], "").await.expect(401);
+    provoke(&world, "MG116", &token(-600, "issuer"), ("GET", LIST), &[], "").await.expect(401);
+    provoke(&world, "MG117", &token(600, "issuer"), ("GET", LIST), &[], "").await.expect(401);
+    provoke(&world, "MG119", &token(600, "absent"), ("GET", LIST), &[], "").await.expect(503);
     assert_eq!(world.sandbox.received().len(), 0);
 }
 

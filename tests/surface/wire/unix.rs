@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use tokio::net::UnixStream;
 
 use super::still;
-use crate::support::{ALL, LIST, ORG, Plan, READER, Reply, World, exchange, new_dir};
+use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, READER, Reply, World, exchange, new_dir, send};
 
 /// A world that listens on a Unix socket with these settings; this process's user is the caller `by-uid`.
 async fn world(socket: &str) -> World {

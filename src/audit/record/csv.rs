@@ -86,7 +86,7 @@ mod tests {
         let row = csv(line);
         assert_eq!(
             row,
-            r#"7,,,,,'=cmd|' /C calc'!A0,,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,"say ""hi""
+            r#"7,,,,,'=cmd|' /C calc'!A0,,,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,"say ""hi""
 there",,,,,,,"#
         );
         for text in ["+1", "-1", "@x", "\tx"] {

@@ -58,6 +58,8 @@ section! {
         keys: Vec<OperatorKey> = operator_keys::read(t);
         /// Further accepted `Host` names, besides the door's own addresses and `localhost`.
         names: Vec<String> = names(t);
+        /// Who may connect to its Unix sockets.
+        socket: SocketAccess = t.optional_table("socket", socket_access).unwrap_or_default();
     }
 }
 

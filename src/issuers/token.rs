@@ -15,14 +15,14 @@ use crate::config::IssuerConfig;
 const TOKEN_BYTES_MAX: usize = 8 << 10;
 /// How much the issuer's clock and ours may differ, in seconds.
 const LEEWAY_S: i64 = 30;
-/// Beginning of every token: its header begins with `{"`.
-const BEGINNING: &[u8] = b"eyJ";
+/// Beginnings of every token: its header begins with `{`, and then a quote, a space or a line break.
+const BEGINNINGS: [&[u8]; 2] = [b"ey", b"ew"];
 
 /// Whether a credential has the form of a token.
 #[must_use]
 pub fn is_token(credential: &[u8]) -> bool {
     credential.len() <= TOKEN_BYTES_MAX
-        && credential.starts_with(BEGINNING)
+        && BEGINNINGS.iter().any(|beginning| credential.starts_with(beginning))
         && credential.iter().filter(|byte| **byte == b'.').count() == 2
 }
 

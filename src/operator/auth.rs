@@ -163,13 +163,13 @@ fn key_of(field: &HeaderValue) -> Option<Zeroizing<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Listen;
-    use crate::config::SecretSource;
+    use crate::config::{Listen, SecretSource, SocketAccess};
 
     fn operator(listen: &str) -> OperatorConfig {
         let listen = vec![Listen::Tcp(listen.parse().unwrap())];
         let key = Some(SecretSource::Env("KEY".into()));
-        OperatorConfig { listen, tls: None, key, keys: Vec::new(), names: vec!["makegate.internal".into()] }
+        let (keys, names, socket) = (Vec::new(), vec!["makegate.internal".into()], SocketAccess::default());
+        OperatorConfig { listen, tls: None, key, keys, names, socket }
     }
 
     fn request(method: &str, headers: &[(&str, &str)]) -> http::Request<()> {

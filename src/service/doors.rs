@@ -83,8 +83,11 @@ impl BoundDoors {
     ) -> Result<Self, StartError> {
         let [callers, operators] = connections(config)?;
         let limits = |connections| Limits { connections, ..config.limits.clone() };
-        let operator =
-            DoorSockets { listen: &config.operator.listen, passed: sockets.operator, ..DoorSockets::default() };
+        let operator = DoorSockets {
+            listen: &config.operator.listen,
+            access: config.operator.socket.clone(),
+            passed: sockets.operator,
+        };
         let operator = Door::bind(operator, certificates.operator, &limits(operators), clock, operator_tasks);
         let operator = operator.map_err(StartError::failed)?;
         let gateway = DoorSockets {

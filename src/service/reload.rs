@@ -299,6 +299,7 @@ fn check_fixed(before: &Config, after: &Config) -> Result<(), ReloadError> {
     let same = [
         ("gateway.listen", before.gateway.listen == after.gateway.listen),
         ("gateway.socket", before.gateway.socket == after.gateway.socket),
+        ("operator.socket", before.operator.socket == after.operator.socket),
         ("gateway.tls", before.gateway.tls.is_some() == after.gateway.tls.is_some()),
         ("operator.tls", before.operator.tls.is_some() == after.operator.tls.is_some()),
         ("metrics.listen", before.metrics.listen == after.metrics.listen),

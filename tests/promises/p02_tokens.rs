@@ -113,6 +113,10 @@ async fn a_token_with_anything_wrong_is_refused() {
     }
     assert_eq!(world.sandbox.received().len(), 0);
     // Within the leeway, with several audiences, without a key id, as Bearer: all good.
+    let spaced = {
+        let header = format!("{{\r\n \"alg\": \"EdDSA\", \"kid\": \"{}\"}}", platform.key_id("EdDSA"));
+        platform.signed_text("EdDSA", &header, &good.to_string())
+    };
     let id_less = platform.signed("EdDSA", &json!({"alg": "EdDSA"}), &good);
     let fine = [
         platform.token("RS256", &with(&good, "exp", (at - 20).into())),
@@ -120,6 +124,7 @@ async fn a_token_with_anything_wrong_is_refused() {
         platform.token("ES256", &with(&good, "aud", json!(["other", AUDIENCE]))),
         platform.token("ES256", &with(&good, "exp", json!(f64::from(i32::MAX) + 0.5))),
         id_less,
+        spaced,
     ];
     for token in &fine {
         let headers = format!("authorization: Bearer {token}\r\n");

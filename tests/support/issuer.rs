@@ -65,7 +65,12 @@ impl Platform {
 
     /// A token with this header and these claims, signed by its key for this algorithm.
     pub(crate) fn signed(&self, algorithm: &str, header: &Value, claims: &Value) -> String {
-        let signed = format!("{}.{}", text(header.to_string()), text(claims.to_string()));
+        self.signed_text(algorithm, &header.to_string(), &claims.to_string())
+    }
+
+    /// The same, with header and claims as text.
+    pub(crate) fn signed_text(&self, algorithm: &str, header: &str, claims: &str) -> String {
+        let signed = format!("{}.{}", text(header), text(claims));
         let (message, random) = (signed.as_bytes(), SystemRandom::new());
         let signature = match algorithm {
             "RS256" => {

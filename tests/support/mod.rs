@@ -143,12 +143,17 @@ impl Plan {
             let keys = PATIENT.iter().filter(|(of, key, _)| *of == section && !is_set(key));
             keys.map(|(_, key, value)| format!("{key}{value}\n")).collect()
         };
+        let listen = |section: &str| match lines(section).contains("listen =") {
+            true => "",
+            false => "listen = \"127.0.0.1:0\"\n",
+        };
         let key = |key: &str| hash::hex(&hash::sha256(key.as_bytes()));
         let mut text = format!(
-            "[gateway]\n{}{}\n[operator]\nlisten = \"127.0.0.1:0\"\nkey_file = \"operator\"\n{}\n\
+            "[gateway]\n{}{}\n[operator]\n{}key_file = \"operator\"\n{}\n\
              [upstream]\nurl = \"{url}\"\ntoken_file = \"token\"\n{}{}{}\n[cache]\n{}\n[cache.lifetime]\n{}\n[audit]\ndir = \"audit\"\n{}{}\n[limits]\n{}{}\n",
-            if lines("gateway").contains("listen =") { "" } else { "listen = \"127.0.0.1:0\"\n" },
+            listen("gateway"),
             lines("gateway"),
+            listen("operator"),
             lines("operator"),
             if lines("upstream").contains("quota =") { "" } else { "quota = \"100000/min\"\n" },
             patient("upstream"),

@@ -68,6 +68,8 @@ async fn the_configuration_says_who_may_connect() {
         let file = std::fs::metadata(world.dir.path().join("gate.sock")).unwrap();
         (file.permissions().mode() & 0o777, file.gid())
     };
+    let plan = still().set("operator", "listen = [\"127.0.0.1:0\", \"unix:gate.sock\"]\nsocket = { mode = \"600\" }");
+    assert_eq!(mode(&plan.start_in(new_dir()).await).0, 0o600, "the operator door's");
     let (own, group) = (rustix::process::getgid().as_raw(), 4242);
     assert_eq!(mode(&world("").await), (0o660, own));
     assert_eq!(mode(&world("socket = { mode = \"606\" }").await), (0o606, own));

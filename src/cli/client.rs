@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tower::service_fn;
 
+use super::client_tls::TlsOptions;
 use super::failure::CommandFailure;
 
 /// Longest wait from connecting to the response head.
@@ -44,15 +45,15 @@ pub(super) struct OperatorClient {
 type Sender = Box<dyn Fn(Request<Full<Bytes>>) -> ResponseFuture>;
 
 impl OperatorClient {
-    /// A client for `http://HOST:PORT`, `https://HOST:PORT` (with the system's root certificates) or `unix:PATH`.
-    pub(super) fn new(url: &str, key: Option<SecretString>) -> Result<Self, CommandFailure> {
+    /// A client for `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`.
+    pub(super) fn new(url: &str, tls: &TlsOptions, key: Option<SecretString>) -> Result<Self, CommandFailure> {
         let (base, sender) = match url.strip_prefix("unix:") {
             Some(path) => {
                 let path = PathBuf::from(path);
                 let connect = move |_: Uri| Box::pin(UnixStream::connect(path.clone()).map_ok(TokioIo::new));
                 ("http://localhost".to_owned(), sender(service_fn(connect)))
             }
-            None => over_tcp(url)?,
+            None => over_tcp(url, tls)?,
         };
         Ok(Self { url: url.to_owned(), base, sender, key })
     }
@@ -165,7 +166,7 @@ fn not_a_door(url: &str) -> CommandFailure {
 }
 
 /// The base URL and sender for an http or https URL, which must have no path.
-fn over_tcp(url: &str) -> Result<(String, Sender), CommandFailure> {
+fn over_tcp(url: &str, tls: &TlsOptions) -> Result<(String, Sender), CommandFailure> {
     let uri: Uri = url.parse().map_err(|_| not_a_door(url))?;
     let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
         return Err(not_a_door(url));
@@ -178,12 +179,8 @@ fn over_tcp(url: &str) -> Result<(String, Sender), CommandFailure> {
     }
     let sender = if scheme == "https" {
         ServerName::try_from(authority.host().trim_matches(['[', ']'])).map_err(|_| not_a_door(url))?;
-        let roots = HttpsConnectorBuilder::new().with_native_roots().map_err(|_no_roots| {
-            let why =
-                "the system has no certificate authorities to verify it with; install the package ca-certificates";
-            CommandFailure::failed(format!("{url}: {why}"))
-        })?;
-        sender(roots.https_only().enable_http1().build())
+        let builder = HttpsConnectorBuilder::new().with_tls_config(tls.with_environment().config(url)?);
+        sender(builder.https_only().enable_http1().build())
     } else {
         sender(HttpConnector::new())
     };

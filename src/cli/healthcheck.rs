@@ -4,6 +4,7 @@ use clap::Args;
 use http::StatusCode;
 
 use super::client::OperatorClient;
+use super::client_tls::TlsOptions;
 use super::failure::CommandFailure;
 use super::process;
 use crate::ids::escape_invisible;
@@ -26,11 +27,13 @@ pub(super) struct HealthcheckCommand {
         default_value = "http://127.0.0.1:8081"
     )]
     url: String,
+    #[command(flatten)]
+    tls: TlsOptions,
 }
 
 impl HealthcheckCommand {
     pub(super) fn run(&self) -> Result<(), CommandFailure> {
-        let client = OperatorClient::new(&self.url, None)?;
+        let client = OperatorClient::new(&self.url, &self.tls, None)?;
         let (status, body) = process::block_on(client.get("/readyz"))?;
         if status == StatusCode::OK {
             return Ok(());

@@ -6,6 +6,7 @@ mod audit;
 mod cert;
 mod check;
 mod client;
+mod client_tls;
 mod completions;
 mod config_show;
 mod confine;
@@ -72,6 +73,8 @@ Environment:
   MAKEGATE_OPERATOR_URL       the operator door of a running makegate, if --url is not given
   MAKEGATE_OPERATOR_KEY       the operator key
   MAKEGATE_OPERATOR_KEY_FILE  a file that holds the operator key
+  MAKEGATE_OPERATOR_CA        certificate authorities to trust at the operator door
+  MAKEGATE_OPERATOR_CERT      the certificate and key to show there
   NO_COLOR                    disables colors";
 
 #[derive(Debug, Subcommand)]

@@ -9,6 +9,7 @@ use secrecy::SecretString;
 
 use super::check;
 use super::client::OperatorClient;
+use super::client_tls::TlsOptions;
 use super::failure::CommandFailure;
 use super::process::ColorChoice;
 use crate::config::secret::secret;
@@ -30,6 +31,8 @@ pub(super) struct SourceOptions {
     /// A file with the operator key [env: MAKEGATE_OPERATOR_KEY_FILE, or the key itself in MAKEGATE_OPERATOR_KEY].
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsOptions,
 }
 
 pub(super) enum DataSource {
@@ -47,7 +50,7 @@ impl SourceOptions {
             return files(path);
         }
         if let Some(url) = self.url.clone().or_else(|| variable(URL)) {
-            return Ok(DataSource::Running(OperatorClient::new(&url, self.key()?)?));
+            return Ok(DataSource::Running(OperatorClient::new(&url, &self.tls, self.key()?)?));
         }
         match variable(CONFIG) {
             Some(path) => files(Path::new(&path)),
@@ -61,14 +64,18 @@ impl SourceOptions {
     /// from the configuration unless an option gives one.
     pub(super) async fn door(&self, config: &Config) -> Result<Option<OperatorClient>, CommandFailure> {
         let operator = &config.operator;
-        for url in operator.listen.iter().map(url_of) {
-            if OperatorClient::new(&url, None)?.get("/livez").await.is_ok() {
+        let mut tls = self.tls.with_environment();
+        let scheme = if operator.tls.is_some() { "https" } else { "http" };
+        // Its own certificate is trusted if the authority that issued it is in the same file.
+        tls.ca = tls.ca.or_else(|| operator.tls.as_ref().map(|tls| tls.cert.clone()));
+        for url in operator.listen.iter().map(|listen| url_of(scheme, listen)) {
+            if OperatorClient::new(&url, &tls, None)?.get("/livez").await.is_ok() {
                 let source = self.key_file.clone().map(config::SecretSource::File).or_else(|| operator.key.clone());
                 let key = match source {
                     Some(source) => Some(secret(&source).map_err(CommandFailure::usage)?),
                     None => self.key()?,
                 };
-                return Ok(Some(OperatorClient::new(&url, key)?));
+                return Ok(Some(OperatorClient::new(&url, &tls, key)?));
             }
         }
         Ok(None)
@@ -86,7 +93,7 @@ impl SourceOptions {
 }
 
 /// The URL that reaches this listener from this machine.
-fn url_of(listen: &Listen) -> String {
+fn url_of(scheme: &str, listen: &Listen) -> String {
     match listen {
         Listen::Unix(path) => format!("unix:{}", path.display()),
         Listen::Tcp(address) => {
@@ -96,7 +103,7 @@ fn url_of(listen: &Listen) -> String {
                 IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
                 IpAddr::V4(_) | IpAddr::V6(_) => {}
             }
-            format!("http://{address}")
+            format!("{scheme}://{address}")
         }
     }
 }

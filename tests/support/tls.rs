@@ -95,7 +95,18 @@ impl Authority {
         self.certificate(None, common_name, names)
     }
 
+    /// The same, and its key, in PEM.
+    pub(crate) fn pem(&self, common_name: &str, names: &[&str]) -> (String, String) {
+        self.made(None, common_name, names)
+    }
+
     fn certificate(&self, serial: Option<u64>, common_name: &str, names: &[&str]) -> Identity {
+        let (certificate, key) = self.made(serial, common_name, names);
+        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+        (certificate, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+    }
+
+    fn made(&self, serial: Option<u64>, common_name: &str, names: &[&str]) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params =
             CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
@@ -103,8 +114,7 @@ impl Authority {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "Example");
         params.distinguished_name.push(DnType::CommonName, common_name);
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
-        (certificate, PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap())
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 }
 

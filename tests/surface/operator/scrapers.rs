@@ -1,6 +1,6 @@
 //! The door for scrapers and probes, and probes at every door.
 
-use crate::support::{OPERATOR, Plan, World, raw, send};
+use crate::support::{ALL, OPERATOR, ORG, Plan, World, raw, send};
 
 fn plan() -> Plan {
     Plan::default().tables("[metrics]\nlisten = \"127.0.0.1:0\"\n")
@@ -75,4 +75,47 @@ async fn probes_over_http_1_0_without_a_host_are_answered_at_every_door() {
     }
     raw(doors[2], "GET /metrics HTTP/1.0\r\n\r\n").await.unwrap().expect(200);
     raw(doors[1], "GET /quota HTTP/1.0\r\n\r\n").await.unwrap().expect(421);
+}
+
+async fn readiness(world: &World, target: &str) -> (u16, String) {
+    let reply = send(world.service.metrics_addresses()[0], "GET", target, "", "").await;
+    (reply.status, reply.text().to_owned())
+}
+
+/// Reads can still be answered from memory: load balancers go on sending, people see why they should look.
+#[tokio::test]
+async fn each_thing_that_is_wrong_has_its_line_and_only_what_stops_everything_is_unready() {
+    let world = plan().start().await;
+    let (status, all) = readiness(&world, "/readyz?verbose").await;
+    assert_eq!(
+        (status, &*all),
+        (200, "[+] config: ok\n[+] log: ok\n[+] draining: ok\n[+] upstream: ok\n[+] token: ok\nready\n")
+    );
+
+    world.get(ALL, ORG).await.expect(200);
+    world.sandbox.set_token("another-token-of-make");
+    world.get_with(ALL, ORG, &["cache-control: no-store"]).await.refused(502, "MG204");
+    let good = std::fs::read_to_string(world.file()).unwrap();
+    std::fs::write(world.file(), "nonsense").unwrap();
+    world.service.reload().await.unwrap_err();
+    for target in ["/readyz", "/readyz?verbose"] {
+        let (status, text) = readiness(&world, target).await;
+        assert_eq!(status, 200, "{text}");
+        assert!(text.contains("[!] token: degraded: Make refuses the gateway's token"), "{text}");
+        assert!(text.contains("[!] config: degraded: the last reload failed"), "{text}");
+    }
+    world.get(ALL, ORG).await.expect(200);
+    std::fs::write(world.file(), good).unwrap();
+    world.reload().await;
+    assert!(!readiness(&world, "/readyz").await.1.contains("config"));
+
+    let world = plan().upstream("http://127.0.0.1:1").start().await;
+    for _ in 0..6 {
+        world.get(ALL, ORG).await;
+    }
+    let (status, text) = readiness(&world, "/readyz?verbose").await;
+    assert!(status == 200 && text.contains("[!] upstream: degraded: Make could not be reached"), "{text}");
+    world.service.gateway().drain();
+    let (status, text) = readiness(&world, "/readyz").await;
+    assert!(status == 503 && text.contains("[-] draining: failed") && text.ends_with("not ready\n"), "{text}");
 }

@@ -1,6 +1,7 @@
 //! TLS at the operator door, and the client certificates that it demands besides the key.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -57,4 +58,38 @@ async fn without_an_authority_the_key_is_enough() {
     let door = world.service.operator_addresses()[0];
     get(door, &roots, None, "/quota").await.unwrap().expect(200);
     get(door, &roots, None, "/livez").await.unwrap().expect(200);
+}
+
+/// The commands are clients, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_show_a_certificate_and_trust_an_authority_of_their_own() {
+    let authority = Authority::new();
+    let (world, _) = world(", client_ca = \"ca.pem\"", &authority).await;
+    let (certificate, key) = authority.pem("anna", &["anna.example"]);
+    std::fs::write(world.dir.path().join("anna.pem"), certificate + &key).unwrap();
+    let url = format!("https://localhost:{}", world.service.operator_addresses()[0].port());
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+        command.args(arguments).args(["--url", &url]).current_dir(world.dir.path());
+        command.env("MAKEGATE_OPERATOR_KEY", OPERATOR).env_remove("MAKEGATE_CONFIG");
+        let output = tokio::task::block_in_place(|| command.output().unwrap());
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // The door's certificate is self-signed: it is its own authority.
+    for command in [&["audit", "query"] as &[&str], &["doubts", "list"], &["healthcheck"]] {
+        let all = [command, &["--ca", "cert.pem", "--cert", "anna.pem"]].concat();
+        assert_eq!(run(&all).0, Some(0), "{command:?}: {}", run(&all).1);
+        assert_eq!(
+            run(&[command, &["--ca", "cert.pem"]].concat()).0,
+            Some(1),
+            "{command:?} came in without a certificate"
+        );
+        assert_eq!(
+            run(&[command, &["--ca", "ca.pem", "--cert", "anna.pem"]].concat()).0,
+            Some(1),
+            "{command:?} trusts everybody"
+        );
+    }
+    let (code, told) = run(&["healthcheck", "--ca", "nowhere.pem"]);
+    assert!(code == Some(2) && told.contains("--ca nowhere.pem: "), "{told}");
 }

@@ -195,3 +195,36 @@ async fn writes_in_doubt_are_listed() {
     let html = world.with_key("GET", "/doubts", &[("accept", "text/html")], "").await.body;
     assert!(html.contains("<code>makegate doubts settle REQUEST --as done|not-done</code>"), "{html}");
 }
+
+/// A terminal's escape, C1, a zero-width space, an override of the direction, a tag, a variation selector.
+const HIDDEN: &str = "x\u{1b}[31m\u{9b}\u{200b}\u{202e}\u{e0041}\u{fe0f}y";
+
+#[tokio::test]
+async fn nothing_hidden_is_shown_on_any_page_or_table() {
+    let world = World::new();
+    world.record(|record| {
+        record.caller = Some(HIDDEN.into());
+        record.path = Some(HIDDEN.into());
+        record.detail = Some(HIDDEN.into());
+        record.event = Some(HIDDEN.into());
+    });
+    world.store(HIDDEN, &[HIDDEN]);
+    world.state.note_reload(Err(HIDDEN.to_owned()));
+    let query: String = HIDDEN.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let mut told = 0;
+    for page in super::PAGES {
+        for (target, accept) in [
+            (page.to_owned(), "text/html"),
+            (format!("{page}?caller={query}&method=GET&target=%2F{query}"), "text/html"),
+            (format!("{page}?caller={query}"), "text/html"),
+            (format!("{page}?{query}={query}"), "text/html"),
+            (format!("{}.csv", if page == "/" { "/" } else { page }), "*/*"),
+        ] {
+            let body = world.with_key("GET", &target, &[("accept", accept)], "").await.body;
+            let hidden = |c: char| crate::ids::is_invisible(c) && !matches!(c, '\n' | '\r');
+            assert!(!body.contains(hidden), "{target}: {body:?}");
+            told += usize::from(body.contains("\\u{202e}"));
+        }
+    }
+    assert!(told > 8, "it was shown {told} times, so hardly anything was tested");
+}

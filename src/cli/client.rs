@@ -23,6 +23,7 @@ use tower::service_fn;
 
 use super::client_tls::TlsOptions;
 use super::failure::CommandFailure;
+use crate::toml_reader::mask_secrets;
 
 /// Longest wait from connecting to the response head.
 const HEAD_WAIT: Duration = Duration::from_secs(15);
@@ -160,6 +161,7 @@ impl OperatorClient {
 }
 
 fn not_a_door(url: &str) -> CommandFailure {
+    let url = mask_secrets(url);
     CommandFailure::usage(format!(
         "--url {url} is not a valid address; use http://127.0.0.1:8081, https://HOST or unix:PATH"
     ))

@@ -107,6 +107,8 @@ fn usage_is_2_and_the_version_is_told() {
     assert_eq!(told, "error: --status: \"abc\" is not valid here; write a status such as 404, or 4xx\n");
     let told = stderr(2, &run(repository(), &["healthcheck", "--url", "localhost"]));
     assert!(told.contains("use http://127.0.0.1:8081"), "{told}");
+    let told = stderr(2, &run(repository(), &["healthcheck", "--url", "http://me:s3cr3t@localhost"]));
+    assert!(told.contains("@localhost") && !told.contains("s3cr3t"), "{told}");
 }
 
 const MISTAKEN: &str = r#"[operator]

@@ -39,3 +39,5 @@ pub mod operator;
 pub mod service;
 // Rank 8: what people start.
 pub mod cli;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;

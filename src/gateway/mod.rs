@@ -27,6 +27,9 @@ mod state;
 pub(crate) mod tags;
 mod write;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use read::list_scope;
+
 pub use key_log::KeyLogAdapter;
 pub use last_uses::recall_last_uses;
 pub use response::AnswerBody;

@@ -80,7 +80,7 @@ impl Token {
     }
 
     /// Whether the headers or the body contain the token in any of its forms.
-    pub(super) async fn is_in(&self, headers: &HeaderMap, body: &[u8]) -> bool {
+    pub(crate) async fn is_in(&self, headers: &HeaderMap, body: &[u8]) -> bool {
         self.search.is_in(headers, body).await
     }
 }

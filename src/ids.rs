@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::ops::Deref;
 
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
@@ -144,9 +145,28 @@ impl KeyId {
     }
 }
 
+impl KeyId {
+    fn digits(&self) -> KeyIdDigits {
+        let mut digits = [b'0'; 8];
+        digits.iter_mut().zip(hash::hex_digits(&self.0)).for_each(|(to, digit)| *to = digit);
+        KeyIdDigits(digits)
+    }
+}
+
+/// A key's id as text, without memory of its own.
+struct KeyIdDigits([u8; 8]);
+
+impl Deref for KeyIdDigits {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hash::hex(&self.0))
+        f.write_str(&self.digits())
     }
 }
 
@@ -216,7 +236,7 @@ macro_rules! serde_as_text {
 }
 
 serde_as_text! {
-    KeyId: |id: &KeyId| hash::hex(&id.0), KeyId::parse;
+    KeyId: KeyId::digits, KeyId::parse;
     RequestId: RequestId::as_str, |text| RequestId::parse(text.as_bytes());
     Fingerprint: |fingerprint: &Fingerprint| hash::hex(&fingerprint.0), Fingerprint::parse;
 }

@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -129,7 +128,12 @@ pub(crate) fn micros<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S
     let (second, micros) = split(time);
     with_second(second, |text| {
         let length = text.len();
-        let _infallible = write!(text, ".{micros:06}Z");
+        let (mut left, mut fraction) = (micros, *b".000000Z");
+        for digit in fraction.iter_mut().skip(1).take(6).rev() {
+            *digit = b'0' + u8::try_from(left % 10).unwrap_or(0);
+            left /= 10;
+        }
+        text.push_str(str::from_utf8(&fraction).unwrap_or_default());
         let written = serializer.serialize_str(text);
         text.truncate(length);
         written

@@ -11,6 +11,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use http::Uri;
+use http::uri::Scheme;
 use jiff::Timestamp;
 use moka::sync::Cache;
 use rustls::RootCertStore;
@@ -69,7 +71,7 @@ impl Issuer {
                 match same.map(|before| &before.keys) {
                     Some(IssuerKeys::AtUrl(keys, hash)) if *hash == ca_hash => IssuerKeys::AtUrl(keys.clone(), ca_hash),
                     Some(_) | None => {
-                        let roots = ca.map_or_else(system_authorities, Ok)?;
+                        let roots = ca.map_or_else(|| system_authorities(config, url), Ok)?;
                         let keys = FetchedKeys::new(config.name.clone(), url.clone(), roots)?;
                         IssuerKeys::AtUrl(Arc::new(keys), ca_hash)
                     }
@@ -218,8 +220,19 @@ fn authorities(path: &Path, files: &Snapshot) -> io::Result<RootCertStore> {
     Ok(roots)
 }
 
-fn system_authorities() -> io::Result<RootCertStore> {
+/// The system's authorities, if the server of the keys is verified at all: http is for this machine alone.
+fn system_authorities(config: &IssuerConfig, url: &Uri) -> io::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if url.scheme() == Some(&Scheme::HTTPS) {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            let what = format!(
+                "the system has no certificate authorities to verify the keys of the issuer {} with; install the package \
+                 ca-certificates, or set its ca_file to a PEM file",
+                config.name
+            );
+            return Err(io::Error::new(io::ErrorKind::NotFound, what));
+        }
+    }
     Ok(roots)
 }

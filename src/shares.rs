@@ -116,6 +116,15 @@ impl ShareHolder {
         Ok(HeldShare { holder: self.clone(), amount })
     }
 
+    /// Holds this amount whether or not it fits, because it is held already.
+    pub fn hold(self: &Arc<Self>, amount: u64) -> HeldShare {
+        if amount > 0 {
+            let entering = if self.held.fetch_add(amount, Ordering::Relaxed) == 0 { ONE_HOLDER } else { 0 };
+            self.shared.word.fetch_add(amount.wrapping_add(entering), Ordering::Relaxed);
+        }
+        HeldShare { holder: self.clone(), amount }
+    }
+
     /// The amount it holds.
     #[must_use]
     pub fn held(&self) -> u64 {

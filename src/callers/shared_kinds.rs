@@ -20,6 +20,8 @@ pub enum SharedKind {
     Answers,
     /// Bytes of the log's buffer (`audit.buffer_bytes`).
     Records,
+    /// Writes under way or in doubt (`limits.doubts`). The log counts these, because they outlive the process.
+    Doubts,
 }
 
 impl SharedKind {
@@ -33,6 +35,7 @@ impl SharedKind {
             Self::Bodies => "body_bytes",
             Self::Answers => "answer_bytes",
             Self::Records => "record_bytes",
+            Self::Doubts => "doubts",
         }
     }
 }

@@ -20,13 +20,16 @@ pub struct EffectCheck {
     pub proves: Proves,
     /// Selects the object: members and their values, from the write's path. Empty: any object.
     pub member: Vec<(Arc<str>, TagTemplate)>,
+    /// The body's member that says which object the write changes, if the path does not.
+    pub named_by: Option<Arc<str>>,
 }
 
 word_enum! {
     /// How an answer proves the effect of a write.
     Proves {
-        /// An object that has every member the write's body set proves that the write is done. A difference proves nothing,
-        /// because someone else may have written since.
+        /// An object that has every member the write's body set proves that what the write asked for is done. A difference
+        /// proves nothing, because someone else may have written since. This is no proof of a create: an object with these
+        /// members may have been there before.
         Fields = "fields",
         /// A 404 proves that the write is done. If the object is still there after the doubt window, the write is not done,
         /// because ids are never reused.
@@ -70,7 +73,8 @@ pub(super) fn read(table: &Table<'_>) -> Option<EffectCheck> {
     let (read, at, proves) =
         (table.required("read", ID), table.required("at", POINTER), table.required("proves", PROVES));
     let member = table.table("member", |member| member.items().iter().filter_map(named).collect());
-    Some(EffectCheck { read: read?, at: at?, proves: proves?, member })
+    let named_by = table.optional("named_by", MEMBER);
+    Some(EffectCheck { read: read?, at: at?, proves: proves?, member, named_by })
 }
 
 fn named(item: &TableItem<'_>) -> Option<(Arc<str>, TagTemplate)> {
@@ -85,6 +89,9 @@ pub(super) fn check_row(table: &Table<'_>, look: &EffectCheck, method: &Method, 
     }
     if look.proves == Proves::Fields && body == BodyKind::None {
         wrong("proves", "this write has no body whose fields a look could compare", "write \"gone\" or \"absent\"");
+    } else if look.proves == Proves::Fields && *method == Method::POST {
+        let message = "an object with these fields may have been there before this write";
+        wrong("proves", message, "leave look out: no look proves a create");
     }
     if look.proves == Proves::Absent && look.member.is_empty() {
         let help = "add for example member = { name = \"{variableName}\" }";
@@ -101,6 +108,11 @@ const POINTER: ValueKind<Arc<str>> = ValueKind::text("a JSON pointer", "\"/organ
     let is_pointer = text.is_empty() || text.starts_with('/');
     let wrong = || InvalidValue::quoting(text, "is not a JSON pointer", format!("write \"/{text}\""));
     is_pointer.then(|| Arc::from(text)).ok_or_else(wrong)
+});
+
+const MEMBER: ValueKind<Arc<str>> = ValueKind::text("the name of a member of the body", "\"id\"", |text| {
+    let wrong = || InvalidValue::new("is empty", "write for example \"id\"");
+    if text.is_empty() { Err(wrong()) } else { Ok(Arc::from(text)) }
 });
 
 const PROVES: ValueKind<Proves> = ValueKind::text("what the read proves", "\"fields\"", |text| {

@@ -148,7 +148,6 @@ fn a_look_tells_of_the_writes_that_make_shows_the_effect_of() {
     let expected = [
         ("organizations.delete", "organizations.get", Proves::Gone),
         ("organizations.update", "organizations.get", Proves::Fields),
-        ("variables.create", "variables.list", Proves::Fields),
         ("variables.delete", "variables.list", Proves::Absent),
         ("variables.update", "variables.list", Proves::Fields),
         ("feature-controls.update", "feature-controls.list", Proves::Fields),

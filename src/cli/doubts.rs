@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -51,7 +52,7 @@ pub(super) struct ListCommand {
     format: Format,
 }
 
-/// Settles a write in doubt, once you have checked in Make what became of it.
+/// Settles a write in doubt, or all of a caller, once you have checked in Make what became of them.
 ///
 /// The running makegate records the settlement and stops holding equal writes. With --config, the operator door and key
 /// come from the configuration.
@@ -59,10 +60,21 @@ pub(super) struct ListCommand {
 #[command(after_help = "\
 Examples:
   makegate doubts settle 01jc-4711 --as done --note 'the invoice is there' --config makegate.toml
-  makegate doubts settle 01jc-4711 --as not-done --url http://127.0.0.1:8081")]
+  makegate doubts settle 01jc-4711 --as not-done --url http://127.0.0.1:8081
+  makegate doubts settle --all-of billing --before 2026-07-01T12:00:00Z --as not-done --config makegate.toml")]
 pub(super) struct SettleCommand {
     /// The write's request id, as `makegate doubts list` shows it.
-    request: String,
+    #[arg(required_unless_present = "all_of", conflicts_with = "all_of")]
+    request: Option<String>,
+    /// Settles all writes in doubt of this caller.
+    #[arg(long, value_name = "CALLER")]
+    all_of: Option<String>,
+    /// Only those of this operation, such as variables.create.
+    #[arg(long, value_name = "ID", requires = "all_of", conflicts_with = "request")]
+    operation: Option<String>,
+    /// Only those from before this time, such as 2026-07-01T12:00:00Z.
+    #[arg(long, value_name = "TIME", requires = "all_of", conflicts_with = "request")]
+    before: Option<Timestamp>,
     /// What became of it: done or not-done.
     #[arg(long = "as", value_name = "WHAT", value_parser = ["done", "not-done"], hide_possible_values = true)]
     what: String,
@@ -86,6 +98,13 @@ impl DoubtsCommand {
 #[derive(Deserialize)]
 struct DoubtsAnswer {
     doubts: Vec<Map<String, Value>>,
+}
+
+/// The answer to settling all writes in doubt of a caller.
+#[derive(Deserialize)]
+struct SettledAll {
+    settled: u64,
+    left: u64,
 }
 
 impl ListCommand {
@@ -145,11 +164,14 @@ fn files(dir: &Path) -> Result<Vec<Map<String, Value>>, CommandFailure> {
 
 impl SettleCommand {
     fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
-        let Some(request) = RequestId::parse(self.request.as_bytes()) else {
-            return Err(CommandFailure::usage(
-                "REQUEST is not a valid request id; `makegate doubts list` shows the ids of writes in doubt",
-            ));
-        };
+        let request = self.request.as_ref().map(|request| {
+            RequestId::parse(request.as_bytes()).ok_or_else(|| {
+                CommandFailure::usage(
+                    "REQUEST is not a valid request id; `makegate doubts list` shows the ids of writes in doubt",
+                )
+            })
+        });
+        let request = request.transpose()?;
         let client = match self.source_options.source(color)? {
             DataSource::Running(client) => client,
             DataSource::Files(read) => process::block_on(self.source_options.door(&read.config))?.ok_or_else(|| {
@@ -157,8 +179,24 @@ impl SettleCommand {
                 CommandFailure::failed(format!("no makegate responds at operator.listen; {help}"))
             })?,
         };
+        let Some(request) = request else { return self.settle_all(&client) };
         let body = json!({"as": self.what, "note": self.note}).to_string();
         process::block_on(client.post(&format!("/doubts/{request}"), body))?;
         Ok(output::line(&format!("{request} is settled as {}", self.what))?)
+    }
+
+    fn settle_all(&self, client: &OperatorClient) -> Result<(), CommandFailure> {
+        let Self { all_of, operation, before, what, note, .. } = self;
+        let body = json!({"caller": all_of, "operation": operation, "before": before, "as": what, "note": note});
+        let text = process::block_on(client.post("/doubts", body.to_string()))?;
+        let SettledAll { settled, left } = serde_json::from_str(&text)
+            .map_err(|error| client.failed(&format!("the response does not say what was settled: {error}")))?;
+        output::line(&format!("{settled} writes are settled as {what}"))?;
+        if left > 0 {
+            return Err(
+                client.failed(&format!("{left} writes are still in doubt, because the log could not record it"))
+            );
+        }
+        Ok(())
     }
 }

@@ -170,6 +170,7 @@ const ROWS: &[(&[&str], &str)] = &[
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"field\" }"], "\"field\" is not a kind of proof; did you mean \"fields\"?"),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"absent\" }"], "absent needs a member that identifies the object; add for example member = { name = \"{variableName}\" }"),
     (&[ID, POST, "body = \"none\"\nlook = { read = \"organizations.get\", at = \"\", proves = \"fields\" }"], "this write has no body whose fields a look could compare; write \"gone\" or \"absent\""),
+    (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"fields\" }"], "an object with these fields may have been there before this write; leave look out: no look proves a create"),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"gone\", member = { id = \"{x}\" } }"], "{x} is not in the path; the path has {organizationId}"),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", proves = \"gone\", member = { id = \"{/x}\" } }"], "\"{/x}\" is not a valid value; write a path parameter, such as \"{variableName}\""),
     (&[ID, POST, "look = { read = \"organizations.get\", at = \"\", prove = \"gone\", proves = \"gone\" }"], "unknown key \"prove\" in operation.users.x.look; did you mean \"proves\"?"),

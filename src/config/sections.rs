@@ -287,6 +287,8 @@ section! {
         h2_ping_wait: Duration = t.value("h2_ping_wait", "10s", DURATION);
         /// Requests of one caller that wait for quota of one bucket.
         quota_queue: usize = t.value("quota_queue", "50", count());
+        /// Writes under way or in doubt, shared by the callers; beyond its share a caller's writes are refused.
+        doubts: u64 = t.value("doubts", "10000", count());
         /// Size of the largest answer that is cached.
         stored_bytes: usize = t.value("stored_bytes", "4MiB", size());
         /// Size of the largest answer accepted from the upstream.
@@ -309,7 +311,7 @@ section! {
         breaker_open_max: Duration = t.value("breaker_open_max", "60s", DURATION);
         /// Idempotency keys remembered at once, shared by the callers; beyond its share a caller's new keys are refused.
         idempotency_keys: u64 = t.value("idempotency_keys", "100000", count());
-        /// How long idempotency keys are remembered, without exception.
+        /// How long idempotency keys are remembered, without exception, counted while makegate runs.
         idempotency_age: Duration = t.value("idempotency_age", "24h", DURATION);
         /// Size of the largest first answer that is kept.
         idempotency_answer_bytes: usize = t.value("idempotency_answer_bytes", "64KiB", size());

@@ -14,7 +14,7 @@ use super::refusal::Refusal;
 use super::refusal_tally::RefusalTally;
 use super::response::Reply;
 use super::write::order::WriteOrder;
-use crate::audit::{AuditLog, Doubt, HeldRequestId};
+use crate::audit::{AuditLog, Doubt, HeldRequestId, Recovered};
 use crate::cache::{Cache, Invalidation, SharedFetches};
 use crate::callers::Callers;
 use crate::clock::Clock;
@@ -89,6 +89,7 @@ impl Gateway {
         issuers.iter().for_each(|issuer| issuer.follow(&tasks, &clock));
         let callers = Callers::new(clock.clone());
         callers.set_limits(&config.limits);
+        log.doubts().room().set_limit(config.limits.doubts);
         Arc::new(Self {
             policy: ArcSwap::from_pointee(Policy::new(config, issuers, &callers)),
             upstream: ArcSwap::new(upstream),
@@ -129,6 +130,7 @@ impl Gateway {
             || before.config.catalogue.rows() != config.catalogue.rows()
             || before.config.cache != config.cache;
         self.callers.set_limits(&config.limits);
+        self.log.doubts().room().set_limit(config.limits.doubts);
         issuers.iter().for_each(|issuer| issuer.follow(&self.tasks, &self.clock));
         self.policy.store(Arc::new(Policy::new(config, issuers, &self.callers)));
         before.retire();
@@ -143,11 +145,16 @@ impl Gateway {
         }
     }
 
-    /// Takes over the doubts of an earlier run: the resources they touch may change until they are settled.
-    pub fn fence_doubts(&self, doubts: &[Doubt]) {
+    /// Takes over from an earlier run. Make may still lag behind its last writes, whatever they touched, so what is
+    /// fetched during the settle time lives no longer than that. What its doubts touch may change until they are
+    /// settled.
+    pub fn take_over(&self, recovered: &Recovered) {
         let policy = self.policy();
         let cache = &policy.config.cache;
-        for doubt in doubts {
+        if recovered.records > 0 {
+            self.cache.raise::<&str>(&[], Invalidation::Settled { settle: cache.settle });
+        }
+        for doubt in &recovered.doubts {
             self.fence_doubt(doubt, Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt });
         }
     }

@@ -11,6 +11,7 @@
 mod database;
 mod database_rows;
 mod key_table;
+mod key_time;
 mod store_thread;
 #[cfg(test)]
 mod tests;
@@ -213,7 +214,7 @@ impl IdempotencyStore {
             if !shared.ready.load(Ordering::SeqCst) {
                 break;
             }
-            let found = shared.keys().claim(&keyed, callers, shared.clock.wall_ms());
+            let found = shared.keys().claim(&keyed, callers, shared.time.now_ms());
             match found {
                 KeyLookup::New => {
                     return Ok(KeyStatus::New(KeyClaim { handle: self.handle.clone(), keyed, ended: false }));
@@ -238,7 +239,7 @@ impl IdempotencyStore {
     /// known when this returns, and on disk then or at the latest with the settlement in the log.
     pub async fn settle_done(&self, keyed: KeyedWrite) {
         let row =
-            KeyRow { keyed, ended: WriteEnd { done: true, answer: None }, time_ms: self.handle.shared.clock.wall_ms() };
+            KeyRow { keyed, ended: WriteEnd { done: true, answer: None }, time_ms: self.handle.shared.time.now_ms() };
         self.handle.shared.keys().add_end(row);
         if self.handle.flush().await.is_err() {
             tracing::error!("a settled Idempotency-Key is not in answers.sqlite yet; until then the log knows it");
@@ -306,7 +307,7 @@ impl KeyClaim {
             return; // nothing was done, so the write may be sent again
         }
         self.ended = true;
-        let row = KeyRow { keyed: self.keyed.clone(), ended, time_ms: shared.clock.wall_ms() };
+        let row = KeyRow { keyed: self.keyed.clone(), ended, time_ms: shared.time.now_ms() };
         shared.keys().end(Arc::new(row));
         if self.handle.flush().await.is_err() {
             shared.ready.store(false, Ordering::SeqCst);

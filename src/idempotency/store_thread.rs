@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::database::{self, AnswerDatabase, DatabaseContents, DatabaseError};
 use super::key_table::{KeyRow, KeyTable, StoreBounds};
+use super::key_time::KeyTime;
 use super::{FirstAnswer, KeyLog, LogMark, StoreUnavailable, WriteEnd};
 use crate::clock::Clock;
 use crate::ids::{Fingerprint, RequestId};
@@ -55,6 +56,7 @@ pub(super) enum StoreJob {
 #[derive(Debug)]
 pub(super) struct StoreShared {
     pub(super) clock: Clock,
+    pub(super) time: KeyTime,
     pub(super) bounds: StoreBounds,
     keys: Mutex<KeyTable>,
     /// All keys are known and ends can be stored, so writes with keys may go on.
@@ -66,7 +68,8 @@ pub(super) struct StoreShared {
 impl StoreShared {
     fn new(bounds: StoreBounds, clock: Clock) -> Self {
         let keys = Mutex::new(KeyTable::new(bounds));
-        Self { clock, bounds, keys, ready: false.into(), kept: 0.into() }
+        let time = KeyTime::new(clock.clone());
+        Self { clock, time, bounds, keys, ready: false.into(), kept: 0.into() }
     }
 
     pub(super) fn keys(&self) -> MutexGuard<'_, KeyTable> {
@@ -201,9 +204,9 @@ impl StoreThread {
         let _reported = self.store_waiting(now.duration_since(self.marked.0) >= MARK_AGE_MAX);
         if self.expired.is_none_or(|expired| now.duration_since(expired) >= EXPIRE) {
             self.expired = Some(now);
-            let wall = self.shared.clock.wall_ms();
-            let gone = self.shared.keys().expire(wall);
-            let oldest = self.shared.bounds.oldest_ms(wall);
+            let now_ms = self.shared.time.now_ms();
+            let gone = self.shared.keys().expire(now_ms);
+            let oldest = self.shared.bounds.oldest_ms(now_ms);
             if gone > 0 {
                 let _reported = self.with_database(|store| store.expire(oldest));
             }
@@ -366,6 +369,7 @@ impl StoreThread {
         if self.is_complete {
             foreign = self.shared.keys().compare_with_file(&contents.rows);
         } else {
+            self.shared.time.begin(contents.rows.iter().map(|meta| meta.time_ms).max());
             contents.rows.iter().for_each(|meta| self.shared.keys().put_kept(meta));
             restored = self.add_ends_from_log(contents.mark, &mut foreign)?;
         }
@@ -379,7 +383,7 @@ impl StoreThread {
 
     /// Adds the keys that the log knows and the file does not.
     fn add_ends_from_log(&self, mark: Option<LogMark>, freed: &mut Vec<Fingerprint>) -> Result<usize, DatabaseError> {
-        let oldest = self.shared.bounds.oldest_ms(self.shared.clock.wall_ms());
+        let oldest = self.shared.bounds.oldest_ms(self.shared.time.now_ms());
         let mut restored = 0;
         let read = self.log.for_each_end(mark, oldest, &mut |logged| {
             let mut keys = self.shared.keys();

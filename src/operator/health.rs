@@ -48,7 +48,7 @@ pub(super) async fn readyz(State(state): State<Arc<OperatorState>>, query: PageQ
     response
 }
 
-fn checks(state: &OperatorState) -> [(&'static str, CheckState); 5] {
+fn checks(state: &OperatorState) -> [(&'static str, CheckState); 6] {
     let gateway = &state.gateway;
     let config = match state.in_force().error {
         None => CheckState::Ok,
@@ -64,6 +64,14 @@ fn checks(state: &OperatorState) -> [(&'static str, CheckState); 5] {
         (false, true) => CheckState::Degraded("it cannot be written, and writes are refused; see the process log"),
         (_, false) => CheckState::Failed("it cannot be written, and its buffer is full; see the process log"),
     };
+    let doubts = if gateway.log.doubts().room().is_nearly_full() {
+        CheckState::Degraded(
+            "writes in doubt use up most of limits.doubts, and callers beyond their share are refused writes: settle \
+             some; see /doubts",
+        )
+    } else {
+        CheckState::Ok
+    };
     let draining = if gateway.is_draining() { CheckState::Failed("it is shutting down") } else { CheckState::Ok };
     let upstream = gateway.upstream();
     let upstream = match (upstream.breaker().status(), upstream.breaker().silent_operations()) {
@@ -78,5 +86,12 @@ fn checks(state: &OperatorState) -> [(&'static str, CheckState); 5] {
     } else {
         CheckState::Ok
     };
-    [("config", config), ("log", log), ("draining", draining), ("upstream", upstream), ("token", token)]
+    [
+        ("config", config),
+        ("log", log),
+        ("draining", draining),
+        ("upstream", upstream),
+        ("token", token),
+        ("doubts", doubts),
+    ]
 }

@@ -32,7 +32,7 @@ fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 10] {
         ("/callers", Some("Callers"), get(pages::callers)),
         ("/quota", Some("Quota"), get(pages::quota)),
         ("/cache", Some("Cache"), get(pages::cache)),
-        ("/doubts", Some("In doubt"), get(pages::doubts)),
+        ("/doubts", Some("In doubt"), get_or_post(pages::doubts, actions::settle_all)),
         ("/explain", Some("Explain"), get(pages::explain)),
         ("/config", Some("Configuration"), get(pages::config)),
     ]
@@ -100,6 +100,16 @@ fn with_key() -> Router<Arc<OperatorState>> {
 
 fn get<H: Handler<T, Arc<OperatorState>>, T: 'static>(handler: H) -> OperatorRoute {
     method_not_allowed("GET, HEAD").get(handler)
+}
+
+/// A page, and an action on what it shows.
+fn get_or_post<P, T: 'static, A, U: 'static>(page: P, action: A) -> OperatorRoute
+where
+    P: Handler<T, Arc<OperatorState>>,
+    A: Handler<U, Arc<OperatorState>>,
+{
+    let action = action.layer(middleware::from_fn(auth::require_operate));
+    method_not_allowed("GET, HEAD, POST").get(page).post(action)
 }
 
 /// An action, which takes the role `operate`.

@@ -40,6 +40,10 @@ impl EvidenceQuestion<'_> {
         let Some(wanted) = self.wanted() else { return Evidence::Nothing };
         let mut meant = objects.iter().filter(|object| wanted.iter().all(|(name, value)| has(object, name, value)));
         match self.look.proves {
+            // In an array, it must be known which object the write is about.
+            Proves::Fields if found.is_array() && self.look.member.is_empty() && self.look.named_by.is_none() => {
+                Evidence::Nothing
+            }
             Proves::Fields if meant.any(|object| self.has_marks(log, object)) => {
                 Evidence::Done("and all that the write asked for is there")
             }
@@ -63,7 +67,10 @@ impl EvidenceQuestion<'_> {
         let equal = |(name, marked): (&str, Fingerprint)| {
             object.get(name).and_then(|value| log.field_hash(name, value)).is_some_and(|found| found == marked)
         };
-        self.marks.is_some_and(|marks| marks.iter().all(equal))
+        let is_named = |marks: &FieldHashes| {
+            self.look.named_by.as_ref().is_none_or(|name| marks.iter().any(|(marked, _)| marked == &**name))
+        };
+        self.marks.is_some_and(|marks| is_named(marks) && marks.iter().all(equal))
     }
 }
 
@@ -145,11 +152,28 @@ mod tests {
         ] {
             assert!(!update(&written, &json!([there])), "{written} is not in {there}");
         }
-        // Each of the two objects matches only half.
-        let halves = json!([{"name": "a", "typeId": 2}, {"name": "b", "typeId": 1}]);
-        let answer = json!({ "organizationVariables": halves });
-        let made = json!({"name": "a", "typeId": 1});
-        assert_eq!(judged("variables.create", VARIABLE.trim_end_matches("/v"), &made, 200, &answer), Evidence::Nothing);
+    }
+
+    #[test]
+    fn a_write_whose_path_names_no_object_must_name_it_in_its_body() {
+        let answer = json!({"featureControls": [{"id": 1, "enabled": false}, {"id": 2, "enabled": true}]});
+        let controls = "/api/v2/organizations/11/feature-controls";
+        let judged = |written: Value| judged("feature-controls.update", controls, &written, 200, &answer);
+        assert!(matches!(judged(json!({"id": 2, "enabled": true})), Evidence::Done(_)));
+        for written in [json!({"id": 1, "enabled": true}), json!({"enabled": true}), json!({"id": 3, "enabled": true})]
+        {
+            assert_eq!(judged(written.clone()), Evidence::Nothing, "{written}");
+        }
+    }
+
+    #[test]
+    fn a_body_with_the_same_member_twice_is_never_known_again() {
+        let (log, _dir) = log();
+        assert!(log.field_hashes(br#"{"name":"a","value":1}"#).is_some());
+        assert!(
+            log.field_hashes(br#"{"name":"b","value":1,"name":"a"}"#).is_none(),
+            "which one counts is Make's choice"
+        );
     }
 
     #[test]
@@ -161,7 +185,7 @@ mod tests {
             let body = Value::Object(body).to_string();
             catalogue.row(operation).unwrap().is_proved_by_fields() && log.field_hashes(body.as_bytes()).is_some()
         };
-        assert!(of("variables.create", 16) && !of("variables.create", 17) && !of("variables.create", 0));
+        assert!(of("variables.update", 16) && !of("variables.update", 17) && !of("variables.update", 0));
         assert!(!of("payments.create", 1), "nothing is kept if no look can prove it");
     }
 

@@ -37,6 +37,7 @@ mod p07_damage;
 mod p07_keys;
 mod p07_tampering;
 mod p08_bounds;
+mod p08_doubts;
 mod p08_progress;
 mod p08_shares;
 mod p09_lone;

@@ -59,6 +59,19 @@ async fn after_a_write_entries_that_it_touches_live_no_longer_than_the_settle_ti
     assert_eq!(name(&world.get(ALL, ORG).await.expect(200)), "After");
 }
 
+/// After a restart nobody remembers the write.
+#[tokio::test]
+async fn a_restart_forgets_no_settle_time() {
+    let world = Plan::default().sandbox(|s| s.lag = Duration::from_secs(3)).clock(Clock::frozen()).start().await;
+    world.patch(ALL, ORG, r#"{"name":"After"}"#).await.expect(200);
+    let world = world.restart().await;
+    let old = world.get(ALL, ORG).await.expect(200);
+    assert_ne!(name(&old), "After", "the zone does not lag, so the test proves nothing");
+    world.clock.advance(Duration::from_secs(11));
+    assert_eq!(name(&world.get(ALL, ORG).await.expect(200)), "After");
+    assert!(world.get(ALL, ORG).await.header("cache-status").unwrap().contains("hit"), "later entries live on");
+}
+
 #[tokio::test]
 async fn a_write_in_doubt_invalidates_now_and_when_its_doubt_is_over() {
     let world = World::start().await;

@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use fastrand::Rng;
+use jiff::SignedDuration;
+use makegate::clock::Clock;
 use makegate::hash::random;
 use makegate::idempotency::KeyedWrite;
 use makegate::sandbox::{Fault, FaultKind, Sandbox};
@@ -39,6 +41,37 @@ async fn the_first_answer_is_replayed_even_after_a_restart() {
     for restarted in [false, true] {
         let world = if restarted { return after_restart(world, &first).await } else { &world };
         same_again(world, &first).await;
+    }
+}
+
+/// A clock that is wrong for a moment, by more than a key's age, makes no key old.
+#[tokio::test]
+async fn a_wall_clock_that_steps_ahead_forgets_no_key() {
+    let day = SignedDuration::from_hours(25);
+    for is_swept in [false, true] {
+        let world = Plan::default().clock(Clock::frozen()).start().await;
+        let first = keyed(&world, ALL, "k-1", "POST", LIST, NEW).await.expect(200);
+        world.clock.step(day);
+        if is_swept {
+            keyed(&world, ALL, "k-2", "POST", VARIABLES, r#"{"name":"v","typeId":1,"value":1}"#).await.expect(200);
+            world.clock.advance(Duration::from_secs(31)); // old keys are forgotten every 30 s of this clock
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
+        } else {
+            same_again(&world, &first).await;
+        }
+        world.clock.step(-day);
+        same_again(&world, &first).await;
+        // A clock that is wrong at the start is not believed either.
+        world.clock.step(day);
+        let world = world.restart().await;
+        same_again(&world, &first).await;
+        world.clock.step(-day);
+        let world = world.restart().await;
+        same_again(&world, &first).await;
+        assert_eq!(world.sandbox.effects("POST", LIST), 1);
+        world.clock.advance(Duration::from_hours(25));
+        keyed(&world, ALL, "k-1", "POST", LIST, NEW).await.expect(200);
+        assert_eq!(world.sandbox.effects("POST", LIST), 2, "time that did pass counts");
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use makegate::audit::{AuditorInput, Head, VerifyError, VerifyReport, verify};
+use makegate::audit::{AuditorInput, Filter, Head, VerifyError, VerifyReport, export, query_files, verify};
 use makegate::sandbox::{Fault, FaultKind};
 use tempfile::TempDir;
 
@@ -463,4 +463,35 @@ async fn the_command_reports_by_text_and_exit_code() {
     }
     let empty = tempfile::tempdir().unwrap();
     assert_eq!(command(empty.path()).output().unwrap().status.code(), Some(1), "a missing log proves nothing");
+}
+
+/// Files that are named like segments but cannot be any: a forged record in one is found, and shown by nothing.
+#[tokio::test]
+async fn a_file_that_no_segment_can_be_is_found_and_never_read() {
+    let evidence = Evidence::new().await;
+    let records = |dir: &Path| {
+        let mut lines = Vec::new();
+        export(dir, &Filter::default(), &mut |line| {
+            lines.push(line.to_owned());
+            Ok(())
+        })
+        .unwrap();
+        lines
+    };
+    let before = records(&evidence.audit());
+    assert!(evidence.report().problems.is_empty());
+    for name in ["00000000000000000000.jsonl", "99999999999999999999.jsonl", "7.jsonl"] {
+        for seq in [0, 1, 7, 1_000_000] {
+            let forged = format!(
+                "{{\"seq\":{seq},\"time\":\"2026-07-01T12:00:00.000000Z\",\"kind\":\"request\",\"request\":\"zz\",\"caller\":\"forged\"}}\n"
+            );
+            fs::write(evidence.audit().join(name), forged).unwrap();
+            let problems = evidence.report().problems;
+            assert!(problems.iter().any(|one| one.file.as_deref() == Some(name)), "{name}, {seq}: {problems:?}");
+            assert!(records(&evidence.audit()) == before, "{name}, {seq}: the export has changed");
+            let filter = Filter { caller: Some("forged".into()), ..Filter::default() };
+            assert!(query_files(&evidence.audit(), &filter).unwrap().records.is_empty(), "{name}, {seq}");
+        }
+        evidence.restore();
+    }
 }

@@ -1,5 +1,9 @@
 //! Keyed hashes of a body's fields, the only form in which the log knows their values.
 
+use std::fmt;
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Number, Value};
 
 use crate::audit::log::AuditLog;
@@ -10,12 +14,12 @@ use crate::ids::Fingerprint;
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
 impl AuditLog {
-    /// The hashes of all fields of this body. Returns `None` if it is not an object, has too many fields, or has a list
-    /// or an object as a field.
+    /// The hashes of all fields of this body. Returns `None` if it is not an object, has too many fields or one of them
+    /// twice, or has a list or an object as a field.
     #[must_use]
     pub fn field_hashes(&self, body: &[u8]) -> Option<FieldHashes> {
-        let Ok(Value::Object(members)) = serde_json::from_slice(body) else { return None };
-        let plain = members.values().all(|value| !value.is_array() && !value.is_object());
+        let Members(members) = serde_json::from_slice(body).ok()?;
+        let plain = members.iter().all(|(_, value)| !value.is_array() && !value.is_object());
         // Lazy, so that only the first few fields of a body with too many are hashed.
         let hashed =
             members.iter().filter_map(|(name, value)| Some((name.as_str().into(), self.field_hash(name, value)?)));
@@ -26,6 +30,31 @@ impl AuditLog {
     #[must_use]
     pub fn field_hash(&self, name: &str, value: &Value) -> Option<Fingerprint> {
         Some(self.fingerprint(&[b"mark", name.as_bytes(), canonical(value)?.as_bytes()]))
+    }
+}
+
+/// All members of an object, even if two have the same name.
+struct Members(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AllMembers;
+        impl<'de> Visitor<'de> for AllMembers {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(AllMembers)
     }
 }
 

@@ -12,14 +12,17 @@ use tokio::sync::oneshot;
 use crate::audit::open_writes::request_ids::HeldRequestId;
 use crate::audit::record::Record;
 use crate::config;
-use crate::shares::HeldShare;
+use crate::shares::{HeldShare, Shortage};
 
 /// Why a record could not be made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CannotRecord {
-    /// The buffer is full, too many writes are waiting, or too many are in doubt. Nothing is recorded.
+    /// The buffer is full, or too many writes are waiting. Nothing is recorded.
     #[error("the audit log has no room for another write")]
     Full,
+    /// Writes in doubt have used up the caller's share of the room for them. Nothing is recorded.
+    #[error("too many writes are in doubt")]
+    Doubts(Shortage),
     /// The disk is failing. Nothing is recorded.
     #[error("the audit log cannot be written right now")]
     Failed,
@@ -86,12 +89,21 @@ pub(crate) struct PendingRecord {
     pub(crate) ack: Option<Ack>,
     /// Keeps a write's id taken until its record is on disk or refused.
     pub(crate) name: Option<HeldRequestId>,
+    /// An intent's room as an open write.
+    pub(crate) doubt_room: Option<HeldShare>,
 }
 
 impl PendingRecord {
     /// A record of the log itself, for which no request has reserved room.
     pub(crate) fn own(record: Record<'static>) -> Self {
-        Self { record: Box::new(record), charge: BufferCharge::default(), _share: None, ack: None, name: None }
+        Self {
+            record: Box::new(record),
+            charge: BufferCharge::default(),
+            _share: None,
+            ack: None,
+            name: None,
+            doubt_room: None,
+        }
     }
 }
 

@@ -69,8 +69,9 @@ impl RecordRoom {
         shared.buffer.release(BufferCharge { records: 0, bytes: self.charge.bytes - charge.bytes, refusal: false });
         let mut share = self.share.take();
         share.iter_mut().for_each(|share| share.shrink(shared.buffer.share_of(charge)));
-        let turned_away =
-            shared.buffer.push(PendingRecord { record, charge, _share: share, ack: None, name: None }, false);
+        let turned_away = shared
+            .buffer
+            .push(PendingRecord { record, charge, _share: share, ack: None, name: None, doubt_room: None }, false);
         self.charge = turned_away.map(|entry| entry.charge).unwrap_or_default();
     }
 }

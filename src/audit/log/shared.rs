@@ -10,12 +10,13 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use super::buffer::{BufferCharge, CannotRecord, PendingRecord, RecordBuffer};
 use crate::audit::fingerprints::FingerprintKey;
-use crate::audit::open_writes::doubts::{DOUBTS_MAX, Doubts};
+use crate::audit::open_writes::doubts::Doubts;
 use crate::audit::proof::heads::Heads;
 use crate::audit::record::{Kind, Record, line};
 use crate::audit::segment::tree::Tree;
 use crate::clock::Clock;
 use crate::config;
+use crate::shares::HeldShare;
 
 /// How many lines a follower may lag behind.
 const FOLLOW_LAG: usize = 1024;
@@ -128,7 +129,7 @@ impl LogShared {
                 let outcome = outcome_charge(self.record_bytes);
                 let (records, bytes) = (own.records + outcome.records, own.bytes + outcome.bytes);
                 let both = BufferCharge { records, bytes, refusal: false };
-                self.doubts.count() < DOUBTS_MAX && self.buffer.take(both)
+                self.buffer.take(both)
             }
             Some(Kind::Request | Kind::Settlement | Kind::Event | Kind::Refusals) | None => self.buffer.take(own),
         };
@@ -144,6 +145,7 @@ impl LogShared {
             return Err(CannotRecord::Failed);
         }
         truncate_texts(&mut record, self.record_bytes);
+        let doubt_room = self.doubt_room(&record)?;
         let name = record.request.map(|id| self.doubts.request_ids().hold(id));
         let charge = self.charge(&record)?;
         // What ends its write, without the texts.
@@ -155,9 +157,9 @@ impl LogShared {
             ..Record::new(Kind::Outcome, record.time)
         });
         let (ack, acked) = oneshot::channel();
-        let refused = self
-            .buffer
-            .push(PendingRecord { record: Box::new(record), charge, _share: None, ack: Some(ack), name }, true);
+        let record = Box::new(record);
+        let pending = PendingRecord { record, charge, _share: None, ack: Some(ack), name, doubt_room };
+        let refused = self.buffer.push(pending, true);
         // Only now: whoever sees the doubt may settle it, and the settlement has to come behind the outcome.
         if let Some(ending) = ending {
             let _was_under_way = self.doubts.end(&ending);
@@ -169,6 +171,15 @@ impl LogShared {
                 Err(CannotRecord::Failed)
             }
         }
+    }
+
+    /// An intent takes room as an open write, which it may remain if it ends in doubt.
+    fn doubt_room(&self, record: &Record<'_>) -> Result<Option<HeldShare>, CannotRecord> {
+        if record.kind != Some(Kind::Intent) {
+            return Ok(None);
+        }
+        let caller = record.caller.as_deref().unwrap_or_default();
+        self.doubts.room().take(caller).map(Some).map_err(CannotRecord::Doubts)
     }
 
     /// Releases the room of an entry that will never be written.

@@ -49,6 +49,8 @@ pub(crate) struct ActiveSegment {
     identity: (u64, u64),
     /// Length that was acknowledged, in bytes.
     length: u64,
+    /// Length of its first record, which lists all open writes.
+    opening: u64,
     begun: Timestamp,
     /// File for its leaf hashes. `None` once writing it has failed.
     leaves: Option<File>,
@@ -138,8 +140,9 @@ impl LogWriter {
         if let Ok((file, about)) = opened {
             let identity = disk::identity(&about);
             let leaves = leaves::resume(&self.shared.dir, first).ok();
-            self.active =
-                Some(ActiveSegment { first, path, file, identity, length: about.len(), begun: opening.time, leaves });
+            let (length, begun) = (about.len(), opening.time);
+            let opening = byte_count(&opening.render());
+            self.active = Some(ActiveSegment { first, path, file, identity, length, opening, begun, leaves });
         }
     }
 
@@ -280,6 +283,7 @@ impl LogWriter {
         if self.active.is_none() {
             self.render_opening(&mut tree);
         }
+        let opening = byte_count(&self.rendered);
         let mut refusal_bytes = 0;
         for entry in batch {
             let start = self.rendered.len();
@@ -293,14 +297,14 @@ impl LogWriter {
         let is_new = self.active.is_none();
         let active = match &mut self.active {
             Some(active) => active,
-            none => none.insert(begin_segment(&self.shared, &*self.disk, self.tree.size() + 1)?),
+            none => none.insert(begin_segment(&self.shared, &*self.disk, (self.tree.size() + 1, opening))?),
         };
         self.disk.write(&active.file, &self.rendered)?;
         self.disk.sync(&active.file)?;
         if is_new {
             disk::sync_folder(&self.shared.dir)?;
         }
-        let length = u64::try_from(self.rendered.len()).unwrap_or(u64::MAX);
+        let length = byte_count(&self.rendered);
         Ok(StoredBatch { tree, length, refusal_bytes })
     }
 
@@ -353,14 +357,15 @@ impl LogWriter {
             entry.name = None;
         }
         if matches!(entry.record.kind, Some(Kind::Intent | Kind::Settlement)) {
-            self.shared.doubts.apply(&entry.record);
+            self.shared.doubts.apply(&entry.record, entry.doubt_room.take());
         }
         let was_received = entry.ack.is_some_and(|ack| ack.send(Ok(entry.record.seq)).is_ok());
         if entry.record.kind == Some(Kind::Intent) && !was_received {
             let record = Box::new(not_sent(*entry.record, self.shared.clock.wall()));
             self.shared.doubts.end(&record);
             let charge = outcome_charge(self.shared.record_bytes);
-            self.pending.push_back(PendingRecord { record, charge, _share: None, ack: None, name: entry.name });
+            let name = entry.name;
+            self.pending.push_back(PendingRecord { record, charge, _share: None, ack: None, name, doubt_room: None });
         }
     }
 
@@ -417,11 +422,14 @@ impl LogWriter {
     }
 
     /// Seals the active segment when it is full, or so old that retention could otherwise not delete its records in
-    /// time.
+    /// time. At least as much follows its opening: however many writes are open, listing them again and again never
+    /// takes more room than the records do.
     fn seal_if_full(&mut self) {
         let now = self.shared.clock.wall();
-        let full =
-            |active: &ActiveSegment| active.length >= self.segment_bytes || self.retention.is_aged(active.begun, now);
+        let full = |active: &ActiveSegment| {
+            active.length >= self.segment_bytes.max(active.opening.saturating_mul(2))
+                || self.retention.is_aged(active.begun, now)
+        };
         if self.active.as_ref().is_some_and(full) {
             (self.active, self.sealed) = (None, true);
             self.sweep();
@@ -455,7 +463,11 @@ impl LogWriter {
     }
 }
 
-fn begin_segment(shared: &LogShared, disk: &dyn Disk, first: u64) -> io::Result<ActiveSegment> {
+fn byte_count(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+fn begin_segment(shared: &LogShared, disk: &dyn Disk, (first, opening): (u64, u64)) -> io::Result<ActiveSegment> {
     let path = segment::path(&shared.dir, first);
     let file = match disk.create(&path) {
         // A file with this name was acknowledged to nobody, or its number would not be the next.
@@ -470,5 +482,6 @@ fn begin_segment(shared: &LogShared, disk: &dyn Disk, first: u64) -> io::Result<
     if let Err(error) = &leaves {
         tracing::warn!(%error, "a segment of the audit log has no leaf hashes");
     }
-    Ok(ActiveSegment { first, path, file, identity, length: 0, begun: shared.clock.wall(), leaves: leaves.ok() })
+    let (begun, leaves) = (shared.clock.wall(), leaves.ok());
+    Ok(ActiveSegment { first, path, file, identity, length: 0, opening, begun, leaves })
 }

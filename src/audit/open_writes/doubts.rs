@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::Notify;
 
+use super::doubt_room::DoubtRoom;
 use super::request_ids::{HeldRequestId, RequestIds};
 use super::{OpenWrite, OpenWrites, WriteChange};
 use crate::audit::record::Record;
@@ -15,9 +16,7 @@ use crate::audit::record::field_hashes::FieldHashes;
 use crate::audit::record::text::{Text, lenient};
 use crate::ids::{Fingerprint, RequestId};
 use crate::process_log::ALWAYS;
-
-/// Maximum number of unsettled doubts. Beyond it no write is accepted until operators have settled some.
-pub const DOUBTS_MAX: usize = 10_000;
+use crate::shares::HeldShare;
 
 /// A write in doubt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,16 +91,24 @@ fn read_in_micros<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestam
 #[derive(Debug, Default)]
 pub struct Doubts {
     request_ids: Arc<RequestIds>,
+    room: DoubtRoom,
     open: Mutex<DoubtTable>,
     added: Notify,
+}
+
+/// What a write holds until it has ended.
+#[derive(Debug)]
+struct OpenWriteHold {
+    _request_id: HeldRequestId,
+    _room: Option<HeldShare>,
 }
 
 /// What requests ask of the open writes.
 #[derive(Debug, Default)]
 struct DoubtTable {
     writes: OpenWrites,
-    /// The request id of each open write.
-    held: HashMap<u64, HeldRequestId>,
+    /// What each open write holds.
+    held: HashMap<u64, OpenWriteHold>,
     /// Writes in doubt by their fingerprint and that of their idempotency key; several may share one.
     by_fingerprint: HashMap<Fingerprint, Vec<u64>>,
     /// Writes in doubt that someone is settling.
@@ -182,9 +189,16 @@ impl Doubts {
         &self.request_ids
     }
 
+    /// The room for open writes, which callers share.
+    #[must_use]
+    pub const fn room(&self) -> &DoubtRoom {
+        &self.room
+    }
+
     /// Adds a write in doubt.
     pub fn add(&self, doubt: Doubt) {
-        let held = self.request_ids.hold(doubt.request);
+        let request_id = self.request_ids.hold(doubt.request);
+        let held = OpenWriteHold { _request_id: request_id, _room: Some(self.room.hold(&doubt.caller)) };
         let mut table = self.open();
         table.held.insert(doubt.intent, held);
         index(&mut table.by_fingerprint, &doubt);
@@ -253,17 +267,20 @@ impl Doubts {
         })
     }
 
-    /// Applies a record: an intent or a settlement that is on disk, an outcome that is about to be recorded. Returns
-    /// whether it changed anything.
-    pub(crate) fn apply(&self, record: &Record<'_>) -> bool {
-        self.apply_to(&mut self.open(), record)
+    /// Applies a record: an intent (with its room) or a settlement that is on disk, an outcome that is about to be
+    /// recorded. Returns whether it changed anything.
+    pub(crate) fn apply(&self, record: &Record<'_>, room: Option<HeldShare>) -> bool {
+        self.apply_to(&mut self.open(), record, room)
     }
 
-    fn apply_to(&self, table: &mut DoubtTable, record: &Record<'_>) -> bool {
+    fn apply_to(&self, table: &mut DoubtTable, record: &Record<'_>, room: Option<HeldShare>) -> bool {
         let DoubtTable { writes, held, by_fingerprint, claimed } = table;
         match writes.apply(record) {
             None => return false,
-            Some(WriteChange::Begun(write)) => drop(held.insert(write.intent, self.request_ids.hold(write.request))),
+            Some(WriteChange::Begun(write)) => {
+                let request_id = self.request_ids.hold(write.request);
+                held.insert(write.intent, OpenWriteHold { _request_id: request_id, _room: room });
+            }
             Some(WriteChange::InDoubt(doubt)) => {
                 doubt.log_in_doubt("nobody knows whether a write took effect: it is in doubt");
                 index(by_fingerprint, doubt);
@@ -286,7 +303,7 @@ impl Doubts {
     /// An outcome is on its way to the log, so its write is no longer under way. Returns true if it was.
     pub(crate) fn end(&self, outcome: &Record<'_>) -> bool {
         let mut table = self.open();
-        table.is_under_way(outcome.intent) && self.apply_to(&mut table, outcome)
+        table.is_under_way(outcome.intent) && self.apply_to(&mut table, outcome, None)
     }
 }
 
@@ -311,11 +328,11 @@ mod tests {
     }
 
     fn begin(doubts: &Doubts, intent: u64, record: Record<'_>) {
-        assert!(doubts.apply(&Record { seq: intent, ..record }));
+        assert!(doubts.apply(&Record { seq: intent, ..record }, None));
     }
 
     fn settle(doubts: &Doubts, intent: u64) -> bool {
-        doubts.apply(&Record { intent: Some(intent), ..record(Kind::Settlement, "settled") })
+        doubts.apply(&Record { intent: Some(intent), ..record(Kind::Settlement, "settled") }, None)
     }
 
     /// Adds a write in doubt.

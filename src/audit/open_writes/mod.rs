@@ -1,6 +1,7 @@
 //! Open writes, reconstructed from the log's own lines. Every segment begins with the list of writes open at that
 //! point, so startup reads only one segment, however old the oldest doubt is.
 
+pub(super) mod doubt_room;
 pub(super) mod doubts;
 pub(super) mod request_ids;
 

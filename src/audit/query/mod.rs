@@ -372,7 +372,7 @@ fn clamp(number: u64) -> i64 {
 pub fn export(dir: &Path, filter: &Filter, sink: &mut dyn FnMut(&str) -> io::Result<()>) -> io::Result<()> {
     let outside = IndexReader::open(dir, None).and_then(|index| index.outside(filter).ok()).unwrap_or_default();
     let mut tail = ForwardReader::at(dir, 0, 0);
-    let (mut line, mut segment, mut void_from) = (Vec::new(), 0, u64::MAX);
+    let (mut line, mut segment, mut void_from) = (Vec::new(), 0, 0);
     while let Some(place) = tail.next(&mut line, None)? {
         if place.segment != segment {
             segment = place.segment;

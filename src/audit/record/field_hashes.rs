@@ -19,7 +19,7 @@ const NAME_BYTES_MAX: usize = 64;
 pub struct FieldHashes(Arc<BTreeMap<Box<str>, Fingerprint>>);
 
 impl FieldHashes {
-    /// Returns `None` if there are no fields, too many, or one whose name is too long.
+    /// Returns `None` if there are no fields, too many, two of one name, or one whose name is too long.
     #[must_use]
     pub fn new(members: impl IntoIterator<Item = (Box<str>, Fingerprint)>) -> Option<Self> {
         let mut marks = BTreeMap::new();
@@ -27,7 +27,9 @@ impl FieldHashes {
             if marks.len() == MEMBERS_MAX || name.len() > NAME_BYTES_MAX {
                 return None;
             }
-            marks.insert(name, mark);
+            if marks.insert(name, mark).is_some() {
+                return None;
+            }
         }
         (!marks.is_empty()).then(|| Self(Arc::new(marks)))
     }

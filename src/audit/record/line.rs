@@ -64,14 +64,30 @@ fn cut_longest(record: &mut Record<'_>, excess: usize) {
 pub fn truncate(text: &str, bytes_max: usize) -> Arc<str> {
     match text.len().checked_sub(bytes_max) {
         None | Some(0) => text.into(),
-        Some(excess) => cut_text(text, excess).into(),
+        Some(excess) => cut_text_by(text, excess, char::len_utf8).into(),
     }
 }
 
-/// Shortens `text` by at least `excess` bytes if it is that long, and appends the mark.
+/// Shortens `text` by at least `excess` bytes of its line, where escapes make it longer, if it is that long.
 fn cut_text(text: &str, excess: usize) -> String {
-    let keep = text.floor_char_boundary(text.len().saturating_sub(excess.saturating_add(MARK_BYTES)));
-    let kept = text.get(..keep).unwrap_or_default();
+    let mut escaped = Vec::new();
+    cut_text_by(text, excess, |c| {
+        escaped.clear();
+        write_json(&c, &mut escaped);
+        escaped.len().saturating_sub(2) // without the quotes
+    })
+}
+
+/// Shortens `text` by at least `excess` bytes as `length` counts them, and appends the mark.
+fn cut_text_by(text: &str, excess: usize, mut length: impl FnMut(char) -> usize) -> String {
+    let mut left = excess.saturating_add(MARK_BYTES);
+    let mut kept = text.chars();
+    while left > 0
+        && let Some(c) = kept.next_back()
+    {
+        left = left.saturating_sub(length(c));
+    }
+    let kept = kept.as_str();
     format!("{kept}…[{} bytes cut]", text.len() - kept.len())
 }
 
@@ -291,6 +307,22 @@ mod tests {
             let value: Value = serde_json::from_str(&line).unwrap();
             assert!(line.contains("bytes cut]") || value["trace"].is_null(), "{at}: {line}");
             assert_eq!((&value["kind"], &value["status"]), (&"outcome".into(), &200.into()));
+        }
+    }
+
+    /// Escapes make a text longer than its bytes; only what exceeds the line is cut.
+    #[test]
+    fn a_text_that_must_be_escaped_is_cut_no_further_than_the_line_demands() {
+        for text in ["\u{1}\u{85}", "\"", "a\u{202e}", "\u{1}ééé", "😀\u{e0001}"] {
+            let note = text.repeat(3900 / text.len());
+            let line = line(
+                &Record { detail: Some(note.clone().into()), ..Record::new(Kind::Settlement, Timestamp::UNIX_EPOCH) },
+                2048,
+            );
+            let value: Value = serde_json::from_str(&line).unwrap();
+            let (kept, mark) = value["detail"].as_str().unwrap().rsplit_once('…').unwrap();
+            assert!(note.starts_with(kept) && mark.ends_with("bytes cut]"), "{text:?}: {mark}");
+            assert!(line.len() <= 2048 && line.len() > 1900, "{text:?}: {}", line.len());
         }
     }
 

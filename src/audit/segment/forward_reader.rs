@@ -79,6 +79,9 @@ impl ForwardReader {
 
     /// Returns `None` if the segment does not exist (any more).
     fn open(&self) -> io::Result<Option<BufReader<File>>> {
+        if self.segment == 0 {
+            return Ok(None); // there is none, whatever file has its name
+        }
         match private_files::open_to_read(&segment::path(&self.dir, self.segment)) {
             Ok(mut file) => {
                 file.seek(SeekFrom::Start(self.offset))?;

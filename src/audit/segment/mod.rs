@@ -40,16 +40,31 @@ pub(crate) fn path(dir: &Path, first: u64) -> PathBuf {
 
 /// The first sequence numbers of all segments in the folder, ascending.
 pub(crate) fn list(dir: &Path) -> io::Result<Vec<u64>> {
+    Ok(names(dir)?.0)
+}
+
+/// The files that are named with digits like a segment but cannot be one. makegate never reads them.
+pub(crate) fn impostors(dir: &Path) -> io::Result<Vec<String>> {
+    Ok(names(dir)?.1)
+}
+
+fn names(dir: &Path) -> io::Result<(Vec<u64>, Vec<String>)> {
     disk::about_to_read();
-    let mut all = Vec::new();
+    let (mut segments, mut impostors) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
         let digits = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
-        let digits = digits.filter(|digits| digits.len() == DIGITS && digits.bytes().all(|b| b.is_ascii_digit()));
-        all.extend(digits.and_then(|digits| digits.parse::<u64>().ok()));
+        let is_number = |digits: &&str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+        let Some(digits) = digits.filter(is_number) else { continue };
+        // The first record has the number 1.
+        match digits.parse::<u64>().ok().filter(|first| *first > 0 && digits.len() == DIGITS) {
+            Some(first) => segments.push(first),
+            None => impostors.push(name.to_string_lossy().into_owned()),
+        }
     }
-    all.sort_unstable();
-    Ok(all)
+    segments.sort_unstable();
+    impostors.sort_unstable();
+    Ok((segments, impostors))
 }
 
 pub(crate) fn after(dir: &Path, segment: u64) -> io::Result<Option<u64>> {
@@ -186,10 +201,13 @@ mod tests {
     #[test]
     fn only_whole_names_are_segments() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["00000000000000000012.jsonl", "00000000000000000001.jsonl", "1.jsonl", "index.sqlite", "lock"] {
+        let others = ["00000000000000000000.jsonl", "1.jsonl", "99999999999999999999.jsonl"];
+        let names = ["00000000000000000012.jsonl", "00000000000000000001.jsonl", "x.jsonl", "index.sqlite", "lock"];
+        for name in names.iter().chain(&others) {
             fs::write(dir.path().join(name), "").unwrap();
         }
         assert_eq!(list(dir.path()).unwrap(), [1, 12]);
+        assert_eq!(impostors(dir.path()).unwrap(), others);
         assert_eq!(path(dir.path(), 12).file_name().unwrap(), "00000000000000000012.jsonl");
     }
 }

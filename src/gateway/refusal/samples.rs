@@ -101,6 +101,7 @@ fn of_bounds() -> Vec<Refusal> {
         Refusal::CannotRecord,
         Refusal::LogFull,
         Refusal::Short { of: SharedKind::Records, short: Shortage::Share },
+        Refusal::Short { of: SharedKind::Doubts, short: Shortage::Share },
         Refusal::NotCached,
     ]
 }

@@ -14,8 +14,11 @@ pub(super) const fn row(of: SharedKind) -> RefusalRow {
         SharedKind::Bodies => ("MG158", "No memory for the body"),
         SharedKind::Answers => ("MG208", "No memory for more answers"),
         SharedKind::Records => ("MG183", "The caller's share of the log's buffer is used up"),
+        SharedKind::Doubts => ("MG184", "The caller's share of writes in doubt is used up"),
     };
-    let row = super::row(StatusCode::SERVICE_UNAVAILABLE, code, title).own().soon();
+    let row = super::row(StatusCode::SERVICE_UNAVAILABLE, code, title).own();
+    // Doubts give no room back until somebody settles some of them.
+    let row = if matches!(of, SharedKind::Doubts) { row } else { row.soon() };
     if matches!(of, SharedKind::Answers) { row.stale() } else { row }
 }
 
@@ -54,6 +57,12 @@ pub(super) const fn detail(of: SharedKind, short: Shortage) -> &'static str {
         }
         (SharedKind::Records, Shortage::All) => {
             "Records of other callers' requests use all of `audit.buffer_bytes`: try again shortly."
+        }
+        (SharedKind::Doubts, Shortage::HolderMax | Shortage::Share) => {
+            "Writes of this caller that are in doubt use up its share of `limits.doubts`, and the rest is reserved for others. Nothing was forwarded. Check what became of them; an operator settles them at /doubts, many at once with `makegate doubts settle --all-of CALLER`."
+        }
+        (SharedKind::Doubts, Shortage::All) => {
+            "Writes of other callers that are in doubt use up `limits.doubts`. Nothing was forwarded. An operator settles them at /doubts, many at once with `makegate doubts settle --all-of CALLER`."
         }
     }
 }

@@ -14,6 +14,7 @@ use http::{HeaderMap, Method, StatusCode};
 use self::idempotency::{EarlierWrite, WriteIdentity, find_earlier_write};
 use crate::audit::{CannotRecord, HeldRequestId, Kind, Record, RecordRoom};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
+use crate::callers::SharedKind;
 use crate::gateway::forward::{ForwardPermit, Forwarded, forward, forward_permit, write_answer};
 use crate::gateway::recorder::{self, RequestRecorder};
 use crate::gateway::refusal::Refusal;
@@ -108,7 +109,10 @@ async fn carry_out(
     let intent = match intend(&gateway, &request, &record, &identity).await {
         Ok(intent) => intent,
         Err(cannot) => {
-            let refusal = Refusal::CannotRecord;
+            let refusal = match cannot {
+                CannotRecord::Doubts(short) => Refusal::Short { of: SharedKind::Doubts, short },
+                CannotRecord::Full | CannotRecord::Failed | CannotRecord::Slow => Refusal::CannotRecord,
+            };
             if let Some(room) = room.filter(|_| !cannot.is_recorded()) {
                 let mut record = record;
                 fill_refusal(&mut record, &request, &refusal, None);

@@ -9,4 +9,4 @@ mod settle;
 pub(super) use purge::purge;
 pub(super) use reopen::reopen;
 pub(super) use rotate_key::rotate_key;
-pub(super) use settle::settle;
+pub(super) use settle::{settle, settle_all};

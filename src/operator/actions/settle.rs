@@ -6,6 +6,8 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, State};
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::{StreamExt as _, future, stream};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -14,13 +16,16 @@ use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
 use super::super::state::OperatorState;
 use super::body::InTime;
-use crate::audit::Peer;
+use crate::audit::{Doubt, Peer};
 use crate::door::PeerConnection;
 use crate::ids::RequestId;
 use crate::reconcile::settle::{self, NotSettled, Settlement};
 
 const EXPECTED: &str = "write {\"as\": \"done\" or \"not-done\", \"note\": \"how you know\"}";
+const EXPECTED_OF_ALL: &str = "write {\"caller\": \"NAME\", \"as\": \"done\" or \"not-done\", \"note\": \"how you know\"}, and \"operation\" or \"before\" (a time) to settle only some";
 const NOTE_BYTES_MAX: usize = 4096;
+/// Number of settlements that wait for the disk together.
+const SETTLED_AT_ONCE: usize = 64;
 
 /// What became of the write.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -38,6 +43,72 @@ struct SettleRequest {
     note: String,
 }
 
+/// Which writes in doubt to settle, and as what.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SettleAllRequest {
+    caller: String,
+    operation: Option<String>,
+    before: Option<Timestamp>,
+    r#as: SettledAs,
+    #[serde(default)]
+    note: String,
+}
+
+impl SettleAllRequest {
+    fn is_meant(&self, doubt: &Doubt) -> bool {
+        *doubt.caller == *self.caller
+            && self.operation.as_ref().is_none_or(|operation| *doubt.operation == **operation)
+            && self.before.is_none_or(|before| doubt.time < before)
+    }
+}
+
+fn verdict(
+    (peer, operator): (&PeerConnection, &Operator),
+    settled_as: SettledAs,
+    note: String,
+) -> Result<Settlement, OperatorRefusal> {
+    if note.len() > NOTE_BYTES_MAX {
+        return Err(OperatorRefusal::BadBody { why: format!("a note has at most {NOTE_BYTES_MAX} bytes") });
+    }
+    Ok(Settlement {
+        done: matches!(settled_as, SettledAs::Done),
+        operator: Some(operator.name().clone()),
+        key: Some(operator.key_id()),
+        peer: Some(Peer::of(peer.address)),
+        detail: (!note.is_empty()).then(|| note.into()),
+        upstream_status: None,
+    })
+}
+
+/// `POST /doubts`: ends all doubts of a caller, or those of one operation or from before a time. Each has a settlement
+/// of its own on disk. The answer says how many were settled, and how many are left because the log could not record
+/// it.
+///
+/// # Errors
+/// A body of another shape.
+pub(in crate::operator) async fn settle_all(
+    State(state): State<Arc<OperatorState>>,
+    Extension(peer): Extension<PeerConnection>,
+    Extension(operator): Extension<Arc<Operator>>,
+    InTime(body): InTime<Bytes>,
+) -> Result<Response, OperatorRefusal> {
+    let asked: SettleAllRequest = serde_json::from_slice(&body)
+        .map_err(|error| OperatorRefusal::BadBody { why: format!("{error}: {EXPECTED_OF_ALL}") })?;
+    let verdict = verdict((&peer, &operator), asked.r#as, asked.note.clone())?;
+    let doubts = state.gateway.log.doubts();
+    let meant = doubts.list().into_iter().filter(|doubt| asked.is_meant(doubt)).map(|doubt| doubt.intent);
+    // Many at once, because those that wait together share a write to the disk.
+    let settled = stream::iter(meant.collect::<Vec<_>>())
+        .map(|intent| settle::settle(&state.gateway, intent, verdict.clone()))
+        .buffer_unordered(SETTLED_AT_ONCE)
+        .filter(|settled| future::ready(settled.is_ok()))
+        .count()
+        .await;
+    let left = doubts.list().iter().filter(|doubt| asked.is_meant(doubt)).count();
+    Ok(typed("application/json", json!({"settled": settled, "left": left, "as": asked.r#as}).to_string()))
+}
+
 /// `POST /doubts/REQUEST`: ends the doubt once its settlement is on disk. From then on equal writes pass again.
 ///
 /// # Errors
@@ -53,17 +124,7 @@ pub(in crate::operator) async fn settle(
     let intent = state.gateway.log.doubts().find_by_request(&request).ok_or(OperatorRefusal::NoDoubt)?;
     let asked: SettleRequest = serde_json::from_slice(&body)
         .map_err(|error| OperatorRefusal::BadBody { why: format!("{error}: {EXPECTED}") })?;
-    if asked.note.len() > NOTE_BYTES_MAX {
-        return Err(OperatorRefusal::BadBody { why: format!("a note has at most {NOTE_BYTES_MAX} bytes") });
-    }
-    let verdict = Settlement {
-        done: matches!(asked.r#as, SettledAs::Done),
-        operator: Some(operator.name().clone()),
-        key: Some(operator.key_id()),
-        peer: Some(Peer::of(peer.address)),
-        detail: (!asked.note.is_empty()).then(|| asked.note.into()),
-        upstream_status: None,
-    };
+    let verdict = verdict((&peer, &operator), asked.r#as, asked.note)?;
     settle::settle(&state.gateway, intent, verdict).await.map_err(|not| match not {
         NotSettled::NoDoubt => OperatorRefusal::NoDoubt,
         NotSettled::CannotRecord => OperatorRefusal::CannotRecord,

@@ -179,7 +179,7 @@ async fn over_a_socket_head_has_no_body_and_the_door_counts_its_connections() {
 }
 
 /// Paths of every kind: open ones, pages in each form, files, actions, and one that leads nowhere.
-const PATHS: [&str; 13] = [
+const PATHS: [&str; 14] = [
     "/livez",
     "/readyz",
     "/metrics",
@@ -191,6 +191,7 @@ const PATHS: [&str; 13] = [
     "/audit/rotate",
     "/cache/purge",
     "/quota/reopen",
+    "/doubts",
     "/doubts/x",
     "/nothing",
 ];

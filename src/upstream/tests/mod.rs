@@ -87,6 +87,7 @@ pub(super) fn limits() -> Limits {
         h2_ping: Duration::from_secs(20),
         h2_ping_wait: Duration::from_secs(10),
         quota_queue: 50,
+        doubts: 10_000,
         stored_bytes: 4 << 20,
         answer_bytes: 64 << 20,
         answers_bytes: 128 << 20,

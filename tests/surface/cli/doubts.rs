@@ -64,6 +64,21 @@ async fn doubts_are_listed_and_settled_at_the_running_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_doubts_of_a_caller_are_settled_at_once() {
+    let (world, id, config) = doubtful().await;
+    let folder = world.dir.path();
+    let settle = |all_of, rest: &[&str]| {
+        let all = ["doubts", "settle", "--all-of", all_of, "--as", "done", "--note", "looked", "--config", config];
+        stdout(0, &run(folder, &[&all, rest].concat()))
+    };
+    assert_eq!(settle("too", &[]), "0 writes are settled as done\n");
+    assert_eq!(settle("all", &["--before", "2020-01-01T00:00:00Z"]), "0 writes are settled as done\n");
+    assert_eq!(settle("all", &["--operation", "payments.create"]), "1 writes are settled as done\n");
+    let settlement = world.last_record().await;
+    assert_eq!((&settlement["request"], &settlement["detail"]), (&id.as_str().into(), &"looked".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_an_answer_they_are_read_from_the_files_whoever_holds_the_log() {
     let (world, id, _) = doubtful().await;
     let folder = world.dir.path();
@@ -86,6 +101,8 @@ fn what_is_no_doubt_is_told_at_once() {
     for wrong in [
         &["doubts", "settle"] as &[&str],
         &["doubts", "settle", "w1"],
+        &["doubts", "settle", "w1", "--all-of", "billing", "--as", "done", "--url", "http://127.0.0.1:1"],
+        &["doubts", "settle", "w1", "--before", "2026-07-01T12:00:00Z", "--as", "done", "--url", "http://127.0.0.1:1"],
         &["doubts", "settle", "w1", "--as", "perhaps"],
         &["doubts", "settle", "w1", "--as", "done"],
         &["doubts", "list"],

@@ -54,6 +54,18 @@ async fn the_callers_share_of_the_logs_buffer() {
 }
 
 #[tokio::test]
+async fn the_callers_share_of_writes_in_doubt() {
+    let world = still().set("limits", "doubts = 8\nbreaker_failures = 0").start().await;
+    world.sandbox.fault(Fault::always("PATCH", ORG, FaultKind::status(500)));
+    world.sandbox.fault(Fault::always("POST", LIST, FaultKind::status(500)));
+    for n in 0..7 {
+        let body = format!(r#"{{"name":"d{n}","regionId":1,"timezoneId":1,"countryId":1}}"#);
+        world.post(ALL, LIST, &body).await.expect(500);
+    }
+    provoke(&world, "MG184", ALL, ("PATCH", ORG), &[], NAME).await.expect(503);
+}
+
+#[tokio::test]
 async fn the_callers_share_of_connections() {
     let world = still().set("limits", "connections = 8").start().await;
     let taken = || world.service.gateway().callers.shared.connections.taken();

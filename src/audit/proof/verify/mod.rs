@@ -88,6 +88,10 @@ fn read_once(
         segments.iter().map(|first| std::fs::metadata(segment::path(dir, *first)).map_or(0, |about| about.len()));
     let bytes = sizes.sum();
     let keys = trust.keys.iter().map(|key| key.verifier.to_string()).collect();
+    for name in segment::impostors(dir)? {
+        let words = "is named like a segment, but no segment has this name: makegate did not write it";
+        findings.problem("misplaced", Some(&name), None, words);
+    }
     let mut pass = SegmentPass::new(dir, trust, &mut findings);
     let mut read = 0;
     let mut on_read = |more| {

@@ -1,8 +1,8 @@
 //! The connections of a door: at most a fixed number, each with what it is doing and since when.
 //!
-//! At the limit, a new connection evicts an old one. Connections that never sent a request go first, then those with no request in
-//! progress. Among these, the owner with the most connections loses the one that has waited longest. A connection belongs to its last
-//! known caller, or to its peer's address until a caller is known.
+//! At the limit, a new connection evicts an old one. Connections that never sent a request, or whose body is only thrown away, go first, then
+//! those with no request in progress. Among these, the owner with the most connections loses the one that has waited longest. A connection
+//! belongs to its last known caller, or to its peer's address until a caller is known.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -45,6 +45,8 @@ pub(super) struct ConnectionState {
     /// HTTP/2: number of answers that wait for the client, which has taken nothing of them since `untaken_ms`.
     untaken: AtomicU32,
     untaken_ms: AtomicU64,
+    /// Number of bodies that are read only to be thrown away.
+    pub(super) lingering: AtomicU32,
     /// When writing got stuck; 0 if it is not stuck.
     stuck_ms: AtomicU64,
     /// When a sweep first saw that it was told to leave; 0 if none has.
@@ -82,8 +84,7 @@ impl BusyGuard {
             return Ok(());
         }
         let share = connections.take(1).or_else(|short| {
-            let share = state.connections.upgrade().and_then(|connections| connections.evict_one_of(caller));
-            share.ok_or_else(|| {
+            state.connections.upgrade().and_then(|connections| connections.evict_one_of(caller)).ok_or_else(|| {
                 state.give_order(ConnectionOrder::Close);
                 short
             })
@@ -139,6 +140,7 @@ impl ConnectionState {
             served: AtomicBool::new(false),
             untaken: AtomicU32::new(0),
             untaken_ms: AtomicU64::new(0),
+            lingering: AtomicU32::new(0),
             stuck_ms: AtomicU64::new(0),
             leaving_ms: AtomicU64::new(0),
             peer,
@@ -179,15 +181,13 @@ impl ConnectionState {
         self.multiplexes.store(true, Ordering::Relaxed);
     }
 
-    /// Bytes were received. Between requests, they begin a head; then it returns true.
-    pub(super) fn on_read(&self, clock: &Clock) -> bool {
+    /// Bytes were received. Between requests, they begin a head.
+    pub(super) fn on_read(&self, clock: &Clock) {
         let waiting =
             self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) != IdlePhase::Head as u8;
-        let begins = waiting && !self.multiplexes.load(Ordering::Relaxed);
-        if begins {
+        if waiting && !self.multiplexes.load(Ordering::Relaxed) {
             self.enter(IdlePhase::Head, clock);
         }
-        begins
     }
 
     /// A write succeeded, or could not proceed (`stuck`).
@@ -209,6 +209,12 @@ impl ConnectionState {
         self.untaken_ms.store(self.at(clock), Ordering::Relaxed);
         self.untaken.fetch_add(1, Ordering::AcqRel);
         UntakenAnswer(self.clone())
+    }
+
+    /// A body begins to be thrown away. Its connection is also busy; for eviction it is idle since now.
+    pub(super) fn on_linger(&self, clock: &Clock) {
+        self.since_ms.store(self.at(clock), Ordering::Relaxed);
+        self.lingering.fetch_add(1, Ordering::AcqRel);
     }
 
     fn share(&self) -> MutexGuard<'_, Option<HeldShare>> {
@@ -292,7 +298,7 @@ impl ConnectionState {
     /// Since when it has waited only for its client; `None` if it has work in progress.
     fn evictable_since(&self, now_ms: u64) -> Option<u64> {
         let stuck = self.stuck_ms.load(Ordering::Relaxed);
-        let busy = self.busy.load(Ordering::Acquire);
+        let busy = self.busy.load(Ordering::Acquire).saturating_sub(self.lingering.load(Ordering::Acquire));
         let waits = match busy {
             0 => return Some(self.since_ms.load(Ordering::Relaxed)),
             _ if stuck != 0 => stuck,
@@ -449,8 +455,8 @@ impl Connections {
         let mut held = HashMap::<ConnectionOwner, usize>::new();
         staying().for_each(|state| *held.entry(state.owner()).or_default() += 1);
         let rank = |state: &Arc<ConnectionState>, since| {
-            let is_new = !state.served.load(Ordering::Relaxed);
-            (is_new, held.get(&state.owner()).copied(), Reverse(since))
+            let is_first = !state.served.load(Ordering::Relaxed) || state.lingering.load(Ordering::Relaxed) > 0;
+            (is_first, held.get(&state.owner()).copied(), Reverse(since))
         };
         let ranked = staying().filter_map(|state| Some((rank(state, state.evictable_since(now_ms)?), state)));
         if let Some((_, state)) = ranked.max_by_key(|(rank, _)| *rank) {

@@ -4,8 +4,8 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
-use http::Version;
 use http::request::Parts;
+use http::{HeaderMap, Version, header};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -123,4 +123,13 @@ pub fn is_head_too_large(head: &Parts, limits: &Limits) -> bool {
     let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
     let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     fields + target > limits.head_bytes
+}
+
+/// Does a request's body have a transfer coding that is not undone here? Only a single `chunked` is (RFC 9112 section 6.1).
+#[must_use]
+pub fn has_unknown_transfer_coding(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    codings.next().is_some_and(|first| {
+        !first.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") || codings.next().is_some()
+    })
 }

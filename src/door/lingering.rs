@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::runtime::Handle;
 
-use super::connections::ConnectionState;
+use super::connections::{BusyGuard, ConnectionState};
 use super::service::ConnectionService;
 use crate::clock::Clock;
 use crate::config::Limits;
@@ -109,14 +109,34 @@ impl Drop for IncomingBody {
         let fits = inner.size_hint().upper().is_some_and(|bytes| bytes <= bytes_max);
         must_close.store(expects_continue || !fits, Ordering::Release);
         if !expects_continue && Handle::try_current().is_ok() {
-            // Busy, so that what arrives is not taken for the beginning of the next request.
-            let busy = linger.state.busy(&linger.clock);
+            let guard = LingerGuard::new(&linger);
             let limits = linger.limits.clone();
             drop(linger.tasks.spawn(async move {
                 throw_away(inner, &limits).await;
-                drop(busy);
+                drop(guard);
             }));
         }
+    }
+}
+
+/// Marks a connection busy with a body that is thrown away, so that the body is not taken for the next request.
+struct LingerGuard {
+    state: Arc<ConnectionState>,
+    _busy: BusyGuard,
+}
+
+impl LingerGuard {
+    fn new(linger: &Linger) -> Self {
+        let (state, clock) = (linger.state.clone(), &linger.clock);
+        let busy = state.busy(clock);
+        state.on_linger(clock);
+        Self { state, _busy: busy }
+    }
+}
+
+impl Drop for LingerGuard {
+    fn drop(&mut self) {
+        self.state.lingering.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -46,7 +46,7 @@ pub use authority::{BadAuthority, RequestAuthority};
 pub use client_certificate::ClientCertificate;
 pub use connections::BusyGuard;
 pub use handshake::HandshakeFailure;
-pub use http::is_head_too_large;
+pub use http::{has_unknown_transfer_coding, is_head_too_large};
 pub use lingering::IncomingBody;
 pub use listen::PassedSocket;
 pub use request_line::FRAGMENT;
@@ -375,7 +375,7 @@ where
 
     async fn http2<T: Socket>(&self, socket: T, peer: PeerConnection) {
         let state = peer.state.clone();
-        let stream = WatchedStream::new(socket, state.clone(), self.clock.clone()).without_vectored_writes();
+        let stream = WatchedStream::new(socket, state.clone(), self.clock.clone()).for_http2();
         let streams = Streams::new(&self.tasks, &state, &self.clock, self.limits.write_stall);
         let service = lingering((self.make_service)(peer), self.linger(&state), false);
         http::http2(stream, &state, &self.limits, &self.unread, streams, service).await;

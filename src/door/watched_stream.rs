@@ -12,7 +12,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::connections::ConnectionState;
 use super::order::ClientEnd;
-use super::request_line::RequestLine;
+use super::request_line::RequestLines;
 use super::unread::UnreadWriter;
 use crate::clock::Clock;
 
@@ -58,7 +58,8 @@ pub(super) struct WatchedStream<T> {
     stream: T,
     state: Arc<ConnectionState>,
     clock: Clock,
-    request_line: RequestLine,
+    /// `None` over HTTP/2.
+    request_lines: Option<RequestLines>,
     is_vectored: bool,
     /// HTTP/1.1: gives hyper's own answers a body.
     unread: Option<UnreadWriter>,
@@ -66,16 +67,16 @@ pub(super) struct WatchedStream<T> {
 
 impl<T> WatchedStream<T> {
     pub(super) fn new(stream: T, state: Arc<ConnectionState>, clock: Clock) -> Self {
-        Self { stream, state, clock, request_line: RequestLine::default(), is_vectored: true, unread: None }
+        Self { stream, state, clock, request_lines: Some(RequestLines::default()), is_vectored: true, unread: None }
     }
 
     pub(super) fn with_unread(self, unread: UnreadWriter) -> Self {
         Self { unread: Some(unread), ..self }
     }
 
-    /// Writes from one buffer: h2 then copies small bodies into it, instead of one write (and one TLS record) for each.
-    pub(super) fn without_vectored_writes(self) -> Self {
-        Self { is_vectored: false, ..self }
+    /// For HTTP/2. Writes from one buffer: h2 then copies small bodies into it, instead of one write (and one TLS record) for each.
+    pub(super) fn for_http2(self) -> Self {
+        Self { is_vectored: false, request_lines: None, ..self }
     }
 
     fn note_write<R>(&self, result: Poll<R>) -> Poll<R> {
@@ -86,11 +87,14 @@ impl<T> WatchedStream<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
         let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let result = Pin::new(&mut this.stream).poll_read(cx, buf);
         if let Some(bytes) = buf.filled_mut().get_mut(before..).filter(|bytes| !bytes.is_empty()) {
-            let begins = self.state.on_read(&self.clock);
-            self.request_line.mark_fragment(bytes, begins);
+            this.state.on_read(&this.clock);
+            if let Some(lines) = &mut this.request_lines {
+                lines.mark_fragments(bytes);
+            }
         }
         result
     }

@@ -1,6 +1,7 @@
 //! Step 11, forward: attempts under one deadline, each with its own quota slot, for as long as the retry table and the budget allow. The
 //! result says what the attempts prove.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -16,7 +17,7 @@ use crate::ids::RequestId;
 use crate::quota::{BucketId, QuotaOutlook, QuotaRefused, Slot};
 use crate::upstream::{
     AttemptError, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, ConnectionPermit, EndedAttempt, Ending,
-    ProxyError, RetryDecision, UpstreamAnswer, ambiguous, effect, retry_after,
+    ProxyError, RetryDecision, Upstream, UpstreamAnswer, ambiguous, effect, retry_after,
 };
 use crate::vocabulary::Outcome;
 
@@ -29,15 +30,21 @@ const RETRY_TIME_MIN: Duration = Duration::from_millis(50);
 /// Permission to go upstream: from the breaker, with a quota slot and, if already acquired, a connection. Dropping it unused spends
 /// nothing.
 pub(crate) struct ForwardPermit {
-    breaker_permit: Option<BreakerPermit>,
+    breaker_permit: Option<UpstreamPermit<BreakerPermit>>,
     slot: Option<Slot>,
     /// Time spent waiting for the slot.
     waited: Duration,
-    connection: Option<ConnectionPermit>,
+    connection: Option<UpstreamPermit<ConnectionPermit>>,
+}
+
+/// A permit, and the upstream that it is for: a reload may put another in force while a request waits.
+struct UpstreamPermit<P> {
+    upstream: Arc<Upstream>,
+    permit: P,
 }
 
 impl ForwardPermit {
-    fn new(breaker_permit: BreakerPermit, slot: Slot) -> Self {
+    fn new(breaker_permit: UpstreamPermit<BreakerPermit>, slot: Slot) -> Self {
         Self { breaker_permit: Some(breaker_permit), waited: slot.waited(), slot: Some(slot), connection: None }
     }
 }
@@ -86,10 +93,42 @@ pub(crate) async fn forward_permit_with_connection(
     Ok(permit)
 }
 
-async fn acquire_connection(gateway: &Gateway, request: &AuthorizedRequest) -> Result<ConnectionPermit, Refusal> {
-    let connection =
-        gateway.upstream().acquire_connection(Some(request.caller()), request.patience(&gateway.clock)).await;
-    connection.ok_or(Refusal::NoConnection)
+/// Waits for a connection to the upstream in force. If a reload puts another in force meanwhile, waits for one to that.
+async fn acquire_connection(
+    gateway: &Gateway,
+    request: &AuthorizedRequest,
+) -> Result<UpstreamPermit<ConnectionPermit>, Refusal> {
+    loop {
+        let upstream = gateway.upstream();
+        let permit = upstream.acquire_connection(Some(request.caller()), request.patience(&gateway.clock)).await;
+        match permit {
+            _ if !upstream.is_in_force() => {}
+            Some(permit) => return Ok(UpstreamPermit { upstream, permit }),
+            None => return Err(Refusal::NoConnection),
+        }
+    }
+}
+
+/// Gets all that the next attempt needs apart from its quota slot: a connection to the upstream in force, whose breaker permits the
+/// request, while the caller's rights still cover it.
+async fn ready_connection(
+    gateway: &Gateway,
+    request: &AuthorizedRequest,
+    permit: &mut ForwardPermit,
+) -> Result<UpstreamPermit<ConnectionPermit>, Refusal> {
+    loop {
+        let connection = match permit.connection.take().filter(|ready| ready.upstream.is_in_force()) {
+            Some(ready) => ready,
+            None => acquire_connection(gateway, request).await?,
+        };
+        request.recheck_rights(gateway)?; // they may have changed during the wait
+        let is_its = |asked: &UpstreamPermit<_>| Arc::ptr_eq(&asked.upstream, &connection.upstream);
+        if permit.breaker_permit.as_ref().is_some_and(is_its) {
+            return Ok(connection);
+        }
+        permit.breaker_permit = Some(breaker_permit(gateway, request).await?);
+        permit.connection = Some(connection);
+    }
 }
 
 /// Like [`forward_permit`], but without waiting, and only if it takes nothing from others; see
@@ -103,19 +142,22 @@ pub(crate) async fn spare_forward_permit(
 ) -> Result<ForwardPermit, Refusal> {
     let upstream = gateway.upstream();
     let none = || Refusal::NoQuota { outlook: QuotaOutlook::UNKNOWN };
-    let breaker_permit = upstream.breaker().permit(RetryClass::Safe, &request.breaker_key()).map_err(|_open| none())?;
+    let permit = upstream.breaker().permit(RetryClass::Safe, &request.breaker_key()).map_err(|_open| none())?;
     let slot =
         if upstream.is_quiet() { gateway.quota.acquire_spare(request.bucket).await } else { None }.ok_or_else(none)?;
-    Ok(ForwardPermit::new(breaker_permit, slot))
+    Ok(ForwardPermit::new(UpstreamPermit { upstream, permit }, slot))
 }
 
 /// Asks the breaker. A read may test whether the upstream is reachable again; a write, which could end in doubt, tests it with a bare
 /// connection first.
-async fn breaker_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Result<BreakerPermit, Refusal> {
+async fn breaker_permit(
+    gateway: &Gateway,
+    request: &AuthorizedRequest,
+) -> Result<UpstreamPermit<BreakerPermit>, Refusal> {
     let (upstream, part) = (gateway.upstream(), request.breaker_key());
     let breaker = upstream.breaker();
     let open = match breaker.permit(request.row.retry, &part) {
-        Ok(breaker_permit) => return Ok(breaker_permit),
+        Ok(permit) => return Ok(UpstreamPermit { upstream, permit }),
         Err(open) => open,
     };
     if open.what == BreakerScope::All
@@ -124,7 +166,8 @@ async fn breaker_permit(gateway: &Gateway, request: &AuthorizedRequest) -> Resul
     {
         let reached = upstream.check_connection(request.policy.config.upstream.connect).await;
         breaker.report(probe, reached.map_or_else(|why| why.breaker_report(), |()| BreakerReport::Connected));
-        return breaker.permit(request.row.retry, &part).map_err(breaker_refusal);
+        let permit = breaker.permit(request.row.retry, &part).map_err(breaker_refusal)?;
+        return Ok(UpstreamPermit { upstream, permit });
     }
     Err(breaker_refusal(open))
 }
@@ -163,39 +206,33 @@ pub(crate) async fn forward(
     mut permit: ForwardPermit,
     on_start: impl FnOnce(),
 ) -> Forwarded {
-    let upstream = gateway.upstream();
-    let (mut slot, mut ready, mut on_start) = (permit.slot.take(), permit.connection.take(), Some(on_start));
+    let mut on_start = Some(on_start);
     let mut facts = ForwardFacts { quota_wait: permit.waited, ..ForwardFacts::default() };
     let (mut unsure, mut silent) = (false, false);
     let mut last = None;
-    let ending = loop {
-        let connected = match ready.take() {
-            Some(connection) => Ok(connection),
-            None => acquire_connection(gateway, request).await,
-        };
-        // Checks the caller's rights again, because they may have changed during the wait.
-        let connection = match connected.and_then(|connection| request.recheck_rights(gateway).map(|()| connection)) {
-            Ok(connection) => connection,
-            Err(refusal) => {
-                slot.take().into_iter().for_each(Slot::release_unsent);
-                break last.ok_or(refusal);
-            }
-        };
+    let ended = loop {
+        let UpstreamPermit { upstream, permit: connection } =
+            match ready_connection(gateway, request, &mut permit).await {
+                Ok(connection) => connection,
+                Err(refusal) => break last.ok_or(refusal),
+            };
         let time = attempt_time(request, gateway);
         if time < RETRY_TIME_MIN
             && let Some(last) = last
         {
-            slot.take().into_iter().for_each(Slot::release_unsent);
             break Ok(last);
         }
         on_start.take().into_iter().for_each(|on_start| on_start());
         let generation = upstream.token_generation();
         let ending = upstream.attempt(connection, &request.outgoing, time, request.row.retry == RetryClass::Once).await;
+        if matches!(ending, Ending::NotSent(_)) && !upstream.is_in_force() {
+            continue; // this upstream got nothing, so the one in its place may get it
+        }
         facts.attempts += 1;
         // An attempt cut short because of earlier waits proves nothing about the upstream.
         silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt_time_max() / 2;
-        let about = AttemptContext { request: &request.id, row: &request.row, bucket: request.bucket };
-        report_attempt(gateway, &about, slot.take(), &ending);
+        let about = AttemptContext::of(request);
+        report_attempt(gateway, &about, permit.slot.take(), &ending).await;
         let attempted = EndedAttempt {
             class: request.row.retry,
             number: facts.attempts,
@@ -204,30 +241,35 @@ pub(crate) async fn forward(
             left: request.time_left(&gateway.clock),
         };
         let RetryDecision::Retry { pause } = upstream.decide_retry(request.caller(), &attempted) else {
-            break Ok(ending);
+            break Ok((upstream, ending));
         };
         tokio::time::sleep(pause).await;
         match quota_slot(gateway, request).await {
             Ok(next) => {
                 facts.quota_wait += next.waited();
-                slot = Some(next);
+                permit.slot = Some(next);
             }
-            Err(_) => break Ok(ending),
+            Err(_) => break Ok((upstream, ending)),
         }
         unsure |= ambiguous(&ending);
-        last = Some(ending);
+        last = Some((upstream, ending));
     };
-    let Ok(ending) = ending else {
-        return Forwarded { ending, facts, ambiguous: false, outcome: Outcome::NotSent };
+    let (upstream, ending) = match ended {
+        Ok(ended) => ended,
+        Err(refusal) => {
+            return Forwarded { ending: Err(refusal), facts, ambiguous: false, outcome: Outcome::NotSent };
+        }
     };
     facts.upstream_status = ending.status();
-    if let Some(breaker_permit) = permit.breaker_permit.take() {
+    if let Some(UpstreamPermit { permit, .. }) =
+        permit.breaker_permit.take().filter(|asked| Arc::ptr_eq(&asked.upstream, &upstream))
+    {
         let report = if ending.breaker_report() == BreakerReport::Silent && !silent {
             BreakerReport::Nothing
         } else {
             ending.breaker_report()
         };
-        upstream.breaker().report(breaker_permit, report);
+        upstream.breaker().report(permit, report);
     }
     let outcome = effect(request.row.retry, unsure, &ending);
     Forwarded { facts, ambiguous: unsure || ambiguous(&ending), outcome, ending: Ok(ending) }
@@ -244,13 +286,20 @@ pub(crate) struct AttemptContext<'a> {
     pub(crate) request: &'a RequestId,
     pub(crate) row: &'a Operation,
     pub(crate) bucket: BucketId,
+    pub(crate) caller: &'a Arc<str>,
+}
+
+impl<'a> AttemptContext<'a> {
+    fn of(request: &'a AuthorizedRequest) -> Self {
+        Self { request: &request.id, row: &request.row, bucket: request.bucket, caller: request.caller() }
+    }
 }
 
 /// Reports an attempt to the quota and the metrics.
-pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot: Option<Slot>, ending: &Ending) {
+pub(crate) async fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot: Option<Slot>, ending: &Ending) {
     gateway.metrics.attempt(ending.kind());
     // The slot is held until its 429 has closed the bucket: a slot released earlier would count as proof that the upstream accepts more.
-    let _held = match (ending, slot) {
+    let held = match (ending, slot) {
         (Ending::NotSent(_) | Ending::NoRoom { status: None, .. }, Some(slot)) => {
             slot.release_unsent();
             None
@@ -280,7 +329,9 @@ pub(crate) fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot
     if !answered.status.is_server_error() {
         gateway.metrics.answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
-    learned_quota::learn(gateway, about.row, about.bucket, answered);
+    drop(held);
+    let learn = || learned_quota::learn(gateway, about.row, about.bucket, answered);
+    gateway.large_work.run(about.caller, answered.body.bytes().len(), learn).await;
 }
 
 /// The answer to pass on for a read.

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::read::json_members::JsonMembers;
+use super::json_members::JsonMembers;
 use super::state::Gateway;
 use crate::catalogue::Operation;
 use crate::quota::BucketId;

@@ -16,7 +16,7 @@ use tower::Service;
 use super::admit::policy::{Policy, bucket};
 use super::admit::{body, identify, steps};
 use super::outgoing::outgoing;
-use super::read::fetch::{fetch, fetch_ahead};
+use super::read::fetch::{answer_page, fetch, fetch_ahead};
 use super::read::lookup::{LookupResult, ReadRequest, lookup};
 use super::recorder::RequestRecorder;
 use super::refusal::Refusal;
@@ -26,7 +26,7 @@ use super::state::Gateway;
 use super::tags;
 use super::write::write;
 use crate::callers::SharedKind;
-use crate::door::{BusyGuard, PeerConnection, PeerIdentity, RequestBody, Unreadable};
+use crate::door::{self, BusyGuard, PeerConnection, PeerIdentity, RequestBody, Unreadable};
 use crate::ids::RequestId;
 
 /// Answers the requests of one connection.
@@ -51,7 +51,8 @@ fn probe<B>(gateway: &Gateway, peer: &PeerConnection, request: &Request<B>) -> O
         "/readyz" => StatusCode::SERVICE_UNAVAILABLE,
         _ => return None,
     };
-    is_read(request.method()).then(|| response::status_alone(status, &RequestId::new(&gateway.clock), peer.busy()))
+    let is_probe = is_read(request.method()) && !door::has_unknown_transfer_coding(request.headers());
+    is_probe.then(|| response::status_alone(status, &RequestId::new(&gateway.clock), peer.busy()))
 }
 
 /// Answers a request that could not be read. Nothing is known of it, so it leaves no record; the door counts it.
@@ -109,7 +110,7 @@ async fn life<B: RequestBody>(
     (peer, busy): (&PeerIdentity, &BusyGuard),
 ) -> Result<Reply, Refusal> {
     recorder.room.as_ref().ok_or(Refusal::LogFull)?;
-    steps::check_head(head, policy.limits())?;
+    steps::check_head(head, !body.is_end_stream(), policy.limits())?;
     // 2 target: one canonical form of path and query
     let target = steps::target(&head.method, &head.uri, policy.limits())?;
     steps::no_key_in_target(policy, &head.headers, &target)?;
@@ -164,23 +165,24 @@ async fn life<B: RequestBody>(
     let upstream = &policy.config.upstream;
     // 8 to 12; boxed, so that a hit does not pay for their state
     if !is_read(&head.method) {
-        let call = call(&plan.target, upstream.write_deadline);
-        return Box::pin(write(gateway, recorder, call, &head.headers)).await;
+        return Box::pin(write(gateway, recorder, call(&plan.target, upstream.write_deadline), &head.headers)).await;
     }
     // 8 look up: authorized first, no caller is part of the key
-    let headers = &head.headers;
+    let (headers, within) = (&head.headers, upstream.deadline);
     let read_request = ReadRequest { policy, caller, matched: &matched, target: &target, plan: &plan, headers };
     match lookup(gateway, &read_request, read)? {
         LookupResult::Answer { reply, ahead } => {
             gateway.quota.count_saved(bucket(&matched), &caller.config.name);
             if let Some(fetch_plan) = ahead {
-                fetch_ahead(gateway, call(&fetch_plan.target, upstream.deadline), &fetch_plan);
+                fetch_ahead(gateway, call(&fetch_plan.target, within), &fetch_plan);
             }
             Ok(reply)
         }
+        LookupResult::List(list) => {
+            Box::pin(answer_page(gateway, recorder, call(&list.again.target, within), *list)).await
+        }
         LookupResult::Fetch(fetch_plan) => {
-            let call = call(&fetch_plan.target, upstream.deadline);
-            Box::pin(fetch(gateway, recorder, call, fetch_plan)).await
+            Box::pin(fetch(gateway, recorder, call(&fetch_plan.target, within), fetch_plan)).await
         }
     }
 }

@@ -52,6 +52,8 @@ pub enum Refusal {
     NoMethod { allowed: Vec<Method> },
     /// A method that no operation could have: longer than [`super::admit::steps::METHOD_BYTES_MAX`], CONNECT or TRACE.
     NotImplemented,
+    /// The body has a transfer coding other than `chunked`, or `chunked` twice.
+    TransferCoding,
     /// The caller does not have the grant.
     NotGranted { grant: String },
     /// The organization is outside the caller's scope.
@@ -216,6 +218,7 @@ impl Refusal {
             Self::NoOperation => row(StatusCode::NOT_FOUND, "MG121", "No such operation").own(),
             Self::NoMethod { .. } => row(StatusCode::METHOD_NOT_ALLOWED, "MG122", "Method not allowed"),
             Self::NotImplemented => row(StatusCode::NOT_IMPLEMENTED, "MG123", "Not implemented"),
+            Self::TransferCoding => row(StatusCode::NOT_IMPLEMENTED, "MG124", "Unknown transfer coding"),
             Self::NotGranted { .. } => row(StatusCode::FORBIDDEN, "MG131", "Missing grant").own(),
             Self::OutOfScope { .. } => row(StatusCode::FORBIDDEN, "MG132", "Organization out of scope").own(),
             Self::Unscoped => {
@@ -335,6 +338,9 @@ impl Refusal {
             Self::NoMethod { allowed } => format!("This path accepts {}.", list(allowed)),
             Self::NotImplemented => {
                 "No operation uses this method: methods have at most 32 bytes, and CONNECT and TRACE are not supported.".to_owned()
+            }
+            Self::TransferCoding => {
+                "A body may only be sent with `Transfer-Encoding: chunked`, or with its length; the connection ends.".to_owned()
             }
             Self::NotGranted { grant } => {
                 format!("The caller needs the grant `{grant}`; an operator can add it to the caller's `grants`.")

@@ -12,6 +12,7 @@ use super::admit::identify::CredentialId;
 use super::admit::policy::{Caller, Policy};
 use super::admit::steps::{self, Rights};
 use super::admit::target::Target;
+use super::json_members::JsonMembers;
 use super::refusal::Refusal;
 use super::state::Gateway;
 use super::tags::Parameters;
@@ -116,10 +117,21 @@ pub(crate) fn recorded_fields(row: &Operation, body: &[u8]) -> Option<Box<RawVal
     if row.record.is_empty() || body.is_empty() {
         return None;
     }
-    let Ok(Value::Object(body)) = serde_json::from_slice(body) else { return None };
-    let members: Map<_, _> =
-        body.into_iter().filter(|(name, _)| row.record.iter().any(|allowed| **allowed == **name)).collect();
+    // Only the recorded fields are read further: nothing else in the body can keep them out of the log.
+    let body: JsonMembers<'_> = serde_json::from_slice(body).ok()?;
+    let recorded = body.0.iter().filter(|(name, _)| row.record.iter().any(|allowed| **allowed == **name));
+    let members: Map<_, _> = recorded.map(|(name, value)| (name.to_string(), recorded_value(value))).collect();
     (!members.is_empty()).then(|| audit::object(&members))
+}
+
+/// A value as it is recorded: itself, or its text, if it is nested so deeply that the record could not be read.
+fn recorded_value(value: &RawValue) -> Value {
+    const BRACKETS_MAX: usize = 64;
+    let text = value.get();
+    let brackets = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).take(BRACKETS_MAX + 1).count();
+    let is_shallow = text.starts_with('"') || brackets <= BRACKETS_MAX;
+    let plain = is_shallow.then(|| serde_json::from_str(text).ok()).flatten();
+    plain.unwrap_or_else(|| text.into())
 }
 
 /// Can the answer come from the cache?

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::admit::policy::Policy;
+use super::large_work::LargeWork;
 use super::metrics::GatewayMetrics;
 use super::refusal::Refusal;
 use super::refusal_tally::RefusalTally;
@@ -78,6 +79,8 @@ pub struct Gateway {
     pub(crate) write_order: WriteOrder,
     /// Permits for fetches that nobody waits for.
     pub(crate) refresh_permits: Arc<Semaphore>,
+    /// Work on large bodies.
+    pub(crate) large_work: LargeWork,
     draining: AtomicBool,
 }
 
@@ -106,6 +109,7 @@ impl Gateway {
             tasks,
             write_order: WriteOrder::default(),
             refresh_permits: Arc::new(Semaphore::new(REFRESH_AHEAD_MAX)),
+            large_work: LargeWork::new(),
             draining: AtomicBool::new(false),
         })
     }
@@ -116,7 +120,7 @@ impl Gateway {
         self.policy.load_full()
     }
 
-    /// The upstream in use. An attempt takes it once and keeps it.
+    /// The upstream in force. Whoever has waited since it took one asks whether that one [is still in force](Upstream::is_in_force).
     #[must_use]
     pub fn upstream(&self) -> Arc<Upstream> {
         self.upstream.load_full()
@@ -138,7 +142,9 @@ impl Gateway {
         let names: HashSet<&str> = policy.callers.iter().map(|caller| &*caller.config.name).collect();
         self.callers.retain(|name| names.contains(name));
         if let Some(upstream) = upstream {
-            self.upstream.store(upstream);
+            // Retired only once the other one is there, and before the purge: what is sent until then was stamped before the purge, and
+            // is not stored.
+            self.upstream.swap(upstream).retire();
         }
         if forget {
             self.cache.purge_all();

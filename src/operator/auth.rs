@@ -29,6 +29,9 @@ pub(super) async fn check_head(
     if door::is_head_too_large(&head, state.gateway.policy().limits()) {
         return Err(OperatorRefusal::HeadTooLarge);
     }
+    if door::has_unknown_transfer_coding(&head.headers) {
+        return Err(OperatorRefusal::TransferCoding);
+    }
     if !steps::is_implemented(&head.method) {
         return Err(OperatorRefusal::NotImplemented);
     }

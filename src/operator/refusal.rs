@@ -25,18 +25,32 @@ pub(super) enum OperatorRefusal {
     NoKey,
     WrongKey,
     TwoCredentials,
-    TooManyFailures { retry_after: Duration },
-    RoleInsufficient { name: Arc<str>, role: Role, required: Role },
+    TooManyFailures {
+        retry_after: Duration,
+    },
+    RoleInsufficient {
+        name: Arc<str>,
+        role: Role,
+        required: Role,
+    },
     NoPage,
     NotForScrapers,
     NoDoubt,
-    NoMethod { allowed: &'static str },
+    NoMethod {
+        allowed: &'static str,
+    },
     NotImplemented,
+    /// The body has a transfer coding other than `chunked`, or `chunked` twice.
+    TransferCoding,
     NotHttp,
     HeadTooLarge,
     TargetTooLong,
-    BadParameter { why: String },
-    BadBody { why: String },
+    BadParameter {
+        why: String,
+    },
+    BadBody {
+        why: String,
+    },
     NotJson,
     BodyTooLarge,
     BodySlow,
@@ -44,7 +58,9 @@ pub(super) enum OperatorRefusal {
     NoRoom,
     CannotRecord,
     Query(QueryError),
-    NoRecord { newest: u64 },
+    NoRecord {
+        newest: u64,
+    },
     LogAltered,
     Internal,
 }
@@ -97,6 +113,7 @@ impl OperatorRefusal {
             Self::NoMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "no-method", "Method not allowed"),
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not-implemented", "Not implemented"),
             Self::NotHttp => (StatusCode::BAD_REQUEST, "not-http", "Not an HTTP request"),
+            Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, "unknown-transfer-coding", "Unknown transfer coding"),
             Self::HeadTooLarge => {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "The request's head is too large")
             }
@@ -164,6 +181,9 @@ impl OperatorRefusal {
             Self::NoMethod { allowed } => format!("This path takes {allowed}."),
             Self::NotImplemented => "No path takes this method.".to_owned(),
             Self::NotHttp => "What arrived cannot be read as a request in HTTP/1.1; the connection ends.".to_owned(),
+            Self::TransferCoding => {
+                "A body may only be sent with `Transfer-Encoding: chunked`, or with its length.".to_owned()
+            }
             Self::HeadTooLarge => "limits.head_bytes and limits.head_fields say how large a head may be.".to_owned(),
             Self::TargetTooLong => "Ask for less in the query.".to_owned(),
             Self::BadParameter { why } | Self::BadBody { why } => format!("{why}."),

@@ -21,6 +21,9 @@ use crate::gateway::tags::{self, Parameters};
 use crate::quota::{BucketId, Slot};
 use crate::upstream::{BreakerKey, BreakerPermit, Ending, Outgoing, Upstream, UpstreamAnswer, is_json};
 
+/// The name that looks queue under, beside those of callers.
+const OWN_NAME: &str = "(makegate)";
+
 /// A look that can be sent.
 pub(super) struct LookPlan<'p> {
     policy: &'p Policy,
@@ -98,8 +101,10 @@ impl<'p> LookPlan<'p> {
         };
         let ending = upstream.attempt(connection, &outgoing, time, false).await;
         gateway.metrics.looks.fetch_add(1, Ordering::Relaxed);
-        let about = AttemptContext { request: &self.doubt.request, row: self.read, bucket: self.bucket };
-        report_attempt(gateway, &about, Some(slot), &ending);
+        let caller = Arc::from(OWN_NAME);
+        let about =
+            AttemptContext { request: &self.doubt.request, row: self.read, bucket: self.bucket, caller: &caller };
+        report_attempt(gateway, &about, Some(slot), &ending).await;
         upstream.breaker().report(breaker, ending.breaker_report());
         let Ending::Answered(answered) = ending else { return DoubtReason::Failed };
         self.settle(gateway, &answered, too_late).await

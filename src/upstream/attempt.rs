@@ -55,12 +55,24 @@ impl AttemptProgress {
 #[derive(Debug)]
 pub struct ConnectionPermit(FairPermit);
 
+/// A request that was sent, and the head of its response.
+struct SentRequest {
+    connection: PooledConnection,
+    /// The token that it was sent with.
+    held: Arc<HeldToken>,
+    response: Response<Incoming>,
+}
+
 impl Upstream {
     /// Waits up to `patience` for the right to use a connection. Connections are shared fairly among callers, who each
     /// leave some for the others. `caller` is the caller to charge, whose retry budget grows by this attempt; `None`
-    /// stands for the gateway itself. Returns `None` if no connection became free in time.
+    /// stands for the gateway itself. Returns `None` if no connection became free in time, or if this upstream is no
+    /// longer in force.
     pub async fn acquire_connection(&self, caller: Option<&Arc<str>>, patience: Duration) -> Option<ConnectionPermit> {
-        let turn = self.pool.turn(caller, patience).await?;
+        let turn = tokio::select! {
+            turn = self.pool.turn(caller, patience) => turn?,
+            () = self.retired.cancelled() => return None,
+        };
         caller.into_iter().for_each(|caller| self.budget.attempted(caller));
         Some(ConnectionPermit(turn))
     }
@@ -95,7 +107,7 @@ impl Upstream {
         let busy = || AttemptError::new(ProxyError::ConnectionLimitReached, "no connection became free in time");
         let _connection = self.acquire_connection(None, time).await.ok_or_else(busy)?;
         let late = |_| AttemptError::new(ProxyError::ConnectionTimeout, "timed out while connecting");
-        timeout(time, self.pool.connect()).await.map_err(late)?.map(drop)
+        timeout(time, self.connect()).await.map_err(late)?.map(drop)
     }
 
     async fn exchange(
@@ -109,14 +121,9 @@ impl Upstream {
             Ok(room) => room,
             Err(short) => return Ending::NoRoom { status: None, short },
         };
-        let held = self.token.load_full();
-        let request = match self.request(outgoing, &held.token) {
-            Ok(request) => request,
-            Err(why) => return Ending::NotSent(why),
-        };
         let began = self.clock.now();
-        match self.send(request, fresh, progress).await {
-            Ok((connection, response)) => {
+        match self.send(outgoing, fresh, progress).await {
+            Ok(SentRequest { connection, held, response }) => {
                 let delay = self.clock.now().duration_since(began);
                 *progress = AttemptProgress::Head(response.status());
                 self.note_token_status(&held, response.status());
@@ -166,33 +173,46 @@ impl Upstream {
         Ok(request)
     }
 
-    /// Sends the request on an idle connection if allowed, and on a new one if the idle one hands it back unsent.
+    /// Sends the request on an idle connection if allowed, and on a new one if the idle one hands it back unsent. Only
+    /// when there is a connection is the token added, and a last look taken at whether this upstream is still in force:
+    /// either may change while a connection is opened.
     async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
+        outgoing: &Outgoing,
         fresh: bool,
         progress: &mut AttemptProgress,
-    ) -> Result<(PooledConnection, Response<Incoming>), Ending> {
-        if !fresh && let Some(mut connection) = self.pool.reuse() {
+    ) -> Result<SentRequest, Ending> {
+        let mut idle = if fresh { None } else { self.pool.reuse() };
+        loop {
+            let is_reused = idle.is_some();
+            let mut connection = match idle.take() {
+                Some(connection) => connection,
+                None => self.connect().await.map_err(Ending::NotSent)?,
+            };
+            let held = self.token.load_full();
+            let request = self.request(outgoing, &held.token).map_err(Ending::NotSent)?;
+            if !self.is_in_force() {
+                return Err(Ending::NotSent(replaced()));
+            }
             *progress = AttemptProgress::HandedOver;
             match connection.send(request).await {
-                SendOutcome::Head(response) => return Ok((connection, response)),
+                SendOutcome::Head(response) => return Ok(SentRequest { connection, held, response }),
                 SendOutcome::Failed(error) => return Err(failed(&error)),
                 SendOutcome::TooManyInterim => return Err(too_many_interim()),
-                SendOutcome::Unsent(back) => request = back,
+                SendOutcome::Unsent if is_reused => *progress = AttemptProgress::Connecting,
+                SendOutcome::Unsent => {
+                    let text = "the upstream closed the connection before the request was sent";
+                    return Err(Ending::NotSent(AttemptError::new(ProxyError::ConnectionTerminated, text)));
+                }
             }
-            *progress = AttemptProgress::Connecting;
         }
-        let mut connection = self.pool.connect().await.map_err(Ending::NotSent)?;
-        *progress = AttemptProgress::HandedOver;
-        match connection.send(request).await {
-            SendOutcome::Head(response) => Ok((connection, response)),
-            SendOutcome::Failed(error) => Err(failed(&error)),
-            SendOutcome::TooManyInterim => Err(too_many_interim()),
-            SendOutcome::Unsent(_) => {
-                let text = "the upstream closed the connection before the request was sent";
-                Err(Ending::NotSent(AttemptError::new(ProxyError::ConnectionTerminated, text)))
-            }
+    }
+
+    /// Opens a connection, for as long as this upstream is in force.
+    async fn connect(&self) -> Result<PooledConnection, AttemptError> {
+        tokio::select! {
+            connected = self.pool.connect() => connected,
+            () = self.retired.cancelled() => Err(replaced()),
         }
     }
 
@@ -241,6 +261,11 @@ impl Upstream {
         }
         Ending::Answered(UpstreamAnswer { status: head.status, headers: head.headers, body, delay, framed })
     }
+}
+
+/// Why an upstream sends nothing that is no longer in force.
+fn replaced() -> AttemptError {
+    AttemptError::new(ProxyError::DestinationUnavailable, "a reload put another upstream in its place")
 }
 
 fn too_many_interim() -> Ending {

@@ -156,7 +156,8 @@ impl UpstreamAnswer {
 /// Whether an error with these headers and this body is Make's own, which is a JSON object. Others come from something in front of Make.
 #[must_use]
 pub fn is_from_make(headers: &HeaderMap, body: &[u8]) -> bool {
-    is_json(headers) && serde_json::from_slice::<Map<String, Value>>(body).is_ok()
+    const BYTES_MAX: usize = 64 << 10; // Make's errors are far smaller, and a larger body would take long to read
+    is_json(headers) && body.len() <= BYTES_MAX && serde_json::from_slice::<Map<String, Value>>(body).is_ok()
 }
 
 /// Whether a body is said to be JSON.

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config;
@@ -71,6 +72,8 @@ pub struct Upstream {
     breaker: Breaker,
     limits: config::Limits,
     clock: Clock,
+    /// Cancelled when another upstream takes its place.
+    retired: CancellationToken,
 }
 
 struct HeldToken {
@@ -102,10 +105,22 @@ impl Upstream {
             breaker: Breaker::new(limits, clock.clone()),
             limits: limits.clone(),
             clock,
+            retired: CancellationToken::new(),
         })
     }
 
-    /// Uses this token from now on; attempts in progress keep theirs. Returns whether the token changed.
+    /// Sends nothing from now on: another upstream has taken its place. What was sent before may still be answered.
+    pub fn retire(&self) {
+        self.retired.cancel();
+    }
+
+    /// Has no other upstream taken its place?
+    #[must_use]
+    pub fn is_in_force(&self) -> bool {
+        !self.retired.is_cancelled()
+    }
+
+    /// Uses this token from now on; requests already sent keep theirs. Returns whether the token changed.
     pub fn set_token(&self, token: Token) -> bool {
         let held = self.token.load();
         if held.token == token {

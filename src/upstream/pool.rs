@@ -34,8 +34,8 @@ pub(super) struct PooledConnection {
 pub(super) enum SendOutcome {
     /// The response head arrived.
     Head(Response<Incoming>),
-    /// No byte was written; the request is returned.
-    Unsent(Request<Full<Bytes>>),
+    /// No byte was written.
+    Unsent,
     /// The request may have been written.
     Failed(hyper::Error),
     /// The request was written, and the upstream sent too many interim responses.
@@ -53,7 +53,7 @@ impl PooledConnection {
             None => SendOutcome::TooManyInterim,
             Some(Ok(response)) => SendOutcome::Head(response),
             Some(Err(mut error)) => match error.take_message() {
-                Some(request) => SendOutcome::Unsent(request),
+                Some(_request) => SendOutcome::Unsent,
                 None => SendOutcome::Failed(error.into_error()),
             },
         }

@@ -15,6 +15,7 @@ mod support;
 
 mod p01_forms;
 mod p01_token;
+mod p01_upstream;
 mod p02_expiry;
 mod p02_lists;
 mod p02_revoked;
@@ -54,5 +55,6 @@ mod p14_descriptors;
 mod p14_disk;
 mod p14_fair;
 #[cfg(target_os = "linux")]
+mod p14_large;
 mod p14_operators;
 mod p14_process_log;

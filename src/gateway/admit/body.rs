@@ -7,13 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http_body_util::BodyExt as _;
-use serde::de::IgnoredAny;
 
 use crate::callers::SharedKind;
 use crate::catalogue::{BodyKind, Operation};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::door::RequestBody;
+use crate::gateway::json_members::{JsonMembers, is_unambiguous};
 use crate::gateway::refusal::Refusal;
 use crate::shares::{CountedBytes, ShareHolder};
 
@@ -21,6 +21,10 @@ use crate::shares::{CountedBytes, ShareHolder};
 const BOM: &[u8] = b"\xef\xbb\xbf";
 /// Maximum depth of nested arrays and objects in a body.
 const DEPTH_MAX: usize = 128;
+
+/// What is wrong with an object that one reader may understand differently from another, or not at all.
+const AMBIGUOUS: &str = "it can be read in more than one way: an object has a member twice, a text has half of a surrogate pair, or a number \
+                         is too large";
 
 pub(crate) struct BodyReader<'r> {
     pub(crate) row: &'r Operation,
@@ -82,7 +86,13 @@ impl BodyReader<'_> {
 fn check(row: &Operation, headers: &HeaderMap, body: Bytes) -> Result<Bytes, Refusal> {
     match row.body {
         BodyKind::None if !body.is_empty() => return Err(Refusal::UnwantedBody),
-        BodyKind::Any if !body.is_empty() => check_type(row, headers)?,
+        BodyKind::Any if !body.is_empty() => {
+            check_type(row, headers)?;
+            // The log tells what is in it.
+            if !row.record.is_empty() && serde_json::from_slice::<JsonMembers<'_>>(&body).is_ok() {
+                check_object(&body)?;
+            }
+        }
         BodyKind::None | BodyKind::Any => {}
         BodyKind::Object if body.is_empty() => return Err(Refusal::NotAnObject { why: "there is no body".to_owned() }),
         BodyKind::Object => {
@@ -116,12 +126,13 @@ fn check_object(body: &[u8]) -> Result<(), Refusal> {
     if is_too_deep(text) {
         return wrong(format!("it is nested more than {DEPTH_MAX} deep"));
     }
-    match serde_json::from_str::<IgnoredAny>(text) {
+    let members = match serde_json::from_str::<JsonMembers<'_>>(text) {
+        Ok(members) => members,
+        Err(error) if error.is_data() => return wrong("the body is JSON, but not an object".to_owned()),
         // serde_json's message contains line and column, but never the text.
-        Err(error) => wrong(error.to_string()),
-        Ok(_) if !text.trim_ascii_start().starts_with('{') => wrong("the body is JSON, but not an object".to_owned()),
-        Ok(_) => Ok(()),
-    }
+        Err(error) => return wrong(error.to_string()),
+    };
+    if is_unambiguous(&members) { Ok(()) } else { wrong(AMBIGUOUS.to_owned()) }
 }
 
 /// Whether arrays and objects are nested deeper than allowed. Brackets in strings do not count.

@@ -31,8 +31,12 @@ const KEY_PARAMETERS: [&str; 5] = ["token", "api_key", "apikey", "access_token",
 ///
 /// # Errors
 /// If it is too large.
-pub fn check_head(head: &Parts, limits: &Limits) -> Result<(), Refusal> {
-    if door::is_head_too_large(head, limits) { Err(head_too_large(limits)) } else { Ok(()) }
+pub fn check_head(head: &Parts, has_body: bool, limits: &Limits) -> Result<(), Refusal> {
+    if door::is_head_too_large(head, limits) {
+        return Err(head_too_large(limits));
+    }
+    // Without a body there is no coding, and a hit need not look for one.
+    if has_body && door::has_unknown_transfer_coding(&head.headers) { Err(Refusal::TransferCoding) } else { Ok(()) }
 }
 
 /// The refusal of a head that exceeds these limits.

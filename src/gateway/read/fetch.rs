@@ -8,8 +8,8 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::answer_form::check_answer;
-use super::list_scope::{is_narrowable, narrow};
-use super::lookup::FetchPlan;
+use super::list_scope::{ListPage, is_narrowable, narrow};
+use super::lookup::{CachedList, FetchPlan};
 use crate::cache::{
     CacheStatus, Entry, FetchHandle, FetchLost, FetchStamp, FetchWaiter, JoinRequest, NewEntry, storable,
 };
@@ -51,18 +51,52 @@ pub(crate) async fn fetch(
     };
     if has_failed
         && let Some(stale) = stale_reply(gateway, &plan, fetched.as_ref().ok())
-        && let Ok(stale) = narrowed(&request, &plan, stale)
+        && let Ok(stale) = narrowed(gateway, &request, plan.page.as_ref(), stale).await
     {
         return Ok(stale);
     }
-    narrowed(&request, &plan, fetched?)
+    narrowed(gateway, &request, plan.page.as_ref(), fetched?).await
 }
 
 /// What the caller may see of a reply.
-fn narrowed(request: &AuthorizedRequest, plan: &FetchPlan, reply: Reply) -> Result<Reply, Refusal> {
-    match &plan.page {
-        Some(page) => narrow(&request.caller.config.organizations, request.row.narrow.as_deref(), page, reply),
-        None => Ok(reply),
+async fn narrowed(
+    gateway: &Gateway,
+    request: &AuthorizedRequest,
+    page: Option<&ListPage>,
+    reply: Reply,
+) -> Result<Reply, Refusal> {
+    let Some(page) = page else { return Ok(reply) };
+    let bytes = reply.body.parts().2.len();
+    let work = || narrow(&request.caller.config.organizations, request.row.narrow.as_deref(), page, reply);
+    gateway.large_work.run(request.caller(), bytes, work).await
+}
+
+/// Answers with a caller's page of a list in the cache.
+///
+/// # Errors
+/// The refusal, if the list cannot be narrowed and a new one cannot either, or must not be asked for.
+pub(crate) async fn answer_page(
+    gateway: &Arc<Gateway>,
+    recorder: &mut RequestRecorder,
+    request: AuthorizedRequest,
+    list: CachedList,
+) -> Result<Reply, Refusal> {
+    let CachedList { reply, again, only_if_cached, ahead } = list;
+    let entry = reply.body.entry().cloned();
+    match narrowed(gateway, &request, again.page.as_ref(), reply).await {
+        Ok(reply) => {
+            gateway.quota.count_saved(request.bucket, request.caller());
+            if let Some(fetch_plan) = ahead {
+                fetch_ahead(gateway, request, &fetch_plan);
+            }
+            Ok(reply)
+        }
+        Err(_) if only_if_cached => Err(Refusal::NotCached),
+        // A caller without a scope had it stored. Asked for anew; if the new one is no better, that is refused, and not stored.
+        Err(_) => {
+            entry.iter().for_each(|entry| gateway.cache.drop_entry(&again.key, entry));
+            fetch(gateway, recorder, request, again).await
+        }
     }
 }
 
@@ -279,10 +313,14 @@ async fn forward_and_store(
     let Forwarded { ending, facts, .. } = forward(&gateway, &request, permit, on_start).await;
     let fill = fill.map(|(fill, handle)| (fill, handle.mark_sent()));
     let answered = read_answer(ending?)?;
-    let stored = fill.and_then(|(fill, stamp)| fill.store(&gateway, &request, &answered, stamp));
-    let pass = |answered| ReplyBody::Passed(Arc::new(passed_answer(answered, true, is_shared)));
+    let bytes = answered.body.bytes().len();
+    let work = || {
+        let stored = fill.and_then(|(fill, stamp)| fill.store(&gateway, &request, &answered, stamp));
+        let pass = || ReplyBody::Passed(Arc::new(passed_answer(answered, true, is_shared)));
+        stored.map_or_else(pass, ReplyBody::Entry)
+    };
     Ok(Reply {
-        body: stored.map_or_else(|| pass(answered), ReplyBody::Entry),
+        body: gateway.large_work.run(request.caller(), bytes, work).await,
         cache: None,
         answer: if is_shared { Answer::Miss } else { Answer::Forwarded },
         filled_by: Some(request.id),

@@ -10,10 +10,10 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::answer_form::is_error_alone;
-use super::json_members::JsonMembers;
 use crate::config::Scope;
 use crate::gateway::admit::target::{QueryPair, Target, decoded, push_pair};
 use crate::gateway::etag::strong_etag;
+use crate::gateway::json_members::JsonMembers;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::response::{PassedAnswer, Reply, ReplyBody};
 

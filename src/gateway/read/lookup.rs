@@ -7,7 +7,7 @@ use std::time::Instant;
 use http::HeaderMap;
 use http::header::IF_MATCH;
 
-use super::list_scope::{ListPage, narrow};
+use super::list_scope::ListPage;
 use crate::cache::{CacheStatus, Entry, ForwardReason, JoinGroup, Lookup, RefreshPolicy, RequestDirectives};
 use crate::catalogue::MatchedOperation;
 use crate::gateway::admit::policy::{Caller, Policy};
@@ -40,7 +40,19 @@ pub(crate) enum LookupResult {
         /// A refresh worth fetching now, although nobody waits for it.
         ahead: Option<Box<FetchPlan>>,
     },
+    /// A list in the cache, of which the caller may see a part.
+    List(Box<CachedList>),
     Fetch(FetchPlan),
+}
+
+/// A complete list from the cache.
+pub(crate) struct CachedList {
+    pub(crate) reply: Reply,
+    /// The caller's page, and how the list is fetched again if it cannot be cut out of this one.
+    pub(crate) again: FetchPlan,
+    pub(crate) only_if_cached: bool,
+    /// As for an answer.
+    pub(crate) ahead: Option<Box<FetchPlan>>,
 }
 
 /// A read request, as the lookup needs it.
@@ -103,16 +115,10 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
             let ahead = (read.policy.config.cache.refresh_ahead && entry.claim_refresh_ahead(now))
                 .then(|| Box::new(FetchPlan { may_share: true, ..unshared(ForwardReason::Request, page.clone()) }));
             let Some(page) = page else { return Ok(LookupResult::Answer { reply: hit(entry, now), ahead }) };
-            match narrow(scope, array, &page, hit(entry.clone(), now)) {
-                Ok(reply) => Ok(LookupResult::Answer { reply, ahead }),
-                Err(_) if request_directives.only_if_cached => Err(Refusal::NotCached),
-                // A caller without a scope had it stored. Asked for anew; if the new one is no better, that is refused, and not stored.
-                Err(_) => {
-                    gateway.cache.drop_entry(&key, &entry);
-                    let again = unshared(ForwardReason::Miss, Some(page));
-                    Ok(LookupResult::Fetch(FetchPlan { may_share: !request_directives.no_store, ..again }))
-                }
-            }
+            let again = unshared(ForwardReason::Miss, Some(page));
+            let again = FetchPlan { may_share: !request_directives.no_store, ..again };
+            let only_if_cached = request_directives.only_if_cached;
+            Ok(LookupResult::List(Box::new(CachedList { reply: hit(entry, now), again, only_if_cached, ahead })))
         }
         Lookup::Fetch { why, fallback, since } => {
             Ok(LookupResult::Fetch(FetchPlan { may_share: true, since, fallback, ..unshared(why, page) }))

@@ -2,6 +2,5 @@
 
 mod answer_form;
 pub(crate) mod fetch;
-pub(crate) mod json_members;
 pub(crate) mod list_scope;
 pub(crate) mod lookup;

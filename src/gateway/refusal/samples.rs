@@ -50,6 +50,7 @@ fn of_callers() -> Vec<Refusal> {
         Refusal::NoOperation,
         Refusal::NoMethod { allowed: vec![Method::GET, Method::HEAD, Method::POST] },
         Refusal::NotImplemented,
+        Refusal::TransferCoding,
         Refusal::NotGranted { grant: "usage:read".to_owned() },
         Refusal::OutOfScope { organization: 11 },
         Refusal::Unscoped,

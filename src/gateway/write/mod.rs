@@ -128,7 +128,8 @@ async fn carry_out(
     let answered = ending.and_then(|ending| write_answer(ending, outcome));
     if may_have_effect(outcome, facts.upstream_status) || ambiguous {
         let body = answered.as_ref().ok().map(|answered| answered.body.bytes().as_ref());
-        fence(&gateway, &request, ambiguous, body);
+        let bytes = body.map_or(0, <[u8]>::len);
+        gateway.large_work.run(request.caller(), bytes, || fence(&gateway, &request, ambiguous, body)).await;
     }
     drop(order);
     let reply = answered.map(|answered| Reply {

@@ -1,6 +1,7 @@
 //! Bodies: taken whole, passed on byte by byte, or refused before anything is spent.
 
 use makegate::sandbox::{Fault, FaultKind};
+use serde_json::json;
 
 use super::{APPS, USAGE, still};
 use crate::support::{ALL, LIST, ORG, READER, raw, with_key};
@@ -72,6 +73,39 @@ async fn an_operation_that_takes_an_object_takes_nothing_else() {
     assert_eq!(world.sandbox.received().pop().unwrap().body, "{\"name\": \"a\"}", "without the byte order mark");
     world.send(ALL, "PATCH", ORG, &[], &nested(128)).await.expect(400);
     assert_eq!(world.sandbox.received().len(), 4, "it is Make's to refuse");
+}
+
+/// What the log tells of a write is all that a reader of its body can find in it. Both are so whatever else the body has.
+#[tokio::test]
+async fn nothing_in_a_body_keeps_its_fields_out_of_the_log() {
+    let world = still().start().await;
+    let pay = format!("{ORG}/single-payment-create");
+    let paid = |more: &str| format!(r#"{{"priceId":5,"quantity":3,"doNotCharge":true{more}}}"#);
+    let deep = format!(r#","z":{}1{}"#, "[".repeat(127), "]".repeat(127));
+    for more in [
+        r#","z":1e999"#,
+        r#","z":"\ud800""#,
+        r#","\ud800":1"#,
+        r#","z":{"a":1,"\u0061":2}"#,
+        r#","priceId":6"#,
+        r#","price\u0049d":6"#,
+    ] {
+        world.post(ALL, &pay, &paid(more)).await.refused(400, "MG151");
+    }
+    assert_eq!(world.sandbox.received().len(), 0);
+    for more in ["", r#","z":1e300"#, r#","z":"\ud83d\ude00""#, r#","PriceId":6"#, &deep] {
+        let reply = world.post(ALL, &pay, &paid(more)).await;
+        let id = reply.header("x-request-id").unwrap().to_owned();
+        let records: Vec<_> = world.log().await.into_iter().filter(|record| record["request"] == *id).collect();
+        assert_eq!(records.iter().map(|record| &record["kind"]).collect::<Vec<_>>(), ["intent", "outcome"], "{more}");
+        for record in records {
+            assert_eq!(record["fields"], json!({"priceId": 5, "quantity": 3, "doNotCharge": true}), "{more}");
+        }
+    }
+    // A recorded field that is nested too deeply for a record is there as text.
+    world.patch(ALL, ORG, &nested(128)).await.expect(400);
+    let last = world.last_record().await;
+    assert_eq!(last["fields"]["name"].as_str().map(str::len), Some(254), "{last}");
 }
 
 /// An object that is nested this deep.

@@ -5,7 +5,8 @@ use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Duration, timeout};
 
 use super::{USAGE, still};
 use crate::support::{ALL, LIST, ORG, Plan, READER, tls, with_key};
@@ -145,4 +146,40 @@ async fn over_http_2_no_status_is_lost() {
         }
     };
     tokio::join!(driven, asked);
+}
+
+/// A peer without a key fills a door with bodies that the door only throws away. Others are served all the same, and keep their
+/// connections.
+#[tokio::test]
+async fn bodies_that_are_thrown_away_give_way_to_other_connections() {
+    const MOST: usize = 16;
+    let plan = Plan::default().set("limits", &format!("linger = \"60s\"\nconnections = {MOST}"));
+    let world = plan.start().await;
+    let probe = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    for door in [world.gateway, world.service.operator_addresses()[0]] {
+        let connect = async || {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+            let mut connection = timeout(Duration::from_secs(20), socket.connect(door)).await.unwrap().unwrap();
+            connection.write_all(probe).await.unwrap();
+            let answered = timeout(Duration::from_secs(20), answer(&mut connection)).await.expect("it is served");
+            assert!(answered.starts_with("HTTP/1.1 200"), "{answered}");
+            connection
+        };
+        let mut stays = connect().await;
+        let mut held = Vec::new();
+        for round in 0..4 {
+            while held.len() < (round + 1) * MOST {
+                let mut connection = TcpStream::connect(door).await.unwrap();
+                connection
+                    .write_all(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9000000\r\n\r\nx")
+                    .await
+                    .unwrap();
+                held.push(connection);
+            }
+            drop(connect().await);
+            stays.write_all(probe).await.unwrap();
+            assert!(answer(&mut stays).await.starts_with("HTTP/1.1 200"), "an idle connection of another peer stays");
+        }
+    }
 }

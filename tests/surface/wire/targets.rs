@@ -1,7 +1,11 @@
 //! Targets: one reading or none.
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{Duration, sleep};
+
 use super::still;
-use crate::support::{ALL, LIST, READER, raw, send, with_key};
+use crate::support::{ALL, LIST, ORG, READER, VARIABLES, raw, send, with_key};
 
 #[tokio::test]
 async fn what_could_be_read_two_ways_is_refused() {
@@ -218,4 +222,84 @@ async fn keys_come_as_token_or_bearer_in_one_header() {
     }
     let twice = format!("authorization: Token {ALL}\r\nauthorization: Token {ALL}\r\n");
     send(world.gateway, "GET", LIST, &twice, "").await.refused(400, "MG104");
+}
+
+/// `http::Uri` cuts off what follows a `#`, and so would another operation's target be carried out. Every place in which a request line can
+/// stand among other requests: alone, behind bodies of both kinds, in one segment with them or split anywhere.
+#[tokio::test]
+async fn a_fragment_is_refused_wherever_its_request_line_stands() {
+    let world = still().start().await;
+    let key = with_key(ALL, &[]);
+    let fragment = format!("DELETE {VARIABLES}/prod#old HTTP/1.1\r\nhost: a\r\n{key}connection: close\r\n\r\n");
+    let update = format!("PATCH {ORG} HTTP/1.1\r\nhost: a\r\n{key}content-type: application/json\r\n");
+    let chunked =
+        format!("{update}transfer-encoding: chunked\r\n\r\n6;x=#\r\n{{\"name\r\n6\r\n\":\"#\"}}\r\n0\r\nx: #\r\n\r\n");
+    let sized = format!("{update}content-length: 12\r\n\r\n{{\"name\":\"#\"}}");
+    let get = format!("GET {ORG} HTTP/1.1\r\nhost: a\r\n{key}x: #\r\n\r\n");
+    for before in ["", &chunked, &sized, &get, &format!("{get}{chunked}{sized}")] {
+        let whole = format!("{before}{fragment}");
+        let ends = before.len().saturating_sub(2)..(before.len() + 60).min(whole.len());
+        let near = ends.step_by(if before.is_empty() { 60 } else { 17 });
+        let in_body = [before.len().saturating_sub(9), before.len() / 2];
+        for cut in near.chain(in_body) {
+            let (first, second) = whole.split_at(cut);
+            let mut connection = TcpStream::connect(world.gateway).await.unwrap();
+            connection.set_nodelay(true).unwrap();
+            connection.write_all(first.as_bytes()).await.unwrap();
+            sleep(Duration::from_millis(50)).await;
+            connection.write_all(second.as_bytes()).await.unwrap();
+            let mut all = String::new();
+            connection.read_to_string(&mut all).await.unwrap();
+            let last = all.rsplit("HTTP/1.1 ").next().unwrap();
+            assert!(last.starts_with("400 ") && last.contains("MG1"), "cut at {cut} behind {before:?}: {all}");
+            assert_eq!(world.received("DELETE", &format!("{VARIABLES}/prod")), 0, "cut at {cut} behind {before:?}");
+        }
+    }
+    assert!(world.sandbox.received().iter().all(|received| !received.body.contains('^')), "bodies stay as they are");
+}
+
+/// Only one `chunked` is undone, so nothing else may be taken for a body (RFC 9112 section 6.1). At both doors.
+#[tokio::test]
+async fn an_unknown_transfer_coding_ends_the_connection() {
+    let world = still().start().await;
+    let key = with_key(ALL, &["content-type: application/json"]);
+    let body = "2\r\n{}\r\n0\r\n\r\n";
+    for (door, line) in [
+        (world.gateway, format!("PATCH {ORG}")),
+        (world.gateway, "GET /livez".to_owned()),
+        (world.service.operator_addresses()[0], "POST /cache/purge".to_owned()),
+    ] {
+        for codings in [
+            "transfer-encoding: gzip, chunked",
+            "transfer-encoding: chunked, chunked",
+            "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+            "transfer-encoding: identity, chunked",
+        ] {
+            let text = format!("{line} HTTP/1.1\r\nhost: localhost\r\n{key}{codings}\r\n\r\n{body}");
+            let mut refused = raw(door, &text).await.unwrap().expect(501);
+            if door == world.gateway {
+                refused = refused.refused(501, "MG124");
+            }
+            assert_eq!(refused.header("connection"), Some("close"), "{line} {codings}");
+        }
+        for (version, codings) in [
+            ("1.1", "transfer-encoding: gzip"),
+            ("1.0", "transfer-encoding: chunked"),
+            ("1.1", "transfer-encoding: chunked, gzip"),
+        ] {
+            let text = format!("{line} HTTP/{version}\r\nhost: localhost\r\n{key}{codings}\r\n\r\n{body}");
+            raw(door, &text).await.unwrap().expect(400);
+        }
+        // hyper reads the chunks and ends the connection behind them, so that nothing else can be taken for a request.
+        let both = format!(
+            "{line} HTTP/1.1\r\nhost: localhost\r\n{key}content-length: 3\r\ntransfer-encoding: Chunked\r\n\r\n{body}"
+        );
+        let answered = raw(door, &format!("{both}{both}")).await.unwrap();
+        assert_eq!(
+            (answered.header("connection"), answered.text().matches("HTTP/1.1").count()),
+            (Some("close"), 0),
+            "{line}"
+        );
+    }
+    assert_eq!(world.received("PATCH", ORG), 1);
 }

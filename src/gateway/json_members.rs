@@ -1,9 +1,10 @@
-//! JSON objects whose values keep the upstream's exact text.
+//! JSON objects whose values keep their exact text, and whether all readers understand an object alike.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -94,5 +95,62 @@ impl<'de> Deserialize<'de> for MemberName<'de> {
             }
         }
         deserializer.deserialize_str(Text).map(MemberName)
+    }
+}
+
+/// Does every reader understand this object alike? Not if it has, at any depth, a member twice, text with half of a surrogate pair, or a
+/// number that is too large for many readers.
+pub(crate) fn is_unambiguous(members: &JsonMembers<'_>) -> bool {
+    let mut names = HashSet::new();
+    members
+        .0
+        .iter()
+        .all(|(name, value)| names.insert(&**name) && serde_json::from_str::<UnambiguousValue>(value.get()).is_ok())
+}
+
+/// A value that can be read in one way only; any other is an error.
+struct UnambiguousValue;
+
+impl<'de> Deserialize<'de> for UnambiguousValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = UnambiguousValue;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON value")
+            }
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(UnambiguousValue)
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(UnambiguousValue)
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(UnambiguousValue)
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+                Ok(UnambiguousValue)
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(UnambiguousValue)
+            }
+            fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+                Ok(UnambiguousValue)
+            }
+            fn visit_seq<S: SeqAccess<'de>>(self, mut values: S) -> Result<Self::Value, S::Error> {
+                while values.next_element::<UnambiguousValue>()?.is_some() {}
+                Ok(UnambiguousValue)
+            }
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut names = HashSet::new();
+                while let Some((MemberName(name), _)) = map.next_entry::<MemberName<'de>, UnambiguousValue>()? {
+                    if !names.insert(name) {
+                        return Err(M::Error::custom("a member is there twice"));
+                    }
+                }
+                Ok(UnambiguousValue)
+            }
+        }
+        deserializer.deserialize_any(Any)
     }
 }

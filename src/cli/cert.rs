@@ -4,6 +4,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -66,6 +67,13 @@ impl NewCertCommand {
 
 /// Makes a local authority and a certificate of it for this machine and these `names`, and writes both to the folder.
 pub(super) fn make(dir: &Path, names: &[String]) -> Result<(), CommandFailure> {
+    let is_name = |name: &&String| {
+        let is_host = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._*".contains(&b));
+        is_host || name.parse::<IpAddr>().is_ok()
+    };
+    if let Some(bad) = names.iter().find(|name| !is_name(name)) {
+        return Err(CommandFailure::usage(format!("--name: {bad:?} is neither a host name nor an IP address")));
+    }
     let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into_iter().chain(names.iter().cloned());
     let bad_name = |error| CommandFailure::usage(format!("--name: {error}; write a host name or an IP address"));
     let mut server = CertificateParams::new(names.collect::<Vec<_>>()).map_err(bad_name)?;

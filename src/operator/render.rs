@@ -47,7 +47,7 @@ impl PageFormat {
     fn of(path: &str, headers: &HeaderMap) -> Self {
         match Self::of_suffix(path) {
             Some(format) => format,
-            None if accepts_html(headers) => Self::Html,
+            None if prefers_html(headers) => Self::Html,
             None => Self::Json,
         }
     }
@@ -61,14 +61,19 @@ impl PageFormat {
     }
 }
 
-fn accepts_html(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut ranges = values.flat_map(|value| value.split(','));
-    ranges.any(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let html = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("text/html"));
-        html && !parts.any(|part| matches!(part, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
-    })
+/// Does the client prefer HTML to JSON (RFC 9110, section 12.5.1)? Only who names it does.
+fn prefers_html(headers: &HeaderMap) -> bool {
+    let weight = |kind: &str| {
+        let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let mut ranges = values.flat_map(|value| value.split(',')).map(|range| range.split(';').map(str::trim));
+        ranges.find_map(|mut parts| {
+            parts.next()?.eq_ignore_ascii_case(kind).then(|| {
+                let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok());
+                weight.unwrap_or(1.0)
+            })
+        })
+    };
+    weight("text/html").is_some_and(|html| html > 0.0 && weight("application/json").is_none_or(|json| html >= json))
 }
 
 /// How a request wants its page.
@@ -151,6 +156,8 @@ mod tests {
         assert_eq!(of("/quota", "text/html,application/xhtml+xml,*/*;q=0.8"), PageFormat::Html);
         assert_eq!(of("/quota", "*/*"), PageFormat::Json);
         assert_eq!(of("/quota", "text/html;q=0, application/json"), PageFormat::Json);
+        assert_eq!(of("/quota", "application/json, text/html;q=0.5"), PageFormat::Json);
+        assert_eq!(of("/quota", "application/json;q=0.5, text/html;q=0.9"), PageFormat::Html);
         assert_eq!(of("/quota.json", "text/html"), PageFormat::Json);
         assert_eq!(of("/quota.csv", "text/html"), PageFormat::Csv);
         assert_eq!(PageFormat::of("/quota", &HeaderMap::new()), PageFormat::Json);

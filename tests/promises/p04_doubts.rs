@@ -194,13 +194,12 @@ async fn a_different_value_than_requested_proves_nothing() {
 async fn creates_nested_bodies_and_rows_without_a_look_are_left_to_operators() {
     let world = prepared(plan()).await;
     let nested = Case { body: r#"{"value":[1]}"#, ..CASES[2] };
-    let twice = Case { body: r#"{"value":"new","value":"old"}"#, ..CASES[2] };
     // Make never sees this create, and what it asks for is there already.
     let create = r#"{"name":"there","typeId":2,"value":"old"}"#;
     let create = case("variables.create", "POST", VARIABLES, create, VARIABLES);
     let pay =
         case("payments.create", "POST", "/api/v2/organizations/11/single-payment-create", r#"{"priceId":1}"#, ORG);
-    for case in [nested, twice, create, pay] {
+    for case in [nested, create, pay] {
         let id = doubtful(&world, &case, false).await;
         answered(&world).await;
         stays(&world, &id, 0, DoubtReason::Unprovable).await;

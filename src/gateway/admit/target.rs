@@ -31,9 +31,9 @@ pub enum Ambiguity {
     NotUtf8,
     #[error("the path contains non-ASCII characters: percent-encode them")]
     PathNotAscii,
-    #[error("the path contains {0:?}, which is ambiguous: leave it out")]
+    #[error("the path contains {}, which is ambiguous: leave it out", shown(*.0))]
     Character(char),
-    #[error("the path contains an escaped {0:?}, which is ambiguous: leave it out")]
+    #[error("the path contains an escaped {}, which is ambiguous: leave it out", shown(*.0))]
     Escaped(char),
     #[error("the path has an empty segment: use single slashes, and none at the end")]
     EmptySegment,
@@ -47,6 +47,10 @@ pub enum Ambiguity {
     QueryNul,
     #[error("the query contains non-ASCII characters: percent-encode them")]
     QueryNotAscii,
+}
+
+fn shown(character: char) -> String {
+    if character.is_control() { format!("U+{:04X}", u32::from(character)) } else { format!("`{character}`") }
 }
 
 /// One query parameter, escaped canonically.

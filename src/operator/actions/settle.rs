@@ -39,8 +39,7 @@ enum SettledAs {
 #[serde(deny_unknown_fields)]
 struct SettleRequest {
     r#as: SettledAs,
-    #[serde(default)]
-    note: String,
+    note: Option<String>,
 }
 
 /// Which writes in doubt to settle, and as what.
@@ -51,8 +50,7 @@ struct SettleAllRequest {
     operation: Option<String>,
     before: Option<Timestamp>,
     r#as: SettledAs,
-    #[serde(default)]
-    note: String,
+    note: Option<String>,
 }
 
 impl SettleAllRequest {
@@ -66,8 +64,9 @@ impl SettleAllRequest {
 fn verdict(
     (peer, operator): (&PeerConnection, &Operator),
     settled_as: SettledAs,
-    note: String,
+    note: Option<String>,
 ) -> Result<Settlement, OperatorRefusal> {
+    let note = note.unwrap_or_default();
     if note.len() > NOTE_BYTES_MAX {
         return Err(OperatorRefusal::BadBody { why: format!("a note has at most {NOTE_BYTES_MAX} bytes") });
     }

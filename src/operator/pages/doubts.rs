@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
@@ -24,7 +23,8 @@ struct DoubtsPage {
 struct DoubtRow {
     intent: u64,
     request: String,
-    time: Timestamp,
+    /// With microseconds, as in records.
+    time: String,
     caller: Arc<str>,
     operation: Arc<str>,
     organization: Option<u64>,
@@ -41,7 +41,7 @@ pub(crate) async fn doubts(State(state): State<Arc<OperatorState>>, view: PageVi
         DoubtRow {
             intent: doubt.intent,
             request: doubt.request.to_string(),
-            time: doubt.time,
+            time: format!("{:.6}", doubt.time),
             caller: doubt.caller,
             operation: doubt.operation,
             organization: doubt.organization,

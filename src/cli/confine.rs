@@ -67,18 +67,8 @@ impl Confinement {
 /// What the libraries read: names and addresses (getaddrinfo loads libraries of its own), certificate authorities, what the kernel tells of
 /// the process and of its share of the machine. All of /etc, because its files are replaced while makegate runs.
 const SYSTEM: [&str; 12] = [
-    "/etc",
-    "/usr",
-    "/lib",
-    "/lib64",
-    "/nix/store",
-    "/var/ssl",
-    "/opt/etc/ssl",
-    "/run/systemd/resolve",
-    "/proc/self",
-    "/proc/sys/kernel/random",
-    "/sys/fs/cgroup",
-    "/sys/devices/system/cpu",
+    "/etc", "/usr", "/lib", "/lib64", "/nix/store", "/var/ssl", "/opt/etc/ssl", "/run/systemd/resolve", "/proc/self",
+    "/proc/sys/kernel/random", "/sys/fs/cgroup", "/sys/devices/system/cpu",
 ];
 /// Variables that name the files or folders of certificate authorities.
 #[cfg(target_os = "linux")]

@@ -186,24 +186,13 @@ mod tests {
         let operator = operator("10.1.2.3:8081");
         let known = |host| is_for_own_host(&request("GET", &[("host", host)]), &operator);
         for host in [
-            "localhost",
-            "LOCALHOST:9",
-            "127.0.0.1:8081",
-            "[::1]:8081",
-            "10.1.2.3",
-            "makegate.internal:80",
+            "localhost", "LOCALHOST:9", "127.0.0.1:8081", "[::1]:8081", "10.1.2.3", "makegate.internal:80",
             "localhost.",
         ] {
             assert!(known(host), "{host}");
         }
         for host in [
-            "evil.example",
-            "localhost.evil.example",
-            "10.1.2.4",
-            "x@localhost",
-            "",
-            "[localhost]",
-            "localhost:x",
+            "evil.example", "localhost.evil.example", "10.1.2.4", "x@localhost", "", "[localhost]", "localhost:x",
             "0.0.0.0",
         ] {
             assert!(!known(host), "{host}");

@@ -9,19 +9,8 @@ use crate::gateway::json_members::JsonMembers;
 
 /// The members of Make's errors, of problem documents (RFC 9457), and of common gateways' errors.
 const ERROR_MEMBERS: [&str; 13] = [
-    "code",
-    "detail",
-    "details",
-    "error",
-    "errors",
-    "instance",
-    "message",
-    "name",
-    "status",
-    "statusCode",
-    "suberrors",
-    "title",
-    "type",
+    "code", "detail", "details", "error", "errors", "instance", "message", "name", "status", "statusCode", "suberrors",
+    "title", "type",
 ];
 
 /// Can this body be an answer of the operation? One that cannot be is passed on to whoever asked, but not stored.

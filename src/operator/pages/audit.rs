@@ -25,18 +25,8 @@ const EXPORT: &str = "export";
 
 /// What people see of a record at a glance; the rest is in JSON and CSV.
 const COLUMNS: [&str; 12] = [
-    "time",
-    "kind",
-    "caller",
-    "operation",
-    "organization",
-    "method",
-    "path",
-    "status",
-    "answer",
-    "duration_us",
-    "request",
-    "note",
+    "time", "kind", "caller", "operation", "organization", "method", "path", "status", "answer", "duration_us",
+    "request", "note",
 ];
 /// What the note is made of.
 const NOTE: [&str; 6] = ["refusal", "outcome", "event", "count", "codes", "detail"];

@@ -148,16 +148,7 @@ impl Page for CallersPage {
 
     fn table(&self) -> PageTable {
         let columns = &[
-            "name",
-            "grants",
-            "organizations",
-            "rate",
-            "burst",
-            "keys",
-            "last_used",
-            "requests",
-            "refused",
-            "under_way",
+            "name", "grants", "organizations", "rate", "burst", "keys", "last_used", "requests", "refused", "under_way",
         ];
         let row = |caller: &CallerRow| {
             let ids = |ids: &Vec<u64>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");

@@ -56,22 +56,8 @@ impl Page for QuotaPage {
 
     fn table(&self) -> PageTable {
         let columns = &[
-            "organization",
-            "limit",
-            "limit_from",
-            "used",
-            "waiting",
-            "kept",
-            "closed_for_ms",
-            "closed_because",
-            "caller",
-            "share",
-            "spent",
-            "caller_waiting",
-            "refused",
-            "sent",
-            "saved",
-            "waited_us",
+            "organization", "limit", "limit_from", "used", "waiting", "kept", "closed_for_ms", "closed_because",
+            "caller", "share", "spent", "caller_waiting", "refused", "sent", "saved", "waited_us",
         ];
         PageTable { columns, rows: self.buckets.iter().flat_map(rows).collect() }
     }

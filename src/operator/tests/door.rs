@@ -180,20 +180,8 @@ async fn over_a_socket_head_has_no_body_and_the_door_counts_its_connections() {
 
 /// Paths of every kind: open ones, pages in each form, files, actions, and one that leads nowhere.
 const PATHS: [&str; 14] = [
-    "/livez",
-    "/readyz",
-    "/metrics",
-    "/style.css",
-    "/openapi.json",
-    "/quota",
-    "/quota.csv",
-    "/audit/follow",
-    "/audit/rotate",
-    "/cache/purge",
-    "/quota/reopen",
-    "/doubts",
-    "/doubts/x",
-    "/nothing",
+    "/livez", "/readyz", "/metrics", "/style.css", "/openapi.json", "/quota", "/quota.csv", "/audit/follow",
+    "/audit/rotate", "/cache/purge", "/quota/reopen", "/doubts", "/doubts/x", "/nothing",
 ];
 
 /// Origin and host first, then key, path, method: whoever lacks the key learns nothing about the rest. No answer lacks the headers.

@@ -24,18 +24,8 @@ async fn it_has_metrics_and_probes_for_any_host_and_nothing_else() {
     }
     let key = format!("authorization: Bearer {OPERATOR}\r\n");
     for path in [
-        "/",
-        "/healthz",
-        "/quota",
-        "/quota.json",
-        "/audit",
-        "/audit/follow",
-        "/config",
-        "/style.css",
-        "/openapi.json",
-        "/metrics/",
-        "/metrics.json",
-        "/api/v2/organizations",
+        "/", "/healthz", "/quota", "/quota.json", "/audit", "/audit/follow", "/config", "/style.css", "/openapi.json",
+        "/metrics/", "/metrics.json", "/api/v2/organizations",
     ] {
         let reply = send(door, "GET", path, &key, "").await.expect(404);
         assert_eq!(reply.json()["type"], "urn:makegate:operator:no-page", "{path}");
@@ -89,7 +79,10 @@ async fn each_thing_that_is_wrong_has_its_line_and_only_what_stops_everything_is
     let (status, all) = readiness(&world, "/readyz?verbose").await;
     assert_eq!(
         (status, &*all),
-        (200, "[+] config: ok\n[+] log: ok\n[+] draining: ok\n[+] upstream: ok\n[+] token: ok\nready\n")
+        (
+            200,
+            "[+] config: ok\n[+] log: ok\n[+] draining: ok\n[+] upstream: ok\n[+] token: ok\n[+] doubts: ok\nready\n"
+        )
     );
 
     world.get(ALL, ORG).await.expect(200);

@@ -83,11 +83,7 @@ async fn nothing_in_a_body_keeps_its_fields_out_of_the_log() {
     let paid = |more: &str| format!(r#"{{"priceId":5,"quantity":3,"doNotCharge":true{more}}}"#);
     let deep = format!(r#","z":{}1{}"#, "[".repeat(127), "]".repeat(127));
     for more in [
-        r#","z":1e999"#,
-        r#","z":"\ud800""#,
-        r#","\ud800":1"#,
-        r#","z":{"a":1,"\u0061":2}"#,
-        r#","priceId":6"#,
+        r#","z":1e999"#, r#","z":"\ud800""#, r#","\ud800":1"#, r#","z":{"a":1,"\u0061":2}"#, r#","priceId":6"#,
         r#","price\u0049d":6"#,
     ] {
         world.post(ALL, &pay, &paid(more)).await.refused(400, "MG151");

@@ -11,41 +11,10 @@ use crate::support::{ALL, LIST, ORG, READER, VARIABLES, raw, send, with_key};
 async fn what_could_be_read_two_ways_is_refused() {
     let world = still().start().await;
     for rest in [
-        "/",
-        "/11/",
-        "//11",
-        "/11//apps",
-        "/./11",
-        "/11/.",
-        "/../organizations/11",
-        "/12/../11",
-        "/%2e%2e/11",
-        "/.%2E/11",
-        "/%2e/11",
-        "/11%2fapps",
-        "/11%2Fapps",
-        "/11%5capps",
-        "/11\\apps",
-        "/11;v=1",
-        "/11;",
-        "/11%3bv",
-        "/11%00",
-        "/%0a11",
-        "/11%7f",
-        "/%",
-        "/%1",
-        "/%zz",
-        "/%c0%ae%c0%ae/11",
-        "/%ff",
-        "/11%252fapps",
-        "/1{1}",
-        "/11|",
-        "/11^",
-        "/11?a=%00",
-        "/11?%00=a",
-        "/11?a=%",
-        "/11?a=%1",
-        "/11?a=%xy",
+        "/", "/11/", "//11", "/11//apps", "/./11", "/11/.", "/../organizations/11", "/12/../11", "/%2e%2e/11",
+        "/.%2E/11", "/%2e/11", "/11%2fapps", "/11%2Fapps", "/11%5capps", "/11\\apps", "/11;v=1", "/11;", "/11%3bv",
+        "/11%00", "/%0a11", "/11%7f", "/%", "/%1", "/%zz", "/%c0%ae%c0%ae/11", "/%ff", "/11%252fapps", "/1{1}", "/11|",
+        "/11^", "/11?a=%00", "/11?%00=a", "/11?a=%", "/11?a=%1", "/11?a=%xy",
     ] {
         let reply = world.get(ALL, &format!("{LIST}{rest}")).await;
         let code = if reply.body.is_empty() { String::new() } else { reply.code() };
@@ -80,17 +49,7 @@ async fn what_is_no_request_line_is_no_request() {
 async fn an_id_is_a_plain_decimal_or_no_id() {
     let world = still().start().await;
     for id in [
-        "011",
-        "+11",
-        "%2B11",
-        "-11",
-        "11.0",
-        "1e1",
-        "0x0b",
-        "11%20",
-        "%2011",
-        "eleven",
-        "%D9%A1%D9%A1",
+        "011", "+11", "%2B11", "-11", "11.0", "1e1", "0x0b", "11%20", "%2011", "eleven", "%D9%A1%D9%A1",
         "18446744073709551616",
     ] {
         for key in [ALL, READER] {

@@ -39,7 +39,8 @@ impl LoadedConfig {
 }
 
 impl Config {
-    /// The folders that makegate writes to: its data, and its sockets.
+    /// The folders that makegate writes to: those of its sockets, and the one that its data folder is in: if the data folder is deleted and
+    /// made anew, makegate goes on in the new one.
     #[must_use]
     pub fn written_folders(&self) -> BTreeSet<PathBuf> {
         let doors = [&self.gateway.listen, &self.operator.listen, &self.metrics.listen];
@@ -47,7 +48,9 @@ impl Config {
             Listen::Unix(path) => Some(folder(path)),
             Listen::Tcp(_) => None,
         });
-        sockets.chain([self.audit.dir.clone()]).collect()
+        let is_root = |folder: &Path| folder.parent().is_none();
+        let above = Some(folder(&self.audit.dir)).filter(|above| !is_root(above));
+        sockets.chain([above.unwrap_or_else(|| self.audit.dir.clone())]).collect()
     }
 }
 

@@ -130,6 +130,23 @@ async fn what_it_makes_while_it_runs_is_made() {
     assert!(!log.contains("denied") && !log.contains("\"level\":\"ERROR\""), "{log}");
 }
 
+/// As without confinement: writes are refused while the folder is missing, and go on in the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_folder_that_is_made_anew_is_written_to() {
+    let sandbox = sandbox_at("127.0.0.1:0").await;
+    let home = Home::new(&Plan::default(), &format!("http://{}", sandbox.address()));
+    let process = home.serve().await;
+    let write = async || send(home.gateway, "PATCH", ORG, &with_key(ALL, &[]), "{\"name\": \"x\"}").await.status;
+    assert_eq!(write().await, 200);
+    fs::remove_dir_all(home.path().join("audit")).unwrap();
+    while write().await != 503 {}
+    fs::create_dir(home.path().join("audit")).unwrap();
+    while write().await != 200 {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(process.end(), Some(0));
+}
+
 fn with_operator_key() -> String {
     format!("authorization: Bearer {}\r\n", crate::support::OPERATOR)
 }

@@ -50,8 +50,7 @@ fn main() -> Fallible<()> {
     for (name, cache) in [
         ("without makegate", None),
         ("makegate", Some("")),
-        ("and cache.column_subsets", Some("cache.column_subsets = true")),
-        ("and cache.refresh_ahead", Some("cache.column_subsets = true\ncache.refresh_ahead = true")),
+        ("and cache.refresh_ahead", Some("cache.refresh_ahead = true")),
     ] {
         let hour = runtime.block_on(hour(cache))?;
         let Hour { reads, upstream, waited, refused } = hour;

@@ -185,7 +185,7 @@ async fn writes_in_doubt_are_listed() {
         marks: None,
     });
     let expected = json!({"doubts": [{
-        "intent": 42, "request": "w1", "time": "2026-07-01T12:00:00Z", "caller": "all", "operation": "payments.create",
+        "intent": 42, "request": "w1", "time": "2026-07-01T12:00:00.000000Z", "caller": "all", "operation": "payments.create",
         "organization": 11, "path": "/api/v2/organizations/11/payments",
         "looks": 0, "why": "a look cannot prove it",
     }]});

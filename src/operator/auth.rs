@@ -19,7 +19,7 @@ use crate::config::{OperatorConfig, Role};
 use crate::door::{self, PeerConnection, RequestAuthority};
 use crate::gateway::admit::steps;
 
-/// Refuses methods that no path could have, and heads that are too large over HTTP/2.
+/// Refuses methods that no path could have, heads that are too large, and bodies in a coding that is not undone.
 pub(super) async fn check_head(
     State(state): State<Arc<OperatorState>>,
     request: Request,

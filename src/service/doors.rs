@@ -82,32 +82,20 @@ impl BoundDoors {
         [tasks, operator_tasks]: [&Tasks; 2],
     ) -> Result<Self, StartError> {
         let [callers, operators] = connections(config)?;
-        let limits = |connections| Limits { connections, ..config.limits.clone() };
-        let operator = DoorSockets {
-            listen: &config.operator.listen,
-            access: config.operator.socket.clone(),
-            passed: sockets.operator,
+        let bind = |sockets: DoorSockets<'_>, certificate, connections, tasks| {
+            let limits = Limits { connections, ..config.limits.clone() };
+            Door::bind(sockets, certificate, &limits, clock, tasks).map_err(StartError::failed)
         };
-        let operator = Door::bind(operator, certificates.operator, &limits(operators), clock, operator_tasks);
-        let operator = operator.map_err(StartError::failed)?;
-        let gateway = DoorSockets {
-            listen: &config.gateway.listen,
-            access: config.gateway.socket.clone(),
-            passed: sockets.gateway,
-        };
-        let gateway = Door::bind(gateway, certificates.gateway, &limits(callers), clock, tasks);
-        let gateway = gateway.map_err(StartError::failed)?;
+        let (listen, access) = (&config.operator.listen, config.operator.socket.clone());
+        let operator = DoorSockets { listen, access, passed: sockets.operator };
+        let operator = bind(operator, certificates.operator, operators, operator_tasks)?;
+        let (listen, access) = (&config.gateway.listen, config.gateway.socket.clone());
+        let gateway = DoorSockets { listen, access, passed: sockets.gateway };
+        let gateway = bind(gateway, certificates.gateway, callers, tasks)?;
         let listen = &config.metrics.listen;
-        let metrics = (!listen.is_empty()).then(|| {
-            Door::bind(
-                DoorSockets { listen, ..DoorSockets::default() },
-                None,
-                &limits(operators.min(SCRAPERS_MAX)),
-                clock,
-                operator_tasks,
-            )
-        });
-        Ok(Self { gateway, operator, metrics: metrics.transpose().map_err(StartError::failed)?, callers })
+        let metrics = DoorSockets { listen, ..DoorSockets::default() };
+        let metrics = (!listen.is_empty()).then(|| bind(metrics, None, operators.min(SCRAPERS_MAX), operator_tasks));
+        Ok(Self { gateway, operator, metrics: metrics.transpose()?, callers })
     }
 
     /// The certificates in use, which later ones replace.

@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod hash;
 pub mod ids;
+mod json_members;
 pub mod private_files;
 pub mod shares;
 pub mod tasks;

@@ -3,9 +3,9 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::json_members::JsonMembers;
 use super::state::Gateway;
 use crate::catalogue::Operation;
+use crate::json_members::JsonMembers;
 use crate::quota::BucketId;
 use crate::upstream::UpstreamAnswer;
 

@@ -8,7 +8,6 @@ pub(crate) mod etag;
 pub mod explain;
 pub(crate) mod forward;
 mod header_value;
-mod json_members;
 pub mod key_expiry;
 mod key_log;
 pub(crate) mod large_work;

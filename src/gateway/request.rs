@@ -12,7 +12,6 @@ use super::admit::identify::CredentialId;
 use super::admit::policy::{Caller, Policy};
 use super::admit::steps::{self, Rights};
 use super::admit::target::Target;
-use super::json_members::JsonMembers;
 use super::refusal::Refusal;
 use super::state::Gateway;
 use super::tags::Parameters;
@@ -20,6 +19,7 @@ use crate::audit;
 use crate::catalogue::Operation;
 use crate::clock::Clock;
 use crate::ids::RequestId;
+use crate::json_members::JsonMembers;
 use crate::quota::BucketId;
 use crate::upstream::{BreakerKey, Outgoing};
 

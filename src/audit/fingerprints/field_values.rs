@@ -1,14 +1,12 @@
 //! Keyed hashes of a body's fields, the only form in which the log knows their values.
 
-use std::fmt;
-
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use serde_json::{Number, Value};
 
 use crate::audit::log::AuditLog;
 use crate::audit::record::field_hashes::FieldHashes;
 use crate::ids::Fingerprint;
+use crate::json_members::JsonMembers;
 
 /// From here on a float cannot represent fractions.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
@@ -18,11 +16,13 @@ impl AuditLog {
     /// twice, or has a list or an object as a field.
     #[must_use]
     pub fn field_hashes(&self, body: &[u8]) -> Option<FieldHashes> {
-        let Members(members) = serde_json::from_slice(body).ok()?;
+        let body: JsonMembers<'_> = serde_json::from_slice(body).ok()?;
+        let value = |raw: &RawValue| serde_json::from_str::<Value>(raw.get()).ok();
+        let members: Vec<_> = body.0.iter().map(|(name, raw)| Some((name, value(raw)?))).collect::<Option<_>>()?;
         let plain = members.iter().all(|(_, value)| !value.is_array() && !value.is_object());
         // Lazy, so that only the first few fields of a body with too many are hashed.
         let hashed =
-            members.iter().filter_map(|(name, value)| Some((name.as_str().into(), self.field_hash(name, value)?)));
+            members.iter().filter_map(|(name, value)| Some((name.as_ref().into(), self.field_hash(name, value)?)));
         plain.then(|| FieldHashes::new(hashed)).flatten()
     }
 
@@ -30,31 +30,6 @@ impl AuditLog {
     #[must_use]
     pub fn field_hash(&self, name: &str, value: &Value) -> Option<Fingerprint> {
         Some(self.fingerprint(&[b"mark", name.as_bytes(), canonical(value)?.as_bytes()]))
-    }
-}
-
-/// All members of an object, even if two have the same name.
-struct Members(Vec<(String, Value)>);
-
-impl<'de> Deserialize<'de> for Members {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AllMembers;
-        impl<'de> Visitor<'de> for AllMembers {
-            type Value = Members;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(AllMembers)
     }
 }
 

@@ -13,8 +13,8 @@ use crate::catalogue::{BodyKind, Operation};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::door::RequestBody;
-use crate::gateway::json_members::{JsonMembers, is_unambiguous};
 use crate::gateway::refusal::Refusal;
+use crate::json_members::{JsonMembers, is_unambiguous};
 use crate::shares::{CountedBytes, ShareHolder};
 
 /// The byte order mark in UTF-8.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::catalogue::Operation;
-use crate::gateway::json_members::JsonMembers;
+use crate::json_members::JsonMembers;
 
 /// The members of Make's errors, of problem documents (RFC 9457), and of common gateways' errors.
 const ERROR_MEMBERS: [&str; 13] = [

@@ -13,9 +13,9 @@ use super::answer_form::is_error_alone;
 use crate::config::Scope;
 use crate::gateway::admit::target::{QueryPair, Target, decoded, push_pair};
 use crate::gateway::etag::strong_etag;
-use crate::gateway::json_members::JsonMembers;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::response::{PassedAnswer, Reply, ReplyBody};
+use crate::json_members::JsonMembers;
 
 /// Make's maximum and default page size for this list; a longer list cannot be fetched in one piece.
 const WHOLE_LIMIT: usize = 10_000;

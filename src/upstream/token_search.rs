@@ -23,6 +23,7 @@ const ENTITY_BYTES_MAX: usize = 31;
 pub(super) struct TokenSearch {
     reduced: Reduction,
     forms: Vec<Finder<'static>>,
+    shortest: usize,
     longest: usize,
 }
 
@@ -88,8 +89,10 @@ impl TokenSearch {
         }
         forms.sort();
         forms.dedup();
-        let longest = forms.iter().map(Vec::len).max().unwrap_or(0);
-        Self { reduced, forms: forms.iter().map(|form| Finder::new(form).into_owned()).collect(), longest }
+        let lengths = || forms.iter().map(Vec::len);
+        let (shortest, longest) = (lengths().min().unwrap_or(0), lengths().max().unwrap_or(0));
+        let forms = forms.iter().map(|form| Finder::new(form).into_owned()).collect();
+        Self { reduced, forms, shortest, longest }
     }
 
     /// Whether the headers or the body contain the token in any of its forms.
@@ -97,7 +100,9 @@ impl TokenSearch {
         let mut window = SearchWindow { search: self, text: Vec::new() };
         for (name, value) in headers {
             for text in [name.as_str().as_bytes(), value.as_bytes()] {
-                if window.finds(text) || (has_escapes(text) && window.finds_unescaped(text).await) {
+                // A text never becomes longer when it is reduced, and most of these are too short to contain a form.
+                let may_contain = text.len() >= self.shortest;
+                if may_contain && (window.finds(text) || (has_escapes(text) && window.finds_unescaped(text).await)) {
                     return true;
                 }
             }

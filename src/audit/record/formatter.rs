@@ -11,7 +11,7 @@ use crate::ids::{is_invisible, json_escapes};
 /// Appends this value as JSON.
 pub(crate) fn write_json(value: &impl Serialize, out: &mut Vec<u8>) {
     let start = out.len();
-    let _infallible = value.serialize(&mut Serializer::new(&mut *out));
+    let _infallible = value.serialize(&mut Serializer::new(Line(out)));
     // Nearly all lines need no escapes. To find that out afterwards, all at once, costs half as much as escaping does.
     // (Without an early end, so that it is compiled to a few wide comparisons.)
     let written = out.get(start..).unwrap_or_default();
@@ -19,6 +19,28 @@ pub(crate) fn write_json(value: &impl Serialize, out: &mut Vec<u8>) {
     if !is_plain {
         out.truncate(start);
         let _infallible = value.serialize(&mut Serializer::with_formatter(out, LineFormatter));
+    }
+}
+
+/// Most of JSON's punctuation comes one byte at a time, for which an append of a slice would cost several times as much.
+struct Line<'o>(&'o mut Vec<u8>);
+
+impl Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    #[inline]
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match bytes {
+            [byte] => self.0.push(*byte),
+            _ => self.0.extend_from_slice(bytes),
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

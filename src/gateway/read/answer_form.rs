@@ -18,12 +18,11 @@ const ERROR_MEMBERS: [&str; 13] = [
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn check_answer(row: &Operation, status: StatusCode, body: &[u8]) -> Result<(), &'static str> {
-    let text = serde_json::from_slice::<&RawValue>(body).map_err(|_| "it is not JSON")?.get();
-    if !text.starts_with(['{', '[']) {
-        return Err("it is neither an object nor an array");
-    }
-    let Some(array) = row.array.as_deref().filter(|_| status == StatusCode::OK) else { return Ok(()) };
-    let members: JsonMembers<'_> = serde_json::from_str(text).map_err(|_| "it is not an object")?;
+    let Some(array) = row.array.as_deref().filter(|_| status == StatusCode::OK) else {
+        let value: &RawValue = serde_json::from_slice(body).map_err(|_| "it is not JSON")?;
+        return value.get().starts_with(['{', '[']).then_some(()).ok_or("it is neither an object nor an array");
+    };
+    let members: JsonMembers<'_> = serde_json::from_slice(body).map_err(|_| "it is not a JSON object")?;
     let is_array = members.get_only(array).is_some_and(|value| value.get().starts_with('['));
     is_array.then_some(()).ok_or("the array that it should have is not there, or there twice")
 }

@@ -96,8 +96,8 @@ pub fn configuration(bytes: &[u8]) {
 pub fn narrowing(bytes: &[u8]) {
     let uri = Uri::from_static("/api/v2/organizations");
     let page = ListPage::of(&Target::parse(&uri).unwrap());
-    let Ok(cut) = page.cut_page(bytes, "organizations", &Scope::Only(vec![5, 7])) else { return };
-    let cut: serde_json::Value = serde_json::from_slice(&cut).unwrap_or_else(|error| panic!("no longer JSON: {error}"));
+    let Ok(cut) = page.cut_whole(bytes, "organizations", &Scope::Only(vec![5, 7])) else { return };
+    let cut: serde_json::Value = serde_json::from_str(&cut).unwrap_or_else(|error| panic!("no longer JSON: {error}"));
     let left = cut.get("organizations").and_then(serde_json::Value::as_array);
     for one in left.into_iter().flatten() {
         let id = one.get("id").and_then(serde_json::Value::as_u64);

@@ -15,6 +15,7 @@ pub mod vocabulary;
 pub mod watched_files;
 // Each of these uses some of the above.
 pub mod fair_semaphore;
+mod list_index;
 pub mod process_log;
 // Rank 1: what there is.
 pub mod catalogue;

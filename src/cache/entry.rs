@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use super::fence::FetchStamp;
 use super::storable::Lifetime;
 use crate::ids::RequestId;
+use crate::list_index::ListIndex;
 
 /// Memory cost of an entry besides itself: the map's node, its place in the queues, the timer, and allocation
 /// headers.
@@ -33,6 +34,8 @@ pub struct NewEntry {
     pub body: Bytes,
     /// Its entity tag.
     pub etag: HeaderValue,
+    /// Where the rows are in the body, if it is a list that can be narrowed.
+    pub(crate) list: Option<ListIndex>,
     /// The path for records (canonical, no query).
     pub path: Arc<str>,
     /// The request that fetched it.
@@ -54,6 +57,8 @@ pub struct Entry {
     pub body: Bytes,
     /// Its entity tag.
     pub etag: HeaderValue,
+    /// Where the rows are in the body, if it is a list that can be narrowed.
+    pub(crate) list: Option<ListIndex>,
     /// The path for records.
     pub path: Arc<str>,
     /// The request whose fetch filled it.
@@ -71,13 +76,14 @@ pub struct Entry {
 impl Entry {
     /// Copies everything: hyper's small answers are slices of its read buffers, which an entry must not keep alive.
     pub(super) fn new(new_entry: NewEntry) -> Self {
-        let NewEntry { key, status, headers, body, etag, path, filled_by, lifetime, stamp } = new_entry;
+        let NewEntry { key, status, headers, body, etag, list, path, filled_by, lifetime, stamp } = new_entry;
         let until = stamp.until().map(|end| lifetime.age.saturating_add(end.saturating_duration_since(stamp.at())));
         let mut entry = Self {
             status,
             headers: copied(&headers),
             body: Bytes::copy_from_slice(&body),
             etag: copied_value(&etag),
+            list,
             path,
             filled_by,
             age_before: lifetime.age,
@@ -103,6 +109,7 @@ impl Entry {
             + self.etag.len()
             + fields
             + fences
+            + self.list.as_ref().map_or(0, ListIndex::bytes)
             + self.body.len();
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }

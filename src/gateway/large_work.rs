@@ -22,7 +22,8 @@ impl LargeWork {
         Self(FairSemaphore::new(available_parallelism().map_or(1, |cores| cores.get() / 2).max(1)))
     }
 
-    /// Does `work` on a body of this many bytes, for this caller.
+    /// Does `work` on a body of this many bytes, for this caller. The turn may take long to come: whoever has a deadline must bound the
+    /// wait. The last place goes only to a caller that has none, and turns go round callers.
     pub(crate) async fn run<T>(&self, caller: &Arc<str>, bytes: usize, work: impl FnOnce() -> T) -> T {
         if bytes < LARGE_BYTES {
             return work();
@@ -34,5 +35,14 @@ impl LargeWork {
         } else {
             work()
         }
+    }
+    /// Takes every place, each for a caller of its own.
+    #[cfg(test)]
+    pub(crate) async fn take_all(&self) -> Vec<crate::fair_semaphore::FairPermit> {
+        let mut taken = Vec::new();
+        while self.0.free() > 0 {
+            taken.push(self.0.acquire(&format!("holder-{}", taken.len()).into()).await);
+        }
+        taken
     }
 }

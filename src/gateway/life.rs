@@ -142,8 +142,8 @@ async fn life<B: RequestBody>(
     recorder.admitted(under_way);
     // 7 read the body
     let has_body = !body.is_end_stream();
-    let incoming =
-        body::BodyReader { row, headers: &head.headers, limits: policy.limits(), holder: &share_holders.bodies };
+    let (limits, large_work) = (policy.limits(), &gateway.large_work);
+    let incoming = body::BodyReader { row, headers: &head.headers, limits, caller, large_work };
     let body = incoming.read_and_check(body, &gateway.clock).await?;
     let read = recorder.read_whole(has_body);
     let id = recorder.id();

@@ -6,19 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use secrecy::SecretString;
 use tower::ServiceExt as _;
 
 use super::{Engines, Gateway, KeyLogAdapter, life};
 use crate::audit::AuditLog;
-use crate::cache::Cache;
+use crate::cache::{Cache, Lifetime, NewEntry};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::door::{PeerConnection, RequestBody};
 use crate::hash;
 use crate::idempotency::IdempotencyStore;
+use crate::ids::RequestId;
+use crate::list_index::ListIndex;
 use crate::quota::{Quota, QuotaSettings};
 use crate::tasks::Tasks;
 use crate::upstream::{Token, Upstream};
@@ -63,18 +65,25 @@ async fn answer<B: RequestBody>(gateway: &Arc<Gateway>, clock: &Clock, request: 
     (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
+/// A configuration with these lines about the upstream and limits, and callers: their key, which is their name, and their other lines.
+fn config(dir: &Path, lines: &str, callers: &[(&str, &str)]) -> Config {
+    let mut text = format!(
+        "[operator]\nkey_file = \"key\"\n[audit]\ndir = {:?}\n\
+         [upstream]\nurl = \"http://127.0.0.1:1\"\ntoken_file = \"token\"\n{lines}\n",
+        dir.join("audit")
+    );
+    for (key, caller) in callers {
+        let hash = hash::hex(&hash::sha256(key.as_bytes()));
+        text += &format!("[[caller]]\nname = \"{key}\"\nkeys = [\"sha256:{hash}\"]\ngrants = [\"*\"]\n{caller}\n");
+    }
+    config::parse(&text, Path::new("/etc/makegate.toml")).unwrap_or_else(|bad| panic!("{bad}")).config
+}
+
 #[tokio::test]
 async fn a_request_needs_no_socket() {
     let dir = tempfile::tempdir().unwrap();
-    let text = format!(
-        "[operator]\nkey_file = \"key\"\n[upstream]\nurl = \"http://127.0.0.1:1\"\ntoken_file = \"token\"\n\
-         [audit]\ndir = {:?}\n[[caller]]\nname = \"all\"\nkeys = [\"sha256:{}\"]\ngrants = [\"*\"]\n",
-        dir.path().join("audit"),
-        hash::hex(&hash::sha256(KEY.as_bytes()))
-    );
-    let config = config::parse(&text, Path::new("/etc/makegate.toml")).unwrap_or_else(|bad| panic!("{bad}")).config;
     let clock = Clock::system();
-    let gateway = Gateway::for_tests(config, &clock);
+    let gateway = Gateway::for_tests(config(dir.path(), "", &[(KEY, "")]), &clock);
     let request = |method: &str, target: &str| {
         let request = Request::builder().method(method).uri(target).header("content-type", "application/json");
         request.header("host", "localhost").header("authorization", format!("Token {KEY}"))
@@ -98,4 +107,59 @@ async fn a_request_needs_no_socket() {
     for kind in ["\"kind\":\"request\"", "\"kind\":\"intent\"", "\"kind\":\"outcome\""] {
         assert!(kinds.contains(kind), "{kind}: {kinds}");
     }
+}
+
+const LIST: &str = "/api/v2/organizations";
+const ORGANIZATIONS: u64 = 2_000;
+
+/// Puts a large list into the cache.
+fn store_list(gateway: &Gateway, clock: &Clock) {
+    let pad = "x".repeat(200);
+    let rows: Vec<String> = (1..=ORGANIZATIONS).map(|id| format!(r#"{{"id":{id},"pad":"{pad}"}}"#)).collect();
+    let body = Bytes::from(format!(r#"{{"organizations":[{}]}}"#, rows.join(",")));
+    let fresh = Duration::from_secs(3600);
+    let stored = gateway.cache.store(NewEntry {
+        key: format!("{LIST}?pg[limit]=10000").into(),
+        status: StatusCode::OK,
+        headers: HeaderMap::new(),
+        etag: HeaderValue::from_static("\"1\""),
+        list: Some(ListIndex::of(&body, "organizations").unwrap()),
+        body,
+        path: LIST.into(),
+        filled_by: RequestId::new(clock),
+        lifetime: Lifetime { fresh, stale: fresh, age: Duration::ZERO, overruled: false },
+        stamp: gateway.cache.fetch_handle(gateway.cache.fence_set::<&str>(&[])).mark_sent(),
+    });
+    assert!(stored.is_some());
+}
+
+#[tokio::test]
+async fn large_work_that_gets_no_turn_is_refused_in_time_and_a_small_page_of_a_large_list_needs_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::system();
+    let most: Vec<u64> = (1..=ORGANIZATIONS).collect();
+    let callers = [("key-most", &*format!("organizations = {most:?}")), ("key-few", "organizations = [11, 12]")];
+    let lines =
+        "deadline = \"500ms\"\nattempt = \"400ms\"\nquota_wait = \"300ms\"\n[limits]\nbody = \"1s\"\nbody_gap = \"1s\"";
+    let gateway = Gateway::for_tests(config(dir.path(), lines, &callers), &clock);
+    store_list(&gateway, &clock);
+    let ask = async |key: &str, method: &str, target: &str, body: String| {
+        let request = Request::builder().method(method).uri(target).header("host", "localhost");
+        let request =
+            request.header("authorization", format!("Token {key}")).header("content-type", "application/json");
+        let request = request.body(Full::new(Bytes::from(body))).unwrap();
+        // Much longer than it may take.
+        tokio::time::timeout(Duration::from_secs(20), answer(&gateway, &clock, request)).await.expect("no answer")
+    };
+    let taken = gateway.large_work.take_all().await;
+    let (status, page) = ask("key-few", "GET", LIST, String::new()).await;
+    assert!(status == StatusCode::OK && page.contains(r#"{"id":12,"#) && !page.contains(r#""id":13,"#), "{page}");
+    let (status, refusal) = ask("key-most", "GET", LIST, String::new()).await;
+    assert!(status == StatusCode::GATEWAY_TIMEOUT && refusal.contains("MG231"), "{status} {refusal}");
+    let body = format!(r#"{{"pad":"{}"}}"#, "x".repeat(300 << 10));
+    let (status, refusal) = ask("key-few", "POST", PAYMENT, body).await;
+    assert!(status == StatusCode::SERVICE_UNAVAILABLE && refusal.contains("MG143"), "{status} {refusal}");
+    drop(taken);
+    let (status, page) = ask("key-most", "GET", LIST, String::new()).await;
+    assert_eq!((status, page.matches(r#""id":"#).count()), (StatusCode::OK, most.len()));
 }

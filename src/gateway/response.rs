@@ -126,6 +126,14 @@ impl ReplyBody {
         }
     }
 
+    /// The cache entry that it is.
+    pub(crate) fn as_entry(&self) -> Option<&Arc<Entry>> {
+        match self {
+            Self::Entry(entry) => Some(entry),
+            Self::Passed(_) | Self::Made { .. } => None,
+        }
+    }
+
     /// The cache entry that it is, or was made from.
     pub(crate) fn entry(&self) -> Option<&Arc<Entry>> {
         match self {

@@ -107,10 +107,13 @@ impl<'p> LookPlan<'p> {
         report_attempt(gateway, &about, Some(slot), &ending).await;
         upstream.breaker().report(breaker, ending.breaker_report());
         let Ending::Answered(answered) = ending else { return DoubtReason::Failed };
-        self.settle(gateway, &answered, too_late).await
+        let judge = || self.judge(gateway, &answered, too_late);
+        let evidence = gateway.large_work.run(&caller, answered.body.bytes().len(), judge).await;
+        self.settle(gateway, &answered, evidence).await
     }
 
-    async fn settle(&self, gateway: &Arc<Gateway>, answered: &UpstreamAnswer, too_late: bool) -> DoubtReason {
+    /// What the answer proves.
+    fn judge(&self, gateway: &Gateway, answered: &UpstreamAnswer, too_late: bool) -> Evidence {
         let body: Option<Value> =
             is_json(&answered.headers).then(|| serde_json::from_slice(answered.body.bytes()).ok()).flatten();
         let question = EvidenceQuestion {
@@ -119,7 +122,11 @@ impl<'p> LookPlan<'p> {
             marks: self.doubt.marks.as_ref(),
             too_late,
         };
-        let (done, because) = match question.judge(&gateway.log, answered.status, body.as_ref()) {
+        question.judge(&gateway.log, answered.status, body.as_ref())
+    }
+
+    async fn settle(&self, gateway: &Arc<Gateway>, answered: &UpstreamAnswer, evidence: Evidence) -> DoubtReason {
+        let (done, because) = match evidence {
             Evidence::Done(because) => (true, because),
             Evidence::NotDone(because) => (false, because),
             Evidence::Nothing if answered.status.is_success() => return DoubtReason::Unproved,

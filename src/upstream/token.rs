@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::token_search::TokenSearch;
@@ -69,7 +71,9 @@ impl Token {
             TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX => {}
             _ => return Err(InvalidToken::Long),
         }
-        let mut header = HeaderValue::try_from(format!("Token {text}")).map_err(|_| InvalidToken::Character)?;
+        // Its requests share this buffer, which is wiped with the last of them.
+        let shared = Bytes::from_owner(Zeroizing::new(format!("Token {text}").into_bytes()));
+        let mut header = HeaderValue::from_maybe_shared(shared).map_err(|_| InvalidToken::Character)?;
         header.set_sensitive(true);
         Ok(Self { secret: SecretString::from(text), header, search: TokenSearch::new(text) })
     }
@@ -131,5 +135,6 @@ mod tests {
         let token = token(TEXT);
         assert_eq!(format!("{token:?} {:?}", token.header()), "Token(…) Sensitive");
         assert_eq!(token.header().as_bytes(), format!("Token {TEXT}").as_bytes());
+        assert_eq!(token.header().as_bytes().as_ptr(), token.header().as_bytes().as_ptr(), "each header is a copy");
     }
 }

@@ -50,6 +50,7 @@ fn new_entry(key: &str, body: Bytes, stamp: FetchStamp) -> NewEntry {
         headers: HeaderMap::new(),
         body,
         etag: HeaderValue::from_static("\"e\""),
+        list: None,
         path: "/p".into(),
         filled_by: RequestId::parse(b"filler").unwrap(),
         lifetime: FOREVER,

@@ -1,7 +1,6 @@
 //! Step 7: read the whole body, within limits, before anything is spent on the request. Its memory counts against its caller's share of
 //! `limits.bodies_bytes` until the last reference to it is dropped.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +12,11 @@ use crate::catalogue::{BodyKind, Operation};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::door::RequestBody;
+use crate::gateway::admit::policy::Caller;
+use crate::gateway::large_work::LargeWork;
 use crate::gateway::refusal::Refusal;
 use crate::json_members::{JsonMembers, is_unambiguous};
-use crate::shares::{CountedBytes, ShareHolder};
+use crate::shares::CountedBytes;
 
 /// The byte order mark in UTF-8.
 const BOM: &[u8] = b"\xef\xbb\xbf";
@@ -30,15 +31,15 @@ pub(crate) struct BodyReader<'r> {
     pub(crate) row: &'r Operation,
     pub(crate) headers: &'r HeaderMap,
     pub(crate) limits: &'r Limits,
-    /// The caller's share of memory for bodies.
-    pub(crate) holder: &'r Arc<ShareHolder>,
+    pub(crate) caller: &'r Caller,
+    pub(crate) large_work: &'r LargeWork,
 }
 
 impl BodyReader<'_> {
     /// Reads the body and checks that the operation takes it.
     ///
     /// # Errors
-    /// If it is too large, too slow, cut off, unwanted or of the wrong type, or if there is no memory for it.
+    /// If it is too large, too slow, cut off, unwanted or of the wrong type, or if there is no memory for it or no turn to check it.
     pub(crate) async fn read_and_check(self, body: impl RequestBody, clock: &Clock) -> Result<Bytes, Refusal> {
         let Self { row, headers, .. } = self;
         if body.is_end_stream() {
@@ -52,14 +53,15 @@ impl BodyReader<'_> {
             check_type(row, headers)?;
         }
         let bytes = self.read(body, announced.unwrap_or(0), clock).await?;
-        check(row, headers, bytes)
+        let checked = self.large_work.run(&self.caller.config.name, bytes.len(), || check(row, headers, bytes));
+        tokio::time::timeout(self.limits.body, checked).await.map_err(|_| Refusal::Busy)?
     }
 
     async fn read(&self, mut body: impl RequestBody, announced: usize, clock: &Clock) -> Result<Bytes, Refusal> {
-        let Self { limits, holder, .. } = *self;
+        let Self { limits, caller, .. } = *self;
         let began = clock.now();
         let short = |short| Refusal::Short { of: SharedKind::Bodies, short };
-        let mut whole = CountedBytes::new(holder.take(0).map_err(short)?);
+        let mut whole = CountedBytes::new(caller.state.share_holders.bodies.take(0).map_err(short)?);
         loop {
             let left = limits.body.saturating_sub(clock.now().saturating_duration_since(began)).min(limits.body_gap);
             if left == Duration::ZERO {

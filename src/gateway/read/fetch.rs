@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::answer_form::check_answer;
-use super::list_scope::{ListPage, is_narrowable, narrow};
+use super::list_scope::{ListPage, Narrowing};
 use super::lookup::{CachedList, FetchPlan};
 use crate::cache::{
     CacheStatus, Entry, FetchHandle, FetchLost, FetchStamp, FetchWaiter, JoinRequest, NewEntry, storable,
@@ -26,6 +26,7 @@ use crate::gateway::request::AuthorizedRequest;
 use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer, stored_headers};
 use crate::gateway::state::Gateway;
 use crate::gateway::tags;
+use crate::list_index::ListIndex;
 use crate::shares::HeldShare;
 use crate::upstream::UpstreamAnswer;
 use crate::vocabulary::Answer;
@@ -59,6 +60,9 @@ pub(crate) async fn fetch(
 }
 
 /// What the caller may see of a reply.
+///
+/// # Errors
+/// If the reply cannot be narrowed, or not before the deadline.
 async fn narrowed(
     gateway: &Gateway,
     request: &AuthorizedRequest,
@@ -66,9 +70,9 @@ async fn narrowed(
     reply: Reply,
 ) -> Result<Reply, Refusal> {
     let Some(page) = page else { return Ok(reply) };
-    let bytes = reply.body.parts().2.len();
-    let work = || narrow(&request.caller.config.organizations, request.row.narrow.as_deref(), page, reply);
-    gateway.large_work.run(request.caller(), bytes, work).await
+    let narrowing = Narrowing::new(&request.caller.config.organizations, request.row.narrow.as_deref(), page, reply);
+    let narrowed = gateway.large_work.run(request.caller(), narrowing.bytes(), || narrowing.narrow());
+    tokio::time::timeout(request.time_left(&gateway.clock), narrowed).await.map_err(|_| Refusal::Late)?
 }
 
 /// Answers with a caller's page of a list in the cache.
@@ -91,12 +95,13 @@ pub(crate) async fn answer_page(
             }
             Ok(reply)
         }
-        Err(_) if only_if_cached => Err(Refusal::NotCached),
+        Err(Refusal::NotNarrowable { .. }) if only_if_cached => Err(Refusal::NotCached),
         // A caller without a scope had it stored. Asked for anew; if the new one is no better, that is refused, and not stored.
-        Err(_) => {
+        Err(Refusal::NotNarrowable { .. }) => {
             entry.iter().for_each(|entry| gateway.cache.drop_entry(&again.key, entry));
             fetch(gateway, recorder, request, again).await
         }
+        Err(refusal) => Err(refusal),
     }
 }
 
@@ -256,11 +261,14 @@ impl FillPlan {
     ) -> Option<Arc<Entry>> {
         let policy = request.policy.store_policy(request.index)?;
         let lifetime = storable(answered.status, &answered.headers, policy).filter(|_| answered.framed)?;
-        if let Err(why) = self.check_body(request, answered) {
-            gateway.metrics.odd.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(operation = %request.row.id, why, "an answer of the upstream was passed on but not stored");
-            return None;
-        }
+        let list = match self.check_body(request, answered) {
+            Ok(list) => list,
+            Err(why) => {
+                gateway.metrics.odd.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(operation = %request.row.id, why, "an answer of the upstream was passed on but not stored");
+                return None;
+            }
+        };
         if lifetime.overruled {
             gateway.metrics.overruled.fetch_add(1, Ordering::Relaxed);
         }
@@ -270,6 +278,7 @@ impl FillPlan {
             headers: stored_headers(&answered.headers),
             etag: strong_etag(&answered.headers, answered.body.bytes()),
             body: answered.body.bytes().clone(),
+            list,
             path: request.path.clone(),
             filled_by: request.id,
             lifetime,
@@ -277,12 +286,19 @@ impl FillPlan {
         })
     }
 
-    fn check_body(&self, request: &AuthorizedRequest, answered: &UpstreamAnswer) -> Result<(), &'static str> {
+    /// Checks that the body can be an answer of the operation. A list that can be narrowed gets an index, whoever asked for it: callers of
+    /// every scope may find it under the same key.
+    fn check_body(
+        &self,
+        request: &AuthorizedRequest,
+        answered: &UpstreamAnswer,
+    ) -> Result<Option<ListIndex>, &'static str> {
         let (row, body) = (&request.row, answered.body.bytes());
-        match row.narrow.as_deref().filter(|_| self.is_whole_list && answered.status == StatusCode::OK) {
-            Some(array) if !is_narrowable(body, array) => Err("the list cannot be narrowed"),
-            Some(_) => Ok(()),
-            None => check_answer(row, answered.status, body),
+        let array = row.narrow.as_deref().filter(|_| answered.status == StatusCode::OK);
+        match array.map(|array| ListIndex::of(body, array)) {
+            Some(Ok(list)) => Ok(Some(list)),
+            Some(Err(_)) if self.is_whole_list => Err("the list cannot be narrowed"),
+            Some(Err(_)) | None => check_answer(row, answered.status, body).map(|()| None),
         }
     }
 }

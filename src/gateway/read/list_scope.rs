@@ -1,13 +1,12 @@
 //! Lists of organizations for callers that may access only some. The gateway fetches the complete list (one entry for all scopes), then
 //! filters, sorts and pages it, so that pages are right for each caller (`docs/decisions/scoped-lists.md`).
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use super::answer_form::is_error_alone;
 use crate::config::Scope;
@@ -16,9 +15,8 @@ use crate::gateway::etag::strong_etag;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::response::{PassedAnswer, Reply, ReplyBody};
 use crate::json_members::JsonMembers;
+use crate::list_index::{ListIndex, ListRow, TextRange, WHOLE_LIMIT};
 
-/// Make's maximum and default page size for this list; a longer list cannot be fetched in one piece.
-const WHOLE_LIMIT: usize = 10_000;
 /// Make's parameter that selects columns.
 pub(crate) const COLUMNS: &str = "cols[]";
 
@@ -101,61 +99,62 @@ impl ListPage {
         self.sort_by.as_deref().filter(|by| !["id", "name"].contains(by))
     }
 
-    /// Cuts this page for a caller of `scope` out of `list` (the upstream's complete answer, with the array in its member `array`).
-    /// Values keep the upstream's exact text.
-    ///
-    /// # Errors
-    /// The reason, if the list cannot be narrowed; then none of it may be shown.
-    pub(crate) fn cut_page(&self, list: &[u8], array: &str, scope: &Scope) -> Result<Vec<u8>, &'static str> {
-        let whole: JsonMembers<'_> = serde_json::from_slice(list).map_err(|_| "it is not a JSON object")?;
-        let mut seen = organizations(&whole, array)?;
-        seen.retain(|(id, _)| scope.covers(*id));
-        let mut seen: Vec<_> = seen.into_iter().map(|(_, row)| row).collect();
-        self.sort(&mut seen);
-        let strip = |name: &str| !self.columns.is_empty() && !self.columns.iter().any(|c| c == name || c == "*");
-        let page: Vec<String> = seen
-            .iter()
-            .skip(self.offset)
-            .take(self.limit)
-            .map(|row| row.render_only(|name| !is_added(name, self) || !strip(name)))
-            .collect();
-        Ok(self.render(&whole, array, &page))
+    /// The rows of this page for a caller of `scope`.
+    pub(crate) fn rows(&self, list: &ListIndex, scope: &Scope) -> PageRows {
+        let mut seen: Vec<ListRow> = list.rows().iter().filter(|row| scope.covers(row.id)).copied().collect();
+        // Equal rows keep their order in both directions.
+        match (self.sort_by.as_deref(), self.descending) {
+            (None | Some("name"), false) => seen.sort_by_key(|row| row.name_rank),
+            (None | Some("name"), true) => seen.sort_by_key(|row| Reverse(row.name_rank)),
+            (Some("id"), false) => seen.sort_by_key(|row| row.id),
+            (Some("id"), true) => seen.sort_by_key(|row| Reverse(row.id)),
+            (Some(_), _) => {} // the upstream sorted it already
+        }
+        let rows = seen.iter().skip(self.offset).take(self.limit).map(|row| row.text).collect();
+        PageRows { rows, page_member: list.page_member() }
     }
 
-    /// The upstream's list is sorted by name already, in its own collation. That order is kept, so that pages with and without `sortBy`
-    /// match, unless the list is not sorted after all.
-    fn sort(&self, seen: &mut [JsonMembers<'_>]) {
-        let column = match self.sort_by.as_deref() {
-            None | Some("name") => "name",
-            Some("id") => "id",
-            Some(_) => return, // the upstream sorted it already
-        };
-        let value = |row: &JsonMembers<'_>| row.get(column).map(|value| value.get().to_owned());
-        let ordered = |a: &JsonMembers<'_>, b: &JsonMembers<'_>| compare(a.get(column), b.get(column));
-        let comes_sorted = column == "name" && seen.is_sorted_by_key(value);
-        if !comes_sorted {
-            seen.sort_by(ordered);
+    /// Writes this page with the rows of `list`, the upstream's complete answer, whose organizations are in its member `array`. Values
+    /// keep the upstream's exact text. All other members are left out: they may be about organizations that the caller may not see.
+    pub(crate) fn cut(&self, list: &[u8], array: &str, page: &PageRows) -> String {
+        let mut out = String::with_capacity(page.bytes() + 256);
+        out.push('{');
+        out.push_str(&Value::from(array).to_string());
+        out.push_str(":[");
+        for (at, row) in page.rows.iter().enumerate() {
+            if at > 0 {
+                out.push(',');
+            }
+            self.push_row(&mut out, row.in_body(list));
         }
-        if self.descending {
-            seen.reverse();
-            // Equal rows keep their order in both directions.
-            seen.chunk_by_mut(|a, b| value(a) == value(b)).for_each(<[_]>::reverse);
+        out.push(']');
+        if let Some(member) = page.page_member {
+            out.push_str(",\"pg\":");
+            out.push_str(&self.page_member(member.in_body(list)));
         }
+        out.push('}');
+        out
     }
 
-    fn render(&self, whole: &JsonMembers<'_>, array: &str, page: &[String]) -> Vec<u8> {
-        let spelled = whole.render_with(|name, value| match name {
-            _ if name == array => Some(format!("[{}]", page.join(",")).into()),
-            "pg" => Some(self.page_member(value).into()),
-            // Drop all other members: they may be about organizations that the caller may not see.
-            _ => None,
-        });
-        spelled.into_bytes()
+    /// Reads a complete list and cuts this page out of it.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn cut_whole(&self, list: &[u8], array: &str, scope: &Scope) -> Result<String, &'static str> {
+        ListIndex::of(list, array).map(|index| self.cut(list, array, &self.rows(&index, scope)))
+    }
+
+    /// Leaves out the columns that the gateway added.
+    fn push_row(&self, out: &mut String, row: &str) {
+        let is_asked_for = |name: &str| self.columns.is_empty() || self.columns.iter().any(|c| c == name || c == "*");
+        if is_asked_for("id") && self.gateway_sort_column().is_none_or(is_asked_for) {
+            out.push_str(row);
+        } else if let Ok(members) = serde_json::from_str::<JsonMembers<'_>>(row) {
+            out.push_str(&members.render_only(|name| !is_added(name, self) || is_asked_for(name)));
+        }
     }
 
     /// The upstream's `pg` member with the caller's values. It contains no count that includes organizations the caller may not see.
-    fn page_member(&self, whole: &RawValue) -> String {
-        let Ok(whole) = serde_json::from_str::<JsonMembers<'_>>(whole.get()) else { return "{}".to_owned() };
+    fn page_member(&self, whole: &str) -> String {
+        let Ok(whole) = serde_json::from_str::<JsonMembers<'_>>(whole) else { return "{}".to_owned() };
         whole.render_with(|name, value| match name {
             "sortBy" => Some(Value::from(self.sort_by.as_deref().unwrap_or("name")).to_string().into()),
             "sortDir" => Some(Value::from(if self.descending { "desc" } else { "asc" }).to_string().into()),
@@ -167,33 +166,16 @@ impl ListPage {
     }
 }
 
-/// Every organization of a list, with its id.
-///
-/// # Errors
-/// The reason, if it is not certain which organization each of them is.
-fn organizations<'a>(whole: &'a JsonMembers<'a>, array: &str) -> Result<Vec<(u64, JsonMembers<'a>)>, &'static str> {
-    if whole.may_repeat_names() {
-        return Err("it has a member twice");
-    }
-    let rows = whole.get_only(array).ok_or("it has no array of organizations")?;
-    let rows: Vec<JsonMembers<'_>> =
-        serde_json::from_str(rows.get()).map_err(|_| "its organizations are not objects")?;
-    if rows.len() >= WHOLE_LIMIT {
-        return Err("it is too long to fetch in one piece");
-    }
-    let with_id = |row: JsonMembers<'a>| {
-        if row.may_repeat_names() {
-            return Err("an organization has a member twice");
-        }
-        let id = row.get_only("id").and_then(|id| serde_json::from_str(id.get()).ok());
-        id.map(|id| (id, row)).ok_or("an organization has no id")
-    };
-    rows.into_iter().map(with_id).collect()
+/// The rows of one page, in its order, and the list's member `pg`.
+pub(crate) struct PageRows {
+    rows: Vec<TextRange>,
+    page_member: Option<TextRange>,
 }
 
-/// Can callers of every scope be given their part of this list?
-pub(crate) fn is_narrowable(list: &[u8], array: &str) -> bool {
-    serde_json::from_slice(list).is_ok_and(|whole| organizations(&whole, array).is_ok())
+impl PageRows {
+    fn bytes(&self) -> usize {
+        self.rows.iter().chain(&self.page_member).map(|text| text.len() + 1).sum()
+    }
 }
 
 /// Does the gateway do itself what this parameter asks for?
@@ -221,58 +203,63 @@ fn is_added(name: &str, page: &ListPage) -> bool {
     name == "id" || page.gateway_sort_column() == Some(name)
 }
 
-/// Sorts numbers by value, text first without and then with regard to case, other values by their JSON text, and missing values last.
-#[derive(PartialEq, PartialOrd)]
-enum SortKey {
-    Number { value: f64, spelled: String },
-    Text { folded: String, text: String },
-    Other { spelled: String },
-    Missing,
-}
-
-impl SortKey {
-    fn of(value: Option<&RawValue>) -> Self {
-        let Some(raw) = value else { return Self::Missing };
-        let spelled = raw.get().to_owned();
-        if let Ok(value) = serde_json::from_str(&spelled) {
-            Self::Number { value, spelled }
-        } else if let Ok(text) = serde_json::from_str::<String>(&spelled) {
-            Self::Text { folded: text.to_lowercase(), text }
-        } else {
-            Self::Other { spelled }
-        }
-    }
-}
-
-fn compare(a: Option<&RawValue>, b: Option<&RawValue>) -> Ordering {
-    // All values are comparable, because JSON has no NaN.
-    SortKey::of(a).partial_cmp(&SortKey::of(b)).unwrap_or(Ordering::Equal)
-}
-
 fn escaped(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
-/// Narrows a complete list to the caller's page. Whatever else the upstream answered passes only if it is an error and nothing else.
-///
-/// # Errors
-/// If the answer could show an organization that the caller may not see.
-pub(crate) fn narrow(scope: &Scope, array: Option<&str>, page: &ListPage, mut reply: Reply) -> Result<Reply, Refusal> {
-    let (status, headers, whole): (_, &HeaderMap, &Bytes) = reply.body.parts();
-    if status != StatusCode::OK {
-        let is_error = status.is_client_error() || status.is_server_error();
-        let why = "the answer is neither a list nor an error in Make's form";
-        return if is_error && is_error_alone(whole) { Ok(reply) } else { Err(Refusal::NotNarrowable { why }) };
+/// An answer to be narrowed to a caller's page.
+pub(crate) struct Narrowing<'a> {
+    scope: &'a Scope,
+    /// The member with the organizations.
+    array: &'a str,
+    page: &'a ListPage,
+    reply: Reply,
+    /// Known already, if the list is in the cache.
+    rows: Option<PageRows>,
+}
+
+impl<'a> Narrowing<'a> {
+    pub(crate) fn new(scope: &'a Scope, array: Option<&'a str>, page: &'a ListPage, reply: Reply) -> Self {
+        let index = reply.body.as_entry().and_then(|entry| entry.list.as_ref());
+        let rows = index.map(|list| page.rows(list, scope));
+        Self { scope, array: array.unwrap_or_default(), page, reply, rows }
     }
-    let body = page.cut_page(whole, array.unwrap_or_default(), scope).map_err(|why| Refusal::NotNarrowable { why })?;
-    let (body, age) = (Bytes::from(body), reply.body.entry().cloned());
-    // The other headers describe the whole list.
-    let date = headers.get(header::DATE).map(|date| (header::DATE, date.clone()));
-    let headers = date.into_iter().chain([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-    let (headers, etag) = (headers.collect(), Some(strong_etag(&HeaderMap::new(), &body)));
-    reply.body =
-        ReplyBody::Made { passed: Arc::new(PassedAnswer { status, headers, body, etag, is_counted: false }), of: age };
-    Ok(reply)
+
+    /// How many bytes must be read.
+    pub(crate) fn bytes(&self) -> usize {
+        let (_, _, whole) = self.reply.body.parts();
+        self.rows.as_ref().map_or(whole.len(), PageRows::bytes)
+    }
+
+    /// Narrows a complete list to the caller's page. Whatever else the upstream answered passes only if it is an error and nothing else.
+    ///
+    /// # Errors
+    /// If the answer could show an organization that the caller may not see.
+    pub(crate) fn narrow(self) -> Result<Reply, Refusal> {
+        let Self { scope, array, page, mut reply, rows } = self;
+        let (status, headers, whole): (_, &HeaderMap, &Bytes) = reply.body.parts();
+        if status != StatusCode::OK {
+            let is_error = status.is_client_error() || status.is_server_error();
+            let why = "the answer is neither a list nor an error in Make's form";
+            return if is_error && is_error_alone(whole) { Ok(reply) } else { Err(Refusal::NotNarrowable { why }) };
+        }
+        let rows = match rows {
+            Some(rows) => rows,
+            None => {
+                let list = ListIndex::of(whole, array).map_err(|why| Refusal::NotNarrowable { why })?;
+                page.rows(&list, scope)
+            }
+        };
+        let body = Bytes::from(page.cut(whole, array, &rows));
+        let of = reply.body.as_entry().cloned();
+        // The other headers describe the whole list.
+        let date = headers.get(header::DATE).map(|date| (header::DATE, date.clone()));
+        let headers = date.into_iter().chain([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        let (headers, etag) = (headers.collect(), Some(strong_etag(&HeaderMap::new(), &body)));
+        let passed = PassedAnswer { status, headers, body, etag, is_counted: false };
+        reply.body = ReplyBody::Made { passed: Arc::new(passed), of };
+        Ok(reply)
+    }
 }
 
 #[cfg(test)]
@@ -287,8 +274,11 @@ mod tests {
     const LIST: &str = r#"{"organizations":[{"id":5,"name":"b","license":{"operations":800000000000}},{"id":6,"name":"A"},{"id":7,"name":"c"}],"pg":{"sortBy":"name","sortDir":"asc","limit":10000,"offset":0,"totalCount":3}}"#;
 
     fn cut(query: &str, ids: &[u64]) -> String {
-        String::from_utf8(page(query).cut_page(LIST.as_bytes(), "organizations", &Scope::Only(ids.to_vec())).unwrap())
-            .unwrap()
+        cut_of(LIST, query, ids).unwrap()
+    }
+
+    fn cut_of(list: &str, query: &str, ids: &[u64]) -> Result<String, &'static str> {
+        page(query).cut_whole(list.as_bytes(), "organizations", &Scope::Only(ids.to_vec()))
     }
 
     #[test]
@@ -353,16 +343,14 @@ mod tests {
             "null",
         ] {
             let list = format!(r#"{{"organizations":[{{"id":5}},{items}],"pg":{{}}}}"#);
-            assert!(page("").cut_page(list.as_bytes(), "organizations", &Scope::Only(vec![5])).is_err(), "{items}");
-            assert!(!is_narrowable(list.as_bytes(), "organizations"), "{items}");
+            assert!(cut_of(&list, "", &[5]).is_err(), "{items}");
         }
-        assert!(is_narrowable(br#"{"organizations":[{"\u0069d":5}]}"#, "organizations"));
+        assert!(cut_of(r#"{"organizations":[{"\u0069d":5}]}"#, "", &[5]).is_ok());
     }
 
     #[test]
     fn nothing_of_other_organizations_is_in_the_page_member() {
-        let list = br#"{"organizations":[],"pg":{"returnTotalCount":{"id":6},"totalCount":9,"limit":[6]}}"#;
-        let cut = page("").cut_page(list, "organizations", &Scope::Only(vec![5])).unwrap();
-        assert_eq!(cut, br#"{"organizations":[],"pg":{"limit":10000}}"#);
+        let list = r#"{"organizations":[],"pg":{"returnTotalCount":{"id":6},"totalCount":9,"limit":[6]}}"#;
+        assert_eq!(cut_of(list, "", &[5]).unwrap(), r#"{"organizations":[],"pg":{"limit":10000}}"#);
     }
 }

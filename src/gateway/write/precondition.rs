@@ -64,7 +64,15 @@ impl Precondition {
         let read = read_of(request, &read);
         let permit = forward_permit(gateway, &read).await?;
         let Forwarded { ending, facts, .. } = forward(gateway, &read, permit, || {}).await;
-        let checked = ending.and_then(read_answer).and_then(|answered| self.check_answer(&answered));
+        let checked = match ending.and_then(read_answer) {
+            Ok(answered) => {
+                let bytes = answered.body.bytes().len();
+                let check = gateway.large_work.run(request.caller(), bytes, || self.check_answer(&answered));
+                let checked = tokio::time::timeout(request.patience(&gateway.clock), check).await;
+                checked.unwrap_or(Err(Refusal::Late))
+            }
+            Err(refusal) => Err(refusal),
+        };
         // The record of a refused write has what the look cost; that of a write that goes on has its own attempts.
         checked.inspect_err(|_| recorder::fill_facts(recorder.record(), &facts))
     }

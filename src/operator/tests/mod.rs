@@ -138,6 +138,7 @@ impl World {
             headers: HeaderMap::new(),
             body: Bytes::from_static(b"{}"),
             etag: HeaderValue::from_static("\"1\""),
+            list: None,
             path: key.into(),
             filled_by: RequestId::new(&self.clock),
             lifetime: Lifetime { fresh: hour, stale: hour, age: Duration::ZERO, overruled: false },

@@ -5,7 +5,7 @@ mod shared_kinds;
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -17,10 +17,9 @@ use governor::{Quota, RateLimiter};
 
 use crate::clock::Clock;
 use crate::config;
+use crate::counters::AnswerCounts;
 use crate::ids::KeyId;
 use crate::shares::{HeldShare, ShareHolder, SharedLimit, Shortage};
-
-use crate::vocabulary::Answer;
 
 pub use shared_kinds::{PerKind, SharedKind};
 
@@ -109,51 +108,6 @@ impl CallerRate {
     }
 }
 
-/// A list of counters, one per operation that the caller uses. It only grows.
-#[derive(Debug, Default)]
-struct OperationCounts(OnceLock<Box<OperationCount>>);
-
-#[derive(Debug)]
-struct OperationCount {
-    /// The operation's id, because its place in the catalogue can change with a reload. `None` if not classified.
-    operation: Option<Arc<str>>,
-    by_source: [AtomicU64; Answer::ALL.len()],
-    next: OperationCounts,
-}
-
-impl OperationCounts {
-    fn of(&self, operation: Option<&Arc<str>>) -> &OperationCount {
-        // Ids are the same allocation until a reload.
-        let same = |count: &&OperationCount| match (&count.operation, operation) {
-            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-            (one, other) => one.is_none() && other.is_none(),
-        };
-        self.iter().find(same).unwrap_or_else(|| self.get_or_make(operation))
-    }
-
-    fn get_or_make(&self, operation: Option<&Arc<str>>) -> &OperationCount {
-        let mut place = self;
-        loop {
-            let make = || {
-                Box::new(OperationCount {
-                    operation: operation.cloned(),
-                    by_source: Default::default(),
-                    next: Self::default(),
-                })
-            };
-            let count = place.0.get_or_init(make);
-            if count.operation.as_ref() == operation {
-                return count;
-            }
-            place = &count.next;
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &OperationCount> {
-        std::iter::successors(self.0.get(), |count| count.next.0.get()).map(Box::as_ref)
-    }
-}
-
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// One caller's state.
@@ -166,8 +120,8 @@ pub struct CallerState {
     rate: ArcSwap<CallerRate>,
     /// What the caller holds of what callers share.
     pub share_holders: PerKind<Arc<ShareHolder>>,
-    /// Created on demand, so that a silent caller costs little.
-    counts: OperationCounts,
+    /// What it was answered. A silent caller costs little.
+    pub answers: AnswerCounts,
     used: Mutex<HashMap<KeyId, LastUsed>>,
 }
 
@@ -181,7 +135,7 @@ impl CallerState {
             id: NonZeroU64::MIN.saturating_add(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
             rate: ArcSwap::from_pointee(CallerRate::new(config, clock)),
             share_holders,
-            counts: OperationCounts::default(),
+            answers: AnswerCounts::default(),
             used: Mutex::default(),
         }
     }
@@ -212,23 +166,6 @@ impl CallerState {
     #[must_use]
     pub fn last_used(&self, key: KeyId) -> LastUsed {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
-    }
-
-    /// Counts an answer. `operation` is its id, if the request was classified.
-    pub fn count(&self, operation: Option<&Arc<str>>, source: Answer) {
-        if let Some(counter) = self.counts.of(operation).by_source.get(source as usize) {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Non-zero answer counts by operation (`None` if not classified) and source.
-    #[must_use]
-    pub fn counts(&self) -> Vec<(Option<Arc<str>>, Answer, u64)> {
-        let counters = self.counts.iter().flat_map(|count| {
-            let sources = Answer::ALL.iter().copied().zip(&count.by_source);
-            sources.map(|(source, counter)| (count.operation.clone(), source, counter.load(Ordering::Relaxed)))
-        });
-        counters.filter(|(_, _, count)| *count > 0).collect()
     }
 }
 
@@ -372,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_under_way_are_bounded_and_counted() {
+    fn requests_under_way_are_bounded() {
         let callers = Callers::new(Clock::frozen());
         let state = callers.get_or_make(&caller(60, 1));
         let first = state.count_under_way(1);
@@ -380,10 +317,5 @@ mod tests {
         assert_eq!(state.count_under_way(1).unwrap_err(), Shortage::HolderMax);
         drop(first);
         assert!(state.count_under_way(1).is_ok());
-        let read: Arc<str> = "organizations.get".into();
-        state.count(Some(&read), Answer::Hit);
-        state.count(None, Answer::Refused);
-        state.count(Some(&"organizations.get".into()), Answer::Hit);
-        assert_eq!(state.counts(), [(Some(read), Answer::Hit, 2), (None, Answer::Refused, 1)]);
     }
 }

@@ -14,6 +14,7 @@ pub mod toml_reader;
 pub mod vocabulary;
 pub mod watched_files;
 // Each of these uses some of the above.
+pub mod counters;
 pub mod fair_semaphore;
 mod list_index;
 pub mod process_log;

@@ -32,6 +32,7 @@ mod tests;
 
 pub use fingerprints::field_values::canonical_number;
 pub use log::buffer::CannotRecord;
+pub use log::disk_usage::DiskUsage;
 pub use log::record_room::RecordRoom;
 pub use log::{AuditLog, LogCounts};
 pub use open_writes::doubt_room::DoubtRoom;

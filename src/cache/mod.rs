@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use moka::notification::RemovalCause;
 use serde::Serialize;
 
 pub use entry::{Entry, NewEntry};
@@ -72,6 +73,7 @@ pub struct Cache {
     body_bytes_max: usize,
     hits: AtomicU64,
     misses: AtomicU64,
+    evictions: Arc<AtomicU64>,
 }
 
 impl Cache {
@@ -79,11 +81,20 @@ impl Cache {
     #[must_use]
     pub fn new(config: &config::CacheConfig, stored_bytes: usize, clock: Clock) -> Self {
         let places = (config.capacity_bytes / PLACE_BYTES).min(PLACES_MAX);
+        let evictions = Arc::<AtomicU64>::default();
         let entries = moka::sync::Cache::builder()
             .max_capacity(config.capacity_bytes)
             .initial_capacity(usize::try_from(places).unwrap_or(0))
             .weigher(|_: &Arc<str>, entry: &Arc<Entry>| entry.weight())
             .expire_after(EntryExpiry { clock: clock.clone() })
+            .eviction_listener({
+                let evictions = evictions.clone();
+                move |_, _, why| {
+                    if why == RemovalCause::Size {
+                        evictions.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            })
             .build();
         Self {
             clock,
@@ -94,6 +105,7 @@ impl Cache {
             body_bytes_max: stored_bytes,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
+            evictions,
         }
     }
 
@@ -221,6 +233,7 @@ impl Cache {
             capacity_bytes: self.capacity_bytes,
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
+            evictions: self.evictions.load(Ordering::Relaxed),
         }
     }
 
@@ -256,6 +269,8 @@ pub struct CacheSize {
     pub hits: u64,
     /// Reads not answered from the cache.
     pub misses: u64,
+    /// Entries that were evicted to make room for others.
+    pub evictions: u64,
 }
 
 /// When the map may drop an entry. The map uses its own clock, so this only bounds memory; the entry itself decides

@@ -26,6 +26,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
@@ -132,8 +133,9 @@ pub struct OpenDoor {
     closing: CancellationToken,
     connections: Arc<Connections>,
     unread: Arc<UnreadRequests>,
-    /// `None` without TLS.
-    handshake_failures: Option<Arc<HandshakeFailures>>,
+    /// With TLS.
+    certificate: Option<Certificate>,
+    handshake_failures: Arc<HandshakeFailures>,
 }
 
 impl OpenDoor {
@@ -157,7 +159,13 @@ impl OpenDoor {
     /// Number of failed TLS handshakes by reason.
     #[must_use]
     pub fn handshake_failures(&self) -> Vec<(HandshakeFailure, u64)> {
-        self.handshake_failures.iter().flat_map(|failures| failures.counts()).collect()
+        self.certificate.iter().flat_map(|_| self.handshake_failures.counts()).collect()
+    }
+
+    /// When the certificate expires, if there is one and it ever does.
+    #[must_use]
+    pub fn certificate_end(&self) -> Option<Timestamp> {
+        self.certificate.as_ref().and_then(Certificate::end)
     }
 
     /// Drops every connection immediately.
@@ -215,7 +223,8 @@ impl Door {
             closing: CancellationToken::new(),
             connections: connections.clone(),
             unread: unread.clone(),
-            handshake_failures: self.certificate.is_some().then(|| handshake_failures.clone()),
+            certificate: self.certificate.clone(),
+            handshake_failures: handshake_failures.clone(),
         };
         let server = Arc::new(Server {
             make_service,

@@ -113,6 +113,12 @@ impl Certificate {
         Ok(Some((certificate, guard)))
     }
 
+    /// When it expires; `None` if never.
+    #[must_use]
+    pub fn end(&self) -> Option<Timestamp> {
+        self.current.load().end
+    }
+
     /// Tells the process log if it expires soon, or has.
     pub fn log_expiry(&self, door: &str, now: Timestamp) {
         let Some(end) = self.current.load().end else { return };

@@ -2,7 +2,7 @@
 //! result says what the attempts prove.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
@@ -223,7 +223,7 @@ pub(crate) async fn forward(
             break Ok(last);
         }
         on_start.take().into_iter().for_each(|on_start| on_start());
-        let generation = upstream.token_generation();
+        let (generation, began) = (upstream.token_generation(), gateway.clock.now());
         let ending = upstream.attempt(connection, &request.outgoing, time, request.row.retry == RetryClass::Once).await;
         if matches!(ending, Ending::NotSent(_)) && !upstream.is_in_force() {
             continue; // this upstream got nothing, so the one in its place may get it
@@ -231,7 +231,7 @@ pub(crate) async fn forward(
         facts.attempts += 1;
         // An attempt cut short because of earlier waits proves nothing about the upstream.
         silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt_time_max() / 2;
-        let about = AttemptContext::of(request);
+        let about = AttemptContext::of(request, began);
         report_attempt(gateway, &about, permit.slot.take(), &ending).await;
         let attempted = EndedAttempt {
             class: request.row.retry,
@@ -287,17 +287,19 @@ pub(crate) struct AttemptContext<'a> {
     pub(crate) row: &'a Operation,
     pub(crate) bucket: BucketId,
     pub(crate) caller: &'a Arc<str>,
+    pub(crate) began: Instant,
 }
 
 impl<'a> AttemptContext<'a> {
-    fn of(request: &'a AuthorizedRequest) -> Self {
-        Self { request: &request.id, row: &request.row, bucket: request.bucket, caller: request.caller() }
+    fn of(request: &'a AuthorizedRequest, began: Instant) -> Self {
+        Self { request: &request.id, row: &request.row, bucket: request.bucket, caller: request.caller(), began }
     }
 }
 
 /// Reports an attempt to the quota and the metrics.
 pub(crate) async fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot: Option<Slot>, ending: &Ending) {
-    gateway.metrics.attempt(ending.kind());
+    let taken = gateway.clock.now().saturating_duration_since(about.began);
+    gateway.metrics.attempt(&about.row.id, ending, taken);
     // The slot is held until its 429 has closed the bucket: a slot released earlier would count as proof that the upstream accepts more.
     let held = match (ending, slot) {
         (Ending::NotSent(_) | Ending::NoRoom { status: None, .. }, Some(slot)) => {

@@ -1,41 +1,12 @@
 //! Metrics of requests that no caller's own counters cover: attempts by ending, durations, unrecorded requests.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::upstream::EndingKind;
-
-/// Upper bounds of the duration buckets, in microseconds.
-pub const DURATION_BOUNDS_US: [u64; 12] =
-    [100, 250, 1_000, 2_500, 10_000, 25_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000];
-
-/// A histogram of durations. A sample costs two relaxed additions.
-#[derive(Debug, Default)]
-pub struct DurationHistogram {
-    buckets: [AtomicU64; DURATION_BOUNDS_US.len() + 1],
-    sum_us: AtomicU64,
-}
-
-impl DurationHistogram {
-    /// Adds a sample.
-    pub fn add(&self, duration: Duration) {
-        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        let place = DURATION_BOUNDS_US.iter().position(|bound| us <= *bound).unwrap_or(DURATION_BOUNDS_US.len());
-        if let Some(bucket) = self.buckets.get(place) {
-            bucket.fetch_add(1, Ordering::Relaxed);
-        }
-        self.sum_us.fetch_add(us, Ordering::Relaxed);
-    }
-
-    /// Samples up to each bound and beyond the last (not cumulative), and their sum in microseconds.
-    #[must_use]
-    pub fn read(&self) -> (Vec<u64>, u64) {
-        (
-            self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect(),
-            self.sum_us.load(Ordering::Relaxed),
-        )
-    }
-}
+use crate::counters::{AnswerCounts, DurationCounts, DurationHistogram, GrowingList, UpstreamAnswers};
+use crate::upstream::{Ending, EndingKind};
+use crate::vocabulary::Answer;
 
 /// Counters and histograms of the gateway.
 #[derive(Debug, Default)]
@@ -47,14 +18,16 @@ pub struct GatewayMetrics {
     pub looks: AtomicU64,
     /// Doubts that those reads settled.
     pub settled_by_look: AtomicU64,
-    /// Time from reading the whole request to its answer.
-    pub requests: DurationHistogram,
+    /// Time from reading the whole request to its answer, by where the answer came from.
+    durations: [DurationHistogram; Answer::ALL.len()],
+    /// The upstream's answers, by operation.
+    pub upstream: GrowingList<UpstreamAnswers>,
     /// Time spent waiting for quota.
     pub quota_waits: DurationHistogram,
     /// Requests that were refused because the log had no room for their record.
     pub unrecorded: AtomicU64,
     /// Answers to requests whose caller was not identified.
-    pub unidentified: AtomicU64,
+    pub unidentified: AnswerCounts,
     /// Answers that were withheld because they contained the token.
     pub leaks: AtomicU64,
     /// 401 answers to the gateway's own token.
@@ -72,11 +45,32 @@ pub struct GatewayMetrics {
 }
 
 impl GatewayMetrics {
-    /// Counts an attempt.
-    pub fn attempt(&self, ending: EndingKind) {
-        if let Some(counter) = self.attempts.get(ending as usize) {
+    /// Counts an attempt, and its answer if it got one.
+    pub fn attempt(&self, operation: &Arc<str>, ending: &Ending, taken: Duration) {
+        if let Some(counter) = self.attempts.get(ending.kind() as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+        if matches!(ending, Ending::NotSent(_)) {
+            return;
+        }
+        let is_it = |one: &UpstreamAnswers| one.operation == *operation;
+        let answers = self.upstream.get_or_add(is_it, || UpstreamAnswers::new(operation.clone()));
+        answers.durations.add(taken);
+        if let Ending::Answered(answered) = ending {
+            answers.add(answered.status);
+        }
+    }
+
+    /// Adds the time that an answer took.
+    pub fn add_duration(&self, answer: Answer, taken: Duration) {
+        if let Some(durations) = self.durations.get(answer as usize) {
+            durations.add(taken);
+        }
+    }
+
+    /// The time that answers took, by where they came from.
+    pub fn durations(&self) -> impl Iterator<Item = (Answer, DurationCounts)> {
+        Answer::ALL.iter().copied().zip(self.durations.iter().map(DurationHistogram::read))
     }
 
     /// Attempts by how they ended.

@@ -20,6 +20,7 @@ use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, Respon
 use super::state::Gateway;
 use crate::audit::{self, HeldRequestId, Kind, Record, RecordRoom};
 use crate::callers::{Remaining, SharedKind};
+use crate::counters::AnswerKind;
 use crate::door::{BusyGuard, PeerConnection, PeerIdentity};
 use crate::ids::{KeyId, RequestId};
 use crate::shares::{HeldShare, ShareHolder};
@@ -269,8 +270,9 @@ impl RequestRecorder {
 
     fn note(&mut self, response: &Response<Bytes>, reply: &Result<Reply, Refusal>, answer: Answer, now: Instant) {
         let taken = now.saturating_duration_since(self.began);
-        self.gateway.metrics.requests.add(taken);
-        self.count(answer);
+        self.gateway.metrics.add_duration(answer, taken);
+        let code = reply.as_ref().err().map(|refusal| refusal.row().code);
+        self.count(AnswerKind::new(answer, response.status(), code));
         self.is_repeatable_refusal =
             matches!(reply, Err(Refusal::TooFast { .. } | Refusal::Short { of: SharedKind::Records, .. }));
         let record = self.record();
@@ -300,14 +302,12 @@ impl RequestRecorder {
         }
     }
 
-    fn count(&mut self, answer: Answer) {
+    fn count(&mut self, kind: AnswerKind) {
         self.counted = true;
+        let operation = self.record.as_ref().and_then(|record| record.operation.as_ref()?.as_shared());
         match &self.caller {
-            Some(caller) => {
-                let operation = self.record.as_ref().and_then(|record| record.operation.as_ref()?.as_shared());
-                caller.state.count(operation, answer);
-            }
-            None => drop(self.gateway.metrics.unidentified.fetch_add(1, Ordering::Relaxed)),
+            Some(caller) => caller.state.answers.add(operation, kind),
+            None => self.gateway.metrics.unidentified.add(None, kind),
         }
     }
 }

@@ -169,6 +169,12 @@ impl OperatorState {
         doors.iter().flat_map(|(name, door)| door.unread_requests().map(|(kind, n)| (*name, kind, n))).collect()
     }
 
+    /// When the certificates of the doors expire.
+    pub(super) fn certificate_ends(&self) -> Vec<(&'static str, Timestamp)> {
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        doors.iter().filter_map(|(name, door)| Some((*name, door.certificate_end()?))).collect()
+    }
+
     /// The failed TLS handshakes so far, by door and reason.
     pub(super) fn handshake_failures(&self) -> Vec<(&'static str, Vec<(HandshakeFailure, u64)>)> {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);

@@ -99,11 +99,17 @@ impl<'p> LookPlan<'p> {
             slot.release_unsent();
             return DoubtReason::Failed;
         };
+        let began = gateway.clock.now();
         let ending = upstream.attempt(connection, &outgoing, time, false).await;
         gateway.metrics.looks.fetch_add(1, Ordering::Relaxed);
         let caller = Arc::from(OWN_NAME);
-        let about =
-            AttemptContext { request: &self.doubt.request, row: self.read, bucket: self.bucket, caller: &caller };
+        let about = AttemptContext {
+            request: &self.doubt.request,
+            row: self.read,
+            bucket: self.bucket,
+            caller: &caller,
+            began,
+        };
         report_attempt(gateway, &about, Some(slot), &ending).await;
         upstream.breaker().report(breaker, ending.breaker_report());
         let Ending::Answered(answered) = ending else { return DoubtReason::Failed };

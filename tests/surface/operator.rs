@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 
 mod filters;
+mod metrics;
 mod proofs;
 mod roles;
 mod scrapers;

@@ -250,6 +250,7 @@ impl IndexWriter {
             }
             self.check_file()?;
             self.forget_deleted(&shared.dir)?;
+            shared.disk_usage.refresh(&shared.dir, shared.clock.now());
             *backoff = Duration::ZERO;
             thread::park_timeout(TICK);
         }

@@ -2,6 +2,7 @@
 //! wait.
 
 pub(super) mod buffer;
+pub(super) mod disk_usage;
 pub(super) mod events;
 mod outage;
 pub(super) mod record_room;
@@ -15,6 +16,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
@@ -216,6 +218,18 @@ impl AuditLog {
     #[must_use]
     pub fn doubts(&self) -> &Doubts {
         &self.shared.doubts
+    }
+
+    /// How much of the disk the log's folder takes, as measured lately.
+    #[must_use]
+    pub fn disk_usage(&self) -> Option<disk_usage::DiskUsage> {
+        self.shared.disk_usage.get()
+    }
+
+    /// Time since the newest head was submitted to its file.
+    #[must_use]
+    pub fn head_age(&self) -> Option<Duration> {
+        self.shared.heads.age(self.shared.clock.now())
     }
 
     /// The keyed hash that identifies equal writes by caller, operation, canonical target and body.

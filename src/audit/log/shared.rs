@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::buffer::{BufferCharge, CannotRecord, PendingRecord, RecordBuffer};
+use super::disk_usage::MeasuredUsage;
 use crate::audit::fingerprints::FingerprintKey;
 use crate::audit::open_writes::doubts::Doubts;
 use crate::audit::proof::heads::Heads;
@@ -45,6 +46,7 @@ pub(crate) struct LogShared {
     /// The tree over all durable records.
     pub(crate) durable: Mutex<Tree>,
     pub(crate) heads: Heads,
+    pub(crate) disk_usage: MeasuredUsage,
     pub(crate) key: FingerprintKey,
     /// The disk is failing, so no write is accepted.
     pub(crate) failed: AtomicBool,
@@ -86,6 +88,7 @@ impl LogShared {
             doubts: Doubts::default(),
             durable: Mutex::new(durable),
             heads,
+            disk_usage: MeasuredUsage::default(),
             key,
             failed: AtomicBool::new(false),
             stuck: AtomicBool::new(false),

@@ -229,6 +229,12 @@ impl Doubts {
         self.open().writes.in_doubt()
     }
 
+    /// Since when the oldest write in doubt is under way.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Timestamp> {
+        self.open().writes.doubts().next().map(|doubt| doubt.time)
+    }
+
     /// Whether the write with this intent is in doubt.
     #[must_use]
     pub fn contains(&self, intent: u64) -> bool {

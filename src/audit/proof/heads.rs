@@ -149,6 +149,11 @@ impl Heads {
         self.state().sign(durable)
     }
 
+    /// Time since a head was last submitted or logged; `None` before the first.
+    pub(crate) fn age(&self, now: Instant) -> Option<Duration> {
+        self.state().submitted.map(|then| now.saturating_duration_since(then))
+    }
+
     /// Submits and logs the newest head when it is due. `now_due` means that a segment was sealed or the log ends.
     pub(crate) fn store_if_due(&self, durable: &Tree, now: Instant, now_due: bool) {
         let mut state = self.state();

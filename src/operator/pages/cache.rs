@@ -40,8 +40,13 @@ impl Page for CachePage {
     }
 
     fn html(&self) -> Markup {
-        let CacheSize { entries, bytes, capacity_bytes, hits, misses } = self.size;
-        let figures = [("Entries", entries.to_string()), ("Hits", hits.to_string()), ("Misses", misses.to_string())];
+        let CacheSize { entries, bytes, capacity_bytes, hits, misses, evictions } = self.size;
+        let figures = [
+            ("Entries", entries.to_string()),
+            ("Hits", hits.to_string()),
+            ("Misses", misses.to_string()),
+            ("Evicted", evictions.to_string()),
+        ];
         html! {
             (html::figures(&figures))
             (html::gauge("Bytes", bytes, capacity_bytes, ""))

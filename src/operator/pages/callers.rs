@@ -15,6 +15,7 @@ use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
 use crate::config::{Grants, IdentityConfig, KeyConfig, Scope};
+use crate::counters::AnswerCount;
 use crate::gateway::admit::policy::Caller;
 use crate::gateway::key_expiry::KeyExpiry;
 use crate::ids::KeyId;
@@ -43,13 +44,15 @@ pub(crate) struct CallerRow {
     pub(crate) refused: u64,
     under_way: u64,
     /// Answers by where they came from.
-    pub(crate) answers: AnswerCounts,
+    pub(crate) answers: CountsByWord,
+    /// Refusals by code.
+    refusals: CountsByWord,
     /// The same by operation (`""`: not classified).
-    operations: BTreeMap<Arc<str>, AnswerCounts>,
+    operations: BTreeMap<Arc<str>, CountsByWord>,
 }
 
-/// Counts by the words of [`Answer`], without those that are 0.
-pub(crate) type AnswerCounts = BTreeMap<&'static str, u64>;
+/// Counts by words (those of [`Answer`], or codes of refusals), without those that are 0.
+pub(crate) type CountsByWord = BTreeMap<&'static str, u64>;
 
 /// Whom a platform's token must be about.
 #[derive(Debug, Serialize)]
@@ -91,11 +94,13 @@ pub(crate) fn caller_rows(state: &OperatorState) -> Vec<CallerRow> {
 
 fn caller_row(caller: &Caller, now: Timestamp) -> CallerRow {
     let config = &caller.config;
-    let (mut answers, mut operations) = (AnswerCounts::new(), BTreeMap::<Arc<str>, AnswerCounts>::new());
-    for (operation, source, count) in caller.state.counts() {
-        let id = operation.unwrap_or_else(|| Arc::from(""));
-        *answers.entry(source.as_str()).or_default() += count;
-        *operations.entry(id).or_default().entry(source.as_str()).or_default() += count;
+    let (mut answers, mut refusals) = (CountsByWord::new(), CountsByWord::new());
+    let mut operations = BTreeMap::<Arc<str>, CountsByWord>::new();
+    for AnswerCount { operation, kind, count } in caller.state.answers.read() {
+        let (id, answer) = (operation.unwrap_or_else(|| Arc::from("")), kind.answer.as_str());
+        *answers.entry(answer).or_default() += count;
+        *operations.entry(id).or_default().entry(answer).or_default() += count;
+        kind.code.into_iter().for_each(|code| *refusals.entry(code).or_default() += count);
     }
     CallerRow {
         name: config.name.clone(),
@@ -117,6 +122,7 @@ fn caller_row(caller: &Caller, now: Timestamp) -> CallerRow {
         refused: answers.get(Answer::Refused.as_str()).copied().unwrap_or(0),
         under_way: caller.state.under_way(),
         answers,
+        refusals,
         operations,
     }
 }

@@ -12,10 +12,11 @@ use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
-use super::callers::{AnswerCounts, CallerRow, caller_rows};
+use super::callers::{CallerRow, CountsByWord, caller_rows};
 use super::quota::gauge;
-use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
+use crate::counters::DurationCounts;
 use crate::quota::BucketView;
+use crate::vocabulary::Answer;
 
 #[derive(Debug, Serialize)]
 struct OverviewPage {
@@ -26,7 +27,7 @@ struct OverviewPage {
     /// What the breaker does: `closed` lets requests through.
     upstream: &'static str,
     requests: u64,
-    answers: AnswerCounts,
+    answers: CountsByWord,
     under_way: u64,
     /// Of the reads that looked in memory; `None` if none did.
     hit_ratio: Option<f64>,
@@ -59,10 +60,13 @@ struct LogState {
 pub(crate) async fn overview(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
     let gateway = &state.gateway;
     let (size, counts, callers) = (gateway.cache.size(), gateway.log.counts(), caller_rows(&state));
-    let mut answers = AnswerCounts::new();
+    let mut answers = CountsByWord::new();
     for (source, count) in callers.iter().flat_map(|caller| &caller.answers) {
         *answers.entry(source).or_default() += count;
     }
+    let answered =
+        gateway.metrics.durations().filter(|(answer, _)| *answer != Answer::Refused).map(|(_, counts)| counts);
+    let answered: DurationCounts = answered.sum();
     let looked = size.hits + size.misses;
     view.show(&OverviewPage {
         version: env!("CARGO_PKG_VERSION"),
@@ -74,8 +78,8 @@ pub(crate) async fn overview(State(state): State<Arc<OperatorState>>, view: Page
         answers,
         under_way: gateway.under_way(),
         hit_ratio: (looked > 0).then(|| size.hits as f64 / looked as f64),
-        latency: latency(&gateway.metrics.requests),
-        quota_wait: latency(&gateway.metrics.quota_waits),
+        latency: Latency::of(&answered),
+        quota_wait: Latency::of(&gateway.metrics.quota_waits.read()),
         doubts: counts.doubts,
         log: LogState {
             writable: gateway.log.writable(),
@@ -88,20 +92,11 @@ pub(crate) async fn overview(State(state): State<Arc<OperatorState>>, view: Page
     })
 }
 
-fn latency(durations: &DurationHistogram) -> Latency {
-    let (counts, _) = durations.read();
-    let samples = counts.iter().sum::<u64>();
-    let below = |percent: u64| {
-        let wanted = (samples * percent).div_ceil(100);
-        let mut seen = 0;
-        let mut bounds = DURATION_BOUNDS_US.into_iter().zip(&counts);
-        bounds.find(|(_, count)| {
-            seen += **count;
-            samples > 0 && seen >= wanted
-        })
-    };
-    let bound = |percent| below(percent).map(|(bound, _)| bound);
-    Latency { samples, p50_us: bound(50), p95_us: bound(95), p99_us: bound(99) }
+impl Latency {
+    fn of(counts: &DurationCounts) -> Self {
+        let [p50_us, p95_us, p99_us] = [50, 95, 99].map(|percent| counts.percentile_us(percent));
+        Self { samples: counts.samples(), p50_us, p95_us, p99_us }
+    }
 }
 
 /// `≤ 2.5 ms`.
@@ -188,18 +183,11 @@ impl OverviewPage {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
-    fn latency_is_told_by_the_bounds_of_its_buckets() {
-        let durations = DurationHistogram::default();
-        assert_eq!(latency(&durations), Latency { samples: 0, p50_us: None, p95_us: None, p99_us: None });
-        (0..97).for_each(|_| durations.add(Duration::from_micros(90)));
-        (0..3).for_each(|_| durations.add(Duration::from_secs(100)));
-        let told = latency(&durations);
-        assert_eq!(told, Latency { samples: 100, p50_us: Some(100), p95_us: Some(100), p99_us: None });
-        assert_eq!(latency_text(Some(2500)), "≤ 2.5 ms");
+    fn latency_is_told_in_fitting_units() {
+        let texts = [None, Some(250), Some(2500), Some(10_000_000)].map(latency_text);
+        assert_eq!(texts, ["–", "≤ 250 µs", "≤ 2.5 ms", "≤ 10 s"]);
     }
 }

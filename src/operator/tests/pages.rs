@@ -1,9 +1,11 @@
 //! What the pages show.
 
+use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{CALLER_KEY, KEY, PAGES, TOKEN, World};
 use crate::audit::Doubt;
+use crate::counters::AnswerKind;
 use crate::ids::{Fingerprint, RequestId};
 use crate::vocabulary::Answer;
 use crate::{config, hash};
@@ -38,9 +40,11 @@ async fn callers_are_shown_with_what_they_did() {
     let policy = world.state.gateway.policy();
     let reader = policy.caller("reader").unwrap();
     let list = &policy.catalogue().row("organizations.list").unwrap().id;
-    reader.state.count(Some(list), Answer::Hit);
-    reader.state.count(Some(list), Answer::Hit);
-    reader.state.count(None, Answer::Refused);
+    let hit = AnswerKind::new(Answer::Hit, StatusCode::OK, None);
+    let refused = AnswerKind::new(Answer::Refused, StatusCode::NOT_FOUND, Some("MG120"));
+    for (id, kind) in [(Some(list), hit), (Some(list), hit), (None, refused)] {
+        reader.state.answers.add(id, kind);
+    }
     let hash = hash::sha256(CALLER_KEY.as_bytes());
     let known = policy.caller_key(&hash).unwrap();
     known.last_used.store(1_750_000_000_000, std::sync::atomic::Ordering::Relaxed);
@@ -49,14 +53,14 @@ async fn callers_are_shown_with_what_they_did() {
         "name": "reader", "grants": ["organizations:read"], "organizations": [11, 12], "rate": "30/min", "burst": 3,
         "may_refresh": true, "identities": [], "uids": [],
         "keys": [{"key": &hash::hex(&hash)[..8], "expires": null, "from": [], "note": null, "warning": null, "last_used": "2025-06-15T15:06:40Z"}],
-        "requests": 3, "refused": 1, "under_way": 0, "answers": {"hit": 2, "refused": 1},
+        "requests": 3, "refused": 1, "under_way": 0, "answers": {"hit": 2, "refused": 1}, "refusals": {"MG120": 1},
         "operations": {"": {"refused": 1}, "organizations.list": {"hit": 2}},
     });
     assert_eq!(callers["callers"][0], expected);
     assert_eq!(callers["callers"][1]["organizations"], Value::Null);
     assert_eq!(callers["callers"][1]["keys"][0]["last_used"], Value::Null);
     let metrics = world.get("/metrics").await.body;
-    let hits = "makegate_requests_total{caller=\"reader\",operation=\"organizations.list\",outcome=\"hit\"} 2";
+    let hits = "makegate_requests_total{caller=\"reader\",operation=\"organizations.list\",answer=\"hit\",status=\"200\",code=\"\"} 2";
     assert!(metrics.lines().any(|line| line == hits), "{metrics}");
 }
 
@@ -108,13 +112,18 @@ async fn records_are_searched_paged_and_harmless() {
 }
 
 #[tokio::test]
-async fn metrics_are_open_metrics() {
+async fn metrics_are_in_the_format_that_is_asked_for() {
     let world = World::new();
     let reply = world.send("GET", "/metrics", &[], "").await;
-    assert_eq!(reply.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
-    assert!(reply.body.ends_with("# EOF\n"));
+    assert_eq!(reply.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    let accept = [("accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")];
+    let openmetrics = world.send("GET", "/metrics", &accept, "").await;
+    assert_eq!(openmetrics.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(openmetrics.body.ends_with("# EOF\n"));
+    let samples = |body: &str| body.lines().filter(|line| !line.starts_with('#')).count();
+    assert_eq!(samples(&reply.body), samples(&openmetrics.body));
     let mut family = "";
-    for line in reply.body.lines().filter(|line| *line != "# EOF") {
+    for line in reply.body.lines() {
         if let Some(named) = line.strip_prefix("# HELP ") {
             family = named.split(' ').next().unwrap();
         } else if !line.starts_with('#') {
@@ -123,7 +132,7 @@ async fn metrics_are_open_metrics() {
         }
     }
     for name in [
-        "makegate_request_duration_seconds_bucket{le=\"+Inf\"} ",
+        "makegate_request_duration_seconds_bucket{le=\"+Inf\",answer=\"hit\"} ",
         "makegate_upstream_attempts_total{result=\"answered\"} 0",
         "makegate_quota_wait_seconds_count 0",
         "makegate_cache_requests_total{result=\"hit\"} 0",

@@ -1,38 +1,45 @@
-//! `/metrics` in the OpenMetrics text format. Live counters are read at each scrape, so that no request pays
-//! for it. Labels come from the configuration and the catalogue alone.
+//! `/metrics`, in the OpenMetrics text format or Prometheus's own. Live counters are read at each scrape, so that no request pays
+//! for it. Labels come from the configuration, the catalogue and closed sets of words; the organizations are few.
+
+mod text;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
+use http::HeaderMap;
 use jiff::Timestamp;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet};
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
+
+use self::writer::{Labels, MetricsWriter};
 
 use super::process;
 use super::refusal::OperatorRefusal;
 use super::render::typed;
 use super::state::OperatorState;
 use crate::callers::SharedKind;
-use crate::gateway::metrics::{DURATION_BOUNDS_US, DurationHistogram};
+use crate::counters::{AnswerCount, AnswerKind};
 use crate::ids::KeyId;
 use crate::process_log;
+use crate::quota::BucketView;
 use crate::shares::SharedLimit;
 use crate::upstream::BreakerStatus;
 
 /// The answer to a scrape.
-pub(super) async fn metrics(State(state): State<Arc<OperatorState>>) -> Response {
+pub(super) async fn metrics(State(state): State<Arc<OperatorState>>, headers: HeaderMap) -> Response {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(MetricsScrape(state)));
     let mut out = String::with_capacity(16 * 1024);
     match prometheus_client::encoding::text::encode(&mut out, &registry) {
-        Ok(()) => typed("application/openmetrics-text; version=1.0.0; charset=utf-8", out),
+        Ok(()) if text::accepts_openmetrics(&headers) => typed(text::OPENMETRICS, out),
+        Ok(()) => typed(text::PROMETHEUS, text::to_prometheus(&out)),
         Err(fmt::Error) => OperatorRefusal::Internal.into_response(),
     }
 }
@@ -61,76 +68,31 @@ impl Collector for MetricsScrape {
     }
 }
 
-/// A sample's labels.
-type Labels<const N: usize> = [(&'static str, String); N];
-
-/// The text that is being written.
-struct MetricsWriter<'e>(DescriptorEncoder<'e>);
-
-impl MetricsWriter<'_> {
-    fn counters<const N: usize, V: EncodeCounterValue>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (Labels<N>, V)>,
-    ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        samples.into_iter().try_for_each(|(labels, value)| {
-            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&value, None)
-        })
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: impl EncodeCounterValue) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        metric.encode_counter::<NoLabelSet, _, f64>(&value, None)
-    }
-
-    fn count(&mut self, name: &str, help: &str, counter: &AtomicU64) -> fmt::Result {
-        self.counter(name, help, counter.load(Ordering::Relaxed))
-    }
-
-    fn gauges<const N: usize, V: EncodeGaugeValue>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (Labels<N>, V)>,
-    ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        samples.into_iter().try_for_each(|(labels, value)| metric.encode_family(&labels)?.encode_gauge(&value))
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
-    }
-
-    fn durations(&mut self, name: &str, help: &str, durations: &DurationHistogram) -> fmt::Result {
-        let (counts, sum_us) = durations.read();
-        let seconds = |us| Duration::from_micros(us).as_secs_f64();
-        let bounds = DURATION_BOUNDS_US.into_iter().map(seconds).chain([f64::INFINITY]);
-        let buckets: Vec<_> = bounds.zip(counts.iter().copied()).collect();
-        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        metric.encode_histogram::<NoLabelSet>(seconds(sum_us), counts.iter().sum(), &buckets, None)
-    }
-}
-
 fn requests(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let gateway = &state.gateway;
     let (policy, metrics) = (gateway.policy(), &gateway.metrics);
-    let labels = |caller: &str, operation: Option<Arc<str>>, outcome: &str| {
-        let operation = operation.map_or_else(String::new, |id| id.to_string());
-        [("caller", caller.to_owned()), ("operation", operation), ("outcome", outcome.to_owned())]
+    let labels = |caller: &str, one: &AnswerCount| {
+        let operation = one.operation.as_deref().unwrap_or_default().to_owned();
+        let AnswerKind { answer, status, code } = one.kind;
+        [
+            ("caller", caller.to_owned()),
+            ("operation", operation),
+            ("answer", answer.as_str().to_owned()),
+            ("status", status.to_string()),
+            ("code", code.unwrap_or_default().to_owned()),
+        ]
     };
-    let known = policy.callers.iter().flat_map(|caller| {
-        let name = caller.config.name.clone();
-        let counts = caller.state.counts().into_iter();
-        counts.map(move |(operation, source, count)| (name.clone(), operation, source, count))
+    let known = policy.callers.iter().map(|caller| (caller.config.name.clone(), caller.state.answers.read()));
+    let unknown = (Arc::from(""), metrics.unidentified.read());
+    let samples = known.chain([unknown]).flat_map(|(caller, counts)| {
+        counts.into_iter().map(move |one| (labels(&caller, &one), one.count)).collect::<Vec<_>>()
     });
-    let known = known.map(|(name, operation, source, count)| (labels(&name, operation, source.as_str()), count));
-    let unidentified = (labels("", None, "refused"), metrics.unidentified.load(Ordering::Relaxed));
-    let help = "Answers, by caller (none: not known), operation (none: not classified) and where the answer came from";
-    writer.counters("makegate_requests", help, known.chain([unidentified]))?;
-    let help = "Time from the moment a request was read whole to its answer";
-    writer.durations("makegate_request_duration", help, &metrics.requests)?;
+    let help = "Answers, by caller (none: not known), operation (none: not classified), where the answer came from, status, and code \
+                of a refusal";
+    writer.counters("makegate_requests", help, samples)?;
+    let help = "Time from the moment a request was read whole to its answer, by where the answer came from";
+    let durations = metrics.durations().map(|(answer, counts)| ([("answer", answer.as_str().to_owned())], counts));
+    writer.durations("makegate_request_duration", help, durations)?;
     writer.gauge("makegate_requests_under_way", "Requests under way", gateway.under_way())?;
     let connections = state.connections().into_iter().map(|(door, count)| ([("door", door.to_owned())], count));
     writer.gauges("makegate_connections", "Connections, by door", connections)?;
@@ -161,7 +123,10 @@ fn credentials(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Re
         let labels = move |reason: &str| [("door", door.to_owned()), ("reason", reason.to_owned())];
         counts.into_iter().map(move |(why, count)| (labels(why.as_str()), count))
     });
-    writer.counters("makegate_tls_handshake_failures", "TLS handshakes that failed, by door and reason", failures)
+    writer.counters("makegate_tls_handshake_failures", "TLS handshakes that failed, by door and reason", failures)?;
+    let ends = state.certificate_ends().into_iter().map(|(door, end)| ([("door", door.to_owned())], seconds(end)));
+    let help = "When the certificate of a door expires";
+    writer.gauges("makegate_certificate_expires_timestamp_seconds", help, ends)
 }
 
 /// What callers share beside Make's quota.
@@ -193,6 +158,15 @@ fn upstream(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
     let metrics = &state.gateway.metrics;
     let attempts = metrics.attempts().map(|(ending, count)| ([("result", ending.as_str().to_owned())], count));
     writer.counters("makegate_upstream_attempts", "Requests sent upstream, by how they ended", attempts)?;
+    let responses = metrics.upstream.iter().flat_map(|one| {
+        let labels = |status: u16| [("operation", one.operation.to_string()), ("status", status.to_string())];
+        one.statuses().map(move |(status, count)| (labels(status), count))
+    });
+    writer.counters("makegate_upstream_responses", "Answers of the upstream, by operation and status", responses)?;
+    let durations =
+        metrics.upstream.iter().map(|one| ([("operation", one.operation.to_string())], one.durations.read()));
+    let help = "Time from the beginning of an attempt to its end, by operation";
+    writer.durations("makegate_upstream_duration", help, durations)?;
     let upstream = state.gateway.upstream();
     let (standing, silent) = (upstream.breaker().status(), upstream.breaker().silent_operations());
     let states = BreakerStatus::ALL.iter();
@@ -222,31 +196,69 @@ fn quota(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     }
     let waiting = buckets.iter().map(|bucket| bucket.waiting as u64).sum::<u64>();
     writer.gauge("makegate_quota_waiting", "Requests that wait for quota", waiting)?;
-    let mut ledger = BTreeMap::<&str, [u64; 3]>::new();
+    let mut by_caller = BTreeMap::<&str, CallerQuota>::new();
     for one in buckets.iter().flat_map(|bucket| &bucket.callers) {
-        let [sent, saved, refused] = ledger.entry(&one.name).or_default();
-        *sent += one.sent;
-        *saved += one.saved;
-        *refused += one.refused;
+        let sum = by_caller.entry(&one.name).or_default();
+        sum.sent += one.sent;
+        sum.saved += one.saved;
+        sum.refused += one.refused;
+        sum.waited += Duration::from_micros(one.waited_us);
     }
-    let by_caller = |count: fn(&[u64; 3]) -> u64| {
-        ledger.iter().map(move |(name, line)| ([("caller", (*name).to_owned())], count(line)))
-    };
+    let by_caller = || by_caller.iter().map(|(name, sum)| ([("caller", (*name).to_owned())], sum));
     let help = "Attempts that took a slot, by caller";
-    writer.counters("makegate_quota_sent", help, by_caller(|[sent, ..]| *sent))?;
+    writer.counters("makegate_quota_sent", help, by_caller().map(|(labels, sum)| (labels, sum.sent)))?;
     let help = "Answers from memory that would have taken a slot, by caller";
-    writer.counters("makegate_quota_saved", help, by_caller(|[_, saved, _]| *saved))?;
+    writer.counters("makegate_quota_saved", help, by_caller().map(|(labels, sum)| (labels, sum.saved)))?;
     let help = "Requests for a slot that were refused, by caller";
-    writer.counters("makegate_quota_refused", help, by_caller(|[.., refused]| *refused))?;
+    writer.counters("makegate_quota_refused", help, by_caller().map(|(labels, sum)| (labels, sum.refused)))?;
+    let help = "Time that attempts waited for their slots, by caller";
+    let waited = by_caller().map(|(labels, sum)| (labels, sum.waited.as_secs_f64()));
+    writer.counters("makegate_quota_waited_seconds", help, waited)?;
+    organizations(writer, buckets.clone())?;
     let closed = buckets.iter().filter(|bucket| bucket.closed_for.is_some()).count();
     writer.gauge("makegate_quota_closed", "Buckets that the upstream's own 429 has closed", closed)?;
-    writer.durations("makegate_quota_wait", "Waits for quota", &state.gateway.metrics.quota_waits)
+    let waits = state.gateway.metrics.quota_waits.read();
+    writer.durations("makegate_quota_wait", "Waits for quota", [([], waits)])
+}
+
+#[derive(Default)]
+struct CallerQuota {
+    sent: u64,
+    saved: u64,
+    refused: u64,
+    waited: Duration,
+}
+
+/// Organizations with samples of their own: those that used most of their quota. The others share one of each.
+const ORGANIZATIONS_MAX: usize = 100;
+
+fn organizations(writer: &mut MetricsWriter<'_>, mut buckets: Vec<BucketView>) -> fmt::Result {
+    buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.used));
+    let mut sums = BTreeMap::<String, [u64; 3]>::new();
+    for (at, bucket) in buckets.iter().enumerate() {
+        let name = match bucket.organization {
+            _ if at >= ORGANIZATIONS_MAX => "other".to_owned(),
+            None => "account".to_owned(),
+            Some(id) => id.to_string(),
+        };
+        let refused = bucket.callers.iter().map(|caller| caller.refused).sum();
+        let own = [u64::from(bucket.used), u64::from(bucket.limit), refused];
+        sums.entry(name).or_default().iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+    }
+    let sums = || sums.iter().map(|(name, sums)| ([("organization", name.clone())], sums));
+    let help = "Slots taken of an organization's quota in the last minute (\"account\": operations without one; \"other\": all further ones)";
+    writer.gauges("makegate_quota_bucket_used", help, sums().map(|(labels, [used, ..])| (labels, *used)))?;
+    let help = "Slots per minute of an organization's quota";
+    writer.gauges("makegate_quota_bucket_limit", help, sums().map(|(labels, [_, limit, _])| (labels, *limit)))?;
+    let help = "Requests for a slot of an organization's quota that were refused";
+    writer.counters("makegate_quota_bucket_refused", help, sums().map(|(labels, [.., refused])| (labels, *refused)))
 }
 
 fn cache(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let size = state.gateway.cache.size();
     let results = [("hit", size.hits), ("miss", size.misses)].map(|(name, n)| ([("result", name.to_owned())], n));
     writer.counters("makegate_cache_requests", "Reads that looked in memory", results)?;
+    writer.counter("makegate_cache_evictions", "Entries that were evicted to make room for others", size.evictions)?;
     writer.gauge("makegate_cache_entries", "Entries in memory", size.entries)?;
     writer.gauge("makegate_cache_bytes", "Bytes of the entries in memory", size.bytes)?;
     writer.gauge("makegate_cache_capacity_bytes", "The most bytes of entries in memory", size.capacity_bytes)?;
@@ -276,6 +288,22 @@ fn log(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let help = "Refusals that the log holds as a count, not as a record each";
     writer.counter("makegate_audit_counted", help, state.gateway.refusal_tally.counted())?;
     writer.gauge("makegate_writes_in_doubt", "Writes whose effect is not known; see /doubts", counts.doubts)?;
+    let now = state.gateway.clock.wall();
+    let age = |since: Timestamp| now.duration_since(since).as_secs_f64().max(0.0);
+    let oldest = log.doubts().oldest().map_or(0.0, age);
+    writer.gauge(
+        "makegate_oldest_doubt_age_seconds",
+        "Age of the oldest write in doubt; 0 if there is none",
+        oldest,
+    )?;
+    if let Some(age) = log.head_age() {
+        writer.gauge("makegate_audit_head_age_seconds", "Time since the newest signed head", age.as_secs_f64())?;
+    }
+    if let Some(usage) = log.disk_usage() {
+        writer.gauge("makegate_audit_disk_bytes", "Bytes of all files in the log's folder", usage.used_bytes)?;
+        let help = "Bytes that are free on the log's disk for this user";
+        writer.gauge("makegate_audit_disk_free_bytes", help, usage.free_bytes)?;
+    }
     let help = "Idempotency keys whose first answer is kept";
     writer.gauge("makegate_idempotency_keys", help, state.gateway.idempotency.kept())?;
     let metrics = &state.gateway.metrics;

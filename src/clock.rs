@@ -86,6 +86,15 @@ impl Clock {
         }
     }
 
+    /// The future's output; `None` if it takes longer than this by this clock.
+    pub async fn timeout<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
+        tokio::select! {
+            biased;
+            output = future => Some(output),
+            () = self.sleep_until(self.now() + limit) => None,
+        }
+    }
+
     /// Wall time, for records and headers; never for decisions.
     #[must_use]
     pub fn wall(&self) -> Timestamp {

@@ -161,14 +161,9 @@ impl ConnectionState {
         u64::try_from(clock.now().saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
-    fn enter(&self, phase: IdlePhase, clock: &Clock) {
+    pub(super) fn enter(&self, phase: IdlePhase, clock: &Clock) {
         self.since_ms.store(self.at(clock), Ordering::Relaxed);
         self.phase.store(phase as u8, Ordering::Relaxed);
-    }
-
-    /// The handshake is done; the wait for the first byte starts now.
-    pub(super) fn on_handshake_done(&self, clock: &Clock) {
-        self.enter(IdlePhase::Silent, clock);
     }
 
     /// Is a request's head being read?
@@ -324,7 +319,8 @@ impl ConnectionState {
         }
         let (phase, mut unread) = (self.phase.load(Ordering::Relaxed), None);
         // While the end of an answer is still being written, `write_stall` bounds how long that takes.
-        if let Some(since) = self.waiting_since().filter(|_| stuck == 0) {
+        let waiting = self.waiting_since().filter(|_| stuck == 0 && phase != IdlePhase::Handshake as u8);
+        if let Some(since) = waiting {
             let (since, limit, kind) = match (phase, self.leaving_ms.load(Ordering::Relaxed)) {
                 (p, _) if p == IdlePhase::Silent as u8 => (since, limits.first_byte, Some(UnreadKind::Silent)),
                 (p, _) if p == IdlePhase::Head as u8 => (since, limits.head, Some(UnreadKind::Slow)),

@@ -14,6 +14,7 @@ mod listen;
 mod order;
 mod request_line;
 mod service;
+mod stream_refusals;
 mod streams;
 mod tls;
 mod unread;
@@ -39,6 +40,8 @@ use connections::{ConnectionState, Connections};
 use handshake::HandshakeFailures;
 use lingering::{Linger, lingering};
 use listen::{Listener, Stream};
+use order::IdlePhase;
+use stream_refusals::StreamRefusals;
 use streams::Streams;
 use unread::{UnreadRequests, UnreadWriter};
 use watched_stream::WatchedStream;
@@ -322,8 +325,11 @@ where
         // What goes over a Unix socket stays on this machine, so it is never encrypted.
         match self.certificate.as_ref().filter(|_| peer.address.is_some()) {
             None => self.http1(socket, peer).await,
-            // Boxed, because a task is as large as its largest variant.
-            Some(certificate) => Box::pin(self.serve_tls(certificate, socket, peer)).await,
+            Some(certificate) => {
+                peer.state.enter(IdlePhase::Handshake, &self.clock);
+                // Boxed, because a task is as large as its largest variant.
+                Box::pin(self.serve_tls(certificate, socket, peer)).await;
+            }
         }
     }
 
@@ -344,14 +350,14 @@ where
         peer: &mut PeerConnection,
     ) -> Option<(Box<TlsStream<T>>, Option<CertifiedConnection>)> {
         let used = certificate.current();
-        let handshake = Box::pin(tokio::time::timeout(self.limits.handshake, used.acceptor().accept(socket)));
+        let handshake = Box::pin(self.clock.timeout(self.limits.handshake, used.acceptor().accept(socket)));
         let accepted = tokio::select! {
             accepted = handshake => accepted,
             () = peer.state.drop_ordered() => return None,
         };
         let accepted = match accepted {
-            Ok(accepted) => accepted.map_err(|error| HandshakeFailure::of(&error)),
-            Err(_elapsed) => Err(HandshakeFailure::TimedOut),
+            Some(accepted) => accepted.map_err(|error| HandshakeFailure::of(&error)),
+            None => Err(HandshakeFailure::TimedOut),
         };
         let certified = accepted.and_then(|stream| {
             let shown =
@@ -359,7 +365,7 @@ where
             Ok((stream, shown))
         });
         let (stream, shown) = certified.map_err(|why| self.note_failed_handshake(why, peer.address)).ok()?;
-        peer.state.on_handshake_done(&self.clock);
+        peer.state.enter(IdlePhase::Silent, &self.clock); // the wait for the first byte starts now
         let (shown, guard) = shown.unzip();
         peer.certificate = shown;
         Some((Box::new(stream), guard))
@@ -378,14 +384,15 @@ where
     async fn http1<T: Socket>(&self, socket: T, peer: PeerConnection) {
         let state = peer.state.clone();
         let unread = UnreadWriter::new(self.unread.clone(), self.limits.clone());
-        let stream = WatchedStream::new(socket, state.clone(), self.clock.clone()).with_unread(unread);
+        let stream = WatchedStream::http1(socket, state.clone(), self.clock.clone(), unread);
         let service = lingering((self.make_service)(peer), self.linger(&state), true);
         http::http1(stream, &state, &self.limits, &self.unread, service).await;
     }
 
     async fn http2<T: Socket>(&self, socket: T, peer: PeerConnection) {
         let state = peer.state.clone();
-        let stream = WatchedStream::new(socket, state.clone(), self.clock.clone()).for_http2();
+        let refusals = StreamRefusals::new(self.unread.clone());
+        let stream = WatchedStream::http2(socket, state.clone(), self.clock.clone(), refusals);
         let streams = Streams::new(&self.tasks, &state, &self.clock, self.limits.write_stall);
         let service = lingering((self.make_service)(peer), self.linger(&state), false);
         http::http2(stream, &state, &self.limits, &self.unread, streams, service).await;

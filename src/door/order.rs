@@ -25,10 +25,12 @@ pub(super) enum ClientEnd {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum IdlePhase {
-    /// Nothing was received yet: not accepted, in the TLS handshake, or silent.
+    /// Nothing was received yet.
     Silent = 0,
     /// The first bytes of a head were received.
     Head = 1,
     /// Between two requests.
     Idle = 2,
+    /// In the TLS handshake, which has a limit of its own.
+    Handshake = 3,
 }

@@ -26,7 +26,7 @@ word_enum! {
         TargetTooLong = "target-too-long",
         /// The connection ended within its head.
         Cut = "cut",
-        /// Nothing came within `limits.handshake` or `limits.first_byte`.
+        /// Nothing came within `limits.first_byte`.
         Silent = "silent",
         /// Its head was not complete within `limits.head`.
         Slow = "slow",
@@ -36,6 +36,12 @@ word_enum! {
         Http2Protocol = "http2-protocol",
         /// The client sent too many HTTP/2 frames of a kind: its connection ended.
         Http2Flood = "http2-flood",
+        /// The client broke HTTP/2's rules on a stream: the stream was reset.
+        Http2Stream = "http2-stream",
+        /// The client sent more of a body than it may: the stream was reset.
+        Http2Window = "http2-window",
+        /// The client opened more than `limits.h2_streams` streams: this one was reset.
+        Http2Streams = "http2-streams",
     }
 }
 
@@ -51,7 +57,7 @@ pub enum Unreadable {
 }
 
 impl Unreadable {
-    const fn kind(self) -> UnreadKind {
+    pub(super) const fn kind(self) -> UnreadKind {
         match self {
             Self::NotHttp => UnreadKind::Syntax,
             Self::HeadTooLarge => UnreadKind::HeadTooLarge,
@@ -103,9 +109,13 @@ impl UnreadRequests {
         self.count(if is_flood { UnreadKind::Http2Flood } else { UnreadKind::Http2Protocol });
     }
 
+    pub(super) fn answer(&self, why: Unreadable) -> Response<Bytes> {
+        (self.answer)(why)
+    }
+
     /// The bytes of the answer over HTTP/1.1, with hyper's date.
-    fn answer(&self, why: Unreadable, date: &[u8]) -> Bytes {
-        let (mut head, body) = (self.answer)(why).into_parts();
+    fn http1_answer(&self, why: Unreadable, date: &[u8]) -> Bytes {
+        let (mut head, body) = self.answer(why).into_parts();
         HeaderValue::from_bytes(date).into_iter().for_each(|date| drop(head.headers.insert(header::DATE, date)));
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -178,7 +188,7 @@ impl UnreadWriter {
         let requests = &self.requests;
         let instead = self.instead.get_or_insert_with(|| {
             requests.count(why.kind());
-            requests.answer(why, date)
+            requests.http1_answer(why, date)
         });
         while !instead.is_empty() {
             match Pin::new(&mut *stream).poll_write(cx, instead) {

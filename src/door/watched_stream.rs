@@ -13,6 +13,7 @@ use tokio_rustls::server::TlsStream;
 use super::connections::ConnectionState;
 use super::order::ClientEnd;
 use super::request_line::RequestLines;
+use super::stream_refusals::StreamRefusals;
 use super::unread::UnreadWriter;
 use crate::clock::Clock;
 
@@ -58,25 +59,26 @@ pub(super) struct WatchedStream<T> {
     stream: T,
     state: Arc<ConnectionState>,
     clock: Clock,
-    /// `None` over HTTP/2.
-    request_lines: Option<RequestLines>,
-    is_vectored: bool,
-    /// HTTP/1.1: gives hyper's own answers a body.
-    unread: Option<UnreadWriter>,
+    protocol: Protocol,
+}
+
+/// What is read in the bytes of a connection.
+enum Protocol {
+    Http1 {
+        request_lines: RequestLines,
+        /// Gives hyper's own answers a body.
+        unread: UnreadWriter,
+    },
+    Http2(StreamRefusals),
 }
 
 impl<T> WatchedStream<T> {
-    pub(super) fn new(stream: T, state: Arc<ConnectionState>, clock: Clock) -> Self {
-        Self { stream, state, clock, request_lines: Some(RequestLines::default()), is_vectored: true, unread: None }
+    pub(super) fn http1(stream: T, state: Arc<ConnectionState>, clock: Clock, unread: UnreadWriter) -> Self {
+        Self { stream, state, clock, protocol: Protocol::Http1 { request_lines: RequestLines::default(), unread } }
     }
 
-    pub(super) fn with_unread(self, unread: UnreadWriter) -> Self {
-        Self { unread: Some(unread), ..self }
-    }
-
-    /// For HTTP/2. Writes from one buffer: h2 then copies small bodies into it, instead of one write (and one TLS record) for each.
-    pub(super) fn for_http2(self) -> Self {
-        Self { is_vectored: false, request_lines: None, ..self }
+    pub(super) fn http2(stream: T, state: Arc<ConnectionState>, clock: Clock, refusals: StreamRefusals) -> Self {
+        Self { stream, state, clock, protocol: Protocol::Http2(refusals) }
     }
 
     fn note_write<R>(&self, result: Poll<R>) -> Poll<R> {
@@ -92,8 +94,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
         let result = Pin::new(&mut this.stream).poll_read(cx, buf);
         if let Some(bytes) = buf.filled_mut().get_mut(before..).filter(|bytes| !bytes.is_empty()) {
             this.state.on_read(&this.clock);
-            if let Some(lines) = &mut this.request_lines {
-                lines.mark_fragments(bytes);
+            if let Protocol::Http1 { request_lines, .. } = &mut this.protocol {
+                request_lines.mark_fragments(bytes);
             }
         }
         result
@@ -103,9 +105,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
 impl<T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedStream<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        // hyper answers by itself only between two answers of the service, whose bodies may look like its own.
-        let unread = this.unread.as_mut().filter(|_| !this.state.is_answering());
-        let result = unread.and_then(|unread| unread.poll_write(&mut this.stream, cx, buf));
+        let result = match &mut this.protocol {
+            // hyper answers by itself only between two answers of the service, whose bodies may look like its own.
+            Protocol::Http1 { unread, .. } if !this.state.is_answering() => {
+                unread.poll_write(&mut this.stream, cx, buf)
+            }
+            Protocol::Http1 { .. } => None,
+            Protocol::Http2(refusals) => Some(refusals.poll_write(&mut this.stream, cx, (buf, &this.clock))),
+        };
         let result = result.unwrap_or_else(|| Pin::new(&mut this.stream).poll_write(cx, buf));
         self.note_write(result)
     }
@@ -123,8 +130,9 @@ impl<T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedS
         self.note_write(result)
     }
 
+    /// HTTP/2 is written from one buffer: h2 then copies small bodies into it, instead of one write (and one TLS record) for each.
     fn is_write_vectored(&self) -> bool {
-        self.is_vectored && self.stream.is_write_vectored()
+        matches!(self.protocol, Protocol::Http1 { .. }) && self.stream.is_write_vectored()
     }
 
     /// hyper flushes whenever it polls the connection, with or without a request in progress. It reads nothing while it owes an answer,
@@ -133,7 +141,7 @@ impl<T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedS
         if self.state.take_client_check() && self.stream.client_end() >= self.state.client_gone_at() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        if self.unread.is_some() {
+        if matches!(self.protocol, Protocol::Http1 { .. }) {
             self.state.on_flush(); // hyper has written all that it had
         }
         let result = Pin::new(&mut self.stream).poll_flush(cx);
@@ -144,7 +152,7 @@ impl<T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedS
         let result = Pin::new(&mut self.stream).poll_shutdown(cx);
         let result = self.note_write(result);
         let this = &mut *self;
-        if let (Poll::Ready(Ok(())), Some(unread)) = (&result, &mut this.unread) {
+        if let (Poll::Ready(Ok(())), Protocol::Http1 { unread, .. }) = (&result, &mut this.protocol) {
             return unread.poll_linger(&mut this.stream, cx).map(Ok);
         }
         result

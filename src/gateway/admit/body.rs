@@ -67,11 +67,11 @@ impl BodyReader<'_> {
             if left == Duration::ZERO {
                 return Err(Refusal::BodySlow);
             }
-            let frame = match tokio::time::timeout(left, body.frame()).await {
-                Err(_) => return Err(Refusal::BodySlow),
-                Ok(None) => break,
-                Ok(Some(Err(_))) => return Err(Refusal::BodyCut),
-                Ok(Some(Ok(frame))) => frame,
+            let frame = match clock.timeout(left, body.frame()).await {
+                None => return Err(Refusal::BodySlow),
+                Some(None) => break,
+                Some(Some(Err(_))) => return Err(Refusal::BodyCut),
+                Some(Some(Ok(frame))) => frame,
             };
             let Ok(data) = frame.into_data() else { continue };
             let length = whole.len() + data.len();

@@ -31,10 +31,10 @@ pub(in crate::operator) struct PurgeRequest {
     is_form: bool,
 }
 
-impl<S: Send + Sync> FromRequest<S> for PurgeRequest {
+impl FromRequest<Arc<OperatorState>> for PurgeRequest {
     type Rejection = OperatorRefusal;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, OperatorRefusal> {
+    async fn from_request(request: Request, state: &Arc<OperatorState>) -> Result<Self, OperatorRefusal> {
         match &*media_type(request.headers()) {
             "application/x-www-form-urlencoded" => {
                 let InTime(Form(form)) = InTime::<Form<PageQuery>>::from_request(request, state).await?;

@@ -1,9 +1,11 @@
 //! Refusals of steps 2 to 8: before anything is spent.
 
+use std::time::Duration;
+
 use super::{compare, id_of, keyed, only, provoke, still};
 use crate::support::issuer::{Platform, claims};
 use crate::support::tls::{self, Authority};
-use crate::support::{ALL, LIST, ORG, READER, half_closed, new_dir, raw, send};
+use crate::support::{ALL, LIST, ORG, READER, half_closed, new_dir, raw, send, until};
 
 #[tokio::test]
 async fn targets() {
@@ -138,7 +140,12 @@ async fn a_body_that_comes_too_slowly() {
     let text = format!(
         "PATCH {ORG} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: 100\r\n\r\n{{\"name\":"
     );
-    compare("MG154", &raw(world.gateway, &text).await.unwrap().expect(408));
+    let waits = async {
+        until(|| world.service.gateway().under_way() == 1).await;
+        world.clock.advance(Duration::from_millis(51));
+    };
+    let (reply, ()) = tokio::join!(raw(world.gateway, &text), waits);
+    compare("MG154", &reply.unwrap().expect(408));
 }
 
 #[tokio::test]

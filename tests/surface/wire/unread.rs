@@ -20,7 +20,7 @@ fn doors(world: &World) -> [SocketAddr; 2] {
 }
 
 /// How often a request was unread for this reason.
-async fn unread(world: &World, door: &str, kind: &str) -> u64 {
+pub(super) async fn unread(world: &World, door: &str, kind: &str) -> u64 {
     let [_, operator] = doors(world);
     let metrics = send(operator, "GET", "/metrics", "", "").await;
     let name = format!("makegate_unread_requests_total{{door=\"{door}\",kind=\"{kind}\"}} ");
@@ -194,7 +194,7 @@ async fn an_upgrade_is_ignored() {
 async fn told(response: Response<Incoming>) -> (u16, String) {
     let (head, body) = response.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    assert!(body.is_empty() || head.headers.contains_key("x-request-id"), "{head:?}");
+    assert!(head.headers.contains_key("x-request-id"), "{head:?}");
     let json: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
     (head.status.as_u16(), json["code"].as_str().unwrap_or_default().to_owned())
 }
@@ -223,9 +223,18 @@ async fn over_http_2_a_method_or_a_head_too_many_ends_its_stream_alone() {
     assert_eq!(exchange(with(64, 1)).await, (431, "MG108".to_owned()));
     assert_eq!(exchange(with(1, 33 << 10)).await, (431, "MG108".to_owned()));
     assert_eq!(world.last_record().await["refusal"], "MG108");
-    // Beyond twice the limit h2 itself answers, and keeps nothing.
-    assert_eq!(exchange(with(1, 70 << 10)).await, (431, String::new()));
-    assert_eq!(exchange(with(3000, 10)).await, (431, String::new()));
+    // Beyond twice the limit h2 itself answers, and keeps nothing: that answer has no body, but all else.
+    let before = world.records().await.len();
+    for request in [with(1, 70 << 10), with(3000, 10)] {
+        let bare = sender.send_request(request).await.unwrap();
+        assert_eq!((bare.status().as_u16(), &bare.headers()["content-length"]), (431, &"0".parse().unwrap()));
+        for name in ["x-request-id", "date", "cache-control"] {
+            assert!(bare.headers().contains_key(name), "no {name}: {bare:?}");
+        }
+        assert!(!bare.headers().contains_key("content-type"), "{bare:?}");
+    }
+    assert_eq!((unread(&world, "gateway", "head-too-large").await, world.records().await.len()), (2, before));
+    let mut exchange = async |request: Request<Empty<Bytes>>| told(sender.send_request(request).await.unwrap()).await;
     assert_eq!(exchange(get()).await.0, 200, "the connection goes on");
 }
 
@@ -234,43 +243,45 @@ fn name(at: usize) -> http::HeaderName {
 }
 
 /// A frame of HTTP/2: type, flags, stream, payload.
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
 }
 
 /// A field that is neither compressed nor remembered.
-fn field(name: &str, value: &str) -> Vec<u8> {
+pub(super) fn field(name: &str, value: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
     [vec![0], text(name), text(value)].concat()
 }
 
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
+/// What an HTTP/2 client sends first.
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const HEADERS: u8 = 1;
+pub(super) const RST_STREAM: u8 = 3;
+pub(super) const SETTINGS: u8 = 4;
+pub(super) const GOAWAY: u8 = 7;
 /// END_STREAM and END_HEADERS.
-const WHOLE: u8 = 5;
+pub(super) const WHOLE: u8 = 5;
 
 /// An HTTP/2 connection that these frames were sent on.
-async fn frames(
+pub(super) async fn frames(
     world: &World,
     roots: &std::sync::Arc<rustls::RootCertStore>,
     frames: Vec<Vec<u8>>,
 ) -> impl AsyncRead + Unpin + use<> {
     let mut stream = tls::connect(world, roots, &["h2"], None).await.unwrap();
-    let bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[]), frames.concat()].concat();
+    let bytes = [PREFACE.to_vec(), frame(SETTINGS, 0, 0, &[]), frames.concat()].concat();
     stream.write_all(&bytes).await.unwrap();
     stream
 }
 
 /// Reads frames up to the first of this type.
-async fn read_to(stream: &mut (impl AsyncRead + Unpin), kind: u8) -> Vec<u8> {
+pub(super) async fn read_to(stream: &mut (impl AsyncRead + Unpin), kind: u8) -> Vec<u8> {
     read_to_one_of(stream, &[kind]).await.1
 }
 
 /// The same with several types; which of them it is.
-async fn read_to_one_of(stream: &mut (impl AsyncRead + Unpin), kinds: &[u8]) -> (u8, Vec<u8>) {
+pub(super) async fn read_to_one_of(stream: &mut (impl AsyncRead + Unpin), kinds: &[u8]) -> (u8, Vec<u8>) {
     loop {
         let mut head = [0; 9];
         stream.read_exact(&mut head).await.unwrap();
@@ -282,11 +293,19 @@ async fn read_to_one_of(stream: &mut (impl AsyncRead + Unpin), kinds: &[u8]) -> 
     }
 }
 
-fn get_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
+pub(super) fn get_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let own = format!("Token {ALL}");
     let fields = [(":method", "GET"), (":scheme", "https"), (":authority", "localhost"), (":path", path)];
     let all = [&fields, more, &[("authorization", &*own)]].concat();
     all.into_iter().map(|(name, value)| field(name, value)).collect::<Vec<_>>().concat()
+}
+
+/// A head of a request with a body.
+pub(super) fn patch_block(more: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = get_block(ORG, more);
+    let method = field(":method", "GET").len();
+    block.splice(..method, field(":method", "PATCH"));
+    block
 }
 
 #[tokio::test]

@@ -247,10 +247,10 @@ section! {
         body_gap: Duration = t.value("body_gap", "10s", DURATION);
         /// Time for a whole request body.
         body: Duration = t.value("body", "30s", DURATION);
-        /// How long the rest of a body whose request is answered already is read and thrown away...
+        /// Longest pause of a client while the rest of a body whose request is answered already is read and thrown away, for at most `body`...
         linger: Duration = t.value("linger", "2s", DURATION_OR_OFF);
         /// ...and how much of it.
-        linger_bytes: usize = t.value("linger_bytes", "16MiB", size());
+        linger_bytes: usize = t.value("linger_bytes", "64MiB", size());
         /// Time until an idle connection is closed.
         idle: Duration = t.value("idle", "60s", DURATION);
         /// Age at which a connection is closed gracefully.

@@ -143,11 +143,11 @@ impl Drop for LingerGuard {
 async fn throw_away(mut body: Incoming, limits: &Limits) {
     let mut left = limits.linger_bytes;
     let all = async {
-        while let Some(Ok(frame)) = body.frame().await {
+        while let Ok(Some(Ok(frame))) = tokio::time::timeout(limits.linger, body.frame()).await {
             let bytes = frame.data_ref().map_or(0, Bytes::len);
             let Some(less) = left.checked_sub(bytes) else { break };
             left = less;
         }
     };
-    let _elapsed = tokio::time::timeout(limits.linger, all).await;
+    let _elapsed = tokio::time::timeout(limits.body, all).await;
 }

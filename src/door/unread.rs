@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderValue, Response, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::config::Limits;
 use crate::vocabulary::word_enum;
@@ -164,7 +164,8 @@ pub(super) struct UnreadWriter {
     limits: Arc<Limits>,
     /// What is left to write of the answer that takes the place of hyper's.
     instead: Option<Bytes>,
-    lingering: Option<Pin<Box<Sleep>>>,
+    /// Until the client pauses for too long, and when it must have ended.
+    lingering: Option<(Pin<Box<Sleep>>, Instant)>,
     linger_bytes: usize,
 }
 
@@ -199,14 +200,15 @@ impl UnreadWriter {
         Some(Poll::Ready(Ok(bytes.len())))
     }
 
-    /// After such an answer: reads what the client still sends and throws it away, within `limits.linger` and `limits.linger_bytes`. Else
-    /// the kernel would reset the connection, and the client might lose the answer.
+    /// After such an answer: reads what the client still sends and throws it away, within `limits.linger`, `limits.body` and
+    /// `limits.linger_bytes`. Else the kernel would reset the connection, and the client might lose the answer.
     pub(super) fn poll_linger<T: AsyncRead + Unpin>(&mut self, stream: &mut T, cx: &mut Context<'_>) -> Poll<()> {
         if self.instead.is_none() {
             return Poll::Ready(());
         }
-        let linger = self.limits.linger;
-        let end = self.lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(linger)));
+        let Limits { linger, body, .. } = *self.limits;
+        let start = || (Box::pin(tokio::time::sleep(linger)), Instant::now() + body);
+        let (end, latest) = self.lingering.get_or_insert_with(start);
         if end.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
@@ -218,6 +220,7 @@ impl UnreadWriter {
                 break;
             }
             self.linger_bytes = self.linger_bytes.saturating_sub(buffer.filled().len());
+            end.as_mut().reset((Instant::now() + linger).min(*latest));
         }
         Poll::Ready(())
     }

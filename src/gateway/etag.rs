@@ -3,19 +3,24 @@
 use http::header::{self, HeaderMap, HeaderValue};
 
 use super::header_value;
+use crate::catalogue::{Freshness, Operation};
 use crate::hash;
 
-/// The upstream's own strong entity tag, because the body is unchanged, or else one computed from the body (RFC 9110 section 8.8.3).
-pub(crate) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
+/// The strong entity tag of an answer to this operation (RFC 9110 section 8.8.3). It is the upstream's own only if the row believes what
+/// the upstream says of freshness: a tag that stays when the body changes would let updates be lost.
+pub(crate) fn strong_etag(row: &Operation, headers: &HeaderMap, body: &[u8]) -> HeaderValue {
     let own = headers.get(header::ETAG).filter(|tag| {
         let text = tag.as_bytes();
-        text.len() >= 2 && text.first() == Some(&b'"') && text.last() == Some(&b'"')
+        row.freshness == Freshness::Upstream && text.len() >= 2 && text.starts_with(b"\"") && text.ends_with(b"\"")
     });
-    let made = || {
-        let digest = hash::sha256(body);
-        header_value::value(|writer| writer.text("\"").hex(digest.get(..16).unwrap_or_default()).text("\""))
-    };
-    own.cloned().or_else(made).unwrap_or(HeaderValue::from_static("\"\""))
+    own.cloned().unwrap_or_else(|| etag_of(body))
+}
+
+/// The entity tag of a body.
+pub(crate) fn etag_of(body: &[u8]) -> HeaderValue {
+    let digest = hash::sha256(body);
+    let made = header_value::value(|writer| writer.text("\"").hex(digest.get(..16).unwrap_or_default()).text("\""));
+    made.unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 /// Does this list (`If-None-Match`) contain the entity tag, or `*`, by weak comparison (RFC 9110 section 13.1.2)?

@@ -153,11 +153,16 @@ impl UpstreamAnswer {
     }
 }
 
-/// Whether an error with these headers and this body is Make's own, which is a JSON object. Others come from something in front of Make.
+/// Whether an error with these headers and this body is Make's own: a JSON object with text for people and a `code` that is text, such as
+/// `SC403`. Others come from something in front of Make.
 #[must_use]
 pub fn is_from_make(headers: &HeaderMap, body: &[u8]) -> bool {
     const BYTES_MAX: usize = 64 << 10; // Make's errors are far smaller, and a larger body would take long to read
-    is_json(headers) && body.len() <= BYTES_MAX && serde_json::from_slice::<Map<String, Value>>(body).is_ok()
+    let is_make = |error: Map<String, Value>| {
+        let is_text = |name| error.get(name).is_some_and(Value::is_string);
+        is_text("code") && (is_text("message") || error.contains_key("detail"))
+    };
+    is_json(headers) && body.len() <= BYTES_MAX && serde_json::from_slice(body).is_ok_and(is_make)
 }
 
 /// Whether a body is said to be JSON.

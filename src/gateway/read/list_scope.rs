@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::answer_form::is_error_alone;
 use crate::config::Scope;
 use crate::gateway::admit::target::{QueryPair, Target, decoded, push_pair};
-use crate::gateway::etag::strong_etag;
+use crate::gateway::etag::etag_of;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::response::{PassedAnswer, Reply, ReplyBody};
 use crate::json_members::JsonMembers;
@@ -255,7 +255,7 @@ impl<'a> Narrowing<'a> {
         // The other headers describe the whole list.
         let date = headers.get(header::DATE).map(|date| (header::DATE, date.clone()));
         let headers = date.into_iter().chain([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-        let (headers, etag) = (headers.collect(), Some(strong_etag(&HeaderMap::new(), &body)));
+        let (headers, etag) = (headers.collect(), Some(etag_of(&body)));
         let passed = PassedAnswer { status, headers, body, etag, is_counted: false };
         reply.body = ReplyBody::Made { passed: Arc::new(passed), of };
         Ok(reply)

@@ -3,6 +3,7 @@
 
 mod effect_check;
 pub mod openapi;
+mod recorded;
 mod route;
 pub mod rows;
 mod template;
@@ -17,6 +18,7 @@ use http::Method;
 use crate::vocabulary::word_enum;
 
 pub use effect_check::{EffectCheck, Proves};
+pub use recorded::{RecordedField, RecordedKind};
 pub use route::{MatchedOperation, NoMatch, RowConflict};
 pub use template::{PathSegment, PathTemplate, TagPart, TagTemplate};
 
@@ -121,7 +123,7 @@ pub struct Operation {
     /// The body it takes.
     pub body: BodyKind,
     /// Query parameters and body fields that the log may contain.
-    pub record: Vec<Arc<str>>,
+    pub record: Vec<RecordedField>,
     /// Who decides how long an answer is fresh.
     pub freshness: Freshness,
     /// The quota it spends.
@@ -153,6 +155,12 @@ impl Operation {
     #[must_use]
     pub fn is_proved_by_fields(&self) -> bool {
         self.look.as_ref().is_some_and(|look| look.proves == Proves::Fields)
+    }
+
+    /// What the log may contain of this query parameter or body field, if it may contain any of it.
+    #[must_use]
+    pub fn recorded_kind(&self, name: &str) -> Option<RecordedKind> {
+        self.record.iter().find(|field| *field.name == *name).map(|field| field.kind)
     }
 
     /// Whether its path contains an organization.

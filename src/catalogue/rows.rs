@@ -6,7 +6,7 @@ use http::Method;
 
 use super::{
     BodyKind, BucketKind, Catalogue, Freshness, Operation, Parameter, ParameterKind, PathTemplate, RetryClass,
-    TagTemplate, effect_check,
+    TagTemplate, effect_check, recorded,
 };
 use crate::toml_reader::{
     self, FLAG, InvalidValue, TEXT, Table, TableItem, TextSpan, ValueKind, WithSpan, one_of, quoted, unknown_word,
@@ -14,9 +14,6 @@ use crate::toml_reader::{
 
 /// The text of the built-in rows.
 pub const BUILT_IN: &str = include_str!("../../config/operations.toml");
-
-/// Fields that no row may record, because they are secrets or addresses.
-const NEVER_RECORDED: [&str; 4] = ["hash", "couponCode", "email", "customer"];
 
 /// A row and the positions of its parts, for checks that need more than the row.
 #[derive(Clone, Debug)]
@@ -67,12 +64,12 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
     let id = table.required("id", ID);
     let method = table.required("method", METHOD);
     let path = table.required("path", PATH);
-    let query = table.table("query", |query| query.items().iter().filter_map(parameter).collect());
+    let query: Vec<_> = table.table("query", |query| query.items().iter().filter_map(parameter).collect());
     let tags = table.list("tags", TAG).unwrap_or_default();
     let invalidates = table.list("invalidates", TAG);
     let retry = table.optional("retry", RETRY);
     let body = table.optional("body", BODY);
-    let record = table.list("record", RECORDED).unwrap_or_default();
+    let record = recorded::read(table, &query);
     let freshness = table.optional("freshness", FRESHNESS).unwrap_or(Freshness::Configured);
     let quota = table.optional("quota", QUOTA);
     let scoped = table.optional("scoped", FLAG).unwrap_or(false);
@@ -99,7 +96,7 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
         invalidates: invalidates.map_or_else(|| default_invalidates(&method, &path), values),
         retry: retry.unwrap_or_else(|| default_retry(&method)),
         body,
-        record: values(record),
+        record,
         freshness,
         quota: quota.unwrap_or(if path.has_organization() { BucketKind::Organization } else { BucketKind::Account }),
         scoped,
@@ -328,15 +325,6 @@ const PARAMETER: ValueKind<ParameterKind> = ValueKind::text("a kind of parameter
 
 /// A default may be empty.
 const DEFAULT: ValueKind<String> = ValueKind::text("a string", "\"name\"", |text| Ok(text.to_owned()));
-
-const RECORDED: ValueKind<Arc<str>> =
-    ValueKind::text("the name of a parameter or field", "\"name\"", |text| match NEVER_RECORDED.contains(&text) {
-        false => Ok(Arc::from(text)),
-        true => {
-            let help = "leave it out: it may hold a secret or personal data";
-            Err(InvalidValue::new(format!("{text} is never recorded"), help))
-        }
-    });
 
 const MEMBER: ValueKind<Arc<str>> =
     ValueKind::text("the name of a member of the answer", "\"organizations\"", |text| match text {

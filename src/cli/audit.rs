@@ -26,7 +26,7 @@ use crate::audit::{self, FileFollower, Filter};
 /// How often to look for new records in the files.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Records per request to a running gateway.
-const PAGE: usize = 1000;
+const PAGE: u64 = 1000;
 
 /// Reads and verifies the audit log.
 ///
@@ -97,6 +97,7 @@ pub(super) struct FollowCommand {
 #[command(after_help = "\
 Examples:
   makegate audit export --config makegate.toml > all.jsonl
+  makegate audit export --url http://127.0.0.1:8081 --caller dashboard --limit 5000
   makegate audit export --config makegate.toml --since 30d -o csv --output june.csv")]
 pub(super) struct ExportCommand {
     #[command(flatten)]
@@ -105,12 +106,31 @@ pub(super) struct ExportCommand {
     wanted: FieldOptions,
     #[command(flatten)]
     span: TimeRange,
+    #[command(flatten)]
+    part: ExportedPart,
     /// json (one object per line), csv or table.
     #[arg(short = 'o', long, value_enum, default_value = "json", hide_possible_values = true)]
     format: Format,
     /// Write to this file instead of stdout.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+}
+
+/// Which of the matching records to export.
+#[derive(Clone, Copy, Debug, Args)]
+struct ExportedPart {
+    /// Only the newest N records.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Only records before the one with this number.
+    #[arg(long, value_name = "SEQ")]
+    after: Option<u64>,
+}
+
+/// The number of a record.
+#[derive(Deserialize)]
+struct Numbered {
+    seq: u64,
 }
 
 impl AuditCommand {
@@ -177,16 +197,41 @@ impl ExportCommand {
         let source = self.source_options.source(color)?;
         let mut records = RecordPrinter::in_bulk(self.format, self.output.as_deref())?;
         match source {
-            DataSource::Files(read) => export_files(&read.config.audit.dir, &filter, &mut records)?,
-            DataSource::Running(client) => process::block_on(export_running(&client, &pairs, &mut records))?,
+            DataSource::Files(read) => export_files(&read.config.audit.dir, &filter, self.part, &mut records)?,
+            DataSource::Running(client) => process::block_on(export_running(&client, &pairs, self.part, &mut records))?,
         }
         Ok(records.end()?)
     }
 }
 
-fn export_files(dir: &Path, filter: &Filter, records: &mut RecordPrinter) -> Result<(), CommandFailure> {
+fn export_files(
+    dir: &Path,
+    filter: &Filter,
+    part: ExportedPart,
+    records: &mut RecordPrinter,
+) -> Result<(), CommandFailure> {
+    let is_before = |line: &str| {
+        let seq = serde_json::from_str(line).map_or(0, |Numbered { seq }| seq);
+        part.after.is_none_or(|after| seq < after)
+    };
+    let mut matching = 0_u64;
+    if part.limit.is_some() {
+        let counted = audit::export(dir, filter, &mut |line| {
+            matching += u64::from(is_before(line));
+            Ok(())
+        });
+        counted.map_err(|error| unreadable(dir, &error))?;
+    }
+    let mut older = part.limit.map_or(0, |limit| matching.saturating_sub(limit));
     let mut unwritten = None;
     let exported = audit::export(dir, filter, &mut |line| {
+        if !is_before(line) {
+            return Ok(());
+        }
+        if older > 0 {
+            older -= 1;
+            return Ok(());
+        }
         records.print(line).map_err(|error| {
             let kind = error.kind();
             unwritten = Some(error);
@@ -205,33 +250,33 @@ fn export_files(dir: &Path, filter: &Filter, records: &mut RecordPrinter) -> Res
 async fn export_running(
     client: &OperatorClient,
     pairs: &FilterPairs<'_>,
+    part: ExportedPart,
     records: &mut RecordPrinter,
 ) -> Result<(), CommandFailure> {
-    let limit = PAGE.to_string();
-    let mut cursors = vec![newest(client, pairs).await?.saturating_add(1)];
-    let at = async |cursor: u64| {
-        let after = cursor.to_string();
+    let at = async |(cursor, size): (u64, u64)| {
+        let (limit, after) = (size.to_string(), cursor.to_string());
         let mut pairs = pairs.clone();
         pairs.extend([("limit", limit.as_str()), ("after", after.as_str())]);
         page(client, &pairs).await
     };
-    while let Some(cursor) = cursors.last()
-        && let Some(next) = at(*cursor).await?.next
-    {
-        cursors.push(next);
+    let end = newest(client, pairs).await?.saturating_add(1);
+    let mut left = part.limit.unwrap_or(u64::MAX);
+    let mut next = Some(part.after.map_or(end, |after| after.min(end)));
+    let mut pages = Vec::new();
+    while let Some(cursor) = next.filter(|_| left > 0) {
+        let size = left.min(PAGE);
+        left -= size;
+        pages.push((cursor, size));
+        next = at((cursor, size)).await?.next;
     }
-    for cursor in cursors.into_iter().rev() {
-        at(cursor).await?.records.iter().rev().try_for_each(|record| records.print(record.get()))?;
+    for one in pages.into_iter().rev() {
+        at(one).await?.records.iter().rev().try_for_each(|record| records.print(record.get()))?;
     }
     Ok(())
 }
 
 /// The number of the newest matching record. Also says that this is an export, which the gateway records; the export leaves out records that arrive later.
 async fn newest(client: &OperatorClient, pairs: &FilterPairs<'_>) -> Result<u64, CommandFailure> {
-    #[derive(Deserialize)]
-    struct Numbered {
-        seq: u64,
-    }
     let mut pairs = pairs.clone();
     pairs.extend([("limit", "1"), ("export", "true")]);
     let newest = page(client, &pairs).await?.records.into_iter().next();

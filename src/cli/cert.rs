@@ -17,6 +17,7 @@ use rcgen::{
 use super::failure::CommandFailure;
 use super::output;
 use crate::clock::Clock;
+use crate::config;
 
 /// How long the certificate is valid: what clients accept at most of a local authority.
 const SERVER_DAYS: i32 = 825;
@@ -67,12 +68,9 @@ impl NewCertCommand {
 
 /// Makes a local authority and a certificate of it for this machine and these `names`, and writes both to the folder.
 pub(super) fn make(dir: &Path, names: &[String]) -> Result<(), CommandFailure> {
-    let is_name = |name: &&String| {
-        let is_host = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._*".contains(&b));
-        is_host || name.parse::<IpAddr>().is_ok()
-    };
-    if let Some(bad) = names.iter().find(|name| !is_name(name)) {
-        return Err(CommandFailure::usage(format!("--name: {bad:?} is neither a host name nor an IP address")));
+    for name in names.iter().filter(|name| name.parse::<IpAddr>().is_err()) {
+        let host = name.strip_prefix("*.").unwrap_or(name);
+        config::host_name(host).map_err(|wrong| CommandFailure::usage(format!("--name: {wrong}, or an IP address")))?;
     }
     let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into_iter().chain(names.iter().cloned());
     let bad_name = |error| CommandFailure::usage(format!("--name: {error}; write a host name or an IP address"));

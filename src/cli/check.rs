@@ -2,16 +2,15 @@
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
-use std::ops::Range;
 use std::path::Path;
 
 use clap::Args;
 use rustix::process::geteuid;
 
-use super::ConfigFile;
 use super::failure::{CommandFailure, USAGE};
 use super::output::{self, ReportFormat};
 use super::process::{self, ColorChoice};
+use super::{ConfigFile, check_endings};
 use crate::clock::Clock;
 use crate::config::{self, LoadedConfig};
 use crate::config::{Config, ConfigError, Diagnostic, Severity};
@@ -24,8 +23,9 @@ use crate::watched_files::Snapshot;
 /// Checks a configuration and reports every mistake at once.
 ///
 /// Each mistake comes with its place and what to write instead. Exit code 0: the configuration is valid (warnings do
-/// not count); 2: it is not. The command changes nothing. Of the files that the configuration names it reads the secrets alone,
-/// to warn about weak ones, unless --online is given.
+/// not count); 2: it is not. The command changes nothing. It reads the files that the configuration names, to warn about weak
+/// secrets and about keys and certificates that have expired or expire within 14 days; only with --online are they errors if
+/// they cannot be used.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -36,7 +36,7 @@ pub(super) struct CheckCommand {
     #[command(flatten)]
     config: ConfigFile,
     /// Output format: text, or json (one object per line).
-    #[arg(long, value_enum, default_value = "text", hide_possible_values = true)]
+    #[arg(short = 'o', long, value_enum, default_value = "text", hide_possible_values = true)]
     format: ReportFormat,
     /// Also check the secrets, the certificates, the keys of issuers and the connection to Make (without sending anything over it).
     #[arg(long)]
@@ -47,11 +47,16 @@ impl CheckCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let file = &self.config.path;
         let (mistakes, text): (Vec<_>, _) = match config::read(file) {
-            Ok(LoadedConfig { config, warnings, origins, files }) if self.online => {
-                let tried = process::block_on(async { Ok(online(&config, &files).await) })?;
-                (warnings.into_iter().chain(tried).collect(), origins.text)
+            Ok(LoadedConfig { config, warnings, origins, files }) => {
+                let tried = match self.online {
+                    true => process::block_on(async { Ok(online(&config, &files).await) })?,
+                    false => Vec::new(),
+                };
+                let ending = check_endings::warnings(&config, &origins.text, &files, Clock::system().wall());
+                let is_told = |warning: &Diagnostic| tried.iter().any(|failure| failure.message == warning.message);
+                let ending: Vec<_> = ending.into_iter().filter(|warning| !is_told(warning)).collect();
+                (warnings.into_iter().chain(ending).chain(tried).collect(), origins.text)
             }
-            Ok(LoadedConfig { warnings, origins, .. }) => (warnings, origins.text),
             Err(failure) => (failure.mistakes, failure.text),
         };
         let mistakes: Vec<_> = mistakes.into_iter().chain(root_warning()).collect();
@@ -76,14 +81,10 @@ fn summary(file: &Path, mistakes: &[Diagnostic]) -> Result<(), CommandFailure> {
     if errors == 0 { Ok(()) } else { Err(CommandFailure::reported(USAGE)) }
 }
 
-/// A span outside of any text.
-const NO_SPAN: Range<usize> = usize::MAX..usize::MAX;
-
 /// Warns if this process runs as root, as which `serve` should not run.
 pub(super) fn root_warning() -> Option<Diagnostic> {
     let help = Some("run it as a user of its own: whoever takes it over then has no more than that user".to_owned());
-    let message = "makegate runs as root".to_owned();
-    let warning = Diagnostic { severity: Severity::Warning, line: 1, column: 1, span: NO_SPAN, message, help };
+    let warning = Diagnostic { help, ..Diagnostic::of_file(Severity::Warning, "makegate runs as root".to_owned()) };
     geteuid().is_root().then_some(warning)
 }
 
@@ -92,8 +93,7 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
     let clock = Clock::system();
     let mut failures = Vec::new();
     let mut failed = |what: &str, why: &dyn Display| {
-        let message = format!("{what}: {why}");
-        failures.push(Diagnostic { severity: Severity::Error, line: 1, column: 1, span: NO_SPAN, message, help: None });
+        failures.push(Diagnostic::of_file(Severity::Error, format!("{what}: {why}")));
     };
     if let Err(why) = config.operator.operators(files) {
         failed("the operator key", &why);

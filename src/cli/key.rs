@@ -50,6 +50,9 @@ Examples:
 pub(super) struct HashKeyCommand {
     /// The key. Better leave it out: without it the key is read from stdin, where no list of processes shows it.
     key: Option<String>,
+    /// text, or json (one object: hash).
+    #[arg(short = 'o', long, value_enum, default_value = "text", hide_possible_values = true)]
+    format: ReportFormat,
 }
 
 impl KeyCommand {
@@ -98,7 +101,11 @@ impl HashKeyCommand {
                 "this is not a key: write 1 to {KEY_BYTES_MAX} visible ASCII characters without spaces"
             )));
         }
-        Ok(output::line(&entry(key))?)
+        match self.format {
+            ReportFormat::Text => output::line(&entry(key))?,
+            ReportFormat::Json => output::json(&json!({ "hash": entry(key) }).to_string())?,
+        }
+        Ok(())
     }
 }
 

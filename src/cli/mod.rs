@@ -5,6 +5,7 @@
 mod audit;
 mod cert;
 mod check;
+mod check_endings;
 mod client;
 mod client_tls;
 mod completions;

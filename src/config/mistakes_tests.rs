@@ -152,6 +152,8 @@ const ROWS: &[(&[&str], &str)] = &[
     (&[ID, GET, "quota = \"organization\""], "the path has no {organizationId}; write quota = \"account\", or leave it out"),
     (&[ID, GET, "narrow = \"users\""], "there is nothing to narrow here; use it with scoped = true, for a GET without {organizationId} in its path"),
     (&[ID, GET, "record = [\"email\"]"], "email is never recorded; leave it out: it may hold a secret or personal data"),
+    (&[ID, GET, "record = { email = \"scalar\" }"], "email is never recorded; leave it out: it may hold a secret or personal data"),
+    (&[ID, GET, "record = { a = \"numbrs\" }"], "\"numbrs\" is not a kind of recorded field; did you mean \"numbers\"?"),
     (&[ID, GET, "query = { a = \"sets\" }"], "\"sets\" is not a kind of parameter; did you mean \"set\"?"),
     (&[ID, GET, "query = { a = { kind = \"set\", default = \"x\" } }"], "a set has no default; leave default out"),
     (&[ID, GET, "query = { a = { kind = \"number\", default = \"x\" } }"], "\"x\" is not a plain decimal; write for example default = \"0\""),

@@ -45,6 +45,14 @@ pub fn caller_name(text: &str) -> Result<Arc<str>, InvalidValue> {
     (units::CALLER.parse)(text)
 }
 
+/// Checks a host name as the file does, for names given outside the file.
+///
+/// # Errors
+/// The name is invalid; the error says what to write instead.
+pub fn host_name(text: &str) -> Result<String, InvalidValue> {
+    (units::HOST.parse)(text)
+}
+
 /// Parses a duration as the file does (including `"0s"`), for durations given outside the file.
 ///
 /// # Errors

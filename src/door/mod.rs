@@ -55,7 +55,7 @@ pub use lingering::IncomingBody;
 pub use listen::PassedSocket;
 pub use request_line::FRAGMENT;
 pub use service::{ConnectionService, RequestBody};
-pub use tls::{Certificate, CheckedCertificate};
+pub use tls::{Certificate, CheckedCertificate, certificate_ends, revocation_list_ends};
 pub use unread::{AnswerUnread, UnreadKind, Unreadable};
 
 /// Time between two sweeps over the connections.

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use super::client_certificate::{CertifiedConnection, CertifiedConnections, ClientCertificate};
 use super::connections::ConnectionState;
 use super::handshake::HandshakeFailure;
-use super::validity::end;
+use super::validity::{end, list_end};
 use crate::config::TlsFiles;
 use crate::process_log::STATE;
 use crate::watched_files::{FileContents, Snapshot};
@@ -154,6 +154,22 @@ fn certificates(path: &Path, files: &Snapshot) -> Result<Vec<CertificateDer<'sta
         return Err(file_error(path, &"contains no certificate (-----BEGIN CERTIFICATE-----)"));
     }
     Ok(all)
+}
+
+/// When the certificates in this file expire, as far as they do.
+///
+/// # Errors
+/// If it cannot be read or has none: says why.
+pub fn certificate_ends(path: &Path, files: &Snapshot) -> Result<Vec<Timestamp>, Error> {
+    Ok(certificates(path, files)?.iter().filter_map(end).collect())
+}
+
+/// When newer lists are due in place of the revocation lists in this file, as far as these say so.
+///
+/// # Errors
+/// If it cannot be read or has none: says why.
+pub fn revocation_list_ends(path: &Path, files: &Snapshot) -> Result<Vec<Timestamp>, Error> {
+    Ok(revocation_list(path, files)?.iter().filter_map(|list| list_end(list)).collect())
 }
 
 /// Trusts certificates issued by these authorities, unless one of the lists revokes them. Unless they are required, a client may also send a

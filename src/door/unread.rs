@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderValue, Response, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::config::Limits;
 use crate::vocabulary::word_enum;
@@ -207,7 +207,7 @@ impl UnreadWriter {
             return Poll::Ready(());
         }
         let Limits { linger, body, .. } = *self.limits;
-        let start = || (Box::pin(tokio::time::sleep(linger)), Instant::now() + body);
+        let start = || (Box::pin(sleep(linger)), sleep(body).deadline());
         let (end, latest) = self.lingering.get_or_insert_with(start);
         if end.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
@@ -220,7 +220,7 @@ impl UnreadWriter {
                 break;
             }
             self.linger_bytes = self.linger_bytes.saturating_sub(buffer.filled().len());
-            end.as_mut().reset((Instant::now() + linger).min(*latest));
+            end.as_mut().reset(sleep(linger).deadline().min(*latest));
         }
         Poll::Ready(())
     }

@@ -1,6 +1,8 @@
 //! Explains step by step what the gateway would do with a request and why, without spending anything. The steps are those of
 //! [`super::life`].
 
+mod credentials;
+
 use http::{HeaderMap, Method, Uri};
 use serde::Serialize;
 
@@ -15,6 +17,7 @@ use super::request::patience;
 use super::state::Gateway;
 use crate::cache::{Lookup, RequestDirectives};
 use crate::catalogue::{BodyKind, MatchedOperation, RetryClass};
+use crate::clock::Clock;
 use crate::quota::{BucketId, QuotaOutlook};
 use crate::upstream::BreakerKey;
 
@@ -79,10 +82,10 @@ fn decide(
     let target = step_list.check("target", steps::target(&method, &uri, policy.limits()), |target| {
         format!("its canonical path is {}", target.path)
     })?;
+    let now = running.map_or_else(|| Clock::system().wall(), |gateway| gateway.clock.wall());
     let caller = policy.caller(caller_name).ok_or(Refusal::UnknownKey);
-    let caller = step_list.check("identify", caller, |caller| {
-        format!("{} is a caller with {} key(s)", caller_name, caller.config.keys.len())
-    })?;
+    let caller = caller.and_then(|caller| credentials::known_by(policy, caller, now).map(|by| (caller, by)));
+    let (caller, _) = step_list.check("identify", caller, |(_, by)| format!("{caller_name} is known by {by}"))?;
     let matched = steps::classify(policy, &method, &target);
     let matched = step_list.check("classify", matched, |m| {
         format!("it is {} ({} {})", m.operation.id, m.operation.method, m.operation.path)
@@ -169,7 +172,7 @@ fn parse_uri(target: &str) -> Result<Uri, Refusal> {
 fn redacted(row: &crate::catalogue::Operation, target: &str) -> String {
     let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
     let shown = query.split('&').map(|pair| match pair.split_once('=') {
-        Some((name, _)) if !row.record.iter().any(|allowed| **allowed == *name) => format!("{name}=…"),
+        Some((name, _)) if row.recorded_kind(name).is_none() => format!("{name}=…"),
         _ => pair.to_owned(),
     });
     format!("{path}?{}", shown.collect::<Vec<_>>().join("&"))

@@ -12,7 +12,7 @@ const WARNING: SignedDuration = SignedDuration::from_hours(14 * 24);
 /// Keys that a line names; the others are counted.
 const NAMED_MAX: usize = 10;
 
-/// How near a key's end is.
+/// How near the end of a key, or of a certificate, is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyExpiry {
     /// It expires within 14 days.
@@ -25,7 +25,13 @@ impl KeyExpiry {
     /// Of this key. `None` if its end is far, or if it has none.
     #[must_use]
     pub fn of(key: &KeyConfig, now: Timestamp) -> Option<Self> {
-        match key.expires.as_ref()?.at.duration_since(now) {
+        Self::at(key.expires.as_ref()?.at, now)
+    }
+
+    /// Of what ends then. `None` if that is far.
+    #[must_use]
+    pub fn at(end: Timestamp, now: Timestamp) -> Option<Self> {
+        match end.duration_since(now) {
             left if !left.is_positive() => Some(Self::Past),
             left if left <= WARNING => Some(Self::Soon),
             _ => None,

@@ -18,9 +18,10 @@ use super::admit::{body, identify, steps};
 use super::outgoing::outgoing;
 use super::read::fetch::{answer_page, fetch, fetch_ahead};
 use super::read::lookup::{LookupResult, ReadRequest, lookup};
+use super::recorded;
 use super::recorder::RequestRecorder;
 use super::refusal::Refusal;
-use super::request::{AuthorizedRequest, is_read, recorded_query};
+use super::request::{AuthorizedRequest, is_read};
 use super::response::{self, AnswerBody, Reply};
 use super::state::Gateway;
 use super::tags;
@@ -120,7 +121,7 @@ async fn life<B: RequestBody>(
     let caller = credential.caller();
     recorder.identified(&credential, peer);
     let path: Arc<str> = Arc::from(&*target.path);
-    recorder.record().path = (!path.is_empty()).then(|| path.clone().into());
+    recorder.record().path = (!path.is_empty()).then(|| recorded::path(&gateway.log, &path));
     let (caller_id, share_holders) = (caller.state.id, &caller.state.share_holders);
     recorder.charge_to(&share_holders.records)?;
     busy.assign_to(caller_id, &share_holders.connections)
@@ -129,7 +130,7 @@ async fn life<B: RequestBody>(
     let matched = steps::classify(policy, &head.method, &target).inspect_err(|_| recorder.cut_path(&target.path))?;
     let row = matched.operation;
     recorder.classified(&row.id, matched.organization);
-    recorder.record().query = recorded_query(row, &target);
+    recorder.record().query = recorded::query(&gateway.log, row, &target);
     let plan = steps::plan(&target, row, &matched)?;
     // 5 authorize
     steps::authorize(caller, &matched)?;

@@ -13,6 +13,7 @@ use super::admit::identify::{Credential, CredentialId};
 use super::admit::policy::{Caller, Policy};
 use super::admit::steps::{self, Rights};
 use super::outgoing::is_traceparent;
+use super::recorded;
 use super::refusal::{Refusal, seconds};
 use super::refusal_tally::RefusedParty;
 use super::request::is_read;
@@ -102,7 +103,8 @@ impl RequestRecorder {
 
     /// The caller is unidentified or the path unknown: the record stores only the beginning of the path.
     pub(crate) fn cut_path(&mut self, path: &str) {
-        self.record().path = (!path.is_empty()).then(|| audit::truncate(path, UNKNOWN_PATH_BYTES_MAX).into());
+        let shown = recorded::unknown_path(&self.gateway.log, path);
+        self.record().path = (!path.is_empty()).then(|| audit::truncate(&shown, UNKNOWN_PATH_BYTES_MAX).into());
     }
 
     /// The caller was not identified. If its key is known, the record names it.

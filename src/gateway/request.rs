@@ -5,21 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
-use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 use super::admit::identify::CredentialId;
 use super::admit::policy::{Caller, Policy};
 use super::admit::steps::{self, Rights};
-use super::admit::target::Target;
 use super::refusal::Refusal;
 use super::state::Gateway;
 use super::tags::Parameters;
-use crate::audit;
 use crate::catalogue::Operation;
 use crate::clock::Clock;
 use crate::ids::RequestId;
-use crate::json_members::JsonMembers;
 use crate::quota::BucketId;
 use crate::upstream::{BreakerKey, Outgoing};
 
@@ -34,7 +29,7 @@ pub(crate) struct AuthorizedRequest {
     /// The organization in the path.
     pub(crate) organization: Option<u64>,
     pub(crate) parameters: Parameters,
-    /// The canonical path, as in records.
+    /// The canonical path.
     pub(crate) path: Arc<str>,
     pub(crate) outgoing: Outgoing,
     /// When the request was read completely.
@@ -93,45 +88,6 @@ impl AuthorizedRequest {
 /// write would only end in doubt.
 pub(crate) fn patience(left: Duration, attempt_max: Duration) -> Duration {
     left.saturating_sub(attempt_max / 8)
-}
-
-/// The query parameters that the operation allows to be logged, as an object.
-pub(crate) fn recorded_query(row: &Operation, target: &Target<'_>) -> Option<Box<RawValue>> {
-    if target.query.is_empty() {
-        return None;
-    }
-    let mut members = Map::new();
-    for name in &row.record {
-        let mut values: Vec<Value> = target.values(name).map(Value::from).collect();
-        match values.len() {
-            0 => {}
-            1 => drop(members.insert(name.to_string(), values.remove(0))),
-            _ => drop(members.insert(name.to_string(), Value::Array(values))),
-        }
-    }
-    (!members.is_empty()).then(|| audit::object(&members))
-}
-
-/// The body's fields that the operation allows to be logged, as an object.
-pub(crate) fn recorded_fields(row: &Operation, body: &[u8]) -> Option<Box<RawValue>> {
-    if row.record.is_empty() || body.is_empty() {
-        return None;
-    }
-    // Only the recorded fields are read further: nothing else in the body can keep them out of the log.
-    let body: JsonMembers<'_> = serde_json::from_slice(body).ok()?;
-    let recorded = body.0.iter().filter(|(name, _)| row.record.iter().any(|allowed| **allowed == **name));
-    let members: Map<_, _> = recorded.map(|(name, value)| (name.to_string(), recorded_value(value))).collect();
-    (!members.is_empty()).then(|| audit::object(&members))
-}
-
-/// A value as it is recorded: itself, or its text, if it is nested so deeply that the record could not be read.
-fn recorded_value(value: &RawValue) -> Value {
-    const BRACKETS_MAX: usize = 64;
-    let text = value.get();
-    let brackets = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).take(BRACKETS_MAX + 1).count();
-    let is_shallow = text.starts_with('"') || brackets <= BRACKETS_MAX;
-    let plain = is_shallow.then(|| serde_json::from_str(text).ok()).flatten();
-    plain.unwrap_or_else(|| text.into())
 }
 
 /// Can the answer come from the cache?

@@ -17,6 +17,9 @@ use super::refusal::OperatorRefusal;
 use super::table::PageTable;
 use crate::ids::escape_invisible_in_lines;
 
+/// The media type of CSV with a header (RFC 4180).
+pub(super) const CSV: &str = "text/csv; charset=utf-8; header=present";
+
 /// What a page shows. Its JSON is how it serializes.
 pub(super) trait Page: Serialize {
     /// Its heading.
@@ -105,7 +108,7 @@ impl PageView {
                 Ok(json) => typed("application/json", json),
                 Err(_) => OperatorRefusal::Internal.into_response(),
             },
-            PageFormat::Csv => typed("text/csv; charset=utf-8; header=present", page.csv()),
+            PageFormat::Csv => typed(CSV, page.csv()),
             PageFormat::Html => {
                 let whole = html::page(&self.menu, P::TITLE, &self.path, &self.query.suffix(), &page.html());
                 html_document(whole)

@@ -23,10 +23,11 @@ use crate::ids::RequestId;
 type OperatorRoute = MethodRouter<Arc<OperatorState>>;
 
 /// Every page: its path, its name in the menu if it is there, and its handler. The same with `.json` and `.csv` after the path.
-fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 10] {
+fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 11] {
     [
         ("/", Some("Overview"), get(pages::overview)),
         ("/audit", Some("Audit"), get(pages::audit)),
+        ("/audit/follow", None, get(pages::follow)),
         ("/audit/head", None, get(pages::head)),
         ("/audit/proof", None, get(pages::proof)),
         ("/callers", Some("Callers"), get(pages::callers)),
@@ -86,7 +87,6 @@ fn with_key() -> Router<Arc<OperatorState>> {
     let others = Router::new()
         .route("/style.css", get(style))
         .route("/openapi.json", get(openapi))
-        .route("/audit/follow", get(pages::follow))
         .route("/audit/rotate", admin_post(actions::rotate_key))
         .route("/cache/purge", post(actions::purge))
         .route("/quota/reopen", post(actions::reopen))

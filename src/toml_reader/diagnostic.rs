@@ -46,6 +46,13 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
+    /// What is said of the file as a whole, and of no line of it.
+    #[must_use]
+    pub fn of_file(severity: Severity, message: String) -> Self {
+        const NOWHERE: TextSpan = usize::MAX..usize::MAX;
+        Self { severity, line: 1, column: 1, span: NOWHERE, message, help: None }
+    }
+
     /// Renders it as rustc would: message, position, line, help. `text` is the file's (blotted) text; without it the
     /// line is left out.
     #[must_use]

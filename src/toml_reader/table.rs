@@ -87,6 +87,12 @@ impl<'d> Table<'d> {
         self.entries.is_some_and(|entries| entries.contains_key(key))
     }
 
+    /// Whether `key` is a table.
+    #[must_use]
+    pub fn is_table(&self, key: &str) -> bool {
+        self.entries.and_then(|entries| entries.get(key)).is_some_and(|value| value.get_ref().is_table())
+    }
+
     /// Whether `key` is an empty list.
     #[must_use]
     pub fn is_empty_list(&self, key: &str) -> bool {

@@ -86,7 +86,7 @@ fn operation(row: &Operation) -> String {
     };
     let code = |names: Vec<&str>| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" ");
     let invalidates = code(row.invalidates.iter().map(|tag| tag.as_str()).collect());
-    let recorded = code(row.record.iter().map(|name| &**name).collect());
+    let recorded = code(row.record.iter().map(|field| &*field.name).collect());
     let look = row.look.as_ref().map_or_else(String::new, |look| format!("`{}`: {}", look.read, look.proves.as_str()));
     format!(
         "| `{}`: {} | `{} {}` | `{}` | {body} | {memory} | {retry} | {invalidates} | {recorded} | {look} |",

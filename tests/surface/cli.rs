@@ -2,6 +2,7 @@
 
 mod confined;
 mod doubts;
+mod endings;
 mod processes;
 mod service_manager;
 
@@ -262,6 +263,8 @@ fn a_new_key_is_a_uuid_and_its_callers_table_has_the_hash_of_it() {
         serde_json::from_str(&stdout(0, &run(repository(), &["key", "new", "--caller", "a", "-o", "json"]))).unwrap();
     let hashed = stdout(0, &run(repository(), &["key", "hash", made["key"].as_str().unwrap()]));
     assert_eq!((&made["caller"], made["hash"].as_str().unwrap()), (&"a".into(), hashed.trim()));
+    let as_json = stdout(0, &run(repository(), &["key", "hash", made["key"].as_str().unwrap(), "-o", "json"]));
+    assert_eq!(serde_json::from_str::<Value>(&as_json).unwrap(), serde_json::json!({ "hash": made["hash"] }));
     let mut typed =
         command(repository(), &["key", "hash"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     writeln!(typed.stdin.take().unwrap(), "{key}").unwrap();
@@ -274,7 +277,11 @@ fn a_new_key_is_a_uuid_and_its_callers_table_has_the_hash_of_it() {
 #[test]
 fn a_new_certificate_is_trusted_by_who_trusts_its_authority() {
     let folder = tempfile::tempdir().unwrap();
-    let new = ["cert", "new", "--dir", "tls", "--name", "gate.internal"];
+    for bad in ["https://gate", "gate:80", "a_b", "*.", ""] {
+        let refused = run(folder.path(), &["cert", "new", "--dir", "tls", "--name", bad]);
+        assert!(stderr(2, &refused).contains("is not a host name"), "{bad}: {refused:?}");
+    }
+    let new = ["cert", "new", "--dir", "tls", "--name", "gate.internal", "--name", "*.internal", "--name", "fd00::7"];
     let told = stdout(0, &run(folder.path(), &new));
     let file = |name: &str| folder.path().join("tls").join(name);
     for expected in

@@ -134,19 +134,43 @@ async fn a_write_in_doubt_is_listed_by_its_request_and_counted() {
 async fn a_follower_sees_requests_as_they_come_and_its_end_at_shutdown() {
     let world = World::start().await;
     let operator = world.service.operator_addresses()[0];
-    let mut lines = BufReader::new(connect(operator, "GET", "/audit/follow?caller=tool", KEY).await).lines();
-    while !lines.next_line().await.unwrap().unwrap().is_empty() {}
+    let mut followers = Vec::new();
+    for suffix in ["", ".json", ".csv"] {
+        let target = format!("/audit/follow{suffix}?caller=tool");
+        let mut lines = BufReader::new(connect(operator, "GET", &target, KEY).await).lines();
+        let mut head = String::new();
+        while let Some(line) = lines.next_line().await.unwrap().filter(|line| !line.is_empty()) {
+            head += &(line + "\n");
+        }
+        let media_type =
+            if suffix == ".csv" { "text/csv; charset=utf-8; header=present" } else { "application/x-ndjson" };
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains(&format!("content-type: {media_type}\n")), "{head}");
+        followers.push(lines);
+    }
     world.call("reader", "GET", ORG).await;
     world.call("tool", "GET", ORG).await;
-    let line = loop {
-        let line = lines.next_line().await.unwrap().unwrap();
-        if line.starts_with('{') {
-            break line;
+    let mut shown = Vec::new();
+    for (lines, begin) in followers.iter_mut().zip(["{", "{", "seq,"]) {
+        // Between them are the lengths of chunks.
+        let mut line = String::new();
+        while !line.starts_with(begin) {
+            line = lines.next_line().await.unwrap().unwrap();
+        }
+        shown.push(line);
+    }
+    assert_eq!(shown[0], shown[1]);
+    let record: Value = serde_json::from_str(&shown[0]).unwrap();
+    assert_eq!((&record["caller"], &record["answer"]), (&json!("tool"), &json!("miss")));
+    let mut row = String::new();
+    while !row.starts_with(&format!("{},", record["seq"])) {
+        row = followers[2].next_line().await.unwrap().unwrap();
+    }
+    assert!(row.contains(",request,") && row.contains(",tool,") && row.contains(",miss,"), "{row}");
+    let end = async {
+        for lines in &mut followers {
+            while lines.next_line().await.is_ok_and(|line| line.is_some()) {}
         }
     };
-    let record: Value = serde_json::from_str(&line).unwrap();
-    assert_eq!((&record["caller"], &record["answer"]), (&json!("tool"), &json!("miss")));
-    let end = async { while lines.next_line().await.is_ok_and(|line| line.is_some()) {} };
     let (drained, ()) = tokio::join!(world.service.shut_down(), end);
     assert!(drained, "a follower held up the shutdown");
 }

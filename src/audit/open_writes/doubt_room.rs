@@ -36,6 +36,12 @@ impl DoubtRoom {
         self.shared.taken() + limit / 8 >= limit
     }
 
+    /// How much of the room is taken, and how much there is.
+    #[must_use]
+    pub fn load(&self) -> (u64, u64) {
+        (self.shared.taken(), self.shared.limit())
+    }
+
     /// Takes room for one more write of this caller.
     ///
     /// # Errors

@@ -263,6 +263,12 @@ impl Policy {
         names.iter().filter_map(|name| self.names.get(&**name))
     }
 
+    /// Whether a client certificate with this name identifies a caller.
+    #[must_use]
+    pub fn certifies(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
     /// Looks up the caller that a token identifies, if its issuer still stands by it.
     #[must_use]
     pub fn caller_of_token(&self, token: &VerifiedToken) -> Option<&Arc<Caller>> {

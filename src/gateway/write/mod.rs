@@ -16,9 +16,10 @@ use crate::audit::{CannotRecord, HeldRequestId, Kind, Record, RecordRoom};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
 use crate::callers::SharedKind;
 use crate::gateway::forward::{ForwardPermit, Forwarded, forward, forward_permit, write_answer};
+use crate::gateway::recorded;
 use crate::gateway::recorder::{self, RequestRecorder};
 use crate::gateway::refusal::Refusal;
-use crate::gateway::request::{AuthorizedRequest, recorded_fields};
+use crate::gateway::request::AuthorizedRequest;
 use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer};
 use crate::gateway::state::Gateway;
 use crate::gateway::tags;
@@ -67,7 +68,8 @@ pub(crate) async fn write(
     }
     let permit = forward_permit(gateway, &request).await?; // before the intent: a crash while queued must not leave an unsent write in doubt
     identity.refuse_if_in_doubt(gateway, &request)?; // an identical write may have ended in doubt meanwhile
-    recorder.record().fields = recorded_fields(&request.row, &request.outgoing.body).map(Cow::Owned);
+    let fields = recorded::fields(&gateway.log, &request.row, &request.outgoing.body);
+    recorder.record().fields = fields.map(Cow::Owned);
     let request = Arc::new(request);
     let (recording, under_way) = (recorder.hand_over(), recorder.hand_over_share());
     let task = carry_out(gateway.clone(), request.clone(), recording, identity, permit, order);

@@ -14,7 +14,7 @@ use super::super::query::{PageQuery, encode};
 use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
 use super::super::state::OperatorState;
-use super::body::InTime;
+use super::body::{self, InTime, bad_body};
 use crate::door::PeerConnection;
 
 const TAG_BYTES_MAX: usize = 256;
@@ -44,9 +44,7 @@ impl FromRequest<Arc<OperatorState>> for PurgeRequest {
             }
             "application/json" => {
                 let InTime(body) = InTime::<Bytes>::from_request(request, state).await?;
-                // serde_json names line, column and fields, which are the operator's own.
-                let bad = |error| OperatorRefusal::BadBody { why: format!("{EXPECTED}: {error}") };
-                serde_json::from_slice(&body).map_err(bad)
+                body::parse(&body, EXPECTED)
             }
             _ => Err(OperatorRefusal::NotJson),
         }
@@ -65,7 +63,12 @@ impl PurgeRequest {
         match (self.tag, self.all) {
             (None, Some(true)) => Ok(None),
             (Some(tag), None | Some(false)) if !tag.is_empty() && tag.len() <= TAG_BYTES_MAX => Ok(Some(tag)),
-            (Some(_), _) | (None, Some(false) | None) => Err(OperatorRefusal::BadBody { why: EXPECTED.to_owned() }),
+            (Some(_), Some(true)) => Err(bad_body("this names a tag and all of them", EXPECTED)),
+            (Some(tag), None | Some(false)) if tag.is_empty() => Err(bad_body("the tag is empty", EXPECTED)),
+            (Some(_), None | Some(false)) => {
+                Err(bad_body(format!("no tag is longer than {TAG_BYTES_MAX} bytes"), EXPECTED))
+            }
+            (None, Some(false) | None) => Err(bad_body("this names nothing to purge", EXPECTED)),
         }
     }
 }
@@ -99,10 +102,11 @@ pub(in crate::operator) async fn purge(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operator::tests::World;
 
     async fn of(kind: &str, body: &'static str) -> Result<Option<String>, OperatorRefusal> {
         let request = Request::post("/").header("content-type", kind).body(body.into()).unwrap();
-        PurgeRequest::from_request(request, &()).await?.tag()
+        PurgeRequest::from_request(request, &World::new().state).await?.tag()
     }
 
     #[tokio::test]
@@ -121,7 +125,10 @@ mod tests {
             r#"{"all": true, "is_form": true}"#,
         ] {
             let refused = of(json, bad).await;
-            assert!(matches!(refused, Err(OperatorRefusal::BadBody { why }) if why.starts_with(EXPECTED)), "{bad}");
+            assert!(
+                matches!(refused, Err(OperatorRefusal::BadBody { why }) if why.ends_with(&format!("; {EXPECTED}"))),
+                "{bad}"
+            );
         }
         let form = "application/x-www-form-urlencoded";
         assert_eq!(of(form, "tag=org%3A11").await.unwrap(), Some("org:11".to_owned()));

@@ -12,7 +12,7 @@ use super::super::operators::Operator;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
 use super::super::state::OperatorState;
-use super::body::InTime;
+use super::body::{self, InTime};
 use crate::audit::Record;
 use crate::door::PeerConnection;
 use crate::quota::BucketId;
@@ -41,8 +41,7 @@ pub(in crate::operator) async fn reopen(
     Extension(operator): Extension<Arc<Operator>>,
     InTime(body): InTime<Bytes>,
 ) -> Result<Response, OperatorRefusal> {
-    let bad = |error| OperatorRefusal::BadBody { why: format!("{EXPECTED}: {error}") };
-    let ReopenRequest { organization } = serde_json::from_slice(&body).map_err(bad)?;
+    let ReopenRequest { organization } = body::parse(&body, EXPECTED)?;
     let room = state.gateway.log.reserve().ok_or(OperatorRefusal::CannotRecord)?;
     let bucket = organization.map_or(BucketId::Account, BucketId::Organization);
     let why = state.gateway.quota.reopen(bucket);

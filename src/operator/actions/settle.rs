@@ -15,7 +15,7 @@ use super::super::operators::Operator;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
 use super::super::state::OperatorState;
-use super::body::InTime;
+use super::body::{self, InTime, bad_body};
 use crate::audit::{Doubt, Peer};
 use crate::door::PeerConnection;
 use crate::ids::RequestId;
@@ -68,7 +68,7 @@ fn verdict(
 ) -> Result<Settlement, OperatorRefusal> {
     let note = note.unwrap_or_default();
     if note.len() > NOTE_BYTES_MAX {
-        return Err(OperatorRefusal::BadBody { why: format!("a note has at most {NOTE_BYTES_MAX} bytes") });
+        return Err(bad_body(format!("the note has more than {NOTE_BYTES_MAX} bytes"), "write a shorter one"));
     }
     Ok(Settlement {
         done: matches!(settled_as, SettledAs::Done),
@@ -92,8 +92,7 @@ pub(in crate::operator) async fn settle_all(
     Extension(operator): Extension<Arc<Operator>>,
     InTime(body): InTime<Bytes>,
 ) -> Result<Response, OperatorRefusal> {
-    let asked: SettleAllRequest = serde_json::from_slice(&body)
-        .map_err(|error| OperatorRefusal::BadBody { why: format!("{error}: {EXPECTED_OF_ALL}") })?;
+    let asked: SettleAllRequest = body::parse(&body, EXPECTED_OF_ALL)?;
     let verdict = verdict((&peer, &operator), asked.r#as, asked.note.clone())?;
     let doubts = state.gateway.log.doubts();
     let meant = doubts.list().into_iter().filter(|doubt| asked.is_meant(doubt)).map(|doubt| doubt.intent);
@@ -121,8 +120,7 @@ pub(in crate::operator) async fn settle(
 ) -> Result<Response, OperatorRefusal> {
     let request = request.ok().and_then(|Path(id)| RequestId::parse(id.as_bytes())).ok_or(OperatorRefusal::NoDoubt)?;
     let intent = state.gateway.log.doubts().find_by_request(&request).ok_or(OperatorRefusal::NoDoubt)?;
-    let asked: SettleRequest = serde_json::from_slice(&body)
-        .map_err(|error| OperatorRefusal::BadBody { why: format!("{error}: {EXPECTED}") })?;
+    let asked: SettleRequest = body::parse(&body, EXPECTED)?;
     let verdict = verdict((&peer, &operator), asked.r#as, asked.note)?;
     settle::settle(&state.gateway, intent, verdict).await.map_err(|not| match not {
         NotSettled::NoDoubt => OperatorRefusal::NoDoubt,

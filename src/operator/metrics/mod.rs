@@ -288,6 +288,10 @@ fn log(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let help = "Refusals that the log holds as a count, not as a record each";
     writer.counter("makegate_audit_counted", help, state.gateway.refusal_tally.counted())?;
     writer.gauge("makegate_writes_in_doubt", "Writes whose effect is not known; see /doubts", counts.doubts)?;
+    let (open, limit) = log.doubts().room().load();
+    let help = "Writes that take room for doubts: those in doubt, and those under way that may become so";
+    writer.gauge("makegate_writes_open", help, open)?;
+    writer.gauge("makegate_writes_open_limit", "The room for doubts itself (limits.doubts)", limit)?;
     let now = state.gateway.clock.wall();
     let age = |since: Timestamp| now.duration_since(since).as_secs_f64().max(0.0);
     let oldest = log.doubts().oldest().map_or(0.0, age);

@@ -6,18 +6,21 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::Response;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 
 use super::super::operators::Operator;
-use super::super::query::PageQuery;
 use super::super::refusal::OperatorRefusal;
-use super::super::render::typed;
+use super::super::render::{CSV, PageFormat, PageView, typed};
 use super::super::state::OperatorState;
-use crate::audit::{Filter, FollowEvent};
+use crate::audit::{Filter, FollowEvent, csv, csv_header};
 use crate::door::PeerConnection;
 
-/// New records as JSON lines until the client leaves, the operator's key is taken away or shutdown begins. Records that came faster than they
-/// were taken are counted in a line of their own: `{"missed": n}`.
+/// What ends a row of CSV.
+const ROW_END: &str = "\r\n";
+
+/// New records until the client leaves, the operator's key is taken away or shutdown begins: as JSON lines, or as rows of CSV below a header.
+/// Records that came faster than they were taken are counted in a line of their own: `{"missed": n}`, or a row of the kind `missed` with
+/// their `count`.
 ///
 /// # Errors
 /// A parameter is not a filter; there are too many followers.
@@ -25,24 +28,31 @@ pub(crate) async fn follow(
     State(state): State<Arc<OperatorState>>,
     Extension(peer): Extension<PeerConnection>,
     Extension(operator): Extension<Arc<Operator>>,
-    query: PageQuery,
+    view: PageView,
 ) -> Result<Response, OperatorRefusal> {
-    let filter = Filter::parse(query.iter(), state.gateway.clock.wall())?;
+    let filter = Filter::parse(view.query.iter(), state.gateway.clock.wall())?;
     let turn = state.followers.clone().try_acquire_owned().map_err(|_| OperatorRefusal::TooManyFollowers)?;
     peer.busy().mark_endless();
+    let is_table = view.format == PageFormat::Csv;
     let start = (state.gateway.log.follow(filter), [state.gateway.tasks.stop_token(), operator.revoked.clone()], turn);
-    let lines = stream::unfold(start, |(mut follow, ends, turn)| async move {
+    let lines = stream::unfold(start, move |(mut follow, ends, turn)| async move {
         let [stopping, revoked] = &ends;
         let next = tokio::select! {
             next = follow.next() => next,
             () = stopping.cancelled() => None,
             () = revoked.cancelled() => None,
         };
-        let line = match next? {
-            FollowEvent::Line(line) => format!("{}\n", line.trim_end()),
-            FollowEvent::Missed(missed) => format!("{{\"missed\":{missed}}}\n"),
+        let line = match (next?, is_table) {
+            (FollowEvent::Line(line), false) => format!("{}\n", line.trim_end()),
+            (FollowEvent::Missed(missed), false) => format!("{{\"missed\":{missed}}}\n"),
+            (FollowEvent::Line(line), true) => csv(&line) + ROW_END,
+            (FollowEvent::Missed(missed), true) => {
+                csv(&format!("{{\"kind\":\"missed\",\"count\":{missed}}}")) + ROW_END
+            }
         };
         Some((Ok::<_, Infallible>(line), (follow, ends, turn)))
     });
-    Ok(typed("application/x-ndjson", Body::from_stream(lines)))
+    let header = is_table.then(|| Ok(csv_header() + ROW_END));
+    let media_type = if is_table { CSV } else { "application/x-ndjson" };
+    Ok(typed(media_type, Body::from_stream(stream::iter(header).chain(lines))))
 }

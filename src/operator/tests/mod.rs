@@ -54,8 +54,8 @@ keys = ["sha256:OTHER"]
 grants = ["*"]
 "#;
 
-struct World {
-    state: Arc<OperatorState>,
+pub(super) struct World {
+    pub(super) state: Arc<OperatorState>,
     router: Router,
     clock: Clock,
     _dir: TempDir,
@@ -79,7 +79,7 @@ impl Reply {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let key_hash = hash::hex(&hash::sha256(CALLER_KEY.as_bytes()));
         let dir_text = format!("{:?}", dir.path().join("audit"));

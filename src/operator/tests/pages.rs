@@ -138,6 +138,8 @@ async fn metrics_are_in_the_format_that_is_asked_for() {
         "makegate_cache_requests_total{result=\"hit\"} 0",
         "makegate_audit_backlog ",
         "makegate_writes_in_doubt 0",
+        "makegate_writes_open 0",
+        "makegate_writes_open_limit 10000",
         "makegate_config_last_reload_successful 1",
         "makegate_build_info{version=",
         "makegate_upstream_breaker{state=\"closed\"} 1",

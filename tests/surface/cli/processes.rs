@@ -168,6 +168,20 @@ fn the_log_reads_the_same_from_its_files_and_from_the_running_gateway() {
     let folder = fs::read_dir(temporary.path()).unwrap().next().unwrap().unwrap().path();
     let of_files = ["audit", "export", "--config", "makegate.toml", "--status", "404"];
     assert_eq!(stdout(0, &run(&folder, &of_files)), exported);
+    let all: Vec<_> = exported.lines().collect();
+    let seq = |line: &str| serde_json::from_str::<Value>(line).unwrap()["seq"].to_string();
+    let before = seq(all[1_190]);
+    for (part, expected) in [
+        (&["--limit", "3"][..], &all[1_198..]),
+        (&["--limit", "1100"], &all[101..]),
+        (&["--limit", "5", "--after", &before], &all[1_185..1_190]),
+        (&["--after", &before], &all[..1_190]),
+    ] {
+        let of_door = demo.ask(&[&["audit", "export", "--status", "404"], part].concat());
+        assert_eq!(stdout(0, &of_door).lines().collect::<Vec<_>>(), expected, "{part:?}");
+        let of_files = stdout(0, &run(&folder, &[&of_files[..], part].concat()));
+        assert_eq!(of_files.lines().collect::<Vec<_>>(), expected, "{part:?}");
+    }
     stdout(0, &run(&folder, &[&of_files[..], &["-o", "csv", "--output", "export.csv"]].concat()));
     let written = fs::read_to_string(folder.join("export.csv")).unwrap();
     assert!(written.starts_with("seq,time,kind,") && written.lines().count() == 1_202);

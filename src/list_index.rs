@@ -107,15 +107,19 @@ fn named_row<'a>(row: &'a RawValue, body: &[u8]) -> Result<(ListRow, Option<&'a 
 /// Gives each row its place in the order by name. The upstream's list is sorted by name already, in its own collation. That order is kept,
 /// so that pages with and without `sortBy` match, unless the list is not sorted after all.
 fn rank_by_name(rows: &mut [(ListRow, Option<&RawValue>)]) {
-    let spelled = |(_, name): &(ListRow, Option<&'_ RawValue>)| name.map(|name| name.get().to_owned());
-    let comes_sorted = rows.is_sorted_by(|a, b| spelled(a) <= spelled(b));
-    let mut keyed: Vec<_> = rows.iter_mut().map(|(row, name)| (SortKey::of(*name), row)).collect();
-    if !comes_sorted {
-        // All values are comparable, because JSON has no NaN.
-        keyed.sort_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal));
+    if rows.is_sorted_by_key(|(_, name)| name.map(RawValue::get)) {
+        return rank(rows.iter_mut().map(|(row, name)| (name.map(RawValue::get), row)));
     }
+    let mut keyed: Vec<_> = rows.iter_mut().map(|(row, name)| (SortKey::of(*name), row)).collect();
+    // All values are comparable, because JSON has no NaN.
+    keyed.sort_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal));
+    rank(keyed.into_iter());
+}
+
+/// Ranks rows that come sorted by their keys.
+fn rank<'r, K: PartialEq>(sorted: impl Iterator<Item = (K, &'r mut ListRow)>) {
     let (mut rank, mut earlier) = (0, None);
-    for (key, row) in keyed {
+    for (key, row) in sorted {
         if earlier.is_some_and(|earlier| earlier != key) {
             rank += 1;
         }

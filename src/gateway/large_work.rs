@@ -36,6 +36,7 @@ impl LargeWork {
             work()
         }
     }
+
     /// Takes every place, each for a caller of its own.
     #[cfg(test)]
     pub(crate) async fn take_all(&self) -> Vec<crate::fair_semaphore::FairPermit> {

@@ -99,7 +99,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::catalogue::Catalogue;
+    use crate::catalogue::{Catalogue, EffectCheck};
     use crate::clock::Clock;
     use crate::config;
 
@@ -113,12 +113,23 @@ mod tests {
 
     /// What this answer proves about a write of a built-in operation, after the doubt window.
     fn judged(operation: &str, path: &str, written: &Value, status: u16, answer: &Value) -> Evidence {
+        judged_by(|look| look, operation, path, written, (status, answer))
+    }
+
+    /// The same with another look than the operation's own.
+    fn judged_by(
+        change: impl FnOnce(EffectCheck) -> EffectCheck,
+        operation: &str,
+        path: &str,
+        written: &Value,
+        (status, answer): (u16, &Value),
+    ) -> Evidence {
         let (log, _dir) = log();
         let catalogue = Catalogue::built_in();
         let row = catalogue.row(operation).unwrap();
         let marks = log.field_hashes(written.to_string().as_bytes());
         let parameters = tags::parameters_in(row, path).unwrap();
-        let look = row.look.as_ref().unwrap();
+        let look = &change(row.look.clone().unwrap());
         let question = EvidenceQuestion { look, parameters: &parameters, marks: marks.as_ref(), too_late: true };
         question.judge(&log, StatusCode::from_u16(status).unwrap(), Some(answer))
     }
@@ -164,6 +175,18 @@ mod tests {
         {
             assert_eq!(judged(written.clone()), Evidence::Nothing, "{written}");
         }
+    }
+
+    #[test]
+    fn in_an_array_it_must_be_known_which_object_is_meant() {
+        let of_any = |look| EffectCheck { member: Vec::new(), named_by: None, ..look };
+        let (written, object) = (json!({"value": 1}), json!({"name": "another", "value": 1}));
+        let judge = |found: Value| {
+            let answer = json!({ "organizationVariables": found });
+            judged_by(of_any, "variables.update", VARIABLE, &written, (200, &answer))
+        };
+        assert_eq!(judge(json!([object])), Evidence::Nothing);
+        assert!(matches!(judge(object), Evidence::Done(_)), "alone it can be no other");
     }
 
     #[test]

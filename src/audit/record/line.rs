@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::de::Error as _;
 use serde::{Deserialize as _, Deserializer, Serializer};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use super::Record;
@@ -93,9 +93,9 @@ fn cut_text_by(text: &str, excess: usize, mut length: impl FnMut(char) -> usize)
 
 /// Truncates the object's longest member. What is not an object, or has nothing long in it, is replaced by a mark as
 /// a whole.
-fn cut_object(object: &RawValue, excess: usize) -> Box<RawValue> {
-    let whole = || Value::from(cut_text(object.get(), object.get().len()));
-    let mut members: Map<String, Value> = serde_json::from_str(object.get()).unwrap_or_default();
+fn cut_object(original: &RawValue, excess: usize) -> Box<RawValue> {
+    let whole = || Value::from(cut_text(original.get(), original.get().len()));
+    let mut members: Map<String, Value> = serde_json::from_str(original.get()).unwrap_or_default();
     let longest = members.iter_mut().map(|(_, value)| (value.to_string().len(), value)).max_by_key(|(len, _)| *len);
     match longest {
         Some((len, value)) if len > MARK_BYTES => {
@@ -104,19 +104,13 @@ fn cut_object(object: &RawValue, excess: usize) -> Box<RawValue> {
         }
         Some(_) | None => members = Map::from_iter([("cut".to_owned(), whole())]),
     }
-    raw(&Value::Object(members))
+    object(&members)
 }
 
 /// A JSON object with these members, for `query` and `fields`.
 #[must_use]
 pub fn object(members: &Map<String, Value>) -> Box<RawValue> {
-    raw(&Value::Object(members.clone()))
-}
-
-fn raw(value: &Value) -> Box<RawValue> {
-    let mut out = Vec::new();
-    write_json(value, &mut out);
-    String::from_utf8(out).ok().and_then(|text| RawValue::from_string(text).ok()).unwrap_or_default()
+    to_raw_value(members).unwrap_or_default()
 }
 
 thread_local! {

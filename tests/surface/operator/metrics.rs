@@ -121,7 +121,7 @@ async fn promtool_finds_nothing_wrong() {
         .stderr(Stdio::piped())
         .spawn();
     let Ok(mut promtool) = promtool else {
-        println!("SKIPPED: there is no promtool (apt-get install prometheus)");
+        eprintln!("SKIPPED: there is no promtool (apt-get install prometheus)");
         return;
     };
     promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();

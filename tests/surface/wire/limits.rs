@@ -277,7 +277,6 @@ async fn hold(tls: &str, ways: &[Over], scrape: Over) {
         tokio::time::sleep(Duration::from_millis(100)).await;
         move_to(limit + 1);
         for client in clients.iter().filter(|client| client.case.at == limit) {
-            println!("{} at {limit} s: {:?}", client.name, client.case.sees);
             until(|| client.has_seen(client.case.sees)).await;
             assert!(client.case.sees != Sees::Goaway || !client.has_ended(), "{} is cut off", client.name);
         }

@@ -44,7 +44,7 @@ use process::ColorChoice;
 /// Each tool calls it with its own key. makegate decides what the tool may do, answers from its cache when it can,
 /// spends the one shared Make token and its quota on everything else, and records who did what.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES, after_long_help = format!("{LONG}\n\n{EXAMPLES}"))]
+#[command(version = VERSION, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES, after_long_help = format!("{LONG}\n\n{EXAMPLES}"))]
 struct Cli {
     /// Color output: auto (on a terminal, unless NO_COLOR is set), always or never.
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
@@ -53,6 +53,9 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// With the commit that the binary was built from, if `build.rs` found out.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("MAKEGATE_COMMIT"), ")");
 
 const EXAMPLES: &str = "\
 Examples:

@@ -13,10 +13,10 @@ use super::client_tls::TlsOptions;
 use super::failure::CommandFailure;
 use super::process::ColorChoice;
 use crate::config::secret::secret;
-use crate::config::{self, Config, Listen, LoadedConfig};
+use crate::config::{self, Config, Listen, LoadedConfig, OperatorConfig};
 
-const CONFIG: &str = "MAKEGATE_CONFIG";
-const URL: &str = "MAKEGATE_OPERATOR_URL";
+pub(super) const CONFIG: &str = "MAKEGATE_CONFIG";
+pub(super) const URL: &str = "MAKEGATE_OPERATOR_URL";
 const KEY: &str = "MAKEGATE_OPERATOR_KEY";
 const KEY_FILE: &str = "MAKEGATE_OPERATOR_KEY_FILE";
 
@@ -64,11 +64,8 @@ impl SourceOptions {
     /// from the configuration unless an option gives one.
     pub(super) async fn door(&self, config: &Config) -> Result<Option<OperatorClient>, CommandFailure> {
         let operator = &config.operator;
-        let mut tls = self.tls.with_environment();
-        let scheme = if operator.tls.is_some() { "https" } else { "http" };
-        // Its own certificate is trusted if the authority that issued it is in the same file.
-        tls.ca = tls.ca.or_else(|| operator.tls.as_ref().map(|tls| tls.cert.clone()));
-        for url in operator.listen.iter().map(|listen| url_of(scheme, listen)) {
+        let tls = trusting(operator, &self.tls);
+        for url in operator.listen.iter().map(|listen| url_of(scheme(operator), listen)) {
             if OperatorClient::new(&url, &tls, None)?.get("/livez").await.is_ok() {
                 let source = self.key_file.clone().map(config::SecretSource::File).or_else(|| operator.key.clone());
                 let key = match source {
@@ -90,6 +87,28 @@ impl SourceOptions {
         };
         source.map(|source| secret(&source).map_err(CommandFailure::usage)).transpose()
     }
+}
+
+/// Where a makegate with this configuration answers probes, which show no key: the door for scrapers, or else the operator
+/// door. And whom to trust there.
+pub(super) fn door_for_probes(config: &Config, tls: &TlsOptions) -> Option<(String, TlsOptions)> {
+    let Config { operator, metrics, .. } = config;
+    if let Some(listen) = metrics.listen.first() {
+        return Some((url_of("http", listen), tls.clone()));
+    }
+    let listen = operator.listen.first()?;
+    Some((url_of(scheme(operator), listen), trusting(operator, tls)))
+}
+
+const fn scheme(operator: &OperatorConfig) -> &'static str {
+    if operator.tls.is_some() { "https" } else { "http" }
+}
+
+/// The door's own certificate is trusted if the authority that issued it is in the same file.
+fn trusting(operator: &OperatorConfig, tls: &TlsOptions) -> TlsOptions {
+    let mut tls = tls.with_environment();
+    tls.ca = tls.ca.or_else(|| operator.tls.as_ref().map(|tls| tls.cert.clone()));
+    tls
 }
 
 /// The URL that reaches this listener from this machine.

@@ -32,7 +32,7 @@ pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
 pub use issuers::{IdentityConfig, IssuerConfig, JwksSource};
 pub use network::Network;
 pub use operator_keys::{OperatorKey, Role};
-pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_in};
+pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_despite_mistakes, read_in};
 pub use sections::{
     AuditConfig, CacheConfig, GatewayConfig, Limits, MetricsConfig, OperatorConfig, ProcessConfig, UpstreamConfig,
 };

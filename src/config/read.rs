@@ -95,6 +95,21 @@ pub fn read_in(files: &Snapshot, path: &Path) -> Result<LoadedConfig, ConfigErro
     }
 }
 
+/// Reads what a file says as far as it is valid; what is wrong has its default. A makegate goes on with its configuration when the
+/// file gets a mistake, so whoever looks for a running one must not stumble over the mistake.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_despite_mistakes(path: &Path) -> io::Result<Config> {
+    let files = Snapshot::new();
+    let text = text_of(&files, path)?;
+    Ok(toml_reader::walk(&text, |root| document(root, base_of(path), &files)).0)
+}
+
+fn base_of(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new(""))
+}
+
 fn text_of(files: &Snapshot, path: &Path) -> io::Result<String> {
     let bytes = files.read(path, FILE_BYTES_MAX)?;
     let text = str::from_utf8(&bytes);
@@ -111,8 +126,7 @@ pub fn parse(text: &str, file: &Path) -> Result<LoadedConfig, ConfigError> {
 
 /// As [`parse`]; the secrets are read from `files`, to warn about weak ones.
 fn parse_with(text: &str, file: &Path, files: &Snapshot) -> Result<LoadedConfig, ConfigError> {
-    let base = file.parent().unwrap_or(Path::new(""));
-    let (config, findings) = toml_reader::walk(text, |root| document(root, base, files));
+    let (config, findings) = toml_reader::walk(text, |root| document(root, base_of(file), files));
     let failed = findings.failed();
     let toml_reader::WalkResult { mistakes, settings, text } = findings;
     let file = file.to_owned();

@@ -100,7 +100,8 @@ fn every_command_explains_itself_and_ends_with_examples() {
 
 #[test]
 fn usage_is_2_and_the_version_is_told() {
-    assert_eq!(stdout(0, &run(repository(), &["--version"])), format!("makegate {}\n", env!("CARGO_PKG_VERSION")));
+    let told = format!("makegate {} (commit {})\n", env!("CARGO_PKG_VERSION"), env!("MAKEGATE_COMMIT"));
+    assert_eq!(stdout(0, &run(repository(), &["--version"])), told);
     for wrong in [&[] as &[&str], &["sreve"], &["serve"], &["demo", "--port", "65534"], &["audit", "query"]] {
         assert!(!stderr(2, &run(repository(), wrong)).is_empty(), "{wrong:?}");
     }
@@ -227,7 +228,12 @@ fn deployed_configurations_can_be_used() {
     let hash = "0".repeat(64);
     let compose = embedded(&deploy("compose.yaml"), "content: |");
     let compose = compose.replace("${DASHBOARD_SHA256:?see the head of this file}", &hash);
-    let configurations = [deploy("makegate.toml"), embedded(&deploy("kubernetes.yaml"), "makegate.toml: |"), compose];
+    let configurations = [
+        deploy("makegate.toml"),
+        deploy("container.toml"),
+        embedded(&deploy("kubernetes.yaml"), "makegate.toml: |"),
+        compose,
+    ];
     for text in configurations {
         fs::write(folder.path().join("makegate.toml"), &text).unwrap();
         stdout(0, &run(folder.path(), &["check", "--config", "makegate.toml"]));

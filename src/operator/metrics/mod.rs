@@ -325,7 +325,7 @@ fn itself(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result 
     writer.counter("makegate_log_lines_dropped", help, process_log::dropped())?;
     writer.gauge("makegate_ready", "1: ready for requests", u64::from(state.gateway.is_ready()))?;
     let mut build = writer.0.encode_descriptor("makegate_build", "What is running", None, MetricType::Info)?;
-    build.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
+    build.encode_info(&[("version", env!("CARGO_PKG_VERSION")), ("commit", env!("MAKEGATE_COMMIT"))])
 }
 
 fn kernel(writer: &mut MetricsWriter<'_>, started: Timestamp) -> fmt::Result {

@@ -197,6 +197,27 @@ fn the_log_reads_the_same_from_its_files_and_from_the_running_gateway() {
 }
 
 #[test]
+fn the_healthcheck_asks_the_door_that_the_configuration_opens() {
+    let temporary = tempfile::tempdir().unwrap();
+    let demo = Demo::start(temporary.path());
+    let door = demo.text("/operator").strip_prefix("http://").unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let check = |text: String| {
+        fs::write(temporary.path().join("makegate.toml"), text).unwrap();
+        run(temporary.path(), &["healthcheck", "--config", "makegate.toml"])
+    };
+    stdout(0, &check(format!("operator.listen = \"{door}\"\n")));
+    // The door for scrapers comes first: it needs no certificate.
+    stdout(0, &check(format!("operator.listen = \"{nobody}\"\nmetrics.listen = \"{door}\"\n")));
+    let told = stderr(1, &check(format!("operator.listen = \"{nobody}\"\n")));
+    assert!(told.contains(&format!("http://{nobody}: ")), "{told}");
+    // A makegate that runs goes on when its file gets a mistake.
+    for mistake in ["operator.lisen = 1", "upstream.deadline = 15", "gateway"] {
+        stdout(0, &check(format!("metrics.listen = \"{door}\"\n{mistake}\n")));
+    }
+}
+
+#[test]
 fn new_records_are_followed_from_files_and_from_the_running_gateway() {
     let temporary = tempfile::tempdir().unwrap();
     let demo = Demo::start(temporary.path());

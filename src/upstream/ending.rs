@@ -149,19 +149,17 @@ impl UpstreamAnswer {
     /// Whether it is Make's own word, if it is an error; see [`is_from_make`].
     #[must_use]
     pub fn is_from_make(&self) -> bool {
-        is_from_make(&self.headers, self.body.bytes())
+        is_from_make(self.status, &self.headers, self.body.bytes())
     }
 }
 
-/// Whether an error with these headers and this body is Make's own: a JSON object with text for people and a `code` that is text, such as
-/// `SC403`. Others come from something in front of Make.
+/// Whether an error with this status, these headers and this body is Make's own, which is a JSON object. Others come from something in
+/// front of Make. Such things refuse in JSON, too: a 403 is Make's only with a `code` that is text, such as `SC403`.
 #[must_use]
-pub fn is_from_make(headers: &HeaderMap, body: &[u8]) -> bool {
+pub fn is_from_make(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> bool {
     const BYTES_MAX: usize = 64 << 10; // Make's errors are far smaller, and a larger body would take long to read
-    let is_make = |error: Map<String, Value>| {
-        let is_text = |name| error.get(name).is_some_and(Value::is_string);
-        is_text("code") && (is_text("message") || error.contains_key("detail"))
-    };
+    let is_make =
+        |error: Map<String, Value>| status != StatusCode::FORBIDDEN || error.get("code").is_some_and(Value::is_string);
     is_json(headers) && body.len() <= BYTES_MAX && serde_json::from_slice(body).is_ok_and(is_make)
 }
 

@@ -144,7 +144,7 @@ pub(crate) fn result_to_keep(
     });
     match (outcome, answer) {
         (Outcome::Done, answer) => Some(WriteEnd { done: true, answer }),
-        (Outcome::Rejected, Some(answer)) if !for_now && is_from_make(&answer.headers, &answer.body) => {
+        (Outcome::Rejected, Some(answer)) if !for_now && is_from_make(answer.status, &answer.headers, &answer.body) => {
             Some(WriteEnd { done: false, answer: Some(answer) })
         }
         (Outcome::Rejected | Outcome::NotSent | Outcome::InDoubt, _) => None,

@@ -63,8 +63,11 @@ impl MetricsWriter<'_> {
         samples.into_iter().try_for_each(|(labels, counts)| {
             let bounds = DURATION_BOUNDS_US.into_iter().map(seconds).chain([f64::INFINITY]);
             let buckets: Vec<_> = bounds.zip(counts.buckets).collect();
-            let mut metric = metric.encode_family(&labels)?;
-            metric.encode_histogram::<NoLabelSet>(seconds(counts.sum_us), counts.samples(), &buckets, None)
+            let (sum, count) = (seconds(counts.sum_us), counts.samples());
+            if labels.is_empty() {
+                return metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None);
+            }
+            metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
         })
     }
 }

@@ -4,7 +4,9 @@
 //! [`render`] shows as JSON, CSV or HTML.
 
 mod actions;
+mod assets;
 mod auth;
+mod cells;
 mod guarded_body;
 mod health;
 mod html;

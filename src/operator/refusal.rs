@@ -149,6 +149,19 @@ impl OperatorRefusal {
         status
     }
 
+    /// Is it said to whoever has shown no key?
+    pub(super) const fn comes_before_key(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownHost
+                | Self::ForeignOrigin
+                | Self::NoKey
+                | Self::WrongKey
+                | Self::TwoCredentials
+                | Self::TooManyFailures { .. }
+        )
+    }
+
     pub(super) const fn title(&self) -> &'static str {
         let (.., title) = self.row();
         title

@@ -7,7 +7,7 @@ use axum::extract::{FromRequestParts, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
-use http::{HeaderMap, header};
+use http::{HeaderMap, StatusCode, header};
 use maud::Markup;
 use serde::Serialize;
 
@@ -30,6 +30,11 @@ pub(super) trait Page: Serialize {
 
     /// What people see under the heading.
     fn html(&self) -> Markup;
+
+    /// Has it JSON and CSV? A form that is not filled in has none.
+    fn has_data(&self) -> bool {
+        true
+    }
 
     /// The rows for spreadsheets.
     fn csv(&self) -> String {
@@ -110,8 +115,8 @@ impl PageView {
             },
             PageFormat::Csv => typed(CSV, page.csv()),
             PageFormat::Html => {
-                let whole = html::page(&self.menu, P::TITLE, &self.path, &self.query.suffix(), &page.html());
-                html_document(whole)
+                let query = self.query.suffix();
+                html_document(html::page(&self.menu, P::TITLE, &self.path, &query, page.has_data(), &page.html()))
             }
         }
     }
@@ -135,12 +140,19 @@ fn html_document(whole: Markup) -> Response {
 /// Writes the refusal that came from further inside: a page for people, a problem document (RFC 9457) for everybody else.
 pub(super) async fn render_refusal(State(menu): State<Menu>, request: Request, next: Next) -> Response {
     let format = PageFormat::of(request.uri().path(), request.headers());
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     let response = next.run(request).await;
     let Some(refusal) = response.extensions().get::<Arc<OperatorRefusal>>() else { return response };
     let document = match format {
         PageFormat::Html => {
-            let whole = html::problem(&menu, refusal.status(), refusal.title(), &refusal.detail());
-            html_document(whole)
+            let (status, title, detail) = (refusal.status(), refusal.title(), refusal.detail());
+            html_document(match refusal.comes_before_key() {
+                true if status == StatusCode::UNAUTHORIZED => {
+                    html::closed(status, title, &detail, &html::how_to_come_in(&host))
+                }
+                true => html::closed(status, title, &detail, &maud::html! {}),
+                false => html::problem(&menu, status, title, &detail),
+            })
         }
         PageFormat::Json | PageFormat::Csv => typed("application/problem+json", refusal.problem().to_string()),
     };

@@ -17,7 +17,7 @@ use super::html::Menu;
 use super::refusal::{BODY_BYTES_MAX, OperatorRefusal};
 use super::render::{render_refusal, typed};
 use super::state::OperatorState;
-use super::{actions, auth, guarded_body, health, metrics, pages};
+use super::{actions, assets, auth, guarded_body, health, metrics, pages};
 use crate::ids::RequestId;
 
 type OperatorRoute = MethodRouter<Arc<OperatorState>>;
@@ -85,7 +85,9 @@ fn for_scrapers() -> Router<Arc<OperatorState>> {
 /// All other paths, also those that lead nowhere: without the key nobody learns which do.
 fn with_key() -> Router<Arc<OperatorState>> {
     let others = Router::new()
-        .route("/style.css", get(style))
+        .route("/style.css", get(async || typed("text/css; charset=utf-8", assets::STYLE)))
+        .route("/page.js", get(async || typed("text/javascript; charset=utf-8", assets::SCRIPT)))
+        .route("/favicon.svg", get(async || typed("image/svg+xml", assets::ICON)))
         .route("/openapi.json", get(openapi))
         .route("/audit/rotate", admin_post(actions::rotate_key))
         .route("/cache/purge", post(actions::purge))
@@ -127,10 +129,6 @@ fn method_not_allowed(allowed: &'static str) -> OperatorRoute {
     routing::any(async move || OperatorRefusal::NoMethod { allowed })
 }
 
-async fn style() -> Response {
-    typed("text/css; charset=utf-8", include_str!("style.css"))
-}
-
 async fn openapi(State(state): State<Arc<OperatorState>>) -> Response {
     typed("application/json", state.gateway.policy().openapi())
 }
@@ -150,10 +148,6 @@ async fn set_request_id(State(state): State<Arc<OperatorState>>, request: Reques
 /// What every answer carries. `same-origin`, because a browser that sends no referrer sends `Origin: null`.
 fn response_headers() -> SetMultipleResponseHeadersLayer<Response> {
     let headers = [
-        (
-            header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-        ),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::X_FRAME_OPTIONS, "DENY"),
         (header::CACHE_CONTROL, "no-store"),
@@ -161,6 +155,7 @@ fn response_headers() -> SetMultipleResponseHeadersLayer<Response> {
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
         (header::VARY, "accept, authorization"),
     ];
-    let with_value = |(name, value)| (name, HeaderValue::from_static(value)).into();
-    SetMultipleResponseHeadersLayer::overriding(headers.map(with_value).into())
+    let fixed = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
+    let all = fixed.into_iter().chain([(header::CONTENT_SECURITY_POLICY, assets::policy())]);
+    SetMultipleResponseHeadersLayer::overriding(all.map(Into::into).collect())
 }

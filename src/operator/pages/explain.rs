@@ -58,6 +58,10 @@ impl Page for ExplainPage {
         PageTable::of(&["step", "verdict", "why"], steps)
     }
 
+    fn has_data(&self) -> bool {
+        self.explanation.is_some()
+    }
+
     fn html(&self) -> Markup {
         let parameter = |name: &str| self.query.get(name).unwrap_or_default();
         html! {

@@ -19,6 +19,7 @@ use super::super::router::within_layers;
 use super::{KEY, PAGES, World};
 use crate::config::{self, OperatorKey};
 use crate::door::{Door, DoorSockets};
+use crate::hash;
 
 #[tokio::test]
 async fn probes_and_scrapes_need_no_key_and_everything_else_does() {
@@ -26,7 +27,9 @@ async fn probes_and_scrapes_need_no_key_and_everything_else_does() {
     for open in ["/livez", "/healthz", "/readyz", "/readyz?verbose", "/metrics"] {
         assert_eq!(world.send("GET", open, &[], "").await.status, 200, "{open}");
     }
-    for closed in PAGES.iter().chain(&["/audit/follow", "/openapi.json", "/quota.json", "/nothing", "/style.css"]) {
+    for closed in
+        PAGES.iter().chain(&["/audit/follow", "/openapi.json", "/quota.json", "/nothing", "/style.css", "/page.js"])
+    {
         let reply = world.send("GET", closed, &[], "").await;
         assert_eq!(reply.status, 401, "{closed}");
         assert_eq!(reply.header("www-authenticate"), "Basic realm=\"makegate\", Bearer");
@@ -72,17 +75,44 @@ async fn unknown_hosts_and_foreign_pages_are_refused_everywhere() {
 }
 
 #[tokio::test]
-async fn every_answer_forbids_scripts_frames_storing_and_sniffing() {
+async fn every_answer_forbids_foreign_scripts_frames_storing_and_sniffing() {
     let world = World::new();
     let html = [("accept", "text/html")];
     for target in ["/", "/audit", "/style.css", "/metrics", "/nothing", "/audit?limit=0"] {
         let reply = world.with_key("GET", target, &html, "").await;
-        assert!(reply.header("content-security-policy").starts_with("default-src 'none'; style-src 'self';"));
+        let policy = reply.header("content-security-policy");
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self' 'sha256-"), "{policy}");
+        assert!(!policy.contains("unsafe"), "{policy}");
         assert_eq!(reply.header("x-content-type-options"), "nosniff");
         assert_eq!(reply.header("x-frame-options"), "DENY");
         assert_eq!(reply.header("cache-control"), "no-store");
         assert!(!reply.headers.contains_key("set-cookie"));
-        assert!(!reply.body.contains("<script") && !reply.body.contains(" style="), "{target}");
+        let own = reply.body.replace("<script src=\"/page.js\" defer></script>", "");
+        assert!(!own.contains("<script") && !own.contains(" style="), "{target}");
+    }
+}
+
+/// Whoever has no key can fetch neither stylesheet nor script nor icon.
+#[tokio::test]
+async fn a_page_for_somebody_without_a_key_needs_nothing_else_and_says_how_to_come_in() {
+    let world = World::new();
+    let html = ("accept", "text/html");
+    for (headers, status) in [
+        (vec![html], 401),
+        (vec![html, ("authorization", "Bearer wrong")], 401),
+        (vec![html, ("host", "evil.example")], 421),
+        (vec![html, ("origin", "http://evil.example")], 403),
+    ] {
+        let reply = world.send("GET", "/audit", &headers, "").await;
+        assert_eq!(reply.status, status);
+        for other in ["src=", "href=\"/", "<nav"] {
+            assert!(!reply.body.contains(other), "{other}: {}", reply.body);
+        }
+        let style = reply.body.split_once("<style>").unwrap().1.split_once("</style>").unwrap().0;
+        let hash = base64::engine::general_purpose::STANDARD.encode(hash::sha256(style.as_bytes()));
+        assert!(reply.header("content-security-policy").contains(&format!("'sha256-{hash}'")));
+        let command = "curl --user &quot;me:$MAKEGATE_OPERATOR_KEY&quot; localhost:8081/";
+        assert_eq!(reply.body.contains(command), status == 401, "{}", reply.body);
     }
 }
 

@@ -1,0 +1,89 @@
+// What people do on the pages: keys, copying, and forms without script.
+
+import { contextFor } from './visit.mjs';
+
+const WIDE = { width: 1280, scheme: 'light', script: true };
+
+/** Each act with its name. It throws if the page does not do what it should. */
+export const ACTS = [
+  ['/ leads to the search, and Esc out of it', WIDE, async (page, origin) => {
+    await page.goto(`${origin}/config`);
+    await page.keyboard.press('/');
+    await page.waitForURL(`${origin}/audit#search`);
+    const isInForm = () => page.evaluate(() => document.activeElement.closest('form') !== null);
+    await until('the focus is in the form', isInForm);
+    await page.keyboard.press('Escape');
+    await until('the focus has left the form', async () => !(await isInForm()));
+  }],
+  ['j and k go through rows, Enter opens one', WIDE, async (page, origin) => {
+    await page.goto(`${origin}/audit?kind=request`);
+    const row = () => page.evaluate(() => [...document.querySelectorAll('tbody tr')].indexOf(document.activeElement));
+    for (const [key, expected] of [['j', 0], ['j', 1], ['j', 2], ['k', 1]]) {
+      await page.keyboard.press(key);
+      expect(`row after ${key}`, await row(), expected);
+    }
+    await page.keyboard.press('Enter');
+    await page.waitForURL((address) => address.href !== `${origin}/audit?kind=request`);
+  }],
+  ['? shows the keys, Esc closes them', WIDE, async (page, origin) => {
+    await page.goto(origin);
+    await page.keyboard.press('?');
+    const isOpen = () => page.evaluate(() => document.querySelector('dialog')?.open ?? false);
+    expect('the keys are shown', await isOpen(), true);
+    await page.keyboard.press('Escape');
+    expect('the keys are still shown', await isOpen(), false);
+  }],
+  ['keys are letters in a field', WIDE, async (page, origin) => {
+    await page.goto(`${origin}/audit`);
+    await page.locator('input[name=request]').focus();
+    await page.keyboard.type('j/k?');
+    expect('the field', await page.locator('input[name=request]').inputValue(), 'j/k?');
+  }],
+  ['an id is copied whole', WIDE, async (page, origin) => {
+    await page.context().grantPermissions(['clipboard-read', 'clipboard-write'], { origin });
+    await page.goto(`${origin}/doubts`);
+    const id = page.locator('[data-copy]').first();
+    await id.locator('button').click();
+    const copied = await page.evaluate(() => navigator.clipboard.readText());
+    expect('the clipboard', copied, await id.getAttribute('data-copy'));
+  }],
+  ['a search works without script', { ...WIDE, script: false }, async (page, origin) => {
+    await page.goto(`${origin}/audit`);
+    await page.locator('select[name=caller]').selectOption('dashboard');
+    await page.getByRole('button', { name: 'Search' }).click();
+    expect('the parameter', new URL(page.url()).searchParams.get('caller'), 'dashboard');
+  }],
+  ['a purge works without script', { ...WIDE, script: false }, async (page, origin) => {
+    await page.goto(`${origin}/cache`);
+    await page.locator('input[name=tag]').fill('org:15');
+    await page.getByRole('button', { name: 'Purge the tag' }).click();
+    await page.waitForURL((address) => address.searchParams.has('purged'));
+  }],
+];
+
+/** Does them all, each on a page of its own. */
+export async function act(browser, visitor, report) {
+  for (const [name, condition, run] of ACTS) {
+    const context = await contextFor(browser, condition, visitor.authorization);
+    const wrong = [];
+    try {
+      await run(await context.newPage(), visitor.origin);
+    } catch (error) {
+      wrong.push(error.message.split('\n')[0]);
+    }
+    await context.close();
+    report(name, wrong);
+  }
+}
+
+function expect(what, actual, expected) {
+  if (actual !== expected) throw new Error(`${what}: ${JSON.stringify(actual)}, not ${JSON.stringify(expected)}`);
+}
+
+async function until(what, holds) {
+  for (let tries = 0; tries < 100; tries++) {
+    if (await holds()) return;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  throw new Error(`never: ${what}`);
+}

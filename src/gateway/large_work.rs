@@ -11,7 +11,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use crate::fair_semaphore::FairSemaphore;
 
 /// Work on a smaller body takes less time than moving it would be worth.
-const LARGE_BYTES: usize = 256 << 10;
+pub(crate) const LARGE_BYTES: usize = 256 << 10;
 
 /// Places for work on large bodies.
 pub(crate) struct LargeWork(FairSemaphore);

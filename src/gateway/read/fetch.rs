@@ -20,6 +20,7 @@ use crate::gateway::forward::{
     ForwardPermit, Forwarded, forward, forward_permit, forward_permit_with_connection, read_answer,
     spare_forward_permit,
 };
+use crate::gateway::large_work::LARGE_BYTES;
 use crate::gateway::recorder::RequestRecorder;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::AuthorizedRequest;
@@ -286,15 +287,16 @@ impl FillPlan {
         })
     }
 
-    /// Checks that the body can be an answer of the operation. A list that can be narrowed gets an index, whoever asked for it: callers of
-    /// every scope may find it under the same key.
+    /// Checks that the body can be an answer of the operation. A list that is narrowed gets an index, and so does a large one, whoever asked
+    /// for it: callers of every scope may find it under the same key.
     fn check_body(
         &self,
         request: &AuthorizedRequest,
         answered: &UpstreamAnswer,
     ) -> Result<Option<ListIndex>, &'static str> {
         let (row, body) = (&request.row, answered.body.bytes());
-        let array = row.narrow.as_deref().filter(|_| answered.status == StatusCode::OK);
+        let is_indexed = answered.status == StatusCode::OK && (self.is_whole_list || body.len() >= LARGE_BYTES);
+        let array = row.narrow.as_deref().filter(|_| is_indexed);
         match array.map(|array| ListIndex::of(body, array)) {
             Some(Ok(list)) => Ok(Some(list)),
             Some(Err(_)) if self.is_whole_list => Err("the list cannot be narrowed"),

@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use crate::audit::{AuditorInput, Record};
 use crate::catalogue::Catalogue;
 use crate::config::{self, Scope};
+use crate::door::{FRAGMENT, RequestFrames};
 use crate::gateway::admit::target::Target;
 use crate::gateway::list_scope::ListPage;
 use crate::upstream::Token;
@@ -24,7 +25,7 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'
 pub type FuzzTarget = (&'static str, fn(&[u8]));
 
 /// Every target: its name in `fuzz/`, and its function.
-pub const TARGETS: [FuzzTarget; 7] = [
+pub const TARGETS: [FuzzTarget; 8] = [
     ("request_target", request_target),
     ("catalogue", catalogue),
     ("log_reader", log_reader),
@@ -32,6 +33,7 @@ pub const TARGETS: [FuzzTarget; 7] = [
     ("configuration", configuration),
     ("narrowing", narrowing),
     ("token_search", token_search),
+    ("request_frames", request_frames),
 ];
 
 /// A request target that is accepted has one reading: its canonical path is accepted again and stays the same.
@@ -114,6 +116,29 @@ pub fn token_search(bytes: &[u8]) {
     let _found_or_not = is_in(bytes);
     let middle = bytes.split_at(bytes.len() / 2);
     assert!(is_in(&[middle.0, TOKEN.as_bytes(), middle.1].concat()));
+}
+
+/// The length of a first piece, and the bytes of an HTTP/2 client: a `#` is marked the same in one piece or two, nothing else is changed,
+/// and nothing is left to mark.
+pub fn request_frames(bytes: &[u8]) {
+    let Some((cut, bytes)) = bytes.split_first() else { return };
+    let mark = |bytes: &[u8], cut: usize| {
+        let cut = cut.min(bytes.len());
+        let (mut frames, mut bytes) = (RequestFrames::new(0), bytes.to_vec());
+        let (first, second) = bytes.split_at_mut(cut);
+        let mut passed = frames.mark_fragments(first);
+        passed += if passed < cut { 0 } else { frames.mark_fragments(second) };
+        bytes.truncate(passed);
+        bytes
+    };
+    let marked = mark(bytes, bytes.len());
+    assert_eq!(marked, mark(bytes, (*cut).into()));
+    assert_eq!(marked, mark(&marked, marked.len()));
+    for (byte, before) in marked.iter().zip(bytes).filter(|(byte, before)| byte != before) {
+        // In Huffman code, `#` becomes `>` by one bit.
+        let is_one_more = byte & before == *before && (byte ^ before).is_power_of_two();
+        assert!((*before, *byte) == (b'#', FRAGMENT) || is_one_more, "{before:02x} → {byte:02x}");
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Keeps the `#` of a request's target visible. `http::Uri` silently cuts off what follows one, so that a DELETE of
-//! `/variables/prod#old` would delete `prod`. Over HTTP/2, where h2 decodes the target itself, it still does.
+//! `/variables/prod#old` would delete `prod`. `request_frames` does the same over HTTP/2.
 //!
 //! To know which bytes are a request line, every byte of a connection is followed: through heads, bodies of a known length and chunks.
 //! What hyper refuses may be followed wrongly, because hyper ends such a connection; what hyper accepts must be followed as hyper reads it.

@@ -12,6 +12,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::connections::ConnectionState;
 use super::order::ClientEnd;
+use super::request_frames::RequestFrames;
 use super::request_line::RequestLines;
 use super::stream_refusals::StreamRefusals;
 use super::unread::UnreadWriter;
@@ -69,7 +70,10 @@ enum Protocol {
         /// Gives hyper's own answers a body.
         unread: UnreadWriter,
     },
-    Http2(StreamRefusals),
+    Http2 {
+        refusals: StreamRefusals,
+        frames: Box<RequestFrames>,
+    },
 }
 
 impl<T> WatchedStream<T> {
@@ -77,8 +81,13 @@ impl<T> WatchedStream<T> {
         Self { stream, state, clock, protocol: Protocol::Http1 { request_lines: RequestLines::default(), unread } }
     }
 
-    pub(super) fn http2(stream: T, state: Arc<ConnectionState>, clock: Clock, refusals: StreamRefusals) -> Self {
-        Self { stream, state, clock, protocol: Protocol::Http2(refusals) }
+    pub(super) fn http2(
+        stream: T,
+        state: Arc<ConnectionState>,
+        clock: Clock,
+        (refusals, frames): (StreamRefusals, RequestFrames),
+    ) -> Self {
+        Self { stream, state, clock, protocol: Protocol::Http2 { refusals, frames: Box::new(frames) } }
     }
 
     fn note_write<R>(&self, result: Poll<R>) -> Poll<R> {
@@ -94,8 +103,15 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
         let result = Pin::new(&mut this.stream).poll_read(cx, buf);
         if let Some(bytes) = buf.filled_mut().get_mut(before..).filter(|bytes| !bytes.is_empty()) {
             this.state.on_read(&this.clock);
-            if let Protocol::Http1 { request_lines, .. } = &mut this.protocol {
-                request_lines.mark_fragments(bytes);
+            match &mut this.protocol {
+                Protocol::Http1 { request_lines, .. } => request_lines.mark_fragments(bytes),
+                Protocol::Http2 { frames, .. } => match frames.mark_fragments(bytes) {
+                    0 => {
+                        buf.set_filled(before);
+                        return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                    }
+                    length => buf.set_filled(before + length),
+                },
             }
         }
         result
@@ -111,7 +127,7 @@ impl<T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedS
                 unread.poll_write(&mut this.stream, cx, buf)
             }
             Protocol::Http1 { .. } => None,
-            Protocol::Http2(refusals) => Some(refusals.poll_write(&mut this.stream, cx, (buf, &this.clock))),
+            Protocol::Http2 { refusals, .. } => Some(refusals.poll_write(&mut this.stream, cx, (buf, &this.clock))),
         };
         let result = result.unwrap_or_else(|| Pin::new(&mut this.stream).poll_write(cx, buf));
         self.note_write(result)

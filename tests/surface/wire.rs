@@ -3,6 +3,7 @@
 mod bodies;
 mod certificates;
 mod connections;
+mod fragments;
 mod headers;
 mod hosts;
 mod limits;

@@ -360,16 +360,6 @@ async fn until_counted(world: &World, kind: &str, count: u64) {
     panic!("{kind} is not counted");
 }
 
-/// The h2 crate cuts a `#` off before anybody sees it: the target in front of it is what is authorized and recorded.
-#[tokio::test]
-async fn over_http_2_a_fragment_is_cut_off_and_no_record_has_it() {
-    let (world, roots) = tls::world(still(), "", &[]).await;
-    let block = frame(HEADERS, WHOLE, 1, &get_block(&format!("{ORG}#secret"), &[]));
-    let mut stream = frames(&world, &roots, vec![block]).await;
-    read_to(&mut stream, HEADERS).await;
-    assert_eq!(world.last_record().await["path"], ORG);
-}
-
 /// `100 Continue` asks for a body that will be read: a refusal by the head comes without it.
 #[tokio::test]
 async fn no_body_is_asked_for_that_nobody_reads() {

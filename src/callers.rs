@@ -224,6 +224,7 @@ mod tests {
             name: "a".into(),
             keys: vec![],
             identities: vec![],
+            certificates: vec![],
             uids: vec![],
             grants: Grants::All,
             organizations: Scope::All,

@@ -3,6 +3,7 @@
 
 mod config_changes;
 mod doors;
+mod preparation;
 mod reload;
 
 use std::collections::BTreeSet;
@@ -33,13 +34,13 @@ use crate::operator::{self, OperatorState};
 use crate::quota::{self, Quota};
 use crate::reconcile::Reconciler;
 use crate::tasks::Tasks;
-use crate::upstream::{Token, Upstream};
 use crate::watched_files::Snapshot;
 
 use doors::{BoundDoors, DoorCertificates};
 use reload::Watch;
 
 pub use doors::PassedSockets;
+pub use preparation::{MachineFault, MachineFaultKind, Preparation, machine_faults};
 pub use reload::ReloadError;
 
 /// How often the cache drops expired entries and the quota counts what the cache saved.
@@ -115,12 +116,8 @@ impl Service {
         if config.upstream.url.tls || config.gateway.tls.is_some() || config.operator.tls.is_some() {
             hash::warm_tls();
         }
-        let token = Token::read(&files, &config.upstream.token).map_err(StartError::configuration)?;
-        let operators = config.operator.operators(&files).map_err(StartError::configuration)?;
-        let upstream = Upstream::new(&config.upstream, &config.limits, token, clock.clone(), &files)
-            .map_err(StartError::configuration)?;
-        let certificates = DoorCertificates::read(&config, &files).map_err(StartError::configuration)?;
-        let issuers = read_issuers(&config, &files, &[]).map_err(StartError::configuration)?;
+        let (upstream, prepared) = Preparation::read(&config, &files, &clock).complete()?;
+        let Preparation { issuers, operators, certificates, .. } = prepared;
         let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, operator_tasks) = (Tasks::new(), Tasks::new());
         let doors = BoundDoors::bind(&config, sockets, certificates, &clock, [&tasks, &operator_tasks])?;

@@ -52,5 +52,5 @@ pub use record::text::Text;
 pub use record::{CountedRefusals, Kind, Peer, Record};
 pub use recover::key_ends::KeyEnd;
 pub use recover::{Recovered, doubts_in};
-pub use segment::disk::{Disk, MachineDisk, OpenError};
+pub use segment::disk::{Disk, MachineDisk, OpenError, check_folder};
 pub use segment::tree::{Hash, Tree, leaf};

@@ -1,6 +1,5 @@
 //! `makegate check`: reports every mistake in the configuration. Also loads the configuration for other commands.
 
-use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::path::Path;
 
@@ -14,18 +13,16 @@ use super::{ConfigFile, check_endings};
 use crate::clock::Clock;
 use crate::config::{self, LoadedConfig};
 use crate::config::{Config, ConfigError, Diagnostic, Severity};
-use crate::door::CheckedCertificate;
-use crate::issuers::Issuer;
 use crate::process_log::{self, ALWAYS, LogFormat};
-use crate::upstream::{Token, Upstream};
+use crate::service::{MachineFault, MachineFaultKind, Preparation, machine_faults};
 use crate::watched_files::Snapshot;
 
 /// Checks a configuration and reports every mistake at once.
 ///
 /// Each mistake comes with its place and what to write instead. Exit code 0: the configuration is valid (warnings do
 /// not count); 2: it is not. The command changes nothing. It reads the files that the configuration names, to warn about weak
-/// secrets and about keys and certificates that have expired or expire within 14 days; only with --online are they errors if
-/// they cannot be used.
+/// secrets and about keys and certificates that have expired or expire within 14 days, and asks the machine for the data folder and
+/// the owners of sockets; only with --online are they errors if they cannot be used.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -38,7 +35,7 @@ pub(super) struct CheckCommand {
     /// Output format: text, or json (one object per line).
     #[arg(short = 'o', long, value_enum, default_value = "text", hide_possible_values = true)]
     format: ReportFormat,
-    /// Also check the secrets, the certificates, the keys of issuers and the connection to Make (without sending anything over it).
+    /// Also check the secrets, the certificates, the keys of issuers, the addresses to listen on and the connection to Make (without sending anything over it).
     #[arg(long)]
     online: bool,
 }
@@ -55,7 +52,8 @@ impl CheckCommand {
                 let ending = check_endings::warnings(&config, &origins.text, &files, Clock::system().wall());
                 let is_told = |warning: &Diagnostic| tried.iter().any(|failure| failure.message == warning.message);
                 let ending: Vec<_> = ending.into_iter().filter(|warning| !is_told(warning)).collect();
-                (warnings.into_iter().chain(ending).chain(tried).collect(), origins.text)
+                let machine = machine(&config, self.online);
+                (warnings.into_iter().chain(ending).chain(machine).chain(tried).collect(), origins.text)
             }
             Err(failure) => (failure.mistakes, failure.text),
         };
@@ -90,44 +88,34 @@ pub(super) fn root_warning() -> Option<Diagnostic> {
 
 /// Failures on this machine right now. They are reported for the whole file, whose text may well be right.
 async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
-    let clock = Clock::system();
-    let mut failures = Vec::new();
-    let mut failed = |what: &str, why: &dyn Display| {
-        failures.push(Diagnostic::of_file(Severity::Error, format!("{what}: {why}")));
-    };
-    if let Err(why) = config.operator.operators(files) {
-        failed("the operator key", &why);
-    }
-    for (name, tls) in [("gateway.tls", &config.gateway.tls), ("operator.tls", &config.operator.tls)] {
-        if let Some(Err(error)) = tls.as_ref().map(|tls| CheckedCertificate::read(tls, files)) {
-            failed(name, &error);
+    process::raise_descriptor_limit();
+    let error = |message| Diagnostic::of_file(Severity::Error, message);
+    let Preparation { upstream, issuers, faults, .. } = Preparation::read(config, files, &Clock::system());
+    let mut failures: Vec<_> = faults.iter().map(|fault| error(fault.to_string())).collect();
+    for issuer in issuers {
+        if let Err(why) = issuer.check().await {
+            failures.push(error(format!("the keys of the issuer {}: {why}", issuer.config().name)));
         }
     }
-    for issuer in &config.issuers {
-        let checked = match Issuer::read(issuer, files, &[]) {
-            Ok(issuer) => issuer.check().await,
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(why) = checked {
-            failed(&format!("the keys of the issuer {}", issuer.name), &why);
-        }
-    }
-    let token = match Token::read(files, &config.upstream.token) {
-        Ok(token) => token,
-        Err(why) => {
-            failed("the Make token", &why);
-            return failures;
-        }
-    };
-    match Upstream::new(&config.upstream, &config.limits, token, clock, files) {
-        Err(error) => failed("upstream", &error),
-        Ok(upstream) => {
-            if let Err(why) = upstream.check_connection(config.upstream.connect).await {
-                failed(&format!("cannot reach {}", config.upstream.url.authority), &why.text);
-            }
-        }
+    if let Some(upstream) = upstream
+        && let Err(why) = upstream.check_connection(config.upstream.connect).await
+    {
+        failures.push(error(format!("cannot reach {}: {}", config.upstream.url.authority, why.text)));
     }
     failures
+}
+
+/// What `serve` would not get from this machine. Without --online only what will hardly be otherwise when it starts, as a warning.
+fn machine(config: &Config, online: bool) -> Vec<Diagnostic> {
+    let faults = machine_faults(config, online).into_iter().filter_map(|MachineFault { what, kind }| {
+        let severity = match (online, kind) {
+            (true, MachineFaultKind::Lasting | MachineFaultKind::Now) => Severity::Error,
+            (true, MachineFaultKind::InUse) | (false, MachineFaultKind::Lasting) => Severity::Warning,
+            (false, MachineFaultKind::Now | MachineFaultKind::InUse) => return None,
+        };
+        Some(Diagnostic::of_file(severity, what))
+    });
+    faults.collect()
 }
 
 /// Loads the configuration for another command and prints every mistake to stderr, in the process log's format if it

@@ -3,36 +3,39 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::certificate_name::{CERTIFICATE_NAME, CertificateName};
 use super::network::NETWORK;
 use super::units::{CALLER, CLAIM, EXPIRY, KEY, NOTE, ORGANIZATION, RATE, UID, count, default_burst};
 use super::{CallerConfig, Grants, IdentityConfig, IssuerConfig, KeyConfig, Rate, Scope};
 use crate::ids::KeyHash;
-use crate::toml_reader::{FLAG, Table, ValueKind, nearest, quoted};
+use crate::toml_reader::{FLAG, Table, TextSpan, ValueKind, nearest, quoted};
 
 /// What every caller is checked against: the other callers, and the grants that exist.
 pub(super) struct CallerChecks {
     /// Every grant that some operation requires.
     grants: BTreeSet<Arc<str>>,
     /// Whether client certificates are configured; if so, a caller needs no key.
-    certificates: bool,
+    takes_certificates: bool,
     /// The names of the issuers of tokens.
     issuers: Vec<Arc<str>>,
     names: HashSet<Arc<str>>,
     keys: HashMap<KeyHash, Arc<str>>,
     uids: HashMap<u32, Arc<str>>,
     identities: HashMap<IdentityConfig, Arc<str>>,
+    certificates: HashMap<CertificateName, Arc<str>>,
 }
 
 impl CallerChecks {
-    pub(super) fn new(grants: BTreeSet<Arc<str>>, certificates: bool, issuers: &[IssuerConfig]) -> Self {
+    pub(super) fn new(grants: BTreeSet<Arc<str>>, takes_certificates: bool, issuers: &[IssuerConfig]) -> Self {
         Self {
             grants,
-            certificates,
+            takes_certificates,
             issuers: issuers.iter().map(|issuer| issuer.name.clone()).collect(),
             names: HashSet::new(),
             keys: HashMap::new(),
             uids: HashMap::new(),
             identities: HashMap::new(),
+            certificates: HashMap::new(),
         }
     }
 
@@ -45,6 +48,7 @@ impl CallerChecks {
         let rate = t.value("rate", "600/min", RATE);
         CallerConfig {
             identities: self.identities(t, &name),
+            certificates: self.certificates(t, &name),
             uids: self.uids(t, &name),
             keys: self.keys(t, &name),
             grants: self.grants(t),
@@ -74,7 +78,7 @@ impl CallerChecks {
                 );
             }
         }
-        if !["keys", "uids", "identities"].iter().any(|key| t.has(key)) && !self.certificates {
+        if !["keys", "uids", "identities", "certificates"].iter().any(|key| t.has(key)) && !self.takes_certificates {
             let help = "run `makegate key new --caller NAME` and add the line it prints";
             t.missing("keys is missing: nobody could authenticate as this caller", help);
         }
@@ -104,6 +108,31 @@ impl CallerChecks {
         drop(read);
         self.issuers = issuers;
         given
+    }
+
+    /// The names in certificates that identify the caller. Its own name does, too, wherever certificates are taken.
+    fn certificates(&mut self, t: &Table<'_>, caller: &Arc<str>) -> Vec<CertificateName> {
+        if self.takes_certificates && !caller.is_empty() {
+            self.certificate(t, CertificateName::dns(caller), caller, t.span_at(&["name"]));
+        }
+        let given = t.list("certificates", CERTIFICATE_NAME).unwrap_or_default();
+        for (at, name) in given.iter().enumerate() {
+            if given.iter().take(at).any(|earlier| earlier.value == name.value) {
+                t.wrong(name.place.clone(), format!("{} appears twice", quoted(name.value.as_str())), "remove one");
+            }
+            self.certificate(t, name.value.clone(), caller, name.place.clone());
+        }
+        given.into_iter().map(|name| name.value).collect()
+    }
+
+    /// Notes that certificates with this name identify `caller`, and no other one.
+    fn certificate(&mut self, t: &Table<'_>, name: CertificateName, caller: &Arc<str>, place: TextSpan) {
+        let text = name.to_string();
+        if let Some(owner) = self.certificates.insert(name, caller.clone()).filter(|owner| owner != caller) {
+            let (text, owner, caller) = (quoted(&text), quoted(&owner), quoted(caller));
+            let what = format!("a certificate with the name {text} would identify two callers, {owner} and {caller}");
+            t.wrong(place, what, "give each caller certificates of its own");
+        }
     }
 
     fn uids(&mut self, t: &Table<'_>, caller: &Arc<str>) -> Vec<u32> {

@@ -125,6 +125,11 @@ fn doors(root: &Table<'_>, config: &Config) {
         let help = "add \"unix:/run/makegate.sock\" to it, or remove uids";
         root.warn_at(&["gateway", "listen"], "callers have uids, but the gateway listens on no Unix socket", help);
     }
+    let takes_certificates = config.gateway.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    if !takes_certificates && config.callers.iter().any(|caller| !caller.certificates.is_empty()) {
+        let help = "add client_ca to gateway.tls, or remove certificates";
+        root.warn_at(&["gateway", "tls"], "callers have certificates, but the gateway asks for none", help);
+    }
     let open = |listen: &Listen| matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
     if config.gateway.tls.is_none() && config.gateway.listen.iter().any(open) {
         let help = "add tls = { cert = \"…\", key = \"…\" } unless a proxy in front terminates TLS";

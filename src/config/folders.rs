@@ -39,18 +39,21 @@ impl LoadedConfig {
 }
 
 impl Config {
-    /// The folders that makegate writes to: those of its sockets, and the one that its data folder is in: if the data folder is deleted and
-    /// made anew, makegate goes on in the new one.
+    /// The folder of the log and of everything else that makegate keeps, as it is behind links.
     #[must_use]
-    pub fn written_folders(&self) -> BTreeSet<PathBuf> {
+    pub fn data_folder(&self) -> PathBuf {
+        self.audit.dir.canonicalize().unwrap_or_else(|_| self.audit.dir.clone())
+    }
+
+    /// The folders of the doors' Unix sockets.
+    #[must_use]
+    pub fn socket_folders(&self) -> BTreeSet<PathBuf> {
         let doors = [&self.gateway.listen, &self.operator.listen, &self.metrics.listen];
         let sockets = doors.into_iter().flatten().filter_map(|listen| match listen {
             Listen::Unix(path) => Some(folder(path)),
             Listen::Tcp(_) => None,
         });
-        let is_root = |folder: &Path| folder.parent().is_none();
-        let above = Some(folder(&self.audit.dir)).filter(|above| !is_root(above));
-        sockets.chain([above.unwrap_or_else(|| self.audit.dir.clone())]).collect()
+        sockets.collect()
     }
 }
 

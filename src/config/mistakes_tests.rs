@@ -109,6 +109,8 @@ const SETTINGS: &[(&str, &str, &str)] = &[
     ("[issuer]", "name = \"x\"\nissuer = \"i\"\naudience = \"a\"\njwks_url = \"https://u:p@h/k\"", "the URL contains a user; remove it: public keys need no password"),
     ("[issuer]", "name = \"x\"\nissuer = \"i\"\naudience = \"a\"\njwks_url = \"https://h/k\"\njwks_file = \"f\"", "both jwks_file and jwks_url are set; remove one"),
     ("[issuer]", "name = \"x\"\nissuer = \"i\"\njwks_file = \"f\"", "audience is missing in issuer.x; add audience = \"makegate\""),
+    ("caller", "certificates = [\"10.0.0.1\"]", "\"10.0.0.1\" is not a name that identifies by a certificate; write a whole DNS name, URI or e-mail address: \"report.internal\", \"spiffe://example.org/report\""),
+    ("caller", "certificates = [\"a.b\", \"A.B\"]", "\"a.b\" appears twice; remove one"),
     ("caller", "uids = [-1]", "-1 is not a user id; write a number, as `id -u` prints it"),
     ("caller", "uids = [5, 5]", "the user id 5 already identifies caller \"a\"; give each caller its own user"),
     ("caller", "rate = \"10\"", "\"10\" is not a rate; write a number and /s, /min or /h: \"600/min\""),
@@ -243,6 +245,37 @@ fn what_must_be_there_is_asked_for() {
     assert_eq!(told(&format!("{LEAST}[[caller]]\n")), expected);
     let certificates = "[gateway]\ntls = { cert = \"c\", key = \"k\", client_ca = \"a\" }\n[[caller]]\nname = \"a\"\ngrants = [\"*\"]\n";
     assert!(parse(&format!("{LEAST}{certificates}"), Path::new("m.toml")).is_ok());
+}
+
+#[test]
+fn a_name_in_certificates_belongs_to_one_caller() {
+    let caller = |name: &str, names: &str| {
+        format!("[[caller]]\nname = \"{name}\"\ngrants = [\"*\"]\ncertificates = [{names}]\n")
+    };
+    let tls = "[gateway]\ntls = { cert = \"c\", key = \"k\", client_ca = \"a\" }\n";
+    let both = |name: &str, one: &str, other: &str| {
+        format!(
+            "a certificate with the name {name:?} would identify two callers, {one:?} and {other:?}; give each caller certificates of its own"
+        )
+    };
+    let listed = caller("a", "\"spiffe://td/x\"") + &caller("b", "\"SPIFFE://TD/x\"");
+    assert_eq!(told(&format!("{LEAST}{listed}")), format!("12: {}\n", both("spiffe://td/x", "a", "b")));
+    // Their own names are names in certificates, too, where certificates are taken.
+    for (callers, line, name) in [
+        (caller("a", "\"B\"") + &caller("b", ""), 12, "b"),
+        (caller("a", "") + &caller("b", "\"A\""), 14, "a"),
+        (caller("a", "") + &caller("A", ""), 12, "a"),
+    ] {
+        let second = if callers.contains("name = \"b\"") { "b" } else { "A" };
+        assert_eq!(told(&format!("{LEAST}{tls}{callers}")), format!("{line}: {}\n", both(name, "a", second)));
+        let without =
+            callers.replace("certificates = [\"A\"]", "keys = []").replace("certificates = [\"B\"]", "keys = []");
+        assert!(parse(&format!("{LEAST}{without}"), Path::new("m.toml")).is_ok(), "{without}");
+    }
+    assert_eq!(
+        warnings(&format!("{LEAST}{}", caller("a", "\"b.c\""))),
+        ["1: callers have certificates, but the gateway asks for none"]
+    );
 }
 
 #[test]

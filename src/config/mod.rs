@@ -2,6 +2,7 @@
 //! every mistake at once.
 
 mod callers;
+mod certificate_name;
 mod checks;
 mod folders;
 mod issuers;
@@ -29,6 +30,7 @@ use crate::catalogue::Catalogue;
 use crate::ids::KeyHash;
 
 pub use crate::toml_reader::{Diagnostic, InvalidValue, Severity};
+pub use certificate_name::CertificateName;
 pub use issuers::{IdentityConfig, IssuerConfig, JwksSource};
 pub use network::Network;
 pub use operator_keys::{OperatorKey, Role};
@@ -234,6 +236,8 @@ pub struct CallerConfig {
     pub keys: Vec<KeyConfig>,
     /// The subjects of platforms' tokens that identify the caller.
     pub identities: Vec<IdentityConfig>,
+    /// The names that identify the caller by a certificate that has one of them, besides its own.
+    pub certificates: Vec<CertificateName>,
     /// The user ids that identify the caller over a Unix socket.
     pub uids: Vec<u32>,
     /// What the caller may do.

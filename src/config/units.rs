@@ -209,7 +209,7 @@ pub(super) const PATH: ValueKind<PathBuf> = ValueKind::text("a path", "\"/run/se
 });
 
 /// Whether the text consists only of ASCII letters, digits and these marks.
-fn is_plain(text: &str, marks: &[u8]) -> bool {
+pub(super) fn is_plain(text: &str, marks: &[u8]) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || marks.contains(&byte))
 }
 

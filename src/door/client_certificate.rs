@@ -10,37 +10,37 @@ use rustls::server::danger::ClientCertVerifier;
 
 use super::connections::ConnectionState;
 use super::order::ConnectionOrder;
+use super::subject_names::subject_names;
 use super::validity::end;
+use crate::config::CertificateName;
 
 /// The certificate of a caller, verified in the handshake.
 #[derive(Debug)]
 pub struct ClientCertificate {
-    names: Arc<[Box<str>]>,
+    names: Arc<[CertificateName]>,
     /// The certificate, and those between it and the authority.
     chain: Box<[CertificateDer<'static>]>,
     ends: Option<Timestamp>,
 }
 
 impl ClientCertificate {
-    /// The certificate that begins this chain. Its names are its DNS names and URIs (RFC 5280, section 4.2.1.6). The common name does
-    /// not count, because an authority's name constraints do not apply to it.
+    /// The certificate that begins this chain.
     pub(super) fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let first = chain.first()?;
-        let certificate = webpki::EndEntityCert::try_from(first).ok()?;
-        let names = certificate.valid_dns_names().chain(certificate.valid_uri_names()).map(Box::from).collect();
+        let names = subject_names(first)?.into();
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         Some(Self { names, chain, ends: end(first) })
     }
 
-    /// Its DNS names and URIs.
+    /// Its DNS names, URIs and e-mail addresses.
     #[must_use]
-    pub fn names(&self) -> &[Box<str>] {
+    pub fn names(&self) -> &[CertificateName] {
         &self.names
     }
 
     /// The same, to keep.
     #[must_use]
-    pub fn shared_names(&self) -> Arc<[Box<str>]> {
+    pub fn shared_names(&self) -> Arc<[CertificateName]> {
         self.names.clone()
     }
 

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{Access, CWD, RenameFlags, access, renameat_with};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
@@ -40,17 +40,20 @@ pub(super) enum Stream {
 impl Listener {
     /// Binds `listen`, one of the addresses `all` of this door.
     pub(super) fn bind(listen: &Listen, all: &[Listen], access: &SocketAccess) -> Result<Self, Error> {
-        let named = |what: &dyn std::fmt::Display| {
-            let what = what.to_string();
-            move |error: Error| Error::new(error.kind(), format!("cannot listen on {what}: {error}"))
+        let bound = match listen {
+            Listen::Tcp(address) => tcp(*address, all).map(Self::Tcp),
+            Listen::Unix(path) => unix(path, access).map(|(socket, file)| Self::Unix { socket, _file: Some(file) }),
         };
-        match listen {
-            Listen::Tcp(address) => tcp(*address, all).map(Self::Tcp).map_err(named(address)),
-            Listen::Unix(path) => {
-                let bound = unix(path, access).map_err(named(&path.display()));
-                bound.map(|(socket, file)| Self::Unix { socket, _file: Some(file) })
-            }
-        }
+        bound.map_err(|error| named(listen, &error))
+    }
+
+    /// Whether [`Self::bind`] would succeed now, as far as that can be told without leaving anything behind.
+    pub(super) fn check(listen: &Listen, all: &[Listen], access: &SocketAccess) -> Result<(), Error> {
+        let checked = match listen {
+            Listen::Tcp(address) => tcp_socket(*address, all).map(drop),
+            Listen::Unix(path) => SocketPlace::find(path, access).map(drop),
+        };
+        checked.map_err(|error| named(listen, &error))
     }
 
     /// Takes over a socket that was passed to this process.
@@ -86,7 +89,23 @@ impl Listener {
     }
 }
 
+fn named(listen: &Listen, error: &Error) -> Error {
+    let what = match listen {
+        Listen::Tcp(address) => address.to_string(),
+        Listen::Unix(path) => path.display().to_string(),
+    };
+    Error::new(error.kind(), format!("cannot listen on {what}: {error}"))
+}
+
 fn tcp(address: SocketAddr, all: &[Listen]) -> Result<TcpListener, Error> {
+    let socket = tcp_socket(address, all)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// A socket that is bound to this address, and that nobody can connect to yet.
+fn tcp_socket(address: SocketAddr, all: &[Listen]) -> Result<Socket, Error> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     // On its own, [::] also takes IPv4 where the system allows it. If the door also has an IPv4 address on this port, [::] must leave
@@ -97,21 +116,42 @@ fn tcp(address: SocketAddr, all: &[Listen]) -> Result<TcpListener, Error> {
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
+}
+
+/// Where a Unix socket will be, and who will own it.
+struct SocketPlace<'p> {
+    folder: &'p Path,
+    owner: Option<u32>,
+    group: Option<u32>,
+    /// A socket is there that nobody answers, left behind by a killed process.
+    is_taken_by_stale: bool,
+}
+
+impl<'p> SocketPlace<'p> {
+    /// Finds out without changing anything.
+    fn find(path: &'p Path, wanted: &SocketAccess) -> Result<Self, Error> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| {
+            let error = Error::from(errno);
+            Error::new(error.kind(), format!("the folder {folder:?}: {error}"))
+        })?;
+        let owner = wanted.owner.as_deref().map(accounts::user).transpose()?;
+        let group = wanted.group.as_deref().map(accounts::group).transpose()?;
+        Ok(Self { folder, owner, group, is_taken_by_stale: is_taken_by_stale(path)? })
+    }
 }
 
 /// Binds in a private folder, sets owner, group and mode, and only then renames the socket to its path, so that nobody else can ever
 /// connect. (A umask would also do, but it belongs to the whole process.)
 fn unix(path: &Path, access: &SocketAccess) -> Result<(UnixListener, SocketFile), Error> {
-    remove_stale(path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let SocketPlace { folder, owner, group, is_taken_by_stale } = SocketPlace::find(path, access)?;
+    if is_taken_by_stale {
+        std::fs::remove_file(path)?;
+    }
     let private = tempfile::Builder::new().prefix(".").rand_bytes(6).tempdir_in(folder)?;
     let hidden = private.path().join("s");
     let socket = UnixListener::bind(&hidden)?;
-    let owner = access.owner.as_deref().map(accounts::user).transpose()?;
-    let group = access.group.as_deref().map(accounts::group).transpose()?;
     std::os::unix::fs::chown(&hidden, owner, group)?;
     std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(access.mode))?;
     match renameat_with(CWD, &hidden, CWD, path, RenameFlags::NOREPLACE) {
@@ -123,11 +163,11 @@ fn unix(path: &Path, access: &SocketAccess) -> Result<(UnixListener, SocketFile)
     Ok((socket, SocketFile { path: path.to_owned(), device: file.dev(), inode: file.ino() }))
 }
 
-/// Removes a socket that nobody answers, left behind by a killed process. Removes nothing else.
-fn remove_stale(path: &Path) -> Result<(), Error> {
+/// Whether a socket is there that nobody answers. Anything else that is there is an error.
+fn is_taken_by_stale(path: &Path) -> Result<bool, Error> {
     let kind = match std::fs::symlink_metadata(path) {
         Ok(file) => file.file_type(),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
     if !kind.is_socket() {
@@ -136,7 +176,7 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => Err(Error::new(ErrorKind::AddrInUse, "another process serves this socket")),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
         Err(error) => Err(error),
     }
 }

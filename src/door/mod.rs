@@ -18,6 +18,7 @@ mod request_line;
 mod service;
 mod stream_refusals;
 mod streams;
+mod subject_names;
 mod tls;
 mod unread;
 mod validity;
@@ -184,6 +185,13 @@ impl OpenDoor {
         self.closing.cancel();
         self.connections.close();
     }
+}
+
+/// Why a door could not be bound now, by address. Changes nothing.
+#[must_use]
+pub fn check_sockets(sockets: &DoorSockets<'_>) -> Vec<Error> {
+    let DoorSockets { listen, access, .. } = sockets;
+    listen.iter().filter_map(|one| Listener::check(one, listen, access).err()).collect()
 }
 
 impl Door {

@@ -38,7 +38,7 @@ pub(super) fn list_end(list: &[u8]) -> Option<Timestamp> {
 }
 
 /// The first value in DER: its tag, its contents and what follows it.
-fn der_value(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+pub(super) fn der_value(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     const LONG: u8 = 0x80;
     let (tag, rest) = der.split_first()?;
     let (first, rest) = rest.split_first()?;

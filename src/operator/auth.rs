@@ -19,7 +19,7 @@ use crate::config::{OperatorConfig, Role};
 use crate::door::{self, PeerConnection, RequestAuthority};
 use crate::gateway::admit::steps;
 
-/// Refuses methods that no path could have, heads that are too large, and bodies in a coding that is not undone.
+/// Refuses methods that no path could have, heads that are too large, targets with a `#`, and bodies in a coding that is not undone.
 pub(super) async fn check_head(
     State(state): State<Arc<OperatorState>>,
     request: Request,
@@ -28,6 +28,9 @@ pub(super) async fn check_head(
     let (head, body) = request.into_parts();
     if door::is_head_too_large(&head, state.gateway.policy().limits()) {
         return Err(OperatorRefusal::HeadTooLarge);
+    }
+    if head.uri.path_and_query().is_some_and(|target| target.as_str().as_bytes().contains(&door::FRAGMENT)) {
+        return Err(OperatorRefusal::Fragment);
     }
     if door::has_unknown_transfer_coding(&head.headers) {
         return Err(OperatorRefusal::TransferCoding);

@@ -43,6 +43,8 @@ pub(super) enum OperatorRefusal {
     /// The body has a transfer coding other than `chunked`, or `chunked` twice.
     TransferCoding,
     NotHttp,
+    /// The target has a `#`, or the [`crate::door::FRAGMENT`] that stands for one.
+    Fragment,
     HeadTooLarge,
     TargetTooLong,
     BadParameter {
@@ -113,6 +115,7 @@ impl OperatorRefusal {
             Self::NoMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "no-method", "Method not allowed"),
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not-implemented", "Not implemented"),
             Self::NotHttp => (StatusCode::BAD_REQUEST, "not-http", "Not an HTTP request"),
+            Self::Fragment => (StatusCode::BAD_REQUEST, "ambiguous-target", "The target is ambiguous"),
             Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, "unknown-transfer-coding", "Unknown transfer coding"),
             Self::HeadTooLarge => {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "The request's head is too large")
@@ -194,6 +197,9 @@ impl OperatorRefusal {
             Self::NoMethod { allowed } => format!("This path takes {allowed}."),
             Self::NotImplemented => "No path takes this method.".to_owned(),
             Self::NotHttp => "What arrived cannot be read as a request in HTTP/1.1; the connection ends.".to_owned(),
+            Self::Fragment => {
+                "The target has a `#` or a `^`. Leave out what follows a `#`, or write %23 or %5E if it is part of a value.".to_owned()
+            }
             Self::TransferCoding => {
                 "A body may only be sent with `Transfer-Encoding: chunked`, or with its length.".to_owned()
             }

@@ -37,6 +37,7 @@ fn rights(caller: &CallerConfig) -> Rights {
     let mut rights: Rights = caller.keys.iter().map(|key| ("key", key_in_words(key))).collect();
     let identities = caller.identities.iter().map(|one| format!("{} {}", one.issuer, one.subject));
     rights.extend(identities.map(|identity| ("identity", identity)));
+    rights.extend(caller.certificates.iter().map(|name| ("certificate", name.to_string())));
     rights.extend(caller.uids.iter().map(|uid| ("user id", uid.to_string())));
     match &caller.grants {
         Grants::All => drop(rights.insert(("grant", "*".to_owned()))),

@@ -107,7 +107,7 @@ impl BoundDoors {
 
 /// The number of connections for the gateway door and the operator door. Fewer than configured if the system grants too
 /// few file descriptors: the log and the upstream need theirs whatever callers do.
-fn connections(config: &Config) -> Result<[usize; 2], StartError> {
+pub(super) fn connections(config: &Config) -> Result<[usize; 2], StartError> {
     let wanted = config.limits.connections;
     let scrapers = if config.metrics.listen.is_empty() { 0 } else { SCRAPERS_MAX };
     let kept = config.upstream.connections.saturating_add(OTHER_FILES + scrapers);

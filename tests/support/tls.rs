@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use makegate::tasks::Tasks;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
-    RevokedCertParams,
+    RevokedCertParams, SanType,
 };
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -66,7 +66,7 @@ impl Authority {
         Self { pem, issuer: Issuer::new(params, key) }
     }
 
-    /// A client's certificate with this serial number and these DNS names.
+    /// A client's certificate with this serial number and these names: DNS names, URIs, e-mail addresses.
     pub(crate) fn numbered(&self, serial: u64, names: &[&str]) -> Identity {
         self.certificate(Some(serial), "a tool", names)
     }
@@ -90,7 +90,7 @@ impl Authority {
         list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
-    /// A client's certificate with this common name and these DNS names.
+    /// A client's certificate with this common name and these names, as above.
     pub(crate) fn identity(&self, common_name: &str, names: &[&str]) -> Identity {
         self.certificate(None, common_name, names)
     }
@@ -108,8 +108,13 @@ impl Authority {
 
     fn made(&self, serial: Option<u64>, common_name: &str, names: &[&str]) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let mut params =
-            CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        let name = |name: &&str| match (name.contains(':'), name.contains('@')) {
+            (true, _) => SanType::URI((*name).try_into().unwrap()),
+            (false, true) => SanType::Rfc822Name((*name).try_into().unwrap()),
+            (false, false) => SanType::DnsName((*name).try_into().unwrap()),
+        };
+        params.subject_alt_names = names.iter().map(name).collect();
         params.serial_number = serial.map(Into::into);
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "Example");

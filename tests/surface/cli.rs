@@ -221,6 +221,63 @@ fn check_fails_for_a_missing_secret_only_online() {
     assert!(!told.contains("error: the operator key"), "{told}");
 }
 
+/// What of the machine would stop `serve`: `check` says the same, as a warning where that may be otherwise elsewhere or later.
+#[test]
+fn check_finds_what_would_stop_serve() {
+    let folder = tempfile::tempdir().unwrap();
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let held = held.local_addr().unwrap();
+    for (file, text) in [("file", ""), ("o", "an-operator-key-of-this-test"), ("t", "a-token-of-make-of-this-test")] {
+        fs::write(folder.path().join(file), text).unwrap();
+    }
+    std::os::unix::fs::symlink("nowhere", folder.path().join("link")).unwrap();
+    let in_use = format!("listen = \"{held}\"");
+    let socket = |more: &str| format!("listen = \"unix:gate\"\nsocket = {{ {more} }}");
+    let (user, group) = (socket("owner = \"no-such-user\""), socket("group = \"no-such-group\""));
+    // The lines of [gateway] and [audit], what is said of them, and what it is without --online and with it.
+    let cases = [
+        (&*user, "", "/etc/passwd has no user \"no-such-user\"", "warning", "error"),
+        (&*group, "", "/etc/group has no group \"no-such-group\"", "warning", "error"),
+        ("listen = \"unix:none/gate\"", "", "the folder \"none\"", "warning", "error"),
+        ("listen = \"unix:file\"", "", "a file that is not a socket has this path", "warning", "error"),
+        ("listen = \"192.0.2.1:7\"", "", "cannot listen on 192.0.2.1:7", "", "error"),
+        (&*in_use, "", "cannot listen on 127.0.0.1:", "", "warning"),
+        ("", "dir = \"file\"", "not a directory", "warning", "error"),
+        ("", "dir = \"file/audit\"", "", "warning", "error"),
+        ("", "dir = \"link\"", "\"link\"", "warning", "error"),
+    ];
+    for (gateway, audit, words, offline, online) in cases {
+        let listen = if gateway.is_empty() { "listen = \"127.0.0.1:0\"" } else { "" };
+        let text = format!(
+            "[gateway]\n{listen}\n{gateway}\n[operator]\nlisten = \"127.0.0.1:0\"\nkey_file = \"o\"\n\
+             [upstream]\nurl = \"http://127.0.0.1:1\"\ntoken_file = \"t\"\n[audit]\n{audit}\n[process]\nconfine = false\n"
+        );
+        fs::write(folder.path().join("makegate.toml"), &text).unwrap();
+        let before = fs::read_dir(folder.path()).unwrap().count();
+        let check = |code, more: &[&str]| {
+            stdout(code, &run(folder.path(), &[&["check", "--config", "makegate.toml"], more].concat()))
+        };
+        let told = |output: &str, severity: &str| {
+            let is_it = |line: &&str| line.starts_with(severity) && line.to_lowercase().contains(&words.to_lowercase());
+            output
+                .lines()
+                .filter(|line| line.starts_with("error") || line.starts_with("warning"))
+                .any(|line| is_it(&line))
+        };
+        let (without, with) = (check(0, &[]), check(2, &["--online"]));
+        let is_said = if offline.is_empty() { !told(&without, "") } else { told(&without, offline) };
+        assert!(is_said, "{gateway}{audit}: {without}");
+        assert!(told(&with, online), "{gateway}{audit}: {with}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), before, "check changes nothing");
+        let served = stderr(1, &run(folder.path(), &["serve", "--config", "makegate.toml"]));
+        assert!(
+            served.to_lowercase().contains(&words.to_lowercase().replace('"', ""))
+                || served.replace('\\', "").contains(words),
+            "{gateway}{audit}: {served}"
+        );
+    }
+}
+
 #[test]
 fn deployed_configurations_can_be_used() {
     let folder = tempfile::tempdir().unwrap();

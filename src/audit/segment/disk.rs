@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{Access, FallocateFlags, access, fallocate};
 
 use crate::private_files;
 
@@ -159,8 +159,23 @@ pub(crate) fn with_context(doing: &'static str, path: &Path) -> impl FnOnce(io::
     move |error| OpenError::Io { doing, path: path.to_owned(), error }
 }
 
+/// Whether there is such a folder, or one can be made. Changes nothing.
+///
+/// # Errors
+/// Why there is none and none can be made.
+pub fn check_folder(dir: &Path) -> io::Result<()> {
+    let is_there = |path: &&Path| path.as_os_str().is_empty() || fs::symlink_metadata(path).is_ok();
+    let nearest = dir.ancestors().find(is_there).filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{nearest:?}: {error}"));
+    if !fs::metadata(nearest).map_err(named)?.is_dir() {
+        return Err(named(io::Error::from(io::ErrorKind::NotADirectory)));
+    }
+    access(nearest, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| named(errno.into()))
+}
+
 /// Creates the folder (0700) if needed, checks it, and locks it for as long as the returned file lives.
 pub(crate) fn lock_folder(dir: &Path) -> Result<File, OpenError> {
+    check_folder(dir).map_err(with_context("cannot use the audit folder", dir))?;
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(with_context("cannot create the audit folder", dir))?;
     let mode = fs::metadata(dir).map_err(with_context("cannot read the audit folder", dir))?.mode() & 0o777;

@@ -109,7 +109,12 @@ fn check(row: &Operation, headers: &HeaderMap, body: Bytes) -> Result<Bytes, Ref
 
 /// The body must be JSON if the operation takes an object. It must not be encoded, because `Content-Encoding` is not forwarded.
 fn check_type(row: &Operation, headers: &HeaderMap) -> Result<(), Refusal> {
-    let plain = headers.get(CONTENT_ENCODING).is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let is_none = |coding: &[u8]| matches!(coding.trim_ascii().to_ascii_lowercase().as_slice(), b"" | b"identity");
+    let plain = headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .all(is_none);
     let fits = row.body == BodyKind::Any || headers.get_all(CONTENT_TYPE).iter().all(is_json);
     if plain && fits { Ok(()) } else { Err(Refusal::NotJson) }
 }

@@ -16,7 +16,7 @@ use crate::callers::{CallerState, Callers, LastUsed};
 use crate::catalogue::openapi::openapi;
 use crate::catalogue::{BucketKind, Catalogue, MatchedOperation, Operation};
 use crate::clock::Clock;
-use crate::config::{self, Config, KeyConfig, Limits, Network, Scope, TlsFiles};
+use crate::config::{self, CertificateName, Config, KeyConfig, Limits, Network, Scope, TlsFiles};
 use crate::gateway::refusal::CredentialFault;
 use crate::ids::{KeyHash, KeyId};
 use crate::issuers::{Issuer, VerifiedToken};
@@ -167,8 +167,8 @@ pub struct Policy {
     identities: HashMap<Arc<str>, HashMap<Arc<str>, Arc<Caller>>>,
     /// Callers by the user ids that identify them over a Unix socket.
     uids: HashMap<u32, Arc<Caller>>,
-    /// Callers by name, if certificates may identify callers.
-    names: HashMap<Arc<str>, Arc<Caller>>,
+    /// Callers by the names in certificates that identify them, if certificates may: their own, and those listed.
+    certificates: HashMap<CertificateName, Arc<Caller>>,
     /// How each row's answers are stored, by index; `None` if they are not.
     store_policies: Box<[Option<cache::StorePolicy>]>,
     unscoped_callers: usize,
@@ -200,9 +200,14 @@ impl Policy {
                 Scope::Only(ids) => ids.iter().for_each(|id| *callers_by_organization.entry(*id).or_default() += 1),
             }
         }
-        let names = match &config.gateway.tls {
+        let certificates = match &config.gateway.tls {
             Some(TlsFiles { client_ca: Some(_), .. }) => {
-                all_callers.iter().map(|caller| (caller.config.name.clone(), caller.clone())).collect()
+                let names = |caller: &Arc<Caller>| {
+                    let own = std::iter::once(CertificateName::dns(&caller.config.name));
+                    let names: Vec<_> = own.chain(caller.config.certificates.iter().cloned()).collect();
+                    names.into_iter().map(|name| (name, caller.clone())).collect::<Vec<_>>()
+                };
+                all_callers.iter().flat_map(names).collect()
             }
             Some(_) | None => HashMap::new(),
         };
@@ -214,7 +219,7 @@ impl Policy {
             issuers,
             identities,
             uids,
-            names,
+            certificates,
             store_policies,
             unscoped_callers,
             callers_by_organization,
@@ -259,14 +264,14 @@ impl Policy {
     }
 
     /// Callers that a certificate with these names identifies: none, one or several.
-    pub fn certified<'p>(&'p self, names: &[Box<str>]) -> impl Iterator<Item = &'p Arc<Caller>> {
-        names.iter().filter_map(|name| self.names.get(&**name))
+    pub fn certified<'p>(&'p self, names: &[CertificateName]) -> impl Iterator<Item = &'p Arc<Caller>> {
+        names.iter().filter_map(|name| self.certificates.get(name))
     }
 
-    /// Whether a client certificate with this name identifies a caller.
+    /// Whether client certificates identify callers.
     #[must_use]
-    pub fn certifies(&self, name: &str) -> bool {
-        self.names.contains_key(name)
+    pub fn takes_certificates(&self) -> bool {
+        !self.certificates.is_empty()
     }
 
     /// Looks up the caller that a token identifies, if its issuer still stands by it.

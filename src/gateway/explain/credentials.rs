@@ -23,8 +23,9 @@ pub(super) fn known_by(policy: &Policy, caller: &Caller, now: Timestamp) -> Resu
     let identities = config.identities.iter();
     ways.extend(counted("identity", identities.map(|by| format!("{} of the issuer {}", by.subject, by.issuer))));
     ways.extend(counted("user id", config.uids.iter().map(u32::to_string)));
-    if policy.certifies(&config.name) {
+    if policy.takes_certificates() {
         ways.push("a client certificate with its name".to_owned());
+        ways.extend(counted("certificate name", config.certificates.iter().map(ToString::to_string)));
     }
     if ways.is_empty() {
         let last =

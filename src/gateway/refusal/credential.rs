@@ -6,6 +6,7 @@ use http::StatusCode;
 use jiff::Timestamp;
 
 use super::{RefusalRow, row};
+use crate::config::CertificateName;
 use crate::ids::{KeyId, escape_invisible};
 use crate::issuers::{TokenError, TokenFault, VerifiedToken};
 
@@ -49,7 +50,7 @@ pub enum CredentialFault {
     /// The verified certificate names no caller.
     CertificateOfNobody {
         /// Its names.
-        names: Arc<[Box<str>]>,
+        names: Arc<[CertificateName]>,
     },
     /// A browser sent the certificate along for another site's page.
     ForeignPage {
@@ -141,12 +142,12 @@ fn shown(name: &str) -> String {
     format!("`{}`", escape_invisible(&cut))
 }
 
-fn of_nobody(names: &[Box<str>]) -> String {
-    let list: Vec<String> = names.iter().take(NAMES_SHOWN_MAX).map(|name| shown(name)).collect();
+fn of_nobody(names: &[CertificateName]) -> String {
+    let list: Vec<String> = names.iter().take(NAMES_SHOWN_MAX).map(|name| shown(name.as_str())).collect();
     let more = names.len().saturating_sub(list.len());
     let more = if more == 0 { String::new() } else { format!(" and {more} more") };
     match list.as_slice() {
-        [] => "Your certificate has neither a DNS name nor a URI as its subject alternative name: the common name does not count.".to_owned(),
-        list => format!("Your certificate names {}{more}, and no caller has such a name.", list.join(", ")),
+        [] => "Your certificate has no DNS name, URI or e-mail address as a subject alternative name: the common name does not count.".to_owned(),
+        list => format!("Your certificate names {}{more}, and no caller has such a name, or lists it among its `certificates`.", list.join(", ")),
     }
 }

@@ -10,6 +10,7 @@ use super::super::admit::target::Ambiguity;
 use super::{CredentialFault, Refusal};
 use crate::callers::SharedKind;
 use crate::clock::Clock;
+use crate::config::CertificateName;
 use crate::ids::{KeyId, RequestId};
 use crate::issuers::{TokenFault, VerifiedToken};
 use crate::quota::{QuotaOutlook, WaitsFor};
@@ -45,7 +46,7 @@ fn of_callers() -> Vec<Refusal> {
         CredentialFault::UnknownIssuer.into(),
         CredentialFault::InvalidToken { why: TokenFault::Signature }.into(),
         CredentialFault::TokenOfNobody { token: Arc::new(VerifiedToken::sample()) }.into(),
-        CredentialFault::CertificateOfNobody { names: [Box::from("tool.internal")].into() }.into(),
+        CredentialFault::CertificateOfNobody { names: [CertificateName::dns("tool.internal")].into() }.into(),
         CredentialFault::NoIssuerKeys { issuer: "cluster".into() }.into(),
         Refusal::NoOperation,
         Refusal::NoMethod { allowed: vec![Method::GET, Method::HEAD, Method::POST] },

@@ -39,6 +39,8 @@ pub(crate) struct CallerRow {
     pub(crate) keys: Vec<CallerKeyRow>,
     /// The tokens that identify it.
     identities: Vec<CallerIdentity>,
+    /// The names in certificates that identify it, besides its own.
+    certificates: Vec<String>,
     uids: Vec<u32>,
     pub(crate) requests: u64,
     pub(crate) refused: u64,
@@ -117,6 +119,7 @@ fn caller_row(caller: &Caller, now: Timestamp) -> CallerRow {
         may_refresh: config.may_refresh,
         keys: config.keys.iter().map(|key| key_row(caller, key, now)).collect(),
         identities: config.identities.iter().map(CallerIdentity::of).collect(),
+        certificates: config.certificates.iter().map(ToString::to_string).collect(),
         uids: config.uids.clone(),
         requests: answers.values().sum(),
         refused: answers.get(Answer::Refused.as_str()).copied().unwrap_or(0),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -130,20 +131,64 @@ async fn what_it_makes_while_it_runs_is_made() {
     assert!(!log.contains("denied") && !log.contains("\"level\":\"ERROR\""), "{log}");
 }
 
+/// What a write is answered, until it is answered like that.
+async fn until_write(home: &Home, status: u16) {
+    for _ in 0..600 {
+        if send(home.gateway, "PATCH", ORG, &with_key(ALL, &[]), "{\"name\": \"x\"}").await.status == status {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("no write is answered {status}: {}", home.process_log());
+}
+
+fn make_anew(data: &Path) {
+    fs::remove_dir_all(data).unwrap();
+    fs::create_dir(data).unwrap();
+}
+
 /// As without confinement: writes are refused while the folder is missing, and go on in the new one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_folder_that_is_made_anew_is_written_to() {
     let sandbox = sandbox_at("127.0.0.1:0").await;
     let home = Home::new(&Plan::default(), &format!("http://{}", sandbox.address()));
+    let (elsewhere, file) = (new_dir(), home.path().join("makegate.toml"));
+    let data = elsewhere.path().join("audit");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replacen("dir = \"audit\"", &format!("dir = {data:?}"), 1)).unwrap();
     let process = home.serve().await;
-    let write = async || send(home.gateway, "PATCH", ORG, &with_key(ALL, &[]), "{\"name\": \"x\"}").await.status;
-    assert_eq!(write().await, 200);
-    fs::remove_dir_all(home.path().join("audit")).unwrap();
-    while write().await != 503 {}
-    fs::create_dir(home.path().join("audit")).unwrap();
-    while write().await != 200 {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    until_write(&home, 200).await;
+    fs::remove_dir_all(&data).unwrap();
+    until_write(&home, 503).await;
+    fs::create_dir(&data).unwrap();
+    until_write(&home, 200).await;
+    assert_eq!(process.end(), Some(0));
+    if is_confined(&home) {
+        let log = home.process_log();
+        assert!(log.contains("if it is deleted and made anew, makegate goes on in the new one"), "{log}");
     }
+}
+
+/// Where the folder above has the configuration, which the process may not change, a new data folder is out of its reach.
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_the_configuration_a_new_data_folder_is_written_to_after_a_restart() {
+    let sandbox = sandbox_at("127.0.0.1:0").await;
+    let home = Home::new(&Plan::default(), &format!("http://{}", sandbox.address()));
+    let process = home.serve().await;
+    if !is_confined(&home) {
+        return;
+    }
+    let (log, data) = (home.process_log(), home.path().join("audit"));
+    assert!(log.contains("if it is deleted, restart makegate"), "{log}");
+    let started = log.lines().find(|line| line.contains("confined: other files")).unwrap();
+    let write = format!("[{:?}]", data.canonicalize().unwrap());
+    assert!(started.replace('\\', "").contains(&write), "{write}: {started}");
+    until_write(&home, 200).await;
+    make_anew(&data);
+    until_write(&home, 503).await;
+    drop(process);
+    let process = home.serve().await;
+    until_write(&home, 200).await;
     assert_eq!(process.end(), Some(0));
 }
 

@@ -40,7 +40,7 @@ async fn a_certificate_names_its_caller() {
     // One that names nobody is no credential: a key is needed. Its common name does not count.
     let nobody = authority.identity("reader", &["nowhere.internal"]);
     let unnamed = get(&authority.identity("reader", &[]), ORG, &[]).await.unwrap().refused(401, "MG118");
-    assert!(unnamed.text().contains("neither a DNS name nor a URI"), "{unnamed:?}");
+    assert!(unnamed.text().contains("no DNS name, URI or e-mail address"), "{unnamed:?}");
     let refused = get(&nobody, ORG, &[]).await.unwrap().refused(401, "MG118");
     assert!(refused.text().contains("`nowhere.internal`"), "{refused:?}");
     get(&nobody, ORG, &[&token]).await.unwrap().expect(200);
@@ -48,6 +48,69 @@ async fn a_certificate_names_its_caller() {
     tls::get(&world, &roots, None, OTHER, &[]).await.unwrap().refused(401, "MG111");
     // Who is believed by another authority does not come in, not even with a key.
     assert!(get(&other.identity("a tool", &["reader"]), ORG, &[&token]).await.is_none());
+}
+
+const REPORT: &str = "[[caller]]\nname = \"report\"\n\
+    certificates = [\"spiffe://td/ns/finance/sa/dashboard\", \"Report.Internal\", \"Ann@example.com\"]\n\
+    grants = [\"*\"]\norganizations = [11]\n";
+
+#[tokio::test]
+async fn a_certificate_identifies_the_caller_that_lists_one_of_its_names() {
+    let authority = Authority::new();
+    let files = [("callers.pem", &*authority.pem)];
+    let plan = still().tables(REPORT);
+    let (world, roots) = tls::world(plan, ", client_ca = \"callers.pem\"", &files).await;
+    let get = async |names: &[&str]| {
+        tls::get(&world, &roots, Some(&authority.identity("a tool", names)), ORG, &[]).await.unwrap()
+    };
+    for names in [
+        &["spiffe://td/ns/finance/sa/dashboard"][..],
+        &["SPIFFE://TD/ns/finance/sa/dashboard"],
+        &["report.INTERNAL"],
+        &["Ann@EXAMPLE.com"],
+        &["REPORT"],
+        &["tool.internal", "bob@example.com", "spiffe://td/ns/finance/sa/dashboard"],
+        &["report", "report.internal", "spiffe://td/ns/finance/sa/dashboard"],
+    ] {
+        get(names).await.expect(200);
+        let record = world.last_record().await;
+        assert_eq!((&record["caller"], &record["credential"]), (&"report".into(), &"certificate".into()), "{names:?}");
+    }
+    for name in [
+        "spiffe://td/ns/finance/sa/Dashboard",
+        "spiffe://td/ns/finance/sa/dashboard/",
+        "spiffe://td/ns/finance",
+        "spiffe://report.internal",
+        "ann@example.com",
+        "example.com",
+        "x.report.internal",
+    ] {
+        let refused = get(&[name]).await.refused(401, "MG118");
+        assert!(refused.text().contains(&format!("`{name}`")), "{refused:?}");
+    }
+    get(&["report.internal", "reader"]).await.refused(400, "MG104");
+    // Operators see them.
+    let operator = world.service.operator_addresses()[0];
+    let key = format!("authorization: Bearer {OPERATOR}\r\n");
+    let page = async |target: &str| send(operator, "GET", target, &key, "").await.expect(200).json();
+    let callers = page("/callers.json").await;
+    let report = callers["callers"].as_array().unwrap().iter().find(|caller| caller["name"] == "report").unwrap();
+    let names = ["spiffe://td/ns/finance/sa/dashboard", "report.internal", "Ann@example.com"];
+    assert_eq!(report["certificates"], serde_json::json!(names));
+    let explained = page(&format!("/explain.json?caller=report&target={ORG}")).await.to_string();
+    let by =
+        format!("report is known by a client certificate with its name, 3 certificate names ({})", names.join("; "));
+    assert!(explained.contains(&by), "{explained}");
+    // A reload takes one away.
+    let text = std::fs::read_to_string(world.file()).unwrap();
+    std::fs::write(world.file(), text.replace("spiffe://td/ns/finance/sa/dashboard", "spiffe://td/new")).unwrap();
+    world.reload().await;
+    get(&["spiffe://td/ns/finance/sa/dashboard"]).await.refused(401, "MG118");
+    get(&["spiffe://td/new"]).await.expect(200);
+    let log = world.log().await;
+    let told = log.iter().rfind(|record| record["event"] == "reload").unwrap()["detail"].as_str().unwrap();
+    let change = "; caller report: +certificate spiffe://td/new, -certificate spiffe://td/ns/finance/sa/dashboard";
+    assert!(told.ends_with(change), "{told}");
 }
 
 /// What a browser adds to a request of a page, as header lines, and whether the request is the door's own.

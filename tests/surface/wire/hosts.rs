@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::{header, still};
-use crate::support::{ALL, LIST, ORG, Reply, World, raw, send, with_key};
+use crate::support::{ALL, LIST, OPERATOR, ORG, Reply, World, raw, send, with_key};
 
 /// Sends a GET with these very header lines instead of `Host`.
 async fn get(world: &World, target: &str, lines: &str) -> Reply {
@@ -58,6 +58,37 @@ async fn a_door_with_names_answers_to_them_and_to_its_addresses_alone() {
 }
 
 /// `http::Uri` cuts off what follows a `#`: a DELETE of `…/prod#old` would delete `prod`.
+/// At every door and for every kind of path: open ones, pages in each form, actions, and what is not there, with a key and without.
+#[tokio::test]
+async fn a_fragment_is_refused_whatever_is_asked_for() {
+    let world = still().tables("[metrics]\nlisten = \"127.0.0.1:0\"\n").start().await;
+    let key = format!("authorization: Bearer {OPERATOR}\r\n");
+    let (operator, metrics) = (world.service.operator_addresses()[0], world.service.metrics_addresses()[0]);
+    let paths = [
+        "/", "/livez", "/readyz?verbose", "/healthz", "/metrics", "/audit", "/audit.csv?limit=1", "/audit/follow",
+        "/callers.json", "/quota.json?wait=true", "/style.css", "/openapi.json", "/cache/purge", "/audit/rotate",
+        "/doubts/x", "/nothing",
+    ];
+    for (door, path) in [operator, metrics].into_iter().flat_map(|door| paths.map(|path| (door, path))) {
+        for (method, rest, headers) in [
+            ("GET", "#", &*key),
+            ("GET", "#old", ""),
+            ("POST", "#x?y", &key),
+            ("GET", "/#", &key),
+            ("DELETE", "?#", &key),
+        ] {
+            let headers = format!("{headers}content-type: application/json\r\n");
+            let reply = send(door, method, &format!("{path}{rest}"), &headers, "{\"all\": true}").await.expect(400);
+            let told = reply.json();
+            assert_eq!(told["type"], "urn:makegate:operator:ambiguous-target", "{method} {path}{rest}");
+            assert!(told["detail"].as_str().unwrap().contains("`#`"), "{told}");
+        }
+    }
+    for path in ["/livez", "/readyz", "/openapi.json", "/nothing"] {
+        send(world.gateway, "GET", &format!("{path}#x"), "", "").await.refused(400, "MG101");
+    }
+}
+
 #[tokio::test]
 async fn a_fragment_is_refused_not_cut_off() {
     let world = still().start().await;

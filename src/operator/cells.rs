@@ -96,7 +96,7 @@ impl ColumnView {
                 html! { span title={ (count) " " (self.unit()) } { (duration(count.saturating_mul(unit_us))) } }
             }
             (CellKind::Bytes, Some(count)) => html! { span title={ (count) " bytes" } { (bytes(count)) } },
-            _ => time_of(text).map_or_else(|| text_of(text), |at| time(at, text)),
+            _ => time_of(text).map_or_else(|| text_of(text), |at| written_time(at, text)),
         }
     }
 
@@ -117,7 +117,7 @@ fn text_of(text: &str) -> Markup {
         @if is_long(&text) {
             @for part in text.split_inclusive('/') { (part) wbr; }
         } @else {
-            (text)
+            (sentence(&text))
         }
     }
 }
@@ -134,10 +134,24 @@ fn time_of(text: &str) -> Option<Timestamp> {
     is_one.then(|| text.parse().ok()).flatten()
 }
 
-/// A time: `Nov 30 01:38:18`, and on hover `2026-11-30 01:38:18.313405 UTC`. `written`: as records have it.
-fn time(at: Timestamp, written: &str) -> Markup {
+/// A time: `Nov 30 01:38:18`, and on hover `2026-11-30 01:38:18.313405 UTC`.
+pub(super) fn time(at: Timestamp) -> Markup {
+    written_time(at, &at.to_string())
+}
+
+/// The same of a time that is written so in a record.
+fn written_time(at: Timestamp, written: &str) -> Markup {
     let whole = written.replace('T', " ").replace('Z', " UTC");
     html! { time datetime=(written) title=(whole) { (at.strftime("%b %-d %H:%M:%S")) } }
+}
+
+/// A sentence; what stands in backticks is code.
+pub(super) fn sentence(text: &str) -> Markup {
+    html! {
+        @for (at, part) in text.split('`').enumerate() {
+            @if at % 2 == 0 { (part) } @else { code { (part) } }
+        }
+    }
 }
 
 /// A request's id, which leads to its records. Only its end is shown: ids begin with their time.
@@ -218,6 +232,11 @@ mod tests {
         let shown = cell("time", "2026-11-30T01:38:18.313405Z");
         let expected = r#"<td data-label="time"><time datetime="2026-11-30T01:38:18.313405Z" title="2026-11-30 01:38:18.313405 UTC">Nov 30 01:38:18</time></td>"#;
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn what_stands_in_backticks_is_code() {
+        assert!(cell("why", "see `keys` & more").contains(">see <code>keys</code> &amp; more<"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use http::StatusCode;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::assets::{STYLE, icon_address};
-use super::cells::ColumnView;
+use super::cells::{ColumnView, sentence};
 use super::table::PageTable;
 
 /// The pages of the menu in their order: path and name.
@@ -47,18 +47,9 @@ pub(super) fn closed(status: StatusCode, title: &str, detail: &str, advice: &Mar
 fn problem_body(status: StatusCode, title: &str, detail: &str, advice: &Markup) -> Markup {
     html! {
         h1 { (title) }
-        p { (in_code(detail)) }
+        p { (sentence(detail)) }
         (advice)
         p.quiet { "Status " (status.as_u16()) }
-    }
-}
-
-/// A sentence with what stands in backticks as code.
-fn in_code(sentence: &str) -> Markup {
-    html! {
-        @for (at, part) in sentence.split('`').enumerate() {
-            @if at % 2 == 0 { (part) } @else { code { (part) } }
-        }
     }
 }
 
@@ -149,15 +140,15 @@ pub(super) fn figures(figures: &[(&str, String)]) -> Markup {
     }
 }
 
-/// How much of a limit is used, and by whom. It turns amber at 60 % and red at 85 %.
-pub(super) fn gauge(label: &str, used: u64, limit: u64, by: &str) -> Markup {
+/// How much of a limit is used, as `show` writes it, and by whom. It turns amber at 60 % and red at 85 %.
+pub(super) fn gauge(label: &str, [used, limit]: [u64; 2], show: impl Fn(u64) -> String, by: &str) -> Markup {
     let most = limit.max(1);
     let part = |percent: u64| most.saturating_mul(percent) / 100;
     html! {
         div.gauge {
             span { (label) }
             meter min="0" max=(most) value=(used.min(most)) low=(part(60)) high=(part(85)) optimum="0" aria-label=(label) {}
-            span.n { (used) " of " (limit) }
+            span.n { (show(used)) " of " (show(limit)) }
             span.quiet { (by) }
         }
     }

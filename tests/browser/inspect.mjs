@@ -70,6 +70,10 @@ export function untidyCells() {
       found.push(`numbers are not at the right: ${label}`);
     }
   }
+  for (const paragraph of document.querySelectorAll('p, dd, li')) {
+    const time = paragraph.textContent.match(/\d{4}-\d\d-\d\dT\d\d:\d\d\S*/);
+    if (time) found.push(`a time is not short: ${time[0]}`);
+  }
   for (const cell of document.querySelectorAll('td')) {
     const text = cell.textContent.trim();
     if (/^\d{4}-\d\d-\d\dT\d\d:\d\d\S*$/.test(text)) found.push(`a time is not short: ${text}`);

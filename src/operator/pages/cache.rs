@@ -7,10 +7,10 @@ use axum::response::Response;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::PageTable;
+use super::super::{cells, html};
 use crate::cache::CacheSize;
 
 #[derive(Debug, Serialize)]
@@ -49,7 +49,7 @@ impl Page for CachePage {
         ];
         html! {
             (html::figures(&figures))
-            (html::gauge("Bytes", bytes, capacity_bytes, ""))
+            (html::gauge("Memory", [bytes, capacity_bytes], cells::bytes, ""))
             h2 { "Tags" }
             form method="post" action="/cache/purge" {
                 label { "tag" input name="tag" placeholder="org:11" required; }

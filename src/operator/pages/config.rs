@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::PageTable;
+use super::super::{cells, html};
 use crate::config::ShownSetting;
 use crate::ids::escape_invisible;
 
@@ -49,10 +49,10 @@ impl Page for ConfigPage {
     fn html(&self) -> Markup {
         html! {
             @if let Some(error) = &self.reload.error {
-                p.warn { "The reload at " (format!("{:.0}", self.reload.time)) " failed; the configuration before it is in force:" }
+                p.warn { "The reload at " (cells::time(self.reload.time)) " failed; the configuration before it is in force:" }
                 pre.warn { (escape_invisible(error)) }
             } @else {
-                p { "Loaded at " (format!("{:.0}", self.reload.time)) @if let Some(file) = &self.file { " from " code { (escape_invisible(file)) } } "." }
+                p { "Loaded at " (cells::time(self.reload.time)) @if let Some(file) = &self.file { " from " code { (escape_invisible(file)) } } "." }
             }
             (html::table(&self.table(), "Nothing was configured: all settings are defaults of the demo."))
         }

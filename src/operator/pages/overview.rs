@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::html;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
@@ -150,7 +149,7 @@ impl Page for OverviewPage {
             @for bucket in &self.quota { (gauge(bucket)) }
             h2 { "Callers" }
             (html::table(&self.caller_table(), "There is no caller yet: see Callers."))
-            p.quiet { "makegate " (self.version) ", running since " (format!("{:.0}", self.started)) "." }
+            p.quiet { "makegate " (self.version) ", running since " (cells::time(self.started)) "." }
         }
     }
 }

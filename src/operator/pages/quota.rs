@@ -33,7 +33,7 @@ pub(crate) fn gauge(bucket: &BucketView) -> Markup {
     let closed = bucket.closed_because.as_ref().map(|why| format!("{lasts}: {why}"));
     let by: Vec<_> = spent.chain(waiting).chain(closed).collect();
     let name = bucket.organization.map_or_else(|| "the account".to_owned(), |id| format!("organization {id}"));
-    html::gauge(&name, bucket.used.into(), bucket.limit.into(), &by.join(", "))
+    html::gauge(&name, [bucket.used, bucket.limit].map(u64::from), |slots| slots.to_string(), &by.join(", "))
 }
 
 /// One row for each caller: the bucket's cells, then the caller's.

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
+use super::super::{cells, html};
 use super::callers::{CallerRow, CountsByWord, caller_rows};
 use super::quota::gauge;
 use crate::counters::DurationCounts;

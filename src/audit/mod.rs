@@ -34,6 +34,7 @@ pub use fingerprints::field_values::canonical_number;
 pub use log::buffer::CannotRecord;
 pub use log::disk_usage::DiskUsage;
 pub use log::record_room::RecordRoom;
+pub use log::shared::LogOutage;
 pub use log::{AuditLog, LogCounts};
 pub use open_writes::doubt_room::DoubtRoom;
 pub use open_writes::doubts::{Doubt, Doubts, SettlementClaim};

@@ -42,6 +42,8 @@ pub struct Origins {
     pub file: PathBuf,
     /// The file's text, with possible secrets blotted out.
     pub text: String,
+    /// What is valid in it but probably not intended.
+    pub warnings: Vec<Diagnostic>,
     settings: Vec<Setting>,
 }
 
@@ -133,7 +135,8 @@ fn parse_with(text: &str, file: &Path, files: &Snapshot) -> Result<LoadedConfig,
     if failed {
         return Err(ConfigError { file, text, mistakes });
     }
-    Ok(LoadedConfig { config, warnings: mistakes, origins: Origins { file, text, settings }, files: Snapshot::new() })
+    let origins = Origins { file, text, warnings: mistakes.clone(), settings };
+    Ok(LoadedConfig { config, warnings: mistakes, origins, files: Snapshot::new() })
 }
 
 fn document(root: &Table<'_>, base: &Path, files: &Snapshot) -> Config {

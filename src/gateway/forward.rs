@@ -298,8 +298,8 @@ impl<'a> AttemptContext<'a> {
 
 /// Reports an attempt to the quota and the metrics.
 pub(crate) async fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot: Option<Slot>, ending: &Ending) {
-    let taken = gateway.clock.now().saturating_duration_since(about.began);
-    gateway.metrics.attempt(&about.row.id, ending, taken);
+    let now = gateway.clock.now();
+    gateway.metrics.attempt(&about.row.id, ending, (now.saturating_duration_since(about.began), now));
     // The slot is held until its 429 has closed the bucket: a slot released earlier would count as proof that the upstream accepts more.
     let held = match (ending, slot) {
         (Ending::NotSent(_) | Ending::NoRoom { status: None, .. }, Some(slot)) => {

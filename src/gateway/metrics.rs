@@ -1,8 +1,10 @@
 //! Metrics of requests that no caller's own counters cover: attempts by ending, durations, unrecorded requests.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
 
 use crate::counters::{AnswerCounts, DurationCounts, DurationHistogram, GrowingList, UpstreamAnswers};
 use crate::upstream::{Ending, EndingKind};
@@ -42,11 +44,36 @@ pub struct GatewayMetrics {
     pub ahead: AtomicU64,
     /// Requests that failed because of a fault in makegate.
     pub faults: AtomicU64,
+    error_run: Mutex<Option<ErrorRun>>,
+}
+
+/// Attempts in a row that the upstream answered with a 5xx.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorRun {
+    /// When the first of them ended.
+    pub since: Instant,
+    /// How many there were.
+    pub attempts: u64,
+    /// The status of the last one.
+    pub status: StatusCode,
 }
 
 impl GatewayMetrics {
-    /// Counts an attempt, and its answer if it got one.
-    pub fn attempt(&self, operation: &Arc<str>, ending: &Ending, taken: Duration) {
+    /// The 5xx answers in a row until now, if the last answer was one.
+    pub fn error_run(&self) -> Option<ErrorRun> {
+        *self.error_run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_status(&self, status: StatusCode, now: Instant) {
+        let mut run = self.error_run.lock().unwrap_or_else(PoisonError::into_inner);
+        *run = status.is_server_error().then(|| match *run {
+            Some(before) => ErrorRun { attempts: before.attempts + 1, status, ..before },
+            None => ErrorRun { since: now, attempts: 1, status },
+        });
+    }
+
+    /// Counts an attempt that ended `now`, and its answer if it got one.
+    pub fn attempt(&self, operation: &Arc<str>, ending: &Ending, (taken, now): (Duration, Instant)) {
         if let Some(counter) = self.attempts.get(ending.kind() as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
@@ -58,6 +85,7 @@ impl GatewayMetrics {
         answers.durations.add(taken);
         if let Ending::Answered(answered) = ending {
             answers.add(answered.status);
+            self.note_status(answered.status, now);
         }
     }
 

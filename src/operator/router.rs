@@ -23,13 +23,14 @@ use crate::ids::RequestId;
 type OperatorRoute = MethodRouter<Arc<OperatorState>>;
 
 /// Every page: its path, its name in the menu if it is there, and its handler. The same with `.json` and `.csv` after the path.
-fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 11] {
+fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 12] {
     [
         ("/", Some("Overview"), get(pages::overview)),
         ("/audit", Some("Audit"), get(pages::audit)),
         ("/audit/follow", None, get(pages::follow)),
         ("/audit/head", None, get(pages::head)),
         ("/audit/proof", None, get(pages::proof)),
+        ("/audit/record", None, get(pages::record)),
         ("/callers", Some("Callers"), get(pages::callers)),
         ("/quota", Some("Quota"), get(pages::quota)),
         ("/cache", Some("Cache"), get(pages::cache)),

@@ -1,12 +1,14 @@
 //! What the door shows, and who may see it.
 
+#![expect(clippy::disallowed_methods, reason = "walks over memory alone; no file is touched")]
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::operators::{Operator, Operators};
@@ -44,6 +46,7 @@ pub struct OperatorState {
     pub(super) wrong_keys: WrongKeys,
     pub(super) followers: Arc<Semaphore>,
     pub(super) large: Arc<Semaphore>,
+    walks: Arc<Semaphore>,
     pub(super) operators: Operators,
     in_force: ArcSwap<ConfigInForce>,
     /// When each operator's last table of records was recorded as an export.
@@ -67,6 +70,7 @@ impl OperatorState {
             wrong_keys: WrongKeys::new(gateway.clock.clone()),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             large: Arc::new(Semaphore::new(LARGE_KIB_MAX)),
+            walks: Arc::new(Semaphore::new(1)),
             operators: Operators::new(operators),
             in_force: ArcSwap::from_pointee(ConfigInForce { origins: Arc::new(origins), loaded: started, error: None }),
             tables: Mutex::default(),
@@ -82,6 +86,30 @@ impl OperatorState {
     #[must_use]
     pub fn operators(&self) -> Vec<OperatorKey> {
         self.operators.keys()
+    }
+
+    /// The wall time of a moment that the clock measured.
+    pub(super) fn wall_at(&self, moment: Instant) -> Timestamp {
+        let clock = &self.gateway.clock;
+        let ago = SignedDuration::try_from(clock.now().saturating_duration_since(moment)).unwrap_or_default();
+        clock.wall().checked_sub(ago).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    /// Does work that goes through everything of a kind that is in memory: not on the threads that answer callers, and one at a time.
+    ///
+    /// # Errors
+    /// [`OperatorRefusal::Internal`]: the work panicked.
+    pub(super) async fn walk<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, OperatorRefusal> {
+        let turn = self.walks.clone().acquire_owned().await.map_err(|_closed| OperatorRefusal::Internal)?;
+        let state = self.clone();
+        let walked = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work(&state)
+        });
+        walked.await.map_err(|_panicked| OperatorRefusal::Internal)
     }
 
     /// Replaces the operators. What those who are gone still follow ends.

@@ -11,7 +11,7 @@ pub struct FaultState(Mutex<Option<Instant>>);
 impl FaultState {
     /// Reports the fault. `true` if it begins now.
     pub fn begin(&self, now: Instant) -> bool {
-        let mut since = self.since();
+        let mut since = self.held();
         let begins = since.is_none();
         since.get_or_insert(now);
         begins
@@ -19,16 +19,22 @@ impl FaultState {
 
     /// Reports that the fault is absent. Returns how long it lasted if it ends now.
     pub fn end(&self, now: Instant) -> Option<Duration> {
-        self.since().take().map(|since| now.saturating_duration_since(since))
+        self.held().take().map(|since| now.saturating_duration_since(since))
     }
 
     /// Whether the fault is ongoing.
     #[must_use]
     pub fn is_ongoing(&self) -> bool {
-        self.since().is_some()
+        self.held().is_some()
     }
 
-    fn since(&self) -> MutexGuard<'_, Option<Instant>> {
+    /// When it began, if it is ongoing.
+    #[must_use]
+    pub fn since(&self) -> Option<Instant> {
+        *self.held()
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

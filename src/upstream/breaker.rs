@@ -242,6 +242,14 @@ impl Breaker {
         self.state().silent.values().filter(|silent| silent.circuit.is_open()).count()
     }
 
+    /// At most `most` of these operations.
+    #[must_use]
+    pub fn some_silent_operations(&self, most: usize) -> Vec<BreakerKey> {
+        let state = self.state();
+        let open = state.silent.iter().filter(|(_, silent)| silent.circuit.is_open());
+        open.take(most).map(|(part, _)| part.clone()).collect()
+    }
+
     fn open_circuit(&self, span: Duration) -> Circuit {
         Circuit::Open { until: self.clock.now() + span, span, probing: false }
     }

@@ -19,6 +19,7 @@ mod token;
 mod token_search;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -140,6 +141,18 @@ impl Upstream {
     #[must_use]
     pub fn refuses_token(&self) -> bool {
         self.token_refused.is_ongoing()
+    }
+
+    /// Since when the upstream rejects the token.
+    #[must_use]
+    pub fn token_refused_since(&self) -> Option<Instant> {
+        self.token_refused.since()
+    }
+
+    /// Since when no connection to the upstream could be opened.
+    #[must_use]
+    pub fn unreachable_since(&self) -> Option<Instant> {
+        self.pool.unreachable_since()
     }
 
     /// Decides whether and when to retry after this attempt. A retry is charged to the caller's retry budget.

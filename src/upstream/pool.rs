@@ -119,6 +119,11 @@ impl Pool {
         self.turns.free() * 2 > self.connections_max
     }
 
+    /// Since when no connection could be opened.
+    pub(super) fn unreachable_since(&self) -> Option<Instant> {
+        self.unreachable.since()
+    }
+
     /// The number of connections in use and of requests waiting for one.
     pub(super) fn load(&self) -> (usize, usize) {
         (self.connections_max.saturating_sub(self.turns.free()), self.turns.waiting())

@@ -15,9 +15,11 @@ use tokio::net::TcpStream;
 
 mod filters;
 mod metrics;
+mod problems;
 mod proofs;
 mod roles;
 mod scrapers;
+mod stories;
 mod tls;
 
 const KEY: &str = "operator-key";

@@ -17,6 +17,27 @@ pub struct DiskUsage {
     pub used_bytes: u64,
     /// Bytes that are free for this user.
     pub free_bytes: u64,
+    /// Bytes of the whole disk.
+    pub size_bytes: u64,
+}
+
+/// With less than this free, a disk is nearly full, however small it is.
+const FREE_BYTES_MIN: u64 = 128 << 20;
+/// With more than this free, no disk is nearly full, however large it is.
+const FREE_BYTES_ENOUGH: u64 = 4 << 30;
+/// In between, one with less than this part free is.
+const FREE_DIVISOR: u64 = 20;
+
+impl DiskUsage {
+    /// Will the disk soon be full?
+    #[must_use]
+    pub const fn is_nearly_full(&self) -> bool {
+        let Self { free_bytes, size_bytes, .. } = *self;
+        // A file system that does not tell its size is not full.
+        size_bytes > 0
+            && free_bytes < FREE_BYTES_ENOUGH
+            && (free_bytes < FREE_BYTES_MIN || free_bytes < size_bytes / FREE_DIVISOR)
+    }
 }
 
 /// The last measurement.
@@ -43,5 +64,19 @@ fn measure(dir: &Path) -> Option<DiskUsage> {
     let files = fs::read_dir(dir).ok()?.filter_map(|file| file.ok()?.metadata().ok());
     let used_bytes = files.filter(fs::Metadata::is_file).map(|about| about.len()).sum();
     let disk = rustix::fs::statvfs(dir).ok()?;
-    Some(DiskUsage { used_bytes, free_bytes: disk.f_bavail.saturating_mul(disk.f_frsize) })
+    let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+    Some(DiskUsage { used_bytes, free_bytes: bytes(disk.f_bavail), size_bytes: bytes(disk.f_blocks) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_nearly_full_by_what_is_free_of_it() {
+        let is_nearly_full =
+            |free_bytes, size_bytes| DiskUsage { used_bytes: 0, free_bytes, size_bytes }.is_nearly_full();
+        assert!(is_nearly_full(100 << 20, 1 << 30) && is_nearly_full(1 << 30, 100 << 30) && is_nearly_full(0, 1));
+        assert!(!is_nearly_full(200 << 20, 1 << 30) && !is_nearly_full(5 << 30, 4 << 40) && !is_nearly_full(0, 0));
+    }
 }

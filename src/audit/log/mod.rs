@@ -14,15 +14,15 @@ use std::fmt;
 use std::fs::File;
 use std::future::Future;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use self::buffer::{CannotRecord, WriterStage};
 use self::events::start_events;
-use self::shared::LogShared;
+use self::shared::{LogOutage, LogShared};
 use self::writer::LogWriter;
 use crate::audit::fingerprints::{self, key_guard};
 use crate::audit::index;
@@ -218,6 +218,12 @@ impl AuditLog {
     #[must_use]
     pub fn doubts(&self) -> &Doubts {
         &self.shared.doubts
+    }
+
+    /// The outage of the log's disk, if there is one.
+    #[must_use]
+    pub fn outage(&self) -> Option<LogOutage> {
+        self.shared.outage.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How much of the disk the log's folder takes, as measured lately.

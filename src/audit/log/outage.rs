@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::buffer::PendingRecord;
+use super::shared::LogOutage;
 use super::writer::LogWriter;
 use crate::audit::record::{Kind, Record};
 use crate::process_log::STATE;
@@ -24,6 +25,8 @@ impl LogWriter {
     pub(crate) fn fail(&mut self, error: &io::Error) {
         let (now, cause, is_disk_full) = (self.shared.clock.now(), error.to_string(), self.reserve.is_freed());
         tracing::error!(target: STATE, %error, "the audit log cannot be written; refusing writes until it can be");
+        let is_full = is_disk_full || matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        self.shared.set_outage(Some(LogOutage { since: now, cause: cause.clone(), is_disk_full: is_full }));
         self.shared.failed.store(true, Ordering::SeqCst);
         let refused_before = self.shared.refused.load(Ordering::Relaxed);
         self.outage = Some(Outage { since: now, cause, refused_before, is_disk_full });
@@ -52,6 +55,7 @@ impl LogWriter {
                 tracing::info!(target: STATE, "the audit log can be written again: {detail}");
                 self.outage = None;
                 self.shared.failed.store(false, Ordering::SeqCst);
+                self.shared.set_outage(None);
                 true
             }
             Err(_still_failing) => {

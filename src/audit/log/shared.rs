@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -47,6 +47,8 @@ pub(crate) struct LogShared {
     pub(crate) durable: Mutex<Tree>,
     pub(crate) heads: Heads,
     pub(crate) disk_usage: MeasuredUsage,
+    /// Set while `failed` is.
+    pub(crate) outage: Mutex<Option<LogOutage>>,
     pub(crate) key: FingerprintKey,
     /// The disk is failing, so no write is accepted.
     pub(crate) failed: AtomicBool,
@@ -71,6 +73,17 @@ pub(crate) struct LogShared {
     pub(crate) waiting: AtomicUsize,
 }
 
+/// What operators are told about an outage of the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogOutage {
+    /// When it began.
+    pub since: Instant,
+    /// The disk's own words.
+    pub cause: String,
+    /// Is the disk full?
+    pub is_disk_full: bool,
+}
+
 impl LogShared {
     pub(crate) fn new(
         settings: &config::AuditConfig,
@@ -89,6 +102,7 @@ impl LogShared {
             durable: Mutex::new(durable),
             heads,
             disk_usage: MeasuredUsage::default(),
+            outage: Mutex::default(),
             key,
             failed: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
@@ -106,6 +120,10 @@ impl LogShared {
             refused: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
         }
+    }
+
+    pub(crate) fn set_outage(&self, outage: Option<LogOutage>) {
+        *self.outage.lock().unwrap_or_else(PoisonError::into_inner) = outage;
     }
 
     pub(crate) fn writable(&self) -> bool {

@@ -2,19 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Extension, Form, FromRequest, Request, State};
+use axum::extract::{Extension, FromRequest, Request, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
-use bytes::Bytes;
-use http::{HeaderMap, header};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::super::operators::Operator;
-use super::super::query::{PageQuery, encode};
+use super::super::query::encode;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
 use super::super::state::OperatorState;
-use super::body::{self, InTime, bad_body};
+use super::body::{self, ActionBody, bad_body};
 use crate::door::PeerConnection;
 
 const TAG_BYTES_MAX: usize = 256;
@@ -35,26 +33,15 @@ impl FromRequest<Arc<OperatorState>> for PurgeRequest {
     type Rejection = OperatorRefusal;
 
     async fn from_request(request: Request, state: &Arc<OperatorState>) -> Result<Self, OperatorRefusal> {
-        match &*media_type(request.headers()) {
-            "application/x-www-form-urlencoded" => {
-                let InTime(Form(form)) = InTime::<Form<PageQuery>>::from_request(request, state).await?;
-                let form = form.require_utf8()?;
+        body::require_json_or_form(request.headers())?;
+        match body::read(request, state).await? {
+            ActionBody::Form(form) => {
                 let all = form.get("all").map(|all| all == "true");
                 Ok(Self { tag: form.get("tag").map(str::to_owned), all, is_form: true })
             }
-            "application/json" => {
-                let InTime(body) = InTime::<Bytes>::from_request(request, state).await?;
-                body::parse(&body, EXPECTED)
-            }
-            _ => Err(OperatorRefusal::NotJson),
+            ActionBody::Json(body) => body::parse(&body, EXPECTED),
         }
     }
-}
-
-/// A body without `Content-Type` is taken for JSON.
-fn media_type(headers: &HeaderMap) -> String {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
-    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 impl PurgeRequest {

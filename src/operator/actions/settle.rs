@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Extension, Path, State};
-use axum::response::Response;
+use axum::extract::{Extension, FromRequest, Path, Request, State};
+use axum::response::{IntoResponse as _, Redirect, Response};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future, stream};
 use jiff::Timestamp;
@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::super::operators::Operator;
+use super::super::query::encode;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
 use super::super::state::OperatorState;
-use super::body::{self, InTime, bad_body};
+use super::body::{self, ActionBody, InTime, bad_body};
 use crate::audit::{Doubt, Peer};
 use crate::door::PeerConnection;
 use crate::ids::RequestId;
@@ -37,9 +38,30 @@ enum SettledAs {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SettleRequest {
+pub(in crate::operator) struct SettleRequest {
     r#as: SettledAs,
     note: Option<String>,
+    /// It came from the form of the page of doubts.
+    #[serde(skip)]
+    is_form: bool,
+}
+
+impl FromRequest<Arc<OperatorState>> for SettleRequest {
+    type Rejection = OperatorRefusal;
+
+    async fn from_request(request: Request, state: &Arc<OperatorState>) -> Result<Self, OperatorRefusal> {
+        match body::read(request, state).await? {
+            ActionBody::Form(form) => {
+                let settled_as = match form.get("as") {
+                    Some("done") => SettledAs::Done,
+                    Some("not-done") => SettledAs::NotDone,
+                    Some(_) | None => return Err(bad_body("the form says neither done nor not-done", EXPECTED)),
+                };
+                Ok(Self { r#as: settled_as, note: form.get("note").map(str::to_owned), is_form: true })
+            }
+            ActionBody::Json(body) => body::parse(&body, EXPECTED),
+        }
+    }
 }
 
 /// Which writes in doubt to settle, and as what.
@@ -107,7 +129,8 @@ pub(in crate::operator) async fn settle_all(
     Ok(typed("application/json", json!({"settled": settled, "left": left, "as": asked.r#as}).to_string()))
 }
 
-/// `POST /doubts/REQUEST`: ends the doubt once its settlement is on disk. From then on equal writes pass again.
+/// `POST /doubts/REQUEST`: ends the doubt once its settlement is on disk. From then on equal writes pass again. A form is answered with
+/// the page of doubts, which says who settled it.
 ///
 /// # Errors
 /// No such doubt; a body of another shape; a log that cannot record it.
@@ -116,15 +139,18 @@ pub(in crate::operator) async fn settle(
     Extension(peer): Extension<PeerConnection>,
     Extension(operator): Extension<Arc<Operator>>,
     request: Result<Path<String>, PathRejection>,
-    InTime(body): InTime<Bytes>,
+    asked: SettleRequest,
 ) -> Result<Response, OperatorRefusal> {
     let request = request.ok().and_then(|Path(id)| RequestId::parse(id.as_bytes())).ok_or(OperatorRefusal::NoDoubt)?;
     let intent = state.gateway.log.doubts().find_by_request(&request).ok_or(OperatorRefusal::NoDoubt)?;
-    let asked: SettleRequest = body::parse(&body, EXPECTED)?;
-    let verdict = verdict((&peer, &operator), asked.r#as, asked.note)?;
+    let (settled_as, is_form) = (asked.r#as, asked.is_form);
+    let verdict = verdict((&peer, &operator), settled_as, asked.note)?;
     settle::settle(&state.gateway, intent, verdict).await.map_err(|not| match not {
         NotSettled::NoDoubt => OperatorRefusal::NoDoubt,
         NotSettled::CannotRecord => OperatorRefusal::CannotRecord,
     })?;
-    Ok(typed("application/json", json!({"request": request.as_str(), "as": asked.r#as}).to_string()))
+    if is_form {
+        return Ok(Redirect::to(&format!("/doubts?settled={}", encode(request.as_str()))).into_response());
+    }
+    Ok(typed("application/json", json!({"request": request.as_str(), "as": settled_as}).to_string()))
 }

@@ -9,27 +9,33 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::super::html;
 use super::super::operators::Operator;
-use super::super::query::PageQuery;
+use super::super::query::{PageQuery, encode};
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageFormat, PageView};
+use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
-use crate::audit::{Filter, Kind, RecordPage, csv, csv_header};
+use super::links;
+use crate::audit::{FIELD_FILTERS, Filter, FilterName, Kind, RecordPage, csv, csv_header};
 use crate::door::PeerConnection;
-use crate::vocabulary::Answer;
+use crate::vocabulary::{Answer, CredentialKind, Outcome};
 
 /// The parameter by which a client says that it takes the records out, which is recorded.
 const EXPORT: &str = "export";
 
 /// What people see of a record at a glance; the rest is in JSON and CSV.
-const COLUMNS: [&str; 12] = [
-    "time", "kind", "caller", "operation", "organization", "method", "path", "status", "answer", "duration_us",
-    "request", "note",
+const COLUMNS: [&str; 15] = [
+    "seq", "time", "kind", "caller", "operation", "organization", "method", "path", "status", "answer", "refusal",
+    "outcome", "note", "duration_us", "request",
 ];
 /// What the note is made of.
-const NOTE: [&str; 6] = ["refusal", "outcome", "event", "count", "codes", "detail"];
+const NOTE: [&str; 4] = ["event", "count", "codes", "detail"];
+/// The filters that most searches use; the others are behind a click.
+const USUAL: [&str; 9] =
+    ["caller", "operation", "organization", "status", "answer", "kind", "request", "refusal", "outcome"];
+/// The filters by time and number, with what is written for them.
+const BOUNDS: [(&str, &str); 3] = [("since", "1h or 2026-07-01"), ("until", "15m or 2026-07-02"), ("limit", "100")];
 
 #[derive(Debug, Serialize)]
 struct RecordsPage {
@@ -87,16 +93,8 @@ impl Page for RecordsPage {
 
     fn table(&self) -> PageTable {
         let row = |line: &RawValue| {
-            let record: Map<String, Value> = serde_json::from_str(line.get()).unwrap_or_default();
-            let note: Vec<_> =
-                NOTE.iter().filter_map(|name| record.get(*name)).map(|value| json_cell(Some(value))).collect();
-            let is_counted = record.contains_key("count");
-            let cell = |column: &&str| match *column {
-                "note" => note.join(": "),
-                "caller" if is_counted => json_cell(record.get("caller").or_else(|| record.get("peer"))),
-                column => json_cell(record.get(column)),
-            };
-            COLUMNS.iter().map(cell).collect()
+            let record = record_of(line);
+            COLUMNS.iter().map(|column| cell_of(&record, column)).collect()
         };
         PageTable { columns: &COLUMNS, rows: self.records.iter().map(|line| row(line)).collect() }
     }
@@ -114,7 +112,10 @@ impl Page for RecordsPage {
         html! {
             (self.form())
             p.quiet { a href="/audit/head" { "The signed head" } " shows later that nothing was altered or taken out." }
-            (html::table(&self.table(), "No record is like that. Take a filter away, or look further back."))
+            p.quiet {
+                "New records as they come: " code { "makegate audit follow" } " or " a href={ "/audit/follow.json" (self.query.suffix()) } { "as JSON lines" } "."
+            }
+            (rich::table(&COLUMNS, &self.rich_rows(), "No record is like that. Take a filter away, or look further back."))
             @if let Some(next) = self.next {
                 p { a href={ "/audit" (self.query.with("after", &next.to_string())) } { "Older records" } }
             }
@@ -123,32 +124,68 @@ impl Page for RecordsPage {
 }
 
 impl RecordsPage {
+    /// The table's rows, whose cells lead to what they name.
+    fn rich_rows(&self) -> Vec<Vec<RichCell>> {
+        let cell = |record: &Map<String, Value>, column: &str| {
+            let text = cell_of(record, column);
+            let to = match column {
+                _ if text.is_empty() => None,
+                "seq" => Some(format!("/audit/record?seq={}", encode(&text))),
+                "request" => Some(format!("/audit/record?request={}", encode(&text))),
+                "caller" if record.contains_key("caller") => Some(format!("/callers?name={}", encode(&text))),
+                "refusal" => links::explain(record),
+                _ => None,
+            };
+            let text = match text.parse() {
+                Ok(us) if column == "duration_us" => rich::duration_text(us),
+                _ => text,
+            };
+            to.map_or_else(|| RichCell::text(&text), |to| RichCell::link(&text, to))
+        };
+        let row = |line: &RawValue| {
+            let record = record_of(line);
+            COLUMNS.iter().map(|column| cell(&record, column)).collect()
+        };
+        self.records.iter().map(|line| row(line)).collect()
+    }
+
     fn form(&self) -> Markup {
-        let kinds: Vec<_> = Kind::ALL.iter().map(|kind| Arc::from(kind.as_str())).collect();
-        let answers: Vec<_> = Answer::ALL.iter().map(|answer| Arc::from(answer.as_str())).collect();
+        let (usual, others): (Vec<&FilterName>, Vec<&FilterName>) =
+            FIELD_FILTERS.iter().partition(|filter| USUAL.contains(&filter.name));
+        let is_used = others.iter().any(|filter| self.query.get(filter.name).is_some());
         html! {
             form method="get" action="/audit" {
-                (self.select("caller", &self.choices.callers))
-                (self.select("operation", &self.choices.operations))
-                (self.input("organization", "11"))
-                (self.input("status", "404 or 4xx"))
-                (self.select("answer", &answers))
-                (self.select("kind", &kinds))
-                (self.input("request", "X-Request-Id"))
-                (self.input("since", "1h or 2026-07-01"))
-                (self.input("until", "15m or 2026-07-02"))
-                (self.input("limit", "100"))
+                @for filter in usual { (self.field(filter)) }
+                @for (name, example) in BOUNDS { (self.input(name, example, "")) }
                 button type="submit" { "Search" }
                 a href="/audit" { "All" }
+                details open[is_used] {
+                    summary { "More filters" }
+                    @for filter in others { (self.field(filter)) }
+                }
             }
         }
+    }
+
+    fn field(&self, filter: &FilterName) -> Markup {
+        let words = |words: Vec<&'static str>| -> Vec<Arc<str>> { words.into_iter().map(Arc::from).collect() };
+        let choices = match filter.name {
+            "caller" => self.choices.callers.clone(),
+            "operation" => self.choices.operations.clone(),
+            "answer" => words(Answer::ALL.iter().map(|one| one.as_str()).collect()),
+            "kind" => words(Kind::ALL.iter().map(|one| one.as_str()).collect()),
+            "outcome" => words(Outcome::ALL.iter().map(|one| one.as_str()).collect()),
+            "credential" => words(CredentialKind::ALL.iter().map(|one| one.as_str()).collect()),
+            _ => return self.input(filter.name, filter.value, filter.help),
+        };
+        self.select(filter.name, &choices)
     }
 
     fn select(&self, name: &str, choices: &[Arc<str>]) -> Markup {
         let chosen = self.query.get(name);
         html! {
             label {
-                (name)
+                (name.replace('_', " "))
                 select name=(name) {
                     option value="" { "any" }
                     @for choice in choices { option value=(choice) selected[chosen == Some(choice)] { (choice) } }
@@ -160,8 +197,28 @@ impl RecordsPage {
         }
     }
 
-    fn input(&self, name: &str, example: &str) -> Markup {
-        let value = self.query.get(name).unwrap_or_default();
-        html! { label { (name) input name=(name) value=(value) placeholder=(example) size=(example.len().max(6)); } }
+    fn input(&self, name: &str, example: &str, help: &str) -> Markup {
+        let (value, label) = (self.query.get(name).unwrap_or_default(), name.replace('_', " "));
+        html! {
+            label title=[(!help.is_empty()).then_some(help)] {
+                (label) input name=(name) value=(value) placeholder=(example) size=(example.len().max(6));
+            }
+        }
+    }
+}
+
+fn record_of(line: &RawValue) -> Map<String, Value> {
+    serde_json::from_str(line.get()).unwrap_or_default()
+}
+
+/// What the table says of a record.
+fn cell_of(record: &Map<String, Value>, column: &str) -> String {
+    match column {
+        "note" => {
+            let parts = NOTE.iter().filter_map(|name| record.get(*name)).map(|value| json_cell(Some(value)));
+            parts.collect::<Vec<_>>().join(": ")
+        }
+        "caller" if record.contains_key("count") => json_cell(record.get("caller").or_else(|| record.get("peer"))),
+        column => json_cell(record.get(column)),
     }
 }

@@ -7,23 +7,29 @@ use std::sync::atomic::Ordering;
 use axum::extract::State;
 use axum::response::Response;
 use jiff::Timestamp;
-use maud::Markup;
+use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::html;
+use super::super::query::encode;
 use super::super::render::{Page, PageView};
+use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
+use super::titles::title_of;
 use crate::config::{Grants, IdentityConfig, KeyConfig, Scope};
 use crate::counters::AnswerCount;
 use crate::gateway::admit::policy::Caller;
 use crate::gateway::key_expiry::KeyExpiry;
-use crate::ids::KeyId;
+use crate::ids::{KeyId, escape_invisible};
 use crate::vocabulary::Answer;
 
 #[derive(Debug, Serialize)]
 struct CallersPage {
     callers: Vec<CallerRow>,
+    /// Somebody asked for one.
+    #[serde(skip)]
+    is_one: bool,
 }
 
 /// One caller.
@@ -48,7 +54,7 @@ pub(crate) struct CallerRow {
     /// Answers by where they came from.
     pub(crate) answers: CountsByWord,
     /// Refusals by code.
-    refusals: CountsByWord,
+    pub(crate) refusals: CountsByWord,
     /// The same by operation (`""`: not classified).
     operations: BTreeMap<Arc<str>, CountsByWord>,
 }
@@ -83,9 +89,12 @@ pub(crate) struct CallerKeyRow {
     last_used: Option<Timestamp>,
 }
 
-/// All callers of the configuration in force.
+/// All callers of the configuration in force; `?name=`: one of them, with everything about it.
 pub(crate) async fn callers(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
-    view.show(&CallersPage { callers: caller_rows(&state) })
+    let mut callers = caller_rows(&state);
+    let name = view.query.get("name").map(str::to_owned);
+    callers.retain(|caller| name.as_ref().is_none_or(|name| *caller.name == **name));
+    view.show(&CallersPage { callers, is_one: name.is_some() })
 }
 
 /// The same, for other pages.
@@ -180,6 +189,75 @@ impl Page for CallersPage {
 
     fn html(&self) -> Markup {
         let hint = "There is no caller: make a key with `makegate key new --caller NAME` and add what it prints to the configuration.";
-        html::table(&self.table(), hint)
+        if !self.is_one {
+            let names = self.callers.iter().map(|caller| &*caller.name);
+            return html! {
+                (html::table(&self.table(), hint))
+                p.quiet { "One caller with its keys, refusals and operations:" }
+                ul { @for name in names { li { a href={ "/callers?name=" (encode(name)) } { (escape_invisible(name)) } } } }
+            };
+        }
+        html! {
+            p { a href="/callers" { "All callers" } }
+            @if self.callers.is_empty() { p.empty { "No caller has this name in the configuration in force." } }
+            (html::table(&self.table(), ""))
+            @for caller in &self.callers { (caller.details()) }
+        }
+    }
+}
+
+impl CallerRow {
+    fn details(&self) -> Markup {
+        let name = encode(&self.name);
+        let keys: Vec<_> = self.keys.iter().map(|key| key.cells(&name)).collect();
+        let identities: Vec<_> =
+            self.identities.iter().map(|one| vec![RichCell::text(&one.issuer), RichCell::text(&one.subject)]).collect();
+        let refusals: Vec<_> = self
+            .refusals
+            .iter()
+            .map(|(code, count)| {
+                let link = RichCell::link(code, format!("/audit?caller={name}&refusal={code}"));
+                vec![link, RichCell::text(title_of(code)), RichCell::text(count)]
+            })
+            .collect();
+        let operations: Vec<_> = self
+            .operations
+            .iter()
+            .flat_map(|(id, answers)| answers.iter().map(move |(answer, count)| (id, answer, count)))
+            .map(|(id, answer, count)| {
+                let shown = if id.is_empty() { "(not classified)" } else { id };
+                let link = format!("/audit?caller={name}&operation={}&answer={answer}", encode(id));
+                vec![RichCell::text(shown), RichCell::text(answer), RichCell::link(count, link)]
+            })
+            .collect();
+        html! {
+            p {
+                a href={ "/audit?caller=" (name) } { "Its records" } " · "
+                a href={ "/explain?caller=" (name) } { "Explain a request of it" } " · "
+                a href="/quota" { "Quota" }
+            }
+            h2 { "Keys" }
+            (rich::table(&["key", "note", "from", "expires", "warning", "last used"], &keys, "It has no key."))
+            h2 { "Identities" }
+            (rich::table(&["issuer", "subject"], &identities, "No platform's token identifies it."))
+            h2 { "Refusals by code" }
+            (rich::table(&["code", "what", "count"], &refusals, "Nothing was refused since the start."))
+            h2 { "Requests by operation" }
+            (rich::table(&["operation", "answer", "count"], &operations, "It has asked nothing since the start."))
+        }
+    }
+}
+
+impl CallerKeyRow {
+    fn cells(&self, caller: &str) -> Vec<RichCell> {
+        let text = |text: &Option<Arc<str>>| RichCell::text(text.as_deref().unwrap_or_default());
+        vec![
+            RichCell::link(&self.key, format!("/audit?caller={caller}&key={}", self.key)),
+            text(&self.note),
+            RichCell::text(self.from.join(" ")),
+            text(&self.expires),
+            RichCell::text(self.warning.unwrap_or_default()),
+            RichCell::text(self.last_used.map_or_else(|| "never".to_owned(), |at| at.to_string())),
+        ]
     }
 }

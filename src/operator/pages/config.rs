@@ -7,13 +7,19 @@ use axum::response::Response;
 use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::super::render::{Page, PageView};
+use super::super::render::{Page, PageFormat, PageView};
+use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
-use super::super::table::PageTable;
+use super::super::table::{PageTable, json_cell};
 use super::super::{cells, html};
+use crate::audit::Filter;
 use crate::config::ShownSetting;
 use crate::ids::escape_invisible;
+
+/// The most reloads of a kind that the page looks back to.
+const RELOADS_MAX: &str = "5";
 
 /// It shows no secrets, because the configuration has none.
 #[derive(Debug, Serialize)]
@@ -21,6 +27,18 @@ struct ConfigPage {
     file: Option<String>,
     settings: Vec<ShownSetting>,
     reload: LastReload,
+    /// What is valid but probably not intended.
+    warnings: Vec<ConfigWarning>,
+    /// The last reloads with what they changed, the newest first; for people alone: scripts find them at `/audit?event=reload`.
+    #[serde(skip)]
+    reloads: Vec<Map<String, Value>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ConfigWarning {
+    line: usize,
+    message: String,
+    help: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -31,12 +49,38 @@ struct LastReload {
 
 /// The configuration in force.
 pub(crate) async fn config(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
+    let reloads = if view.format == PageFormat::Html { reloads(&state).await } else { Vec::new() };
     let in_force = state.in_force();
+    let warnings = in_force.origins.warnings.iter().map(|one| ConfigWarning {
+        line: one.line,
+        message: one.message.clone(),
+        help: one.help.clone(),
+    });
     view.show(&ConfigPage {
         file: state.file.as_ref().map(|file| file.display().to_string()),
         settings: in_force.origins.shown(),
         reload: LastReload { time: in_force.loaded, error: in_force.error.clone() },
+        warnings: warnings.collect(),
+        reloads,
     })
+}
+
+/// The last reloads; none if the log's disk does not answer.
+async fn reloads(state: &OperatorState) -> Vec<Map<String, Value>> {
+    let log = &state.gateway.log;
+    if !log.writable() {
+        return Vec::new();
+    }
+    log.flush().await;
+    let mut records = Vec::<Map<String, Value>>::new();
+    for event in ["reload", "reload-failed"] {
+        let asked = [("kind", "event"), ("event", event), ("limit", RELOADS_MAX)];
+        let Ok(filter) = Filter::parse(asked, state.gateway.clock.wall()) else { continue };
+        let found = log.query(filter).await.unwrap_or_default();
+        records.extend(found.records.iter().filter_map(|line| serde_json::from_str(line.get()).ok()));
+    }
+    records.sort_by_key(|record| std::cmp::Reverse(record.get("seq").and_then(Value::as_u64)));
+    records
 }
 
 impl Page for ConfigPage {
@@ -54,7 +98,29 @@ impl Page for ConfigPage {
             } @else {
                 p { "Loaded at " (cells::time(self.reload.time)) @if let Some(file) = &self.file { " from " code { (escape_invisible(file)) } } "." }
             }
+            @if !self.warnings.is_empty() {
+                h2 { "Warnings" }
+                ul {
+                    @for ConfigWarning { line, message, help } in &self.warnings {
+                        li.warn { "Line " (line) ": " (escape_invisible(message)) @if let Some(help) = help { "; " (escape_invisible(help)) } }
+                    }
+                }
+            }
+            h2 { "Last reloads" }
+            (rich::table(&["seq", "time", "event", "what changed"], &self.reload_rows(), "It has not been reloaded since the log began, or the log cannot be read now."))
+            h2 { "Settings in force" }
             (html::table(&self.table(), "Nothing was configured: all settings are defaults of the demo."))
         }
+    }
+}
+
+impl ConfigPage {
+    fn reload_rows(&self) -> Vec<Vec<RichCell>> {
+        let row = |record: &Map<String, Value>| {
+            let get = |name: &str| json_cell(record.get(name));
+            let link = RichCell::link(get("seq"), format!("/audit/record?seq={}", get("seq")));
+            vec![link, RichCell::text(get("time")), RichCell::text(get("event")), RichCell::text(get("detail"))]
+        };
+        self.reloads.iter().map(row).collect()
     }
 }

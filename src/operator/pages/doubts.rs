@@ -1,22 +1,53 @@
-//! `/doubts`: writes that may or may not have taken effect.
+//! `/doubts`: writes that may or may not have taken effect, and how to settle them.
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::Response;
+use http::{HeaderMap, header};
 use maud::{Markup, html};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::super::html;
-use super::super::render::{Page, PageView};
+use super::super::operators::Operator;
+use super::super::query::encode;
+use super::super::refusal::OperatorRefusal;
+use super::super::render::{Page, PageFormat, PageView};
+use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
-use super::super::table::PageTable;
-use crate::audit::Doubt;
+use super::super::table::{PageTable, json_cell};
+use super::links;
+use crate::audit::{Doubt, Filter};
+use crate::catalogue::{EffectCheck, Proves};
+use crate::config::Role;
+use crate::gateway::admit::policy::Policy;
+use crate::ids::escape_invisible;
 use crate::reconcile::DoubtProgress;
+
+/// The most doubts with a form on one page.
+const FORMS_MAX: usize = 50;
+/// The most settlements that the page looks back to.
+const SETTLED_MAX: &str = "10";
 
 #[derive(Debug, Serialize)]
 struct DoubtsPage {
     doubts: Vec<DoubtRow>,
+    /// The rest is for people alone: scripts find settlements at `/audit?kind=settlement`.
+    #[serde(skip)]
+    view: DoubtsView,
+}
+
+#[derive(Debug, Default)]
+struct DoubtsView {
+    /// Only doubts whose intent has a greater number are shown.
+    after: u64,
+    /// The request that was settled just now.
+    settled: Option<String>,
+    /// The last settlements, the newest first.
+    settlements: Vec<Map<String, Value>>,
+    may_settle: bool,
+    /// How the command line reaches this gateway.
+    source: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -31,42 +62,207 @@ struct DoubtRow {
     path: Arc<str>,
     looks: u32,
     why: &'static str,
+    /// What a look would prove.
+    proof: String,
 }
 
 /// All writes in doubt, the oldest first.
-pub(crate) async fn doubts(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
-    let policy = state.gateway.policy();
-    let of = |doubt: Doubt| {
-        let DoubtProgress { looks, why } = state.reconciler.progress(&policy, &doubt);
-        DoubtRow {
-            intent: doubt.intent,
-            request: doubt.request.to_string(),
-            time: format!("{:.6}", doubt.time),
-            caller: doubt.caller,
-            operation: doubt.operation,
-            organization: doubt.organization,
-            path: doubt.path,
-            looks,
-            why: why.as_str(),
-        }
+///
+/// # Errors
+/// A parameter is unknown.
+pub(crate) async fn doubts(
+    State(state): State<Arc<OperatorState>>,
+    Extension(operator): Extension<Arc<Operator>>,
+    headers: HeaderMap,
+    view: PageView,
+) -> Result<Response, OperatorRefusal> {
+    let mut people = DoubtsView::default();
+    if view.format == PageFormat::Html {
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        people = DoubtsView {
+            after: view.query.get("after").and_then(|after| after.parse().ok()).unwrap_or(0),
+            settled: view.query.get("settled").map(str::to_owned),
+            settlements: settlements(&state).await,
+            may_settle: operator.role() >= Role::Operate,
+            source: source(&state, host),
+        };
+    }
+    state
+        .walk(move |state| {
+            let policy = state.gateway.policy();
+            let doubts = state.gateway.log.doubts().list();
+            let rows = doubts.into_iter().map(|doubt| doubt_row(state, &policy, doubt)).collect();
+            view.show(&DoubtsPage { doubts: rows, view: people })
+        })
+        .await
+}
+
+/// The options that make the command line ask this gateway. A file is better than an address: it has the key and the certificate.
+fn source(state: &OperatorState, host: &str) -> String {
+    match &state.file {
+        Some(file) => format!("--config {}", links::shell_word(&file.display().to_string())),
+        None => format!("--url {}", links::shell_word(&format!("http://{host}"))),
+    }
+}
+
+/// The last settlements; none if the log's disk does not answer.
+async fn settlements(state: &OperatorState) -> Vec<Map<String, Value>> {
+    let now = state.gateway.clock.wall();
+    let Ok(filter) = Filter::parse([("kind", "settlement"), ("limit", SETTLED_MAX)], now) else { return Vec::new() };
+    if !state.gateway.log.writable() {
+        return Vec::new();
+    }
+    state.gateway.log.flush().await;
+    let found = state.gateway.log.query(filter).await.unwrap_or_default();
+    found.records.iter().filter_map(|line| serde_json::from_str(line.get()).ok()).collect()
+}
+
+fn doubt_row(state: &OperatorState, policy: &Policy, doubt: Doubt) -> DoubtRow {
+    let DoubtProgress { looks, why } = state.reconciler.progress(policy, &doubt);
+    DoubtRow {
+        intent: doubt.intent,
+        request: doubt.request.to_string(),
+        time: format!("{:.6}", doubt.time),
+        proof: proof(policy, &doubt),
+        caller: doubt.caller,
+        operation: doubt.operation,
+        organization: doubt.organization,
+        path: doubt.path,
+        looks,
+        why: why.as_str(),
+    }
+}
+
+/// What the look of the doubt's row proves, in words.
+fn proof(policy: &Policy, doubt: &Doubt) -> String {
+    let row = policy.catalogue().row(&doubt.operation);
+    let Some(EffectCheck { read, proves, .. }) = row.and_then(|row| row.look.as_ref()) else {
+        return "no read of Make's proves what became of it: look there yourself".to_owned();
     };
-    view.show(&DoubtsPage { doubts: state.gateway.log.doubts().list().into_iter().map(of).collect() })
+    match proves {
+        Proves::Fields if doubt.marks.is_none() => {
+            format!("{read} would prove it, but the log cannot know its body again: look in Make yourself")
+        }
+        Proves::Fields => format!(
+            "{read}: if everything that the write set is there and equal, it was done; a different value proves nothing"
+        ),
+        Proves::Gone => {
+            format!(
+                "{read}: a 404 proves that it was done; if it is still there after the doubt window, it was not done"
+            )
+        }
+        Proves::Absent => format!("{read}: if the list lacks it, it was done; that it is there proves nothing"),
+    }
 }
 
 impl Page for DoubtsPage {
     const TITLE: &str = "Writes in doubt";
 
     fn table(&self) -> PageTable {
-        let columns = &["request", "time", "caller", "operation", "organization", "path", "looks", "why"];
+        let columns = &["request", "time", "caller", "operation", "organization", "path", "looks", "why", "proof"];
         PageTable::of(columns, &self.doubts)
     }
 
     fn html(&self) -> Markup {
+        let later: Vec<_> = self.doubts.iter().filter(|doubt| doubt.intent > self.view.after).collect();
+        let shown = later.get(..FORMS_MAX).unwrap_or(&later);
         html! {
-            (html::table(&self.table(), "No write is in doubt: of every write it is known whether it took effect."))
-            @if !self.doubts.is_empty() {
-                p.quiet { "Look in Make what became of it, then: " code { "makegate doubts settle REQUEST --as done|not-done" } }
+            @if let Some(settled) = &self.view.settled { (self.told(settled)) }
+            @if self.doubts.is_empty() {
+                p.empty { "No write is in doubt: of every write it is known whether it took effect." }
+            } @else {
+                p { "Nobody knows whether Make carried out these writes, and equal writes of their callers are held. Look in Make what became of each, then settle it. makegate settles by itself what a look proves." }
+            }
+            @for doubt in shown { (self.item(doubt)) }
+            @if let Some(last) = shown.last().filter(|_| later.len() > shown.len()) {
+                p { a href={ "/doubts?after=" (last.intent) } { (later.len() - shown.len()) " more" } }
+                p.quiet { "Many of one caller at once: " code { "makegate doubts settle --all-of CALLER --as done|not-done " (escape_invisible(&self.view.source)) } }
+            }
+            h2 { "Lately settled" }
+            (self.settlement_table())
+        }
+    }
+}
+
+impl DoubtsPage {
+    fn item(&self, doubt: &DoubtRow) -> Markup {
+        let story = format!("/audit/record?request={}", encode(&doubt.request));
+        let evidence = match doubt.looks {
+            0 => format!("no look yet; it {}", doubt.why.trim_start_matches("it ")),
+            1 => format!("1 look; {}", doubt.why),
+            looks => format!("{looks} looks; {}", doubt.why),
+        };
+        html! {
+            section.doubt id={ "doubt-" (doubt.intent) } {
+                h2 { (doubt.operation) " by " (escape_invisible(&doubt.caller)) }
+                dl.fields {
+                    dt { "What" } dd { (escape_invisible(&doubt.path)) }
+                    dt { "When" } dd { time datetime=(doubt.time) { (doubt.time.replace('T', " ").replace('Z', " UTC")) } }
+                    dt { "Request" } dd { a href=(story) { code { (doubt.request) } } }
+                    @if let Some(organization) = doubt.organization { dt { "Organization" } dd { (organization) } }
+                    dt { "Evidence so far" } dd { (evidence) }
+                    dt { "What a look would prove" } dd { (doubt.proof) }
+                }
+                @if self.view.may_settle {
+                    form method="post" action={ "/doubts/" (encode(&doubt.request)) } {
+                        label { "How you know" input name="note" size="40" maxlength="1000" placeholder="the invoice is there"; }
+                        button type="submit" name="as" value="done" { "It was done" }
+                        button type="submit" name="as" value="not-done" { "It was not done" }
+                    }
+                } @else {
+                    p.quiet { "Your role is read. Somebody with the role operate can settle it." }
+                }
+                p.quiet {
+                    "Or, with the operator's key in MAKEGATE_OPERATOR_KEY where no file names it: "
+                    code { "makegate doubts settle " (links::shell_word(&doubt.request)) " --as done " (escape_invisible(&self.view.source)) }
+                    " (or " code { "--as not-done" } ")"
+                }
             }
         }
     }
+
+    fn told(&self, settled: &str) -> Markup {
+        let record = self.view.settlements.iter().find(|record| record.get("request").is_some_and(|id| id == settled));
+        html! {
+            p.good role="status" {
+                @if let Some(record) = record {
+                    "Settled as " (settled_as(record)) " by " (by(record)) ": "
+                } @else {
+                    "Settled: "
+                }
+                a href={ "/audit/record?request=" (encode(settled)) } { code { (escape_invisible(settled)) } }
+            }
+        }
+    }
+
+    fn settlement_table(&self) -> Markup {
+        let row = |record: &Map<String, Value>| {
+            let get = |name: &str| json_cell(record.get(name));
+            let story = format!("/audit/record?request={}", encode(&get("request")));
+            vec![
+                RichCell::link(get("request"), story),
+                RichCell::text(get("time")),
+                RichCell::text(get("caller")),
+                RichCell::text(get("operation")),
+                RichCell::text(settled_as(record)),
+                RichCell::text(by(record)),
+                RichCell::text(get("detail")),
+            ]
+        };
+        let rows: Vec<_> = self.view.settlements.iter().map(row).collect();
+        rich::table(
+            &["request", "time", "caller", "operation", "as", "by", "how they know"],
+            &rows,
+            "No write in doubt has been settled, or the log cannot be read now.",
+        )
+    }
+}
+
+fn settled_as(record: &Map<String, Value>) -> &'static str {
+    if record.get("outcome").is_some_and(|outcome| outcome == "done") { "done" } else { "not done" }
+}
+
+fn by(record: &Map<String, Value>) -> String {
+    let operator = json_cell(record.get("operator"));
+    if operator.is_empty() { "a look".to_owned() } else { escape_invisible(&operator) }
 }

@@ -7,14 +7,17 @@ use axum::response::Response;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::html;
 use super::super::query::PageQuery;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageFormat, PageView};
 use super::super::state::OperatorState;
 use super::super::table::PageTable;
-use crate::gateway::explain::{self, Explanation};
+use super::titles::title_of;
+use crate::gateway::explain::{self, ExplainedStep, Explanation};
+use crate::ids::escape_invisible;
 
+/// The methods of operations; HEAD is answered as its GET.
+const METHODS: [&str; 5] = ["GET", "POST", "PATCH", "PUT", "DELETE"];
 const PARAMETERS: [&str; 3] = ["caller", "method", "target"];
 
 #[derive(Debug, Serialize)]
@@ -24,6 +27,8 @@ struct ExplainPage {
     explanation: Option<Explanation>,
     #[serde(skip)]
     query: PageQuery,
+    #[serde(skip)]
+    callers: Vec<Arc<str>>,
 }
 
 /// Explains what the query asks for.
@@ -47,7 +52,8 @@ pub(crate) async fn explain(
             return Err(OperatorRefusal::BadParameter { why: why.to_owned() });
         }
     };
-    Ok(view.show(&ExplainPage { explanation, query: query.clone() }))
+    let callers = state.gateway.policy().callers.iter().map(|caller| caller.config.name.clone()).collect();
+    Ok(view.show(&ExplainPage { explanation, query: query.clone(), callers }))
 }
 
 impl Page for ExplainPage {
@@ -63,21 +69,73 @@ impl Page for ExplainPage {
     }
 
     fn html(&self) -> Markup {
+        html! {
+            (self.form())
+            @if let Some(explanation) = &self.explanation {
+                (verdict(explanation))
+                ol.steps {
+                    @for (at, step) in explanation.steps.iter().enumerate() {
+                        (step_item(step, at + 1 == explanation.steps.len()))
+                    }
+                }
+            } @else {
+                p.empty { "Name a caller and a request: its steps appear here. Nothing is sent or spent." }
+            }
+        }
+    }
+}
+
+impl ExplainPage {
+    fn form(&self) -> Markup {
         let parameter = |name: &str| self.query.get(name).unwrap_or_default();
+        let (caller, method) = (parameter("caller"), parameter("method"));
+        let is_gone = !caller.is_empty() && !self.callers.iter().any(|known| **known == *caller);
+        let is_odd = !method.is_empty() && !METHODS.contains(&method);
         html! {
             form method="get" action="/explain" {
-                label { "caller" input name="caller" value=(parameter("caller")) required; }
-                label { "method" input name="method" value=(parameter("method")) placeholder="GET" size="8"; }
-                label { "target" input name="target" value=(parameter("target")) placeholder="/api/v2/organizations" size="40" required; }
+                label {
+                    "caller"
+                    select name="caller" required {
+                        @if caller.is_empty() { option value="" selected { "choose one" } }
+                        @for known in &self.callers { option value=(known) selected[**known == *caller] { (known) } }
+                        @if is_gone { option value=(caller) selected { (caller) " (unknown)" } }
+                    }
+                }
+                label {
+                    "method"
+                    select name="method" {
+                        @for known in METHODS { option value=(known) selected[known == method] { (known) } }
+                        @if is_odd { option value=(method) selected { (method) } }
+                    }
+                }
+                label { "target" input name="target" value=(parameter("target")) placeholder="/api/v2/organizations" size="48" required; }
                 button type="submit" { "Explain" }
             }
-            @if let Some(explanation) = &self.explanation {
-                p {
-                    "Verdict: " strong { (explanation.verdict) }
-                    @if let (Some(status), Some(code)) = (explanation.status, explanation.code) { ", " (status) " " (code) }
-                }
+        }
+    }
+}
+
+fn verdict(explanation: &Explanation) -> Markup {
+    html! {
+        p {
+            "Verdict: " strong { (explanation.verdict) }
+            @if let (Some(status), Some(code)) = (explanation.status, explanation.code) {
+                ", " (status) " " a href={ "/audit?refusal=" (code) } { (code) } " (" (title_of(code)) ")"
             }
-            (html::table(&self.table(), "Name a caller and a request: its steps appear here. Nothing is sent or spent."))
+        }
+    }
+}
+
+/// `decides`: it is the last step that the request comes to.
+fn step_item(step: &ExplainedStep, decides: bool) -> Markup {
+    let class = match step.verdict {
+        "refuse" => "warn",
+        _ => "quiet",
+    };
+    html! {
+        li.decides[decides] aria-current=[decides.then_some("step")] {
+            strong { (step.step) } " " span class=(class) { (step.verdict) } ": " (escape_invisible(&step.why))
+            @if decides { " " em { "This step decides." } }
         }
     }
 }

@@ -7,9 +7,13 @@ mod config;
 mod doubts;
 mod explain;
 mod follow;
+mod links;
 mod overview;
 mod proof;
 mod quota;
+mod rankings;
+mod record;
+mod titles;
 
 pub(super) use audit::audit;
 pub(super) use cache::cache;
@@ -21,3 +25,4 @@ pub(super) use follow::follow;
 pub(super) use overview::overview;
 pub(super) use proof::{head, proof};
 pub(super) use quota::quota;
+pub(super) use record::record;

@@ -1,4 +1,4 @@
-//! `/`: the state of things at a glance.
+//! `/`: what is wrong, and the state of things at a glance.
 
 use std::sync::Arc;
 
@@ -8,20 +8,29 @@ use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
+use super::super::problems::{Problem, problems};
+use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageView};
+use super::super::rich;
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
 use super::super::{cells, html};
 use super::callers::{CallerRow, CountsByWord, caller_rows};
 use super::quota::gauge;
+use super::rankings::{Latency, Rankings};
 use crate::counters::DurationCounts;
 use crate::quota::BucketView;
 use crate::vocabulary::Answer;
+
+/// The most quotas that the overview shows, the fullest ones; `/quota` has all.
+const BUCKETS_MAX: usize = 20;
 
 #[derive(Debug, Serialize)]
 struct OverviewPage {
     version: &'static str,
     started: Timestamp,
+    /// What is wrong, the worst first.
+    problems: Vec<Problem>,
     ready: bool,
     draining: bool,
     /// What the breaker does: `closed` lets requests through.
@@ -31,21 +40,22 @@ struct OverviewPage {
     under_way: u64,
     /// Of the reads that looked in memory; `None` if none did.
     hit_ratio: Option<f64>,
+    /// Of all answers, refusals too.
+    hit_ratio_of_all: Option<f64>,
+    /// Of answers, refusals apart.
     latency: Latency,
+    /// Of attempts at Make.
+    upstream_latency: Latency,
     quota_wait: Latency,
     doubts: u64,
     log: LogState,
+    #[serde(flatten)]
+    rankings: Rankings,
+    /// How many there are in all.
+    quota_buckets: usize,
+    /// The fullest.
     quota: Vec<BucketView>,
     callers: Vec<CallerRow>,
-}
-
-/// Percentiles, as the upper bounds of their buckets. `None`: no sample, or more than a minute.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct Latency {
-    samples: u64,
-    p50_us: Option<u64>,
-    p95_us: Option<u64>,
-    p99_us: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,28 +67,47 @@ struct LogState {
 }
 
 /// The state of things now.
-pub(crate) async fn overview(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
+///
+/// # Errors
+/// A fault of makegate's own.
+pub(crate) async fn overview(
+    State(state): State<Arc<OperatorState>>,
+    view: PageView,
+) -> Result<Response, OperatorRefusal> {
+    state.walk(move |state| view.show(&overview_page(state))).await
+}
+
+fn overview_page(state: &OperatorState) -> OverviewPage {
     let gateway = &state.gateway;
-    let (size, counts, callers) = (gateway.cache.size(), gateway.log.counts(), caller_rows(&state));
+    let (size, counts, callers) = (gateway.cache.size(), gateway.log.counts(), caller_rows(state));
     let mut answers = CountsByWord::new();
     for (source, count) in callers.iter().flat_map(|caller| &caller.answers) {
         *answers.entry(source).or_default() += count;
     }
     let answered =
         gateway.metrics.durations().filter(|(answer, _)| *answer != Answer::Refused).map(|(_, counts)| counts);
-    let answered: DurationCounts = answered.sum();
-    let looked = size.hits + size.misses;
-    view.show(&OverviewPage {
+    let upstream: DurationCounts = gateway.metrics.upstream.iter().map(|one| one.durations.read()).sum();
+    let requests: u64 = answers.values().sum();
+    let from_memory: u64 = [Answer::Hit, Answer::Stale].iter().filter_map(|answer| answers.get(answer.as_str())).sum();
+    let mut quota = gateway.quota.buckets();
+    let (rankings, quota_buckets) = (Rankings::of(state, &callers, &quota), quota.len());
+    // The closed ones first, then by what is left.
+    quota.sort_by_key(|bucket| (bucket.closed_because.is_none(), bucket.remaining));
+    quota.truncate(BUCKETS_MAX);
+    OverviewPage {
         version: env!("CARGO_PKG_VERSION"),
         started: state.started,
-        ready: state.gateway.is_ready(),
+        problems: problems(state, &quota),
+        ready: gateway.is_ready(),
         draining: gateway.is_draining(),
         upstream: gateway.upstream().breaker().status().as_str(),
-        requests: answers.values().sum(),
+        requests,
         answers,
         under_way: gateway.under_way(),
-        hit_ratio: (looked > 0).then(|| size.hits as f64 / looked as f64),
-        latency: Latency::of(&answered),
+        hit_ratio: rich::ratio(size.hits, size.hits + size.misses),
+        hit_ratio_of_all: rich::ratio(from_memory, requests),
+        latency: Latency::of(&answered.sum()),
+        upstream_latency: Latency::of(&upstream),
         quota_wait: Latency::of(&gateway.metrics.quota_waits.read()),
         doubts: counts.doubts,
         log: LogState {
@@ -87,25 +116,10 @@ pub(crate) async fn overview(State(state): State<Arc<OperatorState>>, view: Page
             backlog: gateway.log.backlog(),
             failures: counts.failures,
         },
-        quota: gateway.quota.buckets(),
+        rankings,
+        quota_buckets,
+        quota,
         callers,
-    })
-}
-
-impl Latency {
-    fn of(counts: &DurationCounts) -> Self {
-        let [p50_us, p95_us, p99_us] = [50, 95, 99].map(|percent| counts.percentile_us(percent));
-        Self { samples: counts.samples(), p50_us, p95_us, p99_us }
-    }
-}
-
-/// `≤ 2.5 ms`.
-fn latency_text(bound_us: Option<u64>) -> String {
-    match bound_us {
-        None => "–".to_owned(),
-        Some(us) if us < 1000 => format!("≤ {us} µs"),
-        Some(us) if us < 1_000_000 => format!("≤ {} ms", us as f64 / 1e3),
-        Some(us) => format!("≤ {} s", us as f64 / 1e6),
     }
 }
 
@@ -121,33 +135,42 @@ impl Page for OverviewPage {
             ("requests", self.requests.to_string()),
             ("under_way", self.under_way.to_string()),
             ("hit_ratio", cell(self.hit_ratio)),
+            ("hit_ratio_of_all", cell(self.hit_ratio_of_all)),
             ("latency_p50_us", cell(self.latency.p50_us)),
             ("latency_p95_us", cell(self.latency.p95_us)),
             ("latency_p99_us", cell(self.latency.p99_us)),
+            ("upstream_latency_p50_us", cell(self.upstream_latency.p50_us)),
+            ("upstream_latency_p95_us", cell(self.upstream_latency.p95_us)),
+            ("upstream_latency_p99_us", cell(self.upstream_latency.p99_us)),
             ("doubts", self.doubts.to_string()),
             ("log_writable", self.log.writable.to_string()),
             ("log_backlog", self.log.backlog.to_string()),
         ];
-        let rows = own.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-        PageTable { columns: &["name", "value"], rows }
+        let own = own.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
+        let problems =
+            self.problems.iter().map(|problem| vec![format!("problem {}", problem.name), problem.what.clone()]);
+        PageTable { columns: &["name", "value"], rows: own.chain(problems).collect() }
     }
 
     fn html(&self) -> Markup {
-        let ratio = self.hit_ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{:.0} %", ratio * 100.0));
         let figures = [
             ("Requests", self.requests.to_string()),
-            ("Answered from memory", ratio),
-            ("Half are answered in", latency_text(self.latency.p50_us)),
-            ("95 % in", latency_text(self.latency.p95_us)),
+            ("From memory, of all answers", rich::percent_text(self.hit_ratio_of_all)),
+            ("From memory, of those that could", rich::percent_text(self.hit_ratio)),
             ("Under way", self.under_way.to_string()),
             ("In doubt", self.doubts.to_string()),
         ];
+        let more = self.quota_buckets - self.quota.len();
         html! {
-            (self.warnings())
+            (self.problem_list())
             (html::figures(&figures))
+            h2 { "How long it takes" }
+            (self.latencies())
             h2 { "Quota" }
             @if self.quota.is_empty() { p.empty { "No quota was spent yet: nothing has gone upstream." } }
             @for bucket in &self.quota { (gauge(bucket)) }
+            @if more > 0 { p { a href="/quota" { (more) " more" } } }
+            (self.rankings.html())
             h2 { "Callers" }
             (html::table(&self.caller_table(), "There is no caller yet: see Callers."))
             p.quiet { "makegate " (self.version) ", running since " (cells::time(self.started)) "." }
@@ -156,16 +179,42 @@ impl Page for OverviewPage {
 }
 
 impl OverviewPage {
-    fn warnings(&self) -> Markup {
+    fn problem_list(&self) -> Markup {
         html! {
-            @if !self.ready { p.warn { "Not ready: see " a href="/readyz?verbose" { "readiness" } "." } }
-            @if self.upstream != "closed" { p.warn { "Make could not be reached lately; reads are answered from memory where they may be." } }
-            @if !self.log.writable { p.warn { "The log cannot be written: writes are refused." } }
-            @if self.callers.iter().flat_map(|caller| &caller.keys).any(|key| key.warning.is_some()) {
-                p.warn { "Some callers' keys expire soon or have expired: " a href="/callers" { "replace them" } "." }
+            section.problems aria-label="What is wrong" {
+                @if self.problems.is_empty() {
+                    p.good { "Nothing is wrong." }
+                } @else {
+                    ul {
+                        @for Problem { name, severity, what, since, todo, page, .. } in &self.problems {
+                            li.warn id=(name) {
+                                strong { (severity.as_str()) ": " } (rich::in_code(what))
+                                @if let Some(since) = since {
+                                    " Since " time datetime=(since) { (format!("{since:.0}")) } "."
+                                }
+                                br;
+                                "What to do: " (rich::in_code(todo))
+                                @if page != "/" { " " a href=(page) { "See more" } }
+                            }
+                        }
+                    }
+                }
             }
-            @if self.doubts > 0 { p.warn { "Some writes are in doubt: " a href="/doubts" { "look at them" } "." } }
         }
+    }
+
+    fn latencies(&self) -> Markup {
+        let row = |name: &str, latency: &Latency| {
+            let Latency { samples, p50_us, p95_us, p99_us } = *latency;
+            let bounds = [p50_us, p95_us, p99_us].map(rich::bound_text);
+            [name.to_owned(), samples.to_string()].into_iter().chain(bounds).collect()
+        };
+        let rows = vec![
+            row("answers (refusals apart)", &self.latency),
+            row("Make", &self.upstream_latency),
+            row("waiting for quota", &self.quota_wait),
+        ];
+        html::table(&PageTable { columns: &["what", "count", "p50", "p95", "p99"], rows }, "")
     }
 
     fn caller_table(&self) -> PageTable {
@@ -178,16 +227,5 @@ impl OverviewPage {
         };
         let columns = &["caller", "rate", "requests", "hit", "stale", "miss", "forwarded", "replayed", "refused"];
         PageTable { columns, rows: self.callers.iter().map(row).collect() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn latency_is_told_in_fitting_units() {
-        let texts = [None, Some(250), Some(2500), Some(10_000_000)].map(latency_text);
-        assert_eq!(texts, ["–", "≤ 250 µs", "≤ 2.5 ms", "≤ 10 s"]);
     }
 }

@@ -198,13 +198,13 @@ async fn writes_in_doubt_are_listed() {
     let expected = json!({"doubts": [{
         "intent": 42, "request": "w1", "time": "2026-07-01T12:00:00.000000Z", "caller": "all", "operation": "payments.create",
         "organization": 11, "path": "/api/v2/organizations/11/payments",
-        "looks": 0, "why": "a look cannot prove it",
+        "looks": 0, "why": "a look cannot prove it", "proof": "no read of Make's proves what became of it: look there yourself",
     }]});
     assert_eq!(world.get("/doubts.json").await.json(), expected);
     let csv = world.get("/doubts.csv").await.body;
-    assert!(csv.starts_with("request,time,caller,operation,organization,path,looks,why\r\nw1,"), "{csv}");
+    assert!(csv.starts_with("request,time,caller,operation,organization,path,looks,why,proof\r\nw1,"), "{csv}");
     let html = world.with_key("GET", "/doubts", &[("accept", "text/html")], "").await.body;
-    assert!(html.contains("<code>makegate doubts settle REQUEST --as done|not-done</code>"), "{html}");
+    assert!(html.contains("<code>makegate doubts settle w1 --as done --config /etc/makegate.toml</code>"), "{html}");
 }
 
 /// A terminal's escape, C1, a zero-width space, an override of the direction, a tag, a variation selector.

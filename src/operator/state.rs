@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "walks over memory alone; no file is touched")]
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,17 +10,20 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
+use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::operators::{Operator, Operators};
 use super::refusal::OperatorRefusal;
 use super::wrong_keys::WrongKeys;
-use crate::audit::{Peer, Record};
+use crate::audit::{Filter, Peer, Record};
 use crate::config::{OperatorKey, Origins};
 use crate::door::{HandshakeFailure, OpenDoor, PeerConnection, UnreadKind};
 use crate::gateway::Gateway;
 use crate::reconcile::Reconciler;
 
+/// How long a page waits for records that it shows besides.
+const RECORDS_TIME_MAX: Duration = Duration::from_secs(1);
 /// How often tables that one operator takes are recorded.
 const EXPORTS_INTERVAL: Duration = Duration::from_secs(60);
 /// The most followers of the log at a time.
@@ -134,6 +138,28 @@ impl OperatorState {
                 if query.is_empty() { "exported the log".to_owned() } else { format!("exported the log: {query}") };
             room.fill(self.record(operator, peer, "export", &what));
         }
+    }
+
+    /// The records that these filters find, newest first, as JSON objects. None, if the log's disk does not answer soon: a page does not
+    /// wait for it.
+    pub(super) async fn newest_records(&self, filters: &[&[(&str, &str)]]) -> Vec<Map<String, Value>> {
+        let log = &self.gateway.log;
+        if !log.writable() {
+            return Vec::new();
+        }
+        let read = async {
+            log.flush().await;
+            let mut records = Vec::<Map<String, Value>>::new();
+            for filter in filters {
+                let Ok(filter) = Filter::parse(filter.iter().copied(), self.gateway.clock.wall()) else { continue };
+                let found = log.query(filter).await.unwrap_or_default();
+                records.extend(found.records.iter().filter_map(|line| serde_json::from_str(line.get()).ok()));
+            }
+            records
+        };
+        let mut records = self.gateway.clock.timeout(RECORDS_TIME_MAX, read).await.unwrap_or_default();
+        records.sort_by_key(|record| Reverse(record.get("seq").and_then(Value::as_u64)));
+        records
     }
 
     /// The record of what an operator does. `what` follows the name in it: "purged everything".

@@ -94,8 +94,12 @@ impl Trace {
         for entry in fs::read_dir(dir).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             let is_other = ["jsonl", "lock", "reserve"].iter().all(|end| !name.ends_with(end));
-            if is_other && !name.starts_with("index") {
-                others.insert(name.clone(), fs::read(dir.join(name)).unwrap());
+            // A draft of another thread may have got its name since the folder was listed.
+            if is_other
+                && !name.starts_with("index")
+                && let Ok(bytes) = fs::read(dir.join(&name))
+            {
+                others.insert(name, bytes);
             }
         }
         let point = Point { segments: self.files.clone(), others, acknowledged: self.acknowledged.len() };

@@ -14,12 +14,15 @@ use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
 use super::super::{cells, html};
-use crate::audit::Filter;
 use crate::config::ShownSetting;
 use crate::ids::escape_invisible;
 
 /// The most reloads of a kind that the page looks back to.
 const RELOADS_MAX: &str = "5";
+const RELOADS: [&[(&str, &str)]; 2] = [
+    &[("kind", "event"), ("event", "reload"), ("limit", RELOADS_MAX)],
+    &[("kind", "event"), ("event", "reload-failed"), ("limit", RELOADS_MAX)],
+];
 
 /// It shows no secrets, because the configuration has none.
 #[derive(Debug, Serialize)]
@@ -49,7 +52,7 @@ struct LastReload {
 
 /// The configuration in force.
 pub(crate) async fn config(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
-    let reloads = if view.format == PageFormat::Html { reloads(&state).await } else { Vec::new() };
+    let reloads = if view.format == PageFormat::Html { state.newest_records(&RELOADS).await } else { Vec::new() };
     let in_force = state.in_force();
     let warnings = in_force.origins.warnings.iter().map(|one| ConfigWarning {
         line: one.line,
@@ -63,24 +66,6 @@ pub(crate) async fn config(State(state): State<Arc<OperatorState>>, view: PageVi
         warnings: warnings.collect(),
         reloads,
     })
-}
-
-/// The last reloads; none if the log's disk does not answer.
-async fn reloads(state: &OperatorState) -> Vec<Map<String, Value>> {
-    let log = &state.gateway.log;
-    if !log.writable() {
-        return Vec::new();
-    }
-    log.flush().await;
-    let mut records = Vec::<Map<String, Value>>::new();
-    for event in ["reload", "reload-failed"] {
-        let asked = [("kind", "event"), ("event", event), ("limit", RELOADS_MAX)];
-        let Ok(filter) = Filter::parse(asked, state.gateway.clock.wall()) else { continue };
-        let found = log.query(filter).await.unwrap_or_default();
-        records.extend(found.records.iter().filter_map(|line| serde_json::from_str(line.get()).ok()));
-    }
-    records.sort_by_key(|record| std::cmp::Reverse(record.get("seq").and_then(Value::as_u64)));
-    records
 }
 
 impl Page for ConfigPage {

@@ -17,7 +17,7 @@ use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
 use super::links;
-use crate::audit::{Doubt, Filter};
+use crate::audit::Doubt;
 use crate::catalogue::{EffectCheck, Proves};
 use crate::config::Role;
 use crate::gateway::admit::policy::Policy;
@@ -82,7 +82,7 @@ pub(crate) async fn doubts(
         people = DoubtsView {
             after: view.query.get("after").and_then(|after| after.parse().ok()).unwrap_or(0),
             settled: view.query.get("settled").map(str::to_owned),
-            settlements: settlements(&state).await,
+            settlements: state.newest_records(&[&[("kind", "settlement"), ("limit", SETTLED_MAX)]]).await,
             may_settle: operator.role() >= Role::Operate,
             source: source(&state, host),
         };
@@ -103,18 +103,6 @@ fn source(state: &OperatorState, host: &str) -> String {
         Some(file) => format!("--config {}", links::shell_word(&file.display().to_string())),
         None => format!("--url {}", links::shell_word(&format!("http://{host}"))),
     }
-}
-
-/// The last settlements; none if the log's disk does not answer.
-async fn settlements(state: &OperatorState) -> Vec<Map<String, Value>> {
-    let now = state.gateway.clock.wall();
-    let Ok(filter) = Filter::parse([("kind", "settlement"), ("limit", SETTLED_MAX)], now) else { return Vec::new() };
-    if !state.gateway.log.writable() {
-        return Vec::new();
-    }
-    state.gateway.log.flush().await;
-    let found = state.gateway.log.query(filter).await.unwrap_or_default();
-    found.records.iter().filter_map(|line| serde_json::from_str(line.get()).ok()).collect()
 }
 
 fn doubt_row(state: &OperatorState, policy: &Policy, doubt: Doubt) -> DoubtRow {

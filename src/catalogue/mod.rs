@@ -134,8 +134,6 @@ pub struct Operation {
     pub narrow: Option<Arc<str>>,
     /// The array that every 200 of it has. An answer without it is passed on but not cached.
     pub array: Option<Arc<str>>,
-    /// The object that every 200 of it has. An answer without it is passed on but not cached.
-    pub object: Option<Arc<str>>,
     /// The member of its answer (an organization or an array of them) whose `license.apiLimit` tells the quota.
     pub limits: Option<Arc<str>>,
     /// For a write: how to look up whether it took effect.

@@ -75,7 +75,6 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
     let scoped = table.optional("scoped", FLAG).unwrap_or(false);
     let narrow = table.optional("narrow", MEMBER);
     let array = table.optional("array", MEMBER);
-    let object = table.optional("object", MEMBER);
     let limits = table.optional("limits", MEMBER);
     let look = table.optional_table("look", effect_check::read).flatten();
     let summary = table.optional("summary", TEXT);
@@ -101,7 +100,6 @@ fn operation(table: &Table<'_>, grant: Option<Arc<str>>, cache: Option<Arc<str>>
         quota: quota.unwrap_or(if path.has_organization() { BucketKind::Organization } else { BucketKind::Account }),
         scoped,
         array: array.or_else(|| narrow.clone()),
-        object,
         narrow,
         limits,
         look,
@@ -167,8 +165,8 @@ fn check_method(
         let help = "write \"idempotent\" if sending it twice has no further effect, otherwise \"once\"";
         table.wrong_at(&["retry"], format!("a {method} is a write, and no write is safe"), help);
     }
-    for member in ["array", "object"].into_iter().filter(|member| !is_read && table.has(member)) {
-        table.wrong_at(&[member], format!("the answer to a {method} is never cached"), format!("leave {member} out"));
+    if !is_read && table.has("array") {
+        table.wrong_at(&["array"], format!("the answer to a {method} is never cached"), "leave array out");
     }
     if is_read && body.is_some_and(|body| body != BodyKind::None) {
         table.wrong_at(&["body"], "a GET takes no body", "write body = \"none\", or leave it out");

@@ -3,15 +3,13 @@
 use http::header::{self, HeaderMap, HeaderValue};
 
 use super::header_value;
-use crate::catalogue::{Freshness, Operation};
 use crate::hash;
 
-/// The strong entity tag of an answer to this operation (RFC 9110 section 8.8.3). It is the upstream's own only if the row believes what
-/// the upstream says of freshness: a tag that stays when the body changes would let updates be lost.
-pub(crate) fn strong_etag(row: &Operation, headers: &HeaderMap, body: &[u8]) -> HeaderValue {
+/// The upstream's own strong entity tag, because the body is unchanged, or else one computed from the body (RFC 9110 section 8.8.3).
+pub(crate) fn strong_etag(headers: &HeaderMap, body: &[u8]) -> HeaderValue {
     let own = headers.get(header::ETAG).filter(|tag| {
         let text = tag.as_bytes();
-        row.freshness == Freshness::Upstream && text.len() >= 2 && text.starts_with(b"\"") && text.ends_with(b"\"")
+        text.len() >= 2 && text.starts_with(b"\"") && text.ends_with(b"\"")
     });
     own.cloned().unwrap_or_else(|| etag_of(body))
 }

@@ -17,7 +17,6 @@ use super::etag::{lists_weakly, strong_etag};
 use super::header_value::{self, HeaderValueWriter};
 use super::refusal::{Refusal, seconds};
 use crate::cache::{CacheStatus, Entry};
-use crate::catalogue::Operation;
 use crate::door::BusyGuard;
 use crate::ids::RequestId;
 use crate::shares::HeldShare;
@@ -77,9 +76,9 @@ pub(crate) struct PassedAnswer {
 
 /// Prepares an upstream answer to be passed on. A shared one counts against the share of each reader, no longer against that of the
 /// caller that started the fetch.
-pub(crate) fn passed_answer(answered: UpstreamAnswer, read: Option<&Operation>, is_shared: bool) -> PassedAnswer {
+pub(crate) fn passed_answer(answered: UpstreamAnswer, is_read: bool, is_shared: bool) -> PassedAnswer {
     let UpstreamAnswer { status, headers, body, .. } = answered;
-    let etag = read.filter(|_| status == StatusCode::OK).map(|row| strong_etag(row, &headers, body.bytes()));
+    let etag = (is_read && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
     let body = if is_shared { body.bytes().clone() } else { body.into_counted() };
     let mut headers = allowed_headers(&headers, &PASSED);
     if !status.is_success() {

@@ -18,17 +18,13 @@ const ERROR_MEMBERS: [&str; 13] = [
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn check_answer(row: &Operation, status: StatusCode, body: &[u8]) -> Result<(), &'static str> {
-    let (member, begins) = match (&row.array, &row.object) {
-        (Some(array), _) if status == StatusCode::OK => (array, '['),
-        (None, Some(object)) if status == StatusCode::OK => (object, '{'),
-        _ => {
-            let value: &RawValue = serde_json::from_slice(body).map_err(|_| "it is not JSON")?;
-            return value.get().starts_with(['{', '[']).then_some(()).ok_or("it is neither an object nor an array");
-        }
+    let Some(array) = row.array.as_deref().filter(|_| status == StatusCode::OK) else {
+        let value: &RawValue = serde_json::from_slice(body).map_err(|_| "it is not JSON")?;
+        return value.get().starts_with(['{', '[']).then_some(()).ok_or("it is neither an object nor an array");
     };
     let members: JsonMembers<'_> = serde_json::from_slice(body).map_err(|_| "it is not a JSON object")?;
-    let is_there = members.get_only(member).is_some_and(|value| value.get().starts_with(begins));
-    is_there.then_some(()).ok_or("the array or object that it should have is not there, or there twice")
+    let is_array = members.get_only(array).is_some_and(|value| value.get().starts_with('['));
+    is_array.then_some(()).ok_or("the array that it should have is not there, or there twice")
 }
 
 /// Does the body of an error tell of nothing but the error? In Make's form, a problem document's, or plain text.
@@ -84,16 +80,6 @@ mod tests {
             }
         }
         assert!(check("organizations.get", br#"{"organization": {}}"#));
-        for bad in [
-            "[]",
-            "{}",
-            r#"{"error":"x"}"#,
-            r#"{"organization":null}"#,
-            r#"{"organization":[]}"#,
-            r#"{"organization":{},"organization":{}}"#,
-        ] {
-            assert!(!check("organizations.get", bad.as_bytes()), "{bad}");
-        }
         for bad in ["", " ", "null", "1", "true", "\"text\"", "{", "<html>", "{\"a\":\"\u{1}\"}"] {
             assert!(!check("organizations.get", bad.as_bytes()) && !check("subscription.get", bad.as_bytes()), "{bad}");
         }

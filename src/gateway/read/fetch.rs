@@ -277,7 +277,7 @@ impl FillPlan {
             key: self.key,
             status: answered.status,
             headers: stored_headers(&answered.headers),
-            etag: strong_etag(&request.row, &answered.headers, answered.body.bytes()),
+            etag: strong_etag(&answered.headers, answered.body.bytes()),
             body: answered.body.bytes().clone(),
             list,
             path: request.path.clone(),
@@ -334,7 +334,7 @@ async fn forward_and_store(
     let bytes = answered.body.bytes().len();
     let work = || {
         let stored = fill.and_then(|(fill, stamp)| fill.store(&gateway, &request, &answered, stamp));
-        let pass = || ReplyBody::Passed(Arc::new(passed_answer(answered, Some(&request.row), is_shared)));
+        let pass = || ReplyBody::Passed(Arc::new(passed_answer(answered, true, is_shared)));
         stored.map_or_else(pass, ReplyBody::Entry)
     };
     Ok(Reply {

@@ -135,7 +135,7 @@ async fn carry_out(
     }
     drop(order);
     let reply = answered.map(|answered| Reply {
-        body: ReplyBody::Passed(Arc::new(passed_answer(answered, None, false))),
+        body: ReplyBody::Passed(Arc::new(passed_answer(answered, false, false))),
         cache: Some(CacheStatus::Forward {
             why: ForwardReason::Method,
             status: facts.upstream_status,

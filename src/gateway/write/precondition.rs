@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{IF_MATCH, IF_UNMODIFIED_SINCE, LAST_MODIFIED};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use crate::catalogue::{MatchedOperation, Operation};
+use crate::catalogue::MatchedOperation;
 use crate::gateway::admit::policy::bucket;
 use crate::gateway::admit::steps;
 use crate::gateway::etag::{lists_strongly, strong_etag};
@@ -67,7 +67,7 @@ impl Precondition {
         let checked = match ending.and_then(read_answer) {
             Ok(answered) => {
                 let bytes = answered.body.bytes().len();
-                let check = gateway.large_work.run(request.caller(), bytes, || self.check_answer(&read.row, &answered));
+                let check = gateway.large_work.run(request.caller(), bytes, || self.check_answer(&answered));
                 let checked = tokio::time::timeout(request.patience(&gateway.clock), check).await;
                 checked.unwrap_or(Err(Refusal::Late))
             }
@@ -77,9 +77,9 @@ impl Precondition {
         checked.inspect_err(|_| recorder::fill_facts(recorder.record(), &facts))
     }
 
-    fn check_answer(&self, row: &Operation, answered: &UpstreamAnswer) -> Result<(), Refusal> {
+    fn check_answer(&self, answered: &UpstreamAnswer) -> Result<(), Refusal> {
         match answered.status {
-            StatusCode::OK => self.holds(row, answered).map_err(|why| Refusal::PreconditionFailed { why }),
+            StatusCode::OK => self.holds(answered).map_err(|why| Refusal::PreconditionFailed { why }),
             StatusCode::NOT_FOUND if answered.is_from_make() => {
                 Err(Refusal::PreconditionFailed { why: "Make does not know this resource" })
             }
@@ -87,10 +87,10 @@ impl Precondition {
         }
     }
 
-    fn holds(&self, row: &Operation, answered: &UpstreamAnswer) -> Result<(), &'static str> {
+    fn holds(&self, answered: &UpstreamAnswer) -> Result<(), &'static str> {
         match self {
             Self::Match(wanted) => {
-                let etag = strong_etag(row, &answered.headers, answered.body.bytes());
+                let etag = strong_etag(&answered.headers, answered.body.bytes());
                 if wanted.iter().any(|list| lists_strongly(list, &etag)) {
                     Ok(())
                 } else {

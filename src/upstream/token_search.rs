@@ -7,6 +7,7 @@
 
 use http::HeaderMap;
 use memchr::memmem::Finder;
+use secrecy::zeroize::Zeroizing;
 
 use crate::hash;
 
@@ -16,15 +17,44 @@ const LOOSE_BYTES_MIN: usize = 16;
 const WINDOW_BYTES: usize = 16 * 1024;
 /// After this many bytes others get their turn on the thread.
 const TURN_BYTES: usize = 64 * 1024;
+/// So much of a form is searched for first.
+const BEGINNING_BYTES: usize = 8;
 /// The longest name of an HTML entity.
 const ENTITY_BYTES_MAX: usize = 31;
 
 /// What to search for.
 pub(super) struct TokenSearch {
     reduced: Reduction,
-    forms: Vec<Finder<'static>>,
+    forms: Vec<TokenForm>,
     shortest: usize,
     longest: usize,
+}
+
+/// One form of the token. It is wiped with the token: the search library has only its beginning.
+struct TokenForm {
+    whole: Secret,
+    beginning: Finder<'static>,
+}
+
+type Secret = Zeroizing<Vec<u8>>;
+
+impl TokenForm {
+    fn new(whole: Secret) -> Self {
+        let beginning = Finder::new(whole.get(..BEGINNING_BYTES).unwrap_or(&whole)).into_owned();
+        Self { whole, beginning }
+    }
+
+    fn is_in(&self, text: &[u8]) -> bool {
+        let mut rest = text;
+        while let Some(at) = self.beginning.find(rest) {
+            let found = rest.get(at..).unwrap_or_default();
+            if found.starts_with(&self.whole) {
+                return true;
+            }
+            rest = found.get(1..).unwrap_or_default();
+        }
+        false
+    }
 }
 
 /// What becomes of each byte of a text: 0 leaves it out.
@@ -75,24 +105,25 @@ impl TokenSearch {
         let alphanumeric = token.bytes().filter(u8::is_ascii_alphanumeric).count();
         let reduced = if alphanumeric < LOOSE_BYTES_MIN { Reduction::with_punctuation() } else { Reduction::loose() };
         let list = |value: fn(u8) -> String| token.bytes().map(value).collect::<Vec<_>>().join(",").into_bytes();
-        let mut forms = vec![
+        let mut spelled = vec![
             token.as_bytes().to_vec(),
             hash::hex(token.as_bytes()).into_bytes(),
             list(|byte| byte.to_string()),
             list(|byte| format!("{byte:#x}")),
         ];
-        forms.extend((0..3).map(|shift| base64_core(token.as_bytes(), shift)));
-        for form in &mut forms {
-            let mut kept = Vec::with_capacity(form.len());
-            reduced.append(form, &mut kept);
-            *form = kept;
-        }
-        forms.sort();
+        spelled.extend((0..3).map(|shift| base64_core(token.as_bytes(), shift)));
+        let reduce = |form: Vec<u8>| {
+            let form = Secret::new(form);
+            let mut kept = Secret::new(Vec::with_capacity(form.len()));
+            reduced.append(&form, &mut kept);
+            kept
+        };
+        let mut forms: Vec<Secret> = spelled.into_iter().map(reduce).collect();
+        forms.sort_unstable_by(|one, other| one.as_slice().cmp(other));
         forms.dedup();
-        let lengths = || forms.iter().map(Vec::len);
+        let lengths = || forms.iter().map(|form| form.len());
         let (shortest, longest) = (lengths().min().unwrap_or(0), lengths().max().unwrap_or(0));
-        let forms = forms.iter().map(|form| Finder::new(form).into_owned()).collect();
-        Self { reduced, forms, shortest, longest }
+        Self { forms: forms.into_iter().map(TokenForm::new).collect(), reduced, shortest, longest }
     }
 
     /// Whether the headers or the body contain the token in any of its forms.
@@ -119,7 +150,7 @@ impl TokenSearch {
     }
 
     fn is_in_reduced(&self, text: &[u8]) -> bool {
-        self.forms.iter().any(|form| form.find(text).is_some())
+        self.forms.iter().any(|form| form.is_in(text))
     }
 }
 

@@ -39,8 +39,8 @@ impl ReachableFolders {
     fn of(loaded: &LoadedConfig) -> Self {
         let (read, data) = (loaded.folders(), loaded.config.data_folder());
         let own = std::env::current_exe().ok().and_then(|file| Some(file.parent()?.to_owned()));
-        // What must stay as it is: the configuration's files, the system's, and the program itself.
-        let kept: Vec<_> = read.iter().cloned().chain(SYSTEM.map(PathBuf::from)).chain(own).collect();
+        // What must stay as it is: the system's files, and the program itself.
+        let kept: Vec<_> = SYSTEM.map(PathBuf::from).into_iter().chain(own).collect();
         let is_system = |folder: &Path| SYSTEM.iter().any(|system| folder.starts_with(system));
         let is_apart = |above: &&Path| !is_system(above) && !kept.iter().any(|folder| folder.starts_with(above));
         let above = data.parent().filter(is_apart).map(Path::to_owned);
@@ -54,8 +54,14 @@ impl ReachableFolders {
             Some(_) => "if it is deleted and made anew, makegate goes on in the new one",
             None => "if it is deleted, restart makegate: the folder above has files that it may not change",
         };
+        let is_beside = |above: &PathBuf| read.iter().any(|folder| folder.starts_with(above));
+        let own_files = if above.as_ref().is_some_and(is_beside) {
+            "makegate could change them: they are beneath the folder above its data folder"
+        } else {
+            "makegate cannot change them"
+        };
         tracing::info!(
-            target: ALWAYS, ?read, ?write, ?sockets, data_folder = renewal, "confined: other files are out of reach (Landlock)"
+            target: ALWAYS, ?read, ?write, ?sockets, data_folder = renewal, configuration = own_files, "confined: other files are out of reach (Landlock)"
         );
         if let Some(inside) = read.iter().find(|folder| folder.starts_with(data)) {
             tracing::warn!(
@@ -203,6 +209,8 @@ mod tests {
     fn a_confined_thread_reaches_what_it_was_given_and_nothing_else() {
         let [config, data, other] = [(); 3].map(|()| tempfile::tempdir().unwrap());
         let [config_dir, data_dir, other_dir] = [&config, &data, &other].map(|folder| folder.path().to_owned());
+        let data_dir = data_dir.join("audit");
+        fs::create_dir(&data_dir).unwrap();
         fs::write(other_dir.join("file"), "text").unwrap();
         fs::write(data_dir.join("file"), "text").unwrap();
         confined(configured(&config_dir, &data_dir), move || {
@@ -228,10 +236,10 @@ mod tests {
         });
     }
 
-    /// Whether the data folder is beside the configuration, beneath it, behind a link, or elsewhere, and the socket is beside it.
+    /// Whether the data folder is beneath a folder of its own, behind a link, or elsewhere, and the socket is beside the configuration.
     #[test]
-    fn no_file_of_the_configuration_can_be_changed_wherever_the_data_is() {
-        for layout in ["audit", "state/audit", "link", "elsewhere"] {
+    fn no_file_of_the_configuration_can_be_changed_unless_the_data_folder_is_beside_it() {
+        for layout in ["state/audit", "link", "elsewhere"] {
             let [config, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
             let (folder, elsewhere) = (config.path().to_owned(), other.path().to_owned());
             let data = match layout {

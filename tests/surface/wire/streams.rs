@@ -133,8 +133,7 @@ async fn what_h2_refuses_on_one_stream_is_counted_by_kind_and_the_connection_goe
     let dir = new_dir();
     let roots = show(dir.path(), "cert.pem", "key.pem");
     let tls = "tls = { cert = \"cert.pem\", key = \"key.pem\" }";
-    let plan =
-        still().set("gateway", tls).set("operator", tls).set("limits", "h2_streams = 2\nh2_window_bytes = \"2KiB\"");
+    let plan = still().set("gateway", tls).set("operator", tls).set("limits", "h2_window_bytes = \"2KiB\"");
     let world = plan.start_in(dir).await;
     for (door, name) in [(world.gateway, "gateway"), (world.service.operator_addresses()[0], "operator")] {
         // The operator door answers some requests before their bodies.

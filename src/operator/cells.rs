@@ -96,7 +96,7 @@ impl ColumnView {
                 html! { span title={ (count) " " (self.unit()) } { (duration(count.saturating_mul(unit_us))) } }
             }
             (CellKind::Bytes, Some(count)) => html! { span title={ (count) " bytes" } { (bytes(count)) } },
-            _ => time_of(text).map_or_else(|| text_of(text), |at| written_time(at, text)),
+            _ => self::text(text),
         }
     }
 
@@ -106,8 +106,13 @@ impl ColumnView {
 }
 
 /// Has it a word that would make its column too wide?
-fn is_long(text: &str) -> bool {
+pub(super) fn is_long(text: &str) -> bool {
     time_of(text).is_none() && text.split(' ').any(|word| word.len() > WORD_CHARS_MAX)
+}
+
+/// The text of a cell; a time is short.
+pub(super) fn text(text: &str) -> Markup {
+    time_of(text).map_or_else(|| text_of(text), |at| written_time(at, text))
 }
 
 /// The text; a long one may break after each slash.

@@ -2,6 +2,7 @@
 
 use maud::{Markup, html};
 
+use super::cells;
 use crate::ids::escape_invisible;
 
 /// A cell as people see it.
@@ -53,10 +54,10 @@ fn data(heading: &str, cell: &RichCell) -> Markup {
     let shown = cell.shown();
     let number = shown.starts_with(|first: char| first.is_ascii_digit()) && shown.len() < 16 && !shown.contains('-');
     html! {
-        td class=[number.then_some("n")] data-label=[(!shown.is_empty()).then_some(heading)] {
+        td class=[if number { Some("n") } else { cells::is_long(shown).then_some("long") }] data-label=[(!shown.is_empty()).then_some(heading)] {
             @match cell {
-                RichCell::Text(text) => (escape_invisible(text)),
-                RichCell::Link(text, to) => a href=(to) { (escape_invisible(text)) },
+                RichCell::Text(text) => (cells::text(text)),
+                RichCell::Link(text, to) => a href=(to) { (cells::text(text)) },
             }
         }
     }

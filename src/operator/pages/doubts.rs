@@ -9,6 +9,7 @@ use maud::{Markup, html};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::super::cells;
 use super::super::operators::Operator;
 use super::super::query::encode;
 use super::super::refusal::OperatorRefusal;
@@ -185,7 +186,7 @@ impl DoubtsPage {
                 h2 { (doubt.operation) " by " (escape_invisible(&doubt.caller)) }
                 dl.fields {
                     dt { "What" } dd { (escape_invisible(&doubt.path)) }
-                    dt { "When" } dd { time datetime=(doubt.time) { (doubt.time.replace('T', " ").replace('Z', " UTC")) } }
+                    dt { "When" } dd { (cells::text(&doubt.time)) }
                     dt { "Request" } dd { a href=(story) { code { (doubt.request) } } }
                     @if let Some(organization) = doubt.organization { dt { "Organization" } dd { (organization) } }
                     dt { "Evidence so far" } dd { (evidence) }

@@ -190,7 +190,7 @@ impl OverviewPage {
                             li.warn id=(name) {
                                 strong { (severity.as_str()) ": " } (rich::in_code(what))
                                 @if let Some(since) = since {
-                                    " Since " time datetime=(since) { (format!("{since:.0}")) } "."
+                                    " Since " (cells::time(*since)) "."
                                 }
                                 br;
                                 "What to do: " (rich::in_code(todo))

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::super::cells;
 use super::super::operators::Operator;
 use super::super::query::encode;
 use super::super::refusal::OperatorRefusal;
@@ -261,8 +262,8 @@ fn field(record: &Map<String, Value>, name: &str, value: &str) -> Markup {
         _ => None,
     };
     let value = match name.strip_suffix("_us").and_then(|_| value.parse().ok()) {
-        Some(us) => rich::duration_text(us),
-        None => escape_invisible(value),
+        Some(us) => html! { (rich::duration_text(us)) },
+        None => cells::text(value),
     };
     html! { @if let Some(to) = to { a href=(to) { (value) } } @else { (value) } }
 }

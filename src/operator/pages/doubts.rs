@@ -187,7 +187,7 @@ impl DoubtsPage {
                 dl.fields {
                     dt { "What" } dd { (escape_invisible(&doubt.path)) }
                     dt { "When" } dd { (cells::text(&doubt.time)) }
-                    dt { "Request" } dd { a href=(story) { code { (doubt.request) } } }
+                    dt { "Request" } dd { (cells::request(&doubt.request)) " " a href=(story) { "its story" } }
                     @if let Some(organization) = doubt.organization { dt { "Organization" } dd { (organization) } }
                     dt { "Evidence so far" } dd { (evidence) }
                     dt { "What a look would prove" } dd { (doubt.proof) }

@@ -69,18 +69,21 @@ impl PageFormat {
     }
 }
 
-/// Does the client prefer HTML to JSON (RFC 9110, section 12.5.1)? Only who names it does.
-fn prefers_html(headers: &HeaderMap) -> bool {
-    let weight = |kind: &str| {
-        let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        let mut ranges = values.flat_map(|value| value.split(',')).map(|range| range.split(';').map(str::trim));
-        ranges.find_map(|mut parts| {
-            parts.next()?.eq_ignore_ascii_case(kind).then(|| {
-                let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok());
-                weight.unwrap_or(1.0)
-            })
+/// How much the client wants this media type (RFC 9110, section 12.5.1). `None` if it does not name it.
+pub(super) fn accept_weight(headers: &HeaderMap, kind: &str) -> Option<f32> {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut ranges = values.flat_map(|value| value.split(',')).map(|range| range.split(';').map(str::trim));
+    ranges.find_map(|mut parts| {
+        parts.next()?.eq_ignore_ascii_case(kind).then(|| {
+            let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok());
+            weight.unwrap_or(1.0)
         })
-    };
+    })
+}
+
+/// Does the client prefer HTML to JSON? Only who names it does.
+fn prefers_html(headers: &HeaderMap) -> bool {
+    let weight = |kind: &str| accept_weight(headers, kind);
     weight("text/html").is_some_and(|html| html > 0.0 && weight("application/json").is_none_or(|json| html >= json))
 }
 

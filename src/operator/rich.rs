@@ -65,12 +65,7 @@ fn data(heading: &str, cell: &RichCell) -> Markup {
 
 /// A sentence with what stands in backticks as code.
 pub(super) fn in_code(sentence: &str) -> Markup {
-    let sentence = escape_invisible(sentence);
-    html! {
-        @for (at, part) in sentence.split('`').enumerate() {
-            @if at % 2 == 0 { (part) } @else { code { (part) } }
-        }
-    }
+    cells::sentence(&escape_invisible(sentence))
 }
 
 /// `≤ 2.5 ms`: the upper bound of a bucket of durations.

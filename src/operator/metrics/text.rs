@@ -1,6 +1,8 @@
 //! The two text formats of metrics.
 
-use http::{HeaderMap, header};
+use http::HeaderMap;
+
+use super::super::render::accept_weight;
 
 /// The media type of OpenMetrics.
 pub(super) const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -9,12 +11,7 @@ pub(super) const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Does the client ask for OpenMetrics? Prometheus does; a person with curl and older scrapers do not.
 pub(super) fn accepts_openmetrics(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let is_named = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/openmetrics-text"));
-        is_named && !parts.any(|part| matches!(part, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
-    })
+    accept_weight(headers, "application/openmetrics-text").is_some_and(|weight| weight > 0.0)
 }
 
 /// The same metrics in Prometheus's own format: there a counter has its suffix in its name, and neither units, nor `info`, nor an end
@@ -58,6 +55,8 @@ fn renamed(line: &str, kind: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http::header;
+
     use super::*;
 
     #[test]

@@ -88,6 +88,16 @@ pub(crate) async fn audit(
     Ok(answer)
 }
 
+/// Records as CSV, with a header.
+pub(super) fn records_csv(records: &[Box<RawValue>]) -> String {
+    let mut text = csv_header() + "\r\n";
+    for line in records {
+        text.push_str(&csv(line.get()));
+        text.push_str("\r\n");
+    }
+    text
+}
+
 impl Page for RecordsPage {
     const TITLE: &str = "Audit";
 
@@ -100,12 +110,7 @@ impl Page for RecordsPage {
     }
 
     fn csv(&self) -> String {
-        let mut text = csv_header() + "\r\n";
-        for line in &self.records {
-            text.push_str(&csv(line.get()));
-            text.push_str("\r\n");
-        }
-        text
+        records_csv(&self.records)
     }
 
     fn html(&self) -> Markup {

@@ -20,8 +20,9 @@ use super::super::render::{Page, PageFormat, PageView};
 use super::super::rich;
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
+use super::audit::records_csv;
 use super::links;
-use crate::audit::{self, Filter, csv, csv_header};
+use crate::audit::{self, Filter};
 use crate::door::PeerConnection;
 use crate::hash;
 use crate::ids::escape_invisible;
@@ -115,12 +116,7 @@ impl Page for StoryPage {
     }
 
     fn csv(&self) -> String {
-        let mut text = csv_header() + "\r\n";
-        for line in &self.records {
-            text.push_str(&csv(line.get()));
-            text.push_str("\r\n");
-        }
-        text
+        records_csv(&self.records)
     }
 
     fn html(&self) -> Markup {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -141,6 +142,15 @@ async fn until_write(home: &Home, status: u16) {
     panic!("no write is answered {status}: {}", home.process_log());
 }
 
+/// Writes are refused while the data folder is missing, and go on in the new one.
+async fn goes_on_in_a_new_folder(home: &Home, data: &Path) {
+    until_write(home, 200).await;
+    fs::remove_dir_all(data).unwrap();
+    until_write(home, 503).await;
+    fs::create_dir(data).unwrap();
+    until_write(home, 200).await;
+}
+
 /// As without confinement: writes are refused while the folder is missing, and go on in the new one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_folder_that_is_made_anew_is_written_to() {
@@ -151,11 +161,7 @@ async fn a_data_folder_that_is_made_anew_is_written_to() {
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, text.replacen("dir = \"audit\"", &format!("dir = {data:?}"), 1)).unwrap();
     let process = home.serve().await;
-    until_write(&home, 200).await;
-    fs::remove_dir_all(&data).unwrap();
-    until_write(&home, 503).await;
-    fs::create_dir(&data).unwrap();
-    until_write(&home, 200).await;
+    goes_on_in_a_new_folder(&home, &data).await;
     assert_eq!(process.end(), Some(0));
     if is_confined(&home) {
         let log = home.process_log();
@@ -171,11 +177,7 @@ async fn beside_the_configuration_too_a_new_data_folder_is_written_to() {
     let process = home.serve().await;
     let (is_confined, log, data) = (is_confined(&home), home.process_log(), home.path().join("audit"));
     assert!(!is_confined || log.contains("makegate could change them"), "{log}");
-    until_write(&home, 200).await;
-    fs::remove_dir_all(&data).unwrap();
-    until_write(&home, 503).await;
-    fs::create_dir(&data).unwrap();
-    until_write(&home, 200).await;
+    goes_on_in_a_new_folder(&home, &data).await;
     assert_eq!(process.end(), Some(0));
 }
 

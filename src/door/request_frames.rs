@@ -8,11 +8,11 @@ use super::field_blocks::FieldBlocks;
 /// What a client sends first (RFC 9113 section 3.4).
 const PREFACE_BYTES: usize = 24;
 /// Length of a frame's head: payload length, type, flags, stream.
-const FRAME_HEAD_BYTES: usize = 9;
+pub(super) const FRAME_HEAD_BYTES: usize = 9;
 /// Length of what may come between the head of a HEADERS frame and its block: padding length, priority.
 const PREFIX_BYTES_MAX: usize = 6;
 
-const HEADERS: u8 = 1;
+pub(super) const HEADERS: u8 = 1;
 const PUSH_PROMISE: u8 = 5;
 const CONTINUATION: u8 = 9;
 

@@ -11,12 +11,10 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
 use tokio::io::AsyncWrite;
 
+use super::request_frames::{FRAME_HEAD_BYTES, HEADERS};
 use super::unread::{UnreadKind, UnreadRequests, Unreadable};
 use crate::clock::Clock;
 
-/// Length of a frame's head: payload length, type, flags, stream (RFC 9113 section 4.1).
-const FRAME_HEAD_BYTES: usize = 9;
-const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 /// END_STREAM and END_HEADERS.
 const WHOLE: u8 = 5;

@@ -1,6 +1,6 @@
 //! The index in `index.sqlite`: one row per block of records, and the blocks that contain each term. A separate
-//! thread builds it from the segments. It never delays the log, and if anything is wrong with it, it is deleted and
-//! rebuilt.
+//! thread builds it from the records that the log's writer hands over, and reads those that it missed from the
+//! segments. It never delays the log, and if anything is wrong with it, it is deleted and rebuilt.
 //!
 //! It uses SQLite's rollback journal. A write-ahead log would be faster, but its shared memory is a mapped file, and
 //! a process that reads mapped memory after the file was truncated is killed by SIGBUS. Each commit syncs twice, so
@@ -16,6 +16,7 @@ pub(super) mod terms;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -26,9 +27,10 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction};
 
 use self::block::{BlockBuilder, IndexBlock};
-use crate::audit::log::shared::{DurablePosition, LogShared};
+use crate::audit::log::shared::LogShared;
+use crate::audit::log::unindexed::DurableRecord;
 use crate::audit::record::Record;
-use crate::audit::segment::forward_reader::ForwardReader;
+use crate::audit::segment::forward_reader::{ForwardReader, LinePosition};
 use crate::audit::segment::{self, disk};
 use crate::private_files;
 
@@ -243,7 +245,10 @@ impl IndexWriter {
                 return Err(IndexError::Foreign("it is ahead of the log"));
             }
             let until = ended.then(|| shared.clock.now() + CLOSE);
-            while self.catch_up(synced, shared.clock.now())? && until.is_none_or(|until| shared.clock.now() < until) {}
+            let handed_over = shared.unindexed.take();
+            let end = handed_over.front().map_or((synced.segment, synced.length), |(place, _)| place.start());
+            while self.catch_up(end, shared.clock.now())? && until.is_none_or(|until| shared.clock.now() < until) {}
+            self.add_handed_over(handed_over, shared.clock.now())?;
             if ended {
                 self.end_block();
                 return self.store(shared.clock.now());
@@ -264,27 +269,50 @@ impl IndexWriter {
         }
     }
 
-    /// Reads some lines; returns true if there are more.
-    fn catch_up(&mut self, synced: DurablePosition, now: Instant) -> Result<bool, IndexError> {
+    /// Reads some lines; returns true if there are more before `end`, a segment and an offset in it.
+    fn catch_up(&mut self, end: (u64, u64), now: Instant) -> Result<bool, IndexError> {
         let (mut line, mut count) = (Vec::new(), 0);
         while count < CHUNK {
-            let Some(place) = self.tail.next(&mut line, Some((synced.segment, synced.length)))? else { break };
+            let Some(place) = self.tail.next(&mut line, Some(end))? else { break };
             count += 1;
-            if place.segment != self.segment {
-                self.begin_segment(place.segment, now)?;
-            }
             if let Some(record) = Record::parse(&line) {
-                let growing = self.growing.get_or_insert_with(|| BlockBuilder::new(&record, place));
-                growing.add(&record, place);
-                if growing.records == BLOCK {
-                    self.end_block();
-                }
+                self.add(&record, place, now)?;
             }
         }
+        self.store_if_due(now)?;
+        Ok(count == CHUNK)
+    }
+
+    /// Adds what the writer handed over, as far as it follows what is indexed; the rest will be read.
+    fn add_handed_over(&mut self, records: VecDeque<DurableRecord>, now: Instant) -> Result<(), IndexError> {
+        for (place, record) in records {
+            if self.tail.position() < place.start() {
+                self.catch_up(place.start(), now)?; // a new segment's first line
+            }
+            if self.tail.skip(place) {
+                self.add(&record, place, now)?;
+            }
+        }
+        self.store_if_due(now)
+    }
+
+    fn add(&mut self, record: &Record<'_>, place: LinePosition, now: Instant) -> Result<(), IndexError> {
+        if place.segment != self.segment {
+            self.begin_segment(place.segment, now)?;
+        }
+        let growing = self.growing.get_or_insert_with(|| BlockBuilder::new(record, place));
+        growing.add(record, place);
+        if growing.records == BLOCK {
+            self.end_block();
+        }
+        Ok(())
+    }
+
+    fn store_if_due(&mut self, now: Instant) -> Result<(), IndexError> {
         if self.whole.len() >= BLOCKS_MAX || now.duration_since(self.stored) >= STORE {
             self.store(now)?;
         }
-        Ok(count == CHUNK)
+        Ok(())
     }
 
     fn end_block(&mut self) {

@@ -8,6 +8,7 @@ mod outage;
 pub(super) mod record_room;
 pub(super) mod shared;
 mod space_reserve;
+pub(super) mod unindexed;
 pub(super) mod writer;
 
 use std::fmt;

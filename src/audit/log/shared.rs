@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use super::buffer::{BufferCharge, CannotRecord, PendingRecord, RecordBuffer};
 use super::disk_usage::MeasuredUsage;
+use super::unindexed::UnindexedRecords;
 use crate::audit::fingerprints::FingerprintKey;
 use crate::audit::open_writes::doubts::Doubts;
 use crate::audit::proof::heads::Heads;
@@ -61,8 +62,9 @@ pub(crate) struct LogShared {
     pub(crate) synced: watch::Sender<DurablePosition>,
     pub(crate) lines: broadcast::Sender<Arc<str>>,
     pub(crate) ended: watch::Sender<u8>,
-    /// The index thread, woken when the writer has ended.
+    /// The index thread, woken when the writer has ended or much is unindexed.
     pub(crate) index: OnceLock<Thread>,
+    pub(crate) unindexed: UnindexedRecords,
     /// Number of threads that have released the folder.
     pub(crate) released: watch::Sender<u8>,
     pub(crate) records: AtomicU64,
@@ -112,6 +114,7 @@ impl LogShared {
             lines: broadcast::Sender::new(FOLLOW_LAG),
             ended: watch::Sender::default(),
             index: OnceLock::new(),
+            unindexed: UnindexedRecords::default(),
             released: watch::Sender::default(),
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),

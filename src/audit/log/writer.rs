@@ -27,6 +27,7 @@ use crate::audit::record::{Kind, Record, line};
 use crate::audit::recover::{self, Recovered, ResumePoint, STOP};
 use crate::audit::retention::Retention;
 use crate::audit::segment::disk::{self, Disk};
+use crate::audit::segment::forward_reader::LinePosition;
 use crate::audit::segment::tree::{self, Hash, Tree};
 use crate::audit::segment::{self, SegmentOpening};
 use crate::config;
@@ -72,6 +73,8 @@ struct StoredBatch {
     tree: Tree,
     length: u64,
     refusal_bytes: u64,
+    /// Where each record's line begins in the rendered text, and where the last one ends.
+    lines: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -201,6 +204,10 @@ impl LogWriter {
         }
         self.pending.iter().for_each(|entry| self.shared.give_back(entry));
         self.shared.ended.send_modify(|threads| *threads += 1);
+        self.wake_index();
+    }
+
+    fn wake_index(&self) {
         if let Some(index) = self.shared.index.get() {
             index.unpark();
         }
@@ -284,7 +291,8 @@ impl LogWriter {
             self.render_opening(&mut tree);
         }
         let opening = byte_count(&self.rendered);
-        let mut refusal_bytes = 0;
+        let (mut refusal_bytes, mut lines) = (0, Vec::with_capacity(batch.len() + 1));
+        lines.push(opening);
         for entry in batch {
             let start = self.rendered.len();
             entry.record.seq = tree.size() + 1;
@@ -293,6 +301,7 @@ impl LogWriter {
             if entry.record.is_refusal() {
                 refusal_bytes += u64::try_from(self.rendered.len() - start).unwrap_or(0);
             }
+            lines.push(byte_count(&self.rendered));
         }
         let is_new = self.active.is_none();
         let active = match &mut self.active {
@@ -305,7 +314,7 @@ impl LogWriter {
             disk::sync_folder(&self.shared.dir)?;
         }
         let length = byte_count(&self.rendered);
-        Ok(StoredBatch { tree, length, refusal_bytes })
+        Ok(StoredBatch { tree, length, refusal_bytes, lines })
     }
 
     fn render_opening(&mut self, tree: &mut Tree) {
@@ -337,20 +346,29 @@ impl LogWriter {
         self.tree = stored.tree;
         self.retention.wrote_refusals(stored.refusal_bytes);
         self.shared.refusals_left.store(self.retention.refusals_left(), Ordering::Relaxed);
+        let (mut segment, mut before) = (0, 0);
         if let Some(active) = &mut self.active {
+            (segment, before) = (active.first, active.length);
             active.length += stored.length;
             active.add_leaves(&self.leaves);
         }
-        for entry in batch {
+        let mut durable = Vec::with_capacity(batch.len());
+        for (entry, line) in batch.into_iter().zip(stored.lines.windows(2)) {
             self.open.apply(&entry.record);
-            self.answer(entry);
+            let &[start, end] = line else { continue };
+            let place = LinePosition { segment, offset: before + start, length: end - start - 1 };
+            durable.push((place, self.answer(entry)));
         }
         self.shared.stuck.store(false, Ordering::SeqCst);
         self.publish();
+        // Last: the index may not be ahead of what is published.
+        if self.shared.unindexed.add(durable) {
+            self.wake_index();
+        }
     }
 
     /// Answers whoever waits for this record. An intent whose caller gave up was never sent, and gets that outcome.
-    fn answer(&mut self, mut entry: PendingRecord) {
+    fn answer(&mut self, mut entry: PendingRecord) -> Box<Record<'static>> {
         self.shared.buffer.release(entry.charge);
         if entry.record.kind != Some(Kind::Intent) {
             // Its write has ended on disk: whoever learns that may use the id again.
@@ -361,12 +379,13 @@ impl LogWriter {
         }
         let was_received = entry.ack.is_some_and(|ack| ack.send(Ok(entry.record.seq)).is_ok());
         if entry.record.kind == Some(Kind::Intent) && !was_received {
-            let record = Box::new(not_sent(*entry.record, self.shared.clock.wall()));
+            let record = Box::new(not_sent(Record::clone(&entry.record), self.shared.clock.wall()));
             self.shared.doubts.end(&record);
             let charge = outcome_charge(self.shared.record_bytes);
             let name = entry.name;
             self.pending.push_back(PendingRecord { record, charge, _share: None, ack: None, name, doubt_room: None });
         }
+        entry.record
     }
 
     /// Publishes what is durable to the index and followers.

@@ -19,6 +19,18 @@ pub(crate) struct LinePosition {
     pub(crate) length: u64,
 }
 
+impl LinePosition {
+    /// Its segment, and its offset there.
+    pub(crate) const fn start(self) -> (u64, u64) {
+        (self.segment, self.offset)
+    }
+
+    /// Offset of what comes after the line and its newline.
+    pub(crate) const fn end(self) -> u64 {
+        self.offset + self.length + 1
+    }
+}
+
 /// Reads forward from a given position.
 #[derive(Debug)]
 pub(crate) struct ForwardReader {
@@ -39,6 +51,15 @@ impl ForwardReader {
     /// The position of the next read.
     pub(crate) const fn position(&self) -> (u64, u64) {
         (self.segment, self.offset)
+    }
+
+    /// Skips the line at this position, which the reader has from elsewhere. Returns false if it is not the next one.
+    pub(crate) fn skip(&mut self, line: LinePosition) -> bool {
+        let is_next = self.position() == line.start();
+        if is_next {
+            (self.offset, self.reader, self.last_look) = (line.end(), None, false);
+        }
+        is_next
     }
 
     /// The next complete line, without its newline, and its position. Returns `None` if there is none yet. Reads up

@@ -128,12 +128,15 @@ impl TokenSearch {
 
     /// Whether the headers or the body contain the token in any of its forms.
     pub(super) async fn is_in(&self, headers: &HeaderMap, body: &[u8]) -> bool {
-        let mut window = SearchWindow { search: self, text: Vec::new() };
+        let new_window = || SearchWindow { search: self, text: Vec::new() };
+        // All in one, because every search costs: a form that only two texts together contain is better not passed on, either.
+        let mut window = new_window();
         for (name, value) in headers {
             for text in [name.as_str().as_bytes(), value.as_bytes()] {
                 // A text never becomes longer when it is reduced, and most of these are too short to contain a form.
                 let may_contain = text.len() >= self.shortest;
-                if may_contain && (window.finds(text) || (has_escapes(text) && window.finds_unescaped(text).await)) {
+                if may_contain && (window.add(text) || (has_escapes(text) && new_window().finds_unescaped(text).await))
+                {
                     return true;
                 }
             }
@@ -146,7 +149,7 @@ impl TokenSearch {
                 tokio::task::yield_now().await;
             }
         }
-        window.end() || (has_escapes(body) && window.finds_unescaped(body).await)
+        window.end() || (has_escapes(body) && new_window().finds_unescaped(body).await)
     }
 
     fn is_in_reduced(&self, text: &[u8]) -> bool {
@@ -161,12 +164,7 @@ struct SearchWindow<'s> {
 }
 
 impl SearchWindow<'_> {
-    /// Is a form in this text alone?
-    fn finds(&mut self, text: &[u8]) -> bool {
-        self.add(text) || self.end()
-    }
-
-    /// The same for what the text is without its escapes.
+    /// Is a form in what this text is without its escapes?
     async fn finds_unescaped(&mut self, text: &[u8]) -> bool {
         let (mut rest, mut turn) = (text, 0);
         while let Some((first, after)) = rest.split_first() {
@@ -219,11 +217,9 @@ impl SearchWindow<'_> {
         found
     }
 
-    /// Is a form in the rest? Begins another text.
-    fn end(&mut self) -> bool {
-        let found = self.search.is_in_reduced(&self.text);
-        self.text.clear();
-        found
+    /// Is a form in the rest?
+    fn end(&self) -> bool {
+        self.search.is_in_reduced(&self.text)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The log as requests see it: room is reserved when a request arrives, records are filled in lazily, and only writes
 //! wait.
 
+mod active_segment;
 pub(super) mod buffer;
 pub(super) mod disk_usage;
 pub(super) mod events;

@@ -8,14 +8,12 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
-
+use super::active_segment::{ActiveSegment, begin_segment};
 use super::buffer::{CannotRecord, PendingRecord, WriterStage};
 use super::events::not_sent;
 use super::outage::Outage;
@@ -24,7 +22,7 @@ use super::space_reserve::SpaceReserve;
 use crate::audit::open_writes::OpenWrites;
 use crate::audit::proof::{closing_head, leaves};
 use crate::audit::record::{Kind, Record, line};
-use crate::audit::recover::{self, Recovered, ResumePoint, STOP};
+use crate::audit::recover::{Recovered, ResumePoint, STOP};
 use crate::audit::retention::Retention;
 use crate::audit::segment::disk::{self, Disk};
 use crate::audit::segment::forward_reader::LinePosition;
@@ -40,33 +38,6 @@ const IDLE: Duration = Duration::from_millis(250);
 const RETRY: Duration = Duration::from_secs(1);
 /// Maximum number of records in a batch.
 const BATCH_MAX: usize = 4096;
-
-/// The segment being written.
-#[derive(Debug)]
-pub(crate) struct ActiveSegment {
-    pub(crate) first: u64,
-    path: PathBuf,
-    file: File,
-    identity: (u64, u64),
-    /// Length that was acknowledged, in bytes.
-    length: u64,
-    /// Length of its first record, which lists all open writes.
-    opening: u64,
-    begun: Timestamp,
-    /// File for its leaf hashes. `None` once writing it has failed.
-    leaves: Option<File>,
-}
-
-impl ActiveSegment {
-    /// A file with hashes missing is useless, so it is not continued.
-    fn add_leaves(&mut self, leaves: &[Hash]) {
-        let added = self.leaves.as_mut().map(|file| file.write_all(leaves.as_flattened()));
-        if let Some(Err(error)) = added {
-            tracing::warn!(%error, "cannot write leaf hashes of the audit log");
-            self.leaves = None;
-        }
-    }
-}
 
 /// The changes to make once a batch is on disk.
 struct StoredBatch {
@@ -484,23 +455,4 @@ impl LogWriter {
 
 fn byte_count(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
-}
-
-fn begin_segment(shared: &LogShared, disk: &dyn Disk, (first, opening): (u64, u64)) -> io::Result<ActiveSegment> {
-    let path = segment::path(&shared.dir, first);
-    let file = match disk.create(&path) {
-        // A file with this name was acknowledged to nobody, or its number would not be the next.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            recover::set_aside(&path, fs::metadata(&path)?.len())?;
-            disk.create(&path)?
-        }
-        created => created?,
-    };
-    let identity = disk::identity(&file.metadata()?);
-    let leaves = leaves::create(&shared.dir, first);
-    if let Err(error) = &leaves {
-        tracing::warn!(%error, "a segment of the audit log has no leaf hashes");
-    }
-    let (begun, leaves) = (shared.clock.wall(), leaves.ok());
-    Ok(ActiveSegment { first, path, file, identity, length: 0, opening, begun, leaves })
 }

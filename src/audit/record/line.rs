@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::de::Error as _;
-use serde::{Deserialize as _, Deserializer, Serializer};
+use serde::{Deserialize as _, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
@@ -109,7 +109,7 @@ fn cut_object(original: &RawValue, excess: usize) -> Box<RawValue> {
 
 /// A JSON object with these members, for `query` and `fields`.
 #[must_use]
-pub fn object(members: &Map<String, Value>) -> Box<RawValue> {
+pub fn object(members: &impl Serialize) -> Box<RawValue> {
     to_raw_value(members).unwrap_or_default()
 }
 
@@ -172,7 +172,7 @@ mod tests {
     use crate::vocabulary::{Answer, CredentialKind, Outcome};
 
     fn full() -> Record<'static> {
-        let members = serde_json::from_str(r#"{"cols[]": ["id", "name"], "wait": "true"}"#).unwrap();
+        let members: Map<String, Value> = serde_json::from_str(r#"{"cols[]": ["id", "name"], "wait": "true"}"#).unwrap();
         Record {
             intent: Some(41),
             request: RequestId::parse(b"0197c9a0-req"),
@@ -272,7 +272,7 @@ mod tests {
     fn a_long_record_is_cut_visibly_and_stays_json() {
         let members = |count: usize, long: usize| {
             let members = (0..count).map(|n| (format!("name{n}"), Value::from("\u{1}ä".repeat(long))));
-            Some(object(&members.collect()))
+            Some(object(&members.collect::<Map<_, _>>()))
         };
         let long = |bytes: usize| "/é".repeat(bytes / 3);
         let records = [

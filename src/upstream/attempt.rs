@@ -1,5 +1,6 @@
 //! Sends one attempt and classifies how it ended.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,10 +93,12 @@ impl Upstream {
         fresh: bool,
     ) -> Ending {
         let mut progress = AttemptProgress::Connecting;
-        match timeout(time, self.exchange(connection, outgoing, fresh, &mut progress)).await {
-            Ok(ending) => ending,
-            Err(_) => progress.timed_out(),
-        }
+        let ending = {
+            // Pinned here, because a future is copied into its time-out, and this one is large.
+            let exchange = pin!(self.exchange(connection, outgoing, fresh, &mut progress));
+            timeout(time, exchange).await
+        };
+        ending.unwrap_or_else(|_| progress.timed_out())
     }
 
     /// Checks that name resolution, TCP and TLS work: opens a connection and closes it without sending anything. `time`

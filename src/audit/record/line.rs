@@ -172,7 +172,8 @@ mod tests {
     use crate::vocabulary::{Answer, CredentialKind, Outcome};
 
     fn full() -> Record<'static> {
-        let members: Map<String, Value> = serde_json::from_str(r#"{"cols[]": ["id", "name"], "wait": "true"}"#).unwrap();
+        let members: Map<String, Value> =
+            serde_json::from_str(r#"{"cols[]": ["id", "name"], "wait": "true"}"#).unwrap();
         Record {
             intent: Some(41),
             request: RequestId::parse(b"0197c9a0-req"),

@@ -211,7 +211,11 @@ fn joined<'u>(path: Cow<'u, str>, query: &str) -> Cow<'u, str> {
 
 /// Decodes a query component like a form (`+` is a space). Invalid UTF-8 becomes U+FFFD.
 pub(crate) fn decoded(text: impl AsRef<str>) -> String {
-    percent_decode_str(&text.as_ref().replace('+', " ")).decode_utf8_lossy().into_owned()
+    let text = text.as_ref();
+    if !text.contains(['+', '%']) {
+        return text.to_owned(); // nearly every one
+    }
+    percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
 /// The path that goes upstream: the template's literals with each parameter's value encoded anew, never a copy of the request's path.

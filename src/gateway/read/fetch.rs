@@ -1,6 +1,7 @@
 //! Reads that the cache does not answer. They join a fetch of the same key or are forwarded; answers are stored only if the fence allows;
 //! a stale answer stands in while the upstream fails.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -143,7 +144,8 @@ async fn fetch_or_join(
         let collapsed = waiter.collapsed();
         // While joined, a request is not counted as under way; `limits.joined` bounds how many can wait like this.
         let _joined = if collapsed { Some(count_joined(request)?) } else { None };
-        match tokio::time::timeout(request.time_left(&gateway.clock), wait_for_fetch(gateway, request, waiter)).await {
+        let waited = pin!(wait_for_fetch(gateway, request, waiter));
+        match tokio::time::timeout(request.time_left(&gateway.clock), waited).await {
             Err(_) => return Err(late),
             Ok(FetchWait::Turn(own)) => (permit, under_way) = (Some(own.permit), Some(own.under_way)),
             Ok(FetchWait::Ended(Ok(Ok(fetched)))) => {

@@ -21,6 +21,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -245,7 +246,7 @@ impl IndexWriter {
                 return Err(IndexError::Foreign("it is ahead of the log"));
             }
             let until = ended.then(|| shared.clock.now() + CLOSE);
-            let handed_over = shared.unindexed.take();
+            let handed_over = shared.unindexed.lock().unwrap_or_else(PoisonError::into_inner).take();
             let end = handed_over.front().map_or((synced.segment, synced.length), |(place, _)| place.start());
             while self.catch_up(end, shared.clock.now())? && until.is_none_or(|until| shared.clock.now() < until) {}
             self.add_handed_over(handed_over, shared.clock.now())?;

@@ -64,7 +64,7 @@ pub(crate) struct LogShared {
     pub(crate) ended: watch::Sender<u8>,
     /// The index thread, woken when the writer has ended or much is unindexed.
     pub(crate) index: OnceLock<Thread>,
-    pub(crate) unindexed: UnindexedRecords,
+    pub(crate) unindexed: Mutex<UnindexedRecords>,
     /// Number of threads that have released the folder.
     pub(crate) released: watch::Sender<u8>,
     pub(crate) records: AtomicU64,
@@ -114,7 +114,7 @@ impl LogShared {
             lines: broadcast::Sender::new(FOLLOW_LAG),
             ended: watch::Sender::default(),
             index: OnceLock::new(),
-            unindexed: UnindexedRecords::default(),
+            unindexed: Mutex::default(),
             released: watch::Sender::default(),
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),

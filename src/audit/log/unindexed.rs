@@ -2,7 +2,6 @@
 //! them again from its segment costs more than to write it.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::audit::record::Record;
 use crate::audit::segment::forward_reader::LinePosition;
@@ -15,11 +14,6 @@ pub(crate) type DurableRecord = (LinePosition, Box<Record<'static>>);
 
 #[derive(Debug, Default)]
 pub(crate) struct UnindexedRecords {
-    queue: Mutex<RecordQueue>,
-}
-
-#[derive(Debug, Default)]
-struct RecordQueue {
     records: VecDeque<DurableRecord>,
     bytes: usize,
 }
@@ -27,26 +21,21 @@ struct RecordQueue {
 impl UnindexedRecords {
     /// Adds records in the order of their lines. Returns true if the index should take them soon. If they do not fit,
     /// the earlier ones are forgotten, because the index is far behind.
-    pub(crate) fn add(&self, records: impl IntoIterator<Item = DurableRecord>) -> bool {
-        let mut queue = self.lock();
+    pub(crate) fn add(&mut self, records: impl IntoIterator<Item = DurableRecord>) -> bool {
         for (place, record) in records {
             let bytes = record.weight();
-            if queue.bytes + bytes > BYTES_MAX {
-                *queue = RecordQueue::default();
+            if self.bytes + bytes > BYTES_MAX {
+                *self = Self::default();
             }
-            queue.bytes += bytes;
-            queue.records.push_back((place, record));
+            self.bytes += bytes;
+            self.records.push_back((place, record));
         }
-        queue.bytes > BYTES_MAX / 2
+        self.bytes > BYTES_MAX / 2
     }
 
     /// Takes all that wait, oldest first.
-    pub(crate) fn take(&self) -> VecDeque<DurableRecord> {
-        std::mem::take(&mut *self.lock()).records
-    }
-
-    fn lock(&self) -> MutexGuard<'_, RecordQueue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn take(&mut self) -> VecDeque<DurableRecord> {
+        std::mem::take(self).records
     }
 }
 
@@ -57,18 +46,18 @@ mod tests {
 
     #[test]
     fn what_waits_for_the_index_is_bounded_and_the_newest_is_kept() {
-        let unindexed = UnindexedRecords::default();
+        let mut unindexed = UnindexedRecords::default();
         let record = Box::new(Record::new(Kind::Request, jiff::Timestamp::UNIX_EPOCH));
         let fit = BYTES_MAX / record.weight();
         let line = |n: usize| LinePosition { segment: 1, offset: n as u64, length: 0 };
-        let add = |from: usize, to: usize| unindexed.add((from..to).map(|n| (line(n), record.clone())));
-        assert!(!add(0, 10));
-        assert!(add(10, fit), "the index should come");
+        let lines = |from: usize, to: usize| (from..to).map(|n| (line(n), record.clone()));
+        assert!(!unindexed.add(lines(0, 10)));
+        assert!(unindexed.add(lines(10, fit)), "the index should come");
         assert_eq!(unindexed.take().len(), fit);
-        add(0, fit);
-        add(fit, fit + 3);
+        unindexed.add(lines(0, fit));
+        unindexed.add(lines(fit, fit + 3));
         let kept: Vec<_> = unindexed.take().into_iter().map(|(place, _)| place).collect();
         assert_eq!(kept, [line(fit), line(fit + 1), line(fit + 2)]);
-        assert!(!add(0, 1), "what was taken no longer counts");
+        assert!(!unindexed.add(lines(0, 1)), "what was taken no longer counts");
     }
 }

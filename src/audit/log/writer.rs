@@ -333,7 +333,7 @@ impl LogWriter {
         self.shared.stuck.store(false, Ordering::SeqCst);
         self.publish();
         // Last: the index may not be ahead of what is published.
-        if self.shared.unindexed.add(durable) {
+        if self.shared.unindexed.lock().unwrap_or_else(PoisonError::into_inner).add(durable) {
             self.wake_index();
         }
     }

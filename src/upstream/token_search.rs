@@ -15,6 +15,8 @@ use crate::hash;
 const LOOSE_BYTES_MIN: usize = 16;
 /// Bytes of reduced text that are searched at once.
 const WINDOW_BYTES: usize = 16 * 1024;
+/// Room for what headers usually add to that.
+const HEADER_BYTES: usize = 512;
 /// After this many bytes others get their turn on the thread.
 const TURN_BYTES: usize = 64 * 1024;
 /// So much of a form is searched for first.
@@ -128,7 +130,8 @@ impl TokenSearch {
 
     /// Whether the headers or the body contain the token in any of its forms.
     pub(super) async fn is_in(&self, headers: &HeaderMap, body: &[u8]) -> bool {
-        let new_window = || SearchWindow { search: self, text: Vec::new() };
+        let new_window =
+            || SearchWindow { search: self, text: Vec::with_capacity(body.len().min(WINDOW_BYTES) + HEADER_BYTES) };
         // All in one, because every search costs: a form that only two texts together contain is better not passed on, either.
         let mut window = new_window();
         for (name, value) in headers {

@@ -131,7 +131,7 @@ fn method_not_allowed(allowed: &'static str) -> OperatorRoute {
 }
 
 async fn openapi(State(state): State<Arc<OperatorState>>) -> Response {
-    typed("application/json", state.gateway.policy().openapi())
+    typed("application/json", state.gateway.policy().openapi(|| state.gateway_urls()))
 }
 
 /// Names the answer by the request's own `X-Request-Id` if that is short and plain, else by a new one.

@@ -207,6 +207,21 @@ impl OperatorState {
         self.doors.lock().unwrap_or_else(PoisonError::into_inner).push((name, door));
     }
 
+    /// The URLs of the gateway door, by its names and its TCP addresses.
+    pub(super) fn gateway_urls(&self) -> Vec<String> {
+        let policy = self.gateway.policy();
+        let door = &policy.config.gateway;
+        let scheme = if door.tls.is_some() { "https" } else { "http" };
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = doors.iter().find(|(name, _)| *name == "gateway").map_or(&[][..], |(_, open)| open.addresses());
+        let named = open.iter().flat_map(|at| door.names.iter().map(|name| format!("{scheme}://{name}:{}", at.port())));
+        let by_address = open.iter().map(|at| match at.ip().is_unspecified() {
+            true => format!("{scheme}://localhost:{}", at.port()),
+            false => format!("{scheme}://{at}"),
+        });
+        named.chain(by_address).collect()
+    }
+
     pub(super) fn in_force(&self) -> Arc<ConfigInForce> {
         self.in_force.load_full()
     }

@@ -2,6 +2,7 @@
 //! the catalogue.
 
 mod cases;
+mod described;
 mod private;
 
 use std::collections::BTreeSet;

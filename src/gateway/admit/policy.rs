@@ -229,9 +229,9 @@ impl Policy {
         }
     }
 
-    /// The OpenAPI document of the gateway door, generated on first use.
-    pub fn openapi(&self) -> Bytes {
-        self.openapi.get_or_init(|| openapi(self.catalogue()).to_string().into()).clone()
+    /// The OpenAPI document of the gateway door, generated on first use. `servers` are the door's URLs.
+    pub fn openapi(&self, servers: impl FnOnce() -> Vec<String>) -> Bytes {
+        self.openapi.get_or_init(|| openapi(self.catalogue(), &servers()).to_string().into()).clone()
     }
 
     /// Do new requests still use this snapshot? Cheap enough to ask for every answer.

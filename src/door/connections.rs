@@ -62,7 +62,7 @@ pub(super) struct ConnectionState {
     client_check_due: AtomicBool,
     /// The answer in progress is a stream without end.
     endless: AtomicBool,
-    driver: AtomicWaker,
+    pub(super) driver: AtomicWaker,
 }
 
 /// Marks a connection busy: it has a request in progress, or an answer that the client has not taken yet.

@@ -1,17 +1,17 @@
-//! Keeps the `#` of `:path` visible in HTTP/2's compressed field blocks (RFC 7541), as `request_line` does in request lines.
+//! Reads in HTTP/2's compressed field blocks (RFC 7541) what h2 does not pass on: a `#` in `:path`, which the library would cut off with
+//! what follows; whether there is an `expect`; and whether the method is HEAD.
 //!
-//! A block is changed in place, so what stands for a `#` must be as long. In plain text `^` is, and the gateway refuses it with a problem.
-//! In Huffman code only `>` is, which h2 refuses as malformed. No other field may change: an Idempotency-Key may contain `#`. A field may
-//! take its name from the connection's table of recent fields, so that table is followed too, with the lengths of its names and values.
+//! A field may stand in the connection's table of recent fields, wholly or with its name, so that table is followed too: with the lengths
+//! of its names and values, because those decide what is evicted.
 
 use std::collections::VecDeque;
 
-use super::request_line::FRAGMENT;
-
-const PATH: &str = ":path";
-/// `:path` in Huffman code. Every text has exactly one valid code.
-const PATH_HUFFMAN: [u8; 4] = [0xb9, 0x58, 0xd3, 0x3f];
-/// `#` in Huffman code. With the last bit set it is `>`.
+/// The names that matter, and HEAD, each in plain text and in Huffman code. Every text has exactly one valid code.
+const PATH: [&[u8]; 2] = [b":path", &[0xb9, 0x58, 0xd3, 0x3f]];
+const METHOD: [&[u8]; 2] = [b":method", &[0xb9, 0x49, 0x53, 0x39, 0xe4]];
+const EXPECT: [&[u8]; 2] = [b"expect", &[0x2f, 0x9a, 0xca, 0x44, 0xff]];
+const HEAD: [&[u8]; 2] = [b"HEAD", &[0xc7, 0x82, 0x1b, 0xff]];
+/// `#` in Huffman code.
 const NUMBER_SIGN: u64 = 0xffa;
 const NUMBER_SIGN_BITS: u32 = 12;
 
@@ -45,12 +45,22 @@ const CODE_BITS_MAX: u32 = 30;
 #[derive(Debug)]
 pub(super) struct Unfollowable;
 
-/// Follows the field blocks of a connection, and marks the `#` in their `:path`.
+/// What was read in a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BlockNotes {
+    /// Its `:path` has a `#`.
+    pub(super) has_fragment: bool,
+    pub(super) has_expect: bool,
+    pub(super) is_head: bool,
+}
+
+/// Follows the field blocks of a connection.
 #[derive(Debug)]
 pub(super) struct FieldBlocks {
     table: FieldTable,
     place: Place,
     literal: Literal,
+    notes: BlockNotes,
 }
 
 /// Where the next byte stands.
@@ -77,25 +87,54 @@ struct Literal {
 #[derive(Clone, Copy, Debug)]
 struct Name {
     bytes: usize,
-    is_path: bool,
+    kind: NameKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NameKind {
+    Path,
+    Method,
+    Expect,
+    Other,
+}
+
+impl NameKind {
+    /// Its name is the one at this place of the static table.
+    const fn at(place: usize) -> Self {
+        match place {
+            1 | 2 => Self::Method,
+            3 | 4 => Self::Path,
+            34 => Self::Expect,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl FieldBlocks {
     /// `table_bytes_max`: the table's largest size that the client is told.
     pub(super) fn new(table_bytes_max: usize) -> Self {
-        Self { table: FieldTable::new(table_bytes_max), place: Place::Field, literal: Literal::default() }
+        Self {
+            table: FieldTable::new(table_bytes_max),
+            place: Place::Field,
+            literal: Literal::default(),
+            notes: BlockNotes::default(),
+        }
     }
 
     pub(super) fn is_between_fields(&self) -> bool {
         matches!(self.place, Place::Field)
     }
 
+    /// What was read since the last call.
+    pub(super) fn take_notes(&mut self) -> BlockNotes {
+        std::mem::take(&mut self.notes)
+    }
+
     /// Follows the next bytes of a block.
-    pub(super) fn mark_fragments(&mut self, mut block: &mut [u8]) -> Result<(), Unfollowable> {
+    pub(super) fn follow(&mut self, mut block: &[u8]) -> Result<(), Unfollowable> {
         loop {
             if let Place::Text(mut text) = self.place {
-                let length = text.left.min(block.len());
-                let (own, rest) = block.split_at_mut(length);
+                let (own, rest) = block.split_at(text.left.min(block.len()));
                 text.read(own);
                 block = rest;
                 self.place = Place::Text(text);
@@ -104,9 +143,19 @@ impl FieldBlocks {
                 }
                 self.on_text(&text)?;
             }
-            let Some((byte, rest)) = block.split_first_mut() else { return Ok(()) };
+            let Some((byte, rest)) = block.split_first() else { return Ok(()) };
             block = rest;
             self.on_byte(*byte)?;
+        }
+    }
+
+    /// A field with this name was read whole. `is_odd`: its value is what is looked for.
+    fn note(&mut self, name: Name, is_odd: bool) {
+        match name.kind {
+            NameKind::Path => self.notes.has_fragment |= is_odd,
+            NameKind::Method => self.notes.is_head |= is_odd,
+            NameKind::Expect => self.notes.has_expect = true,
+            NameKind::Other => {}
         }
     }
 
@@ -133,16 +182,22 @@ impl FieldBlocks {
     /// Returns what comes behind the number.
     fn on_number(&mut self, number: Number) -> Result<Place, Unfollowable> {
         match number.of {
-            NumberOf::Field => self.table.name(number.value).map(|_| Place::Field),
+            NumberOf::Field => {
+                let (name, is_odd) = self.table.field(number.value)?;
+                self.note(name, is_odd);
+                Ok(Place::Field)
+            }
             NumberOf::TableSize => self.table.resize(number.value).map(|()| Place::Field),
             NumberOf::Name => {
-                self.literal.name = (number.value > 0).then(|| self.table.name(number.value)).transpose()?;
+                self.literal.name =
+                    (number.value > 0).then(|| self.table.field(number.value).map(|(name, _)| name)).transpose()?;
                 Ok(Place::TextLength)
             }
             NumberOf::TextLength { is_huffman } => {
                 let part = match self.literal {
                     Literal { name: None, .. } => Part::Name,
-                    Literal { name: Some(Name { is_path: true, .. }), .. } => Part::Path,
+                    Literal { name: Some(Name { kind: NameKind::Path, .. }), .. } => Part::Path,
+                    Literal { name: Some(Name { kind: NameKind::Method, .. }), .. } => Part::Method,
                     Literal { is_added: true, .. } => Part::CountedValue,
                     Literal { is_added: false, .. } => Part::OtherValue,
                 };
@@ -156,12 +211,13 @@ impl FieldBlocks {
             // h2 would wait for more of an empty name, and read the value as fields.
             None if text.decoded == 0 => return Err(Unfollowable),
             None => {
-                self.literal.name = Some(Name { bytes: text.decoded, is_path: text.is_path_name() });
+                self.literal.name = Some(Name { bytes: text.decoded, kind: text.name_kind() });
                 Place::TextLength
             }
             Some(name) => {
+                self.note(name, text.is_odd());
                 if self.literal.is_added {
-                    self.table.add(name, text.decoded);
+                    self.table.add(name, text);
                 }
                 Place::Field
             }
@@ -223,8 +279,9 @@ struct Text {
     /// Bits of a Huffman code that has not arrived whole, behind older ones.
     bits: u64,
     bit_count: u32,
-    /// What must come to make it `:path`; `None` if it cannot be that any more.
-    to_be_path: Option<&'static [u8]>,
+    has_number_sign: bool,
+    /// What must come to make it one of the texts that are looked for; `None` if it cannot be that any more.
+    to_be: [Option<&'static [u8]>; 3],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,6 +289,8 @@ enum Part {
     Name,
     /// The value of `:path`.
     Path,
+    /// The value of `:method`.
+    Method,
     /// A value whose length the table needs.
     CountedValue,
     OtherValue,
@@ -239,31 +298,50 @@ enum Part {
 
 impl Text {
     fn new(left: usize, is_huffman: bool, part: Part) -> Self {
-        let path = if is_huffman { PATH_HUFFMAN.as_slice() } else { PATH.as_bytes() };
-        Self { part, is_huffman, left, decoded: 0, bits: 0, bit_count: 0, to_be_path: Some(path) }
+        let form = |[plain, code]: [&'static [u8]; 2]| Some(if is_huffman { code } else { plain });
+        let to_be = match part {
+            Part::Name => [form(PATH), form(METHOD), form(EXPECT)],
+            Part::Method => [form(HEAD), None, None],
+            Part::Path | Part::CountedValue | Part::OtherValue => [None; 3],
+        };
+        Self { part, is_huffman, left, decoded: 0, bits: 0, bit_count: 0, has_number_sign: false, to_be }
     }
 
-    fn is_path_name(&self) -> bool {
-        self.to_be_path.is_some_and(<[u8]>::is_empty)
+    fn name_kind(&self) -> NameKind {
+        match self.to_be.map(|rest| rest.is_some_and(<[u8]>::is_empty)) {
+            [true, ..] => NameKind::Path,
+            [_, true, _] => NameKind::Method,
+            [.., true] => NameKind::Expect,
+            _ => NameKind::Other,
+        }
     }
 
-    fn read(&mut self, own: &mut [u8]) {
+    /// Is it a path with a `#`, or the method HEAD?
+    fn is_odd(&self) -> bool {
+        match self.part {
+            Part::Path => self.has_number_sign,
+            Part::Method => self.to_be[0].is_some_and(<[u8]>::is_empty),
+            Part::Name | Part::CountedValue | Part::OtherValue => false,
+        }
+    }
+
+    fn read(&mut self, own: &[u8]) {
         self.left -= own.len();
-        self.to_be_path = self.to_be_path.and_then(|path| path.strip_prefix(&*own));
+        if matches!(self.part, Part::Name | Part::Method) {
+            self.to_be = self.to_be.map(|rest| rest?.strip_prefix(own));
+        }
         match (self.part, self.is_huffman) {
             (Part::OtherValue, _) => {}
-            (_, true) => own.iter_mut().for_each(|byte| self.read_huffman(byte)),
+            (_, true) => own.iter().for_each(|byte| self.read_huffman(*byte)),
             (part, false) => {
                 self.decoded += own.len();
-                if part == Part::Path {
-                    own.iter_mut().filter(|byte| **byte == b'#').for_each(|byte| *byte = FRAGMENT);
-                }
+                self.has_number_sign |= part == Part::Path && own.contains(&b'#');
             }
         }
     }
 
-    fn read_huffman(&mut self, byte: &mut u8) {
-        self.bits = self.bits << 8 | u64::from(*byte);
+    fn read_huffman(&mut self, byte: u8) {
+        self.bits = self.bits << 8 | u64::from(byte);
         self.bit_count += 8;
         while self.bit_count > 0 {
             let next = (self.bits << (u64::BITS - self.bit_count)) >> u32::BITS;
@@ -272,10 +350,7 @@ impl Text {
             let Some(behind) = self.bit_count.checked_sub(length) else { return };
             self.bit_count = behind;
             self.decoded += 1;
-            // A code always ends in the byte that completes it, so its last bit can still be changed.
-            if self.part == Part::Path && next >> (u32::BITS - NUMBER_SIGN_BITS) == NUMBER_SIGN {
-                *byte |= 1_u8.unbounded_shl(behind);
-            }
+            self.has_number_sign |= next >> (u32::BITS - NUMBER_SIGN_BITS) == NUMBER_SIGN;
         }
     }
 }
@@ -295,6 +370,8 @@ struct FieldTable {
 struct Entry {
     name: Name,
     bytes: usize,
+    /// A path with a `#`, or the method HEAD.
+    is_odd: bool,
 }
 
 impl FieldTable {
@@ -307,22 +384,25 @@ impl FieldTable {
         Self { entries: VecDeque::new(), bytes: 0, bytes_max: Self::INITIAL_BYTES, limit }
     }
 
-    /// The name of the field with this index.
-    fn name(&self, index: usize) -> Result<Name, Unfollowable> {
+    /// The name of the field with this index, and whether its value is what is looked for.
+    fn field(&self, index: usize) -> Result<(Name, bool), Unfollowable> {
         let place = index.checked_sub(1).ok_or(Unfollowable)?;
-        let name = match place.checked_sub(STATIC_NAMES.len()) {
-            Some(place) => self.entries.get(place).map(|entry| entry.name),
-            None => STATIC_NAMES.get(place).map(|name| Name { bytes: name.len(), is_path: *name == PATH }),
+        let field = match place.checked_sub(STATIC_NAMES.len()) {
+            Some(place) => self.entries.get(place).map(|entry| (entry.name, entry.is_odd)),
+            None => {
+                let name = STATIC_NAMES.get(place).map(|name| Name { bytes: name.len(), kind: NameKind::at(place) });
+                name.map(|name| (name, false))
+            }
         };
-        name.ok_or(Unfollowable)
+        field.ok_or(Unfollowable)
     }
 
-    fn add(&mut self, name: Name, value_bytes: usize) {
-        let bytes = name.bytes + value_bytes + Self::ENTRY_BYTES;
+    fn add(&mut self, name: Name, value: &Text) {
+        let bytes = name.bytes + value.decoded + Self::ENTRY_BYTES;
         self.evict_to(self.bytes_max.saturating_sub(bytes));
         if bytes <= self.bytes_max {
             self.bytes += bytes;
-            self.entries.push_front(Entry { name, bytes });
+            self.entries.push_front(Entry { name, bytes, is_odd: value.is_odd() });
         }
     }
 
@@ -345,7 +425,7 @@ impl FieldTable {
 /// The names of the static table (RFC 7541 appendix A), from index 1.
 #[rustfmt::skip]
 const STATIC_NAMES: [&str; 61] = [
-    ":authority", ":method", ":method", PATH, PATH, ":scheme", ":scheme", ":status", ":status", ":status", ":status", ":status",
+    ":authority", ":method", ":method", ":path", ":path", ":scheme", ":scheme", ":status", ":status", ":status", ":status", ":status",
     ":status", ":status", "accept-charset", "accept-encoding", "accept-language", "accept-ranges", "accept",
     "access-control-allow-origin", "age", "allow", "authorization", "cache-control", "content-disposition", "content-encoding",
     "content-language", "content-length", "content-location", "content-range", "content-type", "cookie", "date", "etag", "expect",

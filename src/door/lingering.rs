@@ -9,14 +9,16 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::TryFutureExt as _;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::runtime::Handle;
 
 use super::connections::{BusyGuard, ConnectionState};
+use super::continues::{ContinueAsker, Continues};
 use super::service::ConnectionService;
+use super::stream_mark::{self, StreamMark};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::tasks::Tasks;
@@ -29,20 +31,27 @@ pub(super) struct Linger {
     pub(super) tasks: Tasks,
 }
 
-/// Answers as `service` does, and reads what a request's body still brings. Over HTTP/1.1 (`is_http1`) a connection ends with a body that
-/// is not read to its end, and its last answer says so.
+/// Answers as `service` does, and reads what a request's body still brings. Over HTTP/1.1 (`continues` is `None`) a connection ends with a
+/// body that is not read to its end, and its last answer says so.
 pub(super) fn lingering<S: ConnectionService<IncomingBody>>(
     mut service: S,
     linger: Linger,
-    is_http1: bool,
+    continues: Option<Arc<Continues>>,
 ) -> impl ConnectionService<Incoming, AnswerBody = S::AnswerBody> {
     let linger = Arc::new(linger); // hyper clones the service for each request
     tower::service_fn(move |request: Request<Incoming>| {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        let mark = continues.as_ref().and_then(|_| StreamMark::take(&mut head.headers));
+        if mark.is_some_and(|mark| mark.has_fragment) {
+            head.uri = stream_mark::with_fragment(head.uri);
+        }
         let rest = (!body.is_end_stream()).then(|| {
             let expects_continue = head.headers.contains_key(header::EXPECT);
-            BodyRest { linger: linger.clone(), expects_continue, must_close: Arc::default() }
+            let asks = continues.as_ref().zip(mark.filter(|_| is_continue_expected(&head.headers)));
+            let asker = asks.map(|(continues, mark)| ContinueAsker::new(continues, mark.stream));
+            BodyRest { linger: linger.clone(), expects_continue, asker, must_close: Arc::default() }
         });
+        let is_http1 = continues.is_none();
         let must_close = rest.as_ref().filter(|_| is_http1).map(|rest| rest.must_close.clone());
         let answer = service.call(Request::from_parts(head, IncomingBody { inner: Some(body), rest }));
         // No async block: it would have room for the answer's future twice, and hyper moves it.
@@ -57,6 +66,10 @@ pub(super) fn lingering<S: ConnectionService<IncomingBody>>(
     })
 }
 
+fn is_continue_expected(headers: &HeaderMap) -> bool {
+    headers.get_all(header::EXPECT).iter().any(|one| one.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// The body of a request. If it is dropped before its end, the rest is read and thrown away.
 pub struct IncomingBody {
     /// `None` once it is dropped.
@@ -67,8 +80,10 @@ pub struct IncomingBody {
 
 struct BodyRest {
     linger: Arc<Linger>,
-    /// The client sends the body only if it is asked to (`Expect: 100-continue`); hyper asks when the body is first polled.
+    /// The client sends the body only if it is asked to (`Expect: 100-continue`); over HTTP/1.1 hyper asks when the body is first polled.
     expects_continue: bool,
+    /// Asks over HTTP/2.
+    asker: Option<ContinueAsker>,
     /// The rest may be more than is thrown away.
     must_close: Arc<AtomicBool>,
 }
@@ -78,11 +93,17 @@ impl Body for IncomingBody {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.rest.iter_mut().for_each(|rest| rest.expects_continue = false);
+        let is_first = self.rest.as_mut().is_some_and(|rest| std::mem::take(&mut rest.expects_continue));
         let polled = match &mut self.inner {
             Some(inner) => Pin::new(inner).poll_frame(cx),
             None => Poll::Ready(None),
         };
+        // What has arrived need not be asked for.
+        if let Some(asker) =
+            self.rest.as_ref().and_then(|rest| rest.asker.as_ref()).filter(|_| is_first && polled.is_pending())
+        {
+            asker.ask();
+        }
         if matches!(polled, Poll::Ready(None)) {
             self.rest = None; // hyper does not say of a chunked body that it is over
         }
@@ -104,7 +125,7 @@ impl Drop for IncomingBody {
         if inner.is_end_stream() {
             return;
         }
-        let BodyRest { linger, expects_continue, must_close } = rest;
+        let BodyRest { linger, expects_continue, must_close, .. } = rest;
         let bytes_max = linger.limits.linger_bytes as u64;
         let fits = inner.size_hint().upper().is_some_and(|bytes| bytes <= bytes_max);
         must_close.store(expects_continue || !fits, Ordering::Release);

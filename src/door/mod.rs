@@ -4,10 +4,13 @@
 //! closes those that are silent, slow, idle or old beyond their limit. This needs no timer per request.
 
 mod accounts;
+mod answer_frames;
 mod authority;
 mod client_certificate;
 mod connections;
+mod continues;
 mod field_blocks;
+mod frame_reader;
 mod handshake;
 mod http;
 mod lingering;
@@ -16,7 +19,8 @@ mod order;
 mod request_frames;
 mod request_line;
 mod service;
-mod stream_refusals;
+mod spare_window;
+mod stream_mark;
 mod streams;
 mod subject_names;
 mod tls;
@@ -38,13 +42,15 @@ use self::http::Socket;
 use crate::clock::Clock;
 use crate::config::{Limits, Listen, SocketAccess};
 use crate::tasks::Tasks;
+use answer_frames::AnswerFrames;
 use client_certificate::CertifiedConnection;
 use connections::{ConnectionState, Connections};
+use continues::Continues;
+use frame_reader::FrameReader;
 use handshake::HandshakeFailures;
 use lingering::{Linger, lingering};
 use listen::{Listener, Stream};
 use order::IdlePhase;
-use stream_refusals::StreamRefusals;
 use streams::Streams;
 use unread::{UnreadRequests, UnreadWriter};
 use watched_stream::WatchedStream;
@@ -396,17 +402,21 @@ where
         let state = peer.state.clone();
         let unread = UnreadWriter::new(self.unread.clone(), self.limits.clone());
         let stream = WatchedStream::http1(socket, state.clone(), self.clock.clone(), unread);
-        let service = lingering((self.make_service)(peer), self.linger(&state), true);
+        let service = lingering((self.make_service)(peer), self.linger(&state), None);
         http::http1(stream, &state, &self.limits, &self.unread, service).await;
     }
 
     async fn http2<T: Socket>(&self, socket: T, peer: PeerConnection) {
         let state = peer.state.clone();
-        let refusals = StreamRefusals::new(self.unread.clone());
-        let frames = RequestFrames::new(usize::try_from(self.limits.h2_header_table_bytes).unwrap_or(usize::MAX));
-        let stream = WatchedStream::http2(socket, state.clone(), self.clock.clone(), (refusals, frames));
+        let continues = Continues::new(&state);
+        let answers = AnswerFrames::new(self.unread.clone(), continues.clone());
+        let size = |bytes: u32| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let limits = &self.limits;
+        let frames = RequestFrames::new(size(limits.h2_header_table_bytes), size(limits.h2_frame_bytes));
+        let stream =
+            WatchedStream::http2(socket, state.clone(), self.clock.clone(), (answers, FrameReader::new(frames)));
         let streams = Streams::new(&self.tasks, &state, &self.clock, self.limits.write_stall);
-        let service = lingering((self.make_service)(peer), self.linger(&state), false);
+        let service = lingering((self.make_service)(peer), self.linger(&state), Some(continues));
         http::http2(stream, &state, &self.limits, &self.unread, streams, service).await;
     }
 

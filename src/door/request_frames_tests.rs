@@ -7,10 +7,11 @@ use proptest::prelude::*;
 use tokio::io::AsyncWriteExt as _;
 
 use super::*;
-use crate::door::FRAGMENT;
+use crate::door::stream_mark::with_fragment;
 
 const TABLE_BYTES: usize = 4096;
-const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+const FRAME_BYTES: usize = 16 << 10;
+const NO_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 const END_STREAM: u8 = 1;
 
 /// The lengths of the Huffman codes of all bytes (RFC 7541 appendix B). Codes are numbered by length, then by byte.
@@ -72,8 +73,7 @@ type Field = (Vec<u8>, Vec<u8>);
 /// A client that encodes fields in every way there is.
 struct Client {
     random: fastrand::Rng,
-    /// Each entry, and its value as the server has it.
-    table: VecDeque<(Field, Vec<u8>)>,
+    table: VecDeque<Field>,
     bytes_max: usize,
 }
 
@@ -83,7 +83,7 @@ impl Client {
     }
 
     fn evict(&mut self) {
-        let size = |((name, value), _): &(Field, Vec<u8>)| name.len() + value.len() + 32;
+        let size = |(name, value): &Field| name.len() + value.len() + 32;
         while self.table.iter().map(size).sum::<usize>() > self.bytes_max {
             self.table.pop_back();
         }
@@ -95,8 +95,7 @@ impl Client {
         number(0x20, 5, self.bytes_max)
     }
 
-    /// Encodes a field, and returns its value as the server must have it.
-    fn field(&mut self, (name, value): Field) -> (Vec<u8>, Vec<u8>) {
+    fn field(&mut self, (name, value): Field) -> Vec<u8> {
         let fixed: &[(usize, &[u8])] = match &*name {
             b":path" => &[(4, b"/"), (5, b"/index.html")],
             b":method" => &[(2, b"GET"), (3, b"POST")],
@@ -104,20 +103,19 @@ impl Client {
             b":authority" => &[(1, b"")],
             b"authorization" => &[(23, b"")],
             b"etag" => &[(34, b"")],
+            b"expect" => &[(35, b"")],
             _ => &[],
         };
-        let mut whole: Vec<_> =
-            fixed.iter().filter(|(_, one)| **one == *value).map(|(at, _)| (*at, value.clone())).collect();
+        let mut whole: Vec<_> = fixed.iter().filter(|(_, one)| **one == *value).map(|(at, _)| *at).collect();
         let mut names: Vec<usize> = fixed.iter().map(|(at, _)| *at).chain([0]).collect();
-        for (at, ((known, own), seen)) in self.table.iter().enumerate() {
+        for (at, (known, own)) in self.table.iter().enumerate() {
             if *known == name {
                 names.push(at + 62);
-                whole.extend((*own == value).then(|| (at + 62, seen.clone())));
+                whole.extend((*own == value).then_some(at + 62));
             }
         }
         if !whole.is_empty() && self.random.bool() {
-            let (index, seen) = whole.swap_remove(self.random.usize(..whole.len()));
-            return (number(0x80, 7, index), seen);
+            return number(0x80, 7, whole.swap_remove(self.random.usize(..whole.len())));
         }
         let (first, bits) = [(0x40, 6), (0, 4), (0x10, 4)][self.random.usize(..3)];
         let index = names[self.random.usize(..names.len())];
@@ -125,49 +123,45 @@ impl Client {
         if index == 0 {
             bytes.extend(text(&name, self.random.bool()));
         }
-        let is_huffman = self.random.bool();
-        bytes.extend(text(&value, is_huffman));
-        let mark = if is_huffman { b'>' } else { FRAGMENT };
-        let seen = match &*name {
-            b":path" => value.iter().map(|byte| if *byte == b'#' { mark } else { *byte }).collect(),
-            _ => value.clone(),
-        };
+        bytes.extend(text(&value, self.random.bool()));
         if first == 0x40 {
-            self.table.push_front(((name, value), seen.clone()));
+            self.table.push_front((name, value));
             self.evict();
         }
-        (bytes, seen)
+        bytes
     }
 
     fn any(&mut self, alphabet: &[u8], most: usize) -> Vec<u8> {
         (0..self.random.usize(..=most)).map(|_| alphabet[self.random.usize(..alphabet.len())]).collect()
     }
 
-    /// The frames of a request, and what the server must get of it.
-    fn request(&mut self, stream: u32, path: Vec<u8>) -> (Vec<u8>, Option<Got>) {
-        let mut fields: Vec<Field> = [(":method", "GET"), (":scheme", "https"), (":authority", "a")]
+    /// The frames of a request, and what the service must get of it.
+    fn request(&mut self, stream: u32, path: &[u8]) -> (Vec<u8>, Got) {
+        let method = ["GET", "HEAD", "HEAP"][self.random.usize(..3)];
+        let mut fields: Vec<Field> = [(":method", method), (":scheme", "https"), (":authority", "a")]
             .map(|(name, value)| (name.into(), value.into()))
             .into();
-        fields.insert(self.random.usize(..=3), (b":path".to_vec(), path));
+        fields.insert(self.random.usize(..=3), (b":path".to_vec(), path.to_vec()));
         for _ in 0..self.random.usize(..5) {
-            let name = ["x", "etag", "authorization", "idempotency-key"][self.random.usize(..4)];
-            let value = self.any(b"##ab>^~\\\x80\xff0", 40);
+            let name = ["x", "etag", "authorization", "idempotency-key", "expect", "expecu"][self.random.usize(..6)];
+            let value = if self.random.bool() { b"100-continue".to_vec() } else { self.any(b"##ab>^~\\\x80\xff0", 40) };
             fields.push((name.into(), value));
         }
         let mut block = if self.random.u8(..4) == 0 { self.resize() } else { Vec::new() };
-        let (mut seen_path, mut headers) = (Vec::new(), HeaderMap::new());
-        for field in fields {
-            let name = field.0.clone();
-            let (bytes, seen) = self.field(field);
-            block.extend(bytes);
-            match HeaderName::from_bytes(&name) {
-                _ if name == b":path" => seen_path = seen,
-                Ok(name) => drop(headers.append(name, HeaderValue::from_bytes(&seen).unwrap())),
-                Err(_) => {}
+        let mut headers = HeaderMap::new();
+        for (name, value) in &fields {
+            let known = HeaderName::from_bytes(name).ok();
+            if let Some(name) = known {
+                headers.append(name, HeaderValue::from_bytes(value).unwrap());
             }
         }
-        let path = PathAndQuery::try_from(&*seen_path).ok();
-        (self.frames(stream, &block), path.map(|path| (path.as_str().to_owned(), headers)))
+        fields.into_iter().for_each(|field| block.extend(self.field(field)));
+        let has_fragment = path.contains(&b'#');
+        let is_marked = has_fragment || headers.contains_key("expect");
+        let mark = is_marked.then_some(StreamMark { stream, has_fragment });
+        let before = path.split(|byte| *byte == b'#').next().unwrap();
+        let target = String::from_utf8(before.to_vec()).unwrap() + if has_fragment { "^" } else { "" };
+        (self.frames(stream, &block), Got { target, headers, mark, is_head: method == "HEAD" })
     }
 
     fn frames(&mut self, stream: u32, block: &[u8]) -> Vec<u8> {
@@ -198,28 +192,32 @@ impl Client {
     }
 }
 
-/// A request's target and headers.
-type Got = (String, HeaderMap);
+/// What the service gets of a request.
+#[derive(Clone, Debug, PartialEq)]
+struct Got {
+    target: String,
+    headers: HeaderMap,
+    mark: Option<StreamMark>,
+    is_head: bool,
+}
 
 fn connection(frames: &[u8]) -> Vec<u8> {
-    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &SETTINGS[..], frames].concat()
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &NO_SETTINGS[..], frames].concat()
 }
 
 /// What h2 may read of these bytes if they arrive in pieces.
-fn marked(bytes: &[u8], mut piece: impl FnMut() -> usize) -> Vec<u8> {
-    let (mut frames, mut bytes, mut out) = (RequestFrames::new(TABLE_BYTES), bytes.to_vec(), Vec::new());
-    let mut rest = &mut *bytes;
+fn passed(frames: &mut RequestFrames, bytes: &[u8], mut piece: impl FnMut() -> usize) -> Vec<u8> {
+    let (mut rest, mut pieces) = (bytes, Vec::new());
     while !rest.is_empty() {
-        let length = piece().clamp(1, rest.len());
-        let (own, behind) = rest.split_at_mut(length);
-        let passed = frames.mark_fragments(own);
-        out.extend_from_slice(&own[..passed]);
-        if passed < length {
-            break;
-        }
+        let (own, behind) = rest.split_at(piece().clamp(1, rest.len()));
+        pieces.push(own);
         rest = behind;
     }
-    out
+    frames.pass(pieces).0
+}
+
+fn marked(bytes: &[u8], piece: impl FnMut() -> usize) -> Vec<u8> {
+    passed(&mut RequestFrames::new(TABLE_BYTES, FRAME_BYTES), bytes, piece)
 }
 
 /// The requests that h2 reads, by stream.
@@ -227,16 +225,22 @@ fn served(bytes: &[u8]) -> BTreeMap<u32, Got> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(tokio::task::unconstrained(async {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let (start, rest) = bytes.split_at((PREFACE_BYTES + SETTINGS.len()).min(bytes.len()));
+        let (start, rest) = bytes.split_at((PREFACE_BYTES + NO_SETTINGS.len()).min(bytes.len()));
         client.write_all(start).await.unwrap();
         let mut connection = h2::server::handshake(server).await.unwrap();
         let mut got = BTreeMap::new();
         for piece in rest.chunks(40) {
             client.write_all(piece).await.unwrap();
             while let Some(next) = connection.accept().now_or_never() {
-                let Some(Ok((request, respond))) = next else { return got };
-                let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str).to_owned();
-                got.insert(respond.stream_id().as_u32(), (target, request.headers().clone()));
+                let Some(Ok((mut request, respond))) = next else { return got };
+                let mark = StreamMark::take(request.headers_mut());
+                let mut uri = request.uri().clone();
+                if mark.is_some_and(|mark| mark.has_fragment) {
+                    uri = with_fragment(uri);
+                }
+                let target = uri.path_and_query().map_or("", PathAndQuery::as_str).to_owned();
+                let (headers, is_head) = (request.headers().clone(), request.method() == "HEAD");
+                got.insert(respond.stream_id().as_u32(), Got { target, headers, mark, is_head });
             }
         }
         got
@@ -245,22 +249,36 @@ fn served(bytes: &[u8]) -> BTreeMap<u32, Got> {
 
 proptest! {
     #[test]
-    fn every_fragment_is_marked_and_nothing_else_is_changed_however_it_is_encoded(seed in any::<u64>()) {
+    fn every_fragment_and_expectation_is_marked_and_all_else_stays_however_it_is_encoded(seed in any::<u64>()) {
         let mut client = Client::new(seed);
         let (mut all, mut expected) = (Vec::new(), BTreeMap::new());
         for stream in (1..12).step_by(2) {
             let path = [b"/".to_vec(), client.any(b"#?a/0~", 12)].concat();
-            let (frames, got) = client.request(stream, path);
+            let (frames, got) = client.request(stream, &path);
             all.extend(frames);
-            expected.extend(got.map(|got| (stream, got)));
+            expected.insert(stream, got);
         }
-        let all = connection(&all);
         let most = client.random.usize(1..60);
-        let passed = marked(&all, || client.random.usize(1..=most));
-        prop_assert_eq!(passed.len(), all.len());
-        prop_assert_eq!(&passed, &marked(&all, || usize::MAX));
-        prop_assert_eq!(served(&passed), expected);
+        // Where no frame may grow, another one follows.
+        let frame_bytes = if client.random.bool() { FRAME_BYTES } else { largest_payload(&all) };
+        let all = connection(&all);
+        let mut frames = RequestFrames::new(TABLE_BYTES, frame_bytes);
+        let all_passed = passed(&mut frames, &all, || client.random.usize(1..=most));
+        let at_once = passed(&mut RequestFrames::new(TABLE_BYTES, frame_bytes), &all, || usize::MAX);
+        prop_assert_eq!(&all_passed, &at_once);
+        for (stream, got) in &expected {
+            prop_assert_eq!(frames.window_mut().spend(*stream, 0), !got.is_head);
+        }
+        prop_assert_eq!(served(&all_passed), expected);
     }
+}
+
+fn largest_payload(frames: &[u8]) -> usize {
+    let (mut at, mut largest) = (0, 0);
+    while let Some(head) = FrameHead::of(&frames[at..]) {
+        (at, largest) = (at + FRAME_HEAD_BYTES + head.length, largest.max(head.length));
+    }
+    largest
 }
 
 /// Bytes that are changed at random, so that most blocks break some rule: whatever h2 makes of them, it cuts off no fragment.
@@ -275,7 +293,7 @@ fn no_broken_block_hides_a_fragment() {
         let mut client = Client::new(seed.wrapping_add(round));
         let mut all = Vec::new();
         for stream in (1..8).step_by(2) {
-            let mut frames = client.request(stream, b"/organizations#old".to_vec()).0;
+            let mut frames = client.request(stream, b"/organizations#old").0;
             for _ in 0..client.random.usize(..3) {
                 let at = client.random.usize(..frames.len());
                 match client.random.u8(..4) {
@@ -288,9 +306,9 @@ fn no_broken_block_hides_a_fragment() {
             all.extend(frames);
         }
         let passed = marked(&connection(&all), || usize::MAX);
-        for (stream, (target, _)) in served(&passed) {
+        for (stream, got) in served(&passed) {
             served_count += 1;
-            assert_ne!(target, "/organizations", "round {round}, stream {stream}: {all:02x?}");
+            assert_ne!(got.target, "/organizations", "round {round}, stream {stream}: {all:02x?}");
         }
     }
     assert!(served_count > 100, "{served_count}");
@@ -334,22 +352,43 @@ fn nothing_passes_behind_a_frame_that_cannot_be_followed() {
 /// Each byte has a code of its own length, from 5 to 30 bits.
 #[test]
 fn a_number_sign_is_found_behind_every_byte() {
-    for byte in 0..=255 {
+    for byte in (0..=255).filter(|byte| *byte != b'#') {
         let block = |path: &[u8]| connection(&frame(HEADERS, END_HEADERS, 1, &[&[0x04], &*text(path, true)].concat()));
-        let expected = block(&[byte, b'>', byte, byte, b'>'].map(|one| if one == b'#' { b'>' } else { one }));
         for piece in [1, usize::MAX] {
-            assert_eq!(marked(&block(&[byte, b'#', byte, byte, b'#']), || piece), expected, "{byte:#x}");
+            let (with, without) = (block(&[byte, b'#', byte, byte]), block(&[byte, b'>', byte, byte]));
+            assert!(marked(&with, || piece).ends_with(b"\x0f\x14\x021#"), "{byte:#x}");
+            assert_eq!(marked(&without, || piece), without, "{byte:#x}");
         }
     }
+}
+
+/// What a client grants is given away to nobody, except a little of what is large; a frame is as long as before.
+#[test]
+fn a_part_of_a_large_window_is_kept_until_it_is_spent() {
+    let mut frames = RequestFrames::new(TABLE_BYTES, FRAME_BYTES);
+    let grant = |stream, bytes: u32| frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes());
+    assert_eq!(passed(&mut frames, &connection(&grant(0, 100)), || usize::MAX), connection(&grant(0, 100)));
+    assert!(!frames.window_mut().spend(1, 1), "nothing was kept");
+    for (granted, told) in [(20_000, 20_000 - 1024), (20_000, 20_000)] {
+        assert_eq!(passed(&mut frames, &grant(0, granted), || 3), grant(0, told));
+    }
+    assert_eq!(passed(&mut frames, &grant(5, 20_000), || 3), grant(5, 20_000));
+    assert!(
+        frames.window_mut().spend(1, 1000) && !frames.window_mut().spend(1, 25) && frames.window_mut().spend(1, 24)
+    );
+    assert_eq!(passed(&mut frames, &grant(0, u32::MAX >> 1), || usize::MAX), grant(0, (u32::MAX >> 1) - 1024));
+    let none = frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 9, 0, 4, 0, 0, 0, 0]);
+    assert_eq!(passed(&mut frames, &none, || 1), none);
+    assert!(!frames.window_mut().spend(1, 1), "a new stream has no window");
 }
 
 /// The table's memory is bounded by what the client is told, whatever it sends.
 #[test]
 fn the_table_stays_within_its_size() {
-    let mut frames = RequestFrames::new(TABLE_BYTES);
+    let mut frames = RequestFrames::new(TABLE_BYTES, FRAME_BYTES);
     let fields = [0x40, 1, b'x', 0].repeat(4000);
-    let mut bytes = connection(&frame(HEADERS, END_HEADERS, 1, &fields));
-    assert_eq!(frames.mark_fragments(&mut bytes), bytes.len());
+    let bytes = connection(&frame(HEADERS, END_HEADERS, 1, &fields));
+    assert_eq!(frames.pass([&*bytes]).0, bytes);
     let empty = format!("{frames:?}").matches("Entry").count();
     assert_eq!(empty, TABLE_BYTES / 33);
 }

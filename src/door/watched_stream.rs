@@ -10,11 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
+use super::answer_frames::AnswerFrames;
 use super::connections::ConnectionState;
+use super::frame_reader::FrameReader;
 use super::order::ClientEnd;
-use super::request_frames::RequestFrames;
 use super::request_line::RequestLines;
-use super::stream_refusals::StreamRefusals;
 use super::unread::UnreadWriter;
 use crate::clock::Clock;
 
@@ -71,8 +71,8 @@ enum Protocol {
         unread: UnreadWriter,
     },
     Http2 {
-        refusals: StreamRefusals,
-        frames: Box<RequestFrames>,
+        answers: Box<AnswerFrames>,
+        requests: Box<FrameReader>,
     },
 }
 
@@ -85,9 +85,10 @@ impl<T> WatchedStream<T> {
         stream: T,
         state: Arc<ConnectionState>,
         clock: Clock,
-        (refusals, frames): (StreamRefusals, RequestFrames),
+        (answers, requests): (AnswerFrames, FrameReader),
     ) -> Self {
-        Self { stream, state, clock, protocol: Protocol::Http2 { refusals, frames: Box::new(frames) } }
+        let protocol = Protocol::Http2 { answers: Box::new(answers), requests: Box::new(requests) };
+        Self { stream, state, clock, protocol }
     }
 
     fn note_write<R>(&self, result: Poll<R>) -> Poll<R> {
@@ -99,22 +100,20 @@ impl<T> WatchedStream<T> {
 impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let before = buf.filled().len();
-        let result = Pin::new(&mut this.stream).poll_read(cx, buf);
-        if let Some(bytes) = buf.filled_mut().get_mut(before..).filter(|bytes| !bytes.is_empty()) {
-            this.state.on_read(&this.clock);
-            match &mut this.protocol {
-                Protocol::Http1 { request_lines, .. } => request_lines.mark_fragments(bytes),
-                Protocol::Http2 { frames, .. } => match frames.mark_fragments(bytes) {
-                    0 => {
-                        buf.set_filled(before);
-                        return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-                    }
-                    length => buf.set_filled(before + length),
-                },
+        match &mut this.protocol {
+            Protocol::Http1 { request_lines, .. } => {
+                let before = buf.filled().len();
+                let result = Pin::new(&mut this.stream).poll_read(cx, buf);
+                if let Some(bytes) = buf.filled_mut().get_mut(before..).filter(|bytes| !bytes.is_empty()) {
+                    this.state.on_read(&this.clock);
+                    request_lines.mark_fragments(bytes);
+                }
+                result
+            }
+            Protocol::Http2 { requests, .. } => {
+                requests.poll_read(&mut this.stream, cx, (buf, || this.state.on_read(&this.clock)))
             }
         }
-        result
     }
 }
 
@@ -127,7 +126,10 @@ impl<T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedS
                 unread.poll_write(&mut this.stream, cx, buf)
             }
             Protocol::Http1 { .. } => None,
-            Protocol::Http2 { refusals, .. } => Some(refusals.poll_write(&mut this.stream, cx, (buf, &this.clock))),
+            Protocol::Http2 { answers, requests } => {
+                let window = requests.frames.window_mut();
+                Some(answers.poll_write(&mut this.stream, cx, (buf, window, &this.clock)))
+            }
         };
         let result = result.unwrap_or_else(|| Pin::new(&mut this.stream).poll_write(cx, buf));
         self.note_write(result)
@@ -157,10 +159,19 @@ impl<T: AsyncRead + AsyncWrite + ConnectionEnds + Unpin> AsyncWrite for WatchedS
         if self.state.take_client_check() && self.stream.client_end() >= self.state.client_gone_at() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        if matches!(self.protocol, Protocol::Http1 { .. }) {
-            self.state.on_flush(); // hyper has written all that it had
-        }
-        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        let this = &mut *self;
+        let result = match &mut this.protocol {
+            Protocol::Http1 { .. } => {
+                this.state.on_flush(); // hyper has written all that it had
+                Poll::Ready(Ok(()))
+            }
+            // A body may be asked for while h2 has nothing to write.
+            Protocol::Http2 { answers, .. } => answers.poll_own(&mut this.stream, cx),
+        };
+        let result = match result {
+            Poll::Ready(Ok(())) => Pin::new(&mut this.stream).poll_flush(cx),
+            stuck @ (Poll::Pending | Poll::Ready(Err(_))) => stuck,
+        };
         self.note_write(result)
     }
 

@@ -3,6 +3,7 @@
 mod bodies;
 mod certificates;
 mod connections;
+mod expectations;
 mod fragments;
 mod headers;
 mod hosts;

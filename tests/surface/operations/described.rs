@@ -6,13 +6,16 @@ use super::cases::CASES;
 use super::{ask, still};
 use crate::support::{ALL, OPERATOR, World, send};
 
-/// The patterns that the document has, each with what it means.
-const PATTERNS: [(&str, fn(&str) -> bool); 2] = [
-    ("^[A-Za-z0-9$_]+$", |text| {
-        !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"$_".contains(&b))
-    }),
-    ("^MG[0-9]{3}$", |text| text.len() == 5 && text.starts_with("MG")),
-];
+/// Whether a text matches one of the document's patterns.
+fn matches(pattern: &str, text: &str) -> bool {
+    match pattern {
+        "^[A-Za-z0-9$_]+$" => !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"$_".contains(&b)),
+        "^MG[0-9]{3}$" => {
+            text.strip_prefix("MG").is_some_and(|n| n.len() == 3 && n.bytes().all(|b| b.is_ascii_digit()))
+        }
+        other => panic!("the test does not know the pattern {other}"),
+    }
+}
 
 /// What the value has that its schema does not allow, or does not tell of.
 fn misfit(document: &Value, schema: &Value, value: &Value) -> Option<String> {
@@ -26,10 +29,7 @@ fn misfit(document: &Value, schema: &Value, value: &Value) -> Option<String> {
         }
         "enum" => (!told.as_array().unwrap().contains(value)).then(|| format!("is none of {told}")),
         "minimum" => (value.as_f64()? < told.as_f64().unwrap()).then(|| format!("is less than {told}")),
-        "pattern" => {
-            let (_, matches) = PATTERNS.iter().find(|(pattern, _)| *told == *pattern).unwrap();
-            (!matches(value.as_str()?)).then(|| format!("does not match {told}"))
-        }
+        "pattern" => (!matches(told.as_str().unwrap(), value.as_str()?)).then(|| format!("does not match {told}")),
         "required" => {
             let missing = told.as_array().unwrap().iter().find(|name| value.get(name.as_str().unwrap()).is_none())?;
             Some(format!("has no {missing}"))

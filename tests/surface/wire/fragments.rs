@@ -1,15 +1,17 @@
 //! `#` over HTTP/2: the h2 library would cut it off with what follows.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio::time::{Duration, sleep, timeout};
 
 use super::still;
 use super::unread::{
-    HEADERS, PREFACE, RST_STREAM, SETTINGS, WHOLE, field, frame, get_block, read_to, read_to_one_of, unread,
+    DATA, HEADERS, PREFACE, RST_STREAM, SETTINGS, WHOLE, field, frame, get_block, read_to, read_to_one_of, unread,
 };
 use crate::support::{ALL, ORG, VARIABLES, exchange, tls, with_key};
 
@@ -21,6 +23,8 @@ const OK: u8 = 0x88;
 const BAD_REQUEST: u8 = 0x8c;
 /// What takes the name of the newest field of the client's table, and is not added to it.
 const NEWEST_NAME: [u8; 2] = [0x0f, 62 - 15];
+/// The newest field of the client's table.
+const NEWEST: [u8; 1] = [0x80 | 62];
 
 /// Huffman codes: a character, its code and how many bits that has.
 const CODES: [(char, u32, usize); 21] = [
@@ -67,7 +71,15 @@ fn delete(path: &[u8]) -> (Vec<u8>, usize) {
     ([&*before, path, &key].concat(), before.len())
 }
 
-/// A target is refused, or its stream; nothing is sent upstream, and the other streams of the connection go on.
+/// Reads the answer to one request: the first byte of its head, and its body.
+async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> (u8, serde_json::Value) {
+    let (kind, head) = timeout(Duration::from_secs(20), read_to_one_of(stream, &[HEADERS, RST_STREAM])).await.unwrap();
+    assert_eq!(kind, HEADERS, "{head:02x?}");
+    (head[0], serde_json::from_slice(&read_to(stream, DATA).await).unwrap())
+}
+
+/// A target is refused with a problem and leaves a record, however it is encoded; nothing is sent upstream, and the other streams of the
+/// connection go on.
 #[tokio::test]
 async fn over_http_2_a_fragment_is_refused_and_the_connection_goes_on() {
     let (world, roots) = tls::world(still(), "", &[]).await;
@@ -77,7 +89,8 @@ async fn over_http_2_a_fragment_is_refused_and_the_connection_goes_on() {
     let (first, _) = delete(&[&[0x44], &*plain(&format!("{ORG}#"))].concat());
     let first = [PREFACE.to_vec(), frame(SETTINGS, 0, 0, &[]), frame(HEADERS, WHOLE, 1, &first)].concat();
     stream.write_all(&first).await.unwrap();
-    assert_eq!(read_to(&mut stream, HEADERS).await[0], BAD_REQUEST);
+    let (status, problem) = read_answer(&mut stream).await;
+    assert_eq!(status, BAD_REQUEST);
     let targets = [
         format!("{prod}#old"),
         format!("{prod}#"),
@@ -86,17 +99,19 @@ async fn over_http_2_a_fragment_is_refused_and_the_connection_goes_on() {
         format!("{VARIABLES}/#/prod"),
         format!("#{prod}"),
     ];
-    let mut number = 3;
+    let (mut number, mut refused) = (3, BTreeSet::from([problem["instance"].as_str().unwrap().to_owned()]));
     for target in &targets {
         let name = field(":path", "");
         let encoded = [
-            (false, [&[0x04], &*plain(target)].concat()),
-            (true, [&[0x14], &*huffman(target)].concat()),
-            (false, [&name[..name.len() - 1], &plain(target)].concat()),
-            (true, [&NEWEST_NAME[..], &huffman(target)].concat()),
-            (false, [&NEWEST_NAME[..], &plain(target)].concat()),
+            [&[0x04], &*plain(target)].concat(),
+            [&[0x14], &*huffman(target)].concat(),
+            [&name[..name.len() - 1], &plain(target)].concat(),
+            [&NEWEST_NAME[..], &huffman(target)].concat(),
+            [&NEWEST_NAME[..], &plain(target)].concat(),
+            [&[0x44], &*huffman(target)].concat(),
+            NEWEST.to_vec(),
         ];
-        for (is_huffman, path) in encoded {
+        for path in encoded {
             let (block, before) = delete(&path);
             let (head, rest) = block.split_at(before + path.len() / 2);
             let parts =
@@ -106,22 +121,21 @@ async fn over_http_2_a_fragment_is_refused_and_the_connection_goes_on() {
             stream.flush().await.unwrap();
             sleep(Duration::from_millis(5)).await;
             stream.write_all(&parts[cut..]).await.unwrap();
-            let answer = timeout(Duration::from_secs(20), read_to_one_of(&mut stream, &[HEADERS, RST_STREAM])).await;
-            let (kind, payload) = answer.unwrap();
-            if is_huffman || target.starts_with('#') {
-                assert_eq!((kind, &*payload), (RST_STREAM, &[0, 0, 0, 1][..]), "{target} {path:02x?}");
-            } else {
-                assert_eq!((kind, payload[0]), (HEADERS, BAD_REQUEST), "{target} {path:02x?}");
-            }
+            let (status, problem) = read_answer(&mut stream).await;
+            assert_eq!((status, problem["code"].as_str()), (BAD_REQUEST, Some("MG101")), "{target} {path:02x?}");
+            refused.insert(problem["instance"].as_str().unwrap().to_owned());
             stream.write_all(&frame(HEADERS, WHOLE, number + 2, &get_block(ORG, &[]))).await.unwrap();
-            assert_eq!(read_to(&mut stream, HEADERS).await[0], OK, "behind {target}");
+            assert_eq!(read_answer(&mut stream).await.0, OK, "behind {target}");
             number += 4;
         }
     }
     assert!(world.sandbox.received().iter().all(|received| received.method == "GET" && received.path == ORG));
-    let reset = targets.len() * 2 + 3;
+    let records = world.records().await;
+    let records = records.iter().filter(|record| record["refusal"] == "MG101");
+    let ids: BTreeSet<_> = records.map(|record| record["request"].as_str().unwrap().to_owned()).collect();
+    assert!(ids.is_subset(&refused) && ids.len() == 30, "one record each, until there are too many: {ids:?}");
     drop(stream);
-    assert_eq!(unread(&world, "gateway", "http2-stream").await, reset as u64);
+    assert_eq!(unread(&world, "gateway", "http2-stream").await, 0);
     // The same without a fragment is carried out.
     let mut stream = tls::connect(&world, &roots, &["h2"], None).await.unwrap();
     let (good, _) = delete(&[&[0x04], &*huffman(&prod)].concat());

@@ -9,11 +9,12 @@ use rustls::RootCertStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::still;
-use super::unread::{GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, WHOLE, field, frame, get_block, patch_block};
+use super::unread::{
+    DATA, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, WHOLE, field, frame, get_block, patch_block,
+};
 use crate::support::tls::{connect_to, show};
 use crate::support::{OPERATOR, ORG, World, exchange, new_dir};
 
-const DATA: u8 = 0;
 const PROTOCOL_ERROR: u8 = 1;
 const END_HEADERS: u8 = 4;
 const END_STREAM: u8 = 1;
@@ -22,7 +23,7 @@ const END_STREAM: u8 = 1;
 type Case = (&'static str, Vec<Vec<u8>>, &'static [(u8, u8)], &'static [(&'static str, u64)]);
 
 /// 70 KB of fields, as HEADERS and CONTINUATION.
-fn large(stream: u8, flags: u8) -> Vec<Vec<u8>> {
+pub(super) fn large(stream: u8, flags: u8) -> Vec<Vec<u8>> {
     let text = "y".repeat(100);
     let fields = (0..700).map(|at| field(&format!("x-{at}"), &text)).collect::<Vec<_>>().concat();
     let block = [get_block(ORG, &[]), fields].concat();

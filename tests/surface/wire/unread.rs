@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::still;
+use super::streams::large;
 use crate::support::hostile::{Origin, Step};
 use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, World, exchange, raw, send, tls, with_key};
 
@@ -223,19 +224,59 @@ async fn over_http_2_a_method_or_a_head_too_many_ends_its_stream_alone() {
     assert_eq!(exchange(with(64, 1)).await, (431, "MG108".to_owned()));
     assert_eq!(exchange(with(1, 33 << 10)).await, (431, "MG108".to_owned()));
     assert_eq!(world.last_record().await["refusal"], "MG108");
-    // Beyond twice the limit h2 itself answers, and keeps nothing: that answer has no body, but all else.
+    // Beyond twice the limit h2 itself answers, and keeps nothing. That answer too is whole.
     let before = world.records().await.len();
-    for request in [with(1, 70 << 10), with(3000, 10)] {
-        let bare = sender.send_request(request).await.unwrap();
-        assert_eq!((bare.status().as_u16(), &bare.headers()["content-length"]), (431, &"0".parse().unwrap()));
-        for name in ["x-request-id", "date", "cache-control"] {
-            assert!(bare.headers().contains_key(name), "no {name}: {bare:?}");
+    for request in [with(1, 70 << 10), with(3000, 10), with(1, 70 << 10)] {
+        let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+        for name in ["date", "cache-control"] {
+            assert!(head.headers.contains_key(name), "no {name}: {head:?}");
         }
-        assert!(!bare.headers().contains_key("content-type"), "{bare:?}");
+        assert_eq!(head.status, 431);
+        assert_eq!(head.headers["content-type"], "application/problem+json");
+        let body = body.collect().await.unwrap().to_bytes();
+        assert_eq!(head.headers["content-length"], body.len().to_string());
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&problem["code"], &problem["status"]), (&"MG108".into(), &431.into()));
+        assert_eq!(problem["instance"], head.headers["x-request-id"].to_str().unwrap());
     }
-    assert_eq!((unread(&world, "gateway", "head-too-large").await, world.records().await.len()), (2, before));
+    // HEAD is answered without a body; so is the client that has no more room for one.
+    let mut request = with(1, 70 << 10);
+    *request.method_mut() = Method::HEAD;
+    let answer = sender.send_request(request).await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.headers().contains_key("x-request-id")), (431, true));
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "");
+    assert_eq!((unread(&world, "gateway", "head-too-large").await, world.records().await.len()), (4, before));
     let mut exchange = async |request: Request<Empty<Bytes>>| told(sender.send_request(request).await.unwrap()).await;
     assert_eq!(exchange(get()).await.0, 200, "the connection goes on");
+}
+
+/// The body of such an answer counts in the client's window as any: what is granted for it is not granted to other answers.
+#[tokio::test]
+async fn over_http_2_the_problem_of_a_head_too_large_fits_the_window_of_its_client() {
+    let (world, roots) = tls::world(still(), "", &[]).await;
+    for (granted, stream_window, has_body) in
+        [(None, 65_535, false), (Some(16_384), 0, false), (Some(16_384), 65_535, true)]
+    {
+        let mut stream = tls::connect(&world, &roots, &["h2"], None).await.unwrap();
+        let window = [&[0, 4][..], &u32::to_be_bytes(stream_window)].concat();
+        let grant = granted.map(|bytes| frame(WINDOW_UPDATE, 0, 0, &u32::to_be_bytes(bytes))).unwrap_or_default();
+        let start = [PREFACE.to_vec(), frame(SETTINGS, 0, 0, &window), grant].concat();
+        stream.write_all(&start).await.unwrap();
+        for number in [1, 3, 5, 7, 9] {
+            // Three bodies fit into what was kept of one grant.
+            let more =
+                if has_body && number == 9 { frame(WINDOW_UPDATE, 0, 0, &u32::to_be_bytes(16_384)) } else { vec![] };
+            stream.write_all(&[more, large(number, 1).concat()].concat()).await.unwrap();
+            let head = String::from_utf8_lossy(&read_to(&mut stream, HEADERS).await).into_owned();
+            let whole = has_body && number != 7;
+            assert_eq!(head.contains("content-length\u{1}0"), !whole, "{granted:?} {stream_window} {number}: {head}");
+            assert_eq!(head.contains("application/problem+json"), whole, "{head}");
+            if whole {
+                let problem: serde_json::Value = serde_json::from_slice(&read_to(&mut stream, DATA).await).unwrap();
+                assert_eq!(problem["code"], "MG108");
+            }
+        }
+    }
 }
 
 fn name(at: usize) -> http::HeaderName {
@@ -256,10 +297,12 @@ pub(super) fn field(name: &str, value: &str) -> Vec<u8> {
 
 /// What an HTTP/2 client sends first.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
 pub(super) const RST_STREAM: u8 = 3;
 pub(super) const SETTINGS: u8 = 4;
 pub(super) const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 /// END_STREAM and END_HEADERS.
 pub(super) const WHOLE: u8 = 5;
 

@@ -16,6 +16,7 @@ pub mod watched_files;
 // Each of these uses some of the above.
 pub mod counters;
 pub mod fair_semaphore;
+mod http_client;
 mod list_index;
 pub mod process_log;
 // Rank 1: what there is.
@@ -29,6 +30,7 @@ pub mod callers;
 pub mod door;
 pub mod idempotency;
 pub mod issuers;
+pub mod otel;
 pub mod quota;
 pub mod upstream;
 // Rank 4: the life of a request; and the simulated Make, which reads Make's document by itself (rank 0 alone).

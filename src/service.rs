@@ -31,6 +31,8 @@ use crate::hash;
 use crate::idempotency::IdempotencyStore;
 use crate::issuers::Issuer;
 use crate::operator::{self, OperatorState};
+use crate::otel::{Otel, SpanQueue};
+use crate::process_log::ALWAYS;
 use crate::quota::{self, Quota};
 use crate::reconcile::Reconciler;
 use crate::tasks::Tasks;
@@ -51,6 +53,8 @@ const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 const CLOSE_TIME_MAX: Duration = Duration::from_millis(200);
 /// The process ends at most this long after the drain time, whatever a disk does.
 const EXIT_DELAY_MAX: Duration = Duration::from_millis(700);
+/// How long the end waits for the receiver of telemetry.
+const LAST_EXPORT_TIME_MAX: Duration = Duration::from_millis(500);
 /// How long the doors stay open after the drain begins, so that load balancers see `not ready` first.
 const NOT_READY_TIME: Duration = Duration::from_millis(200);
 
@@ -92,6 +96,8 @@ struct ServiceInner {
     operator_state: Arc<OperatorState>,
     /// The operator door has its own tasks: it reports `not ready` until the gateway's tasks are done.
     operator_tasks: Tasks,
+    /// What sends telemetry has its own tasks: it still sends when all requests are done, and nothing waits for it but the end.
+    otel_tasks: Tasks,
     file: PathBuf,
     certificates: DoorCertificates<Certificate>,
     watch: Watch,
@@ -117,7 +123,10 @@ impl Service {
             hash::warm_tls();
         }
         let (upstream, prepared) = Preparation::read(&config, &files, &clock).complete()?;
-        let Preparation { issuers, operators, certificates, .. } = prepared;
+        let Preparation { issuers, operators, certificates, otel, warnings, .. } = prepared;
+        warnings.iter().for_each(|warning| tracing::warn!(target: ALWAYS, "{warning}"));
+        let otel = otel.map(|settings| Otel::new(settings, clock.clone())).transpose().map_err(StartError::failed)?;
+        let (otel, span_queue) = otel.unzip();
         let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, operator_tasks) = (Tasks::new(), Tasks::new());
         let doors = BoundDoors::bind(&config, sockets, certificates, &clock, [&tasks, &operator_tasks])?;
@@ -130,8 +139,17 @@ impl Service {
         let quota = quota.map_err(StartError::failed)?;
         let buffer_bytes = config.audit.buffer_bytes;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
-        let engines =
-            Engines { log, idempotency: answers, cache, quota, upstream: Arc::new(upstream), issuers, clock, tasks };
+        let engines = Engines {
+            log,
+            idempotency: answers,
+            cache,
+            quota,
+            upstream: Arc::new(upstream),
+            issuers,
+            otel,
+            clock,
+            tasks,
+        };
         let gateway = Gateway::new(config, engines);
         let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
         gateway.callers.shared.connections.set_limit(amount(doors.callers));
@@ -144,6 +162,7 @@ impl Service {
             reconciler,
             operator_state: operator_state.clone(),
             operator_tasks,
+            otel_tasks: Tasks::new(),
             file,
             certificates: doors.certificates(),
             watch,
@@ -155,6 +174,7 @@ impl Service {
         let metrics_door = doors.metrics.map(|door| operator::open_to_scrapers(door, operator_state.clone()));
         let operator_door = operator::open(doors.operator, operator_state);
         inner.clone().start_background_tasks();
+        span_queue.into_iter().for_each(|queue| inner.start_otel(queue));
         Ok(Self { inner, gateway_door, operator_door, metrics_door })
     }
 
@@ -242,7 +262,7 @@ impl Service {
         self.metrics_door.iter().for_each(OpenDoor::close);
         self.inner.operator_tasks.stop();
         self.inner.operator_tasks.drained(CLOSE_TIME_MAX).await;
-        self.close_files(end).await;
+        tokio::join!(self.close_files(end), self.inner.end_otel(end));
         finished
     }
 
@@ -272,6 +292,27 @@ impl ServiceInner {
         let now = self.gateway.clock.wall();
         self.certificates.log_expiry(now);
         log_key_expiry(&self.gateway.policy(), now);
+    }
+
+    /// Sends telemetry until the end.
+    fn start_otel(&self, queue: SpanQueue) {
+        let Some(otel) = self.gateway.otel.clone() else { return };
+        let (state, stop) = (self.operator_state.clone(), self.otel_tasks.stop_token());
+        let (spans, metrics) = (otel.clone(), otel);
+        let stop_spans = stop.clone();
+        self.otel_tasks.spawn(async move { spans.send_spans(queue, stop_spans).await });
+        self.otel_tasks.spawn(async move { metrics.send_metrics(|| operator::metric_families(&state), stop).await });
+    }
+
+    /// Sends what is left, for a limited time, at the latest until `end`.
+    async fn end_otel(&self, end: Instant) {
+        let Some(otel) = &self.gateway.otel else { return };
+        self.otel_tasks.stop();
+        let left = end.saturating_duration_since(self.gateway.clock.now());
+        if !self.otel_tasks.drained(left.min(LAST_EXPORT_TIME_MAX)).await {
+            let spans = otel.pending();
+            tracing::warn!(target: ALWAYS, spans, "the receiver of telemetry is too slow: makegate exits before it has taken everything");
+        }
     }
 
     /// Periodic housekeeping.

@@ -90,8 +90,9 @@ pub(super) fn root_warning() -> Option<Diagnostic> {
 async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
     process::raise_descriptor_limit();
     let error = |message| Diagnostic::of_file(Severity::Error, message);
-    let Preparation { upstream, issuers, faults, .. } = Preparation::read(config, files, &Clock::system());
+    let Preparation { upstream, issuers, warnings, faults, .. } = Preparation::read(config, files, &Clock::system());
     let mut failures: Vec<_> = faults.iter().map(|fault| error(fault.to_string())).collect();
+    failures.extend(warnings.into_iter().map(|warning| Diagnostic::of_file(Severity::Warning, warning)));
     for issuer in issuers {
         if let Err(why) = issuer.check().await {
             failures.push(error(format!("the keys of the issuer {}: {why}", issuer.config().name)));

@@ -1,6 +1,5 @@
 //! A small HTTP client for the operator door of a running makegate: one connection per request, no redirects.
 
-use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +22,7 @@ use tower::service_fn;
 
 use super::client_tls::TlsOptions;
 use super::failure::CommandFailure;
+use crate::http_client::cause;
 use crate::toml_reader::mask_secrets;
 
 /// Longest wait from connecting to the response head.
@@ -193,12 +193,4 @@ fn over_tcp(url: &str, tls: &TlsOptions) -> Result<(String, Sender), CommandFail
 fn sender(connector: impl Connect + Clone + Send + Sync + 'static) -> Sender {
     let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
     Box::new(move |request| client.request(request))
-}
-
-/// What happened, according to the innermost error; the outer ones only say in which layer.
-fn cause(mut error: &(dyn Error + 'static)) -> String {
-    while let Some(inner) = error.source() {
-        error = inner;
-    }
-    error.to_string()
 }

@@ -40,6 +40,15 @@ fn bounds(root: &Table<'_>, config: &Config) {
     for (key, _, help) in bounds.into_iter().filter(|(_, holds, _)| !holds) {
         root.wrong_at(&["limits", key], format!("{key} is out of range"), help);
     }
+    let otel = &config.otel;
+    let telemetry = [
+        ("interval", otel.interval >= Duration::from_secs(1), "write \"1s\" or more"),
+        ("timeout", otel.timeout <= Duration::from_mins(1), "write \"60s\" or less"),
+        ("queue", otel.queue <= 1 << 20, "write 1048576 or less: each span takes about 1 KiB of memory"),
+    ];
+    for (key, _, help) in telemetry.into_iter().filter(|(_, holds, _)| !holds) {
+        root.wrong_at(&["otel", key], format!("{key} is out of range"), help);
+    }
     let twice = "write at least twice `segment`: segments are deleted whole";
     let record_fits = [
         ("record_bytes", audit.record_bytes >= 1 << 10, "write \"1KiB\" or more"),
@@ -135,6 +144,11 @@ fn doors(root: &Table<'_>, config: &Config) {
         let help = "add tls = { cert = \"…\", key = \"…\" } unless a proxy in front terminates TLS";
         root.warn_at(&["gateway", "listen"], "callers send their keys to this address unencrypted", help);
     }
+    let is_exposed = config.otel.endpoint.as_ref().is_some_and(|endpoint| !endpoint.tls && !endpoint.is_local);
+    if is_exposed && config.otel.headers.is_some() {
+        let help = "use https, or send them from this machine to a collector that has them";
+        root.warn_at(&["otel", "endpoint"], "the headers of [otel] go to this address unencrypted", help);
+    }
     if config.operator.tls.is_none() && config.operator.listen.iter().any(open) {
         let help = "add tls = { cert = \"…\", key = \"…\" }, or use 127.0.0.1 or a Unix socket";
         root.warn_at(&["operator", "listen"], "operators send their key to this address unencrypted", help);
@@ -146,6 +160,7 @@ fn files(root: &Table<'_>, config: &Config) {
     let secrets = [
         ("operator", "key_file", "key_env", config.operator.key.as_ref()),
         ("upstream", "token_file", "token_env", Some(&config.upstream.token)),
+        ("otel", "headers_file", "headers_env", config.otel.headers.as_ref()),
     ];
     for (section, file, env, source) in secrets {
         let Some(source) = source else { continue };
@@ -175,6 +190,7 @@ fn files(root: &Table<'_>, config: &Config) {
         tls.crl.iter().for_each(|list| missing(&[section, "tls", "crl"], Some(list)));
     }
     missing(&["upstream", "ca_file"], config.upstream.ca_file.as_deref());
+    missing(&["otel", "ca_file"], config.otel.ca_file.as_deref());
     for issuer in &config.issuers {
         let keys = match &issuer.keys {
             JwksSource::File(path) => Some(&**path),

@@ -10,6 +10,7 @@ mod issuers;
 mod mistakes_tests;
 mod network;
 mod operator_keys;
+mod otlp;
 mod read;
 #[cfg(test)]
 mod sample_tests;
@@ -34,9 +35,11 @@ pub use certificate_name::CertificateName;
 pub use issuers::{IdentityConfig, IssuerConfig, JwksSource};
 pub use network::Network;
 pub use operator_keys::{OperatorKey, Role};
+pub use otlp::{OtlpEndpoint, SampledShare};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_despite_mistakes, read_in};
 pub use sections::{
-    AuditConfig, CacheConfig, GatewayConfig, Limits, MetricsConfig, OperatorConfig, ProcessConfig, UpstreamConfig,
+    AuditConfig, CacheConfig, GatewayConfig, Limits, MetricsConfig, OperatorConfig, OtelConfig, ProcessConfig,
+    UpstreamConfig,
 };
 
 /// Parses a caller's name as `[[caller]]` does, for names given outside the file.
@@ -80,6 +83,8 @@ pub struct Config {
     pub audit: AuditConfig,
     /// `[limits]`: every bound that has no section of its own.
     pub limits: Limits,
+    /// `[otel]`: where telemetry is sent.
+    pub otel: OtelConfig,
     /// `[process]`.
     pub process: ProcessConfig,
     /// `[[issuer]]`, in the file's order.

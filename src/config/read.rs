@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::callers::CallerChecks;
 use super::issuers;
 use super::{
-    AuditConfig, CacheConfig, Config, GatewayConfig, Limits, MetricsConfig, OperatorConfig, ProcessConfig,
+    AuditConfig, CacheConfig, Config, GatewayConfig, Limits, MetricsConfig, OperatorConfig, OtelConfig, ProcessConfig,
     UpstreamConfig, checks,
 };
 use crate::catalogue::rows::{self, ParsedRow};
@@ -148,6 +148,7 @@ fn document(root: &Table<'_>, base: &Path, files: &Snapshot) -> Config {
     let cache = root.table("cache", |t| CacheConfig::read(t, base));
     let audit = root.table("audit", |t| AuditConfig::read(t, base));
     let limits = root.table("limits", |t| Limits::read(t, base));
+    let otel = root.table("otel", |t| OtelConfig::read(t, base));
     let process = root.table("process", |t| ProcessConfig::read(t, base));
     let added = rows::read(root);
     check_classes(root, &added, &cache.lifetime);
@@ -159,8 +160,20 @@ fn document(root: &Table<'_>, base: &Path, files: &Snapshot) -> Config {
     let issuers = issuers::read(root, base);
     let mut callers = CallerChecks::new(grants, certificates, &issuers);
     let callers = root.tables("caller", "name", |t| callers.read(t));
-    let config =
-        Config { gateway, operator, metrics, upstream, cache, audit, limits, process, issuers, callers, catalogue };
+    let config = Config {
+        gateway,
+        operator,
+        metrics,
+        upstream,
+        cache,
+        audit,
+        limits,
+        otel,
+        process,
+        issuers,
+        callers,
+        catalogue,
+    };
     checks::check(root, &config, &added, files);
     config
 }

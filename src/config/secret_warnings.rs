@@ -48,6 +48,8 @@ pub(super) fn check(root: &Table<'_>, config: &Config, files: &Snapshot) {
     sources.extend(
         config.operator.key.as_ref().map(|source| (place("operator", source, ["key_file", "key_env"]), source)),
     );
+    let headers = config.otel.headers.as_ref();
+    sources.extend(headers.map(|source| (place("otel", source, ["headers_file", "headers_env"]), source)));
     for (place, source) in sources {
         if let SecretSource::File(path) = source {
             open_to_others(root, &place, path);

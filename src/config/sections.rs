@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::operator_keys::{self, OperatorKey};
+use super::otlp::{ENDPOINT, OtlpEndpoint, SERVICE, SHARE, SampledShare};
 use super::units::{
     self, ACCOUNT, DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SOCKET_MODE, URL, VARIABLE, size,
 };
@@ -77,9 +78,8 @@ section! {
 /// The source of the key without a name, which may be left out where `[[operator.key]]` has operators.
 fn operator_key(t: &Table<'_>, base: &Path) -> Option<SecretSource> {
     let (file, env) = ("key_file", "key_env");
-    if t.has("key") && !t.has(file) && !t.has(env) {
-        let left_out = (t.optional(file, PATH), t.optional(env, VARIABLE));
-        return left_out.0.map(SecretSource::File);
+    if t.has("key") {
+        return optional_source(t, file, env, base);
     }
     Some(source(t, file, env, "/run/secrets/operator", base))
 }
@@ -330,6 +330,32 @@ section! {
     }
 }
 
+section! {
+    /// `[otel]`: telemetry in the form of OpenTelemetry.
+    OtelConfig(t, base) {
+        /// Where it is sent; left out: where the environment says, or nowhere.
+        endpoint: Option<OtlpEndpoint> = t.optional("endpoint", ENDPOINT);
+        /// Where the headers are that prove who makegate is, as `NAME=VALUE,NAME=VALUE`.
+        headers: Option<SecretSource> = optional_source(t, "headers_file", "headers_env", base);
+        /// Certificate authorities to trust instead of the system's.
+        ca_file: Option<PathBuf> = t.optional("ca_file", PATH).map(|path| base.join(path));
+        /// The service's name; left out: that of the environment, or `makegate`.
+        service: Option<Arc<str>> = t.optional("service", SERVICE);
+        /// The share of the traces that begin here; left out: that of the environment, or all.
+        sample: Option<SampledShare> = t.optional("sample", SHARE);
+        /// Whether traces are sent.
+        traces: bool = t.value("traces", "true", FLAG);
+        /// Whether metrics are sent.
+        metrics: bool = t.value("metrics", "true", FLAG);
+        /// How often metrics are sent.
+        interval: Duration = t.value("interval", "60s", DURATION);
+        /// Time limit for sending once.
+        timeout: Duration = t.value("timeout", "10s", DURATION);
+        /// Spans that wait to be sent; any further one is dropped.
+        queue: usize = t.value("queue", "4096", count());
+    }
+}
+
 /// A count that every counter in the process can hold.
 const fn count<T: TryFrom<u64>>() -> ValueKind<T> {
     units::count::<T, 1_000_000_000>()
@@ -349,6 +375,15 @@ fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
         }
     }
     seen
+}
+
+/// The source of a secret that may be left out.
+fn optional_source(t: &Table<'_>, file: &'static str, env: &'static str, base: &Path) -> Option<SecretSource> {
+    if t.has(file) || t.has(env) {
+        return Some(source(t, file, env, "", base));
+    }
+    let left_out = (t.optional(file, PATH), t.optional(env, VARIABLE));
+    left_out.0.map(SecretSource::File)
 }
 
 /// The source of a secret: exactly one of `file` and `env`.

@@ -193,7 +193,7 @@ fn url(text: &str) -> Result<BaseUrl, InvalidValue> {
     Ok(BaseUrl { tls, host: bare, port, authority })
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 

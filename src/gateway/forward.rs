@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 
 use super::learned_quota;
+use super::recorded;
 use super::refusal::Refusal;
 use super::request::AuthorizedRequest;
+use super::request_trace::{AttemptSpan, WaitStep};
 use super::response::ForwardFacts;
 use super::state::Gateway;
 use crate::callers::SharedKind;
@@ -98,6 +100,7 @@ async fn acquire_connection(
     gateway: &Gateway,
     request: &AuthorizedRequest,
 ) -> Result<UpstreamPermit<ConnectionPermit>, Refusal> {
+    let _waiting = request.step(WaitStep::Connection);
     loop {
         let upstream = gateway.upstream();
         let permit = upstream.acquire_connection(Some(request.caller()), request.patience(&gateway.clock)).await;
@@ -177,6 +180,7 @@ pub(crate) fn breaker_refusal(open: BreakerOpen) -> Refusal {
 }
 
 async fn quota_slot(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Slot, Refusal> {
+    let _waiting = request.step(WaitStep::Quota);
     let wait = request.patience(&gateway.clock).min(request.policy.config.upstream.quota_wait);
     let latest = gateway.clock.now() + wait;
     let eligible = request.policy.eligible(request.bucket);
@@ -224,10 +228,9 @@ pub(crate) async fn forward(
         }
         on_start.take().into_iter().for_each(|on_start| on_start());
         let (generation, began) = (upstream.token_generation(), gateway.clock.now());
-        let ending = upstream.attempt(connection, &request.outgoing, time, request.row.retry == RetryClass::Once).await;
-        if matches!(ending, Ending::NotSent(_)) && !upstream.is_in_force() {
+        let Some(ending) = attempt(gateway, request, (&upstream, connection), time, facts.attempts).await else {
             continue; // this upstream got nothing, so the one in its place may get it
-        }
+        };
         facts.attempts += 1;
         // An attempt cut short because of earlier waits proves nothing about the upstream.
         silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt_time_max() / 2;
@@ -273,6 +276,30 @@ pub(crate) async fn forward(
     }
     let outcome = effect(request.row.retry, unsure, &ending);
     Forwarded { facts, ambiguous: unsure || ambiguous(&ending), outcome, ending: Ok(ending) }
+}
+
+/// Makes one attempt, which is not the first if there were `earlier` ones. `None`: another upstream took the place of this one, which
+/// had got nothing.
+async fn attempt(
+    gateway: &Gateway,
+    request: &AuthorizedRequest,
+    (upstream, connection): (&Upstream, ConnectionPermit),
+    time: Duration,
+    earlier: u32,
+) -> Option<Ending> {
+    let span = request.trace.as_ref().and_then(|trace| {
+        let path = recorded::path(&gateway.log, &request.path);
+        trace.attempt(upstream.url(), &request.row, (&request.outgoing, &path), earlier)
+    });
+    let traced = span.as_ref().map(|span| span.outgoing(&request.outgoing));
+    let outgoing = traced.as_ref().unwrap_or(&request.outgoing);
+    let ending = upstream.attempt(connection, outgoing, time, request.row.retry == RetryClass::Once).await;
+    if matches!(ending, Ending::NotSent(_)) && !upstream.is_in_force() {
+        span.into_iter().for_each(AttemptSpan::forget);
+        return None;
+    }
+    span.into_iter().for_each(|span| span.end(&ending));
+    Some(ending)
 }
 
 fn attempt_time(request: &AuthorizedRequest, gateway: &Gateway) -> Duration {

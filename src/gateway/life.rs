@@ -143,11 +143,10 @@ async fn life<B: RequestBody>(
     recorder.admitted(under_way);
     // 7 read the body
     let has_body = !body.is_end_stream();
-    let (limits, large_work) = (policy.limits(), &gateway.large_work);
-    let incoming = body::BodyReader { row, headers: &head.headers, limits, caller, large_work };
+    let (limits, large_work, trace) = (policy.limits(), &gateway.large_work, recorder.trace());
+    let incoming = body::BodyReader { row, headers: &head.headers, limits, caller, large_work, trace };
     let body = incoming.read_and_check(body, &gateway.clock).await?;
-    let read = recorder.read_whole(has_body);
-    let id = recorder.id();
+    let (read, id, trace) = (recorder.read_whole(has_body), recorder.id(), recorder.trace().cloned());
     let call = |goes: &str, within| AuthorizedRequest {
         id,
         caller: caller.clone(),
@@ -162,6 +161,7 @@ async fn life<B: RequestBody>(
         read,
         deadline: read + within,
         policy: policy.clone(),
+        trace: trace.clone(),
     };
     let upstream = &policy.config.upstream;
     // 8 to 12; boxed, so that a hit does not pay for their state

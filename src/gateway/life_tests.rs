@@ -47,6 +47,7 @@ impl Gateway {
             quota: Quota::open(quota, None, clock.clone()).unwrap(),
             upstream: Arc::new(upstream),
             issuers: Vec::new(),
+            otel: None,
             clock: clock.clone(),
             tasks: Tasks::new(),
         };

@@ -24,6 +24,7 @@ mod recorder;
 pub mod refusal;
 pub mod refusal_tally;
 mod request;
+mod request_trace;
 mod response;
 mod state;
 pub(crate) mod tags;

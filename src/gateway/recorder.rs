@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, GetAll, HeaderName};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 
 use super::admit::identify::{Credential, CredentialId};
 use super::admit::policy::{Caller, Policy};
@@ -17,6 +17,7 @@ use super::recorded;
 use super::refusal::{Refusal, seconds};
 use super::refusal_tally::RefusedParty;
 use super::request::is_read;
+use super::request_trace::RequestTrace;
 use super::response::{self, AnswerBody, ForwardFacts, PIECE_BYTES, Reply, ResponseContext, put_header};
 use super::state::Gateway;
 use crate::audit::{self, HeldRequestId, Kind, Record, RecordRoom};
@@ -24,6 +25,7 @@ use crate::callers::{Remaining, SharedKind};
 use crate::counters::AnswerKind;
 use crate::door::{BusyGuard, PeerConnection, PeerIdentity};
 use crate::ids::{KeyId, RequestId};
+use crate::otel::Otel;
 use crate::shares::{HeldShare, ShareHolder};
 use crate::vocabulary::{Answer, Outcome};
 
@@ -58,6 +60,8 @@ pub(crate) struct RequestRecorder {
     /// Refused for a reason that the caller can cause as often as it likes.
     is_repeatable_refusal: bool,
     handed_over: bool,
+    /// If the request's trace is sent.
+    trace: Option<Arc<RequestTrace>>,
 }
 
 impl RequestRecorder {
@@ -72,6 +76,8 @@ impl RequestRecorder {
         record.peer = Some(peer.address.map_or(audit::Peer::Unix(peer.uid), audit::Peer::Ip));
         record.method = Some(steps::cut_method(request.method()));
         record.trace = valid_traceparent(headers);
+        let otel = gateway.otel.as_ref();
+        let trace = otel.and_then(|otel| begin_trace(gateway, otel, &mut record, request.version()));
         Self {
             room: gateway.log.reserve(),
             gateway: gateway.clone(),
@@ -89,6 +95,7 @@ impl RequestRecorder {
             counted: false,
             is_repeatable_refusal: false,
             handed_over: false,
+            trace,
         }
     }
 
@@ -166,6 +173,11 @@ impl RequestRecorder {
         let record = self.record();
         record.operation = Some(operation.clone().into());
         record.organization = organization;
+    }
+
+    /// What the spans of the request's steps belong to, if its trace is sent.
+    pub(crate) const fn trace(&self) -> Option<&Arc<RequestTrace>> {
+        self.trace.as_ref()
     }
 
     /// Notes what remains of the caller's rate.
@@ -320,6 +332,13 @@ impl Drop for RequestRecorder {
             let taken = self.gateway.clock.now().saturating_duration_since(self.began);
             self.record().duration_us = Some(micros(taken));
         }
+        if let Some(trace) = self.trace.take() {
+            let outcome = self.outcome;
+            let policy = self.gateway.policy();
+            let record = self.record();
+            let row = record.operation.as_deref().and_then(|operation| policy.catalogue().row(operation));
+            trace.end(record, outcome, row.map(|row| &**row));
+        }
         let (Some(record), false) = (self.record.take(), self.handed_over) else { return };
         let room = self.room.take();
         if room.is_none() {
@@ -333,6 +352,18 @@ impl Drop for RequestRecorder {
             (None, None) => {}
         }
     }
+}
+
+/// Begins the request's trace. Where the caller brings none, the record names the one that begins here.
+fn begin_trace(
+    gateway: &Gateway,
+    otel: &Arc<Otel>,
+    record: &mut Record<'_>,
+    version: Version,
+) -> Option<Arc<RequestTrace>> {
+    let trace = RequestTrace::begin(gateway, otel, record.trace.as_deref(), version)?;
+    record.trace.get_or_insert_with(|| trace.traceparent().into());
+    Some(trace)
 }
 
 /// Joins all field lines into one list (RFC 9110 section 5.3).

@@ -10,6 +10,7 @@ use super::admit::identify::CredentialId;
 use super::admit::policy::{Caller, Policy};
 use super::admit::steps::{self, Rights};
 use super::refusal::Refusal;
+use super::request_trace::{RequestTrace, StepSpan, WaitStep};
 use super::state::Gateway;
 use super::tags::Parameters;
 use crate::catalogue::Operation;
@@ -36,6 +37,8 @@ pub(crate) struct AuthorizedRequest {
     pub(crate) read: Instant,
     /// The answer is due by then.
     pub(crate) deadline: Instant,
+    /// If its trace is sent.
+    pub(crate) trace: Option<Arc<RequestTrace>>,
 }
 
 impl AuthorizedRequest {
@@ -59,6 +62,11 @@ impl AuthorizedRequest {
 
     pub(crate) fn time_left(&self, clock: &Clock) -> Duration {
         self.deadline.saturating_duration_since(clock.now())
+    }
+
+    /// Times a step until the returned value is dropped, if the trace is sent.
+    pub(crate) fn step(&self, step: WaitStep) -> Option<StepSpan<'_>> {
+        self.trace.as_ref().map(|trace| trace.step(step))
     }
 
     /// Name of the caller that it queues under.

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::idempotency::IdempotencyStore;
 use crate::ids::RequestId;
 use crate::issuers::{Issuer, VerifiedTokens};
+use crate::otel::Otel;
 use crate::quota::Quota;
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
@@ -44,6 +45,8 @@ pub struct Engines {
     pub upstream: Arc<Upstream>,
     /// The platforms whose tokens are accepted.
     pub issuers: Vec<Arc<Issuer>>,
+    /// What sends telemetry, if anything does.
+    pub otel: Option<Arc<Otel>>,
     /// The source of time.
     pub clock: Clock,
     /// Where background tasks run.
@@ -66,6 +69,8 @@ pub struct Gateway {
     pub quota: Quota,
     /// Platforms' tokens that were verified.
     pub verified_tokens: VerifiedTokens,
+    /// What sends telemetry, if anything does.
+    pub otel: Option<Arc<Otel>>,
     /// The callers' state.
     pub callers: Callers,
     /// Counters of everything that belongs to no caller.
@@ -88,7 +93,7 @@ impl Gateway {
     /// Makes a gateway with `config` in force.
     #[must_use]
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
-        let Engines { log, idempotency: answers, cache, quota, upstream, issuers, clock, tasks } = engines;
+        let Engines { log, idempotency: answers, cache, quota, upstream, issuers, otel, clock, tasks } = engines;
         issuers.iter().for_each(|issuer| issuer.follow(&tasks, &clock));
         let callers = Callers::new(clock.clone());
         callers.set_limits(&config.limits);
@@ -102,6 +107,7 @@ impl Gateway {
             cache,
             quota,
             verified_tokens: VerifiedTokens::default(),
+            otel,
             callers,
             metrics: GatewayMetrics::default(),
             refusal_tally: RefusalTally::default(),

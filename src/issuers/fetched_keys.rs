@@ -1,7 +1,6 @@
 //! An issuer's keys at a URL, fetched in the background. A request waits for them at most a moment, and only if its token names a key that
 //! is not known yet.
 
-use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,17 +10,14 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::jwks::KeySet;
 use crate::clock::Clock;
+use crate::http_client::{HttpClient, cause, http_client};
 use crate::process_log::{FaultState, STATE};
 use crate::tasks::Tasks;
 
@@ -39,8 +35,6 @@ const REQUEST_WAIT_MAX: Duration = Duration::from_secs(2);
 const WAITING_MAX: usize = 64;
 const BODY_BYTES_MAX: usize = 1 << 20;
 
-type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
-
 /// The keys at a URL. They are fetched until this is dropped.
 pub(super) struct FetchedKeys {
     fetcher: Arc<KeyFetcher>,
@@ -52,7 +46,7 @@ pub(super) struct FetchedKeys {
 struct KeyFetcher {
     issuer: Arc<str>,
     url: Uri,
-    client: HttpClient,
+    client: HttpClient<Empty<Bytes>>,
     current: ArcSwapOption<KeySet>,
     times: Mutex<FetchTimes>,
     /// A token named a key that is not known.
@@ -73,16 +67,10 @@ struct FetchTimes {
 impl FetchedKeys {
     /// `roots` are whom an https server is verified with.
     pub(super) fn new(issuer: Arc<str>, url: Uri, roots: RootCertStore) -> io::Result<Self> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let tls = tls.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
-        // Each fetch has a connection of its own: they are rare.
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         let fetcher = KeyFetcher {
             issuer,
             url,
-            client,
+            client: http_client(roots)?,
             current: ArcSwapOption::empty(),
             times: Mutex::default(),
             wanted: Notify::new(),
@@ -208,12 +196,4 @@ impl KeyFetcher {
             }
         }
     }
-}
-
-/// The innermost error says what happened; the outer ones only in which layer.
-fn cause(mut error: &(dyn Error + 'static)) -> String {
-    while let Some(inner) = error.source() {
-        error = inner;
-    }
-    error.to_string()
 }

@@ -6,9 +6,8 @@ mod fetched_keys;
 mod jwks;
 mod token;
 
-use std::fmt::{self, Display};
+use std::fmt;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use http::Uri;
@@ -16,12 +15,11 @@ use http::uri::Scheme;
 use jiff::Timestamp;
 use moka::sync::Cache;
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 
 use crate::clock::Clock;
 use crate::config::{IssuerConfig, JwksSource};
 use crate::hash;
+use crate::http_client::{self, authorities, file_error};
 use crate::tasks::Tasks;
 use crate::watched_files::Snapshot;
 
@@ -31,7 +29,7 @@ use token::UnverifiedToken;
 
 pub use token::{TokenFault, VerifiedToken, is_token};
 
-/// Size limit of a file with keys or certificates, in bytes.
+/// Size limit of a file with keys, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Verified tokens that are remembered. A further one displaces one that is used less; it is verified again when it comes back.
 const REMEMBERED_MAX: u64 = 10_000;
@@ -203,36 +201,17 @@ impl Issuer {
     }
 }
 
-fn file_error(path: &Path, why: &dyn Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()))
-}
-
-fn authorities(path: &Path, files: &Snapshot) -> io::Result<RootCertStore> {
-    let pem = files.read(path, FILE_BYTES_MAX).map_err(|error| file_error(path, &error))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| file_error(path, &error))?;
-        roots.add(certificate).map_err(|error| file_error(path, &error))?;
-    }
-    if roots.is_empty() {
-        return Err(file_error(path, &"contains no certificate (-----BEGIN CERTIFICATE-----)"));
-    }
-    Ok(roots)
-}
-
 /// The system's authorities, if the server of the keys is verified at all: http is for this machine alone.
 fn system_authorities(config: &IssuerConfig, url: &Uri) -> io::Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    if url.scheme() == Some(&Scheme::HTTPS) {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            let what = format!(
-                "the system has no certificate authorities to verify the keys of the issuer {} with; install the package \
-                 ca-certificates, or set its ca_file to a PEM file",
-                config.name
-            );
-            return Err(io::Error::new(io::ErrorKind::NotFound, what));
-        }
+    if url.scheme() != Some(&Scheme::HTTPS) {
+        return Ok(RootCertStore::empty());
     }
-    Ok(roots)
+    http_client::system_authorities().ok_or_else(|| {
+        let what = format!(
+            "the system has no certificate authorities to verify the keys of the issuer {} with; install the package \
+             ca-certificates, or set its ca_file to a PEM file",
+            config.name
+        );
+        io::Error::new(io::ErrorKind::NotFound, what)
+    })
 }

@@ -47,6 +47,7 @@ fn serve(door: Door, name: &'static str, router: Router, state: &OperatorState) 
     open
 }
 
+pub(crate) use metrics::metric_families;
 pub use state::OperatorState;
 pub(crate) use table::json_cell;
 

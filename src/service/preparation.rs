@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Listen, OperatorKey, SocketAccess, TlsFiles};
 use crate::door::{self, CheckedCertificate, DoorSockets};
 use crate::issuers::Issuer;
+use crate::otel::{OtelSettings, ReadSettings};
 use crate::upstream::{Token, Upstream};
 use crate::watched_files::Snapshot;
 
@@ -21,7 +22,10 @@ pub struct Preparation {
     /// The issuers of tokens that are as they should be.
     pub issuers: Vec<Arc<Issuer>>,
     pub(super) operators: Vec<OperatorKey>,
+    pub(super) otel: Option<OtelSettings>,
     pub(super) certificates: DoorCertificates<CheckedCertificate>,
+    /// What is wrong with the environment: it counts as unset.
+    pub warnings: Vec<String>,
     /// Why a start would fail, in the order in which it would find out.
     pub faults: Vec<StartError>,
 }
@@ -47,16 +51,16 @@ impl Preparation {
             good(&mut faults, &what, Issuer::read(issuer, files, &[])).map(Arc::new)
         });
         let issuers = issuers.collect();
-        Self { upstream, issuers, operators, certificates, faults }
+        let otel = OtelSettings::read(&config.otel, files).map_err(|why| faults.push(StartError::configuration(why)));
+        let ReadSettings { settings: otel, warnings } = otel.unwrap_or_default();
+        Self { upstream, issuers, operators, certificates, otel, warnings, faults }
     }
 
     /// Everything, or the first fault.
     pub(super) fn complete(self) -> Result<(Upstream, Self), StartError> {
-        let Self { upstream, issuers, operators, certificates, faults } = self;
+        let Self { upstream, faults, .. } = self;
         match (faults.into_iter().next(), upstream) {
-            (None, Some(upstream)) => {
-                Ok((upstream, Self { upstream: None, issuers, operators, certificates, faults: Vec::new() }))
-            }
+            (None, Some(upstream)) => Ok((upstream, Self { upstream: None, faults: Vec::new(), ..self })),
             (Some(fault), _) => Err(fault),
             (None, None) => Err(StartError::configuration("the upstream is missing")),
         }

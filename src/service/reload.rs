@@ -21,6 +21,7 @@ use crate::door::CheckedCertificate;
 use crate::gateway::admit::policy::Policy;
 use crate::hash;
 use crate::issuers::Issuer;
+use crate::otel::{OtelError, OtelSettings, ReadSettings};
 use crate::process_log::{FaultState, STATE};
 use crate::upstream::{InvalidToken, SetupError, Token, Upstream};
 use crate::watched_files::{FileHashes, FileReadHangs, FileThread, Snapshot};
@@ -68,6 +69,7 @@ struct Prepared {
     operators: Vec<OperatorKey>,
     certificates: DoorCertificates<CheckedCertificate>,
     issuers: Vec<Arc<Issuer>>,
+    otel: Option<OtelSettings>,
     upstream: NextConfig,
 }
 
@@ -109,6 +111,9 @@ pub enum ReloadError {
     /// The keys of an issuer cannot be used.
     #[error(transparent)]
     Issuer(io::Error),
+    /// Telemetry cannot be sent as the configuration says.
+    #[error(transparent)]
+    Otel(#[from] OtelError),
     /// The upstream can never be reached.
     #[error(transparent)]
     Upstream(#[from] SetupError),
@@ -178,8 +183,9 @@ impl ServiceInner {
         let (file, clock) = (self.file.clone(), self.gateway.clock.clone());
         let (policy, in_force) = (self.gateway.policy(), lock(&self.watch.in_force).clone());
         let readable = self.watch.readable.get().cloned();
+        let is_telemetry_sent = self.gateway.otel.is_some();
         let judge = move |files: Snapshot| {
-            let prepared = prepare(&files, &file, (&policy, &in_force), readable.as_ref(), clock);
+            let prepared = prepare(&files, &file, ((&policy, &in_force), is_telemetry_sent), readable.as_ref(), clock);
             Judged { hashes: files.hashes(), prepared }
         };
         self.watch.thread.run(READ_TIME_MAX, judge).await
@@ -206,7 +212,7 @@ impl ServiceInner {
 
     /// What is in force now, and what changed, in words.
     fn put_in_force(&self, prepared: Prepared) -> (config::Origins, String) {
-        let Prepared { read, operators, certificates, issuers, upstream } = prepared;
+        let Prepared { read, operators, certificates, issuers, otel, upstream } = prepared;
         let gateway = &self.gateway;
         let before = (gateway.policy(), self.operator_state.operators());
         let mut changes = changes((&before.0.config, &before.1), (&read.config, &operators));
@@ -220,6 +226,9 @@ impl ServiceInner {
                 None
             }
         };
+        if let (Some(otel), Some(settings)) = (&gateway.otel, otel) {
+            otel.set_settings(settings);
+        }
         self.certificates.replace(certificates, gateway.clock.wall());
         gateway.quota.set_settings(quota_settings(&read.config));
         gateway.apply_config(read.config, issuers, upstream);
@@ -256,7 +265,7 @@ impl ServiceInner {
 fn prepare(
     files: &Snapshot,
     file: &Path,
-    before: (&Policy, &FileHashes),
+    (before, is_telemetry_sent): ((&Policy, &FileHashes), bool),
     readable: Option<&BTreeSet<PathBuf>>,
     clock: Clock,
 ) -> Result<Prepared, ReloadError> {
@@ -267,6 +276,10 @@ fn prepare(
     let token = Token::read(files, &config.upstream.token)?;
     let operators = config.operator.operators(files)?;
     check_fixed(&policy.config, config)?;
+    let ReadSettings { settings: otel, .. } = OtelSettings::read(&config.otel, files)?;
+    if otel.is_some() != is_telemetry_sent {
+        return Err(ReloadError::Fixed("whether telemetry is sent (otel.endpoint)".to_owned()));
+    }
     let certificates = DoorCertificates::read(config, files).map_err(ReloadError::Certificate)?;
     let issuers = read_issuers(config, files, &policy.issuers).map_err(ReloadError::Issuer)?;
     let other_authorities = |path: &Path| files.hashes().of(path) != in_force.of(path);
@@ -282,7 +295,7 @@ fn prepare(
     } else {
         NextConfig::Same(Box::new(token))
     };
-    Ok(Prepared { read, operators, certificates, issuers, upstream })
+    Ok(Prepared { read, operators, certificates, issuers, otel, upstream })
 }
 
 /// Rejects a configuration with files where a confined process cannot read.
@@ -305,6 +318,7 @@ fn check_fixed(before: &Config, after: &Config) -> Result<(), ReloadError> {
         ("metrics.listen", before.metrics.listen == after.metrics.listen),
         ("operator.listen", before.operator.listen == after.operator.listen),
         ("audit", before.audit == after.audit),
+        ("otel.queue", before.otel.queue == after.otel.queue),
         ("process", before.process == after.process),
         ("cache.capacity", before.cache.capacity_bytes == after.cache.capacity_bytes),
     ];

@@ -64,6 +64,7 @@ pub struct Outgoing {
 
 /// The upstream, with its connections, token and budgets.
 pub struct Upstream {
+    url: config::BaseUrl,
     host: HeaderValue,
     token: ArcSwap<HeldToken>,
     token_refused: FaultState,
@@ -97,6 +98,7 @@ impl Upstream {
         let authority = &settings.url.authority;
         let dialer = Connector::new(settings, files)?;
         Ok(Self {
+            url: settings.url.clone(),
             host: HeaderValue::from_str(authority).map_err(|_| SetupError::Host(authority.clone()))?,
             token: ArcSwap::from_pointee(HeldToken { token, generation: 0 }),
             token_refused: FaultState::default(),
@@ -108,6 +110,12 @@ impl Upstream {
             clock,
             retired: CancellationToken::new(),
         })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn url(&self) -> &config::BaseUrl {
+        &self.url
     }
 
     /// Sends nothing from now on: another upstream has taken its place. What was sent before may still be answered.

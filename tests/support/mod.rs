@@ -7,6 +7,7 @@ pub(crate) mod disk;
 pub(crate) mod golden;
 pub(crate) mod hostile;
 pub(crate) mod issuer;
+pub(crate) mod otlp;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod relay;

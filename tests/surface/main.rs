@@ -19,5 +19,6 @@ mod process_log;
 mod properties;
 mod refusals;
 mod sandbox;
+mod telemetry;
 mod upgrade;
 mod wire;

@@ -1,6 +1,7 @@
 //! Step 7: read the whole body, within limits, before anything is spent on the request. Its memory counts against its caller's share of
 //! `limits.bodies_bytes` until the last reference to it is dropped.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use crate::door::RequestBody;
 use crate::gateway::admit::policy::Caller;
 use crate::gateway::large_work::LargeWork;
 use crate::gateway::refusal::Refusal;
+use crate::gateway::request_trace::{RequestTrace, WaitStep};
 use crate::json_members::{JsonMembers, is_unambiguous};
 use crate::shares::CountedBytes;
 
@@ -33,6 +35,8 @@ pub(crate) struct BodyReader<'r> {
     pub(crate) limits: &'r Limits,
     pub(crate) caller: &'r Caller,
     pub(crate) large_work: &'r LargeWork,
+    /// If the request's trace is sent.
+    pub(crate) trace: Option<&'r Arc<RequestTrace>>,
 }
 
 impl BodyReader<'_> {
@@ -45,6 +49,7 @@ impl BodyReader<'_> {
         if body.is_end_stream() {
             return check(row, headers, Bytes::new());
         }
+        let _waiting = self.trace.map(|trace| trace.step(WaitStep::Body));
         let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|bytes| bytes > self.limits.body_bytes) {
             return Err(Refusal::BodyTooLarge { bytes_max: self.limits.body_bytes });

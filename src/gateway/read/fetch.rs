@@ -25,6 +25,7 @@ use crate::gateway::large_work::LARGE_BYTES;
 use crate::gateway::recorder::RequestRecorder;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::AuthorizedRequest;
+use crate::gateway::request_trace::WaitStep;
 use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer, stored_headers};
 use crate::gateway::state::Gateway;
 use crate::gateway::tags;
@@ -144,6 +145,7 @@ async fn fetch_or_join(
         let collapsed = waiter.collapsed();
         // While joined, a request is not counted as under way; `limits.joined` bounds how many can wait like this.
         let _joined = if collapsed { Some(count_joined(request)?) } else { None };
+        let _waiting = if collapsed { request.step(WaitStep::SharedFetch) } else { None };
         let waited = pin!(wait_for_fetch(gateway, request, waiter));
         match tokio::time::timeout(request.time_left(&gateway.clock), waited).await {
             Err(_) => return Err(late),

@@ -20,6 +20,7 @@ use crate::gateway::recorded;
 use crate::gateway::recorder::{self, RequestRecorder};
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::AuthorizedRequest;
+use crate::gateway::request_trace::WaitStep;
 use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer};
 use crate::gateway::state::Gateway;
 use crate::gateway::tags;
@@ -57,6 +58,7 @@ pub(crate) async fn write(
     let order = async {
         // Creates are independent of each other; whatever else names a resource waits for the writes to it.
         if request.row.method != Method::POST || precondition.is_some() {
+            let _waiting = request.step(WaitStep::Turn);
             Some(gateway.write_order.turn(&request.path, request.caller()).await)
         } else {
             None
@@ -165,6 +167,7 @@ async fn intend(
     intent.idempotency = identity.claim.as_ref().map(KeyClaim::key);
     intent.marks =
         request.row.is_proved_by_fields().then(|| gateway.log.field_hashes(&request.outgoing.body)).flatten();
+    let _waiting = request.step(WaitStep::Intent);
     gateway.log.commit(intent).await
 }
 
@@ -230,6 +233,7 @@ impl IntendedWrite {
         record.outcome = Some(outcome);
         recorder::fill_facts(&mut record, facts);
         record.duration_us = Some(recorder::micros(self.request.age(&self.gateway.clock)));
+        let _waiting = self.request.step(WaitStep::Outcome);
         match tokio::time::timeout(OUTCOME_WAIT, self.gateway.log.commit(record)).await {
             Ok(Ok(_)) => {}
             Ok(Err(cannot)) => {

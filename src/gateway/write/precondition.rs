@@ -129,5 +129,6 @@ fn read_of(request: &AuthorizedRequest, read: &MatchedOperation<'_, '_>) -> Auth
         outgoing: outgoing(row, path.to_owned(), &HeaderMap::new(), Bytes::new(), answers),
         read: request.read,
         deadline: request.deadline,
+        trace: request.trace.clone(),
     }
 }

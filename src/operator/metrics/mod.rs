@@ -15,7 +15,6 @@ use http::HeaderMap;
 use jiff::Timestamp;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use self::writer::{Labels, MetricsWriter};
@@ -27,6 +26,7 @@ use super::state::OperatorState;
 use crate::callers::SharedKind;
 use crate::counters::{AnswerCount, AnswerKind};
 use crate::ids::KeyId;
+use crate::otel::MetricFamily;
 use crate::process_log;
 use crate::quota::BucketView;
 use crate::shares::SharedLimit;
@@ -54,18 +54,29 @@ impl fmt::Debug for MetricsScrape {
 
 impl Collector for MetricsScrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut writer = MetricsWriter(encoder);
-        let state = &self.0;
-        requests(&mut writer, state)?;
-        credentials(&mut writer, state)?;
-        shares(&mut writer, state)?;
-        upstream(&mut writer, state)?;
-        quota(&mut writer, state)?;
-        cache(&mut writer, state)?;
-        log(&mut writer, state)?;
-        itself(&mut writer, state)?;
-        kernel(&mut writer, state.started)
+        write_all(&mut MetricsWriter::Text(encoder), &self.0)
     }
+}
+
+/// The same metrics for OpenTelemetry.
+pub(crate) fn metric_families(state: &OperatorState) -> Vec<MetricFamily> {
+    let mut families = Vec::new();
+    // Only a text could be too long for its buffer.
+    let _infallible = write_all(&mut MetricsWriter::Families(&mut families), state);
+    families
+}
+
+fn write_all(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
+    requests(writer, state)?;
+    credentials(writer, state)?;
+    shares(writer, state)?;
+    upstream(writer, state)?;
+    quota(writer, state)?;
+    cache(writer, state)?;
+    log(writer, state)?;
+    telemetry(writer, state)?;
+    itself(writer, state)?;
+    kernel(writer, state.started)
 }
 
 fn requests(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
@@ -315,6 +326,21 @@ fn log(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     writer.count("makegate_looks_settled", "Writes in doubt that were settled by such reads", &metrics.settled_by_look)
 }
 
+/// What is sent to a receiver of telemetry, if anything is.
+fn telemetry(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
+    let otel = state.gateway.otel.as_ref();
+    let fates = otel.into_iter().flat_map(|otel| otel.fates());
+    let fates = fates.map(|(fate, spans)| ([("result", fate.as_str().to_owned())], spans));
+    let help = "Spans, by what became of them: sent; dropped, because the queue was full; failed, because the receiver did not take them";
+    writer.counters("makegate_otel_spans", help, fates)?;
+    let exports = otel.into_iter().flat_map(|otel| otel.exports());
+    let labels =
+        |signal: &str, ok| [("signal", signal.to_owned()), ("result", if ok { "ok" } else { "failed" }.to_owned())];
+    let exports = exports.map(|(signal, ok, count)| (labels(signal.as_str(), ok), count));
+    let help = "Requests to the receiver of telemetry, by signal and result";
+    writer.counters("makegate_otel_exports", help, exports)
+}
+
 fn itself(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let in_force = state.in_force();
     let successful = u64::from(in_force.error.is_none());
@@ -324,8 +350,8 @@ fn itself(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result 
     let help = "Lines of the process log that were dropped, because nobody took them in time";
     writer.counter("makegate_log_lines_dropped", help, process_log::dropped())?;
     writer.gauge("makegate_ready", "1: ready for requests", u64::from(state.gateway.is_ready()))?;
-    let mut build = writer.0.encode_descriptor("makegate_build", "What is running", None, MetricType::Info)?;
-    build.encode_info(&[("version", env!("CARGO_PKG_VERSION")), ("commit", env!("MAKEGATE_COMMIT"))])
+    let build = [("version", env!("CARGO_PKG_VERSION").to_owned()), ("commit", env!("MAKEGATE_COMMIT").to_owned())];
+    writer.info("makegate_build", "What is running", build)
 }
 
 fn kernel(writer: &mut MetricsWriter<'_>, started: Timestamp) -> fmt::Result {

@@ -1,5 +1,6 @@
 //! Caller state that outlives reloads: each caller's rate, its part of what callers share, and counters.
 
+mod recent;
 mod shared_kinds;
 
 use std::collections::HashMap;
@@ -15,12 +16,14 @@ use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
+use self::recent::RequestSamples;
 use crate::clock::Clock;
 use crate::config;
 use crate::counters::AnswerCounts;
 use crate::ids::KeyId;
 use crate::shares::{HeldShare, ShareHolder, SharedLimit, Shortage};
 
+pub use recent::RecentRequests;
 pub use shared_kinds::{PerKind, SharedKind};
 
 /// What is left of a caller's rate.
@@ -123,6 +126,7 @@ pub struct CallerState {
     /// What it was answered. A silent caller costs little.
     pub answers: AnswerCounts,
     used: Mutex<HashMap<KeyId, LastUsed>>,
+    samples: RequestSamples,
 }
 
 /// When a key was last used, in Unix milliseconds; 0 means never.
@@ -137,6 +141,7 @@ impl CallerState {
             share_holders,
             answers: AnswerCounts::default(),
             used: Mutex::default(),
+            samples: RequestSamples::default(),
         }
     }
 
@@ -160,6 +165,12 @@ impl CallerState {
     #[must_use]
     pub fn under_way(&self) -> u64 {
         self.share_holders.requests.held()
+    }
+
+    /// What the caller asked for in the last minute.
+    #[must_use]
+    pub fn last_minute(&self, now: Instant) -> RecentRequests {
+        self.samples.last_minute(&self.answers, now)
     }
 
     /// Where the last use of this key is stored.
@@ -205,6 +216,12 @@ impl Callers {
             state.rate.store(Arc::new(CallerRate::new(config, &self.clock)));
         }
         state.clone()
+    }
+
+    /// Takes note of how much callers have asked for. Must be called every second.
+    pub fn maintain(&self) {
+        let states: Vec<_> = self.states.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        states.iter().for_each(|state| state.samples.take(&state.answers, self.clock.now()));
     }
 
     /// Forgets callers that are no longer configured.

@@ -323,6 +323,7 @@ impl ServiceInner {
                 tokio::time::sleep(MAINTENANCE_INTERVAL).await;
                 gateway.cache.maintain();
                 gateway.quota.maintain();
+                gateway.callers.maintain();
                 gateway.refusal_tally.record_counts(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), false);
             }
         });

@@ -14,7 +14,7 @@
 //! | `retention` | deleting old segments |
 //! | `recover` | what is found again at startup |
 //! | `fingerprints` | the key of all keyed hashes, and the hashes of a body's fields |
-//! | `index`, `query` | finding records by their fields; following new ones |
+//! | `index`, `query` | finding records by their fields; following new ones; the quota ledger |
 //! | `proof` | signed heads, proofs for auditors, verification |
 
 mod fingerprints;
@@ -31,6 +31,7 @@ mod segment;
 mod tests;
 
 pub use fingerprints::field_values::canonical_number;
+pub use index::ledger::LedgerSums;
 pub use log::buffer::CannotRecord;
 pub use log::disk_usage::DiskUsage;
 pub use log::record_room::RecordRoom;
@@ -45,6 +46,7 @@ pub use proof::verify::{AuditorInput, VerifyError, VerifyProblem, VerifyReport, 
 pub use proof::{ConsistencyProof, InclusionProof, ProofError};
 pub use query::filter::{BadFilter, FIELD_FILTERS, Filter, FilterName, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
 pub use query::follow::{FileFollower, FollowEvent, Follower};
+pub use query::ledger::{LedgerColumn, LedgerOrganization, LedgerPage, LedgerQuery, LedgerRow, LedgerSpender};
 pub use query::{QueryError, RecordPage, export, query_files};
 pub use record::csv::{COLUMNS, csv, csv_cell, csv_header};
 pub use record::field_hashes::FieldHashes;

@@ -114,8 +114,14 @@ impl Entry {
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 
+    /// The tags that it can be invalidated by.
+    pub fn tags(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.stamp.fence_set().tags()
+    }
+
     /// The bytes it counts against the capacity.
-    pub(super) fn weight(&self) -> u32 {
+    #[must_use]
+    pub fn weight(&self) -> u32 {
         self.weight
     }
 
@@ -169,7 +175,8 @@ impl Entry {
     }
 
     /// How much longer it can be of any use.
-    pub(super) fn left(&self, now: Instant) -> Option<Duration> {
+    #[must_use]
+    pub fn left(&self, now: Instant) -> Option<Duration> {
         let left = self.fresh_for.saturating_add(self.stale_for).checked_sub(self.age(now))?;
         let left = self.stamp.until().map_or(left, |end| left.min(end.saturating_duration_since(now)));
         (!left.is_zero()).then_some(left)

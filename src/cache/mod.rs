@@ -224,6 +224,14 @@ impl Cache {
         self.entries.run_pending_tasks();
     }
 
+    /// All usable entries with their keys. Walks all entries; for operators.
+    #[must_use]
+    pub fn usable_entries(&self) -> Vec<(Arc<str>, Arc<Entry>)> {
+        let now = self.clock.now();
+        let usable = self.entries.iter().filter(|(_, entry)| entry.is_usable(now));
+        usable.map(|(key, entry)| (Arc::clone(&*key), entry)).collect()
+    }
+
     /// Approximate entries and bytes, with hits and misses. Cheap; for metrics.
     #[must_use]
     pub fn size(&self) -> CacheSize {

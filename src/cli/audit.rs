@@ -22,6 +22,7 @@ use super::show::ShowCommand;
 use super::source::{DataSource, SourceOptions};
 use super::verify::{HeadCommand, VerifyCommand};
 use crate::audit::{self, FileFollower, Filter};
+use crate::config;
 
 /// How often to look for new records in the files.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -153,7 +154,11 @@ impl QueryCommand {
         pairs.push(("limit", &self.limit));
         pairs.extend(self.after.as_deref().map(|after| ("after", after)));
         filter(&pairs)?;
-        let page = page_of(&self.source_options.source(color)?, &pairs)?;
+        let source = self.source_options.source(color)?;
+        let page = page_of(&source, &pairs)?;
+        if page.records.is_empty() && self.after.is_none() {
+            check_caller(&source, &pairs)?;
+        }
         let mut records = RecordPrinter::in_bulk(self.format, None)?;
         page.records.iter().try_for_each(|record| records.print(record.get()))?;
         records.end()?;
@@ -282,6 +287,36 @@ async fn newest(client: &OperatorClient, pairs: &FilterPairs<'_>) -> Result<u64,
     let newest = page(client, &pairs).await?.records.into_iter().next();
     let Some(newest) = newest else { return Ok(0) };
     serde_json::from_str(newest.get()).map(|Numbered { seq }| seq).map_err(|_| client.failed("a record has no seq"))
+}
+
+/// What `/callers.json` says of names.
+#[derive(Deserialize)]
+struct KnownCallers {
+    callers: Vec<KnownCaller>,
+}
+
+#[derive(Deserialize)]
+struct KnownCaller {
+    name: String,
+}
+
+/// No record was found: that may be because the caller's name is mistaken. Callers that were once configured have records.
+fn check_caller(source: &DataSource, pairs: &FilterPairs<'_>) -> Result<(), CommandFailure> {
+    let Some((_, given)) = pairs.iter().find(|(name, _)| *name == "caller") else { return Ok(()) };
+    let names: Vec<String> = match source {
+        DataSource::Files(read) => read.config.callers.iter().map(|caller| caller.name.to_string()).collect(),
+        DataSource::Running(client) => {
+            let text = process::block_on(client.text("/callers.json"))?;
+            let known: KnownCallers =
+                serde_json::from_str(&text).map_err(|_| client.failed("the response names no callers"))?;
+            known.callers.into_iter().map(|caller| caller.name).collect()
+        }
+    };
+    if names.iter().any(|name| name == given) {
+        return Ok(());
+    }
+    let why = config::unknown_caller(given, names.iter().map(|name| &**name));
+    Err(CommandFailure::usage(format!("--caller: no record is of this caller, and {why}")))
 }
 
 /// A page of `/audit.json`.

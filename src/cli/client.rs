@@ -156,9 +156,15 @@ impl OperatorClient {
         }
         let problem: Value = serde_json::from_slice(body).unwrap_or_default();
         let words = ["detail", "message", "title"].iter().find_map(|name| problem.get(name)?.as_str());
+        if problem.get("type").is_some_and(|kind| kind == UNKNOWN_CALLER) {
+            return CommandFailure::usage(format!("--caller: {}", words.unwrap_or("no caller has this name")));
+        }
         CommandFailure::failed(format!("{}: {status}: {}", self.url, words.unwrap_or("no reason given")))
     }
 }
+
+/// The `type` of the refusal of a caller that nobody knows.
+const UNKNOWN_CALLER: &str = "urn:makegate:operator:unknown-caller";
 
 fn not_a_door(url: &str) -> CommandFailure {
     let url = mask_secrets(url);

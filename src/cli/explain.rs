@@ -11,7 +11,7 @@ use super::process::{self, ColorChoice};
 use super::source::{DataSource, SourceOptions};
 use crate::callers::Callers;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::gateway::admit::policy::Policy;
 use crate::gateway::explain;
 
@@ -66,6 +66,10 @@ impl ExplainCommand {
 
     /// Explains from the configuration alone.
     fn explain_offline(&self, config: Config) -> Result<String, CommandFailure> {
+        let names = config.callers.iter().map(|caller| &*caller.name);
+        if !names.clone().any(|name| name == self.caller) {
+            return Err(CommandFailure::usage(format!("--caller: {}", config::unknown_caller(&self.caller, names))));
+        }
         let policy = Policy::new(config, Vec::new(), &Callers::new(Clock::system()));
         let explanation = explain::explain(&policy, None, &self.caller, &self.method, &self.target);
         serde_json::to_string(&explanation).map_err(CommandFailure::failed)

@@ -18,6 +18,7 @@ pub mod secret;
 mod secret_warnings;
 mod sections;
 mod units;
+mod unknown_caller;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ pub use sections::{
     AuditConfig, CacheConfig, GatewayConfig, Limits, MetricsConfig, OperatorConfig, OtelConfig, ProcessConfig,
     UpstreamConfig,
 };
+pub use unknown_caller::unknown_caller;
 
 /// Parses a caller's name as `[[caller]]` does, for names given outside the file.
 ///

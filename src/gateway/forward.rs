@@ -182,10 +182,13 @@ pub(crate) fn breaker_refusal(open: BreakerOpen) -> Refusal {
 async fn quota_slot(gateway: &Gateway, request: &AuthorizedRequest) -> Result<Slot, Refusal> {
     let _waiting = request.step(WaitStep::Quota);
     let wait = request.patience(&gateway.clock).min(request.policy.config.upstream.quota_wait);
-    let latest = gateway.clock.now() + wait;
+    let began = gateway.clock.now();
     let eligible = request.policy.eligible(request.bucket);
-    let turn = gateway.quota.acquire(request.bucket, request.caller(), eligible, latest).await;
-    let slot = turn.map_err(quota_refusal)?;
+    let turn = gateway.quota.acquire(request.bucket, request.caller(), eligible, began + wait).await;
+    let slot = turn.map_err(|refused| {
+        request.note_vain_wait(gateway.clock.now().saturating_duration_since(began));
+        quota_refusal(refused)
+    })?;
     match request.recheck_rights(gateway) {
         Ok(()) => Ok(slot),
         Err(refusal) => {
@@ -232,6 +235,7 @@ pub(crate) async fn forward(
             continue; // this upstream got nothing, so the one in its place may get it
         };
         facts.attempts += 1;
+        request.note_facts(facts);
         // An attempt cut short because of earlier waits proves nothing about the upstream.
         silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt_time_max() / 2;
         let about = AttemptContext::of(request, began);
@@ -264,6 +268,7 @@ pub(crate) async fn forward(
         }
     };
     facts.upstream_status = ending.status();
+    request.note_facts(facts);
     if let Some(UpstreamPermit { permit, .. }) =
         permit.breaker_permit.take().filter(|asked| Arc::ptr_eq(&asked.upstream, &upstream))
     {

@@ -3,8 +3,8 @@
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -160,6 +160,7 @@ async fn life<B: RequestBody>(
         outgoing: outgoing(row, goes.to_owned(), &head.headers, body, &share_holders.answers),
         read,
         deadline: read + within,
+        facts: Mutex::default(),
         policy: policy.clone(),
         trace: trace.clone(),
     };

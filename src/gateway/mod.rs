@@ -19,7 +19,7 @@ mod life_tests;
 pub mod metrics;
 pub(crate) mod outgoing;
 mod read;
-mod recorded;
+pub(crate) mod recorded;
 mod recorder;
 pub mod refusal;
 pub mod refusal_tally;

@@ -384,6 +384,13 @@ pub(crate) fn fill_facts(record: &mut Record<'static>, facts: &ForwardFacts) {
     record.quota_wait_us = (facts.attempts > 0).then(|| micros(facts.quota_wait));
 }
 
+/// The same for a request that is refused: it may have waited for quota in vain.
+pub(crate) fn fill_refused_facts(record: &mut Record<'static>, facts: &ForwardFacts) {
+    fill_facts(record, facts);
+    let waited = Some(facts.quota_wait).filter(|wait| !wait.is_zero());
+    record.quota_wait_us = record.quota_wait_us.or(waited.map(micros));
+}
+
 pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

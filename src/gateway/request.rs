@@ -1,7 +1,7 @@
 //! An authorized request that was read completely. The steps that wait own it, so that a fetch or a write can outlive the caller's
 //! connection.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -11,6 +11,7 @@ use super::admit::policy::{Caller, Policy};
 use super::admit::steps::{self, Rights};
 use super::refusal::Refusal;
 use super::request_trace::{RequestTrace, StepSpan, WaitStep};
+use super::response::ForwardFacts;
 use super::state::Gateway;
 use super::tags::Parameters;
 use crate::catalogue::Operation;
@@ -39,6 +40,8 @@ pub(crate) struct AuthorizedRequest {
     pub(crate) deadline: Instant,
     /// If its trace is sent.
     pub(crate) trace: Option<Arc<RequestTrace>>,
+    /// What its attempts came to so far: its record says so however it ends.
+    pub(crate) facts: Mutex<ForwardFacts>,
 }
 
 impl AuthorizedRequest {
@@ -67,6 +70,20 @@ impl AuthorizedRequest {
     /// Times a step until the returned value is dropped, if the trace is sent.
     pub(crate) fn step(&self, step: WaitStep) -> Option<StepSpan<'_>> {
         self.trace.as_ref().map(|trace| trace.step(step))
+    }
+
+    /// What its attempts came to so far.
+    pub(crate) fn facts(&self) -> ForwardFacts {
+        *self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn note_facts(&self, facts: ForwardFacts) {
+        *self.facts.lock().unwrap_or_else(PoisonError::into_inner) = facts;
+    }
+
+    /// It waited for quota in vain.
+    pub(crate) fn note_vain_wait(&self, waited: Duration) {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).quota_wait += waited;
     }
 
     /// Name of the caller that it queues under.

@@ -53,6 +53,10 @@ pub(super) enum OperatorRefusal {
     BadBody {
         why: String,
     },
+    /// Nobody in the configuration has this name.
+    UnknownCaller {
+        why: String,
+    },
     NotJson,
     BodyTooLarge,
     BodySlow,
@@ -122,6 +126,7 @@ impl OperatorRefusal {
             }
             Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "target-too-long", "The target is too long"),
             Self::BadParameter { .. } => (StatusCode::BAD_REQUEST, "bad-parameter", "Invalid parameter"),
+            Self::UnknownCaller { .. } => (StatusCode::BAD_REQUEST, "unknown-caller", "Unknown caller"),
             Self::BadBody { .. } => (StatusCode::BAD_REQUEST, "bad-body", "Invalid body"),
             Self::NotJson => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "Content-Type must be JSON"),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large"),
@@ -137,6 +142,9 @@ impl OperatorRefusal {
             }
             Self::Query(QueryError::DiskSlow) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "disk-slow", "The log's disk does not answer")
+            }
+            Self::Query(QueryError::Indexing) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "index-behind", "The log's index is being built")
             }
             Self::Query(QueryError::Io(_)) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "log-unreadable", "The log cannot be read")
@@ -206,6 +214,7 @@ impl OperatorRefusal {
             Self::HeadTooLarge => "limits.head_bytes and limits.head_fields say how large a head may be.".to_owned(),
             Self::TargetTooLong => "Ask for less in the query.".to_owned(),
             Self::BadParameter { why } | Self::BadBody { why } => format!("{why}."),
+            Self::UnknownCaller { why } => capital(why),
             Self::NotJson => "Send `Content-Type: application/json`.".to_owned(),
             Self::BodyTooLarge => format!("A body has at most {BODY_BYTES_MAX} bytes."),
             Self::BodySlow => "The body did not arrive in time. Send it again.".to_owned(),
@@ -251,7 +260,9 @@ impl OperatorRefusal {
         }
         let passes = matches!(
             self,
-            Self::Query(QueryError::Busy | QueryError::DiskSlow) | Self::TooManyFollowers | Self::NoRoom
+            Self::Query(QueryError::Busy | QueryError::DiskSlow | QueryError::Indexing)
+                | Self::TooManyFollowers
+                | Self::NoRoom
         );
         passes.then_some(Duration::from_secs(1))
     }

@@ -23,7 +23,7 @@ use crate::ids::RequestId;
 type OperatorRoute = MethodRouter<Arc<OperatorState>>;
 
 /// Every page: its path, its name in the menu if it is there, and its handler. The same with `.json` and `.csv` after the path.
-fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 12] {
+fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 14] {
     [
         ("/", Some("Overview"), get(pages::overview)),
         ("/audit", Some("Audit"), get(pages::audit)),
@@ -33,7 +33,9 @@ fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 12] {
         ("/audit/record", None, get(pages::record)),
         ("/callers", Some("Callers"), get(pages::callers)),
         ("/quota", Some("Quota"), get(pages::quota)),
+        ("/quota/ledger", None, get(pages::ledger)),
         ("/cache", Some("Cache"), get(pages::cache)),
+        ("/cache/entries", None, get(pages::entries)),
         ("/doubts", Some("In doubt"), get_or_post(pages::doubts, actions::settle_all)),
         ("/explain", Some("Explain"), get(pages::explain)),
         ("/config", Some("Configuration"), get(pages::config)),

@@ -15,6 +15,7 @@ const UNLINKED = [
 /** Two addresses have one shape if they differ only in ids and in values of parameters. */
 function shape(address) {
   if (/^\/audit(\.\w+)?$/.test(address.pathname)) return address.pathname; // any fields of a record are its filters
+  if (address.pathname.startsWith('/quota/ledger')) return `${address.pathname}?by=${address.searchParams.get('by')}`;
   const path = address.pathname.replace(/\/(\d+|[0-9a-f]{8}-[0-9a-f-]{27})(?=\/|$)/g, '/*');
   return `${path}?${[...new Set(address.searchParams.keys())].sort().join('&')}`;
 }

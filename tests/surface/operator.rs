@@ -13,7 +13,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
+mod entries;
 mod filters;
+mod ledger;
 mod metrics;
 mod problems;
 mod proofs;

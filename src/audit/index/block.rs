@@ -9,6 +9,7 @@ use std::path::Path;
 
 use rusqlite::{Row, Transaction, params};
 
+use super::ledger::{self, LedgerCounts};
 use super::terms::{self, Term};
 use crate::audit::record::Record;
 use crate::audit::segment;
@@ -67,6 +68,8 @@ pub(crate) struct BlockBuilder {
     newest: i64,
     pub(crate) records: usize,
     terms: BTreeSet<Term>,
+    /// What its records add to the ledger.
+    pub(crate) ledger: LedgerCounts,
 }
 
 impl BlockBuilder {
@@ -81,10 +84,12 @@ impl BlockBuilder {
             newest: time,
             records: 0,
             terms: BTreeSet::new(),
+            ledger: LedgerCounts::new(),
         }
     }
 
-    pub(crate) fn add(&mut self, record: &Record<'_>, place: LinePosition) {
+    /// Adds a record; `line`, if it was read.
+    pub(crate) fn add(&mut self, record: &Record<'_>, line: Option<&[u8]>, place: LinePosition) {
         let time = record.time.as_microsecond();
         self.last = self.last.max(record.seq);
         self.place.length = place.offset + place.length - self.place.offset;
@@ -93,6 +98,7 @@ impl BlockBuilder {
         terms::of(record, |term| {
             self.terms.insert(term);
         });
+        ledger::count(&mut self.ledger, record, line);
     }
 
     pub(crate) fn store(&self, transaction: &Transaction<'_>, has: &mut Vec<(Term, i64)>) -> rusqlite::Result<()> {

@@ -8,10 +8,13 @@
 //!
 //! A row per record would cost several times as much as the record itself. A query finds blocks by term and time,
 //! reads them, and applies the filter to their records, so an extra term does no harm.
+//!
+//! Beside the blocks it keeps the quota [`ledger`].
 
 #![expect(clippy::disallowed_methods, reason = "only the thread `audit-index` runs this")]
 
 pub(super) mod block;
+pub(super) mod ledger;
 pub(super) mod terms;
 #[cfg(test)]
 mod tests;
@@ -25,9 +28,11 @@ use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction};
 
 use self::block::{BlockBuilder, IndexBlock};
+use self::ledger::LedgerCounts;
 use crate::audit::log::shared::LogShared;
 use crate::audit::log::unindexed::DurableRecord;
 use crate::audit::record::Record;
@@ -55,7 +60,7 @@ const CLOSE: Duration = Duration::from_secs(2);
 const NICE: i32 = 10;
 
 /// Version of the table layout.
-pub(crate) const VERSION: i64 = 5;
+pub(crate) const VERSION: i64 = 6;
 
 /// `blocks`: for each block, the number of its first record, where its lines are, the times they span (in
 /// microseconds), and their terms, sorted. `has`: blocks by term, grouped by [`part`]. `position`: how far the blocks
@@ -64,7 +69,6 @@ pub(crate) const VERSION: i64 = 5;
 /// `has` may name blocks that are gone (retention, void numbers) or no longer contain the term; `blocks` is
 /// authoritative.
 const TABLES: &str = "
-    BEGIN;
     CREATE TABLE blocks (
         first INTEGER PRIMARY KEY, last INTEGER NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
         length INTEGER NOT NULL, oldest INTEGER NOT NULL, newest INTEGER NOT NULL, terms BLOB NOT NULL);
@@ -72,7 +76,7 @@ const TABLES: &str = "
     CREATE TABLE segments (segment INTEGER PRIMARY KEY, oldest INTEGER NOT NULL, newest INTEGER NOT NULL);
     CREATE TABLE position (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, seq INTEGER);
     INSERT INTO position VALUES (1, 0, 0, 0);
-    PRAGMA user_version = 5;
+    PRAGMA user_version = 6;
     COMMIT;
 ";
 
@@ -214,7 +218,7 @@ impl IndexWriter {
         )?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         match version {
-            0 => connection.execute_batch(TABLES)?,
+            0 => connection.execute_batch(&["BEGIN;", ledger::TABLE, TABLES].concat())?,
             VERSION => {}
             _ => return Err(IndexError::Foreign("another version made it")),
         }
@@ -248,11 +252,12 @@ impl IndexWriter {
             let until = ended.then(|| shared.clock.now() + CLOSE);
             let handed_over = shared.unindexed.lock().unwrap_or_else(PoisonError::into_inner).take();
             let end = handed_over.front().map_or((synced.segment, synced.length), |(place, _)| place.start());
-            while self.catch_up(end, shared.clock.now())? && until.is_none_or(|until| shared.clock.now() < until) {}
-            self.add_handed_over(handed_over, shared.clock.now())?;
+            let now = || (shared.clock.now(), shared.clock.wall());
+            while self.catch_up(end, now())? && until.is_none_or(|until| shared.clock.now() < until) {}
+            self.add_handed_over(handed_over, now())?;
             if ended {
                 self.end_block();
-                return self.store(shared.clock.now());
+                return self.store(now());
             }
             self.check_file()?;
             self.forget_deleted(&shared.dir)?;
@@ -271,13 +276,13 @@ impl IndexWriter {
     }
 
     /// Reads some lines; returns true if there are more before `end`, a segment and an offset in it.
-    fn catch_up(&mut self, end: (u64, u64), now: Instant) -> Result<bool, IndexError> {
+    fn catch_up(&mut self, end: (u64, u64), now: (Instant, Timestamp)) -> Result<bool, IndexError> {
         let (mut line, mut count) = (Vec::new(), 0);
         while count < CHUNK {
             let Some(place) = self.tail.next(&mut line, Some(end))? else { break };
             count += 1;
             if let Some(record) = Record::parse(&line) {
-                self.add(&record, place, now)?;
+                self.add(&record, Some(&line), place, now)?;
             }
         }
         self.store_if_due(now)?;
@@ -285,32 +290,43 @@ impl IndexWriter {
     }
 
     /// Adds what the writer handed over, as far as it follows what is indexed; the rest will be read.
-    fn add_handed_over(&mut self, records: VecDeque<DurableRecord>, now: Instant) -> Result<(), IndexError> {
+    fn add_handed_over(
+        &mut self,
+        records: VecDeque<DurableRecord>,
+        now: (Instant, Timestamp),
+    ) -> Result<(), IndexError> {
         for (place, record) in records {
             if self.tail.position() < place.start() {
                 self.catch_up(place.start(), now)?; // a new segment's first line
             }
             if self.tail.skip(place) {
-                self.add(&record, place, now)?;
+                self.add(&record, None, place, now)?;
             }
         }
         self.store_if_due(now)
     }
 
-    fn add(&mut self, record: &Record<'_>, place: LinePosition, now: Instant) -> Result<(), IndexError> {
+    /// Adds a record; `line`, if it was read.
+    fn add(
+        &mut self,
+        record: &Record<'_>,
+        line: Option<&[u8]>,
+        place: LinePosition,
+        now: (Instant, Timestamp),
+    ) -> Result<(), IndexError> {
         if place.segment != self.segment {
             self.begin_segment(place.segment, now)?;
         }
         let growing = self.growing.get_or_insert_with(|| BlockBuilder::new(record, place));
-        growing.add(record, place);
+        growing.add(record, line, place);
         if growing.records == BLOCK {
             self.end_block();
         }
         Ok(())
     }
 
-    fn store_if_due(&mut self, now: Instant) -> Result<(), IndexError> {
-        if self.whole.len() >= BLOCKS_MAX || now.duration_since(self.stored) >= STORE {
+    fn store_if_due(&mut self, now: (Instant, Timestamp)) -> Result<(), IndexError> {
+        if self.whole.len() >= BLOCKS_MAX || now.0.duration_since(self.stored) >= STORE {
             self.store(now)?;
         }
         Ok(())
@@ -324,12 +340,14 @@ impl IndexWriter {
     }
 
     /// Starts a segment, which makes records with its numbers in earlier segments void.
-    fn begin_segment(&mut self, segment: u64, now: Instant) -> Result<(), IndexError> {
+    fn begin_segment(&mut self, segment: u64, now: (Instant, Timestamp)) -> Result<(), IndexError> {
         self.end_block();
         self.segment = segment;
         if self.seq >= segment {
             self.store(now)?;
+            let dir = self.path.parent().unwrap_or(Path::new(""));
             let transaction = self.connection.transaction()?;
+            ledger::take_back(&transaction, dir, segment, now.1)?;
             make_void(&transaction, segment)?;
             transaction.commit()?;
             self.seq = segment.saturating_sub(1);
@@ -339,15 +357,18 @@ impl IndexWriter {
 
     /// Stores the complete blocks. Terms are sorted in table order: otherwise, with many callers, each insertion
     /// would touch a different page.
-    fn store(&mut self, now: Instant) -> Result<(), IndexError> {
+    fn store(&mut self, (now, wall): (Instant, Timestamp)) -> Result<(), IndexError> {
         self.stored = now;
         if self.whole.is_empty() {
             return Ok(());
         }
         let (transaction, mut has) = (self.connection.transaction()?, Vec::new());
+        let mut counts = LedgerCounts::new();
         for block in &self.whole {
             block.store(&transaction, &mut has)?;
+            block.ledger.iter().for_each(|(key, sums)| *counts.entry(key.clone()).or_default() += *sums);
         }
+        ledger::store(&transaction, &counts, wall)?;
         has.sort_unstable();
         {
             let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO has VALUES (?1, ?2, ?3)")?;

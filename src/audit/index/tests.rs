@@ -6,7 +6,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
-use crate::audit::record::Kind;
+use crate::audit::record::{CountedRefusals, Kind};
 use crate::audit::segment::SegmentOpening;
 use crate::audit::segment::tree::{Tree, leaf};
 use crate::audit::tests::{open, record, settings};
@@ -25,9 +25,13 @@ fn index_segment(index: &mut IndexWriter, dir: &Path, first: u64, records: u64) 
         text += &format!("{{\"seq\":{seq},\"time\":\"{time:.6}\",\"kind\":\"request\"}}\n");
     }
     fs::write(segment::path(dir, first), &text).unwrap();
-    assert!(!index.catch_up((first, text.len() as u64), index.stored).unwrap(), "everything is read");
+    assert!(!index.catch_up((first, text.len() as u64), now(index)).unwrap(), "everything is read");
     index.end_block();
-    index.store(index.stored).unwrap();
+    index.store(now(index)).unwrap();
+}
+
+fn now(index: &IndexWriter) -> (Instant, Timestamp) {
+    (index.stored, Clock::system().wall())
 }
 
 /// The segments that have blocks.
@@ -61,12 +65,15 @@ fn a_record_that_was_read_already_is_not_indexed_again_when_it_is_handed_over() 
     let handed_over = |place| VecDeque::from([(place, Box::new(record(Kind::Request, "r")))]);
     let (segment, offset) = index.tail.position();
     let next = LinePosition { segment, offset, length: 9 };
-    index.add_handed_over(handed_over(LinePosition { offset: offset - 10, ..next }), index.stored).unwrap();
+    let now = now(&index);
+    index.add_handed_over(handed_over(LinePosition { offset: offset - 10, ..next }), now).unwrap();
     assert!(index.growing.is_none());
-    index.add_handed_over(handed_over(next), index.stored).unwrap();
+    index.add_handed_over(handed_over(next), now).unwrap();
     assert_eq!(index.growing.as_ref().map(|block| block.records), Some(1));
     assert_eq!(index.tail.position(), (segment, offset + 10));
 }
+
+const LEDGER: &str = "ledger ORDER BY hour, caller, operation, organization";
 
 /// Everything that queries read.
 fn contents(dir: &Path) -> Vec<String> {
@@ -79,7 +86,7 @@ fn contents(dir: &Path) -> Vec<String> {
         };
         rows.query_map((), row).unwrap().collect::<Result<_, _>>().unwrap()
     };
-    ["blocks ORDER BY first", "has ORDER BY part, term, block", "segments ORDER BY segment", "position"]
+    ["blocks ORDER BY first", "has ORDER BY part, term, block", "segments ORDER BY segment", "position", LEDGER]
         .iter()
         .flat_map(|table| rows(&format!("SELECT * FROM {table}")))
         .collect()
@@ -95,10 +102,22 @@ async fn records_that_the_writer_hands_over_are_indexed_as_if_they_were_read() {
         ..settings(&dir)
     };
     let (log, _) = open(&settings, &Clock::system()).await;
+    let wall = Clock::system().wall();
+    let counted = |count| {
+        let codes = vec![("MG131".into(), count / 2), ("MG171".into(), count - count / 2)];
+        Box::new(CountedRefusals { count, codes, first: wall, last: wall })
+    };
     for n in 0..30_000_u64 {
         // The path makes some lines long, and one of the bursts exceeds what waits for the index.
         let path = format!("/{}", "long/".repeat(usize::try_from(n % 100).unwrap()));
-        let record = Record { organization: Some(n % 700), path: Some(path.into()), ..record(Kind::Request, "r") };
+        let record = Record {
+            time: wall - Duration::from_secs(n),
+            organization: Some(n % 700),
+            path: Some(path.into()),
+            attempts: Some(u32::try_from(n % 3).unwrap()),
+            counted: (n % 500 == 0).then(|| counted(n)),
+            ..record(if n % 500 == 0 { Kind::Refusals } else { Kind::Request }, "r")
+        };
         log.reserve().unwrap().fill(record);
         if n % 1000 == 0 && n > 15_000 {
             log.flush().await;
@@ -109,10 +128,85 @@ async fn records_that_the_writer_hands_over_are_indexed_as_if_they_were_read() {
     let handed_over = contents(&settings.dir);
     remove(&settings.dir);
     let mut index = IndexWriter::open(&settings.dir, Clock::system().now()).unwrap();
-    while index.catch_up((u64::MAX, 0), index.stored).unwrap() {}
+    let now = now(&index);
+    while index.catch_up((u64::MAX, 0), now).unwrap() {}
     index.end_block();
-    index.store(index.stored).unwrap();
+    index.store(now).unwrap();
     let read = contents(&settings.dir);
     assert!(segment::list(&settings.dir).unwrap().len() > 10 && read.len() > 1000, "{}", read.len());
     assert_eq!(handed_over, read);
+    // 29_999 seconds are 8 to 10 hours.
+    let ledger = Connection::open(path(&settings.dir)).unwrap();
+    let sums = "SELECT count(DISTINCT hour), sum(spent), sum(refused), sum(out_of_quota) FROM ledger";
+    let sums: (i64, i64, i64, i64) =
+        ledger.query_row(sums, (), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))).unwrap();
+    let all = || 0..30_000_i64;
+    let refused = all().filter(|n| n % 500 == 0);
+    assert!((9..=10).contains(&sums.0), "{sums:?}");
+    assert_eq!(sums.1, all().filter(|n| n % 500 > 0).map(|n| n % 3).sum::<i64>());
+    assert_eq!((sums.2, sums.3), (refused.clone().sum(), refused.map(|n| n - n / 2).sum()));
+}
+
+/// Ten thousand organizations in one hour: the sums stay exact, the rows are bounded, and what is too old is forgotten.
+#[test]
+fn the_ledger_is_bounded_and_loses_no_sum() {
+    let dir = TempDir::new().unwrap();
+    let mut index = IndexWriter::open(dir.path(), Clock::system().now()).unwrap();
+    let wall: Timestamp = "2026-07-01T12:30:00Z".parse().unwrap();
+    let mut counts = LedgerCounts::new();
+    let mut add = |hours: i64, caller: String, organization| {
+        let time = wall - jiff::SignedDuration::from_hours(hours);
+        let caller = Some(caller.into());
+        let record = Record { time, caller, organization, attempts: Some(1), ..record(Kind::Request, "r") };
+        ledger::count(&mut counts, &record, None);
+    };
+    (0..10_000).for_each(|n| add(0, "flood".to_owned(), Some(n)));
+    (0..10_000).for_each(|n| add(1, format!("caller-{n}"), Some(u64::MAX)));
+    for hours in [719, 721, -25, 1_000_000] {
+        add(hours, "timely".to_owned(), None);
+    }
+    let transaction = index.connection.transaction().unwrap();
+    ledger::store(&transaction, &counts, wall).unwrap();
+    ledger::store(&transaction, &counts, wall).unwrap();
+    let row = |sql: &str| {
+        transaction
+            .query_row(sql, (), |row| Ok((row.get::<_, i64>(0).unwrap(), row.get::<_, i64>(1).unwrap())))
+            .unwrap()
+    };
+    let of = |caller: &str| {
+        row(&format!("SELECT count(*), coalesce(sum(spent), 0) FROM ledger WHERE caller GLOB '{caller}'"))
+    };
+    assert_eq!(of("flood"), (1001, 20_000), "a row for each of 1,000 organizations, and one for all others");
+    assert_eq!(of("caller-*").0, 2000);
+    assert_eq!(of("timely"), (1, 2));
+    assert_eq!(row("SELECT count(*), coalesce(sum(spent), 0) FROM ledger"), (3003, 40_002));
+    let later = wall + jiff::SignedDuration::from_hours(2);
+    ledger::store(&transaction, &LedgerCounts::new(), later).unwrap();
+    assert_eq!(of("timely").0, 0);
+}
+
+/// A segment whose first number is below the newest one makes records void. They are in no query, nor in the ledger.
+#[test]
+fn what_void_records_added_is_taken_back() {
+    let dir = TempDir::new().unwrap();
+    let mut index = IndexWriter::open(dir.path(), Clock::system().now()).unwrap();
+    let spent = |index: &IndexWriter| -> i64 {
+        index.connection.query_row("SELECT coalesce(sum(spent), 0) FROM ledger", (), |row| row.get(0)).unwrap()
+    };
+    let segment = |index: &mut IndexWriter, first: u64, numbers: std::ops::RangeInclusive<u64>| {
+        let time = Clock::system().wall();
+        let line = |seq| {
+            format!("{{\"seq\":{seq},\"time\":\"{time:.6}\",\"kind\":\"request\",\"caller\":\"a\",\"attempts\":1}}\n")
+        };
+        let text: String = numbers.map(line).collect();
+        fs::write(segment::path(dir.path(), first), &text).unwrap();
+        let now = now(index);
+        while index.catch_up((first, text.len() as u64), now).unwrap() {}
+        index.end_block();
+        index.store(now).unwrap();
+    };
+    segment(&mut index, 1, 1..=600);
+    assert_eq!(spent(&index), 600);
+    segment(&mut index, 301, 301..=310);
+    assert_eq!(spent(&index), 310);
 }

@@ -292,7 +292,7 @@ fn unknown(name: &str) -> String {
     }
 }
 
-fn name_of(value: &str, expected: &str) -> Result<Arc<str>, String> {
+pub(super) fn name_of(value: &str, expected: &str) -> Result<Arc<str>, String> {
     if value.is_empty() { Err(write(value, expected)) } else { Ok(value.into()) }
 }
 
@@ -301,13 +301,18 @@ pub(super) fn number(value: &str, expected: &str) -> Result<u64, String> {
     value.parse().ok().filter(|_| plain).ok_or_else(|| write(value, expected))
 }
 
-fn word<T: Copy>(value: &str, parsed: Option<T>, all: &[T], word: fn(T) -> &'static str) -> Result<T, String> {
+pub(super) fn word<T: Copy>(
+    value: &str,
+    parsed: Option<T>,
+    all: &[T],
+    word: fn(T) -> &'static str,
+) -> Result<T, String> {
     let words = || all.iter().map(|one| word(*one)).collect::<Vec<_>>().join(", ");
     parsed.ok_or_else(|| write(value, &format!("one of {}", words())))
 }
 
 /// Accepts RFC 3339, a date (midnight UTC), or how long ago.
-fn time(value: &str, now: Timestamp) -> Result<Timestamp, String> {
+pub(super) fn time(value: &str, now: Timestamp) -> Result<Timestamp, String> {
     let expected = "a time such as 2026-07-01T12:00:00Z, a date such as 2026-07-01, or an age such as 15m, 1h or 7d";
     let parsed = ago(value)
         .and_then(|ago| now.checked_sub(ago).ok())

@@ -7,6 +7,7 @@
 
 pub(super) mod filter;
 pub(super) mod follow;
+pub(super) mod ledger;
 mod other_filter;
 
 use std::collections::BTreeSet;
@@ -62,6 +63,9 @@ pub enum QueryError {
     /// The disk does not answer.
     #[error("the log's disk is not responding: try again later")]
     DiskSlow,
+    /// The index lacks too much of the log.
+    #[error("the log's index is being built and lacks too many records: try again in a minute")]
+    Indexing,
     /// The segments cannot be read.
     #[error("cannot read the log: {0}")]
     Io(io::Error),

@@ -172,7 +172,7 @@ pub struct Record<'l> {
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub filled_by: Option<RequestId>,
     /// Number of requests sent upstream for this one.
-    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,
     /// The last status from upstream.
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
@@ -181,7 +181,7 @@ pub struct Record<'l> {
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
     /// Time spent waiting for quota, in microseconds.
-    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub quota_wait_us: Option<u64>,
     /// Time from when the request was read whole to its answer, in microseconds.
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]

@@ -22,7 +22,7 @@ use crate::gateway::forward::{
     spare_forward_permit,
 };
 use crate::gateway::large_work::LARGE_BYTES;
-use crate::gateway::recorder::RequestRecorder;
+use crate::gateway::recorder::{self, RequestRecorder};
 use crate::gateway::refusal::Refusal;
 use crate::gateway::request::AuthorizedRequest;
 use crate::gateway::request_trace::WaitStep;
@@ -54,12 +54,16 @@ pub(crate) async fn fetch(
         Err(refusal) => refusal.row().stale_may_answer,
     };
     if has_failed
-        && let Some(stale) = stale_reply(gateway, &plan, fetched.as_ref().ok())
+        && let Some(stale) = stale_reply(gateway, &plan, fetched.as_ref().map_err(|_| request.facts()))
         && let Ok(stale) = narrowed(gateway, &request, plan.page.as_ref(), stale).await
     {
         return Ok(stale);
     }
-    narrowed(gateway, &request, plan.page.as_ref(), fetched?).await
+    let reply = match fetched {
+        Ok(fetched) => narrowed(gateway, &request, plan.page.as_ref(), fetched).await,
+        Err(refusal) => Err(refusal),
+    };
+    reply.inspect_err(|_| recorder::fill_refused_facts(recorder.record(), &request.facts()))
 }
 
 /// What the caller may see of a reply.
@@ -357,15 +361,15 @@ fn is_failure(status: StatusCode) -> bool {
 }
 
 /// The stale answer that stands in for a failure, if there is one.
-fn stale_reply(gateway: &Gateway, plan: &FetchPlan, failed: Option<&Reply>) -> Option<Reply> {
+fn stale_reply(gateway: &Gateway, plan: &FetchPlan, failed: Result<&Reply, ForwardFacts>) -> Option<Reply> {
     let entry = plan.fallback.clone().filter(|entry| entry.is_usable(gateway.clock.now()))?;
-    let status = failed.map(|failed| failed.body.status());
+    let status = failed.ok().map(|failed| failed.body.status());
     Some(Reply {
         cache: Some(CacheStatus::Forward { why: plan.why, status, stored: false, collapsed: false }),
         answer: Answer::Stale,
         filled_by: Some(entry.filled_by),
         body: ReplyBody::Entry(entry),
-        facts: failed.map(|failed| failed.facts).unwrap_or_default(),
+        facts: failed.map_or_else(|facts| facts, |failed| failed.facts),
         may_be_not_modified: true,
     })
 }

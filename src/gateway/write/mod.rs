@@ -68,7 +68,9 @@ pub(crate) async fn write(
     if let Some(precondition) = precondition {
         Box::pin(precondition.check(gateway, recorder, &request)).await?;
     }
-    let permit = forward_permit(gateway, &request).await?; // before the intent: a crash while queued must not leave an unsent write in doubt
+    // Before the intent: a crash while queued must not leave an unsent write in doubt.
+    let permit = forward_permit(gateway, &request).await;
+    let permit = permit.inspect_err(|_| recorder::fill_refused_facts(recorder.record(), &request.facts()))?;
     identity.refuse_if_in_doubt(gateway, &request)?; // an identical write may have ended in doubt meanwhile
     let fields = recorded::fields(&gateway.log, &request.row, &request.outgoing.body);
     recorder.record().fields = fields.map(Cow::Owned);

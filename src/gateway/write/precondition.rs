@@ -2,7 +2,7 @@
 //! other PATCH, PUT or DELETE of the same path comes between the look and the write. What is changed through another path, or in Make
 //! itself, can.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -130,5 +130,6 @@ fn read_of(request: &AuthorizedRequest, read: &MatchedOperation<'_, '_>) -> Auth
         read: request.read,
         deadline: request.deadline,
         trace: request.trace.clone(),
+        facts: Mutex::default(),
     }
 }

@@ -8,21 +8,25 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::super::operators::Operator;
+use super::super::pages::cached_entry;
 use super::super::query::encode;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
 use super::super::state::OperatorState;
 use super::body::{self, ActionBody, bad_body};
 use crate::door::PeerConnection;
+use crate::gateway::recorded;
 
 const TAG_BYTES_MAX: usize = 256;
-const EXPECTED: &str = "write {\"tag\": \"org:11\"} or {\"all\": true}";
+const EXPECTED: &str = "write {\"tag\": \"org:11\"}, {\"entry\": \"…\"} or {\"all\": true}";
 
 /// What a request asks to be purged.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::operator) struct PurgeRequest {
     tag: Option<String>,
+    /// An entry by its id.
+    entry: Option<String>,
     all: Option<bool>,
     /// It came from the form of the cache's page.
     #[serde(skip)]
@@ -37,7 +41,8 @@ impl FromRequest<Arc<OperatorState>> for PurgeRequest {
         match body::read(request, state).await? {
             ActionBody::Form(form) => {
                 let all = form.get("all").map(|all| all == "true");
-                Ok(Self { tag: form.get("tag").map(str::to_owned), all, is_form: true })
+                let text = |name| form.get(name).map(str::to_owned);
+                Ok(Self { tag: text("tag"), entry: text("entry"), all, is_form: true })
             }
             ActionBody::Json(body) => body::parse(&body, EXPECTED),
         }
@@ -47,6 +52,9 @@ impl FromRequest<Arc<OperatorState>> for PurgeRequest {
 impl PurgeRequest {
     /// The tag, or `None` for everything.
     fn tag(self) -> Result<Option<String>, OperatorRefusal> {
+        if self.entry.is_some() {
+            return Err(bad_body("this names an entry and more than that", EXPECTED));
+        }
         match (self.tag, self.all) {
             (None, Some(true)) => Ok(None),
             (Some(tag), None | Some(false)) if !tag.is_empty() && tag.len() <= TAG_BYTES_MAX => Ok(Some(tag)),
@@ -71,6 +79,9 @@ pub(in crate::operator) async fn purge(
     asked: PurgeRequest,
 ) -> Result<Response, OperatorRefusal> {
     let is_form = asked.is_form;
+    if let (Some(id), None, None | Some(false)) = (&asked.entry, &asked.tag, asked.all) {
+        return purge_entry(&state, &peer, &operator, id.clone(), is_form).await;
+    }
     let tag = asked.tag()?;
     let room = state.gateway.log.reserve().ok_or(OperatorRefusal::CannotRecord)?;
     let purged = match &tag {
@@ -81,6 +92,30 @@ pub(in crate::operator) async fn purge(
     room.fill(state.record(&operator, &peer, "purge", &format!("purged {named}: {purged} entries")));
     Ok(if is_form {
         Redirect::to(&format!("/cache?purged={purged}&of={}", encode(&named))).into_response()
+    } else {
+        typed("application/json", json!({"purged": purged}).to_string())
+    })
+}
+
+/// Drops one entry. A fetch that is under way may fill its place again.
+async fn purge_entry(
+    state: &Arc<OperatorState>,
+    peer: &PeerConnection,
+    operator: &Operator,
+    id: String,
+    is_form: bool,
+) -> Result<Response, OperatorRefusal> {
+    let room = state.gateway.log.reserve().ok_or(OperatorRefusal::CannotRecord)?;
+    let wanted = id.clone();
+    let found = state.walk(move |state| cached_entry(state, &wanted)).await?;
+    let purged = u8::from(found.is_some());
+    if let Some((key, entry)) = found {
+        state.gateway.cache.drop_entry(&key, &entry);
+        let what = format!("purged the entry of {}: 1 entry", &*recorded::path(&state.gateway.log, &entry.path));
+        room.fill(state.record(operator, peer, "purge", &what));
+    }
+    Ok(if is_form {
+        Redirect::to(&format!("/cache?purged={purged}&of={}", encode(&format!("the entry {id}")))).into_response()
     } else {
         typed("application/json", json!({"purged": purged}).to_string())
     })

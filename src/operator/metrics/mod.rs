@@ -194,6 +194,9 @@ fn upstream(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
         "Upstream answers 401 to the gateway's own token",
         &metrics.token_refused,
     )?;
+    let refused_now = u64::from(state.gateway.upstream().token_refused_since().is_some());
+    let help = "1: the last answer of the upstream that tells said 401 to the gateway's own token";
+    writer.gauge("makegate_upstream_token_refused", help, refused_now)?;
     writer.count("makegate_token_leaks", "Upstream answers withheld because they held the token", &metrics.leaks)?;
     let help = "Upstream answers 403 that do not come from Make, but from something in front of it";
     writer.count("makegate_edge_refused", help, &metrics.edge_refused)

@@ -18,7 +18,9 @@ use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
 use super::links;
 use crate::audit::{FIELD_FILTERS, Filter, FilterName, Kind, RecordPage, csv, csv_header};
+use crate::config;
 use crate::door::PeerConnection;
+use crate::gateway::refusal::capital;
 use crate::vocabulary::{Answer, CredentialKind, Outcome};
 
 /// The parameter by which a client says that it takes the records out, which is recorded.
@@ -120,7 +122,7 @@ impl Page for RecordsPage {
             p.quiet {
                 "New records as they come: " code { "makegate audit follow" } " or " a href={ "/audit/follow.json" (self.query.suffix()) } { "as JSON lines" } "."
             }
-            (rich::table(&COLUMNS, &self.rich_rows(), "No record is like that. Take a filter away, or look further back."))
+            (rich::table(&COLUMNS, &self.rich_rows(), &self.hint()))
             @if let Some(next) = self.next {
                 p { a href={ "/audit" (self.query.with("after", &next.to_string())) } { "Older records" } }
             }
@@ -129,6 +131,14 @@ impl Page for RecordsPage {
 }
 
 impl RecordsPage {
+    /// What to do if there are no records. A caller that was once configured may have some.
+    fn hint(&self) -> String {
+        let known = self.choices.callers.iter().map(|caller| &**caller);
+        let unknown = self.query.get("caller").filter(|given| !known.clone().any(|known| known == *given));
+        let said = unknown.map(|given| format!(" {}", capital(&config::unknown_caller(given, known))));
+        format!("No record is like that. Take a filter away, or look further back.{}", said.unwrap_or_default())
+    }
+
     /// The table's rows, whose cells lead to what they name.
     fn rich_rows(&self) -> Vec<Vec<RichCell>> {
         let cell = |record: &Map<String, Value>, column: &str| {

@@ -77,6 +77,7 @@ impl Page for CachePage {
             (html::figures(&figures))
             (html::gauge("Memory", [bytes, capacity_bytes], cells::bytes, ""))
             @if let Some(tag) = &self.purge { (self.confirmation(tag)) }
+            p { a href="/cache/entries" { "Entries one by one" } ": by operation, with their age, what is left of their life, and who filled them." }
             h2 { "Tags" }
             (rich::table(&["tag", "entries", "purge"], &self.tag_rows(), "Nothing is in memory: reads of a class with a lifetime fill it."))
             @if self.tags.len() > ROWS_MAX { p.quiet { (self.tags.len() - ROWS_MAX) " more tags: see the JSON or CSV." } }
@@ -92,7 +93,8 @@ impl CachePage {
         tags.sort_by_key(|row| std::cmp::Reverse(row.entries));
         let row = |row: &&TagRow| {
             let purge = RichCell::link("purge …", format!("/cache?purge={}", encode(&row.tag)));
-            vec![RichCell::text(&row.tag), RichCell::text(row.entries), purge]
+            let entries = RichCell::link(row.entries, format!("/cache/entries?tag={}", encode(&row.tag)));
+            vec![RichCell::text(&row.tag), entries, purge]
         };
         tags.iter().take(ROWS_MAX).map(row).collect()
     }

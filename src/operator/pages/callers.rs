@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -17,7 +18,8 @@ use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
 use super::titles::title_of;
-use crate::config::{Grants, IdentityConfig, KeyConfig, Scope};
+use crate::callers::RecentRequests;
+use crate::config::{Grants, IdentityConfig, KeyConfig, Rate, Scope};
 use crate::counters::AnswerCount;
 use crate::gateway::admit::policy::Caller;
 use crate::gateway::key_expiry::KeyExpiry;
@@ -40,6 +42,8 @@ pub(crate) struct CallerRow {
     /// `None`: all.
     organizations: Option<Vec<u64>>,
     pub(crate) rate: String,
+    #[serde(skip)]
+    limit: Rate,
     burst: u32,
     may_refresh: bool,
     pub(crate) keys: Vec<CallerKeyRow>,
@@ -51,6 +55,10 @@ pub(crate) struct CallerRow {
     pub(crate) requests: u64,
     pub(crate) refused: u64,
     under_way: u64,
+    /// What it asked for in the last minute.
+    last_minute: RecentRequests,
+    /// How much of its rate that is: 1 is all of it.
+    rate_used: f64,
     /// Answers by where they came from.
     pub(crate) answers: CountsByWord,
     /// Refusals by code.
@@ -100,11 +108,13 @@ pub(crate) async fn callers(State(state): State<Arc<OperatorState>>, view: PageV
 /// The same, for other pages.
 pub(crate) fn caller_rows(state: &OperatorState) -> Vec<CallerRow> {
     let now = state.gateway.clock.wall();
-    state.gateway.policy().callers.iter().map(|caller| caller_row(caller.as_ref(), now)).collect()
+    let moment = state.gateway.clock.now();
+    state.gateway.policy().callers.iter().map(|caller| caller_row(caller.as_ref(), (moment, now))).collect()
 }
 
-fn caller_row(caller: &Caller, now: Timestamp) -> CallerRow {
+fn caller_row(caller: &Caller, (moment, now): (Instant, Timestamp)) -> CallerRow {
     let config = &caller.config;
+    let last_minute = caller.state.last_minute(moment);
     let (mut answers, mut refusals) = (CountsByWord::new(), CountsByWord::new());
     let mut operations = BTreeMap::<Arc<str>, CountsByWord>::new();
     for AnswerCount { operation, kind, count } in caller.state.answers.read() {
@@ -124,6 +134,7 @@ fn caller_row(caller: &Caller, now: Timestamp) -> CallerRow {
             Scope::Only(ids) => Some(ids.clone()),
         },
         rate: config.rate.to_string(),
+        limit: config.rate,
         burst: config.burst,
         may_refresh: config.may_refresh,
         keys: config.keys.iter().map(|key| key_row(caller, key, now)).collect(),
@@ -133,10 +144,19 @@ fn caller_row(caller: &Caller, now: Timestamp) -> CallerRow {
         requests: answers.values().sum(),
         refused: answers.get(Answer::Refused.as_str()).copied().unwrap_or(0),
         under_way: caller.state.under_way(),
+        last_minute,
+        rate_used: rate_used(config.rate, last_minute),
         answers,
         refusals,
         operations,
     }
+}
+
+/// How much of a rate the requests of a minute are that it let through.
+fn rate_used(rate: Rate, last_minute: RecentRequests) -> f64 {
+    let in_a_minute = f64::from(rate.requests) * 60.0 / rate.per.as_secs_f64().max(f64::MIN_POSITIVE);
+    let used = (last_minute.requests - last_minute.over_rate) as f64 / in_a_minute.max(f64::MIN_POSITIVE);
+    (used * 1000.0).round() / 1000.0
 }
 
 fn key_row(caller: &Caller, config: &KeyConfig, now: Timestamp) -> CallerKeyRow {
@@ -166,7 +186,8 @@ impl Page for CallersPage {
 
     fn table(&self) -> PageTable {
         let columns = &[
-            "name", "grants", "organizations", "rate", "burst", "keys", "last_used", "requests", "refused", "under_way",
+            "name", "grants", "organizations", "rate", "last_minute", "rate_used", "burst", "keys", "last_used",
+            "requests", "refused", "under_way",
         ];
         let row = |caller: &CallerRow| {
             let ids = |ids: &Vec<u64>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
@@ -176,6 +197,8 @@ impl Page for CallersPage {
                 caller.grants.join(" "),
                 caller.organizations.as_ref().map_or_else(|| "all".to_owned(), ids),
                 caller.rate.clone(),
+                caller.last_minute.requests.to_string(),
+                rich::percent_text(Some(caller.rate_used)),
                 caller.burst.to_string(),
                 keys.join(", "),
                 cell(caller.keys.iter().filter_map(|key| key.last_used).max()),
@@ -207,6 +230,23 @@ impl Page for CallersPage {
 }
 
 impl CallerRow {
+    fn let_through(&self) -> u64 {
+        self.last_minute.requests - self.last_minute.over_rate
+    }
+
+    fn rate_in_a_minute(&self) -> u64 {
+        let Rate { requests, per } = self.limit;
+        let in_a_minute = u128::from(requests) * 60_000 / per.as_millis().max(1);
+        u64::try_from(in_a_minute).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn over_rate(&self) -> String {
+        match self.last_minute.over_rate {
+            0 => String::new(),
+            count => format!("{count} refused (MG141)"),
+        }
+    }
+
     fn details(&self) -> Markup {
         let name = encode(&self.name);
         let keys: Vec<_> = self.keys.iter().map(|key| key.cells(&name)).collect();
@@ -234,8 +274,10 @@ impl CallerRow {
             p {
                 a href={ "/audit?caller=" (name) } { "Its records" } " · "
                 a href={ "/explain?caller=" (name) } { "Explain a request of it" } " · "
+                a href={ "/quota/ledger?caller=" (name) } { "What it spent" } " · "
                 a href="/quota" { "Quota" }
             }
+            (html::gauge("Rate used in the last minute", [self.let_through(), self.rate_in_a_minute()], |n| n.to_string(), &self.over_rate()))
             h2 { "Keys" }
             (rich::table(&["key", "note", "from", "expires", "warning", "last used"], &keys, "It has no key."))
             h2 { "Identities" }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
+use http::StatusCode;
 use maud::{Markup, html};
 use serde::Serialize;
 
@@ -13,7 +14,9 @@ use super::super::render::{Page, PageFormat, PageView};
 use super::super::state::OperatorState;
 use super::super::table::PageTable;
 use super::titles::title_of;
+use crate::config;
 use crate::gateway::explain::{self, ExplainedStep, Explanation};
+use crate::gateway::refusal::capital;
 use crate::ids::escape_invisible;
 
 /// The methods of operations; HEAD is answered as its GET.
@@ -29,6 +32,9 @@ struct ExplainPage {
     query: PageQuery,
     #[serde(skip)]
     callers: Vec<Arc<str>>,
+    /// What is said of a caller that nobody knows.
+    #[serde(skip)]
+    unknown: Option<String>,
 }
 
 /// Explains what the query asks for.
@@ -42,9 +48,19 @@ pub(crate) async fn explain(
     let query = &view.query;
     query.allow_only(&PARAMETERS)?;
     let [caller, method, target] = PARAMETERS.map(|name| query.get(name));
+    let policy = state.gateway.policy();
+    let callers: Vec<_> = policy.callers.iter().map(|caller| caller.config.name.clone()).collect();
+    if let Some(caller) = caller.filter(|caller| policy.caller(caller).is_none()) {
+        let why = config::unknown_caller(caller, callers.iter().map(|known| &**known));
+        if view.format != PageFormat::Html {
+            return Err(OperatorRefusal::UnknownCaller { why });
+        }
+        let page = ExplainPage { explanation: None, query: query.clone(), callers, unknown: Some(why) };
+        return Ok((StatusCode::BAD_REQUEST, view.show(&page)).into_response());
+    }
     let explanation = match (caller, method.or(Some("GET")), target) {
         (Some(caller), Some(method), Some(target)) => {
-            Some(explain::explain(&state.gateway.policy(), Some(&state.gateway), caller, method, target))
+            Some(explain::explain(&policy, Some(&state.gateway), caller, method, target))
         }
         _ if view.format == PageFormat::Html => None,
         _ => {
@@ -52,8 +68,7 @@ pub(crate) async fn explain(
             return Err(OperatorRefusal::BadParameter { why: why.to_owned() });
         }
     };
-    let callers = state.gateway.policy().callers.iter().map(|caller| caller.config.name.clone()).collect();
-    Ok(view.show(&ExplainPage { explanation, query: query.clone(), callers }))
+    Ok(view.show(&ExplainPage { explanation, query: query.clone(), callers, unknown: None }))
 }
 
 impl Page for ExplainPage {
@@ -78,6 +93,8 @@ impl Page for ExplainPage {
                         (step_item(step, at + 1 == explanation.steps.len()))
                     }
                 }
+            } @else if let Some(unknown) = &self.unknown {
+                p.warn { (escape_invisible(&capital(unknown))) }
             } @else {
                 p.empty { "Name a caller and a request: its steps appear here. Nothing is sent or spent." }
             }

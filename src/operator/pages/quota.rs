@@ -64,6 +64,7 @@ impl Page for QuotaPage {
 
     fn html(&self) -> Markup {
         html! {
+            p { a href="/quota/ledger" { "The ledger" } ": who spent how much in each hour of the last 30 days." }
             @for bucket in &self.buckets { (gauge(bucket)) }
             h2 { "Who spends it" }
             p.quiet {

@@ -82,6 +82,20 @@ async fn answers_and_the_upstream_are_counted_by_what_an_alert_asks_for() {
     assert!(sample(&measured, "makegate_audit_disk_free_bytes").unwrap() > 0.0);
 }
 
+/// As long as Make refuses the token, also if nobody asks Make anything more.
+#[tokio::test]
+async fn a_refused_token_shows_until_make_takes_it_again() {
+    const NOW: &str = "makegate_upstream_token_refused";
+    let world = plan().start().await;
+    assert_eq!(sample(&metrics(&world, "").await, NOW), Some(0.0));
+    world.sandbox.fault(Fault::once("GET", VARIABLES, FaultKind::status(401)));
+    world.get(ALL, VARIABLES).await.refused(502, "MG204");
+    assert_eq!(sample(&metrics(&world, "").await, NOW), Some(1.0));
+    world.get(ALL, VARIABLES).await.expect(200);
+    let text = metrics(&world, "").await;
+    assert_eq!((sample(&text, NOW), sample(&text, "makegate_token_refused_total")), (Some(0.0), Some(1.0)));
+}
+
 #[tokio::test]
 async fn the_certificates_end_is_there() {
     let (world, _) = tls::world(plan(), "", &[]).await;

@@ -1,0 +1,136 @@
+//! What is in memory, entry by entry; what a caller uses of its rate; and names that nobody has.
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::hostile::{Origin, Step};
+use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, Reply, VARIABLES, World, send};
+
+async fn ask(world: &World, method: &str, target: &str, headers: &str, body: &str) -> Reply {
+    let headers = format!("authorization: Bearer {OPERATOR}\r\n{headers}");
+    send(world.service.operator_addresses()[0], method, target, &headers, body).await
+}
+
+async fn json_of(world: &World, target: &str) -> Value {
+    ask(world, "GET", target, "", "").await.expect(200).json()
+}
+
+async fn html_of(world: &World, target: &str) -> String {
+    ask(world, "GET", target, "accept: text/html\r\n", "").await.expect(200).text().to_owned()
+}
+
+const FORM: &str = "content-type: application/x-www-form-urlencoded\r\n";
+
+#[tokio::test]
+async fn each_entry_tells_who_filled_it_and_is_purged_alone() {
+    let world = World::start().await;
+    let first = world.get(ALL, ORG).await.expect(200);
+    let filler = first.header("x-request-id").unwrap().to_owned();
+    world.get(ALL, OTHER).await.expect(200);
+    world.get(ALL, &format!("{LIST}?cols[]=id")).await.expect(200);
+    world.clock.advance(Duration::from_secs(7));
+    let all = json_of(&world, "/cache/entries.json").await;
+    assert_eq!((&all["total"], &all["next"]), (&json!(3), &Value::Null), "{all}");
+    let of_org = json_of(&world, "/cache/entries.json?tag=org:11").await;
+    let entry = &of_org["entries"][0];
+    assert_eq!((&entry["path"], &entry["operation"]), (&json!(ORG), &json!("organizations.get")), "{of_org}");
+    assert_eq!((&entry["filled_by"], &entry["status"]), (&json!(filler), &json!(200)));
+    let [age, ttl] = ["age_s", "ttl_s"].map(|name| entry[name].as_u64().unwrap());
+    assert!((7..60).contains(&age) && ttl > 0 && entry["left_s"].as_u64().unwrap() >= ttl, "{entry}");
+    let weights: u64 = all["entries"].as_array().unwrap().iter().map(|one| one["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(json_of(&world, "/cache.json").await["bytes"], weights);
+    assert_eq!(json_of(&world, "/cache/entries.json?operation=organizations.list").await["total"], 1);
+
+    let id = entry["id"].as_str().unwrap();
+    let page = html_of(&world, &format!("/cache/entries?id={id}&purge=1")).await;
+    let filled = format!("/audit/record?request={}", filler.replace('-', "%2D"));
+    assert!(page.contains(&filled) && page.contains("Purge this entry?"), "{page}");
+    assert!(!page.contains(first.json()["organization"]["name"].as_str().unwrap_or("never there")), "never its body");
+    let purged = ask(&world, "POST", "/cache/purge", FORM, &format!("entry={id}")).await.expect(303);
+    assert!(purged.header("location").unwrap().starts_with("/cache?purged=1"));
+    assert_eq!(json_of(&world, "/cache/entries.json").await["total"], 2);
+    let body = json!({"entry": id}).to_string();
+    let again = ask(&world, "POST", "/cache/purge", "content-type: application/json\r\n", &body).await.expect(200);
+    assert_eq!(again.json(), json!({"purged": 0}));
+    world.get(ALL, ORG).await.expect(200);
+    assert_eq!(world.received("GET", ORG), 2, "only this one was fetched again");
+    world.get(ALL, OTHER).await.expect(200);
+    assert_eq!(world.received("GET", OTHER), 1);
+    let both = json!({"entry": id, "tag": "org:11"}).to_string();
+    ask(&world, "POST", "/cache/purge", "content-type: application/json\r\n", &both).await.expect(400);
+    for bad in ["page=0", "page=x", "nope=1"] {
+        ask(&world, "GET", &format!("/cache/entries?{bad}"), "", "").await.expect(400);
+    }
+}
+
+#[tokio::test]
+async fn what_records_may_not_hold_is_not_shown_of_an_entrys_key() {
+    let body = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    let origin = Origin::start(vec![vec![Step::Read, Step::write(body.to_owned())]]);
+    let world = Plan::default()
+        .upstream(format!("http://{}", origin.address()))
+        .tables(
+            "[[operation]]\nid = \"things.list\"\nmethod = \"GET\"\npath = \"/api/v2/things\"\ngrant = \"things:read\"\ncache = \"usage\"\n\
+             record = [\"kind\"]\nquery = { kind = \"scalar\", email = \"scalar\" }\n",
+        )
+        .start()
+        .await;
+    world.get(ALL, "/api/v2/things?kind=small&email=a%40b.example").await.expect(200);
+    let shown = ask(&world, "GET", "/cache/entries.json", "", "").await.expect(200).text().to_owned();
+    assert!(shown.contains("email=…") && shown.contains("kind=small") && !shown.contains("b.example"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_caller_shows_how_much_of_its_rate_it_uses() {
+    let world = Plan::default().caller("slow", "grants = [\"*\"]\nrate = \"4/min\"\nburst = 2\n").start().await;
+    for status in [200, 200, 429] {
+        world.get("slow", ORG).await.expect(status);
+    }
+    let one = async || json_of(&world, "/callers.json?name=slow").await["callers"][0].clone();
+    let row = one().await;
+    assert_eq!(row["last_minute"], json!({"requests": 3, "over_rate": 1}), "{row}");
+    assert_eq!((&row["rate_used"], &row["refusals"]), (&json!(0.5), &json!({"MG141": 1})));
+    let page = html_of(&world, "/callers?name=slow").await;
+    for part in
+        ["2 of 4", "1 refused (MG141)", "/explain?caller=slow", "/audit?caller=slow", "/quota/ledger?caller=slow"]
+    {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    world.clock.advance(Duration::from_secs(66));
+    assert_eq!(one().await["last_minute"]["requests"], 0, "a minute later");
+    assert_eq!(one().await["requests"], 3);
+}
+
+fn makegate(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+    command.env("MAKEGATE_OPERATOR_KEY", OPERATOR).env_remove("MAKEGATE_CONFIG").args(arguments).output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_nobody_knows_is_told_with_the_nearest_name() {
+    let world = World::start().await;
+    world.get(ALL, ORG).await.expect(200);
+    let refused = ask(&world, "GET", &format!("/explain.json?caller=readr&target={ORG}"), "", "").await.expect(400);
+    let said = "no caller is named \"readr\" in the configuration; did you mean \"reader\"?";
+    assert_eq!(refused.json()["type"], "urn:makegate:operator:unknown-caller");
+    assert!(refused.text().to_lowercase().contains(&said.replace('"', "\\\"")), "{}", refused.text());
+    let page = ask(&world, "GET", &format!("/explain?caller=readr&target={ORG}"), "accept: text/html\r\n", "").await;
+    assert!(page.expect(400).text().contains("did you mean"), "the form is there again");
+    assert!(html_of(&world, "/audit?caller=readr").await.contains("did you mean"));
+
+    let (url, file) = (format!("http://{}", world.service.operator_addresses()[0]), world.file().display().to_string());
+    for source in [["--url", &*url], ["--config", &*file]] {
+        let run = |arguments: &[&str]| tokio::task::block_in_place(|| makegate(&[arguments, &source[..]].concat()));
+        for asked in [&["explain", "GET", ORG, "--caller", "readr"][..], &["audit", "query", "--caller", "readr"]] {
+            let output = run(asked);
+            let stderr = String::from_utf8_lossy(&output.stderr).to_lowercase();
+            assert!(output.status.code() == Some(2) && stderr.contains(said), "{asked:?} {source:?}: {output:?}");
+        }
+        assert_eq!(run(&["explain", "GET", ORG, "--caller", "reader"]).status.code(), Some(0));
+        assert_eq!(run(&["explain", "GET", VARIABLES, "--caller", "reader"]).status.code(), Some(3));
+        assert_eq!(run(&["audit", "query", "--caller", "reader"]).status.code(), Some(0), "it has no record yet");
+        assert_eq!(run(&["audit", "query", "--caller", "all"]).status.code(), Some(0));
+    }
+}

@@ -78,7 +78,8 @@ def tried(package):
     run("dpkg", "--install", package)
     try:
         files = run("dpkg", "--listfiles", "makegate").split()
-        for file in ("/usr/bin/makegate", "/usr/share/man/man1/makegate.1.gz", "/usr/share/bash-completion/completions/makegate"):
+        for file in ("/usr/bin/makegate", "/usr/share/man/man1/makegate.1.gz", "/usr/share/man/man1/makegate-audit-query.1.gz",
+                     "/usr/share/bash-completion/completions/makegate"):
             check(file in files, f"the package lacks {file}")
         (unit,) = [Path(file) for file in files if file.endswith("/makegate.service")]
         run("/usr/bin/makegate", "check", "--config", CONFIG)

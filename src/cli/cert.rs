@@ -2,10 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "a command may block on its files")]
 
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -15,6 +13,7 @@ use rcgen::{
 };
 
 use super::failure::CommandFailure;
+use super::new_file;
 use super::output;
 use crate::clock::Clock;
 use crate::config;
@@ -93,23 +92,7 @@ pub(super) fn make(dir: &Path, names: &[String]) -> Result<(), CommandFailure> {
         ("cert.pem", 0o644, server_cert.pem()),
         ("key.pem", 0o600, server_key.serialize_pem()),
     ];
-    write(dir, &files)
-}
-
-/// Writes all files, or none if one of them is there already.
-fn write(dir: &Path, files: &[(&str, u32, String)]) -> Result<(), CommandFailure> {
-    let failed = |path: &Path, error| CommandFailure::failed(format!("cannot write {}: {error}", path.display()));
-    fs::create_dir_all(dir).map_err(|error| failed(dir, error))?;
-    if let Some((name, ..)) = files.iter().find(|(name, ..)| fs::symlink_metadata(dir.join(name)).is_ok()) {
-        let dir = dir.display();
-        return Err(CommandFailure::failed(format!("{dir} already has a {name}: remove it, or choose another folder")));
-    }
-    for (name, mode, text) in files {
-        let path = dir.join(name);
-        let file = OpenOptions::new().write(true).create_new(true).mode(*mode).open(&path);
-        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| failed(&path, error))?;
-    }
-    Ok(())
+    new_file::write_all(dir, &files.map(|(name, mode, text)| (name.to_owned(), mode, text.into_bytes())), false)
 }
 
 fn key() -> Result<KeyPair, CommandFailure> {

@@ -1,6 +1,5 @@
 //! A small HTTP client for the operator door of a running makegate: one connection per request, no redirects.
 
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -90,34 +89,15 @@ impl OperatorClient {
         String::from_utf8(body.into()).map_err(|_| self.failed("the response is not text"))
     }
 
-    /// Passes on every line of a streamed response as it comes, until the stream ends.
-    pub(super) async fn lines(
-        &self,
-        target: &str,
-        sink: &mut dyn FnMut(&str) -> io::Result<()>,
-    ) -> Result<(), CommandFailure> {
-        let mut answer = self.send(Method::GET, target, Bytes::new()).await?;
+    /// A streamed response, to be read line by line.
+    pub(super) async fn lines(&self, target: &str) -> Result<ResponseLines<'_>, CommandFailure> {
+        let answer = self.send(Method::GET, target, Bytes::new()).await?;
         if !answer.status().is_success() {
             let status = answer.status();
             let body = Limited::new(answer.into_body(), LINE_BYTES_MAX).collect().await;
             return Err(self.refused(status, &body.map(http_body_util::Collected::to_bytes).unwrap_or_default()));
         }
-        let mut rest = Vec::new();
-        while let Some(frame) = answer.frame().await {
-            let frame = frame.map_err(|error| self.failed(&error.to_string()))?;
-            rest.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-            while let Some(newline) = memchr::memchr(b'\n', &rest) {
-                let line: Vec<u8> = rest.drain(..=newline).collect();
-                let line = String::from_utf8_lossy(&line);
-                if !line.trim().is_empty() {
-                    sink(line.trim_end())?;
-                }
-            }
-            if rest.len() > LINE_BYTES_MAX {
-                return Err(self.failed("a line of the response is too long"));
-            }
-        }
-        Ok(())
+        Ok(ResponseLines { client: self, answer, rest: Vec::new() })
     }
 
     async fn send(&self, method: Method, target: &str, body: Bytes) -> Result<Response<Incoming>, CommandFailure> {
@@ -165,6 +145,34 @@ impl OperatorClient {
 
 /// The `type` of the refusal of a caller that nobody knows.
 const UNKNOWN_CALLER: &str = "urn:makegate:operator:unknown-caller";
+
+/// The lines of a streamed response.
+pub(super) struct ResponseLines<'c> {
+    client: &'c OperatorClient,
+    answer: Response<Incoming>,
+    rest: Vec<u8>,
+}
+
+impl ResponseLines<'_> {
+    /// The next line that is not empty, as soon as it has come; `None`: the stream has ended.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, CommandFailure> {
+        loop {
+            while let Some(newline) = memchr::memchr(b'\n', &self.rest) {
+                let line: Vec<u8> = self.rest.drain(..=newline).collect();
+                let line = String::from_utf8_lossy(&line);
+                if !line.trim().is_empty() {
+                    return Ok(Some(line.trim_end().to_owned()));
+                }
+            }
+            if self.rest.len() > LINE_BYTES_MAX {
+                return Err(self.client.failed("a line of the response is too long"));
+            }
+            let Some(frame) = self.answer.frame().await else { return Ok(None) };
+            let frame = frame.map_err(|error| self.client.failed(&error.to_string()))?;
+            self.rest.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        }
+    }
+}
 
 fn not_a_door(url: &str) -> CommandFailure {
     let url = mask_secrets(url);

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::cert;
+use super::demo_text;
 use super::failure::CommandFailure;
 use super::key;
 use super::output::ServiceOutput;
@@ -24,17 +25,17 @@ use crate::service::Service;
 
 /// Runs everything in one process, to try it out.
 ///
-/// Starts a simulated Make, the gateway and the operator door, with three callers and their keys. Needs no
-/// configuration; its data lives in a temporary folder that is deleted when the demo ends (Ctrl-C).
+/// Starts a simulated Make, the gateway and the operator door, with three callers and their keys, and prints commands
+/// to try. Needs no configuration; its data lives in a temporary folder that is deleted when the demo ends (Ctrl-C).
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   makegate demo
   makegate demo --port 9080
   makegate demo --tls
-  makegate demo --json --port 0 | head -1 | jq .callers")]
+  makegate demo --json --port 0 | jq .callers")]
 pub(super) struct DemoCommand {
-    /// First print one line of JSON with the addresses, the operator key, and the callers with their keys.
+    /// Print only one line of JSON, with the addresses, the operator key, and the callers with their keys.
     #[arg(long)]
     json: bool,
     /// First of three consecutive ports: gateway, operator door, simulated Make. 0: any free ports.
@@ -46,9 +47,9 @@ pub(super) struct DemoCommand {
 }
 
 #[derive(Serialize)]
-struct DemoCaller {
-    name: &'static str,
-    key: String,
+pub(super) struct DemoCaller {
+    pub(super) name: &'static str,
+    pub(super) key: String,
     grants: &'static [&'static str],
     organizations: Option<&'static [u64]>,
     #[serde(skip)]
@@ -84,10 +85,10 @@ impl DemoCommand {
         let service = serve::start(read).await?;
         let addresses = DemoAddresses::of(&service, &sandbox, tls.map(|dir| dir.join("ca.pem")))?;
         let stdout = ServiceOutput::begin();
-        if self.json {
-            stdout.line(&addresses.json(&callers, &operator_key));
-        }
-        stdout.line(&addresses.text(&callers, &operator_key));
+        stdout.line(&match self.json {
+            true => addresses.json(&callers, &operator_key),
+            false => demo_text::text(&addresses, &callers, &operator_key),
+        });
         signals.next().await;
         let ended = serve::end(service, &mut signals).await;
         sandbox.stop().await;
@@ -156,12 +157,12 @@ fn configure(
     config::read(&file).map_err(CommandFailure::failed)
 }
 
-struct DemoAddresses {
-    gateway: String,
-    operator: String,
-    sandbox: String,
+pub(super) struct DemoAddresses {
+    pub(super) gateway: String,
+    pub(super) operator: String,
+    pub(super) sandbox: String,
     /// The authority that callers have to trust, if the gateway speaks TLS.
-    ca_file: Option<PathBuf>,
+    pub(super) ca_file: Option<PathBuf>,
 }
 
 impl DemoAddresses {
@@ -187,34 +188,5 @@ impl DemoAddresses {
             "ca_file": self.ca_file,
         })
         .to_string()
-    }
-
-    fn text(&self, [all, reader, slow]: &[DemoCaller; 3], operator_key: &str) -> String {
-        let Self { gateway, operator, sandbox, ca_file } = self;
-        let trust = ca_file.as_ref().map_or_else(String::new, |file| format!("--cacert {} ", file.display()));
-        let organization = format!("{gateway}/api/v2/organizations");
-        let curl = |caller: &DemoCaller| format!("curl -i {trust}-H 'Authorization: Token {}'", caller.key);
-        format!(
-            "\
-makegate demo: the gateway is at {gateway}, the simulated Make at {sandbox}. Press Ctrl-C to stop.
-
-A cache hit: two requests, but only one reaches Make (see Cache-Status).
-  {} '{organization}/11#[1-2]'
-
-A 403: {} may see only organizations 11 and 12.
-  {} {organization}/13
-
-A 429: {} may send only two requests at once.
-  {} '{organization}#[1-3]'
-
-The operator page: {operator}/ (any user name; the password is the operator key)
-  {operator_key}
-",
-            curl(all),
-            reader.name,
-            curl(reader),
-            slow.name,
-            curl(slow),
-        )
     }
 }

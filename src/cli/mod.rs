@@ -12,15 +12,21 @@ mod completions;
 mod config_show;
 mod confine;
 mod demo;
+mod demo_text;
 mod doubts;
+mod environment;
 mod explain;
 mod failure;
 mod filter_options;
+mod follow;
 mod healthcheck;
 mod key;
+mod new_file;
 mod output;
 mod process;
 mod record_printer;
+mod record_source;
+mod record_table;
 mod sandbox;
 mod serve;
 mod service_manager;
@@ -32,7 +38,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::ids::escape_invisible_in_lines;
 use crate::process_log;
@@ -69,17 +75,7 @@ Exit codes:
   0  success
   1  failure
   2  usage or configuration error
-  3  explain: the request would be refused
-
-Environment:
-  MAKEGATE_CONFIG             the configuration file, if --config is not given
-  MAKEGATE_LOG                level and filters of the process log: info, debug, makegate=debug,info
-  MAKEGATE_OPERATOR_URL       the operator door of a running makegate, if --url is not given
-  MAKEGATE_OPERATOR_KEY       the operator key
-  MAKEGATE_OPERATOR_KEY_FILE  a file that holds the operator key
-  MAKEGATE_OPERATOR_CA        certificate authorities to trust at the operator door
-  MAKEGATE_OPERATOR_CERT      the certificate and key to show there
-  NO_COLOR                    disables colors";
+  3  explain: the request would be refused";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -110,10 +106,16 @@ struct ConfigFile {
     path: PathBuf,
 }
 
+/// All commands with their options and help.
+fn command_line() -> clap::Command {
+    environment::describe(Cli::command())
+}
+
 /// Parses the command line and runs the command.
 #[must_use]
 pub fn run() -> ExitCode {
-    let Cli { color, command } = Cli::parse();
+    let parsed = Cli::from_arg_matches(&command_line().get_matches());
+    let Cli { color, command } = parsed.unwrap_or_else(|error| error.exit());
     let code = match dispatch(&command, color) {
         Ok(()) => ExitCode::SUCCESS,
         Err(CommandFailure { code, message }) => {

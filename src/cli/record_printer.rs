@@ -1,117 +1,132 @@
 //! Prints records of the log to stdout or a file, one at a time.
 
-#![expect(clippy::disallowed_methods, reason = "a command may block on its files")]
-
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use clap::ValueEnum;
+use serde_json::value::RawValue;
 
 use super::failure::CommandFailure;
+use super::new_file::NewFile;
 use super::output::Format;
+use super::process::ColorChoice;
+use super::record_table::{RecordTable, TableView, wide_header, wide_record};
 use crate::audit::{csv, csv_header};
-use crate::ids::{escape_invisible, escape_invisible_in_json};
-use crate::operator::json_cell;
+use crate::ids::escape_invisible_in_json;
 
-/// Table columns with their minimum widths. JSON and CSV show all other fields.
-const COLUMNS: [(&str, usize); 11] = [
-    ("seq", 7),
-    ("time", 27),
-    ("kind", 7),
-    ("caller", 18),
-    ("operation", 22),
-    ("organization", 12),
-    ("status", 6),
-    ("result", 14),
-    ("refusal", 7),
-    ("ms", 8),
-    ("request", 0),
-];
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum RecordFormat {
+    /// The columns that fit.
+    Table,
+    /// All columns, however wide.
+    Wide,
+    /// One JSON object per line.
+    Json,
+    /// Comma-separated values with a header (RFC 4180).
+    Csv,
+}
+
+impl From<Format> for RecordFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Table => Self::Table,
+            Format::Json => Self::Json,
+            Format::Csv => Self::Csv,
+        }
+    }
+}
+
+/// How a record becomes a line.
+enum RecordForm {
+    Table(RecordTable),
+    Wide,
+    Json,
+    Csv,
+}
+
+impl RecordForm {
+    fn new(format: RecordFormat, table: impl FnOnce() -> RecordTable) -> Self {
+        match format {
+            RecordFormat::Table => Self::Table(table()),
+            RecordFormat::Wide => Self::Wide,
+            RecordFormat::Json => Self::Json,
+            RecordFormat::Csv => Self::Csv,
+        }
+    }
+
+    fn header(&self) -> Option<String> {
+        match self {
+            Self::Table(table) => Some(table.header()),
+            Self::Wide => Some(wide_header()),
+            Self::Csv => Some(csv_header()),
+            Self::Json => None,
+        }
+    }
+
+    fn record(&self, line: &str) -> String {
+        match self {
+            Self::Table(table) => table.record(line),
+            Self::Wide => wide_record(line),
+            Self::Csv => csv(line),
+            Self::Json => escape_invisible_in_json(line),
+        }
+    }
+}
 
 pub(super) struct RecordPrinter {
-    format: Format,
+    form: RecordForm,
     out: Box<dyn Write>,
-    file: Option<File>,
+    file: Option<NewFile>,
 }
 
 impl RecordPrinter {
-    /// Prints to stdout and flushes every line.
-    pub(super) fn on_stdout(format: Format) -> io::Result<Self> {
-        Self::begin(format, Box::new(io::LineWriter::new(io::stdout())), None)
+    /// Prints records as they come to stdout, and flushes every line.
+    pub(super) fn on_stdout(format: RecordFormat, color: ColorChoice) -> io::Result<Self> {
+        let form = RecordForm::new(format, || RecordTable::of_any(TableView::stdout(color, true)));
+        Self::begin(form, Box::new(io::LineWriter::new(io::stdout())), None)
     }
 
-    /// Prints to stdout or a file, buffered.
-    pub(super) fn in_bulk(format: Format, path: Option<&Path>) -> Result<Self, CommandFailure> {
+    /// Prints these records to stdout.
+    pub(super) fn page(format: RecordFormat, color: ColorChoice, records: &[Box<RawValue>]) -> io::Result<()> {
+        let records = || records.iter().map(|record| record.get());
+        let form = RecordForm::new(format, || RecordTable::of(TableView::stdout(color, false), records()));
+        let mut printer = Self::begin(form, Box::new(BufWriter::new(io::stdout())), None)?;
+        records().try_for_each(|record| printer.print(record))?;
+        printer.out.flush()
+    }
+
+    /// Prints to stdout or a file, buffered. The file is there once [`RecordPrinter::end`] was called.
+    pub(super) fn in_bulk(
+        format: RecordFormat,
+        color: ColorChoice,
+        path: Option<&Path>,
+    ) -> Result<Self, CommandFailure> {
+        let table = |view| RecordForm::new(format, || RecordTable::of_any(view));
         let Some(path) = path else {
-            return Ok(Self::begin(format, Box::new(BufWriter::new(io::stdout())), None)?);
+            let form = table(TableView::stdout(color, true));
+            return Ok(Self::begin(form, Box::new(BufWriter::new(io::stdout())), None)?);
         };
-        let create = || File::create(path).and_then(|file| Ok((file.try_clone()?, file)));
-        let (file, same) =
+        let create = || NewFile::create(path).and_then(|file| Ok((file.writer()?, file)));
+        let (writer, file) =
             create().map_err(|error| CommandFailure::failed(format!("--output {}: {error}", path.display())))?;
-        Ok(Self::begin(format, Box::new(BufWriter::new(same)), Some(file))?)
+        Ok(Self::begin(table(TableView::FILE), Box::new(BufWriter::new(writer)), Some(file))?)
     }
 
-    fn begin(format: Format, mut out: Box<dyn Write>, file: Option<File>) -> io::Result<Self> {
-        match format {
-            Format::Table => writeln!(out, "{}", row(COLUMNS.map(|(name, _)| name.to_uppercase())))?,
-            Format::Csv => writeln!(out, "{}", csv_header())?,
-            Format::Json => {}
+    fn begin(form: RecordForm, mut out: Box<dyn Write>, file: Option<NewFile>) -> io::Result<Self> {
+        if let Some(header) = form.header() {
+            writeln!(out, "{header}")?;
         }
-        Ok(Self { format, out, file })
+        Ok(Self { form, out, file })
     }
 
     /// Prints one record, given as its line in the log.
     pub(super) fn print(&mut self, line: &str) -> io::Result<()> {
-        match self.format {
-            Format::Json => writeln!(self.out, "{}", escape_invisible_in_json(line)),
-            Format::Csv => writeln!(self.out, "{}", csv(line)),
-            Format::Table => {
-                let record: Map<String, Value> = serde_json::from_str(line).unwrap_or_default();
-                writeln!(self.out, "{}", row(COLUMNS.map(|(name, _)| cell(&record, name))))
-            }
-        }
+        writeln!(self.out, "{}", self.form.record(line))
     }
 
-    /// Flushes the output, and syncs a file to disk.
+    /// Flushes the output. A file is synced to disk and gets its name.
     pub(super) fn end(mut self) -> io::Result<()> {
         self.out.flush()?;
-        self.file.map_or(Ok(()), |file| file.sync_all())
-    }
-}
-
-fn row(cells: [String; COLUMNS.len()]) -> String {
-    let padded = cells.iter().zip(COLUMNS).map(|(cell, (_, width))| format!("{cell:width$}"));
-    padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-}
-
-fn cell(record: &Map<String, Value>, column: &str) -> String {
-    let text = |name: &str| escape_invisible(&json_cell(record.get(name)));
-    let first_of = |names: &[&str]| names.iter().map(|name| text(name)).find(|found| !found.is_empty());
-    match column {
-        "caller" if record.contains_key("count") => first_of(&["caller", "peer"]).unwrap_or_default(),
-        // A write has an outcome, a request an answer, an event a name, and `refusals` a count.
-        "result" => first_of(&["outcome", "answer", "event", "count"]).unwrap_or_default(),
-        "ms" => match record.get("duration_us").and_then(Value::as_u64) {
-            Some(micros) => format!("{}.{:03}", micros / 1000, micros % 1000),
-            None => String::new(),
-        },
-        name => text(name),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_shows_what_became_of_a_record_and_nothing_that_a_terminal_would_obey() {
-        let record = r#"{"seq":7,"time":"2026-07-01T12:00:00.000000Z","kind":"outcome","request":"r\u001b[2J","caller":"a",
-            "operation":"payments.create","organization":11,"status":200,"answer":"forwarded","outcome":"done","duration_us":1250}"#;
-        let record: Map<String, Value> = serde_json::from_str(record).unwrap();
-        let cells = COLUMNS.map(|(name, _)| cell(&record, name));
-        let shown: Vec<_> = row(cells).split_whitespace().map(str::to_owned).collect();
-        let time = "2026-07-01T12:00:00.000000Z";
-        assert_eq!(shown, ["7", time, "outcome", "a", "payments.create", "11", "200", "done", "1.250", "r\\u{1b}[2J"]);
+        self.file.map_or(Ok(()), NewFile::keep)
     }
 }

@@ -3,12 +3,12 @@
 use clap::Args;
 use serde_json::{Map, Value};
 
-use super::audit::page_of;
 use super::failure::CommandFailure;
 use super::filter_options::FilterPairs;
 use super::output::{self, Format};
 use super::process::ColorChoice;
 use super::record_printer::RecordPrinter;
+use super::record_source::page_of;
 use super::source::{DataSource, SourceOptions};
 use crate::audit::COLUMNS;
 use crate::ids::RequestId;
@@ -44,7 +44,7 @@ impl ShowCommand {
             return Err(CommandFailure::failed(format!("no record has the request id or the number {}", self.wanted)));
         }
         if self.format != Format::Table {
-            let mut printer = RecordPrinter::in_bulk(self.format, None)?;
+            let mut printer = RecordPrinter::in_bulk(self.format.into(), color, None)?;
             records.iter().try_for_each(|record| printer.print(record))?;
             return Ok(printer.end()?);
         }

@@ -89,8 +89,8 @@ fn names(t: &Table<'_>) -> Vec<String> {
 }
 
 fn tls(t: &Table<'_>, base: &Path, requires_client: bool) -> Option<TlsFiles> {
-    let (cert, key) = (t.required("cert", PATH), t.required("key", PATH));
-    let client_ca = t.optional("client_ca", PATH).map(|path| base.join(path));
+    let (cert, key) = (t.required_like("cert", "tls/cert.pem", PATH), t.required_like("key", "tls/key.pem", PATH));
+    let client_ca = t.optional_like("client_ca", "tls/ca.pem", PATH).map(|path| base.join(path));
     let crl = t.list("crl", PATH).unwrap_or_default().into_iter().map(|path| base.join(path.value)).collect();
     if t.has("crl") && !t.has("client_ca") {
         let help = "add client_ca, or leave crl out: without client_ca no client certificate is accepted";
@@ -388,7 +388,7 @@ fn optional_source(t: &Table<'_>, file: &'static str, env: &'static str, base: &
 
 /// The source of a secret: exactly one of `file` and `env`.
 fn source(t: &Table<'_>, file: &'static str, env: &'static str, example: &str, base: &Path) -> SecretSource {
-    let (path, variable) = (t.optional(file, PATH), t.optional(env, VARIABLE));
+    let (path, variable) = (t.optional_like(file, example, PATH), t.optional(env, VARIABLE));
     if !t.has(file) && !t.has(env) {
         let help = format!("add {file} = \"{example}\", or {env} = \"NAME\" for an environment variable");
         t.missing(format!("neither {file} nor {env} says where the secret is"), help);

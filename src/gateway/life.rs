@@ -139,8 +139,7 @@ async fn life<B: RequestBody>(
         remaining.into_iter().for_each(|remaining| recorder.remaining(remaining));
         refusal
     })?;
-    recorder.remaining(remaining);
-    recorder.admitted(under_way);
+    recorder.admitted(under_way, remaining);
     // 7 read the body
     let has_body = !body.is_end_stream();
     let (limits, large_work, trace) = (policy.limits(), &gateway.large_work, recorder.trace());

@@ -186,8 +186,8 @@ impl RequestRecorder {
     }
 
     /// The request was admitted.
-    pub(crate) fn admitted(&mut self, under_way: HeldShare) {
-        self.under_way = Some(under_way);
+    pub(crate) fn admitted(&mut self, under_way: HeldShare, remaining: Remaining) {
+        (self.under_way, self.remaining) = (Some(under_way), Some(remaining));
     }
 
     /// Hands the under-way count to the task that does the work, so that a caller that hangs up frees nothing before the work is done.

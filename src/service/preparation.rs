@@ -56,13 +56,16 @@ impl Preparation {
         Self { upstream, issuers, operators, certificates, otel, warnings, faults }
     }
 
-    /// Everything, or the first fault.
+    /// Everything, or all faults.
     pub(super) fn complete(self) -> Result<(Upstream, Self), StartError> {
         let Self { upstream, faults, .. } = self;
-        match (faults.into_iter().next(), upstream) {
-            (None, Some(upstream)) => Ok((upstream, Self { upstream: None, faults: Vec::new(), ..self })),
-            (Some(fault), _) => Err(fault),
-            (None, None) => Err(StartError::configuration("the upstream is missing")),
+        match (upstream, faults.is_empty()) {
+            (Some(upstream), true) => Ok((upstream, Self { upstream: None, faults, ..self })),
+            (None, true) => Err(StartError::configuration("the upstream is missing")),
+            (_, false) => {
+                let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+                Err(StartError::configuration(faults.join("; ")))
+            }
         }
     }
 }

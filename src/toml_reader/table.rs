@@ -174,12 +174,20 @@ impl<'d> Table<'d> {
         if given.is_none() {
             self.left_out(key, Cow::Borrowed(default));
         }
-        given.and_then(|item| item.scalar(kind)).or_else(|| (kind.parse)(default).ok()).unwrap_or_default()
+        given
+            .and_then(|item| item.scalar_like(kind, Some(default)))
+            .or_else(|| (kind.parse)(default).ok())
+            .unwrap_or_default()
     }
 
     /// The value of `key`, if it exists and is valid.
     pub fn optional<T>(&self, key: &'static str, kind: ValueKind<T>) -> Option<T> {
         self.item(key)?.scalar(kind)
+    }
+
+    /// As [`Table::optional`], where another example than the kind's helps more.
+    pub fn optional_like<T>(&self, key: &'static str, example: &str, kind: ValueKind<T>) -> Option<T> {
+        self.item(key)?.scalar_like(kind, Some(example))
     }
 
     /// The value of `key`, which is required.
@@ -189,6 +197,18 @@ impl<'d> Table<'d> {
             return None;
         };
         item.scalar(kind)
+    }
+
+    /// As [`Table::required`], where another example than the kind's helps more.
+    pub fn required_like<T>(&self, key: &'static str, example: &str, kind: ValueKind<T>) -> Option<T> {
+        let Some(item) = self.item(key) else {
+            self.missing(
+                format!("{key} is missing{}", self.inside()),
+                format!("add {key} = {}", kind.written(example)),
+            );
+            return None;
+        };
+        item.scalar_like(kind, Some(example))
     }
 
     fn inside(&self) -> String {
@@ -215,7 +235,7 @@ impl<'d> Table<'d> {
                     let table = Table::new(self.notes, self.sub_path(key), element.span(), Some(entries));
                     Table { is_element: true, ..table }.read(&mut read)
                 }
-                None => item.parse(element, kind, false),
+                None => item.parse(element, kind, false, None),
             };
             value.map(|value| WithSpan { value, place: element.span() })
         };
@@ -230,12 +250,12 @@ impl<'d> Table<'d> {
         };
         if item.value.get_ref().is_array() {
             if self.is_empty_list(key) {
-                let help = format!("write {key} = {}, or leave it out", kind.example);
+                let help = format!("write {key} = {}, or leave it out", kind.written(default));
                 self.wrong(item.place(), format!("{key} is empty"), help);
             }
-            return item.list(kind).unwrap_or_default();
+            return item.list_like(kind, Some(default)).unwrap_or_default();
         }
-        item.scalar(kind).into_iter().map(|value| WithSpan { value, place: item.place() }).collect()
+        item.scalar_like(kind, Some(default)).into_iter().map(|value| WithSpan { value, place: item.place() }).collect()
     }
 
     /// Reads the table `key` with `read`; if left out, as an empty table.
@@ -319,17 +339,26 @@ impl<'d> TableItem<'d> {
     /// The value, if it is valid.
     #[must_use]
     pub fn scalar<T>(&self, kind: ValueKind<T>) -> Option<T> {
+        self.scalar_like(kind, None)
+    }
+
+    /// As [`TableItem::scalar`]; what to write instead is this `example`, such as the key's default.
+    fn scalar_like<T>(&self, kind: ValueKind<T>, example: Option<&str>) -> Option<T> {
         self.set();
-        self.parse(self.value, kind, true)
+        self.parse(self.value, kind, true, example)
     }
 
     /// The array, without invalid elements.
     #[must_use]
     pub fn list<T>(&self, kind: ValueKind<T>) -> Option<Vec<WithSpan<T>>> {
+        self.list_like(kind, None)
+    }
+
+    fn list_like<T>(&self, kind: ValueKind<T>, example: Option<&str>) -> Option<Vec<WithSpan<T>>> {
         self.set();
         let elements = self.elements(kind)?;
         let placed = |element: &'d Spanned<DeValue<'d>>| {
-            self.parse(element, kind, false).map(|value| WithSpan { value, place: element.span() })
+            self.parse(element, kind, false, example).map(|value| WithSpan { value, place: element.span() })
         };
         Some(elements.iter().filter_map(placed).collect())
     }
@@ -378,7 +407,13 @@ impl<'d> TableItem<'d> {
         entries
     }
 
-    fn parse<T>(&self, value: &Spanned<DeValue<'_>>, kind: ValueKind<T>, alone: bool) -> Option<T> {
+    fn parse<T>(
+        &self,
+        value: &Spanned<DeValue<'_>>,
+        kind: ValueKind<T>,
+        alone: bool,
+        example: Option<&str>,
+    ) -> Option<T> {
         let found = match (kind.form, value.get_ref()) {
             (TomlForm::Text, DeValue::String(text)) => (kind.parse)(text),
             (TomlForm::Integer, DeValue::Integer(integer)) => {
@@ -388,22 +423,31 @@ impl<'d> TableItem<'d> {
                 }
             }
             (TomlForm::Flag, DeValue::Boolean(flag)) => (kind.parse)(if *flag { "true" } else { "false" }),
-            (TomlForm::Text | TomlForm::Integer | TomlForm::Flag, other) => Err(self.wrong_form(other, &kind, alone)),
+            (TomlForm::Text | TomlForm::Integer | TomlForm::Flag, other) => {
+                let example = example.map_or_else(|| kind.example.to_owned(), |example| kind.written(example));
+                Err(self.wrong_form(other, kind.what, &example, alone))
+            }
         };
         found
             .map_err(|wrong| {
                 if kind.form == TomlForm::Text {
                     self.notes.hide_if_secret(&self.key, &value.span());
                 }
+                let wrong = match example {
+                    Some(example) if kind.form == TomlForm::Text => {
+                        wrong.suggesting(kind.example, &kind.written(example))
+                    }
+                    Some(_) | None => wrong,
+                };
                 self.notes.invalid(value.span(), wrong);
             })
             .ok()
     }
 
-    fn wrong_form<T>(&self, found: &DeValue<'_>, kind: &ValueKind<T>, alone: bool) -> InvalidValue {
+    fn wrong_form(&self, found: &DeValue<'_>, kind: &str, example: &str, alone: bool) -> InvalidValue {
         let what = if alone { self.key.to_string() } else { format!("each of {}", self.key) };
-        let write = if alone { format!("{} = {}", self.key, kind.example) } else { kind.example.to_owned() };
-        InvalidValue::new(format!("{what} must be {}, not {}", kind.what, described(found)), format!("write {write}"))
+        let write = if alone { format!("{} = {example}", self.key) } else { example.to_owned() };
+        InvalidValue::new(format!("{what} must be {kind}, not {}", described(found)), format!("write {write}"))
     }
 }
 

@@ -32,6 +32,14 @@ impl<T> ValueKind<T> {
     pub const fn text(what: &'static str, example: &'static str, parse: fn(&str) -> Result<T, InvalidValue>) -> Self {
         Self { form: TomlForm::Text, what, example, parse }
     }
+
+    /// A value of this kind as TOML.
+    pub(super) fn written(&self, text: &str) -> String {
+        match self.form {
+            TomlForm::Text => format!("\"{text}\""),
+            TomlForm::Integer | TomlForm::Flag => text.to_owned(),
+        }
+    }
 }
 
 impl<T> Clone for ValueKind<T> {
@@ -65,6 +73,12 @@ impl InvalidValue {
     #[must_use]
     pub fn quoting(value: &str, message: &str, help: impl Into<String>) -> Self {
         Self::new(format!("{} {message}", quoted(value)), help)
+    }
+
+    /// The same, with another example of what to write instead.
+    pub(super) fn suggesting(mut self, example: &str, better: &str) -> Self {
+        self.help = self.help.map(|help| help.replace(example, better));
+        self
     }
 
     /// Marks the value as a possible secret, to be blotted out of everything shown.

@@ -14,19 +14,19 @@ use serde_json::Value;
 use super::{command, run, stderr, stdout};
 
 /// A process that ends with the test.
-struct Running {
+pub(super) struct Running {
     child: Child,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Running {
-    fn start(command: &mut Command) -> Self {
+    pub(super) fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         Self { child, stdout }
     }
 
-    fn line(&mut self) -> String {
+    pub(super) fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         line
@@ -36,10 +36,16 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Ends it by this signal: exit code and all of stderr.
-    fn end(mut self, signal: Signal) -> (Option<i32>, String) {
+    /// Its exit code, when it has ended by itself.
+    pub(super) fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
+    /// Ends it by this signal: exit code, and all that it said since on stdout and ever on stderr.
+    pub(super) fn end(mut self, signal: Signal) -> (Option<i32>, String) {
         self.signal(signal);
         let mut told = String::new();
+        self.stdout.read_to_string(&mut told).unwrap();
         self.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
         (self.child.wait().unwrap().code(), told)
     }
@@ -53,25 +59,25 @@ impl Drop for Running {
 }
 
 /// A running demo and what its line of JSON says.
-struct Demo {
+pub(super) struct Demo {
     running: Running,
     told: Value,
 }
 
 impl Demo {
-    fn start(temporary: &Path) -> Self {
+    pub(super) fn start(temporary: &Path) -> Self {
         let arguments = ["demo", "--json", "--port", "0"];
         let mut running = Running::start(command(temporary, &arguments).env("TMPDIR", temporary));
         let told = serde_json::from_str(&running.line()).unwrap();
         Self { running, told }
     }
 
-    fn text(&self, pointer: &str) -> &str {
+    pub(super) fn text(&self, pointer: &str) -> &str {
         self.told.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("{pointer}: {}", self.told))
     }
 
     /// Asks the gateway as the demo's caller number `caller`: the whole answer.
-    fn get(&self, caller: usize, path: &str) -> String {
+    pub(super) fn get(&self, caller: usize, path: &str) -> String {
         let key = self.text(&format!("/callers/{caller}/key"));
         self.exchange(&format!(
             "GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Token {key}\r\nconnection: close\r\n\r\n"
@@ -136,8 +142,6 @@ fn the_demo_speaks_tls_if_asked_and_says_whom_to_trust() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    let lines: String = (0..8).map(|_| running.line()).collect();
-    assert!(lines.contains(&format!("curl -i --cacert {} -H ", text("ca_file"))), "{lines}");
     assert_eq!(running.end(Signal::TERM), (Some(0), String::new()));
     assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
 }
@@ -186,7 +190,10 @@ fn the_log_reads_the_same_from_its_files_and_from_the_running_gateway() {
     let written = fs::read_to_string(folder.join("export.csv")).unwrap();
     assert!(written.starts_with("seq,time,kind,") && written.lines().count() == 1_202);
     let table = stdout(0, &run(&folder, &["audit", "query", "--config", "makegate.toml", "--request", "the-last"]));
-    assert!(table.starts_with("SEQ ") && table.ends_with(" the-last\n") && table.lines().count() == 2, "{table}");
+    assert!(
+        table.trim_start().starts_with("SEQ ") && table.contains(" MG121") && table.lines().count() == 2,
+        "{table}"
+    );
 
     let refused = demo.ask(&["explain", "--caller", "dashboard", "GET", "/api/v2/organizations/13"]);
     assert!(stdout(3, &refused).ends_with("verdict: refuse with 403 MG132\n"));

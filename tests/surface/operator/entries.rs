@@ -68,7 +68,7 @@ async fn each_entry_tells_who_filled_it_and_is_purged_alone() {
 #[tokio::test]
 async fn what_records_may_not_hold_is_not_shown_of_an_entrys_key() {
     let body = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
-    let origin = Origin::start(vec![vec![Step::Read, Step::write(body.to_owned())]]);
+    let origin = Origin::start(vec![vec![Step::Read, Step::write(body)]]);
     let world = Plan::default()
         .upstream(format!("http://{}", origin.address()))
         .tables(

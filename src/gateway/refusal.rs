@@ -195,7 +195,7 @@ impl From<CredentialFault> for Refusal {
 }
 
 impl Refusal {
-    /// The only place that maps refusals to HTTP. It has no `_` arm, and the README's table is generated from it.
+    /// The only place that maps refusals to HTTP. It has no `_` arm, and the tables of the documents are generated from it.
     #[must_use]
     #[expect(clippy::too_many_lines, reason = "a table, one row per refusal")]
     pub const fn row(&self) -> RefusalRow {

@@ -11,6 +11,23 @@ use makegate::reconcile::DoubtReason;
 
 use super::{golden, read};
 
+/// A user decides in two minutes whether to go on reading.
+const README_LINES_MAX: usize = 120;
+/// What the codes of refusals are about, by their first digits.
+const ABOUT: [(&str, &str); 12] = [
+    ("MG10", "the request's form"),
+    ("MG11", "who sends it"),
+    ("MG12", "which operation it is"),
+    ("MG13", "whether the caller may"),
+    ("MG14", "rates and shares"),
+    ("MG15", "its body and fields"),
+    ("MG16", "an earlier write"),
+    ("MG17", "Make's quota"),
+    ("MG18", "the log"),
+    ("MG19", "the cache"),
+    ("MG2", "Make, or the way to it"),
+    ("MG5", "makegate itself"),
+];
 /// Refusals that cannot be provoked from outside, and why.
 const UNPROVOKED: [(&str, &str); 1] = [("MG500", "an internal error: a test cannot provoke one from outside")];
 
@@ -40,23 +57,69 @@ fn is_code(text: &str) -> bool {
 }
 
 #[test]
-fn the_readme_has_the_table_of_refusals() {
+fn the_refusals_are_listed_and_each_code_is_in_the_readme() {
     let rows = Refusal::samples().into_iter().map(|sample| {
         let row = sample.row();
         format!("| {} | {} | {} | {} |", row.code, row.status.as_u16(), row.title, sample.detail().replace('|', "\\|"))
     });
     let head = "| code | status | means | says, for example |\n| --- | --- | --- | --- |\n";
-    golden::compare_between("README.md", "refusals", &(head.to_owned() + &rows.collect::<Vec<_>>().join("\n")));
+    golden::compare_between("docs/refusals.md", "refusals", &(head.to_owned() + &rows.collect::<Vec<_>>().join("\n")));
+
+    let mut groups: Vec<(&str, Vec<String>)> = Vec::new();
+    for sample in Refusal::samples() {
+        let row = sample.row();
+        let (_, about) = ABOUT.iter().find(|(prefix, _)| row.code.starts_with(prefix)).unwrap();
+        let told = format!("{} {} ({})", row.code, row.title, row.status.as_u16());
+        match groups.last_mut() {
+            Some((last, codes)) if last == about => codes.push(told),
+            _ => groups.push((about, vec![told])),
+        }
+    }
+    let rows = groups.iter().map(|(about, codes)| format!("| {about} | {} |", codes.join(" · "))).collect::<Vec<_>>();
+    let head = "| about | codes (status) |\n| --- | --- |\n";
+    golden::compare_between("README.md", "refusals", &(head.to_owned() + &rows.join("\n")));
 }
 
 #[test]
-fn the_readmes_configuration_is_one() {
-    let readme = read("README.md");
-    let blocks = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
-    let text: String = blocks.collect::<Vec<_>>().join("\n").replace("sha256:…", &format!("sha256:{}", "0".repeat(64)));
-    assert!(text.contains("[[caller]]") && text.contains("[[operation]]"));
-    let parsed = makegate::config::parse(&text, std::path::Path::new("makegate.toml"));
-    assert!(parsed.is_ok(), "{}", parsed.err().map(|failure| failure.to_string()).unwrap_or_default());
+fn the_page_of_the_configuration_is_the_sample() {
+    let sample = read("config/makegate.toml");
+    let sections = sample.split("\n# --- ").skip(1).map(|section| {
+        let (title, rest) = section.split_once('\n').unwrap();
+        format!("## {}\n\n```toml\n{}\n```", title.trim_end_matches([' ', '-']), rest.trim_matches('\n'))
+    });
+    golden::compare_between("docs/configuration.md", "configuration", &sections.collect::<Vec<_>>().join("\n\n"));
+}
+
+#[test]
+fn the_readme_is_short() {
+    assert!(read("README.md").lines().count() <= README_LINES_MAX);
+}
+
+/// Blocks of TOML on one page may build on each other; one that shows only a part of a table begins with its key.
+#[test]
+fn the_configurations_of_the_documents_are_ones() {
+    for page in ["docs/getting-started.md", "docs/operators.md", "docs/recipes.md"] {
+        let page_text = read(page);
+        let blocks = page_text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        for block in blocks {
+            let text = block.replace("sha256:…", &format!("sha256:{}", "0".repeat(64)));
+            let indent = text.len() - text.trim_start_matches(' ').len();
+            let text: String =
+                text.lines().map(|line| format!("{}\n", line.get(indent..).unwrap_or_default())).collect();
+            let required = [
+                ("[upstream]", "upstream.token_file = \"make\"\n"),
+                ("key_file", "operator.key_file = \"operator\"\n"),
+            ];
+            let rest =
+                required.iter().filter(|(own, _)| !text.contains(own)).map(|(_, line)| *line).collect::<String>();
+            let parsed = makegate::config::parse(&(rest + &text), Path::new("makegate.toml"));
+            assert!(
+                parsed.is_ok(),
+                "{page}: {text}{}",
+                parsed.err().map(|failure| failure.to_string()).unwrap_or_default()
+            );
+        }
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn every_document_that_is_named_is_there() {
 
 /// The Markdown files of the repository, by their paths.
 fn documents(root: &Path) -> Vec<(String, String)> {
-    let folders = ["", "docs", "docs/decisions", "benches", "deploy"];
+    let folders = ["", "docs", "docs/clients", "docs/decisions", "benches", "deploy"];
     let entries = folders.iter().filter_map(|folder| Some((folder, fs::read_dir(root.join(folder)).ok()?)));
     let files = entries.flat_map(|(folder, entries)| entries.map(move |entry| (folder, entry.unwrap().path())));
     files

@@ -13,6 +13,7 @@
 mod support;
 
 mod cli;
+mod documents;
 mod operations;
 mod operator;
 mod process_log;

@@ -1,4 +1,4 @@
-//! A sample of each refusal, with the default limits. The README's table is generated from them.
+//! A sample of each refusal, with the default limits. The tables of the documents are generated from them.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -190,6 +190,19 @@ impl DurationCounts {
         self.buckets.iter().sum()
     }
 
+    /// What was counted after `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut later = self.clone();
+        later
+            .buckets
+            .iter_mut()
+            .zip(earlier.buckets)
+            .for_each(|(later, earlier)| *later = later.saturating_sub(earlier));
+        later.sum_us = later.sum_us.saturating_sub(earlier.sum_us);
+        later
+    }
+
     /// The upper bound, in microseconds, of the bucket that this percentile is in. `None`: no sample, or it is beyond the last bound.
     #[must_use]
     pub fn percentile_us(&self, percent: u64) -> Option<u64> {
@@ -261,5 +274,6 @@ mod tests {
         assert_eq!((counts.samples(), percentiles(&counts)), (100, [Some(100), Some(100), None]));
         let twice: DurationCounts = [counts.clone(), counts.clone()].into_iter().sum();
         assert_eq!((twice.samples(), percentiles(&twice)), (200, percentiles(&counts)));
+        assert_eq!((twice.since(&counts), counts.since(&twice)), (counts, DurationCounts::default()));
     }
 }

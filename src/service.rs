@@ -327,6 +327,7 @@ impl ServiceInner {
                 gateway.refusal_tally.record_counts(&gateway.log, (gateway.clock.now(), gateway.clock.wall()), false);
             }
         });
+        self.gateway.tasks.spawn_until_stop(operator::keep_history(self.operator_state.clone()));
         self.gateway.tasks.spawn_until_stop(self.reconciler.clone().run());
         self.gateway.tasks.spawn_until_stop(recall_last_uses(self.gateway.clone()));
         let (inner, clock) = (self.clone(), self.gateway.clock.clone());

@@ -9,8 +9,8 @@ use http::HeaderValue;
 use crate::hash;
 
 pub(super) const STYLE: &str = include_str!("style.css");
-/// Keys and copy buttons, which nothing depends on.
-pub(super) const SCRIPT: &str = include_str!("page.js");
+/// Keys, copy buttons, and pages that change by themselves. Nothing depends on it.
+pub(super) const SCRIPT: &str = concat!(include_str!("page.js"), include_str!("live.js"));
 pub(super) const ICON: &str = include_str!("favicon.svg");
 
 /// The icon as an address that holds it.

@@ -12,11 +12,14 @@ use super::table::PageTable;
 /// The pages of the menu in their order: path and name.
 pub(super) type Menu = Arc<[(&'static str, &'static str)]>;
 
+/// The pages that change by themselves while somebody with a script looks at them.
+pub(super) const LIVE_PAGES: [&str; 7] = ["/", "/audit", "/callers", "/quota", "/cache", "/doubts", "/history"];
+
 /// A whole page. `query`: of its address, with the question mark. `has_data`: there is JSON and CSV of it.
 pub(super) fn page(menu: &Menu, title: &str, path: &str, query: &str, has_data: bool, content: &Markup) -> Markup {
     let body = html! {
         h1 { (title) }
-        (content)
+        div id="live" data-live[LIVE_PAGES.contains(&path)] { (content) }
         @if has_data {
             footer {
                 "This page as "

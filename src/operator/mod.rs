@@ -7,8 +7,11 @@ mod actions;
 mod assets;
 mod auth;
 mod cells;
+mod chart;
+mod events;
 mod guarded_body;
 mod health;
+mod history;
 mod html;
 mod metrics;
 mod operators;
@@ -50,6 +53,18 @@ fn serve(door: Door, name: &'static str, router: Router, state: &OperatorState) 
 pub(crate) use metrics::metric_families;
 pub use state::OperatorState;
 pub(crate) use table::json_cell;
+
+/// Looks at the counters every 10 s, for the charts of the last hour. Ends with the task that it runs in.
+pub async fn keep_history(state: Arc<OperatorState>) {
+    let clock = state.gateway.clock.clone();
+    let mut due = clock.now();
+    loop {
+        // What goes wrong with one look leaves a gap.
+        let _looked = state.walk(|state| state.history.sample(&state.gateway)).await;
+        due = history::next_look(due, &clock);
+        clock.sleep_until(due).await;
+    }
+}
 
 /// Serves `state` at a bound door from now on.
 pub fn open(door: Door, state: Arc<OperatorState>) -> OpenDoor {

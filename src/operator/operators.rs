@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{OperatorKey, Role};
 use crate::hash;
 use crate::ids::KeyId;
+use crate::shares::{ShareHolder, SharedLimit};
 
 /// An operator whose key came with a request.
 #[derive(Debug)]
@@ -15,11 +16,17 @@ pub(super) struct Operator {
     key: OperatorKey,
     /// Cancelled when a reload takes the key away or changes its role.
     pub(super) revoked: CancellationToken,
+    /// The pages that it looks at while they change.
+    pub(super) live_pages: Arc<ShareHolder>,
 }
 
+/// The most pages that all operators together look at while they change: at up to 1 MiB each, 32 MiB in all. One operator alone gets 28,
+/// and somebody else always gets a place.
+const LIVE_PAGES_MAX: u64 = 32;
+
 impl Operator {
-    fn new(key: &OperatorKey) -> Arc<Self> {
-        Arc::new(Self { key: key.clone(), revoked: CancellationToken::new() })
+    fn new(key: &OperatorKey, live_pages: &Arc<SharedLimit>) -> Arc<Self> {
+        Arc::new(Self { key: key.clone(), revoked: CancellationToken::new(), live_pages: live_pages.holder() })
     }
 
     pub(super) const fn name(&self) -> &Arc<str> {
@@ -36,16 +43,21 @@ impl Operator {
 }
 
 /// The operators in force.
-pub(super) struct Operators(ArcSwap<Vec<Arc<Operator>>>);
+pub(super) struct Operators {
+    in_force: ArcSwap<Vec<Arc<Operator>>>,
+    live_pages: Arc<SharedLimit>,
+}
 
 impl Operators {
     pub(super) fn new(keys: &[OperatorKey]) -> Self {
-        Self(ArcSwap::from_pointee(keys.iter().map(Operator::new).collect()))
+        let live_pages = SharedLimit::new(LIVE_PAGES_MAX);
+        let in_force = ArcSwap::from_pointee(keys.iter().map(|key| Operator::new(key, &live_pages)).collect());
+        Self { in_force, live_pages }
     }
 
     /// Whose key this is. Takes the same time whatever the key is: it is hashed, and compared with each.
     pub(super) fn find(&self, key: &[u8]) -> Option<Arc<Operator>> {
-        let (hash, operators) = (hash::sha256(key), self.0.load());
+        let (hash, operators) = (hash::sha256(key), self.in_force.load());
         let compare = |found: Option<usize>, (at, operator): (usize, &Arc<Operator>)| {
             let is_it = hash::constant_time_eq(&hash, &operator.key.hash);
             found.or(is_it.then_some(at))
@@ -55,14 +67,16 @@ impl Operators {
     }
 
     pub(super) fn keys(&self) -> Vec<OperatorKey> {
-        self.0.load().iter().map(|operator| operator.key.clone()).collect()
+        self.in_force.load().iter().map(|operator| operator.key.clone()).collect()
     }
 
     /// Replaces all of them. What an operator who is gone, or has another role now, still follows ends.
     pub(super) fn replace(&self, keys: &[OperatorKey]) {
-        let before = self.0.load_full();
+        let before = self.in_force.load_full();
         let kept = |key: &OperatorKey| before.iter().find(|operator| operator.key == *key).cloned();
-        self.0.store(Arc::new(keys.iter().map(|key| kept(key).unwrap_or_else(|| Operator::new(key))).collect()));
+        self.in_force.store(Arc::new(
+            keys.iter().map(|key| kept(key).unwrap_or_else(|| Operator::new(key, &self.live_pages))).collect(),
+        ));
         for operator in before.iter().filter(|operator| !keys.contains(&operator.key)) {
             operator.revoked.cancel();
         }

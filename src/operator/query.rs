@@ -1,6 +1,7 @@
 //! The query of a page's address.
 
 use axum::extract::{FromRequestParts, Query};
+use http::Uri;
 use http::request::Parts;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
@@ -16,12 +17,20 @@ impl<S: Sync> FromRequestParts<S> for PageQuery {
     type Rejection = OperatorRefusal;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, OperatorRefusal> {
-        let query = Query::<Self>::try_from_uri(&parts.uri);
-        query.map_err(|error| OperatorRefusal::BadParameter { why: error.body_text() })?.0.require_utf8()
+        Self::of(&parts.uri)
     }
 }
 
 impl PageQuery {
+    /// The query of this address.
+    ///
+    /// # Errors
+    /// [`OperatorRefusal::BadParameter`]: it cannot be read.
+    pub(super) fn of(address: &Uri) -> Result<Self, OperatorRefusal> {
+        let query = Query::<Self>::try_from_uri(address);
+        query.map_err(|error| OperatorRefusal::BadParameter { why: error.body_text() })?.0.require_utf8()
+    }
+
     /// Refuses what was not UTF-8, which axum has replaced.
     ///
     /// # Errors

@@ -61,6 +61,8 @@ pub(super) enum OperatorRefusal {
     BodyTooLarge,
     BodySlow,
     TooManyFollowers,
+    /// No more pages can be live.
+    TooManyLivePages,
     NoRoom,
     CannotRecord,
     Query(QueryError),
@@ -132,6 +134,7 @@ impl OperatorRefusal {
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large"),
             Self::BodySlow => (StatusCode::REQUEST_TIMEOUT, "body-slow", "Body too slow"),
             Self::TooManyFollowers => (StatusCode::SERVICE_UNAVAILABLE, "too-many-followers", "Too many followers"),
+            Self::TooManyLivePages => (StatusCode::SERVICE_UNAVAILABLE, "too-many-live-pages", "Too many live pages"),
             Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "no-room", "Too many large answers under way"),
             Self::CannotRecord => (StatusCode::SERVICE_UNAVAILABLE, "cannot-record", "The log cannot record this"),
             Self::Query(QueryError::TooLong) => {
@@ -219,6 +222,9 @@ impl OperatorRefusal {
             Self::BodyTooLarge => format!("A body has at most {BODY_BYTES_MAX} bytes."),
             Self::BodySlow => "The body did not arrive in time. Send it again.".to_owned(),
             Self::TooManyFollowers => "No more clients can follow the log. End one, or read /audit.".to_owned(),
+            Self::TooManyLivePages => {
+                "No more pages can be live for this operator now. Close one, or load the page again from time to time.".to_owned()
+            }
             Self::NoRoom => "Other large answers are still being read. Ask for less with `limit`, or try again.".to_owned(),
             Self::CannotRecord => "Nothing was done, because it could not be recorded. /readyz?verbose says why.".to_owned(),
             Self::NoRecord { newest } => capital(&format!("{}.", ProofError::NoRecord { newest: *newest })),
@@ -243,7 +249,9 @@ impl OperatorRefusal {
     pub(super) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         if self.status() == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"makegate\", Bearer"));
+            // Each in a field of its own: Chromium does not ask for a password where another scheme follows in the same one.
+            headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"makegate\""));
+            headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Self::NoMethod { allowed } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
@@ -262,6 +270,7 @@ impl OperatorRefusal {
             self,
             Self::Query(QueryError::Busy | QueryError::DiskSlow | QueryError::Indexing)
                 | Self::TooManyFollowers
+                | Self::TooManyLivePages
                 | Self::NoRoom
         );
         passes.then_some(Duration::from_secs(1))

@@ -13,6 +13,7 @@ use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::response::SetMultipleResponseHeadersLayer;
 
+use super::events::{self, AdmittedPages};
 use super::html::Menu;
 use super::refusal::{BODY_BYTES_MAX, OperatorRefusal};
 use super::render::{render_refusal, typed};
@@ -23,7 +24,7 @@ use crate::ids::RequestId;
 type OperatorRoute = MethodRouter<Arc<OperatorState>>;
 
 /// Every page: its path, its name in the menu if it is there, and its handler. The same with `.json` and `.csv` after the path.
-fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 14] {
+fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 15] {
     [
         ("/", Some("Overview"), get(pages::overview)),
         ("/audit", Some("Audit"), get(pages::audit)),
@@ -37,6 +38,7 @@ fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 14] {
         ("/cache", Some("Cache"), get(pages::cache)),
         ("/cache/entries", None, get(pages::entries)),
         ("/doubts", Some("In doubt"), get_or_post(pages::doubts, actions::settle_all)),
+        ("/history", None, get(pages::history)),
         ("/explain", Some("Explain"), get(pages::explain)),
         ("/config", Some("Configuration"), get(pages::config)),
     ]
@@ -46,7 +48,9 @@ fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 14] {
 pub(super) fn router(state: Arc<OperatorState>) -> Router {
     let key = middleware::from_fn_with_state(state.clone(), auth::check_key);
     let host = middleware::from_fn_with_state(state.clone(), auth::check_host);
-    within_layers(with_key().layer(key).layer(host).merge(open()), menu(), state)
+    let pages = pages_alone().with_state(state.clone());
+    let events = Router::new().route("/events", get(events::events)).layer(Extension(AdmittedPages(pages)));
+    within_layers(with_key().merge(events).layer(key).layer(host).merge(open()), menu(), state)
 }
 
 /// What the door for scrapers has.
@@ -97,10 +101,14 @@ fn with_key() -> Router<Arc<OperatorState>> {
         .route("/quota/reopen", post(actions::reopen))
         .route("/doubts/{request}", post(actions::settle))
         .fallback(async || OperatorRefusal::NoPage);
+    others.merge(pages_alone())
+}
+
+fn pages_alone() -> Router<Arc<OperatorState>> {
     let named = pages()
         .into_iter()
         .flat_map(|(path, _, page)| ["", ".json", ".csv"].map(|suffix| (format!("{path}{suffix}"), page.clone())));
-    named.fold(others, |router, (path, page)| router.route(&path, page))
+    named.fold(Router::new(), |router, (path, page)| router.route(&path, page))
 }
 
 fn get<H: Handler<T, Arc<OperatorState>>, T: 'static>(handler: H) -> OperatorRoute {

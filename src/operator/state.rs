@@ -13,6 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::history::History;
 use super::operators::{Operator, Operators};
 use super::refusal::OperatorRefusal;
 use super::wrong_keys::WrongKeys;
@@ -51,6 +52,7 @@ pub struct OperatorState {
     pub(super) followers: Arc<Semaphore>,
     pub(super) large: Arc<Semaphore>,
     walks: Arc<Semaphore>,
+    pub(super) history: History,
     pub(super) operators: Operators,
     in_force: ArcSwap<ConfigInForce>,
     /// When each operator's last table of records was recorded as an export.
@@ -75,6 +77,7 @@ impl OperatorState {
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             large: Arc::new(Semaphore::new(LARGE_KIB_MAX)),
             walks: Arc::new(Semaphore::new(1)),
+            history: History::default(),
             operators: Operators::new(operators),
             in_force: ArcSwap::from_pointee(ConfigInForce { origins: Arc::new(origins), loaded: started, error: None }),
             tables: Mutex::default(),

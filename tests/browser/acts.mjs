@@ -1,5 +1,6 @@
 // What people do on the pages: keys, copying, and forms without script.
 
+import { makeTraffic } from './demo.mjs';
 import { contextFor } from './visit.mjs';
 
 const WIDE = { width: 1280, scheme: 'light', script: true };
@@ -58,15 +59,57 @@ export const ACTS = [
     await page.getByRole('button', { name: 'Purge', exact: true }).click();
     await page.waitForURL((address) => address.searchParams.has('purged'));
   }],
+  ['the key that a browser was told once is enough for live pages', { ...WIDE, key: false }, async (page, origin, demo) => {
+    await page.goto(origin.replace('//', `//me:${demo.operator_key}@`));
+    await isLive(page);
+  }],
+  ['a page changes without being loaded again, and what a reader does to it stays', WIDE, async (page, origin, demo) => {
+    await page.goto(`${origin}/doubts`);
+    await isLive(page);
+    const doubts = await page.locator('.doubt').count();
+    const note = page.locator('.doubt input[name=note]').first();
+    await note.focus();
+    await page.keyboard.type('I am not');
+    await page.evaluate(() => (window.isTheSame = true));
+    await makeTraffic(demo);
+    await until('the new doubts are shown', async () => (await page.locator('.doubt').count()) > doubts);
+    await page.keyboard.type(' done yet');
+    expect('what is typed', await note.inputValue(), 'I am not done yet');
+    expect('the page was not loaded again', await page.evaluate(() => window.isTheSame), true);
+  }],
+  ['new records come to the audit page below the same filters', WIDE, async (page, origin, demo) => {
+    await page.goto(`${origin}/audit?caller=dashboard&kind=request&limit=5`);
+    await isLive(page);
+    const first = () => page.locator('tbody tr td').first().textContent();
+    const [before, details] = [await first(), page.locator('details')];
+    await details.locator('summary').click();
+    await makeTraffic(demo);
+    await until('a newer record is first', async () => (await first()) !== before);
+    expect('the rows', await page.locator('tbody tr').count(), 5);
+    expect('the filters are still open', await details.evaluate((element) => element.open), true);
+  }],
+  ['charts of the last hour are drawn', WIDE, async (page, origin) => {
+    await page.goto(`${origin}/history`);
+    await until('six charts', async () => (await page.locator('.chart svg[role=img]').count()) === 6);
+  }],
+  ['a lost connection is told, and a page that comes back is live again', WIDE, async (page, origin) => {
+    await page.route('**/events?*', (route) => route.abort());
+    await page.goto(`${origin}/quota`);
+    await until('it says so', async () => (await page.locator('.state').textContent()).startsWith('connection lost'));
+    await page.unroute('**/events?*');
+    await isLive(page);
+  }],
 ];
+
+const isLive = (page) => until('the page is live', async () => (await page.locator('.state').textContent()) === 'live');
 
 /** Does them all, each on a page of its own. */
 export async function act(browser, visitor, report) {
   for (const [name, condition, run] of ACTS) {
-    const context = await contextFor(browser, condition, visitor.authorization);
+    const context = await contextFor(browser, condition, condition.key === false ? undefined : visitor.authorization);
     const wrong = [];
     try {
-      await run(await context.newPage(), visitor.origin);
+      await run(await context.newPage(), visitor.origin, visitor.demo);
     } catch (error) {
       wrong.push(error.message.split('\n')[0]);
     }
@@ -80,7 +123,7 @@ function expect(what, actual, expected) {
 }
 
 async function until(what, holds) {
-  for (let tries = 0; tries < 100; tries++) {
+  for (let tries = 0; tries < 400; tries++) {
     if (await holds()) return;
     await new Promise((resolve) => setTimeout(resolve, 50));
   }

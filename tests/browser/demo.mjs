@@ -27,8 +27,11 @@ export async function startDemo(binary) {
   return { ...JSON.parse(line), stop };
 }
 
+let runs = 0;
+
 /** Hits, misses, refusals, writes, an answer from an idempotency key, a failing upstream, and writes in doubt. */
 export async function makeTraffic(demo) {
+  const run = ++runs;
   const keys = Object.fromEntries(demo.callers.map(({ name, key }) => [name, key]));
   const send = async (caller, method, path, { body, headers = {}, expect } = {}) => {
     const response = await fetch(demo.gateway + path, {
@@ -63,7 +66,7 @@ export async function makeTraffic(demo) {
   await send('dashboard', 'GET', `${ORGANIZATION}/${'a-long-name-'.repeat(25)}`);
   await send('dashboard', 'GET', `${ORGANIZATION}/${encodeURIComponent('<b>\u202ehidden')}`);
 
-  const variable = { name: 'region', typeId: 2, value: 'eu' };
+  const variable = { name: `region${run}`, typeId: 2, value: 'eu' };
   await send('provisioning', 'POST', `${ORGANIZATION}/variables`, { body: variable, expect: 200 });
   const invitation = { email: 'ann@example.com', name: 'Ann', usersRoleId: 1 };
   for (const _ of [1, 2]) {
@@ -80,6 +83,8 @@ export async function makeTraffic(demo) {
   for (const id of [11, 12]) {
     const path = `/api/v2/organizations/${id}/single-payment-create`;
     await fault('POST', path, { reset: { effect: true } }, 5);
-    await send('provisioning', 'POST', path, { body: { priceId: 1 }, expect: 502 });
+    // An equal write in doubt would hold it, without a key of its own.
+    const headers = { 'idempotency-key': `payment-${id}-${run}` };
+    await send('provisioning', 'POST', path, { body: { priceId: 1 }, headers, expect: 502 });
   }
 }

@@ -22,6 +22,7 @@ function shape(address) {
 
 export class Visitor {
   constructor(demo) {
+    this.demo = demo;
     this.origin = demo.operator;
     const basic = Buffer.from(`me:${demo.operator_key}`).toString('base64');
     this.authorization = { authorization: `Basic ${basic}` };

@@ -15,7 +15,9 @@ use tokio::net::TcpStream;
 
 mod entries;
 mod filters;
+mod history;
 mod ledger;
+mod live;
 mod metrics;
 mod problems;
 mod proofs;

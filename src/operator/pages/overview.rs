@@ -16,6 +16,7 @@ use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
 use super::super::{cells, html};
 use super::callers::{CallerRow, CountsByWord, caller_rows};
+use super::history::HistoryCharts;
 use super::quota::gauge;
 use super::rankings::{Latency, Rankings};
 use crate::counters::DurationCounts;
@@ -56,6 +57,9 @@ struct OverviewPage {
     /// The fullest.
     quota: Vec<BucketView>,
     callers: Vec<CallerRow>,
+    /// Scripts find it at `/history.json`.
+    #[serde(skip)]
+    charts: HistoryCharts,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,6 +124,7 @@ fn overview_page(state: &OperatorState) -> OverviewPage {
         quota_buckets,
         quota,
         callers,
+        charts: HistoryCharts::of(&state.history),
     }
 }
 
@@ -164,6 +169,9 @@ impl Page for OverviewPage {
         html! {
             (self.problem_list())
             (html::figures(&figures))
+            h2 { "The last hour" }
+            (self.charts.html())
+            p.quiet { a href="/history" { "The last hour by itself" } ", as JSON and CSV, too." }
             h2 { "How long it takes" }
             (self.latencies())
             h2 { "Quota" }

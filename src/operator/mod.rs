@@ -14,6 +14,7 @@ mod health;
 mod history;
 mod html;
 mod metrics;
+mod openapi;
 mod operators;
 mod pages;
 mod problems;

@@ -18,7 +18,7 @@ use super::html::Menu;
 use super::refusal::{BODY_BYTES_MAX, OperatorRefusal};
 use super::render::{render_refusal, typed};
 use super::state::OperatorState;
-use super::{actions, assets, auth, guarded_body, health, metrics, pages};
+use super::{actions, assets, auth, guarded_body, health, metrics, openapi, pages};
 use crate::ids::RequestId;
 
 type OperatorRoute = MethodRouter<Arc<OperatorState>>;
@@ -95,7 +95,8 @@ fn with_key() -> Router<Arc<OperatorState>> {
         .route("/style.css", get(async || typed("text/css; charset=utf-8", assets::STYLE)))
         .route("/page.js", get(async || typed("text/javascript; charset=utf-8", assets::SCRIPT)))
         .route("/favicon.svg", get(async || typed("image/svg+xml", assets::ICON)))
-        .route("/openapi.json", get(openapi))
+        .route("/openapi.json", get(gateway_document))
+        .route("/operator/openapi.json", get(operator_document))
         .route("/audit/rotate", admin_post(actions::rotate_key))
         .route("/cache/purge", post(actions::purge))
         .route("/quota/reopen", post(actions::reopen))
@@ -140,8 +141,17 @@ fn method_not_allowed(allowed: &'static str) -> OperatorRoute {
     routing::any(async move || OperatorRefusal::NoMethod { allowed })
 }
 
-async fn openapi(State(state): State<Arc<OperatorState>>) -> Response {
+/// The paths of the pages, without suffix.
+pub(super) fn page_paths() -> Vec<&'static str> {
+    pages().iter().map(|(path, _, _)| *path).collect()
+}
+
+async fn gateway_document(State(state): State<Arc<OperatorState>>) -> Response {
     typed("application/json", state.gateway.policy().openapi(|| state.gateway_urls()))
+}
+
+async fn operator_document(State(state): State<Arc<OperatorState>>) -> Response {
+    typed("application/json", openapi::document(&page_paths(), &state.operator_urls()).to_string())
 }
 
 /// Names the answer by the request's own `X-Request-Id` if that is short and plain, else by a new one.

@@ -212,12 +212,21 @@ impl OperatorState {
 
     /// The URLs of the gateway door, by its names and its TCP addresses.
     pub(super) fn gateway_urls(&self) -> Vec<String> {
-        let policy = self.gateway.policy();
-        let door = &policy.config.gateway;
-        let scheme = if door.tls.is_some() { "https" } else { "http" };
+        let door = &self.gateway.policy().config.gateway;
+        self.urls("gateway", &door.names, door.tls.is_some())
+    }
+
+    /// The same of this door.
+    pub(super) fn operator_urls(&self) -> Vec<String> {
+        let door = &self.gateway.policy().config.operator;
+        self.urls("operator", &door.names, door.tls.is_some())
+    }
+
+    fn urls(&self, door_name: &str, names: &[String], is_tls: bool) -> Vec<String> {
+        let scheme = if is_tls { "https" } else { "http" };
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = doors.iter().find(|(name, _)| *name == "gateway").map_or(&[][..], |(_, open)| open.addresses());
-        let named = open.iter().flat_map(|at| door.names.iter().map(|name| format!("{scheme}://{name}:{}", at.port())));
+        let open = doors.iter().find(|(name, _)| *name == door_name).map_or(&[][..], |(_, open)| open.addresses());
+        let named = open.iter().flat_map(|at| names.iter().map(|name| format!("{scheme}://{name}:{}", at.port())));
         let by_address = open.iter().map(|at| match at.ip().is_unspecified() {
             true => format!("{scheme}://localhost:{}", at.port()),
             false => format!("{scheme}://{at}"),

@@ -11,6 +11,7 @@ pub(crate) mod otlp;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod relay;
+pub(crate) mod schema;
 pub(crate) mod tls;
 
 use std::fmt::Write as _;

@@ -14,6 +14,7 @@ mod support;
 
 mod cli;
 mod documents;
+mod openapi;
 mod operations;
 mod operator;
 mod process_log;

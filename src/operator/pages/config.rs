@@ -94,7 +94,7 @@ impl Page for ConfigPage {
             h2 { "Last reloads" }
             (rich::table(&["seq", "time", "event", "what changed"], &self.reload_rows(), "It has not been reloaded since the log began, or the log cannot be read now."))
             h2 { "For programs" }
-            p { "What callers may ask, as an OpenAPI document with the schemas of all answers: " a href="/openapi.json" { "/openapi.json" } "." }
+            p { "What callers may ask, as an OpenAPI document with the schemas of all answers: " a href="/openapi.json" { "/openapi.json" } ". The same of this door: " a href="/operator/openapi.json" { "/operator/openapi.json" } "." }
             h2 { "Settings in force" }
             (html::table(&self.table(), "Nothing was configured: all settings are defaults of the demo."))
         }

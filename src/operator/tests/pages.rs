@@ -53,7 +53,8 @@ async fn callers_are_shown_with_what_they_did() {
         "name": "reader", "grants": ["organizations:read"], "organizations": [11, 12], "rate": "30/min", "burst": 3,
         "may_refresh": true, "identities": [], "certificates": [], "uids": [],
         "keys": [{"key": &hash::hex(&hash)[..8], "expires": null, "from": [], "note": null, "warning": null, "last_used": "2025-06-15T15:06:40Z"}],
-        "requests": 3, "refused": 1, "under_way": 0, "answers": {"hit": 2, "refused": 1}, "refusals": {"MG120": 1},
+        "requests": 3, "refused": 1, "under_way": 0,
+        "last_minute": {"requests": 3, "over_rate": 0}, "rate_used": 0.1, "answers": {"hit": 2, "refused": 1}, "refusals": {"MG120": 1},
         "operations": {"": {"refused": 1}, "organizations.list": {"hit": 2}},
     });
     assert_eq!(callers["callers"][0], expected);

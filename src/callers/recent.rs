@@ -87,7 +87,9 @@ mod tests {
         let RecentRequests { requests, over_rate } = told();
         assert!((120..=130).contains(&requests) && over_rate * 2 == requests, "{requests} {over_rate}");
         assert!(samples.0.lock().unwrap().len() <= 14);
-        clock.advance(Duration::from_secs(66));
+        clock.advance(Duration::from_secs(6));
+        samples.take(&answers, clock.now());
+        clock.advance(Duration::from_secs(60));
         assert_eq!(told(), RecentRequests::default());
         answers.add(None, hit);
         assert_eq!(told(), RecentRequests { requests: 1, over_rate: 0 });

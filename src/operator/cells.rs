@@ -127,9 +127,9 @@ fn text_of(text: &str) -> Markup {
     }
 }
 
-/// `17`, `0.5` or `600/min`.
+/// `17`, `0.5`, `50 %` or `600/min`.
 fn is_number(cell: &str) -> bool {
-    let number = cell.split('/').next().unwrap_or_default();
+    let number = cell.split('/').next().unwrap_or_default().trim_end_matches(" %");
     number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && number.parse::<f64>().is_ok()
 }
 
@@ -226,6 +226,7 @@ mod tests {
             r#"<td class="n" data-label="waited"><span title="3339 µs">3.34 ms</span></td>"#
         );
         assert_eq!(cell("rate", "600/min"), r#"<td class="n" data-label="rate">600/min</td>"#);
+        assert_eq!(cell("rate_used", "50 %"), r#"<td class="n" data-label="rate used">50 %</td>"#);
         assert_eq!(cell("detail", "17 of 20"), r#"<td data-label="detail">17 of 20</td>"#);
         assert_eq!(cell("detail", ""), "<td></td>");
         let mixed = ColumnView::of("value", ["17", "seventeen"].into_iter());

@@ -1,6 +1,6 @@
 // Which pages there are: those that links lead to, and some that none does.
 
-const SHAPES_MAX = 60;
+const SHAPES_MAX = 100;
 
 /** Pages that need a query or show a mistake, with the status that they answer. */
 const UNLINKED = [

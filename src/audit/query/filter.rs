@@ -180,6 +180,26 @@ pub struct BadFilter {
     pub message: String,
 }
 
+/// Sets each of these parameters, none of which may be given twice.
+///
+/// # Errors
+/// The first one that is repeated, or that `set` finds wrong.
+pub(super) fn set_each<'p>(
+    pairs: impl IntoIterator<Item = (&'p str, &'p str)>,
+    mut set: impl FnMut(&str, &str) -> Result<(), String>,
+) -> Result<(), BadFilter> {
+    let mut given = Vec::new();
+    for (name, value) in pairs {
+        let bad = |message| BadFilter { name: name.to_owned(), message };
+        if given.contains(&name) {
+            return Err(bad("given twice; give it once".to_owned()));
+        }
+        given.push(name);
+        set(name, value).map_err(bad)?;
+    }
+    Ok(())
+}
+
 impl Filter {
     /// Parses decoded names and values. Relative times count back from `now`.
     ///
@@ -187,15 +207,7 @@ impl Filter {
     /// The first parameter that is unknown, repeated or invalid.
     pub fn parse<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>, now: Timestamp) -> Result<Self, BadFilter> {
         let mut filter = Self::default();
-        let mut given = Vec::new();
-        for (name, value) in pairs {
-            let bad = |message| BadFilter { name: name.to_owned(), message };
-            if given.contains(&name) {
-                return Err(bad("given twice; give it once".to_owned()));
-            }
-            given.push(name);
-            filter.set(name, value, now).map_err(bad)?;
-        }
+        set_each(pairs, |name, value| filter.set(name, value, now))?;
         Ok(filter)
     }
 

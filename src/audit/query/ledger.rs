@@ -9,15 +9,14 @@ use jiff::Timestamp;
 use rusqlite::Row;
 use serde::{Serialize, Serializer};
 
-use super::filter::{BadFilter, name_of, number, time, word, write};
-use super::{DISK_MAX, IndexReader, QUERY_MAX, QueryDeadline, QueryError};
+use super::filter::{BadFilter, name_of, number, set_each, time, word, write};
+use super::{IndexReader, QueryDeadline, QueryError};
 use crate::audit::index;
 use crate::audit::index::ledger::{
     ACCOUNT, HOURS_KEPT, LedgerCounts, LedgerKey, LedgerSums, OTHERS, begin_of, count, hour_of,
 };
 use crate::audit::log::AuditLog;
 use crate::audit::record::Record;
-use crate::audit::segment::disk;
 use crate::audit::segment::reverse_reader::ReverseReader;
 use crate::vocabulary::word_enum;
 
@@ -116,15 +115,7 @@ impl LedgerQuery {
         let newest = hour_of(now) + 1;
         let mut query =
             Self { caller: None, operation: None, organization: None, hours: (i64::MIN, newest), by: by.to_vec() };
-        let mut given = Vec::new();
-        for (name, value) in pairs {
-            let bad = |message| BadFilter { name: name.to_owned(), message };
-            if given.contains(&name) {
-                return Err(bad("given twice; give it once".to_owned()));
-            }
-            given.push(name);
-            query.set(name, value, now).map_err(bad)?;
-        }
+        set_each(pairs, |name, value| query.set(name, value, now))?;
         let (since, until) = query.hours;
         let since = if since == i64::MIN { until - HOURS_DEFAULT } else { since };
         query.hours = (since.max(newest - HOURS_KEPT), until.min(newest));
@@ -251,14 +242,7 @@ impl AuditLog {
         query: LedgerQuery,
         show: impl FnOnce(LedgerPage) -> T + Send + 'static,
     ) -> Result<T, QueryError> {
-        let turn = self.query_turn().await?;
-        let (dir, clock) = (self.dir().to_owned(), self.shared.clock.clone());
-        let end = clock.now() + QUERY_MAX;
-        let found = disk::run_blocking(QUERY_MAX + DISK_MAX, move || {
-            let _turn = turn;
-            page(&dir, &query, &QueryDeadline { clock, end }).map(show)
-        });
-        found.await?
+        self.read_files(move |dir, deadline| page(dir, &query, deadline).map(show)).await
     }
 }
 

@@ -96,12 +96,20 @@ impl AuditLog {
         filter: Filter,
         show: impl FnOnce(RecordPage) -> T + Send + 'static,
     ) -> Result<T, QueryError> {
+        self.read_files(move |dir, deadline| page(dir, &filter, Some(deadline)).map(show)).await
+    }
+
+    /// Reads the log's folder on a thread of its own, once one of the few turns to do so is free.
+    async fn read_files<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Path, &QueryDeadline) -> Result<T, QueryError> + Send + 'static,
+    ) -> Result<T, QueryError> {
         let turn = self.query_turn().await?;
         let (dir, clock) = (self.dir().to_owned(), self.shared.clock.clone());
         let end = clock.now() + QUERY_MAX;
         let found = disk::run_blocking(QUERY_MAX + DISK_MAX, move || {
             let _turn = turn;
-            page(&dir, &filter, Some(&QueryDeadline { clock, end })).map(show)
+            read(&dir, &QueryDeadline { clock, end })
         });
         found.await?
     }

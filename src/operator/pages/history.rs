@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::super::chart::{Chart, ChartLine, LINES_MAX, Scale};
 use super::super::history::{ErrorKind, History, HistoryPoint, QuotaUse, SPAN};
 use super::super::refusal::OperatorRefusal;
-use super::super::render::{Page, PageView};
+use super::super::render::{Page, PageFormat, PageView};
 use super::super::rich;
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
@@ -65,8 +65,14 @@ pub(crate) async fn history(
 ) -> Result<Response, OperatorRefusal> {
     state
         .walk(move |state| {
-            let points = state.history.points().iter().map(HistoryRow::of).collect();
-            view.show(&HistoryPage { points, charts: HistoryCharts::of(&state.history) })
+            // People see charts, programs see points; a live page is made again and again.
+            let (points, charts) = match view.format {
+                PageFormat::Html => (Vec::new(), HistoryCharts::of(&state.history)),
+                PageFormat::Json | PageFormat::Csv => {
+                    (state.history.points().iter().map(HistoryRow::of).collect(), HistoryCharts(Vec::new()))
+                }
+            };
+            view.show(&HistoryPage { points, charts })
         })
         .await
 }

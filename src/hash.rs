@@ -1,7 +1,16 @@
 //! SHA-256 and HMAC from aws-lc, which rustls links anyway, and random bytes from the system.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use aws_lc_rs::{digest, hmac};
 use rustix::rand::{GetRandomFlags, getrandom};
+
+/// A faster hash than the standard library's, for maps whose keys no caller can choose freely enough to make many of them collide.
+pub(crate) type FastHash = foldhash::fast::RandomState;
+
+/// A map by names that the configuration gives.
+pub(crate) type NameMap<V> = HashMap<Arc<str>, V, FastHash>;
 
 /// SHA-256 of `bytes`.
 #[must_use]

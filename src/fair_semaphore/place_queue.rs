@@ -4,8 +4,10 @@
 //! the one waiting longest. A caller that holds places must leave some free for those with fewer, because held places
 //! cannot be taken back: the last place only goes to a caller that has none.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
+
+use crate::hash::NameMap;
 
 /// For every this many places that a caller holds, one must stay free for others.
 const HELD_PER_FREE: usize = 8;
@@ -18,7 +20,7 @@ pub(super) struct PlaceQueue<W> {
     waiting: usize,
     /// Callers that hold or wait. While anyone waits, also callers served before, so that nobody counts as new by
     /// coming back.
-    callers: HashMap<Arc<str>, CallerPlaces<W>>,
+    callers: NameMap<CallerPlaces<W>>,
     /// In each round, every waiting caller is served once.
     round: u64,
     next_ticket: u64,
@@ -35,7 +37,7 @@ struct CallerPlaces<W> {
 
 impl<W> PlaceQueue<W> {
     pub(super) fn new(places: usize) -> Self {
-        Self { places: places.max(1), taken: 0, waiting: 0, callers: HashMap::new(), round: 0, next_ticket: 0 }
+        Self { places: places.max(1), taken: 0, waiting: 0, callers: NameMap::default(), round: 0, next_ticket: 0 }
     }
 
     /// Takes a place for this caller if it may have one now.

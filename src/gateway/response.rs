@@ -28,6 +28,9 @@ use crate::vocabulary::{Answer, Outcome};
 const STORED: [HeaderName; 5] =
     [header::CONTENT_TYPE, header::CONTENT_LANGUAGE, header::CONTENT_DISPOSITION, header::DATE, header::LAST_MODIFIED];
 
+/// An answer has its type and date, and seldom more of these.
+const STORED_USUALLY: usize = 3;
+
 /// Headers of an upstream answer that are passed on when it is not stored. All others (caching, cookies, hop-by-hop fields, claims in the
 /// gateway's name) are between the upstream and the gateway.
 const PASSED: [HeaderName; 7] = [
@@ -80,7 +83,7 @@ pub(crate) fn passed_answer(answered: UpstreamAnswer, is_read: bool, is_shared: 
     let UpstreamAnswer { status, headers, body, .. } = answered;
     let etag = (is_read && status == StatusCode::OK).then(|| strong_etag(&headers, body.bytes()));
     let body = if is_shared { body.bytes().clone() } else { body.into_counted() };
-    let mut headers = allowed_headers(&headers, &PASSED);
+    let mut headers = allowed_headers(&headers, &PASSED, PASSED.len());
     if !status.is_success() {
         headers.remove(header::LOCATION); // it belongs to a created resource
     }
@@ -201,11 +204,12 @@ impl Reply {
 
 /// The headers to store with a body.
 pub(crate) fn stored_headers(headers: &HeaderMap) -> HeaderMap {
-    allowed_headers(headers, &STORED)
+    allowed_headers(headers, &STORED, STORED_USUALLY)
 }
 
-fn allowed_headers(headers: &HeaderMap, allowed: &[HeaderName]) -> HeaderMap {
-    let mut out = HeaderMap::with_capacity(allowed.len() + 3);
+/// Those of the headers that are allowed; there is room for `usually`.
+fn allowed_headers(headers: &HeaderMap, allowed: &[HeaderName], usually: usize) -> HeaderMap {
+    let mut out = HeaderMap::with_capacity(usually);
     for name in allowed {
         if let Some(value) = headers.get(name) {
             out.insert(name, value.clone());

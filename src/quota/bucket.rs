@@ -15,6 +15,7 @@ use super::throttle_gate::CloseReason;
 use super::window::{Moment, SlotsDue};
 use super::{BucketId, BucketView, LimitSource, QuotaOutlook, QuotaRefused, SpenderView};
 use crate::clock::Clock;
+use crate::hash::NameMap;
 
 /// Maximum number of bucket and caller pairs whose spending is counted; further ones are not.
 const ACCOUNTS_MAX: usize = 100_000;
@@ -39,7 +40,7 @@ pub(super) struct Bucket {
     timekeeper: tokio::sync::Mutex<()>,
     /// Notifies that request of changes.
     changed: Notify,
-    accounts: RwLock<HashMap<Arc<str>, SpenderCounts>>,
+    accounts: RwLock<NameMap<SpenderCounts>>,
     /// The limit learned for this bucket; 0 if none.
     pub(super) learned: AtomicU32,
     touched: AtomicU64,

@@ -9,13 +9,14 @@
 
 mod shares;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::surplus_pacer::SurplusPacer;
 use super::throttle_gate::{CloseReason, ThrottleGate};
 use super::window::{HOLD_MS, Moment, ReturningSlots, SlotWindow, SlotsDue, SlotsToLeave};
 use super::{QuotaOutlook, QuotaRefused};
+use crate::hash::NameMap;
 use shares::{AGE_STEP_MS, ShareStanding};
 
 /// Minimum time between two notes that a caller is active although it gets nothing, in milliseconds.
@@ -37,7 +38,7 @@ pub(super) struct FairQueue<W> {
     gate: ThrottleGate,
     pace: SurplusPacer,
     /// The active callers: those with slots in the window, waiting requests, or requests within the last hold.
-    callers: HashMap<Arc<str>, QueueCaller<W>>,
+    callers: NameMap<QueueCaller<W>>,
     /// Callers with waiting requests, next one first.
     order: VecDeque<Arc<str>>,
     next_ticket: u64,
@@ -122,7 +123,7 @@ impl<W> FairQueue<W> {
             window: SlotWindow::default(),
             gate: ThrottleGate::default(),
             pace: SurplusPacer::default(),
-            callers: HashMap::new(),
+            callers: NameMap::default(),
             order: VecDeque::new(),
             next_ticket: 0,
             spare: SpareSlots { name: SPARE.into(), spent: 0 },

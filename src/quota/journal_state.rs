@@ -15,6 +15,8 @@ const HEADER: &str = "makegate-slots-1";
 const HOLD: i64 = HOLD_MS.cast_signed();
 /// Ends this close together are written as one line.
 const TICK_MS: i64 = 10;
+/// Room for what a step's line has besides the caller, as numbers usually are.
+const NUMBERS_BYTES: usize = 64;
 
 /// A line. Times are milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +100,7 @@ impl<'a> JournalStep<'a> {
     /// Called twice per attempt, so it avoids the formatting machinery.
     fn append_to(&self, text: &mut Vec<u8>, kind: &[u8]) -> io::Result<()> {
         let mut digits = [0; 20];
+        text.reserve(NUMBERS_BYTES + self.caller.len());
         text.extend_from_slice(kind);
         text.extend_from_slice(write_decimal(self.at.unsigned_abs(), &mut digits));
         text.push(b' ');

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::BucketId;
+use crate::hash::FastHash;
 
 /// Maximum number of lines on one page between two readings; what does not fit is not counted.
 const LINES_MAX: usize = 100_000;
 
 /// Counts by bucket and caller. A caller is identified by the address of its name.
-type SavingsPage = Mutex<HashMap<(BucketId, usize), (Arc<str>, u64)>>;
+type SavingsPage = Mutex<HashMap<(BucketId, usize), (Arc<str>, u64), FastHash>>;
 
 thread_local! {
     /// This thread's page of each `Savings`, by the number of the latter.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
@@ -21,6 +21,8 @@ use crate::shares::HeldShare;
 
 /// The User-Agent sent upstream. Never the caller's own, because an edge in front of Make refuses some of those.
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("makegate/", env!("CARGO_PKG_VERSION")));
+/// How many headers the gateway itself adds to a request.
+const OWN_HEADERS: usize = 5;
 
 /// How far an attempt has come, which decides what a timeout proves.
 enum AttemptProgress {
@@ -162,7 +164,8 @@ impl Upstream {
         let mut request = Request::new(Full::new(outgoing.body.clone()));
         *request.method_mut() = outgoing.method.clone();
         *request.uri_mut() = Uri::from(target);
-        let mut headers = outgoing.headers.clone();
+        let mut headers = HeaderMap::with_capacity(outgoing.headers.len() + OWN_HEADERS);
+        headers.extend(outgoing.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         headers.remove(header::TRANSFER_ENCODING);
         headers.remove(header::CONTENT_LENGTH);
         if !outgoing.body.is_empty() || [Method::POST, Method::PUT, Method::PATCH].contains(&outgoing.method) {

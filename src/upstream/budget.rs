@@ -3,12 +3,13 @@
 //! Each caller has its own budget, so that a caller who keeps failing cannot spend what other callers' requests have
 //! earned.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::config::Limits;
+use crate::hash::NameMap;
 
 /// A caller may retry a percentage of its attempts within this time...
 const WINDOW: Duration = Duration::from_secs(60);
@@ -23,7 +24,7 @@ pub(super) struct RetryBudget {
     percent: u64,
     floor: u64,
     /// Callers with attempts within [`WINDOW`].
-    callers: Mutex<HashMap<Arc<str>, CallerBudget>>,
+    callers: Mutex<NameMap<CallerBudget>>,
 }
 
 /// One caller's slices, oldest first, none older than [`WINDOW`]: at most 61.

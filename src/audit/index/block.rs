@@ -84,7 +84,7 @@ impl BlockBuilder {
             newest: time,
             records: 0,
             terms: BTreeSet::new(),
-            ledger: LedgerCounts::new(),
+            ledger: LedgerCounts::default(),
         }
     }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::block::IndexBlock;
 use crate::audit::record::{Kind, Record};
+use crate::hash::FastHash;
 use crate::vocabulary::{Answer, Outcome};
 
 /// `ledger`: sums by hour (since 1970), caller, operation and organization.
@@ -100,7 +101,7 @@ impl Neg for LedgerSums {
 }
 
 /// Sums of several records.
-pub(crate) type LedgerCounts = HashMap<LedgerKey, LedgerSums>;
+pub(crate) type LedgerCounts = HashMap<LedgerKey, LedgerSums, FastHash>;
 
 /// Which hour this is, counted from 1970.
 pub(crate) fn hour_of(time: Timestamp) -> i64 {
@@ -229,7 +230,7 @@ pub(super) fn take_back(
     let sql = "SELECT first, last, segment, offset, length, terms FROM blocks WHERE last >= ?1";
     let mut blocks = transaction.prepare(sql)?;
     let blocks: Vec<IndexBlock> = blocks.query_map([from.cast_signed()], IndexBlock::of)?.collect::<Result<_, _>>()?;
-    let mut counts = LedgerCounts::new();
+    let mut counts = LedgerCounts::default();
     for block in blocks {
         let lines = block.read(dir)?.unwrap_or_default();
         for line in lines.split(|byte| *byte == b'\n') {

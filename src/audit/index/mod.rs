@@ -363,7 +363,7 @@ impl IndexWriter {
             return Ok(());
         }
         let (transaction, mut has) = (self.connection.transaction()?, Vec::new());
-        let mut counts = LedgerCounts::new();
+        let mut counts = LedgerCounts::default();
         for block in &self.whole {
             block.store(&transaction, &mut has)?;
             block.ledger.iter().for_each(|(key, sums)| *counts.entry(key.clone()).or_default() += *sums);

@@ -153,7 +153,7 @@ fn the_ledger_is_bounded_and_loses_no_sum() {
     let dir = TempDir::new().unwrap();
     let mut index = IndexWriter::open(dir.path(), Clock::system().now()).unwrap();
     let wall: Timestamp = "2026-07-01T12:30:00Z".parse().unwrap();
-    let mut counts = LedgerCounts::new();
+    let mut counts = LedgerCounts::default();
     let mut add = |hours: i64, caller: String, organization| {
         let time = wall - jiff::SignedDuration::from_hours(hours);
         let caller = Some(caller.into());
@@ -181,7 +181,7 @@ fn the_ledger_is_bounded_and_loses_no_sum() {
     assert_eq!(of("timely"), (1, 2));
     assert_eq!(row("SELECT count(*), coalesce(sum(spent), 0) FROM ledger"), (3003, 40_002));
     let later = wall + jiff::SignedDuration::from_hours(2);
-    ledger::store(&transaction, &LedgerCounts::new(), later).unwrap();
+    ledger::store(&transaction, &LedgerCounts::default(), later).unwrap();
     assert_eq!(of("timely").0, 0);
 }
 

@@ -260,7 +260,8 @@ fn page(dir: &Path, query: &LedgerQuery, deadline: &QueryDeadline) -> Result<Led
         }
         None => 0,
     };
-    let mut pages = PageBuilder { query, rows: Vec::new(), groups: LedgerCounts::new(), total: LedgerSums::default() };
+    let mut pages =
+        PageBuilder { query, rows: Vec::new(), groups: LedgerCounts::default(), total: LedgerSums::default() };
     let mut lacking = unindexed(dir, seq, deadline)?;
     let (since, until) = query.hours;
     let mut next = None;
@@ -288,7 +289,7 @@ fn unindexed(
     floor: u64,
     deadline: &QueryDeadline,
 ) -> Result<HashMap<i64, Vec<(LedgerKey, LedgerSums)>>, QueryError> {
-    let (mut counts, mut seen) = (LedgerCounts::new(), 0);
+    let (mut counts, mut seen) = (LedgerCounts::default(), 0);
     let mut backwards = ReverseReader::below(dir, u64::MAX)?;
     while let Some(line) = backwards.newest()? {
         let Some(record) = Record::parse(&line).filter(|record| record.seq > floor) else { break };
@@ -337,7 +338,7 @@ struct PageBuilder<'q> {
 impl PageBuilder<'_> {
     /// Adds an hour. Returns false, and adds nothing, if the page has no room for it.
     fn add(&mut self, counts: Vec<(LedgerKey, LedgerSums)>) -> bool {
-        let mut groups = LedgerCounts::new();
+        let mut groups = LedgerCounts::default();
         let (mut spenders, mut total) = (BTreeMap::<Box<str>, i64>::new(), LedgerSums::default());
         for (key, sums) in counts.into_iter().filter(|(key, _)| self.query.wants(key)) {
             total += sums;

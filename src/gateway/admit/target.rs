@@ -206,7 +206,7 @@ pub(crate) fn push_pair(query: &mut String, name: &str, value: Option<&str>) {
 }
 
 fn joined<'u>(path: Cow<'u, str>, query: &str) -> Cow<'u, str> {
-    if query.is_empty() { path } else { Cow::Owned(format!("{path}?{query}")) }
+    if query.is_empty() { path } else { Cow::Owned([&path, "?", query].concat()) }
 }
 
 /// Decodes a query component like a form (`+` is a space). Invalid UTF-8 becomes U+FFFD.

@@ -10,7 +10,6 @@
 //!
 //! Times are wall times, the only ones that survive a process. A time that seems to be in the future (the clock was
 //! set back) counts as now. If the clock is set forward while the gateway is down, it forgets slots too early.
-//! counts as now. A clock that is set forward while the gateway is down makes it forget slots too early.
 
 mod file;
 #[cfg(test)]

@@ -14,7 +14,7 @@ trap tidy EXIT
 
 # The number of requests of each kind, and the maximum instructions of each.
 count=1000
-declare -A most=([hit]=80000 [miss]=190000 [write]=320000)
+declare -A most=([hit]=65000 [miss]=162000 [write]=300000)
 
 printf count-token > "$work/token"
 printf count-operator > "$work/operator"

@@ -286,11 +286,8 @@ fn cache(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
 fn log(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
     let log = &state.gateway.log;
     let counts = log.counts();
-    writer.gauge(
-        "makegate_audit_backlog",
-        "Records that are not on disk yet, or that room is kept for",
-        log.backlog(),
-    )?;
+    let help = "Records that are not on disk yet, or that room is kept for";
+    writer.gauge("makegate_audit_backlog", help, log.backlog())?;
     writer.gauge("makegate_audit_writable", "1: writes are accepted", u64::from(log.writable()))?;
     writer.counter("makegate_audit_records", "Records on disk since the start", counts.records)?;
     writer.counter("makegate_audit_written_bytes", "Bytes of records on disk since the start", counts.bytes)?;

@@ -19,6 +19,8 @@ use crate::watched_files::Snapshot;
 const OPERATOR_KEY_CHARS_MIN: usize = 20;
 /// The permission of everybody to read a file, or to write to it.
 const OTHERS: u32 = 0o006;
+/// The permission of everybody to get to what is in a folder.
+const OTHERS_PASS: u32 = 0o001;
 
 /// A setting: its section and its key.
 type Place = [&'static str; 2];
@@ -105,8 +107,10 @@ fn reused(
 }
 
 fn open_to_others(root: &Table<'_>, place: &[&str], path: &Path) {
-    let mode = std::fs::metadata(path).map(|about| about.permissions().mode());
-    if mode.is_ok_and(|mode| mode & OTHERS != 0) {
+    let has = |path: &Path, bits| std::fs::metadata(path).is_ok_and(|about| about.permissions().mode() & bits != 0);
+    let folders = std::path::absolute(path).unwrap_or_default();
+    let mut folders = folders.ancestors().skip(1);
+    if has(path, OTHERS) && folders.all(|folder| has(folder, OTHERS_PASS)) {
         let message = format!("every user of this machine may read or write the file {path:?}");
         root.warn_at(place, message, format!("take that away: chmod o= {path:?}"));
     }
@@ -123,9 +127,14 @@ mod tests {
     const TOKEN: &str = "4cb9b7ee-1cb5-4b6e-8bd8-3b1f0dffd1a7";
     const LONG: &str = "an-operator-key-that-is-long";
 
-    /// What is warned about with these secrets in files of this mode.
-    fn warnings((token, operator): (&str, &str), mode: u32, more: &str) -> Vec<String> {
+    /// What is warned about with these secrets in files of this mode, which everybody can get to.
+    fn warnings(secrets: (&str, &str), mode: u32, more: &str) -> Vec<String> {
+        warnings_in(0o755, secrets, mode, more)
+    }
+
+    fn warnings_in(folder: u32, (token, operator): (&str, &str), mode: u32, more: &str) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(folder)).unwrap();
         let path = |name: &str| dir.path().join(name);
         for (file, text) in [("token", token), ("operator", operator)] {
             fs::write(path(file), text).unwrap();
@@ -174,6 +183,10 @@ mod tests {
     fn files_that_everybody_may_read_or_write_are_warned_about() {
         assert!(warnings((TOKEN, LONG), 0o640, "").is_empty());
         for mode in [0o644, 0o602] {
+            assert!(
+                warnings_in(0o700, (TOKEN, LONG), mode, "").is_empty(),
+                "nobody else gets to a file in such a folder"
+            );
             let told = warnings((TOKEN, LONG), mode, "");
             assert_eq!(told.len(), 2, "{told:?}");
             assert!(told[0].starts_with("1: every user of this machine may read or write the file"), "{told:?}");

@@ -35,7 +35,7 @@ pub(super) struct QuotaShared {
 pub(super) struct Bucket {
     id: BucketId,
     shared: Arc<QuotaShared>,
-    queue: Mutex<FairQueue<oneshot::Sender<Slot>>>,
+    queue: Mutex<BucketQueue>,
     /// Held by one of the waiting requests, which watches the time for all of them.
     timekeeper: tokio::sync::Mutex<()>,
     /// Notifies that request of changes.
@@ -44,6 +44,22 @@ pub(super) struct Bucket {
     /// The limit learned for this bucket; 0 if none.
     pub(super) learned: AtomicU32,
     touched: AtomicU64,
+}
+
+#[derive(Debug)]
+struct BucketQueue {
+    turns: FairQueue,
+    /// Who gets the slot of each ticket.
+    waiting: HashMap<u64, oneshot::Sender<Slot>>,
+}
+
+impl BucketQueue {
+    /// Where the slot of this ticket arrives.
+    fn wait_for(&mut self, ticket: u64) -> oneshot::Receiver<Slot> {
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.insert(ticket, sender);
+        receiver
+    }
 }
 
 /// What a caller spent and saved at a bucket since the start.
@@ -92,11 +108,11 @@ impl QuotaShared {
 }
 
 impl Bucket {
-    pub(super) fn new(id: BucketId, limit: u32, shared: Arc<QuotaShared>) -> Self {
+    pub(super) fn new(id: BucketId, turns: FairQueue, shared: Arc<QuotaShared>) -> Self {
         Self {
             id,
             shared,
-            queue: Mutex::new(FairQueue::new(limit)),
+            queue: Mutex::new(BucketQueue { turns, waiting: HashMap::new() }),
             timekeeper: tokio::sync::Mutex::default(),
             changed: Notify::new(),
             accounts: RwLock::default(),
@@ -127,34 +143,30 @@ impl Bucket {
     async fn wait(self: Arc<Self>, request: &SlotRequest<'_>, latest: Instant) -> Result<Slot, QuotaRefused> {
         let now = self.shared.now();
         self.touched.store(now, Ordering::Relaxed);
-        let mut granted = None;
-        let answer = self.queue().ask(now, request, || {
-            let (sender, receiver) = oneshot::channel();
-            granted = Some(receiver);
-            sender
-        });
-        match answer {
-            SlotAnswer::Granted(grant) => Ok(self.issue_slot(grant)),
-            SlotAnswer::Queued(ticket) => {
-                let granted = granted.ok_or_else(|| self.lost(request.caller))?;
-                QueuedRequest { bucket: self.clone(), caller: request.caller.clone(), ticket, granted }
-                    .slot(latest)
-                    .await
+        let (ticket, granted) = {
+            let mut queue = self.queue();
+            match queue.turns.ask(now, request) {
+                SlotAnswer::Granted(grant) => {
+                    drop(queue);
+                    return Ok(self.issue_slot(grant));
+                }
+                SlotAnswer::Queued(ticket) => (ticket, queue.wait_for(ticket)),
+                SlotAnswer::Full(outlook) => return Err(QuotaRefused::QueueFull(outlook)),
+                SlotAnswer::TooLong(outlook) => return Err(QuotaRefused::TooLong(outlook)),
             }
-            SlotAnswer::Full(outlook) => Err(QuotaRefused::QueueFull(outlook)),
-            SlotAnswer::TooLong(outlook) => Err(QuotaRefused::TooLong(outlook)),
-        }
+        };
+        QueuedRequest { bucket: self, caller: request.caller.clone(), ticket, granted }.slot(latest).await
     }
 
     /// See [`super::Quota::foresee`].
     pub(super) fn foresee(&self, request: &SlotRequest<'_>) -> Result<QuotaOutlook, QuotaRefused> {
-        self.queue().foresee(self.shared.now(), request)
+        self.queue().turns.foresee(self.shared.now(), request)
     }
 
     /// Takes a slot that nobody else wants; see [`super::Quota::acquire_spare`].
     pub(super) async fn acquire_spare(self: &Arc<Self>) -> Option<Slot> {
         let now = self.shared.now();
-        let grant = self.queue().take_spare(now)?;
+        let grant = self.queue().turns.take_spare(now)?;
         self.touched.store(now, Ordering::Relaxed);
         Some(self.issue_slot(grant).wait_written().await)
     }
@@ -165,10 +177,10 @@ impl Bucket {
         let mut due = Vec::new();
         let next = {
             let mut queue = self.queue();
-            while let Some(turn) = queue.pump(now) {
-                due.push(turn);
+            while let Some((grant, ticket)) = queue.turns.pump(now) {
+                due.extend(queue.waiting.remove(&ticket).map(|sender| (grant, sender)));
             }
-            queue.next_wake(now)
+            queue.turns.next_wake(now)
         };
         for (grant, sender) in due {
             // If the waiter has just left, the slot comes back and is dropped here. It was never received, so it
@@ -179,10 +191,10 @@ impl Bucket {
     }
 
     /// Makes a change that may let someone through.
-    pub(super) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut FairQueue<oneshot::Sender<Slot>>) -> T) -> T {
+    pub(super) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut FairQueue) -> T) -> T {
         let (done, is_waited_for) = {
             let mut queue = self.queue();
-            (change(&mut queue), queue.is_waited_for())
+            (change(&mut queue.turns), queue.turns.is_waited_for())
         };
         if is_waited_for {
             self.pump();
@@ -213,13 +225,13 @@ impl Bucket {
         self.with_account(caller, |account| account.saved.fetch_add(count, Ordering::Relaxed));
     }
 
-    pub(super) fn queue(&self) -> MutexGuard<'_, FairQueue<oneshot::Sender<Slot>>> {
+    fn queue(&self) -> MutexGuard<'_, BucketQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Number of slots taken, and when the bucket was last used. Returns `None` if it is closed or has waiters.
     pub(super) fn evictable(&self) -> Option<(u64, Moment)> {
-        let used = self.queue().evictable(self.shared.now())?;
+        let used = self.queue().turns.evictable(self.shared.now())?;
         Some((used, self.touched.load(Ordering::Relaxed)))
     }
 
@@ -227,7 +239,7 @@ impl Bucket {
     pub(super) fn view(&self, limit_from: LimitSource) -> BucketView {
         let now = self.shared.now();
         let mut callers: HashMap<Arc<str>, SpenderView> = HashMap::new();
-        let mut queue = self.queue();
+        let queue = &mut self.queue().turns;
         queue.expire(now);
         for (name, spent, waiting) in queue.spenders() {
             callers.insert(name.clone(), SpenderView { spent, waiting, ..SpenderView::new(name) });
@@ -265,7 +277,7 @@ impl Bucket {
     /// The sender of the waiter's answer is gone.
     fn lost(&self, caller: &Arc<str>) -> QuotaRefused {
         let now = self.shared.now();
-        QuotaRefused::TooLong(self.queue().outlook(now, caller, SlotsDue::At(now)))
+        QuotaRefused::TooLong(self.queue().turns.outlook(now, caller, SlotsDue::At(now)))
     }
 
     fn issue_slot(self: &Arc<Self>, grant: SlotGrant) -> Slot {
@@ -371,7 +383,9 @@ impl QueuedRequest {
     /// Leaves the queue. Returns `None` if the request was no longer in it.
     fn leave(&self) -> Option<QuotaOutlook> {
         let now = self.bucket.shared.now();
-        self.bucket.change(|queue| queue.leave(now, &self.caller, self.ticket))
+        let left = self.bucket.change(|queue| queue.leave(now, &self.caller, self.ticket))?;
+        self.bucket.queue().waiting.remove(&self.ticket);
+        Some(left)
     }
 }
 

@@ -26,9 +26,9 @@ pub(super) const SPARE: &str = "(makegate)";
 /// Divisor of the limit that gives how many spare slots may be taken within a hold (at least one).
 const SPARE_DIVISOR: u64 = 30;
 
-/// The queue of one bucket. `W` wakes a waiting request.
+/// The queue of one bucket. A waiting request is known by its ticket.
 #[derive(Debug)]
-pub(super) struct FairQueue<W> {
+pub(super) struct FairQueue {
     limit: u64,
     /// Number of configured callers that can reach this bucket.
     eligible: usize,
@@ -38,7 +38,7 @@ pub(super) struct FairQueue<W> {
     gate: ThrottleGate,
     pace: SurplusPacer,
     /// The active callers: those with slots in the window, waiting requests, or requests within the last hold.
-    callers: NameMap<QueueCaller<W>>,
+    callers: NameMap<QueueCaller>,
     /// Callers with waiting requests, next one first.
     order: VecDeque<Arc<str>>,
     next_ticket: u64,
@@ -52,8 +52,8 @@ struct SpareSlots {
     spent: u64,
 }
 
-#[derive(Debug)]
-struct QueueCaller<W> {
+#[derive(Debug, Default)]
+struct QueueCaller {
     /// Its slots, under way and held.
     spent: u64,
     under_way: u64,
@@ -63,13 +63,8 @@ struct QueueCaller<W> {
     since: Moment,
     /// When it was last noted as active although it got nothing.
     active_noted_at: Moment,
-    waiting: VecDeque<QueueTicket<W>>,
-}
-
-#[derive(Debug)]
-struct QueueTicket<W> {
-    id: u64,
-    wake: W,
+    /// The tickets of its waiting requests, oldest first.
+    waiting: VecDeque<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -113,7 +108,7 @@ enum QueueDecision {
     TooLong(SlotsDue),
 }
 
-impl<W> FairQueue<W> {
+impl FairQueue {
     /// Nothing is taken and nobody waits.
     pub(super) fn new(limit: u32) -> Self {
         Self {
@@ -130,13 +125,13 @@ impl<W> FairQueue<W> {
         }
     }
 
-    /// Asks for a slot. `wake` makes the waker if the request has to wait.
-    pub(super) fn ask(&mut self, now: Moment, request: &SlotRequest<'_>, wake: impl FnOnce() -> W) -> SlotAnswer {
+    /// Asks for a slot.
+    pub(super) fn ask(&mut self, now: Moment, request: &SlotRequest<'_>) -> SlotAnswer {
         let caller = request.caller;
         self.activate(now, request);
         match self.decide(now, request) {
             QueueDecision::Send => SlotAnswer::Granted(self.send(now, caller)),
-            QueueDecision::Queue(_) => SlotAnswer::Queued(self.queue(caller, wake())),
+            QueueDecision::Queue(_) => SlotAnswer::Queued(self.queue(caller)),
             QueueDecision::Full(due) => {
                 self.note_active(now, caller);
                 SlotAnswer::Full(self.outlook(now, caller, due))
@@ -218,14 +213,14 @@ impl<W> FairQueue<W> {
         })
     }
 
-    fn queue(&mut self, caller: &Arc<str>, wake: W) -> u64 {
+    fn queue(&mut self, caller: &Arc<str>) -> u64 {
         let id = self.next_ticket;
         self.next_ticket += 1;
         if let Some(state) = self.callers.get_mut(caller) {
             if state.waiting.is_empty() {
                 self.order.push_back(caller.clone());
             }
-            state.waiting.push_back(QueueTicket { id, wake });
+            state.waiting.push_back(id);
         }
         id
     }
@@ -235,7 +230,7 @@ impl<W> FairQueue<W> {
     pub(super) fn leave(&mut self, now: Moment, caller: &Arc<str>, ticket: u64) -> Option<QuotaOutlook> {
         self.expire(now);
         let state = self.callers.get_mut(caller)?;
-        let place = state.waiting.iter().position(|waiting| waiting.id == ticket)?;
+        let place = state.waiting.iter().position(|waiting| *waiting == ticket)?;
         state.waiting.remove(place);
         if state.waiting.is_empty() {
             self.order.retain(|name| name != caller);
@@ -245,8 +240,8 @@ impl<W> FairQueue<W> {
         Some(self.outlook(now, caller, due))
     }
 
-    /// Hands out the next due slot. Call it until it returns `None` after anything that may free a slot.
-    pub(super) fn pump(&mut self, now: Moment) -> Option<(SlotGrant, W)> {
+    /// Hands out the next due slot, with the ticket that it is for. Call it until it returns `None` after anything that may free a slot.
+    pub(super) fn pump(&mut self, now: Moment) -> Option<(SlotGrant, u64)> {
         self.expire(now);
         let place = self.next_in_order()?;
         let caller = self.order.get(place)?.clone();
@@ -259,7 +254,7 @@ impl<W> FairQueue<W> {
         if !state.waiting.is_empty() {
             self.order.push_back(caller.clone());
         }
-        Some((self.send(now, &caller), ticket.wake))
+        Some((self.send(now, &caller), ticket))
     }
 
     /// When [`FairQueue::pump`] must be called again if nothing else happens; `None` if nobody waits. The due time is
@@ -441,11 +436,5 @@ impl<W> FairQueue<W> {
             }
         });
         u64::try_from(others.sum::<usize>() + own).unwrap_or(u64::MAX)
-    }
-}
-
-impl<W> Default for QueueCaller<W> {
-    fn default() -> Self {
-        Self { spent: 0, under_way: 0, entries: 0, since: 0, active_noted_at: 0, waiting: VecDeque::new() }
     }
 }

@@ -266,7 +266,7 @@ impl JournalState {
 
 impl JournalBucket {
     /// Adds the remembered slots to `queue`, which was opened at `now`.
-    pub(super) fn restore_into<W>(&self, queue: &mut FairQueue<W>, now: i64) {
+    pub(super) fn restore_into(&self, queue: &mut FairQueue, now: i64) {
         for ((ended, caller), count) in &self.held {
             let age = u64::try_from(now - ended).unwrap_or(0);
             queue.hold(HOLD_MS.saturating_sub(age), caller, *count);

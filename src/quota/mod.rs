@@ -34,7 +34,7 @@ use crate::process_log::STATE;
 
 pub use bucket::Slot;
 use bucket::{Bucket, QuotaShared};
-use fair_queue::SlotRequest;
+use fair_queue::{FairQueue, SlotRequest};
 use journal::SlotJournal;
 use journal_state::{JournalLine, JournalState};
 pub use outlook::{QuotaOutlook, WaitsFor};
@@ -213,9 +213,10 @@ impl Quota {
             bucket.learned.store(limit, Ordering::Relaxed);
         }
         let limit = self.limit(id, &bucket);
-        let mut queue = bucket.queue();
-        queue.set_limit(limit);
-        known.restore_into(&mut queue, wall_ms);
+        bucket.change(|queue| {
+            queue.set_limit(limit);
+            known.restore_into(queue, wall_ms);
+        });
     }
 
     /// Waits for the right to send one attempt, at most until `latest`. `eligible` is the number of configured
@@ -403,19 +404,18 @@ impl Quota {
     }
 
     fn new_bucket(&self, id: BucketId) -> Bucket {
-        let bucket = Bucket::new(id, UNLEARNED_PER_MINUTE, self.shared.clone());
-        let limit = self.limit(id, &bucket);
-        bucket.queue().set_limit(limit);
-        if self.full_until > self.shared.now() {
-            bucket.queue().close(self.shared.now(), self.full_until, CloseReason::UnknownBefore);
+        let now = self.shared.now();
+        let mut queue = FairQueue::new(self.settings().limit(id, 0).0);
+        if self.full_until > now {
+            queue.close(now, self.full_until, CloseReason::UnknownBefore);
         }
         let (count, until) = *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
-        if until > self.shared.now() {
+        if until > now {
             // It may be one of the evicted buckets and must not exceed its limit, so it starts with as many slots as
             // any of them had taken.
-            bucket.queue().hold(until, &FORGOTTEN.into(), count);
+            queue.hold(until, &FORGOTTEN.into(), count);
         }
-        bucket
+        Bucket::new(id, queue, self.shared.clone())
     }
 
     /// Remembers that a bucket with this many slots taken was evicted.

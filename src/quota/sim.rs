@@ -71,13 +71,13 @@ struct Sim {
     eligible: usize,
     latency_ms: u64,
     random: fastrand::Rng,
-    queue: FairQueue<usize>,
+    queue: FairQueue,
     /// When the queue's process started, which is its moment 0.
     started: Moment,
     wake: Option<Moment>,
     names: Vec<Arc<str>>,
-    /// Caller, ticket and latest moment by request.
-    waiting: HashMap<usize, (usize, u64, Moment)>,
+    /// Caller, request and latest moment by ticket.
+    waiting: HashMap<u64, (usize, usize, Moment)>,
     /// Callers refused recently, and when.
     refused: Vec<(usize, Moment)>,
     /// Attempts by end, with their indexes in `attempts`.
@@ -186,14 +186,14 @@ impl Sim {
             queue_max: QUEUE_MAX,
         };
         let foreseen = self.queue.foresee(moment, &request);
-        match self.queue.ask(moment, &request, || id) {
+        match self.queue.ask(moment, &request) {
             SlotAnswer::Granted(grant) => {
                 assert!(foreseen.is_ok_and(|outlook| outlook.after.is_zero()), "{foreseen:?}, but granted");
                 self.sent(now, id, grant);
             }
             SlotAnswer::Queued(ticket) => {
                 assert!(!matches!(foreseen, Err(QuotaRefused::QueueFull(_))), "{foreseen:?}, but queued");
-                self.waiting.insert(id, (caller, ticket, now + QUOTA_WAIT_MS));
+                self.waiting.insert(ticket, (caller, id, now + QUOTA_WAIT_MS));
                 self.pump(now);
             }
             SlotAnswer::Full(outlook) => {
@@ -222,8 +222,8 @@ impl Sim {
     }
 
     fn pump(&mut self, now: Moment) {
-        while let Some((grant, id)) = self.queue.pump(now - self.started) {
-            self.waiting.remove(&id);
+        while let Some((grant, ticket)) = self.queue.pump(now - self.started) {
+            let (_, id, _) = self.waiting.remove(&ticket).unwrap();
             self.sent(now, id, grant);
         }
         self.wake = self.queue.next_wake(now - self.started);
@@ -238,9 +238,10 @@ impl Sim {
     }
 
     fn give_up(&mut self, now: Moment) {
-        let late: Vec<_> = self.waiting.iter().filter(|(_, (.., latest))| *latest <= now).map(|(id, _)| *id).collect();
-        for id in late {
-            let (caller, ticket, _) = self.waiting.remove(&id).unwrap();
+        let late: Vec<_> =
+            self.waiting.iter().filter(|(_, (.., latest))| *latest <= now).map(|(ticket, _)| *ticket).collect();
+        for ticket in late {
+            let (caller, ..) = self.waiting.remove(&ticket).unwrap();
             self.queue.leave(now - self.started, &self.names[caller], ticket);
             self.refused.push((caller, now));
             self.pump(now);
@@ -457,7 +458,7 @@ fn nothing_is_spare_while_somebody_waits() {
     let flooding: Arc<str> = "flood".into();
     let request =
         SlotRequest { caller: &flooding, eligible: 10, wait_ms: QUOTA_WAIT_MS, latest: 60_000, queue_max: 50 };
-    while matches!(queue.ask(0, &request, || 0), SlotAnswer::Granted(_)) {}
+    while matches!(queue.ask(0, &request), SlotAnswer::Granted(_)) {}
     assert!(queue.used() * 2 < 240 && queue.waiting() == 1, "a request waits although more than half is free");
     assert!(queue.take_spare(0).is_none());
 }
@@ -470,13 +471,13 @@ fn spare_slots_make_no_caller_that_others_make_room_for() {
     let lone: Arc<str> = "lone".into();
     let request = SlotRequest { caller: &lone, eligible: 1, wait_ms: QUOTA_WAIT_MS, latest: 0, queue_max: 50 };
     for slot in 0..59 {
-        assert!(matches!(queue.ask(10, &request, || 0), SlotAnswer::Granted(_)), "slot {slot}");
+        assert!(matches!(queue.ask(10, &request), SlotAnswer::Granted(_)), "slot {slot}");
     }
 }
 
 #[test]
 fn few_slots_are_spare_and_none_near_a_429() {
-    let mut queue = FairQueue::<usize>::new(60);
+    let mut queue = FairQueue::new(60);
     let grants: Vec<_> = std::iter::from_fn(|| queue.take_spare(0)).collect();
     assert_eq!((grants.len(), queue.used()), (2, 2));
     assert!(queue.spenders().any(|(name, spent, _)| &**name == super::fair_queue::SPARE && spent == 2));

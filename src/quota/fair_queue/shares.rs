@@ -38,7 +38,7 @@ pub(super) enum ShareStanding {
     Over,
 }
 
-impl<W> FairQueue<W> {
+impl FairQueue {
     pub(super) fn spent(&self, caller: &Arc<str>) -> u64 {
         self.callers.get(caller).map_or(0, |state| state.spent)
     }

@@ -82,16 +82,14 @@ fn kept_free_slots_are_waited_for_and_never_promised_at_once() {
     let lone: Arc<str> = "lone".into();
     let request =
         SlotRequest { caller: &lone, eligible: 50, wait_ms: QUOTA_WAIT_MS, latest: QUOTA_WAIT_MS, queue_max: 50 };
-    while matches!(queue.ask(0, &request, || 0), SlotAnswer::Granted(_)) {}
+    while matches!(queue.ask(0, &request), SlotAnswer::Granted(_)) {}
     // One request waits, and so do all further ones while there is any slot for them.
     let free = queue.kept(0);
     assert_eq!(u64::from(free), 60 - queue.used());
     for waiting in 1..free {
-        assert!(matches!(queue.ask(0, &request, || 0), SlotAnswer::Queued(_)), "{waiting} wait, {free} are free");
+        assert!(matches!(queue.ask(0, &request), SlotAnswer::Queued(_)), "{waiting} wait, {free} are free");
     }
-    let SlotAnswer::TooLong(outlook) = queue.ask(0, &request, || 0) else {
-        panic!("there is no slot left to wait for")
-    };
+    let SlotAnswer::TooLong(outlook) = queue.ask(0, &request) else { panic!("there is no slot left to wait for") };
     assert_eq!(
         (outlook.waits_for, outlook.free, outlook.waiting, outlook.share),
         (WaitsFor::Kept, free, free as usize, 60)
@@ -106,14 +104,14 @@ fn a_caller_that_retries_when_told_to_is_sent_at_once() {
     let (mut now, mut refused) = (0, 0);
     while now < 4 * MINUTE {
         let request = SlotRequest { caller: &lone, eligible: 50, wait_ms: QUOTA_WAIT_MS, latest: now, queue_max: 0 };
-        match queue.ask(now, &request, || 0) {
+        match queue.ask(now, &request) {
             SlotAnswer::Granted(grant) => queue.end(now, &grant),
             SlotAnswer::Queued(_) => panic!("its queue has no room"),
             SlotAnswer::TooLong(outlook) | SlotAnswer::Full(outlook) => {
                 refused += 1;
                 now += u64::try_from(outlook.after.as_millis()).unwrap();
                 let request = SlotRequest { latest: now, ..request };
-                let SlotAnswer::Granted(grant) = queue.ask(now, &request, || 0) else {
+                let SlotAnswer::Granted(grant) = queue.ask(now, &request) else {
                     panic!("{outlook:?}, but not at {now}")
                 };
                 queue.end(now, &grant);
@@ -129,7 +127,7 @@ fn foreseeing_takes_nothing_and_makes_nobody_active() {
     let [lone, curious]: [Arc<str>; 2] = ["lone".into(), "curious".into()];
     let request =
         |caller| SlotRequest { caller, eligible: 3, wait_ms: QUOTA_WAIT_MS, latest: QUOTA_WAIT_MS, queue_max: 50 };
-    assert!(matches!(queue.ask(0, &request(&lone), || 0), SlotAnswer::Granted(_)));
+    assert!(matches!(queue.ask(0, &request(&lone)), SlotAnswer::Granted(_)));
     for _ in 0..100 {
         let outlook = queue.foresee(0, &request(&curious)).unwrap();
         assert_eq!((outlook.after, outlook.free, outlook.share), (Duration::ZERO, 59, 30));

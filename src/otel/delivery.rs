@@ -53,6 +53,7 @@ impl Otel {
         let Some(fault) = self.faults.get(signal as usize) else { return };
         if signal == Signal::Traces && why.is_none() {
             self.is_dropping.store(false, Ordering::Relaxed);
+            self.dropping.end(self.clock.now());
         }
         let (now, signal) = (self.clock.now(), signal.as_str());
         match why {

@@ -14,6 +14,7 @@ mod trace_context;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -67,10 +68,23 @@ pub struct Otel {
     faults: [FaultState; Signal::ALL.len()],
     /// Set from the first span that is dropped until spans are delivered again.
     is_dropping: AtomicBool,
+    /// The same with its beginning: a span that is dropped looks at the flag alone.
+    dropping: FaultState,
     /// Tells this process from others of the same service.
     instance: String,
     started_ns: u64,
     clock: Clock,
+}
+
+/// What a receiver does not take.
+#[derive(Clone, Debug)]
+pub struct OtelTrouble {
+    /// Since when.
+    pub since: Instant,
+    /// What the last attempt to send failed of.
+    pub signals: Vec<Signal>,
+    /// Whether spans find no room in the queue.
+    pub is_dropping: bool,
 }
 
 /// The spans that wait to be sent.
@@ -92,6 +106,7 @@ impl Otel {
             exports: Default::default(),
             faults: Default::default(),
             is_dropping: AtomicBool::new(false),
+            dropping: FaultState::default(),
             instance,
             started_ns: nanoseconds(clock.wall()),
             clock,
@@ -121,6 +136,7 @@ impl Otel {
         }
         self.count(SpanFate::Dropped, 1);
         if !self.is_dropping.swap(true, Ordering::Relaxed) {
+            self.dropping.begin(self.clock.now());
             tracing::warn!("spans are dropped: the receiver of telemetry takes them more slowly than they come");
         }
     }
@@ -143,6 +159,18 @@ impl Otel {
         signals.flat_map(|(signal, counts)| {
             [true, false].into_iter().zip(counts).map(move |(ok, count)| (signal, ok, count.load(Ordering::Relaxed)))
         })
+    }
+
+    /// What the receiver does not take now, if there is such a thing.
+    #[must_use]
+    pub fn trouble(&self) -> Option<OtelTrouble> {
+        let failing =
+            Signal::ALL.iter().zip(&self.faults).filter_map(|(signal, fault)| Some((*signal, fault.since()?)));
+        let failing: Vec<_> = failing.collect();
+        let dropping = self.dropping.since();
+        let since = failing.iter().map(|(_, since)| *since).chain(dropping).min()?;
+        let signals = failing.into_iter().map(|(signal, _)| signal).collect();
+        Some(OtelTrouble { since, signals, is_dropping: dropping.is_some() })
     }
 
     /// Spans that were neither delivered nor given up.

@@ -81,7 +81,7 @@ async fn each_thing_that_is_wrong_has_its_line_and_only_what_stops_everything_is
         (status, &*all),
         (
             200,
-            "[+] config: ok\n[+] log: ok\n[+] draining: ok\n[+] upstream: ok\n[+] token: ok\n[+] doubts: ok\nready\n"
+            "[+] config: ok\n[+] log: ok\n[+] draining: ok\n[+] upstream: ok\n[+] token: ok\n[+] doubts: ok\n[+] telemetry: ok\nready\n"
         )
     );
 

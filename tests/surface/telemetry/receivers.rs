@@ -45,6 +45,8 @@ async fn spans_are_dropped_and_counted_while_a_receiver_hangs() {
     }
     // The first are on their way, eight wait.
     assert_eq!(spans(&world, "dropped").await, 42);
+    let told = readiness(&world).await;
+    assert!(told.contains("[!] telemetry: degraded: spans are dropped"), "{told}");
     // Neither a hanging receiver of spans nor one of metrics holds the end up.
     let begun = Clock::system().now();
     assert!(world.service.shut_down().await);
@@ -70,6 +72,43 @@ async fn what_a_receiver_refuses_is_counted_and_the_next_is_sent() {
     until(|| receiver.exports().len() > before).await;
     wait_for(&world, "failed", |count| count >= 6).await;
     assert!(count(&world, "makegate_otel_exports_total{signal=\"traces\",result=\"failed\"}").await >= 1);
+}
+
+/// Until it takes telemetry again. Requests notice nothing, so the gateway is ready all the while.
+#[tokio::test]
+async fn a_receiver_that_fails_is_told_on_the_overview_and_by_readyz() {
+    let (world, receiver) = world("metrics = false").await;
+    assert!(readiness(&world).await.contains("[+] telemetry: ok"));
+    receiver.take(Taking::With(500, "", b"no".to_vec()));
+    world.get(ALL, ORG).await.expect(200);
+    wait_for(&world, "failed", |count| count == 4).await;
+    let told = readiness(&world).await;
+    assert!(
+        told.contains("[!] telemetry: degraded: the receiver does not take it") && told.ends_with("ready\n"),
+        "{told}"
+    );
+    let shown = overview(&world).await;
+    let line = shown.split("id=\"telemetry-failing\"").nth(1).unwrap().split("</li>").next().unwrap();
+    for words in
+        ["does not take traces", "It began <time", "What to do: ", "<code>otel.endpoint</code>", "href=\"/config\""]
+    {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+    receiver.take(Taking::With(200, "", Vec::new()));
+    world.get(ALL, ORG).await.expect(200);
+    wait_for(&world, "sent", |count| count >= 1).await;
+    assert!(readiness(&world).await.contains("[+] telemetry: ok"));
+    assert!(!overview(&world).await.contains("telemetry-failing"));
+}
+
+async fn readiness(world: &World) -> String {
+    let operator = world.service.operator_addresses()[0];
+    send(operator, "GET", "/readyz?verbose", "", "").await.expect(200).text().to_owned()
+}
+
+async fn overview(world: &World) -> String {
+    let headers = format!("authorization: Bearer {OPERATOR}\r\naccept: text/html\r\n");
+    send(world.service.operator_addresses()[0], "GET", "/", &headers, "").await.expect(200).text().to_owned()
 }
 
 #[tokio::test]

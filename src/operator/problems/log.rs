@@ -1,0 +1,85 @@
+//! The log: whether it can be written, its disk, and the room for writes in doubt.
+
+use super::super::state::OperatorState;
+use super::problem::{Check, Problem, Severity, counted};
+
+pub(super) fn log(state: &OperatorState) -> Option<Problem> {
+    let log = &state.gateway.log;
+    let dir = log.dir().display();
+    let outage = log.outage();
+    let since = outage.as_ref().map(|outage| state.wall_at(outage.since));
+    let cause = outage.as_ref().map_or("the disk does not answer", |outage| &outage.cause);
+    let todo = if outage.as_ref().is_some_and(|outage| outage.is_disk_full) {
+        format!(
+            "Free space on the disk of {dir}, or lower audit.retention or audit.retention_bytes. makegate tries again every second, and \
+             writes go on by themselves."
+        )
+    } else {
+        format!(
+            "See what is wrong with the disk of {dir} (the process log, dmesg, df). makegate tries again every second, and writes go on \
+             by themselves."
+        )
+    };
+    match (log.writable(), log.has_room()) {
+        (true, true) if log.has_lost() => {
+            let what = "A segment of the log was damaged while it was written to, and the log goes on in a new one.";
+            let todo = format!("Run `makegate audit verify {dir}` to see what was lost, and check the disk.");
+            let why = "a segment was damaged while it was written to; see the process log";
+            let problem = Problem::new("log-damaged", Severity::Degraded, what);
+            Some(problem.todo(todo, "/audit?kind=event").spoils(Check::Log, why))
+        }
+        (true, true) => None,
+        (false, true) => {
+            let what = format!("The log cannot be written, and writes are refused: {cause}.");
+            let why = "it cannot be written, and writes are refused; see the process log";
+            let problem = Problem::new("log-outage", Severity::Degraded, what).since(since);
+            Some(problem.todo(todo, "/audit?kind=event&event=outage").spoils(Check::Log, why))
+        }
+        (_, false) => {
+            let what =
+                format!("The log cannot be written and its buffer is full, so every request is refused: {cause}.");
+            let why = "it cannot be written, and its buffer is full; see the process log";
+            let problem = Problem::new("log-outage", Severity::Failed, what).since(since);
+            Some(problem.todo(todo, "/audit?kind=event&event=outage").spoils(Check::Log, why))
+        }
+    }
+}
+
+pub(super) fn disk(state: &OperatorState) -> Option<Problem> {
+    let log = &state.gateway.log;
+    let usage = log.disk_usage().filter(|usage| usage.is_nearly_full() && log.writable())?;
+    let mib = |bytes: u64| bytes >> 20;
+    let what = format!(
+        "The log's disk is nearly full: {} MiB of {} MiB are free, and the log takes {} MiB. Once it is full, writes are refused.",
+        mib(usage.free_bytes),
+        mib(usage.size_bytes),
+        mib(usage.used_bytes)
+    );
+    let todo = format!(
+        "Free space on the disk of {}, or lower audit.retention or audit.retention_bytes.",
+        log.dir().display()
+    );
+    Some(Problem::new("disk-nearly-full", Severity::Degraded, what).todo(todo, "/config"))
+}
+
+pub(super) fn doubts_room(state: &OperatorState) -> Option<Problem> {
+    let room = state.gateway.log.doubts().room();
+    let (taken, limit) = room.load();
+    let what = format!(
+        "Writes in doubt use up most of their room ({taken} of {limit}), and callers beyond their share are refused writes (MG184)."
+    );
+    let why = "writes in doubt use up most of limits.doubts, and callers beyond their share are refused writes: settle some; see /doubts";
+    let problem = Problem::new("doubts-nearly-full", Severity::Degraded, what).spoils(Check::Doubts, why);
+    room.is_nearly_full().then(|| problem.todo("Settle some: look in Make what became of them.", "/doubts"))
+}
+
+pub(super) fn open_doubts(state: &OperatorState) -> Option<Problem> {
+    let doubts = state.gateway.log.doubts();
+    let oldest = doubts.oldest()?;
+    let what = format!(
+        "{}: nobody knows whether Make carried them out, and equal writes of their callers are held.",
+        counted(doubts.count(), "write is in doubt", "writes are in doubt")
+    );
+    let problem = Problem::new("doubts", Severity::Warning, what).since(Some(oldest));
+    Some(problem.todo("Look in Make what became of each, and settle it.", "/doubts"))
+}

@@ -1,4 +1,4 @@
-//! How the cell of a table looks to people. What it holds is told by the name of its column, and times by how they are written.
+//! How one value looks to people: times, lengths of time, sizes, parts of a whole, ids, sentences.
 
 use jiff::Timestamp;
 use maud::{Markup, html};
@@ -12,98 +12,11 @@ const ID_END_CHARS: usize = 12;
 /// Words that are longer may be broken anywhere.
 const WORD_CHARS_MAX: usize = 32;
 
-/// What a column holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CellKind {
-    /// The id of a request.
-    Request,
-    /// What records can be searched by.
-    Searched,
-    /// A length of time, in so many microseconds.
-    Duration {
-        unit_us: u64,
-    },
-    Bytes,
-    /// An HTTP status.
-    Status,
-    Other,
-}
-
-/// A column as people see it.
-pub(super) struct ColumnView {
-    name: &'static str,
-    kind: CellKind,
-    is_number: bool,
-}
-
-impl ColumnView {
-    /// The column of this name, with the cells in it.
-    pub(super) fn of<'a>(name: &'static str, cells: impl Iterator<Item = &'a str>) -> Self {
-        let kind = match name {
-            "request" => CellKind::Request,
-            "caller" | "organization" => CellKind::Searched,
-            "status" => CellKind::Status,
-            _ if name.ends_with("_us") => CellKind::Duration { unit_us: 1 },
-            _ if name.ends_with("_ms") => CellKind::Duration { unit_us: 1000 },
-            _ if name == "bytes" || name.ends_with("_bytes") => CellKind::Bytes,
-            _ => CellKind::Other,
-        };
-        let is_number = match kind {
-            CellKind::Request | CellKind::Searched | CellKind::Status => false,
-            CellKind::Duration { .. } | CellKind::Bytes => true,
-            CellKind::Other => {
-                let mut filled = cells.filter(|cell| !cell.is_empty()).peekable();
-                filled.peek().is_some() && filled.all(is_number)
-            }
-        };
-        Self { name, kind, is_number }
-    }
-
-    /// Its heading: units stand with the numbers.
-    pub(super) fn heading(&self) -> String {
-        let unit = ["_us", "_ms"].into_iter().find_map(|unit| self.name.strip_suffix(unit));
-        unit.unwrap_or(self.name).replace('_', " ")
-    }
-
-    pub(super) fn head(&self) -> Markup {
-        html! { th scope="col" class=[self.is_number.then_some("n")] { (self.heading()) } }
-    }
-
-    /// A cell of it. In a narrow window each cell stands beside its label.
-    pub(super) fn cell(&self, text: &str) -> Markup {
-        let is_status = self.kind == CellKind::Status;
-        let class = if self.is_number {
-            Some("n")
-        } else if is_status && text >= "500" {
-            Some("bad")
-        } else if is_status && text >= "400" {
-            Some("warn")
-        } else {
-            (self.kind != CellKind::Request && is_long(text)).then_some("long")
-        };
-        let label = (!text.is_empty()).then(|| self.heading());
-        html! { td class=[class] data-label=[label] { @if !text.is_empty() { (self.content(text)) } } }
-    }
-
-    fn content(&self, text: &str) -> Markup {
-        let number = text.parse::<u64>().ok();
-        match (self.kind, number) {
-            (CellKind::Request, _) => request(text),
-            (CellKind::Searched, id) if self.name == "caller" || id.is_some() => {
-                html! { a.plain href={ "/audit?" (self.name) "=" (encode(text)) } { (escape_invisible(text)) } }
-            }
-            (CellKind::Duration { unit_us }, Some(count)) => {
-                html! { span title={ (count) " " (self.unit()) } { (duration(count.saturating_mul(unit_us))) } }
-            }
-            (CellKind::Bytes, Some(count)) => html! { span title={ (count) " bytes" } { (bytes(count)) } },
-            _ => self::text(text),
-        }
-    }
-
-    fn unit(&self) -> &'static str {
-        if self.name.ends_with("_us") { "µs" } else { "ms" }
-    }
-}
+const MINUTE: u64 = 60;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+/// From so many seconds on, a date says more than the number of days.
+const DATE_FROM: u64 = 30 * DAY;
 
 /// Has it a word that would make its column too wide?
 pub(super) fn is_long(text: &str) -> bool {
@@ -111,26 +24,19 @@ pub(super) fn is_long(text: &str) -> bool {
 }
 
 /// The text of a cell; a time is short.
-pub(super) fn text(text: &str) -> Markup {
-    time_of(text).map_or_else(|| text_of(text), |at| written_time(at, text))
+pub(super) fn text(text: &str, now: Timestamp) -> Markup {
+    time_of(text).map_or_else(|| text_of(text), |at| written_time(at, text, now))
 }
 
 /// The text; a long one may break after each slash.
 fn text_of(text: &str) -> Markup {
-    let text = escape_invisible(text);
     html! {
-        @if is_long(&text) {
-            @for part in text.split_inclusive('/') { (part) wbr; }
+        @if is_long(text) {
+            @for part in escape_invisible(text).split_inclusive('/') { (part) wbr; }
         } @else {
-            (sentence(&text))
+            (sentence(text))
         }
     }
-}
-
-/// `17`, `0.5`, `50 %` or `600/min`.
-fn is_number(cell: &str) -> bool {
-    let number = cell.split('/').next().unwrap_or_default().trim_end_matches(" %");
-    number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && number.parse::<f64>().is_ok()
 }
 
 /// The time, if the text is one as records have it.
@@ -139,19 +45,48 @@ fn time_of(text: &str) -> Option<Timestamp> {
     is_one.then(|| text.parse().ok()).flatten()
 }
 
-/// A time: `Nov 30 01:38:18`, and on hover `2026-11-30 01:38:18.313405 UTC`.
-pub(super) fn time(at: Timestamp) -> Markup {
-    written_time(at, &at.to_string())
+/// A time: `3 min ago`, and on hover `2026-11-30 01:38:18.313405 UTC`. The script counts on from there.
+pub(super) fn time(at: Timestamp, now: Timestamp) -> Markup {
+    written_time(at, &at.to_string(), now)
 }
 
 /// The same of a time that is written so in a record.
-fn written_time(at: Timestamp, written: &str) -> Markup {
-    let whole = written.replace('T', " ").replace('Z', " UTC");
-    html! { time datetime=(written) title=(whole) { (at.strftime("%b %-d %H:%M:%S")) } }
+fn written_time(at: Timestamp, written: &str, now: Timestamp) -> Markup {
+    html! { time.ago datetime=(written) title=(whole_time(written)) { (ago(at, now)) } }
+}
+
+/// An hour that something is counted by: `Nov 30 01:00`.
+pub(super) fn hour(at: Timestamp) -> Markup {
+    let written = at.to_string();
+    html! { time datetime=(written) title=(whole_time(&written)) { (hour_text(at)) } }
+}
+
+/// The same as text.
+pub(super) fn hour_text(at: Timestamp) -> String {
+    at.strftime("%b %-d %H:%M").to_string()
+}
+
+fn whole_time(written: &str) -> String {
+    written.replace('T', " ").replace('Z', " UTC")
+}
+
+/// How long ago it was, or how soon it comes; a date if that is long. The script has the same.
+fn ago(at: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(at).as_secs();
+    let length = match seconds.unsigned_abs() {
+        0 => return "now".to_owned(),
+        short @ ..MINUTE => format!("{short} s"),
+        minutes @ MINUTE..HOUR => format!("{} min", minutes / MINUTE),
+        hours if hours < 2 * DAY => format!("{} h", hours / HOUR),
+        days if days < DATE_FROM => format!("{} d", days / DAY),
+        _ => return at.strftime("%Y-%m-%d").to_string(),
+    };
+    if seconds > 0 { format!("{length} ago") } else { format!("in {length}") }
 }
 
 /// A sentence; what stands in backticks is code.
 pub(super) fn sentence(text: &str) -> Markup {
+    let text = escape_invisible(text);
     html! {
         @for (at, part) in text.split('`').enumerate() {
             @if at % 2 == 0 { (part) } @else { code { (part) } }
@@ -159,7 +94,7 @@ pub(super) fn sentence(text: &str) -> Markup {
     }
 }
 
-/// A request's id, which leads to its records. Only its end is shown: ids begin with their time.
+/// A request's id, which leads to its story. Only its end is shown: ids begin with their time.
 pub(super) fn request(id: &str) -> Markup {
     let shown = match id.char_indices().nth_back(ID_END_CHARS - 1) {
         Some((at, _)) if id.len() > ID_CHARS_MAX => format!("…{}", id.get(at..).unwrap_or_default()),
@@ -168,7 +103,7 @@ pub(super) fn request(id: &str) -> Markup {
     let id = escape_invisible(id);
     html! {
         span.id data-copy=(id) {
-            a href={ "/audit?request=" (encode(&id)) } title=(id) { code { (escape_invisible(&shown)) } }
+            a href={ "/audit/record?request=" (encode(&id)) } title=(id) { code { (escape_invisible(&shown)) } }
         }
     }
 }
@@ -184,6 +119,11 @@ pub(super) fn duration(us: u64) -> String {
         60_000_000..3_600_000_000 => format!("{} min {} s", seconds / 60, seconds % 60),
         3_600_000_000.. => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
     }
+}
+
+/// `≤ 2.50 ms`: the upper bound of a bucket of durations, or a dash if there is none.
+pub(super) fn bound(us: Option<u64>) -> String {
+    us.map_or_else(|| "–".to_owned(), |us| format!("≤ {}", duration(us)))
 }
 
 /// A number of bytes with three digits: `512 B`, `64.0 KiB`, `1.50 GiB`.
@@ -210,51 +150,51 @@ fn three_digits(value: f64) -> String {
     format!("{value:.places$}")
 }
 
+/// A part of a whole, if there is a whole.
+pub(super) fn ratio(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+/// `87 %`, or a dash if there was nothing.
+pub(super) fn percent(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{:.0} %", ratio * 100.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn cell(name: &'static str, text: &str) -> String {
-        ColumnView::of(name, std::iter::once(text)).cell(text).into_string()
-    }
-
     #[test]
-    fn numbers_stand_to_the_right_with_their_units() {
-        assert_eq!(cell("spent", "17"), r#"<td class="n" data-label="spent">17</td>"#);
-        assert_eq!(
-            cell("waited_us", "3339"),
-            r#"<td class="n" data-label="waited"><span title="3339 µs">3.34 ms</span></td>"#
-        );
-        assert_eq!(cell("rate", "600/min"), r#"<td class="n" data-label="rate">600/min</td>"#);
-        assert_eq!(cell("rate_used", "50 %"), r#"<td class="n" data-label="rate used">50 %</td>"#);
-        assert_eq!(cell("detail", "17 of 20"), r#"<td data-label="detail">17 of 20</td>"#);
-        assert_eq!(cell("detail", ""), "<td></td>");
-        let mixed = ColumnView::of("value", ["17", "seventeen"].into_iter());
-        assert!(!mixed.is_number);
-    }
-
-    #[test]
-    fn times_are_short_and_whole_on_hover() {
-        let shown = cell("time", "2026-11-30T01:38:18.313405Z");
-        let expected = r#"<td data-label="time"><time datetime="2026-11-30T01:38:18.313405Z" title="2026-11-30 01:38:18.313405 UTC">Nov 30 01:38:18</time></td>"#;
+    fn times_are_told_by_how_long_ago_they_were_and_whole_on_hover() {
+        let now: Timestamp = "2026-11-30T01:41:20Z".parse().unwrap();
+        let shown = text("2026-11-30T01:38:18.313405Z", now).into_string();
+        let expected = r#"<time class="ago" datetime="2026-11-30T01:38:18.313405Z" title="2026-11-30 01:38:18.313405 UTC">3 min ago</time>"#;
         assert_eq!(shown, expected);
+        let told = |seconds: i64| ago(now - jiff::SignedDuration::from_secs(seconds), now);
+        let past = [0, 1, 59, 60, 3599, 3600, 172_799, 172_800, 2_591_999, 2_592_000].map(told);
+        let expected = [
+            "now", "1 s ago", "59 s ago", "1 min ago", "59 min ago", "1 h ago", "47 h ago", "2 d ago", "29 d ago",
+            "2026-10-31",
+        ];
+        assert_eq!(past, expected);
+        assert_eq!([-5, -7_200].map(told), ["in 5 s", "in 2 h"]);
+        assert!(hour("2026-11-30T09:00:00Z".parse().unwrap()).into_string().ends_with(">Nov 30 09:00</time>"));
+    }
+
+    #[test]
+    fn ids_lead_to_their_stories_whatever_they_hold() {
+        let shown = request("01a22a16-761a-742f-94c9-7fad181eb422").into_string();
+        let link = r#"href="/audit/record?request=01a22a16%2D761a%2D742f%2D94c9%2D7fad181eb422""#;
+        assert!(shown.contains(link) && shown.contains("<code>…7fad181eb422</code>"), "{shown}");
+        assert!(request("deploy-7.1").into_string().contains("<code>deploy-7.1</code>"));
+        let strange = request("éééééééééééééééé\u{202e}\"<b>").into_string();
+        assert!(!strange.contains("<b>") && !strange.contains('\u{202e}'), "{strange}");
     }
 
     #[test]
     fn what_stands_in_backticks_is_code() {
-        assert!(cell("why", "see `keys` & more").contains(">see <code>keys</code> &amp; more<"));
-    }
-
-    #[test]
-    fn ids_lead_to_their_records_whatever_they_hold() {
-        let shown = cell("request", "01a22a16-761a-742f-94c9-7fad181eb422");
-        assert!(shown.contains(r#"href="/audit?request=01a22a16%2D761a%2D742f%2D94c9%2D7fad181eb422""#), "{shown}");
-        assert!(shown.contains("<code>…7fad181eb422</code>"), "{shown}");
-        assert!(cell("request", "deploy-7.1").contains("<code>deploy-7.1</code>"));
-        let strange = cell("request", "éééééééééééééééé\u{202e}\"<b>");
-        assert!(!strange.contains("<b>") && !strange.contains('\u{202e}'), "{strange}");
-        assert!(cell("caller", "a&b").contains(r#"href="/audit?caller=a%26b""#));
-        assert!(cell("organization", "11").contains("href") && !cell("organization", "account").contains("href"));
+        let shown = text("see `keys` & more", Timestamp::UNIX_EPOCH).into_string();
+        assert_eq!(shown, "see <code>keys</code> &amp; more");
     }
 
     #[test]
@@ -262,6 +202,7 @@ mod tests {
         let durations = [0, 940, 3_339, 11_394, 999_900, 1_200_000, 125_000_000, 11_400_000_000].map(duration);
         let expected = ["0", "940 µs", "3.34 ms", "11.4 ms", "1000 ms", "1.20 s", "2 min 5 s", "3 h 10 min"];
         assert_eq!(durations, expected);
+        assert_eq!([None, Some(250), Some(2_500)].map(bound), ["–", "≤ 250 µs", "≤ 2.50 ms"]);
         assert_eq!([0, 1023, 65_536, 1_610_612_736].map(bytes), ["0 B", "1023 B", "64.0 KiB", "1.50 GiB"]);
     }
 }

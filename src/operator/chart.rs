@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use maud::{Markup, html};
 
-use super::rich;
+use super::cells;
 
 /// The most lines of a chart: the stylesheet has a colour and dashes for each.
 pub(super) const LINES_MAX: usize = 8;
@@ -19,8 +19,8 @@ const DURATION_ENDS: [f64; 2] = [1e2, 1e8];
 /// What the vertical axis is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scale {
-    /// From 0 to a round number, per minute.
-    PerMinute,
+    /// From 0 to a round number of these: `per minute`.
+    Count(&'static str),
     /// Parts of 1, from 0 to 100 %.
     Percent,
     /// Microseconds, each mark ten times the one below.
@@ -30,7 +30,7 @@ pub(super) enum Scale {
 impl Scale {
     const fn unit(self) -> &'static str {
         match self {
-            Self::PerMinute => "per minute",
+            Self::Count(unit) => unit,
             Self::Percent => "percent",
             Self::Duration => "time, each mark ten times the one below",
         }
@@ -39,7 +39,7 @@ impl Scale {
     /// What stands at the axis, from the top down.
     fn marks(self, most: f64) -> Vec<String> {
         match self {
-            Self::PerMinute => vec![number(most), number(most / 2.0), "0".to_owned()],
+            Self::Count(_) => vec![number(most), number(most / 2.0), "0".to_owned()],
             Self::Percent => ["100 %", "50 %", "0 %"].map(str::to_owned).to_vec(),
             Self::Duration => ["100 s", "10 s", "1 s", "100 ms", "10 ms", "1 ms", "100 µs"].map(str::to_owned).to_vec(),
         }
@@ -48,7 +48,7 @@ impl Scale {
     /// How high a value stands, from 0 to 1.
     fn place(self, value: f64, most: f64) -> f64 {
         let place = match self {
-            Self::PerMinute => value / most,
+            Self::Count(_) => value / most,
             Self::Percent => value,
             Self::Duration => {
                 let [low, high] = DURATION_ENDS.map(f64::log10);
@@ -60,30 +60,55 @@ impl Scale {
 
     fn text(self, value: f64) -> String {
         match self {
-            Self::PerMinute => format!("{} per minute", number(value)),
+            Self::Count(unit) => format!("{} {unit}", number(value)),
             Self::Percent => format!("{:.0} %", value * 100.0),
             Self::Duration if value >= DURATION_ENDS[1] => "more than a minute".to_owned(),
-            Self::Duration => rich::bound_text(u64::try_from(Duration::from_secs_f64(value / 1e6).as_micros()).ok()),
+            Self::Duration => cells::bound(u64::try_from(Duration::from_secs_f64(value / 1e6).as_micros()).ok()),
         }
     }
 }
 
-/// One line: moments from 0 (the beginning) to 1 (now), each with its value if there is one.
+/// One line: moments from 0 (the beginning) to 1 (the end), each with its value if there is one.
 #[derive(Clone, Debug)]
 pub(super) struct ChartLine {
     pub(super) name: String,
     pub(super) points: Vec<(f64, Option<f64>)>,
 }
 
-/// A chart of the last hour.
+/// The time that a chart is about: in words, and what stands at its beginning, middle and end.
+#[derive(Clone, Debug)]
+pub(super) struct ChartSpan {
+    pub(super) words: String,
+    pub(super) marks: [String; 3],
+}
+
+impl ChartSpan {
+    /// So much of the time until now.
+    pub(super) fn until_now(length: Duration) -> Self {
+        let minutes = length.as_secs() / 60;
+        match minutes {
+            60 => Self {
+                words: "within the last hour".to_owned(),
+                marks: ["1 h ago", "30 min", "now"].map(str::to_owned),
+            },
+            _ => Self {
+                words: format!("within the last {minutes} min"),
+                marks: [format!("{minutes} min ago"), format!("{} min", minutes / 2), "now".to_owned()],
+            },
+        }
+    }
+}
+
+/// A chart.
 #[derive(Debug)]
 pub(super) struct Chart {
-    pub(super) id: &'static str,
-    pub(super) title: &'static str,
+    pub(super) id: String,
+    pub(super) title: String,
+    pub(super) span: ChartSpan,
     pub(super) scale: Scale,
     pub(super) lines: Vec<ChartLine>,
     /// What is said where there is nothing to draw.
-    pub(super) hint: &'static str,
+    pub(super) hint: String,
 }
 
 impl Chart {
@@ -101,12 +126,12 @@ impl Chart {
                     div.plot {
                         div.scale aria-hidden="true" { @for mark in &marks { span { (mark) } } }
                         svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-labelledby={ (title_id) " " (desc_id) } {
-                            title id=(title_id) { (self.title) ", " (self.scale.unit()) ", within the last hour" }
+                            title id=(title_id) { (self.title) ", " (self.scale.unit()) ", " (self.span.words) }
                             desc id=(desc_id) { @for line in &lines { (self.told(line)) " " } }
                             path.grid d=(grid(marks.len())) {}
                             @for (place, line) in lines.iter().enumerate() { path class={ "line line-" (place) } d=(self.path(line, most)) {} }
                         }
-                        div.times aria-hidden="true" { span { "1 h ago" } span { "30 min" } span { "now" } }
+                        div.times aria-hidden="true" { @for mark in &self.span.marks { span { (mark) } } }
                     }
                     ul.legend {
                         @for (place, line) in lines.iter().enumerate() {
@@ -177,6 +202,7 @@ fn number(value: f64) -> String {
     match value {
         _ if value >= 1e6 => format!("{:.1} M", value / 1e6),
         _ if value >= 1e4 => format!("{:.0} k", value / 1e3),
+        _ if value > 0.0 && value < 0.1 => format!("{value:.3}"),
         _ if value < 10.0 && value.fract() != 0.0 => format!("{value:.1}"),
         _ => format!("{value:.0}"),
     }
@@ -188,14 +214,22 @@ mod tests {
 
     fn chart(scale: Scale, points: Vec<(f64, Option<f64>)>) -> String {
         let lines = vec![ChartLine { name: "<b>".to_owned(), points }];
-        Chart { id: "c", title: "Title", scale, lines, hint: "Nothing yet." }.html().into_string()
+        let (id, title, hint) = ("c".to_owned(), "Title".to_owned(), "Nothing yet.".to_owned());
+        Chart { id, title, span: ChartSpan::until_now(Duration::from_secs(3600)), scale, lines, hint }
+            .html()
+            .into_string()
     }
 
     #[test]
     fn a_line_has_gaps_a_name_and_a_description() {
-        let shown = chart(Scale::PerMinute, vec![(0.0, Some(0.0)), (0.5, Some(30.0)), (0.75, None), (1.0, Some(60.0))]);
+        let shown = chart(
+            Scale::Count("per minute"),
+            vec![(0.0, Some(0.0)), (0.5, Some(30.0)), (0.75, None), (1.0, Some(60.0))],
+        );
         assert!(shown.contains(r#"d="M0.0 100.0L300.0 70.0M600.0 40.0h-3""#), "{shown}");
         assert!(shown.contains("<span>100</span><span>50</span><span>0</span>"), "{shown}");
+        assert!(shown.contains("within the last hour") && shown.contains("<span>1 h ago</span>"), "{shown}");
+        assert_eq!(ChartSpan::until_now(Duration::from_secs(360)).marks, ["6 min ago", "3 min", "now"]);
         assert!(shown.contains("&lt;b&gt;: 60 per minute at last, at most 60 per minute."), "{shown}");
         assert!(!shown.contains("style=") && !shown.contains("<b>"), "{shown}");
     }
@@ -216,6 +250,7 @@ mod tests {
     #[test]
     fn scales_end_at_round_numbers() {
         assert_eq!([0.0, 1.0, 3.0, 60.0, 1001.0].map(round_up), [1.0, 1.0, 5.0, 100.0, 2000.0]);
-        assert_eq!([0.5, 2.0, 1500.0, 20_000.0, 2.5e6].map(number), ["0.5", "2", "1500", "20 k", "2.5 M"]);
+        let numbers = [0.0, 0.007, 0.5, 2.0, 1500.0, 20_000.0, 2.5e6].map(number);
+        assert_eq!(numbers, ["0", "0.007", "0.5", "2", "1500", "20 k", "2.5 M"]);
     }
 }

@@ -18,7 +18,7 @@ use super::html::{LIVE_PAGES, Menu};
 use super::operators::Operator;
 use super::query::PageQuery;
 use super::refusal::OperatorRefusal;
-use super::render::typed;
+use super::render::{ToldFrom, typed};
 use super::state::OperatorState;
 use crate::audit::{Filter, Follower};
 use crate::door::PeerConnection;
@@ -56,6 +56,10 @@ pub(super) async fn events(
 ) -> Result<Response, OperatorRefusal> {
     query.allow_only(&["page"])?;
     let target = target(query.get("page").unwrap_or_default())?;
+    if target.path() == "/history" && target.query().is_some() {
+        let why = "page: hours of the log are not a live page".to_owned();
+        return Err(OperatorRefusal::BadParameter { why });
+    }
     let follower = match target.path() {
         "/audit" => Some(state.gateway.log.follow(filter(&target, &state).await?)),
         _ => None,
@@ -64,7 +68,7 @@ pub(super) async fn events(
     peer.busy().mark_endless();
     let ends = [state.gateway.tasks.stop_token(), operator.revoked.clone()];
     let host = headers.get(header::HOST).cloned();
-    let (sent, looked) = (None, state.gateway.clock.now());
+    let (sent, looked, began) = (None, state.gateway.clock.now(), ToldFrom(state.gateway.clock.wall()));
     let page = LivePage {
         state,
         peer,
@@ -74,6 +78,7 @@ pub(super) async fn events(
         host,
         target,
         follower,
+        began,
         sent,
         looked,
         pause: PAUSE,
@@ -121,6 +126,8 @@ struct LivePage {
     target: Uri,
     /// Of a page of records: it is looked at again when there is a new one that it shows.
     follower: Option<Follower>,
+    /// What times are told from: a page has not changed because time passed. The script in it counts on.
+    began: ToldFrom,
     /// The hash of the page as it was sent last.
     sent: Option<[u8; 32]>,
     /// When the last look ended.
@@ -194,6 +201,7 @@ impl LivePage {
         request.extensions_mut().insert(self.peer.clone());
         request.extensions_mut().insert(self.operator.clone());
         request.extensions_mut().insert(self.menu.clone());
+        request.extensions_mut().insert(self.began);
         let Ok(answer) = self.pages.0.clone().oneshot(request).await;
         if answer.status() != StatusCode::OK {
             return Look::Nothing;

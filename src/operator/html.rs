@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::assets::{STYLE, icon_address};
-use super::cells::{ColumnView, sentence};
-use super::table::PageTable;
+use super::cells::sentence;
 
 /// The pages of the menu in their order: path and name.
 pub(super) type Menu = Arc<[(&'static str, &'static str)]>;
@@ -15,11 +15,26 @@ pub(super) type Menu = Arc<[(&'static str, &'static str)]>;
 /// The pages that change by themselves while somebody with a script looks at them.
 pub(super) const LIVE_PAGES: [&str; 7] = ["/", "/audit", "/callers", "/quota", "/cache", "/doubts", "/history"];
 
-/// A whole page. `query`: of its address, with the question mark. `has_data`: there is JSON and CSV of it.
-pub(super) fn page(menu: &Menu, title: &str, path: &str, query: &str, has_data: bool, content: &Markup) -> Markup {
+/// What is around the content of a page.
+pub(super) struct PageFrame<'p> {
+    pub(super) menu: &'p Menu,
+    pub(super) title: &'p str,
+    pub(super) path: &'p str,
+    /// Of its address, with the question mark.
+    pub(super) query: &'p str,
+    /// Is there JSON and CSV of it?
+    pub(super) has_data: bool,
+    pub(super) is_live: bool,
+    /// What its times are told from.
+    pub(super) now: Timestamp,
+}
+
+/// A whole page.
+pub(super) fn page(frame: &PageFrame<'_>, content: &Markup) -> Markup {
+    let PageFrame { menu, title, path, query, has_data, is_live, now } = *frame;
     let body = html! {
         h1 { (title) }
-        div id="live" data-live[LIVE_PAGES.contains(&path)] { (content) }
+        div id="live" data-live[is_live && LIVE_PAGES.contains(&path)] { (content) }
         @if has_data {
             footer {
                 "This page as "
@@ -29,12 +44,12 @@ pub(super) fn page(menu: &Menu, title: &str, path: &str, query: &str, has_data: 
             }
         }
     };
-    shell(title, &own_head(), &header(menu, path), &body)
+    shell(title, &own_head(), &header(menu, path), &body, Some(now))
 }
 
 /// A refusal, for somebody who has shown a key.
 pub(super) fn problem(menu: &Menu, status: StatusCode, title: &str, detail: &str) -> Markup {
-    shell(title, &own_head(), &header(menu, ""), &problem_body(status, title, detail, &html! {}))
+    shell(title, &own_head(), &header(menu, ""), &problem_body(status, title, detail, &html! {}), None)
 }
 
 /// A refusal, for somebody who has not: the page needs nothing else from this door. `advice`: how to come in.
@@ -44,7 +59,7 @@ pub(super) fn closed(status: StatusCode, title: &str, detail: &str, advice: &Mar
         style { (PreEscaped(STYLE)) }
     };
     let header = html! { header { strong { "makegate" } } };
-    shell(title, &head, &header, &problem_body(status, title, detail, advice))
+    shell(title, &head, &header, &problem_body(status, title, detail, advice), None)
 }
 
 fn problem_body(status: StatusCode, title: &str, detail: &str, advice: &Markup) -> Markup {
@@ -93,7 +108,8 @@ fn header(menu: &Menu, path: &str) -> Markup {
     }
 }
 
-fn shell(title: &str, head: &Markup, header: &Markup, body: &Markup) -> Markup {
+/// `now`: the script tells times by the server's clock.
+fn shell(title: &str, head: &Markup, header: &Markup, body: &Markup, now: Option<Timestamp>) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -104,29 +120,9 @@ fn shell(title: &str, head: &Markup, header: &Markup, body: &Markup) -> Markup {
                 title { (title) " · makegate" }
                 (head)
             }
-            body {
+            body data-now=[now.map(Timestamp::as_millisecond)] {
                 (header)
                 main id="main" { (body) }
-            }
-        }
-    }
-}
-
-/// The table, or the hint if it has no rows. It scrolls in a box of its own if it is too wide.
-pub(super) fn table(table: &PageTable, hint: &str) -> Markup {
-    let column = |(at, name): (usize, &&'static str)| {
-        ColumnView::of(name, table.rows.iter().filter_map(move |row| Some(row.get(at)?.as_str())))
-    };
-    let columns: Vec<_> = table.columns.iter().enumerate().map(column).collect();
-    html! {
-        @if table.rows.is_empty() {
-            p.empty { (hint) }
-        } @else {
-            div.wide tabindex="0" role="region" aria-label={ "Table by " (table.columns.first().copied().unwrap_or_default().replace('_', " ")) } {
-                table {
-                    thead { tr { @for column in &columns { (column.head()) } } }
-                    tbody { @for row in &table.rows { tr { @for (column, text) in columns.iter().zip(row) { (column.cell(text)) } } } }
-                }
             }
         }
     }
@@ -154,25 +150,5 @@ pub(super) fn gauge(label: &str, [used, limit]: [u64; 2], show: impl Fn(u64) -> 
             span.n { (show(used)) " of " (show(limit)) }
             span.quiet { (by) }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_in_records_is_text() {
-        let rows = vec![vec!["<script>alert(1)</script>".to_owned(), "a\u{202e}b\u{1b}[31m".to_owned()]];
-        let shown = table(&PageTable { columns: &["one", "two"], rows }, "none").into_string();
-        assert!(shown.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{shown}");
-        assert!(shown.contains("a\\u{202e}b\\u{1b}[31m"), "{shown}");
-        assert!(!shown.contains('\u{202e}') && !shown.contains('\u{1b}'));
-    }
-
-    #[test]
-    fn a_table_without_rows_says_what_would_be_there() {
-        let shown = table(&PageTable { columns: &["one"], rows: vec![] }, "No write is in doubt.").into_string();
-        assert_eq!(shown, "<p class=\"empty\">No write is in doubt.</p>");
     }
 }

@@ -60,6 +60,7 @@ function keepLive(live) {
     if (!sent) return;
     const focused = document.activeElement;
     renew(live, sent);
+    tellTimes();
     // What was moved has lost the focus.
     if (focused !== document.activeElement && focused?.isConnected) focused.focus({ preventScroll: true });
   }
@@ -72,7 +73,9 @@ function keepLive(live) {
 
   function start() {
     stop();
-    const own = new EventSource(`/events?page=${encodeURIComponent(location.pathname + location.search)}`);
+    // Whole, because the address that a relative one goes with may have a key in it.
+    const page = encodeURIComponent(location.pathname + location.search);
+    const own = new EventSource(`${location.origin}/events?page=${page}`);
     events = own;
     own.addEventListener('page', ({ data }) => {
       say('live', 'live');

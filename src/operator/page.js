@@ -1,4 +1,4 @@
-// Keys and copy buttons. Everything on the pages works without them.
+// Keys, copy buttons, and times that go on. Everything on the pages works without them.
 'use strict';
 
 const KEYS = [
@@ -17,6 +17,28 @@ function element(name, attributes, ...children) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
+}
+
+// By the server's clock: the reader's may be wrong.
+const ahead = Number(document.body.dataset.now) - Date.now();
+
+/** How long ago a time was, or how soon it comes, in the server's words. */
+function ago(at) {
+  const seconds = Math.trunc((Date.now() + ahead - at) / 1000);
+  const length = Math.abs(seconds);
+  if (length === 0) return 'now';
+  if (length >= 30 * 86400) return new Date(at).toISOString().slice(0, 10);
+  const units = [[172800, 86400, 'd'], [3600, 3600, 'h'], [60, 60, 'min'], [1, 1, 's']];
+  const [, size, unit] = units.find(([from]) => length >= from);
+  const told = `${Math.trunc(length / size)} ${unit}`;
+  return seconds > 0 ? `${told} ago` : `in ${told}`;
+}
+
+function tellTimes() {
+  for (const time of document.querySelectorAll('time.ago')) {
+    const told = ago(Date.parse(time.dateTime));
+    if (time.firstChild.nodeValue !== told) time.firstChild.nodeValue = told;
+  }
 }
 
 async function copy(text) {
@@ -89,6 +111,7 @@ document.addEventListener('keydown', (event) => {
 });
 
 addCopyButtons(document);
+if (document.body.dataset.now) setInterval(tellTimes, 1000);
 // Rows that come later get their buttons, too.
 new MutationObserver((changes) => {
   for (const node of changes.flatMap((change) => [...change.addedNodes])) {

@@ -8,12 +8,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
+use jiff::Timestamp;
 use maud::Markup;
 use serde::Serialize;
 
-use super::html::{self, Menu};
+use super::html::{self, Menu, PageFrame};
 use super::query::PageQuery;
 use super::refusal::OperatorRefusal;
+use super::state::OperatorState;
 use super::table::PageTable;
 use crate::ids::escape_invisible_in_lines;
 
@@ -28,11 +30,16 @@ pub(super) trait Page: Serialize {
     /// Its rows.
     fn table(&self) -> PageTable;
 
-    /// What people see under the heading.
-    fn html(&self) -> Markup;
+    /// What people see under the heading. `now`: what times are told from.
+    fn html(&self, now: Timestamp) -> Markup;
 
     /// Has it JSON and CSV? A form that is not filled in has none.
     fn has_data(&self) -> bool {
+        true
+    }
+
+    /// May it change by itself? See [`html::LIVE_PAGES`].
+    fn is_live(&self) -> bool {
         true
     }
 
@@ -87,19 +94,26 @@ fn prefers_html(headers: &HeaderMap) -> bool {
     weight("text/html").is_some_and(|html| html > 0.0 && weight("application/json").is_none_or(|json| html >= json))
 }
 
+/// The moment that the times of a page are told from, if it is not the moment of the request.
+#[derive(Clone, Copy)]
+pub(super) struct ToldFrom(pub(super) Timestamp);
+
 /// How a request wants its page.
 pub(super) struct PageView {
     pub(super) format: PageFormat,
     pub(super) query: PageQuery,
     path: String,
     menu: Menu,
+    now: Timestamp,
 }
 
-impl<S: Sync> FromRequestParts<S> for PageView {
+impl FromRequestParts<Arc<OperatorState>> for PageView {
     type Rejection = OperatorRefusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, OperatorRefusal> {
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<OperatorState>) -> Result<Self, OperatorRefusal> {
+        let told_from = parts.extensions.get::<ToldFrom>().map(|told_from| told_from.0);
         Ok(Self {
+            now: told_from.unwrap_or_else(|| state.gateway.clock.wall()),
             format: PageFormat::of(parts.uri.path(), &parts.headers),
             query: PageQuery::from_request_parts(parts, state).await?,
             path: parts.uri.path().to_owned(),
@@ -118,8 +132,16 @@ impl PageView {
             },
             PageFormat::Csv => typed(CSV, page.csv()),
             PageFormat::Html => {
-                let query = self.query.suffix();
-                html_document(html::page(&self.menu, P::TITLE, &self.path, &query, page.has_data(), &page.html()))
+                let frame = PageFrame {
+                    menu: &self.menu,
+                    title: P::TITLE,
+                    path: &self.path,
+                    query: &self.query.suffix(),
+                    has_data: page.has_data(),
+                    is_live: page.is_live(),
+                    now: self.now,
+                };
+                html_document(html::page(&frame, &page.html(self.now)))
             }
         }
     }

@@ -60,6 +60,7 @@ async fn each_pages_real_answer_is_what_the_operator_doors_document_says() {
                 "?caller=reader&method=GET&target=%2Fapi%2Fv2%2Forganizations%2F13",
                 "?caller=all&target=%2Fapi%2Fv2%2Forganizations%2F11",
             ],
+            "/history.json" => &["", "?hours=24", "?hours=0", "?since=7d&until=1h"],
             _ => &["", "?a-parameter-that-no-page-has=1"],
         };
         for query in queries {

@@ -22,7 +22,7 @@ pub(super) const SPAN: Duration = Duration::from_secs(3600);
 /// The most points: at 1 KiB each, 360 KiB in all.
 const POINTS_MAX: usize = 360;
 /// The most quotas in a point, the fullest ones.
-const QUOTAS_MAX: usize = 8;
+pub(super) const QUOTAS_MAX: usize = 8;
 
 /// The points of the last hour.
 #[derive(Debug, Default)]
@@ -47,6 +47,13 @@ impl History {
         kept.points.drain(..oldest);
         kept.points.retain(|point| totals.at.saturating_duration_since(point.at) < SPAN);
         kept.last = Some(totals);
+    }
+
+    /// How far back it goes now.
+    pub(super) fn age(&self) -> Duration {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends = kept.points.front().zip(kept.points.back());
+        ends.map_or(Duration::ZERO, |(oldest, newest)| newest.at.saturating_duration_since(oldest.at) + oldest.length)
     }
 
     /// All points, the oldest first.

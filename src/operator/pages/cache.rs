@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
@@ -50,7 +51,7 @@ pub(crate) async fn cache(
         .walk(move |state| {
             let (size, tags) = state.gateway.cache.count_by_tag();
             let tags: Vec<_> = tags.into_iter().map(|(tag, entries)| TagRow { tag, entries }).collect();
-            let hit_ratio = rich::ratio(size.hits, size.hits + size.misses);
+            let hit_ratio = cells::ratio(size.hits, size.hits + size.misses);
             let purge = view.query.get("purge").map(str::to_owned);
             view.show(&CachePage { size, hit_ratio, tags, purge })
         })
@@ -64,11 +65,11 @@ impl Page for CachePage {
         PageTable::of(&["tag", "entries"], &self.tags)
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, now: Timestamp) -> Markup {
         let CacheSize { entries, bytes, capacity_bytes, hits, misses, evictions } = self.size;
         let figures = [
             ("Entries", entries.to_string()),
-            ("From memory", rich::percent_text(self.hit_ratio)),
+            ("From memory", cells::percent(self.hit_ratio)),
             ("Hits", hits.to_string()),
             ("Misses", misses.to_string()),
             ("Evicted", evictions.to_string()),
@@ -79,7 +80,7 @@ impl Page for CachePage {
             @if let Some(tag) = &self.purge { (self.confirmation(tag)) }
             p { a href="/cache/entries" { "Entries one by one" } ": by operation, with their age, what is left of their life, and who filled them." }
             h2 { "Tags" }
-            (rich::table(&["tag", "entries", "purge"], &self.tag_rows(), "Nothing is in memory: reads of a class with a lifetime fill it."))
+            (rich::table(&["tag", "entries", "purge"], &self.tag_rows(), "Nothing is in memory: reads of a class with a lifetime fill it.", now))
             @if self.tags.len() > ROWS_MAX { p.quiet { (self.tags.len() - ROWS_MAX) " more tags: see the JSON or CSV." } }
             p { a href="/cache?purge=*" { "Purge everything" } }
         }

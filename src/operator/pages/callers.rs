@@ -11,12 +11,12 @@ use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::html;
 use super::super::query::encode;
 use super::super::render::{Page, PageView};
 use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
+use super::super::{cells, html};
 use super::titles::title_of;
 use crate::callers::RecentRequests;
 use crate::config::{Grants, IdentityConfig, KeyConfig, Rate, Scope};
@@ -198,7 +198,7 @@ impl Page for CallersPage {
                 caller.organizations.as_ref().map_or_else(|| "all".to_owned(), ids),
                 caller.rate.clone(),
                 caller.last_minute.requests.to_string(),
-                rich::percent_text(Some(caller.rate_used)),
+                cells::percent(Some(caller.rate_used)),
                 caller.burst.to_string(),
                 keys.join(", "),
                 cell(caller.keys.iter().filter_map(|key| key.last_used).max()),
@@ -210,12 +210,12 @@ impl Page for CallersPage {
         PageTable { columns, rows: self.callers.iter().map(row).collect() }
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, now: Timestamp) -> Markup {
         let hint = "There is no caller: make a key with `makegate key new --caller NAME` and add what it prints to the configuration.";
         if !self.is_one {
             let names = self.callers.iter().map(|caller| &*caller.name);
             return html! {
-                (html::table(&self.table(), hint))
+                (rich::table_of(&self.table(), hint, now))
                 p.quiet { "One caller with its keys, refusals and operations:" }
                 ul { @for name in names { li { a href={ "/callers?name=" (encode(name)) } { (escape_invisible(name)) } } } }
             };
@@ -223,8 +223,8 @@ impl Page for CallersPage {
         html! {
             p { a href="/callers" { "All callers" } }
             @if self.callers.is_empty() { p.empty { "No caller has this name in the configuration in force." } }
-            (html::table(&self.table(), ""))
-            @for caller in &self.callers { (caller.details()) }
+            (rich::table_of(&self.table(), "", now))
+            @for caller in &self.callers { (caller.details(now)) }
         }
     }
 }
@@ -247,7 +247,7 @@ impl CallerRow {
         }
     }
 
-    fn details(&self) -> Markup {
+    fn details(&self, now: Timestamp) -> Markup {
         let name = encode(&self.name);
         let keys: Vec<_> = self.keys.iter().map(|key| key.cells(&name)).collect();
         let identities: Vec<_> =
@@ -279,13 +279,13 @@ impl CallerRow {
             }
             (html::gauge("Rate used in the last minute", [self.let_through(), self.rate_in_a_minute()], |n| n.to_string(), &self.over_rate()))
             h2 { "Keys" }
-            (rich::table(&["key", "note", "from", "expires", "warning", "last used"], &keys, "It has no key."))
+            (rich::table(&["key", "note", "from", "expires", "warning", "last used"], &keys, "It has no key.", now))
             h2 { "Identities" }
-            (rich::table(&["issuer", "subject"], &identities, "No platform's token identifies it."))
+            (rich::table(&["issuer", "subject"], &identities, "No platform's token identifies it.", now))
             h2 { "Refusals by code" }
-            (rich::table(&["code", "what", "count"], &refusals, "Nothing was refused since the start."))
+            (rich::table(&["code", "what", "count"], &refusals, "Nothing was refused since the start.", now))
             h2 { "Requests by operation" }
-            (rich::table(&["operation", "answer", "count"], &operations, "It has asked nothing since the start."))
+            (rich::table(&["operation", "answer", "count"], &operations, "It has asked nothing since the start.", now))
         }
     }
 }

@@ -9,11 +9,11 @@ use maud::{Markup, html};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::super::cells;
 use super::super::render::{Page, PageFormat, PageView};
 use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
-use super::super::{cells, html};
 use crate::config::ShownSetting;
 use crate::ids::escape_invisible;
 
@@ -75,13 +75,13 @@ impl Page for ConfigPage {
         PageTable::of(&["key", "value", "origin"], &self.settings)
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, now: Timestamp) -> Markup {
         html! {
             @if let Some(error) = &self.reload.error {
-                p.warn { "The reload at " (cells::time(self.reload.time)) " failed; the configuration before it is in force:" }
+                p.warn { "The last reload failed (" (cells::time(self.reload.time, now)) "), and the configuration before it is in force:" }
                 pre.warn { (escape_invisible(error)) }
             } @else {
-                p { "Loaded at " (cells::time(self.reload.time)) @if let Some(file) = &self.file { " from " code { (escape_invisible(file)) } } "." }
+                p { "Loaded " (cells::time(self.reload.time, now)) @if let Some(file) = &self.file { " from " code { (escape_invisible(file)) } } "." }
             }
             @if !self.warnings.is_empty() {
                 h2 { "Warnings" }
@@ -92,11 +92,11 @@ impl Page for ConfigPage {
                 }
             }
             h2 { "Last reloads" }
-            (rich::table(&["seq", "time", "event", "what changed"], &self.reload_rows(), "It has not been reloaded since the log began, or the log cannot be read now."))
+            (rich::table(&["seq", "time", "event", "what changed"], &self.reload_rows(), "It has not been reloaded since the log began, or the log cannot be read now.", now))
             h2 { "For programs" }
             p { "What callers may ask, as an OpenAPI document with the schemas of all answers: " a href="/openapi.json" { "/openapi.json" } ". The same of this door: " a href="/operator/openapi.json" { "/operator/openapi.json" } "." }
             h2 { "Settings in force" }
-            (html::table(&self.table(), "Nothing was configured: all settings are defaults of the demo."))
+            (rich::table_of(&self.table(), "Nothing was configured: all settings are defaults of the demo.", now))
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Extension, State};
 use axum::response::Response;
 use http::{HeaderMap, header};
+use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -152,7 +153,7 @@ impl Page for DoubtsPage {
         PageTable::of(columns, &self.doubts)
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, now: Timestamp) -> Markup {
         let later: Vec<_> = self.doubts.iter().filter(|doubt| doubt.intent > self.view.after).collect();
         let shown = later.get(..FORMS_MAX).unwrap_or(&later);
         html! {
@@ -162,20 +163,19 @@ impl Page for DoubtsPage {
             } @else {
                 p { "Nobody knows whether Make carried out these writes, and equal writes of their callers are held. Look in Make what became of each, then settle it. makegate settles by itself what a look proves." }
             }
-            @for doubt in shown { (self.item(doubt)) }
+            @for doubt in shown { (self.item(doubt, now)) }
             @if let Some(last) = shown.last().filter(|_| later.len() > shown.len()) {
                 p { a href={ "/doubts?after=" (last.intent) } { (later.len() - shown.len()) " more" } }
                 p.quiet { "Many of one caller at once: " code { "makegate doubts settle --all-of CALLER --as done|not-done " (escape_invisible(&self.view.source)) } }
             }
             h2 { "Lately settled" }
-            (self.settlement_table())
+            (self.settlement_table(now))
         }
     }
 }
 
 impl DoubtsPage {
-    fn item(&self, doubt: &DoubtRow) -> Markup {
-        let story = format!("/audit/record?request={}", encode(&doubt.request));
+    fn item(&self, doubt: &DoubtRow, now: Timestamp) -> Markup {
         let evidence = match doubt.looks {
             0 => format!("no look yet; it {}", doubt.why.trim_start_matches("it ")),
             1 => format!("1 look; {}", doubt.why),
@@ -186,8 +186,8 @@ impl DoubtsPage {
                 h2 { (doubt.operation) " by " (escape_invisible(&doubt.caller)) }
                 dl.fields {
                     dt { "What" } dd { (escape_invisible(&doubt.path)) }
-                    dt { "When" } dd { (cells::text(&doubt.time)) }
-                    dt { "Request" } dd { (cells::request(&doubt.request)) " " a href=(story) { "its story" } }
+                    dt { "When" } dd { (cells::text(&doubt.time, now)) }
+                    dt { "Request" } dd { (cells::request(&doubt.request)) }
                     @if let Some(organization) = doubt.organization { dt { "Organization" } dd { (organization) } }
                     dt { "Evidence so far" } dd { (evidence) }
                     dt { "What a look would prove" } dd { (doubt.proof) }
@@ -219,17 +219,16 @@ impl DoubtsPage {
                 } @else {
                     "Settled: "
                 }
-                a href={ "/audit/record?request=" (encode(settled)) } { code { (escape_invisible(settled)) } }
+                (cells::request(settled))
             }
         }
     }
 
-    fn settlement_table(&self) -> Markup {
+    fn settlement_table(&self, now: Timestamp) -> Markup {
         let row = |record: &Map<String, Value>| {
             let get = |name: &str| json_cell(record.get(name));
-            let story = format!("/audit/record?request={}", encode(&get("request")));
             vec![
-                RichCell::link(get("request"), story),
+                RichCell::request(get("request")),
                 RichCell::text(get("time")),
                 RichCell::text(get("caller")),
                 RichCell::text(get("operation")),
@@ -243,6 +242,7 @@ impl DoubtsPage {
             &["request", "time", "caller", "operation", "as", "by", "how they know"],
             &rows,
             "No write in doubt has been settled, or the log cannot be read now.",
+            now,
         )
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use http::Method;
+use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
@@ -139,26 +140,25 @@ impl EntryRow {
     }
 
     fn cells(&self) -> Vec<RichCell> {
-        let seconds = |seconds: u64| cells::duration(seconds.saturating_mul(1_000_000));
+        let us = |seconds: u64| seconds.saturating_mul(1_000_000);
         let fresh = match u64::try_from(self.ttl_s) {
-            Ok(left) => seconds(left),
-            Err(_) => format!("stale for {}", seconds(self.ttl_s.unsigned_abs())),
+            Ok(left) => RichCell::Duration(us(left)),
+            Err(_) => RichCell::text(format!("stale for {}", cells::duration(us(self.ttl_s.unsigned_abs())))),
         };
         vec![
             RichCell::link(self.target(), format!("/cache/entries?id={}", self.id)),
             RichCell::text(self.operation.as_deref().unwrap_or_default()),
             RichCell::text(self.status),
-            RichCell::text(seconds(self.age_s)),
-            RichCell::text(fresh),
-            RichCell::text(seconds(self.left_s)),
-            RichCell::text(cells::bytes(u64::from(self.bytes))),
+            RichCell::Duration(us(self.age_s)),
+            fresh,
+            RichCell::Duration(us(self.left_s)),
+            RichCell::Bytes(u64::from(self.bytes)),
             RichCell::text(self.tags.iter().map(|tag| &**tag).collect::<Vec<_>>().join(" ")),
         ]
     }
 
     /// Everything about it, on a page of its own.
-    fn whole(&self, asks_to_purge: bool) -> Markup {
-        let records = format!("/audit/record?request={}", encode(self.filled_by.as_str()));
+    fn whole(&self, asks_to_purge: bool, now: Timestamp) -> Markup {
         let answered = format!("/audit?filled_by={}", encode(self.filled_by.as_str()));
         let tags: Vec<_> = self
             .tags
@@ -171,9 +171,9 @@ impl EntryRow {
             .collect();
         html! {
             h2 { "Filled by" }
-            p { a href=(records) { code { (escape_invisible(self.filled_by.as_str())) } } " · " a href=(answered) { "Answers from it" } }
+            p { (cells::request(self.filled_by.as_str())) " · " a href=(answered) { "Answers from it" } }
             h2 { "Tags" }
-            (rich::table(&["tag", "entries", "purge"], &tags, "It has no tag."))
+            (rich::table(&["tag", "entries", "purge"], &tags, "It has no tag.", now))
             @if asks_to_purge {
                 section.confirm {
                     h2 { "Purge this entry?" }
@@ -205,18 +205,18 @@ impl Page for EntriesPage {
         )
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, now: Timestamp) -> Markup {
         let rows: Vec<_> = self.entries.iter().map(EntryRow::cells).collect();
         let columns = ["target", "operation", "status", "age", "fresh for", "of use for", "size", "tags"];
         let only = ["operation", "tag", "id"].into_iter().filter_map(|name| Some((name, self.query.get(name)?)));
         html! {
             p { a href="/cache" { "Cache" } " · " (self.total) " entries" @for (name, value) in only { " · " (name) " " code { (escape_invisible(value)) } } }
-            (rich::table(&columns, &rows, "No such entry is in memory: it may have been purged, or its life is over."))
+            (rich::table(&columns, &rows, "No such entry is in memory: it may have been purged, or its life is over.", now))
             @if let Some(next) = self.next {
                 p { a href={ "/cache/entries" (self.query.with("page", &next.to_string())) } { "More entries" } }
             }
             @if self.query.get("id").is_some() {
-                @for entry in &self.entries { (entry.whole(self.query.has("purge"))) }
+                @for entry in &self.entries { (entry.whole(self.query.has("purge"), now)) }
             }
         }
     }

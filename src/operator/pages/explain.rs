@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
+use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
@@ -83,7 +84,7 @@ impl Page for ExplainPage {
         self.explanation.is_some()
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, _: Timestamp) -> Markup {
         html! {
             (self.form())
             @if let Some(explanation) = &self.explanation {

@@ -84,12 +84,12 @@ impl Page for LedgerView {
         )
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, now: Timestamp) -> Markup {
         let total = &self.page.total;
         let figures = [
             ("Spent", total.spent.to_string()),
             ("Saved", total.saved.to_string()),
-            ("Waited", rich::duration_text(total.waited_us.unsigned_abs())),
+            ("Waited", cells::duration(total.waited_us.unsigned_abs())),
             ("Refused", total.refused.to_string()),
             ("For want of quota", total.out_of_quota.to_string()),
         ];
@@ -107,8 +107,8 @@ impl Page for LedgerView {
                 }
             }
             (html::figures(&figures))
-            p.quiet { "From " (cells::time(*since)) " to " (cells::time(*until)) "." }
-            (rich::table(&columns, &rows, "Nobody asked for anything in these hours."))
+            p.quiet { "From " (cells::hour(*since)) " to " (cells::hour(*until)) "." }
+            (rich::table(&columns, &rows, "Nobody asked for anything in these hours.", now))
             @if self.page.rows.len() > ROWS_MAX { p.quiet { (self.page.rows.len() - ROWS_MAX) " more rows: see the JSON or CSV." } }
             @if let Some(next) = next {
                 p { a href={ "/quota/ledger" (self.query.with("until", &next.to_string())) } { "Earlier hours" } }
@@ -145,19 +145,19 @@ impl LedgerView {
         let records = format!("/audit{}", suffix(&narrowed));
         narrowed.push(("by", "hour,caller,operation"));
         let details = format!("/quota/ledger{}", suffix(&narrowed));
-        let hour = row.hour.map(|hour| RichCell::link(hour, details));
+        let hour = row.hour.map(|hour| RichCell::Hour(hour, details));
         let caller = row.caller.as_deref().map(|name| match name {
             "" => RichCell::text("(others)"),
-            name => RichCell::link(name, format!("/callers?name={}", encode(name))),
+            name => RichCell::caller(name),
         });
         let operation = row.operation.as_deref().map(|id| RichCell::text(if id.is_empty() { "–" } else { id }));
-        let organization = row.organization.map(|_| RichCell::text(members(row, &["organization"]).concat()));
+        let organization = row.organization.map(|_| RichCell::organization(&members(row, &["organization"]).concat()));
         let spenders = || {
             let most: Vec<_> = row.spenders.iter().map(|one| format!("{} {}", one.caller, one.spent)).collect();
             RichCell::text(most.join(", "))
         };
         let sums = &row.sums;
-        let waited = RichCell::text(rich::duration_text(sums.waited_us.unsigned_abs()));
+        let waited = RichCell::Duration(sums.waited_us.unsigned_abs());
         let [requests, spent, saved, refused, out] =
             [sums.requests, sums.spent, sums.saved, sums.refused, sums.out_of_quota].map(RichCell::text);
         [hour, caller, operation, organization]

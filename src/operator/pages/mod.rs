@@ -3,12 +3,14 @@
 mod audit;
 mod cache;
 mod callers;
+mod charts;
 mod config;
 mod doubts;
 mod entries;
 mod explain;
 mod follow;
 mod history;
+mod hours;
 mod ledger;
 mod links;
 mod overview;

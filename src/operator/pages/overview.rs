@@ -11,12 +11,13 @@ use serde::Serialize;
 use super::super::problems::{Problem, problems};
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageView};
-use super::super::rich;
+use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, cell};
 use super::super::{cells, html};
 use super::callers::{CallerRow, CountsByWord, caller_rows};
-use super::history::HistoryCharts;
+use super::charts::HistoryCharts;
+use super::hours::longer_spans;
 use super::quota::gauge;
 use super::rankings::{Latency, Rankings};
 use crate::counters::DurationCounts;
@@ -108,8 +109,8 @@ fn overview_page(state: &OperatorState) -> OverviewPage {
         requests,
         answers,
         under_way: gateway.under_way(),
-        hit_ratio: rich::ratio(size.hits, size.hits + size.misses),
-        hit_ratio_of_all: rich::ratio(from_memory, requests),
+        hit_ratio: cells::ratio(size.hits, size.hits + size.misses),
+        hit_ratio_of_all: cells::ratio(from_memory, requests),
         latency: Latency::of(&answered.sum()),
         upstream_latency: Latency::of(&upstream),
         quota_wait: Latency::of(&gateway.metrics.quota_waits.read()),
@@ -157,37 +158,40 @@ impl Page for OverviewPage {
         PageTable { columns: &["name", "value"], rows: own.chain(problems).collect() }
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, now: Timestamp) -> Markup {
         let figures = [
             ("Requests", self.requests.to_string()),
-            ("From memory, of all answers", rich::percent_text(self.hit_ratio_of_all)),
-            ("From memory, of those that could", rich::percent_text(self.hit_ratio)),
+            ("From memory, of all answers", cells::percent(self.hit_ratio_of_all)),
+            ("From memory, of those that could", cells::percent(self.hit_ratio)),
             ("Under way", self.under_way.to_string()),
             ("In doubt", self.doubts.to_string()),
         ];
         let more = self.quota_buckets - self.quota.len();
         html! {
-            (self.problem_list())
+            (self.problem_list(now))
             (html::figures(&figures))
             h2 { "The last hour" }
             (self.charts.html())
-            p.quiet { a href="/history" { "The last hour by itself" } ", as JSON and CSV, too." }
+            p.quiet {
+                a href="/history" { "The last hour by itself" } ", as JSON and CSV, too. From the log: "
+                (longer_spans())
+            }
             h2 { "How long it takes" }
-            (self.latencies())
+            (self.latencies(now))
             h2 { "Quota" }
             @if self.quota.is_empty() { p.empty { "No quota was spent yet: nothing has gone upstream." } }
             @for bucket in &self.quota { (gauge(bucket)) }
             @if more > 0 { p { a href="/quota" { (more) " more" } } }
-            (self.rankings.html())
+            (self.rankings.html(now))
             h2 { "Callers" }
-            (html::table(&self.caller_table(), "There is no caller yet: see Callers."))
-            p.quiet { "makegate " (self.version) ", running since " (cells::time(self.started)) "." }
+            (rich::table_of(&self.caller_table(), "There is no caller yet: see Callers.", now))
+            p.quiet { "makegate " (self.version) ", started " (cells::time(self.started, now)) "." }
         }
     }
 }
 
 impl OverviewPage {
-    fn problem_list(&self) -> Markup {
+    fn problem_list(&self, now: Timestamp) -> Markup {
         html! {
             section.problems aria-label="What is wrong" {
                 @if self.problems.is_empty() {
@@ -196,12 +200,12 @@ impl OverviewPage {
                     ul {
                         @for Problem { name, severity, what, since, todo, page, .. } in &self.problems {
                             li.warn id=(name) {
-                                strong { (severity.as_str()) ": " } (rich::in_code(what))
+                                strong { (severity.as_str()) ": " } (cells::sentence(what))
                                 @if let Some(since) = since {
-                                    " Since " (cells::time(*since)) "."
+                                    " It began " (cells::time(*since, now)) "."
                                 }
                                 br;
-                                "What to do: " (rich::in_code(todo))
+                                "What to do: " (cells::sentence(todo))
                                 @if page != "/" { " " a href=(page) { "See more" } }
                             }
                         }
@@ -211,18 +215,18 @@ impl OverviewPage {
         }
     }
 
-    fn latencies(&self) -> Markup {
+    fn latencies(&self, now: Timestamp) -> Markup {
         let row = |name: &str, latency: &Latency| {
             let Latency { samples, p50_us, p95_us, p99_us } = *latency;
-            let bounds = [p50_us, p95_us, p99_us].map(rich::bound_text);
-            [name.to_owned(), samples.to_string()].into_iter().chain(bounds).collect()
+            let bounds = [p50_us, p95_us, p99_us].map(|us| RichCell::Quantity(cells::bound(us)));
+            [RichCell::text(name), RichCell::text(samples)].into_iter().chain(bounds).collect()
         };
-        let rows = vec![
+        let rows: [Vec<_>; 3] = [
             row("answers (refusals apart)", &self.latency),
             row("Make", &self.upstream_latency),
             row("waiting for quota", &self.quota_wait),
         ];
-        html::table(&PageTable { columns: &["what", "count", "p50", "p95", "p99"], rows }, "")
+        rich::table(&["what", "count", "p50", "p95", "p99"], &rows, "", now)
     }
 
     fn caller_table(&self) -> PageTable {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderMap, header};
+use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::html;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageFormat, PageView, typed};
+use super::super::rich;
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
 use crate::audit::{ConsistencyProof, InclusionProof};
@@ -49,7 +50,7 @@ impl Page for HeadPage {
         PageTable::of(&["size", "origin", "key", "head"], std::slice::from_ref(self))
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, _: Timestamp) -> Markup {
         html! {
             p { "This covers the first " (self.size) " records. Kept elsewhere, it shows later that none of them was altered or taken away:" }
             pre { (self.head) }
@@ -104,7 +105,7 @@ impl Page for ProofPage {
         PageTable { columns: &["name", "value"], rows }
     }
 
-    fn html(&self) -> Markup {
-        html::table(&self.table(), "There is nothing to prove.")
+    fn html(&self, now: Timestamp) -> Markup {
+        rich::table_of(&self.table(), "There is nothing to prove.", now)
     }
 }

@@ -4,23 +4,40 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::super::html;
-use super::super::render::{Page, PageView};
+use super::super::refusal::OperatorRefusal;
+use super::super::render::{Page, PageFormat, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, members};
+use super::super::{html, rich};
+use super::charts::HistoryCharts;
 use crate::quota::{BucketView, SpenderView};
 
 #[derive(Debug, Serialize)]
 struct QuotaPage {
     buckets: Vec<BucketView>,
+    /// For people alone: scripts find it at `/history.json`.
+    #[serde(skip)]
+    charts: Option<HistoryCharts>,
 }
 
 /// Every bucket, and who spent of it.
-pub(crate) async fn quota(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
-    view.show(&QuotaPage { buckets: state.gateway.quota.buckets() })
+///
+/// # Errors
+/// A fault of makegate's own.
+pub(crate) async fn quota(
+    State(state): State<Arc<OperatorState>>,
+    view: PageView,
+) -> Result<Response, OperatorRefusal> {
+    state
+        .walk(move |state| {
+            let charts = (view.format == PageFormat::Html).then(|| HistoryCharts::of(&state.history));
+            view.show(&QuotaPage { buckets: state.gateway.quota.buckets(), charts })
+        })
+        .await
 }
 
 /// How full a bucket is, with its name, and who took it.
@@ -62,16 +79,18 @@ impl Page for QuotaPage {
         PageTable { columns, rows: self.buckets.iter().flat_map(rows).collect() }
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, now: Timestamp) -> Markup {
         html! {
             p { a href="/quota/ledger" { "The ledger" } ": who spent how much in each hour of the last 30 days." }
             @for bucket in &self.buckets { (gauge(bucket)) }
+            h2 { "The last hour" }
+            @if let Some(charts) = &self.charts { (charts.quotas_html()) }
             h2 { "Who spends it" }
             p.quiet {
                 "Share: what a caller gets however much others ask for; it can use what they leave, too. Kept: free slots that whoever "
                 "has had most does not get now. Spent: slots in the window now. Refused, sent, saved and waited: since the start."
             }
-            (html::table(&self.table(), "No quota was spent yet: nothing has gone upstream."))
+            (rich::table_of(&self.table(), "No quota was spent yet: nothing has gone upstream.", now))
         }
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
+use super::super::cells;
 use super::super::query::encode;
 use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
@@ -88,7 +90,7 @@ impl Rankings {
         Self { refusals, upstream_answers, spenders: spenders(buckets), slowest }
     }
 
-    pub(super) fn html(&self) -> Markup {
+    pub(super) fn html(&self, now: Timestamp) -> Markup {
         let by_code = self.refusals.iter().map(|(code, count)| (*code, *count));
         let mut by_code: Vec<_> = by_code.collect();
         by_code.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -110,24 +112,24 @@ impl Rankings {
         let slow: Vec<_> = self.slowest.iter().take(ROWS_MAX).map(OperationLatency::row).collect();
         html! {
             h2 { "Refusals by code" }
-            (rich::table(&["code", "what", "count"], &refused, "Nothing was refused since the start."))
+            (rich::table(&["code", "what", "count"], &refused, "Nothing was refused since the start.", now))
             h2 { "Make's answers by status" }
-            (rich::table(&["status", "count"], &answered, "Make was asked nothing since the start."))
+            (rich::table(&["status", "count"], &answered, "Make was asked nothing since the start.", now))
             h2 { "Who spent the quota" }
             (self.ranked(|one| one.sent, &["caller", "now", "sent", "refused"], |one| {
                 vec![one.link(), RichCell::text(one.spent), RichCell::text(one.sent), RichCell::text(one.refused)]
-            }, "Nobody has spent any quota since the start."))
+            }, "Nobody has spent any quota since the start.", now))
             h2 { "Who saved it" }
             (self.ranked(|one| one.saved, &["caller", "answers from memory"], |one| {
                 vec![one.link(), RichCell::text(one.saved)]
-            }, "No answer came from memory since the start."))
+            }, "No answer came from memory since the start.", now))
             h2 { "Who waited for it" }
             (self.ranked(|one| one.waited_us, &["caller", "waited"], |one| {
-                vec![one.link(), RichCell::text(rich::duration_text(one.waited_us))]
-            }, "Nobody has waited for quota since the start."))
+                vec![one.link(), RichCell::Duration(one.waited_us)]
+            }, "Nobody has waited for quota since the start.", now))
             h2 { "Slowest operations" }
             p.quiet { "By the time that Make takes, refusals apart: each figure is the upper bound of what the histogram tells." }
-            (rich::table(&["operation", "attempts", "p50", "p95", "p99"], &slow, "Make was asked nothing since the start."))
+            (rich::table(&["operation", "attempts", "p50", "p95", "p99"], &slow, "Make was asked nothing since the start.", now))
         }
     }
 
@@ -137,17 +139,18 @@ impl Rankings {
         columns: &[&str],
         row: impl Fn(&Spender) -> Vec<RichCell>,
         hint: &str,
+        now: Timestamp,
     ) -> Markup {
         let mut ranked: Vec<_> = self.spenders.iter().filter(|one| by(one) > 0).collect();
         ranked.sort_by_key(|one| std::cmp::Reverse(by(one)));
         let rows: Vec<_> = ranked.into_iter().take(ROWS_MAX).map(row).collect();
-        rich::table(columns, &rows, hint)
+        rich::table(columns, &rows, hint, now)
     }
 }
 
 impl Spender {
     fn link(&self) -> RichCell {
-        RichCell::link(&self.name, format!("/callers?name={}", encode(&self.name)))
+        RichCell::caller(&self.name)
     }
 }
 
@@ -155,7 +158,7 @@ impl OperationLatency {
     fn row(&self) -> Vec<RichCell> {
         let Latency { samples, p50_us, p95_us, p99_us } = self.latency;
         let link = RichCell::link(&self.operation, format!("/audit?operation={}", encode(&self.operation)));
-        let bounds = [p50_us, p95_us, p99_us].map(|us| RichCell::text(rich::bound_text(us)));
+        let bounds = [p50_us, p95_us, p99_us].map(|us| RichCell::Quantity(cells::bound(us)));
         [link, RichCell::text(samples)].into_iter().chain(bounds).collect()
     }
 }

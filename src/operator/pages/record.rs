@@ -7,6 +7,7 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as STANDARD;
 use http::{HeaderMap, header};
+use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -17,7 +18,6 @@ use super::super::operators::Operator;
 use super::super::query::encode;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageFormat, PageView};
-use super::super::rich;
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
 use super::audit::records_csv;
@@ -119,18 +119,18 @@ impl Page for StoryPage {
         records_csv(&self.records)
     }
 
-    fn html(&self) -> Markup {
+    fn html(&self, now: Timestamp) -> Markup {
         html! {
             @if self.records.is_empty() {
                 p.empty { "The log has no such record: retention may have deleted it, or the id is another's. " a href="/audit" { "Search the log." } }
             }
-            @for line in &self.records { (self.chapter(line)) }
+            @for line in &self.records { (self.chapter(line, now)) }
         }
     }
 }
 
 impl StoryPage {
-    fn chapter(&self, line: &RawValue) -> Markup {
+    fn chapter(&self, line: &RawValue, now: Timestamp) -> Markup {
         let record: Map<String, Value> = serde_json::from_str(line.get()).unwrap_or_default();
         let get = |name: &str| json_cell(record.get(name));
         let seq = get("seq");
@@ -141,7 +141,7 @@ impl StoryPage {
                 dl.fields {
                     @for (name, value) in &record {
                         dt { (name) }
-                        dd { (field(&record, name, &json_cell(Some(value)))) }
+                        dd { (field(&record, name, &json_cell(Some(value)), now)) }
                     }
                 }
                 p {
@@ -246,9 +246,9 @@ fn sentence(record: &Map<String, Value>) -> String {
 }
 
 /// A field, which leads to what it names.
-fn field(record: &Map<String, Value>, name: &str, value: &str) -> Markup {
+fn field(record: &Map<String, Value>, name: &str, value: &str, now: Timestamp) -> Markup {
     let to = match name {
-        "request" | "filled_by" => Some(format!("/audit/record?request={}", encode(value))),
+        "request" | "filled_by" => return cells::request(value),
         "intent" => Some(format!("/audit/record?seq={}", encode(value))),
         "caller" => Some(format!("/callers?name={}", encode(value))),
         "refusal" => links::explain(record),
@@ -258,8 +258,8 @@ fn field(record: &Map<String, Value>, name: &str, value: &str) -> Markup {
         _ => None,
     };
     let value = match name.strip_suffix("_us").and_then(|_| value.parse().ok()) {
-        Some(us) => html! { (rich::duration_text(us)) },
-        None => cells::text(value),
+        Some(us) => html! { (cells::duration(us)) },
+        None => cells::text(value, now),
     };
     html! { @if let Some(to) = to { a href=(to) { (value) } } @else { (value) } }
 }

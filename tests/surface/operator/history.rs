@@ -6,7 +6,9 @@ use makegate::clock::Clock;
 use makegate::sandbox::{Fault, FaultKind};
 use serde_json::{Value, json};
 
-use crate::support::{ALL, OPERATOR, ORG, Plan, READER, World, send};
+use crate::support::{ALL, OPERATOR, ORG, OTHER, Plan, READER, World, send};
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 async fn page(world: &World, target: &str, accept: &str) -> String {
     let headers = format!("authorization: Bearer {OPERATOR}\r\naccept: {accept}\r\n");
@@ -103,6 +105,100 @@ async fn the_charts_are_drawn_from_it_and_an_empty_one_says_what_would_be_there(
         assert!(chart.contains(&format!("<desc id=\"chart-{id}-desc\">")), "{id}: {chart}");
     }
     assert!(!shown.contains("style="), "the policy forbids it");
+}
+
+/// More than the last hour comes from the log's index, in whole hours.
+#[tokio::test]
+async fn longer_histories_say_what_the_ledger_says_with_an_hour_for_each() {
+    let world = Plan::default().set("cache.lifetime", "organizations = \"1s\"").start().await;
+    for _ in 0..3 {
+        world.get(ALL, ORG).await.expect(200);
+    }
+    world.get(READER, &format!("{ORG}/variables")).await.expect(403);
+    world.clock.advance(HOUR * 2);
+    world.get(ALL, ORG).await.expect(200);
+    let day: Value = serde_json::from_str(&page(&world, "/history?hours=24", "*/*").await).unwrap();
+    let hours = day["hours"].as_array().unwrap();
+    // The hour between has nothing, and the hours before are not known.
+    let counts = |name: &str| hours.iter().map(|hour| hour[name].as_i64().unwrap()).collect::<Vec<_>>();
+    assert_eq!((counts("requests"), counts("refused")), (vec![4, 0, 1], vec![1, 0, 0]), "{day}");
+    let ledger: Value =
+        serde_json::from_str(&page(&world, "/quota/ledger.json?by=hour&since=24h", "*/*").await).unwrap();
+    assert_eq!(day["total"], ledger["total"]);
+    let spent: i64 = counts("spent").iter().sum();
+    assert_eq!(spent, world.sandbox.received().len() as i64, "{day}");
+
+    let begin = hours[0]["hour"].as_str().unwrap();
+    let end = hours[1]["hour"].as_str().unwrap();
+    let one = page(&world, &format!("/history.json?since={begin}&until={end}"), "*/*").await;
+    let one: Value = serde_json::from_str(&one).unwrap();
+    assert_eq!((&one["since"], &one["until"], &one["hours"][0]), (&json!(begin), &json!(end), &hours[0]));
+    assert_eq!(one["hours"].as_array().unwrap().len(), 1);
+    let csv = page(&world, "/history.csv?hours=24", "*/*").await;
+    let rows: Vec<_> = csv.lines().collect();
+    assert_eq!(rows[0], "hour,requests,spent,saved,waited_us,refused,out_of_quota");
+    assert!(rows.len() == 4 && rows[1].starts_with(&format!("{begin},4,")), "{csv}");
+
+    let shown = page(&world, "/history?hours=24", "text/html").await;
+    for id in ["requests", "spent", "refused", "waited"] {
+        let chart = shown.split(&format!("id=\"chart-{id}\"")).nth(1).unwrap().split("</figure>").next().unwrap();
+        assert!(chart.contains("class=\"line line-0\" d=\"M") && chart.contains(" (UTC)</title>"), "{id}: {chart}");
+    }
+    assert!(!shown.contains("data-live") && shown.contains("href=\"/quota/ledger?since="), "{shown}");
+    for from in ["/", "/history"] {
+        let shown = page(&world, from, "text/html").await;
+        assert!(
+            shown.contains("href=\"/history?hours=24\"") && shown.contains("href=\"/history?hours=720\""),
+            "{from}"
+        );
+    }
+    // 30 days.
+    world.clock.advance(HOUR * 24 * 29);
+    let month: Value = serde_json::from_str(&page(&world, "/history.json?hours=720", "*/*").await).unwrap();
+    assert_eq!(month["hours"].as_array().unwrap().len(), 24 * 29 + 3);
+    assert_eq!(month["total"], day["total"]);
+    let old: Value = serde_json::from_str(&page(&world, "/history.json?since=30d&until=28d", "*/*").await).unwrap();
+    assert_eq!(old["total"], day["total"], "{old}");
+    world.clock.advance(HOUR * 24 * 2);
+    let month: Value = serde_json::from_str(&page(&world, "/history.json?hours=720", "*/*").await).unwrap();
+    assert_eq!(month["hours"], json!([]));
+}
+
+#[tokio::test]
+async fn what_is_no_span_of_hours_is_refused() {
+    let world = World::start().await;
+    for (query, word) in [
+        ("hours=0", "from 1 to 720"),
+        ("hours=721", "from 1 to 720"),
+        ("hours=day", "from 1 to 720"),
+        ("hours=24&since=1h", "not both"),
+        ("since=yesterday", "since"),
+        ("nope=1", "hours, since, until"),
+    ] {
+        let headers = format!("authorization: Bearer {OPERATOR}\r\n");
+        let operator = world.service.operator_addresses()[0];
+        let refused = send(operator, "GET", &format!("/history.json?{query}"), &headers, "").await.expect(400);
+        assert!(refused.json()["detail"].as_str().unwrap().contains(word), "{query}: {}", refused.text());
+    }
+}
+
+/// The page of quotas has each by itself, in slots, with its limit beside it.
+#[tokio::test]
+async fn each_quota_has_its_chart_with_its_limit() {
+    let world = world().await;
+    assert!(page(&world, "/quota", "text/html").await.contains("No quota was spent within the hour"));
+    for target in [ORG, OTHER] {
+        world.get(ALL, target).await.expect(200);
+    }
+    look(&world).await;
+    let shown = page(&world, "/quota", "text/html").await;
+    for id in [11, 12] {
+        let chart = shown.split(&format!("id=\"chart-quota-{id}\"")).nth(1).unwrap().split("</figure>").next().unwrap();
+        assert!(chart.contains("used: 1 a minute at last") && chart.contains("limit: 50 a minute at last"), "{chart}");
+    }
+    // The overview has all of them in one, by how full they are.
+    let overview = page(&world, "/", "text/html").await;
+    assert!(overview.contains("id=\"chart-quota\"") && !overview.contains("id=\"chart-quota-11\""), "{overview}");
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ mod history;
 mod ledger;
 mod live;
 mod metrics;
+mod on_call;
 mod problems;
 mod proofs;
 mod roles;

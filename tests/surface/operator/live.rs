@@ -4,15 +4,21 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use makegate::hash;
+use makegate::sandbox::{Fault, FaultKind};
 use rustix::process::Signal;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::process::Home;
-use crate::support::{ALL, OPERATOR, ORG, Plan, READER, TOO, World, send};
+use crate::support::{ALL, OPERATOR, ORG, Plan, READER, TOO, World, sandbox_at, send, with_key};
 
 /// The most live pages of one operator, who is alone.
 const OF_ONE: usize = 28;
+
+/// Rows of 4 KiB paths that make a page of nearly 1 MiB.
+const ROWS: usize = 70;
+/// The most that the system keeps for a connection, and a page in the gateway.
+const KEPT_BYTES_MAX: usize = 16 << 20;
 
 /// A stream of events over HTTP/1.1, without the lengths of its chunks.
 struct Events(Lines<BufReader<TcpStream>>);
@@ -20,7 +26,10 @@ struct Events(Lines<BufReader<TcpStream>>);
 impl Events {
     /// What a browser asks for; the status.
     async fn open(to: SocketAddr, page: &str, key: &str) -> (u16, Self) {
-        let mut stream = TcpStream::connect(to).await.unwrap();
+        Self::open_over(TcpStream::connect(to).await.unwrap(), page, key).await
+    }
+
+    async fn open_over(mut stream: TcpStream, page: &str, key: &str) -> (u16, Self) {
         let head = format!(
             "GET /events?page={page} HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\nauthorization: Bearer {key}\r\n\r\n"
         );
@@ -40,6 +49,20 @@ impl Events {
                 }
             }
             None
+        };
+        tokio::time::timeout(Duration::from_secs(60), find).await.expect("neither a line nor an end")
+    }
+
+    /// The next line that says something: a field, or a comment.
+    async fn next(&mut self) -> String {
+        let is_said = |line: &str| line.starts_with([':', 'e', 'd', 'r']) && line.contains(':');
+        let find = async {
+            while let Ok(Some(line)) = self.0.next_line().await {
+                if is_said(&line) {
+                    return line;
+                }
+            }
+            panic!("the stream has ended");
         };
         tokio::time::timeout(Duration::from_secs(60), find).await.expect("neither a line nor an end")
     }
@@ -87,12 +110,36 @@ async fn the_audit_page_is_told_again_for_records_that_it_shows() {
     assert!(next.contains(&format!("{ORG}/apps")) && !next.contains("No record is like that."), "{next}");
 }
 
+/// Times on a page are told by how long ago they were: the script counts, the server sends nothing for it.
+#[tokio::test]
+async fn a_page_does_not_come_again_because_time_passes() {
+    let world = Plan::default().set("limits", "attempts = 1\nbreaker_failures = 0").start().await;
+    let doubtful = format!("{ORG}/single-payment-create");
+    world.sandbox.fault(Fault::once("POST", &doubtful, FaultKind::Reset { effect: true }));
+    world.post(ALL, &doubtful, r#"{"priceId":1}"#).await.expect(502);
+    let (_, mut events) = Events::open(operator(&world), "%2Fdoubts", OPERATOR).await;
+    let first = events.page().await;
+    assert!(first.contains("<time class=\"ago\"") && first.contains("single-payment-create"), "{first}");
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_secs(20));
+        // Neither the page nor anything else but a sign of life.
+        assert_eq!(events.next().await, ": still here");
+    }
+    world.sandbox.fault(Fault::once("POST", &doubtful, FaultKind::Reset { effect: true }));
+    let own = ["idempotency-key: another"];
+    world.send(ALL, "POST", &doubtful, &own, r#"{"priceId":1}"#).await.expect(502);
+    world.clock.advance(Duration::from_secs(3));
+    let next = events.page().await;
+    assert!(next.matches("class=\"doubt\"").count() > first.matches("class=\"doubt\"").count(), "{next}");
+}
+
 #[tokio::test]
 async fn pages_that_are_not_live_are_refused() {
     let world = World::start().await;
-    for page in
-        ["", "%2Fconfig", "%2Fnothing", "http%3A%2F%2Fevil.example%2F", "%2Faudit%3Fexport", "%2Faudit%3Flimit%3D0"]
-    {
+    for page in [
+        "", "%2Fconfig", "%2Fnothing", "%2Fhistory%3Fhours%3D24", "http%3A%2F%2Fevil.example%2F", "%2Faudit%3Fexport",
+        "%2Faudit%3Flimit%3D0",
+    ] {
         let (status, _) = Events::open(operator(&world), page, OPERATOR).await;
         assert_eq!(status, 400, "{page}");
     }
@@ -129,6 +176,46 @@ async fn live_pages_are_bounded_and_shared_among_operators() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("the place is never given back");
+}
+
+/// Of a page that is nearly as large as may be, a few fill what the system keeps for a connection. Who takes nothing of it for
+/// `write_stall` is cut, gives its place back, and has had no more kept for it than those.
+#[tokio::test]
+async fn a_reader_that_stops_is_cut_and_its_place_is_free_again() {
+    let sandbox = sandbox_at("127.0.0.1:0").await;
+    let home =
+        Home::new(&Plan::default().set("limits", "write_stall = \"1s\""), &format!("http://{}", sandbox.address()));
+    let _process = home.serve().await;
+    let long = format!("{ORG}/variables/{}", "n".repeat(4_000));
+    let change = async || send(home.gateway, "DELETE", &long, &with_key(READER, &[]), "").await.expect(403);
+    for _ in 0..ROWS {
+        change().await;
+    }
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let stream = socket.connect(home.operator).await.unwrap();
+    let page = format!("%2Faudit%3Flimit%3D{ROWS}");
+    let (status, mut stopped) = Events::open_over(stream, &page, OPERATOR).await;
+    assert!(status == 200 && stopped.line("retry: ").await.is_some());
+    let mut others = Vec::new();
+    for number in 1..OF_ONE {
+        let (status, events) = Events::open(home.operator, "%2Fcache", OPERATOR).await;
+        assert_eq!(status, 200, "{number}");
+        others.push(events);
+    }
+    assert_eq!(Events::open(home.operator, "%2Fcache", OPERATOR).await.0, 503, "all places are taken");
+    let mut changes = 0;
+    while Events::open(home.operator, "%2Fcache", OPERATOR).await.0 != 200 {
+        assert!(changes < 1_200, "its place is never free again");
+        change().await;
+        changes += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut rest = Vec::new();
+    let mut stream = stopped.0.into_inner();
+    let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut rest)).await;
+    assert!(read.is_ok(), "it is still connected");
+    assert!(rest.len() < KEPT_BYTES_MAX, "{} bytes were kept for it", rest.len());
 }
 
 #[tokio::test]

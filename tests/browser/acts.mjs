@@ -59,9 +59,24 @@ export const ACTS = [
     await page.getByRole('button', { name: 'Purge', exact: true }).click();
     await page.waitForURL((address) => address.searchParams.has('purged'));
   }],
-  ['the key that a browser was told once is enough for live pages', { ...WIDE, key: false }, async (page, origin, demo) => {
+  ['a page that was opened by an address with the key in it is live, and so are those that it leads to', { ...WIDE, key: false }, async (page, origin, demo) => {
     await page.goto(origin.replace('//', `//me:${demo.operator_key}@`));
     await isLive(page);
+    await page.getByRole('link', { name: 'Quota', exact: true }).click();
+    await page.waitForURL((address) => address.pathname === '/quota');
+    await isLive(page);
+  }],
+  ['times go on while a page is seen', WIDE, async (page, origin) => {
+    await page.clock.install();
+    await page.goto(`${origin}/doubts`);
+    await isLive(page);
+    const told = () => page.locator('.doubt time.ago').first().textContent();
+    const minutes = async () => Number((await told()).match(/^(\d+) min ago$/)?.[1] ?? 0);
+    const before = await minutes();
+    await page.clock.fastForward(5 * 60_000);
+    await until('five minutes more', async () => [5, 6].includes((await minutes()) - before));
+    await page.clock.fastForward(3 * 3600_000);
+    await until('hours', async () => (await told()) === '3 h ago');
   }],
   ['a page changes without being loaded again, and what a reader does to it stays', WIDE, async (page, origin, demo) => {
     await page.goto(`${origin}/doubts`);
@@ -91,6 +106,10 @@ export const ACTS = [
   ['charts of the last hour are drawn', WIDE, async (page, origin) => {
     await page.goto(`${origin}/history`);
     await until('six charts', async () => (await page.locator('.chart svg[role=img]').count()) === 6);
+  }],
+  ['each quota is drawn with its limit', WIDE, async (page, origin) => {
+    await page.goto(`${origin}/quota`);
+    await until('a chart of an organization', async () => (await page.locator('#chart-quota-11 .line').count()) >= 4);
   }],
   ['a lost connection is told, and a page that comes back is live again', WIDE, async (page, origin) => {
     await page.route('**/events?*', (route) => route.abort());

@@ -29,11 +29,10 @@ export async function startDemo(binary) {
 
 let runs = 0;
 
-/** Hits, misses, refusals, writes, an answer from an idempotency key, a failing upstream, and writes in doubt. */
-export async function makeTraffic(demo) {
-  const run = ++runs;
+/** Sends a request as a caller of the demo. */
+function sender(demo) {
   const keys = Object.fromEntries(demo.callers.map(({ name, key }) => [name, key]));
-  const send = async (caller, method, path, { body, headers = {}, expect } = {}) => {
+  return async (caller, method, path, { body, headers = {}, expect } = {}) => {
     const response = await fetch(demo.gateway + path, {
       method,
       headers: {
@@ -48,6 +47,26 @@ export async function makeTraffic(demo) {
       throw new Error(`${method} ${path} was answered with ${response.status}, not ${expect}`);
     }
   };
+}
+
+/** Reads for so many rounds of a second, more and fewer of them by turns. */
+export async function makeReads(demo, rounds) {
+  const send = sender(demo);
+  const paths = ['/11', '/12', '/11/usage', '/13', '/12/feature-controls', '/14', '', '/11/variables'];
+  for (let round = 0; round < rounds; round++) {
+    const many = 4 + Math.round(3 * Math.sin(round / 9));
+    for (let number = 0; number < many; number++) {
+      const caller = ['dashboard', 'provisioning', 'nightly-report'][(round + number) % 3];
+      await send(caller, 'GET', `/api/v2/organizations${paths[(round * 3 + number) % paths.length]}`);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
+/** Hits, misses, refusals, writes, an answer from an idempotency key, a failing upstream, and writes in doubt. */
+export async function makeTraffic(demo) {
+  const run = ++runs;
+  const send = sender(demo);
   const fault = async (method, path, kind, times = 1) => {
     const body = JSON.stringify({ method, path, times, kind });
     const response = await fetch(`${demo.sandbox}/sandbox/faults`, { method: 'POST', body });

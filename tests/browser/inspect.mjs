@@ -79,6 +79,10 @@ export function untidyCells() {
     if (/^\d{4}-\d\d-\d\dT\d\d:\d\d\S*$/.test(text)) found.push(`a time is not short: ${text}`);
     if (/^[0-9a-f]{8}-[0-9a-f-]{27}$/.test(text) && !cell.querySelector('a')) found.push(`an id leads nowhere: ${text}`);
   }
+  for (const id of document.querySelectorAll('.id')) {
+    const isWhole = id.dataset.copy && id.querySelector('a')?.getAttribute('href').startsWith('/audit/record?request=');
+    if (!isWhole) found.push(`an id does not lead to its request: ${id.textContent}`);
+  }
   for (const time of document.querySelectorAll('time')) {
     if (!time.dateTime || !time.title) found.push(`a time lacks its whole form: ${time.textContent}`);
   }

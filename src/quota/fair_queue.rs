@@ -180,7 +180,7 @@ impl FairQueue {
     fn decide(&self, now: Moment, request: &SlotRequest<'_>) -> QueueDecision {
         let waiting = self.callers.get(request.caller).map_or(0, |state| state.waiting.len());
         let ahead = self.ahead_of(request.caller, waiting);
-        let due = self.due(now, request.caller, ahead);
+        let due = self.due(now, request.caller, ahead, waiting);
         if self.order.is_empty() && due == SlotsDue::At(now) {
             return QueueDecision::Send;
         }
@@ -236,7 +236,7 @@ impl FairQueue {
             self.order.retain(|name| name != caller);
         }
         self.note_active(now, caller);
-        let due = self.due(now, caller, self.ahead_of(caller, place));
+        let due = self.due(now, caller, self.ahead_of(caller, place), place);
         Some(self.outlook(now, caller, due))
     }
 
@@ -245,7 +245,7 @@ impl FairQueue {
         self.expire(now);
         let place = self.next_in_order()?;
         let caller = self.order.get(place)?.clone();
-        if self.due(now, &caller, 0) != SlotsDue::At(now) {
+        if self.first_due(now, &caller) != SlotsDue::At(now) {
             return None;
         }
         let state = self.callers.get_mut(&caller)?;
@@ -263,7 +263,7 @@ impl FairQueue {
         let caller = self.order.get(self.next_in_order()?)?;
         let changes = now + AGE_STEP_MS - now % AGE_STEP_MS;
         let changes = self.window.next_return().map_or(changes, |returns| returns.min(changes));
-        match self.due(now, caller, 0) {
+        match self.first_due(now, caller) {
             SlotsDue::At(moment) => Some(moment.min(changes)),
             SlotsDue::AfterAnEnd | SlotsDue::Later => Some(changes),
         }
@@ -365,7 +365,7 @@ impl FairQueue {
     fn send(&mut self, now: Moment, caller: &Arc<str>) -> SlotGrant {
         let standing = self.standing(self.spent(caller));
         if standing == ShareStanding::Over {
-            self.pace.take(now, self.slots_to_leave(now, standing).1);
+            self.pace.take(now, self.slots_to_leave_by(now, caller, 0).1);
         }
         let state = self.callers.entry(caller.clone()).or_default();
         state.spent += 1;
@@ -407,10 +407,16 @@ impl FairQueue {
         ranked.min().map(|(_, _, place)| place)
     }
 
-    /// When `caller` may take one more slot after `ahead` others are taken.
-    fn due(&self, now: Moment, caller: &Arc<str>, ahead: u64) -> SlotsDue {
+    /// When the first of its waiting requests may take a slot.
+    fn first_due(&self, now: Moment, caller: &Arc<str>) -> SlotsDue {
+        let waiting = self.callers.get(caller).map_or(0, |state| state.waiting.len());
+        self.due(now, caller, 0, waiting.saturating_sub(1))
+    }
+
+    /// When `caller` may take one more slot after `ahead` others are taken, while `others` of its own requests wait.
+    fn due(&self, now: Moment, caller: &Arc<str>, ahead: u64, others: usize) -> SlotsDue {
         let standing = self.standing(self.spent(caller));
-        let (keep, left) = self.slots_to_leave(now, standing);
+        let (keep, left) = self.slots_to_leave_by(now, caller, others);
         let mut opens = match self.gate.opens(now) {
             SlotsDue::At(moment) => moment,
             closed @ (SlotsDue::AfterAnEnd | SlotsDue::Later) => return closed,

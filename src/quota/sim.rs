@@ -2,6 +2,7 @@
 //! processes that are killed.
 
 mod lone;
+mod small;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -241,7 +242,8 @@ impl Sim {
         let late: Vec<_> =
             self.waiting.iter().filter(|(_, (.., latest))| *latest <= now).map(|(ticket, _)| *ticket).collect();
         for ticket in late {
-            let (caller, ..) = self.waiting.remove(&ticket).unwrap();
+            // Those behind one that gives up may be sent because it does.
+            let Some((caller, ..)) = self.waiting.remove(&ticket) else { continue };
             self.queue.leave(now - self.started, &self.names[caller], ticket);
             self.refused.push((caller, now));
             self.pump(now);

@@ -59,6 +59,19 @@ impl FairQueue {
         asks * (active as u64) < self.limit
     }
 
+    /// What a caller must leave to others, and how many slots per hold they leave to it. `others` of its requests wait besides the one that
+    /// this is about.
+    pub(super) fn slots_to_leave_by(&self, now: Moment, caller: &Arc<str>, others: usize) -> (SlotsToLeave, u64) {
+        let spent = self.spent(caller);
+        let asks = spent + u64::try_from(others).unwrap_or(u64::MAX);
+        let standing = match self.standing(spent) {
+            // It wants no more than its share, so it is not held up for newcomers, who may never come.
+            ShareStanding::Fair if asks * self.caller_counts().0 < self.limit => ShareStanding::Below,
+            standing => standing,
+        };
+        self.slots_to_leave(now, standing)
+    }
+
     pub(super) fn standing(&self, spent: u64) -> ShareStanding {
         let (active, with_newcomers) = self.caller_counts();
         if spent * with_newcomers < self.limit {
@@ -72,7 +85,7 @@ impl FairQueue {
 
     /// What a caller with this standing must leave to those with a better one, and how many slots per hold they leave
     /// to it.
-    pub(super) fn slots_to_leave(&self, now: Moment, standing: ShareStanding) -> (SlotsToLeave, u64) {
+    fn slots_to_leave(&self, now: Moment, standing: ShareStanding) -> (SlotsToLeave, u64) {
         if standing == ShareStanding::Below {
             return (SlotsToLeave::default(), self.limit);
         }
@@ -112,8 +125,9 @@ impl FairQueue {
 
     /// Number of free slots that the caller with the most slots cannot have now.
     pub(in super::super) fn kept(&self, now: Moment) -> u32 {
-        let most = self.callers.values().map(|state| state.spent).max().unwrap_or(0);
-        let (keep, _) = self.slots_to_leave(now, self.standing(most));
+        let most = self.callers.iter().max_by_key(|(_, state)| state.spent);
+        let keep =
+            most.map(|(name, state)| self.slots_to_leave_by(now, name, state.waiting.len()).0).unwrap_or_default();
         let free = self.limit.saturating_sub(self.window.used());
         let (mut takeable, mut too_many) = (0, free + 1);
         while takeable + 1 < too_many {

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use super::operator_keys::{self, OperatorKey};
 use super::otlp::{ENDPOINT, OtlpEndpoint, SERVICE, SHARE, SampledShare};
-use super::units::{
-    self, ACCOUNT, DURATION, DURATION_OR_OFF, HOST, LISTEN, PATH, QUOTA, SOCKET_MODE, URL, VARIABLE, size,
-};
+use super::units::{self, ACCOUNT, DURATION, DURATION_OR_OFF, HOST, PATH, QUOTA, SOCKET_MODE, URL, VARIABLE, size};
 use super::{BaseUrl, Listen, QuotaSetting, SecretSource, SocketAccess, TlsFiles};
 use crate::toml_reader::{FLAG, Table, ValueKind, WithSpan, number};
 
@@ -35,7 +33,7 @@ section! {
     /// `[gateway]`.
     GatewayConfig(t, base) {
         /// The addresses to listen on.
-        listen: Vec<Listen> = listen(t, "127.0.0.1:8080", base);
+        listen: Vec<Listen> = listen::<8080>(t, "127.0.0.1:8080", base);
         /// If set, the door serves HTTP/1.1 and HTTP/2 over TLS; otherwise plain HTTP/1.1.
         tls: Option<TlsFiles> = t.optional_table("tls", |t| tls(t, base, false)).flatten();
         /// The hosts that requests may name, besides the door's own addresses and `localhost`. If empty, any host will
@@ -50,7 +48,7 @@ section! {
     /// `[operator]`.
     OperatorConfig(t, base) {
         /// The addresses to listen on.
-        listen: Vec<Listen> = listen(t, "127.0.0.1:8081", base);
+        listen: Vec<Listen> = listen::<8081>(t, "127.0.0.1:8081", base);
         /// If set, the door serves HTTP/1.1 and HTTP/2 over TLS; with `client_ca`, only to clients with a certificate.
         tls: Option<TlsFiles> = t.optional_table("tls", |t| tls(t, base, true)).flatten();
         /// Where the key of the operator without a name is; `None` if only `keys` has operators.
@@ -69,8 +67,8 @@ section! {
     MetricsConfig(t, base) {
         /// The addresses to listen on; none: there is no such door.
         listen: Vec<Listen> = match t.has("listen") {
-            true => listen(t, "127.0.0.1:9464", base),
-            false => t.optional("listen", LISTEN).into_iter().collect(),
+            true => listen::<9464>(t, "127.0.0.1:9464", base),
+            false => t.optional("listen", units::listen::<9464>()).into_iter().collect(),
         };
     }
 }
@@ -361,9 +359,10 @@ const fn count<T: TryFrom<u64>>() -> ValueKind<T> {
     units::count::<T, 1_000_000_000>()
 }
 
-fn listen(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
+/// The addresses of a door, and the port that is suggested where one is missing.
+fn listen<const PORT: u16>(t: &Table<'_>, default: &'static str, base: &Path) -> Vec<Listen> {
     let mut seen: Vec<Listen> = Vec::new();
-    for WithSpan { value, place } in t.one_or_more("listen", default, LISTEN) {
+    for WithSpan { value, place } in t.one_or_more("listen", default, units::listen::<PORT>()) {
         let value = match value {
             Listen::Unix(path) => Listen::Unix(base.join(path)),
             Listen::Tcp(address) => Listen::Tcp(address),

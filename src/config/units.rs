@@ -125,12 +125,15 @@ pub(super) const QUOTA: ValueKind<QuotaSetting> = ValueKind::text("a quota", "\"
     }
 });
 
-pub(super) const LISTEN: ValueKind<Listen> = ValueKind::text("an address", "\"127.0.0.1:8080\"", listen);
+/// An address to listen on; `PORT` is suggested where a port is missing.
+pub(super) const fn listen<const PORT: u16>() -> ValueKind<Listen> {
+    ValueKind::text("an address", "\"127.0.0.1:8080\"", parse_listen::<PORT>)
+}
 
 /// The path of a Unix socket must fit into `sockaddr_un`.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-fn listen(text: &str) -> Result<Listen, InvalidValue> {
+fn parse_listen<const PORT: u16>(text: &str) -> Result<Listen, InvalidValue> {
     if let Some(path) = text.strip_prefix("unix:") {
         return match path.len() {
             0 => Err(InvalidValue::new("unix: has no path", "write \"unix:/run/makegate.sock\"")),
@@ -143,8 +146,8 @@ fn listen(text: &str) -> Result<Listen, InvalidValue> {
     }
     let port = text.rsplit_once(':').map_or(text, |(_, port)| port);
     let help = match text.rsplit_once(':') {
-        _ if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) => format!("write \"[{text}]:8080\", with a port"),
-        _ if text.parse::<IpAddr>().is_ok() => format!("write \"{text}:8080\", with a port"),
+        _ if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) => format!("write \"[{text}]:{PORT}\", with a port"),
+        _ if text.parse::<IpAddr>().is_ok() => format!("write \"{text}:{PORT}\", with a port"),
         _ if text.starts_with('/') => format!("write \"unix:{text}\" for a socket"),
         None | Some(("" | "localhost", _)) if port.parse::<u16>().is_ok() => {
             format!("write \"127.0.0.1:{port}\" for this machine only, \"0.0.0.0:{port}\" for all addresses")
@@ -423,8 +426,8 @@ mod tests {
 
     #[test]
     fn an_address_is_ip_and_port_or_a_socket() {
-        assert_eq!(listen("[::1]:80").unwrap(), Listen::Tcp("[::1]:80".parse().unwrap()));
-        assert_eq!(listen("unix:/run/m.sock").unwrap(), Listen::Unix("/run/m.sock".into()));
-        assert!(listen(&format!("unix:/{}", "x".repeat(107))).is_err());
+        assert_eq!(parse_listen::<8080>("[::1]:80").unwrap(), Listen::Tcp("[::1]:80".parse().unwrap()));
+        assert_eq!(parse_listen::<8080>("unix:/run/m.sock").unwrap(), Listen::Unix("/run/m.sock".into()));
+        assert!(parse_listen::<8080>(&format!("unix:/{}", "x".repeat(107))).is_err());
     }
 }

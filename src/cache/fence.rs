@@ -10,6 +10,7 @@
 //! so they agree on one order with the sockets in between.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ const TAGS_MAX: usize = 100_000;
 const SWEEP_MIN: usize = 1_024;
 /// Maximum number of open windows that one fence tells apart. Beyond it, windows that end close together are merged.
 const WINDOWS_MAX: usize = 64;
+/// Fences that keys share by their hashes.
+const KEY_FENCES: usize = 1_024;
 /// The generation of a fence that the map has given up: nothing behind it ever becomes usable again.
 const ORPHANED: u64 = u64::MAX;
 
@@ -151,6 +154,29 @@ pub(super) struct Fences {
     global: Arc<Fence>,
     /// Held for the whole of a raise, so that no window is opened on a fence that the map is giving up.
     tags: Mutex<FenceTable>,
+    keys: KeyFences,
+}
+
+/// Fences for single keys, which hold up only fetches under way: the entry itself is dropped. Keys whose hashes are alike share one, which
+/// may cost the other a second fetch, so there are a fixed number of fences and never one to forget.
+#[derive(Debug)]
+struct KeyFences {
+    hasher: RandomState,
+    /// The newest generation of all: what is at least as young needs no further look.
+    newest: AtomicU64,
+    generations: Box<[AtomicU64]>,
+}
+
+impl KeyFences {
+    fn new() -> Self {
+        let generations = (0..KEY_FENCES).map(|_| AtomicU64::new(0)).collect();
+        Self { hasher: RandomState::new(), newest: AtomicU64::new(0), generations }
+    }
+
+    fn of(&self, key: &str) -> Option<&AtomicU64> {
+        let place = self.hasher.hash_one(key) % KEY_FENCES as u64;
+        self.generations.get(usize::try_from(place).unwrap_or(0))
+    }
 }
 
 #[derive(Debug)]
@@ -167,7 +193,7 @@ impl Fences {
 
     fn with_tags_max(tags_max: usize) -> Self {
         let tags = FenceTable { fences: HashMap::new(), tags_max, sweep_at: SWEEP_MIN.min(tags_max) };
-        Self { counter: AtomicU64::new(0), global: Fence::new(""), tags: Mutex::new(tags) }
+        Self { counter: AtomicU64::new(0), global: Fence::new(""), tags: Mutex::new(tags), keys: KeyFences::new() }
     }
 
     /// The fences of an answer with these tags.
@@ -203,6 +229,22 @@ impl Fences {
         for fence in raised {
             fence.generation.fetch_max(generation, SeqCst);
         }
+    }
+
+    /// Raises the fence of one key. When it returns, no fetch that was sent before may fill its place.
+    pub(super) fn raise_key(&self, key: &str) {
+        let generation = self.counter.fetch_add(1, SeqCst) + 1;
+        if let Some(fence) = self.keys.of(key) {
+            fence.fetch_max(generation, SeqCst);
+        }
+        // Last: whoever sees it sees the key's own fence, too.
+        self.keys.newest.fetch_max(generation, SeqCst);
+    }
+
+    /// Whether what was fetched with this stamp is behind the fence of its key.
+    pub(super) fn is_key_fenced(&self, key: &str, stamp: &FetchStamp) -> bool {
+        stamp.generation < self.keys.newest.load(SeqCst)
+            && self.keys.of(key).is_some_and(|fence| stamp.generation < fence.load(SeqCst))
     }
 
     /// Drops fences with nothing behind them and no open windows. If that is not enough, gives up all of them: what

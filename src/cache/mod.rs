@@ -177,12 +177,15 @@ impl Cache {
         }
     }
 
-    /// Inserts an entry, unless it is too large, unusable, or older than the present one.
+    /// Inserts an entry, unless it is too large, unusable, purged meanwhile, or older than the present one.
     fn put(&self, key: Arc<str>, entry: &Arc<Entry>, now: Instant) -> bool {
         if u64::from(entry.weight()) > self.capacity_bytes / CAPACITY_SHARE || !entry.is_usable(now) {
             return false;
         }
         let _one_at_a_time = lock(&self.storing);
+        if self.fences.is_key_fenced(&key, entry.stamp()) {
+            return false;
+        }
         let held = self.entries.get(&*key);
         if held.is_some_and(|held| held.stamp().at() > entry.stamp().at() && held.is_usable(now)) {
             return false;
@@ -200,6 +203,19 @@ impl Cache {
     /// Drops the entries with this tag and returns their number.
     pub fn purge(&self, tag: &str) -> usize {
         self.purge_where(&[tag], |entry| entry.stamp().fence_set().tags().any(|held| **held == *tag))
+    }
+
+    /// Drops the entry under this key. As after the purge of a tag, no fetch that was sent before fills its place or is joined.
+    pub fn purge_entry(&self, key: &str) {
+        let _one_at_a_time = lock(&self.storing);
+        self.fences.raise_key(key);
+        self.entries.invalidate(key);
+    }
+
+    /// Whether this entry was purged as the one under this key, though a read may still hold it.
+    #[must_use]
+    pub fn is_purged(&self, key: &str, entry: &Entry) -> bool {
+        self.fences.is_key_fenced(key, entry.stamp())
     }
 
     /// Drops everything (after a purge, or for a new token or upstream) and returns the number of entries.

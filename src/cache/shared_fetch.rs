@@ -80,10 +80,14 @@ impl FetchHandle {
 
 impl FetchState {
     /// Whether a reader who arrives now may wait for this fetch. One not sent yet will see everything settled by now.
-    fn is_joinable(&self, join_request: &JoinRequest<'_>, now: Instant) -> bool {
+    fn is_joinable(&self, key: &str, join_request: &JoinRequest<'_>, now: Instant) -> bool {
         match self.stamp.get() {
             None => !join_request.ready,
-            Some(stamp) => stamp.is_usable(now) && join_request.since.is_none_or(|since| stamp.at() >= since),
+            Some(stamp) => {
+                stamp.is_usable(now)
+                    && !self.fences.is_key_fenced(key, stamp)
+                    && join_request.since.is_none_or(|since| stamp.at() >= since)
+            }
         }
     }
 }
@@ -150,7 +154,7 @@ impl<T: Clone + Send + Sync + 'static> SharedFetches<T> {
         let (now, group) = (self.clock.now(), join_request.group);
         let mut table = lock(&self.table);
         if let Some(shared) = table.group(group).get(&**key)
-            && shared.state.is_joinable(join_request, now)
+            && shared.state.is_joinable(key, join_request, now)
         {
             return Some(FetchWaiter::new(shared, true));
         }

@@ -320,6 +320,28 @@ fn a_purge_counts_and_drops_what_carries_the_tag() {
     assert_eq!(cache.count_by_tag().0.entries, 0);
 }
 
+#[test]
+fn the_purge_of_an_entry_drops_it_and_holds_up_only_fetches_of_its_key() {
+    let (cache, clock) = cache();
+    for key in ["k", "other"] {
+        fill(&cache, key, &["a"]).unwrap();
+    }
+    let held = cache.entries.get("k").unwrap();
+    let send = || cache.fetch_handle(cache.fence_set(&["a"])).mark_sent();
+    let arrive = |key: &str, stamp| cache.store(new_entry(key, Bytes::from_static(b"{}"), stamp)).is_some();
+    let under_way = send();
+    // A newer entry than the one that was looked at goes, too.
+    fill(&cache, "k", &["a"]).unwrap();
+    cache.purge_entry("k");
+    assert_eq!([told(&cache, &clock, "k", ""), told(&cache, &clock, "other", "")], ["miss", "hit 299"]);
+    assert!(cache.is_purged("k", &held), "nor does it stand in when Make fails");
+    assert!(!arrive("k", under_way.clone()), "it was fetched before the purge");
+    let others = (0..200).filter(|number| arrive(&number.to_string(), under_way.clone())).count();
+    assert!(others >= 190, "keys share fences by their hashes, but {others} of 200 is too few");
+    assert!(arrive("k", send()), "a purge opens no window");
+    assert_eq!(told(&cache, &clock, "k", ""), "hit 299");
+}
+
 /// Promise 3 between real threads: whoever comes after the answer to write n finds nothing older than n.
 #[test]
 fn threads_that_read_and_write_agree_on_what_is_old() {

@@ -257,13 +257,20 @@ fn a_runtime_that_goes_down_is_an_error_not_a_hang() {
 }
 
 /// Promise 3: what was sent before a write was settled is not joined afterwards, and its end does not affect the
-/// newer fetch.
+/// newer fetch. A purge, of whatever kind, does the same.
 #[tokio::test]
 async fn a_fenced_fetch_is_replaced_not_joined() {
+    a_fetch_is_replaced_after(|cache| cache.raise(&["a"], Invalidation::Purge)).await;
+    a_fetch_is_replaced_after(|cache| assert_eq!(cache.purge("a"), 0)).await;
+    a_fetch_is_replaced_after(|cache| assert_eq!(cache.purge_all(), 0)).await;
+    a_fetch_is_replaced_after(|cache| cache.purge_entry("k")).await;
+}
+
+async fn a_fetch_is_replaced_after(purge: impl FnOnce(&Cache)) {
     let ((upstream, shared_fetches, clock), tasks) = (Upstream::new(), Tasks::new());
     let before = upstream.join(&shared_fetches, &tasks, "k");
     upstream.let_go(2).await;
-    upstream.cache.raise(&["a"], Invalidation::Purge);
+    purge(&upstream.cache);
     let after = upstream.join(&shared_fetches, &tasks, "k");
     assert!(!after.collapsed());
     settle().await;

@@ -362,7 +362,9 @@ fn is_failure(status: StatusCode) -> bool {
 
 /// The stale answer that stands in for a failure, if there is one.
 fn stale_reply(gateway: &Gateway, plan: &FetchPlan, failed: Result<&Reply, ForwardFacts>) -> Option<Reply> {
-    let entry = plan.fallback.clone().filter(|entry| entry.is_usable(gateway.clock.now()))?;
+    let is_good =
+        |entry: &Arc<Entry>| entry.is_usable(gateway.clock.now()) && !gateway.cache.is_purged(&plan.key, entry);
+    let entry = plan.fallback.clone().filter(is_good)?;
     let status = failed.ok().map(|failed| failed.body.status());
     Some(Reply {
         cache: Some(CacheStatus::Forward { why: plan.why, status, stored: false, collapsed: false }),

@@ -97,7 +97,7 @@ pub(in crate::operator) async fn purge(
     })
 }
 
-/// Drops one entry. A fetch that is under way may fill its place again.
+/// Drops one entry.
 async fn purge_entry(
     state: &Arc<OperatorState>,
     peer: &PeerConnection,
@@ -110,7 +110,7 @@ async fn purge_entry(
     let found = state.walk(move |state| cached_entry(state, &wanted)).await?;
     let purged = u8::from(found.is_some());
     if let Some((key, entry)) = found {
-        state.gateway.cache.drop_entry(&key, &entry);
+        state.gateway.cache.purge_entry(&key);
         let what = format!("purged the entry of {}: 1 entry", &*recorded::path(&state.gateway.log, &entry.path));
         room.fill(state.record(operator, peer, "purge", &what));
     }

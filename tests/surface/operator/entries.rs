@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use makegate::sandbox::{Fault, FaultKind};
 use serde_json::{Value, json};
 
 use crate::support::hostile::{Origin, Step};
@@ -62,6 +63,36 @@ async fn each_entry_tells_who_filled_it_and_is_purged_alone() {
     ask(&world, "POST", "/cache/purge", "content-type: application/json\r\n", &both).await.expect(400);
     for bad in ["page=0", "page=x", "nope=1"] {
         ask(&world, "GET", &format!("/cache/entries?{bad}"), "", "").await.expect(400);
+    }
+}
+
+/// Whatever is purged: a read that is under way fills nothing with what Make answered before.
+#[tokio::test]
+async fn a_read_under_way_at_a_purge_fills_nothing() {
+    let world = World::start().await;
+    for purge in
+        [|_: &Value| json!({"tag": "org:11"}), |_: &Value| json!({"all": true}), |id: &Value| json!({"entry": id})]
+    {
+        world.get(ALL, ORG).await.expect(200);
+        world.clock.advance(Duration::from_secs(2));
+        let body = purge(&json_of(&world, "/cache/entries.json?tag=org:11").await["entries"][0]["id"]);
+        let before = world.received("GET", ORG);
+        // The simulated Make handles this read at once, but its answer arrives slowly.
+        world.sandbox.fault(Fault::once("GET", ORG, FaultKind::Drip { bytes: 20, every_ms: 25 }));
+        let slow = world.get_with(ALL, ORG, &["cache-control: no-cache"]);
+        let meanwhile = async {
+            while world.received("GET", ORG) == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let headers = "content-type: application/json\r\n";
+            let purged = ask(&world, "POST", "/cache/purge", headers, &body.to_string()).await.expect(200);
+            assert_eq!(purged.json(), json!({"purged": 1}), "{body}");
+        };
+        let (slow, ()) = tokio::join!(slow, meanwhile);
+        slow.expect(200);
+        assert_eq!(json_of(&world, "/cache/entries.json?tag=org:11").await["total"], 0, "{body}");
+        let next = world.get(ALL, ORG).await.expect(200);
+        assert!(next.header("cache-status").unwrap().contains("fwd=miss"), "{body}: {next:?}");
     }
 }
 

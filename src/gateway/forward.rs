@@ -235,6 +235,7 @@ pub(crate) async fn forward(
             continue; // this upstream got nothing, so the one in its place may get it
         };
         facts.attempts += 1;
+        facts.unsent += u32::from(gives_slot_back(&ending));
         request.note_facts(facts);
         // An attempt cut short because of earlier waits proves nothing about the upstream.
         silent |= ending.breaker_report() == BreakerReport::Silent && time >= request.attempt_time_max() / 2;
@@ -328,17 +329,22 @@ impl<'a> AttemptContext<'a> {
     }
 }
 
+/// Whether the upstream got nothing of an attempt that ended so, and it counts against no quota.
+fn gives_slot_back(ending: &Ending) -> bool {
+    matches!(ending, Ending::NotSent(_) | Ending::NoRoom { status: None, .. })
+}
+
 /// Reports an attempt to the quota and the metrics.
 pub(crate) async fn report_attempt(gateway: &Gateway, about: &AttemptContext<'_>, slot: Option<Slot>, ending: &Ending) {
     let now = gateway.clock.now();
     gateway.metrics.attempt(&about.row.id, ending, (now.saturating_duration_since(about.began), now));
     // The slot is held until its 429 has closed the bucket: a slot released earlier would count as proof that the upstream accepts more.
-    let held = match (ending, slot) {
-        (Ending::NotSent(_) | Ending::NoRoom { status: None, .. }, Some(slot)) => {
+    let held = match slot {
+        Some(slot) if gives_slot_back(ending) => {
             slot.release_unsent();
             None
         }
-        (_, slot) => slot,
+        slot => slot,
     };
     let Ending::Answered(answered) = ending else {
         if matches!(ending, Ending::Leaked { .. }) {

@@ -380,6 +380,7 @@ fn joined(values: GetAll<'_, HeaderValue>) -> Option<HeaderValue> {
 /// Copies the facts into a record.
 pub(crate) fn fill_facts(record: &mut Record<'static>, facts: &ForwardFacts) {
     record.attempts = (facts.attempts > 0).then_some(facts.attempts);
+    record.spent = (facts.unsent > 0).then(|| facts.attempts.saturating_sub(facts.unsent));
     record.upstream_status = facts.upstream_status.map(|status| status.as_u16());
     record.quota_wait_us = (facts.attempts > 0).then(|| micros(facts.quota_wait));
 }

@@ -62,6 +62,8 @@ const KEPT_ON_304: [HeaderName; 3] = [header::DATE, header::ETAG, header::VARY];
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ForwardFacts {
     pub(crate) attempts: u32,
+    /// Of these, those that gave their slot of quota back, because Make got nothing.
+    pub(crate) unsent: u32,
     pub(crate) upstream_status: Option<StatusCode>,
     pub(crate) quota_wait: Duration,
 }

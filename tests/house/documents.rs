@@ -91,6 +91,13 @@ fn the_page_of_the_configuration_is_the_sample() {
 }
 
 #[test]
+fn the_page_of_records_has_a_row_for_each_field() {
+    let page = read("docs/records.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    assert_eq!(rows.map(|(name, _)| name).collect::<Vec<_>>(), makegate::audit::COLUMNS);
+}
+
+#[test]
 fn the_readme_is_short() {
     assert!(read("README.md").lines().count() <= README_LINES_MAX);
 }
@@ -98,7 +105,8 @@ fn the_readme_is_short() {
 /// Blocks of TOML on one page may build on each other; one that shows only a part of a table begins with its key.
 #[test]
 fn the_configurations_of_the_documents_are_ones() {
-    for page in ["docs/getting-started.md", "docs/operators.md", "docs/recipes.md"] {
+    let clients = ["docs/clients/README.md", "docs/clients/mcp.md", "docs/clients/vscode.md"];
+    for page in ["docs/getting-started.md", "docs/operators.md", "docs/recipes.md"].into_iter().chain(clients) {
         let page_text = read(page);
         let blocks = page_text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
         for block in blocks {

@@ -42,7 +42,8 @@ pub(crate) const OTHERS: i64 = -2;
 
 /// The refusals for want of quota.
 const NO_QUOTA: [&str; 2] = ["MG171", "MG172"];
-/// The refusal of a read that never reached Make: its attempts gave their slots back.
+/// The refusal of a request whose last attempt never reached Make. Records without `spent` that have it are of a version
+/// that did not write `spent`: it took the attempts before that one for unsent, too.
 const UNREACHABLE: &str = "MG201";
 
 /// What is counted apart. No caller: those that share a row, because their hour has too many.
@@ -130,11 +131,15 @@ pub(crate) fn count(counts: &mut LedgerCounts, record: &Record<'_>, line: Option
 fn sums_of(record: &Record<'_>) -> LedgerSums {
     let attempts = record.attempts.map_or(0, i64::from);
     let refusal = record.refusal.as_deref();
-    let was_unsent = record.outcome == Some(Outcome::NotSent) || refusal == Some(UNREACHABLE);
+    let spent = match record.spent {
+        Some(spent) => i64::from(spent),
+        None if record.outcome == Some(Outcome::NotSent) || refusal == Some(UNREACHABLE) => 0,
+        None => attempts,
+    };
     let is_from_memory = matches!(record.answer, Some(Answer::Hit | Answer::Stale | Answer::Miss));
     LedgerSums {
         requests: 1,
-        spent: if was_unsent { 0 } else { attempts },
+        spent,
         saved: i64::from(is_from_memory && attempts == 0),
         waited_us: record.quota_wait_us.map_or(0, |wait| i64::try_from(wait).unwrap_or(i64::MAX)),
         refused: i64::from(record.answer == Some(Answer::Refused)),

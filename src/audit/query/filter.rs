@@ -34,7 +34,7 @@ const fn filter(name: &'static str, value: &'static str, help: &'static str) -> 
 }
 
 /// Every filter by a field.
-pub const FIELD_FILTERS: [FilterName; 26] = [
+pub const FIELD_FILTERS: [FilterName; 27] = [
     filter("caller", "NAME", "Only records of this caller"),
     filter("operation", "ID", "Only records of this operation, such as organizations.get"),
     filter("organization", "ID", "Only records of this organization"),
@@ -59,6 +59,7 @@ pub const FIELD_FILTERS: [FilterName; 26] = [
     filter("path", "PREFIX", "Only records of requests whose path begins so"),
     filter("filled_by", "ID", "Only records of answers from the entry that this request's fetch filled"),
     filter("attempts", "N", "Only records of requests that were sent upstream so many times"),
+    filter("spent", "N", "Only records of requests of whose attempts not all but so many took a slot of quota"),
     filter("upstream_status", "STATUS", "Only records with this last status of Make: 404, or 4xx"),
     filter("trace", "ID", "Only records with this traceparent, or with this trace id in it"),
     filter("min_duration", "TIME", "Only records of requests that took at least this long: 250ms, 2s"),

@@ -70,6 +70,7 @@ impl OtherFilter {
                 ("duration_us", Wanted::AtLeast(u64::try_from(least.as_micros()).unwrap_or(u64::MAX)))
             }
             "attempts" => ("attempts", Wanted::Number(number(value, "a whole number")?)),
+            "spent" => ("spent", Wanted::Number(number(value, "a whole number")?)),
             "duration_us" => ("duration_us", Wanted::Number(number(value, "a whole number of microseconds")?)),
             "quota_wait_us" => ("quota_wait_us", Wanted::Number(number(value, "a whole number of microseconds")?)),
             "bytes" => ("bytes", Wanted::Number(number(value, "a whole number of bytes")?)),

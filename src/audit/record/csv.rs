@@ -5,11 +5,11 @@ use serde_json::{Map, Value};
 use crate::ids::escape_invisible_in_lines;
 
 /// The columns: every field of a record, in the order of the documentation.
-pub const COLUMNS: [&str; 36] = [
+pub const COLUMNS: [&str; 37] = [
     "seq", "time", "kind", "intent", "request", "caller", "key", "credential", "operator", "peer", "operation",
     "organization", "method", "path", "query", "fields", "status", "answer", "refusal", "filled_by", "attempts",
-    "upstream_status", "outcome", "quota_wait_us", "duration_us", "bytes", "trace", "event", "detail", "fingerprint",
-    "idempotency", "marks", "count", "codes", "first", "last",
+    "spent", "upstream_status", "outcome", "quota_wait_us", "duration_us", "bytes", "trace", "event", "detail",
+    "fingerprint", "idempotency", "marks", "count", "codes", "first", "last",
 ];
 
 /// The header row, without its line ending.
@@ -54,7 +54,7 @@ mod tests {
         let row = csv(line);
         assert_eq!(
             row,
-            r#"7,,,,,'=cmd|' /C calc'!A0,,,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,"say ""hi""
+            r#"7,,,,,'=cmd|' /C calc'!A0,,,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,,"say ""hi""
 there",,,,,,,"#
         );
         for text in ["+1", "-1", "@x", "\tx"] {

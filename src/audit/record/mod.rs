@@ -174,6 +174,9 @@ pub struct Record<'l> {
     /// Number of requests sent upstream for this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,
+    /// Number of these that took a slot of the quota, if not all did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spent: Option<u32>,
     /// The last status from upstream.
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub upstream_status: Option<u16>,

@@ -1,12 +1,15 @@
 //! The quota ledger against the records that it is counted from, and against what Make received.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use makegate::sandbox::{Fault, FaultKind};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
-use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, READER, Reply, TOO, VARIABLES, World, send};
+use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, READER, Reply, TOO, VARIABLES, World, send, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SUMS: [&str; 6] = ["requests", "spent", "saved", "waited_us", "refused", "out_of_quota"];
@@ -37,11 +40,10 @@ fn naive(records: &[Value]) -> Sums {
         let row = sums.entry([hour, text("caller"), text("operation"), organization]).or_default();
         let number = |name: &str| record[name].as_u64().unwrap_or_default();
         let attempts = number("attempts");
-        let was_unsent = text("outcome") == "not-sent" || text("refusal") == "MG201";
         let is_from_memory = ["hit", "stale", "miss"].contains(&&*text("answer")) && attempts == 0;
         let counted = number("count");
         row[0] += if kind == "refusals" { counted } else { 1 };
-        row[1] += if was_unsent { 0 } else { attempts };
+        row[1] += record["spent"].as_u64().unwrap_or(attempts);
         row[2] += u64::from(is_from_memory);
         row[3] += number("quota_wait_us");
         row[4] += if kind == "refusals" { counted } else { u64::from(text("answer") == "refused") };
@@ -194,5 +196,62 @@ async fn waiting_for_quota_and_going_without_are_in_the_ledger() {
     assert!(refused > 0);
     let page = ledger(&world, "by=caller").await;
     assert_eq!(page["rows"][0]["out_of_quota"], refused, "{page}");
+    assert_eq!(told(&ledger(&world, EVERYTHING).await), naive(&world.records().await));
+}
+
+/// An upstream that answers one request so and then, like one that restarts, refuses connections; what it received.
+async fn answers_once(listener: TcpListener, status: &str) -> u64 {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    drop(listener);
+    let mut head = [0; 4096];
+    assert!(stream.read(&mut head).await.unwrap() > 0);
+    let answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    1
+}
+
+/// A world whose upstream is at this address; a request has so many attempts.
+async fn world_at(port: SocketAddr, attempts: u32) -> World {
+    let limits = format!("attempts = {attempts}\nretry_percent = 100\nretry_floor = 100\nbreaker_failures = 0");
+    Plan::default().upstream(format!("http://{port}")).set("limits", &limits).start().await
+}
+
+async fn spent_by_all(world: &World) -> u64 {
+    ledger(world, "by=caller").await["total"]["spent"].as_u64().unwrap()
+}
+
+/// Only attempts that reached Make count, whichever of a request's attempts these are.
+#[tokio::test]
+async fn attempts_after_the_first_that_reach_nobody_spend_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let world = world_at(listener.local_addr().unwrap(), 3).await;
+    let (answer, received) = tokio::join!(world.get(ALL, ORG), answers_once(listener, "503 Service Unavailable"));
+    answer.refused(502, "MG201");
+    let record = world.last_record().await;
+    assert_eq!((&record["attempts"], &record["spent"]), (&json!(3), &json!(1)), "{record}");
+    assert_eq!(spent_by_all(&world).await, received);
+    world.get(ALL, VARIABLES).await.refused(502, "MG201");
+    assert_eq!(world.last_record().await["spent"], 0);
+    assert_eq!(spent_by_all(&world).await, received);
+    assert_eq!(ask(&world, "/audit.json?spent=1", "").await.json()["records"].as_array().unwrap().len(), 1);
+    assert_eq!(told(&ledger(&world, EVERYTHING).await), naive(&world.records().await));
+}
+
+#[tokio::test]
+async fn attempts_before_the_last_that_reach_nobody_spend_nothing() {
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let world = world_at(port, 50).await;
+    let attempts = || world.service.gateway().metrics.attempts().map(|(_, count)| count).sum::<u64>();
+    let later = async {
+        until(|| attempts() > 0).await;
+        answers_once(TcpListener::bind(port).await.unwrap(), "200 OK").await
+    };
+    let (answer, received) = tokio::join!(world.get(ALL, ORG), later);
+    answer.expect(200);
+    let record = world.last_record().await;
+    assert!(record["spent"] == 1 && record["attempts"].as_u64() > Some(1), "{record}");
+    assert_eq!(spent_by_all(&world).await, received);
     assert_eq!(told(&ledger(&world, EVERYTHING).await), naive(&world.records().await));
 }

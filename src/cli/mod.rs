@@ -26,6 +26,7 @@ mod output;
 mod process;
 mod record_printer;
 mod record_source;
+mod record_story;
 mod record_table;
 mod sandbox;
 mod serve;

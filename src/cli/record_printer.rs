@@ -8,7 +8,6 @@ use serde_json::value::RawValue;
 
 use super::failure::CommandFailure;
 use super::new_file::NewFile;
-use super::output::Format;
 use super::process::ColorChoice;
 use super::record_table::{RecordTable, TableView, wide_header, wide_record};
 use crate::audit::{csv, csv_header};
@@ -24,16 +23,6 @@ pub(super) enum RecordFormat {
     Json,
     /// Comma-separated values with a header (RFC 4180).
     Csv,
-}
-
-impl From<Format> for RecordFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Table => Self::Table,
-            Format::Json => Self::Json,
-            Format::Csv => Self::Csv,
-        }
-    }
 }
 
 /// How a record becomes a line.

@@ -61,12 +61,12 @@ const WIDE: [(&str, usize); 11] = [
 
 type Members = Map<String, Value>;
 
-/// How a table is shown to whoever reads it.
+/// How a table, or a story, is shown to whoever reads it.
 pub(super) struct TableView {
-    width: usize,
-    has_colors: bool,
+    pub(super) width: usize,
+    pub(super) has_colors: bool,
     /// If set, times are told as how long before this they were.
-    now: Option<Timestamp>,
+    pub(super) now: Option<Timestamp>,
 }
 
 impl TableView {
@@ -254,7 +254,7 @@ fn time(written: &str, now: Option<Timestamp>) -> String {
 }
 
 /// `None`: so long ago that the date says more.
-fn ago(time: SignedDuration) -> Option<String> {
+pub(super) fn ago(time: SignedDuration) -> Option<String> {
     match time.as_secs() {
         ..=0 => Some("now".to_owned()),
         seconds @ 1..60 => Some(format!("{seconds}s ago")),

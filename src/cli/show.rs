@@ -1,22 +1,25 @@
-//! `makegate audit show`: one request's records, whole.
+//! `makegate audit show`: what became of one request.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 
 use super::failure::CommandFailure;
 use super::filter_options::FilterPairs;
-use super::output::{self, Format};
+use super::output;
 use super::process::ColorChoice;
-use super::record_printer::RecordPrinter;
+use super::record_printer::{RecordFormat, RecordPrinter};
 use super::record_source::page_of;
+use super::record_story;
+use super::record_table::TableView;
 use super::source::{DataSource, SourceOptions};
 use crate::audit::COLUMNS;
 use crate::ids::RequestId;
 use crate::operator::json_cell;
 
-/// Shows the records of one request with all their fields, oldest first.
+/// Tells what became of one request: who asked for what, what went to Make, how it ended, and who settled it.
 ///
-/// REQUEST is the X-Request-Id of the answer; SEQ, the number of one of its records, will do, too.
+/// REQUEST is the X-Request-Id of the answer; SEQ, the number of one of its records, will do, too. `-o table` shows all
+/// fields of its records, oldest first.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -28,9 +31,21 @@ pub(super) struct ShowCommand {
     wanted: String,
     #[command(flatten)]
     source_options: SourceOptions,
-    /// table (a field a line), json (one object per line) or csv.
-    #[arg(short = 'o', long, value_enum, default_value = "table", hide_possible_values = true)]
-    format: Format,
+    /// text (its story), table (a field a line), json (one object per line) or csv.
+    #[arg(short = 'o', long, value_enum, default_value = "text", hide_possible_values = true)]
+    format: StoryFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StoryFormat {
+    /// Sentences.
+    Text,
+    /// A field a line.
+    Table,
+    /// One JSON object per line.
+    Json,
+    /// Comma-separated values with a header (RFC 4180).
+    Csv,
 }
 
 impl ShowCommand {
@@ -43,13 +58,21 @@ impl ShowCommand {
         if records.is_empty() {
             return Err(CommandFailure::failed(format!("no record has the request id or the number {}", self.wanted)));
         }
-        if self.format != Format::Table {
-            let mut printer = RecordPrinter::in_bulk(self.format.into(), color, None)?;
-            records.iter().try_for_each(|record| printer.print(record))?;
-            return Ok(printer.end()?);
-        }
-        let whole: Vec<_> = records.iter().map(|record| fields(record)).collect();
-        Ok(output::line(&whole.join("\n\n"))?)
+        let format = match self.format {
+            StoryFormat::Text => {
+                let records: Vec<_> = records.iter().map(|record| members(record)).collect();
+                return Ok(output::styled(&record_story::told(&records, &TableView::stdout(color, false)))?);
+            }
+            StoryFormat::Table => {
+                let whole: Vec<_> = records.iter().map(|record| fields(record)).collect();
+                return Ok(output::line(&whole.join("\n\n"))?);
+            }
+            StoryFormat::Json => RecordFormat::Json,
+            StoryFormat::Csv => RecordFormat::Csv,
+        };
+        let mut printer = RecordPrinter::in_bulk(format, color, None)?;
+        records.iter().try_for_each(|record| printer.print(record))?;
+        Ok(printer.end()?)
     }
 
     /// The records, oldest first. An id may consist of digits, so it is looked for first.

@@ -52,6 +52,7 @@ fn serve(door: Door, name: &'static str, router: Router, state: &OperatorState) 
 }
 
 pub(crate) use metrics::metric_families;
+pub(crate) use pages::story;
 pub use state::OperatorState;
 pub(crate) use table::json_cell;
 

@@ -18,6 +18,7 @@ mod proof;
 mod quota;
 mod rankings;
 mod record;
+pub(crate) mod story;
 mod titles;
 
 pub(super) use audit::audit;

@@ -22,6 +22,7 @@ use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
 use super::audit::records_csv;
 use super::links;
+use super::story;
 use crate::audit::{self, Filter};
 use crate::door::PeerConnection;
 use crate::hash;
@@ -136,8 +137,8 @@ impl StoryPage {
         let seq = get("seq");
         html! {
             section.record id={ "seq-" (seq) } {
-                h2 { (escape_invisible(&heading(&record))) }
-                p { (escape_invisible(&sentence(&record))) }
+                h2 { (escape_invisible(&story::title(&record))) ", " (get("time").replace('T', " ").replace('Z', " UTC")) }
+                p { (escape_invisible(&story::sentences(&record).join(" "))) }
                 dl.fields {
                     @for (name, value) in &record {
                         dt { (name) }
@@ -184,67 +185,6 @@ impl StoryPage {
     }
 }
 
-/// `Intent, number 42, 2026-07-01 12:00:00 UTC`.
-fn heading(record: &Map<String, Value>) -> String {
-    let get = |name: &str| json_cell(record.get(name));
-    let kind = get("kind");
-    let time = get("time").replace('T', " ").replace('Z', " UTC");
-    format!(
-        "{}{}, number {}, {time}",
-        kind.get(..1).unwrap_or_default().to_uppercase(),
-        kind.get(1..).unwrap_or_default(),
-        get("seq")
-    )
-}
-
-/// What happened, in a sentence.
-fn sentence(record: &Map<String, Value>) -> String {
-    let get = |name: &str| Some(json_cell(record.get(name))).filter(|text| !text.is_empty());
-    let who = get("caller").or_else(|| get("peer")).unwrap_or_else(|| "Somebody".to_owned());
-    let asked = match (get("method"), get("path")) {
-        (Some(method), Some(path)) => format!("{method} {path}"),
-        (None, Some(path)) => path,
-        (_, None) => "nothing that could be read".to_owned(),
-    };
-    let status = get("status").map_or_else(String::new, |status| format!(" with {status}"));
-    let note = get("detail").map_or_else(String::new, |detail| format!(": {detail}"));
-    match get("kind").as_deref() {
-        Some("request") if get("refusal").is_some() => {
-            let code = get("refusal").unwrap_or_default();
-            format!("{who} asked for {asked} and was refused{status}: {code}.")
-        }
-        Some("request") => {
-            let from = match get("answer").as_deref() {
-                Some("hit") => "from memory",
-                Some("stale") => "from memory, past its time",
-                Some("replayed") => "as the same key was before",
-                Some("miss") => "by Make, and the answer was stored",
-                _ => "by Make",
-            };
-            format!("{who} asked for {asked} and was answered{status}, {from}.")
-        }
-        Some("intent") => format!("{who} asked for {asked}. This was on disk before anything went to Make."),
-        Some("outcome") => match get("outcome").as_deref() {
-            Some("done") => format!("It was done, and {who} was answered{status}."),
-            Some("rejected") => format!("Make rejected it, and {who} was answered{status}."),
-            Some("not-sent") => format!("It was not sent, and {who} was answered{status}."),
-            Some("in-doubt") => {
-                format!("Nobody knows whether it took effect: it is in doubt, and {who} was answered{status}.")
-            }
-            _ => format!("It ended, and {who} was answered{status}."),
-        },
-        Some("settlement") => {
-            let by = get("operator").unwrap_or_else(|| "A look at Make".to_owned());
-            let done = if get("outcome").as_deref() == Some("done") { "done" } else { "not done" };
-            format!("{by} settled it as {done}{note}.")
-        }
-        Some("refusals") => {
-            format!("{} refusals of {who} were counted, and have no record each.", get("count").unwrap_or_default())
-        }
-        _ => format!("{}{note}.", get("event").unwrap_or_else(|| "Something happened".to_owned())),
-    }
-}
-
 /// A field, which leads to what it names.
 fn field(record: &Map<String, Value>, name: &str, value: &str, now: Timestamp) -> Markup {
     let to = match name {
@@ -262,28 +202,4 @@ fn field(record: &Map<String, Value>, name: &str, value: &str, now: Timestamp) -
         None => cells::text(value, now),
     };
     html! { @if let Some(to) = to { a href=(to) { (value) } } @else { (value) } }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn told(record: Value) -> String {
-        let Value::Object(record) = record else { panic!() };
-        sentence(&record)
-    }
-
-    #[test]
-    fn each_kind_of_record_is_told_in_a_sentence() {
-        use serde_json::json;
-        let asked =
-            json!({"kind": "request", "caller": "a", "method": "GET", "path": "/x", "status": 200, "answer": "hit"});
-        assert_eq!(told(asked), "a asked for GET /x and was answered with 200, from memory.");
-        let refused = json!({"kind": "request", "peer": "10.0.0.7", "method": "GET", "path": "/x", "status": 401, "refusal": "MG111"});
-        assert_eq!(told(refused), "10.0.0.7 asked for GET /x and was refused with 401: MG111.");
-        let settled = json!({"kind": "settlement", "caller": "a", "operator": "anna", "outcome": "rejected", "detail": "no such invoice"});
-        assert_eq!(told(settled), "anna settled it as not done: no such invoice.");
-        let event = json!({"kind": "event", "event": "purge", "detail": "anna purged everything"});
-        assert_eq!(told(event), "purge: anna purged everything.");
-    }
 }

@@ -53,6 +53,37 @@ fn a_table_of_records_fits_80_columns_or_as_many_as_it_is_told() {
     assert!(columns(&stdout(0, &run(folder.path(), &[&QUERY[..], &["-o", "csv"]].concat()))).starts_with("seq,time,"));
 }
 
+/// A write that was in doubt until an operator settled it.
+const SETTLED: &str = "01a21953-9cd9-7362-a85f-1fea417e4058";
+
+#[test]
+fn a_request_is_told_as_a_story_that_fits_and_all_its_fields_are_there_too() {
+    let folder = golden_log();
+    let show = |wanted: &str, more: &[&str]| {
+        stdout(0, &run(folder.path(), &[&["audit", "show", wanted, "--config", "makegate.toml"][..], more].concat()))
+    };
+    // A write, and an answer from memory.
+    let stories = [show(SETTLED, &[]), show("12", &[])].join("\n");
+    assert!(widest(&stories) <= 80 && !stories.contains('\u{1b}'), "{stories}");
+    golden::compare("tests/golden/cli/show.txt", &stories);
+    assert_eq!(show("58", &[]), show(SETTLED, &[]), "by the number of one of its records");
+    assert!(show(SETTLED, &["--color", "always"]).contains("\u{1b}[1mIntent, number 57"));
+    let filler = stories.split("to the request ").nth(1).unwrap().split('.').next().unwrap().replace("\n  ", "");
+    assert!(show(&filler, &[]).contains("and the answer was stored"), "{filler}");
+    let narrow = ["audit", "show", "58", "--config", "makegate.toml"];
+    let narrow = stdout(0, &command(folder.path(), &narrow).env("COLUMNS", "50").output().unwrap());
+    assert!(widest(&narrow) <= 51 && narrow.lines().count() > show("58", &[]).lines().count(), "{narrow}");
+    let shown = on_terminal(80, &mut command(folder.path(), &["audit", "show", "58", "--config", "makegate.toml"]));
+    assert!(shown.lines().next().unwrap().contains(" UTC, ") || shown.contains("UTC\u{1b}"), "{shown}");
+
+    let fields = show(SETTLED, &["-o", "table"]);
+    assert!(fields.starts_with("seq  ") && fields.contains("\nfields           {\"name\":"), "{fields}");
+    let json: Vec<Value> =
+        show("58", &["-o", "json"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(json.iter().map(|record| record["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [57, 58, 59]);
+    assert!(show("58", &["-o", "csv"]).starts_with("seq,time,kind,"));
+}
+
 /// What a command shows on a terminal of this width.
 fn on_terminal(columns: u16, command: &mut Command) -> String {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();

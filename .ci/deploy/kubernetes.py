@@ -8,13 +8,15 @@ from pathlib import Path
 
 import kubernetes_validate
 import yaml
-from cloudcoil.models.prometheus_operator.v1 import PodMonitor
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 from kubernetes_validate.utils import all_versions
 
 from tools import check, fail, helm
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy/helm/makegate"
+RULES = ROOT / "deploy/prometheus/makegate.rules.yaml"
+MONITORING = {"PodMonitor": PodMonitor, "PrometheusRule": PrometheusRule}
 # Sidecars came with 1.29.
 OLDEST = (1, 29)
 # What is in the cluster already: its Secrets, and a claim of the values in ci/.
@@ -27,6 +29,7 @@ WRONG_VALUES = {
     "a key instead of its hash": "config: { caller: [{ name: a, keys: [5b9b0b0e-0c5e-4a2e-9d55-0f7c9a1f3c11], grants: ['*'] }] }",
     "an organization that is no number": "config: { caller: [{ name: a, grants: ['*'], organizations: [x] }] }",
     "a tag as digest": "image: { digest: latest }",
+    "runbooks at no URL": "prometheusRule: { runbooks: docs/runbooks.md }",
 }
 
 
@@ -42,11 +45,15 @@ def check_all(makegate):
     check("0 chart(s) failed" in told, told)
     values = sorted((CHART / "ci").glob("*-values.yaml"))
     check(values, "the chart has no values to render")
+    rules = 0
     for file in [None, *values]:
         more = ["--values", file] if file else []
-        documents(f"chart, {file.name if file else 'default values'}", ran("template", "gate", CHART, *more), versions, makegate)
+        rendered = ran("template", "gate", CHART, *more)
+        documents(f"chart, {file.name if file else 'default values'}", rendered, versions, makegate)
+        rules += alerts(rendered)
         notes = ran("install", "gate", CHART, "--dry-run=client", *more)
         check("port-forward" in notes, f"NOTES.txt says nothing: {notes}")
+    check(rules == 1, f"{rules} sets of values render the alerts")
     for what, text in WRONG_VALUES.items():
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             file.write(text)
@@ -81,6 +88,17 @@ def documents(where, text, versions, makegate):
         fail(f"{where}: {wrong}")
 
 
+def alerts(rendered):
+    """How many PrometheusRules there are; each has the very groups of the rules, with the runbooks at another address."""
+    rules = [document for document in yaml.safe_load_all(rendered) if document and document["kind"] == "PrometheusRule"]
+    for rule in rules:
+        urls = {one["annotations"]["runbook_url"].partition("#")[0] for group in rule["spec"]["groups"] for one in group["rules"] if "alert" in one}
+        check(len(urls) == 1 and urls != {"docs/runbooks.md"}, f"the runbooks are at {urls}")
+        expected = yaml.safe_load(RULES.read_text().replace("docs/runbooks.md", urls.pop()))
+        check(rule["spec"]["groups"] == expected["groups"], "the chart's alerts are not those of deploy/prometheus")
+    return len(rules)
+
+
 class Wrong(Exception):
     pass
 
@@ -92,10 +110,10 @@ def require(right, why):
 
 def valid(document, versions):
     what = f"{document['kind']} {document['metadata']['name']}"
-    if document["kind"] == "PodMonitor":
+    if document["kind"] in MONITORING:
         # The model ignores members that it does not know; they are gone from what it writes.
-        read = PodMonitor.model_validate(document).model_dump(by_alias=True, exclude_unset=True, mode="json")
-        require(read == document, f"{what}: has members that PodMonitor lacks: {document}, of which {read} is known")
+        read = MONITORING[document["kind"]].model_validate(document).model_dump(by_alias=True, exclude_unset=True, mode="json")
+        require(read == document, f"{what}: has members that {document['kind']} lacks: {document}, of which {read} is known")
         return
     for version in versions:
         try:
